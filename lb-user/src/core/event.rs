@@ -1,0 +1,251 @@
+//! What happened, for the log: structured for machines, one line for people.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::health::Health;
+use super::memory::{Bytes, Memory};
+use super::reason::Reason;
+use super::selection::Rule;
+use super::settings::BackendId;
+
+/// How much an event should alarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    Info,
+    Warn,
+}
+
+/// Something the core saw or decided. The JSON form is one object with its kind in `event`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    WorkerUp {
+        worker: String,
+        was: Health,
+        memory_available_bytes: Option<u64>,
+        memory_total_bytes: Option<u64>,
+    },
+    WorkerDown {
+        worker: String,
+        was: Health,
+        /// How long nothing was heard.
+        silent_ms: u64,
+        /// As last heard.
+        memory_available_bytes: Option<u64>,
+    },
+    WorkerUnhealthy {
+        worker: String,
+        was: Health,
+    },
+    WorkerLeaving {
+        worker: String,
+        was: Health,
+    },
+    WorkerMaintenance {
+        worker: String,
+        was: Health,
+    },
+    /// A worker's agent was started anew.
+    AgentRestarted {
+        worker: String,
+        boot: String,
+    },
+    /// A worker sends too seldom for `down_after`: losing a datagram or two would look like death.
+    IntervalTooLong {
+        worker: String,
+        interval_ms: u64,
+        down_after_ms: u64,
+    },
+    SelectionChanged {
+        service: String,
+        /// Nothing at the manager's start.
+        from: Option<String>,
+        to: String,
+        backend: BackendId,
+        rule: Rule,
+        reason: String,
+        from_memory_available_bytes: Option<u64>,
+        to_memory_available_bytes: Option<u64>,
+        threshold_bytes: Option<u64>,
+    },
+    /// A restarted manager keeps what it found in the pinned maps.
+    SelectionAdopted {
+        service: String,
+        to: String,
+        backend: BackendId,
+    },
+    /// The last worker of a service that was up is not any more.
+    AllWorkersDown {
+        service: String,
+        fallback: String,
+    },
+    /// `threshold = "auto"` has found its value.
+    ThresholdLearned {
+        service: String,
+        threshold_bytes: u64,
+        one: String,
+        one_memory_available_bytes: Option<u64>,
+        other: String,
+        other_memory_available_bytes: Option<u64>,
+    },
+    /// The manager itself did not run (suspended, overloaded); the gap counts against no worker.
+    ManagerOverslept {
+        gap_ms: u64,
+    },
+}
+
+impl Event {
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::WorkerDown { .. }
+            | Self::WorkerUnhealthy { .. }
+            | Self::IntervalTooLong { .. }
+            | Self::AllWorkersDown { .. }
+            | Self::ManagerOverslept { .. } => Severity::Warn,
+            Self::WorkerUp { .. }
+            | Self::WorkerLeaving { .. }
+            | Self::WorkerMaintenance { .. }
+            | Self::AgentRestarted { .. }
+            | Self::SelectionChanged { .. }
+            | Self::SelectionAdopted { .. }
+            | Self::ThresholdLearned { .. } => Severity::Info,
+        }
+    }
+
+    /// Returns the event of a worker that is now in state `health`.
+    pub(super) fn of_worker(
+        worker: String,
+        was: Health,
+        health: Health,
+        memory: Option<Memory>,
+        silent_ms: u64,
+    ) -> Option<Self> {
+        let memory_available_bytes = memory.map(|memory| memory.available_bytes);
+        Some(match health {
+            Health::Unknown => return None,
+            Health::Up => Self::WorkerUp {
+                worker,
+                was,
+                memory_available_bytes,
+                memory_total_bytes: memory.and_then(|memory| memory.total_bytes),
+            },
+            Health::Down => Self::WorkerDown {
+                worker,
+                was,
+                silent_ms,
+                memory_available_bytes,
+            },
+            Health::Unhealthy => Self::WorkerUnhealthy { worker, was },
+            Health::Leaving => Self::WorkerLeaving { worker, was },
+            Health::Maintenance => Self::WorkerMaintenance { worker, was },
+        })
+    }
+
+    pub(super) fn of_selection(service: String, backend: BackendId, reason: &Reason) -> Self {
+        let to = reason.to.name.clone();
+        if reason.rule == Rule::Adopted {
+            return Self::SelectionAdopted {
+                service,
+                to,
+                backend,
+            };
+        }
+        Self::SelectionChanged {
+            service,
+            from: reason.from.as_ref().map(|from| from.name.clone()),
+            to,
+            backend,
+            rule: reason.rule,
+            reason: reason.to_string(),
+            from_memory_available_bytes: reason.from.as_ref().and_then(|from| from.available_bytes),
+            to_memory_available_bytes: reason.to.available_bytes,
+            threshold_bytes: reason.threshold_bytes,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WorkerUp {
+                worker,
+                was,
+                memory_available_bytes,
+                memory_total_bytes,
+            } => {
+                write!(f, "{worker} is up (was {was})")?;
+                if let Some(available) = memory_available_bytes {
+                    write!(f, ", {} available", Bytes(*available))?;
+                }
+                match memory_total_bytes {
+                    Some(total) => write!(f, " of {}", Bytes(*total)),
+                    None => Ok(()),
+                }
+            }
+            Self::WorkerDown {
+                worker, silent_ms, ..
+            } => write!(f, "{worker} is down: nothing heard for {silent_ms} ms"),
+            Self::WorkerUnhealthy { worker, .. } => write!(
+                f,
+                "{worker} is unhealthy: its agent reports that its service does not answer"
+            ),
+            Self::WorkerLeaving { worker, .. } => {
+                write!(f, "{worker} is leaving: its agent stops")
+            }
+            Self::WorkerMaintenance { worker, .. } => write!(f, "{worker} is in maintenance"),
+            Self::AgentRestarted { worker, boot } => {
+                write!(f, "the agent of {worker} was started anew (boot {boot})")
+            }
+            Self::IntervalTooLong {
+                worker,
+                interval_ms,
+                down_after_ms,
+            } => write!(
+                f,
+                "{worker} sends a heartbeat only every {interval_ms} ms, but counts as down after \
+                 {down_after_ms} ms: lower its --interval or raise down_after to three intervals"
+            ),
+            Self::SelectionChanged {
+                service,
+                from: Some(from),
+                to,
+                reason,
+                ..
+            } => write!(f, "{service}: {from} -> {to}: {reason}"),
+            Self::SelectionChanged {
+                service,
+                from: None,
+                to,
+                reason,
+                ..
+            } => write!(f, "{service}: {to} selected: {reason}"),
+            Self::SelectionAdopted { service, to, .. } => {
+                write!(f, "{service}: {to} stays selected over the restart")
+            }
+            Self::AllWorkersDown { service, fallback } => write!(
+                f,
+                "{service}: no worker is up any more; the {fallback} serves by itself"
+            ),
+            Self::ThresholdLearned {
+                service,
+                threshold_bytes,
+                one,
+                one_memory_available_bytes,
+                other,
+                other_memory_available_bytes,
+            } => write!(
+                f,
+                "{service}: the automatic threshold is {} ({one} {}, {other} {})",
+                Bytes(*threshold_bytes),
+                Bytes(one_memory_available_bytes.unwrap_or(0)),
+                Bytes(other_memory_available_bytes.unwrap_or(0)),
+            ),
+            Self::ManagerOverslept { gap_ms } => write!(
+                f,
+                "the manager did not run for {gap_ms} ms; that time counts against no worker"
+            ),
+        }
+    }
+}

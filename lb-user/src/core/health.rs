@@ -1,0 +1,101 @@
+//! When a worker is up, down or neither: the one transition table.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::report::{Report, WorkerState};
+
+/// How the manager sees a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Not heard since the manager started.
+    Unknown,
+    /// Heard within `down_after`, and ready. The only state in which a worker is selected.
+    Up,
+    /// Silent for longer than `down_after`, or back for fewer than `up_after` heartbeats.
+    Down,
+    /// Heard, but its own service does not answer.
+    Unhealthy,
+    /// Its agent said that it stops.
+    Leaving,
+    /// Its operator took it out.
+    Maintenance,
+}
+
+impl Health {
+    pub fn is_up(self) -> bool {
+        self == Self::Up
+    }
+
+    /// Whether silence would mean something new, so that a deadline must be watched.
+    pub fn fears_silence(self) -> bool {
+        next(self, Sign::Silence) != self
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Unhealthy => "unhealthy",
+            Self::Leaving => "leaving",
+            Self::Maintenance => "maintenance",
+        }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Maintenance => "in maintenance",
+            other => other.name(),
+        })
+    }
+}
+
+/// What just happened to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// A good heartbeat; `proven` once `up_after` of them came in a row.
+    Good { proven: bool },
+    /// A heartbeat that says the service does not answer.
+    Unhealthy,
+    /// A heartbeat that says the agent stops.
+    Leaving,
+    /// A heartbeat that says the worker is in maintenance.
+    Maintenance,
+    /// Nothing for longer than `down_after`.
+    Silence,
+}
+
+impl Sign {
+    /// Returns what a heartbeat means; what the worker wants goes before how its service does.
+    pub fn of(report: &Report, proven: bool) -> Self {
+        match (report.state, report.healthy) {
+            (WorkerState::Leaving, _) => Self::Leaving,
+            (WorkerState::Maintenance, _) => Self::Maintenance,
+            (WorkerState::Ready, false) => Self::Unhealthy,
+            (WorkerState::Ready, true) => Self::Good { proven },
+        }
+    }
+}
+
+/// Returns the state after a sign.
+///
+/// A first contact needs no proof, so that a lab starts at its first heartbeat; every way back does,
+/// so that a flapping worker does not flap the service. A worker that took its leave, or is in
+/// maintenance, may fall silent without alarm.
+pub fn next(health: Health, sign: Sign) -> Health {
+    match (health, sign) {
+        (_, Sign::Unhealthy) => Health::Unhealthy,
+        (_, Sign::Leaving) => Health::Leaving,
+        (_, Sign::Maintenance) => Health::Maintenance,
+        (Health::Unknown | Health::Up, Sign::Good { .. }) => Health::Up,
+        (_, Sign::Good { proven: true }) => Health::Up,
+        (unproven, Sign::Good { proven: false }) => unproven,
+        (Health::Up | Health::Unhealthy, Sign::Silence) => Health::Down,
+        (quiet, Sign::Silence) => quiet,
+    }
+}

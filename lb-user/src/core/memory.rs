@@ -1,0 +1,55 @@
+//! Amounts of memory: what a worker reported, and how a person reads it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A worker's memory as it last reported it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// What new work can use without swapping (`MemAvailable`).
+    pub available_bytes: u64,
+    /// What the machine has; unknown of a 2018 worker.
+    pub total_bytes: Option<u64>,
+}
+
+/// Displays a number of bytes in the largest binary unit that keeps it at one or above: `394.0 MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+        let unit = (1..UNITS.len())
+            .rev()
+            .find(|unit| self.0 >> (10 * unit) != 0)
+            .unwrap_or(0);
+        if unit == 0 {
+            return write!(f, "{} B", self.0);
+        }
+        // Tenths are taken in integers and rounded to nearest; u128 cannot overflow here.
+        let tenths = (u128::from(self.0) * 10 + (1 << (10 * unit - 1))) >> (10 * unit);
+        write!(f, "{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_bytes_in_the_unit_a_person_would_choose() {
+        for (bytes, shown) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (394 << 20, "394.0 MiB"),
+            (700 << 20, "700.0 MiB"),
+            (16 << 30, "16.0 GiB"),
+            (u64::MAX, "16777216.0 TiB"),
+        ] {
+            assert_eq!(Bytes(bytes).to_string(), shown);
+        }
+    }
+}

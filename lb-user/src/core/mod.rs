@@ -1,0 +1,354 @@
+//! The decision core: heartbeats and time in, map writes and events out.
+//!
+//! It reads no clock and performs no I/O. The shell around it calls, whenever the world moves:
+//!
+//! 1. [`Core::handle_heartbeat`] for each datagram that made sense, until the socket is empty;
+//! 2. [`Core::handle_timeout`] once, with the same clock;
+//! 3. [`Core::poll_command`] and [`Core::poll_event`] until both are empty, carrying each out;
+//! 4. then sleeps until [`Core::poll_timeout`] or the next datagram.
+//!
+//! The same inputs give the same outputs, always.
+
+mod command;
+mod event;
+mod health;
+mod memory;
+mod reason;
+mod report;
+mod selection;
+mod sequence;
+mod service;
+mod settings;
+mod snapshot;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+pub use command::Command;
+pub use event::{Event, Severity};
+pub use health::Health;
+pub use memory::{Bytes, Memory};
+pub use report::{BootId, Report, Sequence, WorkerState};
+pub use selection::Rule;
+pub use settings::{
+    Adopted, BackendId, BackendSettings, FallbackSettings, MANAGER, Policy, ServiceId,
+    ServiceSettings, Settings, Threshold,
+};
+pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot};
+
+use sequence::Admission;
+use service::Service;
+use worker::{Place, Worker};
+
+/// What became of a heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "what is refused is counted by its reason"]
+pub enum Outcome {
+    Accepted,
+    /// No service has a worker of this name.
+    UnknownWorker,
+    /// The same sequence number was there already.
+    Duplicate,
+    /// A later sequence number was there already: late or replayed.
+    Reordered,
+    /// From before the agent's last restart, or from a second agent with the same name.
+    OldBoot,
+    /// In the 2018 form, while the same worker is heard in version 1.
+    Superseded,
+}
+
+impl Outcome {
+    /// Returns the reason under which a refused heartbeat is counted.
+    pub fn refusal(self) -> Option<&'static str> {
+        match self {
+            Self::Accepted => None,
+            Self::UnknownWorker => Some("unknown_worker"),
+            Self::Duplicate => Some("duplicate"),
+            Self::Reordered => Some("reordered"),
+            Self::OldBoot => Some("old_boot"),
+            Self::Superseded => Some("superseded"),
+        }
+    }
+}
+
+/// Knows every worker and every service's selection.
+#[derive(Debug)]
+pub struct Core {
+    down_after: Duration,
+    up_after: u32,
+    workers: Vec<Worker>,
+    by_name: BTreeMap<String, usize>,
+    services: Vec<Service>,
+    /// When the shell last called; a long gap means that the manager itself did not run.
+    last_call: Instant,
+    commands: VecDeque<Command>,
+    events: VecDeque<Event>,
+}
+
+impl Core {
+    /// Starts with nothing heard: every service uses its fallback, and an event says so.
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        Self::resume(settings, &Adopted::default(), now)
+    }
+
+    /// Starts with what the pinned maps hold from before.
+    ///
+    /// Adopted selections stay, and adopted workers count as up for `down_after` from `now` on, heard
+    /// or not, so that a restart by itself changes nothing.
+    pub fn resume(settings: Settings, adopted: &Adopted, now: Instant) -> Self {
+        let mut core = Self {
+            down_after: settings.down_after,
+            up_after: settings.up_after,
+            workers: Vec::new(),
+            by_name: BTreeMap::new(),
+            services: Vec::new(),
+            last_call: now,
+            commands: VecDeque::new(),
+            events: VecDeque::new(),
+        };
+        for service in settings.services {
+            core.add_service(service, now);
+        }
+        core.adopt(adopted);
+        core.announce();
+        core
+    }
+
+    /// Takes in what a worker said, received at `now`.
+    ///
+    /// Late, repeated and replayed heartbeats change nothing, neither memory nor liveness.
+    pub fn handle_heartbeat(&mut self, report: &Report, now: Instant) -> Outcome {
+        self.wake(now);
+        let Some(&index) = self.by_name.get(&report.worker) else {
+            return Outcome::UnknownWorker;
+        };
+        let worker = &mut self.workers[index];
+        match worker.admit(report, self.down_after, now) {
+            Admission::Newer => {}
+            Admission::Restarted => {
+                self.events
+                    .extend(worker.sequence.boot().map(|boot| Event::AgentRestarted {
+                        worker: worker.name.clone(),
+                        boot: boot.to_string(),
+                    }))
+            }
+            Admission::Duplicate => return Outcome::Duplicate,
+            Admission::Reordered => return Outcome::Reordered,
+            Admission::OldBoot => return Outcome::OldBoot,
+            Admission::Superseded => return Outcome::Superseded,
+        }
+        self.check_interval(index, report);
+        let worker = &mut self.workers[index];
+        let before = worker.hear(report, self.down_after, self.up_after, now);
+        self.report_health(index, before, now);
+        self.settle(&[index], now);
+        Outcome::Accepted
+    }
+
+    /// Declares the workers down whose silence is too long at `now`.
+    ///
+    /// The shell empties the socket into [`Self::handle_heartbeat`] first: when the manager was
+    /// stopped for a while, the proof that the workers live is waiting there. Should even that be
+    /// lost (a full queue, a paused machine), the core notices that it was called long after the
+    /// deadline it had asked for, and counts the gap against no worker.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.wake(now);
+        let down_after = self.down_after;
+        let silent: Vec<usize> = (0..self.workers.len())
+            .filter(|&index| {
+                let deadline = self.workers[index].deadline(down_after);
+                deadline.is_some_and(|deadline| deadline <= now)
+            })
+            .collect();
+        for &index in &silent {
+            let before = self.workers[index].fall_silent();
+            self.report_health(index, before, now);
+        }
+        self.settle(&silent, now);
+    }
+
+    /// Returns when [`Self::handle_timeout`] is next due: the earliest worker's deadline.
+    ///
+    /// It lies after the `now` of the last [`Self::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines().min()
+    }
+
+    /// Returns the next map write.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// Returns the next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Returns everything `memlb status` shows of workers and selections.
+    pub fn snapshot(&self, now: Instant) -> Snapshot {
+        let services = self.services.iter();
+        Snapshot {
+            services: services
+                .map(|service| service.snapshot(&self.workers, now))
+                .collect(),
+        }
+    }
+
+    fn add_service(&mut self, settings: ServiceSettings, now: Instant) {
+        let service = self.services.len();
+        let mut workers = Vec::with_capacity(settings.backends.len());
+        for (backend, BackendSettings { worker, .. }) in settings.backends.iter().enumerate() {
+            let index = *self.by_name.entry(worker.clone()).or_insert_with(|| {
+                self.workers.push(Worker::new(worker.clone(), now));
+                self.workers.len() - 1
+            });
+            self.workers[index].places.push(Place { service, backend });
+            workers.push(index);
+        }
+        self.services.push(Service::new(settings, workers, now));
+    }
+
+    fn adopt(&mut self, adopted: &Adopted) {
+        let mut up = adopted.up.clone();
+        for service in &self.services {
+            up.extend(adopted.selections.get(&service.settings.id));
+        }
+        for worker in &mut self.workers {
+            let mut ids = worker
+                .places
+                .iter()
+                .map(|place| self.services[place.service].settings.backends[place.backend].id);
+            if ids.any(|id| up.contains(&id)) {
+                worker.health = Health::Up;
+            }
+        }
+        for service in &mut self.services {
+            if let Some(&backend) = adopted.selections.get(&service.settings.id) {
+                service.adopt(backend, &self.workers);
+            }
+        }
+    }
+
+    /// Describes everything once, then says every selection.
+    fn announce(&mut self) {
+        for service in &mut self.services {
+            for backend in 0..service.workers.len() {
+                self.commands
+                    .extend(service.describe(backend, &self.workers));
+            }
+            self.commands.push_back(Command::SetBackend {
+                backend: service.settings.fallback.id,
+                state: Health::Up,
+                memory: None,
+            });
+        }
+        for service in &self.services {
+            let (command, event) = service.selection();
+            self.commands.push_back(command);
+            self.events.push_back(event);
+        }
+    }
+
+    /// Notices when the manager itself did not run, and forgives the workers that gap.
+    fn wake(&mut self, now: Instant) {
+        let gap = now.saturating_duration_since(self.last_call);
+        // A busy machine is a little late all the time; only far later is a sleep.
+        let tolerance = self.down_after / 4;
+        let missed = gap > tolerance
+            && self
+                .deadlines()
+                .filter(|&due| due > self.last_call)
+                .min()
+                .is_some_and(|due| now.saturating_duration_since(due) > tolerance);
+        self.last_call = self.last_call.max(now);
+        if missed {
+            for worker in &mut self.workers {
+                worker.forgive(gap, now);
+            }
+            self.events.push_back(Event::ManagerOverslept {
+                gap_ms: milliseconds(gap),
+            });
+        }
+    }
+
+    fn check_interval(&mut self, index: usize, report: &Report) {
+        let Some(interval) = report.interval else {
+            return;
+        };
+        let worker = &mut self.workers[index];
+        let slow = interval.saturating_mul(3) > self.down_after;
+        if slow && !worker.slow {
+            self.events.push_back(Event::IntervalTooLong {
+                worker: worker.name.clone(),
+                interval_ms: milliseconds(interval),
+                down_after_ms: milliseconds(self.down_after),
+            });
+        }
+        worker.slow = slow;
+    }
+
+    fn report_health(&mut self, index: usize, before: Health, now: Instant) {
+        let worker = &self.workers[index];
+        if worker.health != before {
+            self.events.extend(Event::of_worker(
+                worker.name.clone(),
+                before,
+                worker.health,
+                worker.memory,
+                milliseconds(worker.silence(now)),
+            ));
+        }
+    }
+
+    /// Brings maps and selections in line with the given workers, in the order [`Command`] promises.
+    fn settle(&mut self, changed: &[usize], now: Instant) {
+        let places: Vec<Place> = changed
+            .iter()
+            .flat_map(|&index| self.workers[index].places.iter().copied())
+            .collect();
+        self.describe(&places, true);
+        let services: BTreeSet<usize> = places.iter().map(|place| place.service).collect();
+        for index in services {
+            self.reselect(index, now);
+        }
+        self.describe(&places, false);
+    }
+
+    fn describe(&mut self, places: &[Place], up: bool) {
+        for place in places {
+            let service = &mut self.services[place.service];
+            let worker = &self.workers[service.workers[place.backend]];
+            if worker.health.is_up() == up {
+                self.commands
+                    .extend(service.describe(place.backend, &self.workers));
+            }
+        }
+    }
+
+    fn reselect(&mut self, index: usize, now: Instant) {
+        let service = &mut self.services[index];
+        self.events.extend(service.learn_threshold(&self.workers));
+        if !service.reselect(&self.workers, now) {
+            return;
+        }
+        let (command, event) = service.selection();
+        if service.reason.rule == Rule::NoWorkerUp {
+            self.events.push_back(Event::AllWorkersDown {
+                service: service.settings.name.clone(),
+                fallback: MANAGER.to_owned(),
+            });
+        }
+        self.commands.push_back(command);
+        self.events.push_back(event);
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
+        let workers = self.workers.iter();
+        workers.filter_map(|worker| worker.deadline(self.down_after))
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

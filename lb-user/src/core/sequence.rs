@@ -1,0 +1,82 @@
+//! Keeps duplicated, reordered and replayed heartbeats out.
+
+use super::report::{BootId, Sequence};
+
+/// How many earlier boots of one worker are remembered.
+const REMEMBERED_BOOTS: usize = 8;
+
+/// What to make of a heartbeat's sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Newer than everything before it.
+    Newer,
+    /// The first of a boot not seen before, though another one was.
+    Restarted,
+    Duplicate,
+    Reordered,
+    /// Of an earlier boot while a later one is being heard.
+    OldBoot,
+    /// Of the 2018 form while version 1 is being heard.
+    Superseded,
+}
+
+/// The newest sequence number seen of each of a worker's boots.
+#[derive(Debug, Clone, Default)]
+pub struct SequenceWindow {
+    /// The latest boot is the last element.
+    boots: Vec<Sequence>,
+}
+
+impl SequenceWindow {
+    /// Judges a heartbeat and, when it is new, remembers it.
+    ///
+    /// `fresh` tells whether the worker is being heard at present. While it is not, an earlier boot
+    /// may speak again with numbers never seen: of two agents with one name the survivor counts.
+    pub fn admit(&mut self, sequence: Option<Sequence>, fresh: bool) -> Admission {
+        let Some(sequence) = sequence else {
+            return if fresh && !self.boots.is_empty() {
+                Admission::Superseded
+            } else {
+                Admission::Newer
+            };
+        };
+        let known = self
+            .boots
+            .iter()
+            .position(|boot| boot.boot == sequence.boot);
+        let Some(index) = known else {
+            let restarted = !self.boots.is_empty();
+            self.remember(sequence);
+            return if restarted {
+                Admission::Restarted
+            } else {
+                Admission::Newer
+            };
+        };
+        let current = index + 1 == self.boots.len();
+        if !current && fresh {
+            return Admission::OldBoot;
+        }
+        match sequence.number.cmp(&self.boots[index].number) {
+            std::cmp::Ordering::Equal => Admission::Duplicate,
+            std::cmp::Ordering::Less => Admission::Reordered,
+            std::cmp::Ordering::Greater => {
+                self.boots.remove(index);
+                self.remember(sequence);
+                Admission::Newer
+            }
+        }
+    }
+
+    /// Returns the boot heard last.
+    pub fn boot(&self) -> Option<BootId> {
+        self.boots.last().map(|sequence| sequence.boot)
+    }
+
+    fn remember(&mut self, sequence: Sequence) {
+        if self.boots.len() == REMEMBERED_BOOTS {
+            self.boots.remove(0);
+        }
+        self.boots.push(sequence);
+    }
+}

@@ -1,0 +1,164 @@
+//! One service: its backends, what is selected and why.
+
+use std::time::Instant;
+
+use super::command::Command;
+use super::event::Event;
+use super::health::Health;
+use super::memory::Memory;
+use super::reason::{Figure, Reason};
+use super::selection::{self, Candidate, Decision, Rule};
+use super::settings::{BackendId, MANAGER, ServiceSettings, Threshold};
+use super::worker::Worker;
+
+#[derive(Debug)]
+pub(super) struct Service {
+    pub settings: ServiceSettings,
+    /// The place of each backend's worker, in the settings' order.
+    pub workers: Vec<usize>,
+    /// The place of the selected backend; nothing for the fallback.
+    pub selected: Option<usize>,
+    pub reason: Reason,
+    pub since: Instant,
+    learned_threshold_bytes: Option<u64>,
+    /// What was last said of each backend, so that nothing is said twice.
+    described: Vec<Option<(Health, Option<Memory>)>>,
+}
+
+impl Service {
+    pub fn new(settings: ServiceSettings, workers: Vec<usize>, now: Instant) -> Self {
+        Self {
+            described: vec![None; workers.len()],
+            workers,
+            selected: None,
+            reason: Reason {
+                rule: Rule::NothingHeard,
+                to: manager(),
+                from: None,
+                threshold_bytes: None,
+            },
+            since: now,
+            learned_threshold_bytes: None,
+            settings,
+        }
+    }
+
+    /// Keeps a selection found in the pinned maps, if it names a worker of this service.
+    pub fn adopt(&mut self, backend: BackendId, workers: &[Worker]) {
+        let place = self.settings.backends.iter().position(|b| b.id == backend);
+        if let Some(place) = place {
+            self.selected = Some(place);
+            self.reason = Reason {
+                rule: Rule::Adopted,
+                to: self.figure(Some(place), workers),
+                from: None,
+                threshold_bytes: None,
+            };
+        }
+    }
+
+    /// Returns the command that describes a backend, if it would say anything new.
+    pub fn describe(&mut self, backend: usize, workers: &[Worker]) -> Option<Command> {
+        let worker = &workers[self.workers[backend]];
+        let description = (worker.health, worker.memory);
+        if self.described[backend].replace(description) == Some(description) {
+            return None;
+        }
+        Some(Command::SetBackend {
+            backend: self.settings.backends[backend].id,
+            state: worker.health,
+            memory: worker.memory,
+        })
+    }
+
+    /// Applies the policy to what is known now; returns whether the selection changed.
+    pub fn reselect(&mut self, workers: &[Worker], now: Instant) -> bool {
+        let threshold_bytes = self.threshold_bytes(workers);
+        let decision = selection::decide(self.selected, self.candidates(workers), threshold_bytes);
+        let Decision::Switch { to, rule } = decision else {
+            return false;
+        };
+        self.reason = Reason {
+            rule,
+            to: self.figure(to, workers),
+            from: Some(self.figure(self.selected, workers)),
+            threshold_bytes,
+        };
+        self.selected = to;
+        self.since = now;
+        true
+    }
+
+    /// Fixes the automatic threshold as soon as two workers are heard.
+    pub fn learn_threshold(&mut self, workers: &[Worker]) -> Option<Event> {
+        if self.settings.threshold != Threshold::Auto || self.learned_threshold_bytes.is_some() {
+            return None;
+        }
+        let (bytes, one, other) = selection::learn_threshold(self.candidates(workers))?;
+        self.learned_threshold_bytes = Some(bytes);
+        let name = |candidate: Candidate| workers[self.workers[candidate.index]].name.clone();
+        Some(Event::ThresholdLearned {
+            service: self.settings.name.clone(),
+            threshold_bytes: bytes,
+            one: name(one),
+            one_memory_available_bytes: one.available_bytes,
+            other: name(other),
+            other_memory_available_bytes: other.available_bytes,
+        })
+    }
+
+    pub fn threshold_bytes(&self, workers: &[Worker]) -> Option<u64> {
+        let selected = self.selected.map(|place| &workers[self.workers[place]]);
+        selection::threshold_bytes(
+            self.settings.threshold,
+            self.learned_threshold_bytes,
+            selected.and_then(Worker::available_bytes),
+        )
+    }
+
+    pub fn selection(&self) -> (Command, Event) {
+        let backend = self.selected_id();
+        let command = Command::Select {
+            service: self.settings.id,
+            backend,
+        };
+        let event = Event::of_selection(self.settings.name.clone(), backend, &self.reason);
+        (command, event)
+    }
+
+    pub fn selected_id(&self) -> BackendId {
+        match self.selected {
+            Some(place) => self.settings.backends[place].id,
+            None => self.settings.fallback.id,
+        }
+    }
+
+    fn candidates(&self, workers: &[Worker]) -> impl Iterator<Item = Candidate> + Clone {
+        let pairs = self.workers.iter().enumerate();
+        pairs.map(move |(index, &worker)| Candidate {
+            index,
+            health: workers[worker].health,
+            available_bytes: workers[worker].available_bytes(),
+        })
+    }
+
+    fn figure(&self, place: Option<usize>, workers: &[Worker]) -> Figure {
+        let Some(place) = place else {
+            return manager();
+        };
+        let worker = &workers[self.workers[place]];
+        Figure {
+            name: worker.name.clone(),
+            state: worker.health,
+            available_bytes: worker.available_bytes(),
+        }
+    }
+}
+
+fn manager() -> Figure {
+    Figure {
+        name: MANAGER.to_owned(),
+        state: Health::Up,
+        available_bytes: None,
+    }
+}

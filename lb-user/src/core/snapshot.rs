@@ -1,0 +1,102 @@
+//! The core's state at one instant, as `memlb status` shows it.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::health::Health;
+use super::milliseconds;
+use super::selection::Rule;
+use super::service::Service;
+use super::settings::{BackendId, BackendSettings, FallbackSettings, MANAGER, Policy};
+use super::worker::Worker;
+
+/// All services, in the order of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub services: Vec<ServiceSnapshot>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSnapshot {
+    pub name: String,
+    pub address: String,
+    pub protocol: String,
+    pub policy: Policy,
+    /// As configured: `auto`, `64.0 MiB`, `10%`.
+    pub threshold: String,
+    /// In force at present; nothing while `auto` has not seen two workers.
+    pub threshold_bytes: Option<u64>,
+    /// The selected worker's name, or `manager`.
+    pub selected: String,
+    pub rule: Rule,
+    pub reason: String,
+    /// How long the selection has stood.
+    pub since_ms: u64,
+    /// The workers in the order of the configuration, then the manager.
+    pub backends: Vec<BackendSnapshot>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendSnapshot {
+    pub name: String,
+    pub backend_id: BackendId,
+    pub address: String,
+    pub state: Health,
+    /// Since the last heartbeat; nothing if none came, and for the manager.
+    pub age_ms: Option<u64>,
+    pub memory_available_bytes: Option<u64>,
+    pub memory_total_bytes: Option<u64>,
+}
+
+impl Service {
+    pub(super) fn snapshot(&self, workers: &[Worker], now: Instant) -> ServiceSnapshot {
+        let mut backends: Vec<BackendSnapshot> = self
+            .settings
+            .backends
+            .iter()
+            .zip(&self.workers)
+            .map(|(backend, &worker)| BackendSnapshot::of_worker(backend, &workers[worker], now))
+            .collect();
+        backends.push(BackendSnapshot::of_fallback(&self.settings.fallback));
+        ServiceSnapshot {
+            name: self.settings.name.clone(),
+            address: self.settings.address.to_string(),
+            protocol: "tcp".to_owned(),
+            policy: self.settings.policy,
+            threshold: self.settings.threshold.to_string(),
+            threshold_bytes: self.threshold_bytes(workers),
+            selected: self.reason.to.name.clone(),
+            rule: self.reason.rule,
+            reason: self.reason.to_string(),
+            since_ms: milliseconds(now.saturating_duration_since(self.since)),
+            backends,
+        }
+    }
+}
+
+impl BackendSnapshot {
+    fn of_worker(backend: &BackendSettings, worker: &Worker, now: Instant) -> Self {
+        Self {
+            name: worker.name.clone(),
+            backend_id: backend.id,
+            address: backend.address.to_string(),
+            state: worker.health,
+            age_ms: worker.age(now).map(milliseconds),
+            memory_available_bytes: worker.available_bytes(),
+            memory_total_bytes: worker.memory.and_then(|memory| memory.total_bytes),
+        }
+    }
+
+    fn of_fallback(fallback: &FallbackSettings) -> Self {
+        Self {
+            name: MANAGER.to_owned(),
+            backend_id: fallback.id,
+            address: fallback.address.to_string(),
+            state: Health::Up,
+            age_ms: None,
+            memory_available_bytes: None,
+            memory_total_bytes: None,
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! One worker as the manager knows it: when it was heard, what it said, how it is.
+
+use std::time::{Duration, Instant};
+
+use super::health::{self, Health, Sign};
+use super::memory::Memory;
+use super::report::Report;
+use super::sequence::{Admission, SequenceWindow};
+
+/// Where a worker serves: the places of a service and of its backend in the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub service: usize,
+    pub backend: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub name: String,
+    pub health: Health,
+    pub memory: Option<Memory>,
+    /// When the last heartbeat was accepted.
+    pub heard: Option<Instant>,
+    pub sequence: SequenceWindow,
+    pub places: Vec<Place>,
+    /// Whether its interval was found too long for `down_after`, so that this is said once.
+    pub slow: bool,
+    /// Since when silence counts: the last heartbeat, moved on by what the manager overslept.
+    silent_from: Instant,
+    good_in_a_row: u32,
+}
+
+impl Worker {
+    pub fn new(name: String, now: Instant) -> Self {
+        Self {
+            name,
+            health: Health::Unknown,
+            memory: None,
+            heard: None,
+            sequence: SequenceWindow::default(),
+            places: Vec::new(),
+            slow: false,
+            silent_from: now,
+            good_in_a_row: 0,
+        }
+    }
+
+    pub fn admit(&mut self, report: &Report, down_after: Duration, now: Instant) -> Admission {
+        let fresh = self.heard.is_some() && self.silence(now) <= down_after;
+        self.sequence.admit(report.sequence, fresh)
+    }
+
+    /// Takes an admitted heartbeat in; returns the state before.
+    pub fn hear(
+        &mut self,
+        report: &Report,
+        down_after: Duration,
+        up_after: u32,
+        now: Instant,
+    ) -> Health {
+        let before = self.health;
+        if self.silence(now) > down_after {
+            self.good_in_a_row = 0;
+        }
+        self.good_in_a_row = self.good_in_a_row.saturating_add(1);
+        let sign = Sign::of(report, self.good_in_a_row >= up_after);
+        if !matches!(sign, Sign::Good { .. }) {
+            self.good_in_a_row = 0;
+        }
+        self.health = health::next(before, sign);
+        self.memory = Some(report.memory);
+        self.heard = Some(now);
+        self.silent_from = now;
+        before
+    }
+
+    /// Takes note that it is too late; returns the state before.
+    pub fn fall_silent(&mut self) -> Health {
+        let before = self.health;
+        self.good_in_a_row = 0;
+        self.health = health::next(before, Sign::Silence);
+        before
+    }
+
+    /// Returns the first instant at which this worker's silence is too long.
+    ///
+    /// At exactly `down_after` it is still up, so that is one nanosecond later.
+    pub fn deadline(&self, down_after: Duration) -> Option<Instant> {
+        if !self.health.fears_silence() {
+            return None;
+        }
+        self.silent_from
+            .checked_add(down_after)?
+            .checked_add(Duration::from_nanos(1))
+    }
+
+    /// Leaves time in which the manager could not listen out of account.
+    pub fn forgive(&mut self, gap: Duration, now: Instant) {
+        if let Some(moved) = self.silent_from.checked_add(gap) {
+            self.silent_from = moved.min(now);
+        }
+    }
+
+    pub fn silence(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.silent_from)
+    }
+
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        self.heard.map(|heard| now.saturating_duration_since(heard))
+    }
+
+    pub fn available_bytes(&self) -> Option<u64> {
+        self.memory.map(|memory| memory.available_bytes)
+    }
+}

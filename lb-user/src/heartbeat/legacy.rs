@@ -1,0 +1,136 @@
+//! The 2018 workers' form: a datagram with a file's name, then one with that file's content.
+//!
+//! `worker1_memory.json`, then
+//! `[{"NamaWorker": "worker1", "IP": "192.168.56.103", "Waktu": "2018-06-04 14:00:59", "freeMemory": "394"}]`.
+//! The list alone is the heartbeat, so that it does not matter whether the name arrives. The
+//! address and the time are the sender's own claims: shown, never trusted.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+use super::Refusal;
+use super::name::check_name;
+use crate::core::{Bytes, Memory, Report, WorkerState};
+
+/// Far more than any machine has, far less than would overflow in bytes.
+const MOST_FREE_MIB: u64 = 1 << 40;
+const MIB: u64 = 1 << 20;
+/// How much of a claimed address or time is kept.
+const CLAIM_LIMIT: usize = 40;
+
+/// A 2018 worker's heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LegacyHeartbeat {
+    pub worker: String,
+    pub free_memory_bytes: u64,
+    /// The address it says it has, made printable.
+    pub claimed_address: Option<String>,
+    /// What its clock says, made printable.
+    pub claimed_time: Option<String>,
+}
+
+impl LegacyHeartbeat {
+    /// Decodes the second datagram, whose size was checked.
+    pub(super) fn decode(datagram: &[u8]) -> Result<Self, Refusal> {
+        let list: Vec<Entry> =
+            serde_json::from_slice(datagram).map_err(|error| Refusal::of_parser(&error))?;
+        let length = list.len();
+        let [entry] = <[Entry; 1]>::try_from(list).map_err(|_| Refusal::LegacyLength { length })?;
+        check_name(&entry.worker)?;
+        Ok(Self {
+            worker: entry.worker,
+            free_memory_bytes: entry.free_memory.bytes()?,
+            claimed_address: entry.address.map(printable),
+            claimed_time: entry.time.map(printable),
+        })
+    }
+
+    /// Returns what it tells the core.
+    pub fn report(&self) -> Report {
+        Report {
+            worker: self.worker.clone(),
+            sequence: None,
+            memory: Memory {
+                available_bytes: self.free_memory_bytes,
+                total_bytes: None,
+            },
+            state: WorkerState::Ready,
+            healthy: true,
+            interval: None,
+        }
+    }
+}
+
+impl fmt::Display for LegacyHeartbeat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} (2018 form): {} free",
+            self.worker,
+            Bytes(self.free_memory_bytes)
+        )?;
+        if let Some(time) = &self.claimed_time {
+            write!(f, ", its clock says {time}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Recognises the first datagram: a bare name of a JSON file.
+pub(super) fn file_name(datagram: &[u8]) -> Option<&str> {
+    let name = str::from_utf8(datagram)
+        .ok()?
+        .trim_matches(|c: char| c.is_ascii_whitespace() || c == '\0');
+    let stem = name.strip_suffix(".json")?;
+    check_name(stem).ok()?;
+    Some(name)
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(rename = "NamaWorker")]
+    worker: String,
+    #[serde(rename = "IP")]
+    address: Option<String>,
+    #[serde(rename = "Waktu")]
+    time: Option<String>,
+    #[serde(rename = "freeMemory")]
+    free_memory: FreeMemory,
+}
+
+/// The old workers wrote the number as a string; some variants did not.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FreeMemory {
+    Number(f64),
+    Text(String),
+}
+
+impl FreeMemory {
+    fn bytes(&self) -> Result<u64, Refusal> {
+        let mib = match self {
+            Self::Number(number) => *number,
+            Self::Text(text) => {
+                let text = text.trim();
+                // `f64` alone would take "inf" and "nan", too.
+                if !text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_digit() || byte == b'.')
+                {
+                    return Err(Refusal::AbsurdFreeMemory);
+                }
+                text.parse().map_err(|_| Refusal::AbsurdFreeMemory)?
+            }
+        };
+        if !(0.0..=MOST_FREE_MIB as f64).contains(&mib) {
+            return Err(Refusal::AbsurdFreeMemory);
+        }
+        Ok((mib * MIB as f64) as u64)
+    }
+}
+
+fn printable(claim: String) -> String {
+    let escaped = claim.chars().flat_map(char::escape_debug);
+    escaped.take(CLAIM_LIMIT).collect()
+}

@@ -1,0 +1,79 @@
+//! Heartbeat datagrams: what an agent sends and what a manager accepts.
+//!
+//! A version-1 datagram is one JSON object in fewer than 1,200 bytes, so that no path fragments it:
+//!
+//! ```json
+//! {"memlb":1,"worker":"worker1","boot":"00c0ffee00c0ffee","seq":17,"interval_ms":100,
+//!  "memory":{"available_bytes":413138944,"total_bytes":734003200},
+//!  "state":"ready","healthy":true,"version":"0.1.0"}
+//! ```
+//!
+//! Fields not known here are ignored, so that the format can grow; a field must never change its
+//! meaning without a new number in `memlb`. The 2018 form is in [`legacy`](LegacyHeartbeat).
+//!
+//! Anybody can send to the manager's port: decoding never panics, bounds everything it keeps, and
+//! quotes nothing that could move a terminal's cursor.
+
+mod legacy;
+mod name;
+mod refusal;
+mod v1;
+
+pub use legacy::LegacyHeartbeat;
+pub use name::{MAX_NAME_BYTES, NameProblem, check_name};
+pub use refusal::Refusal;
+pub use v1::{Heartbeat, MemoryReport, VERSION};
+
+use crate::core::Report;
+
+/// A datagram must be shorter than this. A receive buffer of this size is enough to see that one is not.
+pub const SIZE_LIMIT: usize = 1_200;
+
+/// A datagram that made sense.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decoded {
+    Heartbeat(Heartbeat),
+    /// The second datagram of the 2018 form, which is the heartbeat.
+    Legacy(LegacyHeartbeat),
+    /// The first datagram of the 2018 form: only the name of a file, which tells nothing.
+    LegacyFileName(String),
+}
+
+impl Decoded {
+    /// Returns what it tells the core.
+    pub fn report(&self) -> Option<Report> {
+        match self {
+            Self::Heartbeat(heartbeat) => Some(heartbeat.report()),
+            Self::Legacy(heartbeat) => Some(heartbeat.report()),
+            Self::LegacyFileName(_) => None,
+        }
+    }
+}
+
+/// Decodes one datagram; `legacy` tells whether the 2018 form is accepted too.
+///
+/// # Errors
+///
+/// Returns the reason why the datagram is not a heartbeat, or not one to believe.
+pub fn decode(datagram: &[u8], legacy: bool) -> Result<Decoded, Refusal> {
+    if datagram.len() >= SIZE_LIMIT {
+        return Err(Refusal::Oversized {
+            bytes: datagram.len(),
+        });
+    }
+    let first = datagram.iter().find(|byte| !byte.is_ascii_whitespace());
+    match first {
+        None => Err(Refusal::Empty),
+        Some(b'{') => Heartbeat::decode(datagram).map(Decoded::Heartbeat),
+        Some(b'[') if legacy => LegacyHeartbeat::decode(datagram).map(Decoded::Legacy),
+        Some(b'[') => Err(Refusal::LegacyOff),
+        Some(_) => match legacy::file_name(datagram) {
+            Some(name) if legacy => Ok(Decoded::LegacyFileName(name.to_owned())),
+            Some(_) => Err(Refusal::LegacyOff),
+            None => Err(Refusal::NotJson),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Why a datagram is not accepted as a heartbeat.
+
+use std::fmt;
+
+use super::name::NameProblem;
+use super::{SIZE_LIMIT, VERSION};
+
+/// How much of a parser's own words is kept: they may quote what a stranger sent.
+const QUOTE_LIMIT: usize = 120;
+
+/// One reason each, under a stable name for counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    Empty,
+    Oversized {
+        bytes: usize,
+    },
+    NotJson,
+    /// A JSON object without a version number.
+    NoVersion,
+    OtherVersion {
+        version: u64,
+    },
+    /// A field is missing or has the wrong type.
+    Malformed {
+        problem: String,
+    },
+    EmptyWorkerName,
+    OverlongWorkerName {
+        bytes: usize,
+    },
+    BadWorkerName {
+        character: char,
+    },
+    BadBoot,
+    ZeroTotalMemory,
+    AvailableExceedsTotal {
+        available_bytes: u64,
+        total_bytes: u64,
+    },
+    AbsurdInterval {
+        interval_ms: u64,
+    },
+    BadAgentVersion,
+    /// The 2018 form, which is not switched on.
+    LegacyOff,
+    /// A list in the 2018 form must hold exactly one worker.
+    LegacyLength {
+        length: usize,
+    },
+    AbsurdFreeMemory,
+}
+
+impl Refusal {
+    /// Returns the name under which this reason is counted; it never changes.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Oversized { .. } => "oversized",
+            Self::NotJson => "not_json",
+            Self::NoVersion => "no_version",
+            Self::OtherVersion { .. } => "other_version",
+            Self::Malformed { .. } => "malformed",
+            Self::EmptyWorkerName => "empty_worker_name",
+            Self::OverlongWorkerName { .. } => "overlong_worker_name",
+            Self::BadWorkerName { .. } => "bad_worker_name",
+            Self::BadBoot => "bad_boot",
+            Self::ZeroTotalMemory => "zero_total_memory",
+            Self::AvailableExceedsTotal { .. } => "available_exceeds_total",
+            Self::AbsurdInterval { .. } => "absurd_interval",
+            Self::BadAgentVersion => "bad_agent_version",
+            Self::LegacyOff => "legacy_off",
+            Self::LegacyLength { .. } => "legacy_length",
+            Self::AbsurdFreeMemory => "absurd_free_memory",
+        }
+    }
+
+    /// Sorts a parser's complaint: not JSON at all, or JSON of another shape.
+    pub(super) fn of_parser(error: &serde_json::Error) -> Self {
+        if !error.is_data() {
+            return Self::NotJson;
+        }
+        let problem = error.to_string();
+        let printable = problem.chars().flat_map(char::escape_debug);
+        Self::Malformed {
+            problem: printable.take(QUOTE_LIMIT).collect(),
+        }
+    }
+}
+
+impl From<NameProblem> for Refusal {
+    fn from(problem: NameProblem) -> Self {
+        match problem {
+            NameProblem::Empty => Self::EmptyWorkerName,
+            NameProblem::Overlong { bytes } => Self::OverlongWorkerName { bytes },
+            NameProblem::BadCharacter { character } => Self::BadWorkerName { character },
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the datagram is empty"),
+            Self::Oversized { bytes } => {
+                write!(f, "the datagram has {bytes} bytes, not under {SIZE_LIMIT}")
+            }
+            Self::NotJson => f.write_str("the datagram is not JSON"),
+            Self::NoVersion => f.write_str("the datagram has no version number in \"memlb\""),
+            Self::OtherVersion { version } => write!(
+                f,
+                "the heartbeat is of version {version}, this manager understands version {VERSION}"
+            ),
+            Self::Malformed { problem } => write!(f, "the heartbeat is malformed: {problem}"),
+            Self::EmptyWorkerName => NameProblem::Empty.fmt(f),
+            Self::OverlongWorkerName { bytes } => NameProblem::Overlong { bytes: *bytes }.fmt(f),
+            Self::BadWorkerName { character } => NameProblem::BadCharacter {
+                character: *character,
+            }
+            .fmt(f),
+            Self::BadBoot => f.write_str("\"boot\" is not 16 hexadecimal digits"),
+            Self::ZeroTotalMemory => f.write_str("the total memory is 0"),
+            Self::AvailableExceedsTotal {
+                available_bytes,
+                total_bytes,
+            } => write!(
+                f,
+                "more memory is available ({available_bytes} bytes) than there is ({total_bytes})"
+            ),
+            Self::AbsurdInterval { interval_ms } => write!(
+                f,
+                "the interval is {interval_ms} ms, not between 1 ms and one hour"
+            ),
+            Self::BadAgentVersion => {
+                f.write_str("\"version\" is not 1 to 32 visible ASCII characters")
+            }
+            Self::LegacyOff => f.write_str(
+                "the datagram is in the 2018 form, which legacy_heartbeats = true would accept",
+            ),
+            Self::LegacyLength { length } => {
+                write!(f, "the list in the 2018 form has {length} entries, not one")
+            }
+            Self::AbsurdFreeMemory => {
+                f.write_str("\"freeMemory\" is not a believable number of MiB")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}

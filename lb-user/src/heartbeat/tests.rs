@@ -1,0 +1,1 @@
+//! Datagrams as they come, good and bad.
