@@ -1,0 +1,42 @@
+//! Waits for a condition with a deadline instead of sleeping.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+/// Asks `condition` every 5 ms until it answers, and returns the answer.
+///
+/// # Errors
+/// When `deadline` passes first; the error names `what` was awaited.
+pub fn wait_for<T>(
+    deadline: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = condition() {
+            return Ok(answer);
+        }
+        if start.elapsed() >= deadline {
+            bail!("waited {deadline:?} in vain for {what}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Asks `condition` every 5 ms until it holds, and returns how long that took.
+///
+/// # Errors
+/// When `deadline` passes first; the error names `what` was awaited.
+pub fn wait_until(
+    deadline: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> bool,
+) -> Result<Duration> {
+    let start = Instant::now();
+    wait_for(deadline, what, || condition().then(|| start.elapsed()))
+}

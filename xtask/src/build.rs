@@ -1,0 +1,16 @@
+//! Builds the `memlb` binary.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use memlb_tests::command::run;
+
+use crate::{build_ebpf, workspace};
+
+/// Builds everything in release mode and returns the binary's path.
+pub fn memlb() -> Result<PathBuf> {
+    build_ebpf::build_ebpf()?;
+    run(workspace::cargo().args(["build", "--release", "--package=lb-user"]))
+        .context("build memlb")?;
+    Ok(workspace::target().join("release/memlb"))
+}

@@ -1,0 +1,133 @@
+//! What the tasks need from the distribution, and its installation on Debian.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use memlb_tests::command::{output, run};
+
+use crate::{
+    privilege::as_root,
+    workspace::{find_program, say},
+};
+
+/// A program, the Debian package that has it, and what it is for.
+pub struct Tool {
+    pub program: &'static str,
+    pub package: &'static str,
+    pub purpose: &'static str,
+}
+
+/// Installs those of `tools` that are not here yet.
+pub fn provide_tools(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools
+        .iter()
+        .filter(|tool| find_program(tool.program).is_none())
+        .collect();
+    for tool in &missing {
+        say(format!("{} is missing: it {}", tool.program, tool.purpose));
+    }
+    let packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
+    install(&packages)
+}
+
+/// Installs those of Debian's `packages` that are not here yet.
+pub fn provide_packages(packages: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = packages
+        .iter()
+        .copied()
+        .filter(|package| !is_installed(package))
+        .collect();
+    install(&missing)
+}
+
+pub fn is_debian() -> bool {
+    Path::new("/etc/debian_version").exists() && find_program("apt-get").is_some()
+}
+
+fn is_installed(package: &str) -> bool {
+    output(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
+        .is_ok_and(|status| status == "installed")
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let names = packages.join(" ");
+    if !is_debian() {
+        bail!(
+            "this distribution has no apt-get. Install what Debian calls: {names}; then start again"
+        );
+    }
+    say(format!("installing Debian packages: {names}"));
+    let _no_services = NoServices::during_installation()?;
+    if run(apt_get().args(["update", "--quiet"]).stdout(Stdio::null())).is_err() {
+        say("the package lists could not be refreshed; going on with those at hand");
+    }
+    run(apt_get()
+        .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+        .args(packages)
+        .stdout(Stdio::null()))
+    .with_context(|| format!("install the Debian packages {names}"))?;
+    if packages.contains(&"nginx-light") {
+        keep_nginx_from_starting_at_boot()?;
+    }
+    Ok(())
+}
+
+fn apt_get() -> Command {
+    let mut command = as_root("env");
+    command.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "--option=DPkg::Lock::Timeout=300",
+    ]);
+    command
+}
+
+/// The lab starts its own nginx in namespaces; the one of the package would
+/// take port 80 of this machine.
+fn keep_nginx_from_starting_at_boot() -> Result<()> {
+    if find_program("systemctl").is_none() {
+        return Ok(());
+    }
+    run(as_root("systemctl").args(["--quiet", "disable", "nginx.service"]))
+        .context("keep Debian's own nginx service from starting at boot")
+}
+
+/// Keeps packages from starting their services while it lives.
+struct NoServices;
+
+impl NoServices {
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    /// Returns `None` where the administrator has a policy already.
+    fn during_installation() -> Result<Option<Self>> {
+        if Path::new(Self::POLICY).exists() {
+            return Ok(None);
+        }
+        let draft = std::env::temp_dir().join(format!("memlb-policy-rc.d.{}", std::process::id()));
+        // invoke-rc.d's contract: 101 forbids the action.
+        fs::write(&draft, "#!/bin/sh\nexit 101\n")?;
+        fs::set_permissions(&draft, fs::Permissions::from_mode(0o755))?;
+        let installed = run(as_root("install")
+            .args(["--mode=755", "--no-target-directory"])
+            .args([draft.as_path(), Path::new(Self::POLICY)]));
+        fs::remove_file(&draft)?;
+        installed?;
+        Ok(Some(Self))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Err(error) = run(as_root("rm").args(["--force", Self::POLICY])) {
+            say(format!("{error:#}: remove {} yourself", Self::POLICY));
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Installs what a task needs and this machine lacks; fast when nothing is missing.
+
+use anyhow::Result;
+
+use crate::{
+    ebpf_compiler::{self, Compiler},
+    packages::{Tool, provide_tools},
+};
+
+const BUILD_TOOLS: &[Tool] = &[Tool {
+    program: "curl",
+    package: "curl",
+    purpose: "finds out whether rustup's server can be reached, and is a client of the lab",
+}];
+
+const LAB_TOOLS: &[Tool] = &[
+    Tool {
+        program: "ip",
+        package: "iproute2",
+        purpose: "makes the network namespaces of the lab",
+    },
+    Tool {
+        program: "nginx",
+        package: "nginx-light",
+        purpose: "serves a page on every node of the lab",
+    },
+    Tool {
+        program: "ethtool",
+        package: "ethtool",
+        purpose: "switches offloads off where XDP runs on virtual interfaces",
+    },
+    Tool {
+        program: "bpftool",
+        package: "bpftool",
+        purpose: "shows memlb's maps to people",
+    },
+];
+
+const TEST_TOOLS: &[Tool] = &[
+    Tool {
+        program: "shellcheck",
+        package: "shellcheck",
+        purpose: "checks the shell scripts",
+    },
+    Tool {
+        program: "vagrant",
+        package: "vagrant",
+        purpose: "checks scripts/vagrant/Vagrantfile",
+    },
+];
+
+/// Provides what building takes.
+pub fn for_building() -> Result<Compiler> {
+    provide_tools(BUILD_TOOLS)?;
+    let compiler = Compiler::provide()?;
+    ebpf_compiler::provide_linker()?;
+    Ok(compiler)
+}
+
+/// Provides what the lab takes beside the build.
+pub fn for_the_lab() -> Result<()> {
+    provide_tools(LAB_TOOLS)
+}
+
+/// Provides what any task takes.
+pub fn for_tests() -> Result<()> {
+    for_building()?;
+    for_the_lab()?;
+    provide_tools(TEST_TOOLS)
+}

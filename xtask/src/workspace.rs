@@ -1,0 +1,49 @@
+//! Where things lie in the workspace, and the cargo that builds it.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Says on stderr what is being done, so that stdout stays the task's own.
+pub fn say(what: impl std::fmt::Display) {
+    eprintln!("xtask: {what}");
+}
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the workspace")
+}
+
+/// Returns where cargo puts what it builds for this machine.
+pub fn target() -> PathBuf {
+    root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// Returns the cargo that runs this task, in the workspace.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// Returns where `cargo install` puts programs.
+pub fn cargo_bin() -> PathBuf {
+    env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
+        .unwrap_or_default()
+        .join("bin")
+}
+
+/// Returns the file of the program `name`: on `PATH`, where `cargo install` puts
+/// it, or where administrators' tools lie that an ordinary user's `PATH` leaves out.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain([cargo_bin(), "/usr/sbin".into(), "/sbin".into()])
+        .map(|directory| directory.join(name))
+        .find(|file| file.is_file())
+}
