@@ -1,0 +1,163 @@
+//! Ethernet, IPv4 and TCP headers as byte arrays: alignment 1, network byte order inside, host
+//! order through the accessors.
+
+/// Length of an Ethernet II header without a VLAN tag, in bytes.
+pub const ETHERNET_LEN: usize = size_of::<EthernetHeader>();
+
+/// EtherType of IPv4 (IANA).
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+
+/// Protocol number of TCP (IANA).
+pub const PROTOCOL_TCP: u8 = 6;
+
+/// An Ethernet II header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EthernetHeader {
+    pub destination: [u8; 6],
+    pub source: [u8; 6],
+    ether_type: [u8; 2],
+}
+
+impl EthernetHeader {
+    #[inline(always)]
+    pub fn ether_type(&self) -> u16 {
+        u16::from_be_bytes(self.ether_type)
+    }
+
+    /// Whether the frame is addressed to a group (multicast or broadcast) rather than a station.
+    #[inline(always)]
+    pub fn to_group(&self) -> bool {
+        self.destination[0] & 1 == 1
+    }
+}
+
+/// An IPv4 header without options (RFC 791, section 3.1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4Header {
+    version_and_length: u8,
+    type_of_service: u8,
+    total_length: [u8; 2],
+    identification: [u8; 2],
+    fragment: [u8; 2],
+    pub time_to_live: u8,
+    pub protocol: u8,
+    pub checksum: [u8; 2],
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+}
+
+impl Ipv4Header {
+    #[inline(always)]
+    pub fn version(&self) -> u8 {
+        self.version_and_length >> 4
+    }
+
+    /// Length of the header with its options, in 32-bit words.
+    #[inline(always)]
+    pub fn header_words(&self) -> u8 {
+        self.version_and_length & 0x0f
+    }
+
+    /// Length of the datagram, header included, in bytes.
+    #[inline(always)]
+    pub fn total_length(&self) -> u16 {
+        u16::from_be_bytes(self.total_length)
+    }
+
+    /// Whether this is a part of a larger datagram: the MF bit or a fragment offset is set.
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & 0x3fff != 0
+    }
+
+    /// The half-word that holds time to live and protocol, for checksum arithmetic.
+    #[inline(always)]
+    pub fn time_to_live_word(&self) -> [u8; 2] {
+        [self.time_to_live, self.protocol]
+    }
+}
+
+/// A TCP header without options (RFC 9293, section 3.1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpHeader {
+    pub source_port: [u8; 2],
+    pub destination_port: [u8; 2],
+    sequence: [u8; 4],
+    acknowledgement: [u8; 4],
+    data_offset: u8,
+    flags: u8,
+    window: [u8; 2],
+    pub checksum: [u8; 2],
+    urgent: [u8; 2],
+}
+
+impl TcpHeader {
+    #[inline(always)]
+    pub fn sequence(&self) -> u32 {
+        u32::from_be_bytes(self.sequence)
+    }
+
+    #[inline(always)]
+    pub fn acknowledgement(&self) -> u32 {
+        u32::from_be_bytes(self.acknowledgement)
+    }
+
+    /// Length of the header with its options, in 32-bit words.
+    #[inline(always)]
+    pub fn header_words(&self) -> u8 {
+        self.data_offset >> 4
+    }
+
+    #[inline(always)]
+    pub fn flags(&self) -> TcpFlags {
+        TcpFlags(self.flags.into())
+    }
+}
+
+/// The control bits of a TCP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpFlags(pub u32);
+
+impl TcpFlags {
+    const FIN: u32 = 0x01;
+    const SYN: u32 = 0x02;
+    const RST: u32 = 0x04;
+    const ACK: u32 = 0x10;
+
+    /// A request for a new connection: SYN without ACK, RST or FIN.
+    #[inline(always)]
+    pub fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+
+    /// The answer to a SYN: SYN and ACK, without RST.
+    #[inline(always)]
+    pub fn accepts(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN | Self::ACK
+    }
+
+    /// A segment of a connection under way that acknowledges something: ACK without SYN or RST.
+    #[inline(always)]
+    pub fn acknowledges(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
+    }
+
+    #[inline(always)]
+    pub fn finishes(self) -> bool {
+        self.0 & Self::FIN != 0
+    }
+
+    #[inline(always)]
+    pub fn resets(self) -> bool {
+        self.0 & Self::RST != 0
+    }
+}
+
+const _: () = {
+    assert!(size_of::<EthernetHeader>() == 14 && align_of::<EthernetHeader>() == 1);
+    assert!(size_of::<Ipv4Header>() == 20 && align_of::<Ipv4Header>() == 1);
+    assert!(size_of::<TcpHeader>() == 20 && align_of::<TcpHeader>() == 1);
+};

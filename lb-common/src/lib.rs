@@ -1,0 +1,10 @@
+//! Everything about bytes: headers, checksums, rewriting, the steering decision and the layout of
+//! the BPF maps. `no_std`, so that the kernel programs and the host tests run the very same code.
+#![cfg_attr(not(test), no_std)]
+
+pub mod checksum;
+pub mod frame;
+pub mod headers;
+pub mod maps;
+pub mod steer;
+pub mod verdict;

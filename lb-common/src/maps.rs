@@ -1,0 +1,274 @@
+//! Names, capacities and layouts of the pinned BPF maps: the contract between the kernel programs,
+//! the manager and a person with bpftool.
+//!
+//! Values are `#[repr(C)]` without implicit padding. Ports of keys and of flows are bytes as on the
+//! wire, because the datapath compares them unchanged; a backend's port is a plain number, because
+//! people read and write it.
+
+/// Version of everything in this file. A manager refuses pins of another version.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Names of the maps, and of their pins.
+pub mod name {
+    pub const SETTINGS: &str = "settings";
+    pub const SERVICES: &str = "services";
+    pub const SELECTION: &str = "selection";
+    pub const BACKENDS: &str = "backends";
+    pub const NEIGHBOURS: &str = "neighbours";
+    pub const FLOWS: &str = "flows";
+    pub const HALF_OPEN: &str = "half_open";
+    pub const VERDICTS: &str = "verdicts";
+    pub const TRAFFIC: &str = "traffic";
+
+    /// Every map.
+    pub const ALL: &[&str] = &[
+        SETTINGS, SERVICES, SELECTION, BACKENDS, NEIGHBOURS, FLOWS, HALF_OPEN, VERDICTS, TRAFFIC,
+    ];
+}
+
+/// Capacity of `services` and `selection`.
+pub const MAX_SERVICES: u32 = 64;
+/// Capacity of `backends`, `neighbours` and `traffic` unless configured.
+pub const DEFAULT_BACKENDS: u32 = 256;
+/// Capacity of `flows` unless configured; a connection takes two entries.
+pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
+/// Capacity of `half_open` unless configured; a handshake takes two entries.
+pub const DEFAULT_HALF_OPEN_ENTRIES: u32 = 2 * 65_536;
+
+/// The single value of `settings`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub layout_version: u32,
+    /// First source port used towards workers, and how many follow it.
+    pub nat_port_first: u16,
+    pub nat_port_count: u16,
+    /// A flow without packets for this long, in nanoseconds, gives its port away when one is needed.
+    pub established_idle_ns: u64,
+    /// The same for a flow that both sides have closed or one has reset.
+    pub closing_idle_ns: u64,
+    /// The same for a handshake that was never completed.
+    pub half_open_idle_ns: u64,
+}
+
+/// Key of `services`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceKey {
+    pub address: [u8; 4],
+    pub port: [u8; 2],
+    pub protocol: u8,
+    pub reserved: u8,
+}
+
+/// Value of `services`: which entry of `selection` names the chosen backend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub id: u32,
+}
+
+/// Value of `backends`, indexed by backend id. Id 0 means "none" and stays empty.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backend {
+    pub address: [u8; 4],
+    pub port: u16,
+    /// One of [`state`].
+    pub state: u8,
+    /// One of [`mode`].
+    pub mode: u8,
+    /// The manager's own address towards the worker.
+    pub source: [u8; 4],
+    /// The worker itself, or the router on the way to it.
+    pub next_hop: [u8; 4],
+    /// Index of the manager's interface towards the worker; 0 while no route is known.
+    pub interface: u32,
+    pub service: u32,
+    /// Memory of the worker as last heard.
+    pub memory_available_bytes: u64,
+    pub memory_total_bytes: u64,
+}
+
+/// States of a backend.
+pub mod state {
+    /// No such backend, or nothing heard of it yet.
+    pub const UNKNOWN: u8 = 0;
+    /// Takes new connections.
+    pub const UP: u8 = 1;
+    /// Takes no packet; its flows are answered with RST.
+    pub const DOWN: u8 = 2;
+    /// Takes no new connection, keeps its flows.
+    pub const DRAINING: u8 = 3;
+}
+
+/// Forwarding modes of a backend.
+pub mod mode {
+    /// Both addresses are translated; the worker answers to the manager.
+    pub const NAT: u8 = 0;
+    /// The manager's own server: only the port is translated.
+    pub const LOCAL: u8 = 1;
+}
+
+/// Value of `neighbours`, indexed by backend id: link addresses learnt from the worker's replies.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Neighbour {
+    pub worker: Mac,
+    pub manager: Mac,
+}
+
+impl Neighbour {
+    /// Whether anything was learnt.
+    #[inline(always)]
+    pub fn is_known(&self) -> bool {
+        self.worker != Mac::default()
+    }
+}
+
+/// A link address as one word, first byte lowest, so that the datapath copies and compares it whole.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mac(u64);
+
+impl Mac {
+    #[inline(always)]
+    pub fn bytes(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+}
+
+impl From<[u8; 6]> for Mac {
+    #[inline(always)]
+    fn from([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
+    }
+}
+
+/// Key of `flows` and `half_open`: the tuple a packet arrives with.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey {
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+    pub source_port: [u8; 2],
+    pub destination_port: [u8; 2],
+    /// IANA number.
+    pub protocol: u32,
+}
+
+impl FlowKey {
+    /// The tuple of the answers to this one.
+    #[inline(always)]
+    pub fn reversed(self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            ..self
+        }
+    }
+}
+
+/// Value of `flows` and `half_open`. Each connection has two entries, one a direction, and either
+/// can rebuild the other.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The tuple the packet leaves with.
+    pub leaves: FlowKey,
+    /// Link address of the client, or of the router to it, as its packets show it.
+    pub client_mac: Mac,
+    /// The manager's link address towards the client.
+    pub manager_mac: Mac,
+    pub backend: u32,
+    pub service: u32,
+    /// Index of the interface on which the client is; [`LOOPBACK`] for the manager itself.
+    pub client_interface: u32,
+    /// One of [`direction`].
+    pub direction: u8,
+    /// Bits of [`closing`].
+    pub closing: u8,
+    /// 1 once the worker has answered the SYN.
+    pub answered: u8,
+    pub reserved: u8,
+    /// The worker's initial sequence number, known once it has answered.
+    pub worker_sequence: u32,
+    pub reserved_word: u32,
+    /// When the entry was made and when it last carried a packet: CLOCK_MONOTONIC, nanoseconds.
+    pub created_ns: u64,
+    pub last_seen_ns: u64,
+    /// When the entry of the other direction was last looked after.
+    pub twin_seen_ns: u64,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Index of the loopback interface in every network namespace (`LOOPBACK_IFINDEX`, Linux 2.6.24).
+pub const LOOPBACK: u32 = 1;
+
+/// Directions of a flow entry.
+pub mod direction {
+    /// Client to backend.
+    pub const REQUEST: u8 = 0;
+    /// Backend to client.
+    pub const REPLY: u8 = 1;
+}
+
+/// Which sides have said that the connection ends.
+pub mod closing {
+    pub const CLIENT_FIN: u8 = 1;
+    pub const BACKEND_FIN: u8 = 2;
+    pub const RESET: u8 = 4;
+    pub const BOTH_FIN: u8 = CLIENT_FIN | BACKEND_FIN;
+}
+
+/// Value of `verdicts`, per CPU, indexed by [`crate::verdict::Verdict`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Value of `traffic`, per CPU, indexed by backend id. `in` is towards the backend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub connections: u64,
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Settings>() == 32 && align_of::<Settings>() == 8);
+    assert!(size_of::<ServiceKey>() == 8 && align_of::<ServiceKey>() == 1);
+    assert!(size_of::<Service>() == 4);
+    assert!(size_of::<Backend>() == 40 && align_of::<Backend>() == 8);
+    assert!(size_of::<Neighbour>() == 16);
+    assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 8);
+    assert!(size_of::<Flow>() == 96 && align_of::<Flow>() == 8);
+    assert!(size_of::<Counter>() == 16);
+    assert!(size_of::<Traffic>() == 40);
+};
+
+#[cfg(feature = "aya")]
+mod pod {
+    use super::*;
+
+    macro_rules! pod {
+        ($($type:ty),+) => {
+            $(
+                // SAFETY: `repr(C)`, integers and byte arrays only, and no padding, as the sizes
+                // asserted above show: every bit pattern is a value.
+                unsafe impl aya::Pod for $type {}
+            )+
+        };
+    }
+
+    pod!(Settings, ServiceKey, Service, Backend, Mac, Neighbour, FlowKey, Flow, Counter, Traffic);
+}

@@ -1,0 +1,74 @@
+//! What can become of a packet: one name, one counter and one explanation for every outcome.
+
+/// Defines [`Verdict`] once: variant, name in counters and logs, explanation for the operator.
+macro_rules! verdicts {
+    ($($variant:ident = $name:literal, $explanation:literal;)+) => {
+        /// The outcome of one packet; its number is its index in the `verdicts` map.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Verdict {
+            $(#[doc = $explanation] $variant,)+
+        }
+
+        impl Verdict {
+            /// Every verdict, in the order of the `verdicts` map.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The stable name, in snake case, used by status, logs and metrics.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// One sentence for the operator.
+            pub fn explanation(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $explanation,)+
+                }
+            }
+        }
+    };
+}
+
+verdicts! {
+    ToBackend = "to_backend", "A client's packet was sent to a worker.";
+    ToClient = "to_client", "A worker's packet was sent to its client.";
+    ToManager = "to_manager", "A client's packet was given to the manager's own server.";
+    FromManager = "from_manager", "A reply of the manager's own server was sent to its client.";
+    NotIpv4 = "not_ipv4", "Not IPv4 (ARP, IPv6, VLAN-tagged, …): passed untouched.";
+    NotTcp = "not_tcp", "IPv4 but not TCP: passed untouched.";
+    NotOurs = "not_ours", "TCP of no service and no flow: passed untouched.";
+    Truncated = "truncated", "Shorter than its headers say: passed to the kernel, which drops it.";
+    Malformed = "malformed", "Header fields contradict each other: passed to the kernel, which drops it.";
+    IpOptions = "ip_options", "IPv4 options are not forwarded: passed to the kernel.";
+    Fragment = "fragment", "A fragment carries no ports to steer by: passed to the kernel.";
+    NotForUs = "not_for_us", "Addressed to a group or to another station: passed untouched.";
+    NoFlow = "no_flow", "Mid-connection packet of no known flow: the kernel answers with RST.";
+    BackendDown = "backend_down", "Packet of a flow whose worker is down: the kernel answers with RST.";
+    NoBackend = "no_backend", "New connection while no backend is selected and up: the kernel answers with RST.";
+    NoRoute = "no_route", "New connection to a worker without a known route: the kernel answers with RST.";
+    PortsExhausted = "ports_exhausted", "No free source port towards the worker: the kernel answers with RST.";
+    TableFull = "table_full", "The flow could not be stored: the kernel answers with RST.";
+    TimeToLive = "time_to_live", "Time to live ran out: dropped.";
+    HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known).";
+}
+
+impl Verdict {
+    /// How many verdicts there are: the capacity of the `verdicts` map.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_follow_the_order_and_names_are_unique() {
+        for (index, verdict) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(*verdict as usize, index);
+            let same = Verdict::ALL.iter().filter(|other| other.name() == verdict.name());
+            assert_eq!(same.count(), 1, "{}", verdict.name());
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The kernel side of memlb: get a frame, decide, act.
+//!
+//! `memlb_ingress` and `memlb_egress` are attached to every configured interface, `memlb_loopback`
+//! to `lo`; `memlb_xdp` goes before `memlb_ingress` where the driver runs XDP natively, and leaves
+//! to it what XDP cannot do.
+#![no_std]
+#![no_main]
+
+mod maps;
+mod packet;
+mod tc;
+mod xdp;
+
+use aya_ebpf::{
+    macros::{classifier, xdp as xdp_program},
+    programs::{TcContext, XdpContext},
+};
+use lb_common::steer::Hook;
+
+#[classifier]
+pub fn memlb_ingress(ctx: TcContext) -> i32 {
+    tc::run(&ctx, Hook::Ingress)
+}
+
+#[classifier]
+pub fn memlb_egress(ctx: TcContext) -> i32 {
+    tc::run(&ctx, Hook::Egress)
+}
+
+#[classifier]
+pub fn memlb_loopback(ctx: TcContext) -> i32 {
+    tc::run(&ctx, Hook::Loopback)
+}
+
+#[xdp_program]
+pub fn memlb_xdp(ctx: XdpContext) -> u32 {
+    xdp::run(&ctx)
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Never linked: the verifier refuses an endless loop.
+    loop {}
+}
+
+/// Helpers such as `bpf_redirect_neigh` and `bpf_ktime_get_coarse_ns` want a licence compatible
+/// with the GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,199 @@
+//! The maps, and the steering decision's view of them.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::generated::bpf_ktime_get_coarse_ns,
+    macros::btf_map,
+};
+use lb_common::{
+    maps::{
+        Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HALF_OPEN_ENTRIES, Flow,
+        FlowKey, MAX_SERVICES, Neighbour, Service, ServiceKey, Settings, Traffic,
+    },
+    steer::{Arrival, Decision, InsertError, Pair, Tables},
+    verdict::Verdict,
+};
+
+#[btf_map(name = "settings")]
+static SETTINGS: Array<Settings, 1> = Array::new();
+
+#[btf_map(name = "services")]
+static SERVICES: HashMap<ServiceKey, Service, { MAX_SERVICES as usize }> = HashMap::new();
+
+#[btf_map(name = "selection")]
+static SELECTION: Array<u32, { MAX_SERVICES as usize }> = Array::new();
+
+#[btf_map(name = "backends")]
+static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
+
+#[btf_map(name = "neighbours")]
+static NEIGHBOURS: Array<Neighbour, { DEFAULT_BACKENDS as usize }> = Array::new();
+
+#[btf_map(name = "flows")]
+static FLOWS: LruHashMap<FlowKey, Flow, { DEFAULT_FLOW_ENTRIES as usize }> = LruHashMap::new();
+
+#[btf_map(name = "half_open")]
+static HALF_OPEN: LruHashMap<FlowKey, Flow, { DEFAULT_HALF_OPEN_ENTRIES as usize }> =
+    LruHashMap::new();
+
+#[btf_map(name = "verdicts")]
+static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "traffic")]
+static TRAFFIC: PerCpuArray<Traffic, { DEFAULT_BACKENDS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "workbench")]
+static WORKBENCH: PerCpuArray<Pair, 1> = PerCpuArray::new();
+
+const EEXIST: i32 = 17;
+
+/// The pinned maps.
+pub struct Maps;
+
+impl Tables for Maps {
+    type Entry<'a> = &'a mut Flow;
+    type Workbench<'a> = &'a mut Pair;
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: the helper takes no argument. Linux 5.11, d05512618056.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> Option<Settings> {
+        SETTINGS.get(0).copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        // SAFETY: copied at once; this program never changes the map.
+        unsafe { SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn selection(&self, service: u32) -> Option<u32> {
+        SELECTION.get(service).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        BACKENDS.get(id).copied()
+    }
+
+    #[inline(always)]
+    fn workbench(&self) -> Option<&mut Pair> {
+        let pair = WORKBENCH.get_ptr_mut(0)?;
+        // SAFETY: the slot belongs to this CPU, where one packet is decided at a time: bottom halves
+        // are off at every hook.
+        Some(unsafe { &mut *pair })
+    }
+
+    #[inline(always)]
+    fn established(&self, key: &FlowKey) -> Option<&mut Flow> {
+        let flow = FLOWS.get_ptr_mut(key)?;
+        // SAFETY: the slot stays readable and writable while the program runs (RCU); an eviction
+        // meanwhile can at worst misplace this packet's accounting.
+        Some(unsafe { &mut *flow })
+    }
+
+    #[inline(always)]
+    fn put_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        FLOWS.insert(key, flow, BPF_ANY.into()).map_err(refusal)
+    }
+
+    #[inline(always)]
+    fn remove_established(&self, key: &FlowKey) {
+        // An entry that is gone already is as good as removed.
+        _ = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn half_open(&self, key: &FlowKey) -> Option<&mut Flow> {
+        let flow = HALF_OPEN.get_ptr_mut(key)?;
+        // SAFETY: as for `established`.
+        Some(unsafe { &mut *flow })
+    }
+
+    #[inline(always)]
+    fn put_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        HALF_OPEN.insert(key, flow, BPF_ANY.into()).map_err(refusal)
+    }
+
+    #[inline(always)]
+    fn add_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        HALF_OPEN
+            .insert(key, flow, BPF_NOEXIST.into())
+            .map_err(refusal)
+    }
+
+    #[inline(always)]
+    fn remove_half_open(&self, key: &FlowKey) {
+        _ = HALF_OPEN.remove(key);
+    }
+}
+
+#[inline(always)]
+fn refusal(errno: i32) -> InsertError {
+    if errno == -EEXIST {
+        InsertError::Exists
+    } else {
+        InsertError::Full
+    }
+}
+
+impl Maps {
+    /// The link addresses learnt for a backend.
+    #[inline(always)]
+    pub fn neighbour(&self, backend: u32) -> Option<Neighbour> {
+        NEIGHBOURS.get(backend).copied()
+    }
+
+    /// Remembers the link addresses that a worker's reply shows.
+    #[inline(always)]
+    pub fn learn(&self, backend: u32, seen: &Neighbour) {
+        if let Some(known) = NEIGHBOURS.get_ptr_mut(backend) {
+            // SAFETY: array slots live as long as the map; a torn write is mended by the next reply.
+            unsafe {
+                if *known != *seen {
+                    *known = *seen;
+                }
+            }
+        }
+    }
+
+    /// Counts the packet, once: to its backend if it has one, else under its verdict.
+    #[inline(always)]
+    pub fn account(&self, decision: &Decision, arrival: &Arrival) {
+        let (packets, bytes) = (u64::from(arrival.packets), u64::from(arrival.bytes));
+        let inbound = match decision.verdict {
+            Verdict::ToBackend | Verdict::ToManager => true,
+            Verdict::ToClient | Verdict::FromManager => false,
+            verdict => return self.count(verdict, packets, bytes),
+        };
+        if let Some(traffic) = TRAFFIC.get_ptr_mut(decision.backend) {
+            // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
+            let traffic = unsafe { &mut *traffic };
+            traffic.connections += u64::from(decision.opened);
+            if inbound {
+                traffic.packets_in += packets;
+                traffic.bytes_in += bytes;
+            } else {
+                traffic.packets_out += packets;
+                traffic.bytes_out += bytes;
+            }
+        }
+    }
+
+    /// Counts a packet under its verdict.
+    #[inline(always)]
+    pub fn count(&self, verdict: Verdict, packets: u64, bytes: u64) {
+        if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
+            // SAFETY: as in `account`.
+            let counter = unsafe { &mut *counter };
+            counter.packets += packets;
+            counter.bytes += bytes;
+        }
+    }
+}
