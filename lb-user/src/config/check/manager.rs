@@ -1,0 +1,188 @@
+//! The rules of `[manager]`.
+
+use std::path::PathBuf;
+
+use super::reader::{Place, Reader, Setting};
+use crate::config::error::ProblemKind;
+use crate::config::file::{Given, ManagerTable};
+use crate::config::overrides::Overrides;
+use crate::config::values;
+use crate::config::{Attach, Manager};
+
+/// `IFNAMSIZ` of the kernel, less its final NUL.
+const LONGEST_INTERFACE_NAME: usize = 15;
+/// `sun_path` of `struct sockaddr_un`, less its final NUL.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+pub(super) fn check(
+    reader: &mut Reader<'_>,
+    table: ManagerTable,
+    overrides: &Overrides,
+) -> Manager {
+    let default = Manager::default();
+    let attach = Setting::flag_or_file("--attach", &overrides.attach, table.attach);
+    let listen = Setting::flag_or_file(
+        "--heartbeat-listen",
+        &overrides.heartbeat_listen,
+        table.heartbeat_listen,
+    );
+    Manager {
+        interfaces: interfaces(reader, table.interfaces, overrides),
+        attach: reader
+            .choice(
+                "manager.attach",
+                attach,
+                &[
+                    ("auto", Attach::Auto),
+                    ("tc", Attach::Tc),
+                    ("xdp", Attach::Xdp),
+                ],
+                &[],
+            )
+            .unwrap_or(default.attach),
+        heartbeat_listen: reader
+            .parse(
+                "manager.heartbeat_listen",
+                listen,
+                values::address,
+                default.heartbeat_listen,
+            )
+            .value,
+        pin_path: pin_path(reader, table.pin_path, overrides, default.pin_path),
+        control_socket: control_socket(
+            reader,
+            table.control_socket,
+            overrides,
+            default.control_socket,
+        ),
+        event_log: event_log(table.event_log, overrides, default.event_log),
+        legacy_heartbeats: overrides.legacy_heartbeats
+            || table
+                .legacy_heartbeats
+                .map_or(default.legacy_heartbeats, |given| given.into_inner()),
+    }
+}
+
+fn interfaces(
+    reader: &mut Reader<'_>,
+    given: Given<Vec<String>>,
+    overrides: &Overrides,
+) -> Vec<String> {
+    let option = (!overrides.interfaces.is_empty()).then(|| overrides.interfaces.clone());
+    let setting = Setting::flag_or_file(
+        "--interface",
+        &option,
+        Setting::spanned(given, |names| names),
+    );
+    let (names, place) = reader.take("manager.interfaces", setting);
+    let names = names.unwrap_or_default();
+    if names.is_empty() {
+        reader.refuse(
+            &place,
+            ProblemKind::NoInterface,
+            "no interface is named",
+            "the interfaces through which clients and workers are reached, as in [\"eth1\"]",
+            "add interfaces = [\"eth1\"] to [manager], or start with --interface eth1; \
+             `ip -br link` lists what there is",
+        );
+    }
+    for (index, name) in names.iter().enumerate() {
+        interface(reader, &place, name, names[..index].contains(name));
+    }
+    names
+}
+
+fn interface(reader: &mut Reader<'_>, place: &Place, name: &str, repeated: bool) {
+    let fits = (1..=LONGEST_INTERFACE_NAME).contains(&name.len());
+    let allowed = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
+    if !fits || !name.chars().all(allowed) {
+        reader.refuse(
+            place,
+            ProblemKind::BadInterface,
+            format!("{name:?} cannot be an interface's name"),
+            format!("1 to {LONGEST_INTERFACE_NAME} visible characters without / and :"),
+            "`ip -br link` lists what there is",
+        );
+    } else if repeated {
+        reader.refuse(
+            place,
+            ProblemKind::DuplicateInterface,
+            format!("{name:?} is named twice"),
+            "each interface once",
+            "remove one of them",
+        );
+    }
+}
+
+fn pin_path(
+    reader: &mut Reader<'_>,
+    given: Given<String>,
+    overrides: &Overrides,
+    default: PathBuf,
+) -> PathBuf {
+    let (path, place) = path(
+        reader,
+        ("manager.pin_path", "--pin-path"),
+        given,
+        &overrides.pin_path,
+        default,
+    );
+    if !path.is_absolute() {
+        reader.refuse(
+            &place,
+            ProblemKind::BadPath,
+            format!("{:?} is not an absolute path", path.display().to_string()),
+            "a directory of a BPF file system, as /sys/fs/bpf/memlb",
+            "begin the path with /",
+        );
+    }
+    path
+}
+
+fn control_socket(
+    reader: &mut Reader<'_>,
+    given: Given<String>,
+    overrides: &Overrides,
+    default: PathBuf,
+) -> PathBuf {
+    let (path, place) = path(
+        reader,
+        ("manager.control_socket", "--control-socket"),
+        given,
+        &overrides.control_socket,
+        default,
+    );
+    let bytes = path.as_os_str().len();
+    if !(1..=LONGEST_SOCKET_PATH).contains(&bytes) {
+        reader.refuse(
+            &place,
+            ProblemKind::BadPath,
+            format!("a path of {bytes} bytes cannot name a socket"),
+            format!("1 to {LONGEST_SOCKET_PATH} bytes"),
+            "choose a shorter path, as /run/memlb/manager.sock",
+        );
+    }
+    path
+}
+
+fn event_log(
+    given: Given<String>,
+    overrides: &Overrides,
+    default: Option<PathBuf>,
+) -> Option<PathBuf> {
+    let given = given.map(|given| PathBuf::from(given.into_inner()));
+    let path = overrides.event_log.clone().or(given).or(default);
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
+fn path(
+    reader: &mut Reader<'_>,
+    (key, flag): (&str, &'static str),
+    given: Given<String>,
+    option: &Option<PathBuf>,
+    default: PathBuf,
+) -> (PathBuf, Place) {
+    let setting = Setting::flag_or_file(flag, option, Setting::spanned(given, PathBuf::from));
+    let (path, place) = reader.take(key, setting);
+    (path.unwrap_or(default), place)
+}

@@ -1,0 +1,378 @@
+//! The rules of each `[[service]]`, and of services among each other.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+
+use toml::Spanned;
+
+use super::reader::{Located, Place, Reader, Setting};
+use crate::config::error::{Origin, ProblemKind};
+use crate::config::file::{Given, ServiceTable, WorkerTable};
+use crate::config::overrides::Overrides;
+use crate::config::values;
+use crate::config::{Mode, Protocol, Service, Worker};
+use crate::core::{MANAGER, Policy, Threshold};
+use crate::heartbeat::check_name;
+
+/// How many services the map in the kernel holds.
+const MOST_SERVICES: usize = lb_common::maps::MAX_SERVICES as usize;
+
+/// A service as far as it could be read, with the places that later checks point to.
+struct Draft {
+    name: Option<(String, Place)>,
+    address: Option<Located>,
+    fallback: Option<Located>,
+    workers: Vec<DraftWorker>,
+    rest: (Protocol, Policy, Threshold, Mode),
+}
+
+struct DraftWorker {
+    name: Option<(String, Place)>,
+    address: Option<Located>,
+}
+
+pub(super) fn check(
+    reader: &mut Reader<'_>,
+    tables: Vec<Spanned<ServiceTable>>,
+    overrides: &Overrides,
+    backends: u32,
+) -> Vec<Service> {
+    count(reader, &tables, backends);
+    let drafts: Vec<Draft> = tables
+        .into_iter()
+        .map(|table| draft(reader, table, overrides))
+        .collect();
+    distinct_services(reader, &drafts);
+    for draft in &drafts {
+        distinct_workers(reader, draft);
+        fallback(reader, draft, &drafts);
+        workers_elsewhere(reader, draft, &drafts);
+    }
+    // What could not be read was refused above, so that nothing is lost here unnoticed.
+    drafts.into_iter().filter_map(Draft::finish).collect()
+}
+
+impl Draft {
+    fn finish(self) -> Option<Service> {
+        let (protocol, policy, threshold, mode) = self.rest;
+        let workers = self.workers.into_iter();
+        Some(Service {
+            name: self.name?.0,
+            address: self.address?.address,
+            protocol,
+            policy,
+            threshold,
+            mode,
+            fallback: self.fallback?.address,
+            workers: workers
+                .map(|worker| {
+                    Some(Worker {
+                        name: worker.name?.0,
+                        address: worker.address?.address,
+                    })
+                })
+                .collect::<Option<_>>()?,
+        })
+    }
+}
+
+fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], backends: u32) {
+    if tables.is_empty() {
+        let place = reader.nowhere("service");
+        reader.refuse(
+            &place,
+            ProblemKind::NoService,
+            "no service is configured",
+            "at least one [[service]] table",
+            "copy the one of the example, memlb.toml, and write your addresses into it",
+        );
+    }
+    if tables.len() > MOST_SERVICES {
+        let place = reader.at("service", &tables[MOST_SERVICES]);
+        reader.refuse(
+            &place,
+            ProblemKind::TooManyServices,
+            format!("{} services are configured", tables.len()),
+            format!("at most {MOST_SERVICES}"),
+            "serve the rest from another manager",
+        );
+    }
+    let needed: usize = tables
+        .iter()
+        .map(|table| {
+            let workers = table.get_ref().workers.as_ref();
+            // One more for the fallback.
+            1 + workers.map_or(0, |workers| workers.get_ref().len())
+        })
+        .sum();
+    // Entry 0 of the kernel's table means "none".
+    let room = backends.saturating_sub(1) as usize;
+    if needed > room {
+        let place = reader.nowhere("limits.backends");
+        reader.refuse(
+            &place,
+            ProblemKind::TooManyBackends,
+            format!("{needed} backends are configured (workers of all services, and a fallback each), but there is room for {room}"),
+            format!("backends = {} or more", needed + 1),
+            "raise backends in [limits], or remove workers",
+        );
+    }
+}
+
+fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Overrides) -> Draft {
+    let whole = reader.at("service", &table);
+    let table = table.into_inner();
+    let name = name(reader, "service.name", &whole, table.name, "\"web\"");
+    let address = machine(reader, "service.address", &whole, table.address);
+    let protocol = reader.choice(
+        "service.protocol",
+        Setting::file(table.protocol),
+        &[("tcp", Protocol::Tcp)],
+        &["udp", "sctp"],
+    );
+    let policy = reader.choice(
+        "service.policy",
+        Setting::file(table.policy),
+        &[("memory", Policy::Memory)],
+        &[
+            "balanced",
+            "round_robin",
+            "least_connections",
+            "source_hash",
+        ],
+    );
+    let threshold = reader.parse(
+        "service.threshold",
+        Setting::flag_or_file("--threshold", &overrides.threshold, table.threshold),
+        values::threshold,
+        Threshold::Auto,
+    );
+    let mode = reader.choice(
+        "service.mode",
+        Setting::file(table.mode),
+        &[("nat", Mode::Nat)],
+        &["dsr", "local"],
+    );
+    Draft {
+        name,
+        address,
+        fallback: reader.address("service.fallback", &whole, table.fallback),
+        workers: workers(reader, &whole, table.workers),
+        rest: (
+            protocol.unwrap_or(Protocol::Tcp),
+            policy.unwrap_or(Policy::Memory),
+            threshold.value,
+            mode.unwrap_or(Mode::Nat),
+        ),
+    }
+}
+
+fn workers(
+    reader: &mut Reader<'_>,
+    whole: &Place,
+    given: Given<Vec<Spanned<WorkerTable>>>,
+) -> Vec<DraftWorker> {
+    let place = given
+        .as_ref()
+        .map(|given| reader.at("service.workers", given));
+    let tables = given.map(Spanned::into_inner).unwrap_or_default();
+    if tables.is_empty() {
+        reader.refuse(
+            &place.unwrap_or_else(|| Place {
+                key: "service.workers".to_owned(),
+                origin: whole.origin.clone(),
+            }),
+            ProblemKind::NoWorker,
+            "the service has no workers",
+            "workers = [{ name = \"worker1\", address = \"192.168.56.103:8081\" }]",
+            "name at least one worker",
+        );
+    }
+    let draft = |table: Spanned<WorkerTable>| {
+        let whole = reader.at("service.workers", &table);
+        let table = table.into_inner();
+        let name = name(
+            reader,
+            "service.workers.name",
+            &whole,
+            table.name,
+            "\"worker1\"",
+        );
+        if let Some((name, place)) = &name
+            && name == MANAGER
+        {
+            reader.refuse(
+                place,
+                ProblemKind::BadName,
+                format!("{MANAGER:?} is the name of every service's fallback"),
+                "another name",
+                "rename the worker, here and in its agent's --name",
+            );
+        }
+        DraftWorker {
+            name,
+            address: machine(reader, "service.workers.address", &whole, table.address),
+        }
+    };
+    tables.into_iter().map(draft).collect()
+}
+
+fn name(
+    reader: &mut Reader<'_>,
+    key: &str,
+    whole: &Place,
+    given: Given<String>,
+    example: &str,
+) -> Option<(String, Place)> {
+    let (name, place) = reader.required(key, whole, given, example)?;
+    if let Err(problem) = check_name(&name) {
+        reader.refuse(
+            &place,
+            ProblemKind::BadName,
+            problem.to_string(),
+            "1 to 64 ASCII letters, digits and . _ -",
+            "choose another name",
+        );
+        return None;
+    }
+    Some((name, place))
+}
+
+/// Reads an address that packets can be sent to.
+fn machine(
+    reader: &mut Reader<'_>,
+    key: &str,
+    whole: &Place,
+    given: Given<String>,
+) -> Option<Located> {
+    let located = reader.address(key, whole, given)?;
+    let ip = located.address.ip();
+    let unfit = [
+        (ip.is_unspecified(), "stands for any address"),
+        (ip.is_loopback(), "is a loopback address"),
+        (ip.is_multicast(), "is a multicast address"),
+        (ip.is_broadcast(), "is the broadcast address"),
+    ];
+    if let Some((_, why)) = unfit.iter().find(|(unfit, _)| *unfit) {
+        reader.refuse(
+            &located.place,
+            ProblemKind::BadAddress,
+            format!("{ip} {why}"),
+            "the address of one machine on the network",
+            "write the address by which the machine is reached there",
+        );
+        return None;
+    }
+    Some(located)
+}
+
+fn distinct_services(reader: &mut Reader<'_>, drafts: &[Draft]) {
+    let names = drafts.iter().filter_map(|draft| draft.name.as_ref());
+    distinct(
+        reader,
+        names.map(|(name, place)| (name.clone(), place)),
+        ProblemKind::DuplicateServiceName,
+        "a service",
+    );
+    let addresses = drafts.iter().filter_map(|draft| draft.address.as_ref());
+    distinct(
+        reader,
+        addresses.map(|located| (located.address.to_string(), &located.place)),
+        ProblemKind::DuplicateServiceAddress,
+        "a service",
+    );
+}
+
+fn distinct_workers(reader: &mut Reader<'_>, draft: &Draft) {
+    let workers = draft.workers.iter();
+    let names = workers.filter_map(|worker| worker.name.as_ref());
+    distinct(
+        reader,
+        names.map(|(name, place)| (name.clone(), place)),
+        ProblemKind::DuplicateWorkerName,
+        "a worker of this service",
+    );
+    let workers = draft.workers.iter();
+    let addresses = workers.filter_map(|worker| worker.address.as_ref());
+    distinct(
+        reader,
+        addresses.map(|located| (located.address.to_string(), &located.place)),
+        ProblemKind::DuplicateBackendAddress,
+        "a worker of this service",
+    );
+}
+
+fn distinct<'a>(
+    reader: &mut Reader<'_>,
+    values: impl Iterator<Item = (String, &'a Place)>,
+    kind: ProblemKind,
+    whose: &str,
+) {
+    let mut seen: BTreeMap<String, &Place> = BTreeMap::new();
+    for (value, place) in values {
+        let Some(first) = seen.get(&value) else {
+            seen.insert(value, place);
+            continue;
+        };
+        let line = match &first.origin {
+            Origin::Line { line, .. } => format!(" in line {line}"),
+            Origin::File { .. } | Origin::Flag(_) => String::new(),
+        };
+        reader.refuse(
+            place,
+            kind,
+            format!("{value:?} belongs to {whose} already{line}"),
+            "each one different",
+            "correct or remove one of the two",
+        );
+    }
+}
+
+/// The manager's own server takes over by a change of port alone.
+fn fallback(reader: &mut Reader<'_>, draft: &Draft, drafts: &[Draft]) {
+    let (Some(service), Some(fallback)) = (&draft.address, &draft.fallback) else {
+        return;
+    };
+    let mut services = drafts.iter().filter_map(|draft| draft.address.as_ref());
+    if services.any(|other| other.address == fallback.address) {
+        reader.refuse(
+            &fallback.place,
+            ProblemKind::FallbackIsService,
+            format!("{} is itself a service's address", fallback.address),
+            "the port at which the manager's own server really listens",
+            "give that server another port, as 8080, and write it here",
+        );
+    } else if fallback.address.ip() != service.address.ip() {
+        reader.refuse(
+            &fallback.place,
+            ProblemKind::FallbackElsewhere,
+            format!(
+                "{} is not on the service's address, {}",
+                fallback.address,
+                service.address.ip()
+            ),
+            "the service's own address with another port",
+            format!(
+                "write \"{}\"; a server elsewhere is a worker",
+                SocketAddrV4::new(*service.address.ip(), fallback.address.port())
+            ),
+        );
+    }
+}
+
+/// Packets to a worker leave the manager, so that its own addresses cannot be one.
+fn workers_elsewhere(reader: &mut Reader<'_>, draft: &Draft, drafts: &[Draft]) {
+    for worker in draft.workers.iter().filter_map(|w| w.address.as_ref()) {
+        let ip = worker.address.ip();
+        let mut services = drafts.iter().filter_map(|draft| draft.address.as_ref());
+        if services.any(|service| service.address.ip() == ip) {
+            reader.refuse(
+                &worker.place,
+                ProblemKind::WorkerOnManager,
+                format!("{ip} is the manager's own address"),
+                "the address of another machine",
+                "a server on the manager can only be the fallback",
+            );
+        }
+    }
+}

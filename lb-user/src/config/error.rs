@@ -1,0 +1,135 @@
+//! What is wrong with a configuration: what, where, what was expected and what to do next.
+
+use std::fmt;
+
+/// Everything that was found wrong, in the order of the checks; never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    pub problems: Vec<Problem>,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub kind: ProblemKind,
+    pub origin: Origin,
+    /// The setting, as `table.key`; empty if the text is no TOML at all.
+    pub key: String,
+    pub what: String,
+    pub expected: String,
+    pub remedy: String,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A file, at a line counted from 1.
+    Line { file: String, line: usize },
+    /// A file that does not give the value, so that a default holds or something is missing.
+    File { file: String },
+    /// An option of the command line.
+    Flag(&'static str),
+}
+
+/// The kinds of problems, each with its own message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProblemKind {
+    Unreadable,
+    Syntax,
+    UnknownKey,
+    WrongType,
+    Missing,
+    BadAddress,
+    Ipv6Unsupported,
+    BadDuration,
+    BadThreshold,
+    BadPortRange,
+    OutOfRange,
+    UnknownChoice,
+    NotSupportedYet,
+    BadInterface,
+    BadPath,
+    BadName,
+    NoInterface,
+    NoService,
+    NoWorker,
+    DuplicateServiceName,
+    DuplicateServiceAddress,
+    DuplicateWorkerName,
+    DuplicateBackendAddress,
+    DuplicateInterface,
+    ZeroInterval,
+    DownAfterTooShort,
+    IdleTimesReversed,
+    NatPortsReversed,
+    NatPortsPrivileged,
+    NatPortsOverlapKernel,
+    FallbackIsService,
+    FallbackElsewhere,
+    WorkerOnManager,
+    TooManyBackends,
+    TooManyServices,
+}
+
+impl ConfigError {
+    pub(super) fn unreadable(file: &str, error: &std::io::Error) -> Self {
+        Self::from(Problem {
+            kind: ProblemKind::Unreadable,
+            origin: Origin::File {
+                file: file.to_owned(),
+            },
+            key: String::new(),
+            what: format!("cannot be read: {error}"),
+            expected: "a readable TOML file".to_owned(),
+            remedy:
+                "check the path and its permissions, or leave --config out to run the built-in \
+                     example"
+                    .to_owned(),
+        })
+    }
+}
+
+impl From<Problem> for ConfigError {
+    fn from(problem: Problem) -> Self {
+        Self {
+            problems: vec![problem],
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.origin.fmt(f)?;
+        // A flag names its setting by itself.
+        if !self.key.is_empty() && !matches!(self.origin, Origin::Flag(_)) {
+            write!(f, ", {}", self.key)?;
+        }
+        write!(f, ": {}", self.what)?;
+        write!(f, "\n  expected: {}", self.expected)?;
+        write!(f, "\n  to do: {}", self.remedy)
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line { file, line } => write!(f, "{file}, line {line}"),
+            Self::File { file } => f.write_str(file),
+            Self::Flag(flag) => f.write_str(flag),
+        }
+    }
+}

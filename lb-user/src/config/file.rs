@@ -1,0 +1,187 @@
+//! The file's schema, as written: nothing is checked here but names and TOML types.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::error::{ConfigError, Origin, Problem, ProblemKind};
+
+/// A value that the file may give, with its place.
+pub(super) type Given<T> = Option<Spanned<T>>;
+
+/// A string, or a bare number where a unit or a quote was forgotten.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string")]
+pub(super) enum Scalar {
+    Text(String),
+    Integer(i64),
+}
+
+impl Scalar {
+    pub fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Integer(number) => number.to_string(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default)]
+    pub manager: ManagerTable,
+    #[serde(default)]
+    pub failover: FailoverTable,
+    #[serde(default)]
+    pub limits: LimitsTable,
+    #[serde(default, rename = "service")]
+    pub services: Vec<Spanned<ServiceTable>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ManagerTable {
+    pub interfaces: Given<Vec<String>>,
+    pub attach: Given<String>,
+    pub heartbeat_listen: Given<String>,
+    pub pin_path: Given<String>,
+    pub control_socket: Given<String>,
+    pub event_log: Given<String>,
+    pub legacy_heartbeats: Given<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FailoverTable {
+    pub heartbeat_interval: Given<Scalar>,
+    pub down_after: Given<Scalar>,
+    pub up_after: Given<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LimitsTable {
+    pub backends: Given<i64>,
+    pub flows: Given<i64>,
+    pub half_open_flows: Given<i64>,
+    pub nat_ports: Given<String>,
+    pub established_idle: Given<Scalar>,
+    pub closing_idle: Given<Scalar>,
+    pub half_open_idle: Given<Scalar>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServiceTable {
+    pub name: Given<String>,
+    pub address: Given<String>,
+    pub protocol: Given<String>,
+    pub policy: Given<String>,
+    pub threshold: Given<Scalar>,
+    pub mode: Given<String>,
+    pub fallback: Given<String>,
+    pub workers: Given<Vec<Spanned<WorkerTable>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WorkerTable {
+    pub name: Given<String>,
+    pub address: Given<String>,
+}
+
+/// Reads the text; what is wrong with it is told with its line.
+pub(super) fn parse(text: &str, name: &str) -> Result<File, ConfigError> {
+    toml::from_str(text).map_err(|error| explain(&error, text, name).into())
+}
+
+/// Returns the line, counted from 1, in which a byte of the text stands.
+pub(super) fn line(text: &str, byte: usize) -> usize {
+    let before = text.bytes().take(byte);
+    1 + before.filter(|&byte| byte == b'\n').count()
+}
+
+fn explain(error: &toml::de::Error, text: &str, name: &str) -> Problem {
+    let byte = error.span().map_or(0, |span| span.start);
+    let line = line(text, byte);
+    let key = key_at(text, line);
+    // The parser's words are lines of prose; one line is what fits here.
+    let message = error.message().replace('\n', ", ");
+    let (kind, what, expected, remedy) = if let Some((unknown, known)) = unknown_field(&message) {
+        (
+            ProblemKind::UnknownKey,
+            format!("there is no setting {unknown:?} here"),
+            format!("one of {}", known.join(", ")),
+            match nearest(unknown, &known) {
+                Some(nearest) => format!("did you mean {nearest:?}?"),
+                None => "remove it, or move it to the table it belongs to".to_owned(),
+            },
+        )
+    } else if message.starts_with("invalid type") || message.starts_with("expected a string") {
+        let (what, expected) = message.split_once(", expected ").unwrap_or((&message, ""));
+        let expected = match expected {
+            "" | "a string" | "struct Spanned" => "a value in quotes",
+            other => other,
+        };
+        (
+            ProblemKind::WrongType,
+            what.to_owned(),
+            expected.to_owned(),
+            "compare with the same setting in the example, memlb.toml".to_owned(),
+        )
+    } else {
+        (
+            ProblemKind::Syntax,
+            message,
+            "TOML: tables in brackets, key = value, text in quotes".to_owned(),
+            "correct this line; memlb check FILE tells whether all is well".to_owned(),
+        )
+    };
+    Problem {
+        kind,
+        origin: Origin::Line {
+            file: name.to_owned(),
+            line,
+        },
+        key,
+        what,
+        expected,
+        remedy,
+    }
+}
+
+/// Takes apart what serde says of a field it does not know.
+fn unknown_field(message: &str) -> Option<(&str, Vec<&str>)> {
+    let quoted = message.strip_prefix("unknown field ")?;
+    let mut names = quoted.split('`').skip(1).step_by(2);
+    let unknown = names.next()?;
+    Some((unknown, names.collect()))
+}
+
+/// Returns the known word that a person most probably meant.
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let distance = |candidate: &str| strsim::damerau_levenshtein(word, candidate);
+    let nearest = known.iter().min_by_key(|candidate| distance(candidate))?;
+    // Half the word may be wrong, no more.
+    (distance(nearest) <= word.chars().count().div_ceil(2)).then_some(*nearest)
+}
+
+/// Returns the `table.key` that a line of the text sets.
+fn key_at(text: &str, line: usize) -> String {
+    let mut before = text.lines().take(line).collect::<Vec<_>>();
+    let Some(key) = before
+        .pop()
+        .map(|line| line.split('=').next().unwrap_or(""))
+    else {
+        return String::new();
+    };
+    let key = key.trim();
+    let table = before
+        .iter()
+        .rev()
+        .find_map(|line| Some(line.trim().strip_prefix('[')?.trim_matches(['[', ']'])));
+    match table {
+        Some(table) if !key.is_empty() && !key.starts_with('[') => format!("{table}.{key}"),
+        _ => key.trim_matches(['[', ']']).to_owned(),
+    }
+}

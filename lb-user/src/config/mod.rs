@@ -1,0 +1,246 @@
+//! The configuration: from a TOML file and the command line to settings that are known to make sense.
+//!
+//! `memlb.toml`, beside this crate's `Cargo.toml`, documents every setting and is the example built
+//! into the program.
+
+mod check;
+mod error;
+mod file;
+mod ids;
+mod overrides;
+mod values;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use error::{ConfigError, Origin, Problem, ProblemKind};
+pub use ids::Pinned;
+pub use overrides::Overrides;
+pub use values::PortRange;
+
+use crate::core::{Policy, Threshold};
+
+/// A validated configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub manager: Manager,
+    pub failover: Failover,
+    pub limits: Limits,
+    pub services: Vec<Service>,
+}
+
+/// Where the manager attaches, listens and writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manager {
+    pub interfaces: Vec<String>,
+    pub attach: Attach,
+    pub heartbeat_listen: SocketAddrV4,
+    pub pin_path: PathBuf,
+    pub control_socket: PathBuf,
+    /// Nothing if no event log is kept.
+    pub event_log: Option<PathBuf>,
+    pub legacy_heartbeats: bool,
+}
+
+/// Where in the kernel packets are met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    Auto,
+    Tc,
+    Xdp,
+}
+
+/// When a worker is given up, and taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failover {
+    pub heartbeat_interval: Duration,
+    pub down_after: Duration,
+    pub up_after: u32,
+}
+
+/// Sizes and times of the tables in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    pub backends: u32,
+    pub flows: u32,
+    pub half_open_flows: u32,
+    pub nat_ports: PortRange,
+    pub established_idle: Duration,
+    pub closing_idle: Duration,
+    pub half_open_idle: Duration,
+}
+
+/// One address that clients use, and who serves it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub name: String,
+    pub address: SocketAddrV4,
+    pub protocol: Protocol,
+    pub policy: Policy,
+    pub threshold: Threshold,
+    pub mode: Mode,
+    /// The manager's own server: the service's IP address with another port.
+    pub fallback: SocketAddrV4,
+    pub workers: Vec<Worker>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+}
+
+/// How packets reach a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Nat,
+}
+
+/// A worker's place in a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Worker {
+    pub name: String,
+    pub address: SocketAddrV4,
+}
+
+impl Config {
+    /// The documented example, the three-node lab: what runs when no file is given.
+    pub const EXAMPLE: &str = include_str!("../../memlb.toml");
+
+    /// Reads and checks a configuration file, with the command line's settings laid over it.
+    ///
+    /// `kernel_ports` is the kernel's `net.ipv4.ip_local_port_range`; without it, nothing is
+    /// compared with that range.
+    ///
+    /// # Errors
+    ///
+    /// Returns everything that is wrong with it, each with its place and a remedy.
+    pub fn read(
+        path: &Path,
+        overrides: &Overrides,
+        kernel_ports: Option<PortRange>,
+    ) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::unreadable(&name, &error))?;
+        Self::parse(&text, &name, overrides, kernel_ports)
+    }
+
+    /// Checks a configuration given as text, like [`Self::read`]; `name` stands for it in errors.
+    ///
+    /// # Errors
+    ///
+    /// Returns everything that is wrong with it, each with its place and a remedy.
+    pub fn parse(
+        text: &str,
+        name: &str,
+        overrides: &Overrides,
+        kernel_ports: Option<PortRange>,
+    ) -> Result<Self, ConfigError> {
+        let file = file::parse(text, name)?;
+        check::check(file, text, name, overrides, kernel_ports)
+    }
+
+    /// Checks the built-in example, like [`Self::read`].
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong with the command line's settings.
+    pub fn example(
+        overrides: &Overrides,
+        kernel_ports: Option<PortRange>,
+    ) -> Result<Self, ConfigError> {
+        Self::parse(
+            Self::EXAMPLE,
+            "the built-in example configuration",
+            overrides,
+            kernel_ports,
+        )
+    }
+
+    /// Returns what is allowed but probably not meant, as sentences for the log.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let old_interval = Duration::from_secs(5);
+        if self.manager.legacy_heartbeats && self.failover.down_after < old_interval * 3 {
+            warnings.push(format!(
+                "legacy_heartbeats is on, and 2018 workers send every 5 s; with down_after = {} \
+                 they count as down between any two heartbeats. Set heartbeat_interval = \"5s\" and \
+                 down_after = \"15s\" or more until all workers run memlb agent",
+                values::show_duration(self.failover.down_after)
+            ));
+        }
+        warnings
+    }
+}
+
+impl Default for Manager {
+    /// Returns what holds where the file says nothing; an interface must be named.
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            attach: Attach::Auto,
+            heartbeat_listen: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 9999),
+            pin_path: PathBuf::from("/sys/fs/bpf/memlb"),
+            control_socket: PathBuf::from("/run/memlb/manager.sock"),
+            event_log: Some(PathBuf::from("/var/log/memlb/events.jsonl")),
+            legacy_heartbeats: false,
+        }
+    }
+}
+
+impl Default for Failover {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(100),
+            down_after: Duration::from_millis(1500),
+            up_after: 2,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            backends: 256,
+            flows: 131_072,
+            half_open_flows: 65_536,
+            nat_ports: PortRange {
+                first: 4096,
+                last: 32_767,
+            },
+            established_idle: Duration::from_secs(3600),
+            closing_idle: Duration::from_secs(10),
+            half_open_idle: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Attach {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+impl Protocol {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+impl Mode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

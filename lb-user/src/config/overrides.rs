@@ -1,0 +1,43 @@
+//! Settings given on the command line, which go before those in the file.
+
+use std::path::PathBuf;
+
+/// What the command line says; it is checked together with the file, by the same rules.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct Overrides {
+    /// Attach to this interface; may be repeated, replaces manager.interfaces
+    #[arg(long = "interface", value_name = "IF")]
+    pub interfaces: Vec<String>,
+
+    /// Where to meet packets
+    #[arg(long, value_name = "auto|tc|xdp")]
+    pub attach: Option<String>,
+
+    /// Receive heartbeats at this UDP address
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub heartbeat_listen: Option<String>,
+
+    /// Pin maps and links in this directory of a BPF file system
+    #[arg(long, value_name = "DIR")]
+    pub pin_path: Option<PathBuf>,
+
+    /// Answer `memlb status` at this socket
+    #[arg(long, value_name = "PATH")]
+    pub control_socket: Option<PathBuf>,
+
+    /// Append events to this file as JSON lines; "" keeps none
+    #[arg(long, value_name = "FILE")]
+    pub event_log: Option<PathBuf>,
+
+    /// Accept the 2018 workers' heartbeats, too
+    #[arg(long)]
+    pub legacy_heartbeats: bool,
+
+    /// A worker is down after this long a silence, e.g. 1500ms
+    #[arg(long, value_name = "DURATION")]
+    pub down_after: Option<String>,
+
+    /// Memory difference that moves the selection, for all services: auto, 64MiB or 10%
+    #[arg(long, value_name = "THRESHOLD")]
+    pub threshold: Option<String>,
+}

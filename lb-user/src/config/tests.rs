@@ -1,0 +1,626 @@
+//! Configurations, good and bad, and what is said of them.
+
+use super::*;
+use ProblemKind as Kind;
+
+const KERNEL: PortRange = PortRange {
+    first: 32_768,
+    last: 60_999,
+};
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, "memlb.toml", &Overrides::default(), Some(KERNEL))
+}
+
+/// The example with one piece replaced by another.
+fn example_with(piece: &str, other: &str) -> String {
+    let found = Config::EXAMPLE.matches(piece).count();
+    assert_eq!(found, 1, "{piece:?} stands {found} times in memlb.toml");
+    Config::EXAMPLE.replacen(piece, other, 1)
+}
+
+fn problems(text: &str) -> Vec<Problem> {
+    parse(text).expect_err("a bad configuration").problems
+}
+
+fn lab() -> Config {
+    Config {
+        manager: Manager {
+            interfaces: vec!["eth1".to_owned()],
+            ..Manager::default()
+        },
+        failover: Failover::default(),
+        limits: Limits::default(),
+        services: vec![Service {
+            name: "web".to_owned(),
+            address: "192.168.56.101:80".parse().expect("an address"),
+            protocol: Protocol::Tcp,
+            policy: Policy::Memory,
+            threshold: Threshold::Auto,
+            mode: Mode::Nat,
+            fallback: "192.168.56.101:8080".parse().expect("an address"),
+            workers: vec![
+                Worker {
+                    name: "worker1".to_owned(),
+                    address: "192.168.56.103:8081".parse().expect("an address"),
+                },
+                Worker {
+                    name: "worker2".to_owned(),
+                    address: "192.168.56.104:8082".parse().expect("an address"),
+                },
+            ],
+        }],
+    }
+}
+
+const LEAST: &str = r#"
+    manager.interfaces = ["eth1"]
+    [[service]]
+    name = "web"
+    address = "192.168.56.101:80"
+    fallback = "192.168.56.101:8080"
+    workers = [
+        { name = "worker1", address = "192.168.56.103:8081" },
+        { name = "worker2", address = "192.168.56.104:8082" },
+    ]
+"#;
+
+#[test]
+fn the_example_says_what_holds_without_it() {
+    assert_eq!(parse(Config::EXAMPLE), Ok(lab()));
+    assert_eq!(parse(LEAST), Ok(lab()));
+    assert_eq!(
+        Config::example(&Overrides::default(), Some(KERNEL)),
+        Ok(lab())
+    );
+    assert_eq!(lab().warnings(), Vec::<String>::new());
+}
+
+/// What serde knows of the schema is asked through its complaint about a key that cannot be.
+#[test]
+fn the_example_explains_every_setting() {
+    let mut settings = 0;
+    for (table, probe) in [
+        ("[manager]", "[manager]\nx-x = 1"),
+        ("[failover]", "[failover]\nx-x = 1"),
+        ("[limits]", "[limits]\nx-x = 1"),
+        ("[[service]]", "[[service]]\nx-x = 1"),
+    ] {
+        let expected = problems(probe).remove(0).expected;
+        let section = Config::EXAMPLE.split(&format!("\n{table}\n")).nth(1);
+        let section = section.expect("the table stands in the example");
+        let section = section.split("\n[").next().expect("a section");
+        for key in expected.trim_start_matches("one of ").split(", ") {
+            let explained = section
+                .split("\n\n")
+                .any(|part| part.starts_with("# ") && part.contains(&format!("\n{key} = ")))
+                || section.starts_with("# ") && section.contains(&format!("\n{key} = "));
+            let explained = explained
+                || section
+                    .split("\n\n")
+                    .any(|part| part.trim_start().starts_with("# ") && part.contains(key));
+            assert!(explained, "{table} {key} is not explained in memlb.toml");
+            settings += 1;
+        }
+    }
+    assert_eq!(settings, 7 + 3 + 7 + 8);
+}
+
+#[test]
+fn units_and_forms_are_read() {
+    for (written, threshold) in [
+        ("\"auto\"", Threshold::Auto),
+        ("\"64MiB\"", Threshold::Bytes(64 << 20)),
+        ("\"64 mib\"", Threshold::Bytes(64 << 20)),
+        ("\"2GiB\"", Threshold::Bytes(2 << 30)),
+        ("\"10%\"", Threshold::Percent(10)),
+        ("\"4096\"", Threshold::Bytes(4096)),
+        ("4096", Threshold::Bytes(4096)),
+        ("\"0\"", Threshold::Bytes(0)),
+    ] {
+        let text = example_with("threshold = \"auto\"", &format!("threshold = {written}"));
+        let config = parse(&text).expect(written);
+        assert_eq!(config.services[0].threshold, threshold, "{written}");
+    }
+    for (written, milliseconds) in [("1s", 1000), ("1s 500ms", 1500), ("2m", 120_000)] {
+        let text = example_with(
+            "down_after = \"1500ms\"",
+            &format!("down_after = \"{written}\""),
+        );
+        let down_after = parse(&text).expect(written).failover.down_after;
+        assert_eq!(down_after, Duration::from_millis(milliseconds));
+    }
+    let text = example_with(
+        "event_log = \"/var/log/memlb/events.jsonl\"",
+        "event_log = \"\"",
+    );
+    assert_eq!(parse(&text).expect("no log").manager.event_log, None);
+}
+
+#[test]
+fn each_mistake_has_its_own_error_at_its_own_line() {
+    let two_services = |name: &str, address: &str| {
+        format!(
+            "{}\n[[service]]\nname = \"{name}\"\naddress = \"{address}\"\nfallback = \
+             \"192.168.56.101:8443\"\nworkers = [{{ name = \"worker1\", address = \
+             \"192.168.56.103:9443\" }}]\n",
+            Config::EXAMPLE
+        )
+    };
+    let service = "address = \"192.168.56.101:80\"";
+    let fallback = "fallback = \"192.168.56.101:8080\"";
+    let worker2 = "{ name = \"worker2\", address = \"192.168.56.104:8082\" }";
+    let cases: Vec<(Kind, String)> = [
+        (
+            Kind::UnknownKey,
+            "down_after = \"1500ms\"",
+            "downafter = \"1500ms\"",
+        ),
+        (Kind::Syntax, "attach = \"auto\"", "attach = auto"),
+        (Kind::Syntax, "up_after = 2", "up_after = 2\nup_after = 3"),
+        (Kind::WrongType, "up_after = 2", "up_after = \"2\""),
+        (
+            Kind::WrongType,
+            "interfaces = [\"eth1\"]",
+            "interfaces = \"eth1\"",
+        ),
+        (
+            Kind::WrongType,
+            "legacy_heartbeats = false",
+            "legacy_heartbeats = \"no\"",
+        ),
+        (
+            Kind::WrongType,
+            "down_after = \"1500ms\"",
+            "down_after = 1.5",
+        ),
+        (
+            Kind::BadDuration,
+            "down_after = \"1500ms\"",
+            "down_after = 1500",
+        ),
+        (
+            Kind::BadDuration,
+            "down_after = \"1500ms\"",
+            "down_after = \"1500\"",
+        ),
+        (
+            Kind::BadDuration,
+            "closing_idle = \"10s\"",
+            "closing_idle = \"-10s\"",
+        ),
+        (
+            Kind::OutOfRange,
+            "established_idle = \"1h\"",
+            "established_idle = \"1y\"",
+        ),
+        (
+            Kind::DownAfterTooShort,
+            "down_after = \"1500ms\"",
+            "down_after = \"299ms\"",
+        ),
+        (
+            Kind::ZeroInterval,
+            "heartbeat_interval = \"100ms\"",
+            "heartbeat_interval = \"0s\"",
+        ),
+        (Kind::OutOfRange, "up_after = 2", "up_after = 0"),
+        (Kind::OutOfRange, "up_after = 2", "up_after = -1"),
+        (Kind::OutOfRange, "flows = 131072", "flows = 0"),
+        (
+            Kind::IdleTimesReversed,
+            "half_open_idle = \"30s\"",
+            "half_open_idle = \"2h\"",
+        ),
+        (Kind::TooManyBackends, "backends = 256", "backends = 3"),
+        (
+            Kind::BadPortRange,
+            "nat_ports = \"4096-32767\"",
+            "nat_ports = \"4096\"",
+        ),
+        (
+            Kind::BadPortRange,
+            "nat_ports = \"4096-32767\"",
+            "nat_ports = \"4096-70000\"",
+        ),
+        (
+            Kind::NatPortsReversed,
+            "nat_ports = \"4096-32767\"",
+            "nat_ports = \"32767-4096\"",
+        ),
+        (
+            Kind::NatPortsPrivileged,
+            "nat_ports = \"4096-32767\"",
+            "nat_ports = \"1023-32767\"",
+        ),
+        (
+            Kind::NatPortsOverlapKernel,
+            "nat_ports = \"4096-32767\"",
+            "nat_ports = \"4096-32768\"",
+        ),
+        (
+            Kind::NatPortsOverlapKernel,
+            "nat_ports = \"4096-32767\"",
+            "nat_ports = \"60999-65535\"",
+        ),
+        (
+            Kind::NoInterface,
+            "interfaces = [\"eth1\"]",
+            "interfaces = []",
+        ),
+        (
+            Kind::BadInterface,
+            "interfaces = [\"eth1\"]",
+            "interfaces = [\"eth1/0\"]",
+        ),
+        (
+            Kind::BadInterface,
+            "interfaces = [\"eth1\"]",
+            "interfaces = [\"a-name-too-long-\"]",
+        ),
+        (
+            Kind::DuplicateInterface,
+            "interfaces = [\"eth1\"]",
+            "interfaces = [\"eth1\", \"eth1\"]",
+        ),
+        (Kind::UnknownChoice, "attach = \"auto\"", "attach = \"tcx\""),
+        (
+            Kind::BadPath,
+            "pin_path = \"/sys/fs/bpf/memlb\"",
+            "pin_path = \"memlb\"",
+        ),
+        (
+            Kind::BadPath,
+            "control_socket = \"/run/memlb/manager.sock\"",
+            "control_socket = \"\"",
+        ),
+        (
+            Kind::BadAddress,
+            "heartbeat_listen = \"0.0.0.0:9999\"",
+            "heartbeat_listen = \"9999\"",
+        ),
+        (
+            Kind::BadAddress,
+            "heartbeat_listen = \"0.0.0.0:9999\"",
+            "heartbeat_listen = \"0.0.0.0:0\"",
+        ),
+        (
+            Kind::Ipv6Unsupported,
+            "heartbeat_listen = \"0.0.0.0:9999\"",
+            "heartbeat_listen = \"[::]:9999\"",
+        ),
+        (Kind::BadAddress, service, "address = \"192.168.56.101\""),
+        (Kind::BadAddress, service, "address = \"192.168.56.256:80\""),
+        (Kind::BadAddress, service, "address = \"web.example:80\""),
+        (Kind::BadAddress, service, "address = \"0.0.0.0:80\""),
+        (Kind::BadAddress, service, "address = \"127.0.0.1:80\""),
+        (
+            Kind::Ipv6Unsupported,
+            service,
+            "address = \"[2001:db8::1]:80\"",
+        ),
+        (Kind::Ipv6Unsupported, service, "address = \"2001:db8::1\""),
+        (Kind::Missing, service, ""),
+        (Kind::Missing, "name = \"web\"", ""),
+        (Kind::Missing, fallback, ""),
+        (Kind::BadName, "name = \"web\"", "name = \"\""),
+        (Kind::BadName, "name = \"web\"", "name = \"the web\""),
+        (
+            Kind::NotSupportedYet,
+            "protocol = \"tcp\"",
+            "protocol = \"udp\"",
+        ),
+        (
+            Kind::UnknownChoice,
+            "protocol = \"tcp\"",
+            "protocol = \"tpc\"",
+        ),
+        (
+            Kind::NotSupportedYet,
+            "policy = \"memory\"",
+            "policy = \"balanced\"",
+        ),
+        (
+            Kind::UnknownChoice,
+            "policy = \"memory\"",
+            "policy = \"memroy\"",
+        ),
+        (Kind::NotSupportedYet, "mode = \"nat\"", "mode = \"dsr\""),
+        (
+            Kind::BadThreshold,
+            "threshold = \"auto\"",
+            "threshold = \"64MB\"",
+        ),
+        (
+            Kind::BadThreshold,
+            "threshold = \"auto\"",
+            "threshold = \"-5%\"",
+        ),
+        (
+            Kind::BadThreshold,
+            "threshold = \"auto\"",
+            "threshold = \"automatic\"",
+        ),
+        (Kind::BadThreshold, "threshold = \"auto\"", "threshold = -5"),
+        (
+            Kind::BadThreshold,
+            "threshold = \"auto\"",
+            "threshold = \"99999999999TiB\"",
+        ),
+        (
+            Kind::FallbackIsService,
+            fallback,
+            "fallback = \"192.168.56.101:80\"",
+        ),
+        (
+            Kind::FallbackElsewhere,
+            fallback,
+            "fallback = \"192.168.56.102:8080\"",
+        ),
+        (
+            Kind::BadName,
+            worker2,
+            "{ name = \"manager\", address = \"192.168.56.104:8082\" }",
+        ),
+        (
+            Kind::DuplicateWorkerName,
+            worker2,
+            "{ name = \"worker1\", address = \"192.168.56.104:8082\" }",
+        ),
+        (
+            Kind::DuplicateBackendAddress,
+            worker2,
+            "{ name = \"worker2\", address = \"192.168.56.103:8081\" }",
+        ),
+        (
+            Kind::WorkerOnManager,
+            worker2,
+            "{ name = \"worker2\", address = \"192.168.56.101:8082\" }",
+        ),
+        (Kind::Missing, worker2, "{ name = \"worker2\" }"),
+        (
+            Kind::UnknownKey,
+            worker2,
+            "{ name = \"worker2\", addres = \"192.168.56.104:8082\" }",
+        ),
+    ]
+    .into_iter()
+    .map(|(kind, piece, other)| (kind, example_with(piece, other)))
+    .chain([
+        (
+            Kind::DuplicateServiceName,
+            two_services("web", "192.168.56.101:443"),
+        ),
+        (
+            Kind::DuplicateServiceAddress,
+            two_services("tls", "192.168.56.101:80"),
+        ),
+        (
+            Kind::NoService,
+            "manager.interfaces = [\"eth1\"]".to_owned(),
+        ),
+        (
+            Kind::NoWorker,
+            LEAST.split("workers").next().unwrap_or("").to_owned(),
+        ),
+        (
+            Kind::NoWorker,
+            format!(
+                "{}workers = []",
+                LEAST.split("workers").next().unwrap_or("")
+            ),
+        ),
+        (Kind::UnknownKey, format!("[managr]\n{}", Config::EXAMPLE)),
+    ])
+    .collect();
+
+    for (kind, text) in cases {
+        let found = problems(&text);
+        assert_eq!(found.len(), 1, "{kind:?}: {found:#?}");
+        assert_eq!(found[0].kind, kind, "{}", found[0]);
+        assert!(
+            !found[0].key.is_empty() || kind == Kind::Syntax,
+            "{}",
+            found[0]
+        );
+        assert!(!found[0].expected.is_empty() && !found[0].remedy.is_empty());
+        assert_at_the_changed_line(&found[0], &text);
+        println!("{kind:?}\n{}\n", found[0]);
+    }
+}
+
+/// Where a line of the example was changed, the error points to it.
+fn assert_at_the_changed_line(problem: &Problem, text: &str) {
+    let Origin::Line { line, .. } = &problem.origin else {
+        return;
+    };
+    let mut pairs = text.lines().zip(Config::EXAMPLE.lines());
+    let changed = 1 + pairs.position(|(now, before)| now != before).unwrap_or(0);
+    let alike = [
+        Kind::Missing,
+        Kind::DuplicateServiceName,
+        Kind::DuplicateServiceAddress,
+    ];
+    if text.lines().count() == Config::EXAMPLE.lines().count() && !alike.contains(&problem.kind) {
+        assert_eq!(*line, changed, "{problem}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_together() {
+    let text = example_with("up_after = 2", "up_after = 0")
+        .replace("closing_idle = \"10s\"", "closing_idle = \"10\"")
+        .replace(
+            "address = \"192.168.56.104:8082\"",
+            "address = \"[::1]:8082\"",
+        );
+    let kinds: Vec<Kind> = problems(&text).iter().map(|problem| problem.kind).collect();
+    assert_eq!(
+        kinds,
+        [Kind::OutOfRange, Kind::BadDuration, Kind::Ipv6Unsupported]
+    );
+}
+
+#[test]
+fn an_error_says_what_where_what_was_expected_and_what_to_do() {
+    let text = example_with("down_after = \"1500ms\"", "down_after = \"200ms\"");
+    let line = 1 + text
+        .lines()
+        .position(|line| line.starts_with("down_after"))
+        .expect("the line");
+    assert_eq!(
+        parse(&text).expect_err("too short").to_string(),
+        format!(
+            "memlb.toml, line {line}, failover.down_after: 200ms is shorter than three heartbeat \
+             intervals of 100ms\n  expected: at least 300ms\n  to do: raise down_after, or lower \
+             heartbeat_interval here and --interval of the agents"
+        )
+    );
+    let text = example_with("down_after = ", "downafter = ");
+    assert_eq!(
+        parse(&text).expect_err("unknown").to_string(),
+        format!(
+            "memlb.toml, line {line}, failover.downafter: there is no setting \"downafter\" here\n  \
+             expected: one of heartbeat_interval, down_after, up_after\n  to do: did you mean \
+             \"down_after\"?"
+        )
+    );
+}
+
+#[test]
+fn the_command_line_goes_before_the_file() {
+    let overrides = Overrides {
+        interfaces: vec!["lan0".to_owned(), "lan1".to_owned()],
+        attach: Some("xdp".to_owned()),
+        heartbeat_listen: Some("10.0.0.1:9000".to_owned()),
+        pin_path: Some(PathBuf::from("/run/bpf/other")),
+        control_socket: Some(PathBuf::from("other.sock")),
+        event_log: Some(PathBuf::from("")),
+        legacy_heartbeats: true,
+        down_after: Some("20s".to_owned()),
+        threshold: Some("10%".to_owned()),
+    };
+    let config = Config::example(&overrides, Some(KERNEL)).expect("a good configuration");
+    let mut expected = lab();
+    expected.manager = Manager {
+        interfaces: overrides.interfaces.clone(),
+        attach: Attach::Xdp,
+        heartbeat_listen: "10.0.0.1:9000".parse().expect("an address"),
+        pin_path: PathBuf::from("/run/bpf/other"),
+        control_socket: PathBuf::from("other.sock"),
+        event_log: None,
+        legacy_heartbeats: true,
+    };
+    expected.failover.down_after = Duration::from_secs(20);
+    expected.services[0].threshold = Threshold::Percent(10);
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn an_error_of_the_command_line_names_the_flag() {
+    for (overrides, shown) in [
+        (
+            Overrides {
+                down_after: Some("200ms".to_owned()),
+                ..Overrides::default()
+            },
+            "--down-after: 200ms is shorter than three heartbeat intervals of 100ms",
+        ),
+        (
+            Overrides {
+                attach: Some("generic".to_owned()),
+                ..Overrides::default()
+            },
+            "--attach: \"generic\" is not known",
+        ),
+        (
+            Overrides {
+                threshold: Some("x".to_owned()),
+                ..Overrides::default()
+            },
+            "--threshold: \"x\" is not a threshold",
+        ),
+    ] {
+        let error = Config::example(&overrides, None).expect_err(shown);
+        assert!(error.to_string().starts_with(shown), "{error}");
+    }
+}
+
+#[test]
+fn the_kernels_range_counts_only_when_it_is_known() {
+    let text = example_with("nat_ports = \"4096-32767\"", "nat_ports = \"4096-65535\"");
+    let config = Config::parse(&text, "memlb.toml", &Overrides::default(), None);
+    assert_eq!(
+        config
+            .expect("no range to compare with")
+            .limits
+            .nat_ports
+            .last,
+        65_535
+    );
+}
+
+#[test]
+fn warns_when_2018_workers_would_flap() {
+    let text = example_with("legacy_heartbeats = false", "legacy_heartbeats = true");
+    let warnings = parse(&text).expect("allowed").warnings();
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("15s"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let path = Path::new("/nonexistent/memlb.toml");
+    let error = Config::read(path, &Overrides::default(), None).expect_err("no such file");
+    assert_eq!(error.problems[0].kind, Kind::Unreadable);
+    assert!(
+        error
+            .to_string()
+            .starts_with("/nonexistent/memlb.toml: cannot be read")
+    );
+}
+
+#[test]
+fn numbers_follow_the_file_and_stay_with_their_addresses() {
+    use crate::core::{BackendId, ServiceId};
+    let ids = |config: &Config, pinned: &Pinned| {
+        let service = config.settings(pinned).services.remove(0);
+        let mut ids: Vec<u32> = service
+            .backends
+            .iter()
+            .map(|backend| backend.id.0)
+            .collect();
+        ids.push(service.fallback.id.0);
+        (service.id.0, ids)
+    };
+    let lab = lab();
+    assert_eq!(ids(&lab, &Pinned::default()), (0, vec![1, 2, 3]));
+
+    let at = |text: &str| text.parse().expect("an address");
+    let pinned = Pinned {
+        services: vec![
+            (ServiceId(0), at("192.168.56.101:443")),
+            (ServiceId(4), at("192.168.56.101:80")),
+        ],
+        backends: vec![
+            (BackendId(1), at("192.168.56.102:8080")),
+            (BackendId(2), at("192.168.56.103:8081")),
+            (BackendId(7), at("192.168.56.101:8080")),
+        ],
+    };
+    assert_eq!(ids(&lab, &pinned), (4, vec![2, 3, 7]));
+
+    let mut full = lab;
+    full.limits.backends = 4;
+    let pinned = Pinned {
+        backends: vec![
+            (BackendId(1), at("192.168.56.90:1")),
+            (BackendId(2), at("192.168.56.104:8082")),
+            (BackendId(3), at("192.168.56.91:1")),
+        ],
+        ..Pinned::default()
+    };
+    assert_eq!(ids(&full, &pinned), (0, vec![1, 2, 3]));
+}

@@ -1,0 +1,176 @@
+//! Values that TOML has no type for: durations, thresholds, port ranges, addresses.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::ProblemKind;
+use crate::core::Threshold;
+
+/// A range of ports, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl PortRange {
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// Why a value could not be read: the kind, what is wrong with it, and what to do.
+pub(super) struct BadValue {
+    pub kind: ProblemKind,
+    pub what: String,
+    pub expected: &'static str,
+    pub remedy: String,
+}
+
+/// Reads a duration such as `1500ms` or `1h 30m`.
+pub(super) fn duration(text: &str) -> Result<Duration, BadValue> {
+    humantime::parse_duration(text.trim()).map_err(|error| BadValue {
+        kind: ProblemKind::BadDuration,
+        what: format!("{text:?} is not a duration: {error}"),
+        expected: "a number with a unit: ms, s, m, h",
+        remedy: match text.trim().parse::<u64>() {
+            Ok(number) => format!("write \"{number}ms\" or \"{number}s\", whichever is meant"),
+            Err(_) => "write for instance \"1500ms\" or \"1h 30m\"".to_owned(),
+        },
+    })
+}
+
+/// Writes a duration as it would stand in the file.
+pub(super) fn show_duration(duration: Duration) -> String {
+    if duration.subsec_nanos() == 0 {
+        return humantime::format_duration(duration).to_string();
+    }
+    match u64::try_from(duration.as_millis()) {
+        Ok(ms) if Duration::from_millis(ms) == duration => format!("{ms}ms"),
+        Ok(_) | Err(_) => humantime::format_duration(duration).to_string(),
+    }
+}
+
+/// Reads a threshold: `auto`, a size, or a percentage.
+pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
+    const MOST_PERCENT: u32 = 1000;
+    let bad = |what: String, remedy: &str| BadValue {
+        kind: ProblemKind::BadThreshold,
+        what,
+        expected: "\"auto\", a size such as \"64MiB\", or a percentage such as \"10%\"",
+        remedy: remedy.to_owned(),
+    };
+    let trimmed = text.trim();
+    if trimmed == "auto" {
+        return Ok(Threshold::Auto);
+    }
+    if let Some(number) = trimmed.strip_suffix('%') {
+        return match number.trim_end().parse() {
+            Ok(percent) if percent <= MOST_PERCENT => Ok(Threshold::Percent(percent)),
+            Ok(_) | Err(_) => Err(bad(
+                format!("{text:?} is not a percentage"),
+                "write a whole number from 0 to 1000 before the %",
+            )),
+        };
+    }
+    let digits = trimmed
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| {
+        bad(
+            format!("{text:?} is not a threshold"),
+            "begin with a whole number; leave the setting out for \"auto\"",
+        )
+    })?;
+    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "kib" => 10,
+        "mib" => 20,
+        "gib" => 30,
+        "tib" => 40,
+        _ => {
+            return Err(bad(
+                format!("{text:?} has a unit that is not understood"),
+                "use B, KiB, MiB, GiB or TiB (1 MiB is 1,048,576 bytes)",
+            ));
+        }
+    };
+    let bytes = number.checked_mul(1 << shift);
+    bytes.map(Threshold::Bytes).ok_or_else(|| {
+        bad(
+            format!("{text:?} is more memory than 64 bits can count"),
+            "write a smaller size",
+        )
+    })
+}
+
+/// Reads a range of ports such as `4096-32767`, in either order.
+pub(super) fn port_range(text: &str) -> Result<PortRange, BadValue> {
+    let ports = text.split_once('-').and_then(|(first, last)| {
+        let port = |part: &str| u16::from_str(part.trim()).ok();
+        Some((port(first)?, port(last)?))
+    });
+    match ports {
+        Some((first, last)) => Ok(PortRange { first, last }),
+        None => Err(BadValue {
+            kind: ProblemKind::BadPortRange,
+            what: format!("{text:?} is not a range of ports"),
+            expected: "FIRST-LAST, each from 0 to 65535",
+            remedy: "write for instance \"4096-32767\"".to_owned(),
+        }),
+    }
+}
+
+/// Reads an IPv4 address with a port other than 0.
+pub(super) fn address(text: &str) -> Result<SocketAddrV4, BadValue> {
+    let expected = "an IPv4 address and a port, as in \"192.168.56.101:80\"";
+    let bad = |what: String, remedy: &str| {
+        Err(BadValue {
+            kind: ProblemKind::BadAddress,
+            what,
+            expected,
+            remedy: remedy.to_owned(),
+        })
+    };
+    match text.parse() {
+        Ok(SocketAddr::V4(address)) if address.port() == 0 => bad(
+            format!("{text:?} has port 0"),
+            "write the port that is really used",
+        ),
+        Ok(SocketAddr::V4(address)) => Ok(address),
+        Ok(SocketAddr::V6(_)) => Err(ipv6(text, expected)),
+        Err(_) => match text.trim_matches(['[', ']']).parse() {
+            Ok(IpAddr::V4(_)) => bad(
+                format!("{text:?} has no port"),
+                "add the port: ADDRESS:PORT",
+            ),
+            Ok(IpAddr::V6(_)) => Err(ipv6(text, expected)),
+            Err(_) => bad(
+                format!("{text:?} is not an address"),
+                "write the address in numbers; names are not resolved",
+            ),
+        },
+    }
+}
+
+fn ipv6(text: &str, expected: &'static str) -> BadValue {
+    BadValue {
+        kind: ProblemKind::Ipv6Unsupported,
+        what: format!("{text:?} is an IPv6 address, which this version does not support yet"),
+        expected,
+        remedy: "use the machine's IPv4 address".to_owned(),
+    }
+}
