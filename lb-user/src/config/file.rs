@@ -104,10 +104,14 @@ pub(super) fn line(text: &str, byte: usize) -> usize {
 fn explain(error: &toml::de::Error, text: &str, name: &str) -> Problem {
     let byte = error.span().map_or(0, |span| span.start);
     let line = line(text, byte);
-    let key = key_at(text, line);
+    let mut key = key_at(text, line);
     // The parser's words are lines of prose; one line is what fits here.
     let message = error.message().replace('\n', ", ");
     let (kind, what, expected, remedy) = if let Some((unknown, known)) = unknown_field(&message) {
+        // In an inline table the line begins with another key.
+        if !key.ends_with(unknown) {
+            key = unknown.to_owned();
+        }
         (
             ProblemKind::UnknownKey,
             format!("there is no setting {unknown:?} here"),

@@ -503,7 +503,7 @@ fn the_command_line_goes_before_the_file() {
     let config = Config::example(&overrides, Some(KERNEL)).expect("a good configuration");
     let mut expected = lab();
     expected.manager = Manager {
-        interfaces: overrides.interfaces.clone(),
+        interfaces: overrides.interfaces,
         attach: Attach::Xdp,
         heartbeat_listen: "10.0.0.1:9000".parse().expect("an address"),
         pin_path: PathBuf::from("/run/bpf/other"),

@@ -99,3 +99,49 @@ pub fn next(health: Health, sign: Sign) -> Health {
         (quiet, Sign::Silence) => quiet,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Health::*;
+    use super::*;
+
+    #[test]
+    fn the_whole_table() {
+        let signs = [
+            Sign::Good { proven: false },
+            Sign::Good { proven: true },
+            Sign::Unhealthy,
+            Sign::Leaving,
+            Sign::Maintenance,
+            Sign::Silence,
+        ];
+        // One line for each state, one column for each sign.
+        let table = [
+            (Unknown, [Up, Up, Unhealthy, Leaving, Maintenance, Unknown]),
+            (Up, [Up, Up, Unhealthy, Leaving, Maintenance, Down]),
+            (Down, [Down, Up, Unhealthy, Leaving, Maintenance, Down]),
+            (
+                Unhealthy,
+                [Unhealthy, Up, Unhealthy, Leaving, Maintenance, Down],
+            ),
+            (
+                Leaving,
+                [Leaving, Up, Unhealthy, Leaving, Maintenance, Leaving],
+            ),
+            (
+                Maintenance,
+                [
+                    Maintenance,
+                    Up,
+                    Unhealthy,
+                    Leaving,
+                    Maintenance,
+                    Maintenance,
+                ],
+            ),
+        ];
+        for (health, expected) in table {
+            assert_eq!(signs.map(|sign| next(health, sign)), expected, "{health:?}");
+        }
+    }
+}

@@ -127,11 +127,11 @@ impl Core {
         match worker.admit(report, self.down_after, now) {
             Admission::Newer => {}
             Admission::Restarted => {
-                self.events
-                    .extend(worker.sequence.boot().map(|boot| Event::AgentRestarted {
-                        worker: worker.name.clone(),
-                        boot: boot.to_string(),
-                    }))
+                let boot = worker.sequence.boot().map(|boot| boot.to_string());
+                self.events.extend(boot.map(|boot| Event::AgentRestarted {
+                    worker: worker.name.clone(),
+                    boot,
+                }));
             }
             Admission::Duplicate => return Outcome::Duplicate,
             Admission::Reordered => return Outcome::Reordered,
@@ -352,3 +352,6 @@ impl Core {
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ pub struct Snapshot {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceSnapshot {
+pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub name: String,
     pub address: String,
     pub protocol: String,
@@ -34,7 +34,7 @@ pub struct ServiceSnapshot {
     /// How long the selection has stood.
     pub since_ms: u64,
     /// The workers in the order of the configuration, then the manager.
-    pub backends: Vec<BackendSnapshot>,
+    pub backends: Vec<B>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,25 @@ pub struct BackendSnapshot {
     pub age_ms: Option<u64>,
     pub memory_available_bytes: Option<u64>,
     pub memory_total_bytes: Option<u64>,
+}
+
+impl<B> ServiceSnapshot<B> {
+    /// Returns the same service with more, or less, said about its backends.
+    pub fn map_backends<C>(self, map: impl FnMut(B) -> C) -> ServiceSnapshot<C> {
+        ServiceSnapshot {
+            name: self.name,
+            address: self.address,
+            protocol: self.protocol,
+            policy: self.policy,
+            threshold: self.threshold,
+            threshold_bytes: self.threshold_bytes,
+            selected: self.selected,
+            rule: self.rule,
+            reason: self.reason,
+            since_ms: self.since_ms,
+            backends: self.backends.into_iter().map(map).collect(),
+        }
+    }
 }
 
 impl Service {

@@ -9,6 +9,8 @@ use crate::config::file::{Given, LimitsTable, Scalar};
 use crate::config::values::{self, PortRange, show_duration};
 
 const MOST_FLOWS: u32 = 1 << 24;
+/// The entry for "none", a worker and a fallback.
+const LEAST_BACKENDS: u32 = 3;
 const MOST_BACKENDS: u32 = 1 << 16;
 /// Below this only privileged programs may listen, so that none expects a stranger there.
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
@@ -17,19 +19,24 @@ pub(super) fn check(
     reader: &mut Reader<'_>,
     table: LimitsTable,
     kernel_ports: Option<PortRange>,
-) -> Limits {
+) -> (Limits, Checked<u32>) {
     let default = Limits::default();
-    let backends = ("limits.backends", table.backends, default.backends);
+    let backends = reader.integer(
+        "limits.backends",
+        table.backends,
+        default.backends,
+        LEAST_BACKENDS..=MOST_BACKENDS,
+    );
     let flows = ("limits.flows", table.flows, default.flows);
     let half_open = (
         "limits.half_open_flows",
         table.half_open_flows,
         default.half_open_flows,
     );
-    Limits {
-        backends: size(reader, backends, 3, MOST_BACKENDS),
-        flows: size(reader, flows, 1, MOST_FLOWS),
-        half_open_flows: size(reader, half_open, 1, MOST_FLOWS),
+    let limits = Limits {
+        backends: backends.value,
+        flows: flow_count(reader, flows),
+        half_open_flows: flow_count(reader, half_open),
         nat_ports: nat_ports(reader, table.nat_ports, default.nat_ports, kernel_ports),
         ..idle_times(
             reader,
@@ -37,16 +44,12 @@ pub(super) fn check(
             table.closing_idle,
             table.half_open_idle,
         )
-    }
+    };
+    (limits, backends)
 }
 
-fn size(
-    reader: &mut Reader<'_>,
-    (key, given, default): (&str, Given<i64>, u32),
-    least: u32,
-    most: u32,
-) -> u32 {
-    reader.integer(key, given, default, least..=most).value
+fn flow_count(reader: &mut Reader<'_>, (key, given, default): (&str, Given<i64>, u32)) -> u32 {
+    reader.integer(key, given, default, 1..=MOST_FLOWS).value
 }
 
 fn nat_ports(

@@ -25,8 +25,8 @@ pub(super) fn check(
     let mut reader = Reader::new(text, name);
     let manager = manager::check(&mut reader, file.manager, overrides);
     let failover = failover(&mut reader, file.failover, overrides);
-    let limits = limits::check(&mut reader, file.limits, kernel_ports);
-    let services = services::check(&mut reader, file.services, overrides, limits.backends);
+    let (limits, backends) = limits::check(&mut reader, file.limits, kernel_ports);
+    let services = services::check(&mut reader, file.services, overrides, &backends);
     reader.finish(Config {
         manager,
         failover,

@@ -235,8 +235,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads an address that must be given.
-    pub fn address(&mut self, key: &str, whole: &Place, given: Given<String>) -> Option<Located> {
-        let (text, place) = self.required(key, whole, given, "\"192.168.56.101:80\"")?;
+    pub fn address(
+        &mut self,
+        key: &str,
+        whole: &Place,
+        given: Given<String>,
+        example: &str,
+    ) -> Option<Located> {
+        let (text, place) = self.required(key, whole, given, example)?;
         match values::address(&text) {
             Ok(address) => Some(Located { address, place }),
             Err(bad) => {

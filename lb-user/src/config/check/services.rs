@@ -5,7 +5,7 @@ use std::net::SocketAddrV4;
 
 use toml::Spanned;
 
-use super::reader::{Located, Place, Reader, Setting};
+use super::reader::{Checked, Located, Place, Reader, Setting};
 use crate::config::error::{Origin, ProblemKind};
 use crate::config::file::{Given, ServiceTable, WorkerTable};
 use crate::config::overrides::Overrides;
@@ -35,9 +35,9 @@ pub(super) fn check(
     reader: &mut Reader<'_>,
     tables: Vec<Spanned<ServiceTable>>,
     overrides: &Overrides,
-    backends: u32,
+    room: &Checked<u32>,
 ) -> Vec<Service> {
-    count(reader, &tables, backends);
+    count(reader, &tables, room);
     let drafts: Vec<Draft> = tables
         .into_iter()
         .map(|table| draft(reader, table, overrides))
@@ -76,7 +76,7 @@ impl Draft {
     }
 }
 
-fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], backends: u32) {
+fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], backends: &Checked<u32>) {
     if tables.is_empty() {
         let place = reader.nowhere("service");
         reader.refuse(
@@ -106,11 +106,10 @@ fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], backends: u3
         })
         .sum();
     // Entry 0 of the kernel's table means "none".
-    let room = backends.saturating_sub(1) as usize;
+    let room = backends.value.saturating_sub(1) as usize;
     if needed > room {
-        let place = reader.nowhere("limits.backends");
         reader.refuse(
-            &place,
+            &backends.place,
             ProblemKind::TooManyBackends,
             format!("{needed} backends are configured (workers of all services, and a fallback each), but there is room for {room}"),
             format!("backends = {} or more", needed + 1),
@@ -123,7 +122,13 @@ fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Over
     let whole = reader.at("service", &table);
     let table = table.into_inner();
     let name = name(reader, "service.name", &whole, table.name, "\"web\"");
-    let address = machine(reader, "service.address", &whole, table.address);
+    let address = machine(
+        reader,
+        "service.address",
+        &whole,
+        table.address,
+        "\"192.168.56.101:80\"",
+    );
     let protocol = reader.choice(
         "service.protocol",
         Setting::file(table.protocol),
@@ -156,7 +161,12 @@ fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Over
     Draft {
         name,
         address,
-        fallback: reader.address("service.fallback", &whole, table.fallback),
+        fallback: reader.address(
+            "service.fallback",
+            &whole,
+            table.fallback,
+            "\"192.168.56.101:8080\"",
+        ),
         workers: workers(reader, &whole, table.workers),
         rest: (
             protocol.unwrap_or(Protocol::Tcp),
@@ -211,7 +221,13 @@ fn workers(
         }
         DraftWorker {
             name,
-            address: machine(reader, "service.workers.address", &whole, table.address),
+            address: machine(
+                reader,
+                "service.workers.address",
+                &whole,
+                table.address,
+                "\"192.168.56.103:8081\"",
+            ),
         }
     };
     tables.into_iter().map(draft).collect()
@@ -244,8 +260,9 @@ fn machine(
     key: &str,
     whole: &Place,
     given: Given<String>,
+    example: &str,
 ) -> Option<Located> {
-    let located = reader.address(key, whole, given)?;
+    let located = reader.address(key, whole, given, example)?;
     let ip = located.address.ip();
     let unfit = [
         (ip.is_unspecified(), "stands for any address"),
@@ -315,13 +332,13 @@ fn distinct<'a>(
             continue;
         };
         let line = match &first.origin {
-            Origin::Line { line, .. } => format!(" in line {line}"),
+            Origin::Line { line, .. } => format!(" (line {line})"),
             Origin::File { .. } | Origin::Flag(_) => String::new(),
         };
         reader.refuse(
             place,
             kind,
-            format!("{value:?} belongs to {whose} already{line}"),
+            format!("{value:?} already belongs to {whose}{line}"),
             "each one different",
             "correct or remove one of the two",
         );

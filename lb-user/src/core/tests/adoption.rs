@@ -1,0 +1,83 @@
+//! A restarted manager: what was selected stays, until there is a reason.
+
+use super::*;
+
+fn restarted(adopted: &Adopted) -> World {
+    let now = Instant::now();
+    let core = Core::resume(lab(Threshold::Bytes(64 * MIB)), adopted, now);
+    World::around(core, now)
+}
+
+fn adopted(selected: u32, up: &[u32]) -> Adopted {
+    Adopted {
+        selections: [(WEB, BackendId(selected))].into(),
+        up: up.iter().copied().map(BackendId).collect(),
+    }
+}
+
+#[test]
+fn a_restart_alone_changes_nothing() {
+    let mut world = restarted(&adopted(2, &[1, 2, 3]));
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(world.maps.selection[&WEB], BackendId(2));
+    assert_eq!(world.kinds(), ["selection_adopted"]);
+    // The other worker is heard first, and has far more memory than anybody knows of worker2.
+    world.start("worker1", 600);
+    assert_eq!(world.selected(), "worker2");
+    world.start("worker2", 550);
+    assert_eq!(world.selected(), "worker2");
+    world.pass(ms(10_000));
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(
+        world.kinds(),
+        Vec::<String>::new(),
+        "both were up all the time"
+    );
+}
+
+#[test]
+fn an_adopted_worker_has_down_after_to_be_heard() {
+    let mut world = restarted(&adopted(2, &[2]));
+    world.start("worker1", 300);
+    world.pass(DOWN_AFTER);
+    assert_eq!(world.selected(), "worker2");
+    world.pass(Duration::from_nanos(1));
+    assert_eq!(world.selected(), "worker1");
+    assert_eq!(world.state("worker2"), Health::Down);
+}
+
+#[test]
+fn an_adopted_worker_that_says_it_is_unhealthy_is_left_at_once() {
+    let mut world = restarted(&adopted(2, &[1, 2]));
+    let mut unhealthy = report("worker2", 7, 1, 400);
+    unhealthy.healthy = false;
+    assert_eq!(world.hear(&unhealthy), Outcome::Accepted);
+    assert_eq!(
+        world.selected(),
+        "worker1",
+        "adopted as up, though not heard"
+    );
+}
+
+#[test]
+fn normal_rules_hold_once_both_are_heard() {
+    let mut world = restarted(&adopted(2, &[1, 2]));
+    world.start("worker2", 300);
+    world.start("worker1", 365);
+    assert_eq!(world.selected(), "worker1");
+}
+
+#[test]
+fn an_adopted_fallback_stays_until_a_worker_is_heard() {
+    let mut world = restarted(&adopted(3, &[3]));
+    assert_eq!(world.selected(), "manager");
+    world.start("worker1", 300);
+    assert_eq!(world.selected(), "worker1");
+}
+
+#[test]
+fn a_selection_of_nobody_known_is_not_adopted() {
+    let mut world = restarted(&adopted(99, &[98]));
+    assert_eq!(world.selected(), "manager");
+    assert_eq!(world.kinds(), ["selection_changed"]);
+}

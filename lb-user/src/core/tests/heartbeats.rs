@@ -1,0 +1,212 @@
+//! Heartbeats lost, repeated, out of order, late, replayed, and a manager that did not listen.
+
+use super::*;
+
+#[test]
+fn losing_most_heartbeats_is_no_death() {
+    let mut world = World::new(lab(Threshold::Auto));
+    // 13 of 14 are lost.
+    for number in (1..1000).step_by(14) {
+        assert_eq!(
+            world.hear(&report("worker1", 7, number, 400)),
+            Outcome::Accepted
+        );
+        world.pass(ms(1_400));
+        assert_eq!(world.state("worker1"), Health::Up);
+    }
+    assert!(!world.kinds().contains(&"worker_down".to_owned()));
+}
+
+#[test]
+fn repeated_and_late_heartbeats_refresh_neither_memory_nor_life() {
+    let mut world = World::new(lab(Threshold::Auto));
+    assert_eq!(world.hear(&report("worker1", 7, 5, 400)), Outcome::Accepted);
+    let deadline = world.core.poll_timeout();
+    world.pass(ms(1_000));
+    let before = world.core.snapshot(world.now);
+    assert_eq!(
+        world.hear(&report("worker1", 7, 5, 100)),
+        Outcome::Duplicate
+    );
+    assert_eq!(
+        world.hear(&report("worker1", 7, 4, 100)),
+        Outcome::Reordered
+    );
+    assert_eq!(world.core.snapshot(world.now), before);
+    assert_eq!(world.core.poll_timeout(), deadline);
+    world.pass(ms(1_000));
+    assert_eq!(world.state("worker1"), Health::Down);
+    // Nor do they bring a dead worker back.
+    for number in [5, 4, 3, 2, 1] {
+        assert_ne!(
+            world.hear(&report("worker1", 7, number, 400)),
+            Outcome::Accepted
+        );
+    }
+    assert_eq!(world.state("worker1"), Health::Down);
+}
+
+#[test]
+fn a_restarted_agent_begins_anew_and_its_earlier_life_is_over() {
+    let mut world = World::new(lab(Threshold::Auto));
+    assert_eq!(
+        world.hear(&report("worker1", 7, 900, 400)),
+        Outcome::Accepted
+    );
+    assert_eq!(world.hear(&report("worker1", 8, 1, 300)), Outcome::Accepted);
+    // A straggler from before the restart, newer by its number.
+    assert_eq!(
+        world.hear(&report("worker1", 7, 901, 400)),
+        Outcome::OldBoot
+    );
+    assert_eq!(world.hear(&report("worker1", 8, 2, 300)), Outcome::Accepted);
+    let kinds = world.kinds();
+    let restarts = kinds.iter().filter(|kind| *kind == "agent_restarted");
+    assert_eq!(restarts.count(), 1);
+}
+
+#[test]
+fn of_two_agents_with_one_name_the_survivor_counts() {
+    let mut world = World::new(lab(Threshold::Auto));
+    for number in 1..10 {
+        let one = world.hear(&report("worker1", 7, number, 400));
+        let other = world.hear(&report("worker1", 8, number, 300));
+        let expected = if number == 1 {
+            Outcome::Accepted
+        } else {
+            Outcome::OldBoot
+        };
+        assert_eq!((one, other), (expected, Outcome::Accepted));
+        world.pass(BEAT);
+    }
+    world.pass(ms(2_000));
+    assert_eq!(world.state("worker1"), Health::Down);
+    assert_eq!(world.hear(&report("worker1", 7, 9, 400)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&report("worker1", 7, 10, 400)),
+        Outcome::Accepted
+    );
+    assert_eq!(world.state("worker1"), Health::Up);
+    assert_eq!(world.hear(&report("worker1", 8, 10, 300)), Outcome::OldBoot);
+}
+
+#[test]
+fn strangers_are_refused() {
+    let mut world = World::new(lab(Threshold::Auto));
+    let before = world.core.snapshot(world.now);
+    assert_eq!(
+        world.hear(&report("worker3", 7, 1, 400)),
+        Outcome::UnknownWorker
+    );
+    assert_eq!(
+        world.hear(&report("manager", 7, 1, 400)),
+        Outcome::UnknownWorker
+    );
+    assert_eq!(world.core.snapshot(world.now), before);
+}
+
+fn legacy(worker: &str, available_mib: u64) -> Report {
+    let mut report = report(worker, 0, 0, available_mib);
+    report.sequence = None;
+    report.interval = None;
+    report.memory.total_bytes = None;
+    report
+}
+
+#[test]
+fn a_2018_worker_lives_by_the_same_rules() {
+    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
+    world.start("worker1", 300);
+    assert_eq!(world.hear(&legacy("worker2", 394)), Outcome::Accepted);
+    assert_eq!(world.selected(), "worker2");
+    world.pass(ms(1_500));
+    assert_eq!(world.selected(), "worker2");
+    world.pass(ms(1));
+    assert_eq!(world.selected(), "worker1");
+}
+
+#[test]
+fn a_worker_that_speaks_both_forms_is_judged_by_version_1() {
+    let mut world = World::new(lab(Threshold::Auto));
+    assert_eq!(world.hear(&legacy("worker1", 100)), Outcome::Accepted);
+    assert_eq!(world.hear(&report("worker1", 7, 1, 400)), Outcome::Accepted);
+    assert_eq!(world.hear(&legacy("worker1", 100)), Outcome::Superseded);
+    world.pass(ms(2_000));
+    assert_eq!(world.state("worker1"), Health::Down);
+    assert_eq!(world.hear(&legacy("worker1", 100)), Outcome::Accepted);
+}
+
+#[test]
+fn says_once_that_a_worker_sends_too_seldom() {
+    let mut world = World::new(lab(Threshold::Auto));
+    for number in 1..5 {
+        let mut slow = report("worker1", 7, number, 400);
+        slow.interval = Some(ms(501));
+        assert_eq!(world.hear(&slow), Outcome::Accepted);
+    }
+    let kinds = world.kinds();
+    let said = kinds.iter().filter(|kind| *kind == "interval_too_long");
+    assert_eq!(said.count(), 1);
+}
+
+#[test]
+fn a_suspended_manager_with_a_full_queue_raises_no_alarm() {
+    let mut world = World::new(lab(Threshold::Auto));
+    world.start("worker1", 500);
+    world.start("worker2", 300);
+    world.pass(ms(1_000));
+    world.kinds();
+    // Stopped for ten seconds: then the queue is read, before time is looked at.
+    world.now += ms(10_000);
+    for _ in 0..100 {
+        world.beat("worker1");
+        world.beat("worker2");
+    }
+    world.wake();
+    assert_eq!(world.selected(), "worker1");
+    assert_eq!(world.kinds(), ["manager_overslept"]);
+}
+
+#[test]
+fn a_suspended_manager_with_an_empty_queue_listens_before_it_judges() {
+    let mut world = World::new(lab(Threshold::Auto));
+    world.start("worker1", 500);
+    world.start("worker2", 300);
+    world.pass(ms(1_050));
+    // Worker1 was last heard at 1,000 ms and dies; the manager stops for ten seconds.
+    world.agents.remove("worker1");
+    world.kinds();
+    let asleep = ms(10_000);
+    world.now += asleep;
+    world.next_beat += asleep;
+    world.wake();
+    assert_eq!(world.kinds(), ["manager_overslept"]);
+    // Of the silence it had 1,450 ms left, which it now gets.
+    world.pass(ms(1_450));
+    assert_eq!(world.selected(), "worker1");
+    world.pass(ms(1));
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(world.state("worker2"), Health::Up);
+}
+
+#[test]
+fn a_manager_a_little_late_judges_all_the_same() {
+    let mut world = World::new(lab(Threshold::Auto));
+    world.start("worker1", 500);
+    world.now += DOWN_AFTER + ms(300);
+    world.wake();
+    assert_eq!(world.state("worker1"), Health::Down);
+}
+
+#[test]
+fn a_flood_that_keeps_the_shell_from_its_timeouts_hides_no_death() {
+    let mut world = World::new(lab(Threshold::Auto));
+    world.start("worker1", 500);
+    let flood = report("stranger", 0, 0, 1);
+    for _ in 0..10_000 {
+        world.now += ms(1);
+        assert_eq!(world.hear(&flood), Outcome::UnknownWorker);
+    }
+    world.wake();
+    assert_eq!(world.state("worker1"), Health::Down);
+}

@@ -1,0 +1,220 @@
+//! Random histories against what must always hold.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const WORKERS: [&str; 4] = ["worker1", "worker2", "worker3", "worker4"];
+
+#[derive(Debug, Clone)]
+enum Input {
+    Heartbeat(Report),
+    /// Time passes, and the shell is called at every deadline on the way.
+    Pass(Duration),
+    /// Time passes, and the shell is not called.
+    Oversleep(Duration),
+    /// The shell looks without need.
+    Timeout,
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let threshold = prop_oneof![
+        Just(Threshold::Auto),
+        (0..100u64).prop_map(|mib| Threshold::Bytes(mib * MIB)),
+        (0..50u32).prop_map(Threshold::Percent),
+    ];
+    (threshold.clone(), threshold, 0..4u32).prop_map(|(one, other, up_after)| Settings {
+        down_after: DOWN_AFTER,
+        up_after,
+        services: vec![
+            service(0, 1, &WORKERS[..3], one),
+            service(1, 10, &[WORKERS[3], WORKERS[1]], other),
+        ],
+    })
+}
+
+fn adopted() -> impl Strategy<Value = Adopted> {
+    let selections = prop::collection::btree_map((0..2u32).prop_map(ServiceId), backend(), 0..3);
+    let up = prop::collection::btree_set(backend(), 0..4);
+    (selections, up).prop_map(|(selections, up)| Adopted { selections, up })
+}
+
+fn backend() -> impl Strategy<Value = BackendId> {
+    (0..14u32).prop_map(BackendId)
+}
+
+fn heartbeat() -> impl Strategy<Value = Report> {
+    let worker = prop::sample::select(&["worker1", "worker2", "worker3", "worker4", "stranger"]);
+    let state = prop_oneof![
+        8 => Just(WorkerState::Ready),
+        1 => Just(WorkerState::Leaving),
+        1 => Just(WorkerState::Maintenance),
+    ];
+    let sequence = prop::option::weighted(0.8, (0..3u64, 0..40u64));
+    let healthy = prop::bool::weighted(0.9);
+    (worker, state, sequence, healthy, 0..700u64).prop_map(
+        |(worker, state, sequence, healthy, mib)| Report {
+            sequence: sequence.map(|(boot, number)| Sequence {
+                boot: BootId(boot),
+                number,
+            }),
+            state,
+            healthy,
+            ..report(worker, 0, 0, mib)
+        },
+    )
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    let milliseconds = |most: u64| (0..most).prop_map(Duration::from_millis);
+    prop_oneof![
+        12 => heartbeat().prop_map(Input::Heartbeat),
+        4 => milliseconds(600).prop_map(Input::Pass),
+        1 => milliseconds(4_000).prop_map(Input::Pass),
+        1 => milliseconds(8_000).prop_map(Input::Oversleep),
+        1 => Just(Input::Timeout),
+    ]
+}
+
+/// Lives through a history, checking all the way; returns everything that came out.
+fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input]) -> Vec<String> {
+    let core = Core::resume(settings.clone(), adopted, start);
+    let mut world = World::around(core, start);
+    let mut log = Vec::new();
+    check(&world, settings);
+    for input in history {
+        let down_before = log.len();
+        match input {
+            Input::Heartbeat(report) => {
+                let outcome = world.hear(report);
+                assert!(outcome == Outcome::Accepted || outcome.refusal().is_some());
+            }
+            Input::Pass(duration) => world.pass_exactly(*duration),
+            Input::Oversleep(duration) => {
+                let due = world.core.poll_timeout();
+                world.now += *duration;
+                world.wake();
+                if due.is_some_and(|due| world.now > due + DOWN_AFTER / 4) {
+                    assert!(!world.fell(), "judged while asleep");
+                }
+            }
+            Input::Timeout => world.wake(),
+        }
+        check(&world, settings);
+        check_events(&world.events);
+        log.extend(
+            world
+                .events
+                .drain(..)
+                .map(|event| format!("{event:?} {event}")),
+        );
+        log.push(format!(
+            "{:?} {:?}",
+            world.maps,
+            world.core.snapshot(world.now)
+        ));
+        assert!(log.len() > down_before);
+    }
+    log
+}
+
+impl World {
+    /// Like [`World::pass`], and looks one nanosecond before each deadline, too.
+    fn pass_exactly(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while let Some(due) = self.core.poll_timeout().filter(|due| *due <= end) {
+            let moment_before = due - Duration::from_nanos(1);
+            assert!(moment_before >= self.now);
+            self.now = moment_before;
+            let events = self.events.len();
+            self.wake();
+            assert_eq!(self.events.len(), events, "fired before its deadline");
+            assert_eq!(self.core.poll_timeout(), Some(due));
+            self.now = due;
+            self.wake();
+            assert!(self.fell(), "nothing was due");
+        }
+        self.now = end;
+        self.wake();
+    }
+
+    /// Whether a worker's death is among the events not taken yet.
+    fn fell(&self) -> bool {
+        let mut events = self.events.iter();
+        events.any(|event| matches!(event, Event::WorkerDown { .. }))
+    }
+}
+
+fn check(world: &World, settings: &Settings) {
+    let snapshot = world.core.snapshot(world.now);
+    for (service, settings) in snapshot.services.iter().zip(&settings.services) {
+        let (manager, workers) = service.backends.split_last().expect("a fallback");
+        assert_eq!(
+            (manager.name.as_str(), manager.state),
+            (MANAGER, Health::Up)
+        );
+        let any_up = workers.iter().any(|worker| worker.state.is_up());
+        let all = || service.backends.iter();
+        let selected = all().find(|backend| backend.name == service.selected);
+        let selected = selected.expect("the selected backend");
+        assert!(selected.state.is_up(), "{service:?}");
+        // A manager that found its fallback selected keeps it until it hears somebody.
+        let heard = workers.iter().any(|worker| worker.age_ms.is_some());
+        assert_eq!(
+            selected.name == MANAGER,
+            !any_up || !heard && service.rule == Rule::NothingHeard
+        );
+        assert_eq!(world.maps.selection[&settings.id], selected.backend_id);
+        for backend in all() {
+            let (state, memory) = world.maps.backends[&backend.backend_id];
+            assert_eq!(state, backend.state);
+            let available = memory.map(|memory| memory.available_bytes);
+            assert_eq!(available, backend.memory_available_bytes);
+            let age = backend.age_ms.unwrap_or(0);
+            assert!(
+                state != Health::Unknown || backend.age_ms.is_none(),
+                "{age} {state}"
+            );
+        }
+    }
+}
+
+fn check_events(events: &[Event]) {
+    for (index, event) in events.iter().enumerate() {
+        let Event::SelectionChanged {
+            rule,
+            from_memory_available_bytes: from,
+            to_memory_available_bytes: to,
+            threshold_bytes: threshold,
+            ..
+        } = event
+        else {
+            continue;
+        };
+        if *rule == Rule::MoreMemory {
+            assert!(to.expect("known") - from.expect("known") > threshold.expect("known"));
+        }
+        let alarm = index > 0 && matches!(events[index - 1], Event::AllWorkersDown { .. });
+        assert_eq!(
+            *rule == Rule::NoWorkerUp,
+            alarm,
+            "one alarm for each transition"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn the_invariants_hold_and_the_same_history_ends_the_same(
+        settings in settings(),
+        adopted in adopted(),
+        history in prop::collection::vec(input(), 1..120),
+    ) {
+        let start = Instant::now();
+        let one = live(&settings, &adopted, start, &history);
+        let other = live(&settings, &adopted, start, &history);
+        prop_assert_eq!(one, other);
+    }
+}

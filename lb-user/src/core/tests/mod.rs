@@ -1,0 +1,237 @@
+//! The core in virtual time: a shell without a world around it.
+
+mod adoption;
+mod heartbeats;
+mod histories;
+mod outputs;
+mod stories;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const DOWN_AFTER: Duration = Duration::from_millis(1500);
+pub(super) const BEAT: Duration = Duration::from_millis(100);
+pub(super) const WEB: ServiceId = ServiceId(0);
+
+/// The three-node lab: worker1 is backend 1, worker2 backend 2, the manager backend 3.
+pub(super) fn lab(threshold: Threshold) -> Settings {
+    Settings {
+        down_after: DOWN_AFTER,
+        up_after: 2,
+        services: vec![service(0, 1, &["worker1", "worker2"], threshold)],
+    }
+}
+
+pub(super) fn service(
+    id: u32,
+    first_backend: u32,
+    workers: &[&str],
+    threshold: Threshold,
+) -> ServiceSettings {
+    let address = |port: u16| std::net::SocketAddrV4::new([192, 168, 56, 101].into(), port);
+    let ids = first_backend..;
+    let backends: Vec<BackendSettings> = ids
+        .zip(workers)
+        .map(|(id, worker)| BackendSettings {
+            id: BackendId(id),
+            worker: (*worker).to_owned(),
+            address: address(8080),
+        })
+        .collect();
+    ServiceSettings {
+        id: ServiceId(id),
+        name: format!("service{id}"),
+        address: address(80),
+        policy: Policy::Memory,
+        threshold,
+        fallback: FallbackSettings {
+            id: BackendId(first_backend + workers.len() as u32),
+            address: address(8080),
+        },
+        backends,
+    }
+}
+
+pub(super) fn report(worker: &str, boot: u64, number: u64, available_mib: u64) -> Report {
+    Report {
+        worker: worker.to_owned(),
+        sequence: Some(Sequence {
+            boot: BootId(boot),
+            number,
+        }),
+        memory: Memory {
+            available_bytes: available_mib * MIB,
+            total_bytes: Some(700 * MIB),
+        },
+        state: WorkerState::Ready,
+        healthy: true,
+        interval: Some(BEAT),
+    }
+}
+
+pub(super) fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// Carries commands out as the datapath would, and checks on the way what [`Command`] promises.
+#[derive(Debug, Default)]
+pub(super) struct Maps {
+    pub backends: BTreeMap<BackendId, (Health, Option<Memory>)>,
+    pub selection: BTreeMap<ServiceId, BackendId>,
+}
+
+impl Maps {
+    pub fn apply(&mut self, command: Command) {
+        match command {
+            Command::SetBackend {
+                backend,
+                state,
+                memory,
+            } => {
+                let before = self.backends.insert(backend, (state, memory));
+                assert_ne!(before, Some((state, memory)), "said twice: {command:?}");
+            }
+            Command::Select { service, backend } => {
+                assert!(
+                    self.backends.contains_key(&backend),
+                    "never described: {command:?}"
+                );
+                let before = self.selection.insert(service, backend);
+                assert_ne!(before, Some(backend), "said twice: {command:?}");
+            }
+        }
+        for (service, backend) in &self.selection {
+            let state = self.backends[backend].0;
+            assert!(
+                state.is_up(),
+                "{service:?} selects {backend}, which is {state}"
+            );
+        }
+    }
+}
+
+/// A shell that never oversleeps, with agents that beat every 100 ms.
+pub(super) struct World {
+    pub core: Core,
+    pub now: Instant,
+    pub maps: Maps,
+    pub events: Vec<Event>,
+    /// What each running agent sends next.
+    pub agents: BTreeMap<String, Report>,
+    next_beat: Instant,
+    boots: u64,
+}
+
+impl World {
+    pub fn new(settings: Settings) -> Self {
+        let now = Instant::now();
+        Self::around(Core::new(settings, now), now)
+    }
+
+    pub fn around(core: Core, now: Instant) -> Self {
+        let mut world = Self {
+            core,
+            now,
+            maps: Maps::default(),
+            events: Vec::new(),
+            agents: BTreeMap::new(),
+            next_beat: now + BEAT,
+            boots: 0,
+        };
+        world.drain();
+        world
+    }
+
+    /// Starts an agent; its first heartbeat is sent at once.
+    pub fn start(&mut self, worker: &str, available_mib: u64) {
+        self.boots += 1;
+        let report = report(worker, self.boots, 1, available_mib);
+        self.agents.insert(worker.to_owned(), report);
+        self.beat(worker);
+    }
+
+    /// Sends an agent's next heartbeat now.
+    pub fn beat(&mut self, worker: &str) {
+        let Some(agent) = self.agents.get_mut(worker) else {
+            return;
+        };
+        let report = agent.clone();
+        if let Some(sequence) = &mut agent.sequence {
+            sequence.number += 1;
+        }
+        assert_eq!(self.hear(&report), Outcome::Accepted);
+    }
+
+    pub fn hear(&mut self, report: &Report) -> Outcome {
+        let outcome = self.core.handle_heartbeat(report, self.now);
+        self.drain();
+        outcome
+    }
+
+    /// Lets time pass: agents beat and deadlines fire, each at its own instant.
+    pub fn pass(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            let wake = self.core.poll_timeout().unwrap_or(end);
+            let next = end.min(wake).min(self.next_beat);
+            assert!(
+                next >= self.now,
+                "the core asks for an instant that has passed"
+            );
+            self.now = next;
+            if next == self.next_beat {
+                self.next_beat += BEAT;
+                let workers: Vec<String> = self.agents.keys().cloned().collect();
+                workers.iter().for_each(|worker| self.beat(worker));
+            }
+            self.wake();
+            if next == end {
+                return;
+            }
+        }
+    }
+
+    pub fn wake(&mut self) {
+        self.core.handle_timeout(self.now);
+        self.drain();
+        let timeout = self.core.poll_timeout();
+        assert!(
+            timeout.is_none_or(|at| at > self.now),
+            "{timeout:?} is not after {:?}",
+            self.now
+        );
+    }
+
+    pub fn drain(&mut self) {
+        while let Some(command) = self.core.poll_command() {
+            self.maps.apply(command);
+        }
+        self.events
+            .extend(std::iter::from_fn(|| self.core.poll_event()));
+    }
+
+    pub fn selected(&self) -> String {
+        self.core.snapshot(self.now).services[0].selected.clone()
+    }
+
+    pub fn state(&self, worker: &str) -> Health {
+        let snapshot = self.core.snapshot(self.now);
+        let mut backends = snapshot.services[0].backends.iter();
+        let backend = backends.find(|backend| backend.name == worker);
+        backend.expect("a worker of the service").state
+    }
+
+    /// Takes the kinds of the events since the last call.
+    pub fn kinds(&mut self) -> Vec<String> {
+        let events = self.events.drain(..);
+        events
+            .map(|event| {
+                let json = serde_json::to_value(&event).expect("an event is JSON");
+                json["event"].as_str().expect("a kind").to_owned()
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,173 @@
+//! What people and programs read: events, reasons, snapshots.
+
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn every_change_says_who_how_much_and_against_whom() {
+    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
+    world.start("worker1", 394);
+    world.start("worker2", 300);
+    world.hear_again("worker2", 500);
+    world.agents.clear();
+    world.pass(ms(1_400));
+    world.hear_again("worker1", 390);
+    world.pass(ms(3_000));
+    let lines: Vec<String> = world.events.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "service0: manager selected: no worker was heard yet, so the manager serves by itself",
+            "worker1 is up (was unknown), 394.0 MiB available of 700.0 MiB",
+            "service0: manager -> worker1: worker1 is up with 394.0 MiB available",
+            "worker2 is up (was unknown), 300.0 MiB available of 700.0 MiB",
+            "service0: worker1 -> worker2: worker2 has 500.0 MiB available, 106.0 MiB more than \
+             worker1 (394.0 MiB available), above the threshold of 64.0 MiB",
+            "worker2 is down: nothing heard for 1500 ms",
+            "service0: worker2 -> worker1: worker2 is down; of the workers up worker1 has the most \
+             memory (390.0 MiB available)",
+            "worker1 is down: nothing heard for 1500 ms",
+            "service0: no worker is up any more; the manager serves by itself",
+            "service0: worker1 -> manager: worker1 is down and no other worker is up, so the \
+             manager serves by itself",
+        ]
+    );
+    let warnings = world
+        .events
+        .iter()
+        .filter(|event| event.severity() == Severity::Warn);
+    assert_eq!(warnings.count(), 3, "two workers down, and all");
+}
+
+impl World {
+    /// Has a worker send one heartbeat with another figure, running or not.
+    fn hear_again(&mut self, worker: &str, available_mib: u64) {
+        let mut next = report(worker, 99, 1, available_mib);
+        if let Some(agent) = self.agents.get_mut(worker) {
+            agent.memory = next.memory;
+            return self.beat(worker);
+        }
+        next.sequence = None;
+        // The 2018 form is ignored while version 1 is fresh, so the agent speaks on instead.
+        let now = self.now;
+        let boot = self.core.workers[self.core.by_name[worker]].sequence.boot();
+        next.sequence = boot.map(|boot| Sequence {
+            boot,
+            number: u64::MAX,
+        });
+        assert_eq!(self.core.handle_heartbeat(&next, now), Outcome::Accepted);
+        self.drain();
+    }
+}
+
+#[test]
+fn events_are_flat_json_objects() {
+    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
+    world.start("worker1", 394);
+    world.start("worker2", 500);
+    let json: Vec<serde_json::Value> = world
+        .events
+        .iter()
+        .map(|event| serde_json::to_value(event).expect("an event is JSON"))
+        .collect();
+    assert_eq!(
+        json[0],
+        json!({
+            "event": "selection_changed", "service": "service0", "from": null, "to": "manager",
+            "backend": 3, "rule": "nothing_heard",
+            "reason": "no worker was heard yet, so the manager serves by itself",
+            "from_memory_available_bytes": null, "to_memory_available_bytes": null,
+            "threshold_bytes": null,
+        })
+    );
+    assert_eq!(
+        json[1],
+        json!({
+            "event": "worker_up", "worker": "worker1", "was": "unknown",
+            "memory_available_bytes": 394 * MIB, "memory_total_bytes": 700 * MIB,
+        })
+    );
+    assert_eq!(json[4]["rule"], "more_memory");
+    assert_eq!(json[4]["from"], "worker1");
+    assert_eq!(json[4]["from_memory_available_bytes"], 394 * MIB);
+    assert_eq!(json[4]["to_memory_available_bytes"], 500 * MIB);
+    assert_eq!(json[4]["threshold_bytes"], 64 * MIB);
+}
+
+#[test]
+fn the_snapshot_shows_workers_in_their_order_and_the_manager_last() {
+    let mut world = World::new(lab(Threshold::Auto));
+    world.start("worker1", 394);
+    world.agents.clear();
+    world.pass(ms(250));
+    let snapshot = world.core.snapshot(world.now);
+    assert_eq!(
+        serde_json::to_value(&snapshot).expect("a snapshot is JSON"),
+        json!({"services": [{
+            "name": "service0", "address": "192.168.56.101:80", "protocol": "tcp",
+            "policy": "memory", "threshold": "auto", "threshold_bytes": null,
+            "selected": "worker1", "rule": "first_up",
+            "reason": "worker1 is up with 394.0 MiB available", "since_ms": 250,
+            "backends": [
+                {"name": "worker1", "backend_id": 1, "address": "192.168.56.101:8080",
+                 "state": "up", "age_ms": 250,
+                 "memory_available_bytes": 394 * MIB, "memory_total_bytes": 700 * MIB},
+                {"name": "worker2", "backend_id": 2, "address": "192.168.56.101:8080",
+                 "state": "unknown", "age_ms": null,
+                 "memory_available_bytes": null, "memory_total_bytes": null},
+                {"name": "manager", "backend_id": 3, "address": "192.168.56.101:8080",
+                 "state": "up", "age_ms": null,
+                 "memory_available_bytes": null, "memory_total_bytes": null},
+            ],
+        }]})
+    );
+}
+
+#[test]
+fn commands_describe_before_they_select_and_leave_before_they_bury() {
+    let now = Instant::now();
+    let mut core = Core::new(lab(Threshold::Auto), now);
+    let commands = |core: &mut Core| std::iter::from_fn(|| core.poll_command()).collect::<Vec<_>>();
+    let set = |backend: u32, state, mib: Option<u64>| Command::SetBackend {
+        backend: BackendId(backend),
+        state,
+        memory: mib.map(|mib| Memory {
+            available_bytes: mib * MIB,
+            total_bytes: Some(700 * MIB),
+        }),
+    };
+    let select = |backend: u32| Command::Select {
+        service: WEB,
+        backend: BackendId(backend),
+    };
+    assert_eq!(
+        commands(&mut core),
+        [
+            set(1, Health::Unknown, None),
+            set(2, Health::Unknown, None),
+            set(3, Health::Up, None),
+            select(3),
+        ]
+    );
+    assert_eq!(
+        core.handle_heartbeat(&report("worker1", 7, 1, 400), now),
+        Outcome::Accepted
+    );
+    assert_eq!(
+        commands(&mut core),
+        [set(1, Health::Up, Some(400)), select(1)]
+    );
+    // The same figures again need no write.
+    assert_eq!(
+        core.handle_heartbeat(&report("worker1", 7, 2, 400), now),
+        Outcome::Accepted
+    );
+    assert_eq!(commands(&mut core), []);
+    let deadline = core.poll_timeout().expect("a deadline");
+    core.handle_timeout(deadline);
+    assert_eq!(
+        commands(&mut core),
+        [select(3), set(1, Health::Down, Some(400))]
+    );
+}
