@@ -77,8 +77,9 @@ impl TcpFrame {
         let Self { ip, tcp, .. } = self;
         let addresses = Difference::of_u32(ip.source, leaves.source)
             .plus(Difference::of_u32(ip.destination, leaves.destination));
-        let ports = Difference::of_u16(tcp.source_port, leaves.source_port)
-            .plus(Difference::of_u16(tcp.destination_port, leaves.destination_port));
+        let ports = Difference::of_u16(tcp.source_port, leaves.source_port).plus(
+            Difference::of_u16(tcp.destination_port, leaves.destination_port),
+        );
         let mut header = addresses;
         if forwarded {
             let before = ip.time_to_live_word();

@@ -49,6 +49,9 @@ pub struct Settings {
     pub closing_idle_ns: u64,
     /// The same for a handshake that was never completed.
     pub half_open_idle_ns: u64,
+    /// `net.ipv4.conf.lo.accept_local` as it was before memlb, to be put back when memlb goes.
+    pub accept_local_before: u32,
+    pub reserved: u32,
 }
 
 /// Key of `services`.
@@ -245,7 +248,7 @@ pub struct Traffic {
 }
 
 const _: () = {
-    assert!(size_of::<Settings>() == 32 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 40 && align_of::<Settings>() == 8);
     assert!(size_of::<ServiceKey>() == 8 && align_of::<ServiceKey>() == 1);
     assert!(size_of::<Service>() == 4);
     assert!(size_of::<Backend>() == 40 && align_of::<Backend>() == 8);
@@ -270,5 +273,7 @@ mod pod {
         };
     }
 
-    pod!(Settings, ServiceKey, Service, Backend, Mac, Neighbour, FlowKey, Flow, Counter, Traffic);
+    pod!(
+        Settings, ServiceKey, Service, Backend, Mac, Neighbour, FlowKey, Flow, Counter, Traffic
+    );
 }

@@ -9,8 +9,8 @@ use core::ops::DerefMut;
 use crate::{
     headers::TcpFlags,
     maps::{
-        Backend, Flow, FlowKey, LOOPBACK, Mac, Service, ServiceKey, Settings, closing, direction, mode,
-        state,
+        Backend, Flow, FlowKey, LOOPBACK, Mac, Service, ServiceKey, Settings, closing, direction,
+        mode, state,
     },
     verdict::Verdict,
 };

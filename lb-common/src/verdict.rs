@@ -67,7 +67,9 @@ mod tests {
     fn numbers_follow_the_order_and_names_are_unique() {
         for (index, verdict) in Verdict::ALL.iter().enumerate() {
             assert_eq!(*verdict as usize, index);
-            let same = Verdict::ALL.iter().filter(|other| other.name() == verdict.name());
+            let same = Verdict::ALL
+                .iter()
+                .filter(|other| other.name() == verdict.name());
             assert_eq!(same.count(), 1, "{}", verdict.name());
         }
     }

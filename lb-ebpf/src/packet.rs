@@ -19,7 +19,8 @@ impl Bytes {
     #[inline(always)]
     fn at<T>(self, offset: usize) -> Option<*mut T> {
         const { assert!(align_of::<T>() == 1) };
-        (self.start + offset + size_of::<T>() <= self.end).then_some((self.start + offset) as *mut T)
+        (self.start + offset + size_of::<T>() <= self.end)
+            .then_some((self.start + offset) as *mut T)
     }
 
     /// The headers of a TCP frame, if the linear part holds them.
@@ -35,9 +36,13 @@ impl Bytes {
     #[inline(always)]
     pub fn verdict_on_short(self) -> Verdict {
         // SAFETY: as in `tcp_frame`, and shared.
-        let ethernet = self.at::<EthernetHeader>(0).map(|header| unsafe { &*header });
+        let ethernet = self
+            .at::<EthernetHeader>(0)
+            .map(|header| unsafe { &*header });
         // SAFETY: as above.
-        let ip = self.at::<Ipv4Header>(ETHERNET_LEN).map(|header| unsafe { &*header });
+        let ip = self
+            .at::<Ipv4Header>(ETHERNET_LEN)
+            .map(|header| unsafe { &*header });
         short_frame(ethernet, ip)
     }
 }

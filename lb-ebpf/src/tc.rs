@@ -1,7 +1,9 @@
 //! TC: the socket buffer's edge. Checksums go through helpers, which know partial ones.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
+    bindings::{
+        __sk_buff, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
+    },
     helpers::generated::{bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
 };
@@ -117,7 +119,13 @@ fn update_checksum(skb: *mut __sk_buff, rewritten: Rewritten) {
     // SAFETY: a valid context. The offset lies within the linear part, so that neither call fails:
     // the rewrite just wrote there.
     unsafe {
-        bpf_l4_csum_replace(skb, TCP_CHECKSUM, 0, addresses.raw(), BPF_F_PSEUDO_HDR.into());
+        bpf_l4_csum_replace(
+            skb,
+            TCP_CHECKSUM,
+            0,
+            addresses.raw(),
+            BPF_F_PSEUDO_HDR.into(),
+        );
         bpf_l4_csum_replace(skb, TCP_CHECKSUM, 0, ports.raw(), 0);
     }
 }

@@ -1,5 +1,15 @@
 //! memlb: a kernel-path load balancer steered by worker memory.
+//!
+//! [`manager`] is the loop between the world and the pure decision [`core`]: it feeds heartbeats and
+//! time in, and carries the core's commands out to the [`datapath`]. [`agent`] is its counterpart
+//! on each worker; [`control`] is how an operator asks a running manager.
 
+pub mod agent;
 pub mod config;
+pub mod control;
 pub mod core;
+pub mod datapath;
+pub mod event_log;
 pub mod heartbeat;
+pub mod manager;
+pub mod status;

@@ -236,6 +236,8 @@ fn rustflags() -> String {
     [
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
         "-Cdebuginfo=2".into(),
+        // 32-bit registers and jumps (Linux 5.1): a third fewer instructions.
+        "-Ctarget-cpu=v3".into(),
         "-Clink-arg=--btf".into(),
     ]
     .join("\x1f")

@@ -1,0 +1,404 @@
+//! Where in the kernel packets are met: TC or native XDP, chosen, attached, pinned, replaced.
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
+        xdp::XdpLink,
+    },
+};
+use tracing::{info, warn};
+
+use super::kernel;
+use crate::config::{self, Attach};
+
+/// Subdirectory of the pins in which links are pinned.
+pub const LINKS: &str = "links";
+
+const INGRESS: &str = "memlb_ingress";
+const EGRESS: &str = "memlb_egress";
+const LOOPBACK: &str = "memlb_loopback";
+const XDP: &str = "memlb_xdp";
+
+/// Priority and handle of memlb's clsact filters, fixed so that a restart replaces them in place.
+const CLSACT_PRIORITY: u16 = 808;
+const CLSACT_HANDLE: u32 = 1;
+
+/// An interface, and how memlb meets its packets.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    pub interface: String,
+    pub choice: Choice,
+    /// Why this way.
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    Tc,
+    Xdp,
+}
+
+impl Choice {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            interface,
+            choice,
+            reason,
+        } = self;
+        write!(f, "attached to {interface} by {}: {reason}", choice.name())
+    }
+}
+
+/// Checks that every interface exists and carries Ethernet.
+pub fn check_interfaces(interfaces: &[String]) -> Result<()> {
+    const ARPHRD_ETHER: &str = "1";
+    for interface in interfaces {
+        let class = sysfs(interface);
+        if !exists(interface) {
+            bail!(
+                "interface {interface} does not exist here: `ip link` lists those that do; name \
+                 the right one with --interface or manager.interfaces"
+            );
+        }
+        let kind = fs::read_to_string(class.join("type")).unwrap_or_default();
+        if !kind.is_empty() && kind.trim() != ARPHRD_ETHER {
+            bail!(
+                "interface {interface} does not carry Ethernet (link type {}): memlb steers \
+                 Ethernet frames only",
+                kind.trim()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn exists(interface: &str) -> bool {
+    nix::net::if_::if_nametoindex(interface).is_ok()
+}
+
+/// The interface in sysfs, which may show another network namespace than this process is in; then
+/// nothing is found there.
+fn sysfs(interface: &str) -> PathBuf {
+    Path::new("/sys/class/net").join(interface)
+}
+
+/// Attaches to every interface and to `lo`, replacing what an earlier manager attached.
+pub fn attach(
+    ebpf: &mut Ebpf,
+    pin_path: &Path,
+    manager: &config::Manager,
+) -> Result<Vec<Attachment>> {
+    let links = pin_path.join(LINKS);
+    fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
+    for program in [INGRESS, EGRESS, LOOPBACK] {
+        classifier(ebpf, program)?
+            .load()
+            .with_context(|| format!("load {program}"))?;
+    }
+    let mut kept = vec![attach_tc(
+        ebpf,
+        &links,
+        LOOPBACK,
+        "lo",
+        TcAttachType::Egress,
+    )?];
+    for interface in &manager.interfaces {
+        kept.push(attach_tc(
+            ebpf,
+            &links,
+            INGRESS,
+            interface,
+            TcAttachType::Ingress,
+        )?);
+        kept.push(attach_tc(
+            ebpf,
+            &links,
+            EGRESS,
+            interface,
+            TcAttachType::Egress,
+        )?);
+    }
+    let (choice, reasons) = choose(ebpf, &links, manager)?;
+    if choice == Choice::Xdp {
+        kept.extend(
+            manager
+                .interfaces
+                .iter()
+                .map(|interface| pin(&links, XDP, interface)),
+        );
+    }
+    remove_others(&links, &kept)?;
+    Ok(manager
+        .interfaces
+        .iter()
+        .zip(reasons)
+        .map(|(interface, reason)| Attachment {
+            interface: interface.clone(),
+            choice,
+            reason,
+        })
+        .collect())
+}
+
+/// Decides between TC and XDP for all interfaces alike, since XDP can send only to interfaces that
+/// run it too; with XDP, attaches it. One reason an interface.
+fn choose(
+    ebpf: &mut Ebpf,
+    links: &Path,
+    manager: &config::Manager,
+) -> Result<(Choice, Vec<String>)> {
+    let interfaces = &manager.interfaces;
+    let all = |reason: &str| vec![reason.to_owned(); interfaces.len()];
+    let suitability: Vec<Result<(), String>> = match manager.attach {
+        Attach::Tc => return Ok((Choice::Tc, all("attach = \"tc\" is configured"))),
+        Attach::Xdp => interfaces.iter().map(|_| Ok(())).collect(),
+        Attach::Auto => interfaces
+            .iter()
+            .map(|interface| suits_xdp(interface))
+            .collect(),
+    };
+    if let Some(unsuited) = suitability.iter().find_map(|suits| suits.as_ref().err()) {
+        let reasons = suitability
+            .iter()
+            .map(|suits| suits.as_ref().err().unwrap_or(unsuited).clone())
+            .collect();
+        return Ok((Choice::Tc, reasons));
+    }
+    let program: &mut Xdp = ebpf
+        .program_mut(XDP)
+        .with_context(|| format!("the kernel programs have no {XDP}"))?
+        .try_into()?;
+    let outcome = program.load().context("load memlb_xdp").and_then(|()| {
+        interfaces
+            .iter()
+            .try_for_each(|interface| attach_xdp(program, links, interface))
+    });
+    match outcome {
+        Ok(()) if manager.attach == Attach::Xdp => {
+            Ok((Choice::Xdp, all("attach = \"xdp\" is configured")))
+        }
+        Ok(()) => Ok((Choice::Xdp, all("the driver runs XDP natively"))),
+        Err(error) if manager.attach == Attach::Auto => {
+            for interface in interfaces {
+                remove_pin(&pin(links, XDP, interface))?;
+            }
+            Ok((Choice::Tc, all(&format!("no native XDP: {error:#}"))))
+        }
+        Err(error) => Err(error.context(
+            "attach = \"xdp\" is configured, but the interface cannot run XDP natively; use \
+             attach = \"auto\" or \"tc\"",
+        )),
+    }
+}
+
+/// Whether XDP is the better choice on an interface, or why not.
+fn suits_xdp(interface: &str) -> Result<(), String> {
+    let class = sysfs(interface);
+    if !class.exists() || !class.join("device").exists() {
+        return Err(
+            "a virtual interface: XDP would see half-computed checksums and split GSO packets"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+fn attach_xdp(program: &mut Xdp, links: &Path, interface: &str) -> Result<()> {
+    let path = pin(links, XDP, interface);
+    let context = || format!("attach {XDP} to {interface}");
+    if let Some(old) = pinned(&path)? {
+        let link = XdpLink::try_from(FdLink::from(old)).map_err(anyhow::Error::from);
+        let replaced = link.and_then(|link| Ok(program.attach_to_link(link)?));
+        match replaced {
+            Ok(id) => {
+                // The pin stays; the replaced link is its second owner only.
+                drop(program.take_link(id)?);
+                return Ok(());
+            }
+            Err(error) => stale(&path, &error)?,
+        }
+    }
+    let id = program
+        .attach(interface, XdpMode::Driver)
+        .with_context(context)?;
+    let link: FdLink = program.take_link(id)?.try_into().with_context(context)?;
+    link.pin(&path)
+        .with_context(|| format!("pin {}", path.display()))?;
+    Ok(())
+}
+
+/// Attaches a TC program and returns the path of its link's pin (which clsact does not make).
+fn attach_tc(
+    ebpf: &mut Ebpf,
+    links: &Path,
+    name: &str,
+    interface: &str,
+    direction: TcAttachType,
+) -> Result<PathBuf> {
+    let program = classifier(ebpf, name)?;
+    let path = pin(links, name, interface);
+    let context = || format!("attach {name} to {interface}");
+    if !has_tcx()? {
+        attach_clsact(program, interface, direction).with_context(context)?;
+        return Ok(path);
+    }
+    if let Some(old) = pinned(&path)? {
+        let link = SchedClassifierLink::try_from(FdLink::from(old)).map_err(anyhow::Error::from);
+        let replaced = link.and_then(|link| Ok(program.attach_to_link(link)?));
+        match replaced {
+            Ok(id) => {
+                drop(program.take_link(id)?);
+                return Ok(path);
+            }
+            Err(error) => stale(&path, &error)?,
+        }
+    }
+    // First of all: what another program steered or dropped before, memlb would not see.
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program
+        .attach_with_options(interface, direction, order)
+        .with_context(context)?;
+    let link: FdLink = program.take_link(id)?.try_into().with_context(context)?;
+    link.pin(&path)
+        .with_context(|| format!("pin {}", path.display()))?;
+    Ok(path)
+}
+
+/// tcx came with Linux 6.6 (e420bed02507).
+fn has_tcx() -> Result<bool> {
+    kernel::is_at_least(6, 6)
+}
+
+/// Attaches by a netlink filter, which stays when this process ends; one of the same priority and
+/// handle is replaced in place.
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    interface: &str,
+    direction: TcAttachType,
+) -> Result<()> {
+    match tc::qdisc_add_clsact(interface) {
+        Ok(()) => {}
+        // It is there already.
+        Err(TcError::NetlinkError(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let link = SchedClassifierLink::attached(
+        interface,
+        direction,
+        CLSACT_PRIORITY,
+        CLSACT_HANDLE.into(),
+        None,
+    )?;
+    let id = match program.attach_to_link(link) {
+        Ok(id) => id,
+        Err(_) => program.attach_with_options(
+            interface,
+            direction,
+            TcAttachOptions::Netlink(NlOptions {
+                priority: CLSACT_PRIORITY,
+                handle: CLSACT_HANDLE.into(),
+                ..NlOptions::default()
+            }),
+        )?,
+    };
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+/// Removes memlb's clsact filters from all interfaces; says whether there were any.
+pub fn detach_clsact() -> Result<bool> {
+    if has_tcx()? {
+        return Ok(false);
+    }
+    let mut found = false;
+    for interface in nix::net::if_::if_nameindex()
+        .context("list the interfaces")?
+        .iter()
+    {
+        let interface = interface.name().to_string_lossy();
+        for (name, direction) in [
+            (INGRESS, TcAttachType::Ingress),
+            (EGRESS, TcAttachType::Egress),
+            (LOOPBACK, TcAttachType::Egress),
+        ] {
+            // An interface without clsact has nothing to detach.
+            found |= tc::qdisc_detach_program(&interface, direction, name).is_ok();
+        }
+    }
+    Ok(found)
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the kernel programs have no {name}"))?;
+    Ok(program.try_into()?)
+}
+
+/// Path of the pin of a program's link to an interface; bpffs allows no dot in a name.
+fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
+    links.join(format!("{program}@{}", interface.replace('.', "%2e")))
+}
+
+fn pinned(path: &Path) -> Result<Option<PinnedLink>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    match PinnedLink::from_pin(path) {
+        Ok(link) => Ok(Some(link)),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("open {}", path.display())),
+    }
+}
+
+/// A pinned link that takes no program any more: its interface is gone, or was made anew.
+fn stale(path: &Path, error: &anyhow::Error) -> Result<()> {
+    info!("{} is stale ({error:#}): attaching anew", path.display());
+    remove_pin(path)
+}
+
+fn remove_pin(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Detaches what an earlier manager attached elsewhere.
+fn remove_others(links: &Path, kept: &[PathBuf]) -> Result<()> {
+    for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {
+        let path = entry
+            .with_context(|| format!("list {}", links.display()))?
+            .path();
+        if !kept.contains(&path) {
+            warn!(
+                "detaching {}, which is no longer configured",
+                path.display()
+            );
+            remove_pin(&path)?;
+        }
+    }
+    Ok(())
+}

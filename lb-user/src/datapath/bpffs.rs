@@ -1,0 +1,80 @@
+//! The directory of pins: its BPF file system, its lock, its removal.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, fstatfs, statfs},
+};
+use tracing::info;
+
+const USUAL_MOUNT: &str = "/sys/fs/bpf";
+
+/// Makes `pin_path` a directory in a BPF file system, which is mounted at its usual place if need be.
+pub fn ensure(pin_path: &Path) -> Result<()> {
+    let usual = Path::new(USUAL_MOUNT);
+    if pin_path.starts_with(usual) && !is_bpffs(usual)? {
+        mount(
+            Some("bpf"),
+            usual,
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mount the BPF file system at {USUAL_MOUNT}"))?;
+        info!("mounted the BPF file system at {USUAL_MOUNT}");
+    }
+    fs::create_dir_all(pin_path)
+        .with_context(|| format!("create the pin directory {}", pin_path.display()))?;
+    if !is_bpffs(pin_path)? {
+        bail!(
+            "manager.pin_path {} is not in a BPF file system: choose a directory below \
+             {USUAL_MOUNT}, or mount one there (mount -t bpf bpf DIRECTORY)",
+            pin_path.display()
+        );
+    }
+    Ok(())
+}
+
+fn is_bpffs(path: &Path) -> Result<bool> {
+    let status = statfs(path).with_context(|| format!("look at {}", path.display()))?;
+    Ok(status.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// The right to write the maps pinned in a directory, held by one manager at a time.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+
+impl Lock {
+    /// Takes the lock at once.
+    pub fn take(pin_path: &Path) -> Result<Self> {
+        let directory = File::open(pin_path)
+            .with_context(|| format!("open the pin directory {}", pin_path.display()))?;
+        fstatfs(directory.as_fd()).context("look at the pin directory")?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => bail!(
+                "another memlb manager holds the pins at {}: stop it first, or give this one \
+                 another manager.pin_path",
+                pin_path.display()
+            ),
+            Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", pin_path.display())),
+        }
+    }
+}
+
+/// Removes the directory of pins with everything in it.
+pub fn remove(pin_path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(pin_path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

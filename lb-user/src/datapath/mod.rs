@@ -1,0 +1,290 @@
+//! The kernel side as the manager sees it: loaded, attached, pinned, adopted, and written to.
+//!
+//! Only [`Datapath`] writes maps, and only the manager's main task owns one.
+
+mod adopt;
+mod attach;
+mod bpffs;
+mod kernel;
+mod loopback;
+mod object;
+mod route;
+mod stats;
+mod tables;
+
+pub use adopt::{Adoption, LayoutError};
+pub use attach::{Attachment, Choice};
+pub use object::OBJECT;
+pub use route::{Route, Routes};
+pub use stats::{BackendTraffic, Packets, Stats};
+
+use std::{collections::BTreeMap, net::SocketAddrV4, path::PathBuf};
+
+use anyhow::{Context, Result};
+use lb_common::maps::{Backend, mode, name, state};
+use tracing::info;
+
+use crate::{
+    config::Config,
+    core::{BackendId, Command, Health, Memory, Settings},
+};
+use tables::Tables;
+
+/// The attached programs and their maps.
+#[derive(Debug)]
+pub struct Datapath {
+    tables: Tables,
+    backends: BTreeMap<BackendId, Known>,
+    attachments: Vec<Attachment>,
+    pin_path: PathBuf,
+    /// Held as long as this manager writes the maps.
+    _lock: bpffs::Lock,
+}
+
+/// What is known of a backend, from three sources: configuration, core and routing table.
+#[derive(Debug, Clone)]
+struct Known {
+    address: SocketAddrV4,
+    service: u32,
+    is_fallback: bool,
+    health: Health,
+    memory: Option<Memory>,
+    route: Option<Route>,
+}
+
+/// A directory of pins that is ready to be loaded into, and what it holds already.
+#[derive(Debug)]
+pub struct Prepared {
+    pub adoption: Adoption,
+    pin_path: PathBuf,
+    lock: bpffs::Lock,
+}
+
+/// Checks the machine, makes the pin directory, takes its lock and reads what is pinned there.
+///
+/// # Errors
+///
+/// Says what is missing (privileges, kernel, BPF file system), that another manager holds the
+/// pins, or that they have another layout.
+pub fn prepare(config: &Config) -> Result<Prepared> {
+    kernel::check()?;
+    let pin_path = config.manager.pin_path.clone();
+    bpffs::ensure(&pin_path)?;
+    let lock = bpffs::Lock::take(&pin_path)?;
+    let adoption = adopt::read(&pin_path)?;
+    Ok(Prepared {
+        adoption,
+        pin_path,
+        lock,
+    })
+}
+
+impl Datapath {
+    /// Loads the programs into the pinned maps and attaches them to every configured interface.
+    /// Backends and selections come afterwards, through [`Self::apply`], and [`Self::open`] last.
+    ///
+    /// # Errors
+    ///
+    /// Says which interface or program failed; what this call attached is gone again by then.
+    pub fn start(prepared: Prepared, config: &Config, settings: &Settings) -> Result<Self> {
+        let Prepared {
+            adoption,
+            pin_path,
+            lock,
+        } = prepared;
+        attach::check_interfaces(&config.manager.interfaces)?;
+        let mut ebpf = object::load(&pin_path, &config.limits)?;
+        let mut tables = Tables::take(&mut ebpf)?;
+        let accept_local_before = match adopt::accept_local_before(&pin_path) {
+            Some(before) => before,
+            None => loopback::accept_local()?,
+        };
+        tables.write_settings(&config.limits, accept_local_before)?;
+        loopback::set_accept_local(1)?;
+        let attached = attach::attach(&mut ebpf, &pin_path, &config.manager);
+        let attachments = attached.inspect_err(|_| {
+            if adoption.is_empty() {
+                // Best effort: the error that matters is the one above.
+                _ = bpffs::remove(&pin_path);
+            }
+        })?;
+        for attachment in &attachments {
+            info!("{attachment}");
+        }
+        let backends = known_backends(settings);
+        Ok(Self {
+            tables,
+            backends,
+            attachments,
+            pin_path,
+            _lock: lock,
+        })
+    }
+
+    /// Carries out one of the core's commands.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be written.
+    pub fn apply(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::SetBackend {
+                backend,
+                state,
+                memory,
+            } => {
+                let Some(known) = self.backends.get_mut(&backend) else {
+                    return Ok(());
+                };
+                let returned = !known.health.is_up() && state.is_up();
+                known.health = state;
+                known.memory = memory;
+                if returned {
+                    self.tables.forget_neighbour(backend.0)?;
+                }
+                self.write_backend(backend)
+            }
+            Command::Select { service, backend } => self.tables.select(service.0, backend.0),
+        }
+    }
+
+    /// Opens the services to clients, and closes those that are no longer configured.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be written.
+    pub fn open(&mut self, settings: &Settings) -> Result<()> {
+        let services: Vec<_> = settings
+            .services
+            .iter()
+            .map(|service| (service.id.0, service.address))
+            .collect();
+        self.tables.write_services(&services)?;
+        let wanted = |id| self.backends.contains_key(&BackendId(id));
+        self.tables.clear_backends(wanted)
+    }
+
+    /// Looks up the way to every worker again, and writes what changed.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be written.
+    pub async fn refresh_routes(&mut self, routes: &Routes) -> Result<()> {
+        let workers: Vec<_> = self
+            .backends
+            .iter()
+            .filter(|(_, known)| !known.is_fallback)
+            .map(|(id, known)| (*id, *known.address.ip()))
+            .collect();
+        for (id, address) in workers {
+            let found = routes.to(address).await;
+            let Some(known) = self.backends.get_mut(&id) else {
+                continue;
+            };
+            if found == known.route {
+                continue;
+            }
+            match &found {
+                Some(route) => info!("{address} is reached {route}"),
+                None => tracing::warn!("no route to {address}: its new connections are refused"),
+            }
+            known.route = found;
+            self.write_backend(id)?;
+        }
+        Ok(())
+    }
+
+    pub fn attachments(&self) -> &[Attachment] {
+        &self.attachments
+    }
+
+    pub fn pin_path(&self) -> &std::path::Path {
+        &self.pin_path
+    }
+
+    fn write_backend(&mut self, id: BackendId) -> Result<()> {
+        let Some(known) = self.backends.get(&id) else {
+            return Ok(());
+        };
+        self.tables.write_backend(id.0, &known.value())
+    }
+}
+
+fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
+    let known = |address, service, is_fallback| Known {
+        address,
+        service,
+        is_fallback,
+        health: Health::Unknown,
+        memory: None,
+        route: None,
+    };
+    settings
+        .services
+        .iter()
+        .flat_map(|service| {
+            let id = service.id.0;
+            let workers = service
+                .backends
+                .iter()
+                .map(move |backend| (backend.id, known(backend.address, id, false)));
+            let fallback = (
+                service.fallback.id,
+                known(service.fallback.address, id, true),
+            );
+            workers.chain([fallback])
+        })
+        .collect()
+}
+
+impl Known {
+    /// The backend as the programs read it.
+    fn value(&self) -> Backend {
+        let route = self.route.clone().unwrap_or_default();
+        Backend {
+            address: self.address.ip().octets(),
+            port: self.address.port(),
+            state: match self.health {
+                Health::Up => state::UP,
+                Health::Unknown => state::UNKNOWN,
+                Health::Down | Health::Unhealthy => state::DOWN,
+                Health::Leaving | Health::Maintenance => state::DRAINING,
+            },
+            mode: if self.is_fallback || route.is_local {
+                mode::LOCAL
+            } else {
+                mode::NAT
+            },
+            source: route.source.octets(),
+            next_hop: route.next_hop.octets(),
+            interface: route.interface,
+            service: self.service,
+            memory_available_bytes: self.memory.map_or(0, |memory| memory.available_bytes),
+            memory_total_bytes: self
+                .memory
+                .and_then(|memory| memory.total_bytes)
+                .unwrap_or(0),
+        }
+    }
+}
+
+/// Detaches the programs and removes every pin.
+///
+/// # Errors
+///
+/// Says what could not be removed, and that a manager still runs.
+pub fn unload(pin_path: &std::path::Path) -> Result<bool> {
+    kernel::check_privileges()?;
+    let pinned = pin_path.join(name::SETTINGS).exists() || pin_path.join(attach::LINKS).exists();
+    let detached = attach::detach_clsact()?;
+    if !pin_path.exists() {
+        return Ok(detached);
+    }
+    let _lock = bpffs::Lock::take(pin_path)?;
+    if let Some(before) = adopt::accept_local_before(pin_path) {
+        loopback::set_accept_local(before)?;
+    }
+    bpffs::remove(pin_path)
+        .with_context(|| format!("remove the pins at {}", pin_path.display()))?;
+    Ok(pinned || detached)
+}

@@ -1,0 +1,33 @@
+//! The compiled kernel programs, embedded in this binary, and how they are loaded.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use lb_common::maps::name;
+
+use crate::config::Limits;
+
+/// The ELF object with all programs and maps.
+pub static OBJECT: &[u8] = include_bytes_aligned!(env!("MEMLB_EBPF_OBJECT"));
+
+/// Loads the object; maps that are pinned already are used as they are.
+pub fn load(pin_path: &Path, limits: &Limits) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    for map in name::ALL {
+        loader.map_pin_path(map, pin_path.join(map));
+    }
+    // Every connection has an entry for each direction.
+    for (map, capacity) in [
+        (name::BACKENDS, limits.backends),
+        (name::NEIGHBOURS, limits.backends),
+        (name::TRAFFIC, limits.backends),
+        (name::FLOWS, limits.flows.saturating_mul(2)),
+        (name::HALF_OPEN, limits.half_open_flows.saturating_mul(2)),
+    ] {
+        loader.map_max_entries(map, capacity);
+    }
+    loader
+        .load(OBJECT)
+        .context("load the kernel programs and their maps")
+}

@@ -1,0 +1,119 @@
+//! What the programs counted, read from the pins by whoever asks; nothing here writes.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData, PerCpuArray},
+};
+use lb_common::{
+    maps::{Counter, Flow, FlowKey, Traffic, closing, direction, name},
+    verdict::Verdict,
+};
+use serde::{Deserialize, Serialize};
+
+/// Counters since the maps were made, and connections at this moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub backends: BTreeMap<u32, BackendTraffic>,
+    pub verdicts: BTreeMap<&'static str, Packets>,
+}
+
+/// One backend's share. `in` is towards the backend; bytes are those of whole frames.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendTraffic {
+    /// Connections open now.
+    pub flows: u64,
+    /// Handshakes begun and not completed yet.
+    pub half_open: u64,
+    /// Connections begun since the maps were made.
+    pub connections: u64,
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packets {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+impl Stats {
+    /// Reads the maps pinned in `pin_path`. A flow silent for longer than `idle` is not counted.
+    pub fn read(pin_path: &Path, idle: Duration) -> Result<Self> {
+        let mut stats = Self::default();
+        let verdicts: PerCpuArray<_, Counter> = per_cpu(pin_path, name::VERDICTS)?;
+        for verdict in Verdict::ALL {
+            let values = verdicts
+                .get(&(*verdict as u32), 0)
+                .context("read map verdicts")?;
+            let mut sum = Packets::default();
+            for Counter { packets, bytes } in values.iter() {
+                sum.packets += packets;
+                sum.bytes += bytes;
+            }
+            stats.verdicts.insert(verdict.name(), sum);
+        }
+        let traffic: PerCpuArray<_, Traffic> = per_cpu(pin_path, name::TRAFFIC)?;
+        for id in 1..traffic.len() {
+            let values = traffic.get(&id, 0).context("read map traffic")?;
+            let mut sum = BackendTraffic::default();
+            for cpu in values.iter() {
+                sum.connections += cpu.connections;
+                sum.packets_in += cpu.packets_in;
+                sum.bytes_in += cpu.bytes_in;
+                sum.packets_out += cpu.packets_out;
+                sum.bytes_out += cpu.bytes_out;
+            }
+            if sum != BackendTraffic::default() {
+                stats.backends.insert(id, sum);
+            }
+        }
+        let now = monotonic_ns()?;
+        let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
+        let live = |flow: &Flow| {
+            flow.direction == direction::REQUEST
+                && flow.closing & closing::RESET == 0
+                && flow.closing != closing::BOTH_FIN
+                && now.saturating_sub(flow.last_seen_ns) <= idle
+        };
+        for flow in flows(pin_path, name::FLOWS)?.filter(live) {
+            stats.backends.entry(flow.backend).or_default().flows += 1;
+        }
+        for flow in flows(pin_path, name::HALF_OPEN)?.filter(live) {
+            stats.backends.entry(flow.backend).or_default().half_open += 1;
+        }
+        Ok(stats)
+    }
+}
+
+/// The entries of a flow table. It changes while it is read; what vanishes meanwhile is left out.
+fn flows(pin_path: &Path, map: &str) -> Result<impl Iterator<Item = Flow>> {
+    let table: HashMap<_, FlowKey, Flow> = HashMap::try_from(Map::LruHashMap(open(pin_path, map)?))
+        .with_context(|| format!("open map {map}"))?;
+    let entries: Vec<Flow> = table
+        .iter()
+        .filter_map(|entry| entry.ok().map(|(_, flow)| flow))
+        .collect();
+    Ok(entries.into_iter())
+}
+
+fn per_cpu<V: Pod>(pin_path: &Path, map: &str) -> Result<PerCpuArray<MapData, V>> {
+    PerCpuArray::try_from(Map::PerCpuArray(open(pin_path, map)?))
+        .with_context(|| format!("open map {map}"))
+}
+
+fn open(pin_path: &Path, map: &str) -> Result<MapData> {
+    let path = pin_path.join(map);
+    MapData::from_pin(&path).with_context(|| format!("open the pinned map {}", path.display()))
+}
+
+fn monotonic_ns() -> Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .context("read CLOCK_MONOTONIC")?;
+    let (seconds, nanoseconds) = (now.tv_sec().unsigned_abs(), now.tv_nsec().unsigned_abs());
+    Ok(seconds * 1_000_000_000 + nanoseconds)
+}

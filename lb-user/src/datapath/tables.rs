@@ -1,0 +1,132 @@
+//! The maps that the manager writes, each under its own name.
+
+use std::{fmt, net::SocketAddrV4};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, Map, MapData},
+};
+use lb_common::{
+    headers::PROTOCOL_TCP,
+    maps::{self, Backend, Neighbour, Service, ServiceKey, name},
+};
+
+use crate::config::Limits;
+
+pub struct Tables {
+    settings: Array<MapData, maps::Settings>,
+    services: HashMap<MapData, ServiceKey, Service>,
+    selection: Array<MapData, u32>,
+    backends: Array<MapData, Backend>,
+    neighbours: Array<MapData, Neighbour>,
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables").finish_non_exhaustive()
+    }
+}
+
+impl Tables {
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        Ok(Self {
+            settings: array(ebpf, name::SETTINGS)?,
+            services: HashMap::try_from(map(ebpf, name::SERVICES)?).context("open map services")?,
+            selection: array(ebpf, name::SELECTION)?,
+            backends: array(ebpf, name::BACKENDS)?,
+            neighbours: array(ebpf, name::NEIGHBOURS)?,
+        })
+    }
+
+    pub fn write_settings(&mut self, limits: &Limits, accept_local_before: u32) -> Result<()> {
+        let nanoseconds =
+            |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let settings = maps::Settings {
+            layout_version: maps::LAYOUT_VERSION,
+            nat_port_first: limits.nat_ports.first,
+            nat_port_count: limits.nat_ports.last - limits.nat_ports.first + 1,
+            established_idle_ns: nanoseconds(limits.established_idle),
+            closing_idle_ns: nanoseconds(limits.closing_idle),
+            half_open_idle_ns: nanoseconds(limits.half_open_idle),
+            accept_local_before,
+            reserved: 0,
+        };
+        self.settings
+            .set(0, settings, 0)
+            .context("write map settings")
+    }
+
+    pub fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<()> {
+        self.backends
+            .set(id, backend, 0)
+            .with_context(|| format!("write entry {id} of map backends"))
+    }
+
+    /// Empties the entries of backends that are no longer `wanted`; their flows end.
+    pub fn clear_backends(&mut self, wanted: impl Fn(u32) -> bool) -> Result<()> {
+        let none = Backend::default();
+        for id in 1..self.backends.len() {
+            if !wanted(id) && self.backends.get(&id, 0).is_ok_and(|known| known != none) {
+                self.write_backend(id, &none)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn select(&mut self, service: u32, backend: u32) -> Result<()> {
+        self.selection
+            .set(service, backend, 0)
+            .with_context(|| format!("write entry {service} of map selection"))
+    }
+
+    /// Writes the services first and removes the others afterwards, so that none is missed meanwhile.
+    pub fn write_services(&mut self, services: &[(u32, SocketAddrV4)]) -> Result<()> {
+        let wanted: Vec<_> = services
+            .iter()
+            .map(|(id, address)| (service_key(*address), Service { id: *id }))
+            .collect();
+        for (key, service) in &wanted {
+            self.services
+                .insert(key, service, 0)
+                .context("write map services")?;
+        }
+        let stale: Vec<_> = self
+            .services
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|key| !wanted.iter().any(|(other, _)| other == key))
+            .collect();
+        for key in stale {
+            self.services
+                .remove(&key)
+                .context("remove an entry of map services")?;
+        }
+        Ok(())
+    }
+
+    /// Drops the link addresses learnt for a backend: XDP leaves its packets to TC until it answers.
+    pub fn forget_neighbour(&mut self, backend: u32) -> Result<()> {
+        self.neighbours
+            .set(backend, Neighbour::default(), 0)
+            .with_context(|| format!("write entry {backend} of map neighbours"))
+    }
+}
+
+pub fn service_key(address: SocketAddrV4) -> ServiceKey {
+    ServiceKey {
+        address: address.ip().octets(),
+        port: address.port().to_be_bytes(),
+        protocol: PROTOCOL_TCP,
+        reserved: 0,
+    }
+}
+
+fn array<V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Array<MapData, V>> {
+    Array::try_from(map(ebpf, name)?).with_context(|| format!("open map {name}"))
+}
+
+fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .with_context(|| format!("the kernel programs have no map {name}"))
+}

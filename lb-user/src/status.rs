@@ -1,0 +1,198 @@
+//! What `memlb status` shows: the core's view joined with the datapath's counters.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    core::{BackendSnapshot, Bytes, ServiceSnapshot},
+    datapath::{Attachment, BackendTraffic, Packets, Stats},
+};
+
+/// The whole state of a manager at one instant; also its JSON form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub uptime_ms: u64,
+    pub interfaces: Vec<Interface>,
+    pub services: Vec<ServiceSnapshot<Backend>>,
+    pub heartbeats: Heartbeats,
+    pub verdicts: BTreeMap<String, Packets>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    pub name: String,
+    /// `tc` or `xdp`.
+    pub attachment: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    #[serde(flatten)]
+    pub seen: BackendSnapshot,
+    #[serde(flatten)]
+    pub traffic: BackendTraffic,
+}
+
+/// Datagrams since the manager started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeats {
+    pub accepted: u64,
+    /// By reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// What the manager's main task contributes; the counters are read by whoever answers.
+#[derive(Debug, Clone)]
+pub struct Decided {
+    pub uptime_ms: u64,
+    pub interfaces: Vec<Interface>,
+    pub services: Vec<ServiceSnapshot>,
+    pub heartbeats: Heartbeats,
+}
+
+impl From<&Attachment> for Interface {
+    fn from(attachment: &Attachment) -> Self {
+        Self {
+            name: attachment.interface.clone(),
+            attachment: attachment.choice.name().to_owned(),
+            reason: attachment.reason.clone(),
+        }
+    }
+}
+
+impl Status {
+    pub fn new(decided: Decided, stats: &Stats) -> Self {
+        let backend = |seen: BackendSnapshot| Backend {
+            traffic: stats
+                .backends
+                .get(&seen.backend_id.0)
+                .copied()
+                .unwrap_or_default(),
+            seen,
+        };
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: decided.uptime_ms,
+            interfaces: decided.interfaces,
+            services: decided
+                .services
+                .into_iter()
+                .map(|service| service.map_backends(backend))
+                .collect(),
+            heartbeats: decided.heartbeats,
+            verdicts: stats
+                .verdicts
+                .iter()
+                .map(|(name, packets)| ((*name).to_owned(), *packets))
+                .collect(),
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "memlb {}, up {}", self.version, seconds(self.uptime_ms))?;
+        for Interface {
+            name,
+            attachment,
+            reason,
+        } in &self.interfaces
+        {
+            writeln!(f, "interface {name}: {attachment} ({reason})")?;
+        }
+        for service in &self.services {
+            writeln!(f)?;
+            service_lines(f, service)?;
+        }
+        writeln!(f)?;
+        let Heartbeats { accepted, refused } = &self.heartbeats;
+        write!(f, "heartbeats: {accepted} accepted")?;
+        for (reason, count) in refused {
+            write!(f, ", {count} {reason}")?;
+        }
+        writeln!(f)?;
+        write!(f, "other packets:")?;
+        let counted = self.verdicts.iter().filter(|(_, count)| count.packets > 0);
+        let mut none = true;
+        for (name, count) in counted {
+            none = false;
+            write!(f, " {name} {}", count.packets)?;
+        }
+        writeln!(f, "{}", if none { " none" } else { "" })
+    }
+}
+
+fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>) -> fmt::Result {
+    writeln!(
+        f,
+        "service {} {}/{}  policy memory, threshold {}{}",
+        service.name,
+        service.address,
+        service.protocol,
+        service.threshold,
+        match service.threshold_bytes {
+            Some(bytes) if service.threshold == "auto" => format!(" = {}", Bytes(bytes)),
+            _ => String::new(),
+        }
+    )?;
+    writeln!(
+        f,
+        "  selected: {} for {}: {}",
+        service.selected,
+        seconds(service.since_ms),
+        service.reason
+    )?;
+    writeln!(
+        f,
+        "  {:<1} {:<12} {:>3} {:<21} {:<11} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
+        "",
+        "backend",
+        "id",
+        "address",
+        "state",
+        "age",
+        "available memory",
+        "flows",
+        "total",
+        "in",
+        "out"
+    )?;
+    for Backend { seen, traffic } in &service.backends {
+        let memory = match (seen.memory_available_bytes, seen.memory_total_bytes) {
+            (Some(available), Some(total)) => {
+                format!("{} of {}", Bytes(available), Bytes(total))
+            }
+            (Some(available), None) => Bytes(available).to_string(),
+            _ => "-".to_owned(),
+        };
+        writeln!(
+            f,
+            "  {:<1} {:<12} {:>3} {:<21} {:<11} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
+            if seen.name == service.selected {
+                "*"
+            } else {
+                ""
+            },
+            seen.name,
+            seen.backend_id,
+            seen.address,
+            seen.state.name(),
+            seen.age_ms
+                .map_or("-".to_owned(), |age| format!("{age} ms")),
+            memory,
+            traffic.flows,
+            traffic.connections,
+            Bytes(traffic.bytes_in).to_string(),
+            Bytes(traffic.bytes_out).to_string(),
+        )?;
+    }
+    Ok(())
+}
+
+fn seconds(milliseconds: u64) -> String {
+    let rounded = std::time::Duration::from_secs(milliseconds / 1000);
+    humantime::format_duration(rounded).to_string()
+}
