@@ -10,6 +10,7 @@
 //! The same inputs give the same outputs, always.
 
 mod command;
+mod deadlines;
 mod event;
 mod health;
 mod memory;
@@ -37,6 +38,7 @@ pub use settings::{
 };
 pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot};
 
+use deadlines::Deadlines;
 use sequence::Admission;
 use service::Service;
 use worker::{Place, Worker};
@@ -80,6 +82,7 @@ pub struct Core {
     workers: Vec<Worker>,
     by_name: BTreeMap<String, usize>,
     services: Vec<Service>,
+    deadlines: Deadlines,
     /// When the shell last called; a long gap means that the manager itself did not run.
     last_call: Instant,
     commands: VecDeque<Command>,
@@ -95,7 +98,8 @@ impl Core {
     /// Starts with what the pinned maps hold from before.
     ///
     /// Adopted selections stay, and adopted workers count as up for `down_after` from `now` on, heard
-    /// or not, so that a restart by itself changes nothing.
+    /// or not, so that a restart by itself changes nothing. Adopted drains go on as
+    /// [`Health::Leaving`] until the worker is heard.
     pub fn resume(settings: Settings, adopted: &Adopted, now: Instant) -> Self {
         let mut core = Self {
             down_after: settings.down_after,
@@ -103,6 +107,7 @@ impl Core {
             workers: Vec::new(),
             by_name: BTreeMap::new(),
             services: Vec::new(),
+            deadlines: Deadlines::default(),
             last_call: now,
             commands: VecDeque::new(),
             events: VecDeque::new(),
@@ -154,13 +159,10 @@ impl Core {
     /// deadline it had asked for, and counts the gap against no worker.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.wake(now);
-        let down_after = self.down_after;
-        let silent: Vec<usize> = (0..self.workers.len())
-            .filter(|&index| {
-                let deadline = self.workers[index].deadline(down_after);
-                deadline.is_some_and(|deadline| deadline <= now)
-            })
-            .collect();
+        let silent = self.deadlines.due(now);
+        if silent.is_empty() {
+            return;
+        }
         for &index in &silent {
             let before = self.workers[index].fall_silent();
             self.report_health(index, before, now);
@@ -172,7 +174,7 @@ impl Core {
     ///
     /// It lies after the `now` of the last [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines().min()
+        self.deadlines.earliest()
     }
 
     /// Returns the next map write.
@@ -214,14 +216,18 @@ impl Core {
         for service in &self.services {
             up.extend(adopted.selections.get(&service.settings.id));
         }
-        for worker in &mut self.workers {
-            let mut ids = worker
+        for index in 0..self.workers.len() {
+            let worker = &mut self.workers[index];
+            let ids = worker
                 .places
                 .iter()
                 .map(|place| self.services[place.service].settings.backends[place.backend].id);
-            if ids.any(|id| up.contains(&id)) {
+            if ids.clone().any(|id| up.contains(&id)) {
                 worker.health = Health::Up;
+            } else if ids.clone().any(|id| adopted.draining.contains(&id)) {
+                worker.health = Health::Leaving;
             }
+            self.publish(index);
         }
         for service in &mut self.services {
             if let Some(&backend) = adopted.selections.get(&service.settings.id) {
@@ -234,8 +240,8 @@ impl Core {
     fn announce(&mut self) {
         for service in &mut self.services {
             for backend in 0..service.workers.len() {
-                self.commands
-                    .extend(service.describe(backend, &self.workers));
+                let worker = &self.workers[service.workers[backend]];
+                self.commands.extend(service.describe(backend, worker));
             }
             self.commands.push_back(Command::SetBackend {
                 backend: service.settings.fallback.id,
@@ -257,14 +263,14 @@ impl Core {
         let tolerance = self.down_after / 4;
         let missed = gap > tolerance
             && self
-                .deadlines()
-                .filter(|&due| due > self.last_call)
-                .min()
+                .deadlines
+                .earliest_after(self.last_call)
                 .is_some_and(|due| now.saturating_duration_since(due) > tolerance);
         self.last_call = self.last_call.max(now);
         if missed {
-            for worker in &mut self.workers {
+            for (index, worker) in self.workers.iter_mut().enumerate() {
                 worker.forgive(gap, now);
+                self.deadlines.set(index, worker.deadline(self.down_after));
             }
             self.events.push_back(Event::ManagerOverslept {
                 gap_ms: milliseconds(gap),
@@ -303,6 +309,9 @@ impl Core {
 
     /// Brings maps and selections in line with the given workers, in the order [`Command`] promises.
     fn settle(&mut self, changed: &[usize], now: Instant) {
+        for &index in changed {
+            self.publish(index);
+        }
         let places: Vec<Place> = changed
             .iter()
             .flat_map(|&index| self.workers[index].places.iter().copied())
@@ -315,13 +324,22 @@ impl Core {
         self.describe(&places, false);
     }
 
+    /// Carries a worker's new state to its deadline and to the services it works for.
+    fn publish(&mut self, index: usize) {
+        let worker = &self.workers[index];
+        self.deadlines.set(index, worker.deadline(self.down_after));
+        for place in &worker.places {
+            self.services[place.service].update(place.backend, worker);
+        }
+    }
+
     fn describe(&mut self, places: &[Place], up: bool) {
         for place in places {
             let service = &mut self.services[place.service];
             let worker = &self.workers[service.workers[place.backend]];
             if worker.health.is_up() == up {
                 self.commands
-                    .extend(service.describe(place.backend, &self.workers));
+                    .extend(service.describe(place.backend, worker));
             }
         }
     }
@@ -341,11 +359,6 @@ impl Core {
         }
         self.commands.push_back(command);
         self.events.push_back(event);
-    }
-
-    fn deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
-        let workers = self.workers.iter();
-        workers.filter_map(|worker| worker.deadline(self.down_after))
     }
 }
 

@@ -1,7 +1,5 @@
 //! Policy `memory`: which worker a service's new connections go to.
 
-use std::cmp::Reverse;
-
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
@@ -11,14 +9,19 @@ use super::settings::Threshold;
 /// 2018 figures counted whole MiB.
 const LEAST_AUTO_BYTES: u64 = 1 << 20;
 
-/// One worker of a service, as the policy sees it.
+/// One worker of a service, as the policy sees it; its place among the others is the configuration's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its place in the service's configuration.
-    pub index: usize,
     pub health: Health,
     /// Unknown of an adopted worker that was not heard yet.
     pub available_bytes: Option<u64>,
+}
+
+impl Candidate {
+    pub const UNKNOWN: Self = Self {
+        health: Health::Unknown,
+        available_bytes: None,
+    };
 }
 
 /// Why a worker, or the fallback, is selected.
@@ -43,7 +46,7 @@ pub enum Rule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Keep,
-    /// `to` is a candidate's index, or nothing for the fallback.
+    /// `to` is a candidate's place, or nothing for the fallback.
     Switch {
         to: Option<usize>,
         rule: Rule,
@@ -55,19 +58,11 @@ pub enum Decision {
 /// `threshold_bytes` is the threshold in force, see [`threshold_bytes`].
 pub fn decide(
     selected: Option<usize>,
-    candidates: impl Iterator<Item = Candidate> + Clone,
+    candidates: &[Candidate],
     threshold_bytes: Option<u64>,
 ) -> Decision {
-    let best = candidates
-        .clone()
-        .filter(|candidate| candidate.health.is_up())
-        // An unknown amount is less than any known one; of equals the first configured wins.
-        .max_by_key(|candidate| (candidate.available_bytes, Reverse(candidate.index)));
-    let current = selected.and_then(|index| {
-        candidates
-            .clone()
-            .find(|candidate| candidate.index == index)
-    });
+    let best = best(candidates);
+    let current = selected.and_then(|place| candidates.get(place));
     let current_up = current.filter(|candidate| candidate.health.is_up());
 
     match (current_up, best) {
@@ -76,16 +71,18 @@ pub fn decide(
             to: None,
             rule: Rule::NoWorkerUp,
         },
-        (None, Some(best)) => Decision::Switch {
-            to: Some(best.index),
+        (None, Some((best, _))) => Decision::Switch {
+            to: Some(best),
             rule: match selected {
                 None => Rule::FirstUp,
                 Some(_) => Rule::Failover,
             },
         },
-        (Some(current), Some(best)) if exceeds(best, current, threshold_bytes) => {
+        (Some(current), Some((best, candidate)))
+            if exceeds(candidate, current, threshold_bytes) =>
+        {
             Decision::Switch {
-                to: Some(best.index),
+                to: Some(best),
                 rule: Rule::MoreMemory,
             }
         }
@@ -109,18 +106,32 @@ pub fn threshold_bytes(
     }
 }
 
-/// Returns the `auto` threshold and whom it was seen between, once two workers are heard.
-pub fn learn_threshold(
-    candidates: impl Iterator<Item = Candidate>,
-) -> Option<(u64, Candidate, Candidate)> {
+/// Returns the `auto` threshold and between whom it was seen, once two workers are heard.
+pub fn learn_threshold(candidates: &[Candidate]) -> Option<(u64, [usize; 2])> {
     let mut heard = candidates
-        .filter(|candidate| candidate.health.is_up() && candidate.available_bytes.is_some());
-    let (one, other) = (heard.next()?, heard.next()?);
-    let difference = one.available_bytes?.abs_diff(other.available_bytes?);
-    Some((difference.max(LEAST_AUTO_BYTES), one, other))
+        .iter()
+        .enumerate()
+        .filter(|(_, candidate)| candidate.health.is_up())
+        .filter_map(|(place, candidate)| Some((place, candidate.available_bytes?)));
+    let ((one, one_bytes), (other, other_bytes)) = (heard.next()?, heard.next()?);
+    let difference = one_bytes.abs_diff(other_bytes);
+    Some((difference.max(LEAST_AUTO_BYTES), [one, other]))
 }
 
-fn exceeds(best: Candidate, current: Candidate, threshold_bytes: Option<u64>) -> bool {
+/// Returns the worker that is up and has the most memory; of equals the first configured.
+fn best(candidates: &[Candidate]) -> Option<(usize, &Candidate)> {
+    let mut best: Option<(usize, &Candidate)> = None;
+    for (place, candidate) in candidates.iter().enumerate() {
+        // An unknown amount is less than any known one.
+        let better = best.is_none_or(|(_, best)| candidate.available_bytes > best.available_bytes);
+        if better && candidate.health.is_up() {
+            best = Some((place, candidate));
+        }
+    }
+    best
+}
+
+fn exceeds(best: &Candidate, current: &Candidate, threshold_bytes: Option<u64>) -> bool {
     // A worker adopted but not heard yet is kept: there is nothing to compare with.
     let (Some(best), Some(current), Some(threshold)) = (
         best.available_bytes,

@@ -23,12 +23,15 @@ pub(super) struct Service {
     learned_threshold_bytes: Option<u64>,
     /// What was last said of each backend, so that nothing is said twice.
     described: Vec<Option<(Health, Option<Memory>)>>,
+    /// What the policy compares, side by side: it is gone through at every heartbeat.
+    candidates: Vec<Candidate>,
 }
 
 impl Service {
     pub fn new(settings: ServiceSettings, workers: Vec<usize>, now: Instant) -> Self {
         Self {
             described: vec![None; workers.len()],
+            candidates: vec![Candidate::UNKNOWN; workers.len()],
             workers,
             selected: None,
             reason: Reason {
@@ -57,9 +60,16 @@ impl Service {
         }
     }
 
+    /// Takes over what is known of a backend's worker now.
+    pub fn update(&mut self, backend: usize, worker: &Worker) {
+        self.candidates[backend] = Candidate {
+            health: worker.health,
+            available_bytes: worker.available_bytes(),
+        };
+    }
+
     /// Returns the command that describes a backend, if it would say anything new.
-    pub fn describe(&mut self, backend: usize, workers: &[Worker]) -> Option<Command> {
-        let worker = &workers[self.workers[backend]];
+    pub fn describe(&mut self, backend: usize, worker: &Worker) -> Option<Command> {
         let description = (worker.health, worker.memory);
         if self.described[backend].replace(description) == Some(description) {
             return None;
@@ -73,8 +83,8 @@ impl Service {
 
     /// Applies the policy to what is known now; returns whether the selection changed.
     pub fn reselect(&mut self, workers: &[Worker], now: Instant) -> bool {
-        let threshold_bytes = self.threshold_bytes(workers);
-        let decision = selection::decide(self.selected, self.candidates(workers), threshold_bytes);
+        let threshold_bytes = self.threshold_bytes();
+        let decision = selection::decide(self.selected, &self.candidates, threshold_bytes);
         let Decision::Switch { to, rule } = decision else {
             return false;
         };
@@ -94,25 +104,25 @@ impl Service {
         if self.settings.threshold != Threshold::Auto || self.learned_threshold_bytes.is_some() {
             return None;
         }
-        let (bytes, one, other) = selection::learn_threshold(self.candidates(workers))?;
+        let (bytes, pair) = selection::learn_threshold(&self.candidates)?;
         self.learned_threshold_bytes = Some(bytes);
-        let name = |candidate: Candidate| workers[self.workers[candidate.index]].name.clone();
+        let [one, other] = pair.map(|place| self.figure(Some(place), workers));
         Some(Event::ThresholdLearned {
             service: self.settings.name.clone(),
             threshold_bytes: bytes,
-            one: name(one),
+            one: one.name,
             one_memory_available_bytes: one.available_bytes,
-            other: name(other),
+            other: other.name,
             other_memory_available_bytes: other.available_bytes,
         })
     }
 
-    pub fn threshold_bytes(&self, workers: &[Worker]) -> Option<u64> {
-        let selected = self.selected.map(|place| &workers[self.workers[place]]);
+    pub fn threshold_bytes(&self) -> Option<u64> {
+        let selected = self.selected.map(|place| self.candidates[place]);
         selection::threshold_bytes(
             self.settings.threshold,
             self.learned_threshold_bytes,
-            selected.and_then(Worker::available_bytes),
+            selected.and_then(|candidate| candidate.available_bytes),
         )
     }
 
@@ -131,15 +141,6 @@ impl Service {
             Some(place) => self.settings.backends[place].id,
             None => self.settings.fallback.id,
         }
-    }
-
-    fn candidates(&self, workers: &[Worker]) -> impl Iterator<Item = Candidate> + Clone {
-        let pairs = self.workers.iter().enumerate();
-        pairs.map(move |(index, &worker)| Candidate {
-            index,
-            health: workers[worker].health,
-            available_bytes: workers[worker].available_bytes(),
-        })
     }
 
     fn figure(&self, place: Option<usize>, workers: &[Worker]) -> Figure {

@@ -100,4 +100,6 @@ pub struct Adopted {
     pub selections: BTreeMap<ServiceId, BackendId>,
     /// The backends that were up; a selected worker counts as up in any case.
     pub up: BTreeSet<BackendId>,
+    /// The backends that got no new connections but kept the ones they had.
+    pub draining: BTreeSet<BackendId>,
 }

@@ -84,7 +84,7 @@ impl Service {
             protocol: "tcp".to_owned(),
             policy: self.settings.policy,
             threshold: self.settings.threshold.to_string(),
-            threshold_bytes: self.threshold_bytes(workers),
+            threshold_bytes: self.threshold_bytes(),
             selected: self.reason.to.name.clone(),
             rule: self.reason.rule,
             reason: self.reason.to_string(),

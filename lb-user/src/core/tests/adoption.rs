@@ -12,7 +12,25 @@ fn adopted(selected: u32, up: &[u32]) -> Adopted {
     Adopted {
         selections: [(WEB, BackendId(selected))].into(),
         up: up.iter().copied().map(BackendId).collect(),
+        ..Adopted::default()
     }
+}
+
+#[test]
+fn an_adopted_drain_goes_on_until_the_worker_is_heard() {
+    let mut world = restarted(&Adopted {
+        draining: [BackendId(1)].into(),
+        ..adopted(2, &[2])
+    });
+    world.start("worker2", 300);
+    assert_eq!(world.state("worker1"), Health::Leaving);
+    assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Leaving);
+    world.pass(ms(10_000));
+    assert_eq!(world.state("worker1"), Health::Leaving);
+    world.start("worker1", 600);
+    assert_eq!(world.selected(), "worker2", "a way back is proved");
+    world.pass(BEAT);
+    assert_eq!(world.selected(), "worker1");
 }
 
 #[test]

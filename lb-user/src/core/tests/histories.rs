@@ -36,7 +36,12 @@ fn settings() -> impl Strategy<Value = Settings> {
 fn adopted() -> impl Strategy<Value = Adopted> {
     let selections = prop::collection::btree_map((0..2u32).prop_map(ServiceId), backend(), 0..3);
     let up = prop::collection::btree_set(backend(), 0..4);
-    (selections, up).prop_map(|(selections, up)| Adopted { selections, up })
+    let draining = prop::collection::btree_set(backend(), 0..4);
+    (selections, up, draining).prop_map(|(selections, up, draining)| Adopted {
+        selections,
+        up,
+        draining,
+    })
 }
 
 fn backend() -> impl Strategy<Value = BackendId> {
