@@ -90,16 +90,14 @@ fn the_example_explains_every_setting() {
         let section = Config::EXAMPLE.split(&format!("\n{table}\n")).nth(1);
         let section = section.expect("the table stands in the example");
         let section = section.split("\n[").next().expect("a section");
+        let lines: Vec<&str> = section.lines().collect();
         for key in expected.trim_start_matches("one of ").split(", ") {
-            let explained = section
-                .split("\n\n")
-                .any(|part| part.starts_with("# ") && part.contains(&format!("\n{key} = ")))
-                || section.starts_with("# ") && section.contains(&format!("\n{key} = "));
-            let explained = explained
-                || section
-                    .split("\n\n")
-                    .any(|part| part.trim_start().starts_with("# ") && part.contains(key));
-            assert!(explained, "{table} {key} is not explained in memlb.toml");
+            let given = lines
+                .iter()
+                .position(|line| line.starts_with(&format!("{key} = ")));
+            let given = given.unwrap_or_else(|| panic!("{table} {key} is not in memlb.toml"));
+            let above = lines[given - 1];
+            assert!(above.starts_with("# "), "{table} {key} is not explained");
             settings += 1;
         }
     }

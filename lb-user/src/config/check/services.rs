@@ -111,7 +111,10 @@ fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], backends: &C
         reader.refuse(
             &backends.place,
             ProblemKind::TooManyBackends,
-            format!("{needed} backends are configured (workers of all services, and a fallback each), but there is room for {room}"),
+            format!(
+                "{needed} backends are configured (the workers of every service and a fallback \
+                 each), but there is room for {room}"
+            ),
             format!("backends = {} or more", needed + 1),
             "raise backends in [limits], or remove workers",
         );

@@ -207,6 +207,9 @@ fn a_flood_that_keeps_the_shell_from_its_timeouts_hides_no_death() {
         world.now += ms(1);
         assert_eq!(world.hear(&flood), Outcome::UnknownWorker);
     }
+    // A pause after the deadline was missed excuses nothing.
+    world.now += DOWN_AFTER / 3;
     world.wake();
     assert_eq!(world.state("worker1"), Health::Down);
+    assert!(!world.kinds().contains(&"manager_overslept".to_owned()));
 }
