@@ -190,16 +190,15 @@ pub struct Flow {
     pub service: u32,
     /// Index of the interface on which the client is; [`LOOPBACK`] for the manager itself.
     pub client_interface: u32,
-    /// One of [`direction`].
-    pub direction: u8,
-    /// Bits of [`closing`].
-    pub closing: u8,
-    /// 1 once the worker has answered the SYN.
-    pub answered: u8,
-    pub reserved: u8,
     /// The worker's initial sequence number, known once it has answered.
     pub worker_sequence: u32,
-    pub reserved_word: u32,
+    /// One of [`direction`].
+    pub direction: u8,
+    /// Bits of [`ended`], of this direction only: each entry has one writer, so none gets lost.
+    pub ended: u8,
+    /// 1 once the worker has answered the SYN.
+    pub answered: u8,
+    pub reserved: [u8; 5],
     /// When the entry was made and when it last carried a packet: CLOCK_MONOTONIC, nanoseconds.
     pub created_ns: u64,
     pub last_seen_ns: u64,
@@ -220,12 +219,16 @@ pub mod direction {
     pub const REPLY: u8 = 1;
 }
 
-/// Which sides have said that the connection ends.
-pub mod closing {
-    pub const CLIENT_FIN: u8 = 1;
-    pub const BACKEND_FIN: u8 = 2;
-    pub const RESET: u8 = 4;
-    pub const BOTH_FIN: u8 = CLIENT_FIN | BACKEND_FIN;
+/// How one side has ended its part of a connection.
+pub mod ended {
+    pub const FIN: u8 = 1;
+    pub const RESET: u8 = 2;
+
+    /// Whether a connection is over whose two sides have ended thus.
+    #[inline(always)]
+    pub fn both(one: u8, other: u8) -> bool {
+        (one | other) & RESET != 0 || one & other & FIN != 0
+    }
 }
 
 /// Value of `verdicts`, per CPU, indexed by [`crate::verdict::Verdict`].

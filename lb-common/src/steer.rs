@@ -9,7 +9,7 @@ use core::ops::DerefMut;
 use crate::{
     headers::TcpFlags,
     maps::{
-        Backend, Flow, FlowKey, LOOPBACK, Mac, Service, ServiceKey, Settings, closing, direction,
+        Backend, Flow, FlowKey, LOOPBACK, Mac, Service, ServiceKey, Settings, direction, ended,
         mode, state,
     },
     verdict::Verdict,
@@ -190,7 +190,10 @@ fn established<T: Tables>(
     let now = tables.now_ns();
     let is_request = flow.direction == direction::REQUEST;
     if is_request {
-        let begins = arrival.flags.opens() && is_over(tables, &flow, now);
+        let begins = arrival.flags.opens() && {
+            let twin = tables.established(&flow.leaves.reversed());
+            is_over(tables, &flow, twin.as_deref(), now)
+        };
         if begins || !keeps_flows(&backend) {
             let twin_key = flow.leaves.reversed();
             drop(flow);
@@ -200,42 +203,37 @@ fn established<T: Tables>(
         }
     }
 
-    let ends = ending(flow.direction, arrival.flags) & !flow.closing;
+    flow.ended |= ending(arrival.flags);
     let moved = is_request && has_moved(&flow, arrival);
-    if ends != 0 || moved || now.wrapping_sub(flow.twin_seen_ns) > TWIN_CARE_NS {
-        flow.closing |= ends;
-        flow.twin_seen_ns = now;
-        if moved {
-            flow.client_interface = arrival.interface;
-            flow.client_mac = arrival.source_mac;
-            flow.manager_mac = arrival.destination_mac;
-        }
-        flow.closing = look_after_twin(tables, key, &flow);
+    if moved {
+        flow.client_interface = arrival.interface;
+        flow.client_mac = arrival.source_mac;
+        flow.manager_mac = arrival.destination_mac;
+    }
+    if moved || now.wrapping_sub(flow.twin_seen_ns) > TWIN_CARE_NS {
+        flow.twin_seen_ns = look_after_twin(tables, key, &flow, now);
     }
     carry(&mut flow, arrival, now);
     Some(leave(&flow, &backend, arrival, decision))
 }
 
-/// Brings the other direction's entry in line with `flow`, and back if it was evicted. Returns what
-/// both know of the connection's end.
+/// Brings the other direction's entry in line with `flow`, and back if it was evicted. Returns `now`,
+/// when this was done.
 #[inline(never)]
-fn look_after_twin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> u8 {
+fn look_after_twin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, now: u64) -> u64 {
     let twin_key = flow.leaves.reversed();
     if let Some(mut twin) = tables.established(&twin_key) {
-        twin.closing |= flow.closing;
         if flow.direction == direction::REQUEST {
             twin.client_interface = flow.client_interface;
             twin.client_mac = flow.client_mac;
             twin.manager_mac = flow.manager_mac;
         }
-        return twin.closing;
-    }
-    if let Some(mut pair) = tables.workbench() {
+    } else if let Some(mut pair) = tables.workbench() {
         pair.reply = twin(key, flow);
         // A full table is counted where a connection is refused, not where one goes on.
         _ = tables.put_established(&twin_key, &pair.reply);
     }
-    flow.closing
+    now
 }
 
 /// The way of a packet of a handshake; `None` if there is none, or it begins anew.
@@ -260,8 +258,12 @@ fn half_open<T: Tables>(
     let is_request = flow.direction == direction::REQUEST;
     let twin_key = flow.leaves.reversed();
     // A repeated SYN of a handshake that has lost its worker begins anew with another one.
-    let begins =
-        is_request && flags.opens() && (backend.state != state::UP || is_over(tables, &flow, now));
+    let begins = is_request
+        && flags.opens()
+        && (backend.state != state::UP || {
+            let twin = tables.half_open(&twin_key);
+            is_over(tables, &flow, twin.as_deref(), now)
+        });
     let lost = is_request && !keeps_flows(&backend);
     if begins || lost {
         drop(flow);
@@ -271,12 +273,11 @@ fn half_open<T: Tables>(
     }
 
     carry(&mut flow, arrival, now);
-    flow.closing |= ending(flow.direction, flags);
+    flow.ended |= ending(flags);
     let verdict = leave(&flow, &backend, arrival, decision);
-    if !is_request && (flags.accepts() || flags.resets()) {
+    if !is_request && flags.accepts() {
         if let Some(mut request) = tables.half_open(&twin_key) {
-            request.closing |= flow.closing;
-            request.answered = u8::from(flags.accepts());
+            request.answered = 1;
             request.worker_sequence = arrival.sequence;
         }
     } else if is_request && completes(&flow, arrival) {
@@ -376,11 +377,10 @@ fn open<T: Tables>(
         client_mac: arrival.source_mac,
         manager_mac: arrival.destination_mac,
         direction: direction::REQUEST,
-        closing: 0,
+        ended: 0,
         answered: 0,
-        reserved: 0,
+        reserved: [0; 5],
         worker_sequence: 0,
-        reserved_word: 0,
         created_ns: now,
         last_seen_ns: now,
         twin_seen_ns: now,
@@ -436,20 +436,22 @@ fn claim_port<T: Tables>(
         let reply_key = pair.request.leaves.reversed();
 
         if let Some(holder) = tables.established(&reply_key) {
-            if !is_over(tables, &holder, now) {
+            let holder_key = holder.leaves.reversed();
+            let twin = tables.established(&holder_key);
+            if !is_over(tables, &holder, twin.as_deref(), now) {
                 continue;
             }
-            let holder_key = holder.leaves.reversed();
-            drop(holder);
+            drop((holder, twin));
             tables.remove_established(&holder_key);
             tables.remove_established(&reply_key);
         }
         if let Some(holder) = tables.half_open(&reply_key) {
-            if !is_over(tables, &holder, now) {
+            let holder_key = holder.leaves.reversed();
+            let twin = tables.half_open(&holder_key);
+            if !is_over(tables, &holder, twin.as_deref(), now) {
                 continue;
             }
-            let holder_key = holder.leaves.reversed();
-            drop(holder);
+            drop((holder, twin));
             tables.remove_half_open(&holder_key);
             tables.remove_half_open(&reply_key);
         }
@@ -467,6 +469,7 @@ fn claim_port<T: Tables>(
 fn twin(key: &FlowKey, flow: &Flow) -> Flow {
     Flow {
         leaves: key.reversed(),
+        ended: 0,
         direction: flow.direction ^ (direction::REQUEST ^ direction::REPLY),
         packets: 0,
         bytes: 0,
@@ -476,15 +479,16 @@ fn twin(key: &FlowKey, flow: &Flow) -> Flow {
 
 /// Whether a flow has ended, or been silent for so long that its tuple may be used again.
 #[inline(always)]
-fn is_over<T: Tables>(tables: &T, flow: &Flow, now: u64) -> bool {
+fn is_over<T: Tables>(tables: &T, flow: &Flow, twin: Option<&Flow>, now: u64) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
+    let (twin_ended, twin_answered) = twin.map_or((0, 0), |twin| (twin.ended, twin.answered));
     let idle = now.saturating_sub(flow.last_seen_ns);
-    if flow.closing & closing::RESET != 0 || flow.closing & closing::BOTH_FIN == closing::BOTH_FIN {
+    if ended::both(flow.ended, twin_ended) {
         // Seen from the client, a closed connection is over at once; its port is kept for a while.
         flow.direction == direction::REQUEST || idle > settings.closing_idle_ns
-    } else if flow.answered == 0 {
+    } else if flow.answered | twin_answered == 0 {
         idle > settings.half_open_idle_ns
     } else {
         idle > settings.established_idle_ns
@@ -497,21 +501,12 @@ fn keeps_flows(backend: &Backend) -> bool {
     matches!(backend.state, state::UP | state::DRAINING)
 }
 
-/// Which bits of [`closing`] a segment sets.
+/// Which bits of [`ended`] a segment sets.
 #[inline(always)]
-fn ending(from: u8, flags: TcpFlags) -> u8 {
-    let mut bits = 0;
-    if flags.finishes() {
-        bits |= if from == direction::REQUEST {
-            closing::CLIENT_FIN
-        } else {
-            closing::BACKEND_FIN
-        };
-    }
-    if flags.resets() {
-        bits |= closing::RESET;
-    }
-    bits
+fn ending(flags: TcpFlags) -> u8 {
+    let fin = if flags.finishes() { ended::FIN } else { 0 };
+    let reset = if flags.resets() { ended::RESET } else { 0 };
+    fin | reset
 }
 
 /// Whether the client's packets now come from another link address or interface.

@@ -103,18 +103,14 @@ pub async fn run(config: Config) -> Result<()> {
     loop {
         let deadline = manager.core.poll_timeout();
         tokio::select! {
-            biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             received = socket.readable() => {
                 received.context("wait for heartbeats")?;
                 manager.receive(&socket);
             }
-            () = until(deadline) => {
-                // The proof that a worker lives may have come in this very moment.
-                manager.receive(&socket);
-                manager.core.handle_timeout(Instant::now());
-            }
+            // The proof that a worker lives may have come in this very moment.
+            () = until(deadline) => manager.receive(&socket),
             Some(question) = asked.recv() => manager.answer(question),
             _ = route_ticks.tick() => {
                 if let Err(error) = manager.datapath.refresh_routes(&routes).await {
@@ -123,6 +119,8 @@ pub async fn run(config: Config) -> Result<()> {
             }
             () = &mut serving => {}
         }
+        // In every turn, so that a flood of datagrams cannot hold up a deadline.
+        manager.core.handle_timeout(Instant::now());
         manager.carry_out();
     }
     manager.log.append(&Lifecycle::ManagerStopped);

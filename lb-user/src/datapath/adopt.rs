@@ -64,9 +64,14 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
         }
         let address = SocketAddrV4::new(Ipv4Addr::from(backend.address), backend.port);
         adoption.pinned.backends.push((BackendId(id), address));
-        if backend.state == state::UP && backend.mode != mode::LOCAL {
-            adoption.adopted.up.insert(BackendId(id));
+        if backend.mode == mode::LOCAL {
+            continue;
         }
+        match backend.state {
+            state::UP => adoption.adopted.up.insert(BackendId(id)),
+            state::DRAINING => adoption.adopted.draining.insert(BackendId(id)),
+            _ => false,
+        };
     }
     for entry in services.iter() {
         let (key, Service { id }) = entry.context("read map services")?;

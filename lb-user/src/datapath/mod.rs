@@ -47,7 +47,8 @@ struct Known {
     address: SocketAddrV4,
     service: u32,
     is_fallback: bool,
-    health: Health,
+    /// Nothing until the core has described it; until then an adopted entry stays as it is.
+    health: Option<Health>,
     memory: Option<Memory>,
     route: Option<Route>,
 }
@@ -136,8 +137,8 @@ impl Datapath {
                 let Some(known) = self.backends.get_mut(&backend) else {
                     return Ok(());
                 };
-                let returned = !known.health.is_up() && state.is_up();
-                known.health = state;
+                let returned = known.health.is_some_and(|before| !before.is_up()) && state.is_up();
+                known.health = Some(state);
                 known.memory = memory;
                 if returned {
                     self.tables.forget_neighbour(backend.0)?;
@@ -206,7 +207,10 @@ impl Datapath {
         let Some(known) = self.backends.get(&id) else {
             return Ok(());
         };
-        self.tables.write_backend(id.0, &known.value())
+        match known.health {
+            Some(health) => self.tables.write_backend(id.0, &known.value(health)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -215,7 +219,7 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
         address,
         service,
         is_fallback,
-        health: Health::Unknown,
+        health: None,
         memory: None,
         route: None,
     };
@@ -239,12 +243,12 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
 
 impl Known {
     /// The backend as the programs read it.
-    fn value(&self) -> Backend {
+    fn value(&self, health: Health) -> Backend {
         let route = self.route.clone().unwrap_or_default();
         Backend {
             address: self.address.ip().octets(),
             port: self.address.port(),
-            state: match self.health {
+            state: match health {
                 Health::Up => state::UP,
                 Health::Unknown => state::UNKNOWN,
                 Health::Down | Health::Unhealthy => state::DOWN,

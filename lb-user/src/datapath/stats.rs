@@ -8,7 +8,7 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray},
 };
 use lb_common::{
-    maps::{Counter, Flow, FlowKey, Traffic, closing, direction, name},
+    maps::{Counter, Flow, FlowKey, Traffic, direction, ended, name},
     verdict::Verdict,
 };
 use serde::{Deserialize, Serialize};
@@ -74,31 +74,30 @@ impl Stats {
         }
         let now = monotonic_ns()?;
         let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-        let live = |flow: &Flow| {
-            flow.direction == direction::REQUEST
-                && flow.closing & closing::RESET == 0
-                && flow.closing != closing::BOTH_FIN
-                && now.saturating_sub(flow.last_seen_ns) <= idle
-        };
-        for flow in flows(pin_path, name::FLOWS)?.filter(live) {
-            stats.backends.entry(flow.backend).or_default().flows += 1;
+        for backend in open_connections(pin_path, name::FLOWS, now, idle)? {
+            stats.backends.entry(backend).or_default().flows += 1;
         }
-        for flow in flows(pin_path, name::HALF_OPEN)?.filter(live) {
-            stats.backends.entry(flow.backend).or_default().half_open += 1;
+        for backend in open_connections(pin_path, name::HALF_OPEN, now, idle)? {
+            stats.backends.entry(backend).or_default().half_open += 1;
         }
         Ok(stats)
     }
 }
 
-/// The entries of a flow table. It changes while it is read; what vanishes meanwhile is left out.
-fn flows(pin_path: &Path, map: &str) -> Result<impl Iterator<Item = Flow>> {
+/// The backends of a flow table's connections, one for each that is not over. The table changes
+/// while it is read; what vanishes meanwhile is left out.
+fn open_connections(pin_path: &Path, map: &str, now: u64, idle: u64) -> Result<Vec<u32>> {
     let table: HashMap<_, FlowKey, Flow> = HashMap::try_from(Map::LruHashMap(open(pin_path, map)?))
         .with_context(|| format!("open map {map}"))?;
-    let entries: Vec<Flow> = table
-        .iter()
-        .filter_map(|entry| entry.ok().map(|(_, flow)| flow))
-        .collect();
-    Ok(entries.into_iter())
+    let entries: BTreeMap<FlowKey, Flow> = table.iter().filter_map(Result::ok).collect();
+    let is_open = |flow: &&Flow| {
+        let twin = entries.get(&flow.leaves.reversed());
+        flow.direction == direction::REQUEST
+            && !ended::both(flow.ended, twin.map_or(0, |twin| twin.ended))
+            && now.saturating_sub(flow.last_seen_ns) <= idle
+    };
+    let open = entries.values().filter(is_open);
+    Ok(open.map(|flow| flow.backend).collect())
 }
 
 fn per_cpu<V: Pod>(pin_path: &Path, map: &str) -> Result<PerCpuArray<MapData, V>> {
