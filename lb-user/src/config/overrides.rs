@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
 /// What the command line says; it is checked together with the file, by the same rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Overrides {
@@ -26,7 +28,7 @@ pub struct Overrides {
     pub control_socket: Option<PathBuf>,
 
     /// Append events to this file as JSON lines; "" keeps none
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub event_log: Option<PathBuf>,
 
     /// Accept the 2018 workers' heartbeats, too
