@@ -17,6 +17,10 @@ use crate::{
     packet::{Bytes, arrival},
 };
 
+/// 1 to send by redirect even where `XDP_TX` would do; set by the loader for drivers that need it.
+#[unsafe(no_mangle)]
+static XDP_REDIRECTS: u8 = 0;
+
 /// Steers one packet. What needs a next hop that no reply has shown yet, or the loopback interface,
 /// is left untouched to the TC program behind.
 #[inline(always)]
@@ -99,7 +103,9 @@ fn rewrite(frame: &mut TcpFrame, leaves: &FlowKey, forwarded: bool) {
 
 #[inline(always)]
 fn send(interface: u32, arrived_on: u32) -> u32 {
-    if interface == arrived_on {
+    // SAFETY: a constant for the verifier, but not for the compiler.
+    let redirects = unsafe { core::ptr::read_volatile(&raw const XDP_REDIRECTS) };
+    if interface == arrived_on && redirects == 0 {
         XDP_TX
     } else {
         // SAFETY: the helper takes integers only.

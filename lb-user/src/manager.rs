@@ -25,7 +25,7 @@ use crate::{
     config::Config,
     control::{Counters, Question, Server},
     core::{Core, Event, Report, Severity},
-    datapath::{self, Datapath, Routes},
+    datapath::{self, Datapath, Netlink},
     event_log::EventLog,
     heartbeat::{self, Decoded},
     status::{Decided, Heartbeats, Interface},
@@ -54,6 +54,11 @@ pub async fn run(config: Config) -> Result<()> {
         warn!("{warning}");
     }
     let socket = bind(config.manager.heartbeat_listen).await?;
+    let netlink = Netlink::connect()?;
+    let mut interfaces = Vec::new();
+    for name in &config.manager.interfaces {
+        interfaces.push(netlink.interface(name).await?);
+    }
     let prepared = datapath::prepare(&config)?;
     let server = Server::bind(&config.manager.control_socket).await?;
     let log = EventLog::open(config.manager.event_log.as_deref())?;
@@ -68,9 +73,8 @@ pub async fn run(config: Config) -> Result<()> {
             config.manager.pin_path.display()
         );
     }
-    let routes = Routes::connect()?;
-    let mut datapath = Datapath::start(prepared, &config, &settings)?;
-    datapath.refresh_routes(&routes).await?;
+    let mut datapath = Datapath::start(prepared, &config, &settings, &interfaces)?;
+    datapath.refresh_routes(&netlink).await?;
     let core = Core::resume(settings.clone(), &adopted, Instant::now());
     let mut manager = Manager {
         legacy: config.manager.legacy_heartbeats,
@@ -113,7 +117,7 @@ pub async fn run(config: Config) -> Result<()> {
             () = until(deadline) => manager.receive(&socket),
             Some(question) = asked.recv() => manager.answer(question),
             _ = route_ticks.tick() => {
-                if let Err(error) = manager.datapath.refresh_routes(&routes).await {
+                if let Err(error) = manager.datapath.refresh_routes(&netlink).await {
                     error!("{error:#}");
                 }
             }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::{
     Ebpf,
     programs::{
@@ -17,8 +17,8 @@ use aya::{
 };
 use tracing::{info, warn};
 
-use super::kernel;
-use crate::config::{self, Attach};
+use super::{kernel, netlink::Interface};
+use crate::config::Attach;
 
 /// Subdirectory of the pins in which links are pinned.
 pub const LINKS: &str = "links";
@@ -67,44 +67,12 @@ impl fmt::Display for Attachment {
     }
 }
 
-/// Checks that every interface exists and carries Ethernet.
-pub fn check_interfaces(interfaces: &[String]) -> Result<()> {
-    const ARPHRD_ETHER: &str = "1";
-    for interface in interfaces {
-        let class = sysfs(interface);
-        if !exists(interface) {
-            bail!(
-                "interface {interface} does not exist here: `ip link` lists those that do; name \
-                 the right one with --interface or manager.interfaces"
-            );
-        }
-        let kind = fs::read_to_string(class.join("type")).unwrap_or_default();
-        if !kind.is_empty() && kind.trim() != ARPHRD_ETHER {
-            bail!(
-                "interface {interface} does not carry Ethernet (link type {}): memlb steers \
-                 Ethernet frames only",
-                kind.trim()
-            );
-        }
-    }
-    Ok(())
-}
-
-fn exists(interface: &str) -> bool {
-    nix::net::if_::if_nametoindex(interface).is_ok()
-}
-
-/// The interface in sysfs, which may show another network namespace than this process is in; then
-/// nothing is found there.
-fn sysfs(interface: &str) -> PathBuf {
-    Path::new("/sys/class/net").join(interface)
-}
-
 /// Attaches to every interface and to `lo`, replacing what an earlier manager attached.
 pub fn attach(
     ebpf: &mut Ebpf,
     pin_path: &Path,
-    manager: &config::Manager,
+    wish: Attach,
+    interfaces: &[Interface],
 ) -> Result<Vec<Attachment>> {
     let links = pin_path.join(LINKS);
     fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
@@ -120,38 +88,30 @@ pub fn attach(
         "lo",
         TcAttachType::Egress,
     )?];
-    for interface in &manager.interfaces {
+    for Interface { name, .. } in interfaces {
         kept.push(attach_tc(
             ebpf,
             &links,
             INGRESS,
-            interface,
+            name,
             TcAttachType::Ingress,
         )?);
-        kept.push(attach_tc(
-            ebpf,
-            &links,
-            EGRESS,
-            interface,
-            TcAttachType::Egress,
-        )?);
+        kept.push(attach_tc(ebpf, &links, EGRESS, name, TcAttachType::Egress)?);
     }
-    let (choice, reasons) = choose(ebpf, &links, manager)?;
+    let (choice, reasons) = choose(ebpf, &links, wish, interfaces)?;
     if choice == Choice::Xdp {
         kept.extend(
-            manager
-                .interfaces
+            interfaces
                 .iter()
-                .map(|interface| pin(&links, XDP, interface)),
+                .map(|interface| pin(&links, XDP, &interface.name)),
         );
     }
     remove_others(&links, &kept)?;
-    Ok(manager
-        .interfaces
+    Ok(interfaces
         .iter()
         .zip(reasons)
         .map(|(interface, reason)| Attachment {
-            interface: interface.clone(),
+            interface: interface.name.clone(),
             choice,
             reason,
         })
@@ -163,24 +123,21 @@ pub fn attach(
 fn choose(
     ebpf: &mut Ebpf,
     links: &Path,
-    manager: &config::Manager,
+    wish: Attach,
+    interfaces: &[Interface],
 ) -> Result<(Choice, Vec<String>)> {
-    let interfaces = &manager.interfaces;
     let all = |reason: &str| vec![reason.to_owned(); interfaces.len()];
-    let suitability: Vec<Result<(), String>> = match manager.attach {
-        Attach::Tc => return Ok((Choice::Tc, all("attach = \"tc\" is configured"))),
-        Attach::Xdp => interfaces.iter().map(|_| Ok(())).collect(),
-        Attach::Auto => interfaces
+    if wish == Attach::Tc {
+        return Ok((Choice::Tc, all("attach = \"tc\" is configured")));
+    }
+    let unsuited: Vec<Option<String>> = interfaces.iter().map(unsuited_to_xdp).collect();
+    if wish == Attach::Auto
+        && let Some(first) = unsuited.iter().flatten().next()
+    {
+        let reasons = unsuited
             .iter()
-            .map(|interface| suits_xdp(interface))
-            .collect(),
-    };
-    if let Some(unsuited) = suitability.iter().find_map(|suits| suits.as_ref().err()) {
-        let reasons = suitability
-            .iter()
-            .map(|suits| suits.as_ref().err().unwrap_or(unsuited).clone())
-            .collect();
-        return Ok((Choice::Tc, reasons));
+            .map(|reason| reason.as_ref().unwrap_or(first));
+        return Ok((Choice::Tc, reasons.cloned().collect()));
     }
     let program: &mut Xdp = ebpf
         .program_mut(XDP)
@@ -189,36 +146,30 @@ fn choose(
     let outcome = program.load().context("load memlb_xdp").and_then(|()| {
         interfaces
             .iter()
-            .try_for_each(|interface| attach_xdp(program, links, interface))
+            .try_for_each(|interface| attach_xdp(program, links, &interface.name))
     });
-    match outcome {
-        Ok(()) if manager.attach == Attach::Xdp => {
-            Ok((Choice::Xdp, all("attach = \"xdp\" is configured")))
-        }
-        Ok(()) => Ok((Choice::Xdp, all("the driver runs XDP natively"))),
-        Err(error) if manager.attach == Attach::Auto => {
+    match (outcome, wish) {
+        (Ok(()), Attach::Xdp) => Ok((Choice::Xdp, all("attach = \"xdp\" is configured"))),
+        (Ok(()), _) => Ok((Choice::Xdp, all("the driver runs XDP natively"))),
+        (Err(error), Attach::Xdp) => Err(error.context(
+            "attach = \"xdp\" is configured, but an interface cannot run XDP natively; use \
+             attach = \"auto\" or \"tc\"",
+        )),
+        (Err(error), _) => {
             for interface in interfaces {
-                remove_pin(&pin(links, XDP, interface))?;
+                remove_pin(&pin(links, XDP, &interface.name))?;
             }
             Ok((Choice::Tc, all(&format!("no native XDP: {error:#}"))))
         }
-        Err(error) => Err(error.context(
-            "attach = \"xdp\" is configured, but the interface cannot run XDP natively; use \
-             attach = \"auto\" or \"tc\"",
-        )),
     }
 }
 
-/// Whether XDP is the better choice on an interface, or why not.
-fn suits_xdp(interface: &str) -> Result<(), String> {
-    let class = sysfs(interface);
-    if !class.exists() || !class.join("device").exists() {
-        return Err(
-            "a virtual interface: XDP would see half-computed checksums and split GSO packets"
-                .to_owned(),
-        );
-    }
-    Ok(())
+/// Why TC is the better choice on an interface, if it is.
+fn unsuited_to_xdp(interface: &Interface) -> Option<String> {
+    let kind = interface.kind.as_ref()?;
+    Some(format!(
+        "a virtual interface ({kind}): XDP would see half-computed checksums and split GSO packets"
+    ))
 }
 
 fn attach_xdp(program: &mut Xdp, links: &Path, interface: &str) -> Result<()> {

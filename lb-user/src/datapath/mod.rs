@@ -7,15 +7,15 @@ mod attach;
 mod bpffs;
 mod kernel;
 mod loopback;
+mod netlink;
 mod object;
-mod route;
 mod stats;
 mod tables;
 
 pub use adopt::{Adoption, LayoutError};
 pub use attach::{Attachment, Choice};
+pub use netlink::{Interface, Netlink, Route};
 pub use object::OBJECT;
-pub use route::{Route, Routes};
 pub use stats::{BackendTraffic, Packets, Stats};
 
 use std::{collections::BTreeMap, net::SocketAddrV4, path::PathBuf};
@@ -87,14 +87,18 @@ impl Datapath {
     /// # Errors
     ///
     /// Says which interface or program failed; what this call attached is gone again by then.
-    pub fn start(prepared: Prepared, config: &Config, settings: &Settings) -> Result<Self> {
+    pub fn start(
+        prepared: Prepared,
+        config: &Config,
+        settings: &Settings,
+        interfaces: &[Interface],
+    ) -> Result<Self> {
         let Prepared {
             adoption,
             pin_path,
             lock,
         } = prepared;
-        attach::check_interfaces(&config.manager.interfaces)?;
-        let mut ebpf = object::load(&pin_path, &config.limits)?;
+        let mut ebpf = object::load(&pin_path, &config.limits, interfaces)?;
         let mut tables = Tables::take(&mut ebpf)?;
         let accept_local_before = match adopt::accept_local_before(&pin_path) {
             Some(before) => before,
@@ -102,7 +106,7 @@ impl Datapath {
         };
         tables.write_settings(&config.limits, accept_local_before)?;
         loopback::set_accept_local(1)?;
-        let attached = attach::attach(&mut ebpf, &pin_path, &config.manager);
+        let attached = attach::attach(&mut ebpf, &pin_path, config.manager.attach, interfaces);
         let attachments = attached.inspect_err(|_| {
             if adoption.is_empty() {
                 // Best effort: the error that matters is the one above.
@@ -170,7 +174,7 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map that could not be written.
-    pub async fn refresh_routes(&mut self, routes: &Routes) -> Result<()> {
+    pub async fn refresh_routes(&mut self, netlink: &Netlink) -> Result<()> {
         let workers: Vec<_> = self
             .backends
             .iter()
@@ -178,7 +182,7 @@ impl Datapath {
             .map(|(id, known)| (*id, *known.address.ip()))
             .collect();
         for (id, address) in workers {
-            let found = routes.to(address).await;
+            let found = netlink.route(address).await;
             let Some(known) = self.backends.get_mut(&id) else {
                 continue;
             };

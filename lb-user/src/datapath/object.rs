@@ -6,14 +6,22 @@ use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use lb_common::maps::name;
 
+use super::netlink::Interface;
 use crate::config::Limits;
 
 /// The ELF object with all programs and maps.
 pub static OBJECT: &[u8] = include_bytes_aligned!(env!("MEMLB_EBPF_OBJECT"));
 
 /// Loads the object; maps that are pinned already are used as they are.
-pub fn load(pin_path: &Path, limits: &Limits) -> Result<Ebpf> {
+pub fn load(pin_path: &Path, limits: &Limits, interfaces: &[Interface]) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
+    // veth delivers XDP_TX only to a peer that runs XDP, and a redirect to any that has NAPI.
+    let redirects = u8::from(
+        interfaces
+            .iter()
+            .any(|it| it.kind.as_deref() == Some("veth")),
+    );
+    loader.override_global("XDP_REDIRECTS", &redirects, true);
     for map in name::ALL {
         loader.map_pin_path(map, pin_path.join(map));
     }

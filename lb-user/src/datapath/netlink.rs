@@ -1,12 +1,15 @@
-//! The way to a worker, as the kernel's routing table has it.
+//! What the kernel's tables of routes and links say.
 
 use std::{fmt, net::Ipv4Addr};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures_util::TryStreamExt;
 use rtnetlink::{
     Handle, RouteMessageBuilder, new_connection,
-    packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    packet_route::{
+        link::{LinkAttribute, LinkInfo, LinkLayerType},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    },
 };
 use tokio::task::JoinHandle;
 
@@ -52,14 +55,22 @@ impl fmt::Display for Route {
     }
 }
 
-/// A connection to the kernel's routing table.
+/// One of this machine's interfaces, fit for memlb.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    pub name: String,
+    /// What a virtual interface is (`veth`, `bridge`, …); nothing for a physical one.
+    pub kind: Option<String>,
+}
+
+/// A connection to the kernel's tables.
 #[derive(Debug)]
-pub struct Routes {
+pub struct Netlink {
     handle: Handle,
     connection: JoinHandle<()>,
 }
 
-impl Routes {
+impl Netlink {
     pub fn connect() -> Result<Self> {
         let (connection, handle, _) = new_connection().context("open a netlink socket")?;
         Ok(Self {
@@ -68,27 +79,66 @@ impl Routes {
         })
     }
 
+    /// Looks up an interface.
+    ///
+    /// # Errors
+    ///
+    /// Says that it does not exist or does not carry Ethernet.
+    pub async fn interface(&self, name: &str) -> Result<Interface> {
+        let request = self.handle.link().get().match_name(name.to_owned());
+        let found = request.execute().try_next().await.ok().flatten();
+        let Some(link) = found else {
+            bail!(
+                "interface {name} does not exist here: `ip link` lists those that do; name the \
+                 right one with --interface or manager.interfaces"
+            );
+        };
+        if link.header.link_layer_type != LinkLayerType::Ether {
+            bail!(
+                "interface {name} does not carry Ethernet ({:?}): memlb steers Ethernet frames only",
+                link.header.link_layer_type
+            );
+        }
+        let mut infos = link
+            .attributes
+            .iter()
+            .filter_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => Some(infos),
+                _ => None,
+            });
+        let kind = infos.next().and_then(|infos| {
+            infos.iter().find_map(|info| match info {
+                LinkInfo::Kind(kind) => Some(kind.to_string()),
+                _ => None,
+            })
+        });
+        Ok(Interface {
+            name: name.to_owned(),
+            kind,
+        })
+    }
+
     /// Looks up the route to `address`; nothing if there is none.
-    pub async fn to(&self, address: Ipv4Addr) -> Option<Route> {
+    pub async fn route(&self, address: Ipv4Addr) -> Option<Route> {
         let question = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(address, 32)
             .build();
         let mut answers = self.handle.route().get(question).execute();
         match answers.try_next().await {
-            Ok(Some(message)) => route(&message, address),
+            Ok(Some(message)) => route_of(&message, address),
             // The kernel answers "network unreachable" as an error.
             Ok(None) | Err(_) => None,
         }
     }
 }
 
-impl Drop for Routes {
+impl Drop for Netlink {
     fn drop(&mut self) {
         self.connection.abort();
     }
 }
 
-fn route(message: &RouteMessage, address: Ipv4Addr) -> Option<Route> {
+fn route_of(message: &RouteMessage, address: Ipv4Addr) -> Option<Route> {
     let is_local = match message.header.kind {
         RouteType::Unicast => false,
         RouteType::Local => true,
