@@ -33,7 +33,19 @@ impl fmt::Display for Reason {
                 write!(f, "no worker was heard yet, so the {to} serves by itself")
             }
             (Rule::Adopted, _) => write!(f, "{to} was selected before the restart and is kept"),
-            (Rule::MoreMemory, Some(from)) => self.more_memory(from, f),
+            (Rule::MoreMemory, Some(from)) => {
+                self.more_memory(from, f)?;
+                match self.threshold_bytes {
+                    Some(threshold) => {
+                        write!(f, ", above the threshold of {}", Bytes(threshold))
+                    }
+                    None => Ok(()),
+                }
+            }
+            (Rule::FirstComparison, Some(from)) => {
+                self.more_memory(from, f)?;
+                f.write_str(", which was merely heard first")
+            }
             (Rule::Failover, Some(from)) => write!(
                 f,
                 "{} is {}; of the workers up {to} has the most memory ({})",
@@ -46,7 +58,7 @@ impl fmt::Display for Reason {
                 "{} is {} and no other worker is up, so the {to} serves by itself",
                 from.name, from.state
             ),
-            (Rule::FirstUp | Rule::MoreMemory | Rule::Failover | Rule::NoWorkerUp, _) => {
+            (_, None) | (Rule::FirstUp, Some(_)) => {
                 write!(f, "{to} is {} with {}", self.to.state, self.to.available())
             }
         }
@@ -68,11 +80,7 @@ impl Reason {
             Bytes(lead),
             from.name,
             from.available()
-        )?;
-        match self.threshold_bytes {
-            Some(threshold) => write!(f, ", above the threshold of {}", Bytes(threshold)),
-            None => Ok(()),
-        }
+        )
     }
 }
 

@@ -34,6 +34,8 @@ pub enum Rule {
     Adopted,
     /// The first worker up when none was.
     FirstUp,
+    /// More memory than the worker that happened to be heard first, which teaches `auto` its value.
+    FirstComparison,
     /// More memory than the selected worker, by more than the threshold.
     MoreMemory,
     /// The selected worker is no longer up; the best of the rest, whatever the threshold.

@@ -21,6 +21,9 @@ pub(super) struct Service {
     pub reason: Reason,
     pub since: Instant,
     learned_threshold_bytes: Option<u64>,
+    /// The workers were just seen side by side for the first time, and whoever was heard first is
+    /// selected by mere luck: now the best is taken, whatever the threshold.
+    first_comparison: bool,
     /// What was last said of each backend, so that nothing is said twice.
     described: Vec<Option<(Health, Option<Memory>)>>,
     /// What the policy compares, side by side: it is gone through at every heartbeat.
@@ -42,6 +45,7 @@ impl Service {
             },
             since: now,
             learned_threshold_bytes: None,
+            first_comparison: false,
             settings,
         }
     }
@@ -83,11 +87,16 @@ impl Service {
 
     /// Applies the policy to what is known now; returns whether the selection changed.
     pub fn reselect(&mut self, workers: &[Worker], now: Instant) -> bool {
+        let first = std::mem::take(&mut self.first_comparison);
         let threshold_bytes = self.threshold_bytes();
-        let decision = selection::decide(self.selected, &self.candidates, threshold_bytes);
-        let Decision::Switch { to, rule } = decision else {
+        let in_force = if first { Some(0) } else { threshold_bytes };
+        let decision = selection::decide(self.selected, &self.candidates, in_force);
+        let Decision::Switch { to, mut rule } = decision else {
             return false;
         };
+        if first && rule == Rule::MoreMemory {
+            rule = Rule::FirstComparison;
+        }
         self.reason = Reason {
             rule,
             to: self.figure(to, workers),
@@ -106,6 +115,7 @@ impl Service {
         }
         let (bytes, pair) = selection::learn_threshold(&self.candidates)?;
         self.learned_threshold_bytes = Some(bytes);
+        self.first_comparison = self.reason.rule == Rule::FirstUp;
         let [one, other] = pair.map(|place| self.figure(Some(place), workers));
         Some(Event::ThresholdLearned {
             service: self.settings.name.clone(),

@@ -247,11 +247,17 @@ fn the_automatic_threshold_is_the_difference_first_seen() {
     assert_eq!(threshold(&world), Some(30 * MIB));
     assert_eq!(
         world.selected(),
-        "worker1",
-        "not better by more than itself"
+        "worker2",
+        "the first comparison takes the best, not whoever was heard first"
     );
-    world.take(Memory("worker2", 425));
-    assert_eq!(world.selected(), "worker2");
+    world.take(Memory("worker1", 454));
+    assert_eq!(
+        world.selected(),
+        "worker2",
+        "not better by more than the threshold"
+    );
+    world.take(Memory("worker1", 455));
+    assert_eq!(world.selected(), "worker1");
     assert_eq!(threshold(&world), Some(30 * MIB), "it is found once");
     let kinds = world.kinds();
     let learned = kinds.iter().filter(|kind| *kind == "threshold_learned");
