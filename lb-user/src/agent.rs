@@ -56,7 +56,11 @@ pub async fn run(settings: Settings) -> Result<()> {
     let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))
         .await
         .context("open a UDP socket")?;
-    let mut managers: Vec<Manager> = settings.managers.iter().map(Manager::new).collect();
+    let mut managers: Vec<Manager> = settings
+        .managers
+        .iter()
+        .map(|name| Manager::new(name))
+        .collect();
     let mut sender = Sender {
         socket,
         boot: BootId(getrandom::u64().context("draw a boot id")?),
@@ -139,7 +143,7 @@ struct Manager {
 }
 
 impl Manager {
-    fn new(name: &String) -> Self {
+    fn new(name: &str) -> Self {
         Self {
             name: with_port(name),
             address: None,

@@ -9,6 +9,9 @@
 //!
 //! The same inputs give the same outputs, always.
 
+// What .clippy.toml lists, with reasons.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod command;
 mod deadlines;
 mod event;
@@ -367,4 +370,8 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a history begins at some instant"
+)]
 mod tests;

@@ -233,9 +233,9 @@ fn attach_tc(
     Ok(path)
 }
 
-/// tcx came with Linux 6.6 (e420bed02507).
+/// tcx came with Linux 6.6 (e420bed02507); `MEMLB_NO_TCX=1` does without, as on older kernels.
 fn has_tcx() -> Result<bool> {
-    kernel::is_at_least(6, 6)
+    Ok(std::env::var_os("MEMLB_NO_TCX").is_none() && kernel::is_at_least(6, 6)?)
 }
 
 /// Attaches by a netlink filter, which stays when this process ends; one of the same priority and
@@ -274,11 +274,9 @@ fn attach_clsact(
     Ok(())
 }
 
-/// Removes memlb's clsact filters from all interfaces; says whether there were any.
+/// Removes memlb's clsact filters from all interfaces; says whether there were any. The queueing
+/// discipline itself stays: it does nothing by itself, and others may use it by now.
 pub fn detach_clsact() -> Result<bool> {
-    if has_tcx()? {
-        return Ok(false);
-    }
     let mut found = false;
     for interface in nix::net::if_::if_nameindex()
         .context("list the interfaces")?
