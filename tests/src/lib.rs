@@ -1,5 +1,31 @@
 //! What memlb's scenario tests and its lab are made of: network namespaces,
 //! topologies, real servers, processes, and clients that measure.
+//!
+//! A [`Cluster`] is the whole system at work, from the namespaces up; what it
+//! is made of can be had singly. Everything is taken down when dropped, the
+//! last made first, so that a test that fails or panics leaves nothing behind.
 
+pub mod client;
+pub mod cluster;
 pub mod command;
+pub mod memory_file;
+pub mod namespace;
+pub mod nginx;
+pub mod privilege;
+pub mod probe;
+pub mod process;
+pub mod topology;
 pub mod wait;
+
+pub use self::{
+    client::{Connection, Response},
+    cluster::{Cluster, ClusterOptions},
+    memory_file::MemoryFile,
+    namespace::Namespace,
+    nginx::Nginx,
+    privilege::require_root,
+    probe::{Probe, Report},
+    process::Process,
+    topology::{Node, Shape, Topology},
+    wait::{wait_for, wait_until},
+};

@@ -1,0 +1,515 @@
+//! The whole system at work: a network, a real web server on every node, the
+//! agents and the manager.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, SocketAddrV4},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    memory_file::MemoryFile,
+    namespace,
+    nginx::Nginx,
+    process::Process,
+    topology::{Shape, Topology},
+    wait::wait_until,
+};
+
+/// Names the `memlb` binary to try; else it is the one that `cargo xtask build` makes.
+pub const BINARY: &str = "MEMLB_BINARY";
+
+/// The port at which clients ask, and the one of the manager's own server.
+pub const SERVICE_PORT: u16 = 80;
+pub const FALLBACK_PORT: u16 = 8080;
+
+const HEARTBEAT_PORT: u16 = 9999;
+const START: Duration = Duration::from_secs(20);
+
+/// What a [`Cluster`] is made like.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    pub shape: Shape,
+    /// What each worker has available at the start; as many workers as figures.
+    pub available_kb: Vec<u64>,
+    /// `auto`, `tc` or `xdp`.
+    pub attach: String,
+    /// The manager's configuration file; `None` writes one that fits the topology.
+    pub configuration: Option<PathBuf>,
+    /// Further arguments for `memlb manager`.
+    pub manager_arguments: Vec<String>,
+    /// Whether the workers run agents from the start.
+    pub agents: bool,
+}
+
+impl Default for ClusterOptions {
+    /// The three-node lab: `worker1` with clearly more memory to spare than `worker2`.
+    fn default() -> Self {
+        Self {
+            shape: Shape::OneArm,
+            available_kb: vec![450 * 1024, 350 * 1024],
+            attach: "auto".into(),
+            configuration: None,
+            manager_arguments: Vec::new(),
+            agents: true,
+        }
+    }
+}
+
+/// Where a [`Cluster`] has its names, files and pins.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// What the names of its namespaces begin with.
+    pub prefix: String,
+    /// Holds the files of its servers, the workers' memory figures, logs, and the control socket.
+    pub directory: PathBuf,
+    pub pin_path: PathBuf,
+}
+
+impl Place {
+    fn unique() -> Self {
+        let prefix = namespace::unique_prefix();
+        let name = prefix.trim_end_matches('-');
+        Self {
+            directory: env::temp_dir().join(name),
+            pin_path: Path::new("/sys/fs/bpf").join(name),
+            prefix,
+        }
+    }
+
+    pub fn control_socket(&self) -> PathBuf {
+        self.directory.join("manager.sock")
+    }
+
+    pub fn event_log(&self) -> PathBuf {
+        self.directory.join("events.jsonl")
+    }
+
+    /// Returns the file with the memory figures of the worker of that `number`, from 1.
+    pub fn memory_file(&self, number: usize) -> PathBuf {
+        self.directory.join(format!("worker{number}.meminfo"))
+    }
+
+    /// Removes everything a cluster has left here, however it ended, and says
+    /// whether there was anything.
+    ///
+    /// # Errors
+    /// When files or pins cannot be removed.
+    pub fn clear(&self) -> Result<bool> {
+        let network = Topology::delete(&self.prefix);
+        let pins = remove(&self.pin_path)?;
+        let files = remove(&self.directory)?;
+        Ok(network || pins || files)
+    }
+}
+
+/// The running system. Dropping it takes everything down.
+#[derive(Debug)]
+pub struct Cluster {
+    // In the order in which they end.
+    pub manager: Option<Process>,
+    pub agents: Vec<Option<Process>>,
+    /// The web server of each worker, page `Worker1` at port 8081 and so on.
+    pub servers: Vec<Nginx>,
+    /// The manager's own server, page `Manager`.
+    pub fallback: Nginx,
+    pub memory: Vec<MemoryFile>,
+    pub topology: Topology,
+    pub place: Place,
+    binary: PathBuf,
+    manager_arguments: Vec<String>,
+    leftovers: Leftovers,
+}
+
+impl Cluster {
+    /// Starts a system under names that nothing else has.
+    ///
+    /// # Errors
+    /// When a part of it does not start; the error carries what that part printed.
+    pub fn start(options: &ClusterOptions) -> Result<Self> {
+        namespace::delete_abandoned();
+        Self::start_at(Place::unique(), options)
+    }
+
+    /// Starts a system at a `place`, which must be free. Returns when the
+    /// manager is ready and has heard every worker.
+    ///
+    /// # Errors
+    /// When a part of it does not start; the error carries what that part printed.
+    pub fn start_at(place: Place, options: &ClusterOptions) -> Result<Self> {
+        let binary = binary()?;
+        fs::create_dir_all(&place.directory)
+            .with_context(|| format!("make {}", place.directory.display()))?;
+        // From here on an error must leave nothing behind. What is declared
+        // first is dropped last.
+        let leftovers = Leftovers::of(&place);
+        let workers = options.available_kb.len();
+        let topology = Topology::create_as(&place.prefix, options.shape, workers)?;
+        if options.attach == "xdp" {
+            topology.prepare_for_xdp()?;
+        }
+        let fallback = Nginx::start(
+            &topology.manager,
+            FALLBACK_PORT,
+            "Manager",
+            &place.directory.join("manager"),
+        )?;
+        let mut servers = Vec::new();
+        let mut memory = Vec::new();
+        for (index, worker) in topology.workers.iter().enumerate() {
+            let number = index + 1;
+            let directory = place.directory.join(worker_name(index));
+            let page = format!("Worker{number}");
+            servers.push(Nginx::start(
+                worker,
+                worker_port(index)?,
+                &page,
+                &directory,
+            )?);
+            memory.push(MemoryFile::create(
+                place.memory_file(number),
+                options.available_kb[index],
+            )?);
+        }
+        let configuration = match &options.configuration {
+            Some(file) => file.clone(),
+            None => write_configuration(&topology, &place)?,
+        };
+        let mut cluster = Self {
+            manager: None,
+            agents: topology.workers.iter().map(|_| None).collect(),
+            servers,
+            fallback,
+            memory,
+            manager_arguments: manager_arguments(&configuration, &place, options),
+            topology,
+            place,
+            binary,
+            leftovers,
+        };
+        cluster.start_manager()?;
+        if !options.agents {
+            return Ok(cluster);
+        }
+        for index in 0..workers {
+            cluster.start_agent(index)?;
+        }
+        cluster.wait_for_status(START, "every worker to be up", |status| {
+            workers_up(status) >= workers
+        })?;
+        Ok(cluster)
+    }
+
+    /// Starts the manager, which must not be running, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it is not ready in time; the error carries what it printed.
+    pub fn start_manager(&mut self) -> Result<()> {
+        let mut command = self.manager_command();
+        let log = self.place.directory.join("manager.log");
+        let manager = self
+            .manager
+            .insert(Process::start("memlb manager", &mut command, &log)?);
+        manager.wait_for_log(START, "ready")
+    }
+
+    /// Starts the agent of the worker of that `index`, which must not be running.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent(&mut self, index: usize) -> Result<()> {
+        let name = worker_name(index);
+        let mut command = self.agent_command(index, self.heartbeat_address());
+        let log = self.place.directory.join(format!("{name}.log"));
+        let agent = Process::start(&format!("memlb agent of {name}"), &mut command, &log)?;
+        self.agents[index] = Some(agent);
+        Ok(())
+    }
+
+    /// Returns the command that starts the manager; further settings may be appended.
+    pub fn manager_command(&self) -> Command {
+        let mut command = self.topology.manager.command(&self.binary);
+        command.arg("manager").args(&self.manager_arguments);
+        command
+    }
+
+    /// Returns the command that starts the agent of the worker of that
+    /// `index`, sending to `manager`.
+    pub fn agent_command(&self, index: usize, manager: SocketAddr) -> Command {
+        let mut command = self.topology.workers[index].command(&self.binary);
+        command
+            .args(["agent", "--name", &worker_name(index), "--manager"])
+            .arg(manager.to_string())
+            .arg("--memory-file")
+            .arg(self.memory[index].path());
+        command
+    }
+
+    /// Kills the manager with `SIGKILL`.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn kill_manager(&mut self) -> Result<()> {
+        self.manager
+            .take()
+            .context("no manager has been started")?
+            .kill()
+    }
+
+    /// Kills the agent of the worker of that `index` with `SIGKILL`.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn kill_agent(&mut self, index: usize) -> Result<()> {
+        self.agents[index]
+            .take()
+            .context("no such agent has been started")?
+            .kill()
+    }
+
+    /// Returns where clients ask.
+    pub fn service(&self) -> SocketAddr {
+        SocketAddrV4::new(self.topology.manager.address(), SERVICE_PORT).into()
+    }
+
+    /// Returns where the manager receives heartbeats, as the workers reach it.
+    pub fn heartbeat_address(&self) -> SocketAddr {
+        let manager = &self.topology.manager;
+        let address = manager.addresses().last().unwrap_or(manager.address());
+        SocketAddrV4::new(address, HEARTBEAT_PORT).into()
+    }
+
+    /// Returns a `memlb` command that works on this system's manager from the manager's node.
+    pub fn memlb(&self, verb: &str) -> Command {
+        let mut command = self.topology.manager.command(&self.binary);
+        command.arg(verb);
+        match verb {
+            "status" => command
+                .arg("--control-socket")
+                .arg(self.place.control_socket()),
+            "unload" => command.arg("--pin-path").arg(&self.place.pin_path),
+            _ => &mut command,
+        };
+        command
+    }
+
+    /// Asks the manager for what `memlb status --json` prints.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self) -> Result<Value> {
+        status(&self.place.control_socket())
+    }
+
+    /// Waits until the manager's status fulfils `condition`, and returns how long that took.
+    ///
+    /// # Errors
+    /// When it does not within `deadline`; the error carries the last status.
+    pub fn wait_for_status(
+        &self,
+        deadline: Duration,
+        what: &str,
+        condition: impl Fn(&Value) -> bool,
+    ) -> Result<Duration> {
+        wait_until(deadline, what, || {
+            self.status().is_ok_and(|status| condition(&status))
+        })
+        .with_context(|| match self.status() {
+            Ok(status) => format!("the manager's status is {status:#}"),
+            Err(error) => format!("the manager has no status: {error:#}"),
+        })
+    }
+
+    /// Waits until new connections go to `backend`, and returns how long that took.
+    ///
+    /// # Errors
+    /// When they do not within `deadline`.
+    pub fn wait_for_selection(&self, backend: &str, deadline: Duration) -> Result<Duration> {
+        self.wait_for_status(deadline, &format!("{backend} to be selected"), |status| {
+            status["services"][0]["selected"] == backend
+        })
+    }
+
+    /// Returns the lines of the event log.
+    ///
+    /// # Errors
+    /// When a line is not JSON.
+    pub fn events(&self) -> Result<Vec<Value>> {
+        fs::read_to_string(self.place.event_log())
+            .context("read the event log")?
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")))
+            .collect()
+    }
+
+    /// Leaves everything running; [`Place::clear`] ends it.
+    pub fn keep(self) {
+        self.leftovers.keep();
+        self.manager.into_iter().for_each(Process::keep);
+        self.agents.into_iter().flatten().for_each(Process::keep);
+        [self.fallback]
+            .into_iter()
+            .chain(self.servers)
+            .for_each(|server| server.process.keep());
+        self.topology.keep();
+    }
+}
+
+/// Asks the manager at `control_socket` for what `memlb status --json` prints.
+///
+/// # Errors
+/// When it does not answer.
+pub fn status(control_socket: &Path) -> Result<Value> {
+    let mut socket = UnixStream::connect(control_socket)
+        .with_context(|| format!("connect to {}", control_socket.display()))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.write_all(b"{\"verb\":\"status\"}\n")?;
+    let mut answer = String::new();
+    BufReader::new(socket).read_line(&mut answer)?;
+    serde_json::from_str(&answer).with_context(|| format!("the manager's answer {answer:?}"))
+}
+
+pub fn worker_name(index: usize) -> String {
+    format!("worker{}", index + 1)
+}
+
+/// Returns the port of the web server of the worker of that `index`.
+///
+/// # Errors
+/// When there are no more ports.
+pub fn worker_port(index: usize) -> Result<u16> {
+    Ok(FALLBACK_PORT + 1 + u16::try_from(index)?)
+}
+
+/// Returns the `memlb` program under test.
+///
+/// # Errors
+/// When it has not been built.
+pub fn binary() -> Result<PathBuf> {
+    let binary = env::var_os(BINARY).map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/memlb"),
+        PathBuf::from,
+    );
+    ensure!(
+        binary.is_file(),
+        "there is no {}: build it with `cargo xtask build`, or set {BINARY}",
+        binary.display()
+    );
+    Ok(binary)
+}
+
+fn write_configuration(topology: &Topology, place: &Place) -> Result<PathBuf> {
+    let mut workers = String::new();
+    for (index, worker) in topology.workers.iter().enumerate() {
+        let name = worker_name(index);
+        let address = SocketAddrV4::new(worker.address(), worker_port(index)?);
+        workers += &format!("    {{ name = \"{name}\", address = \"{address}\" }},\n");
+    }
+    let interfaces: Vec<&str> = topology.manager.interfaces().collect();
+    let manager = topology.manager.address();
+    let text = format!(
+        "[manager]
+interfaces = {interfaces:?}
+
+[[service]]
+name = \"web\"
+address = \"{manager}:{SERVICE_PORT}\"
+fallback = \"{manager}:{FALLBACK_PORT}\"
+workers = [
+{workers}]
+"
+    );
+    let file = place.directory.join("memlb.toml");
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+    Ok(file)
+}
+
+fn manager_arguments(configuration: &Path, place: &Place, options: &ClusterOptions) -> Vec<String> {
+    let settings = [
+        ("--config", configuration.display().to_string()),
+        ("--attach", options.attach.clone()),
+        ("--pin-path", place.pin_path.display().to_string()),
+        (
+            "--control-socket",
+            place.control_socket().display().to_string(),
+        ),
+        ("--event-log", place.event_log().display().to_string()),
+    ];
+    settings
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .chain(options.manager_arguments.iter().cloned())
+        .collect()
+}
+
+fn workers_up(status: &Value) -> usize {
+    let backends = status["services"][0]["backends"].as_array();
+    backends.map_or(0, |backends| {
+        let workers = backends
+            .iter()
+            .filter(|backend| backend["name"] != "manager");
+        workers.filter(|backend| backend["state"] == "up").count()
+    })
+}
+
+/// Removes `directory` with all that is in it, and says whether there was one.
+fn remove(directory: &Path) -> Result<bool> {
+    if !directory.exists() {
+        return Ok(false);
+    }
+    fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))?;
+    Ok(true)
+}
+
+/// The pins and files of a cluster, removed when dropped.
+#[derive(Debug)]
+struct Leftovers {
+    directories: Vec<PathBuf>,
+}
+
+impl Leftovers {
+    fn of(place: &Place) -> Self {
+        Self {
+            directories: vec![place.pin_path.clone(), place.directory.clone()],
+        }
+    }
+
+    fn keep(mut self) {
+        self.directories.clear();
+    }
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        for directory in &self.directories {
+            if thread::panicking() {
+                print_logs(directory);
+            }
+            if let Err(error) = remove(directory) {
+                eprintln!("{error:#}");
+            }
+        }
+    }
+}
+
+/// Shows what memlb has said, to whom investigates a failed test.
+fn print_logs(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let file = entry.path();
+        if file.extension().is_some_and(|extension| extension == "log")
+            && let Ok(text) = fs::read_to_string(&file)
+        {
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(60)..].join("\n");
+            eprintln!("--- the end of {} ---\n{last}", entry.file_name().display());
+        }
+    }
+}

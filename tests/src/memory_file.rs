@@ -1,0 +1,46 @@
+//! A hand-settable source of a worker's memory figures.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+/// What each worker of the thesis's own lab had.
+pub const TOTAL_KB: u64 = 700 * 1024;
+
+/// A file in the format of /proc/meminfo that an agent reads in its stead.
+#[derive(Debug, Clone)]
+pub struct MemoryFile {
+    path: PathBuf,
+}
+
+impl MemoryFile {
+    /// Makes the file, with `available_kb` of 700 MiB available.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn create(path: impl Into<PathBuf>, available_kb: u64) -> Result<Self> {
+        let file = Self { path: path.into() };
+        file.set_available_kb(available_kb)?;
+        Ok(file)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Changes what is available, at once and never half: an agent may be reading.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_available_kb(&self, available_kb: u64) -> Result<()> {
+        let draft = self.path.with_extension("draft");
+        let figures =
+            format!("MemTotal:     {TOTAL_KB:>8} kB\nMemAvailable: {available_kb:>8} kB\n");
+        fs::write(&draft, figures)
+            .and_then(|()| fs::rename(&draft, &self.path))
+            .with_context(|| format!("write {}", self.path.display()))
+    }
+}

@@ -1,0 +1,208 @@
+//! A network namespace that is gone, with all that runs in it, when dropped.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    command::{output, run},
+    wait::wait_for,
+};
+
+const DIRECTORY: &str = "/run/netns";
+
+/// A network namespace under a name that `ip netns` knows.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    kept: bool,
+}
+
+impl Namespace {
+    /// Makes the namespace `name`, its loopback up.
+    ///
+    /// # Errors
+    /// When there is one of that name already, or root is missing.
+    pub fn create(name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        output(Command::new("ip").args(["netns", "add", &name]))?;
+        let namespace = Self { name, kept: false };
+        output(namespace.ip().args(["link", "set", "lo", "up"]))?;
+        Ok(namespace)
+    }
+
+    /// Takes charge of a namespace that was kept, or that a crash has left:
+    /// dropping the answer deletes it. `None` when there is none.
+    pub fn adopt(name: impl Into<String>) -> Option<Self> {
+        let namespace = Self {
+            name: name.into(),
+            kept: false,
+        };
+        namespace.path().exists().then_some(namespace)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns a command that runs `program` in here.
+    ///
+    /// Unlike `ip netns exec` it leaves /sys alone, where pinned maps are.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.path().display()))
+            .arg("--")
+            .arg(program.as_ref());
+        command
+    }
+
+    /// Runs a command line in here to its end.
+    ///
+    /// # Errors
+    /// When it fails; the error carries what it said on stderr.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        output(self.command(program).args(arguments))
+            .with_context(|| format!("in the namespace {}", self.name))
+    }
+
+    /// Returns an `ip` that works on this namespace's links and addresses.
+    pub fn ip(&self) -> Command {
+        let mut ip = Command::new("ip");
+        ip.args(["-netns", &self.name]);
+        ip
+    }
+
+    /// Runs `work` on a thread of its own in here. Sockets it makes stay in
+    /// here, and threads it starts too.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    ///
+    /// # Panics
+    /// When `work` panics.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let entrance = File::open(self.path()).with_context(|| format!("open {}", self.name))?;
+        thread::scope(|scope| {
+            let worker =
+                scope.spawn(move || setns(entrance, CloneFlags::CLONE_NEWNET).map(|()| work()));
+            match worker.join() {
+                Ok(result) => result.with_context(|| format!("enter {}", self.name)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// Leaves the namespace in place for others; [`Namespace::adopt`] takes it back.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new(DIRECTORY).join(&self.name)
+    }
+
+    fn processes(&self) -> Vec<Pid> {
+        output(Command::new("ip").args(["netns", "pids", &self.name]))
+            .unwrap_or_default()
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok().map(Pid::from_raw))
+            .filter(|pid| *pid != Pid::this())
+            .collect()
+    }
+
+    /// Ends what still runs in here: what a crash has left of a namespace, or
+    /// what a person has started in it by hand. A namespace lives as long as its last process.
+    fn end_processes(&self) -> Result<()> {
+        let what = format!("the processes in {} to end", self.name);
+        // Killing again and again, since one may be on its way in.
+        wait_for(Duration::from_secs(5), &what, || {
+            let processes = self.processes();
+            match processes.iter().try_for_each(|pid| end(*pid)) {
+                Ok(()) => processes.is_empty().then_some(Ok(())),
+                Err(error) => Some(Err(error)),
+            }
+        })?
+    }
+}
+
+fn end(pid: Pid) -> Result<()> {
+    match kill(pid, Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("kill process {pid}")),
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        let deleted = self
+            .end_processes()
+            .and_then(|()| run(Command::new("ip").args(["netns", "delete", &self.name])));
+        if let Err(error) = deleted {
+            eprintln!("namespace {}: {error:#}", self.name);
+        }
+    }
+}
+
+/// Returns a prefix for names that no other process and no other call gets.
+pub fn unique_prefix() -> String {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    format!("memlb-{}-{call}-", process::id())
+}
+
+/// Deletes the namespaces under a [`unique_prefix`] whose process has died
+/// without dropping them.
+pub fn delete_abandoned() {
+    let Ok(entries) = fs::read_dir(DIRECTORY) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(owner) = owner_of(&name)
+            && kill(Pid::from_raw(owner), None) == Err(Errno::ESRCH)
+        {
+            drop(Namespace::adopt(name));
+        }
+    }
+}
+
+fn owner_of(name: &str) -> Option<i32> {
+    let (owner, rest) = name.strip_prefix("memlb-")?.split_once('-')?;
+    let (call, _) = rest.split_once('-')?;
+    call.parse::<u32>().ok()?;
+    owner.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{owner_of, unique_prefix};
+
+    #[test]
+    fn tells_the_owner_of_a_unique_name() {
+        let name = unique_prefix() + "worker1";
+        assert_eq!(owner_of(&name), i32::try_from(std::process::id()).ok());
+    }
+
+    #[test]
+    fn knows_no_owner_of_the_labs_namespaces() {
+        assert_eq!(owner_of("memlb-worker1"), None);
+        assert_eq!(owner_of("other-12-3-worker1"), None);
+    }
+}

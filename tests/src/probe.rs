@@ -1,0 +1,227 @@
+//! A client that asks for the page every few milliseconds and keeps book.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+
+use crate::{client::Connection, namespace::Namespace, wait::wait_for};
+
+/// One request on a connection of its own.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    pub asked_at: Instant,
+    pub ended_at: Instant,
+    /// The page's first line, or what went wrong.
+    pub answer: Result<String, String>,
+}
+
+impl Ask {
+    pub fn page(&self) -> Option<&str> {
+        self.answer.as_deref().ok()
+    }
+}
+
+/// A client at work. It keeps its pace: a request that gets no answer does not
+/// keep the next one waiting.
+#[derive(Debug)]
+pub struct Probe {
+    asks: Arc<Mutex<Vec<Ask>>>,
+    stop: Arc<AtomicBool>,
+    pacemaker: Option<JoinHandle<()>>,
+    started_at: Instant,
+}
+
+impl Probe {
+    /// Starts asking `server` for `/` from inside `namespace`, `every` so
+    /// often; a request without an answer after `patience` has failed.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn start(
+        namespace: &Namespace,
+        server: SocketAddr,
+        every: Duration,
+        patience: Duration,
+    ) -> Result<Self> {
+        let asks = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let book = Arc::clone(&asks);
+        let stopped = Arc::clone(&stop);
+        // Threads inherit the namespace of the thread that starts them.
+        let pacemaker = namespace.enter(|| {
+            thread::spawn(move || {
+                keep_asking(server, every, patience, &book, &stopped);
+            })
+        })?;
+        Ok(Self {
+            asks,
+            stop,
+            pacemaker: Some(pacemaker),
+            started_at: Instant::now(),
+        })
+    }
+
+    /// Returns the book as it stands.
+    pub fn report(&self) -> Report {
+        let asks = self
+            .asks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Report::new(self.started_at, Instant::now(), asks)
+    }
+
+    /// Waits until `page` is what newly made connections get, and returns the
+    /// first such request made at `since` or later.
+    ///
+    /// # Errors
+    /// When that does not come to pass within `deadline`.
+    pub fn wait_for_page(&self, page: &str, since: Instant, deadline: Duration) -> Result<Ask> {
+        wait_for(deadline, &format!("the page {page}"), || {
+            self.report()
+                .asks
+                .into_iter()
+                .find(|ask| ask.asked_at >= since && ask.page() == Some(page))
+        })
+    }
+
+    /// Stops asking, waits for the last answers, and returns the book.
+    ///
+    /// # Errors
+    /// When the client itself has failed.
+    pub fn stop(mut self) -> Result<Report> {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(pacemaker) = self.pacemaker.take() {
+            pacemaker
+                .join()
+                .map_err(|_| anyhow!("the asking client panicked"))?;
+        }
+        Ok(self.report())
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(pacemaker) = self.pacemaker.take()
+            && pacemaker.join().is_err()
+        {
+            eprintln!("the asking client panicked");
+        }
+    }
+}
+
+/// What a [`Probe`] has seen, in the order in which it asked.
+#[derive(Debug, Clone)]
+pub struct Report {
+    pub started_at: Instant,
+    pub ended_at: Instant,
+    pub asks: Vec<Ask>,
+}
+
+impl Report {
+    fn new(started_at: Instant, ended_at: Instant, mut asks: Vec<Ask>) -> Self {
+        asks.sort_by_key(|ask| ask.asked_at);
+        Self {
+            started_at,
+            ended_at,
+            asks,
+        }
+    }
+
+    /// Returns the part of the book about requests made at `since` or later.
+    pub fn since(&self, since: Instant) -> Self {
+        let asks = self
+            .asks
+            .iter()
+            .filter(|ask| ask.asked_at >= since)
+            .cloned()
+            .collect();
+        Self {
+            started_at: since.max(self.started_at),
+            ended_at: self.ended_at,
+            asks,
+        }
+    }
+
+    pub fn failures(&self) -> impl Iterator<Item = &Ask> {
+        self.asks.iter().filter(|ask| ask.answer.is_err())
+    }
+
+    /// Returns the longest time without a good answer to any request.
+    pub fn longest_outage(&self) -> Duration {
+        let mut answered: Vec<Instant> = self
+            .asks
+            .iter()
+            .filter(|ask| ask.answer.is_ok())
+            .map(|ask| ask.ended_at)
+            .collect();
+        answered.sort_unstable();
+        let before = [self.started_at]
+            .into_iter()
+            .chain(answered.iter().copied());
+        let after = answered.iter().copied().chain([self.ended_at]);
+        before
+            .zip(after)
+            .map(|(before, after)| after.saturating_duration_since(before))
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// Returns the pages seen and how often in a row; failures do not count.
+    pub fn runs(&self) -> Vec<(&str, usize)> {
+        let mut runs: Vec<(&str, usize)> = Vec::new();
+        for page in self.asks.iter().filter_map(Ask::page) {
+            match runs.last_mut() {
+                Some((last, count)) if *last == page => *count += 1,
+                _ => runs.push((page, 1)),
+            }
+        }
+        runs
+    }
+}
+
+fn keep_asking(
+    server: SocketAddr,
+    every: Duration,
+    patience: Duration,
+    book: &Mutex<Vec<Ask>>,
+    stop: &AtomicBool,
+) {
+    thread::scope(|scope| {
+        let mut next = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            scope.spawn(|| {
+                let ask = ask(server, patience);
+                book.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(ask);
+            });
+            next += every;
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    });
+}
+
+fn ask(server: SocketAddr, patience: Duration) -> Ask {
+    let asked_at = Instant::now();
+    let answer =
+        Connection::open_here(server, patience).and_then(|mut connection| connection.get("/"));
+    Ask {
+        asked_at,
+        ended_at: Instant::now(),
+        answer: match answer {
+            Ok(response) if response.status == 200 => Ok(response.first_line()),
+            Ok(response) => Err(format!("HTTP status {}", response.status)),
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
