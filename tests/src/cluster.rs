@@ -146,7 +146,8 @@ impl Cluster {
     /// When a part of it does not start; the error carries what that part printed.
     pub fn start_at(place: Place, options: &ClusterOptions) -> Result<Self> {
         let binary = binary()?;
-        fs::create_dir_all(&place.directory)
+        // Fails where another system is.
+        fs::create_dir(&place.directory)
             .with_context(|| format!("make {}", place.directory.display()))?;
         // From here on an error must leave nothing behind. What is declared
         // first is dropped last.

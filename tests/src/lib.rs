@@ -8,13 +8,16 @@
 pub mod client;
 pub mod cluster;
 pub mod command;
+pub mod datagram;
 pub mod memory_file;
 pub mod namespace;
 pub mod nginx;
+pub mod observe;
 pub mod privilege;
 pub mod probe;
 pub mod process;
 pub mod topology;
+pub mod transfer;
 pub mod wait;
 
 pub use self::{

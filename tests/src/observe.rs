@@ -1,0 +1,162 @@
+//! What a running system shows: to its clients, in its logs, in the kernel.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{client, cluster::Cluster, command::output, namespace::Namespace, wait::wait_for};
+
+/// How long a client waits for its page.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+impl Cluster {
+    /// Returns what the client gets now, on a connection of its own.
+    ///
+    /// # Errors
+    /// When it gets nothing.
+    pub fn page(&self) -> Result<String> {
+        self.page_at(&self.topology.client)
+    }
+
+    /// Returns what a client in `namespace` gets now, on a connection of its own.
+    ///
+    /// # Errors
+    /// When it gets nothing.
+    pub fn page_at(&self, namespace: &Namespace) -> Result<String> {
+        Ok(client::get(namespace, self.service(), "/", PATIENCE)?.first_line())
+    }
+
+    /// Waits until the client gets `page`, and returns how long that took.
+    ///
+    /// # Errors
+    /// When it does not within `deadline`; the error tells what it got last.
+    pub fn wait_for_page(&self, page: &str, deadline: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let mut last = None;
+        wait_for(deadline, &format!("the page {page}"), || {
+            let got = self.page();
+            let right = got.as_deref().is_ok_and(|got| got == page);
+            last = Some(got);
+            right.then(|| start.elapsed())
+        })
+        .with_context(|| format!("the client's last page: {last:?}"))
+    }
+
+    /// Returns the status of the first service's backend `name`.
+    ///
+    /// # Errors
+    /// When the manager does not answer, or has no such backend.
+    pub fn backend(&self, name: &str) -> Result<Value> {
+        let status = self.status()?;
+        backend(&status, name)
+            .cloned()
+            .with_context(|| format!("no backend {name} in {status:#}"))
+    }
+
+    /// Waits until the manager sees worker `name` in that `state`, and returns how long that took.
+    ///
+    /// # Errors
+    /// When it does not within `deadline`.
+    pub fn wait_for_state(&self, name: &str, state: &str, deadline: Duration) -> Result<Duration> {
+        self.wait_for_status(deadline, &format!("{name} to be {state}"), |status| {
+            backend(status, name).is_some_and(|backend| backend["state"] == state)
+        })
+    }
+
+    /// Waits until the manager has heard that worker `name` has that much
+    /// memory available, and has decided accordingly.
+    ///
+    /// # Errors
+    /// When it has not within `deadline`.
+    pub fn wait_for_memory(&self, name: &str, available_kb: u64, deadline: Duration) -> Result<()> {
+        let what = format!("{name} to report {available_kb} kB");
+        self.wait_for_status(deadline, &what, |status| {
+            backend(status, name)
+                .is_some_and(|backend| backend["memory_available_bytes"] == available_kb * 1024)
+        })?;
+        Ok(())
+    }
+
+    /// Returns the packets that had that verdict.
+    ///
+    /// # Errors
+    /// When the manager does not answer, or knows no such verdict.
+    pub fn verdict(&self, name: &str) -> Result<u64> {
+        self.status()?["verdicts"][name]["packets"]
+            .as_u64()
+            .with_context(|| format!("no verdict {name}"))
+    }
+
+    /// Returns the events of that `kind` from the event log.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn events_of(&self, kind: &str) -> Result<Vec<Value>> {
+        let mut events = self.events()?;
+        events.retain(|event| event["event"] == kind);
+        Ok(events)
+    }
+
+    /// Returns the path of a pinned map.
+    pub fn map(&self, name: &str) -> String {
+        self.place.pin_path.join(name).display().to_string()
+    }
+
+    /// Returns the kernel's numbers of the links pinned by this system.
+    ///
+    /// # Errors
+    /// When bpftool fails.
+    pub fn pinned_links(&self) -> Result<BTreeSet<u64>> {
+        let links = bpftool(&["-f", "link", "show"])?;
+        let ours = |link: &&Value| {
+            link["pinned"].as_array().is_some_and(|pins| {
+                pins.iter()
+                    .filter_map(Value::as_str)
+                    .any(|pin| Path::new(pin).starts_with(&self.place.pin_path))
+            })
+        };
+        Ok(numbers(links.as_array().into_iter().flatten().filter(ours)))
+    }
+}
+
+/// Returns the backend `name` of the first service in a status.
+pub fn backend<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
+    let backends = status["services"][0]["backends"].as_array()?;
+    backends.iter().find(|backend| backend["name"] == name)
+}
+
+/// Returns the numbers of all BPF links in the kernel, whoever made them.
+///
+/// # Errors
+/// When bpftool fails.
+pub fn links() -> Result<BTreeSet<u64>> {
+    let links = bpftool(&["link", "show"])?;
+    Ok(numbers(links.as_array().into_iter().flatten()))
+}
+
+/// Returns what bpftool shows, as JSON.
+///
+/// # Errors
+/// When bpftool fails.
+pub fn bpftool(arguments: &[&str]) -> Result<Value> {
+    let text = output(Command::new("bpftool").arg("-j").args(arguments))?;
+    if text.trim().is_empty() {
+        return Ok(Value::Null);
+    }
+    let value: Value = serde_json::from_str(&text)
+        .with_context(|| format!("bpftool's answer to {arguments:?}: {text}"))?;
+    match value.get("error") {
+        Some(error) => bail!("bpftool {arguments:?}: {error}"),
+        None => Ok(value),
+    }
+}
+
+fn numbers<'a>(links: impl Iterator<Item = &'a Value>) -> BTreeSet<u64> {
+    links.filter_map(|link| link["id"].as_u64()).collect()
+}

@@ -1,0 +1,90 @@
+//! Bulk data of which every byte is checked, and downloads that can be held half-way.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+/// Returns bytes without any pattern, the same for the same `seed` (xorshift64*).
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        bytes.extend(state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// A download that goes on only as far as it is told.
+#[derive(Debug)]
+pub struct Download {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Download {
+    /// Asks `server` for `path`, from the namespace this thread is in. Every
+    /// later step may take `patience` too before it fails.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub fn begin(server: SocketAddr, path: &str, patience: Duration) -> io::Result<Self> {
+        let mut stream = TcpStream::connect_timeout(&server, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: memlb\r\nConnection: close\r\n\r\n"
+        )?;
+        Ok(Self {
+            stream,
+            received: Vec::new(),
+        })
+    }
+
+    /// Goes on until `bytes`, header included, are there. The server fills its
+    /// and this end's buffers and then has to wait.
+    ///
+    /// # Errors
+    /// When the connection breaks or ends first.
+    pub fn go_on_to(&mut self, bytes: usize) -> io::Result<()> {
+        let missing = bytes.saturating_sub(self.received.len());
+        let start = self.received.len();
+        self.received.resize(start + missing, 0);
+        self.stream.read_exact(&mut self.received[start..])
+    }
+
+    /// Goes on to the end and returns the body.
+    ///
+    /// # Errors
+    /// When the connection breaks, ends early, or the answer is not a page.
+    pub fn finish(mut self) -> io::Result<Vec<u8>> {
+        self.stream.read_to_end(&mut self.received)?;
+        let Self { mut received, .. } = self;
+        let broken = |what: &str| io::Error::new(ErrorKind::InvalidData, what.to_owned());
+        let head = received
+            .windows(4)
+            .position(|window| window == b"\r\n\r\n")
+            .ok_or_else(|| broken("no header"))?;
+        let text = String::from_utf8_lossy(&received[..head]).to_ascii_lowercase();
+        if !text.starts_with("http/1.1 200 ") {
+            return Err(broken(&text));
+        }
+        let length: usize = text
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length:"))
+            .and_then(|length| length.trim().parse().ok())
+            .ok_or_else(|| broken("no length"))?;
+        received.drain(..head + 4);
+        if received.len() == length {
+            Ok(received)
+        } else {
+            Err(broken(&format!("{} bytes of {length}", received.len())))
+        }
+    }
+}
