@@ -189,15 +189,21 @@ fn established<T: Tables>(
     };
     let now = tables.now_ns();
     let is_request = flow.direction == direction::REQUEST;
-    if is_request {
-        let begins = arrival.flags.opens() && {
-            let twin = tables.established(&flow.leaves.reversed());
-            is_over(tables, &flow, twin.as_deref(), now)
-        };
+    if is_request && (arrival.flags.opens() || !keeps_flows(&backend)) {
+        let twin_key = flow.leaves.reversed();
+        let twin = tables
+            .established(&twin_key)
+            .filter(|twin| are_twins(key, twin));
+        let begins = arrival.flags.opens()
+            && is_over(tables, &flow, twin.as_deref(), now, |settings| {
+                settings.established_idle_ns
+            });
         if begins || !keeps_flows(&backend) {
-            let twin_key = flow.leaves.reversed();
-            drop(flow);
-            tables.remove_established(&twin_key);
+            let has_twin = twin.is_some();
+            drop((flow, twin));
+            if has_twin {
+                tables.remove_established(&twin_key);
+            }
             tables.remove_established(key);
             return (!begins).then_some(Verdict::BackendDown);
         }
@@ -211,18 +217,26 @@ fn established<T: Tables>(
         flow.manager_mac = arrival.destination_mac;
     }
     if moved || now.wrapping_sub(flow.twin_seen_ns) > TWIN_CARE_NS {
-        flow.twin_seen_ns = look_after_twin(tables, key, &flow, now);
+        if !look_after_twin(tables, key, &flow) {
+            drop(flow);
+            tables.remove_established(key);
+            return Some(Verdict::NoFlow);
+        }
+        flow.twin_seen_ns = now;
     }
     carry(&mut flow, arrival, now);
     Some(leave(&flow, &backend, arrival, decision))
 }
 
-/// Brings the other direction's entry in line with `flow`, and back if it was evicted. Returns `now`,
-/// when this was done.
+/// Brings the other direction's entry in line with `flow`, and back if it was evicted. Returns whether
+/// the flow may go on: not when another one has taken the place of an evicted entry.
 #[inline(never)]
-fn look_after_twin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, now: u64) -> u64 {
+fn look_after_twin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> bool {
     let twin_key = flow.leaves.reversed();
     if let Some(mut twin) = tables.established(&twin_key) {
+        if !are_twins(key, &twin) {
+            return false;
+        }
         if flow.direction == direction::REQUEST {
             twin.client_interface = flow.client_interface;
             twin.client_mac = flow.client_mac;
@@ -233,7 +247,7 @@ fn look_after_twin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, now: u64) 
         // A full table is counted where a connection is refused, not where one goes on.
         _ = tables.put_established(&twin_key, &pair.reply);
     }
-    now
+    true
 }
 
 /// The way of a packet of a handshake; `None` if there is none, or it begins anew.
@@ -257,37 +271,66 @@ fn half_open<T: Tables>(
     let flags = arrival.flags;
     let is_request = flow.direction == direction::REQUEST;
     let twin_key = flow.leaves.reversed();
+    let twin = tables
+        .half_open(&twin_key)
+        .filter(|twin| are_twins(key, twin));
     // A repeated SYN of a handshake that has lost its worker begins anew with another one.
     let begins = is_request
         && flags.opens()
-        && (backend.state != state::UP || {
-            let twin = tables.half_open(&twin_key);
-            is_over(tables, &flow, twin.as_deref(), now)
-        });
+        && (backend.state != state::UP
+            || is_over(tables, &flow, twin.as_deref(), now, |settings| {
+                settings.half_open_idle_ns
+            }));
     let lost = is_request && !keeps_flows(&backend);
-    if begins || lost {
-        drop(flow);
-        tables.remove_half_open(&twin_key);
+    let has_twin = twin.is_some();
+    if begins || lost || (!has_twin && !goes_on_alone(tables, &twin_key, is_request, flags)) {
+        drop((flow, twin));
+        if has_twin {
+            tables.remove_half_open(&twin_key);
+        }
         tables.remove_half_open(key);
-        return (!begins).then_some(Verdict::BackendDown);
+        return if is_request && flags.opens() {
+            None
+        } else if lost {
+            Some(Verdict::BackendDown)
+        } else {
+            Some(Verdict::NoFlow)
+        };
     }
 
     carry(&mut flow, arrival, now);
     flow.ended |= ending(flags);
     let verdict = leave(&flow, &backend, arrival, decision);
-    if !is_request && flags.accepts() {
-        if let Some(mut request) = tables.half_open(&twin_key) {
-            request.answered = 1;
-            request.worker_sequence = arrival.sequence;
-        }
-    } else if is_request && completes(&flow, arrival) {
+    if is_request && completes(&flow, arrival) {
+        let twin_ended = twin.map_or(0, |twin| twin.ended);
         flow.twin_seen_ns = now;
-        if promote(tables, key, &twin_key, &flow).is_err() {
+        if promote(tables, key, &twin_key, &flow, twin_ended).is_err() {
             decision.exit = Exit::Pass;
             return Some(Verdict::TableFull);
         }
+    } else if !is_request
+        && flags.accepts()
+        && let Some(mut request) = twin
+    {
+        request.answered = 1;
+        request.worker_sequence = arrival.sequence;
     }
     Some(verdict)
+}
+
+/// Whether a handshake may go on whose other direction's entry was evicted, as a flood does: only
+/// towards its end, which brings the entry back, and unless another flow has taken the place.
+#[inline(always)]
+fn goes_on_alone<T: Tables>(
+    tables: &T,
+    twin_key: &FlowKey,
+    is_request: bool,
+    flags: TcpFlags,
+) -> bool {
+    is_request
+        && !flags.opens()
+        && tables.half_open(twin_key).is_none()
+        && tables.established(twin_key).is_none()
 }
 
 /// Whether the client acknowledges the worker's SYN-ACK, which only its true receiver can.
@@ -307,10 +350,12 @@ fn promote<T: Tables>(
     key: &FlowKey,
     twin_key: &FlowKey,
     flow: &Flow,
+    twin_ended: u8,
 ) -> Result<(), InsertError> {
     let mut pair = tables.workbench().ok_or(InsertError::Full)?;
     pair.request = *flow;
     pair.reply = twin(key, flow);
+    pair.reply.ended = twin_ended;
     tables.put_established(twin_key, &pair.reply)?;
     tables.put_established(key, &pair.request)?;
     tables.remove_half_open(key);
@@ -437,22 +482,36 @@ fn claim_port<T: Tables>(
 
         if let Some(holder) = tables.established(&reply_key) {
             let holder_key = holder.leaves.reversed();
-            let twin = tables.established(&holder_key);
-            if !is_over(tables, &holder, twin.as_deref(), now) {
+            let twin = tables
+                .established(&holder_key)
+                .filter(|twin| are_twins(&reply_key, twin));
+            if !is_over(tables, &holder, twin.as_deref(), now, |settings| {
+                settings.established_idle_ns
+            }) {
                 continue;
             }
+            let has_twin = twin.is_some();
             drop((holder, twin));
-            tables.remove_established(&holder_key);
+            if has_twin {
+                tables.remove_established(&holder_key);
+            }
             tables.remove_established(&reply_key);
         }
         if let Some(holder) = tables.half_open(&reply_key) {
             let holder_key = holder.leaves.reversed();
-            let twin = tables.half_open(&holder_key);
-            if !is_over(tables, &holder, twin.as_deref(), now) {
+            let twin = tables
+                .half_open(&holder_key)
+                .filter(|twin| are_twins(&reply_key, twin));
+            if !is_over(tables, &holder, twin.as_deref(), now, |settings| {
+                settings.half_open_idle_ns
+            }) {
                 continue;
             }
+            let has_twin = twin.is_some();
             drop((holder, twin));
-            tables.remove_half_open(&holder_key);
+            if has_twin {
+                tables.remove_half_open(&holder_key);
+            }
             tables.remove_half_open(&reply_key);
         }
         match tables.add_half_open(&reply_key, &pair.reply) {
@@ -477,21 +536,32 @@ fn twin(key: &FlowKey, flow: &Flow) -> Flow {
     }
 }
 
-/// Whether a flow has ended, or been silent for so long that its tuple may be used again.
+/// Whether `other`, stored where the answers to the flow of `key` are looked up, belongs to it.
 #[inline(always)]
-fn is_over<T: Tables>(tables: &T, flow: &Flow, twin: Option<&Flow>, now: u64) -> bool {
+fn are_twins(key: &FlowKey, other: &Flow) -> bool {
+    other.leaves.reversed() == *key
+}
+
+/// Whether a flow has ended, or both directions have been silent for so long that its tuple may be
+/// used again.
+#[inline(always)]
+fn is_over<T: Tables>(
+    tables: &T,
+    flow: &Flow,
+    twin: Option<&Flow>,
+    now: u64,
+    idle_ns: impl Fn(&Settings) -> u64,
+) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
-    let (twin_ended, twin_answered) = twin.map_or((0, 0), |twin| (twin.ended, twin.answered));
-    let idle = now.saturating_sub(flow.last_seen_ns);
+    let (twin_ended, twin_seen) = twin.map_or((0, 0), |twin| (twin.ended, twin.last_seen_ns));
+    let idle = now.saturating_sub(flow.last_seen_ns.max(twin_seen));
     if ended::both(flow.ended, twin_ended) {
         // Seen from the client, a closed connection is over at once; its port is kept for a while.
         flow.direction == direction::REQUEST || idle > settings.closing_idle_ns
-    } else if flow.answered | twin_answered == 0 {
-        idle > settings.half_open_idle_ns
     } else {
-        idle > settings.established_idle_ns
+        idle > idle_ns(&settings)
     }
 }
 
