@@ -186,6 +186,15 @@ impl Maps {
         }
     }
 
+    /// Counts connections to a backend apart from their first packets.
+    #[inline(always)]
+    pub fn count_connections(&self, backend: u32, connections: u32) {
+        if let Some(traffic) = TRAFFIC.get_ptr_mut(backend) {
+            // SAFETY: as in `account`.
+            unsafe { (*traffic).connections += u64::from(connections) };
+        }
+    }
+
     /// Counts a packet under its verdict.
     #[inline(always)]
     pub fn count(&self, verdict: Verdict, packets: u64, bytes: u64) {

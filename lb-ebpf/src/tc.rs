@@ -29,9 +29,10 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands a valid context to the program; fields are read by the verifier's
     // leave.
-    let (length, interface, received_on, kind, gso_size, gso_segments) = unsafe {
+    let (length, tagged, interface, received_on, kind, gso_size, gso_segments) = unsafe {
         (
             (*skb).len,
+            (*skb).vlan_present,
             (*skb).ifindex,
             (*skb).ingress_ifindex,
             (*skb).pkt_type,
@@ -48,6 +49,10 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let verdict = 'verdict: {
         if hook == Hook::Ingress && kind != PACKET_HOST {
             break 'verdict Verdict::NotForUs;
+        }
+        if tagged != 0 {
+            // The kernel keeps the tag beside the frame, which looks as if it had none.
+            break 'verdict Verdict::NotIpv4;
         }
         let Some(frame) = frame(ctx, length) else {
             break 'verdict bytes(ctx).verdict_on_short();

@@ -57,6 +57,8 @@ pub fn run(ctx: &XdpContext) -> u32 {
             );
         }
         let Some(action) = act(&maps, frame, &decision, interface) else {
+            // TC will find the connection begun.
+            maps.count_connections(decision.backend, decision.opened);
             break 'verdict Verdict::HandedOver;
         };
         maps.account(&decision, &arrival);
