@@ -1,0 +1,322 @@
+//! How connections end, and when what they held may be used again.
+
+use lb_common::{maps::ended, verdict::Verdict};
+
+use crate::{
+    bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, Table, at_both_edges},
+    call::Call,
+    frame::{ACK, FIN, PSH, RST},
+    lan::{CLIENT, OTHER_CLIENT, WORKER1, WORKER2},
+};
+use std::time::Duration;
+
+const A_WHILE: Duration = Duration::from_millis(500);
+
+#[test]
+fn a_closed_tuple_begins_a_new_flow_at_once() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        closes(&call, bench);
+        bench.select(WORKER2.id);
+        let old = call.reply_key(WORKER1);
+        call.connects(bench, WORKER2);
+        assert_eq!(bench.entry(Table::Established, old), None);
+        assert_eq!(bench.entries(Table::Established).len(), 2);
+    });
+}
+
+#[test]
+fn a_closing_flow_carries_its_last_packets() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        call.requests(bench, WORKER1, &call.request(FIN | ACK));
+        // Half closed: the worker may go on.
+        call.replies(
+            bench,
+            WORKER1,
+            &call.reply(WORKER1, PSH | ACK).payload(*b"more"),
+        );
+        call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
+        call.requests(bench, WORKER1, &call.ack());
+        call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
+        call.requests(bench, WORKER1, &call.ack());
+        let established = bench.entries(Table::Established);
+        assert_eq!(established[&call.request_key()].ended, ended::FIN);
+        assert_eq!(established[&call.reply_key(WORKER1)].ended, ended::FIN);
+    });
+}
+
+#[test]
+fn a_half_closed_flow_is_not_over() {
+    at_both_edges(|bench| {
+        for (port, client_closes) in [(40_000, true), (40_001, false)] {
+            let mut call = bench.call(CLIENT, port);
+            call.connects(bench, WORKER1);
+            if client_closes {
+                call.requests(bench, WORKER1, &call.request(FIN | ACK));
+            } else {
+                call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
+            }
+            bench.wait(CLOSING_IDLE + A_WHILE);
+            call.requests(bench, WORKER1, &call.syn());
+        }
+    });
+}
+
+#[test]
+fn a_reset_from_either_side_ends_the_flow() {
+    at_both_edges(|bench| {
+        for (port, client_resets) in [(40_000, true), (40_001, false)] {
+            let mut call = bench.call(CLIENT, port);
+            call.connects(bench, WORKER1);
+            if client_resets {
+                call.requests(bench, WORKER1, &call.request(RST));
+            } else {
+                call.replies(bench, WORKER1, &call.reply(WORKER1, RST | ACK));
+            }
+            call.connects(bench, WORKER1);
+        }
+    });
+}
+
+#[test]
+fn a_syn_on_an_open_tuple_goes_to_the_same_worker() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.select(WORKER2.id);
+        bench.wait(ESTABLISHED_IDLE - A_WHILE);
+        call.requests(bench, WORKER1, &call.syn());
+        // The worker answers with what it expects, at which the client resets and tries again.
+        call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+        call.requests(bench, WORKER1, &call.request(RST));
+        call.connects(bench, WORKER2);
+    });
+}
+
+#[test]
+fn a_syn_on_a_tuple_that_was_long_silent_begins_a_new_flow() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.select(WORKER2.id);
+        bench.wait(ESTABLISHED_IDLE + A_WHILE);
+        call.connects(bench, WORKER2);
+    });
+}
+
+#[test]
+fn a_silent_flow_goes_on_as_long_as_nobody_wants_its_port() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.wait(ESTABLISHED_IDLE * 2);
+        call.requests(bench, WORKER1, &call.ack());
+        call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+    });
+}
+
+#[test]
+fn a_forgotten_handshake_begins_anew() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        bench.wait(HALF_OPEN_IDLE + A_WHILE);
+        call.begins(bench, WORKER1);
+    });
+}
+
+#[test]
+fn a_port_is_refused_while_it_is_in_use() {
+    at_both_edges(|bench| {
+        bench.nat_ports(5_000..=5_000);
+        let mut holder = bench.call(CLIENT, 40_000);
+        holder.connects(bench, WORKER1);
+        assert_eq!(holder.nat_port, 5_000);
+        let other = bench.call(OTHER_CLIENT, 40_000);
+        bench.receives(&other.syn()).passes(Verdict::PortsExhausted);
+        assert_eq!(bench.entries(Table::HalfOpen).len(), 0);
+        // The same port towards another worker is another tuple.
+        bench.select(WORKER2.id);
+        let mut other = other;
+        other.connects(bench, WORKER2);
+        assert_eq!(other.nat_port, 5_000);
+    });
+}
+
+#[test]
+fn an_empty_range_of_ports_is_refused() {
+    at_both_edges(|bench| {
+        bench.settings(|settings| settings.nat_port_count = 0);
+        let call = bench.call(CLIENT, 40_000);
+        bench.receives(&call.syn()).passes(Verdict::PortsExhausted);
+    });
+}
+
+#[test]
+fn every_port_of_a_small_range_is_given_once() {
+    at_both_edges(|bench| {
+        bench.nat_ports(5_000..=5_015);
+        let mut given = Vec::new();
+        for port in 0..16 {
+            let mut call = bench.call(CLIENT, 40_000 + 16 * port);
+            call.begins(bench, WORKER1);
+            given.push(call.nat_port);
+        }
+        given.sort_unstable();
+        assert_eq!(given, Vec::from_iter(5_000..=5_015));
+        let one_more = bench.call(CLIENT, 50_000);
+        bench
+            .receives(&one_more.syn())
+            .passes(Verdict::PortsExhausted);
+    });
+}
+
+#[test]
+fn the_last_port_of_the_highest_range_is_valid() {
+    at_both_edges(|bench| {
+        bench.nat_ports(65_535..=65_535);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        assert_eq!(call.nat_port, 65_535);
+    });
+}
+
+#[test]
+fn the_port_of_a_closed_flow_is_given_away_after_its_time() {
+    at_both_edges(|bench| {
+        let holder = holds_the_only_port(bench);
+        closes(&holder, bench);
+        bench.wait(CLOSING_IDLE - A_WHILE);
+        is_refused(bench);
+        bench.wait(A_WHILE * 2);
+        takes_the_port_from(&holder, bench);
+    });
+}
+
+#[test]
+fn the_port_of_a_reset_flow_is_given_away_after_its_time() {
+    at_both_edges(|bench| {
+        let holder = holds_the_only_port(bench);
+        holder.requests(bench, WORKER1, &holder.request(RST));
+        bench.wait(CLOSING_IDLE - A_WHILE);
+        is_refused(bench);
+        bench.wait(A_WHILE * 2);
+        takes_the_port_from(&holder, bench);
+    });
+}
+
+#[test]
+fn a_closed_tuple_gets_its_own_port_back_at_once() {
+    at_both_edges(|bench| {
+        let mut holder = holds_the_only_port(bench);
+        closes(&holder, bench);
+        holder.connects(bench, WORKER1);
+    });
+}
+
+#[test]
+fn the_port_of_a_silent_flow_is_given_away_after_its_time() {
+    at_both_edges(|bench| {
+        let holder = holds_the_only_port(bench);
+        bench.wait(ESTABLISHED_IDLE - A_WHILE);
+        is_refused(bench);
+        bench.wait(A_WHILE * 2);
+        takes_the_port_from(&holder, bench);
+    });
+}
+
+#[test]
+fn the_port_of_a_flow_that_speaks_one_way_only_is_kept() {
+    at_both_edges(|bench| {
+        let holder = holds_the_only_port(bench);
+        for client_speaks in [true, false] {
+            for _ in 0..3 {
+                bench.wait(ESTABLISHED_IDLE - A_WHILE);
+                if client_speaks {
+                    holder.requests(bench, WORKER1, &holder.ack());
+                } else {
+                    holder.replies(bench, WORKER1, &holder.reply(WORKER1, ACK));
+                }
+                is_refused(bench);
+            }
+        }
+    });
+}
+
+#[test]
+fn the_port_of_a_handshake_without_answer_is_given_away_after_its_time() {
+    at_both_edges(|bench| {
+        bench.nat_ports(5_000..=5_000);
+        let mut holder = bench.call(CLIENT, 40_000);
+        holder.begins(bench, WORKER1);
+        bench.wait(HALF_OPEN_IDLE - A_WHILE);
+        is_refused(bench);
+        bench.wait(A_WHILE * 2);
+        takes_the_port_from(&holder, bench);
+    });
+}
+
+#[test]
+fn the_port_of_a_handshake_that_the_client_abandons_is_given_away_after_its_time() {
+    at_both_edges(|bench| {
+        bench.nat_ports(5_000..=5_000);
+        let mut holder = bench.call(CLIENT, 40_000);
+        holder.begins(bench, WORKER1);
+        // A SYN flood's worker answers addresses that never asked.
+        holder.is_answered(bench, WORKER1);
+        bench.wait(HALF_OPEN_IDLE - A_WHILE);
+        is_refused(bench);
+        bench.wait(A_WHILE * 2);
+        takes_the_port_from(&holder, bench);
+    });
+}
+
+#[test]
+fn the_port_of_a_live_flow_is_never_given_away() {
+    at_both_edges(|bench| {
+        let holder = holds_the_only_port(bench);
+        for _ in 0..5 {
+            bench.wait(ESTABLISHED_IDLE - A_WHILE);
+            is_refused(bench);
+            holder.requests(
+                bench,
+                WORKER1,
+                &holder.request(PSH | ACK).payload(*b"still here"),
+            );
+            holder.replies(bench, WORKER1, &holder.reply(WORKER1, ACK));
+        }
+    });
+}
+
+fn holds_the_only_port(bench: &mut Bench) -> Call {
+    bench.nat_ports(5_000..=5_000);
+    let mut holder = bench.call(CLIENT, 40_000);
+    holder.connects(bench, WORKER1);
+    holder
+}
+
+#[track_caller]
+fn is_refused(bench: &Bench) {
+    let other = bench.call(OTHER_CLIENT, 41_000);
+    bench.receives(&other.syn()).passes(Verdict::PortsExhausted);
+}
+
+#[track_caller]
+fn takes_the_port_from(holder: &Call, bench: &Bench) {
+    let mut other = bench.call(OTHER_CLIENT, 41_000);
+    other.connects(bench, WORKER1);
+    assert_eq!(other.nat_port, holder.nat_port);
+    other.replies(bench, WORKER1, &other.reply(WORKER1, ACK));
+    bench.receives(&holder.ack()).passes(Verdict::NoFlow);
+    assert_eq!(bench.entries(Table::Established).len(), 2);
+    assert_eq!(bench.entries(Table::HalfOpen).len(), 0);
+}
+
+fn closes(call: &Call, bench: &Bench) {
+    call.requests(bench, WORKER1, &call.request(FIN | ACK));
+    call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
+    call.requests(bench, WORKER1, &call.ack());
+}

@@ -1,0 +1,279 @@
+//! How connections begin.
+
+use lb_common::maps::{LOOPBACK, direction, ended};
+
+use crate::{
+    bench::{Table, at_both_edges},
+    call::{CLIENT_START, Call, WORKER_START},
+    frame::{ACK, CWR, ECE, FIN, PSH, RST, SYN},
+    lan::{CLIENT, ETH1, FIRST_NAT_PORT, MANAGER, OTHER_CLIENT, WORKER1},
+};
+use lb_common::verdict::Verdict;
+
+#[test]
+fn a_syn_begins_a_half_open_flow_to_the_selected_worker() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        assert!((FIRST_NAT_PORT..32_768).contains(&call.nat_port));
+
+        assert!(bench.entries(Table::Established).is_empty());
+        let half_open = bench.entries(Table::HalfOpen);
+        let request = half_open[&call.request_key()];
+        let reply = half_open[&call.reply_key(WORKER1)];
+        assert_eq!(half_open.len(), 2);
+        assert_eq!(request.leaves.reversed(), call.reply_key(WORKER1));
+        assert_eq!(reply.leaves.reversed(), call.request_key());
+        assert_eq!(
+            (request.direction, reply.direction),
+            (direction::REQUEST, direction::REPLY)
+        );
+        for entry in [request, reply] {
+            assert_eq!(entry.backend, WORKER1.id);
+            assert_eq!(entry.client_interface, ETH1);
+            assert_ne!(entry.client_interface, LOOPBACK);
+            assert_eq!(entry.client_mac.bytes(), CLIENT.mac);
+            assert_eq!(entry.manager_mac.bytes(), MANAGER.mac);
+            assert_eq!((entry.ended, entry.answered), (0, 0));
+        }
+        assert_eq!((request.packets, reply.packets), (1, 0));
+    });
+}
+
+#[test]
+fn the_syn_ack_is_restored_to_the_clients_tuple() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        call.is_answered(bench, WORKER1);
+
+        let request = bench.entry(Table::HalfOpen, call.request_key()).unwrap();
+        assert_eq!(
+            (request.answered, request.worker_sequence),
+            (1, WORKER_START)
+        );
+        assert!(bench.entries(Table::Established).is_empty());
+    });
+}
+
+#[test]
+fn the_clients_acknowledgement_establishes_the_flow() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+
+        assert!(bench.entries(Table::HalfOpen).is_empty());
+        let established = bench.entries(Table::Established);
+        assert_eq!(established.len(), 2);
+        let request = established[&call.request_key()];
+        let reply = established[&call.reply_key(WORKER1)];
+        assert_eq!(request.leaves.reversed(), call.reply_key(WORKER1));
+        assert_eq!(reply.leaves.reversed(), call.request_key());
+        assert_eq!(request.packets, 2);
+    });
+}
+
+#[test]
+fn data_flows_both_ways_at_every_length() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        for length in (0..40).chain([511, 512, 1_447, 1_448]) {
+            let body: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
+            let up = call.request(PSH | ACK).payload(body.clone());
+            call.requests(bench, WORKER1, &up);
+            let down = call.reply(WORKER1, PSH | ACK).payload(body);
+            call.replies(bench, WORKER1, &down);
+        }
+    });
+}
+
+#[test]
+fn tcp_options_of_every_length_survive() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        for words in 0..=10 {
+            let options = vec![1; 4 * words];
+            let up = call.request(ACK).tcp_options(&options).payload(*b"odd");
+            call.requests(bench, WORKER1, &up);
+            let down = call.reply(WORKER1, ACK).tcp_options(&options);
+            call.replies(bench, WORKER1, &down);
+        }
+    });
+}
+
+#[test]
+fn every_combination_of_flags_is_forwarded_on_an_established_flow() {
+    at_both_edges(|bench| {
+        for flags in 0..=u8::MAX {
+            let mut call = bench.call(CLIENT, 40_000 + u16::from(flags));
+            call.connects(bench, WORKER1);
+            call.requests(bench, WORKER1, &call.request(flags));
+            call.replies(bench, WORKER1, &call.reply(WORKER1, flags));
+        }
+    });
+}
+
+#[test]
+fn a_handshake_with_congestion_notification_is_one() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        let syn = call.syn().flags(SYN | ECE | CWR);
+        let outcome = bench.receives(&syn);
+        call.nat_port = outcome.nat_port();
+        outcome.opens(WORKER1, &call.at_worker(WORKER1, &syn));
+        let syn_ack = call.syn_ack(WORKER1).flags(SYN | ACK | ECE);
+        call.replies(bench, WORKER1, &syn_ack);
+        call.requests(bench, WORKER1, &call.ack());
+        assert!(bench.entries(Table::HalfOpen).is_empty());
+    });
+}
+
+#[test]
+fn a_wrong_acknowledgement_does_not_complete_the_handshake() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        // Before the SYN-ACK, any is wrong.
+        call.requests(bench, WORKER1, &call.ack());
+        assert!(bench.entries(Table::Established).is_empty());
+
+        call.is_answered(bench, WORKER1);
+        for acknowledgement in [
+            CLIENT_START,
+            WORKER_START,
+            WORKER_START.wrapping_sub(1),
+            WORKER_START.wrapping_add(1 + 65_536),
+            WORKER_START.wrapping_add(1 << 31),
+        ] {
+            let guess = call.request(ACK).numbers(1, acknowledgement);
+            call.requests(bench, WORKER1, &guess);
+            assert!(bench.entries(Table::Established).is_empty());
+        }
+        call.requests(bench, WORKER1, &call.ack());
+        assert_eq!(bench.entries(Table::Established).len(), 2);
+    });
+}
+
+#[test]
+fn what_follows_an_early_answer_completes_the_handshake() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        call.is_answered(bench, WORKER1);
+        let beyond = WORKER_START.wrapping_add(1 + 65_535);
+        let late = call.request(ACK).numbers(1, beyond);
+        call.requests(bench, WORKER1, &late);
+        assert_eq!(bench.entries(Table::Established).len(), 2);
+    });
+}
+
+#[test]
+fn a_first_segment_with_data_or_fin_completes_the_handshake() {
+    at_both_edges(|bench| {
+        for (port, flags) in [(40_000, PSH | ACK), (40_001, FIN | ACK)] {
+            let mut call = bench.call(CLIENT, port);
+            call.begins(bench, WORKER1);
+            call.is_answered(bench, WORKER1);
+            let first = call.request(flags).payload(*b"GET / HTTP/1.1\r\n\r\n");
+            call.requests(bench, WORKER1, &first);
+            let flow = bench.entry(Table::Established, call.request_key()).unwrap();
+            assert_eq!(flow.ended, if flags & FIN == 0 { 0 } else { ended::FIN });
+        }
+    });
+}
+
+#[test]
+fn a_repeated_syn_keeps_port_and_worker() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        for _ in 0..3 {
+            call.requests(bench, WORKER1, &call.syn());
+        }
+        assert_eq!(bench.entries(Table::HalfOpen).len(), 2);
+        call.is_answered(bench, WORKER1);
+        // The SYN-ACK was lost on the way.
+        call.requests(bench, WORKER1, &call.syn());
+        call.is_answered(bench, WORKER1);
+        call.requests(bench, WORKER1, &call.ack());
+        assert_eq!(bench.connections(WORKER1.id), 1);
+    });
+}
+
+#[test]
+fn a_syn_with_data_is_forwarded_whole() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        let syn = call.syn().payload(*b"early");
+        let outcome = bench.receives(&syn);
+        call.nat_port = outcome.nat_port();
+        outcome.opens(WORKER1, &call.at_worker(WORKER1, &syn));
+    });
+}
+
+#[test]
+fn a_refused_connection_reaches_the_client_and_can_be_tried_again() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        call.replies(bench, WORKER1, &call.reply(WORKER1, RST | ACK));
+        call.begins(bench, WORKER1);
+        call.is_answered(bench, WORKER1);
+        call.requests(bench, WORKER1, &call.ack());
+        assert_eq!(bench.connections(WORKER1.id), 2);
+    });
+}
+
+#[test]
+fn a_client_that_gives_up_can_begin_anew() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        call.is_answered(bench, WORKER1);
+        call.requests(bench, WORKER1, &call.request(RST));
+        call.begins(bench, WORKER1);
+    });
+}
+
+#[test]
+fn clients_with_one_port_get_flows_of_their_own() {
+    at_both_edges(|bench| {
+        let calls = [CLIENT, OTHER_CLIENT].map(|client| {
+            let mut call = bench.call(client, 40_000);
+            call.connects(bench, WORKER1);
+            call
+        });
+        assert_ne!(calls[0].nat_port, calls[1].nat_port);
+        for call in calls {
+            call.replies(bench, WORKER1, &call.reply(WORKER1, ACK).payload(*b"yours"));
+        }
+    });
+}
+
+#[test]
+fn what_is_no_syn_and_of_no_flow_is_left_to_the_kernel() {
+    at_both_edges(|bench| {
+        for flags in [
+            0,
+            ACK,
+            PSH | ACK,
+            FIN,
+            FIN | ACK,
+            RST,
+            RST | ACK,
+            SYN | ACK,
+            SYN | FIN,
+            SYN | RST,
+            0xff,
+        ] {
+            let stray: Call = bench.call(CLIENT, 40_000);
+            bench
+                .receives(&stray.request(flags))
+                .passes(Verdict::NoFlow);
+        }
+        assert!(bench.entries(Table::HalfOpen).is_empty());
+        assert!(bench.entries(Table::Established).is_empty());
+    });
+}

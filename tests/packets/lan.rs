@@ -1,0 +1,82 @@
+//! Who is on the wire: the three-node lab.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use lb_common::maps::{Backend, mode, state};
+
+use crate::frame::Mac;
+
+/// A machine as its frames show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Station {
+    pub address: Ipv4Addr,
+    pub mac: Mac,
+}
+
+/// A server that a backend entry stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Server {
+    pub id: u32,
+    pub station: Station,
+    pub port: u16,
+}
+
+pub const CLIENT: Station = station(1);
+pub const OTHER_CLIENT: Station = station(2);
+pub const MANAGER: Station = station(101);
+
+pub const WORKER1: Server = server(1, station(103), 8081);
+pub const WORKER2: Server = server(2, station(104), 8082);
+pub const FALLBACK: Server = server(3, MANAGER, 8080);
+
+pub const SERVICE: SocketAddrV4 = SocketAddrV4::new(MANAGER.address, 80);
+
+/// Interface indices: on the client's network, on another one, and their far ends.
+pub const LOOPBACK: u32 = 1;
+pub const ETH1: u32 = 11;
+pub const FAR1: u32 = 12;
+pub const ETH2: u32 = 21;
+pub const FAR2: u32 = 22;
+
+/// The manager's link address on the other network.
+pub const MANAGER_ETH2: Mac = [2, 0, 0, 0, 2, 101];
+
+pub const FIRST_NAT_PORT: u16 = 4_096;
+
+impl Server {
+    pub fn address(self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.station.address, self.port)
+    }
+}
+
+/// The entry of a worker on the first interface.
+pub fn backend(server: Server) -> Backend {
+    Backend {
+        address: server.station.address.octets(),
+        port: server.port,
+        state: state::UP,
+        mode: mode::NAT,
+        source: MANAGER.address.octets(),
+        next_hop: server.station.address.octets(),
+        interface: ETH1,
+        service: 0,
+        memory_available_bytes: 0,
+        memory_total_bytes: 0,
+    }
+}
+
+/// A link address as `ip` reads it.
+pub fn written(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+const fn station(host: u8) -> Station {
+    Station {
+        address: Ipv4Addr::new(192, 168, 56, host),
+        mac: [2, 0, 0, 0, 0, host],
+    }
+}
+
+const fn server(id: u32, station: Station, port: u16) -> Server {
+    Server { id, station, port }
+}

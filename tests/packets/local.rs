@@ -1,0 +1,211 @@
+//! The manager's own server, and clients on the manager itself.
+
+use lb_common::{maps::LOOPBACK, verdict::Verdict};
+
+use crate::{
+    bench::{Bench, Circumstances, Edge, Hook, Table, at_both_edges, at_edge},
+    call::Call,
+    frame::{ACK, FIN, PSH, SYN, Segment},
+    lan::{self, CLIENT, FALLBACK, MANAGER, SERVICE, Station, WORKER1},
+    outcome::Action,
+};
+
+#[test]
+fn the_managers_own_server_takes_over_in_place() {
+    at_both_edges(|bench| {
+        bench.select(FALLBACK.id);
+        let call = bench.call(CLIENT, 40_000);
+        takes(bench.receives(&call.syn()), &call.syn(), 1);
+        answers(bench, &call, SYN | ACK);
+        takes(bench.receives(&call.ack()), &call.ack(), 0);
+        assert_eq!(bench.entries(Table::HalfOpen).len(), 0);
+        assert_eq!(bench.entries(Table::Established).len(), 2);
+
+        for length in [1, 2, 1_448] {
+            let data = call.request(PSH | ACK).payload(vec![b'x'; length]);
+            takes(bench.receives(&data), &data, 0);
+            answers(bench, &call, PSH | ACK);
+        }
+        let fin = call.request(FIN | ACK);
+        takes(bench.receives(&fin), &fin, 0);
+        answers(bench, &call, FIN | ACK);
+        takes(bench.receives(&call.syn()), &call.syn(), 1);
+    });
+}
+
+#[test]
+fn flows_of_the_managers_own_server_stay_when_a_worker_returns() {
+    at_both_edges(|bench| {
+        bench.select(FALLBACK.id);
+        let call = bench.call(CLIENT, 40_000);
+        takes(bench.receives(&call.syn()), &call.syn(), 1);
+        answers(bench, &call, SYN | ACK);
+        takes(bench.receives(&call.ack()), &call.ack(), 0);
+        bench.select(WORKER1.id);
+        takes(bench.receives(&call.ack()), &call.ack(), 0);
+        answers(bench, &call, ACK);
+        bench.call(CLIENT, 40_001).connects(bench, WORKER1);
+    });
+}
+
+#[test]
+fn the_last_hop_may_be_the_manager() {
+    at_both_edges(|bench| {
+        bench.select(FALLBACK.id);
+        let syn = bench.call(CLIENT, 40_000).syn().time_to_live(1);
+        takes(bench.receives(&syn), &syn, 1);
+    });
+}
+
+#[test]
+fn the_managers_own_traffic_is_left_alone() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        // A connection of its own to the very server that the service uses.
+        let own = Segment::new(
+            std::net::SocketAddrV4::new(MANAGER.address, 50_000),
+            WORKER1.address(),
+            SYN,
+        )
+        .macs(MANAGER.mac, WORKER1.station.mac);
+        bench.sends(&own).passes(Verdict::NotOurs);
+        let answer = Segment::new(own.destination, own.source, SYN | ACK)
+            .macs(WORKER1.station.mac, MANAGER.mac);
+        bench.receives(&answer).passes(Verdict::NotOurs);
+        // To the service's own port on another machine.
+        let elsewhere = std::net::SocketAddrV4::new(WORKER1.station.address, SERVICE.port());
+        bench.sends(&own.to(elsewhere)).passes(Verdict::NotOurs);
+    });
+}
+
+#[test]
+fn nothing_begins_at_the_egress_hook() {
+    at_both_edges(|bench| {
+        let call = bench.call(CLIENT, 40_000);
+        bench.sends(&call.syn()).passes(Verdict::NotOurs);
+        assert!(bench.entries(Table::HalfOpen).is_empty());
+    });
+}
+
+#[test]
+fn what_the_manager_forwards_is_not_looked_at_again() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        let leaving = Circumstances {
+            hook: Hook::Egress,
+            forwarded_from: lan::ETH1,
+            ..Circumstances::received_on(lan::ETH1)
+        };
+        bench.meets(&call.ack(), leaving).is_skipped();
+        bench
+            .meets(&call.at_worker(WORKER1, &call.ack()), leaving)
+            .is_skipped();
+    });
+}
+
+#[test]
+fn a_client_on_the_manager_reaches_the_managers_own_server() {
+    at_edge(Edge::Tc, |bench| {
+        bench.select(FALLBACK.id);
+        let call = bench.call(ITSELF, 40_000);
+        takes(bench.loops(&call.syn()), &call.syn(), 1);
+        answers_on(Hook::Loopback, bench, &call, SYN | ACK);
+        takes(bench.loops(&call.ack()), &call.ack(), 0);
+        answers_on(Hook::Loopback, bench, &call, PSH | ACK);
+        assert_eq!(bench.entries(Table::Established).len(), 2);
+    });
+}
+
+#[test]
+fn a_client_on_the_manager_reaches_a_worker_and_is_answered_through_loopback() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(ITSELF, 40_000);
+        let syn = call.syn();
+        let outcome = bench.loops(&syn);
+        call.nat_port = outcome.nat_port();
+        outcome.opens(WORKER1, &leaving(&call, &syn));
+        let flow = bench.entry(Table::HalfOpen, call.request_key()).unwrap();
+        assert_eq!(flow.client_interface, LOOPBACK);
+
+        returns(bench, &call, &call.syn_ack(WORKER1));
+        let ack = call.ack();
+        bench.loops(&ack).goes_to(WORKER1, &leaving(&call, &ack));
+        assert_eq!(bench.entries(Table::Established).len(), 2);
+        let page = call.reply(WORKER1, PSH | ACK).payload(*b"Worker1");
+        returns(bench, &call, &page);
+        let fin = call.request(FIN | ACK);
+        bench.loops(&fin).goes_to(WORKER1, &leaving(&call, &fin));
+        returns(bench, &call, &call.reply(WORKER1, FIN | ACK));
+    });
+}
+
+#[test]
+fn loopback_traffic_of_others_is_left_alone() {
+    at_edge(Edge::Tc, |bench| {
+        let call = bench.call(ITSELF, 40_000);
+        let ssh = std::net::SocketAddrV4::new(MANAGER.address, 22);
+        bench.loops(&call.syn().to(ssh)).passes(Verdict::NotOurs);
+        bench.loops(&call.ack()).passes(Verdict::NoFlow);
+        bench.loops(call.syn().as_udp()).passes(Verdict::NotTcp);
+        bench.loops(call.syn().as_ipv6()).passes(Verdict::NotIpv4);
+    });
+}
+
+/// The manager as its own client: frames on the loopback interface have no link addresses.
+const ITSELF: Station = Station {
+    address: MANAGER.address,
+    mac: [0; 6],
+};
+
+/// As a client's segment leaves the loopback interface for the worker.
+fn leaving(call: &Call, segment: &Segment) -> Segment {
+    let mut segment = call.at_worker(WORKER1, segment);
+    (segment.from_mac, segment.to_mac) = (ITSELF.mac, MANAGER.mac);
+    segment
+}
+
+/// The worker's segment must come back to the client on the manager; XDP leaves it to TC.
+#[track_caller]
+fn returns(bench: &Bench, call: &Call, segment: &Segment) {
+    if bench.edge == Edge::Xdp {
+        bench.receives(segment).passes(Verdict::HandedOver);
+    }
+    let outcome = bench.behind_xdp(segment);
+    let mut restored = call.at_client(segment);
+    (restored.from_mac, restored.to_mac) = (segment.from_mac, [0; 6]);
+    outcome.comes_from(WORKER1, &restored);
+}
+
+/// The manager's own server must get `segment`, with nothing changed but the destination.
+#[track_caller]
+fn takes(outcome: crate::outcome::Outcome, segment: &Segment, connections: u64) {
+    outcome.was_sent_to(FALLBACK, connections);
+    outcome.is(Action::Pass);
+    outcome.leaves_as(&segment.clone().to(FALLBACK.address()));
+}
+
+/// The manager's own server answers; the client must see the service.
+#[track_caller]
+fn answers(bench: &Bench, call: &Call, flags: u8) {
+    answers_on(Hook::Egress, bench, call, flags);
+}
+
+#[track_caller]
+fn answers_on(hook: Hook, bench: &Bench, call: &Call, flags: u8) {
+    let numbers = call.syn_ack(WORKER1);
+    let answer = Segment::new(FALLBACK.address(), call.client_address(), flags)
+        .macs(MANAGER.mac, call.client.mac)
+        .numbers(numbers.sequence, numbers.acknowledgement)
+        .payload(*b"Manager");
+    let outcome = match hook {
+        Hook::Loopback => bench.loops(&answer),
+        Hook::Egress | Hook::Ingress => bench.sends(&answer),
+    };
+    outcome.was_sent_by(FALLBACK);
+    outcome.is(Action::Pass);
+    let mut restored = answer;
+    restored.source = SERVICE;
+    outcome.leaves_as(&restored);
+}

@@ -1,0 +1,16 @@
+//! Packet tables: what each program does with one frame after another, by `BPF_PROG_TEST_RUN`.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod bench;
+mod call;
+mod frame;
+mod lan;
+mod outcome;
+
+mod closing;
+mod handshake;
+mod local;
+mod paths;
+mod selection;
+mod untouched;

@@ -1,0 +1,240 @@
+//! Which worker gets a packet when selection, states and routes change.
+
+use lb_common::{
+    maps::{Backend, mode, state},
+    verdict::Verdict,
+};
+
+use crate::{
+    bench::{Table, at_both_edges},
+    frame::{ACK, FIN, PSH, RST},
+    lan::{CLIENT, FALLBACK, WORKER1, WORKER2},
+};
+
+#[test]
+fn a_changed_selection_moves_new_connections_only() {
+    at_both_edges(|bench| {
+        let mut early = bench.call(CLIENT, 40_000);
+        early.connects(bench, WORKER1);
+        let mut begun = bench.call(CLIENT, 40_001);
+        begun.begins(bench, WORKER1);
+
+        bench.select(WORKER2.id);
+        let mut late = bench.call(CLIENT, 40_002);
+        late.connects(bench, WORKER2);
+        let data = early.request(PSH | ACK).payload(*b"to worker 1");
+        early.requests(bench, WORKER1, &data);
+        early.replies(bench, WORKER1, &early.reply(WORKER1, ACK));
+        begun.requests(bench, WORKER1, &begun.syn());
+        begun.is_answered(bench, WORKER1);
+        begun.requests(bench, WORKER1, &begun.ack());
+    });
+}
+
+#[test]
+fn a_worker_that_is_down_loses_its_flows_to_the_kernels_reset() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.goes_down(WORKER1.id);
+        // What the worker has sent already still arrives.
+        let last = call.reply(WORKER1, PSH | ACK).payload(*b"last words");
+        call.replies(bench, WORKER1, &last);
+
+        bench.receives(&call.ack()).passes(Verdict::BackendDown);
+        assert!(bench.entries(Table::Established).is_empty());
+        bench.receives(&call.ack()).passes(Verdict::NoFlow);
+        bench.receives(&last).passes(Verdict::NotOurs);
+    });
+}
+
+#[test]
+fn a_closing_flow_of_a_worker_that_is_down_ends_too() {
+    at_both_edges(|bench| {
+        for (port, flags) in [(40_000, FIN | ACK), (40_001, RST)] {
+            bench.state(WORKER1.id, state::UP);
+            let mut call = bench.call(CLIENT, port);
+            call.connects(bench, WORKER1);
+            bench.goes_down(WORKER1.id);
+            bench
+                .receives(&call.request(flags))
+                .passes(Verdict::BackendDown);
+            assert!(bench.entries(Table::Established).is_empty());
+        }
+    });
+}
+
+#[test]
+fn a_handshake_with_a_worker_that_goes_down_begins_anew_with_another() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        let old = call.reply_key(WORKER1);
+        bench.goes_down(WORKER1.id);
+        bench.select(WORKER2.id);
+        call.connects(bench, WORKER2);
+        assert_eq!(bench.entry(Table::HalfOpen, old), None);
+    });
+}
+
+#[test]
+fn an_acknowledgement_to_a_worker_that_went_down_is_left_to_the_kernel() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        call.is_answered(bench, WORKER1);
+        bench.goes_down(WORKER1.id);
+        bench.receives(&call.ack()).passes(Verdict::BackendDown);
+        assert!(bench.entries(Table::HalfOpen).is_empty());
+    });
+}
+
+#[test]
+fn an_open_flow_of_a_worker_that_is_down_ends_at_a_syn_too() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.goes_down(WORKER1.id);
+        bench.select(WORKER2.id);
+        bench.receives(&call.syn()).passes(Verdict::BackendDown);
+        call.connects(bench, WORKER2);
+    });
+}
+
+#[test]
+fn a_draining_worker_keeps_its_flows_and_gets_no_new_one() {
+    at_both_edges(|bench| {
+        let mut open = bench.call(CLIENT, 40_000);
+        open.connects(bench, WORKER1);
+        let mut answered = bench.call(CLIENT, 40_001);
+        answered.begins(bench, WORKER1);
+        answered.is_answered(bench, WORKER1);
+
+        bench.state(WORKER1.id, state::DRAINING);
+        open.requests(bench, WORKER1, &open.request(PSH | ACK).payload(*b"more"));
+        open.replies(bench, WORKER1, &open.reply(WORKER1, ACK));
+        answered.requests(bench, WORKER1, &answered.ack());
+        let late = bench.call(CLIENT, 40_002);
+        bench.receives(&late.syn()).passes(Verdict::NoBackend);
+    });
+}
+
+#[test]
+fn a_repeated_syn_leaves_a_draining_worker() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        bench.state(WORKER1.id, state::DRAINING);
+        bench.select(WORKER2.id);
+        call.connects(bench, WORKER2);
+    });
+}
+
+#[test]
+fn without_a_backend_that_is_up_connections_are_left_to_the_kernel() {
+    at_both_edges(|bench| {
+        let call = bench.call(CLIENT, 40_000);
+        for selected in [0, 5, 1_000, u32::MAX] {
+            bench.select(selected);
+            bench.receives(&call.syn()).passes(Verdict::NoBackend);
+        }
+        bench.select(WORKER1.id);
+        for state in [state::UNKNOWN, state::DOWN, state::DRAINING, 77] {
+            bench.state(WORKER1.id, state);
+            bench.receives(&call.syn()).passes(Verdict::NoBackend);
+        }
+        assert!(bench.entries(Table::HalfOpen).is_empty());
+    });
+}
+
+#[test]
+fn a_worker_without_a_route_is_refused() {
+    at_both_edges(|bench| {
+        bench.backend(WORKER1.id, |backend| backend.interface = 0);
+        let call = bench.call(CLIENT, 40_000);
+        bench.receives(&call.syn()).passes(Verdict::NoRoute);
+        assert!(bench.entries(Table::HalfOpen).is_empty());
+    });
+}
+
+#[test]
+fn the_flows_of_a_backend_that_is_gone_end() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.backend(WORKER1.id, |backend| *backend = Backend::default());
+        bench.receives(&call.ack()).passes(Verdict::BackendDown);
+    });
+}
+
+#[test]
+fn a_flow_whose_backend_has_no_entry_is_left_to_the_kernel() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        let mut flow = bench.entry(Table::Established, call.request_key()).unwrap();
+        flow.backend = 4_000;
+        bench.put(Table::Established, call.request_key(), flow);
+        bench.receives(&call.ack()).passes(Verdict::NoBackend);
+    });
+}
+
+#[test]
+fn the_last_hop_is_not_exceeded() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        for hops in [0, 1] {
+            let request = call.ack().time_to_live(hops);
+            bench.receives(&request).is_dropped(Verdict::TimeToLive);
+            let reply = call.reply(WORKER1, ACK).time_to_live(hops);
+            bench.receives(&reply).is_dropped(Verdict::TimeToLive);
+            let syn = bench.call(CLIENT, 41_000).syn().time_to_live(hops);
+            bench.receives(&syn).is_dropped(Verdict::TimeToLive);
+        }
+        for hops in [2, 255] {
+            call.requests(bench, WORKER1, &call.ack().time_to_live(hops));
+            let reply = call.reply(WORKER1, ACK).time_to_live(hops);
+            call.replies(bench, WORKER1, &reply);
+        }
+    });
+}
+
+#[test]
+fn several_flows_share_two_workers_without_mixing() {
+    at_both_edges(|bench| {
+        let mut calls = Vec::new();
+        for (index, worker) in [WORKER1, WORKER2].into_iter().cycle().take(64).enumerate() {
+            bench.select(worker.id);
+            let mut call = bench.call(CLIENT, 40_000 + index as u16);
+            call.connects(bench, worker);
+            calls.push((call, worker));
+        }
+        for (call, worker) in &calls {
+            let body = call.port.to_string();
+            let down = call.reply(*worker, PSH | ACK).payload(body.clone());
+            call.replies(bench, *worker, &down);
+            let up = call.request(PSH | ACK).payload(body);
+            call.requests(bench, *worker, &up);
+        }
+        assert_eq!(bench.connections(WORKER1.id), 32);
+        assert_eq!(bench.connections(WORKER2.id), 32);
+    });
+}
+
+#[test]
+fn a_fallback_that_is_another_mode_is_still_the_same_flow() {
+    at_both_edges(|bench| {
+        // A worker on the manager itself is reached in place.
+        bench.backend(WORKER1.id, |backend| {
+            backend.mode = mode::LOCAL;
+            backend.interface = 0;
+        });
+        let call = bench.call(CLIENT, 40_000);
+        let syn = call.syn();
+        let outcome = bench.receives(&syn);
+        outcome.was_sent_to(WORKER1, 1);
+        outcome.leaves_as(&syn.to(WORKER1.address()));
+        assert_ne!(WORKER1.address(), FALLBACK.address());
+    });
+}
