@@ -1,5 +1,6 @@
 //! `cargo xtask`: the table of this project's tasks.
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod ebpf_compiler;
@@ -23,6 +24,8 @@ enum Task {
     Build,
     /// Builds only the kernel programs, to target/ebpf/memlb.bpf.o
     BuildEbpf,
+    /// Measures memlb beside its peers on this machine
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Setup => setup::for_tests()?,
         Task::Build => build::memlb().map(drop)?,
         Task::BuildEbpf => build_ebpf::build_ebpf().map(drop)?,
+        Task::Bench(options) => bench::bench(&options)?,
     }
     Ok(ExitCode::SUCCESS)
 }

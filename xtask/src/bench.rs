@@ -1,0 +1,277 @@
+//! Measures what memlb costs and spares, beside its peers, on this machine.
+
+mod changes;
+mod contender;
+mod expectation;
+mod interrupt;
+mod laboratory;
+mod machine;
+mod outage;
+mod peers;
+mod picture;
+mod report;
+mod rounds;
+mod statistics;
+mod table;
+mod thesis;
+mod wrk;
+
+use std::{
+    env,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use memlb_tests::{cluster::BINARY, command::run};
+use serde::Serialize;
+
+use self::{
+    contender::Contender,
+    interrupt::Interrupt,
+    laboratory::Laboratory,
+    machine::Machine,
+    report::Report,
+    rounds::{Row, Samples},
+    wrk::Wrk,
+};
+use crate::{
+    build,
+    packages::{Tool, provide_tools},
+    privilege::{as_root, is_root},
+    setup,
+    workspace::say,
+};
+
+const TOOLS: &[Tool] = &[
+    Tool {
+        program: "wrk",
+        package: "wrk",
+        purpose: "puts load on the contenders and measures",
+    },
+    Tool {
+        program: "haproxy",
+        package: "haproxy",
+        purpose: "is one of the contenders",
+    },
+    Tool {
+        program: "nft",
+        package: "nftables",
+        purpose: "is one of the contenders",
+    },
+];
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Options {
+    #[command(subcommand)]
+    other: Option<Other>,
+    #[command(flatten)]
+    comparison: Comparison,
+}
+
+#[derive(Debug, Args)]
+struct Comparison {
+    /// How often everything is measured; every contender has its turn in each round
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// How long each single measurement takes; nginx of 2018 reloads once in 3 s
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Measures only these
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    only: Vec<Item>,
+    /// Compares only these
+    #[arg(long, value_name = "CONTENDER", value_delimiter = ',')]
+    with: Vec<Contender>,
+    /// Writes everything measured to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draws the comparison into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// Repeats the experiment of 2018 and prints it beside its published figures
+    Thesis {
+        /// How long each number of clients asks
+        #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+        /// Writes everything measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Item {
+    /// Small pages over connections that are kept alive
+    KeptAlive,
+    /// Small pages over one connection each
+    OneEach,
+    /// Bodies of 1 MiB
+    Bulk,
+    /// The longest gap when the selected worker is cut off
+    Outage,
+    /// Failed requests while the selection changes
+    Changes,
+}
+
+/// Sets everything up and measures.
+pub fn bench(options: &Options) -> Result<()> {
+    // What is built and written belongs to the user; what measures is root's.
+    for file in options.files() {
+        File::create(file).with_context(|| format!("create {}", file.display()))?;
+    }
+    let memlb = provide()?;
+    if !is_root() {
+        return run(as_root("env")
+            // The build is done; root shall not leave anything in the target folder.
+            .arg("--unset=SUDO_UID")
+            .arg(format!("{BINARY}={}", memlb.display()))
+            .arg(env::current_exe().context("find this program")?)
+            .args(env::args_os().skip(1)));
+    }
+    let interrupt = Interrupt::catch()?;
+    let directory = tempfile::tempdir().context("make a directory for wrk")?;
+    match &options.other {
+        None => compare(&options.comparison, &memlb, directory.path(), &interrupt),
+        Some(Other::Thesis { seconds, json }) => {
+            let duration = Duration::from_secs(*seconds);
+            let measured = thesis::measure(directory.path(), duration, &interrupt)?;
+            println!("\n{}{}", thesis::table(&measured), thesis::NOTE);
+            write_json(json.as_deref(), &measured)
+        }
+    }
+}
+
+impl Options {
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let json = match &self.other {
+            Some(Other::Thesis { json, .. }) => json,
+            None => &self.comparison.json,
+        };
+        json.iter().chain(&self.comparison.svg)
+    }
+}
+
+impl Comparison {
+    fn wants(&self, item: Item) -> bool {
+        self.only.is_empty() || self.only.contains(&item)
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let rows = [
+            (Item::KeptAlive, Row::KeptAlive),
+            (Item::OneEach, Row::OneEach),
+            (Item::Bulk, Row::Bulk),
+        ];
+        let wanted = rows.into_iter().filter(|(item, _)| self.wants(*item));
+        wanted.map(|(_, row)| row).collect()
+    }
+
+    fn contenders(&self) -> Vec<Contender> {
+        if !self.with.is_empty() {
+            return self.with.clone();
+        }
+        if self.rows().is_empty() {
+            // What is measured beside the rows takes these only.
+            return vec![Contender::MemlbTc, Contender::Nginx2018];
+        }
+        Contender::value_variants().to_vec()
+    }
+}
+
+/// Returns the `memlb` binary, everything installed and built.
+fn provide() -> Result<PathBuf> {
+    if let Some(given) = env::var_os(BINARY) {
+        return Ok(given.into());
+    }
+    setup::for_the_lab()?;
+    provide_tools(TOOLS)?;
+    build::memlb()
+}
+
+fn compare(
+    options: &Comparison,
+    memlb: &Path,
+    directory: &Path,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let machine = Machine::describe(memlb);
+    let wrk = Wrk::prepare(directory)?;
+    let contenders = options.contenders();
+    say(format!("setting up {} laboratories", contenders.len()));
+    let mut laboratories = Vec::new();
+    for contender in &contenders {
+        interrupt.check()?;
+        laboratories.push(Laboratory::build(*contender)?);
+    }
+    let mut attachment = Vec::new();
+    for laboratory in &laboratories {
+        if let Some(interfaces) = laboratory.attachment()? {
+            attachment.push((laboratory.contender, interfaces));
+        }
+    }
+    let samples = Samples::take(
+        &laboratories,
+        &options.rows(),
+        options.rounds.into(),
+        Duration::from_secs(options.seconds),
+        &wrk,
+        interrupt,
+    )?;
+    let of = |contender| laboratories.iter().find(|one| one.contender == contender);
+    let mut changes = Vec::new();
+    if options.wants(Item::Changes) {
+        if let Some(laboratory) = of(Contender::MemlbTc) {
+            let outcome = changes::of_memlb(laboratory, &wrk, directory, interrupt)?;
+            changes.push((laboratory.contender, outcome));
+        }
+        if let Some(laboratory) = of(Contender::Nginx2018) {
+            let outcome = changes::of_2018(laboratory, &wrk, directory, interrupt)?;
+            changes.push((laboratory.contender, outcome));
+        }
+    }
+    let outage = match of(Contender::MemlbTc) {
+        Some(laboratory) if options.wants(Item::Outage) => Some(outage::measure(
+            laboratory,
+            options.rounds.into(),
+            interrupt,
+        )?),
+        _ => None,
+    };
+    let report = Report {
+        machine,
+        rounds: options.rounds.into(),
+        seconds: options.seconds,
+        attachment,
+        medians: report::medians(&samples, &contenders),
+        expectations: expectation::compare(&samples),
+        contenders,
+        outage,
+        changes,
+        samples,
+        load_average_after: machine::load_average(),
+    };
+    println!("{}", report.text());
+    write_json(options.json.as_deref(), &report)?;
+    if let Some(file) = &options.svg {
+        fs::write(file, picture::draw(&report))
+            .with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn write_json(file: Option<&Path>, report: &impl Serialize) -> Result<()> {
+    let Some(file) = file else {
+        return Ok(());
+    };
+    let json = serde_json::to_string_pretty(report).context("write the report as JSON")?;
+    fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))
+}

@@ -1,0 +1,45 @@
+//! Who is compared.
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+/// A way to get from the client to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Contender {
+    /// No balancer at all: the client asks the worker itself
+    Direct,
+    /// The manager only forwards IP, without netfilter: what any box in the way costs
+    Router,
+    /// memlb, attached by TC
+    MemlbTc,
+    /// memlb, attached by XDP
+    MemlbXdp,
+    /// nginx as the system of 2018 had it, reloading every 3 s
+    Nginx2018,
+    /// nginx that keeps connections to its workers alive, as its manual advises
+    NginxKeepalive,
+    /// HAProxy in TCP mode
+    HaproxyTcp,
+    /// nftables: DNAT and masquerade
+    Nftables,
+}
+
+impl Contender {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Direct => "no balancer",
+            Self::Router => "router hop",
+            Self::MemlbTc => "memlb, TC",
+            Self::MemlbXdp => "memlb, XDP",
+            Self::Nginx2018 => "nginx of 2018",
+            Self::NginxKeepalive => "nginx, kept alive",
+            Self::HaproxyTcp => "HAProxy, TCP mode",
+            Self::Nftables => "nftables, DNAT",
+        }
+    }
+
+    pub fn is_memlb(self) -> bool {
+        matches!(self, Self::MemlbTc | Self::MemlbXdp)
+    }
+}

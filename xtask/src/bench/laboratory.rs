@@ -1,0 +1,269 @@
+//! A contender at work, in namespaces of its own: one's netfilter rules and
+//! connection tracking must not slow another.
+
+use std::{
+    fs,
+    net::{SocketAddr, SocketAddrV4},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use memlb_tests::{
+    Cluster, ClusterOptions, Nginx, Node, Process, Shape, Topology,
+    client::get,
+    cluster::{SERVICE_PORT, worker_name, worker_port},
+    wait_for,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{
+    contender::Contender,
+    peers::{self, Proxy, Style},
+    wrk::BULK_PATH,
+};
+
+const WORKERS: usize = 2;
+const BULK_BYTES: usize = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A client, a manager and two workers. Every contender sends everything to
+/// the first worker, as memory would have it. Dropping it takes it down.
+#[derive(Debug)]
+pub struct Laboratory {
+    pub contender: Contender,
+    system: System,
+    /// Where the workers' web servers listen.
+    workers: Vec<SocketAddrV4>,
+}
+
+#[derive(Debug)]
+enum System {
+    Memlb(Box<Cluster>),
+    Peer(Box<Peer>),
+}
+
+/// In the order in which it is taken down.
+#[derive(Debug)]
+struct Peer {
+    balancer: Option<Process>,
+    proxy: Option<Proxy>,
+    servers: Vec<Nginx>,
+    topology: Topology,
+    /// Kept for its end only.
+    _files: TempDir,
+}
+
+impl Laboratory {
+    /// Sets everything up and makes sure that the first worker's page comes back.
+    ///
+    /// # Errors
+    /// When a part of it does not start.
+    pub fn build(contender: Contender) -> Result<Self> {
+        let system = match contender {
+            Contender::MemlbTc => memlb("tc")?,
+            Contender::MemlbXdp => memlb("xdp")?,
+            _ => System::Peer(Box::new(Peer::build(contender)?)),
+        };
+        let workers = addresses(system.topology())?;
+        let laboratory = Self {
+            contender,
+            system,
+            workers,
+        };
+        for server in laboratory.servers() {
+            let body = server.root().join(BULK_PATH.trim_start_matches('/'));
+            fs::write(&body, noise(BULK_BYTES))
+                .with_context(|| format!("write {}", body.display()))?;
+        }
+        laboratory.check().with_context(|| {
+            let (label, said) = (contender.label(), laboratory.balancer_log());
+            format!("try the laboratory of {label}, whose balancer printed: {said}")
+        })?;
+        Ok(laboratory)
+    }
+
+    pub fn client(&self) -> &Node {
+        &self.topology().client
+    }
+
+    /// Returns where the client asks.
+    pub fn target(&self) -> SocketAddr {
+        match self.contender {
+            Contender::Direct | Contender::Router => self.worker(0).into(),
+            _ => SocketAddrV4::new(self.topology().manager.address(), SERVICE_PORT).into(),
+        }
+    }
+
+    /// Returns the address of the web server of the worker of that `index`.
+    pub fn worker(&self, index: usize) -> SocketAddrV4 {
+        self.workers[index]
+    }
+
+    pub fn servers(&self) -> &[Nginx] {
+        match &self.system {
+            System::Memlb(cluster) => &cluster.servers,
+            System::Peer(peer) => &peer.servers,
+        }
+    }
+
+    pub fn cluster(&self) -> Option<&Cluster> {
+        match &self.system {
+            System::Memlb(cluster) => Some(cluster),
+            System::Peer(_) => None,
+        }
+    }
+
+    /// Returns where and how memlb is attached, and why so.
+    ///
+    /// # Errors
+    /// When the manager does not answer.
+    pub fn attachment(&self) -> Result<Option<Value>> {
+        self.cluster()
+            .map(|cluster| Ok(cluster.status()?["interfaces"].take()))
+            .transpose()
+    }
+
+    /// Does `work` with everything going on that belongs to this contender;
+    /// `decide` names the worker for the system of 2018 at each of its turns.
+    /// Returns how often it reloaded, too.
+    ///
+    /// # Errors
+    /// When a reload fails.
+    pub fn during<T>(
+        &self,
+        decide: impl Fn(u32) -> SocketAddrV4 + Send,
+        work: impl FnOnce() -> T,
+    ) -> Result<(T, u32)> {
+        match &self.system {
+            System::Peer(peer) if self.contender == Contender::Nginx2018 => {
+                let proxy = peer.proxy.as_ref().context("the proxy has been started")?;
+                proxy.reload_during(decide, work)
+            }
+            _ => Ok((work(), 0)),
+        }
+    }
+
+    fn topology(&self) -> &Topology {
+        self.system.topology()
+    }
+
+    fn balancer_log(&self) -> String {
+        let balancer = match &self.system {
+            System::Memlb(cluster) => cluster.manager.as_ref(),
+            System::Peer(peer) => peer.balancer.as_ref(),
+        };
+        balancer.map_or("nothing".into(), Process::log)
+    }
+
+    fn check(&self) -> Result<()> {
+        let page = wait_for(PATIENCE, "the first worker's page", || {
+            get(self.client(), self.target(), "/", PATIENCE).ok()
+        })?;
+        ensure!(
+            page.first_line() == "Worker1",
+            "the page is {:?}",
+            page.first_line()
+        );
+        if self.contender == Contender::Router {
+            ensure!(
+                self.forwarded_packets()? > 0,
+                "the packets do not pass the router"
+            );
+        }
+        Ok(())
+    }
+
+    fn forwarded_packets(&self) -> Result<u64> {
+        const COUNTER: &str = "IpForwDatagrams";
+        let manager = &self.topology().manager;
+        let printed = manager.run("nstat", &["--zeros", "--noupdate", COUNTER])?;
+        printed
+            .lines()
+            .filter_map(|line| line.strip_prefix(COUNTER))
+            .find_map(|rest| rest.split_whitespace().next()?.parse().ok())
+            .context("nstat does not tell how many packets were forwarded")
+    }
+}
+
+impl System {
+    fn topology(&self) -> &Topology {
+        match self {
+            Self::Memlb(cluster) => &cluster.topology,
+            Self::Peer(peer) => &peer.topology,
+        }
+    }
+}
+
+impl Peer {
+    fn build(contender: Contender) -> Result<Self> {
+        let files = tempfile::Builder::new()
+            .prefix("memlb-bench-")
+            .tempdir()
+            .context("make a directory for the servers' files")?;
+        let topology = Topology::create(Shape::OneArm, WORKERS)?;
+        let mut servers = Vec::new();
+        for (index, worker) in topology.workers.iter().enumerate() {
+            servers.push(Nginx::start(
+                worker,
+                worker_port(index)?,
+                &format!("Worker{}", index + 1),
+                &files.path().join(worker_name(index)),
+            )?);
+        }
+        let worker = *addresses(&topology)?.first().context("there is a worker")?;
+        let mut proxy = None;
+        let mut balancer = None;
+        let mut start = |style| -> Result<()> {
+            let (started, process) = Proxy::start(style, &topology, worker, files.path())?;
+            proxy = Some(started);
+            balancer = Some(process);
+            Ok(())
+        };
+        match contender {
+            Contender::Nginx2018 => start(Style::Of2018)?,
+            Contender::NginxKeepalive => start(Style::KeptAlive)?,
+            Contender::HaproxyTcp => {
+                balancer = Some(peers::haproxy(&topology, worker, files.path())?);
+            }
+            Contender::Nftables => peers::translate(&topology, worker, files.path())?,
+            Contender::Router => peers::route_through_manager(&topology)?,
+            Contender::Direct | Contender::MemlbTc | Contender::MemlbXdp => {}
+        }
+        Ok(Self {
+            balancer,
+            proxy,
+            servers,
+            topology,
+            _files: files,
+        })
+    }
+}
+
+fn memlb(attach: &str) -> Result<System> {
+    let cluster = Cluster::start(&ClusterOptions {
+        attach: attach.into(),
+        ..ClusterOptions::default()
+    })?;
+    Ok(System::Memlb(Box::new(cluster)))
+}
+
+fn addresses(topology: &Topology) -> Result<Vec<SocketAddrV4>> {
+    let workers = topology.workers.iter().enumerate();
+    workers
+        .map(|(index, worker)| Ok(SocketAddrV4::new(worker.address(), worker_port(index)?)))
+        .collect()
+}
+
+/// Bytes that do not repeat, in case anything on the way compresses or caches.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32;
+    let mut next = || {
+        // xorshift32, Marsaglia 2003.
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[0]
+    };
+    (0..length).map(|_| next()).collect()
+}

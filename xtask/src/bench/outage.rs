@@ -1,0 +1,89 @@
+//! How long clients are without an answer when the selected worker is cut off without a word.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use memlb_tests::{Cluster, Probe, cluster::worker_name};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{interrupt::Interrupt, laboratory::Laboratory, statistics::Spread};
+use crate::workspace::say;
+
+/// How often the client asks, whether it has got an answer or not.
+const ASK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Shorter than the second after which TCP repeats a SYN: a request that was
+/// lost must not be saved by it.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// memlb's default.
+const DOWN_AFTER_MS: u64 = 1500;
+const EXPECTED_MS: u64 = DOWN_AFTER_MS + 100;
+
+#[derive(Debug, Serialize)]
+pub struct Outage {
+    pub longest_gaps_ms: Vec<f64>,
+    pub spread: Spread,
+    pub at_most_ms: u64,
+    pub reached: bool,
+}
+
+/// Cuts the selected worker off, so many times, and measures each time.
+pub fn measure(
+    laboratory: &Laboratory,
+    repetitions: usize,
+    interrupt: &Interrupt,
+) -> Result<Outage> {
+    say("cutting the selected worker off");
+    let cluster = laboratory.cluster().context("memlb is at work")?;
+    let mut longest_gaps_ms = Vec::new();
+    for _ in 0..repetitions {
+        interrupt.check()?;
+        longest_gaps_ms.push(cut_off_once(cluster)?.as_secs_f64() * 1e3);
+    }
+    let spread = Spread::of(longest_gaps_ms.iter().copied()).context("at least one repetition")?;
+    Ok(Outage {
+        longest_gaps_ms,
+        spread,
+        at_most_ms: EXPECTED_MS,
+        reached: spread.most <= EXPECTED_MS as f64,
+    })
+}
+
+fn cut_off_once(cluster: &Cluster) -> Result<Duration> {
+    let workers = &cluster.topology.workers;
+    let selected = cluster.status()?["services"][0]["selected"].take();
+    let index = (0..workers.len())
+        .find(|index| selected == worker_name(*index).as_str())
+        .with_context(|| format!("{selected} is no worker"))?;
+    let other = 1 - index;
+
+    let probe = Probe::start(
+        &cluster.topology.client,
+        cluster.service(),
+        ASK_INTERVAL,
+        PATIENCE,
+    )?;
+    probe.wait_for_page(&page(index), Instant::now(), DEADLINE)?;
+    let cut_at = Instant::now();
+    workers[index].cut_off()?;
+    probe.wait_for_page(&page(other), cut_at, DEADLINE)?;
+    let report = probe.stop()?;
+
+    workers[index].reconnect()?;
+    cluster.wait_for_status(DEADLINE, "the worker to be back", |status| {
+        let backends = status["services"][0]["backends"].as_array();
+        backends.is_some_and(|backends| {
+            let state = |backend: &Value| backend["name"] == "manager" || backend["state"] == "up";
+            backends.iter().all(state)
+        })
+    })?;
+    Ok(report.longest_outage())
+}
+
+fn page(index: usize) -> String {
+    format!("Worker{}", index + 1)
+}

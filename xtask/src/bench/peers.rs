@@ -1,0 +1,231 @@
+//! The balancers memlb is compared with, set up on the manager's node as their manuals advise.
+
+use std::{
+    fs,
+    net::SocketAddrV4,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use memlb_tests::{
+    Process, Topology,
+    cluster::SERVICE_PORT,
+    command::{line, output},
+};
+
+/// How often the system of 2018 wrote its configuration and reloaded nginx.
+pub const RELOAD_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Makes the manager's node forward IP, and nothing else.
+pub fn forward(topology: &Topology) -> Result<()> {
+    let settings = [
+        "net.ipv4.ip_forward=1",
+        // The nodes share a network, and the manager would tell them so.
+        "net.ipv4.conf.all.send_redirects=0",
+        "net.ipv4.conf.eth1.send_redirects=0",
+    ];
+    for setting in settings {
+        topology
+            .manager
+            .run("sysctl", &["--quiet", "--write", setting])?;
+    }
+    Ok(())
+}
+
+/// Makes the manager's node the router between the client and the first worker.
+pub fn route_through_manager(topology: &Topology) -> Result<()> {
+    forward(topology)?;
+    let worker = topology.workers.first().context("there is a worker")?;
+    let gateway = topology.manager.address().to_string();
+    for (from, to) in [(&topology.client, worker), (worker, &topology.client)] {
+        let host = format!("{}/32", to.address());
+        output(from.ip().args(["route", "add", &host, "via", &gateway]))?;
+    }
+    Ok(())
+}
+
+/// Translates addresses in netfilter.
+pub fn translate(topology: &Topology, worker: SocketAddrV4, directory: &Path) -> Result<()> {
+    forward(topology)?;
+    // As long as memlb keeps a closed connection; at the default of 120 s the
+    // connection tracking table would fill within a run.
+    topology.manager.run(
+        "sysctl",
+        &[
+            "--quiet",
+            "--write",
+            "net.netfilter.nf_conntrack_tcp_timeout_time_wait=10",
+        ],
+    )?;
+    let service = topology.manager.address();
+    let (address, port) = (worker.ip(), worker.port());
+    let rules = format!(
+        "table ip nat {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat;
+        ip daddr {service} tcp dport {SERVICE_PORT} dnat to {worker}
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat;
+        ip daddr {address} tcp dport {port} masquerade
+    }}
+}}
+"
+    );
+    let file = write(directory, "nat.nft", &rules)?;
+    output(topology.manager.command("nft").arg("--file").arg(&file)).context("load the rules")?;
+    Ok(())
+}
+
+pub fn haproxy(topology: &Topology, worker: SocketAddrV4, directory: &Path) -> Result<Process> {
+    let configuration = format!(
+        "global
+    maxconn 4000
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+frontend web
+    bind {}:{SERVICE_PORT}
+    default_backend workers
+backend workers
+    server worker1 {worker}
+",
+        topology.manager.address()
+    );
+    let file = write(directory, "haproxy.cfg", &configuration)?;
+    let mut command = topology.manager.command("haproxy");
+    command.arg("-db").arg("-f").arg(&file);
+    Process::start("haproxy", &mut command, &directory.join("haproxy.log"))
+}
+
+/// An nginx that passes requests on.
+#[derive(Debug)]
+pub struct Proxy {
+    style: Style,
+    directory: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// As the container image of 2018 and the generated upstream had it, but
+    /// for the access log: a connection to the worker for each request.
+    Of2018,
+    /// As nginx's manual advises for upstreams over HTTP/1.1.
+    KeptAlive,
+}
+
+impl Proxy {
+    /// Starts nginx on the manager's node, passing everything on to `worker`.
+    pub fn start(
+        style: Style,
+        topology: &Topology,
+        worker: SocketAddrV4,
+        directory: &Path,
+    ) -> Result<(Self, Process)> {
+        let proxy = Self {
+            style,
+            directory: directory.into(),
+        };
+        proxy.point_to(worker)?;
+        let mut nginx = topology.manager.command("nginx");
+        proxy.arguments(&mut nginx);
+        let log = directory.join("proxy.log");
+        let process = Process::start("nginx as a proxy", &mut nginx, &log)?;
+        Ok((proxy, process))
+    }
+
+    /// Writes the configuration that names `worker`; it counts from the next reload.
+    pub fn point_to(&self, worker: SocketAddrV4) -> Result<()> {
+        let at = self.directory.display();
+        let (processes, upstream, location) = match self.style {
+            Style::Of2018 => ("1", "", ""),
+            Style::KeptAlive => (
+                "auto",
+                " keepalive 64;",
+                " proxy_http_version 1.1; proxy_set_header Connection \"\";",
+            ),
+        };
+        let configuration = format!(
+            "daemon off;
+user root;
+worker_processes {processes};
+worker_rlimit_nofile 65536;
+pid {at}/proxy.pid;
+error_log stderr error;
+events {{ worker_connections 16384; }}
+http {{
+    access_log off;
+    client_body_temp_path {at}/proxy-body;
+    proxy_temp_path {at}/proxy-temp;
+    fastcgi_temp_path {at}/proxy-fastcgi;
+    uwsgi_temp_path {at}/proxy-uwsgi;
+    scgi_temp_path {at}/proxy-scgi;
+    upstream workers {{ server {worker};{upstream} }}
+    server {{
+        listen {SERVICE_PORT} backlog=4096;
+        location / {{ proxy_pass http://workers;{location} }}
+    }}
+}}
+"
+        );
+        write(&self.directory, "proxy.conf", &configuration)?;
+        Ok(())
+    }
+
+    /// Does `work`, and all the while what the system of 2018 did every 3 s:
+    /// `decide` on a worker, write the configuration, reload. Returns how often.
+    pub fn reload_during<T>(
+        &self,
+        decide: impl Fn(u32) -> SocketAddrV4 + Send,
+        work: impl FnOnce() -> T,
+    ) -> Result<(T, u32)> {
+        thread::scope(|scope| {
+            let (stop, stopped) = mpsc::channel::<()>();
+            let reloader = scope.spawn(move || -> Result<u32> {
+                // Half an interval first: a measurement of one interval then holds one reload.
+                let mut wait = RELOAD_INTERVAL / 2;
+                let mut reloads = 0;
+                while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                    self.point_to(decide(reloads))?;
+                    self.reload()?;
+                    reloads += 1;
+                    wait = RELOAD_INTERVAL;
+                }
+                Ok(reloads)
+            });
+            let done = work();
+            drop(stop);
+            let reloads = reloader
+                .join()
+                .map_err(|_| anyhow!("the reloading of nginx panicked"))??;
+            Ok((done, reloads))
+        })
+    }
+
+    fn reload(&self) -> Result<()> {
+        let mut nginx = Command::new("nginx");
+        self.arguments(&mut nginx);
+        output(nginx.args(["-s", "reload"])).with_context(|| line(&nginx))?;
+        Ok(())
+    }
+
+    fn arguments(&self, nginx: &mut Command) {
+        nginx
+            .args(["-e", "stderr", "-p"])
+            .arg(&self.directory)
+            .arg("-c")
+            .arg(self.directory.join("proxy.conf"));
+    }
+}
+
+fn write(directory: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    let file = directory.join(name);
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+    Ok(file)
+}
