@@ -31,6 +31,7 @@ pub const BINARY: &str = "MEMLB_BINARY";
 pub const SERVICE_PORT: u16 = 80;
 pub const FALLBACK_PORT: u16 = 8080;
 
+const PINS: &str = "/sys/fs/bpf";
 const HEARTBEAT_PORT: u16 = 9999;
 const START: Duration = Duration::from_secs(20);
 
@@ -80,8 +81,23 @@ impl Place {
         let name = prefix.trim_end_matches('-');
         Self {
             directory: env::temp_dir().join(name),
-            pin_path: Path::new("/sys/fs/bpf").join(name),
+            pin_path: Path::new(PINS).join(name),
             prefix,
+        }
+    }
+
+    /// Removes the files and pins of unique places whose process has died
+    /// without dropping its cluster.
+    fn clear_abandoned() {
+        for parent in [env::temp_dir(), PINS.into()] {
+            for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if namespace::is_abandoned(&format!("{name}-"))
+                    && let Err(error) = remove(&entry.path())
+                {
+                    eprintln!("{error:#}");
+                }
+            }
         }
     }
 
@@ -98,16 +114,21 @@ impl Place {
         self.directory.join(format!("worker{number}.meminfo"))
     }
 
-    /// Removes everything a cluster has left here, however it ended, and says
-    /// whether there was anything.
+    /// Returns whether a cluster is here, or what one has left that ended badly.
+    pub fn is_taken(&self) -> bool {
+        self.directory.exists()
+    }
+
+    /// Ends the cluster that is here and removes everything of it, or what one
+    /// has left that ended badly.
     ///
     /// # Errors
     /// When files or pins cannot be removed.
-    pub fn clear(&self) -> Result<bool> {
-        let network = Topology::delete(&self.prefix);
-        let pins = remove(&self.pin_path)?;
-        let files = remove(&self.directory)?;
-        Ok(network || pins || files)
+    pub fn clear(&self) -> Result<()> {
+        Topology::delete(&self.prefix);
+        remove(&self.pin_path)?;
+        // Last, because it is the sign that there is something to remove.
+        remove(&self.directory)
     }
 }
 
@@ -136,6 +157,7 @@ impl Cluster {
     /// When a part of it does not start; the error carries what that part printed.
     pub fn start(options: &ClusterOptions) -> Result<Self> {
         namespace::delete_abandoned();
+        Place::clear_abandoned();
         Self::start_at(Place::unique(), options)
     }
 
@@ -203,8 +225,9 @@ impl Cluster {
         for index in 0..workers {
             cluster.start_agent(index)?;
         }
+        let names: Vec<String> = (0..workers).map(worker_name).collect();
         cluster.wait_for_status(START, "every worker to be up", |status| {
-            workers_up(status) >= workers
+            all_up(status, &names)
         })?;
         Ok(cluster)
     }
@@ -451,23 +474,23 @@ fn manager_arguments(configuration: &Path, place: &Place, options: &ClusterOptio
         .collect()
 }
 
-fn workers_up(status: &Value) -> usize {
-    let backends = status["services"][0]["backends"].as_array();
-    backends.map_or(0, |backends| {
-        let workers = backends
-            .iter()
-            .filter(|backend| backend["name"] != "manager");
-        workers.filter(|backend| backend["state"] == "up").count()
+/// Returns whether every service has `workers` up, as far as it has them at all.
+fn all_up(status: &Value, workers: &[String]) -> bool {
+    let services = status["services"].as_array().into_iter().flatten();
+    let mut backends =
+        services.flat_map(|service| service["backends"].as_array().into_iter().flatten());
+    backends.all(|backend| {
+        let ours = workers.iter().any(|worker| backend["name"] == *worker);
+        !ours || backend["state"] == "up"
     })
 }
 
-/// Removes `directory` with all that is in it, and says whether there was one.
-fn remove(directory: &Path) -> Result<bool> {
+/// Removes `directory` with all that is in it, if there is one.
+fn remove(directory: &Path) -> Result<()> {
     if !directory.exists() {
-        return Ok(false);
+        return Ok(());
     }
-    fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))?;
-    Ok(true)
+    fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))
 }
 
 /// The pins and files of a cluster, removed when dropped.

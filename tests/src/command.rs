@@ -1,6 +1,6 @@
 //! Runs commands whose failure must not pass unseen.
 
-use std::process::Command;
+use std::{os::unix::process::CommandExt, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -20,11 +20,15 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Runs `command` to its end and returns what it printed.
 ///
+/// Ctrl-C on the terminal does not reach it: it may be part of taking
+/// something down. So it cannot ask questions there either.
+///
 /// # Errors
 /// When it cannot be started or ends with anything but success; the error then
 /// carries what it said on stderr.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command
+        .process_group(0)
         .output()
         .with_context(|| format!("start `{}`", line(command)))?;
     if !output.status.success() {

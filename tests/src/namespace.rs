@@ -17,10 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{
-    command::{output, run},
-    wait::wait_for,
-};
+use crate::{command::output, wait::wait_for};
 
 const DIRECTORY: &str = "/run/netns";
 
@@ -47,11 +44,13 @@ impl Namespace {
     /// Takes charge of a namespace that was kept, or that a crash has left:
     /// dropping the answer deletes it. `None` when there is none.
     pub fn adopt(name: impl Into<String>) -> Option<Self> {
-        let namespace = Self {
-            name: name.into(),
-            kept: false,
-        };
-        namespace.path().exists().then_some(namespace)
+        let name = name.into();
+        Self::exists(&name).then(|| Self { name, kept: false })
+    }
+
+    /// Returns whether there is a namespace `name`.
+    pub fn exists(name: &str) -> bool {
+        Path::new(DIRECTORY).join(name).exists()
     }
 
     pub fn name(&self) -> &str {
@@ -153,7 +152,7 @@ impl Drop for Namespace {
         }
         let deleted = self
             .end_processes()
-            .and_then(|()| run(Command::new("ip").args(["netns", "delete", &self.name])));
+            .and_then(|()| output(Command::new("ip").args(["netns", "delete", &self.name])));
         if let Err(error) = deleted {
             eprintln!("namespace {}: {error:#}", self.name);
         }

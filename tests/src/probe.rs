@@ -1,9 +1,11 @@
 //! A client that asks for the page every few milliseconds and keeps book.
 
 use std::{
+    collections::BTreeMap,
+    mem,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -12,7 +14,11 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
-use crate::{client::Connection, namespace::Namespace, wait::wait_for};
+use crate::{
+    client::Connection,
+    namespace::Namespace,
+    wait::{wait_for, wait_until},
+};
 
 /// One request on a connection of its own.
 #[derive(Debug, Clone)]
@@ -33,8 +39,7 @@ impl Ask {
 /// keep the next one waiting.
 #[derive(Debug)]
 pub struct Probe {
-    asks: Arc<Mutex<Vec<Ask>>>,
-    stop: Arc<AtomicBool>,
+    book: Arc<Book>,
     pacemaker: Option<JoinHandle<()>>,
     started_at: Instant,
 }
@@ -51,19 +56,13 @@ impl Probe {
         every: Duration,
         patience: Duration,
     ) -> Result<Self> {
-        let asks = Arc::new(Mutex::new(Vec::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let book = Arc::clone(&asks);
-        let stopped = Arc::clone(&stop);
+        let book = Arc::new(Book::default());
+        let shared = Arc::clone(&book);
         // Threads inherit the namespace of the thread that starts them.
-        let pacemaker = namespace.enter(|| {
-            thread::spawn(move || {
-                keep_asking(server, every, patience, &book, &stopped);
-            })
-        })?;
+        let pacemaker = namespace
+            .enter(|| thread::spawn(move || keep_asking(server, every, patience, &shared)))?;
         Ok(Self {
-            asks,
-            stop,
+            book,
             pacemaker: Some(pacemaker),
             started_at: Instant::now(),
         })
@@ -71,26 +70,41 @@ impl Probe {
 
     /// Returns the book as it stands.
     pub fn report(&self) -> Report {
-        let asks = self
-            .asks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let asks = self.book.entries().ended.clone();
         Report::new(self.started_at, Instant::now(), asks)
     }
 
+    /// Takes the requests that have ended out of the book, so that it does not
+    /// grow without end.
+    pub fn take(&self) -> Vec<Ask> {
+        mem::take(&mut self.book.entries().ended)
+    }
+
     /// Waits until `page` is what newly made connections get, and returns the
-    /// first such request made at `since` or later.
+    /// first such answer to a request made at `since` or later.
     ///
     /// # Errors
     /// When that does not come to pass within `deadline`.
     pub fn wait_for_page(&self, page: &str, since: Instant, deadline: Duration) -> Result<Ask> {
         wait_for(deadline, &format!("the page {page}"), || {
-            self.report()
-                .asks
-                .into_iter()
-                .find(|ask| ask.asked_at >= since && ask.page() == Some(page))
+            let entries = self.book.entries();
+            let mut asks = entries.ended.iter();
+            asks.find(|ask| ask.asked_at >= since && ask.page() == Some(page))
+                .cloned()
         })
+    }
+
+    /// Waits until every request made before `moment` has been answered or has
+    /// failed.
+    ///
+    /// # Errors
+    /// When that does not come to pass within `deadline`.
+    pub fn wait_for_answers(&self, moment: Instant, deadline: Duration) -> Result<()> {
+        wait_until(deadline, "every request to end", || {
+            let entries = self.book.entries();
+            entries.open.values().all(|asked_at| *asked_at >= moment)
+        })
+        .map(drop)
     }
 
     /// Stops asking, waits for the last answers, and returns the book.
@@ -98,7 +112,7 @@ impl Probe {
     /// # Errors
     /// When the client itself has failed.
     pub fn stop(mut self) -> Result<Report> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.book.closed.store(true, Ordering::Relaxed);
         if let Some(pacemaker) = self.pacemaker.take() {
             pacemaker
                 .join()
@@ -110,7 +124,7 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.book.closed.store(true, Ordering::Relaxed);
         if let Some(pacemaker) = self.pacemaker.take()
             && pacemaker.join().is_err()
         {
@@ -189,21 +203,44 @@ impl Report {
     }
 }
 
-fn keep_asking(
-    server: SocketAddr,
-    every: Duration,
-    patience: Duration,
-    book: &Mutex<Vec<Ask>>,
-    stop: &AtomicBool,
-) {
+/// What the asking threads share.
+#[derive(Debug, Default)]
+struct Book {
+    entries: Mutex<Entries>,
+    closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    ended: Vec<Ask>,
+    /// When those were made that have not ended yet, by their number.
+    open: BTreeMap<u64, Instant>,
+}
+
+impl Book {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn keep_asking(server: SocketAddr, every: Duration, patience: Duration, book: &Book) {
     thread::scope(|scope| {
         let mut next = Instant::now();
-        while !stop.load(Ordering::Relaxed) {
-            scope.spawn(|| {
-                let ask = ask(server, patience);
-                book.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(ask);
+        for number in 0.. {
+            if book.closed.load(Ordering::Relaxed) {
+                return;
+            }
+            let asked_at = Instant::now();
+            book.entries().open.insert(number, asked_at);
+            scope.spawn(move || {
+                let answer = ask(server, patience);
+                let mut entries = book.entries();
+                entries.open.remove(&number);
+                entries.ended.push(Ask {
+                    asked_at,
+                    ended_at: Instant::now(),
+                    answer,
+                });
             });
             next += every;
             thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -211,17 +248,13 @@ fn keep_asking(
     });
 }
 
-fn ask(server: SocketAddr, patience: Duration) -> Ask {
-    let asked_at = Instant::now();
+/// Asks once; the answer is the page's first line, or what went wrong.
+fn ask(server: SocketAddr, patience: Duration) -> Result<String, String> {
     let answer =
         Connection::open_here(server, patience).and_then(|mut connection| connection.get("/"));
-    Ask {
-        asked_at,
-        ended_at: Instant::now(),
-        answer: match answer {
-            Ok(response) if response.status == 200 => Ok(response.first_line()),
-            Ok(response) => Err(format!("HTTP status {}", response.status)),
-            Err(error) => Err(error.to_string()),
-        },
+    match answer {
+        Ok(response) if response.status == 200 => Ok(response.first_line()),
+        Ok(response) => Err(format!("HTTP status {}", response.status)),
+        Err(error) => Err(error.to_string()),
     }
 }

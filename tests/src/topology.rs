@@ -146,16 +146,13 @@ impl Topology {
             .for_each(Namespace::keep);
     }
 
-    /// Deletes what there is of a network of that `prefix`, with all that runs
-    /// in it, and says whether there was anything.
-    pub fn delete(prefix: &str) -> bool {
-        let adopted: Vec<Namespace> = ["client", "manager", "switch", "switch2"]
-            .map(str::to_owned)
-            .into_iter()
-            .chain((1..=u8::MAX).map(|number| format!("worker{number}")))
-            .filter_map(|name| Namespace::adopt(format!("{prefix}{name}")))
-            .collect();
-        !adopted.is_empty()
+    /// Deletes what there is of a network of that `prefix`, with all that runs in it.
+    pub fn delete(prefix: &str) {
+        let names = ["client", "manager", "switch", "switch2"].map(str::to_owned);
+        let workers = (1..=u8::MAX).map(|number| format!("worker{number}"));
+        for name in names.into_iter().chain(workers) {
+            drop(Namespace::adopt(format!("{prefix}{name}")));
+        }
     }
 
     fn nodes(&self) -> impl Iterator<Item = &Node> {

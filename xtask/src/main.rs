@@ -4,12 +4,15 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod ebpf_compiler;
+mod interrupt;
+mod lab;
 mod packages;
 mod privilege;
+mod run;
 mod setup;
 mod workspace;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser;
@@ -24,24 +27,33 @@ enum Task {
     Build,
     /// Builds only the kernel programs, to target/ebpf/memlb.bpf.o
     BuildEbpf,
+    /// Builds memlb and starts its manager here, with the privileges it needs
+    Run {
+        /// For `memlb manager`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Shows the three-node lab in network namespaces, live, until Ctrl-C
+    Lab(lab::Lab),
     /// Measures memlb beside its peers on this machine
     Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let task = Task::parse();
-    run(task).unwrap_or_else(|error| {
+    start(task).unwrap_or_else(|error| {
         workspace::say(format!("{error:#}"));
         ExitCode::FAILURE
     })
 }
 
-fn run(task: Task) -> Result<ExitCode> {
-    privilege::refuse_to_run_under_sudo()?;
+fn start(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => setup::for_tests()?,
         Task::Build => build::memlb().map(drop)?,
         Task::BuildEbpf => build_ebpf::build_ebpf().map(drop)?,
+        Task::Run { arguments } => run::manager(&arguments)?,
+        Task::Lab(lab) => return lab.run(),
         Task::Bench(options) => bench::bench(&options)?,
     }
     Ok(ExitCode::SUCCESS)

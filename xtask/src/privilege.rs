@@ -1,8 +1,15 @@
 //! Root where root is needed, and only there: what is built stays the user's.
 
-use std::{env, ffi::OsStr, os::unix::fs::MetadataExt, process::Command};
+use std::{
+    env,
+    ffi::OsStr,
+    os::unix::{fs::MetadataExt, process::CommandExt},
+    path::Path,
+    process::Command,
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use memlb_tests::{cluster::BINARY, command::line};
 use nix::unistd::geteuid;
 
 use crate::workspace;
@@ -19,6 +26,38 @@ pub fn as_root(program: impl AsRef<OsStr>) -> Command {
     let mut sudo = Command::new("sudo");
     sudo.arg("--").arg(program);
     sudo
+}
+
+/// Becomes `command`, whose signals and exit status are then this task's own.
+/// Returns only when that fails.
+pub fn become_command(mut command: Command) -> anyhow::Error {
+    let error = command.exec();
+    anyhow!(error).context(format!("start `{}`", line(&command)))
+}
+
+/// Starts this very task again as root, with the `memlb` it shall use.
+/// Returns only when that fails.
+pub fn become_root_with(memlb: &Path) -> anyhow::Error {
+    let mut command = as_root("env");
+    command.arg(format!("{BINARY}={}", memlb.display()));
+    match env::current_exe() {
+        Ok(task) => become_command(again(command, &task)),
+        Err(error) => anyhow!(error).context("find this program"),
+    }
+}
+
+/// Starts this very task again as root unless it is root.
+pub fn become_root() -> Result<()> {
+    if is_root() {
+        return Ok(());
+    }
+    let task = env::current_exe().context("find this program")?;
+    Err(become_command(again(as_root("env"), &task)))
+}
+
+fn again(mut command: Command, task: &Path) -> Command {
+    command.arg(task).args(env::args_os().skip(1));
+    command
 }
 
 /// Stops a task that a user started through sudo in a tree of their own.

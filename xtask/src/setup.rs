@@ -5,6 +5,7 @@ use anyhow::Result;
 use crate::{
     ebpf_compiler::{self, Compiler},
     packages::{Tool, provide_tools},
+    privilege::refuse_to_run_under_sudo,
 };
 
 const BUILD_TOOLS: &[Tool] = &[Tool {
@@ -51,6 +52,7 @@ const TEST_TOOLS: &[Tool] = &[
 
 /// Provides what building takes.
 pub fn for_building() -> Result<Compiler> {
+    refuse_to_run_under_sudo()?;
     provide_tools(BUILD_TOOLS)?;
     let compiler = Compiler::provide()?;
     ebpf_compiler::provide_linker()?;

@@ -1,0 +1,226 @@
+//! The three-node lab in network namespaces on this one machine.
+
+mod demo;
+mod log_tail;
+mod screen;
+mod view;
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use memlb_tests::{
+    Cluster, ClusterOptions, Namespace,
+    cluster::{BINARY, Place},
+};
+
+use crate::{
+    build,
+    interrupt::Interrupt,
+    privilege::{self, as_root, become_command, become_root},
+    setup,
+    workspace::{self, say},
+};
+
+/// What the names of the lab's namespaces begin with.
+const PREFIX: &str = "memlb-";
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Lab {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Tells a story of memory and failures, with a client that measures
+    Demo {
+        /// Where in the kernel packets are met
+        #[arg(long, value_enum, default_value_t = Attach::Auto)]
+        attach: Attach,
+    },
+    /// Starts the lab and leaves it for work by hand
+    Up(Options),
+    /// Runs a command on the lab's client
+    Exec {
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Takes the lab down, also one that has crashed
+    Down,
+}
+
+#[derive(Args)]
+struct Options {
+    /// Where in the kernel packets are met
+    #[arg(long, value_enum, default_value_t = Attach::Auto)]
+    attach: Attach,
+    /// The manager's configuration, instead of the built-in example
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Attach {
+    Auto,
+    Tc,
+    Xdp,
+}
+
+impl Lab {
+    pub fn run(self) -> Result<ExitCode> {
+        match self.verb {
+            None => live(&self.options)?,
+            Some(Verb::Demo { attach }) => return demo(attach),
+            Some(Verb::Up(options)) => up(&options)?,
+            Some(Verb::Exec { command }) => exec(&command)?,
+            Some(Verb::Down) => down()?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn live(options: &Options) -> Result<()> {
+    let interrupt = prepare()?;
+    let cluster = start(options.attach, options.config.as_deref(), &[])?;
+    let shown = view::show(&cluster, &interrupt);
+    say("taking the lab down");
+    drop(cluster);
+    shown
+}
+
+fn demo(attach: Attach) -> Result<ExitCode> {
+    let interrupt = prepare()?;
+    let cluster = start(attach, None, demo::MANAGER_ARGUMENTS)?;
+    let as_it_should_be = demo::tell(cluster, &interrupt)?;
+    Ok(if as_it_should_be {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn up(options: &Options) -> Result<()> {
+    let interrupt = prepare()?;
+    let cluster = start(options.attach, options.config.as_deref(), &[])?;
+    interrupt.check()?;
+    println!("{}", by_hand(&cluster));
+    cluster.keep();
+    Ok(())
+}
+
+fn exec(command: &[OsString]) -> Result<()> {
+    let client = client()?;
+    let mut nsenter = as_root("nsenter");
+    nsenter
+        .args([&format!("--net=/run/netns/{client}"), "--"])
+        .args(command);
+    Err(become_command(nsenter))
+}
+
+fn down() -> Result<()> {
+    let place = place();
+    if !place.is_taken() {
+        say("no lab is up");
+        return Ok(());
+    }
+    become_root()?;
+    place.clear()?;
+    say("the lab is down");
+    Ok(())
+}
+
+/// Goes on as root with everything built and installed, if there is room for a lab.
+fn prepare() -> Result<Interrupt> {
+    let place = place();
+    ensure!(
+        !place.is_taken(),
+        "a lab is up already, or one has ended badly: `cargo xtask lab down` takes it down"
+    );
+    ensure!(
+        !place.pin_path.exists(),
+        "a memlb manager of this machine has its pins in {}, which the lab uses too; \
+         `memlb unload` removes them",
+        place.pin_path.display()
+    );
+    if privilege::is_root() && env::var_os(BINARY).is_some() {
+        return Interrupt::catch();
+    }
+    let binary = build::memlb()?;
+    setup::for_the_lab()?;
+    Err(privilege::become_root_with(&binary))
+}
+
+fn start(attach: Attach, config: Option<&Path>, manager_arguments: &[&str]) -> Result<Cluster> {
+    let configuration = match config {
+        Some(file) => file
+            .canonicalize()
+            .with_context(|| format!("find the configuration {}", file.display()))?,
+        None => workspace::root().join("lb-user/memlb.toml"),
+    };
+    say("starting the lab: a client, a manager and two workers, each in its own network namespace");
+    Cluster::start_at(
+        place(),
+        &ClusterOptions {
+            attach: attach.name().into(),
+            configuration: Some(configuration),
+            manager_arguments: manager_arguments.iter().map(|&a| a.into()).collect(),
+            ..ClusterOptions::default()
+        },
+    )
+}
+
+impl Attach {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+/// Returns the lab's own place. The pins are where the manager's default is,
+/// so that what people read about bpftool holds here.
+fn place() -> Place {
+    Place {
+        prefix: PREFIX.into(),
+        directory: "/run/memlb-lab".into(),
+        pin_path: "/sys/fs/bpf/memlb".into(),
+    }
+}
+
+fn client() -> Result<String> {
+    let name = format!("{PREFIX}client");
+    if !Namespace::exists(&name) {
+        bail!("no lab is up: `cargo xtask lab up` starts one");
+    }
+    Ok(name)
+}
+
+/// Returns what a person can do with a lab that is up.
+fn by_hand(cluster: &Cluster) -> String {
+    let service = cluster.service().ip();
+    let directory = cluster.place.directory.display();
+    let socket = cluster.place.control_socket();
+    let socket = socket.display();
+    let pins = cluster.place.pin_path.display();
+    format!(
+        "The lab is up. As root:
+  cargo xtask lab exec -- curl -s http://{service}/     be the client
+  $EDITOR {directory}/worker1.meminfo               move worker1's memory
+  memlb status --control-socket {socket}
+  tail -f {directory}/manager.log                   what the manager decides; events.jsonl beside it
+  bpftool map dump pinned {pins}/backends
+  nsenter --net=/run/netns/{PREFIX}worker1             be on worker1, and so on
+  cargo xtask lab down                              take it down"
+    )
+}

@@ -1,0 +1,53 @@
+//! A terminal page that is drawn over and over without flicker.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use terminal_size::{Height, terminal_size};
+
+/// The terminal's other page, with no cursor and no line wrapping; the user's
+/// own page is back when it is dropped.
+#[derive(Debug)]
+pub struct Screen;
+
+impl Screen {
+    pub fn open() -> Result<Self> {
+        write("\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J")?;
+        Ok(Self)
+    }
+
+    /// Returns how many lines there is room for.
+    pub fn height(&self) -> usize {
+        terminal_size().map_or(24, |(_, Height(height))| height.into())
+    }
+
+    /// Shows the first of `lines`, as many as there is room for.
+    pub fn draw(&self, lines: &[String]) -> Result<()> {
+        let mut page = String::from("\x1b[H");
+        for (index, line) in lines.iter().take(self.height()).enumerate() {
+            if index > 0 {
+                page.push_str("\r\n");
+            }
+            page.push_str(line);
+            // What the last drawing left of this line.
+            page.push_str("\x1b[K");
+        }
+        page.push_str("\x1b[J");
+        write(&page)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        if let Err(error) = write("\x1b[?7h\x1b[?25h\x1b[?1049l") {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn write(text: &str) -> Result<()> {
+    let mut terminal = io::stdout().lock();
+    terminal.write_all(text.as_bytes())?;
+    terminal.flush()?;
+    Ok(())
+}

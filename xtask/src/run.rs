@@ -1,0 +1,21 @@
+//! Builds `memlb` and starts its manager on this machine.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use crate::{
+    build,
+    privilege::{as_root, become_command},
+    workspace::say,
+};
+
+/// Becomes `memlb manager` with `arguments`.
+pub fn manager(arguments: &[OsString]) -> Result<()> {
+    let mut command = as_root(build::memlb()?);
+    command.arg("manager").args(arguments);
+    say(
+        "starting memlb manager; Ctrl-C ends it and leaves the kernel steering, `--detach` removes everything",
+    );
+    Err(become_command(command))
+}
