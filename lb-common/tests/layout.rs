@@ -1,0 +1,126 @@
+//! The bytes of every map's keys and values, as bpftool, pins and older programs see them. Whoever
+//! changes one changes `LAYOUT_VERSION` with it.
+
+use std::mem::{offset_of, size_of};
+
+use lb_common::{
+    maps::{
+        Backend, Counter, Flow, FlowKey, LAYOUT_VERSION, Mac, Neighbour, Service, ServiceKey,
+        Settings, Traffic, direction, ended, mode, name, state,
+    },
+    verdict::Verdict,
+};
+
+/// Checks the size of a type, and the offset of each of its fields.
+macro_rules! assert_layout {
+    ($type:ty, $size:literal, $($field:ident $offset:literal),+) => {
+        assert_eq!(size_of::<$type>(), $size, "{}", stringify!($type));
+        $(
+            assert_eq!(
+                offset_of!($type, $field),
+                $offset,
+                "{}.{}",
+                stringify!($type),
+                stringify!($field)
+            );
+        )+
+    };
+}
+
+#[test]
+fn the_layout_of_version_1_is_as_pinned() {
+    assert_eq!(LAYOUT_VERSION, 1, "pin the new layout here");
+    assert_layout!(
+        Settings, 40,
+        layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
+        closing_idle_ns 16, half_open_idle_ns 24, accept_local_before 32, reserved 36
+    );
+    assert_layout!(ServiceKey, 8, address 0, port 4, protocol 6, reserved 7);
+    assert_layout!(Service, 4, id 0);
+    assert_layout!(
+        Backend, 40,
+        address 0, port 4, state 6, mode 7, source 8, next_hop 12, interface 16, service 20,
+        memory_available_bytes 24, memory_total_bytes 32
+    );
+    assert_layout!(Neighbour, 16, worker 0, manager 8);
+    assert_layout!(
+        FlowKey, 16,
+        source 0, destination 4, source_port 8, destination_port 10, protocol 12
+    );
+    assert_layout!(
+        Flow, 96,
+        leaves 0, client_mac 16, manager_mac 24, backend 32, service 36, client_interface 40,
+        worker_sequence 44, direction 48, ended 49, answered 50, reserved 51, created_ns 56,
+        last_seen_ns 64, twin_seen_ns 72, packets 80, bytes 88
+    );
+    assert_layout!(Counter, 16, packets 0, bytes 8);
+    assert_layout!(
+        Traffic, 40,
+        connections 0, packets_in 8, bytes_in 16, packets_out 24, bytes_out 32
+    );
+    assert_eq!(size_of::<Mac>(), 8);
+}
+
+#[test]
+fn the_numbers_in_the_maps_are_as_pinned() {
+    assert_eq!(
+        [state::UNKNOWN, state::UP, state::DOWN, state::DRAINING],
+        [0, 1, 2, 3]
+    );
+    assert_eq!([mode::NAT, mode::LOCAL], [0, 1]);
+    assert_eq!([direction::REQUEST, direction::REPLY], [0, 1]);
+    assert_eq!([ended::FIN, ended::RESET], [1, 2]);
+    let verdicts: Vec<_> = Verdict::ALL.iter().map(|verdict| verdict.name()).collect();
+    assert_eq!(
+        verdicts,
+        [
+            "to_backend",
+            "to_client",
+            "to_manager",
+            "from_manager",
+            "not_ipv4",
+            "not_tcp",
+            "not_ours",
+            "truncated",
+            "malformed",
+            "ip_options",
+            "fragment",
+            "not_for_us",
+            "no_flow",
+            "backend_down",
+            "no_backend",
+            "no_route",
+            "ports_exhausted",
+            "table_full",
+            "time_to_live",
+            "handed_over",
+        ]
+    );
+}
+
+#[test]
+fn the_names_of_the_maps_are_as_pinned() {
+    assert_eq!(
+        name::ALL,
+        [
+            "settings",
+            "services",
+            "selection",
+            "backends",
+            "neighbours",
+            "flows",
+            "half_open",
+            "verdicts",
+            "traffic",
+        ]
+    );
+}
+
+#[test]
+fn a_link_address_lies_first_byte_first_and_padded_with_zeros() {
+    let mac = Mac::from([1, 2, 3, 4, 5, 6]);
+    assert_eq!(mac.bytes(), [1, 2, 3, 4, 5, 6]);
+    // SAFETY: 8 bytes without padding or a niche.
+    let raw: [u8; 8] = unsafe { std::mem::transmute(mac) };
+    assert_eq!(raw, [1, 2, 3, 4, 5, 6, 0, 0]);
+}

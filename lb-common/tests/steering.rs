@@ -1,0 +1,430 @@
+//! The steering decision over maps in memory: single decisions, and what must hold after any
+//! sequence of packets, changes of the selection, silences and evictions.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod tables;
+
+use std::collections::BTreeSet;
+
+use lb_common::{
+    headers::TcpFlags,
+    maps::{Backend, FlowKey, Mac, Service, ServiceKey, direction, mode, state},
+    steer::{Arrival, Decision, Exit, Hook, steer},
+    verdict::Verdict,
+};
+use proptest::prelude::*;
+use tables::{Memory, SECOND};
+
+const FIN: u32 = 0x01;
+const SYN: u32 = 0x02;
+const RST: u32 = 0x04;
+const ACK: u32 = 0x10;
+
+const SERVICE: ([u8; 4], u16) = ([10, 0, 0, 1], 80);
+const MANAGER: [u8; 4] = [10, 0, 0, 1];
+const ETH: u32 = 7;
+const WORKER_START: u32 = 77;
+
+const WORKER1: u32 = 1;
+const WORKER2: u32 = 2;
+const FALLBACK: u32 = 3;
+
+#[test]
+fn a_handshake_moves_the_flow_from_one_table_to_the_other() {
+    let memory = lab(16);
+    let client = key(([10, 0, 0, 9], 40_000), SERVICE);
+    let syn = steer(&memory, &arrival(SYN), &client);
+    assert_eq!((syn.verdict, syn.exit), (Verdict::ToBackend, Exit::Backend));
+    assert_eq!((syn.backend, syn.opened), (WORKER1, 1));
+    assert_eq!((syn.interface, syn.next_hop), (ETH, [10, 0, 0, 101]));
+    assert_eq!(syn.leaves.source, MANAGER);
+
+    let answer = steer(&memory, &answer_to_syn(), &syn.leaves.reversed());
+    assert_eq!(
+        (answer.verdict, answer.exit),
+        (Verdict::ToClient, Exit::Client)
+    );
+    assert_eq!(answer.leaves, client.reversed());
+    assert_eq!(memory.half_open.entries().len(), 2);
+    assert_eq!(memory.established.entries().len(), 0);
+
+    let ack = steer(&memory, &arrival(ACK), &client);
+    assert_eq!((ack.verdict, ack.opened), (Verdict::ToBackend, 0));
+    assert_eq!(memory.half_open.entries().len(), 0);
+    assert_eq!(memory.established.entries().len(), 2);
+}
+
+#[test]
+fn a_table_without_room_refuses_the_connection() {
+    for capacity in [0, 1] {
+        let memory = lab(capacity);
+        let client = key(([10, 0, 0, 9], 40_000), SERVICE);
+        let syn = steer(&memory, &arrival(SYN), &client);
+        assert_eq!((syn.verdict, syn.exit), (Verdict::TableFull, Exit::Pass));
+    }
+}
+
+#[test]
+fn an_established_table_without_room_refuses_the_connection() {
+    let memory = lab(2);
+    for host in [8, 9] {
+        let client = key(([10, 0, 0, host], 40_000), SERVICE);
+        let syn = steer(&memory, &arrival(SYN), &client);
+        assert_eq!(syn.verdict, Verdict::ToBackend);
+        _ = steer(&memory, &answer_to_syn(), &syn.leaves.reversed());
+        let ack = steer(&memory, &arrival(ACK), &client);
+        if host == 9 {
+            assert_eq!((ack.verdict, ack.exit), (Verdict::TableFull, Exit::Pass));
+        } else {
+            assert_eq!(ack.verdict, Verdict::ToBackend);
+        }
+    }
+}
+
+#[test]
+fn without_ports_none_is_given() {
+    let mut memory = lab(16);
+    memory.settings.nat_port_count = 0;
+    let client = key(([10, 0, 0, 9], 40_000), SERVICE);
+    let syn = steer(&memory, &arrival(SYN), &client);
+    assert_eq!(
+        (syn.verdict, syn.exit),
+        (Verdict::PortsExhausted, Exit::Pass)
+    );
+    assert!(memory.half_open.entries().is_empty());
+}
+
+#[test]
+fn the_connections_of_one_client_never_share_a_port() {
+    let memory = lab(65_536);
+    let mut given = BTreeSet::new();
+    for port in 32_768..=60_999 {
+        let client = key(([10, 0, 0, 9], port), SERVICE);
+        let syn = steer(&memory, &arrival(SYN), &client);
+        assert_eq!(syn.verdict, Verdict::ToBackend);
+        assert!(given.insert(syn.leaves.source_port));
+    }
+}
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Event {
+    /// A client sends a segment to the service.
+    Request {
+        client: usize,
+        flags: u32,
+        guesses: bool,
+    },
+    /// A worker sends a segment to one of the manager's ports.
+    Reply {
+        worker: usize,
+        port: u16,
+        flags: u32,
+    },
+    Wait {
+        seconds: u64,
+    },
+    Select {
+        backend: u32,
+    },
+    State {
+        backend: u32,
+        state: u8,
+    },
+    /// The kernel makes room by taking an entry that was not used for a while.
+    Evict {
+        established: bool,
+        index: prop::sample::Index,
+    },
+}
+
+const CLIENTS: [([u8; 4], u16); 6] = [
+    ([10, 0, 0, 9], 40_000),
+    ([10, 0, 0, 9], 40_001),
+    ([10, 0, 0, 8], 40_000),
+    ([10, 0, 0, 8], 50_000),
+    ([10, 0, 1, 7], 1_024),
+    ([172, 16, 0, 1], 65_535),
+];
+
+const PORTS: std::ops::Range<u16> = 5_000..5_004;
+
+fn event(evictions: bool) -> impl Strategy<Value = Event> {
+    let flags = || {
+        prop_oneof![
+            4 => Just(SYN),
+            4 => Just(SYN | ACK),
+            6 => Just(ACK),
+            2 => Just(FIN | ACK),
+            1 => Just(RST),
+            1 => any::<u8>().prop_map(u32::from),
+        ]
+    };
+    let request = (0..CLIENTS.len(), flags(), prop::bool::weighted(0.1)).prop_map(
+        |(client, flags, guesses)| Event::Request {
+            client,
+            flags,
+            guesses,
+        },
+    );
+    let reply = (0..3_usize, PORTS, flags()).prop_map(|(worker, port, flags)| Event::Reply {
+        worker,
+        port,
+        flags,
+    });
+    let wait =
+        prop::sample::select(vec![1, 2, 15, 40, 4_000]).prop_map(|seconds| Event::Wait { seconds });
+    let select = (0..5_u32).prop_map(|backend| Event::Select { backend });
+    let change = (1..4_u32, 0..4_u8).prop_map(|(backend, state)| Event::State { backend, state });
+    let evict = (any::<bool>(), any::<prop::sample::Index>())
+        .prop_map(|(established, index)| Event::Evict { established, index });
+    let evict_weight = if evictions { 4 } else { 0 };
+    prop_oneof![
+        20 => request,
+        20 => reply,
+        4 => wait,
+        2 => select,
+        3 => change,
+        evict_weight => evict,
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 512,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn no_two_flows_ever_share_a_tuple(events in prop::collection::vec(event(false), 1..200)) {
+        let mut memory = small_lab();
+        for event in events {
+            happens(&mut memory, &event)?;
+            every_entry_has_its_twin(&memory)?;
+        }
+    }
+
+    #[test]
+    fn no_packet_ever_reaches_another_client(events in prop::collection::vec(event(true), 1..200)) {
+        let mut memory = small_lab();
+        for event in events {
+            happens(&mut memory, &event)?;
+        }
+    }
+}
+
+/// Lets `event` happen, and checks the decision that it leads to.
+fn happens(memory: &mut Memory, event: &Event) -> Result<(), TestCaseError> {
+    match *event {
+        Event::Request {
+            client,
+            flags,
+            guesses,
+        } => {
+            let key = key(CLIENTS[client], SERVICE);
+            let mut arrival = arrival(flags);
+            arrival.source_mac = client_mac(client);
+            if guesses {
+                arrival.acknowledgement = 1 << 31;
+            }
+            let decision = steer(memory, &arrival, &key);
+            is_consistent(&decision, &arrival)?;
+            if decision.exit == Exit::Backend {
+                the_answer_reaches(memory, client, &decision)?;
+            }
+        }
+        Event::Reply {
+            worker,
+            port,
+            flags,
+        } => reply_is_restored(memory, worker, port, flags)?,
+        Event::Wait { seconds } => memory.wait(seconds * SECOND + SECOND / 2),
+        Event::Select { backend } => memory.selection[0] = backend,
+        Event::State { backend, state } => memory.backends[backend as usize].state = state,
+        Event::Evict { established, index } => {
+            let table = if established {
+                &memory.established
+            } else {
+                &memory.half_open
+            };
+            let idle = table.untouched_since(memory.now_ns.get() - SECOND);
+            if !idle.is_empty() {
+                table.remove(index.get(&idle));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a client's packet was sent on as must bring the worker's answer to that client, or to nobody.
+fn the_answer_reaches(
+    memory: &Memory,
+    client: usize,
+    request: &Decision,
+) -> Result<(), TestCaseError> {
+    let tables = memory.clone();
+    let answer = steer(&tables, &arrival(ACK), &request.leaves.reversed());
+    if answer.exit == Exit::Pass {
+        // Its entry was evicted during the handshake.
+        prop_assert!(matches!(answer.verdict, Verdict::NotOurs | Verdict::NoFlow));
+        return Ok(());
+    }
+    prop_assert_eq!(answer.exit, Exit::Client);
+    prop_assert_eq!(answer.leaves, key(CLIENTS[client], SERVICE).reversed());
+    if tables
+        .established
+        .entries()
+        .contains_key(&request.leaves.reversed())
+    {
+        prop_assert_eq!(answer.destination_mac, client_mac(client));
+    }
+    Ok(())
+}
+
+/// A worker's packet reaches a client only as an answer of the service.
+fn reply_is_restored(
+    memory: &Memory,
+    worker: usize,
+    port: u16,
+    flags: u32,
+) -> Result<(), TestCaseError> {
+    let from_fallback = worker == 2;
+    let (hook, key) = if from_fallback {
+        let client = CLIENTS[usize::from(port - PORTS.start)];
+        (Hook::Egress, key((MANAGER, 8_080), client))
+    } else {
+        let backend = &memory.backends[worker + 1];
+        let source = (backend.address, backend.port);
+        (Hook::Ingress, key(source, (MANAGER, port)))
+    };
+    let arrival = Arrival {
+        hook,
+        sequence: WORKER_START,
+        ..arrival(flags)
+    };
+    let decision = steer(memory, &arrival, &key);
+    is_consistent(&decision, &arrival)?;
+    if decision.exit != Exit::Pass {
+        prop_assert_eq!(decision.leaves.source, SERVICE.0);
+        prop_assert_eq!(u16::from_be_bytes(decision.leaves.source_port), SERVICE.1);
+        prop_assert_eq!(from_fallback, decision.exit == Exit::Here);
+    }
+    Ok(())
+}
+
+fn is_consistent(decision: &Decision, arrival: &Arrival) -> Result<(), TestCaseError> {
+    let exit = match decision.verdict {
+        Verdict::ToBackend => Exit::Backend,
+        Verdict::ToClient => Exit::Client,
+        Verdict::ToManager | Verdict::FromManager => Exit::Here,
+        _ => Exit::Pass,
+    };
+    prop_assert_eq!(decision.exit, exit);
+    if decision.opened != 0 {
+        prop_assert!(arrival.flags.opens());
+        prop_assert!(matches!(exit, Exit::Backend | Exit::Here));
+    }
+    Ok(())
+}
+
+fn every_entry_has_its_twin(memory: &Memory) -> Result<(), TestCaseError> {
+    let mut worker_sides = BTreeSet::new();
+    for table in [&memory.established, &memory.half_open] {
+        let entries = table.entries();
+        for (key, flow) in &entries {
+            let twin = entries.get(&flow.leaves.reversed());
+            let twin = twin.ok_or_else(|| TestCaseError::fail(format!("{flow:?} is alone")))?;
+            prop_assert_eq!(twin.leaves.reversed(), *key);
+            prop_assert_eq!(twin.backend, flow.backend);
+            prop_assert_ne!(twin.direction, flow.direction);
+            if flow.direction == direction::REQUEST {
+                prop_assert!(
+                    worker_sides.insert(flow.leaves),
+                    "{:?} is shared",
+                    flow.leaves
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One service with two workers and the manager's own server; worker 1 is selected.
+fn lab(capacity: usize) -> Memory {
+    let mut memory = Memory::new(capacity);
+    let service = ServiceKey {
+        address: SERVICE.0,
+        port: SERVICE.1.to_be_bytes(),
+        protocol: 6,
+        reserved: 0,
+    };
+    memory.services.insert(service, Service { id: 0 });
+    for (id, address, port) in [
+        (WORKER1, [10, 0, 0, 101], 8_081),
+        (WORKER2, [10, 0, 0, 102], 8_082),
+        (FALLBACK, MANAGER, 8_080),
+    ] {
+        memory.backends[id as usize] = Backend {
+            address,
+            port,
+            state: state::UP,
+            mode: if id == FALLBACK {
+                mode::LOCAL
+            } else {
+                mode::NAT
+            },
+            source: MANAGER,
+            next_hop: address,
+            interface: ETH,
+            ..Backend::default()
+        };
+    }
+    memory.selection[0] = WORKER1;
+    memory
+}
+
+/// With fewer ports than clients, so that they meet.
+fn small_lab() -> Memory {
+    let mut memory = lab(64);
+    memory.settings.nat_port_first = PORTS.start;
+    memory.settings.nat_port_count = PORTS.len().try_into().unwrap();
+    memory
+}
+
+fn arrival(flags: u32) -> Arrival {
+    Arrival {
+        source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
+        destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),
+        hook: Hook::Ingress,
+        interface: ETH,
+        time_to_live: 64,
+        flags: TcpFlags(flags),
+        sequence: 0,
+        acknowledgement: WORKER_START + 1,
+        packets: 1,
+        bytes: 54,
+    }
+}
+
+fn answer_to_syn() -> Arrival {
+    Arrival {
+        sequence: WORKER_START,
+        ..arrival(SYN | ACK)
+    }
+}
+
+fn client_mac(client: usize) -> Mac {
+    Mac::from([2, 0, 0, 0, 1, u8::try_from(client).unwrap()])
+}
+
+fn key(source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> FlowKey {
+    FlowKey {
+        source: source.0,
+        destination: destination.0,
+        source_port: source.1.to_be_bytes(),
+        destination_port: destination.1.to_be_bytes(),
+        protocol: 6,
+    }
+}

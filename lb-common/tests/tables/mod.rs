@@ -1,0 +1,214 @@
+//! The maps in memory. An entry that is taken twice at a time, which in the kernel would alias,
+//! panics.
+
+use std::{
+    cell::{Cell, RefCell, RefMut},
+    collections::{BTreeMap, VecDeque},
+};
+
+use lb_common::{
+    maps::{Backend, Flow, FlowKey, LAYOUT_VERSION, Mac, Service, ServiceKey, Settings},
+    steer::{InsertError, Pair, Tables},
+};
+
+pub const SECOND: u64 = 1_000_000_000;
+
+/// What the datapath keeps, with a clock that the test moves.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    pub now_ns: Cell<u64>,
+    pub settings: Settings,
+    pub services: BTreeMap<ServiceKey, Service>,
+    pub selection: Vec<u32>,
+    pub backends: Vec<Backend>,
+    pub established: FlowTable,
+    pub half_open: FlowTable,
+    workbench: RefCell<Pair>,
+}
+
+/// A hash map as BPF has it: entries stay where they are until they are removed.
+#[derive(Clone, Debug)]
+pub struct FlowTable {
+    slots: Vec<RefCell<Flow>>,
+    free: RefCell<VecDeque<usize>>,
+    places: RefCell<BTreeMap<FlowKey, Place>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    slot: usize,
+    /// When it was last looked up, by which the kernel chooses whom to evict.
+    touched_ns: u64,
+}
+
+impl Memory {
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            now_ns: Cell::new(1_000 * SECOND),
+            settings: Settings {
+                layout_version: LAYOUT_VERSION,
+                nat_port_first: 4_096,
+                nat_port_count: 28_672,
+                established_idle_ns: 3_600 * SECOND,
+                closing_idle_ns: 10 * SECOND,
+                half_open_idle_ns: 30 * SECOND,
+                accept_local_before: 0,
+                reserved: 0,
+            },
+            services: BTreeMap::new(),
+            selection: vec![0; 4],
+            backends: vec![Backend::default(); 4],
+            established: FlowTable::new(capacity),
+            half_open: FlowTable::new(capacity),
+            workbench: RefCell::new(Pair {
+                request: empty(),
+                reply: empty(),
+            }),
+        }
+    }
+
+    pub fn wait(&self, nanoseconds: u64) {
+        self.now_ns.set(self.now_ns.get() + nanoseconds);
+    }
+}
+
+impl FlowTable {
+    fn new(capacity: usize) -> Self {
+        Self {
+            slots: (0..capacity).map(|_| RefCell::new(empty())).collect(),
+            free: RefCell::new((0..capacity).collect()),
+            places: RefCell::default(),
+        }
+    }
+
+    pub fn entries(&self) -> BTreeMap<FlowKey, Flow> {
+        let places = self.places.borrow();
+        places
+            .iter()
+            .map(|(key, place)| (*key, *self.slots[place.slot].borrow()))
+            .collect()
+    }
+
+    /// Entries that nobody looked up since `before_ns`.
+    pub fn untouched_since(&self, before_ns: u64) -> Vec<FlowKey> {
+        let places = self.places.borrow();
+        places
+            .iter()
+            .filter(|(_, place)| place.touched_ns < before_ns)
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
+    fn find(&self, key: &FlowKey, now_ns: u64) -> Option<RefMut<'_, Flow>> {
+        let mut places = self.places.borrow_mut();
+        let place = places.get_mut(key)?;
+        place.touched_ns = now_ns;
+        Some(self.slots[place.slot].borrow_mut())
+    }
+
+    fn put(&self, key: &FlowKey, flow: &Flow, now_ns: u64) -> Result<(), InsertError> {
+        if let Some(mut present) = self.find(key, now_ns) {
+            *present = *flow;
+            return Ok(());
+        }
+        let slot = self
+            .free
+            .borrow_mut()
+            .pop_front()
+            .ok_or(InsertError::Full)?;
+        *self.slots[slot].borrow_mut() = *flow;
+        let place = Place {
+            slot,
+            touched_ns: now_ns,
+        };
+        self.places.borrow_mut().insert(*key, place);
+        Ok(())
+    }
+
+    pub fn remove(&self, key: &FlowKey) {
+        if let Some(place) = self.places.borrow_mut().remove(key) {
+            self.free.borrow_mut().push_back(place.slot);
+        }
+    }
+}
+
+impl Tables for Memory {
+    type Entry<'a> = RefMut<'a, Flow>;
+    type Workbench<'a> = RefMut<'a, Pair>;
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn settings(&self) -> Option<Settings> {
+        Some(self.settings)
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.services.get(key).copied()
+    }
+
+    fn selection(&self, service: u32) -> Option<u32> {
+        self.selection.get(service as usize).copied()
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.backends.get(id as usize).copied()
+    }
+
+    fn workbench(&self) -> Option<RefMut<'_, Pair>> {
+        Some(self.workbench.borrow_mut())
+    }
+
+    fn established(&self, key: &FlowKey) -> Option<RefMut<'_, Flow>> {
+        self.established.find(key, self.now_ns())
+    }
+
+    fn put_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        self.established.put(key, flow, self.now_ns())
+    }
+
+    fn remove_established(&self, key: &FlowKey) {
+        self.established.remove(key);
+    }
+
+    fn half_open(&self, key: &FlowKey) -> Option<RefMut<'_, Flow>> {
+        self.half_open.find(key, self.now_ns())
+    }
+
+    fn put_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        self.half_open.put(key, flow, self.now_ns())
+    }
+
+    fn add_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        if self.half_open.find(key, self.now_ns()).is_some() {
+            return Err(InsertError::Exists);
+        }
+        self.half_open.put(key, flow, self.now_ns())
+    }
+
+    fn remove_half_open(&self, key: &FlowKey) {
+        self.half_open.remove(key);
+    }
+}
+
+fn empty() -> Flow {
+    Flow {
+        leaves: FlowKey::default(),
+        client_mac: Mac::default(),
+        manager_mac: Mac::default(),
+        backend: 0,
+        service: 0,
+        client_interface: 0,
+        worker_sequence: 0,
+        direction: 0,
+        ended: 0,
+        answered: 0,
+        reserved: [0; 5],
+        created_ns: 0,
+        last_seen_ns: 0,
+        twin_seen_ns: 0,
+        packets: 0,
+        bytes: 0,
+    }
+}
