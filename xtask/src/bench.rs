@@ -3,7 +3,6 @@
 mod changes;
 mod contender;
 mod expectation;
-mod interrupt;
 mod laboratory;
 mod machine;
 mod outage;
@@ -30,7 +29,6 @@ use serde::Serialize;
 
 use self::{
     contender::Contender,
-    interrupt::Interrupt,
     laboratory::Laboratory,
     machine::Machine,
     report::Report,
@@ -39,6 +37,7 @@ use self::{
 };
 use crate::{
     build,
+    interrupt::Interrupt,
     packages::{Tool, provide_tools},
     privilege::{as_root, is_root},
     setup,

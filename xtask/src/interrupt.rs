@@ -1,15 +1,15 @@
 //! Ctrl-C as a wish to be asked for, so that everything is taken down in order.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    flag,
+};
 
 /// Whether someone wants this to end.
 #[derive(Debug, Clone)]
@@ -18,24 +18,19 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Keeps SIGINT, SIGTERM and SIGHUP from ending this process; to be called
-    /// before it starts a thread. The programs it starts get them as ever.
+    /// Keeps SIGINT, SIGTERM and SIGHUP from ending this process.
+    ///
+    /// By handlers, which a new program does not inherit; a mask of blocked
+    /// signals it would, and then be deaf to them.
     ///
     /// # Errors
-    /// When the signals cannot be held back.
+    /// When the handlers cannot be set.
     pub fn catch() -> Result<Self> {
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGINT);
-        signals.add(Signal::SIGTERM);
-        signals.add(Signal::SIGHUP);
-        signals.thread_block().context("hold back signals")?;
         let asked = Arc::new(AtomicBool::new(false));
-        let setting = Arc::clone(&asked);
-        thread::spawn(move || {
-            while signals.wait().is_ok() {
-                setting.store(true, Ordering::Relaxed);
-            }
-        });
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            flag::register(signal, Arc::clone(&asked))
+                .with_context(|| format!("catch signal {signal}"))?;
+        }
         Ok(Self { asked })
     }
 

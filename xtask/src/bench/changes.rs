@@ -14,11 +14,10 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::{
-    interrupt::Interrupt,
     laboratory::Laboratory,
     wrk::{self, Figures, Load, Wrk},
 };
-use crate::workspace::say;
+use crate::{interrupt::Interrupt, workspace::say};
 
 const CHANGES: usize = 100;
 const CONNECTIONS: usize = 32;

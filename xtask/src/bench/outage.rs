@@ -7,8 +7,8 @@ use memlb_tests::{Cluster, Probe, cluster::worker_name};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{interrupt::Interrupt, laboratory::Laboratory, statistics::Spread};
-use crate::workspace::say;
+use super::{laboratory::Laboratory, statistics::Spread};
+use crate::{interrupt::Interrupt, workspace::say};
 
 /// How often the client asks, whether it has got an answer or not.
 const ASK_INTERVAL: Duration = Duration::from_millis(10);

@@ -9,12 +9,11 @@ use serde::Serialize;
 
 use super::{
     contender::Contender,
-    interrupt::Interrupt,
     laboratory::Laboratory,
     statistics::Spread,
     wrk::{BULK_PATH, Figures, Load, Wrk},
 };
-use crate::workspace::say;
+use crate::{interrupt::Interrupt, workspace::say};
 
 /// As many connections as the comparison is made with.
 pub const CONNECTIONS: usize = 64;

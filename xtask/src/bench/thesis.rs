@@ -13,12 +13,11 @@ use serde::Serialize;
 
 use super::{
     contender::Contender,
-    interrupt::Interrupt,
     laboratory::Laboratory,
     table::Table,
     wrk::{Load, Wrk},
 };
-use crate::workspace::say;
+use crate::{interrupt::Interrupt, workspace::say};
 
 const CONTENDERS: [Contender; 2] = [Contender::Nginx2018, Contender::MemlbTc];
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
