@@ -174,12 +174,15 @@ pub fn delete_abandoned() {
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if let Some(owner) = owner_of(&name)
-            && kill(Pid::from_raw(owner), None) == Err(Errno::ESRCH)
-        {
+        if is_abandoned(&name) {
             drop(Namespace::adopt(name));
         }
     }
+}
+
+/// Returns whether `name` begins with a [`unique_prefix`] whose process has died.
+pub(crate) fn is_abandoned(name: &str) -> bool {
+    owner_of(name).is_some_and(|owner| kill(Pid::from_raw(owner), None) == Err(Errno::ESRCH))
 }
 
 fn owner_of(name: &str) -> Option<i32> {

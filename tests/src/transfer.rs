@@ -1,4 +1,4 @@
-//! Bulk data of which every byte is checked, and downloads that can be held half-way.
+//! Bulk data of which every byte is checked, and transfers that can be held half-way.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -8,7 +8,7 @@ use std::{
 
 /// Returns bytes without any pattern, the same for the same `seed` (xorshift64*).
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed | 1;
+    let mut state = 2 * seed + 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
         state ^= state >> 12;
@@ -86,5 +86,59 @@ impl Download {
         } else {
             Err(broken(&format!("{} bytes of {length}", received.len())))
         }
+    }
+}
+
+/// An upload that goes on only as far as it is told.
+#[derive(Debug)]
+pub struct Upload<'a> {
+    stream: TcpStream,
+    rest: &'a [u8],
+}
+
+impl<'a> Upload<'a> {
+    /// Announces `body` for `path` to `server`, from the namespace this thread
+    /// is in. Every later step may take `patience` too before it fails.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub fn begin(
+        server: SocketAddr,
+        path: &str,
+        body: &'a [u8],
+        patience: Duration,
+    ) -> io::Result<Self> {
+        let mut stream = TcpStream::connect_timeout(&server, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        write!(
+            stream,
+            "PUT {path} HTTP/1.1\r\nHost: memlb\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )?;
+        Ok(Self { stream, rest: body })
+    }
+
+    /// Sends the next `bytes`.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub fn send(&mut self, bytes: usize) -> io::Result<()> {
+        let (now, later) = self.rest.split_at(bytes.min(self.rest.len()));
+        self.stream.write_all(now)?;
+        self.rest = later;
+        Ok(())
+    }
+
+    /// Sends all that is left, and returns the status line of the answer.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub fn finish(mut self) -> io::Result<String> {
+        self.send(usize::MAX)?;
+        let mut answer = Vec::new();
+        self.stream.read_to_end(&mut answer)?;
+        let line = answer.split(|byte| *byte == b'\r').next();
+        Ok(String::from_utf8_lossy(line.unwrap_or_default()).into_owned())
     }
 }
