@@ -145,7 +145,7 @@ pub struct Cluster {
     pub memory: Vec<MemoryFile>,
     pub topology: Topology,
     pub place: Place,
-    binary: PathBuf,
+    pub binary: PathBuf,
     manager_arguments: Vec<String>,
     leftovers: Leftovers,
 }

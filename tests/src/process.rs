@@ -136,13 +136,10 @@ impl Process {
         });
         match printed {
             Ok(true) => Ok(()),
-            Ok(false) => Err(anyhow!(
-                "{} has ended before it printed \"{text}\"",
-                self.name
-            )),
+            Ok(false) => Err(anyhow!("{} has ended", self.name)),
             Err(error) => Err(error),
         }
-        .with_context(|| format!("{} printed:\n{}", self.name, self.log()))
+        .map_err(|error| anyhow!("{error}; it printed:\n{}", self.log().trim_end()))
     }
 
     /// Lets the program run on after this handle is gone.

@@ -10,6 +10,7 @@ mod packages;
 mod privilege;
 mod run;
 mod setup;
+mod test;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -35,6 +36,8 @@ enum Task {
     },
     /// Shows the three-node lab in network namespaces, live, until Ctrl-C
     Lab(lab::Lab),
+    /// Runs every test at every level
+    Test,
     /// Measures memlb beside its peers on this machine
     Bench(bench::Options),
 }
@@ -49,11 +52,12 @@ fn main() -> ExitCode {
 
 fn start(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Setup => setup::for_tests()?,
+        Task::Setup => setup::for_tests().map(drop)?,
         Task::Build => build::memlb().map(drop)?,
         Task::BuildEbpf => build_ebpf::build_ebpf().map(drop)?,
         Task::Run { arguments } => run::manager(&arguments)?,
         Task::Lab(lab) => return lab.run(),
+        Task::Test => return test::all(),
         Task::Bench(options) => bench::bench(&options)?,
     }
     Ok(ExitCode::SUCCESS)

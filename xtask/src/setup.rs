@@ -48,6 +48,11 @@ const TEST_TOOLS: &[Tool] = &[
         package: "vagrant",
         purpose: "checks scripts/vagrant/Vagrantfile",
     },
+    Tool {
+        program: "systemd-analyze",
+        package: "systemd",
+        purpose: "checks the services of the virtual machines",
+    },
 ];
 
 /// Provides what building takes.
@@ -65,8 +70,9 @@ pub fn for_the_lab() -> Result<()> {
 }
 
 /// Provides what any task takes.
-pub fn for_tests() -> Result<()> {
-    for_building()?;
+pub fn for_tests() -> Result<Compiler> {
+    let compiler = for_building()?;
     for_the_lab()?;
-    provide_tools(TEST_TOOLS)
+    provide_tools(TEST_TOOLS)?;
+    Ok(compiler)
 }

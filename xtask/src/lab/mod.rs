@@ -213,14 +213,19 @@ fn by_hand(cluster: &Cluster) -> String {
     let socket = cluster.place.control_socket();
     let socket = socket.display();
     let pins = cluster.place.pin_path.display();
+    let memlb = cluster.binary.display();
     format!(
-        "The lab is up. As root:
-  cargo xtask lab exec -- curl -s http://{service}/     be the client
-  $EDITOR {directory}/worker1.meminfo               move worker1's memory
-  memlb status --control-socket {socket}
-  tail -f {directory}/manager.log                   what the manager decides; events.jsonl beside it
+        "The lab is up.
+
+  cargo xtask lab exec -- curl -s http://{service}/   be the client
+  cargo xtask lab down                                take it down
+
+and as root:
+
+  $EDITOR {directory}/worker1.meminfo        move worker1's memory; its agent reads it there
+  tail -f {directory}/manager.log            what the manager hears and decides; as JSON: events.jsonl
+  nsenter --net=/run/netns/{PREFIX}worker1     be on worker1, and likewise on the others
   bpftool map dump pinned {pins}/backends
-  nsenter --net=/run/netns/{PREFIX}worker1             be on worker1, and so on
-  cargo xtask lab down                              take it down"
+  {memlb} status --control-socket {socket}"
     )
 }

@@ -1,0 +1,153 @@
+//! Every test at every level.
+
+mod privileged;
+mod scripts;
+
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use memlb_tests::{cluster::BINARY, command::run};
+
+use crate::{
+    build,
+    build_ebpf::FOR_THE_KERNEL,
+    privilege::as_root,
+    setup,
+    workspace::{cargo, say},
+};
+
+/// Runs everything, whatever fails on the way, and returns success only when nothing did.
+///
+/// # Errors
+/// When there is nothing to test: setting up or building failed.
+pub fn all() -> Result<ExitCode> {
+    let compiler = setup::for_tests()?;
+    let memlb = build::memlb()?;
+
+    let mut suite = Suite::default();
+    suite.check("formatting", || {
+        run(cargo().args(["fmt", "--all", "--check"]))
+    });
+    suite.check("clippy", || {
+        run(cargo()
+            .args([
+                "clippy",
+                "--workspace",
+                "--exclude=lb-ebpf",
+                "--all-targets",
+            ])
+            .args(["--", "--deny=warnings"]))
+    });
+    if compiler.has_clippy() {
+        suite.check("clippy of the kernel programs", || {
+            let mut cargo = compiler.cargo();
+            run(cargo
+                .arg("clippy")
+                .args(FOR_THE_KERNEL)
+                .args(["--", "--deny=warnings"]))
+        });
+    } else {
+        say("the compiler of the kernel programs has no clippy; they go without");
+    }
+    suite.check("documentation", || {
+        run(cargo()
+            .args([
+                "doc",
+                "--workspace",
+                "--exclude=lb-ebpf",
+                "--no-deps",
+                "--quiet",
+            ])
+            .env("RUSTDOCFLAGS", "--deny=warnings"))
+    });
+    suite.check("tests without privileges", || {
+        run(cargo().args([
+            "test",
+            "--package=lb-common",
+            "--package=lb-user",
+            "--package=xtask",
+        ]))
+    });
+    suite.check("tests in network namespaces", || {
+        privileged::run_all(&memlb)
+    });
+    suite.check("the story of the lab", || run(&mut demo(&memlb)?));
+    suite.check("shell scripts", scripts::shellcheck);
+    suite.check("Vagrantfile", scripts::vagrant);
+    suite.check("configuration of the virtual machines", || {
+        scripts::configuration(&memlb)
+    });
+    suite.check("services of the virtual machines", scripts::units);
+    Ok(suite.conclude())
+}
+
+fn demo(memlb: &Path) -> Result<Command> {
+    let mut demo = as_root("env");
+    demo.arg(format!("{BINARY}={}", memlb.display()))
+        .arg(std::env::current_exe().context("find this program")?)
+        .args(["lab", "demo"]);
+    Ok(demo)
+}
+
+/// What was checked, and with what outcome.
+#[derive(Default)]
+struct Suite {
+    outcomes: Vec<Outcome>,
+}
+
+struct Outcome {
+    what: &'static str,
+    took: Duration,
+    failure: Option<String>,
+}
+
+impl Suite {
+    fn check(&mut self, what: &'static str, check: impl FnOnce() -> Result<()>) {
+        say(format!("testing: {what}"));
+        let started_at = Instant::now();
+        let failure = check().err().map(|error| format!("{error:#}"));
+        if let Some(failure) = &failure {
+            say(format!("{what}: {failure}"));
+        }
+        self.outcomes.push(Outcome {
+            what,
+            took: started_at.elapsed(),
+            failure,
+        });
+    }
+
+    fn conclude(self) -> ExitCode {
+        println!();
+        for Outcome {
+            what,
+            took,
+            failure,
+        } in &self.outcomes
+        {
+            let verdict = if failure.is_some() {
+                "FAILED"
+            } else {
+                "passed"
+            };
+            println!("{verdict}  {what:<40}{:>7.1} s", took.as_secs_f64());
+        }
+        let failed = self
+            .outcomes
+            .iter()
+            .filter(|outcome| outcome.failure.is_some());
+        match failed.count() {
+            0 => {
+                println!("all passed");
+                ExitCode::SUCCESS
+            }
+            count => {
+                println!("{count} of {} failed", self.outcomes.len());
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
