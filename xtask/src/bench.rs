@@ -6,6 +6,7 @@ mod expectation;
 mod laboratory;
 mod machine;
 mod outage;
+mod packet;
 mod peers;
 mod picture;
 mod report;
@@ -24,7 +25,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
-use memlb_tests::{cluster::BINARY, command::run};
+use memlb_tests::cluster::BINARY;
 use serde::Serialize;
 
 use self::{
@@ -39,7 +40,7 @@ use crate::{
     build,
     interrupt::Interrupt,
     packages::{Tool, provide_tools},
-    privilege::{as_root, is_root},
+    privilege::{become_root_with, is_root},
     setup,
     workspace::say,
 };
@@ -104,6 +105,15 @@ enum Other {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Measures what a packet costs in the programs, beside the least it can cost
+    Packet {
+        /// How often everything is measured
+        #[arg(long, default_value_t = 51, value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: u16,
+        /// Writes everything measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 /// What can be measured.
@@ -127,32 +137,30 @@ pub fn bench(options: &Options) -> Result<()> {
     for file in options.files() {
         File::create(file).with_context(|| format!("create {}", file.display()))?;
     }
+    if let Some(Other::Packet { rounds, json }) = &options.other {
+        return packet::measure(*rounds, json.as_deref());
+    }
     let memlb = provide()?;
     if !is_root() {
-        return run(as_root("env")
-            // The build is done; root shall not leave anything in the target folder.
-            .arg("--unset=SUDO_UID")
-            .arg(format!("{BINARY}={}", memlb.display()))
-            .arg(env::current_exe().context("find this program")?)
-            .args(env::args_os().skip(1)));
+        return Err(become_root_with(&memlb));
     }
     let interrupt = Interrupt::catch()?;
     let directory = tempfile::tempdir().context("make a directory for wrk")?;
     match &options.other {
-        None => compare(&options.comparison, &memlb, directory.path(), &interrupt),
         Some(Other::Thesis { seconds, json }) => {
             let duration = Duration::from_secs(*seconds);
             let measured = thesis::measure(directory.path(), duration, &interrupt)?;
             println!("\n{}{}", thesis::table(&measured), thesis::NOTE);
             write_json(json.as_deref(), &measured)
         }
+        _ => compare(&options.comparison, &memlb, directory.path(), &interrupt),
     }
 }
 
 impl Options {
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let json = match &self.other {
-            Some(Other::Thesis { json, .. }) => json,
+            Some(Other::Thesis { json, .. } | Other::Packet { json, .. }) => json,
             None => &self.comparison.json,
         };
         json.iter().chain(&self.comparison.svg)

@@ -1,0 +1,205 @@
+//! What the packet benchmark runs beside memlb's own programs: two floors, and a wrapper.
+//!
+//! `BPF_PROG_TEST_RUN` repeats a program on what its last run has left of the packet. So the
+//! wrapper writes the headers anew each time and then tail-calls the program in question. Around a
+//! program that returns at once it is the first floor; the second is the least a balancer with full
+//! address translation and connection tracking does.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_ANY, BPF_F_PSEUDO_HDR, TC_ACT_UNSPEC, xdp_action},
+    btf_maps::{Array, LruHashMap, ProgramArray},
+    helpers::generated::{bpf_l4_csum_replace, bpf_redirect},
+    macros::{btf_map, classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use lb_common::{
+    frame::{Rewritten, TcpFrame},
+    headers::{ETHERTYPE_IPV4, PROTOCOL_TCP},
+    maps::{Backend, DEFAULT_FLOW_ENTRIES, FlowKey},
+};
+
+/// What the wrapper returns if it could not do its work: no action of TC or XDP.
+const FAILED: u32 = 99;
+const TCP_CHECKSUM: u32 = 50;
+
+/// The headers that every repetition begins with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Recipe {
+    headers: TcpFrame,
+    /// The source port, host order: this one and as many after it, in turn.
+    first_port: u16,
+    /// One less than a power of two.
+    port_mask: u32,
+    repetitions: u32,
+}
+
+/// What the floor knows of a flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Tracked {
+    leaves: FlowKey,
+    backend: u32,
+    reserved: u32,
+}
+
+#[btf_map(name = "recipe")]
+static RECIPE: Array<Recipe, 1> = Array::new();
+
+#[btf_map(name = "under_test")]
+static UNDER_TEST: ProgramArray<1> = ProgramArray::new();
+
+#[btf_map(name = "floor_flows")]
+static FLOWS: LruHashMap<FlowKey, Tracked, { DEFAULT_FLOW_ENTRIES as usize }> = LruHashMap::new();
+
+#[btf_map(name = "floor_backends")]
+static BACKENDS: Array<Backend, 2> = Array::new();
+
+#[classifier]
+pub fn wrapper_tc(ctx: TcContext) -> i32 {
+    wrap(&ctx, ctx.data(), ctx.data_end()) as i32
+}
+
+#[xdp]
+pub fn wrapper_xdp(ctx: XdpContext) -> u32 {
+    wrap(&ctx, ctx.data(), ctx.data_end())
+}
+
+#[classifier]
+pub fn return_tc(_: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+#[xdp]
+pub fn return_xdp(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+#[classifier]
+pub fn translate_tc(ctx: TcContext) -> i32 {
+    let Some(frame) = frame(ctx.data(), ctx.data_end()) else {
+        return TC_ACT_UNSPEC;
+    };
+    let Some((rewritten, interface)) = translate(frame) else {
+        return TC_ACT_UNSPEC;
+    };
+    let Rewritten { addresses, ports } = rewritten;
+    let skb = ctx.skb.skb;
+    // SAFETY: a valid context, and an offset within the packet that was just written.
+    unsafe {
+        bpf_l4_csum_replace(
+            skb,
+            TCP_CHECKSUM,
+            0,
+            addresses.raw(),
+            BPF_F_PSEUDO_HDR.into(),
+        );
+        bpf_l4_csum_replace(skb, TCP_CHECKSUM, 0, ports.raw(), 0);
+        bpf_redirect(interface, 0) as i32
+    }
+}
+
+#[xdp]
+pub fn translate_xdp(ctx: XdpContext) -> u32 {
+    let Some(frame) = frame(ctx.data(), ctx.data_end()) else {
+        return xdp_action::XDP_PASS;
+    };
+    let Some((rewritten, _)) = translate(frame) else {
+        return xdp_action::XDP_PASS;
+    };
+    rewritten.apply(&mut frame.tcp);
+    xdp_action::XDP_TX
+}
+
+/// Returns only if the tail call fails.
+#[inline(always)]
+fn wrap(ctx: &impl EbpfContext, start: usize, end: usize) -> u32 {
+    let (Some(recipe), Some(frame)) = (RECIPE.get_ptr_mut(0), frame(start, end)) else {
+        return FAILED;
+    };
+    // SAFETY: a slot of an array map; one test run at a time.
+    let recipe = unsafe { &mut *recipe };
+    *frame = recipe.headers;
+    let turn = (recipe.repetitions & recipe.port_mask) as u16;
+    frame.tcp.source_port = recipe.first_port.wrapping_add(turn).to_be_bytes();
+    recipe.repetitions = recipe.repetitions.wrapping_add(1);
+    // SAFETY: nothing here waits to be dropped.
+    unsafe { UNDER_TEST.tail_call(ctx, 0) };
+    FAILED
+}
+
+/// One look-up of the flow, one of its backend, addresses, ports and the IPv4 checksum rewritten.
+#[inline(always)]
+fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
+    let TcpFrame { ethernet, ip, tcp } = &*frame;
+    if ethernet.ether_type() != ETHERTYPE_IPV4
+        || ip.protocol != PROTOCOL_TCP
+        || ip.header_words() != 5
+        || ip.is_fragment()
+    {
+        return None;
+    }
+    let key = FlowKey {
+        source: ip.source,
+        destination: ip.destination,
+        source_port: tcp.source_port,
+        destination_port: tcp.destination_port,
+        protocol: PROTOCOL_TCP.into(),
+    };
+    // SAFETY: copied at once.
+    let known = unsafe { FLOWS.get(&key) }.copied();
+    let tracked = match known {
+        Some(tracked) => tracked,
+        None if tcp.flags().opens() => begin(&key)?,
+        None => return None,
+    };
+    let backend = BACKENDS.get(tracked.backend)?;
+    let interface = backend.interface;
+    Some((frame.rewrite(&tracked.leaves, true), interface))
+}
+
+/// The least a new flow takes: an entry for each direction. The port is the client's.
+#[inline(always)]
+fn begin(key: &FlowKey) -> Option<Tracked> {
+    let backend = BACKENDS.get(1)?;
+    let request = Tracked {
+        leaves: FlowKey {
+            source: backend.source,
+            destination: backend.address,
+            destination_port: backend.port.to_be_bytes(),
+            ..*key
+        },
+        backend: 1,
+        reserved: 0,
+    };
+    let reply = Tracked {
+        leaves: key.reversed(),
+        ..request
+    };
+    let reply_key = request.leaves.reversed();
+    FLOWS.insert(&reply_key, &reply, BPF_ANY.into()).ok()?;
+    FLOWS.insert(key, &request, BPF_ANY.into()).ok()?;
+    Some(request)
+}
+
+#[inline(always)]
+fn frame<'a>(start: usize, end: usize) -> Option<&'a mut TcpFrame> {
+    // SAFETY: within the packet, as the verifier checks again; align 1; every bit pattern is valid;
+    // the only view of these bytes.
+    (start + size_of::<TcpFrame>() <= end).then(|| unsafe { &mut *(start as *mut TcpFrame) })
+}
+
+const _: () = assert!(size_of::<Recipe>() == 64 && size_of::<Tracked>() == 24);
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Never linked: the verifier refuses an endless loop.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

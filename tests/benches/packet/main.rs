@@ -1,0 +1,191 @@
+//! What a packet costs in memlb's programs, in nanoseconds by `BPF_PROG_TEST_RUN`, beside two
+//! floors: a program that returns at once, and the least that a balancer with full address
+//! translation and connection tracking does.
+//!
+//! Every figure is a difference to the first floor, run a moment before, because the clock of a
+//! machine moves by half. `cargo xtask bench packet` builds and starts this.
+
+mod headers;
+mod rig;
+
+use std::{env, fs};
+
+use anyhow::{Context, Result};
+use lb_common::verdict::Verdict;
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    headers::{ACK, Headers, REPLY, REQUEST, SYN, UDP},
+    rig::{Costs, Edge, Rig},
+};
+
+/// A kind of packet, and what its way through memlb may cost.
+#[derive(Debug)]
+pub struct Way {
+    label: &'static str,
+    packet: Headers,
+    outcome: Outcome,
+    flows: u32,
+    at_most: Limit,
+}
+
+/// What must become of the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    ToBackend,
+    ToClient,
+    Begins,
+    Passes(Verdict),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    /// Times what the floor costs that translates.
+    Times(f64),
+    /// Nanoseconds more than the floor that returns at once.
+    Nanoseconds(f64),
+}
+
+const MANY_FLOWS: u32 = 1 << 16;
+
+/// So few that each finds the first port it tries free.
+const NEW_FLOWS: u32 = 1 << 13;
+
+const WAYS: [Way; 7] = [
+    Way {
+        label: "established, in, 1 flow",
+        packet: REQUEST,
+        outcome: Outcome::ToBackend,
+        flows: 1,
+        at_most: Limit::Times(1.5),
+    },
+    Way {
+        label: "established, in, 64 k flows",
+        packet: REQUEST,
+        outcome: Outcome::ToBackend,
+        flows: MANY_FLOWS,
+        at_most: Limit::Times(1.15),
+    },
+    Way {
+        label: "established, out, 1 flow",
+        packet: REPLY,
+        outcome: Outcome::ToClient,
+        flows: 1,
+        at_most: Limit::Times(1.5),
+    },
+    Way {
+        label: "established, out, 64 k flows",
+        packet: REPLY,
+        outcome: Outcome::ToClient,
+        flows: MANY_FLOWS,
+        at_most: Limit::Times(1.15),
+    },
+    Way {
+        label: "new flow",
+        packet: Headers {
+            flags: SYN,
+            ..REQUEST
+        },
+        outcome: Outcome::Begins,
+        flows: NEW_FLOWS,
+        at_most: Limit::Times(1.2),
+    },
+    Way {
+        label: "not ours, another TCP port",
+        packet: Headers {
+            destination_port: 22,
+            flags: ACK,
+            ..REQUEST
+        },
+        outcome: Outcome::Passes(Verdict::NotOurs),
+        flows: 1,
+        at_most: Limit::Nanoseconds(10.0),
+    },
+    Way {
+        label: "not ours, UDP",
+        packet: Headers {
+            protocol: UDP,
+            ..REQUEST
+        },
+        outcome: Outcome::Passes(Verdict::NotTcp),
+        flows: 1,
+        at_most: Limit::Nanoseconds(10.0),
+    },
+];
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().collect();
+    let value = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1)
+    };
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        // `cargo test --all-targets` starts benchmarks, too.
+        println!("nothing to test here; `cargo xtask bench packet` measures");
+        return Ok(());
+    }
+    let rounds = value("--rounds").map_or(Ok(51), |rounds| rounds.parse())?;
+    stay_on_one_processor()?;
+    let mut measured = Vec::new();
+    for edge in [Edge::Tc, Edge::Xdp] {
+        let mut rig = Rig::load(edge)?;
+        for way in &WAYS {
+            let costs = rig
+                .measure(way, rounds)
+                .with_context(|| format!("{}: {}", edge.name(), way.label))?;
+            measured.push((edge, way, costs));
+        }
+    }
+    println!(
+        "  {:<36}{:>10}{:>22}{:>10}   at most",
+        "ns per packet over a program", "memlb", "address translation", "ratio"
+    );
+    println!("  that returns at once");
+    for (edge, way, costs) in &measured {
+        println!("{}", line(*edge, way, costs));
+    }
+    if let Some(file) = value("--json") {
+        let json: Vec<Value> = measured
+            .iter()
+            .map(|(edge, way, costs)| as_json(*edge, way, costs))
+            .collect();
+        fs::write(file, format!("{:#}\n", Value::from(json)))
+            .with_context(|| format!("write {file}"))?;
+    }
+    Ok(())
+}
+
+fn line(edge: Edge, way: &Way, costs: &Costs) -> String {
+    let label = format!("{}: {}", edge.name(), way.label);
+    let Costs { memlb, translation } = *costs;
+    let (limit, reached) = match way.at_most {
+        Limit::Times(times) => (format!("{times:.2} ×"), memlb <= times * translation),
+        Limit::Nanoseconds(most) => (format!("{most:.0} ns"), memlb <= most),
+    };
+    let ratio = match way.at_most {
+        Limit::Times(_) => format!("{:.2}", memlb / translation),
+        Limit::Nanoseconds(_) => "–".into(),
+    };
+    let verdict = if reached { "reached" } else { "MISSED" };
+    format!("  {label:<36}{memlb:>10.0}{translation:>22.0}{ratio:>10}   {limit}  {verdict}")
+}
+
+fn as_json(edge: Edge, way: &Way, costs: &Costs) -> Value {
+    json!({
+        "edge": edge.name(),
+        "way": way.label,
+        "flows": way.flows,
+        "memlb_ns": costs.memlb,
+        "translation_ns": costs.translation,
+    })
+}
+
+fn stay_on_one_processor() -> Result<()> {
+    let mut processor = CpuSet::new();
+    processor.set(0)?;
+    sched_setaffinity(Pid::this(), &processor).context("stay on one processor")
+}

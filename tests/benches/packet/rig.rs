@@ -1,0 +1,410 @@
+//! memlb's programs and the floors, loaded with the same flows, and run in turn.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRunOptions,
+    maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray},
+    programs::{ProgramError, ProgramFd, SchedClassifier, TestRun, TestRunResult, Xdp},
+};
+use lb_common::{
+    headers::PROTOCOL_TCP,
+    maps::{
+        Backend, Counter, Flow, FlowKey, LAYOUT_VERSION, Mac, Neighbour, Service, ServiceKey,
+        Settings, Traffic, direction, mode, name, state,
+    },
+};
+
+use crate::{
+    Outcome, Way,
+    headers::{BACKEND_PORT, CLIENT, FIRST_PORT, Headers, MANAGER, NAT_PORT, SERVICE_PORT, WORKER},
+};
+
+const FLOORS: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../target/ebpf/bpfel-unknown-none/release/floors"
+);
+
+const BACKEND: u32 = 1;
+
+/// The interface that a test run is on unless told otherwise: the loopback one.
+const HERE: u32 = 1;
+/// Where the client of the replies is: anywhere else.
+const ELSEWHERE: u32 = 7;
+
+const TC_ACT_REDIRECT: u32 = 7;
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
+
+/// How many packets one run takes: some milliseconds.
+const REPETITIONS: u32 = 20_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edge {
+    Tc,
+    Xdp,
+}
+
+impl Edge {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tc => "TC",
+            Self::Xdp => "XDP",
+        }
+    }
+}
+
+/// Nanoseconds per packet over a program that returns at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Costs {
+    pub memlb: f64,
+    pub translation: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Program {
+    ReturnAtOnce,
+    Translation,
+    Memlb,
+}
+
+/// What the floor knows of a flow, as lb-ebpf's `floors.rs` has it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Tracked {
+    leaves: FlowKey,
+    backend: u32,
+    reserved: u32,
+}
+
+// SAFETY: `repr(C)`, integers and byte arrays, 16 + 4 + 4 bytes without padding.
+unsafe impl Pod for Tracked {}
+
+pub struct Rig {
+    edge: Edge,
+    memlb: Ebpf,
+    floors: Ebpf,
+    under_test: ProgramArray<MapData>,
+    recipe: Array<MapData, [u8; 64]>,
+    flows: HashMap<MapData, FlowKey, Flow>,
+    half_open: HashMap<MapData, FlowKey, Flow>,
+    tracked: HashMap<MapData, FlowKey, Tracked>,
+    verdicts: PerCpuArray<MapData, Counter>,
+    traffic: PerCpuArray<MapData, Traffic>,
+}
+
+impl Rig {
+    pub fn load(edge: Edge) -> Result<Self> {
+        let object = fs::read(Path::new(FLOORS)).with_context(|| format!("read {FLOORS}"))?;
+        let mut floors = Ebpf::load(&object).context("load the floors")?;
+        let mut memlb = EbpfLoader::new().load(memlb::datapath::OBJECT)?;
+        for program in [Program::ReturnAtOnce, Program::Translation] {
+            load_program(&mut floors, program.name(edge), edge)?;
+        }
+        load_program(&mut floors, wrapper(edge), edge)?;
+        load_program(&mut memlb, Program::Memlb.name(edge), edge)?;
+        furnish(&mut memlb, &mut floors)?;
+        let take = |ebpf: &mut Ebpf, name: &str| {
+            let map = ebpf.take_map(name);
+            map.with_context(|| format!("there is no map {name}"))
+        };
+        Ok(Self {
+            edge,
+            under_test: take(&mut floors, "under_test")?.try_into()?,
+            recipe: take(&mut floors, "recipe")?.try_into()?,
+            tracked: take(&mut floors, "floor_flows")?.try_into()?,
+            flows: take(&mut memlb, name::FLOWS)?.try_into()?,
+            half_open: take(&mut memlb, name::HALF_OPEN)?.try_into()?,
+            verdicts: take(&mut memlb, name::VERDICTS)?.try_into()?,
+            traffic: take(&mut memlb, name::TRAFFIC)?.try_into()?,
+            memlb,
+            floors,
+        })
+    }
+
+    /// Runs every program in each round and returns the medians of the differences.
+    pub fn measure(&mut self, way: &Way, rounds: usize) -> Result<Costs> {
+        self.prepare(way)?;
+        let mut translation = Vec::new();
+        let mut memlb = Vec::new();
+        // The first round warms up.
+        for round in 0..=rounds {
+            if way.outcome == Outcome::Begins {
+                self.prepare(way)?;
+            }
+            let floor = self.run(Program::ReturnAtOnce, way)?;
+            let over = |cost: f64| cost - floor;
+            let costs = [
+                over(self.run(Program::Translation, way)?),
+                over(self.run(Program::Memlb, way)?),
+            ];
+            if round > 0 {
+                translation.push(costs[0]);
+                memlb.push(costs[1]);
+            }
+        }
+        Ok(Costs {
+            memlb: median(memlb).context("at least one round")?,
+            translation: median(translation).context("at least one round")?,
+        })
+    }
+
+    fn run(&mut self, program: Program, way: &Way) -> Result<f64> {
+        let object = if program == Program::Memlb {
+            &self.memlb
+        } else {
+            &self.floors
+        };
+        let fd = program_fd(object, program.name(self.edge), self.edge)?;
+        self.under_test
+            .set(0, fd, 0)
+            .context("choose the program")?;
+        self.recipe.set(0, recipe(&way.packet, way.flows), 0)?;
+        let repetitions = if way.outcome == Outcome::Begins {
+            way.flows
+        } else {
+            REPETITIONS.max(way.flows)
+        };
+        let before = self.count(way.outcome)?;
+        let result = test_run(&self.floors, self.edge, &way.packet, repetitions)?;
+        if program == Program::Memlb {
+            let counted = self.count(way.outcome)? - before;
+            ensure!(
+                counted == u64::from(repetitions),
+                "memlb counted {counted} of {repetitions} packets as {:?}",
+                way.outcome
+            );
+        }
+        let action = program.action(self.edge, way.outcome);
+        ensure!(
+            result.return_value == action,
+            "{program:?} returned {} instead of {action}",
+            result.return_value
+        );
+        Ok(result.duration.as_nanos() as f64)
+    }
+
+    /// Empties every table and fills in the flows that the packets belong to.
+    fn prepare(&mut self, way: &Way) -> Result<()> {
+        for table in [&mut self.flows, &mut self.half_open] {
+            clear(table)?;
+        }
+        clear(&mut self.tracked)?;
+        if !matches!(way.outcome, Outcome::ToBackend | Outcome::ToClient) {
+            return Ok(());
+        }
+        for turn in 0..way.flows {
+            let port = FIRST_PORT.wrapping_add(turn as u16).to_be_bytes();
+            let (request, reply) = pair(way.outcome, port);
+            for (key, flow) in [(request.1, request.0), (reply.1, reply.0)] {
+                self.flows.insert(key, flow, 0)?;
+                let tracked = Tracked {
+                    leaves: flow.leaves,
+                    backend: BACKEND,
+                    reserved: 0,
+                };
+                self.tracked.insert(key, tracked, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, outcome: Outcome) -> Result<u64> {
+        if let Outcome::Passes(verdict) = outcome {
+            let counters = self.verdicts.get(&(verdict as u32), 0)?;
+            return Ok(counters.iter().map(|counter| counter.packets).sum());
+        }
+        let traffic = self.traffic.get(&BACKEND, 0)?;
+        let count = |one: &Traffic| match outcome {
+            Outcome::ToBackend => one.packets_in,
+            Outcome::ToClient => one.packets_out,
+            Outcome::Begins | Outcome::Passes(_) => one.connections,
+        };
+        Ok(traffic.iter().map(count).sum())
+    }
+}
+
+impl Program {
+    fn name(self, edge: Edge) -> &'static str {
+        match (self, edge) {
+            (Self::ReturnAtOnce, Edge::Tc) => "return_tc",
+            (Self::ReturnAtOnce, Edge::Xdp) => "return_xdp",
+            (Self::Translation, Edge::Tc) => "translate_tc",
+            (Self::Translation, Edge::Xdp) => "translate_xdp",
+            (Self::Memlb, Edge::Tc) => "memlb_ingress",
+            (Self::Memlb, Edge::Xdp) => "memlb_xdp",
+        }
+    }
+
+    /// Returns what it answers for a packet of that `outcome`.
+    fn action(self, edge: Edge, outcome: Outcome) -> u32 {
+        let passes = matches!(outcome, Outcome::Passes(_)) || self == Self::ReturnAtOnce;
+        match edge {
+            Edge::Tc if passes => TC_ACT_UNSPEC,
+            Edge::Tc => TC_ACT_REDIRECT,
+            Edge::Xdp if passes => XDP_PASS,
+            Edge::Xdp if self == Self::Memlb && outcome == Outcome::ToClient => XDP_REDIRECT,
+            Edge::Xdp => XDP_TX,
+        }
+    }
+}
+
+fn wrapper(edge: Edge) -> &'static str {
+    match edge {
+        Edge::Tc => "wrapper_tc",
+        Edge::Xdp => "wrapper_xdp",
+    }
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &str, edge: Edge) -> Result<()> {
+    let program = ebpf.program_mut(name);
+    let program = program.with_context(|| format!("there is no program {name}"))?;
+    match edge {
+        Edge::Tc => <&mut SchedClassifier>::try_from(program)?.load(),
+        Edge::Xdp => <&mut Xdp>::try_from(program)?.load(),
+    }
+    .with_context(|| format!("load {name}"))
+}
+
+fn program_fd<'a>(ebpf: &'a Ebpf, name: &str, edge: Edge) -> Result<&'a ProgramFd> {
+    let program = ebpf.program(name);
+    let program = program.with_context(|| format!("there is no program {name}"))?;
+    Ok(match edge {
+        Edge::Tc => <&SchedClassifier>::try_from(program)?.fd()?,
+        Edge::Xdp => <&Xdp>::try_from(program)?.fd()?,
+    })
+}
+
+fn test_run(floors: &Ebpf, edge: Edge, packet: &Headers, repeat: u32) -> Result<TestRunResult> {
+    let options = TestRunOptions {
+        data_in: Some(&packet.bytes()),
+        repeat,
+        ..TestRunOptions::new()
+    };
+    let program = floors.program(wrapper(edge));
+    let program = program.context("there is a wrapper")?;
+    let result: Result<TestRunResult, ProgramError> = match edge {
+        Edge::Tc => <&SchedClassifier>::try_from(program)?.test_run(options),
+        Edge::Xdp => <&Xdp>::try_from(program)?.test_run(options),
+    };
+    result.map_err(|error| anyhow!("run the wrapper: {error:?}"))
+}
+
+/// The wrapper's instructions, as lb-ebpf's `floors.rs` has them.
+fn recipe(packet: &Headers, flows: u32) -> [u8; 64] {
+    let mut recipe = [0; 64];
+    recipe[..54].copy_from_slice(&packet.bytes());
+    recipe[54..56].copy_from_slice(&packet.source_port.to_ne_bytes());
+    recipe[56..60].copy_from_slice(&(flows - 1).to_ne_bytes());
+    recipe
+}
+
+/// Both entries of a flow whose measured packets come from `port`, each with its key.
+fn pair(outcome: Outcome, port: [u8; 2]) -> ((Flow, FlowKey), (Flow, FlowKey)) {
+    let tuple = |source, source_port, destination, destination_port| FlowKey {
+        source,
+        destination,
+        source_port,
+        destination_port,
+        protocol: PROTOCOL_TCP.into(),
+    };
+    let service = SERVICE_PORT.to_be_bytes();
+    let (from_client, to_backend, client_interface) = if outcome == Outcome::ToBackend {
+        (
+            tuple(CLIENT, port, MANAGER, service),
+            tuple(MANAGER, port, WORKER, BACKEND_PORT.to_be_bytes()),
+            HERE,
+        )
+    } else {
+        (
+            tuple(CLIENT, port, MANAGER, service),
+            tuple(MANAGER, NAT_PORT.to_be_bytes(), WORKER, port),
+            ELSEWHERE,
+        )
+    };
+    let flow = |leaves, direction| Flow {
+        leaves,
+        client_mac: Mac::default(),
+        manager_mac: Mac::default(),
+        backend: BACKEND,
+        service: 0,
+        client_interface,
+        worker_sequence: 0,
+        direction,
+        ended: 0,
+        answered: 1,
+        reserved: [0; 5],
+        created_ns: 0,
+        last_seen_ns: 0,
+        twin_seen_ns: 0,
+        packets: 0,
+        bytes: 0,
+    };
+    (
+        (flow(to_backend, direction::REQUEST), from_client),
+        (
+            flow(from_client.reversed(), direction::REPLY),
+            to_backend.reversed(),
+        ),
+    )
+}
+
+fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
+    let backend = Backend {
+        address: WORKER,
+        port: BACKEND_PORT,
+        state: state::UP,
+        mode: mode::NAT,
+        source: MANAGER,
+        next_hop: WORKER,
+        interface: HERE,
+        ..Backend::default()
+    };
+    let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos());
+    let settings = Settings {
+        layout_version: LAYOUT_VERSION,
+        nat_port_first: 4096,
+        nat_port_count: 28_672,
+        established_idle_ns: nanoseconds(Duration::from_secs(3600))?,
+        closing_idle_ns: nanoseconds(Duration::from_secs(10))?,
+        half_open_idle_ns: nanoseconds(Duration::from_secs(30))?,
+        accept_local_before: 0,
+        reserved: 0,
+    };
+    let service = ServiceKey {
+        address: MANAGER,
+        port: SERVICE_PORT.to_be_bytes(),
+        protocol: PROTOCOL_TCP,
+        reserved: 0,
+    };
+    let neighbour = Neighbour {
+        worker: [2, 0, 0, 0, 0, 103].into(),
+        manager: [2, 0, 0, 0, 0, 101].into(),
+    };
+    let at = |map: &str| format!("there is a map {map}");
+    let mut map = |map: &str| memlb.take_map(map).with_context(|| at(map));
+    Array::try_from(map(name::SETTINGS)?)?.set(0, settings, 0)?;
+    Array::try_from(map(name::SELECTION)?)?.set(0, BACKEND, 0)?;
+    Array::try_from(map(name::BACKENDS)?)?.set(BACKEND, backend, 0)?;
+    Array::try_from(map(name::NEIGHBOURS)?)?.set(BACKEND, neighbour, 0)?;
+    HashMap::try_from(map(name::SERVICES)?)?.insert(service, Service { id: 0 }, 0)?;
+    let floor = floors.take_map("floor_backends").context("the floor's")?;
+    Array::try_from(floor)?.set(BACKEND, backend, 0)?;
+    Ok(())
+}
+
+fn clear<V: Pod>(table: &mut HashMap<MapData, FlowKey, V>) -> Result<()> {
+    let keys = table.keys().collect::<Result<Vec<_>, _>>()?;
+    for key in keys {
+        table.remove(&key)?;
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
