@@ -169,7 +169,9 @@ impl Datapath {
         self.tables.clear_backends(wanted)
     }
 
-    /// Looks up the way to every worker again, and writes what changed.
+    /// Looks up the way to every worker again, and writes what changed. Link addresses that XDP has
+    /// learnt are forgotten: the next packet asks the kernel, whose answer the reply then teaches
+    /// anew. A worker whose link address changed would otherwise be lost until it missed heartbeats.
     ///
     /// # Errors
     ///
@@ -182,6 +184,7 @@ impl Datapath {
             .map(|(id, known)| (*id, *known.address.ip()))
             .collect();
         for (id, address) in workers {
+            self.tables.forget_neighbour(id.0)?;
             let found = netlink.route(address).await;
             let Some(known) = self.backends.get_mut(&id) else {
                 continue;
