@@ -1,0 +1,339 @@
+//! Where clients and workers can be: on the manager itself, behind other
+//! interfaces, behind routers, at link addresses nobody knows.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    fs, io,
+    net::{SocketAddr, SocketAddrV4},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Namespace, Node, Shape,
+    command::output,
+    datagram::Sender,
+    require_root,
+    transfer::{Download, Upload, noise},
+    wait_until,
+};
+
+const SOON: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(15);
+const MIB: usize = 1 << 20;
+
+#[test]
+fn serves_the_manager_itself() {
+    if require_root() {
+        client_on_the_manager("tc");
+    }
+}
+
+#[test]
+fn serves_the_manager_itself_with_xdp() {
+    if require_root() {
+        client_on_the_manager("xdp");
+    }
+}
+
+fn client_on_the_manager(attach: &str) {
+    let mut cluster = start(attach, Shape::OneArm);
+    let page = |cluster: &Cluster| cluster.page_at(&cluster.topology.manager).unwrap();
+    assert_eq!(page(&cluster), "Worker1");
+    bulk(&cluster, &cluster.topology.manager, 32 * MIB);
+    // Whatever the machine's stance on packets from unexpected places.
+    for strictness in ["1", "2"] {
+        let setting = format!("net.ipv4.conf.all.rp_filter={strictness}");
+        cluster
+            .topology
+            .manager
+            .run("sysctl", &["-w", &setting])
+            .unwrap();
+        assert_eq!(page(&cluster), "Worker1");
+    }
+    // Its connections move and stay as any other's.
+    let mut kept = connect(&cluster, &cluster.topology.manager);
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    cluster.memory[1].set_available_kb(650 * 1024).unwrap();
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+    assert_eq!(page(&cluster), "Worker2");
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    cluster.kill_agent(0).unwrap();
+    cluster.kill_agent(1).unwrap();
+    cluster.wait_for_page("Manager", SOON).unwrap();
+    assert_eq!(page(&cluster), "Manager");
+    assert!(
+        kept.get("/").is_err(),
+        "a connection goes on with a dead worker"
+    );
+    cluster.start_agent(1).unwrap();
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+    assert_eq!(page(&cluster), "Worker2");
+}
+
+#[test]
+fn stands_between_two_networks() {
+    if require_root() {
+        two_arm("tc", 64 * MIB);
+    }
+}
+
+#[test]
+fn stands_between_two_networks_with_xdp() {
+    if require_root() {
+        two_arm("xdp", 16 * MIB);
+    }
+}
+
+fn two_arm(attach: &str, size: usize) {
+    let mut cluster = start(attach, Shape::TwoArm);
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    bulk(&cluster, &cluster.topology.client, size);
+    assert_eq!(
+        cluster.page_at(&cluster.topology.manager).unwrap(),
+        "Worker1"
+    );
+    // From behind, too: a worker is a client like any other.
+    for worker in &cluster.topology.workers {
+        assert_eq!(cluster.page_at(worker).unwrap(), "Worker1");
+    }
+    cluster.topology.workers[0].cut_off().unwrap();
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+    cluster.kill_agent(1).unwrap();
+    cluster.wait_for_page("Manager", SOON).unwrap();
+}
+
+#[test]
+fn serves_a_worker_as_a_client() {
+    if require_root() {
+        worker_as_client("tc");
+    }
+}
+
+#[test]
+fn serves_a_worker_as_a_client_with_xdp() {
+    if require_root() {
+        worker_as_client("xdp");
+    }
+}
+
+/// The one that serves asks, too: its request comes back to it.
+fn worker_as_client(attach: &str) {
+    let cluster = start(attach, Shape::OneArm);
+    for worker in &cluster.topology.workers {
+        assert_eq!(cluster.page_at(worker).unwrap(), "Worker1");
+        bulk(&cluster, worker, 4 * MIB);
+    }
+}
+
+#[test]
+fn finds_workers_whose_link_address_is_not_known() {
+    if require_root() {
+        unresolved("tc");
+    }
+}
+
+#[test]
+fn finds_workers_whose_link_address_is_not_known_with_xdp() {
+    if require_root() {
+        unresolved("xdp");
+    }
+}
+
+fn unresolved(attach: &str) {
+    let cluster = start(attach, Shape::OneArm);
+    let flush = || {
+        let manager = &cluster.topology.manager;
+        output(manager.ip().args(["neigh", "flush", "all"])).unwrap();
+    };
+    let mut kept = connect(&cluster, &cluster.topology.client);
+    for _ in 0..10 {
+        flush();
+        assert_eq!(cluster.page().unwrap(), "Worker1");
+        flush();
+        assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    }
+}
+
+#[test]
+fn notices_that_a_worker_has_another_link_address() {
+    if require_root() {
+        moved("tc");
+    }
+}
+
+#[test]
+fn notices_that_a_worker_has_another_link_address_with_xdp() {
+    if require_root() {
+        moved("xdp");
+    }
+}
+
+/// As when an address moves to a stand-in, sooner than a heartbeat is missed.
+fn moved(attach: &str) {
+    let cluster = start(attach, Shape::OneArm);
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    let worker = &cluster.topology.workers[0];
+    output(
+        worker
+            .ip()
+            .args(["link", "set", "eth1", "address", "02:00:00:00:99:01"]),
+    )
+    .unwrap();
+    let took = cluster.wait_for_page("Worker1", 2 * SOON).unwrap();
+    println!("found again after {took:?}");
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    assert!(cluster.events_of("worker_down").unwrap().is_empty());
+}
+
+#[test]
+fn serves_clients_behind_a_router() {
+    if require_root() {
+        behind_a_router("tc", 64 * MIB);
+    }
+}
+
+#[test]
+fn serves_clients_behind_a_router_with_xdp() {
+    if require_root() {
+        behind_a_router("xdp", 16 * MIB);
+    }
+}
+
+fn behind_a_router(attach: &str, size: usize) {
+    let mut cluster = start(attach, Shape::OneArm);
+    let far = far_client(&cluster, attach);
+    assert_eq!(cluster.page_at(&far).unwrap(), "Worker1");
+    bulk(&cluster, &far, size);
+    cluster.kill_agent(0).unwrap();
+    cluster.kill_agent(1).unwrap();
+    cluster.wait_for_page("Manager", SOON).unwrap();
+    assert_eq!(cluster.page_at(&far).unwrap(), "Manager");
+}
+
+#[test]
+fn leaves_the_managers_own_connections_alone() {
+    if require_root() {
+        own_connections("tc");
+    }
+}
+
+#[test]
+fn leaves_the_managers_own_connections_alone_with_xdp() {
+    if require_root() {
+        own_connections("xdp");
+    }
+}
+
+fn own_connections(attach: &str) {
+    let cluster = start(attach, Shape::OneArm);
+    let manager = &cluster.topology.manager;
+    let worker = SocketAddrV4::new(cluster.topology.workers[0].address(), 8081).into();
+    let fallback = SocketAddrV4::new(manager.address(), 8080).into();
+    let ask = |node: &Node, server: SocketAddr, page: &str| {
+        node.enter(|| {
+            for _ in 0..300 {
+                let mut connection = Connection::open_here(server, SOON)?;
+                assert_eq!(connection.get("/")?.first_line(), page);
+            }
+            Ok::<_, io::Error>(())
+        })
+        .unwrap()
+        .unwrap();
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| ask(&cluster.topology.client, cluster.service(), "Worker1"));
+        scope.spawn(|| ask(manager, cluster.service(), "Worker1"));
+        scope.spawn(|| ask(manager, worker, "Worker1"));
+        scope.spawn(|| ask(&cluster.topology.client, fallback, "Manager"));
+    });
+    // What is no TCP passes, too: the refusal is an ICMP message.
+    let nobody = SocketAddrV4::new(manager.address(), 80).into();
+    let sender = Sender::open(&cluster.topology.client, nobody).unwrap();
+    wait_until(SOON, "UDP to be refused", || sender.send("hello").is_err()).unwrap();
+}
+
+fn start(attach: &str, shape: Shape) -> Cluster {
+    let cluster = Cluster::start(&ClusterOptions {
+        shape,
+        attach: attach.into(),
+        manager_arguments: vec!["--down-after".into(), "1s".into()],
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    cluster
+}
+
+fn connect(cluster: &Cluster, node: &Namespace) -> Connection {
+    Connection::open(node, cluster.service(), SOON).unwrap()
+}
+
+/// Carries `size` bytes from and to `worker1`, and looks at each of them.
+fn bulk(cluster: &Cluster, client: &Namespace, size: usize) {
+    let blob = noise(7, size);
+    let root = cluster.servers[0].root();
+    fs::write(root.join("blob"), &blob).unwrap();
+    let server = cluster.service();
+    let (down, up) = client
+        .enter(|| {
+            let download = Download::begin(server, "/blob", PATIENCE)?.finish()?;
+            let upload = Upload::begin(server, "/upload/bulk", &blob, PATIENCE)?.finish()?;
+            Ok::<_, io::Error>((download, upload))
+        })
+        .unwrap()
+        .unwrap();
+    assert!(down == blob, "the download is broken");
+    assert!(
+        up.starts_with("HTTP/1.1 201") || up.starts_with("HTTP/1.1 204"),
+        "{up}"
+    );
+    let uploaded = fs::read(root.join("upload/bulk")).unwrap();
+    assert!(uploaded == blob, "the upload is broken");
+    fs::remove_file(root.join("upload/bulk")).unwrap();
+}
+
+/// Makes a client in a network of its own, 192.168.58.0/24, to which the usual
+/// client is the router.
+fn far_client(cluster: &Cluster, attach: &str) -> Namespace {
+    let router = &cluster.topology.client;
+    let far = Namespace::create(format!("{}far", cluster.place.prefix)).unwrap();
+    let link = |arguments: &[&str]| output(Command::new("ip").args(arguments)).unwrap();
+    link(&[
+        "link",
+        "add",
+        "eth1",
+        "netns",
+        far.name(),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "far",
+        "netns",
+        router.name(),
+    ]);
+    for (node, interface, address) in [
+        (&far, "eth1", "192.168.58.10/24"),
+        (router, "far", "192.168.58.1/24"),
+    ] {
+        let at = ["-netns", node.name()];
+        link(&[&at[..], &["address", "add", address, "dev", interface]].concat());
+        link(&[&at[..], &["link", "set", interface, "up"]].concat());
+        if attach == "xdp" {
+            node.run("ethtool", &["--offload", interface, "tx", "off"])
+                .unwrap();
+        }
+    }
+    let at = ["-netns", far.name()];
+    link(&[&at[..], &["route", "add", "default", "via", "192.168.58.1"]].concat());
+    router
+        .run("sysctl", &["-w", "net.ipv4.ip_forward=1"])
+        .unwrap();
+    let at = ["-netns", cluster.topology.manager.name()];
+    let via = router.address().to_string();
+    link(&[&at[..], &["route", "add", "192.168.58.0/24", "via", &via]].concat());
+    far
+}
