@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::OsStr,
     os::unix::{fs::MetadataExt, process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -35,14 +35,24 @@ pub fn become_command(mut command: Command) -> anyhow::Error {
     anyhow!(error).context(format!("start `{}`", line(&command)))
 }
 
+/// Returns xtask itself as root, without a task yet, to use `memlb` instead of building one.
+pub fn with_memlb_as_root(memlb: &Path) -> Result<Command> {
+    let mut command = as_root("env");
+    command
+        .arg(format!("{BINARY}={}", memlb.display()))
+        .arg(this_program()?);
+    Ok(command)
+}
+
 /// Starts this very task again as root, with the `memlb` it shall use.
 /// Returns only when that fails.
 pub fn become_root_with(memlb: &Path) -> anyhow::Error {
-    let mut command = as_root("env");
-    command.arg(format!("{BINARY}={}", memlb.display()));
-    match env::current_exe() {
-        Ok(task) => become_command(again(command, &task)),
-        Err(error) => anyhow!(error).context("find this program"),
+    match with_memlb_as_root(memlb) {
+        Ok(mut command) => {
+            command.args(env::args_os().skip(1));
+            become_command(command)
+        }
+        Err(error) => error,
     }
 }
 
@@ -51,13 +61,13 @@ pub fn become_root() -> Result<()> {
     if is_root() {
         return Ok(());
     }
-    let task = env::current_exe().context("find this program")?;
-    Err(become_command(again(as_root("env"), &task)))
+    let mut command = as_root(this_program()?);
+    command.args(env::args_os().skip(1));
+    Err(become_command(command))
 }
 
-fn again(mut command: Command, task: &Path) -> Command {
-    command.arg(task).args(env::args_os().skip(1));
-    command
+fn this_program() -> Result<PathBuf> {
+    env::current_exe().context("find this program")
 }
 
 /// Stops a task that a user started through sudo in a tree of their own.

@@ -4,18 +4,17 @@ mod privileged;
 mod scripts;
 
 use std::{
-    path::Path,
-    process::{Command, ExitCode},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
-use memlb_tests::{cluster::BINARY, command::run};
+use anyhow::Result;
+use memlb_tests::command::run;
 
 use crate::{
     build,
     build_ebpf::FOR_THE_KERNEL,
-    privilege::as_root,
+    privilege::with_memlb_as_root,
     setup,
     workspace::{cargo, say},
 };
@@ -75,22 +74,15 @@ pub fn all() -> Result<ExitCode> {
     suite.check("tests in network namespaces", || {
         privileged::run_all(&memlb)
     });
-    suite.check("the story of the lab", || run(&mut demo(&memlb)?));
+    suite.check("the story of the lab", || {
+        run(with_memlb_as_root(&memlb)?.args(["lab", "demo"]))
+    });
     suite.check("shell scripts", scripts::shellcheck);
     suite.check("Vagrantfile", scripts::vagrant);
-    suite.check("configuration of the virtual machines", || {
-        scripts::configuration(&memlb)
-    });
     suite.check("services of the virtual machines", scripts::units);
+    suite.check("provisioning", || scripts::provisioning(&memlb));
+    suite.check("smoke test", || scripts::smoke(&memlb));
     Ok(suite.conclude())
-}
-
-fn demo(memlb: &Path) -> Result<Command> {
-    let mut demo = as_root("env");
-    demo.arg(format!("{BINARY}={}", memlb.display()))
-        .arg(std::env::current_exe().context("find this program")?)
-        .args(["lab", "demo"]);
-    Ok(demo)
 }
 
 /// What was checked, and with what outcome.

@@ -151,12 +151,13 @@ fn prepare() -> Result<Interrupt> {
          `memlb unload` removes them",
         place.pin_path.display()
     );
-    if privilege::is_root() && env::var_os(BINARY).is_some() {
+    let given = env::var_os(BINARY).map(PathBuf::from);
+    if privilege::is_root() && given.is_some() {
         return Interrupt::catch();
     }
-    let binary = build::memlb()?;
+    let memlb = given.map_or_else(build::memlb, Ok)?;
     setup::for_the_lab()?;
-    Err(privilege::become_root_with(&binary))
+    Err(privilege::become_root_with(&memlb))
 }
 
 fn start(attach: Attach, config: Option<&Path>, manager_arguments: &[&str]) -> Result<Cluster> {

@@ -3,18 +3,22 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, ensure};
-use memlb_tests::command::run;
+use anyhow::{Context, Result};
+use memlb_tests::{cluster::BINARY, command::run};
 
-use crate::workspace::{find_program, root, target};
+use crate::{
+    privilege::{as_root, with_memlb_as_root},
+    workspace::{root, target},
+};
 
 /// Checks every shell script of the project.
 pub fn shellcheck() -> Result<()> {
     let mut scripts = files_below(&root().join("scripts"))?;
     scripts.push(root().join(".ci/run"));
+    scripts.push(root().join("xtask/src/test/nodes.sh"));
     scripts.retain(|file| is_shell_script(file));
     run(Command::new("shellcheck")
         .args(["--external-sources", "--source-path=SCRIPTDIR"])
@@ -32,28 +36,64 @@ pub fn vagrant() -> Result<()> {
         .env("VAGRANT_DOTFILE_PATH", home.join("machines")))
 }
 
-/// Checks the manager's configuration with the manager itself.
-pub fn configuration(memlb: &Path) -> Result<()> {
-    run(Command::new(memlb)
-        .arg("check")
-        .arg(directory().join("memlb.toml")))
+/// Installs memlb below a folder as on the virtual machines; the script checks
+/// the configuration by itself.
+pub fn provisioning(memlb: &Path) -> Result<()> {
+    let uploads = tempfile::tempdir().context("make a folder")?;
+    let machine = tempfile::tempdir().context("make a folder")?;
+    fs::copy(memlb, uploads.path().join("memlb")).context("copy memlb")?;
+    for unit in units_of_the_machines()? {
+        let name = unit.file_name().context("every unit has a name")?;
+        fs::copy(&unit, uploads.path().join(name)).context("copy a unit")?;
+    }
+    for role in ["manager", "worker"] {
+        run(Command::new(directory().join("provision/memlb.sh"))
+            .arg(role)
+            .arg(uploads.path())
+            .env("DESTDIR", machine.path()))?;
+    }
+    Ok(())
 }
 
-/// Checks the units of the services with systemd, where there is one.
+/// Checks the units of the virtual machines with systemd.
 pub fn units() -> Result<()> {
-    let mut units = files_below(&directory())?;
-    units.retain(|file| {
-        file.extension()
-            .is_some_and(|extension| extension == "service")
-    });
-    ensure!(
-        !units.is_empty(),
-        "there are no units in {}",
-        directory().display()
-    );
-    let verify = find_program("systemd-analyze")
-        .context("systemd-analyze is missing: install systemd, or test on a machine that has it")?;
-    run(Command::new(verify).arg("verify").args(units))
+    let folder = tempfile::tempdir().context("make a folder")?;
+    let mut copies = Vec::new();
+    for unit in units_of_the_machines()? {
+        let text = fs::read_to_string(&unit).with_context(|| format!("read {}", unit.display()))?;
+        // systemd wants the programs to be there; here any will do.
+        let text = text
+            .replace("/usr/local/bin/memlb", "/bin/true")
+            .replace("/usr/bin/docker", "/bin/true");
+        let copy = folder
+            .path()
+            .join(unit.file_name().context("every unit has a name")?);
+        fs::write(&copy, text).with_context(|| format!("write {}", copy.display()))?;
+        copies.push(copy);
+    }
+    run(Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .args(copies))
+}
+
+/// Runs the virtual machines' smoke test in the lab on this machine.
+pub fn smoke(memlb: &Path) -> Result<()> {
+    run(with_memlb_as_root(memlb)?
+        .args(["lab", "up"])
+        .stdout(Stdio::null()))?;
+    let smoke = run(as_root("env")
+        .arg(format!("{BINARY}={}", memlb.display()))
+        .arg(format!(
+            "MEMLB_NODES={}",
+            root().join("xtask/src/test/nodes.sh").display()
+        ))
+        .arg(directory().join("smoke.sh")));
+    run(with_memlb_as_root(memlb)?.args(["lab", "down"]))?;
+    smoke
+}
+
+fn units_of_the_machines() -> Result<Vec<PathBuf>> {
+    files_below(&directory().join("systemd"))
 }
 
 fn directory() -> PathBuf {
@@ -76,9 +116,11 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Shell scripts begin with `#!` and the name of a shell.
+/// Shell scripts begin with `#!` and the name of a shell, or tell shellcheck
+/// which shell reads them.
 fn is_shell_script(file: &Path) -> bool {
     let text = fs::read(file).unwrap_or_default();
     let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    first.starts_with(b"#!") && first.ends_with(b"sh")
+    (first.starts_with(b"#!") && first.ends_with(b"sh"))
+        || first.starts_with(b"# shellcheck shell=")
 }
