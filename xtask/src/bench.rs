@@ -31,7 +31,7 @@ use serde::Serialize;
 use self::{
     contender::Contender,
     laboratory::Laboratory,
-    machine::Machine,
+    machine::{Machine, ProcessorTime},
     report::Report,
     rounds::{Row, Samples},
     wrk::Wrk,
@@ -211,6 +211,7 @@ fn compare(
     interrupt: &Interrupt,
 ) -> Result<()> {
     let machine = Machine::describe(memlb);
+    let started = ProcessorTime::now();
     let wrk = Wrk::prepare(directory)?;
     let contenders = options.contenders();
     say(format!("setting up {} laboratories", contenders.len()));
@@ -264,7 +265,7 @@ fn compare(
         outage,
         changes,
         samples,
-        load_average_after: machine::load_average(),
+        stolen_percent: started.stolen_percent_since(),
     };
     println!("{}", report.text());
     write_json(options.json.as_deref(), &report)?;

@@ -5,6 +5,7 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     thread,
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -15,8 +16,8 @@ pub struct Machine {
     pub processor: String,
     pub processors: usize,
     pub memory_mib: u64,
-    /// What was running already when the measurement began.
-    pub load_average: String,
+    /// What others used of all processors in the second before the measurement.
+    pub busy_before_percent: f64,
     pub versions: Vec<(&'static str, String)>,
 }
 
@@ -32,7 +33,7 @@ impl Machine {
                 .and_then(|kib| kib.parse::<u64>().ok())
                 .unwrap_or_default()
                 / 1024,
-            load_average: load_average(),
+            busy_before_percent: busy_percent(),
             versions: vec![
                 ("memlb", version(memlb, "--version")),
                 ("wrk", version("wrk", "-v")),
@@ -44,10 +45,54 @@ impl Machine {
     }
 }
 
-/// Returns how many processes wanted to run lately, over 1, 5 and 15 minutes.
-pub fn load_average() -> String {
-    let text = file("/proc/loadavg");
-    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+/// How the processors have spent their time since the machine started.
+#[derive(Debug, Clone, Copy)]
+pub struct ProcessorTime {
+    total: u64,
+    idle: u64,
+    stolen: u64,
+}
+
+impl ProcessorTime {
+    /// Returns zeros where /proc/stat cannot be read.
+    pub fn now() -> Self {
+        let stat = file("/proc/stat");
+        let line = stat.lines().next().unwrap_or_default();
+        // user nice system idle iowait irq softirq steal; guest time is in user already.
+        let fields: Vec<u64> = line
+            .split_whitespace()
+            .skip(1)
+            .take(8)
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        let at = |index: usize| fields.get(index).copied().unwrap_or_default();
+        Self {
+            total: fields.iter().sum(),
+            idle: at(3) + at(4),
+            stolen: at(7),
+        }
+    }
+
+    /// Returns how much of the time since then the machine's host took for itself.
+    pub fn stolen_percent_since(self) -> f64 {
+        let now = Self::now();
+        percent(now.stolen - self.stolen, now.total - self.total)
+    }
+
+    fn busy_percent_since(self) -> f64 {
+        let now = Self::now();
+        100.0 - percent(now.idle - self.idle, now.total - self.total)
+    }
+}
+
+fn busy_percent() -> f64 {
+    let before = ProcessorTime::now();
+    thread::sleep(Duration::from_secs(1));
+    before.busy_percent_since()
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    part as f64 / whole.max(1) as f64 * 100.0
 }
 
 fn file(path: &str) -> String {

@@ -30,7 +30,8 @@ pub struct Report {
     pub outage: Option<Outage>,
     pub changes: Vec<(Contender, Outcome)>,
     pub samples: Samples,
-    pub load_average_after: String,
+    /// What the machine's host took meanwhile.
+    pub stolen_percent: f64,
 }
 
 /// What is left of a contender's rounds in one row.
@@ -93,12 +94,13 @@ impl Report {
             kernel,
             processor,
             processors,
-            load_average,
+            busy_before_percent,
             ..
         } = &self.machine;
         let mut text = format!(
-            "\nLinux {kernel}, {processors} × {processor}; load average {load_average} before, {} after\n",
-            self.load_average_after
+            "\nLinux {kernel}, {processors} × {processor}; others used {busy_before_percent:.0} % of them just \
+             before, the host {:.1} % meanwhile\n",
+            self.stolen_percent
         );
         for (contender, interfaces) in &self.attachment {
             for interface in interfaces.as_array().into_iter().flatten() {
@@ -126,7 +128,7 @@ impl Report {
             self.rounds, self.seconds
         );
         let noise: Vec<String> = noise.collect();
-        if !noise.is_empty() {
+        if self.rounds > 1 && !noise.is_empty() {
             text += &format!(
                 "no balancer at all swung about its own median by {}\n",
                 noise.join(", ")
