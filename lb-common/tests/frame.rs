@@ -185,7 +185,7 @@ fn frame(
 fn checksum(bytes: &[u8]) -> [u8; 2] {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
-        sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+        sum += (u32::from(pair[0]) << 8) | u32::from(pair.get(1).copied().unwrap_or(0));
     }
     while sum >> 16 != 0 {
         sum = (sum & 0xffff) + (sum >> 16);

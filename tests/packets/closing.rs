@@ -1,5 +1,7 @@
 //! How connections end, and when what they held may be used again.
 
+use std::time::Duration;
+
 use lb_common::{maps::ended, verdict::Verdict};
 
 use crate::{
@@ -8,7 +10,6 @@ use crate::{
     frame::{ACK, FIN, PSH, RST},
     lan::{CLIENT, OTHER_CLIENT, WORKER1, WORKER2},
 };
-use std::time::Duration;
 
 const A_WHILE: Duration = Duration::from_millis(500);
 

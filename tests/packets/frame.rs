@@ -195,7 +195,7 @@ impl Segment {
 
     /// One fragment of the packet that carries this segment, from `offset` bytes on.
     pub fn as_fragment(&self, offset: u16, more: bool) -> Vec<u8> {
-        let field = offset / 8 | u16::from(more) << 13;
+        let field = (offset / 8) | (u16::from(more) << 13);
         with_ip_field(self.frame(), at::FRAGMENT, &field.to_be_bytes())
     }
 }
@@ -238,7 +238,7 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
         let low = pair.get(1).copied().unwrap_or(0);
-        sum += u32::from(pair[0]) << 8 | u32::from(low);
+        sum += (u32::from(pair[0]) << 8) | u32::from(low);
     }
     while sum >> 16 != 0 {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -247,6 +247,9 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 }
 
 fn words(options: &[u8]) -> u8 {
-    assert!(options.len() % 4 == 0, "options are padded by the caller");
+    assert!(
+        options.len().is_multiple_of(4),
+        "options are padded by the caller"
+    );
     u8::try_from(options.len() / 4).expect("options fit the header")
 }

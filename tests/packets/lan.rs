@@ -1,6 +1,11 @@
 //! Who is on the wire: the three-node lab.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    fs,
+    io::Write as _,
+    net::{Ipv4Addr, SocketAddrV4},
+    process::{Command, Stdio},
+};
 
 use lb_common::maps::{Backend, mode, state};
 
@@ -65,8 +70,30 @@ pub fn backend(server: Server) -> Backend {
     }
 }
 
+/// `eth1` and `eth2` under known indices and link addresses, silent by themselves.
+pub fn make_interfaces() -> anyhow::Result<()> {
+    let ipv6 = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+    if fs::exists(ipv6)? {
+        fs::write(ipv6, "1")?;
+    }
+    let [eth1, eth2] = [MANAGER.mac, MANAGER_ETH2].map(written);
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let script = format!(
+        "link set lo up\n\
+         link add eth1 index {ETH1} address {eth1} type veth peer name far1 index {FAR1}\n\
+         link add eth2 index {ETH2} address {eth2} type veth peer name far2 index {FAR2}\n\
+         link set eth1 up\nlink set eth2 up\nlink set far1 up\nlink set far2 up\n"
+    );
+    ip.stdin.take().unwrap().write_all(script.as_bytes())?;
+    anyhow::ensure!(ip.wait()?.success(), "ip failed");
+    Ok(())
+}
+
 /// A link address as `ip` reads it.
-pub fn written(mac: Mac) -> String {
+fn written(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 

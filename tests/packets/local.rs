@@ -1,13 +1,18 @@
 //! The manager's own server, and clients on the manager itself.
 
-use lb_common::{maps::LOOPBACK, verdict::Verdict};
+use std::net::SocketAddrV4;
+
+use lb_common::{
+    maps::{LOOPBACK, mode},
+    verdict::Verdict,
+};
 
 use crate::{
     bench::{Bench, Circumstances, Edge, Hook, Table, at_both_edges, at_edge},
     call::Call,
     frame::{ACK, FIN, PSH, SYN, Segment},
     lan::{self, CLIENT, FALLBACK, MANAGER, SERVICE, Station, WORKER1},
-    outcome::Action,
+    outcome::{Action, Outcome},
 };
 
 #[test]
@@ -49,6 +54,21 @@ fn flows_of_the_managers_own_server_stay_when_a_worker_returns() {
 }
 
 #[test]
+fn a_worker_on_the_manager_itself_is_reached_in_place() {
+    at_both_edges(|bench| {
+        bench.backend(WORKER1.id, |backend| {
+            backend.mode = mode::LOCAL;
+            backend.interface = 0;
+        });
+        let syn = bench.call(CLIENT, 40_000).syn();
+        let outcome = bench.receives(&syn);
+        outcome.was_sent_to(WORKER1, 1);
+        outcome.is(Action::Pass);
+        outcome.leaves_as(&syn.to(WORKER1.address()));
+    });
+}
+
+#[test]
 fn the_last_hop_may_be_the_manager() {
     at_both_edges(|bench| {
         bench.select(FALLBACK.id);
@@ -64,7 +84,7 @@ fn the_managers_own_traffic_is_left_alone() {
         call.connects(bench, WORKER1);
         // A connection of its own to the very server that the service uses.
         let own = Segment::new(
-            std::net::SocketAddrV4::new(MANAGER.address, 50_000),
+            SocketAddrV4::new(MANAGER.address, 50_000),
             WORKER1.address(),
             SYN,
         )
@@ -74,7 +94,7 @@ fn the_managers_own_traffic_is_left_alone() {
             .macs(WORKER1.station.mac, MANAGER.mac);
         bench.receives(&answer).passes(Verdict::NotOurs);
         // To the service's own port on another machine.
-        let elsewhere = std::net::SocketAddrV4::new(WORKER1.station.address, SERVICE.port());
+        let elsewhere = SocketAddrV4::new(WORKER1.station.address, SERVICE.port());
         bench.sends(&own.to(elsewhere)).passes(Verdict::NotOurs);
     });
 }
@@ -145,7 +165,7 @@ fn a_client_on_the_manager_reaches_a_worker_and_is_answered_through_loopback() {
 fn loopback_traffic_of_others_is_left_alone() {
     at_edge(Edge::Tc, |bench| {
         let call = bench.call(ITSELF, 40_000);
-        let ssh = std::net::SocketAddrV4::new(MANAGER.address, 22);
+        let ssh = SocketAddrV4::new(MANAGER.address, 22);
         bench.loops(&call.syn().to(ssh)).passes(Verdict::NotOurs);
         bench.loops(&call.ack()).passes(Verdict::NoFlow);
         bench.loops(call.syn().as_udp()).passes(Verdict::NotTcp);
@@ -180,7 +200,7 @@ fn returns(bench: &Bench, call: &Call, segment: &Segment) {
 
 /// The manager's own server must get `segment`, with nothing changed but the destination.
 #[track_caller]
-fn takes(outcome: crate::outcome::Outcome, segment: &Segment, connections: u64) {
+fn takes(outcome: Outcome, segment: &Segment, connections: u64) {
     outcome.was_sent_to(FALLBACK, connections);
     outcome.is(Action::Pass);
     outcome.leaves_as(&segment.clone().to(FALLBACK.address()));

@@ -4,11 +4,15 @@
 
 mod bench;
 mod call;
+mod datapath;
 mod frame;
 mod lan;
+mod model;
 mod outcome;
 
 mod closing;
+mod differential;
+mod fuzz;
 mod handshake;
 mod local;
 mod paths;

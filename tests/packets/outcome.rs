@@ -3,7 +3,7 @@
 use lb_common::verdict::Verdict;
 
 use crate::{
-    bench::{Counters, Edge},
+    datapath::{Counters, Edge},
     frame::Segment,
     lan::Server,
 };
@@ -115,7 +115,7 @@ impl Outcome {
 
     /// It was dropped, counted once under `verdict`.
     #[track_caller]
-    pub fn is_dropped(self, verdict: Verdict) {
+    pub fn is_dropped(&self, verdict: Verdict) {
         self.is(Action::Drop);
         self.is_untouched();
         self.is_counted_as(verdict);
@@ -123,7 +123,7 @@ impl Outcome {
 
     /// It was left alone without being counted: another hook has seen it.
     #[track_caller]
-    pub fn is_skipped(self) {
+    pub fn is_skipped(&self) {
         self.is(Action::Pass);
         self.is_untouched();
         assert_eq!(self.counted, []);

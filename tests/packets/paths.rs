@@ -1,6 +1,8 @@
 //! Link addresses and interfaces: clients that move, workers behind another interface, what XDP
 //! learns and what it leaves to TC.
 
+use std::time::Duration;
+
 use lb_common::{
     maps::{Neighbour, direction},
     verdict::Verdict,
@@ -13,6 +15,9 @@ use crate::{
     lan::{CLIENT, ETH2, MANAGER, MANAGER_ETH2, OTHER_CLIENT, WORKER1, WORKER2},
     outcome::Action,
 };
+
+/// After so long a flow looks after its other direction's entry.
+const OVER_A_SECOND: Duration = Duration::from_millis(1_100);
 
 #[test]
 fn replies_follow_a_client_whose_link_address_changes() {
@@ -230,9 +235,6 @@ fn flows_of_one_tuple(bench: &mut Bench) -> (Call, Call) {
     assert_ne!(earlier.nat_port, present.nat_port);
     (earlier, present)
 }
-
-/// After so long a flow looks after its other direction's entry.
-const OVER_A_SECOND: std::time::Duration = std::time::Duration::from_millis(1_100);
 
 #[test]
 fn a_handshake_that_lost_its_port_by_eviction_does_not_take_it_back() {

@@ -1,14 +1,14 @@
 //! Which worker gets a packet when selection, states and routes change.
 
 use lb_common::{
-    maps::{Backend, mode, state},
+    maps::{Backend, state},
     verdict::Verdict,
 };
 
 use crate::{
     bench::{Table, at_both_edges},
     frame::{ACK, FIN, PSH, RST},
-    lan::{CLIENT, FALLBACK, WORKER1, WORKER2},
+    lan::{CLIENT, WORKER1, WORKER2},
 };
 
 #[test]
@@ -219,22 +219,5 @@ fn several_flows_share_two_workers_without_mixing() {
         }
         assert_eq!(bench.connections(WORKER1.id), 32);
         assert_eq!(bench.connections(WORKER2.id), 32);
-    });
-}
-
-#[test]
-fn a_fallback_that_is_another_mode_is_still_the_same_flow() {
-    at_both_edges(|bench| {
-        // A worker on the manager itself is reached in place.
-        bench.backend(WORKER1.id, |backend| {
-            backend.mode = mode::LOCAL;
-            backend.interface = 0;
-        });
-        let call = bench.call(CLIENT, 40_000);
-        let syn = call.syn();
-        let outcome = bench.receives(&syn);
-        outcome.was_sent_to(WORKER1, 1);
-        outcome.leaves_as(&syn.to(WORKER1.address()));
-        assert_ne!(WORKER1.address(), FALLBACK.address());
     });
 }

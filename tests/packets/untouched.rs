@@ -7,7 +7,7 @@ use lb_common::verdict::Verdict;
 use crate::{
     bench::{Circumstances, Edge, Table, at_both_edges, at_edge},
     call::Call,
-    frame::{ACK, PSH, SYN, Segment, arp_request, at, ethernet, with, with_ip_field},
+    frame::{ACK, PSH, Segment, arp_request, at, ethernet, with, with_ip_field},
     lan::{CLIENT, ETH1, MANAGER, OTHER_CLIENT, SERVICE, WORKER1},
     outcome::{Action, Counted},
 };
@@ -128,7 +128,7 @@ fn other_endpoints(call: &Call) -> Vec<Row> {
         ),
         both(
             "a worker's answer to the manager's own connection",
-            from_worker.clone().to(own),
+            from_worker.to(own),
             Verdict::NotOurs,
         ),
         both(
@@ -439,13 +439,5 @@ fn a_wrong_checksum_stays_wrong() {
         expected[at::PAYLOAD] ^= 0x40;
         // The receiver must see the damage, so the checksum of the intact payload stays.
         assert_eq!(outcome.left, expected);
-    });
-}
-
-#[test]
-fn a_service_on_the_address_of_another_protocol_is_not_ours() {
-    at_both_edges(|bench| {
-        let syn = bench.call(CLIENT, 40_000).request(SYN);
-        bench.receives(syn.as_udp()).passes(Verdict::NotTcp);
     });
 }

@@ -1,0 +1,306 @@
+//! The compiled programs with maps of their own, and how one is run on one frame by
+//! `BPF_PROG_TEST_RUN`.
+
+use std::sync::Mutex;
+
+use aya::{
+    Ebpf, EbpfLoader, TestRunAttrs, TestRunOptions,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{
+        ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunResult, Xdp, XdpMode,
+        tc::SchedClassifierLink, xdp::XdpLink,
+    },
+};
+use lb_common::{
+    maps::{
+        Backend, Counter, Flow, FlowKey, Neighbour, Service, ServiceKey, Settings, Traffic, name,
+    },
+    verdict::Verdict,
+};
+
+use crate::outcome::{Action, Counted, Outcome};
+
+/// Flows that fit each table, far more than a test opens.
+const FLOW_ENTRIES: u32 = 8_192;
+const BACKENDS: u32 = 8;
+
+/// The programs, loaded, and their maps.
+pub struct Datapath {
+    ebpf: Ebpf,
+    pub maps: Maps,
+}
+
+/// Datapaths that no test uses just now: verifying the programs takes longer than most tests.
+static SPARE: Mutex<Vec<Datapath>> = Mutex::new(Vec::new());
+
+pub struct Maps {
+    pub settings: Array<MapData, Settings>,
+    pub services: HashMap<MapData, ServiceKey, Service>,
+    pub selection: Array<MapData, u32>,
+    pub backends: Array<MapData, Backend>,
+    pub neighbours: Array<MapData, Neighbour>,
+    pub established: HashMap<MapData, FlowKey, Flow>,
+    pub half_open: HashMap<MapData, FlowKey, Flow>,
+    pub verdicts: PerCpuArray<MapData, Counter>,
+    pub traffic: PerCpuArray<MapData, Traffic>,
+}
+
+/// A table of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    Established,
+    HalfOpen,
+}
+
+/// All counters at one moment, summed over the CPUs.
+pub struct Counters {
+    pub verdicts: Vec<Counter>,
+    pub traffic: Vec<Traffic>,
+}
+
+/// Which program meets the packets that arrive from the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    Tc,
+    Xdp,
+}
+
+/// Where a frame meets a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Received from the network, by the bench's edge.
+    Ingress,
+    /// Sent to the network by the manager itself (TC).
+    Egress,
+    /// Sent by the manager to itself (TC).
+    Loopback,
+}
+
+/// What the kernel says of a frame beside its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Circumstances {
+    pub hook: Hook,
+    /// The interface it is on.
+    pub interface: u32,
+    /// The interface it was received on, for a frame that leaves; 0 for the manager's own.
+    pub forwarded_from: u32,
+    /// Size and number of the packets that it stands for.
+    pub gso: Option<(u32, u32)>,
+}
+
+impl Datapath {
+    /// One that no test uses just now, or a new one.
+    pub fn take() -> anyhow::Result<Self> {
+        let spare = SPARE.lock().unwrap().pop();
+        spare.map_or_else(Self::load, Ok)
+    }
+
+    /// Leaves it to the next test.
+    pub fn put_by(self) {
+        SPARE.lock().unwrap().push(self);
+    }
+    fn load() -> anyhow::Result<Self> {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(name::FLOWS, FLOW_ENTRIES)
+            .map_max_entries(name::HALF_OPEN, FLOW_ENTRIES)
+            .map_max_entries(name::BACKENDS, BACKENDS)
+            .map_max_entries(name::NEIGHBOURS, BACKENDS)
+            .map_max_entries(name::TRAFFIC, BACKENDS)
+            .load(memlb::datapath::OBJECT)?;
+        for program in ["memlb_ingress", "memlb_egress", "memlb_loopback"] {
+            classifier_mut(&mut ebpf, program).load()?;
+        }
+        xdp_mut(&mut ebpf).load()?;
+        let maps = Maps::take(&mut ebpf)?;
+        Ok(Self { ebpf, maps })
+    }
+
+    pub fn attach_xdp(&mut self, interfaces: &[u32]) -> anyhow::Result<Vec<XdpLink>> {
+        let program = xdp_mut(&mut self.ebpf);
+        let attach = |interface: &u32| {
+            let link = program.attach_to_if_index(*interface, XdpMode::Driver)?;
+            Ok(program.take_link(link)?)
+        };
+        interfaces.iter().map(attach).collect()
+    }
+
+    pub fn counters(&self) -> Counters {
+        let verdicts = Verdict::ALL.iter().map(|verdict| {
+            let values = self.maps.verdicts.get(&(*verdict as u32), 0).unwrap();
+            values.iter().fold(Counter::default(), |sum, one| Counter {
+                packets: sum.packets + one.packets,
+                bytes: sum.bytes + one.bytes,
+            })
+        });
+        let traffic = (0..BACKENDS).map(|id| {
+            let values = self.maps.traffic.get(&id, 0).unwrap();
+            values.iter().fold(Traffic::default(), |sum, one| Traffic {
+                connections: sum.connections + one.connections,
+                packets_in: sum.packets_in + one.packets_in,
+                bytes_in: sum.bytes_in + one.bytes_in,
+                packets_out: sum.packets_out + one.packets_out,
+                bytes_out: sum.bytes_out + one.bytes_out,
+            })
+        });
+        Counters {
+            verdicts: verdicts.collect(),
+            traffic: traffic.collect(),
+        }
+    }
+
+    pub fn attach_ingress(&mut self, interface: &str) -> anyhow::Result<SchedClassifierLink> {
+        let program = classifier_mut(&mut self.ebpf, "memlb_ingress");
+        let link = program.attach(interface, TcAttachType::Ingress)?;
+        Ok(program.take_link(link)?)
+    }
+
+    pub fn table(&self, table: Table) -> &HashMap<MapData, FlowKey, Flow> {
+        match table {
+            Table::Established => &self.maps.established,
+            Table::HalfOpen => &self.maps.half_open,
+        }
+    }
+
+    pub fn table_mut(&mut self, table: Table) -> &mut HashMap<MapData, FlowKey, Flow> {
+        match table {
+            Table::Established => &mut self.maps.established,
+            Table::HalfOpen => &mut self.maps.half_open,
+        }
+    }
+
+    /// Runs the program of this edge that meets `sent` in these circumstances.
+    pub fn run(&self, edge: Edge, sent: Vec<u8>, circumstances: Circumstances) -> Outcome {
+        let before = self.counters();
+        let mut left = vec![0; sent.len() + 256];
+        let result = match edge {
+            Edge::Tc => self.run_tc(&sent, &mut left, circumstances),
+            Edge::Xdp => self.run_xdp(&sent, &mut left, circumstances),
+        };
+        let result = result.unwrap_or_else(|error| panic!("{} bytes: {error:?}", sent.len()));
+        left.truncate(result.data_size_out as usize);
+        Outcome {
+            edge,
+            action: Action::named(edge, result.return_value),
+            packets: circumstances.gso.map_or(1, |(_, segments)| segments.into()),
+            counted: Counted::between(&before, &self.counters()),
+            sent,
+            left,
+        }
+    }
+
+    fn run_tc(
+        &self,
+        frame: &[u8],
+        out: &mut [u8],
+        circumstances: Circumstances,
+    ) -> Result<TestRunResult, ProgramError> {
+        let program = match circumstances.hook {
+            Hook::Ingress => "memlb_ingress",
+            Hook::Egress => "memlb_egress",
+            Hook::Loopback => "memlb_loopback",
+        };
+        let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into()?;
+        let context = socket_buffer(circumstances);
+        program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        })
+    }
+
+    fn run_xdp(
+        &self,
+        frame: &[u8],
+        out: &mut [u8],
+        circumstances: Circumstances,
+    ) -> Result<TestRunResult, ProgramError> {
+        let program: &Xdp = self.ebpf.program("memlb_xdp").unwrap().try_into()?;
+        let context = xdp_metadata(frame.len(), circumstances.interface);
+        program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        })
+    }
+
+    /// Lets a frame really arrive, through XDP and the stack behind it.
+    pub fn lets_in(&self, frame: &[u8], interface: u32) -> Result<(), ProgramError> {
+        let program: &Xdp = self.ebpf.program("memlb_xdp").unwrap().try_into()?;
+        let context = xdp_metadata(frame.len(), interface);
+        program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::new()
+        })?;
+        Ok(())
+    }
+}
+
+impl Maps {
+    fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+        let mut map = |name| ebpf.take_map(name).unwrap();
+        Ok(Self {
+            settings: map(name::SETTINGS).try_into()?,
+            services: map(name::SERVICES).try_into()?,
+            selection: map(name::SELECTION).try_into()?,
+            backends: map(name::BACKENDS).try_into()?,
+            neighbours: map(name::NEIGHBOURS).try_into()?,
+            established: map(name::FLOWS).try_into()?,
+            half_open: map(name::HALF_OPEN).try_into()?,
+            verdicts: map(name::VERDICTS).try_into()?,
+            traffic: map(name::TRAFFIC).try_into()?,
+        })
+    }
+}
+
+impl Circumstances {
+    pub fn received_on(interface: u32) -> Self {
+        Self {
+            hook: Hook::Ingress,
+            interface,
+            forwarded_from: 0,
+            gso: None,
+        }
+    }
+}
+
+fn classifier_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+    ebpf.program_mut(name).unwrap().try_into().unwrap()
+}
+
+fn xdp_mut(ebpf: &mut Ebpf) -> &mut Xdp {
+    ebpf.program_mut("memlb_xdp").unwrap().try_into().unwrap()
+}
+
+/// `struct __sk_buff`, of which a test run accepts these fields only (net/bpf/test_run.c).
+fn socket_buffer(circumstances: Circumstances) -> [u8; 192] {
+    const INGRESS_IFINDEX: usize = 36;
+    const IFINDEX: usize = 40;
+    const GSO_SEGS: usize = 164;
+    const GSO_SIZE: usize = 176;
+    let (size, segments) = circumstances.gso.unwrap_or((0, 0));
+    let mut context = [0; 192];
+    for (offset, value) in [
+        (INGRESS_IFINDEX, circumstances.forwarded_from),
+        (IFINDEX, circumstances.interface),
+        (GSO_SEGS, segments),
+        (GSO_SIZE, size),
+    ] {
+        context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+    context
+}
+
+/// `struct xdp_md`: the frame's end and the interface it is received on.
+fn xdp_metadata(length: usize, interface: u32) -> [u8; 24] {
+    const DATA_END: usize = 4;
+    const INGRESS_IFINDEX: usize = 12;
+    let mut context = [0; 24];
+    let end = u32::try_from(length).unwrap();
+    context[DATA_END..DATA_END + 4].copy_from_slice(&end.to_ne_bytes());
+    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&interface.to_ne_bytes());
+    context
+}

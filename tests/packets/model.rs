@@ -1,0 +1,236 @@
+//! What the datapath is meant to do, in the plainest terms: a list of connections.
+//!
+//! It shares no code with the programs, keeps no maps and knows of no entries; only which of the
+//! free ports a new connection gets is left to the program.
+
+use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
+
+use lb_common::{maps::state, verdict::Verdict};
+
+use crate::{
+    bench::{CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE},
+    frame::{ACK, FIN, RST, SYN},
+    lan::{FALLBACK, Server, WORKER1, WORKER2},
+};
+
+/// A client, by its place in the test's list.
+pub type Client = usize;
+
+#[derive(Clone, Debug)]
+pub struct Model {
+    now: Duration,
+    ports: RangeInclusive<u16>,
+    pub selected: u32,
+    states: [u8; 3],
+    pub connections: Vec<Connection>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Connection {
+    pub client: Client,
+    pub server: Server,
+    /// The manager's port towards the worker; the client's own towards the manager's own server.
+    pub port: u16,
+    pub established: bool,
+    /// The sequence number of the worker's SYN-ACK.
+    answer: Option<u32>,
+    from_client: Side,
+    from_server: Side,
+}
+
+/// One direction of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+struct Side {
+    has_finished: bool,
+    has_reset: bool,
+    last_seen: Duration,
+}
+
+/// What must become of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    Passes(Verdict),
+    /// To this server, from this port.
+    Goes(Server, u16),
+    /// To this client, from this server.
+    Comes(Client, Server),
+    /// As the first of a connection to this server, from one of these ports.
+    Opens(Server, BTreeSet<u16>),
+}
+
+impl Model {
+    pub fn new(ports: RangeInclusive<u16>) -> Self {
+        Self {
+            now: Duration::ZERO,
+            ports,
+            selected: WORKER1.id,
+            states: [state::UP; 3],
+            connections: Vec::new(),
+        }
+    }
+
+    pub fn wait(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    pub fn state(&mut self, server: Server, to: u8) {
+        self.states[server.id as usize - 1] = to;
+    }
+
+    /// A client sends a segment to the service.
+    pub fn request(&mut self, client: Client, flags: u8, acknowledges: u32) -> Expected {
+        let Some(at) = self.connections.iter().position(|one| one.client == client) else {
+            return self.stranger(flags);
+        };
+        let connection = &self.connections[at];
+        let state = self.state_of(connection.server);
+        let opens = flags & (SYN | ACK | RST | FIN) == SYN;
+        let is_over = connection.has_ended() || self.silence(connection) > connection.patience();
+        let leaves = !connection.established && state != state::UP;
+        if opens && (is_over || leaves) {
+            self.connections.remove(at);
+            return self.stranger(flags);
+        }
+        if state != state::UP && state != state::DRAINING {
+            self.connections.remove(at);
+            return Expected::Passes(Verdict::BackendDown);
+        }
+        let now = self.now;
+        let connection = &mut self.connections[at];
+        connection.from_client.sees(flags, now);
+        if let Some(sequence) = connection.answer
+            && flags & (SYN | ACK | RST) == ACK
+            && acknowledges == sequence.wrapping_add(1)
+        {
+            connection.established = true;
+        }
+        Expected::Goes(connection.server, connection.port)
+    }
+
+    /// A worker sends a segment to one of the manager's ports.
+    pub fn reply(&mut self, worker: Server, port: u16, flags: u8, sequence: u32) -> Expected {
+        self.answer(flags, sequence, |one| one.holds(worker, port))
+    }
+
+    /// The manager's own server sends a segment to a client.
+    pub fn own_reply(&mut self, client: Client, flags: u8, sequence: u32) -> Expected {
+        self.answer(flags, sequence, |one| {
+            one.server == FALLBACK && one.client == client
+        })
+    }
+
+    fn answer(
+        &mut self,
+        flags: u8,
+        sequence: u32,
+        is_part_of: impl Fn(&Connection) -> bool,
+    ) -> Expected {
+        let now = self.now;
+        let Some(connection) = self.connections.iter_mut().find(|one| is_part_of(one)) else {
+            return Expected::Passes(Verdict::NotOurs);
+        };
+        connection.from_server.sees(flags, now);
+        if flags & (SYN | ACK | RST) == SYN | ACK && !connection.established {
+            connection.answer = Some(sequence);
+        }
+        Expected::Comes(connection.client, connection.server)
+    }
+
+    /// The connection that [`Expected::Opens`] announced got its port, whose last holder is gone.
+    pub fn opened(&mut self, client: Client, server: Server, port: u16) {
+        self.connections.retain(|one| !one.holds(server, port));
+        let begun = Side {
+            last_seen: self.now,
+            ..Side::default()
+        };
+        self.connections.push(Connection {
+            client,
+            server,
+            port,
+            established: false,
+            answer: None,
+            from_client: begun,
+            from_server: begun,
+        });
+    }
+
+    /// How long the client's side and the server's have been silent.
+    pub fn silences(&self, connection: &Connection) -> [Duration; 2] {
+        [connection.from_client, connection.from_server].map(|side| self.now - side.last_seen)
+    }
+
+    fn stranger(&self, flags: u8) -> Expected {
+        if flags & (SYN | ACK | RST | FIN) != SYN {
+            return Expected::Passes(Verdict::NoFlow);
+        }
+        let servers = [WORKER1, WORKER2, FALLBACK];
+        let selected = servers.into_iter().find(|one| one.id == self.selected);
+        match selected {
+            Some(server) if self.state_of(server) == state::UP => {
+                if server == FALLBACK {
+                    return Expected::Opens(server, BTreeSet::new());
+                }
+                let free: BTreeSet<_> = self
+                    .ports
+                    .clone()
+                    .filter(|port| self.is_free(server, *port))
+                    .collect();
+                if free.is_empty() {
+                    Expected::Passes(Verdict::PortsExhausted)
+                } else {
+                    Expected::Opens(server, free)
+                }
+            }
+            _ => Expected::Passes(Verdict::NoBackend),
+        }
+    }
+
+    fn is_free(&self, server: Server, port: u16) -> bool {
+        let holder = self.connections.iter().find(|one| one.holds(server, port));
+        holder.is_none_or(|one| {
+            let patience = if one.has_ended() {
+                CLOSING_IDLE
+            } else {
+                one.patience()
+            };
+            self.silence(one) > patience
+        })
+    }
+
+    fn silence(&self, connection: &Connection) -> Duration {
+        let [client, server] = self.silences(connection);
+        client.min(server)
+    }
+
+    fn state_of(&self, server: Server) -> u8 {
+        self.states[server.id as usize - 1]
+    }
+}
+
+impl Connection {
+    /// Whether this is the connection that `worker` knows under the manager's `port`.
+    fn holds(&self, worker: Server, port: u16) -> bool {
+        worker != FALLBACK && self.server == worker && self.port == port
+    }
+
+    fn has_ended(&self) -> bool {
+        let (one, other) = (self.from_client, self.from_server);
+        one.has_reset || other.has_reset || one.has_finished && other.has_finished
+    }
+
+    fn patience(&self) -> Duration {
+        if self.established {
+            ESTABLISHED_IDLE
+        } else {
+            HALF_OPEN_IDLE
+        }
+    }
+}
+
+impl Side {
+    fn sees(&mut self, flags: u8, now: Duration) {
+        self.has_finished |= flags & FIN != 0;
+        self.has_reset |= flags & RST != 0;
+        self.last_seen = now;
+    }
+}
