@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
 };
 
@@ -19,7 +19,8 @@ use tracing::info;
 const USUAL_MOUNT: &str = "/sys/fs/bpf";
 
 /// Makes `pin_path` a directory in a BPF file system, which is mounted at its usual place if need be.
-pub fn ensure(pin_path: &Path) -> Result<()> {
+/// Returns whether there is nothing in it yet.
+pub fn ensure(pin_path: &Path) -> Result<bool> {
     let usual = Path::new(USUAL_MOUNT);
     if pin_path.starts_with(usual) && !is_bpffs(usual)? {
         mount(
@@ -32,16 +33,47 @@ pub fn ensure(pin_path: &Path) -> Result<()> {
         .with_context(|| format!("mount the BPF file system at {USUAL_MOUNT}"))?;
         info!("mounted the BPF file system at {USUAL_MOUNT}");
     }
+    check(pin_path)?;
     fs::create_dir_all(pin_path)
         .with_context(|| format!("create the pin directory {}", pin_path.display()))?;
-    if !is_bpffs(pin_path)? {
+    let mut entries = fs::read_dir(pin_path)
+        .with_context(|| format!("list the pin directory {}", pin_path.display()))?;
+    Ok(entries.next().is_none())
+}
+
+/// Checks that `pin_path`, which need not exist yet, can be memlb's own: it is removed as a whole
+/// some day.
+pub fn check(pin_path: &Path) -> Result<()> {
+    let existing = pin_path.ancestors().find(|path| path.exists());
+    if !is_bpffs(existing.unwrap_or(pin_path))? {
         bail!(
             "manager.pin_path {} is not in a BPF file system: choose a directory below \
              {USUAL_MOUNT}, or mount one there (mount -t bpf bpf DIRECTORY)",
             pin_path.display()
         );
     }
+    if existing == Some(pin_path) && is_mount_point(pin_path)? {
+        bail!(
+            "manager.pin_path {} is a whole BPF file system, with the pins of others: choose a \
+             directory below it",
+            pin_path.display()
+        );
+    }
     Ok(())
+}
+
+fn is_mount_point(path: &Path) -> Result<bool> {
+    let device = |path: &Path| {
+        let metadata = fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+        anyhow::Ok(metadata.dev())
+    };
+    let path = path
+        .canonicalize()
+        .with_context(|| format!("look at {}", path.display()))?;
+    match path.parent() {
+        Some(parent) => Ok(device(parent)? != device(&path)?),
+        None => Ok(true),
+    }
 }
 
 fn is_bpffs(path: &Path) -> Result<bool> {

@@ -37,6 +37,7 @@ pub struct Datapath {
     backends: BTreeMap<BackendId, Known>,
     attachments: Vec<Attachment>,
     pin_path: PathBuf,
+    beginning: Beginning,
     /// Held as long as this manager writes the maps.
     _lock: bpffs::Lock,
 }
@@ -58,7 +59,31 @@ struct Known {
 pub struct Prepared {
     pub adoption: Adoption,
     pin_path: PathBuf,
+    beginning: Beginning,
     lock: bpffs::Lock,
+}
+
+/// What the first manager of these pins has changed on its way to work; undone when dropped before
+/// it got there.
+#[derive(Debug)]
+struct Beginning {
+    /// Nothing when there is nothing to undo.
+    pin_path: Option<PathBuf>,
+    accept_local_before: Option<u32>,
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        let Some(pin_path) = &self.pin_path else {
+            return;
+        };
+        // Best effort: the error that matters is the one that led here.
+        _ = attach::detach_clsact();
+        if let Some(before) = self.accept_local_before {
+            _ = loopback::set_accept_local(before);
+        }
+        _ = bpffs::remove(pin_path);
+    }
 }
 
 /// Checks the machine, makes the pin directory, takes its lock and reads what is pinned there.
@@ -70,12 +95,17 @@ pub struct Prepared {
 pub fn prepare(config: &Config) -> Result<Prepared> {
     kernel::check()?;
     let pin_path = config.manager.pin_path.clone();
-    bpffs::ensure(&pin_path)?;
+    let is_first = bpffs::ensure(&pin_path)?;
     let lock = bpffs::Lock::take(&pin_path)?;
+    let beginning = Beginning {
+        pin_path: is_first.then(|| pin_path.clone()),
+        accept_local_before: None,
+    };
     let adoption = adopt::read(&pin_path)?;
     Ok(Prepared {
         adoption,
         pin_path,
+        beginning,
         lock,
     })
 }
@@ -86,7 +116,8 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// Says which interface or program failed; what this call attached is gone again by then.
+    /// Says which interface or program failed. Until [`Self::open`] has succeeded, dropping the
+    /// datapath undoes what it began.
     pub fn start(
         prepared: Prepared,
         config: &Config,
@@ -94,8 +125,9 @@ impl Datapath {
         interfaces: &[Interface],
     ) -> Result<Self> {
         let Prepared {
-            adoption,
+            adoption: _,
             pin_path,
+            mut beginning,
             lock,
         } = prepared;
         let mut ebpf = object::load(&pin_path, &config.limits, interfaces)?;
@@ -105,14 +137,9 @@ impl Datapath {
             None => loopback::accept_local()?,
         };
         tables.write_settings(&config.limits, accept_local_before)?;
+        beginning.accept_local_before = Some(accept_local_before);
         loopback::set_accept_local(1)?;
-        let attached = attach::attach(&mut ebpf, &pin_path, config.manager.attach, interfaces);
-        let attachments = attached.inspect_err(|_| {
-            if adoption.is_empty() {
-                // Best effort: the error that matters is the one above.
-                _ = bpffs::remove(&pin_path);
-            }
-        })?;
+        let attachments = attach::attach(&mut ebpf, &pin_path, config.manager.attach, interfaces)?;
         for attachment in &attachments {
             info!("{attachment}");
         }
@@ -122,6 +149,7 @@ impl Datapath {
             backends,
             attachments,
             pin_path,
+            beginning,
             _lock: lock,
         })
     }
@@ -166,7 +194,9 @@ impl Datapath {
             .collect();
         self.tables.write_services(&services)?;
         let wanted = |id| self.backends.contains_key(&BackendId(id));
-        self.tables.clear_backends(wanted)
+        self.tables.clear_backends(wanted)?;
+        self.beginning.pin_path = None;
+        Ok(())
     }
 
     /// Looks up the way to every worker again, and writes what changed. Link addresses that XDP has
@@ -291,6 +321,7 @@ pub fn unload(pin_path: &std::path::Path) -> Result<bool> {
     if !pin_path.exists() {
         return Ok(detached);
     }
+    bpffs::check(pin_path)?;
     let _lock = bpffs::Lock::take(pin_path)?;
     if let Some(before) = adopt::accept_local_before(pin_path) {
         loopback::set_accept_local(before)?;
