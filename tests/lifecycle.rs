@@ -1,0 +1,523 @@
+//! The manager comes, dies, comes back, and goes; the datapath does as it should each time.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Node, Probe, Shape, cluster::binary, command::output,
+    observe, require_root, wait_until,
+};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(5);
+const ACCEPT_LOCAL: &str = "net.ipv4.conf.lo.accept_local";
+
+#[test]
+fn loses_no_request_while_the_manager_is_killed_again_and_again() {
+    if require_root() {
+        killed_again_and_again("tc");
+    }
+}
+
+#[test]
+fn loses_no_request_while_the_manager_is_killed_again_and_again_with_xdp() {
+    if require_root() {
+        killed_again_and_again("xdp");
+    }
+}
+
+fn killed_again_and_again(attach: &str) {
+    let mut cluster = start(&ClusterOptions {
+        attach: attach.into(),
+        ..ClusterOptions::default()
+    });
+    let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
+    let every = Duration::from_millis(5);
+    let probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
+    let links = cluster.pinned_links().unwrap();
+    for _ in 0..10 {
+        probe
+            .wait_for_page("Worker1", Instant::now(), SOON)
+            .unwrap();
+        cluster.kill_manager().unwrap();
+        assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+        cluster.start_manager().unwrap();
+        for worker in ["worker1", "worker2"] {
+            cluster.wait_for_state(worker, "up", SOON).unwrap();
+        }
+    }
+    let report = probe.stop().unwrap();
+    let failures: Vec<_> = report.failures().collect();
+    assert!(failures.is_empty(), "{failures:?}");
+    assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    assert_eq!(
+        cluster.pinned_links().unwrap(),
+        links,
+        "programs are replaced in place"
+    );
+    let adopted = cluster.events_of("selection_adopted").unwrap();
+    assert_eq!(adopted.len(), 10);
+}
+
+#[test]
+fn stops_and_leaves_the_datapath_at_work() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    let manager = cluster.manager.as_mut().unwrap();
+    assert!(manager.terminate(SOON).unwrap().success());
+    assert!(manager.log().contains("the datapath stays"));
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    assert_eq!(cluster.events_of("manager_stopped").unwrap().len(), 1);
+    assert!(!cluster.place.control_socket().exists());
+    // The worker dies while nobody looks; the next manager sees it.
+    cluster.kill_agent(0).unwrap();
+    cluster.start_manager().unwrap();
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+}
+
+#[test]
+fn adopts_a_selection_made_while_it_was_away() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    let id = cluster.backend("worker2").unwrap()["backend_id"]
+        .as_u64()
+        .unwrap();
+    cluster.kill_manager().unwrap();
+    let hex = |number: u64| u32::try_from(number).unwrap().to_le_bytes();
+    update(&cluster.map("selection"), 0, &hex(id));
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+    cluster.start_manager().unwrap();
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+    let status = cluster.status().unwrap();
+    assert_eq!(status["services"][0]["selected"], "worker2");
+}
+
+#[test]
+fn takes_up_a_changed_configuration() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
+    cluster.kill_manager().unwrap();
+    // Worker2 goes, another service comes, and the order is another one.
+    let file = cluster.place.directory.join("memlb.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let web = text.find("[[service]]").unwrap();
+    let worker2 = text
+        .lines()
+        .find(|line| line.contains("worker2"))
+        .unwrap()
+        .to_owned();
+    let other = text[web..]
+        .replace("\"web\"", "\"other\"")
+        .replace(":80\"", ":81\"");
+    let text = format!(
+        "{}{other}\n{}",
+        &text[..web],
+        text[web..].replace(&worker2, "")
+    );
+    fs::write(&file, text).unwrap();
+    cluster.start_manager().unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    let mut other = cluster.service();
+    other.set_port(81);
+    wait_until(SOON, "the other service to serve", || {
+        memlb_tests::client::get(&cluster.topology.client, other, "/", SOON)
+            .is_ok_and(|response| response.first_line() == "Worker1")
+    })
+    .unwrap();
+    cluster.kill_agent(0).unwrap();
+    cluster.wait_for_page("Manager", SOON).unwrap();
+}
+
+#[test]
+fn refuses_to_be_the_second_manager() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(&ClusterOptions::default());
+    let links = cluster.pinned_links().unwrap();
+    let manager = &cluster.topology.manager;
+    let elsewhere = Elsewhere::new(&cluster);
+
+    // Exactly the same once more.
+    let refused = cluster.manager_command().output().unwrap();
+    expect_failure(
+        &refused,
+        1,
+        &["0.0.0.0:9999", "in use", "--heartbeat-listen"],
+    );
+    // Another port, the same pins.
+    let mut command = elsewhere.manager(manager);
+    command
+        .args(["--heartbeat-listen", "0.0.0.0:9998", "--pin-path"])
+        .arg(&cluster.place.pin_path);
+    let pins = cluster.place.pin_path.display().to_string();
+    expect_failure(&finish(&mut command), 1, &["another memlb manager", &pins]);
+    // Another machine, as far as the network goes, and the same pins.
+    let mut command = elsewhere.manager(&cluster.topology.workers[1]);
+    command.arg("--pin-path").arg(&cluster.place.pin_path);
+    expect_failure(&finish(&mut command), 1, &["another memlb manager", &pins]);
+    // Another port, other pins, the same control socket.
+    let mut command = elsewhere.manager_at(manager, &cluster.place.control_socket());
+    command
+        .args(["--heartbeat-listen", "0.0.0.0:9998", "--pin-path"])
+        .arg(&elsewhere.pins);
+    expect_failure(
+        &finish(&mut command),
+        1,
+        &["another manager answers", "--control-socket"],
+    );
+    assert!(!elsewhere.pins.exists(), "pins are left behind");
+
+    // Nor does anybody remove what is in use.
+    let refused = finish(&mut cluster.memlb("unload"));
+    expect_failure(&refused, 1, &["another memlb manager", "stop it first"]);
+    assert_eq!(cluster.pinned_links().unwrap(), links);
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    assert!(cluster.status().is_ok());
+}
+
+#[test]
+fn refuses_pins_of_another_layout_and_names_the_remedy() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    cluster.kill_manager().unwrap();
+    let settings = cluster.map("settings");
+    let mut value = entry_of(&settings);
+    value[0] = 99;
+    update(&settings, 0, &value);
+    let pins = cluster.place.pin_path.display().to_string();
+    let remedy = format!("memlb unload --pin-path {pins}");
+    let refused = finish(&mut cluster.manager_command());
+    expect_failure(&refused, 1, &["layout 99", "layout 1", &remedy]);
+    // It has touched nothing.
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+
+    // The remedy is one.
+    let links = cluster.pinned_links().unwrap();
+    unload(&cluster);
+    expect_gone(&cluster, &links);
+    cluster.start_manager().unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+}
+
+#[test]
+fn refuses_a_foreign_map_in_the_place_of_its_own() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    cluster.kill_manager().unwrap();
+    unload(&cluster);
+    fs::create_dir(&cluster.place.pin_path).unwrap();
+    let settings = cluster.map("settings");
+    let create = [
+        "map", "create", &settings, "type", "array", "key", "4", "value", "24", "entries", "1",
+        "name", "settings",
+    ];
+    output(Command::new("bpftool").args(create)).unwrap();
+    let refused = finish(&mut cluster.manager_command());
+    expect_failure(&refused, 1, &["of another version", "memlb unload"]);
+    assert!(cluster.pinned_links().unwrap().is_empty());
+    unload(&cluster);
+    assert!(!cluster.place.pin_path.exists());
+}
+
+#[test]
+fn detaches_and_removes_everything() {
+    if require_root() {
+        removes_everything("tc", Shape::TwoArm, "--detach");
+    }
+}
+
+#[test]
+fn unloads_and_removes_everything_with_xdp() {
+    if require_root() {
+        removes_everything("xdp", Shape::OneArm, "unload");
+    }
+}
+
+fn removes_everything(attach: &str, shape: Shape, way: &str) {
+    let mut cluster = start(&ClusterOptions {
+        attach: attach.into(),
+        shape,
+        ..ClusterOptions::default()
+    });
+    assert_eq!(accept_local(&cluster.topology.manager), "1");
+    // Also after an adoption it is known what there was before.
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    let links = cluster.pinned_links().unwrap();
+    let arms = if shape == Shape::TwoArm { 2 } else { 1 };
+    let programs = if attach == "xdp" { 3 } else { 2 };
+    assert_eq!(links.len(), 1 + arms * programs);
+    cluster.kill_manager().unwrap();
+
+    let mut command = match way {
+        "unload" => cluster.memlb("unload"),
+        _ => {
+            let mut command = cluster.manager_command();
+            command.arg("--detach");
+            command
+        }
+    };
+    let removed = finish(&mut command);
+    let said = String::from_utf8_lossy(&removed.stdout);
+    assert!(removed.status.success(), "{removed:?}");
+    assert!(said.contains("detached"), "{said}");
+    expect_gone(&cluster, &links);
+    assert_eq!(accept_local(&cluster.topology.manager), "0");
+    expect_untouched(&cluster.topology.manager);
+    wait_until(SOON, "nobody to serve", || cluster.page().is_err()).unwrap();
+
+    // Once more does no harm.
+    let again = finish(&mut cluster.memlb("unload"));
+    assert!(again.status.success());
+    let said = String::from_utf8_lossy(&again.stdout).into_owned();
+    assert!(said.contains("nothing was attached"), "{said}");
+}
+
+#[test]
+fn leaves_a_stance_of_the_machines_own_as_it_was() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    cluster.kill_manager().unwrap();
+    unload(&cluster);
+    let manager = &cluster.topology.manager;
+    manager
+        .run("sysctl", &["-w", &format!("{ACCEPT_LOCAL}=1")])
+        .unwrap();
+    cluster.start_manager().unwrap();
+    cluster.kill_manager().unwrap();
+    unload(&cluster);
+    assert_eq!(accept_local(&cluster.topology.manager), "1");
+}
+
+#[test]
+fn leaves_nothing_behind_when_it_cannot_start() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    cluster.kill_manager().unwrap();
+    unload(&cluster);
+    let manager = &cluster.topology.manager;
+    let bridge = ["link", "add", "bridge0", "type", "bridge"];
+    output(manager.ip().args(bridge)).unwrap();
+    output(manager.ip().args(["link", "set", "bridge0", "up"])).unwrap();
+    let elsewhere = Elsewhere::new(&cluster);
+    let cases: [(&[&str], &[&str]); 6] = [
+        (
+            &["--interface", "nosuch"],
+            &["interface nosuch does not exist", "ip link"],
+        ),
+        (
+            &["--interface", "eth1", "--interface", "nosuch"],
+            &["interface nosuch does not exist"],
+        ),
+        (
+            &["--interface", "lo"],
+            &["interface lo does not carry Ethernet"],
+        ),
+        (
+            &["--interface", "bridge0", "--attach", "xdp"],
+            &["bridge0", "cannot run XDP natively", "or \"tc\""],
+        ),
+        (
+            &[
+                "--interface",
+                "eth1",
+                "--interface",
+                "bridge0",
+                "--attach",
+                "xdp",
+            ],
+            &["bridge0", "cannot run XDP natively"],
+        ),
+        (
+            &["--interface", "eth1", "--event-log", "/proc/nowhere/events"],
+            &["event log", "/proc/nowhere/events", "--event-log"],
+        ),
+    ];
+    for (arguments, says) in cases {
+        let mut command = elsewhere.manager(manager);
+        command.arg("--pin-path").arg(&elsewhere.pins);
+        command.args(arguments);
+        expect_failure(&finish(&mut command), 1, says);
+        assert!(!elsewhere.pins.exists(), "{arguments:?} leaves pins behind");
+        assert!(
+            !elsewhere.socket.exists(),
+            "{arguments:?} leaves its socket behind"
+        );
+        assert_eq!(accept_local(manager), "0", "{arguments:?}");
+        expect_untouched(manager);
+    }
+}
+
+#[test]
+fn chooses_how_to_attach_and_says_why() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(&ClusterOptions::default());
+    let status = cluster.status().unwrap();
+    let interface = &status["interfaces"][0];
+    assert_eq!(interface["name"], "eth1");
+    assert_eq!(interface["attachment"], "tc");
+    assert!(interface["reason"].as_str().unwrap().contains("virtual"));
+}
+
+/// Files and pins of a manager that shall not come to be.
+struct Elsewhere {
+    directory: PathBuf,
+    socket: PathBuf,
+    pins: PathBuf,
+    configuration: PathBuf,
+}
+
+impl Elsewhere {
+    fn new(cluster: &Cluster) -> Self {
+        let directory = cluster.place.directory.clone();
+        let pins = cluster.place.pin_path.display();
+        let configuration = directory.join("elsewhere.toml");
+        // Without interfaces and log, which the command line gives.
+        let text = fs::read_to_string(directory.join("memlb.toml")).unwrap();
+        let text = text.replace("[manager]\n", "[manager]\nevent_log = \"\"\n");
+        fs::write(&configuration, text).unwrap();
+        Self {
+            socket: directory.join("elsewhere.sock"),
+            pins: format!("{pins}-elsewhere").into(),
+            configuration,
+            directory,
+        }
+    }
+
+    fn manager(&self, node: &Node) -> Command {
+        self.manager_at(node, &self.socket)
+    }
+
+    fn manager_at(&self, node: &Node, socket: &Path) -> Command {
+        let mut command = node.command(binary().unwrap());
+        command
+            .current_dir(&self.directory)
+            .args(["manager", "--config"])
+            .arg(&self.configuration)
+            .arg("--control-socket")
+            .arg(socket);
+        command
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        if self.pins.exists()
+            && let Err(error) = fs::remove_dir_all(&self.pins)
+        {
+            eprintln!("{error}");
+        }
+    }
+}
+
+fn start(options: &ClusterOptions) -> Cluster {
+    let cluster = Cluster::start(options).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    cluster
+}
+
+fn unload(cluster: &Cluster) {
+    let unloaded = finish(&mut cluster.memlb("unload"));
+    assert!(unloaded.status.success(), "{unloaded:?}");
+}
+
+/// Runs a command that must end by itself, and soon.
+fn finish(command: &mut Command) -> Output {
+    let program = command.get_program().to_owned();
+    let mut timed = Command::new("timeout");
+    timed.arg("20").arg(program).args(command.get_args());
+    if let Some(directory) = command.get_current_dir() {
+        timed.current_dir(directory);
+    }
+    timed.output().unwrap()
+}
+
+fn expect_failure(output: &Output, status: i32, says: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said_all = says.iter().all(|words| said.contains(words));
+    assert!(
+        output.status.code() == Some(status) && said_all,
+        "{}, not {status}; wanted {says:?} in:\n{said}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+/// Expects that a system's links, pins and programs are gone.
+fn expect_gone(cluster: &Cluster, links: &std::collections::BTreeSet<u64>) {
+    assert!(!cluster.place.pin_path.exists());
+    wait_until(SOON, "the links to be gone", || {
+        observe::links().is_ok_and(|now| now.is_disjoint(links))
+    })
+    .unwrap();
+}
+
+/// Expects that no interface of `node` has a program.
+fn expect_untouched(node: &Node) {
+    let net = node.run("bpftool", &["-j", "net"]).unwrap();
+    let net: Value = serde_json::from_str(&net).unwrap();
+    for hook in ["xdp", "tc"] {
+        assert_eq!(net[0][hook], Value::Array(Vec::new()));
+    }
+}
+
+fn accept_local(node: &Node) -> String {
+    let value = node.run("sysctl", &["-n", ACCEPT_LOCAL]).unwrap();
+    value.trim().to_owned()
+}
+
+/// Returns the bytes of the one entry of a pinned map.
+fn entry_of(map: &str) -> Vec<u8> {
+    let entry =
+        observe::bpftool(&["map", "lookup", "pinned", map, "key", "0", "0", "0", "0"]).unwrap();
+    let byte = |byte: &Value| {
+        let digits = byte.as_str().unwrap().trim_start_matches("0x");
+        u8::from_str_radix(digits, 16).unwrap()
+    };
+    entry["value"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(byte)
+        .collect()
+}
+
+/// Writes an entry of a pinned array, as a person would.
+fn update(map: &str, index: u32, value: &[u8]) {
+    let hex =
+        |bytes: &[u8]| -> Vec<String> { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    output(
+        Command::new("bpftool")
+            .args(["map", "update", "pinned", map, "key", "hex"])
+            .args(hex(&index.to_le_bytes()))
+            .args(["value", "hex"])
+            .args(hex(value)),
+    )
+    .unwrap();
+}
