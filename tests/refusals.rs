@@ -1,0 +1,384 @@
+//! What an operator gets wrong: each its own clear message and exit status, and nothing left attached.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Instant,
+};
+
+use memlb_tests::{Shape, Topology, cluster::binary, namespace::unique_prefix, require_root};
+
+const USAGE: i32 = 2;
+const RUN_TIME: i32 = 1;
+
+#[test]
+fn explains_what_is_wrong_with_a_configuration() {
+    if !require_root() {
+        return;
+    }
+    let machine = Machine::new();
+    let cases: [(&str, &str, &[&str]); 14] = [
+        // An unknown key, in a table and at the top.
+        (
+            "interfaces = ",
+            "interfacs = [\"eth0\"]\ninterfaces = ",
+            &["line 2", "interfacs", "interfaces"],
+        ),
+        (
+            "[manager]",
+            "[manger]\n[manager]",
+            &["line 1", "manger", "manager"],
+        ),
+        // Bad addresses.
+        (
+            "192.168.56.101:80\"",
+            "192.168.56.101\"",
+            &["service.address", "192.168.56.101", "port"],
+        ),
+        (
+            "192.168.56.103:8081",
+            "192.168.56.300:8081",
+            &["192.168.56.300:8081"],
+        ),
+        ("192.168.56.103:8081", "worker1:8081", &["worker1:8081"]),
+        ("192.168.56.103:8081", "[fd00::1]:8081", &["IPv6"]),
+        // Two workers of one name, two of one address.
+        (
+            "\"worker2\"",
+            "\"worker1\"",
+            &["worker1", "already belongs", "line 12"],
+        ),
+        (
+            "192.168.56.104:8082",
+            "192.168.56.103:8081",
+            &["192.168.56.103:8081"],
+        ),
+        // A worker that would be dead between any two heartbeats.
+        (
+            "[manager]",
+            "[failover]\nheartbeat_interval = \"200ms\"\ndown_after = \"599ms\"\n[manager]",
+            &["line 3", "down_after", "600ms"],
+        ),
+        (
+            "[manager]",
+            "[failover]\ndown_after = \"soon\"\n[manager]",
+            &["down_after", "soon"],
+        ),
+        (
+            "[manager]",
+            "[failover]\ndown_after = 1500\n[manager]",
+            &["down_after", "1500ms"],
+        ),
+        // No TOML at all.
+        ("[manager]", "[manager", &["line 1"]),
+        // Nothing to do.
+        (
+            "interfaces = [\"eth1\"]",
+            "interfaces = []",
+            &["manager.interfaces", "eth1"],
+        ),
+        ("192.168.56.101:8080", "192.168.56.105:8080", &["fallback"]),
+    ];
+    let good = configuration();
+    assert!(machine.check(&good).status.success());
+    for (right, wrong, says) in cases {
+        assert!(good.contains(right), "{right}");
+        let text = good.replacen(right, wrong, 1);
+        expect(&machine.check(&text), USAGE, says);
+        // The manager says the same before it touches anything.
+        let file = machine.file("wrong.toml", &text);
+        expect(&machine.manager(&["--config", &file]), USAGE, says);
+        machine.expect_untouched();
+    }
+}
+
+#[test]
+fn tells_all_that_is_wrong_at_once() {
+    if !require_root() {
+        return;
+    }
+    let machine = Machine::new();
+    let text = configuration()
+        .replace("192.168.56.103:8081", "nowhere")
+        .replace("\"worker2\"", "\"worker 2\"");
+    expect(
+        &machine.check(&text),
+        USAGE,
+        &["line 11", "nowhere", "line 12", "name"],
+    );
+}
+
+#[test]
+fn explains_wrong_usage() {
+    if !require_root() {
+        return;
+    }
+    let machine = Machine::new();
+    let absent = machine.directory.join("absent.toml").display().to_string();
+    let config = machine.file("good.toml", &configuration());
+    let cases: [(&[&str], &[&str]); 9] = [
+        (
+            &["manager", "--config", &absent],
+            &[&absent, "cannot be read"],
+        ),
+        (&["check", &absent], &[&absent, "cannot be read"]),
+        (
+            &["manager", "--config", &config, "--attach", "magic"],
+            &["--attach", "magic", "xdp"],
+        ),
+        (
+            &["manager", "--config", &config, "--down-after", "200ms"],
+            &["--down-after", "300ms"],
+        ),
+        (
+            &["manager", "--config", &config, "--heartbeat-listen", "9999"],
+            &["--heartbeat-listen", "9999"],
+        ),
+        (&["balance"], &["balance"]),
+        (&["agent", "--name", "worker1"], &["--manager"]),
+        (
+            &["agent", "--manager", "192.168.56.101", "--name", "wor ker"],
+            &["--name", "wor ker"],
+        ),
+        (
+            &[
+                "agent",
+                "--manager",
+                "192.168.56.101",
+                "--name",
+                "w",
+                "--interval",
+                "0s",
+            ],
+            &["--interval"],
+        ),
+    ];
+    for (arguments, says) in cases {
+        expect(&machine.run(arguments), USAGE, says);
+        machine.expect_untouched();
+    }
+}
+
+#[test]
+fn explains_what_fails_at_run_time() {
+    if !require_root() {
+        return;
+    }
+    let machine = Machine::new();
+    let socket = machine.directory.join("absent.sock").display().to_string();
+    let meminfo = machine
+        .directory
+        .join("absent.meminfo")
+        .display()
+        .to_string();
+    let config = machine.file("good.toml", &configuration());
+    let elsewhere = machine.directory.join("no/bpffs").display().to_string();
+    let cases: [(&[&str], &[&str]); 5] = [
+        (
+            &["status", "--control-socket", &socket],
+            &["no manager answers", &socket],
+        ),
+        (
+            &[
+                "agent",
+                "--manager",
+                "192.168.56.101",
+                "--name",
+                "w",
+                "--memory-file",
+                &meminfo,
+            ],
+            &["--memory-file", &meminfo],
+        ),
+        (
+            &["manager", "--config", &config, "--pin-path", &elsewhere],
+            &[&elsewhere, "BPF file system", "/sys/fs/bpf"],
+        ),
+        (
+            &["manager", "--config", &config, "--pin-path", "/sys/fs/bpf"],
+            &["whole BPF file system", "below"],
+        ),
+        (
+            &[
+                "manager",
+                "--config",
+                &config,
+                "--heartbeat-listen",
+                "192.0.2.1:9999",
+            ],
+            &["192.0.2.1:9999", "does not have that address"],
+        ),
+    ];
+    for (arguments, says) in cases {
+        expect(&machine.run(arguments), RUN_TIME, says);
+        machine.expect_untouched();
+    }
+    assert!(
+        !machine.directory.join("no").exists(),
+        "a directory is left"
+    );
+}
+
+#[test]
+fn removes_no_directory_but_its_own() {
+    if !require_root() {
+        return;
+    }
+    let machine = Machine::new();
+    let precious = machine.directory.join("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("file"), "of somebody").unwrap();
+    let path = precious.display().to_string();
+    let refused = machine.run(&["unload", "--pin-path", &path]);
+    expect(&refused, RUN_TIME, &[&path, "BPF file system"]);
+    assert!(precious.join("file").exists());
+}
+
+#[test]
+fn asks_for_the_privileges_it_needs() {
+    if !require_root() {
+        return;
+    }
+    let machine = Machine::new();
+    let config = machine.file("good.toml", &configuration());
+    let pins = machine.pins.display().to_string();
+    for arguments in [
+        &["manager", "--config", &config, "--pin-path", &pins][..],
+        &["unload", "--pin-path", &pins],
+    ] {
+        let refused = machine.run_as_nobody(arguments);
+        expect(&refused, RUN_TIME, &["CAP_BPF", "CAP_NET_ADMIN", "root"]);
+        machine.expect_untouched();
+    }
+    // What needs none asks for none.
+    assert!(machine.run_as_nobody(&["check", &config]).status.success());
+}
+
+/// A machine on which a manager could run, if it were told rightly.
+struct Machine {
+    topology: Topology,
+    directory: PathBuf,
+    pins: PathBuf,
+    program: PathBuf,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let topology = Topology::create(Shape::OneArm, 0).unwrap();
+        let name = unique_prefix();
+        let name = name.trim_end_matches('-');
+        let directory = env::temp_dir().join(name);
+        fs::create_dir(&directory).unwrap();
+        // Where everybody may run it.
+        let program = directory.join("memlb");
+        fs::copy(binary().unwrap(), &program).unwrap();
+        for path in [&directory, &program] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Self {
+            topology,
+            pins: Path::new("/sys/fs/bpf").join(name),
+            directory,
+            program,
+        }
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.directory.join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn check(&self, text: &str) -> Output {
+        self.run(&["check", &self.file("check.toml", text)])
+    }
+
+    fn manager(&self, arguments: &[&str]) -> Output {
+        let pins = self.pins.display().to_string();
+        self.run(&[&["manager", "--pin-path", &pins], arguments].concat())
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = self.topology.manager.command("timeout");
+        command.arg("20").arg(&self.program).args(arguments);
+        self.end(command)
+    }
+
+    fn run_as_nobody(&self, arguments: &[&str]) -> Output {
+        let mut command = self.topology.manager.command("timeout");
+        command
+            .args(["20", "setpriv", "--reuid=65534", "--regid=65534"])
+            .arg("--clear-groups")
+            .arg(&self.program)
+            .args(arguments);
+        self.end(command)
+    }
+
+    fn end(&self, mut command: Command) -> Output {
+        let begun = Instant::now();
+        let output = command.current_dir(&self.directory).output().unwrap();
+        println!("{command:?}: {} in {:?}", output.status, begun.elapsed());
+        output
+    }
+
+    fn expect_untouched(&self) {
+        assert!(!self.pins.exists(), "pins are left");
+        let net = self
+            .topology
+            .manager
+            .run("bpftool", &["-j", "net"])
+            .unwrap();
+        let net: serde_json::Value = serde_json::from_str(&net).unwrap();
+        for hook in ["xdp", "tc"] {
+            assert_eq!(net[0][hook].as_array().unwrap().len(), 0);
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for directory in [&self.pins, &self.directory] {
+            if directory.exists()
+                && let Err(error) = fs::remove_dir_all(directory)
+            {
+                eprintln!("{error}");
+            }
+        }
+    }
+}
+
+fn configuration() -> String {
+    "[manager]
+interfaces = [\"eth1\"]
+event_log = \"\"
+control_socket = \"manager.sock\"
+
+[[service]]
+name = \"web\"
+address = \"192.168.56.101:80\"
+fallback = \"192.168.56.101:8080\"
+workers = [
+    { name = \"worker1\", address = \"192.168.56.103:8081\" },
+    { name = \"worker2\", address = \"192.168.56.104:8082\" },
+]
+"
+    .to_owned()
+}
+
+fn expect(output: &Output, status: i32, says: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let missing: Vec<&&str> = says
+        .iter()
+        .filter(|words| !said.contains(**words))
+        .collect();
+    assert!(
+        output.status.code() == Some(status) && missing.is_empty(),
+        "{} (wanted {status}), without {missing:?}:\n{said}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
