@@ -250,12 +250,16 @@ fn asks_for_the_privileges_it_needs() {
         &["manager", "--config", &config, "--pin-path", &pins][..],
         &["unload", "--pin-path", &pins],
     ] {
-        let refused = machine.run_as_nobody(arguments);
-        expect(&refused, RUN_TIME, &["CAP_BPF", "CAP_NET_ADMIN", "root"]);
-        machine.expect_untouched();
+        for privileges in ["-all", "+net_admin", "+bpf,+perfmon", "+net_admin,+bpf"] {
+            let refused = machine.run_as_nobody(privileges, arguments);
+            let says = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "root"];
+            expect(&refused, RUN_TIME, &says);
+            machine.expect_untouched();
+        }
     }
     // What needs none asks for none.
-    assert!(machine.run_as_nobody(&["check", &config]).status.success());
+    let checked = machine.run_as_nobody("-all", &["check", &config]);
+    assert!(checked.status.success());
 }
 
 /// A machine on which a manager could run, if it were told rightly.
@@ -308,11 +312,13 @@ impl Machine {
         self.end(command)
     }
 
-    fn run_as_nobody(&self, arguments: &[&str]) -> Output {
+    fn run_as_nobody(&self, privileges: &str, arguments: &[&str]) -> Output {
         let mut command = self.topology.manager.command("timeout");
         command
             .args(["20", "setpriv", "--reuid=65534", "--regid=65534"])
             .arg("--clear-groups")
+            .arg(format!("--inh-caps={privileges}"))
+            .arg(format!("--ambient-caps={privileges}"))
             .arg(&self.program)
             .args(arguments);
         self.end(command)

@@ -9,6 +9,7 @@ const OLDEST_KERNEL: (u8, u8) = (5, 11);
 
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_PERFMON: u64 = 1 << 38;
 const CAP_BPF: u64 = 1 << 39;
 
 /// Checks privileges and kernel.
@@ -41,7 +42,9 @@ pub fn check_privileges() -> Result<()> {
         .and_then(|process| process.status())
         .context("read this process's capabilities")?;
     let has = |capability| status.capeff & capability != 0;
-    if !has(CAP_NET_ADMIN) || !(has(CAP_BPF) || has(CAP_SYS_ADMIN)) {
+    // The programs compare packet pointers, which without CAP_PERFMON the verifier forbids.
+    let may_load = has(CAP_SYS_ADMIN) || has(CAP_BPF) && has(CAP_PERFMON);
+    if !has(CAP_NET_ADMIN) || !may_load {
         bail!(
             "loading and attaching kernel programs needs the capabilities CAP_BPF, CAP_NET_ADMIN \
              and CAP_PERFMON: run as root (sudo memlb …), or grant them to the service"
