@@ -204,7 +204,7 @@ fn status_shows_workers_selection_and_counters() {
     }
     assert!(backends[2]["age_ms"].is_null());
     assert_eq!(backends[1]["connections"], 0);
-    assert!(status["heartbeats"]["accepted"].as_u64().unwrap() > 2);
+    assert!(status["heartbeats"]["accepted"].as_u64() >= Some(2));
     assert!(status["heartbeats"]["refused"].is_object());
     for verdict in ["to_backend", "to_client"] {
         let verdict = &status["verdicts"][verdict];
