@@ -478,13 +478,17 @@ fn expect_gone(cluster: &Cluster, links: &std::collections::BTreeSet<u64>) {
     .unwrap();
 }
 
-/// Expects that no interface of `node` has a program.
+/// Expects that no interface of `node` has a program, or will have one in a
+/// moment: the kernel takes off what has lost its pin a little later.
 fn expect_untouched(node: &Node) {
-    let net = node.run("bpftool", &["-j", "net"]).unwrap();
-    let net: Value = serde_json::from_str(&net).unwrap();
-    for hook in ["xdp", "tc"] {
-        assert_eq!(net[0][hook], Value::Array(Vec::new()));
-    }
+    wait_until(SOON, "the interfaces to be free", || {
+        let net = node.run("bpftool", &["-j", "net"]).unwrap();
+        let net: Value = serde_json::from_str(&net).unwrap();
+        ["xdp", "tc"]
+            .iter()
+            .all(|hook| net[0][hook] == Value::Array(Vec::new()))
+    })
+    .unwrap();
 }
 
 fn accept_local(node: &Node) -> String {

@@ -197,7 +197,7 @@ fn status_shows_workers_selection_and_counters() {
     assert_eq!(more("connections"), 5);
     // Each has a handshake, a request with its answer, and, but for one, an end.
     for counter in ["packets_in", "packets_out"] {
-        assert!((15..60).contains(&more(counter)), "{worker}");
+        assert!((10..60).contains(&more(counter)), "{worker}");
     }
     for counter in ["bytes_in", "bytes_out"] {
         assert!((1000..10_000).contains(&more(counter)), "{worker}");
@@ -208,7 +208,7 @@ fn status_shows_workers_selection_and_counters() {
     assert!(status["heartbeats"]["refused"].is_object());
     for verdict in ["to_backend", "to_client"] {
         let verdict = &status["verdicts"][verdict];
-        assert!(verdict["packets"].as_u64() >= Some(15));
+        assert!(verdict["packets"].as_u64() >= Some(10));
         assert!(verdict["bytes"].as_u64() >= Some(1000));
     }
 
