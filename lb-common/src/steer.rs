@@ -187,28 +187,17 @@ fn established<T: Tables>(
     let Some(backend) = tables.backend(flow.backend) else {
         return Some(Verdict::NoBackend);
     };
-    let now = tables.now_ns();
     let is_request = flow.direction == direction::REQUEST;
-    if is_request && (arrival.flags.opens() || !keeps_flows(&backend)) {
-        let twin_key = flow.leaves.reversed();
-        let twin = tables
-            .established(&twin_key)
-            .filter(|twin| are_twins(key, twin));
-        let begins = arrival.flags.opens()
-            && is_over(tables, &flow, twin.as_deref(), now, |settings| {
-                settings.established_idle_ns
-            });
-        if begins || !keeps_flows(&backend) {
-            let has_twin = twin.is_some();
-            drop((flow, twin));
-            if has_twin {
-                tables.remove_established(&twin_key);
-            }
-            tables.remove_established(key);
-            return (!begins).then_some(Verdict::BackendDown);
+    let keeps = keeps_flows(&backend);
+    if is_request && (arrival.flags.opens() || !keeps) {
+        match dismiss(tables, arrival.flags, key, &flow, keeps) {
+            Dismissal::None => {}
+            Dismissal::Over => return None,
+            Dismissal::BackendDown => return Some(Verdict::BackendDown),
         }
     }
 
+    let now = tables.now_ns();
     flow.ended |= ending(arrival.flags);
     let moved = is_request && has_moved(&flow, arrival);
     if moved {
@@ -226,6 +215,48 @@ fn established<T: Tables>(
     }
     carry(&mut flow, arrival, now);
     Some(leave(&flow, &backend, arrival, decision))
+}
+
+/// Whether an established flow had to go.
+#[repr(u32)]
+enum Dismissal {
+    None,
+    /// It was over, and its client begins a new one.
+    Over,
+    BackendDown,
+}
+
+/// Removes both entries of a flow that a SYN finds over, or whose backend is down.
+#[inline(never)]
+fn dismiss<T: Tables>(
+    tables: &T,
+    flags: TcpFlags,
+    key: &FlowKey,
+    flow: &Flow,
+    keeps: bool,
+) -> Dismissal {
+    let twin_key = flow.leaves.reversed();
+    let twin = tables
+        .established(&twin_key)
+        .filter(|twin| are_twins(key, twin));
+    let over = flags.opens()
+        && is_over(tables, flow, twin.as_deref(), tables.now_ns(), |settings| {
+            settings.established_idle_ns
+        });
+    if !over && keeps {
+        return Dismissal::None;
+    }
+    let has_twin = twin.is_some();
+    drop(twin);
+    if has_twin {
+        tables.remove_established(&twin_key);
+    }
+    tables.remove_established(key);
+    if over {
+        Dismissal::Over
+    } else {
+        Dismissal::BackendDown
+    }
 }
 
 /// Brings the other direction's entry in line with `flow`, and back if it was evicted. Returns whether
@@ -480,47 +511,69 @@ fn claim_port<T: Tables>(
         pair.request.leaves.source_port = port.to_be_bytes();
         let reply_key = pair.request.leaves.reversed();
 
-        if let Some(holder) = tables.established(&reply_key) {
-            let holder_key = holder.leaves.reversed();
-            let twin = tables
-                .established(&holder_key)
-                .filter(|twin| are_twins(&reply_key, twin));
-            if !is_over(tables, &holder, twin.as_deref(), now, |settings| {
-                settings.established_idle_ns
-            }) {
-                continue;
-            }
-            let has_twin = twin.is_some();
-            drop((holder, twin));
-            if has_twin {
-                tables.remove_established(&holder_key);
-            }
-            tables.remove_established(&reply_key);
-        }
-        if let Some(holder) = tables.half_open(&reply_key) {
-            let holder_key = holder.leaves.reversed();
-            let twin = tables
-                .half_open(&holder_key)
-                .filter(|twin| are_twins(&reply_key, twin));
-            if !is_over(tables, &holder, twin.as_deref(), now, |settings| {
-                settings.half_open_idle_ns
-            }) {
-                continue;
-            }
-            let has_twin = twin.is_some();
-            drop((holder, twin));
-            if has_twin {
-                tables.remove_half_open(&holder_key);
-            }
-            tables.remove_half_open(&reply_key);
+        if !clear_established(tables, &reply_key, now) {
+            continue;
         }
         match tables.add_half_open(&reply_key, &pair.reply) {
             Ok(()) => return Ok(()),
+            Err(InsertError::Exists) if clear_half_open(tables, &reply_key, now) => {
+                if tables.add_half_open(&reply_key, &pair.reply).is_ok() {
+                    return Ok(());
+                }
+            }
             Err(InsertError::Exists) => {}
             Err(InsertError::Full) => return Err(Verdict::TableFull),
         }
     }
     Err(Verdict::PortsExhausted)
+}
+
+/// Makes room at `reply_key` in the established table; not if a live flow is there.
+#[inline(always)]
+fn clear_established<T: Tables>(tables: &T, reply_key: &FlowKey, now: u64) -> bool {
+    let Some(holder) = tables.established(reply_key) else {
+        return true;
+    };
+    let holder_key = holder.leaves.reversed();
+    let twin = tables
+        .established(&holder_key)
+        .filter(|twin| are_twins(reply_key, twin));
+    if !is_over(tables, &holder, twin.as_deref(), now, |settings| {
+        settings.established_idle_ns
+    }) {
+        return false;
+    }
+    let has_twin = twin.is_some();
+    drop((holder, twin));
+    if has_twin {
+        tables.remove_established(&holder_key);
+    }
+    tables.remove_established(reply_key);
+    true
+}
+
+/// Makes room at `reply_key` in the half-open table; not if a handshake is under way there.
+#[inline(always)]
+fn clear_half_open<T: Tables>(tables: &T, reply_key: &FlowKey, now: u64) -> bool {
+    let Some(holder) = tables.half_open(reply_key) else {
+        return true;
+    };
+    let holder_key = holder.leaves.reversed();
+    let twin = tables
+        .half_open(&holder_key)
+        .filter(|twin| are_twins(reply_key, twin));
+    if !is_over(tables, &holder, twin.as_deref(), now, |settings| {
+        settings.half_open_idle_ns
+    }) {
+        return false;
+    }
+    let has_twin = twin.is_some();
+    drop((holder, twin));
+    if has_twin {
+        tables.remove_half_open(&holder_key);
+    }
+    tables.remove_half_open(reply_key);
+    true
 }
 
 /// The entry of the other direction, from an entry and its key.

@@ -175,7 +175,9 @@ impl Maps {
         if let Some(traffic) = TRAFFIC.get_ptr_mut(decision.backend) {
             // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
             let traffic = unsafe { &mut *traffic };
-            traffic.connections += u64::from(decision.opened);
+            if decision.opened != 0 {
+                traffic.connections += 1;
+            }
             if inbound {
                 traffic.packets_in += packets;
                 traffic.bytes_in += bytes;
