@@ -219,7 +219,7 @@ fn status_shows_workers_selection_and_counters() {
         "selected: worker1",
         "192.168.56.104:8082",
         "450.0 MiB of 700.0 MiB",
-        "to_backend",
+        "other packets: ",
     ] {
         assert!(text.contains(words), "no {words:?} in:\n{text}");
     }

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use lb_common::verdict::Verdict;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::{BackendSnapshot, Bytes, ServiceSnapshot},
+    core::{BackendSnapshot, Bytes, MANAGER, ServiceSnapshot},
     datapath::{Attachment, BackendTraffic, Packets, Stats},
 };
 
@@ -44,6 +45,14 @@ pub struct Heartbeats {
     pub refused: BTreeMap<String, u64>,
 }
 
+/// The verdicts of packets that reached a backend or came from one, which the programs count there.
+const CARRIED: [Verdict; 4] = [
+    Verdict::ToBackend,
+    Verdict::ToClient,
+    Verdict::ToManager,
+    Verdict::FromManager,
+];
+
 /// What the manager's main task contributes; the counters are read by whoever answers.
 #[derive(Debug, Clone)]
 pub struct Decided {
@@ -73,21 +82,38 @@ impl Status {
                 .unwrap_or_default(),
             seen,
         };
+        let services: Vec<ServiceSnapshot<Backend>> = decided
+            .services
+            .into_iter()
+            .map(|service| service.map_backends(backend))
+            .collect();
+        let mut verdicts: BTreeMap<String, Packets> = stats
+            .verdicts
+            .iter()
+            .map(|(name, packets)| ((*name).to_owned(), *packets))
+            .collect();
+        for Backend { seen, traffic } in services.iter().flat_map(|service| &service.backends) {
+            let [to_backend, to_client, to_manager, from_manager] = CARRIED;
+            let (inward, outward) = if seen.name == MANAGER {
+                (to_manager, from_manager)
+            } else {
+                (to_backend, to_client)
+            };
+            let mut add = |verdict: Verdict, packets, bytes| {
+                let sum = verdicts.entry(verdict.name().to_owned()).or_default();
+                sum.packets += packets;
+                sum.bytes += bytes;
+            };
+            add(inward, traffic.packets_in, traffic.bytes_in);
+            add(outward, traffic.packets_out, traffic.bytes_out);
+        }
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: decided.uptime_ms,
             interfaces: decided.interfaces,
-            services: decided
-                .services
-                .into_iter()
-                .map(|service| service.map_backends(backend))
-                .collect(),
+            services,
             heartbeats: decided.heartbeats,
-            verdicts: stats
-                .verdicts
-                .iter()
-                .map(|(name, packets)| ((*name).to_owned(), *packets))
-                .collect(),
+            verdicts,
         }
     }
 }
@@ -115,7 +141,10 @@ impl fmt::Display for Status {
         }
         writeln!(f)?;
         write!(f, "other packets:")?;
-        let counted = self.verdicts.iter().filter(|(_, count)| count.packets > 0);
+        let counted = self.verdicts.iter().filter(|(name, count)| {
+            let shown_with_backends = CARRIED.iter().any(|verdict| verdict.name() == *name);
+            count.packets > 0 && !shown_with_backends
+        });
         let mut none = true;
         for (name, count) in counted {
             none = false;
