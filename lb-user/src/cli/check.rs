@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use memlb::config::{Config, Overrides};
 
-use super::{Outcome, manager::kernel_ports};
+use super::{Outcome, source::kernel_ports};
 
 /// Check a configuration file and say what is wrong with it
 #[derive(clap::Args)]

@@ -3,6 +3,7 @@
 mod agent;
 mod check;
 mod manager;
+mod source;
 mod status;
 mod unload;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use memlb::datapath;
 
-use super::{Outcome, manager::Source};
+use super::{Outcome, source::Source};
 
 /// Detach the programs and remove everything pinned; open connections end
 #[derive(clap::Args)]

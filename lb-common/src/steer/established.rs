@@ -1,0 +1,122 @@
+//! The way of packets of established flows: one look-up of the flow, one of its backend.
+
+use super::{
+    Arrival, Decision, Tables,
+    flow::{are_twins, carry, ending, has_moved, is_over, keeps_flows, twin},
+    leave,
+};
+use crate::{
+    headers::TcpFlags,
+    maps::{Flow, FlowKey, direction},
+    verdict::Verdict,
+};
+
+/// How often, in nanoseconds, a flow looks after its other direction's entry, so that the two
+/// cannot be parted for long by the table's eviction.
+const TWIN_CARE_NS: u64 = 1_000_000_000;
+
+/// The way of an established flow's packet; `None` if it begins a new connection.
+#[inline(always)]
+pub(super) fn established<T: Tables>(
+    tables: &T,
+    arrival: &Arrival,
+    key: &FlowKey,
+    mut flow: T::Entry<'_>,
+    decision: &mut Decision,
+) -> Option<Verdict> {
+    let Some(backend) = tables.backend(flow.backend) else {
+        return Some(Verdict::NoBackend);
+    };
+    let is_request = flow.direction == direction::REQUEST;
+    let keeps = keeps_flows(&backend);
+    if is_request && (arrival.flags.opens() || !keeps) {
+        match dismiss(tables, arrival.flags, key, &flow, keeps) {
+            Dismissal::None => {}
+            Dismissal::Over => return None,
+            Dismissal::BackendDown => return Some(Verdict::BackendDown),
+        }
+    }
+
+    let now = tables.now_ns();
+    flow.ended |= ending(arrival.flags);
+    let moved = is_request && has_moved(&flow, arrival);
+    if moved {
+        flow.client_interface = arrival.interface;
+        flow.client_mac = arrival.source_mac;
+        flow.manager_mac = arrival.destination_mac;
+    }
+    if moved || now.wrapping_sub(flow.twin_seen_ns) > TWIN_CARE_NS {
+        if !look_after_twin(tables, key, &flow) {
+            drop(flow);
+            tables.remove_established(key);
+            return Some(Verdict::NoFlow);
+        }
+        flow.twin_seen_ns = now;
+    }
+    carry(&mut flow, arrival, now);
+    Some(leave(&flow, &backend, arrival, decision))
+}
+
+/// Whether an established flow had to go.
+#[repr(u32)]
+enum Dismissal {
+    None,
+    /// It was over, and its client begins a new one.
+    Over,
+    BackendDown,
+}
+
+/// Removes both entries of a flow that a SYN finds over, or whose backend is down.
+#[inline(never)]
+fn dismiss<T: Tables>(
+    tables: &T,
+    flags: TcpFlags,
+    key: &FlowKey,
+    flow: &Flow,
+    keeps: bool,
+) -> Dismissal {
+    let twin_key = flow.leaves.reversed();
+    let twin = tables
+        .established(&twin_key)
+        .filter(|twin| are_twins(key, twin));
+    let over = flags.opens()
+        && is_over(tables, flow, twin.as_deref(), tables.now_ns(), |settings| {
+            settings.established_idle_ns
+        });
+    if !over && keeps {
+        return Dismissal::None;
+    }
+    let has_twin = twin.is_some();
+    drop(twin);
+    if has_twin {
+        tables.remove_established(&twin_key);
+    }
+    tables.remove_established(key);
+    if over {
+        Dismissal::Over
+    } else {
+        Dismissal::BackendDown
+    }
+}
+
+/// Brings the other direction's entry in line with `flow`, and back if it was evicted. Returns whether
+/// the flow may go on: not when another one has taken the place of an evicted entry.
+#[inline(never)]
+fn look_after_twin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> bool {
+    let twin_key = flow.leaves.reversed();
+    if let Some(mut twin) = tables.established(&twin_key) {
+        if !are_twins(key, &twin) {
+            return false;
+        }
+        if flow.direction == direction::REQUEST {
+            twin.client_interface = flow.client_interface;
+            twin.client_mac = flow.client_mac;
+            twin.manager_mac = flow.manager_mac;
+        }
+    } else if let Some(mut pair) = tables.workbench() {
+        pair.reply = twin(key, flow);
+        // A full table is counted where a connection is refused, not where one goes on.
+        _ = tables.put_established(&twin_key, &pair.reply);
+    }
+    true
+}
