@@ -2,11 +2,12 @@
 
 use std::{
     io::{self, BufRead, BufReader, ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+use socket2::{Domain, Socket, Type};
 
 use crate::namespace::Namespace;
 
@@ -40,7 +41,22 @@ impl Connection {
     /// # Errors
     /// When the server refuses or does not answer.
     pub fn open_here(server: SocketAddr, patience: Duration) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&server, patience)?;
+        Self::open_here_from(0, server, patience)
+    }
+
+    /// Connects from the namespace this thread is in and from the given port;
+    /// 0 lets the kernel choose one.
+    ///
+    /// # Errors
+    /// When the port is in use, or the server refuses or does not answer.
+    pub fn open_here_from(port: u16, server: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
+        if port != 0 {
+            let source = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+            socket.bind(&source.into())?;
+        }
+        socket.connect_timeout(&server.into(), patience)?;
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         stream.set_nodelay(true)?;

@@ -31,10 +31,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How many answers in a row show that the service has come to rest.
 const STEADY: usize = 30;
 
-/// How many answers may still come from another worker afterwards: a new
-/// connection can get the port of one that had no answer, and with it its worker.
-const STRAYS: usize = 3;
-
 const MIB_IN_KB: u64 = 1024;
 
 /// One turn of the story, and what a client must see of it.
@@ -204,7 +200,7 @@ impl Turn {
     }
 
     /// Returns what was not as it should be. From the instant `moved_at` on the
-    /// client must get the page of this turn.
+    /// client must get the page of this turn alone.
     fn complain(&self, report: &Report, moved_at: Instant) -> Option<String> {
         let afterwards = report.since(moved_at);
         let (outage, failures, reliable) = match self.outcome {
@@ -218,9 +214,9 @@ impl Turn {
         if let Some(failure) = reliable.failures().nth(failures) {
             return Some(format!("without a page: {:?}", failure.answer));
         }
-        let pages = afterwards.asks.iter().filter_map(Ask::page);
-        let stray = pages.filter(|page| *page != self.page).nth(STRAYS)?;
-        Some(format!("still {stray} from time to time"))
+        let mut pages = afterwards.asks.iter().filter_map(Ask::page);
+        let other = pages.find(|page| *page != self.page)?;
+        Some(format!("then again {other}"))
     }
 }
 
