@@ -150,7 +150,7 @@ fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
         protocol: PROTOCOL_TCP.into(),
     };
     // SAFETY: copied at once.
-    let known = unsafe { FLOWS.get(&key) }.copied();
+    let known = unsafe { FLOWS.get(key) }.copied();
     let tracked = match known {
         Some(tracked) => tracked,
         None if tcp.flags().opens() => begin(&key)?,
@@ -180,8 +180,8 @@ fn begin(key: &FlowKey) -> Option<Tracked> {
         ..request
     };
     let reply_key = request.leaves.reversed();
-    FLOWS.insert(&reply_key, &reply, BPF_ANY.into()).ok()?;
-    FLOWS.insert(key, &request, BPF_ANY.into()).ok()?;
+    FLOWS.insert(reply_key, reply, BPF_ANY.into()).ok()?;
+    FLOWS.insert(key, request, BPF_ANY.into()).ok()?;
     Some(request)
 }
 
