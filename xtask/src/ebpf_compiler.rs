@@ -33,6 +33,15 @@ const LINKER_VERSION: &str = "0.13.0";
 /// The last nightly known to build everything here, with LLVM 22.
 const PINNED_NIGHTLY: &str = "nightly-2026-05-20";
 
+const NIGHTLIES: &[Compiler] = &[
+    Compiler::Rustup {
+        toolchain: "nightly",
+    },
+    Compiler::Rustup {
+        toolchain: PINNED_NIGHTLY,
+    },
+];
+
 /// The `rust-version` of the workspace.
 const OLDEST_RUST: u32 = 95;
 
@@ -60,48 +69,62 @@ impl Compiler {
     /// When there is none and none can be had; the error names the remedies.
     pub fn provide() -> Result<Self> {
         match env::var(CHOICE).as_deref() {
-            Ok("nightly") => {
-                Self::from_rustup().with_context(|| format!("{CHOICE}=nightly, but rustup has no nightly with LLVM {LLVM_MAJOR} or older and rust-src, and cannot get it"))
+            Ok("nightly") => Self::present(NIGHTLIES)
+                .or_else(Self::fetch_with_rustup)
+                .with_context(|| {
+                    format!(
+                        "{CHOICE}=nightly, but rustup has no nightly with rust-src and LLVM \
+                         {LLVM_MAJOR} or older, and cannot get it"
+                    )
+                }),
+            Ok("distro") => {
+                Self::present(&[Self::Distribution]).map_or_else(Self::install_distributions, Ok)
             }
-            Ok("distro") => Self::from_distribution(),
             Ok(other) => bail!("{CHOICE} is `{other}`; it can be `nightly` or `distro`"),
-            Err(_) => Self::from_rustup().map_or_else(Self::from_distribution, Ok),
+            Err(_) => Self::present(NIGHTLIES)
+                .or_else(|| Self::present(&[Self::Distribution]))
+                .or_else(Self::fetch_with_rustup)
+                .map_or_else(Self::install_distributions, Ok),
         }
     }
 
-    fn from_rustup() -> Option<Self> {
-        find_program("rustup")?;
-        let known = ["nightly", PINNED_NIGHTLY].map(|toolchain| Self::Rustup { toolchain });
-        let usable: Vec<&Self> = known
+    /// Returns the first of `candidates` that is here and complete.
+    fn present(candidates: &[Self]) -> Option<Self> {
+        candidates
             .iter()
-            .filter(|compiler| compiler.is_usable())
-            .collect();
-        if let Some(complete) = usable.iter().find(|compiler| compiler.has_library_source()) {
-            return Some((*complete).clone());
-        }
-        if let Some(Self::Rustup { toolchain }) = usable.first() {
-            let add = ["component", "add", "rust-src", "--toolchain", toolchain];
-            if fetch(&format!("rust-src for {toolchain}"), &add) {
-                return Some(Self::Rustup { toolchain });
+            .find(|compiler| compiler.is_usable() && compiler.has_library_source())
+            .cloned()
+    }
+
+    fn fetch_with_rustup() -> Option<Self> {
+        find_program("rustup")?;
+        for compiler in NIGHTLIES {
+            if let Self::Rustup { toolchain } = compiler
+                && compiler.is_usable()
+                && fetch(
+                    &format!("rust-src for {toolchain}"),
+                    &["component", "add", "rust-src", "--toolchain", toolchain],
+                )
+            {
+                return Some(compiler.clone());
             }
         }
-        let install = [
-            "toolchain",
-            "install",
+        fetch(
             PINNED_NIGHTLY,
-            "--profile=minimal",
-            "--component=rust-src",
-        ];
-        fetch(PINNED_NIGHTLY, &install).then_some(Self::Rustup {
+            &[
+                "toolchain",
+                "install",
+                PINNED_NIGHTLY,
+                "--profile=minimal",
+                "--component=rust-src",
+            ],
+        )
+        .then_some(Self::Rustup {
             toolchain: PINNED_NIGHTLY,
         })
     }
 
-    fn from_distribution() -> Result<Self> {
-        let compiler = Self::Distribution;
-        if compiler.is_usable() && compiler.has_library_source() {
-            return Ok(compiler);
-        }
+    fn install_distributions() -> Result<Self> {
         if !packages::is_debian() {
             bail!(
                 "no compiler for the kernel programs. Install rustup (https://rustup.rs) and run \
@@ -110,14 +133,13 @@ impl Compiler {
         }
         say("rustup has no suitable nightly here; using Debian's compiler for the kernel programs");
         packages::provide_packages(DISTRIBUTION_PACKAGES)?;
-        if !(compiler.is_usable() && compiler.has_library_source()) {
-            bail!(
+        Self::present(&[Self::Distribution]).with_context(|| {
+            format!(
                 "Debian's /usr/bin/rustc is older than 1.{OLDEST_RUST}, newer than LLVM \
                  {LLVM_MAJOR}, or lacks its library's source: upgrade {}",
                 DISTRIBUTION_PACKAGES.join(", ")
-            );
-        }
-        Ok(compiler)
+            )
+        })
     }
 
     /// Returns cargo with this compiler, ready to build for the kernel, in the workspace.
@@ -143,8 +165,13 @@ impl Compiler {
     }
 
     pub fn has_clippy(&self) -> bool {
-        let mut clippy = self.program("cargo");
-        output(clippy.args(["clippy", "--version"])).is_ok()
+        match self {
+            Self::Rustup { .. } => {
+                output(self.program("cargo").args(["clippy", "--version"])).is_ok()
+            }
+            // Its cargo would find rustup's clippy, which is another compiler's.
+            Self::Distribution => Path::new("/usr/bin/cargo-clippy").exists(),
+        }
     }
 
     fn is_usable(&self) -> bool {
