@@ -104,6 +104,29 @@ backend workers
     Process::start("haproxy", &mut command, &directory.join("haproxy.log"))
 }
 
+impl Style {
+    /// Returns what stands before the `http` block, in it, in the upstream and in the location.
+    fn settings(self) -> [&'static str; 4] {
+        match self {
+            Self::Of2018 => [
+                "worker_processes 1; events { worker_connections 1024; }",
+                "log_format main '$remote_addr - $remote_user [$time_local] \"$request\" '
+                      '$status $body_bytes_sent \"$http_referer\" '
+                      '\"$http_user_agent\" \"$http_x_forwarded_for\"';
+    access_log access.log main; sendfile on; keepalive_timeout 65;",
+                "",
+                "",
+            ],
+            Self::KeptAlive => [
+                "worker_processes auto; events { worker_connections 16384; }",
+                "access_log off; sendfile on;",
+                "keepalive 64;",
+                "proxy_http_version 1.1; proxy_set_header Connection \"\";",
+            ],
+        }
+    }
+}
+
 /// An nginx that passes requests on.
 #[derive(Debug)]
 pub struct Proxy {
@@ -113,8 +136,8 @@ pub struct Proxy {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// As the container image of 2018 and the generated upstream had it, but
-    /// for the access log: a connection to the worker for each request.
+    /// The nginx.conf of the container image of 2018, access log and all, and
+    /// the upstream that was generated: a connection to the worker for each request.
     Of2018,
     /// As nginx's manual advises for upstreams over HTTP/1.1.
     KeptAlive,
@@ -143,33 +166,24 @@ impl Proxy {
     /// Writes the configuration that names `worker`; it counts from the next reload.
     pub fn point_to(&self, worker: SocketAddrV4) -> Result<()> {
         let at = self.directory.display();
-        let (processes, upstream, location) = match self.style {
-            Style::Of2018 => ("1", "", ""),
-            Style::KeptAlive => (
-                "auto",
-                " keepalive 64;",
-                " proxy_http_version 1.1; proxy_set_header Connection \"\";",
-            ),
-        };
+        let [processes, http, upstream, location] = self.style.settings();
         let configuration = format!(
             "daemon off;
 user root;
-worker_processes {processes};
-worker_rlimit_nofile 65536;
 pid {at}/proxy.pid;
 error_log stderr error;
-events {{ worker_connections 16384; }}
+{processes}
 http {{
-    access_log off;
     client_body_temp_path {at}/proxy-body;
     proxy_temp_path {at}/proxy-temp;
     fastcgi_temp_path {at}/proxy-fastcgi;
     uwsgi_temp_path {at}/proxy-uwsgi;
     scgi_temp_path {at}/proxy-scgi;
-    upstream workers {{ server {worker};{upstream} }}
+    {http}
+    upstream workers {{ server {worker}; {upstream} }}
     server {{
         listen {SERVICE_PORT} backlog=4096;
-        location / {{ proxy_pass http://workers;{location} }}
+        location / {{ proxy_pass http://workers; {location} }}
     }}
 }}
 "
