@@ -104,6 +104,22 @@ backend workers
     Process::start("haproxy", &mut command, &directory.join("haproxy.log"))
 }
 
+/// An nginx that passes requests on.
+#[derive(Debug)]
+pub struct Proxy {
+    style: Style,
+    directory: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// The nginx.conf of the container image of 2018, access log and all, and
+    /// the upstream that was generated: a connection to the worker for each request.
+    Of2018,
+    /// As nginx's manual advises for upstreams over HTTP/1.1.
+    KeptAlive,
+}
+
 impl Style {
     /// Returns what stands before the `http` block, in it, in the upstream and in the location.
     fn settings(self) -> [&'static str; 4] {
@@ -125,22 +141,6 @@ impl Style {
             ],
         }
     }
-}
-
-/// An nginx that passes requests on.
-#[derive(Debug)]
-pub struct Proxy {
-    style: Style,
-    directory: PathBuf,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Style {
-    /// The nginx.conf of the container image of 2018, access log and all, and
-    /// the upstream that was generated: a connection to the worker for each request.
-    Of2018,
-    /// As nginx's manual advises for upstreams over HTTP/1.1.
-    KeptAlive,
 }
 
 impl Proxy {
