@@ -8,6 +8,7 @@ mod error;
 mod file;
 mod ids;
 mod overrides;
+mod set;
 mod values;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -137,6 +138,7 @@ impl Config {
         overrides: &Overrides,
         kernel_ports: Option<PortRange>,
     ) -> Result<Self, ConfigError> {
+        let text = &set::apply(text, &overrides.set)?;
         let file = file::parse(text, name)?;
         check::check(file, text, name, overrides, kernel_ports)
     }

@@ -42,4 +42,8 @@ pub struct Overrides {
     /// Memory difference that moves the selection, for all services: auto, 64MiB or 10%
     #[arg(long, value_name = "THRESHOLD")]
     pub threshold: Option<String>,
+
+    /// Any setting of the file: failover.up_after=3, service.web.threshold=10%; may be repeated
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
 }

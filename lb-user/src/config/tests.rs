@@ -488,6 +488,7 @@ fn an_error_says_what_where_what_was_expected_and_what_to_do() {
 #[test]
 fn the_command_line_goes_before_the_file() {
     let overrides = Overrides {
+        set: Vec::new(),
         interfaces: vec!["lan0".to_owned(), "lan1".to_owned()],
         attach: Some("xdp".to_owned()),
         heartbeat_listen: Some("10.0.0.1:9000".to_owned()),
