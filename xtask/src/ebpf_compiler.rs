@@ -116,7 +116,7 @@ impl Compiler {
                 "install",
                 PINNED_NIGHTLY,
                 "--profile=minimal",
-                "--component=rust-src",
+                "--component=rust-src,clippy",
             ],
         )
         .then_some(Self::Rustup {
