@@ -19,6 +19,7 @@ use crate::{
     memory_file::MemoryFile,
     namespace,
     nginx::Nginx,
+    notice::say,
     process::Process,
     topology::{Shape, Topology},
     wait::wait_until,
@@ -95,7 +96,7 @@ impl Place {
                 if namespace::is_abandoned(&format!("{name}-"))
                     && let Err(error) = remove(&entry.path())
                 {
-                    eprintln!("{error:#}");
+                    say(format_args!("{error:#}"));
                 }
             }
         }
@@ -518,7 +519,7 @@ impl Drop for Leftovers {
                 print_logs(directory);
             }
             if let Err(error) = remove(directory) {
-                eprintln!("{error:#}");
+                say(format_args!("{error:#}"));
             }
         }
     }
@@ -533,7 +534,10 @@ fn print_logs(directory: &Path) {
         {
             let lines: Vec<&str> = text.lines().collect();
             let last = lines[lines.len().saturating_sub(60)..].join("\n");
-            eprintln!("--- the end of {} ---\n{last}", entry.file_name().display());
+            say(format_args!(
+                "--- the end of {} ---\n{last}",
+                entry.file_name().display()
+            ));
         }
     }
 }

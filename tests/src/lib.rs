@@ -12,6 +12,7 @@ pub mod datagram;
 pub mod memory_file;
 pub mod namespace;
 pub mod nginx;
+pub mod notice;
 pub mod observe;
 pub mod privilege;
 pub mod probe;

@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{command::output, wait::wait_for};
+use crate::{command::output, notice::say, wait::wait_for};
 
 const DIRECTORY: &str = "/run/netns";
 
@@ -154,7 +154,7 @@ impl Drop for Namespace {
             .end_processes()
             .and_then(|()| output(Command::new("ip").args(["netns", "delete", &self.name])));
         if let Err(error) = deleted {
-            eprintln!("namespace {}: {error:#}", self.name);
+            say(format_args!("namespace {}: {error:#}", self.name));
         }
     }
 }

@@ -1,10 +1,8 @@
 //! Tells tests that need root whether they can run.
 
-use std::{
-    env,
-    io::{self, Write},
-    thread,
-};
+use std::{env, thread};
+
+use crate::notice::say;
 
 /// Set to `1` where a test that cannot run must count as a failure, as in CI.
 pub const REQUIRED: &str = "MEMLB_REQUIRE_ROOT";
@@ -22,10 +20,8 @@ pub fn require_root() -> bool {
         env::var_os(REQUIRED).is_none_or(|value| value != "1"),
         "{test} needs root for network namespaces and BPF"
     );
-    // Past the capture of test output, which would hide it.
-    let notice = format!("SKIPPED {test}: needs root; `cargo xtask test` runs it\n");
-    if let Err(error) = io::stderr().write_all(notice.as_bytes()) {
-        panic!("{notice}{error}");
-    }
+    say(format_args!(
+        "SKIPPED {test}: needs root; `cargo xtask test` runs it"
+    ));
     false
 }

@@ -18,6 +18,7 @@ use anyhow::{Result, anyhow};
 use crate::{
     client::Connection,
     namespace::Namespace,
+    notice::say,
     wait::{wait_for, wait_until},
 };
 
@@ -129,7 +130,7 @@ impl Drop for Probe {
         if let Some(pacemaker) = self.pacemaker.take()
             && pacemaker.join().is_err()
         {
-            eprintln!("the asking client panicked");
+            say("the asking client panicked");
         }
     }
 }

@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{command, wait::wait_for};
+use crate::{command, notice::say, wait::wait_for};
 
 /// A program that runs beside the test, together with all it starts.
 #[derive(Debug)]
@@ -158,7 +158,7 @@ impl Drop for Process {
             return;
         }
         if let Err(error) = self.kill() {
-            eprintln!("{error:#}");
+            say(format_args!("{error:#}"));
         }
     }
 }

@@ -6,9 +6,11 @@ use std::{
     process::Command,
 };
 
+use memlb_tests::notice;
+
 /// Says on stderr what is being done, so that stdout stays the task's own.
 pub fn say(what: impl std::fmt::Display) {
-    eprintln!("xtask: {what}");
+    notice::say(format_args!("xtask: {what}"));
 }
 
 pub fn root() -> &'static Path {

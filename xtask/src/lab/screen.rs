@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use anyhow::Result;
 use terminal_size::{Height, terminal_size};
 
+use crate::workspace::say;
+
 /// The terminal's other page, with no cursor and no line wrapping; the user's
 /// own page is back when it is dropped.
 #[derive(Debug)]
@@ -40,7 +42,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         if let Err(error) = write("\x1b[?7h\x1b[?25h\x1b[?1049l") {
-            eprintln!("{error:#}");
+            say(format!("{error:#}"));
         }
     }
 }
