@@ -14,10 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
-use memlb_tests::{
-    Cluster, ClusterOptions, Namespace,
-    cluster::{BINARY, Place},
-};
+use memlb_tests::{Cluster, ClusterOptions, Namespace, Place, cluster::BINARY};
 
 use crate::{
     build,
