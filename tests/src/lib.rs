@@ -14,6 +14,7 @@ pub mod namespace;
 pub mod nginx;
 pub mod notice;
 pub mod observe;
+pub mod place;
 pub mod privilege;
 pub mod probe;
 pub mod process;
@@ -27,6 +28,7 @@ pub use self::{
     memory_file::MemoryFile,
     namespace::Namespace,
     nginx::Nginx,
+    place::Place,
     privilege::require_root,
     probe::{Probe, Report},
     process::Process,

@@ -1,0 +1,136 @@
+//! Where a cluster has its names, files and pins, and how they go away.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{namespace, notice::say, topology::Topology};
+
+const PINS: &str = "/sys/fs/bpf";
+
+/// Where a [`crate::Cluster`] has its names, files and pins.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// What the names of its namespaces begin with.
+    pub prefix: String,
+    /// Holds the files of its servers, the workers' memory figures, logs, and the control socket.
+    pub directory: PathBuf,
+    pub pin_path: PathBuf,
+}
+
+impl Place {
+    pub(crate) fn unique() -> Self {
+        let prefix = namespace::unique_prefix();
+        let name = prefix.trim_end_matches('-');
+        Self {
+            directory: env::temp_dir().join(name),
+            pin_path: Path::new(PINS).join(name),
+            prefix,
+        }
+    }
+
+    /// Removes the files and pins of unique places whose process has died
+    /// without dropping its cluster.
+    pub(crate) fn clear_abandoned() {
+        for parent in [env::temp_dir(), PINS.into()] {
+            for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if namespace::is_abandoned(&format!("{name}-"))
+                    && let Err(error) = remove(&entry.path())
+                {
+                    say(format_args!("{error:#}"));
+                }
+            }
+        }
+    }
+
+    pub fn control_socket(&self) -> PathBuf {
+        self.directory.join("manager.sock")
+    }
+
+    pub fn event_log(&self) -> PathBuf {
+        self.directory.join("events.jsonl")
+    }
+
+    /// Returns the file with the memory figures of the worker of that `number`, from 1.
+    pub fn memory_file(&self, number: usize) -> PathBuf {
+        self.directory.join(format!("worker{number}.meminfo"))
+    }
+
+    /// Returns whether a cluster is here, or what one has left that ended badly.
+    pub fn is_taken(&self) -> bool {
+        self.directory.exists()
+    }
+
+    /// Ends the cluster that is here and removes everything of it, or what one
+    /// has left that ended badly.
+    ///
+    /// # Errors
+    /// When files or pins cannot be removed.
+    pub fn clear(&self) -> Result<()> {
+        Topology::delete(&self.prefix);
+        remove(&self.pin_path)?;
+        // Last, because it is the sign that there is something to remove.
+        remove(&self.directory)
+    }
+}
+
+/// The pins and files of a cluster, removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Leftovers {
+    directories: Vec<PathBuf>,
+}
+
+impl Leftovers {
+    pub(crate) fn of(place: &Place) -> Self {
+        Self {
+            directories: vec![place.pin_path.clone(), place.directory.clone()],
+        }
+    }
+
+    pub(crate) fn keep(mut self) {
+        self.directories.clear();
+    }
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        for directory in &self.directories {
+            if thread::panicking() {
+                print_logs(directory);
+            }
+            if let Err(error) = remove(directory) {
+                say(format_args!("{error:#}"));
+            }
+        }
+    }
+}
+
+/// Removes `directory` with all that is in it, if there is one.
+fn remove(directory: &Path) -> Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))
+}
+
+/// Shows what memlb has said, to whom investigates a failed test.
+fn print_logs(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let file = entry.path();
+        if file.extension().is_some_and(|extension| extension == "log")
+            && let Ok(text) = fs::read_to_string(&file)
+        {
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(60)..].join("\n");
+            say(format_args!(
+                "--- the end of {} ---\n{last}",
+                entry.file_name().display()
+            ));
+        }
+    }
+}
