@@ -15,6 +15,7 @@ use lb_common::maps::{
     Backend, Flow, FlowKey, LAYOUT_VERSION, Service, ServiceKey, Settings, mode, name, state,
 };
 
+use super::bpffs::open_map;
 use crate::{
     config::Pinned,
     core::{Adopted, BackendId, ServiceId},
@@ -52,7 +53,7 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
     }
     check_layout(pin_path)?;
     let services: HashMap<_, ServiceKey, Service> =
-        HashMap::try_from(Map::HashMap(open(pin_path, name::SERVICES)?))?;
+        HashMap::try_from(Map::HashMap(open_map(pin_path, name::SERVICES)?))?;
     let selection: Array<_, u32> = array(pin_path, name::SELECTION)?;
     let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
 
@@ -106,7 +107,7 @@ fn check_layout(pin_path: &Path) -> Result<()> {
     ]
     .into();
     // The version stands in the first word of `settings`, whatever its size.
-    let settings = open(pin_path, name::SETTINGS)?;
+    let settings = open_map(pin_path, name::SETTINGS)?;
     let info = settings.info().context("look at map settings")?;
     if info.value_size() as usize == size_of::<Settings>() {
         let version = Array::<_, Settings>::try_from(Map::Array(settings))?
@@ -123,7 +124,7 @@ fn check_layout(pin_path: &Path) -> Result<()> {
         if !path.exists() {
             continue;
         }
-        let info = open(pin_path, map)?
+        let info = open_map(pin_path, map)?
             .info()
             .with_context(|| format!("look at map {map}"))?;
         let found = (info.key_size() as usize, info.value_size() as usize);
@@ -138,13 +139,8 @@ fn check_layout(pin_path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn open(pin_path: &Path, map: &str) -> Result<MapData> {
-    let path = pin_path.join(map);
-    MapData::from_pin(&path).with_context(|| format!("open the pinned map {}", path.display()))
-}
-
 fn array<V: Pod>(pin_path: &Path, map: &str) -> Result<Array<MapData, V>> {
-    Array::try_from(Map::Array(open(pin_path, map)?)).with_context(|| format!("open map {map}"))
+    Array::try_from(Map::Array(open_map(pin_path, map)?)).with_context(|| format!("open map {map}"))
 }
 
 /// The manager's settings as pinned; nothing if there are none of this layout.

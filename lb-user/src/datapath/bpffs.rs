@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use aya::maps::MapData;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -101,6 +102,12 @@ impl Lock {
             Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", pin_path.display())),
         }
     }
+}
+
+/// Opens a map pinned in the directory, by its name.
+pub fn open_map(pin_path: &Path, map: &str) -> Result<MapData> {
+    let path = pin_path.join(map);
+    MapData::from_pin(&path).with_context(|| format!("open the pinned map {}", path.display()))
 }
 
 /// Removes the directory of pins with everything in it.

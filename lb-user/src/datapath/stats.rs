@@ -13,6 +13,8 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::bpffs::open_map;
+
 /// Counters since the maps were made, and connections at this moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -87,8 +89,9 @@ impl Stats {
 /// The backends of a flow table's connections, one for each that is not over. The table changes
 /// while it is read; what vanishes meanwhile is left out.
 fn open_connections(pin_path: &Path, map: &str, now: u64, idle: u64) -> Result<Vec<u32>> {
-    let table: HashMap<_, FlowKey, Flow> = HashMap::try_from(Map::LruHashMap(open(pin_path, map)?))
-        .with_context(|| format!("open map {map}"))?;
+    let table: HashMap<_, FlowKey, Flow> =
+        HashMap::try_from(Map::LruHashMap(open_map(pin_path, map)?))
+            .with_context(|| format!("open map {map}"))?;
     let entries: BTreeMap<FlowKey, Flow> = table.iter().filter_map(Result::ok).collect();
     let is_open = |flow: &&Flow| {
         let twin = entries.get(&flow.leaves.reversed());
@@ -101,13 +104,8 @@ fn open_connections(pin_path: &Path, map: &str, now: u64, idle: u64) -> Result<V
 }
 
 fn per_cpu<V: Pod>(pin_path: &Path, map: &str) -> Result<PerCpuArray<MapData, V>> {
-    PerCpuArray::try_from(Map::PerCpuArray(open(pin_path, map)?))
+    PerCpuArray::try_from(Map::PerCpuArray(open_map(pin_path, map)?))
         .with_context(|| format!("open map {map}"))
-}
-
-fn open(pin_path: &Path, map: &str) -> Result<MapData> {
-    let path = pin_path.join(map);
-    MapData::from_pin(&path).with_context(|| format!("open the pinned map {}", path.display()))
 }
 
 fn monotonic_ns() -> Result<u64> {
