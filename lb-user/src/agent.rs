@@ -114,6 +114,7 @@ impl Sender<'_> {
             seq: self.seq,
             interval: self.settings.interval,
             memory,
+            load: None,
             state,
             healthy: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -222,6 +223,8 @@ fn read_memory(file: Option<&Path>) -> Result<MemoryReport> {
     Ok(MemoryReport {
         available_bytes: available.min(total),
         total_bytes: total,
+        cgroup: None,
+        pressure: None,
     })
 }
 

@@ -12,4 +12,5 @@ pub mod datapath;
 pub mod event_log;
 pub mod heartbeat;
 pub mod manager;
+pub mod reception;
 pub mod status;

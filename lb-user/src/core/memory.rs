@@ -13,6 +13,23 @@ pub struct Memory {
     pub total_bytes: Option<u64>,
 }
 
+/// The share of the last ten seconds in which some task waited for memory, in hundredths of a percent:
+/// `some avg10` of the kernel's pressure stall information, 0 to [`Pressure::MOST`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Pressure(pub u16);
+
+impl Pressure {
+    /// All of the time.
+    pub const MOST: Self = Self(10_000);
+}
+
+impl fmt::Display for Pressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:02}%", self.0 / 100, self.0 % 100)
+    }
+}
+
 /// Displays a number of bytes in the largest binary unit that keeps it at one or above: `394.0 MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bytes(pub u64);
@@ -36,6 +53,12 @@ impl fmt::Display for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shows_pressure_as_the_kernel_does() {
+        assert_eq!(Pressure(7).to_string(), "0.07%");
+        assert_eq!(Pressure::MOST.to_string(), "100.00%");
+    }
 
     #[test]
     fn shows_bytes_in_the_unit_a_person_would_choose() {

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 pub use command::Command;
 pub use event::{Event, Severity};
 pub use health::Health;
-pub use memory::{Bytes, Memory};
+pub use memory::{Bytes, Memory, Pressure};
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;
 pub use settings::{

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::memory::Memory;
+use super::memory::{Memory, Pressure};
 
 /// One heartbeat's content, already checked for sense by [`crate::heartbeat`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct Report {
     /// Absent in the 2018 form, which numbers nothing.
     pub sequence: Option<Sequence>,
     pub memory: Memory,
+    /// How much the worker's tasks wait for memory; absent where its kernel does not say.
+    pub pressure: Option<Pressure>,
     pub state: WorkerState,
     /// Whether the worker's own service answers, as its agent sees it.
     pub healthy: bool,

@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
+use super::memory::Pressure;
 use super::milliseconds;
 use super::selection::Rule;
 use super::service::Service;
@@ -47,6 +48,8 @@ pub struct BackendSnapshot {
     pub age_ms: Option<u64>,
     pub memory_available_bytes: Option<u64>,
     pub memory_total_bytes: Option<u64>,
+    /// In hundredths of a percent; nothing if the worker does not say.
+    pub memory_pressure: Option<Pressure>,
 }
 
 impl<B> ServiceSnapshot<B> {
@@ -104,6 +107,7 @@ impl BackendSnapshot {
             age_ms: worker.age(now).map(milliseconds),
             memory_available_bytes: worker.available_bytes(),
             memory_total_bytes: worker.memory.and_then(|memory| memory.total_bytes),
+            memory_pressure: worker.pressure,
         }
     }
 
@@ -116,6 +120,7 @@ impl BackendSnapshot {
             age_ms: None,
             memory_available_bytes: None,
             memory_total_bytes: None,
+            memory_pressure: None,
         }
     }
 }

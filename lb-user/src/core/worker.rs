@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::health::{self, Health, Sign};
-use super::memory::Memory;
+use super::memory::{Memory, Pressure};
 use super::report::Report;
 use super::sequence::{Admission, SequenceWindow};
 
@@ -19,6 +19,7 @@ pub(super) struct Worker {
     pub name: String,
     pub health: Health,
     pub memory: Option<Memory>,
+    pub pressure: Option<Pressure>,
     /// When the last heartbeat was accepted.
     pub heard: Option<Instant>,
     pub sequence: SequenceWindow,
@@ -36,6 +37,7 @@ impl Worker {
             name,
             health: Health::Unknown,
             memory: None,
+            pressure: None,
             heard: None,
             sequence: SequenceWindow::default(),
             places: Vec::new(),
@@ -69,6 +71,7 @@ impl Worker {
         }
         self.health = health::next(before, sign);
         self.memory = Some(report.memory);
+        self.pressure = report.pressure;
         self.heard = Some(now);
         self.silent_from = now;
         before

@@ -55,6 +55,7 @@ impl LegacyHeartbeat {
                 available_bytes: self.free_memory_bytes,
                 total_bytes: None,
             },
+            pressure: None,
             state: WorkerState::Ready,
             healthy: true,
             interval: None,

@@ -8,7 +8,7 @@
 //!  "state":"ready","healthy":true,"version":"0.1.0"}
 //! ```
 //!
-//! Fields not known here are ignored, so that the format can grow; a field must never change its
+//! docs/heartbeat.md describes every field. Fields not known here are ignored, so that the format can grow; a field must never change its
 //! meaning without a new number in `memlb`. The 2018 form is in [`legacy`](LegacyHeartbeat).
 //!
 //! Anybody can send to the manager's port: decoding never panics, bounds everything it keeps, and
@@ -18,11 +18,12 @@ mod legacy;
 mod name;
 mod refusal;
 mod v1;
+mod wire;
 
 pub use legacy::LegacyHeartbeat;
 pub use name::{MAX_NAME_BYTES, NameProblem, check_name};
 pub use refusal::Refusal;
-pub use v1::{Heartbeat, MemoryReport, VERSION};
+pub use v1::{CgroupMemory, Heartbeat, Load, MemoryReport, PressureReport, VERSION};
 
 use crate::core::Report;
 

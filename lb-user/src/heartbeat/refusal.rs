@@ -34,6 +34,7 @@ pub enum Refusal {
     },
     BadBoot,
     ZeroTotalMemory,
+    ZeroMemoryLimit,
     AvailableExceedsTotal {
         available_bytes: u64,
         total_bytes: u64,
@@ -66,6 +67,7 @@ impl Refusal {
             Self::BadWorkerName { .. } => "bad_worker_name",
             Self::BadBoot => "bad_boot",
             Self::ZeroTotalMemory => "zero_total_memory",
+            Self::ZeroMemoryLimit => "zero_memory_limit",
             Self::AvailableExceedsTotal { .. } => "available_exceeds_total",
             Self::AbsurdInterval { .. } => "absurd_interval",
             Self::BadAgentVersion => "bad_agent_version",
@@ -120,6 +122,7 @@ impl fmt::Display for Refusal {
             .fmt(f),
             Self::BadBoot => f.write_str("\"boot\" is not 16 hexadecimal digits"),
             Self::ZeroTotalMemory => f.write_str("the total memory is 0"),
+            Self::ZeroMemoryLimit => f.write_str("the cgroup's memory limit is 0"),
             Self::AvailableExceedsTotal {
                 available_bytes,
                 total_bytes,

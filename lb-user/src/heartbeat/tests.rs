@@ -5,11 +5,19 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::{BootId, Memory, WorkerState};
+use crate::core::{BootId, Memory, Pressure, WorkerState};
 
 const VERSION_1: &str = concat!(
     r#"{"memlb":1,"worker":"worker1","boot":"00c0ffee00c0ffee","seq":17,"interval_ms":100,"#,
     r#""memory":{"available_bytes":413138944,"total_bytes":734003200},"#,
+    r#""state":"ready","healthy":true,"version":"0.1.0"}"#
+);
+/// With everything that an agent may leave out.
+const COMPLETE: &str = concat!(
+    r#"{"memlb":1,"worker":"worker1","boot":"00c0ffee00c0ffee","seq":17,"interval_ms":100,"#,
+    r#""memory":{"available_bytes":413138944,"total_bytes":734003200,"#,
+    r#""cgroup":{"limit_bytes":268435456,"current_bytes":104857600,"inactive_file_bytes":20971520},"#,
+    r#""pressure":{"some_avg10":1.25,"full_avg10":0.07}},"load1":0.52,"#,
     r#""state":"ready","healthy":true,"version":"0.1.0"}"#
 );
 const OF_2018: &str = concat!(
@@ -26,7 +34,10 @@ fn heartbeat() -> Heartbeat {
         memory: MemoryReport {
             available_bytes: 394 << 20,
             total_bytes: 700 << 20,
+            cgroup: None,
+            pressure: None,
         },
+        load: None,
         state: WorkerState::Ready,
         healthy: true,
         version: "0.1.0".to_owned(),
@@ -69,6 +80,64 @@ fn version_1_is_these_very_bytes() {
 }
 
 #[test]
+fn a_complete_version_1_is_these_very_bytes() {
+    let complete = Heartbeat {
+        memory: MemoryReport {
+            cgroup: Some(CgroupMemory {
+                limit_bytes: 256 << 20,
+                current_bytes: 100 << 20,
+                inactive_file_bytes: 20 << 20,
+            }),
+            pressure: Some(PressureReport {
+                some_avg10: Pressure(125),
+                full_avg10: Pressure(7),
+            }),
+            ..heartbeat().memory
+        },
+        load: Some(Load(52)),
+        ..heartbeat()
+    };
+    let datagram = complete.encode().expect("a good heartbeat");
+    assert_eq!(str::from_utf8(&datagram), Ok(COMPLETE));
+    assert_eq!(
+        complete.to_string(),
+        "worker1 #17: 176.0 MiB available of 256.0 MiB (cgroup), pressure 1.25%"
+    );
+    let report = complete.report();
+    assert_eq!(report.memory.available_bytes, 176 << 20);
+    assert_eq!(report.memory.total_bytes, Some(256 << 20));
+    assert_eq!(report.pressure, Some(Pressure(125)));
+    assert_eq!(
+        decode(COMPLETE.as_bytes(), false),
+        Ok(Decoded::Heartbeat(complete))
+    );
+}
+
+#[test]
+fn the_tighter_of_host_and_cgroup_counts() {
+    let available = |limit, current, inactive_file| {
+        let memory = MemoryReport {
+            cgroup: Some(CgroupMemory {
+                limit_bytes: limit,
+                current_bytes: current,
+                inactive_file_bytes: inactive_file,
+            }),
+            ..heartbeat().memory
+        };
+        let effective = memory.effective();
+        assert!(effective.available_bytes <= effective.total_bytes.expect("a total"));
+        effective.available_bytes
+    };
+    assert_eq!(available(500 << 20, 200 << 20, 50 << 20), 350 << 20);
+    // The host itself has 394 MiB.
+    assert_eq!(available(600 << 20, 0, 0), 394 << 20);
+    assert_eq!(available(u64::MAX, u64::MAX, 0), 0);
+    // Read one after another, the figures need not fit together.
+    assert_eq!(available(1 << 20, 2 << 20, 0), 0);
+    assert_eq!(available(1 << 20, 2 << 20, 3 << 20), 1 << 20);
+}
+
+#[test]
 fn fields_of_a_later_day_are_ignored() {
     let grown = with(
         r#""state""#,
@@ -76,6 +145,14 @@ fn fields_of_a_later_day_are_ignored() {
     );
     assert_eq!(
         decode(grown.as_bytes(), false),
+        Ok(Decoded::Heartbeat(heartbeat()))
+    );
+    let null = with(
+        r#""total_bytes":734003200}"#,
+        r#""total_bytes":734003200,"cgroup":null,"pressure":null,"swap":1},"load1":null"#,
+    );
+    assert_eq!(
+        decode(null.as_bytes(), false),
         Ok(Decoded::Heartbeat(heartbeat()))
     );
     let spaced = format!(" \r\n{VERSION_1}\n");
@@ -188,6 +265,29 @@ fn each_fault_has_its_own_reason() {
 }
 
 #[test]
+fn absurd_figures_are_refused() {
+    let with = |piece: &str, other: &str| {
+        assert!(COMPLETE.contains(piece), "{piece}");
+        COMPLETE.replacen(piece, other, 1)
+    };
+    for (datagram, reason) in [
+        (with("268435456", "0"), "zero_memory_limit"),
+        (with("268435456", "\"max\""), "malformed"),
+        (with("104857600", "-1"), "malformed"),
+        (with("\"inactive_file_bytes\"", "\"inactive\""), "malformed"),
+        (with("1.25", "-0.01"), "malformed"),
+        (with("1.25", "100.01"), "malformed"),
+        (with("1.25", "1e400"), "not_json"),
+        (with("1.25", "null"), "malformed"),
+        (with("0.07", "\"0.07\""), "malformed"),
+        (with("0.52", "-1"), "malformed"),
+        (with("0.52", "1e300"), "malformed"),
+    ] {
+        assert_eq!(refusal(datagram.as_bytes(), false), reason, "{datagram}");
+    }
+}
+
+#[test]
 fn another_version_is_refused_by_its_number() {
     let datagram = with(r#""memlb":1"#, r#""memlb":2"#);
     let error = decode(datagram.as_bytes(), false).expect_err("version 2");
@@ -212,12 +312,22 @@ fn the_size_limit_holds_both_ways() {
         memory: MemoryReport {
             available_bytes: u64::MAX,
             total_bytes: u64::MAX,
+            cgroup: Some(CgroupMemory {
+                limit_bytes: u64::MAX,
+                current_bytes: u64::MAX,
+                inactive_file_bytes: u64::MAX,
+            }),
+            pressure: Some(PressureReport {
+                some_avg10: Pressure(9_999),
+                full_avg10: Pressure(9_999),
+            }),
         },
+        load: Some(Load(419_430_399)),
         state: WorkerState::Maintenance,
         version: "9".repeat(32),
         ..heartbeat()
     };
-    assert!(longest.encode().expect("it fits").len() < 400);
+    assert!(longest.encode().expect("it fits").len() < 700);
 }
 
 #[test]
@@ -359,10 +469,27 @@ fn names_are_plain() {
 }
 
 fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
-    let memory = any::<(u64, u64)>().prop_map(|(one, other)| MemoryReport {
+    let cgroup = any::<(u64, u64, u64)>().prop_map(|(limit, current, file)| CgroupMemory {
+        limit_bytes: limit.max(1),
+        current_bytes: current,
+        inactive_file_bytes: file,
+    });
+    let pressure = (0..=10_000u16, 0..=10_000u16).prop_map(|(some, full)| PressureReport {
+        some_avg10: Pressure(some),
+        full_avg10: Pressure(full),
+    });
+    let figures = (
+        any::<(u64, u64)>(),
+        prop::option::of(cgroup),
+        prop::option::of(pressure),
+    );
+    let memory = figures.prop_map(|((one, other), cgroup, pressure)| MemoryReport {
         available_bytes: one.min(other),
         total_bytes: one.max(other).max(1),
+        cgroup,
+        pressure,
     });
+    let load = prop::option::of((0..400_000_000u32).prop_map(Load));
     let state = prop::sample::select(vec![
         WorkerState::Ready,
         WorkerState::Leaving,
@@ -372,17 +499,18 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
         "[A-Za-z0-9._-]{1,64}",
         any::<(u64, u64, bool)>(),
         1..3_600_000u64,
-        memory,
+        (memory, load),
         state,
         "[!-~]{1,32}",
     )
         .prop_map(
-            |(worker, (boot, seq, healthy), interval, memory, state, version)| Heartbeat {
+            |(worker, (boot, seq, healthy), interval, (memory, load), state, version)| Heartbeat {
                 worker,
                 boot: BootId(boot),
                 seq,
                 interval: Duration::from_millis(interval),
                 memory,
+                load,
                 state,
                 healthy,
                 version,
@@ -392,7 +520,7 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
 
 /// A good datagram of either form with a few of its bytes changed.
 fn damaged() -> impl Strategy<Value = Vec<u8>> {
-    let good = prop::sample::select(vec![VERSION_1, OF_2018, "worker1_memory.json"]);
+    let good = prop::sample::select(vec![VERSION_1, COMPLETE, OF_2018, "worker1_memory.json"]);
     let damage = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8);
     (good, damage, any::<prop::sample::Index>()).prop_map(|(good, damage, end)| {
         let mut bytes = good.as_bytes().to_vec();

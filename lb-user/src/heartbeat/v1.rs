@@ -1,4 +1,4 @@
-//! The version-1 datagram: one JSON object with a version, a sequence and the worker's memory.
+//! The version-1 heartbeat: what it says, and what it tells the core.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::name::check_name;
-use super::{Refusal, SIZE_LIMIT};
-use crate::core::{BootId, Bytes, Memory, Report, Sequence, WorkerState};
+use super::{Refusal, wire};
+use crate::core::{BootId, Bytes, Memory, Pressure, Report, Sequence, WorkerState};
 
 /// The number in `memlb` that this code writes and reads.
 pub const VERSION: u64 = 1;
@@ -24,6 +24,8 @@ pub struct Heartbeat {
     /// How often this agent sends; counted in whole milliseconds.
     pub interval: Duration,
     pub memory: MemoryReport,
+    /// The one-minute load average, if the agent can read it.
+    pub load: Option<Load>,
     pub state: WorkerState,
     /// Whether the worker's service answers its agent.
     pub healthy: bool,
@@ -31,11 +33,74 @@ pub struct Heartbeat {
     pub version: String,
 }
 
-/// The host's memory.
+/// The worker's memory, as its agent reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryReport {
+    /// Of the host: `MemAvailable`.
     pub available_bytes: u64,
+    /// Of the host: `MemTotal`.
     pub total_bytes: u64,
+    /// Present where the agent runs under a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<CgroupMemory>,
+    /// Present where the kernel measures it: of the limited cgroup, else of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<PressureReport>,
+}
+
+/// The memory of a control group (version 2) that has a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupMemory {
+    /// `memory.max`.
+    pub limit_bytes: u64,
+    /// `memory.current`, which counts the page cache, too.
+    pub current_bytes: u64,
+    /// `inactive_file` of `memory.stat`: the cache that is given up first.
+    pub inactive_file_bytes: u64,
+}
+
+/// Pressure stall information: how much tasks waited for memory over the last ten seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PressureReport {
+    /// Some task waited.
+    #[serde(with = "wire::percent")]
+    pub some_avg10: Pressure,
+    /// All tasks waited.
+    #[serde(with = "wire::percent")]
+    pub full_avg10: Pressure,
+}
+
+/// A load average, in hundredths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Load(pub u32);
+
+impl MemoryReport {
+    /// Returns what the manager decides by: the host's figures, or the tighter ones of the limit.
+    ///
+    /// Cache that the kernel gives up first counts as available, as in `MemAvailable`.
+    pub fn effective(&self) -> Memory {
+        let Some(cgroup) = self.cgroup else {
+            return Memory {
+                available_bytes: self.available_bytes,
+                total_bytes: Some(self.total_bytes),
+            };
+        };
+        Memory {
+            available_bytes: self.available_bytes.min(cgroup.headroom_bytes()),
+            total_bytes: Some(self.total_bytes.min(cgroup.limit_bytes)),
+        }
+    }
+}
+
+impl CgroupMemory {
+    /// Returns what may still be used under the limit.
+    ///
+    /// The files are read one after another and a limit may be lowered below what is used: where
+    /// the figures do not fit together, nothing is left.
+    pub fn headroom_bytes(&self) -> u64 {
+        let used = self.current_bytes.saturating_sub(self.inactive_file_bytes);
+        self.limit_bytes.saturating_sub(used)
+    }
 }
 
 impl Heartbeat {
@@ -46,47 +111,12 @@ impl Heartbeat {
     /// Refuses to send what a manager would refuse to accept.
     pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
         self.check()?;
-        let wire = Wire {
-            memlb: VERSION,
-            worker: self.worker.clone(),
-            boot: self.boot.to_string(),
-            seq: self.seq,
-            interval_ms: u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX),
-            memory: self.memory,
-            state: self.state,
-            healthy: self.healthy,
-            version: self.version.clone(),
-        };
-        let datagram = serde_json::to_vec(&wire).map_err(|error| Refusal::of_parser(&error))?;
-        if datagram.len() >= SIZE_LIMIT {
-            return Err(Refusal::Oversized {
-                bytes: datagram.len(),
-            });
-        }
-        Ok(datagram)
+        wire::encode(self)
     }
 
     /// Decodes a datagram whose size was checked.
     pub(super) fn decode(datagram: &[u8]) -> Result<Self, Refusal> {
-        let parse = |error| Refusal::of_parser(&error);
-        // The version goes first: of another one nothing else can be expected to make sense.
-        let Versioned { memlb } = serde_json::from_slice(datagram).map_err(parse)?;
-        match memlb {
-            None => return Err(Refusal::NoVersion),
-            Some(VERSION) => {}
-            Some(version) => return Err(Refusal::OtherVersion { version }),
-        }
-        let wire: Wire = serde_json::from_slice(datagram).map_err(parse)?;
-        let heartbeat = Self {
-            boot: boot(&wire.boot)?,
-            worker: wire.worker,
-            seq: wire.seq,
-            interval: Duration::from_millis(wire.interval_ms),
-            memory: wire.memory,
-            state: wire.state,
-            healthy: wire.healthy,
-            version: wire.version,
-        };
+        let heartbeat = wire::decode(datagram)?;
         heartbeat.check()?;
         Ok(heartbeat)
     }
@@ -99,10 +129,8 @@ impl Heartbeat {
                 boot: self.boot,
                 number: self.seq,
             }),
-            memory: Memory {
-                available_bytes: self.memory.available_bytes,
-                total_bytes: Some(self.memory.total_bytes),
-            },
+            memory: self.memory.effective(),
+            pressure: self.memory.pressure.map(|pressure| pressure.some_avg10),
             state: self.state,
             healthy: self.healthy,
             interval: Some(self.interval),
@@ -114,6 +142,8 @@ impl Heartbeat {
         let MemoryReport {
             available_bytes,
             total_bytes,
+            cgroup,
+            ..
         } = self.memory;
         if total_bytes == 0 {
             return Err(Refusal::ZeroTotalMemory);
@@ -123,6 +153,9 @@ impl Heartbeat {
                 available_bytes,
                 total_bytes,
             });
+        }
+        if cgroup.is_some_and(|cgroup| cgroup.limit_bytes == 0) {
+            return Err(Refusal::ZeroMemoryLimit);
         }
         if self.interval < Duration::from_millis(1) || self.interval > LONGEST_INTERVAL {
             return Err(Refusal::AbsurdInterval {
@@ -140,14 +173,23 @@ impl Heartbeat {
 
 impl fmt::Display for Heartbeat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let memory = self.memory.effective();
         write!(
             f,
             "{} #{}: {} available of {}",
             self.worker,
             self.seq,
-            Bytes(self.memory.available_bytes),
-            Bytes(self.memory.total_bytes),
+            Bytes(memory.available_bytes),
+            Bytes(memory.total_bytes.unwrap_or(self.memory.total_bytes)),
         )?;
+        if self.memory.cgroup.is_some() {
+            f.write_str(" (cgroup)")?;
+        }
+        if let Some(pressure) = self.memory.pressure
+            && pressure.some_avg10 > Pressure(0)
+        {
+            write!(f, ", pressure {}", pressure.some_avg10)?;
+        }
         match self.state {
             WorkerState::Ready => {}
             WorkerState::Leaving => f.write_str(", leaving")?,
@@ -157,32 +199,5 @@ impl fmt::Display for Heartbeat {
             f.write_str(", service does not answer")?;
         }
         Ok(())
-    }
-}
-
-#[derive(Deserialize)]
-struct Versioned {
-    memlb: Option<u64>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Wire {
-    memlb: u64,
-    worker: String,
-    boot: String,
-    seq: u64,
-    interval_ms: u64,
-    memory: MemoryReport,
-    state: WorkerState,
-    healthy: bool,
-    version: String,
-}
-
-fn boot(text: &str) -> Result<BootId, Refusal> {
-    // `from_str_radix` alone would take a sign, too.
-    let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    match u64::from_str_radix(text, 16) {
-        Ok(boot) if digits => Ok(BootId(boot)),
-        Ok(_) | Err(_) => Err(Refusal::BadBoot),
     }
 }

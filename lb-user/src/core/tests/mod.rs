@@ -66,6 +66,7 @@ pub(super) fn report(worker: &str, boot: u64, number: u64, available_mib: u64) -
             available_bytes: available_mib * MIB,
             total_bytes: Some(700 * MIB),
         },
+        pressure: None,
         state: WorkerState::Ready,
         healthy: true,
         interval: Some(BEAT),

@@ -1,0 +1,150 @@
+//! The version-1 JSON, byte for byte: docs/heartbeat.md describes what stands here.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::v1::{Heartbeat, Load, MemoryReport, VERSION};
+use super::{Refusal, SIZE_LIMIT};
+use crate::core::{BootId, WorkerState};
+
+/// Writes a heartbeat that was checked.
+pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
+    let wire = Wire {
+        memlb: Some(VERSION),
+        worker: Cow::Borrowed(&heartbeat.worker),
+        boot: Cow::Owned(heartbeat.boot.to_string()),
+        seq: heartbeat.seq,
+        interval_ms: u64::try_from(heartbeat.interval.as_millis()).unwrap_or(u64::MAX),
+        memory: heartbeat.memory,
+        load: heartbeat.load,
+        state: heartbeat.state,
+        healthy: heartbeat.healthy,
+        version: Cow::Borrowed(&heartbeat.version),
+    };
+    let datagram = serde_json::to_vec(&wire).map_err(|error| Refusal::of_parser(&error))?;
+    if datagram.len() >= SIZE_LIMIT {
+        return Err(Refusal::Oversized {
+            bytes: datagram.len(),
+        });
+    }
+    Ok(datagram)
+}
+
+/// Reads a heartbeat, which is yet to be checked.
+pub(super) fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
+    let wire: Wire<'_> = serde_json::from_slice(datagram).map_err(|error| {
+        // Of another version nothing else can be expected to make sense.
+        match serde_json::from_slice(datagram) {
+            Ok(Versioned { memlb }) => refuse_version(memlb),
+            Err(_) => None,
+        }
+        .unwrap_or_else(|| Refusal::of_parser(&error))
+    })?;
+    if let Some(refusal) = refuse_version(wire.memlb) {
+        return Err(refusal);
+    }
+    Ok(Heartbeat {
+        boot: boot(&wire.boot)?,
+        worker: wire.worker.into_owned(),
+        seq: wire.seq,
+        interval: Duration::from_millis(wire.interval_ms),
+        memory: wire.memory,
+        load: wire.load,
+        state: wire.state,
+        healthy: wire.healthy,
+        version: wire.version.into_owned(),
+    })
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    memlb: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire<'a> {
+    memlb: Option<u64>,
+    #[serde(borrow)]
+    worker: Cow<'a, str>,
+    #[serde(borrow)]
+    boot: Cow<'a, str>,
+    seq: u64,
+    interval_ms: u64,
+    memory: MemoryReport,
+    #[serde(
+        rename = "load1",
+        default,
+        with = "hundredths",
+        skip_serializing_if = "Option::is_none"
+    )]
+    load: Option<Load>,
+    state: WorkerState,
+    healthy: bool,
+    #[serde(borrow)]
+    version: Cow<'a, str>,
+}
+
+fn refuse_version(version: Option<u64>) -> Option<Refusal> {
+    match version {
+        None => Some(Refusal::NoVersion),
+        Some(VERSION) => None,
+        Some(version) => Some(Refusal::OtherVersion { version }),
+    }
+}
+
+fn boot(text: &str) -> Result<BootId, Refusal> {
+    // `from_str_radix` alone would take a sign, too.
+    let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match u64::from_str_radix(text, 16) {
+        Ok(boot) if digits => Ok(BootId(boot)),
+        Ok(_) | Err(_) => Err(Refusal::BadBoot),
+    }
+}
+
+/// A percentage as a number with two decimals, from 0 to 100.
+pub(super) mod percent {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::core::Pressure;
+
+    pub fn serialize<S: Serializer>(pressure: &Pressure, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(f64::from(pressure.0) / 100.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Pressure, D::Error> {
+        let percent = f64::deserialize(from)?;
+        if !(0.0..=100.0).contains(&percent) {
+            return Err(D::Error::custom("a pressure is not between 0 and 100"));
+        }
+        Ok(Pressure((percent * 100.0).round() as u16))
+    }
+}
+
+/// A load average as a number with two decimals.
+mod hundredths {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::Load;
+
+    /// More tasks than a kernel can have.
+    const MOST: f64 = (1 << 22) as f64;
+
+    pub fn serialize<S: Serializer>(load: &Option<Load>, to: S) -> Result<S::Ok, S::Error> {
+        match load {
+            Some(Load(hundredths)) => to.serialize_f64(f64::from(*hundredths) / 100.0),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Load>, D::Error> {
+        let Some(load) = Option::<f64>::deserialize(from)? else {
+            return Ok(None);
+        };
+        if !(0.0..=MOST).contains(&load) {
+            return Err(D::Error::custom("the load average is absurd"));
+        }
+        Ok(Some(Load((load * 100.0).round() as u32)))
+    }
+}
