@@ -112,13 +112,16 @@ fn the_snapshot_shows_workers_in_their_order_and_the_manager_last() {
             "backends": [
                 {"name": "worker1", "backend_id": 1, "address": "192.168.56.101:8080",
                  "state": "up", "age_ms": 250,
-                 "memory_available_bytes": 394 * MIB, "memory_total_bytes": 700 * MIB},
+                 "memory_available_bytes": 394 * MIB, "memory_total_bytes": 700 * MIB,
+                 "memory_pressure": null},
                 {"name": "worker2", "backend_id": 2, "address": "192.168.56.101:8080",
                  "state": "unknown", "age_ms": null,
-                 "memory_available_bytes": null, "memory_total_bytes": null},
+                 "memory_available_bytes": null, "memory_total_bytes": null,
+                 "memory_pressure": null},
                 {"name": "manager", "backend_id": 3, "address": "192.168.56.101:8080",
                  "state": "up", "age_ms": null,
-                 "memory_available_bytes": null, "memory_total_bytes": null},
+                 "memory_available_bytes": null, "memory_total_bytes": null,
+                 "memory_pressure": null},
             ],
         }]})
     );
