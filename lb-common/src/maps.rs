@@ -6,13 +6,15 @@
 //! people read and write it.
 
 /// Version of everything in this file. A manager refuses pins of another version.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the maps, and of their pins.
 pub mod name {
     pub const SETTINGS: &str = "settings";
     pub const SERVICES: &str = "services";
     pub const SELECTION: &str = "selection";
+    pub const POLICIES: &str = "policies";
+    pub const CHOICES: &str = "choices";
     pub const BACKENDS: &str = "backends";
     pub const NEIGHBOURS: &str = "neighbours";
     pub const FLOWS: &str = "flows";
@@ -22,12 +24,17 @@ pub mod name {
 
     /// Every map.
     pub const ALL: &[&str] = &[
-        SETTINGS, SERVICES, SELECTION, BACKENDS, NEIGHBOURS, FLOWS, HALF_OPEN, VERDICTS, TRAFFIC,
+        SETTINGS, SERVICES, SELECTION, POLICIES, CHOICES, BACKENDS, NEIGHBOURS, FLOWS, HALF_OPEN,
+        VERDICTS, TRAFFIC,
     ];
 }
 
-/// Capacity of `services` and `selection`.
+/// Capacity of `services`, `selection` and `policies`.
 pub const MAX_SERVICES: u32 = 64;
+/// Most places of one generation of a service's choices.
+pub const CHOICE_SLOTS: u32 = 4_096;
+/// Capacity of `choices`: two generations for each service.
+pub const MAX_CHOICES: u32 = MAX_SERVICES * 2 * CHOICE_SLOTS;
 /// Capacity of `backends`, `neighbours` and `traffic` unless configured.
 pub const DEFAULT_BACKENDS: u32 = 256;
 /// Capacity of `flows` unless configured; a connection takes two entries.
@@ -71,6 +78,44 @@ pub struct Service {
     pub id: u32,
 }
 
+/// Value of `selection`, indexed by service id, that leaves each new connection to the service's
+/// [`Policy`]. Any other value is the id of the backend that gets all of them.
+pub const SPREAD: u32 = u32::MAX;
+
+/// Value of `policies`, indexed by service id: how `choices` are made from.
+///
+/// The generation that is not in force is filled first; then one write of this value puts it in force.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// One of [`policy`].
+    pub kind: u32,
+    /// 0 or 1: which half of the service's choices is in force, see [`first_choice`].
+    pub generation: u32,
+    /// How many places of that half are filled, from its first on.
+    pub slots: u32,
+    pub reserved: u32,
+}
+
+/// Kinds of a [`Policy`], and what the places hold: backend ids, in whatever order the kind wants.
+pub mod policy {
+    /// Two places are drawn at random, and the backend with fewer open connections for its weight is
+    /// taken. Backends fill places in proportion to their weight.
+    pub const BALANCED: u32 = 1;
+    /// Each processor takes one place after the other.
+    pub const ROUND_ROBIN: u32 = 2;
+    /// The backend with the fewest open connections for its weight. Each backend fills one place.
+    pub const LEAST_CONNECTIONS: u32 = 3;
+    /// A hash of the client's address names the place. All [`super::CHOICE_SLOTS`] are filled.
+    pub const SOURCE_HASH: u32 = 4;
+}
+
+/// Index in `choices` of a generation's first place.
+#[inline(always)]
+pub fn first_choice(service: u32, generation: u32) -> u32 {
+    (service * 2 + (generation & 1)) * CHOICE_SLOTS
+}
+
 /// Value of `backends`, indexed by backend id. Id 0 means "none" and stays empty.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +133,9 @@ pub struct Backend {
     /// Index of the manager's interface towards the worker; 0 while no route is known.
     pub interface: u32,
     pub service: u32,
+    /// Share of new connections relative to the service's other backends; 0 takes none by policy.
+    pub weight: u32,
+    pub reserved: u32,
     /// Memory of the worker as last heard.
     pub memory_available_bytes: u64,
     pub memory_total_bytes: u64,
@@ -254,7 +302,8 @@ const _: () = {
     assert!(size_of::<Settings>() == 40 && align_of::<Settings>() == 8);
     assert!(size_of::<ServiceKey>() == 8 && align_of::<ServiceKey>() == 1);
     assert!(size_of::<Service>() == 4);
-    assert!(size_of::<Backend>() == 40 && align_of::<Backend>() == 8);
+    assert!(size_of::<Policy>() == 16);
+    assert!(size_of::<Backend>() == 48 && align_of::<Backend>() == 8);
     assert!(size_of::<Neighbour>() == 16);
     assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 8);
     assert!(size_of::<Flow>() == 96 && align_of::<Flow>() == 8);
@@ -277,6 +326,7 @@ mod pod {
     }
 
     pod!(
-        Settings, ServiceKey, Service, Backend, Mac, Neighbour, FlowKey, Flow, Counter, Traffic
+        Settings, ServiceKey, Service, Policy, Backend, Mac, Neighbour, FlowKey, Flow, Counter,
+        Traffic
     );
 }

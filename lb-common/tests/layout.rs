@@ -5,8 +5,8 @@ use std::mem::{offset_of, size_of};
 
 use lb_common::{
     maps::{
-        Backend, Counter, Flow, FlowKey, LAYOUT_VERSION, Mac, Neighbour, Service, ServiceKey,
-        Settings, Traffic, direction, ended, mode, name, state,
+        Backend, Counter, Flow, FlowKey, LAYOUT_VERSION, Mac, Neighbour, Policy, Service,
+        ServiceKey, Settings, Traffic, direction, ended, mode, name, state,
     },
     verdict::Verdict,
 };
@@ -28,8 +28,8 @@ macro_rules! assert_layout {
 }
 
 #[test]
-fn the_layout_of_version_1_is_as_pinned() {
-    assert_eq!(LAYOUT_VERSION, 1, "pin the new layout here");
+fn the_layout_of_version_2_is_as_pinned() {
+    assert_eq!(LAYOUT_VERSION, 2, "pin the new layout here");
     assert_layout!(
         Settings, 40,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
@@ -38,10 +38,11 @@ fn the_layout_of_version_1_is_as_pinned() {
     assert_layout!(ServiceKey, 8, address 0, port 4, protocol 6, reserved 7);
     assert_layout!(Service, 4, id 0);
     assert_layout!(
-        Backend, 40,
+        Backend, 48,
         address 0, port 4, state 6, mode 7, source 8, next_hop 12, interface 16, service 20,
-        memory_available_bytes 24, memory_total_bytes 32
+        weight 24, reserved 28, memory_available_bytes 32, memory_total_bytes 40
     );
+    assert_layout!(Policy, 16, kind 0, generation 4, slots 8, reserved 12);
     assert_layout!(Neighbour, 16, worker 0, manager 8);
     assert_layout!(
         FlowKey, 16,
@@ -106,6 +107,8 @@ fn the_names_of_the_maps_are_as_pinned() {
             "settings",
             "services",
             "selection",
+            "policies",
+            "choices",
             "backends",
             "neighbours",
             "flows",

@@ -1,17 +1,20 @@
 //! The maps, and the steering decision's view of them.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop},
     macros::btf_map,
 };
 use lb_common::{
     maps::{
         Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HALF_OPEN_ENTRIES, Flow,
-        FlowKey, MAX_SERVICES, Neighbour, Service, ServiceKey, Settings, Traffic,
+        FlowKey, MAX_CHOICES, MAX_SERVICES, Neighbour, Policy, Service, ServiceKey, Settings,
+        Traffic,
     },
-    steer::{Arrival, Decision, InsertError, Pair, Tables},
+    steer::{Arrival, Decision, InsertError, Pair, Scan, Tables},
     verdict::Verdict,
 };
 
@@ -23,6 +26,16 @@ static SERVICES: HashMap<ServiceKey, Service, { MAX_SERVICES as usize }> = HashM
 
 #[btf_map(name = "selection")]
 static SELECTION: Array<u32, { MAX_SERVICES as usize }> = Array::new();
+
+#[btf_map(name = "policies")]
+static POLICIES: Array<Policy, { MAX_SERVICES as usize }> = Array::new();
+
+#[btf_map(name = "choices")]
+static CHOICES: Array<u32, { MAX_CHOICES as usize }> = Array::new();
+
+/// Where round robin stands, on each processor.
+#[btf_map(name = "turns")]
+static TURNS: PerCpuArray<u32, { MAX_SERVICES as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "backends")]
 static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
@@ -75,6 +88,47 @@ impl Tables for Maps {
     #[inline(always)]
     fn selection(&self, service: u32) -> Option<u32> {
         SELECTION.get(service).copied()
+    }
+
+    #[inline(always)]
+    fn policy(&self, service: u32) -> Option<Policy> {
+        POLICIES.get(service).copied()
+    }
+
+    #[inline(always)]
+    fn choice(&self, index: u32) -> Option<u32> {
+        CHOICES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn turn(&self, service: u32) -> u32 {
+        let Some(turn) = TURNS.get_ptr_mut(service) else {
+            return 0;
+        };
+        // SAFETY: as for the workbench.
+        unsafe {
+            let before = *turn;
+            *turn = before.wrapping_add(1);
+            before
+        }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper takes no argument.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn scan(&self, count: u32, scan: &mut Scan) {
+        // SAFETY: the callback gets what it expects, which lives as long as the call. Linux 5.17,
+        // e6f2dd0f8067. It fails for more than a million steps only.
+        unsafe { bpf_loop(count, step as *mut c_void, (&raw mut *scan).cast(), 0) };
+    }
+
+    #[inline(always)]
+    fn active(&self, _backend: u32) -> u32 {
+        0
     }
 
     #[inline(always)]
@@ -132,6 +186,13 @@ impl Tables for Maps {
     fn remove_half_open(&self, key: &FlowKey) {
         _ = HALF_OPEN.remove(key);
     }
+}
+
+/// One step of a [`Scan`], for `bpf_loop`.
+unsafe extern "C" fn step(number: u32, scan: *mut Scan) -> i64 {
+    // SAFETY: `Maps::scan` hands its own.
+    unsafe { (*scan).step(&Maps, number) };
+    0
 }
 
 #[inline(always)]

@@ -65,6 +65,8 @@ pub fn backend(server: Server) -> Backend {
         next_hop: server.station.address.octets(),
         interface: ETH1,
         service: 0,
+        weight: 1,
+        reserved: 0,
         memory_available_bytes: 0,
         memory_total_bytes: 0,
     }

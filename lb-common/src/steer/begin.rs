@@ -2,6 +2,7 @@
 
 use super::{
     Arrival, Decision, InsertError, Pair, Tables,
+    choice::choose,
     flow::{are_twins, carry, is_over, twin},
     leave,
 };
@@ -33,7 +34,7 @@ pub(super) fn unknown<T: Tables>(
     if !arrival.flags.opens() {
         return Verdict::NoFlow;
     }
-    let id = tables.selection(service.id).unwrap_or(0);
+    let id = choose(tables, key, service.id);
     let backend = match tables.backend(id) {
         Some(backend) if backend.state == state::UP => backend,
         _ => return Verdict::NoBackend,

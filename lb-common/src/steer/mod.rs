@@ -5,6 +5,7 @@
 //! moves to the established one when the client proves that it received the worker's SYN-ACK.
 
 mod begin;
+mod choice;
 mod established;
 mod flow;
 mod handshake;
@@ -13,7 +14,10 @@ use core::ops::DerefMut;
 
 use crate::{
     headers::TcpFlags,
-    maps::{Backend, Flow, FlowKey, LOOPBACK, Mac, Service, ServiceKey, Settings, direction, mode},
+    maps::{
+        Backend, Flow, FlowKey, LOOPBACK, Mac, Policy, Service, ServiceKey, Settings, direction,
+        mode,
+    },
     verdict::Verdict,
 };
 use begin::unknown;
@@ -21,6 +25,7 @@ use established::established;
 use handshake::half_open;
 
 pub use begin::PORT_ATTEMPTS;
+pub use choice::{COMPARED, Scan};
 
 /// Where the packet met the program.
 #[repr(u32)]
@@ -137,6 +142,16 @@ pub trait Tables {
     fn settings(&self) -> Option<Settings>;
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     fn selection(&self, service: u32) -> Option<u32>;
+    fn policy(&self, service: u32) -> Option<Policy>;
+    fn choice(&self, index: u32) -> Option<u32>;
+    /// The number of this service's round-robin choices before this one.
+    fn turn(&self, service: u32) -> u32;
+    fn random(&self) -> u32;
+    /// Calls [`Scan::step`] with each number below `count`. The verifier cannot follow a long loop,
+    /// but the kernel can run one.
+    fn scan(&self, count: u32, scan: &mut Scan);
+    /// Open connections of a backend.
+    fn active(&self, backend: u32) -> u32;
     fn backend(&self, id: u32) -> Option<Backend>;
 
     /// Room to build the two entries of a flow in: they are too large for the stack of a BPF program.

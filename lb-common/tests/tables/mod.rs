@@ -7,8 +7,8 @@ use std::{
 };
 
 use lb_common::{
-    maps::{Backend, Flow, FlowKey, LAYOUT_VERSION, Mac, Service, ServiceKey, Settings},
-    steer::{InsertError, Pair, Tables},
+    maps::{Backend, Flow, FlowKey, LAYOUT_VERSION, Mac, Policy, Service, ServiceKey, Settings},
+    steer::{InsertError, Pair, Scan, Tables},
 };
 
 pub const SECOND: u64 = 1_000_000_000;
@@ -20,6 +20,10 @@ pub struct Memory {
     pub settings: Settings,
     pub services: BTreeMap<ServiceKey, Service>,
     pub selection: Vec<u32>,
+    pub policies: Vec<Policy>,
+    pub choices: BTreeMap<u32, u32>,
+    pub active: BTreeMap<u32, u32>,
+    turn: Cell<u32>,
     pub backends: Vec<Backend>,
     pub established: FlowTable,
     pub half_open: FlowTable,
@@ -57,6 +61,10 @@ impl Memory {
             },
             services: BTreeMap::new(),
             selection: vec![0; 4],
+            policies: vec![Policy::default(); 4],
+            choices: BTreeMap::new(),
+            active: BTreeMap::new(),
+            turn: Cell::new(0),
             backends: vec![Backend::default(); 4],
             established: FlowTable::new(capacity),
             half_open: FlowTable::new(capacity),
@@ -150,6 +158,33 @@ impl Tables for Memory {
 
     fn selection(&self, service: u32) -> Option<u32> {
         self.selection.get(service as usize).copied()
+    }
+
+    fn policy(&self, service: u32) -> Option<Policy> {
+        self.policies.get(service as usize).copied()
+    }
+
+    fn choice(&self, index: u32) -> Option<u32> {
+        self.choices.get(&index).copied()
+    }
+
+    fn turn(&self, _service: u32) -> u32 {
+        self.turn.replace(self.turn.get().wrapping_add(1))
+    }
+
+    fn random(&self) -> u32 {
+        // Different each time, and the same in each run.
+        self.turn(0).wrapping_mul(0x9e37_79b1)
+    }
+
+    fn scan(&self, count: u32, scan: &mut Scan) {
+        for step in 0..count {
+            scan.step(self, step);
+        }
+    }
+
+    fn active(&self, backend: u32) -> u32 {
+        self.active.get(&backend).copied().unwrap_or(0)
     }
 
     fn backend(&self, id: u32) -> Option<Backend> {

@@ -300,6 +300,8 @@ impl Known {
             next_hop: route.next_hop.octets(),
             interface: route.interface,
             service: self.service,
+            weight: 1,
+            reserved: 0,
             memory_available_bytes: self.memory.map_or(0, |memory| memory.available_bytes),
             memory_total_bytes: self
                 .memory
