@@ -11,10 +11,12 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tracing::{info, warn};
 
+use crate::{core::Severity, feed::Feed};
+
 /// A file grown to this size is renamed to `NAME.1`, replacing the one before.
 const ROTATE_AT_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Appends events to a file; without a file, forgets them.
+/// Appends events to a file, if there is one, and sends those that are news to the feed.
 ///
 /// A write that fails is said once, and the next event tries again: a full disk must not stop
 /// the manager.
@@ -24,6 +26,7 @@ pub struct EventLog {
     file: Option<File>,
     bytes: u64,
     failing: bool,
+    feed: Feed,
 }
 
 #[derive(Serialize)]
@@ -39,12 +42,13 @@ impl EventLog {
     /// # Errors
     ///
     /// Says why the file cannot be appended to.
-    pub fn open(path: Option<&Path>) -> Result<Self> {
+    pub fn open(path: Option<&Path>, feed: Feed) -> Result<Self> {
         let mut log = Self {
             path: path.map(Path::to_owned),
             file: None,
             bytes: 0,
             failing: false,
+            feed,
         };
         if let Some(path) = path {
             log.reopen().with_context(|| {
@@ -56,6 +60,12 @@ impl EventLog {
             })?;
         }
         Ok(log)
+    }
+
+    /// Appends `event` and sends it, with a sentence about it, to who listens.
+    pub fn publish<E: Serialize>(&mut self, severity: Severity, message: String, event: &E) {
+        self.append(event);
+        self.feed.publish(severity, message, event);
     }
 
     /// Appends `event`, whose serialised form names its kind in `event`.
@@ -133,7 +143,7 @@ mod tests {
     fn appends_one_object_a_line_with_its_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/events.jsonl");
-        let mut log = EventLog::open(Some(&path)).unwrap();
+        let mut log = EventLog::open(Some(&path), Feed::default()).unwrap();
         log.append(&Sample::Happened { count: 1 });
         log.append(&Sample::Happened { count: 2 });
         let text = fs::read_to_string(&path).unwrap();
@@ -151,7 +161,7 @@ mod tests {
     fn a_full_log_moves_aside() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.jsonl");
-        let mut log = EventLog::open(Some(&path)).unwrap();
+        let mut log = EventLog::open(Some(&path), Feed::default()).unwrap();
         log.append(&Sample::Happened { count: 1 });
         log.bytes = ROTATE_AT_BYTES;
         log.append(&Sample::Happened { count: 2 });
@@ -163,7 +173,7 @@ mod tests {
 
     #[test]
     fn carries_on_when_the_file_cannot_be_written() {
-        let mut log = EventLog::open(Some(Path::new("/dev/full"))).unwrap();
+        let mut log = EventLog::open(Some(Path::new("/dev/full")), Feed::default()).unwrap();
         log.append(&Sample::Happened { count: 1 });
         assert!(log.failing);
         log.append(&Sample::Happened { count: 2 });

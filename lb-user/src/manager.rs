@@ -20,6 +20,9 @@ use crate::{
     core::{Core, Event, Severity},
     datapath::{self, Datapath, Netlink},
     event_log::EventLog,
+    feed::Feed,
+    http,
+    meters::Meters,
     reception::Reception,
     status::{Decided, Interface},
 };
@@ -45,7 +48,13 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let prepared = datapath::prepare(&config)?;
     let server = Server::bind(&config.manager.control_socket).await?;
-    let log = EventLog::open(config.manager.event_log.as_deref())?;
+    let web = config
+        .manager
+        .http_listen
+        .map(http::Server::bind)
+        .transpose()?;
+    let feed = Feed::default();
+    let log = EventLog::open(config.manager.event_log.as_deref(), feed.clone())?;
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
 
@@ -66,12 +75,15 @@ pub async fn run(config: Config) -> Result<()> {
         datapath,
         log,
         reception,
+        meters: Meters::new(&config)?,
         started: Instant::now(),
     };
-    manager.log.append(&Lifecycle::ManagerStarted {
+    let started = Lifecycle::ManagerStarted {
         version: env!("CARGO_PKG_VERSION"),
         interfaces: &manager.interfaces,
-    });
+    };
+    let message = "the manager has started".to_owned();
+    manager.log.publish(Severity::Info, message, &started);
     manager.carry_out();
     manager.datapath.open(&settings)?;
     announce(&config);
@@ -81,6 +93,18 @@ pub async fn run(config: Config) -> Result<()> {
         pin_path: config.manager.pin_path.clone(),
         idle: config.limits.established_idle,
     };
+    let _web = web
+        .map(|web| {
+            let address = web.address();
+            let running = web.start(http::Sources {
+                asker: http::Asker::new(questions.clone(), counters.clone()),
+                feed,
+                meters: manager.meters.clone(),
+            })?;
+            info!("web page, metrics and API at http://{address}/");
+            anyhow::Ok(running)
+        })
+        .transpose()?;
     let serving = server.serve(questions, counters);
     tokio::pin!(serving);
     let mut route_ticks = interval(ROUTE_INTERVAL);
@@ -97,7 +121,8 @@ pub async fn run(config: Config) -> Result<()> {
             // The proof that a worker lives may have come in this very moment.
             () = until(deadline) => manager.receive(),
             Some(question) = asked.recv() => manager.answer(question),
-            _ = route_ticks.tick() => {
+            due = route_ticks.tick() => {
+                manager.meters.lag(due.elapsed());
                 if let Err(error) = manager.datapath.refresh_routes(&netlink).await {
                     error!("{error:#}");
                 }
@@ -105,7 +130,11 @@ pub async fn run(config: Config) -> Result<()> {
             () = &mut serving => {}
         }
         // In every turn, so that a flood of datagrams cannot hold up a deadline.
-        manager.core.handle_timeout(Instant::now());
+        let now = Instant::now();
+        if let Some(late) = deadline.and_then(|due| now.checked_duration_since(due)) {
+            manager.meters.lag(late);
+        }
+        manager.core.handle_timeout(now);
         manager.carry_out();
     }
     manager.log.append(&Lifecycle::ManagerStopped);
@@ -157,6 +186,7 @@ struct Manager {
     core: Core,
     datapath: Datapath,
     log: EventLog,
+    meters: Meters,
     reception: Reception,
     interfaces: Vec<Interface>,
     started: Instant,
@@ -173,8 +203,9 @@ impl Manager {
             if let Err(error) = self.datapath.apply(command) {
                 let error = format!("{error:#}");
                 error!("{error}");
-                self.log
-                    .append(&Lifecycle::MapWriteFailed { error: &error });
+                self.meters.map_write_failed();
+                let failed = Lifecycle::MapWriteFailed { error: &error };
+                self.log.publish(Severity::Warn, error.clone(), &failed);
             }
         }
         while let Some(event) = self.core.poll_event() {
@@ -187,7 +218,8 @@ impl Manager {
             Severity::Info => info!("{event}"),
             Severity::Warn => warn!("{event}"),
         }
-        self.log.append(event);
+        self.meters.count(event);
+        self.log.publish(event.severity(), event.to_string(), event);
     }
 
     fn answer(&self, question: Question) {

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
-    core::{Bytes, Core, Report},
+    core::{Bytes, Core, Report, Severity},
     event_log::EventLog,
     heartbeat::{self, Decoded},
     status::Heartbeats,
@@ -167,13 +167,16 @@ impl Reception {
         let Some(datagrams) = mention.due(now, REFUSAL_INTERVAL) else {
             return;
         };
-        warn!("refused {datagrams} datagrams ({reason}), the last from {from}: {detail}");
-        log.append(&Happening::HeartbeatRefused {
+        let message =
+            format!("refused {datagrams} datagrams ({reason}), the last from {from}: {detail}");
+        warn!("{message}");
+        let refused = Happening::HeartbeatRefused {
             reason,
             from,
             detail,
             datagrams,
-        });
+        };
+        log.publish(Severity::Warn, message, &refused);
     }
 }
 

@@ -3,15 +3,16 @@
 use std::{collections::BTreeMap, fmt};
 
 use lb_common::verdict::Verdict;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     core::{BackendSnapshot, Bytes, MANAGER, ServiceSnapshot},
-    datapath::{Attachment, BackendTraffic, Packets, Stats},
+    datapath::{Attachment, BackendTraffic, MapFill, Packets, Stats},
 };
 
 /// The whole state of a manager at one instant; also its JSON form.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     pub version: String,
     pub uptime_ms: u64,
@@ -19,9 +20,11 @@ pub struct Status {
     pub services: Vec<ServiceSnapshot<Backend>>,
     pub heartbeats: Heartbeats,
     pub verdicts: BTreeMap<String, Packets>,
+    /// How full the connection tables are.
+    pub maps: BTreeMap<String, MapFill>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Interface {
     pub name: String,
     /// `tc` or `xdp`.
@@ -29,7 +32,7 @@ pub struct Interface {
     pub reason: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Backend {
     #[serde(flatten)]
     pub seen: BackendSnapshot,
@@ -38,7 +41,7 @@ pub struct Backend {
 }
 
 /// Datagrams since the manager started.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Heartbeats {
     pub accepted: u64,
     /// By reason.
@@ -114,6 +117,11 @@ impl Status {
             services,
             heartbeats: decided.heartbeats,
             verdicts,
+            maps: stats
+                .maps
+                .iter()
+                .map(|(name, fill)| ((*name).to_owned(), *fill))
+                .collect(),
         }
     }
 }

@@ -75,7 +75,11 @@ fn install(packages: &[&str]) -> Result<()> {
         .stdout(Stdio::null()))
     .with_context(|| format!("install the Debian packages {names}"))?;
     if packages.contains(&"nginx-light") {
-        keep_nginx_from_starting_at_boot()?;
+        // It would take port 80 of this machine; the lab starts its own in namespaces.
+        keep_from_starting_at_boot("nginx.service")?;
+    }
+    if packages.contains(&"prometheus") {
+        keep_from_starting_at_boot("prometheus.service")?;
     }
     Ok(())
 }
@@ -90,14 +94,13 @@ fn apt_get() -> Command {
     command
 }
 
-/// The lab starts its own nginx in namespaces; the one of the package would
-/// take port 80 of this machine.
-fn keep_nginx_from_starting_at_boot() -> Result<()> {
+/// Wanted is the program; its service is the administrator's business.
+fn keep_from_starting_at_boot(service: &str) -> Result<()> {
     if find_program("systemctl").is_none() {
         return Ok(());
     }
-    run(as_root("systemctl").args(["--quiet", "disable", "nginx.service"]))
-        .context("keep Debian's own nginx service from starting at boot")
+    run(as_root("systemctl").args(["--quiet", "disable", service]))
+        .with_context(|| format!("keep Debian's {service} from starting at boot"))
 }
 
 /// Keeps packages from starting their services while it lives.

@@ -49,6 +49,11 @@ const TEST_TOOLS: &[Tool] = &[
         purpose: "checks scripts/vagrant/Vagrantfile",
     },
     Tool {
+        program: "promtool",
+        package: "prometheus",
+        purpose: "checks memlb's metrics and alert rules, and scrapes them",
+    },
+    Tool {
         program: "systemd-analyze",
         package: "systemd",
         purpose: "checks the services of the virtual machines",

@@ -48,6 +48,7 @@ pub(super) struct ManagerTable {
     pub control_socket: Given<String>,
     pub event_log: Given<String>,
     pub legacy_heartbeats: Given<bool>,
+    pub http_listen: Given<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

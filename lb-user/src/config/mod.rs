@@ -42,6 +42,8 @@ pub struct Manager {
     /// Nothing if no event log is kept.
     pub event_log: Option<PathBuf>,
     pub legacy_heartbeats: bool,
+    /// Where metrics, API and page are served; nothing if nowhere.
+    pub http_listen: Option<SocketAddrV4>,
 }
 
 /// Where in the kernel packets are met.
@@ -187,6 +189,7 @@ impl Default for Manager {
             control_socket: PathBuf::from("/run/memlb/manager.sock"),
             event_log: Some(PathBuf::from("/var/log/memlb/events.jsonl")),
             legacy_heartbeats: false,
+            http_listen: Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9998)),
         }
     }
 }

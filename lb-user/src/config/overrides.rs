@@ -35,6 +35,10 @@ pub struct Overrides {
     #[arg(long)]
     pub legacy_heartbeats: bool,
 
+    /// Serve metrics, API and web page at this TCP address; "" serves none
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub http_listen: Option<String>,
+
     /// A worker is down after this long a silence, e.g. 1500ms
     #[arg(long, value_name = "DURATION")]
     pub down_after: Option<String>,

@@ -101,7 +101,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 7 + 3 + 7 + 8);
+    assert_eq!(settings, 8 + 3 + 7 + 8);
 }
 
 #[test]
@@ -286,6 +286,11 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
             Kind::Ipv6Unsupported,
             "heartbeat_listen = \"0.0.0.0:9999\"",
             "heartbeat_listen = \"[::]:9999\"",
+        ),
+        (
+            Kind::BadAddress,
+            "http_listen = \"127.0.0.1:9998\"",
+            "http_listen = \"localhost:9998\"",
         ),
         (Kind::BadAddress, service, "address = \"192.168.56.101\""),
         (Kind::BadAddress, service, "address = \"192.168.56.256:80\""),
@@ -496,6 +501,7 @@ fn the_command_line_goes_before_the_file() {
         control_socket: Some(PathBuf::from("other.sock")),
         event_log: Some(PathBuf::from("")),
         legacy_heartbeats: true,
+        http_listen: Some(String::new()),
         down_after: Some("20s".to_owned()),
         threshold: Some("10%".to_owned()),
     };
@@ -509,6 +515,7 @@ fn the_command_line_goes_before_the_file() {
         control_socket: PathBuf::from("other.sock"),
         event_log: None,
         legacy_heartbeats: true,
+        http_listen: None,
     };
     expected.failover.down_after = Duration::from_secs(20);
     expected.services[0].threshold = Threshold::Percent(10);

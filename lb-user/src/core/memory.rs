@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A worker's memory as it last reported it.
@@ -15,7 +16,9 @@ pub struct Memory {
 
 /// The share of the last ten seconds in which some task waited for memory, in hundredths of a percent:
 /// `some avg10` of the kernel's pressure stall information, 0 to [`Pressure::MOST`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Pressure(pub u16);
 

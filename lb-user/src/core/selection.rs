@@ -1,5 +1,6 @@
 //! Policy `memory`: which worker a service's new connections go to.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
@@ -25,7 +26,7 @@ impl Candidate {
 }
 
 /// Why a worker, or the fallback, is selected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// No worker was heard yet.

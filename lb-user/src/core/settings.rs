@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::memory::Bytes;
@@ -18,7 +19,9 @@ pub const MANAGER: &str = "manager";
 pub struct ServiceId(pub u32);
 
 /// Names one (service, worker) pair, or a service's fallback, across the kernel boundary; never 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct BackendId(pub u32);
 
@@ -66,7 +69,7 @@ pub struct BackendSettings {
 }
 
 /// How a service's worker is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
     /// The worker with the most available memory, kept until another has more by the threshold.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
@@ -13,12 +14,12 @@ use super::settings::{BackendId, BackendSettings, FallbackSettings, MANAGER, Pol
 use super::worker::Worker;
 
 /// All services, in the order of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Snapshot {
     pub services: Vec<ServiceSnapshot>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub name: String,
     pub address: String,
@@ -38,7 +39,7 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub backends: Vec<B>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendSnapshot {
     pub name: String,
     pub backend_id: BackendId,

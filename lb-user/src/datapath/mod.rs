@@ -16,7 +16,7 @@ pub use adopt::{Adoption, LayoutError};
 pub use attach::{Attachment, Choice};
 pub use netlink::{Interface, Netlink, Route};
 pub use object::OBJECT;
-pub use stats::{BackendTraffic, Packets, Stats};
+pub use stats::{BackendTraffic, MapFill, Packets, Stats};
 
 use std::{collections::BTreeMap, net::SocketAddrV4, path::PathBuf};
 

@@ -11,6 +11,7 @@ use lb_common::{
     maps::{Counter, Flow, FlowKey, Traffic, direction, ended, name},
     verdict::Verdict,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bpffs::open_map;
@@ -20,10 +21,18 @@ use super::bpffs::open_map;
 pub struct Stats {
     pub backends: BTreeMap<u32, BackendTraffic>,
     pub verdicts: BTreeMap<&'static str, Packets>,
+    pub maps: BTreeMap<&'static str, MapFill>,
+}
+
+/// How full a map is; one that forgets its longest unused entry is often full in good health.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MapFill {
+    pub entries: u64,
+    pub capacity: u64,
 }
 
 /// One backend's share. `in` is towards the backend; bytes are those of whole frames.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendTraffic {
     /// Connections open now.
     pub flows: u64,
@@ -37,7 +46,7 @@ pub struct BackendTraffic {
     pub bytes_out: u64,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Packets {
     pub packets: u64,
     pub bytes: u64,
@@ -76,31 +85,46 @@ impl Stats {
         }
         let now = monotonic_ns()?;
         let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-        for backend in open_connections(pin_path, name::FLOWS, now, idle)? {
+        for backend in stats.open_connections(pin_path, name::FLOWS, now, idle)? {
             stats.backends.entry(backend).or_default().flows += 1;
         }
-        for backend in open_connections(pin_path, name::HALF_OPEN, now, idle)? {
+        for backend in stats.open_connections(pin_path, name::HALF_OPEN, now, idle)? {
             stats.backends.entry(backend).or_default().half_open += 1;
         }
         Ok(stats)
     }
-}
 
-/// The backends of a flow table's connections, one for each that is not over. The table changes
-/// while it is read; what vanishes meanwhile is left out.
-fn open_connections(pin_path: &Path, map: &str, now: u64, idle: u64) -> Result<Vec<u32>> {
-    let table: HashMap<_, FlowKey, Flow> =
-        HashMap::try_from(Map::LruHashMap(open_map(pin_path, map)?))
-            .with_context(|| format!("open map {map}"))?;
-    let entries: BTreeMap<FlowKey, Flow> = table.iter().filter_map(Result::ok).collect();
-    let is_open = |flow: &&Flow| {
-        let twin = entries.get(&flow.leaves.reversed());
-        flow.direction == direction::REQUEST
-            && !ended::both(flow.ended, twin.map_or(0, |twin| twin.ended))
-            && now.saturating_sub(flow.last_seen_ns) <= idle
-    };
-    let open = entries.values().filter(is_open);
-    Ok(open.map(|flow| flow.backend).collect())
+    /// Reads a flow table: how full it is, and the backends of its connections, one for each that
+    /// is not over. The table changes while it is read; what vanishes meanwhile is left out.
+    fn open_connections(
+        &mut self,
+        pin_path: &Path,
+        map: &'static str,
+        now: u64,
+        idle: u64,
+    ) -> Result<Vec<u32>> {
+        let data = open_map(pin_path, map)?;
+        let capacity = data
+            .info()
+            .with_context(|| format!("ask for the size of map {map}"))?
+            .max_entries();
+        let table: HashMap<_, FlowKey, Flow> =
+            HashMap::try_from(Map::LruHashMap(data)).with_context(|| format!("open map {map}"))?;
+        let entries: BTreeMap<FlowKey, Flow> = table.iter().filter_map(Result::ok).collect();
+        let fill = MapFill {
+            entries: entries.len() as u64,
+            capacity: capacity.into(),
+        };
+        self.maps.insert(map, fill);
+        let is_open = |flow: &&Flow| {
+            let twin = entries.get(&flow.leaves.reversed());
+            flow.direction == direction::REQUEST
+                && !ended::both(flow.ended, twin.map_or(0, |twin| twin.ended))
+                && now.saturating_sub(flow.last_seen_ns) <= idle
+        };
+        let open = entries.values().filter(is_open);
+        Ok(open.map(|flow| flow.backend).collect())
+    }
 }
 
 fn per_cpu<V: Pod>(pin_path: &Path, map: &str) -> Result<PerCpuArray<MapData, V>> {

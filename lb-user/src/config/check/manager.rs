@@ -26,6 +26,7 @@ pub(super) fn check(
         &overrides.heartbeat_listen,
         table.heartbeat_listen,
     );
+    let http = Setting::flag_or_file("--http-listen", &overrides.http_listen, table.http_listen);
     Manager {
         interfaces: interfaces(reader, table.interfaces, overrides),
         attach: reader
@@ -60,6 +61,17 @@ pub(super) fn check(
             || table
                 .legacy_heartbeats
                 .map_or(default.legacy_heartbeats, |given| given.into_inner()),
+        http_listen: reader
+            .parse(
+                "manager.http_listen",
+                http,
+                |text| match text {
+                    "" => Ok(None),
+                    text => values::address(text).map(Some),
+                },
+                default.http_listen,
+            )
+            .value,
     }
 }
 

@@ -1,0 +1,222 @@
+//! The live feed of events: the last ones kept, new ones sent to whoever listens.
+//!
+//! Publishing never waits: a listener that is too slow loses the oldest events and is told so.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::sync::broadcast;
+use tracing::warn;
+
+use crate::core::Severity;
+
+/// How many events are kept for those who come later.
+pub const KEPT: usize = 256;
+
+/// How many events a listener may be behind before it loses some.
+const BACKLOG: usize = 64;
+
+/// An event as people and programs read it.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Entry {
+    /// Grows from event to event, also over restarts of the manager.
+    pub id: u64,
+    /// By the manager's clock, RFC 3339.
+    pub time: String,
+    pub severity: Severity,
+    /// One sentence.
+    pub message: String,
+    /// The kind in `event`, and the figures that belong to it, as in the event log.
+    #[serde(flatten)]
+    pub event: Map<String, Value>,
+}
+
+/// What is published, shared by the manager and all listeners.
+#[derive(Debug, Clone)]
+pub struct Feed(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    recent: Mutex<Recent>,
+    sender: broadcast::Sender<Arc<Entry>>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    first_id: u64,
+    next_id: u64,
+    entries: VecDeque<Arc<Entry>>,
+}
+
+/// What a listener gets: what it has missed, then what comes.
+#[derive(Debug)]
+pub struct Subscription {
+    /// How many events after the one asked for are forgotten already.
+    pub lost: u64,
+    pub missed: Vec<Arc<Entry>>,
+    pub coming: broadcast::Receiver<Arc<Entry>>,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        // Milliseconds since 1970 are ahead of any id that an earlier manager gave away, unless it
+        // had a thousand events a second all its life.
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let first_id = since_1970.map_or(1, |time| u64::try_from(time.as_millis()).unwrap_or(1));
+        Self(Arc::new(Shared {
+            recent: Mutex::new(Recent {
+                first_id,
+                next_id: first_id,
+                entries: VecDeque::with_capacity(KEPT),
+            }),
+            sender: broadcast::channel(BACKLOG).0,
+        }))
+    }
+}
+
+impl Feed {
+    /// Publishes `event`, whose serialised form names its kind in `event`.
+    pub fn publish<E: Serialize>(&self, severity: Severity, message: String, event: &E) {
+        let event = match serde_json::to_value(event) {
+            Ok(Value::Object(fields)) => fields,
+            Ok(other) => return warn!("an event is no JSON object: {other}"),
+            Err(error) => return warn!("encode an event: {error}"),
+        };
+        let mut recent = self.recent();
+        let entry = Arc::new(Entry {
+            id: recent.next_id,
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            severity,
+            message,
+            event,
+        });
+        recent.next_id += 1;
+        if recent.entries.len() == KEPT {
+            recent.entries.pop_front();
+        }
+        recent.entries.push_back(entry.clone());
+        // Still under the lock, so that no listener gets an entry twice or never. Nobody listening
+        // is no error.
+        _ = self.0.sender.send(entry);
+    }
+
+    /// Returns the kept events later than `id`, at most the last `limit` of them.
+    pub fn after(&self, id: u64, limit: usize) -> Vec<Arc<Entry>> {
+        let later = self.recent().after(id);
+        let first = later.len().saturating_sub(limit);
+        later[first..].to_vec()
+    }
+
+    /// Listens; first to what is kept of the events after the one with `id`, if it is given.
+    pub fn subscribe(&self, id: Option<u64>) -> Subscription {
+        let recent = self.recent();
+        let missed = id.map_or_else(Vec::new, |id| recent.after(id));
+        let lost = match (id, missed.first()) {
+            (Some(id), Some(first)) => first.id - recent.first_id.max(id.saturating_add(1)),
+            _ => 0,
+        };
+        Subscription {
+            lost,
+            missed,
+            coming: self.0.sender.subscribe(),
+        }
+    }
+
+    /// Held for moments only, never over an `await`.
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        let locked = self.0.recent.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Recent {
+    fn after(&self, id: u64) -> Vec<Arc<Entry>> {
+        let first = self.entries.partition_point(|entry| entry.id <= id);
+        self.entries.range(first..).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    #[serde(tag = "event", rename_all = "snake_case")]
+    enum Sample {
+        Happened { count: usize },
+    }
+
+    fn publish(feed: &Feed, counts: std::ops::Range<usize>) {
+        for count in counts {
+            feed.publish(
+                Severity::Info,
+                format!("it happened {count} times"),
+                &Sample::Happened { count },
+            );
+        }
+    }
+
+    fn counts(entries: &[Arc<Entry>]) -> Vec<u64> {
+        let counts = entries.iter().map(|entry| entry.event["count"].as_u64());
+        counts.map(Option::unwrap_or_default).collect()
+    }
+
+    #[test]
+    fn an_entry_is_one_object_with_the_events_own_fields() {
+        let feed = Feed::default();
+        publish(&feed, 3..4);
+        let json = serde_json::to_value(&*feed.after(0, 10)[0]).unwrap();
+        assert_eq!(json["event"], "happened");
+        assert_eq!(json["count"], 3);
+        assert_eq!(json["severity"], "info");
+        assert_eq!(json["message"], "it happened 3 times");
+        assert!(json["id"].as_u64() > Some(1_500_000_000_000));
+        assert!(json["time"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn keeps_the_last_events_for_those_who_come_later() {
+        let feed = Feed::default();
+        publish(&feed, 0..KEPT + 10);
+        let kept = feed.after(0, usize::MAX);
+        assert_eq!(kept.len(), KEPT);
+        assert_eq!(counts(&feed.after(0, 2)), [264, 265]);
+        assert_eq!(counts(&feed.after(kept[KEPT - 2].id, 9)), [265]);
+        assert_eq!(counts(&feed.after(u64::MAX, 9)), [0; 0]);
+    }
+
+    #[test]
+    fn who_comes_back_gets_what_it_missed_and_is_told_what_is_lost() {
+        let feed = Feed::default();
+        publish(&feed, 0..1);
+        let seen = feed.after(0, 1)[0].id;
+        publish(&feed, 1..4);
+        let back = feed.subscribe(Some(seen));
+        assert_eq!((back.lost, counts(&back.missed)), (0, vec![1, 2, 3]));
+        publish(&feed, 4..KEPT + 6);
+        let late = feed.subscribe(Some(seen));
+        assert_eq!((late.lost, late.missed.len()), (5, KEPT));
+        // An id of an earlier manager: all of this one's events were missed.
+        assert_eq!(feed.subscribe(Some(17)).lost, 6);
+        let newcomer = feed.subscribe(None);
+        assert_eq!((newcomer.lost, newcomer.missed.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_slow_listener_loses_the_oldest_and_blocks_nobody() {
+        let feed = Feed::default();
+        let mut slow = feed.subscribe(None).coming;
+        publish(&feed, 0..BACKLOG + 36);
+        assert!(matches!(
+            slow.try_recv(),
+            Err(broadcast::error::TryRecvError::Lagged(36))
+        ));
+        assert_eq!(slow.try_recv().unwrap().event["count"], 36);
+    }
+}

@@ -1,0 +1,88 @@
+//! `/api/v1`: the state as JSON; described by `/api/v1/openapi.json`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State, rejection::PathRejection, rejection::QueryRejection},
+    http::StatusCode,
+    routing::get,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Shared, error::Error, events, openapi};
+use crate::{
+    core::ServiceSnapshot,
+    feed::{Entry, KEPT},
+    status::{Backend, Status},
+};
+
+/// A service with its backends and their traffic.
+pub type Service = ServiceSnapshot<Backend>;
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Services {
+    pub services: Vec<Service>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Events {
+    /// The oldest first.
+    pub events: Vec<Arc<Entry>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Range {
+    after: Option<u64>,
+    limit: Option<usize>,
+}
+
+pub fn router() -> Router<Shared> {
+    Router::new()
+        .route("/status", get(status))
+        .route("/services", get(services))
+        .route("/services/{service}", get(service))
+        .route("/events", get(recent))
+        .route("/events/stream", get(events::stream))
+        .route("/openapi.json", get(openapi::document))
+}
+
+async fn status(State(shared): State<Shared>) -> Result<Json<Status>, Error> {
+    Ok(Json(shared.sources.asker.status().await?))
+}
+
+async fn services(State(shared): State<Shared>) -> Result<Json<Services>, Error> {
+    let Status { services, .. } = shared.sources.asker.status().await?;
+    Ok(Json(Services { services }))
+}
+
+async fn service(
+    State(shared): State<Shared>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Service>, Error> {
+    let unknown = |name: &str| {
+        Error::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no service {name:?}; /api/v1/services lists them"),
+        )
+    };
+    let Path(name) = name.map_err(|_| unknown("of unreadable name"))?;
+    let mut services = shared.sources.asker.status().await?.services.into_iter();
+    let found = services.find(|service| service.name == name);
+    found.map(Json).ok_or_else(|| unknown(&name))
+}
+
+async fn recent(
+    State(shared): State<Shared>,
+    query: Result<Query<Range>, QueryRejection>,
+) -> Result<Json<Events>, Error> {
+    let refuse = |why: String| Error::new(StatusCode::BAD_REQUEST, why);
+    let Query(Range { after, limit }) = query.map_err(|error| refuse(error.body_text()))?;
+    let limit = limit.unwrap_or(KEPT);
+    if !(1..=KEPT).contains(&limit) {
+        return Err(refuse(format!("limit must be from 1 to {KEPT}")));
+    }
+    let events = shared.sources.feed.after(after.unwrap_or(0), limit);
+    Ok(Json(Events { events }))
+}

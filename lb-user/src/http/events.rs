@@ -1,0 +1,107 @@
+//! The event stream: Server-Sent Events, one for each entry of the feed.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    extract::{Query, State, rejection::QueryRejection},
+    http::{HeaderMap, StatusCode},
+    response::sse::{Event, KeepAlive, Sse},
+};
+use futures_util::stream::{self, Stream};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, broadcast::error::RecvError};
+
+use super::{Shared, error::Error};
+use crate::feed::{Entry, Subscription};
+
+/// How many may listen at a time; less than the connections, so that others get through.
+pub const LISTENERS: usize = 32;
+
+/// So often something is sent in any case, so that either side finds out when the other is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Deserialize)]
+pub struct From {
+    /// Begin with the kept events later than this one.
+    after: Option<u64>,
+}
+
+/// Sends each event as it happens. A client that comes back says which it had last.
+pub async fn stream(
+    State(shared): State<Shared>,
+    query: Result<Query<From>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Error> {
+    let Query(From { after }) =
+        query.map_err(|error| Error::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let last = headers
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok()?.parse().ok());
+    let permit = shared.listeners.try_acquire_owned().map_err(|_| {
+        Error::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{LISTENERS} listen already, and more may not"),
+        )
+    })?;
+    let subscription = shared.sources.feed.subscribe(last.or(after));
+    let listener = Listener::new(subscription, permit);
+    let events = stream::unfold(listener, |mut listener| async move {
+        let event = listener.next().await?;
+        Some((Ok(event), listener))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+struct Listener {
+    greeted: bool,
+    lost: u64,
+    missed: std::vec::IntoIter<Arc<Entry>>,
+    coming: tokio::sync::broadcast::Receiver<Arc<Entry>>,
+    /// Given back when the client goes.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Listener {
+    fn new(subscription: Subscription, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            greeted: false,
+            lost: subscription.lost,
+            missed: subscription.missed.into_iter(),
+            coming: subscription.coming,
+            _permit: permit,
+        }
+    }
+
+    /// Returns the next event; nothing when the manager ends.
+    async fn next(&mut self) -> Option<Event> {
+        if !self.greeted {
+            self.greeted = true;
+            // What lies between shows the client that it is connected only when something comes.
+            return Some(Event::default().comment("listening"));
+        }
+        if self.lost > 0 {
+            return Some(lost(std::mem::take(&mut self.lost)));
+        }
+        if let Some(entry) = self.missed.next() {
+            return Some(encode(&entry));
+        }
+        match self.coming.recv().await {
+            Ok(entry) => Some(encode(&entry)),
+            Err(RecvError::Lagged(events)) => Some(lost(events)),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}
+
+fn encode(entry: &Entry) -> Event {
+    let event = Event::default().id(entry.id.to_string());
+    // Text keys and JSON values: there is nothing that could not be encoded.
+    event.json_data(entry).unwrap_or_else(|_| lost(1))
+}
+
+/// The marker in place of events that the client did not take in time.
+fn lost(events: u64) -> Event {
+    let data = json!({ "events": events }).to_string();
+    Event::default().event("lost").data(data)
+}

@@ -1,0 +1,91 @@
+//! `/healthz` and `/readyz`, for keepalived and orchestrators.
+
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+
+use super::Shared;
+use crate::{core::Rule, status::Decided};
+
+/// Says whether the manager's loop runs.
+pub async fn healthz(State(shared): State<Shared>) -> Response {
+    match shared.sources.asker.decided().await {
+        Ok(_) => "ok\n".into_response(),
+        Err(error) => unavailable(&format!("{error:#}")),
+    }
+}
+
+/// Says whether every service's choice is an informed one.
+pub async fn readyz(State(shared): State<Shared>) -> Response {
+    match shared.sources.asker.decided().await {
+        Ok(decided) => match unready(&decided) {
+            None => "ready\n".into_response(),
+            Some(reason) => unavailable(&reason),
+        },
+        Err(error) => unavailable(&format!("{error:#}")),
+    }
+}
+
+fn unavailable(reason: &str) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
+}
+
+/// A manager that was never told of a worker is not ready, and another should serve. One whose
+/// workers have all gone down is: it serves by itself, as would any other.
+fn unready(decided: &Decided) -> Option<String> {
+    let unheard = |rule| rule == Rule::NothingHeard;
+    let waiting: Vec<&str> = decided
+        .services
+        .iter()
+        .filter(|service| unheard(service.rule))
+        .map(|service| service.name.as_str())
+        .collect();
+    (!waiting.is_empty()).then(|| {
+        format!(
+            "not ready: no worker was heard yet for {}",
+            waiting.join(", ")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::PathBuf, sync::Arc, time::Duration};
+
+    use tokio::sync::{Semaphore, mpsc};
+
+    use super::*;
+    use crate::{
+        config::{Config, Overrides},
+        control::Counters,
+        feed::Feed,
+        http::{Asker, Sources},
+        meters::Meters,
+    };
+
+    /// The server has a thread of its own, and says it when the manager's loop hangs.
+    #[tokio::test(start_paused = true)]
+    async fn unhealthy_while_nobody_answers_in_the_managers_loop() {
+        let (questions, _never_asked) = mpsc::channel(1);
+        let counters = Counters {
+            pin_path: PathBuf::new(),
+            idle: Duration::ZERO,
+        };
+        let config = Config::example(&Overrides::default(), None).unwrap();
+        let shared = Shared {
+            sources: Sources {
+                asker: Asker::new(questions, counters),
+                feed: Feed::default(),
+                meters: Meters::new(&config).unwrap(),
+            },
+            listeners: Arc::new(Semaphore::new(1)),
+        };
+        // The second finds the queue of questions full.
+        for _ in 0..2 {
+            let answer = healthz(State(shared.clone())).await;
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! `/metrics`: what the manager counts as it goes, and its state at the moment of the scrape.
+//!
+//! Labels are the names of services, workers, rules and verdicts: all of them come from the
+//! configuration or the program, none from the network.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use axum::{
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use prometheus::{
+    Counter, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder,
+};
+
+use super::{Shared, error::Error};
+use crate::{
+    core::{BackendSnapshot, Health, MANAGER, Pressure},
+    status::Status,
+};
+
+const STATES: [Health; 6] = [
+    Health::Unknown,
+    Health::Up,
+    Health::Down,
+    Health::Unhealthy,
+    Health::Leaving,
+    Health::Maintenance,
+];
+
+pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {
+    let status = shared.sources.asker.status().await?;
+    let mut families = shared.sources.meters.gather();
+    let scrape = Scrape::default();
+    scrape.manager(&status)?;
+    scrape.workers(&status)?;
+    scrape.services(&status)?;
+    scrape.datapath(&status)?;
+    scrape.process()?;
+    families.extend(scrape.registry.gather());
+    families.sort_by(|one, other| one.name().cmp(other.name()));
+    let text = TextEncoder::new()
+        .encode_to_string(&families)
+        .context("write the metrics")?;
+    Ok(([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
+}
+
+/// One scrape's figures.
+#[derive(Default)]
+struct Scrape {
+    registry: Registry,
+}
+
+impl Scrape {
+    fn manager(&self, status: &Status) -> Result<()> {
+        self.gauges("memlb_build_info", "Always 1; what runs.", &["version"])?
+            .with_label_values(&[&status.version])
+            .set(1);
+        let heartbeats = self.counters(
+            "memlb_heartbeats_total",
+            "Heartbeats received, by what became of them.",
+            &["outcome"],
+        )?;
+        heartbeats
+            .with_label_values(&["accepted"])
+            .inc_by(status.heartbeats.accepted);
+        for (reason, count) in &status.heartbeats.refused {
+            heartbeats
+                .with_label_values(&[reason.as_str()])
+                .inc_by(*count);
+        }
+        Ok(())
+    }
+
+    fn workers(&self, status: &Status) -> Result<()> {
+        let states = self.gauges(
+            "memlb_worker_state",
+            "1 for the state that a worker is in, 0 for the others.",
+            &["worker", "state"],
+        )?;
+        let ages = self.fractions(
+            "memlb_worker_heartbeat_age_seconds",
+            "Time since a worker's last heartbeat.",
+            &["worker"],
+        )?;
+        let available = self.gauges(
+            "memlb_worker_memory_available_bytes",
+            "A worker's available memory, as last heard.",
+            &["worker"],
+        )?;
+        let total = self.gauges(
+            "memlb_worker_memory_total_bytes",
+            "A worker's memory, as last heard.",
+            &["worker"],
+        )?;
+        let pressure = self.fractions(
+            "memlb_worker_memory_pressure_ratio",
+            "Share of the last ten seconds in which some task of a worker waited for memory.",
+            &["worker"],
+        )?;
+        for worker in workers(status).values() {
+            let name = worker.name.as_str();
+            for state in STATES {
+                let is_in = i64::from(worker.state == state);
+                states.with_label_values(&[name, state.name()]).set(is_in);
+            }
+            if let Some(age) = worker.age_ms {
+                let age = std::time::Duration::from_millis(age);
+                ages.with_label_values(&[name]).set(age.as_secs_f64());
+            }
+            if let Some(bytes) = worker.memory_available_bytes {
+                available.with_label_values(&[name]).set(whole(bytes));
+            }
+            if let Some(bytes) = worker.memory_total_bytes {
+                total.with_label_values(&[name]).set(whole(bytes));
+            }
+            if let Some(Pressure(share)) = worker.memory_pressure {
+                let ratio = f64::from(share) / f64::from(Pressure::MOST.0);
+                pressure.with_label_values(&[name]).set(ratio);
+            }
+        }
+        Ok(())
+    }
+
+    fn services(&self, status: &Status) -> Result<()> {
+        let by_backend = ["service", "backend"];
+        let by_direction = ["service", "backend", "direction"];
+        let selected = self.gauges(
+            "memlb_backend_selected",
+            "1 for the backend that a service's new connections go to, 0 for the others.",
+            &by_backend,
+        )?;
+        let flows = self.gauges("memlb_backend_flows", "Connections open now.", &by_backend)?;
+        let half_open = self.gauges(
+            "memlb_backend_half_open_flows",
+            "Handshakes begun and not completed yet.",
+            &by_backend,
+        )?;
+        let connections = self.counters(
+            "memlb_backend_connections_total",
+            "Connections sent to a backend since the maps were made.",
+            &by_backend,
+        )?;
+        let packets = self.counters(
+            "memlb_backend_packets_total",
+            "Packets to a backend (in) and from it (out) since the maps were made.",
+            &by_direction,
+        )?;
+        let bytes = self.counters(
+            "memlb_backend_bytes_total",
+            "Bytes of whole frames to a backend (in) and from it (out) since the maps were made.",
+            &by_direction,
+        )?;
+        for service in &status.services {
+            for backend in &service.backends {
+                let (service_name, name) = (service.name.as_str(), backend.seen.name.as_str());
+                let labels = [service_name, name];
+                let traffic = &backend.traffic;
+                let is_selected = i64::from(service.selected == name);
+                selected.with_label_values(&labels).set(is_selected);
+                flows.with_label_values(&labels).set(whole(traffic.flows));
+                half_open
+                    .with_label_values(&labels)
+                    .set(whole(traffic.half_open));
+                connections
+                    .with_label_values(&labels)
+                    .inc_by(traffic.connections);
+                for (direction, packet_count, byte_count) in [
+                    ("in", traffic.packets_in, traffic.bytes_in),
+                    ("out", traffic.packets_out, traffic.bytes_out),
+                ] {
+                    let labels = [service_name, name, direction];
+                    packets.with_label_values(&labels).inc_by(packet_count);
+                    bytes.with_label_values(&labels).inc_by(byte_count);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn datapath(&self, status: &Status) -> Result<()> {
+        let packets = self.counters(
+            "memlb_verdict_packets_total",
+            "Packets by what became of them, since the maps were made.",
+            &["verdict"],
+        )?;
+        let bytes = self.counters(
+            "memlb_verdict_bytes_total",
+            "Bytes of whole frames by what became of them, since the maps were made.",
+            &["verdict"],
+        )?;
+        for (verdict, count) in &status.verdicts {
+            let labels = [verdict.as_str()];
+            packets.with_label_values(&labels).inc_by(count.packets);
+            bytes.with_label_values(&labels).inc_by(count.bytes);
+        }
+        let entries = self.gauges(
+            "memlb_map_entries",
+            "Entries of a connection table; a full one forgets the longest unused.",
+            &["map"],
+        )?;
+        let capacity = self.gauges(
+            "memlb_map_capacity",
+            "Entries that a connection table has room for.",
+            &["map"],
+        )?;
+        for (map, fill) in &status.maps {
+            let labels = [map.as_str()];
+            entries.with_label_values(&labels).set(whole(fill.entries));
+            capacity
+                .with_label_values(&labels)
+                .set(whole(fill.capacity));
+        }
+        Ok(())
+    }
+
+    /// The names that every Prometheus client gives to its own process.
+    fn process(&self) -> Result<()> {
+        let me = procfs::process::Process::myself().context("read /proc/self")?;
+        let stat = me.stat().context("read /proc/self/stat")?;
+        let ticks = procfs::ticks_per_second() as f64;
+        let seconds = |ticks_since: u64| ticks_since as f64 / ticks;
+        let booted = procfs::boot_time_secs().context("read the time of boot")? as f64;
+        self.fractions(
+            "process_start_time_seconds",
+            "When the manager started, in seconds since 1970.",
+            &[],
+        )?
+        .with_label_values::<&str>(&[])
+        .set(booted + seconds(stat.starttime));
+        let cpu = Counter::new(
+            "process_cpu_seconds_total",
+            "Processor time that the manager has used.",
+        )?;
+        cpu.inc_by(seconds(stat.utime + stat.stime));
+        self.registry.register(Box::new(cpu))?;
+        self.gauges(
+            "process_resident_memory_bytes",
+            "Memory of the manager itself.",
+            &[],
+        )?
+        .with_label_values::<&str>(&[])
+        .set(whole(stat.rss * procfs::page_size()));
+        let descriptors = me.fd_count().context("count /proc/self/fd")?;
+        self.gauges("process_open_fds", "Open file descriptors.", &[])?
+            .with_label_values::<&str>(&[])
+            .set(i64::try_from(descriptors)?);
+        Ok(())
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.registry.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+
+    fn fractions(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec> {
+        let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
+        self.registry.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
+        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.registry.register(Box::new(counters.clone()))?;
+        Ok(counters)
+    }
+}
+
+/// Each worker once, though it may work for several services.
+fn workers(status: &Status) -> BTreeMap<&str, &BackendSnapshot> {
+    let backends = status.services.iter().flat_map(|service| &service.backends);
+    backends
+        .map(|backend| (backend.seen.name.as_str(), &backend.seen))
+        .filter(|(name, _)| *name != MANAGER)
+        .collect()
+}
+
+fn whole(figure: u64) -> i64 {
+    i64::try_from(figure).unwrap_or(i64::MAX)
+}

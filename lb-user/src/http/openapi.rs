@@ -1,0 +1,190 @@
+//! `/api/v1/openapi.json`: what the API has, with the schemas of the very types it sends.
+
+use axum::Json;
+use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
+use serde_json::{Value, json};
+
+use super::{
+    api::{Events, Service, Services},
+    error::Refusal,
+};
+use crate::{
+    feed::{Entry, KEPT},
+    status::Status,
+};
+
+pub async fn document() -> Json<Value> {
+    Json(describe())
+}
+
+fn describe() -> Value {
+    let settings = SchemaSettings::draft2020_12().for_serialize();
+    let mut schemas = settings
+        .with(|settings| {
+            settings.meta_schema = None;
+            settings.definitions_path = "/components/schemas".into();
+        })
+        .into_generator();
+    let paths = json!({
+        "/api/v1/status": {
+            "get": {
+                "operationId": "status",
+                "summary": "The whole state of the manager",
+                "responses": responses::<Status>(&mut schemas, &[]),
+            },
+        },
+        "/api/v1/services": {
+            "get": {
+                "operationId": "services",
+                "summary": "The services with their backends and traffic",
+                "responses": responses::<Services>(&mut schemas, &[]),
+            },
+        },
+        "/api/v1/services/{service}": {
+            "get": {
+                "operationId": "service",
+                "summary": "One service",
+                "parameters": [{
+                    "name": "service",
+                    "in": "path",
+                    "required": true,
+                    "description": "The service's name",
+                    "schema": { "type": "string", "minLength": 1 },
+                }],
+                "responses": responses::<Service>(
+                    &mut schemas, &[("404", "There is no such service")],
+                ),
+            },
+        },
+        "/api/v1/events": {
+            "get": {
+                "operationId": "events",
+                "summary": "The last events, the oldest first",
+                "parameters": [after(), {
+                    "name": "limit",
+                    "in": "query",
+                    "description": "The last so many of them",
+                    "schema": { "type": "integer", "minimum": 1, "maximum": KEPT, "default": KEPT },
+                }],
+                "responses": responses::<Events>(
+                    &mut schemas, &[("400", "A parameter cannot be understood")],
+                ),
+            },
+        },
+        "/api/v1/events/stream": {
+            "get": {
+                "operationId": "stream",
+                "summary": "Each event as it happens, as Server-Sent Events",
+                "description": "The data of each is an Entry. A client that is too slow gets, in \
+                    place of the events it lost, one of type `lost`, with their number in `events`.",
+                "parameters": [after(), {
+                    "name": "Last-Event-ID",
+                    "in": "header",
+                    "description": "As browsers send it when they come back: goes before `after`",
+                    "schema": { "type": "string" },
+                }],
+                "responses": stream_responses(&mut schemas),
+            },
+        },
+        "/api/v1/openapi.json": {
+            "get": {
+                "operationId": "openapi",
+                "summary": "This document",
+                "responses": {
+                    "200": {
+                        "description": "An OpenAPI document",
+                        "content": { "application/json": { "schema": { "type": "object" } } },
+                    },
+                    "default": refused(&mut schemas, "No answer"),
+                },
+            },
+        },
+    });
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "memlb",
+            "version": "1",
+            "description": "The state of a memlb manager, read-only. Within version 1, fields are \
+                added, but none goes away or changes its meaning.",
+            "license": { "name": "MIT OR Apache-2.0" },
+        },
+        "paths": paths,
+        "components": { "schemas": schemas.take_definitions(true) },
+    })
+}
+
+fn responses<T: JsonSchema>(schemas: &mut SchemaGenerator, refusals: &[(&str, &str)]) -> Value {
+    let mut responses = json!({
+        "200": {
+            "description": "The answer",
+            "content": { "application/json": { "schema": schemas.subschema_for::<T>() } },
+        },
+        "503": refused(schemas, "The manager cannot answer now"),
+        "default": refused(schemas, "No answer"),
+    });
+    for (status, description) in refusals {
+        responses[*status] = refused(schemas, description);
+    }
+    responses
+}
+
+fn stream_responses(schemas: &mut SchemaGenerator) -> Value {
+    // So that the entry is described, too.
+    schemas.subschema_for::<Entry>();
+    json!({
+        "200": {
+            "description": "The stream, which does not end by itself",
+            "content": { "text/event-stream": { "schema": { "type": "string" } } },
+        },
+        "400": refused(schemas, "A parameter cannot be understood"),
+        "503": refused(schemas, "Too many listen already"),
+        "default": refused(schemas, "No answer"),
+    })
+}
+
+fn refused(schemas: &mut SchemaGenerator, description: &str) -> Value {
+    json!({
+        "description": description,
+        "content": { "application/json": { "schema": schemas.subschema_for::<Refusal>() } },
+    })
+}
+
+fn after() -> Value {
+    json!({
+        "name": "after",
+        "in": "query",
+        "description": "Only events later than the one with this id",
+        "schema": { "type": "integer", "minimum": 0, "maximum": u64::MAX },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every `$ref` of `value` must lead somewhere.
+    fn check_references(value: &Value, document: &Value) {
+        if let Some(reference) = value.get("$ref").and_then(Value::as_str) {
+            let pointer = reference.trim_start_matches('#');
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+        let inner: Vec<&Value> = match value {
+            Value::Object(fields) => fields.values().collect(),
+            Value::Array(items) => items.iter().collect(),
+            _ => Vec::new(),
+        };
+        inner
+            .into_iter()
+            .for_each(|value| check_references(value, document));
+    }
+
+    #[test]
+    fn describes_every_type_it_mentions() {
+        let document = describe();
+        check_references(&document, &document);
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        assert!(schemas.contains_key("Status"), "{schemas:?}");
+        assert!(schemas.contains_key("Entry"), "{schemas:?}");
+    }
+}

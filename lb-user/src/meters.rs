@@ -1,0 +1,190 @@
+//! What the manager's task counts and times as it goes, for `/metrics`; nothing here waits.
+
+use std::time::Duration;
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, proto::MetricFamily,
+};
+use serde_json::Value;
+
+use crate::{
+    config::Config,
+    core::{Event, Health, Rule},
+};
+
+/// Rules by which a service leaves a worker; they stand at 0 from the start, so that the first one
+/// is an increase.
+const LEAVING_RULES: [&str; 3] = ["failover", "no_worker_up", "more_memory"];
+const STATES: [Health; 5] = [
+    Health::Up,
+    Health::Down,
+    Health::Unhealthy,
+    Health::Leaving,
+    Health::Maintenance,
+];
+
+const DETECTION_SECONDS: [f64; 12] = [
+    0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
+];
+const LAG_SECONDS: [f64; 10] = [
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
+];
+
+/// Counters since the manager's start. Copies share their figures.
+#[derive(Debug, Clone)]
+pub struct Meters {
+    registry: Registry,
+    selections: IntCounterVec,
+    state_changes: IntCounterVec,
+    detection: Histogram,
+    lag: Histogram,
+    map_write_failures: IntCounter,
+}
+
+impl Meters {
+    /// Begins at zero for all that is configured.
+    ///
+    /// # Errors
+    ///
+    /// Never for the metrics named here.
+    pub fn new(config: &Config) -> prometheus::Result<Self> {
+        let meters = Self {
+            registry: Registry::new(),
+            selections: IntCounterVec::new(
+                Opts::new(
+                    "memlb_selections_total",
+                    "Changes of a service's selection, by the rule that made them.",
+                ),
+                &["service", "rule"],
+            )?,
+            state_changes: IntCounterVec::new(
+                Opts::new(
+                    "memlb_worker_state_changes_total",
+                    "How often a worker came into a state.",
+                ),
+                &["worker", "state"],
+            )?,
+            detection: Histogram::with_opts(
+                HistogramOpts::new(
+                    "memlb_detection_seconds",
+                    "Time from a worker's last sign of life to its being declared down.",
+                )
+                .buckets(DETECTION_SECONDS.to_vec()),
+            )?,
+            lag: Histogram::with_opts(
+                HistogramOpts::new(
+                    "memlb_manager_lag_seconds",
+                    "How late the manager's loop served a deadline or a tick.",
+                )
+                .buckets(LAG_SECONDS.to_vec()),
+            )?,
+            map_write_failures: IntCounter::new(
+                "memlb_map_write_failures_total",
+                "Writes to a BPF map that failed; the datapath lacks a decision then.",
+            )?,
+        };
+        meters.register()?;
+        for service in &config.services {
+            for rule in LEAVING_RULES {
+                meters
+                    .selections
+                    .with_label_values(&[service.name.as_str(), rule]);
+            }
+            for worker in &service.workers {
+                for state in STATES {
+                    let labels = [worker.name.as_str(), state.name()];
+                    meters.state_changes.with_label_values(&labels);
+                }
+            }
+        }
+        Ok(meters)
+    }
+
+    fn register(&self) -> prometheus::Result<()> {
+        let registry = &self.registry;
+        registry.register(Box::new(self.selections.clone()))?;
+        registry.register(Box::new(self.state_changes.clone()))?;
+        registry.register(Box::new(self.detection.clone()))?;
+        registry.register(Box::new(self.lag.clone()))?;
+        registry.register(Box::new(self.map_write_failures.clone()))
+    }
+
+    /// Counts what an event tells.
+    pub fn count(&self, event: &Event) {
+        match event {
+            Event::SelectionChanged { service, rule, .. } => self
+                .selections
+                .with_label_values(&[service, &name(*rule)])
+                .inc(),
+            Event::WorkerUp { worker, .. } => self.came_to(worker, Health::Up),
+            Event::WorkerUnhealthy { worker, .. } => self.came_to(worker, Health::Unhealthy),
+            Event::WorkerLeaving { worker, .. } => self.came_to(worker, Health::Leaving),
+            Event::WorkerMaintenance { worker, .. } => self.came_to(worker, Health::Maintenance),
+            Event::WorkerDown {
+                worker, silent_ms, ..
+            } => {
+                self.came_to(worker, Health::Down);
+                let silence = Duration::from_millis(*silent_ms);
+                self.detection.observe(silence.as_secs_f64());
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes note of how late the loop came.
+    pub fn lag(&self, lag: Duration) {
+        self.lag.observe(lag.as_secs_f64());
+    }
+
+    pub fn map_write_failed(&self) {
+        self.map_write_failures.inc();
+    }
+
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
+    }
+
+    fn came_to(&self, worker: &str, state: Health) {
+        let labels = [worker, state.name()];
+        self.state_changes.with_label_values(&labels).inc();
+    }
+}
+
+/// Returns the rule's name in JSON.
+fn name(rule: Rule) -> String {
+    match serde_json::to_value(rule) {
+        Ok(Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    #[test]
+    fn counts_failures_and_times_their_detection() {
+        let config = Config::example(&Overrides::default(), None).unwrap();
+        let meters = Meters::new(&config).unwrap();
+        meters.count(&Event::WorkerDown {
+            worker: "worker1".to_owned(),
+            was: Health::Up,
+            silent_ms: 1500,
+            memory_available_bytes: None,
+        });
+        let text = prometheus::TextEncoder::new()
+            .encode_to_string(&meters.gather())
+            .unwrap();
+        for line in [
+            "memlb_worker_state_changes_total{state=\"down\",worker=\"worker1\"} 1",
+            "memlb_worker_state_changes_total{state=\"down\",worker=\"worker2\"} 0",
+            "memlb_selections_total{rule=\"failover\",service=\"web\"} 0",
+            "memlb_detection_seconds_bucket{le=\"1\"} 0",
+            "memlb_detection_seconds_bucket{le=\"1.5\"} 1",
+            "memlb_detection_seconds_sum 1.5",
+        ] {
+            assert!(text.lines().any(|seen| seen == line), "no {line} in {text}");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! `/healthz` and `/readyz`.
+
+use memlb_tests::{ClusterOptions, require_root, wait_until};
+
+use super::{SOON, get, start};
+
+#[test]
+fn ready_once_a_worker_is_heard_and_while_all_are_down() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(ClusterOptions {
+        agents: false,
+        ..ClusterOptions::default()
+    });
+    let early = get(&cluster, "/readyz");
+    assert_eq!(early.status, 503);
+    assert_eq!(early.body, "not ready: no worker was heard yet for web\n");
+    assert_eq!(get(&cluster, "/healthz").body, "ok\n");
+
+    cluster.start_agent(0).unwrap();
+    wait_until(SOON, "readiness", || get(&cluster, "/readyz").status == 200).unwrap();
+
+    cluster.kill_agent(0).unwrap();
+    cluster.wait_for_selection("manager", SOON).unwrap();
+    assert_eq!(get(&cluster, "/readyz").status, 200);
+}
