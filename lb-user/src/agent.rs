@@ -118,6 +118,7 @@ impl Sender<'_> {
             state,
             healthy: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            nonce: None,
         };
         let datagram = match heartbeat.encode() {
             Ok(datagram) => datagram,

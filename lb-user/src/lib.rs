@@ -13,6 +13,7 @@ pub mod event_log;
 pub mod feed;
 pub mod heartbeat;
 pub mod http;
+pub mod keys;
 pub mod manager;
 pub mod meters;
 pub mod reception;

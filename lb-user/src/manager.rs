@@ -86,6 +86,7 @@ pub async fn run(config: Config) -> Result<()> {
     manager.log.publish(Severity::Info, message, &started);
     manager.carry_out();
     manager.datapath.open(&settings)?;
+    manager.reception.announce(&config);
     announce(&config);
 
     let (questions, mut asked) = mpsc::channel(16);
@@ -152,11 +153,6 @@ async fn until(deadline: Option<Instant>) {
 }
 
 fn announce(config: &Config) {
-    warn!(
-        "heartbeats are not authenticated: whoever can reach UDP {} can steer the balancer; keep it \
-         to a trusted network",
-        config.manager.heartbeat_listen
-    );
     for service in &config.services {
         info!(
             "ready: {} at {} for {} workers, heartbeats at UDP {}",

@@ -1,14 +1,18 @@
 //! Where heartbeats come in: the socket, what is refused and what is mentioned.
 
 use std::{
-    collections::BTreeMap,
-    io,
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
     net::{SocketAddr, SocketAddrV4},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{RcvBuf, RcvBufForce},
+};
 use serde::Serialize;
 use tokio::net::UdpSocket;
 use tracing::{debug, info, warn};
@@ -17,7 +21,8 @@ use crate::{
     config::Config,
     core::{Bytes, Core, Report, Severity},
     event_log::EventLog,
-    heartbeat::{self, Decoded},
+    heartbeat::{self, Authentication, Decoded, Gate, Refused},
+    keys::{KeyRing, read_keys},
     status::Heartbeats,
 };
 
@@ -27,33 +32,110 @@ const MENTION_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a reason of refusal is mentioned.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often the workers that do not sign yet are named.
+const UNSIGNED_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Datagrams taken from the socket before deadlines and questions get their turn.
 const BATCH: usize = 256;
+
+/// What waits while the manager is busy: a flood of small datagrams fills the kernel's usual 208 KiB
+/// in milliseconds, and honest heartbeats would be lost with the rest.
+const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
 /// Receives heartbeats for the core.
 #[derive(Debug)]
 pub struct Reception {
     socket: UdpSocket,
-    legacy: bool,
+    gate: Gate,
     counts: Heartbeats,
     mentions: BTreeMap<Arc<str>, Mention>,
     refusals: BTreeMap<&'static str, Mention>,
+    unsigned: Mention,
 }
 
 impl Reception {
-    /// Listens where the configuration says.
+    /// Listens where the configuration says, with the keys that it names.
     ///
     /// # Errors
     ///
-    /// Says why the socket cannot be opened, and what to do.
+    /// Says why the keys cannot be read or the socket not be opened, and what to do.
     pub async fn open(config: &Config) -> Result<Self> {
+        let authentication = config.heartbeats.authentication;
+        let gate = Gate::new(
+            authentication,
+            config.manager.legacy_heartbeats,
+            keys(config)?,
+            Instant::now(),
+        )?;
+        let socket = bind(config.manager.heartbeat_listen).await?;
+        grow(&socket);
         Ok(Self {
-            socket: bind(config.manager.heartbeat_listen).await?,
-            legacy: config.manager.legacy_heartbeats,
-            counts: Heartbeats::default(),
+            socket,
+            gate,
+            counts: Heartbeats {
+                authentication: authentication.name().to_owned(),
+                ..Heartbeats::default()
+            },
             mentions: BTreeMap::new(),
             refusals: BTreeMap::new(),
+            unsigned: Mention::overdue(),
         })
+    }
+
+    /// Takes over `[heartbeats]`, `legacy_heartbeats` and the keys as they are in the files now.
+    ///
+    /// # Errors
+    ///
+    /// Says why the keys cannot be read; all stays as it was then.
+    pub fn reload(&mut self, config: &Config) -> Result<()> {
+        let authentication = config.heartbeats.authentication;
+        let keys = keys(config)?;
+        self.gate
+            .reconfigure(authentication, config.manager.legacy_heartbeats, keys);
+        authentication
+            .name()
+            .clone_into(&mut self.counts.authentication);
+        self.counts.unsigned.clear();
+        self.announce(config);
+        Ok(())
+    }
+
+    /// Says whose heartbeats are believed, and warns where that is anybody's.
+    pub fn announce(&self, config: &Config) {
+        let listen = config.manager.heartbeat_listen;
+        let keys = self.gate.keys();
+        match self.gate.authentication() {
+            Authentication::Off => warn!(
+                "heartbeats are not authenticated: whoever can reach UDP {listen} can steer the \
+                 balancer; keep it to a trusted network, or give the workers keys (memlb keygen) and \
+                 set heartbeats.authentication"
+            ),
+            Authentication::Permissive => warn!(
+                "unsigned heartbeats still count (heartbeats.authentication = \"permissive\"): whoever \
+                 can reach UDP {listen} can speak for the workers that do not sign yet"
+            ),
+            Authentication::Enforce => info!("only signed heartbeats count"),
+        }
+        if self.gate.authentication() == Authentication::Off {
+            return;
+        }
+        info!(
+            "{} keys read from {}",
+            keys.len(),
+            config.heartbeats.keys.display()
+        );
+        let workers = config.services.iter().flat_map(|service| &service.workers);
+        let without: BTreeSet<&str> = workers
+            .map(|worker| worker.name.as_str())
+            .filter(|worker| keys.of_worker(worker).next().is_none())
+            .collect();
+        if !without.is_empty() {
+            let names: Vec<&str> = without.into_iter().collect();
+            warn!(
+                "no key is known of {}: make one with `memlb keygen --name NAME`",
+                names.join(", ")
+            );
+        }
     }
 
     /// Waits until a datagram may be there.
@@ -93,26 +175,54 @@ impl Reception {
         from: SocketAddr,
         now: Instant,
     ) {
-        let decoded = match heartbeat::decode(datagram, self.legacy) {
-            Ok(decoded) => decoded,
-            Err(refusal) => {
-                return self.refuse(log, refusal.name(), &refusal.to_string(), from, now);
+        let opened = match self.gate.open(datagram, from, now) {
+            Ok(opened) => opened,
+            Err(Refused { refusal, challenge }) => {
+                self.answer(challenge, from);
+                return self.refuse(log, refusal.name(), &refusal, from, now);
             }
         };
-        let Some(report) = decoded.report() else {
+        let Some(report) = opened.decoded.report() else {
             // The 2018 form's first datagram says nothing; the second is the heartbeat.
             return;
         };
         let outcome = core.handle_heartbeat(&report, now);
-        match outcome.refusal() {
-            Some(reason) => {
-                let detail = format!("from worker {}", report.worker);
-                self.refuse(log, reason, &detail, from, now);
-            }
+        if let Some(reason) = outcome.refusal() {
+            let detail = format_args!("from worker {}", report.worker);
+            return self.refuse(log, reason, &detail, from, now);
+        }
+        self.counts.accepted += 1;
+        let answer = self.gate.accepted(&opened, from, now);
+        self.answer(answer, from);
+        self.mention(log, &opened.decoded, &report, from, now);
+        if opened.signature.is_none() && self.gate.authentication() == Authentication::Permissive {
+            self.name_unsigned(&report.worker, from, now);
+        }
+    }
+
+    /// Sends an answer, which is lost rather than waited for.
+    fn answer(&self, answer: Option<Vec<u8>>, to: SocketAddr) {
+        if let Some(answer) = answer
+            && let Err(error) = self.socket.try_send_to(&answer, to)
+        {
+            debug!("acknowledge a heartbeat of {to}: {error}");
+        }
+    }
+
+    /// Counts the workers that do not sign yet, and names them now and then.
+    fn name_unsigned(&mut self, worker: &str, from: SocketAddr, now: Instant) {
+        match self.counts.unsigned.get_mut(worker) {
+            Some(count) => *count += 1,
             None => {
-                self.counts.accepted += 1;
-                self.mention(log, &decoded, &report, from, now);
+                self.counts.unsigned.insert(worker.to_owned(), 1);
             }
+        }
+        if self.unsigned.due(now, UNSIGNED_INTERVAL).is_some() {
+            let names: Vec<&str> = self.counts.unsigned.keys().map(String::as_str).collect();
+            warn!(
+                "these workers do not sign their heartbeats yet: {} (the last from {from})",
+                names.join(", ")
+            );
         }
     }
 
@@ -153,10 +263,11 @@ impl Reception {
         &mut self,
         log: &mut EventLog,
         reason: &'static str,
-        detail: &str,
+        detail: &dyn fmt::Display,
         from: SocketAddr,
         now: Instant,
     ) {
+        self.gate.refused(from, now);
         match self.counts.refused.get_mut(reason) {
             Some(count) => *count += 1,
             None => {
@@ -173,10 +284,26 @@ impl Reception {
         let refused = Happening::HeartbeatRefused {
             reason,
             from,
-            detail,
+            detail: &detail.to_string(),
             datagrams,
         };
         log.publish(Severity::Warn, message, &refused);
+    }
+}
+
+/// Reads the keys, where signatures are looked at.
+fn keys(config: &Config) -> Result<KeyRing> {
+    match config.heartbeats.authentication {
+        Authentication::Off => Ok(KeyRing::default()),
+        Authentication::Permissive | Authentication::Enforce => read_keys(&config.heartbeats.keys),
+    }
+}
+
+/// Asks for a large receive buffer: beyond the system's limit where that is allowed, else up to it.
+fn grow(socket: &UdpSocket) {
+    let forced = setsockopt(socket, RcvBufForce, &RECEIVE_BUFFER_BYTES);
+    if let Err(error) = forced.or_else(|_| setsockopt(socket, RcvBuf, &RECEIVE_BUFFER_BYTES)) {
+        debug!("enlarge the receive buffer for heartbeats: {error}");
     }
 }
 

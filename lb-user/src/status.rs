@@ -46,6 +46,10 @@ pub struct Heartbeats {
     pub accepted: u64,
     /// By reason.
     pub refused: BTreeMap<String, u64>,
+    /// Accepted without a signature where there should be one, by worker.
+    pub unsigned: BTreeMap<String, u64>,
+    /// `off`, `permissive` or `enforce`.
+    pub authentication: String,
 }
 
 /// The verdicts of packets that reached a backend or came from one, which the programs count there.
@@ -142,12 +146,7 @@ impl fmt::Display for Status {
             service_lines(f, service)?;
         }
         writeln!(f)?;
-        let Heartbeats { accepted, refused } = &self.heartbeats;
-        write!(f, "heartbeats: {accepted} accepted")?;
-        for (reason, count) in refused {
-            write!(f, ", {count} {reason}")?;
-        }
-        writeln!(f)?;
+        self.heartbeats.fmt(f)?;
         write!(f, "other packets:")?;
         let counted = self.verdicts.iter().filter(|(name, count)| {
             let shown_with_backends = CARRIED.iter().any(|verdict| verdict.name() == *name);
@@ -159,6 +158,24 @@ impl fmt::Display for Status {
             write!(f, " {name} {}", count.packets)?;
         }
         writeln!(f, "{}", if none { " none" } else { "" })
+    }
+}
+
+impl fmt::Display for Heartbeats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "heartbeats: {} accepted", self.accepted)?;
+        for (reason, count) in &self.refused {
+            write!(f, ", {count} {reason}")?;
+        }
+        writeln!(f, "; authentication {}", self.authentication)?;
+        if !self.unsigned.is_empty() {
+            write!(f, "not signed yet:")?;
+            for (worker, count) in &self.unsigned {
+                write!(f, " {worker} ({count})")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
     }
 }
 

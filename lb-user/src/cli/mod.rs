@@ -2,6 +2,7 @@
 
 mod agent;
 mod check;
+mod keygen;
 mod manager;
 mod source;
 mod status;
@@ -32,6 +33,7 @@ enum Verb {
     Status(status::Args),
     Unload(unload::Args),
     Check(check::Args),
+    Keygen(keygen::Args),
 }
 
 /// Why a verb failed, which tells the exit status.
@@ -69,6 +71,7 @@ pub fn run() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Unload(args) => unload::run(&args),
         Verb::Check(args) => check::run(&args),
+        Verb::Keygen(args) => keygen::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -59,6 +59,7 @@ pub enum ProblemKind {
     DuplicateBackendAddress,
     DuplicateInterface,
     ZeroInterval,
+    LegacyUnsigned,
     DownAfterTooShort,
     IdleTimesReversed,
     NatPortsReversed,

@@ -31,6 +31,8 @@ pub(super) struct File {
     #[serde(default)]
     pub manager: ManagerTable,
     #[serde(default)]
+    pub heartbeats: HeartbeatsTable,
+    #[serde(default)]
     pub failover: FailoverTable,
     #[serde(default)]
     pub limits: LimitsTable,
@@ -49,6 +51,13 @@ pub(super) struct ManagerTable {
     pub event_log: Given<String>,
     pub legacy_heartbeats: Given<bool>,
     pub http_listen: Given<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HeartbeatsTable {
+    pub authentication: Given<String>,
+    pub keys: Given<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -21,11 +21,13 @@ pub use overrides::Overrides;
 pub use values::PortRange;
 
 use crate::core::{Policy, Threshold};
+use crate::heartbeat::Authentication;
 
 /// A validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub manager: Manager,
+    pub heartbeats: Heartbeats,
     pub failover: Failover,
     pub limits: Limits,
     pub services: Vec<Service>,
@@ -52,6 +54,14 @@ pub enum Attach {
     Auto,
     Tc,
     Xdp,
+}
+
+/// Whose heartbeats are believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heartbeats {
+    pub authentication: Authentication,
+    /// A directory of key files, or one file; read unless authentication is off.
+    pub keys: PathBuf,
 }
 
 /// When a worker is given up, and taken back.
@@ -190,6 +200,15 @@ impl Default for Manager {
             event_log: Some(PathBuf::from("/var/log/memlb/events.jsonl")),
             legacy_heartbeats: false,
             http_listen: Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9998)),
+        }
+    }
+}
+
+impl Default for Heartbeats {
+    fn default() -> Self {
+        Self {
+            authentication: Authentication::Off,
+            keys: PathBuf::from("/etc/memlb/keys"),
         }
     }
 }

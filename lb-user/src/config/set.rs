@@ -40,7 +40,7 @@ fn find<'a>(document: &'a mut DocumentMut, path: &str) -> Option<&'a mut Table> 
             .iter_mut()
             .find(|service| service.get("name").and_then(Item::as_str) == Some(name));
     }
-    let known = ["manager", "failover", "limits"].contains(&path);
+    let known = ["manager", "heartbeats", "failover", "limits"].contains(&path);
     known.then_some(())?;
     document
         .entry(path)
@@ -55,7 +55,8 @@ fn refuse(set: &str, what: &str) -> ConfigError {
         key: String::new(),
         what: format!("cannot set {set:?}: {what}"),
         expected:
-            "manager.KEY=VALUE, failover.KEY=VALUE, limits.KEY=VALUE or service.NAME.KEY=VALUE"
+            "manager.KEY=VALUE, heartbeats.KEY=VALUE, failover.KEY=VALUE, limits.KEY=VALUE or \
+             service.NAME.KEY=VALUE"
                 .to_owned(),
         remedy: "memlb check --example prints every table with its settings".to_owned(),
     }

@@ -29,6 +29,7 @@ fn lab() -> Config {
             interfaces: vec!["eth1".to_owned()],
             ..Manager::default()
         },
+        heartbeats: Heartbeats::default(),
         failover: Failover::default(),
         limits: Limits::default(),
         services: vec![Service {
@@ -82,6 +83,7 @@ fn the_example_explains_every_setting() {
     let mut settings = 0;
     for (table, probe) in [
         ("[manager]", "[manager]\nx-x = 1"),
+        ("[heartbeats]", "[heartbeats]\nx-x = 1"),
         ("[failover]", "[failover]\nx-x = 1"),
         ("[limits]", "[limits]\nx-x = 1"),
         ("[[service]]", "[[service]]\nx-x = 1"),
@@ -101,7 +103,19 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 8 + 3 + 7 + 8);
+    assert_eq!(settings, 8 + 2 + 3 + 7 + 8);
+}
+
+#[test]
+fn what_nobody_can_sign_cannot_be_enforced() {
+    let text = |authentication: &str| {
+        format!(
+            "heartbeats.authentication = \"{authentication}\"\nmanager.legacy_heartbeats = true\n{LEAST}"
+        )
+    };
+    assert_eq!(problems(&text("enforce"))[0].kind, Kind::LegacyUnsigned);
+    let config = parse(&text("permissive")).expect("a good configuration");
+    assert_eq!(config.heartbeats.authentication, Authentication::Permissive);
 }
 
 #[test]
@@ -191,6 +205,16 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
             Kind::OutOfRange,
             "established_idle = \"1h\"",
             "established_idle = \"1y\"",
+        ),
+        (
+            Kind::UnknownChoice,
+            "authentication = \"off\"",
+            "authentication = \"on\"",
+        ),
+        (
+            Kind::BadPath,
+            "keys = \"/etc/memlb/keys\"",
+            "keys = \"keys\"",
         ),
         (
             Kind::DownAfterTooShort,

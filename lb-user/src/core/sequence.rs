@@ -2,8 +2,9 @@
 
 use super::report::{BootId, Sequence};
 
-/// How many earlier boots of one worker are remembered.
-const REMEMBERED_BOOTS: usize = 8;
+/// How many earlier boots of one worker are remembered: more than an agent that crashes at every start
+/// has within the time for which a signed heartbeat is fresh.
+const REMEMBERED_BOOTS: usize = 64;
 
 /// What to make of a heartbeat's sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,14 +14,22 @@
 //! Anybody can send to the manager's port: decoding never panics, bounds everything it keeps, and
 //! quotes nothing that could move a terminal's cursor.
 
+mod acknowledgement;
+mod envelope;
+mod gate;
 mod legacy;
+mod limits;
 mod name;
+mod nonce;
 mod refusal;
 mod v1;
 mod wire;
 
+pub use acknowledgement::Acknowledgement;
+pub use gate::{Authentication, Gate, Opened, Refused, Signature};
 pub use legacy::LegacyHeartbeat;
 pub use name::{MAX_NAME_BYTES, NameProblem, check_name};
+pub use nonce::Nonce;
 pub use refusal::Refusal;
 pub use v1::{CgroupMemory, Heartbeat, Load, MemoryReport, PressureReport, VERSION};
 
@@ -41,6 +49,15 @@ pub enum Decoded {
 }
 
 impl Decoded {
+    /// Returns the name of the worker that it claims to come from.
+    pub fn worker(&self) -> Option<&str> {
+        match self {
+            Self::Heartbeat(heartbeat) => Some(&heartbeat.worker),
+            Self::Legacy(heartbeat) => Some(&heartbeat.worker),
+            Self::LegacyFileName(_) => None,
+        }
+    }
+
     /// Returns what it tells the core.
     pub fn report(&self) -> Option<Report> {
         match self {

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::name::NameProblem;
 use super::{SIZE_LIMIT, VERSION};
+use crate::keys::KeyId;
 
 /// How much of a parser's own words is kept: they may quote what a stranger sent.
 const QUOTE_LIMIT: usize = 120;
@@ -43,6 +44,29 @@ pub enum Refusal {
         interval_ms: u64,
     },
     BadAgentVersion,
+    BadNonce,
+    /// The line that signs is not of its form.
+    BadEnvelope,
+    /// Nobody signed it, and somebody must.
+    Unsigned,
+    /// Nobody signed it, while the same worker's signed heartbeats are heard.
+    UnsignedBesideSigned,
+    UnknownKey {
+        key: KeyId,
+    },
+    /// Changed on its way, or signed by someone who only knows the key's id.
+    BadSignature {
+        key: KeyId,
+    },
+    /// Signed with the right key of another worker.
+    OtherWorkersKey {
+        key: KeyId,
+        of: String,
+    },
+    /// Rightly signed, but without proof that it is not an old one.
+    NotFresh,
+    /// Its source sent too much that was refused; it was not looked at.
+    RateLimited,
     /// The 2018 form, which is not switched on.
     LegacyOff,
     /// A list in the 2018 form must hold exactly one worker.
@@ -71,6 +95,15 @@ impl Refusal {
             Self::AvailableExceedsTotal { .. } => "available_exceeds_total",
             Self::AbsurdInterval { .. } => "absurd_interval",
             Self::BadAgentVersion => "bad_agent_version",
+            Self::BadNonce => "bad_nonce",
+            Self::BadEnvelope => "bad_envelope",
+            Self::Unsigned => "unsigned",
+            Self::UnsignedBesideSigned => "unsigned_beside_signed",
+            Self::UnknownKey { .. } => "unknown_key",
+            Self::BadSignature { .. } => "bad_signature",
+            Self::OtherWorkersKey { .. } => "other_workers_key",
+            Self::NotFresh => "not_fresh",
+            Self::RateLimited => "rate_limited",
             Self::LegacyOff => "legacy_off",
             Self::LegacyLength { .. } => "legacy_length",
             Self::AbsurdFreeMemory => "absurd_free_memory",
@@ -137,6 +170,37 @@ impl fmt::Display for Refusal {
             Self::BadAgentVersion => {
                 f.write_str("\"version\" is not 1 to 32 visible ASCII characters")
             }
+            Self::BadNonce => f.write_str("\"nonce\" is not 16 hexadecimal digits"),
+            Self::BadEnvelope => f.write_str(
+                "the line before the heartbeat is not \"memlb1 KEY-ID TAG\" in 8 and 64 hexadecimal \
+                 digits",
+            ),
+            Self::Unsigned => f.write_str(
+                "the heartbeat is not signed, and authentication = \"enforce\"; give the agent its \
+                 --key",
+            ),
+            Self::UnsignedBesideSigned => f.write_str(
+                "the heartbeat is not signed, while signed ones of the same worker are heard",
+            ),
+            Self::UnknownKey { key } => write!(
+                f,
+                "the heartbeat is signed with key {key}, which is not among the manager's keys"
+            ),
+            Self::BadSignature { key } => write!(
+                f,
+                "the signature is wrong: changed on its way, or not made with key {key}"
+            ),
+            Self::OtherWorkersKey { key, of } => write!(
+                f,
+                "the heartbeat is signed with key {key} of {of}, but speaks for another worker"
+            ),
+            Self::NotFresh => f.write_str(
+                "the heartbeat does not prove that it is new; its sender was asked to (usual at the \
+                 start of an agent or of the manager)",
+            ),
+            Self::RateLimited => f.write_str(
+                "its source has sent too much that was refused, and is not listened to for now",
+            ),
             Self::LegacyOff => f.write_str(
                 "the datagram is in the 2018 form, which legacy_heartbeats = true would accept",
             ),

@@ -41,6 +41,7 @@ fn heartbeat() -> Heartbeat {
         state: WorkerState::Ready,
         healthy: true,
         version: "0.1.0".to_owned(),
+        nonce: None,
     }
 }
 
@@ -325,6 +326,7 @@ fn the_size_limit_holds_both_ways() {
         load: Some(Load(419_430_399)),
         state: WorkerState::Maintenance,
         version: "9".repeat(32),
+        nonce: Some(Nonce(u64::MAX)),
         ..heartbeat()
     };
     assert!(longest.encode().expect("it fits").len() < 700);
@@ -499,21 +501,24 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
         "[A-Za-z0-9._-]{1,64}",
         any::<(u64, u64, bool)>(),
         1..3_600_000u64,
-        (memory, load),
+        (memory, load, any::<Option<u64>>()),
         state,
         "[!-~]{1,32}",
     )
         .prop_map(
-            |(worker, (boot, seq, healthy), interval, (memory, load), state, version)| Heartbeat {
-                worker,
-                boot: BootId(boot),
-                seq,
-                interval: Duration::from_millis(interval),
-                memory,
-                load,
-                state,
-                healthy,
-                version,
+            |(worker, (boot, seq, healthy), interval, (memory, load, nonce), state, version)| {
+                Heartbeat {
+                    worker,
+                    boot: BootId(boot),
+                    seq,
+                    interval: Duration::from_millis(interval),
+                    memory,
+                    load,
+                    state,
+                    healthy,
+                    version,
+                    nonce: nonce.map(Nonce),
+                }
             },
         )
 }

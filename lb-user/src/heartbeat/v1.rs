@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::name::check_name;
-use super::{Refusal, wire};
+use super::{Refusal, envelope, nonce::Nonce, wire};
 use crate::core::{BootId, Bytes, Memory, Pressure, Report, Sequence, WorkerState};
+use crate::keys::Key;
 
 /// The number in `memlb` that this code writes and reads.
 pub const VERSION: u64 = 1;
@@ -31,6 +32,8 @@ pub struct Heartbeat {
     pub healthy: bool,
     /// The agent's own version, for display.
     pub version: String,
+    /// The manager's nonce that came last; nothing before one came, and without a key.
+    pub nonce: Option<Nonce>,
 }
 
 /// The worker's memory, as its agent reads it.
@@ -112,6 +115,16 @@ impl Heartbeat {
     pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
         self.check()?;
         wire::encode(self)
+    }
+
+    /// Encodes it as one datagram and signs it.
+    ///
+    /// # Errors
+    ///
+    /// Refuses to send what a manager would refuse to accept.
+    pub fn encode_signed(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
+        let datagram = envelope::seal(envelope::Kind::Heartbeat, key, &self.encode()?);
+        wire::check_size(datagram)
     }
 
     /// Decodes a datagram whose size was checked.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::nonce::Nonce;
 use super::v1::{Heartbeat, Load, MemoryReport, VERSION};
 use super::{Refusal, SIZE_LIMIT};
 use crate::core::{BootId, WorkerState};
@@ -22,8 +23,14 @@ pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
         state: heartbeat.state,
         healthy: heartbeat.healthy,
         version: Cow::Borrowed(&heartbeat.version),
+        nonce: heartbeat.nonce.map(|nonce| Cow::Owned(nonce.to_string())),
     };
     let datagram = serde_json::to_vec(&wire).map_err(|error| Refusal::of_parser(&error))?;
+    check_size(datagram)
+}
+
+/// Keeps a datagram that is too long from being sent.
+pub(super) fn check_size(datagram: Vec<u8>) -> Result<Vec<u8>, Refusal> {
     if datagram.len() >= SIZE_LIMIT {
         return Err(Refusal::Oversized {
             bytes: datagram.len(),
@@ -46,7 +53,7 @@ pub(super) fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
         return Err(refusal);
     }
     Ok(Heartbeat {
-        boot: boot(&wire.boot)?,
+        boot: number(&wire.boot).map(BootId).ok_or(Refusal::BadBoot)?,
         worker: wire.worker.into_owned(),
         seq: wire.seq,
         interval: Duration::from_millis(wire.interval_ms),
@@ -55,6 +62,10 @@ pub(super) fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
         state: wire.state,
         healthy: wire.healthy,
         version: wire.version.into_owned(),
+        nonce: match wire.nonce {
+            Some(text) => Some(number(&text).map(Nonce).ok_or(Refusal::BadNonce)?),
+            None => None,
+        },
     })
 }
 
@@ -84,6 +95,8 @@ struct Wire<'a> {
     healthy: bool,
     #[serde(borrow)]
     version: Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    nonce: Option<Cow<'a, str>>,
 }
 
 fn refuse_version(version: Option<u64>) -> Option<Refusal> {
@@ -94,13 +107,11 @@ fn refuse_version(version: Option<u64>) -> Option<Refusal> {
     }
 }
 
-fn boot(text: &str) -> Result<BootId, Refusal> {
+/// Reads a number written as exactly 16 hexadecimal digits.
+pub(super) fn number(text: &str) -> Option<u64> {
     // `from_str_radix` alone would take a sign, too.
     let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    match u64::from_str_radix(text, 16) {
-        Ok(boot) if digits => Ok(BootId(boot)),
-        Ok(_) | Err(_) => Err(Refusal::BadBoot),
-    }
+    digits.then(|| u64::from_str_radix(text, 16).ok())?
 }
 
 /// A percentage as a number with two decimals, from 0 to 100.

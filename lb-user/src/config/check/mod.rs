@@ -1,5 +1,6 @@
 //! Every rule that a configuration must keep; all that are broken are reported together.
 
+mod heartbeats;
 mod limits;
 mod manager;
 mod reader;
@@ -24,11 +25,13 @@ pub(super) fn check(
 ) -> Result<Config, ConfigError> {
     let mut reader = Reader::new(text, name);
     let manager = manager::check(&mut reader, file.manager, overrides);
+    let heartbeats = heartbeats::check(&mut reader, file.heartbeats, manager.legacy_heartbeats);
     let failover = failover(&mut reader, file.failover, overrides);
     let (limits, backends) = limits::check(&mut reader, file.limits, kernel_ports);
     let services = services::check(&mut reader, file.services, overrides, &backends);
     reader.finish(Config {
         manager,
+        heartbeats,
         failover,
         limits,
         services,

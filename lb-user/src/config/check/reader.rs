@@ -307,6 +307,10 @@ impl<'a> Reader<'a> {
         (setting.value, place)
     }
 
+    pub fn place_of<T>(&self, key: &str, setting: &Setting<T>) -> Place {
+        self.place(key, &setting.source)
+    }
+
     pub fn at<T>(&self, key: &str, spanned: &Spanned<T>) -> Place {
         self.place(key, &Source::Byte(spanned.span().start))
     }

@@ -1,0 +1,76 @@
+//! What a manager answers to a signed heartbeat: which one it heard, and the nonce to carry next.
+
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{self, Envelope, Kind};
+use super::nonce::Nonce;
+use super::{Refusal, wire};
+use crate::core::{BootId, Sequence};
+use crate::keys::Key;
+
+/// The answer to one heartbeat. It is shorter than any heartbeat, so that nobody can use a manager
+/// to multiply traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// The heartbeat that is answered.
+    pub heartbeat: Sequence,
+    /// What the next heartbeats must carry.
+    pub nonce: Nonce,
+    /// Whether the heartbeat counted; if not, the next one should follow at once.
+    pub fresh: bool,
+}
+
+impl Acknowledgement {
+    /// Encodes and signs it.
+    ///
+    /// # Errors
+    ///
+    /// None that is known of: it is made of numbers only.
+    pub fn encode(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
+        let wire = Wire {
+            boot: self.heartbeat.boot.to_string(),
+            seq: self.heartbeat.number,
+            nonce: self.nonce.to_string(),
+            fresh: self.fresh,
+        };
+        let body = serde_json::to_vec(&wire).map_err(|error| Refusal::of_parser(&error))?;
+        Ok(envelope::seal(Kind::Acknowledgement, key, &body))
+    }
+
+    /// Checks the signature, then decodes.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason why it is not to be believed.
+    pub fn decode(datagram: &[u8], key: &Key) -> Result<Self, Refusal> {
+        let envelope = Envelope::parse(Kind::Acknowledgement, datagram)?;
+        if envelope.key != key.id() {
+            return Err(Refusal::UnknownKey { key: envelope.key });
+        }
+        if !envelope.is_signed_by(key) {
+            return Err(Refusal::BadSignature { key: envelope.key });
+        }
+        let wire: Wire =
+            serde_json::from_slice(envelope.body).map_err(|error| Refusal::of_parser(&error))?;
+        Ok(Self {
+            heartbeat: Sequence {
+                boot: wire::number(&wire.boot)
+                    .map(BootId)
+                    .ok_or(Refusal::BadBoot)?,
+                number: wire.seq,
+            },
+            nonce: wire::number(&wire.nonce)
+                .map(Nonce)
+                .ok_or(Refusal::BadNonce)?,
+            fresh: wire.fresh,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    boot: String,
+    seq: u64,
+    nonce: String,
+    fresh: bool,
+}

@@ -1,0 +1,82 @@
+//! The line before the JSON that says who signed it: `memlb1 KEY-ID TAG`, checked before parsing.
+//!
+//! The JSON stays readable on the wire. The tag is the HMAC-SHA256 over the first word, the space,
+//! the key's id, a line feed and the JSON: everything but the tag itself and the space before it.
+
+use super::Refusal;
+use crate::keys::{Key, KeyId, TAG_BYTES, hex, write_hex};
+
+/// What is signed. A signature of the one never passes for one of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Heartbeat,
+    Acknowledgement,
+}
+
+impl Kind {
+    /// Returns the first word with the space after it.
+    pub fn mark(self) -> &'static [u8] {
+        match self {
+            Self::Heartbeat => b"memlb1 ",
+            Self::Acknowledgement => b"memlb1-ack ",
+        }
+    }
+}
+
+/// A signed datagram taken apart; whether the signature is right is not known yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Envelope<'a> {
+    pub key: KeyId,
+    pub body: &'a [u8],
+    kind: Kind,
+    id: &'a [u8],
+    tag: [u8; TAG_BYTES],
+}
+
+impl<'a> Envelope<'a> {
+    /// Takes a datagram apart, without looking at what was signed and without memory of its own.
+    ///
+    /// # Errors
+    ///
+    /// Refuses anything that is not exactly of this form.
+    pub fn parse(kind: Kind, datagram: &'a [u8]) -> Result<Self, Refusal> {
+        Self::take_apart(kind, datagram).ok_or(Refusal::BadEnvelope)
+    }
+
+    fn take_apart(kind: Kind, datagram: &'a [u8]) -> Option<Self> {
+        let rest = datagram.strip_prefix(kind.mark())?;
+        let (id, rest) = rest.split_at_checked(KeyId::DIGITS)?;
+        let rest = rest.strip_prefix(b" ")?;
+        let (digits, rest) = rest.split_at_checked(2 * TAG_BYTES)?;
+        let body = rest.strip_prefix(b"\n")?;
+        let mut tag = [0; TAG_BYTES];
+        hex(digits, &mut tag).then_some(())?;
+        Some(Self {
+            key: KeyId::parse(id)?,
+            body,
+            kind,
+            id,
+            tag,
+        })
+    }
+
+    /// Says whether `key` signed exactly this.
+    pub fn is_signed_by(&self, key: &Key) -> bool {
+        key.id() == self.key
+            && key.verify(&[self.kind.mark(), self.id, b"\n", self.body], &self.tag)
+    }
+}
+
+/// Signs a body.
+pub fn seal(kind: Kind, key: &Key, body: &[u8]) -> Vec<u8> {
+    let mut datagram = Vec::with_capacity(96 + body.len());
+    let id = key.id().to_string();
+    let tag = key.sign(&[kind.mark(), id.as_bytes(), b"\n", body]);
+    datagram.extend_from_slice(kind.mark());
+    datagram.extend_from_slice(id.as_bytes());
+    datagram.push(b' ');
+    write_hex(&tag, &mut datagram);
+    datagram.push(b'\n');
+    datagram.extend_from_slice(body);
+    datagram
+}

@@ -1,0 +1,402 @@
+//! What forgers, eavesdroppers and broken networks send, and what passes.
+
+use proptest::prelude::*;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::core::{BootId, WorkerState};
+use crate::heartbeat::{MemoryReport, Nonce};
+
+const FROM: SocketAddr = SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 168, 56, 103)),
+    40_000,
+);
+
+fn key(worker: &str, id: u32) -> Key {
+    let secret = Zeroizing::new([id as u8 ^ 0x5a; 32]);
+    Key::new(worker.to_owned(), KeyId(id), &secret)
+}
+
+fn heartbeat(worker: &str, boot: u64, seq: u64, nonce: Option<Nonce>) -> Heartbeat {
+    Heartbeat {
+        worker: worker.to_owned(),
+        boot: BootId(boot),
+        seq,
+        interval: Duration::from_millis(100),
+        memory: MemoryReport {
+            available_bytes: 394 << 20,
+            total_bytes: 700 << 20,
+            cgroup: None,
+            pressure: None,
+        },
+        load: None,
+        state: WorkerState::Ready,
+        healthy: true,
+        version: "0.1.0".to_owned(),
+        nonce,
+    }
+}
+
+/// A manager's gate, with a clock of its own.
+struct World {
+    gate: Gate,
+    now: Instant,
+}
+
+impl World {
+    fn new(authentication: Authentication) -> Self {
+        let now = Instant::now();
+        Self {
+            gate: Gate::new(authentication, false, ring(), now).unwrap(),
+            now,
+        }
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+    }
+
+    fn nonce(&self) -> Option<Nonce> {
+        Some(self.gate.nonces.newest())
+    }
+
+    fn open(&mut self, datagram: &[u8]) -> Result<Opened, Refused> {
+        let result = self.gate.open(datagram, FROM, self.now);
+        if result.is_err() {
+            self.gate.refused(FROM, self.now);
+        }
+        result
+    }
+
+    fn refusal(&mut self, datagram: &[u8]) -> &'static str {
+        self.open(datagram).expect_err("refused").refusal.name()
+    }
+
+    /// Opens what must pass; returns what the core's acceptance makes the gate answer.
+    fn hear(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
+        let opened = self.open(datagram).expect("a good heartbeat");
+        self.gate.accepted(&opened, FROM, self.now)
+    }
+
+    fn signed(&self, key: &Key, seq: u64) -> Vec<u8> {
+        let heartbeat = heartbeat(key.worker(), 1, seq, self.nonce());
+        heartbeat.encode_signed(key).expect("a good heartbeat")
+    }
+}
+
+fn ring() -> KeyRing {
+    let mut keys = KeyRing::default();
+    for key in [
+        key("worker1", 0xa1),
+        key("worker1", 0xa2),
+        key("worker2", 0xb1),
+    ] {
+        keys.add(key, "here").unwrap();
+    }
+    keys
+}
+
+#[test]
+fn a_signed_heartbeat_is_these_very_bytes() {
+    let nonce = Some(Nonce(0x0123_4567_89ab_cdef));
+    let datagram = heartbeat("worker1", 0x00c0_ffee_00c0_ffee, 17, nonce)
+        .encode_signed(&key("worker1", 0xa1))
+        .unwrap();
+    // The tag was computed by another implementation (Python's) over
+    // "memlb1 000000a1\n" and the JSON, with 32 times 0xfb as the key.
+    assert_eq!(
+        str::from_utf8(&datagram),
+        Ok(concat!(
+            "memlb1 000000a1 ",
+            "e53ce1a0d51c1976cfa07ddc2404cc535ed4c90aba315ad67d81ad5edf5c5c7e\n",
+            r#"{"memlb":1,"worker":"worker1","boot":"00c0ffee00c0ffee","seq":17,"interval_ms":100,"#,
+            r#""memory":{"available_bytes":413138944,"total_bytes":734003200},"#,
+            r#""state":"ready","healthy":true,"version":"0.1.0","nonce":"0123456789abcdef"}"#
+        ))
+    );
+}
+
+#[test]
+fn both_keys_of_a_worker_hold() {
+    let mut world = World::new(Authentication::Enforce);
+    for id in [0xa1, 0xa2] {
+        let datagram = world.signed(&key("worker1", id), 1);
+        let opened = world.open(&datagram).expect("a good heartbeat");
+        assert_eq!(
+            opened.signature.map(|signature| signature.key),
+            Some(KeyId(id))
+        );
+    }
+    // Until one is withdrawn.
+    let mut keys = KeyRing::default();
+    keys.add(key("worker1", 0xa2), "here").unwrap();
+    world.gate.reconfigure(Authentication::Enforce, false, keys);
+    let datagram = world.signed(&key("worker1", 0xa1), 2);
+    assert_eq!(world.refusal(&datagram), "unknown_key");
+    let datagram = world.signed(&key("worker1", 0xa2), 2);
+    assert!(world.open(&datagram).is_ok());
+}
+
+#[test]
+fn forgeries_are_refused_by_their_reasons() {
+    let mut world = World::new(Authentication::Enforce);
+    let good = world.signed(&key("worker1", 0xa1), 1);
+    let text = String::from_utf8(good.clone()).unwrap();
+    let foreign = heartbeat("worker2", 1, 1, world.nonce());
+    let outsider = Key::new("worker1".to_owned(), KeyId(0xa1), &Zeroizing::new([7; 32]));
+    let unsigned = heartbeat("worker1", 1, 1, world.nonce()).encode().unwrap();
+    let of_another_key = text.replace("000000a1", "000000a2");
+    for (datagram, reason) in [
+        (unsigned, "unsigned"),
+        (Vec::new(), "unsigned"),
+        (b"[{}]".to_vec(), "unsigned"),
+        (b"memlb1 ".to_vec(), "bad_envelope"),
+        (
+            text.replace("000000a1 ", "000000A1 ").into(),
+            "bad_envelope",
+        ),
+        (text.replace("000000a1 ", "a1 ").into(), "bad_envelope"),
+        (text.replacen('\n', "\r\n", 1).into(), "bad_envelope"),
+        (text.replacen('\n', " ", 1).into(), "bad_envelope"),
+        (good[..50].to_vec(), "bad_envelope"),
+        (text.replace("000000a1 ", "000000c1 ").into(), "unknown_key"),
+        (of_another_key.into(), "bad_signature"),
+        (world.signed(&outsider, 1), "bad_signature"),
+        (good[..good.len() - 1].to_vec(), "bad_signature"),
+        ([&good[..], b" "].concat(), "bad_signature"),
+        (
+            text.replace("\"seq\":1", "\"seq\":2").into(),
+            "bad_signature",
+        ),
+        (text.replace("worker1", "worker2").into(), "bad_signature"),
+        // Signed twice over.
+        (
+            super::super::envelope::seal(Kind::Heartbeat, &key("worker1", 0xa1), &good),
+            "not_json",
+        ),
+        // An acknowledgement sent back, as it is and under the other mark.
+        (
+            Acknowledgement {
+                heartbeat: Sequence {
+                    boot: BootId(1),
+                    number: 1,
+                },
+                nonce: Nonce(1),
+                fresh: true,
+            }
+            .encode(&key("worker1", 0xa1))
+            .unwrap(),
+            "unsigned",
+        ),
+        (
+            foreign.encode_signed(&key("worker1", 0xa1)).unwrap(),
+            "other_workers_key",
+        ),
+        ([&good[..], &[b' '; 1_200]].concat(), "oversized"),
+    ] {
+        let refused = world.open(&datagram).expect_err("refused");
+        assert_eq!(
+            refused.refusal.name(),
+            reason,
+            "{}",
+            String::from_utf8_lossy(&datagram)
+        );
+        assert_eq!(refused.challenge, None, "answers {reason}");
+        assert!(!refused.refusal.to_string().contains(char::is_control));
+    }
+    assert!(world.open(&good).is_ok());
+}
+
+#[test]
+fn every_single_flipped_bit_is_noticed() {
+    let mut world = World::new(Authentication::Enforce);
+    let good = world.signed(&key("worker1", 0xa1), 1);
+    for bit in 0..good.len() * 8 {
+        let mut forged = good.clone();
+        forged[bit / 8] ^= 1 << (bit % 8);
+        assert!(world.open(&forged).is_err(), "bit {bit}");
+    }
+    for length in 0..good.len() {
+        assert!(world.open(&good[..length]).is_err(), "{length} bytes");
+    }
+}
+
+#[test]
+fn a_first_heartbeat_is_challenged_and_the_next_one_counts() {
+    for mode in [Authentication::Enforce, Authentication::Permissive] {
+        let mut world = World::new(mode);
+        let key = key("worker1", 0xa1);
+        let first = heartbeat("worker1", 1, 1, None)
+            .encode_signed(&key)
+            .unwrap();
+        let refused = world.open(&first).expect_err("not fresh");
+        assert_eq!(refused.refusal, Refusal::NotFresh);
+        let challenge = refused.challenge.expect("an answer");
+        assert!(challenge.len() < first.len(), "amplifies");
+        let answer = Acknowledgement::decode(&challenge, &key).expect("a signed answer");
+        assert_eq!(
+            answer.heartbeat,
+            Sequence {
+                boot: BootId(1),
+                number: 1
+            }
+        );
+        assert!(!answer.fresh);
+
+        let second = heartbeat("worker1", 1, 2, Some(answer.nonce));
+        let answer = world
+            .hear(&second.encode_signed(&key).unwrap())
+            .expect("an answer");
+        let answer = Acknowledgement::decode(&answer, &key).expect("a signed answer");
+        assert_eq!((answer.heartbeat.number, answer.fresh), (2, true));
+    }
+}
+
+#[test]
+fn recordings_from_before_a_restart_of_the_manager_prove_nothing() {
+    let mut world = World::new(Authentication::Enforce);
+    let recorded = world.signed(&key("worker1", 0xa1), 1);
+    assert!(world.open(&recorded).is_ok());
+    let mut restarted = World::new(Authentication::Enforce);
+    assert_eq!(restarted.refusal(&recorded), "not_fresh");
+    world.pass(10);
+    assert!(world.open(&recorded).is_ok());
+    world.pass(10);
+    assert_eq!(world.refusal(&recorded), "not_fresh");
+}
+
+#[test]
+fn answers_once_a_second_and_whenever_the_nonce_ages() {
+    let mut world = World::new(Authentication::Enforce);
+    let key = key("worker1", 0xa1);
+    let datagram = world.signed(&key, 1);
+    assert!(world.hear(&datagram).is_some());
+    world.now += Duration::from_millis(999);
+    assert!(world.hear(&datagram).is_none());
+    world.now += Duration::from_millis(1);
+    assert!(world.hear(&datagram).is_some());
+    world.pass(9);
+    for _ in 0..3 {
+        let answer = world.hear(&datagram).expect("an answer to the older nonce");
+        let answer = Acknowledgement::decode(&answer, &key).expect("a signed answer");
+        assert_eq!((Some(answer.nonce), answer.fresh), (world.nonce(), true));
+    }
+}
+
+#[test]
+fn an_acknowledgement_is_shorter_than_any_heartbeat_and_cannot_be_forged() {
+    let key = key("w", 0xa1);
+    let mut shortest = heartbeat("w", 0, 0, None);
+    shortest.interval = Duration::from_millis(1);
+    shortest.memory.available_bytes = 0;
+    shortest.memory.total_bytes = 1;
+    shortest.version = "0".to_owned();
+    let answer = Acknowledgement {
+        heartbeat: Sequence {
+            boot: BootId(u64::MAX),
+            number: u64::MAX,
+        },
+        nonce: Nonce(u64::MAX),
+        fresh: false,
+    };
+    let datagram = answer.encode(&key).unwrap();
+    assert!(datagram.len() < shortest.encode_signed(&key).unwrap().len());
+    assert_eq!(Acknowledgement::decode(&datagram, &key), Ok(answer));
+    for bit in 0..datagram.len() * 8 {
+        let mut forged = datagram.clone();
+        forged[bit / 8] ^= 1 << (bit % 8);
+        assert!(Acknowledgement::decode(&forged, &key).is_err(), "bit {bit}");
+    }
+    let other = super::tests::key("w", 0xa2);
+    assert!(Acknowledgement::decode(&datagram, &other).is_err());
+}
+
+#[test]
+fn permissive_accepts_the_unsigned_but_not_the_badly_signed() {
+    let mut world = World::new(Authentication::Permissive);
+    let unsigned = heartbeat("worker1", 1, 1, None).encode().unwrap();
+    let opened = world.open(&unsigned).expect("a good heartbeat");
+    assert_eq!(opened.signature, None);
+    assert!(
+        world.gate.accepted(&opened, FROM, world.now).is_none(),
+        "answers a stranger"
+    );
+
+    let mut wrong = world.signed(&key("worker1", 0xa1), 2);
+    let last = wrong.len() - 1;
+    wrong[last] ^= 1;
+    assert_eq!(world.refusal(&wrong), "bad_signature");
+
+    // Who signs is not spoken for by who does not.
+    let signed = world.signed(&key("worker1", 0xa1), 3);
+    world.hear(&signed);
+    assert_eq!(world.refusal(&unsigned), "unsigned_beside_signed");
+    let of_another = heartbeat("worker2", 1, 1, None).encode().unwrap();
+    assert!(world.open(&of_another).is_ok());
+    world.pass(10);
+    assert!(world.open(&unsigned).is_ok());
+}
+
+#[test]
+fn off_looks_at_no_signature() {
+    let mut world = World::new(Authentication::Off);
+    let outsider = Key::new("worker1".to_owned(), KeyId(0xff), &Zeroizing::new([7; 32]));
+    let datagram = world.signed(&outsider, 1);
+    let opened = world.open(&datagram).expect("a good heartbeat");
+    assert_eq!(opened.signature, None);
+    assert!(world.gate.accepted(&opened, FROM, world.now).is_none());
+    let unsigned = heartbeat("worker1", 1, 2, None).encode().unwrap();
+    assert!(world.open(&unsigned).is_ok());
+    assert_eq!(world.refusal(b"memlb1 000000a1 "), "bad_envelope");
+}
+
+#[test]
+fn a_flood_of_garbage_is_not_even_looked_at_while_the_honest_are_heard() {
+    let mut world = World::new(Authentication::Enforce);
+    let honest = world.signed(&key("worker1", 0xa1), 1);
+    world.hear(&honest);
+    let flooder: SocketAddr = ([192, 168, 56, 66], 4_000).into();
+    let mut reasons = BTreeMap::new();
+    for _ in 0..100_000 {
+        let refused = world
+            .gate
+            .open(b"garbage", flooder, world.now)
+            .expect_err("garbage");
+        world.gate.refused(flooder, world.now);
+        *reasons.entry(refused.refusal.name()).or_insert(0) += 1;
+    }
+    assert_eq!(reasons["unsigned"], 1_000);
+    assert_eq!(reasons["rate_limited"], 99_000);
+    // Nor does it help to forge the honest one's address.
+    for _ in 0..100_000 {
+        assert_eq!(world.refusal(b"garbage"), "unsigned");
+    }
+    assert!(world.open(&honest).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn no_damage_passes(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in any::<prop::sample::Index>(),
+        enforce: bool,
+    ) {
+        let mode = if enforce { Authentication::Enforce } else { Authentication::Permissive };
+        let mut world = World::new(mode);
+        let good = world.signed(&key("worker1", 0xa1), 1);
+        let mut bytes = good.clone();
+        for (index, byte) in damage {
+            let index = index.index(bytes.len());
+            bytes[index] = byte;
+        }
+        bytes.truncate(cut.index(2 * bytes.len()));
+        prop_assume!(bytes != good);
+        prop_assert!(world.open(&bytes).is_err());
+    }
+
+    #[test]
+    fn no_bytes_pass(bytes in prop::collection::vec(any::<u8>(), 0..1_300)) {
+        let mut world = World::new(Authentication::Enforce);
+        prop_assert!(world.open(&bytes).is_err());
+    }
+}

@@ -1,0 +1,207 @@
+//! Key files: one line `memlb-key-1 WORKER ID SECRET` for each key, readable by their owner alone.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Read,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{fcntl::OFlag, unistd::geteuid};
+use zeroize::Zeroizing;
+
+use super::{Key, KeyId, KeyRing, SECRET_BYTES, hex};
+use crate::heartbeat::check_name;
+
+/// The first word of a key's line: what it is, and the version of its form.
+pub(super) const MARK: &str = "memlb-key-1";
+
+/// What the files in a directory of keys end in.
+const ENDING: &str = "key";
+
+/// More than a thousand keys need.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// Where systemd puts what a unit's `LoadCredential=` names.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// Reads an agent's key file, which holds the one key of `worker`.
+///
+/// # Errors
+///
+/// Says why the file cannot be trusted or read, or whose key it holds instead.
+pub fn read_key(path: &Path, worker: &str) -> Result<Key> {
+    let mut keys = KeyRing::default();
+    read_into(&mut keys, path)?;
+    let mut all = keys.iter();
+    match (all.next(), all.next()) {
+        (Some(key), None) if key.worker() == worker => Ok(key.clone()),
+        (Some(key), None) => bail!(
+            "{} holds a key of {}, not of {worker}: give the right file, or --name {}",
+            path.display(),
+            key.worker(),
+            key.worker()
+        ),
+        _ => bail!(
+            "{} holds {} keys: an agent signs with one; the manager is who knows several",
+            path.display(),
+            keys.len()
+        ),
+    }
+}
+
+/// Reads a manager's keys: a file of any number of them, or a directory of files ending in `.key`.
+///
+/// # Errors
+///
+/// Says which file cannot be trusted or read, and why; no key counts then.
+pub fn read_keys(path: &Path) -> Result<KeyRing> {
+    let mut keys = KeyRing::default();
+    let about = fs::metadata(path).with_context(|| {
+        format!(
+            "read the keys at {}: make the directory, or set heartbeats.keys",
+            path.display()
+        )
+    })?;
+    if !about.is_dir() {
+        read_into(&mut keys, path)?;
+        return Ok(keys);
+    }
+    // Who may put a file there can make a worker.
+    let mode = about.mode();
+    ensure!(
+        ours(about.uid()) && mode & 0o022 == 0,
+        "{}: others may write to this directory of keys (owner {}, mode {:04o}): chown root and \
+         chmod 700 it",
+        path.display(),
+        about.uid(),
+        mode & 0o7777
+    );
+    for file in files(path)? {
+        read_into(&mut keys, &file)?;
+    }
+    Ok(keys)
+}
+
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let context = || format!("list the keys in {}", directory.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).with_context(context)? {
+        let path = entry.with_context(context)?.path();
+        if path.extension().is_some_and(|ending| ending == ENDING) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read_into(keys: &mut KeyRing, path: &Path) -> Result<()> {
+    let text = read_private(path)?;
+    let mut lines = 0;
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        lines += 1;
+        let place = format!("{}, line {}", path.display(), index + 1);
+        keys.add(parse(line).with_context(|| place.clone())?, &place)?;
+    }
+    ensure!(
+        lines > 0,
+        "{} holds no key: `memlb keygen --name WORKER` writes one",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Reads one line. What is wrong is told without quoting it: it is a secret.
+fn parse(line: &str) -> Result<Key> {
+    let mut words = line.split_whitespace();
+    let parts = (
+        words.next(),
+        words.next(),
+        words.next(),
+        words.next(),
+        words.next(),
+    );
+    let (Some(MARK), Some(worker), Some(id), Some(digits), None) = parts else {
+        bail!(
+            "not a key: expected \"{MARK} WORKER ID SECRET\" as `memlb keygen` writes it, with the \
+             secret in 64 hexadecimal digits"
+        );
+    };
+    if let Err(problem) = check_name(worker) {
+        bail!("the worker's name cannot be one: {problem}");
+    }
+    let id = KeyId::parse(id.as_bytes())
+        .context("the key's id is not 8 hexadecimal digits in lower case")?;
+    let mut secret = Zeroizing::new([0; SECRET_BYTES]);
+    ensure!(
+        hex(digits.as_bytes(), secret.as_mut()),
+        "the secret is not 64 hexadecimal digits in lower case"
+    );
+    ensure!(
+        secret.iter().any(|byte| *byte != secret[0]),
+        "the secret is one byte repeated: `memlb keygen` draws one at random"
+    );
+    Ok(Key::new(worker.to_owned(), id, &secret))
+}
+
+/// Reads a file that nobody but its owner, who is root or this user, can read or write.
+fn read_private(path: &Path) -> Result<Zeroizing<String>> {
+    // Without waiting for the other end, should it be a pipe.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .with_context(|| format!("open the key file {}", path.display()))?;
+    let length = check_permissions(path, &file)?;
+    // Room for all of it at once: growing would leave copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(length + 64));
+    file.take(MOST_BYTES)
+        .read_to_string(&mut text)
+        .with_context(|| format!("read the key file {}", path.display()))?;
+    Ok(text)
+}
+
+/// Looks at the open file, so that nobody can exchange it meanwhile; returns its length.
+fn check_permissions(path: &Path, file: &File) -> Result<usize> {
+    let shown = path.display();
+    let about = file
+        .metadata()
+        .with_context(|| format!("look at the key file {shown}"))?;
+    ensure!(about.is_file(), "{shown} is not a regular file");
+    ensure!(
+        ours(about.uid()),
+        "{shown} belongs to user {}: chown it to the user that reads it, or to root",
+        about.uid()
+    );
+    // systemd lets the unit's user in by an access list, whose mask shows as the group's right.
+    let group_may_read = if is_credential(path) { 0o040 } else { 0 };
+    let mode = about.mode() & 0o777;
+    ensure!(
+        mode & 0o077 & !group_may_read == 0,
+        "{shown} can be used by others than its owner (mode {mode:04o}): chmod 600 it, and draw a \
+         new key if somebody may have read it"
+    );
+    ensure!(
+        about.len() < MOST_BYTES,
+        "{shown} is too large for a key file"
+    );
+    Ok(usize::try_from(about.len())?)
+}
+
+fn ours(owner: u32) -> bool {
+    owner == 0 || owner == geteuid().as_raw()
+}
+
+fn is_credential(path: &Path) -> bool {
+    let Some(directory) = std::env::var_os(CREDENTIALS) else {
+        return false;
+    };
+    let directory = PathBuf::from(directory);
+    directory.is_absolute() && path.starts_with(&directory)
+}

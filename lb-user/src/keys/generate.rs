@@ -1,0 +1,40 @@
+//! Draws a new key and writes its file.
+
+use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+
+use anyhow::{Context, Result};
+use zeroize::Zeroizing;
+
+use super::{KeyId, SECRET_BYTES, file::MARK, write_hex};
+
+/// Writes a new key of `worker` to a new file that only this user can read; returns the key's id.
+///
+/// # Errors
+///
+/// Says why the file cannot be made; one that exists is never touched.
+pub fn write_new(path: &Path, worker: &str) -> Result<KeyId> {
+    let id = KeyId(getrandom::u32().context("draw a key's id")?);
+    let mut secret = Zeroizing::new([0; SECRET_BYTES]);
+    getrandom::fill(secret.as_mut()).context("draw a secret")?;
+    // Room for all of it at once: growing would leave copies behind.
+    let mut line = Zeroizing::new(Vec::with_capacity(256));
+    line.extend_from_slice(format!("{MARK} {worker} {id} ").as_bytes());
+    write_hex(secret.as_ref(), &mut line);
+    line.push(b'\n');
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| {
+            format!(
+                "make the key file {} (a file that exists is never overwritten; choose another \
+                 with --output)",
+                path.display()
+            )
+        })?;
+    file.write_all(&line)
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("write the key file {}", path.display()))?;
+    Ok(id)
+}
