@@ -5,7 +5,7 @@ use std::{
     env, fs,
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, SocketAddrV4},
-    os::unix::net::UnixStream,
+    os::unix::{fs::DirBuilderExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{
+    command::output,
     memory_file::MemoryFile,
     namespace,
     nginx::Nginx,
@@ -48,6 +49,10 @@ pub struct ClusterOptions {
     pub manager_arguments: Vec<String>,
     /// Whether the workers run agents from the start.
     pub agents: bool,
+    /// Further arguments for every `memlb agent`.
+    pub agent_arguments: Vec<String>,
+    /// `heartbeats.authentication`; unless it is `None`, every worker signs with a key of its own.
+    pub authentication: Option<&'static str>,
 }
 
 impl Default for ClusterOptions {
@@ -60,6 +65,8 @@ impl Default for ClusterOptions {
             configuration: None,
             manager_arguments: Vec::new(),
             agents: true,
+            agent_arguments: Vec::new(),
+            authentication: None,
         }
     }
 }
@@ -79,6 +86,9 @@ pub struct Cluster {
     pub place: Place,
     pub binary: PathBuf,
     manager_arguments: Vec<String>,
+    agent_arguments: Vec<String>,
+    /// Where the key of each worker is, if they have keys.
+    keys: Option<PathBuf>,
     leftovers: Leftovers,
 }
 
@@ -138,13 +148,26 @@ impl Cluster {
             Some(file) => file.clone(),
             None => write_configuration(&topology, &place)?,
         };
+        let mut manager_arguments = manager_arguments(&configuration, &place, options);
+        let keys = place.directory.join("keys");
+        if let Some(authentication) = options.authentication {
+            make_keys(&binary, &keys, workers)?;
+            for setting in [
+                format!("heartbeats.authentication={authentication}"),
+                format!("heartbeats.keys={}", keys.display()),
+            ] {
+                manager_arguments.extend(["--set".to_owned(), setting]);
+            }
+        }
         let mut cluster = Self {
             manager: None,
             agents: topology.workers.iter().map(|_| None).collect(),
             servers,
             fallback,
             memory,
-            manager_arguments: manager_arguments(&configuration, &place, options),
+            manager_arguments,
+            agent_arguments: options.agent_arguments.clone(),
+            keys: options.authentication.map(|_| keys),
             topology,
             place,
             binary,
@@ -205,8 +228,18 @@ impl Cluster {
             .args(["agent", "--name", &worker_name(index), "--manager"])
             .arg(manager.to_string())
             .arg("--memory-file")
-            .arg(self.memory[index].path());
+            .arg(self.memory[index].path())
+            .args(&self.agent_arguments);
+        if let Some(key) = self.key_file(index) {
+            command.arg("--key").arg(key);
+        }
         command
+    }
+
+    /// Returns the file of the key of the worker of that `index`, if the workers have keys.
+    pub fn key_file(&self, index: usize) -> Option<PathBuf> {
+        let keys = self.keys.as_ref()?;
+        Some(keys.join(worker_name(index)).with_extension("key"))
     }
 
     /// Kills the manager with `SIGKILL`.
@@ -386,6 +419,20 @@ workers = [
     let file = place.directory.join("memlb.toml");
     fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
     Ok(file)
+}
+
+/// Makes a directory with a key for each worker, where the manager reads them and the agents, too.
+fn make_keys(binary: &Path, directory: &Path, workers: usize) -> Result<()> {
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("make {}", directory.display()))?;
+    for name in (0..workers).map(worker_name) {
+        let mut command = Command::new(binary);
+        command.args(["keygen", "--name", &name, "--output"]);
+        output(command.arg(directory.join(name).with_extension("key")))?;
+    }
+    Ok(())
 }
 
 fn manager_arguments(configuration: &Path, place: &Place, options: &ClusterOptions) -> Vec<String> {

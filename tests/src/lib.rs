@@ -21,6 +21,7 @@ pub mod process;
 pub mod topology;
 pub mod transfer;
 pub mod wait;
+pub mod wire;
 
 pub use self::{
     client::{Connection, Response},
@@ -34,4 +35,5 @@ pub use self::{
     process::Process,
     topology::{Node, Shape, Topology},
     wait::{wait_for, wait_until},
+    wire::Wire,
 };

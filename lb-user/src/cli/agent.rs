@@ -1,51 +1,139 @@
 //! `memlb agent`: a worker's heartbeats.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
-use memlb::agent::{self, Settings};
+use memlb::{
+    agent::{self, Check, Settings, Sources, Target},
+    heartbeat::check_name,
+};
 
 use super::{Failure, Outcome, block_on};
 
-/// Send this worker's available memory to the managers
+/// Tell the managers how much memory this worker has to spare, and how its service is
 #[derive(clap::Args)]
 pub struct Args {
     /// A manager's address or name; may be repeated
     #[arg(long = "manager", value_name = "ADDR[:PORT]", required = true)]
     managers: Vec<String>,
 
-    /// This worker's name, as the managers' configuration has it
+    /// This worker's name, as the managers' configuration has it [default: the host's name]
     #[arg(long)]
-    name: String,
+    name: Option<String>,
 
     /// How often to send
     #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = humantime::parse_duration)]
     interval: Duration,
 
+    /// Sign heartbeats with the key in this file, which `memlb keygen` made; nobody else may read it
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+
+    #[command(flatten)]
+    check: CheckArgs,
+
     /// Read memory from this file instead of /proc/meminfo; it has that file's form
     #[arg(long, value_name = "FILE")]
     memory_file: Option<PathBuf>,
+
+    /// Read pressure from this file instead of /proc/pressure/memory; it has that file's form
+    #[arg(long, value_name = "FILE")]
+    pressure_file: Option<PathBuf>,
+
+    /// Report the memory limit of this cgroup (version 2) and those above it, instead of the agent's own
+    #[arg(long, value_name = "DIRECTORY")]
+    cgroup: Option<PathBuf>,
 
     /// Do not print each heartbeat
     #[arg(long)]
     quiet: bool,
 }
 
+/// Whether and how the worker's own service is asked.
+#[derive(clap::Args)]
+struct CheckArgs {
+    /// Ask this worker's own service, and say so when it does not answer: tcp://HOST:PORT or
+    /// http://HOST[:PORT][/PATH]
+    #[arg(long = "check", value_name = "URL")]
+    target: Option<Target>,
+
+    /// The status, or range of statuses, that a good HTTP answer has
+    #[arg(long, value_name = "N[-M]", default_value = "200-399", value_parser = agent::parse_status, requires = "target")]
+    expect_status: RangeInclusive<u16>,
+
+    /// How often the service is asked
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "500ms",
+        value_parser = humantime::parse_duration,
+        requires = "target"
+    )]
+    check_interval: Duration,
+
+    /// How long one answer may take
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration, requires = "target")]
+    check_timeout: Duration,
+
+    /// How many answers in a row must fail before the service counts as dead; one good one revives it
+    #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=1000), requires = "target")]
+    check_failures: u32,
+}
+
 pub fn run(args: Args) -> Outcome {
-    let usage = |text: String| Err(Failure::Usage(anyhow::anyhow!(text)));
-    if args.interval < Duration::from_millis(1) {
-        return usage("--interval must be at least 1ms".to_owned());
+    let usage = |text: String| Failure::Usage(anyhow::anyhow!(text));
+    let hour = Duration::from_secs(3_600);
+    for (option, duration) in [
+        ("--interval", args.interval),
+        ("--check-interval", args.check.check_interval),
+        ("--check-timeout", args.check.check_timeout),
+    ] {
+        if duration < Duration::from_millis(1) || duration > hour {
+            return Err(usage(format!("{option} must be from 1ms to 1h")));
+        }
     }
-    if let Err(problem) = memlb::heartbeat::check_name(&args.name) {
-        return usage(format!(
-            "--name {:?} cannot name a worker: {problem}",
-            args.name
-        ));
+    let (name, origin) = match args.name {
+        Some(name) => (name, "--name"),
+        None => (
+            host_name().map_err(Failure::Usage)?,
+            "the host's name (give another with --name)",
+        ),
+    };
+    if let Err(problem) = check_name(&name) {
+        return Err(usage(format!(
+            "{origin}: {name:?} cannot name a worker: {problem}"
+        )));
     }
+    let CheckArgs {
+        target,
+        expect_status,
+        check_interval,
+        check_timeout,
+        check_failures,
+    } = args.check;
     Ok(block_on(agent::run(Settings {
         managers: args.managers,
-        name: args.name,
+        name,
         interval: args.interval,
-        memory_file: args.memory_file,
+        sources: Sources {
+            memory_file: args.memory_file,
+            pressure_file: args.pressure_file,
+            cgroup: args.cgroup,
+        },
+        check: target.map(|target| Check {
+            target,
+            expect_status,
+            interval: check_interval,
+            timeout: check_timeout,
+            failures: check_failures,
+        }),
+        key: args.key,
         quiet: args.quiet,
     }))?)
+}
+
+fn host_name() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname()?;
+    name.into_string().map_err(|name| {
+        anyhow::anyhow!("the host's name {name:?} is not text; give one with --name")
+    })
 }

@@ -1,0 +1,136 @@
+//! The memory limit under which an agent runs: its cgroup (version 2) and those above it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, ensure};
+use procfs::{FromRead, ProcessCGroups, process::Process};
+
+use crate::heartbeat::CgroupMemory;
+
+/// A cgroup and those above it that can have a limit. The root of all has none.
+#[derive(Debug)]
+pub(super) struct Cgroup {
+    directories: Vec<PathBuf>,
+}
+
+impl Cgroup {
+    /// Finds the one in which this process is; nothing where there is no version 2 with memory in it.
+    pub fn own() -> Option<Self> {
+        let path = ProcessCGroups::from_file("/proc/self/cgroup")
+            .ok()?
+            .into_iter()
+            .find(|cgroup| cgroup.hierarchy == 0)?
+            .pathname;
+        let mounts = Process::myself().ok()?.mountinfo().ok()?;
+        let mount = mounts
+            .into_iter()
+            .find(|mount| mount.fs_type == "cgroup2")?;
+        // In a container the mount may show only the container's own part of the tree.
+        let path = Path::new(&path);
+        let below = path
+            .strip_prefix(&mount.root)
+            .or_else(|_| path.strip_prefix("/"))
+            .ok()?;
+        let directory = mount.mount_point.join(below);
+        Self::from(if directory.is_dir() {
+            directory
+        } else {
+            mount.mount_point
+        })
+    }
+
+    /// Takes the one at `directory`.
+    ///
+    /// # Errors
+    ///
+    /// Says that it is none with a memory controller.
+    pub fn at(directory: &Path) -> Result<Self> {
+        let cgroup = Self::from(directory.to_owned());
+        ensure!(
+            cgroup.is_some(),
+            "--cgroup {}: there is no memory.max; give a cgroup of version 2 with the memory \
+             controller, as /sys/fs/cgroup/system.slice/nginx.service",
+            directory.display()
+        );
+        Ok(cgroup.unwrap_or(Self {
+            directories: Vec::new(),
+        }))
+    }
+
+    fn from(directory: PathBuf) -> Option<Self> {
+        let can_have_limit = |directory: &&Path| directory.join("memory.max").is_file();
+        let directories: Vec<PathBuf> = directory
+            .ancestors()
+            .take_while(can_have_limit)
+            .map(Path::to_owned)
+            .collect();
+        (!directories.is_empty()).then_some(Self { directories })
+    }
+
+    /// Reads all limits; returns the one under which the least is left, if there is any.
+    pub fn tightest(&self) -> Option<(&Path, CgroupMemory)> {
+        self.directories
+            .iter()
+            .filter_map(|directory| Some((directory.as_path(), read(directory)?)))
+            .min_by_key(|(_, memory)| memory.headroom_bytes())
+    }
+}
+
+/// Reads one cgroup's figures; nothing if it has no limit.
+fn read(directory: &Path) -> Option<CgroupMemory> {
+    let text = |name: &str| fs::read_to_string(directory.join(name)).ok();
+    // "max", which is no number, stands for no limit. 0 would let nothing live.
+    let limit_bytes = text("memory.max")?.trim().parse().ok()?;
+    let current_bytes = text("memory.current")?.trim().parse().ok()?;
+    let stat = text("memory.stat").unwrap_or_default();
+    let inactive_file = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("inactive_file "))
+        .and_then(|number| number.trim().parse().ok());
+    (limit_bytes > 0).then_some(CgroupMemory {
+        limit_bytes,
+        current_bytes,
+        inactive_file_bytes: inactive_file.unwrap_or(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(directory: &Path, limit: &str, current: u64, inactive_file: u64) {
+        fs::create_dir_all(directory).unwrap();
+        fs::write(directory.join("memory.max"), format!("{limit}\n")).unwrap();
+        fs::write(directory.join("memory.current"), format!("{current}\n")).unwrap();
+        let stat = format!("anon 5\nfile 9\ninactive_anon 1\ninactive_file {inactive_file}\n");
+        fs::write(directory.join("memory.stat"), stat).unwrap();
+    }
+
+    #[test]
+    fn the_tightest_limit_counts_wherever_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let slice = root.path().join("web.slice");
+        let unit = slice.join("nginx.service");
+        write(&slice, "max", 900, 0);
+        write(&unit, "max", 500, 50);
+        let cgroup = Cgroup::at(&unit).unwrap();
+        assert_eq!(cgroup.directories.len(), 2);
+        assert!(cgroup.tightest().is_none());
+
+        write(&unit, "1000", 500, 50);
+        let (directory, memory) = cgroup.tightest().unwrap();
+        assert_eq!(directory, unit);
+        assert_eq!((memory.limit_bytes, memory.headroom_bytes()), (1000, 550));
+        write(&slice, "1000", 900, 0);
+        let (directory, memory) = cgroup.tightest().unwrap();
+        assert_eq!((directory, memory.headroom_bytes()), (slice.as_path(), 100));
+
+        // It may vanish with its unit.
+        fs::remove_dir_all(&slice).unwrap();
+        assert!(cgroup.tightest().is_none());
+        assert!(Cgroup::at(&unit).is_err());
+    }
+}

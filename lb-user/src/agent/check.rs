@@ -1,0 +1,380 @@
+//! Does the worker's own service answer? A TCP connection or an HTTP request now and then.
+
+use std::{ops::RangeInclusive, str::FromStr, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{info, warn};
+
+/// More of an answer is not read in search of its status.
+const MOST_HEAD_BYTES: usize = 8 << 10;
+const MOST_HEADERS: usize = 64;
+
+/// What an agent asks its own service, and how often.
+#[derive(Debug, Clone)]
+pub struct Check {
+    pub target: Target,
+    /// Which answers of HTTP are good.
+    pub expect_status: RangeInclusive<u16>,
+    pub interval: Duration,
+    /// For the whole of one attempt.
+    pub timeout: Duration,
+    /// How many attempts in a row must fail before the service counts as dead; one good one revives it.
+    pub failures: u32,
+}
+
+/// Where the service is: `tcp://HOST:PORT` or `http://HOST[:PORT][/PATH]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    Tcp {
+        address: String,
+    },
+    Http {
+        address: String,
+        host: String,
+        path: String,
+    },
+}
+
+impl FromStr for Target {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (scheme, rest) = text
+            .split_once("://")
+            .context("expected tcp://HOST:PORT or http://HOST[:PORT][/PATH]")?;
+        ensure!(
+            rest.bytes().all(|byte| byte.is_ascii_graphic()),
+            "only visible ASCII characters can stand in it"
+        );
+        match scheme {
+            "tcp" => {
+                let address = rest.strip_suffix('/').unwrap_or(rest);
+                ensure!(port(address), "expected tcp://HOST:PORT");
+                Ok(Self::Tcp {
+                    address: address.to_owned(),
+                })
+            }
+            "http" => {
+                let (host, path) = match rest.find('/') {
+                    Some(at) => rest.split_at(at),
+                    None => (rest, "/"),
+                };
+                let address = if port(host) {
+                    host.to_owned()
+                } else {
+                    format!("{host}:80")
+                };
+                ensure!(port(&address), "expected http://HOST[:PORT][/PATH]");
+                Ok(Self::Http {
+                    address,
+                    host: host.to_owned(),
+                    path: path.to_owned(),
+                })
+            }
+            "https" => bail!("https is not asked; give http, or tcp for the bare connection"),
+            _ => bail!(
+                "{scheme} is not known; expected tcp://HOST:PORT or http://HOST[:PORT][/PATH]"
+            ),
+        }
+    }
+}
+
+/// Says whether this ends in a port, after a host.
+fn port(address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return false;
+    };
+    let whole = !host.contains(':') || host.starts_with('[') && host.ends_with(']');
+    !host.is_empty() && whole && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// Reads `200` or `200-399`.
+///
+/// # Errors
+///
+/// Says what was expected.
+pub fn parse_status(text: &str) -> Result<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number = |text: &str| {
+        let number = text.trim().parse().ok();
+        number.filter(|status| (100..=999).contains(status))
+    };
+    match (number(first), number(last)) {
+        (Some(first), Some(last)) if first <= last => Ok(first..=last),
+        _ => bail!("expected a status as 200, or a range as 200-399"),
+    }
+}
+
+impl Check {
+    /// Asks once.
+    async fn ask(&self) -> Result<()> {
+        timeout(self.timeout, self.attempt())
+            .await
+            .with_context(|| format!("no answer within {:?}", self.timeout))?
+    }
+
+    async fn attempt(&self) -> Result<()> {
+        match &self.target {
+            Target::Tcp { address } => {
+                TcpStream::connect(address).await.context("connect")?;
+                Ok(())
+            }
+            Target::Http {
+                address,
+                host,
+                path,
+            } => {
+                let mut stream = TcpStream::connect(address).await.context("connect")?;
+                let request = format!(
+                    "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: memlb-agent/{}\r\n\
+                     Accept: */*\r\nConnection: close\r\n\r\n",
+                    env!("CARGO_PKG_VERSION")
+                );
+                stream
+                    .write_all(request.as_bytes())
+                    .await
+                    .context("send the request")?;
+                let status = read_status(&mut stream).await?;
+                ensure!(
+                    self.expect_status.contains(&status),
+                    "it answers with status {status}, not {}",
+                    show(&self.expect_status)
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks for ever; tells each change, and the first answer in any case.
+    pub(super) async fn watch(self, healthy: watch::Sender<Option<bool>>) {
+        let mut failures = 0;
+        loop {
+            let next = Instant::now() + self.interval;
+            let before = *healthy.borrow();
+            match self.ask().await {
+                Ok(()) => {
+                    failures = 0;
+                    if before == Some(false) {
+                        info!("the service answers");
+                    }
+                    tell(&healthy, true);
+                }
+                Err(error) => {
+                    failures += 1;
+                    // Before the first good answer there is nothing to be patient with.
+                    if before != Some(true) || failures >= self.failures {
+                        if before != Some(false) {
+                            warn!(
+                                "the service does not answer ({failures} times in a row): {error:#}"
+                            );
+                        }
+                        tell(&healthy, false);
+                    }
+                }
+            }
+            sleep_until(next).await;
+        }
+    }
+}
+
+fn tell(healthy: &watch::Sender<Option<bool>>, now: bool) {
+    healthy.send_if_modified(|known| known.replace(now) != Some(now));
+}
+
+async fn read_status(stream: &mut TcpStream) -> Result<u16> {
+    let mut head = Vec::with_capacity(1024);
+    loop {
+        let read = stream
+            .read_buf(&mut head)
+            .await
+            .context("read the answer")?;
+        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        let mut response = httparse::Response::new(&mut headers);
+        let parsed = response.parse(&head);
+        // The first line is enough, however many headers follow.
+        if let Some(status) = response.code {
+            return Ok(status);
+        }
+        parsed.context("its answer is not HTTP")?;
+        ensure!(read > 0, "it ends the connection before its answer");
+        ensure!(head.len() < MOST_HEAD_BYTES, "its answer has no end");
+    }
+}
+
+fn show(status: &RangeInclusive<u16>) -> String {
+    if status.start() == status.end() {
+        status.start().to_string()
+    } else {
+        format!("{}-{}", status.start(), status.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn check(target: &str) -> Check {
+        Check {
+            target: target.parse().unwrap(),
+            expect_status: 200..=399,
+            interval: Duration::from_millis(10),
+            timeout: Duration::from_millis(500),
+            failures: 2,
+        }
+    }
+
+    /// Answers each connection with `answer`; nothing for closing it without.
+    async fn serve(answer: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await?;
+                let mut request = [0; 1024];
+                let read = stream.read(&mut request).await?;
+                if request[..read].starts_with(b"GET /health?a=b HTTP/1.1\r\nHost: ") {
+                    stream.write_all(answer.as_bytes()).await?;
+                }
+            }
+            #[expect(unreachable_code, reason = "it tells the block's type")]
+            Ok::<(), io::Error>(())
+        });
+        address
+    }
+
+    #[test]
+    fn targets_are_read() {
+        let http = |address: &str, host: &str, path: &str| Target::Http {
+            address: address.to_owned(),
+            host: host.to_owned(),
+            path: path.to_owned(),
+        };
+        let tcp = |address: &str| Target::Tcp {
+            address: address.to_owned(),
+        };
+        for (text, target) in [
+            ("tcp://127.0.0.1:8081", tcp("127.0.0.1:8081")),
+            ("tcp://localhost:1/", tcp("localhost:1")),
+            ("tcp://[::1]:80", tcp("[::1]:80")),
+            (
+                "http://127.0.0.1:8081/health?x=1",
+                http("127.0.0.1:8081", "127.0.0.1:8081", "/health?x=1"),
+            ),
+            ("http://localhost", http("localhost:80", "localhost", "/")),
+            ("http://[::1]/", http("[::1]:80", "[::1]", "/")),
+        ] {
+            assert_eq!(text.parse::<Target>().unwrap(), target, "{text}");
+        }
+        for text in [
+            "127.0.0.1:80",
+            "tcp://127.0.0.1",
+            "tcp://:80",
+            "tcp://a:0",
+            "tcp://a:99999",
+            "udp://a:1",
+            "https://a",
+            "http://",
+            "http:///x",
+            "http://a b/",
+            "http://a/\r\nX: y",
+            "tcp://::1:80",
+        ] {
+            assert!(text.parse::<Target>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn statuses_are_read() {
+        assert_eq!(parse_status("204").unwrap(), 204..=204);
+        assert_eq!(parse_status("200-399").unwrap(), 200..=399);
+        for text in ["", "x", "399-200", "20", "1000", "200-", "-200"] {
+            assert!(parse_status(text).is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn good_answers_are_good_and_bad_ones_say_why() {
+        for (answer, said) in [
+            ("HTTP/1.1 200 OK\r\n\r\n", None),
+            ("HTTP/1.0 302 Found\r\nLocation: /\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\nIncomplete", None),
+            ("HTTP/1.1 503 Busy\r\n\r\n", Some("status 503, not 200-399")),
+            ("HTTP/1.1 404 Not Found\r\n\r\n", Some("status 404")),
+            ("SSH-2.0-OpenSSH_9\r\n", Some("not HTTP")),
+            ("", Some("ends the connection")),
+        ] {
+            let address = serve(answer).await;
+            let result = check(&format!("http://{address}/health?a=b")).ask().await;
+            match said {
+                None => result.unwrap(),
+                Some(said) => {
+                    let error = format!("{:#}", result.unwrap_err());
+                    assert!(error.contains(said), "{answer}: {error}");
+                }
+            }
+            check(&format!("tcp://{address}")).ask().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_answer_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let silent = Check {
+            timeout: Duration::from_millis(50),
+            ..check(&format!("http://{address}/"))
+        };
+        let error = format!("{:#}", silent.ask().await.unwrap_err());
+        assert!(error.contains("no answer within 50ms"), "{error}");
+        drop(listener);
+        let error = format!(
+            "{:#}",
+            check(&format!("tcp://{address}")).ask().await.unwrap_err()
+        );
+        assert!(error.contains("connect"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn changes_are_told_once_they_are_sure() {
+        let address = serve("HTTP/1.1 200 OK\r\n\r\n").await;
+        let (tell, mut told) = watch::channel(None);
+        let watching = tokio::spawn(check(&format!("http://{address}/health?a=b")).watch(tell));
+        told.changed().await.unwrap();
+        assert_eq!(*told.borrow_and_update(), Some(true));
+        watching.abort();
+
+        // Nobody there from the start: said at once.
+        let (tell, mut told) = watch::channel(None);
+        let watching = tokio::spawn(check("tcp://127.0.0.1:1").watch(tell));
+        told.changed().await.unwrap();
+        assert_eq!(*told.borrow_and_update(), Some(false));
+        watching.abort();
+
+        // Once alive, dead only after as many failures as were asked for.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tell, mut told) = watch::channel(None);
+        let patient = Check {
+            failures: 5,
+            ..check(&format!("tcp://{address}"))
+        };
+        let begun = Instant::now();
+        let watching = tokio::spawn(patient.watch(tell));
+        told.changed().await.unwrap();
+        drop(listener);
+        told.changed().await.unwrap();
+        assert_eq!(*told.borrow_and_update(), Some(false));
+        assert!(begun.elapsed() >= Duration::from_millis(40));
+        watching.abort();
+    }
+}

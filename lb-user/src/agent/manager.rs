@@ -1,0 +1,276 @@
+//! One manager as an agent sees it: where it is, what it answers, how far away it is.
+
+use std::{
+    collections::VecDeque,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tokio::{net::UdpSocket, sync::mpsc, time::Instant};
+use tracing::{debug, info, warn};
+
+use super::lookup::Lookup;
+use crate::{
+    core::BootId,
+    heartbeat::{Acknowledgement, Nonce, SIZE_LIMIT},
+    keys::Key,
+};
+
+/// UDP port of the manager, unless given.
+pub const PORT: u16 = 9999;
+
+/// How many heartbeats wait for their acknowledgement at most.
+const MOST_UNANSWERED: usize = 64;
+
+/// How long a manager that should acknowledge may be silent before that is said.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// An acknowledgement whose signature is right, and whose it is.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// Its place among the agent's managers.
+    pub manager: usize,
+    pub acknowledgement: Acknowledgement,
+    pub at: Instant,
+}
+
+/// One receiver of heartbeats.
+#[derive(Debug)]
+pub(super) struct Manager {
+    name: String,
+    lookup: Lookup,
+    socket: Arc<UdpSocket>,
+    failing: bool,
+    /// What the next heartbeat must carry.
+    pub nonce: Option<Nonce>,
+    pub round_trip: Option<Duration>,
+    /// The heartbeats not answered yet, with what they carried and when they went.
+    sent: VecDeque<(u64, Option<Nonce>, Instant)>,
+    /// Since when it should have answered; nothing before the first heartbeat.
+    silent_since: Option<Instant>,
+    silence_told: bool,
+}
+
+impl Manager {
+    /// Opens a socket towards the manager of this name or address; what comes back goes to
+    /// `answers`. A socket of its own tells its answers from those of another manager with the same key.
+    ///
+    /// # Errors
+    ///
+    /// Says why there is no socket.
+    pub async fn new(
+        name: &str,
+        place: usize,
+        key: Option<&Key>,
+        answers: mpsc::Sender<Answer>,
+    ) -> Result<Self> {
+        let name = with_port(name);
+        let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))
+            .await
+            .context("open a UDP socket")?;
+        // Until the runtime has seen the socket once, it takes it for one that cannot be sent to.
+        socket.writable().await.context("wait for a UDP socket")?;
+        let socket = Arc::new(socket);
+        if let Some(key) = key {
+            tokio::spawn(listen(Arc::clone(&socket), key.clone(), place, answers));
+        }
+        Ok(Self {
+            lookup: Lookup::start(&name),
+            name,
+            socket,
+            failing: false,
+            nonce: None,
+            round_trip: None,
+            sent: VecDeque::new(),
+            silent_since: None,
+            silence_told: false,
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits until its name means another address.
+    pub async fn moved(&mut self) {
+        self.lookup.changed().await;
+    }
+
+    /// Takes note that the world may have changed while nobody looked.
+    pub fn look_again(&self) {
+        self.lookup.hurry();
+    }
+
+    /// Sends one heartbeat; one that cannot go out is lost, like one that the network loses.
+    pub fn send(&mut self, seq: u64, datagram: &[u8]) {
+        let sent = self
+            .lookup
+            .address()
+            .context("its address is not known yet")
+            .and_then(|to| Ok(self.socket.try_send_to(datagram, to)?));
+        match (sent, self.failing) {
+            (Ok(_), failing) => {
+                self.sent.truncate(MOST_UNANSWERED - 1);
+                self.sent.push_front((seq, self.nonce, Instant::now()));
+                if failing {
+                    self.failing = false;
+                    info!("heartbeats to {} go out again", self.name);
+                }
+            }
+            (Err(error), false) => {
+                self.failing = true;
+                warn!(
+                    "heartbeats to {} cannot be sent, trying on: {error:#}",
+                    self.name
+                );
+            }
+            (Err(error), true) => debug!("heartbeat to {}: {error:#}", self.name),
+        }
+    }
+
+    /// Takes an answer in; says whether a heartbeat should follow at once.
+    ///
+    /// One that answers no heartbeat of these, or one already answered, is old or a replay.
+    pub fn acknowledged(&mut self, answer: &Answer, boot: BootId) -> bool {
+        let Acknowledgement {
+            heartbeat,
+            nonce,
+            fresh,
+        } = answer.acknowledgement;
+        let known = |(seq, ..): &(u64, _, _)| *seq == heartbeat.number;
+        let Some(place) = self.sent.iter().position(known) else {
+            return false;
+        };
+        if heartbeat.boot != boot {
+            return false;
+        }
+        let (_, carried, at) = self.sent[place];
+        // What was sent before will not be answered any more.
+        self.sent.truncate(place);
+        self.nonce = Some(nonce);
+        self.round_trip = Some(answer.at.saturating_duration_since(at));
+        self.silent_since = Some(answer.at);
+        if self.silence_told {
+            self.silence_told = false;
+            info!("{} acknowledges heartbeats", self.name);
+        }
+        // A manager that refuses its own nonce would be asked for ever.
+        !fresh && carried != Some(nonce)
+    }
+
+    /// Says once that a manager which should acknowledge does not.
+    pub fn notice_silence(&mut self, key: &Key, now: Instant) {
+        let since = *self.silent_since.get_or_insert(now);
+        if !self.silence_told && now.saturating_duration_since(since) > SILENCE {
+            self.silence_told = true;
+            warn!(
+                "{} does not acknowledge: is it running and reachable, with authentication on, and \
+                 does it know key {} of {}?",
+                self.name,
+                key.id(),
+                key.worker()
+            );
+        }
+    }
+}
+
+/// Receives what comes back; only what is rightly signed goes on.
+async fn listen(socket: Arc<UdpSocket>, key: Key, manager: usize, answers: mpsc::Sender<Answer>) {
+    let mut buffer = [0; SIZE_LIMIT];
+    loop {
+        let length = match socket.recv(&mut buffer).await {
+            Ok(length) => length,
+            // An ICMP error about something sent earlier, for one.
+            Err(error) => {
+                debug!("receive an acknowledgement: {error}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        match Acknowledgement::decode(&buffer[..length], &key) {
+            Ok(acknowledgement) => {
+                let answer = Answer {
+                    manager,
+                    acknowledgement,
+                    at: Instant::now(),
+                };
+                if answers.send(answer).await.is_err() {
+                    return;
+                }
+            }
+            Err(refusal) => debug!("not an acknowledgement: {refusal}"),
+        }
+    }
+}
+
+fn with_port(name: &str) -> String {
+    if name.contains(':') {
+        name.to_owned()
+    } else {
+        format!("{name}:{PORT}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Sequence;
+
+    #[test]
+    fn adds_the_port_where_none_is_given() {
+        assert_eq!(with_port("192.168.56.101"), "192.168.56.101:9999");
+        assert_eq!(with_port("manager:1234"), "manager:1234");
+    }
+
+    fn answer(boot: u64, number: u64, nonce: u64, fresh: bool, at: Instant) -> Answer {
+        Answer {
+            manager: 0,
+            acknowledgement: Acknowledgement {
+                heartbeat: Sequence {
+                    boot: BootId(boot),
+                    number,
+                },
+                nonce: Nonce(nonce),
+                fresh,
+            },
+            at,
+        }
+    }
+
+    #[tokio::test]
+    async fn believes_each_answer_once_and_only_to_what_it_sent() {
+        let boot = BootId(7);
+        let (answers, _) = mpsc::channel(1);
+        // Nobody needs to listen there.
+        let mut manager = Manager::new("127.0.0.1:9", 0, None, answers).await.unwrap();
+        let later = |by| Instant::now() + Duration::from_millis(by);
+        for seq in 1..=3 {
+            manager.send(seq, b"heartbeat");
+        }
+        assert!(!manager.acknowledged(&answer(7, 4, 1, false, later(5)), boot));
+        assert!(!manager.acknowledged(&answer(8, 2, 1, false, later(5)), boot));
+        assert_eq!(manager.nonce, None);
+
+        // A challenge is met at once.
+        assert!(manager.acknowledged(&answer(7, 2, 1, false, later(5)), boot));
+        assert_eq!(manager.nonce, Some(Nonce(1)));
+        assert!(
+            manager
+                .round_trip
+                .is_some_and(|time| time < Duration::from_secs(1))
+        );
+        // Replayed, or overtaken by a later one, it says nothing.
+        assert!(!manager.acknowledged(&answer(7, 2, 2, false, later(5)), boot));
+        assert!(!manager.acknowledged(&answer(7, 1, 2, false, later(5)), boot));
+        assert_eq!(manager.nonce, Some(Nonce(1)));
+
+        manager.send(4, b"heartbeat");
+        assert!(!manager.acknowledged(&answer(7, 4, 2, true, later(5)), boot));
+        assert_eq!(manager.nonce, Some(Nonce(2)));
+        // A manager that does not know its own nonce is not asked for ever.
+        manager.send(5, b"heartbeat");
+        assert!(!manager.acknowledged(&answer(7, 5, 2, false, later(5)), boot));
+    }
+}

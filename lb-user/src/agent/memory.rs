@@ -1,0 +1,208 @@
+//! Where an agent reads memory, pressure and load.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use procfs::{Current, FromRead, LoadAverage, Meminfo, MemoryPressure};
+
+use super::cgroup::Cgroup;
+use crate::{
+    core::Pressure,
+    heartbeat::{Load, MemoryReport, PressureReport},
+};
+
+/// What to read instead of what the kernel says of this machine.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// Read instead of `/proc/meminfo`, in its form; no cgroup and no pressure is looked for then.
+    pub memory_file: Option<PathBuf>,
+    /// Read instead of `/proc/pressure/memory`, in its form.
+    pub pressure_file: Option<PathBuf>,
+    /// The cgroup whose limit counts, instead of the agent's own.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Reads what a heartbeat says of the machine.
+#[derive(Debug)]
+pub(super) struct Sensors {
+    sources: Sources,
+    cgroup: Option<Cgroup>,
+}
+
+impl Sensors {
+    /// Looks for what there is to read.
+    ///
+    /// # Errors
+    ///
+    /// Says which source that was asked for cannot be read.
+    pub fn open(sources: Sources) -> Result<Self> {
+        let cgroup = match (&sources.cgroup, &sources.memory_file) {
+            (Some(directory), _) => Some(Cgroup::at(directory)?),
+            (None, Some(_)) => None,
+            (None, None) => Cgroup::own(),
+        };
+        let sensors = Self { sources, cgroup };
+        sensors.memory()?;
+        if let Some(path) = &sensors.sources.pressure_file {
+            read_pressure(path).with_context(|| {
+                format!(
+                    "read --pressure-file {} in the form of /proc/pressure/memory",
+                    path.display()
+                )
+            })?;
+        }
+        Ok(sensors)
+    }
+
+    /// Reads available and total memory, and what limits or strains it.
+    ///
+    /// # Errors
+    ///
+    /// Says what `/proc/meminfo`, or the file in its place, lacks.
+    pub fn memory(&self) -> Result<MemoryReport> {
+        let (available_bytes, total_bytes) = host(self.sources.memory_file.as_deref())?;
+        let limited = self.cgroup.as_ref().and_then(Cgroup::tightest);
+        let pressure = match (&self.sources.pressure_file, &limited) {
+            (Some(path), _) => read_pressure(path),
+            (None, Some((directory, _))) => read_pressure(&directory.join("memory.pressure")),
+            (None, None) if self.sources.memory_file.is_some() => None,
+            (None, None) => MemoryPressure::current().ok().map(report),
+        };
+        Ok(MemoryReport {
+            available_bytes,
+            total_bytes,
+            cgroup: limited.map(|(_, memory)| memory),
+            pressure,
+        })
+    }
+
+    /// Reads the one-minute load average.
+    pub fn load(&self) -> Option<Load> {
+        let load = LoadAverage::current().ok()?;
+        Some(Load(hundredths(load.one)))
+    }
+}
+
+/// Reads available and total memory of the host, or of a file in the form of `/proc/meminfo`.
+fn host(file: Option<&Path>) -> Result<(u64, u64)> {
+    let (available, total) = match file {
+        None => {
+            let meminfo = Meminfo::current().context("read /proc/meminfo")?;
+            (meminfo.mem_available, Some(meminfo.mem_total))
+        }
+        Some(path) => {
+            let text = fs::read_to_string(path)
+                .with_context(|| format!("read --memory-file {}", path.display()))?;
+            (line(&text, "MemAvailable:"), line(&text, "MemTotal:"))
+        }
+    };
+    let source = file.unwrap_or(Path::new("/proc/meminfo")).display();
+    let (Some(available), Some(total)) = (available, total) else {
+        bail!(
+            "{source} needs the lines \"MemTotal: N kB\" and \"MemAvailable: N kB\" (Linux 3.14)"
+        );
+    };
+    Ok((available.min(total), total))
+}
+
+/// The bytes that a line such as `MemTotal:  716800 kB` states.
+fn line(text: &str, key: &str) -> Option<u64> {
+    let rest = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(key))?;
+    let mut words = rest.split_whitespace();
+    let number: u64 = words.next()?.parse().ok()?;
+    match words.next() {
+        None => Some(number),
+        Some("kB") => number.checked_mul(1024),
+        Some(_) => None,
+    }
+}
+
+/// Reads pressure stall information, where the kernel has it and has it switched on.
+fn read_pressure(path: &Path) -> Option<PressureReport> {
+    MemoryPressure::from_file(path).ok().map(report)
+}
+
+fn report(pressure: MemoryPressure) -> PressureReport {
+    let share = |percent| Pressure(hundredths(percent).min(u32::from(Pressure::MOST.0)) as u16);
+    PressureReport {
+        some_avg10: share(pressure.some.avg10),
+        full_avg10: share(pressure.full.avg10),
+    }
+}
+
+fn hundredths(number: f32) -> u32 {
+    (f64::from(number) * 100.0).round() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_file(path: &Path) -> Result<MemoryReport> {
+        Sensors::open(Sources {
+            memory_file: Some(path.to_owned()),
+            ..Sources::default()
+        })?
+        .memory()
+    }
+
+    #[test]
+    fn reads_this_machine() {
+        let sensors = Sensors::open(Sources::default()).unwrap();
+        let memory = sensors.memory().unwrap();
+        assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes);
+        assert!(sensors.load().is_some());
+        let measured = fs::read_to_string("/proc/pressure/memory").is_ok();
+        assert_eq!(memory.pressure.is_some(), measured);
+    }
+
+    #[test]
+    fn reads_a_file_in_the_form_of_meminfo() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("meminfo");
+        fs::write(&path, "MemTotal:  716800 kB\nMemAvailable:   403456 kB\n").unwrap();
+        let memory = of_file(&path).unwrap();
+        assert_eq!(memory.total_bytes, 700 << 20);
+        assert_eq!(memory.available_bytes, 394 << 20);
+        assert_eq!((memory.cgroup, memory.pressure), (None, None));
+        fs::write(&path, "MemTotal: many kB\n").unwrap();
+        assert!(of_file(&path).is_err());
+    }
+
+    #[test]
+    fn reads_pressure_and_a_cgroup_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(
+            at("meminfo"),
+            "MemTotal: 716800 kB\nMemAvailable: 403456 kB\n",
+        )
+        .unwrap();
+        fs::write(
+            at("memory"),
+            "some avg10=12.34 avg60=1.00 avg300=0.50 total=1234\n\
+             full avg10=100.00 avg60=1.00 avg300=0.50 total=1234\n",
+        )
+        .unwrap();
+        fs::write(at("memory.max"), "1048576\n").unwrap();
+        fs::write(at("memory.current"), "524288\n").unwrap();
+        fs::write(at("memory.stat"), "anon 1\ninactive_file 4096\n").unwrap();
+        let sources = Sources {
+            memory_file: Some(at("meminfo")),
+            pressure_file: Some(at("memory")),
+            cgroup: Some(directory.path().to_owned()),
+        };
+        let memory = Sensors::open(sources.clone()).unwrap().memory().unwrap();
+        let pressure = memory.pressure.unwrap();
+        assert_eq!(pressure.some_avg10, Pressure(1234));
+        assert_eq!(pressure.full_avg10, Pressure::MOST);
+        assert_eq!(memory.effective().available_bytes, 524_288 + 4096);
+        fs::write(at("memory"), "nonsense").unwrap();
+        assert!(Sensors::open(sources).is_err());
+    }
+}

@@ -1,0 +1,290 @@
+//! The agent on each worker: says how the worker is, to every manager.
+
+mod cgroup;
+mod check;
+mod lookup;
+mod manager;
+mod memory;
+mod suspension;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{info, warn};
+
+use crate::{
+    core::{BootId, WorkerState},
+    heartbeat::{Heartbeat, MemoryReport, check_name},
+    keys::{Key, read_key},
+};
+pub use check::{Check, Target, parse_status};
+pub use manager::PORT;
+pub use memory::Sources;
+
+use manager::{Answer, Manager};
+use memory::Sensors;
+use suspension::Suspension;
+
+/// How often the agent says that it leaves, and how far apart: a lost datagram or four do no harm.
+const GOODBYES: u32 = 5;
+const GOODBYE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether the machine slept, or a manager fell silent.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What an agent is told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Addresses or names, with or without a port.
+    pub managers: Vec<String>,
+    pub name: String,
+    pub interval: Duration,
+    pub sources: Sources,
+    /// Whether the worker's own service is asked, and how.
+    pub check: Option<Check>,
+    /// The file of the key with which heartbeats are signed.
+    pub key: Option<PathBuf>,
+    /// Do not print each heartbeat.
+    pub quiet: bool,
+}
+
+/// Sends heartbeats until SIGTERM or SIGINT, then says that the worker leaves.
+///
+/// A manager that cannot be reached, or whose name cannot be resolved, is tried again at each
+/// heartbeat; it holds up no other.
+///
+/// # Errors
+///
+/// Says which setting is wrong, or why no socket can be opened or signal be caught.
+pub async fn run(settings: Settings) -> Result<()> {
+    check_name(&settings.name).map_err(|problem| {
+        anyhow::anyhow!("--name {:?} cannot name a worker: {problem}", settings.name)
+    })?;
+    let mut stop = Stop::catch()?;
+    let (mut agent, mut answers) = Agent::new(settings).await?;
+    let mut healthy = match agent.settings.check.clone() {
+        Some(check) => {
+            let (tell, healthy) = watch::channel(None);
+            tokio::spawn(check.watch(tell));
+            healthy
+        }
+        None => watch::channel(Some(true)).1,
+    };
+    agent.announce();
+    // Nothing is said of a service before it was asked.
+    if healthy.borrow().is_none() {
+        tokio::select! {
+            changed = healthy.changed() => changed.context("ask the service")?,
+            () = stop.wait() => return Ok(()),
+        }
+    }
+    let mut ticks = every(agent.settings.interval);
+    let mut looks = every(LOOK_INTERVAL);
+    let mut suspension = Suspension::watch();
+    loop {
+        agent.healthy = healthy.borrow_and_update().unwrap_or(false);
+        tokio::select! {
+            _ = ticks.tick() => agent.send_all(WorkerState::Ready),
+            Ok(()) = healthy.changed() => {
+                agent.healthy = healthy.borrow_and_update().unwrap_or(false);
+                agent.send_all(WorkerState::Ready);
+            }
+            Some(answer) = answers.recv() => agent.take(&answer, WorkerState::Ready),
+            place = moved(&mut agent.managers) => agent.send(WorkerState::Ready, &[place]),
+            _ = looks.tick() => {
+                agent.look_at_managers();
+                if let Some(slept) = suspension.noticed() {
+                    info!("the machine slept for {slept:.1?}");
+                    agent.managers.iter().for_each(Manager::look_again);
+                    agent.send_all(WorkerState::Ready);
+                }
+            }
+            () = stop.wait() => break,
+        }
+    }
+    info!("{} is leaving", agent.settings.name);
+    for _ in 0..GOODBYES {
+        agent.send_all(WorkerState::Leaving);
+        let next = Instant::now() + GOODBYE_INTERVAL;
+        loop {
+            tokio::select! {
+                () = sleep_until(next) => break,
+                Some(answer) = answers.recv() => agent.take(&answer, WorkerState::Leaving),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits until some manager's name means another address; returns the manager's place.
+async fn moved(managers: &mut [Manager]) -> usize {
+    let all = managers.iter_mut().map(|manager| Box::pin(manager.moved()));
+    let ((), place, _) = futures_util::future::select_all(all).await;
+    place
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    // After a suspension one heartbeat is enough.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks
+}
+
+/// The signals that ask an agent to end.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn catch() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("catch SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("catch SIGINT")?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+struct Agent {
+    settings: Settings,
+    sensors: Sensors,
+    key: Option<Key>,
+    managers: Vec<Manager>,
+    boot: BootId,
+    seq: u64,
+    healthy: bool,
+    /// Whether the last heartbeat could not be made, so that this is said once.
+    failing: bool,
+}
+
+impl Agent {
+    async fn new(settings: Settings) -> Result<(Self, mpsc::Receiver<Answer>)> {
+        let sensors = Sensors::open(settings.sources.clone())?;
+        let key = match &settings.key {
+            Some(path) => Some(read_key(path, &settings.name)?),
+            None => None,
+        };
+        let (answers, answered) = mpsc::channel(64);
+        let mut managers = Vec::new();
+        for (place, name) in settings.managers.iter().enumerate() {
+            managers.push(Manager::new(name, place, key.as_ref(), answers.clone()).await?);
+        }
+        let agent = Self {
+            settings,
+            sensors,
+            key,
+            managers,
+            boot: BootId(getrandom::u64().context("draw a boot id")?),
+            seq: 0,
+            healthy: true,
+            failing: false,
+        };
+        Ok((agent, answered))
+    }
+
+    fn announce(&self) {
+        let managers: Vec<&str> = self.managers.iter().map(Manager::name).collect();
+        info!(
+            "agent of {} sends a heartbeat every {} to {} (boot {}, {})",
+            self.settings.name,
+            humantime::format_duration(self.settings.interval),
+            managers.join(", "),
+            self.boot,
+            match &self.key {
+                Some(key) => format!("signed with key {}", key.id()),
+                None => "not signed".to_owned(),
+            }
+        );
+    }
+
+    fn send_all(&mut self, state: WorkerState) {
+        let all: Vec<usize> = (0..self.managers.len()).collect();
+        self.send(state, &all);
+    }
+
+    /// Reads how the worker is, and tells the managers at these places.
+    fn send(&mut self, state: WorkerState, places: &[usize]) {
+        match self.try_send(state, places) {
+            Ok(()) => self.failing = false,
+            Err(error) => {
+                if !self.failing {
+                    warn!("no heartbeat is sent, trying on: {error:#}");
+                }
+                self.failing = true;
+            }
+        }
+    }
+
+    fn try_send(&mut self, state: WorkerState, places: &[usize]) -> Result<()> {
+        let memory: MemoryReport = self.sensors.memory()?;
+        self.seq += 1;
+        let mut heartbeat = Heartbeat {
+            worker: self.settings.name.clone(),
+            boot: self.boot,
+            seq: self.seq,
+            interval: self.settings.interval,
+            memory,
+            load: self.sensors.load(),
+            state,
+            healthy: self.healthy,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            nonce: None,
+        };
+        for &place in places {
+            let manager = &mut self.managers[place];
+            let datagram = match &self.key {
+                Some(key) => {
+                    heartbeat.nonce = manager.nonce;
+                    heartbeat.encode_signed(key)?
+                }
+                None => heartbeat.encode()?,
+            };
+            manager.send(heartbeat.seq, &datagram);
+        }
+        if !self.settings.quiet {
+            info!("sent {heartbeat}{}", self.round_trips(places));
+        }
+        Ok(())
+    }
+
+    fn round_trips(&self, places: &[usize]) -> String {
+        let times: Vec<String> = places
+            .iter()
+            .filter_map(|&place| self.managers[place].round_trip)
+            .map(|time| format!("{:.1} ms", time.as_secs_f64() * 1000.0))
+            .collect();
+        if times.is_empty() {
+            return String::new();
+        }
+        format!(", round trip {}", times.join(", "))
+    }
+
+    /// Takes an acknowledgement in; a challenge is met at once.
+    fn take(&mut self, answer: &Answer, state: WorkerState) {
+        let manager = &mut self.managers[answer.manager];
+        if manager.acknowledged(answer, self.boot) {
+            self.send(state, &[answer.manager]);
+        }
+    }
+
+    fn look_at_managers(&mut self) {
+        if let Some(key) = &self.key {
+            let now = Instant::now();
+            for manager in &mut self.managers {
+                manager.notice_silence(key, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Signed heartbeats, and what everybody else sends: forged, replayed, too much of it.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use memlb::{
+    core::{BootId, WorkerState},
+    heartbeat::{Heartbeat, MemoryReport},
+    keys::{self, Key, KeyId},
+};
+use memlb_tests::{
+    Cluster, ClusterOptions, Process, Wire,
+    command::output,
+    datagram::{Sender, heartbeat},
+    require_root,
+    transfer::noise,
+    wait_until,
+};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn enforced() -> Cluster {
+    Cluster::start(&ClusterOptions {
+        authentication: Some("enforce"),
+        ..ClusterOptions::default()
+    })
+    .unwrap()
+}
+
+fn key(cluster: &Cluster, index: usize) -> Key {
+    let name = format!("worker{}", index + 1);
+    keys::read_key(&cluster.key_file(index).unwrap(), &name).unwrap()
+}
+
+/// A heartbeat that says the worker leaves: were it believed, it would act at once.
+fn leaving(worker: &str, boot: u64, seq: u64) -> Heartbeat {
+    Heartbeat {
+        worker: worker.to_owned(),
+        boot: BootId(boot),
+        seq,
+        interval: Duration::from_millis(100),
+        memory: MemoryReport {
+            available_bytes: 1 << 20,
+            total_bytes: 700 << 20,
+            cgroup: None,
+            pressure: None,
+        },
+        load: None,
+        state: WorkerState::Leaving,
+        healthy: true,
+        version: "0.1.0".to_owned(),
+        nonce: None,
+    }
+}
+
+fn refused(status: &Value, reason: &str) -> u64 {
+    status["heartbeats"]["refused"][reason]
+        .as_u64()
+        .unwrap_or(0)
+}
+
+fn wait_for_refusals(cluster: &Cluster, reason: &str, count: u64) {
+    let what = format!("{count} datagrams to be refused as {reason}");
+    cluster
+        .wait_for_status(SOON, &what, |status| refused(status, reason) >= count)
+        .unwrap();
+}
+
+fn assert_nothing_happened(cluster: &Cluster) {
+    for alarm in [
+        "worker_down",
+        "worker_leaving",
+        "worker_unhealthy",
+        "all_workers_down",
+        "agent_restarted",
+    ] {
+        let events = cluster.events_of(alarm).unwrap();
+        assert!(events.is_empty(), "{events:?}");
+    }
+    let status = cluster.status().unwrap();
+    assert_eq!(status["services"][0]["selected"], "worker1");
+}
+
+/// Lets the time pass in which a worker that is not heard goes down, and more.
+fn outlast_down_after() {
+    let begun = Instant::now();
+    let longer = Duration::from_millis(2500);
+    wait_until(SOON, "longer than down_after", || begun.elapsed() > longer).unwrap();
+}
+
+#[test]
+fn only_the_rightly_signed_are_heard() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = enforced();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    // Each agent was challenged once and then heard; acknowledgements tell the way's length.
+    let agent = cluster.agents[0].as_mut().unwrap();
+    agent.wait_for_log(SOON, "round trip").unwrap();
+    assert!(agent.log().contains("signed with key"), "{}", agent.log());
+
+    let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
+    let key1 = key(&cluster, 0);
+    let key2 = key(&cluster, 1);
+    let secret = Zeroizing::new([7; 32]);
+    let outsider = Key::new("worker1".to_owned(), key1.id(), &secret);
+    let unknown = Key::new("worker1".to_owned(), KeyId(key1.id().0 ^ 1), &secret);
+    let goodbye = leaving("worker1", 1, 1);
+    let good = goodbye.encode_signed(&key1).unwrap();
+    let mut flipped = good.clone();
+    flipped[90] ^= 1;
+    let sent: [(&str, Vec<u8>); 8] = [
+        ("unsigned", goodbye.encode().unwrap()),
+        ("unsigned", heartbeat("worker2", 1, 1, 690 * 1024).into()),
+        ("unknown_key", goodbye.encode_signed(&unknown).unwrap()),
+        ("bad_signature", goodbye.encode_signed(&outsider).unwrap()),
+        ("bad_signature", flipped),
+        ("bad_signature", good[..good.len() - 1].to_vec()),
+        ("bad_envelope", good[..60].to_vec()),
+        ("other_workers_key", goodbye.encode_signed(&key2).unwrap()),
+    ];
+    let mut expected = std::collections::BTreeMap::new();
+    for (reason, datagram) in &sent {
+        stranger.send(datagram).unwrap();
+        *expected.entry(*reason).or_insert(0) += 1;
+    }
+    stranger.send([b' '; 1400]).unwrap();
+    wait_for_refusals(&cluster, "oversized", 1);
+    let status = cluster.status().unwrap();
+    for (reason, count) in expected {
+        assert_eq!(refused(&status, reason), count, "{reason}");
+    }
+    assert_eq!(status["heartbeats"]["authentication"], "enforce");
+    // Even the right key needs the manager's own nonce, which only its acknowledgements carry.
+    let before = refused(&status, "not_fresh");
+    stranger.send(&good).unwrap();
+    wait_for_refusals(&cluster, "not_fresh", before + 1);
+    assert_nothing_happened(&cluster);
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+
+    // Those who may speak are heard at once when they leave.
+    assert!(
+        cluster.agents[0]
+            .as_mut()
+            .unwrap()
+            .terminate(SOON)
+            .unwrap()
+            .success()
+    );
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+    assert_eq!(cluster.events_of("worker_leaving").unwrap().len(), 1);
+}
+
+#[test]
+fn recordings_bring_nobody_back() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = Cluster::start(&ClusterOptions {
+        authentication: Some("enforce"),
+        agents: false,
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    cluster.start_agent(1).unwrap();
+    let wire = Wire::lay(&cluster.topology.workers[0], cluster.heartbeat_address(), 1).unwrap();
+    let start = |cluster: &Cluster| {
+        let mut command = cluster.agent_command(0, wire.address);
+        let log = cluster.place.directory.join("worker1.log");
+        Process::start("agent", &mut command, &log).unwrap()
+    };
+    let replay = |cluster: &Cluster, recorded: &[Vec<u8>]| {
+        let host = &cluster.topology.workers[0];
+        let sender = Sender::open(host, cluster.heartbeat_address()).unwrap();
+        for datagram in recorded {
+            sender.send(datagram).unwrap();
+        }
+    };
+    let mut agent = start(&cluster);
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    wait_until(SOON, "some heartbeats", || wire.said().len() >= 10).unwrap();
+
+    // The same boot: each was there already, or comes late.
+    let first_boot = wire.said();
+    replay(&cluster, &first_boot);
+    wait_for_refusals(&cluster, "reordered", 5);
+    // An old boot, with a nonce that still counts.
+    agent.kill().unwrap();
+    let mut agent = start(&cluster);
+    cluster
+        .wait_for_status(SOON, "the agent's next life", |_| {
+            !cluster.events_of("agent_restarted").unwrap().is_empty()
+        })
+        .unwrap();
+    replay(&cluster, &first_boot);
+    wait_for_refusals(&cluster, "old_boot", 5);
+    assert!(cluster.events_of("worker_down").unwrap().is_empty());
+
+    // A dead worker is not kept alive by what it said.
+    wait_until(SOON, "more heartbeats", || {
+        wire.said().len() >= first_boot.len() + 10
+    })
+    .unwrap();
+    agent.kill().unwrap();
+    let all = wire.said();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1800) {
+        replay(&cluster, &all[all.len() - 10..]);
+        replay(&cluster, &first_boot);
+        thread::sleep(Duration::from_millis(50));
+    }
+    cluster.wait_for_state("worker1", "down", SOON).unwrap();
+
+    // Nor after the manager was started anew, which has forgotten all that it had heard.
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+    replay(&cluster, &all);
+    wait_for_refusals(&cluster, "not_fresh", all.len() as u64);
+    let state = cluster.backend("worker1").unwrap()["state"].clone();
+    assert_ne!(state, "up");
+    let mut agent = start(&cluster);
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    agent.kill().unwrap();
+}
+
+#[test]
+fn a_restarted_manager_hears_its_workers_again_within_a_heartbeat() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = enforced();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    for _ in 0..3 {
+        cluster.kill_manager().unwrap();
+        cluster.start_manager().unwrap();
+        let accepted = |status: &Value| {
+            let backends = status["services"][0]["backends"].as_array().unwrap();
+            backends[..2]
+                .iter()
+                .all(|backend| backend["age_ms"].is_u64())
+        };
+        let took = cluster
+            .wait_for_status(SOON, "both to be heard", accepted)
+            .unwrap();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+    outlast_down_after();
+    assert_nothing_happened(&cluster);
+}
+
+#[test]
+fn losing_a_third_of_all_datagrams_is_no_death() {
+    if !require_root() {
+        return;
+    }
+    for authentication in [None, Some("enforce")] {
+        let mut cluster = Cluster::start(&ClusterOptions {
+            authentication,
+            agents: false,
+            ..ClusterOptions::default()
+        })
+        .unwrap();
+        let mut wires = Vec::new();
+        for index in [0, 1] {
+            let worker = &cluster.topology.workers[index];
+            let wire = Wire::lay(worker, cluster.heartbeat_address(), index as u64).unwrap();
+            wire.lose(30);
+            let mut command = cluster.agent_command(index, wire.address);
+            let log = cluster.place.directory.join(format!("agent{index}.log"));
+            cluster.agents[index] = Some(Process::start("agent", &mut command, &log).unwrap());
+            wires.push(wire);
+        }
+        for worker in ["worker1", "worker2"] {
+            cluster.wait_for_state(worker, "up", SOON).unwrap();
+        }
+        cluster.wait_for_page("Worker1", SOON).unwrap();
+        // Long enough for the nonce to change twice.
+        let begun = Instant::now();
+        wait_until(5 * SOON, "a while", || {
+            begun.elapsed() > Duration::from_secs(22)
+        })
+        .unwrap();
+        assert_nothing_happened(&cluster);
+    }
+}
+
+#[test]
+fn a_flood_of_garbage_silences_no_honest_worker() {
+    if !require_root() {
+        return;
+    }
+    let cluster = enforced();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let known = key(&cluster, 0).id();
+    let header = format!("memlb1 {known} {}\n", "0".repeat(64));
+    let stop = Arc::new(AtomicBool::new(false));
+    let sent = Arc::new(AtomicU64::new(0));
+    let begun = Instant::now();
+    // From a worker's own host, and as close to the real thing as one gets without the key.
+    let flood = {
+        let host = &cluster.topology.workers[0];
+        let sender = Sender::open(host, cluster.heartbeat_address()).unwrap();
+        let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
+        let datagrams = [
+            [header.as_bytes(), &noise(1, 600)].concat(),
+            noise(2, 300),
+            heartbeat("worker1", 1, 1, 1024).into_bytes(),
+        ];
+        thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let due = (begun.elapsed().as_secs_f64() * 100_000.0) as u64;
+                while sent.load(Ordering::Relaxed) < due {
+                    let number = sent.fetch_add(1, Ordering::Relaxed);
+                    // What does not go out was not sent; the count says what was tried.
+                    _ = sender.send(&datagrams[number as usize % 3]);
+                }
+                thread::sleep(Duration::from_micros(200));
+            }
+        })
+    };
+    outlast_down_after();
+    outlast_down_after();
+    let status = cluster.status().unwrap();
+    stop.store(true, Ordering::Relaxed);
+    flood.join().unwrap();
+    let rate = sent.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64();
+    println!("{rate:.0} datagrams/s; {}", status["heartbeats"]);
+    assert!(rate > 50_000.0, "only {rate:.0} datagrams/s could be sent");
+    assert!(refused(&status, "rate_limited") > 10_000, "{status:#}");
+    assert_nothing_happened(&cluster);
+    for worker in 0..2 {
+        let age = status["services"][0]["backends"][worker]["age_ms"].as_u64();
+        assert!(age.is_some_and(|age| age < 1_000), "{status:#}");
+    }
+}
+
+#[test]
+fn the_way_from_unsigned_to_enforced_has_no_gap() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = Cluster::start(&ClusterOptions {
+        authentication: Some("permissive"),
+        agents: false,
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    // worker1 signs already; worker2 has no key yet.
+    cluster.start_agent(0).unwrap();
+    let bare = |cluster: &Cluster| {
+        let mut command = cluster.topology.workers[1].command(&cluster.binary);
+        command.args(["agent", "--name", "worker2", "--manager"]);
+        command.arg(cluster.heartbeat_address().to_string());
+        command.arg("--memory-file").arg(cluster.memory[1].path());
+        let log = cluster.place.directory.join("bare.log");
+        Process::start("bare agent", &mut command, &log).unwrap()
+    };
+    cluster.agents[1] = Some(bare(&cluster));
+    for worker in ["worker1", "worker2"] {
+        cluster.wait_for_state(worker, "up", SOON).unwrap();
+    }
+    cluster
+        .wait_for_status(SOON, "worker2 to be named", |status| {
+            status["heartbeats"]["unsigned"]["worker2"].as_u64() > Some(3)
+        })
+        .unwrap();
+    let status = cluster.status().unwrap();
+    assert!(
+        status["heartbeats"]["unsigned"]["worker1"].is_null(),
+        "{status:#}"
+    );
+    let shown = output(&mut cluster.memlb("status")).unwrap();
+    assert!(shown.contains("authentication permissive"), "{shown}");
+    assert!(shown.contains("not signed yet: worker2 ("), "{shown}");
+    // Nobody speaks for who signs.
+    let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
+    stranger
+        .send(leaving("worker1", 1, 1).encode().unwrap())
+        .unwrap();
+    wait_for_refusals(&cluster, "unsigned_beside_signed", 1);
+    cluster.agents[1].take().unwrap().kill().unwrap();
+    cluster.start_agent(1).unwrap();
+    wait_until(SOON, "the agent's restart to be noticed", || {
+        cluster.events_of("agent_restarted").unwrap().len() == 1
+    })
+    .unwrap();
+    assert!(cluster.events_of("worker_down").unwrap().is_empty());
+    let manager = cluster.manager.as_ref().unwrap().log();
+    assert!(
+        manager.contains("unsigned heartbeats still count"),
+        "{manager}"
+    );
+    assert!(
+        manager.contains("do not sign their heartbeats yet: worker2"),
+        "{manager}"
+    );
+}

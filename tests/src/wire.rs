@@ -1,0 +1,112 @@
+//! A wire between an agent and a manager, in a worker's namespace: it carries datagrams both ways,
+//! loses some and remembers what the agent said.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::Result;
+
+use crate::{namespace::Namespace, notice::say, transfer::noise};
+
+/// How long a look at one of the two ends lasts.
+const TURN: Duration = Duration::from_millis(1);
+
+/// Stands at an address of its own, which the agent takes for the manager's.
+#[derive(Debug)]
+pub struct Wire {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    /// Of both directions.
+    loss_percent: AtomicU32,
+    said: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Wire {
+    /// Lays a wire from `worker` to `manager`; `seed` decides which datagrams are lost.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or has no socket left.
+    pub fn lay(worker: &Namespace, manager: SocketAddr, seed: u64) -> Result<Self> {
+        let (near, far) = worker.enter(|| {
+            let near = UdpSocket::bind("127.0.0.1:0")?;
+            let far = UdpSocket::bind("0.0.0.0:0")?;
+            far.connect(manager)?;
+            near.set_read_timeout(Some(TURN))?;
+            far.set_read_timeout(Some(TURN))?;
+            Ok::<_, std::io::Error>((near, far))
+        })??;
+        let shared = Arc::new(Shared::default());
+        let carrying = Arc::clone(&shared);
+        Ok(Self {
+            address: near.local_addr()?,
+            shared,
+            thread: Some(thread::spawn(move || carrying.carry(&near, &far, seed))),
+        })
+    }
+
+    /// Loses this share of all datagrams from now on; 100 cuts the wire.
+    pub fn lose(&self, percent: u32) {
+        self.shared.loss_percent.store(percent, Ordering::Relaxed);
+    }
+
+    /// Returns what the agent has said so far, lost or not.
+    pub fn said(&self) -> Vec<Vec<u8>> {
+        self.shared.said().clone()
+    }
+}
+
+impl Shared {
+    fn said(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn carry(&self, near: &UdpSocket, far: &UdpSocket, seed: u64) {
+        let mut dice = noise(seed, 1 << 16).into_iter().cycle();
+        let mut buffer = [0; 2048];
+        let mut agent = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            let loss = self.loss_percent.load(Ordering::Relaxed);
+            let mut lost = || {
+                dice.next()
+                    .is_some_and(|byte| u32::from(byte) * 100 / 256 < loss)
+            };
+            // What cannot be sent is lost, too.
+            if let Ok((length, from)) = near.recv_from(&mut buffer) {
+                agent = Some(from);
+                self.said().push(buffer[..length].to_vec());
+                if !lost() {
+                    _ = far.send(&buffer[..length]);
+                }
+            }
+            if let (Ok(length), Some(agent)) = (far.recv(&mut buffer), agent)
+                && !lost()
+            {
+                _ = near.send_to(&buffer[..length], agent);
+            }
+        }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            say("a wire panicked");
+        }
+    }
+}
