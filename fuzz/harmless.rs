@@ -1,0 +1,100 @@
+//! What must hold of any datagram: shared by the fuzz target and by the test over its corpus.
+
+use std::{net::SocketAddr, time::Instant};
+
+use memlb::{
+    heartbeat::{
+        Acknowledgement, Authentication, Decoded, Gate, MAX_NAME_BYTES, Refusal, SIZE_LIMIT,
+        check_name, decode,
+    },
+    keys::{Key, KeyId, KeyRing},
+};
+use zeroize::Zeroizing;
+
+/// The worker of the corpus, whose key everything is signed with, too.
+const WORKER: &str = "worker1";
+
+/// Decodes a datagram in every way in which a manager or an agent may, and checks what comes out.
+///
+/// # Panics
+///
+/// If a promise is broken.
+pub fn check(datagram: &[u8]) {
+    for legacy in [false, true] {
+        match decode(datagram, legacy) {
+            Ok(decoded) => sensible(&decoded, datagram, legacy),
+            Err(refusal) => printable(&refusal),
+        }
+    }
+    let key = key();
+    assert!(
+        Acknowledgement::decode(datagram, &key).is_err(),
+        "nobody can forge one"
+    );
+    let mut gate = gate(&key);
+    let from = SocketAddr::from(([192, 0, 2, 1], 9));
+    let refused = gate
+        .open(datagram, from, Instant::now())
+        .expect_err("nobody can forge a heartbeat");
+    printable(&refused.refusal);
+    assert_eq!(refused.challenge, None, "strangers are not answered");
+
+    // As if the worker itself had sent it.
+    let mut signed = Vec::from("memlb1 000000a1 ");
+    for byte in key.sign(&[b"memlb1 ", b"000000a1", b"\n", datagram]) {
+        signed.extend_from_slice(format!("{byte:02x}").as_bytes());
+    }
+    signed.push(b'\n');
+    signed.extend_from_slice(datagram);
+    let refused = gate
+        .open(&signed, from, Instant::now())
+        .expect_err("nobody can guess the nonce");
+    printable(&refused.refusal);
+    if let Some(challenge) = refused.challenge {
+        assert_eq!(refused.refusal, Refusal::NotFresh);
+        assert!(challenge.len() < signed.len(), "the answer amplifies");
+        assert!(Acknowledgement::decode(&challenge, &key).is_ok());
+    }
+}
+
+fn key() -> Key {
+    let secret = Zeroizing::new([0xfb; 32]);
+    Key::new(WORKER.to_owned(), KeyId(0xa1), &secret)
+}
+
+fn gate(key: &Key) -> Gate {
+    let mut keys = KeyRing::default();
+    keys.add(key.clone(), "here").expect("the only key");
+    Gate::new(Authentication::Enforce, false, keys, Instant::now()).expect("a gate")
+}
+
+fn sensible(decoded: &Decoded, datagram: &[u8], legacy: bool) {
+    assert!(datagram.len() < SIZE_LIMIT);
+    let Some(report) = decoded.report() else {
+        return assert!(legacy, "only the 2018 form has datagrams that say nothing");
+    };
+    assert_eq!(check_name(&report.worker), Ok(()));
+    assert!(report.worker.len() <= MAX_NAME_BYTES);
+    let total = report.memory.total_bytes.unwrap_or(u64::MAX);
+    assert!(total > 0 && report.memory.available_bytes <= total);
+    assert!(report.pressure.is_none_or(|share| share.0 <= 10_000));
+    if let Decoded::Heartbeat(heartbeat) = decoded {
+        assert!(!heartbeat.to_string().contains(char::is_control));
+        // What is understood can be said again, and means the same then.
+        let again = heartbeat.encode().expect("what was accepted can be sent");
+        assert_eq!(decode(&again, false).as_ref(), Ok(decoded));
+    }
+}
+
+fn printable(refusal: &Refusal) {
+    let shown = refusal.to_string();
+    assert!(
+        !shown.contains(char::is_control) && shown.len() < 500,
+        "{shown:?}"
+    );
+    let name = refusal.name();
+    assert!(
+        name.bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    );
+}
