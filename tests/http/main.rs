@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod api;
+mod browser;
 mod events;
 mod health;
 mod metrics;
+mod page;
 mod server;
 
 use std::{process::Command, time::Duration};

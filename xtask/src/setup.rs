@@ -54,6 +54,11 @@ const TEST_TOOLS: &[Tool] = &[
         purpose: "checks memlb's metrics and alert rules, and scrapes them",
     },
     Tool {
+        program: "chromium",
+        package: "chromium",
+        purpose: "looks at the manager's web page",
+    },
+    Tool {
         program: "systemd-analyze",
         package: "systemd",
         purpose: "checks the services of the virtual machines",

@@ -12,6 +12,7 @@ mod guard;
 mod health;
 mod metrics;
 mod openapi;
+mod page;
 
 use std::{
     io,
@@ -148,6 +149,7 @@ fn router(sources: Sources, on_loopback: bool) -> Router {
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .nest("/api/v1", api::router())
+        .merge(page::router())
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::read_only)
         .with_state(shared)

@@ -1,0 +1,86 @@
+// Figures as people read them, and small helpers for the page's elements.
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+export function bytes(count, digits = 1) {
+  if (count === null || count === undefined) return "–";
+  let unit = 0;
+  while (count >= 1024 && unit < UNITS.length - 1) {
+    count /= 1024;
+    unit += 1;
+  }
+  return `${count.toFixed(unit === 0 ? 0 : digits)} ${UNITS[unit]}`;
+}
+
+export function rate(perSecond) {
+  if (perSecond === null) return "–";
+  if (perSecond === 0) return "0";
+  return perSecond < 10 ? perSecond.toFixed(1) : Math.round(perSecond).toLocaleString("en");
+}
+
+export function count(number) {
+  return number.toLocaleString("en");
+}
+
+export function duration(ms) {
+  const s = Math.floor(ms / 1000);
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+}
+
+export function age(ms) {
+  if (ms === null) return "–";
+  return ms < 10000 ? `${ms} ms` : duration(ms);
+}
+
+/** A word for the state, and a sign that can be told apart without colour. */
+export const STATES = {
+  up: ["●", "up"],
+  down: ["✕", "down"],
+  unhealthy: ["▲", "unhealthy"],
+  leaving: ["◐", "leaving"],
+  maintenance: ["■", "maintenance"],
+  draining: ["◐", "draining"],
+  unknown: ["○", "not heard yet"],
+};
+
+export function state(name) {
+  return STATES[name] ?? ["◇", name];
+}
+
+export function byId(id) {
+  return document.getElementById(id);
+}
+
+/** Makes an element; nothing here is ever read as HTML. */
+export function make(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+/** Writes only what changed, so that nothing is read out or repainted in vain. */
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** Brings the children of `parent` in line with `items`, one for each, made anew only when needed. */
+export function keep(parent, items, key, create, update) {
+  const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  items.forEach((item, index) => {
+    const name = String(key(item));
+    let child = known.get(name);
+    if (child) {
+      known.delete(name);
+    } else {
+      child = create(item);
+      child.dataset.key = name;
+    }
+    update(child, item);
+    if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
+  });
+  known.forEach((child) => child.remove());
+}

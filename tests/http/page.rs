@@ -1,0 +1,225 @@
+//! The web page, in a real browser.
+
+use std::{
+    fmt::Write,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Probe,
+    datagram::{Sender, heartbeat},
+    require_root,
+};
+
+use super::{ORIGIN, SOON, browser::Browser, start};
+
+const CHOICE: &str = "document.getElementById('choice').textContent";
+
+#[test]
+fn shows_a_failover_within_a_second() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(ClusterOptions::default());
+    let every = Duration::from_millis(20);
+    let probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
+    let mut browser = open(&cluster, 1280, 1400);
+    browser.wait_for(&format!("{CHOICE} == 'New connections go to worker1'"));
+    browser.wait_for("document.getElementById('live').textContent == 'live'");
+    // Traffic runs to worker1 and back, and nowhere else.
+    browser.wait_for(
+        "document.querySelectorAll('.links g:last-child path:not([hidden])').length == 3",
+    );
+    browser.wait_for("document.querySelectorAll('.links .in:not([hidden])').length == 2");
+    browser.value(
+        "new MutationObserver(() => { window.changed ??= Date.now() })
+            .observe(document.getElementById('choice'), { childList: true, characterData: true, subtree: true })",
+    );
+    browser.picture("light");
+
+    cluster.kill_agent(0).unwrap();
+    browser.wait_for(&format!("{CHOICE} == 'New connections go to worker2'"));
+    let moved = "[...document.querySelectorAll('#events [data-event=selection_changed]')]
+        .find((item) => item.textContent.includes('worker1 -> worker2'))";
+    browser.wait_for(moved);
+    let late = browser.value(&format!(
+        "window.changed - Date.parse({moved}.querySelector('time').dateTime)"
+    ));
+    let late = late.as_f64().unwrap();
+    assert!((0.0..1000.0).contains(&late), "{late} ms");
+
+    let card = "document.querySelector('#workers [data-key=worker1]')";
+    browser.wait_for(&format!("{card}.dataset.state == 'down'"));
+    browser.wait_for(&format!(
+        "{card}.querySelector('.state').textContent == '✕ down'"
+    ));
+    browser.wait_for("document.getElementById('reason').textContent.startsWith('Worker1 is down')");
+    browser.wait_for("document.title.startsWith('worker2')");
+    browser.prefer("prefers-color-scheme", "dark");
+    browser.picture("dark");
+
+    cluster.kill_agent(1).unwrap();
+    browser.wait_for(&format!("{CHOICE} == 'The manager serves by itself'"));
+    browser.resize(360, 800);
+    browser.picture("phone");
+    assert_eq!(browser.value("document.documentElement.scrollWidth"), 360);
+    drop(probe);
+
+    // The manager goes, and comes back.
+    cluster.kill_manager().unwrap();
+    browser.wait_for("document.getElementById('live').dataset.live == 'lost'");
+    let complaints = std::mem::take(&mut browser.complaints);
+    assert!(
+        complaints
+            .iter()
+            .all(|complaint| complaint.contains("ERR_")),
+        "{complaints:?}"
+    );
+    cluster.start_manager().unwrap();
+    cluster.start_agent(1).unwrap();
+    browser.wait_for(&format!("{CHOICE} == 'New connections go to worker2'"));
+    browser
+        .wait_for("document.querySelectorAll('#events [data-event=manager_started]').length == 2");
+}
+
+#[test]
+fn is_used_by_keyboard_and_stands_still_for_those_who_wish() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(ClusterOptions::default());
+    let every = Duration::from_millis(20);
+    let _probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
+    let mut browser = open(&cluster, 1280, 900);
+    browser.wait_for("document.querySelectorAll('.links .in:not([hidden])').length == 2");
+
+    let focused = "document.activeElement.closest('[data-key=worker2]')";
+    for _ in 0..20 {
+        browser.press("Tab");
+        if browser.value(&format!("Boolean({focused})")) == true {
+            break;
+        }
+    }
+    browser.press("Enter");
+    browser.wait_for(&format!(
+        "{focused}.firstElementChild.getAttribute('aria-pressed') == 'true'"
+    ));
+    browser.press("Tab");
+    assert_eq!(browser.value("document.activeElement.id"), "memory");
+    browser.wait_for(
+        "document.getElementById('memory-readout').textContent.includes('worker1 450 MiB')",
+    );
+    browser.press("ArrowLeft");
+    browser
+        .wait_for("/^[0-9].*worker1/.test(document.getElementById('memory-readout').textContent)");
+
+    let motion = "getComputedStyle(document.querySelector('.links .in:not([hidden])'))";
+    assert_eq!(browser.value(&format!("{motion}.animationName")), "run");
+    browser.value("document.getElementById('motion').click()");
+    assert_eq!(
+        browser.value(&format!("{motion}.animationPlayState")),
+        "paused"
+    );
+    browser.prefer("prefers-reduced-motion", "reduce");
+    assert_eq!(browser.value(&format!("{motion}.animationName")), "none");
+
+    for theme in ["light", "dark", "auto"] {
+        browser.value("document.getElementById('theme').click()");
+        let told = browser.value("document.getElementById('theme').ariaLabel");
+        assert_eq!(told, format!("Theme: {theme}"));
+    }
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
+fn two_hundred_workers_have_room() {
+    if !require_root() {
+        return;
+    }
+    let configuration =
+        std::env::temp_dir().join(format!("memlb-many-{}.toml", std::process::id()));
+    fs::write(&configuration, many_workers()).unwrap();
+    let cluster = start(ClusterOptions {
+        configuration: Some(configuration.clone()),
+        ..ClusterOptions::default()
+    });
+    fs::remove_file(configuration).unwrap();
+    let sender = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
+    let mut browser = open(&cluster, 1280, 1400);
+    let beating = Arc::new(AtomicBool::new(true));
+    let heart = {
+        let beating = beating.clone();
+        thread::spawn(move || beat(&sender, &beating))
+    };
+    for (width, name) in [(1280, "many"), (360, "many-phone")] {
+        browser.resize(width, 1400);
+        browser.wait_for("document.querySelectorAll('#workers > li').length == 200");
+        browser.wait_for("document.querySelectorAll('#workers > [data-state=up]').length == 189");
+        browser.picture(name);
+        assert_eq!(browser.value("document.documentElement.scrollWidth"), width);
+    }
+    beating.store(false, Ordering::Relaxed);
+    heart.join().unwrap();
+    browser.value(
+        "document.getElementById('find').value = 'worker17';
+         document.getElementById('find').dispatchEvent(new Event('input'))",
+    );
+    let shown = "[...document.querySelectorAll('#workers > li:not([hidden])')].length";
+    assert_eq!(browser.value(shown), 11);
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+/// Sends the heartbeats of the workers from the third on, of which every 17th is never heard.
+fn beat(sender: &Sender, beating: &AtomicBool) {
+    let mut seq = 0;
+    while beating.load(Ordering::Relaxed) {
+        seq += 1;
+        for number in (3..=200).filter(|number| number % 17 != 0) {
+            let available_kb = 100_000 + (number * 2371 + seq * 37) % 320_000;
+            let worker = format!("worker{number}");
+            sender
+                .send(heartbeat(&worker, 1, seq, available_kb))
+                .unwrap();
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn open(cluster: &Cluster, width: u32, height: u32) -> Browser {
+    let traces = cluster.place.directory.join("browser");
+    let mut browser = Browser::start(&cluster.topology.manager, &traces);
+    browser.resize(width, height);
+    browser.open(ORIGIN);
+    browser
+}
+
+/// The lab's configuration with 198 more workers.
+fn many_workers() -> String {
+    let mut text = "[manager]
+interfaces = [\"eth1\"]
+
+[[service]]
+name = \"web\"
+address = \"192.168.56.101:80\"
+fallback = \"192.168.56.101:8080\"
+workers = [
+    { name = \"worker1\", address = \"192.168.56.103:8081\" },
+    { name = \"worker2\", address = \"192.168.56.104:8082\" },
+"
+    .to_owned();
+    for number in 3..=200 {
+        let (host, port) = (105 + number % 100, 9000 + number);
+        writeln!(
+            text,
+            "    {{ name = \"worker{number}\", address = \"192.168.56.{host}:{port}\" }},"
+        )
+        .unwrap();
+    }
+    text + "]\n"
+}
