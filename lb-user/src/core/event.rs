@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::health::Health;
 use super::memory::{Bytes, Memory};
+use super::order::Order;
 use super::reason::Reason;
 use super::selection::Rule;
 use super::settings::BackendId;
@@ -36,10 +37,13 @@ pub enum Event {
         silent_ms: u64,
         /// As last heard.
         memory_available_bytes: Option<u64>,
+        /// The operator has it in maintenance.
+        expected: bool,
     },
     WorkerUnhealthy {
         worker: String,
         was: Health,
+        expected: bool,
     },
     WorkerLeaving {
         worker: String,
@@ -92,6 +96,11 @@ pub enum Event {
         other: String,
         other_memory_available_bytes: Option<u64>,
     },
+    /// The operator has ordered something of a worker.
+    OperatorOrder {
+        #[serde(flatten)]
+        order: Order,
+    },
     /// The manager itself did not run (suspended, overloaded); the gap counts against no worker.
     ManagerOverslept {
         gap_ms: u64,
@@ -101,6 +110,9 @@ pub enum Event {
 impl Event {
     pub fn severity(&self) -> Severity {
         match self {
+            Self::WorkerDown { expected: true, .. }
+            | Self::WorkerUnhealthy { expected: true, .. }
+            | Self::OperatorOrder { .. } => Severity::Info,
             Self::WorkerDown { .. }
             | Self::WorkerUnhealthy { .. }
             | Self::IntervalTooLong { .. }
@@ -123,10 +135,12 @@ impl Event {
         health: Health,
         memory: Option<Memory>,
         silent_ms: u64,
+        expected: bool,
     ) -> Option<Self> {
         let memory_available_bytes = memory.map(|memory| memory.available_bytes);
         Some(match health {
-            Health::Unknown => return None,
+            // The latter are never a worker's own.
+            Health::Unknown | Health::Draining | Health::Cut => return None,
             Health::Up => Self::WorkerUp {
                 worker,
                 was,
@@ -138,8 +152,13 @@ impl Event {
                 was,
                 silent_ms,
                 memory_available_bytes,
+                expected,
             },
-            Health::Unhealthy => Self::WorkerUnhealthy { worker, was },
+            Health::Unhealthy => Self::WorkerUnhealthy {
+                worker,
+                was,
+                expected,
+            },
             Health::Leaving => Self::WorkerLeaving { worker, was },
             Health::Maintenance => Self::WorkerMaintenance { worker, was },
         })
@@ -244,6 +263,7 @@ impl fmt::Display for Event {
                 Bytes(one_memory_available_bytes.unwrap_or(0)),
                 Bytes(other_memory_available_bytes.unwrap_or(0)),
             ),
+            Self::OperatorOrder { order } => write!(f, "{order}"),
             Self::ManagerOverslept { gap_ms } => write!(
                 f,
                 "the manager did not run for {gap_ms} ms; that time counts against no worker"

@@ -23,6 +23,11 @@ pub enum Health {
     Leaving,
     /// Its operator took it out.
     Maintenance,
+    /// Drained by the manager's operator. Like [`Self::Cut`] never a worker's own state, only how it
+    /// is treated, see [`Health::under`].
+    Draining,
+    /// Drained, and its connections cut.
+    Cut,
 }
 
 impl Health {
@@ -43,6 +48,8 @@ impl Health {
             Self::Unhealthy => "unhealthy",
             Self::Leaving => "leaving",
             Self::Maintenance => "maintenance",
+            Self::Draining => "draining",
+            Self::Cut => "cut",
         }
     }
 }
@@ -51,6 +58,8 @@ impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Maintenance => "in maintenance",
+            Self::Draining => "drained",
+            Self::Cut => "cut off",
             other => other.name(),
         })
     }

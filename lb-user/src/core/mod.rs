@@ -17,6 +17,8 @@ mod deadlines;
 mod event;
 mod health;
 mod memory;
+mod obey;
+mod order;
 mod reason;
 mod report;
 mod selection;
@@ -33,6 +35,10 @@ pub use command::Command;
 pub use event::{Event, Severity};
 pub use health::Health;
 pub use memory::{Bytes, Memory, Pressure};
+pub use obey::Obeyed;
+pub use order::{
+    Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders, Overlay,
+};
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;
 pub use settings::{
@@ -85,6 +91,7 @@ pub struct Core {
     workers: Vec<Worker>,
     by_name: BTreeMap<String, usize>,
     services: Vec<Service>,
+    orders: Orders,
     deadlines: Deadlines,
     /// When the shell last called; a long gap means that the manager itself did not run.
     last_call: Instant,
@@ -110,6 +117,7 @@ impl Core {
             workers: Vec::new(),
             by_name: BTreeMap::new(),
             services: Vec::new(),
+            orders: adopted.orders.clone(),
             deadlines: Deadlines::default(),
             last_call: now,
             commands: VecDeque::new(),
@@ -118,7 +126,11 @@ impl Core {
         for service in settings.services {
             core.add_service(service, now);
         }
+        for index in 0..core.workers.len() {
+            core.overlay(index);
+        }
         core.adopt(adopted);
+        core.avoid_held(now);
         core.announce();
         core
     }
@@ -239,6 +251,15 @@ impl Core {
         }
     }
 
+    /// Moves adopted selections away from workers that are held since.
+    fn avoid_held(&mut self, now: Instant) {
+        for service in &mut self.services {
+            if !service.selected_is_up() {
+                service.reselect(&self.workers, now);
+            }
+        }
+    }
+
     /// Describes everything once, then says every selection.
     fn announce(&mut self) {
         for service in &mut self.services {
@@ -306,6 +327,7 @@ impl Core {
                 worker.health,
                 worker.memory,
                 milliseconds(worker.silence(now)),
+                worker.in_maintenance,
             ));
         }
     }
@@ -340,7 +362,7 @@ impl Core {
         for place in places {
             let service = &mut self.services[place.service];
             let worker = &self.workers[service.workers[place.backend]];
-            if worker.health.is_up() == up {
+            if service.state(place.backend, worker).is_up() == up {
                 self.commands
                     .extend(service.describe(place.backend, worker));
             }

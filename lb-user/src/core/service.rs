@@ -6,6 +6,7 @@ use super::command::Command;
 use super::event::Event;
 use super::health::Health;
 use super::memory::Memory;
+use super::order::Overlay;
 use super::reason::{Figure, Reason};
 use super::selection::{self, Candidate, Decision, Rule};
 use super::settings::{BackendId, MANAGER, ServiceSettings, Threshold};
@@ -28,6 +29,8 @@ pub(super) struct Service {
     described: Vec<Option<(Health, Option<Memory>)>>,
     /// What the policy compares, side by side: it is gone through at every heartbeat.
     candidates: Vec<Candidate>,
+    /// What the operator has ordered of each backend.
+    pub overlays: Vec<Overlay>,
 }
 
 impl Service {
@@ -35,6 +38,7 @@ impl Service {
         Self {
             described: vec![None; workers.len()],
             candidates: vec![Candidate::UNKNOWN; workers.len()],
+            overlays: vec![Overlay::default(); workers.len()],
             workers,
             selected: None,
             reason: Reason {
@@ -64,23 +68,34 @@ impl Service {
         }
     }
 
+    /// Returns how a backend is treated: by its worker's health and what the operator ordered.
+    pub fn state(&self, backend: usize, worker: &Worker) -> Health {
+        worker.health.under(self.overlays[backend].held())
+    }
+
+    /// Whether what is selected may be: a worker that is up, or the fallback.
+    pub fn selected_is_up(&self) -> bool {
+        self.selected
+            .is_none_or(|place| self.candidates[place].health.is_up())
+    }
+
     /// Takes over what is known of a backend's worker now.
     pub fn update(&mut self, backend: usize, worker: &Worker) {
         self.candidates[backend] = Candidate {
-            health: worker.health,
+            health: self.state(backend, worker),
             available_bytes: worker.available_bytes(),
         };
     }
 
     /// Returns the command that describes a backend, if it would say anything new.
     pub fn describe(&mut self, backend: usize, worker: &Worker) -> Option<Command> {
-        let description = (worker.health, worker.memory);
+        let description = (self.state(backend, worker), worker.memory);
         if self.described[backend].replace(description) == Some(description) {
             return None;
         }
         Some(Command::SetBackend {
             backend: self.settings.backends[backend].id,
-            state: worker.health,
+            state: description.0,
             memory: worker.memory,
         })
     }
@@ -160,7 +175,7 @@ impl Service {
         let worker = &workers[self.workers[place]];
         Figure {
             name: worker.name.clone(),
-            state: worker.health,
+            state: self.state(place, worker),
             available_bytes: worker.available_bytes(),
         }
     }

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::memory::Bytes;
+use super::order::Orders;
 
 /// The name under which every service's fallback appears; no worker may have it.
 pub const MANAGER: &str = "manager";
@@ -105,4 +106,6 @@ pub struct Adopted {
     pub up: BTreeSet<BackendId>,
     /// The backends that got no new connections but kept the ones they had.
     pub draining: BTreeSet<BackendId>,
+    /// What the operator had ordered.
+    pub orders: Orders,
 }

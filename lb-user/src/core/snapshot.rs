@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::health::Health;
 use super::memory::Pressure;
 use super::milliseconds;
+use super::order::{Hold, Marked};
 use super::selection::Rule;
 use super::service::Service;
 use super::settings::{BackendId, BackendSettings, FallbackSettings, MANAGER, Policy};
@@ -44,7 +45,14 @@ pub struct BackendSnapshot {
     pub name: String,
     pub backend_id: BackendId,
     pub address: String,
+    /// How it is treated: its own health under the operator's orders.
     pub state: Health,
+    /// Its own health, as its heartbeats or their absence show it.
+    pub health: Health,
+    /// Why the operator lets it have no new connections, and since when.
+    pub hold: Option<Marked<Hold>>,
+    /// The operator's weight for it; nothing means 100.
+    pub weight_percent: Option<Marked<u32>>,
     /// Since the last heartbeat; nothing if none came, and for the manager.
     pub age_ms: Option<u64>,
     pub memory_available_bytes: Option<u64>,
@@ -79,7 +87,16 @@ impl Service {
             .backends
             .iter()
             .zip(&self.workers)
-            .map(|(backend, &worker)| BackendSnapshot::of_worker(backend, &workers[worker], now))
+            .enumerate()
+            .map(|(place, (backend, &worker))| {
+                let worker = &workers[worker];
+                BackendSnapshot {
+                    state: self.state(place, worker),
+                    hold: self.overlays[place].hold.clone(),
+                    weight_percent: self.overlays[place].weight_percent.clone(),
+                    ..BackendSnapshot::of_worker(backend, worker, now)
+                }
+            })
             .collect();
         backends.push(BackendSnapshot::of_fallback(&self.settings.fallback));
         ServiceSnapshot {
@@ -105,6 +122,9 @@ impl BackendSnapshot {
             backend_id: backend.id,
             address: backend.address.to_string(),
             state: worker.health,
+            health: worker.health,
+            hold: None,
+            weight_percent: None,
             age_ms: worker.age(now).map(milliseconds),
             memory_available_bytes: worker.available_bytes(),
             memory_total_bytes: worker.memory.and_then(|memory| memory.total_bytes),
@@ -118,6 +138,9 @@ impl BackendSnapshot {
             backend_id: fallback.id,
             address: fallback.address.to_string(),
             state: Health::Up,
+            health: Health::Up,
+            hold: None,
+            weight_percent: None,
             age_ms: None,
             memory_available_bytes: None,
             memory_total_bytes: None,

@@ -26,6 +26,8 @@ pub(super) struct Worker {
     pub places: Vec<Place>,
     /// Whether its interval was found too long for `down_after`, so that this is said once.
     pub slow: bool,
+    /// Whether the operator has it in maintenance everywhere, so that its silence alarms nobody.
+    pub in_maintenance: bool,
     /// Since when silence counts: the last heartbeat, moved on by what the manager overslept.
     silent_from: Instant,
     good_in_a_row: u32,
@@ -42,6 +44,7 @@ impl Worker {
             sequence: SequenceWindow::default(),
             places: Vec::new(),
             slow: false,
+            in_maintenance: false,
             silent_from: now,
             good_in_a_row: 0,
         }

@@ -288,8 +288,8 @@ impl Known {
             state: match health {
                 Health::Up => state::UP,
                 Health::Unknown => state::UNKNOWN,
-                Health::Down | Health::Unhealthy => state::DOWN,
-                Health::Leaving | Health::Maintenance => state::DRAINING,
+                Health::Down | Health::Unhealthy | Health::Cut => state::DOWN,
+                Health::Leaving | Health::Maintenance | Health::Draining => state::DRAINING,
             },
             mode: if self.is_fallback || route.is_local {
                 mode::LOCAL

@@ -1,0 +1,324 @@
+//! The operator's standing orders: which workers get fewer new connections, or none, and by whose
+//! word.
+//!
+//! They lie over what is known of a worker's health and only ever take traffic away from it; a
+//! worker that is down stays down, whatever is ordered.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::health::Health;
+
+/// The largest weight, in percent.
+pub const MOST_WEIGHT_PERCENT: u32 = 1000;
+
+/// What is ordered of a worker, by whom and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    pub worker: String,
+    /// Nothing means all of the worker's services, also those that it gets later.
+    #[serde(default)]
+    pub service: Option<String>,
+    #[serde(flatten)]
+    pub action: Action,
+    pub by: String,
+    /// Milliseconds since 1970 by the operator's clock; shown, never reckoned with.
+    pub at_ms: u64,
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { worker, by, .. } = self;
+        match self.action {
+            Action::Hold { hold } => write!(f, "{worker} is {} by {by}", hold.participle())?,
+            Action::Undrain => write!(f, "{worker} takes new connections again by order of {by}")?,
+            Action::Weight { percent } => write!(f, "{worker} weighs {percent}% by order of {by}")?,
+        }
+        if let Some(service) = &self.service {
+            write!(f, ", for {service}")?;
+        }
+        match &self.reason {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    Hold { hold: Hold },
+    /// Takes every hold back; a weight stays.
+    Undrain,
+    Weight { percent: u32 },
+}
+
+/// Why a worker gets no new connections although it may be up; in the order of how much they stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    /// It keeps the connections it has.
+    Drain,
+    /// The same, and its silence or illness alarms nobody.
+    Maintenance,
+    /// Its connections are cut as well.
+    Cut,
+}
+
+impl Hold {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Maintenance => "maintenance",
+            Self::Cut => "cut",
+        }
+    }
+
+    /// As in "worker1 is …".
+    pub fn participle(self) -> &'static str {
+        match self {
+            Self::Drain => "drained",
+            Self::Maintenance => "in maintenance",
+            Self::Cut => "drained and its connections cut",
+        }
+    }
+}
+
+/// A value with who set it, when and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marked<T> {
+    pub value: T,
+    pub by: String,
+    pub at_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl<T> Marked<T> {
+    fn of(value: T, order: &Order) -> Self {
+        Self {
+            value,
+            by: order.by.clone(),
+            at_ms: order.at_ms,
+            reason: order.reason.clone(),
+        }
+    }
+}
+
+/// What is in force for one worker in one service, or in all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Marked<Hold>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_percent: Option<Marked<u32>>,
+}
+
+impl Overlay {
+    /// Returns the hold in force; a weight of nothing is one.
+    pub fn held(&self) -> Option<Hold> {
+        let weightless = self.weight_percent() == 0;
+        let hold = self.hold.as_ref().map(|hold| hold.value);
+        hold.or(weightless.then_some(Hold::Drain))
+    }
+
+    pub fn weight_percent(&self) -> u32 {
+        self.weight_percent.as_ref().map_or(100, |it| it.value)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.hold.is_none() && self.weight_percent.is_none()
+    }
+}
+
+impl Health {
+    /// Returns the state in which a worker of this health is treated under a hold.
+    pub fn under(self, hold: Option<Hold>) -> Self {
+        match (self, hold) {
+            (own, None) => own,
+            (_, Some(Hold::Cut)) => Self::Cut,
+            (worse @ (Self::Down | Self::Unhealthy), Some(_)) => worse,
+            (_, Some(Hold::Maintenance)) => Self::Maintenance,
+            (_, Some(Hold::Drain)) => Self::Draining,
+        }
+    }
+}
+
+/// All standing orders. The JSON form is what survives the manager.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Orders(Vec<Standing>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Standing {
+    worker: String,
+    /// Nothing means all.
+    service: Option<String>,
+    #[serde(flatten)]
+    overlay: Overlay,
+}
+
+impl Orders {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns what is in force for `worker` in `service`: of holds the one that stops more, of
+    /// weights the one given for the service itself.
+    pub fn overlay(&self, worker: &str, service: &str) -> Overlay {
+        let general = self.get(worker, None);
+        let special = self.get(worker, Some(service));
+        let hold = |overlay: Option<&Overlay>| overlay.and_then(|it| it.hold.clone());
+        let weight = |overlay: Option<&Overlay>| overlay.and_then(|it| it.weight_percent.clone());
+        let holds = [hold(general), hold(special)].into_iter().flatten();
+        Overlay {
+            hold: holds.max_by_key(|hold| hold.value),
+            weight_percent: weight(special).or_else(|| weight(general)),
+        }
+    }
+
+    /// Returns the names that orders stand for, each with its service.
+    pub fn targets(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.0
+            .iter()
+            .map(|it| (it.worker.as_str(), it.service.as_deref()))
+    }
+
+    /// Lays an order down.
+    ///
+    /// # Errors
+    ///
+    /// Says that the worker is held for all services, and cannot be undrained for one.
+    pub(super) fn take(&mut self, order: &Order) -> Result<(), OrderError> {
+        match order.action {
+            Action::Hold { hold } => self.entry(order).hold = Some(Marked::of(hold, order)),
+            Action::Weight { percent: 100 } if order.service.is_none() => {
+                self.of_worker(order, |overlay| overlay.weight_percent = None);
+            }
+            Action::Weight { percent } => {
+                if order.service.is_none() {
+                    self.of_worker(order, |overlay| overlay.weight_percent = None);
+                }
+                self.entry(order).weight_percent = Some(Marked::of(percent, order));
+            }
+            Action::Undrain => self.undrain(order)?,
+        }
+        self.0.retain(|standing| !standing.overlay.is_empty());
+        Ok(())
+    }
+
+    fn undrain(&mut self, order: &Order) -> Result<(), OrderError> {
+        let Some(service) = &order.service else {
+            self.of_worker(order, |overlay| overlay.hold = None);
+            return Ok(());
+        };
+        let general = self.get(&order.worker, None);
+        if let Some(hold) = general.and_then(|overlay| overlay.hold.as_ref()) {
+            return Err(OrderError::HeldForAll {
+                worker: order.worker.clone(),
+                service: service.clone(),
+                hold: hold.value,
+            });
+        }
+        self.entry(order).hold = None;
+        Ok(())
+    }
+
+    fn get(&self, worker: &str, service: Option<&str>) -> Option<&Overlay> {
+        let mut standing = self.0.iter();
+        standing
+            .find(|it| it.worker == worker && it.service.as_deref() == service)
+            .map(|it| &it.overlay)
+    }
+
+    fn entry(&mut self, order: &Order) -> &mut Overlay {
+        let same = |it: &Standing| it.worker == order.worker && it.service == order.service;
+        let place = self.0.iter().position(same).unwrap_or_else(|| {
+            self.0.push(Standing {
+                worker: order.worker.clone(),
+                service: order.service.clone(),
+                overlay: Overlay::default(),
+            });
+            self.0.len() - 1
+        });
+        &mut self.0[place].overlay
+    }
+
+    fn of_worker(&mut self, order: &Order, change: impl Fn(&mut Overlay)) {
+        let all = self.0.iter_mut().filter(|it| it.worker == order.worker);
+        all.for_each(|standing| change(&mut standing.overlay));
+    }
+}
+
+/// Why an order cannot be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderError {
+    UnknownWorker {
+        worker: String,
+        known: Vec<String>,
+    },
+    UnknownService {
+        service: String,
+        known: Vec<String>,
+    },
+    NotInService {
+        worker: String,
+        service: String,
+        services: Vec<String>,
+    },
+    HeldForAll {
+        worker: String,
+        service: String,
+        hold: Hold,
+    },
+    WeightTooLarge {
+        percent: u32,
+    },
+}
+
+impl fmt::Display for OrderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownWorker { worker, known } => unknown(f, "worker", worker, known),
+            Self::UnknownService { service, known } => unknown(f, "service", service, known),
+            Self::NotInService {
+                worker,
+                service,
+                services,
+            } => write!(
+                f,
+                "{worker} does not serve {service}: it serves {}",
+                services.join(", ")
+            ),
+            Self::HeldForAll {
+                worker,
+                service,
+                hold,
+            } => write!(
+                f,
+                "{worker} is {} for all its services: undrain it without --service, and drain it \
+                 for the services other than {service} if need be",
+                hold.participle()
+            ),
+            Self::WeightTooLarge { percent } => write!(
+                f,
+                "a weight of {percent} percent is too large: expected 0 to {MOST_WEIGHT_PERCENT}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for OrderError {}
+
+fn unknown(f: &mut fmt::Formatter<'_>, kind: &str, name: &str, known: &[String]) -> fmt::Result {
+    write!(f, "there is no {kind} {name:?}")?;
+    let distance = |candidate: &&String| strsim::damerau_levenshtein(name, candidate);
+    let nearest = known.iter().min_by_key(distance);
+    match nearest.filter(|nearest| distance(nearest) <= 2) {
+        Some(nearest) => write!(f, "; did you mean {nearest}?"),
+        None => write!(f, ": there are {}", known.join(", ")),
+    }
+}
