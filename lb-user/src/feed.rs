@@ -9,7 +9,7 @@ use std::{
 };
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::broadcast;
 use tracing::warn;
@@ -23,7 +23,7 @@ pub const KEPT: usize = 256;
 const BACKLOG: usize = 64;
 
 /// An event as people and programs read it.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Entry {
     /// Grows from event to event, also over restarts of the manager.
     pub id: u64,

@@ -172,6 +172,7 @@ mod tests {
             was: Health::Up,
             silent_ms: 1500,
             memory_available_bytes: None,
+            expected: false,
         });
         let text = prometheus::TextEncoder::new()
             .encode_to_string(&meters.gather())

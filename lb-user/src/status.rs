@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::{BackendSnapshot, Bytes, MANAGER, ServiceSnapshot},
+    core::{BackendSnapshot, Bytes, MANAGER, Marked, ServiceSnapshot},
     datapath::{Attachment, BackendTraffic, MapFill, Packets, Stats},
 };
 
@@ -242,8 +242,33 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
             Bytes(traffic.bytes_in).to_string(),
             Bytes(traffic.bytes_out).to_string(),
         )?;
+        for order in orders(seen) {
+            writeln!(f, "      {order}")?;
+        }
     }
     Ok(())
+}
+
+/// Returns what the operator has ordered of a backend, one sentence each.
+pub fn orders(seen: &BackendSnapshot) -> Vec<String> {
+    let hold = seen.hold.as_ref().map(|mark| {
+        let held = mark.value.participle();
+        format!("{held} {}", given(mark))
+    });
+    let weight = seen.weight_percent.as_ref().map(|mark| {
+        let percent = mark.value;
+        format!("weight {percent}% {}", given(mark))
+    });
+    hold.into_iter().chain(weight).collect()
+}
+
+fn given<T>(mark: &Marked<T>) -> String {
+    let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(mark.at_ms);
+    let at = humantime::format_rfc3339_seconds(at);
+    match &mark.reason {
+        Some(reason) => format!("by {} since {at}: {reason}", mark.by),
+        None => format!("by {} since {at}", mark.by),
+    }
 }
 
 fn seconds(milliseconds: u64) -> String {

@@ -281,11 +281,11 @@ impl Cluster {
         let mut command = self.topology.manager.command(&self.binary);
         command.arg(verb);
         match verb {
-            "status" => command
+            "unload" => command.arg("--pin-path").arg(&self.place.pin_path),
+            "manager" | "agent" | "check" => &mut command,
+            _ => command
                 .arg("--control-socket")
                 .arg(self.place.control_socket()),
-            "unload" => command.arg("--pin-path").arg(&self.place.pin_path),
-            _ => &mut command,
         };
         command
     }
@@ -444,6 +444,7 @@ fn manager_arguments(configuration: &Path, place: &Place, options: &ClusterOptio
             "--control-socket",
             place.control_socket().display().to_string(),
         ),
+        ("--state-file", place.state_file().display().to_string()),
         ("--event-log", place.event_log().display().to_string()),
     ];
     settings

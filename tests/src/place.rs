@@ -52,6 +52,10 @@ impl Place {
         self.directory.join("manager.sock")
     }
 
+    pub fn state_file(&self) -> PathBuf {
+        self.directory.join("operator.json")
+    }
+
     pub fn event_log(&self) -> PathBuf {
         self.directory.join("events.jsonl")
     }

@@ -2,17 +2,25 @@
 
 mod agent;
 mod check;
+mod events;
 mod keygen;
 mod manager;
+mod order;
+mod remote;
 mod source;
 mod status;
+mod table;
 mod unload;
 
-use std::{future::Future, io::IsTerminal, process::ExitCode};
+use std::{
+    future::Future,
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use memlb::config::ConfigError;
+use memlb::{config::ConfigError, control::AskError};
 use tracing_subscriber::EnvFilter;
 
 /// A load balancer in the kernel, steered by the memory of its workers
@@ -31,6 +39,13 @@ enum Verb {
     Manager(manager::Args),
     Agent(agent::Args),
     Status(status::Args),
+    Services(status::ServicesArgs),
+    Workers(status::WorkersArgs),
+    Drain(order::DrainArgs),
+    Maintenance(order::MaintenanceArgs),
+    Undrain(order::UndrainArgs),
+    Weight(order::WeightArgs),
+    Events(events::Args),
     Unload(unload::Args),
     Check(check::Args),
     Keygen(keygen::Args),
@@ -55,6 +70,17 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Refused(refused) if refused.is_usage => {
+                Self::Usage(anyhow::anyhow!(refused.error))
+            }
+            other => Self::RunTime(other.into()),
+        }
+    }
+}
+
 type Outcome = Result<(), Failure>;
 
 pub fn run() -> ExitCode {
@@ -69,6 +95,13 @@ pub fn run() -> ExitCode {
         Verb::Manager(args) => manager::run(args),
         Verb::Agent(args) => agent::run(args),
         Verb::Status(args) => status::run(&args),
+        Verb::Services(args) => status::services(&args),
+        Verb::Workers(args) => status::workers(&args),
+        Verb::Drain(args) => order::drain(args),
+        Verb::Maintenance(args) => order::maintenance(args),
+        Verb::Undrain(args) => order::undrain(args),
+        Verb::Weight(args) => order::weight(args),
+        Verb::Events(args) => events::run(&args),
         Verb::Unload(args) => unload::run(&args),
         Verb::Check(args) => check::run(&args),
         Verb::Keygen(args) => keygen::run(&args),
@@ -86,8 +119,19 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Prints to standard output. Who closes it early, as `head` does, has seen enough.
+fn print(text: &str) {
+    let mut output = std::io::stdout().lock();
+    let written = output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush());
+    if written.is_err() {
+        std::process::exit(0);
+    }
+}
+
 /// Runs a task to its end on this thread; blocking work has threads of its own.
-fn block_on<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+fn block_on<T, E: From<anyhow::Error>>(task: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use memlb::config::{Config, ConfigError, Overrides, PortRange};
 
 /// Where a configuration is looked for.
-const USUAL_CONFIG: &str = "/etc/memlb/memlb.toml";
+pub const USUAL_CONFIG: &str = "/etc/memlb/memlb.toml";
 
 /// Where the configuration comes from.
 #[derive(clap::Args)]

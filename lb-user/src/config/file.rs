@@ -48,6 +48,7 @@ pub(super) struct ManagerTable {
     pub heartbeat_listen: Given<String>,
     pub pin_path: Given<String>,
     pub control_socket: Given<String>,
+    pub state_file: Given<String>,
     pub event_log: Given<String>,
     pub legacy_heartbeats: Given<bool>,
     pub http_listen: Given<String>,

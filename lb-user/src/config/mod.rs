@@ -41,6 +41,8 @@ pub struct Manager {
     pub heartbeat_listen: SocketAddrV4,
     pub pin_path: PathBuf,
     pub control_socket: PathBuf,
+    /// Where the operator's orders outlast the manager.
+    pub state_file: PathBuf,
     /// Nothing if no event log is kept.
     pub event_log: Option<PathBuf>,
     pub legacy_heartbeats: bool,
@@ -197,6 +199,7 @@ impl Default for Manager {
             heartbeat_listen: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 9999),
             pin_path: PathBuf::from("/sys/fs/bpf/memlb"),
             control_socket: PathBuf::from("/run/memlb/manager.sock"),
+            state_file: PathBuf::from("/var/lib/memlb/operator.json"),
             event_log: Some(PathBuf::from("/var/log/memlb/events.jsonl")),
             legacy_heartbeats: false,
             http_listen: Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9998)),

@@ -23,9 +23,13 @@ pub struct Overrides {
     #[arg(long, value_name = "DIR")]
     pub pin_path: Option<PathBuf>,
 
-    /// Answer `memlb status` at this socket
+    /// Answer `memlb status` and the other verbs at this socket
     #[arg(long, value_name = "PATH")]
     pub control_socket: Option<PathBuf>,
+
+    /// Keep the operator's orders (drained workers, weights) in this file
+    #[arg(long, value_name = "FILE")]
+    pub state_file: Option<PathBuf>,
 
     /// Append events to this file as JSON lines; "" keeps none
     #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from))]

@@ -103,7 +103,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 8 + 2 + 3 + 7 + 8);
+    assert_eq!(settings, 9 + 2 + 3 + 7 + 8);
 }
 
 #[test]
@@ -523,6 +523,7 @@ fn the_command_line_goes_before_the_file() {
         heartbeat_listen: Some("10.0.0.1:9000".to_owned()),
         pin_path: Some(PathBuf::from("/run/bpf/other")),
         control_socket: Some(PathBuf::from("other.sock")),
+        state_file: Some(PathBuf::from("other.json")),
         event_log: Some(PathBuf::from("")),
         legacy_heartbeats: true,
         http_listen: Some(String::new()),
@@ -537,6 +538,7 @@ fn the_command_line_goes_before_the_file() {
         heartbeat_listen: "10.0.0.1:9000".parse().expect("an address"),
         pin_path: PathBuf::from("/run/bpf/other"),
         control_socket: PathBuf::from("other.sock"),
+        state_file: PathBuf::from("other.json"),
         event_log: None,
         legacy_heartbeats: true,
         http_listen: None,

@@ -36,9 +36,7 @@ pub use event::{Event, Severity};
 pub use health::Health;
 pub use memory::{Bytes, Memory, Pressure};
 pub use obey::Obeyed;
-pub use order::{
-    Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders, Overlay,
-};
+pub use order::{Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders, Overlay};
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;
 pub use settings::{
@@ -273,11 +271,22 @@ impl Core {
                 memory: None,
             });
         }
-        for service in &self.services {
-            let (command, event) = service.selection();
-            self.commands.push_back(command);
-            self.events.push_back(event);
+        for service in 0..self.services.len() {
+            self.say_selection(service);
         }
+    }
+
+    fn say_selection(&mut self, index: usize) {
+        let service = &self.services[index];
+        let (command, event) = service.selection();
+        if service.reason.rule == Rule::NoWorkerUp {
+            self.events.push_back(Event::AllWorkersDown {
+                service: service.settings.name.clone(),
+                fallback: MANAGER.to_owned(),
+            });
+        }
+        self.commands.push_back(command);
+        self.events.push_back(event);
     }
 
     /// Notices when the manager itself did not run, and forgives the workers that gap.
@@ -372,18 +381,9 @@ impl Core {
     fn reselect(&mut self, index: usize, now: Instant) {
         let service = &mut self.services[index];
         self.events.extend(service.learn_threshold(&self.workers));
-        if !service.reselect(&self.workers, now) {
-            return;
+        if service.reselect(&self.workers, now) {
+            self.say_selection(index);
         }
-        let (command, event) = service.selection();
-        if service.reason.rule == Rule::NoWorkerUp {
-            self.events.push_back(Event::AllWorkersDown {
-                service: service.settings.name.clone(),
-                fallback: MANAGER.to_owned(),
-            });
-        }
-        self.commands.push_back(command);
-        self.events.push_back(event);
     }
 }
 

@@ -48,9 +48,7 @@ impl Core {
         for place in &worker.places {
             let service = &mut self.services[place.service];
             let overlay = self.orders.overlay(&worker.name, &service.settings.name);
-            worker.in_maintenance &= overlay
-                .held()
-                .is_some_and(|hold| hold >= Hold::Maintenance);
+            worker.in_maintenance &= overlay.held().is_some_and(|hold| hold >= Hold::Maintenance);
             service.overlays[place.backend] = overlay;
         }
     }
@@ -91,4 +89,3 @@ impl Core {
         Ok(index)
     }
 }
-

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
@@ -50,14 +51,20 @@ impl fmt::Display for Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    Hold { hold: Hold },
+    Hold {
+        hold: Hold,
+    },
     /// Takes every hold back; a weight stays.
     Undrain,
-    Weight { percent: u32 },
+    Weight {
+        percent: u32,
+    },
 }
 
 /// Why a worker gets no new connections although it may be up; in the order of how much they stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Hold {
     /// It keeps the connections it has.
@@ -88,7 +95,7 @@ impl Hold {
 }
 
 /// A value with who set it, when and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Marked<T> {
     pub value: T,
     pub by: String,
@@ -161,6 +168,29 @@ struct Standing {
     overlay: Overlay,
 }
 
+impl Standing {
+    fn orders(&self) -> impl Iterator<Item = Order> {
+        let order = |action, by: &str, at_ms, reason: &Option<String>| Order {
+            worker: self.worker.clone(),
+            service: self.service.clone(),
+            action,
+            by: by.to_owned(),
+            at_ms,
+            reason: reason.clone(),
+        };
+        let hold = self.overlay.hold.as_ref().map(|mark| {
+            let action = Action::Hold { hold: mark.value };
+            order(action, &mark.by, mark.at_ms, &mark.reason)
+        });
+        let weight = self.overlay.weight_percent.as_ref().map(|mark| {
+            let percent = mark.value;
+            let action = Action::Weight { percent };
+            order(action, &mark.by, mark.at_ms, &mark.reason)
+        });
+        hold.into_iter().chain(weight)
+    }
+}
+
 impl Orders {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -178,6 +208,11 @@ impl Orders {
             hold: holds.max_by_key(|hold| hold.value),
             weight_percent: weight(special).or_else(|| weight(general)),
         }
+    }
+
+    /// Returns every order that stands, as it was given.
+    pub fn standing(&self) -> Vec<Order> {
+        self.0.iter().flat_map(Standing::orders).collect()
     }
 
     /// Returns the names that orders stand for, each with its service.

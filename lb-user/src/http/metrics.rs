@@ -21,13 +21,15 @@ use crate::{
     status::Status,
 };
 
-const STATES: [Health; 6] = [
+const STATES: [Health; 8] = [
     Health::Unknown,
     Health::Up,
     Health::Down,
     Health::Unhealthy,
     Health::Leaving,
     Health::Maintenance,
+    Health::Draining,
+    Health::Cut,
 ];
 
 pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {

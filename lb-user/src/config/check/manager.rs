@@ -56,6 +56,14 @@ pub(super) fn check(
             overrides,
             default.control_socket,
         ),
+        state_file: path(
+            reader,
+            ("manager.state_file", "--state-file"),
+            table.state_file,
+            &overrides.state_file,
+            default.state_file,
+        )
+        .0,
         event_log: event_log(table.event_log, overrides, default.event_log),
         legacy_heartbeats: overrides.legacy_heartbeats
             || table

@@ -9,6 +9,7 @@ const WORKERS: [&str; 4] = ["worker1", "worker2", "worker3", "worker4"];
 #[derive(Debug, Clone)]
 enum Input {
     Heartbeat(Report),
+    Order(Order),
     /// Time passes, and the shell is called at every deadline on the way.
     Pass(Duration),
     /// Time passes, and the shell is not called.
@@ -41,6 +42,7 @@ fn adopted() -> impl Strategy<Value = Adopted> {
         selections,
         up,
         draining,
+        orders: Orders::default(),
     })
 }
 
@@ -70,10 +72,30 @@ fn heartbeat() -> impl Strategy<Value = Report> {
     )
 }
 
+fn order() -> impl Strategy<Value = Order> {
+    let worker = prop::sample::select(&["worker1", "worker2", "worker3", "worker4", "stranger"]);
+    let service = prop::option::of(prop::sample::select(&["service0", "service1"]));
+    let hold = prop::sample::select(&[Hold::Drain, Hold::Maintenance, Hold::Cut]);
+    let action = prop_oneof![
+        hold.prop_map(|hold| Action::Hold { hold }),
+        Just(Action::Undrain),
+        (0..1_100u32).prop_map(|percent| Action::Weight { percent }),
+    ];
+    (worker, service, action).prop_map(|(worker, service, action)| Order {
+        worker: worker.to_owned(),
+        service: service.map(str::to_owned),
+        action,
+        by: "root".to_owned(),
+        at_ms: 0,
+        reason: None,
+    })
+}
+
 fn input() -> impl Strategy<Value = Input> {
     let milliseconds = |most: u64| (0..most).prop_map(Duration::from_millis);
     prop_oneof![
         12 => heartbeat().prop_map(Input::Heartbeat),
+        2 => order().prop_map(Input::Order),
         4 => milliseconds(600).prop_map(Input::Pass),
         1 => milliseconds(4_000).prop_map(Input::Pass),
         1 => milliseconds(8_000).prop_map(Input::Oversleep),
@@ -93,6 +115,14 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
             Input::Heartbeat(report) => {
                 let outcome = world.hear(report);
                 assert!(outcome == Outcome::Accepted || outcome.refusal().is_some());
+            }
+            Input::Order(order) => {
+                let before = world.core.orders().clone();
+                let outcome = world.core.handle_order(order, world.now);
+                if outcome.is_err() {
+                    assert_eq!(*world.core.orders(), before);
+                }
+                world.wake();
             }
             Input::Pass(duration) => world.pass_exactly(*duration),
             Input::Oversleep(duration) => {
@@ -158,6 +188,11 @@ fn check(world: &World, settings: &Settings) {
             (manager.name.as_str(), manager.state),
             (MANAGER, Health::Up)
         );
+        for backend in workers {
+            let held = backend.hold.is_some()
+                || (backend.weight_percent.as_ref()).is_some_and(|mark| mark.value == 0);
+            assert!(!(held && backend.state.is_up()), "{backend:?}");
+        }
         let any_up = workers.iter().any(|worker| worker.state.is_up());
         let all = || service.backends.iter();
         let selected = all().find(|backend| backend.name == service.selected);

@@ -3,6 +3,7 @@
 mod adoption;
 mod heartbeats;
 mod histories;
+mod orders;
 mod outputs;
 mod stories;
 

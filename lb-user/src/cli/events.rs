@@ -1,0 +1,49 @@
+//! `memlb events`: what has happened, and what happens.
+
+use anyhow::Context;
+use memlb::{control::Request, feed::Entry};
+
+use super::{Outcome, block_on, print, remote::Remote};
+
+/// Show the last events: decisions with their reasons, workers' states, orders
+///
+/// The manager keeps the last 256; the event log has more. Heartbeats are no events.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Wait for more, until interrupted
+    #[arg(long, short)]
+    follow: bool,
+
+    /// Show only the last so many
+    #[arg(long, short = 'n', value_name = "COUNT")]
+    limit: Option<usize>,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    Ok(block_on(show(args))?)
+}
+
+async fn show(args: &Args) -> anyhow::Result<()> {
+    let request = Request::Events {
+        limit: args.limit,
+        follow: args.follow,
+    };
+    let mut lines = args.remote.client().stream(&request).await?;
+    while let Some(line) = lines.next_line().await.context("wait for events")? {
+        if args.remote.json {
+            print(&format!("{line}\n"));
+            continue;
+        }
+        let entry: Entry = memlb::control::understand(&line)?;
+        let severity = match entry.severity {
+            memlb::core::Severity::Info => "",
+            memlb::core::Severity::Warn => "warning: ",
+        };
+        print(&format!("{}  {severity}{}\n", entry.time, entry.message));
+    }
+    anyhow::ensure!(!args.follow, "the manager has gone");
+    Ok(())
+}

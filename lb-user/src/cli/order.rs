@@ -1,0 +1,233 @@
+//! `memlb drain`, `maintenance`, `undrain` and `weight`: what an operator orders of a worker.
+
+use std::time::{Duration, Instant};
+
+use memlb::{
+    control::{AskError, Client, Ordered, Request},
+    core::{Action, Hold},
+    status::Status,
+};
+use serde::Serialize;
+
+use super::{Failure, Outcome, block_on, remote::Remote};
+
+/// How often a draining worker's connections are counted.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Give a worker no new connections; those it has go on
+///
+/// The order stands until `memlb undrain`, also over restarts of the manager and of the machine.
+#[derive(clap::Args)]
+pub struct DrainArgs {
+    #[command(flatten)]
+    target: Target,
+
+    #[command(flatten)]
+    patience: Patience,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Drain a worker that is to be worked at: its silence or illness alarms nobody meanwhile
+#[derive(clap::Args)]
+pub struct MaintenanceArgs {
+    #[command(flatten)]
+    target: Target,
+
+    #[command(flatten)]
+    patience: Patience,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Let a drained worker, or one in maintenance, have new connections again
+#[derive(clap::Args)]
+pub struct UndrainArgs {
+    #[command(flatten)]
+    target: Target,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Give a worker a larger or smaller share than it would have by itself
+///
+/// A weight of 0 lets it have no new connections; 100 takes the order back.
+#[derive(clap::Args)]
+pub struct WeightArgs {
+    #[command(flatten)]
+    target: Target,
+
+    /// In percent of the share it would have by itself, 0 to 1000
+    percent: u32,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Whom the order is about.
+#[derive(clap::Args)]
+struct Target {
+    /// The worker's name
+    worker: String,
+
+    /// Only in this service, instead of all that the worker serves
+    #[arg(long)]
+    service: Option<String>,
+
+    /// Why, for those who see the order later
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+/// Whether to wait for the worker's connections to end.
+#[derive(clap::Args)]
+struct Patience {
+    /// Return only when the worker's connections have ended
+    #[arg(long)]
+    wait: bool,
+
+    /// Wait no longer than this, e.g. 5m; exit with status 1 if connections are left then
+    #[arg(long, requires = "wait", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    deadline: Option<Duration>,
+
+    /// Cut the connections that are left at the deadline; their clients get a reset
+    #[arg(long, requires = "deadline")]
+    cut: bool,
+}
+
+/// What has become of an order, as `--json` prints it.
+#[derive(Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    ordered: Ordered,
+    /// Of the worker, after waiting; nothing without `--wait`.
+    connections_left: Option<u64>,
+    cut: bool,
+}
+
+pub fn drain(args: DrainArgs) -> Outcome {
+    hold(args.target, args.patience, &args.remote, Hold::Drain)
+}
+
+pub fn maintenance(args: MaintenanceArgs) -> Outcome {
+    hold(args.target, args.patience, &args.remote, Hold::Maintenance)
+}
+
+pub fn undrain(args: UndrainArgs) -> Outcome {
+    let ordered = give(&args.remote, &args.target, Action::Undrain)?;
+    finish(&args.remote, ordered, None, false)
+}
+
+pub fn weight(args: WeightArgs) -> Outcome {
+    let percent = args.percent;
+    let ordered = give(&args.remote, &args.target, Action::Weight { percent })?;
+    finish(&args.remote, ordered, None, false)
+}
+
+fn hold(target: Target, patience: Patience, remote: &Remote, hold: Hold) -> Outcome {
+    let ordered = give(remote, &target, Action::Hold { hold })?;
+    if !patience.wait {
+        return finish(remote, ordered, None, false);
+    }
+    if !remote.json {
+        super::print(&told(&ordered));
+    }
+    let left = block_on(wait(&remote.client(), &target, patience.deadline))?;
+    if left == 0 {
+        return finish_waiting(remote, ordered, &target, 0, false);
+    }
+    if patience.cut {
+        let action = Action::Hold { hold: Hold::Cut };
+        let ordered = give(remote, &target, action)?;
+        return finish_waiting(remote, ordered, &target, left, true);
+    }
+    if remote.json {
+        finish(remote, ordered, Some(left), false)?;
+    }
+    Err(Failure::RunTime(anyhow::anyhow!(
+        "the deadline has passed and {left} connections of {} are left; it stays drained. `memlb \
+         flows --worker {0}` lists them; --cut with --deadline ends them",
+        target.worker
+    )))
+}
+
+fn give(remote: &Remote, target: &Target, action: Action) -> Result<Ordered, AskError> {
+    remote.ask(&Request::Order {
+        worker: target.worker.clone(),
+        service: target.service.clone(),
+        order: action,
+        reason: target.reason.clone(),
+    })
+}
+
+/// Waits until the worker has no connection any more, and returns how many it has at the end.
+async fn wait(
+    client: &Client,
+    target: &Target,
+    deadline: Option<Duration>,
+) -> Result<u64, AskError> {
+    let start = Instant::now();
+    loop {
+        let status: Status = client.ask(&Request::Status).await?;
+        let left = connections(&status, target);
+        let remaining = deadline.map(|deadline| deadline.saturating_sub(start.elapsed()));
+        if left == 0 || remaining == Some(Duration::ZERO) {
+            return Ok(left);
+        }
+        tokio::time::sleep(remaining.map_or(LOOK, |remaining| remaining.min(LOOK))).await;
+    }
+}
+
+fn connections(status: &Status, target: &Target) -> u64 {
+    let wanted = |name: &str| target.service.as_deref().is_none_or(|it| it == name);
+    let services = status.services.iter().filter(|it| wanted(&it.name));
+    services
+        .flat_map(|service| &service.backends)
+        .filter(|backend| backend.seen.name == target.worker)
+        .map(|backend| backend.traffic.flows + backend.traffic.half_open)
+        .sum()
+}
+
+fn finish(remote: &Remote, ordered: Ordered, left: Option<u64>, cut: bool) -> Outcome {
+    let result = Answer {
+        ordered,
+        connections_left: left,
+        cut,
+    };
+    remote.print(&result, |result| told(&result.ordered))
+}
+
+fn finish_waiting(
+    remote: &Remote,
+    ordered: Ordered,
+    target: &Target,
+    left: u64,
+    cut: bool,
+) -> Outcome {
+    if remote.json {
+        return finish(remote, ordered, Some(left), cut);
+    }
+    let worker = &target.worker;
+    super::print(&match cut {
+        true => format!("the last {left} connections of {worker} are cut\n"),
+        false => format!("{worker} has no connection left\n"),
+    });
+    Ok(())
+}
+
+/// An order as a person reads it, with what there is to mind.
+fn told(ordered: &Ordered) -> String {
+    let mut text = format!("{}\n", ordered.order);
+    for service in &ordered.without_worker {
+        text += &format!(
+            "mind: {service} has no worker for new connections now; the manager serves by itself\n"
+        );
+    }
+    if let Some(why) = &ordered.not_kept {
+        text += &format!("mind: a restarted manager would not know of it: {why}\n");
+    }
+    text
+}

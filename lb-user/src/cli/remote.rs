@@ -1,0 +1,63 @@
+//! What the verbs have in common that speak with a running manager.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use memlb::control::{AskError, Client, Request};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{block_on, source::USUAL_CONFIG};
+
+const USUAL_SOCKET: &str = "/run/memlb/manager.sock";
+
+/// Which manager is asked, and how it is answered.
+#[derive(clap::Args)]
+pub struct Remote {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// The manager's control socket [default: the one in /etc/memlb/memlb.toml, else /run/memlb/manager.sock]
+    #[arg(long, value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+}
+
+impl Remote {
+    pub fn client(&self) -> Client {
+        let path = self.control_socket.clone().or_else(configured_socket);
+        Client::new(path.unwrap_or_else(|| PathBuf::from(USUAL_SOCKET)))
+    }
+
+    pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, AskError> {
+        block_on(self.client().ask(request))
+    }
+
+    /// Prints `value`, as JSON if that is wished, else as `text` has it.
+    pub fn print<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> super::Outcome {
+        if self.json {
+            let json = serde_json::to_string_pretty(value).context("encode the answer")?;
+            super::print(&format!("{json}\n"));
+        } else {
+            super::print(&text(value));
+        }
+        Ok(())
+    }
+}
+
+/// The socket of a manager that runs with the usual file; whether the rest of that file makes sense
+/// is not for who merely asks.
+fn configured_socket() -> Option<PathBuf> {
+    let text = std::fs::read_to_string(USUAL_CONFIG).ok()?;
+    let file: toml::Table = text.parse().ok()?;
+    Some(file.get("manager")?.get("control_socket")?.as_str()?.into())
+}
+
+/// A duration in whole seconds, as people say it.
+pub fn spoken(milliseconds: u64) -> String {
+    let rounded = Duration::from_secs(milliseconds / 1000);
+    humantime::format_duration(rounded).to_string()
+}

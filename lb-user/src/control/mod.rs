@@ -1,0 +1,92 @@
+//! The control socket: an operator's questions and orders to a running manager.
+//!
+//! A connection carries one request, a JSON object on one line, and one reply of the same form; the
+//! reply to [`Request::Events`] with `follow` is one line an event, without end. Whatever is refused
+//! is answered by [`Refused`].
+
+mod client;
+mod server;
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use client::{AskError, Client, understand};
+pub use server::Server;
+
+use crate::{
+    core::Action,
+    feed::Feed,
+    manager::{Instruction, Written},
+    status::Decided,
+};
+
+/// Why nothing came of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refused {
+    pub error: String,
+    /// Whether the request itself was wrong, rather than something on the way.
+    #[serde(default)]
+    pub is_usage: bool,
+}
+
+/// What can be asked and ordered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Answered by [`crate::status::Status`].
+    Status,
+    /// Answered by [`Ordered`].
+    Order {
+        worker: String,
+        /// Nothing means all of the worker's services.
+        #[serde(default)]
+        service: Option<String>,
+        order: Action,
+        #[serde(default)]
+        reason: Option<String>,
+    },
+    /// Answered by [`Events`].
+    Events {
+        /// The last so many of those that the manager keeps in memory.
+        #[serde(default)]
+        limit: Option<usize>,
+        /// Then those to come as well.
+        #[serde(default)]
+        follow: bool,
+    },
+}
+
+/// An order in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ordered {
+    /// In one sentence.
+    pub order: String,
+    /// Services that have no worker for new connections now.
+    pub without_worker: Vec<String>,
+    /// Why a restarted manager would not know of it, should that be so.
+    pub not_kept: Option<String>,
+}
+
+/// The main task answers with its view; everything slower happens in the asker's own task.
+pub type Question = oneshot::Sender<Decided>;
+
+/// Where the asker's task reads the counters.
+#[derive(Debug, Clone)]
+pub struct Counters {
+    pub pin_path: PathBuf,
+    pub idle: Duration,
+}
+
+/// Where an asker's task turns to with its request.
+#[derive(Debug, Clone)]
+pub struct Offices {
+    pub questions: mpsc::Sender<Question>,
+    pub instructions: mpsc::Sender<Instruction>,
+    /// How far the operator's orders are kept on disk.
+    pub written: watch::Receiver<Written>,
+    pub counters: Counters,
+    pub feed: Feed,
+}

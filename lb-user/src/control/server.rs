@@ -1,0 +1,289 @@
+//! The manager's side of the control socket.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::stat::{Mode, umask},
+    unistd::{Uid, User},
+};
+use serde::Serialize;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream, unix::WriteHalf},
+    sync::{Semaphore, broadcast::error::RecvError, oneshot},
+    time::timeout,
+};
+use tracing::debug;
+
+use super::{Offices, Ordered, Refused, Request};
+use crate::{
+    core::{Order, OrderError},
+    datapath::Stats,
+    feed::{self, Subscription},
+    manager::{Instruction, Obedience},
+    status::Status,
+};
+
+/// A request may be no longer than this, in bytes, and must come within this time.
+const REQUEST_LIMIT: u64 = 4096;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// So many connections are served at a time; others wait.
+const MOST_CONNECTIONS: usize = 64;
+
+/// The listening socket, removed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    free: Arc<Semaphore>,
+}
+
+impl Server {
+    /// Listens at `path`, for the owner and its group only. A socket that nobody answers at is
+    /// taken over.
+    ///
+    /// # Errors
+    ///
+    /// Says that another manager answers there, or why the socket cannot be made.
+    pub async fn bind(path: &Path) -> Result<Self> {
+        let context = || format!("listen at the control socket {}", path.display());
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).with_context(context)?;
+        }
+        if UnixStream::connect(path).await.is_ok() {
+            bail!(
+                "another manager answers at the control socket {}: stop it, or choose another with \
+                 --control-socket",
+                path.display()
+            );
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(context);
+            }
+            _ => {}
+        }
+        // Not even for a moment may others connect.
+        let before = umask(Mode::from_bits_truncate(0o117));
+        let listener = UnixListener::bind(path).with_context(context);
+        umask(before);
+        let listener = listener?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).with_context(context)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            free: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
+        })
+    }
+
+    /// Serves one asker after another, each in a task of its own, for as long as it is polled.
+    pub async fn serve(&self, offices: Offices) {
+        loop {
+            let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else {
+                return;
+            };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let offices = offices.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = answer(stream, offices).await {
+                            debug!("a control connection ended early: {error:#}");
+                        }
+                        drop(permit);
+                    });
+                }
+                // Out of descriptors, for one: others may close theirs meanwhile.
+                Err(error) => {
+                    debug!("accept a control connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Nothing is lost if it is gone already.
+        _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Why a request is not answered as it wishes.
+enum Refusal {
+    Usage(anyhow::Error),
+    RunTime(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self::RunTime(error)
+    }
+}
+
+impl From<OrderError> for Refusal {
+    fn from(error: OrderError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+async fn answer(mut stream: UnixStream, offices: Offices) -> Result<()> {
+    let user = user(&stream)?;
+    let mut line = String::new();
+    let (reader, mut writer) = stream.split();
+    let mut reader = BufReader::new(reader.take(REQUEST_LIMIT));
+    timeout(PATIENCE, reader.read_line(&mut line))
+        .await
+        .context("wait for the request")??;
+    let request = serde_json::from_str(&line).map_err(|error| {
+        let error = anyhow::Error::from(error).context(format!(
+            "not a request that this manager knows (it is memlb {}, expecting one like \
+             {{\"verb\":\"status\"}})",
+            env!("CARGO_PKG_VERSION")
+        ));
+        Refusal::Usage(error)
+    });
+    let reply = match request {
+        Ok(Request::Events { limit, follow }) => {
+            return events(&mut writer, &offices, limit, follow).await;
+        }
+        Ok(request) => reply(request, user, offices).await,
+        Err(refusal) => Err(refusal),
+    };
+    let reply = match reply {
+        Ok(line) => line,
+        Err(refusal) => {
+            let (is_usage, error) = match refusal {
+                Refusal::Usage(error) => (true, error),
+                Refusal::RunTime(error) => (false, error),
+            };
+            line_of(&Refused {
+                error: format!("{error:#}"),
+                is_usage,
+            })?
+        }
+    };
+    send(&mut writer, &reply).await
+}
+
+/// Who is at the other end, by the kernel's word.
+fn user(stream: &UnixStream) -> Result<String> {
+    let uid = stream.peer_cred().context("ask who is there")?.uid();
+    let name = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    Ok(name.map_or_else(|| format!("user {uid}"), |user| user.name))
+}
+
+async fn reply(request: Request, user: String, offices: Offices) -> Result<Vec<u8>, Refusal> {
+    match request {
+        Request::Status => status(offices).await.map_err(Refusal::from),
+        Request::Order {
+            worker,
+            service,
+            order: action,
+            reason,
+        } => {
+            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let order = Order {
+                worker,
+                service,
+                action,
+                by: user,
+                at_ms: since_1970.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(0)),
+                reason,
+            };
+            order_given(order, offices).await
+        }
+        Request::Events { .. } => Err(Refusal::RunTime(anyhow::anyhow!("events are a stream"))),
+    }
+}
+
+async fn status(offices: Offices) -> Result<Vec<u8>> {
+    let (question, decided) = oneshot::channel();
+    offices
+        .questions
+        .send(question)
+        .await
+        .context("the manager stops")?;
+    let decided = decided.await.context("the manager stops")?;
+    let counters = offices.counters;
+    // Reading a full flow table takes a while, and must not hold up a heartbeat.
+    tokio::task::spawn_blocking(move || {
+        let stats = Stats::read(&counters.pin_path, counters.idle)?;
+        line_of(&Status::new(decided, &stats))
+    })
+    .await
+    .context("read the counters")?
+}
+
+async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal> {
+    let text = order.to_string();
+    let (reply, obedience) = oneshot::channel();
+    offices
+        .instructions
+        .send(Instruction::Order(order, reply))
+        .await
+        .context("the manager stops")?;
+    let Obedience { obeyed, version } = obedience.await.context("the manager stops")??;
+    let mut written = offices.written;
+    let kept = written.wait_for(|it| it.version >= version || it.failure.is_some());
+    let not_kept = match timeout(PATIENCE, kept).await {
+        Ok(Ok(written)) if written.version >= version => None,
+        Ok(Ok(written)) => written.failure.clone(),
+        Ok(Err(_)) => Some("the manager stops".to_owned()),
+        Err(_) => Some("the disk does not answer".to_owned()),
+    };
+    let ordered = Ordered {
+        order: text,
+        without_worker: obeyed.without_worker,
+        not_kept,
+    };
+    Ok(line_of(&ordered)?)
+}
+
+async fn events(
+    writer: &mut WriteHalf<'_>,
+    offices: &Offices,
+    limit: Option<usize>,
+    follow: bool,
+) -> Result<()> {
+    let Subscription {
+        missed, mut coming, ..
+    } = offices.feed.subscribe(Some(0));
+    let first = missed.len().saturating_sub(limit.unwrap_or(feed::KEPT));
+    for entry in &missed[first..] {
+        send(writer, &line_of(&**entry)?).await?;
+    }
+    if !follow {
+        return Ok(());
+    }
+    loop {
+        match coming.recv().await {
+            Ok(entry) => send(writer, &line_of(&*entry)?).await?,
+            Err(RecvError::Lagged(count)) => {
+                debug!("a follower of the events has missed {count}");
+            }
+            Err(RecvError::Closed) => return Ok(()),
+        }
+    }
+}
+
+fn line_of(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value).context("encode the reply")?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+async fn send(writer: &mut WriteHalf<'_>, line: &[u8]) -> Result<()> {
+    timeout(PATIENCE, writer.write_all(line))
+        .await
+        .context("wait for the reader")?
+        .context("send the reply")
+}

@@ -1,0 +1,196 @@
+//! The operator's orders: what they stop, what they let be, what outlasts a restart.
+
+use super::*;
+
+fn order(worker: &str, action: Action) -> Order {
+    Order {
+        worker: worker.to_owned(),
+        service: None,
+        action,
+        by: "root".to_owned(),
+        at_ms: 1_000,
+        reason: Some("new disk".to_owned()),
+    }
+}
+
+const fn hold(hold: Hold) -> Action {
+    Action::Hold { hold }
+}
+
+fn started() -> World {
+    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
+    world.start("worker1", 600);
+    world.start("worker2", 300);
+    world
+}
+
+impl World {
+    fn order(&mut self, order: &Order) -> Obeyed {
+        let obeyed = self.core.handle_order(order, self.now).unwrap();
+        self.wake();
+        obeyed
+    }
+}
+
+#[test]
+fn a_drained_worker_gets_nothing_new_until_it_is_undrained() {
+    let mut world = started();
+    assert_eq!(world.selected(), "worker1");
+    let obeyed = world.order(&order("worker1", hold(Hold::Drain)));
+    assert_eq!(obeyed, Obeyed::default());
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Draining);
+    world.pass(ms(10_000));
+    assert_eq!(world.selected(), "worker2");
+    world.order(&order("worker1", Action::Undrain));
+    assert_eq!(world.selected(), "worker1");
+    assert!(world.core.orders().is_empty());
+}
+
+#[test]
+fn every_hold_over_every_health() {
+    use Health::*;
+    // One line for each health, one column for each hold: drain, maintenance, cut.
+    let table = [
+        (Unknown, [Draining, Maintenance, Cut]),
+        (Up, [Draining, Maintenance, Cut]),
+        (Down, [Down, Down, Cut]),
+        (Unhealthy, [Unhealthy, Unhealthy, Cut]),
+        (Leaving, [Draining, Maintenance, Cut]),
+        (Maintenance, [Draining, Maintenance, Cut]),
+    ];
+    for (health, expected) in table {
+        let holds = [Hold::Drain, Hold::Maintenance, Hold::Cut];
+        let states = holds.map(|hold| health.under(Some(hold)));
+        assert_eq!(states, expected, "{health:?}");
+        assert!(states.iter().all(|state| !state.is_up()));
+        assert_eq!(health.under(None), health);
+    }
+}
+
+#[test]
+fn says_when_nobody_is_left_for_new_connections() {
+    let mut world = started();
+    world.order(&order("worker1", hold(Hold::Drain)));
+    let obeyed = world.order(&order("worker2", hold(Hold::Maintenance)));
+    assert_eq!(obeyed.without_worker, ["service0"]);
+    assert_eq!(world.selected(), MANAGER);
+    world.order(&order("worker2", Action::Undrain));
+    assert_eq!(world.selected(), "worker2");
+}
+
+#[test]
+fn a_worker_in_maintenance_falls_silent_without_alarm() {
+    let mut world = started();
+    world.order(&order("worker1", hold(Hold::Maintenance)));
+    world.agents.remove("worker1");
+    world.pass(DOWN_AFTER + ms(1));
+    let snapshot = world.core.snapshot(world.now);
+    let worker = &snapshot.services[0].backends[0];
+    assert_eq!(worker.health, Health::Down);
+    assert_eq!(worker.state, Health::Down);
+    let down = world
+        .events
+        .iter()
+        .find(|event| matches!(event, Event::WorkerDown { worker, .. } if worker == "worker1"));
+    assert_eq!(down.unwrap().severity(), Severity::Info);
+}
+
+#[test]
+fn orders_outlast_a_restart() {
+    let mut world = started();
+    world.order(&order("worker1", hold(Hold::Drain)));
+    let kept = serde_json::to_string(world.core.orders()).unwrap();
+    // The worst case: the maps still say what was before the order.
+    let adopted = Adopted {
+        selections: [(WEB, BackendId(1))].into(),
+        up: [BackendId(1), BackendId(2)].into(),
+        orders: serde_json::from_str(&kept).unwrap(),
+        ..Adopted::default()
+    };
+    let core = Core::resume(lab(Threshold::Bytes(64 * MIB)), &adopted, world.now);
+    let mut world = World::around(core, world.now);
+    assert_eq!(world.selected(), "worker2");
+    world.start("worker1", 600);
+    world.start("worker2", 300);
+    world.pass(ms(5_000));
+    assert_eq!(world.selected(), "worker2");
+    let snapshot = world.core.snapshot(world.now);
+    let mark = snapshot.services[0].backends[0].hold.clone().unwrap();
+    assert_eq!((mark.value, mark.by.as_str()), (Hold::Drain, "root"));
+    assert_eq!(
+        (mark.at_ms, mark.reason.as_deref()),
+        (1_000, Some("new disk"))
+    );
+}
+
+#[test]
+fn an_order_for_one_service_leaves_the_others_alone() {
+    let mut settings = lab(Threshold::Bytes(64 * MIB));
+    let workers = ["worker1", "worker2"];
+    let other = service(1, 4, &workers, Threshold::Bytes(64 * MIB));
+    settings.services.push(other);
+    let mut world = World::new(settings);
+    world.start("worker1", 600);
+    world.start("worker2", 300);
+    let for_service = |action| Order {
+        service: Some("service1".to_owned()),
+        ..order("worker1", action)
+    };
+    world.order(&for_service(hold(Hold::Drain)));
+    assert_eq!(world.maps.selection[&WEB], BackendId(1));
+    assert_eq!(world.maps.selection[&ServiceId(1)], BackendId(5));
+    // A general order cannot be taken back in part, but takes the special one back with it.
+    world.order(&order("worker1", hold(Hold::Drain)));
+    assert_eq!(world.maps.selection[&WEB], BackendId(2));
+    let refused = world
+        .core
+        .handle_order(&for_service(Action::Undrain), world.now);
+    assert!(matches!(refused, Err(OrderError::HeldForAll { .. })));
+    world.order(&order("worker1", Action::Undrain));
+    assert_eq!(world.maps.selection[&WEB], BackendId(1));
+    assert_eq!(world.maps.selection[&ServiceId(1)], BackendId(4));
+}
+
+#[test]
+fn a_weight_is_kept_and_a_weight_of_nothing_drains() {
+    let mut world = started();
+    world.order(&order("worker1", Action::Weight { percent: 50 }));
+    assert_eq!(world.selected(), "worker1");
+    let overlay = world.core.orders().overlay("worker1", "service0");
+    assert_eq!(overlay.weight_percent(), 50);
+    world.order(&order("worker1", Action::Weight { percent: 0 }));
+    assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Draining);
+    assert_eq!(world.selected(), "worker2");
+    world.order(&order("worker1", Action::Weight { percent: 100 }));
+    assert_eq!(world.selected(), "worker1");
+    assert!(world.core.orders().is_empty());
+}
+
+#[test]
+fn refuses_what_it_cannot_do_and_says_what_there_is() {
+    let mut world = started();
+    let cases = [
+        (order("worker3", Action::Undrain), "did you mean worker1?"),
+        (
+            order("nobody", Action::Undrain),
+            "there are worker1, worker2",
+        ),
+        (
+            order("worker1", Action::Weight { percent: 1001 }),
+            "expected 0 to 1000",
+        ),
+        (
+            Order {
+                service: Some("service7".to_owned()),
+                ..order("worker1", Action::Undrain)
+            },
+            "did you mean service0?",
+        ),
+    ];
+    for (order, says) in cases {
+        let refused = world.core.handle_order(&order, world.now).unwrap_err();
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+    assert!(world.core.orders().is_empty());
+}

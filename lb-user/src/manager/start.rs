@@ -1,0 +1,149 @@
+//! How a manager comes to be: everything opened, loaded, attached and adopted, or nothing.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{info, warn};
+
+use super::{Happening, Instruction, Manager, OrdersFile};
+use crate::{
+    config::Config,
+    control::{Counters, Offices, Question, Server},
+    core::{Core, Orders, Severity},
+    datapath::{self, Datapath, Netlink},
+    event_log::EventLog,
+    feed::Feed,
+    http,
+    meters::Meters,
+    reception::Reception,
+    status::Interface,
+};
+
+/// Through which the world reaches a manager, besides heartbeats.
+pub(super) struct Doors {
+    pub questions: mpsc::Receiver<Question>,
+    pub instructions: mpsc::Receiver<Instruction>,
+    pub netlink: Netlink,
+    pub terminate: Signal,
+    pub interrupt: Signal,
+    pub server: Server,
+    /// Where the control socket's askers turn to.
+    pub offices: Offices,
+    pub web: Option<http::Running>,
+}
+
+/// Opens everything and takes up what an earlier manager has left.
+pub(super) async fn open(config: Config) -> Result<(Manager, Doors)> {
+    let reception = Reception::open(&config).await?;
+    let netlink = Netlink::connect()?;
+    let mut interfaces = Vec::new();
+    for name in &config.manager.interfaces {
+        interfaces.push(netlink.interface(name).await?);
+    }
+    let prepared = datapath::prepare(&config)?;
+    let server = Server::bind(&config.manager.control_socket).await?;
+    let web = config
+        .manager
+        .http_listen
+        .map(http::Server::bind)
+        .transpose()?;
+    let feed = Feed::default();
+    let log = EventLog::open(config.manager.event_log.as_deref(), feed.clone())?;
+    let (orders_file, orders) = OrdersFile::open(&config.manager.state_file)?;
+    let terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+    let interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+
+    let settings = config.settings(&prepared.adoption.pinned);
+    let mut adopted = prepared.adoption.adopted.clone();
+    if !prepared.adoption.is_empty() {
+        info!(
+            "adopting the maps, links and flows pinned at {}",
+            config.manager.pin_path.display()
+        );
+    }
+    recall(&orders);
+    adopted.orders = orders;
+    let mut datapath = Datapath::start(prepared, &config, &settings, &interfaces)?;
+    datapath.refresh_routes(&netlink).await?;
+    let core = Core::resume(settings.clone(), &adopted, Instant::now());
+    let written = orders_file.written();
+    let mut manager = Manager {
+        interfaces: datapath.attachments().iter().map(Interface::from).collect(),
+        core,
+        datapath,
+        log,
+        reception,
+        meters: Meters::new(&config)?,
+        orders_file,
+        started: Instant::now(),
+    };
+    let started = Happening::ManagerStarted {
+        version: env!("CARGO_PKG_VERSION"),
+        interfaces: &manager.interfaces,
+    };
+    let message = "the manager has started".to_owned();
+    manager.log.publish(Severity::Info, message, &started);
+    manager.carry_out();
+    manager.datapath.open(&settings)?;
+    manager.reception.announce(&config);
+    announce(&config);
+
+    let (asker, questions) = mpsc::channel(16);
+    let (instructor, instructions) = mpsc::channel(16);
+    let counters = Counters {
+        pin_path: config.manager.pin_path.clone(),
+        idle: config.limits.established_idle,
+    };
+    let web = web
+        .map(|web| {
+            let address = web.address();
+            let running = web.start(http::Sources {
+                asker: http::Asker::new(asker.clone(), counters.clone()),
+                feed: feed.clone(),
+                meters: manager.meters.clone(),
+            })?;
+            info!("web page, metrics and API at http://{address}/");
+            anyhow::Ok(running)
+        })
+        .transpose()?;
+    let doors = Doors {
+        questions,
+        instructions,
+        netlink,
+        terminate,
+        interrupt,
+        server,
+        offices: Offices {
+            questions: asker,
+            instructions: instructor,
+            written,
+            counters,
+            feed,
+        },
+        web,
+    };
+    Ok((manager, doors))
+}
+
+/// Says which orders still stand: who restarts a manager may have forgotten them.
+fn recall(orders: &Orders) {
+    for order in orders.standing() {
+        warn!("still in force: {order}");
+    }
+}
+
+fn announce(config: &Config) {
+    for service in &config.services {
+        info!(
+            "ready: {} at {} for {} workers, heartbeats at UDP {}",
+            service.name,
+            service.address,
+            service.workers.len(),
+            config.manager.heartbeat_listen
+        );
+    }
+}

@@ -1,0 +1,257 @@
+//! The operator's verbs against a running system: what they do, to whom, and what outlasts them.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Probe, Process, observe, require_root, wait_until,
+};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    let client = &cluster.topology.client;
+    let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let every = Duration::from_millis(10);
+    let probe = Probe::start(client, cluster.service(), every, SOON).unwrap();
+    let said = succeed(&cluster, &["drain", "worker1", "--reason", "new disk"]);
+    assert!(
+        said.contains("worker1 is drained by root: new disk"),
+        "{said}"
+    );
+    let drained_at = Instant::now();
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+
+    // Whatever becomes of the manager, the order stands, and is seen to stand.
+    for _ in 0..3 {
+        cluster.kill_manager().unwrap();
+        cluster.start_manager().unwrap();
+        for worker in ["worker1", "worker2"] {
+            let heard =
+                |it: &Value| observe::backend(it, worker).is_some_and(|it| it["age_ms"].is_u64());
+            cluster
+                .wait_for_status(SOON, "the worker to be heard", heard)
+                .unwrap();
+        }
+    }
+    let worker1 = cluster.backend("worker1").unwrap();
+    assert_eq!(worker1["state"], "draining");
+    assert_eq!(worker1["health"], "up");
+    assert_eq!(worker1["hold"]["value"], "drain");
+    assert_eq!(worker1["hold"]["by"], "root");
+    assert_eq!(worker1["hold"]["reason"], "new disk");
+    let status = succeed(&cluster, &["status"]);
+    assert!(status.contains("drained by root since 20"), "{status}");
+    let workers = succeed(&cluster, &["workers", "worker1"]);
+    assert!(workers.contains("drained by root since 20"), "{workers}");
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+
+    let undraining_at = Instant::now();
+    succeed(&cluster, &["undrain", "worker1"]);
+    let undrained_at = Instant::now();
+    probe.wait_for_page("Worker1", undrained_at, SOON).unwrap();
+    let report = probe.stop().unwrap();
+    let failures: Vec<_> = report.failures().collect();
+    assert!(failures.is_empty(), "{failures:?}");
+    let astray: Vec<_> = report
+        .asks
+        .iter()
+        .filter(|ask| ask.asked_at > drained_at && ask.asked_at < undraining_at)
+        .filter(|ask| ask.page() == Some("Worker1"))
+        .collect();
+    assert!(astray.is_empty(), "{astray:?}");
+}
+
+#[test]
+fn waits_until_the_drained_workers_connections_are_gone() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let open = || Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
+    let mut kept = open();
+    kept.get("/").unwrap();
+
+    // The deadline passes, and nothing is cut that was not to be.
+    let left = memlb(
+        &cluster,
+        &["drain", "worker1", "--wait", "--deadline", "1s"],
+    );
+    expect_status(&left, 1, "1 connections of worker1 are left");
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+
+    // It returns as soon as the last connection ends, and not before.
+    let mut command = cluster.memlb("drain");
+    command.args(["worker1", "--wait", "--deadline", "60s"]);
+    let log = cluster.place.directory.join("drain.log");
+    let mut draining = Process::start("memlb drain", &mut command, &log).unwrap();
+    draining.wait_for_log(SOON, "worker1 is drained").unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    assert!(draining.is_running());
+    drop(kept);
+    assert!(draining.wait(SOON).unwrap().success(), "{}", draining.log());
+    assert!(draining.log().contains("no connection left"));
+
+    // Cut, because it was asked for.
+    succeed(&cluster, &["undrain", "worker1"]);
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let mut kept = open();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let cut = ["drain", "worker1", "--wait", "--deadline", "0s", "--cut"];
+    let said = succeed(&cluster, &cut);
+    assert!(said.contains("are cut"), "{said}");
+    let start = Instant::now();
+    assert!(kept.get("/").is_err());
+    assert!(start.elapsed() < Duration::from_secs(2), "it hung instead");
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+}
+
+#[test]
+fn without_any_worker_the_manager_serves_and_the_operator_is_told() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    succeed(&cluster, &["drain", "worker1"]);
+    let said = succeed(&cluster, &["maintenance", "worker2"]);
+    assert!(said.contains("web has no worker"), "{said}");
+    assert_eq!(cluster.page().unwrap(), "Manager");
+    let json = succeed(&cluster, &["weight", "worker1", "50", "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["without_worker"][0], "web");
+    assert_eq!(json["not_kept"], Value::Null);
+    let worker1 = cluster.backend("worker1").unwrap();
+    assert_eq!(worker1["weight_percent"]["value"], 50);
+    succeed(&cluster, &["undrain", "worker2"]);
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+}
+
+#[test]
+fn an_order_that_makes_no_sense_is_refused_with_what_would() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let cases: [(&[&str], &str); 8] = [
+        (&["drain", "worker3"], "did you mean worker"),
+        (&["drain", "nobody"], "there are worker1, worker2"),
+        (
+            &["drain", "worker1", "--service", "wep"],
+            "did you mean web?",
+        ),
+        (&["weight", "worker1", "1001"], "expected 0 to 1000"),
+        (&["drain", "worker1", "--cut"], "--deadline"),
+        (&["drain", "worker1", "--deadline", "5m"], "--wait"),
+        (&["workers", "nobody"], "there are worker1, worker2"),
+        (&["services", "nothing"], "there are web"),
+    ];
+    for (arguments, says) in cases {
+        expect_status(&memlb(&cluster, arguments), 2, says);
+    }
+    assert_eq!(cluster.backend("worker1").unwrap()["hold"], Value::Null);
+    assert!(!cluster.place.state_file().exists());
+}
+
+#[test]
+fn the_control_socket_is_for_its_owner_and_group() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let socket = cluster.place.control_socket();
+    let mode = socket.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+}
+
+#[test]
+fn shows_the_events_and_follows_them() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let mut command = cluster.memlb("events");
+    let log = cluster.place.directory.join("follow.log");
+    let command = command.args(["--follow", "--json"]);
+    let mut following = Process::start("memlb events", command, &log).unwrap();
+    following.wait_for_log(SOON, "selection_changed").unwrap();
+    succeed(&cluster, &["drain", "worker1"]);
+    following.wait_for_log(SOON, "operator_order").unwrap();
+    following
+        .wait_for_log(SOON, "worker1 is drained by root")
+        .unwrap();
+    for line in following.log().lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        assert!(
+            event["event"].is_string() && event["message"].is_string(),
+            "{event}"
+        );
+    }
+    let last = succeed(&cluster, &["events", "--limit", "1"]);
+    assert_eq!(last.lines().count(), 1);
+    assert!(last.contains("worker1 -> worker2"), "{last}");
+}
+
+#[test]
+fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    // What stands in the way of the new file.
+    let draft = cluster.place.state_file().with_extension("draft");
+    std::fs::create_dir(&draft).unwrap();
+    let said = succeed(&cluster, &["drain", "worker1"]);
+    assert!(
+        said.contains("a restarted manager would not know"),
+        "{said}"
+    );
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+    std::fs::remove_dir(&draft).unwrap();
+    let written = || cluster.place.state_file().exists();
+    wait_until(Duration::from_secs(10), "the order to be kept", written).unwrap();
+}
+
+fn start() -> Cluster {
+    let options = ClusterOptions {
+        // Who is undrained comes back by its memory.
+        manager_arguments: vec!["--threshold".into(), "10MiB".into()],
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(&options).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    cluster
+}
+
+/// Runs `memlb` with the verb first in `arguments`.
+fn memlb(cluster: &Cluster, arguments: &[&str]) -> Output {
+    let mut command = cluster.memlb(arguments[0]);
+    command.args(&arguments[1..]).output().unwrap()
+}
+
+fn succeed(cluster: &Cluster, arguments: &[&str]) -> String {
+    let output = memlb(cluster, arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn expect_status(output: &Output, status: i32, says: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(status) && said.contains(says),
+        "wanted {status} and {says:?}: {output:?}"
+    );
+}
