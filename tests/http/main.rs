@@ -7,6 +7,7 @@ mod browser;
 mod events;
 mod health;
 mod metrics;
+mod monitoring;
 mod page;
 mod server;
 

@@ -77,6 +77,7 @@ pub fn all() -> Result<ExitCode> {
     suite.check("the story of the lab", || {
         run(with_memlb_as_root(&memlb)?.args(["lab", "demo"]))
     });
+    suite.check("alert rules", scripts::alert_rules);
     suite.check("shell scripts", scripts::shellcheck);
     suite.check("Vagrantfile", scripts::vagrant);
     suite.check("services of the virtual machines", scripts::units);

@@ -25,6 +25,21 @@ pub fn shellcheck() -> Result<()> {
         .args(scripts))
 }
 
+/// Checks the alert rules, and that each alert fires when it should.
+pub fn alert_rules() -> Result<()> {
+    let monitoring = root().join("scripts/monitoring");
+    for arguments in [
+        ["check", "config", "prometheus.yml"],
+        ["check", "rules", "memlb.rules.yml"],
+        ["test", "rules", "memlb.rules.test.yml"],
+    ] {
+        run(Command::new("promtool")
+            .args(arguments)
+            .current_dir(&monitoring))?;
+    }
+    Ok(())
+}
+
 /// Checks the Vagrantfile, without VirtualBox.
 pub fn vagrant() -> Result<()> {
     let home = target().join("vagrant");
