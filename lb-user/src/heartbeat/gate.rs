@@ -159,7 +159,7 @@ impl Gate {
                 decoded: decode(envelope.body, false)?,
                 signature: None,
             }),
-            Authentication::Permissive | Authentication::Enforce => self.signed(&envelope),
+            Authentication::Permissive | Authentication::Enforce => self.signed(&envelope, from),
         }
     }
 
@@ -183,7 +183,7 @@ impl Gate {
         })
     }
 
-    fn signed(&self, envelope: &Envelope<'_>) -> Result<Opened, Refused> {
+    fn signed(&self, envelope: &Envelope<'_>, from: SocketAddr) -> Result<Opened, Refused> {
         let id = envelope.key;
         let key = self.keys.find(id).ok_or(Refusal::UnknownKey { key: id })?;
         if !envelope.is_signed_by(key) {
@@ -200,11 +200,11 @@ impl Gate {
             }
             .into());
         }
-        let freshness = self.nonces.judge(heartbeat.nonce);
+        let freshness = self.nonces.judge(heartbeat.nonce, from.ip());
         if freshness == Freshness::Stale {
             return Err(Refused {
                 refusal: Refusal::NotFresh,
-                challenge: self.answer(key, heartbeat, false),
+                challenge: self.answer(key, heartbeat, from, false),
             });
         }
         Ok(Opened {
@@ -233,7 +233,7 @@ impl Gate {
             return None;
         }
         self.answered.insert(signature.key, now);
-        self.answer(self.keys.find(signature.key)?, heartbeat, true)
+        self.answer(self.keys.find(signature.key)?, heartbeat, from, true)
     }
 
     /// Takes note that a datagram was refused, here or by the core.
@@ -241,13 +241,19 @@ impl Gate {
         self.limits.refused(from, now);
     }
 
-    fn answer(&self, key: &Key, heartbeat: &Heartbeat, fresh: bool) -> Option<Vec<u8>> {
+    fn answer(
+        &self,
+        key: &Key,
+        heartbeat: &Heartbeat,
+        to: SocketAddr,
+        fresh: bool,
+    ) -> Option<Vec<u8>> {
         let answer = Acknowledgement {
             heartbeat: Sequence {
                 boot: heartbeat.boot,
                 number: heartbeat.seq,
             },
-            nonce: self.nonces.newest(),
+            nonce: self.nonces.of(to.ip()),
             fresh,
         };
         answer.encode(key).ok()

@@ -57,7 +57,7 @@ impl World {
     }
 
     fn nonce(&self) -> Option<Nonce> {
-        Some(self.gate.nonces.newest())
+        Some(self.gate.nonces.of(FROM.ip()))
     }
 
     fn open(&mut self, datagram: &[u8]) -> Result<Opened, Refused> {
@@ -263,6 +263,18 @@ fn recordings_from_before_a_restart_of_the_manager_prove_nothing() {
     assert!(world.open(&recorded).is_ok());
     world.pass(10);
     assert_eq!(world.refusal(&recorded), "not_fresh");
+}
+
+#[test]
+fn recordings_sent_from_another_address_prove_nothing() {
+    let mut world = World::new(Authentication::Enforce);
+    let recorded = world.signed(&key("worker1", 0xa1), 1);
+    let thief = SocketAddr::from(([192, 168, 56, 66], 40_000));
+    let refused = world.gate.open(&recorded, thief, world.now);
+    assert_eq!(refused.expect_err("not fresh").refusal, Refusal::NotFresh);
+    // The agent itself may come from another port.
+    let restarted = SocketAddr::new(FROM.ip(), 40_001);
+    assert!(world.gate.open(&recorded, restarted, world.now).is_ok());
 }
 
 #[test]

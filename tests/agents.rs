@@ -1,0 +1,316 @@
+//! Agents at work: what they notice, what they survive, what they do not need.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    fs,
+    net::{SocketAddr, UdpSocket},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use memlb::{
+    heartbeat::{Authentication, Gate},
+    keys,
+};
+use memlb_tests::{Cluster, ClusterOptions, Nginx, Process, require_root, wait_for, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// What the issue allows between knowing and acting; the machine's own delays come on top.
+const AT_ONCE: Duration = Duration::from_millis(50);
+
+/// A busy machine may be late now and then, but not every time.
+const TRIES: u32 = 3;
+
+fn without_agents() -> Cluster {
+    Cluster::start(&ClusterOptions {
+        agents: false,
+        ..ClusterOptions::default()
+    })
+    .unwrap()
+}
+
+fn start(cluster: &Cluster, name: &str, command: &mut Command) -> Process {
+    let log = cluster.place.directory.join(name).with_extension("log");
+    Process::start(name, command, &log).unwrap()
+}
+
+/// When the `count`th event of that kind happened, by the manager's wall clock.
+fn time_of(cluster: &Cluster, kind: &str, count: u32) -> SystemTime {
+    let events = wait_for(SOON, &format!("event {count} of {kind}"), || {
+        let events = cluster.events_of(kind).ok()?;
+        (events.len() >= count as usize).then_some(events)
+    })
+    .unwrap();
+    let time = events[count as usize - 1]["time"].as_str().unwrap();
+    humantime::parse_rfc3339(time).unwrap()
+}
+
+/// When a line with `text` was logged last.
+fn logged(process: &Process, text: &str) -> SystemTime {
+    let log = process.log();
+    let line = log.lines().rfind(|line| line.contains(text)).unwrap();
+    humantime::parse_rfc3339(line.split_whitespace().next().unwrap()).unwrap()
+}
+
+#[test]
+fn say_at_once_that_the_service_died_and_that_it_is_back() {
+    if !require_root() {
+        return;
+    }
+    for (check, further) in [
+        ("http://127.0.0.1:8081/", &["--expect-status", "200"][..]),
+        ("tcp://127.0.0.1:8081", &[]),
+    ] {
+        let mut cluster = without_agents();
+        cluster.start_agent(1).unwrap();
+        let mut command = cluster.agent_command(0, cluster.heartbeat_address());
+        // So seldom that only what is said at once comes in time.
+        command.args([
+            "--interval",
+            "1s",
+            "--check",
+            check,
+            "--check-interval",
+            "50ms",
+        ]);
+        command.args(further);
+        // The manager's down_after of 1.5 s would call this too slow.
+        let agent = start(&cluster, "checking", &mut command);
+        cluster.wait_for_page("Worker1", SOON).unwrap();
+
+        let mut delays = Vec::new();
+        for count in 1..=TRIES {
+            cluster.servers[0].process.kill().unwrap();
+            let acted = time_of(&cluster, "worker_unhealthy", count);
+            let known = logged(&agent, "the service does not answer");
+            delays.push(acted.duration_since(known).unwrap_or_default());
+            cluster.wait_for_page("Worker2", SOON).unwrap();
+
+            let directory = cluster.place.directory.join("worker1");
+            cluster.servers[0] =
+                Nginx::start(&cluster.topology.workers[0], 8081, "Worker1", &directory).unwrap();
+            cluster.wait_for_state("worker1", "up", SOON).unwrap();
+        }
+        println!("{check}: {delays:?}");
+        assert!(
+            delays.iter().min().is_some_and(|best| *best <= AT_ONCE),
+            "{delays:?}"
+        );
+        // Its machine was there all the time.
+        assert!(cluster.events_of("worker_down").unwrap().is_empty());
+    }
+}
+
+#[test]
+fn say_at_once_that_they_leave() {
+    if !require_root() {
+        return;
+    }
+    for authentication in [None, Some("enforce")] {
+        let mut cluster = Cluster::start(&ClusterOptions {
+            authentication,
+            ..ClusterOptions::default()
+        })
+        .unwrap();
+        cluster.wait_for_page("Worker1", SOON).unwrap();
+        let mut delays = Vec::new();
+        for count in 1..=TRIES {
+            let signal = if count % 2 == 0 {
+                Signal::SIGINT
+            } else {
+                Signal::SIGTERM
+            };
+            let asked = SystemTime::now();
+            let mut agent = cluster.agents[0].take().unwrap();
+            agent.signal(signal).unwrap();
+            let acted = time_of(&cluster, "worker_leaving", count);
+            delays.push(acted.duration_since(asked).unwrap_or_default());
+            assert!(agent.wait(SOON).unwrap().success());
+            cluster.wait_for_page("Worker2", SOON).unwrap();
+            cluster.start_agent(0).unwrap();
+            cluster.wait_for_state("worker1", "up", SOON).unwrap();
+        }
+        println!("{authentication:?}: {delays:?}");
+        assert!(
+            delays.iter().min().is_some_and(|best| *best <= AT_ONCE),
+            "{delays:?}"
+        );
+    }
+}
+
+#[test]
+fn say_nothing_good_of_a_service_that_never_answered() {
+    if !require_root() {
+        return;
+    }
+    let cluster = without_agents();
+    let mut command = cluster.agent_command(0, cluster.heartbeat_address());
+    command.args([
+        "--check",
+        "http://127.0.0.1:8081/nothing-here",
+        "--expect-status",
+        "200",
+    ]);
+    let mut agent = start(&cluster, "checking", &mut command);
+    cluster
+        .wait_for_state("worker1", "unhealthy", SOON)
+        .unwrap();
+    assert!(cluster.events_of("worker_up").unwrap().is_empty());
+    assert!(
+        agent.log().contains("status 404, not 200"),
+        "{}",
+        agent.log()
+    );
+    assert!(agent.terminate(SOON).unwrap().success());
+}
+
+#[test]
+fn need_no_privileges_and_no_name() {
+    if !require_root() {
+        return;
+    }
+    let cluster = without_agents();
+    // Where anybody may run it.
+    let binary = cluster.place.directory.join("memlb");
+    fs::copy(&cluster.binary, &binary).unwrap();
+    let script = format!(
+        "hostname worker1 && exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs \
+         --inh-caps=-all --bounding-set=-all {} agent --manager {} --memory-file {}",
+        binary.display(),
+        cluster.heartbeat_address(),
+        cluster.memory[0].path().display(),
+    );
+    let mut command = cluster.topology.workers[0].command("unshare");
+    command.args(["--uts", "sh", "-c", &script]);
+    let mut agent = start(&cluster, "nobody", &mut command);
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    assert!(agent.terminate(SOON).unwrap().success());
+    cluster.wait_for_state("worker1", "leaving", SOON).unwrap();
+}
+
+#[test]
+fn are_held_up_by_no_manager_that_is_not_there() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = without_agents();
+    let mut command = cluster.agent_command(0, cluster.heartbeat_address());
+    for nobody in [
+        "no-such-manager.invalid",
+        "192.168.56.250",
+        "192.168.56.103:9",
+        "203.0.113.1",
+    ] {
+        command.args(["--manager", nobody]);
+    }
+    let agent = start(&cluster, "patient", &mut command);
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    let accepted = |status: &Value| status["heartbeats"]["accepted"].as_u64().unwrap();
+    let before = accepted(&cluster.status().unwrap());
+    let begun = Instant::now();
+    wait_until(SOON, "two seconds", || {
+        begun.elapsed() > Duration::from_secs(2)
+    })
+    .unwrap();
+    let heard = accepted(&cluster.status().unwrap()) - before;
+    assert!((15..=25).contains(&heard), "{heard} heartbeats in 2 s");
+    wait_until(SOON, "the unknown name to be told", || {
+        agent
+            .log()
+            .contains("no-such-manager.invalid:9999 is not found, trying on")
+    })
+    .unwrap();
+
+    // The only real one goes, too, and comes back.
+    cluster.kill_manager().unwrap();
+    let begun = Instant::now();
+    wait_until(SOON, "a while", || begun.elapsed() > Duration::from_secs(2)).unwrap();
+    cluster.start_manager().unwrap();
+    let took = cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    let told = agent.log().matches("cannot be sent").count();
+    assert!(told <= 4, "said {told} times:\n{}", agent.log());
+}
+
+#[test]
+fn convince_several_managers_each_with_a_nonce_of_its_own() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions {
+        agents: false,
+        authentication: Some("enforce"),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    // The second manager is a gate with nothing behind it, where the client is.
+    let socket = cluster
+        .topology
+        .client
+        .enter(|| UdpSocket::bind("0.0.0.0:9999"))
+        .unwrap()
+        .unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(20)))
+        .unwrap();
+    let keys = keys::read_keys(cluster.key_file(0).unwrap().parent().unwrap()).unwrap();
+    let (stop, accepted, refused) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU32::new(0)),
+        Arc::new(AtomicU32::new(0)),
+    );
+    let standby = {
+        let (stop, accepted, refused) = (stop.clone(), accepted.clone(), refused.clone());
+        thread::spawn(move || {
+            let now = Instant::now();
+            let mut gate = Gate::new(Authentication::Enforce, false, keys, now).unwrap();
+            let mut buffer = [0; 1200];
+            while !stop.load(Ordering::Relaxed) {
+                let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+                    continue;
+                };
+                let now = Instant::now();
+                let (count, answer) = match gate.open(&buffer[..length], from, now) {
+                    Ok(opened) => (&accepted, gate.accepted(&opened, from, now)),
+                    Err(no) => (&refused, no.challenge),
+                };
+                count.fetch_add(1, Ordering::Relaxed);
+                answer.map(|answer| socket.send_to(&answer, from).unwrap());
+            }
+        })
+    };
+    let second = SocketAddr::new(
+        cluster.topology.client.addresses().next().unwrap().into(),
+        9999,
+    );
+    let mut command = cluster.agent_command(0, cluster.heartbeat_address());
+    command.args(["--manager", &second.to_string()]);
+    let agent = start(&cluster, "two managers", &mut command);
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    wait_until(SOON, "the standby to hear it", || {
+        accepted.load(Ordering::Relaxed) >= 20
+    })
+    .unwrap();
+    stop.store(true, Ordering::Relaxed);
+    standby.join().unwrap();
+    // Each challenged it once, and no answer of the one confused the other.
+    assert_eq!(refused.load(Ordering::Relaxed), 1);
+    assert_eq!(
+        cluster.status().unwrap()["heartbeats"]["refused"]["not_fresh"],
+        1
+    );
+    assert!(
+        !agent.log().contains("does not acknowledge"),
+        "{}",
+        agent.log()
+    );
+}
