@@ -62,6 +62,16 @@ impl EventLog {
         Ok(log)
     }
 
+    /// Opens the log at `path` with the same listeners; also where it is already, should somebody
+    /// have moved the file away.
+    ///
+    /// # Errors
+    ///
+    /// Says why the file cannot be appended to.
+    pub fn elsewhere(&self, path: Option<&Path>) -> Result<Self> {
+        Self::open(path, self.feed.clone())
+    }
+
     /// Appends `event` and sends it, with a sentence about it, to who listens.
     pub fn publish<E: Serialize>(&mut self, severity: Severity, message: String, event: &E) {
         self.append(event);

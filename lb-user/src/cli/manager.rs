@@ -21,8 +21,12 @@ pub struct Args {
 
 pub fn run(args: Args) -> Outcome {
     let config = args.source.read()?;
+    let source = args.source;
     if args.detach {
         return unload::remove(&config.manager.pin_path);
     }
-    Ok(block_on(manager::run(config))?)
+    Ok(block_on(manager::run(
+        config,
+        std::sync::Arc::new(move || source.read()),
+    ))?)
 }

@@ -6,6 +6,7 @@ mod events;
 mod keygen;
 mod manager;
 mod order;
+mod reload;
 mod remote;
 mod source;
 mod status;
@@ -46,6 +47,7 @@ enum Verb {
     Undrain(order::UndrainArgs),
     Weight(order::WeightArgs),
     Events(events::Args),
+    Reload(reload::Args),
     Unload(unload::Args),
     Check(check::Args),
     Keygen(keygen::Args),
@@ -102,6 +104,7 @@ pub fn run() -> ExitCode {
         Verb::Undrain(args) => order::undrain(args),
         Verb::Weight(args) => order::weight(args),
         Verb::Events(args) => events::run(&args),
+        Verb::Reload(args) => reload::run(&args),
         Verb::Unload(args) => unload::run(&args),
         Verb::Check(args) => check::run(&args),
         Verb::Keygen(args) => keygen::run(&args),

@@ -3,6 +3,7 @@
 //! `memlb.toml`, beside this crate's `Cargo.toml`, documents every setting and is the example built
 //! into the program.
 
+mod changes;
 mod check;
 mod error;
 mod file;
@@ -15,6 +16,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use changes::Changes;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
 pub use ids::Pinned;
 pub use overrides::Overrides;

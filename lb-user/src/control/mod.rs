@@ -7,7 +7,7 @@
 mod client;
 mod server;
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,7 +18,7 @@ pub use server::Server;
 use crate::{
     core::Action,
     feed::Feed,
-    manager::{Instruction, Written},
+    manager::{Instruction, Reread, Written},
     status::Decided,
 };
 
@@ -48,7 +48,9 @@ pub enum Request {
         #[serde(default)]
         reason: Option<String>,
     },
-    /// Answered by [`Events`].
+    /// Answered by [`Reloaded`].
+    Reload,
+    /// Answered by [`crate::feed::Entry`] a line.
     Events {
         /// The last so many of those that the manager keeps in memory.
         #[serde(default)]
@@ -70,6 +72,13 @@ pub struct Ordered {
     pub not_kept: Option<String>,
 }
 
+/// A configuration taken over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// One sentence each; none if nothing was different.
+    pub changes: Vec<String>,
+}
+
 /// The main task answers with its view; everything slower happens in the asker's own task.
 pub type Question = oneshot::Sender<Decided>;
 
@@ -81,12 +90,19 @@ pub struct Counters {
 }
 
 /// Where an asker's task turns to with its request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Offices {
     pub questions: mpsc::Sender<Question>,
     pub instructions: mpsc::Sender<Instruction>,
     /// How far the operator's orders are kept on disk.
     pub written: watch::Receiver<Written>,
+    pub reread: Reread,
     pub counters: Counters,
     pub feed: Feed,
+}
+
+impl fmt::Debug for Offices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Offices").finish_non_exhaustive()
+    }
 }

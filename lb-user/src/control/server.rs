@@ -22,12 +22,12 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Offices, Ordered, Refused, Request};
+use super::{Offices, Ordered, Refused, Reloaded, Request};
 use crate::{
     core::{Order, OrderError},
     datapath::Stats,
     feed::{self, Subscription},
-    manager::{Instruction, Obedience},
+    manager::{Instruction, Obedience, ReloadError},
     status::Status,
 };
 
@@ -129,6 +129,15 @@ impl From<anyhow::Error> for Refusal {
     }
 }
 
+impl From<ReloadError> for Refusal {
+    fn from(error: ReloadError) -> Self {
+        match error {
+            ReloadError::RunTime(_) => Self::RunTime(error.into()),
+            ReloadError::Configuration(_) | ReloadError::Refused(_) => Self::Usage(error.into()),
+        }
+    }
+}
+
 impl From<OrderError> for Refusal {
     fn from(error: OrderError) -> Self {
         Self::Usage(error.into())
@@ -201,6 +210,7 @@ async fn reply(request: Request, user: String, offices: Offices) -> Result<Vec<u
             };
             order_given(order, offices).await
         }
+        Request::Reload => reload(offices).await,
         Request::Events { .. } => Err(Refusal::RunTime(anyhow::anyhow!("events are a stream"))),
     }
 }
@@ -246,6 +256,21 @@ async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal>
         not_kept,
     };
     Ok(line_of(&ordered)?)
+}
+
+async fn reload(offices: Offices) -> Result<Vec<u8>, Refusal> {
+    let reread = offices.reread;
+    let config = tokio::task::spawn_blocking(move || reread())
+        .await
+        .context("read the configuration")?;
+    let (reply, outcome) = oneshot::channel();
+    offices
+        .instructions
+        .send(Instruction::Reload(config.map(Box::new), Some(reply)))
+        .await
+        .context("the manager stops")?;
+    let changes = outcome.await.context("the manager stops")??;
+    Ok(line_of(&Reloaded { changes })?)
 }
 
 async fn events(

@@ -20,6 +20,7 @@ mod memory;
 mod obey;
 mod order;
 mod reason;
+mod reconfigure;
 mod report;
 mod selection;
 mod sequence;

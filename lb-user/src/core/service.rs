@@ -21,7 +21,7 @@ pub(super) struct Service {
     pub selected: Option<usize>,
     pub reason: Reason,
     pub since: Instant,
-    learned_threshold_bytes: Option<u64>,
+    pub learned_threshold_bytes: Option<u64>,
     /// The workers were just seen side by side for the first time, and whoever was heard first is
     /// selected by mere luck: now the best is taken, whatever the threshold.
     first_comparison: bool,

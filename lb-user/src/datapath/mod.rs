@@ -18,14 +18,18 @@ pub use netlink::{Interface, Netlink, Route};
 pub use object::OBJECT;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
 
-use std::{collections::BTreeMap, net::SocketAddrV4, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddrV4,
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
 use lb_common::maps::{Backend, mode, name, state};
 use tracing::info;
 
 use crate::{
-    config::Config,
+    config::{Config, Pinned},
     core::{BackendId, Command, Health, Memory, Settings},
 };
 use tables::Tables;
@@ -38,6 +42,8 @@ pub struct Datapath {
     attachments: Vec<Attachment>,
     pin_path: PathBuf,
     beginning: Beginning,
+    /// Backends that are no longer configured, but still have connections.
+    parting: BTreeSet<u32>,
     /// Held as long as this manager writes the maps.
     _lock: bpffs::Lock,
 }
@@ -150,8 +156,57 @@ impl Datapath {
             attachments,
             pin_path,
             beginning,
+            parting: BTreeSet::new(),
             _lock: lock,
         })
+    }
+
+    /// Returns the numbers in use, for a changed configuration to be numbered by.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be read.
+    pub fn numbers(&self) -> Result<Pinned> {
+        Ok(adopt::read(&self.pin_path)?.pinned)
+    }
+
+    /// Prepares for a changed configuration: who stays keeps what is known of it. The core's
+    /// commands follow, and [`Self::open`] last.
+    pub fn expect(&mut self, settings: &Settings) {
+        let mut backends = known_backends(settings);
+        for (id, new) in &mut backends {
+            match self.backends.remove(id) {
+                Some(old) if old.address == new.address => {
+                    new.health = old.health;
+                    new.memory = old.memory;
+                    new.route = old.route;
+                }
+                _ => {}
+            }
+        }
+        self.backends = backends;
+    }
+
+    /// Whether [`Self::sweep`] has anything to look at.
+    pub fn has_parting(&self) -> bool {
+        !self.parting.is_empty()
+    }
+
+    /// Forgets the backends that are no longer configured and have no connection any more.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be written.
+    pub fn sweep(&mut self, stats: &Stats) -> Result<()> {
+        for id in self.parting.clone() {
+            let traffic = stats.backends.get(&id).copied().unwrap_or_default();
+            if traffic.flows + traffic.half_open == 0 {
+                self.tables.clear_backend(id)?;
+                self.tables.forget_neighbour(id)?;
+                self.parting.remove(&id);
+            }
+        }
+        Ok(())
     }
 
     /// Carries out one of the core's commands.
@@ -194,7 +249,7 @@ impl Datapath {
             .collect();
         self.tables.write_services(&services)?;
         let wanted = |id| self.backends.contains_key(&BackendId(id));
-        self.tables.clear_backends(wanted)?;
+        self.parting = self.tables.part_with(wanted)?;
         self.beginning.pin_path = None;
         Ok(())
     }

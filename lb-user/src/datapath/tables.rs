@@ -1,6 +1,6 @@
 //! The maps that the manager writes, each under its own name.
 
-use std::{fmt, net::SocketAddrV4};
+use std::{collections::BTreeSet, fmt, net::SocketAddrV4};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -9,7 +9,7 @@ use aya::{
 };
 use lb_common::{
     headers::PROTOCOL_TCP,
-    maps::{self, Backend, Neighbour, Service, ServiceKey, name},
+    maps::{self, Backend, Neighbour, Service, ServiceKey, name, state},
 };
 
 use crate::config::Limits;
@@ -63,15 +63,28 @@ impl Tables {
             .with_context(|| format!("write entry {id} of map backends"))
     }
 
-    /// Empties the entries of backends that are no longer `wanted`; their flows end.
-    pub fn clear_backends(&mut self, wanted: impl Fn(u32) -> bool) -> Result<()> {
-        let none = Backend::default();
-        for id in 1..self.backends.len() {
-            if !wanted(id) && self.backends.get(&id, 0).is_ok_and(|known| known != none) {
-                self.write_backend(id, &none)?;
+    /// Drains the backends that are no longer `wanted`, and returns who they are: their connections
+    /// may end in peace.
+    pub fn part_with(&mut self, wanted: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>> {
+        let mut parting = BTreeSet::new();
+        for id in (1..self.backends.len()).filter(|id| !wanted(*id)) {
+            let entry = self.backends.get(&id, 0);
+            let mut backend = entry.with_context(|| format!("read entry {id} of map backends"))?;
+            if backend == Backend::default() {
+                continue;
             }
+            if backend.state != state::DOWN {
+                backend.state = state::DRAINING;
+                self.write_backend(id, &backend)?;
+            }
+            parting.insert(id);
         }
-        Ok(())
+        Ok(parting)
+    }
+
+    /// Empties a backend's entry; its number is free from then on.
+    pub fn clear_backend(&mut self, id: u32) -> Result<()> {
+        self.write_backend(id, &Backend::default())
     }
 
     pub fn select(&mut self, service: u32, backend: u32) -> Result<()> {

@@ -5,14 +5,25 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use super::Manager;
-use crate::core::{Obeyed, Order, OrderError};
+use super::{Manager, ReloadError};
+use crate::{
+    config::{Config, ConfigError},
+    core::{Obeyed, Order, OrderError},
+    datapath::{Netlink, Stats},
+};
 
 /// Done in the manager's task in one short step; whatever takes time happens before or after, in
 /// the asker's own task.
 #[derive(Debug)]
 pub enum Instruction {
     Order(Order, oneshot::Sender<Result<Obedience, OrderError>>),
+    /// Nobody waits for the answer after SIGHUP.
+    Reload(
+        Result<Box<Config>, ConfigError>,
+        Option<oneshot::Sender<Result<Vec<String>, ReloadError>>>,
+    ),
+    /// The connections that backends have by now, parting ones among them.
+    Sweep(Stats),
 }
 
 /// An order carried out, but not yet kept for the next manager.
@@ -24,9 +35,19 @@ pub struct Obedience {
 }
 
 impl Manager {
-    pub(super) fn follow(&mut self, instruction: Instruction) {
+    pub(super) async fn follow(&mut self, instruction: Instruction, netlink: &Netlink) {
         let heard = match instruction {
             Instruction::Order(order, reply) => reply.send(self.obey(&order)).is_ok(),
+            Instruction::Reload(config, reply) => {
+                let outcome = self.reload(config, netlink).await;
+                reply.is_none_or(|reply| reply.send(outcome).is_ok())
+            }
+            Instruction::Sweep(stats) => {
+                if let Err(error) = self.datapath.sweep(&stats) {
+                    self.map_write_failed(&error);
+                }
+                true
+            }
         };
         if !heard {
             debug!("who gave an instruction has gone");

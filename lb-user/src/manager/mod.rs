@@ -7,6 +7,7 @@
 mod happening;
 mod instruction;
 mod orders_file;
+mod reload;
 mod start;
 
 use std::time::{Duration, Instant};
@@ -17,9 +18,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     config::Config,
-    control::Question,
+    control::{Offices, Question},
     core::{Core, Event, Severity},
-    datapath::{Datapath, Netlink},
+    datapath::{Datapath, Netlink, Stats},
     event_log::EventLog,
     meters::Meters,
     reception::Reception,
@@ -29,7 +30,11 @@ use happening::Happening;
 pub use instruction::{Instruction, Obedience};
 use orders_file::OrdersFile;
 pub use orders_file::Written;
+pub use reload::{ReloadError, Reread};
 use start::{Doors, open};
+
+/// How often it is looked whether connections of removed workers have ended.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the ways to the workers are looked up again.
 const ROUTE_INTERVAL: Duration = Duration::from_secs(2);
@@ -40,17 +45,19 @@ const ROUTE_INTERVAL: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// Says what could not be opened, loaded or attached; nothing new stays attached then.
-pub async fn run(config: Config) -> Result<()> {
+/// `reread` is how a reload gets at a changed configuration.
+pub async fn run(config: Config, reread: Reread) -> Result<()> {
     for warning in config.warnings() {
         warn!("{warning}");
     }
-    let (mut manager, mut doors) = open(config).await?;
+    let (mut manager, mut doors) = open(config, reread.clone()).await?;
     let Doors {
         questions,
         instructions,
         netlink,
         terminate,
         interrupt,
+        hangup,
         server,
         offices,
         web: _web,
@@ -64,6 +71,7 @@ pub async fn run(config: Config) -> Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload::on_hangup(reread.clone(), offices.instructions.clone()),
             received = manager.reception.readable() => {
                 received.context("wait for heartbeats")?;
                 manager.receive();
@@ -71,10 +79,13 @@ pub async fn run(config: Config) -> Result<()> {
             // The proof that a worker lives may have come in this very moment.
             () = until(deadline) => manager.receive(),
             Some(question) = questions.recv() => manager.answer(question),
-            Some(instruction) = instructions.recv() => manager.follow(instruction),
+            Some(instruction) = instructions.recv() => {
+                manager.follow(instruction, netlink).await;
+            }
             due = route_ticks.tick() => {
                 manager.meters.lag(due.elapsed());
                 manager.refresh_routes(netlink).await;
+                manager.look_for_parted(offices);
             }
             () = &mut serving => {}
         }
@@ -101,6 +112,7 @@ async fn until(deadline: Option<Instant>) {
 }
 
 struct Manager {
+    config: Config,
     core: Core,
     datapath: Datapath,
     log: EventLog,
@@ -109,6 +121,8 @@ struct Manager {
     orders_file: OrdersFile,
     interfaces: Vec<Interface>,
     started: Instant,
+    /// When connections of backends that are no longer configured were last counted.
+    swept: Instant,
 }
 
 impl Manager {
@@ -120,11 +134,7 @@ impl Manager {
     fn carry_out(&mut self) {
         while let Some(command) = self.core.poll_command() {
             if let Err(error) = self.datapath.apply(command) {
-                let error = format!("{error:#}");
-                error!("{error}");
-                self.meters.map_write_failed();
-                let failed = Happening::MapWriteFailed { error: &error };
-                self.log.publish(Severity::Warn, error.clone(), &failed);
+                self.map_write_failed(&error);
             }
         }
         while let Some(event) = self.core.poll_event() {
@@ -152,6 +162,24 @@ impl Manager {
         if question.send(decided).is_err() {
             debug!("who asked for the status has gone");
         }
+    }
+
+    /// Has the connections counted, aside of this task, of backends that are no longer configured.
+    fn look_for_parted(&mut self, offices: &Offices) {
+        if !self.datapath.has_parting() || self.swept.elapsed() < SWEEP_INTERVAL {
+            return;
+        }
+        self.swept = Instant::now();
+        let (instructions, counters) = (offices.instructions.clone(), offices.counters.clone());
+        tokio::spawn(async move {
+            let read = move || Stats::read(&counters.pin_path, counters.idle);
+            match tokio::task::spawn_blocking(read).await {
+                // The manager's end is this task's, too.
+                Ok(Ok(stats)) => _ = instructions.send(Instruction::Sweep(stats)).await,
+                Ok(Err(error)) => debug!("count the connections of parting backends: {error:#}"),
+                Err(error) => debug!("count the connections of parting backends: {error}"),
+            }
+        });
     }
 
     async fn refresh_routes(&mut self, netlink: &Netlink) {

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Happening, Instruction, Manager, OrdersFile};
+use super::{Happening, Instruction, Manager, OrdersFile, Reread};
 use crate::{
     config::Config,
     control::{Counters, Offices, Question, Server},
@@ -30,6 +30,7 @@ pub(super) struct Doors {
     pub netlink: Netlink,
     pub terminate: Signal,
     pub interrupt: Signal,
+    pub hangup: Signal,
     pub server: Server,
     /// Where the control socket's askers turn to.
     pub offices: Offices,
@@ -37,7 +38,7 @@ pub(super) struct Doors {
 }
 
 /// Opens everything and takes up what an earlier manager has left.
-pub(super) async fn open(config: Config) -> Result<(Manager, Doors)> {
+pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doors)> {
     let reception = Reception::open(&config).await?;
     let netlink = Netlink::connect()?;
     let mut interfaces = Vec::new();
@@ -56,6 +57,7 @@ pub(super) async fn open(config: Config) -> Result<(Manager, Doors)> {
     let (orders_file, orders) = OrdersFile::open(&config.manager.state_file)?;
     let terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+    let hangup = signal(SignalKind::hangup()).context("catch SIGHUP")?;
 
     let settings = config.settings(&prepared.adoption.pinned);
     let mut adopted = prepared.adoption.adopted.clone();
@@ -80,6 +82,8 @@ pub(super) async fn open(config: Config) -> Result<(Manager, Doors)> {
         meters: Meters::new(&config)?,
         orders_file,
         started: Instant::now(),
+        swept: Instant::now(),
+        config,
     };
     let started = Happening::ManagerStarted {
         version: env!("CARGO_PKG_VERSION"),
@@ -89,14 +93,14 @@ pub(super) async fn open(config: Config) -> Result<(Manager, Doors)> {
     manager.log.publish(Severity::Info, message, &started);
     manager.carry_out();
     manager.datapath.open(&settings)?;
-    manager.reception.announce(&config);
-    announce(&config);
+    manager.reception.announce(&manager.config);
+    announce(&manager.config);
 
     let (asker, questions) = mpsc::channel(16);
     let (instructor, instructions) = mpsc::channel(16);
     let counters = Counters {
-        pin_path: config.manager.pin_path.clone(),
-        idle: config.limits.established_idle,
+        pin_path: manager.config.manager.pin_path.clone(),
+        idle: manager.config.limits.established_idle,
     };
     let web = web
         .map(|web| {
@@ -116,11 +120,13 @@ pub(super) async fn open(config: Config) -> Result<(Manager, Doors)> {
         netlink,
         terminate,
         interrupt,
+        hangup,
         server,
         offices: Offices {
             questions: asker,
             instructions: instructor,
             written,
+            reread,
             counters,
             feed,
         },

@@ -5,6 +5,7 @@ mod heartbeats;
 mod histories;
 mod orders;
 mod outputs;
+mod reconfigure;
 mod stories;
 
 use std::collections::BTreeMap;

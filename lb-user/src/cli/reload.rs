@@ -1,0 +1,25 @@
+//! `memlb reload`: a running manager reads its configuration again.
+
+use memlb::control::{Reloaded, Request};
+
+use super::{Outcome, remote::Remote};
+
+/// Have the manager read its configuration again; no connection is lost
+///
+/// The file is checked as a whole and taken over as a whole, or not at all. SIGHUP does the same, and
+/// says what came of it in the log.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let reloaded: Reloaded = args.remote.ask(&Request::Reload)?;
+    args.remote.print(&reloaded, |Reloaded { changes }| {
+        if changes.is_empty() {
+            return "nothing has changed\n".to_owned();
+        }
+        changes.iter().map(|change| format!("{change}\n")).collect()
+    })
+}

@@ -1,0 +1,278 @@
+//! What a changed configuration asks of a running manager, and what it cannot have.
+
+use std::fmt::{Debug, Display};
+
+use super::values::show_duration;
+use super::{Config, Failover, Heartbeats, Limits, Manager, Service, Worker};
+
+/// The differences between two configurations, one sentence each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// What a running manager takes over.
+    pub accepted: Vec<String>,
+    /// What it cannot, with what to do instead.
+    pub refused: Vec<String>,
+}
+
+const RESTART: &str = "restart the manager; traffic flows on meanwhile";
+const UNLOAD: &str = "the maps are made with it: stop the manager, run memlb unload (open \
+                      connections end), and start it again";
+
+impl Changes {
+    /// Compares a configuration with its successor.
+    pub fn between(old: &Config, new: &Config) -> Self {
+        // Taken apart by name, so that a new setting must be decided upon here.
+        let Config {
+            manager,
+            heartbeats,
+            failover,
+            limits,
+            services,
+        } = new;
+        let mut changes = Self::default();
+        changes.manager(&old.manager, manager);
+        changes.heartbeats(&old.heartbeats, heartbeats);
+        changes.failover(&old.failover, failover);
+        changes.limits(&old.limits, limits);
+        changes.services(&old.services, services);
+        changes
+    }
+
+    fn manager(&mut self, old: &Manager, new: &Manager) {
+        let Manager {
+            interfaces,
+            attach,
+            heartbeat_listen,
+            pin_path,
+            control_socket,
+            state_file,
+            event_log,
+            legacy_heartbeats,
+            http_listen,
+        } = new;
+        self.fixed("manager.interfaces", &old.interfaces, interfaces, RESTART);
+        self.fixed("manager.attach", &old.attach, attach, RESTART);
+        let listen = (&old.heartbeat_listen, heartbeat_listen);
+        self.fixed("manager.heartbeat_listen", listen.0, listen.1, RESTART);
+        self.fixed("manager.pin_path", &old.pin_path, pin_path, UNLOAD);
+        let socket = (&old.control_socket, control_socket);
+        self.fixed("manager.control_socket", socket.0, socket.1, RESTART);
+        self.fixed("manager.state_file", &old.state_file, state_file, RESTART);
+        self.fixed(
+            "manager.http_listen",
+            &old.http_listen,
+            http_listen,
+            RESTART,
+        );
+        self.free("manager.event_log", &old.event_log, event_log, debug);
+        let legacy = (&old.legacy_heartbeats, legacy_heartbeats);
+        self.free(
+            "manager.legacy_heartbeats",
+            legacy.0,
+            legacy.1,
+            bool::to_string,
+        );
+    }
+
+    fn heartbeats(&mut self, old: &Heartbeats, new: &Heartbeats) {
+        let Heartbeats {
+            authentication,
+            keys,
+        } = new;
+        let authentications = (&old.authentication, authentication);
+        let name = |it: &crate::heartbeat::Authentication| it.name().to_owned();
+        self.free(
+            "heartbeats.authentication",
+            authentications.0,
+            authentications.1,
+            name,
+        );
+        self.free("heartbeats.keys", &old.keys, keys, debug);
+    }
+
+    fn failover(&mut self, old: &Failover, new: &Failover) {
+        let Failover {
+            heartbeat_interval: interval,
+            down_after,
+            up_after,
+        } = new;
+        let duration = |it: &std::time::Duration| show_duration(*it);
+        self.free(
+            "failover.heartbeat_interval",
+            &old.heartbeat_interval,
+            interval,
+            duration,
+        );
+        self.free("failover.down_after", &old.down_after, down_after, duration);
+        self.free("failover.up_after", &old.up_after, up_after, u32::to_string);
+    }
+
+    fn limits(&mut self, old: &Limits, new: &Limits) {
+        let Limits {
+            backends,
+            flows,
+            half_open_flows,
+            nat_ports,
+            established_idle,
+            closing_idle,
+            half_open_idle,
+        } = new;
+        self.fixed("limits.backends", &old.backends, backends, UNLOAD);
+        self.fixed("limits.flows", &old.flows, flows, UNLOAD);
+        let half_open = (&old.half_open_flows, half_open_flows);
+        self.fixed("limits.half_open_flows", half_open.0, half_open.1, UNLOAD);
+        self.fixed("limits.nat_ports", &old.nat_ports, nat_ports, RESTART);
+        let idle = (&old.established_idle, established_idle);
+        self.fixed("limits.established_idle", idle.0, idle.1, RESTART);
+        self.fixed(
+            "limits.closing_idle",
+            &old.closing_idle,
+            closing_idle,
+            RESTART,
+        );
+        let idle = (&old.half_open_idle, half_open_idle);
+        self.fixed("limits.half_open_idle", idle.0, idle.1, RESTART);
+    }
+
+    fn services(&mut self, old: &[Service], new: &[Service]) {
+        for service in new {
+            match old.iter().find(|it| it.name == service.name) {
+                Some(before) => self.service(before, service),
+                None => self.say(format!(
+                    "service {} added at {} with {} workers",
+                    service.name,
+                    service.address,
+                    service.workers.len()
+                )),
+            }
+        }
+        for gone in old
+            .iter()
+            .filter(|it| !new.iter().any(|new| new.name == it.name))
+        {
+            self.say(format!("service {} removed", gone.name));
+        }
+    }
+
+    fn service(&mut self, old: &Service, new: &Service) {
+        let Service {
+            name,
+            address,
+            protocol,
+            policy,
+            threshold,
+            mode,
+            fallback,
+            workers,
+        } = new;
+        let key = |setting: &str| format!("service {name}: {setting}");
+        self.free(&key("address"), &old.address, address, text);
+        self.free(&key("protocol"), &old.protocol, protocol, debug);
+        self.free(&key("policy"), &old.policy, policy, debug);
+        self.free(&key("threshold"), &old.threshold, threshold, text);
+        self.free(&key("mode"), &old.mode, mode, debug);
+        self.free(&key("fallback"), &old.fallback, fallback, text);
+        for worker in workers {
+            match old.workers.iter().find(|it| it.name == worker.name) {
+                Some(before) => self.worker(name, before, worker),
+                None => self.say(format!(
+                    "service {name}: worker {} added at {}",
+                    worker.name, worker.address
+                )),
+            }
+        }
+        let gone = |it: &&Worker| !workers.iter().any(|new| new.name == it.name);
+        for worker in old.workers.iter().filter(gone) {
+            self.say(format!(
+                "service {name}: worker {} removed; its connections may end in peace",
+                worker.name
+            ));
+        }
+    }
+
+    fn worker(&mut self, service: &str, old: &Worker, new: &Worker) {
+        let Worker { name, address } = new;
+        let key = |setting: &str| format!("service {service}: {setting} of worker {name}");
+        self.free(&key("address"), &old.address, address, text);
+    }
+
+    fn say(&mut self, sentence: String) {
+        self.accepted.push(sentence);
+    }
+
+    fn free<T: PartialEq>(&mut self, key: &str, old: &T, new: &T, show: impl Fn(&T) -> String) {
+        if old != new {
+            self.say(format!("{key}: {} -> {}", show(old), show(new)));
+        }
+    }
+
+    fn fixed<T: PartialEq + Debug>(&mut self, key: &str, old: &T, new: &T, to_do: &str) {
+        if old != new {
+            self.refused
+                .push(format!("{key}: {old:?} -> {new:?}\n  to do: {to_do}"));
+        }
+    }
+}
+
+fn text(value: &impl Display) -> String {
+    value.to_string()
+}
+
+fn debug(value: &impl Debug) -> String {
+    format!("{value:?}").to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    fn parse(text: &str) -> Config {
+        Config::parse(text, "memlb.toml", &Overrides::default(), None).unwrap()
+    }
+
+    #[test]
+    fn an_unchanged_file_changes_nothing() {
+        let config = parse(Config::EXAMPLE);
+        assert_eq!(Changes::between(&config, &config), Changes::default());
+    }
+
+    #[test]
+    fn says_each_difference_once_and_where_it_is() {
+        let old = parse(Config::EXAMPLE);
+        let mut new = old.clone();
+        new.failover.down_after = std::time::Duration::from_secs(3);
+        new.services[0].workers[1].address = "192.168.56.105:8082".parse().unwrap();
+        new.services[0].workers.remove(0);
+        new.services[0].workers.push(Worker {
+            name: "worker3".to_owned(),
+            address: "192.168.56.106:8083".parse().unwrap(),
+        });
+        let changes = Changes::between(&old, &new);
+        assert_eq!(
+            changes.accepted,
+            [
+                "failover.down_after: 1500ms -> 3s",
+                "service web: address of worker worker2: 192.168.56.104:8082 -> 192.168.56.105:8082",
+                "service web: worker worker3 added at 192.168.56.106:8083",
+                "service web: worker worker1 removed; its connections may end in peace",
+            ]
+        );
+        assert_eq!(changes.refused, [""; 0]);
+    }
+
+    #[test]
+    fn refuses_by_name_what_cannot_change_and_says_what_to_do() {
+        let old = parse(Config::EXAMPLE);
+        let mut new = old.clone();
+        new.limits.flows *= 2;
+        new.manager.interfaces.push("eth7".to_owned());
+        let changes = Changes::between(&old, &new);
+        assert_eq!(changes.accepted, [""; 0]);
+        assert_eq!(changes.refused.len(), 2);
+        assert!(changes.refused[0].starts_with("manager.interfaces: "));
+        assert!(changes.refused[0].contains("restart the manager"));
+        assert!(changes.refused[1].starts_with("limits.flows: 131072 -> 262144"));
+        assert!(changes.refused[1].contains("memlb unload"));
+    }
+}

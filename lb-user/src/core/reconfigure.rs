@@ -1,0 +1,109 @@
+//! How the core takes over a changed configuration, with all that it knows.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::time::Instant;
+
+use super::service::Service;
+use super::settings::{ServiceId, Settings};
+use super::worker::Worker;
+use super::{Command, Core, Deadlines, Health};
+
+impl Core {
+    /// Goes on with other settings. Workers are known by their names and stay as healthy as they
+    /// are, services by their numbers and keep their selection as long as it makes sense.
+    ///
+    /// Everything is described anew; of selections only changes are events.
+    pub fn reconfigure(&mut self, settings: Settings, now: Instant) {
+        self.wake(now);
+        self.down_after = settings.down_after;
+        self.up_after = settings.up_after;
+        let services = mem::take(&mut self.services).into_iter();
+        let mut old_services: BTreeMap<ServiceId, Service> =
+            services.map(|it| (it.settings.id, it)).collect();
+        let workers = mem::take(&mut self.workers).into_iter();
+        let mut old_workers: BTreeMap<String, Worker> =
+            workers.map(|it| (it.name.clone(), it)).collect();
+        self.by_name.clear();
+        self.deadlines = Deadlines::default();
+        for service in settings.services {
+            self.add_service(service, now);
+        }
+        for worker in &mut self.workers {
+            if let Some(old) = old_workers.remove(&worker.name) {
+                let new = mem::replace(worker, old);
+                worker.places = new.places;
+            }
+        }
+        for index in 0..self.workers.len() {
+            self.overlay(index);
+            self.publish(index);
+        }
+        for index in 0..self.services.len() {
+            let old = old_services.remove(&self.services[index].settings.id);
+            self.succeed(index, old, now);
+        }
+        // Who is not up is described as such after all selections have left it.
+        self.describe_all(false);
+    }
+
+    /// Lets a service begin where the one before it with the same number ends.
+    fn succeed(&mut self, index: usize, old: Option<Service>, now: Instant) {
+        let service = &mut self.services[index];
+        let selected_before = old.as_ref().map(Service::selected_id);
+        if let Some(old) = old {
+            service.inherit(old);
+        }
+        service.reselect(&self.workers, now);
+        self.describe_up(index);
+        let service = &self.services[index];
+        if selected_before == Some(service.selected_id()) {
+            self.commands.push_back(service.selection().0);
+        } else {
+            self.say_selection(index);
+        }
+    }
+
+    /// Describes a service's fallback and those of its workers that are up.
+    fn describe_up(&mut self, index: usize) {
+        let service = &mut self.services[index];
+        for backend in 0..service.workers.len() {
+            let worker = &self.workers[service.workers[backend]];
+            if service.state(backend, worker).is_up() {
+                self.commands.extend(service.describe(backend, worker));
+            }
+        }
+        self.commands.push_back(Command::SetBackend {
+            backend: service.settings.fallback.id,
+            state: Health::Up,
+            memory: None,
+        });
+    }
+
+    /// Describes those that are up, or the others.
+    fn describe_all(&mut self, up: bool) {
+        let all = self.workers.iter().flat_map(|worker| worker.places.clone());
+        let places: Vec<_> = all.collect();
+        self.describe(&places, up);
+    }
+}
+
+impl Service {
+    fn inherit(&mut self, old: Service) {
+        if self.settings.threshold == old.settings.threshold {
+            self.learned_threshold_bytes = old.learned_threshold_bytes;
+        }
+        let Some(place) = old.selected else {
+            self.reason = old.reason;
+            self.since = old.since;
+            return;
+        };
+        let id = old.settings.backends[place].id;
+        let place = self.settings.backends.iter().position(|it| it.id == id);
+        if place.is_some() {
+            self.selected = place;
+            self.reason = old.reason;
+            self.since = old.since;
+        }
+    }
+}

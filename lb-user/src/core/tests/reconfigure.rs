@@ -1,0 +1,117 @@
+//! A changed configuration: what is known stays known, and only what must change does.
+
+use super::*;
+
+fn started() -> World {
+    let mut world = World::new(lab(Threshold::Auto));
+    world.start("worker1", 600);
+    world.start("worker2", 500);
+    world.events.clear();
+    world
+}
+
+impl World {
+    fn reconfigure(&mut self, settings: Settings) {
+        self.core.reconfigure(settings, self.now);
+        // Everything is said once more.
+        self.maps = Maps::default();
+        self.wake();
+    }
+}
+
+#[test]
+fn the_same_settings_change_nothing() {
+    let mut world = started();
+    world.pass(ms(250));
+    let before = world.core.snapshot(world.now);
+    let maps = (world.maps.backends.clone(), world.maps.selection.clone());
+    world.reconfigure(lab(Threshold::Auto));
+    assert_eq!(world.core.snapshot(world.now), before);
+    assert_eq!(
+        maps,
+        (world.maps.backends.clone(), world.maps.selection.clone())
+    );
+    assert_eq!(world.kinds(), [""; 0]);
+    // Deadlines are as they were.
+    world.agents.remove("worker1");
+    world.pass(DOWN_AFTER);
+    assert_eq!(world.state("worker1"), Health::Down);
+}
+
+#[test]
+fn a_removed_worker_is_left_and_a_new_one_waits_to_be_heard() {
+    let mut world = started();
+    assert_eq!(world.selected(), "worker1");
+    let mut settings = lab(Threshold::Auto);
+    settings.services[0].backends.remove(0);
+    let newcomer = BackendSettings {
+        id: BackendId(7),
+        worker: "worker3".to_owned(),
+        ..settings.services[0].backends[0].clone()
+    };
+    settings.services[0].backends.push(newcomer);
+    world.reconfigure(settings);
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(world.maps.selection[&WEB], BackendId(2));
+    assert!(!world.maps.backends.contains_key(&BackendId(1)));
+    assert_eq!(world.state("worker3"), Health::Unknown);
+    assert_eq!(world.kinds(), ["selection_changed"]);
+    world.agents.remove("worker1");
+    let stranger = report("worker1", 9, 1, 600);
+    assert_eq!(world.hear(&stranger), Outcome::UnknownWorker);
+    world.start("worker3", 650);
+    world.agents.remove("worker2");
+    world.pass(DOWN_AFTER + ms(1));
+    assert_eq!(world.selected(), "worker3");
+}
+
+#[test]
+fn another_service_begins_with_what_is_known_of_its_workers() {
+    let mut world = started();
+    let mut settings = lab(Threshold::Auto);
+    let other = service(1, 4, &["worker2"], Threshold::Auto);
+    settings.services.push(other);
+    world.reconfigure(settings);
+    assert_eq!(world.maps.selection[&ServiceId(1)], BackendId(4));
+    assert_eq!(world.maps.selection[&WEB], BackendId(1));
+    assert_eq!(world.kinds(), ["selection_changed"]);
+    world.reconfigure(lab(Threshold::Auto));
+    assert!(!world.maps.selection.contains_key(&ServiceId(1)));
+    assert_eq!(world.kinds(), [""; 0]);
+}
+
+#[test]
+fn orders_hold_over_a_reload() {
+    let mut world = started();
+    let order = Order {
+        worker: "worker1".to_owned(),
+        service: None,
+        action: Action::Hold { hold: Hold::Drain },
+        by: "root".to_owned(),
+        at_ms: 0,
+        reason: None,
+    };
+    world.core.handle_order(&order, world.now).unwrap();
+    world.wake();
+    let mut settings = lab(Threshold::Auto);
+    let other = service(1, 4, &["worker1", "worker2"], Threshold::Auto);
+    settings.services.push(other);
+    world.reconfigure(settings);
+    // The order was for all services, also for those to come.
+    assert_eq!(world.maps.backends[&BackendId(4)].0, Health::Draining);
+    assert_eq!(world.maps.selection[&ServiceId(1)], BackendId(5));
+    assert_eq!(world.maps.selection[&WEB], BackendId(2));
+}
+
+#[test]
+fn a_shorter_down_after_counts_from_the_last_heartbeat() {
+    let mut world = started();
+    world.agents.clear();
+    world.pass(ms(400));
+    let mut settings = lab(Threshold::Auto);
+    settings.down_after = ms(500);
+    world.reconfigure(settings);
+    assert_eq!(world.state("worker1"), Health::Up);
+    world.pass(ms(101));
+    assert_eq!(world.state("worker1"), Health::Down);
+}

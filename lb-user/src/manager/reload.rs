@@ -1,0 +1,136 @@
+//! How a running manager takes over a changed configuration: as a whole, or not at all.
+
+use std::{fmt, sync::Arc, time::Instant};
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tracing::{error, info};
+
+use super::{Happening, Instruction, Manager};
+use crate::{
+    config::{Changes, Config, ConfigError},
+    core::Severity,
+    datapath::Netlink,
+};
+
+/// Reads and checks the configuration again, from where it came at the start; it may block.
+pub type Reread = Arc<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
+/// Why nothing was changed.
+#[derive(Debug)]
+pub enum ReloadError {
+    /// The file is wrong by itself.
+    Configuration(ConfigError),
+    /// These changes would need more than a reload.
+    Refused(Vec<String>),
+    RunTime(anyhow::Error),
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing was changed: ")?;
+        match self {
+            Self::Configuration(error) => error.fmt(f),
+            Self::Refused(refused) => {
+                f.write_str("these settings cannot change while the manager runs")?;
+                refused.iter().try_for_each(|it| write!(f, "\n{it}"))
+            }
+            Self::RunTime(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl std::error::Error for ReloadError {}
+
+/// What a reload has come to, for the event log.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Reload<'a> {
+    ConfigurationReloaded { changes: &'a [String] },
+    ReloadRefused { error: &'a str },
+}
+
+/// Rereads the configuration aside of the manager's task, and hands it in; SIGHUP has nobody to
+/// answer to.
+pub(super) fn on_hangup(reread: Reread, instructions: mpsc::Sender<Instruction>) {
+    tokio::spawn(async move {
+        let read = tokio::task::spawn_blocking(move || reread()).await;
+        let Ok(config) = read else { return };
+        // The manager's end is this task's, too.
+        _ = instructions
+            .send(Instruction::Reload(config.map(Box::new), None))
+            .await;
+    });
+}
+
+impl Manager {
+    /// Takes over a configuration that was read anew, and returns what has changed.
+    pub(super) async fn reload(
+        &mut self,
+        config: Result<Box<Config>, ConfigError>,
+        netlink: &Netlink,
+    ) -> Result<Vec<String>, ReloadError> {
+        let outcome = match config {
+            Ok(config) => self.take_over(*config, netlink).await,
+            Err(error) => Err(ReloadError::Configuration(error)),
+        };
+        match &outcome {
+            Ok(changes) => {
+                let message = match changes.len() {
+                    0 => "the configuration was read again: nothing has changed".to_owned(),
+                    _ => format!("the configuration was read again: {}", changes.join("; ")),
+                };
+                info!("{message}");
+                let event = Reload::ConfigurationReloaded { changes };
+                self.log.publish(Severity::Info, message, &event);
+            }
+            Err(refused) => {
+                let message = format!("reload: {refused}");
+                error!("{message}");
+                let event = Reload::ReloadRefused { error: &message };
+                self.log.publish(Severity::Warn, message.clone(), &event);
+            }
+        }
+        outcome
+    }
+
+    async fn take_over(
+        &mut self,
+        config: Config,
+        netlink: &Netlink,
+    ) -> Result<Vec<String>, ReloadError> {
+        let changes = Changes::between(&self.config, &config);
+        if !changes.refused.is_empty() {
+            return Err(ReloadError::Refused(changes.refused));
+        }
+        // Whatever may fail comes first and changes nothing by failing.
+        let numbers = self.datapath.numbers().map_err(ReloadError::RunTime)?;
+        let log = self
+            .log
+            .elsewhere(config.manager.event_log.as_deref())
+            .map_err(ReloadError::RunTime)?;
+        self.reception
+            .reload(&config)
+            .map_err(ReloadError::RunTime)?;
+        self.log = log;
+        let settings = config.settings(&numbers);
+        self.datapath.expect(&settings);
+        // A new worker may be chosen at its first heartbeat, or at once if it has merely moved.
+        self.refresh_routes(netlink).await;
+        self.core.reconfigure(settings.clone(), Instant::now());
+        self.carry_out();
+        if let Err(error) = self.datapath.open(&settings) {
+            self.map_write_failed(&error);
+        }
+        self.config = config;
+        Ok(changes.accepted)
+    }
+
+    pub(super) fn map_write_failed(&mut self, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        error!("{error}");
+        self.meters.map_write_failed();
+        let failed = Happening::MapWriteFailed { error: &error };
+        self.log.publish(Severity::Warn, error.clone(), &failed);
+    }
+}

@@ -1,0 +1,217 @@
+//! A changed configuration under load: taken over as a whole or not at all, and nobody notices.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    fs,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, client, require_root, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[test]
+fn adds_removes_and_changes_without_losing_anything() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    let node = &cluster.topology.client;
+    let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let every = Duration::from_millis(5);
+    let probe = Probe::start(node, cluster.service(), every, SOON).unwrap();
+
+    // Worker1 goes; its connections may stay.
+    let original = configuration(&cluster);
+    let without_worker1: String = original
+        .lines()
+        .filter(|line| !line.contains("worker1"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    write(&cluster, &without_worker1);
+    let said = succeed(&cluster);
+    assert!(said.contains("worker worker1 removed"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    // Even over a restart.
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    drop(kept);
+
+    // It comes back, and another service with it.
+    let other = original[original.find("[[service]]").unwrap()..]
+        .replace("\"web\"", "\"other\"")
+        .replace(":80\"", ":81\"");
+    write(&cluster, &format!("{original}\n{other}"));
+    let said = succeed(&cluster);
+    assert!(said.contains("worker worker1 added"), "{said}");
+    assert!(said.contains("service other added"), "{said}");
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    let mut address = cluster.service();
+    address.set_port(81);
+    let node = &cluster.topology.client;
+    wait_until(SOON, "the other service to serve a worker's page", || {
+        client::get(node, address, "/", SOON)
+            .is_ok_and(|response| response.first_line().starts_with("Worker"))
+    })
+    .unwrap();
+    write(&cluster, &original);
+    let said = succeed(&cluster);
+    assert!(said.contains("service other removed"), "{said}");
+    assert!(client::get(node, address, "/", SOON).is_err());
+
+    // Once more, in a hurry.
+    for _ in 0..10 {
+        for text in [&without_worker1, &original] {
+            write(&cluster, text);
+            succeed(&cluster);
+            // New connections still get to somebody.
+            let now = Instant::now();
+            probe.wait_for_page("Worker2", now, SOON).unwrap();
+        }
+    }
+    assert_eq!(succeed(&cluster), "nothing has changed\n");
+    let report = probe.stop().unwrap();
+    let failures: Vec<_> = report.failures().collect();
+    assert!(failures.is_empty(), "{failures:?}");
+    assert!(report.asks.len() > 50);
+    assert_eq!(
+        cluster.events_of("configuration_reloaded").unwrap().len(),
+        24
+    );
+}
+
+#[test]
+fn refuses_as_a_whole_and_says_why() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let original = configuration(&cluster);
+    let before = cluster.status().unwrap()["services"][0]["threshold"].clone();
+    let threshold = original.replace("name = \"web\"", "name = \"web\"\nthreshold = \"7MiB\"");
+    assert_ne!(threshold, original);
+    let cases = [
+        // A change that is fine together with one that is not.
+        (
+            format!("{threshold}\n[limits]\nflows = 1000\n"),
+            &["limits.flows: 131072 -> 1000", "memlb unload"],
+        ),
+        (
+            threshold.replace("interfaces = [\"eth1\"]", "interfaces = [\"eth1\", \"lo\"]"),
+            &["manager.interfaces", "restart the manager"],
+        ),
+        (
+            threshold.replace("fallback", "fall_back"),
+            &["memlb.toml, line", "did you mean \"fallback\"?"],
+        ),
+        (
+            "this is no TOML".to_owned(),
+            &["memlb.toml, line 1", "expected"],
+        ),
+    ];
+    for (text, says) in cases {
+        write(&cluster, &text);
+        let refused = reload(&cluster);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains("nothing was changed"), "{said}");
+        assert!(says.iter().all(|it| said.contains(it)), "{says:?}: {said}");
+        let now = cluster.status().unwrap()["services"][0]["threshold"].clone();
+        assert_eq!(now, before);
+    }
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    write(&cluster, &threshold);
+    succeed(&cluster);
+    let now = cluster.status().unwrap()["services"][0]["threshold"].clone();
+    assert_eq!(now, Value::from("7.0 MiB"));
+}
+
+#[test]
+fn a_hangup_reloads_and_says_so_in_the_log() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    let original = configuration(&cluster);
+    write(&cluster, &format!("{original}\n[failover]\nup_after = 3\n"));
+    let manager = cluster.manager.as_mut().unwrap();
+    manager.signal(Signal::SIGHUP).unwrap();
+    manager
+        .wait_for_log(SOON, "failover.up_after: 2 -> 3")
+        .unwrap();
+    write(&cluster, "this is no TOML");
+    let manager = cluster.manager.as_mut().unwrap();
+    manager.signal(Signal::SIGHUP).unwrap();
+    manager.wait_for_log(SOON, "nothing was changed").unwrap();
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    assert_eq!(cluster.events_of("reload_refused").unwrap().len(), 1);
+}
+
+#[test]
+fn a_removed_workers_number_is_free_once_its_connections_have_ended() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let node = &cluster.topology.client;
+    let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
+    kept.get("/").unwrap();
+    let without_worker1: String = configuration(&cluster)
+        .lines()
+        .filter(|line| !line.contains("worker1"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    write(&cluster, &without_worker1);
+    succeed(&cluster);
+    let id = |value: &Value| value["formatted"]["key"].as_u64();
+    let occupied = || -> Vec<u64> {
+        let dump =
+            memlb_tests::observe::bpftool(&["map", "dump", "pinned", &cluster.map("backends")]);
+        let dump = dump.unwrap();
+        let entries = dump.as_array().unwrap().iter();
+        entries
+            .filter(|it| it["formatted"]["value"]["port"] != 0)
+            .filter_map(id)
+            .collect()
+    };
+    assert!(occupied().contains(&1), "{:?}", occupied());
+    drop(kept);
+    let start = Instant::now();
+    wait_until(Duration::from_secs(30), "the number to be free", || {
+        !occupied().contains(&1)
+    })
+    .unwrap();
+    assert!(start.elapsed() < Duration::from_secs(30));
+}
+
+fn start() -> Cluster {
+    let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    cluster
+}
+
+fn configuration(cluster: &Cluster) -> String {
+    fs::read_to_string(cluster.place.directory.join("memlb.toml")).unwrap()
+}
+
+fn write(cluster: &Cluster, text: &str) {
+    fs::write(cluster.place.directory.join("memlb.toml"), text).unwrap();
+}
+
+fn reload(cluster: &Cluster) -> Output {
+    cluster.memlb("reload").output().unwrap()
+}
+
+fn succeed(cluster: &Cluster) -> String {
+    let output = reload(cluster);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
