@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::{BackendSnapshot, Bytes, MANAGER, Marked, ServiceSnapshot},
+    core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, Marked, Policy, ServiceSnapshot},
     datapath::{Attachment, BackendTraffic, MapFill, Packets, Stats},
 };
 
@@ -182,31 +182,38 @@ impl fmt::Display for Heartbeats {
 fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>) -> fmt::Result {
     writeln!(
         f,
-        "service {} {}/{}  policy memory, threshold {}{}",
+        "service {} {}/{}  policy {}{}",
         service.name,
         service.address,
         service.protocol,
-        service.threshold,
-        match service.threshold_bytes {
-            Some(bytes) if service.threshold == "auto" => format!(" = {}", Bytes(bytes)),
+        service.policy,
+        match (service.policy, service.threshold_bytes) {
+            (Policy::Memory, Some(bytes)) if service.threshold == "auto" => {
+                format!(", threshold auto = {}", Bytes(bytes))
+            }
+            (Policy::Memory, _) => format!(", threshold {}", service.threshold),
             _ => String::new(),
         }
     )?;
     writeln!(
         f,
         "  selected: {} for {}: {}",
-        service.selected,
+        match service.selected.as_str() {
+            EVERYBODY => "all that are up",
+            name => name,
+        },
         seconds(service.since_ms),
         service.reason
     )?;
     writeln!(
         f,
-        "  {:<1} {:<12} {:>3} {:<21} {:<11} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
+        "  {:<1} {:<12} {:>3} {:<21} {:<11} {:>7} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
         "",
         "backend",
         "id",
         "address",
         "state",
+        "share",
         "age",
         "available memory",
         "flows",
@@ -224,16 +231,13 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
         };
         writeln!(
             f,
-            "  {:<1} {:<12} {:>3} {:<21} {:<11} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
-            if seen.name == service.selected {
-                "*"
-            } else {
-                ""
-            },
+            "  {:<1} {:<12} {:>3} {:<21} {:<11} {:>7} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
+            if seen.share > 0 { "*" } else { "" },
             seen.name,
             seen.backend_id,
             seen.address,
             seen.state.name(),
+            share(seen),
             seen.age_ms
                 .map_or("-".to_owned(), |age| format!("{age} ms")),
             memory,
@@ -245,8 +249,21 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
         for order in orders(seen) {
             writeln!(f, "      {order}")?;
         }
+        if seen.ramp_percent < 100 && seen.share > 0 && seen.share < 10_000 {
+            let ramp = seen.ramp_percent;
+            writeln!(f, "      came back lately: takes {ramp}% of its share")?;
+        }
     }
     Ok(())
+}
+
+/// Its part of the new connections.
+fn share(seen: &BackendSnapshot) -> String {
+    match seen.share {
+        0 => "-".to_owned(),
+        10_000 => "100%".to_owned(),
+        share => format!("{}.{}%", share / 100, share / 10 % 10),
+    }
 }
 
 /// Returns what the operator has ordered of a backend, one sentence each.

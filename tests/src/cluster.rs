@@ -412,6 +412,7 @@ interfaces = {interfaces:?}
 name = \"web\"
 address = \"{manager}:{SERVICE_PORT}\"
 fallback = \"{manager}:{FALLBACK_PORT}\"
+policy = \"memory\"
 workers = [
 {workers}]
 "

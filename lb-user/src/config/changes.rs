@@ -4,6 +4,7 @@ use std::fmt::{Debug, Display};
 
 use super::values::show_duration;
 use super::{Config, Failover, Heartbeats, Limits, Manager, Service, Worker};
+use crate::core::SpreadSettings;
 
 /// The differences between two configurations, one sentence each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -161,6 +162,7 @@ impl Changes {
             protocol,
             policy,
             threshold,
+            spread,
             mode,
             fallback,
             workers,
@@ -168,8 +170,9 @@ impl Changes {
         let key = |setting: &str| format!("service {name}: {setting}");
         self.free(&key("address"), &old.address, address, text);
         self.free(&key("protocol"), &old.protocol, protocol, debug);
-        self.free(&key("policy"), &old.policy, policy, debug);
+        self.free(&key("policy"), &old.policy, policy, text);
         self.free(&key("threshold"), &old.threshold, threshold, text);
+        self.spread(name, &old.spread, spread);
         self.free(&key("mode"), &old.mode, mode, debug);
         self.free(&key("fallback"), &old.fallback, fallback, text);
         for worker in workers {
@@ -190,10 +193,36 @@ impl Changes {
         }
     }
 
+    fn spread(&mut self, service: &str, old: &SpreadSettings, new: &SpreadSettings) {
+        let SpreadSettings {
+            rebalance_interval,
+            reserve_percent,
+            pressure_limit,
+            ramp_up,
+            max_share,
+        } = new;
+        let key = |setting: &str| format!("service {service}: {setting}");
+        let interval = (&old.rebalance_interval, rebalance_interval);
+        self.free(&key("rebalance_interval"), interval.0, interval.1, debug);
+        let percent = |percent: &u32| format!("{percent}%");
+        let reserve = (&old.reserve_percent, reserve_percent);
+        self.free(&key("reserve"), reserve.0, reserve.1, percent);
+        let limit = (&old.pressure_limit, pressure_limit);
+        self.free(&key("pressure_limit"), limit.0, limit.1, text);
+        self.free(&key("ramp_up"), &old.ramp_up, ramp_up, debug);
+        self.free(&key("max_share"), &old.max_share, max_share, text);
+    }
+
     fn worker(&mut self, service: &str, old: &Worker, new: &Worker) {
-        let Worker { name, address } = new;
+        let Worker {
+            name,
+            address,
+            weight_percent,
+        } = new;
         let key = |setting: &str| format!("service {service}: {setting} of worker {name}");
         self.free(&key("address"), &old.address, address, text);
+        let weight = (&old.weight_percent, weight_percent);
+        self.free(&key("weight"), weight.0, weight.1, |it| format!("{it}%"));
     }
 
     fn say(&mut self, sentence: String) {
@@ -247,6 +276,7 @@ mod tests {
         new.services[0].workers.push(Worker {
             name: "worker3".to_owned(),
             address: "192.168.56.106:8083".parse().unwrap(),
+            weight_percent: 100,
         });
         let changes = Changes::between(&old, &new);
         assert_eq!(

@@ -43,6 +43,7 @@ pub enum ProblemKind {
     Ipv6Unsupported,
     BadDuration,
     BadThreshold,
+    BadPercent,
     BadPortRange,
     OutOfRange,
     UnknownChoice,

@@ -89,6 +89,11 @@ pub(super) struct ServiceTable {
     pub protocol: Given<String>,
     pub policy: Given<String>,
     pub threshold: Given<Scalar>,
+    pub rebalance_interval: Given<Scalar>,
+    pub reserve: Given<Scalar>,
+    pub pressure_limit: Given<Scalar>,
+    pub ramp_up: Given<Scalar>,
+    pub max_share: Given<Scalar>,
     pub mode: Given<String>,
     pub fallback: Given<String>,
     pub workers: Given<Vec<Spanned<WorkerTable>>>,
@@ -99,6 +104,7 @@ pub(super) struct ServiceTable {
 pub(super) struct WorkerTable {
     pub name: Given<String>,
     pub address: Given<String>,
+    pub weight: Given<Scalar>,
 }
 
 /// Reads the text; what is wrong with it is told with its line.

@@ -43,6 +43,7 @@ impl Config {
             address: service.address,
             policy: service.policy,
             threshold: service.threshold,
+            spread: service.spread,
             backends: service
                 .workers
                 .iter()
@@ -50,6 +51,7 @@ impl Config {
                     id: BackendId(backends.take()),
                     worker: worker.name.clone(),
                     address: worker.address,
+                    weight_percent: worker.weight_percent,
                 })
                 .collect(),
             fallback: FallbackSettings {

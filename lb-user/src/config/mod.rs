@@ -22,7 +22,7 @@ pub use ids::Pinned;
 pub use overrides::Overrides;
 pub use values::PortRange;
 
-use crate::core::{Policy, Threshold};
+use crate::core::{Policy, SpreadSettings, Threshold};
 use crate::heartbeat::Authentication;
 
 /// A validated configuration.
@@ -96,6 +96,7 @@ pub struct Service {
     pub protocol: Protocol,
     pub policy: Policy,
     pub threshold: Threshold,
+    pub spread: SpreadSettings,
     pub mode: Mode,
     /// The manager's own server: the service's IP address with another port.
     pub fallback: SocketAddrV4,
@@ -118,6 +119,8 @@ pub enum Mode {
 pub struct Worker {
     pub name: String,
     pub address: SocketAddrV4,
+    /// What it takes beside others that are as good, in percent.
+    pub weight_percent: u32,
 }
 
 impl Config {

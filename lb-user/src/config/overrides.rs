@@ -47,6 +47,10 @@ pub struct Overrides {
     #[arg(long, value_name = "DURATION")]
     pub down_after: Option<String>,
 
+    /// How workers are chosen, for all services: memory, balanced, round_robin, ...
+    #[arg(long, value_name = "POLICY")]
+    pub policy: Option<String>,
+
     /// Memory difference that moves the selection, for all services: auto, 64MiB or 10%
     #[arg(long, value_name = "THRESHOLD")]
     pub threshold: Option<String>,

@@ -38,16 +38,19 @@ fn lab() -> Config {
             protocol: Protocol::Tcp,
             policy: Policy::Memory,
             threshold: Threshold::Auto,
+            spread: SpreadSettings::default(),
             mode: Mode::Nat,
             fallback: "192.168.56.101:8080".parse().expect("an address"),
             workers: vec![
                 Worker {
                     name: "worker1".to_owned(),
                     address: "192.168.56.103:8081".parse().expect("an address"),
+                    weight_percent: 100,
                 },
                 Worker {
                     name: "worker2".to_owned(),
                     address: "192.168.56.104:8082".parse().expect("an address"),
+                    weight_percent: 100,
                 },
             ],
         }],
@@ -103,7 +106,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 9 + 2 + 3 + 7 + 8);
+    assert_eq!(settings, 9 + 2 + 3 + 7 + 13);
 }
 
 #[test]
@@ -343,9 +346,27 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
             "protocol = \"tpc\"",
         ),
         (
-            Kind::NotSupportedYet,
-            "policy = \"memory\"",
-            "policy = \"balanced\"",
+            Kind::ZeroInterval,
+            "rebalance_interval = \"250ms\"",
+            "rebalance_interval = \"0s\"",
+        ),
+        (Kind::BadPercent, "reserve = \"5%\"", "reserve = \"91%\""),
+        (Kind::BadPercent, "reserve = \"5%\"", "reserve = 5"),
+        (
+            Kind::BadPercent,
+            "pressure_limit = \"20%\"",
+            "pressure_limit = \"0%\"",
+        ),
+        (
+            Kind::BadPercent,
+            "max_share = \"auto\"",
+            "max_share = \"0%\"",
+        ),
+        (Kind::BadDuration, "ramp_up = \"10s\"", "ramp_up = \"soon\""),
+        (
+            Kind::BadPercent,
+            worker2,
+            "{ name = \"worker2\", address = \"192.168.56.104:8082\", weight = \"1001%\" }",
         ),
         (
             Kind::UnknownChoice,
@@ -517,6 +538,7 @@ fn an_error_says_what_where_what_was_expected_and_what_to_do() {
 #[test]
 fn the_command_line_goes_before_the_file() {
     let overrides = Overrides {
+        policy: None,
         set: Vec::new(),
         interfaces: vec!["lan0".to_owned(), "lan1".to_owned()],
         attach: Some("xdp".to_owned()),

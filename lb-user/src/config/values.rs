@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::ProblemKind;
-use crate::core::Threshold;
+use crate::core::{MaxShare, Threshold};
 
 /// A range of ports, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +116,38 @@ pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
             "write a smaller size",
         )
     })
+}
+
+/// Reads a whole percentage such as `10%`, within `range`.
+pub(super) fn percent(text: &str, range: RangeInclusive<u32>) -> Result<u32, BadValue> {
+    let number = text.trim().strip_suffix('%').map(str::trim_end);
+    let percent = number.and_then(|number| number.parse().ok());
+    percent
+        .filter(|percent| range.contains(percent))
+        .ok_or_else(|| BadValue {
+            kind: ProblemKind::BadPercent,
+            what: format!("{text:?} is not such a percentage"),
+            expected: "a whole number with a % behind it",
+            remedy: format!(
+                "write a number from {} to {}, as in \"{}%\"",
+                range.start(),
+                range.end(),
+                range.end()
+            ),
+        })
+}
+
+/// Reads the largest share: `auto`, or a percentage.
+pub(super) fn max_share(text: &str) -> Result<MaxShare, BadValue> {
+    if text.trim() == "auto" {
+        return Ok(MaxShare::Auto);
+    }
+    percent(text, 1..=100)
+        .map(MaxShare::Percent)
+        .map_err(|bad| BadValue {
+            expected: "\"auto\", or a percentage from \"1%\" to \"100%\"",
+            ..bad
+        })
 }
 
 /// Reads a range of ports such as `4096-32767`, in either order.

@@ -6,11 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
-use super::memory::{Bytes, Memory};
+use super::memory::{Bytes, Memory, Pressure};
 use super::order::Order;
 use super::reason::Reason;
 use super::selection::Rule;
-use super::settings::BackendId;
+use super::settings::{BackendId, EVERYBODY, Policy};
 
 /// How much an event should alarm.
 #[derive(
@@ -20,6 +20,31 @@ use super::settings::BackendId;
 pub enum Severity {
     Info,
     Warn,
+}
+
+/// Why connections are spread otherwise than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A worker came up.
+    Joined,
+    /// A worker is no longer up.
+    Lost,
+    /// Weights have moved: by memory, age or ramp.
+    Weights,
+    /// An operator's word.
+    Operator,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Joined => "a worker came up",
+            Self::Lost => "a worker was lost",
+            Self::Weights => "weights have moved",
+            Self::Operator => "the operator said so",
+        })
+    }
 }
 
 /// Something the core saw or decided. The JSON form is one object with its kind in `event`.
@@ -70,8 +95,10 @@ pub enum Event {
         service: String,
         /// Nothing at the manager's start.
         from: Option<String>,
+        /// A worker, `manager`, or `*` where connections are spread.
         to: String,
-        backend: BackendId,
+        /// Nothing where connections are spread.
+        backend: Option<BackendId>,
         rule: Rule,
         reason: String,
         from_memory_available_bytes: Option<u64>,
@@ -82,7 +109,25 @@ pub enum Event {
     SelectionAdopted {
         service: String,
         to: String,
-        backend: BackendId,
+        backend: Option<BackendId>,
+    },
+    /// Connections are spread otherwise than before. While only memory figures move, this is told now
+    /// and then.
+    SharesChanged {
+        service: String,
+        policy: Policy,
+        cause: Cause,
+        /// How many workers take connections.
+        workers: usize,
+        /// Who takes most and least, and how much, in hundredths of a percent.
+        most: String,
+        most_share: u16,
+        least: String,
+        least_share: u16,
+    },
+    /// No worker of a service has memory to spare, so that all are treated alike.
+    AllWorkersHot {
+        service: String,
     },
     /// The last worker of a service that was up is not any more.
     AllWorkersDown {
@@ -119,6 +164,7 @@ impl Event {
             | Self::WorkerUnhealthy { .. }
             | Self::IntervalTooLong { .. }
             | Self::AllWorkersDown { .. }
+            | Self::AllWorkersHot { .. }
             | Self::ManagerOverslept { .. } => Severity::Warn,
             Self::WorkerUp { .. }
             | Self::WorkerLeaving { .. }
@@ -126,6 +172,7 @@ impl Event {
             | Self::AgentRestarted { .. }
             | Self::SelectionChanged { .. }
             | Self::SelectionAdopted { .. }
+            | Self::SharesChanged { .. }
             | Self::ThresholdLearned { .. } => Severity::Info,
         }
     }
@@ -166,7 +213,11 @@ impl Event {
         })
     }
 
-    pub(super) fn of_selection(service: String, backend: BackendId, reason: &Reason) -> Self {
+    pub(super) fn of_selection(
+        service: String,
+        backend: Option<BackendId>,
+        reason: &Reason,
+    ) -> Self {
         let to = reason.to.name.clone();
         if reason.rule == Rule::Adopted {
             return Self::SelectionAdopted {
@@ -244,9 +295,32 @@ impl fmt::Display for Event {
                 reason,
                 ..
             } => write!(f, "{service}: {to} selected: {reason}"),
+            Self::SelectionAdopted { service, to, .. } if to == EVERYBODY => {
+                write!(f, "{service}: connections stay spread over the restart")
+            }
             Self::SelectionAdopted { service, to, .. } => {
                 write!(f, "{service}: {to} stays selected over the restart")
             }
+            Self::SharesChanged {
+                service,
+                policy,
+                cause,
+                workers,
+                most,
+                most_share,
+                least,
+                least_share,
+            } => write!(
+                f,
+                "{service}: {policy} spreads connections over {workers} workers ({cause}): most go \
+                 to {most} ({}), fewest to {least} ({})",
+                Pressure(*most_share),
+                Pressure(*least_share)
+            ),
+            Self::AllWorkersHot { service } => write!(
+                f,
+                "{service}: no worker has memory to spare, so all are treated alike"
+            ),
             Self::AllWorkersDown { service, fallback } => write!(
                 f,
                 "{service}: no worker is up any more; the {fallback} serves by itself"

@@ -25,6 +25,12 @@ pub struct Pressure(pub u16);
 impl Pressure {
     /// All of the time.
     pub const MOST: Self = Self(10_000);
+
+    /// That many percent; 100 at most.
+    pub fn percent(percent: u32) -> Self {
+        let percent = u16::try_from(percent.min(100)).unwrap_or(100);
+        Self(percent * 100)
+    }
 }
 
 impl fmt::Display for Pressure {

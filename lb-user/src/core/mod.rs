@@ -19,6 +19,7 @@ mod health;
 mod memory;
 mod obey;
 mod order;
+mod policy;
 mod reason;
 mod reconfigure;
 mod report;
@@ -27,13 +28,14 @@ mod sequence;
 mod service;
 mod settings;
 mod snapshot;
+mod spreading;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 pub use command::Command;
-pub use event::{Event, Severity};
+pub use event::{Cause, Event, Severity};
 pub use health::Health;
 pub use memory::{Bytes, Memory, Pressure};
 pub use obey::Obeyed;
@@ -41,8 +43,8 @@ pub use order::{Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Or
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;
 pub use settings::{
-    Adopted, BackendId, BackendSettings, FallbackSettings, MANAGER, Policy, ServiceId,
-    ServiceSettings, Settings, Threshold,
+    Adopted, BackendId, BackendSettings, EVERYBODY, FallbackSettings, Kind, MANAGER, MaxShare,
+    Policy, ServiceId, ServiceSettings, Settings, SpreadSettings, Threshold,
 };
 pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot};
 
@@ -89,11 +91,14 @@ pub struct Core {
     up_after: u32,
     workers: Vec<Worker>,
     by_name: BTreeMap<String, usize>,
+    /// The worker of each backend.
+    by_backend: BTreeMap<BackendId, usize>,
     services: Vec<Service>,
     orders: Orders,
     deadlines: Deadlines,
     /// When the shell last called; a long gap means that the manager itself did not run.
     last_call: Instant,
+    started: Instant,
     commands: VecDeque<Command>,
     events: VecDeque<Event>,
 }
@@ -115,10 +120,12 @@ impl Core {
             up_after: settings.up_after,
             workers: Vec::new(),
             by_name: BTreeMap::new(),
+            by_backend: BTreeMap::new(),
             services: Vec::new(),
             orders: adopted.orders.clone(),
             deadlines: Deadlines::default(),
             last_call: now,
+            started: now,
             commands: VecDeque::new(),
             events: VecDeque::new(),
         };
@@ -130,7 +137,7 @@ impl Core {
         }
         core.adopt(adopted);
         core.avoid_held(now);
-        core.announce();
+        core.announce(adopted, now);
         core
     }
 
@@ -160,6 +167,11 @@ impl Core {
         self.check_interval(index, report);
         let worker = &mut self.workers[index];
         let before = worker.hear(report, self.down_after, self.up_after, now);
+        if worker.health.is_up() && !before.is_up() {
+            // Those heard at the manager's start come up together.
+            let early = now.saturating_duration_since(self.started) <= self.down_after;
+            worker.came_up = (before != Health::Unknown || !early).then_some(now);
+        }
         self.report_health(index, before, now);
         self.settle(&[index], now);
         Outcome::Accepted
@@ -174,21 +186,23 @@ impl Core {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.wake(now);
         let silent = self.deadlines.due(now);
-        if silent.is_empty() {
-            return;
-        }
         for &index in &silent {
             let before = self.workers[index].fall_silent();
             self.report_health(index, before, now);
         }
-        self.settle(&silent, now);
+        if !silent.is_empty() {
+            self.settle(&silent, now);
+        }
+        self.rebalance_due(now);
     }
 
-    /// Returns when [`Self::handle_timeout`] is next due: the earliest worker's deadline.
+    /// Returns when [`Self::handle_timeout`] is next due: the earliest worker's deadline, or the next
+    /// look at a service's weights.
     ///
     /// It lies after the `now` of the last [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.earliest()
+        let next = [self.deadlines.earliest(), self.poll_rebalance()];
+        next.into_iter().flatten().min()
     }
 
     /// Returns the next map write.
@@ -214,12 +228,13 @@ impl Core {
     fn add_service(&mut self, settings: ServiceSettings, now: Instant) {
         let service = self.services.len();
         let mut workers = Vec::with_capacity(settings.backends.len());
-        for (backend, BackendSettings { worker, .. }) in settings.backends.iter().enumerate() {
+        for (backend, BackendSettings { worker, id, .. }) in settings.backends.iter().enumerate() {
             let index = *self.by_name.entry(worker.clone()).or_insert_with(|| {
                 self.workers.push(Worker::new(worker.clone(), now));
                 self.workers.len() - 1
             });
             self.workers[index].places.push(Place { service, backend });
+            self.by_backend.insert(*id, index);
             workers.push(index);
         }
         self.services.push(Service::new(settings, workers, now));
@@ -247,20 +262,24 @@ impl Core {
             if let Some(&backend) = adopted.selections.get(&service.settings.id) {
                 service.adopt(backend, &self.workers);
             }
+            if adopted.spread.contains(&service.settings.id) {
+                let weight = |id| adopted.weights.get(&id).copied().unwrap_or(0);
+                service.adopt_spread(weight, &self.workers);
+            }
         }
     }
 
     /// Moves adopted selections away from workers that are held since.
     fn avoid_held(&mut self, now: Instant) {
         for service in &mut self.services {
-            if !service.selected_is_up() {
+            if service.spread.is_none() && !service.selected_is_up() {
                 service.reselect(&self.workers, now);
             }
         }
     }
 
     /// Describes everything once, then says every selection.
-    fn announce(&mut self) {
+    fn announce(&mut self, adopted: &Adopted, now: Instant) {
         for service in &mut self.services {
             for backend in 0..service.workers.len() {
                 let worker = &self.workers[service.workers[backend]];
@@ -270,11 +289,31 @@ impl Core {
                 backend: service.settings.fallback.id,
                 state: Health::Up,
                 memory: None,
+                weight: 1,
             });
         }
-        for service in 0..self.services.len() {
-            self.say_selection(service);
+        for index in 0..self.services.len() {
+            let was_spread = adopted.spread.contains(&self.services[index].settings.id);
+            self.begin(index, was_spread, now);
         }
+    }
+
+    /// Says a service's first selection.
+    fn begin(&mut self, index: usize, was_spread: bool, now: Instant) {
+        let service = &mut self.services[index];
+        let any_up = service.any_up();
+        if service.spread.is_some() && any_up {
+            self.respread(index, Cause::Operator, now);
+            if !was_spread {
+                return;
+            }
+        } else if service.spread.is_some() {
+            service.nobody_yet();
+        } else if was_spread && any_up {
+            // The policy is another one than before the restart.
+            service.reselect(&self.workers, now);
+        }
+        self.say_selection(index);
     }
 
     fn say_selection(&mut self, index: usize) {
@@ -381,6 +420,9 @@ impl Core {
 
     fn reselect(&mut self, index: usize, now: Instant) {
         let service = &mut self.services[index];
+        if service.spread.is_some() {
+            return self.follow(index, now);
+        }
         self.events.extend(service.learn_threshold(&self.workers));
         if service.reselect(&self.workers, now) {
             self.say_selection(index);

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::order::{Action, MOST_WEIGHT_PERCENT, Order, OrderError, Orders};
+use super::service::Target;
 use super::{Core, Event, Hold};
 
 /// What an order has come to.
@@ -28,7 +29,7 @@ impl Core {
         self.overlay(index);
         self.settle(&[index], now);
         let served = self.workers[index].places.iter().map(|it| it.service);
-        let deserted = served.filter(|service| self.services[*service].selected.is_none());
+        let deserted = served.filter(|service| self.services[*service].target == Target::Fallback);
         let mut without_worker: Vec<String> = deserted
             .map(|service| self.services[service].settings.name.clone())
             .collect();
@@ -49,7 +50,7 @@ impl Core {
             let service = &mut self.services[place.service];
             let overlay = self.orders.overlay(&worker.name, &service.settings.name);
             worker.in_maintenance &= overlay.held().is_some_and(|hold| hold >= Hold::Maintenance);
-            service.overlays[place.backend] = overlay;
+            service.lay_over(place.backend, overlay);
         }
     }
 

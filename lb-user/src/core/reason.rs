@@ -5,6 +5,7 @@ use std::fmt;
 use super::health::Health;
 use super::memory::Bytes;
 use super::selection::Rule;
+use super::settings::EVERYBODY;
 
 /// A selection's reason, as figures and, displayed, as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,17 @@ impl fmt::Display for Reason {
             (Rule::NothingHeard, _) => {
                 write!(f, "no worker was heard yet, so the {to} serves by itself")
             }
+            (Rule::Spread, _) => {
+                f.write_str("new connections are spread over the workers that are up")
+            }
+            (Rule::Adopted, _) if *to == EVERYBODY => {
+                f.write_str("new connections were spread before the restart, and still are")
+            }
+            (Rule::PolicyChanged, _) => write!(
+                f,
+                "the policy was switched; {to} is up with {}",
+                self.to.available()
+            ),
             (Rule::Adopted, _) => write!(f, "{to} was selected before the restart and is kept"),
             (Rule::MoreMemory, Some(from)) => {
                 self.more_memory(from, f)?;
@@ -53,6 +65,9 @@ impl fmt::Display for Reason {
                 from.state,
                 self.to.available()
             ),
+            (Rule::NoWorkerUp, Some(from)) if from.name == EVERYBODY => {
+                write!(f, "no worker is up any more, so the {to} serves by itself")
+            }
             (Rule::NoWorkerUp, Some(from)) => write!(
                 f,
                 "{} is {} and no other worker is up, so the {to} serves by itself",

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::time::Instant;
 
-use super::service::Service;
+use super::event::Cause;
+use super::selection::Rule;
+use super::service::{Service, Target};
 use super::settings::{ServiceId, Settings};
 use super::worker::Worker;
 use super::{Command, Core, Deadlines, Health};
@@ -25,6 +27,7 @@ impl Core {
         let mut old_workers: BTreeMap<String, Worker> =
             workers.map(|it| (it.name.clone(), it)).collect();
         self.by_name.clear();
+        self.by_backend.clear();
         self.deadlines = Deadlines::default();
         for service in settings.services {
             self.add_service(service, now);
@@ -54,8 +57,21 @@ impl Core {
         if let Some(old) = old {
             service.inherit(old);
         }
-        service.reselect(&self.workers, now);
+        let any_up = service.any_up();
+        if service.target == Target::Places && !any_up {
+            service.turn_to(Target::Fallback, Rule::NoWorkerUp, &self.workers, now);
+        }
+        let spreads = service.spread.is_some();
+        if !spreads {
+            service.reselect(&self.workers, now);
+        }
         self.describe_up(index);
+        if spreads && any_up {
+            self.respread(index, Cause::Operator, now);
+            if selected_before != Some(None) {
+                return;
+            }
+        }
         let service = &self.services[index];
         if selected_before == Some(service.selected_id()) {
             self.commands.push_back(service.selection().0);
@@ -66,17 +82,12 @@ impl Core {
 
     /// Describes a service's fallback and those of its workers that are up.
     fn describe_up(&mut self, index: usize) {
-        let service = &mut self.services[index];
-        for backend in 0..service.workers.len() {
-            let worker = &self.workers[service.workers[backend]];
-            if service.state(backend, worker).is_up() {
-                self.commands.extend(service.describe(backend, worker));
-            }
-        }
+        self.describe_workers(index, true);
         self.commands.push_back(Command::SetBackend {
-            backend: service.settings.fallback.id,
+            backend: self.services[index].settings.fallback.id,
             state: Health::Up,
             memory: None,
+            weight: 1,
         });
     }
 
@@ -93,15 +104,25 @@ impl Service {
         if self.settings.threshold == old.settings.threshold {
             self.learned_threshold_bytes = old.learned_threshold_bytes;
         }
-        let Some(place) = old.selected else {
-            self.reason = old.reason;
-            self.since = old.since;
-            return;
+        let backends = &self.settings.backends;
+        let target = match old.target {
+            Target::Fallback => Some(Target::Fallback),
+            Target::Backend(place) => {
+                let id = old.settings.backends[place].id;
+                let place = backends.iter().position(|it| it.id == id);
+                place.map(Target::Backend)
+            }
+            Target::Places => Some(Target::Places),
         };
-        let id = old.settings.backends[place].id;
-        let place = self.settings.backends.iter().position(|it| it.id == id);
-        if place.is_some() {
-            self.selected = place;
+        if let (Some(spread), Some(before)) = (&mut self.spread, &old.spread) {
+            let weight = |id| {
+                let place = old.settings.backends.iter().position(|it| it.id == id);
+                place.map_or(0, |place| before.weight(place))
+            };
+            spread.adopt(backends.iter().map(|it| weight(it.id)).collect());
+        }
+        if let Some(target) = target {
+            self.target = target;
             self.reason = old.reason;
             self.since = old.since;
         }

@@ -43,6 +43,10 @@ pub enum Rule {
     Failover,
     /// The selected worker is no longer up, and no other is.
     NoWorkerUp,
+    /// The policy spreads connections over the workers that are up.
+    Spread,
+    /// Another policy was switched to, which selects one worker.
+    PolicyChanged,
 }
 
 /// What the policy wants.

@@ -7,18 +7,30 @@ use super::event::Event;
 use super::health::Health;
 use super::memory::Memory;
 use super::order::Overlay;
+use super::policy::{Spread, Standing};
 use super::reason::{Figure, Reason};
 use super::selection::{self, Candidate, Decision, Rule};
-use super::settings::{BackendId, MANAGER, ServiceSettings, Threshold};
+use super::settings::{BackendId, EVERYBODY, MANAGER, ServiceSettings, Threshold};
 use super::worker::Worker;
+
+/// Where a service's new connections go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    Fallback,
+    /// To the backend of that place.
+    Backend(usize),
+    /// To all, as the policy spreads them.
+    Places,
+}
 
 #[derive(Debug)]
 pub(super) struct Service {
     pub settings: ServiceSettings,
     /// The place of each backend's worker, in the settings' order.
     pub workers: Vec<usize>,
-    /// The place of the selected backend; nothing for the fallback.
-    pub selected: Option<usize>,
+    pub target: Target,
+    /// Present where the policy spreads connections.
+    pub spread: Option<Spread>,
     pub reason: Reason,
     pub since: Instant,
     pub learned_threshold_bytes: Option<u64>,
@@ -26,11 +38,20 @@ pub(super) struct Service {
     /// selected by mere luck: now the best is taken, whatever the threshold.
     first_comparison: bool,
     /// What was last said of each backend, so that nothing is said twice.
-    described: Vec<Option<(Health, Option<Memory>)>>,
+    described: Vec<Option<(Health, Option<Memory>, u32)>>,
     /// What the policy compares, side by side: it is gone through at every heartbeat.
     candidates: Vec<Candidate>,
     /// What the operator has ordered of each backend.
     pub overlays: Vec<Overlay>,
+    /// Who came up or was lost since the connections were last spread.
+    pub joined: bool,
+    pub lost: bool,
+    /// The operator weighs somebody otherwise since then.
+    pub reweighed: bool,
+    /// No worker had memory to spare when weights were last looked at.
+    pub hot: bool,
+    /// When shares were last told.
+    pub shares_told: Option<Instant>,
 }
 
 impl Service {
@@ -40,16 +61,25 @@ impl Service {
             candidates: vec![Candidate::UNKNOWN; workers.len()],
             overlays: vec![Overlay::default(); workers.len()],
             workers,
-            selected: None,
+            target: Target::Fallback,
+            spread: settings
+                .policy
+                .kind()
+                .map(|kind| Spread::new(kind, &settings)),
             reason: Reason {
                 rule: Rule::NothingHeard,
-                to: manager(),
+                to: nobody(MANAGER),
                 from: None,
                 threshold_bytes: None,
             },
             since: now,
             learned_threshold_bytes: None,
             first_comparison: false,
+            joined: false,
+            lost: false,
+            reweighed: false,
+            hot: false,
+            shares_told: None,
             settings,
         }
     }
@@ -58,14 +88,39 @@ impl Service {
     pub fn adopt(&mut self, backend: BackendId, workers: &[Worker]) {
         let place = self.settings.backends.iter().position(|b| b.id == backend);
         if let Some(place) = place {
-            self.selected = Some(place);
-            self.reason = Reason {
-                rule: Rule::Adopted,
-                to: self.figure(Some(place), workers),
-                from: None,
-                threshold_bytes: None,
-            };
+            self.adopt_target(Target::Backend(place), workers);
         }
+    }
+
+    /// Keeps on spreading connections by the weights found in the pinned maps, if the policy still
+    /// spreads them.
+    pub fn adopt_spread(&mut self, weight: impl Fn(BackendId) -> u32, workers: &[Worker]) {
+        let weights = self
+            .settings
+            .backends
+            .iter()
+            .map(|backend| weight(backend.id));
+        if let Some(spread) = &mut self.spread {
+            spread.adopt(weights.collect());
+            self.adopt_target(Target::Places, workers);
+        }
+    }
+
+    /// Leaves connections to the fallback until somebody is up, whatever was found.
+    pub fn nobody_yet(&mut self) {
+        self.target = Target::Fallback;
+        self.reason.rule = Rule::NothingHeard;
+        self.reason.to = nobody(MANAGER);
+    }
+
+    fn adopt_target(&mut self, target: Target, workers: &[Worker]) {
+        self.target = target;
+        self.reason = Reason {
+            rule: Rule::Adopted,
+            to: self.figure(target, workers),
+            from: None,
+            threshold_bytes: None,
+        };
     }
 
     /// Returns how a backend is treated: by its worker's health and what the operator ordered.
@@ -75,21 +130,94 @@ impl Service {
 
     /// Whether what is selected may be: a worker that is up, or the fallback.
     pub fn selected_is_up(&self) -> bool {
-        self.selected
+        self.selected()
             .is_none_or(|place| self.candidates[place].health.is_up())
     }
 
     /// Takes over what is known of a backend's worker now.
     pub fn update(&mut self, backend: usize, worker: &Worker) {
-        self.candidates[backend] = Candidate {
+        let candidate = Candidate {
             health: self.state(backend, worker),
-            available_bytes: worker.available_bytes(),
+            available_bytes: self.weighed(backend, worker),
         };
+        let before = std::mem::replace(&mut self.candidates[backend], candidate);
+        match (before.health.is_up(), candidate.health.is_up()) {
+            (false, true) => self.joined = true,
+            (true, false) => self.lost = true,
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    pub fn forget_changes(&mut self) {
+        (self.joined, self.lost, self.reweighed) = (false, false, false);
+    }
+
+    pub fn any_up(&self) -> bool {
+        self.candidates.iter().any(|it| it.health.is_up())
+    }
+
+    /// Returns how each worker stands that is up.
+    pub fn standings(&self, workers: &[Worker], now: Instant) -> Vec<Option<Standing>> {
+        let standing = |(backend, worker): (usize, &usize)| {
+            let worker = &workers[*worker];
+            self.candidates[backend].health.is_up().then(|| Standing {
+                memory: worker.memory,
+                pressure: worker.pressure,
+                age: worker.age(now).unwrap_or_default(),
+                drift_bytes: worker.appetite.drift_bytes(),
+                ramp_percent: worker.ramp_percent(self.settings.spread.ramp_up, now),
+                manual_percent: self.manual_percent(backend),
+            })
+        };
+        self.workers.iter().enumerate().map(standing).collect()
+    }
+
+    /// Returns the command that fills the service's places.
+    pub fn places(&self) -> Option<Command> {
+        let spread = self.spread.as_ref()?;
+        let backends = &self.settings.backends;
+        Some(Command::SetPlaces {
+            service: self.settings.id,
+            kind: spread.kind(),
+            places: spread.places().iter().map(|at| backends[*at].id).collect(),
+        })
+    }
+
+    /// What the configuration and the operator let a worker take here.
+    pub fn manual_percent(&self, backend: usize) -> u32 {
+        let configured = self.settings.backends[backend].weight_percent;
+        (configured * self.overlays[backend].weight_percent()).div_ceil(100)
+    }
+
+    /// Takes over what the operator has ordered of a backend.
+    pub fn lay_over(&mut self, backend: usize, overlay: Overlay) {
+        self.reweighed |= overlay.weight_percent() != self.overlays[backend].weight_percent();
+        self.overlays[backend] = overlay;
+    }
+
+    /// The memory that policy `memory` counts for a worker.
+    fn weighed(&self, backend: usize, worker: &Worker) -> Option<u64> {
+        let percent = u128::from(self.manual_percent(backend));
+        let bytes = u128::from(worker.available_bytes()?) * percent / 100;
+        Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+    }
+
+    /// Sends new connections elsewhere from now on.
+    pub fn turn_to(&mut self, target: Target, rule: Rule, workers: &[Worker], now: Instant) {
+        self.reason = Reason {
+            rule,
+            to: self.figure(target, workers),
+            from: Some(self.figure(self.target, workers)),
+            threshold_bytes: self.threshold_bytes(),
+        };
+        self.target = target;
+        self.since = now;
     }
 
     /// Returns the command that describes a backend, if it would say anything new.
     pub fn describe(&mut self, backend: usize, worker: &Worker) -> Option<Command> {
-        let description = (self.state(backend, worker), worker.memory);
+        let weight = self.weight(backend);
+        let description = (self.state(backend, worker), worker.memory, weight);
         if self.described[backend].replace(description) == Some(description) {
             return None;
         }
@@ -97,7 +225,15 @@ impl Service {
             backend: self.settings.backends[backend].id,
             state: description.0,
             memory: worker.memory,
+            weight,
         })
+    }
+
+    /// Returns what a backend weighs against the others.
+    pub fn weight(&self, backend: usize) -> u32 {
+        self.spread
+            .as_ref()
+            .map_or(1, |spread| spread.weight(backend))
     }
 
     /// Applies the policy to what is known now; returns whether the selection changed.
@@ -105,22 +241,28 @@ impl Service {
         let first = std::mem::take(&mut self.first_comparison);
         let threshold_bytes = self.threshold_bytes();
         let in_force = if first { Some(0) } else { threshold_bytes };
-        let decision = selection::decide(self.selected, &self.candidates, in_force);
+        let selected = self.selected();
+        let decision = selection::decide(selected, &self.candidates, in_force);
         let Decision::Switch { to, mut rule } = decision else {
             return false;
         };
         if first && rule == Rule::MoreMemory {
             rule = Rule::FirstComparison;
         }
-        self.reason = Reason {
-            rule,
-            to: self.figure(to, workers),
-            from: Some(self.figure(self.selected, workers)),
-            threshold_bytes,
-        };
-        self.selected = to;
-        self.since = now;
+        if self.target == Target::Places {
+            rule = Rule::PolicyChanged;
+        }
+        let target = to.map_or(Target::Fallback, Target::Backend);
+        self.turn_to(target, rule, workers, now);
         true
+    }
+
+    /// The place of the backend that gets all connections, if one does.
+    fn selected(&self) -> Option<usize> {
+        match self.target {
+            Target::Backend(place) => Some(place),
+            Target::Fallback | Target::Places => None,
+        }
     }
 
     /// Fixes the automatic threshold as soon as two workers are heard.
@@ -131,7 +273,7 @@ impl Service {
         let (bytes, pair) = selection::learn_threshold(&self.candidates)?;
         self.learned_threshold_bytes = Some(bytes);
         self.first_comparison = self.reason.rule == Rule::FirstUp;
-        let [one, other] = pair.map(|place| self.figure(Some(place), workers));
+        let [one, other] = pair.map(|place| self.figure(Target::Backend(place), workers));
         Some(Event::ThresholdLearned {
             service: self.settings.name.clone(),
             threshold_bytes: bytes,
@@ -143,7 +285,7 @@ impl Service {
     }
 
     pub fn threshold_bytes(&self) -> Option<u64> {
-        let selected = self.selected.map(|place| self.candidates[place]);
+        let selected = self.selected().map(|place| self.candidates[place]);
         selection::threshold_bytes(
             self.settings.threshold,
             self.learned_threshold_bytes,
@@ -151,39 +293,45 @@ impl Service {
         )
     }
 
+    /// The backend that gets all connections; nothing where they are spread.
+    pub fn selected_id(&self) -> Option<BackendId> {
+        match self.target {
+            Target::Backend(place) => Some(self.settings.backends[place].id),
+            Target::Fallback => Some(self.settings.fallback.id),
+            Target::Places => None,
+        }
+    }
+
     pub fn selection(&self) -> (Command, Event) {
+        let service = self.settings.id;
         let backend = self.selected_id();
-        let command = Command::Select {
-            service: self.settings.id,
-            backend,
+        let command = match backend {
+            Some(backend) => Command::Select { service, backend },
+            None => Command::Spread { service },
         };
         let event = Event::of_selection(self.settings.name.clone(), backend, &self.reason);
         (command, event)
     }
 
-    pub fn selected_id(&self) -> BackendId {
-        match self.selected {
-            Some(place) => self.settings.backends[place].id,
-            None => self.settings.fallback.id,
-        }
-    }
-
-    fn figure(&self, place: Option<usize>, workers: &[Worker]) -> Figure {
-        let Some(place) = place else {
-            return manager();
+    fn figure(&self, target: Target, workers: &[Worker]) -> Figure {
+        let place = match target {
+            Target::Fallback => return nobody(MANAGER),
+            Target::Places => return nobody(EVERYBODY),
+            Target::Backend(place) => place,
         };
         let worker = &workers[self.workers[place]];
         Figure {
             name: worker.name.clone(),
             state: self.state(place, worker),
-            available_bytes: worker.available_bytes(),
+            available_bytes: self.weighed(place, worker),
         }
     }
 }
 
-fn manager() -> Figure {
+/// Not one worker, so without memory of its own.
+fn nobody(name: &str) -> Figure {
     Figure {
-        name: MANAGER.to_owned(),
+        name: name.to_owned(),
         state: Health::Up,
         available_bytes: None,
     }

@@ -8,11 +8,14 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::memory::Bytes;
+use super::memory::{Bytes, Pressure};
 use super::order::Orders;
 
 /// The name under which every service's fallback appears; no worker may have it.
 pub const MANAGER: &str = "manager";
+
+/// What stands for a selected worker's name where connections are spread; no name contains it.
+pub const EVERYBODY: &str = "*";
 
 /// Names a service across the kernel boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -49,6 +52,7 @@ pub struct ServiceSettings {
     pub address: SocketAddrV4,
     pub policy: Policy,
     pub threshold: Threshold,
+    pub spread: SpreadSettings,
     /// The manager's own server, used while no worker is up.
     pub fallback: FallbackSettings,
     /// Of two equally good workers the earlier one here is taken.
@@ -67,6 +71,8 @@ pub struct BackendSettings {
     /// The worker's name, as its heartbeats give it; one worker may serve several services.
     pub worker: String,
     pub address: SocketAddrV4,
+    /// What it takes beside others that are as good, in percent; usually 100.
+    pub weight_percent: u32,
 }
 
 /// How a service's worker is chosen.
@@ -75,6 +81,104 @@ pub struct BackendSettings {
 pub enum Policy {
     /// The worker with the most available memory, kept until another has more by the threshold.
     Memory,
+    /// Of two workers drawn by the memory they can spare, the one with fewer connections.
+    Balanced,
+    /// One worker after the other.
+    RoundRobin,
+    /// The worker with the fewest connections.
+    LeastConnections,
+    /// The same worker for the same client address.
+    SourceHash,
+}
+
+/// What the kernel does with the places of a policy that spreads connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Balanced,
+    RoundRobin,
+    LeastConnections,
+    SourceHash,
+}
+
+impl Policy {
+    pub const ALL: [Self; 5] = [
+        Self::Memory,
+        Self::Balanced,
+        Self::RoundRobin,
+        Self::LeastConnections,
+        Self::SourceHash,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Balanced => "balanced",
+            Self::RoundRobin => "round_robin",
+            Self::LeastConnections => "least_connections",
+            Self::SourceHash => "source_hash",
+        }
+    }
+
+    /// How connections are spread; nothing for the policy that selects one worker for all.
+    pub fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Memory => None,
+            Self::Balanced => Some(Kind::Balanced),
+            Self::RoundRobin => Some(Kind::RoundRobin),
+            Self::LeastConnections => Some(Kind::LeastConnections),
+            Self::SourceHash => Some(Kind::SourceHash),
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How the policies that spread connections weigh workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpreadSettings {
+    /// How often weights are looked at, at most.
+    pub rebalance_interval: Duration,
+    /// The part of its memory that a worker keeps.
+    pub reserve_percent: u32,
+    /// A worker whose tasks wait for memory this much takes nothing.
+    pub pressure_limit: Pressure,
+    /// How long a worker that came back takes less than its share.
+    pub ramp_up: Duration,
+    pub max_share: MaxShare,
+}
+
+/// The most that a worker may take of a service's new connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxShare {
+    /// Of n workers with memory to spare, 6 / (n + 5) by what they claim to have.
+    Auto,
+    /// In percent; an equal share for each is always allowed.
+    Percent(u32),
+}
+
+impl fmt::Display for MaxShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+impl Default for SpreadSettings {
+    fn default() -> Self {
+        Self {
+            rebalance_interval: Duration::from_millis(250),
+            reserve_percent: 5,
+            pressure_limit: Pressure(2_000),
+            ramp_up: Duration::from_secs(10),
+            max_share: MaxShare::Auto,
+        }
+    }
 }
 
 /// How much more memory another worker must have before the selection moves to it.
@@ -102,6 +206,10 @@ impl fmt::Display for Threshold {
 pub struct Adopted {
     /// The selection in force; ids that the settings do not know are ignored.
     pub selections: BTreeMap<ServiceId, BackendId>,
+    /// The services whose connections were spread.
+    pub spread: BTreeSet<ServiceId>,
+    /// What the backends weighed.
+    pub weights: BTreeMap<BackendId, u32>,
     /// The backends that were up; a selected worker counts as up in any case.
     pub up: BTreeSet<BackendId>,
     /// The backends that got no new connections but kept the ones they had.

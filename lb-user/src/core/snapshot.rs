@@ -10,7 +10,7 @@ use super::memory::Pressure;
 use super::milliseconds;
 use super::order::{Hold, Marked};
 use super::selection::Rule;
-use super::service::Service;
+use super::service::{Service, Target};
 use super::settings::{BackendId, BackendSettings, FallbackSettings, MANAGER, Policy};
 use super::worker::Worker;
 
@@ -30,7 +30,7 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub threshold: String,
     /// In force at present; nothing while `auto` has not seen two workers.
     pub threshold_bytes: Option<u64>,
-    /// The selected worker's name, or `manager`.
+    /// The selected worker's name, or `manager`, or `*` where connections are spread.
     pub selected: String,
     pub rule: Rule,
     pub reason: String,
@@ -59,6 +59,14 @@ pub struct BackendSnapshot {
     pub memory_total_bytes: Option<u64>,
     /// In hundredths of a percent; nothing if the worker does not say.
     pub memory_pressure: Option<Pressure>,
+    /// What it weighs against the others in the kernel, where connections are spread.
+    pub weight: u32,
+    /// Its part of the new connections, in hundredths of a percent, as far as the policy fixes it.
+    pub share: u16,
+    /// What configuration and operator let it take, in percent.
+    pub manual_weight_percent: u32,
+    /// Less than 100 for a while after it came back.
+    pub ramp_percent: u32,
 }
 
 impl<B> ServiceSnapshot<B> {
@@ -82,23 +90,10 @@ impl<B> ServiceSnapshot<B> {
 
 impl Service {
     pub(super) fn snapshot(&self, workers: &[Worker], now: Instant) -> ServiceSnapshot {
-        let mut backends: Vec<BackendSnapshot> = self
-            .settings
-            .backends
-            .iter()
-            .zip(&self.workers)
-            .enumerate()
-            .map(|(place, (backend, &worker))| {
-                let worker = &workers[worker];
-                BackendSnapshot {
-                    state: self.state(place, worker),
-                    hold: self.overlays[place].hold.clone(),
-                    weight_percent: self.overlays[place].weight_percent.clone(),
-                    ..BackendSnapshot::of_worker(backend, worker, now)
-                }
-            })
+        let mut backends: Vec<BackendSnapshot> = (0..self.workers.len())
+            .map(|backend| self.backend(backend, workers, now))
             .collect();
-        backends.push(BackendSnapshot::of_fallback(&self.settings.fallback));
+        backends.push(self.fallback());
         ServiceSnapshot {
             name: self.settings.name.clone(),
             address: self.settings.address.to_string(),
@@ -113,30 +108,35 @@ impl Service {
             backends,
         }
     }
-}
 
-impl BackendSnapshot {
-    fn of_worker(backend: &BackendSettings, worker: &Worker, now: Instant) -> Self {
-        Self {
+    fn backend(&self, backend: usize, workers: &[Worker], now: Instant) -> BackendSnapshot {
+        let worker = &workers[self.workers[backend]];
+        let BackendSettings { id, address, .. } = &self.settings.backends[backend];
+        BackendSnapshot {
             name: worker.name.clone(),
-            backend_id: backend.id,
-            address: backend.address.to_string(),
-            state: worker.health,
+            backend_id: *id,
+            address: address.to_string(),
+            state: self.state(backend, worker),
             health: worker.health,
-            hold: None,
-            weight_percent: None,
+            hold: self.overlays[backend].hold.clone(),
+            weight_percent: self.overlays[backend].weight_percent.clone(),
             age_ms: worker.age(now).map(milliseconds),
             memory_available_bytes: worker.available_bytes(),
             memory_total_bytes: worker.memory.and_then(|memory| memory.total_bytes),
             memory_pressure: worker.pressure,
+            weight: self.weight(backend),
+            share: self.share(Target::Backend(backend)),
+            manual_weight_percent: self.manual_percent(backend),
+            ramp_percent: worker.ramp_percent(self.settings.spread.ramp_up, now),
         }
     }
 
-    fn of_fallback(fallback: &FallbackSettings) -> Self {
-        Self {
+    fn fallback(&self) -> BackendSnapshot {
+        let FallbackSettings { id, address } = &self.settings.fallback;
+        BackendSnapshot {
             name: MANAGER.to_owned(),
-            backend_id: fallback.id,
-            address: fallback.address.to_string(),
+            backend_id: *id,
+            address: address.to_string(),
             state: Health::Up,
             health: Health::Up,
             hold: None,
@@ -145,6 +145,18 @@ impl BackendSnapshot {
             memory_available_bytes: None,
             memory_total_bytes: None,
             memory_pressure: None,
+            weight: 1,
+            share: self.share(Target::Fallback),
+            manual_weight_percent: 100,
+            ramp_percent: 100,
+        }
+    }
+
+    fn share(&self, of: Target) -> u16 {
+        match (self.target, &self.spread, of) {
+            (Target::Places, Some(spread), Target::Backend(backend)) => spread.share(backend),
+            (target, _, of) if target == of => 10_000,
+            _ => 0,
         }
     }
 }

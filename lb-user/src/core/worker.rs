@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::health::{self, Health, Sign};
 use super::memory::{Memory, Pressure};
+use super::policy::Appetite;
 use super::report::Report;
 use super::sequence::{Admission, SequenceWindow};
 
@@ -28,6 +29,9 @@ pub(super) struct Worker {
     pub slow: bool,
     /// Whether the operator has it in maintenance everywhere, so that its silence alarms nobody.
     pub in_maintenance: bool,
+    /// When it came up beside workers that were up already; nothing if it takes its whole share.
+    pub came_up: Option<Instant>,
+    pub appetite: Appetite,
     /// Since when silence counts: the last heartbeat, moved on by what the manager overslept.
     silent_from: Instant,
     good_in_a_row: u32,
@@ -45,6 +49,8 @@ impl Worker {
             places: Vec::new(),
             slow: false,
             in_maintenance: false,
+            came_up: None,
+            appetite: Appetite::default(),
             silent_from: now,
             good_in_a_row: 0,
         }
@@ -75,6 +81,7 @@ impl Worker {
         self.health = health::next(before, sign);
         self.memory = Some(report.memory);
         self.pressure = report.pressure;
+        self.appetite.report();
         self.heard = Some(now);
         self.silent_from = now;
         before
@@ -100,6 +107,23 @@ impl Worker {
             .checked_add(Duration::from_nanos(1))
     }
 
+    /// Returns how much of its share it takes: a quarter more after each third of `ramp_up`.
+    pub fn ramp_percent(&self, ramp_up: Duration, now: Instant) -> u32 {
+        let Some(came_up) = self.came_up else {
+            return 100;
+        };
+        let thirds = now.saturating_duration_since(came_up).as_nanos() * 3;
+        let steps = thirds.checked_div(ramp_up.as_nanos()).unwrap_or(3);
+        25 * (u32::try_from(steps).unwrap_or(3).min(3) + 1)
+    }
+
+    /// Returns when it takes a quarter more, if it does not take its whole share.
+    pub fn next_ramp(&self, ramp_up: Duration, now: Instant) -> Option<Instant> {
+        let came_up = self.came_up?;
+        let mut steps = (1..=3).map(|step| came_up + third(ramp_up * step));
+        steps.find(|at| *at > now)
+    }
+
     /// Leaves time in which the manager could not listen out of account.
     pub fn forgive(&mut self, gap: Duration, now: Instant) {
         if let Some(moved) = self.silent_from.checked_add(gap) {
@@ -118,4 +142,9 @@ impl Worker {
     pub fn available_bytes(&self) -> Option<u64> {
         self.memory.map(|memory| memory.available_bytes)
     }
+}
+
+/// Rounded up, so that a third is over when its time has come.
+fn third(duration: Duration) -> Duration {
+    (duration + Duration::from_nanos(2)) / 3
 }

@@ -12,7 +12,8 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use lb_common::maps::{
-    Backend, Flow, FlowKey, LAYOUT_VERSION, Service, ServiceKey, Settings, mode, name, state,
+    Backend, Flow, FlowKey, LAYOUT_VERSION, SPREAD, Service, ServiceKey, Settings, mode, name,
+    state,
 };
 
 use super::bpffs::open_map;
@@ -68,6 +69,10 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
         if backend.mode == mode::LOCAL {
             continue;
         }
+        adoption
+            .adopted
+            .weights
+            .insert(BackendId(id), backend.weight);
         match backend.state {
             state::UP => adoption.adopted.up.insert(BackendId(id)),
             state::DRAINING => adoption.adopted.draining.insert(BackendId(id)),
@@ -79,7 +84,9 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
         let address = SocketAddrV4::new(Ipv4Addr::from(key.address), u16::from_be_bytes(key.port));
         adoption.pinned.services.push((ServiceId(id), address));
         let selected = selection.get(&id, 0).context("read map selection")?;
-        if selected != 0 {
+        if selected == SPREAD {
+            adoption.adopted.spread.insert(ServiceId(id));
+        } else if selected != 0 {
             adoption
                 .adopted
                 .selections

@@ -9,6 +9,7 @@ mod kernel;
 mod loopback;
 mod netlink;
 mod object;
+mod places;
 mod stats;
 mod tables;
 
@@ -25,12 +26,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lb_common::maps::{Backend, mode, name, state};
+use lb_common::maps::{Backend, SPREAD, mode, name, policy, state};
 use tracing::info;
 
 use crate::{
     config::{Config, Pinned},
-    core::{BackendId, Command, Health, Memory, Settings},
+    core::{BackendId, Command, Health, Kind, Memory, Settings},
 };
 use tables::Tables;
 
@@ -57,6 +58,7 @@ struct Known {
     /// Nothing until the core has described it; until then an adopted entry stays as it is.
     health: Option<Health>,
     memory: Option<Memory>,
+    weight: u32,
     route: Option<Route>,
 }
 
@@ -179,6 +181,7 @@ impl Datapath {
                 Some(old) if old.address == new.address => {
                     new.health = old.health;
                     new.memory = old.memory;
+                    new.weight = old.weight;
                     new.route = old.route;
                 }
                 _ => {}
@@ -220,6 +223,7 @@ impl Datapath {
                 backend,
                 state,
                 memory,
+                weight,
             } => {
                 let Some(known) = self.backends.get_mut(&backend) else {
                     return Ok(());
@@ -227,12 +231,22 @@ impl Datapath {
                 let returned = known.health.is_some_and(|before| !before.is_up()) && state.is_up();
                 known.health = Some(state);
                 known.memory = memory;
+                known.weight = weight;
                 if returned {
                     self.tables.forget_neighbour(backend.0)?;
                 }
                 self.write_backend(backend)
             }
             Command::Select { service, backend } => self.tables.select(service.0, backend.0),
+            Command::SetPlaces {
+                service,
+                kind,
+                places,
+            } => {
+                let ids: Vec<u32> = places.iter().map(|backend| backend.0).collect();
+                self.tables.place(service.0, kernel_kind(kind), &ids)
+            }
+            Command::Spread { service } => self.tables.select(service.0, SPREAD),
         }
     }
 
@@ -313,6 +327,7 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
         is_fallback,
         health: None,
         memory: None,
+        weight: 1,
         route: None,
     };
     settings
@@ -331,6 +346,15 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
             workers.chain([fallback])
         })
         .collect()
+}
+
+fn kernel_kind(kind: Kind) -> u32 {
+    match kind {
+        Kind::Balanced => policy::BALANCED,
+        Kind::RoundRobin => policy::ROUND_ROBIN,
+        Kind::LeastConnections => policy::LEAST_CONNECTIONS,
+        Kind::SourceHash => policy::SOURCE_HASH,
+    }
 }
 
 impl Known {
@@ -355,7 +379,7 @@ impl Known {
             next_hop: route.next_hop.octets(),
             interface: route.interface,
             service: self.service,
-            weight: 1,
+            weight: self.weight,
             reserved: 0,
             memory_available_bytes: self.memory.map_or(0, |memory| memory.available_bytes),
             memory_total_bytes: self

@@ -12,12 +12,14 @@ use lb_common::{
     maps::{self, Backend, Neighbour, Service, ServiceKey, name, state},
 };
 
+use super::places::Places;
 use crate::config::Limits;
 
 pub struct Tables {
     settings: Array<MapData, maps::Settings>,
     services: HashMap<MapData, ServiceKey, Service>,
     selection: Array<MapData, u32>,
+    places: Places,
     backends: Array<MapData, Backend>,
     neighbours: Array<MapData, Neighbour>,
 }
@@ -34,6 +36,7 @@ impl Tables {
             settings: array(ebpf, name::SETTINGS)?,
             services: HashMap::try_from(map(ebpf, name::SERVICES)?).context("open map services")?,
             selection: array(ebpf, name::SELECTION)?,
+            places: Places::new(array(ebpf, name::POLICIES)?, array(ebpf, name::CHOICES)?),
             backends: array(ebpf, name::BACKENDS)?,
             neighbours: array(ebpf, name::NEIGHBOURS)?,
         })
@@ -91,6 +94,10 @@ impl Tables {
         self.selection
             .set(service, backend, 0)
             .with_context(|| format!("write entry {service} of map selection"))
+    }
+
+    pub fn place(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
+        self.places.put(service, kind, backends)
     }
 
     /// Writes the services first and removes the others afterwards, so that none is missed meanwhile.

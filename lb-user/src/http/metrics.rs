@@ -160,7 +160,7 @@ impl Scrape {
                 let (service_name, name) = (service.name.as_str(), backend.seen.name.as_str());
                 let labels = [service_name, name];
                 let traffic = &backend.traffic;
-                let is_selected = i64::from(service.selected == name);
+                let is_selected = i64::from(backend.seen.share > 0);
                 selected.with_label_values(&labels).set(is_selected);
                 flows.with_label_values(&labels).set(whole(traffic.flows));
                 half_open

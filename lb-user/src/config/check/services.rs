@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use toml::Spanned;
 
@@ -11,11 +12,13 @@ use crate::config::file::{Given, ServiceTable, WorkerTable};
 use crate::config::overrides::Overrides;
 use crate::config::values;
 use crate::config::{Mode, Protocol, Service, Worker};
-use crate::core::{MANAGER, Policy, Threshold};
+use crate::core::{MANAGER, Policy, Pressure, SpreadSettings, Threshold};
 use crate::heartbeat::check_name;
 
 /// How many services the map in the kernel holds.
 const MOST_SERVICES: usize = lb_common::maps::MAX_SERVICES as usize;
+
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// A service as far as it could be read, with the places that later checks point to.
 struct Draft {
@@ -23,12 +26,13 @@ struct Draft {
     address: Option<Located>,
     fallback: Option<Located>,
     workers: Vec<DraftWorker>,
-    rest: (Protocol, Policy, Threshold, Mode),
+    rest: (Protocol, Policy, Threshold, SpreadSettings, Mode),
 }
 
 struct DraftWorker {
     name: Option<(String, Place)>,
     address: Option<Located>,
+    weight_percent: u32,
 }
 
 pub(super) fn check(
@@ -54,7 +58,7 @@ pub(super) fn check(
 
 impl Draft {
     fn finish(self) -> Option<Service> {
-        let (protocol, policy, threshold, mode) = self.rest;
+        let (protocol, policy, threshold, spread, mode) = self.rest;
         let workers = self.workers.into_iter();
         Some(Service {
             name: self.name?.0,
@@ -62,6 +66,7 @@ impl Draft {
             protocol,
             policy,
             threshold,
+            spread,
             mode,
             fallback: self.fallback?.address,
             workers: workers
@@ -69,6 +74,7 @@ impl Draft {
                     Some(Worker {
                         name: worker.name?.0,
                         address: worker.address?.address,
+                        weight_percent: worker.weight_percent,
                     })
                 })
                 .collect::<Option<_>>()?,
@@ -122,6 +128,7 @@ fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], backends: &C
 }
 
 fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Overrides) -> Draft {
+    let usual = SpreadSettings::default();
     let whole = reader.at("service", &table);
     let table = table.into_inner();
     let name = name(reader, "service.name", &whole, table.name, "\"web\"");
@@ -140,14 +147,9 @@ fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Over
     );
     let policy = reader.choice(
         "service.policy",
-        Setting::file(table.policy),
-        &[("memory", Policy::Memory)],
-        &[
-            "balanced",
-            "round_robin",
-            "least_connections",
-            "source_hash",
-        ],
+        Setting::flag_or_file("--policy", &overrides.policy, table.policy),
+        &Policy::ALL.map(|policy| (policy.name(), policy)),
+        &[],
     );
     let threshold = reader.parse(
         "service.threshold",
@@ -155,6 +157,48 @@ fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Over
         values::threshold,
         Threshold::Auto,
     );
+    let spread = SpreadSettings {
+        rebalance_interval: reader
+            .duration(
+                "service.rebalance_interval",
+                Setting::file(table.rebalance_interval),
+                usual.rebalance_interval,
+                LONGEST,
+            )
+            .value,
+        reserve_percent: reader
+            .parse(
+                "service.reserve",
+                Setting::file(table.reserve),
+                |text| values::percent(text, 0..=90),
+                usual.reserve_percent,
+            )
+            .value,
+        pressure_limit: reader
+            .parse(
+                "service.pressure_limit",
+                Setting::file(table.pressure_limit),
+                |text| values::percent(text, 1..=100).map(Pressure::percent),
+                usual.pressure_limit,
+            )
+            .value,
+        ramp_up: reader
+            .duration(
+                "service.ramp_up",
+                Setting::file(table.ramp_up),
+                usual.ramp_up,
+                LONGEST,
+            )
+            .value,
+        max_share: reader
+            .parse(
+                "service.max_share",
+                Setting::file(table.max_share),
+                values::max_share,
+                usual.max_share,
+            )
+            .value,
+    };
     let mode = reader.choice(
         "service.mode",
         Setting::file(table.mode),
@@ -175,6 +219,7 @@ fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Over
             protocol.unwrap_or(Protocol::Tcp),
             policy.unwrap_or(Policy::Memory),
             threshold.value,
+            spread,
             mode.unwrap_or(Mode::Nat),
         ),
     }
@@ -222,8 +267,15 @@ fn workers(
                 "rename the worker, here and in its agent's --name",
             );
         }
+        let weight = reader.parse(
+            "service.workers.weight",
+            Setting::file(table.weight),
+            |text| values::percent(text, 1..=1_000),
+            100,
+        );
         DraftWorker {
             name,
+            weight_percent: weight.value,
             address: machine(
                 reader,
                 "service.workers.address",

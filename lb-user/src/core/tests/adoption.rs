@@ -37,7 +37,7 @@ fn an_adopted_drain_goes_on_until_the_worker_is_heard() {
 fn a_restart_alone_changes_nothing() {
     let mut world = restarted(&adopted(2, &[1, 2, 3]));
     assert_eq!(world.selected(), "worker2");
-    assert_eq!(world.maps.selection[&WEB], BackendId(2));
+    assert_eq!(world.maps.selection[&WEB], Some(BackendId(2)));
     assert_eq!(world.kinds(), ["selection_adopted"]);
     // The other worker is heard first, and has far more memory than anybody knows of worker2.
     world.start("worker1", 600);

@@ -16,6 +16,10 @@ enum Input {
     Oversleep(Duration),
     /// The shell looks without need.
     Timeout,
+    /// The shell counts open connections.
+    Connections(Vec<(BackendId, u64)>),
+    /// Both services' policies are configured anew.
+    Reconfigure(Policy, Policy),
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
@@ -24,26 +28,60 @@ fn settings() -> impl Strategy<Value = Settings> {
         (0..100u64).prop_map(|mib| Threshold::Bytes(mib * MIB)),
         (0..50u32).prop_map(Threshold::Percent),
     ];
-    (threshold.clone(), threshold, 0..4u32).prop_map(|(one, other, up_after)| Settings {
-        down_after: DOWN_AFTER,
-        up_after,
-        services: vec![
-            service(0, 1, &WORKERS[..3], one),
-            service(1, 10, &[WORKERS[3], WORKERS[1]], other),
-        ],
-    })
+    let services = (threshold.clone(), threshold, policy(), policy());
+    (services, 0..4u32, max_share()).prop_map(
+        |((one, other, first, second), up_after, max_share)| {
+            let mut services = vec![
+                service(0, 1, &WORKERS[..3], one),
+                service(1, 10, &[WORKERS[3], WORKERS[1]], other),
+            ];
+            services[0].policy = first;
+            services[1].policy = second;
+            services[0].spread.max_share = max_share;
+            Settings {
+                down_after: DOWN_AFTER,
+                up_after,
+                services,
+            }
+        },
+    )
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    prop_oneof![
+        2 => Just(Policy::Memory),
+        2 => Just(Policy::Balanced),
+        3 => prop::sample::select(&Policy::ALL),
+    ]
+}
+
+fn max_share() -> impl Strategy<Value = MaxShare> {
+    prop_oneof![
+        Just(MaxShare::Auto),
+        (1..=100u32).prop_map(MaxShare::Percent)
+    ]
 }
 
 fn adopted() -> impl Strategy<Value = Adopted> {
     let selections = prop::collection::btree_map((0..2u32).prop_map(ServiceId), backend(), 0..3);
     let up = prop::collection::btree_set(backend(), 0..4);
     let draining = prop::collection::btree_set(backend(), 0..4);
-    (selections, up, draining).prop_map(|(selections, up, draining)| Adopted {
-        selections,
-        up,
-        draining,
-        orders: Orders::default(),
-    })
+    let spread = prop::collection::btree_set((0..2u32).prop_map(ServiceId), 0..3);
+    let weights = prop::collection::btree_map(backend(), any::<u32>(), 0..8);
+    (selections, up, draining, spread, weights).prop_map(
+        |(mut selections, up, draining, spread, weights)| {
+            // A service's connections go to one backend or are spread.
+            selections.retain(|service, _| !spread.contains(service));
+            Adopted {
+                selections,
+                up,
+                draining,
+                spread,
+                weights,
+                orders: Orders::default(),
+            }
+        },
+    )
 }
 
 fn backend() -> impl Strategy<Value = BackendId> {
@@ -100,15 +138,18 @@ fn input() -> impl Strategy<Value = Input> {
         1 => milliseconds(4_000).prop_map(Input::Pass),
         1 => milliseconds(8_000).prop_map(Input::Oversleep),
         1 => Just(Input::Timeout),
+        2 => prop::collection::vec((backend(), 0..200u64), 0..6).prop_map(Input::Connections),
+        1 => (policy(), policy()).prop_map(|(one, other)| Input::Reconfigure(one, other)),
     ]
 }
 
 /// Lives through a history, checking all the way; returns everything that came out.
 fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input]) -> Vec<String> {
+    let mut settings = settings.clone();
     let core = Core::resume(settings.clone(), adopted, start);
     let mut world = World::around(core, start);
     let mut log = Vec::new();
-    check(&world, settings);
+    check(&world, &settings);
     for input in history {
         let down_before = log.len();
         match input {
@@ -126,7 +167,7 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
             }
             Input::Pass(duration) => world.pass_exactly(*duration),
             Input::Oversleep(duration) => {
-                let due = world.core.poll_timeout();
+                let due = world.core.deadlines.earliest();
                 world.now += *duration;
                 world.wake();
                 if due.is_some_and(|due| world.now > due + DOWN_AFTER / 4) {
@@ -134,8 +175,14 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
                 }
             }
             Input::Timeout => world.wake(),
+            Input::Connections(open) => world.core.handle_connections(open),
+            Input::Reconfigure(one, other) => {
+                settings.services[0].policy = *one;
+                settings.services[1].policy = *other;
+                world.reconfigure(settings.clone());
+            }
         }
-        check(&world, settings);
+        check(&world, &settings);
         check_events(&world.events);
         log.extend(
             world
@@ -143,9 +190,15 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
                 .drain(..)
                 .map(|event| format!("{event:?} {event}")),
         );
+        let places = world.maps.places.values();
+        let places: u64 = places
+            .flat_map(|(_, places)| (1..).zip(places))
+            .map(|(place, backend)| place * u64::from(backend.0))
+            .sum();
         log.push(format!(
-            "{:?} {:?}",
-            world.maps,
+            "{:?} {:?} {places} {:?}",
+            world.maps.backends,
+            world.maps.selection,
             world.core.snapshot(world.now)
         ));
         assert!(log.len() > down_before);
@@ -166,8 +219,9 @@ impl World {
             assert_eq!(self.events.len(), events, "fired before its deadline");
             assert_eq!(self.core.poll_timeout(), Some(due));
             self.now = due;
+            let rebalances = self.core.wants_connections(due);
             self.wake();
-            assert!(self.fell(), "nothing was due");
+            assert!(self.fell() || rebalances, "nothing was due");
         }
         self.now = end;
         self.wake();
@@ -195,27 +249,48 @@ fn check(world: &World, settings: &Settings) {
         }
         let any_up = workers.iter().any(|worker| worker.state.is_up());
         let all = || service.backends.iter();
+        for backend in all() {
+            assert!(backend.share == 0 || backend.state.is_up(), "{service:?}");
+        }
+        let shares: i32 = all().map(|backend| i32::from(backend.share)).sum();
+        assert!((shares - 10_000).abs() <= 2, "{service:?}");
+        if service.selected == EVERYBODY {
+            assert!(any_up && service.policy != Policy::Memory, "{service:?}");
+            assert_eq!(world.maps.selection[&settings.id], None);
+            assert_eq!(
+                Some(world.maps.places[&settings.id].0),
+                service.policy.kind()
+            );
+            check_backends(world, service);
+            continue;
+        }
         let selected = all().find(|backend| backend.name == service.selected);
         let selected = selected.expect("the selected backend");
-        assert!(selected.state.is_up(), "{service:?}");
         // A manager that found its fallback selected keeps it until it hears somebody.
         let heard = workers.iter().any(|worker| worker.age_ms.is_some());
         assert_eq!(
             selected.name == MANAGER,
             !any_up || !heard && service.rule == Rule::NothingHeard
         );
-        assert_eq!(world.maps.selection[&settings.id], selected.backend_id);
-        for backend in all() {
-            let (state, memory) = world.maps.backends[&backend.backend_id];
-            assert_eq!(state, backend.state);
-            let available = memory.map(|memory| memory.available_bytes);
-            assert_eq!(available, backend.memory_available_bytes);
-            let age = backend.age_ms.unwrap_or(0);
-            assert!(
-                state != Health::Unknown || backend.age_ms.is_none(),
-                "{age} {state}"
-            );
-        }
+        assert_eq!(
+            world.maps.selection[&settings.id],
+            Some(selected.backend_id)
+        );
+        check_backends(world, service);
+    }
+}
+
+fn check_backends(world: &World, service: &ServiceSnapshot) {
+    for backend in &service.backends {
+        let (state, memory, weight) = world.maps.backends[&backend.backend_id];
+        assert_eq!((state, weight), (backend.state, backend.weight));
+        let available = memory.map(|memory| memory.available_bytes);
+        assert_eq!(available, backend.memory_available_bytes);
+        let age = backend.age_ms.unwrap_or(0);
+        assert!(
+            state != Health::Unknown || backend.age_ms.is_none(),
+            "{age} {state}"
+        );
     }
 }
 

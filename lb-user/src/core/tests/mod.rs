@@ -6,6 +6,7 @@ mod histories;
 mod orders;
 mod outputs;
 mod reconfigure;
+mod spreading;
 mod stories;
 
 use std::collections::BTreeMap;
@@ -40,7 +41,11 @@ pub(super) fn service(
         .map(|(id, worker)| BackendSettings {
             id: BackendId(id),
             worker: (*worker).to_owned(),
-            address: address(8080),
+            address: std::net::SocketAddrV4::new(
+                [192, 168, 57, u8::try_from(id).expect("few")].into(),
+                8080,
+            ),
+            weight_percent: 100,
         })
         .collect();
     ServiceSettings {
@@ -49,6 +54,7 @@ pub(super) fn service(
         address: address(80),
         policy: Policy::Memory,
         threshold,
+        spread: SpreadSettings::default(),
         fallback: FallbackSettings {
             id: BackendId(first_backend + workers.len() as u32),
             address: address(8080),
@@ -82,36 +88,69 @@ pub(super) fn ms(milliseconds: u64) -> Duration {
 /// Carries commands out as the datapath would, and checks on the way what [`Command`] promises.
 #[derive(Debug, Default)]
 pub(super) struct Maps {
-    pub backends: BTreeMap<BackendId, (Health, Option<Memory>)>,
-    pub selection: BTreeMap<ServiceId, BackendId>,
+    pub backends: BTreeMap<BackendId, (Health, Option<Memory>, u32)>,
+    /// Nothing where connections are spread.
+    pub selection: BTreeMap<ServiceId, Option<BackendId>>,
+    pub places: BTreeMap<ServiceId, (Kind, Vec<BackendId>)>,
 }
 
 impl Maps {
     pub fn apply(&mut self, command: Command) {
+        let said = format!("{command:?}");
+        let mut select = |service, backend| {
+            let before = self.selection.insert(service, backend);
+            assert_ne!(before, Some(backend), "said twice: {said}");
+        };
         match command {
             Command::SetBackend {
                 backend,
                 state,
                 memory,
+                weight,
             } => {
-                let before = self.backends.insert(backend, (state, memory));
-                assert_ne!(before, Some((state, memory)), "said twice: {command:?}");
+                let description = (state, memory, weight);
+                let before = self.backends.insert(backend, description);
+                assert_ne!(before, Some(description), "said twice: {said}");
             }
             Command::Select { service, backend } => {
+                assert!(self.backends.contains_key(&backend), "unknown: {said}");
+                select(service, Some(backend));
+            }
+            Command::SetPlaces {
+                service,
+                kind,
+                places,
+            } => {
+                assert!((1..=4_096).contains(&places.len()), "{said}");
+                assert!(places.iter().all(|id| self.backends[id].2 > 0), "{said}");
+                let before = self.places.insert(service, (kind, places.clone()));
+                let in_force = self.selection.get(&service) == Some(&None);
                 assert!(
-                    self.backends.contains_key(&backend),
-                    "never described: {command:?}"
+                    !in_force || before != Some((kind, places)),
+                    "said twice: {said}"
                 );
-                let before = self.selection.insert(service, backend);
-                assert_ne!(before, Some(backend), "said twice: {command:?}");
+            }
+            Command::Spread { service } => {
+                assert!(self.places.contains_key(&service), "no places: {said}");
+                select(service, None);
             }
         }
         for (service, backend) in &self.selection {
-            let state = self.backends[backend].0;
-            assert!(
-                state.is_up(),
-                "{service:?} selects {backend}, which is {state}"
-            );
+            for backend in self.takers(*service, *backend) {
+                let state = self.backends[&backend].0;
+                assert!(
+                    state.is_up(),
+                    "{service:?} sends connections to {backend}, which is {state}: {said}"
+                );
+            }
+        }
+    }
+
+    /// Who takes a service's new connections.
+    fn takers(&self, service: ServiceId, selected: Option<BackendId>) -> Vec<BackendId> {
+        match selected {
+            Some(backend) => vec![backend],
+            None => self.places[&service].1.clone(),
         }
     }
 }

@@ -138,18 +138,18 @@ fn an_order_for_one_service_leaves_the_others_alone() {
         ..order("worker1", action)
     };
     world.order(&for_service(hold(Hold::Drain)));
-    assert_eq!(world.maps.selection[&WEB], BackendId(1));
-    assert_eq!(world.maps.selection[&ServiceId(1)], BackendId(5));
+    assert_eq!(world.maps.selection[&WEB], Some(BackendId(1)));
+    assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(5)));
     // A general order cannot be taken back in part, but takes the special one back with it.
     world.order(&order("worker1", hold(Hold::Drain)));
-    assert_eq!(world.maps.selection[&WEB], BackendId(2));
+    assert_eq!(world.maps.selection[&WEB], Some(BackendId(2)));
     let refused = world
         .core
         .handle_order(&for_service(Action::Undrain), world.now);
     assert!(matches!(refused, Err(OrderError::HeldForAll { .. })));
     world.order(&order("worker1", Action::Undrain));
-    assert_eq!(world.maps.selection[&WEB], BackendId(1));
-    assert_eq!(world.maps.selection[&ServiceId(1)], BackendId(4));
+    assert_eq!(world.maps.selection[&WEB], Some(BackendId(1)));
+    assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(4)));
 }
 
 #[test]

@@ -110,21 +110,24 @@ fn the_snapshot_shows_workers_in_their_order_and_the_manager_last() {
             "selected": "worker1", "rule": "first_up",
             "reason": "worker1 is up with 394.0 MiB available", "since_ms": 250,
             "backends": [
-                {"name": "worker1", "backend_id": 1, "address": "192.168.56.101:8080",
+                {"name": "worker1", "backend_id": 1, "address": "192.168.57.1:8080",
                  "state": "up", "health": "up", "hold": null, "weight_percent": null,
                  "age_ms": 250,
                  "memory_available_bytes": 394 * MIB, "memory_total_bytes": 700 * MIB,
-                 "memory_pressure": null},
-                {"name": "worker2", "backend_id": 2, "address": "192.168.56.101:8080",
+                 "memory_pressure": null, "weight": 1, "share": 10_000,
+                 "manual_weight_percent": 100, "ramp_percent": 100},
+                {"name": "worker2", "backend_id": 2, "address": "192.168.57.2:8080",
                  "state": "unknown", "health": "unknown", "hold": null, "weight_percent": null,
                  "age_ms": null,
                  "memory_available_bytes": null, "memory_total_bytes": null,
-                 "memory_pressure": null},
+                 "memory_pressure": null, "weight": 1, "share": 0,
+                 "manual_weight_percent": 100, "ramp_percent": 100},
                 {"name": "manager", "backend_id": 3, "address": "192.168.56.101:8080",
                  "state": "up", "health": "up", "hold": null, "weight_percent": null,
                  "age_ms": null,
                  "memory_available_bytes": null, "memory_total_bytes": null,
-                 "memory_pressure": null},
+                 "memory_pressure": null, "weight": 1, "share": 0,
+                 "manual_weight_percent": 100, "ramp_percent": 100},
             ],
         }]})
     );
@@ -142,6 +145,7 @@ fn commands_describe_before_they_select_and_leave_before_they_bury() {
             available_bytes: mib * MIB,
             total_bytes: Some(700 * MIB),
         }),
+        weight: 1,
     };
     let select = |backend: u32| Command::Select {
         service: WEB,

@@ -11,7 +11,7 @@ fn started() -> World {
 }
 
 impl World {
-    fn reconfigure(&mut self, settings: Settings) {
+    pub fn reconfigure(&mut self, settings: Settings) {
         self.core.reconfigure(settings, self.now);
         // Everything is said once more.
         self.maps = Maps::default();
@@ -52,7 +52,7 @@ fn a_removed_worker_is_left_and_a_new_one_waits_to_be_heard() {
     settings.services[0].backends.push(newcomer);
     world.reconfigure(settings);
     assert_eq!(world.selected(), "worker2");
-    assert_eq!(world.maps.selection[&WEB], BackendId(2));
+    assert_eq!(world.maps.selection[&WEB], Some(BackendId(2)));
     assert!(!world.maps.backends.contains_key(&BackendId(1)));
     assert_eq!(world.state("worker3"), Health::Unknown);
     assert_eq!(world.kinds(), ["selection_changed"]);
@@ -72,8 +72,8 @@ fn another_service_begins_with_what_is_known_of_its_workers() {
     let other = service(1, 4, &["worker2"], Threshold::Auto);
     settings.services.push(other);
     world.reconfigure(settings);
-    assert_eq!(world.maps.selection[&ServiceId(1)], BackendId(4));
-    assert_eq!(world.maps.selection[&WEB], BackendId(1));
+    assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(4)));
+    assert_eq!(world.maps.selection[&WEB], Some(BackendId(1)));
     assert_eq!(world.kinds(), ["selection_changed"]);
     world.reconfigure(lab(Threshold::Auto));
     assert!(!world.maps.selection.contains_key(&ServiceId(1)));
@@ -99,8 +99,8 @@ fn orders_hold_over_a_reload() {
     world.reconfigure(settings);
     // The order was for all services, also for those to come.
     assert_eq!(world.maps.backends[&BackendId(4)].0, Health::Draining);
-    assert_eq!(world.maps.selection[&ServiceId(1)], BackendId(5));
-    assert_eq!(world.maps.selection[&WEB], BackendId(2));
+    assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(5)));
+    assert_eq!(world.maps.selection[&WEB], Some(BackendId(2)));
 }
 
 #[test]

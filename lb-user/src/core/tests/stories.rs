@@ -297,7 +297,7 @@ fn a_worker_of_two_services_fails_over_in_both() {
     world.start("worker2", 300);
     let selections = |world: &World| {
         let ids = world.maps.selection.values();
-        ids.map(|id| id.0).collect::<Vec<_>>()
+        ids.map(|id| id.expect("a backend").0).collect::<Vec<_>>()
     };
     assert_eq!(selections(&world), [1, 5]);
     world.take(Leave("worker1"));

@@ -1,0 +1,150 @@
+//! Weighted rendezvous hashing: every place goes to the worker that scores highest there.
+//!
+//! A worker's score at a place depends on nobody else. So a worker that goes leaves only its own
+//! places, and one that comes, or weighs more, only takes places: no other source of connections is
+//! moved. (Wang and Ravishankar 1998; weighted after Schindelhauer and Schomaker 2005.)
+
+use std::cmp::Ordering;
+use std::net::SocketAddrV4;
+
+use lb_common::maps::CHOICE_SLOTS;
+
+/// The winner of each place.
+#[derive(Debug)]
+pub struct Rendezvous {
+    /// What stands for each worker: its address, so that every manager finds the same winners.
+    keys: Vec<u64>,
+    weights: Vec<u32>,
+    winners: Vec<Option<Entry>>,
+}
+
+/// A worker's try for a place.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    worker: usize,
+    weight: u32,
+    number: u64,
+    /// Grows as the number shrinks; to be divided by the weight. The smallest quotient wins.
+    distance: u64,
+}
+
+impl Rendezvous {
+    pub fn new(addresses: impl Iterator<Item = SocketAddrV4>) -> Self {
+        let key = |address: SocketAddrV4| {
+            mixed(u64::from(u32::from(*address.ip())) << 16 | u64::from(address.port()))
+        };
+        let keys: Vec<u64> = addresses.map(key).collect();
+        Self {
+            weights: vec![0; keys.len()],
+            keys,
+            winners: vec![None; CHOICE_SLOTS as usize],
+        }
+    }
+
+    /// Lets the workers meet with these weights; 0 keeps one away. Returns each place's winner.
+    pub fn meet(&mut self, weights: &[u32]) -> Vec<usize> {
+        let before = std::mem::replace(&mut self.weights, weights.to_vec());
+        let lighter: Vec<bool> = before.iter().zip(weights).map(|(b, a)| a < b).collect();
+        let heavier: Vec<usize> = (0..weights.len())
+            .filter(|worker| weights[*worker] > before[*worker])
+            .collect();
+        for place in 0..self.winners.len() {
+            let winner = self.winners[place];
+            self.winners[place] = match winner {
+                // It may have lost its place, to anyone.
+                Some(winner) if lighter[winner.worker] => self.best(place, None, 0..weights.len()),
+                Some(winner) => {
+                    let winner = Entry {
+                        weight: weights[winner.worker],
+                        ..winner
+                    };
+                    self.best(place, Some(winner), heavier.iter().copied())
+                }
+                None => self.best(place, None, heavier.iter().copied()),
+            };
+        }
+        let winners = self.winners.iter().flatten();
+        winners.map(|winner| winner.worker).collect()
+    }
+
+    fn best(
+        &self,
+        place: usize,
+        first: Option<Entry>,
+        challengers: impl Iterator<Item = usize>,
+    ) -> Option<Entry> {
+        let mut best = first;
+        for worker in challengers.filter(|worker| self.weights[*worker] > 0) {
+            // Whoever weighs no more and has drawn no higher has lost: no logarithm is needed.
+            let number = self.number(place, worker);
+            let hopeless = best
+                .is_some_and(|best| number <= best.number && self.weights[worker] <= best.weight);
+            if hopeless {
+                continue;
+            }
+            let entry = self.enter(place, worker);
+            if best.is_none_or(|best| entry.order(&best) == Ordering::Less) {
+                best = Some(entry);
+            }
+        }
+        best
+    }
+
+    fn enter(&self, place: usize, worker: usize) -> Entry {
+        let number = self.number(place, worker);
+        Entry {
+            worker,
+            weight: self.weights[worker],
+            number,
+            distance: minus_logarithm(number),
+        }
+    }
+
+    /// A number that looks random, and is the same each time.
+    fn number(&self, place: usize, worker: usize) -> u64 {
+        mixed(self.keys[worker] ^ mixed(place as u64 + 1))
+    }
+}
+
+impl Entry {
+    fn order(&self, other: &Self) -> Ordering {
+        let quotient =
+            |one: &Self, other: &Self| u128::from(one.distance) * u128::from(other.weight);
+        quotient(self, other)
+            .cmp(&quotient(other, self))
+            .then(other.number.cmp(&self.number))
+            .then(self.worker.cmp(&other.worker))
+    }
+}
+
+/// The finalizer of SplitMix64.
+fn mixed(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// −log₂ of `number` / 2⁶⁴, times 2⁴⁸, bit by bit; falls as `number` grows.
+fn minus_logarithm(number: u64) -> u64 {
+    const FRACTION: u32 = 48;
+    let number = number.max(1);
+    let whole = u64::from(number.leading_zeros());
+    // In [2⁶³, 2⁶⁴): 1 to 2 with 63 binary places.
+    let mut mantissa = number << whole;
+    let mut logarithm = 0_u64;
+    for _ in 0..FRACTION {
+        let square = u128::from(mantissa) * u128::from(mantissa);
+        logarithm <<= 1;
+        if square >> 127 == 1 {
+            logarithm |= 1;
+            mantissa = (square >> 64) as u64;
+        } else {
+            mantissa = (square >> 63) as u64;
+        }
+    }
+    ((whole + 1) << FRACTION) - logarithm
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! When a service's connections are spread anew, and what is written then.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::Core;
+use super::event::{Cause, Event};
+use super::selection::Rule;
+use super::service::Target;
+use super::settings::BackendId;
+
+/// Weights that move by memory alone are told no more often than this.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Core {
+    /// Takes in how many connections each backend has open. The shell reads them when
+    /// [`Self::wants_connections`] says so, and then calls [`Self::handle_timeout`].
+    pub fn handle_connections(&mut self, open: &[(BackendId, u64)]) {
+        let mut by_worker: BTreeMap<usize, u64> = BTreeMap::new();
+        for (backend, open) in open {
+            if let Some(&worker) = self.by_backend.get(backend) {
+                let sum = by_worker.entry(worker).or_default();
+                *sum = sum.saturating_add(*open);
+            }
+        }
+        for (index, open) in by_worker {
+            let worker = &mut self.workers[index];
+            worker.appetite.count(open, worker.available_bytes());
+        }
+    }
+
+    /// Whether the next [`Self::handle_timeout`] looks at weights, for which open connections matter.
+    pub fn wants_connections(&self, now: Instant) -> bool {
+        self.poll_rebalance().is_some_and(|due| due <= now)
+    }
+
+    pub(super) fn poll_rebalance(&self) -> Option<Instant> {
+        let spreads = self.services.iter().filter_map(|it| it.spread.as_ref());
+        spreads.filter_map(|spread| spread.due()).min()
+    }
+
+    pub(super) fn rebalance_due(&mut self, now: Instant) {
+        for index in 0..self.services.len() {
+            let service = &self.services[index];
+            let due = service.spread.as_ref().and_then(|spread| spread.due());
+            if due.is_some_and(|due| due <= now) {
+                let cause = if service.joined {
+                    Cause::Joined
+                } else {
+                    Cause::Weights
+                };
+                self.respread(index, cause, now);
+            }
+        }
+    }
+
+    /// Brings a service that spreads connections in line with its workers' states: who is lost leaves
+    /// at once, who comes waits for the next look at the weights, together with others.
+    pub(super) fn follow(&mut self, index: usize, now: Instant) {
+        let service = &mut self.services[index];
+        let spreads = service.target == Target::Places;
+        if !service.any_up() {
+            if service.target != Target::Fallback {
+                service.turn_to(Target::Fallback, Rule::NoWorkerUp, &self.workers, now);
+                self.say_selection(index);
+            }
+            let service = &mut self.services[index];
+            service.forget_changes();
+            if let Some(spread) = &mut service.spread {
+                spread.rest();
+            }
+        } else if !spreads {
+            self.respread(index, Cause::Joined, now);
+        } else if service.lost {
+            self.respread(index, Cause::Lost, now);
+        } else if service.reweighed {
+            self.respread(index, Cause::Operator, now);
+        } else if service.joined
+            && let Some(spread) = &mut service.spread
+        {
+            spread.look_by(now + service.settings.spread.rebalance_interval);
+        }
+    }
+
+    /// Weighs a service's workers, of which one is up at least, and writes what changed: weights, then
+    /// places, then the selection.
+    pub(super) fn respread(&mut self, index: usize, cause: Cause, now: Instant) {
+        let service = &mut self.services[index];
+        let standings = service.standings(&self.workers, now);
+        let at_once = cause != Cause::Weights;
+        let Some(spread) = &mut service.spread else {
+            return;
+        };
+        let changes = spread.rebalance(&standings, self.down_after, at_once);
+        let was_hot = std::mem::replace(&mut service.hot, spread.is_hot(&standings));
+        spread.rest();
+        let next_ramp = || {
+            let ramp_up = service.settings.spread.ramp_up;
+            let workers = service.workers.iter().map(|worker| &self.workers[*worker]);
+            let up = workers.zip(&standings).filter(|(_, it)| it.is_some());
+            up.filter_map(|(worker, _)| worker.next_ramp(ramp_up, now))
+                .min()
+        };
+        if spread.follows_memory() {
+            spread.look_by(now + service.settings.spread.rebalance_interval);
+        } else if let Some(at) = next_ramp() {
+            spread.look_by(at);
+        }
+        service.forget_changes();
+        if service.hot && !was_hot {
+            self.events.push_back(Event::AllWorkersHot {
+                service: service.settings.name.clone(),
+            });
+        }
+        self.describe_workers(index, true);
+        let service = &mut self.services[index];
+        if changes.places {
+            self.commands.extend(service.places());
+        }
+        if service.target != Target::Places {
+            service.turn_to(Target::Places, Rule::Spread, &self.workers, now);
+            self.say_selection(index);
+        }
+        // Those that are gone, too: now that the places have left them.
+        self.describe_workers(index, false);
+        if changes.weights {
+            self.tell_shares(index, cause, now);
+        }
+    }
+
+    /// Describes a service's workers that are up, or all of them.
+    pub(super) fn describe_workers(&mut self, index: usize, only_up: bool) {
+        let service = &mut self.services[index];
+        for backend in 0..service.workers.len() {
+            let worker = &self.workers[service.workers[backend]];
+            if !only_up || service.state(backend, worker).is_up() {
+                self.commands.extend(service.describe(backend, worker));
+            }
+        }
+    }
+
+    fn tell_shares(&mut self, index: usize, cause: Cause, now: Instant) {
+        let service = &mut self.services[index];
+        let told = service.shares_told;
+        let lately = told.is_some_and(|told| now.saturating_duration_since(told) < TELL_INTERVAL);
+        let Some(spread) = &service.spread else {
+            return;
+        };
+        if cause == Cause::Weights && lately {
+            return;
+        }
+        let takes = || (0..service.workers.len()).filter(|worker| spread.weight(*worker) > 0);
+        let by_weight = |worker: &usize| spread.weight(*worker);
+        if let (Some(most), Some(least)) =
+            (takes().max_by_key(by_weight), takes().min_by_key(by_weight))
+        {
+            let name = |worker: usize| self.workers[service.workers[worker]].name.clone();
+            self.events.push_back(Event::SharesChanged {
+                service: service.settings.name.clone(),
+                policy: service.settings.policy,
+                cause,
+                workers: takes().count(),
+                most: name(most),
+                most_share: spread.share(most),
+                least: name(least),
+                least_share: spread.share(least),
+            });
+        }
+        service.shares_told = Some(now);
+    }
+}

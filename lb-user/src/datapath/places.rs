@@ -1,0 +1,70 @@
+//! The places of services that spread connections: filled out of force, put in force by one write.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, MapData};
+use lb_common::maps::{CHOICE_SLOTS, Policy, first_choice};
+
+/// The maps `policies` and `choices`.
+pub struct Places {
+    policies: Array<MapData, Policy>,
+    choices: Array<MapData, u32>,
+    /// What stands in `choices`, as far as it was written or read here: a write that would change
+    /// nothing is spared.
+    written: BTreeMap<u32, u32>,
+}
+
+impl Places {
+    pub fn new(policies: Array<MapData, Policy>, choices: Array<MapData, u32>) -> Self {
+        Self {
+            policies,
+            choices,
+            written: BTreeMap::new(),
+        }
+    }
+
+    /// Puts backends into a service's places, in the generation that is not in force, and then that
+    /// generation in force.
+    pub fn put(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
+        let before = self
+            .policies
+            .get(&service, 0)
+            .with_context(|| format!("read entry {service} of map policies"))?;
+        let slots = u32::try_from(backends.len()).unwrap_or(u32::MAX);
+        let policy = Policy {
+            kind,
+            generation: (before.generation & 1) ^ 1,
+            slots: slots.min(CHOICE_SLOTS),
+            reserved: 0,
+        };
+        if policy.slots == 0 {
+            return Ok(());
+        }
+        // A packet that comes in the middle of the one write may see the old generation with the new
+        // number of places, or the other way round: what it finds there must be a backend, too.
+        let first = first_choice(service, policy.generation);
+        let more = before.slots.min(CHOICE_SLOTS).max(policy.slots);
+        for (place, backend) in (first..first + more).zip(backends.iter().cycle()) {
+            self.write(place, *backend)?;
+        }
+        let first = first_choice(service, before.generation);
+        for (place, backend) in (before.slots..policy.slots).zip(backends) {
+            self.write(first + place, *backend)?;
+        }
+        self.policies
+            .set(service, policy, 0)
+            .with_context(|| format!("write entry {service} of map policies"))
+    }
+
+    fn write(&mut self, place: u32, backend: u32) -> Result<()> {
+        if self.written.get(&place) == Some(&backend) {
+            return Ok(());
+        }
+        self.choices
+            .set(place, backend, 0)
+            .with_context(|| format!("write entry {place} of map choices"))?;
+        self.written.insert(place, backend);
+        Ok(())
+    }
+}
