@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::{
     ebpf_compiler::{self, Compiler},
-    packages::{Tool, provide_tools},
+    packages::{Tool, provide_packages, provide_tools},
     privilege::refuse_to_run_under_sudo,
 };
 
@@ -84,5 +84,7 @@ pub fn for_tests() -> Result<Compiler> {
     let compiler = for_building()?;
     for_the_lab()?;
     provide_tools(TEST_TOOLS)?;
+    // Has no program of its own by which it could be noticed.
+    provide_packages(&["python3-venv"])?;
     Ok(compiler)
 }

@@ -1,6 +1,7 @@
 //! Every test at every level.
 
 mod privileged;
+mod schemathesis;
 mod scripts;
 
 use std::{

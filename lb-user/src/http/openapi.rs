@@ -49,6 +49,7 @@ fn describe() -> Value {
                     "in": "path",
                     "required": true,
                     "description": "The service's name",
+                    "example": "web",
                     "schema": { "type": "string", "minLength": 1 },
                 }],
                 "responses": responses::<Service>(

@@ -14,6 +14,7 @@ use memlb_tests::{
 };
 use serde_json::Value;
 
+use super::schemathesis;
 use crate::{
     privilege::as_root,
     workspace::{cargo, root, say},
@@ -21,6 +22,11 @@ use crate::{
 
 /// Runs every test of the package `memlb-tests`, whatever fails on the way.
 pub fn run_all(memlb: &Path) -> Result<()> {
+    let schemathesis = schemathesis::provide();
+    if let Err(error) = &schemathesis {
+        // The one test that needs it fails; the others need not wait for that.
+        say(format!("{error:#}"));
+    }
     let mut failed = Vec::new();
     for (name, binary) in build()? {
         say(format!("running {name} as root"));
@@ -28,6 +34,7 @@ pub fn run_all(memlb: &Path) -> Result<()> {
         test.current_dir(root().join("tests"))
             .arg(format!("{REQUIRED}=1"))
             .arg(format!("{BINARY}={}", memlb.display()))
+            .args(schemathesis.iter().map(|program| schemathesis::variable(program)))
             .arg(binary)
             // They measure time, and would take it from each other.
             .arg("--test-threads=1");
