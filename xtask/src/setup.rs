@@ -31,6 +31,11 @@ const LAB_TOOLS: &[Tool] = &[
         purpose: "switches offloads off where XDP runs on virtual interfaces",
     },
     Tool {
+        program: "systemctl",
+        package: "systemd",
+        purpose: "relays the manager's web page to this machine",
+    },
+    Tool {
         program: "bpftool",
         package: "bpftool",
         purpose: "shows memlb's maps to people",

@@ -4,6 +4,7 @@ mod demo;
 mod log_tail;
 mod screen;
 mod view;
+mod window;
 
 use std::{
     env,
@@ -88,7 +89,8 @@ impl Lab {
 fn live(options: &Options) -> Result<()> {
     let interrupt = prepare()?;
     let cluster = start(options.attach, options.config.as_deref(), &[])?;
-    let shown = view::show(&cluster, &interrupt);
+    let page = window::open(&cluster)?;
+    let shown = view::show(&cluster, page.as_deref(), &interrupt);
     say("taking the lab down");
     drop(cluster);
     shown
@@ -109,7 +111,8 @@ fn up(options: &Options) -> Result<()> {
     let interrupt = prepare()?;
     let cluster = start(options.attach, options.config.as_deref(), &[])?;
     interrupt.check()?;
-    println!("{}", by_hand(&cluster));
+    let page = window::open(&cluster)?;
+    println!("{}", by_hand(&cluster, page.as_deref()));
     cluster.keep();
     Ok(())
 }
@@ -205,7 +208,8 @@ fn client() -> Result<String> {
 }
 
 /// Returns what a person can do with a lab that is up.
-fn by_hand(cluster: &Cluster) -> String {
+fn by_hand(cluster: &Cluster, page: Option<&str>) -> String {
+    let page = page.unwrap_or("(its configuration serves no web page)");
     let service = cluster.service().ip();
     let directory = cluster.place.directory.display();
     let socket = cluster.place.control_socket();
@@ -215,6 +219,7 @@ fn by_hand(cluster: &Cluster) -> String {
     format!(
         "The lab is up.
 
+  {page:<51} see it in a browser on this machine
   cargo xtask lab exec -- curl -s http://{service}/   be the client
   cargo xtask lab down                                take it down
 

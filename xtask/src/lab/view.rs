@@ -28,13 +28,16 @@ const TRACE: usize = 70;
 ///
 /// # Errors
 /// When it cannot be watched any more.
-pub fn show(cluster: &Cluster, interrupt: &Interrupt) -> Result<()> {
+pub fn show(cluster: &Cluster, page: Option<&str>, interrupt: &Interrupt) -> Result<()> {
     let client = &cluster.topology.client;
     let probe = Probe::start(client, cluster.service(), TICK / 2, PATIENCE)?;
     let mut log = LogTail::open(&cluster.place.directory.join("manager.log"))?;
     let mut view: Box<dyn View> = if io::stdout().is_terminal() {
-        Box::new(Page::open()?)
+        Box::new(Page::open(page)?)
     } else {
+        if let Some(page) = page {
+            println!("page:    {page}");
+        }
         Box::new(Lines::default())
     };
     while !interrupt.is_asked() {
@@ -58,14 +61,18 @@ trait View {
 
 /// Everything on one page.
 struct Page {
+    /// Where a browser shows it.
+    address: String,
     screen: Screen,
     asks: VecDeque<Ask>,
     decisions: VecDeque<String>,
 }
 
 impl Page {
-    fn open() -> Result<Self> {
+    fn open(page: Option<&str>) -> Result<Self> {
+        let address = page.map_or(String::new(), |page| format!("see it in a browser: {page}"));
         Ok(Self {
+            address,
             screen: Screen::open()?,
             asks: VecDeque::new(),
             decisions: VecDeque::new(),
@@ -85,6 +92,7 @@ impl View for Page {
     fn draw(&mut self, cluster: &Cluster) -> Result<()> {
         let mut lines = vec![
             "memlb lab: Ctrl-C takes it down".into(),
+            self.address.clone(),
             format!(
                 "edit {} and worker2's beside it to move the selection",
                 cluster.place.memory_file(1).display()

@@ -34,7 +34,11 @@ pub fn run_all(memlb: &Path) -> Result<()> {
         test.current_dir(root().join("tests"))
             .arg(format!("{REQUIRED}=1"))
             .arg(format!("{BINARY}={}", memlb.display()))
-            .args(schemathesis.iter().map(|program| schemathesis::variable(program)))
+            .args(
+                schemathesis
+                    .iter()
+                    .map(|program| schemathesis::variable(program)),
+            )
             .arg(binary)
             // They measure time, and would take it from each other.
             .arg("--test-threads=1");
