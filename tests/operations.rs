@@ -225,6 +225,70 @@ fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
     wait_until(Duration::from_secs(10), "the order to be kept", written).unwrap();
 }
 
+#[test]
+fn lists_connections_and_explains_them() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let node = &cluster.topology.client;
+    let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
+    kept.get("/").unwrap();
+    cluster.memory[1].set_available_kb(600 * 1024).unwrap();
+    cluster.wait_for_selection("worker2", SOON).unwrap();
+    let mut other = Connection::open(node, cluster.service(), SOON).unwrap();
+    assert_eq!(other.get("/").unwrap().first_line(), "Worker2");
+
+    let of_worker1 = ["flows", "--worker", "worker1", "--json"];
+    let flows: Value = serde_json::from_str(&succeed(&cluster, &of_worker1)).unwrap();
+    assert_eq!(flows["total"], 1, "{flows}");
+    let flow = &flows["flows"][0];
+    assert_eq!(flow["worker"], "worker1");
+    assert_eq!(flow["service"], "web");
+    assert_eq!(flow["state"], "open");
+    assert!(flow["bytes_out"].as_u64() > Some(100), "{flow}");
+    let client = flow["client"].as_str().unwrap();
+    let address = client.split(':').next().unwrap();
+    let all = succeed(&cluster, &["flows", "--client", address]);
+    assert!(all.contains("worker1") && all.contains("worker2"), "{all}");
+    assert_eq!(
+        succeed(&cluster, &["flows", "--client", "10.9.8.7"])
+            .lines()
+            .count(),
+        1
+    );
+
+    // Each connection has its own reason: what was decided when it was made.
+    let one = succeed(&cluster, &["explain", client]);
+    assert!(one.contains("went to worker1"), "{one}");
+    assert!(one.contains("450.0 MiB available, heard"), "{one}");
+    assert!(one.contains("would go to worker2"), "{one}");
+    let both = succeed(&cluster, &["explain", address, "--json"]);
+    let both: Value = serde_json::from_str(&both).unwrap();
+    let workers: Vec<&Value> = both["connections"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|it| it["connection"]["state"] == "open")
+        .map(|it| &it["decision"]["service"]["selected"])
+        .collect();
+    assert_eq!(workers, ["worker2", "worker1"], "{both}");
+    let stranger = succeed(&cluster, &["explain", "10.9.8.7"]);
+    assert!(stranger.contains("has no connection here"), "{stranger}");
+    assert!(stranger.contains("would go to worker2"), "{stranger}");
+
+    expect_status(
+        &memlb(&cluster, &["explain", "worker1"]),
+        2,
+        "expected ADDRESS",
+    );
+    expect_status(
+        &memlb(&cluster, &["flows", "--worker", "nobody"]),
+        2,
+        "there are manager",
+    );
+}
+
 fn start() -> Cluster {
     let options = ClusterOptions {
         // Who is undrained comes back by its memory.

@@ -3,6 +3,7 @@
 mod agent;
 mod check;
 mod events;
+mod flows;
 mod keygen;
 mod manager;
 mod order;
@@ -46,6 +47,8 @@ enum Verb {
     Maintenance(order::MaintenanceArgs),
     Undrain(order::UndrainArgs),
     Weight(order::WeightArgs),
+    Flows(flows::Args),
+    Explain(flows::ExplainArgs),
     Events(events::Args),
     Reload(reload::Args),
     Unload(unload::Args),
@@ -103,6 +106,8 @@ pub fn run() -> ExitCode {
         Verb::Maintenance(args) => order::maintenance(args),
         Verb::Undrain(args) => order::undrain(args),
         Verb::Weight(args) => order::weight(args),
+        Verb::Flows(args) => flows::run(args),
+        Verb::Explain(args) => flows::explain(&args),
         Verb::Events(args) => events::run(&args),
         Verb::Reload(args) => reload::run(&args),
         Verb::Unload(args) => unload::run(&args),

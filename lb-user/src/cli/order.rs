@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use memlb::{
-    control::{AskError, Client, Ordered, Request},
+    control::{AskError, Asker, Ordered, Request},
     core::{Action, Hold},
     status::Status,
 };
@@ -165,7 +165,7 @@ fn give(remote: &Remote, target: &Target, action: Action) -> Result<Ordered, Ask
 
 /// Waits until the worker has no connection any more, and returns how many it has at the end.
 async fn wait(
-    client: &Client,
+    client: &Asker,
     target: &Target,
     deadline: Option<Duration>,
 ) -> Result<u64, AskError> {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
-use memlb::control::{AskError, Client, Request};
+use memlb::control::{AskError, Asker, Request};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{block_on, source::USUAL_CONFIG};
@@ -23,9 +23,9 @@ pub struct Remote {
 }
 
 impl Remote {
-    pub fn client(&self) -> Client {
+    pub fn client(&self) -> Asker {
         let path = self.control_socket.clone().or_else(configured_socket);
-        Client::new(path.unwrap_or_else(|| PathBuf::from(USUAL_SOCKET)))
+        Asker::new(path.unwrap_or_else(|| PathBuf::from(USUAL_SOCKET)))
     }
 
     pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, AskError> {

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Asks the manager at one control socket.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub struct Asker {
     path: PathBuf,
 }
 
@@ -45,7 +45,7 @@ impl From<anyhow::Error> for AskError {
     }
 }
 
-impl Client {
+impl Asker {
     pub fn new(path: PathBuf) -> Self {
         Self { path }
     }

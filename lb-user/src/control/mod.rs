@@ -4,6 +4,7 @@
 //! reply to [`Request::Events`] with `follow` is one line an event, without end. Whatever is refused
 //! is answered by [`Refused`].
 
+mod answers;
 mod client;
 mod server;
 
@@ -12,12 +13,14 @@ use std::{fmt, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use client::{AskError, Client, understand};
+pub use client::{AskError, Asker, understand};
 pub use server::Server;
 
 use crate::{
     core::Action,
     feed::Feed,
+    flows::{Client, Filter},
+    history::History,
     manager::{Instruction, Reread, Written},
     status::Decided,
 };
@@ -47,6 +50,18 @@ pub enum Request {
         order: Action,
         #[serde(default)]
         reason: Option<String>,
+    },
+    /// Answered by [`crate::flows::Flows`].
+    Flows {
+        #[serde(default)]
+        filter: Filter,
+        limit: usize,
+    },
+    /// Answered by [`crate::explain::Explanation`].
+    Explain {
+        client: Client,
+        #[serde(default)]
+        service: Option<String>,
     },
     /// Answered by [`Reloaded`].
     Reload,
@@ -99,6 +114,7 @@ pub struct Offices {
     pub reread: Reread,
     pub counters: Counters,
     pub feed: Feed,
+    pub history: History,
 }
 
 impl fmt::Debug for Offices {

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -13,23 +13,19 @@ use nix::{
     sys::stat::{Mode, umask},
     unistd::{Uid, User},
 };
-use serde::Serialize;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream, unix::WriteHalf},
-    sync::{Semaphore, broadcast::error::RecvError, oneshot},
+    sync::{Semaphore, broadcast::error::RecvError},
     time::timeout,
 };
 use tracing::debug;
 
-use super::{Offices, Ordered, Refused, Reloaded, Request};
-use crate::{
-    core::{Order, OrderError},
-    datapath::Stats,
-    feed::{self, Subscription},
-    manager::{Instruction, Obedience, ReloadError},
-    status::Status,
+use super::{
+    Offices, Refused, Request,
+    answers::{Refusal, line_of, reply},
 };
+use crate::feed::{self, Subscription};
 
 /// A request may be no longer than this, in bytes, and must come within this time.
 const REQUEST_LIMIT: u64 = 4096;
@@ -117,33 +113,6 @@ impl Drop for Server {
     }
 }
 
-/// Why a request is not answered as it wishes.
-enum Refusal {
-    Usage(anyhow::Error),
-    RunTime(anyhow::Error),
-}
-
-impl From<anyhow::Error> for Refusal {
-    fn from(error: anyhow::Error) -> Self {
-        Self::RunTime(error)
-    }
-}
-
-impl From<ReloadError> for Refusal {
-    fn from(error: ReloadError) -> Self {
-        match error {
-            ReloadError::RunTime(_) => Self::RunTime(error.into()),
-            ReloadError::Configuration(_) | ReloadError::Refused(_) => Self::Usage(error.into()),
-        }
-    }
-}
-
-impl From<OrderError> for Refusal {
-    fn from(error: OrderError) -> Self {
-        Self::Usage(error.into())
-    }
-}
-
 async fn answer(mut stream: UnixStream, offices: Offices) -> Result<()> {
     let user = user(&stream)?;
     let mut line = String::new();
@@ -190,89 +159,6 @@ fn user(stream: &UnixStream) -> Result<String> {
     Ok(name.map_or_else(|| format!("user {uid}"), |user| user.name))
 }
 
-async fn reply(request: Request, user: String, offices: Offices) -> Result<Vec<u8>, Refusal> {
-    match request {
-        Request::Status => status(offices).await.map_err(Refusal::from),
-        Request::Order {
-            worker,
-            service,
-            order: action,
-            reason,
-        } => {
-            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            let order = Order {
-                worker,
-                service,
-                action,
-                by: user,
-                at_ms: since_1970.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(0)),
-                reason,
-            };
-            order_given(order, offices).await
-        }
-        Request::Reload => reload(offices).await,
-        Request::Events { .. } => Err(Refusal::RunTime(anyhow::anyhow!("events are a stream"))),
-    }
-}
-
-async fn status(offices: Offices) -> Result<Vec<u8>> {
-    let (question, decided) = oneshot::channel();
-    offices
-        .questions
-        .send(question)
-        .await
-        .context("the manager stops")?;
-    let decided = decided.await.context("the manager stops")?;
-    let counters = offices.counters;
-    // Reading a full flow table takes a while, and must not hold up a heartbeat.
-    tokio::task::spawn_blocking(move || {
-        let stats = Stats::read(&counters.pin_path, counters.idle)?;
-        line_of(&Status::new(decided, &stats))
-    })
-    .await
-    .context("read the counters")?
-}
-
-async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal> {
-    let text = order.to_string();
-    let (reply, obedience) = oneshot::channel();
-    offices
-        .instructions
-        .send(Instruction::Order(order, reply))
-        .await
-        .context("the manager stops")?;
-    let Obedience { obeyed, version } = obedience.await.context("the manager stops")??;
-    let mut written = offices.written;
-    let kept = written.wait_for(|it| it.version >= version || it.failure.is_some());
-    let not_kept = match timeout(PATIENCE, kept).await {
-        Ok(Ok(written)) if written.version >= version => None,
-        Ok(Ok(written)) => written.failure.clone(),
-        Ok(Err(_)) => Some("the manager stops".to_owned()),
-        Err(_) => Some("the disk does not answer".to_owned()),
-    };
-    let ordered = Ordered {
-        order: text,
-        without_worker: obeyed.without_worker,
-        not_kept,
-    };
-    Ok(line_of(&ordered)?)
-}
-
-async fn reload(offices: Offices) -> Result<Vec<u8>, Refusal> {
-    let reread = offices.reread;
-    let config = tokio::task::spawn_blocking(move || reread())
-        .await
-        .context("read the configuration")?;
-    let (reply, outcome) = oneshot::channel();
-    offices
-        .instructions
-        .send(Instruction::Reload(config.map(Box::new), Some(reply)))
-        .await
-        .context("the manager stops")?;
-    let changes = outcome.await.context("the manager stops")??;
-    Ok(line_of(&Reloaded { changes })?)
-}
-
 async fn events(
     writer: &mut WriteHalf<'_>,
     offices: &Offices,
@@ -298,12 +184,6 @@ async fn events(
             Err(RecvError::Closed) => return Ok(()),
         }
     }
-}
-
-fn line_of(value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(value).context("encode the reply")?;
-    line.push(b'\n');
-    Ok(line)
 }
 
 async fn send(writer: &mut WriteHalf<'_>, line: &[u8]) -> Result<()> {

@@ -155,6 +155,16 @@ pub enum Event {
 }
 
 impl Event {
+    /// Returns the service whose new connections go elsewhere from this event on.
+    pub fn decided(&self) -> Option<&str> {
+        match self {
+            Self::SelectionChanged { service, .. }
+            | Self::SelectionAdopted { service, .. }
+            | Self::SharesChanged { service, .. } => Some(service),
+            _ => None,
+        }
+    }
+
     pub fn severity(&self) -> Severity {
         match self {
             Self::WorkerDown { expected: true, .. }

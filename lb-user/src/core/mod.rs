@@ -225,6 +225,13 @@ impl Core {
         }
     }
 
+    /// Returns one service of [`Self::snapshot`], by its name.
+    pub fn snapshot_of(&self, service: &str, now: Instant) -> Option<ServiceSnapshot> {
+        let mut services = self.services.iter();
+        let service = services.find(|it| it.settings.name == service)?;
+        Some(service.snapshot(&self.workers, now))
+    }
+
     fn add_service(&mut self, settings: ServiceSettings, now: Instant) {
         let service = self.services.len();
         let mut workers = Vec::with_capacity(settings.backends.len());

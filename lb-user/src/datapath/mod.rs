@@ -5,6 +5,7 @@
 mod adopt;
 mod attach;
 mod bpffs;
+mod flows;
 mod kernel;
 mod loopback;
 mod netlink;
@@ -15,6 +16,7 @@ mod tables;
 
 pub use adopt::{Adoption, LayoutError};
 pub use attach::{Attachment, Choice};
+pub use flows::{Connection, ConnectionState, read_connections};
 pub use netlink::{Interface, Netlink, Route};
 pub use object::OBJECT;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};

@@ -22,6 +22,7 @@ use crate::{
     core::{Core, Event, Severity},
     datapath::{Datapath, Netlink, Stats},
     event_log::EventLog,
+    history::History,
     meters::Meters,
     reception::Reception,
     status::{Decided, Interface},
@@ -116,6 +117,7 @@ struct Manager {
     core: Core,
     datapath: Datapath,
     log: EventLog,
+    history: History,
     meters: Meters,
     reception: Reception,
     orders_file: OrdersFile,
@@ -148,6 +150,12 @@ impl Manager {
             Severity::Warn => warn!("{event}"),
         }
         self.meters.count(event);
+        let service = event
+            .decided()
+            .and_then(|name| self.core.snapshot_of(name, Instant::now()));
+        if let Some(service) = service {
+            self.history.record(event.to_string(), service);
+        }
         self.log.publish(event.severity(), event.to_string(), event);
     }
 

@@ -17,6 +17,7 @@ use crate::{
     datapath::{self, Datapath, Netlink},
     event_log::EventLog,
     feed::Feed,
+    history::History,
     http,
     meters::Meters,
     reception::Reception,
@@ -53,6 +54,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         .map(http::Server::bind)
         .transpose()?;
     let feed = Feed::default();
+    let history = History::default();
     let log = EventLog::open(config.manager.event_log.as_deref(), feed.clone())?;
     let (orders_file, orders) = OrdersFile::open(&config.manager.state_file)?;
     let terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
@@ -78,6 +80,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         core,
         datapath,
         log,
+        history: history.clone(),
         reception,
         meters: Meters::new(&config)?,
         orders_file,
@@ -129,6 +132,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
             reread,
             counters,
             feed,
+            history,
         },
         web,
     };

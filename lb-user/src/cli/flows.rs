@@ -1,0 +1,100 @@
+//! `memlb flows` and `memlb explain`: single connections, and why they are where they are.
+
+use memlb::{
+    control::Request,
+    core::Bytes,
+    explain::Explanation,
+    flows::{Client, Filter, FlowRow, Flows},
+};
+
+use super::{
+    Outcome,
+    remote::{Remote, spoken},
+    table::table,
+};
+
+/// List connections: client, worker, age, traffic
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only of this client
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    client: Option<Client>,
+
+    /// Only to this worker
+    #[arg(long)]
+    worker: Option<String>,
+
+    /// Only to this service
+    #[arg(long)]
+    service: Option<String>,
+
+    /// Also those that have ended, as long as they are remembered
+    #[arg(long)]
+    ended: bool,
+
+    /// List no more than so many, the youngest
+    #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 1000)]
+    limit: usize,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Say which worker a client's connections went to and why, and where the next one would go
+#[derive(clap::Args)]
+pub struct ExplainArgs {
+    /// The client, or one of its connections
+    #[arg(value_name = "ADDRESS[:PORT]")]
+    client: Client,
+
+    /// Only to this service
+    #[arg(long)]
+    service: Option<String>,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub fn run(args: Args) -> Outcome {
+    let flows: Flows = args.remote.ask(&Request::Flows {
+        filter: Filter {
+            client: args.client,
+            worker: args.worker,
+            service: args.service,
+            ended: args.ended,
+        },
+        limit: args.limit,
+    })?;
+    args.remote.print(&flows, |flows| {
+        let row = |row: &FlowRow| {
+            vec![
+                row.client.clone(),
+                row.service.clone(),
+                row.worker.clone().unwrap_or_else(|| "(removed)".to_owned()),
+                row.worker_address.clone(),
+                row.state.name().to_owned(),
+                spoken(row.age_ms),
+                spoken(row.idle_ms),
+                Bytes(row.bytes_in).to_string(),
+                Bytes(row.bytes_out).to_string(),
+            ]
+        };
+        let heads = [
+            "client", "service", "worker", "address", "state", ">age", ">idle", ">in", ">out",
+        ];
+        let rows: Vec<_> = flows.flows.iter().map(row).collect();
+        let mut text = table(&heads, &rows);
+        if flows.total > rows.len() {
+            text += &format!("{} of {}; see --limit\n", rows.len(), flows.total);
+        }
+        text
+    })
+}
+
+pub fn explain(args: &ExplainArgs) -> Outcome {
+    let explanation: Explanation = args.remote.ask(&Request::Explain {
+        client: args.client,
+        service: args.service.clone(),
+    })?;
+    args.remote.print(&explanation, Explanation::to_string)
+}

@@ -1,0 +1,207 @@
+//! What becomes of each request: asked of the manager's task, read from the maps, put into words.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tokio::{sync::oneshot, time::timeout};
+
+use super::{Offices, Ordered, Reloaded, Request};
+use crate::{
+    core::{Order, OrderError, ServiceSnapshot},
+    datapath::{Stats, read_connections},
+    explain::Explanation,
+    flows::{Client, Filter, Flows},
+    history::now_ms,
+    manager::{Instruction, Obedience, ReloadError},
+    status::{Decided, Status},
+};
+
+/// How long a disk may take to keep an order.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a request is not answered as it wishes.
+pub(super) enum Refusal {
+    Usage(anyhow::Error),
+    RunTime(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self::RunTime(error)
+    }
+}
+
+impl From<ReloadError> for Refusal {
+    fn from(error: ReloadError) -> Self {
+        match error {
+            ReloadError::RunTime(_) => Self::RunTime(error.into()),
+            ReloadError::Configuration(_) | ReloadError::Refused(_) => Self::Usage(error.into()),
+        }
+    }
+}
+
+impl From<OrderError> for Refusal {
+    fn from(error: OrderError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+/// Answers everything but streams, with one line.
+pub(super) async fn reply(
+    request: Request,
+    user: String,
+    offices: Offices,
+) -> Result<Vec<u8>, Refusal> {
+    match request {
+        Request::Status => status(offices).await.map_err(Refusal::from),
+        Request::Order {
+            worker,
+            service,
+            order: action,
+            reason,
+        } => {
+            let order = Order {
+                worker,
+                service,
+                action,
+                by: user,
+                at_ms: now_ms(),
+                reason,
+            };
+            order_given(order, offices).await
+        }
+        Request::Flows { filter, limit } => flows(filter, limit, offices).await,
+        Request::Explain { client, service } => explain(client, service, offices).await,
+        Request::Reload => reload(offices).await,
+        Request::Events { .. } => Err(Refusal::RunTime(anyhow::anyhow!("events are a stream"))),
+    }
+}
+
+/// Asks the manager's task for its view.
+async fn decided(offices: &Offices) -> Result<Decided> {
+    let (question, decided) = oneshot::channel();
+    offices
+        .questions
+        .send(question)
+        .await
+        .context("the manager stops")?;
+    decided.await.context("the manager stops")
+}
+
+async fn flows(filter: Filter, limit: usize, offices: Offices) -> Result<Vec<u8>, Refusal> {
+    let services = decided(&offices).await?.services;
+    is_known(
+        &services,
+        filter.service.as_deref(),
+        filter.worker.as_deref(),
+    )?;
+    let pin_path = offices.counters.pin_path;
+    let flows = tokio::task::spawn_blocking(move || {
+        let connections = read_connections(&pin_path)?;
+        line_of(&Flows::new(connections, &services, &filter, limit))
+    });
+    Ok(flows.await.context("read the flows")??)
+}
+
+async fn explain(
+    client: Client,
+    service: Option<String>,
+    offices: Offices,
+) -> Result<Vec<u8>, Refusal> {
+    let services = decided(&offices).await?.services;
+    is_known(&services, service.as_deref(), None)?;
+    let (pin_path, history) = (offices.counters.pin_path, offices.history);
+    let explanation = tokio::task::spawn_blocking(move || {
+        let connections = read_connections(&pin_path)?;
+        let service = service.as_deref();
+        line_of(&Explanation::new(
+            client,
+            connections,
+            services,
+            service,
+            &history,
+        ))
+    });
+    Ok(explanation.await.context("read the flows")??)
+}
+
+/// Refuses names that are nobody's: an empty list would look like an answer.
+fn is_known(
+    services: &[ServiceSnapshot],
+    service: Option<&str>,
+    worker: Option<&str>,
+) -> Result<(), Refusal> {
+    let workers = services.iter().flat_map(|it| &it.backends);
+    let workers: BTreeSet<&str> = workers.map(|it| it.name.as_str()).collect();
+    let services: BTreeSet<&str> = services.iter().map(|it| it.name.as_str()).collect();
+    let names = [("service", service, services), ("worker", worker, workers)];
+    for (kind, wanted, known) in names {
+        if let Some(wanted) = wanted.filter(|wanted| !known.contains(wanted)) {
+            let known: Vec<&str> = known.into_iter().collect();
+            return Err(Refusal::Usage(anyhow::anyhow!(
+                "there is no {kind} {wanted:?}: there are {}",
+                known.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+async fn status(offices: Offices) -> Result<Vec<u8>> {
+    let decided = decided(&offices).await?;
+    let counters = offices.counters;
+    // Reading a full flow table takes a while, and must not hold up a heartbeat.
+    tokio::task::spawn_blocking(move || {
+        let stats = Stats::read(&counters.pin_path, counters.idle)?;
+        line_of(&Status::new(decided, &stats))
+    })
+    .await
+    .context("read the counters")?
+}
+
+async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal> {
+    let text = order.to_string();
+    let (reply, obedience) = oneshot::channel();
+    offices
+        .instructions
+        .send(Instruction::Order(order, reply))
+        .await
+        .context("the manager stops")?;
+    let Obedience { obeyed, version } = obedience.await.context("the manager stops")??;
+    let mut written = offices.written;
+    let kept = written.wait_for(|it| it.version >= version || it.failure.is_some());
+    let not_kept = match timeout(PATIENCE, kept).await {
+        Ok(Ok(written)) if written.version >= version => None,
+        Ok(Ok(written)) => written.failure.clone(),
+        Ok(Err(_)) => Some("the manager stops".to_owned()),
+        Err(_) => Some("the disk does not answer".to_owned()),
+    };
+    let ordered = Ordered {
+        order: text,
+        without_worker: obeyed.without_worker,
+        not_kept,
+    };
+    Ok(line_of(&ordered)?)
+}
+
+async fn reload(offices: Offices) -> Result<Vec<u8>, Refusal> {
+    let reread = offices.reread;
+    let config = tokio::task::spawn_blocking(move || reread())
+        .await
+        .context("read the configuration")?;
+    let (reply, outcome) = oneshot::channel();
+    offices
+        .instructions
+        .send(Instruction::Reload(config.map(Box::new), Some(reply)))
+        .await
+        .context("the manager stops")?;
+    let changes = outcome.await.context("the manager stops")??;
+    Ok(line_of(&Reloaded { changes })?)
+}
+
+pub(super) fn line_of(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value).context("encode the reply")?;
+    line.push(b'\n');
+    Ok(line)
+}

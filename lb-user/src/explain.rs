@@ -1,0 +1,188 @@
+//! Why a client's connections are where they are, and where its next one would go.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    core::{BackendSnapshot, Bytes, MANAGER, ServiceSnapshot},
+    flows::{Client, Filter, FlowRow, Flows},
+    history::{Decision, History, now_ms},
+};
+
+/// So many connections are explained one by one.
+const MOST: usize = 20;
+
+/// The answer to `memlb explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub client: String,
+    /// The client's connections, the youngest first.
+    pub connections: Vec<Explained>,
+    /// How many there are in all.
+    pub total: usize,
+    /// Where a new connection would go, for each service.
+    pub next: Vec<Next>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    pub connection: FlowRow,
+    /// Made before the connection, and in force then; nothing if it is older than what is kept.
+    pub decision: Option<Decision>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Next {
+    pub service: ServiceSnapshot,
+}
+
+impl Explanation {
+    pub fn new(
+        client: Client,
+        connections: Vec<crate::datapath::Connection>,
+        services: Vec<ServiceSnapshot>,
+        service: Option<&str>,
+        history: &History,
+    ) -> Self {
+        let filter = Filter {
+            client: Some(client),
+            service: service.map(str::to_owned),
+            worker: None,
+            ended: true,
+        };
+        let Flows { total, flows } = Flows::new(connections, &services, &filter, MOST);
+        let now = now_ms();
+        let explained = flows.into_iter().map(|connection| Explained {
+            decision: history.at(&connection.service, now.saturating_sub(connection.age_ms)),
+            connection,
+        });
+        let wanted = |it: &ServiceSnapshot| service.is_none_or(|service| it.name == service);
+        let next = services.into_iter().filter(wanted);
+        Self {
+            client: client.to_string(),
+            connections: explained.collect(),
+            total,
+            next: next.map(|service| Next { service }).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.connections.is_empty() {
+            writeln!(f, "{} has no connection here.", self.client)?;
+        }
+        for explained in &self.connections {
+            writeln!(f, "{explained}")?;
+        }
+        if self.total > self.connections.len() {
+            let more = self.total - self.connections.len();
+            writeln!(f, "{more} more: memlb flows --client {}\n", self.client)?;
+        }
+        for Next { service } in &self.next {
+            writeln!(
+                f,
+                "A new connection to {} ({}) would go to {}, policy {}, for {}:\n  {}",
+                service.name,
+                service.address,
+                service.selected,
+                policy(service),
+                spoken(service.since_ms),
+                service.reason
+            )?;
+            candidates(f, service)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FlowRow {
+            client,
+            service,
+            service_address,
+            worker,
+            worker_address,
+            state,
+            age_ms,
+            idle_ms,
+            bytes_in,
+            bytes_out,
+            ..
+        } = &self.connection;
+        let worker = worker.as_deref().unwrap_or("a worker no longer configured");
+        writeln!(
+            f,
+            "{client} to {service} ({service_address}) went to {worker} ({worker_address}) {} ago: {}, \
+             last packet {} ago, {} in, {} out",
+            spoken(*age_ms),
+            state.name(),
+            spoken(*idle_ms),
+            Bytes(*bytes_in),
+            Bytes(*bytes_out)
+        )?;
+        let Some(decision) = &self.decision else {
+            return writeln!(
+                f,
+                "  because of a decision older than what this manager remembers; see the event log"
+            );
+        };
+        let before = now_ms().saturating_sub(*age_ms);
+        writeln!(
+            f,
+            "  because, {} before: {}",
+            spoken(before.saturating_sub(decision.at_ms)),
+            decision.message
+        )?;
+        candidates(f, &decision.service)
+    }
+}
+
+/// What was known of the workers.
+fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Result {
+    let workers = service.backends.iter().filter(|it| it.name != MANAGER);
+    for BackendSnapshot {
+        name,
+        state,
+        age_ms,
+        memory_available_bytes,
+        share,
+        weight_percent,
+        ..
+    } in workers
+    {
+        let memory = memory_available_bytes.map_or("memory unknown".to_owned(), |bytes| {
+            format!("{} available", Bytes(bytes))
+        });
+        let age = age_ms.map_or("never heard".to_owned(), |age| {
+            format!("heard {age} ms before")
+        });
+        let share = f64::from(*share) / 100.0;
+        write!(
+            f,
+            "    {name:<12} {:<11} {memory}, {age}, share {share:.0}%",
+            state.name()
+        )?;
+        match weight_percent {
+            Some(weight) => writeln!(f, ", weight {}% by {}", weight.value, weight.by)?,
+            None => writeln!(f)?,
+        }
+    }
+    Ok(())
+}
+
+fn policy(service: &ServiceSnapshot) -> String {
+    let policy = serde_json::to_value(service.policy).unwrap_or_default();
+    policy.as_str().unwrap_or("unknown").to_owned()
+}
+
+/// A time as people say it: milliseconds only where there are no seconds.
+fn spoken(milliseconds: u64) -> String {
+    let rounded = match milliseconds {
+        0..1000 => milliseconds,
+        _ => milliseconds / 1000 * 1000,
+    };
+    humantime::format_duration(Duration::from_millis(rounded)).to_string()
+}

@@ -1,0 +1,172 @@
+//! Connections under the names of services and workers, as `memlb flows` shows them.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, SocketAddrV4},
+    str::FromStr,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    core::ServiceSnapshot,
+    datapath::{Connection, ConnectionState},
+};
+
+/// Which connections are meant; everything given must fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    pub client: Option<Client>,
+    pub worker: Option<String>,
+    pub service: Option<String>,
+    /// Also those that have ended and whose entries merely linger.
+    #[serde(default)]
+    pub ended: bool,
+}
+
+/// A client, or one of its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Client {
+    pub address: Ipv4Addr,
+    pub port: Option<u16>,
+}
+
+impl Client {
+    pub fn is(self, client: SocketAddrV4) -> bool {
+        self.address == *client.ip() && self.port.is_none_or(|port| port == client.port())
+    }
+}
+
+impl FromStr for Client {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, port) = match text.split_once(':') {
+            Some((address, port)) => (address, Some(port)),
+            None => (text, None),
+        };
+        let wrong = || format!("{text:?} is no client: expected ADDRESS or ADDRESS:PORT, IPv4");
+        Ok(Self {
+            address: address.parse().map_err(|_| wrong())?,
+            port: port.map(str::parse).transpose().map_err(|_| wrong())?,
+        })
+    }
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.address),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+/// Connections that fit a [`Filter`], the youngest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// How many fit; more than are listed if that was limited.
+    pub total: usize,
+    pub flows: Vec<FlowRow>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FlowRow {
+    pub client: String,
+    pub service: String,
+    pub service_address: String,
+    /// Nothing if the worker is no longer configured.
+    pub worker: Option<String>,
+    pub backend_id: u32,
+    pub worker_address: String,
+    pub state: ConnectionState,
+    pub age_ms: u64,
+    pub idle_ms: u64,
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+}
+
+impl Flows {
+    /// Names the connections by the services as the manager sees them.
+    pub fn new(
+        connections: Vec<Connection>,
+        services: &[ServiceSnapshot],
+        filter: &Filter,
+        limit: usize,
+    ) -> Self {
+        let mut names: BTreeMap<u32, (&str, &str)> = BTreeMap::new();
+        for service in services {
+            for backend in &service.backends {
+                names.insert(backend.backend_id.0, (&service.name, &backend.name));
+            }
+        }
+        let connections = connections.into_iter();
+        let mut flows: Vec<FlowRow> = connections
+            .filter(|it| filter.client.is_none_or(|client| client.is(it.client)))
+            .filter(|it| filter.ended || it.state != ConnectionState::Ended)
+            .map(|it| row(&it, names.get(&it.backend).copied()))
+            .filter(|row| filter.fits(row))
+            .collect();
+        let total = flows.len();
+        flows.truncate(limit);
+        Self { total, flows }
+    }
+}
+
+impl Filter {
+    fn fits(&self, row: &FlowRow) -> bool {
+        let service = self.service.as_ref();
+        let worker = self.worker.as_ref();
+        service.is_none_or(|service| row.service == *service)
+            && worker.is_none_or(|worker| row.worker.as_ref() == Some(worker))
+    }
+}
+
+fn row(connection: &Connection, names: Option<(&str, &str)>) -> FlowRow {
+    let milliseconds =
+        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    FlowRow {
+        client: connection.client.to_string(),
+        service: names.map_or_else(String::new, |(service, _)| service.to_owned()),
+        service_address: connection.service.to_string(),
+        worker: names.map(|(_, worker)| worker.to_owned()),
+        backend_id: connection.backend,
+        worker_address: connection.backend_address.to_string(),
+        state: connection.state,
+        age_ms: milliseconds(connection.age),
+        idle_ms: milliseconds(connection.idle),
+        packets_in: connection.packets_in,
+        bytes_in: connection.bytes_in,
+        packets_out: connection.packets_out,
+        bytes_out: connection.bytes_out,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_an_address_with_or_without_a_port() {
+        let client: Client = "10.0.0.7:4711".parse().unwrap();
+        assert!(client.is("10.0.0.7:4711".parse().unwrap()));
+        assert!(!client.is("10.0.0.7:4712".parse().unwrap()));
+        let client: Client = "10.0.0.7".parse().unwrap();
+        assert!(client.is("10.0.0.7:4712".parse().unwrap()));
+        for wrong in [
+            "",
+            "worker1",
+            "10.0.0.7:",
+            "10.0.0.7:http",
+            "10.0.0.7:70000",
+            "::1",
+        ] {
+            assert!(wrong.parse::<Client>().is_err(), "{wrong}");
+        }
+    }
+}

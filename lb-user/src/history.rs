@@ -1,0 +1,92 @@
+//! The decisions of late, each with what was known when it was made: the memory of `memlb explain`.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::ServiceSnapshot;
+
+/// How many decisions are kept for each service.
+const KEPT: usize = 64;
+
+/// How many of a service's workers are kept with a decision.
+const CANDIDATES: usize = 32;
+
+/// One decision of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Milliseconds since 1970 by the manager's clock.
+    pub at_ms: u64,
+    pub message: String,
+    /// The service as it was then, with its workers' states, memory, ages and weights.
+    pub service: ServiceSnapshot,
+}
+
+/// Shared by the manager, which writes it, and by all who ask.
+#[derive(Debug, Clone, Default)]
+pub struct History(Arc<Mutex<BTreeMap<String, VecDeque<Decision>>>>);
+
+impl History {
+    pub fn record(&self, message: String, mut service: ServiceSnapshot) {
+        service.backends.truncate(CANDIDATES);
+        let mut services = self.services();
+        let decisions = services.entry(service.name.clone()).or_default();
+        if decisions.len() == KEPT {
+            decisions.pop_front();
+        }
+        decisions.push_back(Decision {
+            at_ms: now_ms(),
+            message,
+            service,
+        });
+    }
+
+    /// Returns the decision of a service that was in force at a time, if it is remembered.
+    pub fn at(&self, service: &str, at_ms: u64) -> Option<Decision> {
+        let services = self.services();
+        let decisions = services.get(service)?.iter().rev();
+        let mut before = decisions.filter(|it| it.at_ms <= at_ms);
+        before.next().cloned()
+    }
+
+    /// Held for moments only, never over an `await`.
+    fn services(&self) -> MutexGuard<'_, BTreeMap<String, VecDeque<Decision>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the time by the clock of this machine, in milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since_1970.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{Config, Overrides, Pinned},
+        core::Core,
+    };
+
+    #[test]
+    fn finds_the_decision_that_was_in_force() {
+        let config = Config::example(&Overrides::default(), None).unwrap();
+        let now = std::time::Instant::now();
+        let core = Core::new(config.settings(&Pinned::default()), now);
+        let service = core.snapshot(now).services.remove(0);
+        let history = History::default();
+        let before = now_ms() - 1;
+        for number in 0..KEPT + 5 {
+            history.record(number.to_string(), service.clone());
+        }
+        assert_eq!(history.at("web", before), None);
+        assert_eq!(history.at("web", now_ms()).unwrap().message, "68");
+        assert_eq!(history.at("other", now_ms()), None);
+        assert_eq!(history.services()["web"].len(), KEPT);
+    }
+}
