@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::{SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,11 +18,12 @@ use tokio::net::UdpSocket;
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::Config,
-    core::{Bytes, Core, Report, Severity},
+    config::{AutoJoin, Config},
+    core::{Bytes, Core, Outcome, Report, Severity},
     event_log::EventLog,
-    heartbeat::{self, Authentication, Decoded, Gate, Refused},
+    heartbeat::{self, Authentication, Decoded, Gate, Opened, Refused},
     keys::{KeyRing, read_keys},
+    manager::{Joined, Unfit},
     status::Heartbeats,
 };
 
@@ -38,6 +39,9 @@ const UNSIGNED_INTERVAL: Duration = Duration::from_secs(30);
 /// Datagrams taken from the socket before deadlines and questions get their turn.
 const BATCH: usize = 256;
 
+/// How many agents may apply at a time; others do so with their next heartbeat.
+const MOST_APPLICANTS: usize = 1_024;
+
 /// What waits while the manager is busy: a flood of small datagrams fills the kernel's usual 208 KiB
 /// in milliseconds, and honest heartbeats would be lost with the rest.
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
@@ -51,6 +55,24 @@ pub struct Reception {
     mentions: BTreeMap<Arc<str>, Mention>,
     refusals: BTreeMap<&'static str, Mention>,
     unsigned: Mention,
+    /// From where agents may join.
+    doors: Vec<AutoJoin>,
+    /// Where those who joined are; heard from elsewhere they are not who they were.
+    joined: Joined,
+    applicants: Vec<Applicant>,
+}
+
+/// An agent that has proved who it is, and whom no service knows, or knows at another address.
+#[derive(Debug)]
+pub struct Applicant {
+    pub from: SocketAddr,
+    opened: Opened,
+}
+
+impl Applicant {
+    pub fn worker(&self) -> &str {
+        self.opened.decoded.worker().unwrap_or_default()
+    }
 }
 
 impl Reception {
@@ -79,6 +101,9 @@ impl Reception {
             mentions: BTreeMap::new(),
             refusals: BTreeMap::new(),
             unsigned: Mention::overdue(),
+            doors: doors(config),
+            joined: Joined::default(),
+            applicants: Vec::new(),
         })
     }
 
@@ -96,6 +121,7 @@ impl Reception {
             .name()
             .clone_into(&mut self.counts.authentication);
         self.counts.unsigned.clear();
+        self.doors = doors(config);
         self.announce(config);
         Ok(())
     }
@@ -182,11 +208,31 @@ impl Reception {
                 return self.refuse(log, refusal.name(), &refusal, from, now);
             }
         };
+        self.deliver(core, log, opened, from, now);
+    }
+
+    fn deliver(
+        &mut self,
+        core: &mut Core,
+        log: &mut EventLog,
+        opened: Opened,
+        from: SocketAddr,
+        now: Instant,
+    ) {
         let Some(report) = opened.decoded.report() else {
             // The 2018 form's first datagram says nothing; the second is the heartbeat.
             return;
         };
+        // Whose address is the one it came from must be heard from there, and signed.
+        if let Some(at) = self.joined.address(&report.worker)
+            && (IpAddr::V4(at) != from.ip() || opened.signature.is_none())
+        {
+            return self.apply(log, opened, from, now);
+        }
         let outcome = core.handle_heartbeat(&report, now);
+        if outcome == Outcome::UnknownWorker {
+            return self.apply(log, opened, from, now);
+        }
         if let Some(reason) = outcome.refusal() {
             let detail = format_args!("from worker {}", report.worker);
             return self.refuse(log, reason, &detail, from, now);
@@ -198,6 +244,50 @@ impl Reception {
         if opened.signature.is_none() && self.gate.authentication() == Authentication::Permissive {
             self.name_unsigned(&report.worker, from, now);
         }
+    }
+
+    /// Lets an unknown worker apply, if it has signed and comes from where some may join.
+    fn apply(&mut self, log: &mut EventLog, opened: Opened, from: SocketAddr, now: Instant) {
+        let worker = opened.decoded.worker().unwrap_or_default();
+        let IpAddr::V4(address) = from.ip() else {
+            return;
+        };
+        let may = opened.signature.is_some() && self.doors.iter().any(|it| it.allows(address));
+        let waiting = self.applicants.iter().any(|it| it.worker() == worker);
+        if may && !waiting && self.applicants.len() < MOST_APPLICANTS {
+            self.applicants.push(Applicant { from, opened });
+        } else {
+            let detail = format_args!("from worker {worker}");
+            self.refuse(log, "unknown_worker", &detail, from, now);
+        }
+    }
+
+    /// Returns who has applied since this was last asked.
+    pub fn applicants(&mut self) -> Vec<Applicant> {
+        std::mem::take(&mut self.applicants)
+    }
+
+    /// Takes note of who has joined, and where.
+    pub fn expect(&mut self, joined: &Joined) {
+        self.joined.clone_from(joined);
+    }
+
+    /// Takes in the heartbeat by which a worker joined.
+    pub fn welcome(
+        &mut self,
+        core: &mut Core,
+        log: &mut EventLog,
+        applicant: Applicant,
+        now: Instant,
+    ) {
+        let Applicant { from, opened } = applicant;
+        self.deliver(core, log, opened, from, now);
+    }
+
+    /// Refuses the heartbeat of an agent that cannot join.
+    pub fn turn_away(&mut self, log: &mut EventLog, applicant: &Applicant, why: &Unfit) {
+        let detail = format_args!("{} cannot join: {why}", applicant.worker());
+        self.refuse(log, "join_refused", &detail, applicant.from, Instant::now());
     }
 
     /// Sends an answer, which is lost rather than waited for.
@@ -289,6 +379,14 @@ impl Reception {
         };
         log.publish(Severity::Warn, message, &refused);
     }
+}
+
+/// From where agents may join; nobody can where signatures are not looked at.
+fn doors(config: &Config) -> Vec<AutoJoin> {
+    let services = config.services.iter();
+    services
+        .filter_map(|service| service.auto_join.clone())
+        .collect()
 }
 
 /// Reads the keys, where signatures are looked at.

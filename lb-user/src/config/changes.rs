@@ -166,6 +166,7 @@ impl Changes {
             mode,
             fallback,
             workers,
+            auto_join,
         } = new;
         let key = |setting: &str| format!("service {name}: {setting}");
         self.free(&key("address"), &old.address, address, text);
@@ -175,6 +176,15 @@ impl Changes {
         self.spread(name, &old.spread, spread);
         self.free(&key("mode"), &old.mode, mode, debug);
         self.free(&key("fallback"), &old.fallback, fallback, text);
+        self.free(
+            &key("auto_join"),
+            &old.auto_join,
+            auto_join,
+            |it| match it {
+                Some(auto_join) => auto_join.to_string(),
+                None => "nobody".to_owned(),
+            },
+        );
         for worker in workers {
             match old.workers.iter().find(|it| it.name == worker.name) {
                 Some(before) => self.worker(name, before, worker),

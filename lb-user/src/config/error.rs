@@ -61,6 +61,8 @@ pub enum ProblemKind {
     DuplicateInterface,
     ZeroInterval,
     LegacyUnsigned,
+    AutoJoinUnauthenticated,
+    BadNetwork,
     DownAfterTooShort,
     IdleTimesReversed,
     NatPortsReversed,

@@ -97,6 +97,14 @@ pub(super) struct ServiceTable {
     pub mode: Given<String>,
     pub fallback: Given<String>,
     pub workers: Given<Vec<Spanned<WorkerTable>>>,
+    pub auto_join: Given<AutoJoinTable>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AutoJoinTable {
+    pub networks: Given<Vec<Spanned<String>>>,
+    pub port: Given<i64>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -12,9 +12,12 @@ mod overrides;
 mod set;
 mod values;
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use ipnet::Ipv4Net;
 
 pub use changes::Changes;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
@@ -101,6 +104,24 @@ pub struct Service {
     /// The manager's own server: the service's IP address with another port.
     pub fallback: SocketAddrV4,
     pub workers: Vec<Worker>,
+    /// Who else may become a worker; nothing if nobody.
+    pub auto_join: Option<AutoJoin>,
+}
+
+/// Which agents become workers by starting: those with a key, in these networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AutoJoin {
+    pub networks: Vec<Ipv4Net>,
+    /// Where their servers listen; the address is the one their heartbeats come from.
+    pub port: u16,
+}
+
+impl AutoJoin {
+    pub fn allows(&self, address: Ipv4Addr) -> bool {
+        self.networks
+            .iter()
+            .any(|network| network.contains(&address))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +142,24 @@ pub struct Worker {
     pub address: SocketAddrV4,
     /// What it takes beside others that are as good, in percent.
     pub weight_percent: u32,
+}
+
+impl Worker {
+    /// Returns a worker that joins by itself, with nothing said about it.
+    pub fn joining(name: String, address: SocketAddrV4) -> Self {
+        Self {
+            name,
+            address,
+            weight_percent: 100,
+        }
+    }
+}
+
+impl fmt::Display for AutoJoin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let networks: Vec<String> = self.networks.iter().map(Ipv4Net::to_string).collect();
+        write!(f, "{} at port {}", networks.join(" and "), self.port)
+    }
 }
 
 impl Config {

@@ -53,6 +53,7 @@ fn lab() -> Config {
                     weight_percent: 100,
                 },
             ],
+            auto_join: None,
         }],
     }
 }
@@ -106,7 +107,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 9 + 2 + 3 + 7 + 13);
+    assert_eq!(settings, 9 + 2 + 3 + 7 + 14);
 }
 
 #[test]
@@ -119,6 +120,78 @@ fn what_nobody_can_sign_cannot_be_enforced() {
     assert_eq!(problems(&text("enforce"))[0].kind, Kind::LegacyUnsigned);
     let config = parse(&text("permissive")).expect("a good configuration");
     assert_eq!(config.heartbeats.authentication, Authentication::Permissive);
+}
+
+#[test]
+fn only_who_has_a_key_may_join() {
+    let text = |authentication: &str, auto_join: &str| {
+        let auto_join = format!("workers = []\nauto_join = {auto_join}");
+        let services = LEAST.split("workers = [").next().expect("a beginning");
+        format!("heartbeats.authentication = \"{authentication}\"\n{services}\n{auto_join}")
+    };
+    let networks = r#"{ networks = ["192.168.56.0/25", "10.0.0.7/32"], port = 8081 }"#;
+    let config = parse(&text("enforce", networks)).expect("a good configuration");
+    let auto_join = config.services[0]
+        .auto_join
+        .as_ref()
+        .expect("some may join");
+    assert_eq!(auto_join.port, 8081);
+    let allowed = ["192.168.56.1", "192.168.56.127", "10.0.0.7"];
+    let others = ["192.168.56.128", "10.0.0.8", "127.0.0.1"];
+    for (addresses, allows) in [(allowed, true), (others, false)] {
+        for address in addresses {
+            let address = address.parse().expect("an address");
+            assert_eq!(auto_join.allows(address), allows, "{address}");
+        }
+    }
+    for (authentication, auto_join, kind) in [
+        ("off", networks, Kind::AutoJoinUnauthenticated),
+        ("enforce", "{ networks = [], port = 8081 }", Kind::NoWorker),
+        ("enforce", "{ port = 8081 }", Kind::NoWorker),
+        ("enforce", r#"{ networks = ["10.0.0.0/8"] }"#, Kind::Missing),
+        (
+            "enforce",
+            r#"{ networks = ["10.0.0.0/8"], port = 0 }"#,
+            Kind::OutOfRange,
+        ),
+        (
+            "enforce",
+            r#"{ networks = ["10.0.0.0/8"], port = 65536 }"#,
+            Kind::OutOfRange,
+        ),
+        (
+            "enforce",
+            r#"{ networks = ["10.0.0.1/8"], port = 1 }"#,
+            Kind::BadNetwork,
+        ),
+        (
+            "enforce",
+            r#"{ networks = ["10.0.0.1"], port = 1 }"#,
+            Kind::BadNetwork,
+        ),
+        (
+            "enforce",
+            r#"{ networks = ["10.0.0.0/33"], port = 1 }"#,
+            Kind::BadNetwork,
+        ),
+        (
+            "enforce",
+            r#"{ networks = ["fd00::/8"], port = 1 }"#,
+            Kind::BadNetwork,
+        ),
+        (
+            "enforce",
+            r#"{ network = ["10.0.0.0/8"], port = 1 }"#,
+            Kind::UnknownKey,
+        ),
+    ] {
+        let found = problems(&text(authentication, auto_join));
+        assert_eq!(
+            found[0].kind, kind,
+            "{authentication} {auto_join}: {}",
+            found[0]
+        );
+    }
 }
 
 #[test]

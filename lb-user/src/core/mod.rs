@@ -215,6 +215,12 @@ impl Core {
         self.events.pop_front()
     }
 
+    /// Returns for how long nothing was heard of a worker; nothing if no service has it.
+    pub fn silence(&self, worker: &str, now: Instant) -> Option<Duration> {
+        let index = *self.by_name.get(worker)?;
+        Some(self.workers[index].silence(now))
+    }
+
     /// Returns everything `memlb status` shows of workers and selections.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         let services = self.services.iter();

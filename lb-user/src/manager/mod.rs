@@ -6,7 +6,9 @@
 
 mod happening;
 mod instruction;
-mod orders_file;
+mod joined;
+mod joining;
+mod kept;
 mod reload;
 mod start;
 
@@ -19,7 +21,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     config::Config,
     control::{Offices, Question},
-    core::{Core, Event, Severity},
+    core::{Core, Event, Orders, Severity},
     datapath::{Datapath, Netlink, Stats},
     event_log::EventLog,
     history::History,
@@ -29,8 +31,9 @@ use crate::{
 };
 use happening::Happening;
 pub use instruction::{Instruction, Obedience};
-use orders_file::OrdersFile;
-pub use orders_file::Written;
+pub use joined::{Joined, Unfit};
+use kept::Kept;
+pub use kept::Written;
 pub use reload::{ReloadError, Reread};
 use start::{Doors, open};
 
@@ -84,12 +87,14 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
                 manager.follow(instruction, netlink).await;
             }
             due = route_ticks.tick() => {
+                manager.forget_the_gone(netlink).await;
                 manager.meters.lag(due.elapsed());
                 manager.refresh_routes(netlink).await;
                 manager.look_for_parted(offices);
             }
             () = &mut serving => {}
         }
+        manager.admit_applicants(netlink).await;
         // In every turn, so that a flood of datagrams cannot hold up a deadline.
         let now = Instant::now();
         if let Some(late) = deadline.and_then(|due| now.checked_duration_since(due)) {
@@ -113,14 +118,19 @@ async fn until(deadline: Option<Instant>) {
 }
 
 struct Manager {
+    /// With the workers that joined by themselves.
     config: Config,
+    /// Without them.
+    file: Config,
+    joined: Joined,
+    joined_file: Kept<Joined>,
     core: Core,
     datapath: Datapath,
     log: EventLog,
     history: History,
     meters: Meters,
     reception: Reception,
-    orders_file: OrdersFile,
+    orders_file: Kept<Orders>,
     interfaces: Vec<Interface>,
     started: Instant,
     /// When connections of backends that are no longer configured were last counted.

@@ -8,7 +8,7 @@ use tracing::{error, info};
 
 use super::{Happening, Instruction, Manager};
 use crate::{
-    config::{Changes, Config, ConfigError},
+    config::{Changes, Config, ConfigError, Pinned},
     core::Severity,
     datapath::Netlink,
 };
@@ -99,6 +99,8 @@ impl Manager {
         config: Config,
         netlink: &Netlink,
     ) -> Result<Vec<String>, ReloadError> {
+        let file = config;
+        let config = self.joined.added_to(&file);
         let changes = Changes::between(&self.config, &config);
         if !changes.refused.is_empty() {
             return Err(ReloadError::Refused(changes.refused));
@@ -113,7 +115,18 @@ impl Manager {
             .reload(&config)
             .map_err(ReloadError::RunTime)?;
         self.log = log;
-        let settings = config.settings(&numbers);
+        self.joined.retain_workers_of(&config);
+        self.joined_file.keep(self.joined.clone());
+        self.reception.expect(&self.joined);
+        self.arrange(config, &numbers, netlink).await;
+        self.file = file;
+        Ok(changes.accepted)
+    }
+
+    /// Brings core and datapath in line with a configuration, which must differ from the one in force
+    /// only in what can change while a manager runs.
+    pub(super) async fn arrange(&mut self, config: Config, numbers: &Pinned, netlink: &Netlink) {
+        let settings = config.settings(numbers);
         self.datapath.expect(&settings);
         // A new worker may be chosen at its first heartbeat, or at once if it has merely moved.
         self.refresh_routes(netlink).await;
@@ -123,7 +136,6 @@ impl Manager {
             self.map_write_failed(&error);
         }
         self.config = config;
-        Ok(changes.accepted)
     }
 
     pub(super) fn map_write_failed(&mut self, error: &anyhow::Error) {

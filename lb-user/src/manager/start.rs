@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Happening, Instruction, Manager, OrdersFile, Reread};
+use super::{Happening, Instruction, Joined, Kept, Manager, Reread};
 use crate::{
     config::Config,
     control::{Counters, Offices, Question, Server},
@@ -40,7 +40,15 @@ pub(super) struct Doors {
 
 /// Opens everything and takes up what an earlier manager has left.
 pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doors)> {
-    let reception = Reception::open(&config).await?;
+    let file = config;
+    let (joined_file, joined) = Kept::<Joined>::open(
+        &file.manager.state_file.with_file_name("joined.json"),
+        "the workers that joined by themselves",
+        "mend or remove the file; who has an agent running joins again",
+    )?;
+    let config = joined.added_to(&file);
+    let mut reception = Reception::open(&config).await?;
+    reception.expect(&joined);
     let netlink = Netlink::connect()?;
     let mut interfaces = Vec::new();
     for name in &config.manager.interfaces {
@@ -56,7 +64,12 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     let feed = Feed::default();
     let history = History::default();
     let log = EventLog::open(config.manager.event_log.as_deref(), feed.clone())?;
-    let (orders_file, orders) = OrdersFile::open(&config.manager.state_file)?;
+    let (orders_file, orders) = Kept::open(
+        &config.manager.state_file,
+        "the operator's orders",
+        "mend or remove the file (it says which workers are drained), or name another with \
+         --state-file",
+    )?;
     let terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let hangup = signal(SignalKind::hangup()).context("catch SIGHUP")?;
@@ -87,6 +100,9 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         started: Instant::now(),
         swept: Instant::now(),
         config,
+        file,
+        joined,
+        joined_file,
     };
     let started = Happening::ManagerStarted {
         version: env!("CARGO_PKG_VERSION"),

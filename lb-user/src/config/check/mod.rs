@@ -1,5 +1,6 @@
 //! Every rule that a configuration must keep; all that are broken are reported together.
 
+mod auto_join;
 mod heartbeats;
 mod limits;
 mod manager;
@@ -28,7 +29,13 @@ pub(super) fn check(
     let heartbeats = heartbeats::check(&mut reader, file.heartbeats, manager.legacy_heartbeats);
     let failover = failover(&mut reader, file.failover, overrides);
     let (limits, backends) = limits::check(&mut reader, file.limits, kernel_ports);
-    let services = services::check(&mut reader, file.services, overrides, &backends);
+    let services = services::check(
+        &mut reader,
+        file.services,
+        overrides,
+        &backends,
+        heartbeats.authentication,
+    );
     reader.finish(Config {
         manager,
         heartbeats,

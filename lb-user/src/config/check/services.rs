@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::auto_join;
 use super::reader::{Checked, Located, Place, Reader, Setting};
 use crate::config::error::{Origin, ProblemKind};
 use crate::config::file::{Given, ServiceTable, WorkerTable};
 use crate::config::overrides::Overrides;
 use crate::config::values;
-use crate::config::{Mode, Protocol, Service, Worker};
+use crate::config::{AutoJoin, Mode, Protocol, Service, Worker};
 use crate::core::{MANAGER, Policy, Pressure, SpreadSettings, Threshold};
-use crate::heartbeat::check_name;
+use crate::heartbeat::{Authentication, check_name};
 
 /// How many services the map in the kernel holds.
 const MOST_SERVICES: usize = lb_common::maps::MAX_SERVICES as usize;
@@ -26,6 +27,7 @@ struct Draft {
     address: Option<Located>,
     fallback: Option<Located>,
     workers: Vec<DraftWorker>,
+    auto_join: Option<AutoJoin>,
     rest: (Protocol, Policy, Threshold, SpreadSettings, Mode),
 }
 
@@ -40,11 +42,12 @@ pub(super) fn check(
     tables: Vec<Spanned<ServiceTable>>,
     overrides: &Overrides,
     room: &Checked<u32>,
+    authentication: Authentication,
 ) -> Vec<Service> {
     count(reader, &tables, room);
     let drafts: Vec<Draft> = tables
         .into_iter()
-        .map(|table| draft(reader, table, overrides))
+        .map(|table| draft(reader, table, overrides, authentication))
         .collect();
     distinct_services(reader, &drafts);
     for draft in &drafts {
@@ -69,6 +72,7 @@ impl Draft {
             spread,
             mode,
             fallback: self.fallback?.address,
+            auto_join: self.auto_join,
             workers: workers
                 .map(|worker| {
                     Some(Worker {
@@ -127,7 +131,12 @@ fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], backends: &C
     }
 }
 
-fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Overrides) -> Draft {
+fn draft(
+    reader: &mut Reader<'_>,
+    table: Spanned<ServiceTable>,
+    overrides: &Overrides,
+    authentication: Authentication,
+) -> Draft {
     let usual = SpreadSettings::default();
     let whole = reader.at("service", &table);
     let table = table.into_inner();
@@ -139,6 +148,7 @@ fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Over
         table.address,
         "\"192.168.56.101:80\"",
     );
+    let auto_join = auto_join::check(reader, table.auto_join, authentication);
     let protocol = reader.choice(
         "service.protocol",
         Setting::file(table.protocol),
@@ -214,7 +224,8 @@ fn draft(reader: &mut Reader<'_>, table: Spanned<ServiceTable>, overrides: &Over
             table.fallback,
             "\"192.168.56.101:8080\"",
         ),
-        workers: workers(reader, &whole, table.workers),
+        workers: workers(reader, &whole, table.workers, auto_join.is_some()),
+        auto_join,
         rest: (
             protocol.unwrap_or(Protocol::Tcp),
             policy.unwrap_or(Policy::Memory),
@@ -229,12 +240,13 @@ fn workers(
     reader: &mut Reader<'_>,
     whole: &Place,
     given: Given<Vec<Spanned<WorkerTable>>>,
+    others_join: bool,
 ) -> Vec<DraftWorker> {
     let place = given
         .as_ref()
         .map(|given| reader.at("service.workers", given));
     let tables = given.map(Spanned::into_inner).unwrap_or_default();
-    if tables.is_empty() {
+    if tables.is_empty() && !others_join {
         reader.refuse(
             &place.unwrap_or_else(|| Place {
                 key: "service.workers".to_owned(),

@@ -1,5 +1,4 @@
-//! The operator's standing orders on disk: a worker once drained stays drained, whatever becomes of
-//! the manager.
+//! What the next manager must know, on disk: the operator's standing orders, and who joined by itself.
 
 use std::{
     fs::{self, File},
@@ -9,27 +8,26 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::{info, warn};
-
-use crate::core::Orders;
 
 const FORM: u32 = 1;
 
 /// How long after a failure the file is written again.
 const RETRY: Duration = Duration::from_secs(5);
 
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Content {
+#[derive(Debug, Serialize, Deserialize)]
+struct Content<T> {
     form: u32,
-    orders: Orders,
+    #[serde(alias = "orders")]
+    kept: T,
 }
 
-/// Writes the orders in a task of its own, the latest of them and never a half of them.
+/// Writes its content in a task of its own, the latest and never a half of it.
 #[derive(Debug)]
-pub struct OrdersFile {
-    latest: watch::Sender<(u64, Orders)>,
+pub struct Kept<T> {
+    latest: watch::Sender<(u64, T)>,
     written: watch::Receiver<Written>,
     writing: JoinHandle<()>,
 }
@@ -42,32 +40,36 @@ pub struct Written {
     pub failure: Option<String>,
 }
 
-impl OrdersFile {
+impl<T> Kept<T>
+where
+    T: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
     /// Reads what an earlier manager kept; a file that does not exist says nothing.
     ///
     /// # Errors
     ///
     /// Says why the file cannot be understood: to go on without it might send clients to a worker
-    /// that is being taken apart.
-    pub fn open(path: &Path) -> Result<(Self, Orders)> {
-        let orders = read(path)?;
-        let (latest, wanted) = watch::channel((0, orders.clone()));
+    /// that is being taken apart. `what` is in it, and `remedy` is what a person can do.
+    pub fn open(path: &Path, what: &'static str, remedy: &str) -> Result<(Self, T)> {
+        let content: T =
+            read(path).with_context(|| format!("read {what} from {}: {remedy}", path.display()))?;
+        let (latest, wanted) = watch::channel((0, content.clone()));
         let (progress, written) = watch::channel(Written::default());
-        let writing = tokio::spawn(write_latest(path.to_owned(), wanted, progress));
+        let writing = tokio::spawn(write_latest(path.to_owned(), what, wanted, progress));
         let file = Self {
             latest,
             written,
             writing,
         };
-        Ok((file, orders))
+        Ok((file, content))
     }
 
-    /// Has these orders written, and returns the version under which [`Self::written`] counts them.
-    pub fn keep(&self, orders: Orders) -> u64 {
+    /// Has this written, and returns the version under which [`Self::written`] counts it.
+    pub fn keep(&self, content: T) -> u64 {
         let mut version = 0;
         self.latest.send_modify(|latest| {
             version = latest.0 + 1;
-            *latest = (version, orders);
+            *latest = (version, content);
         });
         version
     }
@@ -77,22 +79,23 @@ impl OrdersFile {
     }
 }
 
-impl Drop for OrdersFile {
+impl<T> Drop for Kept<T> {
     fn drop(&mut self) {
         self.writing.abort();
     }
 }
 
-async fn write_latest(
+async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
     path: PathBuf,
-    mut wanted: watch::Receiver<(u64, Orders)>,
+    what: &'static str,
+    mut wanted: watch::Receiver<(u64, T)>,
     progress: watch::Sender<Written>,
 ) {
     while wanted.changed().await.is_ok() {
         loop {
-            let (version, orders) = wanted.borrow_and_update().clone();
+            let (version, content) = wanted.borrow_and_update().clone();
             let target = path.clone();
-            let outcome = tokio::task::spawn_blocking(move || write(&target, orders)).await;
+            let outcome = tokio::task::spawn_blocking(move || write(&target, content)).await;
             let failure = match outcome {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(format!("{error:#}")),
@@ -101,11 +104,11 @@ async fn write_latest(
             let failed_before = progress.borrow().failure.is_some();
             match (&failure, failed_before) {
                 (Some(error), false) => warn!(
-                    "the operator's orders are in force, but a restarted manager would not know \
-                     them: {error}; trying again every {} s",
+                    "{what} are in force, but a restarted manager would not know them: {error}; trying \
+                     again every {} s",
                     RETRY.as_secs()
                 ),
-                (None, true) => info!("the operator's orders can be written again"),
+                (None, true) => info!("{what} can be written again"),
                 (Some(_), true) | (None, false) => {}
             }
             let succeeded = failure.is_none();
@@ -127,36 +130,28 @@ async fn write_latest(
     }
 }
 
-fn read(path: &Path) -> Result<Orders> {
-    let advice = || {
-        format!(
-            "read the operator's orders from {}: mend or remove the file (it says which workers are \
-             drained), or name another with --state-file",
-            path.display()
-        )
-    };
+fn read<T: Default + DeserializeOwned>(path: &Path) -> Result<T> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Orders::default()),
-        Err(error) => return Err(error).with_context(advice),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
+        Err(error) => return Err(error.into()),
     };
-    let content: Content = serde_json::from_str(&text).with_context(advice)?;
+    let content: Content<T> = serde_json::from_str(&text)?;
     anyhow::ensure!(
         content.form == FORM,
-        "{}: it has form {}, and this memlb reads form {FORM}",
-        advice(),
+        "it has form {}, and this memlb reads form {FORM}",
         content.form
     );
-    Ok(content.orders)
+    Ok(content.kept)
 }
 
 /// Replaces the file as a whole; a power cut leaves the old one or the new one.
-fn write(path: &Path, orders: Orders) -> Result<()> {
+fn write<T: Serialize>(path: &Path, kept: T) -> Result<()> {
     let context = || format!("write {}", path.display());
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(context)?;
     }
-    let mut text = serde_json::to_vec_pretty(&Content { form: FORM, orders })?;
+    let mut text = serde_json::to_vec_pretty(&Content { form: FORM, kept })?;
     text.push(b'\n');
     let draft = path.with_extension("draft");
     let mut file = File::create(&draft).with_context(context)?;
@@ -168,6 +163,7 @@ fn write(path: &Path, orders: Orders) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::Orders;
 
     fn orders(worker: &str) -> Orders {
         let standing = serde_json::json!([{
@@ -177,7 +173,11 @@ mod tests {
         serde_json::from_value(standing).unwrap()
     }
 
-    async fn settled(file: &OrdersFile, version: u64) -> Written {
+    fn open(path: &Path) -> Result<(Kept<Orders>, Orders)> {
+        Kept::open(path, "the orders", "mend or remove the file")
+    }
+
+    async fn settled(file: &Kept<Orders>, version: u64) -> Written {
         let mut written = file.written();
         let done = |it: &Written| it.version >= version || it.failure.is_some();
         written.wait_for(done).await.unwrap().clone()
@@ -187,11 +187,11 @@ mod tests {
     async fn keeps_the_orders_for_the_next_manager() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/operator.json");
-        let (file, before) = OrdersFile::open(&path).unwrap();
+        let (file, before) = open(&path).unwrap();
         assert!(before.is_empty());
         let version = file.keep(orders("worker1"));
         assert_eq!(settled(&file, version).await.failure, None);
-        assert_eq!(OrdersFile::open(&path).unwrap().1, orders("worker1"));
+        assert_eq!(open(&path).unwrap().1, orders("worker1"));
     }
 
     #[tokio::test]
@@ -199,14 +199,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("operator.json");
         fs::create_dir(path.with_extension("draft")).unwrap();
-        let (file, _) = OrdersFile::open(&path).unwrap();
+        let (file, _) = open(&path).unwrap();
         let version = file.keep(orders("worker1"));
         assert!(settled(&file, version).await.failure.is_some());
         fs::remove_dir(path.with_extension("draft")).unwrap();
         let version = file.keep(orders("worker2"));
         let mut written = file.written();
         written.wait_for(|it| it.version >= version).await.unwrap();
-        assert_eq!(OrdersFile::open(&path).unwrap().1, orders("worker2"));
+        assert_eq!(open(&path).unwrap().1, orders("worker2"));
     }
 
     #[tokio::test]
@@ -218,7 +218,7 @@ mod tests {
             ("{\"form\":2,\"orders\":[]}", "form 2"),
         ] {
             fs::write(&path, text).unwrap();
-            let error = format!("{:#}", OrdersFile::open(&path).unwrap_err());
+            let error = format!("{:#}", open(&path).unwrap_err());
             assert!(error.contains(says), "{error}");
         }
     }

@@ -1,0 +1,105 @@
+//! How agents become workers by starting, and how they are forgotten.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use tracing::{info, warn};
+
+use super::{Manager, joined::Unfit};
+use crate::{core::Severity, datapath::Netlink, reception::Applicant};
+
+/// How long a worker that joined by itself may be gone before it is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3_600);
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Joining<'a> {
+    WorkerJoined { worker: &'a str, address: IpAddr },
+    WorkerForgotten { worker: &'a str },
+}
+
+impl Manager {
+    /// Takes in the agents that have proved who they are and may be workers.
+    pub(super) async fn admit_applicants(&mut self, netlink: &Netlink) {
+        let applicants = self.reception.applicants();
+        let mut admitted = Vec::new();
+        for applicant in applicants {
+            match self.admit(&applicant) {
+                Ok(()) => admitted.push(applicant),
+                Err(unfit) => self.reception.turn_away(&mut self.log, &applicant, &unfit),
+            }
+        }
+        if admitted.is_empty() {
+            return;
+        }
+        self.rearrange(netlink).await;
+        // Their heartbeats were the reason, and count.
+        for applicant in admitted {
+            let now = Instant::now();
+            self.reception
+                .welcome(&mut self.core, &mut self.log, applicant, now);
+        }
+        self.carry_out();
+    }
+
+    fn admit(&mut self, applicant: &Applicant) -> Result<(), Unfit> {
+        let IpAddr::V4(address) = applicant.from.ip() else {
+            return Err(Unfit::NotAllowed);
+        };
+        let now = Instant::now();
+        let worker = applicant.worker();
+        let (core, down_after) = (&self.core, self.config.failover.down_after);
+        let present = |worker: &str| {
+            core.silence(worker, now)
+                .is_some_and(|silence| silence <= down_after)
+        };
+        self.joined.admit(&self.file, worker, address, present)?;
+        let message = format!("{worker} has joined by itself, at {address}");
+        info!("{message}");
+        let event = Joining::WorkerJoined {
+            worker,
+            address: address.into(),
+        };
+        self.log.publish(Severity::Info, message, &event);
+        Ok(())
+    }
+
+    /// Forgets the workers that joined and have been gone for long.
+    pub(super) async fn forget_the_gone(&mut self, netlink: &Netlink) {
+        let now = Instant::now();
+        let gone = |worker: &&str| {
+            self.core
+                .silence(worker, now)
+                .is_none_or(|silence| silence > FORGOTTEN_AFTER)
+        };
+        let workers = self.joined.iter().map(|(worker, _)| worker);
+        let forgotten: Vec<String> = workers.filter(gone).map(str::to_owned).collect();
+        if forgotten.is_empty() {
+            return;
+        }
+        for worker in &forgotten {
+            self.joined.forget(worker);
+            let message = format!("{worker}, which had joined by itself, is gone and forgotten");
+            info!("{message}");
+            let event = Joining::WorkerForgotten { worker };
+            self.log.publish(Severity::Info, message, &event);
+        }
+        self.rearrange(netlink).await;
+    }
+
+    /// Brings core and datapath in line with who has joined, and keeps that for the next manager.
+    async fn rearrange(&mut self, netlink: &Netlink) {
+        self.joined_file.keep(self.joined.clone());
+        self.reception.expect(&self.joined);
+        match self.datapath.numbers() {
+            Ok(numbers) => {
+                let config = self.joined.added_to(&self.file);
+                self.arrange(config, &numbers, netlink).await;
+            }
+            Err(error) => warn!("the workers that joined cannot be numbered: {error:#}"),
+        }
+    }
+}

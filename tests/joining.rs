@@ -1,0 +1,187 @@
+//! Agents that become workers by starting, and those that do not.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{fs, time::Duration};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Process, command::output, datagram::Sender, observe,
+    require_root, wait_until,
+};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Only worker1 stands in the configuration; who comes from `network` may join.
+fn open_to(network: &str) -> Cluster {
+    let settings = [
+        r#"service.web.workers=[{ name = "worker1", address = "192.168.56.103:8081" }]"#.to_owned(),
+        format!(r#"service.web.auto_join={{ networks = ["{network}"], port = 8082 }}"#),
+    ];
+    Cluster::start(&ClusterOptions {
+        authentication: Some("enforce"),
+        agents: false,
+        manager_arguments: settings
+            .into_iter()
+            .flat_map(|setting| ["--set".to_owned(), setting])
+            .collect(),
+        ..ClusterOptions::default()
+    })
+    .unwrap()
+}
+
+fn is_worker(status: &Value, name: &str) -> bool {
+    observe::backend(status, name).is_some()
+}
+
+#[test]
+fn an_agent_with_a_key_becomes_a_worker_by_starting_and_stays_one() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = open_to("192.168.56.104/32");
+    cluster.start_agent(0).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    assert!(!is_worker(&cluster.status().unwrap(), "worker2"));
+
+    cluster.memory[1].set_available_kb(690 * 1024).unwrap();
+    cluster.start_agent(1).unwrap();
+    let took = cluster.wait_for_state("worker2", "up", SOON).unwrap();
+    println!("up {took:?} after its start");
+    let backend = cluster.backend("worker2").unwrap();
+    // The address is the one it speaks from, the port the one configured.
+    assert_eq!(backend["address"], "192.168.56.104:8082");
+    let joined = cluster.events_of("worker_joined").unwrap();
+    assert_eq!(joined.len(), 1);
+    assert_eq!(joined[0]["worker"], "worker2");
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+
+    // It outlives a reload and a manager, and so do its connections.
+    let patience = Duration::from_secs(3);
+    let client = &cluster.topology.client;
+    let mut kept = Connection::open(client, cluster.service(), patience).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
+    let reload = ["reload", "--control-socket"];
+    let socket = cluster.place.control_socket();
+    let mut command = cluster.topology.manager.command(&cluster.binary);
+    output(command.args(reload).arg(socket)).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
+    assert!(is_worker(&cluster.status().unwrap(), "worker2"));
+    cluster.kill_manager().unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
+    cluster.start_manager().unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+    assert_eq!(cluster.events_of("worker_joined").unwrap().len(), 1);
+
+    // It goes down and comes back like any other.
+    cluster.kill_agent(1).unwrap();
+    cluster.wait_for_state("worker2", "down", SOON).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    cluster.start_agent(1).unwrap();
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+}
+
+#[test]
+fn nobody_else_does() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = open_to("192.168.56.104/32");
+    cluster.start_agent(0).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let refused = |cluster: &Cluster, reason: &str| {
+        let what = format!("somebody to be refused as {reason}");
+        cluster
+            .wait_for_status(SOON, &what, |status| {
+                status["heartbeats"]["refused"][reason].as_u64() > Some(0)
+            })
+            .unwrap();
+        assert!(!is_worker(&cluster.status().unwrap(), "worker2"));
+        assert!(!is_worker(&cluster.status().unwrap(), "worker9"));
+    };
+    let start = |cluster: &Cluster, node: &memlb_tests::Node, name: &str, key: Option<&str>| {
+        let mut command = node.command(&cluster.binary);
+        command.args(["agent", "--name", name, "--manager"]);
+        command.arg(cluster.heartbeat_address().to_string());
+        if let Some(key) = key {
+            command.arg("--key").arg(key);
+        }
+        let log = cluster.place.directory.join(format!("{name}.stranger.log"));
+        Process::start("stranger", &mut command, &log).unwrap()
+    };
+    let key = cluster.key_file(1).unwrap().display().to_string();
+
+    // Without a key, from where others may.
+    let workers = &cluster.topology.workers;
+    drop(start(&cluster, &workers[1], "worker2", None));
+    let stranger = Sender::open(&workers[1], cluster.heartbeat_address()).unwrap();
+    for seq in 1..10 {
+        let datagram = memlb_tests::datagram::heartbeat("worker2", 1, seq, 690 * 1024);
+        stranger.send(datagram).unwrap();
+    }
+    refused(&cluster, "unsigned");
+    // With a key that the manager does not know.
+    let unknown = cluster.place.directory.join("worker9.key");
+    let mut keygen = cluster.topology.manager.command(&cluster.binary);
+    output(
+        keygen
+            .args(["keygen", "--name", "worker9", "--output"])
+            .arg(&unknown),
+    )
+    .unwrap();
+    let agent = start(&cluster, &workers[1], "worker9", unknown.to_str());
+    refused(&cluster, "unknown_key");
+    drop(agent);
+    // With the right key, from elsewhere.
+    let agent = start(&cluster, &workers[0], "worker2", Some(&key));
+    refused(&cluster, "unknown_worker");
+    drop(agent);
+    assert!(cluster.events_of("worker_joined").unwrap().is_empty());
+
+    // Who has joined is not heard from elsewhere, either.
+    cluster.start_agent(1).unwrap();
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+    cluster.kill_agent(1).unwrap();
+    let workers = &cluster.topology.workers;
+    let agent = start(&cluster, &workers[0], "worker2", Some(&key));
+    cluster.wait_for_state("worker2", "down", SOON).unwrap();
+    assert_eq!(
+        cluster.backend("worker2").unwrap()["address"],
+        "192.168.56.104:8082"
+    );
+    drop(agent);
+}
+
+#[test]
+fn a_key_put_there_later_lets_its_worker_join_at_a_reload() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = open_to("192.168.56.0/24");
+    let key = cluster.key_file(1).unwrap();
+    let elsewhere = cluster.place.directory.join("later.key");
+    fs::rename(&key, &elsewhere).unwrap();
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    let mut command = cluster.topology.workers[1].command(&cluster.binary);
+    command.args(["agent", "--name", "worker2", "--manager"]);
+    command.arg(cluster.heartbeat_address().to_string());
+    command.arg("--key").arg(&elsewhere);
+    let log = cluster.place.directory.join("later.log");
+    let agent = Process::start("agent", &mut command, &log).unwrap();
+    wait_until(SOON, "the key to be unknown", || {
+        cluster
+            .status()
+            .is_ok_and(|status| status["heartbeats"]["refused"]["unknown_key"].as_u64() > Some(3))
+    })
+    .unwrap();
+    assert!(!is_worker(&cluster.status().unwrap(), "worker2"));
+    fs::copy(&elsewhere, &key).unwrap();
+    let manager = cluster.manager.as_mut().unwrap();
+    manager.signal(nix::sys::signal::Signal::SIGHUP).unwrap();
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+    drop(agent);
+}
