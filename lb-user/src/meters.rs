@@ -5,11 +5,12 @@ use std::time::Duration;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, proto::MetricFamily,
 };
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
     config::Config,
-    core::{Event, Health, Rule},
+    core::{Event, Health},
 };
 
 /// Rules by which a service leaves a worker; they stand at 0 from the start, so that the first one
@@ -35,6 +36,7 @@ const LAG_SECONDS: [f64; 10] = [
 pub struct Meters {
     registry: Registry,
     selections: IntCounterVec,
+    share_changes: IntCounterVec,
     state_changes: IntCounterVec,
     detection: Histogram,
     lag: Histogram,
@@ -56,6 +58,13 @@ impl Meters {
                     "Changes of a service's selection, by the rule that made them.",
                 ),
                 &["service", "rule"],
+            )?,
+            share_changes: IntCounterVec::new(
+                Opts::new(
+                    "memlb_share_changes_total",
+                    "Changes of the shares of a service that spreads connections, by their cause.",
+                ),
+                &["service", "cause"],
             )?,
             state_changes: IntCounterVec::new(
                 Opts::new(
@@ -103,6 +112,7 @@ impl Meters {
     fn register(&self) -> prometheus::Result<()> {
         let registry = &self.registry;
         registry.register(Box::new(self.selections.clone()))?;
+        registry.register(Box::new(self.share_changes.clone()))?;
         registry.register(Box::new(self.state_changes.clone()))?;
         registry.register(Box::new(self.detection.clone()))?;
         registry.register(Box::new(self.lag.clone()))?;
@@ -115,6 +125,10 @@ impl Meters {
             Event::SelectionChanged { service, rule, .. } => self
                 .selections
                 .with_label_values(&[service, &name(*rule)])
+                .inc(),
+            Event::SharesChanged { service, cause, .. } => self
+                .share_changes
+                .with_label_values(&[service, &name(*cause)])
                 .inc(),
             Event::WorkerUp { worker, .. } => self.came_to(worker, Health::Up),
             Event::WorkerUnhealthy { worker, .. } => self.came_to(worker, Health::Unhealthy),
@@ -150,9 +164,9 @@ impl Meters {
     }
 }
 
-/// Returns the rule's name in JSON.
-fn name(rule: Rule) -> String {
-    match serde_json::to_value(rule) {
+/// Returns the name of a rule or a cause in JSON.
+fn name(reason: impl Serialize) -> String {
+    match serde_json::to_value(reason) {
         Ok(Value::String(name)) => name,
         _ => String::new(),
     }

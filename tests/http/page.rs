@@ -13,6 +13,7 @@ use std::{
 
 use memlb_tests::{
     Cluster, ClusterOptions, Probe,
+    command::output,
     datagram::{Sender, heartbeat},
     require_root,
 };
@@ -134,6 +135,47 @@ fn is_used_by_keyboard_and_stands_still_for_those_who_wish() {
         let told = browser.value("document.getElementById('theme').ariaLabel");
         assert_eq!(told, format!("Theme: {theme}"));
     }
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
+fn shows_how_connections_are_spread_and_who_is_held() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(ClusterOptions {
+        available_kb: vec![600 * 1024, 350 * 1024, 500 * 1024, 200 * 1024],
+        manager_arguments: vec!["--policy".into(), "balanced".into()],
+        ..ClusterOptions::default()
+    });
+    let every = Duration::from_millis(10);
+    let _probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
+    let mut browser = open(&cluster, 1280, 1400);
+    browser.wait_for(&format!(
+        "{CHOICE} == 'New connections are spread over 4 workers'"
+    ));
+    let state = |worker: &str| {
+        format!("document.querySelector('#workers [data-key={worker}] .state').textContent")
+    };
+    browser.wait_for(&format!(
+        "/up, takes [0-9.]+ %$/.test({})",
+        state("worker1")
+    ));
+    // Every worker gets some; the fifth link is the one from the clients.
+    browser.wait_for("document.querySelectorAll('.links .in:not([hidden])').length == 5");
+    browser.picture("balanced");
+
+    output(
+        cluster
+            .memlb("drain")
+            .args(["worker2", "--reason", "new kernel"]),
+    )
+    .unwrap();
+    browser.wait_for(&format!("{}.includes('held by')", state("worker2")));
+    browser.wait_for(&format!(
+        "{CHOICE} == 'New connections are spread over 3 workers'"
+    ));
+    browser.picture("drained");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
 

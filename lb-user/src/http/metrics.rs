@@ -73,6 +73,16 @@ impl Scrape {
                 .with_label_values(&[reason.as_str()])
                 .inc_by(*count);
         }
+        let unsigned = self.counters(
+            "memlb_heartbeats_unsigned_total",
+            "Accepted heartbeats that carried no signature.",
+            &["worker"],
+        )?;
+        for (worker, count) in &status.heartbeats.unsigned {
+            unsigned
+                .with_label_values(&[worker.as_str()])
+                .inc_by(*count);
+        }
         Ok(())
     }
 
@@ -102,12 +112,19 @@ impl Scrape {
             "Share of the last ten seconds in which some task of a worker waited for memory.",
             &["worker"],
         )?;
+        let held = self.gauges(
+            "memlb_worker_held",
+            "1 while an operator lets a worker have no new connections.",
+            &["worker"],
+        )?;
         for worker in workers(status).values() {
             let name = worker.name.as_str();
             for state in STATES {
                 let is_in = i64::from(worker.state == state);
                 states.with_label_values(&[name, state.name()]).set(is_in);
             }
+            held.with_label_values(&[name])
+                .set(worker.hold.is_some().into());
             if let Some(age) = worker.age_ms {
                 let age = std::time::Duration::from_millis(age);
                 ages.with_label_values(&[name]).set(age.as_secs_f64());
@@ -131,7 +148,17 @@ impl Scrape {
         let by_direction = ["service", "backend", "direction"];
         let selected = self.gauges(
             "memlb_backend_selected",
-            "1 for the backend that a service's new connections go to, 0 for the others.",
+            "1 for each backend that a service's new connections may go to, 0 for the others.",
+            &by_backend,
+        )?;
+        let shares = self.fractions(
+            "memlb_backend_share_ratio",
+            "A backend's part of the new connections, as far as the policy fixes it.",
+            &by_backend,
+        )?;
+        let weights = self.gauges(
+            "memlb_backend_weight",
+            "What a backend weighs against the others, where connections are spread.",
             &by_backend,
         )?;
         let flows = self.gauges("memlb_backend_flows", "Connections open now.", &by_backend)?;
@@ -160,8 +187,12 @@ impl Scrape {
                 let (service_name, name) = (service.name.as_str(), backend.seen.name.as_str());
                 let labels = [service_name, name];
                 let traffic = &backend.traffic;
-                let is_selected = i64::from(backend.seen.share > 0);
-                selected.with_label_values(&labels).set(is_selected);
+                let BackendSnapshot { share, weight, .. } = backend.seen;
+                selected.with_label_values(&labels).set((share > 0).into());
+                shares
+                    .with_label_values(&labels)
+                    .set(f64::from(share) / 10_000.0);
+                weights.with_label_values(&labels).set(weight.into());
                 flows.with_label_values(&labels).set(whole(traffic.flows));
                 half_open
                     .with_label_values(&labels)

@@ -44,7 +44,7 @@ function show() {
   const service = wanted ?? status.services[0];
   if (!service) return;
   write(byId("about"), `version ${status.version}, up ${duration(status.uptime_ms)}`);
-  document.title = `${service.selected} · ${service.name} · memlb`;
+  document.title = `${service.selected === "*" ? "all" : service.selected} · ${service.name} · memlb`;
   lists.services(status, service.name, choose);
   lists.decision(service);
   picture.update(service, history, status.interfaces, picked);

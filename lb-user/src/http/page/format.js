@@ -18,6 +18,11 @@ export function rate(perSecond) {
   return perSecond < 10 ? perSecond.toFixed(1) : Math.round(perSecond).toLocaleString("en");
 }
 
+/** A part of the whole, given in hundredths of a percent. */
+export function part100(hundredths) {
+  return `${(hundredths / 100).toFixed(hundredths < 1000 ? 1 : 0)} %`;
+}
+
 export function count(number) {
   return number.toLocaleString("en");
 }
@@ -43,6 +48,7 @@ export const STATES = {
   leaving: ["◐", "leaving"],
   maintenance: ["■", "maintenance"],
   draining: ["◐", "draining"],
+  cut: ["✕", "cut off"],
   unknown: ["○", "not heard yet"],
 };
 

@@ -1,6 +1,6 @@
 // What is shown as lists and tables: services, events, packets, heartbeats, all figures.
 
-import { age, byId, bytes, count, duration, keep, make, rate, state, write } from "./format.js";
+import { age, byId, bytes, count, duration, keep, make, part100, rate, state, write } from "./format.js";
 
 const EVENTS = 200;
 /** Verdicts of packets that reached a backend or came from one. */
@@ -39,7 +39,10 @@ export function services(status, chosen, choose) {
 export function decision(service) {
   const serves = service.selected === "manager";
   write(byId("eyebrow"), `${service.name} · ${service.address}/${service.protocol}`);
-  write(byId("choice"), serves ? "The manager serves by itself" : `New connections go to ${service.selected}`);
+  const takers = service.backends.filter(({ share }) => share > 0).length;
+  const spread = service.selected === "*";
+  const whither = spread ? `are spread over ${takers} workers` : `go to ${service.selected}`;
+  write(byId("choice"), serves ? "The manager serves by itself" : `New connections ${whither}`);
   byId("decision").toggleAttribute("data-fallback", serves);
   write(byId("reason"), service.reason.charAt(0).toUpperCase() + service.reason.slice(1) + ".");
   const threshold =
@@ -50,7 +53,7 @@ export function decision(service) {
     ["for", duration(service.since_ms)],
     ["rule", words(service.rule)],
     ["policy", words(service.policy)],
-    ["threshold", threshold],
+    ...(service.policy === "memory" ? [["threshold", threshold]] : []),
   ]);
 }
 
@@ -106,7 +109,13 @@ function rank(verdict) {
 export function heartbeats(status) {
   const { accepted, refused } = status.heartbeats;
   const refusals = Object.entries(refused).map(([reason, number]) => [words(reason), count(number)]);
-  facts(byId("heartbeats"), [["accepted", count(accepted)], ...refusals]);
+  const unsigned = Object.values(status.heartbeats.unsigned ?? {}).reduce((sum, one) => sum + one, 0);
+  facts(byId("heartbeats"), [
+    ["authentication", status.heartbeats.authentication],
+    ["accepted", count(accepted)],
+    ...(unsigned > 0 ? [["not signed", count(unsigned)]] : []),
+    ...refusals,
+  ]);
 }
 
 export function maps(status) {
@@ -144,7 +153,7 @@ export function figures(service, history) {
       const head = make("th", "", backend.name);
       head.scope = "row";
       row.append(head);
-      for (let column = 1; column < 13; column += 1) row.append(make("td"));
+      for (let column = 1; column < 14; column += 1) row.append(make("td"));
       return row;
     },
     (row, backend) => {
@@ -156,7 +165,8 @@ export function figures(service, history) {
         age(backend.age_ms),
         bytes(backend.memory_available_bytes),
         bytes(backend.memory_total_bytes),
-        pressure === null ? "–" : `${(pressure / 100).toFixed(1)} %`,
+        pressure === null ? "–" : part100(pressure),
+        backend.share === 0 ? "–" : part100(backend.share),
         count(backend.flows),
         count(backend.half_open),
         rate(history.rateOf(service.name, backend.name, "connections")),

@@ -1,6 +1,6 @@
 // The picture: clients, manager and workers, and the traffic between them.
 
-import { age, byId, bytes, keep, make, rate, state, write } from "./format.js";
+import { age, byId, bytes, keep, make, part100, rate, state, write } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 /** With more workers than these, each is a tile, and one line leads to all of them. */
@@ -62,11 +62,11 @@ export class Picture {
       () => this.card(),
       (item, worker) => {
         const card = item.firstElementChild;
-        const selected = worker.name === service.selected;
+        const selected = worker.share > 0;
         item.dataset.state = worker.state;
         item.toggleAttribute("data-selected", selected);
         card.setAttribute("aria-pressed", String(worker.name === picked));
-        fill(card, worker, flows.get(worker.name), selected);
+        fill(card, worker, flows.get(worker.name));
       },
     );
     this.filter();
@@ -110,7 +110,7 @@ export class Picture {
         sum.in += flows.get(worker.name).in;
         sum.out += flows.get(worker.name).out;
       }
-      const selected = service.selected !== "manager";
+      const selected = workers.some((worker) => worker.share > 0);
       links.push({ from: manager, to: this.list, flow: sum, state: "up", selected });
     } else {
       for (const item of this.list.children) {
@@ -146,11 +146,13 @@ export class Picture {
   }
 }
 
-function fill(card, worker, flow, selected) {
+function fill(card, worker, flow) {
   const [sign, word] = state(worker.state);
+  const takes = worker.share === 0 ? "" : worker.share === 10000 ? ", selected" : `, takes ${part100(worker.share)}`;
+  const held = worker.hold ? `, held by ${worker.hold.by}` : "";
   const part = (name) => card.querySelector(`.${name}`);
   write(part("name"), worker.name);
-  write(part("state"), `${sign} ${word}${selected ? ", selected" : ""}`);
+  write(part("state"), `${sign} ${word}${takes}${held}`);
   write(part("address"), worker.address);
   const { memory_available_bytes: available, memory_total_bytes: total } = worker;
   const share = available !== null && total ? available / total : 0;
@@ -161,14 +163,15 @@ function fill(card, worker, flow, selected) {
       ? "memory not known"
       : `${bytes(available)} available${total ? ` of ${bytes(total)}` : ""}`,
   );
-  const weight = worker.weight === undefined || worker.weight === null ? "" : ` · weight ${worker.weight}`;
   write(
     part("figures"),
     `${worker.flows.toLocaleString("en")} open · ${rate(flow.connections)} new/s · ` +
-      `${bytes(flow.in + flow.out)}/s${weight}`,
+      `${bytes(flow.in + flow.out)}/s`,
   );
   const heard = worker.age_ms === null ? "never heard" : `heard ${age(worker.age_ms)} ago`;
-  card.title = `${worker.name}, ${word}, ${worker.address}, ${heard}`;
+  const why = worker.hold?.reason ? `: ${worker.hold.reason}` : "";
+  const ramp = worker.ramp_percent < 100 ? `, ramping up at ${worker.ramp_percent} %` : "";
+  card.title = `${worker.name}, ${word}${held}${why}${ramp}, ${worker.address}, ${heard}`;
 }
 
 function tally(workers) {
