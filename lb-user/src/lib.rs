@@ -20,4 +20,5 @@ pub mod keys;
 pub mod manager;
 pub mod meters;
 pub mod reception;
+pub mod simulate;
 pub mod status;

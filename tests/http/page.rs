@@ -250,6 +250,7 @@ interfaces = [\"eth1\"]
 name = \"web\"
 address = \"192.168.56.101:80\"
 fallback = \"192.168.56.101:8080\"
+policy = \"memory\"
 workers = [
     { name = \"worker1\", address = \"192.168.56.103:8081\" },
     { name = \"worker2\", address = \"192.168.56.104:8082\" },

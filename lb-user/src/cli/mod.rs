@@ -9,6 +9,7 @@ mod manager;
 mod order;
 mod reload;
 mod remote;
+mod simulate;
 mod source;
 mod status;
 mod table;
@@ -53,6 +54,7 @@ enum Verb {
     Reload(reload::Args),
     Unload(unload::Args),
     Check(check::Args),
+    Simulate(simulate::Args),
     Keygen(keygen::Args),
 }
 
@@ -112,6 +114,7 @@ pub fn run() -> ExitCode {
         Verb::Reload(args) => reload::run(&args),
         Verb::Unload(args) => unload::run(&args),
         Verb::Check(args) => check::run(&args),
+        Verb::Simulate(args) => simulate::run(&args),
         Verb::Keygen(args) => keygen::run(&args),
     };
     match outcome {

@@ -23,7 +23,12 @@ pub use changes::Changes;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
 pub use ids::Pinned;
 pub use overrides::Overrides;
-pub use values::PortRange;
+pub use values::{PortRange, size};
+
+/// Reads a threshold as the file has it; nothing if it is none.
+pub fn threshold(text: &str) -> Option<Threshold> {
+    values::threshold(text).ok()
+}
 
 use crate::core::{Policy, SpreadSettings, Threshold};
 use crate::heartbeat::Authentication;

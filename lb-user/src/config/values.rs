@@ -64,6 +64,14 @@ pub(super) fn show_duration(duration: Duration) -> String {
     }
 }
 
+/// Reads a size such as `64MiB`; nothing if it is none.
+pub fn size(text: &str) -> Option<u64> {
+    match threshold(text) {
+        Ok(Threshold::Bytes(bytes)) => Some(bytes),
+        Ok(Threshold::Auto | Threshold::Percent(_)) | Err(_) => None,
+    }
+}
+
 /// Reads a threshold: `auto`, a size, or a percentage.
 pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
     const MOST_PERCENT: u32 = 1000;

@@ -76,12 +76,13 @@ pub struct BackendSettings {
 }
 
 /// How a service's worker is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
     /// The worker with the most available memory, kept until another has more by the threshold.
     Memory,
     /// Of two workers drawn by the memory they can spare, the one with fewer connections.
+    #[default]
     Balanced,
     /// One worker after the other.
     RoundRobin,
@@ -101,9 +102,10 @@ pub enum Kind {
 }
 
 impl Policy {
+    /// Every policy, the default first.
     pub const ALL: [Self; 5] = [
-        Self::Memory,
         Self::Balanced,
+        Self::Memory,
         Self::RoundRobin,
         Self::LeastConnections,
         Self::SourceHash,

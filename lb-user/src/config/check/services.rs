@@ -228,7 +228,7 @@ fn draft(
         auto_join,
         rest: (
             protocol.unwrap_or(Protocol::Tcp),
-            policy.unwrap_or(Policy::Memory),
+            policy.unwrap_or_default(),
             threshold.value,
             spread,
             mode.unwrap_or(Mode::Nat),

@@ -1,0 +1,192 @@
+//! `memlb simulate`: the policies tried in virtual time.
+
+use std::{
+    fs::{self, File},
+    io::BufReader,
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use clap::{ArgAction, Parser};
+use memlb::{
+    config::{size, threshold},
+    core::SpreadSettings,
+    simulate::{Contender, Recording, Scenario, WorkerModel, compare, plot},
+};
+
+use super::{Failure, Outcome};
+
+/// Try the policies in virtual time, over made-up clients and workers
+///
+/// Says how full the fullest worker got, how uneven the workers were filled and how many connections
+/// no longer fitted, for each policy and each interval between reports. The decisions are the
+/// manager's own. Nothing is sent, and no privilege is needed.
+#[derive(Parser)]
+pub struct Args {
+    /// Sizes of the workers' memory, comma-separated; 6x700MiB stands for six of them
+    #[arg(long, value_name = "SIZES", default_value = "6x700MiB")]
+    workers: String,
+
+    /// Memory that each worker uses without connections
+    #[arg(long, value_name = "SIZE", default_value = "100MiB")]
+    background: String,
+
+    /// Let the background follow the heartbeats of this event log; replaces --workers, --background
+    #[arg(long, value_name = "FILE")]
+    events: Option<PathBuf>,
+
+    /// Connections that come in each second
+    #[arg(long, value_name = "NUMBER", default_value_t = 450.0)]
+    arrivals: f64,
+
+    /// How long a connection stays, on average
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    stay: humantime::Duration,
+
+    /// How much memory a connection takes, on average
+    #[arg(long, value_name = "SIZE", default_value = "2MiB")]
+    connection: String,
+
+    /// Intervals between a worker's reports, comma-separated
+    #[arg(long, value_name = "DURATIONS", value_delimiter = ',', default_values = ["100ms", "500ms", "1s", "2s", "5s"])]
+    intervals: Vec<humantime::Duration>,
+
+    /// How late a report comes, on average
+    #[arg(long, value_name = "DURATION", default_value = "5ms")]
+    delay: humantime::Duration,
+
+    /// The part of the reports that is lost, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
+    loss: f64,
+
+    /// How long to simulate; at most as long as --events goes
+    #[arg(long, value_name = "DURATION", default_value = "2m")]
+    duration: humantime::Duration,
+
+    /// Where chance begins: the same seed gives the same result
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
+
+    /// Policies to try, comma-separated; also "random". All by default
+    #[arg(long, value_name = "POLICIES", value_delimiter = ',')]
+    policies: Vec<String>,
+
+    /// Memory difference that moves the selection of policy memory: auto, 64MiB or 10%
+    #[arg(long, value_name = "THRESHOLD", default_value = "auto")]
+    threshold: String,
+
+    /// Print JSON
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
+
+    /// Draw a picture into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let scenario = scenario(args).map_err(Failure::Usage)?;
+    let contenders = contenders(&args.policies).map_err(Failure::Usage)?;
+    let intervals: Vec<Duration> = args.intervals.iter().map(|it| **it).collect();
+    if intervals.iter().any(|it| *it < Duration::from_millis(1)) {
+        return Err(Failure::Usage(anyhow!(
+            "--intervals: each must be 1ms at least"
+        )));
+    }
+    let results = compare(&scenario, &contenders, &intervals);
+    if let Some(file) = &args.svg {
+        fs::write(file, plot(&results))
+            .with_context(|| format!("write the picture {}", file.display()))?;
+    }
+    if args.json {
+        let json = serde_json::to_string_pretty(&results).context("encode the results")?;
+        println!("{json}");
+    } else {
+        print!("{results}");
+    }
+    Ok(())
+}
+
+fn scenario(args: &Args) -> anyhow::Result<Scenario> {
+    let at_least = |name: &str, given: f64, least: f64, most: f64| {
+        anyhow::ensure!(
+            (least..=most).contains(&given),
+            "{name} {given}: expected a number from {least} to {most}"
+        );
+        Ok(given)
+    };
+    let (workers, duration) = match &args.events {
+        None => (
+            workers(&args.workers, bytes("--background", &args.background)?)?,
+            *args.duration,
+        ),
+        Some(file) => {
+            let log = File::open(file).with_context(|| format!("open {}", file.display()))?;
+            let recording = Recording::read(BufReader::new(log))
+                .with_context(|| format!("read {}", file.display()))?;
+            (recording.workers, recording.duration.min(*args.duration))
+        }
+    };
+    anyhow::ensure!(!args.stay.is_zero(), "--stay 0s: expected some time");
+    Ok(Scenario {
+        workers,
+        arrivals_per_second: at_least("--arrivals", args.arrivals, 0.001, 1e6)?,
+        stay: *args.stay,
+        connection_bytes: bytes("--connection", &args.connection)?,
+        delay: *args.delay,
+        loss: at_least("--loss", args.loss, 0.0, 100.0)? / 100.0,
+        duration,
+        seed: args.seed,
+        threshold: threshold(&args.threshold).with_context(|| {
+            format!(
+                "--threshold {:?}: expected auto, a size such as 64MiB, or a percentage such as 10%",
+                args.threshold
+            )
+        })?,
+        spread: SpreadSettings::default(),
+    })
+}
+
+fn workers(sizes: &str, background: u64) -> anyhow::Result<Vec<WorkerModel>> {
+    const MOST: usize = 1_000;
+    let mut all = Vec::new();
+    for part in sizes.split(',').map(str::trim) {
+        let (count, size) = match part.split_once('x') {
+            Some((count, size)) => (
+                count.parse().with_context(|| {
+                    format!("--workers {part:?}: expected a number of workers before the x")
+                })?,
+                size,
+            ),
+            None => (1, part),
+        };
+        anyhow::ensure!(
+            (1..=MOST).contains(&count) && all.len() + count <= MOST,
+            "--workers {sizes:?}: expected 1 to {MOST} workers"
+        );
+        let size = bytes("--workers", size)?;
+        anyhow::ensure!(size > 0, "--workers {part:?}: a worker needs some memory");
+        all.extend(std::iter::repeat_n(size, count));
+    }
+    Ok(WorkerModel::of_sizes(&all, background))
+}
+
+fn contenders(names: &[String]) -> anyhow::Result<Vec<Contender>> {
+    let all = Contender::all();
+    if names.is_empty() {
+        return Ok(all);
+    }
+    let known: Vec<&str> = all.iter().map(|it| it.name()).collect();
+    let find = |name: &String| {
+        let found = all.iter().find(|it| it.name() == name.trim());
+        found
+            .copied()
+            .ok_or_else(|| anyhow!("--policies {name:?}: expected some of {}", known.join(", ")))
+    };
+    names.iter().map(find).collect()
+}
+
+fn bytes(option: &str, text: &str) -> anyhow::Result<u64> {
+    size(text).with_context(|| format!("{option} {text:?}: expected a size such as 700MiB or 2GiB"))
+}
