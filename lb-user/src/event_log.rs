@@ -1,6 +1,7 @@
 //! The event log: one JSON object a line, bounded in size.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -13,19 +14,25 @@ use tracing::{info, warn};
 
 use crate::{core::Severity, feed::Feed};
 
+/// How many lines are kept while the file cannot be written.
+const MOST_WAITING: usize = 10_000;
+
 /// A file grown to this size is renamed to `NAME.1`, replacing the one before.
 const ROTATE_AT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Appends events to a file, if there is one, and sends those that are news to the feed.
 ///
-/// A write that fails is said once, and the next event tries again: a full disk must not stop
-/// the manager.
+/// A write that fails is said once, and the next event tries again, with all that are waiting: a full
+/// disk must not stop the manager, nor make holes in its story.
 #[derive(Debug)]
 pub struct EventLog {
     path: Option<PathBuf>,
     file: Option<File>,
     bytes: u64,
     failing: bool,
+    /// Lines that could not be written yet, and how many were dropped for lack of room.
+    waiting: VecDeque<Vec<u8>>,
+    lost: u64,
     feed: Feed,
 }
 
@@ -48,6 +55,8 @@ impl EventLog {
             file: None,
             bytes: 0,
             failing: false,
+            waiting: VecDeque::new(),
+            lost: 0,
             feed,
         };
         if let Some(path) = path {
@@ -83,23 +92,46 @@ impl EventLog {
         if self.path.is_none() {
             return;
         }
-        match (self.try_append(event), self.failing) {
+        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        match serde_json::to_vec(&Line { time, event }) {
+            Ok(mut line) => {
+                line.push(b'\n');
+                self.waiting.push_back(line);
+            }
+            Err(error) => return warn!("encode an event: {error}"),
+        }
+        if self.waiting.len() > MOST_WAITING {
+            self.waiting.pop_front();
+            self.lost += 1;
+        }
+        match (self.write_waiting(), self.failing) {
             (Ok(()), true) => {
                 self.failing = false;
-                info!("the event log can be written again");
+                let lost = std::mem::take(&mut self.lost);
+                info!("the event log can be written again; {lost} events are lost");
             }
             (Err(error), false) => {
                 self.failing = true;
-                warn!("the event log cannot be written, events are lost from here on: {error:#}");
+                warn!(
+                    "the event log cannot be written: {error:#}; the next {MOST_WAITING} events are \
+                     kept for it"
+                );
             }
             (Ok(()), false) | (Err(_), true) => {}
         }
     }
 
-    fn try_append<E: Serialize>(&mut self, event: &E) -> Result<()> {
-        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let mut line = serde_json::to_vec(&Line { time, event }).context("encode the event")?;
-        line.push(b'\n');
+    fn write_waiting(&mut self) -> Result<()> {
+        while let Some(line) = self.waiting.pop_front() {
+            if let Err(error) = self.write(&line) {
+                self.waiting.push_front(line);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, line: &[u8]) -> Result<()> {
         if self.bytes >= ROTATE_AT_BYTES {
             self.rotate()?;
         }
@@ -107,7 +139,9 @@ impl EventLog {
             self.reopen()?;
         }
         let file = self.file.as_mut().context("no file")?;
-        if let Err(error) = file.write_all(&line) {
+        if let Err(error) = file.write_all(line) {
+            // Half a line would spoil the next. A file that cannot be cut short is no regular one.
+            _ = file.set_len(self.bytes);
             self.file = None;
             return Err(error.into());
         }

@@ -27,7 +27,7 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Interface {
     pub name: String,
-    /// `tc` or `xdp`.
+    /// `tc` or `xdp`, or `none` while the interface is gone.
     pub attachment: String,
     pub reason: String,
 }
@@ -71,10 +71,19 @@ pub struct Decided {
 
 impl From<&Attachment> for Interface {
     fn from(attachment: &Attachment) -> Self {
-        Self {
-            name: attachment.interface.clone(),
-            attachment: attachment.choice.name().to_owned(),
-            reason: attachment.reason.clone(),
+        let name = attachment.interface.clone();
+        match attachment.index {
+            Some(_) => Self {
+                name,
+                attachment: attachment.choice.name().to_owned(),
+                reason: attachment.reason.clone(),
+            },
+            None => Self {
+                name,
+                attachment: "none".to_owned(),
+                reason: "the interface is gone, or could not be attached to when it came back"
+                    .to_owned(),
+            },
         }
     }
 }

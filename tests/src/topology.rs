@@ -27,7 +27,7 @@ pub struct Node {
     interfaces: Vec<Interface>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Interface {
     name: String,
     address: Ipv4Addr,
@@ -162,6 +162,13 @@ impl Topology {
     }
 }
 
+/// An interface card that was taken out.
+#[derive(Debug)]
+pub struct Card {
+    interface: Interface,
+    mac: String,
+}
+
 impl Node {
     fn new(namespace: Namespace) -> Self {
         Self {
@@ -219,27 +226,61 @@ impl Node {
         switch: &Namespace,
         port: &str,
     ) -> Result<()> {
-        output(
-            Command::new("ip")
-                .args(["link", "add", interface, "netns", self.name()])
-                .args(["type", "veth", "peer", "name", port, "netns", switch.name()]),
-        )?;
-        output(
-            switch
-                .ip()
-                .args(["link", "set", port, "master", "switch", "up"]),
-        )?;
-        output(
-            self.ip()
-                .args(["address", "add", &format!("{address}/24"), "dev", interface]),
-        )?;
-        output(self.ip().args(["link", "set", interface, "up"]))?;
-        self.interfaces.push(Interface {
+        let interface = Interface {
             name: interface.into(),
             address,
             port: port.into(),
             switch: switch.name().into(),
-        });
+        };
+        self.plug_in(&interface, None)?;
+        self.interfaces.push(interface);
+        Ok(())
+    }
+
+    /// Takes the interface card out of the machine, and returns it.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn pull_out(&self, interface: &str) -> Result<Card> {
+        let mut interfaces = self.interfaces.iter();
+        let found = interfaces.find(|it| it.name == interface);
+        let interface = found.context("no such interface")?.clone();
+        let link = output(self.ip().args(["-json", "link", "show", &interface.name]))?;
+        let link: serde_json::Value = serde_json::from_str(&link)?;
+        let mac = link[0]["address"].as_str().context("no link address")?;
+        let mac = mac.to_owned();
+        output(self.ip().args(["link", "delete", &interface.name]))?;
+        Ok(Card { interface, mac })
+    }
+
+    /// Puts a card back in: to the kernel an interface that it has never seen.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn put_back(&self, card: &Card) -> Result<()> {
+        self.plug_in(&card.interface, Some(&card.mac))
+    }
+
+    fn plug_in(&self, interface: &Interface, mac: Option<&str>) -> Result<()> {
+        let Interface {
+            name,
+            address,
+            port,
+            switch,
+        } = interface;
+        let mac = mac.map(|mac| ["address", mac]);
+        output(
+            Command::new("ip")
+                .args(["link", "add", name])
+                .args(mac.iter().flatten())
+                .args(["netns", self.name()])
+                .args(["type", "veth", "peer", "name", port, "netns", switch]),
+        )?;
+        let port_up = ["link", "set", port, "master", "switch", "up"];
+        output(Command::new("ip").args(["-netns", switch]).args(port_up))?;
+        let address = format!("{address}/24");
+        output(self.ip().args(["address", "add", &address, "dev", name]))?;
+        output(self.ip().args(["link", "set", name, "up"]))?;
         Ok(())
     }
 

@@ -39,6 +39,10 @@ pub struct Attachment {
     pub choice: Choice,
     /// Why this way.
     pub reason: String,
+    /// The interface's index when it was attached to; nothing while it is gone.
+    pub index: Option<u32>,
+    /// Whether it is back, but attaching has failed, so that this is said once.
+    failed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +66,7 @@ impl fmt::Display for Attachment {
             interface,
             choice,
             reason,
+            ..
         } = self;
         write!(f, "attached to {interface} by {}: {reason}", choice.name())
     }
@@ -114,8 +119,64 @@ pub fn attach(
             interface: interface.name.clone(),
             choice,
             reason,
+            index: index_of(&interface.name),
+            failed: false,
         })
         .collect())
+}
+
+/// What has become of an interface since it was last looked at.
+#[derive(Debug)]
+pub enum Mended {
+    Gone(String),
+    /// And attached to.
+    Back(String),
+    /// There, but not attached to.
+    Failed(String, anyhow::Error),
+}
+
+/// Attaches to an interface again that was made anew since.
+pub fn mend(ebpf: &mut Ebpf, pin_path: &Path, attachment: &mut Attachment) -> Option<Mended> {
+    let now = index_of(&attachment.interface);
+    let name = attachment.interface.clone();
+    if now == attachment.index {
+        return None;
+    }
+    if now.is_none() {
+        attachment.index = None;
+        attachment.failed = false;
+        return Some(Mended::Gone(name));
+    }
+    match attach_again(ebpf, &pin_path.join(LINKS), attachment) {
+        Ok(()) => {
+            attachment.index = now;
+            attachment.failed = false;
+            Some(Mended::Back(name))
+        }
+        Err(error) => {
+            let first = !std::mem::replace(&mut attachment.failed, true);
+            first.then_some(Mended::Failed(name, error))
+        }
+    }
+}
+
+fn attach_again(ebpf: &mut Ebpf, links: &Path, attachment: &Attachment) -> Result<()> {
+    let name = &attachment.interface;
+    attach_tc(ebpf, links, INGRESS, name, TcAttachType::Ingress)?;
+    attach_tc(ebpf, links, EGRESS, name, TcAttachType::Egress)?;
+    if attachment.choice == Choice::Xdp {
+        let program: &mut Xdp = ebpf
+            .program_mut(XDP)
+            .with_context(|| format!("the kernel programs have no {XDP}"))?
+            .try_into()?;
+        attach_xdp(program, links, name)?;
+    }
+    Ok(())
+}
+
+fn index_of(interface: &str) -> Option<u32> {
+    // Its one error says that there is no such interface.
+    nix::net::if_::if_nametoindex(interface).ok()
 }
 
 /// Decides between TC and XDP for all interfaces alike, since XDP can send only to interfaces that

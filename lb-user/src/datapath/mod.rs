@@ -15,19 +15,20 @@ mod stats;
 mod tables;
 
 pub use adopt::{Adoption, LayoutError};
-pub use attach::{Attachment, Choice};
+pub use attach::{Attachment, Choice, Mended};
 pub use flows::{Connection, ConnectionState, read_connections};
-pub use netlink::{Interface, Netlink, Route};
+pub use netlink::{Interface, Netlink, Route, Routes};
 pub use object::OBJECT;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddrV4,
+    net::{Ipv4Addr, SocketAddrV4},
     path::PathBuf,
 };
 
 use anyhow::{Context, Result};
+use aya::Ebpf;
 use lb_common::maps::{Backend, SPREAD, mode, name, policy, state};
 use tracing::info;
 
@@ -40,6 +41,8 @@ use tables::Tables;
 /// The attached programs and their maps.
 #[derive(Debug)]
 pub struct Datapath {
+    /// The loaded programs, to be attached again.
+    ebpf: Ebpf,
     tables: Tables,
     backends: BTreeMap<BackendId, Known>,
     attachments: Vec<Attachment>,
@@ -155,6 +158,7 @@ impl Datapath {
         }
         let backends = known_backends(settings);
         Ok(Self {
+            ebpf,
             tables,
             backends,
             attachments,
@@ -270,37 +274,56 @@ impl Datapath {
         Ok(())
     }
 
-    /// Looks up the way to every worker again, and writes what changed. Link addresses that XDP has
-    /// learnt are forgotten: the next packet asks the kernel, whose answer the reply then teaches
-    /// anew. A worker whose link address changed would otherwise be lost until it missed heartbeats.
+    /// The addresses of all workers.
+    pub fn addresses(&self) -> BTreeSet<Ipv4Addr> {
+        let workers = self.backends.values().filter(|known| !known.is_fallback);
+        workers.map(|known| *known.address.ip()).collect()
+    }
+
+    /// Writes the ways to the workers as they were found. Link addresses that XDP has learnt are
+    /// forgotten: the next packet asks the kernel, whose answer the reply then teaches anew. A worker
+    /// whose link address changed would otherwise be lost until it missed heartbeats.
     ///
     /// # Errors
     ///
     /// Names the map that could not be written.
-    pub async fn refresh_routes(&mut self, netlink: &Netlink) -> Result<()> {
-        let workers: Vec<_> = self
-            .backends
-            .iter()
-            .filter(|(_, known)| !known.is_fallback)
-            .map(|(id, known)| (*id, *known.address.ip()))
-            .collect();
-        for (id, address) in workers {
-            self.tables.forget_neighbour(id.0)?;
-            let found = netlink.route(address).await;
-            let Some(known) = self.backends.get_mut(&id) else {
-                continue;
-            };
-            if found == known.route {
-                continue;
-            }
-            match &found {
+    pub fn take_routes(&mut self, routes: &Routes) -> Result<()> {
+        let mut outcome = Ok(());
+        for id in self.backends.keys().copied().collect::<Vec<_>>() {
+            outcome = outcome.and(self.take_route(id, routes));
+        }
+        outcome
+    }
+
+    fn take_route(&mut self, id: BackendId, routes: &Routes) -> Result<()> {
+        let Some(known) = self.backends.get_mut(&id).filter(|it| !it.is_fallback) else {
+            return Ok(());
+        };
+        let address = known.address.ip();
+        let Some(found) = routes.get(address) else {
+            return Ok(());
+        };
+        if *found != known.route {
+            match found {
                 Some(route) => info!("{address} is reached {route}"),
                 None => tracing::warn!("no route to {address}: its new connections are refused"),
             }
-            known.route = found;
+            known.route = found.clone();
             self.write_backend(id)?;
         }
-        Ok(())
+        self.tables.forget_neighbour(id.0)
+    }
+
+    /// Looks whether every interface is still the one attached to, and attaches to those that were
+    /// made anew. Returns what has changed, each change once.
+    pub fn mend_attachments(&mut self) -> Vec<Mended> {
+        let mut attachments = std::mem::take(&mut self.attachments);
+        let changed = attachments
+            .iter_mut()
+            .filter_map(|it| attach::mend(&mut self.ebpf, &self.pin_path, it))
+            .collect();
+        self.attachments = attachments;
+        changed
     }
 
     pub fn attachments(&self) -> &[Attachment] {

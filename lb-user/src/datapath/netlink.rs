@@ -1,11 +1,15 @@
 //! What the kernel's tables of routes and links say.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
 
 use anyhow::{Context, Result, bail};
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 use rtnetlink::{
-    Handle, RouteMessageBuilder, new_connection,
+    Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
     packet_route::{
         link::{LinkAttribute, LinkInfo, LinkLayerType},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
@@ -64,17 +68,28 @@ pub struct Interface {
 }
 
 /// A connection to the kernel's tables.
-#[derive(Debug)]
 pub struct Netlink {
     handle: Handle,
+    /// One for each change that the kernel tells of.
+    changes: BoxStream<'static, ()>,
     connection: JoinHandle<()>,
 }
 
+/// The way to each address that was asked for; nothing where there is none.
+pub type Routes = BTreeMap<Ipv4Addr, Option<Route>>;
+
 impl Netlink {
     pub fn connect() -> Result<Self> {
-        let (connection, handle, _) = new_connection().context("open a netlink socket")?;
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+        ];
+        let (connection, handle, changes) =
+            new_multicast_connection(&groups).context("open a netlink socket")?;
         Ok(Self {
             handle,
+            changes: changes.map(drop).boxed(),
             connection: tokio::spawn(connection),
         })
     }
@@ -118,17 +133,51 @@ impl Netlink {
         })
     }
 
+    /// Waits until links, addresses or routes change; nothing if the connection is over.
+    pub async fn change(&mut self) -> Option<()> {
+        self.changes.next().await
+    }
+
+    /// Looks up the routes to all `addresses`.
+    ///
+    /// # Errors
+    ///
+    /// Says that the kernel gave no answer.
+    pub async fn routes(&mut self, addresses: &BTreeSet<Ipv4Addr>) -> Result<Routes> {
+        let mut routes = Routes::new();
+        for &address in addresses {
+            routes.insert(address, self.route(address).await?);
+        }
+        Ok(routes)
+    }
+
+    /// Breaks the connection.
+    #[cfg(test)]
+    pub fn sever(&mut self) {
+        self.connection.abort();
+    }
+
     /// Looks up the route to `address`; nothing if there is none.
-    pub async fn route(&self, address: Ipv4Addr) -> Option<Route> {
+    async fn route(&mut self, address: Ipv4Addr) -> Result<Option<Route>> {
         let question = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(address, 32)
             .build();
         let mut answers = self.handle.route().get(question).execute();
         match answers.try_next().await {
-            Ok(Some(message)) => route_of(&message, address),
+            Ok(Some(message)) => Ok(route_of(&message, address)),
             // The kernel answers "network unreachable" as an error.
-            Ok(None) | Err(_) => None,
+            Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+            Ok(None) => {
+                bail!("look up the route to {address}: the connection to the kernel is over")
+            }
+            Err(error) => Err(error).with_context(|| format!("look up the route to {address}")),
         }
+    }
+}
+
+impl fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Netlink").finish_non_exhaustive()
     }
 }
 

@@ -12,6 +12,18 @@ pub(super) enum Happening<'a> {
         interfaces: &'a [Interface],
     },
     ManagerStopped,
+    /// What a failed write has left out is in the maps.
+    MapsWritten,
+    InterfaceGone {
+        interface: &'a str,
+    },
+    InterfaceBack {
+        interface: &'a str,
+    },
+    InterfaceNotAttached {
+        interface: &'a str,
+        error: &'a str,
+    },
     MapWriteFailed {
         error: &'a str,
     },

@@ -9,7 +9,7 @@ use super::{Manager, ReloadError};
 use crate::{
     config::{Config, ConfigError},
     core::{Obeyed, Order, OrderError},
-    datapath::{Netlink, Stats},
+    datapath::{Routes, Stats},
 };
 
 /// Done in the manager's task in one short step; whatever takes time happens before or after, in
@@ -22,6 +22,8 @@ pub enum Instruction {
         Result<Box<Config>, ConfigError>,
         Option<oneshot::Sender<Result<Vec<String>, ReloadError>>>,
     ),
+    /// The ways to the workers, as the kernel has them now.
+    Routes(Routes),
     /// The connections that backends have by now, parting ones among them.
     Sweep(Stats),
 }
@@ -35,12 +37,16 @@ pub struct Obedience {
 }
 
 impl Manager {
-    pub(super) async fn follow(&mut self, instruction: Instruction, netlink: &Netlink) {
+    pub(super) async fn follow(&mut self, instruction: Instruction) {
         let heard = match instruction {
             Instruction::Order(order, reply) => reply.send(self.obey(&order)).is_ok(),
             Instruction::Reload(config, reply) => {
-                let outcome = self.reload(config, netlink).await;
+                let outcome = self.reload(config).await;
                 reply.is_none_or(|reply| reply.send(outcome).is_ok())
+            }
+            Instruction::Routes(routes) => {
+                self.look_around(&routes);
+                true
             }
             Instruction::Sweep(stats) => {
                 if let Err(error) = self.datapath.sweep(&stats) {

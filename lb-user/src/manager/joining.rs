@@ -9,7 +9,7 @@ use serde::Serialize;
 use tracing::{info, warn};
 
 use super::{Manager, joined::Unfit};
-use crate::{core::Severity, datapath::Netlink, reception::Applicant};
+use crate::{core::Severity, reception::Applicant};
 
 /// How long a worker that joined by itself may be gone before it is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3_600);
@@ -23,7 +23,7 @@ enum Joining<'a> {
 
 impl Manager {
     /// Takes in the agents that have proved who they are and may be workers.
-    pub(super) async fn admit_applicants(&mut self, netlink: &Netlink) {
+    pub(super) async fn admit_applicants(&mut self) {
         let applicants = self.reception.applicants();
         let mut admitted = Vec::new();
         for applicant in applicants {
@@ -35,7 +35,7 @@ impl Manager {
         if admitted.is_empty() {
             return;
         }
-        self.rearrange(netlink).await;
+        self.rearrange().await;
         // Their heartbeats were the reason, and count.
         for applicant in admitted {
             let now = Instant::now();
@@ -68,7 +68,7 @@ impl Manager {
     }
 
     /// Forgets the workers that joined and have been gone for long.
-    pub(super) async fn forget_the_gone(&mut self, netlink: &Netlink) {
+    pub(super) async fn forget_the_gone(&mut self) {
         let now = Instant::now();
         let gone = |worker: &&str| {
             self.core
@@ -87,17 +87,17 @@ impl Manager {
             let event = Joining::WorkerForgotten { worker };
             self.log.publish(Severity::Info, message, &event);
         }
-        self.rearrange(netlink).await;
+        self.rearrange().await;
     }
 
     /// Brings core and datapath in line with who has joined, and keeps that for the next manager.
-    async fn rearrange(&mut self, netlink: &Netlink) {
+    async fn rearrange(&mut self) {
         self.joined_file.keep(self.joined.clone());
         self.reception.expect(&self.joined);
         match self.datapath.numbers() {
             Ok(numbers) => {
                 let config = self.joined.added_to(&self.file);
-                self.arrange(config, &numbers, netlink).await;
+                self.arrange(config, &numbers).await;
             }
             Err(error) => warn!("the workers that joined cannot be numbered: {error:#}"),
         }

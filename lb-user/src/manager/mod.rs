@@ -9,20 +9,22 @@ mod instruction;
 mod joined;
 mod joining;
 mod kept;
+mod mend;
 mod reload;
 mod start;
+mod surveyor;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
     control::{Offices, Question},
-    core::{Core, Event, Orders, Severity},
-    datapath::{Datapath, Netlink, Stats},
+    core::{Core, Event, Orders, Settings, Severity},
+    datapath::{Datapath, Stats},
     event_log::EventLog,
     history::History,
     meters::Meters,
@@ -36,12 +38,13 @@ use kept::Kept;
 pub use kept::Written;
 pub use reload::{ReloadError, Reread};
 use start::{Doors, open};
+use surveyor::Surveyor;
 
 /// How often it is looked whether connections of removed workers have ended.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often the ways to the workers are looked up again.
-const ROUTE_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the loop looks how late it is, and after what can wait.
+const TICK: Duration = Duration::from_secs(2);
 
 /// Runs a manager until SIGTERM or SIGINT, and leaves the datapath as it is: traffic flows on, and
 /// the next manager adopts it.
@@ -58,7 +61,6 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
     let Doors {
         questions,
         instructions,
-        netlink,
         terminate,
         interrupt,
         hangup,
@@ -68,8 +70,8 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
     } = &mut doors;
     let serving = server.serve(offices.clone());
     tokio::pin!(serving);
-    let mut route_ticks = interval(ROUTE_INTERVAL);
-    route_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let deadline = manager.core.poll_timeout();
         tokio::select! {
@@ -84,17 +86,16 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
             () = until(deadline) => manager.receive(),
             Some(question) = questions.recv() => manager.answer(question),
             Some(instruction) = instructions.recv() => {
-                manager.follow(instruction, netlink).await;
+                manager.follow(instruction).await;
             }
-            due = route_ticks.tick() => {
-                manager.forget_the_gone(netlink).await;
+            due = ticks.tick() => {
+                manager.forget_the_gone().await;
                 manager.meters.lag(due.elapsed());
-                manager.refresh_routes(netlink).await;
                 manager.look_for_parted(offices);
             }
             () = &mut serving => {}
         }
-        manager.admit_applicants(netlink).await;
+        manager.admit_applicants().await;
         // In every turn, so that a flood of datagrams cannot hold up a deadline.
         let now = Instant::now();
         if let Some(late) = deadline.and_then(|due| now.checked_duration_since(due)) {
@@ -124,6 +125,11 @@ struct Manager {
     file: Config,
     joined: Joined,
     joined_file: Kept<Joined>,
+    settings: Settings,
+    surveyor: Surveyor,
+    /// Whether maps may lack what they should hold, and whether that is so since just now.
+    writes_fail: bool,
+    write_failed_now: bool,
     core: Core,
     datapath: Datapath,
     log: EventLog,
@@ -198,11 +204,5 @@ impl Manager {
                 Err(error) => debug!("count the connections of parting backends: {error}"),
             }
         });
-    }
-
-    async fn refresh_routes(&mut self, netlink: &Netlink) {
-        if let Err(error) = self.datapath.refresh_routes(netlink).await {
-            error!("{error:#}");
-        }
     }
 }

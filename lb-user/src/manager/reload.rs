@@ -1,17 +1,25 @@
 //! How a running manager takes over a changed configuration: as a whole, or not at all.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use anyhow::Context;
 use serde::Serialize;
-use tokio::sync::mpsc;
-use tracing::{error, info};
+use tokio::{sync::mpsc, time::timeout};
+use tracing::{error, info, warn};
 
-use super::{Happening, Instruction, Manager};
+use super::{Instruction, Manager};
 use crate::{
     config::{Changes, Config, ConfigError, Pinned},
     core::Severity,
-    datapath::Netlink,
+    datapath::{Netlink, Routes},
 };
+
+/// How long the kernel may take to tell the ways to new workers; heartbeats wait meanwhile.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Reads and checks the configuration again, from where it came at the start; it may block.
 pub type Reread = Arc<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
@@ -68,10 +76,9 @@ impl Manager {
     pub(super) async fn reload(
         &mut self,
         config: Result<Box<Config>, ConfigError>,
-        netlink: &Netlink,
     ) -> Result<Vec<String>, ReloadError> {
         let outcome = match config {
-            Ok(config) => self.take_over(*config, netlink).await,
+            Ok(config) => self.take_over(*config).await,
             Err(error) => Err(ReloadError::Configuration(error)),
         };
         match &outcome {
@@ -94,12 +101,7 @@ impl Manager {
         outcome
     }
 
-    async fn take_over(
-        &mut self,
-        config: Config,
-        netlink: &Netlink,
-    ) -> Result<Vec<String>, ReloadError> {
-        let file = config;
+    async fn take_over(&mut self, file: Config) -> Result<Vec<String>, ReloadError> {
         let config = self.joined.added_to(&file);
         let changes = Changes::between(&self.config, &config);
         if !changes.refused.is_empty() {
@@ -118,31 +120,39 @@ impl Manager {
         self.joined.retain_workers_of(&config);
         self.joined_file.keep(self.joined.clone());
         self.reception.expect(&self.joined);
-        self.arrange(config, &numbers, netlink).await;
+        self.arrange(config, &numbers).await;
         self.file = file;
         Ok(changes.accepted)
     }
 
     /// Brings core and datapath in line with a configuration, which must differ from the one in force
     /// only in what can change while a manager runs.
-    pub(super) async fn arrange(&mut self, config: Config, numbers: &Pinned, netlink: &Netlink) {
+    pub(super) async fn arrange(&mut self, config: Config, numbers: &Pinned) {
         let settings = config.settings(numbers);
+        let routes = ways(&config).await;
         self.datapath.expect(&settings);
         // A new worker may be chosen at its first heartbeat, or at once if it has merely moved.
-        self.refresh_routes(netlink).await;
+        match routes {
+            Ok(routes) => self.look_around(&routes),
+            Err(error) => warn!("{error:#}; the ways to new workers are looked up later"),
+        }
+        self.surveyor.look_at(self.datapath.addresses());
         self.core.reconfigure(settings.clone(), Instant::now());
         self.carry_out();
         if let Err(error) = self.datapath.open(&settings) {
             self.map_write_failed(&error);
         }
+        self.settings = settings;
         self.config = config;
     }
+}
 
-    pub(super) fn map_write_failed(&mut self, error: &anyhow::Error) {
-        let error = format!("{error:#}");
-        error!("{error}");
-        self.meters.map_write_failed();
-        let failed = Happening::MapWriteFailed { error: &error };
-        self.log.publish(Severity::Warn, error.clone(), &failed);
-    }
+/// Looks up the ways to the workers of a configuration that is not in force yet.
+async fn ways(config: &Config) -> anyhow::Result<Routes> {
+    let workers = config.services.iter().flat_map(|it| &it.workers);
+    let addresses = workers.map(|worker| *worker.address.ip()).collect();
+    let mut netlink = Netlink::connect()?;
+    timeout(PATIENCE, netlink.routes(&addresses))
+        .await
+        .context("the kernel does not answer about routes")?
 }

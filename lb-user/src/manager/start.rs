@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Happening, Instruction, Joined, Kept, Manager, Reread};
+use super::{Happening, Instruction, Joined, Kept, Manager, Reread, Surveyor};
 use crate::{
     config::Config,
     control::{Counters, Offices, Question, Server},
@@ -28,7 +28,6 @@ use crate::{
 pub(super) struct Doors {
     pub questions: mpsc::Receiver<Question>,
     pub instructions: mpsc::Receiver<Instruction>,
-    pub netlink: Netlink,
     pub terminate: Signal,
     pub interrupt: Signal,
     pub hangup: Signal,
@@ -49,7 +48,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     let config = joined.added_to(&file);
     let mut reception = Reception::open(&config).await?;
     reception.expect(&joined);
-    let netlink = Netlink::connect()?;
+    let mut netlink = Netlink::connect()?;
     let mut interfaces = Vec::new();
     for name in &config.manager.interfaces {
         interfaces.push(netlink.interface(name).await?);
@@ -85,7 +84,9 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     recall(&orders);
     adopted.orders = orders;
     let mut datapath = Datapath::start(prepared, &config, &settings, &interfaces)?;
-    datapath.refresh_routes(&netlink).await?;
+    let addresses = datapath.addresses();
+    datapath.take_routes(&netlink.routes(&addresses).await?)?;
+    let (instructor, instructions) = mpsc::channel(16);
     let core = Core::resume(settings.clone(), &adopted, Instant::now());
     let written = orders_file.written();
     let mut manager = Manager {
@@ -99,6 +100,10 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         orders_file,
         started: Instant::now(),
         swept: Instant::now(),
+        surveyor: Surveyor::start(netlink, addresses, instructor.clone()),
+        writes_fail: false,
+        write_failed_now: false,
+        settings: settings.clone(),
         config,
         file,
         joined,
@@ -116,7 +121,6 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     announce(&manager.config);
 
     let (asker, questions) = mpsc::channel(16);
-    let (instructor, instructions) = mpsc::channel(16);
     let counters = Counters {
         pin_path: manager.config.manager.pin_path.clone(),
         idle: manager.config.limits.established_idle,
@@ -136,7 +140,6 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     let doors = Doors {
         questions,
         instructions,
-        netlink,
         terminate,
         interrupt,
         hangup,

@@ -1,0 +1,200 @@
+//! What breaks around a running manager: said once and clearly, tried again, nothing lost.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Probe, command::output, require_root, wait_until,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn attaches_again_to_an_interface_that_comes_back() {
+    if require_root() {
+        comes_back("tc");
+    }
+}
+
+#[test]
+fn attaches_again_to_an_interface_that_comes_back_with_xdp() {
+    if require_root() {
+        comes_back("xdp");
+    }
+}
+
+fn comes_back(attach: &str) {
+    let mut cluster = start(&ClusterOptions {
+        attach: attach.into(),
+        ..ClusterOptions::default()
+    });
+    let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
+    kept.get("/").unwrap();
+    for _ in 0..2 {
+        let card = cluster.topology.manager.pull_out("eth1").unwrap();
+        let gone = |status: &Value| status["interfaces"][0]["attachment"] == "none";
+        cluster
+            .wait_for_status(SOON, "the interface to be gone", gone)
+            .unwrap();
+        cluster.topology.manager.put_back(&card).unwrap();
+        if attach == "xdp" {
+            cluster.topology.prepare_for_xdp().unwrap();
+        }
+        let back = |status: &Value| status["interfaces"][0]["attachment"] == attach;
+        cluster
+            .wait_for_status(SOON, "the interface to be back", back)
+            .unwrap();
+        for worker in ["worker1", "worker2"] {
+            cluster.wait_for_state(worker, "up", SOON).unwrap();
+        }
+        cluster.wait_for_page("Worker1", SOON).unwrap();
+    }
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let log = cluster.manager.as_mut().unwrap().log();
+    assert_eq!(log.matches("eth1 is gone").count(), 2, "{log}");
+    assert_eq!(log.matches("eth1 is back").count(), 2, "{log}");
+    for kind in ["interface_gone", "interface_back"] {
+        assert_eq!(cluster.events_of(kind).unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn no_event_is_lost_to_a_full_disk() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    cluster.kill_manager().unwrap();
+    let disk = Disk::mount(cluster.place.directory.join("disk"));
+    let log = disk.0.join("events.jsonl");
+    fs::remove_file(cluster.place.event_log()).unwrap();
+    symlink(&log, cluster.place.event_log()).unwrap();
+    cluster.start_manager().unwrap();
+    for worker in ["worker1", "worker2"] {
+        cluster.wait_for_state(worker, "up", SOON).unwrap();
+    }
+    let filler = disk.0.join("filler");
+    let full = fs::write(&filler, vec![0; 1 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    for _ in 0..10 {
+        for verb in ["drain", "undrain"] {
+            let verb = cluster.memlb(verb).arg("worker2").output().unwrap();
+            assert!(verb.status.success(), "{verb:?}");
+        }
+    }
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    let manager = cluster.manager.as_mut().unwrap();
+    manager
+        .wait_for_log(SOON, "the event log cannot be written")
+        .unwrap();
+    fs::remove_file(filler).unwrap();
+    let manager = cluster.manager.as_mut().unwrap();
+    manager
+        .wait_for_log(SOON, "the event log can be written again")
+        .unwrap();
+    assert_eq!(
+        manager.log().matches("event log cannot be written").count(),
+        1
+    );
+    // Every line is whole, in order, and there.
+    let orders = cluster.events_of("operator_order").unwrap();
+    assert_eq!(orders.len(), 20);
+    let times: Vec<&str> = orders.iter().filter_map(|it| it["time"].as_str()).collect();
+    assert!(times.is_sorted(), "{times:?}");
+    cluster.kill_manager().unwrap();
+}
+
+#[test]
+fn a_map_that_cannot_be_written_is_said_once_and_stops_nothing_else() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    let freeze = ["map", "freeze", "pinned", &cluster.map("selection")];
+    output(Command::new("bpftool").args(freeze)).unwrap();
+    // The selection stays as it is in the kernel; clients are served by it.
+    cluster.memory[1].set_available_kb(650 * 1024).unwrap();
+    cluster.wait_for_selection("worker2", SOON).unwrap();
+    let manager = cluster.manager.as_mut().unwrap();
+    manager.wait_for_log(SOON, "of map selection").unwrap();
+    let failed = Instant::now();
+    wait_until(SOON, "some more attempts", || {
+        failed.elapsed() > Duration::from_secs(6)
+    })
+    .unwrap();
+    let log = cluster.manager.as_mut().unwrap().log();
+    assert_eq!(log.matches("of map selection").count(), 1, "{log}");
+    assert_eq!(cluster.events_of("map_write_failed").unwrap().len(), 1);
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    // Heartbeats are heard, deaths noticed.
+    cluster.kill_agent(1).unwrap();
+    cluster.wait_for_state("worker2", "down", SOON).unwrap();
+    // The kernel holds by now what the manager wants, so that its next attempt may well
+    // be its last; but it cannot know, since nothing of that map can be written at all.
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+}
+
+#[test]
+fn ten_seconds_of_suspension_are_no_ones_death() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    let every = Duration::from_millis(10);
+    let client = &cluster.topology.client;
+    let probe = Probe::start(client, cluster.service(), every, SOON).unwrap();
+    let manager = cluster.manager.as_mut().unwrap();
+    manager.signal(Signal::SIGSTOP).unwrap();
+    let stopped = Instant::now();
+    wait_until(SOON * 2, "ten seconds", || {
+        stopped.elapsed() > Duration::from_secs(10)
+    })
+    .unwrap();
+    manager.signal(Signal::SIGCONT).unwrap();
+    let continued = Instant::now();
+    wait_until(SOON, "any deadline to pass", || {
+        continued.elapsed() > Duration::from_secs(2)
+    })
+    .unwrap();
+    assert_eq!(cluster.events_of("worker_down").unwrap(), [Value::Null; 0]);
+    let report = probe.stop().unwrap();
+    let failures: Vec<_> = report.failures().collect();
+    assert!(failures.is_empty(), "{failures:?}");
+    assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
+}
+
+fn start(options: &ClusterOptions) -> Cluster {
+    let cluster = Cluster::start(options).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    cluster
+}
+
+/// A small disk, gone when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir(&at).unwrap();
+        let options = ["-t", "tmpfs", "-o", "size=64k", "memlb-tests"];
+        output(Command::new("mount").args(options).arg(&at)).unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let lazily = Command::new("umount").arg("-l").arg(&self.0).status();
+        if !lazily.is_ok_and(|status| status.success()) {
+            eprintln!("{} stays mounted", self.0.display());
+        }
+    }
+}
