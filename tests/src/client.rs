@@ -50,9 +50,22 @@ impl Connection {
     /// # Errors
     /// When the port is in use, or the server refuses or does not answer.
     pub fn open_here_from(port: u16, server: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let source = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+        Self::open_here_as(source, server, patience)
+    }
+
+    /// Connects from the namespace this thread is in and from the given address
+    /// and port; the kernel chooses what is 0.
+    ///
+    /// # Errors
+    /// When the source is not to be had, or the server refuses or does not answer.
+    pub fn open_here_as(
+        source: SocketAddrV4,
+        server: SocketAddr,
+        patience: Duration,
+    ) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
-        if port != 0 {
-            let source = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+        if source != SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0) {
             socket.bind(&source.into())?;
         }
         socket.connect_timeout(&server.into(), patience)?;

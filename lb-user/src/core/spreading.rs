@@ -12,6 +12,9 @@ use super::settings::BackendId;
 /// Weights that move by memory alone are told no more often than this.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Who comes up waits this long for others, so that a whole fleet that starts is one change or a few.
+const JOIN_WINDOW: Duration = Duration::from_millis(25);
+
 impl Core {
     /// Takes in how many connections each backend has open. The shell reads them when
     /// [`Self::wants_connections`] says so, and then calls [`Self::handle_timeout`].
@@ -55,7 +58,7 @@ impl Core {
     }
 
     /// Brings a service that spreads connections in line with its workers' states: who is lost leaves
-    /// at once, who comes waits for the next look at the weights, together with others.
+    /// at once, who comes waits a moment for others.
     pub(super) fn follow(&mut self, index: usize, now: Instant) {
         let service = &mut self.services[index];
         let spreads = service.target == Target::Places;
@@ -78,7 +81,8 @@ impl Core {
         } else if service.joined
             && let Some(spread) = &mut service.spread
         {
-            spread.look_by(now + service.settings.spread.rebalance_interval);
+            let interval = service.settings.spread.rebalance_interval;
+            spread.look_by(now + interval.min(JOIN_WINDOW));
         }
     }
 

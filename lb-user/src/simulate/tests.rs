@@ -145,7 +145,8 @@ fn a_worker_that_is_full_of_its_own_is_spared() {
     let balanced = outcome(&scenario, policy(Policy::Balanced), REPORTS[0]);
     assert_eq!(turns.peak_percent.round(), 100.0);
     assert!(
-        turns.rejected > 0 && balanced.rejected == 0,
+        // What comes before the next report may still be turned away.
+        turns.rejected > 20 && balanced.rejected <= 2,
         "{turns:?} {balanced:?}"
     );
 }

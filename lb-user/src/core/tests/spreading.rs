@@ -88,7 +88,7 @@ fn the_first_worker_is_used_at_once_and_the_others_soon() {
         assert_eq!(world.shares(), [10_000, 0, 0]);
         world.start("worker2", 300);
         assert_eq!(world.shares(), [10_000, 0, 0]);
-        world.pass(ms(250));
+        world.pass(ms(25));
         assert_eq!(world.shares(), [5_000, 5_000, 0], "{policy}");
     }
 }
