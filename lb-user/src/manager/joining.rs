@@ -1,7 +1,7 @@
 //! How agents become workers by starting, and how they are forgotten.
 
 use std::{
-    net::IpAddr,
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(3_600);
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Joining<'a> {
-    WorkerJoined { worker: &'a str, address: IpAddr },
+    WorkerJoined { worker: &'a str, address: Ipv4Addr },
     WorkerForgotten { worker: &'a str },
 }
 
@@ -46,9 +46,7 @@ impl Manager {
     }
 
     fn admit(&mut self, applicant: &Applicant) -> Result<(), Unfit> {
-        let IpAddr::V4(address) = applicant.from.ip() else {
-            return Err(Unfit::NotAllowed);
-        };
+        let address = applicant.address();
         let now = Instant::now();
         let worker = applicant.worker();
         let (core, down_after) = (&self.core, self.config.failover.down_after);
@@ -59,10 +57,7 @@ impl Manager {
         self.joined.admit(&self.file, worker, address, present)?;
         let message = format!("{worker} has joined by itself, at {address}");
         info!("{message}");
-        let event = Joining::WorkerJoined {
-            worker,
-            address: address.into(),
-        };
+        let event = Joining::WorkerJoined { worker, address };
         self.log.publish(Severity::Info, message, &event);
         Ok(())
     }

@@ -1,20 +1,17 @@
-//! Where heartbeats come in: the socket, what is refused and what is mentioned.
+//! Where heartbeats come in: from the socket through the gate to the core, or refused and counted.
+
+mod socket;
+mod telling;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::{IpAddr, SocketAddr, SocketAddrV4},
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use nix::sys::socket::{
-    setsockopt,
-    sockopt::{RcvBuf, RcvBufForce},
-};
-use serde::Serialize;
-use tokio::net::UdpSocket;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -26,6 +23,8 @@ use crate::{
     manager::{Joined, Unfit},
     status::Heartbeats,
 };
+use socket::{Socket, Way};
+use telling::{Happening, Mention};
 
 /// How often a worker's heartbeats are mentioned; each single one is at level debug.
 const MENTION_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,14 +41,10 @@ const BATCH: usize = 256;
 /// How many agents may apply at a time; others do so with their next heartbeat.
 const MOST_APPLICANTS: usize = 1_024;
 
-/// What waits while the manager is busy: a flood of small datagrams fills the kernel's usual 208 KiB
-/// in milliseconds, and honest heartbeats would be lost with the rest.
-const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
-
 /// Receives heartbeats for the core.
 #[derive(Debug)]
 pub struct Reception {
-    socket: UdpSocket,
+    socket: Socket,
     gate: Gate,
     counts: Heartbeats,
     mentions: BTreeMap<Arc<str>, Mention>,
@@ -65,11 +60,15 @@ pub struct Reception {
 /// An agent that has proved who it is, and whom no service knows, or knows at another address.
 #[derive(Debug)]
 pub struct Applicant {
-    pub from: SocketAddr,
+    way: Way,
     opened: Opened,
 }
 
 impl Applicant {
+    pub fn address(&self) -> Ipv4Addr {
+        *self.way.from.ip()
+    }
+
     pub fn worker(&self) -> &str {
         self.opened.decoded.worker().unwrap_or_default()
     }
@@ -89,8 +88,7 @@ impl Reception {
             keys(config)?,
             Instant::now(),
         )?;
-        let socket = bind(config.manager.heartbeat_listen).await?;
-        grow(&socket);
+        let socket = Socket::bind(config.manager.heartbeat_listen).await?;
         Ok(Self {
             socket,
             gate,
@@ -182,9 +180,9 @@ impl Reception {
     pub fn receive(&mut self, core: &mut Core, log: &mut EventLog) {
         let mut buffer = [0; heartbeat::SIZE_LIMIT];
         for _ in 0..BATCH {
-            match self.socket.try_recv_from(&mut buffer) {
-                Ok((length, from)) => {
-                    self.hear(core, log, &buffer[..length], from, Instant::now());
+            match self.socket.receive(&mut buffer) {
+                Ok((length, way)) => {
+                    self.hear(core, log, &buffer[..length], way, Instant::now());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // An ICMP error about something sent earlier, for one.
@@ -198,17 +196,19 @@ impl Reception {
         core: &mut Core,
         log: &mut EventLog,
         datagram: &[u8],
-        from: SocketAddr,
+        way: Way,
         now: Instant,
     ) {
-        let opened = match self.gate.open(datagram, from, now) {
+        let opened = match self.gate.open(datagram, way.from.into(), now) {
             Ok(opened) => opened,
             Err(Refused { refusal, challenge }) => {
-                self.answer(challenge, from);
-                return self.refuse(log, refusal.name(), &refusal, from, now);
+                if let Some(challenge) = challenge {
+                    self.socket.answer(way, &challenge);
+                }
+                return self.refuse(log, refusal.name(), &refusal, way, now);
             }
         };
-        self.deliver(core, log, opened, from, now);
+        self.deliver(core, log, opened, way, now);
     }
 
     fn deliver(
@@ -216,7 +216,7 @@ impl Reception {
         core: &mut Core,
         log: &mut EventLog,
         opened: Opened,
-        from: SocketAddr,
+        way: Way,
         now: Instant,
     ) {
         let Some(report) = opened.decoded.report() else {
@@ -225,40 +225,39 @@ impl Reception {
         };
         // Whose address is the one it came from must be heard from there, and signed.
         if let Some(at) = self.joined.address(&report.worker)
-            && (IpAddr::V4(at) != from.ip() || opened.signature.is_none())
+            && (at != *way.from.ip() || opened.signature.is_none())
         {
-            return self.apply(log, opened, from, now);
+            return self.apply(log, opened, way, now);
         }
         let outcome = core.handle_heartbeat(&report, now);
         if outcome == Outcome::UnknownWorker {
-            return self.apply(log, opened, from, now);
+            return self.apply(log, opened, way, now);
         }
         if let Some(reason) = outcome.refusal() {
             let detail = format_args!("from worker {}", report.worker);
-            return self.refuse(log, reason, &detail, from, now);
+            return self.refuse(log, reason, &detail, way, now);
         }
         self.counts.accepted += 1;
-        let answer = self.gate.accepted(&opened, from, now);
-        self.answer(answer, from);
-        self.mention(log, &opened.decoded, &report, from, now);
+        if let Some(answer) = self.gate.accepted(&opened, way.from.into(), now) {
+            self.socket.answer(way, &answer);
+        }
+        self.mention(log, &opened.decoded, &report, way, now);
         if opened.signature.is_none() && self.gate.authentication() == Authentication::Permissive {
-            self.name_unsigned(&report.worker, from, now);
+            self.name_unsigned(&report.worker, way, now);
         }
     }
 
     /// Lets an unknown worker apply, if it has signed and comes from where some may join.
-    fn apply(&mut self, log: &mut EventLog, opened: Opened, from: SocketAddr, now: Instant) {
+    fn apply(&mut self, log: &mut EventLog, opened: Opened, way: Way, now: Instant) {
         let worker = opened.decoded.worker().unwrap_or_default();
-        let IpAddr::V4(address) = from.ip() else {
-            return;
-        };
+        let address = *way.from.ip();
         let may = opened.signature.is_some() && self.doors.iter().any(|it| it.allows(address));
         let waiting = self.applicants.iter().any(|it| it.worker() == worker);
         if may && !waiting && self.applicants.len() < MOST_APPLICANTS {
-            self.applicants.push(Applicant { from, opened });
+            self.applicants.push(Applicant { way, opened });
         } else {
             let detail = format_args!("from worker {worker}");
-            self.refuse(log, "unknown_worker", &detail, from, now);
+            self.refuse(log, "unknown_worker", &detail, way, now);
         }
     }
 
@@ -280,27 +279,18 @@ impl Reception {
         applicant: Applicant,
         now: Instant,
     ) {
-        let Applicant { from, opened } = applicant;
-        self.deliver(core, log, opened, from, now);
+        let Applicant { way, opened } = applicant;
+        self.deliver(core, log, opened, way, now);
     }
 
     /// Refuses the heartbeat of an agent that cannot join.
     pub fn turn_away(&mut self, log: &mut EventLog, applicant: &Applicant, why: &Unfit) {
         let detail = format_args!("{} cannot join: {why}", applicant.worker());
-        self.refuse(log, "join_refused", &detail, applicant.from, Instant::now());
-    }
-
-    /// Sends an answer, which is lost rather than waited for.
-    fn answer(&self, answer: Option<Vec<u8>>, to: SocketAddr) {
-        if let Some(answer) = answer
-            && let Err(error) = self.socket.try_send_to(&answer, to)
-        {
-            debug!("acknowledge a heartbeat of {to}: {error}");
-        }
+        self.refuse(log, "join_refused", &detail, applicant.way, Instant::now());
     }
 
     /// Counts the workers that do not sign yet, and names them now and then.
-    fn name_unsigned(&mut self, worker: &str, from: SocketAddr, now: Instant) {
+    fn name_unsigned(&mut self, worker: &str, way: Way, now: Instant) {
         match self.counts.unsigned.get_mut(worker) {
             Some(count) => *count += 1,
             None => {
@@ -310,8 +300,9 @@ impl Reception {
         if self.unsigned.due(now, UNSIGNED_INTERVAL).is_some() {
             let names: Vec<&str> = self.counts.unsigned.keys().map(String::as_str).collect();
             warn!(
-                "these workers do not sign their heartbeats yet: {} (the last from {from})",
-                names.join(", ")
+                "these workers do not sign their heartbeats yet: {} (the last from {})",
+                names.join(", "),
+                way.from
             );
         }
     }
@@ -321,9 +312,10 @@ impl Reception {
         log: &mut EventLog,
         decoded: &Decoded,
         report: &Report,
-        from: SocketAddr,
+        way: Way,
         now: Instant,
     ) {
+        let from = way.from;
         debug!("received from {from}: {decoded:?}");
         if !self.mentions.contains_key(report.worker.as_str()) {
             let name = report.worker.as_str().into();
@@ -342,7 +334,7 @@ impl Reception {
         );
         log.append(&Happening::Heartbeat {
             worker: &report.worker,
-            from,
+            from: from.into(),
             memory_available_bytes: memory.available_bytes,
             memory_total_bytes: memory.total_bytes,
             heartbeats,
@@ -354,10 +346,11 @@ impl Reception {
         log: &mut EventLog,
         reason: &'static str,
         detail: &dyn fmt::Display,
-        from: SocketAddr,
+        way: Way,
         now: Instant,
     ) {
-        self.gate.refused(from, now);
+        let from = way.from;
+        self.gate.refused(from.into(), now);
         match self.counts.refused.get_mut(reason) {
             Some(count) => *count += 1,
             None => {
@@ -373,7 +366,7 @@ impl Reception {
         warn!("{message}");
         let refused = Happening::HeartbeatRefused {
             reason,
-            from,
+            from: from.into(),
             detail: &detail.to_string(),
             datagrams,
         };
@@ -394,80 +387,5 @@ fn keys(config: &Config) -> Result<KeyRing> {
     match config.heartbeats.authentication {
         Authentication::Off => Ok(KeyRing::default()),
         Authentication::Permissive | Authentication::Enforce => read_keys(&config.heartbeats.keys),
-    }
-}
-
-/// Asks for a large receive buffer: beyond the system's limit where that is allowed, else up to it.
-fn grow(socket: &UdpSocket) {
-    let forced = setsockopt(socket, RcvBufForce, &RECEIVE_BUFFER_BYTES);
-    if let Err(error) = forced.or_else(|_| setsockopt(socket, RcvBuf, &RECEIVE_BUFFER_BYTES)) {
-        debug!("enlarge the receive buffer for heartbeats: {error}");
-    }
-}
-
-async fn bind(address: SocketAddrV4) -> Result<UdpSocket> {
-    UdpSocket::bind(address).await.map_err(|error| {
-        let hint = match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                ": the port is in use, perhaps by another manager; stop it, or choose another \
-                 address with --heartbeat-listen"
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                ": this machine does not have that address; see --heartbeat-listen"
-            }
-            _ => "",
-        };
-        anyhow::anyhow!("receive heartbeats at UDP {address}: {error}{hint}")
-    })
-}
-
-/// What is said of datagrams in the event log.
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Happening<'a> {
-    /// What a worker said; one line a second and worker.
-    Heartbeat {
-        worker: &'a str,
-        from: SocketAddr,
-        memory_available_bytes: u64,
-        memory_total_bytes: Option<u64>,
-        /// Heartbeats of this worker since the line before.
-        heartbeats: u64,
-    },
-    HeartbeatRefused {
-        reason: &'a str,
-        from: SocketAddr,
-        detail: &'a str,
-        /// Datagrams refused for this reason since the line before.
-        datagrams: u64,
-    },
-}
-
-/// How often something happened since it was last mentioned.
-#[derive(Debug)]
-struct Mention {
-    at: Option<Instant>,
-    unmentioned: u64,
-}
-
-impl Mention {
-    /// Returns one that is due at its first occurrence.
-    fn overdue() -> Self {
-        Self {
-            at: None,
-            unmentioned: 0,
-        }
-    }
-
-    /// Counts one more; says how many are to be mentioned now, if it is time.
-    fn due(&mut self, now: Instant, interval: Duration) -> Option<u64> {
-        self.unmentioned += 1;
-        let due = self
-            .at
-            .is_none_or(|at| now.saturating_duration_since(at) >= interval);
-        due.then(|| {
-            self.at = Some(now);
-            std::mem::take(&mut self.unmentioned)
-        })
     }
 }
