@@ -4,7 +4,9 @@ mod agent;
 mod check;
 mod events;
 mod flows;
+mod generate;
 mod keygen;
+mod log;
 mod manager;
 mod order;
 mod reload;
@@ -17,19 +19,22 @@ mod unload;
 
 use std::{
     future::Future,
-    io::{IsTerminal, Write},
+    io::{self, Write},
     process::ExitCode,
 };
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use memlb::{config::ConfigError, control::AskError};
-use tracing_subscriber::EnvFilter;
 
 /// A load balancer in the kernel, steered by the memory of its workers
 #[derive(Parser)]
-#[command(version, after_help = EXIT_STATUS)]
+#[command(name = "memlb", version, after_help = EXIT_STATUS)]
 struct Cli {
+    /// How log lines look; auto: JSON where they go to systemd's journal, else text
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = log::Format::Auto)]
+    log_format: log::Format,
+
     #[command(subcommand)]
     verb: Verb,
 }
@@ -56,6 +61,9 @@ enum Verb {
     Check(check::Args),
     Simulate(simulate::Args),
     Keygen(keygen::Args),
+    Completions(generate::CompletionsArgs),
+    #[command(hide = true)]
+    Man(generate::ManArgs),
 }
 
 /// Why a verb failed, which tells the exit status.
@@ -92,12 +100,7 @@ type Outcome = Result<(), Failure>;
 
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(std::io::stdout().is_terminal())
-        .init();
+    log::start(cli.log_format);
     let outcome = match cli.verb {
         Verb::Manager(args) => manager::run(args),
         Verb::Agent(args) => agent::run(args),
@@ -116,6 +119,8 @@ pub fn run() -> ExitCode {
         Verb::Check(args) => check::run(&args),
         Verb::Simulate(args) => simulate::run(&args),
         Verb::Keygen(args) => keygen::run(&args),
+        Verb::Completions(args) => generate::completions(&args),
+        Verb::Man(args) => generate::man(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -136,8 +141,12 @@ fn print(text: &str) {
     let written = output
         .write_all(text.as_bytes())
         .and_then(|()| output.flush());
-    if written.is_err() {
-        std::process::exit(0);
+    if let Err(error) = written {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        eprintln!("memlb: print the answer: {error}");
+        std::process::exit(1);
     }
 }
 
