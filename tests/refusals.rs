@@ -177,7 +177,7 @@ fn explains_what_fails_at_run_time() {
         .to_string();
     let config = machine.file("good.toml", &configuration());
     let elsewhere = machine.directory.join("no/bpffs").display().to_string();
-    let cases: [(&[&str], &[&str]); 5] = [
+    let cases: [(&[&str], &[&str]); 6] = [
         (
             &["status", "--control-socket", &socket],
             &["no manager answers", &socket],
@@ -212,6 +212,7 @@ fn explains_what_fails_at_run_time() {
             ],
             &["192.0.2.1:9999", "does not have that address"],
         ),
+        (&["top"], &["needs a terminal", "memlb status"]),
     ];
     for (arguments, says) in cases {
         expect(&machine.run(arguments), RUN_TIME, says);

@@ -15,6 +15,7 @@ mod simulate;
 mod source;
 mod status;
 mod table;
+mod top;
 mod unload;
 
 use std::{
@@ -47,6 +48,7 @@ enum Verb {
     Manager(manager::Args),
     Agent(agent::Args),
     Status(status::Args),
+    Top(top::Args),
     Services(status::ServicesArgs),
     Workers(status::WorkersArgs),
     Drain(order::DrainArgs),
@@ -105,6 +107,7 @@ pub fn run() -> ExitCode {
         Verb::Manager(args) => manager::run(args),
         Verb::Agent(args) => agent::run(args),
         Verb::Status(args) => status::run(&args),
+        Verb::Top(args) => top::run(&args),
         Verb::Services(args) => status::services(&args),
         Verb::Workers(args) => status::workers(&args),
         Verb::Drain(args) => order::drain(args),

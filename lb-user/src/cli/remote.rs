@@ -24,8 +24,7 @@ pub struct Remote {
 
 impl Remote {
     pub fn client(&self) -> Asker {
-        let path = self.control_socket.clone().or_else(configured_socket);
-        Asker::new(path.unwrap_or_else(|| PathBuf::from(USUAL_SOCKET)))
+        client(self.control_socket.clone())
     }
 
     pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, AskError> {
@@ -46,6 +45,12 @@ impl Remote {
         }
         Ok(())
     }
+}
+
+/// Speaks with the manager at `socket`, or else at the usual one.
+pub fn client(socket: Option<PathBuf>) -> Asker {
+    let path = socket.or_else(configured_socket);
+    Asker::new(path.unwrap_or_else(|| PathBuf::from(USUAL_SOCKET)))
 }
 
 /// The socket of a manager that runs with the usual file; whether the rest of that file makes sense

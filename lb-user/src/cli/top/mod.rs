@@ -1,0 +1,159 @@
+//! `memlb top`: services, workers and events on one screen, and keys to hold workers.
+
+mod app;
+mod bar;
+mod rates;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::{io::IsTerminal, path::PathBuf, thread, time::Duration};
+
+use anyhow::{Context, ensure};
+use memlb::{
+    control::{AskError, Asker, Ordered, Request, understand},
+    feed::Entry,
+};
+use ratatui::{
+    DefaultTerminal,
+    crossterm::event::{self, Event, KeyEvent, KeyEventKind},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use self::app::{App, Wish};
+use super::{Outcome, block_on, remote};
+
+/// How often the manager is asked.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Watch services, workers, traffic and events on the whole terminal
+///
+/// Keys: arrows to move, d to drain a worker, m for maintenance, u to let it have new connections
+/// again, q to leave. Orders are asked back.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The manager's control socket [default: the one in /etc/memlb/memlb.toml, else /run/memlb/manager.sock]
+    #[arg(long, value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    ensure_terminal()?;
+    let client = remote::client(args.control_socket.clone());
+    // Whether there is a manager at all is better said before the screen is taken.
+    block_on(client.ask::<memlb::status::Status>(&Request::Status))?;
+    let mut terminal = ratatui::init();
+    let ended = block_on(watch(&mut terminal, &client));
+    ratatui::restore();
+    Ok(ended?)
+}
+
+fn ensure_terminal() -> anyhow::Result<()> {
+    ensure!(
+        std::io::stdout().is_terminal() && std::io::stdin().is_terminal(),
+        "memlb top needs a terminal; `memlb status` prints the same once, --json for programs"
+    );
+    Ok(())
+}
+
+async fn watch(terminal: &mut DefaultTerminal, client: &Asker) -> anyhow::Result<()> {
+    let mut app = App::default();
+    let mut keys = keys();
+    let mut entries = entries(client.clone());
+    let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+    let mut ticks = interval(PACE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = ticks.tick() => refresh(&mut app, client).await,
+            Some(entry) = entries.recv() => {
+                app.happened(entry);
+                // What it tells of is to be seen at once; one look is enough for many.
+                while let Ok(entry) = entries.try_recv() {
+                    app.happened(entry);
+                }
+                refresh(&mut app, client).await;
+            }
+            key = keys.recv() => match key {
+                // Any other event of the terminal is a reason to draw, too: it was resized, say.
+                Some(None) => {}
+                Some(Some(key)) => match app.key(key) {
+                    Some(Wish::Leave) => return Ok(()),
+                    Some(Wish::Order(request)) => {
+                        app.answered(client.ask::<Ordered>(&request).await);
+                        refresh(&mut app, client).await;
+                    }
+                    None => {}
+                },
+                None => return Ok(()),
+            },
+        }
+        terminal
+            .draw(|frame| view::draw(frame, &mut app))
+            .context("draw the screen")?;
+    }
+}
+
+async fn refresh(app: &mut App, client: &Asker) {
+    match client.ask(&Request::Status).await {
+        Ok(status) => app.take(status, std::time::Instant::now()),
+        Err(error) => app.lose(error.to_string()),
+    }
+}
+
+/// Reads the keyboard on a thread of its own; nothing stands for an event that is no key.
+fn keys() -> mpsc::UnboundedReceiver<Option<KeyEvent>> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    thread::spawn(move || {
+        while let Ok(event) = event::read() {
+            let key = match event {
+                Event::Key(key) if key.kind == KeyEventKind::Press => Some(key),
+                _ => None,
+            };
+            if sender.send(key).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// Follows the manager's events, and looks for it again when it has gone.
+fn entries(client: Asker) -> mpsc::Receiver<Entry> {
+    let (sender, receiver) = mpsc::channel(64);
+    tokio::spawn(async move {
+        let mut last = 0;
+        while !sender.is_closed() {
+            // Why there is no answer is said where the status is asked for.
+            if follow(&client, &sender, &mut last).await.is_err() {
+                sleep(PACE).await;
+            }
+        }
+    });
+    receiver
+}
+
+async fn follow(
+    client: &Asker,
+    sender: &mpsc::Sender<Entry>,
+    last: &mut u64,
+) -> Result<(), AskError> {
+    let request = Request::Events {
+        limit: None,
+        follow: true,
+    };
+    let mut lines = client.stream(&request).await?;
+    while let Some(line) = lines.next_line().await.context("wait for events")? {
+        let entry: Entry = understand(&line)?;
+        if entry.id > *last {
+            *last = entry.id;
+            sender.send(entry).await.context("the screen is gone")?;
+        }
+    }
+    Err(anyhow::anyhow!("the manager has gone").into())
+}

@@ -1,0 +1,77 @@
+//! How fast counters grow, from one status to the next.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use memlb::{datapath::BackendTraffic, status::Status};
+
+/// What a backend does in a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Rate {
+    pub connections: f64,
+    pub bytes_in: f64,
+    pub bytes_out: f64,
+}
+
+/// Remembers the last two readings.
+#[derive(Debug, Default)]
+pub struct Rates {
+    last: Option<(Instant, Counts)>,
+    rates: BTreeMap<u32, Rate>,
+    packets: BTreeMap<String, f64>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    traffic: BTreeMap<u32, BackendTraffic>,
+    packets: BTreeMap<String, u64>,
+}
+
+impl Rates {
+    /// Takes a reading. One that follows too soon is left out: it would jump about.
+    pub fn take(&mut self, status: &Status, now: Instant) {
+        let backends = status.services.iter().flat_map(|service| &service.backends);
+        let verdicts = status.verdicts.iter();
+        let counts = Counts {
+            traffic: backends
+                .map(|backend| (backend.seen.backend_id.0, backend.traffic))
+                .collect(),
+            packets: verdicts
+                .map(|(name, count)| (name.clone(), count.packets))
+                .collect(),
+        };
+        let Some((then, before)) = &self.last else {
+            self.last = Some((now, counts));
+            return;
+        };
+        let seconds = now.saturating_duration_since(*then).as_secs_f64();
+        if seconds < 0.5 {
+            return;
+        }
+        // Counters begin anew when the maps do.
+        let rate = |after: u64, before: u64| after.saturating_sub(before) as f64 / seconds;
+        let known = counts.traffic.iter().filter_map(|(id, after)| {
+            let before = before.traffic.get(id)?;
+            let rate = Rate {
+                connections: rate(after.connections, before.connections),
+                bytes_in: rate(after.bytes_in, before.bytes_in),
+                bytes_out: rate(after.bytes_out, before.bytes_out),
+            };
+            Some((*id, rate))
+        });
+        self.rates = known.collect();
+        let known = counts.packets.iter().filter_map(|(name, after)| {
+            let before = before.packets.get(name)?;
+            Some((name.clone(), rate(*after, *before)))
+        });
+        self.packets = known.collect();
+        self.last = Some((now, counts));
+    }
+
+    pub fn of(&self, backend: u32) -> Option<Rate> {
+        self.rates.get(&backend).copied()
+    }
+
+    pub fn of_verdict(&self, verdict: &str) -> Option<f64> {
+        self.packets.get(verdict).copied()
+    }
+}
