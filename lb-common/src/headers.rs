@@ -113,19 +113,19 @@ impl TcpHeader {
 
     #[inline(always)]
     pub fn flags(&self) -> TcpFlags {
-        TcpFlags(self.flags.into())
+        TcpFlags(self.flags)
     }
 }
 
 /// The control bits of a TCP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TcpFlags(pub u32);
+pub struct TcpFlags(pub u8);
 
 impl TcpFlags {
-    const FIN: u32 = 0x01;
-    const SYN: u32 = 0x02;
-    const RST: u32 = 0x04;
-    const ACK: u32 = 0x10;
+    const FIN: u8 = 0x01;
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    const ACK: u8 = 0x10;
 
     /// A request for a new connection: SYN without ACK, RST or FIN.
     #[inline(always)]

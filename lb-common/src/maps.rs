@@ -19,13 +19,15 @@ pub mod name {
     pub const NEIGHBOURS: &str = "neighbours";
     pub const FLOWS: &str = "flows";
     pub const HALF_OPEN: &str = "half_open";
+    pub const ACTIVE: &str = "active";
+    pub const PORTS: &str = "ports";
     pub const VERDICTS: &str = "verdicts";
     pub const TRAFFIC: &str = "traffic";
 
     /// Every map.
     pub const ALL: &[&str] = &[
-        SETTINGS, SERVICES, SELECTION, POLICIES, CHOICES, BACKENDS, NEIGHBOURS, FLOWS, HALF_OPEN,
-        VERDICTS, TRAFFIC,
+        SETTINGS, SERVICES, SELECTION, POLICIES, CHOICES, BACKENDS, NEIGHBOURS, PORTS, FLOWS,
+        HALF_OPEN, ACTIVE, VERDICTS, TRAFFIC,
     ];
 }
 
@@ -39,8 +41,10 @@ pub const MAX_CHOICES: u32 = MAX_SERVICES * 2 * CHOICE_SLOTS;
 pub const DEFAULT_BACKENDS: u32 = 256;
 /// Capacity of `flows` unless configured; a connection takes two entries.
 pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
-/// Capacity of `half_open` unless configured; a handshake takes two entries.
-pub const DEFAULT_HALF_OPEN_ENTRIES: u32 = 2 * 65_536;
+/// Capacity of `half_open` unless configured: as many as ports towards the workers.
+pub const DEFAULT_HANDSHAKES: u32 = 28_672;
+/// How many places make a group of `half_open`; of more handshakes in one, the oldest goes.
+pub const WAYS: u32 = 16;
 
 /// The single value of `settings`.
 #[repr(C)]
@@ -58,7 +62,8 @@ pub struct Settings {
     pub half_open_idle_ns: u64,
     /// `net.ipv4.conf.lo.accept_local` as it was before memlb, to be put back when memlb goes.
     pub accept_local_before: u32,
-    pub reserved: u32,
+    /// How many groups of [`WAYS`] places `half_open` has; not more than there are ports.
+    pub half_open_groups: u32,
 }
 
 /// Key of `services`.
@@ -108,6 +113,9 @@ pub mod policy {
     pub const LEAST_CONNECTIONS: u32 = 3;
     /// A hash of the client's address names the place. All [`super::CHOICE_SLOTS`] are filled.
     pub const SOURCE_HASH: u32 = 4;
+    /// `selection` names the backend; the places hold all that are up, the most preferred first, for
+    /// clients whose SYN that backend does not answer.
+    pub const RANKED: u32 = 5;
 }
 
 /// Index in `choices` of a generation's first place.
@@ -197,7 +205,7 @@ impl From<[u8; 6]> for Mac {
     }
 }
 
-/// Key of `flows` and `half_open`: the tuple a packet arrives with.
+/// Key of `flows`: the tuple a packet arrives with.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
@@ -210,6 +218,40 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    const NONE: Self = Self {
+        source: [0; 4],
+        destination: [0; 4],
+        source_port: [0; 2],
+        destination_port: [0; 2],
+        protocol: 0,
+    };
+
+    /// Equality by one comparison, which is one way to go for the verifier instead of four.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        let differ =
+            |one: [u8; 4], other: [u8; 4]| u32::from_ne_bytes(one) ^ u32::from_ne_bytes(other);
+        let ports = |key: &Self| {
+            u32::from(u16::from_ne_bytes(key.source_port)) << 16
+                | u32::from(u16::from_ne_bytes(key.destination_port))
+        };
+        differ(self.source, other.source)
+            | differ(self.destination, other.destination)
+            | (ports(self) ^ ports(other))
+            | (self.protocol ^ other.protocol)
+            == 0
+    }
+
+    /// Both halves as one word each, mixed.
+    #[inline(always)]
+    fn mixed(&self) -> u64 {
+        let word =
+            |high: [u8; 4], low: u32| u64::from(u32::from_ne_bytes(high)) << 32 | u64::from(low);
+        let ports = u32::from(u16::from_ne_bytes(self.source_port)) << 16
+            | u32::from(u16::from_ne_bytes(self.destination_port));
+        word(self.source, ports) ^ word(self.destination, self.protocol).rotate_left(32)
+    }
+
     /// The tuple of the answers to this one.
     #[inline(always)]
     pub fn reversed(self) -> Self {
@@ -223,8 +265,8 @@ impl FlowKey {
     }
 }
 
-/// Value of `flows` and `half_open`. Each connection has two entries, one a direction, and either
-/// can rebuild the other.
+/// Value of `flows`. Each connection has two entries, one a direction, and either can rebuild the
+/// other. An entry outlives its connection, until the next one takes its place or it is evicted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
@@ -238,15 +280,14 @@ pub struct Flow {
     pub service: u32,
     /// Index of the interface on which the client is; [`LOOPBACK`] for the manager itself.
     pub client_interface: u32,
-    /// The worker's initial sequence number, known once it has answered.
-    pub worker_sequence: u32,
     /// One of [`direction`].
     pub direction: u8,
     /// Bits of [`ended`], of this direction only: each entry has one writer, so none gets lost.
     pub ended: u8,
-    /// 1 once the worker has answered the SYN.
-    pub answered: u8,
-    pub reserved: [u8; 5],
+    /// 1 while `active` counts the connection; of requests only.
+    pub counted: u8,
+    /// 1 once the tuple is free for the next connection: no packet goes this way any more.
+    pub superseded: u8,
     /// When the entry was made and when it last carried a packet: CLOCK_MONOTONIC, nanoseconds.
     pub created_ns: u64,
     pub last_seen_ns: u64,
@@ -254,6 +295,84 @@ pub struct Flow {
     pub twin_seen_ns: u64,
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// Value of `half_open`: a connection whose client has not proved yet that it is there.
+///
+/// Its place is one of a group of [`WAYS`], which the manager's port towards the worker names, as does
+/// the client's own address. Nothing is ever full here: the oldest handshake makes room.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    /// The tuple of the client's packets.
+    pub client: FlowKey,
+    /// The tuple they leave with.
+    pub leaves: FlowKey,
+    pub client_mac: Mac,
+    pub manager_mac: Mac,
+    /// 0: the place is free.
+    pub backend: u32,
+    pub service: u32,
+    pub client_interface: u32,
+    /// The client's initial sequence number.
+    pub client_sequence: u32,
+    /// Mixed from what identifies the handshake, to recognize one that two processors wrote at once.
+    pub seal: u64,
+    pub created_ns: u64,
+    pub last_seen_ns: u64,
+    /// The worker's initial sequence number, once it has answered.
+    pub worker_sequence: u32,
+    /// 1 once the worker has answered the SYN.
+    pub answered: u8,
+    /// Bits of [`ended`], of the worker's direction.
+    pub ended: u8,
+    /// How often the SYN was repeated and another worker chosen.
+    pub retries: u8,
+    pub reserved: u8,
+    pub packets_in: u32,
+    pub bytes_in: u32,
+    pub packets_out: u32,
+    pub bytes_out: u32,
+}
+
+impl Handshake {
+    /// A place without a handshake.
+    pub const FREE: Self = Self {
+        client: FlowKey::NONE,
+        leaves: FlowKey::NONE,
+        client_mac: Mac(0),
+        manager_mac: Mac(0),
+        backend: 0,
+        service: 0,
+        client_interface: 0,
+        client_sequence: 0,
+        seal: 0,
+        created_ns: 0,
+        last_seen_ns: 0,
+        worker_sequence: 0,
+        answered: 0,
+        ended: 0,
+        retries: 0,
+        reserved: 0,
+        packets_in: 0,
+        bytes_in: 0,
+        packets_out: 0,
+        bytes_out: 0,
+    };
+
+    /// What `seal` must be.
+    #[inline(always)]
+    pub fn expected_seal(&self) -> u64 {
+        let ends = self.client.mixed() ^ self.leaves.mixed().rotate_left(17);
+        let backend = u64::from(self.backend) << 32 | u64::from(self.service);
+        ends ^ backend.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// Whether this is a handshake, and whole.
+    #[inline(always)]
+    pub fn is_whole(&self) -> bool {
+        self.backend != 0 && self.seal == self.expected_seal()
+    }
 }
 
 /// Index of the loopback interface in every network namespace (`LOOPBACK_IFINDEX`, Linux 2.6.24).
@@ -278,6 +397,24 @@ pub mod ended {
         (one | other) & RESET != 0 || one & other & FIN != 0
     }
 }
+
+/// Index in `ports` of the word in which a port has its bit: first the ports that a client or a
+/// worker may send to, then those from which the manager's own servers answer. A TCP packet without
+/// its bit is nobody's business here.
+#[inline(always)]
+pub fn port_word(port: [u8; 2], is_source: bool) -> u32 {
+    let word = u32::from(u16::from_be_bytes(port)) / 64;
+    if is_source { PORT_WORDS + word } else { word }
+}
+
+/// The port's bit in its word.
+#[inline(always)]
+pub fn port_bit(port: [u8; 2]) -> u64 {
+    1 << (u16::from_be_bytes(port) % 64)
+}
+
+/// Words of one of the two bit fields in `ports`.
+pub const PORT_WORDS: u32 = 65_536 / 64;
 
 /// Value of `verdicts`, per CPU, indexed by [`crate::verdict::Verdict`].
 #[repr(C)]
@@ -306,7 +443,8 @@ const _: () = {
     assert!(size_of::<Backend>() == 48 && align_of::<Backend>() == 8);
     assert!(size_of::<Neighbour>() == 16);
     assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 8);
-    assert!(size_of::<Flow>() == 96 && align_of::<Flow>() == 8);
+    assert!(size_of::<Flow>() == 88 && align_of::<Flow>() == 8);
+    assert!(size_of::<Handshake>() == 112 && align_of::<Handshake>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Traffic>() == 40);
 };
@@ -326,7 +464,7 @@ mod pod {
     }
 
     pod!(
-        Settings, ServiceKey, Service, Policy, Backend, Mac, Neighbour, FlowKey, Flow, Counter,
-        Traffic
+        Settings, ServiceKey, Service, Policy, Backend, Mac, Neighbour, FlowKey, Flow, Handshake,
+        Counter, Traffic
     );
 }

@@ -4,7 +4,7 @@
 macro_rules! verdicts {
     ($($variant:ident = $name:literal, $explanation:literal;)+) => {
         /// The outcome of one packet; its number is its index in the `verdicts` map.
-        #[repr(u32)]
+        #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Verdict {
             $(#[doc = $explanation] $variant,)+

@@ -5,8 +5,8 @@ use std::mem::{offset_of, size_of};
 
 use lb_common::{
     maps::{
-        Backend, Counter, Flow, FlowKey, LAYOUT_VERSION, Mac, Neighbour, Policy, Service,
-        ServiceKey, Settings, Traffic, direction, ended, mode, name, state,
+        Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, Policy,
+        Service, ServiceKey, Settings, Traffic, direction, ended, mode, name, state,
     },
     verdict::Verdict,
 };
@@ -33,7 +33,7 @@ fn the_layout_of_version_2_is_as_pinned() {
     assert_layout!(
         Settings, 40,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
-        closing_idle_ns 16, half_open_idle_ns 24, accept_local_before 32, reserved 36
+        closing_idle_ns 16, half_open_idle_ns 24, accept_local_before 32, half_open_groups 36
     );
     assert_layout!(ServiceKey, 8, address 0, port 4, protocol 6, reserved 7);
     assert_layout!(Service, 4, id 0);
@@ -49,10 +49,17 @@ fn the_layout_of_version_2_is_as_pinned() {
         source 0, destination 4, source_port 8, destination_port 10, protocol 12
     );
     assert_layout!(
-        Flow, 96,
+        Flow, 88,
         leaves 0, client_mac 16, manager_mac 24, backend 32, service 36, client_interface 40,
-        worker_sequence 44, direction 48, ended 49, answered 50, reserved 51, created_ns 56,
-        last_seen_ns 64, twin_seen_ns 72, packets 80, bytes 88
+        direction 44, ended 45, counted 46, superseded 47, created_ns 48, last_seen_ns 56,
+        twin_seen_ns 64, packets 72, bytes 80
+    );
+    assert_layout!(
+        Handshake, 112,
+        client 0, leaves 16, client_mac 32, manager_mac 40, backend 48, service 52,
+        client_interface 56, client_sequence 60, seal 64, created_ns 72, last_seen_ns 80,
+        worker_sequence 88, answered 92, ended 93, retries 94, reserved 95, packets_in 96,
+        bytes_in 100, packets_out 104, bytes_out 108
     );
     assert_layout!(Counter, 16, packets 0, bytes 8);
     assert_layout!(
@@ -111,8 +118,10 @@ fn the_names_of_the_maps_are_as_pinned() {
             "choices",
             "backends",
             "neighbours",
+            "ports",
             "flows",
             "half_open",
+            "active",
             "verdicts",
             "traffic",
         ]

@@ -5,21 +5,21 @@
 
 mod tables;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     headers::TcpFlags,
-    maps::{Backend, FlowKey, Mac, Service, ServiceKey, direction, mode, state},
+    maps::{Backend, FlowKey, Mac, Service, ServiceKey, direction, ended, mode, state},
     steer::{Arrival, Decision, Exit, Hook, steer},
     verdict::Verdict,
 };
 use proptest::prelude::*;
 use tables::{Memory, SECOND};
 
-const FIN: u32 = 0x01;
-const SYN: u32 = 0x02;
-const RST: u32 = 0x04;
-const ACK: u32 = 0x10;
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
 
 const SERVICE: ([u8; 4], u16) = ([10, 0, 0, 1], 80);
 const MANAGER: [u8; 4] = [10, 0, 0, 1];
@@ -46,23 +46,14 @@ fn a_handshake_moves_the_flow_from_one_table_to_the_other() {
         (Verdict::ToClient, Exit::Client)
     );
     assert_eq!(answer.leaves, client.reversed());
-    assert_eq!(memory.half_open.entries().len(), 2);
+    assert_eq!(memory.handshakes().len(), 1);
     assert_eq!(memory.established.entries().len(), 0);
 
     let ack = steer(&memory, &arrival(ACK), &client);
     assert_eq!((ack.verdict, ack.opened), (Verdict::ToBackend, 0));
-    assert_eq!(memory.half_open.entries().len(), 0);
+    assert_eq!(memory.handshakes().len(), 0);
     assert_eq!(memory.established.entries().len(), 2);
-}
-
-#[test]
-fn a_table_without_room_refuses_the_connection() {
-    for capacity in [0, 1] {
-        let memory = lab(capacity);
-        let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-        let syn = steer(&memory, &arrival(SYN), &client);
-        assert_eq!((syn.verdict, syn.exit), (Verdict::TableFull, Exit::Pass));
-    }
+    assert_eq!(memory.active.borrow()[&WORKER1], 1);
 }
 
 #[test]
@@ -92,19 +83,28 @@ fn without_ports_none_is_given() {
         (syn.verdict, syn.exit),
         (Verdict::PortsExhausted, Exit::Pass)
     );
-    assert!(memory.half_open.entries().is_empty());
+    assert!(memory.handshakes().is_empty());
 }
 
 #[test]
 fn the_connections_of_one_client_never_share_a_port() {
-    let memory = lab(65_536);
+    let mut memory = lab(65_536);
     let mut given = BTreeSet::new();
     for port in 32_768..=60_999 {
         let client = key(([10, 0, 0, 9], port), SERVICE);
-        let syn = steer(&memory, &arrival(SYN), &client);
-        assert_eq!(syn.verdict, Verdict::ToBackend);
-        assert!(given.insert(syn.leaves.source_port));
+        let leaves = connects(&mut memory, &client);
+        assert!(given.insert(leaves.source_port));
     }
+}
+
+/// Goes through a client's handshake; returns the tuple that the worker sees.
+fn connects(memory: &mut Memory, client: &FlowKey) -> FlowKey {
+    let syn = steer(memory, &arrival(SYN), client);
+    assert_eq!((syn.verdict, syn.opened), (Verdict::ToBackend, 1));
+    _ = steer(memory, &answer_to_syn(), &syn.leaves.reversed());
+    let ack = steer(memory, &arrival(ACK), client);
+    assert_eq!(ack.verdict, Verdict::ToBackend);
+    syn.leaves
 }
 
 /// Something that happens.
@@ -113,14 +113,14 @@ enum Event {
     /// A client sends a segment to the service.
     Request {
         client: usize,
-        flags: u32,
+        flags: u8,
         guesses: bool,
     },
     /// A worker sends a segment to one of the manager's ports.
     Reply {
         worker: usize,
         port: u16,
-        flags: u32,
+        flags: u8,
     },
     Wait {
         seconds: u64,
@@ -158,7 +158,7 @@ fn event(evictions: bool) -> impl Strategy<Value = Event> {
             6 => Just(ACK),
             2 => Just(FIN | ACK),
             1 => Just(RST),
-            1 => any::<u8>().prop_map(u32::from),
+            1 => any::<u8>(),
         ]
     };
     let request = (0..CLIENTS.len(), flags(), prop::bool::weighted(0.1)).prop_map(
@@ -243,17 +243,18 @@ fn happens(memory: &mut Memory, event: &Event) -> Result<(), TestCaseError> {
         Event::Wait { seconds } => memory.wait(seconds * SECOND + SECOND / 2),
         Event::Select { backend } => memory.selection[0] = backend,
         Event::State { backend, state } => memory.backends[backend as usize].state = state,
-        Event::Evict { established, index } => {
-            let table = if established {
-                &memory.established
-            } else {
-                &memory.half_open
-            };
-            let idle = table.untouched_since(memory.now_ns.get() - SECOND);
+        Event::Evict {
+            established: true,
+            index,
+        } => {
+            let idle = memory
+                .established
+                .untouched_since(memory.now_ns.get() - SECOND);
             if !idle.is_empty() {
-                table.remove(index.get(&idle));
+                memory.established.remove(index.get(&idle));
             }
         }
+        Event::Evict { index, .. } => index.get(&memory.half_open).borrow_mut().backend = 0,
     }
     Ok(())
 }
@@ -288,7 +289,7 @@ fn reply_is_restored(
     memory: &Memory,
     worker: usize,
     port: u16,
-    flags: u32,
+    flags: u8,
 ) -> Result<(), TestCaseError> {
     let from_fallback = worker == 2;
     let (hook, key) = if from_fallback {
@@ -331,21 +332,37 @@ fn is_consistent(decision: &Decision, arrival: &Arrival) -> Result<(), TestCaseE
 
 fn every_entry_has_its_twin(memory: &Memory) -> Result<(), TestCaseError> {
     let mut worker_sides = BTreeSet::new();
-    for table in [&memory.established, &memory.half_open] {
-        let entries = table.entries();
-        for (key, flow) in &entries {
-            let twin = entries.get(&flow.leaves.reversed());
-            let twin = twin.ok_or_else(|| TestCaseError::fail(format!("{flow:?} is alone")))?;
-            prop_assert_eq!(twin.leaves.reversed(), *key);
-            prop_assert_eq!(twin.backend, flow.backend);
-            prop_assert_ne!(twin.direction, flow.direction);
-            if flow.direction == direction::REQUEST {
-                prop_assert!(
-                    worker_sides.insert(flow.leaves),
-                    "{:?} is shared",
-                    flow.leaves
-                );
-            }
+    let mut counted = BTreeMap::new();
+    let entries = memory.established.entries();
+    for (key, flow) in entries.iter().filter(|(_, flow)| flow.superseded == 0) {
+        let twin = entries.get(&flow.leaves.reversed());
+        let twin = twin.ok_or_else(|| TestCaseError::fail(format!("{flow:?} is alone")))?;
+        prop_assert_eq!(twin.leaves.reversed(), *key);
+        prop_assert_eq!(twin.superseded, 0);
+        prop_assert_eq!(twin.backend, flow.backend);
+        prop_assert_ne!(twin.direction, flow.direction);
+        if flow.direction == direction::REQUEST {
+            prop_assert!(
+                worker_sides.insert(flow.leaves),
+                "{:?} is shared",
+                flow.leaves
+            );
+            let is_open = !ended::both(flow.ended, twin.ended);
+            prop_assert_eq!(flow.counted == 1, is_open);
+            *counted.entry(flow.backend).or_insert(0) += u32::from(is_open);
+        }
+    }
+    for (backend, active) in memory.active.borrow().iter() {
+        prop_assert_eq!(*active, counted.get(backend).copied().unwrap_or(0));
+    }
+    let now = memory.now_ns.get();
+    for handshake in memory.handshakes() {
+        if now - handshake.last_seen_ns <= memory.settings.half_open_idle_ns {
+            prop_assert!(
+                worker_sides.insert(handshake.leaves),
+                "{:?} is shared",
+                handshake.leaves
+            );
         }
     }
     Ok(())
@@ -390,10 +407,11 @@ fn small_lab() -> Memory {
     let mut memory = lab(64);
     memory.settings.nat_port_first = PORTS.start;
     memory.settings.nat_port_count = PORTS.len().try_into().unwrap();
+    memory.settings.half_open_groups = 1;
     memory
 }
 
-fn arrival(flags: u32) -> Arrival {
+fn arrival(flags: u8) -> Arrival {
     Arrival {
         source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
         destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),

@@ -5,6 +5,8 @@
 //! to it what XDP cannot do.
 #![no_std]
 #![no_main]
+// Atomic additions, which the language does not have for this target.
+#![feature(asm_experimental_arch)]
 
 mod maps;
 mod packet;

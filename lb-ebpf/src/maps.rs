@@ -1,20 +1,20 @@
 //! The maps, and the steering decision's view of them.
 
-use core::ffi::c_void;
+use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::BPF_NOEXIST,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop},
     macros::btf_map,
 };
 use lb_common::{
     maps::{
-        Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HALF_OPEN_ENTRIES, Flow,
-        FlowKey, MAX_CHOICES, MAX_SERVICES, Neighbour, Policy, Service, ServiceKey, Settings,
-        Traffic,
+        Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, Flow,
+        FlowKey, Handshake, MAX_CHOICES, MAX_SERVICES, Neighbour, PORT_WORDS, Policy, Service,
+        ServiceKey, Settings, Traffic, port_bit, port_word,
     },
-    steer::{Arrival, Decision, InsertError, Pair, Scan, Tables},
+    steer::{Arrival, Decision, Hook, InsertError, Step, Tables, Workbench},
     verdict::Verdict,
 };
 
@@ -47,8 +47,13 @@ static NEIGHBOURS: Array<Neighbour, { DEFAULT_BACKENDS as usize }> = Array::new(
 static FLOWS: LruHashMap<FlowKey, Flow, { DEFAULT_FLOW_ENTRIES as usize }> = LruHashMap::new();
 
 #[btf_map(name = "half_open")]
-static HALF_OPEN: LruHashMap<FlowKey, Flow, { DEFAULT_HALF_OPEN_ENTRIES as usize }> =
-    LruHashMap::new();
+static HALF_OPEN: Array<Handshake, { DEFAULT_HANDSHAKES as usize }> = Array::new();
+
+#[btf_map(name = "active")]
+static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
+
+#[btf_map(name = "ports")]
+static PORTS: Array<u64, { 2 * PORT_WORDS as usize }> = Array::new();
 
 #[btf_map(name = "verdicts")]
 static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray::new();
@@ -57,7 +62,7 @@ static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray
 static TRAFFIC: PerCpuArray<Traffic, { DEFAULT_BACKENDS as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "workbench")]
-static WORKBENCH: PerCpuArray<Pair, 1> = PerCpuArray::new();
+static WORKBENCH: PerCpuArray<Workbench, 1> = PerCpuArray::new();
 
 const EEXIST: i32 = 17;
 
@@ -66,7 +71,8 @@ pub struct Maps;
 
 impl Tables for Maps {
     type Entry<'a> = &'a mut Flow;
-    type Workbench<'a> = &'a mut Pair;
+    type Place<'a> = &'a mut Handshake;
+    type Workbench<'a> = &'a mut Workbench;
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
@@ -120,15 +126,15 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn scan(&self, count: u32, scan: &mut Scan) {
+    fn repeat<S: Step>(&self, count: u32, steps: &mut S) {
         // SAFETY: the callback gets what it expects, which lives as long as the call. Linux 5.17,
-        // e6f2dd0f8067. It fails for more than a million steps only.
-        unsafe { bpf_loop(count, step as *mut c_void, (&raw mut *scan).cast(), 0) };
+        // e6f2dd0f8067. It fails for more than 8 million steps only.
+        unsafe { bpf_loop(count, step::<S> as *mut c_void, (&raw mut *steps).cast(), 0) };
     }
 
     #[inline(always)]
-    fn active(&self, _backend: u32) -> u32 {
-        0
+    fn active(&self, backend: u32) -> u32 {
+        ACTIVE.get(backend).map_or(0, |active| *active as u32)
     }
 
     #[inline(always)]
@@ -137,11 +143,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn workbench(&self) -> Option<&mut Pair> {
-        let pair = WORKBENCH.get_ptr_mut(0)?;
+    fn workbench(&self) -> Option<&mut Workbench> {
+        let workbench = WORKBENCH.get_ptr_mut(0)?;
         // SAFETY: the slot belongs to this CPU, where one packet is decided at a time: bottom halves
         // are off at every hook.
-        Some(unsafe { &mut *pair })
+        Some(unsafe { &mut *workbench })
     }
 
     #[inline(always)]
@@ -153,8 +159,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn put_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        FLOWS.insert(key, flow, BPF_ANY.into()).map_err(refusal)
+    fn add_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        FLOWS
+            .insert(key, flow, BPF_NOEXIST.into())
+            .map_err(|errno| {
+                if errno == -EEXIST {
+                    InsertError::Exists
+                } else {
+                    InsertError::Full
+                }
+            })
     }
 
     #[inline(always)]
@@ -164,47 +178,52 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn half_open(&self, key: &FlowKey) -> Option<&mut Flow> {
-        let flow = HALF_OPEN.get_ptr_mut(key)?;
-        // SAFETY: as for `established`.
-        Some(unsafe { &mut *flow })
+    fn handshake(&self, place: u32) -> Option<&mut Handshake> {
+        let handshake = HALF_OPEN.get_ptr_mut(place)?;
+        // SAFETY: array slots live as long as the map; what two processors write at once is
+        // recognized by its seal.
+        Some(unsafe { &mut *handshake })
     }
 
     #[inline(always)]
-    fn put_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        HALF_OPEN.insert(key, flow, BPF_ANY.into()).map_err(refusal)
-    }
-
-    #[inline(always)]
-    fn add_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        HALF_OPEN
-            .insert(key, flow, BPF_NOEXIST.into())
-            .map_err(refusal)
-    }
-
-    #[inline(always)]
-    fn remove_half_open(&self, key: &FlowKey) {
-        _ = HALF_OPEN.remove(key);
+    fn count_active(&self, backend: u32, open: bool) {
+        let Some(active) = ACTIVE.get_ptr_mut(backend) else {
+            return;
+        };
+        let change: i64 = if open { 1 } else { -1 };
+        // SAFETY: an aligned word of a map, added to atomically; the language has no such operation
+        // for this target.
+        unsafe {
+            asm!("lock *(u64 *)({active} + 0) += {change}", active = in(reg) active, change = in(reg) change);
+        }
     }
 }
 
-/// One step of a [`Scan`], for `bpf_loop`.
-unsafe extern "C" fn step(number: u32, scan: *mut Scan) -> i64 {
-    // SAFETY: `Maps::scan` hands its own.
-    unsafe { (*scan).step(&Maps, number) };
-    0
+/// One step of a loop, for `bpf_loop`, which goes on at 0.
+unsafe extern "C" fn step<S: Step>(number: u32, steps: *mut S) -> i64 {
+    // SAFETY: `Maps::repeat` hands its own.
+    unsafe { (*steps).step(&Maps, number) }.into()
 }
 
 #[inline(always)]
-fn refusal(errno: i32) -> InsertError {
-    if errno == -EEXIST {
-        InsertError::Exists
-    } else {
-        InsertError::Full
-    }
+fn uses(port: [u8; 2], is_source: bool) -> bool {
+    PORTS
+        .get(port_word(port, is_source))
+        .is_some_and(|word| word & port_bit(port) != 0)
 }
 
 impl Maps {
+    /// Whether the packet's ports leave the possibility that it is part of a connection to a service.
+    /// This spares everybody else's packets the look-ups.
+    #[inline(always)]
+    pub fn may_be_ours(&self, hook: Hook, key: &FlowKey) -> bool {
+        match hook {
+            Hook::Ingress => uses(key.destination_port, false),
+            Hook::Egress => uses(key.source_port, true),
+            Hook::Loopback => uses(key.destination_port, false) || uses(key.source_port, true),
+        }
+    }
+
     /// The link addresses learnt for a backend.
     #[inline(always)]
     pub fn neighbour(&self, backend: u32) -> Option<Neighbour> {

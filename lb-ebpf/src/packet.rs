@@ -55,7 +55,7 @@ pub fn arrival(frame: &TcpFrame, hook: Hook, interface: u32, packets: u32, bytes
         interface,
         source_mac: frame.ethernet.source.into(),
         destination_mac: frame.ethernet.destination.into(),
-        time_to_live: frame.ip.time_to_live.into(),
+        time_to_live: frame.ip.time_to_live,
         flags: frame.tcp.flags(),
         sequence: frame.tcp.sequence(),
         acknowledgement: frame.tcp.acknowledgement(),

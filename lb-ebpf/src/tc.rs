@@ -22,6 +22,8 @@ use crate::{
 const PACKET_HOST: u32 = 0;
 const AF_INET: u32 = 2;
 const TCP_CHECKSUM: u32 = 50;
+/// An arbitrary number for `tc_index`.
+const STEERED: u32 = 0x6d6c;
 
 /// Steers one packet. Whatever is not ours goes on to the next program (`TC_ACT_UNSPEC`).
 #[inline(always)]
@@ -29,19 +31,20 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands a valid context to the program; fields are read by the verifier's
     // leave.
-    let (length, tagged, interface, received_on, kind, gso_size, gso_segments) = unsafe {
+    let (length, tagged, interface, received_on, steered, kind, gso_size, gso_segments) = unsafe {
         (
             (*skb).len,
             (*skb).vlan_present,
             (*skb).ifindex,
             (*skb).ingress_ifindex,
+            (*skb).tc_index,
             (*skb).pkt_type,
             (*skb).gso_size,
             (*skb).gso_segs,
         )
     };
-    if hook == Hook::Egress && received_on != 0 {
-        // Forwarded, by memlb or another: seen on its way in.
+    let forwarded = hook == Hook::Egress && received_on != 0;
+    if forwarded && steered == STEERED {
         return TC_ACT_UNSPEC;
     }
     let maps = Maps;
@@ -65,6 +68,13 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
             Ok(key) => key,
             Err(verdict) => break 'verdict verdict,
         };
+        if !maps.may_be_ours(hook, &key) {
+            if forwarded {
+                // Seen, and counted, on its way in.
+                return TC_ACT_UNSPEC;
+            }
+            break 'verdict Verdict::NotOurs;
+        }
         let arrival = arrival(frame, hook, interface, packets, length);
         let decision = steer(&maps, &arrival, &key);
         maps.account(&decision, &arrival);
@@ -76,10 +86,12 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
                 TC_ACT_UNSPEC
             }
             Exit::Backend => {
+                mark(skb);
                 update_checksum(skb, frame.rewrite(&decision.leaves, true));
                 to_neighbour(decision.interface, decision.next_hop)
             }
             Exit::Client => {
+                mark(skb);
                 frame.ethernet.destination = decision.destination_mac.bytes();
                 frame.ethernet.source = decision.source_mac.bytes();
                 update_checksum(skb, frame.rewrite(&decision.leaves, true));
@@ -95,6 +107,13 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     };
     maps.count(verdict, packets.into(), length.into());
     TC_ACT_UNSPEC
+}
+
+/// Notes on a packet that it was steered, for the egress hook that it meets next.
+#[inline(always)]
+fn mark(skb: *mut __sk_buff) {
+    // SAFETY: a valid context; the field is the traffic control's own, and may be written.
+    unsafe { (*skb).tc_index = STEERED };
 }
 
 #[inline(always)]

@@ -43,6 +43,9 @@ pub fn run(ctx: &XdpContext) -> u32 {
             Ok(key) => key,
             Err(verdict) => break 'verdict verdict,
         };
+        if !maps.may_be_ours(Hook::Ingress, &key) {
+            break 'verdict Verdict::NotOurs;
+        }
         // SAFETY: the kernel hands a valid context to the program.
         let interface = unsafe { (*ctx.ctx).ingress_ifindex };
         let arrival = arrival(frame, Hook::Ingress, interface, 1, length);
@@ -58,7 +61,7 @@ pub fn run(ctx: &XdpContext) -> u32 {
         }
         let Some(action) = act(&maps, frame, &decision, interface) else {
             // TC will find the connection begun.
-            maps.count_connections(decision.backend, decision.opened);
+            maps.count_connections(decision.backend, decision.opened.into());
             break 'verdict Verdict::HandedOver;
         };
         maps.account(&decision, &arrival);

@@ -15,9 +15,10 @@ use aya::programs::{tc::SchedClassifierLink, xdp::XdpLink};
 use lb_common::{
     headers::PROTOCOL_TCP,
     maps::{
-        Backend, Flow, FlowKey, LAYOUT_VERSION, Neighbour, Service, ServiceKey, Settings, mode,
-        state,
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Policy, Service, ServiceKey,
+        Settings, first_choice, mode, policy, port_bit, port_word, state,
     },
+    steer::PORT_ATTEMPTS,
 };
 use memlb_tests::require_root;
 use nix::{
@@ -25,12 +26,12 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
-pub use crate::datapath::{Circumstances, Edge, Hook, Table};
+pub use crate::datapath::{Circumstances, Edge, Hook};
 use crate::{
     call::Call,
-    datapath::{Counters, Datapath},
+    datapath::{BACKENDS, Counters, Datapath, GROUPS},
     frame::Segment,
-    lan::{self, Station},
+    lan::{self, Server, Station},
     outcome::{Counted, Outcome},
 };
 
@@ -103,10 +104,15 @@ impl Bench {
 
     /// Forgets every flow and every change but the settings.
     pub fn begins_anew(&mut self) {
-        for table in [Table::Established, Table::HalfOpen] {
-            for key in self.keys(table) {
-                self.evict(table, key);
-            }
+        let flows = &mut self.datapath.maps.established;
+        for key in flows.keys().collect::<Result<Vec<_>, _>>().unwrap() {
+            flows.remove(&key).unwrap();
+        }
+        for handshake in self.handshakes() {
+            self.forget(handshake.client);
+        }
+        for id in 0..BACKENDS {
+            self.datapath.maps.active.set(id, 0, 0).unwrap();
         }
         let address = lan::SERVICE;
         let key = ServiceKey {
@@ -133,6 +139,8 @@ impl Bench {
             backend.interface = 0;
         });
         self.select(lan::WORKER1.id);
+        let policies = &mut self.datapath.maps.policies;
+        policies.set(SERVICE_ID, Policy::default(), 0).unwrap();
     }
 
     /// Changes the settings, beginning from the usual ones.
@@ -146,17 +154,37 @@ impl Bench {
             closing_idle_ns: nanoseconds(CLOSING_IDLE),
             half_open_idle_ns: nanoseconds(HALF_OPEN_IDLE),
             accept_local_before: 0,
-            reserved: 0,
+            half_open_groups: GROUPS,
         };
         change(&mut settings);
         self.datapath.maps.settings.set(0, settings, 0).unwrap();
+        let ports = (0..settings.nat_port_count).map(|offset| settings.nat_port_first + offset);
+        self.uses(ports, false);
+        self.uses([lan::SERVICE.port()], false);
+        self.uses([lan::FALLBACK.address().port()], true);
     }
 
     pub fn nat_ports(&mut self, ports: RangeInclusive<u16>) {
         self.settings(|settings| {
             settings.nat_port_first = *ports.start();
             settings.nat_port_count = ports.end() - ports.start() + 1;
+            let rows = u32::from(settings.nat_port_count) / PORT_ATTEMPTS;
+            settings.half_open_groups = rows.clamp(1, GROUPS);
         });
+    }
+
+    /// Makes the programs look at packets to these ports, or from them.
+    fn uses(&mut self, ports: impl IntoIterator<Item = u16>, is_source: bool) {
+        let mut words = BTreeMap::<u32, u64>::new();
+        for port in ports {
+            let port = port.to_be_bytes();
+            *words.entry(port_word(port, is_source)).or_default() |= port_bit(port);
+        }
+        let known = &mut self.datapath.maps.ports;
+        for (index, bits) in words {
+            let before = known.get(&index, 0).unwrap();
+            known.set(index, before | bits, 0).unwrap();
+        }
     }
 
     pub fn select(&mut self, backend: u32) {
@@ -165,6 +193,22 @@ impl Bench {
             .selection
             .set(SERVICE_ID, backend, 0)
             .unwrap();
+    }
+
+    /// Says whom to try after the selected backend.
+    pub fn ranks(&mut self, servers: &[Server]) {
+        let maps = &mut self.datapath.maps;
+        let first = first_choice(SERVICE_ID, 0);
+        for (place, server) in (first..).zip(servers) {
+            maps.choices.set(place, server.id, 0).unwrap();
+        }
+        let ranked = Policy {
+            kind: policy::RANKED,
+            generation: 0,
+            slots: servers.len().try_into().unwrap(),
+            reserved: 0,
+        };
+        maps.policies.set(SERVICE_ID, ranked, 0).unwrap();
     }
 
     /// Changes a backend's entry.
@@ -244,60 +288,116 @@ impl Bench {
         now - before
     }
 
-    pub fn entries(&self, table: Table) -> BTreeMap<FlowKey, Flow> {
-        self.datapath
-            .table(table)
-            .iter()
-            .collect::<Result<_, _>>()
-            .unwrap()
+    /// The flow table, without what the next connection may overwrite.
+    pub fn entries(&self) -> BTreeMap<FlowKey, Flow> {
+        self.all_entries()
+            .into_iter()
+            .filter(|(_, flow)| flow.superseded == 0)
+            .collect()
     }
 
-    pub fn keys(&self, table: Table) -> BTreeSet<FlowKey> {
-        self.datapath
-            .table(table)
-            .keys()
-            .collect::<Result<_, _>>()
-            .unwrap()
+    fn all_entries(&self) -> BTreeMap<FlowKey, Flow> {
+        let flows = self.datapath.maps.established.iter();
+        flows.collect::<Result<_, _>>().unwrap()
     }
 
-    pub fn entry(&self, table: Table, key: FlowKey) -> Option<Flow> {
-        self.datapath.table(table).get(&key, 0).ok()
+    pub fn keys(&self) -> BTreeSet<FlowKey> {
+        self.entries().into_keys().collect()
     }
 
-    pub fn put(&mut self, table: Table, key: FlowKey, flow: Flow) {
-        self.datapath.table_mut(table).insert(key, flow, 0).unwrap();
+    pub fn entry(&self, key: FlowKey) -> Option<Flow> {
+        self.entries().remove(&key)
     }
 
-    /// What the kernel does when a table is full.
-    pub fn evict(&mut self, table: Table, key: FlowKey) {
-        self.datapath.table_mut(table).remove(&key).unwrap();
+    /// The connections of a backend that the programs count as open.
+    pub fn active(&self, backend: u32) -> u64 {
+        self.datapath.maps.active.get(&backend, 0).unwrap()
+    }
+
+    pub fn handshakes(&self) -> Vec<Handshake> {
+        let present = self.places().into_iter().map(|(_, handshake)| handshake);
+        present.collect()
+    }
+
+    /// The handshake of a client's tuple.
+    pub fn handshake(&self, client: FlowKey) -> Option<Handshake> {
+        let mut present = self.handshakes().into_iter();
+        present.find(|handshake| handshake.client == client)
+    }
+
+    /// How long ago a handshake's last packet was.
+    pub fn age(&self, handshake: &Handshake) -> Duration {
+        let now = before_now(Duration::ZERO);
+        Duration::from_nanos(now.saturating_sub(handshake.last_seen_ns))
+    }
+
+    fn places(&self) -> Vec<(u32, Handshake)> {
+        let places = (0..).zip(self.datapath.maps.half_open.iter().map(Result::unwrap));
+        places.filter(|(_, it)| it.is_whole()).collect()
+    }
+
+    /// What the kernel does when the flow table is full.
+    pub fn evict(&mut self, key: FlowKey) {
+        self.datapath.maps.established.remove(&key).unwrap();
+    }
+
+    /// What a flood does to a handshake.
+    pub fn forget(&mut self, client: FlowKey) {
+        self.change_handshakes(|handshake| {
+            if handshake.client == client {
+                handshake.backend = 0;
+            }
+        });
+    }
+
+    fn change_handshakes(&mut self, change: impl Fn(&mut Handshake)) {
+        for (place, mut handshake) in self.places() {
+            change(&mut handshake);
+            let half_open = &mut self.datapath.maps.half_open;
+            half_open.set(place, handshake, 0).unwrap();
+        }
+    }
+
+    pub fn put(&mut self, key: FlowKey, flow: Flow) {
+        let flows = &mut self.datapath.maps.established;
+        flows.insert(key, flow, 0).unwrap();
     }
 
     /// Lets time pass, as far as flows can tell.
     pub fn wait(&mut self, duration: Duration) {
         let age = u64::try_from(duration.as_nanos()).unwrap();
-        for table in [Table::Established, Table::HalfOpen] {
-            for (key, mut flow) in self.entries(table) {
-                for time in [
-                    &mut flow.created_ns,
-                    &mut flow.last_seen_ns,
-                    &mut flow.twin_seen_ns,
-                ] {
-                    *time = time.saturating_sub(age);
-                }
-                self.put(table, key, flow);
+        for (key, mut flow) in self.all_entries() {
+            for time in [
+                &mut flow.created_ns,
+                &mut flow.last_seen_ns,
+                &mut flow.twin_seen_ns,
+            ] {
+                *time = time.saturating_sub(age);
             }
+            self.put(key, flow);
         }
+        self.change_handshakes(|handshake| {
+            for time in [&mut handshake.created_ns, &mut handshake.last_seen_ns] {
+                *time = time.saturating_sub(age);
+            }
+        });
     }
 
     /// Makes an entry one that carried its last packet that long ago.
-    pub fn was_silent(&mut self, table: Table, key: FlowKey, duration: Duration) {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
-        let last_seen = Duration::from(now).saturating_sub(duration);
-        let mut flow = self.entry(table, key).unwrap();
-        flow.last_seen_ns = u64::try_from(last_seen.as_nanos()).unwrap();
+    pub fn was_silent(&mut self, key: FlowKey, duration: Duration) {
+        let mut flow = self.entry(key).unwrap();
+        flow.last_seen_ns = before_now(duration);
         flow.twin_seen_ns = flow.last_seen_ns;
-        self.put(table, key, flow);
+        self.put(key, flow);
+    }
+
+    /// The same for a client's handshake.
+    pub fn waited(&mut self, client: FlowKey, duration: Duration) {
+        self.change_handshakes(|handshake| {
+            if handshake.client == client {
+                handshake.last_seen_ns = before_now(duration);
+            }
+        });
     }
 
     /// Attaches the TC ingress program to the first interface, for frames that really arrive.
@@ -313,6 +413,13 @@ impl Bench {
         self.datapath.lets_in(frame, lan::ETH1).unwrap();
         Counted::between(&before, &self.datapath.counters())
     }
+}
+
+/// CLOCK_MONOTONIC, as the programs read it, that long ago.
+fn before_now(duration: Duration) -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
+    let then = Duration::from(now).saturating_sub(duration);
+    u64::try_from(then.as_nanos()).unwrap()
 }
 
 impl From<&Segment> for Vec<u8> {

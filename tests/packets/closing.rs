@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_common::{maps::ended, verdict::Verdict};
 
 use crate::{
-    bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, Table, at_both_edges},
+    bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, at_both_edges},
     call::Call,
     frame::{ACK, FIN, PSH, RST},
     lan::{CLIENT, OTHER_CLIENT, WORKER1, WORKER2},
@@ -22,8 +22,8 @@ fn a_closed_tuple_begins_a_new_flow_at_once() {
         bench.select(WORKER2.id);
         let old = call.reply_key(WORKER1);
         call.connects(bench, WORKER2);
-        assert_eq!(bench.entry(Table::Established, old), None);
-        assert_eq!(bench.entries(Table::Established).len(), 2);
+        assert_eq!(bench.entry(old), None);
+        assert_eq!(bench.entries().len(), 2);
     });
 }
 
@@ -43,7 +43,7 @@ fn a_closing_flow_carries_its_last_packets() {
         call.requests(bench, WORKER1, &call.ack());
         call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
         call.requests(bench, WORKER1, &call.ack());
-        let established = bench.entries(Table::Established);
+        let established = bench.entries();
         assert_eq!(established[&call.request_key()].ended, ended::FIN);
         assert_eq!(established[&call.reply_key(WORKER1)].ended, ended::FIN);
     });
@@ -138,7 +138,7 @@ fn a_port_is_refused_while_it_is_in_use() {
         assert_eq!(holder.nat_port, 5_000);
         let other = bench.call(OTHER_CLIENT, 40_000);
         bench.receives(&other.syn()).passes(Verdict::PortsExhausted);
-        assert_eq!(bench.entries(Table::HalfOpen).len(), 0);
+        assert_eq!(bench.handshakes().len(), 0);
         // The same port towards another worker is another tuple.
         bench.select(WORKER2.id);
         let mut other = other;
@@ -312,8 +312,8 @@ fn takes_the_port_from(holder: &Call, bench: &Bench) {
     assert_eq!(other.nat_port, holder.nat_port);
     other.replies(bench, WORKER1, &other.reply(WORKER1, ACK));
     bench.receives(&holder.ack()).passes(Verdict::NoFlow);
-    assert_eq!(bench.entries(Table::Established).len(), 2);
-    assert_eq!(bench.entries(Table::HalfOpen).len(), 0);
+    assert_eq!(bench.entries().len(), 2);
+    assert_eq!(bench.handshakes().len(), 0);
 }
 
 fn closes(call: &Call, bench: &Bench) {

@@ -13,7 +13,8 @@ use aya::{
 };
 use lb_common::{
     maps::{
-        Backend, Counter, Flow, FlowKey, Neighbour, Service, ServiceKey, Settings, Traffic, name,
+        Backend, Counter, Flow, FlowKey, Handshake, Neighbour, Policy, Service, ServiceKey,
+        Settings, Traffic, WAYS, name,
     },
     verdict::Verdict,
 };
@@ -22,7 +23,9 @@ use crate::outcome::{Action, Counted, Outcome};
 
 /// Flows that fit each table, far more than a test opens.
 const FLOW_ENTRIES: u32 = 8_192;
-const BACKENDS: u32 = 8;
+pub const BACKENDS: u32 = 8;
+/// Of places for handshakes; few, because tests read all of them.
+pub const GROUPS: u32 = 16;
 
 /// The programs, loaded, and their maps.
 pub struct Datapath {
@@ -40,16 +43,13 @@ pub struct Maps {
     pub backends: Array<MapData, Backend>,
     pub neighbours: Array<MapData, Neighbour>,
     pub established: HashMap<MapData, FlowKey, Flow>,
-    pub half_open: HashMap<MapData, FlowKey, Flow>,
+    pub half_open: Array<MapData, Handshake>,
+    pub ports: Array<MapData, u64>,
+    pub policies: Array<MapData, Policy>,
+    pub choices: Array<MapData, u32>,
+    pub active: Array<MapData, u64>,
     pub verdicts: PerCpuArray<MapData, Counter>,
     pub traffic: PerCpuArray<MapData, Traffic>,
-}
-
-/// A table of flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Table {
-    Established,
-    HalfOpen,
 }
 
 /// All counters at one moment, summed over the CPUs.
@@ -102,7 +102,8 @@ impl Datapath {
     fn load() -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, FLOW_ENTRIES)
-            .map_max_entries(name::HALF_OPEN, FLOW_ENTRIES)
+            .map_max_entries(name::HALF_OPEN, GROUPS * WAYS)
+            .map_max_entries(name::ACTIVE, BACKENDS)
             .map_max_entries(name::BACKENDS, BACKENDS)
             .map_max_entries(name::NEIGHBOURS, BACKENDS)
             .map_max_entries(name::TRAFFIC, BACKENDS)
@@ -152,20 +153,6 @@ impl Datapath {
         let program = classifier_mut(&mut self.ebpf, "memlb_ingress");
         let link = program.attach(interface, TcAttachType::Ingress)?;
         Ok(program.take_link(link)?)
-    }
-
-    pub fn table(&self, table: Table) -> &HashMap<MapData, FlowKey, Flow> {
-        match table {
-            Table::Established => &self.maps.established,
-            Table::HalfOpen => &self.maps.half_open,
-        }
-    }
-
-    pub fn table_mut(&mut self, table: Table) -> &mut HashMap<MapData, FlowKey, Flow> {
-        match table {
-            Table::Established => &mut self.maps.established,
-            Table::HalfOpen => &mut self.maps.half_open,
-        }
     }
 
     /// Runs the program of this edge that meets `sent` in these circumstances.
@@ -250,6 +237,10 @@ impl Maps {
             neighbours: map(name::NEIGHBOURS).try_into()?,
             established: map(name::FLOWS).try_into()?,
             half_open: map(name::HALF_OPEN).try_into()?,
+            ports: map(name::PORTS).try_into()?,
+            policies: map(name::POLICIES).try_into()?,
+            choices: map(name::CHOICES).try_into()?,
+            active: map(name::ACTIVE).try_into()?,
             verdicts: map(name::VERDICTS).try_into()?,
             traffic: map(name::TRAFFIC).try_into()?,
         })

@@ -11,7 +11,7 @@ use proptest::{
 };
 
 use crate::{
-    bench::{Bench, Table, at_both_edges},
+    bench::{Bench, HALF_OPEN_IDLE, at_both_edges},
     call::{CLIENT_START, Call, WORKER_START},
     frame::{ACK, FIN, PSH, RST, SYN, Segment},
     lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, SERVICE, Server, Station, WORKER1, WORKER2},
@@ -158,8 +158,21 @@ fn agree_on(bench: &mut Bench, history: &[Event]) {
                 bench.state(server.id, state);
             }
         }
-        assert_eq!(bench.keys(Table::Established), keys(bench, &model, true));
-        assert_eq!(bench.keys(Table::HalfOpen), keys(bench, &model, false));
+        assert_eq!(bench.keys(), keys(bench, &model));
+        for server in [WORKER1, WORKER2, FALLBACK] {
+            assert_eq!(bench.active(server.id), model.open(server), "{event:?}");
+        }
+        let half_open = model.connections.iter().filter(|one| !one.established);
+        let half_open: BTreeSet<_> = half_open
+            .filter(|one| one.is_under_way(&model))
+            .map(|one| keys_of(bench, one)[0])
+            .collect();
+        let present = bench.handshakes().into_iter();
+        let present = present.filter(|one| bench.age(one) <= HALF_OPEN_IDLE);
+        assert_eq!(
+            present.map(|one| one.client).collect::<BTreeSet<_>>(),
+            half_open
+        );
     }
 }
 
@@ -246,19 +259,23 @@ fn reply(bench: &Bench, model: &mut Model, client: Client, server: Server, port:
 /// Makes the flows as old as the model's connections.
 fn takes_its_time(bench: &mut Bench, model: &Model) {
     for connection in &model.connections {
-        let table = table(connection.established);
         let keys = keys_of(bench, connection);
+        if !connection.established {
+            let silence = model.silences(connection).into_iter().min();
+            bench.waited(keys[0], silence.unwrap());
+            continue;
+        }
         for (key, silence) in keys.into_iter().zip(model.silences(connection)) {
-            bench.was_silent(table, key, silence);
+            bench.was_silent(key, silence);
         }
     }
 }
 
-fn keys(bench: &Bench, model: &Model, established: bool) -> BTreeSet<FlowKey> {
+fn keys(bench: &Bench, model: &Model) -> BTreeSet<FlowKey> {
     model
         .connections
         .iter()
-        .filter(|connection| connection.established == established)
+        .filter(|connection| connection.established)
         .flat_map(|connection| keys_of(bench, connection))
         .collect()
 }
@@ -271,14 +288,6 @@ fn keys_of(bench: &Bench, connection: &Connection) -> [FlowKey; 2] {
         return [call.request_key(), reply];
     }
     [call.request_key(), call.reply_key(connection.server)]
-}
-
-fn table(established: bool) -> Table {
-    if established {
-        Table::Established
-    } else {
-        Table::HalfOpen
-    }
 }
 
 fn call(bench: &Bench, client: Client) -> Call {

@@ -1,16 +1,21 @@
 //! How connections begin.
 
+use std::time::Duration;
+
 use lb_common::{
     maps::{direction, ended},
     verdict::Verdict,
 };
 
 use crate::{
-    bench::{Table, at_both_edges},
+    bench::at_both_edges,
     call::{CLIENT_START, WORKER_START},
     frame::{ACK, CWR, ECE, FIN, PSH, RST, SYN},
-    lan::{CLIENT, ETH1, FIRST_NAT_PORT, MANAGER, OTHER_CLIENT, WORKER1},
+    lan::{CLIENT, ETH1, FIRST_NAT_PORT, MANAGER, OTHER_CLIENT, WORKER1, WORKER2},
 };
+
+/// After so long a client repeats its SYN (RFC 6298).
+const CLIENT_PATIENCE: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_syn_begins_a_half_open_flow_to_the_selected_worker() {
@@ -19,25 +24,18 @@ fn a_syn_begins_a_half_open_flow_to_the_selected_worker() {
         call.begins(bench, WORKER1);
         assert!((FIRST_NAT_PORT..32_768).contains(&call.nat_port));
 
-        assert!(bench.entries(Table::Established).is_empty());
-        let half_open = bench.entries(Table::HalfOpen);
-        let request = half_open[&call.request_key()];
-        let reply = half_open[&call.reply_key(WORKER1)];
-        assert_eq!(half_open.len(), 2);
-        assert_eq!(request.leaves.reversed(), call.reply_key(WORKER1));
-        assert_eq!(reply.leaves.reversed(), call.request_key());
-        assert_eq!(
-            (request.direction, reply.direction),
-            (direction::REQUEST, direction::REPLY)
-        );
-        for entry in [request, reply] {
-            assert_eq!(entry.backend, WORKER1.id);
-            assert_eq!(entry.client_interface, ETH1);
-            assert_eq!(entry.client_mac.bytes(), CLIENT.mac);
-            assert_eq!(entry.manager_mac.bytes(), MANAGER.mac);
-            assert_eq!((entry.ended, entry.answered), (0, 0));
-        }
-        assert_eq!((request.packets, reply.packets), (1, 0));
+        assert!(bench.entries().is_empty());
+        let [handshake] = bench.handshakes()[..] else {
+            panic!("{:?}", bench.handshakes());
+        };
+        assert_eq!(handshake.client, call.request_key());
+        assert_eq!(handshake.leaves.reversed(), call.reply_key(WORKER1));
+        assert_eq!(handshake.backend, WORKER1.id);
+        assert_eq!(handshake.client_interface, ETH1);
+        assert_eq!(handshake.client_mac.bytes(), CLIENT.mac);
+        assert_eq!(handshake.manager_mac.bytes(), MANAGER.mac);
+        assert_eq!((handshake.ended, handshake.answered), (0, 0));
+        assert_eq!((handshake.packets_in, handshake.packets_out), (1, 0));
     });
 }
 
@@ -48,12 +46,12 @@ fn the_syn_ack_is_restored_to_the_clients_tuple() {
         call.begins(bench, WORKER1);
         call.is_answered(bench, WORKER1);
 
-        let request = bench.entry(Table::HalfOpen, call.request_key()).unwrap();
+        let request = bench.handshake(call.request_key()).unwrap();
         assert_eq!(
             (request.answered, request.worker_sequence),
             (1, WORKER_START)
         );
-        assert!(bench.entries(Table::Established).is_empty());
+        assert!(bench.entries().is_empty());
     });
 }
 
@@ -63,14 +61,19 @@ fn the_clients_acknowledgement_establishes_the_flow() {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
 
-        assert!(bench.entries(Table::HalfOpen).is_empty());
-        let established = bench.entries(Table::Established);
+        assert!(bench.handshakes().is_empty());
+        let established = bench.entries();
         assert_eq!(established.len(), 2);
         let request = established[&call.request_key()];
         let reply = established[&call.reply_key(WORKER1)];
         assert_eq!(request.leaves.reversed(), call.reply_key(WORKER1));
         assert_eq!(reply.leaves.reversed(), call.request_key());
-        assert_eq!(request.packets, 2);
+        assert_eq!((request.packets, reply.packets), (2, 1));
+        assert_eq!(
+            (request.direction, reply.direction),
+            (direction::REQUEST, direction::REPLY)
+        );
+        assert_eq!((request.counted, reply.counted), (1, 0));
     });
 }
 
@@ -127,7 +130,7 @@ fn a_handshake_with_congestion_notification_is_one() {
         let syn_ack = call.syn_ack(WORKER1).flags(SYN | ACK | ECE);
         call.replies(bench, WORKER1, &syn_ack);
         call.requests(bench, WORKER1, &call.ack());
-        assert!(bench.entries(Table::HalfOpen).is_empty());
+        assert!(bench.handshakes().is_empty());
     });
 }
 
@@ -138,7 +141,7 @@ fn a_wrong_acknowledgement_does_not_complete_the_handshake() {
         call.begins(bench, WORKER1);
         // Before the SYN-ACK, any is wrong.
         call.requests(bench, WORKER1, &call.ack());
-        assert!(bench.entries(Table::Established).is_empty());
+        assert!(bench.entries().is_empty());
 
         call.is_answered(bench, WORKER1);
         for acknowledgement in [
@@ -150,10 +153,10 @@ fn a_wrong_acknowledgement_does_not_complete_the_handshake() {
         ] {
             let guess = call.request(ACK).numbers(1, acknowledgement);
             call.requests(bench, WORKER1, &guess);
-            assert!(bench.entries(Table::Established).is_empty());
+            assert!(bench.entries().is_empty());
         }
         call.requests(bench, WORKER1, &call.ack());
-        assert_eq!(bench.entries(Table::Established).len(), 2);
+        assert_eq!(bench.entries().len(), 2);
     });
 }
 
@@ -166,7 +169,7 @@ fn what_follows_an_early_answer_completes_the_handshake() {
         let beyond = WORKER_START.wrapping_add(1 + 65_535);
         let late = call.request(ACK).numbers(1, beyond);
         call.requests(bench, WORKER1, &late);
-        assert_eq!(bench.entries(Table::Established).len(), 2);
+        assert_eq!(bench.entries().len(), 2);
     });
 }
 
@@ -179,7 +182,7 @@ fn a_first_segment_with_data_or_fin_completes_the_handshake() {
             call.is_answered(bench, WORKER1);
             let first = call.request(flags).payload(*b"GET / HTTP/1.1\r\n\r\n");
             call.requests(bench, WORKER1, &first);
-            let flow = bench.entry(Table::Established, call.request_key()).unwrap();
+            let flow = bench.entry(call.request_key()).unwrap();
             assert_eq!(flow.ended, if flags & FIN == 0 { 0 } else { ended::FIN });
         }
     });
@@ -193,13 +196,62 @@ fn a_repeated_syn_keeps_port_and_worker() {
         for _ in 0..3 {
             call.requests(bench, WORKER1, &call.syn());
         }
-        assert_eq!(bench.entries(Table::HalfOpen).len(), 2);
+        assert_eq!(bench.handshakes().len(), 1);
         call.is_answered(bench, WORKER1);
         // The SYN-ACK was lost on the way.
         call.requests(bench, WORKER1, &call.syn());
         call.is_answered(bench, WORKER1);
         call.requests(bench, WORKER1, &call.ack());
         assert_eq!(bench.connections(WORKER1.id), 1);
+    });
+}
+
+#[test]
+fn another_syn_from_the_same_port_is_a_new_connection() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        bench.select(WORKER2.id);
+        let other = call.syn().numbers(CLIENT_START.wrapping_add(1 << 20), 0);
+        let outcome = bench.receives(&other);
+        call.nat_port = outcome.nat_port();
+        outcome.opens(WORKER2, &call.at_worker(WORKER2, &other));
+        assert_eq!(bench.handshakes().len(), 1);
+    });
+}
+
+#[test]
+fn a_repeated_syn_that_the_worker_did_not_answer_goes_to_the_next_best() {
+    at_both_edges(|bench| {
+        bench.ranks(&[WORKER1, WORKER2]);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        bench.wait(CLIENT_PATIENCE);
+        call.begins(bench, WORKER2);
+        // Too late.
+        bench
+            .receives(&call.syn_ack(WORKER1))
+            .passes(Verdict::NotOurs);
+        bench.wait(CLIENT_PATIENCE);
+        call.begins(bench, WORKER1);
+        call.is_answered(bench, WORKER1);
+        bench.wait(CLIENT_PATIENCE);
+        call.requests(bench, WORKER1, &call.syn());
+        call.requests(bench, WORKER1, &call.ack());
+    });
+}
+
+#[test]
+fn a_repeated_syn_stays_where_no_other_worker_is_up() {
+    at_both_edges(|bench| {
+        bench.ranks(&[WORKER1, WORKER2]);
+        bench.goes_down(WORKER2.id);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        bench.wait(CLIENT_PATIENCE);
+        call.requests(bench, WORKER1, &call.syn());
+        bench.select(0);
+        call.requests(bench, WORKER1, &call.syn());
     });
 }
 
@@ -274,7 +326,7 @@ fn what_is_no_syn_and_of_no_flow_is_left_to_the_kernel() {
                 .receives(&stray.request(flags))
                 .passes(Verdict::NoFlow);
         }
-        assert!(bench.entries(Table::HalfOpen).is_empty());
-        assert!(bench.entries(Table::Established).is_empty());
+        assert!(bench.handshakes().is_empty());
+        assert!(bench.entries().is_empty());
     });
 }

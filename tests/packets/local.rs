@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use crate::{
-    bench::{Bench, Circumstances, Edge, Hook, Table, at_both_edges, at_edge},
+    bench::{Bench, Circumstances, Edge, Hook, at_both_edges, at_edge},
     call::Call,
     frame::{ACK, FIN, PSH, SYN, Segment},
     lan::{self, CLIENT, FALLBACK, MANAGER, SERVICE, Station, WORKER1},
@@ -23,8 +23,8 @@ fn the_managers_own_server_takes_over_in_place() {
         takes(bench.receives(&call.syn()), &call.syn(), 1);
         answers(bench, &call, SYN | ACK);
         takes(bench.receives(&call.ack()), &call.ack(), 0);
-        assert_eq!(bench.entries(Table::HalfOpen).len(), 0);
-        assert_eq!(bench.entries(Table::Established).len(), 2);
+        assert_eq!(bench.handshakes().len(), 0);
+        assert_eq!(bench.entries().len(), 2);
 
         for length in [1, 2, 1_448] {
             let data = call.request(PSH | ACK).payload(vec![b'x'; length]);
@@ -104,7 +104,7 @@ fn nothing_begins_at_the_egress_hook() {
     at_both_edges(|bench| {
         let call = bench.call(CLIENT, 40_000);
         bench.sends(&call.syn()).passes(Verdict::NotOurs);
-        assert!(bench.entries(Table::HalfOpen).is_empty());
+        assert!(bench.handshakes().is_empty());
     });
 }
 
@@ -126,6 +126,25 @@ fn what_the_manager_forwards_is_not_looked_at_again() {
 }
 
 #[test]
+fn the_managers_own_server_may_stand_behind_an_address_translation() {
+    at_both_edges(|bench| {
+        bench.select(FALLBACK.id);
+        let call = bench.call(CLIENT, 40_000);
+        takes(bench.receives(&call.syn()), &call.syn(), 1);
+        // The kernel has translated a container's address back, and forwards the reply.
+        let answer = answer(&call, SYN | ACK);
+        let leaving = Circumstances {
+            hook: Hook::Egress,
+            forwarded_from: lan::ETH2,
+            ..Circumstances::received_on(lan::ETH1)
+        };
+        is_restored(bench.meets(&answer, leaving), answer);
+        takes(bench.receives(&call.ack()), &call.ack(), 0);
+        assert_eq!(bench.entries().len(), 2);
+    });
+}
+
+#[test]
 fn a_client_on_the_manager_reaches_the_managers_own_server() {
     at_edge(Edge::Tc, |bench| {
         bench.select(FALLBACK.id);
@@ -134,7 +153,7 @@ fn a_client_on_the_manager_reaches_the_managers_own_server() {
         answers_on(Hook::Loopback, bench, &call, SYN | ACK);
         takes(bench.loops(&call.ack()), &call.ack(), 0);
         answers_on(Hook::Loopback, bench, &call, PSH | ACK);
-        assert_eq!(bench.entries(Table::Established).len(), 2);
+        assert_eq!(bench.entries().len(), 2);
     });
 }
 
@@ -146,13 +165,13 @@ fn a_client_on_the_manager_reaches_a_worker_and_is_answered_through_loopback() {
         let outcome = bench.loops(&syn);
         call.nat_port = outcome.nat_port();
         outcome.opens(WORKER1, &leaving(&call, &syn));
-        let flow = bench.entry(Table::HalfOpen, call.request_key()).unwrap();
+        let flow = bench.handshake(call.request_key()).unwrap();
         assert_eq!(flow.client_interface, LOOPBACK);
 
         returns(bench, &call, &call.syn_ack(WORKER1));
         let ack = call.ack();
         bench.loops(&ack).goes_to(WORKER1, &leaving(&call, &ack));
-        assert_eq!(bench.entries(Table::Established).len(), 2);
+        assert_eq!(bench.entries().len(), 2);
         let page = call.reply(WORKER1, PSH | ACK).payload(*b"Worker1");
         returns(bench, &call, &page);
         let fin = call.request(FIN | ACK);
@@ -214,15 +233,25 @@ fn answers(bench: &Bench, call: &Call, flags: u8) {
 
 #[track_caller]
 fn answers_on(hook: Hook, bench: &Bench, call: &Call, flags: u8) {
-    let numbers = call.syn_ack(WORKER1);
-    let answer = Segment::new(FALLBACK.address(), call.client_address(), flags)
-        .macs(MANAGER.mac, call.client.mac)
-        .numbers(numbers.sequence, numbers.acknowledgement)
-        .payload(*b"Manager");
+    let answer = answer(call, flags);
     let outcome = match hook {
         Hook::Loopback => bench.loops(&answer),
         Hook::Egress | Hook::Ingress => bench.sends(&answer),
     };
+    is_restored(outcome, answer);
+}
+
+/// A segment of the manager's own server.
+fn answer(call: &Call, flags: u8) -> Segment {
+    let numbers = call.syn_ack(WORKER1);
+    Segment::new(FALLBACK.address(), call.client_address(), flags)
+        .macs(MANAGER.mac, call.client.mac)
+        .numbers(numbers.sequence, numbers.acknowledgement)
+        .payload(*b"Manager")
+}
+
+#[track_caller]
+fn is_restored(outcome: Outcome, answer: Segment) {
     outcome.was_sent_by(FALLBACK);
     outcome.is(Action::Pass);
     let mut restored = answer;

@@ -85,8 +85,17 @@ impl Model {
         let connection = &self.connections[at];
         let state = self.state_of(connection.server);
         let opens = flags & (SYN | ACK | RST | FIN) == SYN;
-        let is_over = connection.has_ended() || self.silence(connection) > connection.patience();
-        let leaves = !connection.established && state != state::UP;
+        let is_over = connection.established && connection.has_ended()
+            || self.silence(connection) > connection.patience();
+        if !connection.established && is_over {
+            self.connections.remove(at);
+            return self.stranger(flags);
+        }
+        // A worker that does not answer is left for another one that can be had.
+        let other = self.chosen().filter(|other| *other != connection.server);
+        let is_repeated = !self.silence(connection).is_zero() && connection.answer.is_none();
+        let leaves =
+            !connection.established && (state != state::UP || is_repeated && other.is_some());
         if opens && (is_over || leaves) {
             self.connections.remove(at);
             return self.stranger(flags);
@@ -97,14 +106,24 @@ impl Model {
         }
         let now = self.now;
         let connection = &mut self.connections[at];
-        connection.from_client.sees(flags, now);
         if let Some(sequence) = connection.answer
             && flags & (SYN | ACK | RST) == ACK
             && acknowledges == sequence.wrapping_add(1)
         {
             connection.established = true;
         }
-        Expected::Goes(connection.server, connection.port)
+        // Before the client has proved that it is there, its FIN says nothing.
+        let proven = if connection.established {
+            flags
+        } else {
+            flags & !FIN
+        };
+        connection.from_client.sees(proven, now);
+        let goes = Expected::Goes(connection.server, connection.port);
+        if !connection.established && flags & RST != 0 {
+            self.connections.remove(at);
+        }
+        goes
     }
 
     /// A worker sends a segment to one of the manager's ports.
@@ -126,14 +145,23 @@ impl Model {
         is_part_of: impl Fn(&Connection) -> bool,
     ) -> Expected {
         let now = self.now;
-        let Some(connection) = self.connections.iter_mut().find(|one| is_part_of(one)) else {
+        let Some(at) = self.connections.iter().position(is_part_of) else {
             return Expected::Passes(Verdict::NotOurs);
         };
+        if !self.connections[at].is_under_way(self) {
+            self.connections.remove(at);
+            return Expected::Passes(Verdict::NotOurs);
+        }
+        let connection = &mut self.connections[at];
         connection.from_server.sees(flags, now);
         if flags & (SYN | ACK | RST) == SYN | ACK && !connection.established {
             connection.answer = Some(sequence);
         }
-        Expected::Comes(connection.client, connection.server)
+        let comes = Expected::Comes(connection.client, connection.server);
+        if !connection.established && flags & RST != 0 {
+            self.connections.remove(at);
+        }
+        comes
     }
 
     /// The connection that [`Expected::Opens`] announced got its port, whose last holder is gone.
@@ -159,14 +187,27 @@ impl Model {
         [connection.from_client, connection.from_server].map(|side| self.now - side.last_seen)
     }
 
+    /// Who gets new connections.
+    fn chosen(&self) -> Option<Server> {
+        let mut servers = [WORKER1, WORKER2, FALLBACK].into_iter();
+        let selected = servers.find(|one| one.id == self.selected);
+        selected.filter(|server| self.state_of(*server) == state::UP)
+    }
+
+    /// How many connections to a server are open.
+    pub fn open(&self, server: Server) -> u64 {
+        let of_server = self.connections.iter().filter(|one| one.server == server);
+        of_server
+            .filter(|one| one.established && !one.has_ended())
+            .count() as u64
+    }
+
     fn stranger(&self, flags: u8) -> Expected {
         if flags & (SYN | ACK | RST | FIN) != SYN {
             return Expected::Passes(Verdict::NoFlow);
         }
-        let servers = [WORKER1, WORKER2, FALLBACK];
-        let selected = servers.into_iter().find(|one| one.id == self.selected);
-        match selected {
-            Some(server) if self.state_of(server) == state::UP => {
+        match self.chosen() {
+            Some(server) => {
                 if server == FALLBACK {
                     return Expected::Opens(server, BTreeSet::new());
                 }
@@ -181,7 +222,7 @@ impl Model {
                     Expected::Opens(server, free)
                 }
             }
-            _ => Expected::Passes(Verdict::NoBackend),
+            None => Expected::Passes(Verdict::NoBackend),
         }
     }
 
@@ -211,6 +252,11 @@ impl Connection {
     /// Whether this is the connection that `worker` knows under the manager's `port`.
     fn holds(&self, worker: Server, port: u16) -> bool {
         worker != FALLBACK && self.server == worker && self.port == port
+    }
+
+    /// Whether packets still belong to it: an abandoned handshake is nobody's.
+    pub fn is_under_way(&self, model: &Model) -> bool {
+        self.established || model.silence(self) <= HALF_OPEN_IDLE
     }
 
     fn has_ended(&self) -> bool {

@@ -6,7 +6,7 @@ use lb_common::{
 };
 
 use crate::{
-    bench::{Table, at_both_edges},
+    bench::at_both_edges,
     frame::{ACK, FIN, PSH, RST},
     lan::{CLIENT, WORKER1, WORKER2},
 };
@@ -42,7 +42,7 @@ fn a_worker_that_is_down_loses_its_flows_to_the_kernels_reset() {
         call.replies(bench, WORKER1, &last);
 
         bench.receives(&call.ack()).passes(Verdict::BackendDown);
-        assert!(bench.entries(Table::Established).is_empty());
+        assert!(bench.entries().is_empty());
         bench.receives(&call.ack()).passes(Verdict::NoFlow);
         bench.receives(&last).passes(Verdict::NotOurs);
     });
@@ -59,7 +59,7 @@ fn a_closing_flow_of_a_worker_that_is_down_ends_too() {
             bench
                 .receives(&call.request(flags))
                 .passes(Verdict::BackendDown);
-            assert!(bench.entries(Table::Established).is_empty());
+            assert!(bench.entries().is_empty());
         }
     });
 }
@@ -73,7 +73,7 @@ fn a_handshake_with_a_worker_that_goes_down_begins_anew_with_another() {
         bench.goes_down(WORKER1.id);
         bench.select(WORKER2.id);
         call.connects(bench, WORKER2);
-        assert_eq!(bench.entry(Table::HalfOpen, old), None);
+        assert_eq!(bench.handshake(old), None);
     });
 }
 
@@ -85,7 +85,7 @@ fn an_acknowledgement_to_a_worker_that_went_down_is_left_to_the_kernel() {
         call.is_answered(bench, WORKER1);
         bench.goes_down(WORKER1.id);
         bench.receives(&call.ack()).passes(Verdict::BackendDown);
-        assert!(bench.entries(Table::HalfOpen).is_empty());
+        assert!(bench.handshakes().is_empty());
     });
 }
 
@@ -143,7 +143,7 @@ fn without_a_backend_that_is_up_connections_are_left_to_the_kernel() {
             bench.state(WORKER1.id, state);
             bench.receives(&call.syn()).passes(Verdict::NoBackend);
         }
-        assert!(bench.entries(Table::HalfOpen).is_empty());
+        assert!(bench.handshakes().is_empty());
     });
 }
 
@@ -153,7 +153,7 @@ fn a_worker_without_a_route_is_refused() {
         bench.backend(WORKER1.id, |backend| backend.interface = 0);
         let call = bench.call(CLIENT, 40_000);
         bench.receives(&call.syn()).passes(Verdict::NoRoute);
-        assert!(bench.entries(Table::HalfOpen).is_empty());
+        assert!(bench.handshakes().is_empty());
     });
 }
 
@@ -172,9 +172,9 @@ fn a_flow_whose_backend_has_no_entry_is_left_to_the_kernel() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
-        let mut flow = bench.entry(Table::Established, call.request_key()).unwrap();
+        let mut flow = bench.entry(call.request_key()).unwrap();
         flow.backend = 4_000;
-        bench.put(Table::Established, call.request_key(), flow);
+        bench.put(call.request_key(), flow);
         bench.receives(&call.ack()).passes(Verdict::NoBackend);
     });
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use lb_common::verdict::Verdict;
 
 use crate::{
-    bench::{Circumstances, Edge, Table, at_both_edges, at_edge},
+    bench::{Circumstances, Edge, at_both_edges, at_edge},
     call::Call,
     frame::{ACK, PSH, Segment, arp_request, at, ethernet, with, with_ip_field},
     lan::{CLIENT, ETH1, MANAGER, OTHER_CLIENT, SERVICE, WORKER1},
@@ -20,7 +20,7 @@ fn every_other_packet_passes_untouched_under_its_own_verdict() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
-        let flows = bench.entries(Table::Established);
+        let flows = bench.entries();
         for (what, frame, tc, xdp) in rows(&call) {
             println!("{what}");
             let verdict = match bench.edge {
@@ -29,8 +29,8 @@ fn every_other_packet_passes_untouched_under_its_own_verdict() {
             };
             bench.receives(frame).passes(verdict);
         }
-        assert_eq!(bench.entries(Table::Established), flows);
-        assert!(bench.entries(Table::HalfOpen).is_empty());
+        assert_eq!(bench.entries(), flows);
+        assert!(bench.handshakes().is_empty());
     });
 }
 
@@ -373,7 +373,7 @@ fn a_tag_that_the_kernel_has_taken_off_still_counts() {
                 bytes: 2 * syn.frame().len() as u64 + 4,
             }]
         );
-        assert!(bench.entries(Table::HalfOpen).is_empty());
+        assert!(bench.handshakes().is_empty());
     });
 }
 

@@ -1,197 +1,221 @@
-//! The beginning of a flow: a backend, a source port towards it, an entry for each direction.
+//! The beginning of a connection: a backend, a source port towards it, a place for the handshake.
 
 use super::{
-    Arrival, Decision, InsertError, Pair, Tables,
-    choice::choose,
-    flow::{are_twins, carry, is_over, twin},
-    leave,
+    Arrival, Decision, Exit, Step, Tables,
+    choice::{choose, choose_another},
+    flow::frees,
+    handshake::forward_request,
+    place::{Candidates, NOWHERE, OWN, PORT_ATTEMPTS, TAKEN, find_client, room},
 };
 use crate::{
-    maps::{Backend, Flow, FlowKey, ServiceKey, direction, mode, state},
+    maps::{FlowKey, Handshake, mode, state},
     verdict::Verdict,
 };
 
-/// How many source ports are tried towards a worker before a connection is refused.
-pub const PORT_ATTEMPTS: u32 = 16;
+/// A SYN that follows another one sooner than this is a duplicate made by the network, or the same
+/// packet met by XDP and by TC: no client repeats its SYN so soon (RFC 6298, section 2.1).
+const SOONEST_RETRY_NS: u64 = 200_000_000;
 
-/// A packet of no flow: the first of a connection, a stray one, or none of ours.
+/// The tuples of a connection that looks for a place. It stands in the workbench: with it on the
+/// stack, the calls below would not fit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Claim {
+    pub(super) client: FlowKey,
+    pub(super) leaves: FlowKey,
+}
+
+/// A SYN to a service: the first one of a connection, or a repeated one.
 #[inline(never)]
-pub(super) fn unknown<T: Tables>(
+pub(super) fn begin<T: Tables>(
     tables: &T,
     arrival: &Arrival,
     key: &FlowKey,
+    service: u32,
     decision: &mut Decision,
 ) -> Verdict {
-    let service_key = ServiceKey {
-        address: key.destination,
-        port: key.destination_port,
-        protocol: key.protocol as u8,
-        reserved: 0,
-    };
-    let Some(service) = tables.service(&service_key) else {
-        return Verdict::NotOurs;
-    };
-    if !arrival.flags.opens() {
-        return Verdict::NoFlow;
+    if let Some(mut bench) = tables.workbench() {
+        bench.claim.client = *key;
     }
-    let id = choose(tables, key, service.id);
-    let backend = match tables.backend(id) {
-        Some(backend) if backend.state == state::UP => backend,
-        _ => return Verdict::NoBackend,
+    let mut start = Start {
+        service,
+        backend: choose(tables, key, service),
+        retries: 0,
     };
-    let Some(mut pair) = tables.workbench() else {
-        return Verdict::TableFull;
-    };
-    pair.request.backend = id;
-    pair.request.service = service.id;
-    match open(tables, arrival, key, &backend, &mut pair) {
-        Ok(()) => {
-            decision.opened = 1;
-            leave(&pair.request, &backend, arrival, decision)
+    let mut place = claim(tables, arrival, start.backend);
+    if place >= LAST_HOP {
+        // A handshake that is under way goes on, whatever became of the choice since.
+        let under_way = find_client(tables, key);
+        if under_way != NOWHERE {
+            place = under_way | OWN;
+            start.backend = 0;
         }
-        Err(verdict) => verdict,
+    }
+    if is_own(place) {
+        place &= !OWN;
+        if !begins_anew(tables, arrival, place, &mut start) {
+            return forward_request(tables, arrival, place, decision);
+        }
+        if let Some(mut handshake) = tables.handshake(place) {
+            handshake.backend = 0;
+        }
+        place = claim(tables, arrival, start.backend);
+    }
+    match place {
+        NO_BACKEND => Verdict::NoBackend,
+        NO_ROUTE => Verdict::NoRoute,
+        EXHAUSTED => Verdict::PortsExhausted,
+        LAST_HOP => {
+            decision.backend = start.backend;
+            decision.exit = Exit::Drop;
+            Verdict::TimeToLive
+        }
+        place => {
+            decision.opened = 1;
+            write(tables, arrival, &start, place);
+            forward_request(tables, arrival, place, decision)
+        }
     }
 }
 
-/// Begins a flow from the client's tuple `key` to `backend`.
+/// What a handshake begins with beside its tuples.
+struct Start {
+    service: u32,
+    backend: u32,
+    retries: u8,
+}
+
+/// What [`claim`] returns instead of a place.
+const EXHAUSTED: u32 = TAKEN;
+const NO_BACKEND: u32 = TAKEN - 1;
+const NO_ROUTE: u32 = TAKEN - 2;
+const LAST_HOP: u32 = TAKEN - 3;
+
 #[inline(always)]
-fn open<T: Tables>(
-    tables: &T,
-    arrival: &Arrival,
-    key: &FlowKey,
-    backend: &Backend,
-    pair: &mut Pair,
-) -> Result<(), Verdict> {
+fn is_own(place: u32) -> bool {
+    place < LAST_HOP && place & OWN != 0
+}
+
+/// Finds a place, and a source port towards the backend, that no other connection uses. The place is
+/// marked as [`OWN`] if a handshake of the same client is there.
+#[inline(never)]
+fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
+    let Some(settings) = tables.settings() else {
+        return NO_BACKEND;
+    };
+    let Some(backend) = tables.backend(id) else {
+        return NO_BACKEND;
+    };
+    if id == 0 || backend.state != state::UP {
+        return NO_BACKEND;
+    }
+    let Some(mut bench) = tables.workbench() else {
+        return NO_BACKEND;
+    };
+    let claim = &mut bench.claim;
+    claim.leaves = FlowKey {
+        destination: backend.address,
+        destination_port: backend.port.to_be_bytes(),
+        ..claim.client
+    };
+    let candidates = Candidates::of_client(&settings, &claim.client);
+    if backend.mode == mode::LOCAL {
+        drop(bench);
+        // The client's own port goes on to the server: none but the client itself can be in the way.
+        _ = frees(tables);
+        return room(tables, candidates.group());
+    }
+    claim.leaves.source = backend.source;
+    drop(bench);
+    if arrival.time_to_live <= 1 {
+        return LAST_HOP;
+    }
+    if backend.interface == 0 {
+        return NO_ROUTE;
+    }
+    let mut search = Search { place: EXHAUSTED };
+    if candidates.has_ports() {
+        tables.repeat(PORT_ATTEMPTS, &mut search);
+    }
+    search.place
+}
+
+/// The search for a source port towards the worker, one a step.
+#[repr(C)]
+struct Search {
+    place: u32,
+}
+
+impl Step for Search {
+    #[inline(always)]
+    fn step<T: Tables>(&mut self, tables: &T, attempt: u32) -> bool {
+        let Some(settings) = tables.settings() else {
+            return true;
+        };
+        let Some(mut bench) = tables.workbench() else {
+            return true;
+        };
+        let candidates = Candidates::of_client(&settings, &bench.claim.client);
+        bench.claim.leaves.source_port = candidates.port(attempt);
+        drop(bench);
+        let place = room(tables, candidates.group());
+        let fits = place != TAKEN && (place & OWN != 0 || frees(tables));
+        if fits {
+            self.place = place;
+        }
+        fits
+    }
+}
+
+/// Whether a SYN whose client has a handshake under way begins another one, and with which backend: it
+/// is a new connection from the same port, or the worker takes none any more, or it has not answered
+/// and another one is tried. Else the SYN goes where the first one went.
+#[inline(always)]
+fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut Start) -> bool {
+    let Some(handshake) = tables.handshake(place) else {
+        return true;
+    };
+    let (tried, retries) = (handshake.backend, handshake.retries);
+    let is_same = handshake.client_sequence == arrival.sequence;
+    let answered = handshake.answered == 1;
+    let last_seen_ns = handshake.last_seen_ns;
+    drop(handshake);
+    let Some(worker) = tables.backend(tried) else {
+        return true;
+    };
+    if !is_same || worker.state != state::UP {
+        return true;
+    }
+    let silence = tables.now_ns().saturating_sub(last_seen_ns);
+    if answered || silence < SOONEST_RETRY_NS {
+        return false;
+    }
+    if start.backend == tried || start.backend == 0 {
+        start.backend = choose_another(tables, start.service, tried, retries);
+    }
+    start.retries = retries.wrapping_add(1);
+    start.backend != 0
+}
+
+#[inline(always)]
+fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
     let now = tables.now_ns();
-    pair.request = Flow {
-        leaves: FlowKey {
-            destination: backend.address,
-            destination_port: backend.port.to_be_bytes(),
-            ..*key
-        },
-        client_interface: arrival.interface,
+    let (Some(bench), Some(mut handshake)) = (tables.workbench(), tables.handshake(place)) else {
+        return;
+    };
+    *handshake = Handshake {
+        client: bench.claim.client,
+        leaves: bench.claim.leaves,
         client_mac: arrival.source_mac,
         manager_mac: arrival.destination_mac,
-        direction: direction::REQUEST,
-        ended: 0,
-        answered: 0,
-        reserved: [0; 5],
-        worker_sequence: 0,
+        backend: start.backend,
+        service: start.service,
+        client_interface: arrival.interface,
+        client_sequence: arrival.sequence,
         created_ns: now,
         last_seen_ns: now,
-        twin_seen_ns: now,
-        packets: 0,
-        bytes: 0,
-        ..pair.request
+        retries: start.retries,
+        ..Handshake::FREE
     };
-    pair.reply = twin(key, &pair.request);
-    if backend.mode == mode::LOCAL {
-        let reply_key = pair.request.leaves.reversed();
-        tables
-            .put_half_open(&reply_key, &pair.reply)
-            .map_err(|_| Verdict::TableFull)?;
-    } else {
-        if backend.interface == 0 {
-            return Err(Verdict::NoRoute);
-        }
-        pair.request.leaves.source = backend.source;
-        claim_port(tables, key, pair, now)?;
-    }
-    carry(&mut pair.request, arrival, now);
-    tables
-        .put_half_open(key, &pair.request)
-        .map_err(|_| Verdict::TableFull)
-}
-
-/// Gives a new flow a source port towards its worker, by storing the reply entry that only one flow
-/// can hold.
-///
-/// The first try adds the client's port to an offset that depends on its address only: as long as
-/// the range is no smaller than the client's own, a client's connections never share a port, and
-/// a port comes back to the worker no sooner than to the client, whose TIME_WAIT then protects both.
-#[inline(always)]
-fn claim_port<T: Tables>(
-    tables: &T,
-    key: &FlowKey,
-    pair: &mut Pair,
-    now: u64,
-) -> Result<(), Verdict> {
-    let settings = tables.settings().ok_or(Verdict::PortsExhausted)?;
-    let count = u32::from(settings.nat_port_count);
-    let address = u32::from_be_bytes(key.source);
-    let start = (address.wrapping_mul(0x9e37_79b1) >> 8)
-        .wrapping_add(u32::from(u16::from_be_bytes(key.source_port)));
-    let stride = (count >> 5) | 1;
-    for attempt in 0..PORT_ATTEMPTS {
-        let offset = start
-            .wrapping_add(attempt.wrapping_mul(stride))
-            .checked_rem(count)
-            .ok_or(Verdict::PortsExhausted)?;
-        let port = settings.nat_port_first.wrapping_add(offset as u16);
-        pair.request.leaves.source_port = port.to_be_bytes();
-        let reply_key = pair.request.leaves.reversed();
-
-        if !clear_established(tables, &reply_key, now) {
-            continue;
-        }
-        match tables.add_half_open(&reply_key, &pair.reply) {
-            Ok(()) => return Ok(()),
-            Err(InsertError::Exists) if clear_half_open(tables, &reply_key, now) => {
-                if tables.add_half_open(&reply_key, &pair.reply).is_ok() {
-                    return Ok(());
-                }
-            }
-            Err(InsertError::Exists) => {}
-            Err(InsertError::Full) => return Err(Verdict::TableFull),
-        }
-    }
-    Err(Verdict::PortsExhausted)
-}
-
-/// Makes room at `reply_key` in the established table; not if a live flow is there.
-#[inline(always)]
-fn clear_established<T: Tables>(tables: &T, reply_key: &FlowKey, now: u64) -> bool {
-    let Some(holder) = tables.established(reply_key) else {
-        return true;
-    };
-    let holder_key = holder.leaves.reversed();
-    let twin = tables
-        .established(&holder_key)
-        .filter(|twin| are_twins(reply_key, twin));
-    if !is_over(tables, &holder, twin.as_deref(), now, |settings| {
-        settings.established_idle_ns
-    }) {
-        return false;
-    }
-    let has_twin = twin.is_some();
-    drop((holder, twin));
-    if has_twin {
-        tables.remove_established(&holder_key);
-    }
-    tables.remove_established(reply_key);
-    true
-}
-
-/// Makes room at `reply_key` in the half-open table; not if a handshake is under way there.
-#[inline(always)]
-fn clear_half_open<T: Tables>(tables: &T, reply_key: &FlowKey, now: u64) -> bool {
-    let Some(holder) = tables.half_open(reply_key) else {
-        return true;
-    };
-    let holder_key = holder.leaves.reversed();
-    let twin = tables
-        .half_open(&holder_key)
-        .filter(|twin| are_twins(reply_key, twin));
-    if !is_over(tables, &holder, twin.as_deref(), now, |settings| {
-        settings.half_open_idle_ns
-    }) {
-        return false;
-    }
-    let has_twin = twin.is_some();
-    drop((holder, twin));
-    if has_twin {
-        tables.remove_half_open(&holder_key);
-    }
-    tables.remove_half_open(reply_key);
-    true
+    handshake.seal = handshake.expected_seal();
 }

@@ -1,7 +1,7 @@
 //! Which backend a new connection goes to: the service's selection, or what its policy draws.
 
-use super::Tables;
-use crate::maps::{Backend, CHOICE_SLOTS, FlowKey, Policy, SPREAD, first_choice, policy, state};
+use super::{Step, Tables};
+use crate::maps::{CHOICE_SLOTS, FlowKey, Policy, SPREAD, first_choice, policy, state};
 
 /// How many backends are compared, from a random one on, to find the one with the fewest connections.
 pub const COMPARED: u32 = 256;
@@ -40,11 +40,37 @@ pub(super) fn choose<T: Tables>(tables: &T, key: &FlowKey, service: u32) -> u32 
                 start: tables.random(),
                 lightest: 0,
             };
-            tables.scan(places.slots.min(COMPARED), &mut scan);
+            tables.repeat(places.slots.min(COMPARED), &mut scan);
             scan.lightest
         }
         _ => 0,
     }
+}
+
+/// Returns another backend than `tried`, which did not answer, for a client that repeats its SYN for
+/// the `retries + 1`st time; 0 if there is none.
+#[inline(never)]
+pub(super) fn choose_another<T: Tables>(tables: &T, service: u32, tried: u32, retries: u8) -> u32 {
+    let Some(policy) = tables.policy(service) else {
+        return 0;
+    };
+    let places = Places {
+        first: first_choice(service, policy.generation),
+        slots: policy.slots.min(CHOICE_SLOTS),
+    };
+    let ranked = policy.kind == policy::RANKED;
+    for step in 0..PLACES_TRIED {
+        let number = if ranked {
+            u32::from(retries) + 1 + step
+        } else {
+            tables.random()
+        };
+        let id = places.at(tables, number);
+        if id != tried && is_up(tables, id) {
+            return id;
+        }
+    }
+    0
 }
 
 /// The places of one service's choices that are in force.
@@ -52,7 +78,6 @@ pub(super) fn choose<T: Tables>(tables: &T, key: &FlowKey, service: u32) -> u32 
 #[derive(Clone, Copy, Debug)]
 struct Places {
     first: u32,
-    /// Not 0.
     slots: u32,
 }
 
@@ -68,7 +93,7 @@ impl Places {
     fn up<T: Tables>(self, tables: &T, number: u32) -> u32 {
         for step in 0..PLACES_TRIED {
             let id = self.at(tables, number.wrapping_add(step));
-            if is_up(tables, id).is_some() {
+            if is_up(tables, id) {
                 return id;
             }
         }
@@ -79,44 +104,50 @@ impl Places {
 /// The search for the backend with the fewest connections for its weight.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Scan {
+struct Scan {
     places: Places,
     start: u32,
     lightest: u32,
 }
 
-impl Scan {
+impl Step for Scan {
     /// Compares the next place with what was found so far; of equals the first one met stays.
     #[inline(always)]
-    pub fn step<T: Tables>(&mut self, tables: &T, step: u32) {
-        let id = self.places.at(tables, self.start.wrapping_add(step));
+    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
+        let id = self.places.at(tables, self.start.wrapping_add(number));
         self.lightest = lighter(tables, self.lightest, id);
+        false
     }
 }
 
 /// The one of two backends with fewer open connections for its weight, this one included.
 #[inline(always)]
 fn lighter<T: Tables>(tables: &T, one: u32, other: u32) -> u32 {
-    let (Some(first), Some(second)) = (is_up(tables, one), is_up(tables, other)) else {
-        return if is_up(tables, other).is_some() {
-            other
-        } else {
-            one
-        };
-    };
+    let (first, second) = (weight_if_up(tables, one), weight_if_up(tables, other));
     let load = |id| u64::from(tables.active(id)) + 1;
-    if load(other) * u64::from(first.weight) < load(one) * u64::from(second.weight) {
+    if second != 0 && load(other) * first < load(one) * second || first == 0 && second != 0 {
         other
     } else {
         one
     }
 }
 
+/// The weight of a backend; 0 unless it takes connections.
 #[inline(always)]
-fn is_up<T: Tables>(tables: &T, id: u32) -> Option<Backend> {
-    tables
-        .backend(id)
-        .filter(|backend| id != 0 && backend.state == state::UP)
+fn weight_if_up<T: Tables>(tables: &T, id: u32) -> u64 {
+    let Some(backend) = tables.backend(id) else {
+        return 0;
+    };
+    let up = u64::from(backend.state == state::UP) & u64::from(id != 0);
+    up * u64::from(backend.weight)
+}
+
+#[inline(always)]
+fn is_up<T: Tables>(tables: &T, id: u32) -> bool {
+    let Some(backend) = tables.backend(id) else {
+        return false;
+    };
+    backend.state == state::UP && id != 0
 }
 
 /// A well-mixed number from the client's address (the finalizer of MurmurHash3).

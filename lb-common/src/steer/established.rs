@@ -1,8 +1,10 @@
 //! The way of packets of established flows: one look-up of the flow, one of its backend.
 
 use super::{
-    Arrival, Decision, Tables,
-    flow::{are_twins, carry, ending, has_moved, is_over, keeps_flows, twin},
+    Arrival, Decision, Tables, Way,
+    flow::{
+        are_twins, carry, ending, has_moved, is_live, is_over, keeps_flows, note_end, twin, uncount,
+    },
     leave,
 };
 use crate::{
@@ -15,7 +17,8 @@ use crate::{
 /// cannot be parted for long by the table's eviction.
 const TWIN_CARE_NS: u64 = 1_000_000_000;
 
-/// The way of an established flow's packet; `None` if it begins a new connection.
+/// The way of an established flow's packet; `None` if the flow is over and the packet may belong to
+/// the next one.
 #[inline(always)]
 pub(super) fn established<T: Tables>(
     tables: &T,
@@ -24,13 +27,16 @@ pub(super) fn established<T: Tables>(
     mut flow: T::Entry<'_>,
     decision: &mut Decision,
 ) -> Option<Verdict> {
+    if !is_live(&flow) {
+        return None;
+    }
     let Some(backend) = tables.backend(flow.backend) else {
         return Some(Verdict::NoBackend);
     };
     let is_request = flow.direction == direction::REQUEST;
     let keeps = keeps_flows(&backend);
     if is_request && (arrival.flags.opens() || !keeps) {
-        match dismiss(tables, arrival.flags, key, &flow, keeps) {
+        match dismiss(tables, arrival.flags, key, &mut flow, keeps) {
             Dismissal::None => {}
             Dismissal::Over => return None,
             Dismissal::BackendDown => return Some(Verdict::BackendDown),
@@ -38,7 +44,11 @@ pub(super) fn established<T: Tables>(
     }
 
     let now = tables.now_ns();
-    flow.ended |= ending(arrival.flags);
+    let ends = ending(arrival.flags);
+    if ends != 0 {
+        flow.ended |= ends;
+        note_end(tables, key, &mut flow);
+    }
     let moved = is_request && has_moved(&flow, arrival);
     if moved {
         flow.client_interface = arrival.interface;
@@ -47,6 +57,7 @@ pub(super) fn established<T: Tables>(
     }
     if moved || now.wrapping_sub(flow.twin_seen_ns) > TWIN_CARE_NS {
         if !look_after_twin(tables, key, &flow) {
+            uncount(tables, &mut flow);
             drop(flow);
             tables.remove_established(key);
             return Some(Verdict::NoFlow);
@@ -54,7 +65,15 @@ pub(super) fn established<T: Tables>(
         flow.twin_seen_ns = now;
     }
     carry(&mut flow, arrival, now);
-    Some(leave(&flow, &backend, arrival, decision))
+    let way = Way {
+        is_request,
+        leaves: flow.leaves,
+        backend: flow.backend,
+        client_interface: flow.client_interface,
+        client_mac: flow.client_mac,
+        manager_mac: flow.manager_mac,
+    };
+    Some(leave(&way, &backend, arrival, decision))
 }
 
 /// Whether an established flow had to go.
@@ -66,32 +85,31 @@ enum Dismissal {
     BackendDown,
 }
 
-/// Removes both entries of a flow that a SYN finds over, or whose backend is down.
+/// Supersedes a flow that a SYN finds over, or whose backend is down.
 #[inline(never)]
 fn dismiss<T: Tables>(
     tables: &T,
     flags: TcpFlags,
     key: &FlowKey,
-    flow: &Flow,
+    flow: &mut Flow,
     keeps: bool,
 ) -> Dismissal {
-    let twin_key = flow.leaves.reversed();
-    let twin = tables
-        .established(&twin_key)
+    let Some(settings) = tables.settings() else {
+        return Dismissal::None;
+    };
+    let mut twin = tables
+        .established(&flow.leaves.reversed())
         .filter(|twin| are_twins(key, twin));
-    let over = flags.opens()
-        && is_over(tables, flow, twin.as_deref(), tables.now_ns(), |settings| {
-            settings.established_idle_ns
-        });
+    let now = tables.now_ns();
+    let over = flags.opens() && is_over(&settings, flow, twin.as_deref(), now);
     if !over && keeps {
         return Dismissal::None;
     }
-    let has_twin = twin.is_some();
-    drop(twin);
-    if has_twin {
-        tables.remove_established(&twin_key);
+    flow.superseded = 1;
+    uncount(tables, flow);
+    if let Some(twin) = twin.as_deref_mut() {
+        twin.superseded = 1;
     }
-    tables.remove_established(key);
     if over {
         Dismissal::Over
     } else {
@@ -105,7 +123,7 @@ fn dismiss<T: Tables>(
 fn look_after_twin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> bool {
     let twin_key = flow.leaves.reversed();
     if let Some(mut twin) = tables.established(&twin_key) {
-        if !are_twins(key, &twin) {
+        if !are_twins(key, &twin) || !is_live(&twin) {
             return false;
         }
         if flow.direction == direction::REQUEST {
@@ -116,7 +134,7 @@ fn look_after_twin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> bool {
     } else if let Some(mut pair) = tables.workbench() {
         pair.reply = twin(key, flow);
         // A full table is counted where a connection is refused, not where one goes on.
-        _ = tables.put_established(&twin_key, &pair.reply);
+        _ = tables.add_established(&twin_key, &pair.reply);
     }
     true
 }

@@ -1,4 +1,4 @@
-//! What can be said of a flow by looking at its entries.
+//! What can be said of an established flow by looking at its entries, and how it ends.
 
 use super::{Arrival, Tables};
 use crate::{
@@ -12,6 +12,7 @@ pub(super) fn twin(key: &FlowKey, flow: &Flow) -> Flow {
     Flow {
         leaves: key.reversed(),
         ended: 0,
+        counted: 0,
         direction: flow.direction ^ (direction::REQUEST ^ direction::REPLY),
         packets: 0,
         bytes: 0,
@@ -25,27 +26,10 @@ pub(super) fn are_twins(key: &FlowKey, other: &Flow) -> bool {
     other.leaves.reversed() == *key
 }
 
-/// Whether a flow has ended, or both directions have been silent for so long that its tuple may be
-/// used again.
+/// Whether packets still go this way.
 #[inline(always)]
-pub(super) fn is_over<T: Tables>(
-    tables: &T,
-    flow: &Flow,
-    twin: Option<&Flow>,
-    now: u64,
-    idle_ns: impl Fn(&Settings) -> u64,
-) -> bool {
-    let Some(settings) = tables.settings() else {
-        return false;
-    };
-    let (twin_ended, twin_seen) = twin.map_or((0, 0), |twin| (twin.ended, twin.last_seen_ns));
-    let idle = now.saturating_sub(flow.last_seen_ns.max(twin_seen));
-    if ended::both(flow.ended, twin_ended) {
-        // Seen from the client, a closed connection is over at once; its port is kept for a while.
-        flow.direction == direction::REQUEST || idle > settings.closing_idle_ns
-    } else {
-        idle > idle_ns(&settings)
-    }
+pub(super) fn is_live(flow: &Flow) -> bool {
+    flow.superseded == 0
 }
 
 /// Whether packets of existing flows still go to `backend`.
@@ -76,4 +60,80 @@ pub(super) fn carry(flow: &mut Flow, arrival: &Arrival, now: u64) {
     flow.last_seen_ns = now;
     flow.packets += u64::from(arrival.packets);
     flow.bytes += u64::from(arrival.bytes);
+}
+
+/// Whether a new connection of the tuple's own client may take its place: the flow has ended, or both
+/// directions have been silent for long.
+#[inline(always)]
+pub(super) fn is_over(settings: &Settings, flow: &Flow, twin: Option<&Flow>, now: u64) -> bool {
+    let (twin_ended, twin_seen) = twin.map_or((0, 0), |twin| (twin.ended, twin.last_seen_ns));
+    let idle = now.saturating_sub(flow.last_seen_ns.max(twin_seen));
+    ended::both(flow.ended, twin_ended) || idle > settings.established_idle_ns
+}
+
+/// Whether the workbench's claim may have its tuple towards the worker: nobody has it, or it was the
+/// client's own, or its flow is over for long enough. Whoever had it is superseded.
+#[inline(never)]
+pub(super) fn frees<T: Tables>(tables: &T) -> bool {
+    let Some(bench) = tables.workbench() else {
+        return false;
+    };
+    let reply_key = bench.claim.leaves.reversed();
+    drop(bench);
+    let Some(mut holder) = tables.established(&reply_key) else {
+        return true;
+    };
+    let holder_key = holder.leaves.reversed();
+    let mut twin = tables.established(&holder_key);
+    if twin
+        .as_deref()
+        .is_some_and(|twin| !are_twins(&reply_key, twin))
+    {
+        twin = None;
+    }
+    let (Some(settings), Some(bench)) = (tables.settings(), tables.workbench()) else {
+        return false;
+    };
+    let now = tables.now_ns();
+    let seen = twin.as_deref().map_or(0, |twin| twin.last_seen_ns);
+    let silence = now.saturating_sub(holder.last_seen_ns.max(seen));
+    let over = holder.superseded == 1 || is_over(&settings, &holder, twin.as_deref(), now);
+    let own = holder_key.is(&bench.claim.client);
+    if !over || (!own && silence <= settings.closing_idle_ns) {
+        return false;
+    }
+    holder.superseded = 1;
+    if let Some(twin) = twin.as_deref_mut() {
+        twin.superseded = 1;
+        uncount(tables, twin);
+    }
+    true
+}
+
+/// Takes a connection out of its backend's count of open ones, once.
+#[inline(always)]
+pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow) {
+    if request.counted == 1 {
+        request.counted = 0;
+        tables.count_active(request.backend, false);
+    }
+}
+
+/// Notes that one side has ended its part: with both, the connection is no longer open.
+#[inline(never)]
+pub(super) fn note_end<T: Tables>(tables: &T, key: &FlowKey, flow: &mut Flow) -> bool {
+    let twin_key = flow.leaves.reversed();
+    let mut twin = tables
+        .established(&twin_key)
+        .filter(|twin| are_twins(key, twin));
+    let twin_ended = twin.as_deref().map_or(0, |twin| twin.ended);
+    let over = ended::both(flow.ended, twin_ended);
+    if over {
+        if flow.direction == direction::REQUEST {
+            uncount(tables, flow);
+        } else if let Some(request) = twin.as_deref_mut() {
+            uncount(tables, request);
+        }
+    }
+    over
 }

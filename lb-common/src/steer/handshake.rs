@@ -1,13 +1,12 @@
 //! The way of packets of handshakes, until the client has proved that it is there.
 
 use super::{
-    Arrival, Decision, Exit, InsertError, Tables,
-    flow::{are_twins, carry, ending, is_over, keeps_flows, twin},
+    Arrival, Decision, Exit, InsertError, Tables, Way,
+    flow::{ending, is_live, keeps_flows, uncount},
     leave,
 };
 use crate::{
-    headers::TcpFlags,
-    maps::{Flow, FlowKey, direction, state},
+    maps::{Flow, FlowKey, Handshake, direction, ended},
     verdict::Verdict,
 };
 
@@ -15,115 +14,185 @@ use crate::{
 /// worker may send data before it (RFC 7413).
 const EARLY_DATA: u32 = 65_536;
 
-/// The way of a packet of a handshake; `None` if there is none, or it begins anew.
-///
-/// This and [`unknown`] stand apart from the way of established flows, so that theirs stays short.
-/// They take room for the decision and return a part that the caller needs: the verifier lets no
-/// function leave a pointer to its caller's stack in the result register, as a function that
-/// returns a structure, or nothing, does.
+/// A packet from the worker, or from the manager's own server, of the handshake at `place`.
 #[inline(never)]
-pub(super) fn half_open<T: Tables>(
+pub(super) fn answer<T: Tables>(
+    tables: &T,
+    arrival: &Arrival,
+    place: u32,
+    decision: &mut Decision,
+) -> Verdict {
+    let Some(mut handshake) = tables.handshake(place) else {
+        return Verdict::NotOurs;
+    };
+    let Some(backend) = tables.backend(handshake.backend) else {
+        return Verdict::NoBackend;
+    };
+    handshake.last_seen_ns = tables.now_ns();
+    handshake.packets_out = handshake.packets_out.wrapping_add(arrival.packets);
+    handshake.bytes_out = handshake.bytes_out.wrapping_add(arrival.bytes);
+    handshake.ended |= ending(arrival.flags);
+    if arrival.flags.accepts() {
+        handshake.worker_sequence = arrival.sequence;
+        handshake.answered = 1;
+    }
+    let way = Way {
+        is_request: false,
+        leaves: handshake.client.reversed(),
+        ..way(&handshake)
+    };
+    if arrival.flags.resets() {
+        handshake.backend = 0;
+    }
+    leave(&way, &backend, arrival, decision)
+}
+
+/// A packet of the client, other than a SYN, of the handshake at `place`.
+#[inline(never)]
+pub(super) fn go_on<T: Tables>(
     tables: &T,
     arrival: &Arrival,
     key: &FlowKey,
+    place: u32,
     decision: &mut Decision,
-) -> Option<Verdict> {
-    let mut flow = tables.half_open(key)?;
-    let Some(backend) = tables.backend(flow.backend) else {
-        return Some(Verdict::NoBackend);
+) -> Verdict {
+    let Some(mut handshake) = tables.handshake(place) else {
+        return Verdict::NoFlow;
     };
-    let now = tables.now_ns();
-    let flags = arrival.flags;
-    let is_request = flow.direction == direction::REQUEST;
-    let twin_key = flow.leaves.reversed();
-    let twin = tables
-        .half_open(&twin_key)
-        .filter(|twin| are_twins(key, twin));
-    // A repeated SYN of a handshake that has lost its worker begins anew with another one.
-    let begins = is_request
-        && flags.opens()
-        && (backend.state != state::UP
-            || is_over(tables, &flow, twin.as_deref(), now, |settings| {
-                settings.half_open_idle_ns
-            }));
-    let lost = is_request && !keeps_flows(&backend);
-    let has_twin = twin.is_some();
-    if begins || lost || (!has_twin && !goes_on_alone(tables, &twin_key, is_request, flags)) {
-        drop((flow, twin));
-        if has_twin {
-            tables.remove_half_open(&twin_key);
-        }
-        tables.remove_half_open(key);
-        return if is_request && flags.opens() {
-            None
-        } else if lost {
-            Some(Verdict::BackendDown)
-        } else {
-            Some(Verdict::NoFlow)
-        };
+    let keeps = tables
+        .backend(handshake.backend)
+        .is_some_and(|backend| keeps_flows(&backend));
+    if !keeps {
+        handshake.backend = 0;
+        return Verdict::BackendDown;
     }
-
-    carry(&mut flow, arrival, now);
-    flow.ended |= ending(flags);
-    let verdict = leave(&flow, &backend, arrival, decision);
-    if is_request && completes(&flow, arrival) {
-        let twin_ended = twin.map_or(0, |twin| twin.ended);
-        flow.twin_seen_ns = now;
-        if promote(tables, key, &twin_key, &flow, twin_ended).is_err() {
+    if !completes(&handshake, arrival) {
+        drop(handshake);
+        let verdict = forward_request(tables, arrival, place, decision);
+        if arrival.flags.resets()
+            && let Some(mut handshake) = tables.handshake(place)
+        {
+            handshake.backend = 0;
+        }
+        return verdict;
+    }
+    let established = establish(tables, arrival, key, &handshake);
+    drop(handshake);
+    let verdict = forward_request(tables, arrival, place, decision);
+    if let Some(mut handshake) = tables.handshake(place) {
+        handshake.backend = 0;
+    }
+    match established {
+        Ok(()) => verdict,
+        Err(_) => {
             decision.exit = Exit::Pass;
-            return Some(Verdict::TableFull);
+            Verdict::TableFull
         }
-    } else if !is_request
-        && flags.accepts()
-        && let Some(mut request) = twin
-    {
-        request.answered = 1;
-        request.worker_sequence = arrival.sequence;
     }
-    Some(verdict)
 }
 
-/// Whether a handshake may go on whose other direction's entry was evicted, as a flood does: only
-/// towards its end, which brings the entry back, and unless another flow has taken the place.
-#[inline(always)]
-fn goes_on_alone<T: Tables>(
+/// Sends a client's packet on to the worker of the handshake at `place`.
+#[inline(never)]
+pub(super) fn forward_request<T: Tables>(
     tables: &T,
-    twin_key: &FlowKey,
-    is_request: bool,
-    flags: TcpFlags,
-) -> bool {
-    is_request
-        && !flags.opens()
-        && tables.half_open(twin_key).is_none()
-        && tables.established(twin_key).is_none()
+    arrival: &Arrival,
+    place: u32,
+    decision: &mut Decision,
+) -> Verdict {
+    let Some(mut handshake) = tables.handshake(place) else {
+        return Verdict::NoFlow;
+    };
+    let Some(backend) = tables.backend(handshake.backend) else {
+        return Verdict::NoBackend;
+    };
+    handshake.last_seen_ns = tables.now_ns();
+    handshake.packets_in = handshake.packets_in.wrapping_add(arrival.packets);
+    handshake.bytes_in = handshake.bytes_in.wrapping_add(arrival.bytes);
+    leave(&way(&handshake), &backend, arrival, decision)
+}
+
+/// The client's way to the worker.
+#[inline(always)]
+fn way(handshake: &Handshake) -> Way {
+    Way {
+        is_request: true,
+        leaves: handshake.leaves,
+        backend: handshake.backend,
+        client_interface: handshake.client_interface,
+        client_mac: handshake.client_mac,
+        manager_mac: handshake.manager_mac,
+    }
 }
 
 /// Whether the client acknowledges the worker's SYN-ACK, which only its true receiver can.
 #[inline(always)]
-fn completes(flow: &Flow, arrival: &Arrival) -> bool {
+fn completes(handshake: &Handshake, arrival: &Arrival) -> bool {
     let beyond = arrival
         .acknowledgement
-        .wrapping_sub(flow.worker_sequence)
+        .wrapping_sub(handshake.worker_sequence)
         .wrapping_sub(1);
-    flow.answered == 1 && arrival.flags.acknowledges() && beyond < EARLY_DATA
+    handshake.answered == 1 && arrival.flags.acknowledges() && beyond < EARLY_DATA
 }
 
-/// Moves a completed handshake to the established table.
+/// Makes both entries of a completed handshake's flow.
 #[inline(always)]
-fn promote<T: Tables>(
+fn establish<T: Tables>(
     tables: &T,
+    arrival: &Arrival,
     key: &FlowKey,
-    twin_key: &FlowKey,
-    flow: &Flow,
-    twin_ended: u8,
+    handshake: &Handshake,
 ) -> Result<(), InsertError> {
+    let now = tables.now_ns();
+    let reply_key = handshake.leaves.reversed();
+    // Both sides may have said all they had to say with their first segments.
+    let is_open = !ended::both(ending(arrival.flags), handshake.ended);
     let mut pair = tables.workbench().ok_or(InsertError::Full)?;
-    pair.request = *flow;
-    pair.reply = twin(key, flow);
-    pair.reply.ended = twin_ended;
-    tables.put_established(twin_key, &pair.reply)?;
-    tables.put_established(key, &pair.request)?;
-    tables.remove_half_open(key);
-    tables.remove_half_open(twin_key);
+    pair.request = Flow {
+        leaves: handshake.leaves,
+        client_mac: arrival.source_mac,
+        manager_mac: arrival.destination_mac,
+        backend: handshake.backend,
+        service: handshake.service,
+        client_interface: arrival.interface,
+        direction: direction::REQUEST,
+        ended: ending(arrival.flags),
+        counted: is_open.into(),
+        superseded: 0,
+        created_ns: handshake.created_ns,
+        last_seen_ns: now,
+        twin_seen_ns: now,
+        packets: u64::from(handshake.packets_in) + u64::from(arrival.packets),
+        bytes: u64::from(handshake.bytes_in) + u64::from(arrival.bytes),
+    };
+    pair.reply = Flow {
+        leaves: key.reversed(),
+        direction: direction::REPLY,
+        ended: handshake.ended,
+        counted: 0,
+        packets: handshake.packets_out.into(),
+        bytes: handshake.bytes_out.into(),
+        ..pair.request
+    };
+    store(tables, &reply_key, &pair.reply)?;
+    store(tables, key, &pair.request)?;
+    if is_open {
+        tables.count_active(pair.request.backend, true);
+    }
     Ok(())
+}
+
+/// Stores an entry, in the place of one that is free for it; not over another live flow.
+#[inline(never)]
+fn store<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+    match tables.established(key) {
+        Some(present) if is_live(&present) && present.leaves != flow.leaves => {
+            Err(InsertError::Exists)
+        }
+        Some(mut present) => {
+            uncount(tables, &mut present);
+            *present = *flow;
+            Ok(())
+        }
+        None => tables.add_established(key, flow),
+    }
 }

@@ -1,34 +1,37 @@
 //! The steering decision: which flow a packet belongs to, which backend serves it, how it leaves.
 //!
 //! Pure over [`Tables`], so that the TC program, the XDP program and the host tests run the same
-//! code. A connection starts in the half-open table, which a flood can fill without harm, and
-//! moves to the established one when the client proves that it received the worker's SYN-ACK.
+//! code. A connection begins as a [`Handshake`] in a table of fixed places, which a flood can fill
+//! without harm, and becomes two entries of the flow table when the client proves that it received
+//! the worker's SYN-ACK.
 
 mod begin;
 mod choice;
 mod established;
 mod flow;
 mod handshake;
+mod place;
 
 use core::ops::DerefMut;
 
 use crate::{
     headers::TcpFlags,
     maps::{
-        Backend, Flow, FlowKey, LOOPBACK, Mac, Policy, Service, ServiceKey, Settings, direction,
+        Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Policy, Service, ServiceKey, Settings,
         mode,
     },
     verdict::Verdict,
 };
-use begin::unknown;
+use begin::begin;
 use established::established;
-use handshake::half_open;
+use place::{NOWHERE, find_client, find_worker};
 
-pub use begin::PORT_ATTEMPTS;
-pub use choice::{COMPARED, Scan};
+pub use begin::Claim;
+pub use choice::COMPARED;
+pub use place::PORT_ATTEMPTS;
 
 /// Where the packet met the program.
-#[repr(u32)]
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Received from the network.
@@ -45,10 +48,10 @@ pub enum Hook {
 pub struct Arrival {
     pub source_mac: Mac,
     pub destination_mac: Mac,
-    pub hook: Hook,
     /// Index of the interface it met the program on.
     pub interface: u32,
-    pub time_to_live: u32,
+    pub hook: Hook,
+    pub time_to_live: u8,
     pub flags: TcpFlags,
     pub sequence: u32,
     pub acknowledgement: u32,
@@ -58,7 +61,7 @@ pub struct Arrival {
 }
 
 /// How a packet leaves.
-#[repr(u32)]
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Untouched, to whoever comes next in the kernel.
@@ -91,7 +94,7 @@ pub struct Decision {
     pub verdict: Verdict,
     pub exit: Exit,
     /// 1 if this packet began a connection.
-    pub opened: u32,
+    pub opened: u8,
 }
 
 impl Decision {
@@ -118,12 +121,19 @@ pub enum InsertError {
     Full,
 }
 
-/// The two entries of a flow under construction.
+/// What a connection is made of while it is made.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Pair {
+pub struct Workbench {
     pub request: Flow,
     pub reply: Flow,
+    pub claim: Claim,
+}
+
+/// A loop's body, with what it works on.
+pub trait Step {
+    /// Takes one step; returns whether it was the last.
+    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool;
 }
 
 /// The maps and the clock, as the decision needs them.
@@ -132,8 +142,11 @@ pub trait Tables {
     type Entry<'a>: DerefMut<Target = Flow>
     where
         Self: 'a;
-    /// Where flows are built.
-    type Workbench<'a>: DerefMut<Target = Pair>
+    /// A place of the half-open table, writable in place.
+    type Place<'a>: DerefMut<Target = Handshake>
+    where
+        Self: 'a;
+    type Workbench<'a>: DerefMut<Target = Workbench>
     where
         Self: 'a;
 
@@ -147,27 +160,26 @@ pub trait Tables {
     /// The number of this service's round-robin choices before this one.
     fn turn(&self, service: u32) -> u32;
     fn random(&self) -> u32;
-    /// Calls [`Scan::step`] with each number below `count`. The verifier cannot follow a long loop,
-    /// but the kernel can run one.
-    fn scan(&self, count: u32, scan: &mut Scan);
+    /// Takes the steps 0 to `count - 1`, until one says that it was the last. The verifier cannot
+    /// follow a long loop, but the kernel can run one.
+    fn repeat<S: Step>(&self, count: u32, steps: &mut S);
     /// Open connections of a backend.
     fn active(&self, backend: u32) -> u32;
     fn backend(&self, id: u32) -> Option<Backend>;
 
-    /// Room to build the two entries of a flow in: they are too large for the stack of a BPF program.
+    /// Room for what is being made: it is too large for the stack of a BPF program.
     fn workbench(&self) -> Option<Self::Workbench<'_>>;
 
+    /// A place of the half-open table.
+    fn handshake(&self, place: u32) -> Option<Self::Place<'_>>;
+
     fn established(&self, key: &FlowKey) -> Option<Self::Entry<'_>>;
-    /// Stores an entry, replacing one of the same key.
-    fn put_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
+    /// Stores an entry unless one of the same key exists.
+    fn add_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
     fn remove_established(&self, key: &FlowKey);
 
-    fn half_open(&self, key: &FlowKey) -> Option<Self::Entry<'_>>;
-    /// Stores an entry, replacing one of the same key.
-    fn put_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
-    /// Stores an entry unless one of the same key exists.
-    fn add_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
-    fn remove_half_open(&self, key: &FlowKey);
+    /// Counts a backend's open connection, or no longer.
+    fn count_active(&self, backend: u32, open: bool);
 }
 
 /// Decides what becomes of the packet that arrived with the tuple `key`.
@@ -176,48 +188,96 @@ pub fn steer<T: Tables>(tables: &T, arrival: &Arrival, key: &FlowKey) -> Decisio
     let mut decision = Decision::pass(Verdict::NotOurs);
     let known = match tables.established(key) {
         Some(flow) => established(tables, arrival, key, flow, &mut decision),
-        None => half_open(tables, arrival, key, &mut decision),
+        None => None,
     };
     decision.verdict = match known {
         Some(verdict) => verdict,
-        None if arrival.hook == Hook::Egress => Verdict::NotOurs,
         None => unknown(tables, arrival, key, &mut decision),
     };
     decision
 }
 
-/// Decides how a packet of `flow` leaves.
+/// A packet of no established flow: part of a handshake, a stray one, or none of ours.
+///
+/// What this calls stands apart from the way of established flows, so that theirs stays short and
+/// the stack of a BPF program suffices. It takes room for the decision and returns a part that the
+/// caller needs: the verifier lets no function leave a pointer to its caller's stack in the result
+/// register, as a function that returns a structure, or nothing, does.
 #[inline(always)]
-fn leave(flow: &Flow, backend: &Backend, arrival: &Arrival, decision: &mut Decision) -> Verdict {
-    let is_request = flow.direction == direction::REQUEST;
+fn unknown<T: Tables>(
+    tables: &T,
+    arrival: &Arrival,
+    key: &FlowKey,
+    decision: &mut Decision,
+) -> Verdict {
+    let place = find_worker(tables, arrival.hook, key);
+    if place != NOWHERE {
+        return handshake::answer(tables, arrival, place, decision);
+    }
+    if arrival.hook == Hook::Egress {
+        return Verdict::NotOurs;
+    }
+    let service_key = ServiceKey {
+        address: key.destination,
+        port: key.destination_port,
+        protocol: key.protocol as u8,
+        reserved: 0,
+    };
+    let Some(service) = tables.service(&service_key) else {
+        return Verdict::NotOurs;
+    };
+    if arrival.flags.opens() {
+        return begin(tables, arrival, key, service.id, decision);
+    }
+    let place = find_client(tables, key);
+    if place == NOWHERE {
+        return Verdict::NoFlow;
+    }
+    handshake::go_on(tables, arrival, key, place, decision)
+}
+
+/// What it takes to send a packet on.
+#[derive(Clone, Copy)]
+struct Way {
+    is_request: bool,
+    leaves: FlowKey,
+    backend: u32,
+    client_interface: u32,
+    client_mac: Mac,
+    manager_mac: Mac,
+}
+
+/// Decides how a packet leaves.
+#[inline(always)]
+fn leave(way: &Way, backend: &Backend, arrival: &Arrival, decision: &mut Decision) -> Verdict {
     let local = backend.mode == mode::LOCAL;
-    decision.backend = flow.backend;
+    decision.backend = way.backend;
     if !local && arrival.time_to_live <= 1 {
         decision.exit = Exit::Drop;
         return Verdict::TimeToLive;
     }
-    decision.leaves = flow.leaves;
+    decision.leaves = way.leaves;
     if local {
         decision.exit = Exit::Here;
-        return if is_request {
+        return if way.is_request {
             Verdict::ToManager
         } else {
             Verdict::FromManager
         };
     }
-    if is_request {
+    if way.is_request {
         decision.exit = Exit::Backend;
         decision.interface = backend.interface;
         decision.next_hop = backend.next_hop;
         return Verdict::ToBackend;
     }
-    decision.exit = if flow.client_interface == LOOPBACK {
+    decision.exit = if way.client_interface == LOOPBACK {
         Exit::Loopback
     } else {
         Exit::Client
     };
-    decision.interface = flow.client_interface;
-    decision.destination_mac = flow.client_mac;
-    decision.source_mac = flow.manager_mac;
+    decision.interface = way.client_interface;
+    decision.destination_mac = way.client_mac;
+    decision.source_mac = way.manager_mac;
     Verdict::ToClient
 }

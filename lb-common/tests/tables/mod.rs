@@ -7,11 +7,17 @@ use std::{
 };
 
 use lb_common::{
-    maps::{Backend, Flow, FlowKey, LAYOUT_VERSION, Mac, Policy, Service, ServiceKey, Settings},
-    steer::{InsertError, Pair, Scan, Tables},
+    maps::{
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Policy, Service, ServiceKey,
+        Settings, WAYS,
+    },
+    steer::{Claim, InsertError, Step, Tables, Workbench},
 };
 
 pub const SECOND: u64 = 1_000_000_000;
+
+/// Of places for handshakes.
+const GROUPS: u32 = 1_792;
 
 /// What the datapath keeps, with a clock that the test moves.
 #[derive(Clone, Debug)]
@@ -22,12 +28,12 @@ pub struct Memory {
     pub selection: Vec<u32>,
     pub policies: Vec<Policy>,
     pub choices: BTreeMap<u32, u32>,
-    pub active: BTreeMap<u32, u32>,
+    pub active: RefCell<BTreeMap<u32, u32>>,
     turn: Cell<u32>,
     pub backends: Vec<Backend>,
     pub established: FlowTable,
-    pub half_open: FlowTable,
-    workbench: RefCell<Pair>,
+    pub half_open: Vec<RefCell<Handshake>>,
+    workbench: RefCell<Workbench>,
 }
 
 /// A hash map as BPF has it: entries stay where they are until they are removed.
@@ -57,22 +63,31 @@ impl Memory {
                 closing_idle_ns: 10 * SECOND,
                 half_open_idle_ns: 30 * SECOND,
                 accept_local_before: 0,
-                reserved: 0,
+                half_open_groups: GROUPS,
             },
             services: BTreeMap::new(),
             selection: vec![0; 4],
             policies: vec![Policy::default(); 4],
             choices: BTreeMap::new(),
-            active: BTreeMap::new(),
+            active: RefCell::default(),
             turn: Cell::new(0),
             backends: vec![Backend::default(); 4],
             established: FlowTable::new(capacity),
-            half_open: FlowTable::new(capacity),
-            workbench: RefCell::new(Pair {
+            half_open: (0..GROUPS * WAYS)
+                .map(|_| RefCell::new(Handshake::FREE))
+                .collect(),
+            workbench: RefCell::new(Workbench {
                 request: empty(),
                 reply: empty(),
+                claim: Claim::default(),
             }),
         }
+    }
+
+    /// The handshakes under way.
+    pub fn handshakes(&self) -> Vec<Handshake> {
+        let places = self.half_open.iter().map(|place| *place.borrow());
+        places.filter(Handshake::is_whole).collect()
     }
 
     pub fn wait(&self, nanoseconds: u64) {
@@ -142,7 +157,8 @@ impl FlowTable {
 
 impl Tables for Memory {
     type Entry<'a> = RefMut<'a, Flow>;
-    type Workbench<'a> = RefMut<'a, Pair>;
+    type Place<'a> = RefMut<'a, Handshake>;
+    type Workbench<'a> = RefMut<'a, Workbench>;
 
     fn now_ns(&self) -> u64 {
         self.now_ns.get()
@@ -177,21 +193,23 @@ impl Tables for Memory {
         self.turn(0).wrapping_mul(0x9e37_79b1)
     }
 
-    fn scan(&self, count: u32, scan: &mut Scan) {
-        for step in 0..count {
-            scan.step(self, step);
+    fn repeat<S: Step>(&self, count: u32, steps: &mut S) {
+        for number in 0..count {
+            if steps.step(self, number) {
+                break;
+            }
         }
     }
 
     fn active(&self, backend: u32) -> u32 {
-        self.active.get(&backend).copied().unwrap_or(0)
+        self.active.borrow().get(&backend).copied().unwrap_or(0)
     }
 
     fn backend(&self, id: u32) -> Option<Backend> {
         self.backends.get(id as usize).copied()
     }
 
-    fn workbench(&self) -> Option<RefMut<'_, Pair>> {
+    fn workbench(&self) -> Option<RefMut<'_, Workbench>> {
         Some(self.workbench.borrow_mut())
     }
 
@@ -199,7 +217,10 @@ impl Tables for Memory {
         self.established.find(key, self.now_ns())
     }
 
-    fn put_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+    fn add_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        if self.established.find(key, self.now_ns()).is_some() {
+            return Err(InsertError::Exists);
+        }
         self.established.put(key, flow, self.now_ns())
     }
 
@@ -207,23 +228,14 @@ impl Tables for Memory {
         self.established.remove(key);
     }
 
-    fn half_open(&self, key: &FlowKey) -> Option<RefMut<'_, Flow>> {
-        self.half_open.find(key, self.now_ns())
+    fn handshake(&self, place: u32) -> Option<RefMut<'_, Handshake>> {
+        self.half_open.get(place as usize).map(RefCell::borrow_mut)
     }
 
-    fn put_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        self.half_open.put(key, flow, self.now_ns())
-    }
-
-    fn add_half_open(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        if self.half_open.find(key, self.now_ns()).is_some() {
-            return Err(InsertError::Exists);
-        }
-        self.half_open.put(key, flow, self.now_ns())
-    }
-
-    fn remove_half_open(&self, key: &FlowKey) {
-        self.half_open.remove(key);
+    fn count_active(&self, backend: u32, open: bool) {
+        let mut active = self.active.borrow_mut();
+        let count = active.entry(backend).or_default();
+        *count = if open { *count + 1 } else { *count - 1 };
     }
 }
 
@@ -235,11 +247,10 @@ fn empty() -> Flow {
         backend: 0,
         service: 0,
         client_interface: 0,
-        worker_sequence: 0,
         direction: 0,
         ended: 0,
-        answered: 0,
-        reserved: [0; 5],
+        counted: 0,
+        superseded: 0,
         created_ns: 0,
         last_seen_ns: 0,
         twin_seen_ns: 0,

@@ -112,7 +112,6 @@ impl Changes {
         let Limits {
             backends,
             flows,
-            half_open_flows,
             nat_ports,
             established_idle,
             closing_idle,
@@ -120,8 +119,6 @@ impl Changes {
         } = new;
         self.fixed("limits.backends", &old.backends, backends, UNLOAD);
         self.fixed("limits.flows", &old.flows, flows, UNLOAD);
-        let half_open = (&old.half_open_flows, half_open_flows);
-        self.fixed("limits.half_open_flows", half_open.0, half_open.1, UNLOAD);
         self.fixed("limits.nat_ports", &old.nat_ports, nat_ports, RESTART);
         let idle = (&old.established_idle, established_idle);
         self.fixed("limits.established_idle", idle.0, idle.1, RESTART);

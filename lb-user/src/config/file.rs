@@ -74,7 +74,6 @@ pub(super) struct FailoverTable {
 pub(super) struct LimitsTable {
     pub backends: Given<i64>,
     pub flows: Given<i64>,
-    pub half_open_flows: Given<i64>,
     pub nat_ports: Given<String>,
     pub established_idle: Given<Scalar>,
     pub closing_idle: Given<Scalar>,

@@ -89,7 +89,6 @@ pub struct Failover {
 pub struct Limits {
     pub backends: u32,
     pub flows: u32,
-    pub half_open_flows: u32,
     pub nat_ports: PortRange,
     pub established_idle: Duration,
     pub closing_idle: Duration,
@@ -280,7 +279,6 @@ impl Default for Limits {
         Self {
             backends: 256,
             flows: 131_072,
-            half_open_flows: 65_536,
             nat_ports: PortRange {
                 first: 4096,
                 last: 32_767,

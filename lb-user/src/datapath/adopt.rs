@@ -12,8 +12,8 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use lb_common::maps::{
-    Backend, Flow, FlowKey, LAYOUT_VERSION, SPREAD, Service, ServiceKey, Settings, mode, name,
-    state,
+    Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, SPREAD, Service, ServiceKey, Settings, mode,
+    name, state,
 };
 
 use super::bpffs::open_map;
@@ -110,7 +110,7 @@ fn check_layout(pin_path: &Path) -> Result<()> {
         (name::SELECTION, (4, 4)),
         (name::BACKENDS, (4, size_of::<Backend>())),
         (name::FLOWS, (size_of::<FlowKey>(), size_of::<Flow>())),
-        (name::HALF_OPEN, (size_of::<FlowKey>(), size_of::<Flow>())),
+        (name::HALF_OPEN, (4, size_of::<Handshake>())),
     ]
     .into();
     // The version stands in the first word of `settings`, whatever its size.

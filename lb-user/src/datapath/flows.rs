@@ -66,7 +66,7 @@ pub fn read_connections(pin_path: &Path) -> Result<Vec<Connection>> {
     let now = monotonic_ns()?;
     let requests = entries
         .iter()
-        .filter(|(_, flow)| flow.direction == direction::REQUEST);
+        .filter(|(_, flow)| flow.direction == direction::REQUEST && flow.superseded == 0);
     let mut connections: Vec<Connection> = requests
         .map(|(key, flow)| connection(key, flow, entries.get(&flow.leaves.reversed()), now))
         .collect();

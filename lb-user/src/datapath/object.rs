@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use lb_common::maps::name;
+use lb_common::maps::{WAYS, name};
 
-use super::netlink::Interface;
+use super::{netlink::Interface, tables::half_open_groups};
 use crate::config::Limits;
 
 /// The ELF object with all programs and maps.
@@ -26,12 +26,14 @@ pub fn load(pin_path: &Path, limits: &Limits, interfaces: &[Interface]) -> Resul
         loader.map_pin_path(map, pin_path.join(map));
     }
     // Every connection has an entry for each direction.
+    let half_open = half_open_groups(limits).saturating_mul(WAYS);
     for (map, capacity) in [
         (name::BACKENDS, limits.backends),
         (name::NEIGHBOURS, limits.backends),
         (name::TRAFFIC, limits.backends),
         (name::FLOWS, limits.flows.saturating_mul(2)),
-        (name::HALF_OPEN, limits.half_open_flows.saturating_mul(2)),
+        (name::HALF_OPEN, half_open),
+        (name::ACTIVE, limits.backends),
     ] {
         loader.map_max_entries(map, capacity);
     }

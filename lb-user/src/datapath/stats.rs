@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use anyhow::{Context, Result};
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use lb_common::{
-    maps::{Counter, Flow, FlowKey, Traffic, direction, ended, name},
+    maps::{Counter, Flow, FlowKey, Handshake, Settings, Traffic, direction, ended, name},
     verdict::Verdict,
 };
 use schemars::JsonSchema;
@@ -85,45 +85,64 @@ impl Stats {
         }
         let now = monotonic_ns()?;
         let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-        for backend in stats.open_connections(pin_path, name::FLOWS, now, idle)? {
+        for backend in stats.open_connections(pin_path, now, idle)? {
             stats.backends.entry(backend).or_default().flows += 1;
         }
-        for backend in stats.open_connections(pin_path, name::HALF_OPEN, now, idle)? {
+        for backend in stats.handshakes(pin_path, now)? {
             stats.backends.entry(backend).or_default().half_open += 1;
         }
         Ok(stats)
     }
 
-    /// Reads a flow table: how full it is, and the backends of its connections, one for each that
+    /// Reads the flow table: how full it is, and the backends of its connections, one for each that
     /// is not over. The table changes while it is read; what vanishes meanwhile is left out.
-    fn open_connections(
-        &mut self,
-        pin_path: &Path,
-        map: &'static str,
-        now: u64,
-        idle: u64,
-    ) -> Result<Vec<u32>> {
-        let data = open_map(pin_path, map)?;
-        let capacity = data
-            .info()
-            .with_context(|| format!("ask for the size of map {map}"))?
-            .max_entries();
+    fn open_connections(&mut self, pin_path: &Path, now: u64, idle: u64) -> Result<Vec<u32>> {
+        let data = open_map(pin_path, name::FLOWS)?;
+        let capacity = data.info().context("ask for the size of map flows")?;
         let table: HashMap<_, FlowKey, Flow> =
-            HashMap::try_from(Map::LruHashMap(data)).with_context(|| format!("open map {map}"))?;
+            HashMap::try_from(Map::LruHashMap(data)).context("open map flows")?;
         let entries: BTreeMap<FlowKey, Flow> = table.iter().filter_map(Result::ok).collect();
         let fill = MapFill {
             entries: entries.len() as u64,
-            capacity: capacity.into(),
+            capacity: capacity.max_entries().into(),
         };
-        self.maps.insert(map, fill);
+        self.maps.insert(name::FLOWS, fill);
         let is_open = |flow: &&Flow| {
             let twin = entries.get(&flow.leaves.reversed());
             flow.direction == direction::REQUEST
+                && flow.superseded == 0
                 && !ended::both(flow.ended, twin.map_or(0, |twin| twin.ended))
                 && now.saturating_sub(flow.last_seen_ns) <= idle
         };
         let open = entries.values().filter(is_open);
         Ok(open.map(|flow| flow.backend).collect())
+    }
+
+    /// The same for the handshakes under way.
+    fn handshakes(&mut self, pin_path: &Path, now: u64) -> Result<Vec<u32>> {
+        let settings: Array<_, Settings> =
+            Array::try_from(Map::Array(open_map(pin_path, name::SETTINGS)?))
+                .context("open map settings")?;
+        let settings = settings.get(&0, 0).context("read map settings")?;
+        let table: Array<_, Handshake> =
+            Array::try_from(Map::Array(open_map(pin_path, name::HALF_OPEN)?))
+                .context("open map half_open")?;
+        let under_way = |handshake: &Handshake| {
+            handshake.is_whole()
+                && now.saturating_sub(handshake.last_seen_ns) <= settings.half_open_idle_ns
+        };
+        let present: Vec<_> = table
+            .iter()
+            .filter_map(Result::ok)
+            .filter(under_way)
+            .map(|handshake| handshake.backend)
+            .collect();
+        let fill = MapFill {
+            entries: present.len() as u64,
+            capacity: table.len().into(),
+        };
+        self.maps.insert(name::HALF_OPEN, fill);
+        Ok(present)
     }
 }
 

@@ -1,6 +1,10 @@
 //! The maps that the manager writes, each under its own name.
 
-use std::{collections::BTreeSet, fmt, net::SocketAddrV4};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddrV4,
+};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -9,7 +13,8 @@ use aya::{
 };
 use lb_common::{
     headers::PROTOCOL_TCP,
-    maps::{self, Backend, Neighbour, Service, ServiceKey, name, state},
+    maps::{self, Backend, Handshake, Neighbour, Service, ServiceKey, mode, name, state},
+    steer::PORT_ATTEMPTS,
 };
 
 use super::places::Places;
@@ -22,6 +27,9 @@ pub struct Tables {
     places: Places,
     backends: Array<MapData, Backend>,
     neighbours: Array<MapData, Neighbour>,
+    ports: Array<MapData, u64>,
+    /// Only for its capacity.
+    half_open: Array<MapData, Handshake>,
 }
 
 impl fmt::Debug for Tables {
@@ -39,6 +47,8 @@ impl Tables {
             places: Places::new(array(ebpf, name::POLICIES)?, array(ebpf, name::CHOICES)?),
             backends: array(ebpf, name::BACKENDS)?,
             neighbours: array(ebpf, name::NEIGHBOURS)?,
+            ports: array(ebpf, name::PORTS)?,
+            half_open: array(ebpf, name::HALF_OPEN)?,
         })
     }
 
@@ -53,14 +63,41 @@ impl Tables {
             closing_idle_ns: nanoseconds(limits.closing_idle),
             half_open_idle_ns: nanoseconds(limits.half_open_idle),
             accept_local_before,
-            reserved: 0,
+            half_open_groups: half_open_groups(limits).min(self.half_open.len() / maps::WAYS),
         };
         self.settings
             .set(0, settings, 0)
-            .context("write map settings")
+            .context("write map settings")?;
+        self.use_ports(limits.nat_ports.first..=limits.nat_ports.last, false)
+    }
+
+    /// Lets the programs look at packets to these ports, or from them. Never taken back: a port that
+    /// was used once may still have connections.
+    pub fn use_ports(
+        &mut self,
+        ports: impl IntoIterator<Item = u16>,
+        is_source: bool,
+    ) -> Result<()> {
+        let mut words = BTreeMap::<u32, u64>::new();
+        for port in ports {
+            let port = port.to_be_bytes();
+            *words.entry(maps::port_word(port, is_source)).or_default() |= maps::port_bit(port);
+        }
+        for (index, bits) in words {
+            let known = self.ports.get(&index, 0).context("read map ports")?;
+            if known | bits != known {
+                self.ports
+                    .set(index, known | bits, 0)
+                    .context("write map ports")?;
+            }
+        }
+        Ok(())
     }
 
     pub fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<()> {
+        if backend.mode == mode::LOCAL {
+            self.use_ports([backend.port], true)?;
+        }
         self.backends
             .set(id, backend, 0)
             .with_context(|| format!("write entry {id} of map backends"))
@@ -106,6 +143,7 @@ impl Tables {
             .iter()
             .map(|(id, address)| (service_key(*address), Service { id: *id }))
             .collect();
+        self.use_ports(services.iter().map(|(_, address)| address.port()), false)?;
         for (key, service) in &wanted {
             self.services
                 .insert(key, service, 0)
@@ -131,6 +169,13 @@ impl Tables {
             .set(backend, Neighbour::default(), 0)
             .with_context(|| format!("write entry {backend} of map neighbours"))
     }
+}
+
+/// How many groups of places for handshakes there should be, so that a connection has
+/// [`PORT_ATTEMPTS`] ports to choose from.
+pub fn half_open_groups(limits: &Limits) -> u32 {
+    let ports = u32::from(limits.nat_ports.last - limits.nat_ports.first) + 1;
+    (ports / PORT_ATTEMPTS).max(1)
 }
 
 pub fn service_key(address: SocketAddrV4) -> ServiceKey {

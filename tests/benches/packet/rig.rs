@@ -11,9 +11,10 @@ use aya::{
 use lb_common::{
     headers::PROTOCOL_TCP,
     maps::{
-        Backend, Counter, Flow, FlowKey, LAYOUT_VERSION, Mac, Neighbour, Service, ServiceKey,
-        Settings, Traffic, direction, mode, name, state,
+        Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, Service,
+        ServiceKey, Settings, Traffic, direction, mode, name, port_bit, port_word, state,
     },
+    steer::PORT_ATTEMPTS,
 };
 
 use crate::{
@@ -90,7 +91,7 @@ pub struct Rig {
     under_test: ProgramArray<MapData>,
     recipe: Array<MapData, [u8; 64]>,
     flows: HashMap<MapData, FlowKey, Flow>,
-    half_open: HashMap<MapData, FlowKey, Flow>,
+    half_open: Array<MapData, Handshake>,
     tracked: HashMap<MapData, FlowKey, Tracked>,
     verdicts: PerCpuArray<MapData, Counter>,
     traffic: PerCpuArray<MapData, Traffic>,
@@ -189,8 +190,9 @@ impl Rig {
 
     /// Empties every table and fills in the flows that the packets belong to.
     fn prepare(&mut self, way: &Way) -> Result<()> {
-        for table in [&mut self.flows, &mut self.half_open] {
-            clear(table)?;
+        clear(&mut self.flows)?;
+        for place in 0..self.half_open.len() {
+            self.half_open.set(place, Handshake::FREE, 0)?;
         }
         clear(&mut self.tracked)?;
         if !matches!(way.outcome, Outcome::ToBackend | Outcome::ToClient) {
@@ -332,11 +334,10 @@ fn pair(outcome: Outcome, port: [u8; 2]) -> ((Flow, FlowKey), (Flow, FlowKey)) {
         backend: BACKEND,
         service: 0,
         client_interface,
-        worker_sequence: 0,
         direction,
         ended: 0,
-        answered: 1,
-        reserved: [0; 5],
+        counted: 1,
+        superseded: 0,
         created_ns: 0,
         last_seen_ns: 0,
         twin_seen_ns: 0,
@@ -372,7 +373,7 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
         closing_idle_ns: nanoseconds(Duration::from_secs(10))?,
         half_open_idle_ns: nanoseconds(Duration::from_secs(30))?,
         accept_local_before: 0,
-        reserved: 0,
+        half_open_groups: 28_672 / PORT_ATTEMPTS,
     };
     let service = ServiceKey {
         address: MANAGER,
@@ -390,6 +391,12 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
     Array::try_from(map(name::SELECTION)?)?.set(0, BACKEND, 0)?;
     Array::try_from(map(name::BACKENDS)?)?.set(BACKEND, backend, 0)?;
     Array::try_from(map(name::NEIGHBOURS)?)?.set(BACKEND, neighbour, 0)?;
+    let mut ports: Array<_, u64> = Array::try_from(map(name::PORTS)?)?;
+    for port in (4096..32_768).chain([SERVICE_PORT]).map(u16::to_be_bytes) {
+        let (word, bit) = (port_word(port, false), port_bit(port));
+        let before = ports.get(&word, 0)?;
+        ports.set(word, before | bit, 0)?;
+    }
     HashMap::try_from(map(name::SERVICES)?)?.insert(service, Service { id: 0 }, 0)?;
     let floor = floors.take_map("floor_backends").context("the floor's")?;
     Array::try_from(floor)?.set(BACKEND, backend, 0)?;

@@ -27,16 +27,10 @@ pub(super) fn check(
         default.backends,
         LEAST_BACKENDS..=MOST_BACKENDS,
     );
-    let flows = ("limits.flows", table.flows, default.flows);
-    let half_open = (
-        "limits.half_open_flows",
-        table.half_open_flows,
-        default.half_open_flows,
-    );
+    let flows = reader.integer("limits.flows", table.flows, default.flows, 1..=MOST_FLOWS);
     let limits = Limits {
         backends: backends.value,
-        flows: flow_count(reader, flows),
-        half_open_flows: flow_count(reader, half_open),
+        flows: flows.value,
         nat_ports: nat_ports(reader, table.nat_ports, default.nat_ports, kernel_ports),
         ..idle_times(
             reader,
@@ -46,10 +40,6 @@ pub(super) fn check(
         )
     };
     (limits, backends)
-}
-
-fn flow_count(reader: &mut Reader<'_>, (key, given, default): (&str, Given<i64>, u32)) -> u32 {
-    reader.integer(key, given, default, 1..=MOST_FLOWS).value
 }
 
 fn nat_ports(
