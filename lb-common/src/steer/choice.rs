@@ -125,7 +125,7 @@ impl Step for Scan {
 fn lighter<T: Tables>(tables: &T, one: u32, other: u32) -> u32 {
     let (first, second) = (weight_if_up(tables, one), weight_if_up(tables, other));
     let load = |id| u64::from(tables.active(id)) + 1;
-    if second != 0 && load(other) * first < load(one) * second || first == 0 && second != 0 {
+    if load(other) * first < load(one) * second {
         other
     } else {
         one

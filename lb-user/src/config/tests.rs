@@ -110,7 +110,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 9 + 2 + 3 + 7 + 14);
+    assert_eq!(settings, 9 + 2 + 3 + 6 + 14);
 }
 
 #[test]
