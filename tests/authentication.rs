@@ -3,6 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,6 +27,7 @@ use memlb_tests::{
     transfer::noise,
     wait_until,
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -258,6 +262,97 @@ fn a_restarted_manager_hears_its_workers_again_within_a_heartbeat() {
     }
     outlast_down_after();
     assert_nothing_happened(&cluster);
+}
+
+#[test]
+fn a_long_pause_of_the_managers_own_makes_nobody_stale_or_dead() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = enforced();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let manager = cluster.manager.as_mut().unwrap();
+    manager.signal(Signal::SIGSTOP).unwrap();
+    // Longer than a nonce stays the newest.
+    let stopped = Instant::now();
+    let long = Duration::from_secs(11);
+    wait_until(3 * SOON, "a long pause", || stopped.elapsed() > long).unwrap();
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    cluster
+        .manager
+        .as_mut()
+        .unwrap()
+        .signal(Signal::SIGCONT)
+        .unwrap();
+    outlast_down_after();
+    assert_nothing_happened(&cluster);
+    for worker in ["worker1", "worker2"] {
+        let age = cluster.backend(worker).unwrap()["age_ms"].as_u64();
+        assert!(age.is_some_and(|age| age < 1_000), "{worker}: {age:?}");
+    }
+    // What had waited in the queue counted, too: each agent was challenged at its start alone.
+    let status = cluster.status().unwrap();
+    assert_eq!(refused(&status, "not_fresh"), 2, "{status:#}");
+}
+
+#[test]
+fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = enforced();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let old_file = cluster.key_file(0).unwrap();
+    let old_key = key(&cluster, 0);
+    let new_file = old_file.with_file_name("worker1-new.key");
+    let mut keygen = Command::new(&cluster.binary);
+    output(
+        keygen
+            .args(["keygen", "--name", "worker1", "--output"])
+            .arg(&new_file),
+    )
+    .unwrap();
+    let reload = |cluster: &Cluster| {
+        let mut command = cluster.topology.manager.command(&cluster.binary);
+        command.args(["reload", "--control-socket"]);
+        output(command.arg(cluster.place.control_socket())).unwrap();
+    };
+    reload(&cluster);
+
+    cluster.kill_agent(0).unwrap();
+    let mut command = cluster.topology.workers[0].command(&cluster.binary);
+    command.args(["agent", "--name", "worker1", "--manager"]);
+    command.arg(cluster.heartbeat_address().to_string());
+    command.arg("--memory-file").arg(cluster.memory[0].path());
+    command.arg("--key").arg(&new_file);
+    let log = cluster.place.directory.join("new-key.log");
+    cluster.agents[0] = Some(Process::start("agent with the new key", &mut command, &log).unwrap());
+    wait_until(SOON, "the agent to be heard with the new key", || {
+        cluster.events_of("agent_restarted").unwrap().len() == 1
+    })
+    .unwrap();
+    let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
+    let goodbye = leaving("worker1", 1, 1).encode_signed(&old_key).unwrap();
+    let challenged = refused(&cluster.status().unwrap(), "not_fresh");
+    stranger.send(&goodbye).unwrap();
+    wait_for_refusals(&cluster, "not_fresh", challenged + 1);
+
+    fs::remove_file(&old_file).unwrap();
+    reload(&cluster);
+    stranger.send(&goodbye).unwrap();
+    wait_for_refusals(&cluster, "unknown_key", 1);
+    outlast_down_after();
+    assert!(cluster.events_of("worker_down").unwrap().is_empty());
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+
+    // A key that somebody else could read stops nothing that runs, and is not believed.
+    fs::set_permissions(&new_file, fs::Permissions::from_mode(0o644)).unwrap();
+    let mut command = cluster.topology.manager.command(&cluster.binary);
+    command.args(["reload", "--control-socket"]);
+    let error = output(command.arg(cluster.place.control_socket())).unwrap_err();
+    assert!(format!("{error:#}").contains("chmod 600"), "{error:#}");
+    outlast_down_after();
+    assert!(cluster.events_of("worker_down").unwrap().is_empty());
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use memlb::config::{Config, Overrides};
+use memlb::{
+    config::{Config, Overrides},
+    heartbeat::Authentication,
+    keys,
+};
 
 use super::{Outcome, source::kernel_ports};
 
@@ -27,6 +31,9 @@ pub fn run(args: &Args) -> Outcome {
     for warning in config.warnings() {
         eprintln!("warning: {warning}");
     }
+    if let Some(problem) = missing_keys(&config) {
+        eprintln!("warning: {problem}");
+    }
     let workers: usize = config
         .services
         .iter()
@@ -38,4 +45,19 @@ pub fn run(args: &Args) -> Outcome {
         config.services.len()
     );
     Ok(())
+}
+
+/// Says what is wrong with the keys, as far as this user and this machine can tell.
+fn missing_keys(config: &Config) -> Option<String> {
+    if config.heartbeats.authentication == Authentication::Off {
+        return None;
+    }
+    match keys::read_keys(&config.heartbeats.keys) {
+        Ok(keys) if keys.is_empty() => Some(format!(
+            "there are no keys at {}",
+            config.heartbeats.keys.display()
+        )),
+        Ok(_) => None,
+        Err(error) => Some(format!("{error:#}")),
+    }
 }
