@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::{net::UdpSocket, sync::mpsc, time::Instant};
 use tracing::{debug, info, warn};
 
@@ -66,7 +66,7 @@ impl Manager {
         key: Option<&Key>,
         answers: mpsc::Sender<Answer>,
     ) -> Result<Self> {
-        let name = with_port(name);
+        let name = with_port(name)?;
         let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))
             .await
             .context("open a UDP socket")?;
@@ -103,13 +103,15 @@ impl Manager {
         self.lookup.hurry();
     }
 
-    /// Sends one heartbeat; one that cannot go out is lost, like one that the network loses.
-    pub fn send(&mut self, seq: u64, datagram: &[u8]) {
+    /// Sends one heartbeat; one that cannot go out is lost, like one that the network loses. Says
+    /// whether it went out.
+    pub fn send(&mut self, seq: u64, datagram: &[u8]) -> bool {
         let sent = self
             .lookup
             .address()
             .context("its address is not known yet")
             .and_then(|to| Ok(self.socket.try_send_to(datagram, to)?));
+        let went_out = sent.is_ok();
         match (sent, self.failing) {
             (Ok(_), failing) => {
                 self.sent.truncate(MOST_UNANSWERED - 1);
@@ -128,6 +130,7 @@ impl Manager {
             }
             (Err(error), true) => debug!("heartbeat to {}: {error:#}", self.name),
         }
+        went_out
     }
 
     /// Takes an answer in; says whether a heartbeat should follow at once.
@@ -205,12 +208,23 @@ async fn listen(socket: Arc<UdpSocket>, key: Key, manager: usize, answers: mpsc:
     }
 }
 
-fn with_port(name: &str) -> String {
-    if name.contains(':') {
-        name.to_owned()
-    } else {
-        format!("{name}:{PORT}")
-    }
+/// Adds the usual port to an address or a name that has none.
+///
+/// # Errors
+///
+/// Says why it can be neither.
+pub fn with_port(name: &str) -> Result<String> {
+    let (host, port) = match name.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().unwrap_or(0)),
+        None => (name, PORT),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    ensure!(
+        port > 0 && !host.is_empty() && host.chars().all(plain),
+        "{name:?} is no manager: expected an IPv4 address or a name, and a port if it is not {PORT}, as \
+         192.168.56.101 or manager.example:9999"
+    );
+    Ok(format!("{host}:{port}"))
 }
 
 #[cfg(test)]
@@ -220,8 +234,20 @@ mod tests {
 
     #[test]
     fn adds_the_port_where_none_is_given() {
-        assert_eq!(with_port("192.168.56.101"), "192.168.56.101:9999");
-        assert_eq!(with_port("manager:1234"), "manager:1234");
+        assert_eq!(with_port("192.168.56.101").unwrap(), "192.168.56.101:9999");
+        assert_eq!(with_port("manager:1234").unwrap(), "manager:1234");
+        for bad in [
+            "",
+            ":9999",
+            "manager:",
+            "manager:0",
+            "manager:99999",
+            "::1",
+            "[::1]:9999",
+            "a b",
+        ] {
+            assert!(with_port(bad).is_err(), "{bad}");
+        }
     }
 
     fn answer(boot: u64, number: u64, nonce: u64, fresh: bool, at: Instant) -> Answer {

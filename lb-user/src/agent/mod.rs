@@ -7,7 +7,7 @@ mod manager;
 mod memory;
 mod suspension;
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::{
@@ -20,10 +20,10 @@ use tracing::{info, warn};
 use crate::{
     core::{BootId, WorkerState},
     heartbeat::{Heartbeat, MemoryReport, check_name},
-    keys::{Key, read_key},
+    keys::Key,
 };
 pub use check::{Check, Target, parse_status};
-pub use manager::PORT;
+pub use manager::{PORT, with_port};
 pub use memory::Sources;
 
 use manager::{Answer, Manager};
@@ -47,8 +47,8 @@ pub struct Settings {
     pub sources: Sources,
     /// Whether the worker's own service is asked, and how.
     pub check: Option<Check>,
-    /// The file of the key with which heartbeats are signed.
-    pub key: Option<PathBuf>,
+    /// With which heartbeats are signed.
+    pub key: Option<Key>,
     /// Do not print each heartbeat.
     pub quiet: bool,
 }
@@ -172,10 +172,7 @@ struct Agent {
 impl Agent {
     async fn new(settings: Settings) -> Result<(Self, mpsc::Receiver<Answer>)> {
         let sensors = Sensors::open(settings.sources.clone())?;
-        let key = match &settings.key {
-            Some(path) => Some(read_key(path, &settings.name)?),
-            None => None,
-        };
+        let key = settings.key.clone();
         let (answers, answered) = mpsc::channel(64);
         let mut managers = Vec::new();
         for (place, name) in settings.managers.iter().enumerate() {
@@ -242,6 +239,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             nonce: None,
         };
+        let mut went_out = false;
         for &place in places {
             let manager = &mut self.managers[place];
             let datagram = match &self.key {
@@ -251,9 +249,9 @@ impl Agent {
                 }
                 None => heartbeat.encode()?,
             };
-            manager.send(heartbeat.seq, &datagram);
+            went_out |= manager.send(heartbeat.seq, &datagram);
         }
-        if !self.settings.quiet {
+        if went_out && !self.settings.quiet {
             info!("sent {heartbeat}{}", self.round_trips(places));
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 use memlb::{
     agent::{self, Check, Settings, Sources, Target},
     heartbeat::check_name,
+    keys::read_key,
 };
 
 use super::{Failure, Outcome, block_on};
@@ -103,6 +104,13 @@ pub fn run(args: Args) -> Outcome {
             "{origin}: {name:?} cannot name a worker: {problem}"
         )));
     }
+    for manager in &args.managers {
+        agent::with_port(manager).map_err(|error| usage(format!("--manager {error}")))?;
+    }
+    let key = match &args.key {
+        Some(path) => Some(read_key(path, &name).map_err(Failure::Usage)?),
+        None => None,
+    };
     let CheckArgs {
         target,
         expect_status,
@@ -126,7 +134,7 @@ pub fn run(args: Args) -> Outcome {
             timeout: check_timeout,
             failures: check_failures,
         }),
-        key: args.key,
+        key,
         quiet: args.quiet,
     }))?)
 }
