@@ -1,6 +1,8 @@
 //! `/api/v1`.
 
-use memlb_tests::{ClusterOptions, command::output, require_root};
+use std::time::Duration;
+
+use memlb_tests::{ClusterOptions, command::output, require_root, wait_until};
 use serde_json::Value;
 
 use super::{get, start};
@@ -38,6 +40,41 @@ fn says_what_memlb_status_says() {
     }
     let openapi = get(&cluster, "/api/v1/openapi.json").json();
     assert_eq!(openapi["openapi"], "3.1.0");
+}
+
+#[test]
+fn remembers_the_last_minutes() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(ClusterOptions::default());
+    cluster.page().unwrap();
+    let samples = |timeline: &Value| timeline["at_ms"].as_array().unwrap().len();
+    let patience = Duration::from_secs(15);
+    wait_until(patience, "two samples", || {
+        samples(&get(&cluster, "/api/v1/timeline").json()) >= 2
+    })
+    .unwrap();
+    let timeline = get(&cluster, "/api/v1/timeline").json();
+    let times: Vec<u64> = timeline["at_ms"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|time| time.as_u64().unwrap())
+        .collect();
+    let apart = times[1] - times[0];
+    assert!((4500..8000).contains(&apart), "{apart} ms");
+    assert!(times[1] <= timeline["now_ms"].as_u64().unwrap());
+    let track = &timeline["services"]["web"]["worker1"];
+    let memory = track["memory_available_bytes"].as_array().unwrap();
+    let connections = track["connections"].as_array().unwrap();
+    assert_eq!(
+        (memory.len(), connections.len()),
+        (times.len(), times.len())
+    );
+    assert_eq!(memory[1], 450 * 1024 * 1024);
+    assert_eq!(connections[1], 1);
+    assert!(timeline["services"]["web"]["manager"].is_object());
 }
 
 fn keys(object: &Value) -> Vec<&String> {

@@ -55,6 +55,20 @@ pub struct Packets {
 impl Stats {
     /// Reads the maps pinned in `pin_path`. A flow silent for longer than `idle` is not counted.
     pub fn read(pin_path: &Path, idle: Duration) -> Result<Self> {
+        let mut stats = Self::read_totals(pin_path)?;
+        let now = monotonic_ns()?;
+        let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
+        for backend in stats.open_connections(pin_path, now, idle)? {
+            stats.backends.entry(backend).or_default().flows += 1;
+        }
+        for backend in stats.handshakes(pin_path, now)? {
+            stats.backends.entry(backend).or_default().half_open += 1;
+        }
+        Ok(stats)
+    }
+
+    /// Reads only what is counted since the maps were made, which is cheap at any number of flows.
+    pub fn read_totals(pin_path: &Path) -> Result<Self> {
         let mut stats = Self::default();
         let verdicts: PerCpuArray<_, Counter> = per_cpu(pin_path, name::VERDICTS)?;
         for verdict in Verdict::ALL {
@@ -82,14 +96,6 @@ impl Stats {
             if sum != BackendTraffic::default() {
                 stats.backends.insert(id, sum);
             }
-        }
-        let now = monotonic_ns()?;
-        let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-        for backend in stats.open_connections(pin_path, now, idle)? {
-            stats.backends.entry(backend).or_default().flows += 1;
-        }
-        for backend in stats.handshakes(pin_path, now)? {
-            stats.backends.entry(backend).or_default().half_open += 1;
         }
         Ok(stats)
     }

@@ -11,7 +11,7 @@ use axum::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Shared, error::Error, events, openapi};
+use super::{Shared, error::Error, events, openapi, timeline::Timeline};
 use crate::{
     core::ServiceSnapshot,
     feed::{Entry, KEPT},
@@ -43,6 +43,7 @@ pub fn router() -> Router<Shared> {
         .route("/status", get(status))
         .route("/services", get(services))
         .route("/services/{service}", get(service))
+        .route("/timeline", get(timeline))
         .route("/events", get(recent))
         .route("/events/stream", get(events::stream))
         .route("/openapi.json", get(openapi::document))
@@ -71,6 +72,10 @@ async fn service(
     let mut services = shared.sources.asker.status().await?.services.into_iter();
     let found = services.find(|service| service.name == name);
     found.map(Json).ok_or_else(|| unknown(&name))
+}
+
+async fn timeline(State(shared): State<Shared>) -> Json<Timeline> {
+    Json(shared.recorder.timeline())
 }
 
 async fn recent(

@@ -75,6 +75,19 @@ impl Asker {
         Ok(Status::new(self.decided().await?, &stats))
     }
 
+    /// Returns the same without counting the connections open now, which is cheap.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::status`].
+    pub async fn totals(&self) -> Result<Status> {
+        let pin_path = self.counters.pin_path.clone();
+        let stats = tokio::task::spawn_blocking(move || Stats::read_totals(&pin_path))
+            .await
+            .context("read the counters")??;
+        Ok(Status::new(self.decided().await?, &stats))
+    }
+
     /// One reads, and all who ask meanwhile wait for that.
     async fn stats(&self) -> Result<Arc<Stats>> {
         let mut last = self.last.lock().await;

@@ -61,7 +61,7 @@ mod tests {
         config::{Config, Overrides},
         control::Counters,
         feed::Feed,
-        http::{Asker, Sources},
+        http::{Asker, Sources, timeline::Recorder},
         meters::Meters,
     };
 
@@ -80,6 +80,7 @@ mod tests {
                 feed: Feed::default(),
                 meters: Meters::new(&config).unwrap(),
             },
+            recorder: Recorder::default(),
             listeners: Arc::new(Semaphore::new(1)),
         };
         // The second finds the queue of questions full.

@@ -13,6 +13,7 @@ mod health;
 mod metrics;
 mod openapi;
 mod page;
+mod timeline;
 
 use std::{
     io,
@@ -27,6 +28,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub use asker::Asker;
 
+use self::timeline::Recorder;
 use crate::{feed::Feed, meters::Meters};
 
 /// The listening socket.
@@ -48,6 +50,7 @@ pub struct Sources {
 #[derive(Debug, Clone)]
 struct Shared {
     sources: Sources,
+    recorder: Recorder,
     /// Who may still listen to events.
     listeners: Arc<Semaphore>,
 }
@@ -88,7 +91,8 @@ impl Server {
             .max_blocking_threads(1)
             .build()
             .context("start the runtime of the HTTP server")?;
-        let app = router(sources, self.address.ip().is_loopback());
+        let (asker, recorder) = (sources.asker.clone(), Recorder::default());
+        let app = router(sources, recorder.clone(), self.address.ip().is_loopback());
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("http".to_owned())
@@ -98,6 +102,7 @@ impl Server {
                         // The other end only ever goes away.
                         _ = stopped => {}
                         () = connections::serve(self.listener, app) => {}
+                        () = recorder.record(asker) => {}
                     }
                 });
                 // A map may be being read; nobody waits for it any more.
@@ -139,9 +144,10 @@ fn explain(address: SocketAddrV4, error: &io::Error) -> anyhow::Error {
     anyhow::anyhow!("serve HTTP at {address}: {error}{hint}")
 }
 
-fn router(sources: Sources, on_loopback: bool) -> Router {
+fn router(sources: Sources, recorder: Recorder, on_loopback: bool) -> Router {
     let shared = Shared {
         sources,
+        recorder,
         listeners: Arc::new(Semaphore::new(events::LISTENERS)),
     };
     Router::new()

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{
     api::{Events, Service, Services},
     error::Refusal,
+    timeline::Timeline,
 };
 use crate::{
     feed::{Entry, KEPT},
@@ -55,6 +56,13 @@ fn describe() -> Value {
                 "responses": responses::<Service>(
                     &mut schemas, &[("404", "There is no such service")],
                 ),
+            },
+        },
+        "/api/v1/timeline": {
+            "get": {
+                "operationId": "timeline",
+                "summary": "Memory and connections of the last ten minutes, every five seconds",
+                "responses": responses::<Timeline>(&mut schemas, &[]),
             },
         },
         "/api/v1/events": {

@@ -21,6 +21,7 @@ let chosen = location.hash.slice(1);
 let picked = null;
 
 new Live({
+  timeline: (timeline) => history.recall(timeline),
   status(news) {
     status = news;
     history.add(news);

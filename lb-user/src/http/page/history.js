@@ -1,6 +1,6 @@
 // Remembers the last ten minutes of figures, and turns counters into rates.
 
-const KEPT = 600;
+const KEPT_MS = 600_000;
 /** Rates are taken over this long: shorter jumps about, longer lags behind. */
 const RATE_MS = 1800;
 
@@ -8,6 +8,27 @@ export class History {
   constructor() {
     this.samples = [];
     this.marks = [];
+    /** How far this clock is ahead of the manager's. */
+    this.ahead = 0;
+  }
+
+  /** Puts what the manager remembers before what was seen here. */
+  recall(timeline, now = Date.now()) {
+    this.ahead = now - timeline.now_ms;
+    const earliest = this.samples[0]?.at ?? now;
+    const samples = timeline.at_ms.map((time, place) => {
+      const services = {};
+      for (const [service, tracks] of Object.entries(timeline.services)) {
+        const backends = {};
+        for (const [backend, track] of Object.entries(tracks)) {
+          const connections = track.connections[place] ?? undefined;
+          backends[backend] = { memory: track.memory_available_bytes[place], connections };
+        }
+        services[service] = backends;
+      }
+      return { at: time + this.ahead, services, verdicts: {} };
+    });
+    this.samples.unshift(...samples.filter(({ at }) => at < earliest));
   }
 
   add(status, at = Date.now()) {
@@ -27,13 +48,14 @@ export class History {
     const verdicts = {};
     for (const [name, { packets }] of Object.entries(status.verdicts)) verdicts[name] = packets;
     this.samples.push({ at, services, verdicts });
-    if (this.samples.length > KEPT) this.samples.shift();
+    while (at - this.samples[0].at > KEPT_MS) this.samples.shift();
   }
 
-  /** Remembers that a service's selection changed. */
-  mark(service, at) {
+  /** Remembers that a service's selection changed, at a time by the manager's clock. */
+  mark(service, time) {
+    const at = time + this.ahead;
     this.marks.push({ service, at });
-    if (this.marks.length > KEPT) this.marks.shift();
+    while (at - this.marks[0].at > KEPT_MS) this.marks.shift();
   }
 
   /** A counter's increase a second, now or at an earlier sample; null if it is not known. */

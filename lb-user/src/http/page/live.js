@@ -5,7 +5,7 @@ const PATIENCE_MS = 4000;
 const AGAIN_MS = 2000;
 
 export class Live {
-  /** `on` has status(status), event(entry), lost(count) and live(word). */
+  /** `on` has timeline(timeline), status(status), event(entry), lost(count) and live(word). */
   constructor(on) {
     this.on = on;
     this.last = null;
@@ -40,9 +40,10 @@ export class Live {
     if (!document.hidden) this.timer = setTimeout(() => this.ask(), wait);
   }
 
-  /** Shows what happened before, then listens. */
+  /** Shows what was before, then listens. */
   async recall() {
     try {
+      this.on.timeline(await json("/api/v1/timeline"));
       const { events } = await json("/api/v1/events");
       for (const entry of events) this.take(entry);
       this.listen();

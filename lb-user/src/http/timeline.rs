@@ -1,0 +1,125 @@
+//! The last ten minutes, sampled every five seconds, so that a page opened after an incident shows it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::debug;
+
+use super::Asker;
+use crate::status::Status;
+
+const PACE: Duration = Duration::from_secs(5);
+const KEPT: usize = 120;
+
+/// Figures over time, one for each instant of `at_ms`; null where one was not known.
+#[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
+pub struct Timeline {
+    /// Now, in milliseconds since 1970 by the manager's clock.
+    pub now_ms: u64,
+    /// When the samples were taken, by the same clock; the oldest first.
+    pub at_ms: Vec<u64>,
+    /// By service, then by backend.
+    pub services: BTreeMap<String, BTreeMap<String, Track>>,
+}
+
+/// What became of one backend.
+#[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
+pub struct Track {
+    pub memory_available_bytes: Vec<Option<u64>>,
+    /// Connections begun since the maps were made.
+    pub connections: Vec<Option<u64>>,
+}
+
+/// What is remembered; copies share it.
+#[derive(Debug, Clone, Default)]
+pub struct Recorder(Arc<Mutex<VecDeque<Sample>>>);
+
+#[derive(Debug)]
+struct Sample {
+    at_ms: u64,
+    figures: Vec<Figures>,
+}
+
+#[derive(Debug)]
+struct Figures {
+    service: String,
+    backend: String,
+    memory_available_bytes: Option<u64>,
+    connections: u64,
+}
+
+impl Recorder {
+    /// Takes samples for as long as it is polled.
+    pub async fn record(&self, asker: Asker) {
+        let mut ticks = interval(PACE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match asker.totals().await {
+                Ok(status) => self.take(&status, now_ms()),
+                // A gap in the figures shows it.
+                Err(error) => debug!("no sample for the timeline: {error:#}"),
+            }
+        }
+    }
+
+    pub fn timeline(&self) -> Timeline {
+        let samples = self.samples();
+        let mut timeline = Timeline {
+            now_ms: now_ms(),
+            at_ms: samples.iter().map(|sample| sample.at_ms).collect(),
+            services: BTreeMap::new(),
+        };
+        for (place, sample) in samples.iter().enumerate() {
+            for figures in &sample.figures {
+                let service = timeline.services.entry(figures.service.clone());
+                let track = service.or_default().entry(figures.backend.clone());
+                let track = track.or_insert_with(|| Track {
+                    memory_available_bytes: vec![None; samples.len()],
+                    connections: vec![None; samples.len()],
+                });
+                track.memory_available_bytes[place] = figures.memory_available_bytes;
+                track.connections[place] = Some(figures.connections);
+            }
+        }
+        timeline
+    }
+
+    fn take(&self, status: &Status, at_ms: u64) {
+        let figures = status.services.iter().flat_map(|service| {
+            service.backends.iter().map(|backend| Figures {
+                service: service.name.clone(),
+                backend: backend.seen.name.clone(),
+                memory_available_bytes: backend.seen.memory_available_bytes,
+                connections: backend.traffic.connections,
+            })
+        });
+        let sample = Sample {
+            at_ms,
+            figures: figures.collect(),
+        };
+        let mut samples = self.samples();
+        if samples.len() == KEPT {
+            samples.pop_front();
+        }
+        samples.push_back(sample);
+    }
+
+    /// Held for moments only, never over an `await`.
+    fn samples(&self) -> MutexGuard<'_, VecDeque<Sample>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn now_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since_1970.map_or(0, |time| {
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    })
+}
