@@ -49,6 +49,61 @@ fn round_robin_takes_turns() {
 }
 
 #[test]
+fn least_connections_evens_open_connections_out() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start("least_connections", &[600, 100, 300]);
+    let mut held = hold(&cluster, 30);
+    for (page, count) in counted(&held) {
+        assert!((9..=11).contains(&count), "{page}: {count} of 30");
+    }
+    // Who has closed his connections gets the next ones.
+    held.retain(|(page, _)| page != "Worker1");
+    let worker1 = |status: &Value| observe::backend(status, "worker1").unwrap()["flows"] == 0;
+    cluster
+        .wait_for_status(SOON, "worker1's connections to end", worker1)
+        .unwrap();
+    let next = counted(&hold(&cluster, 8));
+    assert_eq!(next["Worker1"], 8, "{next:?}");
+}
+
+#[test]
+fn balanced_gives_by_memory_and_leaves_a_full_worker() {
+    if !require_root() {
+        return;
+    }
+    // Of 700 MiB each keeps 5%: 600 and 300 MiB are left to weigh.
+    let cluster = start("balanced", &[635, 335]);
+    let share =
+        |name: &str| observe::backend(&cluster.status().unwrap(), name).unwrap()["share"].clone();
+    let settled = |status: &Value| {
+        let share = observe::backend(status, "worker1").unwrap()["share"].as_u64();
+        share.is_some_and(|share| (6_400..=6_900).contains(&share))
+    };
+    cluster
+        .wait_for_status(SOON, "two thirds for worker1", settled)
+        .unwrap();
+    let held = hold(&cluster, 90);
+    let counts = counted(&held);
+    assert!((54..=66).contains(&counts["Worker1"]), "{counts:?}");
+
+    cluster.memory[0].set_available_kb(20 * 1024).unwrap();
+    let left = |status: &Value| observe::backend(status, "worker1").unwrap()["share"] == 0;
+    cluster
+        .wait_for_status(SOON, "the full worker to be left", left)
+        .unwrap();
+    assert_eq!(pages(&cluster, 20), only("Worker2"));
+    cluster.memory[1].set_available_kb(20 * 1024).unwrap();
+    let alike = |status: &Value| observe::backend(status, "worker1").unwrap()["share"] == 5_000;
+    cluster
+        .wait_for_status(SOON, "two full workers to be treated alike", alike)
+        .unwrap();
+    assert_eq!(share("worker2"), 5_000);
+    assert_eq!(cluster.events_of("all_workers_hot").unwrap().len(), 1);
+}
+
+#[test]
 fn a_worker_that_dies_is_left_by_every_policy_and_the_manager_is_last() {
     if !require_root() {
         return;
@@ -205,6 +260,24 @@ fn pages(cluster: &Cluster, count: usize) -> Counts {
     let mut counts = Counts::new();
     for _ in 0..count {
         *counts.entry(cluster.page().unwrap()).or_default() += 1;
+    }
+    counts
+}
+
+/// Opens connections, one after the other, that stay open; each with the page it got.
+fn hold(cluster: &Cluster, count: usize) -> Vec<(String, Connection)> {
+    let open = |_| {
+        let mut connection = Connection::open(&cluster.topology.client, cluster.service(), SOON)?;
+        let page = connection.get("/")?.first_line();
+        anyhow::Ok((page, connection))
+    };
+    (0..count).map(open).collect::<Result<_, _>>().unwrap()
+}
+
+fn counted(held: &[(String, Connection)]) -> Counts {
+    let mut counts = Counts::new();
+    for (page, _) in held {
+        *counts.entry(page.clone()).or_default() += 1;
     }
     counts
 }

@@ -15,8 +15,8 @@ use aya::programs::{tc::SchedClassifierLink, xdp::XdpLink};
 use lb_common::{
     headers::PROTOCOL_TCP,
     maps::{
-        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Policy, Service, ServiceKey,
-        Settings, first_choice, mode, policy, port_bit, port_word, state,
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Policy, SPREAD, Service,
+        ServiceKey, Settings, first_choice, mode, policy, port_bit, port_word, state,
     },
     steer::PORT_ATTEMPTS,
 };
@@ -209,6 +209,37 @@ impl Bench {
             reserved: 0,
         };
         maps.policies.set(SERVICE_ID, ranked, 0).unwrap();
+    }
+
+    /// Leaves new connections to a policy over these places.
+    pub fn spreads(&mut self, kind: u32, places: &[u32]) {
+        self.fills(1, places);
+        self.policy(Policy {
+            kind,
+            generation: 1,
+            slots: places.len().try_into().unwrap(),
+            reserved: 0,
+        });
+        self.select(SPREAD);
+    }
+
+    /// Fills one generation of the service's places.
+    pub fn fills(&mut self, generation: u32, backends: &[u32]) {
+        let choices = &mut self.datapath.maps.choices;
+        for (place, backend) in (first_choice(SERVICE_ID, generation)..).zip(backends) {
+            choices.set(place, backend, 0).unwrap();
+        }
+    }
+
+    pub fn policy(&mut self, policy: Policy) {
+        let policies = &mut self.datapath.maps.policies;
+        policies.set(SERVICE_ID, policy, 0).unwrap();
+    }
+
+    /// Makes the programs believe that a backend has so many connections open.
+    pub fn has_open(&mut self, backend: u32, connections: u64) {
+        let active = &mut self.datapath.maps.active;
+        active.set(backend, connections, 0).unwrap();
     }
 
     /// Changes a backend's entry.

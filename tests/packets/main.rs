@@ -16,5 +16,6 @@ mod fuzz;
 mod handshake;
 mod local;
 mod paths;
+mod policies;
 mod selection;
 mod untouched;

@@ -327,6 +327,15 @@ impl Core {
             service.reselect(&self.workers, now);
         }
         self.say_selection(index);
+        self.rank(index);
+    }
+
+    /// Says who comes after the selected worker, where one is selected.
+    fn rank(&mut self, index: usize) {
+        let service = &mut self.services[index];
+        if service.spread.is_none() {
+            self.commands.extend(service.rank());
+        }
     }
 
     fn say_selection(&mut self, index: usize) {
@@ -437,8 +446,12 @@ impl Core {
             return self.follow(index, now);
         }
         self.events.extend(service.learn_threshold(&self.workers));
-        if service.reselect(&self.workers, now) {
+        let reselected = service.reselect(&self.workers, now);
+        if reselected {
             self.say_selection(index);
+        }
+        if reselected || self.services[index].has_changed() {
+            self.rank(index);
         }
     }
 }

@@ -78,6 +78,7 @@ impl Core {
         } else {
             self.say_selection(index);
         }
+        self.rank(index);
     }
 
     /// Describes a service's fallback and those of its workers that are up.

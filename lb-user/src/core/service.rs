@@ -1,5 +1,6 @@
 //! One service: its backends, what is selected and why.
 
+use std::cmp::Reverse;
 use std::time::Instant;
 
 use super::command::Command;
@@ -10,7 +11,7 @@ use super::order::Overlay;
 use super::policy::{Spread, Standing};
 use super::reason::{Figure, Reason};
 use super::selection::{self, Candidate, Decision, Rule};
-use super::settings::{BackendId, EVERYBODY, MANAGER, ServiceSettings, Threshold};
+use super::settings::{BackendId, EVERYBODY, Kind, MANAGER, ServiceSettings, Threshold};
 use super::worker::Worker;
 
 /// Where a service's new connections go.
@@ -43,7 +44,10 @@ pub(super) struct Service {
     candidates: Vec<Candidate>,
     /// What the operator has ordered of each backend.
     pub overlays: Vec<Overlay>,
-    /// Who came up or was lost since the connections were last spread.
+    /// Under policy `memory`: the workers that are up, the one with the most memory first, as last
+    /// said.
+    ranked: Vec<usize>,
+    /// Who came up or was lost since the connections were last spread or the workers ranked.
     pub joined: bool,
     pub lost: bool,
     /// The operator weighs somebody otherwise since then.
@@ -75,6 +79,7 @@ impl Service {
             since: now,
             learned_threshold_bytes: None,
             first_comparison: false,
+            ranked: Vec::new(),
             joined: false,
             lost: false,
             reweighed: false,
@@ -181,6 +186,41 @@ impl Service {
             kind: spread.kind(),
             places: spread.places().iter().map(|at| backends[*at].id).collect(),
         })
+    }
+
+    /// Ranks the workers for clients that the selected one does not answer; returns the command that
+    /// says so, if it would say anything new.
+    ///
+    /// Only when somebody comes or goes: sorting at each heartbeat would cost much and gain little.
+    pub fn rank(&mut self) -> Option<Command> {
+        self.forget_changes();
+        let candidates = &self.candidates;
+        let mut ranked: Vec<usize> = (0..candidates.len())
+            .filter(|place| candidates[*place].health.is_up())
+            .collect();
+        ranked.sort_by_key(|place| {
+            let selected = self.target == Target::Backend(*place);
+            (
+                Reverse(selected),
+                Reverse(candidates[*place].available_bytes),
+            )
+        });
+        if ranked.is_empty() || ranked == self.ranked {
+            return None;
+        }
+        let backends = &self.settings.backends;
+        let places = ranked.iter().map(|place| backends[*place].id).collect();
+        self.ranked = ranked;
+        Some(Command::SetPlaces {
+            service: self.settings.id,
+            kind: Kind::Ranked,
+            places,
+        })
+    }
+
+    /// Whether anything happened that changes who takes connections, other than memory.
+    pub fn has_changed(&self) -> bool {
+        self.joined || self.lost || self.reweighed
     }
 
     /// What the configuration and the operator let a worker take here.

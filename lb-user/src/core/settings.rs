@@ -92,9 +92,11 @@ pub enum Policy {
     SourceHash,
 }
 
-/// What the kernel does with the places of a policy that spreads connections.
+/// What the kernel does with a service's places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// Tries one after the other for a client whose SYN the selected worker does not answer.
+    Ranked,
     Balanced,
     RoundRobin,
     LeastConnections,

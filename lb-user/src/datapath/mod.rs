@@ -256,6 +256,16 @@ impl Datapath {
         }
     }
 
+    /// Returns how many connections each backend has open.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be read.
+    pub fn open_connections(&self) -> Result<Vec<(BackendId, u64)>> {
+        let open = |id: &BackendId| Ok((*id, self.tables.open_connections(id.0)?));
+        self.backends.keys().map(open).collect()
+    }
+
     /// Opens the services to clients, and closes those that are no longer configured.
     ///
     /// # Errors
@@ -375,6 +385,7 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
 
 fn kernel_kind(kind: Kind) -> u32 {
     match kind {
+        Kind::Ranked => policy::RANKED,
         Kind::Balanced => policy::BALANCED,
         Kind::RoundRobin => policy::ROUND_ROBIN,
         Kind::LeastConnections => policy::LEAST_CONNECTIONS,

@@ -27,6 +27,7 @@ pub struct Tables {
     places: Places,
     backends: Array<MapData, Backend>,
     neighbours: Array<MapData, Neighbour>,
+    active: Array<MapData, u64>,
     ports: Array<MapData, u64>,
     /// Only for its capacity.
     half_open: Array<MapData, Handshake>,
@@ -47,6 +48,7 @@ impl Tables {
             places: Places::new(array(ebpf, name::POLICIES)?, array(ebpf, name::CHOICES)?),
             backends: array(ebpf, name::BACKENDS)?,
             neighbours: array(ebpf, name::NEIGHBOURS)?,
+            active: array(ebpf, name::ACTIVE)?,
             ports: array(ebpf, name::PORTS)?,
             half_open: array(ebpf, name::HALF_OPEN)?,
         })
@@ -131,6 +133,12 @@ impl Tables {
         self.selection
             .set(service, backend, 0)
             .with_context(|| format!("write entry {service} of map selection"))
+    }
+
+    pub fn open_connections(&self, backend: u32) -> Result<u64> {
+        self.active
+            .get(&backend, 0)
+            .with_context(|| format!("read entry {backend} of map active"))
     }
 
     pub fn place(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {

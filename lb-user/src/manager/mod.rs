@@ -101,6 +101,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
         if let Some(late) = deadline.and_then(|due| now.checked_duration_since(due)) {
             manager.meters.lag(late);
         }
+        manager.count_connections(now);
         manager.core.handle_timeout(now);
         manager.carry_out();
     }
@@ -146,6 +147,17 @@ struct Manager {
 impl Manager {
     fn receive(&mut self) {
         self.reception.receive(&mut self.core, &mut self.log);
+    }
+
+    /// Tells the core what is open where, when it is about to look at weights.
+    fn count_connections(&mut self, now: Instant) {
+        if !self.core.wants_connections(now) {
+            return;
+        }
+        match self.datapath.open_connections() {
+            Ok(open) => self.core.handle_connections(&open),
+            Err(error) => warn!("{error:#}"),
+        }
     }
 
     /// Carries out what the core wants written, and tells what it saw.

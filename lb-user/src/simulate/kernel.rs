@@ -50,6 +50,7 @@ impl Kernel {
             return self.selection.filter(|it| self.up.contains_key(it));
         }
         match self.kind? {
+            Kind::Ranked => None,
             Kind::Balanced => {
                 let one = self.place(random.word() as usize)?;
                 let other = self.place(random.word() as usize)?;

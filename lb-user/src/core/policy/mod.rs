@@ -122,7 +122,7 @@ impl Spread {
         let places = match self.kind {
             Kind::Balanced => places::proportional(&self.places, &weights),
             Kind::RoundRobin => places::turns(&self.places, &weights),
-            Kind::LeastConnections => places::one_each(&self.places, &weights),
+            Kind::LeastConnections | Kind::Ranked => places::one_each(&self.places, &weights),
             Kind::SourceHash => self.rendezvous.meet(&weights),
         };
         let changes = Changes {

@@ -166,7 +166,16 @@ fn commands_describe_before_they_select_and_leave_before_they_bury() {
     );
     assert_eq!(
         commands(&mut core),
-        [set(1, Health::Up, Some(400)), select(1)]
+        [
+            set(1, Health::Up, Some(400)),
+            select(1),
+            // Whom clients are sent to that it does not answer: nobody else yet.
+            Command::SetPlaces {
+                service: WEB,
+                kind: Kind::Ranked,
+                places: vec![BackendId(1)],
+            },
+        ]
     );
     // The same figures again need no write.
     assert_eq!(

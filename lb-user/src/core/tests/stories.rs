@@ -324,3 +324,33 @@ fn two_workers_that_die_together_cause_one_change() {
         ]
     );
 }
+
+#[test]
+fn who_comes_after_the_selected_worker_is_the_one_with_the_most_memory() {
+    let mut settings = lab(Threshold::Bytes(64 * MIB));
+    settings.services = vec![service(
+        0,
+        1,
+        &["worker1", "worker2", "worker3"],
+        Threshold::Bytes(64 * MIB),
+    )];
+    let mut world = World::new(settings);
+    let ranked = |world: &World| {
+        let (kind, places) = &world.maps.places[&WEB];
+        assert_eq!(*kind, Kind::Ranked);
+        places.iter().map(|id| id.0).collect::<Vec<_>>()
+    };
+    world.start("worker1", 300);
+    world.start("worker2", 100);
+    assert_eq!(ranked(&world), [1, 2]);
+    // More than the selected one, but not beyond the threshold.
+    world.start("worker3", 310);
+    assert_eq!(ranked(&world), [1, 3, 2]);
+    world.agents.remove("worker1");
+    world.pass(DOWN_AFTER + ms(1));
+    assert_eq!(world.selected(), "worker3");
+    assert_eq!(ranked(&world), [3, 2]);
+    world.agents.clear();
+    world.pass(ms(2_000));
+    assert_eq!(world.selected(), MANAGER);
+}

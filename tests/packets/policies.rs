@@ -1,0 +1,236 @@
+//! Which worker a policy's places give a new connection to, and when nobody gets it.
+
+use std::{
+    net::Ipv4Addr,
+    sync::atomic::{AtomicU16, Ordering},
+};
+
+use lb_common::{
+    maps::{CHOICE_SLOTS, Policy, policy, state},
+    verdict::Verdict,
+};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+use crate::{
+    bench::{Bench, at_both_edges},
+    lan::{CLIENT, Station, WORKER1, WORKER2},
+    outcome::Counted,
+};
+
+const ONE: u32 = WORKER1.id;
+const TWO: u32 = WORKER2.id;
+
+#[test]
+fn round_robin_takes_one_place_after_the_other() {
+    at_both_edges(|bench| {
+        stay_on_one_processor();
+        bench.spreads(policy::ROUND_ROBIN, &[ONE, TWO, TWO]);
+        let takers = takers(bench, 9);
+        // Wherever the first turn is.
+        let round = &takers[..3];
+        assert_eq!(round.iter().filter(|id| **id == ONE).count(), 1);
+        assert_eq!(takers, [round, round, round].concat());
+    });
+}
+
+#[test]
+fn balanced_takes_the_one_with_fewer_connections_of_two_drawn() {
+    at_both_edges(|bench| {
+        bench.spreads(policy::BALANCED, &[ONE, TWO]);
+        bench.has_open(ONE, 10);
+        // Worker 1 only where it is drawn twice.
+        let share = count(&takers(bench, 400), ONE);
+        assert!((60..=140).contains(&share), "{share} of 400");
+    });
+}
+
+#[test]
+fn balanced_reckons_connections_by_weight() {
+    at_both_edges(|bench| {
+        bench.spreads(policy::BALANCED, &[ONE, TWO, ONE, ONE]);
+        for (id, weight, open) in [(ONE, 300, 29), (TWO, 100, 9)] {
+            bench.backend(id, |backend| backend.weight = weight);
+            bench.has_open(id, open);
+        }
+        // With the new one, both have one for ten: the first drawn is taken.
+        let share = count(&takers(bench, 400), ONE);
+        assert!((260..=340).contains(&share), "{share} of 400");
+        bench.has_open(ONE, 28);
+        let share = count(&takers(bench, 400), TWO);
+        assert!((8..=50).contains(&share), "{share} of 400");
+    });
+}
+
+#[test]
+fn least_connections_takes_the_one_with_the_fewest_for_its_weight() {
+    at_both_edges(|bench| {
+        bench.spreads(policy::LEAST_CONNECTIONS, &[ONE, TWO]);
+        bench.has_open(ONE, 5);
+        bench.has_open(TWO, 3);
+        assert_eq!(takers(bench, 20), [TWO; 20]);
+        bench.backend(ONE, |backend| backend.weight = 200);
+        bench.backend(TWO, |backend| backend.weight = 100);
+        assert_eq!(takers(bench, 20), [ONE; 20]);
+        bench.backend(ONE, |backend| backend.weight = 0);
+        assert_eq!(takers(bench, 20), [TWO; 20]);
+    });
+}
+
+#[test]
+fn source_hash_keeps_to_the_clients_address() {
+    at_both_edges(|bench| {
+        let places: Vec<u32> = (0..CHOICE_SLOTS).map(|place| 1 + place % 2).collect();
+        bench.spreads(policy::SOURCE_HASH, &places);
+        let mut both = [0, 0];
+        for host in 0..60 {
+            let client = client(host);
+            let home = taker(bench, client);
+            for _ in 0..3 {
+                assert_eq!(taker(bench, client), home, "{:?}", client.address);
+            }
+            both[home.unwrap() as usize - 1] += 1;
+        }
+        assert!(
+            both.iter().all(|count| (15..=45).contains(count)),
+            "{both:?}"
+        );
+        let places: Vec<u32> = vec![TWO; CHOICE_SLOTS as usize];
+        bench.spreads(policy::SOURCE_HASH, &places);
+        assert_eq!(taker(bench, client(1)), Some(TWO));
+    });
+}
+
+#[test]
+fn a_worker_that_is_not_up_is_passed_over() {
+    at_both_edges(|bench| {
+        for kind in KINDS {
+            bench.spreads(kind, &[ONE, TWO, ONE, TWO]);
+            for unfit in [state::DOWN, state::DRAINING, state::UNKNOWN, 77] {
+                bench.state(ONE, unfit);
+                assert_eq!(takers(bench, 12), [TWO; 12], "kind {kind}, state {unfit}");
+            }
+            bench.state(TWO, state::DOWN);
+            nobody_takes(bench);
+            bench.state(ONE, state::UP);
+            bench.state(TWO, state::UP);
+        }
+    });
+}
+
+#[test]
+fn places_that_name_nobody_are_passed_over() {
+    at_both_edges(|bench| {
+        for kind in KINDS {
+            bench.spreads(kind, &[0, 7, 1_000, TWO]);
+            assert_eq!(takers(bench, 12), [TWO; 12], "kind {kind}");
+            bench.spreads(kind, &[0, 7, 1_000, u32::MAX]);
+            nobody_takes(bench);
+        }
+    });
+}
+
+#[test]
+fn without_places_or_with_an_unknown_kind_nobody_takes_a_connection() {
+    at_both_edges(|bench| {
+        for kind in KINDS {
+            bench.spreads(kind, &[]);
+            nobody_takes(bench);
+        }
+        for kind in [0, 77, u32::MAX] {
+            bench.spreads(kind, &[ONE, TWO]);
+            nobody_takes(bench);
+        }
+    });
+}
+
+#[test]
+fn the_generation_in_force_counts_alone() {
+    at_both_edges(|bench| {
+        for kind in KINDS {
+            let policy = |generation| Policy {
+                kind,
+                generation,
+                slots: 2,
+                reserved: 0,
+            };
+            bench.fills(0, &[ONE, ONE]);
+            bench.fills(1, &[TWO, TWO]);
+            bench.spreads(kind, &[TWO, TWO]);
+            for (generation, taker) in [(0, ONE), (1, TWO), (0, ONE), (u32::MAX, TWO)] {
+                bench.policy(policy(generation));
+                assert_eq!(takers(bench, 8), [taker; 8], "kind {kind}");
+            }
+        }
+    });
+}
+
+#[test]
+fn open_connections_stay_when_the_policy_changes() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        for kind in KINDS {
+            bench.spreads(kind, &[TWO]);
+            call.requests(bench, WORKER1, &call.ack());
+        }
+        bench.select(WORKER2.id);
+        call.requests(bench, WORKER1, &call.ack());
+    });
+}
+
+const KINDS: [u32; 4] = [
+    policy::BALANCED,
+    policy::ROUND_ROBIN,
+    policy::LEAST_CONNECTIONS,
+    policy::SOURCE_HASH,
+];
+
+/// Who takes `count` connections of different clients, one after the other.
+fn takers(bench: &Bench, count: u16) -> Vec<u32> {
+    let taker = |number| taker(bench, client(number)).unwrap();
+    (0..count).map(taker).collect()
+}
+
+/// The backend that a SYN begins a connection with, from a port that was not used before.
+fn taker(bench: &Bench, client: Station) -> Option<u32> {
+    let outcome = bench.receives(&bench.call(client, fresh_port()).syn());
+    outcome.counted.iter().find_map(|counted| match counted {
+        Counted::ToBackend { id, .. } => Some(*id),
+        Counted::Verdict { .. } | Counted::FromBackend { .. } => None,
+    })
+}
+
+#[track_caller]
+fn nobody_takes(bench: &Bench) {
+    for number in 0..8 {
+        let call = bench.call(client(number), fresh_port());
+        bench.receives(&call.syn()).passes(Verdict::NoBackend);
+    }
+}
+
+fn client(number: u16) -> Station {
+    let [high, low] = number.to_be_bytes();
+    Station {
+        address: Ipv4Addr::new(10, 9, high, low),
+        ..CLIENT
+    }
+}
+
+fn fresh_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(1_024);
+    NEXT.fetch_add(1, Ordering::Relaxed).max(1_024)
+}
+
+fn count(takers: &[u32], id: u32) -> usize {
+    takers.iter().filter(|taker| **taker == id).count()
+}
+
+/// Turns are counted on each processor apart.
+fn stay_on_one_processor() {
+    let mut first = CpuSet::new();
+    first.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &first).unwrap();
+}
