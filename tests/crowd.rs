@@ -22,6 +22,9 @@ const WORKERS: usize = 1_000;
 const INTERVAL: Duration = Duration::from_millis(100);
 const ROUNDS: u64 = 60;
 
+/// A machine with other work falls behind, so that the death waits in the queue with the rest.
+const MOST_ROUNDS: u64 = 200;
+
 /// From this round on the last worker is silent.
 const DEATH: u64 = 30;
 
@@ -49,7 +52,12 @@ fn a_thousand_signed_workers_are_heard_and_one_death_among_them_is_noticed() {
     let mut nonce = None;
     let started = Instant::now();
     let (mut cpu, mut begun) = (0, Instant::now());
-    for round in 0..ROUNDS {
+    let mut sent = 0;
+    for round in 0..MOST_ROUNDS {
+        let noticed = || !cluster.events_of("worker_down").unwrap().is_empty();
+        if round >= ROUNDS && noticed() {
+            break;
+        }
         let due = Instant::now() + INTERVAL;
         if round == 5 {
             (cpu, begun) = (cpu_ticks(&cluster), Instant::now());
@@ -65,7 +73,7 @@ fn a_thousand_signed_workers_are_heard_and_one_death_among_them_is_noticed() {
             }
             let datagram = heartbeat(key, round, nonce).encode_signed(key).unwrap();
             // What the kernel has no room for is lost, as on a network.
-            _ = socket.send(&datagram);
+            sent += u64::from(socket.send(&datagram).is_ok());
         }
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
@@ -80,7 +88,6 @@ fn a_thousand_signed_workers_are_heard_and_one_death_among_them_is_noticed() {
         status["heartbeats"]
     );
     // A machine with other work loses some, which must be no death.
-    let sent = WORKERS as u64 * ROUNDS;
     assert!(
         accepted > sent / 4,
         "{accepted} of {sent}: {}",
