@@ -12,6 +12,24 @@ const DETECTED: Duration = Duration::from_millis(2500);
 const SOON: Duration = Duration::from_secs(5);
 const MIB: u64 = 1024;
 
+/// The datapath knows by itself whom to try next: no heartbeat is missed yet, and nobody looks.
+#[test]
+fn a_repeated_syn_reaches_another_worker_without_the_manager() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    cluster.kill_manager().unwrap();
+    cluster.topology.workers[0].cut_off().unwrap();
+    for _ in 0..5 {
+        let begun = Instant::now();
+        assert_eq!(cluster.page().unwrap(), "Worker2");
+        // Linux repeats a SYN after a second.
+        assert!(begun.elapsed() < Duration::from_secs(3), "{begun:?}");
+    }
+}
+
 #[test]
 fn sends_clients_to_the_other_worker_when_worker1_dies() {
     if require_root() {

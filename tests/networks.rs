@@ -12,7 +12,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Namespace, Node, Shape,
+    Cluster, ClusterOptions, Connection, Namespace, Nginx, Node, Shape,
     command::output,
     datagram::Sender,
     require_root,
@@ -71,6 +71,69 @@ fn client_on_the_manager(attach: &str) {
     cluster.start_agent(1).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
     assert_eq!(page(&cluster), "Worker2");
+}
+
+#[test]
+fn falls_back_to_a_server_behind_an_address_translation() {
+    if require_root() {
+        fallback_in_a_container("tc");
+    }
+}
+
+#[test]
+fn falls_back_to_a_server_behind_an_address_translation_with_xdp() {
+    if require_root() {
+        fallback_in_a_container("xdp");
+    }
+}
+
+/// The manager's own server stands in a network of its own, and the manager publishes its port, as
+/// container engines do.
+fn fallback_in_a_container(attach: &str) {
+    let mut cluster = start(attach, Shape::OneArm);
+    let manager = &cluster.topology.manager;
+    let container = Namespace::create(format!("{}-c", manager.name())).unwrap();
+    let ip = |arguments: &str| {
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        manager.run("ip", &arguments).unwrap()
+    };
+    ip(&format!(
+        "link add docker0 type veth peer name eth0 netns {}",
+        container.name()
+    ));
+    ip("address add 172.17.0.1/24 dev docker0");
+    ip("link set docker0 up");
+    for arguments in [
+        "address add 172.17.0.2/24 dev eth0",
+        "link set eth0 up",
+        "route add default via 172.17.0.1",
+    ] {
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        container.run("ip", &arguments).unwrap();
+    }
+    manager
+        .run("sysctl", &["-w", "net.ipv4.ip_forward=1"])
+        .unwrap();
+    let rules = "table ip nat {
+        chain prerouting {
+            type nat hook prerouting priority dstnat;
+            fib daddr type local tcp dport 8080 dnat to 172.17.0.2:80
+        }
+    }";
+    manager.run("nft", &[rules]).unwrap();
+    let directory = cluster.place.directory.join("container");
+    fs::create_dir_all(&directory).unwrap();
+    let _server = Nginx::start(&container, 80, "Container", &directory).unwrap();
+
+    cluster.kill_agent(0).unwrap();
+    cluster.kill_agent(1).unwrap();
+    cluster.wait_for_page("Container", SOON).unwrap();
+    let client = &cluster.topology.client;
+    assert_eq!(cluster.page_at(client).unwrap(), "Container");
+    let mut kept = connect(&cluster, client);
+    cluster.start_agent(1).unwrap();
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Container");
 }
 
 #[test]
