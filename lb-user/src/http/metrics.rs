@@ -1,7 +1,7 @@
 //! `/metrics`: what the manager counts as it goes, and its state at the moment of the scrape.
 //!
-//! Labels are the names of services, workers, rules and verdicts: all of them come from the
-//! configuration or the program, none from the network.
+//! Labels are the names of services, workers, rules and verdicts: they come from the configuration,
+//! from the program, or from workers that joined with a key, so that their number is bounded.
 
 use std::collections::BTreeMap;
 

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_common::verdict::Verdict;
 use memlb::{
     config::{Config, Overrides, Pinned},
     control::{Ordered, Request},
@@ -111,6 +112,16 @@ fn no_size_is_too_small_to_draw() {
         screen(&mut app, width, height);
     }
     screen(&mut App::default(), 80, 24);
+}
+
+#[test]
+fn the_refusals_are_verdicts() {
+    for name in view::REFUSED {
+        assert!(
+            Verdict::ALL.iter().any(|verdict| verdict.name() == name),
+            "{name}"
+        );
+    }
 }
 
 /// Three workers, of which one is down and one is drained.

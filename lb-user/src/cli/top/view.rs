@@ -21,7 +21,7 @@ const WIDE: u16 = 130;
 const BAR: usize = 12;
 
 /// Verdicts that cost a client its connection.
-const REFUSED: [&str; 7] = [
+pub const REFUSED: [&str; 7] = [
     "no_flow",
     "backend_down",
     "no_backend",

@@ -43,6 +43,8 @@ fn file(kind: &'static str, content: &'static str) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::verdict::Verdict;
+
     use super::*;
 
     /// The policy of the guard allows nothing else, and nobody must wait for the Internet.
@@ -66,6 +68,27 @@ mod tests {
                     .any(|(path, ..)| *path == format!("/page/{name}"));
                 assert!(known, "{path} imports {name}");
             }
+        }
+    }
+
+    #[test]
+    fn the_refusals_are_verdicts() {
+        let script = include_str!("lists.js");
+        let set = script.split("const REFUSED = new Set([").nth(1).unwrap();
+        let names: Vec<&str> = set
+            .split("])")
+            .next()
+            .unwrap()
+            .split('"')
+            .skip(1)
+            .step_by(2)
+            .collect();
+        assert!(names.len() > 3, "{names:?}");
+        for name in names {
+            assert!(
+                Verdict::ALL.iter().any(|verdict| verdict.name() == name),
+                "{name}"
+            );
         }
     }
 }
