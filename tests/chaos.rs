@@ -151,7 +151,6 @@ impl Chaos {
             ..ClusterOptions::default()
         })
         .unwrap();
-        cluster.wait_for_page("Worker1", SOON).unwrap();
         let file = cluster.place.directory.join("memlb.toml");
         Self {
             configuration: fs::read_to_string(file).unwrap(),

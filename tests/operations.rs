@@ -289,6 +289,36 @@ fn lists_connections_and_explains_them() {
     );
 }
 
+#[test]
+fn refuses_new_connections_at_once_where_there_is_no_fallback() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let file = cluster.place.directory.join("memlb.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let line = text.lines().find(|it| it.starts_with("fallback")).unwrap();
+    std::fs::write(&file, text.replace(line, "fallback = \"reject\"")).unwrap();
+    let said = succeed(&cluster, &["reload"]);
+    assert!(
+        said.contains("fallback: 192.168.56.101:8080 -> reject"),
+        "{said}"
+    );
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    succeed(&cluster, &["drain", "worker1"]);
+    succeed(&cluster, &["drain", "worker2"]);
+    let before = cluster.verdict("no_backend").unwrap();
+    let start = Instant::now();
+    let refused = format!("{:#}", cluster.page().unwrap_err());
+    assert!(refused.contains("refused"), "{refused}");
+    assert!(start.elapsed() < Duration::from_secs(1), "it hung");
+    assert_eq!(cluster.verdict("no_backend").unwrap(), before + 1);
+    let status = succeed(&cluster, &["status"]);
+    assert!(status.contains("new connections are refused"), "{status}");
+    succeed(&cluster, &["undrain", "worker1"]);
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+}
+
 fn start() -> Cluster {
     let options = ClusterOptions {
         // Who is undrained comes back by its memory.

@@ -222,9 +222,8 @@ fn finish_waiting(
 fn told(ordered: &Ordered) -> String {
     let mut text = format!("{}\n", ordered.order);
     for service in &ordered.without_worker {
-        text += &format!(
-            "mind: {service} has no worker for new connections now; the manager serves by itself\n"
-        );
+        text +=
+            &format!("mind: {service} has no worker for new connections now; see its fallback\n");
     }
     if let Some(why) = &ordered.not_kept {
         text += &format!("mind: a restarted manager would not know of it: {why}\n");

@@ -172,7 +172,9 @@ impl Changes {
         self.free(&key("threshold"), &old.threshold, threshold, text);
         self.spread(name, &old.spread, spread);
         self.free(&key("mode"), &old.mode, mode, debug);
-        self.free(&key("fallback"), &old.fallback, fallback, text);
+        self.free(&key("fallback"), &old.fallback, fallback, |it| {
+            it.map_or("reject".to_owned(), |address| address.to_string())
+        });
         self.free(
             &key("auto_join"),
             &old.auto_join,

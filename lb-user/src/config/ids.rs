@@ -34,7 +34,7 @@ impl Config {
             pinned.backends.iter().map(|(id, address)| (id.0, *address)),
             self.services.iter().flat_map(|service| {
                 let workers = service.workers.iter().map(|worker| worker.address);
-                workers.chain([service.fallback])
+                workers.chain(service.fallback)
             }),
         );
         let mut settings = |service: &super::Service| ServiceSettings {
@@ -54,10 +54,10 @@ impl Config {
                     weight_percent: worker.weight_percent,
                 })
                 .collect(),
-            fallback: FallbackSettings {
+            fallback: service.fallback.map(|address| FallbackSettings {
                 id: BackendId(backends.take()),
-                address: service.fallback,
-            },
+                address,
+            }),
         };
         Settings {
             down_after: self.failover.down_after,

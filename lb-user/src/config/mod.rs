@@ -105,8 +105,9 @@ pub struct Service {
     pub threshold: Threshold,
     pub spread: SpreadSettings,
     pub mode: Mode,
-    /// The manager's own server: the service's IP address with another port.
-    pub fallback: SocketAddrV4,
+    /// The manager's own server: the service's IP address with another port. Nothing if new
+    /// connections are refused while no worker is up.
+    pub fallback: Option<SocketAddrV4>,
     pub workers: Vec<Worker>,
     /// Who else may become a worker; nothing if nobody.
     pub auto_join: Option<AutoJoin>,

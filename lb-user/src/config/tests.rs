@@ -40,7 +40,7 @@ fn lab() -> Config {
             threshold: Threshold::Auto,
             spread: SpreadSettings::default(),
             mode: Mode::Nat,
-            fallback: "192.168.56.101:8080".parse().expect("an address"),
+            fallback: Some("192.168.56.101:8080".parse().expect("an address")),
             workers: vec![
                 Worker {
                     name: "worker1".to_owned(),
@@ -722,7 +722,7 @@ fn numbers_follow_the_file_and_stay_with_their_addresses() {
             .iter()
             .map(|backend| backend.id.0)
             .collect();
-        ids.push(service.fallback.id.0);
+        ids.push(service.fallback.as_ref().expect("a fallback").id.0);
         (service.id.0, ids)
     };
     let lab = lab();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::health::Health;
 use super::memory::{Bytes, Memory, Pressure};
 use super::order::Order;
-use super::reason::Reason;
+use super::reason::{Reason, helped};
 use super::selection::Rule;
 use super::settings::{BackendId, EVERYBODY, Policy};
 
@@ -333,7 +333,8 @@ impl fmt::Display for Event {
             ),
             Self::AllWorkersDown { service, fallback } => write!(
                 f,
-                "{service}: no worker is up any more; the {fallback} serves by itself"
+                "{service}: no worker is up any more; {}",
+                helped(fallback)
             ),
             Self::ThresholdLearned {
                 service,

@@ -44,7 +44,7 @@ pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;
 pub use settings::{
     Adopted, BackendId, BackendSettings, EVERYBODY, FallbackSettings, Kind, MANAGER, MaxShare,
-    Policy, ServiceId, ServiceSettings, Settings, SpreadSettings, Threshold,
+    NOBODY, Policy, ServiceId, ServiceSettings, Settings, SpreadSettings, Threshold,
 };
 pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot};
 
@@ -298,12 +298,7 @@ impl Core {
                 let worker = &self.workers[service.workers[backend]];
                 self.commands.extend(service.describe(backend, worker));
             }
-            self.commands.push_back(Command::SetBackend {
-                backend: service.settings.fallback.id,
-                state: Health::Up,
-                memory: None,
-                weight: 1,
-            });
+            self.commands.extend(service.describe_fallback());
         }
         for index in 0..self.services.len() {
             let was_spread = adopted.spread.contains(&self.services[index].settings.id);
@@ -344,7 +339,7 @@ impl Core {
         if service.reason.rule == Rule::NoWorkerUp {
             self.events.push_back(Event::AllWorkersDown {
                 service: service.settings.name.clone(),
-                fallback: MANAGER.to_owned(),
+                fallback: service.fallback_name().to_owned(),
             });
         }
         self.commands.push_back(command);

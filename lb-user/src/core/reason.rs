@@ -5,7 +5,7 @@ use std::fmt;
 use super::health::Health;
 use super::memory::Bytes;
 use super::selection::Rule;
-use super::settings::EVERYBODY;
+use super::settings::{EVERYBODY, NOBODY};
 
 /// A selection's reason, as figures and, displayed, as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl fmt::Display for Reason {
         let to = &self.to.name;
         match (self.rule, &self.from) {
             (Rule::NothingHeard, _) => {
-                write!(f, "no worker was heard yet, so the {to} serves by itself")
+                write!(f, "no worker was heard yet, so {}", helped(to))
             }
             (Rule::Spread, _) => {
                 f.write_str("new connections are spread over the workers that are up")
@@ -66,17 +66,27 @@ impl fmt::Display for Reason {
                 self.to.available()
             ),
             (Rule::NoWorkerUp, Some(from)) if from.name == EVERYBODY => {
-                write!(f, "no worker is up any more, so the {to} serves by itself")
+                write!(f, "no worker is up any more, so {}", helped(to))
             }
             (Rule::NoWorkerUp, Some(from)) => write!(
                 f,
-                "{} is {} and no other worker is up, so the {to} serves by itself",
-                from.name, from.state
+                "{} is {} and no other worker is up, so {}",
+                from.name,
+                from.state,
+                helped(to)
             ),
             (_, None) | (Rule::FirstUp, Some(_)) => {
                 write!(f, "{to} is {} with {}", self.to.state, self.to.available())
             }
         }
+    }
+}
+
+/// Returns what becomes of new connections while no worker is up.
+pub fn helped(fallback: &str) -> String {
+    match fallback {
+        NOBODY => "new connections are refused".to_owned(),
+        manager => format!("the {manager} serves by itself"),
     }
 }
 

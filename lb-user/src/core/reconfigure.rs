@@ -9,7 +9,7 @@ use super::selection::Rule;
 use super::service::{Service, Target};
 use super::settings::{ServiceId, Settings};
 use super::worker::Worker;
-use super::{Command, Core, Deadlines, Health};
+use super::{Core, Deadlines};
 
 impl Core {
     /// Goes on with other settings. Workers are known by their names and stay as healthy as they
@@ -84,12 +84,8 @@ impl Core {
     /// Describes a service's fallback and those of its workers that are up.
     fn describe_up(&mut self, index: usize) {
         self.describe_workers(index, true);
-        self.commands.push_back(Command::SetBackend {
-            backend: self.services[index].settings.fallback.id,
-            state: Health::Up,
-            memory: None,
-            weight: 1,
-        });
+        let fallback = self.services[index].describe_fallback();
+        self.commands.extend(fallback);
     }
 
     /// Describes those that are up, or the others.

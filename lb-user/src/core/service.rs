@@ -11,7 +11,7 @@ use super::order::Overlay;
 use super::policy::{Spread, Standing};
 use super::reason::{Figure, Reason};
 use super::selection::{self, Candidate, Decision, Rule};
-use super::settings::{BackendId, EVERYBODY, Kind, MANAGER, ServiceSettings, Threshold};
+use super::settings::{BackendId, EVERYBODY, Kind, MANAGER, NOBODY, ServiceSettings, Threshold};
 use super::worker::Worker;
 
 /// Where a service's new connections go.
@@ -72,7 +72,7 @@ impl Service {
                 .map(|kind| Spread::new(kind, &settings)),
             reason: Reason {
                 rule: Rule::NothingHeard,
-                to: nobody(MANAGER),
+                to: nobody(fallback_name(&settings)),
                 from: None,
                 threshold_bytes: None,
             },
@@ -115,7 +115,7 @@ impl Service {
     pub fn nobody_yet(&mut self) {
         self.target = Target::Fallback;
         self.reason.rule = Rule::NothingHeard;
-        self.reason.to = nobody(MANAGER);
+        self.reason.to = nobody(self.fallback_name());
     }
 
     fn adopt_target(&mut self, target: Target, workers: &[Worker]) {
@@ -333,11 +333,30 @@ impl Service {
         )
     }
 
+    /// Who gets new connections while no worker is up.
+    pub fn fallback_name(&self) -> &'static str {
+        fallback_name(&self.settings)
+    }
+
+    /// Returns the command that describes the fallback, if there is one.
+    pub fn describe_fallback(&self) -> Option<Command> {
+        let fallback = self.settings.fallback.as_ref()?;
+        Some(Command::SetBackend {
+            backend: fallback.id,
+            state: Health::Up,
+            memory: None,
+            weight: 1,
+        })
+    }
+
     /// The backend that gets all connections; nothing where they are spread.
     pub fn selected_id(&self) -> Option<BackendId> {
         match self.target {
             Target::Backend(place) => Some(self.settings.backends[place].id),
-            Target::Fallback => Some(self.settings.fallback.id),
+            Target::Fallback => {
+                let fallback = self.settings.fallback.as_ref();
+                Some(fallback.map_or(BackendId(0), |fallback| fallback.id))
+            }
             Target::Places => None,
         }
     }
@@ -355,7 +374,7 @@ impl Service {
 
     fn figure(&self, target: Target, workers: &[Worker]) -> Figure {
         let place = match target {
-            Target::Fallback => return nobody(MANAGER),
+            Target::Fallback => return nobody(self.fallback_name()),
             Target::Places => return nobody(EVERYBODY),
             Target::Backend(place) => place,
         };
@@ -365,6 +384,13 @@ impl Service {
             state: self.state(place, worker),
             available_bytes: self.weighed(place, worker),
         }
+    }
+}
+
+fn fallback_name(settings: &ServiceSettings) -> &'static str {
+    match settings.fallback {
+        Some(_) => MANAGER,
+        None => NOBODY,
     }
 }
 

@@ -17,12 +17,15 @@ pub const MANAGER: &str = "manager";
 /// What stands for a selected worker's name where connections are spread; no name contains it.
 pub const EVERYBODY: &str = "*";
 
+/// The name of what new connections go to where there is no fallback; no worker may have it.
+pub const NOBODY: &str = "nobody";
+
 /// Names a service across the kernel boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ServiceId(pub u32);
 
-/// Names one (service, worker) pair, or a service's fallback, across the kernel boundary; never 0.
+/// Names one (service, worker) pair, or a service's fallback, across the kernel boundary; 0 is nobody.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -54,7 +57,8 @@ pub struct ServiceSettings {
     pub threshold: Threshold,
     pub spread: SpreadSettings,
     /// The manager's own server, used while no worker is up.
-    pub fallback: FallbackSettings,
+    /// Without one, new connections are refused meanwhile.
+    pub fallback: Option<FallbackSettings>,
     /// Of two equally good workers the earlier one here is taken.
     pub backends: Vec<BackendSettings>,
 }

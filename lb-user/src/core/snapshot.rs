@@ -36,7 +36,7 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub reason: String,
     /// How long the selection has stood.
     pub since_ms: u64,
-    /// The workers in the order of the configuration, then the manager.
+    /// The workers in the order of the configuration, then the manager if it serves when none is up.
     pub backends: Vec<B>,
 }
 
@@ -93,7 +93,7 @@ impl Service {
         let mut backends: Vec<BackendSnapshot> = (0..self.workers.len())
             .map(|backend| self.backend(backend, workers, now))
             .collect();
-        backends.push(self.fallback());
+        backends.extend(self.settings.fallback.as_ref().map(|it| self.fallback(it)));
         ServiceSnapshot {
             name: self.settings.name.clone(),
             address: self.settings.address.to_string(),
@@ -131,8 +131,8 @@ impl Service {
         }
     }
 
-    fn fallback(&self) -> BackendSnapshot {
-        let FallbackSettings { id, address } = &self.settings.fallback;
+    fn fallback(&self, fallback: &FallbackSettings) -> BackendSnapshot {
+        let FallbackSettings { id, address } = fallback;
         BackendSnapshot {
             name: MANAGER.to_owned(),
             backend_id: *id,

@@ -374,11 +374,8 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
                 .backends
                 .iter()
                 .map(move |backend| (backend.id, known(backend.address, id, false)));
-            let fallback = (
-                service.fallback.id,
-                known(service.fallback.address, id, true),
-            );
-            workers.chain([fallback])
+            let fallback = service.fallback.as_ref();
+            workers.chain(fallback.map(|it| (it.id, known(it.address, id, true))))
         })
         .collect()
 }

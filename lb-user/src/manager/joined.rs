@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{Config, Worker},
-    core::MANAGER,
+    core::{MANAGER, NOBODY},
 };
 
 /// The names of workers that stand in no file, each with the address its heartbeats come from.
@@ -69,7 +69,7 @@ impl Joined {
         address: Ipv4Addr,
         present: impl Fn(&str) -> bool,
     ) -> Result<(), Unfit> {
-        if worker == MANAGER {
+        if [MANAGER, NOBODY].contains(&worker) {
             return Err(Unfit::ReservedName);
         }
         if file.services.iter().any(|it| *it.address.ip() == address) {

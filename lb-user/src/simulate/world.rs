@@ -110,10 +110,10 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Se
             policy,
             threshold: scenario.threshold,
             spread: scenario.spread,
-            fallback: FallbackSettings {
+            fallback: Some(FallbackSettings {
                 id: fallback,
                 address: address(0, 8080),
-            },
+            }),
             backends,
         }],
     }

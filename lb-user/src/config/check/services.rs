@@ -13,7 +13,7 @@ use crate::config::file::{Given, ServiceTable, WorkerTable};
 use crate::config::overrides::Overrides;
 use crate::config::values;
 use crate::config::{AutoJoin, Mode, Protocol, Service, Worker};
-use crate::core::{MANAGER, Policy, Pressure, SpreadSettings, Threshold};
+use crate::core::{MANAGER, NOBODY, Policy, Pressure, SpreadSettings, Threshold};
 use crate::heartbeat::{Authentication, check_name};
 
 /// How many services the map in the kernel holds.
@@ -26,6 +26,7 @@ struct Draft {
     name: Option<(String, Place)>,
     address: Option<Located>,
     fallback: Option<Located>,
+    rejects: bool,
     workers: Vec<DraftWorker>,
     auto_join: Option<AutoJoin>,
     rest: (Protocol, Policy, Threshold, SpreadSettings, Mode),
@@ -71,7 +72,10 @@ impl Draft {
             threshold,
             spread,
             mode,
-            fallback: self.fallback?.address,
+            fallback: match self.rejects {
+                true => None,
+                false => Some(self.fallback?.address),
+            },
             auto_join: self.auto_join,
             workers: workers
                 .map(|worker| {
@@ -215,15 +219,20 @@ fn draft(
         &[("nat", Mode::Nat)],
         &["dsr", "local"],
     );
+    let rejects = (table.fallback.as_ref()).is_some_and(|it| it.get_ref() == "reject");
     Draft {
         name,
         address,
-        fallback: reader.address(
-            "service.fallback",
-            &whole,
-            table.fallback,
-            "\"192.168.56.101:8080\"",
-        ),
+        fallback: match rejects {
+            true => None,
+            false => reader.address(
+                "service.fallback",
+                &whole,
+                table.fallback,
+                "\"192.168.56.101:8080\", or \"reject\"",
+            ),
+        },
+        rejects,
         workers: workers(reader, &whole, table.workers, auto_join.is_some()),
         auto_join,
         rest: (
@@ -269,12 +278,12 @@ fn workers(
             "\"worker1\"",
         );
         if let Some((name, place)) = &name
-            && name == MANAGER
+            && [MANAGER, NOBODY].contains(&name.as_str())
         {
             reader.refuse(
                 place,
                 ProblemKind::BadName,
-                format!("{MANAGER:?} is the name of every service's fallback"),
+                format!("{name:?} stands for a service's fallback"),
                 "another name",
                 "rename the worker, here and in its agent's --name",
             );

@@ -17,6 +17,8 @@ use super::*;
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const DOWN_AFTER: Duration = Duration::from_millis(1500);
 pub(super) const BEAT: Duration = Duration::from_millis(100);
+/// Nobody: what a service without a fallback selects while no worker is up.
+pub(super) const REFUSED: BackendId = BackendId(0);
 pub(super) const WEB: ServiceId = ServiceId(0);
 
 /// The three-node lab: worker1 is backend 1, worker2 backend 2, the manager backend 3.
@@ -55,10 +57,10 @@ pub(super) fn service(
         policy: Policy::Memory,
         threshold,
         spread: SpreadSettings::default(),
-        fallback: FallbackSettings {
+        fallback: Some(FallbackSettings {
             id: BackendId(first_backend + workers.len() as u32),
             address: address(8080),
-        },
+        }),
         backends,
     }
 }
@@ -113,7 +115,8 @@ impl Maps {
                 assert_ne!(before, Some(description), "said twice: {said}");
             }
             Command::Select { service, backend } => {
-                assert!(self.backends.contains_key(&backend), "unknown: {said}");
+                let known = backend == REFUSED || self.backends.contains_key(&backend);
+                assert!(known, "unknown: {said}");
                 select(service, Some(backend));
             }
             Command::SetPlaces {
@@ -135,7 +138,11 @@ impl Maps {
                 select(service, None);
             }
         }
-        for (service, backend) in &self.selection {
+        for (service, backend) in self
+            .selection
+            .iter()
+            .filter(|(_, it)| **it != Some(REFUSED))
+        {
             for backend in self.takers(*service, *backend) {
                 let state = self.backends[&backend].0;
                 assert!(

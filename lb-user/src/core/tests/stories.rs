@@ -354,3 +354,26 @@ fn who_comes_after_the_selected_worker_is_the_one_with_the_most_memory() {
     world.pass(ms(2_000));
     assert_eq!(world.selected(), MANAGER);
 }
+
+#[test]
+fn without_a_fallback_new_connections_are_refused_while_no_worker_is_up() {
+    let mut settings = lab(Threshold::Auto);
+    settings.services[0].fallback = None;
+    let mut world = World::new(settings);
+    assert_eq!(world.selected(), NOBODY);
+    assert_eq!(world.maps.selection[&WEB], Some(REFUSED));
+    world.start("worker1", 600);
+    assert_eq!(world.selected(), "worker1");
+    world.agents.clear();
+    world.events.clear();
+    world.pass(DOWN_AFTER + ms(1));
+    assert_eq!(world.selected(), NOBODY);
+    assert_eq!(world.maps.selection[&WEB], Some(REFUSED));
+    let said: Vec<String> = world.events.iter().map(Event::to_string).collect();
+    assert!(
+        said[1].ends_with("no worker is up any more; new connections are refused"),
+        "{said:?}"
+    );
+    let backends = world.core.snapshot(world.now).services.remove(0).backends;
+    assert_eq!(backends.len(), 2);
+}
