@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_common::maps::LAYOUT_VERSION;
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Node, Probe, Shape, cluster::binary, command::output,
     observe, require_root, wait_until,
@@ -205,7 +206,8 @@ fn refuses_pins_of_another_layout_and_names_the_remedy() {
     let pins = cluster.place.pin_path.display().to_string();
     let remedy = format!("memlb unload --pin-path {pins}");
     let refused = finish(&mut cluster.manager_command());
-    expect_failure(&refused, 1, &["layout 99", "layout 1", &remedy]);
+    let own = format!("layout {LAYOUT_VERSION}");
+    expect_failure(&refused, 1, &["layout 99", &own, &remedy]);
     // It has touched nothing.
     assert_eq!(cluster.page().unwrap(), "Worker1");
 
