@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{Array, Map, MapData};
 use lb_common::maps::LAYOUT_VERSION;
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Node, Probe, Shape, cluster::binary, command::output,
@@ -65,6 +66,50 @@ fn killed_again_and_again(attach: &str) {
     );
     let adopted = cluster.events_of("selection_adopted").unwrap();
     assert_eq!(adopted.len(), 10);
+}
+
+#[test]
+fn counts_open_connections_right_although_some_are_evicted() {
+    if !require_root() {
+        return;
+    }
+    const FLOWS: usize = 512;
+    let mut cluster = start(&ClusterOptions {
+        manager_arguments: vec!["--set".into(), format!("limits.flows={FLOWS}")],
+        ..ClusterOptions::default()
+    });
+    let open = |cluster: &Cluster| {
+        let client = &cluster.topology.client;
+        let mut connection = Connection::open(client, cluster.service(), SOON).unwrap();
+        connection.get("/").unwrap();
+        connection
+    };
+    // Far more than fit, so that the kernel has to evict some.
+    let mut connections: Vec<_> = (0..2 * FLOWS).map(|_| open(&cluster)).collect();
+    let worker1 = |cluster: &Cluster| {
+        let read = |map: &str| {
+            let map = MapData::from_pin(cluster.place.pin_path.join(map)).unwrap();
+            Array::<_, u64>::try_from(Map::Array(map)).unwrap()
+        };
+        let [active, lost] = ["active", "lost"].map(|map| read(map).get(&1, 0).unwrap());
+        active.saturating_sub(lost)
+    };
+    let is_right = |cluster: &Cluster| {
+        let status = cluster.status().unwrap();
+        let shown = observe::backend(&status, "worker1").unwrap()["flows"].as_u64();
+        shown == Some(worker1(cluster))
+    };
+    let patience = Duration::from_secs(20);
+    wait_until(patience, "the count is right", || is_right(&cluster)).unwrap();
+    let counted = usize::try_from(worker1(&cluster)).unwrap();
+    assert!((1..=FLOWS).contains(&counted), "{counted} are open");
+
+    cluster.kill_manager().unwrap();
+    connections.clear();
+    cluster.start_manager().unwrap();
+    wait_until(patience, "nothing is open", || worker1(&cluster) == 0).unwrap();
+    connections.push(open(&cluster));
+    wait_until(patience, "one is open", || worker1(&cluster) == 1).unwrap();
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub mod name {
     pub const FLOWS: &str = "flows";
     pub const HALF_OPEN: &str = "half_open";
     pub const ACTIVE: &str = "active";
+    pub const LOST: &str = "lost";
     pub const PORTS: &str = "ports";
     pub const VERDICTS: &str = "verdicts";
     pub const TRAFFIC: &str = "traffic";
@@ -27,7 +28,7 @@ pub mod name {
     /// Every map.
     pub const ALL: &[&str] = &[
         SETTINGS, SERVICES, SELECTION, POLICIES, CHOICES, BACKENDS, NEIGHBOURS, PORTS, FLOWS,
-        HALF_OPEN, ACTIVE, VERDICTS, TRAFFIC,
+        HALF_OPEN, ACTIVE, LOST, VERDICTS, TRAFFIC,
     ];
 }
 

@@ -122,6 +122,7 @@ fn the_names_of_the_maps_are_as_pinned() {
             "flows",
             "half_open",
             "active",
+            "lost",
             "verdicts",
             "traffic",
         ]

@@ -49,8 +49,13 @@ static FLOWS: LruHashMap<FlowKey, Flow, { DEFAULT_FLOW_ENTRIES as usize }> = Lru
 #[btf_map(name = "half_open")]
 static HALF_OPEN: Array<Handshake, { DEFAULT_HANDSHAKES as usize }> = Array::new();
 
+/// Connections that were established and not ended, by backend.
 #[btf_map(name = "active")]
 static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
+
+/// How many of those the table has lost since, as the manager finds.
+#[btf_map(name = "lost")]
+static LOST: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 #[btf_map(name = "ports")]
 static PORTS: Array<u64, { 2 * PORT_WORDS as usize }> = Array::new();
@@ -134,7 +139,9 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn active(&self, backend: u32) -> u32 {
-        ACTIVE.get(backend).map_or(0, |active| *active as u32)
+        let active = ACTIVE.get(backend).map_or(0, |active| *active);
+        let lost = LOST.get(backend).map_or(0, |lost| *lost);
+        active.saturating_sub(lost) as u32
     }
 
     #[inline(always)]

@@ -104,6 +104,7 @@ impl Datapath {
             .map_max_entries(name::FLOWS, FLOW_ENTRIES)
             .map_max_entries(name::HALF_OPEN, GROUPS * WAYS)
             .map_max_entries(name::ACTIVE, BACKENDS)
+            .map_max_entries(name::LOST, BACKENDS)
             .map_max_entries(name::BACKENDS, BACKENDS)
             .map_max_entries(name::NEIGHBOURS, BACKENDS)
             .map_max_entries(name::TRAFFIC, BACKENDS)

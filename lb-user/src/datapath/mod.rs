@@ -11,6 +11,7 @@ mod loopback;
 mod netlink;
 mod object;
 mod places;
+mod recount;
 mod stats;
 mod tables;
 
@@ -19,6 +20,7 @@ pub use attach::{Attachment, Choice, Mended};
 pub use flows::{Connection, ConnectionState, read_connections};
 pub use netlink::{Interface, Netlink, Route, Routes};
 pub use object::OBJECT;
+pub use recount::recount;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
 
 use std::{

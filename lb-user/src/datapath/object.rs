@@ -34,6 +34,7 @@ pub fn load(pin_path: &Path, limits: &Limits, interfaces: &[Interface]) -> Resul
         (name::FLOWS, limits.flows.saturating_mul(2)),
         (name::HALF_OPEN, half_open),
         (name::ACTIVE, limits.backends),
+        (name::LOST, limits.backends),
     ] {
         loader.map_max_entries(map, capacity);
     }

@@ -28,6 +28,7 @@ pub struct Tables {
     backends: Array<MapData, Backend>,
     neighbours: Array<MapData, Neighbour>,
     active: Array<MapData, u64>,
+    lost: Array<MapData, u64>,
     ports: Array<MapData, u64>,
     /// Only for its capacity.
     half_open: Array<MapData, Handshake>,
@@ -49,6 +50,7 @@ impl Tables {
             backends: array(ebpf, name::BACKENDS)?,
             neighbours: array(ebpf, name::NEIGHBOURS)?,
             active: array(ebpf, name::ACTIVE)?,
+            lost: array(ebpf, name::LOST)?,
             ports: array(ebpf, name::PORTS)?,
             half_open: array(ebpf, name::HALF_OPEN)?,
         })
@@ -136,9 +138,12 @@ impl Tables {
     }
 
     pub fn open_connections(&self, backend: u32) -> Result<u64> {
-        self.active
-            .get(&backend, 0)
-            .with_context(|| format!("read entry {backend} of map active"))
+        let read = |map: &Array<MapData, u64>, name| {
+            map.get(&backend, 0)
+                .with_context(|| format!("read entry {backend} of map {name}"))
+        };
+        let active = read(&self.active, name::ACTIVE)?;
+        Ok(active.saturating_sub(read(&self.lost, name::LOST)?))
     }
 
     pub fn place(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {

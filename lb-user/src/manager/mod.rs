@@ -10,6 +10,7 @@ mod joined;
 mod joining;
 mod kept;
 mod mend;
+mod recounting;
 mod reload;
 mod start;
 mod surveyor;
@@ -36,6 +37,7 @@ pub use instruction::{Instruction, Obedience};
 pub use joined::{Joined, Unfit};
 use kept::Kept;
 pub use kept::Written;
+use recounting::Recounting;
 pub use reload::{ReloadError, Reread};
 use start::{Doors, open};
 use surveyor::Surveyor;
@@ -70,6 +72,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
     } = &mut doors;
     let serving = server.serve(offices.clone());
     tokio::pin!(serving);
+    let _recounting = Recounting::start(offices.counters.pin_path.clone(), offices.counters.idle);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
