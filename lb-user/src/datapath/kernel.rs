@@ -4,8 +4,8 @@ use anyhow::{Context, Result, bail};
 use aya::util::KernelVersion;
 use procfs::process::Process;
 
-/// `bpf_ktime_get_coarse_ns` is the newest thing the programs need (Linux 5.11).
-const OLDEST_KERNEL: (u8, u8) = (5, 11);
+/// `bpf_loop` is the newest thing the programs need (Linux 5.17).
+const OLDEST_KERNEL: (u8, u8) = (5, 17);
 
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
