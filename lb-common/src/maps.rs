@@ -19,6 +19,7 @@ pub mod name {
     pub const NEIGHBOURS: &str = "neighbours";
     pub const FLOWS: &str = "flows";
     pub const HALF_OPEN: &str = "half_open";
+    pub const NOTES: &str = "notes";
     pub const ACTIVE: &str = "active";
     pub const LOST: &str = "lost";
     pub const PORTS: &str = "ports";
@@ -28,7 +29,7 @@ pub mod name {
     /// Every map.
     pub const ALL: &[&str] = &[
         SETTINGS, SERVICES, SELECTION, POLICIES, CHOICES, BACKENDS, NEIGHBOURS, PORTS, FLOWS,
-        HALF_OPEN, ACTIVE, LOST, VERDICTS, TRAFFIC,
+        HALF_OPEN, NOTES, ACTIVE, LOST, VERDICTS, TRAFFIC,
     ];
 }
 
@@ -44,8 +45,12 @@ pub const DEFAULT_BACKENDS: u32 = 256;
 pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
 /// Capacity of `half_open` unless configured: as many as ports towards the workers.
 pub const DEFAULT_HANDSHAKES: u32 = 28_672;
-/// How many places make a group of `half_open`; of more handshakes in one, the oldest goes.
-pub const WAYS: u32 = 16;
+/// How many places of `half_open`, and ports, a connection may take; of more handshakes in one column
+/// of them, the oldest goes.
+pub const ROWS: u32 = 16;
+
+/// Value of `notes`, by column of `half_open`: a word for each row that tells whose handshake is there.
+pub type Notes = [u32; ROWS as usize];
 
 /// The single value of `settings`.
 #[repr(C)]
@@ -63,8 +68,8 @@ pub struct Settings {
     pub half_open_idle_ns: u64,
     /// `net.ipv4.conf.lo.accept_local` as it was before memlb, to be put back when memlb goes.
     pub accept_local_before: u32,
-    /// How many groups of [`WAYS`] places `half_open` has; not more than there are ports.
-    pub half_open_groups: u32,
+    /// How many columns of [`ROWS`] places `half_open` has.
+    pub half_open_columns: u32,
 }
 
 /// Key of `services`.
@@ -300,8 +305,8 @@ pub struct Flow {
 
 /// Value of `half_open`: a connection whose client has not proved yet that it is there.
 ///
-/// Its place is one of a group of [`WAYS`], which the manager's port towards the worker names, as does
-/// the client's own address. Nothing is ever full here: the oldest handshake makes room.
+/// Each of the manager's ports towards the workers has one place; see `steer::place`. Nothing is ever
+/// full here: the oldest handshake makes room.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake {
@@ -320,7 +325,8 @@ pub struct Handshake {
     /// Mixed from what identifies the handshake, to recognize one that two processors wrote at once.
     pub seal: u64,
     pub created_ns: u64,
-    pub last_seen_ns: u64,
+    /// When the client sent its last SYN.
+    pub syn_ns: u64,
     /// The worker's initial sequence number, once it has answered.
     pub worker_sequence: u32,
     /// 1 once the worker has answered the SYN.
@@ -349,7 +355,7 @@ impl Handshake {
         client_sequence: 0,
         seal: 0,
         created_ns: 0,
-        last_seen_ns: 0,
+        syn_ns: 0,
         worker_sequence: 0,
         answered: 0,
         ended: 0,

@@ -33,7 +33,7 @@ fn the_layout_of_version_2_is_as_pinned() {
     assert_layout!(
         Settings, 40,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
-        closing_idle_ns 16, half_open_idle_ns 24, accept_local_before 32, half_open_groups 36
+        closing_idle_ns 16, half_open_idle_ns 24, accept_local_before 32, half_open_columns 36
     );
     assert_layout!(ServiceKey, 8, address 0, port 4, protocol 6, reserved 7);
     assert_layout!(Service, 4, id 0);
@@ -57,7 +57,7 @@ fn the_layout_of_version_2_is_as_pinned() {
     assert_layout!(
         Handshake, 112,
         client 0, leaves 16, client_mac 32, manager_mac 40, backend 48, service 52,
-        client_interface 56, client_sequence 60, seal 64, created_ns 72, last_seen_ns 80,
+        client_interface 56, client_sequence 60, seal 64, created_ns 72, syn_ns 80,
         worker_sequence 88, answered 92, ended 93, retries 94, reserved 95, packets_in 96,
         bytes_in 100, packets_out 104, bytes_out 108
     );
@@ -121,6 +121,7 @@ fn the_names_of_the_maps_are_as_pinned() {
             "ports",
             "flows",
             "half_open",
+            "notes",
             "active",
             "lost",
             "verdicts",

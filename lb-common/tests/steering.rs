@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     headers::TcpFlags,
-    maps::{Backend, FlowKey, Mac, Service, ServiceKey, direction, ended, mode, state},
+    maps::{Backend, FlowKey, Mac, ROWS, Service, ServiceKey, direction, ended, mode, state},
     steer::{Arrival, Decision, Exit, Hook, steer},
     verdict::Verdict,
 };
@@ -357,7 +357,7 @@ fn every_entry_has_its_twin(memory: &Memory) -> Result<(), TestCaseError> {
     }
     let now = memory.now_ns.get();
     for handshake in memory.handshakes() {
-        if now - handshake.last_seen_ns <= memory.settings.half_open_idle_ns {
+        if now - handshake.syn_ns <= memory.settings.half_open_idle_ns {
             prop_assert!(
                 worker_sides.insert(handshake.leaves),
                 "{:?} is shared",
@@ -407,7 +407,8 @@ fn small_lab() -> Memory {
     let mut memory = lab(64);
     memory.settings.nat_port_first = PORTS.start;
     memory.settings.nat_port_count = PORTS.len().try_into().unwrap();
-    memory.settings.half_open_groups = 1;
+    memory.settings.half_open_columns = 1;
+    memory.half_open.truncate(ROWS as usize);
     memory
 }
 

@@ -11,8 +11,8 @@ use aya_ebpf::{
 use lb_common::{
     maps::{
         Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, Flow,
-        FlowKey, Handshake, MAX_CHOICES, MAX_SERVICES, Neighbour, PORT_WORDS, Policy, Service,
-        ServiceKey, Settings, Traffic, port_bit, port_word,
+        FlowKey, Handshake, MAX_CHOICES, MAX_SERVICES, Neighbour, Notes, PORT_WORDS, Policy, ROWS,
+        Service, ServiceKey, Settings, Traffic, port_bit, port_word,
     },
     steer::{Arrival, Decision, Hook, InsertError, Step, Tables, Workbench},
     verdict::Verdict,
@@ -50,6 +50,9 @@ static FLOWS: LruHashMap<FlowKey, Flow, { DEFAULT_FLOW_ENTRIES as usize }> = Lru
 static HALF_OPEN: Array<Handshake, { DEFAULT_HANDSHAKES as usize }> = Array::new();
 
 /// Connections that were established and not ended, by backend.
+#[btf_map(name = "notes")]
+static NOTES: Array<Notes, { (DEFAULT_HANDSHAKES / ROWS) as usize }> = Array::new();
+
 #[btf_map(name = "active")]
 static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 
@@ -76,6 +79,7 @@ pub struct Maps;
 
 impl Tables for Maps {
     type Entry<'a> = &'a mut Flow;
+    type Notes<'a> = &'a mut Notes;
     type Place<'a> = &'a mut Handshake;
     type Workbench<'a> = &'a mut Workbench;
 
@@ -182,6 +186,14 @@ impl Tables for Maps {
     fn remove_established(&self, key: &FlowKey) {
         // An entry that is gone already is as good as removed.
         _ = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn notes(&self, column: u32) -> Option<&mut Notes> {
+        let notes = NOTES.get_ptr_mut(column)?;
+        // SAFETY: array slots live as long as the map; each word has its own place's writer, and a
+        // wrong one only hides a handshake.
+        Some(unsafe { &mut *notes })
     }
 
     #[inline(always)]

@@ -15,10 +15,9 @@ use aya::programs::{tc::SchedClassifierLink, xdp::XdpLink};
 use lb_common::{
     headers::PROTOCOL_TCP,
     maps::{
-        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Policy, SPREAD, Service,
-        ServiceKey, Settings, first_choice, mode, policy, port_bit, port_word, state,
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Policy, ROWS, SPREAD,
+        Service, ServiceKey, Settings, first_choice, mode, policy, port_bit, port_word, state,
     },
-    steer::PORT_ATTEMPTS,
 };
 use memlb_tests::require_root;
 use nix::{
@@ -29,7 +28,7 @@ use nix::{
 pub use crate::datapath::{Circumstances, Edge, Hook};
 use crate::{
     call::Call,
-    datapath::{BACKENDS, Counters, Datapath, GROUPS},
+    datapath::{BACKENDS, COLUMNS, Counters, Datapath},
     frame::Segment,
     lan::{self, Server, Station},
     outcome::{Counted, Outcome},
@@ -154,7 +153,7 @@ impl Bench {
             closing_idle_ns: nanoseconds(CLOSING_IDLE),
             half_open_idle_ns: nanoseconds(HALF_OPEN_IDLE),
             accept_local_before: 0,
-            half_open_groups: GROUPS,
+            half_open_columns: COLUMNS,
         };
         change(&mut settings);
         self.datapath.maps.settings.set(0, settings, 0).unwrap();
@@ -168,8 +167,8 @@ impl Bench {
         self.settings(|settings| {
             settings.nat_port_first = *ports.start();
             settings.nat_port_count = ports.end() - ports.start() + 1;
-            let rows = u32::from(settings.nat_port_count) / PORT_ATTEMPTS;
-            settings.half_open_groups = rows.clamp(1, GROUPS);
+            let columns = u32::from(settings.nat_port_count).div_ceil(ROWS);
+            settings.half_open_columns = columns.clamp(1, COLUMNS);
         });
     }
 
@@ -359,7 +358,7 @@ impl Bench {
     /// How long ago a handshake's last packet was.
     pub fn age(&self, handshake: &Handshake) -> Duration {
         let now = before_now(Duration::ZERO);
-        Duration::from_nanos(now.saturating_sub(handshake.last_seen_ns))
+        Duration::from_nanos(now.saturating_sub(handshake.syn_ns))
     }
 
     fn places(&self) -> Vec<(u32, Handshake)> {
@@ -408,7 +407,7 @@ impl Bench {
             self.put(key, flow);
         }
         self.change_handshakes(|handshake| {
-            for time in [&mut handshake.created_ns, &mut handshake.last_seen_ns] {
+            for time in [&mut handshake.created_ns, &mut handshake.syn_ns] {
                 *time = time.saturating_sub(age);
             }
         });
@@ -424,9 +423,13 @@ impl Bench {
 
     /// The same for a client's handshake.
     pub fn waited(&mut self, client: FlowKey, duration: Duration) {
+        let of_client = self.handshakes().into_iter();
+        let of_client = of_client.filter(|handshake| handshake.client == client);
+        // Abandoned ones lie about until their places are needed.
+        let last = of_client.map(|handshake| handshake.created_ns).max();
         self.change_handshakes(|handshake| {
-            if handshake.client == client {
-                handshake.last_seen_ns = before_now(duration);
+            if handshake.client == client && Some(handshake.created_ns) == last {
+                handshake.syn_ns = before_now(duration);
             }
         });
     }

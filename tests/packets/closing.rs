@@ -163,7 +163,7 @@ fn every_port_of_a_small_range_is_given_once() {
         let mut given = Vec::new();
         for port in 0..16 {
             let mut call = bench.call(CLIENT, 40_000 + 16 * port);
-            call.begins(bench, WORKER1);
+            call.connects(bench, WORKER1);
             given.push(call.nat_port);
         }
         given.sort_unstable();
@@ -248,30 +248,39 @@ fn the_port_of_a_flow_that_speaks_one_way_only_is_kept() {
 }
 
 #[test]
-fn the_port_of_a_handshake_without_answer_is_given_away_after_its_time() {
+fn the_oldest_handshake_makes_room_where_all_places_are_taken() {
     at_both_edges(|bench| {
-        bench.nat_ports(5_000..=5_000);
-        let mut holder = bench.call(CLIENT, 40_000);
-        holder.begins(bench, WORKER1);
-        bench.wait(HALF_OPEN_IDLE - A_WHILE);
-        is_refused(bench);
-        bench.wait(A_WHILE * 2);
-        takes_the_port_from(&holder, bench);
+        bench.nat_ports(5_000..=5_001);
+        let mut calls = [40_000, 40_001, 40_002].map(|port| bench.call(CLIENT, port));
+        for call in &mut calls {
+            bench.wait(A_WHILE);
+            call.begins(bench, WORKER1);
+        }
+        let [oldest, second, newest] = calls;
+        assert_eq!(newest.nat_port, oldest.nat_port);
+        bench.receives(&oldest.ack()).passes(Verdict::NoFlow);
+        for call in [second, newest] {
+            call.is_answered(bench, WORKER1);
+            call.requests(bench, WORKER1, &call.ack());
+        }
+        assert_eq!(bench.entries().len(), 4);
     });
 }
 
 #[test]
-fn the_port_of_a_handshake_that_the_client_abandons_is_given_away_after_its_time() {
+fn an_abandoned_handshake_is_nobodys_after_its_time() {
     at_both_edges(|bench| {
-        bench.nat_ports(5_000..=5_000);
-        let mut holder = bench.call(CLIENT, 40_000);
-        holder.begins(bench, WORKER1);
-        // A SYN flood's worker answers addresses that never asked.
-        holder.is_answered(bench, WORKER1);
-        bench.wait(HALF_OPEN_IDLE - A_WHILE);
-        is_refused(bench);
-        bench.wait(A_WHILE * 2);
-        takes_the_port_from(&holder, bench);
+        for answered in [false, true] {
+            let mut call = bench.call(CLIENT, 40_000);
+            call.begins(bench, WORKER1);
+            if answered {
+                call.is_answered(bench, WORKER1);
+            }
+            bench.wait(HALF_OPEN_IDLE + A_WHILE);
+            bench.receives(&call.ack()).passes(Verdict::NoFlow);
+            let late = call.syn_ack(WORKER1);
+            bench.receives(&late).passes(Verdict::NotOurs);
+        }
     });
 }
 

@@ -13,8 +13,8 @@ use aya::{
 };
 use lb_common::{
     maps::{
-        Backend, Counter, Flow, FlowKey, Handshake, Neighbour, Policy, Service, ServiceKey,
-        Settings, Traffic, WAYS, name,
+        Backend, Counter, Flow, FlowKey, Handshake, Neighbour, Policy, ROWS, Service, ServiceKey,
+        Settings, Traffic, name,
     },
     verdict::Verdict,
 };
@@ -25,7 +25,7 @@ use crate::outcome::{Action, Counted, Outcome};
 const FLOW_ENTRIES: u32 = 8_192;
 pub const BACKENDS: u32 = 8;
 /// Of places for handshakes; few, because tests read all of them.
-pub const GROUPS: u32 = 16;
+pub const COLUMNS: u32 = 16;
 
 /// The programs, loaded, and their maps.
 pub struct Datapath {
@@ -102,7 +102,8 @@ impl Datapath {
     fn load() -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, FLOW_ENTRIES)
-            .map_max_entries(name::HALF_OPEN, GROUPS * WAYS)
+            .map_max_entries(name::HALF_OPEN, COLUMNS * ROWS)
+            .map_max_entries(name::NOTES, COLUMNS)
             .map_max_entries(name::ACTIVE, BACKENDS)
             .map_max_entries(name::LOST, BACKENDS)
             .map_max_entries(name::BACKENDS, BACKENDS)

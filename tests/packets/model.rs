@@ -32,6 +32,8 @@ pub struct Connection {
     /// The manager's port towards the worker; the client's own towards the manager's own server.
     pub port: u16,
     pub established: bool,
+    /// When the client sent its last SYN.
+    begun: Duration,
     /// The sequence number of the worker's SYN-ACK.
     answer: Option<u32>,
     from_client: Side,
@@ -119,6 +121,9 @@ impl Model {
             flags & !FIN
         };
         connection.from_client.sees(proven, now);
+        if opens {
+            connection.begun = now;
+        }
         let goes = Expected::Goes(connection.server, connection.port);
         if !connection.established && flags & RST != 0 {
             self.connections.remove(at);
@@ -176,6 +181,7 @@ impl Model {
             server,
             port,
             established: false,
+            begun: self.now,
             answer: None,
             from_client: begun,
             from_server: begun,
@@ -238,7 +244,10 @@ impl Model {
         })
     }
 
-    fn silence(&self, connection: &Connection) -> Duration {
+    pub fn silence(&self, connection: &Connection) -> Duration {
+        if !connection.established {
+            return self.now - connection.begun;
+        }
         let [client, server] = self.silences(connection);
         client.min(server)
     }

@@ -1,11 +1,11 @@
 //! The beginning of a connection: a backend, a source port towards it, a place for the handshake.
 
 use super::{
-    Arrival, Decision, Exit, Step, Tables,
+    Arrival, Decision, Exit, Tables,
     choice::{choose, choose_another},
     flow::frees,
     handshake::forward_request,
-    place::{Candidates, NOWHERE, OWN, PORT_ATTEMPTS, TAKEN, find_client, room},
+    place::{Candidates, NOWHERE, TAKEN, find_client, room, take_note},
 };
 use crate::{
     maps::{FlowKey, Handshake, mode, state},
@@ -42,25 +42,16 @@ pub(super) fn begin<T: Tables>(
         backend: choose(tables, key, service),
         retries: 0,
     };
-    let mut place = claim(tables, arrival, start.backend);
-    if place >= LAST_HOP {
-        // A handshake that is under way goes on, whatever became of the choice since.
-        let under_way = find_client(tables, key);
-        if under_way != NOWHERE {
-            place = under_way | OWN;
-            start.backend = 0;
+    let under_way = find_client(tables, key);
+    if under_way != NOWHERE {
+        if !begins_anew(tables, arrival, under_way, &mut start) {
+            return forward_request(tables, arrival, under_way, decision);
         }
-    }
-    if is_own(place) {
-        place &= !OWN;
-        if !begins_anew(tables, arrival, place, &mut start) {
-            return forward_request(tables, arrival, place, decision);
-        }
-        if let Some(mut handshake) = tables.handshake(place) {
+        if let Some(mut handshake) = tables.handshake(under_way) {
             handshake.backend = 0;
         }
-        place = claim(tables, arrival, start.backend);
     }
+    let place = claim(tables, arrival, start.backend);
     match place {
         NO_BACKEND => Verdict::NoBackend,
         NO_ROUTE => Verdict::NoRoute,
@@ -91,13 +82,7 @@ const NO_BACKEND: u32 = TAKEN - 1;
 const NO_ROUTE: u32 = TAKEN - 2;
 const LAST_HOP: u32 = TAKEN - 3;
 
-#[inline(always)]
-fn is_own(place: u32) -> bool {
-    place < LAST_HOP && place & OWN != 0
-}
-
-/// Finds a place, and a source port towards the backend, that no other connection uses. The place is
-/// marked as [`OWN`] if a handshake of the same client is there.
+/// Finds a place, and a source port towards the backend, that no other connection uses.
 #[inline(never)]
 fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
     let Some(settings) = tables.settings() else {
@@ -123,7 +108,7 @@ fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
         drop(bench);
         // The client's own port goes on to the server: none but the client itself can be in the way.
         _ = frees(tables);
-        return room(tables, candidates.group());
+        return room(tables, candidates, false);
     }
     claim.leaves.source = backend.source;
     drop(bench);
@@ -133,38 +118,10 @@ fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
     if backend.interface == 0 {
         return NO_ROUTE;
     }
-    let mut search = Search { place: EXHAUSTED };
-    if candidates.has_ports() {
-        tables.repeat(PORT_ATTEMPTS, &mut search);
+    if settings.nat_port_count == 0 {
+        return EXHAUSTED;
     }
-    search.place
-}
-
-/// The search for a source port towards the worker, one a step.
-#[repr(C)]
-struct Search {
-    place: u32,
-}
-
-impl Step for Search {
-    #[inline(always)]
-    fn step<T: Tables>(&mut self, tables: &T, attempt: u32) -> bool {
-        let Some(settings) = tables.settings() else {
-            return true;
-        };
-        let Some(mut bench) = tables.workbench() else {
-            return true;
-        };
-        let candidates = Candidates::of_client(&settings, &bench.claim.client);
-        bench.claim.leaves.source_port = candidates.port(attempt);
-        drop(bench);
-        let place = room(tables, candidates.group());
-        let fits = place != TAKEN && (place & OWN != 0 || frees(tables));
-        if fits {
-            self.place = place;
-        }
-        fits
-    }
+    room(tables, candidates, true)
 }
 
 /// Whether a SYN whose client has a handshake under way begins another one, and with which backend: it
@@ -178,7 +135,7 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     let (tried, retries) = (handshake.backend, handshake.retries);
     let is_same = handshake.client_sequence == arrival.sequence;
     let answered = handshake.answered == 1;
-    let last_seen_ns = handshake.last_seen_ns;
+    let syn_ns = handshake.syn_ns;
     drop(handshake);
     let Some(worker) = tables.backend(tried) else {
         return true;
@@ -186,15 +143,23 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     if !is_same || worker.state != state::UP {
         return true;
     }
-    let silence = tables.now_ns().saturating_sub(last_seen_ns);
+    let silence = tables.now_ns().saturating_sub(syn_ns);
     if answered || silence < SOONEST_RETRY_NS {
         return false;
     }
-    if start.backend == tried || start.backend == 0 {
+    if start.backend == tried || !takes(tables, start.backend) {
         start.backend = choose_another(tables, start.service, tried, retries);
     }
     start.retries = retries.wrapping_add(1);
     start.backend != 0
+}
+
+#[inline(always)]
+fn takes<T: Tables>(tables: &T, id: u32) -> bool {
+    let Some(backend) = tables.backend(id) else {
+        return false;
+    };
+    id != 0 && backend.state == state::UP
 }
 
 #[inline(always)]
@@ -213,9 +178,10 @@ fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
         client_interface: arrival.interface,
         client_sequence: arrival.sequence,
         created_ns: now,
-        last_seen_ns: now,
+        syn_ns: now,
         retries: start.retries,
         ..Handshake::FREE
     };
     handshake.seal = handshake.expected_seal();
+    take_note(tables, place, &bench.claim.client);
 }

@@ -54,6 +54,9 @@ pub(super) fn choose_another<T: Tables>(tables: &T, service: u32, tried: u32, re
     let Some(policy) = tables.policy(service) else {
         return 0;
     };
+    if policy.slots == 0 {
+        return 0;
+    }
     let places = Places {
         first: first_choice(service, policy.generation),
         slots: policy.slots.min(CHOICE_SLOTS),

@@ -28,7 +28,6 @@ pub(super) fn answer<T: Tables>(
     let Some(backend) = tables.backend(handshake.backend) else {
         return Verdict::NoBackend;
     };
-    handshake.last_seen_ns = tables.now_ns();
     handshake.packets_out = handshake.packets_out.wrapping_add(arrival.packets);
     handshake.bytes_out = handshake.bytes_out.wrapping_add(arrival.bytes);
     handshake.ended |= ending(arrival.flags);
@@ -105,7 +104,9 @@ pub(super) fn forward_request<T: Tables>(
     let Some(backend) = tables.backend(handshake.backend) else {
         return Verdict::NoBackend;
     };
-    handshake.last_seen_ns = tables.now_ns();
+    if arrival.flags.opens() {
+        handshake.syn_ns = tables.now_ns();
+    }
     handshake.packets_in = handshake.packets_in.wrapping_add(arrival.packets);
     handshake.bytes_in = handshake.bytes_in.wrapping_add(arrival.bytes);
     leave(&way(&handshake), &backend, arrival, decision)

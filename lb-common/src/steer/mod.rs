@@ -17,8 +17,8 @@ use core::ops::DerefMut;
 use crate::{
     headers::TcpFlags,
     maps::{
-        Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Policy, Service, ServiceKey, Settings,
-        mode,
+        Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Notes, Policy, Service, ServiceKey,
+        Settings, mode,
     },
     verdict::Verdict,
 };
@@ -28,7 +28,6 @@ use place::{NOWHERE, find_client, find_worker};
 
 pub use begin::Claim;
 pub use choice::COMPARED;
-pub use place::PORT_ATTEMPTS;
 
 /// Where the packet met the program.
 #[repr(u8)]
@@ -142,6 +141,10 @@ pub trait Tables {
     type Entry<'a>: DerefMut<Target = Flow>
     where
         Self: 'a;
+    /// The notes of a column, writable in place.
+    type Notes<'a>: DerefMut<Target = Notes>
+    where
+        Self: 'a;
     /// A place of the half-open table, writable in place.
     type Place<'a>: DerefMut<Target = Handshake>
     where
@@ -170,6 +173,8 @@ pub trait Tables {
     /// Room for what is being made: it is too large for the stack of a BPF program.
     fn workbench(&self) -> Option<Self::Workbench<'_>>;
 
+    /// Whose handshakes are in a column of the half-open table.
+    fn notes(&self, column: u32) -> Option<Self::Notes<'_>>;
     /// A place of the half-open table.
     fn handshake(&self, place: u32) -> Option<Self::Place<'_>>;
 

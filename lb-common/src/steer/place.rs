@@ -1,44 +1,43 @@
 //! Where a handshake is kept, and which of the manager's ports it may take towards its worker.
 //!
-//! The client's address and port name a group of places, so that its packets find the handshake. All
-//! ports that it may take name the same group, so that the worker's packets find it, too: the ports
-//! are laid out in rows as long as there are groups, and a client's ports are those of one column.
+//! Each port has one place, for one handshake at a time. The ports are laid out in rows, and a
+//! client's address and port name a column: its handshake stands in one of that column's places, and
+//! a note for each column says whose. So a client's packets find the handshake by one look at the
+//! notes, and a worker's find it by the port that they are sent to.
 
-use super::{Hook, Step, Tables};
-use crate::maps::{FlowKey, Handshake, Settings, WAYS};
+use super::{Hook, Step, Tables, flow::frees};
+use crate::maps::{FlowKey, Handshake, ROWS, Settings};
 
-/// How many source ports are tried towards a worker before a connection is refused.
-pub const PORT_ATTEMPTS: u32 = 16;
-
-/// The ports that a client's connection may take, in the order in which they are tried.
+/// The places and ports that a client's connection may take, in the order in which they are tried.
 ///
 /// The first one adds the client's port to an offset that depends on its address only: as long as
 /// the range is no smaller than the client's own, a client's connections never share a port, and
 /// a port comes back to the worker no sooner than to the client, whose TIME_WAIT then protects both.
 #[derive(Clone, Copy)]
 pub(super) struct Candidates {
-    first: u32,
-    row: u32,
+    first_port: u32,
+    columns: u32,
+    /// At least 1, where a connection needs a place although there are no ports.
     rows: u32,
     column: u32,
-    groups: u32,
+    row: u32,
 }
 
 impl Candidates {
     #[inline(always)]
     pub fn of(settings: &Settings, address: [u8; 4], port: [u8; 2]) -> Self {
-        let groups = settings.half_open_groups;
-        let rows = quotient(settings.nat_port_count.into(), groups);
+        let columns = settings.half_open_columns;
+        let rows = quotient(settings.nat_port_count.into(), columns).clamp(1, ROWS);
         let address = u32::from_be_bytes(address);
         let start = (address.wrapping_mul(0x9e37_79b1) >> 8)
             .wrapping_add(u32::from(u16::from_be_bytes(port)));
-        let offset = remainder(start, rows.max(1) * groups);
+        let offset = remainder(start, rows * columns);
         Self {
-            first: settings.nat_port_first.into(),
-            row: quotient(offset, groups),
+            first_port: settings.nat_port_first.into(),
+            columns,
             rows,
-            column: remainder(offset, groups),
-            groups,
+            column: remainder(offset, columns),
+            row: quotient(offset, columns),
         }
     }
 
@@ -48,20 +47,19 @@ impl Candidates {
     }
 
     #[inline(always)]
-    pub fn has_ports(&self) -> bool {
-        self.rows != 0
+    pub fn rows(self) -> u32 {
+        self.rows
     }
 
     #[inline(always)]
     pub fn port(self, attempt: u32) -> [u8; 2] {
         let row = remainder(self.row + attempt, self.rows);
-        ((self.first + row * self.groups + self.column) as u16).to_be_bytes()
+        ((self.first_port + row * self.columns + self.column) as u16).to_be_bytes()
     }
 
-    /// The first place of the group.
     #[inline(always)]
-    pub fn group(self) -> u32 {
-        self.column * WAYS
+    pub fn place(self, attempt: u32) -> u32 {
+        self.column * ROWS + remainder(self.row + attempt, self.rows)
     }
 }
 
@@ -77,25 +75,24 @@ pub(super) fn find_worker<T: Tables>(tables: &T, hook: Hook, key: &FlowKey) -> u
     let Some(settings) = tables.settings() else {
         return NOWHERE;
     };
-    let first = if hook == Hook::Ingress {
-        let port = u16::from_be_bytes(key.destination_port);
-        let offset = u32::from(port.wrapping_sub(settings.nat_port_first));
-        if offset >= u32::from(settings.nat_port_count) {
-            return NOWHERE;
-        }
-        remainder(offset, settings.half_open_groups) * WAYS
-    } else {
-        Candidates::of(&settings, key.destination, key.destination_port).group()
-    };
     let leaves = key.reversed();
-    for way in 0..WAYS {
-        let place = first + way;
-        if let Some(handshake) = tables.handshake(place)
-            && handshake.leaves.is(&leaves)
-            && is_under_way(&handshake, &settings, tables.now_ns())
-        {
-            return place;
-        }
+    if hook != Hook::Ingress {
+        return find(tables, &settings, &leaves, |handshake| {
+            handshake.leaves.is(&leaves)
+        });
+    }
+    let port = u16::from_be_bytes(key.destination_port);
+    let offset = u32::from(port.wrapping_sub(settings.nat_port_first));
+    let row = quotient(offset, settings.half_open_columns);
+    if offset >= u32::from(settings.nat_port_count) || row >= ROWS {
+        return NOWHERE;
+    }
+    let place = remainder(offset, settings.half_open_columns) * ROWS + row;
+    if let Some(handshake) = tables.handshake(place)
+        && handshake.leaves.is(&leaves)
+        && is_under_way(&handshake, &settings, tables.now_ns())
+    {
+        return place;
     }
     NOWHERE
 }
@@ -106,12 +103,31 @@ pub(super) fn find_client<T: Tables>(tables: &T, key: &FlowKey) -> u32 {
     let Some(settings) = tables.settings() else {
         return NOWHERE;
     };
-    let first = Candidates::of_client(&settings, key).group();
-    for way in 0..WAYS {
-        let place = first + way;
+    find(tables, &settings, key, |handshake| handshake.client.is(key))
+}
+
+/// Looks through the column of the client whose packets have the tuple `client`, or leave with it
+/// where its address stays.
+#[inline(always)]
+fn find<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    client: &FlowKey,
+    is_it: impl Fn(&Handshake) -> bool,
+) -> u32 {
+    let candidates = Candidates::of_client(settings, client);
+    let Some(notes) = tables.notes(candidates.column) else {
+        return NOWHERE;
+    };
+    let note = note(client);
+    for row in 0..ROWS {
+        if notes[row as usize] != note {
+            continue;
+        }
+        let place = candidates.column * ROWS + row;
         if let Some(handshake) = tables.handshake(place)
-            && handshake.client.is(key)
-            && is_under_way(&handshake, &settings, tables.now_ns())
+            && is_it(&handshake)
+            && is_under_way(&handshake, settings, tables.now_ns())
         {
             return place;
         }
@@ -119,74 +135,88 @@ pub(super) fn find_client<T: Tables>(tables: &T, key: &FlowKey) -> u32 {
     NOWHERE
 }
 
-/// What [`room`] returns when another client's handshake leaves with the same tuple.
+/// Notes whose handshake is kept at `place`.
+#[inline(always)]
+pub(super) fn take_note<T: Tables>(tables: &T, place: u32, client: &FlowKey) {
+    if let Some(mut notes) = tables.notes(place / ROWS) {
+        notes[(place % ROWS) as usize] = note(client);
+    }
+}
+
+/// A client's address and port as one well-mixed word, never 0.
+#[inline(always)]
+fn note(client: &FlowKey) -> u32 {
+    let port = u32::from(u16::from_be_bytes(client.source_port));
+    (u32::from_be_bytes(client.source) ^ port.rotate_left(16)).wrapping_mul(0x85eb_ca6b) | 1
+}
+
+/// What is found instead of a place where no port is free.
 pub(super) const TAKEN: u32 = u32::MAX;
 
-/// What [`room`] adds to a place that holds a handshake of the very client.
-pub(super) const OWN: u32 = 1 << 31;
-
-/// Looks for a place for the workbench's claim in the group that begins at `first`: a free one, or the
-/// one whose handshake waited longest.
+/// Looks for a place for the workbench's claim: a free one, or the one whose handshake waited
+/// longest, and with it for a port towards the worker, if it needs one, that nobody else has.
 #[inline(always)]
-pub(super) fn room<T: Tables>(tables: &T, first: u32) -> u32 {
-    let mut room = Room {
-        longest: 0,
-        first,
-        place: first,
+pub(super) fn room<T: Tables>(tables: &T, candidates: Candidates, needs_port: bool) -> u32 {
+    let mut search = Search {
+        longest_ns: 0,
+        attempt: TAKEN,
+        needs_port: needs_port.into(),
     };
-    tables.repeat(WAYS, &mut room);
-    room.place
+    tables.repeat(candidates.rows(), &mut search);
+    if search.attempt == TAKEN {
+        return TAKEN;
+    }
+    if needs_port && let Some(mut bench) = tables.workbench() {
+        bench.claim.leaves.source_port = candidates.port(search.attempt);
+    }
+    candidates.place(search.attempt)
 }
 
-/// The look at a group, one of its places a step.
+/// The search for a place, one row a step.
 #[repr(C)]
-struct Room {
-    /// How long the handshake at `place` was silent; more than any if it is free.
-    longest: u64,
-    first: u32,
-    /// What was found so far: a plain number, because the verifier goes through every way of putting
-    /// an enum together.
-    place: u32,
+struct Search {
+    /// How long the handshake in the way of `attempt` was silent.
+    longest_ns: u64,
+    /// The best until now.
+    attempt: u32,
+    needs_port: u32,
 }
 
-impl Step for Room {
+impl Step for Search {
     #[inline(always)]
-    fn step<T: Tables>(&mut self, tables: &T, way: u32) -> bool {
-        let place = self.first + way;
-        let Some(handshake) = tables.handshake(place) else {
-            return true;
-        };
+    fn step<T: Tables>(&mut self, tables: &T, attempt: u32) -> bool {
         let Some(settings) = tables.settings() else {
             return true;
         };
-        let Some(bench) = tables.workbench() else {
+        let Some(mut bench) = tables.workbench() else {
             return true;
         };
-        let silence = tables.now_ns().saturating_sub(handshake.last_seen_ns);
-        let is_free = handshake.backend == 0 || silence > settings.half_open_idle_ns;
-        let own = handshake.client.is(&bench.claim.client);
-        if !is_free && own {
-            self.place = place | OWN;
+        let candidates = Candidates::of_client(&settings, &bench.claim.client);
+        if self.needs_port == 1 {
+            bench.claim.leaves.source_port = candidates.port(attempt);
+        }
+        drop(bench);
+        let Some(handshake) = tables.handshake(candidates.place(attempt)) else {
             return true;
+        };
+        let now = tables.now_ns();
+        let is_free = !is_under_way(&handshake, &settings, now);
+        let silence_ns = now.saturating_sub(handshake.syn_ns);
+        drop(handshake);
+        let better = is_free || self.attempt == TAKEN || silence_ns > self.longest_ns;
+        if !better || self.needs_port == 1 && !frees(tables) {
+            return false;
         }
-        if !is_free && handshake.leaves.is(&bench.claim.leaves) {
-            self.place = TAKEN;
-            return true;
-        }
-        let waited = if is_free { u64::MAX } else { silence };
-        // The client's own abandoned one is the best, so that it never has two.
-        if waited > self.longest || (is_free && own) {
-            self.longest = waited;
-            self.place = place;
-        }
-        false
+        self.attempt = attempt;
+        self.longest_ns = silence_ns;
+        is_free
     }
 }
 
 /// Whether packets still belong to a handshake: an abandoned one's port may be another's by now.
 #[inline(always)]
 fn is_under_way(handshake: &Handshake, settings: &Settings, now: u64) -> bool {
-    handshake.is_whole() && now.saturating_sub(handshake.last_seen_ns) <= settings.half_open_idle_ns
+    handshake.is_whole() && now.saturating_sub(handshake.syn_ns) <= settings.half_open_idle_ns
 }
 
 #[inline(always)]

@@ -8,8 +8,8 @@ use std::{
 
 use lb_common::{
     maps::{
-        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Policy, Service, ServiceKey,
-        Settings, WAYS,
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Notes, Policy, ROWS, Service,
+        ServiceKey, Settings,
     },
     steer::{Claim, InsertError, Step, Tables, Workbench},
 };
@@ -17,7 +17,7 @@ use lb_common::{
 pub const SECOND: u64 = 1_000_000_000;
 
 /// Of places for handshakes.
-const GROUPS: u32 = 1_792;
+const COLUMNS: u32 = 1_792;
 
 /// What the datapath keeps, with a clock that the test moves.
 #[derive(Clone, Debug)]
@@ -33,6 +33,7 @@ pub struct Memory {
     pub backends: Vec<Backend>,
     pub established: FlowTable,
     pub half_open: Vec<RefCell<Handshake>>,
+    notes: Vec<RefCell<Notes>>,
     workbench: RefCell<Workbench>,
 }
 
@@ -63,7 +64,7 @@ impl Memory {
                 closing_idle_ns: 10 * SECOND,
                 half_open_idle_ns: 30 * SECOND,
                 accept_local_before: 0,
-                half_open_groups: GROUPS,
+                half_open_columns: COLUMNS,
             },
             services: BTreeMap::new(),
             selection: vec![0; 4],
@@ -73,9 +74,10 @@ impl Memory {
             turn: Cell::new(0),
             backends: vec![Backend::default(); 4],
             established: FlowTable::new(capacity),
-            half_open: (0..GROUPS * WAYS)
+            half_open: (0..COLUMNS * ROWS)
                 .map(|_| RefCell::new(Handshake::FREE))
                 .collect(),
+            notes: (0..COLUMNS).map(|_| RefCell::default()).collect(),
             workbench: RefCell::new(Workbench {
                 request: empty(),
                 reply: empty(),
@@ -157,6 +159,7 @@ impl FlowTable {
 
 impl Tables for Memory {
     type Entry<'a> = RefMut<'a, Flow>;
+    type Notes<'a> = RefMut<'a, Notes>;
     type Place<'a> = RefMut<'a, Handshake>;
     type Workbench<'a> = RefMut<'a, Workbench>;
 
@@ -226,6 +229,10 @@ impl Tables for Memory {
 
     fn remove_established(&self, key: &FlowKey) {
         self.established.remove(key);
+    }
+
+    fn notes(&self, column: u32) -> Option<RefMut<'_, Notes>> {
+        self.notes.get(column as usize).map(RefCell::borrow_mut)
     }
 
     fn handshake(&self, place: u32) -> Option<RefMut<'_, Handshake>> {

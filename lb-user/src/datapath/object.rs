@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use lb_common::maps::{WAYS, name};
+use lb_common::maps::{ROWS, name};
 
-use super::{netlink::Interface, tables::half_open_groups};
+use super::{netlink::Interface, tables::half_open_columns};
 use crate::config::Limits;
 
 /// The ELF object with all programs and maps.
@@ -26,13 +26,14 @@ pub fn load(pin_path: &Path, limits: &Limits, interfaces: &[Interface]) -> Resul
         loader.map_pin_path(map, pin_path.join(map));
     }
     // Every connection has an entry for each direction.
-    let half_open = half_open_groups(limits).saturating_mul(WAYS);
+    let columns = half_open_columns(limits);
     for (map, capacity) in [
         (name::BACKENDS, limits.backends),
         (name::NEIGHBOURS, limits.backends),
         (name::TRAFFIC, limits.backends),
         (name::FLOWS, limits.flows.saturating_mul(2)),
-        (name::HALF_OPEN, half_open),
+        (name::HALF_OPEN, columns * ROWS),
+        (name::NOTES, columns),
         (name::ACTIVE, limits.backends),
         (name::LOST, limits.backends),
     ] {

@@ -135,7 +135,7 @@ impl Stats {
                 .context("open map half_open")?;
         let under_way = |handshake: &Handshake| {
             handshake.is_whole()
-                && now.saturating_sub(handshake.last_seen_ns) <= settings.half_open_idle_ns
+                && now.saturating_sub(handshake.syn_ns) <= settings.half_open_idle_ns
         };
         let present: Vec<_> = table
             .iter()

@@ -14,7 +14,6 @@ use aya::{
 use lb_common::{
     headers::PROTOCOL_TCP,
     maps::{self, Backend, Handshake, Neighbour, Service, ServiceKey, mode, name, state},
-    steer::PORT_ATTEMPTS,
 };
 
 use super::places::Places;
@@ -67,7 +66,7 @@ impl Tables {
             closing_idle_ns: nanoseconds(limits.closing_idle),
             half_open_idle_ns: nanoseconds(limits.half_open_idle),
             accept_local_before,
-            half_open_groups: half_open_groups(limits).min(self.half_open.len() / maps::WAYS),
+            half_open_columns: half_open_columns(limits).min(self.half_open.len() / maps::ROWS),
         };
         self.settings
             .set(0, settings, 0)
@@ -184,11 +183,10 @@ impl Tables {
     }
 }
 
-/// How many groups of places for handshakes there should be, so that a connection has
-/// [`PORT_ATTEMPTS`] ports to choose from.
-pub fn half_open_groups(limits: &Limits) -> u32 {
+/// How many columns of places for handshakes there should be, so that each port has a place.
+pub fn half_open_columns(limits: &Limits) -> u32 {
     let ports = u32::from(limits.nat_ports.last - limits.nat_ports.first) + 1;
-    (ports / PORT_ATTEMPTS).max(1)
+    ports.div_ceil(maps::ROWS)
 }
 
 pub fn service_key(address: SocketAddrV4) -> ServiceKey {

@@ -11,10 +11,9 @@ use aya::{
 use lb_common::{
     headers::PROTOCOL_TCP,
     maps::{
-        Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, Service,
+        Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, ROWS, Service,
         ServiceKey, Settings, Traffic, direction, mode, name, port_bit, port_word, state,
     },
-    steer::PORT_ATTEMPTS,
 };
 
 use crate::{
@@ -373,7 +372,7 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
         closing_idle_ns: nanoseconds(Duration::from_secs(10))?,
         half_open_idle_ns: nanoseconds(Duration::from_secs(30))?,
         accept_local_before: 0,
-        half_open_groups: 28_672 / PORT_ATTEMPTS,
+        half_open_columns: 28_672 / ROWS,
     };
     let service = ServiceKey {
         address: MANAGER,
