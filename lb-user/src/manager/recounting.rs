@@ -1,16 +1,23 @@
 //! Has open connections counted now and then, in a task of its own: reading the flow table takes time.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     task::{JoinHandle, spawn_blocking},
-    time::{MissedTickBehavior, interval},
+    time::sleep,
 };
 use tracing::warn;
 
 use crate::datapath;
 
+/// At most so often.
 const INTERVAL: Duration = Duration::from_secs(5);
+
+/// A large table takes long: between two counts passes this many times what the last one took.
+const REST: u32 = 500;
 
 /// Ended when dropped.
 #[derive(Debug)]
@@ -29,12 +36,10 @@ impl Drop for Recounting {
 }
 
 async fn recount(pin_path: PathBuf, idle: Duration) {
-    let mut ticks = interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failing = false;
     loop {
-        ticks.tick().await;
         let pin_path = pin_path.clone();
+        let begun = Instant::now();
         let counted = match spawn_blocking(move || datapath::recount(&pin_path, idle)).await {
             Ok(counted) => counted,
             Err(error) => Err(error.into()),
@@ -45,5 +50,6 @@ async fn recount(pin_path: PathBuf, idle: Duration) {
             warn!("count open connections: {error:#}; trying again");
         }
         failing = counted.is_err();
+        sleep(INTERVAL.max(begun.elapsed() * REST)).await;
     }
 }
