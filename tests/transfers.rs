@@ -43,7 +43,7 @@ fn finishes_200_downloads_over_a_selection_change_and_a_manager_killed_with_xdp(
 
 fn downloads_over_changes(attach: &str) {
     let mut cluster = start(attach);
-    let [blob, _] = put_blobs(&cluster, MIB);
+    let [blob, other] = put_blobs(&cluster, MIB);
     let server = cluster.service();
     let begun = Barrier::new(PARALLEL + 1);
     let changed = Barrier::new(PARALLEL + 1);
@@ -68,7 +68,13 @@ fn downloads_over_changes(attach: &str) {
         cluster.kill_manager().unwrap();
         assert_eq!(cluster.page().unwrap(), "Worker2");
         cluster.start_manager().unwrap();
-        assert_eq!(traffic(&cluster, "worker1", "flows"), PARALLEL as u64);
+        // A SYN that the network lost goes to the other worker when it is repeated.
+        let open = |worker| traffic(&cluster, worker, "flows");
+        wait_until(SOON, "all downloads to be open", || {
+            open("worker1") + open("worker2") == PARALLEL as u64
+        })
+        .unwrap();
+        assert!(open("worker1") >= PARALLEL as u64 * 9 / 10);
         drop(released);
         let outcomes = threads
             .into_iter()
@@ -80,7 +86,8 @@ fn downloads_over_changes(attach: &str) {
         outcomes
     });
     for outcome in outcomes {
-        assert!(outcome.unwrap() == blob, "not what worker1 has sent");
+        let received = outcome.unwrap();
+        assert!(received == blob || received == other, "not what was sent");
     }
     wait_until(SOON, "every flow to end", || {
         traffic(&cluster, "worker1", "flows") == 0
