@@ -2,7 +2,7 @@
 
 use super::{
     Arrival, Decision, Exit, Tables,
-    choice::{choose, choose_another},
+    choice::{choose, choose_another, is_up},
     flow::frees,
     handshake::forward_request,
     place::{Candidates, NOWHERE, TAKEN, find_client, room, take_note},
@@ -147,19 +147,11 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     if answered || silence < SOONEST_RETRY_NS {
         return false;
     }
-    if start.backend == tried || !takes(tables, start.backend) {
+    if start.backend == tried || !is_up(tables, start.backend) {
         start.backend = choose_another(tables, start.service, tried, retries);
     }
     start.retries = retries.wrapping_add(1);
     start.backend != 0
-}
-
-#[inline(always)]
-fn takes<T: Tables>(tables: &T, id: u32) -> bool {
-    let Some(backend) = tables.backend(id) else {
-        return false;
-    };
-    id != 0 && backend.state == state::UP
 }
 
 #[inline(always)]

@@ -145,8 +145,9 @@ fn weight_if_up<T: Tables>(tables: &T, id: u32) -> u64 {
     up * u64::from(backend.weight)
 }
 
+/// Whether a backend takes new connections.
 #[inline(always)]
-fn is_up<T: Tables>(tables: &T, id: u32) -> bool {
+pub(super) fn is_up<T: Tables>(tables: &T, id: u32) -> bool {
     let Some(backend) = tables.backend(id) else {
         return false;
     };

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map};
+use aya::maps::{HashMap, Map, MapData};
 use lb_common::maps::{Flow, FlowKey, direction, ended, name};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -59,10 +59,10 @@ impl ConnectionState {
 ///
 /// Names the map that could not be opened.
 pub fn read_connections(pin_path: &Path) -> Result<Vec<Connection>> {
-    let data = open_map(pin_path, name::FLOWS)?;
-    let table: HashMap<_, FlowKey, Flow> =
-        HashMap::try_from(Map::LruHashMap(data)).context("open map flows")?;
-    let entries: BTreeMap<FlowKey, Flow> = table.iter().filter_map(Result::ok).collect();
+    let entries: BTreeMap<FlowKey, Flow> = open_flows(pin_path)?
+        .iter()
+        .filter_map(Result::ok)
+        .collect();
     let now = monotonic_ns()?;
     let requests = entries
         .iter()
@@ -72,6 +72,12 @@ pub fn read_connections(pin_path: &Path) -> Result<Vec<Connection>> {
         .collect();
     connections.sort_by_key(|connection| connection.age);
     Ok(connections)
+}
+
+/// Opens the pinned flow table.
+pub(super) fn open_flows(pin_path: &Path) -> Result<HashMap<MapData, FlowKey, Flow>> {
+    let data = open_map(pin_path, name::FLOWS)?;
+    HashMap::try_from(Map::LruHashMap(data)).context("open map flows")
 }
 
 fn connection(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, now: u64) -> Connection {

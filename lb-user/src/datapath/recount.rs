@@ -4,10 +4,10 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, Map, MapData};
-use lb_common::maps::{Flow, FlowKey, name};
+use aya::maps::{Array, Map, MapData};
+use lb_common::maps::name;
 
-use super::{bpffs::open_map, stats::monotonic_ns};
+use super::{bpffs::open_map, flows::open_flows, stats::monotonic_ns};
 
 /// Counts the flow table's open connections, and writes into map `lost` how many of those in `active`
 /// are no longer there. Nothing else writes `lost`.
@@ -33,9 +33,7 @@ pub fn recount(pin_path: &Path, idle: Duration) -> Result<()> {
 
 /// The connections that `active` counts and that are still there, by backend.
 fn present(pin_path: &Path, idle: Duration) -> Result<BTreeMap<u32, u64>> {
-    let flows: HashMap<_, FlowKey, Flow> =
-        HashMap::try_from(Map::LruHashMap(open_map(pin_path, name::FLOWS)?))
-            .context("open map flows")?;
+    let flows = open_flows(pin_path)?;
     let now = monotonic_ns()?;
     let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
     let mut present = BTreeMap::new();

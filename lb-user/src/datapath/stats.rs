@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use anyhow::{Context, Result};
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, PerCpuArray},
 };
 use lb_common::{
     maps::{Counter, Flow, FlowKey, Handshake, Settings, Traffic, direction, ended, name},
@@ -14,7 +14,7 @@ use lb_common::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::bpffs::open_map;
+use super::{bpffs::open_map, flows::open_flows};
 
 /// Counters since the maps were made, and connections at this moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -103,11 +103,13 @@ impl Stats {
     /// Reads the flow table: how full it is, and the backends of its connections, one for each that
     /// is not over. The table changes while it is read; what vanishes meanwhile is left out.
     fn open_connections(&mut self, pin_path: &Path, now: u64, idle: u64) -> Result<Vec<u32>> {
-        let data = open_map(pin_path, name::FLOWS)?;
-        let capacity = data.info().context("ask for the size of map flows")?;
-        let table: HashMap<_, FlowKey, Flow> =
-            HashMap::try_from(Map::LruHashMap(data)).context("open map flows")?;
-        let entries: BTreeMap<FlowKey, Flow> = table.iter().filter_map(Result::ok).collect();
+        let capacity = open_map(pin_path, name::FLOWS)?
+            .info()
+            .context("ask for the size of map flows")?;
+        let entries: BTreeMap<FlowKey, Flow> = open_flows(pin_path)?
+            .iter()
+            .filter_map(Result::ok)
+            .collect();
         let fill = MapFill {
             entries: entries.len() as u64,
             capacity: capacity.max_entries().into(),
