@@ -2,6 +2,7 @@
 //! the BPF maps. `no_std`, so that the kernel programs and the host tests run the very same code.
 #![cfg_attr(not(test), no_std)]
 
+pub mod address;
 pub mod checksum;
 pub mod frame;
 pub mod headers;

@@ -1,0 +1,89 @@
+//! The two families of addresses, and what the datapath needs of either.
+
+use core::{fmt::Debug, hash::Hash};
+
+/// An IPv4 address, network byte order.
+pub type V4 = [u8; 4];
+/// An IPv6 address, network byte order.
+pub type V6 = [u8; 16];
+
+/// An address of either family.
+pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
+    /// The address of nobody.
+    const NONE: Self;
+
+    /// All of the address in one word: itself for IPv4, well mixed for IPv6.
+    fn word(self) -> u32;
+
+    /// The bits in which two addresses differ, folded; 0 only for the same address.
+    fn difference(self, other: Self) -> u64;
+
+    /// The address as it stands in maps that serve both families: IPv4 as an IPv4-mapped IPv6
+    /// address (RFC 4291, section 2.5.5.2).
+    fn mapped(self) -> V6;
+
+    /// The other way round; of an address of the other family, something without meaning.
+    fn from_mapped(mapped: &V6) -> Self;
+}
+
+impl Address for V4 {
+    const NONE: Self = [0; 4];
+
+    #[inline(always)]
+    fn word(self) -> u32 {
+        u32::from_be_bytes(self)
+    }
+
+    #[inline(always)]
+    fn difference(self, other: Self) -> u64 {
+        (u32::from_ne_bytes(self) ^ u32::from_ne_bytes(other)).into()
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> V6 {
+        let [a, b, c, d] = self;
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    }
+
+    #[inline(always)]
+    fn from_mapped(mapped: &V6) -> Self {
+        let [.., a, b, c, d] = *mapped;
+        [a, b, c, d]
+    }
+}
+
+impl Address for V6 {
+    const NONE: Self = [0; 16];
+
+    #[inline(always)]
+    fn word(self) -> u32 {
+        let [high, low] = halves(self);
+        let mixed = high.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32) ^ low;
+        (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    }
+
+    #[inline(always)]
+    fn difference(self, other: Self) -> u64 {
+        let ([high, low], [other_high, other_low]) = (halves(self), halves(other));
+        (high ^ other_high) | (low ^ other_low)
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> V6 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_mapped(mapped: &V6) -> Self {
+        *mapped
+    }
+}
+
+#[inline(always)]
+fn halves(address: V6) -> [u64; 2] {
+    let [a, b, c, d, e, f, g, h, rest @ ..] = address;
+    [
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        u64::from_ne_bytes(rest),
+    ]
+}

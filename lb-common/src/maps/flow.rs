@@ -1,0 +1,123 @@
+//! Flows: connections under way, as two entries each.
+
+use super::Mac;
+use crate::{
+    address::{Address, V4},
+    headers::PROTOCOL_UDP,
+};
+
+/// Key of `flows` and, for IPv6, of `flows6`: the tuple a packet arrives with.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey<A = V4> {
+    pub source: A,
+    pub destination: A,
+    pub source_port: [u8; 2],
+    pub destination_port: [u8; 2],
+    /// IANA number.
+    pub protocol: u32,
+}
+
+impl<A: Address> FlowKey<A> {
+    pub(super) const NONE: Self = Self {
+        source: A::NONE,
+        destination: A::NONE,
+        source_port: [0; 2],
+        destination_port: [0; 2],
+        protocol: 0,
+    };
+
+    /// Equality by one comparison, which is one way to go for the verifier instead of four.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        self.source.difference(other.source)
+            | self.destination.difference(other.destination)
+            | u64::from(self.ports() ^ other.ports())
+            | u64::from(self.protocol ^ other.protocol)
+            == 0
+    }
+
+    /// All of it as one word, mixed.
+    #[inline(always)]
+    pub(super) fn mixed(&self) -> u64 {
+        let word = |high: A, low: u32| u64::from(high.word()) << 32 | u64::from(low);
+        word(self.source, self.ports()) ^ word(self.destination, self.protocol).rotate_left(32)
+    }
+
+    #[inline(always)]
+    fn ports(&self) -> u32 {
+        u32::from(u16::from_ne_bytes(self.source_port)) << 16
+            | u32::from(u16::from_ne_bytes(self.destination_port))
+    }
+
+    /// Whether it is one of datagrams, which know no handshake.
+    #[inline(always)]
+    pub fn is_datagram(&self) -> bool {
+        self.protocol == PROTOCOL_UDP as u32
+    }
+
+    /// The tuple of the answers to this one.
+    #[inline(always)]
+    pub fn reversed(self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            ..self
+        }
+    }
+}
+
+/// Value of `flows` and `flows6`. Each connection has two entries, one a direction, and either can rebuild the
+/// other. An entry outlives its connection, until the next one takes its place or it is evicted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow<A = V4> {
+    /// The tuple the packet leaves with.
+    pub leaves: FlowKey<A>,
+    /// Link address of the client, or of the router to it, as its packets show it.
+    pub client_mac: Mac,
+    /// The manager's link address towards the client.
+    pub manager_mac: Mac,
+    pub backend: u32,
+    pub service: u32,
+    /// Index of the interface on which the client is; [`LOOPBACK`] for the manager itself.
+    pub client_interface: u32,
+    /// One of [`direction`].
+    pub direction: u8,
+    /// Bits of [`ended`], of this direction only: each entry has one writer, so none gets lost.
+    pub ended: u8,
+    /// 1 while `active` counts the connection; of requests only.
+    pub counted: u8,
+    /// 1 once the tuple is free for the next connection: no packet goes this way any more.
+    pub superseded: u8,
+    /// When the entry was made and when it last carried a packet: CLOCK_MONOTONIC, nanoseconds.
+    pub created_ns: u64,
+    pub last_seen_ns: u64,
+    /// When the entry of the other direction was last looked after.
+    pub twin_seen_ns: u64,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Directions of a flow entry.
+pub mod direction {
+    /// Client to backend.
+    pub const REQUEST: u8 = 0;
+    /// Backend to client.
+    pub const REPLY: u8 = 1;
+}
+
+/// How one side has ended its part of a connection.
+pub mod ended {
+    pub const FIN: u8 = 1;
+    pub const RESET: u8 = 2;
+
+    /// Whether a connection is over whose two sides have ended thus.
+    #[inline(always)]
+    pub fn both(one: u8, other: u8) -> bool {
+        (one | other) & RESET != 0 || one & other & FIN != 0
+    }
+}
+

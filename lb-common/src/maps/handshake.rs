@@ -1,0 +1,84 @@
+//! Handshakes: connections whose client has not proved yet that it is there.
+
+use super::{FlowKey, Mac};
+use crate::address::{Address, V4};
+
+/// Value of `half_open` and, for IPv6, of `half_open6`: a connection whose client has not proved yet that it is there.
+///
+/// Each of the manager's ports towards the workers has one place; see `steer::place`. Nothing is ever
+/// full here: the oldest handshake makes room.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake<A = V4> {
+    /// The tuple of the client's packets.
+    pub client: FlowKey<A>,
+    /// The tuple they leave with.
+    pub leaves: FlowKey<A>,
+    pub client_mac: Mac,
+    pub manager_mac: Mac,
+    /// 0: the place is free.
+    pub backend: u32,
+    pub service: u32,
+    pub client_interface: u32,
+    /// The client's initial sequence number.
+    pub client_sequence: u32,
+    /// Mixed from what identifies the handshake, to recognize one that two processors wrote at once.
+    pub seal: u64,
+    pub created_ns: u64,
+    /// When the client sent its last SYN.
+    pub syn_ns: u64,
+    /// The worker's initial sequence number, once it has answered.
+    pub worker_sequence: u32,
+    /// 1 once the worker has answered the SYN.
+    pub answered: u8,
+    /// Bits of [`ended`], of the worker's direction.
+    pub ended: u8,
+    /// How often the SYN, or an unanswered datagram, was repeated and another worker chosen.
+    pub retries: u8,
+    pub reserved: u8,
+    pub packets_in: u32,
+    pub bytes_in: u32,
+    pub packets_out: u32,
+    pub bytes_out: u32,
+}
+
+impl<A: Address> Handshake<A> {
+    /// A place without a handshake.
+    pub const FREE: Self = Self {
+        client: FlowKey::NONE,
+        leaves: FlowKey::NONE,
+        client_mac: Mac(0),
+        manager_mac: Mac(0),
+        backend: 0,
+        service: 0,
+        client_interface: 0,
+        client_sequence: 0,
+        seal: 0,
+        created_ns: 0,
+        syn_ns: 0,
+        worker_sequence: 0,
+        answered: 0,
+        ended: 0,
+        retries: 0,
+        reserved: 0,
+        packets_in: 0,
+        bytes_in: 0,
+        packets_out: 0,
+        bytes_out: 0,
+    };
+
+    /// What `seal` must be.
+    #[inline(always)]
+    pub fn expected_seal(&self) -> u64 {
+        let ends = self.client.mixed() ^ self.leaves.mixed().rotate_left(17);
+        let backend = u64::from(self.backend) << 32 | u64::from(self.service);
+        ends ^ backend.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// Whether this is a handshake, and whole.
+    #[inline(always)]
+    pub fn is_whole(&self) -> bool {
+        self.backend != 0 && self.seal == self.expected_seal()
+    }
+}
+

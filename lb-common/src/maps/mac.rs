@@ -1,0 +1,41 @@
+//! Link addresses.
+
+/// A link address as one word, first byte lowest, so that the datapath copies and compares it whole.
+/// In the two bytes above stands the VLAN tag of the frames that it was seen in; 0 for none.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mac(pub(super) u64);
+
+impl Mac {
+    #[inline(always)]
+    pub fn bytes(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+}
+
+impl Mac {
+    /// Marks a tag as present; its own bit says something that no network cares for (the DEI, IEEE
+    /// 802.1Q, section 9.6).
+    const TAGGED: u16 = 0x1000;
+
+    /// The same address, in frames with this VLAN tag's control information.
+    #[inline(always)]
+    pub fn tagged(self, control: u16) -> Self {
+        Self(self.0 | u64::from(control | Self::TAGGED) << 48)
+    }
+
+    /// The control information of the VLAN tag; 0 for none.
+    #[inline(always)]
+    pub fn tag(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+}
+
+impl From<[u8; 6]> for Mac {
+    #[inline(always)]
+    fn from([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
+    }
+}
+

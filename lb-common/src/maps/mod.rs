@@ -1,0 +1,136 @@
+//! Names, capacities and layouts of the pinned BPF maps: the contract between the kernel programs,
+//! the manager and a person with bpftool.
+//!
+//! Values are `#[repr(C)]` without implicit padding. Ports of keys and of flows are bytes as on the
+//! wire, because the datapath compares them unchanged; a backend's port is a plain number, because
+//! people read and write it.
+
+mod backend;
+mod counters;
+mod flow;
+mod handshake;
+mod mac;
+mod ports;
+mod service;
+
+pub use backend::{Backend, Neighbour, mode, state};
+pub use counters::{Counter, Traffic};
+pub use flow::{Flow, FlowKey, direction, ended};
+pub use handshake::Handshake;
+pub use mac::Mac;
+pub use ports::{PORT_WORDS, port_bit, port_word};
+pub use service::{Policy, SPREAD, Service, ServiceKey, first_choice, policy};
+
+use crate::address::V6;
+
+/// Version of everything in this module. A manager refuses pins of another version.
+pub const LAYOUT_VERSION: u32 = 3;
+
+/// Names of the maps, and of their pins.
+pub mod name {
+    pub const SETTINGS: &str = "settings";
+    pub const SERVICES: &str = "services";
+    pub const SELECTION: &str = "selection";
+    pub const POLICIES: &str = "policies";
+    pub const CHOICES: &str = "choices";
+    pub const BACKENDS: &str = "backends";
+    pub const NEIGHBOURS: &str = "neighbours";
+    pub const FLOWS: &str = "flows";
+    pub const FLOWS6: &str = "flows6";
+    pub const HALF_OPEN: &str = "half_open";
+    pub const HALF_OPEN6: &str = "half_open6";
+    pub const NOTES: &str = "notes";
+    pub const NOTES6: &str = "notes6";
+    pub const ACTIVE: &str = "active";
+    pub const LOST: &str = "lost";
+    pub const PORTS: &str = "ports";
+    pub const VERDICTS: &str = "verdicts";
+    pub const TRAFFIC: &str = "traffic";
+
+    /// Every map.
+    pub const ALL: &[&str] = &[
+        SETTINGS, SERVICES, SELECTION, POLICIES, CHOICES, BACKENDS, NEIGHBOURS, PORTS, FLOWS,
+        FLOWS6, HALF_OPEN, HALF_OPEN6, NOTES, NOTES6, ACTIVE, LOST, VERDICTS, TRAFFIC,
+    ];
+}
+
+/// Capacity of `services`, `selection` and `policies` unless configured.
+pub const DEFAULT_SERVICES: u32 = 64;
+/// Most places of one generation of a service's choices.
+pub const CHOICE_SLOTS: u32 = 4_096;
+/// How many entries of `choices` a service takes: two generations.
+pub const SERVICE_CHOICES: u32 = 2 * CHOICE_SLOTS;
+/// Capacity of `backends`, `neighbours` and `traffic` unless configured.
+pub const DEFAULT_BACKENDS: u32 = 256;
+/// Capacity of `flows` unless configured; a connection takes two entries.
+pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
+/// Capacity of `half_open` unless configured: as many as ports towards the workers.
+pub const DEFAULT_HANDSHAKES: u32 = 28_672;
+/// How many places of `half_open`, and ports, a connection may take; of more handshakes in one column
+/// of them, the oldest goes.
+pub const ROWS: u32 = 16;
+
+/// Value of `notes` and `notes6`, by column of `half_open` and `half_open6`: a word for each row that tells whose handshake is there.
+pub type Notes = [u32; ROWS as usize];
+
+/// The single value of `settings`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub layout_version: u32,
+    /// First source port used towards workers, and how many follow it.
+    pub nat_port_first: u16,
+    pub nat_port_count: u16,
+    /// A flow without packets for this long, in nanoseconds, gives its port away when one is needed.
+    pub established_idle_ns: u64,
+    /// The same for a flow of datagrams; after it, the client's next one begins anew.
+    pub datagram_idle_ns: u64,
+    /// The same for a flow that both sides have closed or one has reset.
+    pub closing_idle_ns: u64,
+    /// The same for a handshake that was never completed.
+    pub half_open_idle_ns: u64,
+    /// `net.ipv4.conf.lo.accept_local` as it was before memlb, to be put back when memlb goes.
+    pub accept_local_before: u32,
+    /// How many columns of [`ROWS`] places `half_open` has.
+    pub half_open_columns: u32,
+}
+
+/// Index of the loopback interface in every network namespace (`LOOPBACK_IFINDEX`, Linux 2.6.24).
+pub const LOOPBACK: u32 = 1;
+
+const _: () = {
+    assert!(size_of::<Settings>() == 48 && align_of::<Settings>() == 8);
+    assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
+    assert!(size_of::<Service>() == 4);
+    assert!(size_of::<Policy>() == 16);
+    assert!(size_of::<Backend>() == 80 && align_of::<Backend>() == 8);
+    assert!(size_of::<Neighbour>() == 16);
+    assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 8);
+    assert!(size_of::<FlowKey<V6>>() == 40 && align_of::<FlowKey<V6>>() == 8);
+    assert!(size_of::<Flow>() == 88 && align_of::<Flow>() == 8);
+    assert!(size_of::<Flow<V6>>() == 112 && align_of::<Flow<V6>>() == 8);
+    assert!(size_of::<Handshake>() == 112 && align_of::<Handshake>() == 8);
+    assert!(size_of::<Handshake<V6>>() == 160 && align_of::<Handshake<V6>>() == 8);
+    assert!(size_of::<Counter>() == 16);
+    assert!(size_of::<Traffic>() == 40);
+};
+
+#[cfg(feature = "aya")]
+mod pod {
+    use super::*;
+
+    macro_rules! pod {
+        ($($type:ty),+) => {
+            $(
+                // SAFETY: `repr(C)`, integers and byte arrays only, and no padding, as the sizes
+                // asserted above show: every bit pattern is a value.
+                unsafe impl aya::Pod for $type {}
+            )+
+        };
+    }
+
+    pod!(
+        Settings, ServiceKey, Service, Policy, Backend, Mac, Neighbour, FlowKey, FlowKey<V6>, Flow,
+        Flow<V6>, Handshake, Handshake<V6>, Counter, Traffic
+    );
+}
