@@ -2,6 +2,11 @@
 
 use core::{fmt::Debug, hash::Hash};
 
+use crate::{
+    headers::{Ipv4Header, Ipv6Header},
+    packet::IpHeader,
+};
+
 /// An IPv4 address, network byte order.
 pub type V4 = [u8; 4];
 /// An IPv6 address, network byte order.
@@ -9,6 +14,9 @@ pub type V6 = [u8; 16];
 
 /// An address of either family.
 pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
+    /// The header that carries it.
+    type Header: IpHeader<Address = Self>;
+
     /// The address of nobody.
     const NONE: Self;
 
@@ -27,6 +35,8 @@ pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
 }
 
 impl Address for V4 {
+    type Header = Ipv4Header;
+
     const NONE: Self = [0; 4];
 
     #[inline(always)]
@@ -53,6 +63,8 @@ impl Address for V4 {
 }
 
 impl Address for V6 {
+    type Header = Ipv6Header;
+
     const NONE: Self = [0; 16];
 
     #[inline(always)]

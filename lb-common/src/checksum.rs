@@ -21,6 +21,20 @@ impl Difference {
         Self(u32::from(old) + u32::from(u16::from_ne_bytes(new)))
     }
 
+    /// The difference that replacing the four words `old` by `new` makes.
+    #[inline(always)]
+    pub fn of_u128(old: [u8; 16], new: [u8; 16]) -> Self {
+        let words = |bytes: [u8; 16]| {
+            let bits = u128::from_ne_bytes(bytes);
+            [0, 32, 64, 96].map(|shift| ((bits >> shift) as u32).to_ne_bytes())
+        };
+        let ([a, b, c, d], [e, f, g, h]) = (words(old), words(new));
+        Self::of_u32(a, e)
+            .plus(Self::of_u32(b, f))
+            .plus(Self::of_u32(c, g))
+            .plus(Self::of_u32(d, h))
+    }
+
     /// One's-complement sum of two differences.
     #[inline(always)]
     pub fn plus(self, other: Self) -> Self {

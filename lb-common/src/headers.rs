@@ -1,14 +1,20 @@
-//! Ethernet, IPv4 and TCP headers as byte arrays: alignment 1, network byte order inside, host
+//! Ethernet, IP, TCP, UDP and ICMP headers as byte arrays: alignment 1, network byte order inside, host
 //! order through the accessors.
 
 /// Length of an Ethernet II header without a VLAN tag, in bytes.
 pub const ETHERNET_LEN: usize = size_of::<EthernetHeader>();
 
-/// EtherType of IPv4 (IANA).
+/// EtherTypes (IANA).
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 
-/// Protocol number of TCP (IANA).
+/// Protocol numbers (IANA).
+pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
+pub const PROTOCOL_UDP: u8 = 17;
+pub const PROTOCOL_ICMPV6: u8 = 58;
 
 /// An Ethernet II header.
 #[repr(C)]
@@ -72,11 +78,99 @@ impl Ipv4Header {
         u16::from_be_bytes(self.fragment) & 0x3fff != 0
     }
 
+    /// Whether its payload begins with a transport header: it is no fragment but the first.
+    #[inline(always)]
+    pub fn has_ports(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & 0x1fff == 0
+    }
+
     /// The half-word that holds time to live and protocol, for checksum arithmetic.
     #[inline(always)]
     pub fn time_to_live_word(&self) -> [u8; 2] {
         [self.time_to_live, self.protocol]
     }
+}
+
+/// An IPv6 header without extension headers (RFC 8200, section 3).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Header {
+    version_class_and_label: [u8; 4],
+    payload_length: [u8; 2],
+    pub next_header: u8,
+    pub hop_limit: u8,
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+}
+
+impl Ipv6Header {
+    #[inline(always)]
+    pub fn version(&self) -> u8 {
+        self.version_class_and_label[0] >> 4
+    }
+
+    /// Length of what follows this header, extension headers included, in bytes.
+    #[inline(always)]
+    pub fn payload_length(&self) -> u16 {
+        u16::from_be_bytes(self.payload_length)
+    }
+}
+
+/// What every extension header that can be passed over begins with (RFC 8200, section 4).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtensionHeader {
+    pub next_header: u8,
+    length: u8,
+    routing_type: u8,
+    /// Of a routing header: how many nodes are still to be visited.
+    pub segments_left: u8,
+}
+
+impl ExtensionHeader {
+    /// Length of the whole extension header, in bytes.
+    #[inline(always)]
+    pub fn length(&self) -> usize {
+        (self.length as usize + 1) * 8
+    }
+}
+
+/// A UDP header (RFC 768).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpHeader {
+    pub source_port: [u8; 2],
+    pub destination_port: [u8; 2],
+    length: [u8; 2],
+    /// 0 where the sender made none.
+    pub checksum: [u8; 2],
+}
+
+impl UdpHeader {
+    /// Length of header and data, in bytes.
+    #[inline(always)]
+    pub fn length(&self) -> u16 {
+        u16::from_be_bytes(self.length)
+    }
+}
+
+/// What every ICMP and ICMPv6 error message begins with (RFC 792, RFC 4443).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpHeader {
+    pub kind: u8,
+    code: u8,
+    pub checksum: [u8; 2],
+    rest: [u8; 4],
+}
+
+/// The part of a TCP or UDP header that every error message quotes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotedPorts {
+    pub source_port: [u8; 2],
+    pub destination_port: [u8; 2],
+    rest: [u8; 4],
 }
 
 /// A TCP header without options (RFC 9293, section 3.1).
@@ -122,6 +216,9 @@ impl TcpHeader {
 pub struct TcpFlags(pub u8);
 
 impl TcpFlags {
+    /// Of what is no TCP segment.
+    pub const NONE: Self = Self(0);
+
     const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;
@@ -159,5 +256,10 @@ impl TcpFlags {
 const _: () = {
     assert!(size_of::<EthernetHeader>() == 14 && align_of::<EthernetHeader>() == 1);
     assert!(size_of::<Ipv4Header>() == 20 && align_of::<Ipv4Header>() == 1);
+    assert!(size_of::<Ipv6Header>() == 40 && align_of::<Ipv6Header>() == 1);
+    assert!(size_of::<ExtensionHeader>() == 4 && align_of::<ExtensionHeader>() == 1);
     assert!(size_of::<TcpHeader>() == 20 && align_of::<TcpHeader>() == 1);
+    assert!(size_of::<UdpHeader>() == 8 && align_of::<UdpHeader>() == 1);
+    assert!(size_of::<IcmpHeader>() == 8 && align_of::<IcmpHeader>() == 1);
+    assert!(size_of::<QuotedPorts>() == 8 && align_of::<QuotedPorts>() == 1);
 };

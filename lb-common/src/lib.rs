@@ -4,8 +4,8 @@
 
 pub mod address;
 pub mod checksum;
-pub mod frame;
 pub mod headers;
 pub mod maps;
+pub mod packet;
 pub mod steer;
 pub mod verdict;

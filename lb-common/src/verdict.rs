@@ -36,22 +36,23 @@ verdicts! {
     ToClient = "to_client", "A worker's packet was sent to its client.";
     ToManager = "to_manager", "A client's packet was given to the manager's own server.";
     FromManager = "from_manager", "A reply of the manager's own server was sent to its client.";
-    NotIpv4 = "not_ipv4", "Not IPv4 (ARP, IPv6, VLAN-tagged, …): passed untouched.";
-    NotTcp = "not_tcp", "IPv4 but not TCP: passed untouched.";
-    NotOurs = "not_ours", "TCP of no service and no flow: passed untouched.";
+    NotIp = "not_ip", "Neither IPv4 nor IPv6 (ARP, two VLAN tags, …): passed untouched.";
+    OtherProtocol = "other_protocol", "Neither TCP nor UDP nor an ICMP error (ping, neighbour discovery, …): passed untouched.";
+    NotOurs = "not_ours", "Of no service and no flow: passed untouched.";
     Truncated = "truncated", "Shorter than its headers say: passed to the kernel, which drops it.";
     Malformed = "malformed", "Header fields contradict each other: passed to the kernel, which drops it.";
     IpOptions = "ip_options", "IPv4 options are not forwarded: passed to the kernel.";
+    ExtensionHeaders = "extension_headers", "IPv6 extension headers too many, too long or of an unknown kind: passed to the kernel.";
     Fragment = "fragment", "A fragment carries no ports to steer by: passed to the kernel.";
     NotForUs = "not_for_us", "Addressed to a group or to another station: passed untouched.";
     NoFlow = "no_flow", "Mid-connection packet of no known flow: the kernel answers with RST.";
     BackendDown = "backend_down", "Packet of a flow whose worker is down: the kernel answers with RST.";
-    NoBackend = "no_backend", "New connection while no backend is selected and up: the kernel answers with RST.";
+    NoBackend = "no_backend", "New connection while no backend is selected and up: the kernel answers with RST, or ICMP for UDP.";
     NoRoute = "no_route", "New connection to a worker without a known route: the kernel answers with RST.";
     PortsExhausted = "ports_exhausted", "No free source port towards the worker: the kernel answers with RST.";
     TableFull = "table_full", "The flow could not be stored: the kernel answers with RST.";
     TimeToLive = "time_to_live", "Time to live ran out: dropped.";
-    HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known).";
+    HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
 }
 
 impl Verdict {

@@ -8,6 +8,7 @@
 // Atomic additions, which the language does not have for this target.
 #![feature(asm_experimental_arch)]
 
+mod desk;
 mod maps;
 mod packet;
 mod tc;

@@ -1,6 +1,6 @@
 //! The maps, and the steering decision's view of them.
 
-use core::{arch::asm, ffi::c_void};
+use core::{arch::asm, ffi::c_void, marker::PhantomData};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -9,33 +9,36 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
+    address::{Address, V4, V6},
     maps::{
-        Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, Flow,
-        FlowKey, Handshake, MAX_CHOICES, MAX_SERVICES, Neighbour, Notes, PORT_WORDS, Policy, ROWS,
-        Service, ServiceKey, Settings, Traffic, port_bit, port_word,
+        Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES,
+        DEFAULT_SERVICES, Flow, FlowKey, Handshake, Neighbour, Notes, PORT_WORDS, Policy, ROWS,
+        SERVICE_CHOICES, Service, ServiceKey, Settings, Traffic, port_bit, port_word,
     },
     steer::{Arrival, Decision, Hook, InsertError, Step, Tables, Workbench},
     verdict::Verdict,
 };
 
+use crate::desk::Desk;
+
 #[btf_map(name = "settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();
 
 #[btf_map(name = "services")]
-static SERVICES: HashMap<ServiceKey, Service, { MAX_SERVICES as usize }> = HashMap::new();
+static SERVICES: HashMap<ServiceKey, Service, { DEFAULT_SERVICES as usize }> = HashMap::new();
 
 #[btf_map(name = "selection")]
-static SELECTION: Array<u32, { MAX_SERVICES as usize }> = Array::new();
+static SELECTION: Array<u32, { DEFAULT_SERVICES as usize }> = Array::new();
 
 #[btf_map(name = "policies")]
-static POLICIES: Array<Policy, { MAX_SERVICES as usize }> = Array::new();
+static POLICIES: Array<Policy, { DEFAULT_SERVICES as usize }> = Array::new();
 
 #[btf_map(name = "choices")]
-static CHOICES: Array<u32, { MAX_CHOICES as usize }> = Array::new();
+static CHOICES: Array<u32, { (DEFAULT_SERVICES * SERVICE_CHOICES) as usize }> = Array::new();
 
 /// Where round robin stands, on each processor.
 #[btf_map(name = "turns")]
-static TURNS: PerCpuArray<u32, { MAX_SERVICES as usize }> = PerCpuArray::new();
+static TURNS: PerCpuArray<u32, { DEFAULT_SERVICES as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "backends")]
 static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
@@ -46,13 +49,23 @@ static NEIGHBOURS: Array<Neighbour, { DEFAULT_BACKENDS as usize }> = Array::new(
 #[btf_map(name = "flows")]
 static FLOWS: LruHashMap<FlowKey, Flow, { DEFAULT_FLOW_ENTRIES as usize }> = LruHashMap::new();
 
+#[btf_map(name = "flows6")]
+static FLOWS6: LruHashMap<FlowKey<V6>, Flow<V6>, { DEFAULT_FLOW_ENTRIES as usize }> =
+    LruHashMap::new();
+
 #[btf_map(name = "half_open")]
 static HALF_OPEN: Array<Handshake, { DEFAULT_HANDSHAKES as usize }> = Array::new();
 
-/// Connections that were established and not ended, by backend.
+#[btf_map(name = "half_open6")]
+static HALF_OPEN6: Array<Handshake<V6>, { DEFAULT_HANDSHAKES as usize }> = Array::new();
+
 #[btf_map(name = "notes")]
 static NOTES: Array<Notes, { (DEFAULT_HANDSHAKES / ROWS) as usize }> = Array::new();
 
+#[btf_map(name = "notes6")]
+static NOTES6: Array<Notes, { (DEFAULT_HANDSHAKES / ROWS) as usize }> = Array::new();
+
+/// Connections that were established and not ended, by backend.
 #[btf_map(name = "active")]
 static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 
@@ -72,16 +85,77 @@ static TRAFFIC: PerCpuArray<Traffic, { DEFAULT_BACKENDS as usize }> = PerCpuArra
 #[btf_map(name = "workbench")]
 static WORKBENCH: PerCpuArray<Workbench, 1> = PerCpuArray::new();
 
+#[btf_map(name = "workbench6")]
+static WORKBENCH6: PerCpuArray<Workbench<V6>, 1> = PerCpuArray::new();
+
 const EEXIST: i32 = 17;
 
-/// The pinned maps.
-pub struct Maps;
+#[btf_map(name = "desk")]
+static DESK: PerCpuArray<Desk<V4>, 1> = PerCpuArray::new();
 
-impl Tables for Maps {
-    type Entry<'a> = &'a mut Flow;
+#[btf_map(name = "desk6")]
+static DESK6: PerCpuArray<Desk<V6>, 1> = PerCpuArray::new();
+
+/// A family of addresses with maps of its own.
+pub trait Family: Address {
+    fn desk() -> Option<&'static mut Desk<Self>>;
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>, { DEFAULT_FLOW_ENTRIES as usize }>;
+    fn half_open() -> &'static Array<Handshake<Self>, { DEFAULT_HANDSHAKES as usize }>;
+    fn notes() -> &'static Array<Notes, { (DEFAULT_HANDSHAKES / ROWS) as usize }>;
+    fn workbench() -> &'static PerCpuArray<Workbench<Self>, 1>;
+}
+
+macro_rules! families {
+    ($($address:ty: $desk:ident $flows:ident $half_open:ident $notes:ident $workbench:ident;)+) => {
+        $(
+            impl Family for $address {
+                #[inline(always)]
+                fn desk() -> Option<&'static mut Desk<Self>> {
+                    // SAFETY: the slot belongs to this CPU, where one packet is decided at a time:
+                    // bottom halves are off at every hook.
+                    $desk.get_ptr_mut(0).map(|desk| unsafe { &mut *desk })
+                }
+
+                #[inline(always)]
+                fn flows()
+                -> &'static LruHashMap<FlowKey<Self>, Flow<Self>, { DEFAULT_FLOW_ENTRIES as usize }>
+                {
+                    &$flows
+                }
+
+                #[inline(always)]
+                fn half_open() -> &'static Array<Handshake<Self>, { DEFAULT_HANDSHAKES as usize }> {
+                    &$half_open
+                }
+
+                #[inline(always)]
+                fn notes() -> &'static Array<Notes, { (DEFAULT_HANDSHAKES / ROWS) as usize }> {
+                    &$notes
+                }
+
+                #[inline(always)]
+                fn workbench() -> &'static PerCpuArray<Workbench<Self>, 1> {
+                    &$workbench
+                }
+            }
+        )+
+    };
+}
+
+families! {
+    V4: DESK FLOWS HALF_OPEN NOTES WORKBENCH;
+    V6: DESK6 FLOWS6 HALF_OPEN6 NOTES6 WORKBENCH6;
+}
+
+/// The pinned maps, as packets of one family see them.
+pub struct Maps<A>(PhantomData<A>);
+
+impl<A: Family> Tables for Maps<A> {
+    type Address = A;
+    type Entry<'a> = &'a mut Flow<A>;
     type Notes<'a> = &'a mut Notes;
-    type Place<'a> = &'a mut Handshake;
-    type Workbench<'a> = &'a mut Workbench;
+    type Place<'a> = &'a mut Handshake<A>;
+    type Workbench<'a> = &'a mut Workbench<A>;
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
@@ -90,8 +164,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn settings(&self) -> Option<Settings> {
-        SETTINGS.get(0).copied()
+    fn settings(&self) -> Option<&Settings> {
+        SETTINGS.get(0)
     }
 
     #[inline(always)]
@@ -138,7 +212,7 @@ impl Tables for Maps {
     fn repeat<S: Step>(&self, count: u32, steps: &mut S) {
         // SAFETY: the callback gets what it expects, which lives as long as the call. Linux 5.17,
         // e6f2dd0f8067. It fails for more than 8 million steps only.
-        unsafe { bpf_loop(count, step::<S> as *mut c_void, (&raw mut *steps).cast(), 0) };
+        unsafe { bpf_loop(count, step::<A, S> as *mut c_void, (&raw mut *steps).cast(), 0) };
     }
 
     #[inline(always)]
@@ -149,29 +223,29 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn backend(&self, id: u32) -> Option<Backend> {
-        BACKENDS.get(id).copied()
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        BACKENDS.get(id)
     }
 
     #[inline(always)]
-    fn workbench(&self) -> Option<&mut Workbench> {
-        let workbench = WORKBENCH.get_ptr_mut(0)?;
+    fn workbench(&self) -> Option<&mut Workbench<A>> {
+        let workbench = A::workbench().get_ptr_mut(0)?;
         // SAFETY: the slot belongs to this CPU, where one packet is decided at a time: bottom halves
         // are off at every hook.
         Some(unsafe { &mut *workbench })
     }
 
     #[inline(always)]
-    fn established(&self, key: &FlowKey) -> Option<&mut Flow> {
-        let flow = FLOWS.get_ptr_mut(key)?;
+    fn established(&self, key: &FlowKey<A>) -> Option<&mut Flow<A>> {
+        let flow = A::flows().get_ptr_mut(key)?;
         // SAFETY: the slot stays readable and writable while the program runs (RCU); an eviction
         // meanwhile can at worst misplace this packet's accounting.
         Some(unsafe { &mut *flow })
     }
 
     #[inline(always)]
-    fn add_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        FLOWS
+    fn add_established(&self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), InsertError> {
+        A::flows()
             .insert(key, flow, BPF_NOEXIST.into())
             .map_err(|errno| {
                 if errno == -EEXIST {
@@ -183,22 +257,22 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn remove_established(&self, key: &FlowKey) {
+    fn remove_established(&self, key: &FlowKey<A>) {
         // An entry that is gone already is as good as removed.
-        _ = FLOWS.remove(key);
+        _ = A::flows().remove(key);
     }
 
     #[inline(always)]
     fn notes(&self, column: u32) -> Option<&mut Notes> {
-        let notes = NOTES.get_ptr_mut(column)?;
+        let notes = A::notes().get_ptr_mut(column)?;
         // SAFETY: array slots live as long as the map; each word has its own place's writer, and a
         // wrong one only hides a handshake.
         Some(unsafe { &mut *notes })
     }
 
     #[inline(always)]
-    fn handshake(&self, place: u32) -> Option<&mut Handshake> {
-        let handshake = HALF_OPEN.get_ptr_mut(place)?;
+    fn handshake(&self, place: u32) -> Option<&mut Handshake<A>> {
+        let handshake = A::half_open().get_ptr_mut(place)?;
         // SAFETY: array slots live as long as the map; what two processors write at once is
         // recognized by its seal.
         Some(unsafe { &mut *handshake })
@@ -219,9 +293,9 @@ impl Tables for Maps {
 }
 
 /// One step of a loop, for `bpf_loop`, which goes on at 0.
-unsafe extern "C" fn step<S: Step>(number: u32, steps: *mut S) -> i64 {
+unsafe extern "C" fn step<A: Family, S: Step>(number: u32, steps: *mut S) -> i64 {
     // SAFETY: `Maps::repeat` hands its own.
-    unsafe { (*steps).step(&Maps, number) }.into()
+    unsafe { (*steps).step(&Maps::<A>::NEW, number) }.into()
 }
 
 #[inline(always)]
@@ -231,11 +305,13 @@ fn uses(port: [u8; 2], is_source: bool) -> bool {
         .is_some_and(|word| word & port_bit(port) != 0)
 }
 
-impl Maps {
+impl<A: Family> Maps<A> {
+    pub const NEW: Self = Self(PhantomData);
+
     /// Whether the packet's ports leave the possibility that it is part of a connection to a service.
     /// This spares everybody else's packets the look-ups.
     #[inline(always)]
-    pub fn may_be_ours(&self, hook: Hook, key: &FlowKey) -> bool {
+    pub fn may_be_ours(&self, hook: Hook, key: &FlowKey<A>) -> bool {
         match hook {
             Hook::Ingress => uses(key.destination_port, false),
             Hook::Egress => uses(key.source_port, true),
@@ -264,12 +340,12 @@ impl Maps {
 
     /// Counts the packet, once: to its backend if it has one, else under its verdict.
     #[inline(always)]
-    pub fn account(&self, decision: &Decision, arrival: &Arrival) {
+    pub fn account(&self, decision: &Decision<A>, arrival: &Arrival) {
         let (packets, bytes) = (u64::from(arrival.packets), u64::from(arrival.bytes));
         let inbound = match decision.verdict {
             Verdict::ToBackend | Verdict::ToManager => true,
             Verdict::ToClient | Verdict::FromManager => false,
-            verdict => return self.count(verdict, packets, bytes),
+            verdict => return count(verdict, packets, bytes),
         };
         if let Some(traffic) = TRAFFIC.get_ptr_mut(decision.backend) {
             // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
@@ -295,15 +371,15 @@ impl Maps {
             unsafe { (*traffic).connections += u64::from(connections) };
         }
     }
+}
 
-    /// Counts a packet under its verdict.
-    #[inline(always)]
-    pub fn count(&self, verdict: Verdict, packets: u64, bytes: u64) {
-        if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
-            // SAFETY: as in `account`.
-            let counter = unsafe { &mut *counter };
-            counter.packets += packets;
-            counter.bytes += bytes;
-        }
+/// Counts a packet under its verdict.
+#[inline(always)]
+pub fn count(verdict: Verdict, packets: u64, bytes: u64) {
+    if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
+        // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
+        let counter = unsafe { &mut *counter };
+        counter.packets += packets;
+        counter.bytes += bytes;
     }
 }

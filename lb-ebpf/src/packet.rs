@@ -1,65 +1,161 @@
 //! Checked views of the packet's bytes.
 
 use lb_common::{
-    frame::{TcpFrame, short_frame},
-    headers::{ETHERNET_LEN, EthernetHeader, Ipv4Header},
-    steer::{Arrival, Hook},
+    address::Address,
+    headers::{ETHERNET_LEN, EthernetHeader, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags},
+    maps::Mac,
+    packet::{Bytes, Extent, Header, IpHeader, Located, Quoted, Segment, Transport},
+    steer::{Arrival, Hook, steer_error, steer_established, steer_others},
     verdict::Verdict,
+};
+
+use crate::{
+    desk::{Desk, Read},
+    maps::{Family, Maps},
 };
 
 /// The linear part of a packet: `start..end`, as the context says.
 #[derive(Clone, Copy)]
-pub struct Bytes {
+pub struct Linear {
     pub start: usize,
     pub end: usize,
 }
 
-impl Bytes {
-    /// A pointer to a `T` at `offset`, if all of it is there.
+impl<'a> Bytes<'a> for Linear {
     #[inline(always)]
-    fn at<T>(self, offset: usize) -> Option<*mut T> {
-        const { assert!(align_of::<T>() == 1) };
-        (self.start + offset + size_of::<T>() <= self.end)
-            .then_some((self.start + offset) as *mut T)
-    }
-
-    /// The headers of a TCP frame, if the linear part holds them.
-    #[inline(always)]
-    pub fn tcp_frame<'a>(self) -> Option<&'a mut TcpFrame> {
-        let frame = self.at::<TcpFrame>(0)?;
-        // SAFETY: within the packet, as the verifier checks again; align 1; every bit pattern is
-        // valid; the only view of these bytes.
-        Some(unsafe { &mut *frame })
-    }
-
-    /// The verdict on a packet without room for a [`TcpFrame`].
-    #[inline(always)]
-    pub fn verdict_on_short(self) -> Verdict {
-        // SAFETY: as in `tcp_frame`, and shared.
-        let ethernet = self
-            .at::<EthernetHeader>(0)
-            .map(|header| unsafe { &*header });
-        // SAFETY: as above.
-        let ip = self
-            .at::<Ipv4Header>(ETHERNET_LEN)
-            .map(|header| unsafe { &*header });
-        short_frame(ethernet, ip)
+    fn at<T: Header>(self, offset: usize) -> Option<&'a mut T> {
+        let header = self.start + offset;
+        if header + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: within the packet, as the verifier checks again; of alignment 1, and any bytes are
+        // a header; no two views of the same bytes are used at a time.
+        Some(unsafe { &mut *(header as *mut T) })
     }
 }
 
-/// What the steering decision needs to know of a frame.
-#[inline(always)]
-pub fn arrival(frame: &TcpFrame, hook: Hook, interface: u32, packets: u32, bytes: u32) -> Arrival {
-    Arrival {
-        hook,
-        interface,
-        source_mac: frame.ethernet.source.into(),
-        destination_mac: frame.ethernet.destination.into(),
-        time_to_live: frame.ip.time_to_live,
-        flags: frame.tcp.flags(),
-        sequence: frame.tcp.sequence(),
-        acknowledgement: frame.tcp.acknowledgement(),
-        packets,
-        bytes,
+/// The circumstances in which a frame met the program.
+#[derive(Clone, Copy)]
+pub struct Meeting {
+    pub hook: Hook,
+    pub interface: u32,
+    /// Packets and bytes on the wire that the frame stands for.
+    pub packets: u32,
+    pub bytes: u32,
+    /// Control information of the VLAN tag, marked as present; 0 for none.
+    pub tag: u16,
+}
+
+impl Meeting {
+    /// What the steering decision needs to know of a segment.
+    #[inline(always)]
+    pub fn with<A: Address>(self, segment: &Segment<'_, A>) -> Arrival {
+        let (sequence, acknowledgement) = segment.transport.numbers();
+        Arrival {
+            flags: segment.transport.flags(),
+            sequence,
+            acknowledgement,
+            ..self.with_no_segment(segment.ethernet, segment.ip)
+        }
     }
+
+    /// The same where the packet is no segment.
+    #[inline(always)]
+    pub fn with_no_segment(self, ethernet: &EthernetHeader, ip: &impl IpHeader) -> Arrival {
+        let source_mac = Mac::from(ethernet.source);
+        Arrival {
+            hook: self.hook,
+            interface: self.interface,
+            source_mac: match self.tag {
+                0 => source_mac,
+                tag => source_mac.tagged(tag),
+            },
+            destination_mac: ethernet.destination.into(),
+            time_to_live: ip.time_to_live(),
+            flags: TcpFlags::NONE,
+            sequence: 0,
+            acknowledgement: 0,
+            packets: self.packets,
+            bytes: self.bytes,
+        }
+    }
+}
+
+impl<A: Family> Desk<A> {
+    /// Lays a segment or datagram on the desk, or says why it is none of ours.
+    #[inline(always)]
+    pub fn take_segment(
+        &mut self,
+        bytes: Linear,
+        located: Located,
+        meeting: Meeting,
+        extent: Extent,
+    ) -> Result<(), Verdict> {
+        let segment = segment::<A>(bytes, located).ok_or(Verdict::Truncated)?;
+        segment.check((located.offset - ETHERNET_LEN) as u32, extent)?;
+        self.key = segment.tuple();
+        self.arrival = meeting.with(&segment);
+        self.place(located);
+        Ok(())
+    }
+
+    /// Lays an ICMP error message on the desk, or says why it is none.
+    #[inline(always)]
+    pub fn take_message(
+        &mut self,
+        bytes: Linear,
+        located: Located,
+        meeting: Meeting,
+    ) -> Result<(), Verdict> {
+        let message = Quoted::<A>::view(bytes, located)?;
+        self.key = message.tuple();
+        self.arrival = meeting.with_no_segment(message.ethernet, message.ip);
+        self.place(located);
+        Ok(())
+    }
+}
+
+/// Decides what becomes of the packet on the desk.
+#[inline(always)]
+pub fn decide<A: Family>(desk: &mut Desk<A>, read: Read) {
+    if read == Read::Message {
+        relate(desk);
+    } else if established(desk) == 0 {
+        others(desk);
+    }
+}
+
+#[inline(never)]
+fn established<A: Family>(desk: &mut Desk<A>) -> u32 {
+    let (arrival, key, decision) = (&desk.arrival, &desk.key, &mut desk.decision);
+    steer_established(&Maps::NEW, arrival, key, decision).into()
+}
+
+#[inline(never)]
+fn others<A: Family>(desk: &mut Desk<A>) -> u32 {
+    let (arrival, key, decision) = (&desk.arrival, &desk.key, &mut desk.decision);
+    steer_others(&Maps::NEW, arrival, key, decision);
+    0
+}
+
+#[inline(never)]
+fn relate<A: Family>(desk: &mut Desk<A>) -> u32 {
+    let (arrival, key, decision) = (&desk.arrival, &desk.key, &mut desk.decision);
+    steer_error(&Maps::NEW, arrival, key, decision);
+    0
+}
+
+/// Views the headers of the segment or datagram at `located`, if all of them are there.
+#[inline(always)]
+pub fn segment<'a, A: Address>(bytes: Linear, located: Located) -> Option<Segment<'a, A>> {
+    let transport = match located.protocol {
+        PROTOCOL_TCP => Transport::Tcp(bytes.at(located.offset)?),
+        PROTOCOL_UDP => Transport::Udp(bytes.at(located.offset)?),
+        _ => return None,
+    };
+    Some(Segment {
+        ethernet: bytes.at(0)?,
+        ip: bytes.at(ETHERNET_LEN)?,
+        transport,
+    })
 }

@@ -2,111 +2,280 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_INGRESS, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT,
+        TC_ACT_UNSPEC, bpf_redir_neigh,
     },
-    helpers::generated::{bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh},
+    helpers::generated::{
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    },
     programs::TcContext,
 };
 use lb_common::{
-    frame::{Extent, Rewritten, TCP_FRAME_LEN, TcpFrame},
-    maps::LOOPBACK,
-    steer::{Exit, Hook, steer},
+    address::{Address, V4, V6},
+    headers::{
+        ETHERNET_LEN, ETHERTYPE_VLAN, EthernetHeader, IcmpHeader, Ipv4Header, Ipv6Header, TcpHeader,
+    },
+    maps::{LOOPBACK, Mac},
+    packet::{
+        Bytes, Extent, IpHeader, Located, MOST_EXTENSION_BYTES, Quoted, Rewritten, Transport,
+    },
+    steer::{Decision, Exit, Hook},
     verdict::Verdict,
 };
 
 use crate::{
-    maps::Maps,
-    packet::{Bytes, arrival},
+    desk::{Desk, Read},
+    maps::{Family, Maps, count},
+    packet::{Linear, Meeting, decide, segment},
 };
 
 const PACKET_HOST: u32 = 0;
-const AF_INET: u32 = 2;
-const TCP_CHECKSUM: u32 = 50;
 /// An arbitrary number for `tc_index`.
 const STEERED: u32 = 0x6d6c;
+/// All headers that a steered packet may have: extension headers, an ICMP header and the packet that it
+/// quotes.
+const MOST_HEADERS: usize = ETHERNET_LEN
+    + size_of::<Ipv6Header>()
+    + MOST_EXTENSION_BYTES
+    + size_of::<IcmpHeader>()
+    + size_of::<Ipv6Header>()
+    + size_of::<TcpHeader>();
 
 /// Steers one packet. Whatever is not ours goes on to the next program (`TC_ACT_UNSPEC`).
 #[inline(always)]
 pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = ctx.skb.skb;
-    // SAFETY: the kernel hands a valid context to the program; fields are read by the verifier's
-    // leave.
-    let (length, tagged, interface, received_on, steered, kind, gso_size, gso_segments) = unsafe {
-        (
-            (*skb).len,
-            (*skb).vlan_present,
-            (*skb).ifindex,
-            (*skb).ingress_ifindex,
-            (*skb).tc_index,
-            (*skb).pkt_type,
-            (*skb).gso_size,
-            (*skb).gso_segs,
-        )
-    };
-    let forwarded = hook == Hook::Egress && received_on != 0;
-    if forwarded && steered == STEERED {
-        return TC_ACT_UNSPEC;
+    // SAFETY: the kernel hands a valid context to the program.
+    match u16::from_be(unsafe { (*skb).protocol } as u16) {
+        Ipv4Header::ETHERTYPE => of_family::<V4>(skb, hook),
+        Ipv6Header::ETHERTYPE => of_family::<V6>(skb, hook),
+        _ => {
+            if let Ok(met) = Met::with(skb, hook) {
+                met.passes(Verdict::NotIp);
+            }
+            TC_ACT_UNSPEC
+        }
     }
-    let maps = Maps;
-    let packets = if gso_segments == 0 { 1 } else { gso_segments };
-    let verdict = 'verdict: {
-        if hook == Hook::Ingress && kind != PACKET_HOST {
-            break 'verdict Verdict::NotForUs;
-        }
-        if tagged != 0 {
-            // The kernel keeps the tag beside the frame, which looks as if it had none.
-            break 'verdict Verdict::NotIpv4;
-        }
-        let Some(frame) = frame(ctx, length) else {
-            break 'verdict bytes(ctx).verdict_on_short();
-        };
-        let extent = Extent {
-            bytes: length,
-            coalesced: gso_size != 0,
-        };
-        let key = match frame.tuple(extent) {
-            Ok(key) => key,
-            Err(verdict) => break 'verdict verdict,
-        };
-        if !maps.may_be_ours(hook, &key) {
-            if forwarded {
-                // Seen, and counted, on its way in.
-                return TC_ACT_UNSPEC;
-            }
-            break 'verdict Verdict::NotOurs;
-        }
-        let arrival = arrival(frame, hook, interface, packets, length);
-        let decision = steer(&maps, &arrival, &key);
-        maps.account(&decision, &arrival);
-        return match decision.exit {
-            Exit::Pass => TC_ACT_UNSPEC,
-            Exit::Drop => TC_ACT_SHOT,
-            Exit::Here => {
-                update_checksum(skb, frame.rewrite(&decision.leaves, false));
-                TC_ACT_UNSPEC
-            }
-            Exit::Backend => {
-                mark(skb);
-                update_checksum(skb, frame.rewrite(&decision.leaves, true));
-                to_neighbour(decision.interface, decision.next_hop)
-            }
-            Exit::Client => {
-                mark(skb);
-                frame.ethernet.destination = decision.destination_mac.bytes();
-                frame.ethernet.source = decision.source_mac.bytes();
-                update_checksum(skb, frame.rewrite(&decision.leaves, true));
-                redirect(decision.interface, 0)
-            }
-            Exit::Loopback => {
-                // The link address of `lo`, without which the stack takes the frame for another's.
-                frame.ethernet.destination = [0; 6];
-                update_checksum(skb, frame.rewrite(&decision.leaves, true));
-                redirect(LOOPBACK, BPF_F_INGRESS.into())
-            }
-        };
+}
+
+#[inline(always)]
+fn of_family<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
+    let Some(desk) = A::desk() else {
+        return TC_ACT_UNSPEC;
     };
-    maps.count(verdict, packets.into(), length.into());
-    TC_ACT_UNSPEC
+    match read(skb, hook, desk) {
+        Read::Passes | Read::Skipped => TC_ACT_UNSPEC,
+        read => {
+            decide(desk, read);
+            act(skb, desk, read)
+        }
+    }
+}
+
+/// Looks at a packet, and lays on the desk what the decision needs.
+#[inline(never)]
+fn read<A: Family>(skb: *mut __sk_buff, hook: Hook, desk: &mut Desk<A>) -> Read {
+    let met = match Met::with(skb, hook) {
+        Ok(met) => met,
+        Err(read) => return read,
+    };
+    let located = match locate::<A>(&TcContext::new(skb), met.extent) {
+        Ok(located) => located,
+        Err(verdict) => return met.passes(verdict),
+    };
+    let bytes = linear(skb);
+    let read = if located.protocol == A::Header::ICMP {
+        if hook == Hook::Egress {
+            return met.passes(Verdict::OtherProtocol);
+        }
+        desk.take_message(bytes, located, met.meeting)
+    } else {
+        desk.take_segment(bytes, located, met.meeting, met.extent)
+    };
+    match read {
+        Ok(()) if !Maps::<A>::NEW.may_be_ours(hook, &desk.key) => met.passes(Verdict::NotOurs),
+        Ok(()) if located.protocol == A::Header::ICMP => Read::Message,
+        Ok(()) => Read::Segment,
+        Err(verdict) => met.passes(verdict),
+    }
+}
+
+/// Finds the transport header, and pulls all headers into the linear part on the way.
+#[inline(always)]
+fn locate<A: Family>(ctx: &TcContext, extent: Extent) -> Result<Located, Verdict> {
+    let usual = ETHERNET_LEN + size_of::<A::Header>() + size_of::<TcpHeader>();
+    pull(ctx, extent, usual);
+    match located::<A>(ctx, extent) {
+        Ok(located) if located.protocol != A::Header::ICMP => Ok(located),
+        Ok(_) | Err(Verdict::Truncated) => {
+            pull(ctx, extent, MOST_HEADERS);
+            located::<A>(ctx, extent)
+        }
+        Err(verdict) => Err(verdict),
+    }
+}
+
+#[inline(always)]
+fn located<A: Family>(ctx: &TcContext, extent: Extent) -> Result<Located, Verdict> {
+    let bytes = linear(ctx.skb.skb);
+    let ip = bytes
+        .at::<A::Header>(ETHERNET_LEN)
+        .ok_or(Verdict::Truncated)?;
+    ip.locate(bytes, extent)
+}
+
+/// Does what was decided.
+#[inline(never)]
+fn act<A: Family>(skb: *mut __sk_buff, desk: &mut Desk<A>, read: Read) -> i32 {
+    let located = desk.located();
+    let Desk {
+        key,
+        arrival,
+        decision,
+        neighbour,
+        ..
+    } = desk;
+    Maps::<A>::NEW.account(decision, arrival);
+    let bytes = linear(skb);
+    let (forwarded, leaves) = (decision.is_forwarded(), &decision.leaves);
+    match decision.exit {
+        Exit::Pass => return TC_ACT_UNSPEC,
+        Exit::Drop => return TC_ACT_SHOT,
+        _ => {}
+    }
+    let Some(ethernet) = bytes.at::<EthernetHeader>(0) else {
+        return TC_ACT_SHOT;
+    };
+    match decision.exit {
+        Exit::Client => {
+            ethernet.destination = decision.destination_mac.bytes();
+            ethernet.source = decision.source_mac.bytes();
+        }
+        // The link address of `lo`, without which the stack takes the frame for another's.
+        Exit::Loopback => ethernet.destination = [0; 6],
+        _ => {}
+    }
+    if read == Read::Message {
+        let Ok(mut message) = Quoted::<A>::view(bytes, located) else {
+            return TC_ACT_SHOT;
+        };
+        let rewritten = message.rewrite(key, leaves, forwarded);
+        update_checksum(skb, located.offset + Quoted::<A>::CHECKSUM, rewritten, 0);
+    } else {
+        let Some(mut segment) = segment::<A>(bytes, located) else {
+            return TC_ACT_SHOT;
+        };
+        let rewritten = segment.rewrite(leaves, forwarded);
+        if decision.exit != Exit::Onwards {
+            let flags = match segment.transport {
+                Transport::Tcp(_) => 0,
+                Transport::Udp(_) => BPF_F_MARK_MANGLED_0.into(),
+            };
+            let offset = located.offset + segment.transport.checksum_offset();
+            update_checksum(skb, offset, rewritten, flags);
+        }
+    }
+    send(skb, arrival.source_mac.tag(), decision, neighbour)
+}
+
+/// Sends a rewritten packet where the decision says.
+#[inline(always)]
+fn send<A: Address>(
+    skb: *mut __sk_buff,
+    tag: u16,
+    decision: &Decision<A>,
+    neighbour: &mut bpf_redir_neigh,
+) -> i32 {
+    match decision.exit {
+        Exit::Pass | Exit::Drop | Exit::Here => TC_ACT_UNSPEC,
+        Exit::Backend | Exit::Onwards => {
+            mark(skb);
+            move_to_vlan(skb, tag, 0);
+            to_neighbour(neighbour, decision.interface, decision.next_hop)
+        }
+        Exit::Client => {
+            mark(skb);
+            move_to_vlan(skb, tag, decision.destination_mac.tag());
+            redirect(decision.interface, 0)
+        }
+        Exit::Loopback => {
+            move_to_vlan(skb, tag, 0);
+            redirect(LOOPBACK, BPF_F_INGRESS.into())
+        }
+    }
+}
+
+/// What there is to know of a packet beside its bytes.
+#[derive(Clone, Copy)]
+struct Met {
+    meeting: Meeting,
+    extent: Extent,
+    /// On its way through the manager, not from it.
+    is_forwarded: bool,
+}
+
+impl Met {
+    /// Looks at the context, which may say already that the packet is none of ours.
+    #[inline(always)]
+    fn with(skb: *mut __sk_buff, hook: Hook) -> Result<Self, Read> {
+        // SAFETY: the kernel hands a valid context to the program; fields are read by the verifier's
+        // leave.
+        let (length, interface, received_on, steered, kind, gso_size, gso_segments) = unsafe {
+            (
+                (*skb).len,
+                (*skb).ifindex,
+                (*skb).ingress_ifindex,
+                (*skb).tc_index,
+                (*skb).pkt_type,
+                (*skb).gso_size,
+                (*skb).gso_segs,
+            )
+        };
+        // SAFETY: as above.
+        let (tagged, tag, tag_protocol) =
+            unsafe { ((*skb).vlan_present, (*skb).vlan_tci, (*skb).vlan_proto) };
+        let is_forwarded = hook == Hook::Egress && received_on != 0;
+        if is_forwarded && steered == STEERED {
+            return Err(Read::Skipped);
+        }
+        let met = Self {
+            meeting: Meeting {
+                hook,
+                interface,
+                packets: if gso_segments == 0 { 1 } else { gso_segments },
+                bytes: length,
+                tag: if tagged == 0 {
+                    0
+                } else {
+                    Mac::tag_of(tag as u16)
+                },
+            },
+            extent: Extent {
+                bytes: length,
+                coalesced: gso_size != 0,
+            },
+            is_forwarded,
+        };
+        if hook == Hook::Ingress && kind != PACKET_HOST {
+            return Err(met.passes(Verdict::NotForUs));
+        }
+        // The kernel keeps the outermost tag beside the frame.
+        if tagged != 0 && tag_protocol != u32::from(ETHERTYPE_VLAN.to_be()) {
+            return Err(met.passes(Verdict::NotIp));
+        }
+        Ok(met)
+    }
+
+    /// Counts a packet that is left alone. What is forwarded was seen, and counted, on its way in.
+    #[inline(always)]
+    fn passes(&self, verdict: Verdict) -> Read {
+        if self.is_forwarded {
+            return Read::Skipped;
+        }
+        let Meeting { packets, bytes, .. } = self.meeting;
+        count(verdict, packets.into(), bytes.into());
+        Read::Passes
+    }
 }
 
 /// Notes on a packet that it was steered, for the egress hook that it meets next.
@@ -116,56 +285,75 @@ fn mark(skb: *mut __sk_buff) {
     unsafe { (*skb).tc_index = STEERED };
 }
 
+/// Puts the frame into a VLAN, or into none: each side of a connection has its own.
 #[inline(always)]
-fn bytes(ctx: &TcContext) -> Bytes {
-    Bytes {
+fn move_to_vlan(skb: *mut __sk_buff, from: u16, to: u16) {
+    if from == to {
+        return;
+    }
+    // SAFETY: a valid context. Neither call can fail: the kernel keeps the tag beside the frame.
+    unsafe {
+        if from != 0 {
+            bpf_skb_vlan_pop(skb);
+        }
+        if to != 0 {
+            bpf_skb_vlan_push(skb, ETHERTYPE_VLAN.to_be(), Mac::untagged(to));
+        }
+    }
+}
+
+#[inline(always)]
+fn linear(skb: *mut __sk_buff) -> Linear {
+    let ctx = TcContext::new(skb);
+    Linear {
         start: ctx.data(),
         end: ctx.data_end(),
     }
 }
 
-/// The headers, pulled into the linear part when the kernel keeps them elsewhere.
+/// Pulls headers into the linear part when the kernel keeps them elsewhere.
 #[inline(always)]
-fn frame<'a>(ctx: &TcContext, length: u32) -> Option<&'a mut TcpFrame> {
-    if let Some(frame) = bytes(ctx).tcp_frame() {
-        return Some(frame);
+fn pull(ctx: &TcContext, extent: Extent, headers: usize) {
+    let wanted = headers.min(extent.bytes as usize);
+    let present = ctx.data_end() - ctx.data();
+    if wanted > present {
+        // What could not be pulled is found missing where it is looked for.
+        _ = ctx.pull_data(wanted as u32);
     }
-    if length < TCP_FRAME_LEN as u32 || ctx.pull_data(TCP_FRAME_LEN as u32).is_err() {
-        return None;
-    }
-    bytes(ctx).tcp_frame()
 }
 
-/// Brings the TCP checksum up to date, complete or partial.
+/// Brings the checksum at `offset` up to date, complete or partial.
 #[inline(always)]
-fn update_checksum(skb: *mut __sk_buff, rewritten: Rewritten) {
+fn update_checksum(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten, flags: u64) {
     let Rewritten { addresses, ports } = rewritten;
-    // SAFETY: a valid context. The offset lies within the linear part, so that neither call fails:
-    // the rewrite just wrote there.
+    let pseudo = u64::from(BPF_F_PSEUDO_HDR) | flags;
+    // SAFETY: a valid context. The offset lies within the linear part, so that neither call fails: the
+    // rewrite just wrote there.
     unsafe {
-        bpf_l4_csum_replace(
-            skb,
-            TCP_CHECKSUM,
-            0,
-            addresses.raw(),
-            BPF_F_PSEUDO_HDR.into(),
-        );
-        bpf_l4_csum_replace(skb, TCP_CHECKSUM, 0, ports.raw(), 0);
+        bpf_l4_csum_replace(skb, offset as u32, 0, addresses.raw(), pseudo);
+        bpf_l4_csum_replace(skb, offset as u32, 0, ports.raw(), flags);
     }
 }
 
-/// Sends the packet to `next_hop`; the kernel resolves it if need be, and holds the packet meanwhile.
+/// Sends the packet to a next hop; the kernel resolves it if need be, and holds the packet meanwhile.
 #[inline(always)]
-fn to_neighbour(interface: u32, next_hop: [u8; 4]) -> i32 {
-    // SAFETY: plain integers, for which zero is a value.
-    let mut params: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-    params.nh_family = AF_INET;
-    params.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(next_hop);
-    // SAFETY: `params` lives on the stack for the call. Linux 5.10, ba452c9e996d.
+fn to_neighbour<A: Address>(neighbour: &mut bpf_redir_neigh, interface: u32, next_hop: A) -> i32 {
+    const AF_INET: u32 = 2;
+    const AF_INET6: u32 = 10;
+    if size_of::<A>() == size_of::<V4>() {
+        neighbour.nh_family = AF_INET;
+        neighbour.__bindgen_anon_1.ipv4_nh = next_hop.word().to_be();
+    } else {
+        neighbour.nh_family = AF_INET6;
+        let bits = u128::from_ne_bytes(next_hop.mapped());
+        let words = [0, 32, 64, 96].map(|shift| (bits >> shift) as u32);
+        neighbour.__bindgen_anon_1.ipv6_nh = words;
+    }
+    // SAFETY: `neighbour` outlives the call. Linux 5.10, ba452c9e996d.
     unsafe {
         bpf_redirect_neigh(
             interface,
-            &raw mut params,
+            &raw mut *neighbour,
             size_of::<bpf_redir_neigh>() as i32,
             0,
         ) as i32

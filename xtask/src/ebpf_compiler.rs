@@ -267,6 +267,10 @@ fn rustflags() -> String {
         "-Ctarget-cpu=v3".into(),
         // Else every few zeroed bytes become a call of a loop over bytes.
         "-Clink-arg=--disable-expand-memcpy-in-order".into(),
+        // Headers are viewed in place, at alignment 1: without it, each word is put together from
+        // bytes. Packets and maps may be read so where the processor can (CONFIG_
+        // HAVE_EFFICIENT_UNALIGNED_ACCESS: x86-64, arm64).
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".into(),
         "-Clink-arg=--btf".into(),
     ]
     .join("\x1f")

@@ -19,7 +19,8 @@ pub struct FlowKey<A = V4> {
 }
 
 impl<A: Address> FlowKey<A> {
-    pub(super) const NONE: Self = Self {
+    /// The tuple of nothing.
+    pub const NONE: Self = Self {
         source: A::NONE,
         destination: A::NONE,
         source_port: [0; 2],

@@ -19,13 +19,25 @@ impl Mac {
     /// 802.1Q, section 9.6).
     const TAGGED: u16 = 0x1000;
 
-    /// The same address, in frames with this VLAN tag's control information.
+    /// A VLAN tag's control information, marked as present.
     #[inline(always)]
-    pub fn tagged(self, control: u16) -> Self {
-        Self(self.0 | u64::from(control | Self::TAGGED) << 48)
+    pub fn tag_of(control: u16) -> u16 {
+        control | Self::TAGGED
     }
 
-    /// The control information of the VLAN tag; 0 for none.
+    /// The control information of a tag, without the mark.
+    #[inline(always)]
+    pub fn untagged(tag: u16) -> u16 {
+        tag & !Self::TAGGED
+    }
+
+    /// The same address, in frames with this tag.
+    #[inline(always)]
+    pub fn tagged(self, tag: u16) -> Self {
+        Self(self.0 | u64::from(tag) << 48)
+    }
+
+    /// The tag, marked as present; 0 for none.
     #[inline(always)]
     pub fn tag(self) -> u16 {
         (self.0 >> 48) as u16

@@ -1,14 +1,14 @@
 //! The beginning of a connection: a backend, a source port towards it, a place for the handshake.
 
 use super::{
-    Arrival, Decision, Exit, Tables,
+    Arrival, Decision, Exit, Hook, Tables,
     choice::{choose, choose_another, is_up},
-    flow::frees,
     handshake::forward_request,
-    place::{Candidates, NOWHERE, TAKEN, find_client, room, take_note},
+    place::{Candidates, NOWHERE, TAKEN, room, take_note},
 };
 use crate::{
-    maps::{FlowKey, Handshake, mode, state},
+    address::{Address, V4},
+    maps::{Backend, FlowKey, Handshake, LOOPBACK, ended, mode, state},
     verdict::Verdict,
 };
 
@@ -20,19 +20,25 @@ const SOONEST_RETRY_NS: u64 = 200_000_000;
 /// stack, the calls below would not fit.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Claim {
-    pub(super) client: FlowKey,
-    pub(super) leaves: FlowKey,
+pub struct Claim<A = V4> {
+    pub(super) client: FlowKey<A>,
+    pub(super) leaves: FlowKey<A>,
 }
 
-/// A SYN to a service: the first one of a connection, or a repeated one.
+/// How often a client's unanswered datagrams make it try another worker. A client that never expects
+/// an answer is then left in peace.
+const MOST_DATAGRAM_RETRIES: u8 = 3;
+
+/// A SYN to a service, or a datagram that nobody has answered yet: the first one of a connection, or a
+/// repeated one of the handshake at `under_way`.
 #[inline(never)]
 pub(super) fn begin<T: Tables>(
     tables: &T,
     arrival: &Arrival,
-    key: &FlowKey,
+    key: &FlowKey<T::Address>,
     service: u32,
-    decision: &mut Decision,
+    under_way: u32,
+    decision: &mut Decision<T::Address>,
 ) -> Verdict {
     if let Some(mut bench) = tables.workbench() {
         bench.claim.client = *key;
@@ -42,7 +48,6 @@ pub(super) fn begin<T: Tables>(
         backend: choose(tables, key, service),
         retries: 0,
     };
-    let under_way = find_client(tables, key);
     if under_way != NOWHERE {
         if !begins_anew(tables, arrival, under_way, &mut start) {
             return forward_request(tables, arrival, under_way, decision);
@@ -98,30 +103,39 @@ fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
         return NO_BACKEND;
     };
     let claim = &mut bench.claim;
-    claim.leaves = FlowKey {
-        destination: backend.address,
-        destination_port: backend.port.to_be_bytes(),
-        ..claim.client
-    };
-    let candidates = Candidates::of_client(&settings, &claim.client);
-    if backend.mode == mode::LOCAL {
-        drop(bench);
-        // The client's own port goes on to the server: none but the client itself can be in the way.
-        _ = frees(tables);
-        return room(tables, candidates, false);
+    claim.leaves = claim.client;
+    if backend.mode != mode::DSR {
+        claim.leaves.destination = T::Address::from_mapped(&backend.address);
+        claim.leaves.destination_port = backend.port.to_be_bytes();
     }
-    claim.leaves.source = backend.source;
+    if backend.mode == mode::NAT {
+        claim.leaves.source = T::Address::from_mapped(&backend.source);
+    }
+    let candidates = Candidates::of_client(settings, &claim.client);
     drop(bench);
-    if arrival.time_to_live <= 1 {
-        return LAST_HOP;
+    if backend.mode != mode::LOCAL {
+        if arrival.time_to_live <= 1 {
+            return LAST_HOP;
+        }
+        if !is_reachable(backend, arrival) {
+            return NO_ROUTE;
+        }
     }
-    if backend.interface == 0 {
-        return NO_ROUTE;
+    if backend.mode != mode::NAT {
+        return room(tables, candidates, false);
     }
     if settings.nat_port_count == 0 {
         return EXHAUSTED;
     }
     room(tables, candidates, true)
+}
+
+/// Whether there is a way to a worker. None leads from a client on the manager itself to one that
+/// answers past the manager: the kernel takes nothing from the network that its own address sent.
+#[inline(always)]
+fn is_reachable(backend: &Backend, arrival: &Arrival) -> bool {
+    let from_here = arrival.hook == Hook::Loopback || arrival.interface == LOOPBACK;
+    backend.interface != 0 && !(from_here && backend.mode == mode::DSR)
 }
 
 /// Whether a SYN whose client has a handshake under way begins another one, and with which backend: it
@@ -136,6 +150,7 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     let is_same = handshake.client_sequence == arrival.sequence;
     let answered = handshake.answered == 1;
     let syn_ns = handshake.syn_ns;
+    let gives_up = handshake.client.is_datagram() && retries >= MOST_DATAGRAM_RETRIES;
     drop(handshake);
     let Some(worker) = tables.backend(tried) else {
         return true;
@@ -144,7 +159,7 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
         return true;
     }
     let silence = tables.now_ns().saturating_sub(syn_ns);
-    if answered || silence < SOONEST_RETRY_NS {
+    if answered || gives_up || silence < SOONEST_RETRY_NS {
         return false;
     }
     if start.backend == tried || !is_up(tables, start.backend) {
@@ -154,12 +169,16 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     start.backend != 0
 }
 
-#[inline(always)]
+/// Writes a handshake whose tuples are in the workbench to `place`.
+#[inline(never)]
 fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
     let now = tables.now_ns();
+    let mode = tables.backend(start.backend).map_or(mode::NAT, |it| it.mode);
     let (Some(bench), Some(mut handshake)) = (tables.workbench(), tables.handshake(place)) else {
         return;
     };
+    // Answers that do not come by here are never seen, nor is how they end.
+    let unseen = mode == mode::DSR;
     *handshake = Handshake {
         client: bench.claim.client,
         leaves: bench.claim.leaves,
@@ -172,6 +191,8 @@ fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
         created_ns: now,
         syn_ns: now,
         retries: start.retries,
+        answered: (unseen && bench.claim.client.is_datagram()).into(),
+        ended: if unseen { ended::FIN } else { 0 },
         ..Handshake::FREE
     };
     handshake.seal = handshake.expected_seal();

@@ -1,6 +1,7 @@
 //! Which backend a new connection goes to: the service's selection, or what its policy draws.
 
 use super::{Step, Tables};
+use crate::address::Address;
 use crate::maps::{CHOICE_SLOTS, FlowKey, Policy, SPREAD, first_choice, policy, state};
 
 /// How many backends are compared, from a random one on, to find the one with the fewest connections.
@@ -11,7 +12,7 @@ const PLACES_TRIED: u32 = 4;
 
 /// Returns the id of the backend for a new connection with the client's tuple `key`; 0 for none.
 #[inline(never)]
-pub(super) fn choose<T: Tables>(tables: &T, key: &FlowKey, service: u32) -> u32 {
+pub(super) fn choose<T: Tables>(tables: &T, key: &FlowKey<T::Address>, service: u32) -> u32 {
     let selected = tables.selection(service).unwrap_or(0);
     if selected != SPREAD {
         return selected;
@@ -156,8 +157,8 @@ pub(super) fn is_up<T: Tables>(tables: &T, id: u32) -> bool {
 
 /// A well-mixed number from the client's address (the finalizer of MurmurHash3).
 #[inline(always)]
-fn hash(key: &FlowKey) -> u32 {
-    let mut mixed = u32::from_be_bytes(key.source);
+fn hash<A: Address>(key: &FlowKey<A>) -> u32 {
+    let mut mixed = key.source.word();
     mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
     mixed = (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35);
     mixed ^ (mixed >> 16)

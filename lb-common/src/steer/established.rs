@@ -23,9 +23,9 @@ const TWIN_CARE_NS: u64 = 1_000_000_000;
 pub(super) fn established<T: Tables>(
     tables: &T,
     arrival: &Arrival,
-    key: &FlowKey,
+    key: &FlowKey<T::Address>,
     mut flow: T::Entry<'_>,
-    decision: &mut Decision,
+    decision: &mut Decision<T::Address>,
 ) -> Option<Verdict> {
     if !is_live(&flow) {
         return None;
@@ -34,8 +34,11 @@ pub(super) fn established<T: Tables>(
         return Some(Verdict::NoBackend);
     };
     let is_request = flow.direction == direction::REQUEST;
-    let keeps = keeps_flows(&backend);
-    if is_request && (arrival.flags.opens() || !keeps) {
+    let keeps = keeps_flows(backend);
+    let now = tables.now_ns();
+    // Only a silence that could have been too long is looked at closely.
+    let rested = key.is_datagram() && now.wrapping_sub(flow.last_seen_ns) > TWIN_CARE_NS;
+    if is_request && (arrival.flags.opens() || !keeps || rested) {
         match dismiss(tables, arrival.flags, key, &mut flow, keeps) {
             Dismissal::None => {}
             Dismissal::Over => return None,
@@ -43,7 +46,6 @@ pub(super) fn established<T: Tables>(
         }
     }
 
-    let now = tables.now_ns();
     let ends = ending(arrival.flags);
     if ends != 0 {
         flow.ended |= ends;
@@ -73,7 +75,7 @@ pub(super) fn established<T: Tables>(
         client_mac: flow.client_mac,
         manager_mac: flow.manager_mac,
     };
-    Some(leave(&way, &backend, arrival, decision))
+    Some(leave(&way, backend, arrival, decision))
 }
 
 /// Whether an established flow had to go.
@@ -85,13 +87,14 @@ enum Dismissal {
     BackendDown,
 }
 
-/// Supersedes a flow that a SYN finds over, or whose backend is down.
+/// Supersedes a flow that a SYN or a datagram finds over, or whose backend is down. Datagrams have no
+/// RST: theirs begins anew.
 #[inline(never)]
 fn dismiss<T: Tables>(
     tables: &T,
     flags: TcpFlags,
-    key: &FlowKey,
-    flow: &mut Flow,
+    key: &FlowKey<T::Address>,
+    flow: &mut Flow<T::Address>,
     keeps: bool,
 ) -> Dismissal {
     let Some(settings) = tables.settings() else {
@@ -101,7 +104,8 @@ fn dismiss<T: Tables>(
         .established(&flow.leaves.reversed())
         .filter(|twin| are_twins(key, twin));
     let now = tables.now_ns();
-    let over = flags.opens() && is_over(&settings, flow, twin.as_deref(), now);
+    let begins = flags.opens() || key.is_datagram();
+    let over = begins && is_over(settings, flow, twin.as_deref(), now);
     if !over && keeps {
         return Dismissal::None;
     }
@@ -110,7 +114,7 @@ fn dismiss<T: Tables>(
     if let Some(twin) = twin.as_deref_mut() {
         twin.superseded = 1;
     }
-    if over {
+    if over || key.is_datagram() {
         Dismissal::Over
     } else {
         Dismissal::BackendDown
@@ -120,7 +124,11 @@ fn dismiss<T: Tables>(
 /// Brings the other direction's entry in line with `flow`, and back if it was evicted. Returns whether
 /// the flow may go on: not when another one has taken the place of an evicted entry.
 #[inline(never)]
-fn look_after_twin<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> bool {
+fn look_after_twin<T: Tables>(
+    tables: &T,
+    key: &FlowKey<T::Address>,
+    flow: &Flow<T::Address>,
+) -> bool {
     let twin_key = flow.leaves.reversed();
     if let Some(mut twin) = tables.established(&twin_key) {
         if !are_twins(key, &twin) || !is_live(&twin) {

@@ -2,13 +2,14 @@
 
 use super::{Arrival, Tables};
 use crate::{
+    address::Address,
     headers::TcpFlags,
     maps::{Backend, Flow, FlowKey, Settings, direction, ended, state},
 };
 
 /// The entry of the other direction, from an entry and its key.
 #[inline(always)]
-pub(super) fn twin(key: &FlowKey, flow: &Flow) -> Flow {
+pub(super) fn twin<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> Flow<A> {
     Flow {
         leaves: key.reversed(),
         ended: 0,
@@ -22,13 +23,13 @@ pub(super) fn twin(key: &FlowKey, flow: &Flow) -> Flow {
 
 /// Whether `other`, stored where the answers to the flow of `key` are looked up, belongs to it.
 #[inline(always)]
-pub(super) fn are_twins(key: &FlowKey, other: &Flow) -> bool {
+pub(super) fn are_twins<A: Address>(key: &FlowKey<A>, other: &Flow<A>) -> bool {
     other.leaves.reversed() == *key
 }
 
 /// Whether packets still go this way.
 #[inline(always)]
-pub(super) fn is_live(flow: &Flow) -> bool {
+pub(super) fn is_live<A>(flow: &Flow<A>) -> bool {
     flow.superseded == 0
 }
 
@@ -48,7 +49,7 @@ pub(super) fn ending(flags: TcpFlags) -> u8 {
 
 /// Whether the client's packets now come from another link address or interface.
 #[inline(always)]
-pub(super) fn has_moved(flow: &Flow, arrival: &Arrival) -> bool {
+pub(super) fn has_moved<A>(flow: &Flow<A>, arrival: &Arrival) -> bool {
     flow.client_mac != arrival.source_mac
         || flow.client_interface != arrival.interface
         || flow.manager_mac != arrival.destination_mac
@@ -56,7 +57,7 @@ pub(super) fn has_moved(flow: &Flow, arrival: &Arrival) -> bool {
 
 /// Accounts the packet to its flow.
 #[inline(always)]
-pub(super) fn carry(flow: &mut Flow, arrival: &Arrival, now: u64) {
+pub(super) fn carry<A>(flow: &mut Flow<A>, arrival: &Arrival, now: u64) {
     flow.last_seen_ns = now;
     flow.packets += u64::from(arrival.packets);
     flow.bytes += u64::from(arrival.bytes);
@@ -65,10 +66,20 @@ pub(super) fn carry(flow: &mut Flow, arrival: &Arrival, now: u64) {
 /// Whether a new connection of the tuple's own client may take its place: the flow has ended, or both
 /// directions have been silent for long.
 #[inline(always)]
-pub(super) fn is_over(settings: &Settings, flow: &Flow, twin: Option<&Flow>, now: u64) -> bool {
+pub(super) fn is_over<A: Address>(
+    settings: &Settings,
+    flow: &Flow<A>,
+    twin: Option<&Flow<A>>,
+    now: u64,
+) -> bool {
     let (twin_ended, twin_seen) = twin.map_or((0, 0), |twin| (twin.ended, twin.last_seen_ns));
     let idle = now.saturating_sub(flow.last_seen_ns.max(twin_seen));
-    ended::both(flow.ended, twin_ended) || idle > settings.established_idle_ns
+    let longest = if flow.leaves.is_datagram() {
+        settings.datagram_idle_ns
+    } else {
+        settings.established_idle_ns
+    };
+    ended::both(flow.ended, twin_ended) || idle > longest
 }
 
 /// Whether the workbench's claim may have its tuple towards the worker: nobody has it, or it was the
@@ -97,7 +108,7 @@ pub(super) fn frees<T: Tables>(tables: &T) -> bool {
     let now = tables.now_ns();
     let seen = twin.as_deref().map_or(0, |twin| twin.last_seen_ns);
     let silence = now.saturating_sub(holder.last_seen_ns.max(seen));
-    let over = holder.superseded == 1 || is_over(&settings, &holder, twin.as_deref(), now);
+    let over = holder.superseded == 1 || is_over(settings, &holder, twin.as_deref(), now);
     let own = holder_key.is(&bench.claim.client);
     if !over || (!own && silence <= settings.closing_idle_ns) {
         return false;
@@ -112,7 +123,7 @@ pub(super) fn frees<T: Tables>(tables: &T) -> bool {
 
 /// Takes a connection out of its backend's count of open ones, once.
 #[inline(always)]
-pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow) {
+pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) {
     if request.counted == 1 {
         request.counted = 0;
         tables.count_active(request.backend, false);
@@ -121,7 +132,11 @@ pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow) {
 
 /// Notes that one side has ended its part: with both, the connection is no longer open.
 #[inline(never)]
-pub(super) fn note_end<T: Tables>(tables: &T, key: &FlowKey, flow: &mut Flow) -> bool {
+pub(super) fn note_end<T: Tables>(
+    tables: &T,
+    key: &FlowKey<T::Address>,
+    flow: &mut Flow<T::Address>,
+) -> bool {
     let twin_key = flow.leaves.reversed();
     let mut twin = tables
         .established(&twin_key)

@@ -6,7 +6,8 @@ use super::{
     leave,
 };
 use crate::{
-    maps::{Flow, FlowKey, Handshake, direction, ended},
+    address::Address,
+    maps::{Backend, Flow, FlowKey, Handshake, direction, ended, mode},
     verdict::Verdict,
 };
 
@@ -20,7 +21,7 @@ pub(super) fn answer<T: Tables>(
     tables: &T,
     arrival: &Arrival,
     place: u32,
-    decision: &mut Decision,
+    decision: &mut Decision<T::Address>,
 ) -> Verdict {
     let Some(mut handshake) = tables.handshake(place) else {
         return Verdict::NotOurs;
@@ -31,7 +32,7 @@ pub(super) fn answer<T: Tables>(
     handshake.packets_out = handshake.packets_out.wrapping_add(arrival.packets);
     handshake.bytes_out = handshake.bytes_out.wrapping_add(arrival.bytes);
     handshake.ended |= ending(arrival.flags);
-    if arrival.flags.accepts() {
+    if arrival.flags.accepts() || handshake.client.is_datagram() {
         handshake.worker_sequence = arrival.sequence;
         handshake.answered = 1;
     }
@@ -43,29 +44,29 @@ pub(super) fn answer<T: Tables>(
     if arrival.flags.resets() {
         handshake.backend = 0;
     }
-    leave(&way, &backend, arrival, decision)
+    leave(&way, backend, arrival, decision)
 }
 
-/// A packet of the client, other than a SYN, of the handshake at `place`.
+/// A packet of the client that begins nothing, of the handshake at `place`.
 #[inline(never)]
 pub(super) fn go_on<T: Tables>(
     tables: &T,
     arrival: &Arrival,
-    key: &FlowKey,
+    key: &FlowKey<T::Address>,
     place: u32,
-    decision: &mut Decision,
+    decision: &mut Decision<T::Address>,
 ) -> Verdict {
     let Some(mut handshake) = tables.handshake(place) else {
         return Verdict::NoFlow;
     };
-    let keeps = tables
+    let Some(backend) = tables
         .backend(handshake.backend)
-        .is_some_and(|backend| keeps_flows(&backend));
-    if !keeps {
+        .filter(|backend| keeps_flows(backend))
+    else {
         handshake.backend = 0;
         return Verdict::BackendDown;
-    }
-    if !completes(&handshake, arrival) {
+    };
+    if !completes(&handshake, backend, arrival) {
         drop(handshake);
         let verdict = forward_request(tables, arrival, place, decision);
         if arrival.flags.resets()
@@ -96,7 +97,7 @@ pub(super) fn forward_request<T: Tables>(
     tables: &T,
     arrival: &Arrival,
     place: u32,
-    decision: &mut Decision,
+    decision: &mut Decision<T::Address>,
 ) -> Verdict {
     let Some(mut handshake) = tables.handshake(place) else {
         return Verdict::NoFlow;
@@ -104,17 +105,17 @@ pub(super) fn forward_request<T: Tables>(
     let Some(backend) = tables.backend(handshake.backend) else {
         return Verdict::NoBackend;
     };
-    if arrival.flags.opens() {
+    if arrival.flags.opens() || handshake.client.is_datagram() {
         handshake.syn_ns = tables.now_ns();
     }
     handshake.packets_in = handshake.packets_in.wrapping_add(arrival.packets);
     handshake.bytes_in = handshake.bytes_in.wrapping_add(arrival.bytes);
-    leave(&way(&handshake), &backend, arrival, decision)
+    leave(&way(&handshake), backend, arrival, decision)
 }
 
 /// The client's way to the worker.
 #[inline(always)]
-fn way(handshake: &Handshake) -> Way {
+fn way<A: Address>(handshake: &Handshake<A>) -> Way<A> {
     Way {
         is_request: true,
         leaves: handshake.leaves,
@@ -125,14 +126,22 @@ fn way(handshake: &Handshake) -> Way {
     }
 }
 
-/// Whether the client acknowledges the worker's SYN-ACK, which only its true receiver can.
+/// Whether the client proves that it is there: it acknowledges the worker's SYN-ACK, which only its
+/// true receiver can, or goes on after an answer. Where answers do not come by here, its own sequence
+/// number must do.
 #[inline(always)]
-fn completes(handshake: &Handshake, arrival: &Arrival) -> bool {
-    let beyond = arrival
-        .acknowledgement
-        .wrapping_sub(handshake.worker_sequence)
-        .wrapping_sub(1);
-    handshake.answered == 1 && arrival.flags.acknowledges() && beyond < EARLY_DATA
+fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, arrival: &Arrival) -> bool {
+    if handshake.client.is_datagram() {
+        return handshake.answered == 1;
+    }
+    let (number, start) = if backend.mode == mode::DSR {
+        (arrival.sequence, handshake.client_sequence)
+    } else {
+        (arrival.acknowledgement, handshake.worker_sequence)
+    };
+    let beyond = number.wrapping_sub(start).wrapping_sub(1);
+    let answered = handshake.answered == 1 || backend.mode == mode::DSR;
+    answered && arrival.flags.acknowledges() && beyond < EARLY_DATA
 }
 
 /// Makes both entries of a completed handshake's flow.
@@ -140,8 +149,8 @@ fn completes(handshake: &Handshake, arrival: &Arrival) -> bool {
 fn establish<T: Tables>(
     tables: &T,
     arrival: &Arrival,
-    key: &FlowKey,
-    handshake: &Handshake,
+    key: &FlowKey<T::Address>,
+    handshake: &Handshake<T::Address>,
 ) -> Result<(), InsertError> {
     let now = tables.now_ns();
     let reply_key = handshake.leaves.reversed();
@@ -184,7 +193,11 @@ fn establish<T: Tables>(
 
 /// Stores an entry, in the place of one that is free for it; not over another live flow.
 #[inline(never)]
-fn store<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+fn store<T: Tables>(
+    tables: &T,
+    key: &FlowKey<T::Address>,
+    flow: &Flow<T::Address>,
+) -> Result<(), InsertError> {
     match tables.established(key) {
         Some(present) if is_live(&present) && present.leaves != flow.leaves => {
             Err(InsertError::Exists)

@@ -7,6 +7,7 @@
 
 mod begin;
 mod choice;
+mod error;
 mod established;
 mod flow;
 mod handshake;
@@ -15,6 +16,7 @@ mod place;
 use core::ops::DerefMut;
 
 use crate::{
+    address::{Address, V4},
     headers::TcpFlags,
     maps::{
         Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Notes, Policy, Service, ServiceKey,
@@ -24,9 +26,11 @@ use crate::{
 };
 use begin::begin;
 use established::established;
+use flow::keeps_flows;
 use place::{NOWHERE, find_client, find_worker};
 
 pub use begin::Claim;
+pub use error::steer_error;
 pub use choice::COMPARED;
 
 /// Where the packet met the program.
@@ -45,12 +49,14 @@ pub enum Hook {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
+    /// With the VLAN tag of the frame.
     pub source_mac: Mac,
     pub destination_mac: Mac,
     /// Index of the interface it met the program on.
     pub interface: u32,
     pub hook: Hook,
     pub time_to_live: u8,
+    /// None where the packet is no TCP segment.
     pub flags: TcpFlags,
     pub sequence: u32,
     pub acknowledgement: u32,
@@ -70,6 +76,8 @@ pub enum Exit {
     Here,
     /// Rewritten, to the decision's next hop.
     Backend,
+    /// As it came, but for its time to live, to the decision's next hop.
+    Onwards,
     /// Rewritten, to the decision's link addresses: back to where the client's packets come from.
     Client,
     /// Rewritten, to a client on the manager itself.
@@ -77,39 +85,51 @@ pub enum Exit {
 }
 
 /// What becomes of a packet. Flat, with every field always set: the verifier refuses to copy what
-/// an enum leaves undefined.
+/// an enum leaves undefined. On the stack it also wants whole words in their places, which zeros all
+/// over are written by.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Decision {
+pub struct Decision<A = V4> {
     /// The tuple to leave with, unless the packet passes or is dropped.
-    pub leaves: FlowKey,
+    pub leaves: FlowKey<A>,
+    /// With the VLAN tag to leave with.
     pub destination_mac: Mac,
     pub source_mac: Mac,
+    pub next_hop: A,
     /// Index of the interface to leave by.
     pub interface: u32,
-    pub next_hop: [u8; 4],
     /// The backend concerned; 0 for none.
     pub backend: u32,
     pub verdict: Verdict,
     pub exit: Exit,
     /// 1 if this packet began a connection.
     pub opened: u8,
+    pub reserved: u8,
 }
 
-impl Decision {
+impl<A: Address> Decision<A> {
     #[inline(always)]
-    fn pass(verdict: Verdict) -> Self {
+    fn none() -> Self {
         Self {
-            leaves: FlowKey::default(),
+            leaves: FlowKey::NONE,
             destination_mac: Mac::default(),
             source_mac: Mac::default(),
             interface: 0,
-            next_hop: [0; 4],
+            next_hop: A::NONE,
             backend: 0,
-            verdict,
             exit: Exit::Pass,
             opened: 0,
+            verdict: Verdict::ToBackend,
+            reserved: 0,
         }
+    }
+}
+
+impl<A> Decision<A> {
+    /// Whether the packet leaves the way that it was going.
+    #[inline(always)]
+    pub fn is_forwarded(&self) -> bool {
+        !matches!(self.exit, Exit::Pass | Exit::Drop | Exit::Here)
     }
 }
 
@@ -123,10 +143,10 @@ pub enum InsertError {
 /// What a connection is made of while it is made.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Workbench {
-    pub request: Flow,
-    pub reply: Flow,
-    pub claim: Claim,
+pub struct Workbench<A = V4> {
+    pub request: Flow<A>,
+    pub reply: Flow<A>,
+    pub claim: Claim<A>,
 }
 
 /// A loop's body, with what it works on.
@@ -135,10 +155,12 @@ pub trait Step {
     fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool;
 }
 
-/// The maps and the clock, as the decision needs them.
+/// The maps of one family of addresses and the clock, as the decision needs them.
 pub trait Tables {
+    type Address: Address;
+
     /// An entry of a flow table, writable in place.
-    type Entry<'a>: DerefMut<Target = Flow>
+    type Entry<'a>: DerefMut<Target = Flow<Self::Address>>
     where
         Self: 'a;
     /// The notes of a column, writable in place.
@@ -146,16 +168,16 @@ pub trait Tables {
     where
         Self: 'a;
     /// A place of the half-open table, writable in place.
-    type Place<'a>: DerefMut<Target = Handshake>
+    type Place<'a>: DerefMut<Target = Handshake<Self::Address>>
     where
         Self: 'a;
-    type Workbench<'a>: DerefMut<Target = Workbench>
+    type Workbench<'a>: DerefMut<Target = Workbench<Self::Address>>
     where
         Self: 'a;
 
     /// CLOCK_MONOTONIC, in nanoseconds.
     fn now_ns(&self) -> u64;
-    fn settings(&self) -> Option<Settings>;
+    fn settings(&self) -> Option<&Settings>;
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     fn selection(&self, service: u32) -> Option<u32>;
     fn policy(&self, service: u32) -> Option<Policy>;
@@ -168,7 +190,7 @@ pub trait Tables {
     fn repeat<S: Step>(&self, count: u32, steps: &mut S);
     /// Open connections of a backend.
     fn active(&self, backend: u32) -> u32;
-    fn backend(&self, id: u32) -> Option<Backend>;
+    fn backend(&self, id: u32) -> Option<&Backend>;
 
     /// Room for what is being made: it is too large for the stack of a BPF program.
     fn workbench(&self) -> Option<Self::Workbench<'_>>;
@@ -178,10 +200,14 @@ pub trait Tables {
     /// A place of the half-open table.
     fn handshake(&self, place: u32) -> Option<Self::Place<'_>>;
 
-    fn established(&self, key: &FlowKey) -> Option<Self::Entry<'_>>;
+    fn established(&self, key: &FlowKey<Self::Address>) -> Option<Self::Entry<'_>>;
     /// Stores an entry unless one of the same key exists.
-    fn add_established(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
-    fn remove_established(&self, key: &FlowKey);
+    fn add_established(
+        &self,
+        key: &FlowKey<Self::Address>,
+        flow: &Flow<Self::Address>,
+    ) -> Result<(), InsertError>;
+    fn remove_established(&self, key: &FlowKey<Self::Address>);
 
     /// Counts a backend's open connection, or no longer.
     fn count_active(&self, backend: u32, open: bool);
@@ -189,17 +215,47 @@ pub trait Tables {
 
 /// Decides what becomes of the packet that arrived with the tuple `key`.
 #[inline(always)]
-pub fn steer<T: Tables>(tables: &T, arrival: &Arrival, key: &FlowKey) -> Decision {
-    let mut decision = Decision::pass(Verdict::NotOurs);
-    let known = match tables.established(key) {
-        Some(flow) => established(tables, arrival, key, flow, &mut decision),
-        None => None,
+pub fn steer<T: Tables>(
+    tables: &T,
+    arrival: &Arrival,
+    key: &FlowKey<T::Address>,
+    decision: &mut Decision<T::Address>,
+) {
+    if !steer_established(tables, arrival, key, decision) {
+        steer_others(tables, arrival, key, decision);
+    }
+}
+
+/// The first half of [`steer`]: returns whether the packet is one of an established flow.
+#[inline(always)]
+pub fn steer_established<T: Tables>(
+    tables: &T,
+    arrival: &Arrival,
+    key: &FlowKey<T::Address>,
+    decision: &mut Decision<T::Address>,
+) -> bool {
+    *decision = Decision::none();
+    let Some(flow) = tables.established(key) else {
+        return false;
     };
-    decision.verdict = match known {
-        Some(verdict) => verdict,
-        None => unknown(tables, arrival, key, &mut decision),
-    };
-    decision
+    match established(tables, arrival, key, flow, decision) {
+        Some(verdict) => {
+            decision.verdict = verdict;
+            true
+        }
+        None => false,
+    }
+}
+
+/// The second half: the packet is none of an established flow.
+#[inline(always)]
+pub fn steer_others<T: Tables>(
+    tables: &T,
+    arrival: &Arrival,
+    key: &FlowKey<T::Address>,
+    decision: &mut Decision<T::Address>,
+) {
+    decision.verdict = unknown(tables, arrival, key, decision);
 }
 
 /// A packet of no established flow: part of a handshake, a stray one, or none of ours.
@@ -212,8 +268,8 @@ pub fn steer<T: Tables>(tables: &T, arrival: &Arrival, key: &FlowKey) -> Decisio
 fn unknown<T: Tables>(
     tables: &T,
     arrival: &Arrival,
-    key: &FlowKey,
-    decision: &mut Decision,
+    key: &FlowKey<T::Address>,
+    decision: &mut Decision<T::Address>,
 ) -> Verdict {
     let place = find_worker(tables, arrival.hook, key);
     if place != NOWHERE {
@@ -223,7 +279,7 @@ fn unknown<T: Tables>(
         return Verdict::NotOurs;
     }
     let service_key = ServiceKey {
-        address: key.destination,
+        address: key.destination.mapped(),
         port: key.destination_port,
         protocol: key.protocol as u8,
         reserved: 0,
@@ -231,21 +287,31 @@ fn unknown<T: Tables>(
     let Some(service) = tables.service(&service_key) else {
         return Verdict::NotOurs;
     };
-    if arrival.flags.opens() {
-        return begin(tables, arrival, key, service.id, decision);
-    }
     let place = find_client(tables, key);
+    if arrival.flags.opens() || key.is_datagram() && !goes_on(tables, place) {
+        return begin(tables, arrival, key, service.id, place, decision);
+    }
     if place == NOWHERE {
         return Verdict::NoFlow;
     }
     handshake::go_on(tables, arrival, key, place, decision)
 }
 
+/// Whether a datagram goes where those before it went: the worker has answered, and still does.
+#[inline(always)]
+fn goes_on<T: Tables>(tables: &T, place: u32) -> bool {
+    let Some(handshake) = tables.handshake(place) else {
+        return false;
+    };
+    let backend = tables.backend(handshake.backend);
+    handshake.answered == 1 && backend.is_some_and(keeps_flows)
+}
+
 /// What it takes to send a packet on.
 #[derive(Clone, Copy)]
-struct Way {
+struct Way<A> {
     is_request: bool,
-    leaves: FlowKey,
+    leaves: FlowKey<A>,
     backend: u32,
     client_interface: u32,
     client_mac: Mac,
@@ -254,7 +320,12 @@ struct Way {
 
 /// Decides how a packet leaves.
 #[inline(always)]
-fn leave(way: &Way, backend: &Backend, arrival: &Arrival, decision: &mut Decision) -> Verdict {
+fn leave<A: Address>(
+    way: &Way<A>,
+    backend: &Backend,
+    arrival: &Arrival,
+    decision: &mut Decision<A>,
+) -> Verdict {
     let local = backend.mode == mode::LOCAL;
     decision.backend = way.backend;
     if !local && arrival.time_to_live <= 1 {
@@ -271,9 +342,13 @@ fn leave(way: &Way, backend: &Backend, arrival: &Arrival, decision: &mut Decisio
         };
     }
     if way.is_request {
-        decision.exit = Exit::Backend;
+        decision.exit = if backend.mode == mode::DSR {
+            Exit::Onwards
+        } else {
+            Exit::Backend
+        };
         decision.interface = backend.interface;
-        decision.next_hop = backend.next_hop;
+        decision.next_hop = A::from_mapped(&backend.next_hop);
         return Verdict::ToBackend;
     }
     decision.exit = if way.client_interface == LOOPBACK {

@@ -6,7 +6,10 @@
 //! notes, and a worker's find it by the port that they are sent to.
 
 use super::{Hook, Step, Tables, flow::frees};
-use crate::maps::{FlowKey, Handshake, ROWS, Settings};
+use crate::{
+    address::Address,
+    maps::{FlowKey, Handshake, ROWS, Settings},
+};
 
 /// The places and ports that a client's connection may take, in the order in which they are tried.
 ///
@@ -25,12 +28,11 @@ pub(super) struct Candidates {
 
 impl Candidates {
     #[inline(always)]
-    pub fn of(settings: &Settings, address: [u8; 4], port: [u8; 2]) -> Self {
+    pub fn of_client<A: Address>(settings: &Settings, client: &FlowKey<A>) -> Self {
         let columns = settings.half_open_columns;
         let rows = quotient(settings.nat_port_count.into(), columns).clamp(1, ROWS);
-        let address = u32::from_be_bytes(address);
-        let start = (address.wrapping_mul(0x9e37_79b1) >> 8)
-            .wrapping_add(u32::from(u16::from_be_bytes(port)));
+        let port = u32::from(u16::from_be_bytes(client.source_port));
+        let start = (client.source.word().wrapping_mul(0x9e37_79b1) >> 8).wrapping_add(port);
         let offset = remainder(start, rows * columns);
         Self {
             first_port: settings.nat_port_first.into(),
@@ -39,11 +41,6 @@ impl Candidates {
             column: remainder(offset, columns),
             row: quotient(offset, columns),
         }
-    }
-
-    #[inline(always)]
-    pub fn of_client(settings: &Settings, client: &FlowKey) -> Self {
-        Self::of(settings, client.source, client.source_port)
     }
 
     #[inline(always)]
@@ -71,13 +68,13 @@ pub(super) const NOWHERE: u32 = u32::MAX;
 /// A worker answers to the manager's port; the manager's own server, met on its way out, answers to
 /// the client.
 #[inline(never)]
-pub(super) fn find_worker<T: Tables>(tables: &T, hook: Hook, key: &FlowKey) -> u32 {
+pub(super) fn find_worker<T: Tables>(tables: &T, hook: Hook, key: &FlowKey<T::Address>) -> u32 {
     let Some(settings) = tables.settings() else {
         return NOWHERE;
     };
     let leaves = key.reversed();
     if hook != Hook::Ingress {
-        return find(tables, &settings, &leaves, |handshake| {
+        return find(tables, settings, &leaves, |handshake| {
             handshake.leaves.is(&leaves)
         });
     }
@@ -90,7 +87,7 @@ pub(super) fn find_worker<T: Tables>(tables: &T, hook: Hook, key: &FlowKey) -> u
     let place = remainder(offset, settings.half_open_columns) * ROWS + row;
     if let Some(handshake) = tables.handshake(place)
         && handshake.leaves.is(&leaves)
-        && is_under_way(&handshake, &settings, tables.now_ns())
+        && is_under_way(&handshake, settings, tables.now_ns())
     {
         return place;
     }
@@ -99,11 +96,11 @@ pub(super) fn find_worker<T: Tables>(tables: &T, hook: Hook, key: &FlowKey) -> u
 
 /// The place of the handshake of the client with the tuple `key`.
 #[inline(never)]
-pub(super) fn find_client<T: Tables>(tables: &T, key: &FlowKey) -> u32 {
+pub(super) fn find_client<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> u32 {
     let Some(settings) = tables.settings() else {
         return NOWHERE;
     };
-    find(tables, &settings, key, |handshake| handshake.client.is(key))
+    find(tables, settings, key, |handshake| handshake.client.is(key))
 }
 
 /// Looks through the column of the client whose packets have the tuple `client`, or leave with it
@@ -112,8 +109,8 @@ pub(super) fn find_client<T: Tables>(tables: &T, key: &FlowKey) -> u32 {
 fn find<T: Tables>(
     tables: &T,
     settings: &Settings,
-    client: &FlowKey,
-    is_it: impl Fn(&Handshake) -> bool,
+    client: &FlowKey<T::Address>,
+    is_it: impl Fn(&Handshake<T::Address>) -> bool,
 ) -> u32 {
     let candidates = Candidates::of_client(settings, client);
     let Some(notes) = tables.notes(candidates.column) else {
@@ -137,7 +134,7 @@ fn find<T: Tables>(
 
 /// Notes whose handshake is kept at `place`.
 #[inline(always)]
-pub(super) fn take_note<T: Tables>(tables: &T, place: u32, client: &FlowKey) {
+pub(super) fn take_note<T: Tables>(tables: &T, place: u32, client: &FlowKey<T::Address>) {
     if let Some(mut notes) = tables.notes(place / ROWS) {
         notes[(place % ROWS) as usize] = note(client);
     }
@@ -145,9 +142,9 @@ pub(super) fn take_note<T: Tables>(tables: &T, place: u32, client: &FlowKey) {
 
 /// A client's address and port as one well-mixed word, never 0.
 #[inline(always)]
-fn note(client: &FlowKey) -> u32 {
+fn note<A: Address>(client: &FlowKey<A>) -> u32 {
     let port = u32::from(u16::from_be_bytes(client.source_port));
-    (u32::from_be_bytes(client.source) ^ port.rotate_left(16)).wrapping_mul(0x85eb_ca6b) | 1
+    (client.source.word() ^ port.rotate_left(16)).wrapping_mul(0x85eb_ca6b) | 1
 }
 
 /// What is found instead of a place where no port is free.
@@ -191,7 +188,7 @@ impl Step for Search {
         let Some(mut bench) = tables.workbench() else {
             return true;
         };
-        let candidates = Candidates::of_client(&settings, &bench.claim.client);
+        let candidates = Candidates::of_client(settings, &bench.claim.client);
         if self.needs_port == 1 {
             bench.claim.leaves.source_port = candidates.port(attempt);
         }
@@ -200,11 +197,13 @@ impl Step for Search {
             return true;
         };
         let now = tables.now_ns();
-        let is_free = !is_under_way(&handshake, &settings, now);
+        let is_free = !is_under_way(&handshake, settings, now);
         let silence_ns = now.saturating_sub(handshake.syn_ns);
         drop(handshake);
         let better = is_free || self.attempt == TAKEN || silence_ns > self.longest_ns;
-        if !better || self.needs_port == 1 && !frees(tables) {
+        // Where the client's own port goes on to the server, nobody but the client itself can be in
+        // the way.
+        if !better || !frees(tables) && self.needs_port == 1 {
             return false;
         }
         self.attempt = attempt;
@@ -215,7 +214,7 @@ impl Step for Search {
 
 /// Whether packets still belong to a handshake: an abandoned one's port may be another's by now.
 #[inline(always)]
-fn is_under_way(handshake: &Handshake, settings: &Settings, now: u64) -> bool {
+fn is_under_way<A: Address>(handshake: &Handshake<A>, settings: &Settings, now: u64) -> bool {
     handshake.is_whole() && now.saturating_sub(handshake.syn_ns) <= settings.half_open_idle_ns
 }
 

@@ -16,9 +16,10 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
-    frame::{Rewritten, TcpFrame},
+    address::{Address, V4},
     headers::{ETHERTYPE_IPV4, PROTOCOL_TCP},
     maps::{Backend, DEFAULT_FLOW_ENTRIES, FlowKey},
+    packet::{Rewritten, Segment, TcpFrame, Transport},
 };
 
 /// What the wrapper returns if it could not do its work: no action of TC or XDP.
@@ -110,7 +111,7 @@ pub fn translate_xdp(ctx: XdpContext) -> u32 {
     let Some((rewritten, _)) = translate(frame) else {
         return xdp_action::XDP_PASS;
     };
-    rewritten.apply(&mut frame.tcp);
+    frame.tcp.checksum = rewritten.apply(frame.tcp.checksum);
     xdp_action::XDP_TX
 }
 
@@ -158,7 +159,12 @@ fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
     };
     let backend = BACKENDS.get(tracked.backend)?;
     let interface = backend.interface;
-    Some((frame.rewrite(&tracked.leaves, true), interface))
+    let mut segment = Segment::<V4> {
+        ethernet: &mut frame.ethernet,
+        ip: &mut frame.ip,
+        transport: Transport::Tcp(&mut frame.tcp),
+    };
+    Some((segment.rewrite(&tracked.leaves, true), interface))
 }
 
 /// The least a new flow takes: an entry for each direction. The port is the client's.
@@ -167,8 +173,8 @@ fn begin(key: &FlowKey) -> Option<Tracked> {
     let backend = BACKENDS.get(1)?;
     let request = Tracked {
         leaves: FlowKey {
-            source: backend.source,
-            destination: backend.address,
+            source: V4::from_mapped(&backend.source),
+            destination: V4::from_mapped(&backend.address),
             destination_port: backend.port.to_be_bytes(),
             ..*key
         },

@@ -1,0 +1,47 @@
+//! Where headers are looked for: the bytes of a frame, whoever keeps them.
+
+use crate::headers::{
+    EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header, QuotedPorts, TcpHeader,
+    UdpHeader,
+};
+
+use super::{ErrorMessage, IpHeader, TcpFrame};
+
+/// The bytes of a frame from its link header on, as far as they can be reached.
+pub trait Bytes<'a>: Copy {
+    /// The header at `offset`, if all of it is there. No two views of the same bytes may be in use
+    /// at a time.
+    fn at<T: Header>(self, offset: usize) -> Option<&'a mut T>;
+}
+
+/// A header that can be viewed in place: of alignment 1, and any bytes are one.
+pub trait Header: sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! headers {
+    ($($header:ty),+) => {
+        $(
+            impl sealed::Sealed for $header {}
+            impl Header for $header {}
+            const _: () = assert!(align_of::<$header>() == 1);
+        )+
+    };
+}
+
+impl<H: IpHeader> sealed::Sealed for ErrorMessage<H> {}
+impl<H: IpHeader> Header for ErrorMessage<H> {}
+
+headers!(
+    EthernetHeader,
+    ExtensionHeader,
+    IcmpHeader,
+    Ipv4Header,
+    Ipv6Header,
+    QuotedPorts,
+    TcpFrame,
+    TcpHeader,
+    UdpHeader
+);

@@ -1,0 +1,254 @@
+//! IP headers of both families: where the transport header is, and how addresses are replaced.
+
+use super::{Bytes, Extent, Header};
+use crate::{
+    address::{Address, V4, V6},
+    checksum::Difference,
+    headers::{
+        ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ExtensionHeader, IcmpHeader, Ipv4Header,
+        Ipv6Header, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    },
+    verdict::Verdict,
+};
+
+/// How many IPv6 extension headers are passed over at most, and how many bytes of them.
+const MOST_EXTENSION_HEADERS: usize = 4;
+pub const MOST_EXTENSION_BYTES: usize = 256;
+
+/// IPv6 extension headers (IANA).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// The transport header of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// TCP, UDP, or ICMP of the packet's family.
+    pub protocol: u8,
+    /// From the beginning of the frame, in bytes.
+    pub offset: usize,
+}
+
+/// An IP header of one family.
+pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
+    type Address: Address<Header = Self>;
+
+    const ETHERTYPE: u16;
+    /// The protocol number of the family's ICMP.
+    const ICMP: u8;
+    /// Whether the header has a checksum of its own. Where it has none, those of the protocols above
+    /// cover its addresses, ICMP's included.
+    const HAS_CHECKSUM: bool;
+
+    fn source(&self) -> Self::Address;
+    fn destination(&self) -> Self::Address;
+    fn time_to_live(&self) -> u8;
+
+    /// Length of the datagram as its header has it, this header included, in bytes.
+    fn claimed_length(&self) -> u32;
+
+    /// Finds the transport header, or says why the packet is none to be steered.
+    fn locate<'a>(&self, bytes: impl Bytes<'a>, extent: Extent) -> Result<Located, Verdict>;
+
+    /// The protocol of a packet that an error message quotes, if its ports follow this header.
+    fn quoted_protocol(&self) -> Option<u8>;
+
+    /// Whether an ICMP message tells of an error with a packet that it quotes.
+    fn is_error(icmp: &IcmpHeader) -> bool;
+
+    /// Replaces the addresses and, when the packet is forwarded, takes one hop off its time to live.
+    /// Its own checksum, if it has one, is brought up to date. Returns what changed of the addresses.
+    fn replace(
+        &mut self,
+        source: Self::Address,
+        destination: Self::Address,
+        forwarded: bool,
+    ) -> Difference;
+
+    /// Refuses a header that claims more than there is.
+    #[inline(always)]
+    fn fits(&self, extent: Extent) -> Result<(), Verdict> {
+        let present = extent.bytes - (ETHERNET_LEN as u32);
+        if !extent.coalesced && self.claimed_length() > present {
+            return Err(Verdict::Truncated);
+        }
+        Ok(())
+    }
+}
+
+impl IpHeader for Ipv4Header {
+    type Address = V4;
+
+    const ETHERTYPE: u16 = ETHERTYPE_IPV4;
+    const ICMP: u8 = PROTOCOL_ICMP;
+    const HAS_CHECKSUM: bool = true;
+
+    #[inline(always)]
+    fn source(&self) -> V4 {
+        self.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> V4 {
+        self.destination
+    }
+
+    #[inline(always)]
+    fn time_to_live(&self) -> u8 {
+        self.time_to_live
+    }
+
+    #[inline(always)]
+    fn claimed_length(&self) -> u32 {
+        self.total_length().into()
+    }
+
+    #[inline(always)]
+    fn locate<'a>(&self, _bytes: impl Bytes<'a>, extent: Extent) -> Result<Located, Verdict> {
+        if self.version() != 4 || self.header_words() < 5 {
+            return Err(Verdict::Malformed);
+        }
+        if !is_steered(self.protocol, PROTOCOL_ICMP) {
+            return Err(Verdict::OtherProtocol);
+        }
+        if self.header_words() != 5 {
+            return Err(Verdict::IpOptions);
+        }
+        if self.is_fragment() {
+            return Err(Verdict::Fragment);
+        }
+        self.fits(extent)?;
+        Ok(Located {
+            protocol: self.protocol,
+            offset: ETHERNET_LEN + size_of::<Self>(),
+        })
+    }
+
+    #[inline(always)]
+    fn quoted_protocol(&self) -> Option<u8> {
+        let plain = self.version() == 4 && self.header_words() == 5 && self.has_ports();
+        (plain && has_ports(self.protocol)).then_some(self.protocol)
+    }
+
+    /// Destination unreachable, source quench, time exceeded, parameter problem (RFC 792).
+    #[inline(always)]
+    fn is_error(icmp: &IcmpHeader) -> bool {
+        matches!(icmp.kind, 3 | 4 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn replace(&mut self, source: V4, destination: V4, forwarded: bool) -> Difference {
+        let addresses = Difference::of_u32(self.source, source)
+            .plus(Difference::of_u32(self.destination, destination));
+        let mut header = addresses;
+        if forwarded {
+            let before = self.time_to_live_word();
+            self.time_to_live -= 1;
+            header = header.plus(Difference::of_u16(before, self.time_to_live_word()));
+        }
+        self.checksum = header.apply(self.checksum);
+        self.source = source;
+        self.destination = destination;
+        addresses
+    }
+}
+
+impl IpHeader for Ipv6Header {
+    type Address = V6;
+
+    const ETHERTYPE: u16 = ETHERTYPE_IPV6;
+    const ICMP: u8 = PROTOCOL_ICMPV6;
+    const HAS_CHECKSUM: bool = false;
+
+    #[inline(always)]
+    fn source(&self) -> V6 {
+        self.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> V6 {
+        self.destination
+    }
+
+    #[inline(always)]
+    fn time_to_live(&self) -> u8 {
+        self.hop_limit
+    }
+
+    #[inline(always)]
+    fn claimed_length(&self) -> u32 {
+        u32::from(self.payload_length()) + size_of::<Self>() as u32
+    }
+
+    #[inline(always)]
+    fn locate<'a>(&self, bytes: impl Bytes<'a>, extent: Extent) -> Result<Located, Verdict> {
+        if self.version() != 6 {
+            return Err(Verdict::Malformed);
+        }
+        let mut located = Located {
+            protocol: self.next_header,
+            offset: ETHERNET_LEN + size_of::<Self>(),
+        };
+        for _ in 0..=MOST_EXTENSION_HEADERS {
+            if is_steered(located.protocol, PROTOCOL_ICMPV6) {
+                self.fits(extent)?;
+                return Ok(located);
+            }
+            if located.protocol == FRAGMENT {
+                return Err(Verdict::Fragment);
+            }
+            let is_known = matches!(located.protocol, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS);
+            if !is_known {
+                return Err(Verdict::OtherProtocol);
+            }
+            let Some(extension) = bytes.at::<ExtensionHeader>(located.offset) else {
+                return Err(Verdict::Truncated);
+            };
+            let is_under_way = located.protocol == ROUTING && extension.segments_left != 0;
+            let offset = located.offset + extension.length();
+            if is_under_way || offset > ETHERNET_LEN + size_of::<Self>() + MOST_EXTENSION_BYTES {
+                return Err(Verdict::ExtensionHeaders);
+            }
+            located = Located {
+                protocol: extension.next_header,
+                offset,
+            };
+        }
+        Err(Verdict::ExtensionHeaders)
+    }
+
+    #[inline(always)]
+    fn quoted_protocol(&self) -> Option<u8> {
+        let plain = self.version() == 6 && has_ports(self.next_header);
+        plain.then_some(self.next_header)
+    }
+
+    /// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+    #[inline(always)]
+    fn is_error(icmp: &IcmpHeader) -> bool {
+        matches!(icmp.kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn replace(&mut self, source: V6, destination: V6, forwarded: bool) -> Difference {
+        let addresses = Difference::of_u128(self.source, source)
+            .plus(Difference::of_u128(self.destination, destination));
+        if forwarded {
+            self.hop_limit -= 1;
+        }
+        self.source = source;
+        self.destination = destination;
+        addresses
+    }
+}
+
+#[inline(always)]
+fn has_ports(protocol: u8) -> bool {
+    protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP
+}
+
+#[inline(always)]
+fn is_steered(protocol: u8, icmp: u8) -> bool {
+    has_ports(protocol) || protocol == icmp
+}

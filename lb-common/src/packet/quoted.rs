@@ -1,0 +1,112 @@
+//! An ICMP error message, with the beginning of the packet that it tells of.
+
+use super::{Bytes, IpHeader, Located, Rewritten};
+use crate::{
+    address::Address,
+    checksum::Difference,
+    headers::{ETHERNET_LEN, EthernetHeader, IcmpHeader, QuotedPorts},
+    maps::FlowKey,
+    verdict::Verdict,
+};
+
+/// The headers of an error message and of the packet that it quotes.
+#[derive(Debug)]
+pub struct Quoted<'a, A: Address> {
+    pub ethernet: &'a mut EthernetHeader,
+    pub ip: &'a mut A::Header,
+    pub message: &'a mut ErrorMessage<A::Header>,
+    protocol: u8,
+}
+
+/// What follows the IP header: one view, since the verifier knows the bounds of one pointer.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ErrorMessage<H> {
+    pub icmp: IcmpHeader,
+    inner: H,
+    ports: QuotedPorts,
+}
+
+impl<'a, A: Address> Quoted<'a, A> {
+    /// Where in the ICMP header the checksum is, in bytes.
+    pub const CHECKSUM: usize = 2;
+
+    /// Views the message at `located`, or says why it is none of ours.
+    #[inline(always)]
+    pub fn view(bytes: impl Bytes<'a>, located: Located) -> Result<Self, Verdict> {
+        let Located { offset, .. } = located;
+        let ethernet = bytes.at::<EthernetHeader>(0).ok_or(Verdict::Truncated)?;
+        let ip = bytes.at(ETHERNET_LEN).ok_or(Verdict::Truncated)?;
+        let icmp = bytes.at::<IcmpHeader>(offset).ok_or(Verdict::Truncated)?;
+        if !A::Header::is_error(icmp) {
+            return Err(Verdict::OtherProtocol);
+        }
+        let message = bytes
+            .at::<ErrorMessage<A::Header>>(offset)
+            .ok_or(Verdict::Truncated)?;
+        let protocol = message
+            .inner
+            .quoted_protocol()
+            .ok_or(Verdict::OtherProtocol)?;
+        if ethernet.to_group() {
+            return Err(Verdict::NotForUs);
+        }
+        Ok(Self {
+            ethernet,
+            ip,
+            message,
+            protocol,
+        })
+    }
+
+    /// The tuple that answers to the quoted packet have: the message goes the same way.
+    #[inline(always)]
+    pub fn tuple(&self) -> FlowKey<A> {
+        let ErrorMessage { inner, ports, .. } = &*self.message;
+        FlowKey {
+            source: inner.destination(),
+            destination: inner.source(),
+            source_port: ports.destination_port,
+            destination_port: ports.source_port,
+            protocol: self.protocol.into(),
+        }
+    }
+
+    /// Makes it a message about the packet that `leaves` answers to, in place of the one that `key`
+    /// answers to. Where the flow's translation replaces the sender, it does so here, too: nobody
+    /// behind it knows the routers before it. The checksum of the ICMP header is left to the caller.
+    #[inline(always)]
+    pub fn rewrite(
+        &mut self,
+        key: &FlowKey<A>,
+        leaves: &FlowKey<A>,
+        forwarded: bool,
+    ) -> Rewritten {
+        let source = if leaves.source == key.source {
+            self.ip.source()
+        } else {
+            leaves.source
+        };
+        let outer = self.ip.replace(source, leaves.destination, forwarded);
+        let quoted = leaves.reversed();
+        let ErrorMessage { inner, ports, .. } = &mut *self.message;
+        let addresses = inner.replace(quoted.source, quoted.destination, false);
+        let changed = Difference::of_u16(ports.source_port, quoted.source_port).plus(
+            Difference::of_u16(ports.destination_port, quoted.destination_port),
+        );
+        ports.source_port = quoted.source_port;
+        ports.destination_port = quoted.destination_port;
+        if A::Header::HAS_CHECKSUM {
+            // The quoted header's own checksum makes up for its addresses, and no pseudo header
+            // stands before the message.
+            return Rewritten {
+                addresses: Difference::default(),
+                ports: changed,
+            };
+        }
+        Rewritten {
+            addresses: outer,
+            ports: addresses.plus(changed),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! A TCP segment or UDP datagram, from its link header on.
+
+use super::{Extent, IpHeader, Rewritten};
+use crate::{
+    address::Address,
+    checksum::Difference,
+    headers::{
+        EthernetHeader, Ipv4Header, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags, TcpHeader, UdpHeader,
+    },
+    maps::FlowKey,
+    verdict::Verdict,
+};
+
+/// Ethernet, IPv4 without options, and TCP: what most packets begin with, as one view.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpFrame {
+    pub ethernet: EthernetHeader,
+    pub ip: Ipv4Header,
+    pub tcp: TcpHeader,
+}
+
+impl TcpFrame {
+    /// Whether it is what its name says.
+    #[inline(always)]
+    pub fn is_one(&self) -> bool {
+        self.ethernet.ether_type() == Ipv4Header::ETHERTYPE
+            && self.ip.version() == 4
+            && self.ip.header_words() == 5
+            && self.ip.protocol == PROTOCOL_TCP
+    }
+}
+
+/// The headers of a segment or datagram.
+#[derive(Debug)]
+pub struct Segment<'a, A: Address> {
+    pub ethernet: &'a mut EthernetHeader,
+    pub ip: &'a mut A::Header,
+    pub transport: Transport<'a>,
+}
+
+#[derive(Debug)]
+pub enum Transport<'a> {
+    Tcp(&'a mut TcpHeader),
+    Udp(&'a mut UdpHeader),
+}
+
+impl<A: Address> Segment<'_, A> {
+    /// Says why the packet is none of ours, if its headers tell. Its transport header begins `headers`
+    /// bytes after its IP header.
+    #[inline(always)]
+    pub fn check(&self, headers: u32, extent: Extent) -> Result<(), Verdict> {
+        let claimed = self.ip.claimed_length();
+        let (whole, length) = match &self.transport {
+            Transport::Tcp(tcp) => {
+                let words = tcp.header_words();
+                (words >= 5, 4 * u32::from(words))
+            }
+            Transport::Udp(udp) => {
+                let length = udp.length();
+                (extent.coalesced || length >= 8, length.into())
+            }
+        };
+        if !whole || (!extent.coalesced && claimed < headers + length) {
+            return Err(Verdict::Malformed);
+        }
+        if self.ethernet.to_group() {
+            return Err(Verdict::NotForUs);
+        }
+        Ok(())
+    }
+
+    /// The tuple to steer the packet by.
+    #[inline(always)]
+    pub fn tuple(&self) -> FlowKey<A> {
+        let (source_port, destination_port, protocol) = match &self.transport {
+            Transport::Tcp(tcp) => (tcp.source_port, tcp.destination_port, PROTOCOL_TCP),
+            Transport::Udp(udp) => (udp.source_port, udp.destination_port, PROTOCOL_UDP),
+        };
+        FlowKey {
+            source: self.ip.source(),
+            destination: self.ip.destination(),
+            source_port,
+            destination_port,
+            protocol: protocol.into(),
+        }
+    }
+
+    /// Replaces the tuple and, when the packet is forwarded, takes one hop off its time to live. The
+    /// checksum of the transport header is left to the caller.
+    #[inline(always)]
+    pub fn rewrite(&mut self, leaves: &FlowKey<A>, forwarded: bool) -> Rewritten {
+        let addresses = self
+            .ip
+            .replace(leaves.source, leaves.destination, forwarded);
+        let (source_port, destination_port) = match &mut self.transport {
+            Transport::Tcp(tcp) => (&mut tcp.source_port, &mut tcp.destination_port),
+            Transport::Udp(udp) => (&mut udp.source_port, &mut udp.destination_port),
+        };
+        let ports = Difference::of_u16(*source_port, leaves.source_port).plus(
+            Difference::of_u16(*destination_port, leaves.destination_port),
+        );
+        *source_port = leaves.source_port;
+        *destination_port = leaves.destination_port;
+        Rewritten { addresses, ports }
+    }
+}
+
+impl Transport<'_> {
+    /// Where in the header the checksum is, in bytes.
+    #[inline(always)]
+    pub fn checksum_offset(&self) -> usize {
+        match self {
+            Self::Tcp(_) => 16,
+            Self::Udp(_) => 6,
+        }
+    }
+
+    /// Brings a complete checksum up to date. That of a datagram may be missing, and is then left so
+    /// (RFC 768); one that comes out as 0 is written as all ones.
+    #[inline(always)]
+    pub fn apply(&mut self, rewritten: Rewritten) {
+        match self {
+            Self::Tcp(tcp) => tcp.checksum = rewritten.apply(tcp.checksum),
+            Self::Udp(udp) if udp.checksum != [0, 0] => {
+                let checksum = rewritten.apply(udp.checksum);
+                udp.checksum = if checksum == [0, 0] {
+                    [0xff, 0xff]
+                } else {
+                    checksum
+                };
+            }
+            Self::Udp(_) => {}
+        }
+    }
+
+    #[inline(always)]
+    pub fn flags(&self) -> TcpFlags {
+        match self {
+            Self::Tcp(tcp) => tcp.flags(),
+            Self::Udp(_) => TcpFlags::NONE,
+        }
+    }
+
+    /// Sequence and acknowledgement number.
+    #[inline(always)]
+    pub fn numbers(&self) -> (u32, u32) {
+        match self {
+            Self::Tcp(tcp) => (tcp.sequence(), tcp.acknowledgement()),
+            Self::Udp(_) => (0, 0),
+        }
+    }
+}

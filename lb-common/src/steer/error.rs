@@ -1,0 +1,87 @@
+//! The way of ICMP error messages about flows: they go where the packet came from that they tell of.
+
+use super::{
+    Arrival, Decision, Hook, Tables, Way,
+    flow::{is_live, keeps_flows},
+    leave,
+    place::{NOWHERE, find_client, find_worker},
+};
+use crate::{
+    maps::{FlowKey, direction},
+    verdict::Verdict,
+};
+
+/// Decides what becomes of an error message about the packet that `key` is the answering tuple of:
+/// it goes on like a packet with that tuple, and tells of one with the reverse of the decision's
+/// `leaves`.
+#[inline(always)]
+pub fn steer_error<T: Tables>(
+    tables: &T,
+    arrival: &Arrival,
+    key: &FlowKey<T::Address>,
+    decision: &mut Decision<T::Address>,
+) {
+    *decision = Decision::none();
+    decision.verdict = related(tables, arrival, key, decision);
+}
+
+#[inline(never)]
+fn related<T: Tables>(
+    tables: &T,
+    arrival: &Arrival,
+    key: &FlowKey<T::Address>,
+    decision: &mut Decision<T::Address>,
+) -> Verdict {
+    let way = match established(tables, key) {
+        Some(way) => Some(way),
+        None => under_way(tables, arrival.hook, key),
+    };
+    let Some(way) = way else {
+        return Verdict::NotOurs;
+    };
+    match tables.backend(way.backend) {
+        Some(backend) if keeps_flows(backend) => leave(&way, backend, arrival, decision),
+        _ => Verdict::BackendDown,
+    }
+}
+
+#[inline(always)]
+fn established<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> Option<Way<T::Address>> {
+    let flow = tables.established(key).filter(|flow| is_live(flow))?;
+    Some(Way {
+        is_request: flow.direction == direction::REQUEST,
+        leaves: flow.leaves,
+        backend: flow.backend,
+        client_interface: flow.client_interface,
+        client_mac: flow.client_mac,
+        manager_mac: flow.manager_mac,
+    })
+}
+
+#[inline(always)]
+fn under_way<T: Tables>(
+    tables: &T,
+    hook: Hook,
+    key: &FlowKey<T::Address>,
+) -> Option<Way<T::Address>> {
+    let worker = find_worker(tables, hook, key);
+    let is_request = worker == NOWHERE;
+    let place = if is_request {
+        find_client(tables, key)
+    } else {
+        worker
+    };
+    let handshake = tables.handshake(place)?;
+    Some(Way {
+        is_request,
+        leaves: if is_request {
+            handshake.leaves
+        } else {
+            handshake.client.reversed()
+        },
+        backend: handshake.backend,
+        client_interface: handshake.client_interface,
+        client_mac: handshake.client_mac,
+        manager_mac: handshake.manager_mac,
+    })
+}
