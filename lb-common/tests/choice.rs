@@ -9,16 +9,17 @@ mod tables;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lb_common::{
+    address::Address,
     headers::TcpFlags,
     maps::{
         Backend, CHOICE_SLOTS, FlowKey, Mac, Policy, SPREAD, Service, ServiceKey, first_choice,
         mode, policy, state,
     },
-    steer::{Arrival, Hook, steer},
+    steer::{Arrival, Hook},
     verdict::Verdict,
 };
 use proptest::prelude::*;
-use tables::Memory;
+use tables::{Memory, steer};
 
 const SYN: u8 = 0x02;
 const SERVICE: [u8; 4] = [10, 0, 0, 1];
@@ -33,7 +34,7 @@ const KINDS: [u32; 4] = [
 fn lab() -> Memory {
     let mut memory = Memory::new(64);
     let service = ServiceKey {
-        address: SERVICE,
+        address: SERVICE.mapped(),
         port: 80_u16.to_be_bytes(),
         protocol: 6,
         reserved: 0,
@@ -41,12 +42,12 @@ fn lab() -> Memory {
     memory.services.insert(service, Service { id: 2 });
     for id in 1..4_u8 {
         memory.backends[usize::from(id)] = Backend {
-            address: [10, 0, 1, id],
+            address: [10, 0, 1, id].mapped(),
             port: 8_080,
             state: state::UP,
             mode: mode::NAT,
-            source: SERVICE,
-            next_hop: [10, 0, 1, id],
+            source: SERVICE.mapped(),
+            next_hop: [10, 0, 1, id].mapped(),
             interface: 7,
             weight: 100,
             ..Backend::default()

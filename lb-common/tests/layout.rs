@@ -4,6 +4,7 @@
 use std::mem::{offset_of, size_of};
 
 use lb_common::{
+    address::V6,
     maps::{
         Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, Policy,
         Service, ServiceKey, Settings, Traffic, direction, ended, mode, name, state,
@@ -28,19 +29,20 @@ macro_rules! assert_layout {
 }
 
 #[test]
-fn the_layout_of_version_2_is_as_pinned() {
-    assert_eq!(LAYOUT_VERSION, 2, "pin the new layout here");
+fn the_layout_of_version_3_is_as_pinned() {
+    assert_eq!(LAYOUT_VERSION, 3, "pin the new layout here");
     assert_layout!(
-        Settings, 40,
+        Settings, 48,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
-        closing_idle_ns 16, half_open_idle_ns 24, accept_local_before 32, half_open_columns 36
+        datagram_idle_ns 16, closing_idle_ns 24, half_open_idle_ns 32, accept_local_before 40,
+        half_open_columns 44
     );
-    assert_layout!(ServiceKey, 8, address 0, port 4, protocol 6, reserved 7);
+    assert_layout!(ServiceKey, 20, address 0, port 16, protocol 18, reserved 19);
     assert_layout!(Service, 4, id 0);
     assert_layout!(
-        Backend, 48,
-        address 0, port 4, state 6, mode 7, source 8, next_hop 12, interface 16, service 20,
-        weight 24, reserved 28, memory_available_bytes 32, memory_total_bytes 40
+        Backend, 80,
+        port 0, state 2, mode 3, interface 4, weight 8, service 12, next_hop 16, address 32,
+        source 48, memory_available_bytes 64, memory_total_bytes 72
     );
     assert_layout!(Policy, 16, kind 0, generation 4, slots 8, reserved 12);
     assert_layout!(Neighbour, 16, worker 0, manager 8);
@@ -49,10 +51,20 @@ fn the_layout_of_version_2_is_as_pinned() {
         source 0, destination 4, source_port 8, destination_port 10, protocol 12
     );
     assert_layout!(
+        FlowKey<V6>, 40,
+        source 0, destination 16, source_port 32, destination_port 34, protocol 36
+    );
+    assert_layout!(
         Flow, 88,
         leaves 0, client_mac 16, manager_mac 24, backend 32, service 36, client_interface 40,
         direction 44, ended 45, counted 46, superseded 47, created_ns 48, last_seen_ns 56,
         twin_seen_ns 64, packets 72, bytes 80
+    );
+    assert_layout!(
+        Flow<V6>, 112,
+        leaves 0, client_mac 40, manager_mac 48, backend 56, service 60, client_interface 64,
+        direction 68, ended 69, counted 70, superseded 71, created_ns 72, last_seen_ns 80,
+        twin_seen_ns 88, packets 96, bytes 104
     );
     assert_layout!(
         Handshake, 112,
@@ -60,6 +72,13 @@ fn the_layout_of_version_2_is_as_pinned() {
         client_interface 56, client_sequence 60, seal 64, created_ns 72, syn_ns 80,
         worker_sequence 88, answered 92, ended 93, retries 94, reserved 95, packets_in 96,
         bytes_in 100, packets_out 104, bytes_out 108
+    );
+    assert_layout!(
+        Handshake<V6>, 160,
+        client 0, leaves 40, client_mac 80, manager_mac 88, backend 96, service 100,
+        client_interface 104, client_sequence 108, seal 112, created_ns 120, syn_ns 128,
+        worker_sequence 136, answered 140, ended 141, retries 142, reserved 143, packets_in 144,
+        bytes_in 148, packets_out 152, bytes_out 156
     );
     assert_layout!(Counter, 16, packets 0, bytes 8);
     assert_layout!(
@@ -75,7 +94,7 @@ fn the_numbers_in_the_maps_are_as_pinned() {
         [state::UNKNOWN, state::UP, state::DOWN, state::DRAINING],
         [0, 1, 2, 3]
     );
-    assert_eq!([mode::NAT, mode::LOCAL], [0, 1]);
+    assert_eq!([mode::NAT, mode::LOCAL, mode::DSR], [0, 1, 2]);
     assert_eq!([direction::REQUEST, direction::REPLY], [0, 1]);
     assert_eq!([ended::FIN, ended::RESET], [1, 2]);
     let verdicts: Vec<_> = Verdict::ALL.iter().map(|verdict| verdict.name()).collect();
@@ -86,12 +105,13 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "to_client",
             "to_manager",
             "from_manager",
-            "not_ipv4",
-            "not_tcp",
+            "not_ip",
+            "other_protocol",
             "not_ours",
             "truncated",
             "malformed",
             "ip_options",
+            "extension_headers",
             "fragment",
             "not_for_us",
             "no_flow",
@@ -120,8 +140,11 @@ fn the_names_of_the_maps_are_as_pinned() {
             "neighbours",
             "ports",
             "flows",
+            "flows6",
             "half_open",
+            "half_open6",
             "notes",
+            "notes6",
             "active",
             "lost",
             "verdicts",
@@ -137,4 +160,11 @@ fn a_link_address_lies_first_byte_first_and_padded_with_zeros() {
     // SAFETY: 8 bytes without padding or a niche.
     let raw: [u8; 8] = unsafe { std::mem::transmute(mac) };
     assert_eq!(raw, [1, 2, 3, 4, 5, 6, 0, 0]);
+    // A VLAN tag stands behind it: priority 1, VLAN 5.
+    let tagged = mac.tagged(Mac::tag_of(0x2005));
+    assert_eq!(
+        (tagged.bytes(), Mac::untagged(tagged.tag())),
+        (mac.bytes(), 0x2005)
+    );
+    assert_ne!(mac.tagged(Mac::tag_of(0)), mac);
 }

@@ -8,13 +8,14 @@ mod tables;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
+    address::{Address, V4},
     headers::TcpFlags,
     maps::{Backend, FlowKey, Mac, ROWS, Service, ServiceKey, direction, ended, mode, state},
-    steer::{Arrival, Decision, Exit, Hook, steer},
+    steer::{Arrival, Decision, Exit, Hook},
     verdict::Verdict,
 };
 use proptest::prelude::*;
-use tables::{Memory, SECOND};
+use tables::{Memory, SECOND, steer};
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -297,7 +298,7 @@ fn reply_is_restored(
         (Hook::Egress, key((MANAGER, 8_080), client))
     } else {
         let backend = &memory.backends[worker + 1];
-        let source = (backend.address, backend.port);
+        let source = (V4::from_mapped(&backend.address), backend.port);
         (Hook::Ingress, key(source, (MANAGER, port)))
     };
     let arrival = Arrival {
@@ -372,7 +373,7 @@ fn every_entry_has_its_twin(memory: &Memory) -> Result<(), TestCaseError> {
 fn lab(capacity: usize) -> Memory {
     let mut memory = Memory::new(capacity);
     let service = ServiceKey {
-        address: SERVICE.0,
+        address: SERVICE.0.mapped(),
         port: SERVICE.1.to_be_bytes(),
         protocol: 6,
         reserved: 0,
@@ -384,7 +385,7 @@ fn lab(capacity: usize) -> Memory {
         (FALLBACK, MANAGER, 8_080),
     ] {
         memory.backends[id as usize] = Backend {
-            address,
+            address: address.mapped(),
             port,
             state: state::UP,
             mode: if id == FALLBACK {
@@ -392,8 +393,8 @@ fn lab(capacity: usize) -> Memory {
             } else {
                 mode::NAT
             },
-            source: MANAGER,
-            next_hop: address,
+            source: MANAGER.mapped(),
+            next_hop: address.mapped(),
             interface: ETH,
             ..Backend::default()
         };

@@ -212,7 +212,14 @@ impl<A: Family> Tables for Maps<A> {
     fn repeat<S: Step>(&self, count: u32, steps: &mut S) {
         // SAFETY: the callback gets what it expects, which lives as long as the call. Linux 5.17,
         // e6f2dd0f8067. It fails for more than 8 million steps only.
-        unsafe { bpf_loop(count, step::<A, S> as *mut c_void, (&raw mut *steps).cast(), 0) };
+        unsafe {
+            bpf_loop(
+                count,
+                step::<A, S> as *mut c_void,
+                (&raw mut *steps).cast(),
+                0,
+            )
+        };
     }
 
     #[inline(always)]

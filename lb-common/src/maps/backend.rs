@@ -62,7 +62,6 @@ impl Neighbour {
     /// Whether anything was learnt.
     #[inline(always)]
     pub fn is_known(&self) -> bool {
-        self.worker != Mac::default()
+        self.worker != Mac::NONE
     }
 }
-

@@ -18,4 +18,3 @@ pub struct Traffic {
     pub packets_out: u64,
     pub bytes_out: u64,
 }
-

@@ -121,4 +121,3 @@ pub mod ended {
         (one | other) & RESET != 0 || one & other & FIN != 0
     }
 }
-

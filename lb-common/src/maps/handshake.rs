@@ -47,8 +47,8 @@ impl<A: Address> Handshake<A> {
     pub const FREE: Self = Self {
         client: FlowKey::NONE,
         leaves: FlowKey::NONE,
-        client_mac: Mac(0),
-        manager_mac: Mac(0),
+        client_mac: Mac::NONE,
+        manager_mac: Mac::NONE,
         backend: 0,
         service: 0,
         client_interface: 0,
@@ -81,4 +81,3 @@ impl<A: Address> Handshake<A> {
         self.backend != 0 && self.seal == self.expected_seal()
     }
 }
-

@@ -4,9 +4,12 @@
 /// In the two bytes above stands the VLAN tag of the frames that it was seen in; 0 for none.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mac(pub(super) u64);
+pub struct Mac(u64);
 
 impl Mac {
+    /// The address of nobody.
+    pub const NONE: Self = Self(0);
+
     #[inline(always)]
     pub fn bytes(self) -> [u8; 6] {
         let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
@@ -50,4 +53,3 @@ impl From<[u8; 6]> for Mac {
         Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
     }
 }
-

@@ -130,7 +130,20 @@ mod pod {
     }
 
     pod!(
-        Settings, ServiceKey, Service, Policy, Backend, Mac, Neighbour, FlowKey, FlowKey<V6>, Flow,
-        Flow<V6>, Handshake, Handshake<V6>, Counter, Traffic
+        Settings,
+        ServiceKey,
+        Service,
+        Policy,
+        Backend,
+        Mac,
+        Neighbour,
+        FlowKey,
+        FlowKey<V6>,
+        Flow,
+        Flow<V6>,
+        Handshake,
+        Handshake<V6>,
+        Counter,
+        Traffic
     );
 }

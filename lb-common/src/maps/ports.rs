@@ -17,4 +17,3 @@ pub fn port_bit(port: [u8; 2]) -> u64 {
 
 /// Words of one of the two bit fields in `ports`.
 pub const PORT_WORDS: u32 = 65_536 / 64;
-

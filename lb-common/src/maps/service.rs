@@ -62,4 +62,3 @@ pub mod policy {
 pub fn first_choice(service: u32, generation: u32) -> u32 {
     (service * 2 + (generation & 1)) * CHOICE_SLOTS
 }
-

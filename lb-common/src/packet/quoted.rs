@@ -76,12 +76,7 @@ impl<'a, A: Address> Quoted<'a, A> {
     /// answers to. Where the flow's translation replaces the sender, it does so here, too: nobody
     /// behind it knows the routers before it. The checksum of the ICMP header is left to the caller.
     #[inline(always)]
-    pub fn rewrite(
-        &mut self,
-        key: &FlowKey<A>,
-        leaves: &FlowKey<A>,
-        forwarded: bool,
-    ) -> Rewritten {
+    pub fn rewrite(&mut self, key: &FlowKey<A>, leaves: &FlowKey<A>, forwarded: bool) -> Rewritten {
         let source = if leaves.source == key.source {
             self.ip.source()
         } else {

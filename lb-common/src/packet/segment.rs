@@ -97,9 +97,10 @@ impl<A: Address> Segment<'_, A> {
             Transport::Tcp(tcp) => (&mut tcp.source_port, &mut tcp.destination_port),
             Transport::Udp(udp) => (&mut udp.source_port, &mut udp.destination_port),
         };
-        let ports = Difference::of_u16(*source_port, leaves.source_port).plus(
-            Difference::of_u16(*destination_port, leaves.destination_port),
-        );
+        let ports = Difference::of_u16(*source_port, leaves.source_port).plus(Difference::of_u16(
+            *destination_port,
+            leaves.destination_port,
+        ));
         *source_port = leaves.source_port;
         *destination_port = leaves.destination_port;
         Rewritten { addresses, ports }

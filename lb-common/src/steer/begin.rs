@@ -173,7 +173,9 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
 #[inline(never)]
 fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
     let now = tables.now_ns();
-    let mode = tables.backend(start.backend).map_or(mode::NAT, |it| it.mode);
+    let mode = tables
+        .backend(start.backend)
+        .map_or(mode::NAT, |it| it.mode);
     let (Some(bench), Some(mut handshake)) = (tables.workbench(), tables.handshake(place)) else {
         return;
     };

@@ -21,7 +21,7 @@ pub fn steer_error<T: Tables>(
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) {
-    *decision = Decision::none();
+    *decision = Decision::NONE;
     decision.verdict = related(tables, arrival, key, decision);
 }
 

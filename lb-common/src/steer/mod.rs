@@ -30,8 +30,8 @@ use flow::keeps_flows;
 use place::{NOWHERE, find_client, find_worker};
 
 pub use begin::Claim;
-pub use error::steer_error;
 pub use choice::COMPARED;
+pub use error::steer_error;
 
 /// Where the packet met the program.
 #[repr(u8)]
@@ -108,21 +108,19 @@ pub struct Decision<A = V4> {
 }
 
 impl<A: Address> Decision<A> {
-    #[inline(always)]
-    fn none() -> Self {
-        Self {
-            leaves: FlowKey::NONE,
-            destination_mac: Mac::default(),
-            source_mac: Mac::default(),
-            interface: 0,
-            next_hop: A::NONE,
-            backend: 0,
-            exit: Exit::Pass,
-            opened: 0,
-            verdict: Verdict::ToBackend,
-            reserved: 0,
-        }
-    }
+    /// Nothing decided yet.
+    pub const NONE: Self = Self {
+        leaves: FlowKey::NONE,
+        destination_mac: Mac::NONE,
+        source_mac: Mac::NONE,
+        next_hop: A::NONE,
+        interface: 0,
+        backend: 0,
+        verdict: Verdict::ToBackend,
+        exit: Exit::Pass,
+        opened: 0,
+        reserved: 0,
+    };
 }
 
 impl<A> Decision<A> {
@@ -234,7 +232,7 @@ pub fn steer_established<T: Tables>(
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) -> bool {
-    *decision = Decision::none();
+    *decision = Decision::NONE;
     let Some(flow) = tables.established(key) else {
         return false;
     };

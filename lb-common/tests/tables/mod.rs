@@ -7,11 +7,12 @@ use std::{
 };
 
 use lb_common::{
+    address::V4,
     maps::{
         Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Notes, Policy, ROWS, Service,
         ServiceKey, Settings,
     },
-    steer::{Claim, InsertError, Step, Tables, Workbench},
+    steer::{Arrival, Claim, Decision, InsertError, Step, Tables, Workbench},
 };
 
 pub const SECOND: u64 = 1_000_000_000;
@@ -35,6 +36,13 @@ pub struct Memory {
     pub half_open: Vec<RefCell<Handshake>>,
     notes: Vec<RefCell<Notes>>,
     workbench: RefCell<Workbench>,
+}
+
+/// Decides on one packet.
+pub fn steer(memory: &Memory, arrival: &Arrival, key: &FlowKey) -> Decision {
+    let mut decision = Decision::NONE;
+    lb_common::steer::steer(memory, arrival, key, &mut decision);
+    decision
 }
 
 /// A hash map as BPF has it: entries stay where they are until they are removed.
@@ -61,6 +69,7 @@ impl Memory {
                 nat_port_first: 4_096,
                 nat_port_count: 28_672,
                 established_idle_ns: 3_600 * SECOND,
+                datagram_idle_ns: 60 * SECOND,
                 closing_idle_ns: 10 * SECOND,
                 half_open_idle_ns: 30 * SECOND,
                 accept_local_before: 0,
@@ -158,6 +167,7 @@ impl FlowTable {
 }
 
 impl Tables for Memory {
+    type Address = V4;
     type Entry<'a> = RefMut<'a, Flow>;
     type Notes<'a> = RefMut<'a, Notes>;
     type Place<'a> = RefMut<'a, Handshake>;
@@ -167,8 +177,8 @@ impl Tables for Memory {
         self.now_ns.get()
     }
 
-    fn settings(&self) -> Option<Settings> {
-        Some(self.settings)
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
     }
 
     fn service(&self, key: &ServiceKey) -> Option<Service> {
@@ -208,8 +218,8 @@ impl Tables for Memory {
         self.active.borrow().get(&backend).copied().unwrap_or(0)
     }
 
-    fn backend(&self, id: u32) -> Option<Backend> {
-        self.backends.get(id as usize).copied()
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backends.get(id as usize)
     }
 
     fn workbench(&self) -> Option<RefMut<'_, Workbench>> {
