@@ -21,7 +21,7 @@ use crate::{
     status::Status,
 };
 
-const STATES: [Health; 8] = [
+const STATES: [Health; 9] = [
     Health::Unknown,
     Health::Up,
     Health::Down,
@@ -30,6 +30,7 @@ const STATES: [Health; 8] = [
     Health::Maintenance,
     Health::Draining,
     Health::Cut,
+    Health::Barred,
 ];
 
 pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {
