@@ -81,7 +81,8 @@ pub fn run(args: Args) -> Outcome {
             ]
         };
         let heads = [
-            "client", "protocol", "service", "worker", "address", "state", ">age", ">idle", ">in", ">out",
+            "client", "protocol", "service", "worker", "address", "state", ">age", ">idle", ">in",
+            ">out",
         ];
         let rows: Vec<_> = flows.flows.iter().map(row).collect();
         let mut text = table(&heads, &rows);

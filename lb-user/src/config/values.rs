@@ -192,7 +192,11 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, BadValue> {
         ),
         Ok(address) if address.ip().to_canonical() != address.ip() => bad(
             format!("{text:?} is an IPv4 address written as an IPv6 one"),
-            format!("write \"{}:{}\"", address.ip().to_canonical(), address.port()),
+            format!(
+                "write \"{}:{}\"",
+                address.ip().to_canonical(),
+                address.port()
+            ),
         ),
         Ok(address) => Ok(address),
         Err(_) => match text.trim_matches(['[', ']']).parse() {

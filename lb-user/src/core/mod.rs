@@ -446,7 +446,8 @@ impl Core {
         for place in &worker.places {
             let service = &mut self.services[place.service];
             service.update(place.backend, worker);
-            self.events.extend(service.tell_obstacle(place.backend, worker));
+            self.events
+                .extend(service.tell_obstacle(place.backend, worker));
         }
     }
 

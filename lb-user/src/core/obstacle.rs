@@ -19,9 +19,9 @@ impl Obstacle {
     /// Says it to a person, with what to do.
     pub fn explain(self, worker: &str, service: Endpoint) -> String {
         match self {
-            Self::NoCompanion => format!(
-                "{worker} has no companion for {service}: start its agent with --dsr"
-            ),
+            Self::NoCompanion => {
+                format!("{worker} has no companion for {service}: start its agent with --dsr")
+            }
             Self::OtherLink => format!(
                 "{worker} is behind a router, and mode \"dsr\" needs it on the manager's own link: \
                  move it there, or serve {service} by mode \"nat\""

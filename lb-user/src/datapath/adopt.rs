@@ -65,7 +65,10 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
     let mut adoption = Adoption::default();
     for entry in services.iter() {
         let (key, Service { id }) = entry.context("read map services")?;
-        adoption.pinned.services.push((ServiceId(id), endpoint(&key)));
+        adoption
+            .pinned
+            .services
+            .push((ServiceId(id), endpoint(&key)));
         let selected = selection.get(&id, 0).context("read map selection")?;
         if selected == SPREAD {
             adoption.adopted.spread.insert(ServiceId(id));

@@ -123,7 +123,11 @@ impl<'de> Deserialize<'de> for Translated {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let texts = Vec::<Cow<'_, str>>::deserialize(from)?;
         let endpoint = |text: &Cow<'_, str>| text.parse().map_err(D::Error::custom);
-        texts.iter().map(endpoint).collect::<Result<_, _>>().map(Self)
+        texts
+            .iter()
+            .map(endpoint)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }
 

@@ -52,7 +52,7 @@ fn unready(decided: &Decided) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::PathBuf, sync::Arc, time::Duration};
+    use std::{path::PathBuf, sync::Arc};
 
     use tokio::sync::{Semaphore, mpsc};
 

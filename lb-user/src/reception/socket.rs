@@ -241,7 +241,9 @@ mod tests {
     #[tokio::test]
     async fn says_what_to_do_about_an_address_that_cannot_be_had() {
         let taken = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let error = Socket::bind(taken.local_addr().unwrap()).unwrap_err().to_string();
+        let error = Socket::bind(taken.local_addr().unwrap())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("another manager"), "{error}");
         let elsewhere = ([203, 0, 113, 1], 9999).into();
         let error = Socket::bind(elsewhere).unwrap_err().to_string();

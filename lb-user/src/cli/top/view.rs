@@ -112,10 +112,7 @@ fn workers(frame: &mut Frame, app: &mut App, area: Rect) {
 }
 
 /// Returns the columns' heads and widths.
-fn columns(
-    service: &ServiceSnapshot<Backend>,
-    wide: bool,
-) -> Vec<(&'static str, Constraint)> {
+fn columns(service: &ServiceSnapshot<Backend>, wide: bool) -> Vec<(&'static str, Constraint)> {
     let length = Constraint::Length;
     let mut columns = vec![
         ("backend", Constraint::Min(8)),
@@ -220,7 +217,9 @@ fn pointed(app: &App) -> Line<'static> {
     let Some(Backend { seen, .. }) = backend else {
         return Line::default();
     };
-    let remarks = remarks(seen).into_iter().map(|remark| format!(", {remark}"));
+    let remarks = remarks(seen)
+        .into_iter()
+        .map(|remark| format!(", {remark}"));
     Line::from(vec![
         seen.name.clone().bold(),
         format!(" at {}", seen.address).into(),

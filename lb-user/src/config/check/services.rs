@@ -162,8 +162,7 @@ fn draft(
         table.address,
         "\"192.168.56.101:80\"",
     );
-    let auto_join =
-        auto_join::check(reader, table.auto_join, address.as_ref(), authentication);
+    let auto_join = auto_join::check(reader, table.auto_join, address.as_ref(), authentication);
     let protocol = reader.choice(
         "service.protocol",
         Setting::file(table.protocol),
@@ -360,7 +359,10 @@ fn machine(
         (ip.is_loopback(), "is a loopback address"),
         (ip.is_multicast(), "is a multicast address"),
         (is_broadcast, "is the broadcast address"),
-        (is_link_local, "is a link-local address, which many links may have"),
+        (
+            is_link_local,
+            "is a link-local address, which many links may have",
+        ),
     ];
     if let Some((_, why)) = unfit.iter().find(|(unfit, _)| *unfit) {
         reader.refuse(

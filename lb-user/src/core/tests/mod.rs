@@ -1,6 +1,7 @@
 //! The core in virtual time: a shell without a world around it.
 
 mod adoption;
+mod direct;
 mod heartbeats;
 mod histories;
 mod orders;
