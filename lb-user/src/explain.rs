@@ -83,9 +83,10 @@ impl fmt::Display for Explanation {
         for Next { service } in &self.next {
             writeln!(
                 f,
-                "A new connection to {} ({}) would go to {}, policy {}, for {}:\n  {}",
+                "A new connection to {} ({}/{}) would go to {}, policy {}, for {}:\n  {}",
                 service.name,
                 service.address,
+                service.protocol,
                 service.selected,
                 policy(service),
                 spoken(service.since_ms),
@@ -100,6 +101,7 @@ impl fmt::Display for Explanation {
 impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let FlowRow {
+            protocol,
             client,
             service,
             service_address,
@@ -115,7 +117,7 @@ impl fmt::Display for Explained {
         let worker = worker.as_deref().unwrap_or("a worker no longer configured");
         writeln!(
             f,
-            "{client} to {service} ({service_address}) went to {worker} ({worker_address}) {} ago: {}, \
+            "{client} to {service} ({service_address}/{protocol}) went to {worker} ({worker_address}) {} ago: {}, \
              last packet {} ago, {} in, {} out",
             spoken(*age_ms),
             state.name(),

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     str::FromStr,
 };
 
@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::ServiceSnapshot,
+    core::{BackendSnapshot, Protocol, ServiceSnapshot},
     datapath::{Connection, ConnectionState},
 };
 
@@ -30,13 +30,13 @@ pub struct Filter {
 /// A client, or one of its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Client {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub port: Option<u16>,
 }
 
 impl Client {
-    pub fn is(self, client: SocketAddrV4) -> bool {
-        self.address == *client.ip() && self.port.is_none_or(|port| port == client.port())
+    pub fn is(self, client: SocketAddr) -> bool {
+        self.address == client.ip() && self.port.is_none_or(|port| port == client.port())
     }
 }
 
@@ -44,22 +44,29 @@ impl FromStr for Client {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (address, port) = match text.split_once(':') {
-            Some((address, port)) => (address, Some(port)),
-            None => (text, None),
-        };
-        let wrong = || format!("{text:?} is no client: expected ADDRESS or ADDRESS:PORT, IPv4");
-        Ok(Self {
-            address: address.parse().map_err(|_| wrong())?,
-            port: port.map(str::parse).transpose().map_err(|_| wrong())?,
-        })
+        if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+            return Ok(Self {
+                address: address.to_canonical(),
+                port: None,
+            });
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(client) => Ok(Self {
+                address: client.ip().to_canonical(),
+                port: Some(client.port()),
+            }),
+            Err(_) => Err(format!(
+                "{text:?} is no client: expected ADDRESS or ADDRESS:PORT, with brackets around an \
+                 IPv6 address before a port: [2001:db8::7]:4711"
+            )),
+        }
     }
 }
 
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
-            Some(port) => write!(f, "{}:{port}", self.address),
+            Some(port) => SocketAddr::new(self.address, port).fmt(f),
             None => self.address.fmt(f),
         }
     }
@@ -75,6 +82,7 @@ pub struct Flows {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowRow {
+    pub protocol: Protocol,
     pub client: String,
     pub service: String,
     pub service_address: String,
@@ -99,17 +107,17 @@ impl Flows {
         filter: &Filter,
         limit: usize,
     ) -> Self {
-        let mut names: BTreeMap<u32, (&str, &str)> = BTreeMap::new();
+        let mut known: BTreeMap<u32, (&str, &BackendSnapshot)> = BTreeMap::new();
         for service in services {
             for backend in &service.backends {
-                names.insert(backend.backend_id.0, (&service.name, &backend.name));
+                known.insert(backend.backend_id.0, (&service.name, backend));
             }
         }
         let connections = connections.into_iter();
         let mut flows: Vec<FlowRow> = connections
             .filter(|it| filter.client.is_none_or(|client| client.is(it.client)))
             .filter(|it| filter.ended || it.state != ConnectionState::Ended)
-            .map(|it| row(&it, names.get(&it.backend).copied()))
+            .map(|it| row(&it, known.get(&it.backend).copied()))
             .filter(|row| filter.fits(row))
             .collect();
         let total = flows.len();
@@ -127,16 +135,19 @@ impl Filter {
     }
 }
 
-fn row(connection: &Connection, names: Option<(&str, &str)>) -> FlowRow {
+fn row(connection: &Connection, known: Option<(&str, &BackendSnapshot)>) -> FlowRow {
     let milliseconds =
         |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let configured = || known.map(|(_, backend)| backend.address.clone());
+    let address = connection.backend_address.map(|it| it.to_string());
     FlowRow {
+        protocol: connection.protocol,
         client: connection.client.to_string(),
-        service: names.map_or_else(String::new, |(service, _)| service.to_owned()),
+        service: known.map_or_else(String::new, |(service, _)| service.to_owned()),
         service_address: connection.service.to_string(),
-        worker: names.map(|(_, worker)| worker.to_owned()),
+        worker: known.map(|(_, backend)| backend.name.clone()),
         backend_id: connection.backend,
-        worker_address: connection.backend_address.to_string(),
+        worker_address: address.or_else(configured).unwrap_or_default(),
         state: connection.state,
         age_ms: milliseconds(connection.age),
         idle_ms: milliseconds(connection.idle),
@@ -158,13 +169,21 @@ mod tests {
         assert!(!client.is("10.0.0.7:4712".parse().unwrap()));
         let client: Client = "10.0.0.7".parse().unwrap();
         assert!(client.is("10.0.0.7:4712".parse().unwrap()));
+        let client: Client = "[2001:db8::7]:4711".parse().unwrap();
+        assert!(client.is("[2001:db8::7]:4711".parse().unwrap()));
+        assert!(!client.is("[2001:db8::7]:4712".parse().unwrap()));
+        assert_eq!(client.to_string(), "[2001:db8::7]:4711");
+        let client: Client = "2001:db8::7".parse().unwrap();
+        assert!(client.is("[2001:db8::7]:4712".parse().unwrap()));
+        assert!(!client.is("10.0.0.7:4711".parse().unwrap()));
         for wrong in [
             "",
             "worker1",
             "10.0.0.7:",
             "10.0.0.7:http",
             "10.0.0.7:70000",
-            "::1",
+            "2001:db8::7:80:",
+            "[2001:db8::7]:",
         ] {
             assert!(wrong.parse::<Client>().is_err(), "{wrong}");
         }

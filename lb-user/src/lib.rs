@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod core;
 pub mod datapath;
+mod dual_stack;
 pub mod event_log;
 pub mod explain;
 pub mod feed;

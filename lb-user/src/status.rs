@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, Marked, Policy, ServiceSnapshot},
+    core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, Marked, Mode, Policy, ServiceSnapshot},
     datapath::{Attachment, BackendTraffic, MapFill, Packets, Stats},
 };
 
@@ -191,10 +191,14 @@ impl fmt::Display for Heartbeats {
 fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>) -> fmt::Result {
     writeln!(
         f,
-        "service {} {}/{}  policy {}{}",
+        "service {} {}/{}{}  policy {}{}",
         service.name,
         service.address,
         service.protocol,
+        match service.mode {
+            Mode::Nat => "",
+            Mode::Dsr => "  mode dsr",
+        },
         service.policy,
         match (service.policy, service.threshold_bytes) {
             (Policy::Memory, Some(bytes)) if service.threshold == "auto" => {
@@ -214,9 +218,12 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
         seconds(service.since_ms),
         service.reason
     )?;
+    // As wide as an IPv4 address with its port, at least.
+    let widths = service.backends.iter().map(|it| it.seen.address.len());
+    let address_width = widths.fold(21, usize::max);
     writeln!(
         f,
-        "  {:<1} {:<12} {:>3} {:<21} {:<11} {:>7} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
+        "  {:<1} {:<12} {:>3} {:<width$} {:<11} {:>7} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
         "",
         "backend",
         "id",
@@ -228,7 +235,8 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
         "flows",
         "total",
         "in",
-        "out"
+        "out",
+        width = address_width
     )?;
     for Backend { seen, traffic } in &service.backends {
         let memory = match (seen.memory_available_bytes, seen.memory_total_bytes) {
@@ -240,7 +248,7 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
         };
         writeln!(
             f,
-            "  {:<1} {:<12} {:>3} {:<21} {:<11} {:>7} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
+            "  {:<1} {:<12} {:>3} {:<width$} {:<11} {:>7} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
             if seen.share > 0 { "*" } else { "" },
             seen.name,
             seen.backend_id,
@@ -254,9 +262,10 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
             traffic.connections,
             Bytes(traffic.bytes_in).to_string(),
             Bytes(traffic.bytes_out).to_string(),
+            width = address_width,
         )?;
-        for order in orders(seen) {
-            writeln!(f, "      {order}")?;
+        for remark in remarks(seen) {
+            writeln!(f, "      {remark}")?;
         }
         if seen.ramp_percent < 100 && seen.share > 0 && seen.share < 10_000 {
             let ramp = seen.ramp_percent;
@@ -275,8 +284,9 @@ fn share(seen: &BackendSnapshot) -> String {
     }
 }
 
-/// Returns what the operator has ordered of a backend, one sentence each.
-pub fn orders(seen: &BackendSnapshot) -> Vec<String> {
+/// Returns what the operator has ordered of a backend, and what keeps it from serving, one sentence
+/// each.
+pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
     let hold = seen.hold.as_ref().map(|mark| {
         let held = mark.value.participle();
         format!("{held} {}", given(mark))
@@ -285,7 +295,8 @@ pub fn orders(seen: &BackendSnapshot) -> Vec<String> {
         let percent = mark.value;
         format!("weight {percent}% {}", given(mark))
     });
-    hold.into_iter().chain(weight).collect()
+    let barred = seen.barred.clone();
+    hold.into_iter().chain(weight).chain(barred).collect()
 }
 
 fn given<T>(mark: &Marked<T>) -> String {

@@ -82,13 +82,15 @@ async fn keep_up(name: String, found: watch::Sender<Option<SocketAddr>>, hurry: 
 }
 
 async fn look_up(name: &str) -> Result<SocketAddr> {
-    let mut found = timeout(PATIENCE, lookup_host(name))
+    let found: Vec<SocketAddr> = timeout(PATIENCE, lookup_host(name))
         .await
         .context("no answer to the lookup of its name")?
-        .context("look up its name")?;
-    found
-        .find(SocketAddr::is_ipv4)
-        .context("its name has no IPv4 address")
+        .context("look up its name")?
+        .collect();
+    // A manager listens at IPv4 addresses unless it is told otherwise.
+    let usual = found.iter().find(|address| address.is_ipv4());
+    let address = usual.or(found.first());
+    address.copied().context("its name has no address")
 }
 
 #[cfg(test)]
@@ -99,6 +101,8 @@ mod tests {
     async fn takes_addresses_and_finds_names() {
         let literal = Lookup::start("192.168.56.101:9999");
         assert_eq!(literal.address(), Some(([192, 168, 56, 101], 9999).into()));
+        let literal = Lookup::start("[2001:db8::1]:9999");
+        assert_eq!(literal.address().unwrap().to_string(), "[2001:db8::1]:9999");
         let mut named = Lookup::start("localhost:9999");
         named.changed().await;
         assert_eq!(named.address(), Some(([127, 0, 0, 1], 9999).into()));

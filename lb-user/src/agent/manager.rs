@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use super::lookup::Lookup;
 use crate::{
     core::BootId,
+    dual_stack::both_families,
     heartbeat::{Acknowledgement, Nonce, SIZE_LIMIT},
     keys::Key,
 };
@@ -42,6 +43,8 @@ pub(super) struct Manager {
     name: String,
     lookup: Lookup,
     socket: Arc<UdpSocket>,
+    /// Whether the socket is one of IPv6, which carries IPv4 as well.
+    speaks_both: bool,
     failing: bool,
     /// What the next heartbeat must carry.
     pub nonce: Option<Nonce>,
@@ -67,11 +70,10 @@ impl Manager {
         answers: mpsc::Sender<Answer>,
     ) -> Result<Self> {
         let name = with_port(name)?;
-        let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))
-            .await
-            .context("open a UDP socket")?;
+        let socket = open()?;
         // Until the runtime has seen the socket once, it takes it for one that cannot be sent to.
         socket.writable().await.context("wait for a UDP socket")?;
+        let speaks_both = socket.local_addr().is_ok_and(|own| own.is_ipv6());
         let socket = Arc::new(socket);
         if let Some(key) = key {
             tokio::spawn(listen(Arc::clone(&socket), key.clone(), place, answers));
@@ -80,6 +82,7 @@ impl Manager {
             lookup: Lookup::start(&name),
             name,
             socket,
+            speaks_both,
             failing: false,
             nonce: None,
             round_trip: None,
@@ -110,7 +113,7 @@ impl Manager {
             .lookup
             .address()
             .context("its address is not known yet")
-            .and_then(|to| Ok(self.socket.try_send_to(datagram, to)?));
+            .and_then(|to| Ok(self.socket.try_send_to(datagram, self.towards(to))?));
         let went_out = sent.is_ok();
         match (sent, self.failing) {
             (Ok(_), failing) => {
@@ -131,6 +134,14 @@ impl Manager {
             (Err(error), true) => debug!("heartbeat to {}: {error:#}", self.name),
         }
         went_out
+    }
+
+    /// The address as the socket takes it.
+    fn towards(&self, manager: SocketAddr) -> SocketAddr {
+        match manager.ip() {
+            IpAddr::V4(ip) if self.speaks_both => (ip.to_ipv6_mapped(), manager.port()).into(),
+            _ => manager,
+        }
     }
 
     /// Takes an answer in; says whether a heartbeat should follow at once.
@@ -179,6 +190,19 @@ impl Manager {
     }
 }
 
+/// Opens a socket for both families, or for IPv4 on a machine that knows no IPv6.
+fn open() -> Result<UdpSocket> {
+    let any = (Ipv6Addr::UNSPECIFIED, 0).into();
+    let socket = both_families(any).or_else(|_| {
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        std::net::UdpSocket::bind(any)
+    });
+    let socket = socket.context("open a UDP socket")?;
+    let context = "hand a UDP socket to the runtime";
+    socket.set_nonblocking(true).context(context)?;
+    UdpSocket::from_std(socket).context(context)
+}
+
 /// Receives what comes back; only what is rightly signed goes on.
 async fn listen(socket: Arc<UdpSocket>, key: Key, manager: usize, answers: mpsc::Sender<Answer>) {
     let mut buffer = [0; SIZE_LIMIT];
@@ -208,12 +232,20 @@ async fn listen(socket: Arc<UdpSocket>, key: Key, manager: usize, answers: mpsc:
     }
 }
 
-/// Adds the usual port to an address or a name that has none.
+/// Adds the usual port to an address or a name that has none; an IPv6 address gets brackets, too.
 ///
 /// # Errors
 ///
 /// Says why it can be neither.
 pub fn with_port(name: &str) -> Result<String> {
+    if let Ok(ip) = name.trim_matches(['[', ']']).parse::<Ipv6Addr>() {
+        return Ok(SocketAddr::from((ip, PORT)).to_string());
+    }
+    if let Ok(address) = name.parse::<SocketAddr>()
+        && address.port() > 0
+    {
+        return Ok(address.to_string());
+    }
     let (host, port) = match name.rsplit_once(':') {
         Some((host, port)) => (host, port.parse().unwrap_or(0)),
         None => (name, PORT),
@@ -221,8 +253,8 @@ pub fn with_port(name: &str) -> Result<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     ensure!(
         port > 0 && !host.is_empty() && host.chars().all(plain),
-        "{name:?} is no manager: expected an IPv4 address or a name, and a port if it is not {PORT}, as \
-         192.168.56.101 or manager.example:9999"
+        "{name:?} is no manager: expected an address or a name, and a port if it is not {PORT}, as \
+         192.168.56.101, [2001:db8::1]:9999 or manager.example:9999"
     );
     Ok(format!("{host}:{port}"))
 }
@@ -236,14 +268,22 @@ mod tests {
     fn adds_the_port_where_none_is_given() {
         assert_eq!(with_port("192.168.56.101").unwrap(), "192.168.56.101:9999");
         assert_eq!(with_port("manager:1234").unwrap(), "manager:1234");
+        for (given, full) in [
+            ("2001:db8::1", "[2001:db8::1]:9999"),
+            ("[2001:db8::1]", "[2001:db8::1]:9999"),
+            ("[2001:db8::1]:1234", "[2001:db8::1]:1234"),
+            ("[fe80::1%3]:1234", "[fe80::1%3]:1234"),
+        ] {
+            assert_eq!(with_port(given).unwrap(), full);
+        }
         for bad in [
             "",
             ":9999",
             "manager:",
             "manager:0",
             "manager:99999",
-            "::1",
-            "[::1]:9999",
+            "[::1]:0",
+            "[::1]:",
             "a b",
         ] {
             assert!(with_port(bad).is_err(), "{bad}");

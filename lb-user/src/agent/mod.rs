@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    core::{BootId, WorkerState},
+    core::{BootId, Endpoint, WorkerState},
     heartbeat::{Heartbeat, MemoryReport, check_name},
     keys::Key,
 };
@@ -47,6 +47,8 @@ pub struct Settings {
     pub sources: Sources,
     /// Whether the worker's own service is asked, and how.
     pub check: Option<Check>,
+    /// The services of mode `dsr` that the worker's companion translates.
+    pub translates: Vec<Endpoint>,
     /// With which heartbeats are signed.
     pub key: Option<Key>,
     /// Do not print each heartbeat.
@@ -236,6 +238,7 @@ impl Agent {
             load: self.sensors.load(),
             state,
             healthy: self.healthy,
+            translates: self.settings.translates.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             nonce: None,
         };

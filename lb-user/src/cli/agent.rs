@@ -134,6 +134,7 @@ pub fn run(args: Args) -> Outcome {
             timeout: check_timeout,
             failures: check_failures,
         }),
+        translates: Vec::new(),
         key,
         quiet: args.quiet,
     }))?)

@@ -69,6 +69,7 @@ pub fn run(args: Args) -> Outcome {
         let row = |row: &FlowRow| {
             vec![
                 row.client.clone(),
+                row.protocol.to_string(),
                 row.service.clone(),
                 row.worker.clone().unwrap_or_else(|| "(removed)".to_owned()),
                 row.worker_address.clone(),
@@ -80,7 +81,8 @@ pub fn run(args: Args) -> Outcome {
             ]
         };
         let heads = [
-            "client", "service", "worker", "address", "state", ">age", ">idle", ">in", ">out",
+            "client", "protocol", "service", "worker", "address", "state", ">age", ">idle", ">in",
+            ">out",
         ];
         let rows: Vec<_> = flows.flows.iter().map(row).collect();
         let mut text = table(&heads, &rows);

@@ -70,7 +70,7 @@ pub fn services(args: &ServicesArgs) -> Outcome {
             let up = workers().filter(|it| it.seen.state.is_up()).count();
             vec![
                 service.name.clone(),
-                service.address.clone(),
+                format!("{}/{}", service.address, service.protocol),
                 format!("{up}/{}", workers().count()),
                 flows.to_string(),
                 service.selected.clone(),
@@ -125,7 +125,7 @@ pub fn workers(args: &WorkersArgs) -> Outcome {
                 ">available memory",
                 ">weight",
                 ">flows",
-                "ordered",
+                "remarks",
             ],
             &rows,
         )
@@ -150,7 +150,7 @@ fn worker_row(row: &WorkerRow) -> Vec<String> {
         memory,
         format!("{weight}%"),
         (traffic.flows + traffic.half_open).to_string(),
-        memlb::status::orders(seen).join("; "),
+        memlb::status::remarks(seen).join("; "),
     ]
 }
 

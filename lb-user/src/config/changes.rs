@@ -110,18 +110,23 @@ impl Changes {
 
     fn limits(&mut self, old: &Limits, new: &Limits) {
         let Limits {
+            services,
             backends,
             flows,
             nat_ports,
             established_idle,
+            datagram_idle,
             closing_idle,
             half_open_idle,
         } = new;
+        self.fixed("limits.services", &old.services, services, UNLOAD);
         self.fixed("limits.backends", &old.backends, backends, UNLOAD);
         self.fixed("limits.flows", &old.flows, flows, UNLOAD);
         self.fixed("limits.nat_ports", &old.nat_ports, nat_ports, RESTART);
         let idle = (&old.established_idle, established_idle);
         self.fixed("limits.established_idle", idle.0, idle.1, RESTART);
+        let idle = (&old.datagram_idle, datagram_idle);
+        self.fixed("limits.datagram_idle", idle.0, idle.1, RESTART);
         self.fixed(
             "limits.closing_idle",
             &old.closing_idle,
@@ -139,7 +144,7 @@ impl Changes {
                 None => self.say(format!(
                     "service {} added at {} with {} workers",
                     service.name,
-                    service.address,
+                    service.endpoint(),
                     service.workers.len()
                 )),
             }

@@ -72,10 +72,12 @@ pub(super) struct FailoverTable {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LimitsTable {
+    pub services: Given<i64>,
     pub backends: Given<i64>,
     pub flows: Given<i64>,
     pub nat_ports: Given<String>,
     pub established_idle: Given<Scalar>,
+    pub datagram_idle: Given<Scalar>,
     pub closing_idle: Given<Scalar>,
     pub half_open_idle: Given<Scalar>,
 }

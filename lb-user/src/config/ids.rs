@@ -1,46 +1,65 @@
 //! Numbers for services and backends that stay the same over restarts and changed files.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddrV4;
 use std::ops::Range;
 
 use super::Config;
 use crate::core::{
-    BackendId, BackendSettings, FallbackSettings, ServiceId, ServiceSettings, Settings,
+    BackendId, BackendSettings, Endpoint, FallbackSettings, Mode, ServiceId, ServiceSettings,
+    Settings,
 };
 
 /// The numbers in use in the pinned maps, where flows refer to them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pinned {
-    pub services: Vec<(ServiceId, SocketAddrV4)>,
-    pub backends: Vec<(BackendId, SocketAddrV4)>,
+    pub services: Vec<(ServiceId, Endpoint)>,
+    pub backends: Vec<(BackendId, Identity)>,
+}
+
+/// By what flows know a backend: with any other it is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    pub endpoint: Endpoint,
+    /// Of a worker the service's, of a fallback [`Mode::Nat`].
+    pub mode: Mode,
 }
 
 impl Config {
     /// Returns what the core is told, with every service and backend numbered.
     ///
-    /// What is pinned under the same address keeps its number, and flows with it. A number that is
+    /// What is pinned under the same address, protocol and mode keeps its number, and flows with it. A number that is
     /// pinned for anything else is given away only when no other is left, since flows may still
     /// refer to it. Otherwise services count from 0, backends from 1, in the order of the file, each
     /// service's fallback after its workers.
     pub fn settings(&self, pinned: &Pinned) -> Settings {
         let mut services = Numbers::new(
-            0..lb_common::maps::MAX_SERVICES,
-            pinned.services.iter().map(|(id, address)| (id.0, *address)),
-            self.services.iter().map(|service| service.address),
+            0..self.limits.services,
+            pinned.services.iter().map(|(id, at)| (id.0, *at)),
+            self.services.iter().map(super::Service::endpoint),
         );
         let mut backends = Numbers::new(
             1..self.limits.backends,
-            pinned.backends.iter().map(|(id, address)| (id.0, *address)),
+            pinned.backends.iter().map(|(id, at)| (id.0, *at)),
             self.services.iter().flat_map(|service| {
-                let workers = service.workers.iter().map(|worker| worker.address);
-                workers.chain(service.fallback)
+                let identity = |address, mode| Identity {
+                    endpoint: Endpoint {
+                        address,
+                        protocol: service.protocol,
+                    },
+                    mode,
+                };
+                let workers = service.workers.iter();
+                workers
+                    .map(move |worker| identity(worker.address, service.mode))
+                    .chain(service.fallback.map(|address| identity(address, Mode::Nat)))
             }),
         );
         let mut settings = |service: &super::Service| ServiceSettings {
             id: ServiceId(services.take()),
             name: service.name.clone(),
             address: service.address,
+            protocol: service.protocol,
+            mode: service.mode,
             policy: service.policy,
             threshold: service.threshold,
             spread: service.spread,
@@ -67,23 +86,23 @@ impl Config {
     }
 }
 
-/// One number for each address, taken in the order of the addresses.
+/// One number for each that needs one, taken in their order.
 struct Numbers(std::vec::IntoIter<u32>);
 
 impl Numbers {
-    fn new(
+    fn new<T: PartialEq>(
         range: Range<u32>,
-        pinned: impl Iterator<Item = (u32, SocketAddrV4)>,
-        addresses: impl Iterator<Item = SocketAddrV4>,
+        pinned: impl Iterator<Item = (u32, T)>,
+        wanted: impl Iterator<Item = T>,
     ) -> Self {
-        let mut stale: Vec<(u32, SocketAddrV4)> = pinned
+        let mut stale: Vec<(u32, T)> = pinned
             .filter(|(number, _)| range.contains(number))
             .collect();
         let pinned: BTreeSet<u32> = stale.iter().map(|(number, _)| *number).collect();
         // Two services may share a worker's address: each claims one of its numbers, in order.
-        let claims: Vec<Option<u32>> = addresses
-            .map(|address| {
-                let place = stale.iter().position(|(_, at)| *at == address)?;
+        let claims: Vec<Option<u32>> = wanted
+            .map(|wanted| {
+                let place = stale.iter().position(|(_, at)| *at == wanted)?;
                 Some(stale.remove(place).0)
             })
             .collect();

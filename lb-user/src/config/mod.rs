@@ -13,15 +13,15 @@ mod set;
 mod values;
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 pub use changes::Changes;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
-pub use ids::Pinned;
+pub use ids::{Identity, Pinned};
 pub use overrides::Overrides;
 pub use values::{PortRange, size};
 
@@ -30,7 +30,7 @@ pub fn threshold(text: &str) -> Option<Threshold> {
     values::threshold(text).ok()
 }
 
-use crate::core::{Policy, SpreadSettings, Threshold};
+use crate::core::{Endpoint, Mode, Policy, Protocol, SpreadSettings, Threshold};
 use crate::heartbeat::Authentication;
 
 /// A validated configuration.
@@ -48,7 +48,7 @@ pub struct Config {
 pub struct Manager {
     pub interfaces: Vec<String>,
     pub attach: Attach,
-    pub heartbeat_listen: SocketAddrV4,
+    pub heartbeat_listen: SocketAddr,
     pub pin_path: PathBuf,
     pub control_socket: PathBuf,
     /// Where the operator's orders outlast the manager.
@@ -57,7 +57,7 @@ pub struct Manager {
     pub event_log: Option<PathBuf>,
     pub legacy_heartbeats: bool,
     /// Where metrics, API and page are served; nothing if nowhere.
-    pub http_listen: Option<SocketAddrV4>,
+    pub http_listen: Option<SocketAddr>,
 }
 
 /// Where in the kernel packets are met.
@@ -87,10 +87,12 @@ pub struct Failover {
 /// Sizes and times of the tables in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
+    pub services: u32,
     pub backends: u32,
     pub flows: u32,
     pub nat_ports: PortRange,
     pub established_idle: Duration,
+    pub datagram_idle: Duration,
     pub closing_idle: Duration,
     pub half_open_idle: Duration,
 }
@@ -99,7 +101,7 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     pub name: String,
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     pub protocol: Protocol,
     pub policy: Policy,
     pub threshold: Threshold,
@@ -107,51 +109,49 @@ pub struct Service {
     pub mode: Mode,
     /// The manager's own server: the service's IP address with another port. Nothing if new
     /// connections are refused while no worker is up.
-    pub fallback: Option<SocketAddrV4>,
+    pub fallback: Option<SocketAddr>,
     pub workers: Vec<Worker>,
     /// Who else may become a worker; nothing if nobody.
     pub auto_join: Option<AutoJoin>,
 }
 
+impl Service {
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            address: self.address,
+            protocol: self.protocol,
+        }
+    }
+}
+
 /// Which agents become workers by starting: those with a key, in these networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AutoJoin {
-    pub networks: Vec<Ipv4Net>,
+    pub networks: Vec<IpNet>,
     /// Where their servers listen; the address is the one their heartbeats come from.
     pub port: u16,
 }
 
 impl AutoJoin {
-    pub fn allows(&self, address: Ipv4Addr) -> bool {
+    pub fn allows(&self, address: IpAddr) -> bool {
         self.networks
             .iter()
             .any(|network| network.contains(&address))
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    Tcp,
-}
-
-/// How packets reach a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    Nat,
-}
-
 /// A worker's place in a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Worker {
     pub name: String,
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     /// What it takes beside others that are as good, in percent.
     pub weight_percent: u32,
 }
 
 impl Worker {
     /// Returns a worker that joins by itself, with nothing said about it.
-    pub fn joining(name: String, address: SocketAddrV4) -> Self {
+    pub fn joining(name: String, address: SocketAddr) -> Self {
         Self {
             name,
             address,
@@ -162,7 +162,7 @@ impl Worker {
 
 impl fmt::Display for AutoJoin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let networks: Vec<String> = self.networks.iter().map(Ipv4Net::to_string).collect();
+        let networks: Vec<String> = self.networks.iter().map(IpNet::to_string).collect();
         write!(f, "{} at port {}", networks.join(" and "), self.port)
     }
 }
@@ -245,13 +245,13 @@ impl Default for Manager {
         Self {
             interfaces: Vec::new(),
             attach: Attach::Auto,
-            heartbeat_listen: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 9999),
+            heartbeat_listen: (Ipv4Addr::UNSPECIFIED, 9999).into(),
             pin_path: PathBuf::from("/sys/fs/bpf/memlb"),
             control_socket: PathBuf::from("/run/memlb/manager.sock"),
             state_file: PathBuf::from("/var/lib/memlb/operator.json"),
             event_log: Some(PathBuf::from("/var/log/memlb/events.jsonl")),
             legacy_heartbeats: false,
-            http_listen: Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9998)),
+            http_listen: Some((Ipv4Addr::LOCALHOST, 9998).into()),
         }
     }
 }
@@ -278,13 +278,15 @@ impl Default for Failover {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            backends: 256,
+            services: lb_common::maps::DEFAULT_SERVICES,
+            backends: lb_common::maps::DEFAULT_BACKENDS,
             flows: 131_072,
             nat_ports: PortRange {
                 first: 4096,
                 last: 32_767,
             },
             established_idle: Duration::from_secs(3600),
+            datagram_idle: Duration::from_secs(60),
             closing_idle: Duration::from_secs(10),
             half_open_idle: Duration::from_secs(30),
         }
@@ -297,22 +299,6 @@ impl Attach {
             Self::Auto => "auto",
             Self::Tc => "tc",
             Self::Xdp => "xdp",
-        }
-    }
-}
-
-impl Protocol {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-        }
-    }
-}
-
-impl Mode {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nat => "nat",
         }
     }
 }

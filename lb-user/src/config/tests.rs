@@ -110,7 +110,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 9 + 2 + 3 + 6 + 14);
+    assert_eq!(settings, 9 + 2 + 3 + 8 + 14);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn only_who_has_a_key_may_join() {
         (
             "enforce",
             r#"{ networks = ["fd00::/8"], port = 1 }"#,
-            Kind::BadNetwork,
+            Kind::FamiliesMixed,
         ),
         (
             "enforce",
@@ -386,9 +386,9 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
             "heartbeat_listen = \"0.0.0.0:0\"",
         ),
         (
-            Kind::Ipv6Unsupported,
+            Kind::BadAddress,
             "heartbeat_listen = \"0.0.0.0:9999\"",
-            "heartbeat_listen = \"[::]:9999\"",
+            "heartbeat_listen = \"::\"",
         ),
         (
             Kind::BadAddress,
@@ -400,12 +400,21 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
         (Kind::BadAddress, service, "address = \"web.example:80\""),
         (Kind::BadAddress, service, "address = \"0.0.0.0:80\""),
         (Kind::BadAddress, service, "address = \"127.0.0.1:80\""),
+        (Kind::BadAddress, service, "address = \"2001:db8::1\""),
+        (Kind::BadAddress, service, "address = \"[::]:80\""),
+        (Kind::BadAddress, service, "address = \"[::1]:80\""),
+        (Kind::BadAddress, service, "address = \"[fe80::1]:80\""),
+        (Kind::BadAddress, service, "address = \"[ff02::1]:80\""),
         (
-            Kind::Ipv6Unsupported,
+            Kind::BadAddress,
             service,
-            "address = \"[2001:db8::1]:80\"",
+            "address = \"[::ffff:192.168.56.101]:80\"",
         ),
-        (Kind::Ipv6Unsupported, service, "address = \"2001:db8::1\""),
+        (
+            Kind::FamiliesMixed,
+            worker2,
+            "{ name = \"worker2\", address = \"[2001:db8::4]:8082\" }",
+        ),
         (Kind::Missing, service, ""),
         (Kind::Missing, "name = \"web\"", ""),
         (Kind::Missing, fallback, ""),
@@ -414,7 +423,7 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
         (
             Kind::NotSupportedYet,
             "protocol = \"tcp\"",
-            "protocol = \"udp\"",
+            "protocol = \"sctp\"",
         ),
         (
             Kind::UnknownChoice,
@@ -449,7 +458,14 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
             "policy = \"memory\"",
             "policy = \"memroy\"",
         ),
-        (Kind::NotSupportedYet, "mode = \"nat\"", "mode = \"dsr\""),
+        (Kind::UnknownChoice, "mode = \"nat\"", "mode = \"drs\""),
+        (Kind::OutOfRange, "services = 64", "services = 1025"),
+        (Kind::OutOfRange, "services = 64", "services = 0"),
+        (
+            Kind::ZeroInterval,
+            "datagram_idle = \"60s\"",
+            "datagram_idle = \"0s\"",
+        ),
         (
             Kind::BadThreshold,
             "threshold = \"auto\"",
@@ -581,7 +597,7 @@ fn all_mistakes_are_reported_together() {
     let kinds: Vec<Kind> = problems(&text).iter().map(|problem| problem.kind).collect();
     assert_eq!(
         kinds,
-        [Kind::OutOfRange, Kind::BadDuration, Kind::Ipv6Unsupported]
+        [Kind::OutOfRange, Kind::BadDuration, Kind::BadAddress]
     );
 }
 
@@ -728,29 +744,138 @@ fn numbers_follow_the_file_and_stay_with_their_addresses() {
     let lab = lab();
     assert_eq!(ids(&lab, &Pinned::default()), (0, vec![1, 2, 3]));
 
-    let at = |text: &str| text.parse().expect("an address");
+    let at = |text: &str| text.parse().expect("an endpoint");
+    let nat = |text: &str| Identity {
+        endpoint: at(text),
+        mode: Mode::Nat,
+    };
     let pinned = Pinned {
         services: vec![
             (ServiceId(0), at("192.168.56.101:443")),
             (ServiceId(4), at("192.168.56.101:80")),
+            (ServiceId(5), at("192.168.56.101:80/udp")),
         ],
         backends: vec![
-            (BackendId(1), at("192.168.56.102:8080")),
-            (BackendId(2), at("192.168.56.103:8081")),
-            (BackendId(7), at("192.168.56.101:8080")),
+            (BackendId(1), nat("192.168.56.102:8080")),
+            (BackendId(2), nat("192.168.56.103:8081")),
+            (BackendId(7), nat("192.168.56.101:8080")),
         ],
     };
     assert_eq!(ids(&lab, &pinned), (4, vec![2, 3, 7]));
+
+    // Flows of one protocol or mode are nothing to those of another.
+    let mut udp = lab.clone();
+    udp.services[0].protocol = Protocol::Udp;
+    assert_eq!(ids(&udp, &pinned), (5, vec![3, 4, 5]));
+    let mut dsr = lab.clone();
+    dsr.services[0].mode = Mode::Dsr;
+    assert_eq!(ids(&dsr, &pinned), (4, vec![3, 4, 7]));
 
     let mut full = lab;
     full.limits.backends = 4;
     let pinned = Pinned {
         backends: vec![
-            (BackendId(1), at("192.168.56.90:1")),
-            (BackendId(2), at("192.168.56.104:8082")),
-            (BackendId(3), at("192.168.56.91:1")),
+            (BackendId(1), nat("192.168.56.90:1")),
+            (BackendId(2), nat("192.168.56.104:8082")),
+            (BackendId(3), nat("192.168.56.91:1")),
         ],
         ..Pinned::default()
     };
     assert_eq!(ids(&full, &pinned), (0, vec![1, 2, 3]));
+}
+
+/// Two services at one address, and one of the other family.
+const BOTH_FAMILIES: &str = r#"
+    manager.interfaces = ["eth1"]
+    manager.heartbeat_listen = "[::]:9999"
+    manager.http_listen = "[::1]:9998"
+    limits = { services = 3, datagram_idle = "5s" }
+    [[service]]
+    name = "dns"
+    address = "192.168.56.101:53"
+    protocol = "udp"
+    fallback = "reject"
+    workers = [{ name = "worker1", address = "192.168.56.103:53" }]
+    [[service]]
+    name = "dns-tcp"
+    address = "192.168.56.101:53"
+    fallback = "reject"
+    workers = [{ name = "worker1", address = "192.168.56.103:53" }]
+    [[service]]
+    name = "web6"
+    address = "[2001:db8::1]:80"
+    mode = "dsr"
+    fallback = "[2001:db8::1]:8080"
+    workers = [{ name = "worker1", address = "[2001:db8::3]:8081" }]
+"#;
+
+#[test]
+fn services_differ_by_protocol_and_family() {
+    let config = parse(BOTH_FAMILIES).expect("a good configuration");
+    let endpoints: Vec<String> = config
+        .services
+        .iter()
+        .map(|service| service.endpoint().to_string())
+        .collect();
+    assert_eq!(
+        endpoints,
+        [
+            "192.168.56.101:53/udp",
+            "192.168.56.101:53/tcp",
+            "[2001:db8::1]:80/tcp"
+        ]
+    );
+    assert_eq!(config.services[2].mode, Mode::Dsr);
+    assert_eq!(config.limits.datagram_idle, Duration::from_secs(5));
+    assert_eq!(config.manager.heartbeat_listen.to_string(), "[::]:9999");
+    let settings = config.settings(&Pinned::default());
+    let ids: Vec<u32> = settings
+        .services
+        .iter()
+        .flat_map(|service| &service.backends)
+        .map(|backend| backend.id.0)
+        .collect();
+    assert_eq!(
+        ids,
+        [1, 2, 3],
+        "one worker at one address, but not one backend"
+    );
+
+    let again = BOTH_FAMILIES.replace("protocol = \"udp\"", "protocol = \"tcp\"");
+    let found = problems(&again);
+    assert_eq!(found[0].kind, Kind::DuplicateServiceAddress);
+    assert!(found[0].what.contains("192.168.56.101:53/tcp"), "{found:?}");
+    let few = BOTH_FAMILIES.replace("services = 3", "services = 2");
+    assert_eq!(problems(&few)[0].kind, Kind::TooManyServices);
+}
+
+#[test]
+fn families_do_not_mix() {
+    let mixed = BOTH_FAMILIES.replace("[2001:db8::3]:8081", "192.168.56.103:8081");
+    let found = problems(&mixed);
+    assert_eq!(found[0].kind, Kind::FamiliesMixed);
+    assert_eq!(
+        found[0].what,
+        "192.168.56.103 is an IPv4 address, and the service's, 2001:db8::1, an IPv6 one"
+    );
+    let fallback = BOTH_FAMILIES.replace("[2001:db8::1]:8080", "192.168.56.101:8080");
+    assert_eq!(problems(&fallback)[0].kind, Kind::FallbackElsewhere);
+
+    let joining = |networks: &str| {
+        format!(
+            "heartbeats.authentication = \"enforce\"\n{BOTH_FAMILIES}\n\
+             auto_join = {{ networks = [{networks}], port = 80 }}"
+        )
+    };
+    let config = parse(&joining("\"2001:db8::/64\"")).expect("a good configuration");
+    let doors = config.services[2].auto_join.as_ref().expect("a door");
+    assert!(doors.allows("2001:db8::7".parse().expect("an address")));
+    assert!(!doors.allows("192.168.56.7".parse().expect("an address")));
+    assert_eq!(
+        problems(&joining("\"192.168.56.0/24\""))[0].kind,
+        Kind::FamiliesMixed
+    );
+    let host = &problems(&joining("\"2001:db8::7/64\""))[0];
+    assert_eq!(host.kind, Kind::BadNetwork);
+    assert!(host.remedy.contains("2001:db8::/64"), "{host:?}");
 }

@@ -1,7 +1,7 @@
 //! Values that TOML has no type for: durations, thresholds, port ranges, addresses.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -175,43 +175,51 @@ pub(super) fn port_range(text: &str) -> Result<PortRange, BadValue> {
     }
 }
 
-/// Reads an IPv4 address with a port other than 0.
-pub(super) fn address(text: &str) -> Result<SocketAddrV4, BadValue> {
-    let expected = "an IPv4 address and a port, as in \"192.168.56.101:80\"";
-    let bad = |what: String, remedy: &str| {
+/// Reads an address with a port other than 0.
+pub(super) fn address(text: &str) -> Result<SocketAddr, BadValue> {
+    let bad = |what: String, remedy: String| {
         Err(BadValue {
             kind: ProblemKind::BadAddress,
             what,
-            expected,
-            remedy: remedy.to_owned(),
+            expected: "an address and a port, as in \"192.168.56.101:80\" or \"[2001:db8::1]:80\"",
+            remedy,
         })
     };
-    match text.parse() {
-        Ok(SocketAddr::V4(address)) if address.port() == 0 => bad(
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => bad(
             format!("{text:?} has port 0"),
-            "write the port that is really used",
+            "write the port that is really used".to_owned(),
         ),
-        Ok(SocketAddr::V4(address)) => Ok(address),
-        Ok(SocketAddr::V6(_)) => Err(ipv6(text, expected)),
-        Err(_) => match text.trim_matches(['[', ']']).parse() {
-            Ok(IpAddr::V4(_)) => bad(
-                format!("{text:?} has no port"),
-                "add the port: ADDRESS:PORT",
+        Ok(address) if address.ip().to_canonical() != address.ip() => bad(
+            format!("{text:?} is an IPv4 address written as an IPv6 one"),
+            format!(
+                "write \"{}:{}\"",
+                address.ip().to_canonical(),
+                address.port()
             ),
-            Ok(IpAddr::V6(_)) => Err(ipv6(text, expected)),
+        ),
+        Ok(address) => Ok(address),
+        Err(_) => match text.trim_matches(['[', ']']).parse() {
+            Ok(IpAddr::V4(address)) => bad(
+                format!("{text:?} has no port"),
+                format!("add the port: {address}:PORT"),
+            ),
+            Ok(IpAddr::V6(address)) => bad(
+                format!("{text:?} has no port"),
+                format!("add the port, and brackets before it: [{address}]:PORT"),
+            ),
             Err(_) => bad(
                 format!("{text:?} is not an address"),
-                "write the address in numbers; names are not resolved",
+                "write the address in numbers; names are not resolved".to_owned(),
             ),
         },
     }
 }
 
-fn ipv6(text: &str, expected: &'static str) -> BadValue {
-    BadValue {
-        kind: ProblemKind::Ipv6Unsupported,
-        what: format!("{text:?} is an IPv6 address, which this version does not support yet"),
-        expected,
-        remedy: "use the machine's IPv4 address".to_owned(),
+/// The name of an address's family.
+pub(super) fn family(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
     }
 }

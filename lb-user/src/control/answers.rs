@@ -96,7 +96,7 @@ async fn flows(filter: Filter, limit: usize, offices: Offices) -> Result<Vec<u8>
         filter.service.as_deref(),
         filter.worker.as_deref(),
     )?;
-    let pin_path = offices.counters.pin_path;
+    let pin_path = offices.pin_path;
     let flows = tokio::task::spawn_blocking(move || {
         let connections = read_connections(&pin_path)?;
         line_of(&Flows::new(connections, &services, &filter, limit))
@@ -111,7 +111,7 @@ async fn explain(
 ) -> Result<Vec<u8>, Refusal> {
     let services = decided(&offices).await?.services;
     is_known(&services, service.as_deref(), None)?;
-    let (pin_path, history) = (offices.counters.pin_path, offices.history);
+    let (pin_path, history) = (offices.pin_path, offices.history);
     let explanation = tokio::task::spawn_blocking(move || {
         let connections = read_connections(&pin_path)?;
         let service = service.as_deref();
@@ -150,10 +150,10 @@ fn is_known(
 
 async fn status(offices: Offices) -> Result<Vec<u8>> {
     let decided = decided(&offices).await?;
-    let counters = offices.counters;
+    let pin_path = offices.pin_path;
     // Reading a full flow table takes a while, and must not hold up a heartbeat.
     tokio::task::spawn_blocking(move || {
-        let stats = Stats::read(&counters.pin_path, counters.idle)?;
+        let stats = Stats::read(&pin_path)?;
         line_of(&Status::new(decided, &stats))
     })
     .await

@@ -8,7 +8,7 @@ mod answers;
 mod client;
 mod server;
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -97,13 +97,6 @@ pub struct Reloaded {
 /// The main task answers with its view; everything slower happens in the asker's own task.
 pub type Question = oneshot::Sender<Decided>;
 
-/// Where the asker's task reads the counters.
-#[derive(Debug, Clone)]
-pub struct Counters {
-    pub pin_path: PathBuf,
-    pub idle: Duration,
-}
-
 /// Where an asker's task turns to with its request.
 #[derive(Clone)]
 pub struct Offices {
@@ -112,7 +105,8 @@ pub struct Offices {
     /// How far the operator's orders are kept on disk.
     pub written: watch::Receiver<Written>,
     pub reread: Reread,
-    pub counters: Counters,
+    /// Where the asker's task reads the counters.
+    pub pin_path: PathBuf,
     pub feed: Feed,
     pub history: History,
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::health::Health;
 use super::memory::{Bytes, Memory, Pressure};
+use super::obstacle::Obstacle;
 use super::order::Order;
 use super::reason::{Reason, helped};
 use super::selection::Rule;
@@ -79,6 +80,18 @@ pub enum Event {
     WorkerMaintenance {
         worker: String,
         was: Health,
+    },
+    /// A worker that is up cannot serve a service of mode `dsr`.
+    WorkerBarred {
+        worker: String,
+        service: String,
+        obstacle: Obstacle,
+        reason: String,
+    },
+    /// What barred it is gone.
+    WorkerUnbarred {
+        worker: String,
+        service: String,
     },
     /// A worker's agent was started anew.
     AgentRestarted {
@@ -172,6 +185,7 @@ impl Event {
             | Self::OperatorOrder { .. } => Severity::Info,
             Self::WorkerDown { .. }
             | Self::WorkerUnhealthy { .. }
+            | Self::WorkerBarred { .. }
             | Self::IntervalTooLong { .. }
             | Self::AllWorkersDown { .. }
             | Self::AllWorkersHot { .. }
@@ -179,6 +193,7 @@ impl Event {
             Self::WorkerUp { .. }
             | Self::WorkerLeaving { .. }
             | Self::WorkerMaintenance { .. }
+            | Self::WorkerUnbarred { .. }
             | Self::AgentRestarted { .. }
             | Self::SelectionChanged { .. }
             | Self::SelectionAdopted { .. }
@@ -199,7 +214,7 @@ impl Event {
         let memory_available_bytes = memory.map(|memory| memory.available_bytes);
         Some(match health {
             // The latter are never a worker's own.
-            Health::Unknown | Health::Draining | Health::Cut => return None,
+            Health::Unknown | Health::Draining | Health::Cut | Health::Barred => return None,
             Health::Up => Self::WorkerUp {
                 worker,
                 was,
@@ -279,6 +294,12 @@ impl fmt::Display for Event {
                 write!(f, "{worker} is leaving: its agent stops")
             }
             Self::WorkerMaintenance { worker, .. } => write!(f, "{worker} is in maintenance"),
+            Self::WorkerBarred {
+                service, reason, ..
+            } => write!(f, "{service}: {reason}"),
+            Self::WorkerUnbarred { worker, service } => {
+                write!(f, "{service}: {worker} can answer clients directly now")
+            }
             Self::AgentRestarted { worker, boot } => {
                 write!(f, "the agent of {worker} was started anew (boot {boot})")
             }

@@ -28,6 +28,9 @@ pub enum Health {
     Draining,
     /// Drained, and its connections cut.
     Cut,
+    /// Up, but cannot serve as the service's mode asks, see [`super::Obstacle`]. Never a worker's own
+    /// state either.
+    Barred,
 }
 
 impl Health {
@@ -50,6 +53,7 @@ impl Health {
             Self::Maintenance => "maintenance",
             Self::Draining => "draining",
             Self::Cut => "cut",
+            Self::Barred => "barred",
         }
     }
 }
@@ -60,6 +64,7 @@ impl fmt::Display for Health {
             Self::Maintenance => "in maintenance",
             Self::Draining => "drained",
             Self::Cut => "cut off",
+            Self::Barred => "barred from answering clients directly",
             other => other.name(),
         })
     }

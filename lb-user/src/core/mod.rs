@@ -14,10 +14,12 @@
 
 mod command;
 mod deadlines;
+mod endpoint;
 mod event;
 mod health;
 mod memory;
 mod obey;
+mod obstacle;
 mod order;
 mod policy;
 mod reason;
@@ -35,16 +37,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 pub use command::Command;
+pub use endpoint::{Endpoint, NoEndpoint, Protocol};
 pub use event::{Cause, Event, Severity};
 pub use health::Health;
 pub use memory::{Bytes, Memory, Pressure};
 pub use obey::Obeyed;
+pub use obstacle::Obstacle;
 pub use order::{Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders, Overlay};
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;
 pub use settings::{
     Adopted, BackendId, BackendSettings, EVERYBODY, FallbackSettings, Kind, MANAGER, MaxShare,
-    NOBODY, Policy, ServiceId, ServiceSettings, Settings, SpreadSettings, Threshold,
+    Mode, NOBODY, Policy, ServiceId, ServiceSettings, Settings, SpreadSettings, Threshold,
 };
 pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot};
 
@@ -175,6 +179,26 @@ impl Core {
         self.report_health(index, before, now);
         self.settle(&[index], now);
         Outcome::Accepted
+    }
+
+    /// Takes over whether a router is on the way to each backend's worker.
+    pub fn handle_links(&mut self, behind_router: &BTreeMap<BackendId, bool>, now: Instant) {
+        self.wake(now);
+        let mut changed = BTreeSet::new();
+        for service in &mut self.services {
+            let backends = service.settings.backends.iter().enumerate();
+            for (place, backend) in backends {
+                let Some(&behind) = behind_router.get(&backend.id) else {
+                    continue;
+                };
+                if std::mem::replace(&mut service.behind_router[place], behind) != behind {
+                    changed.insert(service.workers[place]);
+                }
+            }
+        }
+        if !changed.is_empty() {
+            self.settle(&changed.into_iter().collect::<Vec<_>>(), now);
+        }
     }
 
     /// Declares the workers down whose silence is too long at `now`.
@@ -420,7 +444,10 @@ impl Core {
         let worker = &self.workers[index];
         self.deadlines.set(index, worker.deadline(self.down_after));
         for place in &worker.places {
-            self.services[place.service].update(place.backend, worker);
+            let service = &mut self.services[place.service];
+            service.update(place.backend, worker);
+            self.events
+                .extend(service.tell_obstacle(place.backend, worker));
         }
     }
 

@@ -38,6 +38,11 @@ impl Core {
                 worker.places = new.places;
             }
         }
+        for service in &mut self.services {
+            if let Some(old) = old_services.get(&service.settings.id) {
+                service.inherit_links(old);
+            }
+        }
         for index in 0..self.workers.len() {
             self.overlay(index);
             self.publish(index);
@@ -97,6 +102,23 @@ impl Core {
 }
 
 impl Service {
+    /// Keeps what is known of the ways to the workers that stay, and what was said of them.
+    fn inherit_links(&mut self, old: &Self) {
+        for (place, backend) in self.settings.backends.iter().enumerate() {
+            let before = old
+                .settings
+                .backends
+                .iter()
+                .position(|it| it.id == backend.id);
+            if let Some(before) = before {
+                self.behind_router[place] = old.behind_router[before];
+                if self.settings.mode == old.settings.mode {
+                    self.told_obstacles[place] = old.told_obstacles[before];
+                }
+            }
+        }
+    }
+
     fn inherit(&mut self, old: Service) {
         if self.settings.threshold == old.settings.threshold {
             self.learned_threshold_bytes = old.learned_threshold_bytes;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::endpoint::Endpoint;
 use super::memory::{Memory, Pressure};
 
 /// One heartbeat's content, already checked for sense by [`crate::heartbeat`].
@@ -19,6 +20,8 @@ pub struct Report {
     pub state: WorkerState,
     /// Whether the worker's own service answers, as its agent sees it.
     pub healthy: bool,
+    /// The services of mode `dsr` that the worker's companion translates.
+    pub translates: Vec<Endpoint>,
     /// How often the agent says it sends; absent in the 2018 form.
     pub interval: Option<Duration>,
 }

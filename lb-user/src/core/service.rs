@@ -7,11 +7,14 @@ use super::command::Command;
 use super::event::Event;
 use super::health::Health;
 use super::memory::Memory;
+use super::obstacle::Obstacle;
 use super::order::Overlay;
 use super::policy::{Spread, Standing};
 use super::reason::{Figure, Reason};
 use super::selection::{self, Candidate, Decision, Rule};
-use super::settings::{BackendId, EVERYBODY, Kind, MANAGER, NOBODY, ServiceSettings, Threshold};
+use super::settings::{
+    BackendId, EVERYBODY, Kind, MANAGER, Mode, NOBODY, ServiceSettings, Threshold,
+};
 use super::worker::Worker;
 
 /// Where a service's new connections go.
@@ -44,6 +47,10 @@ pub(super) struct Service {
     candidates: Vec<Candidate>,
     /// What the operator has ordered of each backend.
     pub overlays: Vec<Overlay>,
+    /// Whether a router is on the way to each worker, as far as is known.
+    pub behind_router: Vec<bool>,
+    /// What was last said to keep each worker that is up from serving.
+    pub(super) told_obstacles: Vec<Option<Obstacle>>,
     /// Under policy `memory`: the workers that are up, the one with the most memory first, as last
     /// said.
     ranked: Vec<usize>,
@@ -64,6 +71,8 @@ impl Service {
             described: vec![None; workers.len()],
             candidates: vec![Candidate::UNKNOWN; workers.len()],
             overlays: vec![Overlay::default(); workers.len()],
+            behind_router: vec![false; workers.len()],
+            told_obstacles: vec![None; workers.len()],
             workers,
             target: Target::Fallback,
             spread: settings
@@ -128,9 +137,55 @@ impl Service {
         };
     }
 
-    /// Returns how a backend is treated: by its worker's health and what the operator ordered.
+    /// Returns how a backend is treated: by its worker's health, what the operator ordered, and what
+    /// the service's mode asks.
     pub fn state(&self, backend: usize, worker: &Worker) -> Health {
-        worker.health.under(self.overlays[backend].held())
+        let health = worker.health.under(self.overlays[backend].held());
+        match self.obstacle(backend, worker) {
+            Some(_) if health.is_up() => Health::Barred,
+            Some(_) | None => health,
+        }
+    }
+
+    /// Returns what keeps a worker from serving; nothing while that is not known.
+    fn obstacle(&self, backend: usize, worker: &Worker) -> Option<Obstacle> {
+        if self.settings.mode != Mode::Dsr {
+            return None;
+        }
+        if self.behind_router[backend] {
+            return Some(Obstacle::OtherLink);
+        }
+        let service = self.settings.endpoint();
+        let lacks = (worker.translates.as_ref()).is_some_and(|it| !it.contains(&service));
+        lacks.then_some(Obstacle::NoCompanion)
+    }
+
+    /// Says to a person what keeps a worker that is up from serving.
+    pub fn barred(&self, backend: usize, worker: &Worker) -> Option<String> {
+        let obstacle = self.obstacle(backend, worker)?;
+        let barred = self.state(backend, worker) == Health::Barred;
+        barred.then(|| obstacle.explain(&worker.name, self.settings.endpoint()))
+    }
+
+    /// Returns the event of a worker that is up and newly kept from serving, or no longer.
+    pub fn tell_obstacle(&mut self, backend: usize, worker: &Worker) -> Option<Event> {
+        if !worker.health.is_up() {
+            return None;
+        }
+        let obstacle = self.obstacle(backend, worker);
+        if std::mem::replace(&mut self.told_obstacles[backend], obstacle) == obstacle {
+            return None;
+        }
+        let (worker, service) = (worker.name.clone(), self.settings.name.clone());
+        Some(match obstacle {
+            Some(obstacle) => Event::WorkerBarred {
+                reason: obstacle.explain(&worker, self.settings.endpoint()),
+                worker,
+                service,
+                obstacle,
+            },
+            None => Event::WorkerUnbarred { worker, service },
+        })
     }
 
     /// Whether what is selected may be: a worker that is up, or the fallback.

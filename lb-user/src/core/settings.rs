@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::endpoint::{Endpoint, Protocol};
 use super::memory::{Bytes, Pressure};
 use super::order::Orders;
 
@@ -52,7 +53,9 @@ pub struct Settings {
 pub struct ServiceSettings {
     pub id: ServiceId,
     pub name: String,
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+    pub mode: Mode,
     pub policy: Policy,
     pub threshold: Threshold,
     pub spread: SpreadSettings,
@@ -63,10 +66,19 @@ pub struct ServiceSettings {
     pub backends: Vec<BackendSettings>,
 }
 
+impl ServiceSettings {
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            address: self.address,
+            protocol: self.protocol,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FallbackSettings {
     pub id: BackendId,
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +86,38 @@ pub struct BackendSettings {
     pub id: BackendId,
     /// The worker's name, as its heartbeats give it; one worker may serve several services.
     pub worker: String,
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     /// What it takes beside others that are as good, in percent; usually 100.
     pub weight_percent: u32,
+}
+
+/// How packets reach a service's workers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Addresses are translated both ways; a worker needs nothing installed.
+    #[default]
+    Nat,
+    /// Requests reach the worker as the client sent them, and its answers do not come by here: its
+    /// agent's companion translates.
+    Dsr,
+}
+
+impl Mode {
+    pub const ALL: [Self; 2] = [Self::Nat, Self::Dsr];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Dsr => "dsr",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 /// How a service's worker is chosen.

@@ -5,13 +5,14 @@ use std::time::Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::endpoint::Protocol;
 use super::health::Health;
 use super::memory::Pressure;
 use super::milliseconds;
 use super::order::{Hold, Marked};
 use super::selection::Rule;
 use super::service::{Service, Target};
-use super::settings::{BackendId, BackendSettings, FallbackSettings, MANAGER, Policy};
+use super::settings::{BackendId, BackendSettings, FallbackSettings, MANAGER, Mode, Policy};
 use super::worker::Worker;
 
 /// All services, in the order of the configuration.
@@ -24,7 +25,8 @@ pub struct Snapshot {
 pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub name: String,
     pub address: String,
-    pub protocol: String,
+    pub protocol: Protocol,
+    pub mode: Mode,
     pub policy: Policy,
     /// As configured: `auto`, `64.0 MiB`, `10%`.
     pub threshold: String,
@@ -49,6 +51,9 @@ pub struct BackendSnapshot {
     pub state: Health,
     /// Its own health, as its heartbeats or their absence show it.
     pub health: Health,
+    /// Why it cannot serve although it is up; of services of mode `dsr` only.
+    #[serde(default)]
+    pub barred: Option<String>,
     /// Why the operator lets it have no new connections, and since when.
     pub hold: Option<Marked<Hold>>,
     /// The operator's weight for it; nothing means 100.
@@ -76,6 +81,7 @@ impl<B> ServiceSnapshot<B> {
             name: self.name,
             address: self.address,
             protocol: self.protocol,
+            mode: self.mode,
             policy: self.policy,
             threshold: self.threshold,
             threshold_bytes: self.threshold_bytes,
@@ -97,7 +103,8 @@ impl Service {
         ServiceSnapshot {
             name: self.settings.name.clone(),
             address: self.settings.address.to_string(),
-            protocol: "tcp".to_owned(),
+            protocol: self.settings.protocol,
+            mode: self.settings.mode,
             policy: self.settings.policy,
             threshold: self.settings.threshold.to_string(),
             threshold_bytes: self.threshold_bytes(),
@@ -118,6 +125,7 @@ impl Service {
             address: address.to_string(),
             state: self.state(backend, worker),
             health: worker.health,
+            barred: self.barred(backend, worker),
             hold: self.overlays[backend].hold.clone(),
             weight_percent: self.overlays[backend].weight_percent.clone(),
             age_ms: worker.age(now).map(milliseconds),
@@ -139,6 +147,7 @@ impl Service {
             address: address.to_string(),
             state: Health::Up,
             health: Health::Up,
+            barred: None,
             hold: None,
             weight_percent: None,
             age_ms: None,

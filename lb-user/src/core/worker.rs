@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::endpoint::Endpoint;
 use super::health::{self, Health, Sign};
 use super::memory::{Memory, Pressure};
 use super::policy::Appetite;
@@ -21,6 +22,8 @@ pub(super) struct Worker {
     pub health: Health,
     pub memory: Option<Memory>,
     pub pressure: Option<Pressure>,
+    /// The services that its companion translates; nothing before it was heard.
+    pub translates: Option<Vec<Endpoint>>,
     /// When the last heartbeat was accepted.
     pub heard: Option<Instant>,
     pub sequence: SequenceWindow,
@@ -44,6 +47,7 @@ impl Worker {
             health: Health::Unknown,
             memory: None,
             pressure: None,
+            translates: None,
             heard: None,
             sequence: SequenceWindow::default(),
             places: Vec::new(),
@@ -81,6 +85,9 @@ impl Worker {
         self.health = health::next(before, sign);
         self.memory = Some(report.memory);
         self.pressure = report.pressure;
+        if self.translates.as_ref() != Some(&report.translates) {
+            self.translates = Some(report.translates.clone());
+        }
         self.appetite.report();
         self.heard = Some(now);
         self.silent_from = now;

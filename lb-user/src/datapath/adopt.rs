@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -11,15 +11,19 @@ use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData},
 };
-use lb_common::maps::{
-    Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, SPREAD, Service, ServiceKey, Settings, mode,
-    name, state,
+use lb_common::{
+    address::V6,
+    headers::PROTOCOL_UDP,
+    maps::{
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Notes, SPREAD, Service,
+        ServiceKey, Settings, Traffic, mode, name, state,
+    },
 };
 
-use super::bpffs::open_map;
+use super::{bpffs::open_map, family::from_mapped};
 use crate::{
-    config::Pinned,
-    core::{Adopted, BackendId, ServiceId},
+    config::{Identity, Pinned},
+    core::{Adopted, BackendId, Endpoint, Mode, Protocol, ServiceId},
 };
 
 /// The numbers, selections and states in force; empty where nothing was pinned.
@@ -59,13 +63,29 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
     let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
 
     let mut adoption = Adoption::default();
+    for entry in services.iter() {
+        let (key, Service { id }) = entry.context("read map services")?;
+        adoption
+            .pinned
+            .services
+            .push((ServiceId(id), endpoint(&key)));
+        let selected = selection.get(&id, 0).context("read map selection")?;
+        if selected == SPREAD {
+            adoption.adopted.spread.insert(ServiceId(id));
+        } else if selected != 0 {
+            adoption
+                .adopted
+                .selections
+                .insert(ServiceId(id), BackendId(selected));
+        }
+    }
     for id in 1..backends.len() {
         let backend = backends.get(&id, 0).context("read map backends")?;
         if backend.port == 0 {
             continue;
         }
-        let address = SocketAddrV4::new(Ipv4Addr::from(backend.address), backend.port);
-        adoption.pinned.backends.push((BackendId(id), address));
+        let identity = identity(&backend, &adoption.pinned.services);
+        adoption.pinned.backends.push((BackendId(id), identity));
         if backend.mode == mode::LOCAL {
             continue;
         }
@@ -79,21 +99,32 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
             _ => false,
         };
     }
-    for entry in services.iter() {
-        let (key, Service { id }) = entry.context("read map services")?;
-        let address = SocketAddrV4::new(Ipv4Addr::from(key.address), u16::from_be_bytes(key.port));
-        adoption.pinned.services.push((ServiceId(id), address));
-        let selected = selection.get(&id, 0).context("read map selection")?;
-        if selected == SPREAD {
-            adoption.adopted.spread.insert(ServiceId(id));
-        } else if selected != 0 {
-            adoption
-                .adopted
-                .selections
-                .insert(ServiceId(id), BackendId(selected));
-        }
-    }
     Ok(adoption)
+}
+
+fn endpoint(key: &ServiceKey) -> Endpoint {
+    Endpoint {
+        address: SocketAddr::new(from_mapped(key.address), u16::from_be_bytes(key.port)),
+        protocol: match key.protocol {
+            PROTOCOL_UDP => Protocol::Udp,
+            _ => Protocol::Tcp,
+        },
+    }
+}
+
+/// A backend's protocol is its service's; of one that is no longer there it does not matter.
+fn identity(backend: &Backend, services: &[(ServiceId, Endpoint)]) -> Identity {
+    let service = services.iter().find(|(id, _)| id.0 == backend.service);
+    Identity {
+        endpoint: Endpoint {
+            address: SocketAddr::new(from_mapped(backend.address), backend.port),
+            protocol: service.map_or(Protocol::Tcp, |(_, service)| service.protocol),
+        },
+        mode: match backend.mode {
+            mode::DSR => Mode::Dsr,
+            _ => Mode::Nat,
+        },
+    }
 }
 
 fn check_layout(pin_path: &Path) -> Result<()> {
@@ -109,8 +140,17 @@ fn check_layout(pin_path: &Path) -> Result<()> {
         ),
         (name::SELECTION, (4, 4)),
         (name::BACKENDS, (4, size_of::<Backend>())),
+        (name::NEIGHBOURS, (4, size_of::<Neighbour>())),
+        (name::TRAFFIC, (4, size_of::<Traffic>())),
         (name::FLOWS, (size_of::<FlowKey>(), size_of::<Flow>())),
+        (
+            name::FLOWS6,
+            (size_of::<FlowKey<V6>>(), size_of::<Flow<V6>>()),
+        ),
         (name::HALF_OPEN, (4, size_of::<Handshake>())),
+        (name::HALF_OPEN6, (4, size_of::<Handshake<V6>>())),
+        (name::NOTES, (4, size_of::<Notes>())),
+        (name::NOTES6, (4, size_of::<Notes>())),
     ]
     .into();
     // The version stands in the first word of `settings`, whatever its size.
@@ -150,15 +190,16 @@ fn array<V: Pod>(pin_path: &Path, map: &str) -> Result<Array<MapData, V>> {
     Array::try_from(Map::Array(open_map(pin_path, map)?)).with_context(|| format!("open map {map}"))
 }
 
-/// The manager's settings as pinned; nothing if there are none of this layout.
-fn settings(pin_path: &Path) -> Option<Settings> {
-    let settings: Array<_, Settings> = array(pin_path, name::SETTINGS).ok()?;
-    settings.get(&0, 0).ok()
+/// Reads the manager's settings as pinned.
+pub fn settings(pin_path: &Path) -> Result<Settings> {
+    let settings: Array<_, Settings> = array(pin_path, name::SETTINGS)?;
+    settings.get(&0, 0).context("read map settings")
 }
 
 /// Returns `accept_local` as it was before the first manager of these pins, if there was one.
 pub fn accept_local_before(pin_path: &Path) -> Option<u32> {
     settings(pin_path)
+        .ok()
         .filter(|settings| settings.layout_version == LAYOUT_VERSION)
         .map(|settings| settings.accept_local_before)
 }

@@ -1,27 +1,31 @@
-//! Single connections, read from the pinned flow table by whoever asks.
+//! Single connections, read from the pinned flow tables by whoever asks.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData};
-use lb_common::maps::{Flow, FlowKey, direction, ended, name};
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData},
+};
+use lb_common::{
+    address::{V4, V6},
+    maps::{Flow, FlowKey, Settings, direction, ended},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{bpffs::open_map, stats::monotonic_ns};
+use super::{adopt, bpffs::open_map, family::Family, stats::monotonic_ns};
+use crate::core::Protocol;
 
-/// One connection whose handshake is complete.
+/// One connection whose handshake is complete, or one exchange of datagrams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
-    pub client: SocketAddrV4,
-    pub service: SocketAddrV4,
+    pub protocol: Protocol,
+    pub client: SocketAddr,
+    pub service: SocketAddr,
     pub backend: u32,
-    pub backend_address: SocketAddrV4,
+    /// Where its packets are sent; nothing where they go on to a worker under the service's address.
+    pub backend_address: Option<SocketAddr>,
     pub state: ConnectionState,
     pub age: Duration,
     /// Since the last packet in either direction.
@@ -38,7 +42,8 @@ pub enum ConnectionState {
     Open,
     /// One side has said that it sends no more.
     Closing,
-    /// Both have, or one has reset the connection. The entry stays until its place is needed.
+    /// Both have, or one has reset the connection, or datagrams have ceased. The entry stays until its
+    /// place is needed.
     Ended,
 }
 
@@ -52,52 +57,138 @@ impl ConnectionState {
     }
 }
 
-/// Reads all connections, the youngest first. The table changes while it is read; what vanishes
+/// Reads all connections, the youngest first. The tables change while they are read; what vanishes
 /// meanwhile is left out.
 ///
 /// # Errors
 ///
-/// Names the map that could not be opened.
+/// Names the map that could not be read.
 pub fn read_connections(pin_path: &Path) -> Result<Vec<Connection>> {
-    let entries: BTreeMap<FlowKey, Flow> = open_flows(pin_path)?
-        .iter()
-        .filter_map(Result::ok)
-        .collect();
-    let now = monotonic_ns()?;
-    let requests = entries
-        .iter()
-        .filter(|(_, flow)| flow.direction == direction::REQUEST && flow.superseded == 0);
-    let mut connections: Vec<Connection> = requests
-        .map(|(key, flow)| connection(key, flow, entries.get(&flow.leaves.reversed()), now))
-        .collect();
+    let moment = Moment::read(pin_path)?;
+    let mut connections = of_family::<V4>(pin_path, &moment)?;
+    connections.extend(of_family::<V6>(pin_path, &moment)?);
     connections.sort_by_key(|connection| connection.age);
     Ok(connections)
 }
 
-/// Opens the pinned flow table.
-pub(super) fn open_flows(pin_path: &Path) -> Result<HashMap<MapData, FlowKey, Flow>> {
-    let data = open_map(pin_path, name::FLOWS)?;
-    HashMap::try_from(Map::LruHashMap(data)).context("open map flows")
+fn of_family<A: Family>(pin_path: &Path, moment: &Moment) -> Result<Vec<Connection>>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let entries = read_flows::<A>(pin_path)?;
+    let requests = requests(&entries);
+    Ok(requests
+        .map(|(key, flow, twin)| connection(key, flow, twin, moment))
+        .collect())
 }
 
-fn connection(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, now: u64) -> Connection {
+/// Reads a family's flow table.
+pub(super) fn read_flows<A: Family>(pin_path: &Path) -> Result<BTreeMap<FlowKey<A>, Flow<A>>>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let flows = open_flows(pin_path)?;
+    Ok(flows.iter().filter_map(Result::ok).collect())
+}
+
+/// Opens a family's pinned flow table.
+pub(super) fn open_flows<A: Family>(
+    pin_path: &Path,
+) -> Result<HashMap<MapData, FlowKey<A>, Flow<A>>>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let data = open_map(pin_path, A::FLOWS)?;
+    HashMap::try_from(Map::LruHashMap(data)).with_context(|| format!("open map {}", A::FLOWS))
+}
+
+/// Each connection of a flow table by its entry of the client's direction, and the other one if it is
+/// there.
+pub(super) fn requests<A: Family>(
+    entries: &BTreeMap<FlowKey<A>, Flow<A>>,
+) -> impl Iterator<Item = (&FlowKey<A>, &Flow<A>, Option<&Flow<A>>)> {
+    let requests = entries
+        .iter()
+        .filter(|(_, flow)| flow.direction == direction::REQUEST && flow.superseded == 0);
+    requests.map(|(key, flow)| (key, flow, entries.get(&flow.leaves.reversed())))
+}
+
+/// By what the age of flows is judged.
+pub(super) struct Moment {
+    pub now_ns: u64,
+    pub settings: Settings,
+}
+
+impl Moment {
+    pub fn read(pin_path: &Path) -> Result<Self> {
+        Ok(Self {
+            now_ns: monotonic_ns()?,
+            settings: adopt::settings(pin_path)?,
+        })
+    }
+
+    /// Whether a flow that was last seen then has rested for too long.
+    pub fn is_past<A: Family>(&self, flow: &Flow<A>, seen_ns: u64) -> bool {
+        let longest = match flow.leaves.is_datagram() {
+            true => self.settings.datagram_idle_ns,
+            false => self.settings.established_idle_ns,
+        };
+        self.now_ns.saturating_sub(seen_ns) > longest
+    }
+}
+
+/// When a packet of either direction was last seen.
+pub(super) fn last_seen_ns<A>(flow: &Flow<A>, twin: Option<&Flow<A>>) -> u64 {
+    let twin = twin.map_or(0, |twin| twin.last_seen_ns);
+    flow.last_seen_ns.max(twin)
+}
+
+/// How far a flow has ended, as far as that is seen: of a worker that answers past the manager, its own
+/// end is not.
+pub(super) fn ending<A: Family>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    twin: Option<&Flow<A>>,
+) -> ConnectionState {
+    let unseen = flow.leaves.is(key);
     let twin_ended = twin.map_or(0, |twin| twin.ended);
-    let state = match (flow.ended, twin_ended) {
+    match (flow.ended, twin_ended) {
+        (0, other) if unseen && other & ended::RESET == 0 => ConnectionState::Open,
         (0, 0) => ConnectionState::Open,
-        (one, other) if ended::both(one, other) => ConnectionState::Ended,
+        (one, other) if unseen || ended::both(one, other) => ConnectionState::Ended,
         _ => ConnectionState::Closing,
-    };
-    let seen = flow
-        .last_seen_ns
-        .max(twin.map_or(0, |twin| twin.last_seen_ns));
+    }
+}
+
+fn connection<A: Family>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    twin: Option<&Flow<A>>,
+    moment: &Moment,
+) -> Connection {
+    let seen_ns = last_seen_ns(flow, twin);
+    let since = |ns: u64| Duration::from_nanos(moment.now_ns.saturating_sub(ns));
+    let ceased = key.is_datagram() && moment.is_past(flow, seen_ns);
+    let leaves = &flow.leaves;
     Connection {
+        protocol: match key.is_datagram() {
+            true => Protocol::Udp,
+            false => Protocol::Tcp,
+        },
         client: address(key.source, key.source_port),
         service: address(key.destination, key.destination_port),
         backend: flow.backend,
-        backend_address: address(flow.leaves.destination, flow.leaves.destination_port),
-        state,
-        age: Duration::from_nanos(now.saturating_sub(flow.created_ns)),
-        idle: Duration::from_nanos(now.saturating_sub(seen)),
+        backend_address: (!leaves.is(key))
+            .then(|| address(leaves.destination, leaves.destination_port)),
+        state: match ceased {
+            true => ConnectionState::Ended,
+            false => ending(key, flow, twin),
+        },
+        age: since(flow.created_ns),
+        idle: since(seen_ns),
         packets_in: flow.packets,
         bytes_in: flow.bytes,
         packets_out: twin.map_or(0, |twin| twin.packets),
@@ -105,6 +196,123 @@ fn connection(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, now: u64) -> Conn
     }
 }
 
-fn address(address: [u8; 4], port: [u8; 2]) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::from(address), u16::from_be_bytes(port))
+fn address<A: Family>(address: A, port: [u8; 2]) -> SocketAddr {
+    SocketAddr::new(address.ip(), u16::from_be_bytes(port))
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{
+        headers::{PROTOCOL_TCP, PROTOCOL_UDP},
+        maps::Mac,
+    };
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn moment() -> Moment {
+        Moment {
+            now_ns: 1_000 * SECOND,
+            settings: Settings {
+                layout_version: 0,
+                nat_port_first: 0,
+                nat_port_count: 0,
+                established_idle_ns: 3_600 * SECOND,
+                datagram_idle_ns: 60 * SECOND,
+                closing_idle_ns: 0,
+                half_open_idle_ns: 0,
+                accept_local_before: 0,
+                half_open_columns: 0,
+            },
+        }
+    }
+
+    fn key(protocol: u8, source: V6, destination: V6, port: u16) -> FlowKey<V6> {
+        FlowKey {
+            source,
+            destination,
+            source_port: 4711_u16.to_be_bytes(),
+            destination_port: port.to_be_bytes(),
+            protocol: protocol.into(),
+        }
+    }
+
+    fn flow(leaves: FlowKey<V6>, seen_s: u64, ended: u8, direction: u8) -> Flow<V6> {
+        Flow {
+            leaves,
+            client_mac: Mac::default(),
+            manager_mac: Mac::default(),
+            backend: 1,
+            service: 0,
+            client_interface: 2,
+            direction,
+            ended,
+            counted: 0,
+            superseded: 0,
+            created_ns: 900 * SECOND,
+            last_seen_ns: seen_s * SECOND,
+            twin_seen_ns: 0,
+            packets: 3,
+            bytes: 300,
+        }
+    }
+
+    fn v6(last: u8) -> V6 {
+        std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()).octets()
+    }
+
+    #[test]
+    fn shows_an_ipv6_connection_with_both_its_entries() {
+        let arrives = key(PROTOCOL_TCP, v6(10), v6(1), 80);
+        let leaves = key(PROTOCOL_TCP, v6(1), v6(3), 8081);
+        let entries = BTreeMap::from([
+            (arrives, flow(leaves, 990, ended::FIN, direction::REQUEST)),
+            (
+                leaves.reversed(),
+                flow(arrives.reversed(), 995, 0, direction::REPLY),
+            ),
+        ]);
+        let found: Vec<_> = requests(&entries).collect();
+        let [(key, request, twin)] = found[..] else {
+            panic!("one connection: {found:?}");
+        };
+        let connection = connection(key, request, twin, &moment());
+        assert_eq!(connection.protocol, Protocol::Tcp);
+        assert_eq!(connection.client.to_string(), "[2001:db8::a]:4711");
+        assert_eq!(connection.service.to_string(), "[2001:db8::1]:80");
+        let backend = connection.backend_address.map(|it| it.to_string());
+        assert_eq!(backend.as_deref(), Some("[2001:db8::3]:8081"));
+        assert_eq!(connection.state, ConnectionState::Closing);
+        assert_eq!(connection.idle, Duration::from_secs(5));
+        assert_eq!(connection.bytes_out, 300);
+    }
+
+    #[test]
+    fn datagrams_that_have_ceased_are_no_connection_any_more() {
+        let arrives = key(PROTOCOL_UDP, v6(10), v6(1), 53);
+        let leaves = key(PROTOCOL_UDP, v6(1), v6(3), 53);
+        let reply = flow(arrives.reversed(), 950, 0, direction::REPLY);
+        let late = flow(leaves, 930, 0, direction::REQUEST);
+        let state = |twin| connection(&arrives, &late, twin, &moment()).state;
+        assert_eq!(state(Some(&reply)), ConnectionState::Open);
+        assert_eq!(state(None), ConnectionState::Ended);
+        let tcp = key(PROTOCOL_TCP, v6(1), v6(3), 53);
+        let rests = flow(tcp, 930, 0, direction::REQUEST);
+        assert!(!moment().is_past(&rests, rests.last_seen_ns));
+    }
+
+    #[test]
+    fn a_worker_that_answers_the_client_itself_is_judged_by_the_client_alone() {
+        let arrives = key(PROTOCOL_TCP, v6(10), v6(1), 80);
+        let unseen = flow(arrives.reversed(), 990, ended::FIN, direction::REPLY);
+        let state = |ended| {
+            let request = flow(arrives, 990, ended, direction::REQUEST);
+            connection(&arrives, &request, Some(&unseen), &moment())
+        };
+        assert_eq!(state(0).state, ConnectionState::Open);
+        assert_eq!(state(0).backend_address, None);
+        assert_eq!(state(ended::FIN).state, ConnectionState::Ended);
+        assert_eq!(state(ended::RESET).state, ConnectionState::Ended);
+    }
 }

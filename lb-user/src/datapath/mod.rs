@@ -5,6 +5,8 @@
 mod adopt;
 mod attach;
 mod bpffs;
+mod capacity;
+mod family;
 mod flows;
 mod kernel;
 mod loopback;
@@ -25,7 +27,7 @@ pub use stats::{BackendTraffic, MapFill, Packets, Stats};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
@@ -36,8 +38,9 @@ use tracing::info;
 
 use crate::{
     config::{Config, Pinned},
-    core::{BackendId, Command, Health, Kind, Memory, Settings},
+    core::{BackendId, Command, Health, Kind, Memory, Mode, Settings},
 };
+use family::mapped;
 use tables::Tables;
 
 /// The attached programs and their maps.
@@ -59,7 +62,8 @@ pub struct Datapath {
 /// What is known of a backend, from three sources: configuration, core and routing table.
 #[derive(Debug, Clone)]
 struct Known {
-    address: SocketAddrV4,
+    address: SocketAddr,
+    mode: Mode,
     service: u32,
     is_fallback: bool,
     /// Nothing until the core has described it; until then an adopted entry stays as it is.
@@ -117,6 +121,7 @@ pub fn prepare(config: &Config) -> Result<Prepared> {
         accept_local_before: None,
     };
     let adoption = adopt::read(&pin_path)?;
+    capacity::fit(&pin_path, config)?;
     Ok(Prepared {
         adoption,
         pin_path,
@@ -145,7 +150,7 @@ impl Datapath {
             mut beginning,
             lock,
         } = prepared;
-        let mut ebpf = object::load(&pin_path, &config.limits, interfaces)?;
+        let mut ebpf = object::load(&pin_path, config, interfaces)?;
         let mut tables = Tables::take(&mut ebpf)?;
         let accept_local_before = match adopt::accept_local_before(&pin_path) {
             Some(before) => before,
@@ -277,7 +282,7 @@ impl Datapath {
         let services: Vec<_> = settings
             .services
             .iter()
-            .map(|service| (service.id.0, service.address))
+            .map(|service| (service.id.0, service.endpoint()))
             .collect();
         self.tables.write_services(&services)?;
         let wanted = |id| self.backends.contains_key(&BackendId(id));
@@ -287,9 +292,29 @@ impl Datapath {
     }
 
     /// The addresses of all workers.
-    pub fn addresses(&self) -> BTreeSet<Ipv4Addr> {
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
         let workers = self.backends.values().filter(|known| !known.is_fallback);
-        workers.map(|known| *known.address.ip()).collect()
+        workers.map(|known| known.address.ip()).collect()
+    }
+
+    /// Returns, of each worker that a way to is known, whether a router is on it.
+    pub fn behind_router(&self) -> BTreeMap<BackendId, bool> {
+        let known = self.backends.iter().filter_map(|(id, known)| {
+            let route = known.route.as_ref()?;
+            Some((*id, route.has_router(known.address.ip())))
+        });
+        known.collect()
+    }
+
+    /// Returns why this configuration cannot be taken over without a restart; empty if it can.
+    pub fn refuses(&self, config: &Config) -> Vec<String> {
+        let refusal = |family| {
+            format!(
+                "service: the first one with an {family} address, whose connections have no room in \
+                 the maps\n  to do: restart the manager, which makes room; traffic flows on meanwhile"
+            )
+        };
+        self.tables.lack(config).into_iter().map(refusal).collect()
     }
 
     /// Writes the ways to the workers as they were found. Link addresses that XDP has learnt are
@@ -312,7 +337,7 @@ impl Datapath {
             return Ok(());
         };
         let address = known.address.ip();
-        let Some(found) = routes.get(address) else {
+        let Some(found) = routes.get(&address) else {
             return Ok(());
         };
         if *found != known.route {
@@ -358,8 +383,9 @@ impl Datapath {
 }
 
 fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
-    let known = |address, service, is_fallback| Known {
+    let known = |address, mode, service, is_fallback| Known {
         address,
+        mode,
         service,
         is_fallback,
         health: None,
@@ -371,13 +397,13 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
         .services
         .iter()
         .flat_map(|service| {
-            let id = service.id.0;
+            let (id, mode) = (service.id.0, service.mode);
             let workers = service
                 .backends
                 .iter()
-                .map(move |backend| (backend.id, known(backend.address, id, false)));
+                .map(move |backend| (backend.id, known(backend.address, mode, id, false)));
             let fallback = service.fallback.as_ref();
-            workers.chain(fallback.map(|it| (it.id, known(it.address, id, true))))
+            workers.chain(fallback.map(|it| (it.id, known(it.address, mode, id, true))))
         })
         .collect()
 }
@@ -395,27 +421,28 @@ fn kernel_kind(kind: Kind) -> u32 {
 impl Known {
     /// The backend as the programs read it.
     fn value(&self, health: Health) -> Backend {
-        let route = self.route.clone().unwrap_or_default();
+        let route = self.route.as_ref();
+        let is_local = self.is_fallback || route.is_some_and(|route| route.is_local);
+        let hop = |of: fn(&Route) -> IpAddr| route.map_or([0; 16], |route| mapped(of(route)));
         Backend {
-            address: self.address.ip().octets(),
+            address: mapped(self.address.ip()),
             port: self.address.port(),
             state: match health {
                 Health::Up => state::UP,
                 Health::Unknown => state::UNKNOWN,
-                Health::Down | Health::Unhealthy | Health::Cut => state::DOWN,
+                Health::Down | Health::Unhealthy | Health::Cut | Health::Barred => state::DOWN,
                 Health::Leaving | Health::Maintenance | Health::Draining => state::DRAINING,
             },
-            mode: if self.is_fallback || route.is_local {
-                mode::LOCAL
-            } else {
-                mode::NAT
+            mode: match self.mode {
+                _ if is_local => mode::LOCAL,
+                Mode::Nat => mode::NAT,
+                Mode::Dsr => mode::DSR,
             },
-            source: route.source.octets(),
-            next_hop: route.next_hop.octets(),
-            interface: route.interface,
+            source: hop(|route| route.source),
+            next_hop: hop(|route| route.next_hop),
+            interface: route.map_or(0, |route| route.interface),
             service: self.service,
             weight: self.weight,
-            reserved: 0,
             memory_available_bytes: self.memory.map_or(0, |memory| memory.available_bytes),
             memory_total_bytes: self
                 .memory

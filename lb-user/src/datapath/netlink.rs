@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use anyhow::{Context, Result, bail};
@@ -23,21 +23,17 @@ pub struct Route {
     /// Index of the interface.
     pub interface: u32,
     /// The worker itself, or the router on the way to it.
-    pub next_hop: Ipv4Addr,
+    pub next_hop: IpAddr,
     /// The manager's own address on that way.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// The address is one of the manager's own.
     pub is_local: bool,
 }
 
-impl Default for Route {
-    fn default() -> Self {
-        Self {
-            interface: 0,
-            next_hop: Ipv4Addr::UNSPECIFIED,
-            source: Ipv4Addr::UNSPECIFIED,
-            is_local: false,
-        }
+impl Route {
+    /// Whether a router is on the way to `address`.
+    pub fn has_router(&self, address: IpAddr) -> bool {
+        !self.is_local && self.next_hop != address
     }
 }
 
@@ -76,7 +72,7 @@ pub struct Netlink {
 }
 
 /// The way to each address that was asked for; nothing where there is none.
-pub type Routes = BTreeMap<Ipv4Addr, Option<Route>>;
+pub type Routes = BTreeMap<IpAddr, Option<Route>>;
 
 impl Netlink {
     pub fn connect() -> Result<Self> {
@@ -84,6 +80,8 @@ impl Netlink {
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
         ];
         let (connection, handle, changes) =
             new_multicast_connection(&groups).context("open a netlink socket")?;
@@ -143,7 +141,7 @@ impl Netlink {
     /// # Errors
     ///
     /// Says that the kernel gave no answer.
-    pub async fn routes(&mut self, addresses: &BTreeSet<Ipv4Addr>) -> Result<Routes> {
+    pub async fn routes(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<Routes> {
         let mut routes = Routes::new();
         for &address in addresses {
             routes.insert(address, self.route(address).await?);
@@ -158,9 +156,11 @@ impl Netlink {
     }
 
     /// Looks up the route to `address`; nothing if there is none.
-    async fn route(&mut self, address: Ipv4Addr) -> Result<Option<Route>> {
-        let question = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(address, 32)
+    async fn route(&mut self, address: IpAddr) -> Result<Option<Route>> {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let question = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(address, length)
+            .with_context(|| format!("ask for the route to {address}"))?
             .build();
         let mut answers = self.handle.route().get(question).execute();
         match answers.try_next().await {
@@ -187,24 +187,79 @@ impl Drop for Netlink {
     }
 }
 
-fn route_of(message: &RouteMessage, address: Ipv4Addr) -> Option<Route> {
+fn route_of(message: &RouteMessage, address: IpAddr) -> Option<Route> {
     let is_local = match message.header.kind {
         RouteType::Unicast => false,
         RouteType::Local => true,
         _ => return None,
     };
     let mut route = Route {
+        interface: 0,
         next_hop: address,
+        source: match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        },
         is_local,
-        ..Route::default()
     };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => route.interface = *index,
-            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => route.next_hop = *gateway,
-            RouteAttribute::PrefSource(RouteAddress::Inet(source)) => route.source = *source,
+            RouteAttribute::Gateway(gateway) => {
+                route.next_hop = ip(gateway).unwrap_or(route.next_hop);
+            }
+            RouteAttribute::PrefSource(source) => {
+                route.source = ip(source).unwrap_or(route.source);
+            }
             _ => {}
         }
     }
     (route.interface != 0).then_some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn knows_the_ways_to_itself_in_both_families() {
+        let loopbacks = [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            IpAddr::from(Ipv6Addr::LOCALHOST),
+        ];
+        let mut netlink = Netlink::connect().unwrap();
+        let routes = netlink.routes(&loopbacks.into()).await.unwrap();
+        for address in loopbacks {
+            let route = routes[&address].as_ref().expect("a way to itself");
+            assert!(route.is_local, "{address}");
+            assert_eq!(route.interface, lb_common::maps::LOOPBACK, "{address}");
+            assert_eq!(route.source, address);
+        }
+    }
+
+    #[test]
+    fn a_link_local_gateway_is_the_next_hop() {
+        let worker: IpAddr = "2001:db8::3".parse().unwrap();
+        let gateway: Ipv6Addr = "fe80::1".parse().unwrap();
+        let source: Ipv6Addr = "2001:db8:1::1".parse().unwrap();
+        let message = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix("2001:db8::3".parse().unwrap(), 128)
+            .gateway(gateway)
+            .pref_source(source)
+            .output_interface(7)
+            .build();
+        let route = route_of(&message, worker).unwrap();
+        assert_eq!(route.next_hop, IpAddr::from(gateway));
+        assert_eq!(route.source, IpAddr::from(source));
+        assert_eq!(route.interface, 7);
+        assert!(route.has_router(worker));
+    }
 }

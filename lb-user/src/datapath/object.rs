@@ -4,16 +4,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use lb_common::maps::{ROWS, name};
+use lb_common::maps::name;
 
-use super::{netlink::Interface, tables::half_open_columns};
-use crate::config::Limits;
+use super::{capacity, netlink::Interface};
+use crate::config::Config;
 
 /// The ELF object with all programs and maps.
 pub static OBJECT: &[u8] = include_bytes_aligned!(env!("MEMLB_EBPF_OBJECT"));
 
 /// Loads the object; maps that are pinned already are used as they are.
-pub fn load(pin_path: &Path, limits: &Limits, interfaces: &[Interface]) -> Result<Ebpf> {
+pub fn load(pin_path: &Path, config: &Config, interfaces: &[Interface]) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     // veth delivers XDP_TX only to a peer that runs XDP, and a redirect to any that has NAPI.
     let redirects = u8::from(
@@ -25,18 +25,7 @@ pub fn load(pin_path: &Path, limits: &Limits, interfaces: &[Interface]) -> Resul
     for map in name::ALL {
         loader.map_pin_path(map, pin_path.join(map));
     }
-    // Every connection has an entry for each direction.
-    let columns = half_open_columns(limits);
-    for (map, capacity) in [
-        (name::BACKENDS, limits.backends),
-        (name::NEIGHBOURS, limits.backends),
-        (name::TRAFFIC, limits.backends),
-        (name::FLOWS, limits.flows.saturating_mul(2)),
-        (name::HALF_OPEN, columns * ROWS),
-        (name::NOTES, columns),
-        (name::ACTIVE, limits.backends),
-        (name::LOST, limits.backends),
-    ] {
+    for (map, capacity) in capacity::sizes(config) {
         loader.map_max_entries(map, capacity);
     }
     loader

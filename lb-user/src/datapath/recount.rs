@@ -1,15 +1,25 @@
-//! Keeps the programs' counts of open connections true: what the kernel evicts from the flow table, and
+//! Keeps the programs' counts of open connections true: what the kernel evicts from the flow tables, and
 //! what its client has long left, ends without a packet that could be counted.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, Map, MapData};
-use lb_common::maps::name;
+use aya::{
+    Pod,
+    maps::{Array, Map, MapData},
+};
+use lb_common::{
+    address::{V4, V6},
+    maps::{Flow, FlowKey, name},
+};
 
-use super::{bpffs::open_map, flows::open_flows, stats::monotonic_ns};
+use super::{
+    bpffs::open_map,
+    family::Family,
+    flows::{Moment, last_seen_ns, open_flows},
+};
 
-/// Counts the flow table's open connections, and writes into map `lost` how many of those in `active`
+/// Counts the flow tables' open connections, and writes into map `lost` how many of those in `active`
 /// are no longer there. Nothing else writes `lost`.
 ///
 /// Connections come and go meanwhile; what that falsifies is put right the next time.
@@ -17,10 +27,13 @@ use super::{bpffs::open_map, flows::open_flows, stats::monotonic_ns};
 /// # Errors
 ///
 /// Names the map that could not be read or written.
-pub fn recount(pin_path: &Path, idle: Duration) -> Result<()> {
+pub fn recount(pin_path: &Path) -> Result<()> {
     let active: Array<_, u64> = counts(pin_path, name::ACTIVE)?;
     let mut lost: Array<_, u64> = counts(pin_path, name::LOST)?;
-    let present = present(pin_path, idle)?;
+    let moment = Moment::read(pin_path)?;
+    let mut present = BTreeMap::new();
+    count::<V4>(pin_path, &moment, &mut present)?;
+    count::<V6>(pin_path, &moment, &mut present)?;
     for id in 1..active.len() {
         let counted = active.get(&id, 0).context("read map active")?;
         let gone = counted.saturating_sub(present.get(&id).copied().unwrap_or(0));
@@ -31,18 +44,32 @@ pub fn recount(pin_path: &Path, idle: Duration) -> Result<()> {
     Ok(())
 }
 
-/// The connections that `active` counts and that are still there, by backend.
-fn present(pin_path: &Path, idle: Duration) -> Result<BTreeMap<u32, u64>> {
-    let flows = open_flows(pin_path)?;
-    let now = monotonic_ns()?;
-    let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-    let mut present = BTreeMap::new();
-    for flow in flows.iter().filter_map(|entry| entry.ok()).map(|it| it.1) {
-        if flow.counted == 1 && now.saturating_sub(flow.last_seen_ns) <= idle {
+/// Counts a family's connections that `active` counts and that are still there, by backend.
+fn count<A: Family>(
+    pin_path: &Path,
+    moment: &Moment,
+    present: &mut BTreeMap<u32, u64>,
+) -> Result<()>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let flows = open_flows::<A>(pin_path)?;
+    for (_, flow) in flows.iter().filter_map(Result::ok) {
+        if flow.counted == 0 {
+            continue;
+        }
+        let mut past = moment.is_past(&flow, flow.last_seen_ns);
+        // The other direction is worth a look-up only if this one has long been silent.
+        if past {
+            let twin = flows.get(&flow.leaves.reversed(), 0).ok();
+            past = moment.is_past(&flow, last_seen_ns(&flow, twin.as_ref()));
+        }
+        if !past {
             *present.entry(flow.backend).or_default() += 1;
         }
     }
-    Ok(present)
+    Ok(())
 }
 
 fn counts(pin_path: &Path, map: &str) -> Result<Array<MapData, u64>> {

@@ -1,6 +1,6 @@
 //! What the programs counted, read from the pins by whoever asks; nothing here writes.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -8,13 +8,19 @@ use aya::{
     maps::{Array, Map, MapData, PerCpuArray},
 };
 use lb_common::{
-    maps::{Counter, Flow, FlowKey, Handshake, Settings, Traffic, direction, ended, name},
+    address::{V4, V6},
+    maps::{Counter, Flow, FlowKey, Handshake, Traffic, name},
     verdict::Verdict,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{bpffs::open_map, flows::open_flows};
+use super::{
+    bpffs::open_map,
+    capacity::has_room,
+    family::Family,
+    flows::{ConnectionState, Moment, ending, last_seen_ns, read_flows, requests},
+};
 
 /// Counters since the maps were made, and connections at this moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,17 +59,12 @@ pub struct Packets {
 }
 
 impl Stats {
-    /// Reads the maps pinned in `pin_path`. A flow silent for longer than `idle` is not counted.
-    pub fn read(pin_path: &Path, idle: Duration) -> Result<Self> {
+    /// Reads the maps pinned in `pin_path`. A flow silent for too long is not counted.
+    pub fn read(pin_path: &Path) -> Result<Self> {
         let mut stats = Self::read_totals(pin_path)?;
-        let now = monotonic_ns()?;
-        let idle = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
-        for backend in stats.open_connections(pin_path, now, idle)? {
-            stats.backends.entry(backend).or_default().flows += 1;
-        }
-        for backend in stats.handshakes(pin_path, now)? {
-            stats.backends.entry(backend).or_default().half_open += 1;
-        }
+        let moment = Moment::read(pin_path)?;
+        stats.read_family::<V4>(pin_path, &moment)?;
+        stats.read_family::<V6>(pin_path, &moment)?;
         Ok(stats)
     }
 
@@ -100,57 +101,52 @@ impl Stats {
         Ok(stats)
     }
 
-    /// Reads the flow table: how full it is, and the backends of its connections, one for each that
-    /// is not over. The table changes while it is read; what vanishes meanwhile is left out.
-    fn open_connections(&mut self, pin_path: &Path, now: u64, idle: u64) -> Result<Vec<u32>> {
-        let capacity = open_map(pin_path, name::FLOWS)?
+    /// Reads a family's connection tables: how full they are, and whose connections are not over. The
+    /// tables change while they are read; what vanishes meanwhile is left out.
+    fn read_family<A: Family>(&mut self, pin_path: &Path, moment: &Moment) -> Result<()>
+    where
+        FlowKey<A>: Pod,
+        Flow<A>: Pod,
+        Handshake<A>: Pod,
+    {
+        let half_open: Array<_, Handshake<A>> =
+            Array::try_from(Map::Array(open_map(pin_path, A::HALF_OPEN)?))
+                .with_context(|| format!("open map {}", A::HALF_OPEN))?;
+        if !has_room(half_open.len()) {
+            return Ok(());
+        }
+        let capacity = open_map(pin_path, A::FLOWS)?
             .info()
-            .context("ask for the size of map flows")?;
-        let entries: BTreeMap<FlowKey, Flow> = open_flows(pin_path)?
-            .iter()
-            .filter_map(Result::ok)
-            .collect();
+            .with_context(|| format!("ask for the size of map {}", A::FLOWS))?;
+        let entries = read_flows::<A>(pin_path)?;
         let fill = MapFill {
             entries: entries.len() as u64,
             capacity: capacity.max_entries().into(),
         };
-        self.maps.insert(name::FLOWS, fill);
-        let is_open = |flow: &&Flow| {
-            let twin = entries.get(&flow.leaves.reversed());
-            flow.direction == direction::REQUEST
-                && flow.superseded == 0
-                && !ended::both(flow.ended, twin.map_or(0, |twin| twin.ended))
-                && now.saturating_sub(flow.last_seen_ns) <= idle
-        };
-        let open = entries.values().filter(is_open);
-        Ok(open.map(|flow| flow.backend).collect())
-    }
+        self.maps.insert(A::FLOWS, fill);
+        for (key, flow, twin) in requests(&entries) {
+            let ended = ending(key, flow, twin) == ConnectionState::Ended;
+            if !ended && !moment.is_past(flow, last_seen_ns(flow, twin)) {
+                self.backends.entry(flow.backend).or_default().flows += 1;
+            }
+        }
 
-    /// The same for the handshakes under way.
-    fn handshakes(&mut self, pin_path: &Path, now: u64) -> Result<Vec<u32>> {
-        let settings: Array<_, Settings> =
-            Array::try_from(Map::Array(open_map(pin_path, name::SETTINGS)?))
-                .context("open map settings")?;
-        let settings = settings.get(&0, 0).context("read map settings")?;
-        let table: Array<_, Handshake> =
-            Array::try_from(Map::Array(open_map(pin_path, name::HALF_OPEN)?))
-                .context("open map half_open")?;
-        let under_way = |handshake: &Handshake| {
-            handshake.is_whole()
-                && now.saturating_sub(handshake.syn_ns) <= settings.half_open_idle_ns
-        };
-        let present: Vec<_> = table
-            .iter()
-            .filter_map(Result::ok)
-            .filter(under_way)
-            .map(|handshake| handshake.backend)
-            .collect();
+        let longest = moment.settings.half_open_idle_ns;
+        let mut present = 0;
+        for handshake in half_open.iter().filter_map(Result::ok) {
+            let silence = moment.now_ns.saturating_sub(handshake.syn_ns);
+            if handshake.is_whole() && silence <= longest {
+                present += 1;
+                let backend = self.backends.entry(handshake.backend).or_default();
+                backend.half_open += 1;
+            }
+        }
         let fill = MapFill {
-            entries: present.len() as u64,
-            capacity: table.len().into(),
+            entries: present,
+            capacity: half_open.len().into(),
         };
-        self.maps.insert(name::HALF_OPEN, fill);
-        Ok(present)
+        self.maps.insert(A::HALF_OPEN, fill);
+        Ok(())
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::SocketAddrV4,
 };
 
 use anyhow::{Context, Result};
@@ -12,12 +11,20 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use lb_common::{
-    headers::PROTOCOL_TCP,
+    address::V6,
+    headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{self, Backend, Handshake, Neighbour, Service, ServiceKey, mode, name, state},
 };
 
-use super::places::Places;
-use crate::config::Limits;
+use super::{
+    capacity::{FAMILIES, has_room},
+    family::mapped,
+    places::Places,
+};
+use crate::{
+    config::{Config, Limits},
+    core::{Endpoint, Protocol},
+};
 
 pub struct Tables {
     settings: Array<MapData, maps::Settings>,
@@ -29,8 +36,9 @@ pub struct Tables {
     active: Array<MapData, u64>,
     lost: Array<MapData, u64>,
     ports: Array<MapData, u64>,
-    /// Only for its capacity.
+    /// Only for their capacity, like the next.
     half_open: Array<MapData, Handshake>,
+    half_open6: Array<MapData, Handshake<V6>>,
 }
 
 impl fmt::Debug for Tables {
@@ -52,6 +60,7 @@ impl Tables {
             lost: array(ebpf, name::LOST)?,
             ports: array(ebpf, name::PORTS)?,
             half_open: array(ebpf, name::HALF_OPEN)?,
+            half_open6: array(ebpf, name::HALF_OPEN6)?,
         })
     }
 
@@ -63,15 +72,36 @@ impl Tables {
             nat_port_first: limits.nat_ports.first,
             nat_port_count: limits.nat_ports.last - limits.nat_ports.first + 1,
             established_idle_ns: nanoseconds(limits.established_idle),
+            datagram_idle_ns: nanoseconds(limits.datagram_idle),
             closing_idle_ns: nanoseconds(limits.closing_idle),
             half_open_idle_ns: nanoseconds(limits.half_open_idle),
             accept_local_before,
-            half_open_columns: half_open_columns(limits).min(self.half_open.len() / maps::ROWS),
+            half_open_columns: self.half_open_columns(limits),
         };
         self.settings
             .set(0, settings, 0)
             .context("write map settings")?;
         self.use_ports(limits.nat_ports.first..=limits.nat_ports.last, false)
+    }
+
+    /// How many columns there are, as far as the tables of handshakes have room for them.
+    fn half_open_columns(&self, limits: &Limits) -> u32 {
+        let rooms = [self.half_open.len(), self.half_open6.len()];
+        let rooms = rooms.into_iter().filter(|entries| has_room(*entries));
+        rooms
+            .map(|entries| entries / maps::ROWS)
+            .fold(half_open_columns(limits), u32::min)
+    }
+
+    /// Returns the families that services of this configuration have, but whose connections have no
+    /// room in the maps.
+    pub fn lack(&self, config: &Config) -> Vec<&'static str> {
+        let rooms = [self.half_open.len(), self.half_open6.len()];
+        let lacking = FAMILIES
+            .iter()
+            .zip(rooms)
+            .filter(|(tables, entries)| tables.are_used_by(config) && !has_room(*entries));
+        lacking.map(|(tables, _)| tables.family).collect()
     }
 
     /// Lets the programs look at packets to these ports, or from them. Never taken back: a port that
@@ -150,12 +180,12 @@ impl Tables {
     }
 
     /// Writes the services first and removes the others afterwards, so that none is missed meanwhile.
-    pub fn write_services(&mut self, services: &[(u32, SocketAddrV4)]) -> Result<()> {
+    pub fn write_services(&mut self, services: &[(u32, Endpoint)]) -> Result<()> {
         let wanted: Vec<_> = services
             .iter()
-            .map(|(id, address)| (service_key(*address), Service { id: *id }))
+            .map(|(id, endpoint)| (service_key(*endpoint), Service { id: *id }))
             .collect();
-        self.use_ports(services.iter().map(|(_, address)| address.port()), false)?;
+        self.use_ports(services.iter().map(|(_, it)| it.address.port()), false)?;
         for (key, service) in &wanted {
             self.services
                 .insert(key, service, 0)
@@ -189,11 +219,15 @@ pub fn half_open_columns(limits: &Limits) -> u32 {
     ports.div_ceil(maps::ROWS)
 }
 
-pub fn service_key(address: SocketAddrV4) -> ServiceKey {
+fn service_key(endpoint: Endpoint) -> ServiceKey {
+    let Endpoint { address, protocol } = endpoint;
     ServiceKey {
-        address: address.ip().octets(),
+        address: mapped(address.ip()),
         port: address.port().to_be_bytes(),
-        protocol: PROTOCOL_TCP,
+        protocol: match protocol {
+            Protocol::Tcp => PROTOCOL_TCP,
+            Protocol::Udp => PROTOCOL_UDP,
+        },
         reserved: 0,
     }
 }

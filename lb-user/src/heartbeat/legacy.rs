@@ -58,6 +58,7 @@ impl LegacyHeartbeat {
             pressure: None,
             state: WorkerState::Ready,
             healthy: true,
+            translates: Vec::new(),
             interval: None,
         }
     }

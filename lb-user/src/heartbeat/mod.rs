@@ -31,7 +31,9 @@ pub use legacy::LegacyHeartbeat;
 pub use name::{MAX_NAME_BYTES, NameProblem, check_name};
 pub use nonce::Nonce;
 pub use refusal::Refusal;
-pub use v1::{CgroupMemory, Heartbeat, Load, MemoryReport, PressureReport, VERSION};
+pub use v1::{
+    CgroupMemory, Heartbeat, Load, MOST_TRANSLATED, MemoryReport, PressureReport, VERSION,
+};
 
 use crate::core::Report;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::name::NameProblem;
-use super::{SIZE_LIMIT, VERSION};
+use super::{MOST_TRANSLATED, SIZE_LIMIT, VERSION};
 use crate::keys::KeyId;
 
 /// How much of a parser's own words is kept: they may quote what a stranger sent.
@@ -45,6 +45,10 @@ pub enum Refusal {
     },
     BadAgentVersion,
     BadNonce,
+    /// More services of mode `dsr` than a heartbeat may name.
+    TooManyTranslated {
+        services: usize,
+    },
     /// The line that signs is not of its form.
     BadEnvelope,
     /// Nobody signed it, and somebody must.
@@ -96,6 +100,7 @@ impl Refusal {
             Self::AbsurdInterval { .. } => "absurd_interval",
             Self::BadAgentVersion => "bad_agent_version",
             Self::BadNonce => "bad_nonce",
+            Self::TooManyTranslated { .. } => "too_many_translated",
             Self::BadEnvelope => "bad_envelope",
             Self::Unsigned => "unsigned",
             Self::UnsignedBesideSigned => "unsigned_beside_signed",
@@ -171,6 +176,10 @@ impl fmt::Display for Refusal {
                 f.write_str("\"version\" is not 1 to 32 visible ASCII characters")
             }
             Self::BadNonce => f.write_str("\"nonce\" is not 16 hexadecimal digits"),
+            Self::TooManyTranslated { services } => write!(
+                f,
+                "\"dsr\" names {services} services, not at most {MOST_TRANSLATED}"
+            ),
             Self::BadEnvelope => f.write_str(
                 "the line before the heartbeat is not \"memlb1 KEY-ID TAG\" in 8 and 64 hexadecimal \
                  digits",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::{BootId, Memory, Pressure, WorkerState};
+use crate::core::{BootId, Endpoint, Memory, Pressure, Protocol, WorkerState};
 
 const VERSION_1: &str = concat!(
     r#"{"memlb":1,"worker":"worker1","boot":"00c0ffee00c0ffee","seq":17,"interval_ms":100,"#,
@@ -18,7 +18,8 @@ const COMPLETE: &str = concat!(
     r#""memory":{"available_bytes":413138944,"total_bytes":734003200,"#,
     r#""cgroup":{"limit_bytes":268435456,"current_bytes":104857600,"inactive_file_bytes":20971520},"#,
     r#""pressure":{"some_avg10":1.25,"full_avg10":0.07}},"load1":0.52,"#,
-    r#""state":"ready","healthy":true,"version":"0.1.0"}"#
+    r#""state":"ready","healthy":true,"dsr":["192.168.56.101:80/tcp","[2001:db8::1]:53/udp"],"#,
+    r#""version":"0.1.0"}"#
 );
 const OF_2018: &str = concat!(
     r#"[{"NamaWorker": "worker1", "IP": "192.168.56.103", "#,
@@ -40,9 +41,15 @@ fn heartbeat() -> Heartbeat {
         load: None,
         state: WorkerState::Ready,
         healthy: true,
+        translates: Vec::new(),
         version: "0.1.0".to_owned(),
         nonce: None,
     }
+}
+
+fn endpoints(texts: &[&str]) -> Vec<Endpoint> {
+    let endpoint = |text: &&str| text.parse().expect("an endpoint");
+    texts.iter().map(endpoint).collect()
 }
 
 /// The version-1 datagram with one piece replaced by another.
@@ -96,6 +103,7 @@ fn a_complete_version_1_is_these_very_bytes() {
             ..heartbeat().memory
         },
         load: Some(Load(52)),
+        translates: endpoints(&["192.168.56.101:80/tcp", "[2001:db8::1]:53/udp"]),
         ..heartbeat()
     };
     let datagram = complete.encode().expect("a good heartbeat");
@@ -105,6 +113,7 @@ fn a_complete_version_1_is_these_very_bytes() {
         "worker1 #17: 176.0 MiB available of 256.0 MiB (cgroup), pressure 1.25%"
     );
     let report = complete.report();
+    assert_eq!(report.translates, complete.translates);
     assert_eq!(report.memory.available_bytes, 176 << 20);
     assert_eq!(report.memory.total_bytes, Some(256 << 20));
     assert_eq!(report.pressure, Some(Pressure(125)));
@@ -136,6 +145,58 @@ fn the_tighter_of_host_and_cgroup_counts() {
     // Read one after another, the figures need not fit together.
     assert_eq!(available(1 << 20, 2 << 20, 0), 0);
     assert_eq!(available(1 << 20, 2 << 20, 3 << 20), 1 << 20);
+}
+
+#[test]
+fn the_services_that_a_companion_translates_are_bounded() {
+    let with_dsr = |list: &str| {
+        with(
+            r#""healthy":true"#,
+            &format!(r#""healthy":true,"dsr":{list}"#),
+        )
+    };
+    let service = r#""192.168.56.101:80/tcp""#;
+    let list = |count| format!("[{}]", [service].repeat(count).join(","));
+    assert!(decode(with_dsr(&list(MOST_TRANSLATED)).as_bytes(), false).is_ok());
+    for (wrong, why) in [
+        (list(MOST_TRANSLATED + 1).as_str(), "too_many_translated"),
+        (r#"["192.168.56.101"]"#, "malformed"),
+        (r#"["192.168.56.101:80/sctp"]"#, "malformed"),
+        (r#"["web.example:80/tcp"]"#, "malformed"),
+        (service, "malformed"),
+        ("[80]", "malformed"),
+    ] {
+        assert_eq!(refusal(with_dsr(wrong).as_bytes(), false), why, "{wrong}");
+    }
+    let worst = "[1111:2222:3333:4444:5555:6666:7777:8888]:65535/udp";
+    let longest = Heartbeat {
+        worker: "w".repeat(64),
+        seq: u64::MAX,
+        interval: Duration::from_secs(3_600),
+        memory: MemoryReport {
+            available_bytes: u64::MAX,
+            total_bytes: u64::MAX,
+            cgroup: Some(CgroupMemory {
+                limit_bytes: u64::MAX,
+                current_bytes: u64::MAX,
+                inactive_file_bytes: u64::MAX,
+            }),
+            pressure: Some(PressureReport {
+                some_avg10: Pressure(10_000),
+                full_avg10: Pressure(9_999),
+            }),
+        },
+        load: Some(Load(400_000_099)),
+        state: WorkerState::Maintenance,
+        healthy: false,
+        translates: endpoints(&[worst; MOST_TRANSLATED]),
+        version: "\"".repeat(32),
+        nonce: Some(Nonce(u64::MAX)),
+        ..heartbeat()
+    };
+    // The line that signs takes 82 bytes more.
+    let bytes = longest.encode().expect("it fits").len();
+    assert!(bytes + 82 < SIZE_LIMIT, "{bytes}");
 }
 
 #[test]
@@ -502,11 +563,21 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
         any::<(u64, u64, bool)>(),
         1..3_600_000u64,
         (memory, load, any::<Option<u64>>()),
-        state,
+        (
+            state,
+            prop::collection::vec(endpoint(), 0..=MOST_TRANSLATED),
+        ),
         "[!-~]{1,32}",
     )
         .prop_map(
-            |(worker, (boot, seq, healthy), interval, (memory, load, nonce), state, version)| {
+            |(
+                worker,
+                (boot, seq, healthy),
+                interval,
+                (memory, load, nonce),
+                (state, translates),
+                version,
+            )| {
                 Heartbeat {
                     worker,
                     boot: BootId(boot),
@@ -516,11 +587,19 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
                     load,
                     state,
                     healthy,
+                    translates,
                     version,
                     nonce: nonce.map(Nonce),
                 }
             },
         )
+}
+
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    (any::<std::net::IpAddr>(), 1..=u16::MAX, any::<bool>()).prop_map(|(ip, port, udp)| Endpoint {
+        address: (ip.to_canonical(), port).into(),
+        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+    })
 }
 
 /// A good datagram of either form with a few of its bytes changed.

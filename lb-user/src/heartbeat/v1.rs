@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::name::check_name;
 use super::{Refusal, envelope, nonce::Nonce, wire};
-use crate::core::{BootId, Bytes, Memory, Pressure, Report, Sequence, WorkerState};
+use crate::core::{BootId, Bytes, Endpoint, Memory, Pressure, Report, Sequence, WorkerState};
 use crate::keys::Key;
 
 /// The number in `memlb` that this code writes and reads.
 pub const VERSION: u64 = 1;
+
+/// How many services of mode `dsr` a worker may translate: with as many IPv6 addresses a heartbeat still
+/// fits into its datagram.
+pub const MOST_TRANSLATED: usize = 8;
 
 const LONGEST_INTERVAL: Duration = Duration::from_secs(3_600);
 const LONGEST_AGENT_VERSION: usize = 32;
@@ -30,6 +34,8 @@ pub struct Heartbeat {
     pub state: WorkerState,
     /// Whether the worker's service answers its agent.
     pub healthy: bool,
+    /// The services of mode `dsr` that the agent's companion translates.
+    pub translates: Vec<Endpoint>,
     /// The agent's own version, for display.
     pub version: String,
     /// The manager's nonce that came last; nothing before one came, and without a key.
@@ -146,6 +152,7 @@ impl Heartbeat {
             pressure: self.memory.pressure.map(|pressure| pressure.some_avg10),
             state: self.state,
             healthy: self.healthy,
+            translates: self.translates.clone(),
             interval: Some(self.interval),
         }
     }
@@ -173,6 +180,11 @@ impl Heartbeat {
         if self.interval < Duration::from_millis(1) || self.interval > LONGEST_INTERVAL {
             return Err(Refusal::AbsurdInterval {
                 interval_ms: u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX),
+            });
+        }
+        if self.translates.len() > MOST_TRANSLATED {
+            return Err(Refusal::TooManyTranslated {
+                services: self.translates.len(),
             });
         }
         let version = self.version.as_bytes();

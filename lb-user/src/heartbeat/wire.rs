@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::nonce::Nonce;
 use super::v1::{Heartbeat, Load, MemoryReport, VERSION};
 use super::{Refusal, SIZE_LIMIT};
-use crate::core::{BootId, WorkerState};
+use crate::core::{BootId, Endpoint, WorkerState};
 
 /// Writes a heartbeat that was checked.
 pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
@@ -22,6 +22,7 @@ pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
         load: heartbeat.load,
         state: heartbeat.state,
         healthy: heartbeat.healthy,
+        dsr: Translated(heartbeat.translates.clone()),
         version: Cow::Borrowed(&heartbeat.version),
         nonce: heartbeat.nonce.map(|nonce| Cow::Owned(nonce.to_string())),
     };
@@ -61,6 +62,7 @@ pub(super) fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
         load: wire.load,
         state: wire.state,
         healthy: wire.healthy,
+        translates: wire.dsr.0,
         version: wire.version.into_owned(),
         nonce: match wire.nonce {
             Some(text) => Some(number(&text).map(Nonce).ok_or(Refusal::BadNonce)?),
@@ -93,10 +95,40 @@ struct Wire<'a> {
     load: Option<Load>,
     state: WorkerState,
     healthy: bool,
+    #[serde(default, skip_serializing_if = "Translated::is_empty")]
+    dsr: Translated,
     #[serde(borrow)]
     version: Cow<'a, str>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     nonce: Option<Cow<'a, str>>,
+}
+
+/// Services, each as its endpoint is written.
+#[derive(Default)]
+struct Translated(Vec<Endpoint>);
+
+impl Translated {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for Translated {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.0.iter().map(Endpoint::to_string))
+    }
+}
+
+impl<'de> Deserialize<'de> for Translated {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let texts = Vec::<Cow<'_, str>>::deserialize(from)?;
+        let endpoint = |text: &Cow<'_, str>| text.parse().map_err(D::Error::custom);
+        texts
+            .iter()
+            .map(endpoint)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
 }
 
 fn refuse_version(version: Option<u64>) -> Option<Refusal> {

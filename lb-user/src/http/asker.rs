@@ -1,6 +1,7 @@
 //! Asks the manager's task what it has decided, and reads the counters beside it.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    control::{Counters, Question},
+    control::Question,
     datapath::Stats,
     status::{Decided, Status},
 };
@@ -28,7 +29,7 @@ const FRESH: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct Asker {
     questions: mpsc::Sender<Question>,
-    counters: Counters,
+    pin_path: PathBuf,
     last: Arc<Mutex<Option<Reading>>>,
 }
 
@@ -40,10 +41,10 @@ struct Reading {
 }
 
 impl Asker {
-    pub fn new(questions: mpsc::Sender<Question>, counters: Counters) -> Self {
+    pub fn new(questions: mpsc::Sender<Question>, pin_path: PathBuf) -> Self {
         Self {
             questions,
-            counters,
+            pin_path,
             last: Arc::default(),
         }
     }
@@ -81,7 +82,7 @@ impl Asker {
     ///
     /// As [`Self::status`].
     pub async fn totals(&self) -> Result<Status> {
-        let pin_path = self.counters.pin_path.clone();
+        let pin_path = self.pin_path.clone();
         let stats = tokio::task::spawn_blocking(move || Stats::read_totals(&pin_path))
             .await
             .context("read the counters")??;
@@ -96,8 +97,8 @@ impl Asker {
         {
             return Ok(stats.clone());
         }
-        let Counters { pin_path, idle } = self.counters.clone();
-        let stats = tokio::task::spawn_blocking(move || Stats::read(&pin_path, idle))
+        let pin_path = self.pin_path.clone();
+        let stats = tokio::task::spawn_blocking(move || Stats::read(&pin_path))
             .await
             .context("read the counters")??;
         let stats = Arc::new(stats);

@@ -52,14 +52,13 @@ fn unready(decided: &Decided) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::PathBuf, sync::Arc, time::Duration};
+    use std::{path::PathBuf, sync::Arc};
 
     use tokio::sync::{Semaphore, mpsc};
 
     use super::*;
     use crate::{
         config::{Config, Overrides},
-        control::Counters,
         feed::Feed,
         http::{Asker, Sources, timeline::Recorder},
         meters::Meters,
@@ -69,14 +68,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn unhealthy_while_nobody_answers_in_the_managers_loop() {
         let (questions, _never_asked) = mpsc::channel(1);
-        let counters = Counters {
-            pin_path: PathBuf::new(),
-            idle: Duration::ZERO,
-        };
         let config = Config::example(&Overrides::default(), None).unwrap();
         let shared = Shared {
             sources: Sources {
-                asker: Asker::new(questions, counters),
+                asker: Asker::new(questions, PathBuf::new()),
                 feed: Feed::default(),
                 meters: Meters::new(&config).unwrap(),
             },

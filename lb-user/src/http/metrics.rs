@@ -119,8 +119,13 @@ impl Scrape {
         )?;
         for worker in workers(status).values() {
             let name = worker.name.as_str();
+            // Barred from one service, a worker may serve another.
+            let treated = match worker.state {
+                Health::Barred => worker.health,
+                treated => treated,
+            };
             for state in STATES {
-                let is_in = i64::from(worker.state == state);
+                let is_in = i64::from(treated == state);
                 states.with_label_values(&[name, state.name()]).set(is_in);
             }
             held.with_label_values(&[name])
@@ -154,6 +159,11 @@ impl Scrape {
         let shares = self.fractions(
             "memlb_backend_share_ratio",
             "A backend's part of the new connections, as far as the policy fixes it.",
+            &by_backend,
+        )?;
+        let barred = self.gauges(
+            "memlb_backend_barred",
+            "1 for a backend that is up, but cannot answer clients directly as mode dsr asks.",
             &by_backend,
         )?;
         let weights = self.gauges(
@@ -192,6 +202,9 @@ impl Scrape {
                 shares
                     .with_label_values(&labels)
                     .set(f64::from(share) / 10_000.0);
+                barred
+                    .with_label_values(&labels)
+                    .set(backend.seen.barred.is_some().into());
                 weights.with_label_values(&labels).set(weight.into());
                 flows.with_label_values(&labels).set(whole(traffic.flows));
                 half_open

@@ -17,7 +17,7 @@ mod timeline;
 
 use std::{
     io,
-    net::{SocketAddrV4, TcpListener},
+    net::{SocketAddr, TcpListener},
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -35,7 +35,7 @@ use crate::{feed::Feed, meters::Meters};
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
-    address: SocketAddrV4,
+    address: SocketAddr,
 }
 
 /// Where answers come from.
@@ -68,7 +68,7 @@ impl Server {
     /// # Errors
     ///
     /// Says why the address cannot be used, and what to do.
-    pub fn bind(address: SocketAddrV4) -> Result<Self> {
+    pub fn bind(address: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(address).map_err(|error| explain(address, &error))?;
         listener
             .set_nonblocking(true)
@@ -76,7 +76,7 @@ impl Server {
         Ok(Self { listener, address })
     }
 
-    pub fn address(&self) -> SocketAddrV4 {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
@@ -127,7 +127,7 @@ impl Drop for Running {
     }
 }
 
-fn explain(address: SocketAddrV4, error: &io::Error) -> anyhow::Error {
+fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => {
             ": the port is in use, perhaps by another manager; choose another address with \

@@ -1,6 +1,10 @@
 //! Who became a worker by starting an agent: who may, and how that lies over the configuration.
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr, net::SocketAddrV4};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +16,7 @@ use crate::{
 /// The names of workers that stand in no file, each with the address its heartbeats come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Joined(BTreeMap<String, Ipv4Addr>);
+pub struct Joined(BTreeMap<String, IpAddr>);
 
 /// Why an agent that may speak does not become a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +25,8 @@ pub enum Unfit {
     NotAllowed,
     /// It would be mistaken for the fallback.
     ReservedName,
+    /// Its address means another machine on each link.
+    LinkLocal,
     /// A service has that address itself.
     ManagersAddress,
     /// Another worker of that name or at that address is there and heard.
@@ -37,6 +43,9 @@ impl fmt::Display for Unfit {
         match self {
             Self::NotAllowed => f.write_str("no service takes workers from there"),
             Self::ReservedName => write!(f, "{MANAGER:?} is the name of every service's fallback"),
+            Self::LinkLocal => f.write_str(
+                "its address is link-local: have it send to an address of the manager that is not",
+            ),
             Self::ManagersAddress => f.write_str("that is the manager's own address"),
             Self::Occupied { by } => write!(f, "{by} is there already"),
             Self::NoRoom { backends } => {
@@ -47,11 +56,11 @@ impl fmt::Display for Unfit {
 }
 
 impl Joined {
-    pub fn address(&self, worker: &str) -> Option<Ipv4Addr> {
+    pub fn address(&self, worker: &str) -> Option<IpAddr> {
         self.0.get(worker).copied()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&str, Ipv4Addr)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, IpAddr)> {
         self.0.iter().map(|(worker, at)| (worker.as_str(), *at))
     }
 
@@ -66,13 +75,16 @@ impl Joined {
         &mut self,
         file: &Config,
         worker: &str,
-        address: Ipv4Addr,
+        address: IpAddr,
         present: impl Fn(&str) -> bool,
     ) -> Result<(), Unfit> {
         if [MANAGER, NOBODY].contains(&worker) {
             return Err(Unfit::ReservedName);
         }
-        if file.services.iter().any(|it| *it.address.ip() == address) {
+        if matches!(address, IpAddr::V6(it) if it.is_unicast_link_local()) {
+            return Err(Unfit::LinkLocal);
+        }
+        if file.services.iter().any(|it| it.address.ip() == address) {
             return Err(Unfit::ManagersAddress);
         }
         let mut next = self.clone();
@@ -152,7 +164,7 @@ impl Joined {
                 if auto_join.allows(*address) {
                     candidates.push((
                         place,
-                        Worker::joining(name.clone(), SocketAddrV4::new(*address, auto_join.port)),
+                        Worker::joining(name.clone(), SocketAddr::new(*address, auto_join.port)),
                     ));
                 }
             }
@@ -201,8 +213,8 @@ mod tests {
         Config::parse(&text, "memlb.toml", &Overrides::default(), None).unwrap()
     }
 
-    fn at(last: u8) -> Ipv4Addr {
-        Ipv4Addr::new(192, 168, 56, last)
+    fn at(last: u8) -> IpAddr {
+        [192, 168, 56, last].into()
     }
 
     fn workers(config: &Config, service: usize) -> Vec<String> {
@@ -247,14 +259,15 @@ mod tests {
         let mut joined = Joined::default();
         joined.admit(&file, "new", at(110), |_| true).unwrap();
         let before = joined.clone();
-        let mut refused = |worker: &str, address: Ipv4Addr| {
+        let mut refused = |worker: &str, address: IpAddr| {
             let result = joined.admit(&file, worker, address, |_| true);
             assert_eq!(joined, before);
             result.expect_err("unfit")
         };
         let occupied = |by: &str| Unfit::Occupied { by: by.to_owned() };
         assert_eq!(refused("manager", at(111)), Unfit::ReservedName);
-        assert_eq!(refused("a", Ipv4Addr::new(10, 0, 0, 1)), Unfit::NotAllowed);
+        assert_eq!(refused("a", [10, 0, 0, 1].into()), Unfit::NotAllowed);
+        assert_eq!(refused("a", "fe80::1".parse().unwrap()), Unfit::LinkLocal);
         assert_eq!(refused("a", at(101)), Unfit::ManagersAddress);
         assert_eq!(refused("a", at(103)), occupied("worker1"));
         assert_eq!(refused("a", at(110)), occupied("new"));

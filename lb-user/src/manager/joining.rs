@@ -1,7 +1,7 @@
 //! How agents become workers by starting, and how they are forgotten.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(3_600);
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Joining<'a> {
-    WorkerJoined { worker: &'a str, address: Ipv4Addr },
+    WorkerJoined { worker: &'a str, address: IpAddr },
     WorkerForgotten { worker: &'a str },
 }
 

@@ -18,8 +18,15 @@ impl Manager {
         if let Err(error) = self.datapath.take_routes(routes) {
             self.map_write_failed(&error);
         }
+        self.look_at_links();
         self.mend_interfaces();
         self.repeat_writes();
+    }
+
+    /// Tells the core which workers a router is before.
+    pub(super) fn look_at_links(&mut self) {
+        let behind_router = self.datapath.behind_router();
+        self.core.handle_links(&behind_router, Instant::now());
     }
 
     /// Takes note that a map could not be written: everything will be written again.

@@ -72,7 +72,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
     } = &mut doors;
     let serving = server.serve(offices.clone());
     tokio::pin!(serving);
-    let _recounting = Recounting::start(offices.counters.pin_path.clone(), offices.counters.idle);
+    let _recounting = Recounting::start(offices.pin_path.clone());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -209,10 +209,9 @@ impl Manager {
             return;
         }
         self.swept = Instant::now();
-        let (instructions, counters) = (offices.instructions.clone(), offices.counters.clone());
+        let (instructions, pin_path) = (offices.instructions.clone(), offices.pin_path.clone());
         tokio::spawn(async move {
-            let read = move || Stats::read(&counters.pin_path, counters.idle);
-            match tokio::task::spawn_blocking(read).await {
+            match tokio::task::spawn_blocking(move || Stats::read(&pin_path)).await {
                 // The manager's end is this task's, too.
                 Ok(Ok(stats)) => _ = instructions.send(Instruction::Sweep(stats)).await,
                 Ok(Err(error)) => debug!("count the connections of parting backends: {error:#}"),

@@ -24,8 +24,8 @@ const REST: u32 = 500;
 pub(super) struct Recounting(JoinHandle<()>);
 
 impl Recounting {
-    pub fn start(pin_path: PathBuf, idle: Duration) -> Self {
-        Self(tokio::spawn(recount(pin_path, idle)))
+    pub fn start(pin_path: PathBuf) -> Self {
+        Self(tokio::spawn(recount(pin_path)))
     }
 }
 
@@ -35,12 +35,12 @@ impl Drop for Recounting {
     }
 }
 
-async fn recount(pin_path: PathBuf, idle: Duration) {
+async fn recount(pin_path: PathBuf) {
     let mut failing = false;
     loop {
         let pin_path = pin_path.clone();
         let begun = Instant::now();
-        let counted = match spawn_blocking(move || datapath::recount(&pin_path, idle)).await {
+        let counted = match spawn_blocking(move || datapath::recount(&pin_path)).await {
             Ok(counted) => counted,
             Err(error) => Err(error.into()),
         };

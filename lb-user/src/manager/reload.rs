@@ -103,7 +103,8 @@ impl Manager {
 
     async fn take_over(&mut self, file: Config) -> Result<Vec<String>, ReloadError> {
         let config = self.joined.added_to(&file);
-        let changes = Changes::between(&self.config, &config);
+        let mut changes = Changes::between(&self.config, &config);
+        changes.refused.extend(self.datapath.refuses(&config));
         if !changes.refused.is_empty() {
             return Err(ReloadError::Refused(changes.refused));
         }
@@ -138,6 +139,7 @@ impl Manager {
         }
         self.surveyor.look_at(self.datapath.addresses());
         self.core.reconfigure(settings.clone(), Instant::now());
+        self.look_at_links();
         self.carry_out();
         if let Err(error) = self.datapath.open(&settings) {
             self.map_write_failed(&error);
@@ -150,7 +152,7 @@ impl Manager {
 /// Looks up the ways to the workers of a configuration that is not in force yet.
 async fn ways(config: &Config) -> anyhow::Result<Routes> {
     let workers = config.services.iter().flat_map(|it| &it.workers);
-    let addresses = workers.map(|worker| *worker.address.ip()).collect();
+    let addresses = workers.map(|worker| worker.address.ip()).collect();
     let mut netlink = Netlink::connect()?;
     timeout(PATIENCE, netlink.routes(&addresses))
         .await

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::{Happening, Instruction, Joined, Kept, Manager, Reread, Surveyor};
 use crate::{
     config::Config,
-    control::{Counters, Offices, Question, Server},
+    control::{Offices, Question, Server},
     core::{Core, Orders, Severity},
     datapath::{self, Datapath, Netlink},
     event_log::EventLog,
@@ -115,21 +115,19 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     };
     let message = "the manager has started".to_owned();
     manager.log.publish(Severity::Info, message, &started);
+    manager.look_at_links();
     manager.carry_out();
     manager.datapath.open(&settings)?;
     manager.reception.announce(&manager.config);
     announce(&manager.config);
 
     let (asker, questions) = mpsc::channel(16);
-    let counters = Counters {
-        pin_path: manager.config.manager.pin_path.clone(),
-        idle: manager.config.limits.established_idle,
-    };
+    let pin_path = manager.config.manager.pin_path.clone();
     let web = web
         .map(|web| {
             let address = web.address();
             let running = web.start(http::Sources {
-                asker: http::Asker::new(asker.clone(), counters.clone()),
+                asker: http::Asker::new(asker.clone(), pin_path.clone()),
                 feed: feed.clone(),
                 meters: manager.meters.clone(),
             })?;
@@ -149,7 +147,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
             instructions: instructor,
             written,
             reread,
-            counters,
+            pin_path,
             feed,
             history,
         },
@@ -170,7 +168,7 @@ fn announce(config: &Config) {
         info!(
             "ready: {} at {} for {} workers, heartbeats at UDP {}",
             service.name,
-            service.address,
+            service.endpoint(),
             service.workers.len(),
             config.manager.heartbeat_listen
         );

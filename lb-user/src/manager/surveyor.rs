@@ -1,7 +1,7 @@
 //! Looks at the ways to the workers in a task of its own: whatever the kernel's tables do or do not
 //! answer, heartbeats are not kept waiting.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use tokio::{
@@ -26,14 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Ended when dropped.
 #[derive(Debug)]
 pub(super) struct Surveyor {
-    addresses: watch::Sender<BTreeSet<Ipv4Addr>>,
+    addresses: watch::Sender<BTreeSet<IpAddr>>,
     task: JoinHandle<()>,
 }
 
 impl Surveyor {
     pub fn start(
         netlink: Netlink,
-        addresses: BTreeSet<Ipv4Addr>,
+        addresses: BTreeSet<IpAddr>,
         instructions: mpsc::Sender<Instruction>,
     ) -> Self {
         let (addresses, wanted) = watch::channel(addresses);
@@ -44,7 +44,7 @@ impl Surveyor {
     }
 
     /// Has the ways to these addresses looked up, from now on.
-    pub fn look_at(&self, addresses: BTreeSet<Ipv4Addr>) {
+    pub fn look_at(&self, addresses: BTreeSet<IpAddr>) {
         self.addresses.send_replace(addresses);
     }
 }
@@ -57,7 +57,7 @@ impl Drop for Surveyor {
 
 async fn survey(
     mut netlink: Option<Netlink>,
-    mut wanted: watch::Receiver<BTreeSet<Ipv4Addr>>,
+    mut wanted: watch::Receiver<BTreeSet<IpAddr>>,
     instructions: mpsc::Sender<Instruction>,
 ) {
     let mut ticks = interval(INTERVAL);
@@ -110,7 +110,7 @@ async fn change(netlink: &mut Option<Netlink>) {
     }
 }
 
-async fn look(netlink: &mut Option<Netlink>, addresses: &BTreeSet<Ipv4Addr>) -> Result<Routes> {
+async fn look(netlink: &mut Option<Netlink>, addresses: &BTreeSet<IpAddr>) -> Result<Routes> {
     let netlink = match netlink {
         Some(netlink) => netlink,
         None => netlink.insert(Netlink::connect()?),
@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn connects_anew_when_the_connection_breaks() {
-        let loopback = Ipv4Addr::LOCALHOST;
+        let loopback = IpAddr::from(std::net::Ipv6Addr::LOCALHOST);
         let mut broken = Netlink::connect().unwrap();
         broken.sever();
         let addresses = BTreeSet::from([loopback]);

@@ -6,7 +6,7 @@ mod telling;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -65,8 +65,8 @@ pub struct Applicant {
 }
 
 impl Applicant {
-    pub fn address(&self) -> Ipv4Addr {
-        *self.way.from.ip()
+    pub fn address(&self) -> IpAddr {
+        self.way.from.ip()
     }
 
     pub fn worker(&self) -> &str {
@@ -88,7 +88,7 @@ impl Reception {
             keys(config)?,
             Instant::now(),
         )?;
-        let socket = Socket::bind(config.manager.heartbeat_listen).await?;
+        let socket = Socket::bind(config.manager.heartbeat_listen)?;
         Ok(Self {
             socket,
             gate,
@@ -199,7 +199,7 @@ impl Reception {
         way: Way,
         now: Instant,
     ) {
-        let opened = match self.gate.open(datagram, way.from.into(), now) {
+        let opened = match self.gate.open(datagram, way.from, now) {
             Ok(opened) => opened,
             Err(Refused { refusal, challenge }) => {
                 if let Some(challenge) = challenge {
@@ -225,7 +225,7 @@ impl Reception {
         };
         // Whose address is the one it came from must be heard from there, and signed.
         if let Some(at) = self.joined.address(&report.worker)
-            && (at != *way.from.ip() || opened.signature.is_none())
+            && (at != way.from.ip() || opened.signature.is_none())
         {
             return self.apply(log, opened, way, now);
         }
@@ -238,7 +238,7 @@ impl Reception {
             return self.refuse(log, reason, &detail, way, now);
         }
         self.counts.accepted += 1;
-        if let Some(answer) = self.gate.accepted(&opened, way.from.into(), now) {
+        if let Some(answer) = self.gate.accepted(&opened, way.from, now) {
             self.socket.answer(way, &answer);
         }
         self.mention(log, &opened.decoded, &report, way, now);
@@ -250,7 +250,7 @@ impl Reception {
     /// Lets an unknown worker apply, if it has signed and comes from where some may join.
     fn apply(&mut self, log: &mut EventLog, opened: Opened, way: Way, now: Instant) {
         let worker = opened.decoded.worker().unwrap_or_default();
-        let address = *way.from.ip();
+        let address = way.from.ip();
         let may = opened.signature.is_some() && self.doors.iter().any(|it| it.allows(address));
         let waiting = self.applicants.iter().any(|it| it.worker() == worker);
         if may && !waiting && self.applicants.len() < MOST_APPLICANTS {
@@ -334,7 +334,7 @@ impl Reception {
         );
         log.append(&Happening::Heartbeat {
             worker: &report.worker,
-            from: from.into(),
+            from,
             memory_available_bytes: memory.available_bytes,
             memory_total_bytes: memory.total_bytes,
             heartbeats,
@@ -350,7 +350,7 @@ impl Reception {
         now: Instant,
     ) {
         let from = way.from;
-        self.gate.refused(from.into(), now);
+        self.gate.refused(from, now);
         match self.counts.refused.get_mut(reason) {
             Some(count) => *count += 1,
             None => {
@@ -366,7 +366,7 @@ impl Reception {
         warn!("{message}");
         let refused = Happening::HeartbeatRefused {
             reason,
-            from: from.into(),
+            from,
             detail: &detail.to_string(),
             datagrams,
         };

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::AsRawFd,
 };
 
@@ -10,12 +10,15 @@ use anyhow::{Context, Result};
 use nix::{
     cmsg_space, libc,
     sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
-        sockopt::{Ipv4PacketInfo, RcvBuf, RcvBufForce},
+        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage,
+        recvmsg, sendmsg, setsockopt,
+        sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, RcvBuf, RcvBufForce},
     },
 };
 use tokio::{io::Interest, net::UdpSocket};
 use tracing::debug;
+
+use crate::dual_stack::both_families;
 
 /// What waits while the manager is busy: a flood of small datagrams fills the kernel's usual 208 KiB
 /// in milliseconds, and honest heartbeats would be lost with the rest.
@@ -24,16 +27,18 @@ const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 /// A datagram's two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
-    pub from: SocketAddrV4,
+    /// Of IPv4 also where the socket carries both families.
+    pub from: SocketAddr,
     /// The manager's own address that was written to. With several of them the kernel might answer
     /// from another one, which a firewall on the worker would not let pass.
-    to: Ipv4Addr,
+    to: IpAddr,
 }
 
 /// Where heartbeats arrive.
 #[derive(Debug)]
 pub struct Socket {
     socket: UdpSocket,
+    is_ipv6: bool,
     /// Where the kernel writes to which address a datagram came.
     control: Vec<u8>,
 }
@@ -44,8 +49,8 @@ impl Socket {
     /// # Errors
     ///
     /// Says why the socket cannot be opened, and what to do.
-    pub async fn bind(address: SocketAddrV4) -> Result<Self> {
-        let socket = UdpSocket::bind(address).await.map_err(|error| {
+    pub fn bind(address: SocketAddr) -> Result<Self> {
+        let socket = open(address).map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => {
                     ": the port is in use, perhaps by another manager; stop it, or choose another \
@@ -58,8 +63,11 @@ impl Socket {
             };
             anyhow::anyhow!("receive heartbeats at UDP {address}: {error}{hint}")
         })?;
-        setsockopt(&socket, Ipv4PacketInfo, &true)
-            .context("ask to which address heartbeats come")?;
+        let asked = match address {
+            SocketAddr::V4(_) => setsockopt(&socket, Ipv4PacketInfo, &true),
+            SocketAddr::V6(_) => setsockopt(&socket, Ipv6RecvPacketInfo, &true),
+        };
+        asked.context("ask to which address heartbeats come")?;
         // Beyond the system's limit where that is allowed, else up to it.
         let forced = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER_BYTES);
         if let Err(error) = forced.or_else(|_| setsockopt(&socket, RcvBuf, &RECEIVE_BUFFER_BYTES)) {
@@ -67,7 +75,8 @@ impl Socket {
         }
         Ok(Self {
             socket,
-            control: cmsg_space!(libc::in_pktinfo),
+            is_ipv6: address.is_ipv6(),
+            control: cmsg_space!(libc::in6_pktinfo),
         })
     }
 
@@ -86,25 +95,30 @@ impl Socket {
     ///
     /// `WouldBlock` says that none is there.
     pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
-        let Self { socket, control } = self;
+        let Self {
+            socket, control, ..
+        } = self;
         socket.try_io(Interest::READABLE, || {
             let mut parts = [IoSliceMut::new(buffer)];
-            let message = recvmsg::<SockaddrIn>(
+            let message = recvmsg::<SockaddrStorage>(
                 socket.as_raw_fd(),
                 &mut parts,
                 Some(control),
                 MsgFlags::empty(),
             )?;
             let to = message.cmsgs()?.find_map(|control| match control {
-                ControlMessageOwned::Ipv4PacketInfo(info) => Some(info.ipi_spec_dst),
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into())
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical())
+                }
                 _ => None,
             });
-            let from = message.address.map(SocketAddrV4::from);
+            let from = message.address.as_ref().and_then(source);
             let way = Way {
                 from: from.ok_or_else(|| io::Error::other("a datagram from nowhere"))?,
-                to: to.map_or(Ipv4Addr::UNSPECIFIED, |to| {
-                    Ipv4Addr::from(u32::from_be(to.s_addr))
-                }),
+                to: to.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             };
             Ok((message.bytes, way))
         })
@@ -112,19 +126,40 @@ impl Socket {
 
     /// Answers, from the address that was written to; what cannot go out at once is lost.
     pub fn answer(&self, way: Way, datagram: &[u8]) {
+        let fd = self.socket.as_raw_fd();
+        let parts = [IoSlice::new(datagram)];
         let sent = self.socket.try_io(Interest::WRITABLE, || {
-            let source = libc::in_pktinfo {
-                ipi_ifindex: 0,
-                ipi_spec_dst: libc::in_addr {
-                    s_addr: u32::from(way.to).to_be(),
-                },
-                ipi_addr: libc::in_addr { s_addr: 0 },
+            let flags = MsgFlags::empty();
+            let sent = match (way.from, way.to) {
+                (SocketAddr::V4(from), IpAddr::V4(to)) if !self.is_ipv6 => {
+                    let source = libc::in_pktinfo {
+                        ipi_ifindex: 0,
+                        ipi_spec_dst: libc::in_addr {
+                            s_addr: u32::from(to).to_be(),
+                        },
+                        ipi_addr: libc::in_addr { s_addr: 0 },
+                    };
+                    let control = [ControlMessage::Ipv4PacketInfo(&source)];
+                    sendmsg(fd, &parts, &control, flags, Some(&SockaddrIn::from(from)))
+                }
+                (from, to) => {
+                    let source = libc::in6_pktinfo {
+                        ipi6_addr: libc::in6_addr {
+                            s6_addr: as_ipv6(to).octets(),
+                        },
+                        ipi6_ifindex: 0,
+                    };
+                    let control = [ControlMessage::Ipv6PacketInfo(&source)];
+                    let from = match from {
+                        SocketAddr::V6(from) => from,
+                        SocketAddr::V4(_) => {
+                            SocketAddrV6::new(as_ipv6(from.ip()), from.port(), 0, 0)
+                        }
+                    };
+                    sendmsg(fd, &parts, &control, flags, Some(&SockaddrIn6::from(from)))
+                }
             };
-            let parts = [IoSlice::new(datagram)];
-            let to = SockaddrIn::from(way.from);
-            let control = [ControlMessage::Ipv4PacketInfo(&source)];
-            let fd = self.socket.as_raw_fd();
-            Ok(sendmsg(fd, &parts, &control, MsgFlags::empty(), Some(&to))?)
+            Ok(sent?)
         });
         if let Err(error) = sent {
             debug!("acknowledge a heartbeat of {}: {error}", way.from);
@@ -132,46 +167,86 @@ impl Socket {
     }
 }
 
+fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => std::net::UdpSocket::bind(address)?,
+        SocketAddr::V6(_) => both_families(address)?,
+    };
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+fn source(address: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(address) = address.as_sockaddr_in() {
+        return Some(SocketAddr::from(*address));
+    }
+    let address = SocketAddr::from(*address.as_sockaddr_in6()?);
+    Some(match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        // With the interface that a link-local address belongs to.
+        IpAddr::V6(_) => address,
+    })
+}
+
+fn as_ipv6(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Sends a heartbeat to `manager`, and expects the answer from there.
+    async fn converse(socket: &mut Socket, manager: SocketAddr) {
+        let any = match manager {
+            SocketAddr::V4(_) => "127.0.0.1:0",
+            SocketAddr::V6(_) => "[::1]:0",
+        };
+        let agent = UdpSocket::bind(any).await.unwrap();
+        agent.send_to(b"heartbeat", manager).await.unwrap();
+        let mut buffer = [0; 64];
+        let (length, way) = loop {
+            socket.readable().await.unwrap();
+            match socket.receive(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => break received.unwrap(),
+            }
+        };
+        assert_eq!(&buffer[..length], b"heartbeat");
+        assert_eq!(way.from, agent.local_addr().unwrap());
+        assert_eq!(way.to, manager.ip());
+        socket.answer(way, b"answer");
+        let (length, from) = agent.recv_from(&mut buffer).await.unwrap();
+        assert_eq!((&buffer[..length], from), (&b"answer"[..], manager));
+    }
+
     #[tokio::test]
     async fn answers_from_the_very_address_that_was_written_to() {
-        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-        let mut socket = Socket::bind(any).await.unwrap();
-        let port = socket.socket.local_addr().unwrap().port();
-        // By itself the kernel would answer the first of them from 127.0.0.1.
-        for last in [7, 1] {
-            let manager = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, last), port);
-            let agent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            agent.send_to(b"heartbeat", manager).await.unwrap();
-            let mut buffer = [0; 64];
-            let (length, way) = loop {
-                socket.readable().await.unwrap();
-                match socket.receive(&mut buffer) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    received => break received.unwrap(),
-                }
-            };
-            assert_eq!(&buffer[..length], b"heartbeat");
-            assert_eq!(way.to, *manager.ip());
-            socket.answer(way, b"answer");
-            let (length, from) = agent.recv_from(&mut buffer).await.unwrap();
-            assert_eq!((&buffer[..length], from), (&b"answer"[..], manager.into()));
+        for any in ["0.0.0.0:0", "[::]:0"] {
+            let mut socket = Socket::bind(any.parse().unwrap()).unwrap();
+            let port = socket.socket.local_addr().unwrap().port();
+            // By itself the kernel would answer the first of them from 127.0.0.1.
+            for last in [7, 1] {
+                converse(&mut socket, ([127, 0, 0, last], port).into()).await;
+            }
+            if socket.is_ipv6 {
+                converse(&mut socket, (Ipv6Addr::LOCALHOST, port).into()).await;
+            }
         }
     }
 
     #[tokio::test]
     async fn says_what_to_do_about_an_address_that_cannot_be_had() {
         let taken = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let std::net::SocketAddr::V4(address) = taken.local_addr().unwrap() else {
-            panic!("an IPv4 socket");
-        };
-        let error = Socket::bind(address).await.unwrap_err().to_string();
+        let error = Socket::bind(taken.local_addr().unwrap())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("another manager"), "{error}");
-        let elsewhere = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 1), 9999);
-        let error = Socket::bind(elsewhere).await.unwrap_err().to_string();
+        let elsewhere = ([203, 0, 113, 1], 9999).into();
+        let error = Socket::bind(elsewhere).unwrap_err().to_string();
         assert!(error.contains("does not have that address"), "{error}");
     }
 }

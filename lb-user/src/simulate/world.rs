@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::kernel::Kernel;
@@ -10,8 +10,8 @@ use super::random::Random;
 use super::result::{Meter, Outcome};
 use super::scenario::{Contender, Scenario};
 use crate::core::{
-    BackendId, BackendSettings, BootId, Core, FallbackSettings, Memory, Policy, Report, Sequence,
-    ServiceId, ServiceSettings, Settings, WorkerState,
+    BackendId, BackendSettings, BootId, Core, FallbackSettings, Memory, Mode, Policy, Protocol,
+    Report, Sequence, ServiceId, ServiceSettings, Settings, WorkerState,
 };
 
 /// How often the workers' memory is looked at for the figures.
@@ -85,7 +85,8 @@ pub fn live(scenario: &Scenario, contender: Contender, interval: Duration) -> Ou
 }
 
 fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Settings {
-    let address = |number: u32, port| SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), port);
+    let address =
+        |number: u32, port| SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + number), port));
     let backend = |(number, worker): (u32, &super::WorkerModel)| BackendSettings {
         id: BackendId(number),
         worker: worker.name.clone(),
@@ -107,6 +108,8 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Se
             id: ServiceId(0),
             name: "simulated".to_owned(),
             address: address(0, 80),
+            protocol: Protocol::Tcp,
+            mode: Mode::Nat,
             policy,
             threshold: scenario.threshold,
             spread: scenario.spread,
@@ -242,6 +245,7 @@ impl World<'_> {
             pressure: None,
             state: WorkerState::Ready,
             healthy: true,
+            translates: Vec::new(),
             interval: Some(self.interval),
         };
         // One that comes late, after the next, is refused: as in life.

@@ -9,6 +9,7 @@ use aya::{
     programs::{ProgramError, ProgramFd, SchedClassifier, TestRun, TestRunResult, Xdp},
 };
 use lb_common::{
+    address::Address,
     headers::PROTOCOL_TCP,
     maps::{
         Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, ROWS, Service,
@@ -354,12 +355,12 @@ fn pair(outcome: Outcome, port: [u8; 2]) -> ((Flow, FlowKey), (Flow, FlowKey)) {
 
 fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
     let backend = Backend {
-        address: WORKER,
+        address: WORKER.mapped(),
         port: BACKEND_PORT,
         state: state::UP,
         mode: mode::NAT,
-        source: MANAGER,
-        next_hop: WORKER,
+        source: MANAGER.mapped(),
+        next_hop: WORKER.mapped(),
         interface: HERE,
         ..Backend::default()
     };
@@ -369,13 +370,14 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
         nat_port_first: 4096,
         nat_port_count: 28_672,
         established_idle_ns: nanoseconds(Duration::from_secs(3600))?,
+        datagram_idle_ns: nanoseconds(Duration::from_secs(60))?,
         closing_idle_ns: nanoseconds(Duration::from_secs(10))?,
         half_open_idle_ns: nanoseconds(Duration::from_secs(30))?,
         accept_local_before: 0,
         half_open_columns: 28_672 / ROWS,
     };
     let service = ServiceKey {
-        address: MANAGER,
+        address: MANAGER.mapped(),
         port: SERVICE_PORT.to_be_bytes(),
         protocol: PROTOCOL_TCP,
         reserved: 0,

@@ -182,6 +182,7 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
             pressure: Some(Pressure(125)),
             state: WorkerState::Ready,
             healthy: true,
+            translates: Vec::new(),
             interval: None,
         };
         // The third one falls silent.

@@ -2,7 +2,7 @@
 
 use memlb::{
     core::{Action, Bytes, Health, Hold, MANAGER, ServiceSnapshot, Severity},
-    status::{Backend, Status, orders},
+    status::{Backend, Status, remarks},
 };
 use ratatui::{
     Frame,
@@ -98,7 +98,7 @@ fn workers(frame: &mut Frame, app: &mut App, area: Rect) {
     let Some((service, ..)) = app.service() else {
         return;
     };
-    let (head, widths): (Vec<_>, Vec<_>) = columns(wide).into_iter().unzip();
+    let (head, widths): (Vec<_>, Vec<_>) = columns(service, wide).into_iter().unzip();
     let rows: Vec<Row> = service
         .backends
         .iter()
@@ -112,7 +112,7 @@ fn workers(frame: &mut Frame, app: &mut App, area: Rect) {
 }
 
 /// Returns the columns' heads and widths.
-fn columns(wide: bool) -> Vec<(&'static str, Constraint)> {
+fn columns(service: &ServiceSnapshot<Backend>, wide: bool) -> Vec<(&'static str, Constraint)> {
     let length = Constraint::Length;
     let mut columns = vec![
         ("backend", Constraint::Min(8)),
@@ -125,7 +125,11 @@ fn columns(wide: bool) -> Vec<(&'static str, Constraint)> {
         (" new/s", length(6)),
     ];
     if wide {
-        columns.insert(1, ("address", length(21)));
+        let addresses = service.backends.iter().map(|it| it.seen.address.len());
+        // As wide as an IPv4 address with its port, at least.
+        let widest = addresses.fold(21, usize::max);
+        let widest = u16::try_from(widest).unwrap_or(u16::MAX);
+        columns.insert(1, ("address", length(widest)));
         columns.insert(5, ("       of", length(9)));
         columns.insert(6, (" waits", length(6)));
         columns.push(("      in/s", length(10)));
@@ -213,11 +217,13 @@ fn pointed(app: &App) -> Line<'static> {
     let Some(Backend { seen, .. }) = backend else {
         return Line::default();
     };
-    let orders = orders(seen).into_iter().map(|order| format!(", {order}"));
+    let remarks = remarks(seen)
+        .into_iter()
+        .map(|remark| format!(", {remark}"));
     Line::from(vec![
         seen.name.clone().bold(),
         format!(" at {}", seen.address).into(),
-        orders.collect::<String>().yellow(),
+        remarks.collect::<String>().yellow(),
     ])
 }
 
@@ -269,7 +275,7 @@ fn state(health: Health) -> String {
     let sign = match health {
         Health::Up => "●",
         Health::Down | Health::Cut => "✕",
-        Health::Unhealthy => "▲",
+        Health::Unhealthy | Health::Barred => "▲",
         Health::Leaving | Health::Draining => "◐",
         Health::Maintenance => "■",
         Health::Unknown => "○",
@@ -280,7 +286,7 @@ fn state(health: Health) -> String {
 fn style(health: Health) -> Style {
     Style::new().fg(match health {
         Health::Up => Color::Green,
-        Health::Down | Health::Unhealthy | Health::Cut => Color::Red,
+        Health::Down | Health::Unhealthy | Health::Cut | Health::Barred => Color::Red,
         Health::Leaving | Health::Draining | Health::Maintenance => Color::Yellow,
         Health::Unknown => Color::DarkGray,
     })

@@ -2,21 +2,23 @@
 
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use toml::Spanned;
 
-use super::reader::{Place, Reader};
+use super::reader::{Located, Place, Reader};
 use crate::config::AutoJoin;
 use crate::config::error::ProblemKind;
 use crate::config::file::{AutoJoinTable, Given};
+use crate::config::values::family;
 use crate::heartbeat::Authentication;
 
 const EXAMPLE: &str = "{ networks = [\"192.168.56.0/24\"], port = 8081 }";
 
-/// Reads who may join; nothing if nobody may.
+/// Reads who may join the service at that address; nothing if nobody may.
 pub(super) fn check(
     reader: &mut Reader<'_>,
     given: Given<AutoJoinTable>,
+    service: Option<&Located>,
     authentication: Authentication,
 ) -> Option<AutoJoin> {
     let table = given?;
@@ -38,7 +40,7 @@ pub(super) fn check(
     let port = port_of(reader, &place, port);
     let networks = networks
         .into_iter()
-        .filter_map(|text| network(reader, &text));
+        .filter_map(|text| network(reader, &text, service));
     Some(AutoJoin {
         networks: networks.collect(),
         port: port?,
@@ -71,24 +73,26 @@ fn port_of(reader: &mut Reader<'_>, whole: &Place, given: Given<i64>) -> Option<
     None
 }
 
-fn network(reader: &mut Reader<'_>, text: &Spanned<String>) -> Option<Ipv4Net> {
+fn network(
+    reader: &mut Reader<'_>,
+    text: &Spanned<String>,
+    service: Option<&Located>,
+) -> Option<IpNet> {
     let place = reader.at("service.auto_join.networks", text);
     let text = text.get_ref().trim();
     let (what, remedy) = match text.parse::<IpNet>() {
-        Ok(IpNet::V4(network)) if network == network.trunc() => return Some(network),
-        Ok(IpNet::V4(network)) => (
+        Ok(network) if network == network.trunc() => {
+            return of_family(reader, &place, network, service);
+        }
+        Ok(network) => (
             format!("{text:?} is an address in a network, not a network"),
             format!("write \"{}\"", network.trunc()),
         ),
-        Ok(IpNet::V6(_)) => (
-            format!("{text:?} is an IPv6 network, which this version does not serve"),
-            "write an IPv4 network".to_owned(),
-        ),
         Err(_) => (
             format!("{text:?} is not a network"),
-            match text.parse() {
-                Ok(IpAddr::V4(address)) => format!("write \"{address}/32\" for this one address"),
-                Ok(IpAddr::V6(_)) | Err(_) => format!("write for instance {EXAMPLE}"),
+            match text.parse::<IpAddr>() {
+                Ok(address) => format!("write \"{}\" for this one address", IpNet::from(address)),
+                Err(_) => format!("write for instance {EXAMPLE}"),
             },
         ),
     };
@@ -96,8 +100,32 @@ fn network(reader: &mut Reader<'_>, text: &Spanned<String>) -> Option<Ipv4Net> {
         &place,
         ProblemKind::BadNetwork,
         what,
-        "an IPv4 network with its length, as \"192.168.56.0/24\"",
+        "a network with its length, as \"192.168.56.0/24\" or \"2001:db8::/64\"",
         remedy,
+    );
+    None
+}
+
+/// Who joins serves under the address it is heard from, which must be of the service's family.
+fn of_family(
+    reader: &mut Reader<'_>,
+    place: &Place,
+    network: IpNet,
+    service: Option<&Located>,
+) -> Option<IpNet> {
+    let (is, needed) = match service {
+        Some(service) => (family(network.addr()), family(service.address.ip())),
+        None => return Some(network),
+    };
+    if is == needed {
+        return Some(network);
+    }
+    reader.refuse(
+        place,
+        ProblemKind::FamiliesMixed,
+        format!("{network} is an {is} network, and the service's address an {needed} one"),
+        format!("{needed} networks"),
+        format!("name {needed} networks here, and this one at a service with an {is} address"),
     );
     None
 }

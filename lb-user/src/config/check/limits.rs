@@ -8,6 +8,7 @@ use crate::config::error::ProblemKind;
 use crate::config::file::{Given, LimitsTable, Scalar};
 use crate::config::values::{self, PortRange, show_duration};
 
+const MOST_SERVICES: u32 = 1_024;
 const MOST_FLOWS: u32 = 1 << 24;
 /// The entry for "none", a worker and a fallback.
 const LEAST_BACKENDS: u32 = 3;
@@ -15,12 +16,24 @@ const MOST_BACKENDS: u32 = 1 << 16;
 /// Below this only privileged programs may listen, so that none expects a stranger there.
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 
+/// Room for what the services need.
+pub(super) struct Room {
+    pub services: Checked<u32>,
+    pub backends: Checked<u32>,
+}
+
 pub(super) fn check(
     reader: &mut Reader<'_>,
     table: LimitsTable,
     kernel_ports: Option<PortRange>,
-) -> (Limits, Checked<u32>) {
+) -> (Limits, Room) {
     let default = Limits::default();
+    let services = reader.integer(
+        "limits.services",
+        table.services,
+        default.services,
+        1..=MOST_SERVICES,
+    );
     let backends = reader.integer(
         "limits.backends",
         table.backends,
@@ -29,17 +42,19 @@ pub(super) fn check(
     );
     let flows = reader.integer("limits.flows", table.flows, default.flows, 1..=MOST_FLOWS);
     let limits = Limits {
+        services: services.value,
         backends: backends.value,
         flows: flows.value,
         nat_ports: nat_ports(reader, table.nat_ports, default.nat_ports, kernel_ports),
         ..idle_times(
             reader,
             table.established_idle,
+            table.datagram_idle,
             table.closing_idle,
             table.half_open_idle,
         )
     };
-    (limits, backends)
+    (limits, Room { services, backends })
 }
 
 fn nat_ports(
@@ -115,6 +130,7 @@ fn refuse_overlap(
 fn idle_times(
     reader: &mut Reader<'_>,
     established: Given<Scalar>,
+    datagram: Given<Scalar>,
     closing: Given<Scalar>,
     half_open: Given<Scalar>,
 ) -> Limits {
@@ -128,6 +144,7 @@ fn idle_times(
         established,
         default.established_idle,
     );
+    let datagram = time("limits.datagram_idle", datagram, default.datagram_idle);
     let closing = time("limits.closing_idle", closing, default.closing_idle);
     let half_open = time("limits.half_open_idle", half_open, default.half_open_idle);
     for shorter in [&closing, &half_open] {
@@ -150,6 +167,7 @@ fn idle_times(
     }
     Limits {
         established_idle: established.value,
+        datagram_idle: datagram.value,
         closing_idle: closing.value,
         half_open_idle: half_open.value,
         ..default

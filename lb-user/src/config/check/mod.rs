@@ -28,12 +28,12 @@ pub(super) fn check(
     let manager = manager::check(&mut reader, file.manager, overrides);
     let heartbeats = heartbeats::check(&mut reader, file.heartbeats, manager.legacy_heartbeats);
     let failover = failover(&mut reader, file.failover, overrides);
-    let (limits, backends) = limits::check(&mut reader, file.limits, kernel_ports);
+    let (limits, room) = limits::check(&mut reader, file.limits, kernel_ports);
     let services = services::check(
         &mut reader,
         file.services,
         overrides,
-        &backends,
+        &room,
         heartbeats.authentication,
     );
     reader.finish(Config {

@@ -1,6 +1,6 @@
 //! Reads single values, remembers where each came from, and collects what is wrong.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -342,7 +342,7 @@ impl<'a> Reader<'a> {
 /// An address and where it was written.
 #[derive(Debug, Clone)]
 pub(super) struct Located {
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     pub place: Place,
 }
 

@@ -1,23 +1,23 @@
 //! The rules of each `[[service]]`, and of services among each other.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use toml::Spanned;
 
 use super::auto_join;
-use super::reader::{Checked, Located, Place, Reader, Setting};
+use super::limits::Room;
+use super::reader::{Located, Place, Reader, Setting};
 use crate::config::error::{Origin, ProblemKind};
 use crate::config::file::{Given, ServiceTable, WorkerTable};
 use crate::config::overrides::Overrides;
 use crate::config::values;
-use crate::config::{AutoJoin, Mode, Protocol, Service, Worker};
-use crate::core::{MANAGER, NOBODY, Policy, Pressure, SpreadSettings, Threshold};
+use crate::config::{AutoJoin, Service, Worker};
+use crate::core::{
+    Endpoint, MANAGER, Mode, NOBODY, Policy, Pressure, Protocol, SpreadSettings, Threshold,
+};
 use crate::heartbeat::{Authentication, check_name};
-
-/// How many services the map in the kernel holds.
-const MOST_SERVICES: usize = lb_common::maps::MAX_SERVICES as usize;
 
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -29,7 +29,8 @@ struct Draft {
     rejects: bool,
     workers: Vec<DraftWorker>,
     auto_join: Option<AutoJoin>,
-    rest: (Protocol, Policy, Threshold, SpreadSettings, Mode),
+    protocol: Protocol,
+    rest: (Policy, Threshold, SpreadSettings, Mode),
 }
 
 struct DraftWorker {
@@ -42,7 +43,7 @@ pub(super) fn check(
     reader: &mut Reader<'_>,
     tables: Vec<Spanned<ServiceTable>>,
     overrides: &Overrides,
-    room: &Checked<u32>,
+    room: &Room,
     authentication: Authentication,
 ) -> Vec<Service> {
     count(reader, &tables, room);
@@ -53,6 +54,7 @@ pub(super) fn check(
     distinct_services(reader, &drafts);
     for draft in &drafts {
         distinct_workers(reader, draft);
+        one_family(reader, draft);
         fallback(reader, draft, &drafts);
         workers_elsewhere(reader, draft, &drafts);
     }
@@ -61,13 +63,20 @@ pub(super) fn check(
 }
 
 impl Draft {
+    fn endpoint(&self) -> Option<Endpoint> {
+        Some(Endpoint {
+            address: self.address.as_ref()?.address,
+            protocol: self.protocol,
+        })
+    }
+
     fn finish(self) -> Option<Service> {
-        let (protocol, policy, threshold, spread, mode) = self.rest;
+        let (policy, threshold, spread, mode) = self.rest;
         let workers = self.workers.into_iter();
         Some(Service {
             name: self.name?.0,
             address: self.address?.address,
-            protocol,
+            protocol: self.protocol,
             policy,
             threshold,
             spread,
@@ -90,7 +99,8 @@ impl Draft {
     }
 }
 
-fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], backends: &Checked<u32>) {
+fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], room: &Room) {
+    let Room { services, backends } = room;
     if tables.is_empty() {
         let place = reader.nowhere("service");
         reader.refuse(
@@ -101,14 +111,14 @@ fn count(reader: &mut Reader<'_>, tables: &[Spanned<ServiceTable>], backends: &C
             "copy the one of the example, memlb.toml, and write your addresses into it",
         );
     }
-    if tables.len() > MOST_SERVICES {
-        let place = reader.at("service", &tables[MOST_SERVICES]);
+    if let Some(table) = tables.get(services.value as usize) {
+        let place = reader.at("service", table);
         reader.refuse(
             &place,
             ProblemKind::TooManyServices,
             format!("{} services are configured", tables.len()),
-            format!("at most {MOST_SERVICES}"),
-            "serve the rest from another manager",
+            format!("at most {}", services.value),
+            "raise services in [limits], or serve the rest from another manager",
         );
     }
     let needed: usize = tables
@@ -152,12 +162,12 @@ fn draft(
         table.address,
         "\"192.168.56.101:80\"",
     );
-    let auto_join = auto_join::check(reader, table.auto_join, authentication);
+    let auto_join = auto_join::check(reader, table.auto_join, address.as_ref(), authentication);
     let protocol = reader.choice(
         "service.protocol",
         Setting::file(table.protocol),
-        &[("tcp", Protocol::Tcp)],
-        &["udp", "sctp"],
+        &Protocol::ALL.map(|protocol| (protocol.name(), protocol)),
+        &["sctp"],
     );
     let policy = reader.choice(
         "service.policy",
@@ -216,8 +226,8 @@ fn draft(
     let mode = reader.choice(
         "service.mode",
         Setting::file(table.mode),
-        &[("nat", Mode::Nat)],
-        &["dsr", "local"],
+        &Mode::ALL.map(|mode| (mode.name(), mode)),
+        &[],
     );
     let rejects = (table.fallback.as_ref()).is_some_and(|it| it.get_ref() == "reject");
     Draft {
@@ -235,12 +245,12 @@ fn draft(
         rejects,
         workers: workers(reader, &whole, table.workers, auto_join.is_some()),
         auto_join,
+        protocol: protocol.unwrap_or_default(),
         rest: (
-            protocol.unwrap_or(Protocol::Tcp),
             policy.unwrap_or_default(),
             threshold.value,
             spread,
-            mode.unwrap_or(Mode::Nat),
+            mode.unwrap_or_default(),
         ),
     }
 }
@@ -340,11 +350,19 @@ fn machine(
 ) -> Option<Located> {
     let located = reader.address(key, whole, given, example)?;
     let ip = located.address.ip();
+    let (is_broadcast, is_link_local) = match ip {
+        IpAddr::V4(ip) => (ip.is_broadcast(), false),
+        IpAddr::V6(ip) => (false, ip.is_unicast_link_local()),
+    };
     let unfit = [
         (ip.is_unspecified(), "stands for any address"),
         (ip.is_loopback(), "is a loopback address"),
         (ip.is_multicast(), "is a multicast address"),
-        (ip.is_broadcast(), "is the broadcast address"),
+        (is_broadcast, "is the broadcast address"),
+        (
+            is_link_local,
+            "is a link-local address, which many links may have",
+        ),
     ];
     if let Some((_, why)) = unfit.iter().find(|(unfit, _)| *unfit) {
         reader.refuse(
@@ -367,10 +385,13 @@ fn distinct_services(reader: &mut Reader<'_>, drafts: &[Draft]) {
         ProblemKind::DuplicateServiceName,
         "a service",
     );
-    let addresses = drafts.iter().filter_map(|draft| draft.address.as_ref());
+    let endpoints = drafts.iter().filter_map(|draft| {
+        let place = &draft.address.as_ref()?.place;
+        Some((draft.endpoint()?.to_string(), place))
+    });
     distinct(
         reader,
-        addresses.map(|located| (located.address.to_string(), &located.place)),
+        endpoints,
         ProblemKind::DuplicateServiceAddress,
         "a service",
     );
@@ -421,13 +442,41 @@ fn distinct<'a>(
     }
 }
 
+/// Packets are not translated from one family to the other.
+fn one_family(reader: &mut Reader<'_>, draft: &Draft) {
+    let Some(service) = &draft.address else {
+        return;
+    };
+    let service = service.address.ip();
+    for worker in draft.workers.iter().filter_map(|w| w.address.as_ref()) {
+        let ip = worker.address.ip();
+        if ip.is_ipv4() == service.is_ipv4() {
+            continue;
+        }
+        let (is, needed) = (values::family(ip), values::family(service));
+        reader.refuse(
+            &worker.place,
+            ProblemKind::FamiliesMixed,
+            format!("{ip} is an {is} address, and the service's, {service}, an {needed} one"),
+            format!("the worker's {needed} address"),
+            format!(
+                "write its {needed} address, or add a service with an {is} address for the same \
+                 workers"
+            ),
+        );
+    }
+}
+
 /// The manager's own server takes over by a change of port alone.
 fn fallback(reader: &mut Reader<'_>, draft: &Draft, drafts: &[Draft]) {
     let (Some(service), Some(fallback)) = (&draft.address, &draft.fallback) else {
         return;
     };
-    let mut services = drafts.iter().filter_map(|draft| draft.address.as_ref());
-    if services.any(|other| other.address == fallback.address) {
+    let own = Endpoint {
+        address: fallback.address,
+        protocol: draft.protocol,
+    };
+    if drafts.iter().any(|other| other.endpoint() == Some(own)) {
         reader.refuse(
             &fallback.place,
             ProblemKind::FallbackIsService,
@@ -447,7 +496,7 @@ fn fallback(reader: &mut Reader<'_>, draft: &Draft, drafts: &[Draft]) {
             "the service's own address with another port",
             format!(
                 "write \"{}\"; a server elsewhere is a worker",
-                SocketAddrV4::new(*service.address.ip(), fallback.address.port())
+                SocketAddr::new(service.address.ip(), fallback.address.port())
             ),
         );
     }

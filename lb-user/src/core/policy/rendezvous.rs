@@ -5,7 +5,7 @@
 //! moved. (Wang and Ravishankar 1998; weighted after Schindelhauer and Schomaker 2005.)
 
 use std::cmp::Ordering;
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::maps::CHOICE_SLOTS;
 
@@ -29,10 +29,7 @@ struct Entry {
 }
 
 impl Rendezvous {
-    pub fn new(addresses: impl Iterator<Item = SocketAddrV4>) -> Self {
-        let key = |address: SocketAddrV4| {
-            mixed(u64::from(u32::from(*address.ip())) << 16 | u64::from(address.port()))
-        };
+    pub fn new(addresses: impl Iterator<Item = SocketAddr>) -> Self {
         let keys: Vec<u64> = addresses.map(key).collect();
         Self {
             weights: vec![0; keys.len()],
@@ -114,6 +111,17 @@ impl Entry {
             .cmp(&quotient(other, self))
             .then(other.number.cmp(&self.number))
             .then(self.worker.cmp(&other.worker))
+    }
+}
+
+fn key(address: SocketAddr) -> u64 {
+    let port = u64::from(address.port());
+    match address.ip() {
+        IpAddr::V4(ip) => mixed(u64::from(u32::from(ip)) << 16 | port),
+        IpAddr::V6(ip) => {
+            let bits = ip.to_bits();
+            mixed(mixed(mixed((bits >> 64) as u64) ^ bits as u64) ^ port)
+        }
     }
 }
 

@@ -18,6 +18,8 @@ enum Input {
     Timeout,
     /// The shell counts open connections.
     Connections(Vec<(BackendId, u64)>),
+    /// A router is found before a worker, or not.
+    Link(BackendId, bool),
     /// Both services' policies are configured anew.
     Reconfigure(Policy, Policy),
 }
@@ -29,12 +31,14 @@ fn settings() -> impl Strategy<Value = Settings> {
         (0..50u32).prop_map(Threshold::Percent),
     ];
     let services = (threshold.clone(), threshold, policy(), policy());
-    (services, 0..4u32, max_share()).prop_map(
-        |((one, other, first, second), up_after, max_share)| {
+    let mode = prop::sample::select(&Mode::ALL);
+    (services, 0..4u32, max_share(), mode).prop_map(
+        |((one, other, first, second), up_after, max_share, mode)| {
             let mut services = vec![
                 service(0, 1, &WORKERS[..3], one),
                 service(1, 10, &[WORKERS[3], WORKERS[1]], other),
             ];
+            services[0].mode = mode;
             services[0].policy = first;
             services[1].policy = second;
             services[0].spread.max_share = max_share;
@@ -97,14 +101,19 @@ fn heartbeat() -> impl Strategy<Value = Report> {
     ];
     let sequence = prop::option::weighted(0.8, (0..3u64, 0..40u64));
     let healthy = prop::bool::weighted(0.9);
-    (worker, state, sequence, healthy, 0..700u64).prop_map(
-        |(worker, state, sequence, healthy, mib)| Report {
+    let equipped = prop::bool::weighted(0.9);
+    (worker, state, sequence, (healthy, equipped), 0..700u64).prop_map(
+        |(worker, state, sequence, (healthy, equipped), mib)| Report {
             sequence: sequence.map(|(boot, number)| Sequence {
                 boot: BootId(boot),
                 number,
             }),
             state,
             healthy,
+            translates: match equipped {
+                true => vec![service(0, 1, &[], Threshold::Auto).endpoint()],
+                false => Vec::new(),
+            },
             ..report(worker, 0, 0, mib)
         },
     )
@@ -139,6 +148,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => milliseconds(8_000).prop_map(Input::Oversleep),
         1 => Just(Input::Timeout),
         2 => prop::collection::vec((backend(), 0..200u64), 0..6).prop_map(Input::Connections),
+        1 => (backend(), any::<bool>()).prop_map(|(of, behind)| Input::Link(of, behind)),
         1 => (policy(), policy()).prop_map(|(one, other)| Input::Reconfigure(one, other)),
     ]
 }
@@ -175,6 +185,11 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
                 }
             }
             Input::Timeout => world.wake(),
+            Input::Link(backend, behind_router) => {
+                let links = [(*backend, *behind_router)].into();
+                world.core.handle_links(&links, world.now);
+                world.wake();
+            }
             Input::Connections(open) => world.core.handle_connections(open),
             Input::Reconfigure(one, other) => {
                 settings.services[0].policy = *one;

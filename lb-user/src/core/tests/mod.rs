@@ -1,6 +1,7 @@
 //! The core in virtual time: a shell without a world around it.
 
 mod adoption;
+mod direct;
 mod heartbeats;
 mod histories;
 mod orders;
@@ -36,17 +37,14 @@ pub(super) fn service(
     workers: &[&str],
     threshold: Threshold,
 ) -> ServiceSettings {
-    let address = |port: u16| std::net::SocketAddrV4::new([192, 168, 56, 101].into(), port);
+    let address = |port: u16| std::net::SocketAddr::from(([192, 168, 56, 101], port));
     let ids = first_backend..;
     let backends: Vec<BackendSettings> = ids
         .zip(workers)
         .map(|(id, worker)| BackendSettings {
             id: BackendId(id),
             worker: (*worker).to_owned(),
-            address: std::net::SocketAddrV4::new(
-                [192, 168, 57, u8::try_from(id).expect("few")].into(),
-                8080,
-            ),
+            address: ([192, 168, 57, u8::try_from(id).expect("few")], 8080).into(),
             weight_percent: 100,
         })
         .collect();
@@ -54,6 +52,8 @@ pub(super) fn service(
         id: ServiceId(id),
         name: format!("service{id}"),
         address: address(80),
+        protocol: Protocol::Tcp,
+        mode: Mode::Nat,
         policy: Policy::Memory,
         threshold,
         spread: SpreadSettings::default(),
@@ -79,6 +79,7 @@ pub(super) fn report(worker: &str, boot: u64, number: u64, available_mib: u64) -
         pressure: None,
         state: WorkerState::Ready,
         healthy: true,
+        translates: Vec::new(),
         interval: Some(BEAT),
     }
 }

@@ -32,6 +32,7 @@ fn heartbeat(worker: &str, boot: u64, seq: u64, nonce: Option<Nonce>) -> Heartbe
         load: None,
         state: WorkerState::Ready,
         healthy: true,
+        translates: Vec::new(),
         version: "0.1.0".to_owned(),
         nonce,
     }

@@ -49,6 +49,7 @@ export const STATES = {
   maintenance: ["■", "maintenance"],
   draining: ["◐", "draining"],
   cut: ["✕", "cut off"],
+  barred: ["▲", "barred"],
   unknown: ["○", "not heard yet"],
 };
 

@@ -54,6 +54,7 @@ export function decision(service) {
     ["rule", words(service.rule)],
     ["policy", words(service.policy)],
     ...(service.policy === "memory" ? [["threshold", threshold]] : []),
+    ...(service.mode === "nat" ? [] : [["mode", service.mode]]),
   ]);
 }
 

@@ -169,7 +169,8 @@ function fill(card, worker, flow) {
       `${bytes(flow.in + flow.out)}/s`,
   );
   const heard = worker.age_ms === null ? "never heard" : `heard ${age(worker.age_ms)} ago`;
-  const why = worker.hold?.reason ? `: ${worker.hold.reason}` : "";
+  const barred = worker.barred ? `: ${worker.barred}` : "";
+  const why = worker.hold?.reason ? `: ${worker.hold.reason}` : barred;
   const ramp = worker.ramp_percent < 100 ? `, ramping up at ${worker.ramp_percent} %` : "";
   card.title = `${worker.name}, ${word}${held}${why}${ramp}, ${worker.address}, ${heard}`;
 }

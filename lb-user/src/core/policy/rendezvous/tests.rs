@@ -5,7 +5,7 @@ use super::*;
 const SLOTS: usize = CHOICE_SLOTS as usize;
 
 fn table(workers: u8) -> Rendezvous {
-    let address = |host| SocketAddrV4::new([10, 0, 0, host].into(), 8080);
+    let address = |host| SocketAddr::from(([10, 0, 0, host], 8080));
     Rendezvous::new((0..workers).map(address))
 }
 

@@ -1,0 +1,123 @@
+//! What clients connect to: an address with its protocol, as `192.168.56.101:80/tcp`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A service's address with its protocol: no two services have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.protocol)
+    }
+}
+
+/// A text that is no endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoEndpoint;
+
+impl fmt::Display for NoEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "expected an address in numbers, a port, and the protocol unless it is tcp: \
+             192.168.56.101:80, or [2001:db8::1]:53/udp",
+        )
+    }
+}
+
+impl std::error::Error for NoEndpoint {}
+
+impl FromStr for Endpoint {
+    type Err = NoEndpoint;
+
+    fn from_str(text: &str) -> Result<Self, NoEndpoint> {
+        let (address, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = Protocol::ALL.into_iter().find(|it| it.name() == protocol);
+        let address: SocketAddr = address.parse().map_err(|_| NoEndpoint)?;
+        if address.port() == 0 {
+            return Err(NoEndpoint);
+        }
+        Ok(Self {
+            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
+            protocol: protocol.ok_or(NoEndpoint)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_it_writes() {
+        for text in [
+            "192.168.56.101:80/tcp",
+            "192.168.56.101:53/udp",
+            "[2001:db8::1]:80/tcp",
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(endpoint.to_string(), text);
+        }
+        let usual: Endpoint = "192.168.56.101:80".parse().unwrap();
+        assert_eq!(usual.protocol, Protocol::Tcp);
+        let mapped: Endpoint = "[::ffff:192.168.56.101]:80".parse().unwrap();
+        assert_eq!(mapped, usual);
+        for wrong in [
+            "",
+            "192.168.56.101",
+            "192.168.56.101:0",
+            "192.168.56.101:80/",
+            "192.168.56.101:80/sctp",
+            "2001:db8::1/tcp",
+            "worker1:80/tcp",
+        ] {
+            assert!(wrong.parse::<Endpoint>().is_err(), "{wrong}");
+        }
+    }
+}

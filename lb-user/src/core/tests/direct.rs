@@ -1,0 +1,132 @@
+//! Mode `dsr`: who can answer clients directly serves, and who cannot is told why.
+
+use super::*;
+
+fn settings(mode: Mode) -> Settings {
+    let mut settings = lab(Threshold::Bytes(64 * MIB));
+    settings.services[0].mode = mode;
+    settings
+}
+
+fn web() -> Endpoint {
+    settings(Mode::Dsr).services[0].endpoint()
+}
+
+fn equipped(worker: &str, boot: u64, number: u64, available_mib: u64) -> Report {
+    Report {
+        translates: vec![web()],
+        ..report(worker, boot, number, available_mib)
+    }
+}
+
+fn barred(world: &World, worker: &str) -> Option<String> {
+    let snapshot = world.core.snapshot(world.now);
+    let mut backends = snapshot.services[0].backends.iter();
+    let backend = backends.find(|backend| backend.name == worker);
+    backend.expect("a worker").barred.clone()
+}
+
+#[test]
+fn a_worker_without_companion_is_not_chosen_and_told_why_once() {
+    let mut world = World::new(settings(Mode::Dsr));
+    assert_eq!(world.hear(&report("worker1", 1, 1, 600)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&equipped("worker2", 1, 1, 300)),
+        Outcome::Accepted
+    );
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(world.state("worker1"), Health::Barred);
+    assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Barred);
+    let why = "worker1 has no companion for 192.168.56.101:80/tcp: start its agent with --dsr";
+    assert_eq!(barred(&world, "worker1").as_deref(), Some(why));
+    assert_eq!(barred(&world, "worker2"), None);
+    assert_eq!(world.hear(&report("worker1", 1, 2, 600)), Outcome::Accepted);
+    let told: Vec<String> = world
+        .events
+        .iter()
+        .filter(|event| matches!(event, Event::WorkerBarred { .. }))
+        .map(Event::to_string)
+        .collect();
+    assert_eq!(told, [format!("service0: {why}")]);
+    world.events.clear();
+
+    // Another service's companion does not help, its own does.
+    let other = Endpoint {
+        protocol: Protocol::Udp,
+        ..web()
+    };
+    let mut elsewhere = report("worker1", 1, 3, 600);
+    elsewhere.translates = vec![other];
+    assert_eq!(world.hear(&elsewhere), Outcome::Accepted);
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(
+        world.hear(&equipped("worker1", 1, 4, 600)),
+        Outcome::Accepted
+    );
+    assert_eq!(world.selected(), "worker1");
+    assert_eq!(world.kinds(), ["worker_unbarred", "selection_changed"]);
+
+    // The companion is gone: so are the connections.
+    assert_eq!(world.hear(&report("worker1", 1, 5, 600)), Outcome::Accepted);
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Barred);
+    assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
+}
+
+#[test]
+fn a_worker_behind_a_router_is_not_chosen() {
+    let mut world = World::new(settings(Mode::Dsr));
+    for (worker, mib) in [("worker1", 600), ("worker2", 300)] {
+        assert_eq!(world.hear(&equipped(worker, 1, 1, mib)), Outcome::Accepted);
+    }
+    assert_eq!(world.selected(), "worker1");
+    let mut links = BTreeMap::from([(BackendId(1), true), (BackendId(2), false)]);
+    world.core.handle_links(&links, world.now);
+    world.wake();
+    assert_eq!(world.selected(), "worker2");
+    let why = barred(&world, "worker1").expect("a reason");
+    assert!(why.contains("behind a router"), "{why}");
+
+    // What is known of the ways outlasts a change of the configuration.
+    world.reconfigure(settings(Mode::Dsr));
+    assert_eq!(world.state("worker1"), Health::Barred);
+    links.insert(BackendId(1), false);
+    world.core.handle_links(&links, world.now);
+    world.wake();
+    assert_eq!(world.selected(), "worker1");
+}
+
+#[test]
+fn with_nobody_fit_the_manager_serves_by_itself() {
+    let mut world = World::new(settings(Mode::Dsr));
+    world.start("worker1", 600);
+    assert_eq!(world.selected(), MANAGER);
+    assert_eq!(world.state("worker1"), Health::Barred);
+}
+
+#[test]
+fn other_services_ask_for_no_companion() {
+    let mut world = World::new(settings(Mode::Nat));
+    world.start("worker1", 600);
+    let links = BTreeMap::from([(BackendId(1), true)]);
+    world.core.handle_links(&links, world.now);
+    world.wake();
+    assert_eq!(world.selected(), "worker1");
+    assert_eq!(barred(&world, "worker1"), None);
+}
+
+#[test]
+fn a_restart_bars_nobody_before_it_was_heard() {
+    let now = Instant::now();
+    let adopted = Adopted {
+        selections: [(WEB, BackendId(1))].into(),
+        ..Adopted::default()
+    };
+    let core = Core::resume(settings(Mode::Dsr), &adopted, now);
+    let mut world = World::around(core, now);
+    assert_eq!(world.selected(), "worker1");
+    assert_eq!(world.state("worker1"), Health::Up);
+    assert_eq!(world.hear(&report("worker1", 1, 1, 600)), Outcome::Accepted);
+    assert_eq!(world.state("worker1"), Health::Barred);
+    assert_eq!(world.selected(), MANAGER);
+}

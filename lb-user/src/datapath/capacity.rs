@@ -1,0 +1,182 @@
+//! How large the maps are made, and whether those that an earlier manager made are large enough.
+//!
+//! A family of addresses that no service has gets tables without room, since full ones would take
+//! tens of megabytes for nothing. The first service of that family has them made anew at the
+//! manager's next start: they are empty, so that no connection is lost by it.
+
+use std::{fs, net::IpAddr, path::Path};
+
+use anyhow::{Context, Result, bail};
+use lb_common::maps::{ROWS, SERVICE_CHOICES, name};
+use tracing::info;
+
+use super::{bpffs::open_map, tables::half_open_columns};
+use crate::config::{Config, Limits};
+
+/// Entries of the tables of a family without services; a map cannot have none.
+const NO_ROOM: u32 = 1;
+
+/// Where the programs keep round robin's turns; nobody else reads it.
+const TURNS: &str = "turns";
+
+/// The connection tables of one family.
+pub struct Tables {
+    pub family: &'static str,
+    flows: &'static str,
+    half_open: &'static str,
+    notes: &'static str,
+    has: fn(IpAddr) -> bool,
+}
+
+pub const FAMILIES: [Tables; 2] = [
+    Tables {
+        family: "IPv4",
+        flows: name::FLOWS,
+        half_open: name::HALF_OPEN,
+        notes: name::NOTES,
+        has: |ip| ip.is_ipv4(),
+    },
+    Tables {
+        family: "IPv6",
+        flows: name::FLOWS6,
+        half_open: name::HALF_OPEN6,
+        notes: name::NOTES6,
+        has: |ip| ip.is_ipv6(),
+    },
+];
+
+impl Tables {
+    /// Whether some service has an address of this family.
+    pub fn are_used_by(&self, config: &Config) -> bool {
+        let mut services = config.services.iter();
+        services.any(|service| (self.has)(service.address.ip()))
+    }
+}
+
+/// Whether a table of this many entries was made for a family that services have.
+pub fn has_room(entries: u32) -> bool {
+    entries > NO_ROOM
+}
+
+/// Returns how many entries each map has whose size is configured.
+pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
+    let Limits {
+        services,
+        backends,
+        flows,
+        ..
+    } = config.limits;
+    let columns = half_open_columns(&config.limits);
+    let mut sizes = vec![
+        (name::SERVICES, services),
+        (name::SELECTION, services),
+        (name::POLICIES, services),
+        (name::CHOICES, services * SERVICE_CHOICES),
+        (TURNS, services),
+        (name::BACKENDS, backends),
+        (name::NEIGHBOURS, backends),
+        (name::TRAFFIC, backends),
+        (name::ACTIVE, backends),
+        (name::LOST, backends),
+    ];
+    for tables in FAMILIES {
+        let room = |entries| match tables.are_used_by(config) {
+            true => entries,
+            false => NO_ROOM,
+        };
+        sizes.extend([
+            // Every connection has an entry for each direction.
+            (tables.flows, room(flows.saturating_mul(2))),
+            (tables.half_open, room(columns * ROWS)),
+            (tables.notes, room(columns)),
+        ]);
+    }
+    sizes
+}
+
+/// Makes what an earlier manager has pinned fit for this configuration: tables without room that need
+/// some are removed, to be made anew.
+///
+/// # Errors
+///
+/// Names the setting that these maps have no room for, and what to do.
+pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
+    let pinned = |map: &str| -> Result<Option<u32>> {
+        if !pin_path.join(map).exists() {
+            return Ok(None);
+        }
+        let info = open_map(pin_path, map)?.info();
+        let info = info.with_context(|| format!("look at map {map}"))?;
+        Ok(Some(info.max_entries()))
+    };
+    for (setting, map, wanted) in [
+        ("limits.services", name::SELECTION, config.limits.services),
+        ("limits.backends", name::BACKENDS, config.limits.backends),
+    ] {
+        if let Some(room) = pinned(map)?.filter(|room| *room < wanted) {
+            let path = pin_path.display();
+            bail!(
+                "{setting} is {wanted}, but the maps pinned at {path} have room for {room}: either \
+                 set it to {room}, or remove them (open connections end): memlb unload --pin-path \
+                 {path}"
+            );
+        }
+    }
+    for tables in FAMILIES {
+        let lacks = pinned(tables.half_open)?.is_some_and(|entries| !has_room(entries));
+        if !lacks || !tables.are_used_by(config) {
+            continue;
+        }
+        info!("making room for {} connections", tables.family);
+        for map in [tables.flows, tables.half_open, tables.notes] {
+            let path = pin_path.join(map);
+            if path.exists() {
+                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    fn sizes_of(addresses: &[&str]) -> Vec<(&'static str, u32)> {
+        let service = |(number, address): (usize, &&str)| {
+            format!(
+                "[[service]]\nname = \"{number}\"\naddress = \"{address}:80\"\nfallback = \"reject\"\n\
+                 workers = [{{ name = \"w\", address = \"{}:80\" }}]\n",
+                address.replace('1', "2")
+            )
+        };
+        let services: String = addresses.iter().enumerate().map(service).collect();
+        let text = format!(
+            "manager.interfaces = [\"eth1\"]\nlimits = {{ services = 100, flows = 1000 }}\n{services}"
+        );
+        sizes(&Config::parse(&text, "test", &Overrides::default(), None).unwrap())
+    }
+
+    fn size(sizes: &[(&str, u32)], map: &str) -> u32 {
+        let found = sizes.iter().find(|(name, _)| *name == map);
+        found.unwrap_or_else(|| panic!("{map}")).1
+    }
+
+    #[test]
+    fn only_families_with_services_take_memory() {
+        let (v4, v6) = ("10.0.0.1", "[2001:db8::1]");
+        for (addresses, flows, flows6) in [
+            (&[v4][..], 2000, 1),
+            (&[v6], 1, 2000),
+            (&[v4, v6], 2000, 2000),
+        ] {
+            let sizes = sizes_of(addresses);
+            assert_eq!(size(&sizes, "flows"), flows, "{addresses:?}");
+            assert_eq!(size(&sizes, "flows6"), flows6, "{addresses:?}");
+            assert_eq!(has_room(size(&sizes, "half_open6")), flows6 > 1);
+            assert_eq!(has_room(size(&sizes, "notes6")), flows6 > 1);
+            assert_eq!(size(&sizes, "choices"), 100 * 8_192);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The two families of addresses, each with connection tables of its own.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use lb_common::{
+    address::{Address, V4, V6},
+    maps::name,
+};
+
+/// A family's tables, and its addresses as the rest of the manager has them.
+pub trait Family: Address {
+    const FLOWS: &'static str;
+    const HALF_OPEN: &'static str;
+
+    fn ip(self) -> IpAddr;
+}
+
+impl Family for V4 {
+    const FLOWS: &'static str = name::FLOWS;
+    const HALF_OPEN: &'static str = name::HALF_OPEN;
+
+    fn ip(self) -> IpAddr {
+        self.into()
+    }
+}
+
+impl Family for V6 {
+    const FLOWS: &'static str = name::FLOWS6;
+    const HALF_OPEN: &'static str = name::HALF_OPEN6;
+
+    fn ip(self) -> IpAddr {
+        self.into()
+    }
+}
+
+/// Returns the address as it stands in the maps that serve both families.
+pub fn mapped(ip: IpAddr) -> V6 {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().mapped(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+/// The other way round.
+pub fn from_mapped(mapped: V6) -> IpAddr {
+    Ipv6Addr::from(mapped).to_canonical()
+}
