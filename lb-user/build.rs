@@ -6,10 +6,9 @@ fn main() -> ExitCode {
     println!("cargo::rerun-if-env-changed=MEMLB_EBPF_OBJECT");
     let object = env::var_os("MEMLB_EBPF_OBJECT").map_or_else(
         || {
-            PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../target/ebpf/memlb.bpf.o"
-            ))
+            // Cargo sets it at run time, too, which stays right in a target folder that was copied.
+            let here = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
+            PathBuf::from(here).join("../target/ebpf/memlb.bpf.o")
         },
         PathBuf::from,
     );

@@ -38,6 +38,7 @@ use crate::{
 pub const CLOSING_IDLE: Duration = Duration::from_millis(2_500);
 pub const HALF_OPEN_IDLE: Duration = Duration::from_millis(4_500);
 pub const ESTABLISHED_IDLE: Duration = Duration::from_millis(8_500);
+pub const DATAGRAM_IDLE: Duration = Duration::from_secs(60);
 
 /// The service's index in `selection`.
 const SERVICE_ID: u32 = 3;
@@ -115,7 +116,7 @@ impl Bench {
         }
         let address = lan::SERVICE;
         let key = ServiceKey {
-            address: address.ip().octets(),
+            address: address.ip().to_ipv6_mapped().octets(),
             port: address.port().to_be_bytes(),
             protocol: PROTOCOL_TCP,
             reserved: 0,
@@ -150,6 +151,7 @@ impl Bench {
             nat_port_first: lan::FIRST_NAT_PORT,
             nat_port_count: 32_768 - lan::FIRST_NAT_PORT,
             established_idle_ns: nanoseconds(ESTABLISHED_IDLE),
+            datagram_idle_ns: nanoseconds(DATAGRAM_IDLE),
             closing_idle_ns: nanoseconds(CLOSING_IDLE),
             half_open_idle_ns: nanoseconds(HALF_OPEN_IDLE),
             accept_local_before: 0,

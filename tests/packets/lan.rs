@@ -57,16 +57,15 @@ impl Server {
 /// The entry of a worker on the first interface.
 pub fn backend(server: Server) -> Backend {
     Backend {
-        address: server.station.address.octets(),
+        address: server.station.address.to_ipv6_mapped().octets(),
         port: server.port,
         state: state::UP,
         mode: mode::NAT,
-        source: MANAGER.address.octets(),
-        next_hop: server.station.address.octets(),
+        source: MANAGER.address.to_ipv6_mapped().octets(),
+        next_hop: server.station.address.to_ipv6_mapped().octets(),
         interface: ETH1,
         service: 0,
         weight: 1,
-        reserved: 0,
         memory_available_bytes: 0,
         memory_total_bytes: 0,
     }

@@ -54,49 +54,49 @@ fn other_protocols(call: &Call) -> Vec<Row> {
             "an ARP request to all",
             arp.clone(),
             Verdict::NotForUs,
-            Verdict::NotIpv4,
+            Verdict::NotIp,
         ),
         both(
             "an ARP request to the manager alone",
             with(arp, at::DESTINATION_MAC, &MANAGER.mac),
-            Verdict::NotIpv4,
+            Verdict::NotIp,
         ),
-        ("LLDP", lldp, Verdict::NotForUs, Verdict::NotIpv4),
+        ("LLDP", lldp, Verdict::NotForUs, Verdict::NotIp),
         (
             "spanning tree, with a length for a type",
             spanning_tree,
             Verdict::NotForUs,
-            Verdict::NotIpv4,
+            Verdict::NotIp,
         ),
-        both("IPv6", syn.as_ipv6(), Verdict::NotIpv4),
-        both("a tag of VLAN 5", syn.as_vlan(5), Verdict::NotIpv4),
-        both("a tag of priority only", syn.as_vlan(0), Verdict::NotIpv4),
+        both("IPv6", syn.as_ipv6(), Verdict::NotIp),
+        both("a tag of VLAN 5", syn.as_vlan(5), Verdict::NotIp),
+        both("a tag of priority only", syn.as_vlan(0), Verdict::NotIp),
         both(
             "MPLS",
             with(syn.frame(), at::ETHER_TYPE, &[0x88, 0x47]),
-            Verdict::NotIpv4,
+            Verdict::NotIp,
         ),
-        both("UDP to the service's port", syn.as_udp(), Verdict::NotTcp),
+        both("UDP to the service's port", syn.as_udp(), Verdict::OtherProtocol),
         both(
             "UDP with a body",
             call.request(0).payload([7; 100]).as_udp(),
-            Verdict::NotTcp,
+            Verdict::OtherProtocol,
         ),
-        both("a ping without a body", syn.as_icmp_echo(), Verdict::NotTcp),
+        both("a ping without a body", syn.as_icmp_echo(), Verdict::OtherProtocol),
         both(
             "a ping",
             call.request(0).payload([7; 56]).as_icmp_echo(),
-            Verdict::NotTcp,
+            Verdict::OtherProtocol,
         ),
         both(
             "SCTP",
             with_ip_field(syn.frame(), at::PROTOCOL, &[132]),
-            Verdict::NotTcp,
+            Verdict::OtherProtocol,
         ),
         both(
             "IP in IP",
             with_ip_field(syn.frame(), at::PROTOCOL, &[4]),
-            Verdict::NotTcp,
+            Verdict::OtherProtocol,
         ),
     ]
 }
@@ -315,13 +315,13 @@ fn every_truncation_of_other_protocols_passes_untouched_and_is_counted_once() {
     at_both_edges(|bench| {
         let syn = bench.call(CLIENT, 40_000).syn();
         for (whole, verdict, shortest_for_tc) in [
-            (syn.as_udp(), Verdict::NotTcp, 34),
-            (syn.as_icmp_echo(), Verdict::NotTcp, 34),
-            (syn.as_ipv6(), Verdict::NotIpv4, 54),
-            (syn.as_vlan(5), Verdict::NotIpv4, 14),
+            (syn.as_udp(), Verdict::OtherProtocol, 34),
+            (syn.as_icmp_echo(), Verdict::OtherProtocol, 34),
+            (syn.as_ipv6(), Verdict::NotIp, 54),
+            (syn.as_vlan(5), Verdict::NotIp, 14),
         ] {
             for length in shortest(bench.edge, shortest_for_tc)..=whole.len() {
-                let has_protocol = verdict == Verdict::NotIpv4 || length >= 34;
+                let has_protocol = verdict == Verdict::NotIp || length >= 34;
                 bench.receives(&whole[..length]).passes(if has_protocol {
                     verdict
                 } else {
@@ -368,7 +368,7 @@ fn a_tag_that_the_kernel_has_taken_off_still_counts() {
         assert_eq!(
             bench.lets_in(&syn.as_vlan(5)),
             [Counted::Verdict {
-                verdict: Verdict::NotIpv4,
+                verdict: Verdict::NotIp,
                 packets: 2,
                 bytes: 2 * syn.frame().len() as u64 + 4,
             }]
@@ -395,7 +395,7 @@ fn a_packet_that_stands_for_many_is_counted_as_many() {
             .meets(&down, large)
             .comes_from(WORKER1, &call.at_client(&down));
         let other = call.syn().payload([b'o'; 2_000]).as_udp();
-        bench.meets(other, large).passes(Verdict::NotTcp);
+        bench.meets(other, large).passes(Verdict::OtherProtocol);
 
         // Larger than IPv4 can say (BIG TCP): the length is left at 0.
         let unsaid = |segment: &Segment| with_ip_field(segment.frame(), at::TOTAL_LENGTH, &[0, 0]);

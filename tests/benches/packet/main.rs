@@ -111,7 +111,7 @@ const WAYS: [Way; 7] = [
             protocol: UDP,
             ..REQUEST
         },
-        outcome: Outcome::Passes(Verdict::NotTcp),
+        outcome: Outcome::Passes(Verdict::OtherProtocol),
         flows: 1,
         at_most: Limit::Nanoseconds(10.0),
     },
