@@ -74,7 +74,7 @@ static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 static LOST: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 #[btf_map(name = "ports")]
-static PORTS: Array<u64, { 2 * PORT_WORDS as usize }> = Array::new();
+static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 
 #[btf_map(name = "verdicts")]
 static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray::new();
@@ -306,9 +306,14 @@ unsafe extern "C" fn step<A: Family, S: Step>(number: u32, steps: *mut S) -> i64
 }
 
 #[inline(always)]
-fn uses(port: [u8; 2], is_source: bool) -> bool {
+fn uses<A>(key: &FlowKey<A>, is_source: bool) -> bool {
+    let port = if is_source {
+        key.source_port
+    } else {
+        key.destination_port
+    };
     PORTS
-        .get(port_word(port, is_source))
+        .get(port_word(key.protocol as u8, port, is_source))
         .is_some_and(|word| word & port_bit(port) != 0)
 }
 
@@ -320,9 +325,9 @@ impl<A: Family> Maps<A> {
     #[inline(always)]
     pub fn may_be_ours(&self, hook: Hook, key: &FlowKey<A>) -> bool {
         match hook {
-            Hook::Ingress => uses(key.destination_port, false),
-            Hook::Egress => uses(key.source_port, true),
-            Hook::Loopback => uses(key.destination_port, false) || uses(key.source_port, true),
+            Hook::Ingress => uses(key, false),
+            Hook::Egress => uses(key, true),
+            Hook::Loopback => uses(key, false) || uses(key, true),
         }
     }
 

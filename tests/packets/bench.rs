@@ -13,7 +13,7 @@ use std::{
 
 use aya::programs::{tc::SchedClassifierLink, xdp::XdpLink};
 use lb_common::{
-    headers::PROTOCOL_TCP,
+    headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
         Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Policy, ROWS, SPREAD,
         Service, ServiceKey, Settings, first_choice, mode, policy, port_bit, port_word, state,
@@ -179,7 +179,10 @@ impl Bench {
         let mut words = BTreeMap::<u32, u64>::new();
         for port in ports {
             let port = port.to_be_bytes();
-            *words.entry(port_word(port, is_source)).or_default() |= port_bit(port);
+            for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
+                let word = port_word(protocol, port, is_source);
+                *words.entry(word).or_default() |= port_bit(port);
+            }
         }
         let known = &mut self.datapath.maps.ports;
         for (index, bits) in words {

@@ -76,13 +76,21 @@ fn other_protocols(call: &Call) -> Vec<Row> {
             with(syn.frame(), at::ETHER_TYPE, &[0x88, 0x47]),
             Verdict::NotIp,
         ),
-        both("UDP to the service's port", syn.as_udp(), Verdict::OtherProtocol),
+        both(
+            "UDP to the service's port",
+            syn.as_udp(),
+            Verdict::OtherProtocol,
+        ),
         both(
             "UDP with a body",
             call.request(0).payload([7; 100]).as_udp(),
             Verdict::OtherProtocol,
         ),
-        both("a ping without a body", syn.as_icmp_echo(), Verdict::OtherProtocol),
+        both(
+            "a ping without a body",
+            syn.as_icmp_echo(),
+            Verdict::OtherProtocol,
+        ),
         both(
             "a ping",
             call.request(0).payload([7; 56]).as_icmp_echo(),

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    ops::RangeInclusive,
 };
 
 use anyhow::{Context, Result};
@@ -36,6 +37,8 @@ pub struct Tables {
     active: Array<MapData, u64>,
     lost: Array<MapData, u64>,
     ports: Array<MapData, u64>,
+    /// From which the manager speaks to workers.
+    nat_ports: RangeInclusive<u16>,
     /// Only for their capacity, like the next.
     half_open: Array<MapData, Handshake>,
     half_open6: Array<MapData, Handshake<V6>>,
@@ -59,6 +62,7 @@ impl Tables {
             active: array(ebpf, name::ACTIVE)?,
             lost: array(ebpf, name::LOST)?,
             ports: array(ebpf, name::PORTS)?,
+            nat_ports: 1..=0,
             half_open: array(ebpf, name::HALF_OPEN)?,
             half_open6: array(ebpf, name::HALF_OPEN6)?,
         })
@@ -81,7 +85,8 @@ impl Tables {
         self.settings
             .set(0, settings, 0)
             .context("write map settings")?;
-        self.use_ports(limits.nat_ports.first..=limits.nat_ports.last, false)
+        self.nat_ports = limits.nat_ports.first..=limits.nat_ports.last;
+        Ok(())
     }
 
     /// How many columns there are, as far as the tables of handshakes have room for them.
@@ -106,15 +111,18 @@ impl Tables {
 
     /// Lets the programs look at packets to these ports, or from them. Never taken back: a port that
     /// was used once may still have connections.
-    pub fn use_ports(
+    fn use_ports(
         &mut self,
+        protocol: u8,
         ports: impl IntoIterator<Item = u16>,
         is_source: bool,
     ) -> Result<()> {
         let mut words = BTreeMap::<u32, u64>::new();
         for port in ports {
             let port = port.to_be_bytes();
-            *words.entry(maps::port_word(port, is_source)).or_default() |= maps::port_bit(port);
+            *words
+                .entry(maps::port_word(protocol, port, is_source))
+                .or_default() |= maps::port_bit(port);
         }
         for (index, bits) in words {
             let known = self.ports.get(&index, 0).context("read map ports")?;
@@ -129,7 +137,9 @@ impl Tables {
 
     pub fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<()> {
         if backend.mode == mode::LOCAL {
-            self.use_ports([backend.port], true)?;
+            for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
+                self.use_ports(protocol, [backend.port], true)?;
+            }
         }
         self.backends
             .set(id, backend, 0)
@@ -185,7 +195,18 @@ impl Tables {
             .iter()
             .map(|(id, endpoint)| (service_key(*endpoint), Service { id: *id }))
             .collect();
-        self.use_ports(services.iter().map(|(_, it)| it.address.port()), false)?;
+        for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
+            let keys = wanted.iter().map(|(key, _)| key);
+            let of_protocol = keys.filter(|key| key.protocol == protocol);
+            let ports: Vec<_> = of_protocol
+                .map(|key| u16::from_be_bytes(key.port))
+                .collect();
+            if !ports.is_empty() {
+                self.use_ports(protocol, ports, false)?;
+                // Where the workers of such a service answer to.
+                self.use_ports(protocol, self.nat_ports.clone(), false)?;
+            }
+        }
         for (key, service) in &wanted {
             self.services
                 .insert(key, service, 0)

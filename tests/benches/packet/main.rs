@@ -111,7 +111,7 @@ const WAYS: [Way; 7] = [
             protocol: UDP,
             ..REQUEST
         },
-        outcome: Outcome::Passes(Verdict::OtherProtocol),
+        outcome: Outcome::Passes(Verdict::NotOurs),
         flows: 1,
         at_most: Limit::Nanoseconds(10.0),
     },

@@ -394,7 +394,7 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
     Array::try_from(map(name::NEIGHBOURS)?)?.set(BACKEND, neighbour, 0)?;
     let mut ports: Array<_, u64> = Array::try_from(map(name::PORTS)?)?;
     for port in (4096..32_768).chain([SERVICE_PORT]).map(u16::to_be_bytes) {
-        let (word, bit) = (port_word(port, false), port_bit(port));
+        let (word, bit) = (port_word(PROTOCOL_TCP, port, false), port_bit(port));
         let before = ports.get(&word, 0)?;
         ports.set(word, before | bit, 0)?;
     }
