@@ -57,8 +57,8 @@ impl Address for V4 {
 
     #[inline(always)]
     fn from_mapped(mapped: &V6) -> Self {
-        let [.., a, b, c, d] = *mapped;
-        [a, b, c, d]
+        // One word, not four bytes.
+        ((u128::from_le_bytes(*mapped) >> 96) as u32).to_le_bytes()
     }
 }
 

@@ -43,8 +43,7 @@ pub struct Recipe {
 #[derive(Clone, Copy, Debug)]
 pub struct Tracked {
     leaves: FlowKey,
-    backend: u32,
-    reserved: u32,
+    backend: u64,
 }
 
 #[btf_map(name = "recipe")]
@@ -148,7 +147,7 @@ fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
         destination: ip.destination,
         source_port: tcp.source_port,
         destination_port: tcp.destination_port,
-        protocol: PROTOCOL_TCP.into(),
+        protocol: ip.protocol.into(),
     };
     // SAFETY: copied at once.
     let known = unsafe { FLOWS.get(key) }.copied();
@@ -157,7 +156,7 @@ fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
         None if tcp.flags().opens() => begin(&key)?,
         None => return None,
     };
-    let backend = BACKENDS.get(tracked.backend)?;
+    let backend = BACKENDS.get(tracked.backend as u32)?;
     let interface = backend.interface;
     let mut segment = Segment::<V4> {
         ethernet: &mut frame.ethernet,
@@ -179,7 +178,6 @@ fn begin(key: &FlowKey) -> Option<Tracked> {
             ..*key
         },
         backend: 1,
-        reserved: 0,
     };
     let reply = Tracked {
         leaves: key.reversed(),

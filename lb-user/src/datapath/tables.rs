@@ -62,7 +62,7 @@ impl Tables {
             active: array(ebpf, name::ACTIVE)?,
             lost: array(ebpf, name::LOST)?,
             ports: array(ebpf, name::PORTS)?,
-            nat_ports: 1..=0,
+            nat_ports: 0..=0,
             half_open: array(ebpf, name::HALF_OPEN)?,
             half_open6: array(ebpf, name::HALF_OPEN6)?,
         })

@@ -60,6 +60,10 @@ impl Headers {
         put(IP + 16, &self.destination);
         put(TCP, &self.source_port.to_be_bytes());
         put(TCP + 2, &self.destination_port.to_be_bytes());
+        if self.protocol == UDP {
+            // Its length is where TCP has the sequence number.
+            put(TCP + 4, &[0, 20]);
+        }
         put(TCP + 12, &[0x50, self.flags]);
         bytes
     }

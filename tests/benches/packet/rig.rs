@@ -77,11 +77,10 @@ enum Program {
 #[derive(Debug, Clone, Copy)]
 struct Tracked {
     leaves: FlowKey,
-    backend: u32,
-    reserved: u32,
+    backend: u64,
 }
 
-// SAFETY: `repr(C)`, integers and byte arrays, 16 + 4 + 4 bytes without padding.
+// SAFETY: `repr(C)`, integers and byte arrays, 16 + 8 bytes without padding.
 unsafe impl Pod for Tracked {}
 
 pub struct Rig {
@@ -205,8 +204,7 @@ impl Rig {
                 self.flows.insert(key, flow, 0)?;
                 let tracked = Tracked {
                     leaves: flow.leaves,
-                    backend: BACKEND,
-                    reserved: 0,
+                    backend: BACKEND.into(),
                 };
                 self.tracked.insert(key, tracked, 0)?;
             }
