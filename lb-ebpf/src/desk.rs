@@ -4,7 +4,6 @@
 //! others found: on the stack, which all of them share, there is no room for it, and the verifier would
 //! follow every way through one of them on every way through the others.
 
-use aya_ebpf::bindings::bpf_redir_neigh;
 use lb_common::{
     address::Address,
     maps::FlowKey,
@@ -19,8 +18,6 @@ pub struct Desk<A> {
     pub decision: Decision<A>,
     protocol: u32,
     offset: u32,
-    /// How the kernel is told a next hop.
-    pub neighbour: bpf_redir_neigh,
 }
 
 impl<A: Address> Desk<A> {

@@ -82,36 +82,34 @@ impl Meeting {
 }
 
 impl<A: Family> Desk<A> {
-    /// Lays a segment or datagram on the desk, or says why it is none of ours.
+    /// Lays a packet on the desk, or says why it is none of ours.
     #[inline(always)]
-    pub fn take_segment(
+    pub fn take(
         &mut self,
         bytes: Linear,
         located: Located,
         meeting: Meeting,
         extent: Extent,
-    ) -> Result<(), Verdict> {
+    ) -> Result<Read, Verdict> {
+        let maps = Maps::<A>::NEW;
+        self.place(located);
+        if located.protocol == A::Header::ICMP {
+            let message = Quoted::<A>::view(bytes, located)?;
+            self.key = message.tuple();
+            if !maps.may_be_ours(meeting.hook, &self.key) {
+                return Err(Verdict::NotOurs);
+            }
+            self.arrival = meeting.with_no_segment(message.ethernet, message.ip);
+            return Ok(Read::Message);
+        }
         let segment = segment::<A>(bytes, located).ok_or(Verdict::Truncated)?;
         segment.check((located.offset - ETHERNET_LEN) as u32, extent)?;
         self.key = segment.tuple();
+        if !maps.may_be_ours(meeting.hook, &self.key) {
+            return Err(Verdict::NotOurs);
+        }
         self.arrival = meeting.with(&segment);
-        self.place(located);
-        Ok(())
-    }
-
-    /// Lays an ICMP error message on the desk, or says why it is none.
-    #[inline(always)]
-    pub fn take_message(
-        &mut self,
-        bytes: Linear,
-        located: Located,
-        meeting: Meeting,
-    ) -> Result<(), Verdict> {
-        let message = Quoted::<A>::view(bytes, located)?;
-        self.key = message.tuple();
-        self.arrival = meeting.with_no_segment(message.ethernet, message.ip);
-        self.place(located);
-        Ok(())
+        Ok(Read::Segment)
     }
 }
 

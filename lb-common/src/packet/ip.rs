@@ -30,6 +30,24 @@ pub struct Located {
     pub offset: usize,
 }
 
+impl Located {
+    #[inline(always)]
+    pub fn as_tcp(self) -> Self {
+        Self {
+            protocol: PROTOCOL_TCP,
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    pub fn as_udp(self) -> Self {
+        Self {
+            protocol: PROTOCOL_UDP,
+            ..self
+        }
+    }
+}
+
 /// An IP header of one family.
 pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
     type Address: Address<Header = Self>;

@@ -2,7 +2,7 @@
 
 use super::{Extent, IpHeader, Rewritten};
 use crate::{
-    address::Address,
+    address::{Address, V4},
     checksum::Difference,
     headers::{
         EthernetHeader, Ipv4Header, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags, TcpHeader, UdpHeader,
@@ -28,6 +28,15 @@ impl TcpFrame {
             && self.ip.version() == 4
             && self.ip.header_words() == 5
             && self.ip.protocol == PROTOCOL_TCP
+    }
+
+    #[inline(always)]
+    pub fn segment(&mut self) -> Segment<'_, V4> {
+        Segment {
+            ethernet: &mut self.ethernet,
+            ip: &mut self.ip,
+            transport: Transport::Tcp(&mut self.tcp),
+        }
     }
 }
 
