@@ -305,31 +305,33 @@ unsafe extern "C" fn step<A: Family, S: Step>(number: u32, steps: *mut S) -> i64
     unsafe { (*steps).step(&Maps::<A>::NEW, number) }.into()
 }
 
+/// Whether a packet's ports leave the possibility that it is part of a connection to a service. This
+/// spares everybody else's packets the look-ups.
 #[inline(always)]
-fn uses<A>(key: &FlowKey<A>, is_source: bool) -> bool {
-    let port = if is_source {
-        key.source_port
-    } else {
-        key.destination_port
-    };
+pub fn may_be_ours(
+    hook: Hook,
+    protocol: u8,
+    source_port: [u8; 2],
+    destination_port: [u8; 2],
+) -> bool {
+    match hook {
+        Hook::Ingress => uses(protocol, destination_port, false),
+        Hook::Egress => uses(protocol, source_port, true),
+        Hook::Loopback => {
+            uses(protocol, destination_port, false) || uses(protocol, source_port, true)
+        }
+    }
+}
+
+#[inline(always)]
+fn uses(protocol: u8, port: [u8; 2], is_source: bool) -> bool {
     PORTS
-        .get(port_word(key.protocol as u8, port, is_source))
+        .get(port_word(protocol, port, is_source))
         .is_some_and(|word| word & port_bit(port) != 0)
 }
 
 impl<A: Family> Maps<A> {
     pub const NEW: Self = Self(PhantomData);
-
-    /// Whether the packet's ports leave the possibility that it is part of a connection to a service.
-    /// This spares everybody else's packets the look-ups.
-    #[inline(always)]
-    pub fn may_be_ours(&self, hook: Hook, key: &FlowKey<A>) -> bool {
-        match hook {
-            Hook::Ingress => uses(key, false),
-            Hook::Egress => uses(key, true),
-            Hook::Loopback => uses(key, false) || uses(key, true),
-        }
-    }
 
     /// The link addresses learnt for a backend.
     #[inline(always)]

@@ -3,15 +3,15 @@
 use lb_common::{
     address::Address,
     headers::{ETHERNET_LEN, EthernetHeader, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags},
-    maps::Mac,
-    packet::{Bytes, Extent, Header, IpHeader, Located, Quoted, Segment, Transport},
+    maps::{FlowKey, Mac},
+    packet::{Bytes, Extent, Header, IpHeader, Located, PortsFrame, Quoted, Segment, Transport},
     steer::{Arrival, Hook, steer_error, steer_established, steer_others},
     verdict::Verdict,
 };
 
 use crate::{
     desk::{Desk, Read},
-    maps::{Family, Maps},
+    maps::{Family, Maps, may_be_ours},
 };
 
 /// The linear part of a packet: `start..end`, as the context says.
@@ -91,26 +91,48 @@ impl<A: Family> Desk<A> {
         meeting: Meeting,
         extent: Extent,
     ) -> Result<Read, Verdict> {
-        let maps = Maps::<A>::NEW;
         self.place(located);
         if located.protocol == A::Header::ICMP {
             let message = Quoted::<A>::view(bytes, located)?;
             self.key = message.tuple();
-            if !maps.may_be_ours(meeting.hook, &self.key) {
-                return Err(Verdict::NotOurs);
-            }
+            self.may_be_ours(meeting.hook)?;
             self.arrival = meeting.with_no_segment(message.ethernet, message.ip);
             return Ok(Read::Message);
         }
         let segment = segment::<A>(bytes, located).ok_or(Verdict::Truncated)?;
         segment.check((located.offset - ETHERNET_LEN) as u32, extent)?;
         self.key = segment.tuple();
-        if !maps.may_be_ours(meeting.hook, &self.key) {
-            return Err(Verdict::NotOurs);
-        }
+        self.may_be_ours(meeting.hook)?;
         self.arrival = meeting.with(&segment);
         Ok(Read::Segment)
     }
+
+    #[inline(always)]
+    fn may_be_ours(&self, hook: Hook) -> Result<(), Verdict> {
+        let FlowKey {
+            protocol,
+            source_port,
+            destination_port,
+            ..
+        } = self.key;
+        if may_be_ours(hook, protocol as u8, source_port, destination_port) {
+            Ok(())
+        } else {
+            Err(Verdict::NotOurs)
+        }
+    }
+}
+
+/// Whether a packet is nobody's business here, as its ports tell at first sight.
+#[inline(always)]
+pub fn is_nobodys<A: Address>(bytes: Linear, hook: Hook) -> bool {
+    let Some(PortsFrame { ip, ports, .. }) = bytes.at::<PortsFrame<A::Header>>(0) else {
+        return false;
+    };
+    let Some(protocol) = ip.plain_protocol() else {
+        return false;
+    };
+    !may_be_ours(hook, protocol, ports.source_port, ports.destination_port)
 }
 
 /// Decides what becomes of the packet on the desk.

@@ -27,7 +27,7 @@ use lb_common::{
 use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, count},
-    packet::{Linear, Meeting, decide, segment},
+    packet::{Linear, Meeting, decide, is_nobodys, segment},
 };
 
 const PACKET_HOST: u32 = 0;
@@ -47,18 +47,21 @@ const MOST_HEADERS: usize = ETHERNET_LEN
 pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands a valid context to the program.
-    match u16::from_be(unsafe { (*skb).protocol } as u16) {
-        Ipv4Header::ETHERTYPE => match established_tcp(skb, hook) {
-            ANOTHER_WAY => of_family::<V4>(skb, hook),
-            action => action,
-        },
-        Ipv6Header::ETHERTYPE => of_family::<V6>(skb, hook),
-        _ => {
-            if let Ok(met) = Met::with(skb, hook) {
-                met.passes(Verdict::NotIp);
-            }
-            TC_ACT_UNSPEC
+    let verdict = match u16::from_be(unsafe { (*skb).protocol } as u16) {
+        Ipv4Header::ETHERTYPE if is_nobodys::<V4>(linear(skb), hook) => Verdict::NotOurs,
+        Ipv6Header::ETHERTYPE if is_nobodys::<V6>(linear(skb), hook) => Verdict::NotOurs,
+        Ipv4Header::ETHERTYPE => {
+            return match established_tcp(skb, hook) {
+                ANOTHER_WAY => of_family::<V4>(skb, hook),
+                action => action,
+            };
         }
+        Ipv6Header::ETHERTYPE => return of_family::<V6>(skb, hook),
+        _ => Verdict::NotIp,
+    };
+    match Met::with(skb, hook) {
+        Ok(met) => met.leaves_alone(verdict),
+        Err(_) => TC_ACT_UNSPEC,
     }
 }
 
@@ -85,9 +88,6 @@ fn established_tcp(skb: *mut __sk_buff, hook: Hook) -> i32 {
         return met.leaves_alone(verdict);
     }
     let key = segment.tuple();
-    if !maps.may_be_ours(hook, &key) {
-        return met.leaves_alone(Verdict::NotOurs);
-    }
     let arrival = met.meeting.with(&segment);
     let mut decision = Decision::NONE;
     if !steer_established(&maps, &arrival, &key, &mut decision) {

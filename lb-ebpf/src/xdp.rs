@@ -23,7 +23,7 @@ use lb_common::{
 use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, count},
-    packet::{Linear, Meeting, decide, segment},
+    packet::{Linear, Meeting, decide, is_nobodys, segment},
 };
 
 /// 1 to send by redirect even where `XDP_TX` would do; set by the loader for drivers that need it.
@@ -36,6 +36,12 @@ static XDP_REDIRECTS: u8 = 0;
 pub fn run(ctx: &XdpContext) -> u32 {
     let verdict = match linear(ctx.ctx).at::<EthernetHeader>(0) {
         Some(ethernet) => match ethernet.ether_type() {
+            Ipv4Header::ETHERTYPE if is_nobodys::<V4>(linear(ctx.ctx), Hook::Ingress) => {
+                Verdict::NotOurs
+            }
+            Ipv6Header::ETHERTYPE if is_nobodys::<V6>(linear(ctx.ctx), Hook::Ingress) => {
+                Verdict::NotOurs
+            }
             Ipv4Header::ETHERTYPE => {
                 return match established_tcp(ctx.ctx) {
                     ANOTHER_WAY => of_family::<V4>(ctx.ctx),
@@ -73,9 +79,6 @@ fn established_tcp(ctx: *mut xdp_md) -> u32 {
         return leaves_alone(ctx, verdict);
     }
     let key = segment.tuple();
-    if !maps.may_be_ours(Hook::Ingress, &key) {
-        return leaves_alone(ctx, Verdict::NotOurs);
-    }
     let arrival = meeting.with(&segment);
     let mut decision = Decision::NONE;
     if !steer_established(&maps, &arrival, &key, &mut decision) {

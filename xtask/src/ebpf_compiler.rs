@@ -271,6 +271,8 @@ fn rustflags() -> String {
         // bytes. Packets and maps may be read so where the processor can (CONFIG_
         // HAVE_EFFICIENT_UNALIGNED_ACCESS: x86-64, arm64).
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".into(),
+        // But words on the stack must stay in their places, where this would join neighbours anywhere.
+        "-Clink-arg=--llvm-args=-combiner-store-merging=false".into(),
         "-Clink-arg=--btf".into(),
     ]
     .join("\x1f")

@@ -5,7 +5,7 @@ use crate::headers::{
     UdpHeader,
 };
 
-use super::{ErrorMessage, IpHeader, TcpFrame};
+use super::{ErrorMessage, IpHeader, PortsFrame, TcpFrame};
 
 /// The bytes of a frame from its link header on, as far as they can be reached.
 pub trait Bytes<'a>: Copy {
@@ -33,6 +33,8 @@ macro_rules! headers {
 
 impl<H: IpHeader> sealed::Sealed for ErrorMessage<H> {}
 impl<H: IpHeader> Header for ErrorMessage<H> {}
+impl<H: IpHeader> sealed::Sealed for PortsFrame<H> {}
+impl<H: IpHeader> Header for PortsFrame<H> {}
 
 headers!(
     EthernetHeader,

@@ -69,8 +69,8 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
     /// Finds the transport header, or says why the packet is none to be steered.
     fn locate<'a>(&self, bytes: impl Bytes<'a>, extent: Extent) -> Result<Located, Verdict>;
 
-    /// The protocol of a packet that an error message quotes, if its ports follow this header.
-    fn quoted_protocol(&self) -> Option<u8>;
+    /// TCP or UDP, if its ports follow right behind this header.
+    fn plain_protocol(&self) -> Option<u8>;
 
     /// Whether an ICMP message tells of an error with a packet that it quotes.
     fn is_error(icmp: &IcmpHeader) -> bool;
@@ -144,7 +144,7 @@ impl IpHeader for Ipv4Header {
     }
 
     #[inline(always)]
-    fn quoted_protocol(&self) -> Option<u8> {
+    fn plain_protocol(&self) -> Option<u8> {
         let plain = self.version() == 4 && self.header_words() == 5 && self.has_ports();
         (plain && has_ports(self.protocol)).then_some(self.protocol)
     }
@@ -237,7 +237,7 @@ impl IpHeader for Ipv6Header {
     }
 
     #[inline(always)]
-    fn quoted_protocol(&self) -> Option<u8> {
+    fn plain_protocol(&self) -> Option<u8> {
         let plain = self.version() == 6 && has_ports(self.next_header);
         plain.then_some(self.next_header)
     }

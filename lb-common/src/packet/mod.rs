@@ -9,7 +9,7 @@ mod segment;
 pub use bytes::{Bytes, Header};
 pub use ip::{IpHeader, Located, MOST_EXTENSION_BYTES};
 pub use quoted::{ErrorMessage, Quoted};
-pub use segment::{Segment, TcpFrame, Transport};
+pub use segment::{PortsFrame, Segment, TcpFrame, Transport};
 
 use crate::checksum::Difference;
 

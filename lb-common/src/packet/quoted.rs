@@ -46,7 +46,7 @@ impl<'a, A: Address> Quoted<'a, A> {
             .ok_or(Verdict::Truncated)?;
         let protocol = message
             .inner
-            .quoted_protocol()
+            .plain_protocol()
             .ok_or(Verdict::OtherProtocol)?;
         if ethernet.to_group() {
             return Err(Verdict::NotForUs);

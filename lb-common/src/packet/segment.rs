@@ -5,11 +5,21 @@ use crate::{
     address::{Address, V4},
     checksum::Difference,
     headers::{
-        EthernetHeader, Ipv4Header, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags, TcpHeader, UdpHeader,
+        EthernetHeader, Ipv4Header, PROTOCOL_TCP, PROTOCOL_UDP, QuotedPorts, TcpFlags, TcpHeader,
+        UdpHeader,
     },
     maps::FlowKey,
     verdict::Verdict,
 };
+
+/// As much of a frame as tells whether it could be ours.
+#[repr(C)]
+#[derive(Debug)]
+pub struct PortsFrame<H> {
+    pub ethernet: EthernetHeader,
+    pub ip: H,
+    pub ports: QuotedPorts,
+}
 
 /// Ethernet, IPv4 without options, and TCP: what most packets begin with, as one view.
 #[repr(C)]
