@@ -68,23 +68,33 @@ fn other_protocols(call: &Call) -> Vec<Row> {
             Verdict::NotForUs,
             Verdict::NotIp,
         ),
-        both("IPv6", syn.as_ipv6(), Verdict::NotIp),
-        both("a tag of VLAN 5", syn.as_vlan(5), Verdict::NotIp),
-        both("a tag of priority only", syn.as_vlan(0), Verdict::NotIp),
+        both(
+            "IPv6 between IPv4-mapped addresses",
+            syn.as_ipv6(),
+            Verdict::NotOurs,
+        ),
+        (
+            "a tag of VLAN 5",
+            syn.as_vlan(5),
+            Verdict::NotIp,
+            Verdict::HandedOver,
+        ),
+        (
+            "a tag of priority only",
+            syn.as_vlan(0),
+            Verdict::NotIp,
+            Verdict::HandedOver,
+        ),
         both(
             "MPLS",
             with(syn.frame(), at::ETHER_TYPE, &[0x88, 0x47]),
             Verdict::NotIp,
         ),
-        both(
-            "UDP to the service's port",
-            syn.as_udp(),
-            Verdict::OtherProtocol,
-        ),
+        both("UDP to the service's port", syn.as_udp(), Verdict::NotOurs),
         both(
             "UDP with a body",
             call.request(0).payload([7; 100]).as_udp(),
-            Verdict::OtherProtocol,
+            Verdict::NotOurs,
         ),
         both(
             "a ping without a body",
@@ -322,20 +332,26 @@ fn every_truncation_passes_untouched_and_is_counted_once() {
 fn every_truncation_of_other_protocols_passes_untouched_and_is_counted_once() {
     at_both_edges(|bench| {
         let syn = bench.call(CLIENT, 40_000).syn();
+        let tagged = match bench.edge {
+            Edge::Tc => Verdict::NotIp,
+            Edge::Xdp => Verdict::HandedOver,
+        };
         for (whole, verdict, shortest_for_tc) in [
-            (syn.as_udp(), Verdict::OtherProtocol, 34),
+            (syn.as_udp(), Verdict::NotOurs, 34),
             (syn.as_icmp_echo(), Verdict::OtherProtocol, 34),
-            (syn.as_ipv6(), Verdict::NotIp, 54),
-            (syn.as_vlan(5), Verdict::NotIp, 14),
+            (syn.as_ipv6(), Verdict::NotOurs, 54),
+            (syn.as_vlan(5), tagged, 14),
         ] {
-            for length in shortest(bench.edge, shortest_for_tc)..=whole.len() {
-                let has_protocol = verdict == Verdict::NotIp || length >= 34;
-                bench.receives(&whole[..length]).passes(if has_protocol {
-                    verdict
-                } else {
-                    Verdict::Truncated
-                });
+            for length in shortest(bench.edge, shortest_for_tc)..whole.len() {
+                bench
+                    .receives(&whole[..length])
+                    .passes(if verdict == tagged {
+                        verdict
+                    } else {
+                        Verdict::Truncated
+                    });
             }
+            bench.receives(whole).passes(verdict);
         }
     });
 }
@@ -372,16 +388,25 @@ fn a_tag_that_the_kernel_has_taken_off_still_counts() {
     at_edge(Edge::Xdp, |bench| {
         bench.attach_ingress();
         let syn = bench.call(CLIENT, 40_000).syn();
-        // Once by XDP, which sees the tag, and once by TC, which finds it beside the frame.
+        let bytes = syn.frame().len() as u64;
+        // By XDP, which sees the tag, and by TC, which finds it beside the frame.
         assert_eq!(
             bench.lets_in(&syn.as_vlan(5)),
-            [Counted::Verdict {
-                verdict: Verdict::NotIp,
-                packets: 2,
-                bytes: 2 * syn.frame().len() as u64 + 4,
-            }]
+            [
+                Counted::Verdict {
+                    verdict: Verdict::HandedOver,
+                    packets: 1,
+                    bytes: bytes + 4,
+                },
+                Counted::ToBackend {
+                    id: WORKER1.id,
+                    connections: 1,
+                    packets: 1,
+                    bytes,
+                }
+            ]
         );
-        assert!(bench.handshakes().is_empty());
+        assert_eq!(bench.handshakes().len(), 1);
     });
 }
 
@@ -403,7 +428,7 @@ fn a_packet_that_stands_for_many_is_counted_as_many() {
             .meets(&down, large)
             .comes_from(WORKER1, &call.at_client(&down));
         let other = call.syn().payload([b'o'; 2_000]).as_udp();
-        bench.meets(other, large).passes(Verdict::OtherProtocol);
+        bench.meets(other, large).passes(Verdict::NotOurs);
 
         // Larger than IPv4 can say (BIG TCP): the length is left at 0.
         let unsaid = |segment: &Segment| with_ip_field(segment.frame(), at::TOTAL_LENGTH, &[0, 0]);
