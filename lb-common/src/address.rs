@@ -30,6 +30,9 @@ pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
     /// address (RFC 4291, section 2.5.5.2).
     fn mapped(self) -> V6;
 
+    /// Whether it stands for an address of the other family, which no packet's address may do.
+    fn is_mapped(self) -> bool;
+
     /// The other way round; of an address of the other family, something without meaning.
     fn from_mapped(mapped: &V6) -> Self;
 }
@@ -53,6 +56,11 @@ impl Address for V4 {
     fn mapped(self) -> V6 {
         let [a, b, c, d] = self;
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    }
+
+    #[inline(always)]
+    fn is_mapped(self) -> bool {
+        false
     }
 
     #[inline(always)]
@@ -83,6 +91,12 @@ impl Address for V6 {
     #[inline(always)]
     fn mapped(self) -> V6 {
         self
+    }
+
+    #[inline(always)]
+    fn is_mapped(self) -> bool {
+        let [prefix @ .., _, _, _, _] = self;
+        prefix == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
     }
 
     #[inline(always)]

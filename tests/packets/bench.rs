@@ -15,8 +15,8 @@ use aya::programs::{tc::SchedClassifierLink, xdp::XdpLink};
 use lb_common::{
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
-        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Policy, ROWS, SPREAD,
-        Service, ServiceKey, Settings, first_choice, mode, policy, port_bit, port_word, state,
+        Backend, LAYOUT_VERSION, Neighbour, Policy, ROWS, SPREAD, Service, ServiceKey, Settings,
+        first_choice, policy, port_bit, port_word, state,
     },
 };
 use memlb_tests::require_root;
@@ -29,9 +29,10 @@ pub use crate::datapath::{Circumstances, Edge, Hook};
 use crate::{
     call::Call,
     datapath::{BACKENDS, COLUMNS, Counters, Datapath},
-    frame::Segment,
+    frame::Family,
     lan::{self, Server, Station},
     outcome::{Counted, Outcome},
+    tables::{Entry, Key, Opening},
 };
 
 /// Silence after which a flow is over. Real time between the steps of a test is far shorter.
@@ -40,11 +41,14 @@ pub const HALF_OPEN_IDLE: Duration = Duration::from_millis(4_500);
 pub const ESTABLISHED_IDLE: Duration = Duration::from_millis(8_500);
 pub const DATAGRAM_IDLE: Duration = Duration::from_secs(60);
 
-/// The service's index in `selection`.
+/// The services' index in `selection`, and that of those of the other family.
 const SERVICE_ID: u32 = 3;
+const FOREIGN_SERVICE_ID: u32 = 5;
 
 pub struct Bench {
     pub edge: Edge,
+    /// What clients, service and workers speak unless a test says otherwise.
+    pub family: Family,
     datapath: Datapath,
     /// What earlier tests have counted: verified programs are used again.
     counted_before: Counters,
@@ -53,35 +57,50 @@ pub struct Bench {
     _ingress_link: Option<SchedClassifierLink>,
 }
 
-/// Tells `story` twice: with the TC program at the edge of the network, and with the XDP program.
+/// Tells `story` four times: with the TC program at the edge of the network and with the XDP program,
+/// over IPv4 and over IPv6.
 pub fn at_both_edges(story: impl Fn(&mut Bench) + Sync) {
     for edge in [Edge::Tc, Edge::Xdp] {
         at_edge(edge, &story);
     }
 }
 
+/// Tells `story` over both families.
+pub fn at_edge(edge: Edge, story: impl Fn(&mut Bench) + Sync) {
+    for family in Family::BOTH {
+        tell(edge, family, &story);
+    }
+}
+
+/// Tells `story` at both edges.
+pub fn over(family: Family, story: impl Fn(&mut Bench) + Sync) {
+    for edge in [Edge::Tc, Edge::Xdp] {
+        tell(edge, family, &story);
+    }
+}
+
 /// Tells `story` on a thread of its own, in a namespace of its own.
-pub fn at_edge(edge: Edge, story: impl FnOnce(&mut Bench) + Send) {
+pub fn tell(edge: Edge, family: Family, story: impl FnOnce(&mut Bench) + Send) {
     if !require_root() {
         return;
     }
     let told = thread::scope(|scope| {
         let teller = scope.spawn(|| {
-            let mut bench = Bench::new(edge).unwrap();
+            let mut bench = Bench::new(edge, family).unwrap();
             story(&mut bench);
             bench.datapath.put_by();
         });
         teller.join()
     });
     if let Err(panic) = told {
-        eprintln!("… at the {edge:?} edge");
+        eprintln!("… at the {edge:?} edge, over {family:?}");
         resume_unwind(panic);
     }
 }
 
 impl Bench {
     /// The lab with worker 1 selected, both workers up, and nothing under way.
-    fn new(edge: Edge) -> anyhow::Result<Self> {
+    fn new(edge: Edge, family: Family) -> anyhow::Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET)?;
         lan::make_interfaces()?;
         let mut datapath = Datapath::take()?;
@@ -92,6 +111,7 @@ impl Bench {
         };
         let mut bench = Self {
             edge,
+            family,
             counted_before: datapath.counters(),
             datapath,
             _xdp_links: xdp_links,
@@ -104,43 +124,55 @@ impl Bench {
 
     /// Forgets every flow and every change but the settings.
     pub fn begins_anew(&mut self) {
-        let flows = &mut self.datapath.maps.established;
-        for key in flows.keys().collect::<Result<Vec<_>, _>>().unwrap() {
-            flows.remove(&key).unwrap();
-        }
+        self.datapath.maps.flows.clear();
         for handshake in self.handshakes() {
             self.forget(handshake.client);
         }
         for id in 0..BACKENDS {
             self.datapath.maps.active.set(id, 0, 0).unwrap();
         }
-        let address = lan::SERVICE;
-        let key = ServiceKey {
-            address: address.ip().to_ipv6_mapped().octets(),
-            port: address.port().to_be_bytes(),
-            protocol: PROTOCOL_TCP,
-            reserved: 0,
+        let abroad = match self.family {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
         };
-        let service = Service { id: SERVICE_ID };
-        self.datapath.maps.services.insert(key, service, 0).unwrap();
+        self.serves(self.family, SERVICE_ID);
+        self.serves(abroad, FOREIGN_SERVICE_ID);
         for worker in [lan::WORKER1, lan::WORKER2] {
-            self.backend(worker.id, |backend| *backend = lan::backend(worker));
-            self.neighbour(
-                worker.id,
-                Neighbour {
-                    worker: worker.station.mac.into(),
-                    manager: lan::MANAGER.mac.into(),
-                },
-            );
+            self.enlist(worker, lan::backend(worker, self.family));
+            self.enlist(worker.abroad(), lan::backend(worker, abroad));
         }
-        self.backend(lan::FALLBACK.id, |backend| {
-            *backend = lan::backend(lan::FALLBACK);
-            backend.mode = mode::LOCAL;
-            backend.interface = 0;
-        });
+        self.enlist(lan::FALLBACK, lan::fallback(self.family));
+        self.enlist(lan::FALLBACK.abroad(), lan::fallback(abroad));
+        self.select_abroad(lan::WORKER1.abroad().id);
         self.select(lan::WORKER1.id);
         let policies = &mut self.datapath.maps.policies;
         policies.set(SERVICE_ID, Policy::default(), 0).unwrap();
+    }
+
+    /// Names what the service's packets of both protocols are selected by.
+    fn serves(&mut self, family: Family, id: u32) {
+        let address = lan::service(family);
+        for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
+            let key = ServiceKey {
+                address: lan::mapped(address.ip()),
+                port: address.port().to_be_bytes(),
+                protocol,
+                reserved: 0,
+            };
+            let services = &mut self.datapath.maps.services;
+            services.insert(key, Service { id }, 0).unwrap();
+        }
+    }
+
+    fn enlist(&mut self, server: Server, entry: Backend) {
+        self.backend(server.id, |backend| *backend = entry);
+        self.neighbour(
+            server.id,
+            Neighbour {
+                worker: server.station.mac.into(),
+                manager: lan::MANAGER.mac.into(),
+            },
+        );
     }
 
     /// Changes the settings, beginning from the usual ones.
@@ -161,8 +193,8 @@ impl Bench {
         self.datapath.maps.settings.set(0, settings, 0).unwrap();
         let ports = (0..settings.nat_port_count).map(|offset| settings.nat_port_first + offset);
         self.uses(ports, false);
-        self.uses([lan::SERVICE.port()], false);
-        self.uses([lan::FALLBACK.address().port()], true);
+        self.uses([lan::SERVICE_PORT], false);
+        self.uses([lan::FALLBACK.port, lan::SERVICE_PORT], true);
     }
 
     pub fn nat_ports(&mut self, ports: RangeInclusive<u16>) {
@@ -197,6 +229,12 @@ impl Bench {
             .selection
             .set(SERVICE_ID, backend, 0)
             .unwrap();
+    }
+
+    /// Selects a backend for the family that this bench is not about.
+    pub fn select_abroad(&mut self, backend: u32) {
+        let selection = &mut self.datapath.maps.selection;
+        selection.set(FOREIGN_SERVICE_ID, backend, 0).unwrap();
     }
 
     /// Says whom to try after the selected backend.
@@ -271,7 +309,12 @@ impl Bench {
 
     /// A call from `client` that has not begun.
     pub fn call(&self, client: Station, port: u16) -> Call {
-        Call::new(self.edge, client, port)
+        Call::new(self.edge, self.family, client, port)
+    }
+
+    /// The same of datagrams.
+    pub fn datagrams(&self, client: Station, port: u16) -> Call {
+        self.call(client, port).of_datagrams()
     }
 
     /// Feeds a frame that arrives from the network on the first interface.
@@ -323,24 +366,22 @@ impl Bench {
         now - before
     }
 
-    /// The flow table, without what the next connection may overwrite.
-    pub fn entries(&self) -> BTreeMap<FlowKey, Flow> {
-        self.all_entries()
+    /// The flow tables, without what the next connection may overwrite.
+    pub fn entries(&self) -> BTreeMap<Key, Entry> {
+        self.datapath
+            .maps
+            .flows
+            .entries()
             .into_iter()
             .filter(|(_, flow)| flow.superseded == 0)
             .collect()
     }
 
-    fn all_entries(&self) -> BTreeMap<FlowKey, Flow> {
-        let flows = self.datapath.maps.established.iter();
-        flows.collect::<Result<_, _>>().unwrap()
-    }
-
-    pub fn keys(&self) -> BTreeSet<FlowKey> {
+    pub fn keys(&self) -> BTreeSet<Key> {
         self.entries().into_keys().collect()
     }
 
-    pub fn entry(&self, key: FlowKey) -> Option<Flow> {
+    pub fn entry(&self, key: Key) -> Option<Entry> {
         self.entries().remove(&key)
     }
 
@@ -349,35 +390,30 @@ impl Bench {
         self.datapath.maps.active.get(&backend, 0).unwrap()
     }
 
-    pub fn handshakes(&self) -> Vec<Handshake> {
-        let present = self.places().into_iter().map(|(_, handshake)| handshake);
-        present.collect()
+    pub fn handshakes(&self) -> Vec<Opening> {
+        let places = self.datapath.maps.handshakes.places();
+        places.into_iter().map(|(_, handshake)| handshake).collect()
     }
 
     /// The handshake of a client's tuple.
-    pub fn handshake(&self, client: FlowKey) -> Option<Handshake> {
+    pub fn handshake(&self, client: Key) -> Option<Opening> {
         let mut present = self.handshakes().into_iter();
         present.find(|handshake| handshake.client == client)
     }
 
     /// How long ago a handshake's last packet was.
-    pub fn age(&self, handshake: &Handshake) -> Duration {
+    pub fn age(&self, handshake: &Opening) -> Duration {
         let now = before_now(Duration::ZERO);
         Duration::from_nanos(now.saturating_sub(handshake.syn_ns))
     }
 
-    fn places(&self) -> Vec<(u32, Handshake)> {
-        let places = (0..).zip(self.datapath.maps.half_open.iter().map(Result::unwrap));
-        places.filter(|(_, it)| it.is_whole()).collect()
-    }
-
     /// What the kernel does when the flow table is full.
-    pub fn evict(&mut self, key: FlowKey) {
-        self.datapath.maps.established.remove(&key).unwrap();
+    pub fn evict(&mut self, key: Key) {
+        self.datapath.maps.flows.remove(key);
     }
 
     /// What a flood does to a handshake.
-    pub fn forget(&mut self, client: FlowKey) {
+    pub fn forget(&mut self, client: Key) {
         self.change_handshakes(|handshake| {
             if handshake.client == client {
                 handshake.backend = 0;
@@ -385,23 +421,22 @@ impl Bench {
         });
     }
 
-    fn change_handshakes(&mut self, change: impl Fn(&mut Handshake)) {
-        for (place, mut handshake) in self.places() {
+    fn change_handshakes(&mut self, change: impl Fn(&mut Opening)) {
+        let handshakes = &mut self.datapath.maps.handshakes;
+        for (place, mut handshake) in handshakes.places() {
             change(&mut handshake);
-            let half_open = &mut self.datapath.maps.half_open;
-            half_open.set(place, handshake, 0).unwrap();
+            handshakes.put(place, &handshake);
         }
     }
 
-    pub fn put(&mut self, key: FlowKey, flow: Flow) {
-        let flows = &mut self.datapath.maps.established;
-        flows.insert(key, flow, 0).unwrap();
+    pub fn put(&mut self, key: Key, flow: Entry) {
+        self.datapath.maps.flows.put(key, &flow);
     }
 
     /// Lets time pass, as far as flows can tell.
     pub fn wait(&mut self, duration: Duration) {
         let age = u64::try_from(duration.as_nanos()).unwrap();
-        for (key, mut flow) in self.all_entries() {
+        for (key, mut flow) in self.datapath.maps.flows.entries() {
             for time in [
                 &mut flow.created_ns,
                 &mut flow.last_seen_ns,
@@ -419,7 +454,7 @@ impl Bench {
     }
 
     /// Makes an entry one that carried its last packet that long ago.
-    pub fn was_silent(&mut self, key: FlowKey, duration: Duration) {
+    pub fn was_silent(&mut self, key: Key, duration: Duration) {
         let mut flow = self.entry(key).unwrap();
         flow.last_seen_ns = before_now(duration);
         flow.twin_seen_ns = flow.last_seen_ns;
@@ -427,7 +462,7 @@ impl Bench {
     }
 
     /// The same for a client's handshake.
-    pub fn waited(&mut self, client: FlowKey, duration: Duration) {
+    pub fn waited(&mut self, client: Key, duration: Duration) {
         let of_client = self.handshakes().into_iter();
         let of_client = of_client.filter(|handshake| handshake.client == client);
         // Abandoned ones lie about until their places are needed.
@@ -459,10 +494,4 @@ fn before_now(duration: Duration) -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
     let then = Duration::from(now).saturating_sub(duration);
     u64::try_from(then.as_nanos()).unwrap()
-}
-
-impl From<&Segment> for Vec<u8> {
-    fn from(segment: &Segment) -> Self {
-        segment.frame()
-    }
 }

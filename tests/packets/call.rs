@@ -1,13 +1,19 @@
 //! One connection of a client to the service: its segments, and what they must be turned into.
+//!
+//! Datagrams have no flags. With them, the "SYN" is the first one, the "SYN-ACK" the worker's answer, and
+//! the "acknowledgement" the client's next one.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
-use lb_common::{headers::PROTOCOL_TCP, maps::FlowKey};
+use lb_common::maps::FlowKey;
 
 use crate::{
     bench::{Bench, Edge},
-    frame::{ACK, SYN, Segment},
-    lan::{MANAGER, SERVICE, Server, Station},
+    frame::{ACK, Family, SYN},
+    lan::{self, MANAGER, Server, Station},
+    message::{Message, Problem},
+    segment::{Protocol, Segment},
+    tables::Key,
 };
 
 /// First sequence numbers, chosen near their wrap.
@@ -17,6 +23,8 @@ pub const WORKER_START: u32 = 0xffff_ffff;
 #[derive(Clone, Debug)]
 pub struct Call {
     edge: Edge,
+    pub family: Family,
+    pub protocol: Protocol,
     pub client: Station,
     pub port: u16,
     /// Known once it has begun.
@@ -24,13 +32,21 @@ pub struct Call {
 }
 
 impl Call {
-    pub fn new(edge: Edge, client: Station, port: u16) -> Self {
+    pub fn new(edge: Edge, family: Family, client: Station, port: u16) -> Self {
         Self {
             edge,
+            family,
+            protocol: Protocol::Tcp,
             client,
             port,
             nat_port: 0,
         }
+    }
+
+    /// The same, but of datagrams.
+    pub fn of_datagrams(mut self) -> Self {
+        self.protocol = Protocol::Udp;
+        self
     }
 
     /// The client's SYN, with the options that Linux sends.
@@ -47,7 +63,7 @@ impl Call {
 
     /// A segment from the client, as it arrives at the manager.
     pub fn request(&self, flags: u8) -> Segment {
-        Segment::new(self.client_address(), SERVICE, flags)
+        self.segment(self.client_address(), self.service(), flags)
             .macs(self.client.mac, MANAGER.mac)
             .numbers(CLIENT_START.wrapping_add(1), WORKER_START.wrapping_add(1))
     }
@@ -61,7 +77,7 @@ impl Call {
 
     /// A segment from the worker, as it arrives at the manager.
     pub fn reply(&self, server: Server, flags: u8) -> Segment {
-        Segment::new(server.address(), self.nat_address(), flags)
+        self.segment(self.at(server), self.nat_address(), flags)
             .macs(server.station.mac, MANAGER.mac)
             .numbers(WORKER_START.wrapping_add(1), CLIENT_START.wrapping_add(1))
     }
@@ -71,20 +87,69 @@ impl Call {
     pub fn at_worker(&self, server: Server, segment: &Segment) -> Segment {
         let mut translated = segment.clone();
         translated.source = self.nat_address();
-        translated.destination = server.address();
-        translated.time_to_live -= 1;
+        translated.destination = self.at(server);
+        self.forwarded(server, translated)
+    }
+
+    /// A client's segment as it leaves for a worker that answers the client itself.
+    pub fn onwards(&self, server: Server, segment: &Segment) -> Segment {
+        self.forwarded(server, segment.clone())
+    }
+
+    fn forwarded(&self, server: Server, mut segment: Segment) -> Segment {
+        segment.ip.time_to_live -= 1;
         match self.edge {
-            Edge::Tc => translated,
-            Edge::Xdp => translated.macs(MANAGER.mac, server.station.mac),
+            Edge::Tc => segment,
+            Edge::Xdp => segment.macs(MANAGER.mac, server.station.mac),
         }
     }
 
     /// A worker's segment as it leaves for the client.
     pub fn at_client(&self, segment: &Segment) -> Segment {
         let mut translated = segment.clone().macs(MANAGER.mac, self.client.mac);
-        translated.source = SERVICE;
+        translated.source = self.service();
         translated.destination = self.client_address();
-        translated.time_to_live -= 1;
+        translated.ip.time_to_live -= 1;
+        translated
+    }
+
+    /// The message of a router on the client's side about a segment of the service.
+    pub fn complains(&self, problem: Problem, about: &Segment) -> Message {
+        let router = lan::ROUTER.address(self.family);
+        Message::new(router, problem, about.clone()).macs(lan::ROUTER.mac, MANAGER.mac)
+    }
+
+    /// That message as it leaves for the worker: about the segment that the worker sent, from the
+    /// manager, because the worker knows nobody behind it.
+    pub fn complaint_at_worker(&self, server: Server, message: &Message) -> Message {
+        let mut translated = message.clone();
+        translated.source = self.nat_address().ip();
+        let about = &mut translated.about;
+        about.checksum = Some(about.written_checksum());
+        (about.source, about.destination) = (self.at(server), self.nat_address());
+        translated.ip.time_to_live -= 1;
+        match self.edge {
+            Edge::Tc => translated,
+            Edge::Xdp => translated.macs(MANAGER.mac, server.station.mac),
+        }
+    }
+
+    /// The message of a machine on the worker's side about a segment of the manager's.
+    pub fn worker_complains(&self, server: Server, problem: Problem, about: &Segment) -> Message {
+        let worker = server.station;
+        let met = self.at_worker(server, about);
+        Message::new(worker.address(self.family), problem, met).macs(worker.mac, MANAGER.mac)
+    }
+
+    /// That message as it leaves for the client: about the segment that the client sent, from the
+    /// service.
+    pub fn complaint_at_client(&self, message: &Message) -> Message {
+        let mut translated = message.clone().macs(MANAGER.mac, self.client.mac);
+        translated.source = self.service().ip();
+        let about = &mut translated.about;
+        about.checksum = Some(about.written_checksum());
+        (about.source, about.destination) = (self.client_address(), self.service());
+        translated.ip.time_to_live -= 1;
         translated
     }
 
@@ -130,32 +195,45 @@ impl Call {
             .comes_from(server, &self.at_client(segment));
     }
 
-    pub fn client_address(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.client.address, self.port)
+    pub fn service(&self) -> SocketAddr {
+        lan::service(self.family)
     }
 
-    pub fn nat_address(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(MANAGER.address, self.nat_port)
+    pub fn client_address(&self) -> SocketAddr {
+        self.client.at(self.family, self.port)
+    }
+
+    pub fn nat_address(&self) -> SocketAddr {
+        MANAGER.at(self.family, self.nat_port)
+    }
+
+    /// Where a server is reached.
+    pub fn at(&self, server: Server) -> SocketAddr {
+        server.address(self.family)
+    }
+
+    pub fn segment(&self, source: SocketAddr, destination: SocketAddr, flags: u8) -> Segment {
+        Segment::new(self.protocol, source, destination, flags)
     }
 
     /// The tuple of the client's packets.
-    pub fn request_key(&self) -> FlowKey {
-        key(self.client_address(), SERVICE)
+    pub fn request_key(&self) -> Key {
+        self.key(self.client_address(), self.service())
     }
 
     /// The tuple of the worker's packets.
-    pub fn reply_key(&self, server: Server) -> FlowKey {
-        key(server.address(), self.nat_address())
+    pub fn reply_key(&self, server: Server) -> Key {
+        self.key(self.at(server), self.nat_address())
     }
-}
 
-pub fn key(source: SocketAddrV4, destination: SocketAddrV4) -> FlowKey {
-    FlowKey {
-        source: source.ip().octets(),
-        destination: destination.ip().octets(),
-        source_port: source.port().to_be_bytes(),
-        destination_port: destination.port().to_be_bytes(),
-        protocol: PROTOCOL_TCP.into(),
+    pub fn key(&self, source: SocketAddr, destination: SocketAddr) -> Key {
+        FlowKey {
+            source: lan::mapped(source.ip()),
+            destination: lan::mapped(destination.ip()),
+            source_port: source.port().to_be_bytes(),
+            destination_port: destination.port().to_be_bytes(),
+            protocol: self.protocol.number().into(),
+        }
     }
 }
 

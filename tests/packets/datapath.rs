@@ -13,13 +13,15 @@ use aya::{
 };
 use lb_common::{
     maps::{
-        Backend, Counter, Flow, FlowKey, Handshake, Neighbour, Policy, ROWS, Service, ServiceKey,
-        Settings, Traffic, name,
+        Backend, Counter, Neighbour, Policy, ROWS, Service, ServiceKey, Settings, Traffic, name,
     },
     verdict::Verdict,
 };
 
-use crate::outcome::{Action, Counted, Outcome};
+use crate::{
+    outcome::{Action, Counted, Outcome},
+    tables::{Flows, Handshakes},
+};
 
 /// Flows that fit each table, far more than a test opens.
 const FLOW_ENTRIES: u32 = 8_192;
@@ -42,8 +44,8 @@ pub struct Maps {
     pub selection: Array<MapData, u32>,
     pub backends: Array<MapData, Backend>,
     pub neighbours: Array<MapData, Neighbour>,
-    pub established: HashMap<MapData, FlowKey, Flow>,
-    pub half_open: Array<MapData, Handshake>,
+    pub flows: Flows,
+    pub handshakes: Handshakes,
     pub ports: Array<MapData, u64>,
     pub policies: Array<MapData, Policy>,
     pub choices: Array<MapData, u32>,
@@ -104,6 +106,9 @@ impl Datapath {
             .map_max_entries(name::FLOWS, FLOW_ENTRIES)
             .map_max_entries(name::HALF_OPEN, COLUMNS * ROWS)
             .map_max_entries(name::NOTES, COLUMNS)
+            .map_max_entries(name::FLOWS6, FLOW_ENTRIES)
+            .map_max_entries(name::HALF_OPEN6, COLUMNS * ROWS)
+            .map_max_entries(name::NOTES6, COLUMNS)
             .map_max_entries(name::ACTIVE, BACKENDS)
             .map_max_entries(name::LOST, BACKENDS)
             .map_max_entries(name::BACKENDS, BACKENDS)
@@ -237,8 +242,14 @@ impl Maps {
             selection: map(name::SELECTION).try_into()?,
             backends: map(name::BACKENDS).try_into()?,
             neighbours: map(name::NEIGHBOURS).try_into()?,
-            established: map(name::FLOWS).try_into()?,
-            half_open: map(name::HALF_OPEN).try_into()?,
+            flows: Flows {
+                v4: map(name::FLOWS).try_into()?,
+                v6: map(name::FLOWS6).try_into()?,
+            },
+            handshakes: Handshakes {
+                v4: map(name::HALF_OPEN).try_into()?,
+                v6: map(name::HALF_OPEN6).try_into()?,
+            },
             ports: map(name::PORTS).try_into()?,
             policies: map(name::POLICIES).try_into()?,
             choices: map(name::CHOICES).try_into()?,

@@ -1,9 +1,9 @@
-//! Frames as bytes: a builder that knows every field, and the checksum oracle.
+//! Frames as bytes, and the checksum oracle.
 //!
 //! Checksums are computed in full (RFC 1071), by nothing that the programs under test use. So a
 //! frame built for comparison proves the checksums of the frame that it is compared with.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 
 pub type Mac = [u8; 6];
 
@@ -15,189 +15,172 @@ pub const ACK: u8 = 0x10;
 pub const ECE: u8 = 0x40;
 pub const CWR: u8 = 0x80;
 
-/// Where the fields of a frame without IPv4 options lie.
+/// EtherTypes.
+pub const IPV4: u16 = 0x0800;
+pub const IPV6: u16 = 0x86dd;
+pub const CUSTOMER_TAG: u16 = 0x8100;
+pub const SERVICE_TAG: u16 = 0x88a8;
+
+/// Protocol numbers, IPv6's extension headers among them.
+pub const HOP_BY_HOP: u8 = 0;
+pub const ICMP: u8 = 1;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const ROUTING: u8 = 43;
+pub const FRAGMENT: u8 = 44;
+pub const ICMPV6: u8 = 58;
+pub const DESTINATION_OPTIONS: u8 = 60;
+
+/// Where the fields of a frame lie.
 pub mod at {
     pub const DESTINATION_MAC: usize = 0;
     pub const ETHER_TYPE: usize = 12;
+    pub const IP: usize = 14;
+
+    /// Of IPv4, without options.
     pub const VERSION_AND_LENGTH: usize = 14;
     pub const TOTAL_LENGTH: usize = 16;
     pub const FRAGMENT: usize = 20;
     pub const PROTOCOL: usize = 23;
-    pub const DATA_OFFSET: usize = 46;
-    pub const PAYLOAD: usize = 54;
+
+    /// Of IPv6.
+    pub const VERSION: usize = 14;
+    pub const PAYLOAD_LENGTH: usize = 18;
+    pub const NEXT_HEADER: usize = 20;
+    pub const EXTENSIONS: usize = 54;
 }
 
-const TCP: u8 = 6;
-
-/// A TCP segment in an IPv4 packet in an Ethernet frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    pub from_mac: Mac,
-    pub to_mac: Mac,
-    pub source: SocketAddrV4,
-    pub destination: SocketAddrV4,
-    pub time_to_live: u8,
-    pub flags: u8,
-    pub sequence: u32,
-    pub acknowledgement: u32,
-    pub ip_options: Vec<u8>,
-    pub tcp_options: Vec<u8>,
-    pub payload: Vec<u8>,
+/// Which family of addresses, and with it which IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    V4,
+    V6,
 }
 
-impl Segment {
-    pub fn new(source: SocketAddrV4, destination: SocketAddrV4, flags: u8) -> Self {
-        Self {
-            from_mac: [0; 6],
-            to_mac: [0; 6],
-            source,
-            destination,
-            time_to_live: 64,
-            flags,
-            sequence: 0,
-            acknowledgement: 0,
-            ip_options: Vec::new(),
-            tcp_options: Vec::new(),
-            payload: Vec::new(),
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
         }
     }
 
-    pub fn macs(mut self, from: Mac, to: Mac) -> Self {
-        (self.from_mac, self.to_mac) = (from, to);
-        self
+    pub fn ether_type(self) -> u16 {
+        match self {
+            Self::V4 => IPV4,
+            Self::V6 => IPV6,
+        }
     }
 
-    pub fn flags(mut self, flags: u8) -> Self {
-        self.flags = flags;
-        self
+    /// The protocol number of its ICMP.
+    pub fn icmp(self) -> u8 {
+        match self {
+            Self::V4 => ICMP,
+            Self::V6 => ICMPV6,
+        }
     }
 
-    pub fn numbers(mut self, sequence: u32, acknowledgement: u32) -> Self {
-        (self.sequence, self.acknowledgement) = (sequence, acknowledgement);
-        self
+    /// Length of its plain header, in bytes.
+    pub fn header_bytes(self) -> usize {
+        match self {
+            Self::V4 => 20,
+            Self::V6 => 40,
+        }
     }
 
-    pub fn time_to_live(mut self, hops: u8) -> Self {
-        self.time_to_live = hops;
-        self
+    /// Where the transport header of a plain packet is in its frame.
+    pub fn transport(self) -> usize {
+        at::IP + self.header_bytes()
     }
+}
 
-    pub fn payload(mut self, payload: impl Into<Vec<u8>>) -> Self {
-        self.payload = payload.into();
-        self
-    }
+/// What an IP header says beside the addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpFields {
+    pub time_to_live: u8,
+    /// Type of service, or traffic class.
+    pub traffic_class: u8,
+    /// Of IPv4.
+    pub options: Vec<u8>,
+    /// Of IPv6: kinds and lengths in bytes.
+    pub extensions: Vec<(u8, usize)>,
+}
 
-    pub fn tcp_options(mut self, options: &[u8]) -> Self {
-        self.tcp_options = options.to_vec();
-        self
+impl Default for IpFields {
+    fn default() -> Self {
+        Self {
+            time_to_live: 64,
+            traffic_class: 0,
+            options: Vec::new(),
+            extensions: Vec::new(),
+        }
     }
+}
 
-    pub fn ip_options(mut self, options: &[u8]) -> Self {
-        self.ip_options = options.to_vec();
-        self
+/// An IP packet around `body`.
+pub fn ip(from: IpAddr, to: IpAddr, protocol: u8, fields: &IpFields, body: &[u8]) -> Vec<u8> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let total = length(20 + fields.options.len() + body.len());
+            let mut ip = vec![0x45 + words(&fields.options), fields.traffic_class];
+            ip.extend(total);
+            ip.extend([0x1d, 0x0f, 0x40, 0, fields.time_to_live, protocol, 0, 0]);
+            ip.extend(from.octets());
+            ip.extend(to.octets());
+            ip.extend(&fields.options);
+            let checksum = checksum(&ip);
+            ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+            ip.extend(body);
+            ip
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let (first, extensions) = extensions(&fields.extensions, protocol);
+            let class = fields.traffic_class;
+            let mut ip = vec![0x60 | class >> 4, class << 4 | 0x05, 0xca, 0xfe];
+            ip.extend(length(extensions.len() + body.len()));
+            ip.extend([first, fields.time_to_live]);
+            ip.extend(from.octets());
+            ip.extend(to.octets());
+            ip.extend(extensions);
+            ip.extend(body);
+            ip
+        }
+        _ => panic!("{from} and {to} are of two families"),
     }
+}
 
-    pub fn to(mut self, destination: SocketAddrV4) -> Self {
-        self.destination = destination;
-        self
+/// A chain of extension headers before `protocol`, and the number of its first one.
+fn extensions(kinds: &[(u8, usize)], protocol: u8) -> (u8, Vec<u8>) {
+    let mut first = protocol;
+    let mut chain = Vec::new();
+    for (kind, bytes) in kinds.iter().rev() {
+        let mut header = vec![0; *bytes];
+        header[0] = first;
+        if *kind != FRAGMENT {
+            header[1] = u8::try_from(bytes / 8 - 1).expect("fits an extension header");
+        }
+        chain = [header, chain].concat();
+        first = *kind;
     }
+    (first, chain)
+}
 
-    /// The segment as bytes, every checksum complete.
-    pub fn frame(&self) -> Vec<u8> {
-        let tcp = self.tcp();
-        ethernet(self.to_mac, self.from_mac, 0x0800, &self.ip(TCP, &tcp))
+/// The checksum of a transport header and its data, over the pseudo header too.
+pub fn transport_checksum(from: IpAddr, to: IpAddr, protocol: u8, body: &[u8]) -> u16 {
+    let mut covered = Vec::new();
+    for address in [from, to] {
+        match address {
+            IpAddr::V4(address) => covered.extend(address.octets()),
+            IpAddr::V6(address) => covered.extend(address.octets()),
+        }
     }
-
-    fn tcp(&self) -> Vec<u8> {
-        let words = 5 + words(&self.tcp_options);
-        let mut tcp = Vec::new();
-        tcp.extend(self.source.port().to_be_bytes());
-        tcp.extend(self.destination.port().to_be_bytes());
-        tcp.extend(self.sequence.to_be_bytes());
-        tcp.extend(self.acknowledgement.to_be_bytes());
-        tcp.extend([words << 4, self.flags, 0x72, 0x10, 0, 0, 0, 0]);
-        tcp.extend(&self.tcp_options);
-        tcp.extend(&self.payload);
-        let checksum = self.transport_checksum(TCP, &tcp);
-        tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
-        tcp
-    }
-
-    fn ip(&self, protocol: u8, body: &[u8]) -> Vec<u8> {
-        let header_bytes = 20 + self.ip_options.len();
-        let total = u16::try_from(header_bytes + body.len()).expect("fits IPv4");
-        let mut ip = vec![0x45 + words(&self.ip_options), 0];
-        ip.extend(total.to_be_bytes());
-        ip.extend([0x1d, 0x0f, 0x40, 0, self.time_to_live, protocol, 0, 0]);
-        ip.extend(self.source.ip().octets());
-        ip.extend(self.destination.ip().octets());
-        ip.extend(&self.ip_options);
-        let checksum = checksum(&ip);
-        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-        ip.extend(body);
-        ip
-    }
-
-    fn transport_checksum(&self, protocol: u8, body: &[u8]) -> u16 {
-        let length = u16::try_from(body.len()).expect("fits IPv4");
-        let mut covered = Vec::new();
-        covered.extend(self.source.ip().octets());
-        covered.extend(self.destination.ip().octets());
-        covered.extend([0, protocol]);
-        covered.extend(length.to_be_bytes());
-        covered.extend(body);
-        checksum(&covered)
-    }
-
-    /// The same addresses and ports, but in a UDP datagram.
-    pub fn as_udp(&self) -> Vec<u8> {
-        let length = u16::try_from(8 + self.payload.len()).expect("fits IPv4");
-        let mut udp = Vec::new();
-        udp.extend(self.source.port().to_be_bytes());
-        udp.extend(self.destination.port().to_be_bytes());
-        udp.extend(length.to_be_bytes());
-        udp.extend([0, 0]);
-        udp.extend(&self.payload);
-        let checksum = self.transport_checksum(17, &udp);
-        udp[6..8].copy_from_slice(&checksum.to_be_bytes());
-        ethernet(self.to_mac, self.from_mac, 0x0800, &self.ip(17, &udp))
-    }
-
-    /// A ping between the same addresses.
-    pub fn as_icmp_echo(&self) -> Vec<u8> {
-        let mut icmp = vec![8, 0, 0, 0, 0x12, 0x34, 0, 1];
-        icmp.extend(&self.payload);
-        let checksum = checksum(&icmp);
-        icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
-        ethernet(self.to_mac, self.from_mac, 0x0800, &self.ip(1, &icmp))
-    }
-
-    /// The same ports, but between IPv6 addresses.
-    pub fn as_ipv6(&self) -> Vec<u8> {
-        let tcp = self.tcp();
-        let length = u16::try_from(tcp.len()).expect("fits IPv6");
-        let mut ip = vec![0x60, 0, 0, 0];
-        ip.extend(length.to_be_bytes());
-        ip.extend([TCP, 64]);
-        ip.extend(self.source.ip().to_ipv6_mapped().octets());
-        ip.extend(self.destination.ip().to_ipv6_mapped().octets());
-        ip.extend(&tcp);
-        ethernet(self.to_mac, self.from_mac, 0x86dd, &ip)
-    }
-
-    /// The same frame with an IEEE 802.1Q tag.
-    pub fn as_vlan(&self, id: u16) -> Vec<u8> {
-        let mut frame = self.frame();
-        let tag = [[0x81, 0x00], id.to_be_bytes()].concat();
-        frame.splice(at::ETHER_TYPE..at::ETHER_TYPE, tag);
-        frame
-    }
-
-    /// One fragment of the packet that carries this segment, from `offset` bytes on.
-    pub fn as_fragment(&self, offset: u16, more: bool) -> Vec<u8> {
-        let field = (offset / 8) | (u16::from(more) << 13);
-        with_ip_field(self.frame(), at::FRAGMENT, &field.to_be_bytes())
-    }
+    covered.extend([0, protocol]);
+    covered.extend(length(body.len()));
+    covered.extend(body);
+    checksum(&covered)
 }
 
 /// Who has `target`? asked by `asker`.
@@ -233,6 +216,13 @@ pub fn with_ip_field(frame: Vec<u8>, offset: usize, bytes: &[u8]) -> Vec<u8> {
     with(frame, 24, &checksum.to_be_bytes())
 }
 
+/// `frame` with an outermost tag of this kind and VLAN.
+pub fn tagged(mut frame: Vec<u8>, kind: u16, id: u16) -> Vec<u8> {
+    let tag = [kind.to_be_bytes(), id.to_be_bytes()].concat();
+    frame.splice(at::ETHER_TYPE..at::ETHER_TYPE, tag);
+    frame
+}
+
 /// The Internet checksum, in full: RFC 1071, section 1.
 pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
@@ -246,7 +236,12 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-fn words(options: &[u8]) -> u8 {
+pub fn length(bytes: usize) -> [u8; 2] {
+    let bytes = u16::try_from(bytes).expect("fits one packet");
+    bytes.to_be_bytes()
+}
+
+pub fn words(options: &[u8]) -> u8 {
     assert!(
         options.len().is_multiple_of(4),
         "options are padded by the caller"

@@ -3,19 +3,33 @@
 use std::{
     fs,
     io::Write as _,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::{Command, Stdio},
 };
 
 use lb_common::maps::{Backend, mode, state};
 
-use crate::frame::Mac;
+use crate::frame::{Family, Mac};
 
 /// A machine as its frames show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Station {
-    pub address: Ipv4Addr,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
     pub mac: Mac,
+}
+
+impl Station {
+    pub fn address(self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4.into(),
+            Family::V6 => self.v6.into(),
+        }
+    }
+
+    pub fn at(self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address(family), port)
+    }
 }
 
 /// A server that a backend entry stands for.
@@ -28,13 +42,19 @@ pub struct Server {
 
 pub const CLIENT: Station = station(1);
 pub const OTHER_CLIENT: Station = station(2);
+/// Between the clients and the manager.
+pub const ROUTER: Station = station(254);
 pub const MANAGER: Station = station(101);
 
 pub const WORKER1: Server = server(1, station(103), 8081);
 pub const WORKER2: Server = server(2, station(104), 8082);
 pub const FALLBACK: Server = server(3, MANAGER, 8080);
 
-pub const SERVICE: SocketAddrV4 = SocketAddrV4::new(MANAGER.address, 80);
+pub const SERVICE_PORT: u16 = 80;
+
+pub fn service(family: Family) -> SocketAddr {
+    MANAGER.at(family, SERVICE_PORT)
+}
 
 /// Interface indices: on the client's network, on another one, and their far ends.
 pub const LOOPBACK: u32 = 1;
@@ -49,25 +69,51 @@ pub const MANAGER_ETH2: Mac = [2, 0, 0, 0, 2, 101];
 pub const FIRST_NAT_PORT: u16 = 4_096;
 
 impl Server {
-    pub fn address(self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.station.address, self.port)
+    pub fn address(self, family: Family) -> SocketAddr {
+        self.station.at(family, self.port)
+    }
+
+    /// The same server as the backend that it is for the family that a bench is not about.
+    pub fn abroad(self) -> Self {
+        Self {
+            id: self.id + FALLBACK.id,
+            ..self
+        }
     }
 }
 
 /// The entry of a worker on the first interface.
-pub fn backend(server: Server) -> Backend {
+pub fn backend(server: Server, family: Family) -> Backend {
+    let address = mapped(server.station.address(family));
     Backend {
-        address: server.station.address.to_ipv6_mapped().octets(),
+        address,
         port: server.port,
         state: state::UP,
         mode: mode::NAT,
-        source: MANAGER.address.to_ipv6_mapped().octets(),
-        next_hop: server.station.address.to_ipv6_mapped().octets(),
+        source: mapped(MANAGER.address(family)),
+        next_hop: address,
         interface: ETH1,
         service: 0,
         weight: 1,
         memory_available_bytes: 0,
         memory_total_bytes: 0,
+    }
+}
+
+/// The entry of the manager's own server.
+pub fn fallback(family: Family) -> Backend {
+    Backend {
+        mode: mode::LOCAL,
+        interface: 0,
+        ..backend(FALLBACK, family)
+    }
+}
+
+/// An address as it stands in maps of both families.
+pub fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     }
 }
 
@@ -100,7 +146,8 @@ fn written(mac: Mac) -> String {
 
 const fn station(host: u8) -> Station {
     Station {
-        address: Ipv4Addr::new(192, 168, 56, host),
+        v4: Ipv4Addr::new(192, 168, 56, host),
+        v6: Ipv6Addr::new(0xfd00, 0, 0, 0x56, 0, 0, 0, host as u16),
         mac: [2, 0, 0, 0, 0, host],
     }
 }

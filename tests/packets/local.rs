@@ -1,7 +1,5 @@
 //! The manager's own server, and clients on the manager itself.
 
-use std::net::SocketAddrV4;
-
 use lb_common::{
     maps::{LOOPBACK, mode},
     verdict::Verdict,
@@ -10,9 +8,10 @@ use lb_common::{
 use crate::{
     bench::{Bench, Circumstances, Edge, Hook, at_both_edges, at_edge},
     call::Call,
-    frame::{ACK, FIN, PSH, SYN, Segment},
-    lan::{self, CLIENT, FALLBACK, MANAGER, SERVICE, Station, WORKER1},
+    frame::{ACK, FIN, PSH, SYN},
+    lan::{self, CLIENT, FALLBACK, MANAGER, SERVICE_PORT, Station, WORKER1},
     outcome::{Action, Outcome},
+    segment::Segment,
 };
 
 #[test]
@@ -64,7 +63,7 @@ fn a_worker_on_the_manager_itself_is_reached_in_place() {
         let outcome = bench.receives(&syn);
         outcome.was_sent_to(WORKER1, 1);
         outcome.is(Action::Pass);
-        outcome.leaves_as(&syn.to(WORKER1.address()));
+        outcome.leaves_as(&syn.to(WORKER1.address(bench.family)));
     });
 }
 
@@ -83,18 +82,16 @@ fn the_managers_own_traffic_is_left_alone() {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         // A connection of its own to the very server that the service uses.
-        let own = Segment::new(
-            SocketAddrV4::new(MANAGER.address, 50_000),
-            WORKER1.address(),
-            SYN,
-        )
-        .macs(MANAGER.mac, WORKER1.station.mac);
+        let own = call
+            .segment(MANAGER.at(bench.family, 50_000), call.at(WORKER1), SYN)
+            .macs(MANAGER.mac, WORKER1.station.mac);
         bench.sends(&own).passes(Verdict::NotOurs);
-        let answer = Segment::new(own.destination, own.source, SYN | ACK)
+        let answer = call
+            .segment(own.destination, own.source, SYN | ACK)
             .macs(WORKER1.station.mac, MANAGER.mac);
         bench.receives(&answer).passes(Verdict::NotOurs);
         // To the service's own port on another machine.
-        let elsewhere = SocketAddrV4::new(WORKER1.station.address, SERVICE.port());
+        let elsewhere = WORKER1.station.at(bench.family, SERVICE_PORT);
         bench.sends(&own.to(elsewhere)).passes(Verdict::NotOurs);
     });
 }
@@ -184,20 +181,22 @@ fn a_client_on_the_manager_reaches_a_worker_and_is_answered_through_loopback() {
 fn loopback_traffic_of_others_is_left_alone() {
     at_edge(Edge::Tc, |bench| {
         let call = bench.call(ITSELF, 40_000);
-        let ssh = SocketAddrV4::new(MANAGER.address, 22);
+        let ssh = MANAGER.at(bench.family, 22);
         bench.loops(&call.syn().to(ssh)).passes(Verdict::NotOurs);
         bench.loops(&call.ack()).passes(Verdict::NoFlow);
         bench
-            .loops(call.syn().as_udp())
+            .loops(&call.syn().to(ssh).as_udp())
+            .passes(Verdict::NotOurs);
+        bench
+            .loops(call.syn().as_ping())
             .passes(Verdict::OtherProtocol);
-        bench.loops(call.syn().as_ipv6()).passes(Verdict::NotIp);
     });
 }
 
 /// The manager as its own client: frames on the loopback interface have no link addresses.
 const ITSELF: Station = Station {
-    address: MANAGER.address,
     mac: [0; 6],
+    ..MANAGER
 };
 
 /// As a client's segment leaves the loopback interface for the worker.
@@ -224,7 +223,7 @@ fn returns(bench: &Bench, call: &Call, segment: &Segment) {
 fn takes(outcome: Outcome, segment: &Segment, connections: u64) {
     outcome.was_sent_to(FALLBACK, connections);
     outcome.is(Action::Pass);
-    outcome.leaves_as(&segment.clone().to(FALLBACK.address()));
+    outcome.leaves_as(&segment.clone().to(FALLBACK.address(segment.family())));
 }
 
 /// The manager's own server answers; the client must see the service.
@@ -246,7 +245,7 @@ fn answers_on(hook: Hook, bench: &Bench, call: &Call, flags: u8) {
 /// A segment of the manager's own server.
 fn answer(call: &Call, flags: u8) -> Segment {
     let numbers = call.syn_ack(WORKER1);
-    Segment::new(FALLBACK.address(), call.client_address(), flags)
+    call.segment(call.at(FALLBACK), call.client_address(), flags)
         .macs(MANAGER.mac, call.client.mac)
         .numbers(numbers.sequence, numbers.acknowledgement)
         .payload(*b"Manager")
@@ -257,6 +256,6 @@ fn is_restored(outcome: Outcome, answer: Segment) {
     outcome.was_sent_by(FALLBACK);
     outcome.is(Action::Pass);
     let mut restored = answer;
-    restored.source = SERVICE;
+    restored.source = lan::service(restored.family());
     outcome.leaves_as(&restored);
 }

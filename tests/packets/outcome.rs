@@ -4,7 +4,7 @@ use lb_common::verdict::Verdict;
 
 use crate::{
     datapath::{Counters, Edge},
-    frame::Segment,
+    frame::{Family, IPV4, at},
     lan::Server,
 };
 
@@ -129,28 +129,28 @@ impl Outcome {
         assert_eq!(self.counted, []);
     }
 
-    /// It began a connection to `server`, and left as `segment`.
+    /// It began a connection to `server`, and left as `expected`.
     #[track_caller]
-    pub fn opens(self, server: Server, segment: &Segment) {
+    pub fn opens(self, server: Server, expected: impl Into<Vec<u8>>) {
         self.was_sent_to(server, 1);
         self.is(self.forwarding());
-        self.leaves_as(segment);
+        self.leaves_as(expected);
     }
 
-    /// It was forwarded to `server` as a packet of a flow, and left as `segment`.
+    /// It was forwarded to `server` as a packet of a flow, and left as `expected`.
     #[track_caller]
-    pub fn goes_to(self, server: Server, segment: &Segment) {
+    pub fn goes_to(self, server: Server, expected: impl Into<Vec<u8>>) {
         self.was_sent_to(server, 0);
         self.is(self.forwarding());
-        self.leaves_as(segment);
+        self.leaves_as(expected);
     }
 
-    /// It was forwarded from `server` to its client, and left as `segment`.
+    /// It was forwarded from `server` to its client, and left as `expected`.
     #[track_caller]
-    pub fn comes_from(self, server: Server, segment: &Segment) {
+    pub fn comes_from(self, server: Server, expected: impl Into<Vec<u8>>) {
         self.was_sent_by(server);
         self.is(self.forwarding());
-        self.leaves_as(segment);
+        self.leaves_as(expected);
     }
 
     #[track_caller]
@@ -164,8 +164,8 @@ impl Outcome {
     }
 
     #[track_caller]
-    pub fn leaves_as(&self, segment: &Segment) {
-        assert_same(&self.left, &segment.frame());
+    pub fn leaves_as(&self, expected: impl Into<Vec<u8>>) {
+        assert_same(&self.left, &expected.into());
     }
 
     #[track_caller]
@@ -218,7 +218,12 @@ impl Outcome {
 
     /// The port that the manager speaks to the worker from.
     pub fn nat_port(&self) -> u16 {
-        u16::from_be_bytes([self.left[34], self.left[35]])
+        let family = match self.left[at::ETHER_TYPE..at::IP] == IPV4.to_be_bytes() {
+            true => Family::V4,
+            false => Family::V6,
+        };
+        let ports = &self.left[family.transport()..];
+        u16::from_be_bytes([ports[0], ports[1]])
     }
 }
 

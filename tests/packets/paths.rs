@@ -11,9 +11,10 @@ use lb_common::{
 use crate::{
     bench::{Bench, Circumstances, ESTABLISHED_IDLE, Edge, at_both_edges, at_edge},
     call::Call,
-    frame::{ACK, PSH, RST, SYN, Segment},
+    frame::{ACK, PSH, RST, SYN},
     lan::{CLIENT, ETH2, MANAGER, MANAGER_ETH2, OTHER_CLIENT, WORKER1, WORKER2},
     outcome::Action,
+    segment::Segment,
 };
 
 /// After so long a flow looks after its other direction's entry.

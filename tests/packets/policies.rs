@@ -1,7 +1,7 @@
 //! Which worker a policy's places give a new connection to, and when nobody gets it.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     sync::atomic::{AtomicU16, Ordering},
 };
 
@@ -89,7 +89,7 @@ fn source_hash_keeps_to_the_clients_address() {
             let client = client(host);
             let home = taker(bench, client);
             for _ in 0..3 {
-                assert_eq!(taker(bench, client), home, "{:?}", client.address);
+                assert_eq!(taker(bench, client), home, "{client:?}");
             }
             both[home.unwrap() as usize - 1] += 1;
         }
@@ -214,7 +214,8 @@ fn nobody_takes(bench: &Bench) {
 fn client(number: u16) -> Station {
     let [high, low] = number.to_be_bytes();
     Station {
-        address: Ipv4Addr::new(10, 9, high, low),
+        v4: Ipv4Addr::new(10, 9, high, low),
+        v6: Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, number),
         ..CLIENT
     }
 }

@@ -134,7 +134,7 @@ fn a_repeated_syn_leaves_a_draining_worker() {
 fn without_a_backend_that_is_up_connections_are_left_to_the_kernel() {
     at_both_edges(|bench| {
         let call = bench.call(CLIENT, 40_000);
-        for selected in [0, 5, 1_000, u32::MAX] {
+        for selected in [0, 7, 1_000, u32::MAX] {
             bench.select(selected);
             bench.receives(&call.syn()).passes(Verdict::NoBackend);
         }

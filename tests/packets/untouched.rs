@@ -1,27 +1,36 @@
-//! What passes untouched, and under which name.
+//! What passes untouched, and under which name: rows that hold for both families.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use lb_common::verdict::Verdict;
 
 use crate::{
-    bench::{Circumstances, Edge, at_both_edges, at_edge},
+    bench::{Edge, at_both_edges, at_edge},
     call::Call,
-    frame::{ACK, PSH, Segment, arp_request, at, ethernet, with, with_ip_field},
-    lan::{CLIENT, ETH1, MANAGER, OTHER_CLIENT, SERVICE, WORKER1},
-    outcome::{Action, Counted},
+    frame::{ACK, Family, PSH, at, with},
+    ipv4, ipv6,
+    lan::{CLIENT, MANAGER, OTHER_CLIENT, SERVICE_PORT, WORKER1},
+    outcome::Action,
+    segment::Segment,
 };
 
 /// A frame, what it is, and its verdicts by TC and by XDP.
-type Row = (&'static str, Vec<u8>, Verdict, Verdict);
+pub type Row = (&'static str, Vec<u8>, Verdict, Verdict);
+
+/// A row whose verdict both edges agree on.
+pub fn both(what: &'static str, frame: impl Into<Vec<u8>>, verdict: Verdict) -> Row {
+    (what, frame.into(), verdict, verdict)
+}
 
 #[test]
 fn every_other_packet_passes_untouched_under_its_own_verdict() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
-        let flows = bench.entries();
-        for (what, frame, tc, xdp) in rows(&call) {
+        let mut datagrams = bench.datagrams(CLIENT, 40_000);
+        datagrams.connects(bench, WORKER1);
+        let flows = bench.keys();
+        for (what, frame, tc, xdp) in rows(&call, &datagrams) {
             println!("{what}");
             let verdict = match bench.edge {
                 Edge::Tc => tc,
@@ -29,144 +38,148 @@ fn every_other_packet_passes_untouched_under_its_own_verdict() {
             };
             bench.receives(frame).passes(verdict);
         }
-        assert_eq!(bench.entries(), flows);
+        assert_eq!(bench.keys(), flows);
         assert!(bench.handshakes().is_empty());
     });
 }
 
-fn rows(call: &Call) -> Vec<Row> {
+fn rows(call: &Call, datagrams: &Call) -> Vec<Row> {
     let mut rows = other_protocols(call);
     rows.extend(other_endpoints(call));
+    rows.extend(other_datagrams(datagrams));
     rows.extend(other_stations(call));
-    rows.extend(fragments_and_options(call));
+    rows.extend(fragments(call));
     rows.extend(contradictions(call));
+    rows.extend(contradicting_datagrams(datagrams));
+    rows.extend(match call.family {
+        Family::V4 => ipv4::rows(call),
+        Family::V6 => ipv6::rows(call),
+    });
     rows
 }
 
 fn other_protocols(call: &Call) -> Vec<Row> {
     let syn = call.syn();
-    let both = |what, frame, verdict| (what, frame, verdict, verdict);
-    let arp = arp_request(CLIENT.mac, CLIENT.address, MANAGER.address);
-    let lldp = ethernet([1, 0x80, 0xc2, 0, 0, 14], CLIENT.mac, 0x88cc, &[0; 46]);
-    let spanning_tree = ethernet([1, 0x80, 0xc2, 0, 0, 0], CLIENT.mac, 38, &[0x42; 46]);
+    let lldp = [1, 0x80, 0xc2, 0, 0, 14];
+    let other = |what, protocol| both(what, syn.as_protocol(protocol), Verdict::OtherProtocol);
+    let long = call.request(0).payload([7; 1_000]);
     vec![
         (
-            "an ARP request to all",
-            arp.clone(),
+            "LLDP",
+            with(
+                with(syn.frame(), at::DESTINATION_MAC, &lldp),
+                at::ETHER_TYPE,
+                &[0x88, 0xcc],
+            ),
             Verdict::NotForUs,
             Verdict::NotIp,
         ),
-        both(
-            "an ARP request to the manager alone",
-            with(arp, at::DESTINATION_MAC, &MANAGER.mac),
-            Verdict::NotIp,
-        ),
-        ("LLDP", lldp, Verdict::NotForUs, Verdict::NotIp),
         (
             "spanning tree, with a length for a type",
-            spanning_tree,
+            with(
+                with(syn.frame(), at::DESTINATION_MAC, &lldp),
+                at::ETHER_TYPE,
+                &[0, 38],
+            ),
             Verdict::NotForUs,
             Verdict::NotIp,
         ),
-        both("IPv6", syn.as_ipv6(), Verdict::NotIp),
-        both("a tag of VLAN 5", syn.as_vlan(5), Verdict::NotIp),
-        both("a tag of priority only", syn.as_vlan(0), Verdict::NotIp),
         both(
             "MPLS",
             with(syn.frame(), at::ETHER_TYPE, &[0x88, 0x47]),
             Verdict::NotIp,
         ),
         both(
-            "UDP to the service's port",
-            syn.as_udp(),
-            Verdict::OtherProtocol,
-        ),
-        both(
-            "UDP with a body",
-            call.request(0).payload([7; 100]).as_udp(),
-            Verdict::OtherProtocol,
+            "PPPoE",
+            with(syn.frame(), at::ETHER_TYPE, &[0x88, 0x64]),
+            Verdict::NotIp,
         ),
         both(
             "a ping without a body",
-            syn.as_icmp_echo(),
+            syn.as_ping(),
             Verdict::OtherProtocol,
         ),
-        both(
-            "a ping",
-            call.request(0).payload([7; 56]).as_icmp_echo(),
-            Verdict::OtherProtocol,
-        ),
-        both(
-            "SCTP",
-            with_ip_field(syn.frame(), at::PROTOCOL, &[132]),
-            Verdict::OtherProtocol,
-        ),
-        both(
-            "IP in IP",
-            with_ip_field(syn.frame(), at::PROTOCOL, &[4]),
-            Verdict::OtherProtocol,
-        ),
+        both("a long ping", long.as_ping(), Verdict::OtherProtocol),
+        other("IPv4 in IP", 4),
+        other("IPv6 in IP", 41),
+        other("GRE", 47),
+        other("ESP", 50),
+        other("AH", 51),
+        other("OSPF", 89),
+        other("SCTP", 132),
+        other("UDP-Lite", 136),
+        other("an experimental protocol", 253),
     ]
 }
 
 fn other_endpoints(call: &Call) -> Vec<Row> {
-    let both = |what, segment: Segment, verdict| (what, segment.frame(), verdict, verdict);
-    let own = SocketAddrV4::new(MANAGER.address, 50_000);
-    let elsewhere = SocketAddrV4::new(Ipv4Addr::new(192, 168, 56, 200), 80);
+    let own = MANAGER.at(call.family, 50_000);
+    let elsewhere = OTHER_CLIENT.at(call.family, SERVICE_PORT);
     let from_worker = call.reply(WORKER1, ACK);
     let mut from_other_port = from_worker.clone();
     from_other_port.source.set_port(8_089);
     let mut from_other_worker = from_worker.clone();
-    from_other_worker.source.set_ip(OTHER_CLIENT.address);
+    from_other_worker
+        .source
+        .set_ip(OTHER_CLIENT.address(call.family));
+    let mut reversed = call.request(ACK);
+    (reversed.source, reversed.destination) = (call.service(), call.client_address());
+    let mut unheard = call.request(PSH | ACK).payload(*b"?");
+    unheard.source.set_port(39_999);
+    let not_ours = |what, segment: Segment| both(what, &segment, Verdict::NotOurs);
     vec![
-        both(
+        not_ours(
             "a SYN to another port",
-            call.syn().to(SocketAddrV4::new(MANAGER.address, 81)),
-            Verdict::NotOurs,
+            call.syn().to(MANAGER.at(call.family, 81)),
         ),
-        both(
+        not_ours("a SYN to port 0", call.syn().to(MANAGER.at(call.family, 0))),
+        not_ours(
             "a SYN to the service's port elsewhere",
             call.syn().to(elsewhere),
-            Verdict::NotOurs,
         ),
-        both(
+        not_ours(
             "data to the manager's own server",
-            call.ack().to(SocketAddrV4::new(MANAGER.address, 8_080)),
-            Verdict::NotOurs,
+            call.ack().to(MANAGER.at(call.family, 8_080)),
         ),
-        both(
+        not_ours(
             "a worker's answer to the manager's own connection",
             from_worker.to(own),
-            Verdict::NotOurs,
         ),
-        both(
+        not_ours(
             "a flow's port, from another port of the worker",
             from_other_port,
-            Verdict::NotOurs,
         ),
-        both(
-            "a flow's port, from another machine",
-            from_other_worker,
-            Verdict::NotOurs,
-        ),
-        both(
-            "a flow's packet with its ends exchanged",
-            {
-                let mut reversed = call.request(ACK);
-                (reversed.source, reversed.destination) = (SERVICE, call.client_address());
-                reversed
-            },
-            Verdict::NotOurs,
-        ),
+        not_ours("a flow's port, from another machine", from_other_worker),
+        not_ours("a flow's packet with its ends exchanged", reversed),
         both(
             "data of a connection that never began",
-            {
-                let mut other = call.request(PSH | ACK).payload(*b"?");
-                other.source.set_port(39_999);
-                other
-            },
+            &unheard,
             Verdict::NoFlow,
         ),
+    ]
+}
+
+fn other_datagrams(datagrams: &Call) -> Vec<Row> {
+    let not_ours = |what, segment: Segment| both(what, &segment, Verdict::NotOurs);
+    let of_tcp_flow = SocketAddr::new(datagrams.nat_address().ip(), 50_000);
+    let mut from_other_port = datagrams.reply(WORKER1, 0);
+    from_other_port.source.set_port(8_089);
+    vec![
+        not_ours(
+            "a datagram to another port",
+            datagrams.syn().to(MANAGER.at(datagrams.family, 53)),
+        ),
+        not_ours(
+            "a datagram to the service's port elsewhere",
+            datagrams
+                .syn()
+                .to(OTHER_CLIENT.at(datagrams.family, SERVICE_PORT)),
+        ),
+        not_ours(
+            "a worker's datagram to the manager itself",
+            datagrams.reply(WORKER1, 0).to(of_tcp_flow),
+        ),
+        not_ours("an answer from another port of the worker", from_other_port),
     ]
 }
 
@@ -174,100 +187,70 @@ fn other_stations(call: &Call) -> Vec<Row> {
     [
         ("a broadcast frame of the flow", [0xff; 6]),
         ("a multicast frame of the flow", [1, 0, 0x5e, 0, 0, 1]),
+        (
+            "a frame of the flow to IPv6's multicast",
+            [0x33, 0x33, 0, 0, 0, 1],
+        ),
     ]
     .into_iter()
     .map(|(what, mac)| {
         let frame = with(call.ack().frame(), at::DESTINATION_MAC, &mac);
-        (what, frame, Verdict::NotForUs, Verdict::NotForUs)
+        both(what, frame, Verdict::NotForUs)
     })
     .collect()
 }
 
-fn fragments_and_options(call: &Call) -> Vec<Row> {
-    let both = |what, frame, verdict| (what, frame, verdict, verdict);
+fn fragments(call: &Call) -> Vec<Row> {
     let data = call.request(PSH | ACK).payload([b'x'; 64]);
-    let with_options = |bytes: usize| {
-        let options = vec![1; bytes];
-        call.request(ACK).ip_options(&options).frame()
-    };
+    let fragment = |what, frame: Vec<u8>| both(what, frame, Verdict::Fragment);
     vec![
-        both(
-            "a first fragment",
-            data.as_fragment(0, true),
-            Verdict::Fragment,
+        fragment("a first fragment", data.as_fragment(0, true)),
+        fragment("a fragment in the middle", data.as_fragment(1_480, true)),
+        fragment("a last fragment", data.as_fragment(1_480, false)),
+        fragment("a first fragment of a SYN", call.syn().as_fragment(0, true)),
+        fragment(
+            "a first fragment of a datagram",
+            data.clone().as_udp().as_fragment(0, true),
         ),
-        both(
-            "a fragment in the middle",
-            data.as_fragment(1_480, true),
-            Verdict::Fragment,
-        ),
-        both(
-            "a last fragment",
-            data.as_fragment(1_480, false),
-            Verdict::Fragment,
-        ),
-        both(
-            "a first fragment of a SYN",
-            call.syn().as_fragment(0, true),
-            Verdict::Fragment,
-        ),
-        both("one IPv4 option", with_options(4), Verdict::IpOptions),
-        both(
-            "the most IPv4 options",
-            with_options(40),
-            Verdict::IpOptions,
+        fragment(
+            "a last fragment of a datagram",
+            data.as_udp().as_fragment(1_480, false),
         ),
     ]
 }
 
 fn contradictions(call: &Call) -> Vec<Row> {
-    let both = |what, frame, verdict| (what, frame, verdict, verdict);
     let data = || call.request(PSH | ACK).payload([b'x'; 64]).frame();
-    let first_byte = |value| with_ip_field(data(), at::VERSION_AND_LENGTH, &[value]);
-    let total_length = |value: u16| with_ip_field(data(), at::TOTAL_LENGTH, &value.to_be_bytes());
-    let data_offset = |words: u8| with(data(), at::DATA_OFFSET, &[words << 4]);
+    let data_offset = call.family.transport() + 12;
+    let header = |words: u8| with(data(), data_offset, &[words << 4]);
     vec![
-        both(
-            "an IPv4 header of 4 words",
-            first_byte(0x44),
-            Verdict::Malformed,
-        ),
-        both(
-            "an IPv4 header of no word",
-            with(data(), at::VERSION_AND_LENGTH, &[0x40]),
-            Verdict::Malformed,
-        ),
-        both(
-            "version 6 in an IPv4 frame",
-            first_byte(0x65),
-            Verdict::Malformed,
-        ),
-        both("version 0", first_byte(0x05), Verdict::Malformed),
-        both(
-            "one byte less than the packet claims",
-            total_length(20 + 20 + 64 + 1),
-            Verdict::Truncated,
-        ),
-        both(
-            "a claim of 65,535 bytes",
-            total_length(65_535),
-            Verdict::Truncated,
-        ),
-        both("a claim of 39 bytes", total_length(39), Verdict::Malformed),
-        both("a claim of no bytes", total_length(0), Verdict::Malformed),
-        both(
-            "a TCP header of 4 words",
-            data_offset(4),
-            Verdict::Malformed,
-        ),
-        both(
-            "a TCP header of no word",
-            data_offset(0),
-            Verdict::Malformed,
-        ),
+        both("a TCP header of 4 words", header(4), Verdict::Malformed),
+        both("a TCP header of no word", header(0), Verdict::Malformed),
         both(
             "a TCP header longer than the packet",
-            with(call.ack().frame(), at::DATA_OFFSET, &[6 << 4]),
+            with(call.ack().frame(), data_offset, &[6 << 4]),
+            Verdict::Malformed,
+        ),
+    ]
+}
+
+fn contradicting_datagrams(datagrams: &Call) -> Vec<Row> {
+    let whole = datagrams.request(0).payload([b'x'; 64]);
+    let length = |bytes: u16| {
+        let at = datagrams.family.transport() + 4;
+        with(whole.frame(), at, &bytes.to_be_bytes())
+    };
+    vec![
+        both("a datagram of no byte", length(0), Verdict::Malformed),
+        both("a datagram of 7 bytes", length(7), Verdict::Malformed),
+        both(
+            "a datagram longer than its packet",
+            length(8 + 64 + 1),
+            Verdict::Malformed,
+        ),
+        both(
+            "a datagram of 65,535 bytes",
+            length(65_535),
             Verdict::Malformed,
         ),
     ]
@@ -278,24 +261,15 @@ fn a_frame_to_another_station_is_not_for_us() {
     at_edge(Edge::Tc, |bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
-        for segment in [call.syn(), call.ack(), call.reply(WORKER1, ACK)] {
+        for segment in [
+            call.syn(),
+            call.ack(),
+            call.reply(WORKER1, ACK),
+            call.syn().as_udp(),
+        ] {
             let frame = with(segment.frame(), at::DESTINATION_MAC, &OTHER_CLIENT.mac);
             bench.receives(frame).passes(Verdict::NotForUs);
         }
-    });
-}
-
-#[test]
-fn a_frame_that_ethernet_has_padded_is_steered() {
-    at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
-        let padding = [0xee; 6];
-        let padded = [&call.ack().frame()[..], &padding].concat();
-        let outcome = bench.receives(padded);
-        outcome.was_sent_to(WORKER1, 0);
-        let expected = call.at_worker(WORKER1, &call.ack()).frame();
-        assert_eq!(outcome.left, [&expected[..], &padding].concat());
     });
 }
 
@@ -304,13 +278,17 @@ fn every_truncation_passes_untouched_and_is_counted_once() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
+        let mut datagrams = bench.datagrams(CLIENT, 40_000);
+        datagrams.connects(bench, WORKER1);
         for segment in [
             call.syn(),
             call.request(PSH | ACK).payload(*b"GET / HTTP/1.1\r\n\r\n"),
             call.reply(WORKER1, ACK).payload([b'x'; 33]),
+            datagrams.syn().payload(*b"?"),
+            datagrams.reply(WORKER1, 0).payload([b'x'; 33]),
         ] {
             let whole = segment.frame();
-            for length in shortest(bench.edge, 34)..whole.len() {
+            for length in shortest(bench.edge, call.family)..whole.len() {
                 bench.receives(&whole[..length]).passes(Verdict::Truncated);
             }
             assert_ne!(bench.receives(whole).action, Action::Pass);
@@ -319,133 +297,26 @@ fn every_truncation_passes_untouched_and_is_counted_once() {
 }
 
 #[test]
-fn every_truncation_of_other_protocols_passes_untouched_and_is_counted_once() {
+fn every_truncation_of_other_packets_passes_untouched_and_is_counted_once() {
     at_both_edges(|bench| {
         let syn = bench.call(CLIENT, 40_000).syn();
-        for (whole, verdict, shortest_for_tc) in [
-            (syn.as_udp(), Verdict::OtherProtocol, 34),
-            (syn.as_icmp_echo(), Verdict::OtherProtocol, 34),
-            (syn.as_ipv6(), Verdict::NotIp, 54),
-            (syn.as_vlan(5), Verdict::NotIp, 14),
+        let elsewhere = syn.clone().to(MANAGER.at(bench.family, 53)).as_udp();
+        for (whole, verdict) in [
+            (elsewhere.frame(), Verdict::NotOurs),
+            (syn.as_ping(), Verdict::OtherProtocol),
         ] {
-            for length in shortest(bench.edge, shortest_for_tc)..=whole.len() {
-                let has_protocol = verdict == Verdict::NotIp || length >= 34;
-                bench.receives(&whole[..length]).passes(if has_protocol {
-                    verdict
-                } else {
-                    Verdict::Truncated
-                });
+            for length in shortest(bench.edge, bench.family)..whole.len() {
+                bench.receives(&whole[..length]).passes(Verdict::Truncated);
             }
+            bench.receives(whole).passes(verdict);
         }
     });
 }
 
 /// The shortest frame that a test run takes: for TC, newer kernels want the whole IP header.
-fn shortest(edge: Edge, for_tc: usize) -> usize {
+pub fn shortest(edge: Edge, family: Family) -> usize {
     match edge {
-        Edge::Tc => for_tc,
-        Edge::Xdp => 14,
+        Edge::Tc => family.transport(),
+        Edge::Xdp => at::IP,
     }
-}
-
-#[test]
-fn what_xdp_lets_in_truncated_passes_tc_too() {
-    at_edge(Edge::Xdp, |bench| {
-        bench.attach_ingress();
-        let whole = bench.call(CLIENT, 40_000).syn().frame();
-        for length in 14..whole.len() {
-            // Once at either edge.
-            assert_eq!(
-                bench.lets_in(&whole[..length]),
-                [Counted::Verdict {
-                    verdict: Verdict::Truncated,
-                    packets: 2,
-                    bytes: 2 * length as u64,
-                }]
-            );
-        }
-    });
-}
-
-#[test]
-fn a_tag_that_the_kernel_has_taken_off_still_counts() {
-    at_edge(Edge::Xdp, |bench| {
-        bench.attach_ingress();
-        let syn = bench.call(CLIENT, 40_000).syn();
-        // Once by XDP, which sees the tag, and once by TC, which finds it beside the frame.
-        assert_eq!(
-            bench.lets_in(&syn.as_vlan(5)),
-            [Counted::Verdict {
-                verdict: Verdict::NotIp,
-                packets: 2,
-                bytes: 2 * syn.frame().len() as u64 + 4,
-            }]
-        );
-        assert!(bench.handshakes().is_empty());
-    });
-}
-
-#[test]
-fn a_packet_that_stands_for_many_is_counted_as_many() {
-    at_edge(Edge::Tc, |bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
-        let large = Circumstances {
-            gso: Some((1_000, 3)),
-            ..Circumstances::received_on(ETH1)
-        };
-        let up = call.request(PSH | ACK).payload([b'u'; 2_900]);
-        bench
-            .meets(&up, large)
-            .goes_to(WORKER1, &call.at_worker(WORKER1, &up));
-        let down = call.reply(WORKER1, PSH | ACK).payload([b'd'; 2_901]);
-        bench
-            .meets(&down, large)
-            .comes_from(WORKER1, &call.at_client(&down));
-        let other = call.syn().payload([b'o'; 2_000]).as_udp();
-        bench.meets(other, large).passes(Verdict::OtherProtocol);
-
-        // Larger than IPv4 can say (BIG TCP): the length is left at 0.
-        let unsaid = |segment: &Segment| with_ip_field(segment.frame(), at::TOTAL_LENGTH, &[0, 0]);
-        let outcome = bench.meets(unsaid(&up), large);
-        outcome.was_sent_to(WORKER1, 0);
-        assert_eq!(outcome.left, unsaid(&call.at_worker(WORKER1, &up)));
-    });
-}
-
-#[test]
-fn a_checksum_of_zero_is_kept_right() {
-    at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
-        let word = |segment: &Segment| {
-            let frame = segment.frame();
-            u16::from_be_bytes([frame[50], frame[51]])
-        };
-        // A payload that is the checksum itself makes the sum come out as nothing.
-        let plain = call.request(ACK).payload([0, 0]);
-        let zero_before = plain.clone().payload(word(&plain).to_be_bytes());
-        assert_eq!(word(&zero_before), 0);
-        call.requests(bench, WORKER1, &zero_before);
-        let after = word(&call.at_worker(WORKER1, &plain));
-        let zero_after = plain.payload(after.to_be_bytes());
-        assert_eq!(word(&call.at_worker(WORKER1, &zero_after)), 0);
-        call.requests(bench, WORKER1, &zero_after);
-    });
-}
-
-#[test]
-fn a_wrong_checksum_stays_wrong() {
-    at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
-        let data = call.request(PSH | ACK).payload(*b"intact");
-        let mut damaged = data.frame();
-        damaged[at::PAYLOAD] ^= 0x40;
-        let outcome = bench.receives(damaged);
-        let mut expected = call.at_worker(WORKER1, &data).frame();
-        expected[at::PAYLOAD] ^= 0x40;
-        // The receiver must see the damage, so the checksum of the intact payload stays.
-        assert_eq!(outcome.left, expected);
-    });
 }

@@ -36,7 +36,9 @@ impl<'a, A: Address> Quoted<'a, A> {
     pub fn view(bytes: impl Bytes<'a>, located: Located) -> Result<Self, Verdict> {
         let Located { offset, .. } = located;
         let ethernet = bytes.at::<EthernetHeader>(0).ok_or(Verdict::Truncated)?;
-        let ip = bytes.at(ETHERNET_LEN).ok_or(Verdict::Truncated)?;
+        let ip = bytes
+            .at::<A::Header>(ETHERNET_LEN)
+            .ok_or(Verdict::Truncated)?;
         let icmp = bytes.at::<IcmpHeader>(offset).ok_or(Verdict::Truncated)?;
         if !A::Header::is_error(icmp) {
             return Err(Verdict::OtherProtocol);
@@ -48,6 +50,10 @@ impl<'a, A: Address> Quoted<'a, A> {
             .inner
             .plain_protocol()
             .ok_or(Verdict::OtherProtocol)?;
+        let needed = offset - ETHERNET_LEN + size_of::<ErrorMessage<A::Header>>();
+        if ip.claimed_length() < needed as u32 {
+            return Err(Verdict::Malformed);
+        }
         if ethernet.to_group() {
             return Err(Verdict::NotForUs);
         }

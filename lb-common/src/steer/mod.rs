@@ -273,7 +273,7 @@ fn unknown<T: Tables>(
     if place != NOWHERE {
         return handshake::answer(tables, arrival, place, decision);
     }
-    if arrival.hook == Hook::Egress {
+    if arrival.hook == Hook::Egress || key.destination.is_mapped() {
         return Verdict::NotOurs;
     }
     let service_key = ServiceKey {
