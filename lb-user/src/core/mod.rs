@@ -288,6 +288,12 @@ impl Core {
                 .places
                 .iter()
                 .map(|place| self.services[place.service].settings.backends[place.backend].id);
+            let served = worker.places.iter().zip(ids.clone());
+            // Who took connections directly had a companion; its next heartbeat says whether it has.
+            worker.translates = served
+                .filter(|(_, id)| up.contains(id))
+                .map(|(place, _)| self.services[place.service].settings.endpoint())
+                .collect();
             if ids.clone().any(|id| up.contains(&id)) {
                 worker.health = Health::Up;
             } else if ids.clone().any(|id| adopted.draining.contains(&id)) {

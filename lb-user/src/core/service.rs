@@ -147,7 +147,7 @@ impl Service {
         }
     }
 
-    /// Returns what keeps a worker from serving; nothing while that is not known.
+    /// Returns what keeps a worker from serving.
     fn obstacle(&self, backend: usize, worker: &Worker) -> Option<Obstacle> {
         if self.settings.mode != Mode::Dsr {
             return None;
@@ -155,8 +155,7 @@ impl Service {
         if self.behind_router[backend] {
             return Some(Obstacle::OtherLink);
         }
-        let service = self.settings.endpoint();
-        let lacks = (worker.translates.as_ref()).is_some_and(|it| !it.contains(&service));
+        let lacks = !worker.translates.contains(&self.settings.endpoint());
         lacks.then_some(Obstacle::NoCompanion)
     }
 
@@ -169,7 +168,7 @@ impl Service {
 
     /// Returns the event of a worker that is up and newly kept from serving, or no longer.
     pub fn tell_obstacle(&mut self, backend: usize, worker: &Worker) -> Option<Event> {
-        if !worker.health.is_up() {
+        if !worker.health.is_up() || worker.heard.is_none() {
             return None;
         }
         let obstacle = self.obstacle(backend, worker);
