@@ -62,6 +62,7 @@ fn leaving(worker: &str, boot: u64, seq: u64) -> Heartbeat {
         load: None,
         state: WorkerState::Leaving,
         healthy: true,
+        translates: Vec::new(),
         version: "0.1.0".to_owned(),
         nonce: None,
     }

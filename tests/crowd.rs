@@ -163,6 +163,7 @@ fn heartbeat(key: &Key, round: u64, nonce: Option<Nonce>) -> Heartbeat {
         load: None,
         state: WorkerState::Ready,
         healthy: true,
+        translates: Vec::new(),
         version: "0.1.0".to_owned(),
         nonce,
     }

@@ -135,6 +135,69 @@ fn refuses_as_a_whole_and_says_why() {
 }
 
 #[test]
+fn the_first_service_of_another_family_takes_a_restart_and_no_connection() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    let node = &cluster.topology.client;
+    let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let room = |cluster: &Cluster, map: &str| {
+        let info = memlb_tests::observe::bpftool(&["map", "show", "pinned", &cluster.map(map)]);
+        info.unwrap()["max_entries"].as_u64().unwrap()
+    };
+    assert_eq!(room(&cluster, "flows6"), 1, "nothing is kept for nobody");
+    let both = format!(
+        "{}\n[[service]]\nname = \"web6\"\naddress = \"[2001:db8::1]:80\"\nfallback = \"reject\"\n\
+         workers = [{{ name = \"worker1\", address = \"[2001:db8::3]:80\" }}]\n",
+        configuration(&cluster)
+    );
+    write(&cluster, &both);
+    let refused = reload(&cluster);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("the first one with an IPv6 address"),
+        "{said}"
+    );
+    assert!(said.contains("restart the manager"), "{said}");
+
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    assert_eq!(room(&cluster, "flows6"), room(&cluster, "flows"));
+    assert_eq!(room(&cluster, "half_open6"), room(&cluster, "half_open"));
+    // From now on services of both families come and go.
+    let web6 = both.replace("\"web6\"", "\"other6\"");
+    write(&cluster, &web6);
+    assert!(succeed(&cluster).contains("service other6 added"));
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+}
+
+#[test]
+fn a_manager_starts_with_no_maps_that_are_too_small_for_it() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    cluster.kill_manager().unwrap();
+    let original = configuration(&cluster);
+    write(&cluster, &format!("{original}\n[limits]\nservices = 100\n"));
+    let refused = cluster.manager_command().output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    for words in ["limits.services is 100", "room for 64", "memlb unload"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    // What was pinned is as it was, and clients are served all the time.
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    write(&cluster, &original);
+    cluster.start_manager().unwrap();
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+}
+
+#[test]
 fn a_hangup_reloads_and_says_so_in_the_log() {
     if !require_root() {
         return;

@@ -181,26 +181,6 @@ impl Core {
         Outcome::Accepted
     }
 
-    /// Takes over whether a router is on the way to each backend's worker.
-    pub fn handle_links(&mut self, behind_router: &BTreeMap<BackendId, bool>, now: Instant) {
-        self.wake(now);
-        let mut changed = BTreeSet::new();
-        for service in &mut self.services {
-            let backends = service.settings.backends.iter().enumerate();
-            for (place, backend) in backends {
-                let Some(&behind) = behind_router.get(&backend.id) else {
-                    continue;
-                };
-                if std::mem::replace(&mut service.behind_router[place], behind) != behind {
-                    changed.insert(service.workers[place]);
-                }
-            }
-        }
-        if !changed.is_empty() {
-            self.settle(&changed.into_iter().collect::<Vec<_>>(), now);
-        }
-    }
-
     /// Declares the workers down whose silence is too long at `now`.
     ///
     /// The shell empties the socket into [`Self::handle_heartbeat`] first: when the manager was
@@ -288,6 +268,12 @@ impl Core {
                 .places
                 .iter()
                 .map(|place| self.services[place.service].settings.backends[place.backend].id);
+            let served = worker.places.iter().zip(ids.clone());
+            // Who took connections directly had a companion; its next heartbeat says whether it has.
+            worker.translates = served
+                .filter(|(_, id)| up.contains(id))
+                .map(|(place, _)| self.services[place.service].settings.endpoint())
+                .collect();
             if ids.clone().any(|id| up.contains(&id)) {
                 worker.health = Health::Up;
             } else if ids.clone().any(|id| adopted.draining.contains(&id)) {

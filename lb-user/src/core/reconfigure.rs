@@ -102,23 +102,6 @@ impl Core {
 }
 
 impl Service {
-    /// Keeps what is known of the ways to the workers that stay, and what was said of them.
-    fn inherit_links(&mut self, old: &Self) {
-        for (place, backend) in self.settings.backends.iter().enumerate() {
-            let before = old
-                .settings
-                .backends
-                .iter()
-                .position(|it| it.id == backend.id);
-            if let Some(before) = before {
-                self.behind_router[place] = old.behind_router[before];
-                if self.settings.mode == old.settings.mode {
-                    self.told_obstacles[place] = old.told_obstacles[before];
-                }
-            }
-        }
-    }
-
     fn inherit(&mut self, old: Service) {
         if self.settings.threshold == old.settings.threshold {
             self.learned_threshold_bytes = old.learned_threshold_bytes;

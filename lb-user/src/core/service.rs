@@ -12,9 +12,7 @@ use super::order::Overlay;
 use super::policy::{Spread, Standing};
 use super::reason::{Figure, Reason};
 use super::selection::{self, Candidate, Decision, Rule};
-use super::settings::{
-    BackendId, EVERYBODY, Kind, MANAGER, Mode, NOBODY, ServiceSettings, Threshold,
-};
+use super::settings::{BackendId, EVERYBODY, Kind, MANAGER, NOBODY, ServiceSettings, Threshold};
 use super::worker::Worker;
 
 /// Where a service's new connections go.
@@ -145,47 +143,6 @@ impl Service {
             Some(_) if health.is_up() => Health::Barred,
             Some(_) | None => health,
         }
-    }
-
-    /// Returns what keeps a worker from serving; nothing while that is not known.
-    fn obstacle(&self, backend: usize, worker: &Worker) -> Option<Obstacle> {
-        if self.settings.mode != Mode::Dsr {
-            return None;
-        }
-        if self.behind_router[backend] {
-            return Some(Obstacle::OtherLink);
-        }
-        let service = self.settings.endpoint();
-        let lacks = (worker.translates.as_ref()).is_some_and(|it| !it.contains(&service));
-        lacks.then_some(Obstacle::NoCompanion)
-    }
-
-    /// Says to a person what keeps a worker that is up from serving.
-    pub fn barred(&self, backend: usize, worker: &Worker) -> Option<String> {
-        let obstacle = self.obstacle(backend, worker)?;
-        let barred = self.state(backend, worker) == Health::Barred;
-        barred.then(|| obstacle.explain(&worker.name, self.settings.endpoint()))
-    }
-
-    /// Returns the event of a worker that is up and newly kept from serving, or no longer.
-    pub fn tell_obstacle(&mut self, backend: usize, worker: &Worker) -> Option<Event> {
-        if !worker.health.is_up() {
-            return None;
-        }
-        let obstacle = self.obstacle(backend, worker);
-        if std::mem::replace(&mut self.told_obstacles[backend], obstacle) == obstacle {
-            return None;
-        }
-        let (worker, service) = (worker.name.clone(), self.settings.name.clone());
-        Some(match obstacle {
-            Some(obstacle) => Event::WorkerBarred {
-                reason: obstacle.explain(&worker, self.settings.endpoint()),
-                worker,
-                service,
-                obstacle,
-            },
-            None => Event::WorkerUnbarred { worker, service },
-        })
     }
 
     /// Whether what is selected may be: a worker that is up, or the fallback.

@@ -22,8 +22,8 @@ pub(super) struct Worker {
     pub health: Health,
     pub memory: Option<Memory>,
     pub pressure: Option<Pressure>,
-    /// The services that its companion translates; nothing before it was heard.
-    pub translates: Option<Vec<Endpoint>>,
+    /// The services of mode `dsr` that its companion translates.
+    pub translates: Vec<Endpoint>,
     /// When the last heartbeat was accepted.
     pub heard: Option<Instant>,
     pub sequence: SequenceWindow,
@@ -47,7 +47,7 @@ impl Worker {
             health: Health::Unknown,
             memory: None,
             pressure: None,
-            translates: None,
+            translates: Vec::new(),
             heard: None,
             sequence: SequenceWindow::default(),
             places: Vec::new(),
@@ -85,9 +85,7 @@ impl Worker {
         self.health = health::next(before, sign);
         self.memory = Some(report.memory);
         self.pressure = report.pressure;
-        if self.translates.as_ref() != Some(&report.translates) {
-            self.translates = Some(report.translates.clone());
-        }
+        self.translates.clone_from(&report.translates);
         self.appetite.report();
         self.heard = Some(now);
         self.silent_from = now;

@@ -20,7 +20,7 @@ const NO_ROOM: u32 = 1;
 const TURNS: &str = "turns";
 
 /// The connection tables of one family.
-pub struct Tables {
+pub struct FamilyTables {
     pub family: &'static str,
     flows: &'static str,
     half_open: &'static str,
@@ -28,15 +28,15 @@ pub struct Tables {
     has: fn(IpAddr) -> bool,
 }
 
-pub const FAMILIES: [Tables; 2] = [
-    Tables {
+pub const FAMILIES: [FamilyTables; 2] = [
+    FamilyTables {
         family: "IPv4",
         flows: name::FLOWS,
         half_open: name::HALF_OPEN,
         notes: name::NOTES,
         has: |ip| ip.is_ipv4(),
     },
-    Tables {
+    FamilyTables {
         family: "IPv6",
         flows: name::FLOWS6,
         half_open: name::HALF_OPEN6,
@@ -45,7 +45,7 @@ pub const FAMILIES: [Tables; 2] = [
     },
 ];
 
-impl Tables {
+impl FamilyTables {
     /// Whether some service has an address of this family.
     pub fn are_used_by(&self, config: &Config) -> bool {
         let mut services = config.services.iter();

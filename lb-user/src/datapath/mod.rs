@@ -151,7 +151,7 @@ impl Datapath {
             lock,
         } = prepared;
         let mut ebpf = object::load(&pin_path, config, interfaces)?;
-        let mut tables = Tables::take(&mut ebpf)?;
+        let mut tables = Tables::take(&mut ebpf, &config.limits)?;
         let accept_local_before = match adopt::accept_local_before(&pin_path) {
             Some(before) => before,
             None => loopback::accept_local()?,

@@ -51,7 +51,7 @@ impl fmt::Debug for Tables {
 }
 
 impl Tables {
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+    pub fn take(ebpf: &mut Ebpf, limits: &Limits) -> Result<Self> {
         Ok(Self {
             settings: array(ebpf, name::SETTINGS)?,
             services: HashMap::try_from(map(ebpf, name::SERVICES)?).context("open map services")?,
@@ -62,7 +62,7 @@ impl Tables {
             active: array(ebpf, name::ACTIVE)?,
             lost: array(ebpf, name::LOST)?,
             ports: array(ebpf, name::PORTS)?,
-            nat_ports: 0..=0,
+            nat_ports: limits.nat_ports.first..=limits.nat_ports.last,
             half_open: array(ebpf, name::HALF_OPEN)?,
             half_open6: array(ebpf, name::HALF_OPEN6)?,
         })
@@ -84,9 +84,7 @@ impl Tables {
         };
         self.settings
             .set(0, settings, 0)
-            .context("write map settings")?;
-        self.nat_ports = limits.nat_ports.first..=limits.nat_ports.last;
-        Ok(())
+            .context("write map settings")
     }
 
     /// How many columns there are, as far as the tables of handshakes have room for them.

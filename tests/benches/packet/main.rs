@@ -108,6 +108,7 @@ const WAYS: [Way; 7] = [
     Way {
         label: "not ours, UDP",
         packet: Headers {
+            destination_port: 53,
             protocol: UDP,
             ..REQUEST
         },

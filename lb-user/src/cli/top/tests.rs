@@ -207,7 +207,7 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
     let stats = Stats {
         backends: [(1, traffic)].into(),
         verdicts: [
-            ("not_tcp", packets(10 + connections)),
+            ("other_protocol", packets(10 + connections)),
             ("no_flow", packets(3)),
         ]
         .into(),

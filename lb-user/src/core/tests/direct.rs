@@ -116,6 +116,29 @@ fn other_services_ask_for_no_companion() {
 }
 
 #[test]
+fn a_restart_trusts_only_who_served_directly_before() {
+    let now = Instant::now();
+    let mut settings = settings(Mode::Nat);
+    let mut direct = service(1, 10, &["worker1"], Threshold::Auto);
+    direct.address.set_port(81);
+    direct.mode = Mode::Dsr;
+    settings.services.push(direct);
+    let adopted = Adopted {
+        up: [BackendId(1)].into(),
+        ..Adopted::default()
+    };
+    let mut world = World::around(Core::resume(settings, &adopted, now), now);
+    assert_eq!(world.state("worker1"), Health::Up);
+    assert_eq!(world.maps.backends[&BackendId(10)].0, Health::Barred);
+    assert!(
+        !world.kinds().contains(&"worker_barred".to_owned()),
+        "not heard yet"
+    );
+    assert_eq!(world.hear(&report("worker1", 1, 1, 600)), Outcome::Accepted);
+    assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
+}
+
+#[test]
 fn a_restart_bars_nobody_before_it_was_heard() {
     let now = Instant::now();
     let adopted = Adopted {
