@@ -6,11 +6,11 @@ mod expectation;
 mod laboratory;
 mod machine;
 mod outage;
-mod packet;
 mod peers;
 mod picture;
 mod report;
 mod rounds;
+mod started;
 mod statistics;
 mod table;
 mod thesis;
@@ -105,6 +105,13 @@ enum Other {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Measures the manager: its share of a core with 1,000 workers, how late one's death is noticed
+    /// among them, and what clients suffer from 1,000 decisions a second
+    Control {
+        /// Writes everything measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Measures what a packet costs in the programs, beside the least it can cost
     Packet {
         /// How often everything is measured
@@ -138,9 +145,12 @@ pub fn bench(options: &Options) -> Result<()> {
         File::create(file).with_context(|| format!("create {}", file.display()))?;
     }
     if let Some(Other::Packet { rounds, json }) = &options.other {
-        return packet::measure(*rounds, json.as_deref());
+        return started::of_packets(*rounds, json.as_deref());
     }
     let memlb = provide()?;
+    if let Some(Other::Control { json }) = &options.other {
+        return started::of_the_manager(&memlb, json.as_deref());
+    }
     if !is_root() {
         return Err(become_root_with(&memlb));
     }
@@ -160,7 +170,9 @@ pub fn bench(options: &Options) -> Result<()> {
 impl Options {
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let json = match &self.other {
-            Some(Other::Thesis { json, .. } | Other::Packet { json, .. }) => json,
+            Some(
+                Other::Thesis { json, .. } | Other::Packet { json, .. } | Other::Control { json },
+            ) => json,
             None => &self.comparison.json,
         };
         json.iter().chain(&self.comparison.svg)
