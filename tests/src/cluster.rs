@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::{
     command::output,
+    configuration,
     memory_file::MemoryFile,
     namespace,
     nginx::Nginx,
@@ -45,6 +46,9 @@ pub struct ClusterOptions {
     pub attach: String,
     /// The manager's configuration file; `None` writes one that fits the topology.
     pub configuration: Option<PathBuf>,
+    /// Ports of further services, each for servers at the same port of the workers, which the
+    /// cluster does not start.
+    pub ports: Vec<u16>,
     /// Further arguments for `memlb manager`.
     pub manager_arguments: Vec<String>,
     /// Whether the workers run agents from the start.
@@ -63,6 +67,7 @@ impl Default for ClusterOptions {
             available_kb: vec![450 * 1024, 350 * 1024],
             attach: "auto".into(),
             configuration: None,
+            ports: Vec::new(),
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),
@@ -146,7 +151,7 @@ impl Cluster {
         }
         let configuration = match &options.configuration {
             Some(file) => file.clone(),
-            None => write_configuration(&topology, &place)?,
+            None => configuration::write(&topology, &place, &options.ports)?,
         };
         let mut manager_arguments = manager_arguments(&configuration, &place, options);
         let keys = place.directory.join("keys");
@@ -393,33 +398,6 @@ pub fn binary() -> Result<PathBuf> {
         binary.display()
     );
     Ok(binary)
-}
-
-fn write_configuration(topology: &Topology, place: &Place) -> Result<PathBuf> {
-    let mut workers = String::new();
-    for (index, worker) in topology.workers.iter().enumerate() {
-        let name = worker_name(index);
-        let address = SocketAddrV4::new(worker.address(), worker_port(index)?);
-        workers += &format!("    {{ name = \"{name}\", address = \"{address}\" }},\n");
-    }
-    let interfaces: Vec<&str> = topology.manager.interfaces().collect();
-    let manager = topology.manager.address();
-    let text = format!(
-        "[manager]
-interfaces = {interfaces:?}
-
-[[service]]
-name = \"web\"
-address = \"{manager}:{SERVICE_PORT}\"
-fallback = \"{manager}:{FALLBACK_PORT}\"
-policy = \"memory\"
-workers = [
-{workers}]
-"
-    );
-    let file = place.directory.join("memlb.toml");
-    fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
-    Ok(file)
 }
 
 /// Makes a directory with a key for each worker, where the manager reads them and the agents, too.

@@ -8,6 +8,7 @@
 pub mod client;
 pub mod cluster;
 pub mod command;
+pub mod configuration;
 pub mod datagram;
 pub mod memory_file;
 pub mod namespace;

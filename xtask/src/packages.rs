@@ -81,6 +81,9 @@ fn install(packages: &[&str]) -> Result<()> {
     if packages.contains(&"prometheus") {
         keep_from_starting_at_boot("prometheus.service")?;
     }
+    if packages.contains(&"openssh-server") {
+        keep_from_starting_at_boot("ssh.service")?;
+    }
     Ok(())
 }
 

@@ -68,6 +68,36 @@ const TEST_TOOLS: &[Tool] = &[
         package: "systemd",
         purpose: "checks the services of the virtual machines",
     },
+    Tool {
+        program: "wrk",
+        package: "wrk",
+        purpose: "is a client of memlb that asks as fast as it can",
+    },
+    Tool {
+        program: "h2load",
+        package: "nghttp2-client",
+        purpose: "is a client of memlb that speaks HTTP/2",
+    },
+    Tool {
+        program: "openssl",
+        package: "openssl",
+        purpose: "makes certificates for the web servers behind memlb",
+    },
+    Tool {
+        program: "iperf3",
+        package: "iperf3",
+        purpose: "sends as much as it can through memlb",
+    },
+    Tool {
+        program: "ssh",
+        package: "openssh-client",
+        purpose: "holds a session through memlb",
+    },
+    Tool {
+        program: "sshd",
+        package: "openssh-server",
+        purpose: "is the other end of that session; its service is not started",
+    },
 ];
 
 /// Provides what building takes.
