@@ -34,7 +34,6 @@ pub const SERVICE_PORT: u16 = 80;
 pub const FALLBACK_PORT: u16 = 8080;
 
 const HEARTBEAT_PORT: u16 = 9999;
-const START: Duration = Duration::from_secs(20);
 
 /// What a [`Cluster`] is made like.
 #[derive(Debug, Clone)]
@@ -55,6 +54,8 @@ pub struct ClusterOptions {
     pub agents: bool,
     /// Further arguments for every `memlb agent`.
     pub agent_arguments: Vec<String>,
+    /// How long the manager may take to start, and then to hear every worker.
+    pub patience: Duration,
     /// `heartbeats.authentication`; unless it is `None`, every worker signs with a key of its own.
     pub authentication: Option<&'static str>,
 }
@@ -71,6 +72,7 @@ impl Default for ClusterOptions {
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),
+            patience: Duration::from_secs(20),
             authentication: None,
         }
     }
@@ -92,6 +94,7 @@ pub struct Cluster {
     pub binary: PathBuf,
     manager_arguments: Vec<String>,
     agent_arguments: Vec<String>,
+    patience: Duration,
     /// Where the key of each worker is, if they have keys.
     keys: Option<PathBuf>,
     leftovers: Leftovers,
@@ -172,6 +175,7 @@ impl Cluster {
             memory,
             manager_arguments,
             agent_arguments: options.agent_arguments.clone(),
+            patience: options.patience,
             keys: options.authentication.map(|_| keys),
             topology,
             place,
@@ -186,7 +190,7 @@ impl Cluster {
             cluster.start_agent(index)?;
         }
         let names: Vec<String> = (0..workers).map(worker_name).collect();
-        cluster.wait_for_status(START, "every worker to be up", |status| {
+        cluster.wait_for_status(options.patience, "every worker to be up", |status| {
             all_up(status, &names)
         })?;
         Ok(cluster)
@@ -202,7 +206,7 @@ impl Cluster {
         let manager = self
             .manager
             .insert(Process::start("memlb manager", &mut command, &log)?);
-        manager.wait_for_log(START, "ready")
+        manager.wait_for_log(self.patience, "ready")
     }
 
     /// Starts the agent of the worker of that `index`, which must not be running.
