@@ -19,3 +19,4 @@ mod paths;
 mod policies;
 mod selection;
 mod untouched;
+mod verifier;

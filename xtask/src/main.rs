@@ -5,12 +5,14 @@ mod build;
 mod build_ebpf;
 mod ebpf_compiler;
 mod interrupt;
+mod kernels;
 mod lab;
 mod packages;
 mod privilege;
 mod run;
 mod setup;
 mod test;
+mod test_binaries;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -38,6 +40,8 @@ enum Task {
     Lab(lab::Lab),
     /// Runs every test at every level
     Test,
+    /// Tries memlb on Debian's Linux 6.1 and 6.12, emulated
+    Kernels(kernels::Options),
     /// Measures memlb beside its peers on this machine
     Bench(bench::Options),
 }
@@ -58,6 +62,7 @@ fn start(task: Task) -> Result<ExitCode> {
         Task::Run { arguments } => run::manager(&arguments)?,
         Task::Lab(lab) => return lab.run(),
         Task::Test => return test::all(),
+        Task::Kernels(options) => kernels::run(&options)?,
         Task::Bench(options) => bench::bench(&options)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -100,6 +100,39 @@ const TEST_TOOLS: &[Tool] = &[
     },
 ];
 
+const KERNEL_TOOLS: &[Tool] = &[
+    Tool {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        purpose: "emulates a machine for other kernels",
+    },
+    Tool {
+        program: "busybox",
+        package: "busybox-static",
+        purpose: "is the shell there",
+    },
+    Tool {
+        program: "cpio",
+        package: "cpio",
+        purpose: "packs the files for there",
+    },
+    Tool {
+        program: "modprobe",
+        package: "kmod",
+        purpose: "knows which modules those kernels need",
+    },
+    Tool {
+        program: "strip",
+        package: "binutils",
+        purpose: "makes the programs for there small",
+    },
+    Tool {
+        program: "xz",
+        package: "xz-utils",
+        purpose: "unpacks the modules",
+    },
+];
+
 /// Provides what building takes.
 pub fn for_building() -> Result<Compiler> {
     refuse_to_run_under_sudo()?;
@@ -114,10 +147,16 @@ pub fn for_the_lab() -> Result<()> {
     provide_tools(LAB_TOOLS)
 }
 
+/// Provides what other kernels take beside the build.
+pub fn for_kernels() -> Result<()> {
+    for_the_lab()?;
+    provide_tools(KERNEL_TOOLS)
+}
+
 /// Provides what any task takes.
 pub fn for_tests() -> Result<Compiler> {
     let compiler = for_building()?;
-    for_the_lab()?;
+    for_kernels()?;
     provide_tools(TEST_TOOLS)?;
     // Has no program of its own by which it could be noticed.
     provide_packages(&["python3-venv"])?;

@@ -18,7 +18,9 @@ use crate::{
 pub fn shellcheck() -> Result<()> {
     let mut scripts = files_below(&root().join("scripts"))?;
     scripts.push(root().join(".ci/run"));
-    scripts.push(root().join("xtask/src/test/nodes.sh"));
+    for script in ["test/nodes.sh", "kernels/guest.sh"] {
+        scripts.push(root().join("xtask/src").join(script));
+    }
     scripts.retain(|file| is_shell_script(file));
     run(Command::new("shellcheck")
         .args(["--external-sources", "--source-path=SCRIPTDIR"])
