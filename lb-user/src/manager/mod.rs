@@ -12,6 +12,7 @@ mod kept;
 mod mend;
 mod recounting;
 mod reload;
+mod silences;
 mod start;
 mod surveyor;
 
@@ -39,6 +40,7 @@ use kept::Kept;
 pub use kept::Written;
 use recounting::Recounting;
 pub use reload::{ReloadError, Reread};
+use silences::Silences;
 use start::{Doors, open};
 use surveyor::Surveyor;
 
@@ -75,6 +77,8 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
     let _recounting = Recounting::start(offices.counters.pin_path.clone(), offices.counters.idle);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut silences = interval(silences::INTERVAL);
+    silences.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let deadline = manager.core.poll_timeout();
         tokio::select! {
@@ -96,6 +100,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
                 manager.meters.lag(due.elapsed());
                 manager.look_for_parted(offices);
             }
+            _ = silences.tick() => manager.keep_silences(),
             () = &mut serving => {}
         }
         manager.admit_applicants().await;
@@ -141,6 +146,9 @@ struct Manager {
     meters: Meters,
     reception: Reception,
     orders_file: Kept<Orders>,
+    /// As last kept.
+    silences: Silences,
+    silences_file: Kept<Silences>,
     interfaces: Vec<Interface>,
     started: Instant,
     /// When connections of backends that are no longer configured were last counted.
