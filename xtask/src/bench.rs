@@ -3,6 +3,7 @@
 mod changes;
 mod contender;
 mod expectation;
+mod herd;
 mod laboratory;
 mod machine;
 mod outage;
@@ -112,6 +113,12 @@ enum Other {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Measures how full workers get whose memory really fills, by policy and by how old reports are
+    Herd {
+        /// Writes everything measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Measures what a packet costs in the programs, beside the least it can cost
     Packet {
         /// How often everything is measured
@@ -147,7 +154,7 @@ pub fn bench(options: &Options) -> Result<()> {
     if let Some(Other::Packet { rounds, json }) = &options.other {
         return started::of_packets(*rounds, json.as_deref());
     }
-    let memlb = provide()?;
+    let memlb = provide(options.tools())?;
     if let Some(Other::Control { json }) = &options.other {
         return started::of_the_manager(&memlb, json.as_deref());
     }
@@ -157,6 +164,11 @@ pub fn bench(options: &Options) -> Result<()> {
     let interrupt = Interrupt::catch()?;
     let directory = tempfile::tempdir().context("make a directory for wrk")?;
     match &options.other {
+        Some(Other::Herd { json }) => {
+            let rows = herd::measure(&interrupt)?;
+            println!("\n{}", herd::text(&rows));
+            write_json(json.as_deref(), &rows)
+        }
         Some(Other::Thesis { seconds, json }) => {
             let duration = Duration::from_secs(*seconds);
             let measured = thesis::measure(directory.path(), duration, &interrupt)?;
@@ -168,10 +180,21 @@ pub fn bench(options: &Options) -> Result<()> {
 }
 
 impl Options {
+    /// Returns what is needed beside what the lab needs.
+    fn tools(&self) -> &'static [Tool] {
+        match self.other {
+            Some(Other::Control { .. } | Other::Herd { .. }) => &[],
+            _ => TOOLS,
+        }
+    }
+
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let json = match &self.other {
             Some(
-                Other::Thesis { json, .. } | Other::Packet { json, .. } | Other::Control { json },
+                Other::Thesis { json, .. }
+                | Other::Packet { json, .. }
+                | Other::Control { json }
+                | Other::Herd { json },
             ) => json,
             None => &self.comparison.json,
         };
@@ -207,12 +230,12 @@ impl Comparison {
 }
 
 /// Returns the `memlb` binary, everything installed and built.
-fn provide() -> Result<PathBuf> {
+fn provide(tools: &[Tool]) -> Result<PathBuf> {
     if let Some(given) = env::var_os(BINARY) {
         return Ok(given.into());
     }
     setup::for_the_lab()?;
-    provide_tools(TOOLS)?;
+    provide_tools(tools)?;
     build::memlb()
 }
 
