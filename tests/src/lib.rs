@@ -21,6 +21,7 @@ pub mod place;
 pub mod privilege;
 pub mod probe;
 pub mod process;
+pub mod syn;
 pub mod topology;
 pub mod transfer;
 pub mod wait;

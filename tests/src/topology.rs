@@ -124,6 +124,20 @@ impl Topology {
         })
     }
 
+    /// Puts one more machine into the clients' network, at the switch's port `port`.
+    ///
+    /// # Errors
+    /// When the link cannot be made.
+    pub fn join(&self, namespace: Namespace, address: Ipv4Addr, port: &str) -> Result<Node> {
+        let front = self
+            .switches
+            .first()
+            .context("cards have no switch to join")?;
+        let mut node = Node::new(namespace);
+        node.connect("eth1", address, Some(front), port)?;
+        Ok(node)
+    }
+
     /// Makes virtual interfaces behave as XDP expects of real ones; cards do by themselves.
     ///
     /// A veth hands what XDP sends to its other end only if that end polls, as
