@@ -22,3 +22,4 @@ pub mod meters;
 pub mod reception;
 pub mod simulate;
 pub mod status;
+pub mod supervisor;

@@ -7,6 +7,7 @@ mod ebpf_compiler;
 mod interrupt;
 mod kernels;
 mod lab;
+mod package;
 mod packages;
 mod privilege;
 mod run;
@@ -38,6 +39,8 @@ enum Task {
     },
     /// Shows the three-node lab in network namespaces, live, until Ctrl-C
     Lab(lab::Lab),
+    /// Makes the Debian package, to target/debian/
+    Package,
     /// Runs every test at every level
     Test,
     /// Tries memlb on Debian's Linux 6.1 and 6.12, emulated
@@ -61,6 +64,7 @@ fn start(task: Task) -> Result<ExitCode> {
         Task::BuildEbpf => build_ebpf::build_ebpf().map(drop)?,
         Task::Run { arguments } => run::manager(&arguments)?,
         Task::Lab(lab) => return lab.run(),
+        Task::Package => workspace::say(package::package()?.display()),
         Task::Test => return test::all(),
         Task::Kernels(options) => kernels::run(&options)?,
         Task::Bench(options) => bench::bench(&options)?,

@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::{
     ebpf_compiler::{self, Compiler},
+    package,
     packages::{Tool, provide_packages, provide_tools},
     privilege::refuse_to_run_under_sudo,
 };
@@ -42,6 +43,19 @@ const LAB_TOOLS: &[Tool] = &[
     },
 ];
 
+const PACKAGE_TOOLS: &[Tool] = &[
+    Tool {
+        program: "git",
+        package: "git",
+        purpose: "dates the package",
+    },
+    Tool {
+        program: "dpkg-shlibdeps",
+        package: "dpkg-dev",
+        purpose: "finds the libraries that the package depends on",
+    },
+];
+
 const TEST_TOOLS: &[Tool] = &[
     Tool {
         program: "shellcheck",
@@ -66,7 +80,22 @@ const TEST_TOOLS: &[Tool] = &[
     Tool {
         program: "systemd-analyze",
         package: "systemd",
-        purpose: "checks the services of the virtual machines",
+        purpose: "checks the services",
+    },
+    Tool {
+        program: "lintian",
+        package: "lintian",
+        purpose: "checks the package",
+    },
+    Tool {
+        program: "debootstrap",
+        package: "debootstrap",
+        purpose: "makes a clean Debian to install the package in",
+    },
+    Tool {
+        program: "systemd-nspawn",
+        package: "systemd-container",
+        purpose: "boots that Debian",
     },
     Tool {
         program: "wrk",
@@ -153,10 +182,17 @@ pub fn for_kernels() -> Result<()> {
     provide_tools(KERNEL_TOOLS)
 }
 
+/// Provides what making the package takes beside the build.
+pub fn for_packaging() -> Result<()> {
+    provide_tools(PACKAGE_TOOLS)?;
+    package::provide_cargo_deb()
+}
+
 /// Provides what any task takes.
 pub fn for_tests() -> Result<Compiler> {
     let compiler = for_building()?;
     for_kernels()?;
+    for_packaging()?;
     provide_tools(TEST_TOOLS)?;
     // Has no program of its own by which it could be noticed.
     provide_packages(&["python3-venv"])?;

@@ -32,6 +32,7 @@ use crate::{
     meters::Meters,
     reception::Reception,
     status::{Decided, Interface},
+    supervisor::{self, Watchdog},
 };
 use happening::Happening;
 pub use instruction::{Instruction, Obedience};
@@ -79,6 +80,8 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut silences = interval(silences::INTERVAL);
     silences.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watchdog = Watchdog::start();
+    supervisor::ready();
     loop {
         let deadline = manager.core.poll_timeout();
         tokio::select! {
@@ -101,6 +104,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
                 manager.look_for_parted(offices);
             }
             _ = silences.tick() => manager.keep_silences(),
+            () = watchdog.is_due() => watchdog.pat(),
             () = &mut serving => {}
         }
         manager.admit_applicants().await;
@@ -113,6 +117,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
         manager.core.handle_timeout(now);
         manager.carry_out();
     }
+    supervisor::stopping();
     manager.log.append(&Happening::ManagerStopped);
     info!(
         "stopped; the datapath stays and carries on with the last selection (memlb unload removes it)"
