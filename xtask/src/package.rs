@@ -10,16 +10,21 @@ use anyhow::{Context, Result, bail};
 use memlb_tests::command::{output, run};
 
 use crate::{
-    build, setup,
+    build, setup, test,
     workspace::{cargo, cargo_bin, find_program, root, say, target},
 };
 
 const CARGO_DEB_VERSION: &str = "3.8.0";
 
-/// Builds memlb and its package, and returns the package's path.
-pub fn package() -> Result<PathBuf> {
+/// Builds memlb and its package, and tries that if it shall.
+pub fn make(check: bool) -> Result<()> {
     let memlb = build::memlb()?;
-    package_of(&memlb)
+    let package = package_of(&memlb)?;
+    say(format!("made {}", package.display()));
+    if check {
+        test::check_package(&package)?;
+    }
+    Ok(())
 }
 
 /// Makes the package of the `memlb` that cargo has built.

@@ -77,10 +77,7 @@ fn is_whole(path: &Path) -> Result<bool> {
     let mounts = Process::myself()
         .and_then(|process| process.mountinfo())
         .context("read the mounts of this process")?;
-    let last = mounts
-        .into_iter()
-        .filter(|it| it.mount_point == path)
-        .last();
+    let last = mounts.into_iter().rfind(|it| it.mount_point == path);
     Ok(last.is_some_and(|mount| mount.root == "/"))
 }
 
