@@ -114,6 +114,36 @@ fn counts_open_connections_right_although_some_are_evicted() {
 }
 
 #[test]
+fn a_death_is_noticed_however_often_the_manager_is_killed() {
+    if !require_root() {
+        return;
+    }
+    /// Less than `down_after`, which is 1.5 s.
+    const LIFE: Duration = Duration::from_millis(700);
+    let mut cluster = start(&ClusterOptions::default());
+    cluster.topology.workers[0].cut_off().unwrap();
+    let noticed = |cluster: &Cluster| {
+        let down = cluster.events_of("worker_down").unwrap();
+        down.iter().any(|event| event["worker"] == "worker1")
+    };
+    let lives = (1..=5).find(|_| {
+        let alive = Instant::now();
+        _ = wait_until(LIFE, "the death to be noticed", || noticed(&cluster));
+        let noticed = noticed(&cluster);
+        assert!(noticed || alive.elapsed() >= LIFE);
+        cluster.kill_manager().unwrap();
+        cluster.start_manager().unwrap();
+        noticed
+    });
+    // Three lives are two seconds of listening; the last moments of each may be forgotten.
+    assert!(lives.is_some_and(|lives| lives <= 4), "{lives:?}");
+    assert_eq!(cluster.events_of("worker_down").unwrap().len(), 1);
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+    cluster.topology.workers[0].reconnect().unwrap();
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+}
+
+#[test]
 fn stops_and_leaves_the_datapath_at_work() {
     if !require_root() {
         return;

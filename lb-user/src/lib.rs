@@ -23,3 +23,4 @@ pub mod meters;
 pub mod reception;
 pub mod simulate;
 pub mod status;
+pub mod supervisor;

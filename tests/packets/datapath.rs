@@ -7,7 +7,7 @@ use aya::{
     Ebpf, EbpfLoader, TestRunAttrs, TestRunOptions,
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{
-        ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunResult, Xdp, XdpMode,
+        Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunResult, Xdp, XdpMode,
         tc::SchedClassifierLink, xdp::XdpLink,
     },
 };
@@ -101,6 +101,15 @@ impl Datapath {
     pub fn put_by(self) {
         SPARE.lock().unwrap().push(self);
     }
+    /// How many instructions the verifier went through for each program.
+    pub fn verified_instructions(&self) -> Vec<(String, u64)> {
+        let count = |(name, program): (&str, &Program)| {
+            let verified = program.info().unwrap().verified_instruction_count();
+            (name.to_owned(), verified.unwrap().into())
+        };
+        self.ebpf.programs().map(count).collect()
+    }
+
     fn load() -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, FLOW_ENTRIES)

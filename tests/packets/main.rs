@@ -26,3 +26,4 @@ mod paths;
 mod policies;
 mod selection;
 mod untouched;
+mod verifier;

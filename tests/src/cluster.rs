@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::{
     command::output,
+    configuration,
     memory_file::MemoryFile,
     namespace,
     nginx::Nginx,
@@ -33,7 +34,6 @@ pub const SERVICE_PORT: u16 = 80;
 pub const FALLBACK_PORT: u16 = 8080;
 
 const HEARTBEAT_PORT: u16 = 9999;
-const START: Duration = Duration::from_secs(20);
 
 /// What a [`Cluster`] is made like.
 #[derive(Debug, Clone)]
@@ -45,12 +45,17 @@ pub struct ClusterOptions {
     pub attach: String,
     /// The manager's configuration file; `None` writes one that fits the topology.
     pub configuration: Option<PathBuf>,
+    /// Ports of further services, each for servers at the same port of the workers, which the
+    /// cluster does not start.
+    pub ports: Vec<u16>,
     /// Further arguments for `memlb manager`.
     pub manager_arguments: Vec<String>,
     /// Whether the workers run agents from the start.
     pub agents: bool,
     /// Further arguments for every `memlb agent`.
     pub agent_arguments: Vec<String>,
+    /// How long the manager may take to start, and then to hear every worker.
+    pub patience: Duration,
     /// `heartbeats.authentication`; unless it is `None`, every worker signs with a key of its own.
     pub authentication: Option<&'static str>,
 }
@@ -63,9 +68,11 @@ impl Default for ClusterOptions {
             available_kb: vec![450 * 1024, 350 * 1024],
             attach: "auto".into(),
             configuration: None,
+            ports: Vec::new(),
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),
+            patience: Duration::from_secs(20),
             authentication: None,
         }
     }
@@ -87,6 +94,7 @@ pub struct Cluster {
     pub binary: PathBuf,
     manager_arguments: Vec<String>,
     agent_arguments: Vec<String>,
+    patience: Duration,
     /// Where the key of each worker is, if they have keys.
     keys: Option<PathBuf>,
     leftovers: Leftovers,
@@ -146,7 +154,7 @@ impl Cluster {
         }
         let configuration = match &options.configuration {
             Some(file) => file.clone(),
-            None => write_configuration(&topology, &place)?,
+            None => configuration::write(&topology, &place, &options.ports)?,
         };
         let mut manager_arguments = manager_arguments(&configuration, &place, options);
         let keys = place.directory.join("keys");
@@ -167,6 +175,7 @@ impl Cluster {
             memory,
             manager_arguments,
             agent_arguments: options.agent_arguments.clone(),
+            patience: options.patience,
             keys: options.authentication.map(|_| keys),
             topology,
             place,
@@ -181,7 +190,7 @@ impl Cluster {
             cluster.start_agent(index)?;
         }
         let names: Vec<String> = (0..workers).map(worker_name).collect();
-        cluster.wait_for_status(START, "every worker to be up", |status| {
+        cluster.wait_for_status(options.patience, "every worker to be up", |status| {
             all_up(status, &names)
         })?;
         Ok(cluster)
@@ -197,7 +206,7 @@ impl Cluster {
         let manager = self
             .manager
             .insert(Process::start("memlb manager", &mut command, &log)?);
-        manager.wait_for_log(START, "ready")
+        manager.wait_for_log(self.patience, "ready")
     }
 
     /// Starts the agent of the worker of that `index`, which must not be running.
@@ -393,33 +402,6 @@ pub fn binary() -> Result<PathBuf> {
         binary.display()
     );
     Ok(binary)
-}
-
-fn write_configuration(topology: &Topology, place: &Place) -> Result<PathBuf> {
-    let mut workers = String::new();
-    for (index, worker) in topology.workers.iter().enumerate() {
-        let name = worker_name(index);
-        let address = SocketAddrV4::new(worker.address(), worker_port(index)?);
-        workers += &format!("    {{ name = \"{name}\", address = \"{address}\" }},\n");
-    }
-    let interfaces: Vec<&str> = topology.manager.interfaces().collect();
-    let manager = topology.manager.address();
-    let text = format!(
-        "[manager]
-interfaces = {interfaces:?}
-
-[[service]]
-name = \"web\"
-address = \"{manager}:{SERVICE_PORT}\"
-fallback = \"{manager}:{FALLBACK_PORT}\"
-policy = \"memory\"
-workers = [
-{workers}]
-"
-    );
-    let file = place.directory.join("memlb.toml");
-    fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
-    Ok(file)
 }
 
 /// Makes a directory with a key for each worker, where the manager reads them and the agents, too.

@@ -8,7 +8,10 @@
 pub mod client;
 pub mod cluster;
 pub mod command;
+pub mod configuration;
 pub mod datagram;
+pub mod herd;
+pub mod kernel;
 pub mod memory_file;
 pub mod namespace;
 pub mod nginx;
@@ -18,6 +21,7 @@ pub mod place;
 pub mod privilege;
 pub mod probe;
 pub mod process;
+pub mod syn;
 pub mod topology;
 pub mod transfer;
 pub mod wait;

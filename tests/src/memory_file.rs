@@ -36,9 +36,17 @@ impl MemoryFile {
     /// # Errors
     /// When the file cannot be written.
     pub fn set_available_kb(&self, available_kb: u64) -> Result<()> {
+        self.set(TOTAL_KB, available_kb)
+    }
+
+    /// Changes both figures, likewise.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set(&self, total_kb: u64, available_kb: u64) -> Result<()> {
         let draft = self.path.with_extension("draft");
         let figures =
-            format!("MemTotal:     {TOTAL_KB:>8} kB\nMemAvailable: {available_kb:>8} kB\n");
+            format!("MemTotal:     {total_kb:>8} kB\nMemAvailable: {available_kb:>8} kB\n");
         fs::write(&draft, figures)
             .and_then(|()| fs::rename(&draft, &self.path))
             .with_context(|| format!("write {}", self.path.display()))

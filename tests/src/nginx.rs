@@ -11,6 +11,9 @@ use anyhow::{Context, Result};
 
 use crate::{client::Connection, namespace::Namespace, process::Process, wait::wait_for};
 
+/// Where a request's body is kept in memory until its last byte has come.
+pub const HELD_PATH: &str = "/held";
+
 /// A web server that serves the files of its folder and takes uploads by PUT.
 #[derive(Debug)]
 pub struct Nginx {
@@ -98,6 +101,8 @@ http {{
     fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
     let mut command = namespace.command("nginx");
     command
+        // What a request took goes back to the kernel at its end.
+        .env("MALLOC_MMAP_THRESHOLD_", "131072")
         .args(["-e", "stderr", "-p"])
         .arg(directory)
         .arg("-c")
@@ -115,6 +120,10 @@ fn server(port: u16, root: &Path) -> String {
         listen {port} backlog=4096;
         root {};
         location /upload/ {{ dav_methods PUT; }}
+        location {HELD_PATH} {{
+            client_body_buffer_size 1m;
+            proxy_pass http://127.0.0.1:{port}/;
+        }}
     }}
 ",
         root.display()

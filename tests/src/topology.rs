@@ -1,14 +1,18 @@
 //! The networks memlb is tried in: a client, a manager and workers, each in a
 //! namespace of its own, joined by a switch in a further one.
 
-use std::{net::Ipv4Addr, ops::Deref, process::Command};
+use std::{fs, net::Ipv4Addr, ops::Deref, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 
 use crate::{
     command::output,
     namespace::{self, Namespace},
+    wait::wait_for,
 };
+
+/// The flag of an interface that is switched on (netdevice(7)).
+const IFF_UP: u32 = 1;
 
 /// Who shares a network with whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +22,9 @@ pub enum Shape {
     /// The client in 192.168.56.0/24 at the manager's `eth1`, the workers in
     /// 192.168.57.0/24 at its `eth2`; either side's default route is the manager.
     TwoArm,
+    /// As [`Shape::OneArm`], at network cards of this machine that nothing uses and that are joined
+    /// outside of it.
+    Cards,
 }
 
 /// A namespace with its place in the network.
@@ -31,8 +38,14 @@ pub struct Node {
 struct Interface {
     name: String,
     address: Ipv4Addr,
-    /// The other end, in the switch's namespace.
-    port: String,
+    /// The other end; a card's is outside of this machine.
+    port: Option<Port>,
+}
+
+#[derive(Debug, Clone)]
+struct Port {
+    name: String,
+    /// The switch's namespace.
     switch: String,
 }
 
@@ -62,18 +75,28 @@ impl Topology {
     /// When a namespace of such a name is there already, or cannot be made.
     pub fn create_as(prefix: &str, shape: Shape, workers: usize) -> Result<Self> {
         let named = |name: &str| Namespace::create(format!("{prefix}{name}"));
-        let front = switch(named("switch")?)?;
-        let back = match shape {
-            Shape::OneArm => None,
-            Shape::TwoArm => Some(switch(named("switch2")?)?),
+        let front = match shape {
+            Shape::OneArm | Shape::TwoArm => Some(switch(named("switch")?)?),
+            Shape::Cards => None,
         };
+        let back = match shape {
+            Shape::TwoArm => Some(switch(named("switch2")?)?),
+            Shape::OneArm | Shape::Cards => None,
+        };
+        let (at_front, at_back) = (front.as_ref(), back.as_ref());
 
         let mut client = Node::new(named("client")?);
-        client.connect("eth1", Ipv4Addr::new(192, 168, 56, 10), &front, "client")?;
+        client.connect("eth1", Ipv4Addr::new(192, 168, 56, 10), at_front, "client")?;
         let mut manager = Node::new(named("manager")?);
-        manager.connect("eth1", Ipv4Addr::new(192, 168, 56, 101), &front, "manager")?;
-        if let Some(back) = &back {
-            manager.connect("eth2", Ipv4Addr::new(192, 168, 57, 101), back, "manager")?;
+        manager.connect(
+            "eth1",
+            Ipv4Addr::new(192, 168, 56, 101),
+            at_front,
+            "manager",
+        )?;
+        if at_back.is_some() {
+            let address = Ipv4Addr::new(192, 168, 57, 101);
+            manager.connect("eth2", address, at_back, "manager")?;
             client.route_by(Ipv4Addr::new(192, 168, 56, 101))?;
         }
 
@@ -82,20 +105,17 @@ impl Topology {
             let name = format!("worker{number}");
             let host = u8::try_from(102 + number).context("too many workers")?;
             let mut worker = Node::new(named(&name)?);
-            match &back {
-                None => {
-                    let address = Ipv4Addr::new(192, 168, 56, host);
-                    worker.connect("eth1", address, &front, &name)?;
-                }
-                Some(back) => {
-                    let address = Ipv4Addr::new(192, 168, 57, host);
-                    worker.connect("eth1", address, back, &name)?;
-                    worker.route_by(Ipv4Addr::new(192, 168, 57, 101))?;
-                }
+            if at_back.is_some() {
+                let address = Ipv4Addr::new(192, 168, 57, host);
+                worker.connect("eth1", address, at_back, &name)?;
+                worker.route_by(Ipv4Addr::new(192, 168, 57, 101))?;
+            } else {
+                let address = Ipv4Addr::new(192, 168, 56, host);
+                worker.connect("eth1", address, at_front, &name)?;
             }
             nodes.push(worker);
         }
-        let switches = [front].into_iter().chain(back).collect();
+        let switches = front.into_iter().chain(back).collect();
         Ok(Self {
             client,
             manager,
@@ -104,7 +124,21 @@ impl Topology {
         })
     }
 
-    /// Makes virtual interfaces behave as XDP expects of real ones.
+    /// Puts one more machine into the clients' network, at the switch's port `port`.
+    ///
+    /// # Errors
+    /// When the link cannot be made.
+    pub fn join(&self, namespace: Namespace, address: Ipv4Addr, port: &str) -> Result<Node> {
+        let front = self
+            .switches
+            .first()
+            .context("cards have no switch to join")?;
+        let mut node = Node::new(namespace);
+        node.connect("eth1", address, Some(front), port)?;
+        Ok(node)
+    }
+
+    /// Makes virtual interfaces behave as XDP expects of real ones; cards do by themselves.
     ///
     /// A veth hands what XDP sends to its other end only if that end polls, as
     /// it does with GRO on; and XDP sees frames before any hardware would have
@@ -116,22 +150,16 @@ impl Topology {
     pub fn prepare_for_xdp(&self) -> Result<()> {
         for node in self.nodes() {
             for interface in &node.interfaces {
+                let Some(port) = &interface.port else {
+                    continue;
+                };
                 node.run("ethtool", &["--offload", &interface.name, "tx", "off"])?;
-                let port = [
-                    "--offload",
-                    interface.port.as_str(),
-                    "gro",
-                    "on",
-                    "tx",
-                    "off",
-                ];
-                let switch = self
-                    .switches
-                    .iter()
-                    .find(|switch| switch.name() == interface.switch);
-                switch
-                    .context("every interface has its switch")?
-                    .run("ethtool", &port)?;
+                let settings = ["--offload", &port.name, "gro", "on", "tx", "off"];
+                let mut switches = self.switches.iter();
+                switches
+                    .find(|switch| switch.name() == port.switch)
+                    .context("every port has its switch")?
+                    .run("ethtool", &settings)?;
             }
         }
         Ok(())
@@ -213,26 +241,35 @@ impl Node {
     }
 
     fn set_ports(&self, state: &str) -> Result<()> {
-        for Interface { port, switch, .. } in &self.interfaces {
-            output(Command::new("ip").args(["-netns", switch, "link", "set", port, state]))?;
+        for interface in &self.interfaces {
+            let Port { name, switch } = interface.port()?;
+            output(Command::new("ip").args(["-netns", switch, "link", "set", name, state]))?;
         }
         Ok(())
     }
 
+    /// Connects the node to a port of a switch or, without one, by a card of this machine.
     fn connect(
         &mut self,
         interface: &str,
         address: Ipv4Addr,
-        switch: &Namespace,
+        switch: Option<&Namespace>,
         port: &str,
     ) -> Result<()> {
+        let port = switch.map(|switch| Port {
+            name: port.into(),
+            switch: switch.name().into(),
+        });
         let interface = Interface {
             name: interface.into(),
             address,
-            port: port.into(),
-            switch: switch.name().into(),
+            port,
         };
-        self.plug_in(&interface, None)?;
+        match &interface.port {
+            Some(port) => self.plug_in(&interface.name, port, None)?,
+            None => self.take_card(&interface.name)?,
+        }
+        self.bring_up(&interface)?;
         self.interfaces.push(interface);
         Ok(())
     }
@@ -258,26 +295,36 @@ impl Node {
     /// # Errors
     /// When it cannot be made.
     pub fn put_back(&self, card: &Card) -> Result<()> {
-        self.plug_in(&card.interface, Some(&card.mac))
+        let interface = &card.interface;
+        self.plug_in(&interface.name, interface.port()?, Some(&card.mac))?;
+        self.bring_up(interface)
     }
 
-    fn plug_in(&self, interface: &Interface, mac: Option<&str>) -> Result<()> {
-        let Interface {
-            name,
-            address,
-            port,
-            switch,
-        } = interface;
+    fn plug_in(&self, interface: &str, port: &Port, mac: Option<&str>) -> Result<()> {
+        let Port { name, switch } = port;
         let mac = mac.map(|mac| ["address", mac]);
         output(
-            Command::new("ip")
-                .args(["link", "add", name])
+            // From in here: older kernels mind an interface of that name outside.
+            self.ip()
+                .args(["link", "add", interface])
                 .args(mac.iter().flatten())
-                .args(["netns", self.name()])
-                .args(["type", "veth", "peer", "name", port, "netns", switch]),
+                .args(["type", "veth", "peer", "name", name, "netns", switch]),
         )?;
-        let port_up = ["link", "set", port, "master", "switch", "up"];
+        let port_up = ["link", "set", name, "master", "switch", "up"];
         output(Command::new("ip").args(["-netns", switch]).args(port_up))?;
+        Ok(())
+    }
+
+    /// Makes a free card of this machine the node's. It comes back when the namespace is gone, but
+    /// not at once.
+    fn take_card(&self, interface: &str) -> Result<()> {
+        let card = wait_for(Duration::from_secs(10), "a free network card", free_card)?;
+        let into = ["netns", self.name(), "name", interface];
+        output(Command::new("ip").args(["link", "set", &card]).args(into))?;
+        Ok(())
+    }
+
+    fn bring_up(&self, Interface { name, address, .. }: &Interface) -> Result<()> {
         let address = format!("{address}/24");
         output(self.ip().args(["address", "add", &address, "dev", name]))?;
         output(self.ip().args(["link", "set", name, "up"]))?;
@@ -289,6 +336,29 @@ impl Node {
         output(self.ip().args(["route", "add", "default", "via", &gateway]))?;
         Ok(())
     }
+}
+
+impl Interface {
+    fn port(&self) -> Result<&Port> {
+        self.port
+            .as_ref()
+            .with_context(|| format!("the other end of {} is outside of this machine", self.name))
+    }
+}
+
+/// Returns a network card that nothing uses: an interface with a device behind it, switched off.
+fn free_card() -> Option<String> {
+    let interfaces = fs::read_dir("/sys/class/net").ok()?.flatten();
+    let mut cards = interfaces.filter(|it| it.path().join("device").exists());
+    let is_off = |flags: &str| {
+        u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16)
+            .is_ok_and(|flags| flags & IFF_UP == 0)
+    };
+    let free = cards.find(|it| {
+        let flags = fs::read_to_string(it.path().join("flags"));
+        flags.is_ok_and(|flags| is_off(&flags))
+    });
+    free?.file_name().into_string().ok()
 }
 
 impl Deref for Node {

@@ -3,14 +3,15 @@
 mod changes;
 mod contender;
 mod expectation;
+mod herd;
 mod laboratory;
 mod machine;
 mod outage;
-mod packet;
 mod peers;
 mod picture;
 mod report;
 mod rounds;
+mod started;
 mod statistics;
 mod table;
 mod thesis;
@@ -105,6 +106,19 @@ enum Other {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Measures the manager: its share of a core with 1,000 workers, how late one's death is noticed
+    /// among them, and what clients suffer from 1,000 decisions a second
+    Control {
+        /// Writes everything measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Measures how full workers get whose memory really fills, by policy and by how old reports are
+    Herd {
+        /// Writes everything measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Measures what a packet costs in the programs, beside the least it can cost
     Packet {
         /// How often everything is measured
@@ -138,15 +152,23 @@ pub fn bench(options: &Options) -> Result<()> {
         File::create(file).with_context(|| format!("create {}", file.display()))?;
     }
     if let Some(Other::Packet { rounds, json }) = &options.other {
-        return packet::measure(*rounds, json.as_deref());
+        return started::of_packets(*rounds, json.as_deref());
     }
-    let memlb = provide()?;
+    let memlb = provide(options.tools())?;
+    if let Some(Other::Control { json }) = &options.other {
+        return started::of_the_manager(&memlb, json.as_deref());
+    }
     if !is_root() {
         return Err(become_root_with(&memlb));
     }
     let interrupt = Interrupt::catch()?;
     let directory = tempfile::tempdir().context("make a directory for wrk")?;
     match &options.other {
+        Some(Other::Herd { json }) => {
+            let rows = herd::measure(&interrupt)?;
+            println!("\n{}", herd::text(&rows));
+            write_json(json.as_deref(), &rows)
+        }
         Some(Other::Thesis { seconds, json }) => {
             let duration = Duration::from_secs(*seconds);
             let measured = thesis::measure(directory.path(), duration, &interrupt)?;
@@ -158,9 +180,22 @@ pub fn bench(options: &Options) -> Result<()> {
 }
 
 impl Options {
+    /// Returns what is needed beside what the lab needs.
+    fn tools(&self) -> &'static [Tool] {
+        match self.other {
+            Some(Other::Control { .. } | Other::Herd { .. }) => &[],
+            _ => TOOLS,
+        }
+    }
+
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let json = match &self.other {
-            Some(Other::Thesis { json, .. } | Other::Packet { json, .. }) => json,
+            Some(
+                Other::Thesis { json, .. }
+                | Other::Packet { json, .. }
+                | Other::Control { json }
+                | Other::Herd { json },
+            ) => json,
             None => &self.comparison.json,
         };
         json.iter().chain(&self.comparison.svg)
@@ -195,12 +230,12 @@ impl Comparison {
 }
 
 /// Returns the `memlb` binary, everything installed and built.
-fn provide() -> Result<PathBuf> {
+fn provide(tools: &[Tool]) -> Result<PathBuf> {
     if let Some(given) = env::var_os(BINARY) {
         return Ok(given.into());
     }
     setup::for_the_lab()?;
-    provide_tools(TOOLS)?;
+    provide_tools(tools)?;
     build::memlb()
 }
 

@@ -5,12 +5,15 @@ mod build;
 mod build_ebpf;
 mod ebpf_compiler;
 mod interrupt;
+mod kernels;
 mod lab;
+mod package;
 mod packages;
 mod privilege;
 mod run;
 mod setup;
 mod test;
+mod test_binaries;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -36,8 +39,19 @@ enum Task {
     },
     /// Shows the three-node lab in network namespaces, live, until Ctrl-C
     Lab(lab::Lab),
+    /// Makes the Debian package, to target/debian/
+    Package {
+        /// Also try it on clean machines, as the tests do
+        #[arg(long)]
+        check: bool,
+    },
     /// Runs every test at every level
     Test,
+    /// Tries memlb on Debian's Linux 6.1 and 6.12, emulated
+    Kernels(kernels::Options),
+    /// The half of the package's test that needs root
+    #[command(hide = true)]
+    TryPackage(test::TryPackage),
     /// Measures memlb beside its peers on this machine
     Bench(bench::Options),
 }
@@ -57,7 +71,10 @@ fn start(task: Task) -> Result<ExitCode> {
         Task::BuildEbpf => build_ebpf::build_ebpf().map(drop)?,
         Task::Run { arguments } => run::manager(&arguments)?,
         Task::Lab(lab) => return lab.run(),
+        Task::Package { check } => package::make(check)?,
         Task::Test => return test::all(),
+        Task::Kernels(options) => kernels::run(&options)?,
+        Task::TryPackage(task) => test::try_package(&task)?,
         Task::Bench(options) => bench::bench(&options)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -45,6 +45,17 @@ pub fn provide_packages(packages: &[&str]) -> Result<()> {
     install(&missing)
 }
 
+/// Learns which packages there are by now, if that can be learnt.
+pub fn refresh_lists() -> Result<()> {
+    if !is_debian() {
+        bail!("this distribution has no apt-get");
+    }
+    if run(apt_get().args(["update", "--quiet"]).stdout(Stdio::null())).is_err() {
+        say("the package lists could not be refreshed; going on with those at hand");
+    }
+    Ok(())
+}
+
 pub fn is_debian() -> bool {
     Path::new("/etc/debian_version").exists() && find_program("apt-get").is_some()
 }
@@ -66,9 +77,7 @@ fn install(packages: &[&str]) -> Result<()> {
     }
     say(format!("installing Debian packages: {names}"));
     let _no_services = NoServices::during_installation()?;
-    if run(apt_get().args(["update", "--quiet"]).stdout(Stdio::null())).is_err() {
-        say("the package lists could not be refreshed; going on with those at hand");
-    }
+    refresh_lists()?;
     run(apt_get()
         .args(["install", "--yes", "--quiet", "--no-install-recommends"])
         .args(packages)
@@ -80,6 +89,9 @@ fn install(packages: &[&str]) -> Result<()> {
     }
     if packages.contains(&"prometheus") {
         keep_from_starting_at_boot("prometheus.service")?;
+    }
+    if packages.contains(&"openssh-server") {
+        keep_from_starting_at_boot("ssh.service")?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::{
     ebpf_compiler::{self, Compiler},
+    package,
     packages::{Tool, provide_packages, provide_tools},
     privilege::refuse_to_run_under_sudo,
 };
@@ -42,6 +43,19 @@ const LAB_TOOLS: &[Tool] = &[
     },
 ];
 
+const PACKAGE_TOOLS: &[Tool] = &[
+    Tool {
+        program: "git",
+        package: "git",
+        purpose: "dates the package",
+    },
+    Tool {
+        program: "dpkg-shlibdeps",
+        package: "dpkg-dev",
+        purpose: "finds the libraries that the package depends on",
+    },
+];
+
 const TEST_TOOLS: &[Tool] = &[
     Tool {
         program: "shellcheck",
@@ -66,7 +80,85 @@ const TEST_TOOLS: &[Tool] = &[
     Tool {
         program: "systemd-analyze",
         package: "systemd",
-        purpose: "checks the services of the virtual machines",
+        purpose: "checks the services",
+    },
+    Tool {
+        program: "lintian",
+        package: "lintian",
+        purpose: "checks the package",
+    },
+    Tool {
+        program: "debootstrap",
+        package: "debootstrap",
+        purpose: "makes a clean Debian to install the package in",
+    },
+    Tool {
+        program: "systemd-nspawn",
+        package: "systemd-container",
+        purpose: "boots that Debian",
+    },
+    Tool {
+        program: "wrk",
+        package: "wrk",
+        purpose: "is a client of memlb that asks as fast as it can",
+    },
+    Tool {
+        program: "h2load",
+        package: "nghttp2-client",
+        purpose: "is a client of memlb that speaks HTTP/2",
+    },
+    Tool {
+        program: "openssl",
+        package: "openssl",
+        purpose: "makes certificates for the web servers behind memlb",
+    },
+    Tool {
+        program: "iperf3",
+        package: "iperf3",
+        purpose: "sends as much as it can through memlb",
+    },
+    Tool {
+        program: "ssh",
+        package: "openssh-client",
+        purpose: "holds a session through memlb",
+    },
+    Tool {
+        program: "sshd",
+        package: "openssh-server",
+        purpose: "is the other end of that session; its service is not started",
+    },
+];
+
+const KERNEL_TOOLS: &[Tool] = &[
+    Tool {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        purpose: "emulates a machine for other kernels",
+    },
+    Tool {
+        program: "busybox",
+        package: "busybox-static",
+        purpose: "is the shell there",
+    },
+    Tool {
+        program: "cpio",
+        package: "cpio",
+        purpose: "packs the files for there",
+    },
+    Tool {
+        program: "modprobe",
+        package: "kmod",
+        purpose: "knows which modules those kernels need",
+    },
+    Tool {
+        program: "strip",
+        package: "binutils",
+        purpose: "makes the programs for there small",
+    },
+    Tool {
+        program: "xz",
+        package: "xz-utils",
+        purpose: "unpacks the modules",
     },
 ];
 
@@ -84,10 +176,23 @@ pub fn for_the_lab() -> Result<()> {
     provide_tools(LAB_TOOLS)
 }
 
+/// Provides what other kernels take beside the build.
+pub fn for_kernels() -> Result<()> {
+    for_the_lab()?;
+    provide_tools(KERNEL_TOOLS)
+}
+
+/// Provides what making the package takes beside the build.
+pub fn for_packaging() -> Result<()> {
+    provide_tools(PACKAGE_TOOLS)?;
+    package::provide_cargo_deb()
+}
+
 /// Provides what any task takes.
 pub fn for_tests() -> Result<Compiler> {
     let compiler = for_building()?;
-    for_the_lab()?;
+    for_kernels()?;
+    for_packaging()?;
     provide_tools(TEST_TOOLS)?;
     // Has no program of its own by which it could be noticed.
     provide_packages(&["python3-venv"])?;

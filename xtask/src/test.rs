@@ -1,8 +1,15 @@
 //! Every test at every level.
 
+mod debian;
+mod machine;
+mod package;
 mod privileged;
 mod schemathesis;
 mod scripts;
+mod try_package;
+
+pub use package::check as check_package;
+pub use try_package::{TryPackage, try_package};
 
 use std::{
     process::ExitCode,
@@ -15,6 +22,7 @@ use memlb_tests::command::run;
 use crate::{
     build,
     build_ebpf::FOR_THE_KERNEL,
+    package::package_of,
     privilege::with_memlb_as_root,
     setup,
     workspace::{cargo, say},
@@ -27,6 +35,7 @@ use crate::{
 pub fn all() -> Result<ExitCode> {
     let compiler = setup::for_tests()?;
     let memlb = build::memlb()?;
+    let package = package_of(&memlb)?;
 
     let mut suite = Suite::default();
     suite.check("formatting", || {
@@ -78,11 +87,12 @@ pub fn all() -> Result<ExitCode> {
     suite.check("the story of the lab", || {
         run(with_memlb_as_root(&memlb)?.args(["lab", "demo"]))
     });
+    suite.check("package", || package::check(&package));
     suite.check("alert rules", scripts::alert_rules);
     suite.check("shell scripts", scripts::shellcheck);
     suite.check("Vagrantfile", scripts::vagrant);
-    suite.check("services of the virtual machines", scripts::units);
-    suite.check("provisioning", || scripts::provisioning(&memlb));
+    suite.check("systemd services", scripts::units);
+    suite.check("provisioning", || scripts::provisioning(&package));
     suite.check("smoke test", || scripts::smoke(&memlb));
     Ok(suite.conclude())
 }

@@ -141,8 +141,13 @@ fn look_after_twin<T: Tables>(
         }
     } else if let Some(mut pair) = tables.workbench() {
         pair.reply = twin(key, flow);
+        // What was evicted is still in the count until the next recount: the new entry is one more.
+        let counts = flow.direction == direction::REPLY && flow.ended == 0;
+        pair.reply.counted = counts.into();
         // A full table is counted where a connection is refused, not where one goes on.
-        _ = tables.add_established(&twin_key, &pair.reply);
+        if tables.add_established(&twin_key, &pair.reply).is_ok() && counts {
+            tables.count_active(flow.backend, true);
+        }
     }
     true
 }

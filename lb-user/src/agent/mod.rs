@@ -21,6 +21,7 @@ use crate::{
     core::{BootId, Endpoint, WorkerState},
     heartbeat::{Heartbeat, MemoryReport, check_name},
     keys::Key,
+    supervisor::{self, Watchdog},
 };
 pub use check::{Check, Target, parse_status};
 pub use manager::{PORT, with_port};
@@ -88,6 +89,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     let mut ticks = every(agent.settings.interval);
     let mut looks = every(LOOK_INTERVAL);
     let mut suspension = Suspension::watch();
+    let mut watchdog = Watchdog::start();
+    supervisor::ready();
     loop {
         agent.healthy = healthy.borrow_and_update().unwrap_or(false);
         tokio::select! {
@@ -106,9 +109,11 @@ pub async fn run(settings: Settings) -> Result<()> {
                     agent.send_all(WorkerState::Ready);
                 }
             }
+            () = watchdog.is_due() => watchdog.pat(),
             () = stop.wait() => break,
         }
     }
+    supervisor::stopping();
     info!("{} is leaving", agent.settings.name);
     for _ in 0..GOODBYES {
         agent.send_all(WorkerState::Leaving);

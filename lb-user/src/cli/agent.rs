@@ -5,10 +5,13 @@ use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 use memlb::{
     agent::{self, Check, Settings, Sources, Target},
     heartbeat::check_name,
-    keys::read_key,
+    keys::{credential, read_key},
 };
 
 use super::{Failure, Outcome, block_on};
+
+/// Under which name the packaged unit hands over `/etc/memlb/agent.key`.
+const CREDENTIAL: &str = "memlb-agent.key";
 
 /// Tell the managers how much memory this worker has to spare, and how its service is
 #[derive(clap::Args)]
@@ -26,6 +29,7 @@ pub struct Args {
     interval: Duration,
 
     /// Sign heartbeats with the key in this file, which `memlb keygen` made; nobody else may read it
+    /// [default: the credential memlb-agent.key, where systemd hands one over]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 
@@ -107,7 +111,7 @@ pub fn run(args: Args) -> Outcome {
     for manager in &args.managers {
         agent::with_port(manager).map_err(|error| usage(format!("--manager {error}")))?;
     }
-    let key = match &args.key {
+    let key = match args.key.or_else(|| credential(CREDENTIAL)).as_deref() {
         Some(path) => Some(read_key(path, &name).map_err(Failure::Usage)?),
         None => None,
     };

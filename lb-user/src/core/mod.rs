@@ -116,7 +116,8 @@ impl Core {
     /// Starts with what the pinned maps hold from before.
     ///
     /// Adopted selections stay, and adopted workers count as up for `down_after` from `now` on, heard
-    /// or not, so that a restart by itself changes nothing. Adopted drains go on as
+    /// or not, so that a restart by itself changes nothing. Only what an earlier manager had waited
+    /// for a worker in vain counts, too, so that many restarts put off nobody's death. Adopted drains go on as
     /// [`Health::Leaving`] until the worker is heard.
     pub fn resume(settings: Settings, adopted: &Adopted, now: Instant) -> Self {
         let mut core = Self {
@@ -225,6 +226,14 @@ impl Core {
         Some(self.workers[index].silence(now))
     }
 
+    /// Returns the workers whose silence has lasted for a fifth of `down_after` and would mean something,
+    /// with how long it has lasted: the next manager should know, see [`Adopted::silences`].
+    pub fn late(&self, now: Instant) -> impl Iterator<Item = (&str, Duration)> {
+        let feared = self.workers.iter().filter(|it| it.health.fears_silence());
+        let silences = feared.map(move |worker| (worker.name.as_str(), worker.silence(now)));
+        silences.filter(|(_, silence)| *silence >= self.down_after / 5)
+    }
+
     /// Returns everything `memlb status` shows of workers and selections.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         let services = self.services.iter();
@@ -278,6 +287,10 @@ impl Core {
                 worker.health = Health::Up;
             } else if ids.clone().any(|id| adopted.draining.contains(&id)) {
                 worker.health = Health::Leaving;
+            }
+            let silence = adopted.silences.get(&worker.name);
+            if let Some(silence) = silence.copied() {
+                worker.adopt_silence(silence, self.down_after);
             }
             self.publish(index);
         }

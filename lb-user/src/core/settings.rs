@@ -265,4 +265,6 @@ pub struct Adopted {
     pub draining: BTreeSet<BackendId>,
     /// What the operator had ordered.
     pub orders: Orders,
+    /// For how long the workers that were late then had been silent.
+    pub silences: BTreeMap<String, Duration>,
 }

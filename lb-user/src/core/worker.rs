@@ -129,6 +129,15 @@ impl Worker {
         steps.find(|at| *at > now)
     }
 
+    /// Goes on with a silence that an earlier manager has listened to. Somebody who was heard just
+    /// before that one ended has a moment to be heard again.
+    pub fn adopt_silence(&mut self, silence: Duration, down_after: Duration) {
+        let silence = silence.min(down_after - down_after / 5);
+        if let Some(moved) = self.silent_from.checked_sub(silence) {
+            self.silent_from = moved;
+        }
+    }
+
     /// Leaves time in which the manager could not listen out of account.
     pub fn forgive(&mut self, gap: Duration, now: Instant) {
         if let Some(moved) = self.silent_from.checked_add(gap) {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::fd::AsFd,
     path::Path,
 };
 
@@ -15,6 +15,7 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, fstatfs, statfs},
 };
+use procfs::process::Process;
 use tracing::info;
 
 const USUAL_MOUNT: &str = "/sys/fs/bpf";
@@ -23,7 +24,7 @@ const USUAL_MOUNT: &str = "/sys/fs/bpf";
 /// Returns whether there is nothing in it yet.
 pub fn ensure(pin_path: &Path) -> Result<bool> {
     let usual = Path::new(USUAL_MOUNT);
-    if pin_path.starts_with(usual) && !is_bpffs(usual)? {
+    if pin_path.starts_with(usual) && !is_bpffs(nearest(pin_path))? {
         mount(
             Some("bpf"),
             usual,
@@ -45,15 +46,15 @@ pub fn ensure(pin_path: &Path) -> Result<bool> {
 /// Checks that `pin_path`, which need not exist yet, can be memlb's own: it is removed as a whole
 /// some day.
 pub fn check(pin_path: &Path) -> Result<()> {
-    let existing = pin_path.ancestors().find(|path| path.exists());
-    if !is_bpffs(existing.unwrap_or(pin_path))? {
+    let existing = nearest(pin_path);
+    if !is_bpffs(existing)? {
         bail!(
             "manager.pin_path {} is not in a BPF file system: choose a directory below \
              {USUAL_MOUNT}, or mount one there (mount -t bpf bpf DIRECTORY)",
             pin_path.display()
         );
     }
-    if existing == Some(pin_path) && is_mount_point(pin_path)? {
+    if existing == pin_path && is_whole(pin_path)? {
         bail!(
             "manager.pin_path {} is a whole BPF file system, with the pins of others: choose a \
              directory below it",
@@ -63,18 +64,21 @@ pub fn check(pin_path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn is_mount_point(path: &Path) -> Result<bool> {
-    let device = |path: &Path| {
-        let metadata = fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
-        anyhow::Ok(metadata.dev())
-    };
-    let path = path
-        .canonicalize()
-        .with_context(|| format!("look at {}", path.display()))?;
-    match path.parent() {
-        Some(parent) => Ok(device(parent)? != device(&path)?),
-        None => Ok(true),
-    }
+/// The path itself, or the directory nearest to it that exists.
+fn nearest(path: &Path) -> &Path {
+    path.ancestors().find(|it| it.exists()).unwrap_or(path)
+}
+
+/// Whether a file system is mounted at `path` with its root, not just with a directory below it, as a
+/// service may get that shall not see the rest.
+fn is_whole(path: &Path) -> Result<bool> {
+    let context = || format!("look at {}", path.display());
+    let path = path.canonicalize().with_context(context)?;
+    let mounts = Process::myself()
+        .and_then(|process| process.mountinfo())
+        .context("read the mounts of this process")?;
+    let last = mounts.into_iter().rfind(|it| it.mount_point == path);
+    Ok(last.is_some_and(|mount| mount.root == "/"))
 }
 
 fn is_bpffs(path: &Path) -> Result<bool> {

@@ -1,11 +1,14 @@
 //! What the kernel and this process must offer, checked before anything is touched.
 
-use anyhow::{Context, Result, bail};
-use aya::util::KernelVersion;
-use procfs::process::Process;
+use std::fs;
 
-/// `bpf_loop` is the newest thing the programs need (Linux 5.17).
-const OLDEST_KERNEL: (u8, u8) = (5, 17);
+use anyhow::{Context, Result, bail};
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported, is_program_supported},
+    util::KernelVersion,
+};
+use procfs::process::Process;
 
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -15,19 +18,49 @@ const CAP_BPF: u64 = 1 << 39;
 /// Checks privileges and kernel.
 pub fn check() -> Result<()> {
     check_privileges()?;
-    let (major, minor) = OLDEST_KERNEL;
-    if !is_at_least(major, minor)? {
-        bail!("this kernel is too old: memlb needs Linux {major}.{minor} or newer (see uname -r)");
+    match Offer::of_this_kernel()?.shortcoming() {
+        None => Ok(()),
+        Some(shortcoming) => bail!(shortcoming),
     }
-    if !aya::sys::is_program_supported(aya::programs::ProgramType::SchedClassifier)
-        .context("ask the kernel for BPF support")?
-    {
-        bail!(
-            "this kernel does not offer BPF classifiers: it needs CONFIG_BPF_SYSCALL, \
-             CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS"
-        );
+}
+
+/// What decides whether a kernel will do. Asked of it, since distributions add to old kernels.
+struct Offer {
+    release: String,
+    classifiers: bool,
+    /// `bpf_loop`, the newest thing the programs need (e6f2dd0f8067).
+    loops: bool,
+}
+
+impl Offer {
+    fn of_this_kernel() -> Result<Self> {
+        let ask = "ask the kernel for BPF support";
+        let classifier = ProgramType::SchedClassifier;
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+            .context("read the kernel's release")?;
+        Ok(Self {
+            release: release.trim().to_owned(),
+            classifiers: is_program_supported(classifier).context(ask)?,
+            loops: is_helper_supported(classifier, BpfHelper::BPF_FUNC_loop).context(ask)?,
+        })
     }
-    Ok(())
+
+    fn shortcoming(&self) -> Option<String> {
+        let Self { release, .. } = self;
+        if !self.classifiers {
+            return Some(format!(
+                "this kernel, Linux {release}, does not offer BPF classifiers: memlb needs one with \
+                 CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS"
+            ));
+        }
+        if !self.loops {
+            return Some(format!(
+                "this kernel, Linux {release}, is too old: memlb needs Linux 5.17 or newer, or one to \
+                 which bpf_loop was added"
+            ));
+        }
+        None
+    }
 }
 
 /// Whether the running kernel is Linux `major.minor` or newer.
@@ -51,4 +84,29 @@ pub fn check_privileges() -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Offer;
+
+    #[test]
+    fn says_what_a_kernel_lacks() {
+        let offer = |classifiers, loops| Offer {
+            release: "5.10.0-30-amd64".into(),
+            classifiers,
+            loops,
+        };
+        assert_eq!(offer(true, true).shortcoming(), None);
+        for (offer, expected) in [
+            (
+                offer(true, false),
+                "Linux 5.10.0-30-amd64, is too old: memlb needs Linux 5.17",
+            ),
+            (offer(false, false), "CONFIG_NET_CLS_BPF"),
+        ] {
+            let said = offer.shortcoming().unwrap_or_default();
+            assert!(said.contains(expected), "{said}");
+        }
+    }
 }

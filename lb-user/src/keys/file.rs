@@ -199,9 +199,16 @@ fn ours(owner: u32) -> bool {
 }
 
 fn is_credential(path: &Path) -> bool {
-    let Some(directory) = std::env::var_os(CREDENTIALS) else {
-        return false;
-    };
-    let directory = PathBuf::from(directory);
-    directory.is_absolute() && path.starts_with(&directory)
+    credentials().is_some_and(|directory| path.starts_with(directory))
+}
+
+/// Returns the file of the credential `name`, if systemd has handed one over.
+pub fn credential(name: &str) -> Option<PathBuf> {
+    let file = credentials()?.join(name);
+    file.exists().then_some(file)
+}
+
+fn credentials() -> Option<PathBuf> {
+    let directory = PathBuf::from(std::env::var_os(CREDENTIALS)?);
+    directory.is_absolute().then_some(directory)
 }

@@ -13,7 +13,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-pub use file::{read_key, read_keys};
+pub use file::{credential, read_key, read_keys};
 pub use generate::write_new;
 pub use ring::{KEYS_PER_WORKER, KeyRing};
 

@@ -12,6 +12,7 @@ mod kept;
 mod mend;
 mod recounting;
 mod reload;
+mod silences;
 mod start;
 mod surveyor;
 
@@ -31,6 +32,7 @@ use crate::{
     meters::Meters,
     reception::Reception,
     status::{Decided, Interface},
+    supervisor::{self, Watchdog},
 };
 use happening::Happening;
 pub use instruction::{Instruction, Obedience};
@@ -39,6 +41,7 @@ use kept::Kept;
 pub use kept::Written;
 use recounting::Recounting;
 pub use reload::{ReloadError, Reread};
+use silences::Silences;
 use start::{Doors, open};
 use surveyor::Surveyor;
 
@@ -75,6 +78,10 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
     let _recounting = Recounting::start(offices.pin_path.clone());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut silences = interval(silences::INTERVAL);
+    silences.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watchdog = Watchdog::start();
+    supervisor::ready();
     loop {
         let deadline = manager.core.poll_timeout();
         tokio::select! {
@@ -96,6 +103,8 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
                 manager.meters.lag(due.elapsed());
                 manager.look_for_parted(offices);
             }
+            _ = silences.tick() => manager.keep_silences(),
+            () = watchdog.is_due() => watchdog.pat(),
             () = &mut serving => {}
         }
         manager.admit_applicants().await;
@@ -108,6 +117,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
         manager.core.handle_timeout(now);
         manager.carry_out();
     }
+    supervisor::stopping();
     manager.log.append(&Happening::ManagerStopped);
     info!(
         "stopped; the datapath stays and carries on with the last selection (memlb unload removes it)"
@@ -141,6 +151,9 @@ struct Manager {
     meters: Meters,
     reception: Reception,
     orders_file: Kept<Orders>,
+    /// As last kept.
+    silences: Silences,
+    silences_file: Kept<Silences>,
     interfaces: Vec<Interface>,
     started: Instant,
     /// When connections of backends that are no longer configured were last counted.

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Happening, Instruction, Joined, Kept, Manager, Reread, Surveyor};
+use super::{Happening, Instruction, Joined, Kept, Manager, Reread, Silences, Surveyor};
 use crate::{
     config::Config,
     control::{Offices, Question, Server},
@@ -69,6 +69,11 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         "mend or remove the file (it says which workers are drained), or name another with \
          --state-file",
     )?;
+    let (silences_file, silences) = Kept::<Silences>::open(
+        &config.manager.control_socket.with_extension("silences"),
+        "the silences of workers",
+        "remove the file; silent workers have down_after again to be heard",
+    )?;
     let terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
     let interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let hangup = signal(SignalKind::hangup()).context("catch SIGHUP")?;
@@ -83,6 +88,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     }
     recall(&orders);
     adopted.orders = orders;
+    adopted.silences = silences.of_workers();
     let mut datapath = Datapath::start(prepared, &config, &settings, &interfaces)?;
     let addresses = datapath.addresses();
     datapath.take_routes(&netlink.routes(&addresses).await?)?;
@@ -98,6 +104,8 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         reception,
         meters: Meters::new(&config)?,
         orders_file,
+        silences,
+        silences_file,
         started: Instant::now(),
         swept: Instant::now(),
         surveyor: Surveyor::start(netlink, addresses, instructor.clone()),

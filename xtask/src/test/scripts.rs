@@ -18,7 +18,9 @@ use crate::{
 pub fn shellcheck() -> Result<()> {
     let mut scripts = files_below(&root().join("scripts"))?;
     scripts.push(root().join(".ci/run"));
-    scripts.push(root().join("xtask/src/test/nodes.sh"));
+    for script in ["test/nodes.sh", "kernels/guest.sh"] {
+        scripts.push(root().join("xtask/src").join(script));
+    }
     scripts.retain(|file| is_shell_script(file));
     run(Command::new("shellcheck")
         .args(["--external-sources", "--source-path=SCRIPTDIR"])
@@ -53,32 +55,29 @@ pub fn vagrant() -> Result<()> {
 
 /// Installs memlb below a folder as on the virtual machines; the script checks
 /// the configuration by itself.
-pub fn provisioning(memlb: &Path) -> Result<()> {
-    let uploads = tempfile::tempdir().context("make a folder")?;
+pub fn provisioning(package: &Path) -> Result<()> {
     let machine = tempfile::tempdir().context("make a folder")?;
-    fs::copy(memlb, uploads.path().join("memlb")).context("copy memlb")?;
-    for unit in units_of_the_machines()? {
-        let name = unit.file_name().context("every unit has a name")?;
-        fs::copy(&unit, uploads.path().join(name)).context("copy a unit")?;
-    }
     for role in ["manager", "worker"] {
         run(Command::new(directory().join("provision/memlb.sh"))
             .arg(role)
-            .arg(uploads.path())
+            .arg(package)
+            .arg("192.168.56.101")
             .env("DESTDIR", machine.path()))?;
     }
     Ok(())
 }
 
-/// Checks the units of the virtual machines with systemd.
+/// Checks the package's units and those of the virtual machines with this machine's systemd.
 pub fn units() -> Result<()> {
     let folder = tempfile::tempdir().context("make a folder")?;
     let mut copies = Vec::new();
-    for unit in units_of_the_machines()? {
+    let mut units = files_below(&root().join("scripts/package/systemd"))?;
+    units.extend(files_below(&directory().join("systemd"))?);
+    for unit in units {
         let text = fs::read_to_string(&unit).with_context(|| format!("read {}", unit.display()))?;
         // systemd wants the programs to be there; here any will do.
         let text = text
-            .replace("/usr/local/bin/memlb", "/bin/true")
+            .replace("/usr/bin/memlb", "/bin/true")
             .replace("/usr/bin/docker", "/bin/true");
         let copy = folder
             .path()
@@ -105,10 +104,6 @@ pub fn smoke(memlb: &Path) -> Result<()> {
         .arg(directory().join("smoke.sh")));
     run(with_memlb_as_root(memlb)?.args(["lab", "down"]))?;
     smoke
-}
-
-fn units_of_the_machines() -> Result<Vec<PathBuf>> {
-    files_below(&directory().join("systemd"))
 }
 
 fn directory() -> PathBuf {

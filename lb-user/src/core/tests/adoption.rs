@@ -65,6 +65,46 @@ fn an_adopted_worker_has_down_after_to_be_heard() {
 }
 
 #[test]
+fn what_an_earlier_manager_has_waited_counts() {
+    let silent = |silence: Duration| Adopted {
+        silences: [("worker2".to_owned(), silence)].into(),
+        ..adopted(2, &[1, 2])
+    };
+    // Each manager is killed after 400 ms; what it waited is what the next one goes on from.
+    let mut waited = Duration::ZERO;
+    for life in 1..=3 {
+        let mut world = restarted(&silent(waited));
+        world.start("worker1", 300);
+        world.pass(ms(400));
+        assert_eq!(world.state("worker2"), Health::Up, "life {life}");
+        let late: Vec<_> = world.core.late(world.now).collect();
+        waited += ms(400);
+        assert_eq!(late, [("worker2", waited)]);
+    }
+    let mut world = restarted(&silent(waited));
+    world.start("worker1", 300);
+    world.pass(ms(300));
+    assert_eq!(world.state("worker2"), Health::Up);
+    world.pass(Duration::from_nanos(1));
+    assert_eq!(world.state("worker2"), Health::Down);
+    assert_eq!(world.selected(), "worker1");
+    assert_eq!(world.core.late(world.now).count(), 0);
+}
+
+#[test]
+fn whoever_was_late_has_a_moment_to_be_heard_again() {
+    let mut world = restarted(&Adopted {
+        silences: [("worker2".to_owned(), ms(60_000))].into(),
+        ..adopted(2, &[2])
+    });
+    world.pass(DOWN_AFTER / 5);
+    assert_eq!(world.state("worker2"), Health::Up);
+    world.start("worker2", 300);
+    world.pass(ms(10_000));
+    assert_eq!(world.state("worker2"), Health::Up);
+}
+
+#[test]
 fn an_adopted_worker_that_says_it_is_unhealthy_is_left_at_once() {
     let mut world = restarted(&adopted(2, &[1, 2]));
     let mut unhealthy = report("worker2", 7, 1, 400);

@@ -72,8 +72,11 @@ fn adopted() -> impl Strategy<Value = Adopted> {
     let draining = prop::collection::btree_set(backend(), 0..4);
     let spread = prop::collection::btree_set((0..2u32).prop_map(ServiceId), 0..3);
     let weights = prop::collection::btree_map(backend(), any::<u32>(), 0..8);
-    (selections, up, draining, spread, weights).prop_map(
-        |(mut selections, up, draining, spread, weights)| {
+    let worker = prop::sample::select(&WORKERS).prop_map(str::to_owned);
+    let silence = (0..2_000u64).prop_map(Duration::from_millis);
+    let silences = prop::collection::btree_map(worker, silence, 0..3);
+    (selections, up, draining, spread, weights, silences).prop_map(
+        |(mut selections, up, draining, spread, weights, silences)| {
             // A service's connections go to one backend or are spread.
             selections.retain(|service, _| !spread.contains(service));
             Adopted {
@@ -83,6 +86,7 @@ fn adopted() -> impl Strategy<Value = Adopted> {
                 spread,
                 weights,
                 orders: Orders::default(),
+                silences,
             }
         },
     )

@@ -1,21 +1,39 @@
-//! Builds and starts the benchmark of the programs themselves, packet by packet.
+//! Builds and starts the benchmarks that stand beside the tests: of the programs themselves, packet by
+//! packet, and of the manager.
 
 use std::{
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
-use memlb_tests::command::{line, run};
+use memlb_tests::{
+    cluster::BINARY,
+    command::{line, run},
+};
 use serde_json::Value;
 
 use crate::{build_ebpf, privilege::as_root, workspace};
 
-/// Measures in so many `rounds`.
-pub fn measure(rounds: u16, json: Option<&Path>) -> Result<()> {
+/// Measures packets in so many `rounds`.
+pub fn of_packets(rounds: u16, json: Option<&Path>) -> Result<()> {
     build_ebpf::build_ebpf()?;
-    let mut benchmark = as_root(build()?);
+    let mut benchmark = as_root(build("packet")?);
     benchmark.args(["--bench", "--rounds", &rounds.to_string()]);
+    measure(benchmark, json)
+}
+
+/// Measures the manager in this binary.
+pub fn of_the_manager(memlb: &Path, json: Option<&Path>) -> Result<()> {
+    let mut benchmark = as_root("env");
+    benchmark
+        .arg(format!("{BINARY}={}", memlb.display()))
+        .arg(build("control")?)
+        .arg("--bench");
+    measure(benchmark, json)
+}
+
+fn measure(mut benchmark: Command, json: Option<&Path>) -> Result<()> {
     if let Some(file) = json {
         benchmark.arg("--json").arg(file);
     }
@@ -23,10 +41,10 @@ pub fn measure(rounds: u16, json: Option<&Path>) -> Result<()> {
 }
 
 /// Builds as the user what root then runs.
-fn build() -> Result<PathBuf> {
+fn build(name: &str) -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
     cargo
-        .args(["bench", "--package=memlb-tests", "--bench=packet"])
+        .args(["bench", "--package=memlb-tests", "--bench", name])
         .args(["--no-run", "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit());
     let output = cargo
@@ -41,7 +59,7 @@ fn build() -> Result<PathBuf> {
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|message| serde_json::from_str::<Value>(message).ok())
-        .filter(|message| message["target"]["name"] == "packet")
+        .filter(|message| message["target"]["name"] == name)
         .find_map(|message| Some(message["executable"].as_str()?.into()))
         .with_context(|| format!("`{}` built no benchmark", line(&cargo)))
 }

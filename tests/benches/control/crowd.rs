@@ -1,0 +1,215 @@
+//! A thousand workers that sign, spoken for by one thread and one socket: cheap enough to stand beside
+//! what is measured.
+
+use std::{
+    collections::VecDeque,
+    fmt::Write as _,
+    fs,
+    net::UdpSocket,
+    os::unix::fs::PermissionsExt,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use memlb::{
+    core::{BootId, WorkerState},
+    heartbeat::{Acknowledgement, Heartbeat, MemoryReport, Nonce},
+    keys::{self, Key, KeyId, KeyRing},
+};
+use memlb_tests::{Cluster, ClusterOptions};
+
+pub const WORKERS: usize = 1_000;
+
+/// The agents' default.
+pub const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Who speaks for all of them.
+#[derive(Debug)]
+pub struct Crowd {
+    keys: KeyRing,
+    /// In the order of their turns.
+    voices: VecDeque<Voice>,
+    socket: UdpSocket,
+    /// One address, one nonce: whichever worker is answered.
+    nonce: Option<Nonce>,
+    sent: u64,
+}
+
+#[derive(Debug)]
+struct Voice {
+    key: Key,
+    seq: u64,
+    due: Instant,
+    spoke: SystemTime,
+}
+
+impl Crowd {
+    /// Starts a manager with one service of all of them, and speaks for nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// Says what of it does not start.
+    pub fn gather(policy: &str) -> Result<(Cluster, Self)> {
+        let (mut workers, mut lines) = (String::new(), String::new());
+        for number in 0..WORKERS {
+            let (name, network, host) = (name(number), 60 + number / 200, number % 200 + 1);
+            write!(
+                workers,
+                "{{ name = \"{name}\", address = \"192.168.{network}.{host}:8081\" }},"
+            )?;
+            let secret: String = (0..32)
+                .map(|byte| format!("{:02x}", (number + byte) % 256))
+                .collect();
+            writeln!(lines, "memlb-key-1 {name} {number:08x} {secret}")?;
+        }
+        let directory = tempfile::tempdir().context("make a directory for the keys")?;
+        let file = directory.path().join("crowd.key");
+        fs::write(&file, lines).context("write the keys")?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        let settings = [
+            format!("service.web.workers=[{workers}]"),
+            format!("service.web.policy={policy}"),
+            "limits.backends=2048".to_owned(),
+            "heartbeats.authentication=enforce".to_owned(),
+            format!("heartbeats.keys={}", file.display()),
+        ];
+        let cluster = Cluster::start(&ClusterOptions {
+            agents: false,
+            manager_arguments: settings
+                .into_iter()
+                .flat_map(|setting| ["--set".to_owned(), setting])
+                .collect(),
+            ..ClusterOptions::default()
+        })?;
+        let keys = keys::read_keys(&file)?;
+        let host = &cluster.topology.workers[0];
+        let socket = host.enter(|| UdpSocket::bind("0.0.0.0:0"))??;
+        socket.connect(cluster.heartbeat_address())?;
+        socket.set_nonblocking(true)?;
+        let (start, step) = (Instant::now(), INTERVAL / WORKERS as u32);
+        let voices = (0..WORKERS).map(|number| {
+            Some(Voice {
+                key: keys.of_worker(&name(number)).next()?.clone(),
+                seq: 0,
+                // Agents start at any time.
+                due: start + step * number as u32,
+                spoke: SystemTime::UNIX_EPOCH,
+            })
+        });
+        let crowd = Self {
+            voices: voices.collect::<Option<_>>().context("a key for each")?,
+            keys,
+            socket,
+            nonce: None,
+            sent: 0,
+        };
+        Ok((cluster, crowd))
+    }
+
+    /// Speaks for everybody, each at its time, for so long.
+    ///
+    /// # Errors
+    ///
+    /// Says why no heartbeat can be made.
+    pub fn speak(&mut self, duration: Duration) -> Result<()> {
+        let end = Instant::now() + duration;
+        loop {
+            let now = Instant::now();
+            if now >= end {
+                return Ok(());
+            }
+            self.listen();
+            while self.voices.front().is_some_and(|voice| voice.due <= now) {
+                self.say(now)?;
+            }
+            let next = self.voices.front().map_or(end, |voice| voice.due.min(end));
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Lets the one that has just spoken fall silent; returns its name and when that was.
+    pub fn bury(&mut self) -> Option<(String, SystemTime)> {
+        let voice = self.voices.pop_back()?;
+        Some((voice.key.worker().to_owned(), voice.spoke))
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    fn say(&mut self, now: Instant) -> Result<()> {
+        let Some(mut voice) = self.voices.pop_front() else {
+            return Ok(());
+        };
+        voice.seq += 1;
+        // Who is late by more than a beat leaves it out.
+        voice.due = (voice.due + INTERVAL).max(now);
+        let datagram = heartbeat(&voice.key, voice.seq, self.nonce)
+            .encode_signed(&voice.key)
+            .map_err(|refusal| anyhow::anyhow!("encode a heartbeat: {refusal}"))?;
+        // What the kernel has no room for is lost, as on a network.
+        if self.socket.send(&datagram).is_ok() {
+            self.sent += 1;
+            voice.spoke = SystemTime::now();
+        }
+        self.voices.push_back(voice);
+        Ok(())
+    }
+
+    fn listen(&mut self) {
+        let mut buffer = [0; 1_200];
+        while let Ok(length) = self.socket.recv(&mut buffer) {
+            let id = buffer.get(11..19).and_then(KeyId::parse);
+            let key = id.and_then(|id| self.keys.find(id));
+            let answer = key.and_then(|key| Acknowledgement::decode(&buffer[..length], key).ok());
+            self.nonce = answer.map(|answer| answer.nonce).or(self.nonce);
+        }
+    }
+}
+
+fn name(number: usize) -> String {
+    format!("w{number:04}")
+}
+
+fn heartbeat(key: &Key, seq: u64, nonce: Option<Nonce>) -> Heartbeat {
+    Heartbeat {
+        worker: key.worker().to_owned(),
+        boot: BootId(1),
+        seq,
+        interval: INTERVAL,
+        memory: MemoryReport {
+            // Another figure each time, as of a machine that works.
+            available_bytes: (400 << 20) - ((seq % 256) << 12),
+            total_bytes: 700 << 20,
+            cgroup: None,
+            pressure: None,
+        },
+        load: None,
+        state: WorkerState::Ready,
+        healthy: true,
+        translates: Vec::new(),
+        version: "0.1.0".to_owned(),
+        nonce,
+    }
+}
+
+/// Returns what the manager has used of processors so far.
+///
+/// # Errors
+///
+/// Says that no manager runs.
+pub fn processor_time(cluster: &Cluster) -> Result<Duration> {
+    let manager = cluster.manager.as_ref().context("a manager runs")?;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", manager.pid()))?;
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |field: usize| fields.get(field).and_then(|it| it.parse::<u64>().ok());
+    // Ten milliseconds each, for every program of this kernel.
+    let (user, system) = (ticks(11).context("utime")?, ticks(12).context("stime")?);
+    Ok(Duration::from_millis(10) * u32::try_from(user + system)?)
+}

@@ -1,0 +1,160 @@
+//! A thousand decisions a second, each written to the maps, under clients that ask without pause.
+
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use memlb::{
+    core::{BootId, WorkerState},
+    heartbeat::{Heartbeat, MemoryReport},
+};
+use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, cluster::worker_name, wait_until};
+
+/// At the pace of the decisions themselves: each is met by a new connection.
+const INTERVAL: Duration = Duration::from_millis(1);
+
+const DURATION: Duration = Duration::from_secs(10);
+const KEPT_ALIVE: usize = 8;
+const PATIENCE: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct Outcome {
+    pub decisions: usize,
+    pub seconds: f64,
+    pub requests: usize,
+    pub failures: Vec<String>,
+}
+
+/// Lets one worker's memory go up and down beyond the threshold with every heartbeat.
+///
+/// # Errors
+///
+/// Says what does not start, or that the decisions were not felt.
+pub fn measure() -> Result<Outcome> {
+    let cluster = Cluster::start(&ClusterOptions {
+        agents: false,
+        manager_arguments: vec!["--set".to_owned(), "service.web.threshold=64MiB".to_owned()],
+        ..ClusterOptions::default()
+    })?;
+    let host = &cluster.topology.workers[0];
+    let socket = host.enter(|| UdpSocket::bind("0.0.0.0:0"))??;
+    socket.connect(cluster.heartbeat_address())?;
+    let mut seq = 0;
+    let mut say = || -> Result<()> {
+        let moving = if seq % 2 == 0 { 600 } else { 200 };
+        for (index, available_mib) in [(0, moving), (1, 400)] {
+            let datagram = heartbeat(index, seq, available_mib).encode();
+            socket.send(&datagram.map_err(|refusal| anyhow!("encode: {refusal}"))?)?;
+        }
+        seq += 1;
+        Ok(())
+    };
+    say()?;
+    wait_until(SOON, "a worker to serve", || {
+        cluster.page().is_ok_and(|page| page.starts_with("Worker"))
+    })?;
+    let decided = || Ok::<_, anyhow::Error>(cluster.events_of("selection_changed")?.len());
+    let before = decided()?;
+    let client = &cluster.topology.client;
+    let probe = Probe::start(client, cluster.service(), INTERVAL, PATIENCE)?;
+    let (server, over) = (cluster.service(), AtomicBool::new(false));
+    let (spoken, kept) = thread::scope(|scope| -> Result<_> {
+        let asking = scope.spawn(|| client.enter(|| keep_asking(server, &over)));
+        let started = Instant::now();
+        let mut due = started;
+        let spoken = loop {
+            if started.elapsed() >= DURATION {
+                break Ok(started.elapsed());
+            }
+            if let Err(error) = say() {
+                break Err(error);
+            }
+            due += INTERVAL;
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+        };
+        over.store(true, Ordering::Relaxed);
+        let kept = asking.join().map_err(|_| anyhow!("a client panicked"))??;
+        Ok((spoken?, kept))
+    })?;
+    let report = probe.stop()?;
+    wait_until(SOON, "the decisions to be told", || {
+        decided().is_ok_and(|now| now - before + 100 >= spoken.as_millis() as usize)
+    })
+    .with_context(|| format!("{:?} of them in {spoken:?}", decided()))?;
+    let pages: BTreeSet<&str> = report.asks.iter().filter_map(|ask| ask.page()).collect();
+    let mut failures: Vec<String> = kept.1;
+    failures.extend(report.failures().filter_map(|ask| ask.answer.clone().err()));
+    let strange = pages.iter().filter(|page| !page.starts_with("Worker"));
+    failures.extend(strange.map(|page| format!("the page was {page}")));
+    anyhow::ensure!(pages.len() > 1, "new connections saw {pages:?} only");
+    Ok(Outcome {
+        decisions: decided()? - before,
+        seconds: spoken.as_secs_f64(),
+        requests: kept.0 + report.asks.len(),
+        failures,
+    })
+}
+
+/// Asks over connections that are kept alive; returns how often and what failed.
+fn keep_asking(server: SocketAddr, over: &AtomicBool) -> (usize, Vec<String>) {
+    let ask = || {
+        let (mut requests, mut failures) = (0, Vec::new());
+        while !over.load(Ordering::Relaxed) {
+            let answered = Connection::open_here(server, PATIENCE).and_then(|mut connection| {
+                // As many as nginx lets one connection ask, about.
+                for _ in 0..500 {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    requests += 1;
+                    let page = connection.get("/")?.first_line();
+                    if !page.starts_with("Worker") {
+                        return Err(std::io::Error::other(format!("the page was {page}")));
+                    }
+                }
+                Ok(())
+            });
+            failures.extend(answered.err().map(|error| error.to_string()));
+        }
+        (requests, failures)
+    };
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..KEPT_ALIVE).map(|_| scope.spawn(ask)).collect();
+        let mut all = (0, Vec::new());
+        for client in clients {
+            let (requests, failures) = client
+                .join()
+                .unwrap_or_else(|_| (0, vec!["a client panicked".to_owned()]));
+            all.0 += requests;
+            all.1.extend(failures);
+        }
+        all
+    })
+}
+
+fn heartbeat(index: usize, seq: u64, available_mib: u64) -> Heartbeat {
+    Heartbeat {
+        worker: worker_name(index),
+        boot: BootId(1),
+        seq: seq + 1,
+        interval: INTERVAL,
+        memory: MemoryReport {
+            available_bytes: available_mib << 20,
+            total_bytes: 700 << 20,
+            cgroup: None,
+            pressure: None,
+        },
+        load: None,
+        state: WorkerState::Ready,
+        healthy: true,
+        translates: Vec::new(),
+        version: "0.1.0".to_owned(),
+        nonce: None,
+    }
+}

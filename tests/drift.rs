@@ -1,0 +1,197 @@
+//! Open connections are counted by the programs, and the count does not drift: not by the way in which
+//! connections end, not by those that the kernel evicts, not by managers that are killed.
+//!
+//! `MEMLB_FLOWS` (40,000) says how many connections there are in all.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    env,
+    io::{self, Read, Write},
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use aya::maps::{Array, Map, MapData};
+use memlb_tests::{Cluster, ClusterOptions, Connection, require_root, wait_until};
+use socket2::SockRef;
+
+const SOON: Duration = Duration::from_secs(10);
+const CLIENTS: usize = 8;
+const BETWEEN_KILLS: Duration = Duration::from_secs(2);
+
+/// Recounting rests between two counts, on a busy machine for long.
+const RECOUNTED: Duration = Duration::from_secs(90);
+
+#[test]
+fn no_way_in_which_connections_end_makes_the_count_drift() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&[]);
+    let flows = flows() / 2;
+    let (kills, failed) = come_and_go(&mut cluster, flows);
+    assert_eq!(failed, 0, "nobody's connection breaks");
+    // The programs alone have counted right: nothing had to be put right.
+    wait_until(SOON, "the last to end", || {
+        counts(&cluster, "active") == [0, 0]
+    })
+    .unwrap();
+    assert_eq!(counts(&cluster, "lost"), [0, 0]);
+    println!("{flows} flows, {kills} managers killed: the count is exact");
+    expect_exact(&cluster);
+}
+
+#[test]
+fn evictions_do_not_make_the_count_drift() {
+    if !require_root() {
+        return;
+    }
+    const TABLE: usize = 2_048;
+    let mut cluster = start(&["--set", &format!("limits.flows={TABLE}")]);
+    // More than fit, and nobody says a word on them any more.
+    let mut held: Vec<_> = (0..2 * TABLE).filter_map(|_| open(&cluster)).collect();
+    let flows = flows() / 2;
+    let (kills, failed) = come_and_go(&mut cluster, flows);
+    // The kernel evicts a connection that is in use now and then.
+    assert!(failed * 50 <= flows, "{failed} of {flows} failed");
+    // These have room, but find those of before in their places.
+    held.extend((0..TABLE / 4).filter_map(|_| open(&cluster)));
+    // Who was evicted is answered with a reset.
+    held.retain_mut(|(connection, _)| connection.get("/").is_ok());
+    let present = of_each_worker(&held);
+    assert!(present.iter().sum::<u64>() > 100, "{present:?}");
+    wait_until(RECOUNTED, "the count to be right", || {
+        open_connections(&cluster) == present
+    })
+    .with_context(|| format!("{:?}, not {present:?}", open_connections(&cluster)))
+    .unwrap();
+    let lost: u64 = counts(&cluster, "lost").iter().sum();
+    assert!(lost as usize >= TABLE, "only {lost} were evicted");
+    drop(held);
+    wait_until(RECOUNTED, "nothing to be open", || {
+        open_connections(&cluster) == [0, 0]
+    })
+    .unwrap();
+    println!(
+        "{flows} flows, {failed} failed, {lost} evicted, {present:?} left, {kills} managers killed: the count is exact"
+    );
+    expect_exact(&cluster);
+}
+
+fn flows() -> usize {
+    env::var("MEMLB_FLOWS").map_or(40_000, |flows| flows.parse().unwrap())
+}
+
+fn start(settings: &[&str]) -> Cluster {
+    let arguments = ["--policy", "round_robin"].iter().chain(settings);
+    let cluster = Cluster::start(&ClusterOptions {
+        manager_arguments: arguments.map(|it| (*it).to_owned()).collect(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    wait_until(SOON, "a worker to serve", || {
+        cluster.page().is_ok_and(|page| page.starts_with("Worker"))
+    })
+    .unwrap();
+    let reuse = ["-qw", "net.ipv4.tcp_tw_reuse=1"];
+    cluster.topology.client.run("sysctl", &reuse).unwrap();
+    cluster
+}
+
+/// Opens and ends so many connections while managers are killed; returns how many managers, and how many
+/// connections failed.
+fn come_and_go(cluster: &mut Cluster, flows: usize) -> (usize, usize) {
+    let done = AtomicUsize::new(0);
+    let server = cluster.service();
+    let client = || {
+        let mut failed = 0;
+        loop {
+            let number = done.fetch_add(1, Ordering::Relaxed);
+            if number >= flows {
+                return failed;
+            }
+            failed += usize::from(live(server, number).is_err());
+        }
+    };
+    let (mut kills, mut failed) = (0, 0);
+    thread::scope(|scope| {
+        let entered = &cluster.topology.client;
+        let start = || (0..CLIENTS).map(|_| scope.spawn(client));
+        let clients: Vec<_> = entered.enter(|| start().collect()).unwrap();
+        while done.load(Ordering::Relaxed) < flows {
+            let since = Instant::now();
+            wait_until(SOON, "the next kill", || {
+                since.elapsed() > BETWEEN_KILLS || done.load(Ordering::Relaxed) >= flows
+            })
+            .unwrap();
+            cluster.kill_manager().unwrap();
+            cluster.start_manager().unwrap();
+            kills += 1;
+        }
+        failed = clients.into_iter().map(|it| it.join().unwrap()).sum();
+    });
+    (kills, failed)
+}
+
+/// One connection; each ends otherwise than the one before.
+fn live(server: SocketAddr, number: usize) -> io::Result<()> {
+    let mut connection = Connection::open_here(server, SOON)?;
+    match number % 4 {
+        0 => {
+            // The server closes first.
+            let mut stream = connection.stream();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: memlb\r\nConnection: close\r\n\r\n")?;
+            stream.read_to_end(&mut Vec::new())?;
+        }
+        1 => _ = connection.get("/")?,
+        2 => {
+            connection.get("/")?;
+            // Closing sends a reset then.
+            SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO))?;
+        }
+        // Closed without a word.
+        _ => {}
+    }
+    Ok(())
+}
+
+fn open(cluster: &Cluster) -> Option<(Connection, String)> {
+    let mut connection =
+        Connection::open(&cluster.topology.client, cluster.service(), SOON).ok()?;
+    let page = connection.get("/").ok()?.first_line();
+    Some((connection, page))
+}
+
+/// Opens some connections, and expects that the programs count just these.
+fn expect_exact(cluster: &Cluster) {
+    let held: Vec<_> = (0..60).map(|_| open(cluster).unwrap()).collect();
+    let seen = of_each_worker(&held);
+    assert_eq!(seen.iter().sum::<u64>(), 60);
+    // A recount meanwhile takes those that came while it read for lost, until the next.
+    wait_until(RECOUNTED, "them to be counted", || {
+        open_connections(cluster) == seen
+    })
+    .unwrap();
+    drop(held);
+    wait_until(SOON, "them to end", || open_connections(cluster) == [0, 0]).unwrap();
+}
+
+fn of_each_worker(held: &[(Connection, String)]) -> [u64; 2] {
+    ["Worker1", "Worker2"].map(|name| held.iter().filter(|(_, page)| page == name).count() as u64)
+}
+
+/// What the programs go by.
+fn open_connections(cluster: &Cluster) -> [u64; 2] {
+    let (active, lost) = (counts(cluster, "active"), counts(cluster, "lost"));
+    [0, 1].map(|worker| active[worker].saturating_sub(lost[worker]))
+}
+
+fn counts(cluster: &Cluster, map: &str) -> [u64; 2] {
+    let map = MapData::from_pin(cluster.place.pin_path.join(map)).unwrap();
+    let map = Array::<_, u64>::try_from(Map::Array(map)).unwrap();
+    [1, 2].map(|backend| map.get(&backend, 0).unwrap())
+}

@@ -1,0 +1,161 @@
+//! Half a million SYNs that nobody means, while clients work.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    env, fs, io,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Namespace, Probe, Report,
+    cluster::SERVICE_PORT,
+    require_root,
+    syn::flood,
+    transfer::{Download, noise},
+};
+
+/// How many connections must begin, and of how many SYNs at most.
+const BEGUN: u64 = 500_000;
+const SYNS: u32 = 1_000_000;
+const WAVE: u32 = 50_000;
+/// How many SYNs a second, unless the environment says otherwise.
+const RATE: u32 = 60_000;
+const RATE_VARIABLE: &str = "MEMLB_FLOOD_RATE";
+
+const DOWNLOADS: usize = 20;
+const IDLE: usize = 500;
+const MIB: usize = 1 << 20;
+const SOON: Duration = Duration::from_secs(10);
+/// As long as people wait for a page: three SYNs, if the first two get lost.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[test]
+fn serves_through_a_flood_of_syns() {
+    if require_root() {
+        serves_through_a_flood("tc");
+    }
+}
+
+#[test]
+fn serves_through_a_flood_of_syns_with_xdp() {
+    if require_root() {
+        serves_through_a_flood("xdp");
+    }
+}
+
+fn serves_through_a_flood(attach: &str) {
+    let cluster = Cluster::start(&ClusterOptions {
+        attach: attach.into(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let blob = noise(1, 64 * MIB);
+    for server in &cluster.servers {
+        fs::write(server.root().join("blob"), &blob).unwrap();
+    }
+    let site = cluster.service();
+    let open = || Connection::open_here(site, PATIENCE).unwrap();
+    let idle = || -> Vec<Connection> { (0..IDLE).map(|_| open()).collect() };
+    let mut idle = cluster.topology.client.enter(idle).unwrap();
+    let attacker = Namespace::create(format!("{}attacker", cluster.place.prefix)).unwrap();
+    let address = Ipv4Addr::new(192, 168, 56, 66);
+    let attacker = cluster
+        .topology
+        .join(attacker, address, "attacker")
+        .unwrap();
+
+    let is_over = AtomicBool::new(false);
+    let (downloads, report) = thread::scope(|scope| {
+        let download = || download_until(&is_over, site);
+        let begin = || (0..DOWNLOADS).map(|_| scope.spawn(download)).collect();
+        let threads: Vec<_> = cluster.topology.client.enter(begin).unwrap();
+        let every = Duration::from_millis(5);
+        let probe = Probe::start(&cluster.topology.client, site, every, PATIENCE);
+        let flooded = flood_until_enough(&cluster, &attacker);
+        // Before anything can fail, so that the threads come to their end.
+        is_over.store(true, Ordering::Relaxed);
+        flooded.unwrap();
+        let downloads: Vec<_> = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
+        (downloads, probe.unwrap().stop().unwrap())
+    });
+
+    println!("{}", describe(&report));
+    for download in downloads {
+        assert!(download.unwrap() == blob, "a download is broken");
+    }
+    for connection in &mut idle {
+        assert_eq!(connection.get("/").unwrap().first_line(), "Worker1");
+    }
+    let (asks, failures) = (report.asks.len(), report.failures().count());
+    assert!(asks > 1_000, "{asks} asked only");
+    assert!(failures * 100 <= asks, "{failures} of {asks} failed");
+}
+
+/// Floods until the datapath has seen enough: where it is more than the network takes, some get lost.
+fn flood_until_enough(cluster: &Cluster, attacker: &Namespace) -> Result<()> {
+    let rate = env::var(RATE_VARIABLE).map_or(RATE, |rate| rate.parse().unwrap());
+    let target = SocketAddrV4::new(cluster.topology.manager.address(), SERVICE_PORT);
+    let before = connections(cluster)?;
+    let started = Instant::now();
+    for wave in 0..SYNS / WAVE {
+        let sent = (wave + 1) * WAVE;
+        flood(attacker, target, sent - WAVE..sent, rate)?;
+        let begun = connections(cluster)? - before;
+        if begun >= BEGUN {
+            let took = started.elapsed();
+            println!("{sent} SYNs in {took:?}, {begun} connections begun");
+            return Ok(());
+        }
+    }
+    bail!("of {SYNS} SYNs, fewer than {BEGUN} were seen")
+}
+
+/// Returns how many connections have begun.
+fn connections(cluster: &Cluster) -> Result<u64> {
+    let status = cluster.status()?;
+    let backends = status["services"][0]["backends"].as_array();
+    let counts = backends.into_iter().flatten();
+    Ok(counts
+        .filter_map(|backend| backend["connections"].as_u64())
+        .sum())
+}
+
+/// Takes a part of the file now and then until the flood is over, and then all the rest.
+fn download_until(is_over: &AtomicBool, site: SocketAddr) -> io::Result<Vec<u8>> {
+    const PART: usize = MIB / 64;
+    let mut download = Download::begin(site, "/blob", PATIENCE)?;
+    let mut received = 0;
+    while !is_over.load(Ordering::Relaxed) && received < 32 * MIB {
+        received += PART;
+        download.go_on_to(received)?;
+        thread::sleep(Duration::from_millis(10));
+    }
+    download.finish()
+}
+
+/// How many asked, and how soon they got what they wanted.
+fn describe(report: &Report) -> String {
+    let asks = report.asks.iter();
+    let mut times: Vec<Duration> = asks.map(|ask| ask.ended_at - ask.asked_at).collect();
+    times.sort_unstable();
+    let within = |percent: usize| times[(times.len() - 1) * percent / 100];
+    format!(
+        "{} asked, {} failed; 50 % within {:?}, 90 % {:?}, 95 % {:?}, 99 % {:?}, all {:?}",
+        times.len(),
+        report.failures().count(),
+        within(50),
+        within(90),
+        within(95),
+        within(99),
+        within(100)
+    )
+}

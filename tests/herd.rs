@@ -1,0 +1,28 @@
+//! Everybody to the worker that looked emptiest: with memory that really fills, stale reports make a
+//! herd of it, and `balanced` does not.
+
+use std::time::Duration;
+
+use memlb_tests::{herd::Herd, require_root};
+
+#[test]
+fn balanced_keeps_the_fullest_worker_emptier_than_memory_and_round_robin_do() {
+    if !require_root() {
+        return;
+    }
+    let fullest = |policy| {
+        let herd = Herd {
+            policy,
+            report_interval: Duration::from_millis(500),
+            duration: Duration::from_secs(8),
+            seed: 1,
+        };
+        let outcome = herd.run().expect("a herd");
+        println!("{policy}: {outcome:?}");
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        outcome.fullest_percent()
+    };
+    let [balanced, memory, round_robin] = ["balanced", "memory", "round_robin"].map(fullest);
+    assert!(balanced <= 0.7 * memory, "{balanced} against {memory}");
+    assert!(balanced <= round_robin, "{balanced} against {round_robin}");
+}

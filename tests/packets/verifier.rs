@@ -1,0 +1,101 @@
+//! What the kernel's verifier has to go through for each program, beside what is on record.
+//!
+//! It gives up at a million instructions, on older kernels much sooner than on newer ones, and nothing
+//! else tells how near a program has come.
+
+use memlb_tests::{kernel::Series, notice::say, require_root};
+
+use crate::datapath::Datapath;
+
+/// A line each: the kernel's series, the program, its instructions.
+const ON_RECORD: &str = include_str!("verifier.txt");
+
+/// How much more than on record is no jump yet, in percent.
+const TOLERANCE: u64 = 20;
+
+const ACCEPT: &str = "if that is meant to be, `cargo xtask kernels --record` puts it on record";
+
+#[test]
+fn no_program_has_become_much_harder_to_verify() {
+    if !require_root() {
+        return;
+    }
+    let series = Series::running().unwrap();
+    let jumps: Vec<_> = figures()
+        .into_iter()
+        .filter_map(|(program, now)| jump(ON_RECORD, series, &program, now))
+        .collect();
+    assert!(jumps.is_empty(), "{}; {ACCEPT}", jumps.join("; "));
+}
+
+#[test]
+#[ignore = "prints what `cargo xtask kernels --record` puts on record"]
+fn prints_the_figures() {
+    if !require_root() {
+        return;
+    }
+    let series = Series::running().unwrap();
+    for (program, instructions) in figures() {
+        say(format_args!("verified {series} {program} {instructions}"));
+    }
+}
+
+fn figures() -> Vec<(String, u64)> {
+    let datapath = Datapath::take().unwrap();
+    let figures = datapath.verified_instructions();
+    datapath.put_by();
+    assert_eq!(figures.len(), 4, "{figures:?}");
+    figures
+}
+
+/// Says how much harder a program has become to verify, if it has.
+fn jump(record: &str, series: Series, program: &str, now: u64) -> Option<String> {
+    let Some((of, before)) = on_record(record, series, program) else {
+        return Some(format!("{program} has no figure on record"));
+    };
+    (now * 100 > before * (100 + TOLERANCE)).then(|| {
+        format!(
+            "the verifier of Linux {series} goes through {now} instructions of {program}, {before} \
+             are on record for {of}"
+        )
+    })
+}
+
+/// The figure of this series; without one, that of the nearest older series, or of the oldest.
+fn on_record(record: &str, series: Series, program: &str) -> Option<(Series, u64)> {
+    let mut figures: Vec<(Series, u64)> = record
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let series = words.next()?.parse().ok()?;
+            (words.next()? == program).then_some(())?;
+            Some((series, words.next()?.parse().ok()?))
+        })
+        .collect();
+    figures.sort_unstable();
+    let not_newer = figures.iter().rfind(|(of, _)| *of <= series);
+    not_newer.or(figures.first()).copied()
+}
+
+#[test]
+fn compares_with_the_nearest_older_kernel_on_record() {
+    let record = "6.1 one 1000\n6.12 one 500\n6.12 other 7\n";
+    let figure = |series: &str, program| {
+        let found = on_record(record, series.parse().unwrap(), program);
+        found.map(|(_, instructions)| instructions)
+    };
+    assert_eq!(figure("6.1", "one"), Some(1000));
+    assert_eq!(figure("6.11", "one"), Some(1000));
+    assert_eq!(figure("6.18", "one"), Some(500));
+    assert_eq!(figure("5.17", "one"), Some(1000));
+    assert_eq!(figure("6.1", "other"), Some(7));
+    assert_eq!(figure("6.12", "third"), None);
+}
+
+#[test]
+fn a_fifth_more_is_no_jump_yet() {
+    let of = |program, now| jump("6.12 one 500", "6.12".parse().unwrap(), program, now);
+    assert_eq!(of("one", 600), None);
+    assert!(of("one", 601).is_some());
+    assert!(of("other", 1).is_some());
+}

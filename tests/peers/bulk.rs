@@ -1,0 +1,84 @@
+//! iperf3 both ways, and a gibibyte whose checksum is taken at both ends.
+
+use std::process::Command;
+
+use memlb_tests::{Cluster, Process, command::output, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::scene::{MIB, PATIENCE, SOON, disturb, play, program, service, worker1};
+
+const IPERF: u16 = 5201;
+
+#[test]
+fn carries_iperf3_both_ways() {
+    play("tc", &[IPERF], iperf);
+}
+
+#[test]
+fn carries_iperf3_both_ways_with_xdp() {
+    play("xdp", &[IPERF], iperf);
+}
+
+fn iperf(cluster: &mut Cluster) {
+    let worker = &cluster.topology.workers[0];
+    let log = cluster.place.directory.join("iperf3.log");
+    let line = format!("iperf3 --server --forceflush --port {IPERF}");
+    let mut server = Process::start("iperf3", &mut program(worker, &line), &log).unwrap();
+    server.wait_for_log(SOON, "Server listening").unwrap();
+    let site = service(cluster, IPERF).ip();
+    for (way, sums) in [
+        ("", &["sum_received"][..]),
+        ("--reverse", &["sum_received"]),
+        ("--bidir", &["sum_received", "sum_received_bidir_reverse"]),
+    ] {
+        let line = format!("iperf3 --client {site} --json --parallel 4 --time 1 {way}");
+        let report = output(&mut program(&cluster.topology.client, &line)).unwrap();
+        let report: Value = serde_json::from_str(&report).unwrap();
+        for sum in sums {
+            let received = &report["end"][sum];
+            println!("{way} {sum}: {received}");
+            // Even a busy machine is faster than that.
+            let bytes = received["bytes"].as_u64().unwrap();
+            assert!(bytes > 10 * MIB as u64, "{way} {sum}: {bytes} bytes only");
+        }
+    }
+}
+
+#[test]
+fn carries_a_gibibyte_while_the_selection_moves_and_the_manager_dies() {
+    play("tc", &[], gibibyte);
+}
+
+#[test]
+fn carries_a_gibibyte_while_the_selection_moves_and_the_manager_dies_with_xdp() {
+    play("xdp", &[], gibibyte);
+}
+
+/// The checksum is taken where the bytes are made, and again where they arrive.
+fn gibibyte(cluster: &mut Cluster) {
+    const SUM: &str = "openssl dgst -r -sha256";
+    let file = cluster.servers[0].root().join("gibibyte");
+    let make = format!(
+        "head --bytes=1G /dev/urandom | tee {} | {SUM}",
+        file.display()
+    );
+    let sent = output(Command::new("sh").args(["-c", &make])).unwrap();
+    let site = service(cluster, 80);
+    let receive = format!("curl --silent --show-error --fail http://{site}/gibibyte | {SUM}");
+    let mut download = cluster.topology.client.command("sh");
+    let log = cluster.place.directory.join("curl.log");
+    let mut download = Process::start("curl", download.args(["-c", &receive]), &log).unwrap();
+    wait_until(PATIENCE, "the first 64 MiB", || {
+        worker1(cluster, 80, "bytes_out") > 64 * MIB as u64
+    })
+    .unwrap();
+    download.signal(Signal::SIGSTOP).unwrap();
+    disturb(cluster);
+    let so_far = worker1(cluster, 80, "bytes_out");
+    assert!(so_far < 900 * MIB as u64, "{so_far} bytes came before");
+    download.signal(Signal::SIGCONT).unwrap();
+    assert!(download.wait(4 * PATIENCE).unwrap().success());
+    assert_eq!(download.log(), sent);
+    assert!(worker1(cluster, 80, "bytes_out") > 1 << 30);
+}

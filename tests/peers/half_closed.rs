@@ -1,0 +1,69 @@
+//! Connections of which one side has said all it had to say, and the other has not.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    thread,
+};
+
+use memlb_tests::{Cluster, transfer::noise};
+
+use crate::scene::{MIB, accept, connect, disturb, listen, play, service, wait_for_flows, worker1};
+
+const PORT: u16 = 7;
+
+#[test]
+fn keeps_half_closed_connections_while_the_selection_moves_and_the_manager_dies() {
+    play("tc", &[PORT], half_closed);
+}
+
+#[test]
+fn keeps_half_closed_connections_while_the_selection_moves_and_the_manager_dies_with_xdp() {
+    play("xdp", &[PORT], half_closed);
+}
+
+/// On one connection the client has said all, on the other one the worker has.
+fn half_closed(cluster: &mut Cluster) {
+    let listener = listen(&cluster.topology.workers[0], PORT);
+    let meet = || {
+        let client = connect(&cluster.topology.client, service(cluster, PORT));
+        (client, accept(&listener))
+    };
+    let ((listens, talks), (talks_too, listens_too)) = (meet(), meet());
+    let mut conversations = [(talks, listens), (talks_too, listens_too)];
+    for (talks, listens) in &mut conversations {
+        end_side(listens, b"go on");
+        assert_eq!(rest(talks), b"go on");
+    }
+    wait_for_flows(cluster, PORT, 2);
+
+    let speech = noise(4, 16 * MIB);
+    let (first, second) = speech.split_at(MIB / 8);
+    for (talks, _) in &mut conversations {
+        talks.write_all(first).unwrap();
+    }
+    disturb(cluster);
+    assert_eq!(worker1(cluster, PORT, "flows"), 2);
+    for (mut talks, mut listens) in conversations {
+        let heard = thread::scope(|scope| {
+            let hears = scope.spawn(|| rest(&mut listens));
+            end_side(&mut talks, second);
+            hears.join().unwrap()
+        });
+        assert!(heard == speech, "{} bytes were heard", heard.len());
+    }
+    wait_for_flows(cluster, PORT, 0);
+}
+
+/// Says `last` and then nothing any more.
+fn end_side(stream: &mut TcpStream, last: &[u8]) {
+    stream.write_all(last).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+}
+
+/// Returns all that is still said.
+fn rest(stream: &mut TcpStream) -> Vec<u8> {
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).unwrap();
+    heard
+}

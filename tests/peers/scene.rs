@@ -1,0 +1,134 @@
+//! The cluster that the peers meet, and what happens to it while they talk.
+
+use std::{
+    net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Namespace, configuration::service_name, require_root, wait_for,
+    wait_until,
+};
+use socket2::SockRef;
+
+pub const SOON: Duration = Duration::from_secs(10);
+/// How long a single step of a peer may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const MIB: usize = 1 << 20;
+
+/// The most that any program may take.
+const LIMIT: &str = "90";
+
+/// Plays `scene` with services at 80 and at `ports`; only root can.
+pub fn play(attach: &str, ports: &[u16], scene: impl FnOnce(&mut Cluster)) {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = Cluster::start(&ClusterOptions {
+        attach: attach.into(),
+        ports: ports.into(),
+        // An automatic one would be learnt anew at each restart.
+        manager_arguments: vec!["--threshold".into(), "90MiB".into()],
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    wait_for_selection(&cluster, "worker1");
+    scene(&mut cluster);
+}
+
+/// Moves every service to `worker2`, kills the manager, and starts it again.
+pub fn disturb(cluster: &mut Cluster) {
+    cluster.memory[1].set_available_kb(650 * 1024).unwrap();
+    wait_for_selection(cluster, "worker2");
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    wait_for_selection(cluster, "worker2");
+}
+
+fn wait_for_selection(cluster: &Cluster, worker: &str) {
+    cluster
+        .wait_for_status(SOON, &format!("{worker} to be selected"), |status| {
+            let mut services = status["services"].as_array().into_iter().flatten();
+            services.all(|service| service["selected"] == worker)
+        })
+        .unwrap();
+}
+
+/// Returns the address at which clients find the service at `port`.
+pub fn service(cluster: &Cluster, port: u16) -> SocketAddr {
+    SocketAddrV4::new(cluster.topology.manager.address(), port).into()
+}
+
+/// Returns `worker1`'s `counter` for the service at `port`.
+pub fn worker1(cluster: &Cluster, port: u16, counter: &str) -> u64 {
+    let status = cluster.status().unwrap();
+    let services = status["services"].as_array().unwrap();
+    let name = match port {
+        80 => "web".to_owned(),
+        port => service_name(port),
+    };
+    let service = services.iter().find(|service| service["name"] == *name);
+    let backends = service.unwrap()["backends"].as_array().unwrap();
+    let worker = backends
+        .iter()
+        .find(|backend| backend["name"] == "worker1")
+        .unwrap();
+    worker[counter].as_u64().unwrap()
+}
+
+/// Waits until `worker1` has that many open connections of the service at `port`.
+pub fn wait_for_flows(cluster: &Cluster, port: u16, flows: u64) {
+    wait_until(SOON, &format!("{flows} open connections"), || {
+        worker1(cluster, port, "flows") == flows
+    })
+    .unwrap();
+}
+
+/// Returns a command line that works in `namespace`, for a while at most.
+pub fn program(namespace: &Namespace, line: &str) -> Command {
+    let mut command = namespace.command("timeout");
+    command.arg(LIMIT).args(line.split_whitespace());
+    command
+}
+
+/// Listens in `namespace`; a client must come within [`PATIENCE`].
+pub fn listen(namespace: &Namespace, port: u16) -> TcpListener {
+    let listener = namespace
+        .enter(|| TcpListener::bind(("0.0.0.0", port)))
+        .unwrap()
+        .unwrap();
+    // Of a listening socket, it bounds how long it waits for a client.
+    SockRef::from(&listener)
+        .set_read_timeout(Some(PATIENCE))
+        .unwrap();
+    listener
+}
+
+/// Takes a client in.
+pub fn accept(listener: &TcpListener) -> TcpStream {
+    let (stream, _) = listener.accept().unwrap();
+    with_patience(stream)
+}
+
+/// Connects from `namespace`.
+pub fn connect(namespace: &Namespace, server: SocketAddr) -> TcpStream {
+    let connect = || TcpStream::connect_timeout(&server, PATIENCE);
+    with_patience(namespace.enter(connect).unwrap().unwrap())
+}
+
+fn with_patience(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// Waits until something listens at `port` in `namespace`.
+pub fn wait_for_server(namespace: &Namespace, port: u16) {
+    wait_for(PATIENCE, &format!("a server at port {port}"), || {
+        let connect = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+        namespace.enter(connect).unwrap().then_some(())
+    })
+    .unwrap();
+}

@@ -1,0 +1,110 @@
+//! A session of OpenSSH: long, in small steps, silent now and then.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use memlb_tests::{Cluster, Namespace, Process, command::output};
+
+use crate::scene::{disturb, play, program, service, wait_for_flows, wait_for_server};
+
+const SSH: u16 = 22;
+
+/// Where sshd gives its privileges up; Debian makes it only when it starts the service.
+const PRIVILEGE_SEPARATION: &str = "/run/sshd";
+
+#[test]
+fn keeps_a_shell_while_the_selection_moves_and_the_manager_dies() {
+    play("tc", &[SSH], shell);
+}
+
+#[test]
+fn keeps_a_shell_while_the_selection_moves_and_the_manager_dies_with_xdp() {
+    play("xdp", &[SSH], shell);
+}
+
+fn shell(cluster: &mut Cluster) {
+    let directory = cluster.place.directory.join("ssh");
+    fs::create_dir(&directory).unwrap();
+    for key in ["host", "user"] {
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]);
+        output(keygen.arg(directory.join(key))).unwrap();
+    }
+    let _server = serve(&cluster.topology.workers[0], &directory);
+    let mut session = Session::begin(cluster, &directory);
+    for number in 0..50 {
+        session.ask(number);
+    }
+    wait_for_flows(cluster, SSH, 1);
+    disturb(cluster);
+    for number in 50..100 {
+        session.ask(number);
+    }
+    session.end();
+    wait_for_flows(cluster, SSH, 0);
+}
+
+fn serve(worker: &Namespace, directory: &Path) -> Process {
+    let at = directory.display();
+    let configuration = format!(
+        "Port {SSH}
+HostKey {at}/host
+PidFile none
+AuthorizedKeysFile {at}/user.pub
+# The directory's parent is everybody's.
+StrictModes no
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+"
+    );
+    let file = directory.join("sshd_config");
+    fs::write(&file, configuration).unwrap();
+    fs::create_dir_all(PRIVILEGE_SEPARATION).unwrap();
+    let mut sshd = worker.command("/usr/sbin/sshd");
+    sshd.args(["-D", "-e", "-f"]).arg(&file);
+    let process = Process::start("sshd", &mut sshd, &directory.join("sshd.log")).unwrap();
+    wait_for_server(worker, SSH);
+    process
+}
+
+/// A shell at the other end.
+struct Session {
+    ssh: Child,
+    says: ChildStdin,
+    hears: BufReader<ChildStdout>,
+}
+
+impl Session {
+    fn begin(cluster: &Cluster, directory: &Path) -> Self {
+        let line = format!(
+            "ssh -F none -T -i {}/user -o BatchMode=yes -o StrictHostKeyChecking=no \
+             -o UserKnownHostsFile=/dev/null root@{} sh",
+            directory.display(),
+            service(cluster, SSH).ip()
+        );
+        let mut ssh = program(&cluster.topology.client, &line)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let says = ssh.stdin.take().unwrap();
+        let hears = BufReader::new(ssh.stdout.take().unwrap());
+        Self { ssh, says, hears }
+    }
+
+    fn ask(&mut self, number: u32) {
+        writeln!(self.says, "echo $(({number} * {number}))").unwrap();
+        let mut answer = String::new();
+        self.hears.read_line(&mut answer).unwrap();
+        assert_eq!(answer.trim_end(), (number * number).to_string());
+    }
+
+    fn end(mut self) {
+        drop(self.says);
+        assert!(self.ssh.wait().unwrap().success());
+    }
+}

@@ -1,0 +1,244 @@
+//! Workers whose memory really fills: each connection that stays keeps its request's body in its
+//! nginx's memory, and what that takes is what the worker's agent reports.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write},
+    net::{SocketAddr, TcpStream},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use nix::unistd::{SysconfVar, sysconf};
+
+use crate::{
+    client::Connection,
+    cluster::{Cluster, ClusterOptions, worker_name},
+    memory_file::MemoryFile,
+    nginx::HELD_PATH,
+};
+
+/// What the workers have for connections, of which half is used on average.
+pub const SIZES_MIB: [u64; 6] = [80, 64, 48, 48, 32, 32];
+
+const CONNECTION_BYTES: usize = 512 << 10;
+const ARRIVALS_PER_SECOND: f64 = 152.0;
+const STAY: Duration = Duration::from_secs(2);
+const LONGEST_STAY: Duration = Duration::from_secs(10);
+
+const METER_INTERVAL: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
+
+/// What is tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Herd<'a> {
+    pub policy: &'a str,
+    pub report_interval: Duration,
+    pub duration: Duration,
+    /// One seed gives the same clients for every policy.
+    pub seed: u64,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The most that each worker's connections took at any time, in percent of its size.
+    pub peaks_percent: Vec<f64>,
+    pub connections: usize,
+    pub failures: Vec<String>,
+}
+
+impl Outcome {
+    pub fn fullest_percent(&self) -> f64 {
+        self.peaks_percent.iter().copied().fold(0.0, f64::max)
+    }
+}
+
+impl Herd<'_> {
+    /// Sets everything up, lets clients come and go, and measures the workers' memory all the time.
+    ///
+    /// # Errors
+    /// When a part of the system does not start or work.
+    pub fn run(&self) -> Result<Outcome> {
+        let mut cluster = self.cluster()?;
+        let meters: Vec<Meter> = (0..SIZES_MIB.len())
+            .map(|index| Meter::of(&cluster, index))
+            .collect::<Result<_>>()?;
+        // The first report is already the truth.
+        for (index, meter) in meters.iter().enumerate() {
+            meter.read()?;
+            cluster.start_agent(index)?;
+        }
+        for index in 0..meters.len() {
+            cluster.wait_for_state(&worker_name(index), "up", SOON)?;
+        }
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let metering = scope.spawn(|| keep_metering(&meters, &over));
+            let client = &cluster.topology.client;
+            let server = cluster.service();
+            let came = client.enter(|| self.let_clients_come(server));
+            over.store(true, Ordering::Relaxed);
+            let peaks = metering.join().map_err(|_| anyhow!("the meter panicked"))?;
+            let (connections, failures) = came?;
+            Ok(Outcome {
+                peaks_percent: peaks?,
+                connections,
+                failures,
+            })
+        })
+    }
+
+    fn cluster(&self) -> Result<Cluster> {
+        let interval = self.report_interval.as_millis();
+        let down_after = (self.report_interval * 4).max(Duration::from_millis(1_500));
+        let settings = [
+            format!("service.web.policy={}", self.policy),
+            // The emptiest takes all.
+            "service.web.threshold=1MiB".to_owned(),
+            format!("failover.down_after={}ms", down_after.as_millis()),
+        ];
+        Cluster::start(&ClusterOptions {
+            available_kb: SIZES_MIB.map(|mib| mib * 1024).to_vec(),
+            agents: false,
+            agent_arguments: vec!["--interval".to_owned(), format!("{interval}ms")],
+            manager_arguments: settings
+                .into_iter()
+                .flat_map(|setting| ["--set".to_owned(), setting])
+                .collect(),
+            ..ClusterOptions::default()
+        })
+    }
+
+    /// Opens connections at random, keeps each open for its time; returns how many, and what failed.
+    fn let_clients_come(&self, server: SocketAddr) -> (usize, Vec<String>) {
+        let mut random = Random(self.seed);
+        let (mut kept, mut failures) = (BTreeMap::new(), Vec::new());
+        let mut connections = 0;
+        let end = Instant::now() + self.duration;
+        let mut arrival = Instant::now();
+        thread::scope(|scope| {
+            let (opened, ready) = mpsc::channel();
+            loop {
+                let now = Instant::now();
+                if now >= end {
+                    break;
+                }
+                for (leaves, held) in ready.try_iter() {
+                    match held {
+                        Ok(stream) => _ = kept.insert((leaves, connections), stream),
+                        Err(error) => failures.push(format!("{error}")),
+                    }
+                    connections += 1;
+                }
+                kept.retain(|(leaves, _), _| *leaves > now);
+                while arrival <= now {
+                    let stay = STAY.mul_f64(random.exponential()).min(LONGEST_STAY);
+                    let (opened, leaves) = (opened.clone(), arrival + stay);
+                    // Whoever waits no longer has no use for it.
+                    scope.spawn(move || _ = opened.send((leaves, hold(server))));
+                    arrival += Duration::from_secs_f64(random.exponential() / ARRIVALS_PER_SECOND);
+                }
+                let next = arrival.min(now + METER_INTERVAL / 4);
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+        });
+        (connections, failures)
+    }
+}
+
+/// Sends all of a request but its last byte: until then the server keeps it in memory.
+fn hold(server: SocketAddr) -> io::Result<TcpStream> {
+    let connection = Connection::open_here(server, PATIENCE)?;
+    let mut stream = connection.stream().try_clone()?;
+    let head = format!(
+        "POST {HELD_PATH} HTTP/1.1\r\nHost: memlb\r\nContent-Length: {CONNECTION_BYTES}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(&vec![0; CONNECTION_BYTES - 1])?;
+    Ok(stream)
+}
+
+/// Reads one worker's memory, and tells it to its agent.
+#[derive(Debug)]
+struct Meter {
+    statm: String,
+    page_bytes: u64,
+    /// What nginx takes without any connection.
+    idle_bytes: u64,
+    size_bytes: u64,
+    file: MemoryFile,
+}
+
+impl Meter {
+    fn of(cluster: &Cluster, index: usize) -> Result<Self> {
+        let page = sysconf(SysconfVar::PAGE_SIZE)?.context("a page has a size")?;
+        let mut meter = Self {
+            statm: format!("/proc/{}/statm", cluster.servers[index].process.pid()),
+            page_bytes: u64::try_from(page)?,
+            idle_bytes: 0,
+            size_bytes: SIZES_MIB[index] << 20,
+            file: cluster.memory[index].clone(),
+        };
+        meter.idle_bytes = meter.anonymous_bytes()?;
+        Ok(meter)
+    }
+
+    /// Returns what the connections take now, in percent of the worker's size.
+    fn read(&self) -> Result<f64> {
+        let taken = self.anonymous_bytes()?.saturating_sub(self.idle_bytes);
+        let available = self.size_bytes.saturating_sub(taken);
+        self.file.set(self.size_bytes / 1024, available / 1024)?;
+        Ok(taken as f64 / self.size_bytes as f64 * 100.0)
+    }
+
+    /// The resident pages that no file is behind.
+    fn anonymous_bytes(&self) -> Result<u64> {
+        let statm = fs::read_to_string(&self.statm).context("read nginx's memory")?;
+        let mut pages = statm.split(' ').skip(1).map(str::parse::<u64>);
+        match (pages.next(), pages.next()) {
+            (Some(Ok(resident)), Some(Ok(shared))) => {
+                Ok(resident.saturating_sub(shared) * self.page_bytes)
+            }
+            _ => Err(anyhow!("{} holds {statm:?}", self.statm)),
+        }
+    }
+}
+
+fn keep_metering(meters: &[Meter], over: &AtomicBool) -> Result<Vec<f64>> {
+    let mut peaks = vec![0.0; meters.len()];
+    while !over.load(Ordering::Relaxed) {
+        for (peak, meter) in peaks.iter_mut().zip(meters) {
+            *peak = meter.read()?.max(*peak);
+        }
+        thread::sleep(METER_INTERVAL);
+    }
+    Ok(peaks)
+}
+
+/// SplitMix64, Steele, Lea and Flood 2014.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+
+    /// With a mean of 1.
+    fn exponential(&mut self) -> f64 {
+        let uniform = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
+        -(1.0 - uniform).ln()
+    }
+}

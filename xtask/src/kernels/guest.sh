@@ -1,0 +1,28 @@
+#!/bin/busybox sh
+# shellcheck shell=dash
+# The guest's first and only process of its own: runs the tests that /tests/list names, and says on the
+# second serial port what becomes of them.
+export PATH=/bin HOME=/tmp TMPDIR=/tmp
+export MEMLB_BINARY=/bin/memlb MEMLB_REQUIRE_ROOT=1 RUST_BACKTRACE=1
+
+# By this, the shell finds its other commands.
+busybox mount -t proc proc /proc
+mount -t devtmpfs devtmpfs /dev
+mount -t sysfs sysfs /sys
+mount -t bpf bpf /sys/fs/bpf
+for module in /modules/*; do
+    insmod "$module"
+done
+ip link set lo up
+
+stty -F /dev/ttyS1 raw
+exec >/dev/ttyS1 2>&1 </dev/null
+echo "memlb: Linux $(uname -r)"
+while read -r name arguments; do
+    echo "memlb: running $name"
+    # shellcheck disable=SC2086  # as many as there are
+    "/tests/$name" $arguments </dev/null
+    echo "memlb: $name ended with $?"
+done </tests/list
+echo "memlb: the end"
+poweroff -f

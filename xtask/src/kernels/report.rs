@@ -1,0 +1,156 @@
+//! What the guest says of its tests, and whether that is what was to be heard.
+//!
+//! Nothing passes by silence: every suite must have ended by itself, in success, with exactly as many
+//! tests passed as it has, and the guest must have come to its end.
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, ensure};
+
+/// What a guest runs: one test program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suite {
+    pub name: String,
+    pub arguments: Vec<String>,
+    /// How many tests that makes.
+    pub tests: usize,
+}
+
+/// What the guest's script says, beside the tests.
+const END: &str = "memlb: the end";
+
+/// The lines that the guest's script reads: a suite each.
+pub fn script(suites: &[Suite]) -> String {
+    suites.iter().fold(String::new(), |mut script, suite| {
+        let arguments = suite.arguments.join(" ");
+        writeln!(script, "{} {arguments}", suite.name).expect("a string takes everything");
+        script
+    })
+}
+
+/// Returns how many tests have passed.
+///
+/// # Errors
+/// When the report is not that of a kernel `release` on which every test of every suite has passed.
+pub fn passed(report: &str, release: &str, suites: &[Suite]) -> Result<usize> {
+    let kernel = format!("memlb: Linux {release}");
+    ensure!(
+        report.lines().any(|line| line == kernel),
+        "the guest did not say \"{kernel}\""
+    );
+    for suite in suites {
+        check(report, suite)?;
+    }
+    ensure!(
+        report.lines().any(|line| line == END),
+        "the guest did not say \"{END}\""
+    );
+    Ok(suites.iter().map(|suite| suite.tests).sum())
+}
+
+fn check(report: &str, suite: &Suite) -> Result<()> {
+    let Suite { name, tests, .. } = suite;
+    let begins = format!("memlb: running {name}");
+    let ends = format!("memlb: {name} ended with ");
+    let mut lines = report.lines().skip_while(|line| *line != begins);
+    ensure!(lines.next().is_some(), "{name} was not begun");
+    let mut result = None;
+    let status = lines.find_map(|line| {
+        if line.starts_with("test result: ") {
+            result = Some(line);
+        }
+        line.strip_prefix(&ends)
+    });
+    ensure!(status.is_some(), "{name} did not come to its end");
+    ensure!(
+        status == Some("0"),
+        "{name} failed: {}",
+        result.unwrap_or("it says nothing")
+    );
+    let expected = format!("test result: ok. {tests} passed; 0 failed; 0 ignored;");
+    ensure!(
+        *tests > 0 && result.is_some_and(|result| result.starts_with(&expected)),
+        "{name} was to say \"{expected}\", but said {result:?}"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Suite, passed, script};
+
+    const RELEASE: &str = "6.1.0-56-cloud-amd64";
+
+    const GOOD: &str = "memlb: Linux 6.1.0-56-cloud-amd64
+memlb: running packets
+
+running 2 tests
+test one ... ok
+test other ... ok
+
+test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s
+
+memlb: packets ended with 0
+memlb: running kernels
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s
+memlb: kernels ended with 0
+memlb: the end
+";
+
+    fn suites() -> [Suite; 2] {
+        [("packets", 2), ("kernels", 1)].map(|(name, tests)| Suite {
+            name: name.into(),
+            arguments: vec!["--include-ignored".into()],
+            tests,
+        })
+    }
+
+    #[test]
+    fn believes_a_complete_report() {
+        assert_eq!(passed(GOOD, RELEASE, &suites()).ok(), Some(3));
+    }
+
+    #[test]
+    fn believes_no_other_report() {
+        for (what, was, is) in [
+            ("another kernel", "Linux 6.1.0", "Linux 6.12.0"),
+            (
+                "a failure",
+                "packets ended with 0",
+                "packets ended with 101",
+            ),
+            (
+                "a failed test",
+                "ok. 2 passed; 0 failed",
+                "FAILED. 1 passed; 1 failed",
+            ),
+            ("a test less", "ok. 2 passed", "ok. 1 passed"),
+            (
+                "an ignored test",
+                "ok. 1 passed; 0 failed; 0 ignored",
+                "ok. 0 passed; 0 failed; 1 ignored",
+            ),
+            ("a suite that did not run", "running kernels", "running"),
+            ("a suite without a result", "test result: ok. 1", "test"),
+            ("a suite without an end", "kernels ended with 0\n", ""),
+            ("no end", "memlb: the end\n", ""),
+            ("an end cut short", "the end\n", "the e"),
+        ] {
+            let report = GOOD.replacen(was, is, 1);
+            assert_ne!(report, GOOD, "{what}");
+            assert!(passed(&report, RELEASE, &suites()).is_err(), "{what}");
+        }
+        let [mut packets, _] = suites();
+        packets.tests = 0;
+        assert!(
+            passed(GOOD, RELEASE, &[packets]).is_err(),
+            "no tests at all"
+        );
+    }
+
+    #[test]
+    fn tells_the_guest_what_to_run() {
+        let expected = "packets --include-ignored\nkernels --include-ignored\n";
+        assert_eq!(script(&suites()), expected);
+    }
+}

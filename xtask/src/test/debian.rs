@@ -1,0 +1,56 @@
+//! A clean Debian 12 with systemd, made once and kept as an archive below the target folder.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use memlb_tests::command::{output, run};
+use nix::unistd::{getgid, getuid};
+
+use crate::{
+    privilege::as_root,
+    workspace::{say, target},
+};
+
+const SUITE: &str = "bookworm";
+
+/// Returns the archive.
+pub fn provide() -> Result<PathBuf> {
+    let archive = target().join(format!("{SUITE}.tar"));
+    if archive.exists() {
+        return Ok(archive);
+    }
+    say("making a clean Debian 12 below the target folder; this takes a minute");
+    // Not below the target folder: its files are root's.
+    let folder = tempfile::tempdir().context("make a folder")?;
+    let root = folder.path().join(SUITE);
+    let made = make(&root, &archive);
+    run(as_root("rm")
+        .args(["--recursive", "--force", "--one-file-system"])
+        .arg(&root))?;
+    made.map(|()| archive)
+}
+
+fn make(root: &Path, archive: &Path) -> Result<()> {
+    output(
+        as_root("debootstrap")
+            .args(["--variant=minbase", "--include=systemd,dbus", SUITE])
+            .arg(root),
+    )
+    .context("make a Debian 12")?;
+    // Complete, or not there.
+    let draft = archive.with_extension("draft");
+    run(as_root("tar")
+        .args(["--create", "--numeric-owner"])
+        .arg("--file")
+        .arg(&draft)
+        .arg("--directory")
+        .arg(root)
+        .arg("."))?;
+    run(as_root("chown")
+        .arg(format!("{}:{}", getuid(), getgid()))
+        .arg(&draft))?;
+    fs::rename(&draft, archive).with_context(|| format!("make {}", archive.display()))
+}
