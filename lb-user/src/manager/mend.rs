@@ -19,6 +19,7 @@ impl Manager {
             self.map_write_failed(&error);
         }
         self.mend_interfaces();
+        self.mend_pins();
         self.repeat_writes();
     }
 
