@@ -11,7 +11,8 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Probe, command::output, require_root, wait_until,
+    Cluster, ClusterOptions, Connection, Probe, client, command::output, observe, require_root,
+    wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -141,6 +142,113 @@ fn a_map_that_cannot_be_written_is_said_once_and_stops_nothing_else() {
     // The kernel holds by now what the manager wants, so that its next attempt may well
     // be its last; but it cannot know, since nothing of that map can be written at all.
     assert_eq!(cluster.page().unwrap(), "Worker1");
+}
+
+#[test]
+fn what_a_full_map_had_no_room_for_is_written_when_it_has() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    let map = cluster.map("services");
+    let about = observe::bpftool(&["map", "show", "pinned", &map]).unwrap();
+    let size = |what: &str| usize::try_from(about[what].as_u64().unwrap()).unwrap();
+    // As many services as fit beside the one there is, none of them anybody's.
+    let keys: Vec<Vec<String>> = (1..size("max_entries"))
+        .map(|number| {
+            let mut key = vec!["255".to_owned(); size("bytes_key")];
+            key[0] = number.to_string();
+            key
+        })
+        .collect();
+    let value = vec!["0".to_owned(); size("bytes_value")];
+    let bpftool = |verb: &str, key: &[String], rest: &[String]| {
+        let mut command = Command::new("bpftool");
+        command.args(["map", verb, "pinned", &map, "key"]);
+        output(command.args(key).args(rest)).unwrap();
+    };
+    for key in &keys {
+        bpftool("update", key, &[&["value".to_owned()][..], &value].concat());
+    }
+    let file = cluster.place.directory.join("memlb.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let other = text[text.find("[[service]]").unwrap()..]
+        .replace("\"web\"", "\"other\"")
+        .replace(":80\"", ":81\"");
+    fs::write(&file, format!("{text}\n{other}")).unwrap();
+    output(&mut cluster.memlb("reload")).unwrap();
+    let manager = cluster.manager.as_mut().unwrap();
+    manager.wait_for_log(SOON, "write map services").unwrap();
+    let failed = Instant::now();
+    wait_until(SOON, "some more attempts", || {
+        failed.elapsed() > Duration::from_secs(5)
+    })
+    .unwrap();
+    // What there was goes on meanwhile, and follows decisions.
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    cluster.memory[1].set_available_kb(650 * 1024).unwrap();
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+
+    bpftool("delete", &keys[0], &[]);
+    let manager = cluster.manager.as_mut().unwrap();
+    manager
+        .wait_for_log(SOON, "the maps can be written again")
+        .unwrap();
+    let mut address = cluster.service();
+    address.set_port(81);
+    let client = &cluster.topology.client;
+    wait_until(SOON, "the new service", || {
+        let page = client::get(client, address, "/", SOON);
+        page.is_ok_and(|page| page.first_line() == "Worker2")
+    })
+    .unwrap();
+    let log = cluster.manager.as_mut().unwrap().log();
+    assert_eq!(log.matches("write map services").count(), 1, "{log}");
+    for kind in ["map_write_failed", "maps_written"] {
+        assert_eq!(cluster.events_of(kind).unwrap().len(), 1, "{kind}");
+    }
+}
+
+#[test]
+fn pins_that_vanish_stop_nothing() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    let client = &cluster.topology.client;
+    let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
+    let every = Duration::from_millis(10);
+    let probe = Probe::start(client, cluster.service(), every, SOON).unwrap();
+    for entry in fs::read_dir(&cluster.place.pin_path).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    // The manager still holds the maps.
+    cluster.memory[1].set_available_kb(650 * 1024).unwrap();
+    probe
+        .wait_for_page("Worker2", Instant::now(), SOON)
+        .unwrap();
+    cluster.kill_agent(1).unwrap();
+    probe
+        .wait_for_page("Worker1", Instant::now(), SOON)
+        .unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    // It puts the pins back, and says so.
+    let manager = cluster.manager.as_mut().unwrap();
+    manager
+        .wait_for_log(SOON, "somebody removed the pins")
+        .unwrap();
+    output(&mut cluster.memlb("status")).unwrap();
+    assert_eq!(cluster.events_of("pins_restored").unwrap().len(), 1);
+    let report = probe.stop().unwrap();
+    let failures: Vec<_> = report.failures().collect();
+    assert!(failures.is_empty(), "{failures:?}");
+    // So the next manager finds everything.
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod debian;
 mod machine;
+mod machines;
 mod package;
 mod privileged;
 mod schemathesis;

@@ -24,6 +24,10 @@ pub(super) enum Happening<'a> {
         interface: &'a str,
         error: &'a str,
     },
+    /// Somebody had removed them.
+    PinsRestored {
+        maps: &'a [&'a str],
+    },
     MapWriteFailed {
         error: &'a str,
     },

@@ -20,6 +20,7 @@ impl Manager {
         }
         self.look_at_links();
         self.mend_interfaces();
+        self.mend_pins();
         self.repeat_writes();
     }
 

@@ -10,6 +10,7 @@ mod joined;
 mod joining;
 mod kept;
 mod mend;
+mod pins;
 mod recounting;
 mod reload;
 mod silences;
@@ -39,6 +40,7 @@ pub use instruction::{Instruction, Obedience};
 pub use joined::{Joined, Unfit};
 use kept::Kept;
 pub use kept::Written;
+use pins::Pins;
 use recounting::Recounting;
 pub use reload::{ReloadError, Reread};
 use silences::Silences;
@@ -146,6 +148,7 @@ struct Manager {
     write_failed_now: bool,
     core: Core,
     datapath: Datapath,
+    pins: Pins,
     log: EventLog,
     history: History,
     meters: Meters,

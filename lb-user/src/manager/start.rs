@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Happening, Instruction, Joined, Kept, Manager, Reread, Silences, Surveyor};
+use super::{Happening, Instruction, Joined, Kept, Manager, Pins, Reread, Silences, Surveyor};
 use crate::{
     config::Config,
     control::{Offices, Question, Server},
@@ -98,6 +98,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     let mut manager = Manager {
         interfaces: datapath.attachments().iter().map(Interface::from).collect(),
         core,
+        pins: Pins::hold(datapath.pin_path())?,
         datapath,
         log,
         history: history.clone(),

@@ -1,22 +1,12 @@
 //! The package on three clean machines, a manager and two workers: installed, started, hung, upgraded,
 //! removed, purged.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use memlb_tests::{
-    Connection, Nginx, Shape, Topology, client::get, cluster::SERVICE_PORT, command::run,
-    notice::say, wait::wait_until,
-};
-use serde_json::Value;
+use memlb_tests::{Connection, notice::say, wait::wait_until};
 
-use super::machine::{Machine, PATIENCE};
+use super::{machine::PATIENCE, machines::Machines};
 
 const MANAGER: &str = "memlb-manager.service";
 const AGENT: &str = "memlb-agent.service";
@@ -64,11 +54,12 @@ pub struct TryPackage {
 
 pub fn try_package(task: &TryPackage) -> Result<()> {
     let machines = Machines::boot(&task.package, &task.debian, &task.folder)?;
-    let steps: [(&str, Step); 9] = [
+    let steps: [(&str, Step); 10] = [
         ("is installed, and waits", Machines::install),
         ("pleases systemd's checkers", Machines::analyze),
         ("says what it misses", Machines::start_unconfigured),
         ("starts with keys", Machines::start),
+        ("takes root's pins over", Machines::take_over),
         ("has the fewest privileges", Machines::look_at_privileges),
         ("is noticed when it hangs", Machines::hang),
         ("is upgraded under traffic", Machines::upgrade),
@@ -90,58 +81,7 @@ pub fn try_package(task: &TryPackage) -> Result<()> {
 
 type Step = fn(&Machines) -> Result<()>;
 
-struct Machines {
-    // In the order in which they end.
-    manager: Machine,
-    workers: Vec<Machine>,
-    _servers: Vec<Nginx>,
-    network: Topology,
-}
-
 impl Machines {
-    fn boot(package: &Path, debian: &Path, folder: &Path) -> Result<Self> {
-        run(Command::new("mount")
-            .args(["--types=tmpfs", "tmpfs"])
-            .arg(folder))?;
-        let root = folder.join("debian");
-        fs::create_dir(&root).context("make a folder")?;
-        run(Command::new("tar")
-            .args(["--extract", "--numeric-owner", "--preserve-permissions"])
-            .arg("--file")
-            .arg(debian)
-            .arg("--directory")
-            .arg(&root))?;
-        fs::copy(package, root.join("root/memlb.deb")).context("copy the package")?;
-
-        let network = Topology::create(Shape::OneArm, 2)?;
-        let mut servers = vec![Nginx::start(
-            &network.manager,
-            8080,
-            "Manager",
-            &folder.join("server"),
-        )?];
-        let mut workers = Vec::new();
-        for (node, (name, port)) in network
-            .workers
-            .iter()
-            .zip([("worker1", 8081), ("worker2", 8082)])
-        {
-            let files = folder.join(format!("server-of-{name}"));
-            servers.push(Nginx::start(node, port, name, &files)?);
-            workers.push(Machine::boot(name, &root, node, folder)?);
-        }
-        Ok(Self {
-            manager: Machine::boot("manager", &root, &network.manager, folder)?,
-            workers,
-            _servers: servers,
-            network,
-        })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Machine> {
-        self.workers.iter().chain([&self.manager])
-    }
-
     fn install(&self) -> Result<()> {
         for machine in self.all() {
             machine.run("apt-get", &["install", "--yes", "./memlb.deb"])?;
@@ -196,8 +136,9 @@ impl Machines {
         let enforce = r#"s/^authentication = "off"/authentication = "enforce"/"#;
         manager.run("sed", &["--in-place", enforce, "/etc/memlb/memlb.toml"])?;
         manager.run("systemctl", &["enable", "--now", MANAGER])?;
-        // Ready means attached, and listening.
-        manager.sh("ls /sys/fs/bpf/memlb/links/memlb_ingress@eth1")?;
+        // Ready means attached, and listening for heartbeats.
+        let page = self.page()?;
+        ensure!(page == "Manager", "clients get {page:?} before any worker");
         manager.sh("grep :270F /proc/net/udp")?;
         for worker in &self.workers {
             worker.run("systemctl", &["enable", "--now", AGENT])?;
@@ -207,6 +148,26 @@ impl Machines {
         ensure!(page.starts_with("worker"), "clients get {page:?}");
         manager.run("systemctl", &["reload", MANAGER])?;
         Ok(())
+    }
+
+    /// From a manager that root has started by hand.
+    fn take_over(&self) -> Result<()> {
+        let manager = &self.manager;
+        manager.run("systemctl", &["stop", MANAGER])?;
+        manager.run("memlb", &["unload"])?;
+        let by_hand = [
+            "--unit=by-hand",
+            "--property=Type=notify",
+            "memlb",
+            "manager",
+        ];
+        manager.run("systemd-run", &by_hand)?;
+        manager.run("systemctl", &["stop", "by-hand"])?;
+        manager.run("systemctl", &["start", MANAGER])?;
+        let foreign = manager.sh("find /sys/fs/bpf/memlb -not -user memlb")?;
+        ensure!(foreign.is_empty(), "not the manager's: {foreign}");
+        manager.expect_in_journal(MANAGER, "adopting the maps")?;
+        self.wait_for_all()
     }
 
     fn look_at_privileges(&self) -> Result<()> {
@@ -320,28 +281,6 @@ impl Machines {
             let left = machine.sh(left)?;
             ensure!(left.is_empty(), "left: {left}");
         }
-        Ok(())
-    }
-
-    fn service(&self) -> SocketAddr {
-        (self.network.manager.address(), SERVICE_PORT).into()
-    }
-
-    /// Returns what a client gets.
-    fn page(&self) -> Result<String> {
-        let patience = Duration::from_secs(2);
-        Ok(get(&self.network.client, self.service(), "/", patience)?.first_line())
-    }
-
-    fn wait_for_all(&self) -> Result<()> {
-        wait_until(PATIENCE, "both workers to be up", || {
-            let Ok(status) = self.manager.run("memlb", &["status", "--json"]) else {
-                return false;
-            };
-            let status: Value = serde_json::from_str(&status).unwrap_or_default();
-            let backends = status["services"][0]["backends"].as_array();
-            backends.is_some_and(|all| all.len() == 3 && all.iter().all(|it| it["state"] == "up"))
-        })?;
         Ok(())
     }
 }
