@@ -26,6 +26,9 @@ const WORKERS: usize = 3;
 /// `down_after` by default, and what a busy machine may be late.
 const DETECTION: Duration = Duration::from_millis(1500 + 400);
 
+/// How long a manager waits at least for a worker that was late when the one before it was killed.
+const HEARD_AGAIN: Duration = Duration::from_millis(300);
+
 /// What a request may have been under way before the fault that ended it.
 const UNDER_WAY: Duration = Duration::from_millis(500);
 
@@ -236,10 +239,11 @@ impl Chaos {
         self.cluster.kill_manager().unwrap();
         thread::sleep(Duration::from_millis(self.random.below(700)));
         self.cluster.start_manager().unwrap();
-        // Who died shortly before or meanwhile is given down_after by the next manager.
+        // The next manager goes on with what this one has waited for who died shortly before.
         for excuse in &mut self.excuses {
             if excuse.until > killed {
-                excuse.until = excuse.until.max(Instant::now() + DETECTION);
+                let left = excuse.until - killed + HEARD_AGAIN;
+                excuse.until = Instant::now() + left.min(DETECTION);
             }
         }
     }
