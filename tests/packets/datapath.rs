@@ -8,7 +8,8 @@ use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{
         Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunResult, Xdp, XdpMode,
-        tc::SchedClassifierLink, xdp::XdpLink,
+        tc::{self, SchedClassifierLink},
+        xdp::XdpLink,
     },
 };
 use lb_common::{
@@ -166,6 +167,8 @@ impl Datapath {
     }
 
     pub fn attach_ingress(&mut self, interface: &str) -> anyhow::Result<SchedClassifierLink> {
+        // What kernels without tcx attach to.
+        tc::qdisc_add_clsact(interface)?;
         let program = classifier_mut(&mut self.ebpf, "memlb_ingress");
         let link = program.attach(interface, TcAttachType::Ingress)?;
         Ok(program.take_link(link)?)
