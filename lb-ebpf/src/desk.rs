@@ -5,39 +5,17 @@
 //! follow every way through one of them on every way through the others.
 
 use lb_common::{
-    address::Address,
     maps::FlowKey,
-    packet::Located,
     steer::{Arrival, Decision},
 };
+use lb_ebpf::linear::Spot;
 
 #[repr(C)]
 pub struct Desk<A> {
     pub key: FlowKey<A>,
     pub arrival: Arrival,
     pub decision: Decision<A>,
-    protocol: u32,
-    offset: u32,
-}
-
-impl<A: Address> Desk<A> {
-    /// The highest offset that the verifier is told of.
-    const OFFSETS: u32 = 0x1ff;
-
-    #[inline(always)]
-    pub fn place(&mut self, located: Located) {
-        self.protocol = located.protocol.into();
-        self.offset = located.offset as u32;
-    }
-
-    /// Where the packet's transport header is.
-    #[inline(always)]
-    pub fn located(&self) -> Located {
-        Located {
-            protocol: self.protocol as u8,
-            offset: (self.offset & Self::OFFSETS) as usize,
-        }
-    }
+    pub spot: Spot,
 }
 
 /// What reading a packet has led to.

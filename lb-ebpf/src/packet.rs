@@ -1,38 +1,19 @@
-//! Checked views of the packet's bytes.
+//! What is read of a packet, and the decision on it.
 
 use lb_common::{
     address::Address,
-    headers::{ETHERNET_LEN, EthernetHeader, PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags},
+    headers::{ETHERNET_LEN, EthernetHeader, TcpFlags},
     maps::{FlowKey, Mac},
-    packet::{Bytes, Extent, Header, IpHeader, Located, PortsFrame, Quoted, Segment, Transport},
+    packet::{Bytes, Extent, IpHeader, Located, PortsFrame, Quoted, Segment},
     steer::{Arrival, Hook, steer_error, steer_established, steer_others},
     verdict::Verdict,
 };
+use lb_ebpf::linear::{Linear, segment};
 
 use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, may_be_ours},
 };
-
-/// The linear part of a packet: `start..end`, as the context says.
-#[derive(Clone, Copy)]
-pub struct Linear {
-    pub start: usize,
-    pub end: usize,
-}
-
-impl<'a> Bytes<'a> for Linear {
-    #[inline(always)]
-    fn at<T: Header>(self, offset: usize) -> Option<&'a mut T> {
-        let header = self.start + offset;
-        if header + size_of::<T>() > self.end {
-            return None;
-        }
-        // SAFETY: within the packet, as the verifier checks again; of alignment 1, and any bytes are
-        // a header; no two views of the same bytes are used at a time.
-        Some(unsafe { &mut *(header as *mut T) })
-    }
-}
 
 /// The circumstances in which a frame met the program.
 #[derive(Clone, Copy)]
@@ -91,7 +72,7 @@ impl<A: Family> Desk<A> {
         meeting: Meeting,
         extent: Extent,
     ) -> Result<Read, Verdict> {
-        self.place(located);
+        self.spot = located.into();
         if located.protocol == A::Header::ICMP {
             let message = Quoted::<A>::view(bytes, located)?;
             self.key = message.tuple();
@@ -163,19 +144,4 @@ fn relate<A: Family>(desk: &mut Desk<A>) -> u32 {
     let (arrival, key, decision) = (&desk.arrival, &desk.key, &mut desk.decision);
     steer_error(&Maps::NEW, arrival, key, decision);
     0
-}
-
-/// Views the headers of the segment or datagram at `located`, if all of them are there.
-#[inline(always)]
-pub fn segment<'a, A: Address>(bytes: Linear, located: Located) -> Option<Segment<'a, A>> {
-    let transport = match located.protocol {
-        PROTOCOL_TCP => Transport::Tcp(bytes.at(located.offset)?),
-        PROTOCOL_UDP => Transport::Udp(bytes.at(located.offset)?),
-        _ => return None,
-    };
-    Some(Segment {
-        ethernet: bytes.at(0)?,
-        ip: bytes.at(ETHERNET_LEN)?,
-        transport,
-    })
 }

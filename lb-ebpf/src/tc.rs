@@ -1,47 +1,31 @@
 //! TC: the socket buffer's edge. Checksums go through helpers, which know partial ones.
 
 use aya_ebpf::{
-    bindings::{
-        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT,
-        TC_ACT_UNSPEC, bpf_redir_neigh,
-    },
-    helpers::generated::{
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop, bpf_skb_vlan_push,
-    },
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
+    helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop, bpf_skb_vlan_push},
     programs::TcContext,
 };
 use lb_common::{
     address::{Address, V4, V6},
-    headers::{
-        ETHERNET_LEN, ETHERTYPE_VLAN, EthernetHeader, IcmpHeader, Ipv4Header, Ipv6Header, TcpHeader,
-    },
+    headers::{ETHERNET_LEN, ETHERTYPE_VLAN, EthernetHeader, Ipv4Header, Ipv6Header},
     maps::{LOOPBACK, Mac},
-    packet::{
-        Bytes, Extent, IpHeader, Located, MOST_EXTENSION_BYTES, Quoted, Rewritten, Segment,
-        TcpFrame, Transport,
-    },
+    packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame},
     steer::{Arrival, Decision, Exit, Hook, steer_established},
     verdict::Verdict,
+};
+use lb_ebpf::{
+    linear::segment,
+    skb::{PACKET_HOST, linear, locate, update_message, update_transport},
 };
 
 use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, count},
-    packet::{Linear, Meeting, decide, is_nobodys, segment},
+    packet::{Meeting, decide, is_nobodys},
 };
 
-const PACKET_HOST: u32 = 0;
 /// An arbitrary number for `tc_index`.
 const STEERED: u32 = 0x6d6c;
-/// All headers that a steered packet may have: extension headers, an ICMP header and the packet that it
-/// quotes.
-const MOST_HEADERS: usize = ETHERNET_LEN
-    + size_of::<Ipv6Header>()
-    + MOST_EXTENSION_BYTES
-    + size_of::<IcmpHeader>()
-    + size_of::<Ipv6Header>()
-    + size_of::<TcpHeader>();
-
 /// Steers one packet. Whatever is not ours goes on to the next program (`TC_ACT_UNSPEC`).
 #[inline(always)]
 pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
@@ -122,7 +106,7 @@ fn read<A: Family>(skb: *mut __sk_buff, hook: Hook, desk: &mut Desk<A>) -> Read 
         Ok(met) => met,
         Err(read) => return read,
     };
-    let located = match locate::<A>(&TcContext::new(skb), met.extent) {
+    let located = match locate::<A>(skb, met.extent) {
         Ok(located) => located,
         Err(verdict) => return met.passes(verdict),
     };
@@ -135,30 +119,6 @@ fn read<A: Family>(skb: *mut __sk_buff, hook: Hook, desk: &mut Desk<A>) -> Read 
     }
 }
 
-/// Finds the transport header, and pulls all headers into the linear part on the way.
-#[inline(always)]
-fn locate<A: Family>(ctx: &TcContext, extent: Extent) -> Result<Located, Verdict> {
-    let usual = ETHERNET_LEN + size_of::<A::Header>() + size_of::<TcpHeader>();
-    pull(ctx, extent, usual);
-    match located::<A>(ctx, extent) {
-        Ok(located) if located.protocol != A::Header::ICMP => Ok(located),
-        Ok(_) | Err(Verdict::Truncated) => {
-            pull(ctx, extent, MOST_HEADERS);
-            located::<A>(ctx, extent)
-        }
-        Err(verdict) => Err(verdict),
-    }
-}
-
-#[inline(always)]
-fn located<A: Family>(ctx: &TcContext, extent: Extent) -> Result<Located, Verdict> {
-    let bytes = linear(ctx.skb.skb);
-    let ip = bytes
-        .at::<A::Header>(ETHERNET_LEN)
-        .ok_or(Verdict::Truncated)?;
-    ip.locate(bytes, extent)
-}
-
 /// Does what was decided.
 #[inline(never)]
 fn act<A: Family>(skb: *mut __sk_buff, desk: &Desk<A>, read: Read) -> i32 {
@@ -169,7 +129,7 @@ fn act<A: Family>(skb: *mut __sk_buff, desk: &Desk<A>, read: Read) -> i32 {
         ..
     } = desk;
     Maps::<A>::NEW.account(decision, arrival);
-    let (bytes, located) = (linear(skb), desk.located());
+    let (bytes, located) = (linear(skb), desk.spot.located());
     match decision.exit {
         Exit::Pass => return TC_ACT_UNSPEC,
         Exit::Drop => return TC_ACT_SHOT,
@@ -181,7 +141,7 @@ fn act<A: Family>(skb: *mut __sk_buff, desk: &Desk<A>, read: Read) -> i32 {
         };
         address(message.ethernet, decision);
         let rewritten = message.rewrite(key, &decision.leaves, decision.is_forwarded());
-        update_checksum(skb, located.offset + Quoted::<A>::CHECKSUM, rewritten, 0);
+        update_message::<A>(skb, located.offset, rewritten);
         return send(skb, arrival.source_mac.tag(), decision);
     }
     match segment::<A>(bytes, located) {
@@ -202,12 +162,7 @@ fn forward<A: Family>(
     address(segment.ethernet, decision);
     let rewritten = segment.rewrite(&decision.leaves, decision.is_forwarded());
     if decision.exit != Exit::Onwards {
-        let flags = match segment.transport {
-            Transport::Tcp(_) => 0,
-            Transport::Udp(_) => BPF_F_MARK_MANGLED_0.into(),
-        };
-        let offset = offset + segment.transport.checksum_offset();
-        update_checksum(skb, offset, rewritten, flags);
+        update_transport(skb, offset, &segment.transport, rewritten);
     }
     send(skb, arrival.source_mac.tag(), decision)
 }
@@ -349,39 +304,6 @@ fn move_to_vlan(skb: *mut __sk_buff, from: u16, to: u16) {
         if to != 0 {
             bpf_skb_vlan_push(skb, ETHERTYPE_VLAN.to_be(), Mac::untagged(to));
         }
-    }
-}
-
-#[inline(always)]
-fn linear(skb: *mut __sk_buff) -> Linear {
-    let ctx = TcContext::new(skb);
-    Linear {
-        start: ctx.data(),
-        end: ctx.data_end(),
-    }
-}
-
-/// Pulls headers into the linear part when the kernel keeps them elsewhere.
-#[inline(always)]
-fn pull(ctx: &TcContext, extent: Extent, headers: usize) {
-    let wanted = headers.min(extent.bytes as usize);
-    let present = ctx.data_end() - ctx.data();
-    if wanted > present {
-        // What could not be pulled is found missing where it is looked for.
-        _ = ctx.pull_data(wanted as u32);
-    }
-}
-
-/// Brings the checksum at `offset` up to date, complete or partial.
-#[inline(always)]
-fn update_checksum(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten, flags: u64) {
-    let Rewritten { addresses, ports } = rewritten;
-    let pseudo = u64::from(BPF_F_PSEUDO_HDR) | flags;
-    // SAFETY: a valid context. The offset lies within the linear part, so that neither call fails: the
-    // rewrite just wrote there.
-    unsafe {
-        bpf_l4_csum_replace(skb, offset as u32, 0, addresses.raw(), pseudo);
-        bpf_l4_csum_replace(skb, offset as u32, 0, ports.raw(), flags);
     }
 }
 

@@ -19,11 +19,12 @@ use lb_common::{
     steer::{Arrival, Decision, Exit, Hook, steer_established},
     verdict::Verdict,
 };
+use lb_ebpf::linear::{Linear, segment};
 
 use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, count},
-    packet::{Linear, Meeting, decide, is_nobodys, segment},
+    packet::{Meeting, decide, is_nobodys},
 };
 
 /// 1 to send by redirect even where `XDP_TX` would do; set by the loader for drivers that need it.
@@ -133,7 +134,7 @@ fn act<A: Family>(ctx: *mut xdp_md, desk: &Desk<A>, read: Read) -> u32 {
         ..
     } = desk;
     let maps = Maps::<A>::NEW;
-    let (bytes, located) = (linear(ctx), desk.located());
+    let (bytes, located) = (linear(ctx), desk.spot.located());
     if read == Read::Message {
         let Ok(mut message) = Quoted::<A>::view(bytes, located) else {
             return XDP_DROP;

@@ -1,0 +1,73 @@
+//! Checked views of the packet's bytes.
+
+use lb_common::{
+    address::Address,
+    headers::{ETHERNET_LEN, PROTOCOL_TCP, PROTOCOL_UDP},
+    packet::{Bytes, Header, Located, Segment, Transport},
+};
+
+/// The linear part of a packet: `start..end`, as the context says.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    pub start: usize,
+    pub end: usize,
+}
+
+impl<'a> Bytes<'a> for Linear {
+    #[inline(always)]
+    fn at<T: Header>(self, offset: usize) -> Option<&'a mut T> {
+        let header = self.start + offset;
+        if header + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: within the packet, as the verifier checks again; of alignment 1, and any bytes are
+        // a header; no two views of the same bytes are used at a time.
+        Some(unsafe { &mut *(header as *mut T) })
+    }
+}
+
+/// Views the headers of the segment or datagram at `located`, if all of them are there.
+#[inline(always)]
+pub fn segment<'a, A: Address>(bytes: Linear, located: Located) -> Option<Segment<'a, A>> {
+    let transport = match located.protocol {
+        PROTOCOL_TCP => Transport::Tcp(bytes.at(located.offset)?),
+        PROTOCOL_UDP => Transport::Udp(bytes.at(located.offset)?),
+        _ => return None,
+    };
+    Some(Segment {
+        ethernet: bytes.at(0)?,
+        ip: bytes.at(ETHERNET_LEN)?,
+        transport,
+    })
+}
+
+/// Where a packet's transport header is, as it can be noted in a map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Spot {
+    protocol: u32,
+    offset: u32,
+}
+
+impl Spot {
+    /// The highest offset that the verifier is told of.
+    const OFFSETS: u32 = 0x1ff;
+
+    #[inline(always)]
+    pub fn located(self) -> Located {
+        Located {
+            protocol: self.protocol as u8,
+            offset: (self.offset & Self::OFFSETS) as usize,
+        }
+    }
+}
+
+impl From<Located> for Spot {
+    #[inline(always)]
+    fn from(located: Located) -> Self {
+        Self {
+            protocol: located.protocol.into(),
+            offset: located.offset as u32,
+        }
+    }
+}
