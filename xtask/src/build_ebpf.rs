@@ -1,4 +1,4 @@
-//! Builds the kernel programs to the object that lb-user embeds.
+//! Builds the kernel programs to the objects that lb-user embeds.
 
 use std::{fs, path::PathBuf};
 
@@ -16,14 +16,21 @@ pub const FOR_THE_KERNEL: &[&str] = &[
     "--target-dir=target/ebpf",
 ];
 
-/// Builds the kernel programs and returns the object's path.
-pub fn build_ebpf() -> Result<PathBuf> {
+/// The programs that lb-user embeds, by the name of their binary.
+const EMBEDDED: [&str; 2] = ["memlb", "companion"];
+
+/// Builds the kernel programs and returns the objects' paths.
+pub fn build_ebpf() -> Result<Vec<PathBuf>> {
     let compiler = setup::for_building()?;
     run(compiler.cargo().arg("build").args(FOR_THE_KERNEL)).context("build the kernel programs")?;
+    EMBEDDED.into_iter().map(provide).collect()
+}
 
+/// Puts a built object where lb-user finds it.
+fn provide(name: &str) -> Result<PathBuf> {
     let target = workspace::root().join("target/ebpf");
-    let built = target.join("bpfel-unknown-none/release/memlb");
-    let object = target.join("memlb.bpf.o");
+    let built = target.join("bpfel-unknown-none/release").join(name);
+    let object = target.join(name).with_extension("bpf.o");
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     // A new time stamp on the same bytes would rebuild lb-user for nothing.
     if fs::read(&object).is_ok_and(|present| present == bytes) {

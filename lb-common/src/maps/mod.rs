@@ -6,6 +6,7 @@
 //! people read and write it.
 
 mod backend;
+mod companion;
 mod counters;
 mod flow;
 mod handshake;
@@ -14,6 +15,10 @@ mod ports;
 mod service;
 
 pub use backend::{Backend, Neighbour, mode, state};
+pub use companion::{
+    COMPANION_VERSION, MOST_NEW_PEERS, MOST_PEERS, MOST_TRANSLATIONS, Peer, Translation, coarse,
+    companion_name,
+};
 pub use counters::{Counter, Traffic};
 pub use flow::{Flow, FlowKey, direction, ended};
 pub use handshake::Handshake;

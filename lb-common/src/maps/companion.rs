@@ -1,0 +1,87 @@
+//! What a worker's companion keeps: services that it translates, and whom they are translated for.
+
+use crate::address::{V4, V6};
+
+/// Version of this file's layouts. Pins of another version are replaced.
+pub const COMPANION_VERSION: u32 = 1;
+
+/// Names of the companion's maps, and of their pins.
+pub mod companion_name {
+    pub const VERSION: &str = "version";
+    pub const TRANSLATIONS: &str = "translations";
+    pub const PORTS: &str = "ports";
+    pub const PEERS: &str = "peers";
+    pub const PEERS6: &str = "peers6";
+    pub const NEW_PEERS: &str = "new_peers";
+    pub const NEW_PEERS6: &str = "new_peers6";
+    pub const VERDICTS: &str = "verdicts";
+
+    /// Every map.
+    pub const ALL: &[&str] = &[
+        VERSION,
+        TRANSLATIONS,
+        PORTS,
+        PEERS,
+        PEERS6,
+        NEW_PEERS,
+        NEW_PEERS6,
+        VERDICTS,
+    ];
+}
+
+/// Capacity of `translations`.
+pub const MOST_TRANSLATIONS: u32 = 64;
+/// Capacity of `peers` and of `peers6`.
+pub const MOST_PEERS: u32 = 65_536;
+/// Capacity of `new_peers` and of `new_peers6`.
+pub const MOST_NEW_PEERS: u32 = 16_384;
+
+/// Value of `translations`, by [`super::ServiceKey`]: where the worker's own server listens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// IPv4 as an IPv4-mapped address.
+    pub address: V6,
+    pub port: [u8; 2],
+    pub reserved: [u8; 6],
+}
+
+/// Value of `peers` and of `new_peers`, by the tuple of the server's answers: the service that a client
+/// takes the server for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer<A = V4> {
+    pub service: A,
+    pub port: [u8; 2],
+    /// Bits of [`super::ended`], of the client's direction.
+    pub client_ended: u8,
+    /// The same of the server's: each has one writer.
+    pub server_ended: u8,
+    /// As [`coarse`] has it.
+    pub last_seen: u32,
+}
+
+/// CLOCK_MONOTONIC in units of 2^30 ns: about seconds, without a division.
+#[inline(always)]
+pub fn coarse(now_ns: u64) -> u32 {
+    (now_ns >> 30) as u32
+}
+
+const _: () = {
+    assert!(size_of::<Translation>() == 24 && align_of::<Translation>() == 1);
+    assert!(size_of::<Peer>() == 12 && align_of::<Peer>() == 4);
+    assert!(size_of::<Peer<V6>>() == 24 && align_of::<Peer<V6>>() == 4);
+};
+
+#[cfg(feature = "aya")]
+mod pod {
+    use super::{Peer, Translation, V6};
+
+    // SAFETY: `repr(C)`, integers and byte arrays only, and no padding, as the sizes asserted above
+    // show: every bit pattern is a value.
+    unsafe impl aya::Pod for Translation {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Peer {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Peer<V6> {}
+}

@@ -1,0 +1,219 @@
+//! The companion's decision over maps in memory.
+
+use std::{
+    cell::{Cell, RefCell, RefMut},
+    collections::BTreeMap,
+};
+
+use lb_common::{
+    address::{Address, V4},
+    companion::{Crossing, Memory, Stage, is_open, receive, send},
+    headers::{PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags},
+    maps::{FlowKey, Peer, ServiceKey, Translation},
+    verdict::Verdict,
+};
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+const SERVICES: [(V4, u16); 2] = [([10, 0, 0, 1], 80), ([10, 0, 0, 2], 80)];
+const SERVER: (V4, u16) = ([10, 0, 0, 101], 8081);
+const CLIENT: (V4, u16) = ([10, 0, 0, 9], 40_000);
+
+/// Both services are translated to the one server.
+#[derive(Default)]
+struct Maps {
+    peers: RefCell<BTreeMap<(Stage, FlowKey), Peer>>,
+    now: Cell<u32>,
+}
+
+impl Memory for Maps {
+    type Address = V4;
+    type Entry<'a> = RefMut<'a, Peer>;
+
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn translation(&self, service: &ServiceKey) -> Option<Translation> {
+        let is_ours = SERVICES.iter().any(|(address, port)| {
+            address.mapped() == service.address && port.to_be_bytes() == service.port
+        });
+        is_ours.then(|| Translation {
+            address: SERVER.0.mapped(),
+            port: SERVER.1.to_be_bytes(),
+            reserved: [0; 6],
+        })
+    }
+
+    fn peer(&self, stage: Stage, answers: &FlowKey) -> Option<RefMut<'_, Peer>> {
+        let key = (stage, *answers);
+        RefMut::filter_map(self.peers.borrow_mut(), |peers| peers.get_mut(&key)).ok()
+    }
+
+    fn remember(&self, stage: Stage, answers: &FlowKey, peer: &Peer) -> bool {
+        self.peers.borrow_mut().insert((stage, *answers), *peer);
+        true
+    }
+
+    fn forget(&self, stage: Stage, answers: &FlowKey) {
+        self.peers.borrow_mut().remove(&(stage, *answers));
+    }
+}
+
+impl Maps {
+    fn receives(&self, to: (V4, u16), protocol: u8, flags: u8) -> (Verdict, FlowKey) {
+        let mut crossing = crossing(CLIENT, to, protocol, flags);
+        (receive(self, &mut crossing), crossing.leaves)
+    }
+
+    fn sends(&self, protocol: u8, flags: u8) -> (Verdict, FlowKey) {
+        let mut crossing = crossing(SERVER, CLIENT, protocol, flags);
+        (send(self, &mut crossing), crossing.leaves)
+    }
+
+    /// Whom the client takes the server for.
+    fn shown(&self, protocol: u8) -> Option<V4> {
+        let (verdict, leaves) = self.sends(protocol, ACK);
+        (verdict == Verdict::ToClient).then_some(leaves.source)
+    }
+
+    fn stages(&self) -> Vec<Stage> {
+        self.peers
+            .borrow()
+            .keys()
+            .map(|(stage, _)| *stage)
+            .collect()
+    }
+
+    fn is_open(&self) -> bool {
+        let peers = self.peers.borrow();
+        let mut known = peers
+            .iter()
+            .filter(|((stage, _), _)| *stage == Stage::Known);
+        known.any(|((_, key), peer)| is_open(key, peer, self.now.get()))
+    }
+}
+
+fn key((source, from): (V4, u16), (destination, to): (V4, u16), protocol: u8) -> FlowKey {
+    FlowKey {
+        source,
+        destination,
+        source_port: from.to_be_bytes(),
+        destination_port: to.to_be_bytes(),
+        protocol: protocol.into(),
+    }
+}
+
+fn crossing(from: (V4, u16), to: (V4, u16), protocol: u8, flags: u8) -> Crossing {
+    let mut crossing = Crossing::NONE;
+    crossing.key = key(from, to, protocol);
+    if protocol == PROTOCOL_TCP {
+        crossing.flags = TcpFlags(flags);
+    }
+    crossing
+}
+
+#[test]
+fn a_client_becomes_known_by_its_second_packet() {
+    for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
+        let maps = Maps::default();
+        let (verdict, leaves) = maps.receives(SERVICES[0], protocol, SYN);
+        assert_eq!(verdict, Verdict::ToBackend);
+        assert_eq!(leaves, key(CLIENT, SERVER, protocol));
+        assert_eq!(maps.stages(), [Stage::New]);
+        assert_eq!(maps.shown(protocol), Some(SERVICES[0].0));
+        maps.receives(SERVICES[0], protocol, ACK);
+        assert!(maps.stages().contains(&Stage::Known));
+        assert_eq!(maps.shown(protocol), Some(SERVICES[0].0));
+    }
+}
+
+#[test]
+fn a_repeated_syn_makes_nobody_known() {
+    let maps = Maps::default();
+    for _ in 0..3 {
+        maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);
+    }
+    assert_eq!(maps.stages(), [Stage::New]);
+}
+
+#[test]
+fn a_client_of_two_services_is_answered_as_it_asked_last() {
+    for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
+        let maps = Maps::default();
+        for service in [SERVICES[0], SERVICES[1], SERVICES[0]] {
+            for flags in [SYN, ACK] {
+                maps.receives(service, protocol, flags);
+                assert_eq!(maps.shown(protocol), Some(service.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_direct_connection_ends_the_one_through_the_service() {
+    let maps = Maps::default();
+    for flags in [SYN, ACK] {
+        maps.receives(SERVICES[0], PROTOCOL_TCP, flags);
+    }
+    // Not what is under way, which can only be a stray packet.
+    for (flags, shown) in [
+        (ACK, Some(SERVICES[0].0)),
+        (RST, Some(SERVICES[0].0)),
+        (SYN, None),
+    ] {
+        assert_eq!(
+            maps.receives(SERVER, PROTOCOL_TCP, flags).0,
+            Verdict::NotOurs
+        );
+        assert_eq!(maps.shown(PROTOCOL_TCP), shown, "{flags:#x}");
+    }
+}
+
+#[test]
+fn a_connection_is_open_until_both_sides_end_it_or_it_falls_silent() {
+    let opened = || {
+        let maps = Maps::default();
+        maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);
+        assert!(!maps.is_open());
+        maps.receives(SERVICES[0], PROTOCOL_TCP, ACK);
+        assert!(maps.is_open());
+        maps
+    };
+    let maps = opened();
+    maps.receives(SERVICES[0], PROTOCOL_TCP, FIN | ACK);
+    assert!(maps.is_open());
+    maps.sends(PROTOCOL_TCP, FIN | ACK);
+    assert!(!maps.is_open());
+    // The port's next connection is another one.
+    maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);
+    assert!(maps.is_open());
+
+    let maps = opened();
+    maps.sends(PROTOCOL_TCP, RST);
+    assert!(!maps.is_open());
+
+    let maps = opened();
+    maps.now.set(3_600);
+    assert!(maps.is_open());
+    maps.now.set(7_200);
+    assert!(!maps.is_open());
+}
+
+#[test]
+fn flows_of_datagrams_are_soon_over() {
+    let maps = Maps::default();
+    for _ in 0..2 {
+        maps.receives(SERVICES[0], PROTOCOL_UDP, 0);
+    }
+    maps.now.set(30);
+    assert!(maps.is_open());
+    maps.sends(PROTOCOL_UDP, 0);
+    maps.now.set(80);
+    assert!(maps.is_open());
+    maps.now.set(100);
+    assert!(!maps.is_open());
+}

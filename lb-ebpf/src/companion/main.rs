@@ -1,0 +1,33 @@
+//! A worker's companion: lets its own server answer the clients of a service directly.
+//!
+//! `memlb_dsr_in` and `memlb_dsr_out` are attached to the interfaces by which requests come and
+//! answers go.
+#![no_std]
+#![no_main]
+
+mod edge;
+mod maps;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use edge::Way;
+
+#[classifier]
+pub fn memlb_dsr_in(ctx: TcContext) -> i32 {
+    edge::run(&ctx, Way::In)
+}
+
+#[classifier]
+pub fn memlb_dsr_out(ctx: TcContext) -> i32 {
+    edge::run(&ctx, Way::Out)
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Never linked: the verifier refuses an endless loop.
+    loop {}
+}
+
+/// Helpers such as `bpf_ktime_get_coarse_ns` want a licence compatible with the GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,186 @@
+//! The companion's maps, and its decision's view of them.
+
+use core::marker::PhantomData;
+
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::generated::bpf_ktime_get_coarse_ns,
+    macros::btf_map,
+};
+use lb_common::{
+    address::{Address, V4, V6},
+    companion::{Crossing, Memory, Stage},
+    maps::{
+        Counter, FlowKey, MOST_NEW_PEERS, MOST_PEERS, MOST_TRANSLATIONS, PORT_WORDS, Peer,
+        ServiceKey, Translation, coarse, port_bit, port_word,
+    },
+    verdict::Verdict,
+};
+use lb_ebpf::linear::Spot;
+
+use crate::edge::Way;
+
+/// Never read here: it tells an agent what the other maps are like.
+#[btf_map(name = "version")]
+static VERSION: Array<u32, 1> = Array::new();
+
+#[btf_map(name = "translations")]
+static TRANSLATIONS: HashMap<ServiceKey, Translation, { MOST_TRANSLATIONS as usize }> =
+    HashMap::new();
+
+#[btf_map(name = "ports")]
+static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
+
+#[btf_map(name = "peers")]
+static PEERS: LruHashMap<FlowKey, Peer, { MOST_PEERS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "peers6")]
+static PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MOST_PEERS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "new_peers")]
+static NEW_PEERS: LruHashMap<FlowKey, Peer, { MOST_NEW_PEERS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "new_peers6")]
+static NEW_PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MOST_NEW_PEERS as usize }> =
+    LruHashMap::new();
+
+#[btf_map(name = "verdicts")]
+static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "desk")]
+static DESK: PerCpuArray<Desk<V4>, 1> = PerCpuArray::new();
+
+#[btf_map(name = "desk6")]
+static DESK6: PerCpuArray<Desk<V6>, 1> = PerCpuArray::new();
+
+/// What is known of the packet at hand.
+#[repr(C)]
+pub struct Desk<A> {
+    pub crossing: Crossing<A>,
+    pub spot: Spot,
+}
+
+/// A family of addresses with maps of its own.
+pub trait Family: Address {
+    fn desk() -> Option<&'static mut Desk<Self>>;
+    fn peer(stage: Stage, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>>;
+    fn remember(stage: Stage, answers: &FlowKey<Self>, peer: &Peer<Self>) -> bool;
+    fn forget(stage: Stage, answers: &FlowKey<Self>);
+}
+
+macro_rules! families {
+    ($($address:ty: $desk:ident $known:ident $new:ident;)+) => {
+        $(
+            impl Family for $address {
+                #[inline(always)]
+                fn desk() -> Option<&'static mut Desk<Self>> {
+                    // SAFETY: the slot belongs to this CPU, where one packet is decided at a time:
+                    // bottom halves are off at both hooks.
+                    $desk.get_ptr_mut(0).map(|desk| unsafe { &mut *desk })
+                }
+
+                // Each map has call sites of its own: a site that serves two is not inlined.
+                #[inline(always)]
+                fn peer(stage: Stage, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>> {
+                    match stage {
+                        Stage::Known => $known.get_ptr_mut(answers),
+                        Stage::New => $new.get_ptr_mut(answers),
+                    }
+                }
+
+                #[inline(always)]
+                fn remember(stage: Stage, answers: &FlowKey<Self>, peer: &Peer<Self>) -> bool {
+                    let flags = BPF_ANY.into();
+                    match stage {
+                        Stage::Known => $known.insert(answers, peer, flags),
+                        Stage::New => $new.insert(answers, peer, flags),
+                    }
+                    .is_ok()
+                }
+
+                #[inline(always)]
+                fn forget(stage: Stage, answers: &FlowKey<Self>) {
+                    // An entry that is gone already is as good as forgotten.
+                    _ = match stage {
+                        Stage::Known => $known.remove(answers),
+                        Stage::New => $new.remove(answers),
+                    };
+                }
+            }
+        )+
+    };
+}
+
+families! {
+    V4: DESK PEERS NEW_PEERS;
+    V6: DESK6 PEERS6 NEW_PEERS6;
+}
+
+/// The pinned maps, as packets of one family see them.
+pub struct Maps<A>(PhantomData<A>);
+
+impl<A: Family> Maps<A> {
+    pub const NEW: Self = Self(PhantomData);
+
+    /// Whether the packet's ports leave the possibility that it is translated. This spares everybody
+    /// else's packets the look-ups.
+    #[inline(always)]
+    pub fn may_be_ours(&self, way: Way, key: &FlowKey<A>) -> bool {
+        let is_source = way == Way::Out;
+        let port = if is_source {
+            key.source_port
+        } else {
+            key.destination_port
+        };
+        PORTS
+            .get(port_word(key.protocol as u8, port, is_source))
+            .is_some_and(|word| word & port_bit(port) != 0)
+    }
+}
+
+impl<A: Family> Memory for Maps<A> {
+    type Address = A;
+    type Entry<'a> = &'a mut Peer<A>;
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: the helper takes no argument. Linux 5.11, d05512618056.
+        coarse(unsafe { bpf_ktime_get_coarse_ns() })
+    }
+
+    #[inline(always)]
+    fn translation(&self, service: &ServiceKey) -> Option<Translation> {
+        // SAFETY: copied at once; this program never changes the map.
+        unsafe { TRANSLATIONS.get(service) }.copied()
+    }
+
+    #[inline(always)]
+    fn peer(&self, stage: Stage, answers: &FlowKey<A>) -> Option<&mut Peer<A>> {
+        let peer = A::peer(stage, answers)?;
+        // SAFETY: the slot stays readable and writable while the program runs (RCU); an eviction
+        // meanwhile can at worst misplace a time stamp.
+        Some(unsafe { &mut *peer })
+    }
+
+    #[inline(always)]
+    fn remember(&self, stage: Stage, answers: &FlowKey<A>, peer: &Peer<A>) -> bool {
+        A::remember(stage, answers, peer)
+    }
+
+    #[inline(always)]
+    fn forget(&self, stage: Stage, answers: &FlowKey<A>) {
+        A::forget(stage, answers);
+    }
+}
+
+/// Counts a packet under its verdict.
+#[inline(always)]
+pub fn count(verdict: Verdict, packets: u32, bytes: u32) {
+    if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
+        // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
+        let counter = unsafe { &mut *counter };
+        counter.packets += u64::from(packets);
+        counter.bytes += u64::from(bytes);
+    }
+}
