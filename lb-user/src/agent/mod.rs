@@ -18,7 +18,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    core::{BootId, Endpoint, WorkerState},
+    core::{BootId, WorkerState},
+    datapath::companion::{self, Companion},
     heartbeat::{Heartbeat, MemoryReport, check_name},
     keys::Key,
     supervisor::{self, Watchdog},
@@ -48,8 +49,8 @@ pub struct Settings {
     pub sources: Sources,
     /// Whether the worker's own service is asked, and how.
     pub check: Option<Check>,
-    /// The services of mode `dsr` that the worker's companion translates.
-    pub translates: Vec<Endpoint>,
+    /// What the worker's companion is told, if it has one.
+    pub companion: Option<companion::Settings>,
     /// With which heartbeats are signed.
     pub key: Option<Key>,
     /// Do not print each heartbeat.
@@ -83,7 +84,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     if healthy.borrow().is_none() {
         tokio::select! {
             changed = healthy.changed() => changed.context("ask the service")?,
-            () = stop.wait() => return Ok(()),
+            () = stop.wait() => return agent.end(),
         }
     }
     let mut ticks = every(agent.settings.interval);
@@ -103,6 +104,9 @@ pub async fn run(settings: Settings) -> Result<()> {
             place = moved(&mut agent.managers) => agent.send(WorkerState::Ready, &[place]),
             _ = looks.tick() => {
                 agent.look_at_managers();
+                if let Some(companion) = &mut agent.companion {
+                    companion.look().await;
+                }
                 if let Some(slept) = suspension.noticed() {
                     info!("the machine slept for {slept:.1?}");
                     agent.managers.iter().for_each(Manager::look_again);
@@ -125,7 +129,7 @@ pub async fn run(settings: Settings) -> Result<()> {
             }
         }
     }
-    Ok(())
+    agent.end()
 }
 
 /// Waits until some manager's name means another address; returns the manager's place.
@@ -169,6 +173,7 @@ struct Agent {
     sensors: Sensors,
     key: Option<Key>,
     managers: Vec<Manager>,
+    companion: Option<Companion>,
     boot: BootId,
     seq: u64,
     healthy: bool,
@@ -185,17 +190,27 @@ impl Agent {
         for (place, name) in settings.managers.iter().enumerate() {
             managers.push(Manager::new(name, place, key.as_ref(), answers.clone()).await?);
         }
+        let companion = match settings.companion.clone() {
+            Some(settings) => Some(Companion::start(settings).await?),
+            None => None,
+        };
         let agent = Self {
             settings,
             sensors,
             key,
             managers,
+            companion,
             boot: BootId(getrandom::u64().context("draw a boot id")?),
             seq: 0,
             healthy: true,
             failing: false,
         };
         Ok((agent, answered))
+    }
+
+    /// Ends with the worker's companion, if it has one.
+    fn end(self) -> Result<()> {
+        self.companion.map_or(Ok(()), Companion::leave)
     }
 
     fn announce(&self) {
@@ -243,7 +258,11 @@ impl Agent {
             load: self.sensors.load(),
             state,
             healthy: self.healthy,
-            translates: self.settings.translates.clone(),
+            translates: self
+                .companion
+                .iter()
+                .flat_map(Companion::translates)
+                .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             nonce: None,
         };

@@ -1,10 +1,11 @@
 //! `memlb agent`: a worker's heartbeats.
 
-use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use memlb::{
     agent::{self, Check, Settings, Sources, Target},
-    heartbeat::check_name,
+    datapath::companion::{self, Wish},
+    heartbeat::{MOST_TRANSLATED, check_name},
     keys::{credential, read_key},
 };
 
@@ -35,6 +36,9 @@ pub struct Args {
 
     #[command(flatten)]
     check: CheckArgs,
+
+    #[command(flatten)]
+    companion: CompanionArgs,
 
     /// Read memory from this file instead of /proc/meminfo; it has that file's form
     #[arg(long, value_name = "FILE")]
@@ -84,6 +88,46 @@ struct CheckArgs {
     check_failures: u32,
 }
 
+/// Whether and how clients are answered directly.
+#[derive(clap::Args)]
+struct CompanionArgs {
+    /// Answer the clients of this service of mode "dsr" directly: its address, port and, unless it is
+    /// tcp, protocol, as 192.168.56.101:80 or [2001:db8::1]:53/udp, and the port at which this worker's
+    /// own server listens, or its address and port; may be repeated. Needs root
+    #[arg(long, value_name = "SERVICE=PORT")]
+    dsr: Vec<Wish>,
+
+    /// Attach to this interface as well as to those by which the services' addresses are reached; may be
+    /// repeated
+    #[arg(long = "interface", value_name = "NAME", requires = "dsr")]
+    interfaces: Vec<String>,
+
+    /// Where the programs that --dsr loads are pinned
+    #[arg(long, value_name = "DIRECTORY", default_value = companion::USUAL_PINS, requires = "dsr")]
+    pin_path: PathBuf,
+}
+
+impl CompanionArgs {
+    fn settings(self) -> Result<Option<companion::Settings>, Failure> {
+        let usage = |text| Err(Failure::Usage(anyhow::anyhow!("{text}")));
+        if self.dsr.len() > MOST_TRANSLATED {
+            return usage(format!(
+                "--dsr can be given {MOST_TRANSLATED} times at most"
+            ));
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = self.dsr.iter().find(|wish| !seen.insert(wish.service)) {
+            return usage(format!("--dsr names {} twice", twice.service));
+        }
+        let settings = companion::Settings {
+            wishes: self.dsr,
+            interfaces: self.interfaces,
+            pin_path: self.pin_path,
+        };
+        Ok((!settings.wishes.is_empty()).then_some(settings))
+    }
+}
+
 pub fn run(args: Args) -> Outcome {
     let usage = |text: String| Failure::Usage(anyhow::anyhow!(text));
     let hour = Duration::from_secs(3_600);
@@ -115,6 +159,7 @@ pub fn run(args: Args) -> Outcome {
         Some(path) => Some(read_key(path, &name).map_err(Failure::Usage)?),
         None => None,
     };
+    let companion = args.companion.settings()?;
     let CheckArgs {
         target,
         expect_status,
@@ -138,7 +183,7 @@ pub fn run(args: Args) -> Outcome {
             timeout: check_timeout,
             failures: check_failures,
         }),
-        translates: Vec::new(),
+        companion,
         key,
         quiet: args.quiet,
     }))?)

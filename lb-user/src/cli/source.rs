@@ -19,6 +19,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// Where the pins are, if the command line says it.
+    pub fn pin_path(&self) -> Option<&Path> {
+        self.overrides.pin_path.as_deref()
+    }
+
     pub fn read(&self) -> Result<Config, ConfigError> {
         let usual = Path::new(USUAL_CONFIG);
         let file = match &self.config {

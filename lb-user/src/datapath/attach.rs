@@ -27,10 +27,12 @@ const INGRESS: &str = "memlb_ingress";
 const EGRESS: &str = "memlb_egress";
 const LOOPBACK: &str = "memlb_loopback";
 const XDP: &str = "memlb_xdp";
+/// Those of a worker's companion.
+pub const DSR_IN: &str = "memlb_dsr_in";
+pub const DSR_OUT: &str = "memlb_dsr_out";
 
-/// Priority and handle of memlb's clsact filters, fixed so that a restart replaces them in place.
+/// Priority of memlb's clsact filters, fixed like their handles, so that a restart replaces them in place.
 const CLSACT_PRIORITY: u16 = 808;
-const CLSACT_HANDLE: u32 = 1;
 
 /// An interface, and how memlb meets its packets.
 #[derive(Debug, Clone)]
@@ -174,7 +176,7 @@ fn attach_again(ebpf: &mut Ebpf, links: &Path, attachment: &Attachment) -> Resul
     Ok(())
 }
 
-fn index_of(interface: &str) -> Option<u32> {
+pub fn index_of(interface: &str) -> Option<u32> {
     // Its one error says that there is no such interface.
     nix::net::if_::if_nametoindex(interface).ok()
 }
@@ -258,7 +260,7 @@ fn attach_xdp(program: &mut Xdp, links: &Path, interface: &str) -> Result<()> {
 }
 
 /// Attaches a TC program and returns the path of its link's pin (which clsact does not make).
-fn attach_tc(
+pub fn attach_tc(
     ebpf: &mut Ebpf,
     links: &Path,
     name: &str,
@@ -269,7 +271,7 @@ fn attach_tc(
     let path = pin(links, name, interface);
     let context = || format!("attach {name} to {interface}");
     if !has_tcx()? {
-        attach_clsact(program, interface, direction).with_context(context)?;
+        attach_clsact(program, clsact_handle(name), interface, direction).with_context(context)?;
         return Ok(path);
     }
     if let Some(old) = pinned(&path)? {
@@ -303,6 +305,7 @@ fn has_tcx() -> Result<bool> {
 /// handle is replaced in place.
 fn attach_clsact(
     program: &mut SchedClassifier,
+    handle: u32,
     interface: &str,
     direction: TcAttachType,
 ) -> Result<()> {
@@ -312,13 +315,8 @@ fn attach_clsact(
         Err(TcError::NetlinkError(_)) => {}
         Err(error) => return Err(error.into()),
     }
-    let link = SchedClassifierLink::attached(
-        interface,
-        direction,
-        CLSACT_PRIORITY,
-        CLSACT_HANDLE.into(),
-        None,
-    )?;
+    let link =
+        SchedClassifierLink::attached(interface, direction, CLSACT_PRIORITY, handle.into(), None)?;
     let id = match program.attach_to_link(link) {
         Ok(id) => id,
         Err(_) => program.attach_with_options(
@@ -326,7 +324,7 @@ fn attach_clsact(
             direction,
             TcAttachOptions::Netlink(NlOptions {
                 priority: CLSACT_PRIORITY,
-                handle: CLSACT_HANDLE.into(),
+                handle: handle.into(),
                 ..NlOptions::default()
             }),
         )?,
@@ -335,20 +333,41 @@ fn attach_clsact(
     Ok(())
 }
 
-/// Removes memlb's clsact filters from all interfaces; says whether there were any. The queueing
-/// discipline itself stays: it does nothing by itself, and others may use it by now.
+/// Handle of a program's filters: a manager and a companion may be on one machine.
+fn clsact_handle(name: &str) -> u32 {
+    if [DSR_IN, DSR_OUT].contains(&name) {
+        2
+    } else {
+        1
+    }
+}
+
+/// Removes the manager's clsact filters from all interfaces; says whether there were any.
 pub fn detach_clsact() -> Result<bool> {
+    detach_filters(&[
+        (INGRESS, TcAttachType::Ingress),
+        (EGRESS, TcAttachType::Egress),
+        (LOOPBACK, TcAttachType::Egress),
+    ])
+}
+
+/// The same of a companion's.
+pub fn detach_companion_clsact() -> Result<bool> {
+    detach_filters(&[
+        (DSR_IN, TcAttachType::Ingress),
+        (DSR_OUT, TcAttachType::Egress),
+    ])
+}
+
+/// The queueing discipline itself stays: it does nothing by itself, and others may use it by now.
+fn detach_filters(programs: &[(&str, TcAttachType)]) -> Result<bool> {
     let mut found = false;
     for interface in nix::net::if_::if_nameindex()
         .context("list the interfaces")?
         .iter()
     {
         let interface = interface.name().to_string_lossy();
-        for (name, direction) in [
-            (INGRESS, TcAttachType::Ingress),
-            (EGRESS, TcAttachType::Egress),
-            (LOOPBACK, TcAttachType::Egress),
-        ] {
+        for &(name, direction) in programs {
             // An interface without clsact has nothing to detach.
             found |= tc::qdisc_detach_program(&interface, direction, name).is_ok();
         }
@@ -356,7 +375,7 @@ pub fn detach_clsact() -> Result<bool> {
     Ok(found)
 }
 
-fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = ebpf
         .program_mut(name)
         .with_context(|| format!("the kernel programs have no {name}"))?;
@@ -364,7 +383,7 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
 }
 
 /// Path of the pin of a program's link to an interface; bpffs allows no dot in a name.
-fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
+pub fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
     links.join(format!("{program}@{}", interface.replace('.', "%2e")))
 }
 
@@ -397,7 +416,7 @@ fn remove_pin(path: &Path) -> Result<()> {
 }
 
 /// Detaches what an earlier manager attached elsewhere.
-fn remove_others(links: &Path, kept: &[PathBuf]) -> Result<()> {
+pub fn remove_others(links: &Path, kept: &[PathBuf]) -> Result<()> {
     for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {
         let path = entry
             .with_context(|| format!("list {}", links.display()))?

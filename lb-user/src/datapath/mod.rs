@@ -6,6 +6,7 @@ mod adopt;
 mod attach;
 mod bpffs;
 mod capacity;
+pub mod companion;
 mod family;
 mod flows;
 mod kernel;

@@ -76,15 +76,23 @@ pub type Routes = BTreeMap<IpAddr, Option<Route>>;
 
 impl Netlink {
     pub fn connect() -> Result<Self> {
-        let groups = [
+        Self::listening_to(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv6Route,
-        ];
+        ])
+    }
+
+    /// Connects without being told of changes, which would pile up where nobody waits for them.
+    pub fn connect_to_ask() -> Result<Self> {
+        Self::listening_to(&[])
+    }
+
+    fn listening_to(groups: &[MulticastGroup]) -> Result<Self> {
         let (connection, handle, changes) =
-            new_multicast_connection(&groups).context("open a netlink socket")?;
+            new_multicast_connection(groups).context("open a netlink socket")?;
         Ok(Self {
             handle,
             changes: changes.map(drop).boxed(),

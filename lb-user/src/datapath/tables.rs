@@ -238,7 +238,7 @@ pub fn half_open_columns(limits: &Limits) -> u32 {
     ports.div_ceil(maps::ROWS)
 }
 
-fn service_key(endpoint: Endpoint) -> ServiceKey {
+pub(super) fn service_key(endpoint: Endpoint) -> ServiceKey {
     let Endpoint { address, protocol } = endpoint;
     ServiceKey {
         address: mapped(address.ip()),

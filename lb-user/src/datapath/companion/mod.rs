@@ -1,0 +1,269 @@
+//! A worker's companion: lets its own server answer the clients of services of mode `dsr` directly.
+//!
+//! Like the manager's programs it is pinned, and carries on without the agent; the next agent adopts
+//! it. It leaves with its agent unless connections are open, which would break.
+
+mod tables;
+mod wish;
+
+pub use wish::{NoWish, Wish};
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned, programs::TcAttachType};
+use lb_common::maps::companion_name;
+use tracing::{info, warn};
+
+use super::{
+    attach::{self, DSR_IN, DSR_OUT, LINKS},
+    bpffs, kernel,
+    netlink::{Netlink, Routes},
+};
+use crate::core::Endpoint;
+use tables::Tables;
+use wish::Target;
+
+/// The ELF object with the companion's programs and maps.
+pub static OBJECT: &[u8] = include_bytes_aligned!(env!("MEMLB_COMPANION_OBJECT"));
+
+/// Where the companion is pinned, unless told.
+pub const USUAL_PINS: &str = "/sys/fs/bpf/memlb-agent";
+
+/// What a companion is told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub wishes: Vec<Wish>,
+    /// Interfaces to attach to beside those by which the services' addresses are reached.
+    pub interfaces: Vec<String>,
+    pub pin_path: PathBuf,
+}
+
+/// The attached programs and their maps.
+#[derive(Debug)]
+pub struct Companion {
+    ebpf: Ebpf,
+    tables: Tables,
+    netlink: Netlink,
+    settings: Settings,
+    /// The interfaces attached to, with the index that each had.
+    attached: BTreeMap<String, u32>,
+    /// The services that are translated now.
+    translates: BTreeSet<Endpoint>,
+    /// What is wrong, so that each thing is said once.
+    troubles: BTreeSet<String>,
+    _lock: bpffs::Lock,
+}
+
+impl Companion {
+    /// Loads the programs into maps of their own or into those that an earlier agent left, and attaches
+    /// them. What cannot be translated yet, as for want of a route, is tried again by [`Self::look`].
+    ///
+    /// # Errors
+    ///
+    /// Says what is missing (privileges, kernel, BPF file system), or that another agent holds the pins.
+    pub async fn start(settings: Settings) -> Result<Self> {
+        kernel::check().context("--dsr loads kernel programs")?;
+        let pin_path = &settings.pin_path;
+        let take = || {
+            bpffs::ensure(pin_path)?;
+            bpffs::Lock::take(pin_path).context("does another agent run with --dsr?")
+        };
+        let mut lock = take()?;
+        if !tables::can_be_adopted(pin_path) {
+            info!("replacing a companion of another version");
+            bpffs::remove(pin_path)
+                .with_context(|| format!("remove the pins at {}", pin_path.display()))?;
+            lock = take()?;
+        }
+        let mut loader = EbpfLoader::new();
+        for map in companion_name::ALL {
+            loader.map_pin_path(map, pin_path.join(map));
+        }
+        let mut ebpf = loader
+            .load(OBJECT)
+            .context("load the companion and its maps")?;
+        for program in [DSR_IN, DSR_OUT] {
+            attach::classifier(&mut ebpf, program)?
+                .load()
+                .with_context(|| format!("load {program}"))?;
+        }
+        let mut companion = Self {
+            tables: Tables::take(&mut ebpf)?,
+            ebpf,
+            netlink: Netlink::connect_to_ask()?,
+            settings,
+            attached: BTreeMap::new(),
+            translates: BTreeSet::new(),
+            troubles: BTreeSet::new(),
+            _lock: lock,
+        };
+        companion.look().await;
+        Ok(companion)
+    }
+
+    /// The services whose clients the worker's own server answers now.
+    pub fn translates(&self) -> Vec<Endpoint> {
+        self.translates.iter().copied().collect()
+    }
+
+    /// Looks how the services are reached, and whether the programs are attached there; brings both
+    /// in line.
+    pub async fn look(&mut self) {
+        let wishes = self.settings.wishes.iter();
+        let services = wishes.map(|wish| wish.service.address.ip()).collect();
+        match self.netlink.routes(&services).await {
+            Ok(routes) => self.follow(&routes).await,
+            // What is there stays.
+            Err(error) => {
+                let translates = self.translates.clone();
+                self.tell(translates, [format!("{error:#}")].into());
+                if let Ok(netlink) = Netlink::connect_to_ask() {
+                    self.netlink = netlink;
+                }
+            }
+        }
+    }
+
+    async fn follow(&mut self, routes: &Routes) {
+        let mut troubles = BTreeSet::new();
+        let mut targets = BTreeMap::new();
+        let mut interfaces: BTreeSet<String> = self.settings.interfaces.iter().cloned().collect();
+        for wish in &self.settings.wishes {
+            match wish.target(routes) {
+                Ok((interface, target)) => {
+                    interfaces.insert(interface);
+                    targets.insert(wish.service, target);
+                }
+                Err(error) => {
+                    troubles.insert(format!("{error:#}"));
+                }
+            }
+        }
+        let mut attached = true;
+        for interface in &interfaces {
+            if let Err(error) = self.attach(interface).await {
+                attached = false;
+                troubles.insert(format!("{error:#}"));
+            }
+        }
+        self.attached.retain(|name, _| interfaces.contains(name));
+        let mut outcome = self.translate(&targets);
+        if outcome.is_ok() && troubles.is_empty() {
+            outcome = self.tidy();
+        }
+        if let Err(error) = outcome {
+            attached = false;
+            troubles.insert(format!("{error:#}"));
+        }
+        let translates = targets.into_keys().filter(|_| attached).collect();
+        self.tell(translates, troubles);
+    }
+
+    /// Translates what is wished. What cannot be reached for a while stays as it was.
+    fn translate(&mut self, targets: &BTreeMap<Endpoint, Target>) -> Result<()> {
+        for (service, target) in targets {
+            self.tables.translate(*service, *target)?;
+        }
+        let wishes = self.settings.wishes.iter();
+        self.tables
+            .keep_only(&wishes.map(|wish| wish.service).collect())
+    }
+
+    async fn attach(&mut self, interface: &str) -> Result<()> {
+        let index = attach::index_of(interface);
+        if index.is_some() && self.attached.get(interface).copied() == index {
+            return Ok(());
+        }
+        self.attached.remove(interface);
+        self.netlink.interface(interface).await?;
+        let links = self.settings.pin_path.join(LINKS);
+        fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
+        for (program, direction) in [
+            (DSR_IN, TcAttachType::Ingress),
+            (DSR_OUT, TcAttachType::Egress),
+        ] {
+            attach::attach_tc(&mut self.ebpf, &links, program, interface, direction)?;
+        }
+        if let Some(index) = index {
+            self.attached.insert(interface.to_owned(), index);
+            info!("the companion is attached to {interface}");
+        }
+        Ok(())
+    }
+
+    /// Detaches what is attached elsewhere, by an earlier agent or before a route changed.
+    fn tidy(&self) -> Result<()> {
+        let links = self.settings.pin_path.join(LINKS);
+        if self.attached.is_empty() {
+            return Ok(());
+        }
+        let names = self.attached.keys();
+        let kept: Vec<PathBuf> = names
+            .flat_map(|name| [DSR_IN, DSR_OUT].map(|program| attach::pin(&links, program, name)))
+            .collect();
+        attach::remove_others(&links, &kept)
+    }
+
+    fn tell(&mut self, translates: BTreeSet<Endpoint>, troubles: BTreeSet<String>) {
+        for trouble in troubles.difference(&self.troubles) {
+            warn!("{trouble}; trying on");
+        }
+        for service in translates.difference(&self.translates) {
+            info!("clients of {service} are answered directly");
+        }
+        for service in self.translates.difference(&translates) {
+            warn!("clients of {service} are no longer answered directly");
+        }
+        self.troubles = troubles;
+        self.translates = translates;
+    }
+
+    /// Removes the companion, or leaves it to the connections that are open, and to the next agent.
+    ///
+    /// # Errors
+    ///
+    /// Says what could not be read or removed.
+    pub fn leave(self) -> Result<()> {
+        let open = self.tables.open_connections()?;
+        let pin_path = &self.settings.pin_path;
+        if open > 0 {
+            info!(
+                "the companion stays for {open} open connections: the next agent adopts it, and \
+                 `memlb unload --agent` removes it"
+            );
+            return Ok(());
+        }
+        remove(pin_path)?;
+        info!("the companion is removed");
+        Ok(())
+    }
+}
+
+/// Detaches a companion's programs and removes its pins; says whether there were any.
+///
+/// # Errors
+///
+/// Says what could not be removed, and that an agent still runs.
+pub fn unload(pin_path: &Path) -> Result<bool> {
+    kernel::check_privileges()?;
+    if !pin_path.exists() {
+        return attach::detach_companion_clsact();
+    }
+    bpffs::check(pin_path)?;
+    if !pin_path.join(companion_name::TRANSLATIONS).exists() {
+        bail!("{} does not hold a companion's pins", pin_path.display());
+    }
+    let _lock = bpffs::Lock::take(pin_path).context("stop the agent first")?;
+    remove(pin_path)?;
+    Ok(true)
+}
+
+fn remove(pin_path: &Path) -> Result<()> {
+    attach::detach_companion_clsact()?;
+    bpffs::remove(pin_path).with_context(|| format!("remove the pins at {}", pin_path.display()))
+}

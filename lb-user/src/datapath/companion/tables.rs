@@ -1,0 +1,130 @@
+//! The companion's maps as the agent sees them.
+
+use std::{collections::BTreeSet, fmt, path::Path};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, Map, MapData},
+};
+use lb_common::{
+    address::{Address, V6},
+    companion::is_open,
+    maps::{
+        self, COMPANION_VERSION, FlowKey, Peer, ServiceKey, Translation, companion_name as name,
+        port_bit, port_word,
+    },
+};
+
+use super::wish::Target;
+use crate::{
+    core::Endpoint,
+    datapath::{bpffs::open_map, family::mapped, stats::monotonic_ns, tables::service_key},
+};
+
+pub struct Tables {
+    translations: HashMap<MapData, ServiceKey, Translation>,
+    ports: Array<MapData, u64>,
+    peers: HashMap<MapData, FlowKey, Peer>,
+    peers6: HashMap<MapData, FlowKey<V6>, Peer<V6>>,
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables").finish_non_exhaustive()
+    }
+}
+
+/// Whether what is pinned, if anything is, has the layout of this version.
+pub fn can_be_adopted(pin_path: &Path) -> bool {
+    if !pin_path.join(name::VERSION).exists() {
+        return true;
+    }
+    let version = || {
+        let map = Map::Array(open_map(pin_path, name::VERSION)?);
+        anyhow::Ok(Array::<_, u32>::try_from(map)?.get(&0, 0)?)
+    };
+    // 0: an agent ended between making the map and writing it.
+    version().is_ok_and(|version| version == COMPANION_VERSION || version == 0)
+}
+
+impl Tables {
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let mut map = |name| {
+            ebpf.take_map(name)
+                .with_context(|| format!("the companion has no map {name}"))
+        };
+        let mut version: Array<_, u32> = map(name::VERSION)?.try_into()?;
+        version
+            .set(0, COMPANION_VERSION, 0)
+            .context("write map version")?;
+        Ok(Self {
+            translations: map(name::TRANSLATIONS)?.try_into()?,
+            ports: map(name::PORTS)?.try_into()?,
+            peers: map(name::PEERS)?.try_into()?,
+            peers6: map(name::PEERS6)?.try_into()?,
+        })
+    }
+
+    /// Translates a service's packets to this address and port.
+    pub fn translate(&mut self, service: Endpoint, target: Target) -> Result<()> {
+        let key = service_key(service);
+        let translation = Translation {
+            address: mapped(target.ip()),
+            port: target.port().to_be_bytes(),
+            reserved: [0; 6],
+        };
+        self.use_port(key.protocol, key.port, false)?;
+        self.use_port(key.protocol, translation.port, false)?;
+        self.use_port(key.protocol, translation.port, true)?;
+        if self.translations.get(&key, 0).ok() == Some(translation) {
+            return Ok(());
+        }
+        self.translations
+            .insert(key, translation, 0)
+            .context("write map translations")
+    }
+
+    /// Translates no other services than these any more.
+    pub fn keep_only(&mut self, services: &BTreeSet<Endpoint>) -> Result<()> {
+        let wanted: BTreeSet<_> = services.iter().copied().map(service_key).collect();
+        let present: Vec<_> = self.translations.keys().filter_map(Result::ok).collect();
+        for key in present.iter().filter(|key| !wanted.contains(key)) {
+            self.translations
+                .remove(key)
+                .context("remove an entry of map translations")?;
+        }
+        Ok(())
+    }
+
+    /// Lets the programs look at packets to this port, or from it. Never taken back: a port that is
+    /// nobody's business any more costs a look-up.
+    fn use_port(&mut self, protocol: u8, port: [u8; 2], is_source: bool) -> Result<()> {
+        let index = port_word(protocol, port, is_source);
+        let known = self.ports.get(&index, 0).context("read map ports")?;
+        let word = known | port_bit(port);
+        if word == known {
+            return Ok(());
+        }
+        self.ports.set(index, word, 0).context("write map ports")
+    }
+
+    /// Returns how many connections would break without the companion.
+    pub fn open_connections(&self) -> Result<usize> {
+        let now = maps::coarse(monotonic_ns()?);
+        Ok(open(&self.peers, now)? + open(&self.peers6, now)?)
+    }
+}
+
+fn open<A: Address>(peers: &HashMap<MapData, FlowKey<A>, Peer<A>>, now: u32) -> Result<usize>
+where
+    FlowKey<A>: Pod,
+    Peer<A>: Pod,
+{
+    let mut open = 0;
+    for entry in peers.iter() {
+        let (key, peer) = entry.context("read map peers")?;
+        open += usize::from(is_open(&key, &peer, now));
+    }
+    Ok(open)
+}

@@ -1,0 +1,145 @@
+//! What an operator wants a companion to translate, and what that means on this machine.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{core::Endpoint, datapath::netlink::Routes};
+
+/// A service, and where this worker's own server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    pub service: Endpoint,
+    /// Nothing means the worker's address on the way to the service's.
+    address: Option<IpAddr>,
+    port: u16,
+}
+
+/// Where a service's packets go.
+pub(super) type Target = SocketAddr;
+
+impl Wish {
+    /// Returns the interface by which the service's packets come, and where they go.
+    ///
+    /// # Errors
+    ///
+    /// Says why there is no such thing.
+    pub(super) fn target(&self, routes: &Routes) -> Result<(String, Target)> {
+        let service = self.service;
+        let address = service.address.ip();
+        let Some(route) = routes.get(&address).and_then(Option::as_ref) else {
+            bail!("{service} cannot be translated: there is no route to {address}");
+        };
+        if route.is_local {
+            bail!(
+                "{service} cannot be translated: {address} is this machine's own. The companion runs \
+                 on workers, not on the manager"
+            );
+        }
+        let interface = nix::net::if_::if_indextoname(route.interface)
+            .with_context(|| format!("name interface {}", route.interface))?;
+        let target = SocketAddr::new(self.address.unwrap_or(route.source), self.port);
+        Ok((interface.to_string_lossy().into_owned(), target))
+    }
+}
+
+/// A text that is no wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoWish;
+
+impl fmt::Display for NoWish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "expected the service's address, port and, unless it is tcp, protocol, then where this \
+             worker's own server listens: 192.168.56.101:80=8081, [2001:db8::1]:53/udp=5353, or \
+             192.168.56.101:80=192.168.56.103:8081",
+        )
+    }
+}
+
+impl std::error::Error for NoWish {}
+
+impl FromStr for Wish {
+    type Err = NoWish;
+
+    fn from_str(text: &str) -> Result<Self, NoWish> {
+        let (service, target) = text.split_once('=').ok_or(NoWish)?;
+        let service: Endpoint = service.parse().map_err(|_| NoWish)?;
+        let (address, port) = match target.parse::<u16>() {
+            Ok(port) => (None, port),
+            Err(_) => {
+                let target: SocketAddr = target.parse().map_err(|_| NoWish)?;
+                (Some(target.ip().to_canonical()), target.port())
+            }
+        };
+        let same_family = |ip: IpAddr| ip.is_ipv4() == service.address.is_ipv4();
+        if port == 0 || !address.is_none_or(same_family) {
+            return Err(NoWish);
+        }
+        Ok(Self {
+            service,
+            address,
+            port,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::Route;
+
+    fn routes(is_local: bool) -> Routes {
+        let service: IpAddr = "192.168.56.101".parse().unwrap();
+        let route = Route {
+            interface: lb_common::maps::LOOPBACK,
+            next_hop: service,
+            source: "192.168.56.103".parse().unwrap(),
+            is_local,
+        };
+        [(service, Some(route))].into()
+    }
+
+    #[test]
+    fn sends_packets_to_the_address_towards_the_service_unless_told() {
+        for (text, expected) in [
+            ("192.168.56.101:80=8081", "192.168.56.103:8081"),
+            ("192.168.56.101:80/udp=10.0.0.3:53", "10.0.0.3:53"),
+        ] {
+            let wish: Wish = text.parse().unwrap();
+            let (interface, target) = wish.target(&routes(false)).unwrap();
+            assert_eq!(
+                (interface.as_str(), target),
+                ("lo", expected.parse().unwrap())
+            );
+        }
+    }
+
+    #[test]
+    fn says_why_a_service_cannot_be_translated() {
+        let wish: Wish = "192.168.56.101:80=8081".parse().unwrap();
+        let of = |routes: &Routes| wish.target(routes).unwrap_err().to_string();
+        assert!(of(&routes(true)).contains("this machine's own"));
+        assert!(of(&Routes::new()).contains("no route to 192.168.56.101"));
+    }
+
+    #[test]
+    fn refuses_what_is_no_wish() {
+        for wrong in [
+            "",
+            "192.168.56.101:80",
+            "192.168.56.101:80=",
+            "192.168.56.101:80=0",
+            "192.168.56.101:80=65536",
+            "192.168.56.101:80=[2001:db8::3]:8081",
+            "192.168.56.101:80=worker1:8081",
+            "192.168.56.101=8081",
+        ] {
+            assert_eq!(wrong.parse::<Wish>(), Err(NoWish), "{wrong}");
+        }
+    }
+}
