@@ -292,7 +292,7 @@ fn xdp_mut(ebpf: &mut Ebpf) -> &mut Xdp {
 }
 
 /// `struct __sk_buff`, of which a test run accepts these fields only (net/bpf/test_run.c).
-fn socket_buffer(circumstances: Circumstances) -> [u8; 192] {
+pub fn socket_buffer(circumstances: Circumstances) -> [u8; 192] {
     const INGRESS_IFINDEX: usize = 36;
     const IFINDEX: usize = 40;
     const GSO_SEGS: usize = 164;

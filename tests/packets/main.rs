@@ -15,6 +15,7 @@ mod tables;
 
 mod bytes;
 mod closing;
+mod companion;
 mod differential;
 mod fuzz;
 mod handshake;
