@@ -22,15 +22,27 @@ const LIMIT: &str = "90";
 
 /// Plays `scene` with services at 80 and at `ports`; only root can.
 pub fn play(attach: &str, ports: &[u16], scene: impl FnOnce(&mut Cluster)) {
+    let ports = ports.into();
+    play_with(
+        attach,
+        ClusterOptions {
+            ports,
+            ..ClusterOptions::default()
+        },
+        scene,
+    );
+}
+
+/// Plays `scene` in a cluster with those `options`; only root can.
+pub fn play_with(attach: &str, options: ClusterOptions, scene: impl FnOnce(&mut Cluster)) {
     if !require_root() {
         return;
     }
     let mut cluster = Cluster::start(&ClusterOptions {
         attach: attach.into(),
-        ports: ports.into(),
         // An automatic one would be learnt anew at each restart.
         manager_arguments: vec!["--threshold".into(), "90MiB".into()],
-        ..ClusterOptions::default()
+        ..options
     })
     .unwrap();
     wait_for_selection(&cluster, "worker1");
@@ -46,7 +58,8 @@ pub fn disturb(cluster: &mut Cluster) {
     wait_for_selection(cluster, "worker2");
 }
 
-fn wait_for_selection(cluster: &Cluster, worker: &str) {
+/// Waits until every service's new connections go to `worker`.
+pub fn wait_for_selection(cluster: &Cluster, worker: &str) {
     cluster
         .wait_for_status(SOON, &format!("{worker} to be selected"), |status| {
             let mut services = status["services"].as_array().into_iter().flatten();
@@ -60,14 +73,11 @@ pub fn service(cluster: &Cluster, port: u16) -> SocketAddr {
     SocketAddrV4::new(cluster.topology.manager.address(), port).into()
 }
 
-/// Returns `worker1`'s `counter` for the service at `port`.
+/// Returns `worker1`'s `counter` for the TCP service at `port`.
 pub fn worker1(cluster: &Cluster, port: u16, counter: &str) -> u64 {
+    let name = service_name(service(cluster, port), "tcp");
     let status = cluster.status().unwrap();
     let services = status["services"].as_array().unwrap();
-    let name = match port {
-        80 => "web".to_owned(),
-        port => service_name(port),
-    };
     let service = services.iter().find(|service| service["name"] == *name);
     let backends = service.unwrap()["backends"].as_array().unwrap();
     let worker = backends

@@ -48,6 +48,10 @@ pub struct ClusterOptions {
     /// Ports of further services, each for servers at the same port of the workers, which the
     /// cluster does not start.
     pub ports: Vec<u16>,
+    /// The same over UDP.
+    pub datagram_ports: Vec<u16>,
+    /// Whether every service is one over IPv6, too, under its name with `-6`.
+    pub ipv6: bool,
     /// Further arguments for `memlb manager`.
     pub manager_arguments: Vec<String>,
     /// Whether the workers run agents from the start.
@@ -69,6 +73,8 @@ impl Default for ClusterOptions {
             attach: "auto".into(),
             configuration: None,
             ports: Vec::new(),
+            datagram_ports: Vec::new(),
+            ipv6: false,
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),
@@ -154,7 +160,7 @@ impl Cluster {
         }
         let configuration = match &options.configuration {
             Some(file) => file.clone(),
-            None => configuration::write(&topology, &place, &options.ports)?,
+            None => configuration::write(&topology, &place, options)?,
         };
         let mut manager_arguments = manager_arguments(&configuration, &place, options);
         let keys = place.directory.join("keys");

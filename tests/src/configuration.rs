@@ -1,57 +1,93 @@
 //! The manager's configuration file, as it fits a topology.
 
-use std::{fs, net::SocketAddrV4, path::PathBuf};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
 
 use crate::{
-    cluster::{FALLBACK_PORT, SERVICE_PORT, worker_name, worker_port},
+    cluster::{ClusterOptions, FALLBACK_PORT, SERVICE_PORT, worker_name, worker_port},
     place::Place,
-    topology::Topology,
+    topology::{Node, Topology},
 };
 
-/// Writes a configuration in which the workers serve clients at [`SERVICE_PORT`], and at each of
-/// `ports`; the manager's own server stands in at the former.
-pub(crate) fn write(topology: &Topology, place: &Place, ports: &[u16]) -> Result<PathBuf> {
+/// Writes a configuration with a service at [`SERVICE_PORT`], for which the manager's own server
+/// stands in, and with those further ones that `options` ask for.
+pub(crate) fn write(
+    topology: &Topology,
+    place: &Place,
+    options: &ClusterOptions,
+) -> Result<PathBuf> {
     let interfaces: Vec<&str> = topology.manager.interfaces().collect();
-    let manager = topology.manager.address();
-    let fallback = SocketAddrV4::new(manager, FALLBACK_PORT).to_string();
     let mut text = format!("[manager]\ninterfaces = {interfaces:?}\n");
-    text += &service(topology, "web", SERVICE_PORT, &fallback, worker_port)?;
-    for port in ports {
-        text += &service(topology, &service_name(*port), *port, "reject", |_| {
-            Ok(*port)
-        })?;
+    let families: &[Family] = match options.ipv6 {
+        true => &[ipv4, ipv6],
+        false => &[ipv4],
+    };
+    for family in families {
+        text += &service(topology, *family, SERVICE_PORT, "tcp")?;
+        for port in &options.ports {
+            text += &service(topology, *family, *port, "tcp")?;
+        }
+        for port in &options.datagram_ports {
+            text += &service(topology, *family, *port, "udp")?;
+        }
     }
     let file = place.directory.join("memlb.toml");
     fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
     Ok(file)
 }
 
-/// Returns the name of the service that [`ClusterOptions::ports`] makes at `port`.
-pub fn service_name(port: u16) -> String {
-    format!("port-{port}")
+/// Returns the name of the service of that `protocol` at `address`.
+pub fn service_name(address: SocketAddr, protocol: &str) -> String {
+    let name = match address.port() {
+        SERVICE_PORT => "web".to_owned(),
+        port => format!("{protocol}-{port}"),
+    };
+    match address {
+        SocketAddr::V4(_) => name,
+        SocketAddr::V6(_) => name + "-6",
+    }
 }
 
-fn service(
-    topology: &Topology,
-    name: &str,
-    port: u16,
-    fallback: &str,
-    worker_port: impl Fn(usize) -> Result<u16>,
-) -> Result<String> {
+/// Which of a node's addresses to take.
+type Family = fn(&Node) -> IpAddr;
+
+fn ipv4(node: &Node) -> IpAddr {
+    node.address().into()
+}
+
+fn ipv6(node: &Node) -> IpAddr {
+    node.address6().into()
+}
+
+fn service(topology: &Topology, family: Family, port: u16, protocol: &str) -> Result<String> {
+    let manager = family(&topology.manager);
+    let address = SocketAddr::new(manager, port);
+    let fallback = match port {
+        SERVICE_PORT => SocketAddr::new(manager, FALLBACK_PORT).to_string(),
+        _ => "reject".to_owned(),
+    };
     let mut workers = String::new();
     for (index, worker) in topology.workers.iter().enumerate() {
+        let port = match port {
+            SERVICE_PORT => worker_port(index)?,
+            port => port,
+        };
         let name = worker_name(index);
-        let address = SocketAddrV4::new(worker.address(), worker_port(index)?);
+        let address = SocketAddr::new(family(worker), port);
         workers += &format!("    {{ name = \"{name}\", address = \"{address}\" }},\n");
     }
-    let manager = topology.manager.address();
+    let name = service_name(address, protocol);
     Ok(format!(
         "
 [[service]]
 name = \"{name}\"
-address = \"{manager}:{port}\"
+address = \"{address}\"
+protocol = \"{protocol}\"
 fallback = \"{fallback}\"
 policy = \"memory\"
 workers = [

@@ -14,6 +14,7 @@ pub mod herd;
 pub mod kernel;
 pub mod memory_file;
 pub mod namespace;
+pub mod narrow;
 pub mod nginx;
 pub mod notice;
 pub mod observe;

@@ -117,7 +117,7 @@ http {{
 fn server(port: u16, root: &Path) -> String {
     format!(
         "    server {{
-        listen {port} backlog=4096;
+        listen [::]:{port} ipv6only=off backlog=4096;
         root {};
         location /upload/ {{ dav_methods PUT; }}
         location {HELD_PATH} {{

@@ -1,7 +1,13 @@
 //! The networks memlb is tried in: a client, a manager and workers, each in a
 //! namespace of its own, joined by a switch in a further one.
 
-use std::{fs, net::Ipv4Addr, ops::Deref, process::Command, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::Deref,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
@@ -183,7 +189,7 @@ impl Topology {
         }
     }
 
-    fn nodes(&self) -> impl Iterator<Item = &Node> {
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
         [&self.client, &self.manager]
             .into_iter()
             .chain(&self.workers)
@@ -210,6 +216,11 @@ impl Node {
         self.interfaces
             .first()
             .map_or(Ipv4Addr::UNSPECIFIED, |interface| interface.address)
+    }
+
+    /// Returns the IPv6 address of `eth1`.
+    pub fn address6(&self) -> Ipv6Addr {
+        sister(self.address())
     }
 
     /// Returns the addresses of all interfaces, `eth1` first.
@@ -325,8 +336,7 @@ impl Node {
     }
 
     fn bring_up(&self, Interface { name, address, .. }: &Interface) -> Result<()> {
-        let address = format!("{address}/24");
-        output(self.ip().args(["address", "add", &address, "dev", name]))?;
+        give_addresses(self, name, *address)?;
         output(self.ip().args(["link", "set", name, "up"]))?;
         Ok(())
     }
@@ -361,12 +371,35 @@ fn free_card() -> Option<String> {
     free?.file_name().into_string().ok()
 }
 
+impl From<Node> for Namespace {
+    fn from(node: Node) -> Self {
+        node.namespace
+    }
+}
+
 impl Deref for Node {
     type Target = Namespace;
 
     fn deref(&self) -> &Namespace {
         &self.namespace
     }
+}
+
+/// Returns the IPv6 address, in fd00::/96, of the machine whose IPv4 address is `address`.
+pub fn sister(address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from(0xfd00 << 112 | u128::from(u32::from(address)))
+}
+
+/// Gives an interface of `node` an address in a network of 256, and its sister, usable at once.
+pub(crate) fn give_addresses(node: &Namespace, interface: &str, address: Ipv4Addr) -> Result<()> {
+    let add = |address: String| {
+        let mut ip = node.ip();
+        ip.args(["address", "add", &address, "dev", interface]);
+        ip
+    };
+    output(&mut add(format!("{address}/24")))?;
+    output(add(format!("{}/120", sister(address))).arg("nodad"))?;
+    Ok(())
 }
 
 /// Makes `namespace` a switch. It is a namespace of its own because on the
