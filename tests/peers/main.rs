@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod bulk;
+mod datagrams;
 mod half_closed;
 mod idle;
+mod ipv6;
+mod path_mtu;
 mod scene;
 mod shell;
 mod slow;

@@ -73,6 +73,11 @@ pub fn service(cluster: &Cluster, port: u16) -> SocketAddr {
     SocketAddrV4::new(cluster.topology.manager.address(), port).into()
 }
 
+/// Returns the address at which clients find that service over IPv6.
+pub fn service6(cluster: &Cluster, port: u16) -> SocketAddr {
+    (cluster.topology.manager.address6(), port).into()
+}
+
 /// Returns `worker1`'s `counter` for the TCP service at `port`.
 pub fn worker1(cluster: &Cluster, port: u16, counter: &str) -> u64 {
     let name = service_name(service(cluster, port), "tcp");
@@ -89,7 +94,7 @@ pub fn worker1(cluster: &Cluster, port: u16, counter: &str) -> u64 {
 
 /// Waits until `worker1` has that many open connections of the service at `port`.
 pub fn wait_for_flows(cluster: &Cluster, port: u16, flows: u64) {
-    wait_until(SOON, &format!("{flows} open connections"), || {
+    wait_until(PATIENCE, &format!("{flows} open connections"), || {
         worker1(cluster, port, "flows") == flows
     })
     .unwrap();

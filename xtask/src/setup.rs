@@ -127,6 +127,26 @@ const TEST_TOOLS: &[Tool] = &[
         package: "openssh-server",
         purpose: "is the other end of that session; its service is not started",
     },
+    Tool {
+        program: "dig",
+        package: "bind9-dnsutils",
+        purpose: "asks name servers behind memlb",
+    },
+    Tool {
+        program: "dnsmasq",
+        package: "dnsmasq-base",
+        purpose: "is such a name server",
+    },
+    Tool {
+        program: "gtlsclient",
+        package: "ngtcp2-client",
+        purpose: "downloads through memlb over QUIC",
+    },
+    Tool {
+        program: "gtlsserver",
+        package: "ngtcp2-server",
+        purpose: "is what it downloads from",
+    },
 ];
 
 const KERNEL_TOOLS: &[Tool] = &[

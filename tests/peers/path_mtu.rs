@@ -1,0 +1,111 @@
+//! Path-MTU discovery (RFC 1191, RFC 8201) through memlb, where a hop on the way takes small packets only.
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Namespace, Nginx, Process,
+    narrow::Narrow,
+    require_root,
+    topology::sister,
+    transfer::{Download, Upload, noise},
+};
+
+use crate::ipv6::both_families;
+use crate::scene::{MIB, PATIENCE, play_with, service, service6, wait_for_selection};
+
+#[test]
+fn a_worker_learns_how_narrow_the_way_to_a_client_is() {
+    play_with("tc", both_families(), narrow_client);
+}
+
+#[test]
+fn a_worker_learns_how_narrow_the_way_to_a_client_is_with_xdp() {
+    play_with("xdp", both_families(), narrow_client);
+}
+
+fn narrow_client(cluster: &mut Cluster) {
+    let narrow = Narrow::lay(&cluster.topology, &cluster.place.prefix).unwrap();
+    for site in [service(cluster, 80), service6(cluster, 80)] {
+        carry(&narrow.far, site, &cluster.servers[0]);
+        expect_narrow(&cluster.topology.workers[0], site.ip());
+    }
+}
+
+#[test]
+fn a_client_learns_how_narrow_the_way_to_a_worker_is() {
+    narrow_worker("tc");
+}
+
+#[test]
+fn a_client_learns_how_narrow_the_way_to_a_worker_is_with_xdp() {
+    narrow_worker("xdp");
+}
+
+fn narrow_worker(attach: &str) {
+    if !require_root() {
+        return;
+    }
+    let far = |service: &str, address: IpAddr| {
+        let address = SocketAddr::new(address, 8081);
+        let workers = format!("[{{ name = \"far\", address = \"{address}\" }}]");
+        [
+            "--set".into(),
+            format!("service.{service}.workers={workers}"),
+        ]
+    };
+    let cluster = Cluster::start(&ClusterOptions {
+        attach: attach.into(),
+        agents: false,
+        manager_arguments: [
+            far("web", Narrow::FAR.into()),
+            far("web-6", sister(Narrow::FAR).into()),
+        ]
+        .concat(),
+        ..both_families()
+    })
+    .unwrap();
+    let narrow = Narrow::lay(&cluster.topology, &cluster.place.prefix).unwrap();
+    let directory = cluster.place.directory.join("far");
+    let server = Nginx::start(&narrow.far, 8081, "Far", &directory).unwrap();
+    let mut agent = narrow.far.command(&cluster.binary);
+    agent
+        .args(["agent", "--name", "far", "--manager"])
+        .arg(cluster.heartbeat_address().to_string());
+    let log = cluster.place.directory.join("far.log");
+    let _agent = Process::start("memlb agent of far", &mut agent, &log).unwrap();
+    wait_for_selection(&cluster, "far");
+    let client = &cluster.topology.client;
+    for site in [service(&cluster, 80), service6(&cluster, 80)] {
+        carry(client, site, &server);
+        expect_narrow(client, site.ip());
+    }
+}
+
+/// Carries much both ways, and looks at each byte. Both connections begin before anybody is told
+/// anything, since who knows how narrow a way is asks for small packets from the start.
+fn carry(client: &Namespace, site: SocketAddr, server: &Nginx) {
+    let blob = noise(5, 4 * MIB);
+    fs::write(server.root().join("blob"), &blob).unwrap();
+    let transfer = || {
+        let upload = Upload::begin(site, "/upload/narrow", &blob, PATIENCE)?;
+        let download = Download::begin(site, "/blob", PATIENCE)?;
+        Ok::<_, io::Error>((download.finish()?, upload.finish()?))
+    };
+    let (download, upload) = client.enter(transfer).unwrap().unwrap();
+    assert!(download == blob, "the download is broken");
+    assert!(upload.starts_with("HTTP/1.1 201"), "{upload}");
+    let uploaded = server.root().join("upload/narrow");
+    assert!(fs::read(&uploaded).unwrap() == blob, "the upload is broken");
+    fs::remove_file(uploaded).unwrap();
+}
+
+/// Expects that `node` has been told how much the way to `manager` takes.
+fn expect_narrow(node: &Namespace, manager: impl ToString) {
+    let route = node
+        .run("ip", &["route", "get", &manager.to_string()])
+        .unwrap();
+    assert!(route.contains("mtu 1280"), "{route}");
+}
