@@ -11,11 +11,15 @@ mod message;
 mod model;
 mod outcome;
 mod segment;
+mod sniffer;
 mod tables;
 
 mod bytes;
 mod closing;
+mod datagrams;
 mod differential;
+mod direct;
+mod errors;
 mod fuzz;
 mod handshake;
 mod ipv4;

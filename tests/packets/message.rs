@@ -1,6 +1,6 @@
 //! ICMP error messages of both families, about segments and datagrams.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::{
     frame::{Family, IpFields, Mac, checksum, ethernet, ip, transport_checksum},
@@ -78,6 +78,15 @@ impl Message {
 
     pub fn macs(mut self, from: Mac, to: Mac) -> Self {
         (self.from_mac, self.to_mac) = (from, to);
+        self
+    }
+
+    /// The same about a packet with other ends. The checksum of its transport header stays: a quote
+    /// is too short to be checked.
+    pub fn about(mut self, source: SocketAddr, destination: SocketAddr) -> Self {
+        let about = &mut self.about;
+        about.checksum = Some(about.written_checksum());
+        (about.source, about.destination) = (source, destination);
         self
     }
 

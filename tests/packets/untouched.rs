@@ -7,7 +7,7 @@ use lb_common::verdict::Verdict;
 use crate::{
     bench::{Edge, at_both_edges, at_edge},
     call::Call,
-    frame::{ACK, Family, PSH, at, with},
+    frame::{ACK, CUSTOMER_TAG, Family, PSH, SERVICE_TAG, at, tagged, with},
     ipv4, ipv6,
     lan::{CLIENT, MANAGER, OTHER_CLIENT, SERVICE_PORT, WORKER1},
     outcome::Action,
@@ -62,6 +62,10 @@ fn other_protocols(call: &Call) -> Vec<Row> {
     let syn = call.syn();
     let lldp = [1, 0x80, 0xc2, 0, 0, 14];
     let other = |what, protocol| both(what, syn.as_protocol(protocol), Verdict::OtherProtocol);
+    let vlan = |what, kind, id| {
+        let frame = tagged(syn.frame(), kind, id);
+        (what, frame, Verdict::NotIp, Verdict::HandedOver)
+    };
     let long = call.request(0).payload([7; 1_000]);
     vec![
         (
@@ -83,6 +87,16 @@ fn other_protocols(call: &Call) -> Vec<Row> {
             ),
             Verdict::NotForUs,
             Verdict::NotIp,
+        ),
+        // A test run leaves tags in the frame, where TC never meets them.
+        vlan("a tag of VLAN 5", CUSTOMER_TAG, 5),
+        vlan("a tag of priority only", CUSTOMER_TAG, 0xe000),
+        vlan("a service provider's tag", SERVICE_TAG, 5),
+        (
+            "two tags",
+            tagged(syn.as_vlan(7), SERVICE_TAG, 5),
+            Verdict::NotIp,
+            Verdict::HandedOver,
         ),
         both(
             "MPLS",
