@@ -1,7 +1,11 @@
 //! Random histories, on which the programs and the model must agree packet by packet, and flow by
 //! flow: both families and both protocols in each, through workers of every mode.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 use lb_common::{
     maps::{mode, state},
@@ -40,6 +44,10 @@ const CLIENTS: [(Family, Protocol, Station, u16); 10] = [
     (Family::V6, Protocol::Udp, CLIENT, 40_000),
     (Family::V6, Protocol::Udp, CLIENT, 5_001),
 ];
+
+/// So much may pass on the clock until the programs are told again what time the model has: far less
+/// than what makes a difference to them.
+const MOST_REAL_TIME: Duration = Duration::from_millis(50);
 
 /// The bench's own family; the other one's servers are those abroad.
 const HOME: Family = Family::V4;
@@ -216,7 +224,12 @@ fn at_home_and_abroad(servers: &[Server]) -> Vec<Server> {
 
 fn agree_on(bench: &mut Bench, history: &History) {
     let mut model = begins(bench, history.direct);
+    let mut kept = Instant::now();
     for event in &history.events {
+        if kept.elapsed() > MOST_REAL_TIME {
+            takes_its_time(bench, &model);
+            kept = Instant::now();
+        }
         happens(bench, &mut model, event);
         assert_eq!(bench.keys(), keys(bench, &model));
         for server in at_home_and_abroad(&SERVERS) {
