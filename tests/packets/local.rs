@@ -185,7 +185,7 @@ fn loopback_traffic_of_others_is_left_alone() {
         bench.loops(&call.syn().to(ssh)).passes(Verdict::NotOurs);
         bench.loops(&call.ack()).passes(Verdict::NoFlow);
         bench
-            .loops(&call.syn().to(ssh).as_udp())
+            .loops(&call.syn().to(ssh).in_udp())
             .passes(Verdict::NotOurs);
         bench
             .loops(call.syn().as_ping())

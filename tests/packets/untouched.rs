@@ -224,11 +224,11 @@ fn fragments(call: &Call) -> Vec<Row> {
         fragment("a first fragment of a SYN", call.syn().as_fragment(0, true)),
         fragment(
             "a first fragment of a datagram",
-            data.clone().as_udp().as_fragment(0, true),
+            data.clone().in_udp().as_fragment(0, true),
         ),
         fragment(
             "a last fragment of a datagram",
-            data.as_udp().as_fragment(1_480, false),
+            data.in_udp().as_fragment(1_480, false),
         ),
     ]
 }
@@ -279,7 +279,7 @@ fn a_frame_to_another_station_is_not_for_us() {
             call.syn(),
             call.ack(),
             call.reply(WORKER1, ACK),
-            call.syn().as_udp(),
+            call.syn().in_udp(),
         ] {
             let frame = with(segment.frame(), at::DESTINATION_MAC, &OTHER_CLIENT.mac);
             bench.receives(frame).passes(Verdict::NotForUs);
@@ -314,7 +314,7 @@ fn every_truncation_passes_untouched_and_is_counted_once() {
 fn every_truncation_of_other_packets_passes_untouched_and_is_counted_once() {
     at_both_edges(|bench| {
         let syn = bench.call(CLIENT, 40_000).syn();
-        let elsewhere = syn.clone().to(MANAGER.at(bench.family, 53)).as_udp();
+        let elsewhere = syn.clone().to(MANAGER.at(bench.family, 53)).in_udp();
         for (whole, verdict) in [
             (elsewhere.frame(), Verdict::NotOurs),
             (syn.as_ping(), Verdict::OtherProtocol),
