@@ -474,6 +474,12 @@ impl Bench {
         });
     }
 
+    /// Tells the kernel a worker's link address, which nobody is there to say.
+    pub fn knows_the_way_to(&self, worker: Server) {
+        lan::resolve(worker, self.family).unwrap();
+        lan::send_by_xdp().unwrap();
+    }
+
     /// Attaches the TC ingress program to the first interface, for frames that really arrive.
     pub fn attach_ingress(&mut self) {
         let link = self.datapath.attach_ingress("eth1").unwrap();

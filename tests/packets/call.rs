@@ -43,6 +43,12 @@ impl Call {
         }
     }
 
+    /// The same over this family.
+    pub fn over(mut self, family: Family) -> Self {
+        self.family = family;
+        self
+    }
+
     /// The same, but of datagrams.
     pub fn of_datagrams(mut self) -> Self {
         self.protocol = Protocol::Udp;
@@ -122,15 +128,28 @@ impl Call {
     /// That message as it leaves for the worker: about the segment that the worker sent, from the
     /// manager, because the worker knows nobody behind it.
     pub fn complaint_at_worker(&self, server: Server, message: &Message) -> Message {
-        let mut translated = message.clone();
+        let mut translated = message.clone().about(self.at(server), self.nat_address());
         translated.source = self.nat_address().ip();
-        let about = &mut translated.about;
-        about.checksum = Some(about.written_checksum());
-        (about.source, about.destination) = (self.at(server), self.nat_address());
-        translated.ip.time_to_live -= 1;
+        self.forwarded_message(server, translated)
+    }
+
+    /// The same for the manager's own server, which it reaches in place.
+    pub fn complaint_here(&self, server: Server, message: &Message) -> Message {
+        message
+            .clone()
+            .about(self.at(server), self.client_address())
+    }
+
+    /// The same for a worker that answers the client itself.
+    pub fn complaint_onwards(&self, server: Server, message: &Message) -> Message {
+        self.forwarded_message(server, message.clone())
+    }
+
+    fn forwarded_message(&self, server: Server, mut message: Message) -> Message {
+        message.ip.time_to_live -= 1;
         match self.edge {
-            Edge::Tc => translated,
-            Edge::Xdp => translated.macs(MANAGER.mac, server.station.mac),
+            Edge::Tc => message,
+            Edge::Xdp => message.macs(MANAGER.mac, server.station.mac),
         }
     }
 
@@ -144,11 +163,11 @@ impl Call {
     /// That message as it leaves for the client: about the segment that the client sent, from the
     /// service.
     pub fn complaint_at_client(&self, message: &Message) -> Message {
-        let mut translated = message.clone().macs(MANAGER.mac, self.client.mac);
+        let mut translated = message
+            .clone()
+            .macs(MANAGER.mac, self.client.mac)
+            .about(self.client_address(), self.service());
         translated.source = self.service().ip();
-        let about = &mut translated.about;
-        about.checksum = Some(about.written_checksum());
-        (about.source, about.destination) = (self.client_address(), self.service());
         translated.ip.time_to_live -= 1;
         translated
     }

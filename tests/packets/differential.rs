@@ -1,9 +1,16 @@
 //! Random histories, on which the programs and the model must agree packet by packet, and flow by
-//! flow.
+//! flow: both families and both protocols in each, through workers of every mode.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
-use lb_common::verdict::Verdict;
+use lb_common::{
+    maps::{mode, state},
+    verdict::Verdict,
+};
 use proptest::{
     prelude::*,
     sample::Index,
@@ -11,26 +18,49 @@ use proptest::{
 };
 
 use crate::{
-    bench::{Bench, HALF_OPEN_IDLE, at_both_edges},
+    bench::{Bench, Edge, HALF_OPEN_IDLE, tell},
     call::{CLIENT_START, Call, WORKER_START},
-    frame::{ACK, FIN, PSH, RST, SYN},
-    lan::{self, CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, Server, Station, WORKER1, WORKER2},
-    model::{Client, Connection, Expected, Model},
+    frame::{ACK, FIN, Family, PSH, RST, SYN},
+    lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, Server, Station, WORKER1, WORKER2},
+    message::{Message, Problem},
+    model::{Client, Connection, Expected, Model, Reach, Spot},
     outcome::{Action, Outcome},
-    segment::Segment,
+    segment::{Protocol, Segment},
     tables::Key,
 };
 
-/// As many as clients, so that they meet, but no handshake is in the way of all others.
-const PORTS: RangeInclusive<u16> = 5_000..=5_004;
+/// More than clients of one family, so that they meet, but no handshake is in the way of all others.
+const PORTS: RangeInclusive<u16> = 5_000..=5_007;
 
-const CLIENTS: [(Station, u16); 5] = [
-    (CLIENT, 40_000),
-    (CLIENT, 40_001),
-    (OTHER_CLIENT, 40_000),
-    (OTHER_CLIENT, 50_000),
-    (OTHER_CLIENT, 5_000),
+const CLIENTS: [(Family, Protocol, Station, u16); 10] = [
+    (Family::V4, Protocol::Tcp, CLIENT, 40_000),
+    (Family::V4, Protocol::Tcp, CLIENT, 40_001),
+    (Family::V4, Protocol::Tcp, OTHER_CLIENT, 5_000),
+    (Family::V4, Protocol::Udp, CLIENT, 40_000),
+    (Family::V4, Protocol::Udp, OTHER_CLIENT, 50_000),
+    (Family::V6, Protocol::Tcp, CLIENT, 40_000),
+    (Family::V6, Protocol::Tcp, OTHER_CLIENT, 40_000),
+    (Family::V6, Protocol::Tcp, OTHER_CLIENT, 5_000),
+    (Family::V6, Protocol::Udp, CLIENT, 40_000),
+    (Family::V6, Protocol::Udp, CLIENT, 5_001),
 ];
+
+/// So much may pass on the clock until the programs are told again what time the model has: far less
+/// than what makes a difference to them.
+const MOST_REAL_TIME: Duration = Duration::from_millis(50);
+
+/// The bench's own family; the other one's servers are those abroad.
+const HOME: Family = Family::V4;
+
+const WORKERS: [Server; 2] = [WORKER1, WORKER2];
+const SERVERS: [Server; 3] = [WORKER1, WORKER2, FALLBACK];
+
+#[derive(Clone, Debug)]
+struct History {
+    /// Which of the workers, at home and abroad, answer their clients themselves.
+    direct: [bool; 4],
+    events: Vec<Event>,
+}
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -47,34 +77,60 @@ enum Event {
     /// A worker sends to a port, whoever holds it.
     Stray {
         worker: Server,
+        protocol: Protocol,
         port: u16,
         flags: u8,
     },
+    /// A router tells of a packet to this client.
+    ClientsSideComplains {
+        client: Client,
+        problem: Problem,
+        quotes_the_least: bool,
+    },
+    /// A server tells of a packet of some connection.
+    WorkersSideComplains {
+        connection: Index,
+        problem: Problem,
+        quotes_the_least: bool,
+    },
+    /// A worker tells of a packet from a port, whoever holds it.
+    StrayComplaint {
+        worker: Server,
+        protocol: Protocol,
+        port: u16,
+    },
     Wait(Duration),
-    Select(u32),
+    Select(Family, u32),
     State(Server, u8),
 }
 
 #[test]
 fn the_programs_do_as_the_model_does() {
-    at_both_edges(|bench| {
-        bench.nat_ports(PORTS);
-        let mut runner = TestRunner::new(ProptestConfig {
-            cases: 128,
-            failure_persistence: None,
-            ..ProptestConfig::default()
+    for edge in [Edge::Tc, Edge::Xdp] {
+        tell(edge, HOME, |bench| {
+            bench.nat_ports(PORTS);
+            let mut runner = TestRunner::new(ProptestConfig {
+                cases: 128,
+                failure_persistence: None,
+                ..ProptestConfig::default()
+            });
+            let bench = std::cell::RefCell::new(bench);
+            let agreed = runner.run(&history(), |history| {
+                agree_on(&mut bench.borrow_mut(), &history);
+                Ok(())
+            });
+            if let Err(TestError::Fail(reason, history)) = agreed {
+                panic!("{reason}\nafter {history:#?}");
+            }
+            agreed.unwrap();
         });
-        let bench = std::cell::RefCell::new(bench);
-        let histories = prop::collection::vec(event(), 1..80);
-        let agreed = runner.run(&histories, |history| {
-            agree_on(&mut bench.borrow_mut(), &history);
-            Ok(())
-        });
-        if let Err(TestError::Fail(reason, history)) = agreed {
-            panic!("{reason}\nafter {history:#?}");
-        }
-        agreed.unwrap();
-    });
+    }
+}
+
+fn history() -> impl Strategy<Value = History> {
+    let direct = prop::array::uniform4(prop::bool::weighted(0.3));
+    let events = prop::collection::vec(event(), 1..120);
+    (direct, events).prop_map(|(direct, events)| History { direct, events })
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -95,73 +151,88 @@ fn event() -> impl Strategy<Value = Event> {
             1 => any::<u8>(),
         ]
     };
-    let request = (0..CLIENTS.len(), client_flags, prop::bool::weighted(0.1)).prop_map(
-        |(client, flags, guesses)| Event::Request {
-            client,
-            flags,
-            guesses,
-        },
-    );
-    let answer = (any::<Index>(), server_flags())
-        .prop_map(|(connection, flags)| Event::Answer { connection, flags });
-    let worker = || prop::sample::select(vec![WORKER1, WORKER2]);
-    let stray = (worker(), PORTS, server_flags()).prop_map(|(worker, port, flags)| Event::Stray {
-        worker,
-        port,
-        flags,
-    });
-    let wait = prop::sample::select(vec![1, 2, 3, 5, 9])
-        .prop_map(|seconds| Event::Wait(Duration::from_secs(seconds)));
-    let server = prop::sample::select(vec![WORKER1, WORKER2, FALLBACK]);
-    let state = prop_oneof![3 => Just(1_u8), 1 => 0..5_u8];
-    prop_oneof![
-        20 => request,
-        14 => answer,
-        2 => stray,
-        4 => wait,
-        2 => prop::sample::select(vec![0, 1, 2, 3, 7]).prop_map(Event::Select),
-        2 => (server, state).prop_map(|(server, state)| Event::State(server, state)),
-    ]
-}
-
-fn agree_on(bench: &mut Bench, history: &[Event]) {
-    bench.begins_anew();
-    let mut model = Model::new(PORTS);
-    for event in history {
-        match *event {
+    let client = || 0..CLIENTS.len();
+    let request =
+        (client(), client_flags, prop::bool::weighted(0.1)).prop_map(|(client, flags, guesses)| {
             Event::Request {
                 client,
                 flags,
                 guesses,
-            } => request(bench, &mut model, client, flags, guesses),
-            Event::Answer { connection, flags } => {
-                if !model.connections.is_empty() {
-                    let connection = connection.get(&model.connections);
-                    let (server, port) = (connection.server, connection.port);
-                    let client = connection.client;
-                    reply(bench, &mut model, client, server, port, flags);
-                }
             }
-            Event::Stray {
-                worker,
-                port,
-                flags,
-            } => reply(bench, &mut model, 0, worker, port, flags),
-            Event::Wait(time) => {
-                model.wait(time);
-                takes_its_time(bench, &model);
+        });
+    let answer = (any::<Index>(), server_flags())
+        .prop_map(|(connection, flags)| Event::Answer { connection, flags });
+    let worker = || prop::sample::select(at_home_and_abroad(&WORKERS));
+    let protocol = || prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]);
+    let stray = (worker(), protocol(), PORTS, server_flags()).prop_map(
+        |(worker, protocol, port, flags)| Event::Stray {
+            worker,
+            protocol,
+            port,
+            flags,
+        },
+    );
+    let problem = || prop::sample::select(Problem::ALL.to_vec());
+    let clients_side =
+        (client(), problem(), any::<bool>()).prop_map(|(client, problem, quotes_the_least)| {
+            Event::ClientsSideComplains {
+                client,
+                problem,
+                quotes_the_least,
             }
-            Event::Select(id) => {
-                model.selected = id;
-                bench.select(id);
-            }
-            Event::State(server, state) => {
-                model.state(server, state);
-                bench.state(server.id, state);
-            }
+        });
+    let workers_side = (any::<Index>(), problem(), any::<bool>()).prop_map(
+        |(connection, problem, quotes_the_least)| Event::WorkersSideComplains {
+            connection,
+            problem,
+            quotes_the_least,
+        },
+    );
+    let stray_complaint =
+        (worker(), protocol(), PORTS).prop_map(|(worker, protocol, port)| Event::StrayComplaint {
+            worker,
+            protocol,
+            port,
+        });
+    let wait = prop::sample::select(vec![1, 2, 3, 5, 9, 61])
+        .prop_map(|seconds| Event::Wait(Duration::from_secs(seconds)));
+    let family = prop::sample::select(Family::BOTH.to_vec());
+    let backend = prop::sample::select(vec![0, 1, 2, 3, 7]);
+    let select = (family, backend).prop_map(|(family, id)| {
+        let is_abroad = family != HOME && (1..=FALLBACK.id).contains(&id);
+        Event::Select(family, if is_abroad { id + FALLBACK.id } else { id })
+    });
+    let server = prop::sample::select(at_home_and_abroad(&SERVERS));
+    let state = prop_oneof![3 => Just(1_u8), 1 => 0..5_u8];
+    prop_oneof![
+        24 => request,
+        16 => answer,
+        2 => stray,
+        3 => clients_side,
+        3 => workers_side,
+        1 => stray_complaint,
+        4 => wait,
+        3 => select,
+        3 => (server, state).prop_map(|(server, state)| Event::State(server, state)),
+    ]
+}
+
+fn at_home_and_abroad(servers: &[Server]) -> Vec<Server> {
+    let abroad = servers.iter().map(|server| server.abroad());
+    servers.iter().copied().chain(abroad).collect()
+}
+
+fn agree_on(bench: &mut Bench, history: &History) {
+    let mut model = begins(bench, history.direct);
+    let mut kept = Instant::now();
+    for event in &history.events {
+        if kept.elapsed() > MOST_REAL_TIME {
+            takes_its_time(bench, &model);
+            kept = Instant::now();
         }
+        happens(bench, &mut model, event);
         assert_eq!(bench.keys(), keys(bench, &model));
-        for server in [WORKER1, WORKER2, FALLBACK] {
+        for server in at_home_and_abroad(&SERVERS) {
             assert_eq!(bench.active(server.id), model.open(server), "{event:?}");
         }
         let half_open = model.connections.iter().filter(|one| !one.established);
@@ -178,83 +249,298 @@ fn agree_on(bench: &mut Bench, history: &[Event]) {
     }
 }
 
+fn begins(bench: &mut Bench, direct: [bool; 4]) -> Model {
+    bench.begins_anew();
+    let clients = CLIENTS.map(|(family, protocol, ..)| (family, protocol));
+    let mut servers = Vec::new();
+    for server in at_home_and_abroad(&SERVERS) {
+        let family = if server.id <= FALLBACK.id {
+            HOME
+        } else {
+            Family::V6
+        };
+        let worker = at_home_and_abroad(&WORKERS)
+            .iter()
+            .position(|worker| *worker == server);
+        let reach = match worker {
+            None => Reach::Here,
+            Some(worker) if direct[worker] => Reach::Directly,
+            Some(_) => Reach::Translated,
+        };
+        if reach == Reach::Directly {
+            bench.backend(server.id, |backend| backend.mode = mode::DSR);
+        }
+        servers.push(Spot {
+            server,
+            family,
+            reach,
+            state: state::UP,
+        });
+    }
+    let selected = [(HOME, WORKER1.id), (Family::V6, WORKER1.abroad().id)];
+    Model::new(PORTS, clients.into(), servers, selected.into())
+}
+
+fn happens(bench: &mut Bench, model: &mut Model, event: &Event) {
+    match *event {
+        Event::Request {
+            client,
+            flags,
+            guesses,
+        } => request(bench, model, client, flags, guesses),
+        Event::Answer { connection, flags } => {
+            let Some(one) = any_of(model, &connection) else {
+                return;
+            };
+            let mut asked = call(bench, one.client);
+            match (one.reach, one.port) {
+                (Reach::Translated, Some(port)) => {
+                    asked.nat_port = port;
+                    reply(bench, model, &asked, one.server, flags);
+                }
+                (Reach::Here, _) => own_reply(bench, model, one.client, one.server, flags),
+                // Never comes by here.
+                _ => {}
+            }
+        }
+        Event::Stray {
+            worker,
+            protocol,
+            port,
+            flags,
+        } => {
+            let anybody = caller_of(bench, model, worker, protocol, port);
+            reply(bench, model, &anybody, worker, flags);
+        }
+        Event::ClientsSideComplains {
+            client,
+            problem,
+            quotes_the_least,
+        } => clients_side_complains(bench, model, client, problem, quotes_the_least),
+        Event::WorkersSideComplains {
+            connection,
+            problem,
+            quotes_the_least,
+        } => {
+            if let Some(one) = any_of(model, &connection)
+                && let Some(port) = one.port
+            {
+                let mut call = call(bench, one.client);
+                call.nat_port = port;
+                let about = call.request(PSH | ACK).payload(*b"sixteen and more");
+                let mut message = call.worker_complains(one.server, problem, &about);
+                if quotes_the_least {
+                    message = message.quotes_the_least();
+                }
+                workers_side_complains(bench, model, &call, one.server, &message);
+            }
+        }
+        Event::StrayComplaint {
+            worker,
+            protocol,
+            port,
+        } => {
+            let anybody = caller_of(bench, model, worker, protocol, port);
+            let about = anybody.request(ACK);
+            let message = anybody.worker_complains(worker, Problem::HostUnreachable, &about);
+            workers_side_complains(bench, model, &anybody, worker, &message);
+        }
+        Event::Wait(time) => {
+            model.wait(time);
+            takes_its_time(bench, model);
+        }
+        Event::Select(family, id) => {
+            model.select(family, id);
+            if family == HOME {
+                bench.select(id);
+            } else {
+                bench.select_abroad(id);
+            }
+        }
+        Event::State(server, state) => {
+            model.state(server, state);
+            bench.state(server.id, state);
+        }
+    }
+}
+
+fn any_of(model: &Model, index: &Index) -> Option<Connection> {
+    (!model.connections.is_empty()).then(|| index.get(&model.connections).clone())
+}
+
 fn request(bench: &Bench, model: &mut Model, client: Client, flags: u8, guesses: bool) {
-    let acknowledges = if guesses {
-        WORKER_START.wrapping_add(1 << 30)
-    } else {
-        WORKER_START.wrapping_add(1)
+    let guess = if guesses { 1 << 30 } else { 0 };
+    let sequence = match flags & SYN {
+        0 => CLIENT_START.wrapping_add(1 + guess),
+        _ => CLIENT_START,
     };
     let mut call = call(bench, client);
-    let segment = call.request(flags).numbers(CLIENT_START, acknowledges);
-    let expected = model.request(client, flags, acknowledges);
+    let flags = match call.protocol {
+        Protocol::Tcp => flags,
+        Protocol::Udp => 0,
+    };
+    let segment = call
+        .request(flags)
+        .numbers(sequence, WORKER_START.wrapping_add(1 + guess));
+    let expected = model.request(client, flags, !guesses);
     let outcome = bench.receives(&segment);
     match expected {
         Expected::Passes(verdict) => outcome.passes(verdict),
         Expected::Goes(server, port) => {
-            call.nat_port = port;
-            goes_to(outcome, &call, server, &segment, 0);
+            call.nat_port = port.unwrap_or(0);
+            goes_to(outcome, model, &call, server, &segment, 0);
         }
-        Expected::Opens(server, ports) => {
-            let port = if server == FALLBACK {
-                call.port
-            } else {
-                let port = outcome.nat_port();
+        Expected::Opens {
+            server,
+            ports,
+            retries,
+        } => {
+            let port = (!ports.is_empty()).then(|| outcome.nat_port());
+            if let Some(port) = port {
                 assert!(ports.contains(&port), "{port} is not one of {ports:?}");
-                port
-            };
-            call.nat_port = port;
-            goes_to(outcome, &call, server, &segment, 1);
-            model.opened(client, server, port);
+                call.nat_port = port;
+            }
+            goes_to(outcome, model, &call, server, &segment, 1);
+            if port.is_some() {
+                let live = bench.keys();
+                model.gave_way(server, call.protocol, |one| {
+                    keys_of(bench, one).iter().all(|key| !live.contains(key))
+                });
+            }
+            model.opened(client, server, port, retries);
         }
         Expected::Comes(..) => unreachable!("a request goes to no client"),
     }
 }
 
-fn goes_to(outcome: Outcome, call: &Call, server: Server, segment: &Segment, connections: u64) {
-    if server == FALLBACK {
-        outcome.is(Action::Pass);
-        outcome.was_sent_to(server, connections);
-        outcome.leaves_as(&segment.clone().to(call.at(server)));
-    } else if connections == 1 {
-        outcome.opens(server, &call.at_worker(server, segment));
-    } else {
-        outcome.goes_to(server, &call.at_worker(server, segment));
+fn goes_to(
+    outcome: Outcome,
+    model: &Model,
+    call: &Call,
+    server: Server,
+    segment: &Segment,
+    connections: u64,
+) {
+    let reach = model.spot(server).reach;
+    outcome.was_sent_to(server, connections);
+    match reach {
+        Reach::Here => {
+            outcome.is(Action::Pass);
+            outcome.leaves_as(&segment.clone().to(call.at(server)));
+        }
+        Reach::Translated => {
+            outcome.is(outcome.forwarding());
+            outcome.leaves_as(&call.at_worker(server, segment));
+        }
+        Reach::Directly => {
+            outcome.is(outcome.forwarding());
+            outcome.leaves_as(&call.onwards(server, segment));
+        }
     }
 }
 
-fn reply(bench: &Bench, model: &mut Model, client: Client, server: Server, port: u16, flags: u8) {
-    let mut asked = call(bench, client);
-    asked.nat_port = port;
-    let mut segment = asked
+fn reply(bench: &Bench, model: &mut Model, asked: &Call, server: Server, flags: u8) {
+    let flags = match asked.protocol {
+        Protocol::Tcp => flags,
+        Protocol::Udp => 0,
+    };
+    let segment = asked
         .reply(server, flags)
         .numbers(WORKER_START, CLIENT_START.wrapping_add(1));
-    if server == FALLBACK {
-        segment = segment
-            .to(asked.client_address())
-            .macs(MANAGER.mac, asked.client.mac);
-    }
-    let (expected, outcome) = if server == FALLBACK {
-        let expected = model.own_reply(client, flags, WORKER_START);
-        (expected, bench.sends(&segment))
-    } else {
-        let expected = model.reply(server, port, flags, WORKER_START);
-        (expected, bench.receives(&segment))
-    };
+    let expected = model.reply(server, asked.protocol, asked.nat_port, flags);
+    let outcome = bench.receives(&segment);
     match expected {
         Expected::Passes(verdict) => outcome.passes(verdict),
-        Expected::Comes(_, FALLBACK) => {
-            outcome.is(Action::Pass);
-            outcome.was_sent_by(FALLBACK);
-            segment.source = lan::service(bench.family);
-            outcome.leaves_as(&segment);
-        }
         Expected::Comes(client, server) => {
             let restored = call(bench, client).at_client(&segment);
             outcome.comes_from(server, &restored);
         }
-        Expected::Goes(..) | Expected::Opens(..) => {
+        Expected::Goes(..) | Expected::Opens { .. } => {
             unreachable!("a reply goes to no server: {}", Verdict::ToBackend.name())
         }
+    }
+}
+
+/// The manager's own server answers.
+fn own_reply(bench: &Bench, model: &mut Model, client: Client, server: Server, flags: u8) {
+    let asked = call(bench, client);
+    let flags = match asked.protocol {
+        Protocol::Tcp => flags,
+        Protocol::Udp => 0,
+    };
+    let segment = asked
+        .segment(asked.at(server), asked.client_address(), flags)
+        .macs(MANAGER.mac, asked.client.mac)
+        .numbers(WORKER_START, CLIENT_START.wrapping_add(1));
+    let expected = model.own_reply(client, flags);
+    let outcome = bench.sends(&segment);
+    match expected {
+        Expected::Passes(verdict) => outcome.passes(verdict),
+        _ => {
+            outcome.is(Action::Pass);
+            outcome.was_sent_by(server);
+            let mut restored = segment;
+            restored.source = asked.service();
+            outcome.leaves_as(&restored);
+        }
+    }
+}
+
+fn clients_side_complains(
+    bench: &Bench,
+    model: &Model,
+    client: Client,
+    problem: Problem,
+    quotes_the_least: bool,
+) {
+    let mut call = call(bench, client);
+    let about = call
+        .segment(call.service(), call.client_address(), PSH | ACK)
+        .payload(*b"sixteen and more");
+    let mut message = call.complains(problem, &about);
+    if quotes_the_least {
+        message = message.quotes_the_least();
+    }
+    let outcome = bench.receives(&message);
+    match model.clients_side_complains(client) {
+        Expected::Passes(verdict) => outcome.passes(verdict),
+        Expected::Goes(server, port) => {
+            call.nat_port = port.unwrap_or(0);
+            outcome.was_sent_to(server, 0);
+            match model.spot(server).reach {
+                Reach::Here => {
+                    outcome.is(Action::Pass);
+                    outcome.leaves_as(&call.complaint_here(server, &message));
+                }
+                Reach::Translated => {
+                    outcome.is(outcome.forwarding());
+                    outcome.leaves_as(&call.complaint_at_worker(server, &message));
+                }
+                Reach::Directly => {
+                    outcome.is(outcome.forwarding());
+                    outcome.leaves_as(&call.complaint_onwards(server, &message));
+                }
+            }
+        }
+        expected => unreachable!("an error about an answer goes to a server: {expected:?}"),
+    }
+}
+
+fn workers_side_complains(
+    bench: &Bench,
+    model: &Model,
+    asked: &Call,
+    server: Server,
+    message: &Message,
+) {
+    let outcome = bench.receives(message);
+    match model.workers_side_complains(server, asked.protocol, asked.nat_port) {
+        Expected::Passes(verdict) => outcome.passes(verdict),
+        Expected::Comes(client, server) => {
+            let translated = call(bench, client).complaint_at_client(message);
+            outcome.comes_from(server, &translated);
+        }
+        expected => unreachable!("an error about a request goes to a client: {expected:?}"),
     }
 }
 
@@ -283,15 +569,33 @@ fn keys(bench: &Bench, model: &Model) -> BTreeSet<Key> {
 
 fn keys_of(bench: &Bench, connection: &Connection) -> [Key; 2] {
     let mut call = call(bench, connection.client);
-    call.nat_port = connection.port;
-    if connection.server == FALLBACK {
-        let reply = call.key(call.at(FALLBACK), call.client_address());
-        return [call.request_key(), reply];
-    }
-    [call.request_key(), call.reply_key(connection.server)]
+    call.nat_port = connection.port.unwrap_or(0);
+    let server = connection.server;
+    let reply = match connection.reach {
+        Reach::Translated => call.reply_key(server),
+        Reach::Here => call.key(call.at(server), call.client_address()),
+        Reach::Directly => call.request_key().reversed(),
+    };
+    [call.request_key(), reply]
 }
 
 fn call(bench: &Bench, client: Client) -> Call {
-    let (station, port) = CLIENTS[client];
-    bench.call(station, port)
+    let (family, protocol, station, port) = CLIENTS[client];
+    let call = bench.call(station, port).over(family);
+    match protocol {
+        Protocol::Tcp => call,
+        Protocol::Udp => call.of_datagrams(),
+    }
+}
+
+/// Some client's call that could have the manager's `port` towards `worker`.
+fn caller_of(bench: &Bench, model: &Model, worker: Server, protocol: Protocol, port: u16) -> Call {
+    let family = model.spot(worker).family;
+    let client = CLIENTS
+        .iter()
+        .position(|(of, speaks, ..)| (*of, *speaks) == (family, protocol))
+        .unwrap();
+    let mut call = call(bench, client);
+    call.nat_port = port;
+    call
 }

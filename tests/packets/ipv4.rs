@@ -51,7 +51,7 @@ fn options(call: &Call) -> Vec<Row> {
     vec![
         options("one IPv4 option", with_options(4)),
         options("the most IPv4 options", with_options(40)),
-        options("a datagram with an IPv4 option", with_options(4).as_udp()),
+        options("a datagram with an IPv4 option", with_options(4).in_udp()),
         both(
             "a fragment with options",
             with_ip_field(with_options(8).frame(), at::FRAGMENT, &[0x20, 0]),

@@ -124,16 +124,40 @@ pub fn make_interfaces() -> anyhow::Result<()> {
         fs::write(ipv6, "1")?;
     }
     let [eth1, eth2] = [MANAGER.mac, MANAGER_ETH2].map(written);
-    let mut ip = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()?;
-    let script = format!(
+    configure(&format!(
         "link set lo up\n\
          link add eth1 index {ETH1} address {eth1} type veth peer name far1 index {FAR1}\n\
          link add eth2 index {ETH2} address {eth2} type veth peer name far2 index {FAR2}\n\
          link set eth1 up\nlink set eth2 up\nlink set far1 up\nlink set far2 up\n"
-    );
+    ))
+}
+
+/// Lets the first interface's driver send by XDP, which this one does to a peer that polls.
+pub fn send_by_xdp() -> anyhow::Result<()> {
+    let status = Command::new("ethtool")
+        .args(["-K", "far1", "gro", "on"])
+        .status()?;
+    anyhow::ensure!(status.success(), "ethtool failed");
+    Ok(())
+}
+
+/// A lasting entry for a worker on the first interface in the kernel's neighbour table.
+pub fn resolve(worker: Server, family: Family) -> anyhow::Result<()> {
+    let Station { mac, .. } = worker.station;
+    let address = worker.station.address(family);
+    let mac = written(mac);
+    let ipv6 = "/proc/sys/net/ipv6/conf/eth1/disable_ipv6";
+    if family == Family::V6 {
+        fs::write(ipv6, "0")?;
+    }
+    configure(&format!("neigh replace {address} lladdr {mac} dev eth1\n"))
+}
+
+fn configure(script: &str) -> anyhow::Result<()> {
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()?;
     ip.stdin.take().unwrap().write_all(script.as_bytes())?;
     anyhow::ensure!(ip.wait()?.success(), "ip failed");
     Ok(())

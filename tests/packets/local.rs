@@ -185,7 +185,7 @@ fn loopback_traffic_of_others_is_left_alone() {
         bench.loops(&call.syn().to(ssh)).passes(Verdict::NotOurs);
         bench.loops(&call.ack()).passes(Verdict::NoFlow);
         bench
-            .loops(&call.syn().to(ssh).as_udp())
+            .loops(&call.syn().to(ssh).in_udp())
             .passes(Verdict::NotOurs);
         bench
             .loops(call.syn().as_ping())
@@ -194,13 +194,13 @@ fn loopback_traffic_of_others_is_left_alone() {
 }
 
 /// The manager as its own client: frames on the loopback interface have no link addresses.
-const ITSELF: Station = Station {
+pub const ITSELF: Station = Station {
     mac: [0; 6],
     ..MANAGER
 };
 
 /// As a client's segment leaves the loopback interface for the worker.
-fn leaving(call: &Call, segment: &Segment) -> Segment {
+pub fn leaving(call: &Call, segment: &Segment) -> Segment {
     let mut segment = call.at_worker(WORKER1, segment);
     (segment.from_mac, segment.to_mac) = (ITSELF.mac, MANAGER.mac);
     segment
@@ -208,7 +208,7 @@ fn leaving(call: &Call, segment: &Segment) -> Segment {
 
 /// The worker's segment must come back to the client on the manager; XDP leaves it to TC.
 #[track_caller]
-fn returns(bench: &Bench, call: &Call, segment: &Segment) {
+pub fn returns(bench: &Bench, call: &Call, segment: &Segment) {
     if bench.edge == Edge::Xdp {
         bench.receives(segment).passes(Verdict::HandedOver);
     }
@@ -220,7 +220,7 @@ fn returns(bench: &Bench, call: &Call, segment: &Segment) {
 
 /// The manager's own server must get `segment`, with nothing changed but the destination.
 #[track_caller]
-fn takes(outcome: Outcome, segment: &Segment, connections: u64) {
+pub fn takes(outcome: Outcome, segment: &Segment, connections: u64) {
     outcome.was_sent_to(FALLBACK, connections);
     outcome.is(Action::Pass);
     outcome.leaves_as(&segment.clone().to(FALLBACK.address(segment.family())));
@@ -228,7 +228,7 @@ fn takes(outcome: Outcome, segment: &Segment, connections: u64) {
 
 /// The manager's own server answers; the client must see the service.
 #[track_caller]
-fn answers(bench: &Bench, call: &Call, flags: u8) {
+pub fn answers(bench: &Bench, call: &Call, flags: u8) {
     answers_on(Hook::Egress, bench, call, flags);
 }
 

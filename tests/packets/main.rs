@@ -11,12 +11,16 @@ mod message;
 mod model;
 mod outcome;
 mod segment;
+mod sniffer;
 mod tables;
 
 mod bytes;
 mod closing;
 mod companion;
+mod datagrams;
 mod differential;
+mod direct;
+mod errors;
 mod fuzz;
 mod handshake;
 mod ipv4;

@@ -1,6 +1,6 @@
 //! ICMP error messages of both families, about segments and datagrams.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::{
     frame::{Family, IpFields, Mac, checksum, ethernet, ip, transport_checksum},
@@ -15,7 +15,7 @@ pub enum Problem {
     PortUnreachable,
     HostUnreachable,
     TimeExceeded,
-    ParameterProblem,
+    BadParameter,
 }
 
 impl Problem {
@@ -24,7 +24,7 @@ impl Problem {
         Self::PortUnreachable,
         Self::HostUnreachable,
         Self::TimeExceeded,
-        Self::ParameterProblem,
+        Self::BadParameter,
     ];
 
     /// Type, code and what follows the checksum.
@@ -37,12 +37,12 @@ impl Problem {
             (Family::V4, Self::PortUnreachable) => (3, 3, [0; 4]),
             (Family::V4, Self::HostUnreachable) => (3, 1, [0; 4]),
             (Family::V4, Self::TimeExceeded) => (11, 0, [0; 4]),
-            (Family::V4, Self::ParameterProblem) => (12, 0, [8, 0, 0, 0]),
+            (Family::V4, Self::BadParameter) => (12, 0, [8, 0, 0, 0]),
             (Family::V6, Self::TooBig(mtu)) => (2, 0, u32::from(mtu).to_be_bytes()),
             (Family::V6, Self::PortUnreachable) => (1, 4, [0; 4]),
             (Family::V6, Self::HostUnreachable) => (1, 3, [0; 4]),
             (Family::V6, Self::TimeExceeded) => (3, 0, [0; 4]),
-            (Family::V6, Self::ParameterProblem) => (4, 0, [0, 0, 0, 6]),
+            (Family::V6, Self::BadParameter) => (4, 0, [0, 0, 0, 6]),
         }
     }
 }
@@ -78,6 +78,15 @@ impl Message {
 
     pub fn macs(mut self, from: Mac, to: Mac) -> Self {
         (self.from_mac, self.to_mac) = (from, to);
+        self
+    }
+
+    /// The same about a packet with other ends. The checksum of its transport header stays: a quote
+    /// is too short to be checked.
+    pub fn about(mut self, source: SocketAddr, destination: SocketAddr) -> Self {
+        let about = &mut self.about;
+        about.checksum = Some(about.written_checksum());
+        (about.source, about.destination) = (source, destination);
         self
     }
 

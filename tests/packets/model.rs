@@ -1,41 +1,75 @@
 //! What the datapath is meant to do, in the plainest terms: a list of connections.
 //!
 //! It shares no code with the programs, keeps no maps and knows of no entries; only which of the
-//! free ports a new connection gets is left to the program.
+//! free ports a new connection gets is left to the program. Exchanges of datagrams are connections to
+//! it, too.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use lb_common::{maps::state, verdict::Verdict};
 
 use crate::{
-    bench::{CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE},
-    frame::{ACK, FIN, RST, SYN},
-    lan::{FALLBACK, Server, WORKER1, WORKER2},
+    bench::{CLOSING_IDLE, DATAGRAM_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE},
+    frame::{ACK, FIN, Family, RST, SYN},
+    lan::Server,
+    segment::Protocol,
 };
 
 /// A client, by its place in the test's list.
 pub type Client = usize;
 
+/// How often datagrams that nobody answers go to another worker.
+const DATAGRAM_RETRIES: u8 = 3;
+
 #[derive(Clone, Debug)]
 pub struct Model {
     now: Duration,
     ports: RangeInclusive<u16>,
-    pub selected: u32,
-    states: [u8; 3],
+    clients: Vec<(Family, Protocol)>,
+    servers: Vec<Spot>,
+    /// By family.
+    selected: BTreeMap<Family, u32>,
     pub connections: Vec<Connection>,
+}
+
+/// A server, and what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Spot {
+    pub server: Server,
+    pub family: Family,
+    pub reach: Reach,
+    pub state: u8,
+}
+
+/// How a server's packets come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// From a port of the manager, which the answers come to.
+    Translated,
+    /// On the manager itself.
+    Here,
+    /// As the client sent them; the answers are never seen.
+    Directly,
 }
 
 #[derive(Clone, Debug)]
 pub struct Connection {
     pub client: Client,
     pub server: Server,
-    /// The manager's port towards the worker; the client's own towards the manager's own server.
-    pub port: u16,
+    pub reach: Reach,
+    protocol: Protocol,
+    /// The manager's port towards the worker, if it takes one.
+    pub port: Option<u16>,
     pub established: bool,
-    /// When the client sent its last SYN.
+    /// When the client sent its last SYN, or unanswered datagram.
     begun: Duration,
-    /// The sequence number of the worker's SYN-ACK.
-    answer: Option<u32>,
+    retries: u8,
+    /// Whether the server has accepted, as far as that can be seen.
+    answered: bool,
     from_client: Side,
     from_server: Side,
 }
@@ -52,21 +86,31 @@ struct Side {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expected {
     Passes(Verdict),
-    /// To this server, from this port.
-    Goes(Server, u16),
+    /// To the server of this connection.
+    Goes(Server, Option<u16>),
     /// To this client, from this server.
     Comes(Client, Server),
-    /// As the first of a connection to this server, from one of these ports.
-    Opens(Server, BTreeSet<u16>),
+    /// As the first of a connection to this server, from one of these ports if it needs one.
+    Opens {
+        server: Server,
+        ports: BTreeSet<u16>,
+        retries: u8,
+    },
 }
 
 impl Model {
-    pub fn new(ports: RangeInclusive<u16>) -> Self {
+    pub fn new(
+        ports: RangeInclusive<u16>,
+        clients: Vec<(Family, Protocol)>,
+        servers: Vec<Spot>,
+        selected: BTreeMap<Family, u32>,
+    ) -> Self {
         Self {
             now: Duration::ZERO,
             ports,
-            selected: WORKER1.id,
-            states: [state::UP; 3],
+            clients,
+            servers,
+            selected,
             connections: Vec::new(),
         }
     }
@@ -75,42 +119,60 @@ impl Model {
         self.now += time;
     }
 
-    pub fn state(&mut self, server: Server, to: u8) {
-        self.states[server.id as usize - 1] = to;
+    pub fn select(&mut self, family: Family, backend: u32) {
+        self.selected.insert(family, backend);
     }
 
-    /// A client sends a segment to the service.
-    pub fn request(&mut self, client: Client, flags: u8, acknowledges: u32) -> Expected {
+    pub fn state(&mut self, server: Server, to: u8) {
+        let spot = self.servers.iter_mut().find(|spot| spot.server == server);
+        spot.unwrap().state = to;
+    }
+
+    /// A client sends a segment to the service, which proves, or not, that it is there.
+    pub fn request(&mut self, client: Client, flags: u8, proves: bool) -> Expected {
         let Some(at) = self.connections.iter().position(|one| one.client == client) else {
-            return self.stranger(flags);
+            return self.stranger(client, flags, 0);
         };
         let connection = &self.connections[at];
         let state = self.state_of(connection.server);
-        let opens = flags & (SYN | ACK | RST | FIN) == SYN;
-        let is_over = connection.established && connection.has_ended()
-            || self.silence(connection) > connection.patience();
+        let keeps = matches!(state, state::UP | state::DRAINING);
+        let opens = self.opens(client, flags);
+        let silence = self.silence(connection);
+        let is_over =
+            connection.established && connection.has_ended() || silence > connection.patience();
         if !connection.established && is_over {
             self.connections.remove(at);
-            return self.stranger(flags);
+            return self.stranger(client, flags, 0);
         }
         // A worker that does not answer is left for another one that can be had.
-        let other = self.chosen().filter(|other| *other != connection.server);
-        let is_repeated = !self.silence(connection).is_zero() && connection.answer.is_none();
-        let leaves =
-            !connection.established && (state != state::UP || is_repeated && other.is_some());
-        if opens && (is_over || leaves) {
+        let chosen = self.chosen(client);
+        let tries_another = !silence.is_zero()
+            && !connection.answered
+            && (!connection.is_of_datagrams() || connection.retries < DATAGRAM_RETRIES)
+            && chosen.is_some_and(|other| other.server != connection.server);
+        let is_left = if connection.is_of_datagrams() && connection.is_proven() {
+            !keeps
+        } else {
+            !connection.established && (state != state::UP || tries_another)
+        };
+        if opens && (is_over || is_left) {
+            let retries = if !is_over && state == state::UP {
+                connection.retries + 1
+            } else {
+                0
+            };
             self.connections.remove(at);
-            return self.stranger(flags);
+            return self.stranger(client, flags, retries);
         }
-        if state != state::UP && state != state::DRAINING {
+        if !keeps {
             self.connections.remove(at);
             return Expected::Passes(Verdict::BackendDown);
         }
         let now = self.now;
         let connection = &mut self.connections[at];
-        if let Some(sequence) = connection.answer
-            && flags & (SYN | ACK | RST) == ACK
-            && acknowledges == sequence.wrapping_add(1)
+        let has_acknowledged = flags & (SYN | ACK | RST) == ACK && proves;
+        let may_be_proven = connection.answered || connection.reach == Reach::Directly;
+        if connection.is_of_datagrams() && connection.answered || has_acknowledged && may_be_proven
         {
             connection.established = true;
         }
@@ -132,23 +194,18 @@ impl Model {
     }
 
     /// A worker sends a segment to one of the manager's ports.
-    pub fn reply(&mut self, worker: Server, port: u16, flags: u8, sequence: u32) -> Expected {
-        self.answer(flags, sequence, |one| one.holds(worker, port))
+    pub fn reply(&mut self, worker: Server, protocol: Protocol, port: u16, flags: u8) -> Expected {
+        self.answer(flags, |one| one.holds(worker, protocol, port))
     }
 
     /// The manager's own server sends a segment to a client.
-    pub fn own_reply(&mut self, client: Client, flags: u8, sequence: u32) -> Expected {
-        self.answer(flags, sequence, |one| {
-            one.server == FALLBACK && one.client == client
+    pub fn own_reply(&mut self, client: Client, flags: u8) -> Expected {
+        self.answer(flags, |one| {
+            one.reach == Reach::Here && one.client == client
         })
     }
 
-    fn answer(
-        &mut self,
-        flags: u8,
-        sequence: u32,
-        is_part_of: impl Fn(&Connection) -> bool,
-    ) -> Expected {
+    fn answer(&mut self, flags: u8, is_part_of: impl Fn(&Connection) -> bool) -> Expected {
         let now = self.now;
         let Some(at) = self.connections.iter().position(is_part_of) else {
             return Expected::Passes(Verdict::NotOurs);
@@ -159,9 +216,8 @@ impl Model {
         }
         let connection = &mut self.connections[at];
         connection.from_server.sees(flags, now);
-        if flags & (SYN | ACK | RST) == SYN | ACK && !connection.established {
-            connection.answer = Some(sequence);
-        }
+        let accepts = flags & (SYN | ACK | RST) == SYN | ACK;
+        connection.answered |= accepts || connection.is_of_datagrams();
         let comes = Expected::Comes(connection.client, connection.server);
         if !connection.established && flags & RST != 0 {
             self.connections.remove(at);
@@ -169,22 +225,87 @@ impl Model {
         comes
     }
 
+    /// A router tells of a problem with a packet of the service to a client.
+    pub fn clients_side_complains(&self, client: Client) -> Expected {
+        let about = self.connections.iter().find(|one| one.client == client);
+        self.error(about, |one| Expected::Goes(one.server, one.port))
+    }
+
+    /// A worker, or a router, tells of a problem with a packet from one of the manager's ports.
+    pub fn workers_side_complains(
+        &self,
+        worker: Server,
+        protocol: Protocol,
+        port: u16,
+    ) -> Expected {
+        let mut connections = self.connections.iter();
+        let about = connections.find(|one| one.holds(worker, protocol, port));
+        self.error(about, |one| Expected::Comes(one.client, one.server))
+    }
+
+    fn error(
+        &self,
+        about: Option<&Connection>,
+        goes_on: impl Fn(&Connection) -> Expected,
+    ) -> Expected {
+        match about.filter(|one| one.is_under_way(self)) {
+            None => Expected::Passes(Verdict::NotOurs),
+            Some(one) => match self.state_of(one.server) {
+                state::UP | state::DRAINING => goes_on(one),
+                _ => Expected::Passes(Verdict::BackendDown),
+            },
+        }
+    }
+
     /// The connection that [`Expected::Opens`] announced got its port, whose last holder is gone.
-    pub fn opened(&mut self, client: Client, server: Server, port: u16) {
-        self.connections.retain(|one| !one.holds(server, port));
+    pub fn opened(&mut self, client: Client, server: Server, port: Option<u16>, retries: u8) {
+        let (_, protocol) = self.clients[client];
+        let reach = self.spot(server).reach;
+        if let Some(port) = port {
+            self.connections
+                .retain(|one| !one.holds(server, protocol, port));
+        }
         let begun = Side {
             last_seen: self.now,
             ..Side::default()
         };
+        // What is never seen cannot be waited for.
+        let unseen = reach == Reach::Directly;
         self.connections.push(Connection {
             client,
             server,
+            reach,
+            protocol,
             port,
             established: false,
             begun: self.now,
-            answer: None,
+            retries,
+            answered: unseen && protocol == Protocol::Udp,
             from_client: begun,
-            from_server: begun,
+            from_server: Side {
+                has_finished: unseen,
+                ..begun
+            },
+        });
+    }
+
+    /// Forgets connections to a server whose ports a newcomer may take and, by `has_lost`, was looking
+    /// at when it took another one.
+    pub fn gave_way(
+        &mut self,
+        server: Server,
+        protocol: Protocol,
+        has_lost: impl Fn(&Connection) -> bool,
+    ) {
+        let free: BTreeSet<_> = self
+            .ports
+            .clone()
+            .filter(|port| self.is_free(server, protocol, *port))
+            .collect();
+        self.connections.retain(|one| {
+            let is_in_the_way =
+                one.established && free.iter().any(|port| one.holds(server, protocol, *port));
+            !(is_in_the_way && has_lost(one))
         });
     }
 
@@ -193,11 +314,13 @@ impl Model {
         [connection.from_client, connection.from_server].map(|side| self.now - side.last_seen)
     }
 
-    /// Who gets new connections.
-    fn chosen(&self) -> Option<Server> {
-        let mut servers = [WORKER1, WORKER2, FALLBACK].into_iter();
-        let selected = servers.find(|one| one.id == self.selected);
-        selected.filter(|server| self.state_of(*server) == state::UP)
+    /// Who gets a client's new connections.
+    fn chosen(&self, client: Client) -> Option<Spot> {
+        let (family, _) = self.clients[client];
+        let mut servers = self.servers.iter().copied();
+        servers
+            .find(|spot| spot.family == family && spot.server.id == self.selected[&family])
+            .filter(|spot| spot.state == state::UP)
     }
 
     /// How many connections to a server are open.
@@ -208,32 +331,37 @@ impl Model {
             .count() as u64
     }
 
-    fn stranger(&self, flags: u8) -> Expected {
-        if flags & (SYN | ACK | RST | FIN) != SYN {
+    fn opens(&self, client: Client, flags: u8) -> bool {
+        let (_, protocol) = self.clients[client];
+        protocol == Protocol::Udp || flags & (SYN | ACK | RST | FIN) == SYN
+    }
+
+    fn stranger(&self, client: Client, flags: u8, retries: u8) -> Expected {
+        if !self.opens(client, flags) {
             return Expected::Passes(Verdict::NoFlow);
         }
-        match self.chosen() {
-            Some(server) => {
-                if server == FALLBACK {
-                    return Expected::Opens(server, BTreeSet::new());
-                }
-                let free: BTreeSet<_> = self
-                    .ports
-                    .clone()
-                    .filter(|port| self.is_free(server, *port))
-                    .collect();
-                if free.is_empty() {
-                    Expected::Passes(Verdict::PortsExhausted)
-                } else {
-                    Expected::Opens(server, free)
-                }
+        let Some(Spot { server, reach, .. }) = self.chosen(client) else {
+            return Expected::Passes(Verdict::NoBackend);
+        };
+        let mut ports = BTreeSet::new();
+        if reach == Reach::Translated {
+            let (_, protocol) = self.clients[client];
+            let free = self.ports.clone();
+            ports.extend(free.filter(|port| self.is_free(server, protocol, *port)));
+            if ports.is_empty() {
+                return Expected::Passes(Verdict::PortsExhausted);
             }
-            None => Expected::Passes(Verdict::NoBackend),
+        }
+        Expected::Opens {
+            server,
+            ports,
+            retries,
         }
     }
 
-    fn is_free(&self, server: Server, port: u16) -> bool {
-        let holder = self.connections.iter().find(|one| one.holds(server, port));
+    fn is_free(&self, server: Server, protocol: Protocol, port: u16) -> bool {
+        let mut connections = self.connections.iter();
+        let holder = connections.find(|one| one.holds(server, protocol, port));
         holder.is_none_or(|one| {
             let patience = if one.has_ended() {
                 CLOSING_IDLE
@@ -253,14 +381,28 @@ impl Model {
     }
 
     fn state_of(&self, server: Server) -> u8 {
-        self.states[server.id as usize - 1]
+        self.spot(server).state
+    }
+
+    pub fn spot(&self, server: Server) -> Spot {
+        let mut servers = self.servers.iter().copied();
+        servers.find(|spot| spot.server == server).unwrap()
     }
 }
 
 impl Connection {
     /// Whether this is the connection that `worker` knows under the manager's `port`.
-    fn holds(&self, worker: Server, port: u16) -> bool {
-        worker != FALLBACK && self.server == worker && self.port == port
+    fn holds(&self, worker: Server, protocol: Protocol, port: u16) -> bool {
+        self.server == worker && self.protocol == protocol && self.port == Some(port)
+    }
+
+    fn is_of_datagrams(&self) -> bool {
+        self.protocol == Protocol::Udp
+    }
+
+    /// Whether its next datagram is one of an established flow.
+    fn is_proven(&self) -> bool {
+        self.established || self.answered
     }
 
     /// Whether packets still belong to it: an abandoned handshake is nobody's.
@@ -274,10 +416,10 @@ impl Connection {
     }
 
     fn patience(&self) -> Duration {
-        if self.established {
-            ESTABLISHED_IDLE
-        } else {
-            HALF_OPEN_IDLE
+        match (self.established, self.protocol) {
+            (false, _) => HALF_OPEN_IDLE,
+            (true, Protocol::Tcp) => ESTABLISHED_IDLE,
+            (true, Protocol::Udp) => DATAGRAM_IDLE,
         }
     }
 }

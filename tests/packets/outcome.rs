@@ -209,7 +209,7 @@ impl Outcome {
     }
 
     /// How a frame goes on that leaves by the interface it came from.
-    fn forwarding(&self) -> Action {
+    pub fn forwarding(&self) -> Action {
         match self.edge {
             Edge::Tc => Action::Redirect,
             Edge::Xdp => Action::Transmit,

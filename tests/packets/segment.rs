@@ -123,7 +123,7 @@ impl Segment {
     }
 
     /// The same addresses and ports, but in a UDP datagram.
-    pub fn as_udp(mut self) -> Self {
+    pub fn in_udp(mut self) -> Self {
         self.protocol = Protocol::Udp;
         self
     }

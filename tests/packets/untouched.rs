@@ -7,7 +7,7 @@ use lb_common::verdict::Verdict;
 use crate::{
     bench::{Edge, at_both_edges, at_edge},
     call::Call,
-    frame::{ACK, Family, PSH, at, with},
+    frame::{ACK, CUSTOMER_TAG, Family, PSH, SERVICE_TAG, at, tagged, with},
     ipv4, ipv6,
     lan::{CLIENT, MANAGER, OTHER_CLIENT, SERVICE_PORT, WORKER1},
     outcome::Action,
@@ -62,6 +62,10 @@ fn other_protocols(call: &Call) -> Vec<Row> {
     let syn = call.syn();
     let lldp = [1, 0x80, 0xc2, 0, 0, 14];
     let other = |what, protocol| both(what, syn.as_protocol(protocol), Verdict::OtherProtocol);
+    let vlan = |what, kind, id| {
+        let frame = tagged(syn.frame(), kind, id);
+        (what, frame, Verdict::NotIp, Verdict::HandedOver)
+    };
     let long = call.request(0).payload([7; 1_000]);
     vec![
         (
@@ -83,6 +87,16 @@ fn other_protocols(call: &Call) -> Vec<Row> {
             ),
             Verdict::NotForUs,
             Verdict::NotIp,
+        ),
+        // A test run leaves tags in the frame, where TC never meets them.
+        vlan("a tag of VLAN 5", CUSTOMER_TAG, 5),
+        vlan("a tag of priority only", CUSTOMER_TAG, 0xe000),
+        vlan("a service provider's tag", SERVICE_TAG, 5),
+        (
+            "two tags",
+            tagged(syn.as_vlan(7), SERVICE_TAG, 5),
+            Verdict::NotIp,
+            Verdict::HandedOver,
         ),
         both(
             "MPLS",
@@ -210,11 +224,11 @@ fn fragments(call: &Call) -> Vec<Row> {
         fragment("a first fragment of a SYN", call.syn().as_fragment(0, true)),
         fragment(
             "a first fragment of a datagram",
-            data.clone().as_udp().as_fragment(0, true),
+            data.clone().in_udp().as_fragment(0, true),
         ),
         fragment(
             "a last fragment of a datagram",
-            data.as_udp().as_fragment(1_480, false),
+            data.in_udp().as_fragment(1_480, false),
         ),
     ]
 }
@@ -265,7 +279,7 @@ fn a_frame_to_another_station_is_not_for_us() {
             call.syn(),
             call.ack(),
             call.reply(WORKER1, ACK),
-            call.syn().as_udp(),
+            call.syn().in_udp(),
         ] {
             let frame = with(segment.frame(), at::DESTINATION_MAC, &OTHER_CLIENT.mac);
             bench.receives(frame).passes(Verdict::NotForUs);
@@ -300,7 +314,7 @@ fn every_truncation_passes_untouched_and_is_counted_once() {
 fn every_truncation_of_other_packets_passes_untouched_and_is_counted_once() {
     at_both_edges(|bench| {
         let syn = bench.call(CLIENT, 40_000).syn();
-        let elsewhere = syn.clone().to(MANAGER.at(bench.family, 53)).as_udp();
+        let elsewhere = syn.clone().to(MANAGER.at(bench.family, 53)).in_udp();
         for (whole, verdict) in [
             (elsewhere.frame(), Verdict::NotOurs),
             (syn.as_ping(), Verdict::OtherProtocol),

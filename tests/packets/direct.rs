@@ -1,0 +1,269 @@
+//! Workers that answer their clients themselves (`dsr`): requests go on as they came.
+
+use std::time::Duration;
+
+use lb_common::{
+    maps::{Neighbour, direction, ended, mode, state},
+    verdict::Verdict,
+};
+
+use crate::{
+    bench::{Bench, DATAGRAM_IDLE, ESTABLISHED_IDLE, Edge, at_both_edges, at_edge},
+    call::{CLIENT_START, Call},
+    frame::{ACK, FIN, PSH, RST, SYN},
+    lan::{CLIENT, WORKER1, WORKER2},
+    local::ITSELF,
+    message::Problem,
+    outcome::Action,
+    segment::Segment,
+};
+
+const A_WHILE: Duration = Duration::from_millis(500);
+const CLIENT_PATIENCE: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_syn_goes_on_as_it_came() {
+    at_both_edges(|bench| {
+        let call = directly(bench);
+        begins(bench, &call);
+        let [handshake] = bench.handshakes()[..] else {
+            panic!("{:?}", bench.handshakes());
+        };
+        assert_eq!(handshake.client, call.request_key());
+        assert_eq!(handshake.leaves, call.request_key());
+    });
+}
+
+#[test]
+fn the_clients_own_sequence_number_completes_the_handshake() {
+    at_both_edges(|bench| {
+        let call = directly(bench);
+        begins(bench, &call);
+        requests(bench, &call, &call.ack());
+        assert!(bench.handshakes().is_empty());
+        let established = bench.entries();
+        assert_eq!(established.len(), 2);
+        let request = established[&call.request_key()];
+        assert_eq!(request.leaves, call.request_key());
+        assert_eq!(
+            (request.direction, request.counted),
+            (direction::REQUEST, 1)
+        );
+        let reply = established[&call.request_key().reversed()];
+        assert_eq!(
+            (reply.direction, reply.ended),
+            (direction::REPLY, ended::FIN)
+        );
+        assert_eq!(bench.active(WORKER1.id), 1);
+    });
+}
+
+#[test]
+fn a_wrong_sequence_number_does_not_complete_the_handshake() {
+    at_both_edges(|bench| {
+        let call = directly(bench);
+        begins(bench, &call);
+        for sequence in [
+            CLIENT_START,
+            CLIENT_START.wrapping_sub(1),
+            CLIENT_START.wrapping_add(1 + 65_536),
+            CLIENT_START.wrapping_add(1 << 31),
+        ] {
+            requests(bench, &call, &call.request(ACK).numbers(sequence, 1));
+            assert!(bench.entries().is_empty());
+        }
+        let beyond = CLIENT_START.wrapping_add(65_536);
+        requests(bench, &call, &call.request(PSH | ACK).numbers(beyond, 1));
+        assert_eq!(bench.entries().len(), 2);
+    });
+}
+
+#[test]
+fn requests_of_every_length_go_on_untouched() {
+    at_both_edges(|bench| {
+        for call in [directly(bench), directly(bench).of_datagrams()] {
+            begins(bench, &call);
+            requests(bench, &call, &call.ack());
+            for length in (0..20).chain([1_000, 1_448]) {
+                let up = call.request(PSH | ACK).payload(vec![b'u'; length]);
+                requests(bench, &call, &up);
+            }
+            // Not even a wrong checksum changes.
+            requests(bench, &call, &call.request(ACK).checksum(0x1234));
+        }
+    });
+}
+
+#[test]
+fn no_port_is_taken() {
+    at_both_edges(|bench| {
+        bench.settings(|settings| settings.nat_port_count = 0);
+        for call in [directly(bench), directly(bench).of_datagrams()] {
+            begins(bench, &call);
+            requests(bench, &call, &call.ack());
+        }
+        assert_eq!(bench.entries().len(), 4);
+    });
+}
+
+#[test]
+fn the_clients_end_is_the_end() {
+    at_both_edges(|bench| {
+        for flags in [FIN | ACK, RST] {
+            let call = directly(bench);
+            begins(bench, &call);
+            requests(bench, &call, &call.ack());
+            assert_eq!(bench.active(WORKER1.id), 1);
+            requests(bench, &call, &call.request(flags));
+            assert_eq!(bench.active(WORKER1.id), 0);
+            // What is still to be acknowledged.
+            requests(bench, &call, &call.ack());
+            begins(bench, &call);
+            requests(bench, &call, &call.request(RST));
+        }
+        assert_eq!(bench.connections(WORKER1.id), 4);
+    });
+}
+
+#[test]
+fn a_repeated_syn_tries_the_next_best_worker_of_either_mode() {
+    at_both_edges(|bench| {
+        bench.ranks(&[WORKER1, WORKER2]);
+        let mut call = directly(bench);
+        begins(bench, &call);
+        requests(bench, &call, &call.syn());
+        bench.wait(CLIENT_PATIENCE);
+        call.begins(bench, WORKER2);
+        bench.wait(CLIENT_PATIENCE);
+        begins(bench, &call);
+        requests(bench, &call, &call.ack());
+    });
+}
+
+#[test]
+fn an_open_tuple_keeps_its_worker() {
+    at_both_edges(|bench| {
+        let mut call = directly(bench);
+        begins(bench, &call);
+        requests(bench, &call, &call.ack());
+        bench.select(WORKER2.id);
+        bench.wait(ESTABLISHED_IDLE - A_WHILE);
+        requests(bench, &call, &call.syn());
+        bench.wait(ESTABLISHED_IDLE + A_WHILE);
+        call.connects(bench, WORKER2);
+    });
+}
+
+#[test]
+fn a_worker_that_is_down_loses_its_flows() {
+    at_both_edges(|bench| {
+        let call = directly(bench);
+        begins(bench, &call);
+        requests(bench, &call, &call.ack());
+        bench.state(WORKER1.id, state::DRAINING);
+        requests(bench, &call, &call.ack());
+        bench.goes_down(WORKER1.id);
+        bench.receives(&call.ack()).passes(Verdict::BackendDown);
+        bench.receives(&call.ack()).passes(Verdict::NoFlow);
+    });
+}
+
+#[test]
+fn datagrams_go_on_without_an_answer() {
+    at_both_edges(|bench| {
+        bench.ranks(&[WORKER1, WORKER2]);
+        let mut call = directly(bench).of_datagrams();
+        begins(bench, &call);
+        bench.wait(CLIENT_PATIENCE);
+        requests(bench, &call, &call.ack());
+        assert_eq!(bench.entries().len(), 2);
+        requests(bench, &call, &call.ack().checksum(0));
+        bench.select(WORKER2.id);
+        bench.wait(DATAGRAM_IDLE - A_WHILE);
+        requests(bench, &call, &call.ack());
+        bench.goes_down(WORKER1.id);
+        call.connects(bench, WORKER2);
+    });
+}
+
+#[test]
+fn a_request_does_not_exceed_its_last_hop() {
+    at_both_edges(|bench| {
+        let call = directly(bench);
+        let syn = call.syn().time_to_live(1);
+        bench.receives(&syn).is_dropped(Verdict::TimeToLive);
+        begins(bench, &call);
+        requests(bench, &call, &call.ack());
+        let last = call.ack().time_to_live(1);
+        bench.receives(&last).is_dropped(Verdict::TimeToLive);
+    });
+}
+
+#[test]
+fn no_way_leads_there_from_the_manager_itself() {
+    at_edge(Edge::Tc, |bench| {
+        directly(bench);
+        for call in [bench.call(ITSELF, 40_000), bench.datagrams(ITSELF, 40_000)] {
+            bench.loops(&call.syn()).passes(Verdict::NoRoute);
+        }
+        assert!(bench.handshakes().is_empty());
+    });
+}
+
+#[test]
+fn xdp_leaves_such_a_worker_that_it_has_not_met_to_tc() {
+    at_edge(Edge::Xdp, |bench| {
+        let call = directly(bench);
+        bench.neighbour(WORKER1.id, Neighbour::default());
+        let handed_over = bench.receives(&call.syn());
+        handed_over.is(Action::Pass);
+        handed_over.is_untouched();
+        let mut unresolved = call.syn();
+        unresolved.ip.time_to_live -= 1;
+        bench.behind_xdp(&call.syn()).goes_to(WORKER1, &unresolved);
+    });
+}
+
+#[test]
+fn an_error_about_the_workers_answer_goes_on_to_it() {
+    at_both_edges(|bench| {
+        for call in [directly(bench), directly(bench).of_datagrams()] {
+            begins(bench, &call);
+            is_told(bench, &call);
+            requests(bench, &call, &call.ack());
+            is_told(bench, &call);
+        }
+    });
+}
+
+/// The worker must get the messages about what it has sent to the client.
+#[track_caller]
+fn is_told(bench: &Bench, call: &Call) {
+    let answer = call.segment(call.service(), call.client_address(), SYN | ACK);
+    for problem in Problem::ALL {
+        let message = call.complains(problem, &answer);
+        let sent_on = call.complaint_onwards(WORKER1, &message);
+        bench.receives(&message).goes_to(WORKER1, &sent_on);
+    }
+}
+
+/// A call to worker 1, which answers clients itself from now on.
+fn directly(bench: &mut Bench) -> Call {
+    bench.backend(WORKER1.id, |backend| backend.mode = mode::DSR);
+    bench.call(CLIENT, 40_000)
+}
+
+#[track_caller]
+fn begins(bench: &Bench, call: &Call) {
+    let syn = call.syn();
+    bench
+        .receives(&syn)
+        .opens(WORKER1, &call.onwards(WORKER1, &syn));
+}
+
+#[track_caller]
+fn requests(bench: &Bench, call: &Call, segment: &Segment) {
+    bench
+        .receives(segment)
+        .goes_to(WORKER1, &call.onwards(WORKER1, segment));
+}

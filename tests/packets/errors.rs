@@ -1,0 +1,444 @@
+//! ICMP errors about flows: they reach whoever sent the packet that they tell of.
+
+use lb_common::{
+    maps::{Neighbour, state},
+    verdict::Verdict,
+};
+
+use crate::{
+    bench::{Bench, Edge, at_both_edges, at_edge, over},
+    call::Call,
+    frame::{
+        ACK, DESTINATION_OPTIONS, FRAGMENT, Family, HOP_BY_HOP, PSH, SYN, at, with, with_ip_field,
+    },
+    lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, ROUTER, WORKER1, WORKER2},
+    local::{answers, takes},
+    message::{Message, Problem},
+    outcome::Action,
+    untouched::shortest,
+};
+
+#[test]
+fn every_error_about_an_established_flow_is_translated_both_ways() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            for problem in Problem::ALL {
+                worker_is_told(bench, &call, &from_the_clients_side(&call, problem));
+                client_is_told(bench, &call, &from_the_workers_side(&call, problem));
+            }
+        }
+    });
+}
+
+#[test]
+fn every_error_about_a_handshake_is_translated_both_ways() {
+    at_both_edges(|bench| {
+        for mut call in both_protocols(bench) {
+            call.begins(bench, WORKER1);
+            for problem in Problem::ALL {
+                let syn = call.syn();
+                let message = call.worker_complains(WORKER1, problem, &syn);
+                client_is_told(bench, &call, &message);
+            }
+            call.is_answered(bench, WORKER1);
+            for problem in Problem::ALL {
+                let syn_ack = call.at_client(&call.syn_ack(WORKER1));
+                worker_is_told(bench, &call, &call.complains(problem, &syn_ack));
+                client_is_told(bench, &call, &from_the_workers_side(&call, problem));
+            }
+            call.requests(bench, WORKER1, &call.ack());
+        }
+    });
+}
+
+#[test]
+fn a_quote_of_any_length_from_the_least_on_is_translated() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            let least = bench.family.header_bytes() + 8;
+            for quoted in least..least + 40 {
+                let message = from_the_clients_side(&call, Problem::TooBig(1_280));
+                worker_is_told(bench, &call, &message.quotes(quoted));
+                let message = from_the_workers_side(&call, Problem::TooBig(1_280));
+                client_is_told(bench, &call, &message.quotes(quoted));
+            }
+        }
+    });
+}
+
+#[test]
+fn every_next_hops_mtu_is_handed_on() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            for mtu in [0, 68, 576, 1_280, 1_492, 9_000, 65_535] {
+                let message = from_the_clients_side(&call, Problem::TooBig(mtu));
+                worker_is_told(bench, &call, &message.quotes_the_least());
+                let message = from_the_workers_side(&call, Problem::TooBig(mtu));
+                client_is_told(bench, &call, &message.quotes_the_least());
+            }
+        }
+    });
+}
+
+#[test]
+fn an_error_leaves_the_flow_as_it_is() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            let before = bench.entries();
+            for problem in Problem::ALL {
+                worker_is_told(bench, &call, &from_the_clients_side(&call, problem));
+                client_is_told(bench, &call, &from_the_workers_side(&call, problem));
+            }
+            assert_eq!(bench.entries(), before);
+            // Replies still go to the client, not to the router.
+            call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+        }
+    });
+}
+
+#[test]
+fn an_error_of_a_router_on_the_workers_side_comes_from_the_service() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            let router = ROUTER.address(call.family);
+            let mut message = from_the_workers_side(&call, Problem::TooBig(1_280));
+            (message.source, message.from_mac) = (router, ROUTER.mac);
+            client_is_told(bench, &call, &message);
+            // A router's link address is not the worker's.
+            let known = bench.known_neighbour(WORKER1.id);
+            assert_eq!(known.worker.bytes(), WORKER1.station.mac);
+        }
+    });
+}
+
+#[test]
+fn the_managers_own_server_is_told_in_place() {
+    at_both_edges(|bench| {
+        bench.select(FALLBACK.id);
+        for call in both_protocols(bench) {
+            let answer = call.segment(call.service(), call.client_address(), SYN | ACK);
+            let is_told = |bench: &Bench| {
+                for problem in Problem::ALL {
+                    let message = call.complains(problem, &answer);
+                    let outcome = bench.receives(&message);
+                    outcome.is(Action::Pass);
+                    outcome.was_sent_to(FALLBACK, 0);
+                    outcome.leaves_as(&call.complaint_here(FALLBACK, &message));
+                }
+            };
+            takes(bench.receives(&call.syn()), &call.syn(), 1);
+            is_told(bench);
+            answers(bench, &call, SYN | ACK);
+            takes(bench.receives(&call.ack()), &call.ack(), 0);
+            is_told(bench);
+        }
+    });
+}
+
+#[test]
+fn an_error_about_no_flow_is_left_to_the_kernel() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            let mut client = call.at_client(&call.reply(WORKER1, ACK));
+            client.destination.set_port(39_999);
+            let mut port = call.request(ACK);
+            port.source.set_port(39_999);
+            let mut server = call.at_client(&call.reply(WORKER1, ACK));
+            server.source.set_port(81);
+            for about in [client, server] {
+                let message = call.complains(Problem::TooBig(1_280), &about);
+                bench.receives(&message).passes(Verdict::NotOurs);
+            }
+            let mut elsewhere = call.clone();
+            elsewhere.nat_port ^= 1;
+            let other_worker = call.worker_complains(WORKER2, Problem::PortUnreachable, &port);
+            bench.receives(&other_worker).passes(Verdict::NotOurs);
+            let other_port = from_the_workers_side(&elsewhere, Problem::PortUnreachable);
+            bench.receives(&other_port).passes(Verdict::NotOurs);
+            // About a packet that the manager's own client has sent.
+            let own = call.segment(MANAGER.at(call.family, 50_000), call.at(WORKER1), ACK);
+            let message = call.complains(Problem::TimeExceeded, &own);
+            bench.receives(&message).passes(Verdict::NotOurs);
+        }
+    });
+}
+
+#[test]
+fn an_error_about_the_other_protocol_of_a_flows_ports_is_not_ours() {
+    at_both_edges(|bench| {
+        let mut tcp = bench.call(CLIENT, 40_000);
+        tcp.connects(bench, WORKER1);
+        let mut udp = tcp.clone().of_datagrams();
+        let message = from_the_clients_side(&udp, Problem::PortUnreachable);
+        bench.receives(&message).passes(Verdict::NotOurs);
+        udp = bench.datagrams(OTHER_CLIENT, 41_000);
+        udp.connects(bench, WORKER1);
+        let mut tcp = bench.call(OTHER_CLIENT, 41_000);
+        tcp.nat_port = udp.nat_port;
+        let message = from_the_workers_side(&tcp, Problem::HostUnreachable);
+        bench.receives(&message).passes(Verdict::NotOurs);
+    });
+}
+
+#[test]
+fn an_error_about_a_flow_whose_worker_is_down_is_left_to_the_kernel() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            let told = from_the_clients_side(&call, Problem::TooBig(1_280));
+            bench.state(WORKER1.id, state::DRAINING);
+            worker_is_told(bench, &call, &told);
+            for state in [state::DOWN, state::UNKNOWN] {
+                bench.state(WORKER1.id, state);
+                bench.receives(&told).passes(Verdict::BackendDown);
+            }
+            bench.state(WORKER1.id, state::UP);
+        }
+    });
+}
+
+#[test]
+fn an_error_about_a_flow_that_is_gone_is_not_ours() {
+    at_both_edges(|bench| {
+        let mut call = bench.datagrams(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        let about_old = from_the_workers_side(&call, Problem::PortUnreachable);
+        bench.goes_down(WORKER1.id);
+        bench.select(WORKER2.id);
+        call.begins(bench, WORKER2);
+        bench.state(WORKER1.id, state::UP);
+        bench.receives(&about_old).passes(Verdict::NotOurs);
+    });
+}
+
+#[test]
+fn a_cut_error_passes_untouched() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            for message in [
+                from_the_clients_side(&call, Problem::TooBig(1_280)),
+                from_the_workers_side(&call, Problem::TooBig(1_280)),
+            ] {
+                let whole = message.frame();
+                for length in shortest(bench.edge, bench.family)..whole.len() {
+                    bench.receives(&whole[..length]).passes(Verdict::Truncated);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn an_error_that_quotes_too_little_passes_untouched() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            for quoted in 0..bench.family.header_bytes() + 8 {
+                let message = from_the_clients_side(&call, Problem::TooBig(1_280));
+                let little = message.quotes(quoted).frame();
+                bench.receives(&little[..]).passes(Verdict::Truncated);
+            }
+            // What looks like the rest of the quote is padding.
+            let message = from_the_clients_side(&call, Problem::TooBig(1_280));
+            let least = message.quotes_the_least();
+            let whole = least.frame();
+            let mut claims_less = least.clone().quotes(least.quoted - 1).frame();
+            claims_less.push(*whole.last().unwrap());
+            bench.receives(claims_less).passes(Verdict::Malformed);
+        }
+    });
+}
+
+#[test]
+fn an_error_whose_quote_is_no_plain_packet_passes_untouched() {
+    over(Family::V4, |bench| {
+        for call in connected(bench) {
+            let about = call.at_client(&call.reply(WORKER1, PSH | ACK).payload([b'x'; 60]));
+            let message = call.complains(Problem::TooBig(1_280), &about);
+            let quote = bench.family.transport() + 8;
+            let quoting = |at: usize, bytes: &[u8]| {
+                with_icmp_checksum(with(message.frame(), quote + at, bytes))
+            };
+            let options =
+                call.complains(Problem::TooBig(1_280), &about.clone().ip_options(&[1; 4]));
+            for (what, frame) in [
+                ("options", options.frame()),
+                ("version 6", quoting(0, &[0x65])),
+                ("a fragment from the middle", quoting(6, &[0, 185])),
+                ("a ping", quoting(9, &[1])),
+                ("SCTP", quoting(9, &[132])),
+            ] {
+                println!("{what}");
+                bench.receives(frame).passes(Verdict::OtherProtocol);
+            }
+            // A first fragment has ports.
+            let outcome = bench.receives(quoting(6, &[0x20, 0]));
+            outcome.was_sent_to(WORKER1, 0);
+        }
+    });
+    over(Family::V6, |bench| {
+        for call in connected(bench) {
+            let about = call.at_client(&call.reply(WORKER1, PSH | ACK).payload([b'x'; 60]));
+            for extensions in [
+                [(HOP_BY_HOP, 8)],
+                [(FRAGMENT, 8)],
+                [(DESTINATION_OPTIONS, 8)],
+            ] {
+                let about = about.clone().extensions(&extensions);
+                let message = call.complains(Problem::TooBig(1_280), &about);
+                bench.receives(&message).passes(Verdict::OtherProtocol);
+            }
+        }
+    });
+}
+
+/// An IPv4 frame whose ICMP checksum is made right again.
+fn with_icmp_checksum(frame: Vec<u8>) -> Vec<u8> {
+    let icmp = Family::V4.transport();
+    let frame = with(frame, icmp + 2, &[0, 0]);
+    let checksum = crate::frame::checksum(&frame[icmp..]);
+    with(frame, icmp + 2, &checksum.to_be_bytes())
+}
+
+#[test]
+fn an_error_that_is_itself_no_plain_packet_passes_untouched() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            let message = from_the_clients_side(&call, Problem::TooBig(1_280));
+            let to_all = with(message.frame(), at::DESTINATION_MAC, &[0xff; 6]);
+            bench.receives(to_all).passes(Verdict::NotForUs);
+            match bench.family {
+                Family::V4 => {
+                    let fragment = with_ip_field(message.frame(), at::FRAGMENT, &[0x20, 0]);
+                    bench.receives(fragment).passes(Verdict::Fragment);
+                    let mut options = message;
+                    options.ip.options = vec![1; 4];
+                    bench.receives(&options).passes(Verdict::IpOptions);
+                }
+                Family::V6 => {
+                    let mut fragment = message;
+                    fragment.ip.extensions = vec![(FRAGMENT, 8)];
+                    bench.receives(&fragment).passes(Verdict::Fragment);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn an_error_behind_extension_headers_is_translated() {
+    over(Family::V6, |bench| {
+        for call in connected(bench) {
+            for extensions in [vec![(HOP_BY_HOP, 8)], vec![(DESTINATION_OPTIONS, 128); 2]] {
+                let mut message = from_the_clients_side(&call, Problem::TooBig(1_280));
+                message.ip.extensions = extensions.clone();
+                worker_is_told(bench, &call, &message);
+                let mut message = from_the_workers_side(&call, Problem::TimeExceeded);
+                message.ip.extensions = extensions;
+                client_is_told(bench, &call, &message);
+            }
+        }
+    });
+}
+
+#[test]
+fn an_error_does_not_exceed_its_last_hop() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            for message in [
+                from_the_clients_side(&call, Problem::TimeExceeded),
+                from_the_workers_side(&call, Problem::TimeExceeded),
+            ] {
+                let last = message.time_to_live(1);
+                bench.receives(&last).is_dropped(Verdict::TimeToLive);
+            }
+            let message = from_the_clients_side(&call, Problem::TimeExceeded);
+            worker_is_told(bench, &call, &message.time_to_live(2));
+        }
+    });
+}
+
+#[test]
+fn an_error_with_a_wrong_checksum_stays_wrong() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            let message = from_the_clients_side(&call, Problem::TooBig(1_280));
+            let damaged = |message: &Message| {
+                let mut frame = message.frame();
+                *frame.last_mut().unwrap() ^= 0x40;
+                frame
+            };
+            let outcome = bench.receives(damaged(&message));
+            let translated = call.complaint_at_worker(WORKER1, &message);
+            assert_eq!(outcome.left, damaged(&translated));
+        }
+    });
+}
+
+#[test]
+fn xdp_leaves_an_error_for_a_worker_that_it_has_not_met_to_tc() {
+    at_edge(Edge::Xdp, |bench| {
+        for call in connected(bench) {
+            bench.neighbour(WORKER1.id, Neighbour::default());
+            let message = from_the_clients_side(&call, Problem::TooBig(1_280));
+            bench.receives(&message).passes(Verdict::HandedOver);
+            let mut unresolved = call.complaint_at_worker(WORKER1, &message);
+            (unresolved.from_mac, unresolved.to_mac) = (message.from_mac, message.to_mac);
+            bench.behind_xdp(&message).goes_to(WORKER1, &unresolved);
+            // Nor does it learn from one.
+            let message = from_the_workers_side(&call, Problem::TooBig(1_280));
+            client_is_told(bench, &call, &message);
+            assert!(!bench.known_neighbour(WORKER1.id).is_known());
+            call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+        }
+    });
+}
+
+#[test]
+fn the_managers_own_errors_leave_untouched() {
+    at_both_edges(|bench| {
+        for call in connected(bench) {
+            let own = MANAGER.address(call.family);
+            for problem in Problem::ALL {
+                let about = call.request(ACK);
+                let message = Message::new(own, problem, about).macs(MANAGER.mac, CLIENT.mac);
+                bench.sends(&message).passes(Verdict::OtherProtocol);
+            }
+        }
+    });
+}
+
+fn both_protocols(bench: &Bench) -> [Call; 2] {
+    [bench.call(CLIENT, 40_000), bench.datagrams(CLIENT, 40_000)]
+}
+
+/// A connection to worker 1 of each protocol.
+#[track_caller]
+fn connected(bench: &Bench) -> [Call; 2] {
+    both_protocols(bench).map(|mut call| {
+        call.connects(bench, WORKER1);
+        call
+    })
+}
+
+fn from_the_clients_side(call: &Call, problem: Problem) -> Message {
+    let reply = call.reply(WORKER1, PSH | ACK).payload([b'x'; 60]);
+    call.complains(problem, &call.at_client(&reply))
+}
+
+fn from_the_workers_side(call: &Call, problem: Problem) -> Message {
+    let request = call.request(PSH | ACK).payload([b'x'; 60]);
+    call.worker_complains(WORKER1, problem, &request)
+}
+
+#[track_caller]
+fn worker_is_told(bench: &Bench, call: &Call, message: &Message) {
+    bench
+        .receives(message)
+        .goes_to(WORKER1, &call.complaint_at_worker(WORKER1, message));
+}
+
+#[track_caller]
+fn client_is_told(bench: &Bench, call: &Call, message: &Message) {
+    bench
+        .receives(message)
+        .comes_from(WORKER1, &call.complaint_at_client(message));
+}
