@@ -1,6 +1,6 @@
 //! Does the worker's own service answer? A TCP connection or an HTTP request now and then.
 
-use std::{ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{fmt, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::{
@@ -39,6 +39,24 @@ pub enum Target {
         host: String,
         path: String,
     },
+}
+
+impl Target {
+    pub fn port(&self) -> u16 {
+        let (Self::Tcp { address } | Self::Http { address, .. }) = self;
+        let port = address.rsplit_once(':').map(|(_, port)| port.parse());
+        // It was one when this was read.
+        port.and_then(Result::ok).unwrap_or(80)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { address } => write!(f, "tcp://{address}"),
+            Self::Http { host, path, .. } => write!(f, "http://{host}{path}"),
+        }
+    }
 }
 
 impl FromStr for Target {
@@ -113,7 +131,11 @@ pub fn parse_status(text: &str) -> Result<RangeInclusive<u16>> {
 
 impl Check {
     /// Asks once.
-    async fn ask(&self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// Says why there is no good answer.
+    pub async fn ask(&self) -> Result<()> {
         timeout(self.timeout, self.attempt())
             .await
             .with_context(|| format!("no answer within {:?}", self.timeout))?
