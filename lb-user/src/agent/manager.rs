@@ -181,7 +181,7 @@ impl Manager {
     /// Asks whether it is there; a question that cannot go out is lost, as its heartbeats are.
     pub fn ask(&self, ping: &[u8]) {
         if let Some(to) = self.lookup.address()
-            && let Err(error) = self.socket.try_send_to(ping, to)
+            && let Err(error) = self.socket.try_send_to(ping, self.towards(to))
         {
             debug!("ask {}: {error}", self.name);
         }
