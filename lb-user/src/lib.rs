@@ -4,11 +4,13 @@
 //! time in, and carries the core's commands out to the [`datapath`]. [`agent`] is its counterpart
 //! on each worker; [`control`] is how an operator asks a running manager.
 
+mod addresses;
 pub mod agent;
 pub mod config;
 pub mod control;
 pub mod core;
 pub mod datapath;
+pub mod doctor;
 mod dual_stack;
 pub mod event_log;
 pub mod explain;
@@ -22,5 +24,6 @@ pub mod manager;
 pub mod meters;
 pub mod reception;
 pub mod simulate;
+mod sockets;
 pub mod status;
 pub mod supervisor;

@@ -230,8 +230,13 @@ impl Cluster {
 
     /// Returns the command that starts the manager; further settings may be appended.
     pub fn manager_command(&self) -> Command {
+        self.configured("manager")
+    }
+
+    /// Returns a `memlb` command on the manager's node that is told the manager's configuration.
+    pub fn configured(&self, verb: &str) -> Command {
         let mut command = self.topology.manager.command(&self.binary);
-        command.arg("manager").args(&self.manager_arguments);
+        command.arg(verb).args(&self.manager_arguments);
         command
     }
 

@@ -98,6 +98,11 @@ const TEST_TOOLS: &[Tool] = &[
         purpose: "boots that Debian",
     },
     Tool {
+        program: "nft",
+        package: "nftables",
+        purpose: "closes ports, which memlb doctor must find",
+    },
+    Tool {
         program: "wrk",
         package: "wrk",
         purpose: "is a client of memlb that asks as fast as it can",

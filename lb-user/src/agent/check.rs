@@ -1,6 +1,6 @@
 //! Does the worker's own service answer? A TCP connection or an HTTP request now and then.
 
-use std::{ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::{
@@ -10,6 +10,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tracing::{info, warn};
+
+use crate::sockets;
 
 /// More of an answer is not read in search of its status.
 const MOST_HEAD_BYTES: usize = 8 << 10;
@@ -39,6 +41,33 @@ pub enum Target {
         host: String,
         path: String,
     },
+}
+
+impl Target {
+    pub fn port(&self) -> u16 {
+        let (Self::Tcp { address } | Self::Http { address, .. }) = self;
+        let port = address.rsplit_once(':').map(|(_, port)| port.parse());
+        // It was one when this was read.
+        port.and_then(Result::ok).unwrap_or(80)
+    }
+
+    /// Returns the port, if the address is one that only this machine reaches.
+    fn local_port(&self) -> Option<u16> {
+        let (Self::Tcp { address } | Self::Http { address, .. }) = self;
+        let (host, _) = address.rsplit_once(':')?;
+        let host = host.trim_matches(['[', ']']);
+        let is_loopback = host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        (is_loopback || host == "localhost").then(|| self.port())
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { address } => write!(f, "tcp://{address}"),
+            Self::Http { host, path, .. } => write!(f, "http://{host}{path}"),
+        }
+    }
 }
 
 impl FromStr for Target {
@@ -113,7 +142,11 @@ pub fn parse_status(text: &str) -> Result<RangeInclusive<u16>> {
 
 impl Check {
     /// Asks once.
-    async fn ask(&self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// Says why there is no good answer.
+    pub async fn ask(&self) -> Result<()> {
         timeout(self.timeout, self.attempt())
             .await
             .with_context(|| format!("no answer within {:?}", self.timeout))?
@@ -151,6 +184,19 @@ impl Check {
         }
     }
 
+    /// Says that the answer came from a server which only this machine reaches.
+    fn warn_of_local_server(&self) {
+        let (Some(port), Ok(sockets)) = (self.target.local_port(), sockets::tcp()) else {
+            return;
+        };
+        if sockets::is_only_local(&sockets::listeners(&sockets, port)) {
+            warn!(
+                "the server at port {port} listens on 127.0.0.1 only: it answers here, and refuses what \
+                 the manager sends; let it listen on 0.0.0.0:{port}"
+            );
+        }
+    }
+
     /// Asks for ever; tells each change, and the first answer in any case.
     pub(super) async fn watch(self, healthy: watch::Sender<Option<bool>>) {
         let mut failures = 0;
@@ -160,8 +206,10 @@ impl Check {
             match self.ask().await {
                 Ok(()) => {
                     failures = 0;
-                    if before == Some(false) {
-                        info!("the service answers");
+                    match before {
+                        Some(false) => info!("the service answers"),
+                        None => self.warn_of_local_server(),
+                        Some(true) => {}
                     }
                     tell(&healthy, true);
                 }

@@ -15,7 +15,7 @@ use super::lookup::Lookup;
 use crate::{
     core::BootId,
     dual_stack::both_families,
-    heartbeat::{Acknowledgement, Nonce, SIZE_LIMIT},
+    heartbeat::{Acknowledgement, Nonce, Pong, SIZE_LIMIT},
     keys::Key,
 };
 
@@ -28,13 +28,23 @@ const MOST_UNANSWERED: usize = 64;
 /// How long a manager that should acknowledge may be silent before that is said.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// An acknowledgement whose signature is right, and whose it is.
+/// What finds out why.
+const DOCTOR: &str = "memlb doctor --agent";
+
+/// What a manager said, and which it is.
 #[derive(Debug)]
 pub(super) struct Answer {
     /// Its place among the agent's managers.
     pub manager: usize,
-    pub acknowledgement: Acknowledgement,
+    pub word: Word,
     pub at: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Word {
+    /// Its signature is right.
+    Acknowledgement(Acknowledgement),
+    Pong(Pong),
 }
 
 /// One receiver of heartbeats.
@@ -75,9 +85,7 @@ impl Manager {
         socket.writable().await.context("wait for a UDP socket")?;
         let speaks_both = socket.local_addr().is_ok_and(|own| own.is_ipv6());
         let socket = Arc::new(socket);
-        if let Some(key) = key {
-            tokio::spawn(listen(Arc::clone(&socket), key.clone(), place, answers));
-        }
+        tokio::spawn(listen(Arc::clone(&socket), key.cloned(), place, answers));
         Ok(Self {
             lookup: Lookup::start(&name),
             name,
@@ -147,12 +155,12 @@ impl Manager {
     /// Takes an answer in; says whether a heartbeat should follow at once.
     ///
     /// One that answers no heartbeat of these, or one already answered, is old or a replay.
-    pub fn acknowledged(&mut self, answer: &Answer, boot: BootId) -> bool {
+    pub fn acknowledged(&mut self, answer: Acknowledgement, at: Instant, boot: BootId) -> bool {
         let Acknowledgement {
             heartbeat,
             nonce,
             fresh,
-        } = answer.acknowledgement;
+        } = answer;
         let known = |(seq, ..): &(u64, _, _)| *seq == heartbeat.number;
         let Some(place) = self.sent.iter().position(known) else {
             return false;
@@ -160,32 +168,59 @@ impl Manager {
         if heartbeat.boot != boot {
             return false;
         }
-        let (_, carried, at) = self.sent[place];
+        let (_, carried, sent) = self.sent[place];
         // What was sent before will not be answered any more.
         self.sent.truncate(place);
         self.nonce = Some(nonce);
-        self.round_trip = Some(answer.at.saturating_duration_since(at));
-        self.silent_since = Some(answer.at);
-        if self.silence_told {
-            self.silence_told = false;
-            info!("{} acknowledges heartbeats", self.name);
-        }
+        self.round_trip = Some(at.saturating_duration_since(sent));
+        self.speaks(at, "acknowledges heartbeats");
         // A manager that refuses its own nonce would be asked for ever.
         !fresh && carried != Some(nonce)
     }
 
-    /// Says once that a manager which should acknowledge does not.
-    pub fn notice_silence(&mut self, key: &Key, now: Instant) {
+    /// Asks whether it is there; a question that cannot go out is lost, as its heartbeats are.
+    pub fn ask(&self, ping: &[u8]) {
+        if let Some(to) = self.lookup.address()
+            && let Err(error) = self.socket.try_send_to(ping, self.towards(to))
+        {
+            debug!("ask {}: {error}", self.name);
+        }
+    }
+
+    /// Takes the answer to a question in.
+    pub fn answered(&mut self, pong: Pong, at: Instant, boot: BootId) {
+        if pong.ping.boot == boot {
+            self.speaks(at, "answers");
+        }
+    }
+
+    fn speaks(&mut self, at: Instant, how: &str) {
+        self.silent_since = Some(at);
+        if std::mem::take(&mut self.silence_told) {
+            info!("{} {how}", self.name);
+        }
+    }
+
+    /// Says once that a manager which should answer does not.
+    pub fn notice_silence(&mut self, key: Option<&Key>, now: Instant) {
         let since = *self.silent_since.get_or_insert(now);
-        if !self.silence_told && now.saturating_duration_since(since) > SILENCE {
-            self.silence_told = true;
-            warn!(
+        if self.silence_told || now.saturating_duration_since(since) <= SILENCE {
+            return;
+        }
+        self.silence_told = true;
+        match key {
+            Some(key) => warn!(
                 "{} does not acknowledge: is it running and reachable, with authentication on, and \
-                 does it know key {} of {}?",
+                 does it know key {} of {}? {DOCTOR} tells more",
                 self.name,
                 key.id(),
                 key.worker()
-            );
+            ),
+            None => warn!(
+                "{} does not answer: is the address right, does the manager run, does a firewall drop \
+                 UDP, or does it take only signed heartbeats (--key)? {DOCTOR} tells more",
+                self.name
+            ),
         }
     }
 }
@@ -203,8 +238,13 @@ fn open() -> Result<UdpSocket> {
     UdpSocket::from_std(socket).context(context)
 }
 
-/// Receives what comes back; only what is rightly signed goes on.
-async fn listen(socket: Arc<UdpSocket>, key: Key, manager: usize, answers: mpsc::Sender<Answer>) {
+/// Receives what comes back; with a key, only what is rightly signed goes on.
+async fn listen(
+    socket: Arc<UdpSocket>,
+    key: Option<Key>,
+    manager: usize,
+    answers: mpsc::Sender<Answer>,
+) {
     let mut buffer = [0; SIZE_LIMIT];
     loop {
         let length = match socket.recv(&mut buffer).await {
@@ -216,18 +256,23 @@ async fn listen(socket: Arc<UdpSocket>, key: Key, manager: usize, answers: mpsc:
                 continue;
             }
         };
-        match Acknowledgement::decode(&buffer[..length], &key) {
-            Ok(acknowledgement) => {
+        let datagram = &buffer[..length];
+        let word = match &key {
+            Some(key) => Acknowledgement::decode(datagram, key).map(Word::Acknowledgement),
+            None => Pong::decode(datagram, None).map(Word::Pong),
+        };
+        match word {
+            Ok(word) => {
                 let answer = Answer {
                     manager,
-                    acknowledgement,
+                    word,
                     at: Instant::now(),
                 };
                 if answers.send(answer).await.is_err() {
                     return;
                 }
             }
-            Err(refusal) => debug!("not an acknowledgement: {refusal}"),
+            Err(refusal) => debug!("not an answer: {refusal}"),
         }
     }
 }
@@ -290,18 +335,14 @@ mod tests {
         }
     }
 
-    fn answer(boot: u64, number: u64, nonce: u64, fresh: bool, at: Instant) -> Answer {
-        Answer {
-            manager: 0,
-            acknowledgement: Acknowledgement {
-                heartbeat: Sequence {
-                    boot: BootId(boot),
-                    number,
-                },
-                nonce: Nonce(nonce),
-                fresh,
+    fn answer(boot: u64, number: u64, nonce: u64, fresh: bool) -> Acknowledgement {
+        Acknowledgement {
+            heartbeat: Sequence {
+                boot: BootId(boot),
+                number,
             },
-            at,
+            nonce: Nonce(nonce),
+            fresh,
         }
     }
 
@@ -315,12 +356,12 @@ mod tests {
         for seq in 1..=3 {
             manager.send(seq, b"heartbeat");
         }
-        assert!(!manager.acknowledged(&answer(7, 4, 1, false, later(5)), boot));
-        assert!(!manager.acknowledged(&answer(8, 2, 1, false, later(5)), boot));
+        assert!(!manager.acknowledged(answer(7, 4, 1, false), later(5), boot));
+        assert!(!manager.acknowledged(answer(8, 2, 1, false), later(5), boot));
         assert_eq!(manager.nonce, None);
 
         // A challenge is met at once.
-        assert!(manager.acknowledged(&answer(7, 2, 1, false, later(5)), boot));
+        assert!(manager.acknowledged(answer(7, 2, 1, false), later(5), boot));
         assert_eq!(manager.nonce, Some(Nonce(1)));
         assert!(
             manager
@@ -328,15 +369,15 @@ mod tests {
                 .is_some_and(|time| time < Duration::from_secs(1))
         );
         // Replayed, or overtaken by a later one, it says nothing.
-        assert!(!manager.acknowledged(&answer(7, 2, 2, false, later(5)), boot));
-        assert!(!manager.acknowledged(&answer(7, 1, 2, false, later(5)), boot));
+        assert!(!manager.acknowledged(answer(7, 2, 2, false), later(5), boot));
+        assert!(!manager.acknowledged(answer(7, 1, 2, false), later(5), boot));
         assert_eq!(manager.nonce, Some(Nonce(1)));
 
         manager.send(4, b"heartbeat");
-        assert!(!manager.acknowledged(&answer(7, 4, 2, true, later(5)), boot));
+        assert!(!manager.acknowledged(answer(7, 4, 2, true), later(5), boot));
         assert_eq!(manager.nonce, Some(Nonce(2)));
         // A manager that does not know its own nonce is not asked for ever.
         manager.send(5, b"heartbeat");
-        assert!(!manager.acknowledged(&answer(7, 5, 2, false, later(5)), boot));
+        assert!(!manager.acknowledged(answer(7, 5, 2, false), later(5), boot));
     }
 }

@@ -25,6 +25,15 @@ pub struct Sources {
     pub cgroup: Option<PathBuf>,
 }
 
+/// Reads once what an agent without settings of its own would report.
+///
+/// # Errors
+///
+/// Says what `/proc/meminfo` lacks.
+pub fn memory_now() -> Result<MemoryReport> {
+    Sensors::open(Sources::default())?.memory()
+}
+
 /// Reads what a heartbeat says of the machine.
 #[derive(Debug)]
 pub(super) struct Sensors {

@@ -18,17 +18,17 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    core::{BootId, WorkerState},
+    core::{BootId, Endpoint, Sequence, WorkerState},
     datapath::companion::{self, Companion},
-    heartbeat::{Heartbeat, MemoryReport, check_name},
+    heartbeat::{Heartbeat, MemoryReport, Ping, check_name},
     keys::Key,
     supervisor::{self, Watchdog},
 };
 pub use check::{Check, Target, parse_status};
 pub use manager::{PORT, with_port};
-pub use memory::Sources;
+pub use memory::{Sources, memory_now};
 
-use manager::{Answer, Manager};
+use manager::{Answer, Manager, Word};
 use memory::Sensors;
 use suspension::Suspension;
 
@@ -299,17 +299,40 @@ impl Agent {
     /// Takes an acknowledgement in; a challenge is met at once.
     fn take(&mut self, answer: &Answer, state: WorkerState) {
         let manager = &mut self.managers[answer.manager];
-        if manager.acknowledged(answer, self.boot) {
-            self.send(state, &[answer.manager]);
+        match answer.word {
+            Word::Acknowledgement(acknowledgement) => {
+                if manager.acknowledged(acknowledgement, answer.at, self.boot) {
+                    self.send(state, &[answer.manager]);
+                }
+            }
+            Word::Pong(pong) => manager.answered(pong, answer.at, self.boot),
         }
     }
 
+    /// Says which managers are silent. Unsigned heartbeats are not acknowledged, so that without a key
+    /// each is asked whether it is there.
     fn look_at_managers(&mut self) {
-        if let Some(key) = &self.key {
-            let now = Instant::now();
-            for manager in &mut self.managers {
-                manager.notice_silence(key, now);
-            }
+        let now = Instant::now();
+        if self.key.is_none() {
+            self.ask_all();
+        }
+        for manager in &mut self.managers {
+            manager.notice_silence(self.key.as_ref(), now);
+        }
+    }
+
+    fn ask_all(&mut self) {
+        self.seq += 1;
+        let ping = Ping {
+            worker: self.settings.name.clone(),
+            sequence: Sequence {
+                boot: self.boot,
+                number: self.seq,
+            },
+        };
+        match ping.encode(None) {
+            Ok(datagram) => self.managers.iter().for_each(|it| it.ask(&datagram)),
+            Err(refusal) => warn!("ask the managers: {refusal}"),
         }
     }
 }

@@ -140,18 +140,7 @@ pub fn run(args: Args) -> Outcome {
             return Err(usage(format!("{option} must be from 1ms to 1h")));
         }
     }
-    let (name, origin) = match args.name {
-        Some(name) => (name, "--name"),
-        None => (
-            host_name().map_err(Failure::Usage)?,
-            "the host's name (give another with --name)",
-        ),
-    };
-    if let Err(problem) = check_name(&name) {
-        return Err(usage(format!(
-            "{origin}: {name:?} cannot name a worker: {problem}"
-        )));
-    }
+    let name = worker_name(args.name)?;
     for manager in &args.managers {
         agent::with_port(manager).map_err(|error| usage(format!("--manager {error}")))?;
     }
@@ -187,6 +176,23 @@ pub fn run(args: Args) -> Outcome {
         key,
         quiet: args.quiet,
     }))?)
+}
+
+/// Returns the worker's name: the one given, or the host's.
+pub fn worker_name(given: Option<String>) -> Result<String, Failure> {
+    let (name, origin) = match given {
+        Some(name) => (name, "--name"),
+        None => (
+            host_name().map_err(Failure::Usage)?,
+            "the host's name (give another with --name)",
+        ),
+    };
+    match check_name(&name) {
+        Ok(()) => Ok(name),
+        Err(problem) => Err(Failure::Usage(anyhow::anyhow!(
+            "{origin}: {name:?} cannot name a worker: {problem}"
+        ))),
+    }
 }
 
 fn host_name() -> anyhow::Result<String> {

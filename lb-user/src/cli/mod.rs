@@ -2,6 +2,7 @@
 
 mod agent;
 mod check;
+mod doctor;
 mod events;
 mod flows;
 mod generate;
@@ -61,6 +62,7 @@ enum Verb {
     Reload(reload::Args),
     Unload(unload::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Simulate(simulate::Args),
     Keygen(keygen::Args),
     Completions(generate::CompletionsArgs),
@@ -120,6 +122,7 @@ pub fn run() -> ExitCode {
         Verb::Reload(args) => reload::run(&args),
         Verb::Unload(args) => unload::run(&args),
         Verb::Check(args) => check::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
         Verb::Simulate(args) => simulate::run(&args),
         Verb::Keygen(args) => keygen::run(&args),
         Verb::Completions(args) => generate::completions(&args),

@@ -25,14 +25,19 @@ impl Source {
     }
 
     pub fn read(&self) -> Result<Config, ConfigError> {
+        self.read_for(kernel_ports())
+    }
+
+    /// Reads it for a machine whose kernel takes its own ports from there.
+    pub fn read_for(&self, kernel_ports: Option<PortRange>) -> Result<Config, ConfigError> {
         let usual = Path::new(USUAL_CONFIG);
         let file = match &self.config {
             Some(file) => Some(file.as_path()),
             None => usual.exists().then_some(usual),
         };
         match file {
-            Some(file) => Config::read(file, &self.overrides, kernel_ports()),
-            None => Config::example(&self.overrides, kernel_ports()),
+            Some(file) => Config::read(file, &self.overrides, kernel_ports),
+            None => Config::example(&self.overrides, kernel_ports),
         }
     }
 }

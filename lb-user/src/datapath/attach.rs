@@ -228,7 +228,7 @@ fn choose(
 }
 
 /// Why TC is the better choice on an interface, if it is.
-fn unsuited_to_xdp(interface: &Interface) -> Option<String> {
+pub fn unsuited_to_xdp(interface: &Interface) -> Option<String> {
     let kind = interface.kind.as_ref()?;
     Some(format!(
         "a virtual interface ({kind}): XDP would see half-computed checksums and split GSO packets"

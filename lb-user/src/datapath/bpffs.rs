@@ -18,7 +18,7 @@ use nix::{
 use procfs::process::Process;
 use tracing::info;
 
-const USUAL_MOUNT: &str = "/sys/fs/bpf";
+pub const USUAL_MOUNT: &str = "/sys/fs/bpf";
 
 /// Makes `pin_path` a directory in a BPF file system, which is mounted at its usual place if need be.
 /// Returns whether there is nothing in it yet.
@@ -81,7 +81,7 @@ fn is_whole(path: &Path) -> Result<bool> {
     Ok(last.is_some_and(|mount| mount.root == "/"))
 }
 
-fn is_bpffs(path: &Path) -> Result<bool> {
+pub fn is_bpffs(path: &Path) -> Result<bool> {
     let status = statfs(path).with_context(|| format!("look at {}", path.display()))?;
     Ok(status.filesystem_type() == BPF_FS_MAGIC)
 }

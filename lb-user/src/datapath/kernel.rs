@@ -25,15 +25,15 @@ pub fn check() -> Result<()> {
 }
 
 /// What decides whether a kernel will do. Asked of it, since distributions add to old kernels.
-struct Offer {
-    release: String,
+pub struct Offer {
+    pub release: String,
     classifiers: bool,
     /// `bpf_loop`, the newest thing the programs need (e6f2dd0f8067).
     loops: bool,
 }
 
 impl Offer {
-    fn of_this_kernel() -> Result<Self> {
+    pub fn of_this_kernel() -> Result<Self> {
         let ask = "ask the kernel for BPF support";
         let classifier = ProgramType::SchedClassifier;
         let release = fs::read_to_string("/proc/sys/kernel/osrelease")
@@ -45,7 +45,8 @@ impl Offer {
         })
     }
 
-    fn shortcoming(&self) -> Option<String> {
+    /// Says what it lacks, if it lacks anything.
+    pub fn shortcoming(&self) -> Option<String> {
         let Self { release, .. } = self;
         if !self.classifiers {
             return Some(format!(
@@ -71,19 +72,39 @@ pub fn is_at_least(major: u8, minor: u8) -> Result<bool> {
 
 /// Checks that this process may load programs and attach them.
 pub fn check_privileges() -> Result<()> {
-    let status = Process::myself()
-        .and_then(|process| process.status())
-        .context("read this process's capabilities")?;
-    let has = |capability| status.capeff & capability != 0;
-    // The programs compare packet pointers, which without CAP_PERFMON the verifier forbids.
-    let may_load = has(CAP_SYS_ADMIN) || has(CAP_BPF) && has(CAP_PERFMON);
-    if !has(CAP_NET_ADMIN) || !may_load {
+    if !missing_privileges(privileges()?).is_empty() {
         bail!(
             "loading and attaching kernel programs needs the capabilities CAP_BPF, CAP_NET_ADMIN \
              and CAP_PERFMON: run as root (sudo memlb …), or grant them to the service"
         );
     }
     Ok(())
+}
+
+/// Returns this process's effective capabilities, one bit each.
+pub fn privileges() -> Result<u64> {
+    let status = Process::myself()
+        .and_then(|process| process.status())
+        .context("read this process's capabilities")?;
+    Ok(status.capeff)
+}
+
+/// Returns the names of the capabilities that a manager needs beside these.
+pub fn missing_privileges(effective: u64) -> Vec<&'static str> {
+    let has = |capability| effective & capability != 0;
+    let needed = [
+        ("CAP_BPF", has(CAP_BPF) || has(CAP_SYS_ADMIN)),
+        ("CAP_NET_ADMIN", has(CAP_NET_ADMIN)),
+        // The programs compare packet pointers, which without it the verifier forbids.
+        ("CAP_PERFMON", has(CAP_PERFMON) || has(CAP_SYS_ADMIN)),
+    ];
+    let missing = needed.into_iter().filter(|(_, has)| !has);
+    missing.map(|(name, _)| name).collect()
+}
+
+/// Says whether they let a process mount a file system.
+pub fn may_mount(effective: u64) -> bool {
+    effective & CAP_SYS_ADMIN != 0
 }
 
 #[cfg(test)]

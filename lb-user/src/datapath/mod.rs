@@ -2,14 +2,14 @@
 //!
 //! Only [`Datapath`] writes maps, and only the manager's main task owns one.
 
-mod adopt;
+pub(crate) mod adopt;
 mod attach;
-mod bpffs;
+pub(crate) mod bpffs;
 mod capacity;
 pub mod companion;
 mod family;
 mod flows;
-mod kernel;
+pub(crate) mod kernel;
 mod loopback;
 mod netlink;
 mod object;
@@ -19,6 +19,7 @@ mod stats;
 mod tables;
 
 pub use adopt::{Adoption, LayoutError};
+pub(crate) use attach::unsuited_to_xdp;
 pub use attach::{Attachment, Choice, Mended};
 pub use flows::{Connection, ConnectionState, read_connections};
 pub use netlink::{Interface, Netlink, Route, Routes};

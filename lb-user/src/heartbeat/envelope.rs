@@ -11,6 +11,8 @@ use crate::keys::{Key, KeyId, TAG_BYTES, hex, write_hex};
 pub enum Kind {
     Heartbeat,
     Acknowledgement,
+    Ping,
+    Pong,
 }
 
 impl Kind {
@@ -19,6 +21,8 @@ impl Kind {
         match self {
             Self::Heartbeat => b"memlb1 ",
             Self::Acknowledgement => b"memlb1-ack ",
+            Self::Ping => b"memlb1-ping ",
+            Self::Pong => b"memlb1-pong ",
         }
     }
 }

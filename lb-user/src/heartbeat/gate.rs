@@ -13,6 +13,7 @@ use super::acknowledgement::Acknowledgement;
 use super::envelope::{Envelope, Kind};
 use super::limits::SourceLimits;
 use super::nonce::{Freshness, Nonces};
+use super::ping::{self, Asked, Ping};
 use super::{Decoded, Heartbeat, Refusal, SIZE_LIMIT, decode};
 use crate::core::Sequence;
 use crate::keys::{Key, KeyId, KeyRing};
@@ -63,7 +64,7 @@ pub struct Signature {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     pub refusal: Refusal,
-    /// What to answer: the signature is right, but the heartbeat may be old.
+    /// What to answer: the signature is right but the heartbeat may be old, or it is only a question.
     pub challenge: Option<Vec<u8>>,
 }
 
@@ -150,6 +151,9 @@ impl Gate {
             let bytes = datagram.len();
             return Err(Refusal::Oversized { bytes }.into());
         }
+        if let Some(asked) = ping::asked(datagram) {
+            return Err(self.asked(asked?));
+        }
         if !datagram.starts_with(Kind::Heartbeat.mark()) {
             return Ok(self.unsigned(datagram, now)?);
         }
@@ -183,23 +187,48 @@ impl Gate {
         })
     }
 
-    fn signed(&self, envelope: &Envelope<'_>, from: SocketAddr) -> Result<Opened, Refused> {
+    /// Answers a question as far as its sender could also be heard: signed with a known key, or
+    /// unsigned where that counts.
+    fn asked(&self, asked: Asked<'_>) -> Refused {
+        let answer = match (asked, self.authentication) {
+            (Asked::Unsigned(_), Authentication::Enforce) => Err(Refusal::Unsigned),
+            (Asked::Unsigned(body), _) => Ping::decode(body).and_then(|ping| ping.answer(None)),
+            (Asked::Signed(envelope), Authentication::Off) => {
+                Ping::decode(envelope.body).and_then(|ping| ping.answer(None))
+            }
+            (Asked::Signed(envelope), _) => self.signer(&envelope).and_then(|key| {
+                let ping = Ping::decode(envelope.body)?;
+                speaks_for(key, &ping.worker)?;
+                ping.answer(Some(key))
+            }),
+        };
+        match answer {
+            Ok(answer) => Refused {
+                refusal: Refusal::Ping,
+                challenge: Some(answer),
+            },
+            Err(refusal) => refusal.into(),
+        }
+    }
+
+    /// Returns the key that signed it.
+    fn signer(&self, envelope: &Envelope<'_>) -> Result<&Key, Refusal> {
         let id = envelope.key;
         let key = self.keys.find(id).ok_or(Refusal::UnknownKey { key: id })?;
         if !envelope.is_signed_by(key) {
-            return Err(Refusal::BadSignature { key: id }.into());
+            return Err(Refusal::BadSignature { key: id });
         }
+        Ok(key)
+    }
+
+    fn signed(&self, envelope: &Envelope<'_>, from: SocketAddr) -> Result<Opened, Refused> {
+        let id = envelope.key;
+        let key = self.signer(envelope)?;
         let decoded = decode(envelope.body, false)?;
         let Decoded::Heartbeat(heartbeat) = &decoded else {
             return Err(Refusal::NotJson.into());
         };
-        if heartbeat.worker != key.worker() {
-            return Err(Refusal::OtherWorkersKey {
-                key: id,
-                of: key.worker().to_owned(),
-            }
-            .into());
-        }
+        speaks_for(key, &heartbeat.worker)?;
         let freshness = self.nonces.judge(heartbeat.nonce, from.ip());
         if freshness == Freshness::Stale {
             return Err(Refused {
@@ -258,6 +287,17 @@ impl Gate {
         };
         answer.encode(key).ok()
     }
+}
+
+/// Checks that a key is not used for another worker's name.
+fn speaks_for(key: &Key, worker: &str) -> Result<(), Refusal> {
+    if worker == key.worker() {
+        return Ok(());
+    }
+    Err(Refusal::OtherWorkersKey {
+        key: key.id(),
+        of: key.worker().to_owned(),
+    })
 }
 
 #[cfg(test)]

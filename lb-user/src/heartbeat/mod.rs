@@ -21,6 +21,7 @@ mod legacy;
 mod limits;
 mod name;
 mod nonce;
+mod ping;
 mod refusal;
 mod v1;
 mod wire;
@@ -30,6 +31,7 @@ pub use gate::{Authentication, Gate, Opened, Refused, Signature};
 pub use legacy::LegacyHeartbeat;
 pub use name::{MAX_NAME_BYTES, NameProblem, check_name};
 pub use nonce::Nonce;
+pub use ping::{Ping, Pong};
 pub use refusal::Refusal;
 pub use v1::{
     CgroupMemory, Heartbeat, Load, MOST_TRANSLATED, MemoryReport, PressureReport, VERSION,

@@ -69,6 +69,8 @@ pub enum Refusal {
     },
     /// Rightly signed, but without proof that it is not an old one.
     NotFresh,
+    /// No heartbeat but a question, which is answered and changes nothing.
+    Ping,
     /// Its source sent too much that was refused; it was not looked at.
     RateLimited,
     /// The 2018 form, which is not switched on.
@@ -108,6 +110,7 @@ impl Refusal {
             Self::BadSignature { .. } => "bad_signature",
             Self::OtherWorkersKey { .. } => "other_workers_key",
             Self::NotFresh => "not_fresh",
+            Self::Ping => "ping",
             Self::RateLimited => "rate_limited",
             Self::LegacyOff => "legacy_off",
             Self::LegacyLength { .. } => "legacy_length",
@@ -207,6 +210,7 @@ impl fmt::Display for Refusal {
                 "the heartbeat does not prove that it is new; its sender was asked to (usual at the \
                  start of an agent or of the manager)",
             ),
+            Self::Ping => f.write_str("the datagram only asks whether a manager is here"),
             Self::RateLimited => f.write_str(
                 "its source has sent too much that was refused, and is not listened to for now",
             ),

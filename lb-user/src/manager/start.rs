@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::{Happening, Instruction, Joined, Kept, Manager, Pins, Reread, Silences, Surveyor};
 use crate::{
+    addresses,
     config::Config,
     control::{Offices, Question, Server},
     core::{Core, Orders, Severity},
@@ -53,6 +54,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     for name in &config.manager.interfaces {
         interfaces.push(netlink.interface(name).await?);
     }
+    warn_of_strayed_addresses(&config);
     let prepared = datapath::prepare(&config)?;
     let server = Server::bind(&config.manager.control_socket).await?;
     let web = config
@@ -163,6 +165,27 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         web,
     };
     Ok((manager, doors))
+}
+
+/// Says which services' addresses are at an interface where no packet will be steered.
+fn warn_of_strayed_addresses(config: &Config) {
+    let addresses = match addresses::own() {
+        Ok(addresses) => addresses,
+        Err(error) => return warn!("{error:#}"),
+    };
+    let interfaces = &config.manager.interfaces;
+    let interfaces: Vec<&str> = interfaces.iter().map(String::as_str).collect();
+    for service in &config.services {
+        let ip = service.address.ip();
+        if let Some(own) = addresses.elsewhere(ip, &interfaces) {
+            warn!(
+                "service {}: {ip} is an address of {own}, which is not among the interfaces ({}): if \
+                 clients' packets arrive there, nobody steers them; name it with --interface {own}",
+                service.name,
+                interfaces.join(", ")
+            );
+        }
+    }
 }
 
 /// Says which orders still stand: who restarts a manager may have forgotten them.

@@ -18,7 +18,7 @@ use crate::{
     config::{AutoJoin, Config},
     core::{Bytes, Core, Outcome, Report, Severity},
     event_log::EventLog,
-    heartbeat::{self, Authentication, Decoded, Gate, Opened, Refused},
+    heartbeat::{self, Authentication, Decoded, Gate, Opened, Refusal, Refused},
     keys::{KeyRing, read_keys},
     manager::{Joined, Unfit},
     status::Heartbeats,
@@ -204,6 +204,9 @@ impl Reception {
             Err(Refused { refusal, challenge }) => {
                 if let Some(challenge) = challenge {
                     self.socket.answer(way, &challenge);
+                }
+                if refusal == Refusal::Ping {
+                    return self.gate.refused(way.from.into(), now);
                 }
                 return self.refuse(log, refusal.name(), &refusal, way, now);
             }

@@ -18,7 +18,10 @@ use nix::{
 use tokio::{io::Interest, net::UdpSocket};
 use tracing::debug;
 
-use crate::dual_stack::both_families;
+use crate::{
+    dual_stack::both_families,
+    sockets::{Receiver, receiver},
+};
 
 /// What waits while the manager is busy: a flood of small datagrams fills the kernel's usual 208 KiB
 /// in milliseconds, and honest heartbeats would be lost with the rest.
@@ -53,13 +56,19 @@ impl Socket {
         let socket = open(address).map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => {
-                    ": the port is in use, perhaps by another manager; stop it, or choose another \
-                     address with --heartbeat-listen"
+                    let holder = match receiver(address.ip(), address.port()) {
+                        Receiver::Known(holder) => format!("by {holder}"),
+                        _ => "by somebody".to_owned(),
+                    };
+                    format!(
+                        ": the port is in use {holder}, perhaps another manager; stop it, or choose \
+                         another address with --heartbeat-listen"
+                    )
                 }
                 io::ErrorKind::AddrNotAvailable => {
-                    ": this machine does not have that address; see --heartbeat-listen"
+                    ": this machine does not have that address; see --heartbeat-listen".to_owned()
                 }
-                _ => "",
+                _ => String::new(),
             };
             anyhow::anyhow!("receive heartbeats at UDP {address}: {error}{hint}")
         })?;

@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::core::{BootId, WorkerState};
-use crate::heartbeat::{MemoryReport, Nonce};
+use crate::heartbeat::{MemoryReport, Nonce, Pong};
 
 const FROM: SocketAddr = SocketAddr::new(
     std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 168, 56, 103)),
@@ -412,4 +412,63 @@ proptest! {
         let mut world = World::new(Authentication::Enforce);
         prop_assert!(world.open(&bytes).is_err());
     }
+}
+
+fn ping(worker: &str) -> Ping {
+    Ping {
+        worker: worker.to_owned(),
+        sequence: Sequence {
+            boot: BootId(u64::MAX),
+            number: u64::MAX,
+        },
+    }
+}
+
+#[test]
+fn answers_who_asks_as_far_as_it_would_hear_them_and_lets_nothing_through() {
+    let key = key("worker1", 0xa1);
+    let (signed, unsigned) = (Some(true), Some(false));
+    for (authentication, to_signed, to_unsigned) in [
+        (Authentication::Off, unsigned, unsigned),
+        (Authentication::Permissive, signed, unsigned),
+        (Authentication::Enforce, signed, None),
+    ] {
+        for (signer, expected) in [(Some(&key), to_signed), (None, to_unsigned)] {
+            let mut world = World::new(authentication);
+            let question = ping("worker1").encode(signer).unwrap();
+            let refused = world
+                .open(&question)
+                .expect_err("a question is no heartbeat");
+            let answer = refused.challenge.map(|answer| {
+                assert!(answer.len() < question.len(), "it multiplies traffic");
+                let pong = Pong::decode(&answer, Some(&key)).unwrap();
+                assert_eq!(pong.ping, ping("worker1").sequence);
+                pong.is_signed
+            });
+            assert_eq!(answer, expected, "{authentication:?}");
+        }
+    }
+}
+
+#[test]
+fn answers_no_question_of_a_forger() {
+    let mut world = World::new(Authentication::Enforce);
+    let key = key("worker1", 0xa1);
+    let question = ping("worker1").encode(Some(&key)).unwrap();
+    for bit in 0..question.len() * 8 {
+        let mut forged = question.clone();
+        forged[bit / 8] ^= 1 << (bit % 8);
+        let refused = world.open(&forged).expect_err("forged");
+        assert_eq!(refused.challenge, None, "bit {bit}");
+        assert_ne!(refused.refusal, Refusal::Ping);
+    }
+    world.pass(10);
+    let others = ping("worker2").encode(Some(&key)).unwrap();
+    assert_eq!(world.refusal(&others), "other_workers_key");
+    let unknown = super::tests::key("worker1", 0xee);
+    let question = ping("worker1").encode(Some(&unknown)).unwrap();
+    assert_eq!(world.refusal(&question), "unknown_key");
+    // And an answer cannot be forged towards the worker.
+    let answer = ping("worker1").answer(Some(&unknown)).unwrap();
+    assert!(Pong::decode(&answer, Some(&key)).is_err());
 }

@@ -1,0 +1,64 @@
+//! This machine's own addresses, and which interface has each.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use nix::ifaddrs::getifaddrs;
+
+#[derive(Debug, Clone, Default)]
+pub struct Addresses(pub Vec<(IpAddr, String)>);
+
+/// Returns all of them.
+///
+/// # Errors
+///
+/// Says that the kernel does not tell.
+pub fn own() -> Result<Addresses> {
+    let interfaces = getifaddrs().context("list this machine's addresses")?;
+    let own = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let address = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => IpAddr::V4(v4.ip()),
+            (_, Some(v6)) => IpAddr::V6(v6.ip()),
+            _ => return None,
+        };
+        Some((address, interface.interface_name))
+    });
+    Ok(Addresses(own.collect()))
+}
+
+impl Addresses {
+    /// Returns the interface that has this address.
+    pub fn interface_of(&self, address: IpAddr) -> Option<&str> {
+        let mut addresses = self.0.iter();
+        addresses
+            .find(|(own, _)| *own == address)
+            .map(|(_, interface)| interface.as_str())
+    }
+
+    /// Returns the interface that has this address, if none of `interfaces` has it. What is at `lo` is
+    /// met wherever it arrives.
+    pub fn elsewhere<'a>(&'a self, address: IpAddr, interfaces: &[&str]) -> Option<&'a str> {
+        let own = self.interface_of(address)?;
+        (own != "lo" && !interfaces.contains(&own)).then_some(own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn tells_which_interface_has_an_address() {
+        let own = own().unwrap();
+        assert_eq!(own.interface_of(Ipv4Addr::LOCALHOST.into()), Some("lo"));
+        assert_eq!(own.interface_of(Ipv4Addr::new(192, 0, 2, 1).into()), None);
+        assert_eq!(own.elsewhere(Ipv4Addr::LOCALHOST.into(), &["eth1"]), None);
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let own = Addresses(vec![(address, "eth1".to_owned())]);
+        assert_eq!(own.elsewhere(address, &["eth2"]), Some("eth1"));
+        assert_eq!(own.elsewhere(address, &["eth2", "eth1"]), None);
+    }
+}

@@ -1,0 +1,97 @@
+//! `memlb doctor`: what keeps this host from working, and what mends it.
+
+use std::{path::PathBuf, process::exit, time::Duration};
+
+use anyhow::Context;
+use memlb::{
+    agent::{self, Check, Target},
+    doctor::{self, Diagnosis},
+};
+
+use super::{
+    Failure, Outcome, agent::worker_name, block_on, print, source::Source, source::kernel_ports,
+};
+
+/// Examine this host as a manager's, or with --agent as a worker's, and say what mends what is wrong
+///
+/// Each line says ok, warning or problem, what was found, and after => the command that mends it.
+/// Nothing is changed, and a running manager or agent is not disturbed. Exit status: 0 without a
+/// problem, 1 with one, 2 for wrong usage.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    worker: WorkerArgs,
+
+    #[command(flatten)]
+    source: Source,
+}
+
+/// What a worker's agent is told, too.
+#[derive(clap::Args)]
+struct WorkerArgs {
+    /// Examine a worker's host
+    #[arg(long, requires = "managers")]
+    agent: bool,
+
+    /// With --agent: a manager's address or name; may be repeated
+    #[arg(long = "manager", value_name = "ADDR[:PORT]", requires = "agent")]
+    managers: Vec<String>,
+
+    /// With --agent: this worker's name [default: the host's name]
+    #[arg(long, requires = "agent")]
+    name: Option<String>,
+
+    /// With --agent: the key with which heartbeats are signed
+    #[arg(long, value_name = "FILE", requires = "agent")]
+    key: Option<PathBuf>,
+
+    /// With --agent: where this worker's own server is, tcp://HOST:PORT or http://HOST[:PORT][/PATH]
+    #[arg(long = "check", value_name = "URL", requires = "agent")]
+    target: Option<Target>,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let diagnosis = match args.worker.agent {
+        true => examine_worker(&args.worker)?,
+        // Ports that the kernel uses, too, are a finding here and not wrong usage.
+        false => {
+            let config = args.source.read_for(None)?;
+            block_on(doctor::examine_manager(&config, kernel_ports()))?
+        }
+    };
+    if args.json {
+        let json = serde_json::to_string_pretty(&diagnosis).context("encode the diagnosis")?;
+        print(&format!("{json}\n"));
+    } else {
+        print(&diagnosis.to_string());
+    }
+    if diagnosis.problems > 0 {
+        exit(1);
+    }
+    Ok(())
+}
+
+fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, Failure> {
+    let managers: anyhow::Result<Vec<String>> = args
+        .managers
+        .iter()
+        .map(|manager| agent::with_port(manager).context("--manager"))
+        .collect();
+    let worker = doctor::Worker {
+        managers: managers.map_err(Failure::Usage)?,
+        name: worker_name(args.name.clone())?,
+        key: args.key.clone(),
+        check: args.target.clone().map(|target| Check {
+            target,
+            expect_status: 200..=399,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(2),
+            failures: 1,
+        }),
+    };
+    Ok(block_on(doctor::examine_worker(&worker))?)
+}

@@ -1,0 +1,404 @@
+//! A worker's side: does every manager answer, and what can be told of this machine's memory?
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use futures_util::future::join_all;
+use nix::sys::socket::{setsockopt, sockopt::Ipv4RecvErr};
+use tokio::{
+    net::{UdpSocket, lookup_host},
+    time::timeout,
+};
+
+use super::{Finding, keys};
+use crate::{
+    agent::{Check, memory_now},
+    core::{BootId, Bytes, Sequence},
+    heartbeat::{self, Ping, Pong},
+    keys::{Key, read_key},
+};
+
+/// What the doctor is told of a worker, as its agent is.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// Addresses or names, with a port.
+    pub managers: Vec<String>,
+    pub name: String,
+    pub key: Option<PathBuf>,
+    pub check: Option<Check>,
+}
+
+/// A question or its answer may be lost: it is asked so often, this far apart. All together is longer
+/// than the kernel looks for a neighbour before it says that there is none.
+const QUESTIONS: u32 = 10;
+const PATIENCE: Duration = Duration::from_millis(400);
+
+const RESOLVING: Duration = Duration::from_secs(5);
+
+/// One manager as seen from here.
+#[derive(Debug, Clone)]
+pub struct Manager {
+    pub name: String,
+    pub address: Result<SocketAddr, String>,
+    pub reach: Reach,
+    /// This host's address on the way there.
+    pub own: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    Answers {
+        within: Duration,
+        knows_key: bool,
+    },
+    /// No answer, and no word of anything on the way.
+    Silent,
+    /// Its host says that nobody has this port.
+    PortClosed,
+    /// Something on the way says that it cannot be reached.
+    Unreachable(String),
+}
+
+/// The key as it is, and the managers as they answer to it.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub key: Option<Result<String, KeyProblem>>,
+    pub managers: Vec<Manager>,
+}
+
+#[derive(Debug, Clone)]
+pub struct KeyProblem {
+    pub why: String,
+    pub mend: String,
+}
+
+pub async fn gather(worker: &Worker) -> Facts {
+    let read = worker.key.as_ref().map(|path| {
+        read_key(path, &worker.name).map_err(|error| KeyProblem {
+            why: format!("{error:#}"),
+            mend: mend(path, &worker.name),
+        })
+    });
+    let key = read.as_ref().and_then(|read| read.as_ref().ok());
+    let managers = worker.managers.iter();
+    let managers = join_all(managers.map(|name| manager(name, worker, key))).await;
+    Facts {
+        key: read.map(|read| read.map(|key| key.id().to_string())),
+        managers,
+    }
+}
+
+fn mend(path: &Path, name: &str) -> String {
+    match keys::open_to_others(path).is_empty() {
+        false => keys::mend(path, &[path.to_owned()]),
+        true => format!(
+            "memlb keygen --name {name}, and install -D -m 600 {name}.key {} (and on the manager)",
+            path.display()
+        ),
+    }
+}
+
+async fn manager(name: &str, worker: &Worker, key: Option<&Key>) -> Manager {
+    let address = resolve(name).await;
+    let (reach, own) = match &address {
+        Ok(address) => match ask(*address, worker, key).await {
+            Ok(seen) => seen,
+            Err(error) => (Reach::Unreachable(format!("{error:#}")), None),
+        },
+        Err(_) => (Reach::Silent, None),
+    };
+    Manager {
+        name: name.to_owned(),
+        address,
+        reach,
+        own,
+    }
+}
+
+async fn resolve(name: &str) -> Result<SocketAddr, String> {
+    let found = timeout(RESOLVING, lookup_host(name)).await;
+    let mut found = found
+        .map_err(|_| "no answer to the lookup of its name".to_owned())?
+        .map_err(|error| error.to_string())?;
+    found
+        .find(SocketAddr::is_ipv4)
+        .ok_or("its name has no IPv4 address".to_owned())
+}
+
+/// Asks a question, which a manager answers but never takes for a heartbeat.
+async fn ask(
+    address: SocketAddr,
+    worker: &Worker,
+    key: Option<&Key>,
+) -> Result<(Reach, Option<IpAddr>)> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    // Errors from the way come back to a connected socket only, and those of a host that is not there
+    // only if asked for.
+    socket.connect(address).await?;
+    setsockopt(&socket, Ipv4RecvErr, &true)?;
+    let own = socket.local_addr().ok().map(|own| own.ip());
+    let ping = Ping {
+        worker: worker.name.clone(),
+        sequence: Sequence {
+            boot: BootId(getrandom::u64()?),
+            number: 1,
+        },
+    };
+    let question = ping.encode(key)?;
+    let begun = Instant::now();
+    let mut buffer = [0; heartbeat::SIZE_LIMIT];
+    for _ in 0..QUESTIONS {
+        let received = match socket.send(&question).await {
+            Ok(_) => timeout(PATIENCE, socket.recv(&mut buffer)).await,
+            Err(error) => Ok(Err(error)),
+        };
+        match received {
+            Ok(Ok(length)) => {
+                let answer = Pong::decode(&buffer[..length], key);
+                if let Some(pong) = answer.ok().filter(|pong| pong.ping == ping.sequence) {
+                    let reach = Reach::Answers {
+                        within: begun.elapsed(),
+                        knows_key: pong.is_signed,
+                    };
+                    return Ok((reach, own));
+                }
+            }
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                return Ok((Reach::PortClosed, own));
+            }
+            Ok(Err(error)) => return Ok((Reach::Unreachable(error.to_string()), own)),
+            // Not heard in time: once more.
+            Err(_) => {}
+        }
+    }
+    Ok((Reach::Silent, own))
+}
+
+/// Returns this host's address towards the first manager.
+pub fn own_address(facts: &Facts) -> Option<IpAddr> {
+    facts.managers.iter().find_map(|manager| manager.own)
+}
+
+pub fn findings(worker: &Worker, facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![signature(worker, facts)];
+    let managers = facts.managers.iter();
+    findings.extend(managers.map(|manager| reach(worker, facts, manager)));
+    findings
+}
+
+fn signature(worker: &Worker, facts: &Facts) -> Finding {
+    match &facts.key {
+        None => Finding::warning(
+            "key",
+            "heartbeats would not be signed: anybody could send them in this worker's name",
+            format!("memlb keygen --name {}", worker.name),
+        ),
+        Some(Ok(id)) => Finding::ok("key", format!("key {id} speaks for {}", worker.name)),
+        Some(Err(problem)) => Finding::problem("key", problem.why.clone(), problem.mend.clone()),
+    }
+}
+
+fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
+    let name = &manager.name;
+    let address = match &manager.address {
+        Ok(address) => address,
+        Err(why) => {
+            let host = name
+                .rsplit_once(':')
+                .map_or(name.as_str(), |(host, _)| host);
+            return Finding::problem(
+                "manager",
+                format!("{name} is not found: {why}"),
+                format!("getent ahostsv4 {host}; or give its address: --manager 192.168.56.101"),
+            );
+        }
+    };
+    let (ip, port) = (address.ip(), address.port());
+    match (&manager.reach, &facts.key) {
+        (Reach::Answers { within, knows_key }, key) => Finding::ok(
+            "manager",
+            format!(
+                "{name} answers in {:.1} ms{}",
+                within.as_secs_f64() * 1000.0,
+                match (knows_key, key) {
+                    (true, _) => ", and knows the key",
+                    (false, Some(_)) => ", and does not look at signatures",
+                    (false, None) => "",
+                }
+            ),
+        ),
+        (Reach::PortClosed, _) => Finding::problem(
+            "manager",
+            format!(
+                "{ip} is there, but nobody receives at its UDP port {port}: no manager runs, or it listens elsewhere"
+            ),
+            format!("on {ip}: systemctl start memlb-manager; ss -lunp 'sport = :{port}'"),
+        ),
+        (Reach::Unreachable(why), _) => Finding::problem(
+            "manager",
+            format!("{name} cannot be reached: {why}"),
+            format!("ip route get {ip}; ping -c 3 {ip}    (is the address right?)"),
+        ),
+        (Reach::Silent, Some(Ok(id))) => Finding::problem(
+            "manager",
+            format!(
+                "{name} does not answer: datagrams to its UDP port {port} are lost on the way, or it does \
+                 not know key {id} of {}",
+                worker.name
+            ),
+            format!(
+                "on {ip}: memlb doctor    (names what it refuses; keys there: /etc/memlb/keys); here: ping -c 3 {ip}"
+            ),
+        ),
+        (Reach::Silent, _) => Finding::problem(
+            "manager",
+            format!(
+                "{name} does not answer: datagrams to its UDP port {port} are lost on the way, or it takes \
+                 only signed heartbeats"
+            ),
+            format!(
+                "ping -c 3 {ip}; on {ip}: memlb doctor, nft list ruleset; with a key: --key /etc/memlb/agent.key"
+            ),
+        ),
+    }
+}
+
+/// Where memory and pressure are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sources {
+    /// What would be reported, or why nothing can be.
+    pub memory: Result<String, String>,
+    pub has_pressure: bool,
+}
+
+pub fn gather_sources() -> Sources {
+    Sources {
+        memory: memory_now()
+            .map_err(|error| format!("{error:#}"))
+            .map(|memory| {
+                let limit = memory
+                    .cgroup
+                    .map_or("no cgroup limits it".to_owned(), |cgroup| {
+                        format!("a cgroup limits it to {}", Bytes(cgroup.limit_bytes))
+                    });
+                let memory = memory.effective();
+                format!("{} available, {limit}", Bytes(memory.available_bytes))
+            }),
+        has_pressure: fs::read_to_string("/proc/pressure/memory").is_ok(),
+    }
+}
+
+pub fn sources(sources: &Sources) -> Vec<Finding> {
+    let memory = match &sources.memory {
+        Ok(told) => Finding::ok("memory", told.clone()),
+        Err(why) => Finding::problem("memory", why.clone(), "ls -l /proc/meminfo"),
+    };
+    let pressure = match sources.has_pressure {
+        true => Finding::ok(
+            "pressure",
+            "the kernel tells how much tasks wait for memory (PSI)",
+        ),
+        false => Finding::warning(
+            "pressure",
+            "the kernel does not tell how much tasks wait for memory: policy balanced does without",
+            "add psi=1 to the kernel's command line (GRUB_CMDLINE_LINUX in /etc/default/grub), update-grub, restart",
+        ),
+    };
+    vec![memory, pressure]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    fn worker() -> Worker {
+        Worker {
+            managers: Vec::new(),
+            name: "worker1".to_owned(),
+            key: None,
+            check: None,
+        }
+    }
+
+    fn examine(reach: Reach, key: Option<&str>) -> Vec<Finding> {
+        let manager = Manager {
+            name: "192.168.56.101:9999".to_owned(),
+            address: Ok(([192, 168, 56, 101], 9999).into()),
+            reach,
+            own: None,
+        };
+        let facts = Facts {
+            key: key.map(|id| Ok(id.to_owned())),
+            managers: vec![manager],
+        };
+        findings(&worker(), &facts)
+    }
+
+    #[test]
+    fn tells_why_a_manager_is_not_reached() {
+        let answers = Reach::Answers {
+            within: Duration::from_millis(1),
+            knows_key: true,
+        };
+        let fine = examine(answers, Some("000000a1"));
+        assert!(fine.iter().all(|it| it.verdict == Verdict::Ok), "{fine:?}");
+        let cases = [
+            (
+                Reach::PortClosed,
+                None,
+                "nobody receives",
+                "systemctl start memlb-manager",
+            ),
+            (
+                Reach::Unreachable("No route to host".to_owned()),
+                None,
+                "cannot be reached: No route to host",
+                "ip route get 192.168.56.101",
+            ),
+            (
+                Reach::Silent,
+                Some("000000a1"),
+                "does not know key 000000a1 of worker1",
+                "memlb doctor",
+            ),
+            (Reach::Silent, None, "only signed heartbeats", "--key"),
+        ];
+        for (reach, key, says, remedy) in cases {
+            let found = examine(reach, key).remove(1);
+            assert_eq!(found.verdict, Verdict::Problem);
+            assert!(found.found.contains(says), "{found:?}");
+            assert!(found.remedy.as_ref().unwrap().contains(remedy), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn tells_a_name_that_means_nothing_and_a_kernel_without_pressure() {
+        let facts = Facts {
+            key: None,
+            managers: vec![Manager {
+                name: "manger.example:9999".to_owned(),
+                address: Err("no such name".to_owned()),
+                reach: Reach::Silent,
+                own: None,
+            }],
+        };
+        let found = findings(&worker(), &facts).remove(1);
+        assert!(
+            found
+                .remedy
+                .unwrap()
+                .starts_with("getent ahostsv4 manger.example;")
+        );
+        let found = sources(&Sources {
+            memory: Ok(String::new()),
+            has_pressure: false,
+        });
+        assert_eq!(found[1].verdict, Verdict::Warning);
+    }
+}

@@ -1,0 +1,141 @@
+//! What a check has found: how bad it is, what it is, and the command that mends it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Ok,
+    /// It works, but perhaps not as meant, or not for long.
+    Warning,
+    /// Something does not work, or will not.
+    Problem,
+}
+
+impl Verdict {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub verdict: Verdict,
+    /// What was looked at: `kernel`, `interface`, `worker`, …
+    pub check: &'static str,
+    pub found: String,
+    /// The command that mends it, or what to do where no command can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    pub fn ok(check: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Ok,
+            check,
+            found: found.into(),
+            remedy: None,
+        }
+    }
+
+    pub fn warning(
+        check: &'static str,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            verdict: Verdict::Warning,
+            remedy: Some(remedy.into()),
+            ..Self::ok(check, found)
+        }
+    }
+
+    pub fn problem(
+        check: &'static str,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            verdict: Verdict::Problem,
+            ..Self::warning(check, found, remedy)
+        }
+    }
+}
+
+/// Everything that was found on one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Diagnosis {
+    pub problems: usize,
+    pub warnings: usize,
+    pub findings: Vec<Finding>,
+}
+
+impl From<Vec<Finding>> for Diagnosis {
+    fn from(findings: Vec<Finding>) -> Self {
+        let count = |verdict| findings.iter().filter(|it| it.verdict == verdict).count();
+        Self {
+            problems: count(Verdict::Problem),
+            warnings: count(Verdict::Warning),
+            findings,
+        }
+    }
+}
+
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Finding {
+            verdict,
+            check,
+            found,
+            remedy,
+        } in &self.findings
+        {
+            writeln!(f, "{:<7}  {check:<12}  {found}", verdict.name())?;
+            if let Some(remedy) = remedy {
+                writeln!(f, "{:<7}  {:<12}  => {remedy}", "", "")?;
+            }
+        }
+        let counted = |count: usize, what: &str| match count {
+            1 => format!("1 {what}"),
+            count => format!("{count} {what}s"),
+        };
+        writeln!(
+            f,
+            "{}, {}",
+            counted(self.problems, "problem"),
+            counted(self.warnings, "warning")
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_each_on_a_line_with_its_remedy_below_and_counts_them() {
+        let diagnosis = Diagnosis::from(vec![
+            Finding::ok("kernel", "Linux 6.18"),
+            Finding::problem("interface", "eth1 is down", "ip link set eth1 up"),
+        ]);
+        assert_eq!(
+            diagnosis.to_string(),
+            "ok       kernel        Linux 6.18\n\
+             problem  interface     eth1 is down\n\
+             \x20                      => ip link set eth1 up\n\
+             1 problem, 0 warnings\n"
+        );
+        let json = serde_json::to_value(&diagnosis).unwrap();
+        assert_eq!(json["findings"][1]["verdict"], "problem");
+        assert_eq!(json["findings"][1]["remedy"], "ip link set eth1 up");
+        assert!(json["findings"][0].get("remedy").is_none());
+        assert_eq!(json["problems"], 1);
+    }
+}

@@ -1,0 +1,298 @@
+//! Does the running manager hear every worker, and what does it refuse?
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use serde_json::Value;
+
+use super::Finding;
+use crate::{
+    core::{Health, MANAGER},
+    feed::Entry,
+    status::{Backend, Status},
+};
+
+/// What the findings are drawn from.
+#[derive(Debug, Clone)]
+pub struct Facts<'a> {
+    pub status: &'a Status,
+    pub events: &'a [Entry],
+    pub down_after: Duration,
+    pub now: SystemTime,
+}
+
+/// Refusals are mentioned every ten seconds; what was refused earlier may be mended by now.
+const LATELY: Duration = Duration::from_secs(30);
+
+/// The last datagram that was refused for one reason.
+#[derive(Debug, Clone, Copy)]
+struct Refusal<'a> {
+    reason: &'a str,
+    from: Option<SocketAddr>,
+    detail: &'a str,
+}
+
+pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+    let refusals = refusals(facts);
+    let mut findings = Vec::new();
+    let mut seen: Vec<&str> = Vec::new();
+    let services = facts.status.services.iter();
+    for backend in services.flat_map(|service| &service.backends) {
+        let name = backend.seen.name.as_str();
+        if name != MANAGER && !seen.contains(&name) {
+            seen.push(name);
+            findings.push(worker(facts, backend, &refusals));
+        }
+    }
+    findings.extend(refusals.iter().map(refused));
+    findings
+}
+
+fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Finding {
+    let seen = &backend.seen;
+    let name = &seen.name;
+    let ip = seen.address.parse().map(|it: SocketAddr| it.ip()).ok();
+    let refused = refusals.iter().find(|refusal| {
+        let same_host = refusal.from.is_some_and(|from| Some(from.ip()) == ip);
+        same_host || refusal.detail.split_whitespace().any(|word| word == name)
+    });
+    let is_silent = |age| age > millis(facts.down_after);
+    match (seen.age_ms, seen.health) {
+        (_, Health::Leaving | Health::Maintenance) => Finding::warning(
+            "heartbeats",
+            format!("{name} has taken its leave ({})", seen.health.name()),
+            format!("on {name}: systemctl start memlb-agent"),
+        ),
+        (Some(age), Health::Unhealthy) if !is_silent(age) => Finding::problem(
+            "heartbeats",
+            format!("{name} is heard, and says that its own service does not answer"),
+            format!("on {name}: memlb doctor --agent --manager MANAGER --check URL"),
+        ),
+        (Some(age), _) if !is_silent(age) => {
+            Finding::ok("heartbeats", format!("{name} was heard {age} ms ago"))
+        }
+        (age, _) => {
+            let heard = match age {
+                Some(age) => format!("was last heard {} s ago", age / 1000),
+                None => "has never been heard".to_owned(),
+            };
+            match refused {
+                Some(refusal) => Finding::problem(
+                    "heartbeats",
+                    format!(
+                        "{name} {heard}: what it sends is refused ({}): {}",
+                        refusal.reason, refusal.detail
+                    ),
+                    remedy(refusal, name),
+                ),
+                None if age.is_none() && facts.status.uptime_ms < millis(facts.down_after) => {
+                    Finding::warning(
+                        "heartbeats",
+                        format!("{name} {heard}, by a manager that has just started"),
+                        "memlb doctor    (again, in a moment)",
+                    )
+                }
+                None => Finding::problem(
+                    "heartbeats",
+                    format!(
+                        "{name} {heard}, and nothing was refused: its agent does not run, or its datagrams do not arrive"
+                    ),
+                    format!(
+                        "on {name}: memlb doctor --agent --manager MANAGER; systemctl status memlb-agent"
+                    ),
+                ),
+            }
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns what was refused lately.
+fn refusals<'a>(facts: &Facts<'a>) -> Vec<Refusal<'a>> {
+    let mut refusals: Vec<Refusal<'a>> = Vec::new();
+    for entry in facts.events.iter().rev() {
+        let text = |field| entry.event.get(field).and_then(Value::as_str);
+        if text("event") != Some("heartbeat_refused") || !is_late(entry, facts.now) {
+            continue;
+        }
+        let reason = text("reason").unwrap_or_default();
+        // That is usual at every start.
+        if reason != "not_fresh" && refusals.iter().all(|it| it.reason != reason) {
+            refusals.push(Refusal {
+                reason,
+                from: text("from").and_then(|from| from.parse().ok()),
+                detail: text("detail").unwrap_or_default(),
+            });
+        }
+    }
+    refusals
+}
+
+fn is_late(entry: &Entry, now: SystemTime) -> bool {
+    let at = humantime::parse_rfc3339(&entry.time);
+    at.is_ok_and(|at| now.duration_since(at).unwrap_or_default() <= LATELY)
+}
+
+fn refused(refusal: &Refusal<'_>) -> Finding {
+    let Refusal {
+        reason,
+        from,
+        detail,
+    } = refusal;
+    let from = from.map_or("somewhere".to_owned(), |from| from.to_string());
+    Finding::warning(
+        "heartbeats",
+        format!("datagrams are being refused ({reason}), the last from {from}: {detail}"),
+        remedy(refusal, "WORKER"),
+    )
+}
+
+/// The command that lets such datagrams be accepted, or the sender be found.
+fn remedy(refusal: &Refusal<'_>, worker: &str) -> String {
+    let from = refusal
+        .from
+        .map_or("its host".to_owned(), |from| from.ip().to_string());
+    match refusal.reason {
+        "unsigned" | "unsigned_beside_signed" => format!(
+            "memlb keygen --name {worker}; on {from}: memlb agent --key /etc/memlb/agent.key …"
+        ),
+        "unknown_key" => format!(
+            "install -m 600 {worker}.key /etc/memlb/keys/{worker}.key && memlb reload    (the file that the \
+             agent on {from} signs with)"
+        ),
+        "bad_signature" | "other_workers_key" => format!(
+            "memlb keygen --name {worker}, and install the same file on both: /etc/memlb/keys/ here (then \
+             memlb reload), --key on {from}"
+        ),
+        "unknown_worker" => format!(
+            "on {from}: memlb agent --name NAME, with a NAME that `memlb workers` lists; or add the worker \
+             to /etc/memlb/memlb.toml and memlb reload"
+        ),
+        "join_refused" => "memlb events    (says why it cannot join)".to_owned(),
+        "legacy_off" => "memlb manager --legacy-heartbeats".to_owned(),
+        "other_version" => format!("install the same memlb on {from}: memlb --version"),
+        "duplicate" | "reordered" | "old_boot" => {
+            format!("on {from}: pgrep -a memlb    (do two agents run under one name?)")
+        }
+        _ => format!("on {from}: ss -unp    (which program sends to this port?)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{core::Severity, doctor::Verdict};
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// A manager that heard worker1 so long ago, and refuses what it gets for `reason` from it.
+    fn examine(
+        age_ms: Option<u64>,
+        health: &str,
+        refused: Option<(&str, Duration)>,
+    ) -> Vec<Finding> {
+        let backend = json!({
+            "name": "worker1", "backend_id": 1, "address": "192.168.56.103:8081", "state": health,
+            "health": health, "hold": null, "weight_percent": null, "age_ms": age_ms,
+            "memory_available_bytes": null, "memory_total_bytes": null, "memory_pressure": null,
+            "weight": 1, "share": 0, "manual_weight_percent": 100, "ramp_percent": 100,
+            "flows": 0, "half_open": 0, "connections": 0, "packets_in": 0, "packets_out": 0,
+            "bytes_in": 0, "bytes_out": 0,
+        });
+        let status = serde_json::from_value(json!({
+            "version": "0.1.0", "uptime_ms": 60_000, "interfaces": [], "verdicts": {}, "maps": {},
+            "heartbeats": {"accepted": 0, "refused": {}, "unsigned": {}, "authentication": "enforce"},
+            "services": [{
+                "name": "web", "address": "192.168.56.101:80", "protocol": "tcp", "policy": "memory",
+                "threshold": "auto", "threshold_bytes": null, "selected": "manager",
+                "rule": "nothing_heard", "reason": "", "since_ms": 1, "backends": [backend],
+            }],
+        }))
+        .unwrap();
+        let now = SystemTime::now();
+        let events: Vec<Entry> = refused
+            .into_iter()
+            .map(|(reason, ago)| Entry {
+                id: 1,
+                time: humantime::format_rfc3339_millis(now - ago).to_string(),
+                severity: Severity::Warn,
+                message: String::new(),
+                event: json!({
+                    "event": "heartbeat_refused", "reason": reason, "datagrams": 3,
+                    "from": "192.168.56.103:40000", "detail": "because",
+                })
+                .as_object()
+                .unwrap()
+                .clone(),
+            })
+            .collect();
+        findings(&Facts {
+            status: &status,
+            events: &events,
+            down_after: Duration::from_millis(1500),
+            now,
+        })
+    }
+
+    #[test]
+    fn a_worker_that_is_heard_is_well() {
+        let heard = examine(Some(44), "up", Some(("not_fresh", Duration::ZERO)));
+        assert_eq!(
+            heard,
+            [Finding::ok("heartbeats", "worker1 was heard 44 ms ago")]
+        );
+    }
+
+    #[test]
+    fn joins_a_worker_with_what_is_refused_of_it() {
+        for (reason, mends) in [
+            (
+                "unsigned",
+                "memlb keygen --name worker1; on 192.168.56.103: memlb agent --key",
+            ),
+            ("unknown_key", "install -m 600 worker1.key /etc/memlb/keys/"),
+            ("bad_signature", "install the same file on both"),
+            ("unknown_worker", "memlb agent --name NAME"),
+            ("not_json", "ss -unp"),
+        ] {
+            let found = examine(None, "unknown", Some((reason, Duration::ZERO)));
+            assert_eq!(found[0].verdict, Verdict::Problem);
+            assert!(found[0].found.contains(reason), "{found:?}");
+            assert!(
+                found[0].remedy.as_ref().unwrap().contains(mends),
+                "{found:?}"
+            );
+            assert_eq!(found[1].verdict, Verdict::Warning);
+        }
+    }
+
+    #[test]
+    fn tells_silence_from_refusal_and_forgets_what_was_refused_long_ago() {
+        for refused in [None, Some(("unsigned", MINUTE))] {
+            let found = examine(Some(9_000), "down", refused);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].verdict, Verdict::Problem);
+            assert!(
+                found[0]
+                    .found
+                    .contains("last heard 9 s ago, and nothing was refused")
+            );
+            assert!(
+                found[0]
+                    .remedy
+                    .as_ref()
+                    .unwrap()
+                    .contains("memlb doctor --agent")
+            );
+        }
+        let ill = examine(Some(50), "unhealthy", None);
+        assert!(ill[0].found.contains("its own service does not answer"));
+    }
+}

@@ -1,0 +1,331 @@
+//! The interfaces that packets are met at: there, up, how they are attached to, what spoils frames.
+
+use std::collections::BTreeMap;
+
+use super::{Finding, host::Link};
+use crate::{
+    config::Attach,
+    datapath::{Interface, unsuited_to_xdp},
+    status,
+};
+
+/// What the findings are drawn from.
+#[derive(Debug, Clone)]
+pub struct Facts<'a> {
+    /// As configured.
+    pub interfaces: &'a [String],
+    pub attach: Attach,
+    pub links: &'a BTreeMap<String, Link>,
+    /// Which interface has the services' addresses, should one be missing.
+    pub likely: Option<&'a str>,
+    /// How a running manager is attached.
+    pub attached: &'a [status::Interface],
+}
+
+pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = facts
+        .interfaces
+        .iter()
+        .flat_map(|name| match facts.links.get(name) {
+            Some(link) => of_link(facts, name, link),
+            None => vec![missing(facts, name)],
+        })
+        .collect();
+    findings.extend(mtu(facts));
+    findings
+}
+
+fn missing(facts: &Facts<'_>, name: &str) -> Finding {
+    let links = facts.links.keys().map(String::as_str);
+    let others: Vec<&str> = links.filter(|name| *name != "lo").collect();
+    let found = format!(
+        "{name} does not exist here; there are {}",
+        match others.is_empty() {
+            true => "none but lo".to_owned(),
+            false => others.join(", "),
+        }
+    );
+    let right = facts.likely.or(others.first().copied()).unwrap_or("NAME");
+    Finding::problem(
+        "interface",
+        found,
+        format!(
+            "memlb manager --interface {right}    (for good: manager.interfaces = [\"{right}\"])"
+        ),
+    )
+}
+
+fn of_link(facts: &Facts<'_>, name: &str, link: &Link) -> Vec<Finding> {
+    if !link.is_ethernet {
+        return vec![Finding::problem(
+            "interface",
+            format!("{name} does not carry Ethernet: memlb steers Ethernet frames only"),
+            "ip -br link    (and name another with --interface)",
+        )];
+    }
+    if !link.is_up {
+        return vec![Finding::problem(
+            "interface",
+            format!("{name} is down: no packet arrives there"),
+            format!("ip link set {name} up"),
+        )];
+    }
+    if !link.has_carrier {
+        return vec![Finding::problem(
+            "interface",
+            format!("{name} is up but has no carrier: nothing is at the other end of its cable"),
+            format!("plug it in, or switch the port on; ethtool {name} shows what it sees"),
+        )];
+    }
+    let mut findings = vec![
+        Finding::ok("interface", format!("{name} is up, MTU {}", link.mtu)),
+        way(facts, name, link),
+    ];
+    findings.extend(merging(name, link));
+    findings
+}
+
+/// Says how packets are met there, or would be: the manager's own decision where there is one.
+fn way(facts: &Facts<'_>, name: &str, link: &Link) -> Finding {
+    let mut attached = facts.attached.iter();
+    if let Some(now) = attached.find(|it| it.name == name) {
+        let found = format!("{name}: {} ({})", now.attachment, now.reason);
+        return match now.attachment.as_str() {
+            "none" => Finding::problem("attachment", found, "systemctl restart memlb-manager"),
+            _ => Finding::ok("attachment", found),
+        };
+    }
+    let unsuited = unsuited_to_xdp(&Interface {
+        name: name.to_owned(),
+        kind: link.kind.clone(),
+    });
+    match (facts.attach, unsuited) {
+        (Attach::Tc, _) => Finding::ok(
+            "attachment",
+            format!("{name}: tc (attach = \"tc\" is configured)"),
+        ),
+        (Attach::Auto, Some(why)) => Finding::ok("attachment", format!("{name}: tc ({why})")),
+        (Attach::Xdp, Some(why)) => Finding::warning(
+            "attachment",
+            format!("{name}: attach = \"xdp\" is configured, but it is {why}"),
+            "memlb manager --attach auto",
+        ),
+        (wish, None) => {
+            let driver = link.driver.as_deref().unwrap_or("unknown");
+            let else_what = match wish {
+                Attach::Xdp => "the manager does not start if it cannot",
+                _ => "tc if it cannot; memlb status tells after the start",
+            };
+            Finding::ok(
+                "attachment",
+                format!("{name}: native XDP if its driver ({driver}) can, {else_what}"),
+            )
+        }
+    }
+}
+
+/// Merged frames are longer than the MTU, and cannot be sent on.
+fn merging(name: &str, link: &Link) -> Option<Finding> {
+    (link.merges_received == Some(true)).then(|| {
+        Finding::problem(
+            "offload",
+            format!(
+                "{name} merges received packets (LRO): they are too long to be forwarded, and XDP \
+                 does not run beside it"
+            ),
+            format!("ethtool -K {name} lro off"),
+        )
+    })
+}
+
+fn mtu(facts: &Facts<'_>) -> Option<Finding> {
+    let there = facts.interfaces.iter();
+    let sizes: Vec<(&String, u32)> = there
+        .filter_map(|name| Some((name, facts.links.get(name)?.mtu)))
+        .collect();
+    let (_, least) = sizes.iter().min_by_key(|(_, mtu)| *mtu)?;
+    let larger: Vec<&(&String, u32)> = sizes.iter().filter(|(_, mtu)| mtu > least).collect();
+    if larger.is_empty() {
+        return None;
+    }
+    let all: Vec<String> = sizes
+        .iter()
+        .map(|(name, mtu)| format!("{name} {mtu}"))
+        .collect();
+    let lower: Vec<String> = larger
+        .iter()
+        .map(|(name, _)| format!("ip link set {name} mtu {least}"))
+        .collect();
+    Some(Finding::warning(
+        "mtu",
+        format!(
+            "the interfaces differ ({}): full packets from the larger do not fit the smaller and \
+             vanish, while small ones pass",
+            all.join(", ")
+        ),
+        lower.join("; "),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    fn link() -> Link {
+        Link {
+            index: 2,
+            is_ethernet: true,
+            is_up: true,
+            has_carrier: true,
+            mtu: 1500,
+            ..Link::default()
+        }
+    }
+
+    fn examine(
+        attach: Attach,
+        links: &[(&str, Link)],
+        attached: &[status::Interface],
+    ) -> Vec<Finding> {
+        let links = links
+            .iter()
+            .map(|(name, link)| ((*name).to_owned(), link.clone()))
+            .collect();
+        findings(&Facts {
+            interfaces: &["eth1".to_owned(), "eth2".to_owned()],
+            attach,
+            links: &links,
+            likely: Some("eth3"),
+            attached,
+        })
+    }
+
+    fn of_first(attach: Attach, link: Link) -> Vec<Finding> {
+        let mut findings = examine(attach, &[("eth1", link)], &[]);
+        // The second is missing in all of these.
+        let missing = findings.pop().unwrap();
+        assert!(
+            missing.found.starts_with("eth2 does not exist"),
+            "{missing:?}"
+        );
+        assert!(
+            missing
+                .remedy
+                .unwrap()
+                .starts_with("memlb manager --interface eth3")
+        );
+        findings
+    }
+
+    #[test]
+    fn tells_what_is_wrong_with_an_interface() {
+        let cases: [(Link, &str, &str); 4] = [
+            (
+                Link {
+                    is_up: false,
+                    ..link()
+                },
+                "down",
+                "ip link set eth1 up",
+            ),
+            (
+                Link {
+                    has_carrier: false,
+                    ..link()
+                },
+                "carrier",
+                "ethtool eth1",
+            ),
+            (
+                Link {
+                    is_ethernet: false,
+                    ..link()
+                },
+                "Ethernet",
+                "--interface",
+            ),
+            (
+                Link {
+                    merges_received: Some(true),
+                    ..link()
+                },
+                "LRO",
+                "ethtool -K eth1 lro off",
+            ),
+        ];
+        for (link, says, remedy) in cases {
+            let findings = of_first(Attach::Auto, link);
+            let worst = findings.iter().max_by_key(|it| it.verdict).unwrap();
+            assert_eq!(worst.verdict, Verdict::Problem);
+            assert!(worst.found.contains(says), "{worst:?}");
+            assert!(worst.remedy.as_ref().unwrap().contains(remedy), "{worst:?}");
+        }
+    }
+
+    #[test]
+    fn tells_how_packets_would_be_met_and_why() {
+        let veth = Link {
+            kind: Some("veth".to_owned()),
+            ..link()
+        };
+        let nic = Link {
+            driver: Some("ixgbe".to_owned()),
+            ..link()
+        };
+        let cases = [
+            (
+                Attach::Auto,
+                &veth,
+                Verdict::Ok,
+                "tc (a virtual interface (veth)",
+            ),
+            (
+                Attach::Xdp,
+                &veth,
+                Verdict::Warning,
+                "virtual interface (veth)",
+            ),
+            (Attach::Tc, &nic, Verdict::Ok, "is configured"),
+            (
+                Attach::Auto,
+                &nic,
+                Verdict::Ok,
+                "native XDP if its driver (ixgbe) can, tc",
+            ),
+            (Attach::Xdp, &nic, Verdict::Ok, "does not start"),
+        ];
+        for (attach, link, verdict, says) in cases {
+            let way = &of_first(attach, link.clone())[1];
+            assert_eq!(way.verdict, verdict);
+            assert!(way.found.contains(says), "{way:?}");
+        }
+    }
+
+    #[test]
+    fn believes_a_running_manager_about_how_it_is_attached() {
+        let attached = |attachment: &str| status::Interface {
+            name: "eth1".to_owned(),
+            attachment: attachment.to_owned(),
+            reason: "because".to_owned(),
+        };
+        let findings = examine(Attach::Tc, &[("eth1", link())], &[attached("xdp")]);
+        assert_eq!(findings[1].found, "eth1: xdp (because)");
+        let findings = examine(Attach::Tc, &[("eth1", link())], &[attached("none")]);
+        assert_eq!(findings[1].verdict, Verdict::Problem);
+    }
+
+    #[test]
+    fn warns_of_a_black_hole_between_unequal_mtus() {
+        let jumbo = Link {
+            mtu: 9000,
+            ..link()
+        };
+        let findings = examine(Attach::Tc, &[("eth1", link()), ("eth2", jumbo)], &[]);
+        let last = findings.last().unwrap();
+        assert_eq!((last.check, last.verdict), ("mtu", Verdict::Warning));
+        assert_eq!(last.remedy.as_deref(), Some("ip link set eth2 mtu 1500"));
+        let alike = examine(Attach::Tc, &[("eth1", link()), ("eth2", link())], &[]);
+        assert!(alike.iter().all(|it| it.verdict == Verdict::Ok));
+    }
+}

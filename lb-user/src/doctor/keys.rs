@@ -1,0 +1,188 @@
+//! The keys that sign heartbeats: there, private, one for every worker?
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::Finding;
+use crate::{heartbeat::Authentication, keys::read_keys};
+
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub authentication: Authentication,
+    pub path: PathBuf,
+    pub keys: Keys,
+}
+
+#[derive(Debug, Clone)]
+pub enum Keys {
+    Read {
+        count: usize,
+        /// Workers of the configuration that have none.
+        without: BTreeSet<String>,
+    },
+    Bad {
+        why: String,
+        /// Files that others may use, which `chmod` mends.
+        open: Vec<PathBuf>,
+    },
+}
+
+pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&str>) -> Facts {
+    let keys = match authentication {
+        Authentication::Off => Keys::Read {
+            count: 0,
+            without: BTreeSet::new(),
+        },
+        _ => match read_keys(path) {
+            Ok(keys) => Keys::Read {
+                count: keys.len(),
+                without: workers
+                    .iter()
+                    .filter(|worker| keys.of_worker(worker).next().is_none())
+                    .map(|worker| (*worker).to_owned())
+                    .collect(),
+            },
+            Err(error) => Keys::Bad {
+                why: format!("{error:#}"),
+                open: open_to_others(path),
+            },
+        },
+    };
+    Facts {
+        authentication,
+        path: path.to_owned(),
+        keys,
+    }
+}
+
+/// Returns the key files that others than their owner may use.
+pub fn open_to_others(path: &Path) -> Vec<PathBuf> {
+    let mut files = match fs::read_dir(path) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => vec![path.to_owned()],
+    };
+    files.retain(|file| {
+        fs::metadata(file).is_ok_and(|about| about.is_file() && about.mode() & 0o077 != 0)
+    });
+    files.sort();
+    files
+}
+
+pub fn findings(facts: &Facts) -> Vec<Finding> {
+    vec![finding(facts)]
+}
+
+fn finding(facts: &Facts) -> Finding {
+    let Facts {
+        authentication,
+        path,
+        keys,
+    } = facts;
+    let at = path.display();
+    match (authentication, keys) {
+        (Authentication::Off, _) => Finding::warning(
+            "keys",
+            "heartbeats are not authenticated: whoever reaches the port can steer the balancer",
+            "keep the port to a trusted network; or memlb keygen --name WORKER for each, and \
+             --set heartbeats.authentication=permissive",
+        ),
+        (_, Keys::Bad { why, open }) => Finding::problem("keys", why.clone(), mend(path, open)),
+        (_, Keys::Read { count: 0, .. }) => Finding::problem(
+            "keys",
+            format!("there is no key at {at}"),
+            format!("memlb keygen --name WORKER --output {at}/WORKER.key"),
+        ),
+        (_, Keys::Read { count, without }) if without.is_empty() => Finding::ok(
+            "keys",
+            format!("{count} keys at {at}, one or more for every worker"),
+        ),
+        (_, Keys::Read { without, .. }) => {
+            let names: Vec<&str> = without.iter().map(String::as_str).collect();
+            let made: Vec<String> = names
+                .iter()
+                .map(|name| format!("memlb keygen --name {name} --output {at}/{name}.key"))
+                .collect();
+            let found = format!("there is no key of {} at {at}", names.join(", "));
+            let remedy = format!("{}; memlb reload", made.join("; "));
+            match authentication {
+                Authentication::Enforce => Finding::problem("keys", found, remedy),
+                _ => Finding::warning("keys", found, remedy),
+            }
+        }
+    }
+}
+
+/// The command that mends a key file or a directory of them.
+pub fn mend(path: &Path, open: &[PathBuf]) -> String {
+    let at = path.display();
+    if !path.exists() {
+        return format!(
+            "install -d -m 700 {at}; memlb keygen --name WORKER --output {at}/WORKER.key"
+        );
+    }
+    if open.is_empty() {
+        return format!("chown -R root: {at} && chmod 700 {at}; ls -la {at}");
+    }
+    let files: Vec<String> = open.iter().map(|file| file.display().to_string()).collect();
+    format!(
+        "chmod 600 {}    (and draw a new key if somebody may have read it)",
+        files.join(" ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::{doctor::Verdict, keys::write_new};
+
+    fn examine(authentication: Authentication, path: &Path, workers: &[&str]) -> Finding {
+        let workers = workers.iter().copied().collect();
+        findings(&gather(authentication, path, &workers)).remove(0)
+    }
+
+    #[test]
+    fn looks_at_the_keys_as_the_manager_will() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let keys = directory.path();
+        let file = keys.join("worker1.key");
+        let enforce = Authentication::Enforce;
+        let none = examine(enforce, keys, &["worker1"]);
+        assert!(none.found.contains("there is no key at"), "{none:?}");
+
+        write_new(&file, "worker1").unwrap();
+        assert_eq!(examine(enforce, keys, &["worker1"]).verdict, Verdict::Ok);
+        let without = examine(enforce, keys, &["worker1", "worker2"]);
+        assert_eq!(without.verdict, Verdict::Problem);
+        assert!(
+            without
+                .remedy
+                .unwrap()
+                .contains("memlb keygen --name worker2 --output")
+        );
+        let permissive = examine(Authentication::Permissive, keys, &["worker2"]);
+        assert_eq!(permissive.verdict, Verdict::Warning);
+
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let open = examine(enforce, keys, &["worker1"]);
+        assert_eq!(open.verdict, Verdict::Problem);
+        let chmod = format!("chmod 600 {} ", file.display());
+        assert!(
+            open.remedy.as_ref().unwrap().starts_with(&chmod),
+            "{open:?}"
+        );
+
+        let absent = examine(enforce, &keys.join("absent"), &["worker1"]);
+        assert!(absent.remedy.unwrap().starts_with("install -d -m 700"));
+        assert_eq!(
+            examine(Authentication::Off, keys, &[]).verdict,
+            Verdict::Warning
+        );
+    }
+}

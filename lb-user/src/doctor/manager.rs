@@ -1,0 +1,320 @@
+//! Is a manager running, is it the only one, and who receives the heartbeats?
+
+use std::{
+    net::SocketAddr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use procfs::process::all_processes;
+use tokio::net::UnixStream;
+
+use super::Finding;
+use crate::{
+    control::{Asker, Request},
+    feed::Entry,
+    sockets::{Holder, Receiver, holder, receiver},
+    status::Status,
+};
+
+/// What is known of managers here.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub control_socket: PathBuf,
+    pub answer: Answer,
+    /// Who has the control socket.
+    pub pid: Option<i32>,
+    pub heartbeat_listen: SocketAddr,
+    pub receiver: Receiver,
+    /// All managers in this network namespace.
+    pub managers: Vec<Holder>,
+}
+
+/// What came back from the control socket.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    Status(Box<Status>, Vec<Entry>),
+    /// Somebody has it, but gives no answer that is understood.
+    Confused(String),
+    Forbidden,
+    Nobody,
+}
+
+impl Facts {
+    pub fn status(&self) -> Option<&Status> {
+        match &self.answer {
+            Answer::Status(status, _) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// The last events that the manager keeps.
+    pub fn events(&self) -> &[Entry] {
+        match &self.answer {
+            Answer::Status(_, events) => events,
+            _ => &[],
+        }
+    }
+}
+
+pub async fn gather(control_socket: &Path, heartbeat_listen: SocketAddr) -> Facts {
+    let (answer, pid) = ask(control_socket).await;
+    Facts {
+        control_socket: control_socket.to_owned(),
+        answer,
+        pid,
+        heartbeat_listen,
+        receiver: receiver(heartbeat_listen.ip(), heartbeat_listen.port()),
+        managers: managers(),
+    }
+}
+
+async fn ask(control_socket: &Path) -> (Answer, Option<i32>) {
+    let stream = match UnixStream::connect(control_socket).await {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return (Answer::Forbidden, None);
+        }
+        Err(_) => return (Answer::Nobody, None),
+    };
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    drop(stream);
+    let asker = Asker::new(control_socket.to_owned());
+    let answer = match asker.ask(&Request::Status).await {
+        Ok(status) => Answer::Status(status, events(&asker).await),
+        Err(error) => Answer::Confused(error.to_string()),
+    };
+    (answer, pid)
+}
+
+async fn events(asker: &Asker) -> Vec<Entry> {
+    let request = Request::Events {
+        limit: None,
+        follow: false,
+    };
+    let mut entries = Vec::new();
+    if let Ok(mut lines) = asker.stream(&request).await {
+        while let Ok(Some(line)) = lines.next_line().await {
+            entries.extend(serde_json::from_str::<Entry>(&line));
+        }
+    }
+    entries
+}
+
+/// Finds the processes that run `memlb manager` in this network namespace.
+fn managers() -> Vec<Holder> {
+    let network = |process: &str| {
+        let about = std::fs::metadata(format!("/proc/{process}/ns/net")).ok()?;
+        Some((about.dev(), about.ino()))
+    };
+    let own = network("self");
+    let processes = all_processes().into_iter().flatten().flatten();
+    processes
+        .filter(|process| {
+            let arguments = process.cmdline().unwrap_or_default();
+            let is_manager = arguments.iter().any(|it| it == "manager")
+                && arguments.first().is_some_and(|program| {
+                    Path::new(program).file_name() == Some("memlb".as_ref())
+                });
+            is_manager && process.is_alive() && network(&process.pid.to_string()) == own
+        })
+        .filter_map(|process| holder(process.pid))
+        .collect()
+}
+
+pub fn findings(facts: &Facts) -> Vec<Finding> {
+    vec![manager(facts), receiving(facts), alone(facts)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn manager(facts: &Facts) -> Option<Finding> {
+    let socket = facts.control_socket.display();
+    Some(match &facts.answer {
+        Answer::Status(status, _) => Finding::ok(
+            "manager",
+            format!(
+                "memlb {} runs{}, up {}",
+                status.version,
+                facts
+                    .pid
+                    .map_or(String::new(), |pid| format!(" (process {pid})")),
+                humantime::format_duration(std::time::Duration::from_secs(status.uptime_ms / 1000))
+            ),
+        ),
+        Answer::Confused(why) => Finding::problem(
+            "manager",
+            format!("who has {socket} does not answer as this memlb would: {why}"),
+            "memlb --version; systemctl restart memlb-manager",
+        ),
+        Answer::Forbidden => Finding::problem(
+            "manager",
+            format!("this user may not ask at {socket}"),
+            "sudo memlb doctor",
+        ),
+        Answer::Nobody => match facts.managers.first() {
+            Some(other) => Finding::problem(
+                "manager",
+                format!("{other} is a manager, but not with the control socket {socket}"),
+                format!(
+                    "give doctor the same --config as that one (tr '\\0' ' ' < /proc/{}/cmdline)",
+                    other.pid
+                ),
+            ),
+            None => Finding::warning(
+                "manager",
+                format!("none runs (nobody answers at {socket})"),
+                "systemctl start memlb-manager, or: memlb manager",
+            ),
+        },
+    })
+}
+
+fn receiving(facts: &Facts) -> Option<Finding> {
+    let listen = facts.heartbeat_listen;
+    let is_running = matches!(facts.answer, Answer::Status(..));
+    Some(match &facts.receiver {
+        Receiver::Nobody if is_running => Finding::problem(
+            "heartbeats",
+            format!(
+                "the manager does not receive at UDP {listen}, where this configuration has it"
+            ),
+            "systemctl restart memlb-manager    (the file was changed since its start)",
+        ),
+        Receiver::Nobody => {
+            Finding::ok("heartbeats", format!("UDP {listen} is free for a manager"))
+        }
+        Receiver::Known(holder) if facts.pid == Some(holder.pid) => Finding::ok(
+            "heartbeats",
+            format!("the manager receives at UDP {listen}"),
+        ),
+        Receiver::Known(holder) => Finding::problem(
+            "heartbeats",
+            format!(
+                "UDP {listen} belongs to {holder}{}",
+                match facts.managers.contains(holder) {
+                    true => ", a second manager",
+                    false => ": heartbeats do not reach the manager",
+                }
+            ),
+            format!(
+                "kill {}    (or choose another: --heartbeat-listen 0.0.0.0:PORT, and the same for the agents)",
+                holder.pid
+            ),
+        ),
+        Receiver::Unknown if is_running && facts.pid.is_none() => {
+            Finding::ok("heartbeats", format!("somebody receives at UDP {listen}"))
+        }
+        Receiver::Unknown => Finding::problem(
+            "heartbeats",
+            format!("UDP {listen} belongs to another user's program"),
+            format!("sudo ss -lunp 'sport = :{}'", listen.port()),
+        ),
+    })
+}
+
+/// Two managers would steer the same packets twice.
+fn alone(facts: &Facts) -> Option<Finding> {
+    let others: Vec<&Holder> = facts
+        .managers
+        .iter()
+        .filter(|it| Some(it.pid) != facts.pid)
+        .collect();
+    let second = match (&facts.answer, others.as_slice()) {
+        (Answer::Nobody, [_, second, ..]) => second,
+        (Answer::Nobody, _) | (_, []) => return None,
+        (_, [second, ..]) => second,
+    };
+    Some(Finding::problem(
+        "manager",
+        format!(
+            "two managers run here: {second} beside the one that is asked; packets that both see are steered twice"
+        ),
+        format!(
+            "kill {}    (memlb unload --pin-path ITS_PINS takes out what it attached)",
+            second.pid
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{doctor::Verdict, status::Heartbeats};
+
+    fn memlb(pid: i32) -> Holder {
+        Holder {
+            pid,
+            program: "memlb".to_owned(),
+        }
+    }
+
+    fn running(receiver: Receiver, managers: &[i32]) -> Facts {
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            uptime_ms: 90_000,
+            interfaces: Vec::new(),
+            services: Vec::new(),
+            heartbeats: Heartbeats::default(),
+            verdicts: Default::default(),
+            maps: Default::default(),
+        };
+        Facts {
+            control_socket: "/run/memlb/manager.sock".into(),
+            answer: Answer::Status(Box::new(status), Vec::new()),
+            pid: Some(7),
+            heartbeat_listen: ([0, 0, 0, 0], 9999).into(),
+            receiver,
+            managers: managers.iter().map(|pid| memlb(*pid)).collect(),
+        }
+    }
+
+    fn absent(receiver: Receiver, managers: &[i32]) -> Facts {
+        Facts {
+            answer: Answer::Nobody,
+            pid: None,
+            ..running(receiver, managers)
+        }
+    }
+
+    fn problems(facts: &Facts) -> Vec<Finding> {
+        let mut findings = findings(facts);
+        findings.retain(|it| it.verdict == Verdict::Problem);
+        findings
+    }
+
+    #[test]
+    fn one_manager_that_receives_is_well() {
+        assert_eq!(problems(&running(Receiver::Known(memlb(7)), &[7])), []);
+        assert_eq!(problems(&absent(Receiver::Nobody, &[])), []);
+    }
+
+    #[test]
+    fn names_who_has_the_port() {
+        let python = Holder {
+            pid: 99,
+            program: "python3".to_owned(),
+        };
+        let found = problems(&absent(Receiver::Known(python), &[]));
+        assert!(found[0].found.contains("belongs to python3 (process 99)"));
+        assert!(found[0].remedy.as_ref().unwrap().starts_with("kill 99 "));
+        let deaf = problems(&running(Receiver::Nobody, &[7]));
+        assert!(deaf[0].found.contains("does not receive"));
+    }
+
+    #[test]
+    fn tells_two_managers() {
+        let found = problems(&running(Receiver::Known(memlb(7)), &[7, 8]));
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0]
+                .found
+                .contains("two managers run here: memlb (process 8)")
+        );
+        let found = problems(&absent(Receiver::Known(memlb(7)), &[7]));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].found.contains("not with the control socket"));
+        assert!(found[1].found.contains("a second manager"));
+    }
+}

@@ -1,0 +1,225 @@
+//! `memlb doctor`: what keeps this host from being a good manager or worker, and what mends it.
+//!
+//! One file a family of checks. Each gathers facts, which it may not change, and draws findings from
+//! them, which needs no machine. Nothing here disturbs a running manager or agent.
+
+mod agent;
+mod ethtool;
+mod finding;
+mod firewall;
+mod heartbeats;
+mod host;
+mod interfaces;
+mod keys;
+mod machine;
+mod manager;
+mod pins;
+mod ports;
+mod probe;
+mod server;
+mod services;
+mod storage;
+mod workers;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::SystemTime,
+};
+
+use anyhow::Result;
+
+pub use agent::Worker;
+pub use finding::{Diagnosis, Finding, Verdict};
+
+use crate::{
+    config::{Config, PortRange},
+    datapath::{Netlink, Route},
+};
+use host::Host;
+use machine::Clocks;
+
+/// Examines a manager's host, whether or not a manager runs.
+///
+/// # Errors
+///
+/// Says what this host does not even tell of itself.
+pub async fn examine_manager(
+    config: &Config,
+    kernel_ports: Option<PortRange>,
+) -> Result<Diagnosis> {
+    let clocks = Clocks::now();
+    let machine = machine::gather()?;
+    let mut findings = machine::findings(&machine);
+    findings.extend(pins::findings(&pins::gather(
+        &config.manager.pin_path,
+        machine.privileges,
+    )));
+    let listen = SocketAddr::from(config.manager.heartbeat_listen);
+    let manager = manager::gather(&config.manager.control_socket, listen).await;
+    findings.extend(manager::findings(&manager));
+    findings.extend(network(config, kernel_ports, &manager).await?);
+    if let Some(status) = manager.status() {
+        findings.extend(heartbeats::findings(&heartbeats::Facts {
+            status,
+            events: manager.events(),
+            down_after: config.failover.down_after,
+            now: SystemTime::now(),
+        }));
+    }
+    let names = config.services.iter().flat_map(|service| &service.workers);
+    let names: BTreeSet<&str> = names.map(|worker| worker.name.as_str()).collect();
+    let heartbeats = &config.heartbeats;
+    findings.extend(keys::findings(&keys::gather(
+        heartbeats.authentication,
+        &heartbeats.keys,
+        &names,
+    )));
+    findings.extend(storage::findings(&written(config)));
+    findings.extend(firewall::findings(
+        firewall::gather().as_ref(),
+        &let_in(config),
+    ));
+    findings.push(machine::clock(clocks, Clocks::now()));
+    Ok(findings.into())
+}
+
+/// Examines a worker's host, whether or not an agent runs.
+///
+/// # Errors
+///
+/// Says what this host does not even tell of itself.
+pub async fn examine_worker(worker: &Worker) -> Result<Diagnosis> {
+    let clocks = Clocks::now();
+    let host = Host::gather().await?;
+    let managers = agent::gather(worker).await;
+    let mut findings = agent::findings(worker, &managers);
+    let server = server::gather(worker.check.as_ref(), &host, agent::own_address(&managers)).await;
+    findings.extend(server::findings(server.as_ref()));
+    findings.extend(agent::sources(&agent::gather_sources()));
+    findings.push(machine::clock(clocks, Clocks::now()));
+    Ok(findings.into())
+}
+
+/// Interfaces, addresses, ports, and the ways to the workers.
+async fn network(
+    config: &Config,
+    kernel_ports: Option<PortRange>,
+    manager: &manager::Facts,
+) -> Result<Vec<Finding>> {
+    let host = Host::gather().await?;
+    let services: Vec<services::Service> = config.services.iter().map(service).collect();
+    let workers: BTreeSet<workers::Worker> = config
+        .services
+        .iter()
+        .flat_map(|service| &service.workers)
+        .map(|worker| workers::Worker {
+            name: worker.name.clone(),
+            address: SocketAddr::from(worker.address),
+        })
+        .collect();
+    let routes = routes(config).await?;
+    let attempts = probe::connect(tried(&host, &services, &workers, &routes)).await;
+    // After the attempts, which have resolved them.
+    let neighbours = host::neighbours().await?;
+
+    let interfaces = &config.manager.interfaces;
+    let mut own = services.iter();
+    let mut findings = interfaces::findings(&interfaces::Facts {
+        interfaces,
+        attach: config.manager.attach,
+        links: &host.links,
+        likely: own.find_map(|service| host.addresses.interface_of(service.address.ip())),
+        attached: manager.status().map_or(&[], |status| &status.interfaces),
+    });
+    let there = interfaces.iter().map(String::as_str);
+    findings.extend(services::findings(&services::Facts {
+        services: &services,
+        interfaces: there
+            .filter(|name| host.links.contains_key(*name))
+            .collect(),
+        host: &host,
+        attempts: &attempts,
+    }));
+    findings.extend(workers::findings(&workers::Facts {
+        workers: &workers,
+        interfaces,
+        host: &host,
+        routes: &routes,
+        neighbours: &neighbours,
+        attempts: &attempts,
+    }));
+    findings.extend(ports::findings(&ports::Facts {
+        nat_ports: config.limits.nat_ports,
+        kernel_ports,
+        sockets: &host.sockets,
+        workers: &workers.iter().map(|worker| worker.address).collect(),
+    }));
+    Ok(findings)
+}
+
+fn service(service: &crate::config::Service) -> services::Service {
+    services::Service {
+        name: service.name.clone(),
+        address: SocketAddr::from(service.address),
+        fallback: service.fallback.map(SocketAddr::from),
+    }
+}
+
+/// Looks up the ways to all workers as the manager does.
+async fn routes(config: &Config) -> Result<BTreeMap<IpAddr, Option<Route>>> {
+    let workers = config.services.iter().flat_map(|service| &service.workers);
+    let addresses = workers.map(|worker| worker.address.ip()).collect();
+    let routes = Netlink::connect()?.routes(&addresses).await?;
+    let routes = routes.into_iter();
+    Ok(routes.map(|(ip, route)| (ip.into(), route)).collect())
+}
+
+/// Where it is worth a try: servers on this host, and workers that there is a way to.
+fn tried(
+    host: &Host,
+    services: &[services::Service],
+    workers: &BTreeSet<workers::Worker>,
+    routes: &BTreeMap<IpAddr, Option<Route>>,
+) -> BTreeSet<SocketAddr> {
+    let fallbacks = services.iter().filter_map(|service| service.fallback);
+    let here = fallbacks.filter(|address| host.addresses.interface_of(address.ip()).is_some());
+    let there = workers.iter().map(|worker| worker.address);
+    let reachable = there.filter(|address| routes.get(&address.ip()).is_some_and(Option::is_some));
+    here.chain(reachable).collect()
+}
+
+fn written(config: &Config) -> Vec<storage::Facts> {
+    let manager = &config.manager;
+    let event_log = manager.event_log.as_deref();
+    let files = [
+        event_log.map(|path| ("event log", "--event-log", path)),
+        Some(("state file", "--state-file", manager.state_file.as_path())),
+        Some((
+            "control socket",
+            "--control-socket",
+            manager.control_socket.as_path(),
+        )),
+    ];
+    let files = files.into_iter().flatten();
+    files
+        .map(|(what, option, path)| storage::gather(what, option, path))
+        .collect()
+}
+
+/// What a firewall on this host must not drop.
+fn let_in(config: &Config) -> Vec<firewall::Needed> {
+    let heartbeats = firewall::Needed {
+        protocol: "udp",
+        port: config.manager.heartbeat_listen.port(),
+        what: "heartbeats".to_owned(),
+    };
+    let fallbacks = config.services.iter().filter_map(|service| {
+        Some(firewall::Needed {
+            protocol: "tcp",
+            port: service.fallback?.port(),
+            what: format!("the fallback of {}", service.name),
+        })
+    });
+    [heartbeats].into_iter().chain(fallbacks).collect()
+}

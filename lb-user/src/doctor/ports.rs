@@ -1,0 +1,137 @@
+//! The manager's ports towards workers: clear of the kernel's own, and of what runs here?
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use super::Finding;
+use crate::{config::PortRange, sockets::Socket};
+
+/// What the findings are drawn from.
+#[derive(Debug, Clone)]
+pub struct Facts<'a> {
+    pub nat_ports: PortRange,
+    /// net.ipv4.ip_local_port_range
+    pub kernel_ports: Option<PortRange>,
+    pub sockets: &'a [Socket],
+    /// Where the workers' servers listen.
+    pub workers: &'a BTreeSet<SocketAddr>,
+}
+
+pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+    let mut findings = vec![range(facts)];
+    findings.extend(taken(facts));
+    findings
+}
+
+fn range(facts: &Facts<'_>) -> Finding {
+    let Facts {
+        nat_ports,
+        kernel_ports,
+        ..
+    } = facts;
+    let Some(kernel) = kernel_ports else {
+        return Finding::warning(
+            "ports",
+            "the kernel does not tell which ports it gives to this host's own connections",
+            "sysctl net.ipv4.ip_local_port_range",
+        );
+    };
+    if !nat_ports.overlaps(*kernel) {
+        let found = format!("nat_ports {nat_ports} are clear of the kernel's own, {kernel}");
+        return Finding::ok("ports", found);
+    }
+    let first = nat_ports.last.saturating_add(1);
+    let remedy = match first < 60_000 {
+        true => format!("sysctl -w net.ipv4.ip_local_port_range=\"{first} 60999\""),
+        false => format!(
+            "memlb manager --set limits.nat_ports=4096-{}",
+            kernel.first.saturating_sub(1)
+        ),
+    };
+    Finding::problem(
+        "ports",
+        format!(
+            "nat_ports {nat_ports} overlap {kernel}, from which the kernel takes this host's own ports \
+             (net.ipv4.ip_local_port_range): one port could carry two connections, and no manager starts"
+        ),
+        remedy,
+    )
+}
+
+/// A program may have chosen such a port itself, and then shares it with a client's connection.
+fn taken(facts: &Facts<'_>) -> Option<Finding> {
+    let in_the_way = facts.sockets.iter().find(|socket| {
+        !socket.is_listening
+            && facts.nat_ports.contains(socket.local.port())
+            && facts.workers.contains(&socket.remote)
+    })?;
+    let Socket { local, remote, .. } = in_the_way;
+    Some(Finding::problem(
+        "ports",
+        format!(
+            "a program here is connected from {local}, one of nat_ports, to the worker's server at \
+             {remote}: memlb may use the same port for a client"
+        ),
+        format!(
+            "ss -tnp 'sport = :{}'    (and let that program not choose its port)",
+            local.port()
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    fn examine(nat: (u16, u16), kernel: (u16, u16), sockets: &[Socket]) -> Vec<Finding> {
+        let range = |(first, last)| PortRange { first, last };
+        findings(&Facts {
+            nat_ports: range(nat),
+            kernel_ports: Some(range(kernel)),
+            sockets,
+            workers: &["192.168.56.103:8081".parse().unwrap()].into(),
+        })
+    }
+
+    #[test]
+    fn tells_ranges_that_overlap_and_how_to_part_them() {
+        let usual = (32_768, 60_999);
+        let fine = examine((4096, 32_767), usual, &[]);
+        assert_eq!(fine.len(), 1);
+        assert_eq!(fine[0].verdict, Verdict::Ok);
+        let wide = &examine((4096, 32_767), (1024, 60_999), &[])[0];
+        assert_eq!(wide.verdict, Verdict::Problem);
+        assert_eq!(
+            wide.remedy.as_deref(),
+            Some("sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"")
+        );
+        let high = &examine((4096, 65_000), usual, &[])[0];
+        assert!(
+            high.remedy
+                .as_ref()
+                .unwrap()
+                .contains("limits.nat_ports=4096-32767")
+        );
+    }
+
+    #[test]
+    fn tells_a_port_that_is_taken_already() {
+        let socket = |port, remote: &str, is_listening| Socket {
+            local: ([192, 168, 56, 101], port).into(),
+            remote: remote.parse().unwrap(),
+            is_listening,
+        };
+        let sockets = [
+            socket(8080, "0.0.0.0:0", true),
+            socket(5000, "192.168.56.103:8081", false),
+            socket(5001, "192.168.56.10:40000", false),
+        ];
+        let found = examine((4096, 32_767), (32_768, 60_999), &sockets);
+        assert_eq!(found[1].verdict, Verdict::Problem);
+        assert!(
+            found[1].remedy.as_ref().unwrap().contains("sport = :5000"),
+            "{found:?}"
+        );
+        assert_eq!(examine((6000, 32_767), (32_768, 60_999), &sockets).len(), 1);
+    }
+}

@@ -1,0 +1,154 @@
+//! A worker's own server: does it answer, and does it listen where the manager sends connections?
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{
+    Finding,
+    host::Host,
+    probe::{self, Attempt},
+    services::list,
+};
+use crate::{agent::Check, sockets};
+
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub target: String,
+    /// Why it does not answer the check, if it does not.
+    pub failure: Option<String>,
+    pub port: u16,
+    /// Where somebody listens to that port.
+    pub listeners: Vec<IpAddr>,
+    /// This host's address that the manager knows, tried as the manager would.
+    pub from_outside: Option<(SocketAddr, Attempt)>,
+}
+
+pub async fn gather(check: Option<&Check>, host: &Host, own: Option<IpAddr>) -> Option<Facts> {
+    let check = check?;
+    let port = check.target.port();
+    let outside = own.map(|ip| SocketAddr::new(ip, port));
+    let mut attempts = probe::connect(outside).await;
+    Some(Facts {
+        target: check.target.to_string(),
+        failure: check.ask().await.err().map(|error| format!("{error:#}")),
+        port,
+        listeners: sockets::listeners(&host.sockets, port),
+        from_outside: attempts.pop_first(),
+    })
+}
+
+pub fn findings(facts: Option<&Facts>) -> Vec<Finding> {
+    let Some(facts) = facts else {
+        return vec![Finding::warning(
+            "server",
+            "not looked at: nothing says where this worker's server is",
+            "memlb doctor --agent … --check http://127.0.0.1:8081/",
+        )];
+    };
+    [Some(answers(facts)), listens(facts)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn answers(facts: &Facts) -> Finding {
+    let Facts { target, port, .. } = facts;
+    match &facts.failure {
+        None => Finding::ok("server", format!("{target} answers")),
+        Some(why) if facts.listeners.is_empty() => Finding::problem(
+            "server",
+            format!("{target} does not answer ({why}), and nobody listens at port {port}"),
+            format!("start the server; ss -ltnp 'sport = :{port}' shows when it listens"),
+        ),
+        Some(why) => Finding::problem(
+            "server",
+            format!("{target} does not answer: {why}"),
+            format!("curl -v {target}"),
+        ),
+    }
+}
+
+fn listens(facts: &Facts) -> Option<Finding> {
+    let Facts {
+        port,
+        listeners,
+        from_outside,
+        ..
+    } = facts;
+    let (address, attempt) = from_outside.as_ref()?;
+    let only_loopback = sockets::is_only_local(listeners);
+    Some(match attempt {
+        Attempt::Connected(_) => Finding::ok("server", format!("it listens at {address}, too")),
+        _ if only_loopback => Finding::problem(
+            "server",
+            format!(
+                "it listens on {} only: connections that the manager sends to {address} are refused",
+                list(listeners)
+            ),
+            format!(
+                "let it listen on 0.0.0.0:{port}; ss -ltnp 'sport = :{port}' shows which program it is"
+            ),
+        ),
+        _ if listeners.is_empty() => return None,
+        _ => Finding::problem(
+            "server",
+            format!("somebody listens at port {port}, but {address} does not answer"),
+            "nft list ruleset; iptables -S INPUT",
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, time::Duration};
+
+    use super::*;
+    use crate::doctor::Verdict;
+
+    fn facts(listeners: &[Ipv4Addr], failure: Option<&str>, outside: Attempt) -> Facts {
+        Facts {
+            target: "http://127.0.0.1:8081/".to_owned(),
+            failure: failure.map(str::to_owned),
+            port: 8081,
+            listeners: listeners.iter().map(|ip| IpAddr::V4(*ip)).collect(),
+            from_outside: Some((([192, 168, 56, 103], 8081).into(), outside)),
+        }
+    }
+
+    #[test]
+    fn tells_a_server_that_only_this_host_reaches() {
+        let connected = Attempt::Connected(Duration::from_millis(1));
+        let fine = findings(Some(&facts(&[Ipv4Addr::UNSPECIFIED], None, connected)));
+        assert!(fine.iter().all(|it| it.verdict == Verdict::Ok), "{fine:?}");
+
+        let own = findings(Some(&facts(&[Ipv4Addr::LOCALHOST], None, Attempt::Refused)));
+        assert_eq!(own[0].verdict, Verdict::Ok);
+        assert_eq!(own[1].verdict, Verdict::Problem);
+        assert!(
+            own[1].found.contains("listens on 127.0.0.1 only"),
+            "{own:?}"
+        );
+        assert!(own[1].remedy.as_ref().unwrap().contains("0.0.0.0:8081"));
+
+        let dropped = findings(Some(&facts(
+            &[Ipv4Addr::UNSPECIFIED],
+            None,
+            Attempt::Silent,
+        )));
+        assert!(dropped[1].remedy.as_ref().unwrap().contains("nft"));
+    }
+
+    #[test]
+    fn tells_a_server_that_does_not_run() {
+        let gone = findings(Some(&facts(
+            &[],
+            Some("connect: refused"),
+            Attempt::Refused,
+        )));
+        assert_eq!(gone.len(), 1);
+        assert!(
+            gone[0].found.contains("nobody listens at port 8081"),
+            "{gone:?}"
+        );
+        assert_eq!(findings(None)[0].verdict, Verdict::Warning);
+    }
+}

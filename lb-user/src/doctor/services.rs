@@ -1,0 +1,205 @@
+//! The services' addresses and the manager's own servers: are they here, does somebody listen?
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use super::{Finding, host::Host, probe::Attempt};
+use crate::sockets;
+
+/// What the findings are drawn from.
+#[derive(Debug, Clone)]
+pub struct Facts<'a> {
+    pub services: &'a [Service],
+    /// As configured, as far as they exist.
+    pub interfaces: Vec<&'a str>,
+    pub host: &'a Host,
+    pub attempts: &'a BTreeMap<SocketAddr, Attempt>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub name: String,
+    pub address: SocketAddr,
+    pub fallback: Option<SocketAddr>,
+}
+
+pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+    let services = facts.services.iter();
+    services
+        .flat_map(|service| [Some(address(facts, service)), fallback(facts, service)])
+        .flatten()
+        .collect()
+}
+
+fn address(facts: &Facts<'_>, service: &Service) -> Finding {
+    let Service { name, address, .. } = service;
+    let ip = address.ip();
+    let listed = facts.interfaces.join(", ");
+    let addresses = &facts.host.addresses;
+    let strayed =
+        !facts.interfaces.is_empty() && addresses.elsewhere(ip, &facts.interfaces).is_some();
+    match addresses.interface_of(ip) {
+        None => Finding::problem(
+            "service",
+            format!(
+                "{name}: {ip} is not an address of this host, so that no client's packet finds its way \
+                 here (right on a standby, which does not have it yet)"
+            ),
+            format!(
+                "ip address add {ip}/{} dev {}",
+                if ip.is_ipv4() { 24 } else { 64 },
+                facts.interfaces.first().unwrap_or(&"INTERFACE")
+            ),
+        ),
+        Some(own) if strayed => Finding::problem(
+            "service",
+            format!(
+                "{name}: {ip} is at {own}, and memlb looks at {listed}: clients' packets arrive where \
+                     nobody steers them"
+            ),
+            format!("memlb manager --interface {own}    (or several: --interface A --interface B)"),
+        ),
+        Some(own) => Finding::ok("service", format!("{name}: {address} is at {own}")),
+    }
+}
+
+fn fallback(facts: &Facts<'_>, service: &Service) -> Option<Finding> {
+    let Service { name, fallback, .. } = service;
+    let fallback = (*fallback)?;
+    let port = fallback.port();
+    let listeners = sockets::listeners(&facts.host.sockets, port);
+    let only_loopback = sockets::is_only_local(&listeners);
+    let reject = format!("memlb manager --set service.{name}.fallback=reject");
+    Some(match facts.attempts.get(&fallback) {
+        // Without its address here there is nothing to try.
+        None => return None,
+        Some(Attempt::Connected(_)) => Finding::ok(
+            "fallback",
+            format!("{name}: somebody listens at {fallback}"),
+        ),
+        Some(_) if only_loopback => Finding::problem(
+            "fallback",
+            format!(
+                "{name}: the server at port {port} listens on {} only, not on {}: with all workers \
+                 down, clients are refused",
+                list(&listeners),
+                fallback.ip()
+            ),
+            format!("let it listen on {fallback} (ss -ltnp 'sport = :{port}' shows which it is)"),
+        ),
+        Some(_) => Finding::problem(
+            "fallback",
+            format!(
+                "{name}: nobody listens at {fallback}: with all workers down, clients are refused"
+            ),
+            format!("start the server there; or, if that is as it should be: {reject}"),
+        ),
+    })
+}
+
+pub fn list(addresses: &[IpAddr]) -> String {
+    let all: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    all.join(" and ")
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{addresses::Addresses, doctor::Verdict, sockets::Socket};
+
+    /// A host with 192.168.56.101 at `eth1`, at which somebody listens on 127.0.0.1:8080.
+    pub fn host() -> Host {
+        Host {
+            addresses: Addresses(vec![
+                ([127, 0, 0, 1].into(), "lo".to_owned()),
+                ([192, 168, 56, 101].into(), "eth1".to_owned()),
+            ]),
+            sockets: vec![Socket {
+                local: ([127, 0, 0, 1], 8080).into(),
+                remote: ([0, 0, 0, 0], 0).into(),
+                is_listening: true,
+            }],
+            ..Host::default()
+        }
+    }
+
+    fn examine(address: &str, interfaces: &[&str], attempt: Attempt) -> Vec<Finding> {
+        let address: SocketAddr = address.parse().unwrap();
+        let fallback = SocketAddr::new(address.ip(), 8080);
+        findings(&Facts {
+            services: &[Service {
+                name: "web".to_owned(),
+                address,
+                fallback: Some(fallback),
+            }],
+            interfaces: interfaces.to_vec(),
+            host: &host(),
+            attempts: &BTreeMap::from([(fallback, attempt)]),
+        })
+    }
+
+    #[test]
+    fn tells_where_the_address_is_not() {
+        let good = Attempt::Connected(Duration::from_millis(1));
+        let fine = examine("192.168.56.101:80", &["eth1"], good.clone());
+        assert!(fine.iter().all(|it| it.verdict == Verdict::Ok), "{fine:?}");
+        let absent = &examine("192.168.56.102:80", &["eth1"], good.clone())[0];
+        assert_eq!(absent.verdict, Verdict::Problem);
+        assert_eq!(
+            absent.remedy.as_deref(),
+            Some("ip address add 192.168.56.102/24 dev eth1")
+        );
+        let elsewhere = &examine("192.168.56.101:80", &["eth2"], good)[0];
+        assert!(
+            elsewhere
+                .found
+                .contains("is at eth1, and memlb looks at eth2")
+        );
+        assert!(
+            elsewhere
+                .remedy
+                .as_ref()
+                .unwrap()
+                .contains("--interface eth1")
+        );
+    }
+
+    #[test]
+    fn tells_a_fallback_that_nobody_or_only_this_host_reaches() {
+        let found = examine("192.168.56.101:80", &["eth1"], Attempt::Refused).remove(1);
+        assert_eq!(found.verdict, Verdict::Problem);
+        assert!(
+            found.found.contains("listens on 127.0.0.1 only"),
+            "{found:?}"
+        );
+        let mut nobody = host();
+        nobody.sockets.clear();
+        let service = Service {
+            name: "web".to_owned(),
+            address: "192.168.56.101:80".parse().unwrap(),
+            fallback: Some("192.168.56.101:8080".parse().unwrap()),
+        };
+        let attempts = BTreeMap::from([(service.fallback.unwrap(), Attempt::Refused)]);
+        let found = fallback(
+            &Facts {
+                services: &[],
+                interfaces: vec!["eth1"],
+                host: &nobody,
+                attempts: &attempts,
+            },
+            &service,
+        )
+        .unwrap();
+        assert!(found.found.contains("nobody listens"));
+        assert!(
+            found
+                .remedy
+                .unwrap()
+                .contains("service.web.fallback=reject")
+        );
+    }
+}

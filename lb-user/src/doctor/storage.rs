@@ -1,0 +1,131 @@
+//! What the manager writes: may it, and is there room?
+
+use std::path::{Path, PathBuf};
+
+use nix::{
+    sys::statvfs::statvfs,
+    unistd::{AccessFlags, access},
+};
+
+use super::Finding;
+use crate::core::Bytes;
+
+/// The event log grows to 16 MiB twice; the rest is small.
+const ENOUGH: u64 = 64 << 20;
+
+/// A file that the manager writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    pub what: &'static str,
+    pub option: &'static str,
+    pub path: PathBuf,
+    /// The file itself, or the nearest directory above it that exists.
+    pub existing: PathBuf,
+    pub is_writable: bool,
+    /// In its file system; nothing where that does not tell.
+    pub free_bytes: Option<u64>,
+}
+
+pub fn gather(what: &'static str, option: &'static str, path: &Path) -> Facts {
+    let existing = path.ancestors().find(|path| path.exists());
+    // A name without a directory is in this one.
+    let existing = match existing {
+        Some(path) if path.as_os_str().is_empty() => Path::new("."),
+        Some(path) => path,
+        None => Path::new("."),
+    };
+    // Sockets and drafts are made beside, so that there the directory counts.
+    let directory = match existing.is_dir() {
+        true => existing,
+        false => existing.parent().unwrap_or(existing),
+    };
+    let is_in_the_way = existing != path && existing != directory;
+    let may_write = |path: &&Path| access(*path, AccessFlags::W_OK).is_ok();
+    Facts {
+        what,
+        option,
+        path: path.to_owned(),
+        existing: existing.to_owned(),
+        is_writable: !is_in_the_way && [existing, directory].iter().all(may_write),
+        free_bytes: statvfs(directory)
+            .ok()
+            // Some file systems have no size at all.
+            .filter(|room| room.blocks() > 0)
+            .map(|room| room.blocks_available() * room.fragment_size()),
+    }
+}
+
+pub fn findings(facts: &[Facts]) -> Vec<Finding> {
+    facts.iter().map(finding).collect()
+}
+
+fn finding(facts: &Facts) -> Finding {
+    let Facts {
+        what,
+        option,
+        path,
+        existing,
+        ..
+    } = facts;
+    let (shown, above) = (path.display(), existing.display());
+    if !facts.is_writable {
+        return Finding::problem(
+            "storage",
+            format!("the {what} {shown} cannot be written: {above} is read-only for this user"),
+            format!(
+                "mount -o remount,rw \"$(findmnt -nT {above} -o TARGET)\", or sudo, or {option} elsewhere"
+            ),
+        );
+    }
+    match facts.free_bytes {
+        Some(free) if free < ENOUGH => Finding::warning(
+            "storage",
+            format!("{} are left for the {what} {shown}", Bytes(free)),
+            format!("df -h {above}    (and make room)"),
+        ),
+        _ => Finding::ok("storage", format!("the {what} {shown} can be written")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    #[test]
+    fn looks_at_the_nearest_directory_there_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/deep/events.jsonl");
+        let facts = gather("event log", "--event-log", &path);
+        assert_eq!(facts.existing, directory.path());
+        assert_eq!(finding(&facts).verdict, Verdict::Ok);
+        // A file where a directory should be.
+        std::fs::write(directory.path().join("new"), "").unwrap();
+        assert!(!gather("event log", "--event-log", &path).is_writable);
+        let here = gather("event log", "--event-log", Path::new("events.jsonl"));
+        assert!(here.is_writable && here.existing == Path::new("."));
+    }
+
+    #[test]
+    fn tells_what_cannot_be_written_and_what_is_full() {
+        let facts = Facts {
+            what: "event log",
+            option: "--event-log",
+            path: "/var/log/memlb/events.jsonl".into(),
+            existing: "/var/log".into(),
+            is_writable: false,
+            free_bytes: Some(1 << 30),
+        };
+        let found = finding(&facts);
+        assert_eq!(found.verdict, Verdict::Problem);
+        assert!(found.remedy.unwrap().contains("remount,rw"));
+        let full = Facts {
+            is_writable: true,
+            free_bytes: Some(1 << 20),
+            ..facts
+        };
+        let found = finding(&full);
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert!(found.found.starts_with("1.0 MiB are left"), "{found:?}");
+    }
+}

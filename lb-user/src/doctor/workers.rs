@@ -1,0 +1,249 @@
+//! The way to every worker and back: route, interface, neighbour, and whether its server answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use super::{
+    Finding,
+    host::{Host, Neighbour},
+    probe::Attempt,
+};
+use crate::datapath::Route;
+
+/// What the findings are drawn from.
+#[derive(Debug, Clone)]
+pub struct Facts<'a> {
+    pub workers: &'a BTreeSet<Worker>,
+    pub interfaces: &'a [String],
+    pub host: &'a Host,
+    /// Nothing where there is none.
+    pub routes: &'a BTreeMap<IpAddr, Option<Route>>,
+    pub neighbours: &'a BTreeMap<IpAddr, Neighbour>,
+    pub attempts: &'a BTreeMap<SocketAddr, Attempt>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Worker {
+    pub name: String,
+    pub address: SocketAddr,
+}
+
+pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+    let workers = facts.workers.iter();
+    workers.map(|worker| finding(facts, worker)).collect()
+}
+
+fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
+    let Worker { name, address } = worker;
+    let ip = address.ip();
+    let Some(Some(route)) = facts.routes.get(&ip) else {
+        return Finding::problem(
+            "worker",
+            format!("{name}: there is no route to {ip}"),
+            format!(
+                "ip route add {ip} via ROUTER dev {}    (ip route get {ip} shows when it works)",
+                facts.interfaces.first().map_or("INTERFACE", String::as_str)
+            ),
+        );
+    };
+    let interface = facts.host.name_of(route.interface);
+    if !route.is_local && !facts.interfaces.contains(&interface) {
+        return Finding::problem(
+            "worker",
+            format!(
+                "{name}: the way to {ip} is through {interface}, where memlb does not look: its replies \
+                 would reach no client"
+            ),
+            format!("memlb manager {}", options(facts.interfaces, &interface)),
+        );
+    }
+    let next_hop = IpAddr::from(route.next_hop);
+    match facts.attempts.get(address) {
+        Some(Attempt::Connected(time)) => Finding::ok(
+            "worker",
+            format!(
+                "{name}: {address} answers in {:.1} ms, {}",
+                time.as_secs_f64() * 1000.0,
+                way(route, &interface, ip, next_hop)
+            ),
+        ),
+        Some(Attempt::Refused) => Finding::problem(
+            "worker",
+            format!(
+                "{name}: {ip} refuses connections to port {}: its server does not run, or listens on \
+                 127.0.0.1 only",
+                address.port()
+            ),
+            format!(
+                "on {name}: ss -ltn 'sport = :{}'    (and let the server listen on 0.0.0.0:{})",
+                address.port(),
+                address.port()
+            ),
+        ),
+        Some(Attempt::Failed(why)) => Finding::problem(
+            "worker",
+            format!("{name}: {address} cannot be tried: {why}"),
+            format!("ip route get {ip}"),
+        ),
+        Some(Attempt::Silent) | None => silent(facts, worker, route, &interface, next_hop),
+    }
+}
+
+fn way(route: &Route, interface: &str, ip: IpAddr, next_hop: IpAddr) -> String {
+    if route.is_local {
+        return "on this machine".to_owned();
+    }
+    let through = match next_hop == ip {
+        true => String::new(),
+        false => format!(" by {next_hop}"),
+    };
+    format!("through {interface}{through}, and back to {}", route.source)
+}
+
+fn silent(
+    facts: &Facts<'_>,
+    worker: &Worker,
+    route: &Route,
+    interface: &str,
+    next_hop: IpAddr,
+) -> Finding {
+    let Worker { name, address } = worker;
+    let unresolved = facts.neighbours.get(&next_hop) == Some(&Neighbour::Silent);
+    if unresolved {
+        let who = match next_hop == address.ip() {
+            true => format!("{name}: {next_hop}"),
+            false => format!(
+                "{name}: the router {next_hop} on the way to {}",
+                address.ip()
+            ),
+        };
+        return Finding::problem(
+            "worker",
+            format!("{who} does not answer on {interface}: it is off, or on another network"),
+            format!("ip neighbour show {next_hop} dev {interface}; on {name}: ip -br address"),
+        );
+    }
+    Finding::problem(
+        "worker",
+        format!(
+            "{name}: connections from {} to {address} are not answered: a firewall drops them, or {name} \
+             has no way back",
+            route.source
+        ),
+        format!(
+            "on {name}: ip route get {}; nft list ruleset; iptables -S",
+            route.source
+        ),
+    )
+}
+
+fn options(interfaces: &[String], further: &str) -> String {
+    let all = interfaces.iter().map(String::as_str).chain([further]);
+    let all: Vec<String> = all.map(|name| format!("--interface {name}")).collect();
+    all.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, time::Duration};
+
+    use super::*;
+    use crate::doctor::{Verdict, host::Link};
+
+    const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 57, 103);
+
+    fn examine(
+        route: Option<Route>,
+        attempt: Attempt,
+        neighbours: &[(Ipv4Addr, Neighbour)],
+    ) -> Finding {
+        let address = SocketAddr::from((IP, 8081));
+        let link = |index| Link {
+            index,
+            ..Link::default()
+        };
+        let host = Host {
+            links: [("eth1".to_owned(), link(2)), ("eth9".to_owned(), link(9))].into(),
+            ..Host::default()
+        };
+        let worker = Worker {
+            name: "worker1".to_owned(),
+            address,
+        };
+        let neighbours = neighbours.iter().map(|(ip, it)| (IpAddr::V4(*ip), *it));
+        let found = findings(&Facts {
+            workers: &BTreeSet::from([worker]),
+            interfaces: &["eth1".to_owned()],
+            host: &host,
+            routes: &BTreeMap::from([(IP.into(), route)]),
+            neighbours: &neighbours.collect(),
+            attempts: &BTreeMap::from([(address, attempt)]),
+        });
+        found[0].clone()
+    }
+
+    fn route(interface: u32, next_hop: Ipv4Addr) -> Option<Route> {
+        Some(Route {
+            interface,
+            next_hop: next_hop.into(),
+            source: Ipv4Addr::new(192, 168, 56, 101).into(),
+            is_local: false,
+        })
+    }
+
+    #[test]
+    fn follows_the_way_to_a_worker_step_by_step() {
+        let router = Ipv4Addr::new(192, 168, 56, 1);
+        let connected = Attempt::Connected(Duration::from_micros(300));
+        let fine = examine(route(2, router), connected.clone(), &[]);
+        assert_eq!(fine.verdict, Verdict::Ok);
+        assert!(
+            fine.found.contains("through eth1 by 192.168.56.1"),
+            "{fine:?}"
+        );
+
+        let cases = [
+            (
+                examine(None, Attempt::Silent, &[]),
+                "no route to 192.168.57.103",
+                "ip route add 192.168.57.103 via ROUTER dev eth1",
+            ),
+            (
+                examine(route(9, IP), connected, &[]),
+                "through eth9, where memlb does not look",
+                "--interface eth1 --interface eth9",
+            ),
+            (
+                examine(route(2, IP), Attempt::Refused, &[]),
+                "listens on 127.0.0.1 only",
+                "on worker1: ss -ltn 'sport = :8081'",
+            ),
+            (
+                examine(route(2, IP), Attempt::Silent, &[(IP, Neighbour::Silent)]),
+                "does not answer on eth1",
+                "ip neighbour show 192.168.57.103 dev eth1",
+            ),
+            (
+                examine(
+                    route(2, router),
+                    Attempt::Silent,
+                    &[(router, Neighbour::Silent)],
+                ),
+                "the router 192.168.56.1",
+                "ip neighbour show 192.168.56.1 dev eth1",
+            ),
+            (
+                examine(route(2, IP), Attempt::Silent, &[(IP, Neighbour::Known)]),
+                "a firewall drops them",
+                "ip route get 192.168.56.101",
+            ),
+        ];
+        for (found, says, remedy) in cases {
+            assert_eq!(found.verdict, Verdict::Problem);
+            assert!(found.found.contains(says), "{found:?}");
+            assert!(found.remedy.as_ref().unwrap().contains(remedy), "{found:?}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The question whether a manager is there, and its answer. Neither says anything of a worker, so that
+//! whoever asks changes nothing.
+
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{self, Envelope, Kind};
+use super::{Refusal, check_name, v1::VERSION, wire};
+use crate::core::{BootId, Sequence};
+use crate::keys::Key;
+
+/// The first line of an unsigned question and of its answer.
+const UNSIGNED_PING: &[u8] = b"memlb1-ping\n";
+const UNSIGNED_PONG: &[u8] = b"memlb1-pong\n";
+
+/// A worker's question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ping {
+    pub worker: String,
+    pub sequence: Sequence,
+}
+
+/// A manager's answer: to which question. It is always shorter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pong {
+    pub ping: Sequence,
+    /// Whether the manager knows the key.
+    pub is_signed: bool,
+}
+
+/// A question taken apart; whether it is to be answered is not known yet.
+pub(super) enum Asked<'a> {
+    Signed(Envelope<'a>),
+    Unsigned(&'a [u8]),
+}
+
+/// Tells a question from everything else; nothing if it is none.
+pub(super) fn asked(datagram: &[u8]) -> Option<Result<Asked<'_>, Refusal>> {
+    if let Some(body) = datagram.strip_prefix(UNSIGNED_PING) {
+        return Some(Ok(Asked::Unsigned(body)));
+    }
+    datagram
+        .starts_with(Kind::Ping.mark())
+        .then(|| Envelope::parse(Kind::Ping, datagram).map(Asked::Signed))
+}
+
+impl Ping {
+    /// Encodes it, and signs it if there is a key.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a name that cannot be one.
+    pub fn encode(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
+        check_name(&self.worker)?;
+        let body = json(&WirePing {
+            memlb: VERSION,
+            worker: self.worker.clone(),
+            place: self.sequence.into(),
+        })?;
+        Ok(match key {
+            Some(key) => envelope::seal(Kind::Ping, key, &body),
+            None => [UNSIGNED_PING, &body].concat(),
+        })
+    }
+
+    pub(super) fn decode(body: &[u8]) -> Result<Self, Refusal> {
+        let wire: WirePing =
+            serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
+        if wire.memlb != VERSION {
+            let version = wire.memlb;
+            return Err(Refusal::OtherVersion { version });
+        }
+        check_name(&wire.worker)?;
+        Ok(Self {
+            sequence: wire.place.sequence()?,
+            worker: wire.worker,
+        })
+    }
+
+    /// Encodes the answer to it.
+    pub(super) fn answer(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
+        let body = json(&Place::from(self.sequence))?;
+        Ok(match key {
+            Some(key) => envelope::seal(Kind::Pong, key, &body),
+            None => [UNSIGNED_PONG, &body].concat(),
+        })
+    }
+}
+
+impl Pong {
+    /// Decodes an answer, signed or not.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason why it is none, or signed with another key than `key`.
+    pub fn decode(datagram: &[u8], key: Option<&Key>) -> Result<Self, Refusal> {
+        let (body, is_signed) = match datagram.strip_prefix(UNSIGNED_PONG) {
+            Some(body) => (body, false),
+            None => {
+                let envelope = Envelope::parse(Kind::Pong, datagram)?;
+                let id = envelope.key;
+                if !key.is_some_and(|key| envelope.is_signed_by(key)) {
+                    return Err(Refusal::BadSignature { key: id });
+                }
+                (envelope.body, true)
+            }
+        };
+        let place: Place =
+            serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
+        Ok(Self {
+            ping: place.sequence()?,
+            is_signed,
+        })
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, Refusal> {
+    serde_json::to_vec(value).map_err(|error| Refusal::of_parser(&error))
+}
+
+#[derive(Serialize, Deserialize)]
+struct WirePing {
+    memlb: u64,
+    worker: String,
+    #[serde(flatten)]
+    place: Place,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Place {
+    boot: String,
+    seq: u64,
+}
+
+impl From<Sequence> for Place {
+    fn from(sequence: Sequence) -> Self {
+        Self {
+            boot: sequence.boot.to_string(),
+            seq: sequence.number,
+        }
+    }
+}
+
+impl Place {
+    fn sequence(&self) -> Result<Sequence, Refusal> {
+        Ok(Sequence {
+            boot: wire::number(&self.boot)
+                .map(BootId)
+                .ok_or(Refusal::BadBoot)?,
+            number: self.seq,
+        })
+    }
+}

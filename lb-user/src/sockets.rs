@@ -1,0 +1,135 @@
+//! This machine's sockets and whose they are, so that messages can name who stands in the way.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Context, Result};
+use procfs::{
+    net::TcpState,
+    process::{FDTarget, Process, all_processes},
+};
+
+/// A TCP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Socket {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub is_listening: bool,
+}
+
+/// Returns the TCP sockets of both families, but for those that only wait to be forgotten.
+///
+/// # Errors
+///
+/// Says that the kernel does not tell.
+pub fn tcp() -> Result<Vec<Socket>> {
+    let sockets = procfs::net::tcp().context("read /proc/net/tcp")?;
+    // A kernel without IPv6 has no such file.
+    let further = procfs::net::tcp6().unwrap_or_default();
+    let all = sockets.into_iter().chain(further);
+    let all = all.filter(|socket| socket.state != TcpState::TimeWait);
+    Ok(all
+        .map(|socket| Socket {
+            local: socket.local_address,
+            remote: socket.remote_address,
+            is_listening: socket.state == TcpState::Listen,
+        })
+        .collect())
+}
+
+/// Returns the addresses at which somebody waits for connections to this port.
+pub fn listeners(sockets: &[Socket], port: u16) -> Vec<IpAddr> {
+    let listening = sockets
+        .iter()
+        .filter(|socket| socket.is_listening && socket.local.port() == port);
+    let mut addresses: Vec<IpAddr> = listening.map(|socket| socket.local.ip()).collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses
+}
+
+/// Says whether a port is listened to, but for this machine alone.
+pub fn is_only_local(listeners: &[IpAddr]) -> bool {
+    !listeners.is_empty() && listeners.iter().all(IpAddr::is_loopback)
+}
+
+/// A process that holds something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    pub pid: i32,
+    /// The program's own name, cut to 15 bytes by the kernel.
+    pub program: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (process {})", self.program, self.pid)
+    }
+}
+
+/// Who receives the datagrams to a UDP port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Receiver {
+    Nobody,
+    Known(Holder),
+    /// Somebody whose sockets this user may not see.
+    Unknown,
+}
+
+/// Returns who has bound a UDP port at this address, or at one that includes it.
+pub fn receiver(address: IpAddr, port: u16) -> Receiver {
+    let sockets = procfs::net::udp().unwrap_or_default().into_iter();
+    let mut sockets = sockets.chain(procfs::net::udp6().unwrap_or_default());
+    let bound = sockets.find(|socket| {
+        let own = socket.local_address.ip();
+        let meets = own == address || own.is_unspecified() || address.is_unspecified();
+        socket.local_address.port() == port && meets
+    });
+    match bound {
+        None => Receiver::Nobody,
+        Some(socket) => holder_of(socket.inode).map_or(Receiver::Unknown, Receiver::Known),
+    }
+}
+
+/// Returns the process of this number.
+pub fn holder(pid: i32) -> Option<Holder> {
+    let program = Process::new(pid).ok()?.stat().ok()?.comm;
+    Some(Holder { pid, program })
+}
+
+fn holder_of(inode: u64) -> Option<Holder> {
+    // Processes end while one looks, and others may not be looked into.
+    let mut processes = all_processes().ok()?.flatten();
+    let process = processes.find(|process| {
+        let files = process.fd().into_iter().flatten().flatten();
+        files
+            .into_iter()
+            .any(|file| matches!(file.target, FDTarget::Socket(it) if it == inode))
+    })?;
+    holder(process.pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn finds_who_has_a_port() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let own = i32::try_from(std::process::id()).unwrap();
+        for asked in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
+            let Receiver::Known(holder) = receiver(asked.into(), port) else {
+                panic!("this process has it");
+            };
+            assert_eq!(holder.pid, own);
+            assert!(!holder.program.is_empty());
+        }
+        drop(socket);
+        assert_eq!(receiver(Ipv4Addr::LOCALHOST.into(), port), Receiver::Nobody);
+    }
+}

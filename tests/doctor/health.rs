@@ -1,0 +1,136 @@
+//! A healthy system is called healthy, and is the same afterwards.
+
+use memlb_tests::{Cluster, ClusterOptions, Shape, cluster::worker_name, require_root};
+
+use crate::{
+    SOON,
+    diagnosis::{Diagnosis, diagnose, manager},
+};
+
+/// Examines a worker's host as its operator would.
+pub fn worker(cluster: &Cluster, index: usize) -> Diagnosis {
+    let manager = cluster.heartbeat_address().to_string();
+    worker_with(cluster, index, &["--manager", &manager])
+}
+
+pub fn worker_with(cluster: &Cluster, index: usize, arguments: &[&str]) -> Diagnosis {
+    let mut command = cluster.topology.workers[index].command(&cluster.binary);
+    command
+        .args(["doctor", "--agent", "--name", &worker_name(index)])
+        .arg("--check")
+        .arg(format!("http://127.0.0.1:{}/", 8081 + index))
+        .args(arguments);
+    if let Some(key) = cluster.key_file(index) {
+        command.arg("--key").arg(key);
+    }
+    diagnose(command)
+}
+
+#[test]
+fn finds_no_problem_where_there_is_none_and_disturbs_nothing() {
+    if !require_root() {
+        return;
+    }
+    for (shape, authentication) in [
+        (Shape::OneArm, None),
+        (Shape::TwoArm, Some("permissive")),
+        (Shape::OneArm, Some("enforce")),
+    ] {
+        let cluster = Cluster::start(&ClusterOptions {
+            shape,
+            authentication,
+            ..ClusterOptions::default()
+        })
+        .unwrap();
+        cluster.wait_for_selection("worker1", SOON).unwrap();
+        let refused =
+            |cluster: &Cluster| cluster.status().unwrap()["heartbeats"]["refused"].clone();
+        let before = (refused(&cluster), changes(&cluster));
+
+        let diagnosis = manager(&cluster);
+        diagnosis.expect_healthy();
+        for check in [
+            "kernel",
+            "btf",
+            "capabilities",
+            "bpffs",
+            "pins",
+            "manager",
+            "interface",
+            "attachment",
+            "service",
+            "fallback",
+            "worker",
+            "ports",
+            "heartbeats",
+            "storage",
+            "clock",
+        ] {
+            diagnosis.finding("ok", check, "");
+        }
+        diagnosis.finding("ok", "attachment", "eth1: tc (a virtual interface (veth)");
+        diagnosis.finding("ok", "heartbeats", "worker2 was heard");
+        for index in 0..2 {
+            let diagnosis = worker(&cluster, index);
+            diagnosis.expect_healthy();
+            diagnosis.finding("ok", "manager", "answers in");
+            diagnosis.finding("ok", "server", "it listens at 192.168.5");
+            if authentication.is_some() {
+                diagnosis.finding("ok", "manager", "and knows the key");
+            }
+        }
+        assert_eq!(before, (refused(&cluster), changes(&cluster)));
+        assert_eq!(cluster.page().unwrap(), "Worker1");
+    }
+}
+
+/// How often a worker's state or a selection was different, by the event log.
+fn changes(cluster: &Cluster) -> usize {
+    let events = cluster.events().unwrap();
+    events
+        .iter()
+        .filter(|event| event["event"] != "heartbeat")
+        .count()
+}
+
+#[test]
+fn says_the_same_to_people_and_refuses_wrong_usage() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions {
+        agents: false,
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    // Long enough for a worker's silence to mean something.
+    cluster
+        .wait_for_status(SOON, "it to have waited", |status| {
+            status["uptime_ms"].as_u64() > Some(2_000)
+        })
+        .unwrap();
+    let output = cluster.configured("doctor").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("ok       interface     eth1 is up"), "{said}");
+    assert!(
+        said.contains("problem  heartbeats    worker1 has never been heard"),
+        "{said}"
+    );
+    assert!(
+        said.contains("=> on worker1: memlb doctor --agent"),
+        "{said}"
+    );
+    assert!(said.contains("\n2 problems, "), "{said}");
+
+    for wrong in [
+        &["doctor", "--agent"][..],
+        &["doctor", "--agent", "--manager", "::1"],
+        &["doctor", "--manager", "192.168.56.101"],
+        &["doctor", "--config", "/nonexistent/memlb.toml"],
+    ] {
+        let mut command = cluster.topology.manager.command(&cluster.binary);
+        let output = command.args(wrong).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+    }
+}

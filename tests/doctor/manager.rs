@@ -1,0 +1,390 @@
+//! What can be wrong on a manager's host beside the typical mistakes.
+
+use std::{fs, net::UdpSocket, os::unix::fs::PermissionsExt, process::Command};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Shape, command::output, observe::bpftool, require_root,
+};
+
+use crate::{
+    SOON,
+    diagnosis::{Diagnosis, diagnose, manager},
+};
+
+fn start(shape: Shape) -> Cluster {
+    Cluster::start(&ClusterOptions {
+        shape,
+        ..ClusterOptions::default()
+    })
+    .unwrap()
+}
+
+/// Finds the problem, types its remedy, and finds nothing more.
+fn finds_and_mends(cluster: &Cluster, check: &str, says: &str, remedy: &str) {
+    let diagnosis = manager(cluster);
+    let found = diagnosis.problem(check, says);
+    found.expect_remedy(remedy);
+    found.mend(&cluster.topology.manager);
+    let diagnosis = manager(cluster);
+    let left = diagnosis.findings.iter();
+    let left: Vec<_> = left
+        .filter(|it| it.check == check && it.verdict == "problem")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Writes the configuration anew with `from` as `to`; the running manager does not read it.
+fn reword(cluster: &Cluster, from: &str, to: &str) {
+    let file = cluster.place.directory.join("memlb.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains(from), "{text}");
+    fs::write(&file, text.replace(from, to)).unwrap();
+}
+
+#[test]
+fn an_interface_that_is_down_or_cut_off() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(Shape::OneArm);
+    let node = &cluster.topology.manager;
+    node.run("ip", &["link", "set", "eth1", "down"]).unwrap();
+    let diagnosis = manager(&cluster);
+    diagnosis.problem("worker", "there is no route to 192.168.56.103");
+    finds_and_mends(&cluster, "interface", "eth1 is down", "ip link set eth1 up");
+    node.cut_off().unwrap();
+    manager(&cluster)
+        .problem("interface", "eth1 is up but has no carrier")
+        .expect_remedy("ethtool eth1");
+    node.reconnect().unwrap();
+}
+
+#[test]
+fn unequal_mtus() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(Shape::TwoArm);
+    let node = &cluster.topology.manager;
+    node.run("ip", &["link", "set", "eth2", "mtu", "1400"])
+        .unwrap();
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.finding("warning", "mtu", "eth1 1500, eth2 1400");
+    found.expect_remedy("ip link set eth1 mtu 1400");
+    found.mend(node);
+    assert!(
+        manager(&cluster)
+            .findings
+            .iter()
+            .all(|it| it.check != "mtu")
+    );
+}
+
+#[test]
+fn ports_that_the_kernel_uses_too() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(Shape::OneArm);
+    let node = &cluster.topology.manager;
+    node.run("sysctl", &["-w", "net.ipv4.ip_local_port_range=1024 60999"])
+        .unwrap();
+    finds_and_mends(
+        &cluster,
+        "ports",
+        "nat_ports 4096-32767 overlap 1024-60999",
+        "sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"",
+    );
+    manager(&cluster).expect_healthy();
+}
+
+#[test]
+fn a_service_address_that_is_not_local() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(Shape::OneArm);
+    reword(&cluster, "192.168.56.101", "192.168.56.150");
+    finds_and_mends(
+        &cluster,
+        "service",
+        "web: 192.168.56.150 is not an address of this host",
+        "ip address add 192.168.56.150/24 dev eth1",
+    );
+    manager(&cluster).expect_healthy();
+}
+
+#[test]
+fn a_fallback_that_nobody_serves() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(Shape::OneArm);
+    cluster.fallback.process.kill().unwrap();
+    manager(&cluster)
+        .problem("fallback", "web: nobody listens at 192.168.56.101:8080")
+        .expect_remedy("--set service.web.fallback=reject");
+}
+
+#[test]
+fn a_worker_without_a_route_or_on_the_wrong_side() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(Shape::TwoArm);
+    let mut command = cluster.configured("doctor");
+    command.args(["--interface", "eth1"]);
+    diagnose(command)
+        .problem(
+            "worker",
+            "the way to 192.168.57.103 is through eth2, where memlb does not look",
+        )
+        .expect_remedy("memlb manager --interface eth1 --interface eth2");
+    reword(&cluster, "192.168.57.103", "10.9.9.9");
+    manager(&cluster)
+        .problem("worker", "worker1: there is no route to 10.9.9.9")
+        .expect_remedy("ip route add 10.9.9.9 via ROUTER dev eth1");
+    reword(&cluster, "10.9.9.9", "192.168.57.99");
+    manager(&cluster)
+        .problem("worker", "worker1: 192.168.57.99 does not answer on eth2")
+        .expect_remedy("ip neighbour show 192.168.57.99 dev eth2");
+}
+
+#[test]
+fn keys_that_others_can_read() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions {
+        authentication: Some("enforce"),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let key = cluster.key_file(1).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let remedy = format!("chmod 600 {}", key.display());
+    finds_and_mends(
+        &cluster,
+        "keys",
+        "can be used by others than its owner",
+        &remedy,
+    );
+    fs::remove_file(&key).unwrap();
+    manager(&cluster)
+        .problem("keys", "there is no key of worker2")
+        .expect_remedy("memlb keygen --name worker2 --output");
+}
+
+#[test]
+fn pins_that_were_left_behind() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(Shape::OneArm);
+    cluster.kill_manager().unwrap();
+    let diagnosis = manager(&cluster);
+    diagnosis.expect_healthy();
+    let found = diagnosis.finding("warning", "pins", "left of a manager that no longer runs");
+    found.expect_remedy("memlb unload --pin-path");
+    diagnosis.finding("warning", "manager", "none runs");
+
+    // As another version of memlb would have left them.
+    let settings = cluster.map("settings");
+    let entry = bpftool(&[
+        "map", "lookup", "pinned", &settings, "key", "0", "0", "0", "0",
+    ])
+    .unwrap();
+    let bytes = entry["value"].as_array().unwrap().iter();
+    let mut bytes: Vec<String> = bytes.map(|it| it.as_str().unwrap().to_owned()).collect();
+    bytes[0] = "0x63".to_owned();
+    let key = [
+        "map", "update", "pinned", &settings, "key", "0", "0", "0", "0", "value",
+    ];
+    output(Command::new("bpftool").args(key).args(bytes)).unwrap();
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem("pins", "has layout 99");
+    let unload = format!(
+        "memlb unload --pin-path {}",
+        cluster.place.pin_path.display()
+    );
+    found.expect_remedy(&unload);
+    // Typed with this memlb and no other that may be installed.
+    let directory = cluster.binary.parent().unwrap().display();
+    let mut command = cluster.topology.manager.command("sh");
+    let typed = found.remedy.split("    (").next().unwrap();
+    output(command.args(["-ec", &format!("PATH={directory}:$PATH; {typed}")])).unwrap();
+    let diagnosis = manager(&cluster);
+    diagnosis.finding("ok", "pins", "nothing is pinned");
+    cluster.start_manager().unwrap();
+    manager(&cluster).finding("ok", "pins", "is held by memlb");
+}
+
+#[test]
+fn a_bpf_file_system_that_is_not_mounted() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(Shape::OneArm);
+    cluster.kill_manager().unwrap();
+    let inside = |script: &str| {
+        let doctor = cluster.configured("doctor");
+        let mut command = cluster.topology.manager.command("unshare");
+        command.args(["--mount", "sh", "-ec", script, "sh"]);
+        // Behind the way into the network, which is behind already.
+        command.args(doctor.get_args().skip(2));
+        diagnose(command)
+    };
+    let unmount = "while umount /sys/fs/bpf 2>&-; do :; done";
+    let diagnosis = inside(&format!("{unmount}; exec \"$@\""));
+    let found = diagnosis.finding("warning", "bpffs", "no BPF file system is mounted");
+    assert_eq!(found.remedy, "mount -t bpf bpf /sys/fs/bpf");
+    // Who may load programs, but not mount, does not get by.
+    let poor = "--inh-caps=-all,+bpf,+net_admin,+perfmon --bounding-set=-sys_admin";
+    let diagnosis = inside(&format!("{unmount}; exec setpriv {poor} -- \"$@\""));
+    diagnosis.problem("bpffs", "this user may not mount it");
+    // The remedy is one.
+    let diagnosis = inside(&format!("{unmount}; {}; exec \"$@\"", found.remedy));
+    diagnosis.finding("ok", "bpffs", "writable");
+    let mut elsewhere = cluster.topology.manager.command(&cluster.binary);
+    elsewhere.args(["doctor", "--interface", "eth1", "--pin-path", "/tmp/memlb"]);
+    diagnose(elsewhere)
+        .problem("bpffs", "/tmp/memlb is not in a BPF file system")
+        .expect_remedy("--pin-path /sys/fs/bpf/memlb");
+}
+
+#[test]
+fn capabilities_that_are_missing() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(Shape::OneArm);
+    let with = |capabilities: &str| -> Diagnosis {
+        let doctor = cluster.configured("doctor");
+        let mut command = Command::new("setpriv");
+        command.args([
+            format!("--inh-caps={capabilities}"),
+            format!("--bounding-set={capabilities}"),
+        ]);
+        // Entering the network takes privileges that are gone afterwards.
+        let arguments: Vec<_> = doctor.get_args().collect();
+        let (network, rest) = arguments.split_first().unwrap();
+        let mut inside = Command::new("nsenter");
+        inside.arg(network).arg("--").arg("setpriv");
+        inside.args(command.get_args()).args(rest);
+        diagnose(inside)
+    };
+    let diagnosis = with("-all");
+    let found = diagnosis.problem("capabilities", "lacks CAP_BPF CAP_NET_ADMIN CAP_PERFMON");
+    found.expect_remedy("AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON");
+    let diagnosis = with("-sys_admin,-perfmon");
+    let found = diagnosis.problem("capabilities", "lacks CAP_PERFMON:");
+    found.expect_remedy("AmbientCapabilities=CAP_PERFMON");
+}
+
+#[test]
+fn a_stranger_at_the_heartbeats_port() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(Shape::OneArm);
+    cluster.kill_manager().unwrap();
+    let _stranger = cluster
+        .topology
+        .manager
+        .enter(|| UdpSocket::bind("0.0.0.0:9999"))
+        .unwrap()
+        .unwrap();
+    let own = std::process::id();
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem("heartbeats", &format!("(process {own})"));
+    found.expect_remedy(&format!("kill {own}"));
+    let refused = cluster.manager_command().output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains(&format!("(process {own})")), "{said}");
+}
+
+#[test]
+fn a_firewall_that_lets_no_heartbeat_in() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(Shape::OneArm);
+    let node = &cluster.topology.manager;
+    let ruleset = "add table inet filter; add chain inet filter input \
+                   { type filter hook input priority 0; policy drop; }; \
+                   add rule inet filter input ct state established accept; \
+                   add rule inet filter input iif lo accept";
+    node.run("nft", &[ruleset]).unwrap();
+    cluster.wait_for_state("worker1", "down", SOON).unwrap();
+    let diagnosis = manager(&cluster);
+    diagnosis.problem("heartbeats", "worker1 was last heard");
+    let found = diagnosis.finding("warning", "firewall", "no rule names udp 9999 (heartbeats)");
+    found.expect_remedy("nft insert rule inet filter input udp dport 9999 accept");
+    found.mend(node);
+    let found = diagnosis.finding("warning", "firewall", "no rule names tcp 8080");
+    found.mend(node);
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    manager(&cluster).finding("ok", "firewall", "lets in what memlb needs");
+}
+
+#[test]
+fn a_place_that_cannot_be_written() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(Shape::OneArm);
+    let place = cluster.place.directory.join("mounted");
+    fs::create_dir(&place).unwrap();
+    let shown = place.display().to_string();
+    let inside = |options: &str| {
+        let mut command = cluster.topology.manager.command("unshare");
+        let script = format!("mount -t tmpfs -o {options} none {shown}; exec \"$@\"");
+        command.args(["--mount", "sh", "-ec", &script, "sh"]);
+        command
+            .arg(&cluster.binary)
+            .args(["doctor", "--interface", "eth1"]);
+        command.args(["--event-log", &format!("{shown}/memlb/events.jsonl")]);
+        diagnose(command)
+    };
+    let diagnosis = inside("ro");
+    let found = diagnosis.problem("storage", "memlb/events.jsonl cannot be written");
+    found.expect_remedy("mount -o remount,rw");
+    let diagnosis = inside("size=1m");
+    let found = diagnosis.finding("warning", "storage", "1.0 MiB are left for the event log");
+    found.expect_remedy(&format!("df -h {shown}"));
+}
+
+#[test]
+fn a_worker_that_is_not_in_the_configuration() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions {
+        agents: false,
+        agent_arguments: Vec::new(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let mut command = cluster.topology.workers[0].command(&cluster.binary);
+    command.args([
+        "agent",
+        "--quiet",
+        "--name",
+        "wroker1",
+        "--manager",
+        "192.168.56.101",
+    ]);
+    let log = cluster.place.directory.join("misnamed.log");
+    let _agent = memlb_tests::Process::start("misnamed", &mut command, &log).unwrap();
+    cluster
+        .wait_for_status(SOON, "it to be refused", |status| {
+            status["heartbeats"]["refused"]["unknown_worker"].is_number()
+        })
+        .unwrap();
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem(
+        "heartbeats",
+        "worker1 has never been heard: what it sends is refused (unknown_worker)",
+    );
+    found.expect_remedy("memlb agent --name NAME, with a NAME that `memlb workers` lists");
+}

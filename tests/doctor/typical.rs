@@ -1,0 +1,342 @@
+//! The five typical mistakes: doctor names each, and so does the tool that suffers from it.
+
+use std::{fs, net::TcpListener};
+
+use memlb_tests::{Cluster, ClusterOptions, Process, Shape, command::output, require_root};
+
+use crate::{
+    SOON,
+    diagnosis::{diagnose, manager},
+    health::{worker, worker_with},
+};
+
+/// A system whose workers run no agents yet.
+fn without_agents(authentication: Option<&'static str>) -> Cluster {
+    Cluster::start(&ClusterOptions {
+        agents: false,
+        authentication,
+        ..ClusterOptions::default()
+    })
+    .unwrap()
+}
+
+/// Runs a manager that cannot start, and returns what it says.
+fn refused(cluster: &Cluster, arguments: &[&str]) -> String {
+    let mut command = cluster.configured("manager");
+    let output = command.args(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_wrong_interface() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = Cluster::start(&ClusterOptions {
+        shape: Shape::TwoArm,
+        agents: false,
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    cluster.kill_manager().unwrap();
+    // One that does not exist.
+    let mut command = cluster.configured("doctor");
+    command.args(["--interface", "eth9"]);
+    let diagnosis = diagnose(command);
+    let found = diagnosis.problem(
+        "interface",
+        "eth9 does not exist here; there are eth1, eth2",
+    );
+    found.expect_remedy("memlb manager --interface eth1");
+    let said = refused(&cluster, &["--interface", "eth9"]);
+    assert!(
+        said.contains("interface eth9 does not exist here"),
+        "{said}"
+    );
+
+    // One that exists, but where no client comes.
+    let mut command = cluster.configured("doctor");
+    command.args(["--interface", "eth2"]);
+    let diagnosis = diagnose(command);
+    let found = diagnosis.problem(
+        "service",
+        "192.168.56.101 is at eth1, and memlb looks at eth2",
+    );
+    found.expect_remedy("memlb manager --interface eth1");
+    let mut command = cluster.manager_command();
+    command.args(["--interface", "eth2"]);
+    let log = cluster.place.directory.join("wrong-interface.log");
+    let mut wrong = Process::start("a manager at eth2", &mut command, &log).unwrap();
+    wrong
+        .wait_for_log(
+            SOON,
+            "192.168.56.101 is an address of eth1, which is not among",
+        )
+        .unwrap();
+}
+
+#[test]
+fn a_wrong_key() {
+    if !require_root() {
+        return;
+    }
+    let cluster = without_agents(Some("enforce"));
+    // A key that the manager never saw.
+    let other = cluster.place.directory.join("other.key");
+    let mut keygen = cluster.topology.client.command(&cluster.binary);
+    keygen.args(["keygen", "--name", "worker1", "--output"]);
+    output(keygen.arg(&other)).unwrap();
+    // One with the right name and id, but another secret.
+    let text = fs::read_to_string(cluster.key_file(1).unwrap()).unwrap();
+    let secret = text.split_whitespace().last().unwrap();
+    let spoilt = cluster.place.directory.join("spoilt.key");
+    fs::copy(cluster.key_file(1).unwrap(), &spoilt).unwrap();
+    fs::write(
+        &spoilt,
+        text.replace(secret, &secret.chars().rev().collect::<String>()),
+    )
+    .unwrap();
+
+    let mut agents = Vec::new();
+    for (index, file) in [&other, &spoilt].into_iter().enumerate() {
+        let mut command = cluster.topology.workers[index].command(&cluster.binary);
+        let name = format!("worker{}", index + 1);
+        command.args([
+            "agent",
+            "--quiet",
+            "--name",
+            &name,
+            "--manager",
+            "192.168.56.101",
+        ]);
+        command.arg("--key").arg(file);
+        let log = cluster.place.directory.join(format!("{name}-wrong.log"));
+        agents.push(Process::start(&name, &mut command, &log).unwrap());
+    }
+    for agent in &mut agents {
+        agent.wait_for_log(SOON, "does not acknowledge").unwrap();
+        agent.wait_for_log(SOON, "does it know key").unwrap();
+        agent.wait_for_log(SOON, "memlb doctor --agent").unwrap();
+    }
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem(
+        "heartbeats",
+        "worker1 has never been heard: what it sends is refused (unknown_key)",
+    );
+    found.expect_remedy("install -m 600 worker1.key /etc/memlb/keys/worker1.key && memlb reload");
+    let found = diagnosis.problem(
+        "heartbeats",
+        "worker2 has never been heard: what it sends is refused (bad_signature)",
+    );
+    found.expect_remedy("memlb keygen --name worker2");
+
+    for (index, file) in [&other, &spoilt].into_iter().enumerate() {
+        let mut command = cluster.topology.workers[index].command(&cluster.binary);
+        let name = format!("worker{}", index + 1);
+        command.args([
+            "doctor",
+            "--agent",
+            "--name",
+            &name,
+            "--manager",
+            "192.168.56.101",
+        ]);
+        command.arg("--key").arg(file);
+        let diagnosis = diagnose(command);
+        let found = diagnosis.problem("manager", "does not know key");
+        found.expect_remedy("on 192.168.56.101: memlb doctor");
+    }
+    // The right one for comparison, and that of another worker.
+    worker(&cluster, 0).finding("ok", "manager", "and knows the key");
+    let mut command = cluster.topology.workers[0].command(&cluster.binary);
+    command.args([
+        "doctor",
+        "--agent",
+        "--name",
+        "worker1",
+        "--manager",
+        "192.168.56.101",
+    ]);
+    command.arg("--key").arg(cluster.key_file(1).unwrap());
+    diagnose(command)
+        .problem("key", "holds a key of worker2, not of worker1")
+        .expect_remedy("memlb keygen --name worker1");
+}
+
+#[test]
+fn a_manager_that_the_agent_cannot_reach() {
+    if !require_root() {
+        return;
+    }
+    let cluster = without_agents(None);
+    // Nobody has the address; a host has it, but no manager; no name.
+    for (address, says, remedy) in [
+        (
+            "192.168.56.222",
+            "cannot be reached: No route to host",
+            "ip route get 192.168.56.222",
+        ),
+        (
+            "192.168.56.10",
+            "nobody receives at its UDP port 9999",
+            "systemctl start memlb-manager",
+        ),
+        (
+            "10.9.9.9",
+            "cannot be reached: Network is unreachable",
+            "ip route get 10.9.9.9",
+        ),
+        (
+            "manager.invalid",
+            "manager.invalid:9999 is not found",
+            "getent ahostsv4 manager.invalid",
+        ),
+    ] {
+        let diagnosis = worker_with(&cluster, 0, &["--manager", address]);
+        diagnosis.problem("manager", says).expect_remedy(remedy);
+    }
+    // A firewall drops what is sent to it.
+    let drop = "add table inet test; add chain inet test input { type filter hook input priority 0; }; \
+                add rule inet test input udp dport 9999 drop";
+    cluster.topology.manager.run("nft", &[drop]).unwrap();
+    let found = worker(&cluster, 0);
+    let found = found.problem(
+        "manager",
+        "datagrams to its UDP port 9999 are lost on the way",
+    );
+    found.expect_remedy("on 192.168.56.101: memlb doctor, nft list ruleset");
+    let mut command = cluster.agent_command(0, cluster.heartbeat_address());
+    let log = cluster.place.directory.join("unheard.log");
+    let mut agent = Process::start("unheard agent", command.arg("--quiet"), &log).unwrap();
+    agent
+        .wait_for_log(
+            SOON,
+            "192.168.56.101:9999 does not answer: is the address right",
+        )
+        .unwrap();
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem(
+        "heartbeats",
+        "worker1 has never been heard, and nothing was refused",
+    );
+    found.expect_remedy("on worker1: memlb doctor --agent");
+
+    // Let through, it is heard, and says so.
+    cluster
+        .topology
+        .manager
+        .run("nft", &["delete table inet test"])
+        .unwrap();
+    agent
+        .wait_for_log(SOON, "192.168.56.101:9999 answers")
+        .unwrap();
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    worker(&cluster, 0).expect_healthy();
+}
+
+#[test]
+fn a_server_that_listens_on_127_0_0_1_only() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
+    cluster.servers[0].process.kill().unwrap();
+    let diagnosis = manager(&cluster);
+    diagnosis.problem(
+        "worker",
+        "worker1: 192.168.56.103 refuses connections to port 8081",
+    );
+    let diagnosis = worker(&cluster, 0);
+    diagnosis.problem("server", "nobody listens at port 8081");
+
+    let _server = cluster.topology.workers[0]
+        .enter(|| TcpListener::bind("127.0.0.1:8081"))
+        .unwrap()
+        .unwrap();
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem("worker", "listens on 127.0.0.1 only");
+    found.expect_remedy("on worker1: ss -ltn 'sport = :8081'");
+    let mut command = cluster.topology.workers[0].command(&cluster.binary);
+    command.args([
+        "doctor",
+        "--agent",
+        "--name",
+        "worker1",
+        "--manager",
+        "192.168.56.101",
+    ]);
+    command.args(["--check", "tcp://127.0.0.1:8081"]);
+    let diagnosis = diagnose(command);
+    diagnosis.finding("ok", "server", "tcp://127.0.0.1:8081 answers");
+    let found = diagnosis.problem(
+        "server",
+        "it listens on 127.0.0.1 only: connections that the manager sends to 192.168.56.103:8081",
+    );
+    found.expect_remedy("let it listen on 0.0.0.0:8081");
+
+    // Its agent, told to ask there, says it by itself.
+    let mut command = cluster.agent_command(0, cluster.heartbeat_address());
+    command.args(["--quiet", "--check", "tcp://127.0.0.1:8081"]);
+    let log = cluster.place.directory.join("local-server.log");
+    let mut agent = Process::start("agent of a local server", &mut command, &log).unwrap();
+    agent
+        .wait_for_log(SOON, "the server at port 8081 listens on 127.0.0.1 only")
+        .unwrap();
+}
+
+#[test]
+fn two_managers() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
+    let first = cluster.manager.as_ref().unwrap().pid();
+    let elsewhere = |name: &str| cluster.place.directory.join(name).display().to_string();
+    let pins = format!("{}/second", cluster.place.pin_path.display());
+    let socket = elsewhere("second.sock");
+    // The same settings but for the socket: the first one's port and pins are named as its.
+    let said = refused(&cluster, &[]);
+    assert!(said.contains(&format!("memlb (process {first})")), "{said}");
+    assert!(said.contains("another manager"), "{said}");
+    let mut command = cluster.topology.manager.command(&cluster.binary);
+    let file = elsewhere("memlb.toml");
+    command.args(["doctor", "--config", &file, "--control-socket", &socket]);
+    command.args(["--pin-path", &pins]);
+    let diagnosis = diagnose(command);
+    let belongs = format!("UDP 0.0.0.0:9999 belongs to memlb (process {first}), a second manager");
+    let found = diagnosis.problem("heartbeats", &belongs);
+    found.expect_remedy(&format!("kill {first}"));
+    diagnosis.problem("manager", "is a manager, but not with the control socket");
+
+    // Nothing in common but the packets.
+    let mut command = cluster.topology.manager.command(&cluster.binary);
+    command.args(["manager", "--config", &file, "--control-socket", &socket]);
+    command.args([
+        "--pin-path",
+        &format!("{}-second", cluster.place.pin_path.display()),
+    ]);
+    command.args([
+        "--heartbeat-listen",
+        "0.0.0.0:9990",
+        "--http-listen",
+        "127.0.0.1:9991",
+    ]);
+    command.args(["--event-log", "", "--state-file", &elsewhere("second.json")]);
+    let log = cluster.place.directory.join("second.log");
+    let mut second = Process::start("a second manager", &mut command, &log).unwrap();
+    second.wait_for_log(SOON, "ready").unwrap();
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem(
+        "manager",
+        &format!("two managers run here: memlb (process {})", second.pid()),
+    );
+    found.expect_remedy(&format!("kill {}", second.pid()));
+    found.mend(&cluster.topology.manager);
+    second.wait(SOON).unwrap();
+    let mut unload = cluster.topology.manager.command(&cluster.binary);
+    unload.args(["unload", "--pin-path"]);
+    unload.arg(format!("{}-second", cluster.place.pin_path.display()));
+    output(&mut unload).unwrap();
+    manager(&cluster).expect_healthy();
+}

@@ -1,0 +1,26 @@
+//! What can be wrong on a worker's host beside the typical mistakes.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use memlb_tests::{Cluster, ClusterOptions, require_root};
+
+use crate::health::worker;
+
+#[test]
+fn a_key_that_others_can_read() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions {
+        authentication: Some("enforce"),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let key = cluster.key_file(0).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let diagnosis = worker(&cluster, 0);
+    let found = diagnosis.problem("key", "can be used by others than its owner (mode 0644)");
+    found.expect_remedy(&format!("chmod 600 {}", key.display()));
+    found.mend(&cluster.topology.workers[0]);
+    worker(&cluster, 0).expect_healthy();
+}
