@@ -128,8 +128,10 @@ fn extension_headers_are_passed_over_up_to_a_bound() {
     const OPTIONS: u8 = 60;
     const MOBILITY: u8 = 135;
     let eight = |kind| (kind, 8);
+    /// Kinds and lengths of extension headers, and what comes of them.
+    type Row<'a> = (&'a str, &'a [(u8, usize)], Result<(), Verdict>);
     #[rustfmt::skip]
-    let rows: &[(&str, &[(u8, usize)], Result<(), Verdict>)] = &[
+    let rows: &[Row<'_>] = &[
         ("one",                      &[eight(HOP_BY_HOP)],                  Ok(())),
         ("one of many bytes",        &[(OPTIONS, 256)],                     Ok(())),
         ("four",                     &[eight(HOP_BY_HOP), eight(ROUTING), eight(OPTIONS), eight(OPTIONS)], Ok(())),

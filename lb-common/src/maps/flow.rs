@@ -83,7 +83,7 @@ pub struct Flow<A = V4> {
     pub manager_mac: Mac,
     pub backend: u32,
     pub service: u32,
-    /// Index of the interface on which the client is; [`LOOPBACK`] for the manager itself.
+    /// Index of the interface on which the client is; [`super::LOOPBACK`] for the manager itself.
     pub client_interface: u32,
     /// One of [`direction`].
     pub direction: u8,

@@ -31,7 +31,7 @@ pub struct Handshake<A = V4> {
     pub worker_sequence: u32,
     /// 1 once the worker has answered the SYN.
     pub answered: u8,
-    /// Bits of [`ended`], of the worker's direction.
+    /// Bits of [`super::ended`], of the worker's direction.
     pub ended: u8,
     /// How often the SYN, or an unanswered datagram, was repeated and another worker chosen.
     pub retries: u8,

@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    core::{BootId, Endpoint, Sequence, WorkerState},
+    core::{BootId, Sequence, WorkerState},
     datapath::companion::{self, Companion},
     heartbeat::{Heartbeat, MemoryReport, Ping, check_name},
     keys::Key,

@@ -55,7 +55,7 @@ pub async fn examine_manager(
         &config.manager.pin_path,
         machine.privileges,
     )));
-    let listen = SocketAddr::from(config.manager.heartbeat_listen);
+    let listen = config.manager.heartbeat_listen;
     let manager = manager::gather(&config.manager.control_socket, listen).await;
     findings.extend(manager::findings(&manager));
     findings.extend(network(config, kernel_ports, &manager).await?);
@@ -115,7 +115,7 @@ async fn network(
         .flat_map(|service| &service.workers)
         .map(|worker| workers::Worker {
             name: worker.name.clone(),
-            address: SocketAddr::from(worker.address),
+            address: worker.address,
         })
         .collect();
     let routes = routes(config).await?;
@@ -161,8 +161,8 @@ async fn network(
 fn service(service: &crate::config::Service) -> services::Service {
     services::Service {
         name: service.name.clone(),
-        address: SocketAddr::from(service.address),
-        fallback: service.fallback.map(SocketAddr::from),
+        address: service.address,
+        fallback: service.fallback,
     }
 }
 
@@ -170,9 +170,7 @@ fn service(service: &crate::config::Service) -> services::Service {
 async fn routes(config: &Config) -> Result<BTreeMap<IpAddr, Option<Route>>> {
     let workers = config.services.iter().flat_map(|service| &service.workers);
     let addresses = workers.map(|worker| worker.address.ip()).collect();
-    let routes = Netlink::connect()?.routes(&addresses).await?;
-    let routes = routes.into_iter();
-    Ok(routes.map(|(ip, route)| (ip.into(), route)).collect())
+    Netlink::connect()?.routes(&addresses).await
 }
 
 /// Where it is worth a try: servers on this host, and workers that there is a way to.

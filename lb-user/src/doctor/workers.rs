@@ -59,7 +59,7 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
             format!("memlb manager {}", options(facts.interfaces, &interface)),
         );
     }
-    let next_hop = IpAddr::from(route.next_hop);
+    let next_hop = route.next_hop;
     match facts.attempts.get(address) {
         Some(Attempt::Connected(time)) => Finding::ok(
             "worker",
