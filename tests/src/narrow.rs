@@ -13,7 +13,7 @@ use crate::{
 /// The least that IPv6 permits; IPv4 would permit less.
 const NARROW: &str = "1280";
 
-/// A machine behind two routers that are joined by a link with [`NARROW`] packets, while its own link
+/// A machine behind two routers that are joined by a link for narrow packets, while its own link
 /// and the cluster's network take 1500 bytes: whoever sends from either end must be told.
 #[derive(Debug)]
 pub struct Narrow {
