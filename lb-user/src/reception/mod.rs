@@ -206,7 +206,7 @@ impl Reception {
                     self.socket.answer(way, &challenge);
                 }
                 if refusal == Refusal::Ping {
-                    return self.gate.refused(way.from.into(), now);
+                    return self.gate.refused(way.from, now);
                 }
                 return self.refuse(log, refusal.name(), &refusal, way, now);
             }
