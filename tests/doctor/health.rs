@@ -125,7 +125,7 @@ fn says_the_same_to_people_and_refuses_wrong_usage() {
 
     for wrong in [
         &["doctor", "--agent"][..],
-        &["doctor", "--agent", "--manager", "::1"],
+        &["doctor", "--agent", "--manager", "a b"],
         &["doctor", "--manager", "192.168.56.101"],
         &["doctor", "--config", "/nonexistent/memlb.toml"],
     ] {

@@ -190,7 +190,7 @@ fn a_manager_that_the_agent_cannot_reach() {
         (
             "manager.invalid",
             "manager.invalid:9999 is not found",
-            "getent ahostsv4 manager.invalid",
+            "getent ahosts manager.invalid",
         ),
     ] {
         let diagnosis = worker_with(&cluster, 0, &["--manager", address]);

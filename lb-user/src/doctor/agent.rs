@@ -2,14 +2,17 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use futures_util::future::join_all;
-use nix::sys::socket::{setsockopt, sockopt::Ipv4RecvErr};
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{Ipv4RecvErr, Ipv6RecvErr},
+};
 use tokio::{
     net::{UdpSocket, lookup_host},
     time::timeout,
@@ -125,9 +128,7 @@ async fn resolve(name: &str) -> Result<SocketAddr, String> {
     let mut found = found
         .map_err(|_| "no answer to the lookup of its name".to_owned())?
         .map_err(|error| error.to_string())?;
-    found
-        .find(SocketAddr::is_ipv4)
-        .ok_or("its name has no IPv4 address".to_owned())
+    found.next().ok_or("its name has no address".to_owned())
 }
 
 /// Asks a question, which a manager answers but never takes for a heartbeat.
@@ -136,11 +137,18 @@ async fn ask(
     worker: &Worker,
     key: Option<&Key>,
 ) -> Result<(Reach, Option<IpAddr>)> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
     // Errors from the way come back to a connected socket only, and those of a host that is not there
     // only if asked for.
     socket.connect(address).await?;
-    setsockopt(&socket, Ipv4RecvErr, &true)?;
+    match address {
+        SocketAddr::V4(_) => setsockopt(&socket, Ipv4RecvErr, &true)?,
+        SocketAddr::V6(_) => setsockopt(&socket, Ipv6RecvErr, &true)?,
+    }
     let own = socket.local_addr().ok().map(|own| own.ip());
     let ping = Ping {
         worker: worker.name.clone(),
@@ -214,7 +222,7 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
             return Finding::problem(
                 "manager",
                 format!("{name} is not found: {why}"),
-                format!("getent ahostsv4 {host}; or give its address: --manager 192.168.56.101"),
+                format!("getent ahosts {host}; or give its address: --manager 192.168.56.101"),
             );
         }
     };
@@ -393,7 +401,7 @@ mod tests {
             found
                 .remedy
                 .unwrap()
-                .starts_with("getent ahostsv4 manger.example;")
+                .starts_with("getent ahosts manger.example;")
         );
         let found = sources(&Sources {
             memory: Ok(String::new()),

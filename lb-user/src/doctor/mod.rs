@@ -34,6 +34,7 @@ pub use finding::{Diagnosis, Finding, Verdict};
 
 use crate::{
     config::{Config, PortRange},
+    core::{Mode, Protocol},
     datapath::{Netlink, Route},
 };
 use host::Host;
@@ -112,10 +113,12 @@ async fn network(
     let workers: BTreeSet<workers::Worker> = config
         .services
         .iter()
-        .flat_map(|service| &service.workers)
-        .map(|worker| workers::Worker {
+        .flat_map(|service| service.workers.iter().map(move |worker| (service, worker)))
+        .map(|(service, worker)| workers::Worker {
             name: worker.name.clone(),
             address: worker.address,
+            is_tcp: service.protocol == Protocol::Tcp,
+            is_direct: service.mode == Mode::Dsr,
         })
         .collect();
     let routes = routes(config).await?;
@@ -163,6 +166,7 @@ fn service(service: &crate::config::Service) -> services::Service {
         name: service.name.clone(),
         address: service.address,
         fallback: service.fallback,
+        is_tcp: service.protocol == Protocol::Tcp,
     }
 }
 
@@ -173,16 +177,18 @@ async fn routes(config: &Config) -> Result<BTreeMap<IpAddr, Option<Route>>> {
     Netlink::connect()?.routes(&addresses).await
 }
 
-/// Where it is worth a try: servers on this host, and workers that there is a way to.
+/// Where a TCP connection is worth a try: servers on this host, and workers that there is a way to.
 fn tried(
     host: &Host,
     services: &[services::Service],
     workers: &BTreeSet<workers::Worker>,
     routes: &BTreeMap<IpAddr, Option<Route>>,
 ) -> BTreeSet<SocketAddr> {
-    let fallbacks = services.iter().filter_map(|service| service.fallback);
+    let services = services.iter().filter(|service| service.is_tcp);
+    let fallbacks = services.filter_map(|service| service.fallback);
     let here = fallbacks.filter(|address| host.addresses.interface_of(address.ip()).is_some());
-    let there = workers.iter().map(|worker| worker.address);
+    let there = workers.iter().filter(|worker| worker.is_tcp);
+    let there = there.map(|worker| worker.address);
     let reachable = there.filter(|address| routes.get(&address.ip()).is_some_and(Option::is_some));
     here.chain(reachable).collect()
 }
@@ -214,7 +220,10 @@ fn let_in(config: &Config) -> Vec<firewall::Needed> {
     };
     let fallbacks = config.services.iter().filter_map(|service| {
         Some(firewall::Needed {
-            protocol: "tcp",
+            protocol: match service.protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+            },
             port: service.fallback?.port(),
             what: format!("the fallback of {}", service.name),
         })

@@ -23,6 +23,7 @@ pub struct Service {
     pub name: String,
     pub address: SocketAddr,
     pub fallback: Option<SocketAddr>,
+    pub is_tcp: bool,
 }
 
 pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
@@ -73,7 +74,7 @@ fn fallback(facts: &Facts<'_>, service: &Service) -> Option<Finding> {
     let only_loopback = sockets::is_only_local(&listeners);
     let reject = format!("memlb manager --set service.{name}.fallback=reject");
     Some(match facts.attempts.get(&fallback) {
-        // Without its address here there is nothing to try.
+        // Without its address here there is nothing to try, and UDP cannot be tried.
         None => return None,
         Some(Attempt::Connected(_)) => Finding::ok(
             "fallback",
@@ -135,6 +136,7 @@ pub mod tests {
                 name: "web".to_owned(),
                 address,
                 fallback: Some(fallback),
+                is_tcp: true,
             }],
             interfaces: interfaces.to_vec(),
             host: &host(),
@@ -182,6 +184,7 @@ pub mod tests {
             name: "web".to_owned(),
             address: "192.168.56.101:80".parse().unwrap(),
             fallback: Some("192.168.56.101:8080".parse().unwrap()),
+            is_tcp: true,
         };
         let attempts = BTreeMap::from([(service.fallback.unwrap(), Attempt::Refused)]);
         let found = fallback(

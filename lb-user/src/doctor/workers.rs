@@ -28,6 +28,10 @@ pub struct Facts<'a> {
 pub struct Worker {
     pub name: String,
     pub address: SocketAddr,
+    /// Whether a connection can be tried.
+    pub is_tcp: bool,
+    /// Whether it answers clients itself (mode dsr).
+    pub is_direct: bool,
 }
 
 pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
@@ -36,7 +40,7 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
 }
 
 fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
-    let Worker { name, address } = worker;
+    let Worker { name, address, .. } = worker;
     let ip = address.ip();
     let Some(Some(route)) = facts.routes.get(&ip) else {
         return Finding::problem(
@@ -60,6 +64,16 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
         );
     }
     let next_hop = route.next_hop;
+    if worker.is_direct && route.has_router(ip) {
+        return Finding::problem(
+            "worker",
+            format!(
+                "{name}: {next_hop} routes to {ip}, but mode dsr needs a worker on the same link as the \
+                 manager"
+            ),
+            "set mode = \"nat\" for its service, and memlb reload; or move it to that link",
+        );
+    }
     match facts.attempts.get(address) {
         Some(Attempt::Connected(time)) => Finding::ok(
             "worker",
@@ -87,6 +101,13 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
             format!("{name}: {address} cannot be tried: {why}"),
             format!("ip route get {ip}"),
         ),
+        None if !worker.is_tcp => Finding::ok(
+            "worker",
+            format!(
+                "{name}: {} (whether anybody receives UDP at {address} cannot be told from here)",
+                way(route, &interface, ip, next_hop)
+            ),
+        ),
         Some(Attempt::Silent) | None => silent(facts, worker, route, &interface, next_hop),
     }
 }
@@ -109,7 +130,7 @@ fn silent(
     interface: &str,
     next_hop: IpAddr,
 ) -> Finding {
-    let Worker { name, address } = worker;
+    let Worker { name, address, .. } = worker;
     let unresolved = facts.neighbours.get(&next_hop) == Some(&Neighbour::Silent);
     if unresolved {
         let who = match next_hop == address.ip() {
@@ -171,6 +192,8 @@ mod tests {
         let worker = Worker {
             name: "worker1".to_owned(),
             address,
+            is_tcp: true,
+            is_direct: false,
         };
         let neighbours = neighbours.iter().map(|(ip, it)| (IpAddr::V4(*ip), *it));
         let found = findings(&Facts {
