@@ -210,7 +210,7 @@ mod tests {
             "version": "0.1.0", "uptime_ms": 60_000, "interfaces": [], "verdicts": {}, "maps": {},
             "heartbeats": {"accepted": 0, "refused": {}, "unsigned": {}, "authentication": "enforce"},
             "services": [{
-                "name": "web", "address": "192.168.56.101:80", "protocol": "tcp", "policy": "memory",
+                "name": "web", "address": "192.168.56.101:80", "protocol": "tcp", "mode": "nat", "policy": "memory",
                 "threshold": "auto", "threshold_bytes": null, "selected": "manager",
                 "rule": "nothing_heard", "reason": "", "since_ms": 1, "backends": [backend],
             }],
