@@ -126,14 +126,19 @@ fn the_clients_end_is_the_end() {
 }
 
 #[test]
-fn a_repeated_syn_tries_the_next_best_worker_of_either_mode() {
+fn a_repeated_syn_stays_with_a_worker_that_may_have_answered() {
     at_both_edges(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
         let mut call = directly(bench);
         begins(bench, &call);
         requests(bench, &call, &call.syn());
         bench.wait(CLIENT_PATIENCE);
+        requests(bench, &call, &call.syn());
+        bench.goes_down(WORKER1.id);
+        bench.select(WORKER2.id);
         call.begins(bench, WORKER2);
+        // This one's answers come by here.
+        bench.state(WORKER1.id, state::UP);
         bench.wait(CLIENT_PATIENCE);
         begins(bench, &call);
         requests(bench, &call, &call.ack());

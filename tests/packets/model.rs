@@ -144,10 +144,11 @@ impl Model {
             self.connections.remove(at);
             return self.stranger(client, flags, 0);
         }
-        // A worker that does not answer is left for another one that can be had.
+        // A worker that does not answer is left for another one that can be had, if it can be known.
         let chosen = self.chosen(client);
         let tries_another = !silence.is_zero()
             && !connection.answered
+            && connection.reach != Reach::Directly
             && (!connection.is_of_datagrams() || connection.retries < DATAGRAM_RETRIES)
             && chosen.is_some_and(|other| other.server != connection.server);
         let is_left = if connection.is_of_datagrams() && connection.is_proven() {

@@ -139,8 +139,8 @@ fn is_reachable(backend: &Backend, arrival: &Arrival) -> bool {
 }
 
 /// Whether a SYN whose client has a handshake under way begins another one, and with which backend: it
-/// is a new connection from the same port, or the worker takes none any more, or it has not answered
-/// and another one is tried. Else the SYN goes where the first one went.
+/// is a new connection from the same port, or the worker takes none any more, or it has surely not
+/// answered and another one is tried. Else the SYN goes where the first one went.
 #[inline(always)]
 fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut Start) -> bool {
     let Some(handshake) = tables.handshake(place) else {
@@ -158,8 +158,11 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     if !is_same || worker.state != state::UP {
         return true;
     }
+    // Whose answers do not come by here may have answered: a second worker would answer, too, and the
+    // client believe the one and speak to the other.
+    let may_have_answered = answered || worker.mode == mode::DSR;
     let silence = tables.now_ns().saturating_sub(syn_ns);
-    if answered || gives_up || silence < SOONEST_RETRY_NS {
+    if may_have_answered || gives_up || silence < SOONEST_RETRY_NS {
         return false;
     }
     if start.backend == tried || !is_up(tables, start.backend) {
