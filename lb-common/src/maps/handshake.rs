@@ -29,7 +29,7 @@ pub struct Handshake<A = V4> {
     pub syn_ns: u64,
     /// The worker's initial sequence number, once it has answered.
     pub worker_sequence: u32,
-    /// 1 once the worker has answered the SYN.
+    /// 1 once the worker has answered the SYN, or may have where its answers do not come by here.
     pub answered: u8,
     /// Bits of [`super::ended`], of the worker's direction.
     pub ended: u8,

@@ -158,11 +158,8 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     if !is_same || worker.state != state::UP {
         return true;
     }
-    // Whose answers do not come by here may have answered: a second worker would answer, too, and the
-    // client believe the one and speak to the other.
-    let may_have_answered = answered || worker.mode == mode::DSR;
     let silence = tables.now_ns().saturating_sub(syn_ns);
-    if may_have_answered || gives_up || silence < SOONEST_RETRY_NS {
+    if answered || gives_up || silence < SOONEST_RETRY_NS {
         return false;
     }
     if start.backend == tried || !is_up(tables, start.backend) {
@@ -182,7 +179,8 @@ fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
     let (Some(bench), Some(mut handshake)) = (tables.workbench(), tables.handshake(place)) else {
         return;
     };
-    // Answers that do not come by here are never seen, nor is how they end.
+    // Answers that do not come by here are never seen, nor is how they end. The worker may have answered:
+    // a second one would, too, and the client believe the one and speak to the other.
     let unseen = mode == mode::DSR;
     *handshake = Handshake {
         client: bench.claim.client,
@@ -196,7 +194,7 @@ fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
         created_ns: now,
         syn_ns: now,
         retries: start.retries,
-        answered: (unseen && bench.claim.client.is_datagram()).into(),
+        answered: unseen.into(),
         ended: if unseen { ended::FIN } else { 0 },
         ..Handshake::FREE
     };

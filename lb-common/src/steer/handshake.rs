@@ -140,8 +140,7 @@ fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, arrival: &
         (arrival.acknowledgement, handshake.worker_sequence)
     };
     let beyond = number.wrapping_sub(start).wrapping_sub(1);
-    let answered = handshake.answered == 1 || backend.mode == mode::DSR;
-    answered && arrival.flags.acknowledges() && beyond < EARLY_DATA
+    handshake.answered == 1 && arrival.flags.acknowledges() && beyond < EARLY_DATA
 }
 
 /// Makes both entries of a completed handshake's flow.
