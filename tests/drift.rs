@@ -42,7 +42,7 @@ fn no_way_in_which_connections_end_makes_the_count_drift() {
     .unwrap();
     assert_eq!(counts(&cluster, "lost"), [0, 0]);
     println!("{flows} flows, {kills} managers killed: the count is exact");
-    expect_exact(&cluster);
+    expect_exact(&cluster, 60);
 }
 
 #[test]
@@ -84,7 +84,8 @@ fn evictions_do_not_make_the_count_drift() {
     println!(
         "{flows} flows, {failed} failed, {lost} evicted, {present:?} left, {kills} managers killed: the count is exact"
     );
-    expect_exact(&cluster);
+    // In a small table the kernel evicts a newcomer now and then.
+    expect_exact(&cluster, 120);
 }
 
 fn flows() -> usize {
@@ -171,11 +172,12 @@ fn open(cluster: &Cluster) -> Option<(Connection, String)> {
     Some((connection, page))
 }
 
-/// Opens some connections, and expects that the programs count just these.
-fn expect_exact(cluster: &Cluster) {
-    let held: Vec<_> = (0..60).map(|_| open(cluster).unwrap()).collect();
+/// Opens 60 connections in at most so many attempts, and expects that the programs count just these.
+fn expect_exact(cluster: &Cluster, attempts: usize) {
+    let opened = (0..attempts).filter_map(|_| open(cluster));
+    let held: Vec<_> = opened.take(60).collect();
     let seen = of_each_worker(&held);
-    assert_eq!(seen.iter().sum::<u64>(), 60);
+    assert_eq!(seen.iter().sum::<u64>(), 60, "they are open");
     // A recount meanwhile takes those that came while it read for lost, until the next.
     wait_until(RECOUNTED, "them to be counted", || {
         open_connections(cluster) == seen
