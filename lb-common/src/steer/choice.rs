@@ -39,7 +39,7 @@ pub(super) fn choose<T: Tables>(tables: &T, key: &FlowKey<T::Address>, service: 
             let mut scan = Scan {
                 places,
                 start: tables.random(),
-                lightest: 0,
+                lightest: tables.veiled(0),
             };
             tables.repeat(places.slots.min(COMPARED), &mut scan);
             scan.lightest

@@ -185,7 +185,12 @@ pub trait Tables {
     fn random(&self) -> u32;
     /// Takes the steps 0 to `count - 1`, until one says that it was the last. The verifier cannot
     /// follow a long loop, but the kernel can run one.
+    ///
+    /// Before Linux 6.8 (ab5cfac139ab) it verifies the first step only, and takes out of the program
+    /// whatever that one cannot reach. So what a step changes begins [`veiled`](Self::veiled).
     fn repeat<S: Step>(&self, count: u32, steps: &mut S);
+    /// The same number, but none that the verifier knows.
+    fn veiled(&self, number: u32) -> u32;
     /// Open connections of a backend.
     fn active(&self, backend: u32) -> u32;
     fn backend(&self, id: u32) -> Option<&Backend>;

@@ -155,8 +155,8 @@ pub(super) const TAKEN: u32 = u32::MAX;
 #[inline(always)]
 pub(super) fn room<T: Tables>(tables: &T, candidates: Candidates, needs_port: bool) -> u32 {
     let mut search = Search {
-        longest_ns: 0,
-        attempt: TAKEN,
+        longest_ns: tables.veiled(0).into(),
+        attempt: tables.veiled(TAKEN),
         needs_port: needs_port.into(),
     };
     tables.repeat(candidates.rows(), &mut search);

@@ -214,6 +214,10 @@ impl Tables for Memory {
         }
     }
 
+    fn veiled(&self, number: u32) -> u32 {
+        number
+    }
+
     fn active(&self, backend: u32) -> u32 {
         self.active.borrow().get(&backend).copied().unwrap_or(0)
     }
