@@ -279,6 +279,16 @@ struct Worker {
     verdicts: PerCpuArray<MapData, Counter>,
 }
 
+/// Loads the programs, with maps of their own.
+pub fn load() -> anyhow::Result<Ebpf> {
+    let mut ebpf = EbpfLoader::new().load(OBJECT)?;
+    for program in ["memlb_dsr_in", "memlb_dsr_out"] {
+        let program: &mut SchedClassifier = ebpf.program_mut(program).unwrap().try_into()?;
+        program.load()?;
+    }
+    Ok(ebpf)
+}
+
 /// Tells `story` over both families, each time on a worker of its own.
 fn on_a_worker(story: impl Fn(&Worker) + Sync) {
     for family in Family::BOTH {
@@ -300,11 +310,7 @@ impl Worker {
     fn new(family: Family) -> anyhow::Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET)?;
         lan::make_interfaces()?;
-        let mut ebpf = EbpfLoader::new().load(OBJECT)?;
-        for program in ["memlb_dsr_in", "memlb_dsr_out"] {
-            let program: &mut SchedClassifier = ebpf.program_mut(program).unwrap().try_into()?;
-            program.load()?;
-        }
+        let mut ebpf = load()?;
         let mut map = |name| ebpf.take_map(name).unwrap();
         let mut translations: HashMap<_, ServiceKey, Translation> =
             map(name::TRANSLATIONS).try_into()?;

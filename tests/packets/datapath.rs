@@ -102,13 +102,10 @@ impl Datapath {
     pub fn put_by(self) {
         SPARE.lock().unwrap().push(self);
     }
+
     /// How many instructions the verifier went through for each program.
     pub fn verified_instructions(&self) -> Vec<(String, u64)> {
-        let count = |(name, program): (&str, &Program)| {
-            let verified = program.info().unwrap().verified_instruction_count();
-            (name.to_owned(), verified.unwrap().into())
-        };
-        self.ebpf.programs().map(count).collect()
+        verified_instructions(&self.ebpf)
     }
 
     fn load() -> anyhow::Result<Self> {
@@ -243,6 +240,15 @@ impl Datapath {
         })?;
         Ok(())
     }
+}
+
+/// How many instructions the verifier went through for each of these programs.
+pub fn verified_instructions(ebpf: &Ebpf) -> Vec<(String, u64)> {
+    let count = |(name, program): (&str, &Program)| {
+        let verified = program.info().unwrap().verified_instruction_count();
+        (name.to_owned(), verified.unwrap().into())
+    };
+    ebpf.programs().map(count).collect()
 }
 
 impl Maps {

@@ -23,6 +23,7 @@ use memlb_tests::command::run;
 use crate::{
     build,
     build_ebpf::FOR_THE_KERNEL,
+    kernels,
     package::package_of,
     privilege::with_memlb_as_root,
     setup,
@@ -85,6 +86,7 @@ pub fn all() -> Result<ExitCode> {
     suite.check("tests in network namespaces", || {
         privileged::run_all(&memlb)
     });
+    suite.check("other kernels", || kernels::check(&memlb));
     suite.check("the story of the lab", || {
         run(with_memlb_as_root(&memlb)?.args(["lab", "demo"]))
     });

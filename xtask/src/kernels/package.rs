@@ -29,11 +29,7 @@ impl Kernel {
     /// Provides the newest kernel of a series that is below `cache` already, or else that Debian has.
     pub fn provide(series: Series, cache: &Path) -> Result<Self> {
         fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
-        let entries = fs::read_dir(cache).with_context(|| format!("list {}", cache.display()))?;
-        let names = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok());
-        let package = match newest(series, names) {
+        let package = match newest(series, entries_of(cache)?) {
             Some(present) => present,
             None => download(series, cache)?,
         };
@@ -42,6 +38,18 @@ impl Kernel {
             release: release.to_owned(),
             directory: cache.join(&package),
         })
+    }
+
+    /// Removes every kernel that is below `cache`.
+    pub fn remove_all(cache: &Path) -> Result<()> {
+        for package in entries_of(cache)? {
+            if release_of(&package).is_some() {
+                let directory = cache.join(package);
+                fs::remove_dir_all(&directory)
+                    .with_context(|| format!("remove {}", directory.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// The kernel itself.
@@ -72,6 +80,13 @@ impl Kernel {
         }
         Ok(files)
     }
+}
+
+fn entries_of(directory: &Path) -> Result<impl Iterator<Item = String>> {
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
+    let names = entries.flatten().map(|entry| entry.file_name());
+    Ok(names.filter_map(|name| name.into_string().ok()))
 }
 
 /// Downloads and unpacks the newest kernel of a series, and returns its package.
