@@ -93,12 +93,13 @@ fn a_closed_pipe_is_enough_and_a_full_disk_a_failure() {
 
 #[test]
 fn without_a_manager_every_verb_says_so() {
-    let verbs: [&[&str]; 8] = [
+    let verbs: [&[&str]; 9] = [
         &["status"],
         &["services"],
         &["workers"],
         &["flows"],
         &["events"],
+        &["trace"],
         &["reload"],
         &["drain", "worker1"],
         &["explain", "10.0.0.1"],

@@ -9,4 +9,5 @@ pub mod headers;
 pub mod maps;
 pub mod packet;
 pub mod steer;
+pub mod trace;
 pub mod verdict;

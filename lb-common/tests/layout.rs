@@ -7,7 +7,8 @@ use lb_common::{
     address::V6,
     maps::{
         Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, Policy,
-        Service, ServiceKey, Settings, Traffic, direction, ended, mode, name, state,
+        Service, ServiceKey, Settings, TraceCounts, TraceEvent, TraceOrder, Traffic, direction,
+        ended, mode, name, state,
     },
     verdict::Verdict,
 };
@@ -86,6 +87,18 @@ fn the_layout_of_version_3_is_as_pinned() {
         connections 0, packets_in 8, bytes_in 16, packets_out 24, bytes_out 32
     );
     assert_eq!(size_of::<Mac>(), 8);
+    assert_layout!(
+        TraceOrder, 128,
+        until_ns 0, client 8, client_mask 24, client_port 40, reserved 42, verdicts 44, service 48,
+        backend_count 52, backends 56, rate 120, sample 124
+    );
+    assert_layout!(TraceCounts, 32, window_ns 0, taken 8, over_rate 16, no_room 24);
+    assert_layout!(
+        TraceEvent, 120,
+        time_ns 0, arrives 8, leaves 48, interface 88, backend 92, service 96, packets 100,
+        bytes 104, ether_type 108, verdict 110, place 111, protocol 112, kind 113, code 114,
+        reserved 115
+    );
 }
 
 #[test]
@@ -149,6 +162,9 @@ fn the_names_of_the_maps_are_as_pinned() {
             "lost",
             "verdicts",
             "traffic",
+            "trace",
+            "trace_counts",
+            "trace_events",
         ]
     );
 }

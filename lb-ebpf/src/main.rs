@@ -12,6 +12,7 @@ mod desk;
 mod maps;
 mod packet;
 mod tc;
+mod trace;
 mod xdp;
 
 use aya_ebpf::{

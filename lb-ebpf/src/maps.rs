@@ -12,8 +12,9 @@ use lb_common::{
     address::{Address, V4, V6},
     maps::{
         Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES,
-        DEFAULT_SERVICES, Flow, FlowKey, Handshake, Neighbour, Notes, PORT_WORDS, Policy, ROWS,
-        SERVICE_CHOICES, Service, ServiceKey, Settings, Traffic, port_bit, port_word,
+        DEFAULT_SERVICES, Flow, FlowKey, Handshake, NO_ONE, Neighbour, Notes, PORT_WORDS, Policy,
+        ROWS, SERVICE_CHOICES, Service, ServiceKey, Settings, TraceEvent, Traffic, port_bit,
+        port_word,
     },
     steer::{Arrival, Decision, Hook, InsertError, Step, Tables, Workbench},
     verdict::Verdict,
@@ -301,13 +302,38 @@ impl<A: Family> Tables for Maps<A> {
         let Some(active) = ACTIVE.get_ptr_mut(backend) else {
             return;
         };
-        let change: i64 = if open { 1 } else { -1 };
-        // SAFETY: an aligned word of a map, added to atomically; the language has no such operation
-        // for this target.
-        unsafe {
-            asm!("lock *(u64 *)({active} + 0) += {change}", active = in(reg) active, change = in(reg) change);
-        }
+        // SAFETY: a word of a map.
+        unsafe { add(active, if open { 1 } else { -1 }) };
     }
+}
+
+/// Adds to a word atomically; the language has no such operation for this target.
+///
+/// # Safety
+///
+/// The word must be an aligned one of a map.
+#[inline(always)]
+pub unsafe fn add(word: *mut u64, change: i64) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        asm!("lock *(u64 *)({word} + 0) += {change}", word = in(reg) word, change = in(reg) change);
+    }
+}
+
+/// The service that a packet is one of: its backend's, or the one that it is addressed to.
+#[inline(always)]
+pub fn service_of(event: &TraceEvent) -> u32 {
+    if event.backend != 0 {
+        return BACKENDS.get(event.backend).map_or(NO_ONE, |it| it.service);
+    }
+    let key = ServiceKey {
+        address: event.arrives.destination,
+        port: event.arrives.destination_port,
+        protocol: event.arrives.protocol as u8,
+        reserved: 0,
+    };
+    // SAFETY: copied at once; this program never changes the map.
+    unsafe { SERVICES.get(key) }.map_or(NO_ONE, |service| service.id)
 }
 
 /// One step of a loop, for `bpf_loop`, which goes on at 0.

@@ -2,7 +2,9 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
-    helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop, bpf_skb_vlan_push},
+    helpers::generated::{
+        bpf_redirect, bpf_redirect_neigh, bpf_skb_load_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    },
     programs::TcContext,
 };
 use lb_common::{
@@ -11,6 +13,7 @@ use lb_common::{
     maps::{LOOPBACK, Mac},
     packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame},
     steer::{Arrival, Decision, Exit, Hook, steer_established},
+    trace::HEAD,
     verdict::Verdict,
 };
 use lb_ebpf::{
@@ -22,6 +25,7 @@ use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, count},
     packet::{Meeting, decide, is_nobodys},
+    trace::{self, Frame},
 };
 
 /// An arbitrary number for `tc_index`.
@@ -53,9 +57,13 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
 const ANOTHER_WAY: i32 = i32::MIN;
 
 /// Steers what most packets are, TCP of an established flow over IPv4, by the shortest way: the steps
-/// are those of all packets, but nothing is laid on the desk between them.
+/// are those of all packets, but nothing is laid on the desk between them. Packets that are to be told
+/// of go the other way, so that this one has no room to keep for it.
 #[inline(never)]
 fn established_tcp(skb: *mut __sk_buff, hook: Hook) -> i32 {
+    if trace::is_wanted() {
+        return ANOTHER_WAY;
+    }
     let maps = Maps::<V4>::NEW;
     let Some(frame) = linear(skb).at::<TcpFrame>(0).filter(|it| it.is_one()) else {
         return ANOTHER_WAY;
@@ -129,6 +137,7 @@ fn act<A: Family>(skb: *mut __sk_buff, desk: &Desk<A>, read: Read) -> i32 {
         ..
     } = desk;
     Maps::<A>::NEW.account(decision, arrival);
+    trace::steered(Skb(skb), key, arrival, decision, read == Read::Segment);
     let (bytes, located) = (linear(skb), desk.spot.located());
     match decision.exit {
         Exit::Pass => return TC_ACT_UNSPEC,
@@ -204,9 +213,42 @@ fn send<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i3
     }
 }
 
+/// The frame, for the trace: its first bytes may lie anywhere.
+#[derive(Clone, Copy)]
+struct Skb(*mut __sk_buff);
+
+impl Frame for Skb {
+    const IS_XDP: bool = false;
+
+    #[inline(always)]
+    fn copy_head(self, head: &mut [u8; HEAD]) -> usize {
+        // SAFETY: a valid context, of which the field may be read.
+        let length = unsafe { (*self.0).len }.min(HEAD as u32);
+        if length == 0 {
+            return 0;
+        }
+        // SAFETY: a valid context, and room for `length` bytes.
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.0.cast(), 0, head.as_mut_ptr().cast(), length) };
+        if failed == 0 { length as usize } else { 0 }
+    }
+
+    #[inline(always)]
+    fn emit(self) {
+        trace_skb(self.0);
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn trace_skb(skb: *mut __sk_buff) -> u32 {
+    trace::emit(Skb(skb))
+}
+
 /// What there is to know of a packet beside its bytes.
 #[derive(Clone, Copy)]
 struct Met {
+    frame: Skb,
     meeting: Meeting,
     extent: Extent,
     /// On its way through the manager, not from it.
@@ -238,6 +280,7 @@ impl Met {
             return Err(Read::Skipped);
         }
         let met = Self {
+            frame: Skb(skb),
             meeting: Meeting {
                 hook,
                 interface,
@@ -279,6 +322,7 @@ impl Met {
         }
         let Meeting { packets, bytes, .. } = self.meeting;
         count(verdict, packets.into(), bytes.into());
+        trace::left_alone(self.frame, self.meeting, verdict);
         Read::Passes
     }
 }

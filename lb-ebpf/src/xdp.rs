@@ -17,6 +17,7 @@ use lb_common::{
     maps::Neighbour,
     packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame},
     steer::{Arrival, Decision, Exit, Hook, steer_established},
+    trace::HEAD,
     verdict::Verdict,
 };
 use lb_ebpf::linear::{Linear, segment};
@@ -25,6 +26,7 @@ use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, count},
     packet::{Meeting, decide, is_nobodys},
+    trace::{self, Frame},
 };
 
 /// 1 to send by redirect even where `XDP_TX` would do; set by the loader for drivers that need it.
@@ -63,9 +65,13 @@ pub fn run(ctx: &XdpContext) -> u32 {
 const ANOTHER_WAY: u32 = u32::MAX;
 
 /// Steers what most packets are, TCP of an established flow over IPv4, by the shortest way: the steps
-/// are those of all packets, but nothing is laid on the desk between them.
+/// are those of all packets, but nothing is laid on the desk between them. Packets that are to be told
+/// of go the other way, so that this one has no room to keep for it.
 #[inline(never)]
 fn established_tcp(ctx: *mut xdp_md) -> u32 {
+    if trace::is_wanted() {
+        return ANOTHER_WAY;
+    }
     let maps = Maps::<V4>::NEW;
     let Some(frame) = linear(ctx).at::<TcpFrame>(0).filter(|it| it.is_one()) else {
         return ANOTHER_WAY;
@@ -86,7 +92,7 @@ fn established_tcp(ctx: *mut xdp_md) -> u32 {
         return ANOTHER_WAY;
     }
     learn(&maps, &arrival, &decision);
-    if let Err(action) = prepare(ctx, segment.ethernet, &arrival, &decision) {
+    if let Err(action) = prepare(ctx, segment.ethernet, &arrival, &decision, || {}) {
         return action;
     }
     forward(segment, &arrival, &decision)
@@ -135,11 +141,12 @@ fn act<A: Family>(ctx: *mut xdp_md, desk: &Desk<A>, read: Read) -> u32 {
     } = desk;
     let maps = Maps::<A>::NEW;
     let (bytes, located) = (linear(ctx), desk.spot.located());
+    let tell = || trace::steered(Xdp(ctx), key, arrival, decision, read == Read::Segment);
     if read == Read::Message {
         let Ok(mut message) = Quoted::<A>::view(bytes, located) else {
             return XDP_DROP;
         };
-        if let Err(action) = prepare(ctx, message.ethernet, arrival, decision) {
+        if let Err(action) = prepare(ctx, message.ethernet, arrival, decision, tell) {
             return action;
         }
         let rewritten = message.rewrite(key, &decision.leaves, decision.is_forwarded());
@@ -151,7 +158,7 @@ fn act<A: Family>(ctx: *mut xdp_md, desk: &Desk<A>, read: Read) -> u32 {
         return XDP_DROP;
     };
     learn(&maps, arrival, decision);
-    if let Err(action) = prepare(ctx, ethernet, arrival, decision) {
+    if let Err(action) = prepare(ctx, ethernet, arrival, decision, tell) {
         return action;
     }
     // In two branches to the end: the verifier must not forget which header it is.
@@ -189,7 +196,7 @@ fn learn<A: Family>(maps: &Maps<A>, arrival: &Arrival, decision: &Decision<A>) {
     }
 }
 
-/// Counts the packet, and writes its link addresses. Returns the action at once where there is nothing
+/// Counts the packet, `tell`s of it, and writes its link addresses. Returns the action at once where there is nothing
 /// to rewrite, or what is to be done is beyond XDP.
 #[inline(always)]
 fn prepare<A: Family>(
@@ -197,6 +204,7 @@ fn prepare<A: Family>(
     ethernet: &mut EthernetHeader,
     arrival: &Arrival,
     decision: &Decision<A>,
+    tell: impl FnOnce(),
 ) -> Result<(), u32> {
     let maps = Maps::<A>::NEW;
     if decision.is_forwarded() {
@@ -209,6 +217,7 @@ fn prepare<A: Family>(
         ethernet.source = manager.bytes();
     }
     maps.account(decision, arrival);
+    tell();
     match decision.exit {
         Exit::Pass => Err(XDP_PASS),
         Exit::Drop => Err(XDP_DROP),
@@ -230,6 +239,41 @@ fn link<A: Family>(maps: &Maps<A>, decision: &Decision<A>) -> Option<Neighbour> 
         }),
         _ => None,
     }
+}
+
+/// The frame, for the trace.
+#[derive(Clone, Copy)]
+struct Xdp(*mut xdp_md);
+
+impl Frame for Xdp {
+    const IS_XDP: bool = true;
+
+    /// Copies pairs of bytes, because the verifier knows no length but a constant one.
+    #[inline(always)]
+    fn copy_head(self, head: &mut [u8; HEAD]) -> usize {
+        let Linear { start, end } = linear(self.0);
+        let (pairs, _) = head.as_chunks_mut::<2>();
+        for (number, pair) in pairs.iter_mut().enumerate() {
+            let from = start + 2 * number;
+            if from + 2 > end {
+                break;
+            }
+            // SAFETY: within the packet, as the verifier checks again.
+            *pair = unsafe { *(from as *const [u8; 2]) };
+        }
+        (end - start).min(HEAD)
+    }
+
+    #[inline(always)]
+    fn emit(self) {
+        trace_xdp(self.0);
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn trace_xdp(ctx: *mut xdp_md) -> u32 {
+    trace::emit(Xdp(ctx))
 }
 
 #[inline(always)]
@@ -258,7 +302,9 @@ fn leaves_alone(ctx: *mut xdp_md, verdict: Verdict) -> u32 {
 /// Counts a packet that is left alone.
 #[inline(always)]
 fn passes(ctx: *mut xdp_md, verdict: Verdict) -> Read {
-    count(verdict, 1, length(ctx).into());
+    let (meeting, _) = meet(ctx);
+    count(verdict, 1, meeting.bytes.into());
+    trace::left_alone(Xdp(ctx), meeting, verdict);
     Read::Passes
 }
 

@@ -27,3 +27,4 @@ pub mod simulate;
 mod sockets;
 pub mod status;
 pub mod supervisor;
+pub mod trace;

@@ -16,7 +16,7 @@ use lb_common::{
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
         Backend, LAYOUT_VERSION, Neighbour, Policy, ROWS, SPREAD, Service, ServiceKey, Settings,
-        first_choice, policy, port_bit, port_word, state,
+        TraceCounts, TraceEvent, TraceOrder, first_choice, policy, port_bit, port_word, state,
     },
 };
 use memlb_tests::require_root;
@@ -42,7 +42,7 @@ pub const ESTABLISHED_IDLE: Duration = Duration::from_millis(8_500);
 pub const DATAGRAM_IDLE: Duration = Duration::from_secs(60);
 
 /// The services' index in `selection`, and that of those of the other family.
-const SERVICE_ID: u32 = 3;
+pub const SERVICE_ID: u32 = 3;
 const FOREIGN_SERVICE_ID: u32 = 5;
 
 pub struct Bench {
@@ -145,6 +145,7 @@ impl Bench {
         self.enlist(lan::FALLBACK.abroad(), lan::fallback(abroad));
         self.select_abroad(lan::WORKER1.abroad().id);
         self.select(lan::WORKER1.id);
+        self.traces(TraceOrder::OFF, Duration::ZERO);
         let policies = &mut self.datapath.maps.policies;
         policies.set(SERVICE_ID, Policy::default(), 0).unwrap();
     }
@@ -359,6 +360,42 @@ impl Bench {
         )
     }
 
+    /// Has packets told for so long; whatever was told before is forgotten. [`TraceOrder::OFF`] ends it.
+    pub fn traces(&mut self, order: TraceOrder, lasting: Duration) {
+        let until_ns = match order {
+            TraceOrder::OFF => 0,
+            _ => now_ns() + u64::try_from(lasting.as_nanos()).unwrap(),
+        };
+        let order = TraceOrder { until_ns, ..order };
+        self.datapath.maps.trace.set(0, order, 0).unwrap();
+        self.counts_trace(TraceCounts::default());
+        self.told();
+    }
+
+    pub fn trace_order(&self) -> TraceOrder {
+        self.datapath.maps.trace.get(&0, 0).unwrap()
+    }
+
+    pub fn trace_counts(&self) -> TraceCounts {
+        self.datapath.maps.trace_counts.get(&0, 0).unwrap()
+    }
+
+    pub fn counts_trace(&mut self, counts: TraceCounts) {
+        let map = &mut self.datapath.maps.trace_counts;
+        map.set(0, counts, 0).unwrap();
+    }
+
+    /// What was told since last asked.
+    pub fn told(&mut self) -> Vec<TraceEvent> {
+        let mut told = Vec::new();
+        while let Some(entry) = self.datapath.maps.trace_events.next() {
+            assert_eq!(entry.len(), size_of::<TraceEvent>());
+            // SAFETY: as long as an event, of which any bytes are one.
+            told.push(unsafe { entry.as_ptr().cast::<TraceEvent>().read_unaligned() });
+        }
+        told
+    }
+
     /// Connections counted for a backend since the test began.
     pub fn connections(&self, backend: u32) -> u64 {
         let [now, before] = [&self.datapath.counters(), &self.counted_before]
@@ -493,6 +530,12 @@ impl Bench {
         self.datapath.lets_in(frame, lan::ETH1).unwrap();
         Counted::between(&before, &self.datapath.counters())
     }
+}
+
+/// CLOCK_MONOTONIC, to the nanosecond.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+    u64::try_from(Duration::from(now).as_nanos()).unwrap()
 }
 
 /// CLOCK_MONOTONIC, as the programs read it, that long ago.

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use aya::{
     Ebpf, EbpfLoader, TestRunAttrs, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
     programs::{
         Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunResult, Xdp, XdpMode,
         tc::{self, SchedClassifierLink},
@@ -14,7 +14,8 @@ use aya::{
 };
 use lb_common::{
     maps::{
-        Backend, Counter, Neighbour, Policy, ROWS, Service, ServiceKey, Settings, Traffic, name,
+        Backend, Counter, Neighbour, Policy, ROWS, Service, ServiceKey, Settings, TRACE_SECTION,
+        TraceCounts, TraceOrder, Traffic, name,
     },
     verdict::Verdict,
 };
@@ -53,6 +54,9 @@ pub struct Maps {
     pub active: Array<MapData, u64>,
     pub verdicts: PerCpuArray<MapData, Counter>,
     pub traffic: PerCpuArray<MapData, Traffic>,
+    pub trace: Array<MapData, TraceOrder>,
+    pub trace_counts: Array<MapData, TraceCounts>,
+    pub trace_events: RingBuf<MapData>,
 }
 
 /// All counters at one moment, summed over the CPUs.
@@ -274,6 +278,9 @@ impl Maps {
             active: map(name::ACTIVE).try_into()?,
             verdicts: map(name::VERDICTS).try_into()?,
             traffic: map(name::TRAFFIC).try_into()?,
+            trace: map(TRACE_SECTION).try_into()?,
+            trace_counts: map(name::TRACE_COUNTS).try_into()?,
+            trace_events: map(name::TRACE_EVENTS).try_into()?,
         })
     }
 }

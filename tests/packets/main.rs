@@ -30,5 +30,6 @@ mod local;
 mod paths;
 mod policies;
 mod selection;
+mod trace;
 mod untouched;
 mod verifier;

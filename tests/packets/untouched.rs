@@ -43,7 +43,7 @@ fn every_other_packet_passes_untouched_under_its_own_verdict() {
     });
 }
 
-fn rows(call: &Call, datagrams: &Call) -> Vec<Row> {
+pub fn rows(call: &Call, datagrams: &Call) -> Vec<Row> {
     let mut rows = other_protocols(call);
     rows.extend(other_endpoints(call));
     rows.extend(other_datagrams(datagrams));

@@ -13,6 +13,7 @@ mod handshake;
 mod mac;
 mod ports;
 mod service;
+mod trace;
 
 pub use backend::{Backend, Neighbour, mode, state};
 pub use companion::{
@@ -25,6 +26,10 @@ pub use handshake::Handshake;
 pub use mac::Mac;
 pub use ports::{PORT_WORDS, port_bit, port_word};
 pub use service::{Policy, SPREAD, Service, ServiceKey, first_choice, policy};
+pub use trace::{
+    NO_ONE, TRACE_BYTES, TRACE_SECTION, TRACE_WINDOW_NS, TRACED_BACKENDS, TraceCounts, TraceEvent,
+    TraceOrder, place,
+};
 
 use crate::address::V6;
 
@@ -51,11 +56,33 @@ pub mod name {
     pub const PORTS: &str = "ports";
     pub const VERDICTS: &str = "verdicts";
     pub const TRAFFIC: &str = "traffic";
+    pub const TRACE: &str = "trace";
+    pub const TRACE_COUNTS: &str = "trace_counts";
+    pub const TRACE_EVENTS: &str = "trace_events";
 
     /// Every map.
     pub const ALL: &[&str] = &[
-        SETTINGS, SERVICES, SELECTION, POLICIES, CHOICES, BACKENDS, NEIGHBOURS, PORTS, FLOWS,
-        FLOWS6, HALF_OPEN, HALF_OPEN6, NOTES, NOTES6, ACTIVE, LOST, VERDICTS, TRAFFIC,
+        SETTINGS,
+        SERVICES,
+        SELECTION,
+        POLICIES,
+        CHOICES,
+        BACKENDS,
+        NEIGHBOURS,
+        PORTS,
+        FLOWS,
+        FLOWS6,
+        HALF_OPEN,
+        HALF_OPEN6,
+        NOTES,
+        NOTES6,
+        ACTIVE,
+        LOST,
+        VERDICTS,
+        TRAFFIC,
+        TRACE,
+        TRACE_COUNTS,
+        TRACE_EVENTS,
     ];
 }
 
@@ -118,6 +145,9 @@ const _: () = {
     assert!(size_of::<Handshake<V6>>() == 160 && align_of::<Handshake<V6>>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Traffic>() == 40);
+    assert!(size_of::<TraceOrder>() == 128 && align_of::<TraceOrder>() == 8);
+    assert!(size_of::<TraceCounts>() == 32);
+    assert!(size_of::<TraceEvent>() == 120 && align_of::<TraceEvent>() == 8);
 };
 
 #[cfg(feature = "aya")]
@@ -149,6 +179,9 @@ mod pod {
         Handshake,
         Handshake<V6>,
         Counter,
-        Traffic
+        Traffic,
+        TraceOrder,
+        TraceCounts,
+        TraceEvent
     );
 }

@@ -41,7 +41,10 @@ fn related<T: Tables>(
     };
     match tables.backend(way.backend) {
         Some(backend) if keeps_flows(backend) => leave(&way, backend, arrival, decision),
-        _ => Verdict::BackendDown,
+        _ => {
+            decision.backend = way.backend;
+            Verdict::BackendDown
+        }
     }
 }
 

@@ -42,7 +42,10 @@ pub(super) fn established<T: Tables>(
         match dismiss(tables, arrival.flags, key, &mut flow, keeps) {
             Dismissal::None => {}
             Dismissal::Over => return None,
-            Dismissal::BackendDown => return Some(Verdict::BackendDown),
+            Dismissal::BackendDown => {
+                decision.backend = flow.backend;
+                return Some(Verdict::BackendDown);
+            }
         }
     }
 

@@ -63,6 +63,7 @@ pub(super) fn go_on<T: Tables>(
         .backend(handshake.backend)
         .filter(|backend| keeps_flows(backend))
     else {
+        decision.backend = handshake.backend;
         handshake.backend = 0;
         return Verdict::BackendDown;
     };

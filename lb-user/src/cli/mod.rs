@@ -17,6 +17,7 @@ mod source;
 mod status;
 mod table;
 mod top;
+mod trace;
 mod unload;
 
 use std::{
@@ -59,6 +60,7 @@ enum Verb {
     Flows(flows::Args),
     Explain(flows::ExplainArgs),
     Events(events::Args),
+    Trace(trace::Args),
     Reload(reload::Args),
     Unload(unload::Args),
     Check(check::Args),
@@ -119,6 +121,7 @@ pub fn run() -> ExitCode {
         Verb::Flows(args) => flows::run(args),
         Verb::Explain(args) => flows::explain(&args),
         Verb::Events(args) => events::run(&args),
+        Verb::Trace(args) => trace::run(args),
         Verb::Reload(args) => reload::run(&args),
         Verb::Unload(args) => unload::run(&args),
         Verb::Check(args) => check::run(&args),

@@ -74,12 +74,14 @@ pub(super) async fn reply(
         Request::Flows { filter, limit } => flows(filter, limit, offices).await,
         Request::Explain { client, service } => explain(client, service, offices).await,
         Request::Reload => reload(offices).await,
-        Request::Events { .. } => Err(Refusal::RunTime(anyhow::anyhow!("events are a stream"))),
+        Request::Events { .. } | Request::Trace(_) => Err(Refusal::RunTime(anyhow::anyhow!(
+            "it is answered by a stream"
+        ))),
     }
 }
 
 /// Asks the manager's task for its view.
-async fn decided(offices: &Offices) -> Result<Decided> {
+pub(super) async fn decided(offices: &Offices) -> Result<Decided> {
     let (question, decided) = oneshot::channel();
     offices
         .questions
@@ -127,7 +129,7 @@ async fn explain(
 }
 
 /// Refuses names that are nobody's: an empty list would look like an answer.
-fn is_known(
+pub(super) fn is_known(
     services: &[ServiceSnapshot],
     service: Option<&str>,
     worker: Option<&str>,

@@ -1,12 +1,13 @@
 //! The control socket: an operator's questions and orders to a running manager.
 //!
 //! A connection carries one request, a JSON object on one line, and one reply of the same form; the
-//! reply to [`Request::Events`] with `follow` is one line an event, without end. Whatever is refused
-//! is answered by [`Refused`].
+//! reply to [`Request::Events`] with `follow` is one line an event, without end, that to
+//! [`Request::Trace`] one line a packet. Whatever is refused is answered by [`Refused`].
 
 mod answers;
 mod client;
 mod server;
+mod tracing;
 
 use std::{fmt, path::PathBuf};
 
@@ -15,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use client::{AskError, Asker, understand};
 pub use server::Server;
+pub use tracing::Tracer;
 
 use crate::{
     core::Action,
@@ -23,6 +25,7 @@ use crate::{
     history::History,
     manager::{Instruction, Reread, Written},
     status::Decided,
+    trace::Wanted,
 };
 
 /// Why nothing came of a request.
@@ -74,6 +77,8 @@ pub enum Request {
         #[serde(default)]
         follow: bool,
     },
+    /// Answered by [`crate::trace::Line`] a line.
+    Trace(Wanted),
 }
 
 /// An order in force.
@@ -109,6 +114,7 @@ pub struct Offices {
     pub pin_path: PathBuf,
     pub feed: Feed,
     pub history: History,
+    pub tracer: Tracer,
 }
 
 impl fmt::Debug for Offices {

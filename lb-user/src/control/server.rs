@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use ::tracing::debug;
 use anyhow::{Context, Result, bail};
 use nix::{
     sys::stat::{Mode, umask},
@@ -19,11 +20,11 @@ use tokio::{
     sync::{Semaphore, broadcast::error::RecvError},
     time::timeout,
 };
-use tracing::debug;
 
 use super::{
     Offices, Refused, Request,
     answers::{Refusal, line_of, reply},
+    tracing,
 };
 use crate::feed::{self, Subscription};
 
@@ -133,6 +134,10 @@ async fn answer(mut stream: UnixStream, offices: Offices) -> Result<()> {
         Ok(Request::Events { limit, follow }) => {
             return events(&mut writer, &offices, limit, follow).await;
         }
+        Ok(Request::Trace(wanted)) => match tracing::begin(&wanted, user, &offices).await {
+            Ok(told) => return told.tell(&mut reader, &mut writer, &offices).await,
+            Err(refusal) => Err(refusal),
+        },
         Ok(request) => reply(request, user, offices).await,
         Err(refusal) => Err(refusal),
     };
@@ -186,7 +191,7 @@ async fn events(
     }
 }
 
-async fn send(writer: &mut WriteHalf<'_>, line: &[u8]) -> Result<()> {
+pub(super) async fn send(writer: &mut WriteHalf<'_>, line: &[u8]) -> Result<()> {
     timeout(PATIENCE, writer.write_all(line))
         .await
         .context("wait for the reader")?

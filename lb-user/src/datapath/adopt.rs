@@ -16,7 +16,7 @@ use lb_common::{
     headers::PROTOCOL_UDP,
     maps::{
         Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Notes, SPREAD, Service,
-        ServiceKey, Settings, Traffic, mode, name, state,
+        ServiceKey, Settings, TraceCounts, TraceOrder, Traffic, mode, name, state,
     },
 };
 
@@ -57,18 +57,13 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
         return Ok(Adoption::default());
     }
     check_layout(pin_path)?;
-    let services: HashMap<_, ServiceKey, Service> =
-        HashMap::try_from(Map::HashMap(open_map(pin_path, name::SERVICES)?))?;
     let selection: Array<_, u32> = array(pin_path, name::SELECTION)?;
     let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
 
     let mut adoption = Adoption::default();
-    for entry in services.iter() {
-        let (key, Service { id }) = entry.context("read map services")?;
-        adoption
-            .pinned
-            .services
-            .push((ServiceId(id), endpoint(&key)));
+    adoption.pinned.services = service_numbers(pin_path)?;
+    for (ServiceId(id), _) in &adoption.pinned.services {
+        let id = *id;
         let selected = selection.get(&id, 0).context("read map selection")?;
         if selected == SPREAD {
             adoption.adopted.spread.insert(ServiceId(id));
@@ -151,6 +146,8 @@ fn check_layout(pin_path: &Path) -> Result<()> {
         (name::HALF_OPEN6, (4, size_of::<Handshake<V6>>())),
         (name::NOTES, (4, size_of::<Notes>())),
         (name::NOTES6, (4, size_of::<Notes>())),
+        (name::TRACE, (4, size_of::<TraceOrder>())),
+        (name::TRACE_COUNTS, (4, size_of::<TraceCounts>())),
     ]
     .into();
     // The version stands in the first word of `settings`, whatever its size.
@@ -194,6 +191,21 @@ fn array<V: Pod>(pin_path: &Path, map: &str) -> Result<Array<MapData, V>> {
 pub fn settings(pin_path: &Path) -> Result<Settings> {
     let settings: Array<_, Settings> = array(pin_path, name::SETTINGS)?;
     settings.get(&0, 0).context("read map settings")
+}
+
+/// Reads the numbers of the services that are open, with their endpoints.
+///
+/// # Errors
+///
+/// Names the map that could not be read.
+pub fn service_numbers(pin_path: &Path) -> Result<Vec<(ServiceId, Endpoint)>> {
+    let services: HashMap<_, ServiceKey, Service> =
+        HashMap::try_from(Map::HashMap(open_map(pin_path, name::SERVICES)?))?;
+    let number = |entry| {
+        let (key, Service { id }) = Result::context(entry, "read map services")?;
+        Ok((ServiceId(id), endpoint(&key)))
+    };
+    services.iter().map(number).collect()
 }
 
 /// Returns `accept_local` as it was before the first manager of these pins, if there was one.

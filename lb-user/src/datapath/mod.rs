@@ -1,6 +1,6 @@
 //! The kernel side as the manager sees it: loaded, attached, pinned, adopted, and written to.
 //!
-//! Only [`Datapath`] writes maps, and only the manager's main task owns one.
+//! Only [`Datapath`] writes maps that steer packets, and only the manager's main task owns one.
 
 pub(crate) mod adopt;
 mod attach;
@@ -17,8 +17,9 @@ mod places;
 mod recount;
 mod stats;
 mod tables;
+mod trace;
 
-pub use adopt::{Adoption, LayoutError};
+pub use adopt::{Adoption, LayoutError, service_numbers};
 pub(crate) use attach::unsuited_to_xdp;
 pub use attach::{Attachment, Choice, Mended};
 pub use flows::{Connection, ConnectionState, read_connections};
@@ -26,6 +27,7 @@ pub use netlink::{Interface, Netlink, Route, Routes};
 pub use object::OBJECT;
 pub use recount::recount;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
+pub use trace::Tracing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,7 +44,8 @@ use crate::{
     config::{Config, Pinned},
     core::{BackendId, Command, Health, Kind, Memory, Mode, Settings},
 };
-use family::mapped;
+pub(crate) use family::{from_mapped, mapped};
+pub(crate) use stats::monotonic_ns;
 use tables::Tables;
 
 /// The attached programs and their maps.

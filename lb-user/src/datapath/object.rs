@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use lb_common::maps::name;
+use lb_common::maps::{TRACE_SECTION, name};
 
 use super::{capacity, netlink::Interface};
 use crate::config::Config;
@@ -25,6 +25,8 @@ pub fn load(pin_path: &Path, config: &Config, interfaces: &[Interface]) -> Resul
     for map in name::ALL {
         loader.map_pin_path(map, pin_path.join(map));
     }
+    // A variable of the programs, which is a map under the name of its section.
+    loader.map_pin_path(TRACE_SECTION, pin_path.join(name::TRACE));
     for (map, capacity) in capacity::sizes(config) {
         loader.map_max_entries(map, capacity);
     }

@@ -155,7 +155,8 @@ fn per_cpu<V: Pod>(pin_path: &Path, map: &str) -> Result<PerCpuArray<MapData, V>
         .with_context(|| format!("open map {map}"))
 }
 
-pub(super) fn monotonic_ns() -> Result<u64> {
+/// CLOCK_MONOTONIC, as the programs read it.
+pub fn monotonic_ns() -> Result<u64> {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .context("read CLOCK_MONOTONIC")?;
     let (seconds, nanoseconds) = (now.tv_sec().unsigned_abs(), now.tv_nsec().unsigned_abs());

@@ -13,7 +13,7 @@ use super::{Happening, Instruction, Joined, Kept, Manager, Pins, Reread, Silence
 use crate::{
     addresses,
     config::Config,
-    control::{Offices, Question, Server},
+    control::{Offices, Question, Server, Tracer},
     core::{Core, Orders, Severity},
     datapath::{self, Datapath, Netlink},
     event_log::EventLog,
@@ -161,6 +161,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
             pin_path,
             feed,
             history,
+            tracer: Tracer::default(),
         },
         web,
     };

@@ -1,0 +1,109 @@
+//! `memlb trace`: what becomes of single packets, as they come.
+
+use anyhow::Context;
+use clap::builder::PossibleValuesParser;
+use lb_common::verdict::Verdict;
+use memlb::{
+    control::{Request, understand},
+    trace::{Clients, DEFAULT_RATE, Line, MOST_RATE, Wanted},
+};
+
+use super::{Failure, Outcome, block_on, print, remote::Remote};
+
+/// Show single packets as they come: where from, to whom, and what becomes of them
+///
+/// Nothing is traced, and nothing lost by it, while this does not run. One trace runs at a time.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only of these clients, in either direction
+    #[arg(long, value_name = "ADDRESS[/LENGTH][:PORT]")]
+    client: Option<Clients>,
+
+    /// Only of this service
+    #[arg(long)]
+    service: Option<String>,
+
+    /// Only to or from this worker
+    #[arg(long, visible_alias = "backend")]
+    worker: Option<String>,
+
+    /// Only those with this outcome; may be repeated
+    #[arg(
+        long,
+        visible_alias = "reason",
+        value_name = "NAME",
+        value_parser = PossibleValuesParser::new(Verdict::ALL.iter().map(|it| it.name())),
+        hide_possible_values = true
+    )]
+    verdict: Vec<String>,
+
+    /// End after so many packets
+    #[arg(long, short = 'n', value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// End after this time, such as 30s
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    duration: Option<std::time::Duration>,
+
+    /// Show no more than so many a second, and count the others
+    #[arg(
+        long,
+        value_name = "PACKETS",
+        default_value_t = DEFAULT_RATE,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_RATE))
+    )]
+    rate: u32,
+
+    /// Of those that fit, take one in so many by lot
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    sample: u32,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub fn run(args: Args) -> Outcome {
+    block_on(show(args))
+}
+
+async fn show(args: Args) -> Outcome {
+    let milliseconds = |it: std::time::Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
+    let request = Request::Trace(Wanted {
+        client: args.client,
+        service: args.service,
+        worker: args.worker,
+        verdicts: args.verdict,
+        rate: args.rate,
+        sample: args.sample,
+        count: args.count,
+        duration_ms: args.duration.map(milliseconds),
+    });
+    let mut lines = args.remote.client().stream(&request).await?;
+    while let Some(text) = lines.next_line().await.context("wait for packets")? {
+        let line: Line = understand(&text)?;
+        if args.remote.json {
+            print(&format!("{text}\n"));
+        } else {
+            tell(&line);
+        }
+        if matches!(line, Line::End { .. }) {
+            return Ok(());
+        }
+    }
+    Err(Failure::RunTime(anyhow::anyhow!("the manager has gone")))
+}
+
+/// Packets go to standard output, what is said about them to standard error.
+fn tell(line: &Line) {
+    match line {
+        Line::Begun => eprintln!("tracing; Ctrl-C ends it"),
+        Line::Packet(packet) => print(&format!("{packet}\n")),
+        Line::Missed(missed) => eprintln!("not shown until now: {missed}"),
+        Line::End { packets, missed } => eprintln!("{packets} packets; not shown: {missed}"),
+    }
+}

@@ -1,0 +1,153 @@
+//! Whose packets: one client, a network of them, or one of their ports.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
+
+use ipnet::IpNet;
+use lb_common::maps::TraceOrder;
+use serde::{Deserialize, Serialize};
+
+use crate::datapath::mapped;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Clients {
+    network: IpNet,
+    port: Option<u16>,
+}
+
+impl Clients {
+    /// Makes it the order's client.
+    pub(super) fn put_into(self, order: &mut TraceOrder) {
+        let ones = match self.network {
+            IpNet::V4(net) => 96 + net.prefix_len(),
+            IpNet::V6(net) => net.prefix_len(),
+        };
+        let zeros = 128 - u32::from(ones);
+        order.client = mapped(self.network.addr());
+        order.client_mask = u128::MAX.checked_shl(zeros).unwrap_or(0).to_be_bytes();
+        order.client_port = self.port.unwrap_or(0).to_be_bytes();
+    }
+}
+
+impl FromStr for Clients {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let network = |text: &str| -> Option<IpNet> {
+            let text: String = text.chars().filter(|it| !"[]".contains(*it)).collect();
+            let address = text.parse::<IpAddr>().map(|it| it.to_canonical().into());
+            address.or_else(|_| text.parse()).ok()
+        };
+        let whole = |network| Self {
+            network,
+            port: None,
+        };
+        // Without brackets, all of an IPv6 address is address.
+        let has_port = text.parse::<SocketAddr>().is_ok() || text.contains('/');
+        let parted = text.rsplit_once(':').filter(|_| has_port);
+        let with_port = parted.and_then(|(address, port)| {
+            let port = port.parse().ok().filter(|port| *port != 0);
+            let bracketed = address.starts_with('[') || !address.contains(':');
+            Some(Self {
+                network: network(address).filter(|_| bracketed)?,
+                port: Some(port?),
+            })
+        });
+        with_port.or_else(|| network(text).map(whole)).ok_or_else(|| {
+            format!(
+                "{text:?} are no clients: expected ADDRESS, ADDRESS/LENGTH, or either with :PORT, with \
+                 brackets around an IPv6 address before it: [2001:db8::7]:4711, [2001:db8::]/32:4711"
+            )
+        })
+    }
+}
+
+impl fmt::Display for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.network, self.port) {
+            (network, None) => network.fmt(f),
+            (IpNet::V4(network), Some(port)) => write!(f, "{network}:{port}"),
+            (IpNet::V6(network), Some(port)) => {
+                write!(f, "[{}]/{}:{port}", network.addr(), network.prefix_len())
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Clients {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Clients> for String {
+    fn from(clients: Clients) -> Self {
+        clients.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::maps::{TraceEvent, TraceOrder};
+
+    use super::*;
+
+    fn is_met(clients: &str, client: &str) -> bool {
+        let clients: Clients = clients.parse().unwrap();
+        assert_eq!(clients.to_string().parse(), Ok(clients), "{clients}");
+        let client: SocketAddr = client.parse().unwrap();
+        let mut order = TraceOrder::ALL;
+        clients.put_into(&mut order);
+        let mut event = TraceEvent::NONE;
+        event.arrives.source = mapped(client.ip());
+        event.arrives.source_port = client.port().to_be_bytes();
+        order.wants(&event)
+    }
+
+    #[test]
+    fn are_an_address_or_a_network_with_or_without_a_port() {
+        for (clients, inside, outside) in [
+            ("10.0.0.7", "10.0.0.7:1", "10.0.0.8:1"),
+            ("10.0.0.7:80", "10.0.0.7:80", "10.0.0.7:81"),
+            ("10.0.0.0/8", "10.9.9.9:1", "11.0.0.1:1"),
+            ("10.0.0.0/8:80", "10.9.9.9:80", "10.9.9.9:81"),
+            ("0.0.0.0/0", "10.9.9.9:80", "[2001:db8::1]:80"),
+            ("::/0", "[2001:db8::1]:80", "[2001:db8::1]:0"),
+            ("2001:db8::7", "[2001:db8::7]:1", "[2001:db8::8]:1"),
+            ("[2001:db8::7]:80", "[2001:db8::7]:80", "[2001:db8::7]:81"),
+            ("2001:db8::/32", "[2001:db8:9::7]:1", "[2001:db9::7]:1"),
+            (
+                "[2001:db8::]/32:80",
+                "[2001:db8:9::7]:80",
+                "[2001:db8::]:81",
+            ),
+        ] {
+            assert!(is_met(clients, inside), "{clients} {inside}");
+            if clients != "::/0" {
+                assert!(!is_met(clients, outside), "{clients} {outside}");
+            }
+        }
+    }
+
+    #[test]
+    fn are_nothing_else() {
+        for wrong in [
+            "",
+            "worker1",
+            "10.0.0.0/33",
+            "10.0.0.7:",
+            "10.0.0.7:0",
+            "10.0.0.7:70000",
+            "10.0.0.0/8:",
+            "[2001:db8::7]:",
+        ] {
+            assert!(wrong.parse::<Clients>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What `memlb trace` asks for, and what it is told of each packet, under the names of services and
+//! workers.
+
+mod clients;
+mod names;
+mod packet;
+
+use std::fmt;
+
+use lb_common::{
+    maps::{NO_ONE, TRACED_BACKENDS, TraceCounts, TraceOrder},
+    verdict::Verdict,
+};
+use serde::{Deserialize, Serialize};
+
+pub use clients::Clients;
+pub use names::Names;
+pub use packet::Packet;
+
+use crate::core::{ServiceId, ServiceSnapshot};
+
+/// How many packets a second are told unless the operator says otherwise, and at most.
+pub const DEFAULT_RATE: u32 = 100;
+pub const MOST_RATE: u32 = 10_000;
+
+/// Which packets are told, and for how long; everything given must fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Wanted {
+    pub client: Option<Clients>,
+    pub service: Option<String>,
+    pub worker: Option<String>,
+    /// None means all.
+    pub verdicts: Vec<String>,
+    /// Packets a second at most.
+    pub rate: u32,
+    /// One packet in so many, by lot.
+    pub sample: u32,
+    /// It ends after so many packets, or after this time.
+    pub count: Option<u64>,
+    pub duration_ms: Option<u64>,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self {
+            client: None,
+            service: None,
+            worker: None,
+            verdicts: Vec::new(),
+            rate: DEFAULT_RATE,
+            sample: 1,
+            count: None,
+            duration_ms: None,
+        }
+    }
+}
+
+/// One line of a trace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Line {
+    /// From here on packets are told.
+    Begun,
+    Packet(Box<Packet>),
+    /// Packets since it began that were wanted and are not told.
+    Missed(Missed),
+    End {
+        packets: u64,
+        missed: Missed,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missed {
+    /// Because there were more in a second than the rate.
+    pub over_rate: u64,
+    /// Because they came faster than they were read.
+    pub no_room: u64,
+}
+
+impl From<TraceCounts> for Missed {
+    fn from(counts: TraceCounts) -> Self {
+        Self {
+            over_rate: counts.over_rate,
+            no_room: counts.no_room,
+        }
+    }
+}
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} over the rate", self.over_rate)?;
+        if self.no_room > 0 {
+            write!(f, ", {} faster than they could be read", self.no_room)?;
+        }
+        Ok(())
+    }
+}
+
+/// What of a [`Wanted`] makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WantedError {
+    #[error("there is no verdict {0:?}: there are {names}", names = names_of_verdicts())]
+    NoVerdict(String),
+    #[error("a rate of {0} packets a second: expected 1 to {MOST_RATE}")]
+    Rate(u32),
+    #[error("worker {worker:?} does not serve {service:?}")]
+    ServesNot { worker: String, service: String },
+    #[error(
+        "worker {0:?} serves more than {TRACED_BACKENDS} services: name one of them with --service"
+    )]
+    ServesTooMany(String),
+    #[error("service {0:?} is not open yet")]
+    NotOpen(String),
+}
+
+fn names_of_verdicts() -> String {
+    let names: Vec<_> = Verdict::ALL.iter().map(|it| it.name()).collect();
+    names.join(", ")
+}
+
+impl Wanted {
+    /// As the kernel programs understand it. The names of service and worker must be known; `numbers`
+    /// are those of the services.
+    ///
+    /// # Errors
+    ///
+    /// Says what makes no sense.
+    pub fn order(
+        &self,
+        services: &[ServiceSnapshot],
+        number: impl Fn(&ServiceSnapshot) -> Option<ServiceId>,
+    ) -> Result<TraceOrder, WantedError> {
+        if !(1..=MOST_RATE).contains(&self.rate) {
+            return Err(WantedError::Rate(self.rate));
+        }
+        let mut order = TraceOrder {
+            verdicts: self.verdict_bits()?,
+            rate: self.rate,
+            sample: self.sample,
+            ..TraceOrder::ALL
+        };
+        if let Some(client) = self.client {
+            client.put_into(&mut order);
+        }
+        let named =
+            |it: &&ServiceSnapshot| self.service.as_ref().is_none_or(|name| it.name == *name);
+        if let Some(name) = &self.service {
+            let service = services.iter().find(named).and_then(number);
+            let ServiceId(id) = service.ok_or_else(|| WantedError::NotOpen(name.clone()))?;
+            order.service = id;
+        }
+        if let Some(worker) = &self.worker {
+            let backends = services.iter().filter(named).flat_map(|it| &it.backends);
+            let ids = backends.filter(|it| it.name == *worker);
+            let ids: Vec<u32> = ids.map(|it| it.backend_id.0).collect();
+            let places = order.backends.get_mut(..ids.len());
+            let places = places.ok_or_else(|| WantedError::ServesTooMany(worker.clone()))?;
+            places.copy_from_slice(&ids);
+            order.backend_count = ids.len() as u32;
+            if ids.is_empty() {
+                return Err(WantedError::ServesNot {
+                    worker: worker.clone(),
+                    service: self.service.clone().unwrap_or_default(),
+                });
+            }
+        }
+        Ok(order)
+    }
+
+    fn verdict_bits(&self) -> Result<u32, WantedError> {
+        if self.verdicts.is_empty() {
+            return Ok(u32::MAX);
+        }
+        let bit = |name: &String| {
+            let verdict = Verdict::ALL.iter().find(|it| it.name() == name);
+            let verdict = verdict.ok_or_else(|| WantedError::NoVerdict(name.clone()))?;
+            Ok(1 << *verdict as u32)
+        };
+        let bits: Result<Vec<u32>, _> = self.verdicts.iter().map(bit).collect();
+        Ok(bits?.into_iter().fold(0, |all, bit| all | bit))
+    }
+}
+
+const _: () = assert!(Verdict::COUNT <= 32 && NO_ONE == u32::MAX);

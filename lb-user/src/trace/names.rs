@@ -1,0 +1,72 @@
+//! What the numbers of a trace are called.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Result;
+
+use crate::{
+    core::{Protocol, ServiceSnapshot},
+    datapath::monotonic_ns,
+};
+
+/// As the manager sees it now, by its clock.
+#[derive(Debug, Clone)]
+pub struct Names {
+    backends: BTreeMap<u32, Backend>,
+    /// By address and protocol, as they are written.
+    services: BTreeMap<(String, String), String>,
+    /// When CLOCK_MONOTONIC was 0.
+    epoch: SystemTime,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Backend {
+    pub service: String,
+    pub name: String,
+    pub address: String,
+}
+
+impl Names {
+    /// # Errors
+    ///
+    /// Says that the clock cannot be read.
+    pub fn new(services: &[ServiceSnapshot]) -> Result<Self> {
+        let mut names = Self {
+            backends: BTreeMap::new(),
+            services: BTreeMap::new(),
+            epoch: SystemTime::now() - Duration::from_nanos(monotonic_ns()?),
+        };
+        for service in services {
+            let at = (service.address.clone(), service.protocol.to_string());
+            names.services.insert(at, service.name.clone());
+            for backend in &service.backends {
+                let known = Backend {
+                    service: service.name.clone(),
+                    name: backend.name.clone(),
+                    address: backend.address.clone(),
+                };
+                names.backends.insert(backend.backend_id.0, known);
+            }
+        }
+        Ok(names)
+    }
+
+    pub(super) fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backends.get(&id)
+    }
+
+    pub(super) fn service_at(&self, address: SocketAddr, protocol: Protocol) -> Option<&str> {
+        let at = (address.to_string(), protocol.to_string());
+        self.services.get(&at).map(String::as_str)
+    }
+
+    /// RFC 3339.
+    pub(super) fn time(&self, monotonic_ns: u64) -> String {
+        let time = self.epoch + Duration::from_nanos(monotonic_ns);
+        humantime::format_rfc3339_micros(time).to_string()
+    }
+}

@@ -1,0 +1,234 @@
+//! One packet, as people and programs read it.
+
+use std::{fmt, net::SocketAddr};
+
+use lb_common::{
+    address::V6,
+    headers::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    },
+    maps::{FlowKey, TraceEvent, place},
+    verdict::Verdict,
+};
+use nix::net::if_::if_indextoname;
+use serde::{Deserialize, Serialize};
+
+use super::Names;
+use crate::{core::Protocol, datapath::from_mapped};
+
+const ARP: u16 = 0x0806;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packet {
+    /// By the manager's clock, RFC 3339.
+    pub time: String,
+    pub edge: Edge,
+    pub interface: String,
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, `arp`, or a number.
+    pub protocol: String,
+    /// The flags of a segment, as in `SYN ACK`; type and code of an ICMP message.
+    pub kind: String,
+    pub direction: Direction,
+    /// Whoever sent it, where it is neither a client's nor to one; as it arrived.
+    pub client: Option<String>,
+    /// Whoever it is for, where there is no service.
+    pub service_address: Option<String>,
+    pub service: Option<String>,
+    pub worker: Option<String>,
+    pub worker_address: Option<String>,
+    /// Under which addresses it was sent on, if it was.
+    pub leaves: Option<Ends>,
+    pub verdict: String,
+    /// How many packets on the wire it stands for, and their bytes.
+    pub packets: u32,
+    pub bytes: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    pub source: String,
+    pub destination: String,
+}
+
+/// Which program met it, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Edge {
+    Xdp,
+    TcIn,
+    TcOut,
+    Loopback,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    ToService,
+    ToClient,
+}
+
+impl Edge {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::TcIn => "tc in",
+            Self::TcOut => "tc out",
+            Self::Loopback => "lo",
+        }
+    }
+}
+
+impl Packet {
+    pub fn new(event: &TraceEvent, names: &Names) -> Self {
+        let verdict = Verdict::ALL.get(usize::from(event.verdict)).copied();
+        let outward = matches!(verdict, Some(Verdict::ToClient | Verdict::FromManager));
+        let (arrives, leaves) = (Tuple::new(&event.arrives), Tuple::new(&event.leaves));
+        // A reply shows client and service as it leaves, everything else as it arrives.
+        let ends = match (&leaves, outward) {
+            (Some(leaves), true) => Some((leaves.destination, leaves.source)),
+            _ => arrives.as_ref().map(|it| (it.source, it.destination)),
+        };
+        let known = names.backend(event.backend);
+        let backend = |of: fn(&super::names::Backend) -> &String| known.map(|it| of(it).clone());
+        let addressed = ends.and_then(|(_, service)| {
+            let protocol = protocol(event.arrives.protocol)?;
+            names.service_at(service, protocol).map(str::to_owned)
+        });
+        let show = |address: SocketAddr| match address.port() {
+            0 => address.ip().to_string(),
+            _ => address.to_string(),
+        };
+        Self {
+            time: names.time(event.time_ns),
+            edge: match event.place {
+                place::XDP => Edge::Xdp,
+                place::EGRESS => Edge::TcOut,
+                place::LOOPBACK => Edge::Loopback,
+                _ => Edge::TcIn,
+            },
+            interface: interface(event.interface),
+            protocol: protocol_name(event),
+            kind: kind(event),
+            direction: match outward {
+                true => Direction::ToClient,
+                false => Direction::ToService,
+            },
+            client: ends.map(|(client, _)| show(client)),
+            service_address: ends.map(|(_, service)| show(service)),
+            service: backend(|it| &it.service).or(addressed),
+            worker: backend(|it| &it.name),
+            worker_address: backend(|it| &it.address),
+            leaves: leaves.map(|it| Ends {
+                source: show(it.source),
+                destination: show(it.destination),
+            }),
+            verdict: verdict.map_or_else(|| event.verdict.to_string(), |it| it.name().to_owned()),
+            packets: event.packets,
+            bytes: event.bytes,
+        }
+    }
+}
+
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}  {:<6} {:<6} ",
+            self.time,
+            self.edge.name(),
+            self.interface
+        )?;
+        if let (Some(client), Some(address)) = (&self.client, &self.service_address) {
+            let arrow = match self.direction {
+                Direction::ToService => ">",
+                Direction::ToClient => "<",
+            };
+            write!(f, "{client} {arrow} ")?;
+            if let Some(service) = &self.service {
+                write!(f, "{service} ")?;
+            }
+            write!(f, "{address}  ")?;
+        }
+        write!(f, "{}", self.protocol)?;
+        if !self.kind.is_empty() {
+            write!(f, " {}", self.kind)?;
+        }
+        write!(f, "  {}", self.verdict)?;
+        if let (Some(worker), Some(address)) = (&self.worker, &self.worker_address) {
+            write!(f, " {worker} {address}")?;
+        }
+        write!(f, "  {} B", self.bytes)?;
+        if self.packets > 1 {
+            write!(f, " in {}", self.packets)?;
+        }
+        Ok(())
+    }
+}
+
+struct Tuple {
+    source: SocketAddr,
+    destination: SocketAddr,
+}
+
+impl Tuple {
+    /// Nothing where there is none.
+    fn new(key: &FlowKey<V6>) -> Option<Self> {
+        if *key == FlowKey::NONE {
+            return None;
+        }
+        let end = |address, port| SocketAddr::new(from_mapped(address), u16::from_be_bytes(port));
+        Some(Self {
+            source: end(key.source, key.source_port),
+            destination: end(key.destination, key.destination_port),
+        })
+    }
+}
+
+fn protocol(number: u32) -> Option<Protocol> {
+    const TCP: u32 = PROTOCOL_TCP as u32;
+    const UDP: u32 = PROTOCOL_UDP as u32;
+    match number {
+        TCP => Some(Protocol::Tcp),
+        UDP => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+fn interface(index: u32) -> String {
+    let name = if_indextoname(index).ok();
+    let name = name.and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| format!("#{index}"))
+}
+
+fn protocol_name(event: &TraceEvent) -> String {
+    match (event.ether_type, event.protocol) {
+        (_, PROTOCOL_TCP) => "tcp".to_owned(),
+        (_, PROTOCOL_UDP) => "udp".to_owned(),
+        (_, PROTOCOL_ICMP) => "icmp".to_owned(),
+        (_, PROTOCOL_ICMPV6) => "icmpv6".to_owned(),
+        (ETHERTYPE_IPV4, number) => format!("ipv4/{number}"),
+        (ETHERTYPE_IPV6, number) => format!("ipv6/{number}"),
+        (ARP, _) => "arp".to_owned(),
+        (other, _) => format!("{other:#06x}"),
+    }
+}
+
+fn kind(event: &TraceEvent) -> String {
+    const FLAGS: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
+    match event.protocol {
+        PROTOCOL_TCP => {
+            let is_set =
+                |(bit, name): (usize, &&'static str)| (event.kind >> bit & 1 == 1).then_some(*name);
+            let set: Vec<_> = FLAGS.iter().enumerate().filter_map(is_set).collect();
+            set.join(" ")
+        }
+        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => {
+            let about = match protocol(event.arrives.protocol) {
+                Some(protocol) => format!(" about {protocol}"),
+                None => String::new(),
+            };
+            format!("{}/{}{about}", event.kind, event.code)
+        }
+        _ => String::new(),
+    }
+}

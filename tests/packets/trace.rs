@@ -1,0 +1,360 @@
+//! The trace of single packets: nothing while nobody asks, and then exactly what became of each.
+
+use std::time::Duration;
+
+use lb_common::{
+    headers::{PROTOCOL_ICMP, PROTOCOL_ICMPV6},
+    maps::{LOOPBACK, NO_ONE, TraceCounts, TraceEvent, TraceOrder, place},
+    verdict::Verdict,
+};
+
+use crate::{
+    bench::{Bench, Circumstances, Edge, Hook, SERVICE_ID, at_both_edges, at_edge},
+    call::Call,
+    frame::{ACK, PSH, RST, SYN},
+    lan::{self, CLIENT, ETH1, FALLBACK, OTHER_CLIENT, WORKER1},
+    message::Problem,
+    outcome::Counted,
+    segment::Protocol,
+    tables::Key,
+    untouched,
+};
+
+const LONG: Duration = Duration::from_secs(600);
+
+#[test]
+fn nothing_is_told_unless_somebody_asks() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        assert_eq!(bench.told(), []);
+        bench.traces(TraceOrder::ALL, LONG);
+        call.requests(bench, WORKER1, &call.ack());
+        assert_eq!(bench.told().len(), 1);
+        bench.traces(TraceOrder::OFF, Duration::ZERO);
+        call.requests(bench, WORKER1, &call.ack());
+        assert_eq!(bench.told(), []);
+    });
+}
+
+#[test]
+fn a_call_is_told_packet_by_packet() {
+    at_both_edges(|bench| {
+        bench.traces(TraceOrder::ALL, LONG);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let mut call = bench.call(CLIENT, 40_000);
+            call.protocol = protocol;
+            let flags = |flags| match protocol {
+                Protocol::Tcp => flags,
+                Protocol::Udp => 0,
+            };
+            call.begins(bench, WORKER1);
+            let request = (call.request_key(), call.reply_key(WORKER1).reversed());
+            let reply = (call.reply_key(WORKER1), call.request_key().reversed());
+            let edge = bench.edge;
+            let to = |kind| expected(edge, &call, Verdict::ToBackend, request, kind);
+            let from = |kind| expected(edge, &call, Verdict::ToClient, reply, kind);
+            is_told(bench, &[to(flags(SYN))]);
+            call.is_answered(bench, WORKER1);
+            is_told(bench, &[from(flags(SYN | ACK))]);
+            call.requests(bench, WORKER1, &call.ack());
+            call.requests(bench, WORKER1, &call.request(PSH | ACK).payload([1; 100]));
+            is_told(bench, &[to(flags(ACK)), to(flags(PSH | ACK))]);
+            call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+            is_told(bench, &[from(flags(ACK))]);
+        }
+    });
+}
+
+#[test]
+fn an_error_about_a_connection_is_told_with_its_tuple() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.traces(TraceOrder::ALL, LONG);
+        let about = call.at_client(&call.reply(WORKER1, ACK));
+        let message = call.complains(Problem::TooBig(1_280), &about);
+        bench
+            .receives(message.frame())
+            .goes_to(WORKER1, call.complaint_at_worker(WORKER1, &message).frame());
+        let tuples = (call.request_key(), call.reply_key(WORKER1).reversed());
+        let (protocol, kind, code) = match call.family {
+            crate::frame::Family::V4 => (PROTOCOL_ICMP, 3, 4),
+            crate::frame::Family::V6 => (PROTOCOL_ICMPV6, 2, 0),
+        };
+        let told = TraceEvent {
+            protocol,
+            code,
+            ..expected(bench.edge, &call, Verdict::ToBackend, tuples, kind)
+        };
+        is_told(bench, &[told]);
+    });
+}
+
+/// Each as often as it is counted, and under the same name.
+#[test]
+fn whatever_is_left_alone_is_told_under_the_verdict_that_counts_it() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        let mut datagrams = bench.datagrams(CLIENT, 40_000);
+        datagrams.connects(bench, WORKER1);
+        bench.traces(TraceOrder::ALL, LONG);
+        for (what, frame, ..) in untouched::rows(&call, &datagrams) {
+            let outcome = bench.receives(frame);
+            let told = bench.told();
+            let [
+                Counted::Verdict {
+                    verdict,
+                    packets,
+                    bytes,
+                },
+            ] = outcome.counted[..]
+            else {
+                panic!("{what}: {:?}", outcome.counted);
+            };
+            let [event] = told[..] else {
+                panic!("{what}: {told:?}");
+            };
+            assert_eq!(event.verdict, verdict as u8, "{what}");
+            assert_eq!((event.packets.into(), event.bytes.into()), (packets, bytes));
+            assert_eq!((event.backend, event.leaves), (0, Key::NONE), "{what}");
+        }
+    });
+}
+
+#[test]
+fn refusals_are_told_with_whom_they_are_about() {
+    at_both_edges(|bench| {
+        bench.traces(TraceOrder::ALL, LONG);
+        let stray = bench.call(OTHER_CLIENT, 40_000);
+        bench.receives(&stray.ack()).passes(Verdict::NoFlow);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.told();
+        bench.goes_down(WORKER1.id);
+        bench.receives(&call.ack()).passes(Verdict::BackendDown);
+        bench.receives(&stray.syn()).passes(Verdict::NoBackend);
+        let told = bench.told();
+        let shown: Vec<_> = told
+            .iter()
+            .map(|it| (it.verdict, it.backend, it.service, it.kind, it.arrives))
+            .collect();
+        let (down, none) = (Verdict::BackendDown as u8, Verdict::NoBackend as u8);
+        let service = match told[..] {
+            [TraceEvent { service, .. }, _] => service,
+            _ => NO_ONE,
+        };
+        assert_eq!(
+            shown,
+            [
+                (down, WORKER1.id, service, ACK, call.request_key()),
+                (none, 0, SERVICE_ID, SYN, stray.request_key())
+            ]
+        );
+    });
+}
+
+#[test]
+fn what_the_manager_sends_is_told_at_the_hook_that_meets_it() {
+    at_edge(Edge::Tc, |bench| {
+        bench.select(FALLBACK.id);
+        let call = bench.call(CLIENT, 40_000);
+        bench.traces(TraceOrder::ALL, LONG);
+        let sent = bench.receives(&call.syn());
+        sent.is(crate::outcome::Action::Pass);
+        let syn_ack = call
+            .segment(call.at(FALLBACK), call.client_address(), SYN | ACK)
+            .macs(lan::MANAGER.mac, CLIENT.mac);
+        let answered = bench.sends(&syn_ack);
+        answered.is(crate::outcome::Action::Pass);
+        let stray = bench.call(OTHER_CLIENT, 40_000);
+        let stray = stray.segment(stray.client_address(), stray.service(), RST);
+        bench.loops(&stray).passes(Verdict::NoFlow);
+        let met: Vec<_> = bench
+            .told()
+            .iter()
+            .map(|it| (it.place, it.verdict))
+            .collect();
+        assert_eq!(
+            met,
+            [
+                (place::INGRESS, Verdict::ToManager as u8),
+                (place::EGRESS, Verdict::FromManager as u8),
+                (place::LOOPBACK, Verdict::NoFlow as u8)
+            ]
+        );
+        // What is forwarded was counted, and told, on its way in.
+        let forwarded = Circumstances {
+            hook: Hook::Egress,
+            forwarded_from: ETH1,
+            ..Circumstances::received_on(LOOPBACK)
+        };
+        bench.meets(&stray, forwarded).is_skipped();
+        assert_eq!(bench.told(), []);
+    });
+}
+
+#[test]
+fn only_what_is_wanted_is_told() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        let other = bench.call(OTHER_CLIENT, 40_000);
+        let wants = |bench: &mut Bench, order, expected: &[Verdict]| {
+            bench.traces(order, LONG);
+            call.requests(bench, WORKER1, &call.ack());
+            call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+            bench.receives(&other.ack()).passes(Verdict::NoFlow);
+            let told: Vec<_> = bench.told().iter().map(|it| it.verdict).collect();
+            let expected: Vec<_> = expected.iter().map(|it| *it as u8).collect();
+            assert_eq!(told, expected, "{order:?}");
+        };
+        let of = |station: lan::Station, port: u16| TraceOrder {
+            client: lan::mapped(station.address(call.family)),
+            client_mask: [0xff; 16],
+            client_port: port.to_be_bytes(),
+            ..TraceOrder::ALL
+        };
+        let backend = |id| {
+            let mut order = TraceOrder::ALL;
+            order.backends[..2].copy_from_slice(&[lan::FALLBACK.id, id]);
+            order.backend_count = 2;
+            order
+        };
+        let (there, back, stray) = (Verdict::ToBackend, Verdict::ToClient, Verdict::NoFlow);
+        wants(bench, of(CLIENT, 0), &[there, back]);
+        wants(bench, of(CLIENT, 40_000), &[there, back]);
+        wants(bench, of(CLIENT, 40_001), &[]);
+        wants(bench, of(OTHER_CLIENT, 0), &[stray]);
+        wants(bench, backend(WORKER1.id), &[there, back]);
+        wants(bench, backend(lan::WORKER2.id), &[]);
+        let verdicts = TraceOrder {
+            verdicts: 1 << stray as u32 | 1 << back as u32,
+            ..TraceOrder::ALL
+        };
+        wants(bench, verdicts, &[back, stray]);
+        for (service, expected) in [(SERVICE_ID, &[stray][..]), (SERVICE_ID + 1, &[])] {
+            let service = TraceOrder {
+                service,
+                verdicts: 1 << stray as u32,
+                ..TraceOrder::ALL
+            };
+            wants(bench, service, expected);
+        }
+    });
+}
+
+#[test]
+fn no_more_is_told_than_the_rate_allows_and_the_rest_is_counted() {
+    at_both_edges(|bench| {
+        let call = bench.call(CLIENT, 40_000);
+        let order = TraceOrder {
+            rate: 5,
+            ..TraceOrder::ALL
+        };
+        bench.traces(order, LONG);
+        for _ in 0..50 {
+            bench.receives(&call.ack()).passes(Verdict::NoFlow);
+        }
+        assert_eq!(bench.told().len(), 5);
+        assert_eq!(bench.trace_counts().over_rate, 45);
+        assert_eq!(bench.trace_counts().no_room, 0);
+        // The next second has a budget of its own.
+        bench.counts_trace(TraceCounts {
+            taken: 50,
+            ..TraceCounts::default()
+        });
+        bench.receives(&call.ack()).passes(Verdict::NoFlow);
+        assert_eq!(bench.told().len(), 1);
+    });
+}
+
+#[test]
+fn a_sample_is_about_as_large_as_it_is_meant_to_be() {
+    at_edge(Edge::Xdp, |bench| {
+        let call = bench.call(CLIENT, 40_000);
+        let order = TraceOrder {
+            sample: 4,
+            ..TraceOrder::ALL
+        };
+        bench.traces(order, LONG);
+        for _ in 0..400 {
+            bench.receives(&call.ack()).passes(Verdict::NoFlow);
+        }
+        let told = bench.told().len();
+        assert!((40..=180).contains(&told), "{told}");
+    });
+}
+
+#[test]
+fn an_order_that_nobody_renews_lapses_and_costs_nothing_any_more() {
+    at_both_edges(|bench| {
+        let call = bench.call(CLIENT, 40_000);
+        bench.traces(TraceOrder::ALL, Duration::ZERO);
+        assert_ne!(bench.trace_order().until_ns, 0);
+        bench.receives(&call.ack()).passes(Verdict::NoFlow);
+        assert_eq!(bench.told(), []);
+        assert_eq!(bench.trace_order().until_ns, 0);
+    });
+}
+
+/// Nothing but what was wanted is lost: packets go on.
+#[test]
+fn a_full_ring_loses_packets_from_the_trace_only() {
+    at_edge(Edge::Tc, |bench| {
+        bench.traces(TraceOrder::ALL, LONG);
+        let call = bench.call(CLIENT, 40_000);
+        let mut sent = 0;
+        while bench.trace_counts().no_room == 0 {
+            bench.receives(&call.ack()).passes(Verdict::NoFlow);
+            sent += 1;
+            assert!(sent < 10_000, "the ring never fills");
+        }
+        assert_eq!(bench.told().len(), sent - 1);
+    });
+}
+
+fn expected(
+    edge: Edge,
+    call: &Call,
+    verdict: Verdict,
+    (arrives, leaves): (Key, Key),
+    kind: u8,
+) -> TraceEvent {
+    TraceEvent {
+        arrives,
+        leaves,
+        interface: ETH1,
+        backend: WORKER1.id,
+        service: 0,
+        packets: 1,
+        ether_type: call.family.ether_type(),
+        verdict: verdict as u8,
+        place: match edge {
+            Edge::Tc => place::INGRESS,
+            Edge::Xdp => place::XDP,
+        },
+        protocol: call.protocol.number(),
+        kind,
+        ..TraceEvent::NONE
+    }
+}
+
+/// As expected, but for the time and the length.
+#[track_caller]
+fn is_told(bench: &mut Bench, expected: &[TraceEvent]) {
+    let told = bench.told();
+    let timeless: Vec<_> = told
+        .iter()
+        .map(|it| {
+            assert!(it.time_ns > 0 && it.bytes >= 42);
+            TraceEvent {
+                time_ns: 0,
+                bytes: 0,
+                ..*it
+            }
+        })
+        .collect();
+    assert_eq!(timeless, expected);
+}

@@ -1,0 +1,248 @@
+//! `memlb trace` against a running system: what it shows, whom it refuses, and that it ends with who
+//! reads it.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Array, Map, MapData};
+use lb_common::maps::{TraceOrder, name};
+use memlb_tests::{Cluster, ClusterOptions, Connection, Process, require_root, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Of a service whose new connections are refused while no worker is up.
+const REFUSING_PORT: u16 = 4000;
+
+#[test]
+fn shows_how_a_connection_begins_and_with_whom() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let client = cluster.topology.client.address().to_string();
+    let carried = ["--verdict", "to_backend", "--verdict", "to_client"];
+    let mut arguments = vec!["--json", "--client", &client, "--count", "3"];
+    arguments.extend(carried);
+    let mut trace = tracing(&cluster, &arguments);
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    assert!(trace.wait(SOON).unwrap().success(), "{}", trace.log());
+    let lines: Vec<Value> = trace
+        .log()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let seen: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let word = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            [word("event"), word("kind"), word("verdict")]
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ["begun", "", ""],
+            ["packet", "SYN", "to_backend"],
+            ["packet", "SYN ACK", "to_client"],
+            ["packet", "ACK", "to_backend"],
+            ["end", "", ""]
+        ]
+    );
+    for packet in &lines[1..4] {
+        assert_eq!(packet["edge"], "tc_in");
+        assert_eq!(packet["service"], "web");
+        assert_eq!(packet["service_address"], cluster.service().to_string());
+        assert_eq!(packet["worker"], "worker1");
+        let from = packet["client"].as_str().unwrap();
+        assert!(from.starts_with(&format!("{client}:")), "{packet}");
+    }
+    assert_eq!(
+        lines[1]["leaves"]["destination"],
+        lines[1]["worker_address"]
+    );
+    assert_eq!(lines[4]["packets"], 3);
+}
+
+#[test]
+fn shows_a_refusal_and_nothing_of_others() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    for worker in ["worker1", "worker2"] {
+        let drained = memlb(&cluster, "drain", &[worker]);
+        assert!(drained.status.success(), "{drained:?}");
+    }
+    let service = format!("tcp-{REFUSING_PORT}");
+    let mut trace = tracing(&cluster, &["--service", &service, "--count", "1"]);
+    // Of another service.
+    assert_eq!(cluster.page().unwrap(), "Manager");
+    let mut address = cluster.service();
+    address.set_port(REFUSING_PORT);
+    assert!(Connection::open(&cluster.topology.client, address, SOON).is_err());
+    assert!(trace.wait(SOON).unwrap().success(), "{}", trace.log());
+    let log = trace.log();
+    let shown: Vec<&str> = log.lines().filter(|it| it.contains(" > ")).collect();
+    let [line] = shown[..] else {
+        panic!("one packet: {log}");
+    };
+    let words = format!("> {service} {address}  tcp SYN  no_backend  ");
+    assert!(line.contains(&words), "{line}");
+    assert!(
+        log.contains("1 packets; not shown: 0 over the rate"),
+        "{log}"
+    );
+}
+
+#[test]
+fn ends_with_who_reads_it_or_lapses_with_the_manager() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    assert_eq!(until_ns(&cluster), 0);
+    let mut trace = tracing(&cluster, &[]);
+    assert_ne!(until_ns(&cluster), 0);
+    // One at a time.
+    let second = memlb(&cluster, "trace", &["--for", "1s"]);
+    expect_status(&second, 1, "root traces already");
+    trace.kill().unwrap();
+    wait_until(SOON, "the trace to end", || until_ns(&cluster) == 0).unwrap();
+
+    let mut trace = tracing(&cluster, &[]);
+    cluster.kill_manager().unwrap();
+    assert_eq!(trace.wait(SOON).unwrap().code(), Some(1));
+    assert!(
+        trace.log().contains("the manager has gone"),
+        "{}",
+        trace.log()
+    );
+    assert_ne!(until_ns(&cluster), 0);
+    wait_until(SOON, "the order to lapse", || {
+        cluster.page().unwrap();
+        until_ns(&cluster) == 0
+    })
+    .unwrap();
+
+    cluster.start_manager().unwrap();
+    let mut trace = tracing(&cluster, &["--count", "1"]);
+    cluster.page().unwrap();
+    assert!(trace.wait(SOON).unwrap().success(), "{}", trace.log());
+    wait_until(SOON, "the trace to end", || until_ns(&cluster) == 0).unwrap();
+}
+
+/// A reader that reads no more is not waited for: neither the manager nor packets are held up.
+#[test]
+fn a_reader_that_stops_reading_holds_up_nobody() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let mut trace = tracing(&cluster, &["--rate", "10000"]);
+    trace.signal(Signal::SIGSTOP).unwrap();
+    wait_until(Duration::from_secs(60), "the trace to end", || {
+        let asked = Instant::now();
+        cluster.page().unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(1));
+        cluster.status().unwrap();
+        until_ns(&cluster) == 0
+    })
+    .unwrap();
+    trace.signal(Signal::SIGCONT).unwrap();
+}
+
+#[test]
+fn ends_after_its_time_and_counts_what_is_beyond_the_rate() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let started = Instant::now();
+    let mut trace = tracing(&cluster, &["--for", "2s", "--rate", "1", "--json"]);
+    while trace.is_running() {
+        cluster.page().unwrap();
+    }
+    assert!(started.elapsed() >= Duration::from_secs(2));
+    let log = trace.log();
+    let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!(last["event"], "end");
+    let packets = last["packets"].as_u64().unwrap();
+    assert!((1..=3).contains(&packets), "{last}");
+    assert!(last["missed"]["over_rate"].as_u64() > Some(10), "{last}");
+}
+
+#[test]
+fn a_wish_that_makes_no_sense_is_refused_with_what_would() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let cases: [(&[&str], &str); 8] = [
+        (
+            &["--worker", "nobody"],
+            "there are manager, worker1, worker2",
+        ),
+        (&["--service", "wep"], "there are tcp-4000, web"),
+        (
+            &["--worker", "manager", "--service", "tcp-4000"],
+            "does not serve",
+        ),
+        (&["--verdict", "no_bakend"], "'no_backend'"),
+        (&["--client", "10.0.0.0/33"], "ADDRESS/LENGTH"),
+        (&["--rate", "0"], "1..=10000"),
+        (&["--count", "0"], "--count"),
+        (&["--for", "soon"], "--for"),
+    ];
+    for (arguments, says) in cases {
+        expect_status(&memlb(&cluster, "trace", arguments), 2, says);
+    }
+    assert_eq!(until_ns(&cluster), 0);
+}
+
+fn start() -> Cluster {
+    let options = ClusterOptions {
+        ports: vec![REFUSING_PORT],
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(&options).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    cluster
+}
+
+/// A trace that has begun.
+fn tracing(cluster: &Cluster, arguments: &[&str]) -> Process {
+    let mut command = cluster.memlb("trace");
+    let log = cluster.place.directory.join("trace.log");
+    let mut trace = Process::start("memlb trace", command.args(arguments), &log).unwrap();
+    let begun = match arguments.contains(&"--json") {
+        true => "begun",
+        false => "tracing;",
+    };
+    trace.wait_for_log(SOON, begun).unwrap();
+    trace
+}
+
+fn memlb(cluster: &Cluster, verb: &str, arguments: &[&str]) -> Output {
+    cluster.memlb(verb).args(arguments).output().unwrap()
+}
+
+fn expect_status(output: &Output, status: i32, says: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(status) && said.contains(says),
+        "wanted {status} and {says:?}: {output:?}"
+    );
+}
+
+/// Until when packets are told; 0 for not at all.
+fn until_ns(cluster: &Cluster) -> u64 {
+    let data = MapData::from_pin(cluster.place.pin_path.join(name::TRACE)).unwrap();
+    let order: Array<_, TraceOrder> = Array::try_from(Map::Array(data)).unwrap();
+    order.get(&0, 0).unwrap().until_ns
+}
