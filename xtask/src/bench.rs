@@ -4,6 +4,7 @@ mod changes;
 mod contender;
 mod expectation;
 mod herd;
+mod ipvs;
 mod laboratory;
 mod machine;
 mod outage;
@@ -64,6 +65,24 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
+const IPVS_TOOLS: &[Tool] = &[
+    Tool {
+        program: "wrk",
+        package: "wrk",
+        purpose: "puts load on the contenders and measures",
+    },
+    Tool {
+        program: "ipvsadm",
+        package: "ipvsadm",
+        purpose: "sets IPVS up",
+    },
+    Tool {
+        program: "sysctl",
+        package: "procps",
+        purpose: "makes the manager forward packets",
+    },
+];
+
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
@@ -119,6 +138,18 @@ enum Other {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Compares memlb with IPVS on Debian's Linux 6.12, emulated: by instructions, not by time
+    Ipvs {
+        /// How often everything is measured; every contender has its turn in each round
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: u16,
+        /// How long each single measurement takes, by the emulated clock
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+        /// Writes everything measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Measures what a packet costs in the programs, beside the least it can cost
     Packet {
         /// How often everything is measured
@@ -153,6 +184,18 @@ pub fn bench(options: &Options) -> Result<()> {
     }
     if let Some(Other::Packet { rounds, json }) = &options.other {
         return started::of_packets(*rounds, json.as_deref());
+    }
+    if let Some(Other::Ipvs {
+        rounds,
+        seconds,
+        json,
+    }) = &options.other
+    {
+        setup::for_kernels()?;
+        provide_tools(IPVS_TOOLS)?;
+        let (table, report) = ipvs::compare(&build::memlb()?, *rounds, *seconds)?;
+        println!("\n{table}");
+        return write_json(json.as_deref(), &report);
     }
     let memlb = provide(options.tools())?;
     if let Some(Other::Control { json }) = &options.other {
@@ -194,6 +237,7 @@ impl Options {
                 Other::Thesis { json, .. }
                 | Other::Packet { json, .. }
                 | Other::Control { json }
+                | Other::Ipvs { json, .. }
                 | Other::Herd { json },
             ) => json,
             None => &self.comparison.json,
@@ -225,7 +269,11 @@ impl Comparison {
             // What is measured beside the rows takes these only.
             return vec![Contender::MemlbTc, Contender::Nginx2018];
         }
-        Contender::value_variants().to_vec()
+        let usual = Contender::value_variants().iter();
+        usual
+            .copied()
+            .filter(|contender| *contender != Contender::Ipvs)
+            .collect()
     }
 }
 

@@ -23,6 +23,8 @@ pub enum Contender {
     HaproxyTcp,
     /// nftables: DNAT and masquerade
     Nftables,
+    /// IPVS: NAT; compared only where asked for, since few kernels have it
+    Ipvs,
 }
 
 impl Contender {
@@ -36,7 +38,14 @@ impl Contender {
             Self::NginxKeepalive => "nginx, kept alive",
             Self::HaproxyTcp => "HAProxy, TCP mode",
             Self::Nftables => "nftables, DNAT",
+            Self::Ipvs => "IPVS, NAT",
         }
+    }
+
+    /// What it is called on the command line.
+    pub fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     pub fn is_memlb(self) -> bool {

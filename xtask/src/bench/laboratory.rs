@@ -231,6 +231,7 @@ impl Peer {
                 balancer = Some(peers::haproxy(&topology, worker, files.path())?);
             }
             Contender::Nftables => peers::translate(&topology, worker, files.path())?,
+            Contender::Ipvs => peers::balance_by_ipvs(&topology, worker)?,
             Contender::Router => peers::route_through_manager(&topology)?,
             Contender::Direct | Contender::MemlbTc | Contender::MemlbXdp => {}
         }

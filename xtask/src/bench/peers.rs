@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use memlb_tests::{
-    Process, Topology,
+    Node, Process, Topology,
     cluster::SERVICE_PORT,
     command::{line, output},
 };
@@ -40,12 +40,8 @@ pub fn forward(topology: &Topology) -> Result<()> {
 pub fn route_through_manager(topology: &Topology) -> Result<()> {
     forward(topology)?;
     let worker = topology.workers.first().context("there is a worker")?;
-    let gateway = topology.manager.address().to_string();
-    for (from, to) in [(&topology.client, worker), (worker, &topology.client)] {
-        let host = format!("{}/32", to.address());
-        output(from.ip().args(["route", "add", &host, "via", &gateway]))?;
-    }
-    Ok(())
+    route(&topology.client, worker, &topology.manager)?;
+    answer_through_manager(topology)
 }
 
 /// Translates addresses in netfilter.
@@ -78,6 +74,49 @@ pub fn translate(topology: &Topology, worker: SocketAddrV4, directory: &Path) ->
     );
     let file = write(directory, "nat.nft", &rules)?;
     output(topology.manager.command("nft").arg("--file").arg(&file)).context("load the rules")?;
+    Ok(())
+}
+
+/// Has IPVS translate to the worker, without connection tracking, which its manual advises against.
+/// The worker answers by the manager, as it must there.
+pub fn balance_by_ipvs(topology: &Topology, worker: SocketAddrV4) -> Result<()> {
+    forward(topology)?;
+    let manager = &topology.manager;
+    let service = SocketAddrV4::new(manager.address(), SERVICE_PORT).to_string();
+    let worker = worker.to_string();
+    manager.run("sysctl", &["--quiet", "--write", "net.ipv4.vs.conntrack=0"])?;
+    for arguments in [
+        &[
+            "--add-service",
+            "--tcp-service",
+            &service,
+            "--scheduler",
+            "rr",
+        ][..],
+        &[
+            "--add-server",
+            "--tcp-service",
+            &service,
+            "--real-server",
+            &worker,
+            "--masquerading",
+        ],
+    ] {
+        manager.run("ipvsadm", arguments)?;
+    }
+    answer_through_manager(topology)
+}
+
+/// Makes the first worker's packets to the client pass the manager's node.
+fn answer_through_manager(topology: &Topology) -> Result<()> {
+    let worker = topology.workers.first().context("there is a worker")?;
+    route(worker, &topology.client, &topology.manager)
+}
+
+fn route(from: &Node, to: &Node, gateway: &Node) -> Result<()> {
+    let host = format!("{}/32", to.address());
+    let gateway = gateway.address().to_string();
+    output(from.ip().args(["route", "add", &host, "via", &gateway]))?;
     Ok(())
 }
 

@@ -47,6 +47,7 @@ pub struct Median {
     pub to_direct: Option<Spread>,
     pub to_router: Option<Spread>,
     pub to_nginx_of_2018: Option<Spread>,
+    pub to_ipvs: Option<Spread>,
 }
 
 /// Returns the medians of every contender in every row.
@@ -65,6 +66,7 @@ pub fn medians(samples: &Samples, contenders: &[Contender]) -> Vec<Median> {
                 to_direct: to(Contender::Direct),
                 to_router: to(Contender::Router),
                 to_nginx_of_2018: to(Contender::Nginx2018),
+                to_ipvs: to(Contender::Ipvs),
             }
         })
     })
@@ -138,32 +140,45 @@ impl Report {
     }
 
     fn row(&self, row: Row) -> String {
-        let mut table = Table::new(&[
+        let rare = |contender, title| self.contenders.contains(&contender).then_some(title);
+        let nginx = rare(Contender::Nginx2018, "of nginx 2018");
+        let ipvs = rare(Contender::Ipvs, "of IPVS");
+        let usual = [
             row.label(),
             row.unit(),
             "p99 ms",
             "of no balancer",
             "from–to",
             "of router hop",
-            "of nginx 2018",
-            "errors",
-        ]);
+        ];
+        let titles: Vec<&str> = usual
+            .into_iter()
+            .chain(nginx)
+            .chain(ipvs)
+            .chain(["errors"])
+            .collect();
+        let mut table = Table::new(&titles);
         for median in self.medians.iter().filter(|median| median.row == row) {
             let figure = |spread: Option<Spread>, decimals: usize| {
                 spread.map_or("–".into(), |spread| {
                     format!("{:.decimals$}", spread.median)
                 })
             };
-            table.row([
+            let usual = [
                 median.contender.label().into(),
                 figure(median.value, 0),
                 figure(median.p99_ms, 1),
                 figure(median.to_direct, 2),
                 median.to_direct.map_or("–".into(), range),
                 figure(median.to_router, 2),
-                figure(median.to_nginx_of_2018, 2),
-                median.errors.to_string(),
-            ]);
+            ];
+            table.row(
+                usual
+                    .into_iter()
+                    .chain(nginx.map(|_| figure(median.to_nginx_of_2018, 2)))
+                    .chain(ipvs.map(|_| figure(median.to_ipvs, 2)))
+                    .chain([median.errors.to_string()]),
+            );
         }
         format!("\n{table}")
     }

@@ -7,8 +7,8 @@ mod machine;
 mod package;
 mod report;
 
-use guest::{Guest, Load};
-use package::Kernel;
+pub use guest::{Guest, Load};
+pub use package::Kernel;
 
 use std::{
     path::{Path, PathBuf},
