@@ -30,8 +30,8 @@ macro_rules! assert_layout {
 }
 
 #[test]
-fn the_layout_of_version_3_is_as_pinned() {
-    assert_eq!(LAYOUT_VERSION, 3, "pin the new layout here");
+fn the_layout_of_version_4_is_as_pinned() {
+    assert_eq!(LAYOUT_VERSION, 4, "pin the new layout here");
     assert_layout!(
         Settings, 48,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
@@ -56,30 +56,28 @@ fn the_layout_of_version_3_is_as_pinned() {
         source 0, destination 16, source_port 32, destination_port 34, protocol 36
     );
     assert_layout!(
-        Flow, 88,
-        leaves 0, client_mac 16, manager_mac 24, backend 32, service 36, client_interface 40,
-        direction 44, ended 45, counted 46, superseded 47, created_ns 48, last_seen_ns 56,
-        twin_seen_ns 64, packets 72, bytes 80
+        Flow, 64,
+        leaves 0, client_mac 16, manager_mac 24, backend 32, client_interface 36, direction 40,
+        ended 41, counted 42, superseded 43, created_ticks 44, last_seen_ns 48, bytes 56
     );
     assert_layout!(
-        Flow<V6>, 112,
-        leaves 0, client_mac 40, manager_mac 48, backend 56, service 60, client_interface 64,
-        direction 68, ended 69, counted 70, superseded 71, created_ns 72, last_seen_ns 80,
-        twin_seen_ns 88, packets 96, bytes 104
+        Flow<V6>, 88,
+        leaves 0, client_mac 40, manager_mac 48, backend 56, client_interface 60, direction 64,
+        ended 65, counted 66, superseded 67, created_ticks 68, last_seen_ns 72, bytes 80
     );
     assert_layout!(
-        Handshake, 112,
+        Handshake, 104,
         client 0, leaves 16, client_mac 32, manager_mac 40, backend 48, service 52,
         client_interface 56, client_sequence 60, seal 64, created_ns 72, syn_ns 80,
-        worker_sequence 88, answered 92, ended 93, retries 94, reserved 95, packets_in 96,
-        bytes_in 100, packets_out 104, bytes_out 108
+        worker_sequence 88, answered 92, ended 93, retries 94, reserved 95, bytes_in 96,
+        bytes_out 100
     );
     assert_layout!(
-        Handshake<V6>, 160,
+        Handshake<V6>, 152,
         client 0, leaves 40, client_mac 80, manager_mac 88, backend 96, service 100,
         client_interface 104, client_sequence 108, seal 112, created_ns 120, syn_ns 128,
-        worker_sequence 136, answered 140, ended 141, retries 142, reserved 143, packets_in 144,
-        bytes_in 148, packets_out 152, bytes_out 156
+        worker_sequence 136, answered 140, ended 141, retries 142, reserved 143, bytes_in 144,
+        bytes_out 148
     );
     assert_layout!(Counter, 16, packets 0, bytes 8);
     assert_layout!(

@@ -93,9 +93,7 @@ pub struct FlowRow {
     pub state: ConnectionState,
     pub age_ms: u64,
     pub idle_ms: u64,
-    pub packets_in: u64,
     pub bytes_in: u64,
-    pub packets_out: u64,
     pub bytes_out: u64,
 }
 
@@ -151,9 +149,7 @@ fn row(connection: &Connection, known: Option<(&str, &BackendSnapshot)>) -> Flow
         state: connection.state,
         age_ms: milliseconds(connection.age),
         idle_ms: milliseconds(connection.idle),
-        packets_in: connection.packets_in,
         bytes_in: connection.bytes_in,
-        packets_out: connection.packets_out,
         bytes_out: connection.bytes_out,
     }
 }

@@ -474,13 +474,7 @@ impl Bench {
     pub fn wait(&mut self, duration: Duration) {
         let age = u64::try_from(duration.as_nanos()).unwrap();
         for (key, mut flow) in self.datapath.maps.flows.entries() {
-            for time in [
-                &mut flow.created_ns,
-                &mut flow.last_seen_ns,
-                &mut flow.twin_seen_ns,
-            ] {
-                *time = time.saturating_sub(age);
-            }
+            flow.last_seen_ns = flow.last_seen_ns.saturating_sub(age);
             self.put(key, flow);
         }
         self.change_handshakes(|handshake| {
@@ -494,7 +488,6 @@ impl Bench {
     pub fn was_silent(&mut self, key: Key, duration: Duration) {
         let mut flow = self.entry(key).unwrap();
         flow.last_seen_ns = before_now(duration);
-        flow.twin_seen_ns = flow.last_seen_ns;
         self.put(key, flow);
     }
 

@@ -45,7 +45,7 @@ fn an_answer_and_the_clients_next_datagram_establish_the_flow() {
         assert_eq!(established.len(), 2);
         let request = established[&call.request_key()];
         let reply = established[&call.reply_key(WORKER1)];
-        assert_eq!((request.packets, reply.packets), (2, 1));
+        assert!(request.bytes > reply.bytes);
         assert_eq!(bench.active(WORKER1.id), 1);
         assert_eq!(bench.connections(WORKER1.id), 1);
     });

@@ -109,16 +109,13 @@ fn flow<A: Address, B: Address>(flow: &Flow<A>) -> Flow<B> {
         client_mac: flow.client_mac,
         manager_mac: flow.manager_mac,
         backend: flow.backend,
-        service: flow.service,
         client_interface: flow.client_interface,
         direction: flow.direction,
         ended: flow.ended,
         counted: flow.counted,
         superseded: flow.superseded,
-        created_ns: flow.created_ns,
+        created_ticks: flow.created_ticks,
         last_seen_ns: flow.last_seen_ns,
-        twin_seen_ns: flow.twin_seen_ns,
-        packets: flow.packets,
         bytes: flow.bytes,
     }
 }
@@ -141,9 +138,7 @@ fn handshake<A: Address, B: Address>(handshake: &Handshake<A>) -> Handshake<B> {
         ended: handshake.ended,
         retries: handshake.retries,
         reserved: handshake.reserved,
-        packets_in: handshake.packets_in,
         bytes_in: handshake.bytes_in,
-        packets_out: handshake.packets_out,
         bytes_out: handshake.bytes_out,
     }
 }

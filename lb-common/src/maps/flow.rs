@@ -72,6 +72,9 @@ impl<A: Address> FlowKey<A> {
 
 /// Value of `flows` and `flows6`. Each connection has two entries, one a direction, and either can rebuild the
 /// other. An entry outlives its connection, until the next one takes its place or it is evicted.
+///
+/// For IPv4 these are 64 bytes, which makes an element of the kernel's hash table, with its 48 bytes of
+/// header and the key, two whole cache lines: with many flows, lines not in the cache are what a packet costs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<A = V4> {
@@ -82,7 +85,6 @@ pub struct Flow<A = V4> {
     /// The manager's link address towards the client.
     pub manager_mac: Mac,
     pub backend: u32,
-    pub service: u32,
     /// Index of the interface on which the client is; [`super::LOOPBACK`] for the manager itself.
     pub client_interface: u32,
     /// One of [`direction`].
@@ -93,14 +95,16 @@ pub struct Flow<A = V4> {
     pub counted: u8,
     /// 1 once the tuple is free for the next connection: no packet goes this way any more.
     pub superseded: u8,
-    /// When the entry was made and when it last carried a packet: CLOCK_MONOTONIC, nanoseconds.
-    pub created_ns: u64,
+    /// When the connection began: CLOCK_MONOTONIC, in units of [`TICK_NS`].
+    pub created_ticks: u32,
+    /// When the entry last carried a packet: CLOCK_MONOTONIC, nanoseconds.
     pub last_seen_ns: u64,
-    /// When the entry of the other direction was last looked after.
-    pub twin_seen_ns: u64,
-    pub packets: u64,
     pub bytes: u64,
 }
+
+/// A tick in nanoseconds, about 17 ms: so short that it tells between two selections, so long that a word
+/// counts them for two years.
+pub const TICK_NS: u64 = 1 << 24;
 
 /// Directions of a flow entry.
 pub mod direction {

@@ -36,9 +36,7 @@ pub struct Handshake<A = V4> {
     /// How often the SYN, or an unanswered datagram, was repeated and another worker chosen.
     pub retries: u8,
     pub reserved: u8,
-    pub packets_in: u32,
     pub bytes_in: u32,
-    pub packets_out: u32,
     pub bytes_out: u32,
 }
 
@@ -61,9 +59,7 @@ impl<A: Address> Handshake<A> {
         ended: 0,
         retries: 0,
         reserved: 0,
-        packets_in: 0,
         bytes_in: 0,
-        packets_out: 0,
         bytes_out: 0,
     };
 

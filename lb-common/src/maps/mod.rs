@@ -21,7 +21,7 @@ pub use companion::{
     companion_name,
 };
 pub use counters::{Counter, Traffic};
-pub use flow::{Flow, FlowKey, direction, ended};
+pub use flow::{Flow, FlowKey, TICK_NS, direction, ended};
 pub use handshake::Handshake;
 pub use mac::Mac;
 pub use ports::{PORT_WORDS, port_bit, port_word};
@@ -34,7 +34,7 @@ pub use trace::{
 use crate::address::V6;
 
 /// Version of everything in this module. A manager refuses pins of another version.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Names of the maps, and of their pins.
 pub mod name {
@@ -139,10 +139,10 @@ const _: () = {
     assert!(size_of::<Neighbour>() == 16);
     assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 8);
     assert!(size_of::<FlowKey<V6>>() == 40 && align_of::<FlowKey<V6>>() == 8);
-    assert!(size_of::<Flow>() == 88 && align_of::<Flow>() == 8);
-    assert!(size_of::<Flow<V6>>() == 112 && align_of::<Flow<V6>>() == 8);
-    assert!(size_of::<Handshake>() == 112 && align_of::<Handshake>() == 8);
-    assert!(size_of::<Handshake<V6>>() == 160 && align_of::<Handshake<V6>>() == 8);
+    assert!(size_of::<Flow>() == 64 && align_of::<Flow>() == 8);
+    assert!(size_of::<Flow<V6>>() == 88 && align_of::<Flow<V6>>() == 8);
+    assert!(size_of::<Handshake>() == 104 && align_of::<Handshake>() == 8);
+    assert!(size_of::<Handshake<V6>>() == 152 && align_of::<Handshake<V6>>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<TraceOrder>() == 128 && align_of::<TraceOrder>() == 8);

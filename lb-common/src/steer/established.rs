@@ -13,9 +13,10 @@ use crate::{
     verdict::Verdict,
 };
 
-/// How often, in nanoseconds, a flow looks after its other direction's entry, so that the two
-/// cannot be parted for long by the table's eviction.
-const TWIN_CARE_NS: u64 = 1_000_000_000;
+/// A flow looks after its other direction's entry with its first packet of each period of so many
+/// nanoseconds, so that the two cannot be parted for long by the table's eviction. A power of two spares
+/// the flow a note of when it last did.
+const TWIN_CARE_NS: u64 = 1 << 30;
 
 /// The way of an established flow's packet; `None` if the flow is over and the packet may belong to
 /// the next one.
@@ -60,14 +61,13 @@ pub(super) fn established<T: Tables>(
         flow.client_mac = arrival.source_mac;
         flow.manager_mac = arrival.destination_mac;
     }
-    if moved || now.wrapping_sub(flow.twin_seen_ns) > TWIN_CARE_NS {
+    if moved || now / TWIN_CARE_NS != flow.last_seen_ns / TWIN_CARE_NS {
         if !look_after_twin(tables, key, &flow) {
             uncount(tables, &mut flow);
             drop(flow);
             tables.remove_established(key);
             return Some(Verdict::NoFlow);
         }
-        flow.twin_seen_ns = now;
     }
     carry(&mut flow, arrival, now);
     let way = Way {

@@ -15,7 +15,6 @@ pub(super) fn twin<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> Flow<A> {
         ended: 0,
         counted: 0,
         direction: flow.direction ^ (direction::REQUEST ^ direction::REPLY),
-        packets: 0,
         bytes: 0,
         ..*flow
     }
@@ -59,7 +58,6 @@ pub(super) fn has_moved<A>(flow: &Flow<A>, arrival: &Arrival) -> bool {
 #[inline(always)]
 pub(super) fn carry<A>(flow: &mut Flow<A>, arrival: &Arrival, now: u64) {
     flow.last_seen_ns = now;
-    flow.packets += u64::from(arrival.packets);
     flow.bytes += u64::from(arrival.bytes);
 }
 

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     address::Address,
-    maps::{Backend, Flow, FlowKey, Handshake, direction, ended, mode},
+    maps::{Backend, Flow, FlowKey, Handshake, TICK_NS, direction, ended, mode},
     verdict::Verdict,
 };
 
@@ -29,7 +29,6 @@ pub(super) fn answer<T: Tables>(
     let Some(backend) = tables.backend(handshake.backend) else {
         return Verdict::NoBackend;
     };
-    handshake.packets_out = handshake.packets_out.wrapping_add(arrival.packets);
     handshake.bytes_out = handshake.bytes_out.wrapping_add(arrival.bytes);
     handshake.ended |= ending(arrival.flags);
     if arrival.flags.accepts() || handshake.client.is_datagram() {
@@ -109,7 +108,6 @@ pub(super) fn forward_request<T: Tables>(
     if arrival.flags.opens() || handshake.client.is_datagram() {
         handshake.syn_ns = tables.now_ns();
     }
-    handshake.packets_in = handshake.packets_in.wrapping_add(arrival.packets);
     handshake.bytes_in = handshake.bytes_in.wrapping_add(arrival.bytes);
     leave(&way(&handshake), backend, arrival, decision)
 }
@@ -162,16 +160,13 @@ fn establish<T: Tables>(
         client_mac: arrival.source_mac,
         manager_mac: arrival.destination_mac,
         backend: handshake.backend,
-        service: handshake.service,
         client_interface: arrival.interface,
         direction: direction::REQUEST,
         ended: ending(arrival.flags),
         counted: is_open.into(),
         superseded: 0,
-        created_ns: handshake.created_ns,
+        created_ticks: (handshake.created_ns / TICK_NS) as u32,
         last_seen_ns: now,
-        twin_seen_ns: now,
-        packets: u64::from(handshake.packets_in) + u64::from(arrival.packets),
         bytes: u64::from(handshake.bytes_in) + u64::from(arrival.bytes),
     };
     pair.reply = Flow {
@@ -179,7 +174,6 @@ fn establish<T: Tables>(
         direction: direction::REPLY,
         ended: handshake.ended,
         counted: 0,
-        packets: handshake.packets_out.into(),
         bytes: handshake.bytes_out.into(),
         ..pair.request
     };

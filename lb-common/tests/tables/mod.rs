@@ -266,16 +266,13 @@ fn empty() -> Flow {
         client_mac: Mac::default(),
         manager_mac: Mac::default(),
         backend: 0,
-        service: 0,
         client_interface: 0,
         direction: 0,
         ended: 0,
         counted: 0,
         superseded: 0,
-        created_ns: 0,
+        created_ticks: 0,
         last_seen_ns: 0,
-        twin_seen_ns: 0,
-        packets: 0,
         bytes: 0,
     }
 }

@@ -9,7 +9,7 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Flow, FlowKey, Settings, direction, ended},
+    maps::{Flow, FlowKey, Settings, TICK_NS, direction, ended},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -30,9 +30,7 @@ pub struct Connection {
     pub age: Duration,
     /// Since the last packet in either direction.
     pub idle: Duration,
-    pub packets_in: u64,
     pub bytes_in: u64,
-    pub packets_out: u64,
     pub bytes_out: u64,
 }
 
@@ -187,11 +185,9 @@ fn connection<A: Family>(
             true => ConnectionState::Ended,
             false => ending(key, flow, twin),
         },
-        age: since(flow.created_ns),
+        age: since(u64::from(flow.created_ticks) * TICK_NS),
         idle: since(seen_ns),
-        packets_in: flow.packets,
         bytes_in: flow.bytes,
-        packets_out: twin.map_or(0, |twin| twin.packets),
         bytes_out: twin.map_or(0, |twin| twin.bytes),
     }
 }
@@ -244,16 +240,13 @@ mod tests {
             client_mac: Mac::default(),
             manager_mac: Mac::default(),
             backend: 1,
-            service: 0,
             client_interface: 2,
             direction,
             ended,
             counted: 0,
             superseded: 0,
-            created_ns: 900 * SECOND,
+            created_ticks: (900 * SECOND / TICK_NS) as u32,
             last_seen_ns: seen_s * SECOND,
-            twin_seen_ns: 0,
-            packets: 3,
             bytes: 300,
         }
     }

@@ -330,16 +330,13 @@ fn pair(outcome: Outcome, port: [u8; 2]) -> ((Flow, FlowKey), (Flow, FlowKey)) {
         client_mac: Mac::default(),
         manager_mac: Mac::default(),
         backend: BACKEND,
-        service: 0,
         client_interface,
         direction,
         ended: 0,
         counted: 1,
         superseded: 0,
-        created_ns: 0,
+        created_ticks: 0,
         last_seen_ns: 0,
-        twin_seen_ns: 0,
-        packets: 0,
         bytes: 0,
     };
     (
