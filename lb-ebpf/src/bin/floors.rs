@@ -31,10 +31,13 @@ const TCP_CHECKSUM: u32 = 50;
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
     headers: TcpFrame,
-    /// The source port, host order: this one and as many after it, in turn.
+    /// The source port, host order: this one and those after it, in turn. After 65,536 turns the source
+    /// address is the next one.
     first_port: u16,
-    /// One less than a power of two.
-    port_mask: u32,
+    /// How many turns there are: one less than a power of two.
+    turn_mask: u32,
+    /// How many of them have a destination address of their own, from that of `headers` on: the same.
+    service_mask: u32,
     repetitions: u32,
 }
 
@@ -123,8 +126,14 @@ fn wrap(ctx: &impl EbpfContext, start: usize, end: usize) -> u32 {
     // SAFETY: a slot of an array map; one test run at a time.
     let recipe = unsafe { &mut *recipe };
     *frame = recipe.headers;
-    let turn = (recipe.repetitions & recipe.port_mask) as u16;
-    frame.tcp.source_port = recipe.first_port.wrapping_add(turn).to_be_bytes();
+    let turn = recipe.repetitions & recipe.turn_mask;
+    frame.tcp.source_port = recipe.first_port.wrapping_add(turn as u16).to_be_bytes();
+    let [.., last] = &mut frame.ip.source;
+    *last = last.wrapping_add((turn >> 16) as u8);
+    let [.., next_to_last, last] = &mut frame.ip.destination;
+    let service = u16::from_be_bytes([*next_to_last, *last]);
+    let service = service.wrapping_add((turn & recipe.service_mask) as u16);
+    [*next_to_last, *last] = service.to_be_bytes();
     recipe.repetitions = recipe.repetitions.wrapping_add(1);
     // SAFETY: nothing here waits to be dropped.
     unsafe { UNDER_TEST.tail_call(ctx, 0) };
@@ -196,7 +205,7 @@ fn frame<'a>(start: usize, end: usize) -> Option<&'a mut TcpFrame> {
     (start + size_of::<TcpFrame>() <= end).then(|| unsafe { &mut *(start as *mut TcpFrame) })
 }
 
-const _: () = assert!(size_of::<Recipe>() == 64 && size_of::<Tracked>() == 24);
+const _: () = assert!(size_of::<Recipe>() == 68 && size_of::<Tracked>() == 24);
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

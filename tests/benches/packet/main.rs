@@ -5,6 +5,7 @@
 //! Every figure is a difference to the first floor, run a moment before, because the clock of a
 //! machine moves by half. `cargo xtask bench packet` builds and starts this.
 
+mod growth;
 mod headers;
 mod rig;
 
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::{
     headers::{ACK, Headers, REPLY, REQUEST, SYN, UDP},
-    rig::{Costs, Edge, Rig},
+    rig::{Costs, Edge, Rig, Size},
 };
 
 /// A kind of packet, and what its way through memlb may cost.
@@ -29,7 +30,7 @@ pub struct Way {
     label: &'static str,
     packet: Headers,
     outcome: Outcome,
-    flows: u32,
+    size: Size,
     at_most: Limit,
 }
 
@@ -50,6 +51,7 @@ enum Limit {
     Nanoseconds(f64),
 }
 
+const ONE_FLOW: Size = Size::of_flows(1);
 const MANY_FLOWS: u32 = 1 << 16;
 
 /// So few that each finds the first port it tries free.
@@ -60,28 +62,28 @@ const WAYS: [Way; 7] = [
         label: "established, in, 1 flow",
         packet: REQUEST,
         outcome: Outcome::ToBackend,
-        flows: 1,
+        size: ONE_FLOW,
         at_most: Limit::Times(1.5),
     },
     Way {
         label: "established, in, 64 k flows",
         packet: REQUEST,
         outcome: Outcome::ToBackend,
-        flows: MANY_FLOWS,
+        size: Size::of_flows(MANY_FLOWS),
         at_most: Limit::Times(1.15),
     },
     Way {
         label: "established, out, 1 flow",
         packet: REPLY,
         outcome: Outcome::ToClient,
-        flows: 1,
+        size: ONE_FLOW,
         at_most: Limit::Times(1.5),
     },
     Way {
         label: "established, out, 64 k flows",
         packet: REPLY,
         outcome: Outcome::ToClient,
-        flows: MANY_FLOWS,
+        size: Size::of_flows(MANY_FLOWS),
         at_most: Limit::Times(1.15),
     },
     Way {
@@ -91,7 +93,7 @@ const WAYS: [Way; 7] = [
             ..REQUEST
         },
         outcome: Outcome::Begins,
-        flows: NEW_FLOWS,
+        size: Size::of_flows(NEW_FLOWS),
         at_most: Limit::Times(1.2),
     },
     Way {
@@ -102,7 +104,7 @@ const WAYS: [Way; 7] = [
             ..REQUEST
         },
         outcome: Outcome::Passes(Verdict::NotOurs),
-        flows: 1,
+        size: ONE_FLOW,
         at_most: Limit::Nanoseconds(10.0),
     },
     Way {
@@ -113,7 +115,7 @@ const WAYS: [Way; 7] = [
             ..REQUEST
         },
         outcome: Outcome::Passes(Verdict::NotOurs),
-        flows: 1,
+        size: ONE_FLOW,
         at_most: Limit::Nanoseconds(10.0),
     },
 ];
@@ -133,7 +135,7 @@ fn main() -> Result<()> {
     stay_on_one_processor()?;
     let mut measured = Vec::new();
     for edge in [Edge::Tc, Edge::Xdp] {
-        let mut rig = Rig::load(edge)?;
+        let mut rig = Rig::load(edge, Size::of_flows(MANY_FLOWS))?;
         for way in &WAYS {
             let costs = rig
                 .measure(way, rounds)
@@ -149,13 +151,16 @@ fn main() -> Result<()> {
     for (edge, way, costs) in &measured {
         println!("{}", line(*edge, way, costs));
     }
+    println!();
+    let growth = growth::measure(rounds)?;
+    println!("{}", growth::table(&growth));
     if let Some(file) = value("--json") {
-        let json: Vec<Value> = measured
+        let ways: Vec<Value> = measured
             .iter()
             .map(|(edge, way, costs)| as_json(*edge, way, costs))
             .collect();
-        fs::write(file, format!("{:#}\n", Value::from(json)))
-            .with_context(|| format!("write {file}"))?;
+        let json = json!({ "ways": ways, "growth": growth::as_json(&growth) });
+        fs::write(file, format!("{json:#}\n")).with_context(|| format!("write {file}"))?;
     }
     Ok(())
 }
@@ -179,7 +184,7 @@ fn as_json(edge: Edge, way: &Way, costs: &Costs) -> Value {
     json!({
         "edge": edge.name(),
         "way": way.label,
-        "flows": way.flows,
+        "flows": way.size.flows,
         "memlb_ns": costs.memlb,
         "translation_ns": costs.translation,
     })

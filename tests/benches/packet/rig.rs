@@ -12,8 +12,9 @@ use lb_common::{
     address::Address,
     headers::PROTOCOL_TCP,
     maps::{
-        Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, ROWS, Service,
-        ServiceKey, Settings, Traffic, direction, mode, name, port_bit, port_word, state,
+        Backend, Counter, DEFAULT_FLOW_ENTRIES, DEFAULT_SERVICES, Flow, FlowKey, Handshake,
+        LAYOUT_VERSION, Mac, Neighbour, ROWS, Service, ServiceKey, Settings, Traffic, direction,
+        mode, name, port_bit, port_word, state,
     },
 };
 
@@ -27,8 +28,6 @@ const FLOORS: &str = concat!(
     "/../target/ebpf/bpfel-unknown-none/release/floors"
 );
 
-const BACKEND: u32 = 1;
-
 /// The interface that a test run is on unless told otherwise: the loopback one.
 const HERE: u32 = 1;
 /// Where the client of the replies is: anywhere else.
@@ -39,6 +38,52 @@ const TC_ACT_UNSPEC: u32 = u32::MAX;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
+
+/// How much there is of what packets are looked up in.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// A power of two, as are the services; packets come from the flows in turn.
+    pub flows: u32,
+    pub services: u32,
+    pub backends: u32,
+}
+
+impl Size {
+    pub const fn of_flows(flows: u32) -> Self {
+        Self {
+            flows,
+            services: 1,
+            backends: 2,
+        }
+    }
+
+    /// How many entries memlb's maps get.
+    fn capacities(self) -> [(&'static str, u32); 10] {
+        let (services, backends) = (self.services.max(DEFAULT_SERVICES), self.backends + 1);
+        [
+            (name::FLOWS, self.flow_entries()),
+            (name::SERVICES, services),
+            (name::SELECTION, services),
+            (name::POLICIES, services),
+            ("turns", services),
+            (name::BACKENDS, backends),
+            (name::NEIGHBOURS, backends),
+            (name::TRAFFIC, backends),
+            (name::ACTIVE, backends),
+            (name::LOST, backends),
+        ]
+    }
+
+    fn flow_entries(self) -> u32 {
+        // Room enough that nothing is evicted.
+        DEFAULT_FLOW_ENTRIES.max(4 * self.flows)
+    }
+
+    /// The backend of the flow of that `turn`.
+    fn backend(self, turn: u32) -> u32 {
+        1 + turn % self.backends
+    }
+}
 
 /// How many packets one run takes: some milliseconds.
 const REPETITIONS: u32 = 20_000;
@@ -88,7 +133,7 @@ pub struct Rig {
     memlb: Ebpf,
     floors: Ebpf,
     under_test: ProgramArray<MapData>,
-    recipe: Array<MapData, [u8; 64]>,
+    recipe: Array<MapData, [u8; 68]>,
     flows: HashMap<MapData, FlowKey, Flow>,
     half_open: Array<MapData, Handshake>,
     tracked: HashMap<MapData, FlowKey, Tracked>,
@@ -97,16 +142,25 @@ pub struct Rig {
 }
 
 impl Rig {
-    pub fn load(edge: Edge) -> Result<Self> {
+    /// Loads everything, with room for so much.
+    pub fn load(edge: Edge, size: Size) -> Result<Self> {
         let object = fs::read(Path::new(FLOORS)).with_context(|| format!("read {FLOORS}"))?;
-        let mut floors = Ebpf::load(&object).context("load the floors")?;
-        let mut memlb = EbpfLoader::new().load(memlb::datapath::OBJECT)?;
+        let mut floors = EbpfLoader::new()
+            .map_max_entries("floor_flows", size.flow_entries())
+            .map_max_entries("floor_backends", size.backends + 1)
+            .load(&object)
+            .context("load the floors")?;
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in size.capacities() {
+            loader.map_max_entries(map, entries);
+        }
+        let mut memlb = loader.load(memlb::datapath::OBJECT)?;
         for program in [Program::ReturnAtOnce, Program::Translation] {
             load_program(&mut floors, program.name(edge), edge)?;
         }
         load_program(&mut floors, wrapper(edge), edge)?;
         load_program(&mut memlb, Program::Memlb.name(edge), edge)?;
-        furnish(&mut memlb, &mut floors)?;
+        furnish(&mut memlb, &mut floors, size)?;
         let take = |ebpf: &mut Ebpf, name: &str| {
             let map = ebpf.take_map(name);
             map.with_context(|| format!("there is no map {name}"))
@@ -162,11 +216,11 @@ impl Rig {
         self.under_test
             .set(0, fd, 0)
             .context("choose the program")?;
-        self.recipe.set(0, recipe(&way.packet, way.flows), 0)?;
+        self.recipe.set(0, recipe(&way.packet, way.size), 0)?;
         let repetitions = if way.outcome == Outcome::Begins {
-            way.flows
+            way.size.flows
         } else {
-            REPETITIONS.max(way.flows)
+            REPETITIONS.max(way.size.flows)
         };
         let before = self.count(way.outcome)?;
         let result = test_run(&self.floors, self.edge, &way.packet, repetitions)?;
@@ -197,14 +251,13 @@ impl Rig {
         if !matches!(way.outcome, Outcome::ToBackend | Outcome::ToClient) {
             return Ok(());
         }
-        for turn in 0..way.flows {
-            let port = FIRST_PORT.wrapping_add(turn as u16).to_be_bytes();
-            let (request, reply) = pair(way.outcome, port);
+        for turn in 0..way.size.flows {
+            let (request, reply) = pair(way, turn);
             for (key, flow) in [(request.1, request.0), (reply.1, reply.0)] {
                 self.flows.insert(key, flow, 0)?;
                 let tracked = Tracked {
                     leaves: flow.leaves,
-                    backend: BACKEND.into(),
+                    backend: flow.backend.into(),
                 };
                 self.tracked.insert(key, tracked, 0)?;
             }
@@ -217,13 +270,16 @@ impl Rig {
             let counters = self.verdicts.get(&(verdict as u32), 0)?;
             return Ok(counters.iter().map(|counter| counter.packets).sum());
         }
-        let traffic = self.traffic.get(&BACKEND, 0)?;
         let count = |one: &Traffic| match outcome {
             Outcome::ToBackend => one.packets_in,
             Outcome::ToClient => one.packets_out,
             Outcome::Begins | Outcome::Passes(_) => one.connections,
         };
-        Ok(traffic.iter().map(count).sum())
+        let mut sum = 0;
+        for traffic in self.traffic.iter() {
+            sum += traffic?.iter().map(count).sum::<u64>();
+        }
+        Ok(sum)
     }
 }
 
@@ -294,16 +350,21 @@ fn test_run(floors: &Ebpf, edge: Edge, packet: &Headers, repeat: u32) -> Result<
 }
 
 /// The wrapper's instructions, as lb-ebpf's `floors.rs` has them.
-fn recipe(packet: &Headers, flows: u32) -> [u8; 64] {
-    let mut recipe = [0; 64];
+fn recipe(packet: &Headers, size: Size) -> [u8; 68] {
+    let mut recipe = [0; 68];
     recipe[..54].copy_from_slice(&packet.bytes());
     recipe[54..56].copy_from_slice(&packet.source_port.to_ne_bytes());
-    recipe[56..60].copy_from_slice(&(flows - 1).to_ne_bytes());
+    recipe[56..60].copy_from_slice(&(size.flows - 1).to_ne_bytes());
+    recipe[60..64].copy_from_slice(&(size.services - 1).to_ne_bytes());
     recipe
 }
 
-/// Both entries of a flow whose measured packets come from `port`, each with its key.
-fn pair(outcome: Outcome, port: [u8; 2]) -> ((Flow, FlowKey), (Flow, FlowKey)) {
+/// Both entries of the flow of that `turn`, each with its key.
+fn pair(way: &Way, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
+    let port = FIRST_PORT.wrapping_add(turn as u16).to_be_bytes();
+    let next = |[a, b, c, last]: [u8; 4]| [a, b, c, last + (turn >> 16) as u8];
+    let (client, source) = (next(CLIENT), next(MANAGER));
+    let server = service_address(turn & (way.size.services - 1));
     let tuple = |source, source_port, destination, destination_port| FlowKey {
         source,
         destination,
@@ -312,10 +373,10 @@ fn pair(outcome: Outcome, port: [u8; 2]) -> ((Flow, FlowKey), (Flow, FlowKey)) {
         protocol: PROTOCOL_TCP.into(),
     };
     let service = SERVICE_PORT.to_be_bytes();
-    let (from_client, to_backend, client_interface) = if outcome == Outcome::ToBackend {
+    let (from_client, to_backend, client_interface) = if way.outcome == Outcome::ToBackend {
         (
-            tuple(CLIENT, port, MANAGER, service),
-            tuple(MANAGER, port, WORKER, BACKEND_PORT.to_be_bytes()),
+            tuple(client, port, server, service),
+            tuple(source, port, WORKER, BACKEND_PORT.to_be_bytes()),
             HERE,
         )
     } else {
@@ -329,7 +390,7 @@ fn pair(outcome: Outcome, port: [u8; 2]) -> ((Flow, FlowKey), (Flow, FlowKey)) {
         leaves,
         client_mac: Mac::default(),
         manager_mac: Mac::default(),
-        backend: BACKEND,
+        backend: way.size.backend(turn),
         client_interface,
         direction,
         ended: 0,
@@ -348,7 +409,12 @@ fn pair(outcome: Outcome, port: [u8; 2]) -> ((Flow, FlowKey), (Flow, FlowKey)) {
     )
 }
 
-fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
+/// The address of the service of that number.
+fn service_address(number: u32) -> [u8; 4] {
+    (u32::from_be_bytes(MANAGER) + number).to_be_bytes()
+}
+
+fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf, size: Size) -> Result<()> {
     let backend = Backend {
         address: WORKER.mapped(),
         port: BACKEND_PORT,
@@ -371,12 +437,6 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
         accept_local_before: 0,
         half_open_columns: 28_672 / ROWS,
     };
-    let service = ServiceKey {
-        address: MANAGER.mapped(),
-        port: SERVICE_PORT.to_be_bytes(),
-        protocol: PROTOCOL_TCP,
-        reserved: 0,
-    };
     let neighbour = Neighbour {
         worker: [2, 0, 0, 0, 0, 103].into(),
         manager: [2, 0, 0, 0, 0, 101].into(),
@@ -384,18 +444,33 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf) -> Result<()> {
     let at = |map: &str| format!("there is a map {map}");
     let mut map = |map: &str| memlb.take_map(map).with_context(|| at(map));
     Array::try_from(map(name::SETTINGS)?)?.set(0, settings, 0)?;
-    Array::try_from(map(name::SELECTION)?)?.set(0, BACKEND, 0)?;
-    Array::try_from(map(name::BACKENDS)?)?.set(BACKEND, backend, 0)?;
-    Array::try_from(map(name::NEIGHBOURS)?)?.set(BACKEND, neighbour, 0)?;
+    let mut selection = Array::try_from(map(name::SELECTION)?)?;
+    let mut services = HashMap::try_from(map(name::SERVICES)?)?;
+    for id in 0..size.services {
+        let service = ServiceKey {
+            address: service_address(id).mapped(),
+            port: SERVICE_PORT.to_be_bytes(),
+            protocol: PROTOCOL_TCP,
+            reserved: 0,
+        };
+        services.insert(service, Service { id }, 0)?;
+        selection.set(id, size.backend(id), 0)?;
+    }
+    let floor = floors.take_map("floor_backends").context("the floor's")?;
+    let mut floor = Array::try_from(floor)?;
+    let mut backends = Array::try_from(map(name::BACKENDS)?)?;
+    let mut neighbours = Array::try_from(map(name::NEIGHBOURS)?)?;
+    for id in 1..=size.backends {
+        backends.set(id, backend, 0)?;
+        neighbours.set(id, neighbour, 0)?;
+        floor.set(id, backend, 0)?;
+    }
     let mut ports: Array<_, u64> = Array::try_from(map(name::PORTS)?)?;
     for port in (4096..32_768).chain([SERVICE_PORT]).map(u16::to_be_bytes) {
         let (word, bit) = (port_word(PROTOCOL_TCP, port, false), port_bit(port));
         let before = ports.get(&word, 0)?;
         ports.set(word, before | bit, 0)?;
     }
-    HashMap::try_from(map(name::SERVICES)?)?.insert(service, Service { id: 0 }, 0)?;
-    let floor = floors.take_map("floor_backends").context("the floor's")?;
-    Array::try_from(floor)?.set(BACKEND, backend, 0)?;
     Ok(())
 }
 
