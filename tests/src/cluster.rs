@@ -52,6 +52,8 @@ pub struct ClusterOptions {
     pub datagram_ports: Vec<u16>,
     /// Whether every service is one over IPv6, too, under its name with `-6`.
     pub ipv6: bool,
+    /// Whether the services' mode is `dsr`: the workers' agents then translate, and need root.
+    pub direct: bool,
     /// Further arguments for `memlb manager`.
     pub manager_arguments: Vec<String>,
     /// Whether the workers run agents from the start.
@@ -75,6 +77,7 @@ impl Default for ClusterOptions {
             ports: Vec::new(),
             datagram_ports: Vec::new(),
             ipv6: false,
+            direct: false,
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),
@@ -100,6 +103,7 @@ pub struct Cluster {
     pub binary: PathBuf,
     manager_arguments: Vec<String>,
     agent_arguments: Vec<String>,
+    direct: bool,
     patience: Duration,
     /// Where the key of each worker is, if they have keys.
     keys: Option<PathBuf>,
@@ -181,6 +185,7 @@ impl Cluster {
             memory,
             manager_arguments,
             agent_arguments: options.agent_arguments.clone(),
+            direct: options.direct,
             patience: options.patience,
             keys: options.authentication.map(|_| keys),
             topology,
@@ -252,6 +257,12 @@ impl Cluster {
             .args(&self.agent_arguments);
         if let Some(key) = self.key_file(index) {
             command.arg("--key").arg(key);
+        }
+        if self.direct {
+            let (service, server) = (self.service(), self.servers[index].port());
+            let pins = self.place.pin_path.join(worker_name(index));
+            command.arg("--dsr").arg(format!("{service}={server}"));
+            command.arg("--pin-path").arg(pins);
         }
         command
     }

@@ -27,13 +27,15 @@ pub(crate) fn write(
         true => &[ipv4, ipv6],
         false => &[ipv4],
     };
+    let mode = if options.direct { "dsr" } else { "nat" };
+    let service = |family, port, protocol| service(topology, mode, family, port, protocol);
     for family in families {
-        text += &service(topology, *family, SERVICE_PORT, "tcp")?;
+        text += &service(*family, SERVICE_PORT, "tcp")?;
         for port in &options.ports {
-            text += &service(topology, *family, *port, "tcp")?;
+            text += &service(*family, *port, "tcp")?;
         }
         for port in &options.datagram_ports {
-            text += &service(topology, *family, *port, "udp")?;
+            text += &service(*family, *port, "udp")?;
         }
     }
     let file = place.directory.join("memlb.toml");
@@ -64,7 +66,13 @@ fn ipv6(node: &Node) -> IpAddr {
     node.address6().into()
 }
 
-fn service(topology: &Topology, family: Family, port: u16, protocol: &str) -> Result<String> {
+fn service(
+    topology: &Topology,
+    mode: &str,
+    family: Family,
+    port: u16,
+    protocol: &str,
+) -> Result<String> {
     let manager = family(&topology.manager);
     let address = SocketAddr::new(manager, port);
     let fallback = match port {
@@ -88,6 +96,7 @@ fn service(topology: &Topology, family: Family, port: u16, protocol: &str) -> Re
 name = \"{name}\"
 address = \"{address}\"
 protocol = \"{protocol}\"
+mode = \"{mode}\"
 fallback = \"{fallback}\"
 policy = \"memory\"
 workers = [

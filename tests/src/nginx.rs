@@ -18,6 +18,7 @@ pub const HELD_PATH: &str = "/held";
 #[derive(Debug)]
 pub struct Nginx {
     pub process: Process,
+    port: u16,
     root: PathBuf,
 }
 
@@ -33,9 +34,17 @@ impl Nginx {
             .and_then(|()| fs::write(root.join("index.html"), format!("{page}\n")))
             .with_context(|| format!("make nginx's folder {}", directory.display()))?;
         let process = start(namespace, &server(port, &root), directory)?;
-        let mut nginx = Self { process, root };
+        let mut nginx = Self {
+            process,
+            port,
+            root,
+        };
         nginx.wait_until_it_answers(namespace, port)?;
         Ok(nginx)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Returns the folder whose files are served; uploads appear in `upload/`.

@@ -10,6 +10,7 @@ mod machine;
 mod outage;
 mod peers;
 mod picture;
+mod processor;
 mod report;
 mod rounds;
 mod started;
@@ -174,6 +175,8 @@ enum Item {
     Outage,
     /// Failed requests while the selection changes
     Changes,
+    /// What a gigabyte costs the balancer's processors
+    Processor,
 }
 
 /// Sets everything up and measures.
@@ -267,7 +270,11 @@ impl Comparison {
         }
         if self.rows().is_empty() {
             // What is measured beside the rows takes these only.
-            return vec![Contender::MemlbTc, Contender::Nginx2018];
+            let others: &[Contender] = match self.wants(Item::Processor) {
+                true => &processor::COMPARED,
+                false => &[Contender::MemlbTc, Contender::Nginx2018],
+            };
+            return others.into();
         }
         let usual = Contender::value_variants().iter();
         usual
@@ -337,6 +344,16 @@ fn compare(
         )?),
         _ => None,
     };
+    let processor = match options.wants(Item::Processor) {
+        true => processor::measure(
+            &laboratories,
+            options.rounds.into(),
+            Duration::from_secs(options.seconds),
+            &wrk,
+            interrupt,
+        )?,
+        false => Vec::new(),
+    };
     let report = Report {
         machine,
         rounds: options.rounds.into(),
@@ -347,6 +364,7 @@ fn compare(
         contenders,
         outage,
         changes,
+        processor,
         samples,
         stolen_percent: started.stolen_percent_since(),
     };

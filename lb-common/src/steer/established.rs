@@ -61,13 +61,12 @@ pub(super) fn established<T: Tables>(
         flow.client_mac = arrival.source_mac;
         flow.manager_mac = arrival.destination_mac;
     }
-    if moved || now / TWIN_CARE_NS != flow.last_seen_ns / TWIN_CARE_NS {
-        if !look_after_twin(tables, key, &flow) {
-            uncount(tables, &mut flow);
-            drop(flow);
-            tables.remove_established(key);
-            return Some(Verdict::NoFlow);
-        }
+    let is_due = now / TWIN_CARE_NS != flow.last_seen_ns / TWIN_CARE_NS;
+    if (moved || is_due) && !look_after_twin(tables, key, &flow) {
+        uncount(tables, &mut flow);
+        drop(flow);
+        tables.remove_established(key);
+        return Some(Verdict::NoFlow);
     }
     carry(&mut flow, arrival, now);
     let way = Way {

@@ -15,6 +15,8 @@ pub enum Contender {
     MemlbTc,
     /// memlb, attached by XDP
     MemlbXdp,
+    /// memlb in mode dsr: the worker answers the client itself
+    MemlbDsr,
     /// nginx as the system of 2018 had it, reloading every 3 s
     Nginx2018,
     /// nginx that keeps connections to its workers alive, as its manual advises
@@ -34,6 +36,7 @@ impl Contender {
             Self::Router => "router hop",
             Self::MemlbTc => "memlb, TC",
             Self::MemlbXdp => "memlb, XDP",
+            Self::MemlbDsr => "memlb, dsr",
             Self::Nginx2018 => "nginx of 2018",
             Self::NginxKeepalive => "nginx, kept alive",
             Self::HaproxyTcp => "HAProxy, TCP mode",
@@ -49,6 +52,6 @@ impl Contender {
     }
 
     pub fn is_memlb(self) -> bool {
-        matches!(self, Self::MemlbTc | Self::MemlbXdp)
+        matches!(self, Self::MemlbTc | Self::MemlbXdp | Self::MemlbDsr)
     }
 }

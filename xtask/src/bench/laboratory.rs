@@ -64,8 +64,9 @@ impl Laboratory {
     /// When a part of it does not start.
     pub fn build(contender: Contender) -> Result<Self> {
         let system = match contender {
-            Contender::MemlbTc => memlb("tc")?,
-            Contender::MemlbXdp => memlb("xdp")?,
+            Contender::MemlbTc => memlb("tc", false)?,
+            Contender::MemlbXdp => memlb("xdp", false)?,
+            Contender::MemlbDsr => memlb("tc", true)?,
             _ => System::Peer(Box::new(Peer::build(contender)?)),
         };
         let workers = addresses(system.topology())?;
@@ -152,12 +153,16 @@ impl Laboratory {
         self.system.topology()
     }
 
-    fn balancer_log(&self) -> String {
-        let balancer = match &self.system {
+    /// Returns the balancer's process, if it has one.
+    pub fn balancer(&self) -> Option<&Process> {
+        match &self.system {
             System::Memlb(cluster) => cluster.manager.as_ref(),
             System::Peer(peer) => peer.balancer.as_ref(),
-        };
-        balancer.map_or("nothing".into(), Process::log)
+        }
+    }
+
+    fn balancer_log(&self) -> String {
+        self.balancer().map_or("nothing".into(), Process::log)
     }
 
     fn check(&self) -> Result<()> {
@@ -233,7 +238,7 @@ impl Peer {
             Contender::Nftables => peers::translate(&topology, worker, files.path())?,
             Contender::Ipvs => peers::balance_by_ipvs(&topology, worker)?,
             Contender::Router => peers::route_through_manager(&topology)?,
-            Contender::Direct | Contender::MemlbTc | Contender::MemlbXdp => {}
+            Contender::Direct | Contender::MemlbTc | Contender::MemlbXdp | Contender::MemlbDsr => {}
         }
         Ok(Self {
             balancer,
@@ -245,9 +250,10 @@ impl Peer {
     }
 }
 
-fn memlb(attach: &str) -> Result<System> {
+fn memlb(attach: &str, direct: bool) -> Result<System> {
     let cluster = Cluster::start(&ClusterOptions {
         attach: attach.into(),
+        direct,
         ..ClusterOptions::default()
     })?;
     Ok(System::Memlb(Box::new(cluster)))

@@ -11,6 +11,7 @@ use super::{
     expectation::{self, Comparison},
     machine::Machine,
     outage::Outage,
+    processor::{self, Cost},
     rounds::{CONNECTIONS, Row, Samples},
     statistics::Spread,
     table::Table,
@@ -29,6 +30,7 @@ pub struct Report {
     pub expectations: Vec<Comparison>,
     pub outage: Option<Outage>,
     pub changes: Vec<(Contender, Outcome)>,
+    pub processor: Vec<Cost>,
     pub samples: Samples,
     /// What the machine's host took meanwhile.
     pub stolen_percent: f64,
@@ -88,6 +90,9 @@ impl Report {
         text += &self.expectations();
         text += &self.outage();
         text += &self.changes();
+        if !self.processor.is_empty() {
+            text += &processor::text(&self.processor);
+        }
         text
     }
 
@@ -188,7 +193,7 @@ impl Report {
             return String::new();
         }
         let mut table = Table::new(&[
-            "memlb, TC, expected at the least",
+            "expected at the least",
             "expected",
             "measured",
             "from–to",
@@ -197,7 +202,8 @@ impl Report {
         for comparison in &self.expectations {
             table.row([
                 format!(
-                    "{}, of {}",
+                    "{}: {}, of {}",
+                    comparison.of.label(),
                     comparison.row.label(),
                     comparison.against.label()
                 ),
@@ -254,9 +260,7 @@ impl Report {
 
 /// Returns the ratio that `median` should reach, if there is one.
 pub fn goal(median: &Median) -> Option<f64> {
-    (median.contender == Contender::MemlbTc)
-        .then(|| expectation::at_least(median.row, Contender::Direct))
-        .flatten()
+    expectation::at_least(median.contender, median.row, Contender::Direct)
 }
 
 fn range(spread: Spread) -> String {

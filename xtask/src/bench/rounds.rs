@@ -163,7 +163,13 @@ impl Samples {
     }
 }
 
-fn measure(laboratory: &Laboratory, row: Row, duration: Duration, wrk: &Wrk) -> Result<Figures> {
+/// Measures one contender once.
+pub fn measure(
+    laboratory: &Laboratory,
+    row: Row,
+    duration: Duration,
+    wrk: &Wrk,
+) -> Result<Figures> {
     let (figures, _) = laboratory.during(
         |_| laboratory.worker(0),
         || wrk.measure(laboratory.client(), laboratory.target(), row.load(duration)),

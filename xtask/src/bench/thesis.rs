@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::{
     contender::Contender,
     laboratory::Laboratory,
+    processor,
     table::Table,
     wrk::{Load, Wrk},
 };
@@ -191,16 +192,7 @@ fn measure_one(
 
 /// Returns how long the workers' web servers have run on a processor.
 fn processor_times(laboratory: &Laboratory) -> Result<[Duration; 2]> {
-    // USER_HZ, which Linux has fixed at 100 wherever memlb runs.
-    const TICK: Duration = Duration::from_millis(10);
-    of_both(laboratory, |pid| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // After the name in parentheses, which may hold anything: utime and stime, proc_pid_stat(5).
-        let (_, fields) = stat.rsplit_once(')').context("a process has a name")?;
-        let mut fields = fields.split_whitespace().skip(11);
-        let mut ticks = || -> Result<u32> { Ok(fields.next().context("cut short")?.parse()?) };
-        Ok(TICK * (ticks()? + ticks()?))
-    })
+    of_both(laboratory, processor::of_process)
 }
 
 fn resident_mb(laboratory: &Laboratory) -> Result<[f64; 2]> {
