@@ -224,7 +224,8 @@ impl Frame for Skb {
     fn copy_head(self, head: &mut [u8; HEAD]) -> usize {
         // SAFETY: a valid context, of which the field may be read.
         let length = unsafe { (*self.0).len }.min(HEAD as u32);
-        if length == 0 {
+        // So that the verifier knows that it is not 0: of an inequality it learns no bound before Linux 6.8.
+        if length < ETHERNET_LEN as u32 {
             return 0;
         }
         // SAFETY: a valid context, and room for `length` bytes.
