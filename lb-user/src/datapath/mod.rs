@@ -220,8 +220,7 @@ impl Datapath {
     /// Names the map that could not be written.
     pub fn sweep(&mut self, stats: &Stats) -> Result<()> {
         for id in self.parting.clone() {
-            let traffic = stats.backends.get(&id).copied().unwrap_or_default();
-            if traffic.flows + traffic.half_open == 0 {
+            if !stats.occupied.contains(&id) {
                 self.tables.clear_backend(id)?;
                 self.tables.forget_neighbour(id)?;
                 self.parting.remove(&id);
