@@ -21,7 +21,7 @@ mod trace;
 
 pub use adopt::{Adoption, LayoutError, service_numbers};
 pub(crate) use attach::unsuited_to_xdp;
-pub use attach::{Attachment, Choice, Mended};
+pub use attach::{Attachment, Choice, LINKS, Mended};
 pub use flows::{Connection, ConnectionState, read_connections};
 pub use netlink::{Interface, Netlink, Route, Routes};
 pub use object::OBJECT;
