@@ -16,7 +16,8 @@ use std::{
 
 use anyhow::Context;
 use aya::maps::{Array, Map, MapData};
-use memlb_tests::{Cluster, ClusterOptions, Connection, require_root, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Connection, command::output, require_root, wait_until};
+use serde_json::Value;
 use socket2::SockRef;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -74,6 +75,7 @@ fn evictions_do_not_make_the_count_drift() {
     .with_context(|| format!("{:?}, not {present:?}", open_connections(&cluster)))
     .unwrap();
     assert!(present.iter().sum::<u64>() > 100, "{present:?}");
+    expect_shown(&cluster, present);
     let lost: u64 = counts(&cluster, "lost").iter().sum();
     assert!(lost as usize >= TABLE, "only {lost} were evicted");
     drop(held);
@@ -81,6 +83,7 @@ fn evictions_do_not_make_the_count_drift() {
         open_connections(&cluster) == [0, 0]
     })
     .unwrap();
+    expect_shown(&cluster, [0, 0]);
     println!(
         "{flows} flows, {failed} failed, {lost} evicted, {present:?} left, {kills} managers killed: the count is exact"
     );
@@ -185,6 +188,19 @@ fn expect_exact(cluster: &Cluster, attempts: usize) {
     .unwrap();
     drop(held);
     wait_until(SOON, "them to end", || open_connections(cluster) == [0, 0]).unwrap();
+}
+
+/// Expects that `memlb status` and `memlb flows` show what the programs count.
+fn expect_shown(cluster: &Cluster, open: [u64; 2]) {
+    let status = |name: &str| cluster.backend(name).unwrap()["flows"].as_u64().unwrap();
+    let listed = |name: &str| {
+        let mut flows = cluster.memlb("flows");
+        let flows = output(flows.args(["--worker", name, "--json"])).unwrap();
+        let flows: Value = serde_json::from_str(&flows).unwrap();
+        flows["total"].as_u64().unwrap()
+    };
+    let names = ["worker1", "worker2"];
+    assert_eq!((names.map(status), names.map(listed)), (open, open));
 }
 
 fn of_each_worker(held: &[(Connection, String)]) -> [u64; 2] {

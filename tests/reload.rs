@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, client, require_root, wait_until};
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Probe, client, command::output, require_root, wait_until,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -216,6 +218,52 @@ fn a_hangup_reloads_and_says_so_in_the_log() {
     manager.wait_for_log(SOON, "nothing was changed").unwrap();
     assert_eq!(cluster.page().unwrap(), "Worker1");
     assert_eq!(cluster.events_of("reload_refused").unwrap().len(), 1);
+}
+
+#[test]
+fn the_hold_keeps_a_worker_until_a_reload_lets_go() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let original = configuration(&cluster);
+    let policy = "policy = \"memory\"";
+    write(
+        &cluster,
+        &original.replace(policy, &format!("{policy}\nhold = \"1h\"")),
+    );
+    let said = succeed(&cluster);
+    assert!(said.contains("service web: hold: 250ms -> 1h"), "{said}");
+    cluster.memory[1].set_available_kb(600 * 1024).unwrap();
+    cluster.wait_for_selection("worker2", SOON).unwrap();
+    cluster.memory[1].set_available_kb(100 * 1024).unwrap();
+    let waits = |status: &Value| status["services"][0]["waiting"]["worker"] == "worker1";
+    cluster
+        .wait_for_status(SOON, "worker1 to wait", waits)
+        .unwrap();
+    for arguments in [vec!["status"], vec!["explain", "192.168.56.10"]] {
+        let mut verb = cluster.memlb(arguments[0]);
+        let said = output(verb.args(&arguments[1..])).unwrap();
+        assert!(
+            said.contains("worker1 has more memory and waits for the hold"),
+            "{said}"
+        );
+        assert!(said.contains("worker2"), "{said}");
+    }
+    // A failover does not wait.
+    let drain = |verb| output(cluster.memlb(verb).arg("worker2")).unwrap();
+    drain("drain");
+    cluster.wait_for_selection("worker1", SOON).unwrap();
+    drain("undrain");
+    cluster.memory[1].set_available_kb(690 * 1024).unwrap();
+    let waits = |status: &Value| status["services"][0]["waiting"]["worker"] == "worker2";
+    cluster
+        .wait_for_status(SOON, "worker2 to wait", waits)
+        .unwrap();
+    write(&cluster, &original);
+    let said = succeed(&cluster);
+    assert!(said.contains("service web: hold: 1h -> 250ms"), "{said}");
+    cluster.wait_for_selection("worker2", SOON).unwrap();
 }
 
 #[test]

@@ -219,13 +219,17 @@ fn pins_that_vanish_stop_nothing() {
     let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
     let every = Duration::from_millis(10);
     let probe = Probe::start(client, cluster.service(), every, SOON).unwrap();
+    let links = cluster.pinned_links().unwrap();
+    assert_eq!(links.len(), 3, "in, out, and of lo");
     for entry in fs::read_dir(&cluster.place.pin_path).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_file() {
-            fs::remove_file(path).unwrap();
+        match path.is_file() {
+            true => fs::remove_file(path).unwrap(),
+            false => fs::remove_dir_all(path).unwrap(),
         }
     }
-    // The manager still holds the maps.
+    assert!(cluster.pinned_links().unwrap().is_empty());
+    // The manager still holds the maps and the links.
     cluster.memory[1].set_available_kb(650 * 1024).unwrap();
     probe
         .wait_for_page("Worker2", Instant::now(), SOON)
@@ -242,6 +246,7 @@ fn pins_that_vanish_stop_nothing() {
         .unwrap();
     output(&mut cluster.memlb("status")).unwrap();
     assert_eq!(cluster.events_of("pins_restored").unwrap().len(), 1);
+    assert_eq!(cluster.pinned_links().unwrap(), links);
     let report = probe.stop().unwrap();
     let failures: Vec<_> = report.failures().collect();
     assert!(failures.is_empty(), "{failures:?}");
@@ -249,6 +254,7 @@ fn pins_that_vanish_stop_nothing() {
     cluster.kill_manager().unwrap();
     cluster.start_manager().unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    assert_eq!(cluster.pinned_links().unwrap(), links);
 }
 
 #[test]

@@ -58,6 +58,25 @@ fn a_handshake_moves_the_flow_from_one_table_to_the_other() {
 }
 
 #[test]
+fn a_new_connection_does_not_go_on_in_the_half_of_one_that_has_ended() {
+    let mut memory = lab(16);
+    let client = key(([10, 0, 0, 9], 40_000), SERVICE);
+    let leaves = connects(&mut memory, &client);
+    _ = steer(&memory, &arrival(FIN | ACK), &client);
+    _ = steer(&memory, &arrival(FIN | ACK), &leaves.reversed());
+    assert_eq!(memory.active.borrow()[&WORKER1], 0);
+    // What showed the worker's end goes, and is made anew without it at the client's last packet.
+    memory.established.remove(&leaves.reversed());
+    memory.now_ns.set(memory.now_ns.get() + 2 * SECOND);
+    _ = steer(&memory, &arrival(ACK), &client);
+    assert_eq!(memory.established.entries().len(), 2);
+
+    _ = connects(&mut memory, &client);
+    assert_eq!(memory.active.borrow()[&WORKER1], 1);
+    assert_eq!(memory.established.entries().len(), 2);
+}
+
+#[test]
 fn an_established_table_without_room_refuses_the_connection() {
     let memory = lab(2);
     for host in [8, 9] {

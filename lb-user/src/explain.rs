@@ -92,6 +92,9 @@ impl fmt::Display for Explanation {
                 spoken(service.since_ms),
                 service.reason
             )?;
+            if let Some(waiting) = &service.waiting {
+                writeln!(f, "  {waiting}")?;
+            }
             candidates(f, service)?;
         }
         Ok(())

@@ -218,6 +218,9 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
         seconds(service.since_ms),
         service.reason
     )?;
+    if let Some(waiting) = &service.waiting {
+        writeln!(f, "  waiting: {waiting}")?;
+    }
     // As wide as an IPv4 address with its port, at least.
     let widths = service.backends.iter().map(|it| it.seen.address.len());
     let address_width = widths.fold(21, usize::max);

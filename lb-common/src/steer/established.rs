@@ -107,7 +107,9 @@ fn dismiss<T: Tables>(
         .filter(|twin| are_twins(key, twin));
     let now = tables.now_ns();
     let begins = flags.opens() || key.is_datagram();
-    let over = begins && is_over(settings, flow, twin.as_deref(), now);
+    // What has ended counts no more, even where the entry that showed the other end was evicted since.
+    let ended = flow.counted == 0;
+    let over = begins && (ended || is_over(settings, flow, twin.as_deref(), now));
     if !over && keeps {
         return Dismissal::None;
     }

@@ -76,6 +76,10 @@ pub struct Args {
     #[arg(long, value_name = "THRESHOLD", default_value = "auto")]
     threshold: String,
 
+    /// How long policy memory keeps the worker that it switched to, at least
+    #[arg(long, value_name = "DURATION", default_value = "250ms")]
+    hold: humantime::Duration,
+
     /// Print JSON
     #[arg(long, action = ArgAction::SetTrue)]
     json: bool,
@@ -144,6 +148,7 @@ fn scenario(args: &Args) -> anyhow::Result<Scenario> {
                 args.threshold
             )
         })?,
+        hold: *args.hold,
         spread: SpreadSettings::default(),
     })
 }

@@ -164,6 +164,7 @@ impl Changes {
             protocol,
             policy,
             threshold,
+            hold,
             spread,
             mode,
             fallback,
@@ -175,6 +176,7 @@ impl Changes {
         self.free(&key("protocol"), &old.protocol, protocol, debug);
         self.free(&key("policy"), &old.policy, policy, text);
         self.free(&key("threshold"), &old.threshold, threshold, text);
+        self.free(&key("hold"), &old.hold, hold, |it| show_duration(*it));
         self.spread(name, &old.spread, spread);
         self.free(&key("mode"), &old.mode, mode, debug);
         self.free(&key("fallback"), &old.fallback, fallback, |it| {

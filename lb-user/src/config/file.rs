@@ -90,6 +90,7 @@ pub(super) struct ServiceTable {
     pub protocol: Given<String>,
     pub policy: Given<String>,
     pub threshold: Given<Scalar>,
+    pub hold: Given<Scalar>,
     pub rebalance_interval: Given<Scalar>,
     pub reserve: Given<Scalar>,
     pub pressure_limit: Given<Scalar>,

@@ -62,6 +62,7 @@ impl Config {
             mode: service.mode,
             policy: service.policy,
             threshold: service.threshold,
+            hold: service.hold,
             spread: service.spread,
             backends: service
                 .workers

@@ -105,6 +105,7 @@ pub struct Service {
     pub protocol: Protocol,
     pub policy: Policy,
     pub threshold: Threshold,
+    pub hold: Duration,
     pub spread: SpreadSettings,
     pub mode: Mode,
     /// The manager's own server: the service's IP address with another port. Nothing if new

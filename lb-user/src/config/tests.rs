@@ -1,6 +1,7 @@
 //! Configurations, good and bad, and what is said of them.
 
 use super::*;
+use crate::core::HOLD;
 use ProblemKind as Kind;
 
 const KERNEL: PortRange = PortRange {
@@ -37,6 +38,7 @@ fn lab() -> Config {
             address: "192.168.56.101:80".parse().expect("an address"),
             protocol: Protocol::Tcp,
             policy: Policy::Memory,
+            hold: HOLD,
             threshold: Threshold::Auto,
             spread: SpreadSettings::default(),
             mode: Mode::Nat,
@@ -110,7 +112,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 9 + 2 + 3 + 8 + 14);
+    assert_eq!(settings, 9 + 2 + 3 + 8 + 15);
 }
 
 #[test]
@@ -435,6 +437,8 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
             "rebalance_interval = \"250ms\"",
             "rebalance_interval = \"0s\"",
         ),
+        (Kind::OutOfRange, "hold = \"250ms\"", "hold = \"25h\""),
+        (Kind::BadDuration, "hold = \"250ms\"", "hold = 250"),
         (Kind::BadPercent, "reserve = \"5%\"", "reserve = \"91%\""),
         (Kind::BadPercent, "reserve = \"5%\"", "reserve = 5"),
         (

@@ -47,10 +47,11 @@ pub use order::{Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Or
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;
 pub use settings::{
-    Adopted, BackendId, BackendSettings, EVERYBODY, FallbackSettings, Kind, MANAGER, MaxShare,
-    Mode, NOBODY, Policy, ServiceId, ServiceSettings, Settings, SpreadSettings, Threshold,
+    Adopted, BackendId, BackendSettings, EVERYBODY, FallbackSettings, HOLD, Kind, MANAGER,
+    MaxShare, Mode, NOBODY, Policy, ServiceId, ServiceSettings, Settings, SpreadSettings,
+    Threshold,
 };
-pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot};
+pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot, WaitingSnapshot};
 
 use deadlines::Deadlines;
 use sequence::Admission;
@@ -199,14 +200,20 @@ impl Core {
             self.settle(&silent, now);
         }
         self.rebalance_due(now);
+        self.release_due(now);
     }
 
-    /// Returns when [`Self::handle_timeout`] is next due: the earliest worker's deadline, or the next
-    /// look at a service's weights.
+    /// Returns when [`Self::handle_timeout`] is next due: the earliest worker's deadline, the next look at
+    /// a service's weights, or the end of a hold that a better worker waits for.
     ///
     /// It lies after the `now` of the last [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let next = [self.deadlines.earliest(), self.poll_rebalance()];
+        let waiting = self.services.iter().filter_map(|it| it.waiting);
+        let next = [
+            self.deadlines.earliest(),
+            self.poll_rebalance(),
+            waiting.map(|it| it.until).min(),
+        ];
         next.into_iter().flatten().min()
     }
 
@@ -457,6 +464,16 @@ impl Core {
             if service.state(place.backend, worker).is_up() == up {
                 self.commands
                     .extend(service.describe(place.backend, worker));
+            }
+        }
+    }
+
+    /// Turns to the workers whose wait for the hold's end is over.
+    fn release_due(&mut self, now: Instant) {
+        for index in 0..self.services.len() {
+            let waiting = self.services[index].waiting;
+            if waiting.is_some_and(|it| it.until <= now) {
+                self.reselect(index, now);
             }
         }
     }

@@ -45,13 +45,14 @@ impl fmt::Display for Reason {
                 self.to.available()
             ),
             (Rule::Adopted, _) => write!(f, "{to} was selected before the restart and is kept"),
-            (Rule::MoreMemory, Some(from)) => {
+            (Rule::MoreMemory | Rule::SelectedHot, Some(from)) => {
                 self.more_memory(from, f)?;
-                match self.threshold_bytes {
-                    Some(threshold) => {
-                        write!(f, ", above the threshold of {}", Bytes(threshold))
-                    }
-                    None => Ok(()),
+                if let Some(threshold) = self.threshold_bytes {
+                    write!(f, ", above the threshold of {}", Bytes(threshold))?;
+                }
+                match self.rule {
+                    Rule::SelectedHot => write!(f, "; {} has none to spare", from.name),
+                    _ => Ok(()),
                 }
             }
             (Rule::FirstComparison, Some(from)) => {

@@ -103,6 +103,7 @@ impl Core {
 
 impl Service {
     fn inherit(&mut self, old: Service) {
+        self.switched = old.switched;
         if self.settings.threshold == old.settings.threshold {
             self.learned_threshold_bytes = old.learned_threshold_bytes;
         }

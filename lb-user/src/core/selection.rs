@@ -16,12 +16,15 @@ pub struct Candidate {
     pub health: Health,
     /// Unknown of an adopted worker that was not heard yet.
     pub available_bytes: Option<u64>,
+    /// It has no memory to spare.
+    pub hot: bool,
 }
 
 impl Candidate {
     pub const UNKNOWN: Self = Self {
         health: Health::Unknown,
         available_bytes: None,
+        hot: false,
     };
 }
 
@@ -39,6 +42,8 @@ pub enum Rule {
     FirstComparison,
     /// More memory than the selected worker, by more than the threshold.
     MoreMemory,
+    /// The same, and the selected worker has none to spare: it is left before the hold ends.
+    SelectedHot,
     /// The selected worker is no longer up; the best of the rest, whatever the threshold.
     Failover,
     /// The selected worker is no longer up, and no other is.

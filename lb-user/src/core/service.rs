@@ -1,7 +1,7 @@
 //! One service: its backends, what is selected and why.
 
 use std::cmp::Reverse;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::command::Command;
 use super::event::Event;
@@ -9,7 +9,7 @@ use super::health::Health;
 use super::memory::Memory;
 use super::obstacle::Obstacle;
 use super::order::Overlay;
-use super::policy::{Spread, Standing};
+use super::policy::{Spread, Standing, is_hot};
 use super::reason::{Figure, Reason};
 use super::selection::{self, Candidate, Decision, Rule};
 use super::settings::{BackendId, EVERYBODY, Kind, MANAGER, NOBODY, ServiceSettings, Threshold};
@@ -25,6 +25,13 @@ pub(super) enum Target {
     Places,
 }
 
+/// A better worker that waits for the hold to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub backend: usize,
+    pub until: Instant,
+}
+
 #[derive(Debug)]
 pub(super) struct Service {
     pub settings: ServiceSettings,
@@ -35,6 +42,9 @@ pub(super) struct Service {
     pub spread: Option<Spread>,
     pub reason: Reason,
     pub since: Instant,
+    /// When new connections last went from one worker to another, or were found where they went.
+    pub(super) switched: Option<Instant>,
+    pub waiting: Option<Waiting>,
     pub learned_threshold_bytes: Option<u64>,
     /// The workers were just seen side by side for the first time, and whoever was heard first is
     /// selected by mere luck: now the best is taken, whatever the threshold.
@@ -84,6 +94,8 @@ impl Service {
                 threshold_bytes: None,
             },
             since: now,
+            switched: None,
+            waiting: None,
             learned_threshold_bytes: None,
             first_comparison: false,
             ranked: Vec::new(),
@@ -101,6 +113,8 @@ impl Service {
         let place = self.settings.backends.iter().position(|b| b.id == backend);
         if let Some(place) = place {
             self.adopt_target(Target::Backend(place), workers);
+            // An earlier manager may have switched just before it ended.
+            self.switched = Some(self.since);
         }
     }
 
@@ -156,6 +170,8 @@ impl Service {
         let candidate = Candidate {
             health: self.state(backend, worker),
             available_bytes: self.weighed(backend, worker),
+            hot: (worker.memory)
+                .is_some_and(|memory| is_hot(memory, worker.pressure, &self.settings.spread)),
         };
         let before = std::mem::replace(&mut self.candidates[backend], candidate);
         match (before.health.is_up(), candidate.health.is_up()) {
@@ -262,6 +278,9 @@ impl Service {
             from: Some(self.figure(self.target, workers)),
             threshold_bytes: self.threshold_bytes(),
         };
+        if let (Target::Backend(_), Target::Backend(_)) = (self.target, target) {
+            self.switched = Some(now);
+        }
         self.target = target;
         self.since = now;
     }
@@ -290,6 +309,7 @@ impl Service {
 
     /// Applies the policy to what is known now; returns whether the selection changed.
     pub fn reselect(&mut self, workers: &[Worker], now: Instant) -> bool {
+        self.waiting = None;
         let first = std::mem::take(&mut self.first_comparison);
         let threshold_bytes = self.threshold_bytes();
         let in_force = if first { Some(0) } else { threshold_bytes };
@@ -298,7 +318,14 @@ impl Service {
         let Decision::Switch { to, mut rule } = decision else {
             return false;
         };
-        if first && rule == Rule::MoreMemory {
+        if let (Rule::MoreMemory, Some(backend), Some(until)) = (rule, to, self.held_until(now)) {
+            if !self.is_relieved_by(backend) {
+                self.waiting = Some(Waiting { backend, until });
+                self.first_comparison = first;
+                return false;
+            }
+            rule = Rule::SelectedHot;
+        } else if first && rule == Rule::MoreMemory {
             rule = Rule::FirstComparison;
         }
         if self.target == Target::Places {
@@ -307,6 +334,24 @@ impl Service {
         let target = to.map_or(Target::Fallback, Target::Backend);
         self.turn_to(target, rule, workers, now);
         true
+    }
+
+    /// Until when the selected worker is kept whoever has more memory; nothing if it is not.
+    fn held_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.switched?.checked_add(self.settings.hold)?;
+        (until > now).then_some(until)
+    }
+
+    /// Whether the selected worker has no memory to spare, and this one has.
+    fn is_relieved_by(&self, backend: usize) -> bool {
+        let selected = self.selected().map(|place| self.candidates[place]);
+        selected.is_some_and(|it| it.hot) && !self.candidates[backend].hot
+    }
+
+    /// How long [`Self::waiting`] still waits.
+    pub fn waits(&self, now: Instant) -> Option<(usize, Duration)> {
+        let Waiting { backend, until } = self.waiting?;
+        Some((backend, until.saturating_duration_since(now)))
     }
 
     /// The place of the backend that gets all connections, if one does.

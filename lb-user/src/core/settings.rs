@@ -21,6 +21,11 @@ pub const EVERYBODY: &str = "*";
 /// The name of what new connections go to where there is no fallback; no worker may have it.
 pub const NOBODY: &str = "nobody";
 
+/// How long policy `memory` keeps a worker at least that it has switched to, unless told otherwise: two or
+/// three reports at the usual interval, and not so long that the crowd fills it meanwhile, see
+/// docs/policies.md.
+pub const HOLD: Duration = Duration::from_millis(250);
+
 /// Names a service across the kernel boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -58,6 +63,8 @@ pub struct ServiceSettings {
     pub mode: Mode,
     pub policy: Policy,
     pub threshold: Threshold,
+    /// The least time between two switches by preference, see [`HOLD`].
+    pub hold: Duration,
     pub spread: SpreadSettings,
     /// The manager's own server, used while no worker is up.
     /// Without one, new connections are refused meanwhile.

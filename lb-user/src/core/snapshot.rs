@@ -1,5 +1,6 @@
 //! The core's state at one instant, as `memlb status` shows it.
 
+use std::fmt;
 use std::time::Instant;
 
 use schemars::JsonSchema;
@@ -32,6 +33,12 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub threshold: String,
     /// In force at present; nothing while `auto` has not seen two workers.
     pub threshold_bytes: Option<u64>,
+    /// How long policy `memory` keeps the worker that it switched to, at least.
+    #[serde(default)]
+    pub hold_ms: u64,
+    /// A worker that has more memory by more than the threshold, and waits for the hold to end.
+    #[serde(default)]
+    pub waiting: Option<WaitingSnapshot>,
     /// The selected worker's name, or `manager`, or `*` where connections are spread.
     pub selected: String,
     pub rule: Rule,
@@ -40,6 +47,23 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub since_ms: u64,
     /// The workers in the order of the configuration, then the manager if it serves when none is up.
     pub backends: Vec<B>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WaitingSnapshot {
+    pub worker: String,
+    /// How long the hold still lasts.
+    pub left_ms: u64,
+}
+
+impl fmt::Display for WaitingSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { worker, left_ms } = self;
+        write!(
+            f,
+            "{worker} has more memory and waits for the hold to end, in {left_ms} ms"
+        )
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -85,6 +109,8 @@ impl<B> ServiceSnapshot<B> {
             policy: self.policy,
             threshold: self.threshold,
             threshold_bytes: self.threshold_bytes,
+            hold_ms: self.hold_ms,
+            waiting: self.waiting,
             selected: self.selected,
             rule: self.rule,
             reason: self.reason,
@@ -108,6 +134,11 @@ impl Service {
             policy: self.settings.policy,
             threshold: self.settings.threshold.to_string(),
             threshold_bytes: self.threshold_bytes(),
+            hold_ms: milliseconds(self.settings.hold),
+            waiting: self.waits(now).map(|(backend, left)| WaitingSnapshot {
+                worker: workers[self.workers[backend]].name.clone(),
+                left_ms: milliseconds(left),
+            }),
             selected: self.reason.to.name.clone(),
             rule: self.reason.rule,
             reason: self.reason.to_string(),

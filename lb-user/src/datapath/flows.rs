@@ -40,8 +40,8 @@ pub enum ConnectionState {
     Open,
     /// One side has said that it sends no more.
     Closing,
-    /// Both have, or one has reset the connection, or datagrams have ceased. The entry stays until its
-    /// place is needed.
+    /// Both have, or one has reset the connection, or nothing was seen of it for too long. The entry stays
+    /// until its place is needed.
     Ended,
 }
 
@@ -144,19 +144,30 @@ pub(super) fn last_seen_ns<A>(flow: &Flow<A>, twin: Option<&Flow<A>>) -> u64 {
     flow.last_seen_ns.max(twin)
 }
 
-/// How far a flow has ended, as far as that is seen: of a worker that answers past the manager, its own
-/// end is not.
-pub(super) fn ending<A: Family>(
+/// Whether a flow has ended on both sides, as far as that is seen: of a worker that answers past the
+/// manager, its own end is not.
+pub(super) fn is_over<A: Family>(key: &FlowKey<A>, flow: &Flow<A>, twin: Option<&Flow<A>>) -> bool {
+    let twin_ended = twin.map_or(0, |twin| twin.ended);
+    match flow.leaves.is(key) {
+        true => (flow.ended | twin_ended & ended::RESET) != 0,
+        false => ended::both(flow.ended, twin_ended),
+    }
+}
+
+/// What a flow is to the programs: open as long as they count it. One that was evicted by half while it
+/// was closing is not counted again, because it no longer shows who has ended it.
+fn state<A: Family>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
     twin: Option<&Flow<A>>,
+    moment: &Moment,
 ) -> ConnectionState {
+    if flow.counted == 0 || moment.is_past(flow, last_seen_ns(flow, twin)) {
+        return ConnectionState::Ended;
+    }
     let unseen = flow.leaves.is(key);
-    let twin_ended = twin.map_or(0, |twin| twin.ended);
-    match (flow.ended, twin_ended) {
-        (0, other) if unseen && other & ended::RESET == 0 => ConnectionState::Open,
-        (0, 0) => ConnectionState::Open,
-        (one, other) if unseen || ended::both(one, other) => ConnectionState::Ended,
+    match twin.map_or(0, |twin| twin.ended) {
+        other if flow.ended == 0 && (unseen || other == 0) => ConnectionState::Open,
         _ => ConnectionState::Closing,
     }
 }
@@ -167,9 +178,7 @@ fn connection<A: Family>(
     twin: Option<&Flow<A>>,
     moment: &Moment,
 ) -> Connection {
-    let seen_ns = last_seen_ns(flow, twin);
     let since = |ns: u64| Duration::from_nanos(moment.now_ns.saturating_sub(ns));
-    let ceased = key.is_datagram() && moment.is_past(flow, seen_ns);
     let leaves = &flow.leaves;
     Connection {
         protocol: match key.is_datagram() {
@@ -181,12 +190,9 @@ fn connection<A: Family>(
         backend: flow.backend,
         backend_address: (!leaves.is(key))
             .then(|| address(leaves.destination, leaves.destination_port)),
-        state: match ceased {
-            true => ConnectionState::Ended,
-            false => ending(key, flow, twin),
-        },
+        state: state(key, flow, twin, moment),
         age: since(u64::from(flow.created_ticks) * TICK_NS),
-        idle: since(seen_ns),
+        idle: since(last_seen_ns(flow, twin)),
         bytes_in: flow.bytes,
         bytes_out: twin.map_or(0, |twin| twin.bytes),
     }
@@ -243,7 +249,7 @@ mod tests {
             client_interface: 2,
             direction,
             ended,
-            counted: 0,
+            counted: (direction == direction::REQUEST).into(),
             superseded: 0,
             created_ticks: (900 * SECOND / TICK_NS) as u32,
             last_seen_ns: seen_s * SECOND,
@@ -282,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_that_have_ceased_are_no_connection_any_more() {
+    fn what_has_rested_for_too_long_is_no_connection_any_more() {
         let arrives = key(PROTOCOL_UDP, v6(10), v6(1), 53);
         let leaves = key(PROTOCOL_UDP, v6(1), v6(3), 53);
         let reply = flow(arrives.reversed(), 950, 0, direction::REPLY);
@@ -296,16 +302,29 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_open_as_long_as_the_programs_count_it() {
+        let arrives = key(PROTOCOL_TCP, v6(10), v6(1), 80);
+        let leaves = key(PROTOCOL_TCP, v6(1), v6(3), 8081);
+        let reply = flow(arrives.reversed(), 990, ended::FIN, direction::REPLY);
+        let mut request = flow(leaves, 990, 0, direction::REQUEST);
+        let state =
+            |request: &Flow<V6>| connection(&arrives, request, Some(&reply), &moment()).state;
+        assert_eq!(state(&request), ConnectionState::Closing);
+        // Its entry was evicted with what it knew of the client's end, and made anew.
+        request.counted = 0;
+        assert_eq!(state(&request), ConnectionState::Ended);
+        assert!(!is_over(&arrives, &request, Some(&reply)));
+    }
+
+    #[test]
     fn a_worker_that_answers_the_client_itself_is_judged_by_the_client_alone() {
         let arrives = key(PROTOCOL_TCP, v6(10), v6(1), 80);
         let unseen = flow(arrives.reversed(), 990, ended::FIN, direction::REPLY);
-        let state = |ended| {
-            let request = flow(arrives, 990, ended, direction::REQUEST);
-            connection(&arrives, &request, Some(&unseen), &moment())
-        };
-        assert_eq!(state(0).state, ConnectionState::Open);
-        assert_eq!(state(0).backend_address, None);
-        assert_eq!(state(ended::FIN).state, ConnectionState::Ended);
-        assert_eq!(state(ended::RESET).state, ConnectionState::Ended);
+        let request = |ended| flow(arrives, 990, ended, direction::REQUEST);
+        let open = connection(&arrives, &request(0), Some(&unseen), &moment());
+        assert_eq!(open.state, ConnectionState::Open);
+        assert_eq!(open.backend_address, None);
+        let over = |ended| is_over(&arrives, &request(ended), Some(&unseen));
+        assert_eq!([0, ended::FIN, ended::RESET].map(over), [false, true, true]);
     }
 }

@@ -21,7 +21,7 @@ mod trace;
 
 pub use adopt::{Adoption, LayoutError, service_numbers};
 pub(crate) use attach::unsuited_to_xdp;
-pub use attach::{Attachment, Choice, Mended};
+pub use attach::{Attachment, Choice, LINKS, Mended};
 pub use flows::{Connection, ConnectionState, read_connections};
 pub use netlink::{Interface, Netlink, Route, Routes};
 pub use object::OBJECT;
@@ -220,8 +220,7 @@ impl Datapath {
     /// Names the map that could not be written.
     pub fn sweep(&mut self, stats: &Stats) -> Result<()> {
         for id in self.parting.clone() {
-            let traffic = stats.backends.get(&id).copied().unwrap_or_default();
-            if traffic.flows + traffic.half_open == 0 {
+            if !stats.occupied.contains(&id) {
                 self.tables.clear_backend(id)?;
                 self.tables.forget_neighbour(id)?;
                 self.parting.remove(&id);

@@ -3,14 +3,14 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::{
     Pod,
-    maps::{Array, Map, MapData},
+    maps::{Array, HashMap, Map, MapData},
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Flow, FlowKey, name},
+    maps::{Flow, FlowKey, TICK_NS, name},
 };
 
 use super::{
@@ -19,10 +19,17 @@ use super::{
     flows::{Moment, last_seen_ns, open_flows},
 };
 
+/// How many of the first keys of a table are known again when they come once more.
+const LANDMARKS: usize = 16;
+
+/// How often a table is read anew before it is left to the next time.
+const ATTEMPTS: usize = 4;
+
 /// Counts the flow tables' open connections, and writes into map `lost` how many of those in `active`
 /// are no longer there. Nothing else writes `lost`.
 ///
-/// Connections come and go meanwhile; what that falsifies is put right the next time.
+/// Connections come and go meanwhile. What came is told from what was there, so that a crowd that opens
+/// connections takes none for lost; what else that falsifies is put right the next time.
 ///
 /// # Errors
 ///
@@ -30,13 +37,16 @@ use super::{
 pub fn recount(pin_path: &Path) -> Result<()> {
     let active: Array<_, u64> = counts(pin_path, name::ACTIVE)?;
     let mut lost: Array<_, u64> = counts(pin_path, name::LOST)?;
+    let read = |id: u32| active.get(&id, 0).context("read map active");
+    let before: Vec<u64> = (0..active.len()).map(read).collect::<Result<_>>()?;
     let moment = Moment::read(pin_path)?;
     let mut present = BTreeMap::new();
     count::<V4>(pin_path, &moment, &mut present)?;
     count::<V6>(pin_path, &moment, &mut present)?;
-    for id in 1..active.len() {
-        let counted = active.get(&id, 0).context("read map active")?;
-        let gone = counted.saturating_sub(present.get(&id).copied().unwrap_or(0));
+    for (id, before) in (0..).zip(before).skip(1) {
+        let Present { old, new } = present.get(&id).copied().unwrap_or_default();
+        let gone = before.saturating_sub(old);
+        let gone = gone.min(read(id)?.saturating_sub(old + new));
         if lost.get(&id, 0).context("read map lost")? != gone {
             lost.set(id, gone, 0).context("write map lost")?;
         }
@@ -44,34 +54,100 @@ pub fn recount(pin_path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Counts a family's connections that `active` counts and that are still there, by backend.
+/// A backend's connections that `active` counts and that are still there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Present {
+    old: u64,
+    /// Begun since counting began: not in the count of that moment.
+    new: u64,
+}
+
+/// Counts a family's connections by backend.
 fn count<A: Family>(
     pin_path: &Path,
     moment: &Moment,
-    present: &mut BTreeMap<u32, u64>,
+    present: &mut BTreeMap<u32, Present>,
 ) -> Result<()>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
     let flows = open_flows::<A>(pin_path)?;
-    for (_, flow) in flows.iter().filter_map(Result::ok) {
-        if flow.counted == 0 {
-            continue;
-        }
-        let mut past = moment.is_past(&flow, flow.last_seen_ns);
-        // The other direction is worth a look-up only if this one has long been silent.
-        if past {
-            let twin = flows.get(&flow.leaves.reversed(), 0).ok();
-            past = moment.is_past(&flow, last_seen_ns(&flow, twin.as_ref()));
-        }
-        if !past {
-            *present.entry(flow.backend).or_default() += 1;
+    for _ in 0..ATTEMPTS {
+        let mut counted = present.clone();
+        let mut beginning = Beginning::new();
+        let mut entries = flows.iter().filter_map(Result::ok);
+        let complete = entries.all(|(key, flow)| {
+            if flow.counted == 1 && !is_past(&flows, &flow, moment) {
+                let present = counted.entry(flow.backend).or_default();
+                match u64::from(flow.created_ticks) * TICK_NS > moment.now_ns {
+                    true => present.new += 1,
+                    false => present.old += 1,
+                }
+            }
+            !beginning.comes_again(key)
+        });
+        if complete {
+            *present = counted;
+            return Ok(());
         }
     }
-    Ok(())
+    bail!("map {} loses its entries too fast to be read", A::FLOWS)
 }
 
-fn counts(pin_path: &Path, map: &str) -> Result<Array<MapData, u64>> {
+/// Whether a flow has rested for too long. Its other direction is worth a look-up only if it seems so.
+fn is_past<A: Family>(
+    flows: &HashMap<MapData, FlowKey<A>, Flow<A>>,
+    flow: &Flow<A>,
+    moment: &Moment,
+) -> bool
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    moment.is_past(flow, flow.last_seen_ns) && {
+        let twin = flows.get(&flow.leaves.reversed(), 0).ok();
+        moment.is_past(flow, last_seen_ns(flow, twin.as_ref()))
+    }
+}
+
+/// The first keys of a table that is read. Where the kernel has just evicted the entry that was read last, it
+/// goes on with the first one, and everything would count twice.
+#[derive(Debug)]
+struct Beginning<K> {
+    keys: Vec<K>,
+}
+
+impl<K: PartialEq> Beginning<K> {
+    const fn new() -> Self {
+        Self { keys: Vec::new() }
+    }
+
+    /// Takes note of the next key; returns whether it is one of the first.
+    fn comes_again(&mut self, key: K) -> bool {
+        let again = self.keys.contains(&key);
+        if self.keys.len() < LANDMARKS {
+            self.keys.push(key);
+        }
+        again
+    }
+}
+
+/// Opens a pinned map of counts by backend.
+pub(super) fn counts(pin_path: &Path, map: &str) -> Result<Array<MapData, u64>> {
     Array::try_from(Map::Array(open_map(pin_path, map)?)).with_context(|| format!("open map {map}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Beginning;
+
+    #[test]
+    fn notices_when_a_table_begins_again() {
+        let mut beginning = Beginning::new();
+        assert!((0..10_000).all(|key| !beginning.comes_again(key)));
+        // The first ones may have been evicted meanwhile.
+        assert!(beginning.comes_again(3));
+        assert!(!beginning.comes_again(10_000));
+    }
 }

@@ -1,6 +1,9 @@
 //! What the programs counted, read from the pins by whoever asks; nothing here writes.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -19,7 +22,8 @@ use super::{
     bpffs::open_map,
     capacity::has_room,
     family::Family,
-    flows::{ConnectionState, Moment, ending, last_seen_ns, read_flows, requests},
+    flows::{Moment, is_over, last_seen_ns, read_flows, requests},
+    recount::counts,
 };
 
 /// Counters since the maps were made, and connections at this moment.
@@ -28,6 +32,9 @@ pub struct Stats {
     pub backends: BTreeMap<u32, BackendTraffic>,
     pub verdicts: BTreeMap<&'static str, Packets>,
     pub maps: BTreeMap<&'static str, MapFill>,
+    /// The backends that entries of the connection tables still lead to, counted as open or not: a number
+    /// is nobody else's until then.
+    pub occupied: BTreeSet<u32>,
 }
 
 /// How full a map is; one that forgets its longest unused entry is often full in good health.
@@ -40,7 +47,7 @@ pub struct MapFill {
 /// One backend's share. `in` is towards the backend; bytes are those of whole frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendTraffic {
-    /// Connections open now.
+    /// Connections open now, as the programs count them and go by.
     pub flows: u64,
     /// Handshakes begun and not completed yet.
     pub half_open: u64,
@@ -59,7 +66,7 @@ pub struct Packets {
 }
 
 impl Stats {
-    /// Reads the maps pinned in `pin_path`. A flow silent for too long is not counted.
+    /// Reads the maps pinned in `pin_path`.
     pub fn read(pin_path: &Path) -> Result<Self> {
         let mut stats = Self::read_totals(pin_path)?;
         let moment = Moment::read(pin_path)?;
@@ -68,7 +75,7 @@ impl Stats {
         Ok(stats)
     }
 
-    /// Reads only what is counted since the maps were made, which is cheap at any number of flows.
+    /// Reads only what the programs count, which is cheap at any number of flows.
     pub fn read_totals(pin_path: &Path) -> Result<Self> {
         let mut stats = Self::default();
         let verdicts: PerCpuArray<_, Counter> = per_cpu(pin_path, name::VERDICTS)?;
@@ -84,6 +91,10 @@ impl Stats {
             stats.verdicts.insert(verdict.name(), sum);
         }
         let traffic: PerCpuArray<_, Traffic> = per_cpu(pin_path, name::TRAFFIC)?;
+        let (active, lost) = (
+            counts(pin_path, name::ACTIVE)?,
+            counts(pin_path, name::LOST)?,
+        );
         for id in 1..traffic.len() {
             let values = traffic.get(&id, 0).context("read map traffic")?;
             let mut sum = BackendTraffic::default();
@@ -94,6 +105,8 @@ impl Stats {
                 sum.packets_out += cpu.packets_out;
                 sum.bytes_out += cpu.bytes_out;
             }
+            let active = active.get(&id, 0).context("read map active")?;
+            sum.flows = active.saturating_sub(lost.get(&id, 0).context("read map lost")?);
             if sum != BackendTraffic::default() {
                 stats.backends.insert(id, sum);
             }
@@ -101,7 +114,7 @@ impl Stats {
         Ok(stats)
     }
 
-    /// Reads a family's connection tables: how full they are, and whose connections are not over. The
+    /// Reads a family's connection tables: how full they are, and whose connections are in there. The
     /// tables change while they are read; what vanishes meanwhile is left out.
     fn read_family<A: Family>(&mut self, pin_path: &Path, moment: &Moment) -> Result<()>
     where
@@ -125,9 +138,8 @@ impl Stats {
         };
         self.maps.insert(A::FLOWS, fill);
         for (key, flow, twin) in requests(&entries) {
-            let ended = ending(key, flow, twin) == ConnectionState::Ended;
-            if !ended && !moment.is_past(flow, last_seen_ns(flow, twin)) {
-                self.backends.entry(flow.backend).or_default().flows += 1;
+            if !is_over(key, flow, twin) && !moment.is_past(flow, last_seen_ns(flow, twin)) {
+                self.occupied.insert(flow.backend);
             }
         }
 
@@ -137,6 +149,7 @@ impl Stats {
             let silence = moment.now_ns.saturating_sub(handshake.syn_ns);
             if handshake.is_whole() && silence <= longest {
                 present += 1;
+                self.occupied.insert(handshake.backend);
                 let backend = self.backends.entry(handshake.backend).or_default();
                 backend.half_open += 1;
             }

@@ -76,7 +76,7 @@ impl Asker {
         Ok(Status::new(self.decided().await?, &stats))
     }
 
-    /// Returns the same without counting the connections open now, which is cheap.
+    /// Returns the same without looking through the connection tables, which is cheap.
     ///
     /// # Errors
     ///

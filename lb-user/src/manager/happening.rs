@@ -26,7 +26,7 @@ pub(super) enum Happening<'a> {
     },
     /// Somebody had removed them.
     PinsRestored {
-        maps: &'a [&'a str],
+        pins: &'a [String],
     },
     MapWriteFailed {
         error: &'a str,

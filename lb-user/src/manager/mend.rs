@@ -82,6 +82,9 @@ impl Manager {
                     self.log.publish(Severity::Warn, message, &event);
                 }
                 Mended::Back(interface) => {
+                    if let Err(error) = self.pins.hold_links() {
+                        warn!("{error:#}");
+                    }
                     let message = format!("interface {interface} is back, and attached to again");
                     info!("{message}");
                     let event = Happening::InterfaceBack {

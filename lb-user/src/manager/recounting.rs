@@ -1,23 +1,22 @@
 //! Has open connections counted now and then, in a task of its own: reading the flow table takes time.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, time::Duration};
 
+use nix::time::{ClockId, clock_gettime};
 use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::sleep,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::datapath;
 
 /// At most so often.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// A large table takes long: between two counts passes this many times what the last one took.
-const REST: u32 = 500;
+/// A large table takes long: between two counts passes this many times what the last one worked, so that
+/// counting takes a hundredth of one processor at most. What it waited for a busy one does not matter.
+const REST: u32 = 100;
 
 /// Ended when dropped.
 #[derive(Debug)]
@@ -39,17 +38,25 @@ async fn recount(pin_path: PathBuf) {
     let mut failing = false;
     loop {
         let pin_path = pin_path.clone();
-        let begun = Instant::now();
-        let counted = match spawn_blocking(move || datapath::recount(&pin_path)).await {
-            Ok(counted) => counted,
-            Err(error) => Err(error.into()),
-        };
+        let (counted, worked) = spawn_blocking(move || {
+            let begun = worked();
+            let counted = datapath::recount(&pin_path);
+            (counted, worked().saturating_sub(begun))
+        })
+        .await
+        .unwrap_or_else(|error| (Err(error.into()), Duration::ZERO));
         if let Err(error) = &counted
             && !failing
         {
             warn!("count open connections: {error:#}; trying again");
         }
         failing = counted.is_err();
-        sleep(INTERVAL.max(begun.elapsed() * REST)).await;
+        debug!("counted open connections in {worked:?}");
+        sleep(INTERVAL.max(worked * REST)).await;
     }
+}
+
+/// How long this thread has worked.
+fn worked() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::core::{Bytes, MaxShare, Policy, SpreadSettings, Threshold};
+use crate::core::{Bytes, HOLD, MaxShare, Policy, SpreadSettings, Threshold};
 
 /// Everything but the policy and the interval between reports.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,8 @@ pub struct Scenario {
     pub seed: u64,
     /// Of policy `memory`.
     pub threshold: Threshold,
+    /// Of policy `memory`.
+    pub hold: Duration,
     pub spread: SpreadSettings,
 }
 
@@ -89,6 +91,7 @@ impl Default for Scenario {
             duration: Duration::from_secs(120),
             seed: 1,
             threshold: Threshold::Auto,
+            hold: HOLD,
             spread: SpreadSettings::default(),
         }
     }

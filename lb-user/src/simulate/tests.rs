@@ -32,6 +32,7 @@ fn the_emptiest_by_old_reports_is_worse_than_chance() {
     // Follows every report, however little it differs.
     let scenario = Scenario {
         threshold: Threshold::Bytes(0),
+        hold: Duration::ZERO,
         ..short()
     };
     let imbalance = |contender, milliseconds| {
@@ -46,6 +47,21 @@ fn the_emptiest_by_old_reports_is_worse_than_chance() {
         let balanced = imbalance(policy(Policy::Balanced), every);
         assert!(balanced < chance, "{every} ms: {balanced} {chance}");
     }
+}
+
+#[test]
+fn the_default_hold_fills_nobody_and_a_long_one_is_like_old_reports() {
+    let peak = |hold| {
+        let scenario = Scenario { hold, ..short() };
+        outcome(
+            &scenario,
+            policy(Policy::Memory),
+            Duration::from_millis(100),
+        )
+        .peak_percent
+    };
+    assert!(peak(crate::core::HOLD) < 90.0);
+    assert!(peak(Duration::from_secs(3)) > 99.0);
 }
 
 #[test]

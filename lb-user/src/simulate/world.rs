@@ -112,6 +112,7 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Se
             mode: Mode::Nat,
             policy,
             threshold: scenario.threshold,
+            hold: scenario.hold,
             spread: scenario.spread,
             fallback: Some(FallbackSettings {
                 id: fallback,

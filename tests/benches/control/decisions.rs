@@ -39,7 +39,10 @@ pub struct Outcome {
 pub fn measure() -> Result<Outcome> {
     let cluster = Cluster::start(&ClusterOptions {
         agents: false,
-        manager_arguments: vec!["--set".to_owned(), "service.web.threshold=64MiB".to_owned()],
+        manager_arguments: ["threshold=64MiB", "hold=0s"]
+            .iter()
+            .flat_map(|setting| ["--set".to_owned(), format!("service.web.{setting}")])
+            .collect(),
         ..ClusterOptions::default()
     })?;
     let host = &cluster.topology.workers[0];

@@ -143,20 +143,37 @@ impl<'a> Reader<'a> {
         default: Duration,
         longest: Duration,
     ) -> Checked<Duration> {
+        let read = self.duration_or_none(key, setting, default, longest);
+        if read.good() != Some(Duration::ZERO) {
+            return read;
+        }
+        self.refuse(
+            &read.place,
+            ProblemKind::ZeroInterval,
+            "the time is zero",
+            format!("more than 0, at most {}", show_duration(longest)),
+            format!("the default is {}", show_duration(default)),
+        );
+        Checked { bad: true, ..read }
+    }
+
+    /// Reads a duration that may be zero.
+    pub fn duration_or_none(
+        &mut self,
+        key: &str,
+        setting: Setting<String>,
+        default: Duration,
+        longest: Duration,
+    ) -> Checked<Duration> {
         let read = self.parse(key, setting, values::duration, default);
-        let (kind, what) = match read.good() {
-            Some(Duration::ZERO) => (ProblemKind::ZeroInterval, "the time is zero".to_owned()),
-            Some(long) if long > longest => (
-                ProblemKind::OutOfRange,
-                format!("{} is too long", show_duration(long)),
-            ),
-            Some(_) | None => return read,
+        let Some(long) = read.good().filter(|it| *it > longest) else {
+            return read;
         };
         self.refuse(
             &read.place,
-            kind,
-            what,
-            format!("more than 0, at most {}", show_duration(longest)),
+            ProblemKind::OutOfRange,
+            format!("{} is too long", show_duration(long)),
+            format!("at most {}", show_duration(longest)),
             format!("the default is {}", show_duration(default)),
         );
         Checked { bad: true, ..read }

@@ -15,7 +15,7 @@ use crate::config::overrides::Overrides;
 use crate::config::values;
 use crate::config::{AutoJoin, Service, Worker};
 use crate::core::{
-    Endpoint, MANAGER, Mode, NOBODY, Policy, Pressure, Protocol, SpreadSettings, Threshold,
+    Endpoint, HOLD, MANAGER, Mode, NOBODY, Policy, Pressure, Protocol, SpreadSettings, Threshold,
 };
 use crate::heartbeat::{Authentication, check_name};
 
@@ -30,7 +30,7 @@ struct Draft {
     workers: Vec<DraftWorker>,
     auto_join: Option<AutoJoin>,
     protocol: Protocol,
-    rest: (Policy, Threshold, SpreadSettings, Mode),
+    rest: (Policy, Threshold, Duration, SpreadSettings, Mode),
 }
 
 struct DraftWorker {
@@ -71,7 +71,7 @@ impl Draft {
     }
 
     fn finish(self) -> Option<Service> {
-        let (policy, threshold, spread, mode) = self.rest;
+        let (policy, threshold, hold, spread, mode) = self.rest;
         let workers = self.workers.into_iter();
         Some(Service {
             name: self.name?.0,
@@ -79,6 +79,7 @@ impl Draft {
             protocol: self.protocol,
             policy,
             threshold,
+            hold,
             spread,
             mode,
             fallback: match self.rejects {
@@ -181,6 +182,7 @@ fn draft(
         values::threshold,
         Threshold::Auto,
     );
+    let hold = reader.duration_or_none("service.hold", Setting::file(table.hold), HOLD, LONGEST);
     let spread = SpreadSettings {
         rebalance_interval: reader
             .duration(
@@ -249,6 +251,7 @@ fn draft(
         rest: (
             policy.unwrap_or_default(),
             threshold.value,
+            hold.value,
             spread,
             mode.unwrap_or_default(),
         ),

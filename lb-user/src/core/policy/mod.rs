@@ -11,7 +11,7 @@ mod weights;
 use std::time::{Duration, Instant};
 
 pub use appetite::Appetite;
-pub use weights::Standing;
+pub use weights::{Standing, is_hot};
 
 use super::settings::{Kind, ServiceSettings, SpreadSettings};
 use rendezvous::Rendezvous;

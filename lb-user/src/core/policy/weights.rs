@@ -107,6 +107,19 @@ pub fn weigh_equally(standings: &[Option<Standing>], max_share: MaxShare) -> Vec
     finish(vec![1; standings.len()], standings, max_share)
 }
 
+/// Whether a worker that reports this has no memory to spare.
+pub fn is_hot(memory: Memory, pressure: Option<Pressure>, settings: &SpreadSettings) -> bool {
+    let standing = Standing {
+        memory: Some(memory),
+        pressure,
+        age: Duration::ZERO,
+        drift_bytes: 0,
+        ramp_percent: 100,
+        manual_percent: 100,
+    };
+    headroom(&standing, settings) == Some(0)
+}
+
 /// Whether weights differ enough to be written.
 pub fn moved(before: &[u32], after: &[u32]) -> bool {
     let sum = |weights: &[u32]| weights.iter().map(|weight| u64::from(*weight)).sum::<u64>();

@@ -20,8 +20,8 @@ enum Input {
     Connections(Vec<(BackendId, u64)>),
     /// A router is found before a worker, or not.
     Link(BackendId, bool),
-    /// Both services' policies are configured anew.
-    Reconfigure(Policy, Policy),
+    /// Both services' policies and holds are configured anew.
+    Reconfigure([(Policy, Duration); 2]),
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
@@ -30,17 +30,16 @@ fn settings() -> impl Strategy<Value = Settings> {
         (0..100u64).prop_map(|mib| Threshold::Bytes(mib * MIB)),
         (0..50u32).prop_map(Threshold::Percent),
     ];
-    let services = (threshold.clone(), threshold, policy(), policy());
+    let services = (threshold.clone(), threshold, policies());
     let mode = prop::sample::select(&Mode::ALL);
     (services, 0..4u32, max_share(), mode).prop_map(
-        |((one, other, first, second), up_after, max_share, mode)| {
+        |((one, other, policies), up_after, max_share, mode)| {
             let mut services = vec![
                 service(0, 1, &WORKERS[..3], one),
                 service(1, 10, &[WORKERS[3], WORKERS[1]], other),
             ];
             services[0].mode = mode;
-            services[0].policy = first;
-            services[1].policy = second;
+            give(&mut services, policies);
             services[0].spread.max_share = max_share;
             Settings {
                 down_after: DOWN_AFTER,
@@ -49,6 +48,17 @@ fn settings() -> impl Strategy<Value = Settings> {
             }
         },
     )
+}
+
+fn give(services: &mut [ServiceSettings], policies: [(Policy, Duration); 2]) {
+    for (service, (policy, hold)) in services.iter_mut().zip(policies) {
+        (service.policy, service.hold) = (policy, hold);
+    }
+}
+
+fn policies() -> impl Strategy<Value = [(Policy, Duration); 2]> {
+    let hold = prop::sample::select(&[0, 250, 3_000]).prop_map(Duration::from_millis);
+    prop::array::uniform2((policy(), hold))
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
@@ -153,7 +163,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => Just(Input::Timeout),
         2 => prop::collection::vec((backend(), 0..200u64), 0..6).prop_map(Input::Connections),
         1 => (backend(), any::<bool>()).prop_map(|(of, behind)| Input::Link(of, behind)),
-        1 => (policy(), policy()).prop_map(|(one, other)| Input::Reconfigure(one, other)),
+        1 => policies().prop_map(Input::Reconfigure),
     ]
 }
 
@@ -195,9 +205,8 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
                 world.wake();
             }
             Input::Connections(open) => world.core.handle_connections(open),
-            Input::Reconfigure(one, other) => {
-                settings.services[0].policy = *one;
-                settings.services[1].policy = *other;
+            Input::Reconfigure(policies) => {
+                give(&mut settings.services, *policies);
                 world.reconfigure(settings.clone());
             }
         }
@@ -240,7 +249,10 @@ impl World {
             self.now = due;
             let rebalances = self.core.wants_connections(due);
             self.wake();
-            assert!(self.fell() || rebalances, "nothing was due");
+            let new = &self.events[events..];
+            let switched = |it: &Event| matches!(it, Event::SelectionChanged { .. });
+            let happened = self.fell() || rebalances || new.iter().any(switched);
+            assert!(happened, "nothing was due");
         }
         self.now = end;
         self.wake();
@@ -325,7 +337,7 @@ fn check_events(events: &[Event]) {
         else {
             continue;
         };
-        if *rule == Rule::MoreMemory {
+        if matches!(rule, Rule::MoreMemory | Rule::SelectedHot) {
             assert!(to.expect("known") - from.expect("known") > threshold.expect("known"));
         }
         let alarm = index > 0 && matches!(events[index - 1], Event::AllWorkersDown { .. });

@@ -4,6 +4,7 @@ mod adoption;
 mod direct;
 mod heartbeats;
 mod histories;
+mod holding;
 mod orders;
 mod outputs;
 mod reconfigure;
@@ -56,6 +57,7 @@ pub(super) fn service(
         mode: Mode::Nat,
         policy: Policy::Memory,
         threshold,
+        hold: Duration::ZERO,
         spread: SpreadSettings::default(),
         fallback: Some(FallbackSettings {
             id: BackendId(first_backend + workers.len() as u32),
@@ -169,6 +171,8 @@ pub(super) struct World {
     pub now: Instant,
     pub maps: Maps,
     pub events: Vec<Event>,
+    /// When each service's connections last went from one worker to another.
+    switched: BTreeMap<String, Instant>,
     /// What each running agent sends next.
     pub agents: BTreeMap<String, Report>,
     next_beat: Instant,
@@ -187,6 +191,7 @@ impl World {
             now,
             maps: Maps::default(),
             events: Vec::new(),
+            switched: BTreeMap::new(),
             agents: BTreeMap::new(),
             next_beat: now + BEAT,
             boots: 0,
@@ -259,8 +264,43 @@ impl World {
         while let Some(command) = self.core.poll_command() {
             self.maps.apply(command);
         }
-        self.events
-            .extend(std::iter::from_fn(|| self.core.poll_event()));
+        while let Some(event) = self.core.poll_event() {
+            self.check_hold(&event);
+            self.events.push(event);
+        }
+    }
+
+    /// No worker follows another by preference before the hold ends, unless the one has no memory to spare.
+    fn check_hold(&mut self, event: &Event) {
+        let Event::SelectionChanged {
+            service,
+            from: Some(from),
+            to,
+            rule,
+            ..
+        } = event
+        else {
+            return;
+        };
+        if [from, to]
+            .map(String::as_str)
+            .iter()
+            .any(|it| [MANAGER, NOBODY, EVERYBODY].contains(it))
+        {
+            return;
+        }
+        let mut services = self.core.services.iter();
+        let settings =
+            services.find_map(|it| (it.settings.name == *service).then_some(&it.settings));
+        let hold = settings.expect("a service").hold;
+        if let Some(before) = self.switched.insert(service.clone(), self.now)
+            && matches!(rule, Rule::MoreMemory | Rule::FirstComparison)
+        {
+            assert!(
+                self.now - before >= hold,
+                "{event} within the hold of {hold:?}"
+            );
+        }
     }
 
     pub fn selected(&self) -> String {

@@ -107,6 +107,7 @@ fn the_snapshot_shows_workers_in_their_order_and_the_manager_last() {
         json!({"services": [{
             "name": "service0", "address": "192.168.56.101:80", "protocol": "tcp", "mode": "nat",
             "policy": "memory", "threshold": "auto", "threshold_bytes": null,
+            "hold_ms": 0, "waiting": null,
             "selected": "worker1", "rule": "first_up",
             "reason": "worker1 is up with 394.0 MiB available", "since_ms": 250,
             "backends": [

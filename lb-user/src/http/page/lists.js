@@ -54,6 +54,7 @@ export function decision(service) {
     ["rule", words(service.rule)],
     ["policy", words(service.policy)],
     ...(service.policy === "memory" ? [["threshold", threshold]] : []),
+    ...(service.waiting ? [["waiting for the hold to end", service.waiting.worker]] : []),
     ...(service.mode === "nat" ? [] : [["mode", service.mode]]),
   ]);
 }
