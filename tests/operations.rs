@@ -157,7 +157,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
         (&["drain", "worker1", "--cut"], "--deadline"),
         (&["drain", "worker1", "--deadline", "5m"], "--wait"),
         (&["workers", "nobody"], "there are worker1, worker2"),
-        (&["services", "nothing"], "there are web"),
+        (&["services", "nothing"], "only web"),
     ];
     for (arguments, says) in cases {
         expect_status(&memlb(&cluster, arguments), 2, says);
@@ -285,7 +285,7 @@ fn lists_connections_and_explains_them() {
     expect_status(
         &memlb(&cluster, &["flows", "--worker", "nobody"]),
         2,
-        "there are manager",
+        "only manager",
     );
 }
 

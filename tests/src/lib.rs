@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod command;
 pub mod configuration;
 pub mod datagram;
+pub mod document;
 pub mod herd;
 pub mod kernel;
 pub mod memory_file;

@@ -1,7 +1,7 @@
 //! Makes the Debian package: what cargo-deb cannot make by itself, then cargo-deb.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,6 +13,9 @@ use crate::{
     build, setup, test,
     workspace::{cargo, cargo_bin, find_program, root, say, target},
 };
+
+/// `.invalid` is nobody's (RFC 2606).
+const NOBODY: &str = "Local build of memlb <nobody@memlb.invalid>";
 
 const CARGO_DEB_VERSION: &str = "3.8.0";
 
@@ -32,13 +35,17 @@ pub fn package_of(memlb: &Path) -> Result<PathBuf> {
     setup::for_packaging()?;
     make_contents(memlb, &target().join("package"))?;
     // Says nothing but the package's path.
-    let package = output(cargo().args([
-        "deb",
-        "--package=lb-user",
-        "--no-build",
-        "--strip",
-        "--quiet",
-    ]))?;
+    let package = output(
+        cargo()
+            .args([
+                "deb",
+                "--package=lb-user",
+                "--no-build",
+                "--strip",
+                "--quiet",
+            ])
+            .args(["--maintainer", &maintainer()]),
+    )?;
     Ok(package.trim().into())
 }
 
@@ -94,10 +101,20 @@ fn changelog() -> Result<String> {
     }
     Ok(format!(
         "memlb ({}) unstable; urgency=medium\n\n  * See CHANGELOG.md for what is new.\n\n \
-         -- The memlb authors <memlb@example.net>  {}\n",
+         -- {}  {}\n",
         env!("CARGO_PKG_VERSION"),
+        maintainer(),
         date.trim()
     ))
+}
+
+/// Who answers for the package: who makes it, if they say so as Debian's own tools are told; nobody else.
+fn maintainer() -> String {
+    let given = |variable| env::var(variable).ok().filter(|value| !value.is_empty());
+    match (given("DEBFULLNAME"), given("DEBEMAIL")) {
+        (Some(name), Some(address)) => format!("{name} <{address}>"),
+        _ => NOBODY.to_owned(),
+    }
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Every test at every level.
 
 mod debian;
+mod guide;
 mod machine;
 mod machines;
 mod package;

@@ -1,14 +1,15 @@
 //! `memlb check`: is a configuration right?
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use memlb::{
     config::{Config, Overrides},
     heartbeat::Authentication,
     keys,
 };
+use serde::Serialize;
 
-use super::{Outcome, source::kernel_ports};
+use super::{Outcome, print_json, source::kernel_ports};
 
 /// Check a configuration file and say what is wrong with it
 #[derive(clap::Args)]
@@ -20,6 +21,19 @@ pub struct Args {
     /// Print the documented example instead
     #[arg(long, conflicts_with = "config")]
     example: bool,
+
+    /// Print JSON
+    #[arg(long, conflicts_with = "example")]
+    json: bool,
+}
+
+/// What a right configuration has, as `--json` prints it.
+#[derive(Serialize)]
+struct Checked<'a> {
+    file: &'a Path,
+    services: usize,
+    backends: usize,
+    warnings: Vec<String>,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -28,21 +42,29 @@ pub fn run(args: &Args) -> Outcome {
         return Ok(());
     };
     let config = Config::read(path, &Overrides::default(), kernel_ports())?;
-    for warning in config.warnings() {
-        eprintln!("warning: {warning}");
-    }
-    if let Some(problem) = missing_keys(&config) {
-        eprintln!("warning: {problem}");
-    }
-    let workers: usize = config
+    let warnings = config.warnings().into_iter();
+    let warnings: Vec<String> = warnings.chain(missing_keys(&config)).collect();
+    let backends: usize = config
         .services
         .iter()
         .map(|service| service.workers.len())
         .sum();
+    let checked = Checked {
+        file: path,
+        services: config.services.len(),
+        backends,
+        warnings,
+    };
+    if args.json {
+        return print_json(&checked);
+    }
+    for warning in &checked.warnings {
+        eprintln!("warning: {warning}");
+    }
     println!(
-        "{}: fine, {} services with {workers} backends",
+        "{}: fine, {} services with {backends} backends",
         path.display(),
-        config.services.len()
+        checked.services
     );
     Ok(())
 }

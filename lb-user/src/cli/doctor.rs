@@ -9,7 +9,8 @@ use memlb::{
 };
 
 use super::{
-    Failure, Outcome, agent::worker_name, block_on, print, source::Source, source::kernel_ports,
+    Failure, Outcome, agent::worker_name, block_on, print, print_json, source::Source,
+    source::kernel_ports,
 };
 
 /// Examine this host as a manager's, or with --agent as a worker's, and say what mends what is wrong
@@ -64,8 +65,7 @@ pub fn run(args: &Args) -> Outcome {
         }
     };
     if args.json {
-        let json = serde_json::to_string_pretty(&diagnosis).context("encode the diagnosis")?;
-        print(&format!("{json}\n"));
+        print_json(&diagnosis)?;
     } else {
         print(&diagnosis.to_string());
     }

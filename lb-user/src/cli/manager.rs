@@ -23,7 +23,7 @@ pub fn run(args: Args) -> Outcome {
     let config = args.source.read()?;
     let source = args.source;
     if args.detach {
-        return unload::remove(&config.manager.pin_path);
+        return unload::remove(&config.manager.pin_path, false);
     }
     Ok(block_on(manager::run(
         config,

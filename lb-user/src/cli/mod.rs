@@ -29,6 +29,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use memlb::{config::ConfigError, control::AskError};
+use serde::Serialize;
 
 /// A load balancer in the kernel, steered by the memory of its workers
 #[derive(Parser)]
@@ -157,6 +158,12 @@ fn print(text: &str) {
         eprintln!("memlb: print the answer: {error}");
         std::process::exit(1);
     }
+}
+
+fn print_json(value: &impl Serialize) -> Outcome {
+    let json = serde_json::to_string_pretty(value).context("encode the answer")?;
+    print(&format!("{json}\n"));
+    Ok(())
 }
 
 /// Runs a task to its end on this thread; blocking work has threads of its own.

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::Context;
 use memlb::control::{AskError, Asker, Request};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -38,11 +37,9 @@ impl Remote {
         text: impl FnOnce(&T) -> String,
     ) -> super::Outcome {
         if self.json {
-            let json = serde_json::to_string_pretty(value).context("encode the answer")?;
-            super::print(&format!("{json}\n"));
-        } else {
-            super::print(&text(value));
+            return super::print_json(value);
         }
+        super::print(&text(value));
         Ok(())
     }
 }

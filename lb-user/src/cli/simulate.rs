@@ -15,7 +15,7 @@ use memlb::{
     simulate::{Contender, Recording, Scenario, WorkerModel, compare, plot},
 };
 
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, print, print_json};
 
 /// Try the policies in virtual time, over made-up clients and workers
 ///
@@ -104,11 +104,9 @@ pub fn run(args: &Args) -> Outcome {
             .with_context(|| format!("write the picture {}", file.display()))?;
     }
     if args.json {
-        let json = serde_json::to_string_pretty(&results).context("encode the results")?;
-        println!("{json}");
-    } else {
-        print!("{results}");
+        return print_json(&results);
     }
+    print(&results.to_string());
     Ok(())
 }
 

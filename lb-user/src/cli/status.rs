@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use memlb::{
     control::Request,
-    core::{Bytes, MANAGER, ServiceSnapshot},
+    core::{Bytes, MANAGER, ServiceSnapshot, no_such},
     status::{Backend, Status},
 };
 use serde::Serialize;
@@ -171,8 +171,5 @@ fn chosen(
 
 fn unknown<'a>(kind: &str, wanted: &str, known: impl Iterator<Item = &'a str>) -> Failure {
     let known: Vec<&str> = known.collect();
-    Failure::Usage(anyhow::anyhow!(
-        "there is no {kind} {wanted:?}: there are {}",
-        known.join(", ")
-    ))
+    Failure::Usage(anyhow::anyhow!(no_such(kind, wanted, &known)))
 }

@@ -8,7 +8,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{Offices, Ordered, Reloaded, Request};
 use crate::{
-    core::{Order, OrderError, ServiceSnapshot},
+    core::{Order, OrderError, ServiceSnapshot, no_such},
     datapath::{Stats, read_connections},
     explain::Explanation,
     flows::{Client, Filter, Flows},
@@ -141,10 +141,9 @@ pub(super) fn is_known(
     for (kind, wanted, known) in names {
         if let Some(wanted) = wanted.filter(|wanted| !known.contains(wanted)) {
             let known: Vec<&str> = known.into_iter().collect();
-            return Err(Refusal::Usage(anyhow::anyhow!(
-                "there is no {kind} {wanted:?}: there are {}",
-                known.join(", ")
-            )));
+            return Err(Refusal::Usage(anyhow::anyhow!(no_such(
+                kind, wanted, &known
+            ))));
         }
     }
     Ok(())

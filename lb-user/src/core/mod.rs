@@ -43,7 +43,9 @@ pub use health::Health;
 pub use memory::{Bytes, Memory, Pressure};
 pub use obey::Obeyed;
 pub use obstacle::Obstacle;
-pub use order::{Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders, Overlay};
+pub use order::{
+    Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders, Overlay, no_such,
+};
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;
 pub use settings::{

@@ -317,8 +317,10 @@ pub enum OrderError {
 impl fmt::Display for OrderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownWorker { worker, known } => unknown(f, "worker", worker, known),
-            Self::UnknownService { service, known } => unknown(f, "service", service, known),
+            Self::UnknownWorker { worker, known } => f.write_str(&no_such("worker", worker, known)),
+            Self::UnknownService { service, known } => {
+                f.write_str(&no_such("service", service, known))
+            }
             Self::NotInService {
                 worker,
                 service,
@@ -348,12 +350,13 @@ impl fmt::Display for OrderError {
 
 impl std::error::Error for OrderError {}
 
-fn unknown(f: &mut fmt::Formatter<'_>, kind: &str, name: &str, known: &[String]) -> fmt::Result {
-    write!(f, "there is no {kind} {name:?}")?;
-    let distance = |candidate: &&String| strsim::damerau_levenshtein(name, candidate);
-    let nearest = known.iter().min_by_key(distance);
+/// Says that there is nothing of that `kind` and `name`, and what was probably meant.
+pub fn no_such(kind: &str, name: &str, known: &[impl AsRef<str>]) -> String {
+    let known: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
+    let distance = |candidate: &&str| strsim::damerau_levenshtein(name, candidate);
+    let nearest = known.iter().min_by_key(|candidate| distance(candidate));
     match nearest.filter(|nearest| distance(nearest) <= 2) {
-        Some(nearest) => write!(f, "; did you mean {nearest}?"),
-        None => write!(f, ": there are {}", known.join(", ")),
+        Some(nearest) => format!("there is no {kind} {name:?}; did you mean {nearest}?"),
+        None => format!("there is no {kind} {name:?}, only {}", known.join(", ")),
     }
 }

@@ -2,6 +2,7 @@
 
 mod demo;
 mod log_tail;
+mod record;
 mod screen;
 mod view;
 mod window;
@@ -45,6 +46,8 @@ enum Verb {
         #[arg(long, value_enum, default_value_t = Attach::Auto)]
         attach: Attach,
     },
+    /// Records a session in the lab as the README's picture
+    Record,
     /// Starts the lab and leaves it for work by hand
     Up(Options),
     /// Runs a command on the lab's client
@@ -78,6 +81,7 @@ impl Lab {
         match self.verb {
             None => live(&self.options)?,
             Some(Verb::Demo { attach }) => return demo(attach),
+            Some(Verb::Record) => record()?,
             Some(Verb::Up(options)) => up(&options)?,
             Some(Verb::Exec { command }) => exec(&command)?,
             Some(Verb::Down) => down()?,
@@ -105,6 +109,16 @@ fn demo(attach: Attach) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn record() -> Result<()> {
+    let interrupt = prepare()?;
+    let cluster = start(Attach::Auto, None, demo::MANAGER_ARGUMENTS)?;
+    interrupt.check()?;
+    let picture = workspace::root().join(record::PICTURE);
+    record::record(&cluster, &picture)?;
+    say(format!("drew {}", picture.display()));
+    Ok(())
 }
 
 fn up(options: &Options) -> Result<()> {

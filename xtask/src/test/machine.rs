@@ -93,9 +93,19 @@ impl Machine {
                 .args(["--all", "--target", &self.leader, "--"])
                 .args(["env", "--ignore-environment", "--chdir=/root"])
                 .args(["PATH=/usr/sbin:/usr/bin", "DEBIAN_FRONTEND=noninteractive"])
+                // Content with a file that can be edited.
+                .arg("EDITOR=test -w")
                 .arg(program)
                 .args(arguments),
         )
+    }
+
+    /// Types commands on the machine one after the other, as root in its home.
+    pub fn type_all(&self, commands: &[String]) -> Result<()> {
+        for command in commands {
+            self.sh(command)?;
+        }
+        Ok(())
     }
 
     /// Runs a line of shell on the machine.

@@ -33,7 +33,13 @@ impl Machines {
             .arg(debian)
             .arg("--directory")
             .arg(&root))?;
-        fs::copy(package, root.join("root/memlb.deb")).context("copy the package")?;
+        let name = package.file_name().context("the package has a name")?;
+        fs::copy(package, root.join("root").join(name)).context("copy the package")?;
+        fs::write(
+            root.join("etc/apt/apt.conf.d/assume-yes"),
+            "APT::Get::Assume-Yes \"true\";\n",
+        )
+        .context("have apt-get answered")?;
 
         let network = Topology::create(Shape::OneArm, 2)?;
         let mut servers = vec![Nginx::start(
@@ -75,7 +81,7 @@ impl Machines {
         Ok(get(&self.network.client, self.service(), "/", patience)?.first_line())
     }
 
-    /// Waits until the manager knows both workers to be up.
+    /// Waits until the manager knows both workers to be up, and able to serve.
     pub fn wait_for_all(&self) -> Result<()> {
         wait_until(PATIENCE, "both workers to be up", || {
             let Ok(status) = self.manager.run("memlb", &["status", "--json"]) else {
@@ -83,7 +89,8 @@ impl Machines {
             };
             let status: Value = serde_json::from_str(&status).unwrap_or_default();
             let backends = status["services"][0]["backends"].as_array();
-            backends.is_some_and(|all| all.len() == 3 && all.iter().all(|it| it["state"] == "up"))
+            let serves = |it: &Value| it["state"] == "up" && it["barred"].is_null();
+            backends.is_some_and(|all| all.len() == 3 && all.iter().all(serves))
         })?;
         Ok(())
     }

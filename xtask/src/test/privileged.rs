@@ -1,10 +1,10 @@
 //! The tests that need root: built as the user, run as root, so that the
 //! target folder stays the user's.
 
-use std::path::Path;
+use std::{env, path::Path};
 
-use anyhow::{Result, bail};
-use memlb_tests::{cluster::BINARY, command, privilege::REQUIRED};
+use anyhow::{Context, Result, bail};
+use memlb_tests::{cluster::BINARY, command, document::XTASK, privilege::REQUIRED};
 
 use super::schemathesis;
 use crate::{
@@ -20,6 +20,7 @@ pub fn run_all(memlb: &Path) -> Result<()> {
         // The one test that needs it fails; the others need not wait for that.
         say(format!("{error:#}"));
     }
+    let xtask = env::current_exe().context("find this program")?;
     let mut failed = Vec::new();
     for (name, binary) in build(&["--lib", "--tests"])? {
         say(format!("running {name} as root"));
@@ -27,6 +28,7 @@ pub fn run_all(memlb: &Path) -> Result<()> {
         test.current_dir(root().join("tests"))
             .arg(format!("{REQUIRED}=1"))
             .arg(format!("{BINARY}={}", memlb.display()))
+            .arg(format!("{XTASK}={}", xtask.display()))
             .args(
                 schemathesis
                     .iter()

@@ -1,18 +1,28 @@
 //! The package on three clean machines, a manager and two workers: installed, started, hung, upgraded,
 //! removed, purged.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    ops::Deref,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
-use memlb_tests::{Connection, notice::say, wait::wait_until};
+use memlb_tests::{Connection, command::output, document::Document, notice::say, wait::wait_until};
 
-use super::{machine::PATIENCE, machines::Machines};
+use super::{
+    guide::Guide,
+    machine::{Machine, PATIENCE},
+    machines::Machines,
+};
+use crate::workspace::root;
 
 const MANAGER: &str = "memlb-manager.service";
 const AGENT: &str = "memlb-agent.service";
 
-/// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF.
-const CAPABILITIES_OF_THE_MANAGER: u64 = 1 << 12 | 1 << 38 | 1 << 39;
+/// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF: of the manager, and of an agent with a companion.
+const CAPABILITIES_FOR_BPF: u64 = 1 << 12 | 1 << 38 | 1 << 39;
 
 /// The most that `systemd-analyze security` may find, in tenths.
 const MOST_EXPOSURE: &str = "--threshold=25";
@@ -40,6 +50,8 @@ const REMAINS: &[&str] = &[
     "/var/log/memlb/events.jsonl",
 ];
 
+const DROP_INS: &str = "/etc/systemd/system/memlb-agent.service.d";
+
 const ACCEPT_LOCAL: &str = "cat /proc/sys/net/ipv4/conf/lo/accept_local";
 
 /// Wants a mount namespace of its own.
@@ -53,25 +65,30 @@ pub struct TryPackage {
 }
 
 pub fn try_package(task: &TryPackage) -> Result<()> {
-    let machines = Machines::boot(&task.package, &task.debian, &task.folder)?;
-    let steps: [(&str, Step); 10] = [
-        ("is installed, and waits", Machines::install),
-        ("pleases systemd's checkers", Machines::analyze),
-        ("says what it misses", Machines::start_unconfigured),
-        ("starts with keys", Machines::start),
-        ("takes root's pins over", Machines::take_over),
-        ("has the fewest privileges", Machines::look_at_privileges),
-        ("is noticed when it hangs", Machines::hang),
-        ("is upgraded under traffic", Machines::upgrade),
-        ("takes the programs along", Machines::remove),
-        ("leaves nothing when purged", Machines::purge),
+    let trial = Trial {
+        guide: Guide::read()?,
+        machines: Machines::boot(&task.package, &task.debian, &task.folder)?,
+        package: &task.package,
+        folder: &task.folder,
+    };
+    let steps: [(&str, Step<'_>); 11] = [
+        ("is installed, and waits", Trial::install),
+        ("pleases systemd's checkers", Trial::analyze),
+        ("says what it misses", Trial::start_unconfigured),
+        ("starts with keys", Trial::start),
+        ("takes root's pins over", Trial::take_over),
+        ("has the fewest privileges", Trial::look_at_privileges),
+        ("answers clients directly", Trial::answer_directly),
+        ("is noticed when it hangs", Trial::hang),
+        ("is upgraded under traffic", Trial::upgrade),
+        ("takes the programs along", Trial::remove),
+        ("leaves nothing when purged", Trial::purge),
     ];
     for (what, step) in steps {
         say(format_args!("the package {what}"));
-        step(&machines).with_context(|| {
-            let journal = machines
-                .manager
-                .run("journalctl", &["--no-pager", "--lines=60"]);
+        step(&trial).with_context(|| {
+            let manager = &trial.machines.manager;
+            let journal = manager.run("journalctl", &["--no-pager", "--lines=60"]);
             let journal = journal.unwrap_or_else(|error| format!("{error:#}"));
             format!("the package {what}: no; the manager's journal ends so:\n{journal}\n")
         })?;
@@ -79,12 +96,31 @@ pub fn try_package(task: &TryPackage) -> Result<()> {
     Ok(())
 }
 
-type Step = fn(&Machines) -> Result<()>;
+type Step<'a> = fn(&Trial<'a>) -> Result<()>;
 
-impl Machines {
+/// What is tried, with what, and by which guide.
+struct Trial<'a> {
+    guide: Guide,
+    machines: Machines,
+    package: &'a Path,
+    folder: &'a Path,
+}
+
+impl Deref for Trial<'_> {
+    type Target = Machines;
+
+    fn deref(&self) -> &Machines {
+        &self.machines
+    }
+}
+
+impl Trial<'_> {
     fn install(&self) -> Result<()> {
+        self.manager.type_all(&self.guide.install)?;
+        for worker in &self.workers {
+            worker.type_all(&self.guide.install)?;
+        }
         for machine in self.all() {
-            machine.run("apt-get", &["install", "--yes", "./memlb.deb"])?;
             machine.run("ls", FILES)?;
             machine.run("dpkg", &["--verify", "memlb"])?;
             // One package for managers and workers must start neither by itself.
@@ -121,32 +157,25 @@ impl Machines {
         worker.expect_in_journal(AGENT, "--manager")
     }
 
-    /// As docs/installing.md tells.
     fn start(&self) -> Result<()> {
         let manager = &self.manager;
-        for (worker, name) in self.workers.iter().zip(["worker1", "worker2"]) {
-            let key = format!("/etc/memlb/keys/{name}.key");
-            manager.run("memlb", &["keygen", "--name", name, "--output", &key])?;
-            fs::copy(manager.file(&key), worker.file("/etc/memlb/agent.key"))
-                .context("bring the key to its worker")?;
-            let arguments = "MEMLB_AGENT=\"--manager 192.168.56.101\"\n";
-            fs::write(worker.file("/etc/default/memlb-agent"), arguments)
-                .context("write the agent's arguments")?;
-        }
-        let enforce = r#"s/^authentication = "off"/authentication = "enforce"/"#;
-        manager.run("sed", &["--in-place", enforce, "/etc/memlb/memlb.toml"])?;
-        manager.run("systemctl", &["enable", "--now", MANAGER])?;
+        manager.type_all(&self.guide.start_manager)?;
         // Ready means attached, and listening for heartbeats.
         let page = self.page()?;
         ensure!(page == "Manager", "clients get {page:?} before any worker");
         manager.sh("grep :270F /proc/net/udp")?;
-        for worker in &self.workers {
-            worker.run("systemctl", &["enable", "--now", AGENT])?;
+        for (worker, name) in self.workers.iter().zip(["worker1", "worker2"]) {
+            let key = format!("/etc/memlb/keys/{name}.key");
+            // Under the name that the guide takes for an example.
+            fs::copy(manager.file(&key), worker.file("/root/worker1.key"))
+                .context("bring the key to its worker")?;
+            worker.type_all(&self.guide.start_agent)?;
         }
         self.wait_for_all()?;
         let page = self.page()?;
         ensure!(page.starts_with("worker"), "clients get {page:?}");
         manager.run("systemctl", &["reload", MANAGER])?;
+        manager.run("memlb", &["doctor"])?;
         Ok(())
     }
 
@@ -174,16 +203,11 @@ impl Machines {
         let user = self.manager.sh("id --user memlb")?;
         let worker = &self.workers[0];
         let expected = [
-            (&self.manager, MANAGER, CAPABILITIES_OF_THE_MANAGER),
+            (&self.manager, MANAGER, CAPABILITIES_FOR_BPF),
             (worker, AGENT, 0),
         ];
         for (machine, unit, capabilities) in expected {
-            let pid = machine.property(unit, "MainPID")?;
-            let status = machine.sh(&format!("cat /proc/{pid}/status"))?;
-            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-                let has = u64::from_str_radix(field(&status, set)?, 16)?;
-                ensure!(has == capabilities, "{unit} has {set} {has:x}");
-            }
+            let status = look_at_process(machine, unit, capabilities)?;
             let uid = field(&status, "Uid:")?;
             if unit == MANAGER {
                 ensure!(
@@ -198,8 +222,6 @@ impl Machines {
                     "{unit} runs as user {uid}"
                 );
             }
-            ensure!(field(&status, "NoNewPrivs:")? == "1", "{unit} can get more");
-            ensure!(field(&status, "Seccomp:")? == "2", "{unit} has no filter");
         }
         let ask_as = |group: &str| {
             let group = format!("--regid={group}");
@@ -217,6 +239,60 @@ impl Machines {
         );
         self.manager.run("ls", REMAINS)?;
         Ok(())
+    }
+
+    /// With the drop-in of docs/dsr.md, and back.
+    fn answer_directly(&self) -> Result<()> {
+        let document = Document::read(root(), "docs/dsr.md")?;
+        let mut blocks = document.blocks.iter();
+        let drop_in = blocks.find(|block| block.language == "ini");
+        let drop_in = &drop_in.context("docs/dsr.md has a drop-in")?.text;
+        for (worker, port) in self.workers.iter().zip([8081, 8082]) {
+            fs::create_dir(worker.file(DROP_INS)).context("make room for the drop-in")?;
+            fs::write(worker.file(DROP_INS).join("dsr.conf"), drop_in).context("drop it in")?;
+            worker.sh(&format!(
+                "echo 'MEMLB_AGENT=\"--manager 192.168.56.101 --dsr 192.168.56.101:80={port}\"' \
+                     > /etc/default/memlb-agent
+                 systemctl daemon-reload
+                 systemctl restart {AGENT}"
+            ))?;
+        }
+        self.set_mode("dsr")?;
+        let page = self.page()?;
+        ensure!(page.starts_with("worker"), "clients get {page:?}");
+        for (worker, port) in self.workers.iter().zip([8081, 8082]) {
+            let exposure = ["security", MOST_EXPOSURE, AGENT];
+            let found = worker.run("systemd-analyze", &exposure)?;
+            say(found.lines().last().unwrap_or_default());
+            look_at_process(worker, AGENT, CAPABILITIES_FOR_BPF)?;
+            worker.run("ls", &["/sys/fs/bpf/memlb-agent/peers"])?;
+            worker.sh(&format!(
+                "memlb doctor --agent --manager 192.168.56.101 --key /etc/memlb/agent.key \
+                     --check http://127.0.0.1:{port}/"
+            ))?;
+        }
+        self.manager.run("memlb", &["doctor"])?;
+
+        self.set_mode("nat")?;
+        for worker in &self.workers {
+            fs::remove_dir_all(worker.file(DROP_INS)).context("take the drop-in back")?;
+            worker.type_all(&self.guide.start_agent[1..])?;
+            worker.sh(&format!(
+                "systemctl daemon-reload; systemctl restart {AGENT}"
+            ))?;
+            let pins = worker.sh("ls /sys/fs/bpf")?;
+            ensure!(!pins.contains("memlb"), "the companion has left {pins}");
+        }
+        self.wait_for_all()
+    }
+
+    /// Has the service forwarded so, and waits until every worker can do it.
+    fn set_mode(&self, mode: &str) -> Result<()> {
+        let edit = format!("s/^mode = .*/mode = \"{mode}\"/");
+        let file = "/etc/memlb/memlb.toml";
+        self.manager.run("sed", &["--in-place", &edit, file])?;
+        self.manager.run("memlb", &["reload"])?;
+        self.wait_for_all()
     }
 
     /// A stopped process is a loop that does not turn.
@@ -240,14 +316,14 @@ impl Machines {
     }
 
     fn upgrade(&self) -> Result<()> {
+        let name = self.guide.next_package()?;
+        let package = next_package(self.package, name, self.folder)?;
         let before = self.manager.property(MANAGER, "MainPID")?;
         let mut open = Connection::open(&self.network.client, self.service(), PATIENCE)?;
         let page = open.get("/")?.first_line();
         for machine in self.all() {
-            machine.run(
-                "apt-get",
-                &["install", "--yes", "--reinstall", "./memlb.deb"],
-            )?;
+            fs::copy(&package, machine.file(&format!("/root/{name}"))).context("bring it")?;
+            machine.type_all(&self.guide.upgrade)?;
         }
         let after = self.manager.property(MANAGER, "MainPID")?;
         ensure!(before != after, "the old manager still runs");
@@ -261,7 +337,7 @@ impl Machines {
 
     fn remove(&self) -> Result<()> {
         let manager = &self.manager;
-        manager.run("apt-get", &["remove", "--yes", "memlb"])?;
+        manager.type_all(&self.guide.remove)?;
         manager.expect(MANAGER, "ActiveState", "inactive")?;
         let pins = manager.sh("ls /sys/fs/bpf")?;
         ensure!(!pins.contains("memlb"), "pins are left: {pins}");
@@ -276,13 +352,53 @@ impl Machines {
 
     fn purge(&self) -> Result<()> {
         for machine in self.all() {
-            machine.run("apt-get", &["purge", "--yes", "memlb"])?;
+            machine.type_all(&self.guide.purge)?;
             let left = "find /etc /var/lib /var/log /usr /run -name '*memlb*' -not -path '/var/lib/dpkg/*'";
             let left = machine.sh(left)?;
             ensure!(left.is_empty(), "left: {left}");
         }
         Ok(())
     }
+}
+
+/// Makes the package that upgrades `package`, as file `name` in `folder`.
+fn next_package(package: &Path, name: &str, folder: &Path) -> Result<PathBuf> {
+    let version = name.split('_').nth(1).context("the name tells a version")?;
+    let (contents, next) = (folder.join("next"), folder.join(name));
+    output(
+        Command::new("dpkg-deb")
+            .arg("--raw-extract")
+            .args([package, &contents]),
+    )?;
+    let control = contents.join("DEBIAN/control");
+    output(
+        Command::new("sed")
+            .args(["--in-place", &format!("s/^Version: .*/Version: {version}/")])
+            .arg(control),
+    )?;
+    output(
+        Command::new("dpkg-deb")
+            .args(["--build", "--root-owner-group", "-Znone"])
+            .args([&contents, &next]),
+    )?;
+    Ok(next)
+}
+
+/// Fails unless the process of a unit has these `capabilities` and no way to more, and returns its status.
+fn look_at_process(machine: &Machine, unit: &str, capabilities: u64) -> Result<String> {
+    let pid = machine.property(unit, "MainPID")?;
+    let status = machine.sh(&format!("cat /proc/{pid}/status"))?;
+    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+        let has = u64::from_str_radix(field(&status, set)?, 16)?;
+        ensure!(has == capabilities, "{unit} has {set} {has:x}");
+    }
+    for set in ["CapInh:", "CapAmb:"] {
+        let has = u64::from_str_radix(field(&status, set)?, 16)?;
+        ensure!(has & !capabilities == 0, "{unit} has {set} {has:x}");
+    }
+    ensure!(field(&status, "NoNewPrivs:")? == "1", "{unit} can get more");
+    ensure!(field(&status, "Seccomp:")? == "2", "{unit} has no filter");
+    Ok(status)
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {

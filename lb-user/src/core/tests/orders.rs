@@ -172,10 +172,7 @@ fn refuses_what_it_cannot_do_and_says_what_there_is() {
     let mut world = started();
     let cases = [
         (order("worker3", Action::Undrain), "did you mean worker1?"),
-        (
-            order("nobody", Action::Undrain),
-            "there are worker1, worker2",
-        ),
+        (order("nobody", Action::Undrain), "only worker1, worker2"),
         (
             order("worker1", Action::Weight { percent: 1001 }),
             "expected 0 to 1000",

@@ -1,0 +1,75 @@
+//! The three-node lab, with everything where documents say.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Place, cluster::binary, command::output, namespace::unique_prefix,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::scene::Scene;
+
+const SOON: Duration = Duration::from_secs(10);
+
+const CONFIGURATION: &str = "/etc/memlb/memlb.toml";
+
+pub struct Lab {
+    cluster: Cluster,
+}
+
+impl Lab {
+    pub fn start() -> Self {
+        let example = output(Command::new(binary().unwrap()).args(["check", "--example"]));
+        fs::write(CONFIGURATION, example.unwrap()).unwrap();
+        let place = Place {
+            prefix: unique_prefix(),
+            directory: "/run/memlb".into(),
+            pin_path: "/sys/fs/bpf/memlb".into(),
+        };
+        let options = ClusterOptions {
+            configuration: Some(CONFIGURATION.into()),
+            ..ClusterOptions::default()
+        };
+        Self {
+            cluster: Cluster::start_at(place, &options).unwrap(),
+        }
+    }
+
+    /// Lets the manager and worker1's agent run, but for the one in whose place the scene's reader is.
+    pub fn set(&mut self, scene: Scene) {
+        let cluster = &mut self.cluster;
+        match (scene == Scene::ManagerAtRest, cluster.manager.take()) {
+            (false, None) => cluster.start_manager().unwrap(),
+            (true, Some(mut manager)) => {
+                manager.terminate(SOON).unwrap();
+            }
+            (_, manager) => cluster.manager = manager,
+        }
+        match (scene == Scene::Worker, cluster.agents[0].take()) {
+            (false, None) => cluster.start_agent(0).unwrap(),
+            (true, Some(mut agent)) => {
+                agent.signal(Signal::SIGTERM).unwrap();
+                agent.wait(SOON).unwrap();
+            }
+            (_, agent) => cluster.agents[0] = agent,
+        }
+        if scene == Scene::Manager {
+            let up = |status: &Value| status["services"][0]["backends"][0]["state"] == "up";
+            cluster
+                .wait_for_status(SOON, "worker1 to be up", up)
+                .unwrap();
+        }
+    }
+
+    pub fn on_the_manager(&self, program: &Path) -> Command {
+        self.cluster.topology.manager.command(program)
+    }
+
+    pub fn on_worker1(&self, program: &Path) -> Command {
+        let mut command = self.cluster.topology.workers[0].command("unshare");
+        command.args(["--uts", "sh", "-ec", "hostname worker1; exec \"$@\"", "sh"]);
+        command.arg(program);
+        command
+    }
+}

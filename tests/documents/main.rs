@@ -1,0 +1,172 @@
+//! The README and the documents beside it: what they tell their readers to type works, each command run
+//! where its reader would be, or understood at least; their configurations are right.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod lab;
+mod reader;
+mod scene;
+mod trial;
+mod world;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use memlb_tests::{cluster::binary, command::output, document::Document, require_root};
+
+use self::{
+    lab::Lab,
+    reader::Reader,
+    scene::{Scene, scene_of},
+    trial::{NOT_RUN, Trial, trial_of},
+    world::in_a_world_of_its_own,
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Everything that users read.
+fn documents() -> Vec<Document> {
+    let mut names = vec!["README.md".to_owned()];
+    for entry in fs::read_dir(root().join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        names.extend(name.ends_with(".md").then(|| format!("docs/{name}")));
+    }
+    for folder in ["monitoring", "vagrant"] {
+        names.push(format!("scripts/{folder}/README.md"));
+    }
+    names[1..].sort();
+    let read = |name: &String| Document::read(&root(), name).unwrap();
+    names.iter().map(read).collect()
+}
+
+#[test]
+fn every_block_says_what_it_is() {
+    for block in documents().iter().flat_map(|it| &it.blocks) {
+        let place = &block.place;
+        scene_of(block);
+        match block.language.as_str() {
+            "sh" | "console" => assert!(!block.commands().unwrap().is_empty(), "{place}"),
+            "json" => assert!(serde_json::from_str::<serde_json::Value>(&block.text).is_ok()),
+            "toml" | "ini" => {}
+            "text" | "indented" => {
+                let is_typed = |line: &str| {
+                    let line = line.trim_start_matches(['$', '#', ' ']);
+                    line.starts_with("memlb ") || line.starts_with("cargo ")
+                };
+                let typed = block.text.lines().find(|line| is_typed(line));
+                assert_eq!(typed, None, "{place}: a command belongs in ```sh");
+            }
+            other => panic!("{place}: nobody knows what to do with ```{other}"),
+        }
+    }
+}
+
+#[test]
+fn configurations_are_right() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for block in documents().iter().flat_map(|it| &it.blocks) {
+        if block.language == "toml" {
+            let file = directory.path().join("memlb.toml");
+            // A part of a configuration is about a service; a manager needs an interface, too.
+            let rest = match block.text.contains("[manager]") {
+                true => "",
+                false => "[manager]\ninterfaces = [\"eth1\"]\n",
+            };
+            fs::write(&file, format!("{}{rest}", block.text)).unwrap();
+            let checked = output(Command::new(binary().unwrap()).arg("check").arg(file));
+            checked.unwrap_or_else(|error| panic!("{}: {error:#}", block.place));
+            count += 1;
+        }
+    }
+    assert!(count > 1, "there are configurations in the documents");
+}
+
+#[test]
+fn what_is_not_run_is_understood() {
+    let reader = Reader::new(root());
+    let mut seen = Vec::new();
+    for document in documents() {
+        for block in &document.blocks {
+            for command in block.commands().unwrap() {
+                if let Trial::NotHere { because } = trial_of(scene_of(block), &command) {
+                    reader.understand(&block.place, &command);
+                    seen.push(because);
+                }
+            }
+        }
+        for span in &document.spans {
+            reader.understand(&document.name, span);
+        }
+    }
+    for (command, because) in NOT_RUN {
+        assert!(
+            seen.contains(because),
+            "no document says {command} any more"
+        );
+    }
+}
+
+#[test]
+fn what_is_typed_in_the_repository_works() {
+    if !require_root() {
+        return;
+    }
+    in_a_world_of_its_own(|| {
+        let reader = Reader::new(root());
+        let _down = LabDown(&reader);
+        for document in documents() {
+            for block in &document.blocks {
+                if scene_of(block) == Scene::Repository {
+                    reader.type_all(block, |program| Command::new(program));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_operators_type_works() {
+    if !require_root() {
+        return;
+    }
+    in_a_world_of_its_own(|| {
+        let mut lab = Lab::start();
+        for document in documents() {
+            // What one block writes, the next may need.
+            let home = tempfile::tempdir().unwrap();
+            let reader = Reader::new(home.path().into());
+            for block in &document.blocks {
+                lab.set(scene_of(block));
+                match scene_of(block) {
+                    Scene::Manager | Scene::ManagerAtRest => {
+                        reader.type_all(block, |program| lab.on_the_manager(program));
+                    }
+                    Scene::Worker => reader.type_all(block, |program| lab.on_worker1(program)),
+                    Scene::Repository | Scene::Machines | Scene::VirtualBox => {}
+                }
+            }
+        }
+    });
+}
+
+/// Takes down what a document has started, even where its command for that fails.
+struct LabDown<'a>(&'a Reader);
+
+impl Drop for LabDown<'_> {
+    fn drop(&mut self) {
+        let down = output(
+            self.0
+                .shell(Command::new("sh"))
+                .args(["-c", "cargo xtask lab down"]),
+        );
+        if let Err(error) = down {
+            eprintln!("{error:#}");
+        }
+    }
+}

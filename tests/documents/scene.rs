@@ -1,0 +1,34 @@
+//! Where the reader of a block is.
+
+use memlb_tests::document::Block;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scene {
+    /// In this repository, on a machine that runs no manager.
+    Repository,
+    /// On the lab's manager.
+    Manager,
+    /// There, while it does not run.
+    ManagerAtRest,
+    /// On a worker of the lab whose agent does not run.
+    Worker,
+    /// On machines that systemd boots, where `cargo xtask test` tries the package.
+    Machines,
+    /// On a machine with Vagrant and VirtualBox.
+    VirtualBox,
+}
+
+/// # Panics
+/// When the comment before the block is none of those that are known.
+pub fn scene_of(block: &Block) -> Scene {
+    let place = &block.place;
+    match block.remark.as_deref() {
+        Some("in the repository") => Scene::Repository,
+        Some("on the manager, while it does not run") => Scene::ManagerAtRest,
+        Some("on worker1, while its agent does not run") => Scene::Worker,
+        Some(other) => panic!("{place}: there is no scene {other:?}"),
+        None if place.starts_with("docs/installing.md:") => Scene::Machines,
+        None if place.starts_with("scripts/vagrant/") => Scene::VirtualBox,
+        None => Scene::Manager,
+    }
+}

@@ -1,0 +1,63 @@
+//! How a command is tried.
+
+use super::scene::Scene;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trial {
+    /// It ends by itself, with success.
+    Ends,
+    /// It goes on until Ctrl-C, and shows this meanwhile.
+    GoesOn { shows: &'static str },
+    /// It is not run here.
+    NotHere { because: &'static str },
+}
+
+/// Commands that are not run, by their first words, and why.
+pub const NOT_RUN: &[(&str, &str)] = &[
+    ("cargo xtask test", "this is a part of it"),
+    (
+        "cargo xtask lab demo",
+        "takes a minute, and is a step of `cargo xtask test`",
+    ),
+    (
+        "cargo xtask package",
+        "builds for minutes, and is a step of `cargo xtask test`",
+    ),
+    ("ssh ", "needs another machine"),
+];
+
+const WITH_OTHER_TESTS: &str = "`cargo xtask package --check` runs it on machines that boot";
+const WITH_VIRTUALBOX: &str = "needs VirtualBox";
+
+pub fn trial_of(scene: Scene, command: &str) -> Trial {
+    let because = match scene {
+        Scene::Machines => Some(WITH_OTHER_TESTS),
+        Scene::VirtualBox => Some(WITH_VIRTUALBOX),
+        _ => why_not_here(command),
+    };
+    if let Some(because) = because {
+        return Trial::NotHere { because };
+    }
+    shown_by(command).map_or(Trial::Ends, |shows| Trial::GoesOn { shows })
+}
+
+fn why_not_here(command: &str) -> Option<&'static str> {
+    let mut not_run = NOT_RUN.iter();
+    let (_, because) = not_run.find(|(words, _)| command.starts_with(words))?;
+    Some(because)
+}
+
+/// Returns what a command shows that goes on until Ctrl-C.
+fn shown_by(command: &str) -> Option<&'static str> {
+    let typed = command.split(" #").next().unwrap_or_default();
+    let words: Vec<&str> = typed.split_whitespace().collect();
+    match words[..] {
+        ["memlb", "agent", ..] => Some("sent "),
+        ["memlb", "manager", ..] => Some("ready: web"),
+        ["memlb", "top", ..] => Some("worker1"),
+        ["memlb", "events", "--follow", ..] => Some("worker1"),
+        ["curl", "-sN", ..] => Some(": listening"),
+        ["cargo", "xtask", "lab"] => Some("Worker1"),
+        _ => None,
+    }
+}

@@ -1,0 +1,98 @@
+//! A session in the lab as a picture, for people who have not tried it yet.
+
+use std::{fs, path::Path};
+
+use anstyle_svg::{Term, WIN10_CONSOLE};
+use anyhow::{Context, Result};
+use memlb_tests::{Cluster, command::output};
+
+/// Where the README looks for it.
+pub const PICTURE: &str = "docs/session.svg";
+
+/// How many characters fit into a line of it.
+const COLUMNS: usize = 104;
+
+/// Dark, and yet to be told from a dark page.
+const BACKGROUND: anstyle::RgbColor = anstyle::RgbColor(22, 27, 34);
+const TEXT: anstyle::RgbColor = anstyle::RgbColor(201, 209, 217);
+
+enum Line {
+    Remark(&'static str),
+    Client(&'static str),
+    Manager(&'static str),
+}
+
+use Line::{Client, Manager, Remark};
+
+const SESSION: &[Line] = &[
+    Remark("worker1 has more memory to spare than worker2, so it gets the new connections"),
+    Client("curl http://192.168.56.101/"),
+    Manager("memlb explain 192.168.56.10"),
+    Remark("worker1 is to get a new disk: nobody new goes there, and nobody there is cut off"),
+    Manager("memlb drain worker1 --reason \"new disk\" --wait"),
+    Client("curl http://192.168.56.101/"),
+    Manager("memlb workers"),
+    Manager("memlb undrain worker1"),
+    Manager("memlb events --limit 2"),
+];
+
+/// Types the session in a fresh `cluster` and writes the picture of it to `file`.
+pub fn record(cluster: &Cluster, file: &Path) -> Result<()> {
+    let mut screen = String::new();
+    for line in SESSION {
+        let (node, name, typed) = match line {
+            Remark(remark) => {
+                screen += &format!("\x1b[2m# {remark}\x1b[0m\n");
+                continue;
+            }
+            Client(typed) => (&cluster.topology.client, "client", typed),
+            Manager(typed) => (&cluster.topology.manager, "manager", typed),
+        };
+        let memlb = format!(
+            "memlb() {{ {} \"$@\" --control-socket {}; }}",
+            cluster.binary.display(),
+            cluster.place.control_socket().display()
+        );
+        let printed = output(
+            node.command("bash")
+                .args(["-c", &format!("{memlb}; {typed}")]),
+        )?;
+        screen += &format!("\x1b[92m{name}\x1b[0m $ \x1b[1m{typed}\x1b[0m\n");
+        screen += &wrapped(&printed);
+    }
+    let picture = Term::new()
+        .palette(WIN10_CONSOLE)
+        .bg_color(BACKGROUND.into())
+        .fg_color(TEXT.into())
+        .render_svg(screen.trim_end());
+    fs::write(file, picture).with_context(|| format!("write {}", file.display()))
+}
+
+/// Breaks lines where a terminal of that width does.
+fn wrapped(text: &str) -> String {
+    let mut lines = String::new();
+    for line in text.lines() {
+        let characters: Vec<char> = line.chars().collect();
+        let mut parts = characters.chunks(COLUMNS);
+        lines.extend(parts.next().into_iter().flatten());
+        for part in parts {
+            lines.push('\n');
+            lines.extend(part);
+        }
+        lines.push('\n');
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{COLUMNS, wrapped};
+
+    #[test]
+    fn breaks_what_is_too_long_and_keeps_the_rest() {
+        let long = "x".repeat(COLUMNS + 1);
+        let text = format!("a\n\n{long}\n");
+        let broken = format!("a\n\n{}\nx\n", &long[1..]);
+        assert_eq!(wrapped(&text), broken);
+    }
+}

@@ -1,0 +1,74 @@
+//! docs/installing.md, by whose very commands the package is tried.
+
+use anyhow::{Context, Result, bail};
+use memlb_tests::document::Document;
+
+use crate::workspace::root;
+
+/// Its commands, in the order of the text.
+pub struct Guide {
+    /// On every machine.
+    pub install: Vec<String>,
+    pub start_manager: Vec<String>,
+    pub start_agent: Vec<String>,
+    pub upgrade: Vec<String>,
+    pub remove: Vec<String>,
+    pub purge: Vec<String>,
+}
+
+impl Guide {
+    /// # Errors
+    /// When the document has other blocks than those that are tried.
+    pub fn read() -> Result<Self> {
+        let document = Document::read(root(), "docs/installing.md")?;
+        // Those with a remark are typed elsewhere.
+        let blocks = document.blocks.iter().filter(|it| it.remark.is_none());
+        let blocks: Vec<_> = blocks.filter(|it| it.language == "sh").collect();
+        let sections: Vec<&str> = blocks.iter().map(|it| it.section.as_str()).collect();
+        let commands: Result<Vec<_>> = blocks.iter().map(|it| it.commands()).collect();
+        let commands: [Vec<String>; 7] = match commands?.try_into() {
+            Ok(commands) if sections == SECTIONS => commands,
+            _ => bail!("docs/installing.md has blocks under {sections:?}, not under {SECTIONS:?}"),
+        };
+        let [
+            install,
+            configure,
+            look,
+            mut start_agent,
+            upgrade,
+            remove,
+            purge,
+        ] = commands;
+        if start_agent.is_empty() || install != [start_agent.remove(0)] {
+            bail!("docs/installing.md does not begin with the same on managers and workers");
+        }
+        Ok(Self {
+            install,
+            start_manager: [configure, look].concat(),
+            start_agent,
+            upgrade,
+            remove,
+            purge,
+        })
+    }
+
+    /// Returns the name of the package to which it upgrades.
+    pub fn next_package(&self) -> Result<&str> {
+        let command = self.upgrade.first().context("it tells how to upgrade")?;
+        let (_, package) = command
+            .trim()
+            .split_once("./")
+            .context("a package's file")?;
+        Ok(package)
+    }
+}
+
+const SECTIONS: [&str; 7] = [
+    "The manager",
+    "The manager",
+    "The manager",
+    "The workers",
+    "Upgrading",
+    "Removing",
+    "Removing",
+];
