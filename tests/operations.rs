@@ -70,7 +70,7 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
     let astray: Vec<_> = report
         .asks
         .iter()
-        .filter(|ask| ask.asked_at > drained_at && ask.asked_at < undraining_at)
+        .filter(|ask| ask.asked_at > drained_at && ask.ended_at < undraining_at)
         .filter(|ask| ask.page() == Some("Worker1"))
         .collect();
     assert!(astray.is_empty(), "{astray:?}");
@@ -148,7 +148,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
     let cluster = start();
     let cases: [(&[&str], &str); 8] = [
         (&["drain", "worker3"], "did you mean worker"),
-        (&["drain", "nobody"], "there are worker1, worker2"),
+        (&["drain", "nobody"], ", only worker1, worker2"),
         (
             &["drain", "worker1", "--service", "wep"],
             "did you mean web?",
@@ -156,7 +156,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
         (&["weight", "worker1", "1001"], "expected 0 to 1000"),
         (&["drain", "worker1", "--cut"], "--deadline"),
         (&["drain", "worker1", "--deadline", "5m"], "--wait"),
-        (&["workers", "nobody"], "there are worker1, worker2"),
+        (&["workers", "nobody"], ", only worker1, worker2"),
         (&["services", "nothing"], "only web"),
     ];
     for (arguments, says) in cases {

@@ -184,11 +184,8 @@ fn a_wish_that_makes_no_sense_is_refused_with_what_would() {
     }
     let cluster = start();
     let cases: [(&[&str], &str); 8] = [
-        (
-            &["--worker", "nobody"],
-            "there are manager, worker1, worker2",
-        ),
-        (&["--service", "wep"], "there are tcp-4000, web"),
+        (&["--worker", "nobody"], "only manager, worker1, worker2"),
+        (&["--service", "wep"], "did you mean web?"),
         (
             &["--worker", "manager", "--service", "tcp-4000"],
             "does not serve",
