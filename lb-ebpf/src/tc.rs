@@ -25,7 +25,7 @@ use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, count},
     packet::{Meeting, decide, is_nobodys},
-    trace::{self, Frame},
+    trace::{self, Frame, untold},
 };
 
 /// An arbitrary number for `tc_index`.
@@ -223,14 +223,17 @@ impl Frame for Skb {
     #[inline(always)]
     fn copy_head(self, head: &mut [u8; HEAD]) -> usize {
         // SAFETY: a valid context, of which the field may be read.
-        let length = unsafe { (*self.0).len }.min(HEAD as u32);
-        // So that the verifier knows that it is not 0: of an inequality it learns no bound before Linux 6.8.
-        if length < ETHERNET_LEN as u32 {
+        let length = u64::from(unsafe { (*self.0).len }).min(HEAD as u64);
+        // No frame is shorter. Older verifiers (Linux 6.1) want to see that there is anything to copy, and
+        // in the very register that is compared; the compiler would take a copy of it.
+        let length = untold(length);
+        if length < ETHERNET_LEN as u64 {
             return 0;
         }
         // SAFETY: a valid context, and room for `length` bytes.
-        let failed =
-            unsafe { bpf_skb_load_bytes(self.0.cast(), 0, head.as_mut_ptr().cast(), length) };
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.0.cast(), 0, head.as_mut_ptr().cast(), length as u32)
+        };
         if failed == 0 { length as usize } else { 0 }
     }
 

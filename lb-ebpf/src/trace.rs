@@ -186,6 +186,14 @@ fn is_drawn(sample: u32) -> bool {
     sample <= 1 || unsafe { bpf_get_prandom_u32() }.checked_rem(sample) == Some(0)
 }
 
+/// The same number, of which the compiler knows nothing.
+#[inline(always)]
+pub fn untold(mut number: u64) -> u64 {
+    // SAFETY: moves a register to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) number, options(nomem, nostack)) };
+    number
+}
+
 /// Where the order is; the compiler shall not believe that it is what it was when this was built.
 #[inline(always)]
 fn order() -> *mut TraceOrder {
