@@ -54,6 +54,7 @@ fn shown_by(command: &str) -> Option<&'static str> {
     match words[..] {
         ["memlb", "agent", ..] => Some("sent "),
         ["memlb", "manager", ..] => Some("ready: web"),
+        ["memlb", "trace", ..] if words.contains(&"--json") => Some("begun"),
         ["memlb", "trace", ..] => Some("tracing;"),
         ["memlb", "top", ..] => Some("worker1"),
         ["memlb", "events", "--follow", ..] => Some("worker1"),
