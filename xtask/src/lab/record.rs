@@ -10,7 +10,7 @@ use memlb_tests::{Cluster, command::output};
 pub const PICTURE: &str = "docs/session.svg";
 
 /// How many characters fit into a line of it.
-const COLUMNS: usize = 104;
+const COLUMNS: usize = 112;
 
 /// Dark, and yet to be told from a dark page.
 const BACKGROUND: anstyle::RgbColor = anstyle::RgbColor(22, 27, 34);
@@ -42,7 +42,7 @@ pub fn record(cluster: &Cluster, file: &Path) -> Result<()> {
     for line in SESSION {
         let (node, name, typed) = match line {
             Remark(remark) => {
-                screen += &format!("\x1b[2m# {remark}\x1b[0m\n");
+                screen += &format!("\x1b[96m# {remark}\x1b[0m\n");
                 continue;
             }
             Client(typed) => (&cluster.topology.client, "client", typed),
