@@ -226,6 +226,8 @@ fn the_hold_keeps_a_worker_until_a_reload_lets_go() {
         return;
     }
     let cluster = start();
+    cluster.memory[1].set_available_kb(600 * 1024).unwrap();
+    cluster.wait_for_selection("worker2", SOON).unwrap();
     let original = configuration(&cluster);
     let policy = "policy = \"memory\"";
     write(
@@ -234,8 +236,6 @@ fn the_hold_keeps_a_worker_until_a_reload_lets_go() {
     );
     let said = succeed(&cluster);
     assert!(said.contains("service web: hold: 250ms -> 1h"), "{said}");
-    cluster.memory[1].set_available_kb(600 * 1024).unwrap();
-    cluster.wait_for_selection("worker2", SOON).unwrap();
     cluster.memory[1].set_available_kb(100 * 1024).unwrap();
     let waits = |status: &Value| status["services"][0]["waiting"]["worker"] == "worker1";
     cluster
