@@ -21,20 +21,24 @@ fn carries_iperf3_both_ways_with_xdp() {
 }
 
 fn iperf(cluster: &mut Cluster) {
-    let worker = &cluster.topology.workers[0];
-    let log = cluster.place.directory.join("iperf3.log");
-    let line = format!("iperf3 --server --forceflush --port {IPERF}");
-    let mut server = Process::start("iperf3", &mut program(worker, &line), &log).unwrap();
-    server.wait_for_log(SOON, "Server listening").unwrap();
     let site = service(cluster, IPERF).ip();
     for (way, sums) in [
         ("", &["sum_received"][..]),
         ("--reverse", &["sum_received"]),
         ("--bidir", &["sum_received", "sum_received_bidir_reverse"]),
     ] {
+        // A server that still ends one test refuses the next: each has its own.
+        let line = format!("iperf3 --server --one-off --forceflush --port {IPERF}");
+        let worker = &cluster.topology.workers[0];
+        let log = cluster.place.directory.join(format!("iperf3{way}.log"));
+        let mut server = Process::start("iperf3", &mut program(worker, &line), &log).unwrap();
+        server.wait_for_log(SOON, "Server listening").unwrap();
+
         let line = format!("iperf3 --client {site} --json --parallel 4 --time 1 {way}");
         let report = output(&mut program(&cluster.topology.client, &line)).unwrap();
         let report: Value = serde_json::from_str(&report).unwrap();
+        // iperf3 that writes JSON ends with 0 even so.
+        assert_eq!(report["error"], Value::Null, "{way}: {}", server.log());
         for sum in sums {
             let received = &report["end"][sum];
             println!("{way} {sum}: {received}");
@@ -42,6 +46,7 @@ fn iperf(cluster: &mut Cluster) {
             let bytes = received["bytes"].as_u64().unwrap();
             assert!(bytes > 10 * MIB as u64, "{way} {sum}: {bytes} bytes only");
         }
+        assert!(server.wait(SOON).unwrap().success());
     }
 }
 
