@@ -26,11 +26,15 @@ pub fn build_ebpf() -> Result<Vec<PathBuf>> {
     EMBEDDED.into_iter().map(provide).collect()
 }
 
+/// Where what the packet benchmark compares with is built.
+pub fn floors() -> PathBuf {
+    built("floors")
+}
+
 /// Puts a built object where lb-user finds it.
 fn provide(name: &str) -> Result<PathBuf> {
-    let target = workspace::root().join("target/ebpf");
-    let built = target.join("bpfel-unknown-none/release").join(name);
-    let object = target.join(name).with_extension("bpf.o");
+    let built = built(name);
+    let object = target().join(name).with_extension("bpf.o");
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     // A new time stamp on the same bytes would rebuild lb-user for nothing.
     if fs::read(&object).is_ok_and(|present| present == bytes) {
@@ -38,4 +42,12 @@ fn provide(name: &str) -> Result<PathBuf> {
     }
     fs::write(&object, bytes).with_context(|| format!("write {}", object.display()))?;
     Ok(object)
+}
+
+fn built(name: &str) -> PathBuf {
+    target().join("bpfel-unknown-none/release").join(name)
+}
+
+fn target() -> PathBuf {
+    workspace::root().join("target/ebpf")
 }

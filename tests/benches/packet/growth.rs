@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     Limit, NEW_FLOWS, Outcome, Way,
     headers::{Headers, REQUEST, SYN},
-    rig::{Costs, Edge, Rig, Size},
+    rig::{Costs, Edge, FLOORS, Rig, Size},
 };
 
 /// What a packet may cost at the most, of what it costs where there is least.
@@ -100,7 +100,7 @@ pub fn measure(rounds: usize) -> Result<Vec<Measured>> {
             } else {
                 rounds
             };
-            let costs = Rig::load(Edge::Tc, size)?
+            let costs = Rig::load(FLOORS, Edge::Tc, size)?
                 .measure(&way, rounds)
                 .with_context(|| format!("{}: {size:?}", series.label))?;
             measured.push(Measured {
@@ -150,8 +150,8 @@ pub fn as_json(measured: &[Measured]) -> Value {
             "flows": one.size.flows,
             "services": one.size.services,
             "backends": one.size.backends,
-            "memlb_ns": one.costs.memlb,
-            "translation_ns": one.costs.translation,
+            "memlb": one.costs.memlb,
+            "translation": one.costs.translation,
             "memlb_growth": memlb,
             "translation_growth": floor,
         })

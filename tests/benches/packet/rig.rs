@@ -1,6 +1,6 @@
 //! memlb's programs and the floors, loaded with the same flows, and run in turn.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::{
@@ -23,7 +23,8 @@ use crate::{
     headers::{BACKEND_PORT, CLIENT, FIRST_PORT, Headers, MANAGER, NAT_PORT, SERVICE_PORT, WORKER},
 };
 
-const FLOORS: &str = concat!(
+/// Where the floors are built.
+pub const FLOORS: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../target/ebpf/bpfel-unknown-none/release/floors"
 );
@@ -103,7 +104,7 @@ impl Edge {
     }
 }
 
-/// Nanoseconds per packet over a program that returns at once.
+/// Nanoseconds, or instructions, per packet over a program that returns at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Costs {
     pub memlb: f64,
@@ -143,8 +144,8 @@ pub struct Rig {
 
 impl Rig {
     /// Loads everything, with room for so much.
-    pub fn load(edge: Edge, size: Size) -> Result<Self> {
-        let object = fs::read(Path::new(FLOORS)).with_context(|| format!("read {FLOORS}"))?;
+    pub fn load(floors: &str, edge: Edge, size: Size) -> Result<Self> {
+        let object = fs::read(floors).with_context(|| format!("read {floors}"))?;
         let mut floors = EbpfLoader::new()
             .map_max_entries("floor_flows", size.flow_entries())
             .map_max_entries("floor_backends", size.backends + 1)

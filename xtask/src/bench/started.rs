@@ -41,7 +41,7 @@ fn measure(mut benchmark: Command, json: Option<&Path>) -> Result<()> {
 }
 
 /// Builds as the user what root then runs.
-fn build(name: &str) -> Result<PathBuf> {
+pub fn build(name: &str) -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
     cargo
         .args(["bench", "--package=memlb-tests", "--bench", name])

@@ -37,6 +37,8 @@ pub struct Load<'a> {
     /// Modules and programs of this machine beside the usual ones.
     pub modules: &'a [&'a str],
     pub programs: &'a [&'a str],
+    /// Files of this machine, each with its place in the guest.
+    pub files: Vec<(&'a str, &'a Path)>,
     /// What it runs, by the name under which it is reported.
     pub tasks: Vec<(&'a str, &'a Path)>,
     /// The names again, in their order, with the arguments: a line each.
@@ -72,6 +74,9 @@ impl Guest {
             files.add_program(&program, &format!("/bin/{name}"))?;
         }
         files.add_program(load.memlb, "/bin/memlb")?;
+        for (place, file) in &load.files {
+            files.add_file(file, place)?;
+        }
         for (name, program) in &load.tasks {
             files.add_program(program, &format!("/tasks/{name}"))?;
         }

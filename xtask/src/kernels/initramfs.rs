@@ -77,7 +77,8 @@ impl Initramfs {
             .stdout(file))
     }
 
-    fn add_file(&self, file: &Path, path: &str) -> Result<()> {
+    /// Adds a file of this machine at `path`.
+    pub fn add_file(&self, file: &Path, path: &str) -> Result<()> {
         let copy = self.place(path)?;
         fs::copy(file, &copy).with_context(|| format!("copy {}", file.display()))?;
         Ok(())

@@ -182,6 +182,7 @@ impl Tests {
             memlb,
             modules: &[],
             programs: &[],
+            files: Vec::new(),
             tasks: tasks.collect::<Result<_>>()?,
             script: report::script(suites),
         })

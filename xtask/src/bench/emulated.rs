@@ -1,0 +1,90 @@
+//! Benchmarks in an emulated machine with one of Debian's kernels. Its clock goes by its instructions: one
+//! nanosecond each, whatever this machine does meanwhile.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use memlb_tests::kernel::Series;
+use serde_json::Value;
+
+use crate::{
+    interrupt::Interrupt,
+    kernels::{Guest, Kernel, Load, cache},
+    workspace::say,
+};
+
+const SERIES: Series = Series {
+    major: 6,
+    minor: 12,
+};
+
+/// What a benchmark writes its report to, behind its table.
+pub const REPORT: &str = "--json /proc/self/fd/1";
+
+/// Runs the only task of `load` in the machine, which keeps its files under `name`. Returns the task's table
+/// and report.
+pub fn run(name: &str, load: &Load<'_>, deadline: Duration) -> Result<(String, Value)> {
+    let interrupt = Interrupt::catch()?;
+    let cache = cache();
+    let kernel = Kernel::provide(SERIES, &cache)?;
+    let release = kernel.release.clone();
+    let guest = Guest::prepare(kernel, cache.join(name), load)?;
+    let (said, took) = guest.run(deadline, &interrupt)?;
+    let (task, _) = load.tasks.first().context("there is a task")?;
+    let found = results(&said, task).with_context(|| {
+        guest.show_logs();
+        format!("{task} failed on Linux {release}")
+    })?;
+    say(format!("that took {} s", took.as_secs()));
+    Ok(found)
+}
+
+/// Finds the table of a task, and the report behind it, in what the guest has said.
+fn results(said: &str, task: &str) -> Result<(String, Value)> {
+    let end = said
+        .find(&format!("memlb: {task} ended with 0"))
+        .context("it did not come to its end")?;
+    let said = &said[..end];
+    let json = said.find("\n{").context("it has no report")?;
+    let report = serde_json::from_str(&said[json..]).context("read its report")?;
+    // What it says while it measures comes before.
+    let said = &said[..json];
+    let before = said.rfind("xtask: ").or_else(|| said.rfind("memlb: "));
+    let table = before.map_or(0, |last| {
+        said[last..].find('\n').map_or(json, |line| last + line)
+    });
+    Ok((said[table..].trim_matches('\n').to_owned(), report))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::results;
+
+    #[test]
+    fn finds_the_table_and_the_report() {
+        let said = "memlb: running compare\nxtask: round 1 of 1\n\n  Linux 6.12\n  a  1\n\
+                    \n{\n  \"rounds\": 1\n}\nmemlb: compare ended with 0\nmemlb: the end\n";
+        let (table, report) = results(said, "compare").expect("results");
+        assert_eq!(table, "  Linux 6.12\n  a  1");
+        assert_eq!(report["rounds"], 1);
+    }
+
+    #[test]
+    fn finds_the_table_of_a_task_that_says_nothing_else() {
+        let said = "memlb: running packet\n  a  1\n{}\nmemlb: packet ended with 0\n";
+        let (table, _) = results(said, "packet").expect("results");
+        assert_eq!(table, "  a  1");
+    }
+
+    #[test]
+    fn believes_no_task_that_failed() {
+        for said in [
+            "",
+            "{}\nmemlb: compare ended with 1\n",
+            "xtask: no\nmemlb: compare ended with 0\n",
+            "\n{ half\nmemlb: compare ended with 0\n",
+        ] {
+            assert!(results(said, "compare").is_err(), "{said}");
+        }
+    }
+}
