@@ -56,6 +56,7 @@ pub use settings::{
 pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot, WaitingSnapshot};
 
 use deadlines::Deadlines;
+use reconfigure::Removed;
 use sequence::Admission;
 use service::Service;
 use worker::{Place, Worker};
@@ -100,6 +101,8 @@ pub struct Core {
     by_name: BTreeMap<String, usize>,
     /// The worker of each backend.
     by_backend: BTreeMap<BackendId, usize>,
+    /// What removed workers had said, so that a recording of it counts no more when they are back.
+    removed: BTreeMap<String, Removed>,
     services: Vec<Service>,
     orders: Orders,
     deadlines: Deadlines,
@@ -129,6 +132,7 @@ impl Core {
             workers: Vec::new(),
             by_name: BTreeMap::new(),
             by_backend: BTreeMap::new(),
+            removed: BTreeMap::new(),
             services: Vec::new(),
             orders: adopted.orders.clone(),
             deadlines: Deadlines::default(),

@@ -6,10 +6,22 @@ use std::time::Instant;
 
 use super::event::Cause;
 use super::selection::Rule;
+use super::sequence::SequenceWindow;
 use super::service::{Service, Target};
 use super::settings::{ServiceId, Settings};
 use super::worker::Worker;
 use super::{Core, Deadlines};
+
+/// How many removed workers are remembered, the latest ones. They are not forgotten by time: how long a
+/// heartbeat is fresh is not the core's to know.
+const REMEMBERED_WORKERS: usize = 1_024;
+
+/// What is remembered of a worker that is in no service any more.
+#[derive(Debug)]
+pub(super) struct Removed {
+    sequence: SequenceWindow,
+    at: Instant,
+}
 
 impl Core {
     /// Goes on with other settings. Workers are known by their names and stay as healthy as they
@@ -36,8 +48,11 @@ impl Core {
             if let Some(old) = old_workers.remove(&worker.name) {
                 let new = mem::replace(worker, old);
                 worker.places = new.places;
+            } else if let Some(removed) = self.removed.remove(&worker.name) {
+                worker.sequence = removed.sequence;
             }
         }
+        self.remember(old_workers, now);
         for service in &mut self.services {
             if let Some(old) = old_services.get(&service.settings.id) {
                 service.inherit_links(old);
@@ -53,6 +68,31 @@ impl Core {
         }
         // Who is not up is described as such after all selections have left it.
         self.describe_all(false);
+    }
+
+    /// Remembers what the removed workers had said, and of the earlier ones as many as fit.
+    fn remember(&mut self, workers: BTreeMap<String, Worker>, now: Instant) {
+        let removed = workers.into_iter().map(|(name, Worker { sequence, .. })| {
+            let removed = Removed { sequence, at: now };
+            (name, removed)
+        });
+        self.removed.extend(removed);
+        let Some(excess) = self.removed.len().checked_sub(REMEMBERED_WORKERS) else {
+            return;
+        };
+        let mut by_age: Vec<_> = self
+            .removed
+            .iter()
+            .map(|(name, it)| (it.at, name))
+            .collect();
+        by_age.sort();
+        let oldest = by_age
+            .into_iter()
+            .take(excess)
+            .map(|(_, name)| name.clone());
+        for name in oldest.collect::<Vec<_>>() {
+            self.removed.remove(&name);
+        }
     }
 
     /// Lets a service begin where the one before it with the same number ends.

@@ -65,6 +65,52 @@ fn a_removed_worker_is_left_and_a_new_one_waits_to_be_heard() {
     assert_eq!(world.selected(), "worker3");
 }
 
+/// The lab with another worker in the place of `worker1`.
+fn lab_with(worker: &str) -> Settings {
+    let mut settings = lab(Threshold::Auto);
+    worker.clone_into(&mut settings.services[0].backends[0].worker);
+    settings
+}
+
+#[test]
+fn recordings_of_a_removed_worker_do_not_count_when_it_is_back() {
+    let mut world = started();
+    world.start("worker1", 600);
+    world.pass(ms(1_000));
+    let boot = world.agents["worker1"].sequence.unwrap().boot.0;
+    let heard = world.agents.remove("worker1").unwrap();
+    let next = heard.sequence.unwrap().number;
+    world.reconfigure(lab_with("worker3"));
+    world.pass(ms(5_000));
+    world.reconfigure(lab_with("worker1"));
+    for number in 1..next {
+        let recording = report("worker1", boot, number, 600);
+        assert_ne!(world.hear(&recording), Outcome::Accepted, "{number}");
+    }
+    // Nor what it had said before its agent's restart.
+    let recording = report("worker1", boot - 2, 1, 600);
+    assert_eq!(world.hear(&recording), Outcome::Duplicate);
+    assert_eq!(world.state("worker1"), Health::Unknown);
+    for number in next..next + 2 {
+        let own = report("worker1", boot, number, 600);
+        assert_eq!(world.hear(&own), Outcome::Accepted);
+    }
+    assert_eq!(world.state("worker1"), Health::Up);
+}
+
+#[test]
+fn only_the_latest_removed_workers_are_remembered() {
+    let mut world = started();
+    world.agents.remove("worker1");
+    for number in 0..1_100 {
+        world.reconfigure(lab_with(&format!("passing{number}")));
+        world.pass(ms(1));
+    }
+    assert_eq!(world.core.removed.len(), 1_024);
+    assert!(!world.core.removed.contains_key("worker1"));
+    assert!(world.core.removed.contains_key("passing1098"));
+}
+
 #[test]
 fn another_service_begins_with_what_is_known_of_its_workers() {
     let mut world = started();
