@@ -242,6 +242,62 @@ fn are_held_up_by_no_manager_that_is_not_there() {
 }
 
 #[test]
+fn are_not_thought_dead_when_their_clock_jumps() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions {
+        agents: false,
+        authentication: Some("enforce"),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let clock = cluster.place.directory.join("clock");
+    let set = |hours: i64| {
+        // Replaced as a whole: the agent reads it at every look at the clock.
+        let next = clock.with_extension("next");
+        fs::write(&next, format!("{hours:+}h\n")).unwrap();
+        fs::rename(&next, &clock).unwrap();
+    };
+    set(0);
+    let mut command = cluster.agent_command(0, cluster.heartbeat_address());
+    command.env("LD_PRELOAD", "/usr/$LIB/faketime/libfaketime.so.1");
+    command.env("FAKETIME_TIMESTAMP_FILE", &clock);
+    command.env("FAKETIME_NO_CACHE", "1");
+    // Nobody sets the clock that only counts.
+    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let agent = start(&cluster, "jumping", &mut command);
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let accepted = || cluster.status().unwrap()["heartbeats"]["accepted"].as_u64();
+    for hours in [1, 0, -1, 0] {
+        let before = accepted().unwrap();
+        set(hours);
+        wait_until(SOON, "the agent to see its clock jump", || {
+            let seconds = |time: SystemTime| {
+                let since = time.duration_since(SystemTime::UNIX_EPOCH);
+                since.unwrap().as_secs().cast_signed()
+            };
+            let ahead = seconds(logged(&agent, "sent ")) - seconds(SystemTime::now());
+            (ahead - hours * 3_600).abs() < 60
+        })
+        .unwrap();
+        // More of them than come within down_after.
+        cluster
+            .wait_for_status(SOON, "heartbeats to be accepted", |status| {
+                status["heartbeats"]["accepted"].as_u64() > Some(before + 20)
+            })
+            .unwrap();
+        assert_eq!(cluster.backend("worker1").unwrap()["state"], "up");
+        assert_eq!(cluster.page().unwrap(), "Worker1");
+    }
+    assert!(cluster.events_of("worker_down").unwrap().is_empty());
+    assert_eq!(cluster.events_of("worker_up").unwrap().len(), 1);
+    let refused = cluster.status().unwrap()["heartbeats"]["refused"].clone();
+    assert_eq!(refused, serde_json::json!({ "not_fresh": 1 }));
+}
+
+#[test]
 fn convince_several_managers_each_with_a_nonce_of_its_own() {
     if !require_root() {
         return;

@@ -138,6 +138,11 @@ const TEST_TOOLS: &[Tool] = &[
         purpose: "asks name servers behind memlb",
     },
     Tool {
+        program: "faketime",
+        package: "faketime",
+        purpose: "makes clocks jump",
+    },
+    Tool {
         program: "dnsmasq",
         package: "dnsmasq-base",
         purpose: "is such a name server",
