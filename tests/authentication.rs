@@ -448,25 +448,25 @@ fn the_way_from_unsigned_to_enforced_has_no_gap() {
         return;
     }
     let mut cluster = Cluster::start(&ClusterOptions {
-        authentication: Some("permissive"),
+        authentication: Some("off"),
         agents: false,
         ..ClusterOptions::default()
     })
     .unwrap();
     // worker1 signs already; worker2 has no key yet.
     cluster.start_agent(0).unwrap();
-    let bare = |cluster: &Cluster| {
-        let mut command = cluster.topology.workers[1].command(&cluster.binary);
-        command.args(["agent", "--name", "worker2", "--manager"]);
-        command.arg(cluster.heartbeat_address().to_string());
-        command.arg("--memory-file").arg(cluster.memory[1].path());
-        let log = cluster.place.directory.join("bare.log");
-        Process::start("bare agent", &mut command, &log).unwrap()
-    };
-    cluster.agents[1] = Some(bare(&cluster));
+    let mut command = cluster.topology.workers[1].command(&cluster.binary);
+    command.args(["agent", "--name", "worker2", "--manager"]);
+    command.arg(cluster.heartbeat_address().to_string());
+    command.arg("--memory-file").arg(cluster.memory[1].path());
+    let log = cluster.place.directory.join("bare.log");
+    cluster.agents[1] = Some(Process::start("bare agent", &mut command, &log).unwrap());
     for worker in ["worker1", "worker2"] {
         cluster.wait_for_state(worker, "up", SOON).unwrap();
     }
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+
+    turn_to(&cluster, "off", "permissive");
     cluster
         .wait_for_status(SOON, "worker2 to be named", |status| {
             status["heartbeats"]["unsigned"]["worker2"].as_u64() > Some(3)
@@ -482,17 +482,16 @@ fn the_way_from_unsigned_to_enforced_has_no_gap() {
     assert!(shown.contains("not signed yet: worker2 ("), "{shown}");
     // Nobody speaks for who signs.
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
-    stranger
-        .send(leaving("worker1", 1, 1).encode().unwrap())
-        .unwrap();
+    let goodbye = leaving("worker1", 1, 1).encode().unwrap();
+    stranger.send(&goodbye).unwrap();
     wait_for_refusals(&cluster, "unsigned_beside_signed", 1);
+    outlast_down_after();
     cluster.agents[1].take().unwrap().kill().unwrap();
     cluster.start_agent(1).unwrap();
     wait_until(SOON, "the agent's restart to be noticed", || {
         cluster.events_of("agent_restarted").unwrap().len() == 1
     })
     .unwrap();
-    assert!(cluster.events_of("worker_down").unwrap().is_empty());
     let manager = cluster.manager.as_ref().unwrap().log();
     assert!(
         manager.contains("unsigned heartbeats still count"),
@@ -502,4 +501,34 @@ fn the_way_from_unsigned_to_enforced_has_no_gap() {
         manager.contains("do not sign their heartbeats yet: worker2"),
         "{manager}"
     );
+
+    turn_to(&cluster, "permissive", "enforce");
+    outlast_down_after();
+    let status = cluster.status().unwrap();
+    assert_eq!(refused(&status, "unsigned"), 0, "{status:#}");
+    stranger.send(&goodbye).unwrap();
+    stranger.send(&goodbye).unwrap();
+    wait_for_refusals(&cluster, "unsigned", 2);
+    let status = cluster.status().unwrap();
+    assert_eq!(refused(&status, "unsigned"), 2, "{status:#}");
+    assert_eq!(status["heartbeats"]["authentication"], "enforce");
+    for worker in 0..2 {
+        let backend = &status["services"][0]["backends"][worker];
+        assert_eq!(backend["state"], "up");
+        assert!(backend["age_ms"].as_u64() < Some(1_000), "{backend:#}");
+    }
+    for alarm in ["worker_down", "worker_leaving"] {
+        assert!(cluster.events_of(alarm).unwrap().is_empty());
+    }
+}
+
+/// Changes `heartbeats.authentication` while the manager runs.
+fn turn_to(cluster: &Cluster, from: &str, to: &str) {
+    let file = cluster.place.directory.join("memlb.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let setting = |mode| format!("authentication = {mode:?}");
+    assert!(text.contains(&setting(from)), "{text}");
+    fs::write(&file, text.replace(&setting(from), &setting(to))).unwrap();
+    let said = output(&mut cluster.memlb("reload")).unwrap();
+    assert!(said.contains("heartbeats.authentication"), "{said}");
 }

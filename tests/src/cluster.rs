@@ -62,7 +62,8 @@ pub struct ClusterOptions {
     pub agent_arguments: Vec<String>,
     /// How long the manager may take to start, and then to hear every worker.
     pub patience: Duration,
-    /// `heartbeats.authentication`; unless it is `None`, every worker signs with a key of its own.
+    /// `heartbeats.authentication` in the configuration that the cluster writes; unless it is `None`,
+    /// every worker signs with a key of its own.
     pub authentication: Option<&'static str>,
 }
 
@@ -166,16 +167,10 @@ impl Cluster {
             Some(file) => file.clone(),
             None => configuration::write(&topology, &place, options)?,
         };
-        let mut manager_arguments = manager_arguments(&configuration, &place, options);
-        let keys = place.directory.join("keys");
-        if let Some(authentication) = options.authentication {
+        let manager_arguments = manager_arguments(&configuration, &place, options);
+        let keys = place.keys();
+        if options.authentication.is_some() {
             make_keys(&binary, &keys, workers)?;
-            for setting in [
-                format!("heartbeats.authentication={authentication}"),
-                format!("heartbeats.keys={}", keys.display()),
-            ] {
-                manager_arguments.extend(["--set".to_owned(), setting]);
-            }
         }
         let mut cluster = Self {
             manager: None,

@@ -38,6 +38,10 @@ pub(crate) fn write(
             text += &service(*family, *port, "udp")?;
         }
     }
+    if let Some(authentication) = options.authentication {
+        let keys = place.keys();
+        text += &format!("\n[heartbeats]\nauthentication = {authentication:?}\nkeys = {keys:?}\n");
+    }
     let file = place.directory.join("memlb.toml");
     fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
     Ok(file)

@@ -56,6 +56,11 @@ impl Place {
         self.directory.join("operator.json")
     }
 
+    /// Where the workers' keys are, if they have keys.
+    pub fn keys(&self) -> PathBuf {
+        self.directory.join("keys")
+    }
+
     pub fn event_log(&self) -> PathBuf {
         self.directory.join("events.jsonl")
     }
