@@ -38,6 +38,9 @@ const UNSIGNED_INTERVAL: Duration = Duration::from_secs(30);
 /// Datagrams taken from the socket before deadlines and questions get their turn.
 const BATCH: usize = 256;
 
+/// Why datagrams were lost that nobody has looked at.
+const QUEUE_FULL: &str = "queue_full";
+
 /// How many agents may apply at a time; others do so with their next heartbeat.
 const MOST_APPLICANTS: usize = 1_024;
 
@@ -184,10 +187,28 @@ impl Reception {
                 Ok((length, way)) => {
                     self.hear(core, log, &buffer[..length], way, Instant::now());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An ICMP error about something sent earlier, for one.
                 Err(error) => debug!("receive a heartbeat: {error}"),
             }
+        }
+        let overflowed = self.socket.overflowed();
+        if overflowed > 0 {
+            self.count_refused(QUEUE_FULL, overflowed);
+            self.warn_of_overflow(Instant::now());
+        }
+    }
+
+    /// Warns that more came than could be read, honest heartbeats perhaps among them.
+    fn warn_of_overflow(&mut self, now: Instant) {
+        let mention = self.refusals.entry(QUEUE_FULL);
+        let mention = mention.or_insert_with(Mention::overdue);
+        if mention.due(now, REFUSAL_INTERVAL).is_some() {
+            warn!(
+                "more datagrams come to the heartbeat port than can be read: {} were lost since the \
+                 start ({QUEUE_FULL})",
+                self.counts.refused[QUEUE_FULL]
+            );
         }
     }
 
@@ -344,6 +365,15 @@ impl Reception {
         });
     }
 
+    fn count_refused(&mut self, reason: &'static str, datagrams: u64) {
+        match self.counts.refused.get_mut(reason) {
+            Some(count) => *count += datagrams,
+            None => {
+                self.counts.refused.insert(reason.to_owned(), datagrams);
+            }
+        }
+    }
+
     fn refuse(
         &mut self,
         log: &mut EventLog,
@@ -354,12 +384,7 @@ impl Reception {
     ) {
         let from = way.from;
         self.gate.refused(from, now);
-        match self.counts.refused.get_mut(reason) {
-            Some(count) => *count += 1,
-            None => {
-                self.counts.refused.insert(reason.to_owned(), 1);
-            }
-        }
+        self.count_refused(reason, 1);
         let mention = self.refusals.entry(reason).or_insert_with(Mention::overdue);
         let Some(datagrams) = mention.due(now, REFUSAL_INTERVAL) else {
             return;

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
+    mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::AsRawFd,
 };
@@ -12,7 +13,7 @@ use nix::{
     sys::socket::{
         ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage,
         recvmsg, sendmsg, setsockopt,
-        sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, RcvBuf, RcvBufForce},
+        sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, RcvBuf, RcvBufForce, RxqOvfl},
     },
 };
 use tokio::{io::Interest, net::UdpSocket};
@@ -42,8 +43,11 @@ pub struct Way {
 pub struct Socket {
     socket: UdpSocket,
     is_ipv6: bool,
-    /// Where the kernel writes to which address a datagram came.
+    /// Where the kernel writes to which address a datagram came, and how many did not fit before it.
     control: Vec<u8>,
+    /// The kernel's count of those, as it was told last.
+    overflowed: u32,
+    untold: u64,
 }
 
 impl Socket {
@@ -77,6 +81,7 @@ impl Socket {
             SocketAddr::V6(_) => setsockopt(&socket, Ipv6RecvPacketInfo, &true),
         };
         asked.context("ask to which address heartbeats come")?;
+        setsockopt(&socket, RxqOvfl, &1).context("ask how many heartbeats did not fit")?;
         // Beyond the system's limit where that is allowed, else up to it.
         let forced = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER_BYTES);
         if let Err(error) = forced.or_else(|_| setsockopt(&socket, RcvBuf, &RECEIVE_BUFFER_BYTES)) {
@@ -85,7 +90,9 @@ impl Socket {
         Ok(Self {
             socket,
             is_ipv6: address.is_ipv6(),
-            control: cmsg_space!(libc::in6_pktinfo),
+            control: cmsg_space!(libc::in6_pktinfo, u32),
+            overflowed: 0,
+            untold: 0,
         })
     }
 
@@ -98,6 +105,12 @@ impl Socket {
         self.socket.readable().await
     }
 
+    /// Returns how many datagrams were lost since this was last asked because the queue was full. The
+    /// kernel tells that with the next one that fits.
+    pub fn overflowed(&mut self) -> u64 {
+        mem::take(&mut self.untold)
+    }
+
     /// Takes the next datagram, without waiting; what does not fit into `buffer` is cut off.
     ///
     /// # Errors
@@ -105,7 +118,11 @@ impl Socket {
     /// `WouldBlock` says that none is there.
     pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
         let Self {
-            socket, control, ..
+            socket,
+            control,
+            overflowed,
+            untold,
+            ..
         } = self;
         socket.try_io(Interest::READABLE, || {
             let mut parts = [IoSliceMut::new(buffer)];
@@ -115,15 +132,23 @@ impl Socket {
                 Some(control),
                 MsgFlags::empty(),
             )?;
-            let to = message.cmsgs()?.find_map(|control| match control {
-                ControlMessageOwned::Ipv4PacketInfo(info) => {
-                    Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into())
+            let mut to = None;
+            for control in message.cmsgs()? {
+                match control {
+                    ControlMessageOwned::Ipv4PacketInfo(info) => {
+                        let address = Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr));
+                        to = Some(address.into());
+                    }
+                    ControlMessageOwned::Ipv6PacketInfo(info) => {
+                        to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
+                    }
+                    ControlMessageOwned::RxqOvfl(count) => {
+                        *untold += u64::from(count.wrapping_sub(*overflowed));
+                        *overflowed = count;
+                    }
+                    _ => {}
                 }
-                ControlMessageOwned::Ipv6PacketInfo(info) => {
-                    Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical())
-                }
-                _ => None,
-            });
+            }
             let from = message.address.as_ref().and_then(source);
             let way = Way {
                 from: from.ok_or_else(|| io::Error::other("a datagram from nowhere"))?,
@@ -245,6 +270,33 @@ mod tests {
                 converse(&mut socket, (Ipv6Addr::LOCALHOST, port).into()).await;
             }
         }
+    }
+
+    #[tokio::test]
+    async fn counts_what_does_not_fit_into_the_queue() {
+        let mut socket = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        setsockopt(&socket.socket, RcvBuf, &4_096).unwrap();
+        let agent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        agent.connect(socket.socket.local_addr().unwrap()).unwrap();
+        let mut read = 0;
+        let mut lost = 0;
+        for _ in 0..2 {
+            for _ in 0..100 {
+                agent.send(&[0; 1_000]).unwrap();
+            }
+            let mut buffer = [0; 1_000];
+            socket.readable().await.unwrap();
+            while socket.receive(&mut buffer).is_ok() {
+                read += 1;
+            }
+            agent.send(b"the next one that fits").unwrap();
+            socket.readable().await.unwrap();
+            socket.receive(&mut buffer).unwrap();
+            lost += socket.overflowed();
+            assert_eq!(socket.overflowed(), 0);
+        }
+        assert!(lost > 0);
+        assert_eq!(read + lost, 200);
     }
 
     #[tokio::test]
