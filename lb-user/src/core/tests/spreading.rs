@@ -134,7 +134,7 @@ fn the_manager_serves_when_all_are_gone_and_the_first_back_takes_over() {
 
 #[test]
 fn a_worker_that_came_back_takes_a_quarter_more_at_a_time() {
-    for policy in [Policy::Balanced, Policy::RoundRobin, Policy::SourceHash] {
+    for policy in SPREADING {
         let mut world = three(policy);
         let agent = world.agents.remove("worker2").expect("an agent");
         world.pass(ms(2_000));
