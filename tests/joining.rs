@@ -14,12 +14,16 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// Only worker1 stands in the configuration; who comes from `network` may join.
 fn open_to(network: &str) -> Cluster {
+    open_under("enforce", network)
+}
+
+fn open_under(authentication: &'static str, network: &str) -> Cluster {
     let settings = [
         r#"service.web.workers=[{ name = "worker1", address = "192.168.56.103:8081" }]"#.to_owned(),
         format!(r#"service.web.auto_join={{ networks = ["{network}"], port = 8082 }}"#),
     ];
     Cluster::start(&ClusterOptions {
-        authentication: Some("enforce"),
+        authentication: Some(authentication),
         agents: false,
         manager_arguments: settings
             .into_iter()
@@ -153,6 +157,29 @@ fn nobody_else_does() {
         "192.168.56.104:8082"
     );
     drop(agent);
+}
+
+#[test]
+fn the_unsigned_do_not_join_even_where_they_count() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = open_under("permissive", "192.168.56.104/32");
+    let stranger = Sender::open(&cluster.topology.workers[1], cluster.heartbeat_address()).unwrap();
+    for seq in 1..10 {
+        let datagram = memlb_tests::datagram::heartbeat("worker2", 1, seq, 690 * 1024);
+        stranger.send(datagram).unwrap();
+    }
+    cluster
+        .wait_for_status(SOON, "the unsigned to be refused", |status| {
+            status["heartbeats"]["refused"]["unknown_worker"].as_u64() == Some(9)
+        })
+        .unwrap();
+    assert!(!is_worker(&cluster.status().unwrap(), "worker2"));
+    assert!(cluster.events_of("worker_joined").unwrap().is_empty());
+    // From the same address, signed.
+    cluster.start_agent(1).unwrap();
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
 }
 
 #[test]

@@ -10,10 +10,39 @@ use std::{
     time::Instant,
 };
 
-use memlb_tests::{Shape, Topology, cluster::binary, namespace::unique_prefix, require_root};
+use memlb_tests::{
+    Cluster, ClusterOptions, Shape, Topology, cluster::binary, namespace::unique_prefix,
+    require_root,
+};
 
 const USAGE: i32 = 2;
 const RUN_TIME: i32 = 1;
+
+#[test]
+fn tells_who_may_not_give_orders_what_to_do() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
+    // Where anybody may run it.
+    let binary = cluster.place.directory.join("memlb");
+    fs::copy(&cluster.binary, &binary).unwrap();
+    for order in [&["drain", "worker1"][..], &["status"]] {
+        let mut command = cluster.topology.manager.command("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command.arg(&binary).args(order);
+        let socket = cluster.place.control_socket();
+        let refused = command.arg("--control-socket").arg(socket).output();
+        let refused = refused.unwrap();
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(RUN_TIME), "{error}");
+        for part in ["manager.sock", "use sudo, or join the socket's group"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    assert_eq!(cluster.backend("worker1").unwrap()["state"], "up");
+    assert!(cluster.events_of("operator_order").unwrap().is_empty());
+}
 
 #[test]
 fn explains_what_is_wrong_with_a_configuration() {
