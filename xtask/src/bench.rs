@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use memlb_tests::cluster::BINARY;
 use serde::Serialize;
@@ -228,8 +228,11 @@ pub fn bench(options: &Options) -> Result<()> {
     match &options.other {
         Some(Other::Herd { json }) => {
             let rows = herd::measure(&interrupt)?;
-            println!("\n{}", herd::text(&rows));
-            write_json(json.as_deref(), &rows)
+            let (text, missed) = herd::text(&rows);
+            println!("\n{text}");
+            write_json(json.as_deref(), &rows)?;
+            ensure!(missed == 0, "{missed} figures are missed");
+            Ok(())
         }
         Some(Other::Thesis { seconds, json }) => {
             let duration = Duration::from_secs(*seconds);

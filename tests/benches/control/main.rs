@@ -59,11 +59,13 @@ fn main() -> Result<()> {
         let verdict = if figure.reached { "reached" } else { "MISSED" };
         println!("  {what:<64}{measured:>34}   {}  {verdict}", figure.at_most);
     }
+    let missed = figures.iter().filter(|figure| !figure.reached).count();
     let json = arguments.iter().position(|argument| argument == "--json");
     if let Some(file) = json.and_then(|at| arguments.get(at + 1)) {
         let json: Value = figures.into_iter().map(|figure| figure.json).collect();
         fs::write(file, format!("{json:#}\n")).with_context(|| format!("write {file}"))?;
     }
+    ensure!(missed == 0, "{missed} figures are missed");
     Ok(())
 }
 

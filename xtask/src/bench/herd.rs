@@ -56,7 +56,8 @@ pub fn measure(interrupt: &Interrupt) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-pub fn text(rows: &[Row]) -> String {
+/// Returns what was measured in words, and how many figures are missed.
+pub fn text(rows: &[Row]) -> (String, usize) {
     let mut titles = vec!["policy".to_owned(), "reports every".to_owned()];
     titles.extend(SIZES_MIB.map(|mib| format!("{mib} MiB")));
     titles.extend(["fullest", "failed"].map(str::to_owned));
@@ -73,6 +74,7 @@ pub fn text(rows: &[Row]) -> String {
         );
     }
     let mut text = format!("peak memory of each worker's connections, of its size\n\n{table}\n");
+    let mut missed = 0;
     for (report_interval, _) in INTERVALS {
         let fullest = |policy| {
             let mut of = rows.iter().filter(|row| row.policy == policy);
@@ -85,11 +87,9 @@ pub fn text(rows: &[Row]) -> String {
             (round_robin, 1.0, "round_robin"),
         ] {
             let ratio = balanced / of;
-            let verdict = if ratio <= at_most {
-                "reached"
-            } else {
-                "MISSED"
-            };
+            let reached = ratio <= at_most;
+            missed += usize::from(!reached);
+            let verdict = if reached { "reached" } else { "MISSED" };
             // Writing to a string does not fail.
             _ = writeln!(
                 text,
@@ -98,5 +98,5 @@ pub fn text(rows: &[Row]) -> String {
             );
         }
     }
-    text
+    (text, missed)
 }
