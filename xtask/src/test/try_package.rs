@@ -6,10 +6,13 @@ use std::{
     ops::Deref,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use memlb_tests::{Connection, command::output, document::Document, notice::say, wait::wait_until};
+use memlb_tests::{
+    Connection, Probe, command::output, document::Document, notice::say, wait::wait_until,
+};
 
 use super::{
     guide::Guide,
@@ -321,6 +324,8 @@ impl Trial<'_> {
         let before = self.manager.property(MANAGER, "MainPID")?;
         let mut open = Connection::open(&self.network.client, self.service(), PATIENCE)?;
         let page = open.get("/")?.first_line();
+        let every = Duration::from_millis(10);
+        let probe = Probe::start(&self.network.client, self.service(), every, PATIENCE)?;
         for machine in self.all() {
             fs::copy(&package, machine.file(&format!("/root/{name}"))).context("bring it")?;
             machine.type_all(&self.guide.upgrade)?;
@@ -332,7 +337,12 @@ impl Trial<'_> {
             .expect_in_journal(MANAGER, "adopting the maps")?;
         let now = open.get("/").context("on a connection from before")?;
         ensure!(now.first_line() == page, "{page} became {now:?}");
-        self.wait_for_all()
+        self.wait_for_all()?;
+        let report = probe.stop()?;
+        let failed: Vec<_> = report.failures().take(3).collect();
+        ensure!(failed.is_empty(), "requests failed meanwhile: {failed:?}");
+        ensure!(report.asks.len() > 100, "too few requests to tell");
+        Ok(())
     }
 
     fn remove(&self) -> Result<()> {
