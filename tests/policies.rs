@@ -8,7 +8,7 @@ use std::{
     io::Write as _,
     net::{Ipv4Addr, SocketAddrV4},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, observe, require_root};
@@ -141,6 +141,29 @@ fn weights_are_the_operators() {
     assert!((36..=44).contains(&counts["Worker2"]), "{counts:?}");
 }
 
+/// The worker that nobody knows to be dead has nearly all places: to draw again would be to draw it again.
+#[test]
+fn a_repeated_syn_reaches_another_worker_than_the_one_that_was_drawn() {
+    if !require_root() {
+        return;
+    }
+    for attach in ["tc", "xdp"] {
+        let mut cluster = start_with("balanced", &[640, 80], attach);
+        cluster.kill_manager().unwrap();
+        cluster.topology.workers[0].cut_off().unwrap();
+        let mut repeated = 0;
+        for _ in 0..8 {
+            let begun = Instant::now();
+            assert_eq!(cluster.page().unwrap(), "Worker2", "{attach}");
+            // Linux repeats a SYN after a second, and once more after two others.
+            let took = begun.elapsed();
+            assert!(took < Duration::from_secs(3), "{attach}: {took:?}");
+            repeated += u32::from(took > Duration::from_millis(900));
+        }
+        assert!(repeated > 2, "{attach}: worker1 was drawn {repeated} times");
+    }
+}
+
 #[test]
 fn the_policy_changes_under_load_and_nobody_notices() {
     if !require_root() {
@@ -222,7 +245,12 @@ fn source_hash_keeps_clients_where_they_are_as_far_as_it_can() {
 
 /// As many workers as figures, in MiB available.
 fn start(policy: &str, available_mib: &[u64]) -> Cluster {
+    start_with(policy, available_mib, "tc")
+}
+
+fn start_with(policy: &str, available_mib: &[u64], attach: &str) -> Cluster {
     let options = ClusterOptions {
+        attach: attach.into(),
         available_kb: available_mib.iter().map(|mib| mib * 1024).collect(),
         ..ClusterOptions::default()
     };

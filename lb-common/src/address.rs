@@ -33,6 +33,10 @@ pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
     /// Whether it stands for an address of the other family, which no packet's address may do.
     fn is_mapped(self) -> bool;
 
+    /// Whether a packet from the network may come from here: not from nobody, many, or the host itself (RFC
+    /// 1122, section 3.2.1.3; RFC 4291, sections 2.5.2, 2.5.3 and 2.7).
+    fn is_sender(self) -> bool;
+
     /// The other way round; of an address of the other family, something without meaning.
     fn from_mapped(mapped: &V6) -> Self;
 }
@@ -61,6 +65,12 @@ impl Address for V4 {
     #[inline(always)]
     fn is_mapped(self) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn is_sender(self) -> bool {
+        let [first, ..] = self;
+        !matches!(first, 0 | 127 | 224..)
     }
 
     #[inline(always)]
@@ -97,6 +107,13 @@ impl Address for V6 {
     fn is_mapped(self) -> bool {
         let [prefix @ .., _, _, _, _] = self;
         prefix == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
+    }
+
+    #[inline(always)]
+    fn is_sender(self) -> bool {
+        let [first, ..] = self;
+        let [high, low] = halves(self);
+        first != 0xff && (high != 0 || low.to_be() > 1)
     }
 
     #[inline(always)]

@@ -60,6 +60,16 @@ impl Difference {
     }
 }
 
+/// A checksum as a UDP header has it: there, 0 means that there is none (RFC 768).
+#[inline(always)]
+pub fn of_datagram(checksum: [u8; 2]) -> [u8; 2] {
+    if checksum == [0, 0] {
+        [0xff, 0xff]
+    } else {
+        checksum
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -170,7 +170,10 @@ pub struct IcmpHeader {
 pub struct QuotedPorts {
     pub source_port: [u8; 2],
     pub destination_port: [u8; 2],
-    rest: [u8; 4],
+    /// Of TCP, the first half of the sequence number.
+    length: [u8; 2],
+    /// Of TCP, the second half.
+    pub checksum: [u8; 2],
 }
 
 /// A TCP header without options (RFC 9293, section 3.1).

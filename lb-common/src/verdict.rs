@@ -40,7 +40,7 @@ verdicts! {
     OtherProtocol = "other_protocol", "Neither TCP nor UDP nor an ICMP error (ping, neighbour discovery, …): passed untouched.";
     NotOurs = "not_ours", "Of no service and no flow: passed untouched.";
     Truncated = "truncated", "Shorter than its headers say: passed to the kernel, which drops it.";
-    Malformed = "malformed", "Header fields contradict each other: passed to the kernel, which drops it.";
+    Malformed = "malformed", "Header fields contradict each other, or no host can be the sender: passed to the kernel, which drops it.";
     IpOptions = "ip_options", "IPv4 options are not forwarded: passed to the kernel.";
     ExtensionHeaders = "extension_headers", "IPv6 extension headers too many, too long or of an unknown kind: passed to the kernel.";
     Fragment = "fragment", "A fragment carries no ports to steer by: passed to the kernel.";

@@ -85,6 +85,7 @@ fn taker(memory: &Memory, client: u32) -> u32 {
         hook: Hook::Ingress,
         interface: 7,
         time_to_live: 64,
+        in_driver: false,
         flags: TcpFlags(SYN),
         sequence: 0,
         acknowledgement: 0,
@@ -154,6 +155,28 @@ fn open_connections_decide_by_weight() {
     assert_eq!(counts(&memory, 20), [0, 20, 0, 0]);
     memory.backends[1].weight = 1;
     assert_eq!(counts(&memory, 20), [0, 0, 20, 0]);
+}
+
+#[test]
+fn whoever_repeats_its_syn_gets_another_worker() {
+    for kind in KINDS {
+        // One worker has nearly all places, the third is down.
+        let mut memory = lab();
+        memory.backends[3].state = state::DOWN;
+        let mostly_one = |place| match place % 50 {
+            0 => 2,
+            25 => 3,
+            _ => 1,
+        };
+        let places: Vec<u32> = (0..CHOICE_SLOTS).map(mostly_one).collect();
+        spread(&mut memory, kind, &places);
+        memory.active.borrow_mut().insert(2, 1_000_000);
+        for client in 0..200 {
+            let first = taker(&memory, client);
+            memory.wait(250_000_000);
+            assert_eq!(taker(&memory, client), 3 - first, "kind {kind}");
+        }
+    }
 }
 
 #[test]

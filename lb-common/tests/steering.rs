@@ -5,11 +5,14 @@
 
 mod tables;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use lb_common::{
     address::{Address, V4},
-    headers::TcpFlags,
+    headers::{PROTOCOL_UDP, TcpFlags},
     maps::{Backend, FlowKey, Mac, ROWS, Service, ServiceKey, direction, ended, mode, state},
     steer::{Arrival, Decision, Exit, Hook},
     verdict::Verdict,
@@ -77,6 +80,22 @@ fn a_new_connection_does_not_go_on_in_the_half_of_one_that_has_ended() {
 }
 
 #[test]
+fn a_flow_whose_port_another_handshake_took_does_not_go_on() {
+    let mut memory = small_lab();
+    let client = key(([10, 0, 0, 9], 40_000), SERVICE);
+    let leaves = connects(&mut memory, &client);
+    memory.established.remove(&leaves.reversed());
+    let mut others = (40_001..40_101).map(|port| key(([10, 0, 0, 8], port), SERVICE));
+    assert!(others.any(|other| steer(&memory, &arrival(SYN), &other).leaves == leaves));
+    memory.wait(2 * SECOND);
+    let decision = steer(&memory, &arrival(ACK), &client);
+    assert_eq!(
+        (decision.verdict, decision.exit),
+        (Verdict::NoFlow, Exit::Pass)
+    );
+}
+
+#[test]
 fn an_established_table_without_room_refuses_the_connection() {
     let memory = lab(2);
     for host in [8, 9] {
@@ -115,6 +134,118 @@ fn the_connections_of_one_client_never_share_a_port() {
         let leaves = connects(&mut memory, &client);
         assert!(given.insert(leaves.source_port));
     }
+}
+
+/// Chance gives some columns more clients than others.
+#[test]
+fn connections_of_many_clients_find_ports_until_most_are_taken() {
+    let mut memory = lab(8_192);
+    memory.settings.nat_port_count = 4_096;
+    memory.settings.half_open_columns = 4_096 / ROWS;
+    let clients = 4_096_u32 * 8 / 10;
+    let mut refused = 0;
+    for client in 0..clients {
+        let mut random = DefaultHasher::new();
+        client.hash(&mut random);
+        let [a, b, c, d, e, ..] = random.finish().to_be_bytes();
+        let source = ([11, a, b, c], u16::from_be_bytes([d | 4, e]));
+        let syn = steer(&memory, &arrival(SYN), &key(source, SERVICE));
+        if syn.verdict == Verdict::PortsExhausted {
+            refused += 1;
+            continue;
+        }
+        _ = steer(&memory, &answer_to_syn(), &syn.leaves.reversed());
+        _ = steer(&memory, &arrival(ACK), &key(source, SERVICE));
+    }
+    // With one column for each, it were some 60.
+    assert!(refused <= 10, "{refused} of {clients}");
+}
+
+/// XDP sends nothing to where no reply has shown the link addresses: TC decides behind it, on tables that are
+/// as they were.
+#[test]
+fn what_xdp_leaves_to_tc_is_decided_once() {
+    let mut memory = lab(16);
+    memory.backends[WORKER1 as usize].mode = mode::DSR;
+    let mut client = key(([10, 0, 0, 9], 40_000), SERVICE);
+    client.protocol = PROTOCOL_UDP.into();
+    let service = ServiceKey {
+        protocol: PROTOCOL_UDP,
+        ..*memory.services.keys().next().unwrap()
+    };
+    memory.services.insert(service, Service { id: 0 });
+    let meets_both = |flags: u8, client: &FlowKey| {
+        for in_driver in [true, false] {
+            let arrives = Arrival {
+                in_driver,
+                ..arrival(flags)
+            };
+            let decision = steer(&memory, &arrives, client);
+            assert_eq!(decision.verdict, Verdict::ToBackend);
+        }
+    };
+    meets_both(0, &client);
+    assert_eq!(memory.established.entries().len(), 0);
+    assert_eq!(memory.handshakes()[0].bytes_in, 54);
+    meets_both(0, &client);
+    assert_eq!(memory.established.entries().len(), 2);
+
+    let client = key(([10, 0, 0, 9], 40_001), SERVICE);
+    meets_both(SYN, &client);
+    meets_both(RST, &client);
+    assert!(memory.handshakes().is_empty());
+}
+
+#[test]
+fn a_refusal_by_the_worker_passes_xdp_and_tc() {
+    let memory = lab(16);
+    let client = key(([10, 0, 0, 9], 40_000), SERVICE);
+    let from_vlan = Arrival {
+        source_mac: client_mac(9).tagged(Mac::tag_of(5)),
+        ..arrival(SYN)
+    };
+    let leaves = steer(&memory, &from_vlan, &client).leaves;
+    for in_driver in [true, false] {
+        let refusal = Arrival {
+            in_driver,
+            ..arrival(RST | ACK)
+        };
+        let decision = steer(&memory, &refusal, &leaves.reversed());
+        assert_eq!(decision.verdict, Verdict::ToClient);
+    }
+    assert!(memory.handshakes().is_empty());
+}
+
+#[test]
+fn nobody_connects_from_where_no_host_can_be() {
+    let memory = lab(16);
+    for source in [
+        [0, 0, 0, 0],
+        [127, 0, 0, 1],
+        [224, 0, 0, 1],
+        [255, 255, 255, 255],
+        SERVICE.0,
+    ] {
+        let syn = steer(&memory, &arrival(SYN), &key((source, 40_000), SERVICE));
+        assert_eq!((syn.verdict, syn.exit), (Verdict::Malformed, Exit::Pass));
+    }
+    assert!(memory.handshakes().is_empty());
+}
+
+#[test]
+fn what_never_arrives_ends_nothing() {
+    let mut memory = lab(16);
+    let client = key(([10, 0, 0, 9], 40_000), SERVICE);
+    _ = connects(&mut memory, &client);
+    let expires = Arrival {
+        time_to_live: 1,
+        ..arrival(RST)
+    };
+    assert_eq!(
+        steer(&memory, &expires, &client).verdict,
+        Verdict::TimeToLive
+    );
+    assert_eq!(memory.active.borrow()[&WORKER1], 1);
 }
 
 /// Goes through a client's handshake; returns the tuple that the worker sees.
@@ -439,6 +570,7 @@ fn arrival(flags: u8) -> Arrival {
         hook: Hook::Ingress,
         interface: ETH,
         time_to_live: 64,
+        in_driver: false,
         flags: TcpFlags(flags),
         sequence: 0,
         acknowledgement: WORKER_START + 1,

@@ -247,6 +247,11 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
+    fn knows_link(&self, backend: u32) -> bool {
+        self.neighbour(backend).is_some()
+    }
+
+    #[inline(always)]
     fn workbench(&self) -> Option<&mut Workbench<A>> {
         let workbench = A::workbench().get_ptr_mut(0)?;
         // SAFETY: the slot belongs to this CPU, where one packet is decided at a time: bottom halves
@@ -370,22 +375,27 @@ fn uses(protocol: u8, port: [u8; 2], is_source: bool) -> bool {
 impl<A: Family> Maps<A> {
     pub const NEW: Self = Self(PhantomData);
 
-    /// The link addresses learnt for a backend.
+    /// The link addresses learnt for a backend, if they are.
     #[inline(always)]
     pub fn neighbour(&self, backend: u32) -> Option<Neighbour> {
-        NEIGHBOURS.get(backend).copied()
+        NEIGHBOURS.get(backend).copied().filter(Neighbour::is_known)
     }
 
-    /// Remembers the link addresses that a worker's reply shows.
+    /// Remembers the link addresses that a worker's reply shows, if it comes by the interface that leads to
+    /// the worker: from elsewhere it shows another's, or is none.
     #[inline(always)]
-    pub fn learn(&self, backend: u32, seen: &Neighbour) {
-        if let Some(known) = NEIGHBOURS.get_ptr_mut(backend) {
-            // SAFETY: array slots live as long as the map; a torn write is mended by the next reply.
-            unsafe {
-                if *known != *seen {
-                    *known = *seen;
-                }
-            }
+    pub fn learn(&self, backend: u32, interface: u32, seen: &Neighbour) {
+        let Some(known) = NEIGHBOURS.get_ptr_mut(backend) else {
+            return;
+        };
+        // SAFETY: array slots live as long as the map; a torn write is mended by the next reply.
+        let known = unsafe { &mut *known };
+        if *known != *seen
+            && BACKENDS
+                .get(backend)
+                .is_some_and(|it| it.interface == interface)
+        {
+            *known = *seen;
         }
     }
 

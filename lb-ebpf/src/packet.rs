@@ -19,6 +19,8 @@ use crate::{
 #[derive(Clone, Copy)]
 pub struct Meeting {
     pub hook: Hook,
+    /// Whether that is XDP.
+    pub in_driver: bool,
     pub interface: u32,
     /// Packets and bytes on the wire that the frame stands for.
     pub packets: u32,
@@ -46,6 +48,7 @@ impl Meeting {
         let source_mac = Mac::from(ethernet.source);
         Arrival {
             hook: self.hook,
+            in_driver: self.in_driver,
             interface: self.interface,
             source_mac: match self.tag {
                 0 => source_mac,

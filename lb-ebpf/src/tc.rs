@@ -287,6 +287,7 @@ impl Met {
             frame: Skb(skb),
             meeting: Meeting {
                 hook,
+                in_driver: false,
                 interface,
                 packets: if gso_segments == 0 { 1 } else { gso_segments },
                 bytes: length,

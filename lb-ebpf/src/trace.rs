@@ -76,6 +76,7 @@ pub fn steered<A: Address>(
     };
     let meeting = Meeting {
         hook: arrival.hook,
+        in_driver: arrival.in_driver,
         interface: arrival.interface,
         packets: arrival.packets,
         bytes: arrival.bytes,

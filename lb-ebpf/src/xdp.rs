@@ -16,7 +16,7 @@ use lb_common::{
     },
     maps::Neighbour,
     packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame},
-    steer::{Arrival, Decision, Exit, Hook, steer_established},
+    steer::{Arrival, Decision, Exit, Hook, give_back, steer_established},
     trace::HEAD,
     verdict::Verdict,
 };
@@ -93,6 +93,9 @@ fn established_tcp(ctx: *mut xdp_md) -> u32 {
     }
     learn(&maps, &arrival, &decision);
     if let Err(action) = prepare(ctx, segment.ethernet, &arrival, &decision, || {}) {
+        if decision.is_forwarded() {
+            give_back(&maps, &arrival, &key);
+        }
         return action;
     }
     forward(segment, &arrival, &decision)
@@ -159,6 +162,9 @@ fn act<A: Family>(ctx: *mut xdp_md, desk: &Desk<A>, read: Read) -> u32 {
     };
     learn(&maps, arrival, decision);
     if let Err(action) = prepare(ctx, ethernet, arrival, decision, tell) {
+        if decision.is_forwarded() {
+            give_back(&maps, arrival, key);
+        }
         return action;
     }
     // In two branches to the end: the verifier must not forget which header it is.
@@ -188,6 +194,7 @@ fn learn<A: Family>(maps: &Maps<A>, arrival: &Arrival, decision: &Decision<A>) {
     if decision.verdict == Verdict::ToClient {
         maps.learn(
             decision.backend,
+            arrival.interface,
             &Neighbour {
                 worker: arrival.source_mac,
                 manager: arrival.destination_mac,
@@ -229,10 +236,7 @@ fn prepare<A: Family>(
 #[inline(always)]
 fn link<A: Family>(maps: &Maps<A>, decision: &Decision<A>) -> Option<Neighbour> {
     match decision.exit {
-        Exit::Backend | Exit::Onwards => {
-            let known = maps.neighbour(decision.backend);
-            known.filter(Neighbour::is_known)
-        }
+        Exit::Backend | Exit::Onwards => maps.neighbour(decision.backend),
         Exit::Client if decision.destination_mac.tag() == 0 => Some(Neighbour {
             worker: decision.destination_mac,
             manager: decision.source_mac,
@@ -280,6 +284,7 @@ extern "C" fn trace_xdp(ctx: *mut xdp_md) -> u32 {
 fn meet(ctx: *mut xdp_md) -> (Meeting, Extent) {
     let meeting = Meeting {
         hook: Hook::Ingress,
+        in_driver: true,
         // SAFETY: the kernel hands a valid context to the program.
         interface: unsafe { (*ctx).ingress_ifindex },
         packets: 1,

@@ -377,10 +377,13 @@ impl Worker {
         }
     }
 
-    /// A packet as a translated message quotes it: the checksum behind the ports, which few messages
-    /// quote and nobody looks at, stays as it was.
+    /// A packet as a translated message quotes it: the checksum of TCP, which few messages quote and nobody
+    /// looks at, stays as it was.
     fn quoted(&self, packet: &Segment, before: &Segment) -> Segment {
-        packet.clone().checksum(before.written_checksum())
+        match packet.protocol {
+            Protocol::Tcp => packet.clone().checksum(before.written_checksum()),
+            Protocol::Udp => packet.clone(),
+        }
     }
 
     fn receives(&self, frame: impl Into<Vec<u8>>) -> Outcome {

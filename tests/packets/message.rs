@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::{
     frame::{Family, IpFields, Mac, checksum, ethernet, ip, transport_checksum},
-    segment::Segment,
+    segment::{Protocol, Segment},
 };
 
 /// What went wrong with a packet.
@@ -81,11 +81,13 @@ impl Message {
         self
     }
 
-    /// The same about a packet with other ends. The checksum of its transport header stays: a quote
-    /// is too short to be checked.
+    /// The same about a packet with other ends. The checksum of a TCP header stays: a quote may be too short
+    /// for it.
     pub fn about(mut self, source: SocketAddr, destination: SocketAddr) -> Self {
         let about = &mut self.about;
-        about.checksum = Some(about.written_checksum());
+        if about.protocol == Protocol::Tcp {
+            about.checksum = Some(about.written_checksum());
+        }
         (about.source, about.destination) = (source, destination);
         self
     }

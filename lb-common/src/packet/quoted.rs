@@ -3,8 +3,8 @@
 use super::{Bytes, IpHeader, Located, Rewritten};
 use crate::{
     address::Address,
-    checksum::Difference,
-    headers::{ETHERNET_LEN, EthernetHeader, IcmpHeader, QuotedPorts},
+    checksum::{Difference, of_datagram},
+    headers::{ETHERNET_LEN, EthernetHeader, IcmpHeader, PROTOCOL_UDP, QuotedPorts},
     maps::FlowKey,
     verdict::Verdict,
 };
@@ -92,11 +92,17 @@ impl<'a, A: Address> Quoted<'a, A> {
         let quoted = leaves.reversed();
         let ErrorMessage { inner, ports, .. } = &mut *self.message;
         let addresses = inner.replace(quoted.source, quoted.destination, false);
-        let changed = Difference::of_u16(ports.source_port, quoted.source_port).plus(
+        let mut changed = Difference::of_u16(ports.source_port, quoted.source_port).plus(
             Difference::of_u16(ports.destination_port, quoted.destination_port),
         );
         ports.source_port = quoted.source_port;
         ports.destination_port = quoted.destination_port;
+        // That of TCP lies beyond what every message quotes, and nobody looks at it there.
+        if self.protocol == PROTOCOL_UDP && ports.checksum != [0, 0] {
+            let checksum = of_datagram(addresses.plus(changed).apply(ports.checksum));
+            changed = changed.plus(Difference::of_u16(ports.checksum, checksum));
+            ports.checksum = checksum;
+        }
         if A::Header::HAS_CHECKSUM {
             // The quoted header's own checksum makes up for its addresses, and no pseudo header
             // stands before the message.

@@ -3,7 +3,7 @@
 use super::{Extent, IpHeader, Rewritten};
 use crate::{
     address::{Address, V4},
-    checksum::Difference,
+    checksum::{Difference, of_datagram},
     headers::{
         EthernetHeader, Ipv4Header, PROTOCOL_TCP, PROTOCOL_UDP, QuotedPorts, TcpFlags, TcpHeader,
         UdpHeader,
@@ -143,12 +143,7 @@ impl Transport<'_> {
         match self {
             Self::Tcp(tcp) => tcp.checksum = rewritten.apply(tcp.checksum),
             Self::Udp(udp) if udp.checksum != [0, 0] => {
-                let checksum = rewritten.apply(udp.checksum);
-                udp.checksum = if checksum == [0, 0] {
-                    [0xff, 0xff]
-                } else {
-                    checksum
-                };
+                udp.checksum = of_datagram(rewritten.apply(udp.checksum));
             }
             Self::Udp(_) => {}
         }

@@ -4,11 +4,11 @@ use super::{
     Arrival, Decision, Exit, Hook, Tables,
     choice::{choose, choose_another, is_up},
     handshake::forward_request,
-    place::{Candidates, NOWHERE, TAKEN, room, take_note},
+    place::{NOWHERE, TAKEN, room, take_note},
 };
 use crate::{
     address::{Address, V4},
-    maps::{Backend, FlowKey, Handshake, LOOPBACK, ended, mode, state},
+    maps::{Backend, FlowKey, Handshake, LOOPBACK, mode, state},
     verdict::Verdict,
 };
 
@@ -40,6 +40,10 @@ pub(super) fn begin<T: Tables>(
     under_way: u32,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
+    // The kernel would drop it, and so it does.
+    if arrival.hook == Hook::Ingress && !is_from_elsewhere(key) {
+        return Verdict::Malformed;
+    }
     if let Some(mut bench) = tables.workbench() {
         bench.claim.client = *key;
     }
@@ -72,6 +76,12 @@ pub(super) fn begin<T: Tables>(
             forward_request(tables, arrival, place, decision)
         }
     }
+}
+
+/// Whether a packet from the network names a sender that may be there.
+#[inline(always)]
+fn is_from_elsewhere<A: Address>(key: &FlowKey<A>) -> bool {
+    key.source.is_sender() && key.source.difference(key.destination) != 0
 }
 
 /// What a handshake begins with beside its tuples.
@@ -111,7 +121,6 @@ fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
     if backend.mode == mode::NAT {
         claim.leaves.source = T::Address::from_mapped(&backend.source);
     }
-    let candidates = Candidates::of_client(settings, &claim.client);
     drop(bench);
     if backend.mode != mode::LOCAL {
         if arrival.time_to_live <= 1 {
@@ -122,12 +131,12 @@ fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
         }
     }
     if backend.mode != mode::NAT {
-        return room(tables, candidates, false);
+        return room(tables, false);
     }
     if settings.nat_port_count == 0 {
         return EXHAUSTED;
     }
-    room(tables, candidates, true)
+    room(tables, true)
 }
 
 /// Whether there is a way to a worker. None leads from a client on the manager itself to one that
@@ -173,15 +182,9 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
 #[inline(never)]
 fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
     let now = tables.now_ns();
-    let mode = tables
-        .backend(start.backend)
-        .map_or(mode::NAT, |it| it.mode);
     let (Some(bench), Some(mut handshake)) = (tables.workbench(), tables.handshake(place)) else {
         return;
     };
-    // Answers that do not come by here are never seen, nor is how they end. The worker may have answered:
-    // a second one would, too, and the client believe the one and speak to the other.
-    let unseen = mode == mode::DSR;
     *handshake = Handshake {
         client: bench.claim.client,
         leaves: bench.claim.leaves,
@@ -194,8 +197,6 @@ fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
         created_ns: now,
         syn_ns: now,
         retries: start.retries,
-        answered: unseen.into(),
-        ended: if unseen { ended::FIN } else { 0 },
         ..Handshake::FREE
     };
     handshake.seal = handshake.expected_seal();

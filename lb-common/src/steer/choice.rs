@@ -4,7 +4,8 @@ use super::{Step, Tables};
 use crate::address::Address;
 use crate::maps::{CHOICE_SLOTS, FlowKey, Policy, SPREAD, first_choice, policy, state};
 
-/// How many backends are compared, from a random one on, to find the one with the fewest connections.
+/// How many places are looked at, from a random one on, to find the backend with the fewest connections, or
+/// another one than that which did not answer.
 pub const COMPARED: u32 = 256;
 
 /// How many places are tried until one holds a backend that is up.
@@ -62,19 +63,17 @@ pub(super) fn choose_another<T: Tables>(tables: &T, service: u32, tried: u32, re
         first: first_choice(service, policy.generation),
         slots: policy.slots.min(CHOICE_SLOTS),
     };
-    let ranked = policy.kind == policy::RANKED;
-    for step in 0..PLACES_TRIED {
-        let number = if ranked {
-            u32::from(retries) + 1 + step
-        } else {
-            tables.random()
-        };
-        let id = places.at(tables, number);
-        if id != tried && is_up(tables, id) {
-            return id;
-        }
-    }
-    0
+    let mut walk = Walk {
+        places,
+        start: match policy.kind {
+            policy::RANKED => u32::from(retries) + 1,
+            _ => tables.random(),
+        },
+        tried,
+        found: tables.veiled(0),
+    };
+    tables.repeat(places.slots.min(COMPARED), &mut walk);
+    walk.found
 }
 
 /// The places of one service's choices that are in force.
@@ -102,6 +101,28 @@ impl Places {
             }
         }
         0
+    }
+}
+
+/// The search for a backend other than the one that was tried: many places in a row may be its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    places: Places,
+    start: u32,
+    tried: u32,
+    found: u32,
+}
+
+impl Step for Walk {
+    #[inline(always)]
+    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
+        let id = self.places.at(tables, self.start.wrapping_add(number));
+        let is_another = id != self.tried && is_up(tables, id);
+        if is_another {
+            self.found = id;
+        }
+        is_another
     }
 }
 

@@ -1,11 +1,12 @@
 //! The way of packets of established flows: one look-up of the flow, one of its backend.
 
 use super::{
-    Arrival, Decision, Tables, Way,
+    Arrival, Decision, Hook, Tables, Way, expires,
     flow::{
         are_twins, carry, ending, has_moved, is_live, is_over, keeps_flows, note_end, twin, uncount,
     },
     leave,
+    place::{NOWHERE, find_worker},
 };
 use crate::{
     headers::TcpFlags,
@@ -51,7 +52,7 @@ pub(super) fn established<T: Tables>(
     }
 
     let ends = ending(arrival.flags);
-    if ends != 0 {
+    if ends != 0 && !expires(backend, arrival) {
         flow.ended |= ends;
         note_end(tables, key, &mut flow);
     }
@@ -143,6 +144,11 @@ fn look_after_twin<T: Tables>(
             twin.client_mac = flow.client_mac;
             twin.manager_mac = flow.manager_mac;
         }
+    } else if flow.direction == direction::REQUEST
+        && find_worker(tables, Hook::Ingress, &twin_key) != NOWHERE
+    {
+        // Without its entry, the port was free for the next client's handshake.
+        return false;
     } else if let Some(mut pair) = tables.workbench() {
         pair.reply = twin(key, flow);
         // What was evicted is still in the count until the next recount: the new entry is one more.

@@ -3,7 +3,7 @@
 use super::{
     Arrival, Decision, Exit, InsertError, Tables, Way,
     flow::{ending, is_live, keeps_flows, uncount},
-    leave,
+    is_left_to_tc, leave,
 };
 use crate::{
     address::Address,
@@ -29,17 +29,20 @@ pub(super) fn answer<T: Tables>(
     let Some(backend) = tables.backend(handshake.backend) else {
         return Verdict::NoBackend;
     };
+    let way = Way {
+        is_request: false,
+        leaves: handshake.client.reversed(),
+        ..way(&handshake)
+    };
+    if is_left_to_tc(tables, &way, backend, arrival) {
+        return leave(&way, backend, arrival, decision);
+    }
     handshake.bytes_out = handshake.bytes_out.wrapping_add(arrival.bytes);
     handshake.ended |= ending(arrival.flags);
     if arrival.flags.accepts() || handshake.client.is_datagram() {
         handshake.worker_sequence = arrival.sequence;
         handshake.answered = 1;
     }
-    let way = Way {
-        is_request: false,
-        leaves: handshake.client.reversed(),
-        ..way(&handshake)
-    };
     if arrival.flags.resets() {
         handshake.backend = 0;
     }
@@ -66,10 +69,12 @@ pub(super) fn go_on<T: Tables>(
         handshake.backend = 0;
         return Verdict::BackendDown;
     };
-    if !completes(&handshake, backend, arrival) {
+    let left_to_tc = is_left_to_tc(tables, &way(&handshake), backend, arrival);
+    if left_to_tc || !completes(&handshake, backend, arrival) {
         drop(handshake);
         let verdict = forward_request(tables, arrival, place, decision);
         if arrival.flags.resets()
+            && !left_to_tc
             && let Some(mut handshake) = tables.handshake(place)
         {
             handshake.backend = 0;
@@ -105,11 +110,21 @@ pub(super) fn forward_request<T: Tables>(
     let Some(backend) = tables.backend(handshake.backend) else {
         return Verdict::NoBackend;
     };
+    let way = way(&handshake);
+    if is_left_to_tc(tables, &way, backend, arrival) {
+        return leave(&way, backend, arrival, decision);
+    }
     if arrival.flags.opens() || handshake.client.is_datagram() {
         handshake.syn_ns = tables.now_ns();
     }
     handshake.bytes_in = handshake.bytes_in.wrapping_add(arrival.bytes);
-    leave(&way(&handshake), backend, arrival, decision)
+    if backend.mode == mode::DSR {
+        // Answers do not come by here, nor is it seen how they end. The worker may have answered: a second
+        // one would, too, and the client believe the one and speak to the other.
+        handshake.answered = 1;
+        handshake.ended = ended::FIN;
+    }
+    leave(&way, backend, arrival, decision)
 }
 
 /// The client's way to the worker.

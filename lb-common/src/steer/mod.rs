@@ -58,6 +58,8 @@ pub struct Arrival {
     pub time_to_live: u8,
     /// None where the packet is no TCP segment.
     pub flags: TcpFlags,
+    /// Whether it met XDP, behind which TC meets what XDP cannot send.
+    pub in_driver: bool,
     pub sequence: u32,
     pub acknowledgement: u32,
     /// Packets and bytes on the wire that this one stands for.
@@ -194,6 +196,8 @@ pub trait Tables {
     /// Open connections of a backend.
     fn active(&self, backend: u32) -> u32;
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// Whether the link addresses of a backend are known, without which XDP sends nothing there.
+    fn knows_link(&self, backend: u32) -> bool;
 
     /// Room for what is being made: it is too large for the stack of a BPF program.
     fn workbench(&self) -> Option<Self::Workbench<'_>>;
@@ -321,6 +325,38 @@ struct Way<A> {
     manager_mac: Mac,
 }
 
+/// Whether XDP leaves the packet to TC, which decides once more: so this time, it may change nothing.
+#[inline(always)]
+fn is_left_to_tc<T: Tables>(
+    tables: &T,
+    way: &Way<T::Address>,
+    backend: &Backend,
+    arrival: &Arrival,
+) -> bool {
+    if !arrival.in_driver || backend.mode == mode::LOCAL {
+        return false;
+    }
+    if way.is_request {
+        !tables.knows_link(way.backend)
+    } else {
+        way.client_interface == LOOPBACK || way.client_mac.tag() != 0
+    }
+}
+
+/// Takes back what a packet that XDP leaves to TC has added to its flow.
+#[inline(always)]
+pub fn give_back<T: Tables>(tables: &T, arrival: &Arrival, key: &FlowKey<T::Address>) {
+    if let Some(mut flow) = tables.established(key) {
+        flow.bytes = flow.bytes.saturating_sub(arrival.bytes.into());
+    }
+}
+
+/// Whether the packet may go no further, and what it says never arrives.
+#[inline(always)]
+fn expires(backend: &Backend, arrival: &Arrival) -> bool {
+    backend.mode != mode::LOCAL && arrival.time_to_live <= 1
+}
+
 /// Decides how a packet leaves.
 #[inline(always)]
 fn leave<A: Address>(
@@ -331,7 +367,7 @@ fn leave<A: Address>(
 ) -> Verdict {
     let local = backend.mode == mode::LOCAL;
     decision.backend = way.backend;
-    if !local && arrival.time_to_live <= 1 {
+    if expires(backend, arrival) {
         decision.exit = Exit::Drop;
         return Verdict::TimeToLive;
     }

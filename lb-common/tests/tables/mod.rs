@@ -32,6 +32,8 @@ pub struct Memory {
     pub active: RefCell<BTreeMap<u32, u32>>,
     turn: Cell<u32>,
     pub backends: Vec<Backend>,
+    /// Backends whose link addresses XDP knows.
+    pub linked: Vec<u32>,
     pub established: FlowTable,
     pub half_open: Vec<RefCell<Handshake>>,
     notes: Vec<RefCell<Notes>>,
@@ -82,6 +84,7 @@ impl Memory {
             active: RefCell::default(),
             turn: Cell::new(0),
             backends: vec![Backend::default(); 4],
+            linked: Vec::new(),
             established: FlowTable::new(capacity),
             half_open: (0..COLUMNS * ROWS)
                 .map(|_| RefCell::new(Handshake::FREE))
@@ -224,6 +227,10 @@ impl Tables for Memory {
 
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(id as usize)
+    }
+
+    fn knows_link(&self, backend: u32) -> bool {
+        self.linked.contains(&backend)
     }
 
     fn workbench(&self) -> Option<RefMut<'_, Workbench>> {

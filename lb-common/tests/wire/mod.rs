@@ -107,10 +107,9 @@ pub fn error<A: Family>(about: Ends<A>, protocol: u8, router: A) -> Wire {
     let quoted = frame(about, protocol, 64, &[]).0;
     let (icmp, kind, has_pseudo_header) = A::ERROR;
     let mut message = [kind[0], kind[1], 0, 0, 0, 0, 0x05, 0x00].to_vec();
-    // Of the transport header only as much as every message quotes, since its checksum is not kept up.
+    // Of the transport header only as much as every message quotes: the checksum of TCP is not kept up.
     let ip = ETHERNET_LEN + size_of::<A::Header>();
-    message.extend(&quoted[ETHERNET_LEN..ip + 4]);
-    message.extend([0xca; 4]);
+    message.extend(&quoted[ETHERNET_LEN..ip + 8]);
     let mut covered = Vec::new();
     if has_pseudo_header {
         covered = A::pseudo_header(router, about.source, icmp, message.len());
