@@ -41,7 +41,11 @@ fn no_way_in_which_connections_end_makes_the_count_drift() {
         counts(&cluster, "active") == [0, 0]
     })
     .unwrap();
-    assert_eq!(counts(&cluster, "lost"), [0, 0]);
+    // A recount in the midst of them may have taken one for lost; it is the next one's to see.
+    wait_until(RECOUNTED, "nothing to be lost", || {
+        counts(&cluster, "lost") == [0, 0]
+    })
+    .unwrap();
     println!("{flows} flows, {kills} managers killed: the count is exact");
     expect_exact(&cluster, 60);
 }
