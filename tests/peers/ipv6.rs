@@ -4,11 +4,12 @@ use std::{fs, net::SocketAddr};
 
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, client,
+    command::output,
     transfer::{Download, Upload, noise},
     wait_until,
 };
 
-use crate::scene::{MIB, PATIENCE, SOON, disturb, play_with, service, service6};
+use crate::scene::{MIB, PATIENCE, SOON, disturb, play_with, program, service, service6};
 
 #[test]
 fn serves_ipv6_while_the_selection_moves_and_the_manager_dies() {
@@ -18,6 +19,19 @@ fn serves_ipv6_while_the_selection_moves_and_the_manager_dies() {
 #[test]
 fn serves_ipv6_while_the_selection_moves_and_the_manager_dies_with_xdp() {
     play_with("xdp", both_families(), both);
+}
+
+#[test]
+fn answers_pings_at_the_services_addresses() {
+    for attach in ["tc", "xdp"] {
+        play_with(attach, both_families(), |cluster| {
+            for site in [service(cluster, 80), service6(cluster, 80)] {
+                let line = format!("ping -c 3 -i 0.1 -W 5 {}", site.ip());
+                let said = output(&mut program(&cluster.topology.client, &line)).unwrap();
+                assert!(said.contains("3 received, 0% packet loss"), "{said}");
+            }
+        });
+    }
 }
 
 pub fn both_families() -> ClusterOptions {

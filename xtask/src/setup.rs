@@ -123,6 +123,11 @@ const TEST_TOOLS: &[Tool] = &[
         purpose: "sends as much as it can through memlb",
     },
     Tool {
+        program: "ping",
+        package: "iputils-ping",
+        purpose: "asks whether a service's address answers",
+    },
+    Tool {
         program: "ssh",
         package: "openssh-client",
         purpose: "holds a session through memlb",
