@@ -229,10 +229,27 @@ fn choose(
 
 /// Why TC is the better choice on an interface, if it is.
 pub fn unsuited_to_xdp(interface: &Interface) -> Option<String> {
-    let kind = interface.kind.as_ref()?;
+    let Some(kind) = &interface.kind else {
+        let vlan = vlan_above(Path::new("/sys/class/net"), &interface.name)?;
+        return Some(format!(
+            "it carries the VLAN interface {vlan}: a card that takes the tags off would hide them from XDP"
+        ));
+    };
     Some(format!(
         "a virtual interface ({kind}): XDP would see half-computed checksums and split GSO packets"
     ))
+}
+
+/// A VLAN interface on top of an interface, as the links in `classes`, of sysfs, tell.
+fn vlan_above(classes: &Path, interface: &str) -> Option<String> {
+    let links = fs::read_dir(classes.join(interface)).ok()?;
+    links.flatten().find_map(|link| {
+        let name = link.file_name().into_string().ok()?;
+        let upper = name.strip_prefix("upper_")?;
+        let told = fs::read_to_string(classes.join(upper).join("uevent")).ok()?;
+        let is_vlan = told.lines().any(|line| line == "DEVTYPE=vlan");
+        is_vlan.then(|| upper.to_owned())
+    })
 }
 
 fn attach_xdp(program: &mut Xdp, links: &Path, interface: &str) -> Result<()> {
@@ -430,4 +447,29 @@ pub fn remove_others(links: &Path, kept: &[PathBuf]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::vlan_above;
+
+    #[test]
+    fn finds_the_vlans_that_an_interface_carries() {
+        let classes = tempfile::tempdir().expect("a directory");
+        let write = |path: &str, text: &str| {
+            let file = classes.path().join(path);
+            fs::create_dir_all(file.parent().expect("a folder")).expect("make it");
+            fs::write(file, text).expect("write it");
+        };
+        write("eth1/upper_br0", "");
+        write("br0/uevent", "DEVTYPE=bridge\nINTERFACE=br0\n");
+        assert_eq!(vlan_above(classes.path(), "eth1"), None);
+        write("eth1/upper_eth1.7", "");
+        write("eth1.7/uevent", "DEVTYPE=vlan\nINTERFACE=eth1.7\n");
+        let found = vlan_above(classes.path(), "eth1");
+        assert_eq!(found.as_deref(), Some("eth1.7"));
+        assert_eq!(vlan_above(classes.path(), "eth2"), None);
+    }
 }
