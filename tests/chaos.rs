@@ -1,5 +1,5 @@
-//! Everything at once: workers die, links are cut, heartbeats stop, the manager is killed, reloaded and
-//! told to drain, all by a seed, while clients ask without pause and check what they get.
+//! Everything at once: workers die, links are cut, heartbeats stop or get lost, the manager is killed,
+//! reloaded and told to drain, all by a seed, while clients ask without pause and check what they get.
 //!
 //! `MEMLB_CHAOS_SECONDS` (60) says how long, `MEMLB_CHAOS_SEED` (1) which history, `MEMLB_KILLS` (10)
 //! how often the manager is killed where that is all that happens.
@@ -9,14 +9,16 @@
 use std::{
     collections::BTreeMap,
     env, fs, thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use memlb::core::EVERYBODY;
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Nginx, Probe, Process, Report,
+    Cluster, ClusterOptions, Connection, Nginx, Probe, Process, Report, Wire,
     cluster::{worker_name, worker_port},
     probe::Ask,
     require_root,
+    transfer::noise,
 };
 use nix::sys::signal::Signal;
 
@@ -31,6 +33,19 @@ const HEARD_AGAIN: Duration = Duration::from_millis(300);
 
 /// What a request may have been under way before the fault that ended it.
 const UNDER_WAY: Duration = Duration::from_millis(500);
+
+/// By how much the manager's word of when something happened may differ from what a client saw.
+const NEARLY: Duration = Duration::from_millis(50);
+
+/// How long the network may take to find a worker again whose cable is back; what was said meanwhile
+/// arrives late.
+const FOUND_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long the connection that is kept waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a busy machine may keep clients waiting beside.
+const SLACK: Duration = Duration::from_millis(500);
 
 #[test]
 fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
@@ -47,6 +62,7 @@ fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
     let probe = Probe::start(client, chaos.cluster.service(), every, SOON).unwrap();
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {
+        chaos.keep();
         chaos.happen();
         let pause = chaos.random.below(900) + 100;
         thread::sleep(Duration::from_millis(pause));
@@ -57,12 +73,17 @@ fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
         chaos.cluster.wait_for_state(&name, "up", SOON).unwrap();
     }
     let report = probe.stop().unwrap();
-    let unexplained = chaos.judge(&report);
-    println!("seed {seed}, {seconds} s: {}", chaos.account(&report));
+    let told = Told::read(&chaos.cluster);
+    chaos.excuse_late(&told);
+    println!(
+        "seed {seed}, {seconds} s: {}",
+        chaos.account(&report, &told)
+    );
     if env::var_os("MEMLB_CHAOS_STORY").is_some() {
         chaos.tell_failures(&report);
         println!("{}", chaos.story());
     }
+    let unexplained = chaos.judge(&report, &told);
     assert!(
         unexplained.is_empty(),
         "seed {seed}: {} unexplained, the first: {:?}\n{}",
@@ -70,12 +91,32 @@ fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
         unexplained[0],
         chaos.story()
     );
-    let expected = |ask: &Ask| {
+    let false_alarms = chaos.false_alarms(&told);
+    assert!(
+        false_alarms.is_empty(),
+        "seed {seed}: {false_alarms:?}\n{}",
+        chaos.story()
+    );
+    let page = |ask: &Ask| {
         ask.page()
             .is_none_or(|page| page == "Manager" || page.starts_with("Worker"))
     };
-    assert!(report.asks.iter().all(expected));
+    assert!(report.asks.iter().all(page));
     assert!(report.asks.len() as u64 > seconds * 20, "too few to tell");
+    let (outage, bound) = (report.longest_outage(), chaos.longest_excuse() + SLACK);
+    assert!(
+        outage <= bound,
+        "seed {seed}: out for {outage:?}, not {bound:?}\n{}",
+        chaos.story()
+    );
+    let kept = &chaos.kept;
+    assert!(
+        kept.broken.is_empty(),
+        "seed {seed}: {:?}\n{}",
+        kept.broken,
+        chaos.story()
+    );
+    assert!(kept.uses > seconds / 4 && kept.trials > 0, "{kept:?}");
 }
 
 #[test]
@@ -128,19 +169,88 @@ enum Ailment {
     Mute,
 }
 
-/// A time in which requests may fail, and why.
+/// A time in which requests to a worker may fail, and why.
 #[derive(Debug)]
 struct Excuse {
+    worker: usize,
     from: Instant,
     until: Instant,
-    why: String,
+    ailment: Ailment,
+}
+
+/// A time in which something was so with a worker.
+#[derive(Debug)]
+struct Spell {
+    worker: usize,
+    from: Instant,
+    until: Option<Instant>,
+}
+
+/// What the event log has to say of the whole time.
+struct Told {
+    /// To whom new connections went from when on.
+    selected: Vec<(Instant, String)>,
+    /// Which workers went down, and when.
+    down: Vec<(Instant, String)>,
+    /// Which came up.
+    up: Vec<(Instant, String)>,
+}
+
+impl Told {
+    fn read(cluster: &Cluster) -> Self {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let (mut selected, mut down, mut up) = (Vec::new(), Vec::new(), Vec::new());
+        for event in cluster.events().unwrap() {
+            let time = humantime::parse_rfc3339(event["time"].as_str().unwrap()).unwrap();
+            let at = now - clock.duration_since(time).unwrap();
+            let name = |field: &str| event[field].as_str().unwrap().to_owned();
+            match event["event"].as_str().unwrap() {
+                "selection_changed" | "selection_adopted" => selected.push((at, name("to"))),
+                "worker_down" => down.push((at, name("worker"))),
+                "worker_up" => up.push((at, name("worker"))),
+                _ => {}
+            }
+        }
+        Self { selected, down, up }
+    }
+
+    /// Returns whether a new connection could go to that worker about then.
+    fn could_serve(&self, worker: usize, at: Instant) -> bool {
+        let name = worker_name(worker);
+        let next = self.selected.iter().skip(1).map(|(next, _)| Some(*next));
+        let spells = self.selected.iter().zip(next.chain([None]));
+        spells
+            .filter(|((from, _), until)| {
+                *from <= at + NEARLY && until.is_none_or(|until| until + NEARLY >= at)
+            })
+            .any(|((_, to), _)| to == EVERYBODY || *to == name)
+    }
+}
+
+/// A connection that must live as long as its worker, whatever becomes of the manager.
+#[derive(Debug, Default)]
+struct Kept {
+    connection: Option<(Connection, usize)>,
+    /// How often it has brought the whole blob.
+    uses: u64,
+    /// How often it did after the manager was killed or reloaded.
+    trials: u64,
+    broken: Vec<String>,
 }
 
 struct Chaos {
     cluster: Cluster,
     random: Random,
+    /// Between each agent and the manager.
+    wires: Vec<Wire>,
     ailing: [Option<Ailment>; WORKERS],
+    drained: [bool; WORKERS],
     excuses: Vec<Excuse>,
+    ailments: Vec<(Spell, Ailment)>,
+    /// When each worker was well and not drained.
+    serving: Vec<Spell>,
+    kept: Kept,
+    blob: Vec<u8>,
     happened: BTreeMap<&'static str, u64>,
     story: Vec<String>,
     started: Instant,
@@ -151,26 +261,56 @@ impl Chaos {
     fn start(seed: u64) -> Self {
         let cluster = Cluster::start(&ClusterOptions {
             available_kb: vec![450 * 1024, 400 * 1024, 350 * 1024],
+            agents: false,
             ..ClusterOptions::default()
         })
         .unwrap();
+        let blob = noise(seed, 1 << 20);
+        for server in &cluster.servers {
+            fs::write(server.root().join("blob"), &blob).unwrap();
+        }
+        let (workers, manager) = (&cluster.topology.workers, cluster.heartbeat_address());
+        let lay = |index: usize| Wire::lay(&workers[index], manager, seed + index as u64).unwrap();
+        let wires = (0..WORKERS).map(lay).collect();
         let file = cluster.place.directory.join("memlb.toml");
-        Self {
+        let mut chaos = Self {
             configuration: fs::read_to_string(file).unwrap(),
             cluster,
             random: Random(seed),
+            wires,
             ailing: [None; WORKERS],
+            drained: [false; WORKERS],
             excuses: Vec::new(),
+            ailments: Vec::new(),
+            serving: Vec::new(),
+            kept: Kept::default(),
+            blob,
             happened: BTreeMap::new(),
             story: Vec::new(),
             started: Instant::now(),
+        };
+        for index in 0..WORKERS {
+            chaos.start_agent(index);
         }
+        for index in 0..WORKERS {
+            let name = worker_name(index);
+            chaos.cluster.wait_for_state(&name, "up", SOON).unwrap();
+        }
+        (0..WORKERS).for_each(|index| chaos.serves(index));
+        chaos
+    }
+
+    fn start_agent(&mut self, index: usize) {
+        let name = worker_name(index);
+        let mut command = self.cluster.agent_command(index, self.wires[index].address);
+        let log = self.cluster.place.directory.join(format!("{name}.log"));
+        self.cluster.agents[index] = Some(Process::start(&name, &mut command, &log).unwrap());
     }
 
     /// One thing happens.
     fn happen(&mut self) {
         let index = usize::try_from(self.random.below(WORKERS as u64)).unwrap();
-        match self.random.below(10) {
+        match self.random.below(11) {
             0..5 => match self.ailing[index] {
                 Some(_) => self.heal(index),
                 None => self.ail(index),
@@ -178,7 +318,8 @@ impl Chaos {
             5 | 6 => self.kill_manager(),
             7 => self.reload(),
             8 => self.order(index, "drain"),
-            _ => self.order(index, "undrain"),
+            9 => self.order(index, "undrain"),
+            _ => self.lose(index),
         }
     }
 
@@ -196,11 +337,83 @@ impl Chaos {
             Ailment::Mute => self.signal_agent(index, Signal::SIGSTOP),
         }
         self.ailing[index] = Some(ailment);
-        self.excuses.push(Excuse {
+        let spell = Spell {
+            worker: index,
             from,
-            until: from + DETECTION,
-            why: format!("{ailment:?}"),
-        });
+            until: None,
+        };
+        self.ailments.push((spell, ailment));
+        self.serves_no_more(index, from);
+        if self
+            .kept
+            .connection
+            .as_ref()
+            .is_some_and(|it| it.1 == index)
+        {
+            self.kept.connection = None;
+        }
+        // Who had no new connections, being drained or not heard of again, takes none with it.
+        if self.is_thought_up(index) {
+            self.excuse_from(index, from, from + DETECTION);
+        }
+    }
+
+    fn is_thought_up(&self, index: usize) -> bool {
+        self.cluster.backend(&worker_name(index)).unwrap()["state"] == "up"
+    }
+
+    /// Excuses failures by a worker that cannot answer; one that is only not heard does.
+    fn excuse_from(&mut self, index: usize, from: Instant, until: Instant) {
+        if let Some(ailment @ (Ailment::Dead | Ailment::Cut)) = self.ailing[index] {
+            self.excuses.push(Excuse {
+                worker: index,
+                from,
+                until,
+                ailment,
+            });
+        }
+    }
+
+    /// Excuses failures by a worker that died before its own words of having come back were heard.
+    fn excuse_late(&mut self, told: &Told) {
+        for (at, name) in &told.up {
+            let ailing = self.ailments.iter().find(|(spell, _)| {
+                worker_name(spell.worker) == *name
+                    && spell.from <= *at
+                    && *at <= spell.from + FOUND_AGAIN
+                    && spell.until.is_none_or(|until| *at <= until)
+            });
+            if let Some((spell, ailment @ (Ailment::Dead | Ailment::Cut))) = ailing {
+                let noticed = *at + DETECTION;
+                self.excuses.push(Excuse {
+                    worker: spell.worker,
+                    from: *at,
+                    until: spell.until.map_or(noticed, |until| until.min(noticed)),
+                    ailment: *ailment,
+                });
+            }
+        }
+    }
+
+    fn serves(&mut self, index: usize) {
+        let open = self
+            .serving
+            .iter()
+            .any(|it| it.worker == index && it.until.is_none());
+        if self.ailing[index].is_none() && !self.drained[index] && !open {
+            self.serving.push(Spell {
+                worker: index,
+                from: Instant::now(),
+                until: None,
+            });
+        }
+    }
+
+    fn serves_no_more(&mut self, index: usize, at: Instant) {
+        let mut serving = self.serving.iter_mut();
+        if let Some(spell) = serving.find(|it| it.worker == index && it.until.is_none()) {
+            spell.until = Some(at);
+        }
     }
 
     fn heal(&mut self, index: usize) {
@@ -219,11 +432,37 @@ impl Chaos {
                 let port = worker_port(index).unwrap();
                 self.cluster.servers[index] =
                     Nginx::start(worker, port, &page, &directory).unwrap();
-                self.cluster.start_agent(index).unwrap();
+                self.start_agent(index);
             }
             Ailment::Cut => self.cluster.topology.workers[index].reconnect().unwrap(),
             Ailment::Mute => self.signal_agent(index, Signal::SIGCONT),
         }
+        let now = Instant::now();
+        let (spell, _) = self
+            .ailments
+            .iter_mut()
+            .rfind(|(it, _)| it.worker == index)
+            .unwrap();
+        spell.until = Some(now);
+        let noticed = if ailment == Ailment::Cut {
+            now + FOUND_AGAIN
+        } else {
+            now
+        };
+        for excuse in self.excuses.iter_mut().filter(|it| it.worker == index) {
+            excuse.until = excuse.until.min(noticed);
+        }
+        self.serves(index);
+    }
+
+    fn lose(&mut self, index: usize) {
+        let percent = [0, 15, 30][usize::try_from(self.random.below(3)).unwrap()];
+        let worker = worker_name(index);
+        self.tell(
+            "losses",
+            format!("{percent} % of {worker}'s heartbeats are lost"),
+        );
+        self.wires[index].lose(percent);
     }
 
     fn heal_all(&mut self) {
@@ -246,6 +485,55 @@ impl Chaos {
                 excuse.until = Instant::now() + left.min(DETECTION);
             }
         }
+        // Nobody was heard meanwhile: who had just become well must be heard first.
+        for spell in self.serving.iter_mut().filter(|it| it.until.is_none()) {
+            if spell.from + DETECTION > killed {
+                spell.from = Instant::now();
+            }
+        }
+        self.try_kept("the manager was killed");
+    }
+
+    /// Sees whether the connection that is kept has outlived what just happened.
+    fn try_kept(&mut self, after: &str) {
+        self.kept.trials += u64::from(self.kept.connection.is_some());
+        self.use_kept(after);
+    }
+
+    /// Fetches the blob over the connection that is kept.
+    fn use_kept(&mut self, after: &str) {
+        let Some((connection, index)) = &mut self.kept.connection else {
+            return;
+        };
+        self.kept.uses += 1;
+        let fetched = connection.get("/blob");
+        if !fetched
+            .as_ref()
+            .is_ok_and(|it| it.status == 200 && it.body == self.blob)
+        {
+            let error = fetched.map(|it| (it.status, it.body.len()));
+            let broken = format!("of {}, after {after}: {error:?}", worker_name(*index));
+            self.kept.broken.push(broken);
+            self.kept.connection = None;
+        }
+    }
+
+    /// Opens a connection to keep where there is none, to a worker that is well.
+    fn keep(&mut self) {
+        if self.kept.connection.is_some() {
+            return self.use_kept("a while");
+        }
+        let client = &self.cluster.topology.client;
+        let Ok(mut connection) = Connection::open(client, self.cluster.service(), PATIENCE) else {
+            return;
+        };
+        let Ok(page) = connection.get("/") else {
+            return;
+        };
+        let page = page.first_line();
+        let index = (0..WORKERS).find(|index| page == format!("Worker{}", index + 1));
+        let well = index.filter(|index| self.ailing[*index].is_none());
+        self.kept.connection = well.map(|index| (connection, index));
     }
 
     fn reload(&mut self) {
@@ -263,13 +551,26 @@ impl Chaos {
         fs::write(self.cluster.place.directory.join("memlb.toml"), text).unwrap();
         let reloaded = self.cluster.memlb("reload").output().unwrap();
         assert!(reloaded.status.success(), "{reloaded:?}");
+        self.try_kept("a reload");
     }
 
     fn order(&mut self, index: usize, verb: &'static str) {
         let worker = worker_name(index);
         self.tell("orders", format!("{verb} {worker}"));
+        let begun = Instant::now();
+        if verb == "drain" {
+            self.serves_no_more(index, begun);
+        }
         let ordered = self.cluster.memlb(verb).arg(worker).output().unwrap();
         assert!(ordered.status.success(), "{ordered:?}");
+        self.drained[index] = verb == "drain";
+        if verb == "undrain" {
+            self.serves(index);
+            // Whose death is not noticed yet takes connections again.
+            if self.is_thought_up(index) {
+                self.excuse_from(index, begun, Instant::now() + DETECTION);
+            }
+        }
     }
 
     fn signal_agent(&mut self, index: usize, signal: Signal) {
@@ -283,33 +584,99 @@ impl Chaos {
         self.story.push(format!("{at:7.3} {what}"));
     }
 
-    /// Returns the failures that nothing explains.
-    fn judge<'a>(&self, report: &'a Report) -> Vec<&'a Ask> {
-        let explained = |ask: &Ask| self.excuse(ask).is_some();
-        report.failures().filter(|ask| !explained(ask)).collect()
+    /// Returns the requests that failed, or were left to the manager's own server, without a reason.
+    fn judge<'a>(&self, report: &'a Report, told: &Told) -> Vec<&'a Ask> {
+        let wrong = |ask: &Ask| match ask.page() {
+            None => self.reason(ask, told).is_none(),
+            Some("Manager") => self.had_a_worker(ask),
+            Some(_) => false,
+        };
+        report.asks.iter().filter(|ask| wrong(ask)).collect()
     }
 
-    /// A request is excused that was made while a worker's death was not noticed yet, or was under
-    /// way when it began.
-    fn excuse(&self, ask: &Ask) -> Option<&Excuse> {
-        // The latest is the likeliest.
+    /// A failure is explained by a worker that could have been asked while its death was not noticed
+    /// yet, or by one that was not heard of any more while it was answering.
+    fn reason(&self, ask: &Ask, told: &Told) -> Option<Ailment> {
         let mut excuses = self.excuses.iter().rev();
-        excuses.find(|it| ask.asked_at + UNDER_WAY >= it.from && ask.asked_at <= it.until)
+        let excuse = excuses.find(|it| {
+            ask.asked_at + UNDER_WAY >= it.from
+                && ask.asked_at <= it.until
+                && told.could_serve(it.worker, ask.asked_at)
+        });
+        let cut_short = || {
+            told.down.iter().any(|(at, name)| {
+                ask.asked_at <= *at + NEARLY
+                    && ask.ended_at + NEARLY >= *at
+                    && self.ailment_of(name, *at) == Some(Ailment::Mute)
+            })
+        };
+        excuse
+            .map(|it| it.ailment)
+            .or_else(|| cut_short().then_some(Ailment::Mute))
     }
 
-    fn account(&self, report: &Report) -> String {
+    fn ailment_of(&self, name: &str, at: Instant) -> Option<Ailment> {
+        let mut ailments = self.ailments.iter();
+        let found = ailments.find(|(spell, _)| {
+            worker_name(spell.worker) == name
+                && spell.from <= at
+                && spell.until.is_none_or(|until| at <= until + FOUND_AGAIN)
+        });
+        found.map(|(_, ailment)| *ailment)
+    }
+
+    /// Returns whether a worker was well, and had been for long enough to be known to be.
+    fn had_a_worker(&self, ask: &Ask) -> bool {
+        self.serving.iter().any(|it| {
+            it.from + DETECTION <= ask.asked_at
+                && it.until.is_none_or(|until| ask.ended_at <= until)
+        })
+    }
+
+    /// Returns the workers that were thought dead without being so.
+    fn false_alarms<'a>(&self, told: &'a Told) -> Vec<&'a str> {
+        let alarms = told.down.iter();
+        let wrong = alarms.filter(|(at, name)| self.ailment_of(name, *at).is_none());
+        wrong.map(|(_, name)| name.as_str()).collect()
+    }
+
+    /// Returns how long at a stretch requests could fail: one worker after the other may die while
+    /// the first one's death is not noticed yet.
+    fn longest_excuse(&self) -> Duration {
+        let mut spells: Vec<_> = self.excuses.iter().map(|it| (it.from, it.until)).collect();
+        spells.sort();
+        let mut longest = Duration::ZERO;
+        let mut run: Option<(Instant, Instant)> = None;
+        for (from, until) in spells {
+            let (begun, end) = run.filter(|(_, end)| from <= *end).unwrap_or((from, until));
+            let joined = (begun, end.max(until));
+            longest = longest.max(joined.1.saturating_duration_since(joined.0));
+            run = Some(joined);
+        }
+        longest
+    }
+
+    fn account(&self, report: &Report, told: &Told) -> String {
         let mut causes: BTreeMap<String, u64> = BTreeMap::new();
         for ask in report.failures() {
-            let why = self.excuse(ask).map_or("unexplained", |it| it.why.as_str());
+            let why = self.reason(ask, told);
+            let why = why.map_or("unexplained".to_owned(), |it| format!("{it:?}"));
             let error = ask.answer.as_ref().err().map_or("", String::as_str);
             *causes.entry(format!("{why}: {error}")).or_default() += 1;
         }
+        let by_the_manager = report.asks.iter().filter(|it| it.page() == Some("Manager"));
         format!(
-            "{:?}; {} requests, {} failures {causes:?}, longest outage {:?}",
+            "{:?}; {} requests, {} of them answered by the manager's own server, {} failures {causes:?}, \
+             longest outage {:?} where {:?} is excused; the kept connections brought {} blobs, {} of them \
+             after a kill or a reload",
             self.happened,
             report.asks.len(),
+            by_the_manager.count(),
             report.failures().count(),
-            report.longest_outage()
+            report.longest_outage(),
+            self.longest_excuse(),
+            self.kept.uses,
+            self.kept.trials,
         )
     }
 
