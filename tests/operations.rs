@@ -3,17 +3,34 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
-    os::unix::fs::PermissionsExt,
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::{OpenOptionsExt, PermissionsExt},
+        net::UnixStream,
+    },
+    path::Path,
     process::Output,
-    time::{Duration, Instant},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Probe, Process, observe, require_root, wait_until,
 };
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::stat::Mode,
+    unistd::mkfifo,
+};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
+
+/// `down_after` by default, and what a machine that tests beside it may add.
+const DOWN_AFTER: Duration = Duration::from_millis(1500);
+const TOLERANCE: Duration = Duration::from_millis(100);
 
 #[test]
 fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
@@ -317,6 +334,170 @@ fn refuses_new_connections_at_once_where_there_is_no_fallback() {
     assert!(status.contains("new connections are refused"), "{status}");
     succeed(&cluster, &["undrain", "worker1"]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
+}
+
+#[test]
+fn no_verb_delays_a_deadline() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    let socket = cluster.place.control_socket();
+    let silent: Vec<_> = (0..56)
+        .map(|_| UnixStream::connect(&socket).unwrap())
+        .collect();
+    let verbs = [
+        r#"{"verb":"status"}"#,
+        r#"{"verb":"flows","limit":100}"#,
+        r#"{"verb":"explain","client":{"address":"10.9.8.7","port":null}}"#,
+        r#"{"verb":"events"}"#,
+        r#"{"verb":"reload"}"#,
+    ];
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = verbs.map(|verb| {
+            let (socket, over) = (&socket, &over);
+            scope.spawn(move || {
+                let mut answers = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let answer = ask(socket, verb);
+                    assert!(
+                        !answer.is_empty() && !answer.contains("\"error\""),
+                        "{answer}"
+                    );
+                    answers += 1;
+                }
+                answers
+            })
+        });
+        let killed = SystemTime::now();
+        cluster.kill_agent(0).unwrap();
+        let log = cluster.place.event_log();
+        let mut down = None;
+        let waited = wait_until(SOON, "the death to be noticed", || {
+            down = File::open(&log)
+                .ok()
+                .and_then(|log| time_of_death(log, "worker1"));
+            down.is_some()
+        });
+        over.store(true, Ordering::Relaxed);
+        let answers = asking.map(|asker| asker.join().unwrap());
+        println!("answers: {answers:?}");
+        waited.unwrap();
+        assert!(answers.iter().all(|answers| *answers > 5), "{answers:?}");
+        assert_in_time(killed, down.unwrap());
+    });
+    drop(silent);
+}
+
+#[test]
+fn a_reload_that_waits_for_the_disk_delays_no_deadline() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    let socket = cluster.place.control_socket();
+    let (path, moved) = (
+        cluster.place.event_log(),
+        cluster.place.directory.join("moved"),
+    );
+    fs::rename(&path, &moved).unwrap();
+    // To be opened anew by a reload, which nobody helps to.
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    thread::scope(|scope| {
+        let reloading = scope.spawn(|| ask(&socket, r#"{"verb":"reload"}"#));
+        let killed = SystemTime::now();
+        cluster.kill_agent(0).unwrap();
+        let mut down = None;
+        let waited = wait_until(SOON, "the death to be noticed", || {
+            down = time_of_death(File::open(&moved).unwrap(), "worker1");
+            down.is_some()
+        });
+        let waits = !reloading.is_finished();
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(&path)
+            .unwrap();
+        let answer = reloading.join().unwrap();
+        waited.unwrap();
+        assert!(waits, "the reload was to wait for the log: {answer}");
+        assert_eq!(answer, "{\"changes\":[]}\n");
+        assert_in_time(killed, down.unwrap());
+        drop(opened);
+    });
+}
+
+#[test]
+fn a_log_that_does_not_drain_stops_nothing() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    cluster.kill_manager().unwrap();
+    let path = cluster.place.event_log();
+    fs::remove_file(&path).unwrap();
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    let reader = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(&path)
+        .unwrap();
+    fcntl(&reader, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    cluster.start_manager().unwrap();
+    for worker in ["worker1", "worker2"] {
+        cluster.wait_for_state(worker, "up", SOON).unwrap();
+    }
+    // Some hundred bytes each.
+    for _ in 0..20 {
+        for verb in ["drain", "undrain"] {
+            succeed(&cluster, &[verb, "worker2"]);
+        }
+    }
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let killed = SystemTime::now();
+    cluster.kill_agent(0).unwrap();
+    cluster.wait_for_selection("worker2", SOON).unwrap();
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+
+    // Now somebody reads, and nothing is missing.
+    let reading = OpenOptions::new().read(true).open(&path).unwrap();
+    drop(reader);
+    let mut lines = BufReader::new(reading).lines();
+    let mut orders = 0;
+    let down = loop {
+        let event: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        if event["event"] == "operator_order" {
+            orders += 1;
+        } else if event["event"] == "worker_down" {
+            break humantime::parse_rfc3339(event["time"].as_str().unwrap()).unwrap();
+        }
+    };
+    assert_eq!(orders, 40);
+    assert_in_time(killed, down);
+}
+
+/// Sends a request to the control socket and returns all that is answered.
+fn ask(socket: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    writeln!(stream, "{request}").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn time_of_death(log: File, worker: &str) -> Option<SystemTime> {
+    let lines = BufReader::new(log).lines().map_while(Result::ok);
+    let mut events = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+    let down = events.find(|it| it["event"] == "worker_down" && it["worker"] == worker)?;
+    humantime::parse_rfc3339(down["time"].as_str()?).ok()
+}
+
+fn assert_in_time(killed: SystemTime, down: SystemTime) {
+    let took = down.duration_since(killed).unwrap();
+    let late = took.saturating_sub(DOWN_AFTER);
+    println!("noticed after {took:?}");
+    assert!(late <= TOLERANCE, "{late:?} late");
 }
 
 fn start() -> Cluster {

@@ -24,6 +24,7 @@ use std::{
     future::Future,
     io::{self, Write},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -45,6 +46,9 @@ struct Cli {
 
 const EXIT_STATUS: &str = "Exit status: 0 success, 1 failure at run time, 2 wrong usage or \
 configuration.\nMore or less of the log: RUST_LOG=debug, RUST_LOG=warn.";
+
+/// How long what still blocks at the end is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Subcommand)]
 enum Verb {
@@ -168,9 +172,12 @@ fn print_json(value: &impl Serialize) -> Outcome {
 
 /// Runs a task to its end on this thread; blocking work has threads of its own.
 fn block_on<T, E: From<anyhow::Error>>(task: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("start the runtime")?
-        .block_on(task)
+        .context("start the runtime")?;
+    let outcome = runtime.block_on(task);
+    // What waits for a disk that does not answer must not hold up the end.
+    runtime.shutdown_timeout(PATIENCE);
+    outcome
 }

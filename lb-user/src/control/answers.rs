@@ -187,17 +187,7 @@ async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal>
 }
 
 async fn reload(offices: Offices) -> Result<Vec<u8>, Refusal> {
-    let reread = offices.reread;
-    let config = tokio::task::spawn_blocking(move || reread())
-        .await
-        .context("read the configuration")?;
-    let (reply, outcome) = oneshot::channel();
-    offices
-        .instructions
-        .send(Instruction::Reload(config.map(Box::new), Some(reply)))
-        .await
-        .context("the manager stops")?;
-    let changes = outcome.await.context("the manager stops")??;
+    let changes = offices.reloader.reload().await?;
     Ok(line_of(&Reloaded { changes })?)
 }
 

@@ -23,7 +23,7 @@ use crate::{
     feed::Feed,
     flows::{Client, Filter},
     history::History,
-    manager::{Instruction, Reread, Written},
+    manager::{Instruction, Reloader, Written},
     status::Decided,
     trace::Wanted,
 };
@@ -109,7 +109,7 @@ pub struct Offices {
     pub instructions: mpsc::Sender<Instruction>,
     /// How far the operator's orders are kept on disk.
     pub written: watch::Receiver<Written>,
-    pub reread: Reread,
+    pub reloader: Reloader,
     /// Where the asker's task reads the counters.
     pub pin_path: PathBuf,
     pub feed: Feed,

@@ -18,6 +18,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream, unix::WriteHalf},
     sync::{Semaphore, broadcast::error::RecvError},
+    task::spawn_blocking,
     time::timeout,
 };
 
@@ -115,7 +116,7 @@ impl Drop for Server {
 }
 
 async fn answer(mut stream: UnixStream, offices: Offices) -> Result<()> {
-    let user = user(&stream)?;
+    let user = user(&stream).await?;
     let mut line = String::new();
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader.take(REQUEST_LIMIT));
@@ -158,9 +159,11 @@ async fn answer(mut stream: UnixStream, offices: Offices) -> Result<()> {
 }
 
 /// Who is at the other end, by the kernel's word.
-fn user(stream: &UnixStream) -> Result<String> {
+async fn user(stream: &UnixStream) -> Result<String> {
     let uid = stream.peer_cred().context("ask who is there")?.uid();
-    let name = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    // Names are read from the disk, or wherever the system has them.
+    let name = spawn_blocking(move || User::from_uid(Uid::from_raw(uid))).await;
+    let name = name.context("ask for a name")?.ok().flatten();
     Ok(name.map_or_else(|| format!("user {uid}"), |user| user.name))
 }
 

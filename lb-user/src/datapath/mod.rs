@@ -194,13 +194,20 @@ impl Datapath {
     /// commands follow, and [`Self::open`] last.
     pub fn expect(&mut self, settings: &Settings) {
         let mut backends = known_backends(settings);
+        let known = self.backends.values().filter(|it| !it.is_fallback);
+        let routes: BTreeMap<IpAddr, Route> = known
+            .filter_map(|it| Some((it.address.ip(), it.route.clone()?)))
+            .collect();
         for (id, new) in &mut backends {
+            // The way to a worker is the same for each of its services.
+            if !new.is_fallback {
+                new.route = routes.get(&new.address.ip()).cloned();
+            }
             match self.backends.remove(id) {
                 Some(old) if old.address == new.address => {
                     new.health = old.health;
                     new.memory = old.memory;
                     new.weight = old.weight;
-                    new.route = old.route;
                 }
                 _ => {}
             }

@@ -1,13 +1,12 @@
 //! What an operator tells the manager's task to do.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use super::{Manager, ReloadError};
+use super::{Manager, Reload, ReloadError};
 use crate::{
-    config::{Config, ConfigError},
     core::{Obeyed, Order, OrderError},
     datapath::{Routes, Stats},
 };
@@ -17,11 +16,13 @@ use crate::{
 #[derive(Debug)]
 pub enum Instruction {
     Order(Order, oneshot::Sender<Result<Obedience, OrderError>>),
-    /// Nobody waits for the answer after SIGHUP.
+    /// Prepared, or refused already.
     Reload(
-        Result<Box<Config>, ConfigError>,
-        Option<oneshot::Sender<Result<Vec<String>, ReloadError>>>,
+        Result<Box<Reload>, ReloadError>,
+        oneshot::Sender<Result<Vec<String>, ReloadError>>,
     ),
+    /// The ways to the agents that have applied.
+    Admit(BTreeSet<IpAddr>, Routes),
     /// The ways to the workers, as the kernel has them now.
     Routes(Routes),
     /// The connections that backends have by now, parting ones among them.
@@ -37,12 +38,13 @@ pub struct Obedience {
 }
 
 impl Manager {
-    pub(super) async fn follow(&mut self, instruction: Instruction) {
+    pub(super) fn follow(&mut self, instruction: Instruction) {
         let heard = match instruction {
             Instruction::Order(order, reply) => reply.send(self.obey(&order)).is_ok(),
-            Instruction::Reload(config, reply) => {
-                let outcome = self.reload(config).await;
-                reply.is_none_or(|reply| reply.send(outcome).is_ok())
+            Instruction::Reload(prepared, reply) => reply.send(self.reload(prepared)).is_ok(),
+            Instruction::Admit(addresses, routes) => {
+                self.admit_applicants(&addresses, &routes);
+                true
             }
             Instruction::Routes(routes) => {
                 self.look_around(&routes);

@@ -42,7 +42,7 @@ use kept::Kept;
 pub use kept::Written;
 use pins::Pins;
 use recounting::Recounting;
-pub use reload::{ReloadError, Reread};
+pub use reload::{Reload, ReloadError, Reloader, Reread};
 use silences::Silences;
 use start::{Doors, open};
 use surveyor::Surveyor;
@@ -64,7 +64,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
     for warning in config.warnings() {
         warn!("{warning}");
     }
-    let (mut manager, mut doors) = open(config, reread.clone()).await?;
+    let (mut manager, mut doors) = open(config, reread).await?;
     let Doors {
         questions,
         instructions,
@@ -89,7 +89,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload::on_hangup(reread.clone(), offices.instructions.clone()),
+            _ = hangup.recv() => reload::on_hangup(offices.reloader.clone()),
             received = manager.reception.readable() => {
                 received.context("wait for heartbeats")?;
                 manager.receive();
@@ -97,11 +97,9 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
             // The proof that a worker lives may have come in this very moment.
             () = until(deadline) => manager.receive(),
             Some(question) = questions.recv() => manager.answer(question),
-            Some(instruction) = instructions.recv() => {
-                manager.follow(instruction).await;
-            }
+            Some(instruction) = instructions.recv() => manager.follow(instruction),
             due = ticks.tick() => {
-                manager.forget_the_gone().await;
+                manager.forget_the_gone();
                 manager.meters.lag(due.elapsed());
                 manager.look_for_parted(offices);
             }
@@ -109,7 +107,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
             () = watchdog.is_due() => watchdog.pat(),
             () = &mut serving => {}
         }
-        manager.admit_applicants().await;
+        manager.look_for_applicants(&offices.instructions);
         // In every turn, so that a flood of datagrams cannot hold up a deadline.
         let now = Instant::now();
         if let Some(late) = deadline.and_then(|due| now.checked_duration_since(due)) {
@@ -121,6 +119,7 @@ pub async fn run(config: Config, reread: Reread) -> Result<()> {
     }
     supervisor::stopping();
     manager.log.append(&Happening::ManagerStopped);
+    manager.log.finish();
     info!(
         "stopped; the datapath stays and carries on with the last selection (memlb unload removes it)"
     );
@@ -153,6 +152,8 @@ struct Manager {
     history: History,
     meters: Meters,
     reception: Reception,
+    /// Whether the ways to agents that have applied are being looked up.
+    admitting: bool,
     orders_file: Kept<Orders>,
     /// As last kept.
     silences: Silences,
@@ -165,7 +166,7 @@ struct Manager {
 
 impl Manager {
     fn receive(&mut self) {
-        self.reception.receive(&mut self.core, &mut self.log);
+        self.reception.receive(&mut self.core, &self.log);
     }
 
     /// Tells the core what is open where, when it is about to look at weights.

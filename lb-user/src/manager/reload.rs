@@ -1,14 +1,23 @@
 //! How a running manager takes over a changed configuration: as a whole, or not at all.
+//!
+//! What is to be read, opened and looked up is prepared aside of the manager's task, which then takes
+//! it over in one step: heartbeats never wait for a disk, nor for the kernel's routes.
 
 use std::{
+    collections::BTreeSet,
     fmt,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use serde::Serialize;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    task::spawn_blocking,
+    time::timeout,
+};
 use tracing::{error, info, warn};
 
 use super::{Instruction, Manager};
@@ -16,13 +25,43 @@ use crate::{
     config::{Changes, Config, ConfigError, Pinned},
     core::Severity,
     datapath::{Netlink, Routes},
+    event_log::{self, LogFile},
+    keys::KeyRing,
+    reception,
 };
 
-/// How long the kernel may take to tell the ways to new workers; heartbeats wait meanwhile.
+/// How long the kernel may take to tell the ways to new workers; without them it goes on.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long the disk may take; then nothing is changed.
+const DISK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Reads and checks the configuration again, from where it came at the start; it may block.
 pub type Reread = Arc<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
+/// Prepares reloads and hands them to the manager's task, one after another.
+#[derive(Clone)]
+pub struct Reloader {
+    reread: Reread,
+    instructions: mpsc::Sender<Instruction>,
+    /// As it was last taken over; who holds it reloads.
+    in_force: Arc<Mutex<Config>>,
+}
+
+impl fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reloader").finish_non_exhaustive()
+    }
+}
+
+/// A changed configuration with all that it takes to take it over.
+#[derive(Debug)]
+pub struct Reload {
+    file: Config,
+    keys: KeyRing,
+    log: Option<LogFile>,
+    routes: Routes,
+}
 
 /// Why nothing was changed.
 #[derive(Debug)]
@@ -53,34 +92,97 @@ impl std::error::Error for ReloadError {}
 /// What a reload has come to, for the event log.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum Reload<'a> {
+enum Outcome<'a> {
     ConfigurationReloaded { changes: &'a [String] },
     ReloadRefused { error: &'a str },
 }
 
-/// Rereads the configuration aside of the manager's task, and hands it in; SIGHUP has nobody to
-/// answer to.
-pub(super) fn on_hangup(reread: Reread, instructions: mpsc::Sender<Instruction>) {
+impl Reloader {
+    pub(super) fn new(
+        reread: Reread,
+        instructions: mpsc::Sender<Instruction>,
+        in_force: Config,
+    ) -> Self {
+        Self {
+            reread,
+            instructions,
+            in_force: Arc::new(Mutex::new(in_force)),
+        }
+    }
+
+    /// Reads the configuration anew and has it taken over; returns what has changed.
+    ///
+    /// # Errors
+    ///
+    /// Says why nothing was changed.
+    pub async fn reload(&self) -> Result<Vec<String>, ReloadError> {
+        let mut in_force = self.in_force.lock().await;
+        let (reread, before) = (self.reread.clone(), in_force.clone());
+        let prepared = match aside(move || read(&*reread, &before)).await {
+            Ok(Ok((file, keys, log))) => Ok(Box::new(Reload {
+                routes: routes_to_workers(&file).await,
+                file,
+                keys,
+                log,
+            })),
+            Ok(Err(error)) | Err(error) => Err(error),
+        };
+        let file = prepared.as_ref().ok().map(|it| it.file.clone());
+        let (reply, outcome) = oneshot::channel();
+        let instruction = Instruction::Reload(prepared, reply);
+        let stops = || ReloadError::RunTime(anyhow!("the manager stops"));
+        let sent = self.instructions.send(instruction).await;
+        sent.ok().ok_or_else(stops)?;
+        let changes = outcome.await.ok().ok_or_else(stops)??;
+        if let Some(file) = file {
+            *in_force = file;
+        }
+        Ok(changes)
+    }
+}
+
+/// Does what may block, and gives up where a disk does not answer.
+async fn aside<T: Send + 'static>(
+    task: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ReloadError> {
+    let done = timeout(DISK_PATIENCE, spawn_blocking(task)).await;
+    let done = done.context("the disk does not answer");
+    done.and_then(|done| done.context("read the configuration"))
+        .map_err(ReloadError::RunTime)
+}
+
+/// Reads and opens what a reload needs, if the change is one that a reload can make.
+fn read(
+    reread: &dyn Fn() -> Result<Config, ConfigError>,
+    in_force: &Config,
+) -> Result<(Config, KeyRing, Option<LogFile>), ReloadError> {
+    let file = reread().map_err(ReloadError::Configuration)?;
+    let refused = Changes::between(in_force, &file).refused;
+    if !refused.is_empty() {
+        return Err(ReloadError::Refused(refused));
+    }
+    let log = file.manager.event_log.as_deref();
+    let log = log.map(event_log::open).transpose();
+    let log = log.map_err(ReloadError::RunTime)?;
+    let keys = reception::read_keys_of(&file).map_err(ReloadError::RunTime)?;
+    Ok((file, keys, log))
+}
+
+/// SIGHUP has nobody to answer to.
+pub(super) fn on_hangup(reloader: Reloader) {
     tokio::spawn(async move {
-        let read = tokio::task::spawn_blocking(move || reread()).await;
-        let Ok(config) = read else { return };
-        // The manager's end is this task's, too.
-        _ = instructions
-            .send(Instruction::Reload(config.map(Box::new), None))
-            .await;
+        // The manager's task has said what came of it.
+        _ = reloader.reload().await;
     });
 }
 
 impl Manager {
     /// Takes over a configuration that was read anew, and returns what has changed.
-    pub(super) async fn reload(
+    pub(super) fn reload(
         &mut self,
-        config: Result<Box<Config>, ConfigError>,
+        prepared: Result<Box<Reload>, ReloadError>,
     ) -> Result<Vec<String>, ReloadError> {
-        let outcome = match config {
-            Ok(config) => self.take_over(*config).await,
-            Err(error) => Err(ReloadError::Configuration(error)),
-        };
+        let outcome = prepared.and_then(|reload| self.take_over(*reload));
         match &outcome {
             Ok(changes) => {
                 let message = match changes.len() {
@@ -88,20 +190,27 @@ impl Manager {
                     _ => format!("the configuration was read again: {}", changes.join("; ")),
                 };
                 info!("{message}");
-                let event = Reload::ConfigurationReloaded { changes };
+                let event = Outcome::ConfigurationReloaded { changes };
                 self.log.publish(Severity::Info, message, &event);
             }
             Err(refused) => {
                 let message = format!("reload: {refused}");
                 error!("{message}");
-                let event = Reload::ReloadRefused { error: &message };
+                let event = Outcome::ReloadRefused { error: &message };
                 self.log.publish(Severity::Warn, message.clone(), &event);
             }
         }
         outcome
     }
 
-    async fn take_over(&mut self, file: Config) -> Result<Vec<String>, ReloadError> {
+    fn take_over(&mut self, reload: Reload) -> Result<Vec<String>, ReloadError> {
+        let Reload {
+            file,
+            keys,
+            log,
+            routes,
+        } = reload;
+        // Others may have joined since it was prepared.
         let config = self.joined.added_to(&file);
         let mut changes = Changes::between(&self.config, &config);
         changes.refused.extend(self.datapath.refuses(&config));
@@ -110,33 +219,24 @@ impl Manager {
         }
         // Whatever may fail comes first and changes nothing by failing.
         let numbers = self.datapath.numbers().map_err(ReloadError::RunTime)?;
-        let log = self
-            .log
-            .elsewhere(config.manager.event_log.as_deref())
-            .map_err(ReloadError::RunTime)?;
-        self.reception
-            .reload(&config)
-            .map_err(ReloadError::RunTime)?;
-        self.log = log;
+        self.log.move_to(log).map_err(ReloadError::RunTime)?;
+        self.reception.reload(&config, keys);
         self.joined.retain_workers_of(&config);
         self.joined_file.keep(self.joined.clone());
         self.reception.expect(&self.joined);
-        self.arrange(config, &numbers).await;
+        self.arrange(config, &numbers, &routes);
         self.file = file;
         Ok(changes.accepted)
     }
 
     /// Brings core and datapath in line with a configuration, which must differ from the one in force
-    /// only in what can change while a manager runs.
-    pub(super) async fn arrange(&mut self, config: Config, numbers: &Pinned) {
+    /// only in what can change while a manager runs. `routes` are those to new workers; ones that are
+    /// missing there are looked up later.
+    pub(super) fn arrange(&mut self, config: Config, numbers: &Pinned, routes: &Routes) {
         let settings = config.settings(numbers);
-        let routes = ways(&config).await;
         self.datapath.expect(&settings);
         // A new worker may be chosen at its first heartbeat, or at once if it has merely moved.
-        match routes {
-            Ok(routes) => self.look_around(&routes),
-            Err(error) => warn!("{error:#}; the ways to new workers are looked up later"),
-        }
+        self.look_around(routes);
         self.surveyor.look_at(self.datapath.addresses());
         self.core.reconfigure(settings.clone(), Instant::now());
         self.look_at_links();
@@ -149,12 +249,22 @@ impl Manager {
     }
 }
 
-/// Looks up the ways to the workers of a configuration that is not in force yet.
-async fn ways(config: &Config) -> anyhow::Result<Routes> {
+async fn routes_to_workers(config: &Config) -> Routes {
     let workers = config.services.iter().flat_map(|it| &it.workers);
-    let addresses = workers.map(|worker| worker.address.ip()).collect();
-    let mut netlink = Netlink::connect()?;
-    timeout(PATIENCE, netlink.routes(&addresses))
+    routes(&workers.map(|worker| worker.address.ip()).collect()).await
+}
+
+/// Looks up the ways to workers of a configuration that is not in force yet; none if the kernel does
+/// not answer.
+pub(super) async fn routes(addresses: &BTreeSet<IpAddr>) -> Routes {
+    let found = timeout(PATIENCE, async {
+        Netlink::connect()?.routes(addresses).await
+    });
+    let found = found
         .await
-        .context("the kernel does not answer about routes")?
+        .context("the kernel does not answer about routes");
+    found.flatten().unwrap_or_else(|error| {
+        warn!("{error:#}; the ways to new workers are looked up later");
+        Routes::new()
+    })
 }

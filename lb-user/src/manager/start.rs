@@ -9,14 +9,16 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Happening, Instruction, Joined, Kept, Manager, Pins, Reread, Silences, Surveyor};
+use super::{
+    Happening, Instruction, Joined, Kept, Manager, Pins, Reloader, Reread, Silences, Surveyor,
+};
 use crate::{
     addresses,
     config::Config,
     control::{Offices, Question, Server, Tracer},
     core::{Core, Orders, Severity},
     datapath::{self, Datapath, Netlink},
-    event_log::EventLog,
+    event_log::{self, EventLog},
     feed::Feed,
     history::History,
     http,
@@ -64,7 +66,8 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         .transpose()?;
     let feed = Feed::default();
     let history = History::default();
-    let log = EventLog::open(config.manager.event_log.as_deref(), feed.clone())?;
+    let log_file = config.manager.event_log.as_deref();
+    let log = EventLog::start(log_file.map(event_log::open).transpose()?, feed.clone())?;
     let (orders_file, orders) = Kept::open(
         &config.manager.state_file,
         "the operator's orders",
@@ -97,6 +100,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     let (instructor, instructions) = mpsc::channel(16);
     let core = Core::resume(settings.clone(), &adopted, Instant::now());
     let written = orders_file.written();
+    let reloader = Reloader::new(reread, instructor.clone(), file.clone());
     let mut manager = Manager {
         interfaces: datapath.attachments().iter().map(Interface::from).collect(),
         core,
@@ -105,6 +109,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         log,
         history: history.clone(),
         reception,
+        admitting: false,
         meters: Meters::new(&config)?,
         orders_file,
         silences,
@@ -157,7 +162,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
             questions: asker,
             instructions: instructor,
             written,
-            reread,
+            reloader,
             pin_path,
             feed,
             history,

@@ -88,7 +88,7 @@ impl Reception {
         let gate = Gate::new(
             authentication,
             config.manager.legacy_heartbeats,
-            keys(config)?,
+            read_keys_of(config)?,
             Instant::now(),
         )?;
         let socket = Socket::bind(config.manager.heartbeat_listen)?;
@@ -108,14 +108,9 @@ impl Reception {
         })
     }
 
-    /// Takes over `[heartbeats]`, `legacy_heartbeats` and the keys as they are in the files now.
-    ///
-    /// # Errors
-    ///
-    /// Says why the keys cannot be read; all stays as it was then.
-    pub fn reload(&mut self, config: &Config) -> Result<()> {
+    /// Takes over `[heartbeats]`, `legacy_heartbeats` and the keys that were read by it.
+    pub fn reload(&mut self, config: &Config, keys: KeyRing) {
         let authentication = config.heartbeats.authentication;
-        let keys = keys(config)?;
         self.gate
             .reconfigure(authentication, config.manager.legacy_heartbeats, keys);
         authentication
@@ -123,8 +118,9 @@ impl Reception {
             .clone_into(&mut self.counts.authentication);
         self.counts.unsigned.clear();
         self.doors = doors(config);
+        // Who may still apply does so with the next heartbeat.
+        self.applicants.clear();
         self.announce(config);
-        Ok(())
     }
 
     /// Says whose heartbeats are believed, and warns where that is anybody's.
@@ -180,7 +176,7 @@ impl Reception {
     }
 
     /// Takes the waiting datagrams to the core, one batch at most.
-    pub fn receive(&mut self, core: &mut Core, log: &mut EventLog) {
+    pub fn receive(&mut self, core: &mut Core, log: &EventLog) {
         let mut buffer = [0; heartbeat::SIZE_LIMIT];
         for _ in 0..BATCH {
             match self.socket.receive(&mut buffer) {
@@ -212,14 +208,7 @@ impl Reception {
         }
     }
 
-    fn hear(
-        &mut self,
-        core: &mut Core,
-        log: &mut EventLog,
-        datagram: &[u8],
-        way: Way,
-        now: Instant,
-    ) {
+    fn hear(&mut self, core: &mut Core, log: &EventLog, datagram: &[u8], way: Way, now: Instant) {
         let opened = match self.gate.open(datagram, way.from, now) {
             Ok(opened) => opened,
             Err(Refused { refusal, challenge }) => {
@@ -235,14 +224,7 @@ impl Reception {
         self.deliver(core, log, opened, way, now);
     }
 
-    fn deliver(
-        &mut self,
-        core: &mut Core,
-        log: &mut EventLog,
-        opened: Opened,
-        way: Way,
-        now: Instant,
-    ) {
+    fn deliver(&mut self, core: &mut Core, log: &EventLog, opened: Opened, way: Way, now: Instant) {
         let Some(report) = opened.decoded.report() else {
             // The 2018 form's first datagram says nothing; the second is the heartbeat.
             return;
@@ -272,12 +254,15 @@ impl Reception {
     }
 
     /// Lets an unknown worker apply, if it has signed and comes from where some may join.
-    fn apply(&mut self, log: &mut EventLog, opened: Opened, way: Way, now: Instant) {
+    fn apply(&mut self, log: &EventLog, opened: Opened, way: Way, now: Instant) {
         let worker = opened.decoded.worker().unwrap_or_default();
         let address = way.from.ip();
         let may = opened.signature.is_some() && self.doors.iter().any(|it| it.allows(address));
-        let waiting = self.applicants.iter().any(|it| it.worker() == worker);
-        if may && !waiting && self.applicants.len() < MOST_APPLICANTS {
+        let waiting = self.applicants.iter().find(|it| it.worker() == worker);
+        if may && waiting.is_some_and(|it| it.address() == address) {
+            return;
+        }
+        if may && waiting.is_none() && self.applicants.len() < MOST_APPLICANTS {
             self.applicants.push(Applicant { way, opened });
         } else {
             let detail = format_args!("from worker {worker}");
@@ -285,9 +270,15 @@ impl Reception {
         }
     }
 
-    /// Returns who has applied since this was last asked.
-    pub fn applicants(&mut self) -> Vec<Applicant> {
-        std::mem::take(&mut self.applicants)
+    /// Returns who has applied and was not taken yet.
+    pub fn applicants(&self) -> &[Applicant] {
+        &self.applicants
+    }
+
+    /// Takes those who are at one of these addresses.
+    pub fn take_applicants(&mut self, addresses: &BTreeSet<IpAddr>) -> Vec<Applicant> {
+        let is_there = |applicant: &mut Applicant| addresses.contains(&applicant.address());
+        self.applicants.extract_if(.., is_there).collect()
     }
 
     /// Takes note of who has joined, and where.
@@ -296,19 +287,13 @@ impl Reception {
     }
 
     /// Takes in the heartbeat by which a worker joined.
-    pub fn welcome(
-        &mut self,
-        core: &mut Core,
-        log: &mut EventLog,
-        applicant: Applicant,
-        now: Instant,
-    ) {
+    pub fn welcome(&mut self, core: &mut Core, log: &EventLog, applicant: Applicant, now: Instant) {
         let Applicant { way, opened } = applicant;
         self.deliver(core, log, opened, way, now);
     }
 
     /// Refuses the heartbeat of an agent that cannot join.
-    pub fn turn_away(&mut self, log: &mut EventLog, applicant: &Applicant, why: &Unfit) {
+    pub fn turn_away(&mut self, log: &EventLog, applicant: &Applicant, why: &Unfit) {
         let detail = format_args!("{} cannot join: {why}", applicant.worker());
         self.refuse(log, "join_refused", &detail, applicant.way, Instant::now());
     }
@@ -333,7 +318,7 @@ impl Reception {
 
     fn mention(
         &mut self,
-        log: &mut EventLog,
+        log: &EventLog,
         decoded: &Decoded,
         report: &Report,
         way: Way,
@@ -376,7 +361,7 @@ impl Reception {
 
     fn refuse(
         &mut self,
-        log: &mut EventLog,
+        log: &EventLog,
         reason: &'static str,
         detail: &dyn fmt::Display,
         way: Way,
@@ -410,8 +395,12 @@ fn doors(config: &Config) -> Vec<AutoJoin> {
         .collect()
 }
 
-/// Reads the keys, where signatures are looked at.
-fn keys(config: &Config) -> Result<KeyRing> {
+/// Reads the keys, where signatures are looked at; it may block.
+///
+/// # Errors
+///
+/// Says which file cannot be read, and why.
+pub fn read_keys_of(config: &Config) -> Result<KeyRing> {
     match config.heartbeats.authentication {
         Authentication::Off => Ok(KeyRing::default()),
         Authentication::Permissive | Authentication::Enforce => read_keys(&config.heartbeats.keys),

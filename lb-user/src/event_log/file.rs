@@ -1,0 +1,92 @@
+//! The file of the event log, moved aside when it has grown.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+/// A file grown to this size is renamed to `NAME.1`, replacing the one before.
+const ROTATE_AT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Whole lines only are in it, whatever fails.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: Option<File>,
+    bytes: u64,
+}
+
+impl LogFile {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let mut log = Self {
+            path: path.to_owned(),
+            file: None,
+            bytes: 0,
+        };
+        log.reopen()?;
+        Ok(log)
+    }
+
+    /// Opens the file anew for the next line.
+    pub(super) fn close(&mut self) {
+        self.file = None;
+    }
+
+    pub(super) fn write(&mut self, line: &[u8]) -> Result<()> {
+        if self.bytes >= ROTATE_AT_BYTES {
+            self.rotate()?;
+        }
+        if self.file.is_none() {
+            self.reopen()?;
+        }
+        let file = self.file.as_mut().context("no file")?;
+        if let Err(error) = file.write_all(line) {
+            // Half a line would spoil the next. A file that cannot be cut short is no regular one.
+            _ = file.set_len(self.bytes);
+            self.file = None;
+            return Err(error.into());
+        }
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> Result<()> {
+        let mut old = self.path.clone().into_os_string();
+        old.push(".1");
+        self.file = None;
+        fs::rename(&self.path, &old).with_context(|| format!("rename {}", self.path.display()))?;
+        self.reopen().context("begin a new file")
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        if let Some(directory) = self.path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let mut options = OpenOptions::new();
+        let file = options.create(true).append(true).open(&self.path)?;
+        self.bytes = file.metadata()?.len();
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_log_moves_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let mut log = LogFile::open(&path).unwrap();
+        log.write(b"first\n").unwrap();
+        log.bytes = ROTATE_AT_BYTES;
+        log.write(b"second\n").unwrap();
+        let old = fs::read_to_string(directory.path().join("events.jsonl.1")).unwrap();
+        assert_eq!(old, "first\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "second\n");
+    }
+}

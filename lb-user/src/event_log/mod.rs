@@ -1,0 +1,219 @@
+//! The event log: one JSON object a line, bounded in size, written by a thread of its own.
+//!
+//! Whoever appends never waits for the disk: lines stand in a queue of limited length, and those that
+//! find no room are counted.
+
+mod file;
+mod queue;
+
+use std::{path::Path, sync::Arc, thread, time::SystemTime};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tracing::warn;
+
+pub use file::LogFile;
+use queue::Queue;
+
+use crate::{core::Severity, feed::Feed};
+
+/// Appends events to a file, if there is one, and sends those that are news to the feed.
+#[derive(Debug)]
+pub struct EventLog {
+    queue: Option<Arc<Queue>>,
+    feed: Feed,
+}
+
+#[derive(Serialize)]
+struct Line<'a, E> {
+    time: String,
+    #[serde(flatten)]
+    event: &'a E,
+}
+
+impl EventLog {
+    /// Begins with a file that is open already, or none.
+    ///
+    /// # Errors
+    ///
+    /// Says why no thread can be had.
+    pub fn start(file: Option<LogFile>, feed: Feed) -> Result<Self> {
+        let mut log = Self { queue: None, feed };
+        log.move_to(file)?;
+        Ok(log)
+    }
+
+    /// Goes on in another file, or none. What waits is still written to the one before, or to the
+    /// new one if that cannot be.
+    ///
+    /// # Errors
+    ///
+    /// Says why no thread can be had; all stays as it was then.
+    pub fn move_to(&mut self, file: Option<LogFile>) -> Result<()> {
+        let before = self.queue.clone();
+        let Some(file) = file else {
+            if let Some(before) = before {
+                before.close();
+            }
+            self.queue = None;
+            return Ok(());
+        };
+        let queue = Arc::new(Queue::default());
+        let writers = queue.clone();
+        thread::Builder::new()
+            .name("event-log".to_owned())
+            .spawn(move || queue::write(&writers, file, before.as_deref()))
+            .context("start a thread for the event log")?;
+        self.queue = Some(queue);
+        Ok(())
+    }
+
+    /// Appends `event` and sends it, with a sentence about it, to who listens.
+    pub fn publish<E: Serialize>(&self, severity: Severity, message: String, event: &E) {
+        self.append(event);
+        self.feed.publish(severity, message, event);
+    }
+
+    /// Appends `event`, whose serialised form names its kind in `event`.
+    pub fn append<E: Serialize>(&self, event: &E) {
+        let Some(queue) = &self.queue else {
+            return;
+        };
+        match line(event) {
+            Ok(line) => queue.push(line),
+            Err(error) => warn!("encode an event: {error}"),
+        }
+    }
+
+    /// Waits, but not for long, until everything is written.
+    pub fn finish(self) {
+        let Some(queue) = self.queue else {
+            return;
+        };
+        match queue.finish().len() {
+            0 => {}
+            left => warn!("the event log cannot be written: its last {left} events are lost"),
+        }
+    }
+}
+
+/// Opens the file at `path`, making its directory if need be; it may block.
+///
+/// # Errors
+///
+/// Says why it cannot be appended to, and what to do.
+pub fn open(path: &Path) -> Result<LogFile> {
+    LogFile::open(path).with_context(|| {
+        format!(
+            "open the event log {}; choose another with --event-log, or none with --event-log \"\"",
+            path.display()
+        )
+    })
+}
+
+fn line<E: Serialize>(event: &E) -> serde_json::Result<Vec<u8>> {
+    let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let mut line = serde_json::to_vec(&Line { time, event })?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File, OpenOptions},
+        io::{BufRead, BufReader},
+        os::unix::fs::OpenOptionsExt,
+    };
+
+    use nix::{fcntl::OFlag, sys::stat::Mode, unistd::mkfifo};
+
+    use super::{queue::MOST_WAITING, *};
+
+    #[derive(Serialize)]
+    #[serde(tag = "event", rename_all = "snake_case")]
+    enum Sample {
+        Happened { count: usize },
+    }
+
+    fn start(path: &Path) -> EventLog {
+        EventLog::start(Some(open(path).unwrap()), Feed::default()).unwrap()
+    }
+
+    fn events(lines: impl BufRead) -> Vec<serde_json::Value> {
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn appends_one_object_a_line_with_its_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/events.jsonl");
+        let log = start(&path);
+        log.append(&Sample::Happened { count: 1 });
+        log.append(&Sample::Happened { count: 2 });
+        log.finish();
+        let lines = events(BufReader::new(File::open(&path).unwrap()));
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[1]["event"], "happened");
+        assert_eq!(lines[1]["count"], 2);
+        assert!(lines[0]["time"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn moves_to_another_file_and_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name| directory.path().join(name);
+        let mut log = start(Path::new("/dev/full"));
+        log.append(&Sample::Happened { count: 1 });
+        log.move_to(Some(open(&path("first")).unwrap())).unwrap();
+        log.append(&Sample::Happened { count: 2 });
+        log.move_to(Some(open(&path("second")).unwrap())).unwrap();
+        log.append(&Sample::Happened { count: 3 });
+        log.finish();
+        let first = fs::read_to_string(path("first")).unwrap();
+        assert!(first.contains("\"count\":1") && first.contains("\"count\":2"));
+        let second = fs::read_to_string(path("second")).unwrap();
+        assert!(second.contains("\"count\":3") && second.lines().count() == 1);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted_where_it_is_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fifo");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let mut reader = OpenOptions::new();
+        reader.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let reader = reader.open(&path).unwrap();
+        let log = start(&path);
+        // A pipe holds 64 KiB, by far not all of these.
+        let (total, mut read) = (MOST_WAITING + 5_000, Vec::new());
+        for count in 0..total {
+            log.append(&Sample::Happened { count });
+        }
+        let reading = thread::spawn(move || {
+            let again = OpenOptions::new().read(true).open(&path).unwrap();
+            drop(reader);
+            events(BufReader::new(again))
+        });
+        log.finish();
+        read.extend(reading.join().unwrap());
+        let lost = read.pop().unwrap();
+        assert_eq!(lost["event"], "events_lost");
+        assert_eq!(read.len() + lost["count"].as_u64().unwrap() as usize, total);
+        assert!(read.len() >= MOST_WAITING, "{}", read.len());
+        let counts = read.iter().map(|it| it["count"].as_u64());
+        assert!(counts.eq((0..read.len() as u64).map(Some)));
+    }
+
+    #[test]
+    fn ends_in_time_when_the_file_cannot_be_written() {
+        let log = start(Path::new("/dev/full"));
+        log.append(&Sample::Happened { count: 1 });
+        let queue = log.queue.clone().unwrap();
+        log.finish();
+        assert!(queue.is_ended());
+    }
+}
