@@ -74,7 +74,11 @@ fn downloads_over_changes(attach: &str) {
             open("worker1") + open("worker2") == PARALLEL as u64
         })
         .unwrap();
-        assert!(open("worker1") >= PARALLEL as u64 * 9 / 10);
+        let kept = open("worker1");
+        assert!(
+            kept >= PARALLEL as u64 * 9 / 10,
+            "{kept} of {PARALLEL} only"
+        );
         drop(released);
         let outcomes = threads
             .into_iter()

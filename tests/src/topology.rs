@@ -149,23 +149,30 @@ impl Topology {
     /// A veth hands what XDP sends to its other end only if that end polls, as
     /// it does with GRO on; and XDP sees frames before any hardware would have
     /// completed their checksums, so whoever sends them must: the nodes, and
-    /// the switch's ports, where merged frames are split again.
+    /// the switch's ports, where merged frames are split again. Its queue takes
+    /// 256 frames and, since Linux 6.16, holds up a sender that has a queue of
+    /// its own where it would else drop.
     ///
     /// # Errors
-    /// When ethtool is missing or refuses.
+    /// When ethtool or tc is missing or refuses.
     pub fn prepare_for_xdp(&self) -> Result<()> {
         for node in self.nodes() {
             for interface in &node.interfaces {
                 let Some(port) = &interface.port else {
                     continue;
                 };
-                node.run("ethtool", &["--offload", &interface.name, "tx", "off"])?;
-                let settings = ["--offload", &port.name, "gro", "on", "tx", "off"];
                 let mut switches = self.switches.iter();
-                switches
+                let switch = switches
                     .find(|switch| switch.name() == port.switch)
-                    .context("every port has its switch")?
-                    .run("ethtool", &settings)?;
+                    .context("every port has its switch")?;
+                for (end, name) in [(&node.namespace, &interface.name), (switch, &port.name)] {
+                    end.run("ethtool", &["--offload", name, "gro", "on", "tx", "off"])?;
+                    let queue = ["root", "pfifo", "limit", "10000"];
+                    end.run(
+                        "tc",
+                        &[&["qdisc", "replace", "dev", name], &queue[..]].concat(),
+                    )?;
+                }
             }
         }
         Ok(())
