@@ -57,7 +57,11 @@ impl LogFile {
         let mut old = self.path.clone().into_os_string();
         old.push(".1");
         self.file = None;
-        fs::rename(&self.path, &old).with_context(|| format!("rename {}", self.path.display()))?;
+        match fs::rename(&self.path, &old) {
+            // Somebody else has moved or removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed.with_context(|| format!("rename {}", self.path.display())),
+        }?;
         self.reopen().context("begin a new file")
     }
 
@@ -78,15 +82,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_log_moves_aside() {
+    fn a_full_log_moves_aside_and_the_one_before_goes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.jsonl");
         let mut log = LogFile::open(&path).unwrap();
-        log.write(b"first\n").unwrap();
+        for lines in [["first\n", "second\n"], ["second\n", "third\n"]] {
+            log.write(lines[0].as_bytes()).unwrap();
+            log.bytes = ROTATE_AT_BYTES;
+            log.write(lines[1].as_bytes()).unwrap();
+            let old = fs::read_to_string(directory.path().join("events.jsonl.1")).unwrap();
+            assert!(old.ends_with(lines[0]) && !old.contains(lines[1]));
+            assert_eq!(fs::read_to_string(&path).unwrap(), lines[1]);
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_log_that_was_removed_begins_anew_when_it_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let mut log = LogFile::open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
         log.bytes = ROTATE_AT_BYTES;
-        log.write(b"second\n").unwrap();
-        let old = fs::read_to_string(directory.path().join("events.jsonl.1")).unwrap();
-        assert_eq!(old, "first\n");
-        assert_eq!(fs::read_to_string(&path).unwrap(), "second\n");
+        log.write(b"first\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "first\n");
     }
 }
