@@ -366,6 +366,40 @@ proptest! {
     }
 }
 
+#[test]
+fn the_end_of_a_connection_outlives_the_direction_that_is_never_seen() {
+    let mut memory = lab(16);
+    memory.backends[WORKER1 as usize].mode = mode::DSR;
+    let client = key(([10, 0, 0, 9], 40_000), SERVICE);
+    let segment = |sequence, flags| Arrival {
+        sequence,
+        ..arrival(flags)
+    };
+    assert_eq!(steer(&memory, &segment(0, SYN), &client).opened, 1);
+    _ = steer(&memory, &segment(1, ACK), &client);
+    memory.established.remove(&client.reversed());
+    memory.wait(2 * SECOND);
+    _ = steer(&memory, &segment(1, ACK), &client);
+    assert_eq!(memory.established.entries().len(), 2);
+    _ = steer(&memory, &segment(1, FIN | ACK), &client);
+    assert_eq!(memory.active.borrow()[&WORKER1], 0);
+    memory.selection[0] = WORKER2;
+    assert_eq!(steer(&memory, &segment(9, SYN), &client).backend, WORKER2);
+}
+
+#[test]
+fn a_connection_for_which_there_is_no_room_leaves_nothing_behind() {
+    let memory = lab(3);
+    for host in [8, 9] {
+        let client = key(([10, 0, 0, host], 40_000), SERVICE);
+        let syn = steer(&memory, &arrival(SYN), &client);
+        _ = steer(&memory, &answer_to_syn(), &syn.leaves.reversed());
+        let ack = steer(&memory, &arrival(ACK), &client);
+        assert_eq!(ack.verdict == Verdict::TableFull, host == 9);
+        assert_eq!(memory.established.entries().len(), 2);
+    }
+}
+
 /// Lets `event` happen, and checks the decision that it leads to.
 fn happens(memory: &mut Memory, event: &Event) -> Result<(), TestCaseError> {
     match *event {

@@ -1,6 +1,6 @@
 //! The maps, and the steering decision's view of them.
 
-use core::{arch::asm, ffi::c_void, marker::PhantomData};
+use core::{arch::asm, ffi::c_void, marker::PhantomData, mem};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -303,6 +303,14 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
+    fn take_count(&self, request: &mut Flow<A>) -> bool {
+        const { assert!(mem::offset_of!(Flow<A>, direction).is_multiple_of(8)) };
+        // SAFETY: the word begins with the direction and lies within the entry.
+        let before = unsafe { keep(&raw mut request.direction, NOT_COUNTED) };
+        before & !NOT_COUNTED != 0
+    }
+
+    #[inline(always)]
     fn count_active(&self, backend: u32, open: bool) {
         let Some(active) = ACTIVE.get_ptr_mut(backend) else {
             return;
@@ -323,6 +331,29 @@ pub unsafe fn add(word: *mut u64, change: i64) {
     unsafe {
         asm!("lock *(u64 *)({word} + 0) += {change}", word = in(reg) word, change = in(reg) change);
     }
+}
+
+/// All of the word that begins with a flow's direction, but whether the flow is counted.
+const NOT_COUNTED: u64 = !u64::from_ne_bytes([0, 0, 0xff, 0, 0, 0, 0, 0]);
+
+/// Clears all bits of a word but those of `mask`, atomically, and returns what it was; the language has
+/// no such operation for this target. Linux 5.12, 981f94c3e921.
+///
+/// # Safety
+///
+/// The word must be an aligned one of a map.
+#[inline(always)]
+unsafe fn keep(word: *mut u8, mask: u64) -> u64 {
+    let mut value = mask;
+    // SAFETY: by the caller's word.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_and((u64 *)({word} + 0), {value})",
+            word = in(reg) word,
+            value = inout(reg) value,
+        );
+    }
+    value
 }
 
 /// The service that a packet is one of: its backend's, or the one that it is addressed to.

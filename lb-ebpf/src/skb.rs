@@ -3,11 +3,12 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::bpf_l4_csum_replace,
+    helpers::generated::{bpf_csum_update, bpf_l4_csum_replace},
     programs::TcContext,
 };
 use lb_common::{
     address::Address,
+    checksum::Difference,
     headers::{ETHERNET_LEN, IcmpHeader, Ipv6Header, TcpHeader},
     packet::{
         Bytes, Extent, IpHeader, Located, MOST_EXTENSION_BYTES, Quoted, Rewritten, Transport,
@@ -44,8 +45,11 @@ pub fn locate<A: Address>(skb: *mut __sk_buff, extent: Extent) -> Result<Located
     let ctx = &TcContext::new(skb);
     let usual = ETHERNET_LEN + size_of::<A::Header>() + size_of::<TcpHeader>();
     pull(ctx, extent, usual);
+    let first = ETHERNET_LEN + size_of::<A::Header>();
     match located::<A>(skb, extent) {
-        Ok(located) if located.protocol != A::Header::ICMP => Ok(located),
+        Ok(located) if located.protocol != A::Header::ICMP && located.offset <= first => {
+            Ok(located)
+        }
         Ok(_) | Err(Verdict::Truncated) => {
             pull(ctx, extent, MOST_HEADERS);
             located::<A>(skb, extent)
@@ -107,5 +111,16 @@ fn update_checksum(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten, fla
     unsafe {
         bpf_l4_csum_replace(skb, offset as u32, 0, addresses.raw(), pseudo);
         bpf_l4_csum_replace(skb, offset as u32, 0, ports.raw(), flags);
+    }
+}
+
+/// Brings the sum over the whole packet that a network card has made up to date with what `changed` beside
+/// a checksum: IPv6's addresses make up for the change of the checksum there, which the helper is not aware
+/// of.
+#[inline(always)]
+pub fn keep_sum<A: Address>(skb: *mut __sk_buff, changed: Difference) {
+    if !A::Header::HAS_CHECKSUM {
+        // SAFETY: a valid context. It fails where there is no such sum.
+        unsafe { bpf_csum_update(skb, changed.raw() as u32) };
     }
 }

@@ -9,6 +9,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{Address, V4, V6},
+    checksum::Difference,
     headers::{ETHERNET_LEN, ETHERTYPE_VLAN, EthernetHeader, Ipv4Header, Ipv6Header},
     maps::{LOOPBACK, Mac},
     packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame},
@@ -18,7 +19,7 @@ use lb_common::{
 };
 use lb_ebpf::{
     linear::segment,
-    skb::{PACKET_HOST, linear, locate, update_message, update_transport},
+    skb::{PACKET_HOST, keep_sum, linear, locate, update_message, update_transport},
 };
 
 use crate::{
@@ -151,6 +152,7 @@ fn act<A: Family>(skb: *mut __sk_buff, desk: &Desk<A>, read: Read) -> i32 {
         address(message.ethernet, decision);
         let rewritten = message.rewrite(key, &decision.leaves, decision.is_forwarded());
         update_message::<A>(skb, located.offset, rewritten);
+        keep_sum::<A>(skb, rewritten.addresses.plus(hops(arrival, decision)));
         return send(skb, arrival.source_mac.tag(), decision);
     }
     match segment::<A>(bytes, located) {
@@ -173,7 +175,16 @@ fn forward<A: Family>(
     if decision.exit != Exit::Onwards {
         update_transport(skb, offset, &segment.transport, rewritten);
     }
+    keep_sum::<A>(skb, rewritten.addresses.plus(hops(arrival, decision)));
     send(skb, arrival.source_mac.tag(), decision)
+}
+
+/// What a packet's way through the manager changes in its hop limit.
+#[inline(always)]
+fn hops<A: Address>(arrival: &Arrival, decision: &Decision<A>) -> Difference {
+    let before = arrival.time_to_live;
+    let after = before.wrapping_sub(decision.is_forwarded().into());
+    Difference::of_u16([0, before], [0, after])
 }
 
 /// Writes the link addresses that the kernel does not.

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use aya::programs::{tc::SchedClassifierLink, xdp::XdpLink};
+use aya::programs::{ProgramFd, tc::SchedClassifierLink, xdp::XdpLink};
 use lb_common::{
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
@@ -321,6 +321,19 @@ impl Bench {
     /// Feeds a frame that arrives from the network on the first interface.
     pub fn receives(&self, frame: impl Into<Vec<u8>>) -> Outcome {
         self.meets(frame, Circumstances::received_on(lan::ETH1))
+    }
+
+    /// The same, whatever becomes of it.
+    pub fn runs_on(&self, frame: &[u8]) {
+        let received = Circumstances::received_on(lan::ETH1);
+        self.datapath
+            .run_on(self.edge, frame, None, received)
+            .unwrap();
+    }
+
+    /// The TC program of a hook.
+    pub fn program(&self, hook: Hook) -> &ProgramFd {
+        self.datapath.classifier(hook).fd().unwrap()
     }
 
     /// Runs the program that meets `frame` in these circumstances.

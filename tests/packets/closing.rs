@@ -1,6 +1,14 @@
 //! How connections end, and when what they held may be used again.
 
-use std::time::Duration;
+use std::{
+    hint,
+    sync::atomic::{
+        AtomicUsize,
+        Ordering::{Acquire, Release},
+    },
+    thread,
+    time::Duration,
+};
 
 use lb_common::{maps::ended, verdict::Verdict};
 
@@ -329,4 +337,50 @@ fn closes(call: &Call, bench: &Bench) {
     call.requests(bench, WORKER1, &call.request(FIN | ACK));
     call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
     call.requests(bench, WORKER1, &call.ack());
+}
+
+#[test]
+fn a_connection_that_both_sides_end_at_once_is_counted_out_once() {
+    const ROUNDS: usize = 5_000;
+    const OTHERS: u64 = 100;
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.has_open(WORKER1.id, OTHERS + 1);
+        let ends = [call.request(FIN | ACK), call.reply(WORKER1, FIN | ACK)].map(|it| it.frame());
+        let beginning = [call.syn(), call.syn_ack(WORKER1), call.ack()].map(|it| it.frame());
+        let (bench, turn) = (&*bench, &AtomicUsize::new(0));
+        let mut wrong = 0;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    wait_for(turn, 2 * round - 1);
+                    bench.runs_on(&ends[1]);
+                    turn.store(2 * round, Release);
+                }
+            });
+            for round in 1..=ROUNDS {
+                beginning.iter().for_each(|it| bench.runs_on(it));
+                turn.store(2 * round - 1, Release);
+                bench.runs_on(&ends[0]);
+                wait_for(turn, 2 * round);
+                wrong += u32::from(bench.active(WORKER1.id) != OTHERS);
+            }
+        });
+        assert_eq!(wrong, 0, "of {ROUNDS}");
+    });
+}
+
+/// Waits without sleeping, so that two processors go on as one; only the wait for a processor is long.
+fn wait_for(turn: &AtomicUsize, to_come: usize) {
+    const LONG: usize = 100_000;
+    for spins in 1.. {
+        if turn.load(Acquire) >= to_come {
+            return;
+        }
+        if spins % LONG == 0 {
+            thread::yield_now();
+        }
+        hint::spin_loop();
+    }
 }

@@ -179,10 +179,7 @@ impl Datapath {
     pub fn run(&self, edge: Edge, sent: Vec<u8>, circumstances: Circumstances) -> Outcome {
         let before = self.counters();
         let mut left = vec![0; sent.len() + 256];
-        let result = match edge {
-            Edge::Tc => self.run_tc(&sent, &mut left, circumstances),
-            Edge::Xdp => self.run_xdp(&sent, &mut left, circumstances),
-        };
+        let result = self.run_on(edge, &sent, Some(&mut left), circumstances);
         let result = result.unwrap_or_else(|error| panic!("{} bytes: {error:?}", sent.len()));
         left.truncate(result.data_size_out as usize);
         Outcome {
@@ -195,22 +192,41 @@ impl Datapath {
         }
     }
 
-    fn run_tc(
+    /// The same, with nothing looked at; what is left of the frame is written to `left`.
+    pub fn run_on(
         &self,
+        edge: Edge,
         frame: &[u8],
-        out: &mut [u8],
+        left: Option<&mut [u8]>,
         circumstances: Circumstances,
     ) -> Result<TestRunResult, ProgramError> {
-        let program = match circumstances.hook {
+        match edge {
+            Edge::Tc => self.run_tc(frame, left, circumstances),
+            Edge::Xdp => self.run_xdp(frame, left, circumstances),
+        }
+    }
+
+    /// The TC program of a hook.
+    pub fn classifier(&self, hook: Hook) -> &SchedClassifier {
+        let name = match hook {
             Hook::Ingress => "memlb_ingress",
             Hook::Egress => "memlb_egress",
             Hook::Loopback => "memlb_loopback",
         };
-        let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into()?;
+        self.ebpf.program(name).unwrap().try_into().unwrap()
+    }
+
+    fn run_tc(
+        &self,
+        frame: &[u8],
+        out: Option<&mut [u8]>,
+        circumstances: Circumstances,
+    ) -> Result<TestRunResult, ProgramError> {
+        let program = self.classifier(circumstances.hook);
         let context = socket_buffer(circumstances);
         program.test_run(TestRunOptions {
             data_in: Some(frame),
-            data_out: Some(out),
+            data_out: out,
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         })
@@ -219,14 +235,14 @@ impl Datapath {
     fn run_xdp(
         &self,
         frame: &[u8],
-        out: &mut [u8],
+        out: Option<&mut [u8]>,
         circumstances: Circumstances,
     ) -> Result<TestRunResult, ProgramError> {
         let program: &Xdp = self.ebpf.program("memlb_xdp").unwrap().try_into()?;
         let context = xdp_metadata(frame.len(), circumstances.interface);
         program.test_run(TestRunOptions {
             data_in: Some(frame),
-            data_out: Some(out),
+            data_out: out,
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         })

@@ -11,7 +11,7 @@ use crate::{
     bench::at_both_edges,
     call::{CLIENT_START, WORKER_START},
     frame::{ACK, CWR, ECE, FIN, PSH, RST, SYN},
-    lan::{CLIENT, ETH1, FIRST_NAT_PORT, MANAGER, OTHER_CLIENT, WORKER1, WORKER2},
+    lan::{CLIENT, ETH1, FIRST_NAT_PORT, MANAGER, OTHER_CLIENT, ROUTER, Station, WORKER1, WORKER2},
 };
 
 /// After so long a client repeats its SYN (RFC 6298).
@@ -329,5 +329,44 @@ fn what_is_no_syn_and_of_no_flow_is_left_to_the_kernel() {
         }
         assert!(bench.handshakes().is_empty());
         assert!(bench.entries().is_empty());
+    });
+}
+
+#[test]
+fn last_words_of_the_connection_before_end_nothing() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        for last in [FIN | ACK, RST | ACK] {
+            let last = call.reply(WORKER1, last);
+            call.replies(bench, WORKER1, &last);
+            call.requests(bench, WORKER1, &call.request(FIN | ACK));
+            // The next one, with a sequence number far beyond.
+            let syn = call.syn().numbers(1_000_000_000, 0);
+            assert_eq!(bench.receives(&syn).nat_port(), call.nat_port);
+            call.replies(bench, WORKER1, &last);
+            call.is_answered(bench, WORKER1);
+            call.requests(bench, WORKER1, &call.ack());
+            // Closed by the client only.
+            call.requests(bench, WORKER1, &call.request(FIN | ACK));
+            assert_eq!(bench.active(WORKER1.id), 1);
+        }
+    });
+}
+
+#[test]
+fn answers_follow_a_client_whose_link_address_changes() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        call.is_answered(bench, WORKER1);
+        let station = Station {
+            mac: ROUTER.mac,
+            ..CLIENT
+        };
+        let mut moved = bench.call(station, 40_000);
+        moved.nat_port = call.nat_port;
+        moved.requests(bench, WORKER1, &moved.syn());
+        moved.replies(bench, WORKER1, &moved.syn_ack(WORKER1));
     });
 }

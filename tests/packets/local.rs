@@ -1,12 +1,14 @@
 //! The manager's own server, and clients on the manager itself.
 
+use std::time::Duration;
+
 use lb_common::{
     maps::{LOOPBACK, mode},
     verdict::Verdict,
 };
 
 use crate::{
-    bench::{Bench, Circumstances, Edge, Hook, at_both_edges, at_edge},
+    bench::{Bench, Circumstances, DATAGRAM_IDLE, Edge, Hook, at_both_edges, at_edge},
     call::Call,
     frame::{ACK, FIN, PSH, SYN},
     lan::{self, CLIENT, FALLBACK, MANAGER, SERVICE_PORT, Station, WORKER1},
@@ -49,6 +51,40 @@ fn flows_of_the_managers_own_server_stay_when_a_worker_returns() {
         takes(bench.receives(&call.ack()), &call.ack(), 0);
         answers(bench, &call, ACK);
         bench.call(CLIENT, 40_001).connects(bench, WORKER1);
+    });
+}
+
+#[test]
+fn a_direct_connection_to_the_managers_own_server_is_not_taken_for_an_ended_one() {
+    at_both_edges(|bench| {
+        bench.select(FALLBACK.id);
+        let call = bench.call(CLIENT, 40_000);
+        takes(bench.receives(&call.syn()), &call.syn(), 1);
+        answers(bench, &call, SYN | ACK);
+        takes(bench.receives(&call.ack()), &call.ack(), 0);
+        let fin = call.request(FIN | ACK);
+        takes(bench.receives(&fin), &fin, 0);
+        answers(bench, &call, FIN | ACK);
+        for flags in [SYN | ACK, ACK] {
+            let direct = call.segment(call.at(FALLBACK), call.client_address(), flags);
+            bench.sends(&direct).passes(Verdict::NotOurs);
+        }
+        takes(bench.receives(&call.syn()), &call.syn(), 1);
+    });
+}
+
+#[test]
+fn datagrams_of_the_managers_own_server_are_a_flows_until_that_has_rested() {
+    at_both_edges(|bench| {
+        bench.select(FALLBACK.id);
+        let call = bench.datagrams(CLIENT, 40_000);
+        takes(bench.receives(&call.request(0)), &call.request(0), 1);
+        answers(bench, &call, 0);
+        takes(bench.receives(&call.request(0)), &call.request(0), 0);
+        answers(bench, &call, 0);
+        bench.wait(DATAGRAM_IDLE + Duration::from_secs(2));
+        let direct = call.segment(call.at(FALLBACK), call.client_address(), 0);
+        bench.sends(&direct).passes(Verdict::NotOurs);
     });
 }
 

@@ -30,6 +30,7 @@ mod local;
 mod paths;
 mod policies;
 mod selection;
+mod summed;
 mod trace;
 mod untouched;
 mod verifier;

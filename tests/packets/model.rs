@@ -151,11 +151,13 @@ impl Model {
             && connection.reach != Reach::Directly
             && (!connection.is_of_datagrams() || connection.retries < DATAGRAM_RETRIES)
             && chosen.is_some_and(|other| other.server != connection.server);
-        let is_left = if connection.is_of_datagrams() && connection.is_proven() {
-            !keeps
+        let is_answered = connection.answered || connection.reach == Reach::Directly;
+        let is_proven = if connection.is_of_datagrams() {
+            connection.is_proven()
         } else {
-            !connection.established && (state != state::UP || tries_another)
+            connection.established || is_answered
         };
+        let is_left = !keeps || !is_proven && (state != state::UP || tries_another);
         if opens && (is_over || is_left) {
             let retries = if !is_over && state == state::UP {
                 connection.retries + 1
@@ -211,13 +213,20 @@ impl Model {
         let Some(at) = self.connections.iter().position(is_part_of) else {
             return Expected::Passes(Verdict::NotOurs);
         };
-        if !self.connections[at].is_under_way(self) {
+        let connection = &self.connections[at];
+        let accepts = flags & (SYN | ACK | RST) == SYN | ACK;
+        let is_over = connection.has_ended() || self.silence(connection) > connection.patience();
+        // What the manager's own server accepts then came to it by another way.
+        let is_others = connection.reach == Reach::Here
+            && connection.established
+            && is_over
+            && (accepts || connection.is_of_datagrams());
+        if is_others || !connection.is_under_way(self) {
             self.connections.remove(at);
             return Expected::Passes(Verdict::NotOurs);
         }
         let connection = &mut self.connections[at];
         connection.from_server.sees(flags, now);
-        let accepts = flags & (SYN | ACK | RST) == SYN | ACK;
         connection.answered |= accepts || connection.is_of_datagrams();
         let comes = Expected::Comes(connection.client, connection.server);
         if !connection.established && flags & RST != 0 {

@@ -90,14 +90,27 @@ fn an_acknowledgement_to_a_worker_that_went_down_is_left_to_the_kernel() {
 }
 
 #[test]
-fn an_open_flow_of_a_worker_that_is_down_ends_at_a_syn_too() {
+fn a_syn_leads_from_a_worker_that_is_down_to_another_one() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         bench.goes_down(WORKER1.id);
         bench.select(WORKER2.id);
-        bench.receives(&call.syn()).passes(Verdict::BackendDown);
         call.connects(bench, WORKER2);
+        assert_eq!(bench.active(WORKER1.id), 0);
+    });
+}
+
+#[test]
+fn a_duplicate_of_an_answered_syn_stays_with_a_draining_worker() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        call.is_answered(bench, WORKER1);
+        bench.state(WORKER1.id, state::DRAINING);
+        bench.select(WORKER2.id);
+        call.requests(bench, WORKER1, &call.syn());
+        call.requests(bench, WORKER1, &call.ack());
     });
 }
 

@@ -3,6 +3,7 @@
 use super::{
     Arrival, Decision, Exit, Hook, Tables,
     choice::{choose, choose_another, is_up},
+    flow::keeps_flows,
     handshake::forward_request,
     place::{NOWHERE, TAKEN, room, take_note},
 };
@@ -164,11 +165,17 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     let Some(worker) = tables.backend(tried) else {
         return true;
     };
-    if !is_same || worker.state != state::UP {
+    if !is_same || !keeps_flows(worker) {
+        return true;
+    }
+    if answered {
+        return false;
+    }
+    if worker.state != state::UP {
         return true;
     }
     let silence = tables.now_ns().saturating_sub(syn_ns);
-    if answered || gives_up || silence < SOONEST_RETRY_NS {
+    if gives_up || silence < SOONEST_RETRY_NS {
         return false;
     }
     if start.backend == tried || !is_up(tables, start.backend) {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     headers::TcpFlags,
-    maps::{Flow, FlowKey, direction},
+    maps::{Flow, FlowKey, direction, mode},
     verdict::Verdict,
 };
 
@@ -40,7 +40,14 @@ pub(super) fn established<T: Tables>(
     let now = tables.now_ns();
     // Only a silence that could have been too long is looked at closely.
     let rested = key.is_datagram() && now.wrapping_sub(flow.last_seen_ns) > TWIN_CARE_NS;
-    if is_request && (arrival.flags.opens() || !keeps || rested) {
+    let may_be_over = if is_request {
+        arrival.flags.opens() || !keeps || rested
+    } else {
+        // The manager's own server may answer another connection of the same port: one that came to it
+        // directly, or by another service.
+        backend.mode == mode::LOCAL && (arrival.flags.accepts() || rested)
+    };
+    if may_be_over {
         match dismiss(tables, arrival.flags, key, &mut flow, keeps) {
             Dismissal::None => {}
             Dismissal::Over => return None,
@@ -90,8 +97,8 @@ enum Dismissal {
     BackendDown,
 }
 
-/// Supersedes a flow that a SYN or a datagram finds over, or whose backend is down. Datagrams have no
-/// RST: theirs begins anew.
+/// Supersedes a flow that a SYN, a SYN-ACK or a datagram finds over, or whose backend is down, from which
+/// a SYN leads to another one. Datagrams have no RST: theirs begins anew.
 #[inline(never)]
 fn dismiss<T: Tables>(
     tables: &T,
@@ -107,19 +114,21 @@ fn dismiss<T: Tables>(
         .established(&flow.leaves.reversed())
         .filter(|twin| are_twins(key, twin));
     let now = tables.now_ns();
-    let begins = flags.opens() || key.is_datagram();
+    let is_request = flow.direction == direction::REQUEST;
+    let begins = flags.opens() || flags.accepts() || key.is_datagram();
     // What has ended counts no more, even where the entry that showed the other end was evicted since.
-    let ended = flow.counted == 0;
+    let ended = is_request && flow.counted == 0;
     let over = begins && (ended || is_over(settings, flow, twin.as_deref(), now));
-    if !over && keeps {
+    if !over && (keeps || !is_request) {
         return Dismissal::None;
     }
     flow.superseded = 1;
     uncount(tables, flow);
     if let Some(twin) = twin.as_deref_mut() {
         twin.superseded = 1;
+        uncount(tables, twin);
     }
-    if over || key.is_datagram() {
+    if begins {
         Dismissal::Over
     } else {
         Dismissal::BackendDown

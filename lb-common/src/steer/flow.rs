@@ -7,12 +7,14 @@ use crate::{
     maps::{Backend, Flow, FlowKey, Settings, direction, ended, state},
 };
 
-/// The entry of the other direction, from an entry and its key.
+/// The entry of the other direction, from an entry and its key. Where the tuple stays as it is, as in
+/// mode `dsr`, answers do not come by here: theirs counts as ended from the beginning.
 #[inline(always)]
 pub(super) fn twin<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> Flow<A> {
+    let is_unseen = flow.direction == direction::REQUEST && flow.leaves.is(key);
     Flow {
         leaves: key.reversed(),
-        ended: 0,
+        ended: if is_unseen { ended::FIN } else { 0 },
         counted: 0,
         direction: flow.direction ^ (direction::REQUEST ^ direction::REPLY),
         bytes: 0,
@@ -119,11 +121,10 @@ pub(super) fn frees<T: Tables>(tables: &T) -> bool {
     true
 }
 
-/// Takes a connection out of its backend's count of open ones, once.
+/// Takes a connection out of its backend's count of open ones, once, even if both sides end it at once.
 #[inline(always)]
 pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) {
-    if request.counted == 1 {
-        request.counted = 0;
+    if request.counted == 1 && tables.take_count(request) {
         tables.count_active(request.backend, false);
     }
 }

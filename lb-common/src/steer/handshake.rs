@@ -11,8 +11,8 @@ use crate::{
     verdict::Verdict,
 };
 
-/// How far, in bytes, the acknowledgement that completes a handshake may lie beyond the SYN-ACK: a
-/// worker may send data before it (RFC 7413).
+/// How far, in bytes, an acknowledgement may lie beyond the SYN or the SYN-ACK: either may carry data, and
+/// a worker may send more before the handshake is complete (RFC 7413).
 const EARLY_DATA: u32 = 65_536;
 
 /// A packet from the worker, or from the manager's own server, of the handshake at `place`.
@@ -38,15 +38,28 @@ pub(super) fn answer<T: Tables>(
         return leave(&way, backend, arrival, decision);
     }
     handshake.bytes_out = handshake.bytes_out.wrapping_add(arrival.bytes);
-    handshake.ended |= ending(arrival.flags);
+    if is_about(&handshake, arrival) {
+        handshake.ended |= ending(arrival.flags);
+    }
     if arrival.flags.accepts() || handshake.client.is_datagram() {
         handshake.worker_sequence = arrival.sequence;
         handshake.answered = 1;
     }
-    if arrival.flags.resets() {
+    if arrival.flags.resets() && is_about(&handshake, arrival) {
         handshake.backend = 0;
     }
     leave(&way, backend, arrival, decision)
+}
+
+/// Whether what a worker sends is about this connection, and not the last words of the one before on the
+/// same tuple: it acknowledges the client's SYN (RFC 9293, section 3.10.7.3), or follows what did.
+#[inline(always)]
+fn is_about<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool {
+    let beyond = arrival
+        .acknowledgement
+        .wrapping_sub(handshake.client_sequence)
+        .wrapping_sub(1);
+    handshake.answered == 1 || beyond < EARLY_DATA
 }
 
 /// A packet of the client that begins nothing, of the handshake at `place`.
@@ -117,6 +130,9 @@ pub(super) fn forward_request<T: Tables>(
     if arrival.flags.opens() || handshake.client.is_datagram() {
         handshake.syn_ns = tables.now_ns();
     }
+    handshake.client_interface = arrival.interface;
+    handshake.client_mac = arrival.source_mac;
+    handshake.manager_mac = arrival.destination_mac;
     handshake.bytes_in = handshake.bytes_in.wrapping_add(arrival.bytes);
     if backend.mode == mode::DSR {
         // Answers do not come by here, nor is it seen how they end. The worker may have answered: a second
@@ -193,7 +209,10 @@ fn establish<T: Tables>(
         ..pair.request
     };
     store(tables, &reply_key, &pair.reply)?;
-    store(tables, key, &pair.request)?;
+    if let Err(error) = store(tables, key, &pair.request) {
+        tables.remove_established(&reply_key);
+        return Err(error);
+    }
     if is_open {
         tables.count_active(pair.request.backend, true);
     }

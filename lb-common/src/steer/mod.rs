@@ -216,6 +216,9 @@ pub trait Tables {
     ) -> Result<(), InsertError>;
     fn remove_established(&self, key: &FlowKey<Self::Address>);
 
+    /// Takes the mark away that says that the connection is counted, and returns whether it was there: to
+    /// one only of two processors that ask at once.
+    fn take_count(&self, request: &mut Flow<Self::Address>) -> bool;
     /// Counts a backend's open connection, or no longer.
     fn count_active(&self, backend: u32, open: bool);
 }

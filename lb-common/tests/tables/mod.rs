@@ -4,6 +4,7 @@
 use std::{
     cell::{Cell, RefCell, RefMut},
     collections::{BTreeMap, VecDeque},
+    mem,
 };
 
 use lb_common::{
@@ -258,6 +259,10 @@ impl Tables for Memory {
 
     fn handshake(&self, place: u32) -> Option<RefMut<'_, Handshake>> {
         self.half_open.get(place as usize).map(RefCell::borrow_mut)
+    }
+
+    fn take_count(&self, request: &mut Flow) -> bool {
+        mem::take(&mut request.counted) == 1
     }
 
     fn count_active(&self, backend: u32, open: bool) {

@@ -3,19 +3,18 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_UNSPEC},
-    helpers::generated::bpf_csum_update,
     programs::TcContext,
 };
 use lb_common::{
     address::{V4, V6},
     companion::{receive, send},
     headers::{ETHERNET_LEN, Ipv4Header, Ipv6Header, TcpFlags},
-    packet::{Extent, IpHeader, Located, Quoted, Rewritten},
+    packet::{Extent, IpHeader, Located, Quoted},
     verdict::Verdict,
 };
 use lb_ebpf::{
     linear::segment,
-    skb::{PACKET_HOST, linear, locate, update_message, update_transport},
+    skb::{PACKET_HOST, keep_sum, linear, locate, update_message, update_transport},
 };
 
 use crate::maps::{Desk, Family, Maps, count};
@@ -136,26 +135,16 @@ fn rewrite<A: Family>(skb: *mut __sk_buff, desk: &mut Desk<A>, verdict: Verdict)
         };
         let rewritten = message.rewrite(&crossing.key, &crossing.leaves, false);
         update_message::<A>(skb, located.offset, rewritten);
-        keep_sum::<A>(skb, rewritten);
+        keep_sum::<A>(skb, rewritten.addresses);
     } else {
         let Some(mut segment) = segment::<A>(bytes, located) else {
             return Verdict::Truncated;
         };
         let rewritten = segment.rewrite(&crossing.leaves, false);
         update_transport(skb, located.offset, &segment.transport, rewritten);
-        keep_sum::<A>(skb, rewritten);
+        keep_sum::<A>(skb, rewritten.addresses);
     }
     verdict
-}
-
-/// Mends the sum over the whole packet that a network card has made. IPv6's addresses make up for the
-/// change of the checksum there, which the helper is not aware of.
-#[inline(always)]
-fn keep_sum<A: Family>(skb: *mut __sk_buff, rewritten: Rewritten) {
-    if !A::Header::HAS_CHECKSUM {
-        // SAFETY: a valid context. It fails where there is no such sum.
-        unsafe { bpf_csum_update(skb, rewritten.addresses.raw() as u32) };
-    }
 }
 
 #[inline(always)]

@@ -136,6 +136,11 @@ impl Moment {
         };
         self.now_ns.saturating_sub(seen_ns) > longest
     }
+
+    /// Whether an ended flow that was last seen then has no packets under way any more.
+    pub fn has_closed(&self, seen_ns: u64) -> bool {
+        self.now_ns.saturating_sub(seen_ns) > self.settings.closing_idle_ns
+    }
 }
 
 /// When a packet of either direction was last seen.

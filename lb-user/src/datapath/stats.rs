@@ -32,8 +32,8 @@ pub struct Stats {
     pub backends: BTreeMap<u32, BackendTraffic>,
     pub verdicts: BTreeMap<&'static str, Packets>,
     pub maps: BTreeMap<&'static str, MapFill>,
-    /// The backends that entries of the connection tables still lead to, counted as open or not: a number
-    /// is nobody else's until then.
+    /// The backends that entries of the connection tables still lead to, counted as open or not, late
+    /// packets of ended ones included: a number is nobody else's until then.
     pub occupied: BTreeSet<u32>,
 }
 
@@ -138,7 +138,9 @@ impl Stats {
         };
         self.maps.insert(A::FLOWS, fill);
         for (key, flow, twin) in requests(&entries) {
-            if !is_over(key, flow, twin) && !moment.is_past(flow, last_seen_ns(flow, twin)) {
+            let seen_ns = last_seen_ns(flow, twin);
+            let is_free = is_over(key, flow, twin) && moment.has_closed(seen_ns);
+            if !is_free && !moment.is_past(flow, seen_ns) {
                 self.occupied.insert(flow.backend);
             }
         }
