@@ -118,6 +118,10 @@ fn update_checksum(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten, fla
 /// a checksum: IPv6's addresses make up for the change of the checksum there, which the helper is not aware
 /// of.
 #[inline(always)]
+#[expect(
+    clippy::not_unsafe_ptr_arg_deref,
+    reason = "the kernel's helpers take contexts, and look at them themselves"
+)]
 pub fn keep_sum<A: Address>(skb: *mut __sk_buff, changed: Difference) {
     if !A::Header::HAS_CHECKSUM {
         // SAFETY: a valid context. It fails where there is no such sum.
