@@ -83,8 +83,8 @@ pub struct KeyProblem {
 pub async fn gather(worker: &Worker) -> Facts {
     let read = worker.key.as_ref().map(|path| {
         read_key(path, &worker.name).map_err(|error| KeyProblem {
+            mend: mend(path, &worker.name, &error),
             why: format!("{error:#}"),
-            mend: mend(path, &worker.name),
         })
     });
     let key = read.as_ref().and_then(|read| read.as_ref().ok());
@@ -96,9 +96,9 @@ pub async fn gather(worker: &Worker) -> Facts {
     }
 }
 
-fn mend(path: &Path, name: &str) -> String {
+fn mend(path: &Path, name: &str, error: &anyhow::Error) -> String {
     match keys::open_to_others(path).is_empty() {
-        false => keys::mend(path, &[path.to_owned()]),
+        false => keys::mend(path, error),
         true => format!(
             "memlb keygen --name {name}, and install -D -m 600 {name}.key {} (and on the manager)",
             path.display()

@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::Finding;
-use crate::{heartbeat::Authentication, keys::read_keys};
+use crate::{
+    heartbeat::Authentication,
+    keys::{Twice, read_keys},
+};
 
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -26,8 +29,7 @@ pub enum Keys {
     },
     Bad {
         why: String,
-        /// Files that others may use, which `chmod` mends.
-        open: Vec<PathBuf>,
+        mend: String,
     },
 }
 
@@ -48,7 +50,7 @@ pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&s
             },
             Err(error) => Keys::Bad {
                 why: format!("{error:#}"),
-                open: open_to_others(path),
+                mend: mend(path, &error),
             },
         },
     };
@@ -90,7 +92,7 @@ fn finding(facts: &Facts) -> Finding {
             "keep the port to a trusted network; or memlb keygen --name WORKER for each, and \
              --set heartbeats.authentication=permissive",
         ),
-        (_, Keys::Bad { why, open }) => Finding::problem("keys", why.clone(), mend(path, open)),
+        (_, Keys::Bad { why, mend }) => Finding::problem("keys", why.clone(), mend.clone()),
         (_, Keys::Read { count: 0, .. }) => Finding::problem(
             "keys",
             format!("there is no key at {at}"),
@@ -116,22 +118,53 @@ fn finding(facts: &Facts) -> Finding {
     }
 }
 
-/// The command that mends a key file or a directory of them.
-pub fn mend(path: &Path, open: &[PathBuf]) -> String {
+/// The command that mends a key file or a directory of them, given what reading them said.
+pub fn mend(path: &Path, error: &anyhow::Error) -> String {
     let at = path.display();
     if !path.exists() {
         return format!(
             "install -d -m 700 {at}; memlb keygen --name WORKER --output {at}/WORKER.key"
         );
     }
-    if open.is_empty() {
-        return format!("chown -R root: {at} && chmod 700 {at}; ls -la {at}");
+    if let Some(twice) = error.downcast_ref::<Twice>() {
+        return apart(twice);
     }
-    let files: Vec<String> = open.iter().map(|file| file.display().to_string()).collect();
-    format!(
-        "chmod 600 {}    (and draw a new key if somebody may have read it)",
-        files.join(" ")
-    )
+    let open = open_to_others(path);
+    if !open.is_empty() {
+        let files: Vec<String> = open.iter().map(|file| file.display().to_string()).collect();
+        return format!(
+            "chmod 600 {}    (and draw a new key if somebody may have read it)",
+            files.join(" ")
+        );
+    }
+    match is_others(path) {
+        true => format!("chown -R root: {at} && chmod 700 {at}; ls -la {at}"),
+        false => format!("ls -la {at}    (and remove or mend the file that is named)"),
+    }
+}
+
+fn apart(Twice { first, second, .. }: &Twice) -> String {
+    let file = |place: &str| match place.rsplit_once(", line ") {
+        Some((file, _)) => file.to_owned(),
+        None => place.to_owned(),
+    };
+    match (file(first), file(second)) {
+        (one, other) if one != other => {
+            format!("rm {other}    (or {one}: whichever its agent does not sign with)")
+        }
+        (one, _) => format!("remove one of the two lines from {one}"),
+    }
+}
+
+/// Whether somebody else may put keys there, or owns one.
+fn is_others(path: &Path) -> bool {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut all = entries.map(|entry| entry.path()).chain([path.to_owned()]);
+    let own = nix::unistd::geteuid().as_raw();
+    all.any(|it| match fs::metadata(&it) {
+        Ok(about) => ![0, own].contains(&about.uid()) || about.mode() & 0o022 != 0,
+        Err(_) => true,
+    })
 }
 
 #[cfg(test)]
@@ -177,6 +210,20 @@ mod tests {
             open.remedy.as_ref().unwrap().starts_with(&chmod),
             "{open:?}"
         );
+
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        let again = keys.join("worker1-again.key");
+        fs::copy(&file, &again).unwrap();
+        let twice = examine(enforce, keys, &["worker1"]);
+        assert!(twice.found.contains("is there twice"), "{twice:?}");
+        let remedy = twice.remedy.unwrap();
+        assert!(remedy.starts_with("rm "), "{remedy}");
+        for file in [&file, &again] {
+            assert!(remedy.contains(&file.display().to_string()), "{remedy}");
+        }
+        fs::write(&again, "not a key").unwrap();
+        let odd = examine(enforce, keys, &["worker1"]);
+        assert!(!odd.remedy.unwrap().contains("chown"));
 
         let absent = examine(enforce, &keys.join("absent"), &["worker1"]);
         assert!(absent.remedy.unwrap().starts_with("install -d -m 700"));

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 pub use file::{credential, read_key, read_keys};
 pub use generate::write_new;
-pub use ring::{KEYS_PER_WORKER, KeyRing};
+pub use ring::{KEYS_PER_WORKER, KeyRing, Twice};
 
 /// Bytes of a key's secret: as many as SHA-256 gives.
 pub const SECRET_BYTES: usize = 32;

@@ -13,6 +13,19 @@ pub const KEYS_PER_WORKER: usize = 2;
 #[derive(Debug, Clone, Default)]
 pub struct KeyRing {
     keys: BTreeMap<KeyId, Key>,
+    places: BTreeMap<KeyId, String>,
+}
+
+/// A key's id is at two places, each a file and a line.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{second}: the key {id} is there twice, first (of {worker}) in {first}: remove one of the two"
+)]
+pub struct Twice {
+    id: KeyId,
+    worker: String,
+    pub first: String,
+    pub second: String,
 }
 
 impl KeyRing {
@@ -24,10 +37,13 @@ impl KeyRing {
     pub fn add(&mut self, key: Key, place: &str) -> Result<()> {
         let (worker, id) = (key.worker(), key.id());
         if let Some(other) = self.keys.get(&id) {
-            anyhow::bail!(
-                "{place}: the key {id} is there twice (of {}): remove one of its files",
-                other.worker()
-            );
+            let twice = Twice {
+                id,
+                worker: other.worker().to_owned(),
+                first: self.places.get(&id).cloned().unwrap_or_default(),
+                second: place.to_owned(),
+            };
+            return Err(twice.into());
         }
         let held = self.of_worker(worker).count();
         ensure!(
@@ -36,6 +52,7 @@ impl KeyRing {
              its agent uses no longer"
         );
         self.keys.insert(id, key);
+        self.places.insert(id, place.to_owned());
         Ok(())
     }
 

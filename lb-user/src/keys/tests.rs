@@ -84,7 +84,12 @@ fn keys_are_read_from_a_file_or_a_directory() {
     write(&at("c.key"), &line("worker1", "0000000d"), 0o600);
     assert!(refusal(read_keys(directory.path())).contains("worker1 has 2 keys already"));
     write(&at("c.key"), &line("worker3", "0000000a"), 0o600);
-    assert!(refusal(read_keys(directory.path())).contains("0000000a is there twice"));
+    let twice = refusal(read_keys(directory.path()));
+    assert!(twice.contains("0000000a is there twice"), "{twice}");
+    assert!(
+        twice.contains("c.key, line 1") && twice.contains("a.key, line 3"),
+        "{twice}"
+    );
 }
 
 #[test]
