@@ -378,6 +378,11 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
             "control_socket = \"\"",
         ),
         (
+            Kind::BadPath,
+            "state_file = \"/var/lib/memlb/operator.json\"",
+            "state_file = \"\"",
+        ),
+        (
             Kind::BadAddress,
             "heartbeat_listen = \"0.0.0.0:9999\"",
             "heartbeat_listen = \"9999\"",

@@ -56,14 +56,7 @@ pub(super) fn check(
             overrides,
             default.control_socket,
         ),
-        state_file: path(
-            reader,
-            ("manager.state_file", "--state-file"),
-            table.state_file,
-            &overrides.state_file,
-            default.state_file,
-        )
-        .0,
+        state_file: state_file(reader, table.state_file, overrides, default.state_file),
         event_log: event_log(table.event_log, overrides, default.event_log),
         legacy_heartbeats: overrides.legacy_heartbeats
             || table
@@ -180,6 +173,31 @@ fn control_socket(
             format!("a path of {bytes} bytes cannot name a socket"),
             format!("1 to {LONGEST_SOCKET_PATH} bytes"),
             "choose a shorter path, as /run/memlb/manager.sock",
+        );
+    }
+    path
+}
+
+fn state_file(
+    reader: &mut Reader<'_>,
+    given: Given<String>,
+    overrides: &Overrides,
+    default: PathBuf,
+) -> PathBuf {
+    let (path, place) = path(
+        reader,
+        ("manager.state_file", "--state-file"),
+        given,
+        &overrides.state_file,
+        default,
+    );
+    if path.file_name().is_none() {
+        reader.refuse(
+            &place,
+            ProblemKind::BadPath,
+            format!("{:?} names no file", path.display().to_string()),
+            "a file for the operator's orders, as /var/lib/memlb/operator.json",
+            "name one, or leave the setting out; what is drained would not outlast the manager",
         );
     }
     path
