@@ -69,7 +69,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Who receives the datagrams to a UDP port.
+/// Who receives the datagrams to a UDP port, or the connections to a TCP port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Receiver {
     Nobody,
@@ -81,15 +81,33 @@ pub enum Receiver {
 /// Returns who has bound a UDP port at this address, or at one that includes it.
 pub fn receiver(address: IpAddr, port: u16) -> Receiver {
     let sockets = procfs::net::udp().unwrap_or_default().into_iter();
-    let mut sockets = sockets.chain(procfs::net::udp6().unwrap_or_default());
-    let bound = sockets.find(|socket| {
-        let own = socket.local_address.ip();
-        let meets = own == address || own.is_unspecified() || address.is_unspecified();
-        socket.local_address.port() == port && meets
+    let sockets = sockets.chain(procfs::net::udp6().unwrap_or_default());
+    bound(
+        sockets.map(|socket| (socket.local_address, socket.inode)),
+        (address, port).into(),
+    )
+}
+
+/// Returns who waits for connections to a TCP port at this address, or at one that includes it.
+pub fn listener(address: IpAddr, port: u16) -> Receiver {
+    let sockets = procfs::net::tcp().unwrap_or_default().into_iter();
+    let sockets = sockets.chain(procfs::net::tcp6().unwrap_or_default());
+    let sockets = sockets.filter(|socket| socket.state == TcpState::Listen);
+    bound(
+        sockets.map(|socket| (socket.local_address, socket.inode)),
+        (address, port).into(),
+    )
+}
+
+fn bound(mut sockets: impl Iterator<Item = (SocketAddr, u64)>, wanted: SocketAddr) -> Receiver {
+    let found = sockets.find(|(own, _)| {
+        let (own_ip, ip) = (own.ip(), wanted.ip());
+        let meets = own_ip == ip || own_ip.is_unspecified() || ip.is_unspecified();
+        own.port() == wanted.port() && meets
     });
-    match bound {
+    match found {
         None => Receiver::Nobody,
-        Some(socket) => holder_of(socket.inode).map_or(Receiver::Unknown, Receiver::Known),
+        Some((_, inode)) => holder_of(inode).map_or(Receiver::Unknown, Receiver::Known),
     }
 }
 
@@ -113,7 +131,7 @@ fn holder_of(inode: u64) -> Option<Holder> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, UdpSocket};
+    use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
     use super::*;
 
@@ -131,5 +149,13 @@ mod tests {
         }
         drop(socket);
         assert_eq!(receiver(Ipv4Addr::LOCALHOST.into(), port), Receiver::Nobody);
+
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let holder = holder(own).unwrap();
+        assert_eq!(
+            listener(Ipv4Addr::LOCALHOST.into(), port),
+            Receiver::Known(holder)
+        );
     }
 }

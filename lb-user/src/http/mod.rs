@@ -29,7 +29,11 @@ use tokio::sync::{Semaphore, oneshot};
 pub use asker::Asker;
 
 use self::timeline::Recorder;
-use crate::{feed::Feed, meters::Meters};
+use crate::{
+    feed::Feed,
+    meters::Meters,
+    sockets::{Receiver, listener},
+};
 
 /// The listening socket.
 #[derive(Debug)]
@@ -130,16 +134,22 @@ impl Drop for Running {
 fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            ": the port is in use, perhaps by another manager; choose another address with \
-             --http-listen, or none with --http-listen \"\""
+            let holder = match listener(address.ip(), address.port()) {
+                Receiver::Known(holder) => format!("by {holder}"),
+                _ => "by somebody".to_owned(),
+            };
+            format!(
+                ": the port is in use {holder}, perhaps another manager; stop it, or choose another \
+                 address with --http-listen, or none with --http-listen \"\""
+            )
         }
         io::ErrorKind::AddrNotAvailable => {
-            ": this machine does not have that address; see --http-listen"
+            ": this machine does not have that address; see --http-listen".to_owned()
         }
         io::ErrorKind::PermissionDenied => {
-            ": ports below 1024 need CAP_NET_BIND_SERVICE; see --http-listen"
+            ": ports below 1024 need CAP_NET_BIND_SERVICE; see --http-listen".to_owned()
         }
-        _ => "",
+        _ => String::new(),
     };
     anyhow::anyhow!("serve HTTP at {address}: {error}{hint}")
 }
