@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use nix::{
+    errno::Errno,
     sys::statvfs::statvfs,
     unistd::{AccessFlags, access},
 };
@@ -13,6 +14,16 @@ use crate::core::Bytes;
 /// The event log grows to 16 MiB twice; the rest is small.
 const ENOUGH: u64 = 64 << 20;
 
+/// Why it cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// This user may not; another one may.
+    Forbidden,
+    ReadOnly,
+    /// There is a file where its directory should be.
+    InTheWay,
+}
+
 /// A file that the manager writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -21,7 +32,7 @@ pub struct Facts {
     pub path: PathBuf,
     /// The file itself, or the nearest directory above it that exists.
     pub existing: PathBuf,
-    pub is_writable: bool,
+    pub obstacle: Option<Obstacle>,
     /// In its file system; nothing where that does not tell.
     pub free_bytes: Option<u64>,
 }
@@ -40,13 +51,19 @@ pub fn gather(what: &'static str, option: &'static str, path: &Path) -> Facts {
         false => existing.parent().unwrap_or(existing),
     };
     let is_in_the_way = existing != path && existing != directory;
-    let may_write = |path: &&Path| access(*path, AccessFlags::W_OK).is_ok();
+    let refusals = [existing, directory].map(|path| access(path, AccessFlags::W_OK).err());
+    let mut obstacle = refusals.into_iter().flatten().map(|errno| match errno {
+        Errno::EROFS => Obstacle::ReadOnly,
+        _ => Obstacle::Forbidden,
+    });
     Facts {
         what,
         option,
         path: path.to_owned(),
         existing: existing.to_owned(),
-        is_writable: !is_in_the_way && [existing, directory].iter().all(may_write),
+        obstacle: is_in_the_way
+            .then_some(Obstacle::InTheWay)
+            .or_else(|| obstacle.next()),
         free_bytes: statvfs(directory)
             .ok()
             // Some file systems have no size at all.
@@ -68,14 +85,25 @@ fn finding(facts: &Facts) -> Finding {
         ..
     } = facts;
     let (shown, above) = (path.display(), existing.display());
-    if !facts.is_writable {
-        return Finding::problem(
-            "storage",
-            format!("the {what} {shown} cannot be written: {above} is read-only for this user"),
-            format!(
-                "mount -o remount,rw \"$(findmnt -nT {above} -o TARGET)\", or sudo, or {option} elsewhere"
+    if let Some(obstacle) = facts.obstacle {
+        let cannot = format!("the {what} {shown} cannot be written");
+        let (why, remedy) = match obstacle {
+            Obstacle::Forbidden => (
+                format!("this user may not write to {above}"),
+                "sudo memlb doctor".to_owned(),
             ),
-        );
+            Obstacle::ReadOnly => (
+                format!("{above} is in a read-only file system"),
+                format!(
+                    "mount -o remount,rw \"$(findmnt -nT {above} -o TARGET)\"    (or {option} elsewhere)"
+                ),
+            ),
+            Obstacle::InTheWay => (
+                format!("{above} is no directory"),
+                format!("mv {above} {above}.old    (or {option} elsewhere)"),
+            ),
+        };
+        return Finding::problem("storage", format!("{cannot}: {why}"), remedy);
     }
     match facts.free_bytes {
         Some(free) if free < ENOUGH => Finding::warning(
@@ -101,9 +129,10 @@ mod tests {
         assert_eq!(finding(&facts).verdict, Verdict::Ok);
         // A file where a directory should be.
         std::fs::write(directory.path().join("new"), "").unwrap();
-        assert!(!gather("event log", "--event-log", &path).is_writable);
+        let obstacle = gather("event log", "--event-log", &path).obstacle;
+        assert_eq!(obstacle, Some(Obstacle::InTheWay));
         let here = gather("event log", "--event-log", Path::new("events.jsonl"));
-        assert!(here.is_writable && here.existing == Path::new("."));
+        assert_eq!((here.obstacle, here.existing), (None, ".".into()));
     }
 
     #[test]
@@ -113,14 +142,19 @@ mod tests {
             option: "--event-log",
             path: "/var/log/memlb/events.jsonl".into(),
             existing: "/var/log".into(),
-            is_writable: false,
+            obstacle: Some(Obstacle::ReadOnly),
             free_bytes: Some(1 << 30),
         };
         let found = finding(&facts);
         assert_eq!(found.verdict, Verdict::Problem);
         assert!(found.remedy.unwrap().contains("remount,rw"));
+        let forbidden = finding(&Facts {
+            obstacle: Some(Obstacle::Forbidden),
+            ..facts.clone()
+        });
+        assert_eq!(forbidden.remedy.as_deref(), Some("sudo memlb doctor"));
         let full = Facts {
-            is_writable: true,
+            obstacle: None,
             free_bytes: Some(1 << 20),
             ..facts
         };
