@@ -23,7 +23,7 @@ use crate::config::Attach;
 /// Subdirectory of the pins in which links are pinned.
 pub const LINKS: &str = "links";
 
-const INGRESS: &str = "memlb_ingress";
+pub const INGRESS: &str = "memlb_ingress";
 const EGRESS: &str = "memlb_egress";
 const LOOPBACK: &str = "memlb_loopback";
 const XDP: &str = "memlb_xdp";
@@ -404,6 +404,12 @@ pub fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
     links.join(format!("{program}@{}", interface.replace('.', "%2e")))
 }
 
+/// Returns the interface that a pin of this program's link is named after.
+pub fn interface_of_pin(name: &str, program: &str) -> Option<String> {
+    let interface = name.strip_prefix(program)?.strip_prefix('@')?;
+    Some(interface.replace("%2e", "."))
+}
+
 fn pinned(path: &Path) -> Result<Option<PinnedLink>> {
     if !path.exists() {
         return Ok(None);
@@ -451,9 +457,20 @@ pub fn remove_others(links: &Path, kept: &[PathBuf]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::Path};
 
-    use super::vlan_above;
+    use super::{INGRESS, interface_of_pin, pin, vlan_above};
+
+    #[test]
+    fn a_pin_is_named_after_its_interface() {
+        let path = pin(Path::new("links"), INGRESS, "eth1.7");
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("a name");
+        assert_eq!(interface_of_pin(name, INGRESS).as_deref(), Some("eth1.7"));
+        assert_eq!(interface_of_pin("memlb_egress@eth1", INGRESS), None);
+    }
 
     #[test]
     fn finds_the_vlans_that_an_interface_carries() {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
 };
 
@@ -15,7 +15,7 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, fstatfs, statfs},
 };
-use procfs::process::Process;
+use procfs::{LockType, process::Process};
 use tracing::info;
 
 pub const USUAL_MOUNT: &str = "/sys/fs/bpf";
@@ -106,6 +106,21 @@ impl Lock {
             Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", pin_path.display())),
         }
     }
+}
+
+/// Returns the process that holds the pins, without so much as touching its lock.
+pub fn locked_by(pin_path: &Path) -> Option<i32> {
+    let about = fs::metadata(pin_path).ok()?;
+    let (major, minor) = (
+        nix::sys::stat::major(about.dev()),
+        nix::sys::stat::minor(about.dev()),
+    );
+    procfs::locks().ok()?.into_iter().find_map(|lock| {
+        let same = lock.lock_type == LockType::FLock
+            && lock.inode == about.ino()
+            && (u64::from(lock.devmaj), u64::from(lock.devmin)) == (major, minor);
+        same.then_some(lock.pid).flatten()
+    })
 }
 
 /// Opens a map pinned in the directory, by its name.

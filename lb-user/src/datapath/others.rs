@@ -1,0 +1,155 @@
+//! Programs that another memlb has left attached on this machine: who finds them tells of them.
+
+use std::{
+    collections::BTreeSet,
+    fmt, fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    SchedClassifier, TcAttachType,
+    links::{FdLink, PinnedLink},
+};
+use procfs::process::Process;
+
+use super::{
+    attach::{INGRESS, LINKS, interface_of_pin},
+    bpffs,
+};
+use crate::sockets::{Holder, holder};
+
+/// How deep below a BPF file system's root pins are looked for.
+const DEPTH: u32 = 4;
+
+/// A directory of pins whose programs meet packets in this network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    pub pin_path: PathBuf,
+    pub interfaces: BTreeSet<String>,
+    /// The manager that holds the pins; nothing if none runs any more.
+    pub holder: Option<Holder>,
+}
+
+impl fmt::Display for Other {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let interfaces: Vec<&str> = self.interfaces.iter().map(String::as_str).collect();
+        write!(
+            f,
+            "another memlb's programs are attached to {} (pins {}, {}): they steer packets before or \
+             after this one's",
+            interfaces.join(", "),
+            self.pin_path.display(),
+            match &self.holder {
+                Some(holder) => format!("held by {holder}"),
+                None => "left of a manager that no longer runs".to_owned(),
+            }
+        )
+    }
+}
+
+impl Other {
+    /// The command that takes the programs out.
+    pub fn remedy(&self) -> String {
+        let unload = format!("memlb unload --pin-path {}", self.pin_path.display());
+        match &self.holder {
+            Some(holder) => format!("kill {}; {unload}", holder.pid),
+            None => unload,
+        }
+    }
+}
+
+/// Finds what is attached from other directories of pins than `pin_path`, as far as this user may see
+/// them. A kernel without tcx has no such: there one manager's programs take the place of another's.
+pub fn others(pin_path: &Path) -> Vec<Other> {
+    let mut seen: BTreeSet<(u64, u64)> = place(pin_path).into_iter().collect();
+    let mut found = Vec::new();
+    for mount in mounts() {
+        look(&mount, DEPTH, &mut seen, &mut found);
+    }
+    found
+}
+
+fn mounts() -> Vec<PathBuf> {
+    let mounts = Process::myself().and_then(|process| process.mountinfo());
+    let mounts = mounts.into_iter().flat_map(|mounts| mounts.0);
+    mounts
+        .filter(|mount| mount.fs_type == "bpf")
+        .map(|mount| mount.mount_point)
+        .collect()
+}
+
+/// What tells a directory from all others, however it is mounted.
+fn place(directory: &Path) -> Option<(u64, u64)> {
+    let about = fs::metadata(directory).ok()?;
+    Some((about.dev(), about.ino()))
+}
+
+fn look(directory: &Path, depth: u32, seen: &mut BTreeSet<(u64, u64)>, found: &mut Vec<Other>) {
+    if !place(directory).is_some_and(|place| seen.insert(place)) {
+        return;
+    }
+    let interfaces = attached(&directory.join(LINKS));
+    if !interfaces.is_empty() {
+        found.push(Other {
+            pin_path: directory.to_owned(),
+            interfaces,
+            holder: bpffs::locked_by(directory).and_then(holder),
+        });
+    }
+    if depth == 0 {
+        return;
+    }
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|it| it.is_dir()) {
+            look(&entry.path(), depth - 1, seen, found);
+        }
+    }
+}
+
+/// The interfaces here at which a program of these pinned links meets what arrives. An interface of
+/// another network namespace may have the same name.
+fn attached(links: &Path) -> BTreeSet<String> {
+    let links = fs::read_dir(links).into_iter().flatten().flatten();
+    links
+        .filter_map(|link| {
+            let name = link.file_name().into_string().ok()?;
+            let interface = interface_of_pin(&name, INGRESS)?;
+            let pinned = FdLink::from(PinnedLink::from_pin(link.path()).ok()?);
+            let program = pinned.info().ok()?.program_id();
+            let (_, here) = SchedClassifier::query_tcx(&interface, TcAttachType::Ingress).ok()?;
+            here.iter()
+                .any(|it| it.id() == program)
+                .then_some(interface)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_whose_the_programs_are_and_how_they_go() {
+        let left = Other {
+            pin_path: "/sys/fs/bpf/memlb2".into(),
+            interfaces: ["eth1".to_owned(), "eth2".to_owned()].into(),
+            holder: None,
+        };
+        assert!(
+            left.to_string()
+                .contains("attached to eth1, eth2 (pins /sys/fs/bpf/memlb2, left of")
+        );
+        assert_eq!(left.remedy(), "memlb unload --pin-path /sys/fs/bpf/memlb2");
+        let holder = Holder {
+            pid: 7,
+            program: "memlb".to_owned(),
+        };
+        let held = Other {
+            holder: Some(holder),
+            ..left
+        };
+        assert!(held.to_string().contains("held by memlb (process 7)"));
+        assert!(held.remedy().starts_with("kill 7; memlb unload "));
+    }
+}
