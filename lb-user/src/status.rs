@@ -1,6 +1,6 @@
 //! What `memlb status` shows: the core's view joined with the datapath's counters.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use lb_common::verdict::Verdict;
 use schemars::JsonSchema;
@@ -16,6 +16,10 @@ use crate::{
 pub struct Status {
     pub version: String,
     pub uptime_ms: u64,
+    /// The configuration file that the manager was started with; nothing where that is the built-in
+    /// example.
+    #[serde(default)]
+    pub config_file: Option<PathBuf>,
     pub interfaces: Vec<Interface>,
     pub services: Vec<ServiceSnapshot<Backend>>,
     pub heartbeats: Heartbeats,
@@ -64,6 +68,7 @@ const CARRIED: [Verdict; 4] = [
 #[derive(Debug, Clone)]
 pub struct Decided {
     pub uptime_ms: u64,
+    pub config_file: Option<PathBuf>,
     pub interfaces: Vec<Interface>,
     pub services: Vec<ServiceSnapshot>,
     pub heartbeats: Heartbeats,
@@ -126,6 +131,7 @@ impl Status {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: decided.uptime_ms,
+            config_file: decided.config_file,
             interfaces: decided.interfaces,
             services,
             heartbeats: decided.heartbeats,

@@ -50,6 +50,7 @@ fn finds_no_problem_where_there_is_none_and_disturbs_nothing() {
         let diagnosis = manager(&cluster);
         diagnosis.expect_healthy();
         for check in [
+            "config",
             "kernel",
             "btf",
             "capabilities",
@@ -62,6 +63,7 @@ fn finds_no_problem_where_there_is_none_and_disturbs_nothing() {
             "fallback",
             "worker",
             "ports",
+            "http",
             "heartbeats",
             "storage",
             "clock",
@@ -121,7 +123,11 @@ fn says_the_same_to_people_and_refuses_wrong_usage() {
         said.contains("=> on worker1: memlb doctor --agent"),
         "{said}"
     );
-    assert!(said.contains("\n2 problems, "), "{said}");
+    assert!(
+        said.contains("problem  selection     web is served by its fallback"),
+        "{said}"
+    );
+    assert!(said.contains("\n3 problems, "), "{said}");
 
     for wrong in [
         &["doctor", "--agent"][..],

@@ -1,9 +1,17 @@
 //! What can be wrong on a manager's host beside the typical mistakes.
 
-use std::{fs, net::UdpSocket, os::unix::fs::PermissionsExt, process::Command};
+use std::{
+    fs,
+    net::{TcpListener, UdpSocket},
+    os::unix::fs::PermissionsExt,
+    process::Command,
+};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Shape, command::output, observe::bpftool, require_root,
+    Cluster, ClusterOptions, Shape,
+    command::output,
+    observe::{self, bpftool},
+    require_root,
 };
 
 use crate::{
@@ -387,4 +395,130 @@ fn a_worker_that_is_not_in_the_configuration() {
         "worker1 has never been heard: what it sends is refused (unknown_worker)",
     );
     found.expect_remedy("memlb agent --name NAME, with a NAME that `memlb workers` lists");
+}
+
+#[test]
+fn a_port_for_the_page_that_another_has() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(Shape::OneArm);
+    cluster.kill_manager().unwrap();
+    manager(&cluster).finding("ok", "http", "is free for a manager");
+    let _stranger = cluster
+        .topology
+        .manager
+        .enter(|| TcpListener::bind("127.0.0.1:9998"))
+        .unwrap()
+        .unwrap();
+    let own = std::process::id();
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem("http", &format!("(process {own}): no manager starts"));
+    found.expect_remedy(&format!("kill {own}"));
+    let refused = cluster.manager_command().output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("serve HTTP at 127.0.0.1:9998"), "{said}");
+    assert!(said.contains(&format!("(process {own})")), "{said}");
+}
+
+#[test]
+fn a_worker_that_joined_and_serves_itself_only() {
+    if !require_root() {
+        return;
+    }
+    let settings = [
+        r#"service.web.workers=[{ name = "worker1", address = "192.168.56.103:8081" }]"#,
+        r#"service.web.auto_join={ networks = ["192.168.56.0/24"], port = 8082 }"#,
+    ];
+    let settings = settings.into_iter().flat_map(|it| ["--set", it]);
+    let mut cluster = Cluster::start(&ClusterOptions {
+        authentication: Some("enforce"),
+        manager_arguments: settings.map(str::to_owned).collect(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+    manager(&cluster).finding("ok", "worker", "worker2: 192.168.56.104:8082 answers");
+    cluster.servers[1].process.kill().unwrap();
+    let diagnosis = manager(&cluster);
+    let found = diagnosis.problem(
+        "worker",
+        "worker2: 192.168.56.104 refuses connections to port 8082",
+    );
+    found.expect_remedy("on worker2: ss -ltn");
+}
+
+#[test]
+fn the_silence_of_a_worker_in_maintenance_is_no_problem() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(Shape::OneArm);
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+    output(cluster.memlb("maintenance").arg("worker1")).unwrap();
+    cluster.kill_agent(0).unwrap();
+    cluster.servers[0].process.kill().unwrap();
+    cluster
+        .wait_for_status(SOON, "worker1 to be silent", |status| {
+            observe::backend(status, "worker1").is_some_and(|it| it["health"] == "down")
+        })
+        .unwrap();
+    let diagnosis = manager(&cluster);
+    diagnosis.expect_healthy();
+    diagnosis.finding("warning", "heartbeats", "worker1 is in maintenance");
+    diagnosis.finding("warning", "worker", "worker1: 192.168.56.103 refuses");
+
+    // The other one leaves by itself: nobody serves any more.
+    cluster.agents[1].as_mut().unwrap().terminate(SOON).unwrap();
+    cluster.wait_for_state("worker2", "leaving", SOON).unwrap();
+    let diagnosis = manager(&cluster);
+    let because = "because worker1 is in maintenance, worker2 is leaving";
+    diagnosis.problem("selection", because);
+    diagnosis.finding(
+        "warning",
+        "heartbeats",
+        "worker2 has taken its leave (leaving)",
+    );
+}
+
+#[test]
+fn a_configuration_that_is_not_the_managers() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(Shape::OneArm);
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    let file = cluster.place.directory.join("memlb.toml");
+    let runs_with = format!("{}, which the manager runs with", file.display());
+    manager(&cluster).finding("ok", "config", &runs_with);
+    // Without --config, the manager's is taken.
+    let diagnosis = diagnose(cluster.memlb("doctor"));
+    diagnosis.finding("ok", "config", &runs_with);
+
+    let other = cluster.place.directory.join("other.toml");
+    fs::copy(&file, &other).unwrap();
+    let mut command = cluster.memlb("doctor");
+    command.arg("--config").arg(&other);
+    let diagnosis = diagnose(command);
+    let found = diagnosis.finding("warning", "config", "but the manager runs with");
+    assert_eq!(
+        found.remedy,
+        format!("memlb doctor --config {}", file.display())
+    );
+}
+
+#[test]
+fn an_interval_that_is_longer_than_down_after() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions {
+        agent_arguments: vec!["--interval".to_owned(), "5s".to_owned()],
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    cluster.wait_for_state("worker1", "down", SOON).unwrap();
+    let found = manager(&cluster);
+    let found = found.problem("heartbeats", "sends a heartbeat only every 5000 ms");
+    found.expect_remedy("memlb agent --interval 500ms");
 }

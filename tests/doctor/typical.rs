@@ -326,7 +326,16 @@ fn two_managers() {
     let log = cluster.place.directory.join("second.log");
     let mut second = Process::start("a second manager", &mut command, &log).unwrap();
     second.wait_for_log(SOON, "ready").unwrap();
+    second
+        .wait_for_log(SOON, "another memlb's programs are attached to eth1")
+        .unwrap();
+    let unload = format!(
+        "memlb unload --pin-path {}-second",
+        cluster.place.pin_path.display()
+    );
     let diagnosis = manager(&cluster);
+    let held = diagnosis.problem("pins", &format!("held by memlb (process {})", second.pid()));
+    assert_eq!(held.remedy, format!("kill {}; {unload}", second.pid()));
     let found = diagnosis.problem(
         "manager",
         &format!("two managers run here: memlb (process {})", second.pid()),
@@ -334,6 +343,11 @@ fn two_managers() {
     found.expect_remedy(&format!("kill {}", second.pid()));
     found.mend(&cluster.topology.manager);
     second.wait(SOON).unwrap();
+    // Its programs go on without it.
+    let diagnosis = manager(&cluster);
+    let left = diagnosis.problem("pins", "another memlb's programs are attached to eth1");
+    assert!(left.found.contains("no longer runs"), "{left:?}");
+    assert_eq!(left.remedy, unload);
     let mut unload = cluster.topology.manager.command(&cluster.binary);
     unload.args(["unload", "--pin-path"]);
     unload.arg(format!("{}-second", cluster.place.pin_path.display()));

@@ -15,7 +15,7 @@ use super::{
 
 /// Examine this host as a manager's, or with --agent as a worker's, and say what mends what is wrong
 ///
-/// Each line says ok, warning or problem, what was found, and after => the command that mends it.
+/// Without --config, a running manager's own file is examined. Each line says ok, warning or problem, what was found, and after => the command that mends it.
 /// Nothing is changed, and a running manager or agent is not disturbed. Exit status: 0 without a
 /// problem, 1 with one, 2 for wrong usage.
 #[derive(clap::Args)]
@@ -59,10 +59,7 @@ pub fn run(args: &Args) -> Outcome {
     let diagnosis = match args.worker.agent {
         true => examine_worker(&args.worker)?,
         // Ports that the kernel uses, too, are a finding here and not wrong usage.
-        false => {
-            let config = args.source.read_for(None)?;
-            block_on(doctor::examine_manager(&config, kernel_ports()))?
-        }
+        false => examine_manager(&args.source)?,
     };
     if args.json {
         print_json(&diagnosis)?;
@@ -73,6 +70,21 @@ pub fn run(args: &Args) -> Outcome {
         exit(1);
     }
     Ok(())
+}
+
+/// Examines by the file that is named, else by the one that a running manager was started with.
+fn examine_manager(source: &Source) -> Result<Diagnosis, Failure> {
+    let mut file = source.file();
+    let mut config = source.read_for(None)?;
+    if !source.is_given()
+        && let Some(other) = block_on(doctor::config_file(&config.manager.control_socket))?
+        && file.as_ref() != Some(&other)
+    {
+        config = source.read_file(&other, None)?;
+        file = Some(other);
+    }
+    let examined = doctor::examine_manager(&config, file.as_deref(), kernel_ports());
+    Ok(block_on(examined)?)
 }
 
 fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, Failure> {

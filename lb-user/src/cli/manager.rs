@@ -25,8 +25,10 @@ pub fn run(args: Args) -> Outcome {
     if args.detach {
         return unload::remove(&config.manager.pin_path, false);
     }
+    let file = source.file();
     Ok(block_on(manager::run(
         config,
+        file,
         std::sync::Arc::new(move || source.read()),
     ))?)
 }

@@ -1,6 +1,6 @@
 //! Where the configuration of a verb comes from: a file, the built-in example, the command line.
 
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
 use memlb::config::{Config, ConfigError, Overrides, PortRange};
 
@@ -30,14 +30,37 @@ impl Source {
 
     /// Reads it for a machine whose kernel takes its own ports from there.
     pub fn read_for(&self, kernel_ports: Option<PortRange>) -> Result<Config, ConfigError> {
-        let usual = Path::new(USUAL_CONFIG);
-        let file = match &self.config {
-            Some(file) => Some(file.as_path()),
-            None => usual.exists().then_some(usual),
-        };
-        match file {
-            Some(file) => Config::read(file, &self.overrides, kernel_ports),
+        match self.chosen() {
+            Some(file) => self.read_file(file, kernel_ports),
             None => Config::example(&self.overrides, kernel_ports),
+        }
+    }
+
+    /// Reads another file than the one that was chosen.
+    pub fn read_file(
+        &self,
+        file: &Path,
+        kernel_ports: Option<PortRange>,
+    ) -> Result<Config, ConfigError> {
+        Config::read(file, &self.overrides, kernel_ports)
+    }
+
+    /// The file that is read, from the root; nothing for the built-in example.
+    pub fn file(&self) -> Option<PathBuf> {
+        let file = self.chosen()?;
+        Some(absolute(file).unwrap_or_else(|_| file.to_owned()))
+    }
+
+    /// Whether the command line names the file.
+    pub fn is_given(&self) -> bool {
+        self.config.is_some()
+    }
+
+    fn chosen(&self) -> Option<&Path> {
+        let usual = Path::new(USUAL_CONFIG);
+        match &self.config {
+            Some(file) => Some(file),
+            None => usual.exists().then_some(usual),
         }
     }
 }

@@ -409,6 +409,7 @@ impl Core {
             return;
         };
         let worker = &mut self.workers[index];
+        worker.interval = Some(interval);
         let slow = interval.saturating_mul(3) > self.down_after;
         if slow && !worker.slow {
             self.events.push_back(Event::IntervalTooLong {
@@ -500,7 +501,7 @@ impl Core {
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -84,6 +84,9 @@ pub struct BackendSnapshot {
     pub weight_percent: Option<Marked<u32>>,
     /// Since the last heartbeat; nothing if none came, and for the manager.
     pub age_ms: Option<u64>,
+    /// How often its agent sends, as it said last; nothing if it does not say.
+    #[serde(default)]
+    pub interval_ms: Option<u64>,
     pub memory_available_bytes: Option<u64>,
     pub memory_total_bytes: Option<u64>,
     /// In hundredths of a percent; nothing if the worker does not say.
@@ -160,6 +163,7 @@ impl Service {
             hold: self.overlays[backend].hold.clone(),
             weight_percent: self.overlays[backend].weight_percent.clone(),
             age_ms: worker.age(now).map(milliseconds),
+            interval_ms: worker.interval.map(milliseconds),
             memory_available_bytes: worker.available_bytes(),
             memory_total_bytes: worker.memory.and_then(|memory| memory.total_bytes),
             memory_pressure: worker.pressure,
@@ -182,6 +186,7 @@ impl Service {
             hold: None,
             weight_percent: None,
             age_ms: None,
+            interval_ms: None,
             memory_available_bytes: None,
             memory_total_bytes: None,
             memory_pressure: None,

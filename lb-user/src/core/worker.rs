@@ -28,6 +28,8 @@ pub(super) struct Worker {
     pub heard: Option<Instant>,
     pub sequence: SequenceWindow,
     pub places: Vec<Place>,
+    /// How often it sends, as it said last.
+    pub interval: Option<Duration>,
     /// Whether its interval was found too long for `down_after`, so that this is said once.
     pub slow: bool,
     /// Whether the operator has it in maintenance everywhere, so that its silence alarms nobody.
@@ -51,6 +53,7 @@ impl Worker {
             heard: None,
             sequence: SequenceWindow::default(),
             places: Vec::new(),
+            interval: None,
             slow: false,
             in_maintenance: false,
             came_up: None,

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Finding;
 use crate::{
-    core::{Health, MANAGER},
+    core::{BackendSnapshot, Health, Hold, MANAGER, milliseconds},
     feed::Entry,
     status::{Backend, Status},
 };
@@ -58,58 +58,139 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
         let same_host = refusal.from.is_some_and(|from| Some(from.ip()) == ip);
         same_host || refusal.detail.split_whitespace().any(|word| word == name)
     });
-    let is_silent = |age| age > millis(facts.down_after);
-    match (seen.age_ms, seen.health) {
-        (_, Health::Leaving | Health::Maintenance) => Finding::warning(
+    let is_heard = seen
+        .age_ms
+        .is_some_and(|age| age <= milliseconds(facts.down_after));
+    if is_in_maintenance(facts.status, name) && !(is_heard && seen.health.is_up()) {
+        return Finding::warning(
             "heartbeats",
-            format!("{name} has taken its leave ({})", seen.health.name()),
-            format!("on {name}: systemctl start memlb-agent"),
+            format!(
+                "{name} is in maintenance and {}: that alarms nobody",
+                heard(seen)
+            ),
+            format!("memlb undrain {name}    (when it is back)"),
+        );
+    }
+    match (seen.health, refused, slow(facts, seen)) {
+        (Health::Up, _, Some(slow)) if is_heard => slow,
+        (Health::Up, _, None) if is_heard => Finding::ok(
+            "heartbeats",
+            format!("{name} was heard {} ms ago", seen.age_ms.unwrap_or(0)),
         ),
-        (Some(age), Health::Unhealthy) if !is_silent(age) => Finding::problem(
+        (_, Some(refusal), _) if !is_heard => Finding::problem(
+            "heartbeats",
+            format!(
+                "{name} {}: what it sends is refused ({}): {}",
+                heard(seen),
+                refusal.reason,
+                refusal.detail
+            ),
+            remedy(refusal, name),
+        ),
+        (_, _, Some(slow)) => slow,
+        (Health::Leaving | Health::Maintenance, ..) => absent(seen),
+        (Health::Unhealthy, ..) if is_heard => Finding::problem(
             "heartbeats",
             format!("{name} is heard, and says that its own service does not answer"),
             format!("on {name}: memlb doctor --agent --manager MANAGER --check URL"),
         ),
-        (Some(age), _) if !is_silent(age) => {
-            Finding::ok("heartbeats", format!("{name} was heard {age} ms ago"))
-        }
-        (age, _) => {
-            let heard = match age {
-                Some(age) => format!("was last heard {} s ago", age / 1000),
-                None => "has never been heard".to_owned(),
-            };
-            match refused {
-                Some(refusal) => Finding::problem(
-                    "heartbeats",
-                    format!(
-                        "{name} {heard}: what it sends is refused ({}): {}",
-                        refusal.reason, refusal.detail
-                    ),
-                    remedy(refusal, name),
-                ),
-                None if age.is_none() && facts.status.uptime_ms < millis(facts.down_after) => {
-                    Finding::warning(
-                        "heartbeats",
-                        format!("{name} {heard}, by a manager that has just started"),
-                        "memlb doctor    (again, in a moment)",
-                    )
-                }
-                None => Finding::problem(
-                    "heartbeats",
-                    format!(
-                        "{name} {heard}, and nothing was refused: its agent does not run, or its datagrams do not arrive"
-                    ),
-                    format!(
-                        "on {name}: memlb doctor --agent --manager MANAGER; systemctl status memlb-agent"
-                    ),
-                ),
-            }
-        }
+        _ if is_heard => Finding::ok(
+            "heartbeats",
+            format!(
+                "{name} was heard {} ms ago, and is {}",
+                seen.age_ms.unwrap_or(0),
+                seen.health
+            ),
+        ),
+        _ => silent(facts, seen),
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+/// Whether the operator has it in maintenance everywhere.
+pub fn is_in_maintenance(status: &Status, worker: &str) -> bool {
+    let services = status.services.iter();
+    let mut places = services
+        .flat_map(|service| &service.backends)
+        .filter(|it| it.seen.name == worker)
+        .map(|it| it.seen.hold.as_ref().map(|mark| mark.value))
+        .peekable();
+    places.peek().is_some() && places.all(|hold| hold == Some(Hold::Maintenance))
+}
+
+fn heard(seen: &BackendSnapshot) -> String {
+    match seen.age_ms {
+        Some(age) if age < 1_000 => format!("was last heard {age} ms ago"),
+        Some(age) => format!("was last heard {} s ago", age / 1_000),
+        None => "has never been heard".to_owned(),
+    }
+}
+
+/// A worker that is heard too seldom to be taken for alive in between.
+fn slow(facts: &Facts<'_>, seen: &BackendSnapshot) -> Option<Finding> {
+    let (name, interval) = (&seen.name, seen.interval_ms?);
+    let down_after = milliseconds(facts.down_after);
+    let is_alive = seen.age_ms? <= interval.saturating_add(down_after);
+    if !is_alive || interval.saturating_mul(3) <= down_after {
+        return None;
+    }
+    let found = format!(
+        "{name} is {}, {}: it sends a heartbeat only every {interval} ms, and counts as down after \
+         {down_after} ms",
+        seen.health,
+        heard(seen)
+    );
+    let remedy = format!(
+        "on {name}: memlb agent --interval {}ms; or here failover.down_after = \"{}ms\", and memlb \
+         reload",
+        down_after / 3,
+        interval.saturating_mul(3)
+    );
+    Some(match interval > down_after {
+        true => Finding::problem("heartbeats", found, remedy),
+        false => Finding::warning("heartbeats", found, remedy),
+    })
+}
+
+/// One that said that it goes, or of which a former manager left that it was not to be chosen.
+fn absent(seen: &BackendSnapshot) -> Finding {
+    let name = &seen.name;
+    let found = match seen.age_ms {
+        Some(_) => format!(
+            "{name} has taken its leave ({}), and {}",
+            seen.health.name(),
+            heard(seen)
+        ),
+        None => format!(
+            "{name} was leaving or drained when this manager started, and {} since",
+            heard(seen)
+        ),
+    };
+    Finding::warning(
+        "heartbeats",
+        found,
+        format!(
+            "on {name}: systemctl start memlb-agent    (if it runs: memlb doctor --agent there)"
+        ),
+    )
+}
+
+fn silent(facts: &Facts<'_>, seen: &BackendSnapshot) -> Finding {
+    let (name, heard) = (&seen.name, heard(seen));
+    if seen.age_ms.is_none() && facts.status.uptime_ms < milliseconds(facts.down_after) {
+        return Finding::warning(
+            "heartbeats",
+            format!("{name} {heard}, by a manager that has just started"),
+            "memlb doctor    (again, in a moment)",
+        );
+    }
+    Finding::problem(
+        "heartbeats",
+        format!(
+            "{name} {heard}, and nothing was refused: its agent does not run, or its datagrams do not \
+             arrive"
+        ),
+        format!("on {name}: memlb doctor --agent --manager MANAGER; systemctl status memlb-agent"),
+    )
 }
 
 /// Returns what was refused lately.
@@ -184,7 +265,7 @@ fn remedy(refusal: &Refusal<'_>, worker: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use serde_json::json;
 
     use super::*;
@@ -192,12 +273,8 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// A manager that heard worker1 so long ago, and refuses what it gets for `reason` from it.
-    fn examine(
-        age_ms: Option<u64>,
-        health: &str,
-        refused: Option<(&str, Duration)>,
-    ) -> Vec<Finding> {
+    /// A manager that heard worker1 so long ago.
+    pub fn status(age_ms: Option<u64>, health: &str) -> Status {
         let backend = json!({
             "name": "worker1", "backend_id": 1, "address": "192.168.56.103:8081", "state": health,
             "health": health, "hold": null, "weight_percent": null, "age_ms": age_ms,
@@ -206,7 +283,7 @@ mod tests {
             "flows": 0, "half_open": 0, "connections": 0, "packets_in": 0, "packets_out": 0,
             "bytes_in": 0, "bytes_out": 0,
         });
-        let status = serde_json::from_value(json!({
+        serde_json::from_value(json!({
             "version": "0.1.0", "uptime_ms": 60_000, "interfaces": [], "verdicts": {}, "maps": {},
             "heartbeats": {"accepted": 0, "refused": {}, "unsigned": {}, "authentication": "enforce"},
             "services": [{
@@ -215,7 +292,19 @@ mod tests {
                 "rule": "nothing_heard", "reason": "", "since_ms": 1, "backends": [backend],
             }],
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    /// The same, which refuses what it gets for `reason` from worker1.
+    fn examine(
+        age_ms: Option<u64>,
+        health: &str,
+        refused: Option<(&str, Duration)>,
+    ) -> Vec<Finding> {
+        examine_status(&status(age_ms, health), refused)
+    }
+
+    fn examine_status(status: &Status, refused: Option<(&str, Duration)>) -> Vec<Finding> {
         let now = SystemTime::now();
         let events: Vec<Entry> = refused
             .into_iter()
@@ -234,7 +323,7 @@ mod tests {
             })
             .collect();
         findings(&Facts {
-            status: &status,
+            status,
             events: &events,
             down_after: Duration::from_millis(1500),
             now,
@@ -271,6 +360,62 @@ mod tests {
             );
             assert_eq!(found[1].verdict, Verdict::Warning);
         }
+    }
+
+    #[test]
+    fn tells_why_one_that_has_left_is_not_back() {
+        let left = &examine(Some(9_000), "leaving", None)[0];
+        assert_eq!(left.verdict, Verdict::Warning);
+        let says = "has taken its leave (leaving), and was last heard 9 s ago";
+        assert!(left.found.contains(says), "{left:?}");
+        let before = &examine(None, "leaving", None)[0];
+        let says = "was leaving or drained when this manager started";
+        assert!(before.found.contains(says), "{before:?}");
+        let refused = &examine(None, "leaving", Some(("unknown_key", Duration::ZERO)))[0];
+        assert_eq!(refused.verdict, Verdict::Problem);
+        assert!(
+            refused.found.contains("refused (unknown_key)"),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn tells_an_interval_that_is_too_long() {
+        for (health, interval, verdict) in [
+            ("leaving", 5_000, Verdict::Problem),
+            ("up", 5_000, Verdict::Problem),
+            ("up", 700, Verdict::Warning),
+            ("up", 500, Verdict::Ok),
+        ] {
+            let mut status = status(Some(1_200), health);
+            status.services[0].backends[0].seen.interval_ms = Some(interval);
+            let found = &examine_status(&status, None)[0];
+            assert_eq!(found.verdict, verdict, "{found:?}");
+            if verdict == Verdict::Problem {
+                let says = "a heartbeat only every 5000 ms, and counts as down after 1500 ms";
+                assert!(found.found.contains(says), "{found:?}");
+                let remedy = found.remedy.as_deref().unwrap();
+                assert!(remedy.contains("memlb agent --interval 500ms"), "{found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_silence_of_one_in_maintenance_alarms_nobody() {
+        let mut status = status(Some(9_000), "down");
+        let hold = json!({"value": "maintenance", "by": "root", "at_ms": 1});
+        status.services[0].backends[0].seen.hold = serde_json::from_value(hold).unwrap();
+        let found = &examine_status(&status, None)[0];
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert!(
+            found.found.contains("worker1 is in maintenance"),
+            "{found:?}"
+        );
+        let mut elsewhere = status.services[0].clone();
+        elsewhere.backends[0].seen.hold = None;
+        status.services.push(elsewhere);
+        let found = &examine_status(&status, None)[0];
+        assert_eq!(found.verdict, Verdict::Problem);
     }
 
     #[test]

@@ -11,9 +11,10 @@ use tokio::net::UnixStream;
 
 use super::Finding;
 use crate::{
+    config,
     control::{Asker, Request},
     feed::Entry,
-    sockets::{Holder, Receiver, holder, receiver},
+    sockets::{Holder, Receiver, holder, listener, receiver},
     status::Status,
 };
 
@@ -26,6 +27,8 @@ pub struct Facts {
     pub pid: Option<i32>,
     pub heartbeat_listen: SocketAddr,
     pub receiver: Receiver,
+    /// Where the web page is served, if anywhere, and by whom.
+    pub http: Option<(SocketAddr, Receiver)>,
     /// All managers in this network namespace.
     pub managers: Vec<Holder>,
 }
@@ -57,13 +60,17 @@ impl Facts {
     }
 }
 
-pub async fn gather(control_socket: &Path, heartbeat_listen: SocketAddr) -> Facts {
-    let (answer, pid) = ask(control_socket).await;
+pub async fn gather(manager: &config::Manager) -> Facts {
+    let (answer, pid) = ask(&manager.control_socket).await;
+    let heartbeat_listen = manager.heartbeat_listen;
     Facts {
-        control_socket: control_socket.to_owned(),
+        control_socket: manager.control_socket.clone(),
         answer,
         pid,
         heartbeat_listen,
+        http: manager
+            .http_listen
+            .map(|listen| (listen, listener(listen.ip(), listen.port()))),
         receiver: receiver(heartbeat_listen.ip(), heartbeat_listen.port()),
         managers: managers(),
     }
@@ -123,10 +130,15 @@ fn managers() -> Vec<Holder> {
 }
 
 pub fn findings(facts: &Facts) -> Vec<Finding> {
-    vec![manager(facts), receiving(facts), alone(facts)]
-        .into_iter()
-        .flatten()
-        .collect()
+    vec![
+        manager(facts),
+        receiving(facts),
+        serving(facts),
+        alone(facts),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn manager(facts: &Facts) -> Option<Finding> {
@@ -206,10 +218,61 @@ fn receiving(facts: &Facts) -> Option<Finding> {
         Receiver::Unknown if is_running && facts.pid.is_none() => {
             Finding::ok("heartbeats", format!("somebody receives at UDP {listen}"))
         }
+        Receiver::Unknown if matches!(facts.answer, Answer::Forbidden) => Finding::warning(
+            "heartbeats",
+            format!("who receives at UDP {listen} is not told to this user"),
+            "sudo memlb doctor",
+        ),
         Receiver::Unknown => Finding::problem(
             "heartbeats",
             format!("UDP {listen} belongs to another user's program"),
             format!("sudo ss -lunp 'sport = :{}'", listen.port()),
+        ),
+    })
+}
+
+/// Without its port for the web page, no manager starts.
+fn serving(facts: &Facts) -> Option<Finding> {
+    let (listen, receiver) = facts.http.as_ref()?;
+    let is_running = matches!(facts.answer, Answer::Status(..));
+    Some(match receiver {
+        Receiver::Nobody if is_running => Finding::warning(
+            "http",
+            format!(
+                "the manager does not serve its page at TCP {listen}, where this configuration has it"
+            ),
+            "systemctl restart memlb-manager    (the file was changed since its start)",
+        ),
+        Receiver::Nobody => Finding::ok("http", format!("TCP {listen} is free for a manager")),
+        Receiver::Known(holder) if facts.pid == Some(holder.pid) => {
+            Finding::ok("http", format!("the manager serves http://{listen}/"))
+        }
+        Receiver::Known(holder) => Finding::problem(
+            "http",
+            format!(
+                "TCP {listen} belongs to {holder}{}",
+                match facts.managers.contains(holder) {
+                    true => ", a second manager",
+                    false => ": no manager starts with this http_listen",
+                }
+            ),
+            format!(
+                "kill {}    (or choose another: --http-listen 127.0.0.1:PORT, or none: --http-listen \"\")",
+                holder.pid
+            ),
+        ),
+        Receiver::Unknown if is_running && facts.pid.is_none() => {
+            Finding::ok("http", format!("somebody serves at TCP {listen}"))
+        }
+        Receiver::Unknown if matches!(facts.answer, Answer::Forbidden) => Finding::warning(
+            "http",
+            format!("who serves at TCP {listen} is not told to this user"),
+            "sudo memlb doctor",
+        ),
+        Receiver::Unknown => Finding::problem(
+            "http",
+            format!("TCP {listen} belongs to another user's program"),
+            format!("sudo ss -ltnp 'sport = :{}'", listen.port()),
         ),
     })
 }
@@ -254,6 +317,7 @@ mod tests {
         let status = Status {
             version: "0.1.0".to_owned(),
             uptime_ms: 90_000,
+            config_file: None,
             interfaces: Vec::new(),
             services: Vec::new(),
             heartbeats: Heartbeats::default(),
@@ -266,6 +330,7 @@ mod tests {
             pid: Some(7),
             heartbeat_listen: ([0, 0, 0, 0], 9999).into(),
             receiver,
+            http: None,
             managers: managers.iter().map(|pid| memlb(*pid)).collect(),
         }
     }
@@ -301,6 +366,34 @@ mod tests {
         assert!(found[0].remedy.as_ref().unwrap().starts_with("kill 99 "));
         let deaf = problems(&running(Receiver::Nobody, &[7]));
         assert!(deaf[0].found.contains("does not receive"));
+    }
+
+    #[test]
+    fn names_who_has_the_port_of_the_page() {
+        let at = |receiver| Some((([127, 0, 0, 1], 9998).into(), receiver));
+        let nginx = Holder {
+            pid: 99,
+            program: "nginx".to_owned(),
+        };
+        let taken = Facts {
+            http: at(Receiver::Known(nginx)),
+            ..absent(Receiver::Nobody, &[])
+        };
+        let found = problems(&taken);
+        let says = "TCP 127.0.0.1:9998 belongs to nginx (process 99)";
+        assert!(found[0].found.contains(says), "{found:?}");
+        let remedy = found[0].remedy.as_ref().unwrap();
+        assert!(remedy.starts_with("kill 99 ") && remedy.contains("--http-listen"));
+        let own = Facts {
+            http: at(Receiver::Known(memlb(7))),
+            ..running(Receiver::Known(memlb(7)), &[7])
+        };
+        assert_eq!(problems(&own), []);
+        let free = Facts {
+            http: at(Receiver::Nobody),
+            ..absent(Receiver::Nobody, &[])
+        };
+        assert_eq!(problems(&free), []);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! them, which needs no machine. Nothing here disturbs a running manager or agent.
 
 mod agent;
+mod configuration;
 mod ethtool;
 mod finding;
 mod firewall;
@@ -16,6 +17,7 @@ mod manager;
 mod pins;
 mod ports;
 mod probe;
+mod selections;
 mod server;
 mod services;
 mod storage;
@@ -24,12 +26,14 @@ mod workers;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::SystemTime,
 };
 
 use anyhow::Result;
 
 pub use agent::Worker;
+pub use configuration::config_file;
 pub use finding::{Diagnosis, Finding, Verdict};
 
 use crate::{
@@ -40,27 +44,31 @@ use crate::{
 use host::Host;
 use machine::Clocks;
 
-/// Examines a manager's host, whether or not a manager runs.
+/// Examines a manager's host, whether or not a manager runs; `file` is where its configuration was read.
 ///
 /// # Errors
 ///
 /// Says what this host does not even tell of itself.
 pub async fn examine_manager(
     config: &Config,
+    file: Option<&Path>,
     kernel_ports: Option<PortRange>,
 ) -> Result<Diagnosis> {
     let clocks = Clocks::now();
     let machine = machine::gather()?;
-    let mut findings = machine::findings(&machine);
+    let manager = manager::gather(&config.manager).await;
+    let config = &configuration::with_joined(config, manager.status());
+    let mut findings = vec![configuration::finding(file, manager.status())];
+    findings.extend(machine::findings(&machine));
     findings.extend(pins::findings(&pins::gather(
         &config.manager.pin_path,
         machine.privileges,
+        manager.pid,
     )));
-    let listen = config.manager.heartbeat_listen;
-    let manager = manager::gather(&config.manager.control_socket, listen).await;
     findings.extend(manager::findings(&manager));
     findings.extend(network(config, kernel_ports, &manager).await?);
     if let Some(status) = manager.status() {
+        findings.extend(selections::findings(status, config.failover.down_after));
         findings.extend(heartbeats::findings(&heartbeats::Facts {
             status,
             events: manager.events(),
@@ -119,6 +127,9 @@ async fn network(
             address: worker.address,
             is_tcp: service.protocol == Protocol::Tcp,
             is_direct: service.mode == Mode::Dsr,
+            in_maintenance: manager
+                .status()
+                .is_some_and(|status| heartbeats::is_in_maintenance(status, &worker.name)),
         })
         .collect();
     let routes = routes(config).await?;

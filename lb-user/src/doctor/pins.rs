@@ -1,20 +1,21 @@
 //! The BPF file system and what is pinned there: by whom, of which layout.
 
 use std::{
-    fs,
-    os::unix::fs::MetadataExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{AccessFlags, access};
-use procfs::LockType;
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
+};
 
 use super::Finding;
 use crate::{
     datapath::{
-        LayoutError, adopt,
+        LayoutError, Other, adopt,
         bpffs::{self, USUAL_MOUNT},
-        kernel,
+        kernel, others,
     },
     sockets::{Holder, holder},
 };
@@ -26,6 +27,8 @@ pub struct Facts {
     pub pinned: Pinned,
     /// The manager that holds the pins.
     pub holder: Option<Holder>,
+    /// What is attached from elsewhere.
+    pub others: Vec<Other>,
 }
 
 /// Where the pins are, or would be.
@@ -37,6 +40,8 @@ pub enum Place {
         may_mount: bool,
     },
     ReadOnly,
+    /// This user may not enter or write.
+    Forbidden,
     /// No place for pins at all, and why.
     Unfit(String),
 }
@@ -45,23 +50,33 @@ pub enum Place {
 pub enum Pinned {
     Nothing,
     Ours,
+    /// This user may not look.
+    Hidden,
     /// By a memlb of another layout version.
     OtherLayout(String),
     /// It could not be looked at, and why.
     Unreadable(String),
 }
 
-pub fn gather(pin_path: &Path, privileges: u64) -> Facts {
+/// `asked` is the manager that answers here, whatever its pins.
+pub fn gather(pin_path: &Path, privileges: u64, asked: Option<i32>) -> Facts {
     let place = place(pin_path, kernel::may_mount(privileges));
     let pinned = match place {
-        Place::Fit | Place::ReadOnly => pinned(pin_path),
+        Place::Fit | Place::ReadOnly | Place::Forbidden => pinned(pin_path),
         Place::Unmounted { .. } | Place::Unfit(_) => Pinned::Nothing,
     };
     Facts {
         pin_path: pin_path.to_owned(),
         place,
         pinned,
-        holder: locked_by(pin_path).and_then(holder),
+        holder: bpffs::locked_by(pin_path).and_then(holder),
+        others: others(pin_path)
+            .into_iter()
+            .filter(|other| match &other.holder {
+                Some(holder) => Some(holder.pid) != asked,
+                None => true,
+            })
+            .collect(),
     }
 }
 
@@ -76,14 +91,20 @@ fn place(pin_path: &Path, may_mount: bool) -> Place {
     let existing = pin_path.ancestors().find(|path| path.exists());
     match access(existing.unwrap_or(pin_path), AccessFlags::W_OK) {
         Ok(()) => Place::Fit,
-        Err(_) => Place::ReadOnly,
+        Err(Errno::EROFS) => Place::ReadOnly,
+        Err(_) => Place::Forbidden,
     }
 }
 
 fn pinned(pin_path: &Path) -> Pinned {
-    let is_empty = fs::read_dir(pin_path).map(|mut entries| entries.next().is_none());
-    if is_empty.unwrap_or(!pin_path.exists()) {
-        return Pinned::Nothing;
+    match fs::read_dir(pin_path).map(|mut entries| entries.next().is_none()) {
+        Ok(false) => {}
+        Ok(true) => return Pinned::Nothing,
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound => return Pinned::Nothing,
+            io::ErrorKind::PermissionDenied => return Pinned::Hidden,
+            _ => {}
+        },
     }
     match adopt::read(pin_path) {
         Ok(_) => Pinned::Ours,
@@ -94,23 +115,13 @@ fn pinned(pin_path: &Path) -> Pinned {
     }
 }
 
-/// Returns the process that holds the pins, without so much as touching its lock.
-fn locked_by(pin_path: &Path) -> Option<i32> {
-    let about = fs::metadata(pin_path).ok()?;
-    let (major, minor) = (
-        nix::sys::stat::major(about.dev()),
-        nix::sys::stat::minor(about.dev()),
-    );
-    procfs::locks().ok()?.into_iter().find_map(|lock| {
-        let same = lock.lock_type == LockType::FLock
-            && lock.inode == about.ino()
-            && (u64::from(lock.devmaj), u64::from(lock.devmin)) == (major, minor);
-        same.then_some(lock.pid).flatten()
-    })
-}
-
 pub fn findings(facts: &Facts) -> Vec<Finding> {
-    vec![bpffs_of(facts), pins(facts)]
+    let others = facts.others.iter();
+    let others = others.map(|it| Finding::problem("pins", it.to_string(), it.remedy()));
+    [bpffs_of(facts), pins(facts)]
+        .into_iter()
+        .chain(others)
+        .collect()
 }
 
 fn bpffs_of(facts: &Facts) -> Finding {
@@ -135,8 +146,13 @@ fn bpffs_of(facts: &Facts) -> Finding {
         ),
         Place::ReadOnly => Finding::problem(
             "bpffs",
+            format!("{path} cannot be written: its file system is read-only"),
+            format!("mount -o remount,rw {USUAL_MOUNT}"),
+        ),
+        Place::Forbidden => Finding::problem(
+            "bpffs",
             format!("{path} cannot be written by this user"),
-            format!("mount -o remount,rw {USUAL_MOUNT}, or sudo memlb doctor"),
+            "sudo memlb doctor",
         ),
         Place::Unfit(why) => Finding::problem(
             "bpffs",
@@ -151,6 +167,11 @@ fn pins(facts: &Facts) -> Finding {
     let unload = format!("memlb unload --pin-path {path}");
     match (&facts.pinned, &facts.holder) {
         (Pinned::Nothing, _) => Finding::ok("pins", format!("nothing is pinned at {path} yet")),
+        (Pinned::Hidden, _) => Finding::warning(
+            "pins",
+            format!("this user may not look at what is pinned at {path}"),
+            "sudo memlb doctor",
+        ),
         (Pinned::Ours, Some(holder)) => Finding::ok("pins", format!("{path} is held by {holder}")),
         (Pinned::Ours, None) => Finding::warning(
             "pins",
@@ -190,6 +211,7 @@ mod tests {
             place,
             pinned,
             holder: None,
+            others: Vec::new(),
         }
     }
 
@@ -208,6 +230,7 @@ mod tests {
                 "mount -t bpf bpf /sys/fs/bpf",
             ),
             (Place::ReadOnly, Verdict::Problem, "remount,rw"),
+            (Place::Forbidden, Verdict::Problem, "sudo memlb doctor"),
             (
                 Place::Unfit("no".to_owned()),
                 Verdict::Problem,
@@ -219,6 +242,23 @@ mod tests {
             assert_eq!(found.verdict, verdict, "{found:?}");
             assert!(found.remedy.clone().unwrap_or_default().contains(remedy));
         }
+    }
+
+    #[test]
+    fn tells_what_is_attached_from_elsewhere() {
+        let left = Other {
+            pin_path: "/sys/fs/bpf/memlb2".into(),
+            interfaces: ["eth1".to_owned()].into(),
+            holder: None,
+        };
+        let facts = Facts {
+            others: vec![left],
+            ..facts(Place::Fit, Pinned::Ours)
+        };
+        let found = &findings(&facts)[2];
+        assert_eq!(found.verdict, Verdict::Problem);
+        let remedy = "memlb unload --pin-path /sys/fs/bpf/memlb2";
+        assert_eq!(found.remedy.as_deref(), Some(remedy));
     }
 
     #[test]

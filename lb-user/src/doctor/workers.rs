@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Finding,
+    Finding, Verdict,
     host::{Host, Neighbour},
     probe::Attempt,
 };
@@ -32,11 +32,24 @@ pub struct Worker {
     pub is_tcp: bool,
     /// Whether it answers clients itself (mode dsr).
     pub is_direct: bool,
+    /// Whether the operator has it in maintenance, so that what it lacks alarms nobody.
+    pub in_maintenance: bool,
 }
 
 pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
     let workers = facts.workers.iter();
-    workers.map(|worker| finding(facts, worker)).collect()
+    workers
+        .map(|worker| {
+            let found = finding(facts, worker);
+            match worker.in_maintenance && found.verdict == Verdict::Problem {
+                true => Finding {
+                    verdict: Verdict::Warning,
+                    ..found
+                },
+                false => found,
+            }
+        })
+        .collect()
 }
 
 fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
@@ -60,7 +73,7 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
                 "{name}: the way to {ip} is through {interface}, where memlb does not look: its replies \
                  would reach no client"
             ),
-            format!("memlb manager {}", options(facts.interfaces, &interface)),
+            format!("memlb manager {}", options(facts, &interface)),
         );
     }
     let next_hop = route.next_hop;
@@ -160,8 +173,11 @@ fn silent(
     )
 }
 
-fn options(interfaces: &[String], further: &str) -> String {
-    let all = interfaces.iter().map(String::as_str).chain([further]);
+/// Those that are configured, as far as they exist, and one more.
+fn options(facts: &Facts<'_>, further: &str) -> String {
+    let configured = facts.interfaces.iter().map(String::as_str);
+    let there = configured.filter(|name| facts.host.links.contains_key(*name));
+    let all = there.chain([further]);
     let all: Vec<String> = all.map(|name| format!("--interface {name}")).collect();
     all.join(" ")
 }
@@ -171,7 +187,7 @@ mod tests {
     use std::{net::Ipv4Addr, time::Duration};
 
     use super::*;
-    use crate::doctor::{Verdict, host::Link};
+    use crate::doctor::host::Link;
 
     const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 57, 103);
 
@@ -180,6 +196,17 @@ mod tests {
         attempt: Attempt,
         neighbours: &[(Ipv4Addr, Neighbour)],
     ) -> Finding {
+        examine_at(&["eth1"], false, route, attempt, neighbours)
+    }
+
+    fn examine_at(
+        interfaces: &[&str],
+        in_maintenance: bool,
+        route: Option<Route>,
+        attempt: Attempt,
+        neighbours: &[(Ipv4Addr, Neighbour)],
+    ) -> Finding {
+        let interfaces: Vec<String> = interfaces.iter().map(|it| (*it).to_owned()).collect();
         let address = SocketAddr::from((IP, 8081));
         let link = |index| Link {
             index,
@@ -194,11 +221,12 @@ mod tests {
             address,
             is_tcp: true,
             is_direct: false,
+            in_maintenance,
         };
         let neighbours = neighbours.iter().map(|(ip, it)| (IpAddr::V4(*ip), *it));
         let found = findings(&Facts {
             workers: &BTreeSet::from([worker]),
-            interfaces: &["eth1".to_owned()],
+            interfaces: &interfaces,
             host: &host,
             routes: &BTreeMap::from([(IP.into(), route)]),
             neighbours: &neighbours.collect(),
@@ -214,6 +242,19 @@ mod tests {
             source: Ipv4Addr::new(192, 168, 56, 101).into(),
             is_local: false,
         })
+    }
+
+    #[test]
+    fn names_no_interface_that_does_not_exist() {
+        let found = examine_at(&["eth7"], false, route(9, IP), Attempt::Silent, &[]);
+        let remedy = "memlb manager --interface eth9";
+        assert_eq!(found.remedy.as_deref(), Some(remedy));
+    }
+
+    #[test]
+    fn what_one_in_maintenance_lacks_is_no_problem() {
+        let found = examine_at(&["eth1"], true, route(2, IP), Attempt::Refused, &[]);
+        assert_eq!(found.verdict, Verdict::Warning);
     }
 
     #[test]

@@ -17,7 +17,10 @@ mod silences;
 mod start;
 mod surveyor;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -59,12 +62,13 @@ const TICK: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// Says what could not be opened, loaded or attached; nothing new stays attached then.
-/// `reread` is how a reload gets at a changed configuration.
-pub async fn run(config: Config, reread: Reread) -> Result<()> {
+/// `config_file` is where the configuration was read, and `reread` how a reload gets at it once it has
+/// changed.
+pub async fn run(config: Config, config_file: Option<PathBuf>, reread: Reread) -> Result<()> {
     for warning in config.warnings() {
         warn!("{warning}");
     }
-    let (mut manager, mut doors) = open(config, reread).await?;
+    let (mut manager, mut doors) = open(config, config_file, reread).await?;
     let Doors {
         questions,
         instructions,
@@ -138,6 +142,8 @@ struct Manager {
     config: Config,
     /// Without them.
     file: Config,
+    /// Where that was read; nothing for the built-in example.
+    config_file: Option<PathBuf>,
     joined: Joined,
     joined_file: Kept<Joined>,
     settings: Settings,
@@ -211,6 +217,7 @@ impl Manager {
         let now = Instant::now();
         let decided = Decided {
             uptime_ms: u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX),
+            config_file: self.config_file.clone(),
             interfaces: self.interfaces.clone(),
             services: self.core.snapshot(now).services,
             heartbeats: self.reception.counts().clone(),

@@ -1,6 +1,6 @@
 //! How a manager comes to be: everything opened, loaded, attached and adopted, or nothing.
 
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result};
 use tokio::{
@@ -41,7 +41,11 @@ pub(super) struct Doors {
 }
 
 /// Opens everything and takes up what an earlier manager has left.
-pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doors)> {
+pub(super) async fn open(
+    config: Config,
+    config_file: Option<PathBuf>,
+    reread: Reread,
+) -> Result<(Manager, Doors)> {
     let file = config;
     let (joined_file, joined) = Kept::<Joined>::open(
         &file.manager.state_file.with_file_name("joined.json"),
@@ -58,6 +62,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
     }
     warn_of_strayed_addresses(&config);
     let prepared = datapath::prepare(&config)?;
+    warn_of_others(&config);
     let server = Server::bind(&config.manager.control_socket).await?;
     let web = config
         .manager
@@ -122,6 +127,7 @@ pub(super) async fn open(config: Config, reread: Reread) -> Result<(Manager, Doo
         settings: settings.clone(),
         config,
         file,
+        config_file,
         joined,
         joined_file,
     };
@@ -190,6 +196,16 @@ fn warn_of_strayed_addresses(config: &Config) {
                 service.name,
                 interfaces.join(", ")
             );
+        }
+    }
+}
+
+/// Says whose programs meet the same packets: two managers would steer them twice.
+fn warn_of_others(config: &Config) {
+    let interfaces = &config.manager.interfaces;
+    for other in datapath::others(&config.manager.pin_path) {
+        if interfaces.iter().any(|it| other.interfaces.contains(it)) {
+            warn!("{other}; to take them out: {}", other.remedy());
         }
     }
 }

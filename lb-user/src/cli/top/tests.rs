@@ -215,6 +215,7 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
     };
     let decided = Decided {
         uptime_ms: 8_040_000,
+        config_file: None,
         interfaces: vec![Interface {
             name: "eth1".to_owned(),
             attachment: "tc".to_owned(),

@@ -1,0 +1,122 @@
+//! Which configuration is examined, and whether a running manager has another one.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+
+use super::Finding;
+use crate::{
+    config::{Config, Worker},
+    control::{Asker, Request},
+    core::MANAGER,
+    status::Status,
+};
+
+/// Returns the file that a manager at this control socket was started with, if one runs and has one.
+///
+/// # Errors
+///
+/// None that is known of: who does not answer is examined by others.
+pub async fn config_file(control_socket: &Path) -> Result<Option<PathBuf>> {
+    let asker = Asker::new(control_socket.to_owned());
+    let status: Option<Status> = asker.ask(&Request::Status).await.ok();
+    Ok(status.and_then(|status| status.config_file))
+}
+
+/// Says which configuration is examined.
+pub fn finding(file: Option<&Path>, manager: Option<&Status>) -> Finding {
+    let examined = match file {
+        Some(file) => format!("examining {}", file.display()),
+        None => "examining the built-in example (memlb check --example prints it)".to_owned(),
+    };
+    match manager.and_then(|status| status.config_file.as_deref()) {
+        None => Finding::ok("config", examined),
+        Some(other) if file.is_some_and(|file| is_same(file, other)) => {
+            Finding::ok("config", format!("{examined}, which the manager runs with"))
+        }
+        Some(other) => Finding::warning(
+            "config",
+            format!("{examined}, but the manager runs with {}", other.display()),
+            format!("memlb doctor --config {}", other.display()),
+        ),
+    }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    one == other || real(one).is_some_and(|one| Some(one) == real(other))
+}
+
+/// Returns the configuration with the workers that have joined a running manager by themselves.
+pub fn with_joined(config: &Config, manager: Option<&Status>) -> Config {
+    let mut config = config.clone();
+    for served in manager.into_iter().flat_map(|status| &status.services) {
+        let mut services = config.services.iter_mut();
+        let Some(service) = services.find(|it| it.auto_join.is_some() && it.name == served.name)
+        else {
+            continue;
+        };
+        for backend in &served.backends {
+            let seen = &backend.seen;
+            let is_known = service.workers.iter().any(|it| it.name == seen.name);
+            if let Ok(address) = seen.address.parse()
+                && !is_known
+                && seen.name != MANAGER
+            {
+                let worker = Worker::joining(seen.name.clone(), address);
+                service.workers.push(worker);
+            }
+        }
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Overrides,
+        doctor::{Verdict, heartbeats::tests::status},
+    };
+
+    #[test]
+    fn says_what_is_examined_and_what_the_manager_has_instead() {
+        let file = Path::new("/etc/memlb/memlb.toml");
+        let mut status = status(Some(44), "up");
+        assert_eq!(finding(None, None).verdict, Verdict::Ok);
+        assert_eq!(finding(Some(file), Some(&status)).verdict, Verdict::Ok);
+        status.config_file = Some(file.to_owned());
+        assert_eq!(finding(Some(file), Some(&status)).verdict, Verdict::Ok);
+        let other = finding(Some(Path::new("/other.toml")), Some(&status));
+        assert_eq!(other.verdict, Verdict::Warning);
+        let remedy = "memlb doctor --config /etc/memlb/memlb.toml";
+        assert_eq!(other.remedy.as_deref(), Some(remedy));
+    }
+
+    #[test]
+    fn examines_who_has_joined() {
+        let text = r#"
+            manager.interfaces = ["eth1"]
+            heartbeats.authentication = "enforce"
+            [[service]]
+            name = "web"
+            address = "192.168.56.101:80"
+            fallback = "reject"
+            auto_join = { networks = ["192.168.56.0/24"], port = 8081 }
+            "#;
+        let config = Config::parse(text, "memlb.toml", &Overrides::default(), None).unwrap();
+        let status = status(Some(44), "up");
+        assert_eq!(with_joined(&config, None), config);
+        let joined = with_joined(&config, Some(&status));
+        assert_eq!(joined.services[0].workers[0].name, "worker1");
+        // Who is named is examined where the file has him.
+        assert_eq!(with_joined(&joined, Some(&status)), joined);
+        // Another manager's worker has not joined a service that takes nobody in.
+        let mut closed = config;
+        closed.services[0].auto_join = None;
+        assert_eq!(with_joined(&closed, Some(&status)), closed);
+    }
+}

@@ -1,0 +1,102 @@
+//! Who serves each service at present, where it should be a worker?
+
+use std::time::Duration;
+
+use super::Finding;
+use crate::{
+    core::{BackendSnapshot, Health, MANAGER, NOBODY, ServiceSnapshot, milliseconds},
+    status::{Backend, Status},
+};
+
+pub fn findings(status: &Status, down_after: Duration) -> Vec<Finding> {
+    let is_young = status.uptime_ms < milliseconds(down_after);
+    let services = status.services.iter();
+    services
+        .filter_map(|service| finding(service, is_young))
+        .collect()
+}
+
+fn finding(service: &ServiceSnapshot<Backend>, is_young: bool) -> Option<Finding> {
+    let name = &service.name;
+    let served = match service.selected.as_str() {
+        MANAGER => "is served by its fallback, the manager itself",
+        NOBODY => "refuses new connections",
+        _ => return None,
+    };
+    let workers: Vec<&Backend> = service
+        .backends
+        .iter()
+        .filter(|backend| backend.seen.name != MANAGER)
+        .collect();
+    let why: Vec<String> = workers.iter().map(|worker| why_not(&worker.seen)).collect();
+    let why = match why.is_empty() {
+        true => "it has no worker".to_owned(),
+        false => why.join(", "),
+    };
+    let found = format!("{name} {served}, because {why}");
+    let is_ordered = !workers.is_empty() && workers.iter().all(|it| it.seen.hold.is_some());
+    Some(match workers.first() {
+        Some(first) if is_ordered => Finding::warning(
+            "selection",
+            format!("{found}, as ordered"),
+            format!("memlb undrain {}", first.seen.name),
+        ),
+        _ if is_young => Finding::warning(
+            "selection",
+            format!("{found}, by a manager that has just started"),
+            "memlb doctor    (again, in a moment)",
+        ),
+        _ => Finding::problem(
+            "selection",
+            found,
+            "start a worker    (the lines on heartbeats say what each lacks; memlb workers)",
+        ),
+    })
+}
+
+fn why_not(worker: &BackendSnapshot) -> String {
+    let name = &worker.name;
+    match (&worker.hold, worker.state) {
+        (Some(hold), _) => format!("{name} is {}", hold.value.participle()),
+        (None, Health::Unknown) => format!("{name} has not been heard"),
+        (None, state) => format!("{name} is {state}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::{Verdict, heartbeats::tests::status};
+
+    fn examine(selected: &str, change: impl FnOnce(&mut Status)) -> Vec<Finding> {
+        let mut status = status(None, "leaving");
+        selected.clone_into(&mut status.services[0].selected);
+        change(&mut status);
+        findings(&status, Duration::from_millis(1500))
+    }
+
+    #[test]
+    fn tells_a_service_that_no_worker_serves() {
+        assert_eq!(examine("worker1", |_| {}), []);
+        let found = examine(MANAGER, |_| {});
+        assert_eq!(found[0].verdict, Verdict::Problem);
+        let says = "web is served by its fallback, the manager itself, because worker1 is leaving";
+        assert_eq!(found[0].found, says);
+        let found = examine(NOBODY, |status| status.services[0].backends.clear());
+        let says = "web refuses new connections, because it has no worker";
+        assert_eq!(found[0].found, says);
+        assert_eq!(found[0].verdict, Verdict::Problem);
+        let found = examine(MANAGER, |status| status.uptime_ms = 100);
+        assert_eq!(found[0].verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn what_the_operator_ordered_is_no_problem() {
+        let found = examine(MANAGER, |status| {
+            let drained = serde_json::json!({"value": "drain", "by": "root", "at_ms": 1});
+            status.services[0].backends[0].seen.hold = serde_json::from_value(drained).unwrap();
+        });
+        assert_eq!(found[0].verdict, Verdict::Warning);
+        assert_eq!(found[0].remedy.as_deref(), Some("memlb undrain worker1"));
+    }
+}
