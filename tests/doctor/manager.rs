@@ -383,7 +383,7 @@ fn a_worker_that_is_not_in_the_configuration() {
         "192.168.56.101",
     ]);
     let log = cluster.place.directory.join("misnamed.log");
-    let _agent = memlb_tests::Process::start("misnamed", &mut command, &log).unwrap();
+    let mut agent = memlb_tests::Process::start("misnamed", &mut command, &log).unwrap();
     cluster
         .wait_for_status(SOON, "it to be refused", |status| {
             status["heartbeats"]["refused"]["unknown_worker"].is_number()
@@ -395,6 +395,16 @@ fn a_worker_that_is_not_in_the_configuration() {
         "worker1 has never been heard: what it sends is refused (unknown_worker)",
     );
     found.expect_remedy("memlb agent --name NAME, with a NAME that `memlb workers` lists");
+    // It is told so itself.
+    agent
+        .wait_for_log(SOON, "has no worker named wroker1")
+        .unwrap();
+    let mut command = cluster.topology.workers[0].command(&cluster.binary);
+    command.args(["doctor", "--agent", "--name", "wroker1"]);
+    command.args(["--manager", "192.168.56.101"]);
+    let diagnosis = diagnose(command);
+    let found = diagnosis.problem("manager", "answers, but has no worker named wroker1");
+    found.expect_remedy("memlb agent --name NAME");
 }
 
 #[test]

@@ -64,6 +64,8 @@ pub(super) struct Manager {
     /// Since when it should have answered; nothing before the first heartbeat.
     silent_since: Option<Instant>,
     silence_told: bool,
+    /// Whether it said that it has no such worker.
+    is_stranger_to: bool,
 }
 
 impl Manager {
@@ -97,6 +99,7 @@ impl Manager {
             sent: VecDeque::new(),
             silent_since: None,
             silence_told: false,
+            is_stranger_to: false,
         })
     }
 
@@ -188,9 +191,20 @@ impl Manager {
     }
 
     /// Takes the answer to a question in.
-    pub fn answered(&mut self, pong: Pong, at: Instant, boot: BootId) {
-        if pong.ping.boot == boot {
-            self.speaks(at, "answers");
+    pub fn answered(&mut self, pong: Pong, worker: &str, at: Instant, boot: BootId) {
+        if pong.ping.boot != boot {
+            return;
+        }
+        self.speaks(at, "answers");
+        let was = std::mem::replace(&mut self.is_stranger_to, pong.is_unknown);
+        match (was, pong.is_unknown) {
+            (false, true) => warn!(
+                "{} has no worker named {worker} and refuses its heartbeats (unknown_worker): is \
+                 --name right, and is the worker in its configuration?",
+                self.name
+            ),
+            (true, false) => info!("{} has a worker named {worker} now", self.name),
+            _ => {}
         }
     }
 

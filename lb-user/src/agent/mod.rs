@@ -305,7 +305,9 @@ impl Agent {
                     self.send(state, &[answer.manager]);
                 }
             }
-            Word::Pong(pong) => manager.answered(pong, answer.at, self.boot),
+            Word::Pong(pong) => {
+                manager.answered(pong, &self.settings.name, answer.at, self.boot);
+            }
         }
     }
 

@@ -153,6 +153,11 @@ impl Core {
         core
     }
 
+    /// Whether a service has a worker of this name.
+    pub fn knows(&self, worker: &str) -> bool {
+        self.by_name.contains_key(worker)
+    }
+
     /// Takes in what a worker said, received at `now`.
     ///
     /// Late, repeated and replayed heartbeats change nothing, neither memory nor liveness.

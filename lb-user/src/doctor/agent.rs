@@ -58,6 +58,8 @@ pub enum Reach {
     Answers {
         within: Duration,
         knows_key: bool,
+        /// Not where it says that no service has such a worker; it does not say so to everybody.
+        knows_worker: bool,
     },
     /// No answer, and no word of anything on the way.
     Silent,
@@ -172,6 +174,7 @@ async fn ask(
                     let reach = Reach::Answers {
                         within: begun.elapsed(),
                         knows_key: pong.is_signed,
+                        knows_worker: !pong.is_unknown,
                     };
                     return Ok((reach, own));
                 }
@@ -228,7 +231,30 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
     };
     let (ip, port) = (address.ip(), address.port());
     match (&manager.reach, &facts.key) {
-        (Reach::Answers { within, knows_key }, key) => Finding::ok(
+        (
+            Reach::Answers {
+                knows_worker: false,
+                ..
+            },
+            _,
+        ) => Finding::problem(
+            "manager",
+            format!(
+                "{name} answers, but has no worker named {}: it refuses such heartbeats (unknown_worker)",
+                worker.name
+            ),
+            format!(
+                "memlb agent --name NAME, with a NAME that `memlb workers` lists on {ip}; or there: add \
+                 {} to /etc/memlb/memlb.toml, and memlb reload",
+                worker.name
+            ),
+        ),
+        (
+            Reach::Answers {
+                within, knows_key, ..
+            },
+            key,
+        ) => Finding::ok(
             "manager",
             format!(
                 "{name} answers in {:.1} ms{}",
@@ -353,10 +379,22 @@ mod tests {
         let answers = Reach::Answers {
             within: Duration::from_millis(1),
             knows_key: true,
+            knows_worker: true,
         };
         let fine = examine(answers, Some("000000a1"));
         assert!(fine.iter().all(|it| it.verdict == Verdict::Ok), "{fine:?}");
+        let stranger = Reach::Answers {
+            within: Duration::from_millis(1),
+            knows_key: false,
+            knows_worker: false,
+        };
         let cases = [
+            (
+                stranger,
+                None,
+                "answers, but has no worker named worker1",
+                "memlb agent --name NAME",
+            ),
             (
                 Reach::PortClosed,
                 None,

@@ -66,6 +66,16 @@ pub struct Refused {
     pub refusal: Refusal,
     /// What to answer: the signature is right but the heartbeat may be old, or it is only a question.
     pub challenge: Option<Vec<u8>>,
+    /// Who asked, if that one may be told whether a service has such a worker.
+    pub asker: Option<Asker>,
+}
+
+/// A worker that asks for a manager.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    pub worker: String,
+    /// What to answer instead if no service has such a worker.
+    pub if_unknown: Vec<u8>,
 }
 
 impl From<Refusal> for Refused {
@@ -73,6 +83,7 @@ impl From<Refusal> for Refused {
         Self {
             refusal,
             challenge: None,
+            asker: None,
         }
     }
 }
@@ -188,24 +199,31 @@ impl Gate {
     }
 
     /// Answers a question as far as its sender could also be heard: signed with a known key, or
-    /// unsigned where that counts.
+    /// unsigned where that counts. Who is a worker is told to workers only, unless anybody may say so
+    /// anyway.
     fn asked(&self, asked: Asked<'_>) -> Refused {
         let answer = match (asked, self.authentication) {
             (Asked::Unsigned(_), Authentication::Enforce) => Err(Refusal::Unsigned),
-            (Asked::Unsigned(body), _) => Ping::decode(body).and_then(|ping| ping.answer(None)),
+            (Asked::Unsigned(body), Authentication::Permissive) => {
+                Ping::decode(body).and_then(|ping| Ok((ping.answer(None, false)?, None)))
+            }
+            (Asked::Unsigned(body), Authentication::Off) => {
+                Ping::decode(body).and_then(|ping| answers(ping, None))
+            }
             (Asked::Signed(envelope), Authentication::Off) => {
-                Ping::decode(envelope.body).and_then(|ping| ping.answer(None))
+                Ping::decode(envelope.body).and_then(|ping| answers(ping, None))
             }
             (Asked::Signed(envelope), _) => self.signer(&envelope).and_then(|key| {
                 let ping = Ping::decode(envelope.body)?;
                 speaks_for(key, &ping.worker)?;
-                ping.answer(Some(key))
+                answers(ping, Some(key))
             }),
         };
         match answer {
-            Ok(answer) => Refused {
+            Ok((answer, asker)) => Refused {
                 refusal: Refusal::Ping,
                 challenge: Some(answer),
+                asker,
             },
             Err(refusal) => refusal.into(),
         }
@@ -234,6 +252,7 @@ impl Gate {
             return Err(Refused {
                 refusal: Refusal::NotFresh,
                 challenge: self.answer(key, heartbeat, from, false),
+                asker: None,
             });
         }
         Ok(Opened {
@@ -287,6 +306,17 @@ impl Gate {
         };
         answer.encode(key).ok()
     }
+}
+
+/// Returns both answers to a question that may be answered in full.
+fn answers(ping: Ping, key: Option<&Key>) -> Result<(Vec<u8>, Option<Asker>), Refusal> {
+    let answer = ping.answer(key, false)?;
+    let if_unknown = ping.answer(key, true)?;
+    let asker = Asker {
+        worker: ping.worker,
+        if_unknown,
+    };
+    Ok((answer, Some(asker)))
 }
 
 /// Checks that a key is not used for another worker's name.

@@ -1,5 +1,5 @@
-//! The question whether a manager is there, and its answer. Neither says anything of a worker, so that
-//! whoever asks changes nothing.
+//! The question whether a manager is there, and its answer. The question says nothing of a worker, so
+//! that whoever asks changes nothing.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,8 @@ pub struct Pong {
     pub ping: Sequence,
     /// Whether the manager knows the key.
     pub is_signed: bool,
+    /// Whether it says that no service has such a worker.
+    pub is_unknown: bool,
 }
 
 /// A question taken apart; whether it is to be answered is not known yet.
@@ -76,9 +78,12 @@ impl Ping {
         })
     }
 
-    /// Encodes the answer to it.
-    pub(super) fn answer(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
-        let body = json(&Place::from(self.sequence))?;
+    /// Encodes the answer to it, which may tell that no service has such a worker.
+    pub(super) fn answer(&self, key: Option<&Key>, is_unknown: bool) -> Result<Vec<u8>, Refusal> {
+        let body = json(&WirePong {
+            place: self.sequence.into(),
+            unknown: is_unknown,
+        })?;
         Ok(match key {
             Some(key) => envelope::seal(Kind::Pong, key, &body),
             None => [UNSIGNED_PONG, &body].concat(),
@@ -104,11 +109,12 @@ impl Pong {
                 (envelope.body, true)
             }
         };
-        let place: Place =
+        let wire: WirePong =
             serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
         Ok(Self {
-            ping: place.sequence()?,
+            ping: wire.place.sequence()?,
             is_signed,
+            is_unknown: wire.unknown,
         })
     }
 }
@@ -123,6 +129,14 @@ struct WirePing {
     worker: String,
     #[serde(flatten)]
     place: Place,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WirePong {
+    #[serde(flatten)]
+    place: Place,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unknown: bool,
 }
 
 #[derive(Serialize, Deserialize)]

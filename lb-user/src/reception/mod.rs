@@ -211,7 +211,17 @@ impl Reception {
     fn hear(&mut self, core: &mut Core, log: &EventLog, datagram: &[u8], way: Way, now: Instant) {
         let opened = match self.gate.open(datagram, way.from, now) {
             Ok(opened) => opened,
-            Err(Refused { refusal, challenge }) => {
+            Err(Refused {
+                refusal,
+                challenge,
+                asker,
+            }) => {
+                let challenge = match asker {
+                    Some(asker) if !core.knows(&asker.worker) && !self.may_join(way) => {
+                        Some(asker.if_unknown)
+                    }
+                    _ => challenge,
+                };
                 if let Some(challenge) = challenge {
                     self.socket.answer(way, &challenge);
                 }
@@ -253,11 +263,15 @@ impl Reception {
         }
     }
 
+    fn may_join(&self, way: Way) -> bool {
+        self.doors.iter().any(|it| it.allows(way.from.ip()))
+    }
+
     /// Lets an unknown worker apply, if it has signed and comes from where some may join.
     fn apply(&mut self, log: &EventLog, opened: Opened, way: Way, now: Instant) {
         let worker = opened.decoded.worker().unwrap_or_default();
         let address = way.from.ip();
-        let may = opened.signature.is_some() && self.doors.iter().any(|it| it.allows(address));
+        let may = opened.signature.is_some() && self.may_join(way);
         let waiting = self.applicants.iter().find(|it| it.worker() == worker);
         if may && waiting.is_some_and(|it| it.address() == address) {
             return;

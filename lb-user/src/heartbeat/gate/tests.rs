@@ -298,7 +298,7 @@ fn answers_once_a_second_and_whenever_the_nonce_ages() {
 
 #[test]
 fn an_acknowledgement_is_shorter_than_any_heartbeat_and_cannot_be_forged() {
-    let key = key("w", 0xa1);
+    let key = key("w", 0xe1);
     let mut shortest = heartbeat("w", 0, 0, None);
     shortest.interval = Duration::from_millis(1);
     shortest.memory.available_bytes = 0;
@@ -451,6 +451,34 @@ fn answers_who_asks_as_far_as_it_would_hear_them_and_lets_nothing_through() {
 }
 
 #[test]
+fn tells_only_who_signs_or_need_not_whether_there_is_such_a_worker() {
+    let key = key("w", 0xe1);
+    for (authentication, signer, expected) in [
+        (Authentication::Off, None, true),
+        (Authentication::Permissive, None, false),
+        (Authentication::Permissive, Some(&key), true),
+        (Authentication::Enforce, Some(&key), true),
+    ] {
+        let mut world = World::new(authentication);
+        world.gate.keys.add(key.clone(), "here").unwrap();
+        let question = ping("w").encode(signer).unwrap();
+        let refused = world.open(&question).expect_err("a question");
+        assert_eq!(refused.asker.is_some(), expected, "{authentication:?}");
+        let answer = refused.challenge.expect("an answer");
+        assert!(!Pong::decode(&answer, Some(&key)).unwrap().is_unknown);
+        let Some(asker) = refused.asker else { continue };
+        assert_eq!(asker.worker, "w");
+        assert!(
+            asker.if_unknown.len() < question.len(),
+            "it multiplies traffic"
+        );
+        let pong = Pong::decode(&asker.if_unknown, Some(&key)).unwrap();
+        assert!(pong.is_unknown);
+        assert_eq!(pong.is_signed, signer.is_some());
+    }
+}
+
+#[test]
 fn answers_no_question_of_a_forger() {
     let mut world = World::new(Authentication::Enforce);
     let key = key("worker1", 0xa1);
@@ -469,6 +497,6 @@ fn answers_no_question_of_a_forger() {
     let question = ping("worker1").encode(Some(&unknown)).unwrap();
     assert_eq!(world.refusal(&question), "unknown_key");
     // And an answer cannot be forged towards the worker.
-    let answer = ping("worker1").answer(Some(&unknown)).unwrap();
+    let answer = ping("worker1").answer(Some(&unknown), false).unwrap();
     assert!(Pong::decode(&answer, Some(&key)).is_err());
 }
