@@ -92,13 +92,13 @@ pub fn workers(args: &WorkersArgs) -> Outcome {
     let status: Status = args.remote.ask(&Request::Status)?;
     let services = chosen(status.services, args.service.as_deref())?;
     let rows = services.into_iter().flat_map(|service| {
-        let (name, selected) = (service.name, service.selected);
+        let name = service.name;
         let workers = service.backends.into_iter();
         workers
             .filter(|backend| backend.seen.name != MANAGER)
             .map(move |backend| WorkerRow {
                 service: name.clone(),
-                selected: backend.seen.name == selected,
+                selected: backend.seen.share > 0,
                 backend,
             })
     });

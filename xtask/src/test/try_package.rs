@@ -40,7 +40,9 @@ const FILES: &[&str] = &[
     "/usr/share/fish/vendor_completions.d/memlb.fish",
     "/usr/share/doc/memlb/copyright",
     "/usr/share/doc/memlb/changelog.gz",
-    "/usr/share/doc/memlb/operations.md",
+    "/usr/share/doc/memlb/README.md",
+    "/usr/share/doc/memlb/docs/operations.md",
+    "/usr/share/doc/memlb/scripts/monitoring/memlb.rules.yml",
     "/usr/share/man/man1/memlb.1.gz",
     "/usr/share/man/man1/memlb-manager.1.gz",
 ];
