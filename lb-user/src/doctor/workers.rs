@@ -61,7 +61,7 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
             format!("{name}: there is no route to {ip}"),
             format!(
                 "ip route add {ip} via ROUTER dev {}    (ip route get {ip} shows when it works)",
-                facts.interfaces.first().map_or("INTERFACE", String::as_str)
+                there(facts).next().unwrap_or("INTERFACE")
             ),
         );
     };
@@ -173,11 +173,15 @@ fn silent(
     )
 }
 
-/// Those that are configured, as far as they exist, and one more.
-fn options(facts: &Facts<'_>, further: &str) -> String {
+/// The interfaces that are configured, as far as they exist.
+fn there<'a>(facts: &Facts<'a>) -> impl Iterator<Item = &'a str> {
+    let links = &facts.host.links;
     let configured = facts.interfaces.iter().map(String::as_str);
-    let there = configured.filter(|name| facts.host.links.contains_key(*name));
-    let all = there.chain([further]);
+    configured.filter(|name| links.contains_key(*name))
+}
+
+fn options(facts: &Facts<'_>, further: &str) -> String {
+    let all = there(facts).chain([further]);
     let all: Vec<String> = all.map(|name| format!("--interface {name}")).collect();
     all.join(" ")
 }
@@ -249,6 +253,8 @@ mod tests {
         let found = examine_at(&["eth7"], false, route(9, IP), Attempt::Silent, &[]);
         let remedy = "memlb manager --interface eth9";
         assert_eq!(found.remedy.as_deref(), Some(remedy));
+        let found = examine_at(&["eth7"], false, None, Attempt::Silent, &[]);
+        assert!(found.remedy.unwrap().contains("via ROUTER dev INTERFACE"));
     }
 
     #[test]
