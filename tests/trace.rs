@@ -137,6 +137,22 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
     wait_until(SOON, "the trace to end", || until_ns(&cluster) == 0).unwrap();
 }
 
+#[test]
+fn says_at_the_end_what_was_shown_even_if_interrupted() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start();
+    let mut trace = tracing(&cluster, &["--verdict", "to_backend"]);
+    cluster.page().unwrap();
+    trace.wait_for_log(SOON, "to_backend").unwrap();
+    trace.signal(Signal::SIGINT).unwrap();
+    assert!(trace.wait(SOON).unwrap().success());
+    trace
+        .wait_for_log(SOON, "packets; not shown: 0 over the rate")
+        .unwrap();
+}
+
 /// A reader that reads no more is not waited for: neither the manager nor packets are held up.
 #[test]
 fn a_reader_that_stops_reading_holds_up_nobody() {

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::{BackendSnapshot, Bytes, MANAGER, ServiceSnapshot},
+    core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, ServiceSnapshot},
     flows::{Client, Filter, FlowRow, Flows},
     history::{Decision, History, now_ms},
 };
@@ -87,7 +87,7 @@ impl fmt::Display for Explanation {
                 service.name,
                 service.address,
                 service.protocol,
-                service.selected,
+                chosen(service),
                 policy(service),
                 spoken(service.since_ms),
                 service.reason
@@ -98,6 +98,19 @@ impl fmt::Display for Explanation {
             candidates(f, service)?;
         }
         Ok(())
+    }
+}
+
+/// Who gets a service's new connections: one, or one of several.
+fn chosen(service: &ServiceSnapshot) -> String {
+    if service.selected != EVERYBODY {
+        return service.selected.clone();
+    }
+    let may_be = |it: &&BackendSnapshot| it.share > 0;
+    let mut backends = service.backends.iter().filter(may_be);
+    match (backends.next(), backends.count()) {
+        (Some(only), 0) => only.name.clone(),
+        (_, others) => format!("one of {} workers", others + 1),
     }
 }
 

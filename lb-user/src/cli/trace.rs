@@ -1,12 +1,13 @@
 //! `memlb trace`: what becomes of single packets, as they come.
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::builder::PossibleValuesParser;
 use lb_common::verdict::Verdict;
 use memlb::{
     control::{Request, understand},
-    trace::{Clients, DEFAULT_RATE, Line, MOST_RATE, Wanted},
+    trace::{Clients, DEFAULT_RATE, Line, MOST_RATE, Missed, Wanted},
 };
+use tokio::{select, signal::ctrl_c};
 
 use super::{Failure, Outcome, block_on, print, remote::Remote};
 
@@ -84,18 +85,32 @@ async fn show(args: Args) -> Outcome {
         duration_ms: args.duration.map(milliseconds),
     });
     let mut lines = args.remote.client().stream(&request).await?;
-    while let Some(text) = lines.next_line().await.context("wait for packets")? {
+    let (mut packets, mut missed) = (0, Missed::default());
+    loop {
+        let text = select! {
+            text = lines.next_line() => {
+                let text = text.context("wait for packets")?;
+                text.ok_or_else(|| Failure::RunTime(anyhow!("the manager has gone")))?
+            }
+            interrupted = ctrl_c() => {
+                interrupted.context("wait for Ctrl-C")?;
+                let end = Line::End { packets, missed };
+                serde_json::to_string(&end).context("encode the end")?
+            }
+        };
         let line: Line = understand(&text)?;
         if args.remote.json {
             print(&format!("{text}\n"));
         } else {
             tell(&line);
         }
-        if matches!(line, Line::End { .. }) {
-            return Ok(());
+        match line {
+            Line::Begun => {}
+            Line::Packet(_) => packets += 1,
+            Line::Missed(until_now) => missed = until_now,
+            Line::End { .. } => return Ok(()),
         }
     }
-    Err(Failure::RunTime(anyhow::anyhow!("the manager has gone")))
 }
 
 /// Packets go to standard output, what is said about them to standard error.
