@@ -81,7 +81,7 @@ pub enum Event {
         worker: String,
         was: Health,
     },
-    /// A worker that is up cannot serve a service of mode `dsr`.
+    /// A worker that is up cannot serve a service.
     WorkerBarred {
         worker: String,
         service: String,
@@ -214,7 +214,11 @@ impl Event {
         let memory_available_bytes = memory.map(|memory| memory.available_bytes);
         Some(match health {
             // The latter are never a worker's own.
-            Health::Unknown | Health::Draining | Health::Cut | Health::Barred => return None,
+            Health::Unknown
+            | Health::Draining
+            | Health::Cut
+            | Health::Barred
+            | Health::Unreachable => return None,
             Health::Up => Self::WorkerUp {
                 worker,
                 was,
@@ -298,7 +302,7 @@ impl fmt::Display for Event {
                 service, reason, ..
             } => write!(f, "{service}: {reason}"),
             Self::WorkerUnbarred { worker, service } => {
-                write!(f, "{service}: {worker} can answer clients directly now")
+                write!(f, "{service}: nothing keeps {worker} from serving any more")
             }
             Self::AgentRestarted { worker, boot } => {
                 write!(f, "the agent of {worker} was started anew (boot {boot})")

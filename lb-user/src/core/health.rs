@@ -31,6 +31,8 @@ pub enum Health {
     /// Up, but cannot serve as the service's mode asks, see [`super::Obstacle`]. Never a worker's own
     /// state either.
     Barred,
+    /// Up, but the manager has no route to it. It keeps its connections: the route may come back.
+    Unreachable,
 }
 
 impl Health {
@@ -54,6 +56,7 @@ impl Health {
             Self::Draining => "draining",
             Self::Cut => "cut",
             Self::Barred => "barred",
+            Self::Unreachable => "unreachable",
         }
     }
 }
@@ -65,6 +68,7 @@ impl fmt::Display for Health {
             Self::Draining => "drained",
             Self::Cut => "cut off",
             Self::Barred => "barred from answering clients directly",
+            Self::Unreachable => "out of reach",
             other => other.name(),
         })
     }

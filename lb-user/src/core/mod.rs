@@ -42,7 +42,7 @@ pub use event::{Cause, Event, Severity};
 pub use health::Health;
 pub use memory::{Bytes, Memory, Pressure};
 pub use obey::Obeyed;
-pub use obstacle::Obstacle;
+pub use obstacle::{Link, Obstacle};
 pub use order::{
     Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders, Overlay, no_such,
 };

@@ -1,4 +1,5 @@
-//! What keeps a worker that is up from a service whose workers answer the clients directly.
+//! What keeps a worker that is up from serving: no way to it, or that it cannot answer the clients
+//! directly where the service's mode asks so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -12,23 +13,53 @@ use super::endpoint::Endpoint;
 use super::event::Event;
 use super::health::Health;
 use super::service::Service;
-use super::settings::{BackendId, Mode};
+use super::settings::{BackendId, BackendSettings, Mode};
 use super::worker::Worker;
 
-/// Why a worker cannot serve in mode `dsr`.
+/// How the manager reaches a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// Without a router on the way, as far as is known.
+    Direct,
+    BehindRouter,
+    /// No route leads to it.
+    Missing,
+}
+
+/// Why a worker that is up cannot serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Obstacle {
-    /// Its agent does not say that a companion translates the service there.
+    /// The manager has no route to it.
+    NoRoute,
+    /// In mode `dsr`: its agent does not say that a companion translates the service there.
     NoCompanion,
-    /// A router is on the way, which would send packets to the service's address back.
+    /// In mode `dsr`: a router is on the way, which would send packets to the service's address back.
     OtherLink,
 }
 
 impl Obstacle {
-    /// Says it to a person, with what to do.
-    pub fn explain(self, worker: &str, service: Endpoint) -> String {
+    /// Returns the state in which a worker is treated that would be up without it.
+    pub(super) fn state(self) -> Health {
         match self {
+            Self::NoRoute => Health::Unreachable,
+            Self::NoCompanion | Self::OtherLink => Health::Barred,
+        }
+    }
+
+    /// Says it to a person, with what to do.
+    pub(super) fn explain(self, backend: &BackendSettings, service: Endpoint) -> String {
+        let BackendSettings {
+            worker, address, ..
+        } = backend;
+        match self {
+            Self::NoRoute => {
+                let ip = address.ip();
+                format!(
+                    "the manager has no route to {worker} at {ip}: correct the address or the \
+                     routes (ip route get {ip})"
+                )
+            }
             Self::NoCompanion => {
                 format!("{worker} has no companion for {service}: start its agent with --dsr")
             }
@@ -41,17 +72,17 @@ impl Obstacle {
 }
 
 impl Core {
-    /// Takes over whether a router is on the way to each backend's worker.
-    pub fn handle_links(&mut self, behind_router: &BTreeMap<BackendId, bool>, now: Instant) {
+    /// Takes over how each backend's worker is reached.
+    pub fn handle_links(&mut self, links: &BTreeMap<BackendId, Link>, now: Instant) {
         self.wake(now);
         let mut changed = BTreeSet::new();
         for service in &mut self.services {
             let backends = service.settings.backends.iter().enumerate();
             for (place, backend) in backends {
-                let Some(&behind) = behind_router.get(&backend.id) else {
+                let Some(&link) = links.get(&backend.id) else {
                     continue;
                 };
-                if mem::replace(&mut service.behind_router[place], behind) != behind {
+                if mem::replace(&mut service.links[place], link) != link {
                     changed.insert(service.workers[place]);
                 }
             }
@@ -65,11 +96,11 @@ impl Core {
 impl Service {
     /// Returns what keeps a worker from serving.
     pub(super) fn obstacle(&self, backend: usize, worker: &Worker) -> Option<Obstacle> {
-        if self.settings.mode != Mode::Dsr {
-            return None;
-        }
-        if self.behind_router[backend] {
-            return Some(Obstacle::OtherLink);
+        match (self.links[backend], self.settings.mode) {
+            (Link::Missing, _) => return Some(Obstacle::NoRoute),
+            (_, Mode::Nat) => return None,
+            (Link::BehindRouter, Mode::Dsr) => return Some(Obstacle::OtherLink),
+            (Link::Direct, Mode::Dsr) => {}
         }
         let lacks = !worker.translates.contains(&self.settings.endpoint());
         lacks.then_some(Obstacle::NoCompanion)
@@ -78,8 +109,8 @@ impl Service {
     /// Says to a person what keeps a worker that is up from serving.
     pub(super) fn barred(&self, backend: usize, worker: &Worker) -> Option<String> {
         let obstacle = self.obstacle(backend, worker)?;
-        let barred = self.state(backend, worker) == Health::Barred;
-        barred.then(|| obstacle.explain(&worker.name, self.settings.endpoint()))
+        let barred = self.state(backend, worker) == obstacle.state();
+        barred.then(|| self.explain(obstacle, backend))
     }
 
     /// Returns the event of a worker that is up and newly kept from serving, or no longer.
@@ -94,13 +125,17 @@ impl Service {
         let (worker, service) = (worker.name.clone(), self.settings.name.clone());
         Some(match obstacle {
             Some(obstacle) => Event::WorkerBarred {
-                reason: obstacle.explain(&worker, self.settings.endpoint()),
+                reason: self.explain(obstacle, backend),
                 worker,
                 service,
                 obstacle,
             },
             None => Event::WorkerUnbarred { worker, service },
         })
+    }
+
+    fn explain(&self, obstacle: Obstacle, backend: usize) -> String {
+        obstacle.explain(&self.settings.backends[backend], self.settings.endpoint())
     }
 
     /// Keeps what is known of the ways to the workers that stay, and what was said of them.
@@ -112,7 +147,7 @@ impl Service {
                 .iter()
                 .position(|it| it.id == backend.id);
             if let Some(before) = before {
-                self.behind_router[place] = old.behind_router[before];
+                self.links[place] = old.links[before];
                 if self.settings.mode == old.settings.mode {
                     self.told_obstacles[place] = old.told_obstacles[before];
                 }

@@ -7,7 +7,7 @@ use super::command::Command;
 use super::event::Event;
 use super::health::Health;
 use super::memory::Memory;
-use super::obstacle::Obstacle;
+use super::obstacle::{Link, Obstacle};
 use super::order::Overlay;
 use super::policy::{Spread, Standing, is_hot};
 use super::reason::{Figure, Reason};
@@ -55,8 +55,8 @@ pub(super) struct Service {
     candidates: Vec<Candidate>,
     /// What the operator has ordered of each backend.
     pub overlays: Vec<Overlay>,
-    /// Whether a router is on the way to each worker, as far as is known.
-    pub behind_router: Vec<bool>,
+    /// How each worker is reached.
+    pub links: Vec<Link>,
     /// What was last said to keep each worker that is up from serving.
     pub(super) told_obstacles: Vec<Option<Obstacle>>,
     /// Under policy `memory`: the workers that are up, the one with the most memory first, as last
@@ -79,7 +79,7 @@ impl Service {
             described: vec![None; workers.len()],
             candidates: vec![Candidate::UNKNOWN; workers.len()],
             overlays: vec![Overlay::default(); workers.len()],
-            behind_router: vec![false; workers.len()],
+            links: vec![Link::Direct; workers.len()],
             told_obstacles: vec![None; workers.len()],
             workers,
             target: Target::Fallback,
@@ -150,11 +150,11 @@ impl Service {
     }
 
     /// Returns how a backend is treated: by its worker's health, what the operator ordered, and what
-    /// the service's mode asks.
+    /// keeps it from serving.
     pub fn state(&self, backend: usize, worker: &Worker) -> Health {
         let health = worker.health.under(self.overlays[backend].held());
         match self.obstacle(backend, worker) {
-            Some(_) if health.is_up() => Health::Barred,
+            Some(obstacle) if health.is_up() => obstacle.state(),
             Some(_) | None => health,
         }
     }

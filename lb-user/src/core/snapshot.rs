@@ -75,7 +75,7 @@ pub struct BackendSnapshot {
     pub state: Health,
     /// Its own health, as its heartbeats or their absence show it.
     pub health: Health,
-    /// Why it cannot serve although it is up; of services of mode `dsr` only.
+    /// Why it cannot serve although it is up.
     #[serde(default)]
     pub barred: Option<String>,
     /// Why the operator lets it have no new connections, and since when.

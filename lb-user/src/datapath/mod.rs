@@ -40,11 +40,11 @@ use std::{
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use lb_common::maps::{Backend, SPREAD, mode, name, policy, state};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     config::{Config, Pinned},
-    core::{BackendId, Command, Health, Kind, Memory, Mode, Settings},
+    core::{BackendId, Command, Health, Kind, Link, Memory, Mode, Settings},
 };
 pub(crate) use family::{from_mapped, mapped};
 pub(crate) use stats::monotonic_ns;
@@ -78,6 +78,8 @@ struct Known {
     memory: Option<Memory>,
     weight: u32,
     route: Option<Route>,
+    /// Whether the kernel has said that there is that route, or none.
+    looked_up: bool,
 }
 
 /// A directory of pins that is ready to be loaded into, and what it holds already.
@@ -197,13 +199,17 @@ impl Datapath {
     pub fn expect(&mut self, settings: &Settings) {
         let mut backends = known_backends(settings);
         let known = self.backends.values().filter(|it| !it.is_fallback);
-        let routes: BTreeMap<IpAddr, Route> = known
-            .filter_map(|it| Some((it.address.ip(), it.route.clone()?)))
+        let known = known.filter(|it| it.looked_up);
+        let routes: Routes = known
+            .map(|it| (it.address.ip(), it.route.clone()))
             .collect();
         for (id, new) in &mut backends {
             // The way to a worker is the same for each of its services.
-            if !new.is_fallback {
-                new.route = routes.get(&new.address.ip()).cloned();
+            if !new.is_fallback
+                && let Some(route) = routes.get(&new.address.ip())
+            {
+                new.route.clone_from(route);
+                new.looked_up = true;
             }
             match self.backends.remove(id) {
                 Some(old) if old.address == new.address => {
@@ -310,13 +316,10 @@ impl Datapath {
         workers.map(|known| known.address.ip()).collect()
     }
 
-    /// Returns, of each worker that a way to is known, whether a router is on it.
-    pub fn behind_router(&self) -> BTreeMap<BackendId, bool> {
-        let known = self.backends.iter().filter_map(|(id, known)| {
-            let route = known.route.as_ref()?;
-            Some((*id, route.has_router(known.address.ip())))
-        });
-        known.collect()
+    /// Returns how each worker is reached that the kernel has told the way to.
+    pub fn links(&self) -> BTreeMap<BackendId, Link> {
+        let known = self.backends.iter().filter(|(_, known)| known.looked_up);
+        known.map(|(id, known)| (*id, known.link())).collect()
     }
 
     /// Returns why this configuration cannot be taken over without a restart; empty if it can.
@@ -338,11 +341,31 @@ impl Datapath {
     ///
     /// Names the map that could not be written.
     pub fn take_routes(&mut self, routes: &Routes) -> Result<()> {
+        self.tell_routes(routes);
         let mut outcome = Ok(());
         for id in self.backends.keys().copied().collect::<Vec<_>>() {
             outcome = outcome.and(self.take_route(id, routes));
         }
         outcome
+    }
+
+    /// Says what is new of the ways to the workers.
+    fn tell_routes(&self, routes: &Routes) {
+        let workers = self.backends.values().filter(|known| !known.is_fallback);
+        let is_new = |it: &&Known| {
+            let found = routes.get(&it.address.ip());
+            found.is_some_and(|found| it.differs(found))
+        };
+        let changed: BTreeSet<IpAddr> = workers.filter(is_new).map(|it| it.address.ip()).collect();
+        for address in changed {
+            match &routes[&address] {
+                Some(route) => info!("{address} is reached {route}"),
+                None => warn!(
+                    "no route to {address}: the worker there gets no new connection until there is \
+                     one (ip route get {address})"
+                ),
+            }
+        }
     }
 
     fn take_route(&mut self, id: BackendId, routes: &Routes) -> Result<()> {
@@ -353,12 +376,9 @@ impl Datapath {
         let Some(found) = routes.get(&address) else {
             return Ok(());
         };
-        if *found != known.route {
-            match found {
-                Some(route) => info!("{address} is reached {route}"),
-                None => tracing::warn!("no route to {address}: its new connections are refused"),
-            }
-            known.route = found.clone();
+        if known.differs(found) {
+            known.route.clone_from(found);
+            known.looked_up = true;
             self.write_backend(id)?;
         }
         self.tables.forget_neighbour(id.0)
@@ -405,6 +425,7 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
         memory: None,
         weight: 1,
         route: None,
+        looked_up: false,
     };
     settings
         .services
@@ -432,6 +453,19 @@ fn kernel_kind(kind: Kind) -> u32 {
 }
 
 impl Known {
+    /// Whether what was found of its route is anything new.
+    fn differs(&self, found: &Option<Route>) -> bool {
+        !self.looked_up || self.route != *found
+    }
+
+    fn link(&self) -> Link {
+        match &self.route {
+            None => Link::Missing,
+            Some(route) if route.has_router(self.address.ip()) => Link::BehindRouter,
+            Some(_) => Link::Direct,
+        }
+    }
+
     /// The backend as the programs read it.
     fn value(&self, health: Health) -> Backend {
         let route = self.route.as_ref();
@@ -444,7 +478,10 @@ impl Known {
                 Health::Up => state::UP,
                 Health::Unknown => state::UNKNOWN,
                 Health::Down | Health::Unhealthy | Health::Cut | Health::Barred => state::DOWN,
-                Health::Leaving | Health::Maintenance | Health::Draining => state::DRAINING,
+                Health::Leaving
+                | Health::Maintenance
+                | Health::Draining
+                | Health::Unreachable => state::DRAINING,
             },
             mode: match self.mode {
                 _ if is_local => mode::LOCAL,

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
+use nix::net::if_::if_indextoname;
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
     packet_route::{
@@ -50,9 +51,17 @@ impl fmt::Display for Route {
         } = self;
         write!(
             f,
-            "through interface {interface}, next hop {next_hop}, from {source}"
+            "through {}, next hop {next_hop}, from {source}",
+            named(*interface)
         )
     }
+}
+
+/// Returns an interface's name as it is now, or its number if it has gone.
+fn named(interface: u32) -> String {
+    let name = if_indextoname(interface).ok();
+    let name = name.and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| format!("interface {interface}"))
 }
 
 /// One of this machine's interfaces, fit for memlb.

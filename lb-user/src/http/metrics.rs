@@ -121,7 +121,7 @@ impl Scrape {
             let name = worker.name.as_str();
             // Barred from one service, a worker may serve another.
             let treated = match worker.state {
-                Health::Barred => worker.health,
+                Health::Barred | Health::Unreachable => worker.health,
                 treated => treated,
             };
             for state in STATES {
@@ -163,7 +163,7 @@ impl Scrape {
         )?;
         let barred = self.gauges(
             "memlb_backend_barred",
-            "1 for a backend that is up, but cannot answer clients directly as mode dsr asks.",
+            "1 for a backend that is up, but has no route to it or cannot answer as mode dsr asks.",
             &by_backend,
         )?;
         let weights = self.gauges(

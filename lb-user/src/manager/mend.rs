@@ -24,10 +24,10 @@ impl Manager {
         self.repeat_writes();
     }
 
-    /// Tells the core which workers a router is before.
+    /// Tells the core how the workers are reached.
     pub(super) fn look_at_links(&mut self) {
-        let behind_router = self.datapath.behind_router();
-        self.core.handle_links(&behind_router, Instant::now());
+        let links = self.datapath.links();
+        self.core.handle_links(&links, Instant::now());
     }
 
     /// Takes note that a map could not be written: everything will be written again.

@@ -275,7 +275,7 @@ fn state(health: Health) -> String {
     let sign = match health {
         Health::Up => "●",
         Health::Down | Health::Cut => "✕",
-        Health::Unhealthy | Health::Barred => "▲",
+        Health::Unhealthy | Health::Barred | Health::Unreachable => "▲",
         Health::Leaving | Health::Draining => "◐",
         Health::Maintenance => "■",
         Health::Unknown => "○",
@@ -286,7 +286,11 @@ fn state(health: Health) -> String {
 fn style(health: Health) -> Style {
     Style::new().fg(match health {
         Health::Up => Color::Green,
-        Health::Down | Health::Unhealthy | Health::Cut | Health::Barred => Color::Red,
+        Health::Down
+        | Health::Unhealthy
+        | Health::Cut
+        | Health::Barred
+        | Health::Unreachable => Color::Red,
         Health::Leaving | Health::Draining | Health::Maintenance => Color::Yellow,
         Health::Unknown => Color::DarkGray,
     })

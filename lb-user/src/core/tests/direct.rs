@@ -80,7 +80,10 @@ fn a_worker_behind_a_router_is_not_chosen() {
         assert_eq!(world.hear(&equipped(worker, 1, 1, mib)), Outcome::Accepted);
     }
     assert_eq!(world.selected(), "worker1");
-    let mut links = BTreeMap::from([(BackendId(1), true), (BackendId(2), false)]);
+    let mut links = BTreeMap::from([
+        (BackendId(1), Link::BehindRouter),
+        (BackendId(2), Link::Direct),
+    ]);
     world.core.handle_links(&links, world.now);
     world.wake();
     assert_eq!(world.selected(), "worker2");
@@ -90,7 +93,7 @@ fn a_worker_behind_a_router_is_not_chosen() {
     // What is known of the ways outlasts a change of the configuration.
     world.reconfigure(settings(Mode::Dsr));
     assert_eq!(world.state("worker1"), Health::Barred);
-    links.insert(BackendId(1), false);
+    links.insert(BackendId(1), Link::Direct);
     world.core.handle_links(&links, world.now);
     world.wake();
     assert_eq!(world.selected(), "worker1");
@@ -108,7 +111,7 @@ fn with_nobody_fit_the_manager_serves_by_itself() {
 fn other_services_ask_for_no_companion() {
     let mut world = World::new(settings(Mode::Nat));
     world.start("worker1", 600);
-    let links = BTreeMap::from([(BackendId(1), true)]);
+    let links = BTreeMap::from([(BackendId(1), Link::BehindRouter)]);
     world.core.handle_links(&links, world.now);
     world.wake();
     assert_eq!(world.selected(), "worker1");

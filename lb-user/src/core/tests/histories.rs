@@ -18,8 +18,8 @@ enum Input {
     Timeout,
     /// The shell counts open connections.
     Connections(Vec<(BackendId, u64)>),
-    /// A router is found before a worker, or not.
-    Link(BackendId, bool),
+    /// The way to a worker is found to be another one.
+    Link(BackendId, Link),
     /// Both services' policies and holds are configured anew.
     Reconfigure([(Policy, Duration); 2]),
 }
@@ -152,6 +152,10 @@ fn order() -> impl Strategy<Value = Order> {
     })
 }
 
+fn link() -> impl Strategy<Value = Link> {
+    prop::sample::select(&[Link::Direct, Link::BehindRouter, Link::Missing])
+}
+
 fn input() -> impl Strategy<Value = Input> {
     let milliseconds = |most: u64| (0..most).prop_map(Duration::from_millis);
     prop_oneof![
@@ -162,7 +166,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => milliseconds(8_000).prop_map(Input::Oversleep),
         1 => Just(Input::Timeout),
         2 => prop::collection::vec((backend(), 0..200u64), 0..6).prop_map(Input::Connections),
-        1 => (backend(), any::<bool>()).prop_map(|(of, behind)| Input::Link(of, behind)),
+        1 => (backend(), link()).prop_map(|(of, link)| Input::Link(of, link)),
         1 => policies().prop_map(Input::Reconfigure),
     ]
 }
@@ -199,8 +203,8 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
                 }
             }
             Input::Timeout => world.wake(),
-            Input::Link(backend, behind_router) => {
-                let links = [(*backend, *behind_router)].into();
+            Input::Link(backend, link) => {
+                let links = [(*backend, *link)].into();
                 world.core.handle_links(&links, world.now);
                 world.wake();
             }

@@ -10,6 +10,7 @@ mod outputs;
 mod reconfigure;
 mod spreading;
 mod stories;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -157,7 +158,7 @@ impl Maps {
     }
 
     /// Who takes a service's new connections.
-    fn takers(&self, service: ServiceId, selected: Option<BackendId>) -> Vec<BackendId> {
+    pub fn takers(&self, service: ServiceId, selected: Option<BackendId>) -> Vec<BackendId> {
         match selected {
             Some(backend) => vec![backend],
             None => self.places[&service].1.clone(),

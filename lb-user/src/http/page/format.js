@@ -50,6 +50,7 @@ export const STATES = {
   draining: ["◐", "draining"],
   cut: ["✕", "cut off"],
   barred: ["▲", "barred"],
+  unreachable: ["▲", "no route"],
   unknown: ["○", "not heard yet"],
 };
 

@@ -1,0 +1,43 @@
+//! A worker without a route to it: not chosen, told why, and used again by itself.
+
+use super::*;
+
+fn find(world: &mut World, link: Link) {
+    let links = BTreeMap::from([(BackendId(1), link)]);
+    world.core.handle_links(&links, world.now);
+    world.wake();
+}
+
+fn takers(world: &World) -> BTreeSet<BackendId> {
+    let maps = &world.maps;
+    maps.takers(WEB, maps.selection[&WEB]).into_iter().collect()
+}
+
+#[test]
+fn a_worker_is_not_chosen_while_no_route_leads_to_it() {
+    for policy in [Policy::Memory, Policy::RoundRobin] {
+        let mut settings = lab(Threshold::Bytes(64 * MIB));
+        settings.services[0].policy = policy;
+        let mut world = World::new(settings.clone());
+        find(&mut world, Link::Missing);
+        world.start("worker1", 600);
+        assert_eq!(world.selected(), MANAGER, "{policy}");
+        assert!(world.kinds().contains(&"worker_barred".to_owned()));
+        world.start("worker2", 300);
+        assert_eq!(world.state("worker1"), Health::Unreachable);
+        assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Unreachable);
+        assert_eq!(takers(&world), BTreeSet::from([BackendId(2)]), "{policy}");
+        let backends = &world.core.snapshot(world.now).services[0].backends;
+        let why = backends[0].barred.as_deref().expect("a reason");
+        assert!(why.contains("no route to worker1 at 192.168.57.1"), "{why}");
+
+        // It outlasts a reload, and ends by itself.
+        world.reconfigure(settings);
+        assert_eq!(world.state("worker1"), Health::Unreachable);
+        world.kinds();
+        find(&mut world, Link::Direct);
+        assert_eq!(world.state("worker1"), Health::Up);
+        assert!(takers(&world).contains(&BackendId(1)), "{policy}");
+        assert!(world.kinds().contains(&"worker_unbarred".to_owned()));
+    }
+}
