@@ -316,9 +316,11 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     let reload = |cluster: &Cluster| {
         let mut command = cluster.topology.manager.command(&cluster.binary);
         command.args(["reload", "--control-socket"]);
-        output(command.arg(cluster.place.control_socket())).unwrap();
+        output(command.arg(cluster.place.control_socket())).unwrap()
     };
-    reload(&cluster);
+    let of_worker1 = |what: &str| format!(" of worker1 {what}\n");
+    assert!(reload(&cluster).contains(&of_worker1("added")));
+    assert_eq!(reload(&cluster), "nothing has changed\n");
 
     cluster.kill_agent(0).unwrap();
     let mut command = cluster.topology.workers[0].command(&cluster.binary);
@@ -339,7 +341,7 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     wait_for_refusals(&cluster, "not_fresh", challenged + 1);
 
     fs::remove_file(&old_file).unwrap();
-    reload(&cluster);
+    assert!(reload(&cluster).contains(&of_worker1("removed")));
     stranger.send(&goodbye).unwrap();
     wait_for_refusals(&cluster, "unknown_key", 1);
     outlast_down_after();
@@ -354,6 +356,16 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     assert!(format!("{error:#}").contains("chmod 600"), "{error:#}");
     outlast_down_after();
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
+
+    // Without its last key it will not be heard, which whoever reloads is told.
+    fs::remove_file(&new_file).unwrap();
+    let said = reload(&cluster);
+    assert!(said.contains(&of_worker1("removed")), "{said}");
+    assert!(
+        said.contains("mind: no key is known of worker1;"),
+        "{said}"
+    );
+    cluster.wait_for_page("Worker2", SOON).unwrap();
 }
 
 #[test]

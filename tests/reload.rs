@@ -200,6 +200,48 @@ fn a_manager_starts_with_no_maps_that_are_too_small_for_it() {
 }
 
 #[test]
+fn a_worker_without_a_route_is_left_out_until_there_is_one() {
+    if !require_root() {
+        return;
+    }
+    const AWAY: &str = "10.99.0.12";
+    let mut cluster = start();
+    let worker1 = cluster.topology.workers[0].address();
+    let original = configuration(&cluster);
+    let moved = original.replace(&format!("{worker1}:"), &format!("{AWAY}:"));
+    write(&cluster, &moved);
+    succeed(&cluster);
+    let warning = format!("no route to {AWAY}");
+    for restart in [false, true] {
+        if restart {
+            cluster.kill_manager().unwrap();
+            cluster.start_manager().unwrap();
+        }
+        let manager = cluster.manager.as_mut().unwrap();
+        manager.wait_for_log(SOON, &warning).unwrap();
+        cluster
+            .wait_for_state("worker1", "unreachable", SOON)
+            .unwrap();
+        cluster.wait_for_page("Worker2", SOON).unwrap();
+        let said = output(&mut cluster.memlb("status")).unwrap();
+        let why = format!("no route to worker1 at {AWAY}");
+        assert!(said.contains(&why), "{said}");
+    }
+
+    let away = format!("{AWAY}/32");
+    let settled = ["address", "add", &away, "dev", "eth1"];
+    cluster.topology.workers[0].run("ip", &settled).unwrap();
+    let manager = &cluster.topology.manager;
+    let route = ["route", "add", &away, "dev", "eth1"];
+    manager.run("ip", &route).unwrap();
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let log = cluster.manager.as_ref().unwrap().log();
+    let reached = format!("{AWAY} is reached through eth1");
+    assert!(log.contains(&reached), "{log}");
+}
+
+#[test]
 fn a_hangup_reloads_and_says_so_in_the_log() {
     if !require_root() {
         return;

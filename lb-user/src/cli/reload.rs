@@ -16,10 +16,14 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let reloaded: Reloaded = args.remote.ask(&Request::Reload)?;
-    args.remote.print(&reloaded, |Reloaded { changes }| {
+    args.remote.print(&reloaded, |Reloaded { changes, mind }| {
+        let mut text: String = changes.iter().map(|change| format!("{change}\n")).collect();
         if changes.is_empty() {
-            return "nothing has changed\n".to_owned();
+            text += "nothing has changed\n";
         }
-        changes.iter().map(|change| format!("{change}\n")).collect()
+        for sentence in mind {
+            text += &format!("mind: {sentence}\n");
+        }
+        text
     })
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{Offices, Ordered, Reloaded, Request};
+use super::{Offices, Ordered, Request};
 use crate::{
     core::{Order, OrderError, ServiceSnapshot, no_such},
     datapath::{Stats, read_connections},
@@ -187,8 +187,7 @@ async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal>
 }
 
 async fn reload(offices: Offices) -> Result<Vec<u8>, Refusal> {
-    let changes = offices.reloader.reload().await?;
-    Ok(line_of(&Reloaded { changes })?)
+    Ok(line_of(&offices.reloader.reload().await?)?)
 }
 
 pub(super) fn line_of(value: &impl Serialize) -> Result<Vec<u8>> {

@@ -97,6 +97,9 @@ pub struct Ordered {
 pub struct Reloaded {
     /// One sentence each; none if nothing was different.
     pub changes: Vec<String>,
+    /// What the operator may not have meant, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mind: Vec<String>,
 }
 
 /// The main task answers with its view; everything slower happens in the asker's own task.

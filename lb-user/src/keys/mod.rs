@@ -77,6 +77,11 @@ impl Key {
         self.id
     }
 
+    /// Whether that is this key, its secret included.
+    fn is(&self, other: &Self) -> bool {
+        self.worker == other.worker && self.id == other.id && self.verify(&[], &other.sign(&[]))
+    }
+
     /// Returns the HMAC-SHA256 over the parts, one after another.
     pub fn sign(&self, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
         self.over(parts).finalize().into_bytes().into()

@@ -56,6 +56,18 @@ impl KeyRing {
         Ok(())
     }
 
+    /// Returns what is different in its successor, one sentence each.
+    pub fn changes(&self, new: &Self) -> Vec<String> {
+        let said = |key: &Key, what| format!("key {} of {} {what}", key.id(), key.worker());
+        let same = |ring: &Self, key: &Key| ring.find(key.id()).is_some_and(|it| it.is(key));
+        let added = new.iter().filter(|key| !same(self, key));
+        let removed = self.iter().filter(|key| !same(new, key));
+        removed
+            .map(|key| said(key, "removed"))
+            .chain(added.map(|key| said(key, "added")))
+            .collect()
+    }
+
     pub fn find(&self, id: KeyId) -> Option<&Key> {
         self.keys.get(&id)
     }

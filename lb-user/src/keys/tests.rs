@@ -152,3 +152,28 @@ fn bad_files_say_what_is_wrong() {
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     assert!(refusal(read_key(&pipe, "worker1")).contains("not a regular file"));
 }
+
+#[test]
+fn says_what_is_different_in_a_ring() {
+    let secret = |byte: u8| Zeroizing::new([byte; SECRET_BYTES]);
+    let ring = |keys: &[(&str, u32, u8)]| {
+        let mut ring = KeyRing::default();
+        for (worker, id, byte) in keys {
+            let key = Key::new((*worker).to_owned(), KeyId(*id), &secret(*byte));
+            ring.add(key, "here").unwrap();
+        }
+        ring
+    };
+    let old = ring(&[("worker1", 1, 1), ("worker2", 2, 2), ("worker3", 3, 3)]);
+    assert_eq!(old.changes(&old), [""; 0]);
+    let new = ring(&[("worker1", 1, 1), ("worker2", 2, 9), ("worker1", 4, 4)]);
+    assert_eq!(
+        old.changes(&new),
+        [
+            "key 00000002 of worker2 removed",
+            "key 00000003 of worker3 removed",
+            "key 00000002 of worker2 added",
+            "key 00000004 of worker1 added",
+        ]
+    );
+}

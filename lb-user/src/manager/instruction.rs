@@ -7,6 +7,7 @@ use tracing::debug;
 
 use super::{Manager, Reload, ReloadError};
 use crate::{
+    control::Reloaded,
     core::{Obeyed, Order, OrderError},
     datapath::{Routes, Stats},
 };
@@ -19,7 +20,7 @@ pub enum Instruction {
     /// Prepared, or refused already.
     Reload(
         Result<Box<Reload>, ReloadError>,
-        oneshot::Sender<Result<Vec<String>, ReloadError>>,
+        oneshot::Sender<Result<Reloaded, ReloadError>>,
     ),
     /// The ways to the agents that have applied.
     Admit(BTreeSet<IpAddr>, Routes),

@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 use super::{Instruction, Manager};
 use crate::{
     config::{Changes, Config, ConfigError, Pinned},
+    control::Reloaded,
     core::Severity,
     datapath::{Netlink, Routes},
     event_log::{self, LogFile},
@@ -115,7 +116,7 @@ impl Reloader {
     /// # Errors
     ///
     /// Says why nothing was changed.
-    pub async fn reload(&self) -> Result<Vec<String>, ReloadError> {
+    pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
         let mut in_force = self.in_force.lock().await;
         let (reread, before) = (self.reread.clone(), in_force.clone());
         let prepared = match aside(move || read(&*reread, &before)).await {
@@ -133,11 +134,11 @@ impl Reloader {
         let stops = || ReloadError::RunTime(anyhow!("the manager stops"));
         let sent = self.instructions.send(instruction).await;
         sent.ok().ok_or_else(stops)?;
-        let changes = outcome.await.ok().ok_or_else(stops)??;
+        let reloaded = outcome.await.ok().ok_or_else(stops)??;
         if let Some(file) = file {
             *in_force = file;
         }
-        Ok(changes)
+        Ok(reloaded)
     }
 }
 
@@ -181,10 +182,10 @@ impl Manager {
     pub(super) fn reload(
         &mut self,
         prepared: Result<Box<Reload>, ReloadError>,
-    ) -> Result<Vec<String>, ReloadError> {
+    ) -> Result<Reloaded, ReloadError> {
         let outcome = prepared.and_then(|reload| self.take_over(*reload));
         match &outcome {
-            Ok(changes) => {
+            Ok(Reloaded { changes, .. }) => {
                 let message = match changes.len() {
                     0 => "the configuration was read again: nothing has changed".to_owned(),
                     _ => format!("the configuration was read again: {}", changes.join("; ")),
@@ -203,7 +204,7 @@ impl Manager {
         outcome
     }
 
-    fn take_over(&mut self, reload: Reload) -> Result<Vec<String>, ReloadError> {
+    fn take_over(&mut self, reload: Reload) -> Result<Reloaded, ReloadError> {
         let Reload {
             file,
             keys,
@@ -220,13 +221,16 @@ impl Manager {
         // Whatever may fail comes first and changes nothing by failing.
         let numbers = self.datapath.numbers().map_err(ReloadError::RunTime)?;
         self.log.move_to(log).map_err(ReloadError::RunTime)?;
-        self.reception.reload(&config, keys);
+        changes.accepted.extend(self.reception.reload(&config, keys));
         self.joined.retain_workers_of(&config);
         self.joined_file.keep(self.joined.clone());
         self.reception.expect(&self.joined);
         self.arrange(config, &numbers, &routes);
         self.file = file;
-        Ok(changes.accepted)
+        Ok(Reloaded {
+            changes: changes.accepted,
+            mind: self.reception.unheard(&self.config).into_iter().collect(),
+        })
     }
 
     /// Brings core and datapath in line with a configuration, which must differ from the one in force

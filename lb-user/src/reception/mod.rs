@@ -108,9 +108,16 @@ impl Reception {
         })
     }
 
-    /// Takes over `[heartbeats]`, `legacy_heartbeats` and the keys that were read by it.
-    pub fn reload(&mut self, config: &Config, keys: KeyRing) {
+    /// Takes over `[heartbeats]`, `legacy_heartbeats` and the keys that were read by it; returns what is
+    /// different of the keys.
+    pub fn reload(&mut self, config: &Config, keys: KeyRing) -> Vec<String> {
         let authentication = config.heartbeats.authentication;
+        // Where signatures are not looked at, no key is known.
+        let before = self.gate.authentication();
+        let changes = match [before, authentication].contains(&Authentication::Off) {
+            true => Vec::new(),
+            false => self.gate.keys().changes(&keys),
+        };
         self.gate
             .reconfigure(authentication, config.manager.legacy_heartbeats, keys);
         authentication
@@ -121,6 +128,28 @@ impl Reception {
         // Who may still apply does so with the next heartbeat.
         self.applicants.clear();
         self.announce(config);
+        changes
+    }
+
+    /// Says of which workers no heartbeat can count, since no key is known of them.
+    pub fn unheard(&self, config: &Config) -> Option<String> {
+        let without = self.without_key(config);
+        if self.gate.authentication() != Authentication::Enforce || without.is_empty() {
+            return None;
+        }
+        let names: Vec<&str> = without.into_iter().collect();
+        Some(format!(
+            "no key is known of {}; only signed heartbeats count, so nothing will be heard of them",
+            names.join(", ")
+        ))
+    }
+
+    fn without_key<'a>(&self, config: &'a Config) -> BTreeSet<&'a str> {
+        let workers = config.services.iter().flat_map(|service| &service.workers);
+        workers
+            .map(|worker| worker.name.as_str())
+            .filter(|worker| self.gate.keys().of_worker(worker).next().is_none())
+            .collect()
     }
 
     /// Says whose heartbeats are believed, and warns where that is anybody's.
@@ -147,11 +176,7 @@ impl Reception {
             keys.len(),
             config.heartbeats.keys.display()
         );
-        let workers = config.services.iter().flat_map(|service| &service.workers);
-        let without: BTreeSet<&str> = workers
-            .map(|worker| worker.name.as_str())
-            .filter(|worker| keys.of_worker(worker).next().is_none())
-            .collect();
+        let without = self.without_key(config);
         if !without.is_empty() {
             let names: Vec<&str> = without.into_iter().collect();
             warn!(
