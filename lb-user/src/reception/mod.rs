@@ -24,10 +24,7 @@ use crate::{
     status::Heartbeats,
 };
 use socket::{Socket, Way};
-use telling::{Happening, Mention};
-
-/// How often a worker's heartbeats are mentioned; each single one is at level debug.
-const MENTION_INTERVAL: Duration = Duration::from_secs(1);
+use telling::{Happening, Heard, Mention};
 
 /// How often a reason of refusal is mentioned.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
@@ -50,7 +47,7 @@ pub struct Reception {
     socket: Socket,
     gate: Gate,
     counts: Heartbeats,
-    mentions: BTreeMap<Arc<str>, Mention>,
+    heard: BTreeMap<Arc<str>, Heard>,
     refusals: BTreeMap<&'static str, Mention>,
     unsigned: Mention,
     /// From where agents may join.
@@ -99,7 +96,7 @@ impl Reception {
                 authentication: authentication.name().to_owned(),
                 ..Heartbeats::default()
             },
-            mentions: BTreeMap::new(),
+            heard: BTreeMap::new(),
             refusals: BTreeMap::new(),
             unsigned: Mention::overdue(),
             doors: doors(config),
@@ -365,16 +362,15 @@ impl Reception {
     ) {
         let from = way.from;
         debug!("received from {from}: {decoded:?}");
-        if !self.mentions.contains_key(report.worker.as_str()) {
+        if !self.heard.contains_key(report.worker.as_str()) {
             let name = report.worker.as_str().into();
-            self.mentions.insert(name, Mention::overdue());
+            self.heard.insert(name, Heard::default());
         }
-        let mention = self.mentions.get_mut(report.worker.as_str());
-        let Some(heartbeats) = mention.and_then(|mention| mention.due(now, MENTION_INTERVAL))
-        else {
+        let (memory, workers) = (report.memory, self.heard.len());
+        let heard = self.heard.get_mut(report.worker.as_str());
+        let Some(heartbeats) = heard.and_then(|heard| heard.due(now, memory, workers)) else {
             return;
         };
-        let memory = report.memory;
         info!(
             "received {}: {} available ({heartbeats} heartbeats since the last line, from {from})",
             report.worker,
