@@ -50,10 +50,42 @@ pub struct Heartbeats {
     pub accepted: u64,
     /// By reason.
     pub refused: BTreeMap<String, u64>,
+    /// The last datagram of each reason for which some were refused within the last minute.
+    #[serde(default)]
+    pub refused_lately: BTreeMap<String, RefusedDatagram>,
     /// Accepted without a signature where there should be one, by worker.
     pub unsigned: BTreeMap<String, u64>,
     /// `off`, `permissive` or `enforce`.
     pub authentication: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RefusedDatagram {
+    pub age_ms: u64,
+    /// The sender's address and port.
+    pub from: String,
+    pub detail: String,
+}
+
+impl Heartbeats {
+    /// Returns what was refused lately, but for what is usual at every start of an agent.
+    pub fn worrying(&self) -> impl Iterator<Item = (&str, &RefusedDatagram)> {
+        let lately = self.refused_lately.iter();
+        let lately = lately.map(|(reason, refused)| (reason.as_str(), refused));
+        lately.filter(|(reason, _)| *reason != "not_fresh")
+    }
+}
+
+impl fmt::Display for RefusedDatagram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            age_ms,
+            from,
+            detail,
+        } = self;
+        let age = seconds(*age_ms);
+        write!(f, "the last {age} ago from {from}: {detail}")
+    }
 }
 
 /// The verdicts of packets that reached a backend or came from one, which the programs count there.
@@ -183,6 +215,9 @@ impl fmt::Display for Heartbeats {
             write!(f, ", {count} {reason}")?;
         }
         writeln!(f, "; authentication {}", self.authentication)?;
+        for (reason, refused) in self.worrying() {
+            writeln!(f, "refused lately ({reason}): {refused}")?;
+        }
         if !self.unsigned.is_empty() {
             write!(f, "not signed yet:")?;
             for (worker, count) in &self.unsigned {

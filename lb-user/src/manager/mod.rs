@@ -220,7 +220,7 @@ impl Manager {
             config_file: self.config_file.clone(),
             interfaces: self.interfaces.clone(),
             services: self.core.snapshot(now).services,
-            heartbeats: self.reception.counts().clone(),
+            heartbeats: self.reception.counts(now),
         };
         if question.send(decided).is_err() {
             debug!("who asked for the status has gone");

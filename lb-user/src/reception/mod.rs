@@ -5,8 +5,9 @@ mod telling;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
-    net::IpAddr,
+    fmt::{self, Write},
+    io,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,13 +22,16 @@ use crate::{
     heartbeat::{self, Authentication, Decoded, Gate, Opened, Refusal, Refused},
     keys::{KeyRing, read_keys},
     manager::{Joined, Unfit},
-    status::Heartbeats,
+    status::{Heartbeats, RefusedDatagram},
 };
 use socket::{Socket, Way};
-use telling::{Happening, Heard, Mention};
+use telling::{Happening, Heard, LastRefused, Mention};
 
 /// How often a reason of refusal is mentioned.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// For how long it is told what was refused.
+const LATELY: Duration = Duration::from_secs(60);
 
 /// How often the workers that do not sign yet are named.
 const UNSIGNED_INTERVAL: Duration = Duration::from_secs(30);
@@ -49,6 +53,7 @@ pub struct Reception {
     counts: Heartbeats,
     heard: BTreeMap<Arc<str>, Heard>,
     refusals: BTreeMap<&'static str, Mention>,
+    last_refused: BTreeMap<&'static str, LastRefused>,
     unsigned: Mention,
     /// From where agents may join.
     doors: Vec<AutoJoin>,
@@ -98,6 +103,7 @@ impl Reception {
             },
             heard: BTreeMap::new(),
             refusals: BTreeMap::new(),
+            last_refused: BTreeMap::new(),
             unsigned: Mention::overdue(),
             doors: doors(config),
             joined: Joined::default(),
@@ -192,9 +198,22 @@ impl Reception {
         self.socket.readable().await
     }
 
-    /// Returns what was counted since the start.
-    pub fn counts(&self) -> &Heartbeats {
-        &self.counts
+    /// Returns what was counted since the start, and what was refused lately.
+    pub fn counts(&self, now: Instant) -> Heartbeats {
+        let last = self.last_refused.iter();
+        let lately = last.filter_map(|(reason, refused)| {
+            let age = now.saturating_duration_since(refused.at);
+            let refused = RefusedDatagram {
+                age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+                from: refused.from.to_string(),
+                detail: refused.detail.clone(),
+            };
+            (age <= LATELY).then(|| ((*reason).to_owned(), refused))
+        });
+        Heartbeats {
+            refused_lately: lately.collect(),
+            ..self.counts.clone()
+        }
     }
 
     /// Takes the waiting datagrams to the core, one batch at most.
@@ -394,6 +413,24 @@ impl Reception {
         }
     }
 
+    fn keep_refused(
+        &mut self,
+        reason: &'static str,
+        from: SocketAddr,
+        detail: &dyn fmt::Display,
+        now: Instant,
+    ) {
+        let last = self.last_refused.entry(reason);
+        let last = last.or_insert_with(|| LastRefused {
+            at: now,
+            from,
+            detail: String::new(),
+        });
+        (last.at, last.from) = (now, from);
+        last.detail.clear();
+        _ = write!(last.detail, "{detail}");
+    }
+
     fn refuse(
         &mut self,
         log: &EventLog,
@@ -405,6 +442,7 @@ impl Reception {
         let from = way.from;
         self.gate.refused(from, now);
         self.count_refused(reason, 1);
+        self.keep_refused(reason, from, detail, now);
         let mention = self.refusals.entry(reason).or_insert_with(Mention::overdue);
         let Some(datagrams) = mention.due(now, REFUSAL_INTERVAL) else {
             return;

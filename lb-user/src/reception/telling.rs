@@ -67,6 +67,14 @@ impl Heard {
     }
 }
 
+/// The last datagram that was refused for some reason.
+#[derive(Debug)]
+pub(super) struct LastRefused {
+    pub at: Instant,
+    pub from: SocketAddr,
+    pub detail: String,
+}
+
 /// How often something happened since it was last mentioned.
 #[derive(Debug)]
 pub(super) struct Mention {

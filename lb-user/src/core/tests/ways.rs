@@ -37,6 +37,7 @@ fn a_worker_is_not_chosen_while_no_route_leads_to_it() {
         world.kinds();
         find(&mut world, Link::Direct);
         assert_eq!(world.state("worker1"), Health::Up);
+        world.pass(ms(50));
         assert!(takers(&world).contains(&BackendId(1)), "{policy}");
         assert!(world.kinds().contains(&"worker_unbarred".to_owned()));
     }
