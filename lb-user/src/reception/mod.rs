@@ -291,7 +291,12 @@ impl Reception {
             return self.apply(log, opened, way, now);
         }
         if let Some(reason) = outcome.refusal() {
-            let detail = format_args!("from worker {}", report.worker);
+            let worker = &report.worker;
+            let heard = self.heard.get(worker.as_str()).and_then(Heard::from);
+            let elsewhere = heard.filter(|heard| *heard != way.from.ip());
+            let elsewhere = elsewhere.map(|at| format!(", which is heard from {at}"));
+            let elsewhere = elsewhere.unwrap_or_default();
+            let detail = format_args!("from worker {worker}{elsewhere}");
             return self.refuse(log, reason, &detail, way, now);
         }
         self.counts.accepted += 1;
@@ -386,8 +391,14 @@ impl Reception {
             self.heard.insert(name, Heard::default());
         }
         let (memory, workers) = (report.memory, self.heard.len());
-        let heard = self.heard.get_mut(report.worker.as_str());
-        let Some(heartbeats) = heard.and_then(|heard| heard.due(now, memory, workers)) else {
+        let Some(heard) = self.heard.get_mut(report.worker.as_str()) else {
+            return;
+        };
+        let boot = report.sequence.map(|sequence| sequence.boot);
+        if let Some(before) = heard.moved(now, from.ip(), boot) {
+            tell_move(log, &report.worker, from.ip(), before);
+        }
+        let Some(heartbeats) = heard.due(now, memory, workers) else {
             return;
         };
         info!(
@@ -458,6 +469,20 @@ impl Reception {
         };
         log.publish(Severity::Warn, message, &refused);
     }
+}
+
+fn tell_move(log: &EventLog, worker: &str, from: IpAddr, before: IpAddr) {
+    let message = format!(
+        "{worker} is heard from {from}, and was from {before}: unless it has moved, two machines \
+         have that name"
+    );
+    warn!("{message}");
+    let moved = Happening::HeartbeatsMoved {
+        worker,
+        from,
+        before,
+    };
+    log.publish(Severity::Warn, message, &moved);
 }
 
 /// From where agents may join; nobody can where signatures are not looked at.

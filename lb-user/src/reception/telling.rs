@@ -1,13 +1,13 @@
 //! What is said of datagrams, and how often: no flood of them becomes a flood of words.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use serde::Serialize;
 
-use crate::core::Memory;
+use crate::core::{BootId, Memory};
 
 /// What is said in the event log.
 #[derive(Serialize)]
@@ -22,6 +22,12 @@ pub(super) enum Happening<'a> {
         /// Heartbeats of this worker since the line before.
         heartbeats: u64,
     },
+    /// A worker is heard from another address, by what may be a second machine of its name.
+    HeartbeatsMoved {
+        worker: &'a str,
+        from: IpAddr,
+        before: IpAddr,
+    },
     HeartbeatRefused {
         reason: &'a str,
         from: SocketAddr,
@@ -31,6 +37,13 @@ pub(super) enum Happening<'a> {
     },
 }
 
+/// Where a heartbeat came from: the address, and the agent if that says.
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    from: IpAddr,
+    boot: Option<BootId>,
+}
+
 /// How long the next line about a worker waits for its memory to change, at least and at most.
 const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(10);
@@ -38,15 +51,41 @@ const LATEST: Duration = Duration::from_secs(10);
 /// With many workers each is heard of less often, so that all of them get ten lines a second.
 const FOR_EACH_WORKER: Duration = Duration::from_millis(100);
 
-/// What was last said of a worker's heartbeats.
+/// How often it is said that a worker's heartbeats come from another address.
+const MOVES: Duration = Duration::from_secs(60);
+
+/// What was heard of a worker last, and what was said of that.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
+    source: Option<Source>,
+    /// When it was last said that there is another one.
+    told_move: Option<Instant>,
     /// When, and with how much available memory.
     said: Option<(Instant, u64)>,
     unmentioned: u64,
 }
 
 impl Heard {
+    /// From where it was heard last.
+    pub fn from(&self) -> Option<IpAddr> {
+        self.source.map(|source| source.from)
+    }
+
+    /// Takes note of where a heartbeat comes from; returns where the last one came from if that was
+    /// another address, and another agent as well, and that was not said of late.
+    ///
+    /// One agent may have several ways to the manager.
+    pub fn moved(&mut self, now: Instant, from: IpAddr, boot: Option<BootId>) -> Option<IpAddr> {
+        let before = self.source.replace(Source { from, boot })?;
+        let other_agent = boot.is_none() || before.boot != boot;
+        let told = self.told_move;
+        let is_due = told.is_none_or(|at| now.saturating_duration_since(at) >= MOVES);
+        (before.from != from && other_agent && is_due).then(|| {
+            self.told_move = Some(now);
+            before.from
+        })
+    }
+
     /// Counts one more; says how many are to be mentioned now: at the first, after a while, and
     /// sooner if the memory has changed by a twentieth of the total.
     pub fn due(&mut self, now: Instant, memory: Memory, workers: usize) -> Option<u64> {
@@ -136,6 +175,25 @@ mod tests {
     #[test]
     fn a_worker_whose_memory_moves_is_mentioned_once_a_second() {
         assert_eq!(lines(2, |beat| 300 + beat % 2 * 100 + beat / 10 % 2 * 200).0, 60);
+    }
+
+    #[test]
+    fn says_that_another_agent_speaks_from_another_address_now_and_then() {
+        let [one, other]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
+        let start = Instant::now();
+        let mut heard = Heard::default();
+        let mut after = |seconds, from, boot: Option<u64>| {
+            heard.moved(start + Duration::from_secs(seconds), from, boot.map(BootId))
+        };
+        assert_eq!(after(0, one, Some(1)), None);
+        assert_eq!(after(1, other, Some(2)), Some(one));
+        assert_eq!(after(2, one, Some(1)), None, "said just now");
+        assert_eq!(after(62, other, None), Some(one));
+        assert_eq!(after(130, one, None), Some(other));
+        // The same agent has another way, or an agent was started anew.
+        assert_eq!(after(200, other, Some(3)), Some(one));
+        assert_eq!(after(270, one, Some(3)), None);
+        assert_eq!(after(280, one, Some(4)), None);
     }
 
     #[test]
