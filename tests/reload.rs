@@ -235,6 +235,7 @@ fn a_worker_without_a_route_is_left_out_until_there_is_one() {
     let route = ["route", "add", &away, "dev", "eth1"];
     manager.run("ip", &route).unwrap();
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    cluster.memory[1].set_available_kb(100 * 1024).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let log = cluster.manager.as_ref().unwrap().log();
     let reached = format!("{AWAY} is reached through eth1");

@@ -77,15 +77,7 @@ impl Core {
         self.wake(now);
         let mut changed = BTreeSet::new();
         for service in &mut self.services {
-            let backends = service.settings.backends.iter().enumerate();
-            for (place, backend) in backends {
-                let Some(&link) = links.get(&backend.id) else {
-                    continue;
-                };
-                if mem::replace(&mut service.links[place], link) != link {
-                    changed.insert(service.workers[place]);
-                }
-            }
+            changed.extend(service.take_links(links));
         }
         if !changed.is_empty() {
             self.settle(&changed.into_iter().collect::<Vec<_>>(), now);
@@ -94,6 +86,20 @@ impl Core {
 }
 
 impl Service {
+    /// Takes over how the workers are reached; returns those of whom that is new.
+    pub(super) fn take_links(&mut self, links: &BTreeMap<BackendId, Link>) -> BTreeSet<usize> {
+        let mut changed = BTreeSet::new();
+        for (place, backend) in self.settings.backends.iter().enumerate() {
+            let Some(&link) = links.get(&backend.id) else {
+                continue;
+            };
+            if mem::replace(&mut self.links[place], link) != link {
+                changed.insert(self.workers[place]);
+            }
+        }
+        changed
+    }
+
     /// Returns what keeps a worker from serving.
     pub(super) fn obstacle(&self, backend: usize, worker: &Worker) -> Option<Obstacle> {
         match (self.links[backend], self.settings.mode) {

@@ -8,9 +8,9 @@ use super::event::Cause;
 use super::selection::Rule;
 use super::sequence::SequenceWindow;
 use super::service::{Service, Target};
-use super::settings::{ServiceId, Settings};
+use super::settings::{BackendId, ServiceId, Settings};
 use super::worker::Worker;
-use super::{Core, Deadlines};
+use super::{Core, Deadlines, Link};
 
 /// How many removed workers are remembered, the latest ones. They are not forgotten by time: how long a
 /// heartbeat is fresh is not the core's to know.
@@ -27,8 +27,14 @@ impl Core {
     /// Goes on with other settings. Workers are known by their names and stay as healthy as they
     /// are, services by their numbers and keep their selection as long as it makes sense.
     ///
-    /// Everything is described anew; of selections only changes are events.
-    pub fn reconfigure(&mut self, settings: Settings, now: Instant) {
+    /// Everything is described anew; of selections only changes are events. `links` are as for
+    /// [`Self::handle_links`].
+    pub fn reconfigure(
+        &mut self,
+        settings: Settings,
+        links: &BTreeMap<BackendId, Link>,
+        now: Instant,
+    ) {
         self.wake(now);
         self.down_after = settings.down_after;
         self.up_after = settings.up_after;
@@ -57,6 +63,7 @@ impl Core {
             if let Some(old) = old_services.get(&service.settings.id) {
                 service.inherit_links(old);
             }
+            service.take_links(links);
         }
         for index in 0..self.workers.len() {
             self.overlay(index);

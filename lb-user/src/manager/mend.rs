@@ -52,7 +52,8 @@ impl Manager {
         }
         self.write_failed_now = false;
         let settings = self.settings.clone();
-        self.core.reconfigure(settings, Instant::now());
+        let links = self.datapath.links();
+        self.core.reconfigure(settings, &links, Instant::now());
         self.carry_out();
         if let Err(error) = self.datapath.open(&self.settings) {
             self.map_write_failed(&error);

@@ -221,7 +221,9 @@ impl Manager {
         // Whatever may fail comes first and changes nothing by failing.
         let numbers = self.datapath.numbers().map_err(ReloadError::RunTime)?;
         self.log.move_to(log).map_err(ReloadError::RunTime)?;
-        changes.accepted.extend(self.reception.reload(&config, keys));
+        changes
+            .accepted
+            .extend(self.reception.reload(&config, keys));
         self.joined.retain_workers_of(&config);
         self.joined_file.keep(self.joined.clone());
         self.reception.expect(&self.joined);
@@ -242,8 +244,9 @@ impl Manager {
         // A new worker may be chosen at its first heartbeat, or at once if it has merely moved.
         self.look_around(routes);
         self.surveyor.look_at(self.datapath.addresses());
-        self.core.reconfigure(settings.clone(), Instant::now());
-        self.look_at_links();
+        let links = self.datapath.links();
+        self.core
+            .reconfigure(settings.clone(), &links, Instant::now());
         self.carry_out();
         if let Err(error) = self.datapath.open(&settings) {
             self.map_write_failed(&error);

@@ -12,7 +12,11 @@ fn started() -> World {
 
 impl World {
     pub fn reconfigure(&mut self, settings: Settings) {
-        self.core.reconfigure(settings, self.now);
+        self.reconfigure_with(settings, &BTreeMap::new());
+    }
+
+    pub fn reconfigure_with(&mut self, settings: Settings, links: &BTreeMap<BackendId, Link>) {
+        self.core.reconfigure(settings, links, self.now);
         // Everything is said once more.
         self.maps = Maps::default();
         self.wake();

@@ -42,3 +42,17 @@ fn a_worker_is_not_chosen_while_no_route_leads_to_it() {
         assert!(world.kinds().contains(&"worker_unbarred".to_owned()));
     }
 }
+
+#[test]
+fn a_worker_that_a_reload_moves_out_of_reach_is_not_even_chosen_for_a_moment() {
+    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
+    world.start("worker1", 600);
+    world.start("worker2", 300);
+    let mut settings = lab(Threshold::Bytes(64 * MIB));
+    settings.services[0].backends[0].id = BackendId(7);
+    world.kinds();
+    let links = BTreeMap::from([(BackendId(7), Link::Missing)]);
+    world.reconfigure_with(settings, &links);
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
+}
