@@ -264,6 +264,17 @@ fn refuses_to_be_the_second_manager() {
         &["another manager answers", "--control-socket"],
     );
     assert!(!elsewhere.pins.exists(), "pins are left behind");
+    // All of its own but the orders.
+    let mut command = elsewhere.manager(manager);
+    command
+        .args(["--heartbeat-listen", "0.0.0.0:9998", "--http-listen", ""])
+        .arg("--pin-path")
+        .arg(&elsewhere.pins)
+        .arg("--state-file")
+        .arg(cluster.place.state_file());
+    let orders = cluster.place.state_file().display().to_string();
+    expect_failure(&finish(&mut command), 1, &[&orders, "manager.state_file"]);
+    assert!(!elsewhere.pins.exists(), "pins are left behind");
 
     // Nor does anybody remove what is in use.
     let refused = finish(&mut cluster.memlb("unload"));

@@ -1,13 +1,18 @@
 //! What the next manager must know, on disk: the operator's standing orders, and who joined by itself.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::{info, warn};
@@ -130,6 +135,49 @@ async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
     }
 }
 
+/// The right to write a file, held by one manager at a time.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+
+impl Lock {
+    /// Takes the lock of the state file at once. Where there is no place for it, nothing can be kept
+    /// either, which is said when something is.
+    ///
+    /// # Errors
+    ///
+    /// Says that another manager has it.
+    pub fn take(state_file: &Path) -> Result<Option<Self>> {
+        // Not the file itself, which is replaced as a whole.
+        let path = state_file.with_extension("lock");
+        let file = match open_lock(&path) {
+            Ok(file) => file,
+            Err(error) => {
+                warn!("{} cannot be made: {error}", path.display());
+                return Ok(None);
+            }
+        };
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(Self(lock))),
+            Err((_, Errno::EWOULDBLOCK)) => bail!(
+                "another memlb manager keeps its orders in {}: stop it first, or give this one a \
+                 manager.state_file in a directory of its own (--state-file)",
+                state_file.display()
+            ),
+            Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", path.display())),
+        }
+    }
+}
+
+/// Nobody else may open it: to lock it would keep the manager from starting.
+fn open_lock(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.open(path)
+}
+
 fn read<T: Default + DeserializeOwned>(path: &Path) -> Result<T> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
@@ -207,6 +255,24 @@ mod tests {
         let mut written = file.written();
         written.wait_for(|it| it.version >= version).await.unwrap();
         assert_eq!(open(&path).unwrap().1, orders("worker2"));
+    }
+
+    #[test]
+    fn one_manager_at_a_time_has_a_state_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/operator.json");
+        let lock = Lock::take(&path).unwrap();
+        assert!(lock.is_some());
+        write(&path, orders("worker1")).unwrap();
+        let error = Lock::take(&path).unwrap_err().to_string();
+        assert!(error.contains("new/operator.json: stop it"), "{error}");
+        assert!(error.contains("manager.state_file"), "{error}");
+        drop(lock);
+        assert!(Lock::take(&path).unwrap().is_some());
+        // What stands in its place stops no manager.
+        fs::create_dir(directory.path().join("other.lock")).unwrap();
+        let other = Lock::take(&directory.path().join("other.json"));
+        assert!(other.unwrap().is_none());
     }
 
     #[tokio::test]

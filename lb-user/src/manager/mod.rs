@@ -161,6 +161,8 @@ struct Manager {
     /// Whether the ways to agents that have applied are being looked up.
     admitting: bool,
     orders_file: Kept<Orders>,
+    /// Held as long as this manager writes the state file.
+    _state_lock: Option<kept::Lock>,
     /// As last kept.
     silences: Silences,
     silences_file: Kept<Silences>,

@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Happening, Instruction, Joined, Kept, Manager, Pins, Reloader, Reread, Silences, Surveyor,
+    Happening, Instruction, Joined, Kept, Manager, Pins, Reloader, Reread, Silences, Surveyor, kept,
 };
 use crate::{
     addresses,
@@ -73,6 +73,7 @@ pub(super) async fn open(
     let history = History::default();
     let log_file = config.manager.event_log.as_deref();
     let log = EventLog::start(log_file.map(event_log::open).transpose()?, feed.clone())?;
+    let state_lock = kept::Lock::take(&config.manager.state_file)?;
     let (orders_file, orders) = Kept::open(
         &config.manager.state_file,
         "the operator's orders",
@@ -117,6 +118,7 @@ pub(super) async fn open(
         admitting: false,
         meters: Meters::new(&config)?,
         orders_file,
+        _state_lock: state_lock,
         silences,
         silences_file,
         started: Instant::now(),
