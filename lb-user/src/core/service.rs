@@ -15,6 +15,10 @@ use super::selection::{self, Candidate, Decision, Rule};
 use super::settings::{BackendId, EVERYBODY, Kind, MANAGER, NOBODY, ServiceSettings, Threshold};
 use super::worker::Worker;
 
+/// The `auto` threshold is this part of the smaller worker's memory at least: twins with much of it
+/// differ by less than that from one moment to the next.
+const LEAST_AUTO_PART: u64 = 100;
+
 /// Where a service's new connections go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
@@ -367,7 +371,10 @@ impl Service {
         if self.settings.threshold != Threshold::Auto || self.learned_threshold_bytes.is_some() {
             return None;
         }
-        let (bytes, pair) = selection::learn_threshold(&self.candidates)?;
+        let (difference, pair) = selection::learn_threshold(&self.candidates)?;
+        let memory = |place: usize| workers[self.workers[place]].memory;
+        let totals = pair.iter().filter_map(|place| memory(*place)?.total_bytes);
+        let bytes = difference.max(totals.min().unwrap_or(0) / LEAST_AUTO_PART);
         self.learned_threshold_bytes = Some(bytes);
         self.first_comparison = self.reason.rule == Rule::FirstUp;
         let [one, other] = pair.map(|place| self.figure(Target::Backend(place), workers));
