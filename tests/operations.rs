@@ -130,7 +130,7 @@ fn waits_until_the_drained_workers_connections_are_gone() {
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
     let cut = ["drain", "worker1", "--wait", "--deadline", "0s", "--cut"];
     let said = succeed(&cluster, &cut);
-    assert!(said.contains("are cut"), "{said}");
+    assert!(said.contains("reset at its next packet"), "{said}");
     let start = Instant::now();
     assert!(kept.get("/").is_err());
     assert!(start.elapsed() < Duration::from_secs(2), "it hung instead");
@@ -145,7 +145,10 @@ fn without_any_worker_the_manager_serves_and_the_operator_is_told() {
     let cluster = start();
     succeed(&cluster, &["drain", "worker1"]);
     let said = succeed(&cluster, &["maintenance", "worker2"]);
-    assert!(said.contains("web has no worker"), "{said}");
+    assert!(
+        said.contains("mind: web has no worker now: the manager serves by itself"),
+        "{said}"
+    );
     assert_eq!(cluster.page().unwrap(), "Manager");
     let json = succeed(&cluster, &["weight", "worker1", "50", "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
@@ -323,7 +326,11 @@ fn refuses_new_connections_at_once_where_there_is_no_fallback() {
     );
     assert_eq!(cluster.page().unwrap(), "Worker1");
     succeed(&cluster, &["drain", "worker1"]);
-    succeed(&cluster, &["drain", "worker2"]);
+    let said = succeed(&cluster, &["drain", "worker2"]);
+    assert!(
+        said.contains("web has no worker now: new connections are refused"),
+        "{said}"
+    );
     let before = cluster.verdict("no_backend").unwrap();
     let start = Instant::now();
     let refused = format!("{:#}", cluster.page().unwrap_err());

@@ -93,7 +93,8 @@ struct Patience {
     #[arg(long, requires = "wait", value_name = "DURATION", value_parser = humantime::parse_duration)]
     deadline: Option<Duration>,
 
-    /// Cut the connections that are left at the deadline; their clients get a reset
+    /// Cut the connections that are left at the deadline: each is reset at its next packet, as long as
+    /// the worker stays drained
     #[arg(long, requires = "deadline")]
     cut: bool,
 }
@@ -212,7 +213,10 @@ fn finish_waiting(
     }
     let worker = &target.worker;
     super::print(&match cut {
-        true => format!("the last {left} connections of {worker} are cut\n"),
+        true => format!(
+            "the last {left} connections of {worker} are cut: each is reset at its next packet, as \
+             long as {worker} stays drained\n"
+        ),
         false => format!("{worker} has no connection left\n"),
     });
     Ok(())
@@ -221,9 +225,8 @@ fn finish_waiting(
 /// An order as a person reads it, with what there is to mind.
 fn told(ordered: &Ordered) -> String {
     let mut text = format!("{}\n", ordered.order);
-    for service in &ordered.without_worker {
-        text +=
-            &format!("mind: {service} has no worker for new connections now; see its fallback\n");
+    for sentence in &ordered.mind {
+        text += &format!("mind: {sentence}\n");
     }
     if let Some(why) = &ordered.not_kept {
         text += &format!("mind: a restarted manager would not know of it: {why}\n");

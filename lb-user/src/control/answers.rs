@@ -181,6 +181,7 @@ async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal>
     let ordered = Ordered {
         order: text,
         without_worker: obeyed.without_worker,
+        mind: obeyed.mind,
         not_kept,
     };
     Ok(line_of(&ordered)?)

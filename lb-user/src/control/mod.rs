@@ -88,6 +88,9 @@ pub struct Ordered {
     pub order: String,
     /// Services that have no worker for new connections now.
     pub without_worker: Vec<String>,
+    /// What the operator may not have meant, one sentence each.
+    #[serde(default)]
+    pub mind: Vec<String>,
     /// Why a restarted manager would not know of it, should that be so.
     pub not_kept: Option<String>,
 }

@@ -1,8 +1,10 @@
 //! How the core carries the operator's orders out.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::order::{Action, MOST_WEIGHT_PERCENT, Order, OrderError, Orders};
+use super::reason::helped;
 use super::service::Target;
 use super::{Core, Event, Hold};
 
@@ -11,6 +13,8 @@ use super::{Core, Event, Hold};
 pub struct Obeyed {
     /// The services that have no worker for new connections now.
     pub without_worker: Vec<String>,
+    /// What the operator may not have meant, one sentence each.
+    pub mind: Vec<String>,
 }
 
 impl Core {
@@ -21,20 +25,52 @@ impl Core {
     /// Says whom or what there is not, and changes nothing then.
     pub fn handle_order(&mut self, order: &Order, now: Instant) -> Result<Obeyed, OrderError> {
         self.wake(now);
-        let index = self.target(order)?;
+        let index = match self.target(order) {
+            Ok(index) => Some(index),
+            // Its worker, or the service, is no longer configured.
+            Err(_) if self.orders.are_taken_back_by(order) => None,
+            Err(error) => return Err(error),
+        };
+        let before = self.orders.standing();
         self.orders.take(order)?;
         self.events.push_back(Event::OperatorOrder {
             order: order.clone(),
         });
-        self.overlay(index);
-        self.settle(&[index], now);
-        let served = self.workers[index].places.iter().map(|it| it.service);
-        let deserted = served.filter(|service| self.services[*service].target == Target::Fallback);
-        let mut without_worker: Vec<String> = deserted
-            .map(|service| self.services[service].settings.name.clone())
+        let mut obeyed = Obeyed::default();
+        if !order.action.takes_back() {
+            let replaced = self.orders.missing_of(before);
+            let mind = replaced.map(|before| format!("this replaces an earlier order: {before}"));
+            obeyed.mind.extend(mind);
+        }
+        match index {
+            Some(index) => {
+                self.overlay(index);
+                self.settle(&[index], now);
+                self.tell_deserted(index, &mut obeyed);
+            }
+            None => obeyed
+                .mind
+                .push(format!("no service has {} there", order.worker)),
+        }
+        Ok(obeyed)
+    }
+
+    /// Says which of a worker's services have no worker now, and what becomes of their clients.
+    fn tell_deserted(&self, worker: usize, obeyed: &mut Obeyed) {
+        let served: BTreeSet<usize> = self.workers[worker]
+            .places
+            .iter()
+            .map(|it| it.service)
             .collect();
-        without_worker.dedup();
-        Ok(Obeyed { without_worker })
+        let served = served.iter().map(|service| &self.services[*service]);
+        for service in served.filter(|service| service.target == Target::Fallback) {
+            let (name, fallback) = (&service.settings.name, service.fallback_name());
+            obeyed.without_worker.push(name.clone());
+            let fallback = helped(fallback);
+            obeyed
+                .mind
+                .push(format!("{name} has no worker now: {fallback}"));
+        }
     }
 
     /// Returns the standing orders, to be kept for the next manager.

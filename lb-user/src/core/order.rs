@@ -4,6 +4,7 @@
 //! They lie over what is known of a worker's health and only ever take traffic away from it; a
 //! worker that is down stays down, whatever is ordered.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -59,6 +60,13 @@ pub enum Action {
     Weight {
         percent: u32,
     },
+}
+
+impl Action {
+    /// Whether it only ends what was ordered before.
+    pub fn takes_back(self) -> bool {
+        matches!(self, Self::Undrain | Self::Weight { percent: 100 })
+    }
 }
 
 /// Why a worker gets no new connections although it may be up; in the order of how much they stop.
@@ -220,6 +228,22 @@ impl Orders {
         self.0
             .iter()
             .map(|it| (it.worker.as_str(), it.service.as_deref()))
+    }
+
+    /// Whether an order only ends such as stand, whoever they are about.
+    pub(super) fn are_taken_back_by(&self, order: &Order) -> bool {
+        let wanted = |(worker, service): (&str, Option<&str>)| {
+            worker == order.worker
+                && (order.service.is_none() || order.service.as_deref() == service)
+        };
+        order.action.takes_back() && self.targets().any(wanted)
+    }
+
+    /// Returns those of earlier standing orders that stand no more, in what they say.
+    pub(super) fn missing_of(&self, earlier: Vec<Order>) -> impl Iterator<Item = Order> {
+        let now: BTreeSet<String> = self.standing().iter().map(Order::to_string).collect();
+        let earlier = earlier.into_iter();
+        earlier.filter(move |order| !now.contains(&order.to_string()))
     }
 
     /// Lays an order down.

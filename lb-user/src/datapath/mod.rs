@@ -478,10 +478,9 @@ impl Known {
                 Health::Up => state::UP,
                 Health::Unknown => state::UNKNOWN,
                 Health::Down | Health::Unhealthy | Health::Cut | Health::Barred => state::DOWN,
-                Health::Leaving
-                | Health::Maintenance
-                | Health::Draining
-                | Health::Unreachable => state::DRAINING,
+                Health::Leaving | Health::Maintenance | Health::Draining | Health::Unreachable => {
+                    state::DRAINING
+                }
             },
             mode: match self.mode {
                 _ if is_local => mode::LOCAL,

@@ -16,7 +16,7 @@ use crate::{
     addresses,
     config::Config,
     control::{Offices, Question, Server, Tracer},
-    core::{Core, Orders, Severity},
+    core::{Action, Core, Orders, Severity},
     datapath::{self, Datapath, Netlink},
     event_log::{self, EventLog},
     feed::Feed,
@@ -97,7 +97,7 @@ pub(super) async fn open(
             config.manager.pin_path.display()
         );
     }
-    recall(&orders);
+    recall(&orders, &config);
     adopted.orders = orders;
     adopted.silences = silences.of_workers();
     let mut datapath = Datapath::start(prepared, &config, &settings, &interfaces)?;
@@ -213,9 +213,18 @@ fn warn_of_others(config: &Config) {
 }
 
 /// Says which orders still stand: who restarts a manager may have forgotten them.
-fn recall(orders: &Orders) {
+fn recall(orders: &Orders, config: &Config) {
     for order in orders.standing() {
-        warn!("still in force: {order}");
+        let mut workers = config.services.iter().flat_map(|service| &service.workers);
+        let is_stray = !workers.any(|worker| worker.name == order.worker);
+        let remedy = match order.action {
+            _ if !is_stray => String::new(),
+            Action::Weight { .. } => {
+                format!(" (no service has it: memlb weight {} 100)", order.worker)
+            }
+            _ => format!(" (no service has it: memlb undrain {})", order.worker),
+        };
+        warn!("still in force: {order}{remedy}");
     }
 }
 

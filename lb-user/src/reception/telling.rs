@@ -174,7 +174,10 @@ mod tests {
 
     #[test]
     fn a_worker_whose_memory_moves_is_mentioned_once_a_second() {
-        assert_eq!(lines(2, |beat| 300 + beat % 2 * 100 + beat / 10 % 2 * 200).0, 60);
+        assert_eq!(
+            lines(2, |beat| 300 + beat % 2 * 100 + beat / 10 % 2 * 200).0,
+            60
+        );
     }
 
     #[test]

@@ -286,11 +286,9 @@ fn state(health: Health) -> String {
 fn style(health: Health) -> Style {
     Style::new().fg(match health {
         Health::Up => Color::Green,
-        Health::Down
-        | Health::Unhealthy
-        | Health::Cut
-        | Health::Barred
-        | Health::Unreachable => Color::Red,
+        Health::Down | Health::Unhealthy | Health::Cut | Health::Barred | Health::Unreachable => {
+            Color::Red
+        }
         Health::Leaving | Health::Draining | Health::Maintenance => Color::Yellow,
         Health::Unknown => Color::DarkGray,
     })

@@ -74,6 +74,8 @@ fn says_when_nobody_is_left_for_new_connections() {
     world.order(&order("worker1", hold(Hold::Drain)));
     let obeyed = world.order(&order("worker2", hold(Hold::Maintenance)));
     assert_eq!(obeyed.without_worker, ["service0"]);
+    let serves = "service0 has no worker now: the manager serves by itself";
+    assert_eq!(obeyed.mind, [serves]);
     assert_eq!(world.selected(), MANAGER);
     world.order(&order("worker2", Action::Undrain));
     assert_eq!(world.selected(), "worker2");
@@ -190,4 +192,46 @@ fn refuses_what_it_cannot_do_and_says_what_there_is() {
         assert!(refused.to_string().contains(says), "{refused}");
     }
     assert!(world.core.orders().is_empty());
+}
+
+#[test]
+fn an_order_for_who_is_configured_no_longer_can_be_taken_back() {
+    let mut world = started();
+    world.order(&order("worker2", hold(Hold::Drain)));
+    world.order(&order("worker2", Action::Weight { percent: 50 }));
+    let mut settings = lab(Threshold::Auto);
+    settings.services[0].backends.truncate(1);
+    world.reconfigure(settings);
+    let refused = |world: &mut World, action| {
+        let outcome = world
+            .core
+            .handle_order(&order("worker2", action), world.now);
+        assert!(matches!(outcome, Err(OrderError::UnknownWorker { .. })));
+    };
+    refused(&mut world, hold(Hold::Maintenance));
+    refused(&mut world, Action::Weight { percent: 20 });
+    assert_eq!(world.core.orders().standing().len(), 2);
+    for action in [Action::Undrain, Action::Weight { percent: 100 }] {
+        let obeyed = world.order(&order("worker2", action));
+        assert_eq!(obeyed.mind, ["no service has worker2 there"]);
+    }
+    assert!(world.core.orders().is_empty());
+    refused(&mut world, Action::Undrain);
+}
+
+#[test]
+fn says_which_order_another_replaces() {
+    let mut world = started();
+    world.order(&order("worker1", hold(Hold::Maintenance)));
+    let drain = Order {
+        reason: None,
+        ..order("worker1", hold(Hold::Drain))
+    };
+    let replaced = "this replaces an earlier order: worker1 is in maintenance by root: new disk";
+    assert_eq!(world.order(&drain).mind, [replaced]);
+    assert_eq!(world.order(&drain).mind, [""; 0]);
+    let weight = order("worker1", Action::Weight { percent: 50 });
+    assert_eq!(world.order(&weight).mind, [""; 0]);
+    let undrain = order("worker1", Action::Undrain);
+    assert_eq!(world.order(&undrain).mind, [""; 0]);
 }

@@ -50,8 +50,8 @@ impl World {
             at_ms: 0,
             reason: None,
         };
-        let obeyed = self.core.handle_order(&order, self.now);
-        assert_eq!(obeyed, Ok(Obeyed::default()));
+        let obeyed = self.core.handle_order(&order, self.now).unwrap();
+        assert_eq!(obeyed.without_worker, [""; 0]);
         self.drain();
     }
 
