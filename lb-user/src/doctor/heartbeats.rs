@@ -1,41 +1,37 @@
 //! Does the running manager hear every worker, and what does it refuse?
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, SystemTime},
-};
-
-use serde_json::Value;
+use std::{net::SocketAddr, time::Duration};
 
 use super::Finding;
 use crate::{
     core::{BackendSnapshot, Health, Hold, MANAGER, milliseconds},
-    feed::Entry,
-    status::{Backend, Status},
+    status::{Backend, RefusedDatagram, Status},
 };
 
 /// What the findings are drawn from.
 #[derive(Debug, Clone)]
 pub struct Facts<'a> {
     pub status: &'a Status,
-    pub events: &'a [Entry],
     pub down_after: Duration,
-    pub now: SystemTime,
 }
-
-/// Refusals are mentioned every ten seconds; what was refused earlier may be mended by now.
-const LATELY: Duration = Duration::from_secs(30);
 
 /// The last datagram that was refused for one reason.
 #[derive(Debug, Clone, Copy)]
 struct Refusal<'a> {
     reason: &'a str,
     from: Option<SocketAddr>,
-    detail: &'a str,
+    last: &'a RefusedDatagram,
 }
 
 pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
-    let refusals = refusals(facts);
+    let lately = facts.status.heartbeats.worrying();
+    let refusals: Vec<Refusal<'_>> = lately
+        .map(|(reason, last)| Refusal {
+            reason,
+            from: last.from.parse().ok(),
+            last,
+        })
+        .collect();
     let mut findings = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
     let services = facts.status.services.iter();
@@ -56,7 +52,12 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
     let ip = seen.address.parse().map(|it: SocketAddr| it.ip()).ok();
     let refused = refusals.iter().find(|refusal| {
         let same_host = refusal.from.is_some_and(|from| Some(from.ip()) == ip);
-        same_host || refusal.detail.split_whitespace().any(|word| word == name)
+        same_host
+            || refusal
+                .last
+                .detail
+                .split_whitespace()
+                .any(|word| word == name)
     });
     let is_heard = seen
         .age_ms
@@ -83,7 +84,7 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
                 "{name} {}: what it sends is refused ({}): {}",
                 heard(seen),
                 refusal.reason,
-                refusal.detail
+                refusal.last.detail
             ),
             remedy(refusal, name),
         ),
@@ -193,42 +194,11 @@ fn silent(facts: &Facts<'_>, seen: &BackendSnapshot) -> Finding {
     )
 }
 
-/// Returns what was refused lately.
-fn refusals<'a>(facts: &Facts<'a>) -> Vec<Refusal<'a>> {
-    let mut refusals: Vec<Refusal<'a>> = Vec::new();
-    for entry in facts.events.iter().rev() {
-        let text = |field| entry.event.get(field).and_then(Value::as_str);
-        if text("event") != Some("heartbeat_refused") || !is_late(entry, facts.now) {
-            continue;
-        }
-        let reason = text("reason").unwrap_or_default();
-        // That is usual at every start.
-        if reason != "not_fresh" && refusals.iter().all(|it| it.reason != reason) {
-            refusals.push(Refusal {
-                reason,
-                from: text("from").and_then(|from| from.parse().ok()),
-                detail: text("detail").unwrap_or_default(),
-            });
-        }
-    }
-    refusals
-}
-
-fn is_late(entry: &Entry, now: SystemTime) -> bool {
-    let at = humantime::parse_rfc3339(&entry.time);
-    at.is_ok_and(|at| now.duration_since(at).unwrap_or_default() <= LATELY)
-}
-
 fn refused(refusal: &Refusal<'_>) -> Finding {
-    let Refusal {
-        reason,
-        from,
-        detail,
-    } = refusal;
-    let from = from.map_or("somewhere".to_owned(), |from| from.to_string());
+    let Refusal { reason, last, .. } = refusal;
     Finding::warning(
         "heartbeats",
-        format!("datagrams are being refused ({reason}), the last from {from}: {detail}"),
+        format!("datagrams are being refused ({reason}), {last}"),
         remedy(refusal, "WORKER"),
     )
 }
@@ -269,9 +239,7 @@ pub mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{core::Severity, doctor::Verdict};
-
-    const MINUTE: Duration = Duration::from_secs(60);
+    use crate::doctor::Verdict;
 
     /// A manager that heard worker1 so long ago.
     pub fn status(age_ms: Option<u64>, health: &str) -> Status {
@@ -305,28 +273,19 @@ pub mod tests {
     }
 
     fn examine_status(status: &Status, refused: Option<(&str, Duration)>) -> Vec<Finding> {
-        let now = SystemTime::now();
-        let events: Vec<Entry> = refused
-            .into_iter()
-            .map(|(reason, ago)| Entry {
-                id: 1,
-                time: humantime::format_rfc3339_millis(now - ago).to_string(),
-                severity: Severity::Warn,
-                message: String::new(),
-                event: json!({
-                    "event": "heartbeat_refused", "reason": reason, "datagrams": 3,
-                    "from": "192.168.56.103:40000", "detail": "because",
-                })
-                .as_object()
-                .unwrap()
-                .clone(),
-            })
-            .collect();
+        let mut status = status.clone();
+        if let Some((reason, ago)) = refused {
+            let last = RefusedDatagram {
+                age_ms: milliseconds(ago),
+                from: "192.168.56.103:40000".to_owned(),
+                detail: "because".to_owned(),
+            };
+            let lately = &mut status.heartbeats.refused_lately;
+            lately.insert(reason.to_owned(), last);
+        }
         findings(&Facts {
-            status,
-            events: &events,
+            status: &status,
             down_after: Duration::from_millis(1500),
-            now,
         })
     }
 
@@ -419,8 +378,8 @@ pub mod tests {
     }
 
     #[test]
-    fn tells_silence_from_refusal_and_forgets_what_was_refused_long_ago() {
-        for refused in [None, Some(("unsigned", MINUTE))] {
+    fn tells_silence_from_refusal() {
+        for refused in [None, Some(("not_fresh", Duration::ZERO))] {
             let found = examine(Some(9_000), "down", refused);
             assert_eq!(found.len(), 1, "{found:?}");
             assert_eq!(found[0].verdict, Verdict::Problem);

@@ -13,7 +13,6 @@ use super::Finding;
 use crate::{
     config,
     control::{Asker, Request},
-    feed::Entry,
     sockets::{Holder, Receiver, holder, listener, receiver},
     status::Status,
 };
@@ -36,7 +35,7 @@ pub struct Facts {
 /// What came back from the control socket.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    Status(Box<Status>, Vec<Entry>),
+    Status(Box<Status>),
     /// Somebody has it, but gives no answer that is understood.
     Confused(String),
     Forbidden,
@@ -46,16 +45,8 @@ pub enum Answer {
 impl Facts {
     pub fn status(&self) -> Option<&Status> {
         match &self.answer {
-            Answer::Status(status, _) => Some(status),
+            Answer::Status(status) => Some(status),
             _ => None,
-        }
-    }
-
-    /// The last events that the manager keeps.
-    pub fn events(&self) -> &[Entry] {
-        match &self.answer {
-            Answer::Status(_, events) => events,
-            _ => &[],
         }
     }
 }
@@ -88,24 +79,10 @@ async fn ask(control_socket: &Path) -> (Answer, Option<i32>) {
     drop(stream);
     let asker = Asker::new(control_socket.to_owned());
     let answer = match asker.ask(&Request::Status).await {
-        Ok(status) => Answer::Status(status, events(&asker).await),
+        Ok(status) => Answer::Status(status),
         Err(error) => Answer::Confused(error.to_string()),
     };
     (answer, pid)
-}
-
-async fn events(asker: &Asker) -> Vec<Entry> {
-    let request = Request::Events {
-        limit: None,
-        follow: false,
-    };
-    let mut entries = Vec::new();
-    if let Ok(mut lines) = asker.stream(&request).await {
-        while let Ok(Some(line)) = lines.next_line().await {
-            entries.extend(serde_json::from_str::<Entry>(&line));
-        }
-    }
-    entries
 }
 
 /// Finds the processes that run `memlb manager` in this network namespace.
@@ -144,7 +121,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
 fn manager(facts: &Facts) -> Option<Finding> {
     let socket = facts.control_socket.display();
     Some(match &facts.answer {
-        Answer::Status(status, _) => Finding::ok(
+        Answer::Status(status) => Finding::ok(
             "manager",
             format!(
                 "memlb {} runs{}, up {}",
@@ -326,7 +303,7 @@ mod tests {
         };
         Facts {
             control_socket: "/run/memlb/manager.sock".into(),
-            answer: Answer::Status(Box::new(status), Vec::new()),
+            answer: Answer::Status(Box::new(status)),
             pid: Some(7),
             heartbeat_listen: ([0, 0, 0, 0], 9999).into(),
             receiver,

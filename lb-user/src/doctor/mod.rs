@@ -27,7 +27,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::Path,
-    time::SystemTime,
 };
 
 use anyhow::Result;
@@ -71,9 +70,7 @@ pub async fn examine_manager(
         findings.extend(selections::findings(status, config.failover.down_after));
         findings.extend(heartbeats::findings(&heartbeats::Facts {
             status,
-            events: manager.events(),
             down_after: config.failover.down_after,
-            now: SystemTime::now(),
         }));
     }
     let names = config.services.iter().flat_map(|service| &service.workers);
