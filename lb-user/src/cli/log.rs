@@ -19,6 +19,8 @@ pub fn start(format: Format) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
+        // Whoever closes the log early, as `head` does, has seen enough of it.
+        .log_internal_errors(false)
         .with_ansi(std::io::stdout().is_terminal());
     let is_json = match format {
         Format::Auto => is_journal(),

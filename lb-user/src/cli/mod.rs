@@ -139,11 +139,11 @@ pub fn run() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::RunTime(error)) => {
-            eprintln!("memlb: {error:#}");
+            note(&format!("memlb: {error:#}"));
             ExitCode::from(1)
         }
         Err(Failure::Usage(error)) => {
-            eprintln!("memlb: {error:#}");
+            note(&format!("memlb: {error:#}"));
             ExitCode::from(2)
         }
     }
@@ -159,9 +159,14 @@ fn print(text: &str) {
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
-        eprintln!("memlb: print the answer: {error}");
+        note(&format!("memlb: print the answer: {error}"));
         std::process::exit(1);
     }
+}
+
+/// Says something beside the answer; where nobody can be told, the exit status must do.
+fn note(line: &str) {
+    _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn print_json(value: &impl Serialize) -> Outcome {

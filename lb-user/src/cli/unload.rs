@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use clap::Arg;
 use memlb::datapath::{self, companion};
 use serde::Serialize;
 
@@ -9,6 +10,7 @@ use super::{Outcome, print_json, source::Source};
 
 /// Detach the programs and remove everything pinned; open connections end
 #[derive(clap::Args)]
+#[command(mut_args(only_what_finds_the_pins))]
 pub struct Args {
     /// Remove an agent's companion (`memlb agent --dsr`), not the manager's programs
     #[arg(long, conflicts_with = "config")]
@@ -30,6 +32,12 @@ struct Done<'a> {
     removed: bool,
 }
 
+/// A configuration is taken as the manager takes it, but only the place of its pins matters.
+fn only_what_finds_the_pins(option: Arg) -> Arg {
+    let matters = ["agent", "json", "config", "pin_path"].contains(&option.get_id().as_str());
+    option.hide(!matters)
+}
+
 pub fn run(args: &Args) -> Outcome {
     if args.agent {
         let usual = Path::new(companion::USUAL_PINS);
@@ -47,10 +55,10 @@ fn report(removed: bool, pin_path: &Path, json: bool) -> Outcome {
     if json {
         return print_json(&Done { pin_path, removed });
     }
-    if removed {
-        println!("detached, and removed {}", pin_path.display());
-    } else {
-        println!("nothing was attached or pinned at {}", pin_path.display());
-    }
+    let path = pin_path.display();
+    super::print(&match removed {
+        true => format!("detached, and removed {path}\n"),
+        false => format!("nothing was attached or pinned at {path}\n"),
+    });
     Ok(())
 }
