@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use memlb::{
-    control::{AskError, Asker, Ordered, Request},
-    core::{Action, Hold},
+    control::{AskError, Asker, Ordered, Refused, Request},
+    core::{Action, Hold, check_reason},
     status::Status,
 };
 use serde::Serialize;
@@ -60,7 +60,8 @@ pub struct WeightArgs {
     #[command(flatten)]
     target: Target,
 
-    /// In percent of the share it would have by itself, 0 to 1000
+    /// In percent of the share it would have by itself, 0 to 1000, with or without a %
+    #[arg(value_parser = percent)]
     percent: u32,
 
     #[command(flatten)]
@@ -77,7 +78,7 @@ struct Target {
     #[arg(long)]
     service: Option<String>,
 
-    /// Why, for those who see the order later
+    /// Why, for those who see the order later: one line of at most 1000 bytes
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
@@ -128,6 +129,13 @@ pub fn weight(args: WeightArgs) -> Outcome {
     finish(&args.remote, ordered, None, false)
 }
 
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.trim().strip_suffix('%').unwrap_or(text).trim();
+    number
+        .parse()
+        .map_err(|_| "expected a whole number of percent, such as 50 or 50%".to_owned())
+}
+
 fn hold(target: Target, patience: Patience, remote: &Remote, hold: Hold) -> Outcome {
     let ordered = give(remote, &target, Action::Hold { hold })?;
     if !patience.wait {
@@ -156,6 +164,14 @@ fn hold(target: Target, patience: Patience, remote: &Remote, hold: Hold) -> Outc
 }
 
 fn give(remote: &Remote, target: &Target, action: Action) -> Result<Ordered, AskError> {
+    if let Some(reason) = &target.reason {
+        check_reason(reason).map_err(|problem| {
+            AskError::Refused(Refused {
+                error: format!("--reason: {problem}"),
+                is_usage: true,
+            })
+        })?;
+    }
     remote.ask(&Request::Order {
         worker: target.worker.clone(),
         service: target.service.clone(),
@@ -232,4 +248,22 @@ fn told(ordered: &Ordered) -> String {
         text += &format!("mind: a restarted manager would not know of it: {why}\n");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent;
+
+    #[test]
+    fn a_weight_may_have_its_sign() {
+        for text in ["50", "50%", "50 %"] {
+            assert_eq!(percent(text), Ok(50), "{text}");
+        }
+        for text in ["", "%", "50%%", "half", "-1", "1.5"] {
+            assert!(
+                percent(text).unwrap_err().contains("such as 50 or 50%"),
+                "{text}"
+            );
+        }
+    }
 }

@@ -2,14 +2,14 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use ::tracing::debug;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::{
     sys::stat::{Mode, umask},
     unistd::{Uid, User},
@@ -60,6 +60,13 @@ impl Server {
             bail!(
                 "another manager answers at the control socket {}: stop it, or choose another with \
                  --control-socket",
+                path.display()
+            );
+        }
+        // Of what is in the way, only a socket is the manager's to remove.
+        if fs::metadata(path).is_ok_and(|it| !it.file_type().is_socket()) {
+            bail!(
+                "{} is there already and is no socket: remove it, or choose another control_socket",
                 path.display()
             );
         }
@@ -117,21 +124,13 @@ impl Drop for Server {
 
 async fn answer(mut stream: UnixStream, offices: Offices) -> Result<()> {
     let user = user(&stream).await?;
-    let mut line = String::new();
+    let mut line = Vec::new();
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader.take(REQUEST_LIMIT));
-    timeout(PATIENCE, reader.read_line(&mut line))
+    timeout(PATIENCE, reader.read_until(b'\n', &mut line))
         .await
         .context("wait for the request")??;
-    let request = serde_json::from_str(&line).map_err(|error| {
-        let error = anyhow::Error::from(error).context(format!(
-            "not a request that this manager knows (it is memlb {}, expecting one like \
-             {{\"verb\":\"status\"}})",
-            env!("CARGO_PKG_VERSION")
-        ));
-        Refusal::Usage(error)
-    });
-    let reply = match request {
+    let reply = match understand(&line) {
         Ok(Request::Events { limit, follow }) => {
             return events(&mut writer, &offices, limit, follow).await;
         }
@@ -156,6 +155,22 @@ async fn answer(mut stream: UnixStream, offices: Offices) -> Result<()> {
         }
     };
     send(&mut writer, &reply).await
+}
+
+fn understand(line: &[u8]) -> Result<Request, Refusal> {
+    if line.len() as u64 == REQUEST_LIMIT && !line.ends_with(b"\n") {
+        return Err(Refusal::Usage(anyhow!(
+            "the request is too long: at most {REQUEST_LIMIT} bytes, with a newline at the end"
+        )));
+    }
+    serde_json::from_slice(line).map_err(|error| {
+        let error = anyhow::Error::from(error).context(format!(
+            "not a request that this manager knows (it is memlb {}, expecting one like \
+             {{\"verb\":\"status\"}})",
+            env!("CARGO_PKG_VERSION")
+        ));
+        Refusal::Usage(error)
+    })
 }
 
 /// Who is at the other end, by the kernel's word.
@@ -199,4 +214,47 @@ pub(super) async fn send(writer: &mut WriteHalf<'_>, line: &[u8]) -> Result<()> 
         .await
         .context("wait for the reader")?
         .context("send the reply")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn removes_nothing_but_a_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("manager.sock");
+        fs::write(&path, "precious").unwrap();
+        let refused = Server::bind(&path).await.unwrap_err().to_string();
+        assert!(refused.contains("is no socket"), "{refused}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        let refused = Server::bind(directory.path())
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("is no socket"), "{refused}");
+
+        fs::remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "a socket that nobody answers at");
+        drop(Server::bind(&path).await.unwrap());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn tells_a_long_request_from_an_unknown_one() {
+        let said = |line: &[u8]| match understand(line) {
+            Err(Refusal::Usage(error)) => format!("{error:#}"),
+            _ => panic!("it is understood"),
+        };
+        let limit = usize::try_from(REQUEST_LIMIT).unwrap();
+        let mut line = vec![b'r'; limit];
+        assert_eq!(
+            said(&line),
+            "the request is too long: at most 4096 bytes, with a newline at the end"
+        );
+        line[limit - 1] = b'\n';
+        assert!(said(&line).starts_with("not a request that this manager knows"));
+        assert!(understand(b"{\"verb\":\"status\"}\n").is_ok());
+    }
 }

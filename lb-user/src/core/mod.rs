@@ -44,7 +44,8 @@ pub use memory::{Bytes, Memory, Pressure};
 pub use obey::Obeyed;
 pub use obstacle::{Link, Obstacle};
 pub use order::{
-    Action, Hold, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders, Overlay, no_such,
+    Action, Hold, MOST_REASON_BYTES, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders,
+    Overlay, check_reason, no_such,
 };
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::order::{Action, MOST_WEIGHT_PERCENT, Order, OrderError, Orders};
+use super::order::{Action, MOST_WEIGHT_PERCENT, Order, OrderError, Orders, check_reason};
 use super::reason::helped;
 use super::service::Target;
 use super::{Core, Event, Hold};
@@ -91,6 +91,7 @@ impl Core {
     }
 
     fn target(&self, order: &Order) -> Result<usize, OrderError> {
+        order.reason.as_deref().map_or(Ok(()), check_reason)?;
         if let Action::Weight { percent } = order.action
             && percent > MOST_WEIGHT_PERCENT
         {

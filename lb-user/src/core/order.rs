@@ -15,6 +15,9 @@ use super::health::Health;
 /// The largest weight, in percent.
 pub const MOST_WEIGHT_PERCENT: u32 = 1000;
 
+/// The longest reason for an order, in bytes.
+pub const MOST_REASON_BYTES: usize = 1000;
+
 /// What is ordered of a worker, by whom and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
@@ -336,6 +339,12 @@ pub enum OrderError {
     WeightTooLarge {
         percent: u32,
     },
+    ReasonTooLong {
+        bytes: usize,
+    },
+    ReasonUnprintable {
+        character: char,
+    },
 }
 
 impl fmt::Display for OrderError {
@@ -368,19 +377,97 @@ impl fmt::Display for OrderError {
                 f,
                 "a weight of {percent} percent is too large: expected 0 to {MOST_WEIGHT_PERCENT}"
             ),
+            Self::ReasonTooLong { bytes } => write!(
+                f,
+                "the reason has {bytes} bytes: at most {MOST_REASON_BYTES} are kept"
+            ),
+            Self::ReasonUnprintable { character } => write!(
+                f,
+                "the reason contains {character:?}: expected one line of text, without control \
+                 characters"
+            ),
         }
     }
 }
 
 impl std::error::Error for OrderError {}
 
+/// Checks why an order is given: one line, which stands in tables and log lines as it is.
+///
+/// # Errors
+///
+/// Returns the first thing that is wrong with it.
+pub fn check_reason(reason: &str) -> Result<(), OrderError> {
+    if reason.len() > MOST_REASON_BYTES {
+        let bytes = reason.len();
+        return Err(OrderError::ReasonTooLong { bytes });
+    }
+    match reason.chars().find(|character| character.is_control()) {
+        Some(character) => Err(OrderError::ReasonUnprintable { character }),
+        None => Ok(()),
+    }
+}
+
 /// Says that there is nothing of that `kind` and `name`, and what was probably meant.
 pub fn no_such(kind: &str, name: &str, known: &[impl AsRef<str>]) -> String {
-    let known: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
+    const SHOWN: usize = 5;
     let distance = |candidate: &&str| strsim::damerau_levenshtein(name, candidate);
-    let nearest = known.iter().min_by_key(|candidate| distance(candidate));
-    match nearest.filter(|nearest| distance(nearest) <= 2) {
-        Some(nearest) => format!("there is no {kind} {name:?}; did you mean {nearest}?"),
-        None => format!("there is no {kind} {name:?}, only {}", known.join(", ")),
+    let mut known: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
+    if let Some(nearest) = known.iter().min_by_key(|candidate| distance(candidate))
+        && distance(nearest) <= 2
+    {
+        return format!("there is no {kind} {name:?}; did you mean {nearest}?");
+    }
+    let count = known.len();
+    if count <= SHOWN {
+        return format!("there is no {kind} {name:?}, only {}", known.join(", "));
+    }
+    known.sort_by_cached_key(distance);
+    format!(
+        "there is no {kind} {name:?}; of {count}, the most similar are {}",
+        known[..SHOWN].join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_names_only_the_nearest_are_told() {
+        let said = no_such("worker", "nosuch", &["a", "b"]);
+        assert_eq!(said, "there is no worker \"nosuch\", only a, b");
+        let many: Vec<String> = (0..300).map(|it| format!("worker{it}")).collect();
+        assert_eq!(
+            no_such("worker", "other7", &many),
+            "there is no worker \"other7\"; of 300, the most similar are worker7, worker0, \
+             worker1, worker2, worker3"
+        );
+        assert!(no_such("worker", "worker7x", &many).ends_with("did you mean worker7?"));
+    }
+
+    #[test]
+    fn a_reason_is_one_line_that_does_no_harm() {
+        assert_eq!(
+            check_reason("kernel update, ticket 42: \u{fc}bermorgen"),
+            Ok(())
+        );
+        for (reason, problem) in [
+            (
+                "a\u{1b}[31mred",
+                OrderError::ReasonUnprintable {
+                    character: '\u{1b}',
+                },
+            ),
+            ("a\nb", OrderError::ReasonUnprintable { character: '\n' }),
+            (&"r".repeat(1001), OrderError::ReasonTooLong { bytes: 1001 }),
+        ] {
+            let said = problem.to_string();
+            assert_eq!(check_reason(reason), Err(problem));
+            assert!(
+                said.len() < 120 && !said.contains(char::is_control),
+                "{said}"
+            );
+        }
     }
 }
