@@ -18,6 +18,21 @@ use memlb_tests::{
 const USAGE: i32 = 2;
 const RUN_TIME: i32 = 1;
 
+const CONFIGURATION: &str = "[manager]
+interfaces = [\"eth1\"]
+event_log = \"\"
+control_socket = \"SOCKET\"
+
+[[service]]
+name = \"web\"
+address = \"192.168.56.101:80\"
+fallback = \"192.168.56.101:8080\"
+workers = [
+    { name = \"worker1\", address = \"192.168.56.103:8081\" },
+    { name = \"worker2\", address = \"192.168.56.104:8082\" },
+]
+";
+
 #[test]
 fn tells_who_may_not_give_orders_what_to_do() {
     if !require_root() {
@@ -112,7 +127,7 @@ fn explains_what_is_wrong_with_a_configuration() {
         ),
         ("192.168.56.101:8080", "192.168.56.105:8080", &["fallback"]),
     ];
-    let good = configuration();
+    let good = machine.configuration();
     assert!(machine.check(&good).status.success());
     for (right, wrong, says) in cases {
         assert!(good.contains(right), "{right}");
@@ -131,7 +146,8 @@ fn tells_all_that_is_wrong_at_once() {
         return;
     }
     let machine = Machine::new();
-    let text = configuration()
+    let text = machine
+        .configuration()
         .replace("192.168.56.103:8081", "nowhere")
         .replace("\"worker2\"", "\"worker 2\"");
     expect(
@@ -148,7 +164,7 @@ fn explains_wrong_usage() {
     }
     let machine = Machine::new();
     let absent = machine.directory.join("absent.toml").display().to_string();
-    let config = machine.file("good.toml", &configuration());
+    let config = machine.file("good.toml", &machine.configuration());
     let cases: [(&[&str], &[&str]); 9] = [
         (
             &["manager", "--config", &absent],
@@ -204,7 +220,7 @@ fn explains_what_fails_at_run_time() {
         .join("absent.meminfo")
         .display()
         .to_string();
-    let config = machine.file("good.toml", &configuration());
+    let config = machine.file("good.toml", &machine.configuration());
     let elsewhere = machine.directory.join("no/bpffs").display().to_string();
     let cases: [(&[&str], &[&str]); 6] = [
         (
@@ -274,7 +290,7 @@ fn asks_for_the_privileges_it_needs() {
         return;
     }
     let machine = Machine::new();
-    let config = machine.file("good.toml", &configuration());
+    let config = machine.file("good.toml", &machine.configuration());
     let pins = machine.pins.display().to_string();
     for arguments in [
         &["manager", "--config", &config, "--pin-path", &pins][..],
@@ -319,6 +335,11 @@ impl Machine {
             directory,
             program,
         }
+    }
+
+    fn configuration(&self) -> String {
+        let socket = self.directory.join("manager.sock").display().to_string();
+        CONFIGURATION.replace("SOCKET", &socket)
     }
 
     fn file(&self, name: &str, text: &str) -> String {
@@ -385,24 +406,6 @@ impl Drop for Machine {
             }
         }
     }
-}
-
-fn configuration() -> String {
-    "[manager]
-interfaces = [\"eth1\"]
-event_log = \"\"
-control_socket = \"manager.sock\"
-
-[[service]]
-name = \"web\"
-address = \"192.168.56.101:80\"
-fallback = \"192.168.56.101:8080\"
-workers = [
-    { name = \"worker1\", address = \"192.168.56.103:8081\" },
-    { name = \"worker2\", address = \"192.168.56.104:8082\" },
-]
-"
-    .to_owned()
 }
 
 fn expect(output: &Output, status: i32, says: &[&str]) {

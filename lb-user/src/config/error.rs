@@ -29,6 +29,8 @@ pub enum Origin {
     File { file: String },
     /// An option of the command line.
     Flag(&'static str),
+    /// A setting given with `--set`.
+    Set(String),
 }
 
 /// The kinds of problems, each with its own message.
@@ -70,6 +72,7 @@ pub enum ProblemKind {
     NatPortsOverlapKernel,
     FallbackIsService,
     FallbackElsewhere,
+    ManagersOwnAddress,
     WorkerOnManager,
     TooManyBackends,
     TooManyServices,
@@ -85,10 +88,9 @@ impl ConfigError {
             key: String::new(),
             what: format!("cannot be read: {error}"),
             expected: "a readable TOML file".to_owned(),
-            remedy:
-                "check the path and its permissions, or leave --config out to run the built-in \
-                     example"
-                    .to_owned(),
+            remedy: "check the path and its permissions; `memlb check --example` prints an \
+                     example to begin with"
+                .to_owned(),
         })
     }
 }
@@ -119,7 +121,7 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.origin.fmt(f)?;
         // A flag names its setting by itself.
-        if !self.key.is_empty() && !matches!(self.origin, Origin::Flag(_)) {
+        if !self.key.is_empty() && !matches!(self.origin, Origin::Flag(_) | Origin::Set(_)) {
             write!(f, ", {}", self.key)?;
         }
         write!(f, ": {}", self.what)?;
@@ -134,6 +136,7 @@ impl fmt::Display for Origin {
             Self::Line { file, line } => write!(f, "{file}, line {line}"),
             Self::File { file } => f.write_str(file),
             Self::Flag(flag) => f.write_str(flag),
+            Self::Set(set) => write!(f, "--set {set}"),
         }
     }
 }

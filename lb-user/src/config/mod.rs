@@ -30,7 +30,7 @@ pub fn threshold(text: &str) -> Option<Threshold> {
     values::threshold(text).ok()
 }
 
-use crate::core::{Endpoint, Mode, Policy, Protocol, SpreadSettings, Threshold};
+use crate::core::{Endpoint, HOLD, Mode, Policy, Protocol, SpreadSettings, Threshold};
 use crate::heartbeat::Authentication;
 
 /// A validated configuration.
@@ -123,6 +123,29 @@ impl Service {
             protocol: self.protocol,
         }
     }
+
+    /// Says what is set for another policy than the service's.
+    fn idle_settings(&self) -> Option<String> {
+        if self.policy == Policy::Memory {
+            return None;
+        }
+        let set = [
+            ("threshold", self.threshold != Threshold::Auto),
+            ("hold", self.hold != HOLD),
+        ];
+        let set: Vec<&str> = set.iter().filter(|it| it.1).map(|it| it.0).collect();
+        let verb = match set.len() {
+            0 => return None,
+            1 => "has",
+            _ => "have",
+        };
+        Some(format!(
+            "service {}: {} {verb} no effect under policy \"{}\", only under \"memory\"",
+            self.name,
+            set.join(" and "),
+            self.policy
+        ))
+    }
 }
 
 /// Which agents become workers by starting: those with a key, in these networks.
@@ -202,9 +225,10 @@ impl Config {
         overrides: &Overrides,
         kernel_ports: Option<PortRange>,
     ) -> Result<Self, ConfigError> {
-        let text = &set::apply(text, &overrides.set)?;
-        let file = file::parse(text, name)?;
-        check::check(file, text, name, overrides, kernel_ports)
+        let laid = set::apply(text, &overrides.set)?;
+        file::parse(&laid.text, name)
+            .and_then(|file| check::check(file, &laid.text, name, overrides, kernel_ports))
+            .map_err(|error| laid.blame(error))
     }
 
     /// Checks the built-in example, like [`Self::read`].
@@ -235,6 +259,9 @@ impl Config {
                  down_after = \"15s\" or more until all workers run memlb agent",
                 values::show_duration(self.failover.down_after)
             ));
+        }
+        for service in &self.services {
+            warnings.extend(service.idle_settings());
         }
         warnings
     }

@@ -1,21 +1,40 @@
 //! `--set TABLE.KEY=VALUE`: any setting of the file, from the command line.
 
-use toml_edit::{DocumentMut, Item, Table, Value};
+use std::ops::RangeInclusive;
+
+use toml_edit::{Document, DocumentMut, Item, Table, Value};
 
 use super::error::{ConfigError, Origin, Problem, ProblemKind};
+use super::file::line;
 
-/// Returns the file's text with the settings laid into it, to be checked like any other.
+/// The file's text with the settings laid into it, to be checked like any other.
+pub(super) struct Laid {
+    pub text: String,
+    spots: Vec<Spot>,
+}
+
+/// Where a setting stands that was laid in.
+struct Spot {
+    set: String,
+    lines: RangeInclusive<usize>,
+    /// How many lines it has taken the place of.
+    before: usize,
+}
+
+/// Lays settings into the file's text.
 ///
 /// The key is `TABLE.KEY`, or `service.NAME.KEY` for the service of that name. The value is TOML;
 /// what is no TOML value is taken for text, so that a shell's quotes need no second pair.
-pub(super) fn apply(text: &str, sets: &[String]) -> Result<String, ConfigError> {
-    if sets.is_empty() {
-        return Ok(text.to_owned());
-    }
-    let Ok(mut document) = text.parse::<DocumentMut>() else {
-        // The reading proper says what is wrong with the text, and where.
-        return Ok(text.to_owned());
+pub(super) fn apply(text: &str, sets: &[String]) -> Result<Laid, ConfigError> {
+    let unchanged = || Laid {
+        text: text.to_owned(),
+        spots: Vec::new(),
     };
+    let (false, Ok(file)) = (sets.is_empty(), Document::parse(text)) else {
+        // The reading proper says what is wrong with the text, and where.
+        return Ok(unchanged());
+    };
+    let mut document = file.clone().into_mut();
     for set in sets {
         let (path, value) = set
             .split_once('=')
@@ -30,15 +49,74 @@ pub(super) fn apply(text: &str, sets: &[String]) -> Result<String, ConfigError> 
         let value = value.parse().unwrap_or_else(|_| Value::from(value));
         table.insert(key, Item::Value(value));
     }
-    Ok(document.to_string())
+    let text = document.to_string();
+    let Ok(laid) = Document::parse(text.as_str()) else {
+        return Ok(unchanged());
+    };
+    let spot = |set: &String| {
+        let lines = lines_of(&laid, set)?;
+        let before = lines_of(&file, set).map_or(0, Iterator::count);
+        Some(Spot {
+            set: set.clone(),
+            lines,
+            before,
+        })
+    };
+    let spots = sets.iter().filter_map(spot).collect();
+    Ok(Laid { text, spots })
+}
+
+impl Laid {
+    /// Lets what is wrong name the option that it comes from, or the line that it has in the file.
+    pub fn blame(&self, mut error: ConfigError) -> ConfigError {
+        for problem in &mut error.problems {
+            if let Origin::Line { line, .. } = &mut problem.origin {
+                let mut spots = self.spots.iter().rev();
+                match spots.find(|it| it.lines.contains(line)) {
+                    Some(spot) => problem.origin = Origin::Set(spot.set.clone()),
+                    None => *line = self.line_before(*line),
+                }
+            }
+        }
+        error
+    }
+
+    fn line_before(&self, line: usize) -> usize {
+        let mut counted: Vec<&RangeInclusive<usize>> = Vec::new();
+        let mut before = line;
+        for spot in self.spots.iter().filter(|it| *it.lines.end() < line) {
+            if !counted.contains(&&spot.lines) {
+                counted.push(&spot.lines);
+                before = before + spot.before - spot.lines.clone().count();
+            }
+        }
+        before
+    }
+}
+
+/// Returns the lines at which the text has that setting.
+fn lines_of(document: &Document<&str>, set: &str) -> Option<RangeInclusive<usize>> {
+    let (table, key) = set.split_once('=')?.0.trim().rsplit_once('.')?;
+    let table = match table.strip_prefix("service.") {
+        Some(name) => {
+            let mut services = document.get("service")?.as_array_of_tables()?.iter();
+            services.find(|service| is_called(service, name))?
+        }
+        None => document.get(table)?.as_table()?,
+    };
+    let (key, value) = table.get_key_value(key)?;
+    let line = |byte| line(document.raw(), byte);
+    Some(line(key.span()?.start)..=line(value.span()?.end))
+}
+
+fn is_called(service: &Table, name: &str) -> bool {
+    service.get("name").and_then(Item::as_str) == Some(name)
 }
 
 fn find<'a>(document: &'a mut DocumentMut, path: &str) -> Option<&'a mut Table> {
     if let Some(name) = path.strip_prefix("service.") {
         let services = document.get_mut("service")?.as_array_of_tables_mut()?;
-        return services
-            .iter_mut()
-            .find(|service| service.get("name").and_then(Item::as_str) == Some(name));
+        return services.iter_mut().find(|service| is_called(service, name));
     }
     let known = ["manager", "heartbeats", "failover", "limits"].contains(&path);
     known.then_some(())?;
@@ -107,6 +185,67 @@ mod tests {
         ] {
             let error = example_with(&[set]).unwrap_err();
             assert!(error.contains(said), "{set}: {error}");
+        }
+    }
+
+    /// A file of few lines, of which the last but one is wrong.
+    const FILE: &str = "\
+[manager]
+interfaces = [\"eth1\"]
+
+[failover]
+down_after = \"2s\"
+
+[[service]]
+name = \"web\"
+address = \"192.168.56.101:80\"
+fallback = \"192.168.56.101:8080\"
+reserve = \"99%\"
+workers = [{ name = \"worker1\", address = \"192.168.56.103:8081\" }]
+";
+
+    #[test]
+    fn an_error_names_the_option_or_the_line_of_the_file() {
+        for (sets, said) in [
+            (
+                &["failover.down_after=2500"][..],
+                &["--set failover.down_after=2500: "][..],
+            ),
+            (
+                &["service.web.thresold=3"],
+                &["--set service.web.thresold=3: there is no"],
+            ),
+            // Two that add a line each, and one that takes the place of one.
+            (
+                &[
+                    "failover.up_after=3",
+                    "failover.down_after=9s",
+                    "manager.attach=tc",
+                ],
+                &["memlb.toml, line 11, service.reserve: "],
+            ),
+            (
+                &[
+                    "limits.flows=0",
+                    "failover.up_after=0",
+                    "failover.up_after=-1",
+                ],
+                &[
+                    "--set failover.up_after=-1: -1 is out",
+                    "--set limits.flows=0: 0 is out",
+                    "memlb.toml, line 11, service.reserve: ",
+                ],
+            ),
+        ] {
+            let overrides = Overrides {
+                set: sets.iter().map(|&set| set.to_owned()).collect(),
+                ..Overrides::default()
+            };
+            let error = Config::parse(FILE, "memlb.toml", &overrides, None).unwrap_err();
+            let error = error.to_string();
+            for said in said {
+                assert!(error.contains(said), "{said}\n{error}");
+            }
         }
     }
 }

@@ -596,6 +596,204 @@ fn assert_at_the_changed_line(problem: &Problem, text: &str) {
 }
 
 #[test]
+fn nobody_else_is_served_where_the_manager_listens() {
+    let udp = |address: &str, fallback: &str, listen: &str| {
+        format!(
+            r#"
+            manager.interfaces = ["eth1"]
+            manager.heartbeat_listen = "{listen}"
+            [[service]]
+            name = "dns"
+            protocol = "udp"
+            address = "{address}"
+            fallback = "{fallback}"
+            workers = [{{ name = "worker1", address = "{}" }}]
+            "#,
+            if address.starts_with('[') {
+                "[2001:db8::9]:53"
+            } else {
+                "10.77.0.9:53"
+            }
+        )
+    };
+    let tcp = |address: &str, fallback: &str, listen: &str| {
+        let text = udp(address, fallback, listen).replace("\"udp\"", "\"tcp\"");
+        text.replace("heartbeat_listen", "http_listen")
+    };
+    for text in [
+        udp("10.77.0.1:9999", "reject", "0.0.0.0:9999"),
+        udp("10.77.0.1:9999", "reject", "10.77.0.1:9999"),
+        udp("10.77.0.1:9999", "reject", "[::]:9999"),
+        udp("[2001:db8::1]:9999", "reject", "[::]:9999"),
+        udp("10.77.0.1:53", "10.77.0.1:9999", "0.0.0.0:9999"),
+        tcp("10.77.0.1:9998", "reject", "10.77.0.1:9998"),
+        tcp("10.77.0.1:80", "10.77.0.1:9998", "10.77.0.1:9998"),
+        tcp("10.77.0.1:80", "10.77.0.1:9998", "0.0.0.0:9998"),
+    ] {
+        let found = problems(&text);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].kind, Kind::ManagersOwnAddress, "{}", found[0]);
+        assert!(found[0].what.contains("_listen = "), "{}", found[0]);
+    }
+    for text in [
+        udp("10.77.0.1:9999", "reject", "10.77.0.2:9999"),
+        udp("10.77.0.1:9999", "reject", "10.77.0.1:9990"),
+        udp("[2001:db8::1]:9999", "reject", "0.0.0.0:9999"),
+        // TCP is no UDP.
+        udp("10.77.0.1:9998", "reject", "0.0.0.0:9999"),
+        tcp("10.77.0.1:9999", "10.77.0.1:9998", ""),
+        tcp("10.77.0.1:80", "10.77.0.1:9998", "127.0.0.1:9998"),
+    ] {
+        parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    }
+}
+
+#[test]
+fn advice_is_what_was_meant_or_what_there_is() {
+    for (piece, other, advice) in [
+        (
+            "protocol = \"tcp\"",
+            "protocol = \"UDP\"",
+            "did you mean \"udp\"?",
+        ),
+        ("mode = \"nat\"", "mode = \"DSR\"", "did you mean \"dsr\"?"),
+        (
+            "policy = \"memory\"",
+            "policy = \"least_conn\"",
+            "did you mean \"least_connections\"?",
+        ),
+        (
+            "policy = \"memory\"",
+            "policy = \"leastconn\"",
+            "did you mean \"least_connections\"?",
+        ),
+        (
+            "policy = \"memory\"",
+            "policy = \"Round-Robin\"",
+            "did you mean \"round_robin\"?",
+        ),
+        (
+            "authentication = \"off\"",
+            "authentication = \"on\"",
+            "write one that is known",
+        ),
+        (
+            "protocol = \"tcp\"",
+            "protocol = \"sctp\"",
+            "write one that is known",
+        ),
+        (
+            "reserve = \"5%\"",
+            "reserve = \"95%\"",
+            "write one that is in this range",
+        ),
+        ("reserve = \"5%\"", "reserve = \"50\"", "write \"50%\""),
+    ] {
+        let found = problems(&example_with(piece, other)).remove(0);
+        assert!(found.remedy.starts_with(advice), "{found}");
+    }
+    let reserve = problems(&example_with("reserve = \"5%\"", "reserve = \"95%\"")).remove(0);
+    assert_eq!(reserve.what, "\"95%\" is out of range");
+    assert!(
+        reserve.expected.ends_with("from \"0%\" to \"90%\""),
+        "{reserve}"
+    );
+}
+
+#[test]
+fn tables_and_lists_are_explained_by_an_example() {
+    let single = LEAST.replace("[[service]]", "[service]");
+    let names = LEAST.split("workers =").next().unwrap_or("").to_owned();
+    let auto_join = "auto_join = { networks = [], port = 8081 }";
+    for (text, key, expected) in [
+        (single, "service", "[[service]]"),
+        (
+            example_with("[failover]\n", "[[failover]]\n"),
+            "failover",
+            "[failover]",
+        ),
+        (
+            format!("{names}workers = [\n    \"worker1\",\n]"),
+            "service.workers",
+            "workers = [{ name = ",
+        ),
+        (
+            format!("{names}workers = [\"worker1\"]"),
+            "service.workers",
+            "workers = [{ name = ",
+        ),
+        (
+            format!("{names}workers = \"worker1\""),
+            "service.workers",
+            "workers = [{ name = ",
+        ),
+        (
+            example_with(auto_join, "auto_join = [\"10.77.0.0/24\"]"),
+            "service.auto_join",
+            "auto_join = { networks = [",
+        ),
+        (
+            example_with(auto_join, "auto_join = \"10.77.0.0/24\""),
+            "service.auto_join",
+            "auto_join = { networks = [",
+        ),
+    ] {
+        let found = problems(&text).remove(0);
+        assert_eq!(found.kind, Kind::WrongType, "{found}");
+        assert_eq!(found.key, key, "{found}");
+        assert!(found.expected.starts_with(expected), "{found}");
+        for word in ["struct", "sequence", "map,"] {
+            assert!(!found.to_string().contains(word), "{found}");
+        }
+    }
+}
+
+#[test]
+fn warns_of_settings_of_another_policy() {
+    let idle = |text: &str| parse(text).expect("allowed").warnings();
+    let threshold = example_with("threshold = \"auto\"", "threshold = \"10%\"");
+    assert_eq!(idle(&threshold), [""; 0]);
+    let text = threshold
+        .replace("hold = \"250ms\"", "hold = \"1s\"")
+        .replace("policy = \"memory\"", "policy = \"balanced\"");
+    let warnings = idle(&text);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].starts_with(
+            "service web: threshold and hold have no effect under policy \"balanced\""
+        ),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn relative_paths_are_refused_wherever_they_are_given() {
+    for key in ["pin_path", "control_socket", "state_file", "event_log"] {
+        let line = |line: &&str| line.starts_with(&format!("{key} = "));
+        let before = Config::EXAMPLE.lines().find(line).expect("the setting");
+        let found = problems(&example_with(before, &format!("{key} = \"x.file\"")));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].kind, Kind::BadPath);
+        assert_eq!(found[0].what, "\"x.file\" is not an absolute path");
+    }
+    let path = || Some(PathBuf::from("x.file"));
+    let overrides = Overrides {
+        control_socket: path(),
+        state_file: path(),
+        event_log: path(),
+        ..Overrides::default()
+    };
+    let error = Config::example(&overrides, None).expect_err("relative paths");
+    let error = error.to_string();
+    for flag in ["--control-socket: ", "--state-file: ", "--event-log: "] {
+        assert!(
+            error.contains(&format!("{flag}\"x.file\" is not an absolute path")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn all_mistakes_are_reported_together() {
     let text = example_with("up_after = 2", "up_after = 0")
         .replace("closing_idle = \"10s\"", "closing_idle = \"10\"")
@@ -645,8 +843,8 @@ fn the_command_line_goes_before_the_file() {
         attach: Some("xdp".to_owned()),
         heartbeat_listen: Some("10.0.0.1:9000".to_owned()),
         pin_path: Some(PathBuf::from("/run/bpf/other")),
-        control_socket: Some(PathBuf::from("other.sock")),
-        state_file: Some(PathBuf::from("other.json")),
+        control_socket: Some(PathBuf::from("/run/other.sock")),
+        state_file: Some(PathBuf::from("/run/other.json")),
         event_log: Some(PathBuf::from("")),
         legacy_heartbeats: true,
         http_listen: Some(String::new()),
@@ -660,8 +858,8 @@ fn the_command_line_goes_before_the_file() {
         attach: Attach::Xdp,
         heartbeat_listen: "10.0.0.1:9000".parse().expect("an address"),
         pin_path: PathBuf::from("/run/bpf/other"),
-        control_socket: PathBuf::from("other.sock"),
-        state_file: PathBuf::from("other.json"),
+        control_socket: PathBuf::from("/run/other.sock"),
+        state_file: PathBuf::from("/run/other.json"),
         event_log: None,
         legacy_heartbeats: true,
         http_listen: None,

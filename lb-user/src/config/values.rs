@@ -1,5 +1,6 @@
 //! Values that TOML has no type for: durations, thresholds, port ranges, addresses.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -36,7 +37,7 @@ impl fmt::Display for PortRange {
 pub(super) struct BadValue {
     pub kind: ProblemKind,
     pub what: String,
-    pub expected: &'static str,
+    pub expected: Cow<'static, str>,
     pub remedy: String,
 }
 
@@ -45,7 +46,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, BadValue> {
     humantime::parse_duration(text.trim()).map_err(|error| BadValue {
         kind: ProblemKind::BadDuration,
         what: format!("{text:?} is not a duration: {error}"),
-        expected: "a number with a unit: ms, s, m, h",
+        expected: "a number with a unit: ms, s, m, h".into(),
         remedy: match text.trim().parse::<u64>() {
             Ok(number) => format!("write \"{number}ms\" or \"{number}s\", whichever is meant"),
             Err(_) => "write for instance \"1500ms\" or \"1h 30m\"".to_owned(),
@@ -78,7 +79,7 @@ pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
     let bad = |what: String, remedy: &str| BadValue {
         kind: ProblemKind::BadThreshold,
         what,
-        expected: "\"auto\", a size such as \"64MiB\", or a percentage such as \"10%\"",
+        expected: "\"auto\", a size such as \"64MiB\", or a percentage such as \"10%\"".into(),
         remedy: remedy.to_owned(),
     };
     let trimmed = text.trim();
@@ -128,21 +129,24 @@ pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
 
 /// Reads a whole percentage such as `10%`, within `range`.
 pub(super) fn percent(text: &str, range: RangeInclusive<u32>) -> Result<u32, BadValue> {
-    let number = text.trim().strip_suffix('%').map(str::trim_end);
-    let percent = number.and_then(|number| number.parse().ok());
-    percent
-        .filter(|percent| range.contains(percent))
-        .ok_or_else(|| BadValue {
-            kind: ProblemKind::BadPercent,
-            what: format!("{text:?} is not such a percentage"),
-            expected: "a whole number with a % behind it",
-            remedy: format!(
-                "write a number from {} to {}, as in \"{}%\"",
-                range.start(),
-                range.end(),
-                range.end()
-            ),
-        })
+    let (text, least, most) = (text.trim(), range.start(), range.end());
+    let number = |text: &str| text.trim_end().parse::<u32>().ok();
+    let with_sign = text.strip_suffix('%').and_then(number);
+    if let Some(percent) = with_sign.filter(|percent| range.contains(percent)) {
+        return Ok(percent);
+    }
+    let (what, remedy) = match (with_sign, number(text)) {
+        (Some(_), _) => ("out of range", "write one that is in this range".to_owned()),
+        (_, Some(bare)) if range.contains(&bare) => ("no percentage", format!("write \"{bare}%\"")),
+        _ => ("no percentage", "write for instance \"50%\"".to_owned()),
+    };
+    Err(BadValue {
+        kind: ProblemKind::BadPercent,
+        what: format!("{text:?} is {what}"),
+        expected: format!("a whole number with a % behind it, from \"{least}%\" to \"{most}%\"")
+            .into(),
+        remedy,
+    })
 }
 
 /// Reads the largest share: `auto`, or a percentage.
@@ -153,7 +157,7 @@ pub(super) fn max_share(text: &str) -> Result<MaxShare, BadValue> {
     percent(text, 1..=100)
         .map(MaxShare::Percent)
         .map_err(|bad| BadValue {
-            expected: "\"auto\", or a percentage from \"1%\" to \"100%\"",
+            expected: "\"auto\", or a percentage from \"1%\" to \"100%\"".into(),
             ..bad
         })
 }
@@ -169,7 +173,7 @@ pub(super) fn port_range(text: &str) -> Result<PortRange, BadValue> {
         None => Err(BadValue {
             kind: ProblemKind::BadPortRange,
             what: format!("{text:?} is not a range of ports"),
-            expected: "FIRST-LAST, each from 0 to 65535",
+            expected: "FIRST-LAST, each from 0 to 65535".into(),
             remedy: "write for instance \"4096-32767\"".to_owned(),
         }),
     }
@@ -181,7 +185,8 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, BadValue> {
         Err(BadValue {
             kind: ProblemKind::BadAddress,
             what,
-            expected: "an address and a port, as in \"192.168.56.101:80\" or \"[2001:db8::1]:80\"",
+            expected: "an address and a port, as in \"192.168.56.101:80\" or \"[2001:db8::1]:80\""
+                .into(),
             remedy,
         })
     };

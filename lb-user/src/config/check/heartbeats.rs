@@ -41,15 +41,11 @@ pub(super) fn check(
     let setting = Setting::spanned(table.keys, PathBuf::from);
     let (keys, place) = reader.take("heartbeats.keys", setting);
     let keys = keys.unwrap_or(default.keys);
-    if !keys.is_absolute() {
-        reader.refuse(
-            &place,
-            ProblemKind::BadPath,
-            format!("{:?} is not an absolute path", keys.display().to_string()),
-            "a directory of key files, or a key file, as /etc/memlb/keys",
-            "begin the path with /",
-        );
-    }
+    reader.absolute(
+        &keys,
+        &place,
+        "a directory of key files, or a key file, as /etc/memlb/keys",
+    );
     Heartbeats {
         authentication,
         keys,

@@ -57,7 +57,7 @@ pub(super) fn check(
             default.control_socket,
         ),
         state_file: state_file(reader, table.state_file, overrides, default.state_file),
-        event_log: event_log(table.event_log, overrides, default.event_log),
+        event_log: event_log(reader, table.event_log, overrides, default.event_log),
         legacy_heartbeats: overrides.legacy_heartbeats
             || table
                 .legacy_heartbeats
@@ -140,15 +140,11 @@ fn pin_path(
         &overrides.pin_path,
         default,
     );
-    if !path.is_absolute() {
-        reader.refuse(
-            &place,
-            ProblemKind::BadPath,
-            format!("{:?} is not an absolute path", path.display().to_string()),
-            "a directory of a BPF file system, as /sys/fs/bpf/memlb",
-            "begin the path with /",
-        );
-    }
+    reader.absolute(
+        &path,
+        &place,
+        "a directory of a BPF file system, as /sys/fs/bpf/memlb",
+    );
     path
 }
 
@@ -174,6 +170,8 @@ fn control_socket(
             format!("1 to {LONGEST_SOCKET_PATH} bytes"),
             "choose a shorter path, as /run/memlb/manager.sock",
         );
+    } else {
+        reader.absolute(&path, &place, "a socket, as /run/memlb/manager.sock");
     }
     path
 }
@@ -199,18 +197,34 @@ fn state_file(
             "a file for the operator's orders, as /var/lib/memlb/operator.json",
             "name one, or leave the setting out; what is drained would not outlast the manager",
         );
+    } else {
+        reader.absolute(&path, &place, "a file, as /var/lib/memlb/operator.json");
     }
     path
 }
 
 fn event_log(
+    reader: &mut Reader<'_>,
     given: Given<String>,
     overrides: &Overrides,
     default: Option<PathBuf>,
 ) -> Option<PathBuf> {
-    let given = given.map(|given| PathBuf::from(given.into_inner()));
-    let path = overrides.event_log.clone().or(given).or(default);
-    path.filter(|path| !path.as_os_str().is_empty())
+    let (path, place) = path(
+        reader,
+        ("manager.event_log", "--event-log"),
+        given,
+        &overrides.event_log,
+        default.unwrap_or_default(),
+    );
+    if path.as_os_str().is_empty() {
+        return None;
+    }
+    reader.absolute(
+        &path,
+        &place,
+        "a file, as /var/log/memlb/events.jsonl, or \"\" for none",
+    );
+    Some(path)
 }
 
 fn path(

@@ -34,6 +34,7 @@ pub(super) fn check(
         file.services,
         overrides,
         &room,
+        &manager,
         heartbeats.authentication,
     );
     reader.finish(Config {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
 use toml::Spanned;
@@ -231,21 +232,16 @@ impl<'a> Reader<'a> {
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
             return Some(*value);
         }
-        let (kind, what, remedy) = if planned.contains(&text.as_str()) {
-            (
+        let (kind, what) = match planned.contains(&text.as_str()) {
+            true => (
                 ProblemKind::NotSupportedYet,
                 format!("{text:?} is not supported by this version yet"),
-                format!("use {:?}, or leave the setting out", known[0]),
-            )
-        } else {
-            (
-                ProblemKind::UnknownChoice,
-                format!("{text:?} is not known"),
-                match nearest(&text, &known) {
-                    Some(word) => format!("did you mean {word:?}?"),
-                    None => format!("use {:?}, or leave the setting out", known[0]),
-                },
-            )
+            ),
+            false => (ProblemKind::UnknownChoice, format!("{text:?} is not known")),
+        };
+        let remedy = match nearest(&text, &known) {
+            Some(word) if kind == ProblemKind::UnknownChoice => format!("did you mean {word:?}?"),
+            _ => "write one that is known; `memlb check --example` explains them".to_owned(),
         };
         self.refuse(&place, kind, what, one_of(&known), remedy);
         None
@@ -316,6 +312,19 @@ impl<'a> Reader<'a> {
             }
         };
         Checked { value, place, bad }
+    }
+
+    /// Refuses a path that would depend on where the manager is started.
+    pub fn absolute(&mut self, path: &Path, place: &Place, expected: &str) {
+        if !path.is_absolute() {
+            self.refuse(
+                place,
+                ProblemKind::BadPath,
+                format!("{:?} is not an absolute path", path.display().to_string()),
+                expected,
+                "begin the path with /",
+            );
+        }
     }
 
     /// Takes a setting apart without reading its value.

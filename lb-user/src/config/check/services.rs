@@ -13,7 +13,7 @@ use crate::config::error::{Origin, ProblemKind};
 use crate::config::file::{Given, ServiceTable, WorkerTable};
 use crate::config::overrides::Overrides;
 use crate::config::values;
-use crate::config::{AutoJoin, Service, Worker};
+use crate::config::{AutoJoin, Manager, Service, Worker};
 use crate::core::{
     Endpoint, HOLD, MANAGER, Mode, NOBODY, Policy, Pressure, Protocol, SpreadSettings, Threshold,
 };
@@ -44,6 +44,7 @@ pub(super) fn check(
     tables: Vec<Spanned<ServiceTable>>,
     overrides: &Overrides,
     room: &Room,
+    manager: &Manager,
     authentication: Authentication,
 ) -> Vec<Service> {
     count(reader, &tables, room);
@@ -56,6 +57,7 @@ pub(super) fn check(
         distinct_workers(reader, draft);
         one_family(reader, draft);
         fallback(reader, draft, &drafts);
+        managers_own(reader, draft, manager);
         workers_elsewhere(reader, draft, &drafts);
     }
     // What could not be read was refused above, so that nothing is lost here unnoticed.
@@ -335,7 +337,7 @@ fn name(
             &place,
             ProblemKind::BadName,
             problem.to_string(),
-            "1 to 64 ASCII letters, digits and . _ -",
+            "1 to 64 ASCII letters, digits and . _ -, the first of them no dot",
             "choose another name",
         );
         return None;
@@ -433,7 +435,7 @@ fn distinct<'a>(
         };
         let line = match &first.origin {
             Origin::Line { line, .. } => format!(" (line {line})"),
-            Origin::File { .. } | Origin::Flag(_) => String::new(),
+            Origin::File { .. } | Origin::Flag(_) | Origin::Set(_) => String::new(),
         };
         reader.refuse(
             place,
@@ -503,6 +505,49 @@ fn fallback(reader: &mut Reader<'_>, draft: &Draft, drafts: &[Draft]) {
             ),
         );
     }
+}
+
+/// Where the manager itself listens, nobody else is served: its heartbeats would go to the workers.
+fn managers_own(reader: &mut Reader<'_>, draft: &Draft, manager: &Manager) {
+    let (own, what, setting) = match draft.protocol {
+        Protocol::Udp => (
+            Some(manager.heartbeat_listen),
+            "receives heartbeats",
+            "heartbeat_listen",
+        ),
+        Protocol::Tcp => (manager.http_listen, "shows its web page", "http_listen"),
+    };
+    let Some(own) = own else {
+        return;
+    };
+    for located in [&draft.address, &draft.fallback].into_iter().flatten() {
+        if !is_taken_by(located.address, own) {
+            continue;
+        }
+        let wildcard = match own.ip().is_unspecified() {
+            true => ", which is at every address of it",
+            false => "",
+        };
+        reader.refuse(
+            &located.place,
+            ProblemKind::ManagersOwnAddress,
+            format!(
+                "{} is where the manager itself {what} ({setting} = \"{own}\"{wildcard})",
+                located.address
+            ),
+            "an address and port at which the manager does not listen",
+            format!(
+                "choose another port here, or set {setting} to another port, or to one other address \
+                 of the manager"
+            ),
+        );
+    }
+}
+
+/// Whether who listens at `own` gets what is sent to `address`; `[::]` takes IPv4, too.
+fn is_taken_by(address: SocketAddr, own: SocketAddr) -> bool {
+    let is_any = own.ip().is_unspecified() && (own.is_ipv6() || address.is_ipv4());
+    address.port() == own.port() && (is_any || address.ip() == own.ip())
 }
 
 /// Packets to a worker leave the manager, so that its own addresses cannot be one.
