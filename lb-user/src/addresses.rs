@@ -44,6 +44,19 @@ impl Addresses {
     }
 }
 
+/// Says that a service's address is none of this machine's, and which command gives it one.
+pub fn absent(service: &str, address: IpAddr, interface: &str) -> (String, String) {
+    let found = format!(
+        "{service}: {address} is not an address of this host, so that no client's packet finds its way \
+         here (right on a standby, which does not have it yet, and where it is routed here)"
+    );
+    let length = if address.is_ipv4() { 24 } else { 64 };
+    (
+        found,
+        format!("ip address add {address}/{length} dev {interface}"),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;

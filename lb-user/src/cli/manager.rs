@@ -1,8 +1,13 @@
 //! `memlb manager`: the balancer's control loop.
 
 use memlb::manager;
+use tracing::{info, warn};
 
-use super::{Outcome, block_on, source::Source, unload};
+use super::{
+    Outcome, block_on,
+    source::{Source, USUAL_CONFIG},
+    unload,
+};
 
 /// Receive heartbeats, choose workers, steer connections
 ///
@@ -26,6 +31,13 @@ pub fn run(args: Args) -> Outcome {
         return unload::remove(&config.manager.pin_path, false);
     }
     let file = source.file();
+    match &file {
+        Some(file) => info!("the configuration is {}", file.display()),
+        None => warn!(
+            "there is no {USUAL_CONFIG}: the built-in example is used, the three-node lab \
+             (`memlb check --example` prints it); write that file, or name yours with --config"
+        ),
+    }
     Ok(block_on(manager::run(
         config,
         file,

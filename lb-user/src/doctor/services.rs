@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Finding, host::Host, probe::Attempt};
-use crate::sockets;
+use crate::{addresses::absent, sockets};
 
 /// What the findings are drawn from.
 #[derive(Debug, Clone)]
@@ -42,18 +42,11 @@ fn address(facts: &Facts<'_>, service: &Service) -> Finding {
     let strayed =
         !facts.interfaces.is_empty() && addresses.elsewhere(ip, &facts.interfaces).is_some();
     match addresses.interface_of(ip) {
-        None => Finding::problem(
-            "service",
-            format!(
-                "{name}: {ip} is not an address of this host, so that no client's packet finds its way \
-                 here (right on a standby, which does not have it yet)"
-            ),
-            format!(
-                "ip address add {ip}/{} dev {}",
-                if ip.is_ipv4() { 24 } else { 64 },
-                facts.interfaces.first().unwrap_or(&"INTERFACE")
-            ),
-        ),
+        None => {
+            let interface = facts.interfaces.first().unwrap_or(&"INTERFACE");
+            let (found, remedy) = absent(name, ip, interface);
+            Finding::problem("service", found, remedy)
+        }
         Some(own) if strayed => Finding::problem(
             "service",
             format!(

@@ -181,7 +181,7 @@ pub(super) async fn open(
     Ok((manager, doors))
 }
 
-/// Says which services' addresses are at an interface where no packet will be steered.
+/// Says which services' addresses are nowhere here, or at an interface where no packet will be steered.
 fn warn_of_strayed_addresses(config: &Config) {
     let addresses = match addresses::own() {
         Ok(addresses) => addresses,
@@ -191,6 +191,11 @@ fn warn_of_strayed_addresses(config: &Config) {
     let interfaces: Vec<&str> = interfaces.iter().map(String::as_str).collect();
     for service in &config.services {
         let ip = service.address.ip();
+        if addresses.interface_of(ip).is_none() {
+            let interface = interfaces.first().unwrap_or(&"INTERFACE");
+            let (found, remedy) = addresses::absent(&service.name, ip, interface);
+            warn!("service {found}: {remedy}");
+        }
         if let Some(own) = addresses.elsewhere(ip, &interfaces) {
             warn!(
                 "service {}: {ip} is an address of {own}, which is not among the interfaces ({}): if \
