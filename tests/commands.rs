@@ -4,6 +4,7 @@
 
 use std::{
     env, fs,
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Command, Output, Stdio},
 };
@@ -85,10 +86,112 @@ fn a_closed_pipe_is_enough_and_a_full_disk_a_failure() {
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
 
-    let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let failed = command.stdout(full).output().unwrap();
-    assert_eq!(failed.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&failed.stderr).contains("No space left"));
+    let directory = Scratch::new("full");
+    let file = directory.0.join("memlb.toml");
+    let example = memlb(&["check", "--example"]).stdout;
+    fs::write(&file, example).unwrap();
+    let file = file.display().to_string();
+    let printing: [&[&str]; 3] = [
+        &["completions", "zsh"],
+        &["check", "--example"],
+        &["check", &file],
+    ];
+    for arguments in printing {
+        let mut command = Command::new(binary().unwrap());
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let failed = command.args(arguments).stdout(full).output().unwrap();
+        assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+        let said = String::from_utf8_lossy(&failed.stderr);
+        assert!(
+            said.contains("No space left") && !said.contains("panicked"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_check_looks_at_the_keys_of_this_machine() {
+    let directory = Scratch::new("keys");
+    let keys = directory.0.join("keys");
+    let file = directory.0.join("memlb.toml");
+    let example = String::from_utf8(memlb(&["check", "--example"]).stdout).unwrap();
+    let text = example
+        .replace("authentication = \"off\"", "authentication = \"enforce\"")
+        .replace("/etc/memlb/keys", &keys.display().to_string());
+    fs::write(&file, text).unwrap();
+    let check = || {
+        let checked = memlb(&["check", &file.display().to_string()]);
+        assert!(checked.status.success(), "{checked:?}");
+        let warnings = String::from_utf8(checked.stderr).unwrap();
+        let verdict = String::from_utf8(checked.stdout).unwrap();
+        assert_eq!(verdict.contains("fine"), warnings.is_empty(), "{verdict}");
+        warnings
+    };
+    let keygen = |name: &str| {
+        let key = keys.join(format!("{name}.key")).display().to_string();
+        let made = memlb(&["keygen", "--name", name, "--output", &key]);
+        assert!(made.status.success(), "{made:?}");
+        (key, String::from_utf8(made.stdout).unwrap())
+    };
+
+    let absent = check();
+    assert!(
+        absent.contains("the manager would not start here: read the keys at"),
+        "{absent}"
+    );
+    assert!(
+        absent.contains("No such file or directory (os error 2); make the directory"),
+        "{absent}"
+    );
+
+    fs::create_dir(&keys).unwrap();
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o700)).unwrap();
+    let (key, _) = keygen("worker1");
+    let without = check();
+    assert!(
+        without.contains("there is no key of worker2 at"),
+        "{without}"
+    );
+    keygen("worker2");
+    assert_eq!(check(), "");
+
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let open = check();
+    assert!(
+        open.contains("can be used by others than its owner"),
+        "{open}"
+    );
+}
+
+#[test]
+fn a_weight_is_given_with_or_without_a_percent_sign() {
+    for percent in ["50", "50%"] {
+        let failed = memlb(&[
+            "weight",
+            "worker1",
+            percent,
+            "--control-socket",
+            "/nonexistent/x",
+        ]);
+        assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    }
+    let refused = memlb(&["weight", "worker1", "half"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("such as 50 or 50%"), "{said}");
+}
+
+#[test]
+fn a_reason_that_would_do_harm_is_refused_unseen() {
+    let long = "r".repeat(5000);
+    for (reason, says) in [
+        (long.as_str(), "5000 bytes: at most 1000"),
+        ("a\x1b[31mred\nb", "control characters"),
+    ] {
+        let refused = memlb(&["drain", "worker1", "--reason", reason]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains(says) && !said.contains(reason), "{said}");
+    }
 }
 
 #[test]

@@ -1,9 +1,13 @@
 //! `memlb check`: is a configuration right?
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+};
 
 use memlb::{
-    config::{Config, Overrides},
+    config::{Config, Heartbeats, Overrides},
     heartbeat::Authentication,
     keys,
 };
@@ -11,7 +15,13 @@ use serde::Serialize;
 
 use super::{Outcome, print_json, source::kernel_ports};
 
+/// So many workers without a key are named.
+const SHOWN: usize = 5;
+
 /// Check a configuration file and say what is wrong with it
+///
+/// The keys that it names are looked at, too. What is wrong with them is a warning and no error: they
+/// count where the manager runs, which may be another machine.
 #[derive(clap::Args)]
 pub struct Args {
     /// The file to check
@@ -38,7 +48,7 @@ struct Checked<'a> {
 
 pub fn run(args: &Args) -> Outcome {
     let Some(path) = &args.config else {
-        print!("{}", Config::EXAMPLE);
+        super::print(Config::EXAMPLE);
         return Ok(());
     };
     let config = Config::read(path, &Overrides::default(), kernel_ports())?;
@@ -59,27 +69,74 @@ pub fn run(args: &Args) -> Outcome {
         return print_json(&checked);
     }
     for warning in &checked.warnings {
-        eprintln!("warning: {warning}");
+        super::note(&format!("warning: {warning}"));
     }
-    println!(
-        "{}: fine, {} services with {backends} backends",
+    let verdict = match checked.warnings.len() {
+        0 => "fine".to_owned(),
+        1 => "no error, but a warning".to_owned(),
+        count => format!("no error, but {count} warnings"),
+    };
+    super::print(&format!(
+        "{}: {verdict}; {} services with {backends} backends\n",
         path.display(),
         checked.services
-    );
+    ));
     Ok(())
 }
 
 /// Says what is wrong with the keys, as far as this user and this machine can tell.
 fn missing_keys(config: &Config) -> Option<String> {
-    if config.heartbeats.authentication == Authentication::Off {
+    let Heartbeats {
+        authentication,
+        keys: path,
+    } = &config.heartbeats;
+    if *authentication == Authentication::Off {
         return None;
     }
-    match keys::read_keys(&config.heartbeats.keys) {
-        Ok(keys) if keys.is_empty() => Some(format!(
-            "there are no keys at {}",
-            config.heartbeats.keys.display()
-        )),
-        Ok(_) => None,
-        Err(error) => Some(format!("{error:#}")),
-    }
+    let keys = match keys::read_keys(path) {
+        Ok(keys) => keys,
+        Err(error) if is_secret(&error) => {
+            return Some(format!(
+                "{error:#}: whether the keys are right, root can tell"
+            ));
+        }
+        Err(error) => {
+            return Some(format!(
+                "with these keys the manager would not start here: {error:#}"
+            ));
+        }
+    };
+    let workers = config.services.iter().flat_map(|it| &it.workers);
+    let without: BTreeSet<&str> = workers
+        .map(|worker| worker.name.as_str())
+        .filter(|worker| keys.of_worker(worker).next().is_none())
+        .collect();
+    let path = path.display();
+    let Some(first) = without.first() else {
+        return (keys.is_empty()).then(|| format!("there are no keys at {path}, on this machine"));
+    };
+    let fate = match authentication {
+        Authentication::Enforce => "what they send would be refused",
+        _ => "anybody can send in their names",
+    };
+    let count = without.len();
+    let names: Vec<&str> = without.iter().copied().take(SHOWN).collect();
+    let more = match count > SHOWN {
+        true => format!(" and {} more", count - SHOWN),
+        false => String::new(),
+    };
+    Some(format!(
+        "there is no key of {}{more} at {path}, on this machine: {fate}; memlb keygen --name {first} \
+         --output {path}/{first}.key",
+        names.join(", ")
+    ))
+}
+
+/// Whether only this user cannot look.
+fn is_secret(error: &anyhow::Error) -> bool {
+    let causes = error
+        .chain()
+        .filter_map(|it| it.downcast_ref::<io::Error>());
+    let mut kinds = causes.map(io::Error::kind);
+    kinds.any(|kind| kind == io::ErrorKind::PermissionDenied)
 }

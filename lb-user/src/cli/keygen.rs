@@ -2,10 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use memlb::{heartbeat::check_name, keys};
+use memlb::{
+    config::Heartbeats,
+    heartbeat::check_name,
+    keys::{self, KeyId, TAKE_UP},
+};
 use serde::Serialize;
 
 use super::{Failure, Outcome, print_json};
+
+/// Where an agent's key usually is.
+const AGENTS: &str = "/etc/memlb/agent.key";
 
 /// Draw a key with which a worker signs its heartbeats, and write it to a new file
 #[derive(clap::Args)]
@@ -50,16 +57,100 @@ pub fn run(args: &Args) -> Outcome {
             file: &path,
         });
     }
-    let file = path.display();
-    println!(
-        "{file}: key {id} of {name}. Keep it secret; it is needed in two places:
-on the manager (heartbeats.keys in its configuration; read at the start and at a reload):
-    install -D -m 600 {file} /etc/memlb/keys/{name}-{id}.key
-on {name}:
-    install -D -m 600 {file} /etc/memlb/agent.key
-    memlb agent --manager MANAGER --name {name} --key /etc/memlb/agent.key
-To replace an older key, install this one on the manager first, then on {name}; then remove the older
-one from the manager."
-    );
+    super::print(&advice(&path, name, id, &Heartbeats::default().keys));
     Ok(())
+}
+
+/// Says where else the key is needed than where it is.
+fn advice(path: &Path, name: &str, id: KeyId, keys: &Path) -> String {
+    let (file, keys_directory) = (path.display(), keys.display());
+    let is_managers = is_in(path, keys) && path.extension().is_some_and(|it| it == "key");
+    let is_agents = is_in(path, Path::new("/etc/memlb")) && path.ends_with("agent.key");
+    let here = ", where it is already if that is here";
+    let copy = match is_managers || is_agents {
+        true => copy_of(path),
+        false => path.display(),
+    };
+    let (managers, to_manager) = match is_managers {
+        true => (here, String::new()),
+        false => (
+            "",
+            format!("    install -D -m 600 {copy} {keys_directory}/{name}-{id}.key\n"),
+        ),
+    };
+    let (workers, to_worker) = match is_agents {
+        true => (here, String::new()),
+        false => ("", format!("    install -D -m 600 {copy} {AGENTS}\n")),
+    };
+    format!(
+        "{file}: key {id} of {name}. Keep it secret; it is needed in two places, in one as a copy:
+on the manager (heartbeats.keys in its configuration){managers}:
+{to_manager}    {TAKE_UP}
+on {name}{workers}:
+{to_worker}    memlb agent --manager MANAGER --name {name} --key {AGENTS}
+To replace an older key, install this one on the manager first, then on {name}; then remove the older
+one from the manager.
+"
+    )
+}
+
+/// The file as it is called where it is brought to.
+fn copy_of(path: &Path) -> std::path::Display<'_> {
+    Path::new(path.file_name().unwrap_or_default()).display()
+}
+
+/// Whether the file lies in that directory, whatever either is called.
+fn is_in(file: &Path, directory: &Path) -> bool {
+    let parent = match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    match (parent.canonicalize(), directory.canonicalize()) {
+        (Ok(parent), Ok(directory)) => parent == directory,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn sends_no_key_to_where_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = directory.path().join("keys");
+        fs::create_dir(&keys).unwrap();
+        let advice = |path: &Path| advice(path, "worker1", KeyId(10), &keys);
+
+        let managers = keys.join("../keys/worker1.key");
+        let said = advice(&managers);
+        assert!(!said.contains("0000000a.key"), "{said}");
+        assert!(
+            said.contains(
+                "on the manager (heartbeats.keys in its configuration), where it is already"
+            ),
+            "{said}"
+        );
+        assert!(
+            said.contains("install -D -m 600 worker1.key /etc/memlb/agent.key"),
+            "{said}"
+        );
+        assert!(said.contains("memlb reload"), "{said}");
+        assert!(said.contains("systemctl restart memlb-manager"), "{said}");
+
+        let elsewhere = directory.path().join("worker1.key");
+        for path in [elsewhere, keys.join("worker1")] {
+            let said = advice(&path);
+            let installed = format!(
+                "install -D -m 600 {} {}/worker1-0000000a.key",
+                path.display(),
+                keys.display()
+            );
+            assert!(said.contains(&installed), "{said}");
+            let installed = format!("install -D -m 600 {} /etc/memlb/agent.key", path.display());
+            assert!(said.contains(&installed), "{said}");
+        }
+    }
 }

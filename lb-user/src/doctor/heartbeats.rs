@@ -5,6 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use super::Finding;
 use crate::{
     core::{BackendSnapshot, Health, Hold, MANAGER, milliseconds},
+    keys::TAKE_UP,
     status::{Backend, RefusedDatagram, Status},
 };
 
@@ -214,11 +215,12 @@ fn remedy(refusal: &Refusal<'_>, worker: &str) -> String {
         ),
         "unknown_key" => format!(
             "install -m 600 {worker}.key /etc/memlb/keys/{worker}.key && memlb reload    (the file that the \
-             agent on {from} signs with)"
+             agent on {from} signs with; the package's service takes it up at systemctl restart \
+             memlb-manager)"
         ),
         "bad_signature" | "other_workers_key" => format!(
-            "memlb keygen --name {worker}, and install the same file on both: /etc/memlb/keys/ here (then \
-             memlb reload), --key on {from}"
+            "memlb keygen --name {worker}, and install the same file on both: --key on {from}, \
+             /etc/memlb/keys/ here; then {TAKE_UP}"
         ),
         "unknown_worker" => format!(
             "on {from}: memlb agent --name NAME, with a NAME that `memlb workers` lists; or add the worker \

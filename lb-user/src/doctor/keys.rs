@@ -10,7 +10,7 @@ use std::{
 use super::Finding;
 use crate::{
     heartbeat::Authentication,
-    keys::{Twice, read_keys},
+    keys::{TAKE_UP, Twice, read_keys},
 };
 
 #[derive(Debug, Clone)]
@@ -109,7 +109,7 @@ fn finding(facts: &Facts) -> Finding {
                 .map(|name| format!("memlb keygen --name {name} --output {at}/{name}.key"))
                 .collect();
             let found = format!("there is no key of {} at {at}", names.join(", "));
-            let remedy = format!("{}; memlb reload", made.join("; "));
+            let remedy = format!("{}; {TAKE_UP}", made.join("; "));
             match authentication {
                 Authentication::Enforce => Finding::problem("keys", found, remedy),
                 _ => Finding::warning("keys", found, remedy),

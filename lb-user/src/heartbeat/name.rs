@@ -11,6 +11,7 @@ pub enum NameProblem {
     Empty,
     Overlong { bytes: usize },
     BadCharacter { character: char },
+    LeadingDot,
 }
 
 impl fmt::Display for NameProblem {
@@ -24,11 +25,13 @@ impl fmt::Display for NameProblem {
                 f,
                 "the name contains {character:?}; allowed are ASCII letters, digits and . _ -"
             ),
+            Self::LeadingDot => f.write_str("the name begins with a dot, as hidden files do"),
         }
     }
 }
 
-/// Checks a worker's name: 1 to 64 ASCII letters, digits, dots, underscores and hyphens.
+/// Checks a worker's name: 1 to 64 ASCII letters, digits, dots, underscores and hyphens,
+/// the first of them no dot.
 ///
 /// Such a name can stand in a log line, a file name and a shell command as it is.
 ///
@@ -45,6 +48,7 @@ pub fn check_name(name: &str) -> Result<(), NameProblem> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     match name.chars().find(|&character| !allowed(character)) {
         Some(character) => Err(NameProblem::BadCharacter { character }),
+        None if name.starts_with('.') => Err(NameProblem::LeadingDot),
         None => Ok(()),
     }
 }

@@ -137,6 +137,7 @@ impl From<NameProblem> for Refusal {
             NameProblem::Empty => Self::EmptyWorkerName,
             NameProblem::Overlong { bytes } => Self::OverlongWorkerName { bytes },
             NameProblem::BadCharacter { character } => Self::BadWorkerName { character },
+            NameProblem::LeadingDot => Self::BadWorkerName { character: '.' },
         }
     }
 }
@@ -157,6 +158,8 @@ impl fmt::Display for Refusal {
             Self::Malformed { problem } => write!(f, "the heartbeat is malformed: {problem}"),
             Self::EmptyWorkerName => NameProblem::Empty.fmt(f),
             Self::OverlongWorkerName { bytes } => NameProblem::Overlong { bytes: *bytes }.fmt(f),
+            // Elsewhere in a name a dot is allowed.
+            Self::BadWorkerName { character: '.' } => NameProblem::LeadingDot.fmt(f),
             Self::BadWorkerName { character } => NameProblem::BadCharacter {
                 character: *character,
             }

@@ -525,6 +525,7 @@ fn names_are_plain() {
         ("", NameProblem::Empty),
         ("a b", NameProblem::BadCharacter { character: ' ' }),
         ("a\n", NameProblem::BadCharacter { character: '\n' }),
+        ("..", NameProblem::LeadingDot),
     ] {
         assert_eq!(check_name(name), Err(problem));
         assert_printable(&problem.to_string());
@@ -559,7 +560,7 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
         WorkerState::Maintenance,
     ]);
     (
-        "[A-Za-z0-9._-]{1,64}",
+        "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}",
         any::<(u64, u64, bool)>(),
         1..3_600_000u64,
         (memory, load, any::<Option<u64>>()),

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Read,
+    io::{ErrorKind, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -58,12 +58,13 @@ pub fn read_key(path: &Path, worker: &str) -> Result<Key> {
 /// Says which file cannot be trusted or read, and why; no key counts then.
 pub fn read_keys(path: &Path) -> Result<KeyRing> {
     let mut keys = KeyRing::default();
-    let about = fs::metadata(path).with_context(|| {
-        format!(
-            "read the keys at {}: make the directory, or set heartbeats.keys",
+    let about = match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => bail!(
+            "read the keys at {}: {error}; make the directory, or set heartbeats.keys",
             path.display()
-        )
-    })?;
+        ),
+        about => about.with_context(|| format!("read the keys at {}", path.display()))?,
+    };
     if !about.is_dir() {
         read_into(&mut keys, path)?;
         return Ok(keys);

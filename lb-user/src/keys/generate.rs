@@ -1,8 +1,13 @@
 //! Draws a new key and writes its file.
 
-use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{
+    fs::OpenOptions,
+    io::{ErrorKind, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use zeroize::Zeroizing;
 
 use super::{KeyId, SECRET_BYTES, file::MARK, write_hex};
@@ -26,12 +31,17 @@ pub fn write_new(path: &Path, worker: &str) -> Result<KeyId> {
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .with_context(|| {
-            format!(
-                "make the key file {} (a file that exists is never overwritten; choose another \
-                 with --output)",
-                path.display()
-            )
+        .map_err(|error| {
+            let remedy = match error.kind() {
+                ErrorKind::AlreadyExists => {
+                    "; a file that exists is never overwritten: choose another with --output"
+                }
+                ErrorKind::NotFound => {
+                    "; make its directory first, or choose another with --output"
+                }
+                _ => "",
+            };
+            anyhow!("make the key file {}: {error}{remedy}", path.display())
         })?;
     file.write_all(&line)
         .and_then(|()| file.sync_all())

@@ -17,6 +17,12 @@ pub use file::{credential, read_key, read_keys};
 pub use generate::write_new;
 pub use ring::{KEYS_PER_WORKER, KeyRing, Twice};
 
+/// What lets a running manager take up a changed key.
+///
+/// systemd hands the package's service its keys when it starts.
+pub const TAKE_UP: &str =
+    "memlb reload    (with the package's service: systemctl restart memlb-manager)";
+
 /// Bytes of a key's secret: as many as SHA-256 gives.
 pub const SECRET_BYTES: usize = 32;
 

@@ -55,6 +55,12 @@ fn a_new_key_is_private_different_each_time_and_never_overwrites() {
     let key = read_key(&one, "worker1").unwrap();
     assert_eq!((key.id(), key.worker()), (id, "worker1"));
     assert!(refusal(write_new(&one, "worker1")).contains("never overwritten"));
+    let lost = refusal(write_new(
+        &directory.path().join("absent/one.key"),
+        "worker1",
+    ));
+    assert!(lost.contains("make its directory first"), "{lost}");
+    assert!(!lost.contains("overwritten"), "{lost}");
     write_new(&other, "worker1").unwrap();
     let secret = |path: &Path| fs::read_to_string(path).unwrap()[29..].to_owned();
     assert_ne!(secret(&one), secret(&other));
