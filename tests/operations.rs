@@ -166,8 +166,13 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
         return;
     }
     let cluster = start();
-    let cases: [(&[&str], &str); 8] = [
+    let long = "s".repeat(5000);
+    let cases: [(&[&str], &str); 9] = [
         (&["drain", "worker3"], "did you mean worker"),
+        (
+            &["drain", "worker1", "--service", &long],
+            "the request is too long: at most 4096 bytes",
+        ),
         (&["drain", "nobody"], ", only worker1, worker2"),
         (
             &["drain", "worker1", "--service", "wep"],
@@ -269,8 +274,10 @@ fn lists_connections_and_explains_them() {
     assert!(flow["bytes_out"].as_u64() > Some(100), "{flow}");
     let client = flow["client"].as_str().unwrap();
     let address = client.split(':').next().unwrap();
-    let all = succeed(&cluster, &["flows", "--client", address]);
-    assert!(all.contains("worker1") && all.contains("worker2"), "{all}");
+    for clients in [address, "192.168.56.0/24"] {
+        let all = succeed(&cluster, &["flows", "--client", clients]);
+        assert!(all.contains("worker1") && all.contains("worker2"), "{all}");
+    }
     assert_eq!(
         succeed(&cluster, &["flows", "--client", "10.9.8.7"])
             .lines()

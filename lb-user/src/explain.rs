@@ -46,7 +46,7 @@ impl Explanation {
         history: &History,
     ) -> Self {
         let filter = Filter {
-            client: Some(client),
+            client: Some(client.into()),
             service: service.map(str::to_owned),
             worker: None,
             ended: true,

@@ -13,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     core::{BackendSnapshot, Protocol, ServiceSnapshot},
     datapath::{Connection, ConnectionState},
+    trace::Clients,
 };
 
 /// Which connections are meant; everything given must fit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
-    pub client: Option<Client>,
+    pub client: Option<Clients>,
     pub worker: Option<String>,
     pub service: Option<String>,
     /// Also those that have ended and whose entries merely linger.
@@ -34,9 +35,9 @@ pub struct Client {
     pub port: Option<u16>,
 }
 
-impl Client {
-    pub fn is(self, client: SocketAddr) -> bool {
-        self.address == client.ip() && self.port.is_none_or(|port| port == client.port())
+impl From<Client> for Clients {
+    fn from(client: Client) -> Self {
+        Self::new(client.address.into(), client.port)
     }
 }
 
@@ -113,7 +114,7 @@ impl Flows {
         }
         let connections = connections.into_iter();
         let mut flows: Vec<FlowRow> = connections
-            .filter(|it| filter.client.is_none_or(|client| client.is(it.client)))
+            .filter(|it| filter.client.is_none_or(|clients| clients.are(it.client)))
             .filter(|it| filter.ended || it.state != ConnectionState::Ended)
             .map(|it| row(&it, known.get(&it.backend).copied()))
             .filter(|row| filter.fits(row))
@@ -160,18 +161,19 @@ mod tests {
 
     #[test]
     fn a_client_is_an_address_with_or_without_a_port() {
+        let is = |client: Client, other: &str| Clients::from(client).are(other.parse().unwrap());
         let client: Client = "10.0.0.7:4711".parse().unwrap();
-        assert!(client.is("10.0.0.7:4711".parse().unwrap()));
-        assert!(!client.is("10.0.0.7:4712".parse().unwrap()));
+        assert!(is(client, "10.0.0.7:4711"));
+        assert!(!is(client, "10.0.0.7:4712"));
         let client: Client = "10.0.0.7".parse().unwrap();
-        assert!(client.is("10.0.0.7:4712".parse().unwrap()));
+        assert!(is(client, "10.0.0.7:4712"));
         let client: Client = "[2001:db8::7]:4711".parse().unwrap();
-        assert!(client.is("[2001:db8::7]:4711".parse().unwrap()));
-        assert!(!client.is("[2001:db8::7]:4712".parse().unwrap()));
+        assert!(is(client, "[2001:db8::7]:4711"));
+        assert!(!is(client, "[2001:db8::7]:4712"));
         assert_eq!(client.to_string(), "[2001:db8::7]:4711");
         let client: Client = "2001:db8::7".parse().unwrap();
-        assert!(client.is("[2001:db8::7]:4712".parse().unwrap()));
-        assert!(!client.is("10.0.0.7:4711".parse().unwrap()));
+        assert!(is(client, "[2001:db8::7]:4712"));
+        assert!(!is(client, "10.0.0.7:4711"));
         for wrong in [
             "",
             "worker1",

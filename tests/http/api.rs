@@ -38,6 +38,12 @@ fn says_what_memlb_status_says() {
         assert_eq!(answer.status, 404, "{unknown}");
         assert!(answer.json()["error"].is_string(), "{unknown}");
     }
+    for wrong in ["/api/v1/events?limit=many", "/api/v1/events/stream?after=x"] {
+        let answer = get(&cluster, wrong);
+        assert_eq!(answer.status, 400, "{wrong}");
+        let error = answer.json()["error"].to_string();
+        assert!(error.contains("whole number"), "{wrong}: {error}");
+    }
     let openapi = get(&cluster, "/api/v1/openapi.json").json();
     assert_eq!(openapi["openapi"], "3.1.0");
 }

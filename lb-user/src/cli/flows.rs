@@ -5,6 +5,7 @@ use memlb::{
     core::Bytes,
     explain::Explanation,
     flows::{Client, Filter, FlowRow, Flows},
+    trace::Clients,
 };
 
 use super::{
@@ -16,9 +17,9 @@ use super::{
 /// List connections: client, worker, age, traffic
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only of this client
-    #[arg(long, value_name = "ADDRESS[:PORT]")]
-    client: Option<Client>,
+    /// Only of these clients
+    #[arg(long, value_name = "ADDRESS[/LENGTH][:PORT]")]
+    client: Option<Clients>,
 
     /// Only to this worker
     #[arg(long)]

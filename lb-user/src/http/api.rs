@@ -83,7 +83,8 @@ async fn recent(
     query: Result<Query<Range>, QueryRejection>,
 ) -> Result<Json<Events>, Error> {
     let refuse = |why: String| Error::new(StatusCode::BAD_REQUEST, why);
-    let Query(Range { after, limit }) = query.map_err(|error| refuse(error.body_text()))?;
+    let numbers = "after and limit must be whole numbers, as in ?after=42&limit=10";
+    let Query(Range { after, limit }) = query.map_err(|_| refuse(numbers.to_owned()))?;
     let limit = limit.unwrap_or(KEPT);
     if !(1..=KEPT).contains(&limit) {
         return Err(refuse(format!("limit must be from 1 to {KEPT}")));

@@ -33,8 +33,10 @@ pub async fn stream(
     query: Result<Query<From>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Error> {
-    let Query(From { after }) =
-        query.map_err(|error| Error::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let Query(From { after }) = query.map_err(|_| {
+        let number = "after must be a whole number, as in ?after=42";
+        Error::new(StatusCode::BAD_REQUEST, number)
+    })?;
     let last = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok());

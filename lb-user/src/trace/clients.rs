@@ -20,6 +20,15 @@ pub struct Clients {
 }
 
 impl Clients {
+    pub fn new(network: IpNet, port: Option<u16>) -> Self {
+        Self { network, port }
+    }
+
+    /// Whether that client is among them.
+    pub fn are(self, client: SocketAddr) -> bool {
+        self.network.contains(&client.ip()) && self.port.is_none_or(|port| port == client.port())
+    }
+
     /// Makes it the order's client.
     pub(super) fn put_into(self, order: &mut TraceOrder) {
         let ones = match self.network {
@@ -128,6 +137,12 @@ mod tests {
                 "[2001:db8::]:81",
             ),
         ] {
+            let are = |client: &str| {
+                let clients: Clients = clients.parse().unwrap();
+                clients.are(client.parse().unwrap())
+            };
+            assert!(are(inside), "{clients} {inside}");
+            assert!(!are(outside) || clients == "::/0", "{clients} {outside}");
             assert!(is_met(clients, inside), "{clients} {inside}");
             if clients != "::/0" {
                 assert!(!is_met(clients, outside), "{clients} {outside}");
