@@ -116,9 +116,11 @@ async fn show(args: Args) -> Outcome {
 /// Packets go to standard output, what is said about them to standard error.
 fn tell(line: &Line) {
     match line {
-        Line::Begun => eprintln!("tracing; Ctrl-C ends it"),
+        Line::Begun => super::note("tracing; Ctrl-C ends it"),
         Line::Packet(packet) => print(&format!("{packet}\n")),
-        Line::Missed(missed) => eprintln!("not shown until now: {missed}"),
-        Line::End { packets, missed } => eprintln!("{packets} packets; not shown: {missed}"),
+        Line::Missed(missed) => super::note(&format!("not shown until now: {missed}")),
+        Line::End { packets, missed } => {
+            super::note(&format!("{packets} packets; not shown: {missed}"));
+        }
     }
 }
