@@ -341,7 +341,7 @@ fn closes(call: &Call, bench: &Bench) {
 
 #[test]
 fn a_connection_that_both_sides_end_at_once_is_counted_out_once() {
-    const ROUNDS: usize = 5_000;
+    const ROUNDS: usize = 2_000;
     const OTHERS: u64 = 100;
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
@@ -373,7 +373,7 @@ fn a_connection_that_both_sides_end_at_once_is_counted_out_once() {
 
 /// Waits without sleeping, so that two processors go on as one; only the wait for a processor is long.
 fn wait_for(turn: &AtomicUsize, to_come: usize) {
-    const LONG: usize = 100_000;
+    const LONG: usize = 1_000;
     for spins in 1.. {
         if turn.load(Acquire) >= to_come {
             return;
