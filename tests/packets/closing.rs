@@ -341,8 +341,10 @@ fn closes(call: &Call, bench: &Bench) {
 
 #[test]
 fn a_connection_that_both_sides_end_at_once_is_counted_out_once() {
-    const ROUNDS: usize = 2_000;
     const OTHERS: u64 = 100;
+    // On one processor nothing is at once.
+    let alone = thread::available_parallelism().unwrap().get() == 1;
+    let rounds = if alone { 10 } else { 2_000 };
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
@@ -353,13 +355,13 @@ fn a_connection_that_both_sides_end_at_once_is_counted_out_once() {
         let mut wrong = 0;
         thread::scope(|scope| {
             scope.spawn(|| {
-                for round in 1..=ROUNDS {
+                for round in 1..=rounds {
                     wait_for(turn, 2 * round - 1);
                     bench.runs_on(&ends[1]);
                     turn.store(2 * round, Release);
                 }
             });
-            for round in 1..=ROUNDS {
+            for round in 1..=rounds {
                 beginning.iter().for_each(|it| bench.runs_on(it));
                 turn.store(2 * round - 1, Release);
                 bench.runs_on(&ends[0]);
@@ -367,7 +369,7 @@ fn a_connection_that_both_sides_end_at_once_is_counted_out_once() {
                 wrong += u32::from(bench.active(WORKER1.id) != OTHERS);
             }
         });
-        assert_eq!(wrong, 0, "of {ROUNDS}");
+        assert_eq!(wrong, 0, "of {rounds}");
     });
 }
 
