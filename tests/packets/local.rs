@@ -19,11 +19,7 @@ use crate::{
 #[test]
 fn the_managers_own_server_takes_over_in_place() {
     at_both_edges(|bench| {
-        bench.select(FALLBACK.id);
-        let call = bench.call(CLIENT, 40_000);
-        takes(bench.receives(&call.syn()), &call.syn(), 1);
-        answers(bench, &call, SYN | ACK);
-        takes(bench.receives(&call.ack()), &call.ack(), 0);
+        let call = connects_here(bench);
         assert_eq!(bench.handshakes().len(), 0);
         assert_eq!(bench.entries().len(), 2);
 
@@ -42,11 +38,7 @@ fn the_managers_own_server_takes_over_in_place() {
 #[test]
 fn flows_of_the_managers_own_server_stay_when_a_worker_returns() {
     at_both_edges(|bench| {
-        bench.select(FALLBACK.id);
-        let call = bench.call(CLIENT, 40_000);
-        takes(bench.receives(&call.syn()), &call.syn(), 1);
-        answers(bench, &call, SYN | ACK);
-        takes(bench.receives(&call.ack()), &call.ack(), 0);
+        let call = connects_here(bench);
         bench.select(WORKER1.id);
         takes(bench.receives(&call.ack()), &call.ack(), 0);
         answers(bench, &call, ACK);
@@ -57,11 +49,7 @@ fn flows_of_the_managers_own_server_stay_when_a_worker_returns() {
 #[test]
 fn a_direct_connection_to_the_managers_own_server_is_not_taken_for_an_ended_one() {
     at_both_edges(|bench| {
-        bench.select(FALLBACK.id);
-        let call = bench.call(CLIENT, 40_000);
-        takes(bench.receives(&call.syn()), &call.syn(), 1);
-        answers(bench, &call, SYN | ACK);
-        takes(bench.receives(&call.ack()), &call.ack(), 0);
+        let call = connects_here(bench);
         let fin = call.request(FIN | ACK);
         takes(bench.receives(&fin), &fin, 0);
         answers(bench, &call, FIN | ACK);
@@ -252,6 +240,17 @@ pub fn returns(bench: &Bench, call: &Call, segment: &Segment) {
     let mut restored = call.at_client(segment);
     (restored.from_mac, restored.to_mac) = (segment.from_mac, [0; 6]);
     outcome.comes_from(WORKER1, &restored);
+}
+
+/// A client's connection to the manager's own server.
+#[track_caller]
+fn connects_here(bench: &mut Bench) -> Call {
+    bench.select(FALLBACK.id);
+    let call = bench.call(CLIENT, 40_000);
+    takes(bench.receives(&call.syn()), &call.syn(), 1);
+    answers(bench, &call, SYN | ACK);
+    takes(bench.receives(&call.ack()), &call.ack(), 0);
+    call
 }
 
 /// The manager's own server must get `segment`, with nothing changed but the destination.
