@@ -69,8 +69,12 @@ impl Address for V4 {
 
     #[inline(always)]
     fn is_sender(self) -> bool {
-        let [first, ..] = self;
-        !matches!(first, 0 | 127 | 224..)
+        // As the kernel has it (`ip_route_input_slow`): of 0.0.0.0/8 only the unspecified address is no
+        // sender (Linux 5.3, 96125bf9985a), of 240.0.0.0/4 only the limited broadcast address.
+        !matches!(
+            self,
+            [127 | 224..=239, ..] | [0, 0, 0, 0] | [255, 255, 255, 255]
+        )
     }
 
     #[inline(always)]

@@ -232,6 +232,20 @@ fn nobody_connects_from_where_no_host_can_be() {
     assert!(memory.handshakes().is_empty());
 }
 
+/// The kernel's own servers serve them, too (`ip_route_input_slow`; for 0.0.0.0/8 Linux 5.3, 96125bf9985a).
+#[test]
+fn reserved_addresses_that_hosts_may_have_are_served() {
+    for source in [
+        [0, 0, 0, 1],
+        [0, 77, 0, 10],
+        [240, 0, 0, 1],
+        [255, 255, 255, 254],
+    ] {
+        let mut memory = lab(16);
+        _ = connects(&mut memory, &key((source, 40_000), SERVICE));
+    }
+}
+
 #[test]
 fn what_never_arrives_ends_nothing() {
     let mut memory = lab(16);

@@ -12,6 +12,7 @@ pub mod core;
 pub mod datapath;
 pub mod doctor;
 mod dual_stack;
+mod encoding;
 pub mod event_log;
 pub mod explain;
 pub mod feed;

@@ -8,9 +8,9 @@ use lb_common::{
 };
 
 use crate::{
-    bench::at_both_edges,
+    bench::{at_both_edges, over},
     call::{CLIENT_START, WORKER_START},
-    frame::{ACK, CWR, ECE, FIN, PSH, RST, SYN},
+    frame::{ACK, CWR, ECE, FIN, Family, PSH, RST, SYN},
     lan::{CLIENT, ETH1, FIRST_NAT_PORT, MANAGER, OTHER_CLIENT, ROUTER, Station, WORKER1, WORKER2},
 };
 
@@ -37,6 +37,29 @@ fn a_syn_begins_a_half_open_flow_to_the_selected_worker() {
         assert_eq!((handshake.ended, handshake.answered), (0, 0));
         assert!(handshake.bytes_in > 0);
         assert_eq!(handshake.bytes_out, 0);
+    });
+}
+
+/// Clients in 0.0.0.0/8 and 240.0.0.0/4 are served as the kernel's own servers serve them; from 0.0.0.0,
+/// 127.0.0.0/8, a group or the broadcast address there is no client (RFC 1122, section 3.2.1.3).
+#[test]
+fn addresses_that_hosts_may_have_are_clients() {
+    over(Family::V4, |bench| {
+        for address in [[0, 77, 0, 10], [240, 77, 0, 10], [255, 255, 255, 254]] {
+            let client = Station {
+                v4: address.into(),
+                ..CLIENT
+            };
+            bench.call(client, 40_000).connects(bench, WORKER1);
+        }
+        for address in [[0; 4], [127, 0, 0, 1], [239, 0, 0, 1], [255; 4]] {
+            let nobody = Station {
+                v4: address.into(),
+                ..CLIENT
+            };
+            let syn = bench.call(nobody, 40_000).syn();
+            bench.receives(&syn).passes(Verdict::Malformed);
+        }
     });
 }
 

@@ -9,7 +9,7 @@ use std::{
 use memlb::{
     config::{Config, Heartbeats, Overrides},
     heartbeat::Authentication,
-    keys,
+    keys::{self, KeyRing},
 };
 use serde::Serialize;
 
@@ -106,6 +106,16 @@ fn missing_keys(config: &Config) -> Option<String> {
             ));
         }
     };
+    // What is missing matters more than what is superfluous.
+    without_key(config, &keys).or_else(|| keys.warning(path))
+}
+
+/// Says which workers have no key.
+fn without_key(config: &Config, keys: &KeyRing) -> Option<String> {
+    let Heartbeats {
+        authentication,
+        keys: path,
+    } = &config.heartbeats;
     let workers = config.services.iter().flat_map(|it| &it.workers);
     let without: BTreeSet<&str> = workers
         .map(|worker| worker.name.as_str())

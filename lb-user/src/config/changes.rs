@@ -50,6 +50,7 @@ impl Changes {
             event_log,
             legacy_heartbeats,
             http_listen,
+            http_names,
         } = new;
         self.fixed("manager.interfaces", &old.interfaces, interfaces, RESTART);
         self.fixed("manager.attach", &old.attach, attach, RESTART);
@@ -65,6 +66,7 @@ impl Changes {
             http_listen,
             RESTART,
         );
+        self.fixed("manager.http_names", &old.http_names, http_names, RESTART);
         self.free("manager.event_log", &old.event_log, event_log, debug);
         let legacy = (&old.legacy_heartbeats, legacy_heartbeats);
         self.free(

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::encoding::NotUtf8;
+
 /// Everything that was found wrong, in the order of the checks; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -37,6 +39,7 @@ pub enum Origin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProblemKind {
     Unreadable,
+    NotUtf8,
     Syntax,
     UnknownKey,
     WrongType,
@@ -91,6 +94,25 @@ impl ConfigError {
             remedy: "check the path and its permissions; `memlb check --example` prints an \
                      example to begin with"
                 .to_owned(),
+        })
+    }
+
+    pub(super) fn not_utf8(file: &str, found: NotUtf8) -> Self {
+        Self::from(Problem {
+            kind: ProblemKind::NotUtf8,
+            origin: match found.line() {
+                Some(line) => Origin::Line {
+                    file: file.to_owned(),
+                    line,
+                },
+                None => Origin::File {
+                    file: file.to_owned(),
+                },
+            },
+            key: String::new(),
+            what: found.to_string(),
+            expected: "a TOML file, which is encoded in UTF-8".to_owned(),
+            remedy: found.remedy(file),
         })
     }
 }

@@ -52,6 +52,7 @@ pub(super) struct ManagerTable {
     pub event_log: Given<String>,
     pub legacy_heartbeats: Given<bool>,
     pub http_listen: Given<String>,
+    pub http_names: Given<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

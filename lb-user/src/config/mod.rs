@@ -31,6 +31,7 @@ pub fn threshold(text: &str) -> Option<Threshold> {
 }
 
 use crate::core::{Endpoint, HOLD, Mode, Policy, Protocol, SpreadSettings, Threshold};
+use crate::encoding;
 use crate::heartbeat::Authentication;
 
 /// A validated configuration.
@@ -58,6 +59,8 @@ pub struct Manager {
     pub legacy_heartbeats: bool,
     /// Where metrics, API and page are served; nothing if nowhere.
     pub http_listen: Option<SocketAddr>,
+    /// By which it is asked there, beside addresses, localhost and the machine's own name.
+    pub http_names: Vec<String>,
 }
 
 /// Where in the kernel packets are met.
@@ -209,9 +212,9 @@ impl Config {
         kernel_ports: Option<PortRange>,
     ) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::unreadable(&name, &error))?;
-        Self::parse(&text, &name, overrides, kernel_ports)
+        let bytes = std::fs::read(path).map_err(|error| ConfigError::unreadable(&name, &error))?;
+        let text = encoding::check(&bytes).map_err(|found| ConfigError::not_utf8(&name, found))?;
+        Self::parse(text, &name, overrides, kernel_ports)
     }
 
     /// Checks a configuration given as text, like [`Self::read`]; `name` stands for it in errors.
@@ -280,6 +283,7 @@ impl Default for Manager {
             event_log: Some(PathBuf::from("/var/log/memlb/events.jsonl")),
             legacy_heartbeats: false,
             http_listen: Some((Ipv4Addr::LOCALHOST, 9998).into()),
+            http_names: Vec::new(),
         }
     }
 }

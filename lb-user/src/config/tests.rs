@@ -112,7 +112,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 9 + 2 + 3 + 8 + 15);
+    assert_eq!(settings, 10 + 2 + 3 + 8 + 15);
 }
 
 #[test]
@@ -402,6 +402,12 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
             "http_listen = \"127.0.0.1:9998\"",
             "http_listen = \"localhost:9998\"",
         ),
+        (
+            Kind::BadName,
+            "http_names = []",
+            "http_names = [\"http://lb.example.com\"]",
+        ),
+        (Kind::BadName, "http_names = []", "http_names = [\"\"]"),
         (Kind::BadAddress, service, "address = \"192.168.56.101\""),
         (Kind::BadAddress, service, "address = \"192.168.56.256:80\""),
         (Kind::BadAddress, service, "address = \"web.example:80\""),
@@ -863,6 +869,7 @@ fn the_command_line_goes_before_the_file() {
         event_log: None,
         legacy_heartbeats: true,
         http_listen: None,
+        http_names: Vec::new(),
     };
     expected.failover.down_after = Duration::from_secs(20);
     expected.services[0].threshold = Threshold::Percent(10);
@@ -933,6 +940,35 @@ fn a_file_that_cannot_be_read_is_named() {
             .to_string()
             .starts_with("/nonexistent/memlb.toml: cannot be read")
     );
+}
+
+#[test]
+fn a_file_in_another_encoding_is_told_with_its_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("memlb.toml");
+    let read = |bytes: Vec<u8>| {
+        std::fs::write(&path, bytes).unwrap();
+        Config::read(&path, &Overrides::default(), None)
+    };
+    let example = Config::EXAMPLE;
+    for text in [
+        example.replace('\n', "\r\n"),
+        format!("\u{feff}{example}"),
+        format!("\u{feff}{}", example.replace('\n', "\r\n")),
+    ] {
+        assert!(read(text.into_bytes()).is_ok());
+    }
+    let wide = example.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let error = read(wide).expect_err("UTF-16").to_string();
+    assert!(error.contains("encoded in UTF-16LE"), "{error}");
+    assert!(
+        error.contains("to do: iconv -f UTF-16LE -t UTF-8"),
+        "{error}"
+    );
+    let latin = [b"# caf\xe9\n", example.as_bytes()].concat();
+    let error = read(latin).expect_err("Latin-1").to_string();
+    assert!(error.contains("memlb.toml, line 1: "), "{error}");
+    assert!(error.contains("iconv -f WINDOWS-1252"), "{error}");
 }
 
 #[test]

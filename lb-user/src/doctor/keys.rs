@@ -26,6 +26,8 @@ pub enum Keys {
         count: usize,
         /// Workers of the configuration that have none.
         without: BTreeSet<String>,
+        /// Says which other files lie beside them.
+        others: Option<String>,
     },
     Bad {
         why: String,
@@ -38,6 +40,7 @@ pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&s
         Authentication::Off => Keys::Read {
             count: 0,
             without: BTreeSet::new(),
+            others: None,
         },
         _ => match read_keys(path) {
             Ok(keys) => Keys::Read {
@@ -47,6 +50,7 @@ pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&s
                     .filter(|worker| keys.of_worker(worker).next().is_none())
                     .map(|worker| (*worker).to_owned())
                     .collect(),
+                others: keys.warning(path),
             },
             Err(error) => Keys::Bad {
                 why: format!("{error:#}"),
@@ -75,7 +79,21 @@ pub fn open_to_others(path: &Path) -> Vec<PathBuf> {
 }
 
 pub fn findings(facts: &Facts) -> Vec<Finding> {
-    vec![finding(facts)]
+    let others = match &facts.keys {
+        Keys::Read {
+            others: Some(found),
+            ..
+        } => Some(Finding::warning(
+            "keys",
+            found.clone(),
+            format!("ls -la {}", facts.path.display()),
+        )),
+        _ => None,
+    };
+    [Some(finding(facts)), others]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn finding(facts: &Facts) -> Finding {
@@ -98,7 +116,7 @@ fn finding(facts: &Facts) -> Finding {
             format!("there is no key at {at}"),
             format!("memlb keygen --name WORKER --output {at}/WORKER.key"),
         ),
-        (_, Keys::Read { count, without }) if without.is_empty() => Finding::ok(
+        (_, Keys::Read { count, without, .. }) if without.is_empty() => Finding::ok(
             "keys",
             format!("{count} keys at {at}, one or more for every worker"),
         ),

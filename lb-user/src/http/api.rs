@@ -45,7 +45,7 @@ pub fn router() -> Router<Shared> {
         .route("/services/{service}", get(service))
         .route("/timeline", get(timeline))
         .route("/events", get(recent))
-        .route("/events/stream", get(events::stream))
+        .route(events::ROUTE, get(events::stream))
         .route("/openapi.json", get(openapi::document))
 }
 

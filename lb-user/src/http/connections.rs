@@ -1,23 +1,47 @@
 //! Takes connections in, a bounded number of them, each with a bounded patience.
+//!
+//! Nobody waits for a place. Where all are taken, or all that one address may have, the connection that
+//! has asked for nothing for longest makes room. Where none does, a few further ones are still taken that
+//! get health checks answered and nothing else: a probe that fails would have a healthy manager replaced.
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv6Addr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
-use axum::Router;
-use hyper::server::conn::http1;
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, Response, StatusCode},
+    response::IntoResponse,
+};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
-use tokio::{net::TcpStream, sync::Semaphore, time::sleep};
+use tokio::{net::TcpStream, time::sleep};
 use tracing::{debug, error};
 
-/// Further clients wait in the kernel's queue until one of these is done.
-const CONNECTIONS: usize = 64;
+use super::{
+    error::Error,
+    events, health,
+    places::{Place, Places, Stage},
+};
 
 /// A client has this long to send a request's header, and to take in what it asked for; a kept-alive
 /// connection is closed when nothing is asked for this long.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same once half of the places are taken.
+const SHORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request's header may be no longer than this, in bytes.
 const HEADER_LIMIT: usize = 16 * 1024;
@@ -28,20 +52,22 @@ pub async fn serve(listener: TcpListener, app: Router) {
         Ok(listener) => listener,
         Err(error) => return error!("take over the HTTP socket: {error}"),
     };
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::default();
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((stream, from)) => {
-                let app = app.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = answer(stream, app).await {
-                        debug!("the HTTP connection of {from} ended early: {error}");
+                let (app, places) = (app.clone(), places.clone());
+                let place = places.take(site(from.ip()));
+                let task = tokio::spawn({
+                    let place = place.clone();
+                    async move {
+                        if let Err(error) = answer(stream, app, &place).await {
+                            debug!("the HTTP connection of {from} ended early: {error}");
+                        }
+                        places.leave(&place);
                     }
-                    drop(permit);
                 });
+                place.is_served_by(task.abort_handle());
             }
             // Out of descriptors, for one: others may close theirs meanwhile.
             Err(error) => {
@@ -52,15 +78,119 @@ pub async fn serve(listener: TcpListener, app: Router) {
     }
 }
 
-async fn answer(stream: TcpStream, app: Router) -> anyhow::Result<()> {
+/// Whom an address belongs to: of IPv6, one client has a whole /64.
+fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) & !u128::from(u64::MAX)).into(),
+    }
+}
+
+async fn answer(stream: TcpStream, app: Router, place: &Arc<Place>) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let patience = u32::try_from(PATIENCE.as_millis())?;
     setsockopt(&stream, TcpUserTimeout, &patience)?;
+    let service = service_fn(|request| ask(app.clone(), place.clone(), request));
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(match place.is_hurried() {
+            true => SHORT_PATIENCE,
+            false => PATIENCE,
+        })
         .max_buf_size(HEADER_LIMIT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+        // Probes shut down their side once they have asked.
+        .half_close(true)
+        .keep_alive(!place.is_for_probes())
+        .serve_connection(TokioIo::new(stream), service)
         .await?;
     Ok(())
+}
+
+async fn ask(
+    app: Router,
+    place: Arc<Place>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path();
+    if place.is_for_probes() && !health::is_probe(path) {
+        let full = "too many connections; only /healthz and /readyz are answered now";
+        return Ok(Error::new(StatusCode::SERVICE_UNAVAILABLE, full).into_response());
+    }
+    place.enters(match path.ends_with(events::ROUTE) {
+        true => Stage::Listening,
+        false => Stage::Asked,
+    });
+    TowerToHyperService::new(app).call(request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        time::timeout,
+    };
+
+    use super::*;
+
+    async fn start() -> std::net::SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = Router::new()
+            .route("/healthz", get(|| async { "ok" }))
+            .route("/metrics", get(|| async { "many" }));
+        tokio::spawn(serve(listener, app));
+        address
+    }
+
+    async fn connect(address: std::net::SocketAddr, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn answer_of(stream: &mut TcpStream) -> String {
+        let mut answer = String::new();
+        let all = stream.read_to_string(&mut answer);
+        // What was cut off without a word counts as no answer.
+        match timeout(Duration::from_secs(5), all).await {
+            Ok(_) => answer,
+            Err(_) => panic!("no answer and no end: {answer:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_shuts_down_its_side_is_answered() {
+        let address = start().await;
+        for request in [
+            "GET /healthz HTTP/1.0\r\n\r\n",
+            "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+            "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        ] {
+            let mut stream = connect(address, request).await;
+            stream.shutdown().await.unwrap();
+            let answer = answer_of(&mut stream).await;
+            assert!(answer.ends_with("\r\n\r\nok"), "{request:?}: {answer:?}");
+        }
+        let mut stream = connect(address, "GET /healthz HT").await;
+        stream.shutdown().await.unwrap();
+        assert!(!answer_of(&mut stream).await.contains("200"));
+    }
+
+    #[tokio::test]
+    async fn any_number_of_half_sent_requests_hold_up_nobody() {
+        let address = start().await;
+        let mut held = Vec::new();
+        for _ in 0..200 {
+            held.push(connect(address, "GET /metrics HTTP/1.1\r\nHo").await);
+            if held.len() % 20 == 0 {
+                for path in ["/healthz", "/metrics"] {
+                    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+                    let answer = answer_of(&mut connect(address, &request).await).await;
+                    assert!(answer.starts_with("HTTP/1.0 200"), "{path}: {answer:?}");
+                }
+            }
+        }
+    }
 }

@@ -15,6 +15,9 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast::error::RecvError};
 use super::{Shared, error::Error};
 use crate::feed::{Entry, Subscription};
 
+/// Where they are, below `/api/v1`.
+pub const ROUTE: &str = "/events/stream";
+
 /// How many may listen at a time; less than the connections, so that others get through.
 pub const LISTENERS: usize = 32;
 

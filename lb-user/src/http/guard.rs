@@ -1,6 +1,6 @@
 //! Keeps foreign web pages out, and tells browsers to be strict with ours.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     extract::{Request, State},
@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::error::Error;
+use super::{error::Error, health};
 
 const HEADERS: [(HeaderName, &str); 7] = [
     (
@@ -31,20 +31,72 @@ const HEADERS: [(HeaderName, &str); 7] = [
     ),
 ];
 
-/// Answers requests that are meant for this server, with the headers every answer carries.
-///
-/// On loopback the name asked for must be one of loopback: otherwise a page on the Internet could
-/// point its own name at 127.0.0.1 and have the operator's browser read our answers to it.
-pub async fn guard(State(on_loopback): State<bool>, request: Request, next: Next) -> Response {
-    let mut response = if on_loopback && !is_for_loopback(&request) {
-        Error::new(
-            StatusCode::MISDIRECTED_REQUEST,
-            "this server listens on loopback and answers to localhost and 127.0.0.1 only, so that \
-             no foreign web page can read it; behind a proxy, have it send Host: localhost",
-        )
-        .into_response()
-    } else {
-        next.run(request).await
+/// By which names this server answers. Any other one may be that of a page on the Internet that points it at
+/// our address, and has the operator's browser read our answers to it (DNS rebinding).
+#[derive(Debug)]
+pub struct Names {
+    on_loopback: bool,
+    /// Those of the configuration and, beyond loopback, the machine's own.
+    names: Vec<String>,
+}
+
+impl Names {
+    /// Returns the names of a server that listens at `address`, beside those of the configuration.
+    pub fn new(address: IpAddr, configured: &[String]) -> Self {
+        let on_loopback = address.is_loopback();
+        let own = (!on_loopback).then(|| nix::unistd::gethostname().ok());
+        let own = own.flatten().and_then(|name| name.into_string().ok());
+        Self {
+            on_loopback,
+            names: configured.iter().cloned().chain(own).collect(),
+        }
+    }
+
+    /// Whether `host`, with a port or without, is one of them. Nobody else's page has an address for its name.
+    fn contain(&self, host: &str) -> bool {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let address = name
+            .strip_prefix('[')
+            .and_then(|name| name.strip_suffix(']'));
+        if let Ok(address) = address.unwrap_or(name).parse::<IpAddr>() {
+            return !self.on_loopback || address.is_loopback();
+        }
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let mut names = self.names.iter().map(String::as_str);
+        names.any(|it| name.eq_ignore_ascii_case(it)) || name.eq_ignore_ascii_case("localhost")
+    }
+
+    fn are_meant_by(&self, request: &Request) -> bool {
+        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let named = hosts.all(|host| host.to_str().is_ok_and(|host| self.contain(host)));
+        // The absolute form of a request names the host once more.
+        let authority = request.uri().authority();
+        named && authority.is_none_or(|it| self.contain(it.as_str()))
+    }
+
+    fn refusal(&self) -> Error {
+        let answers = match self.on_loopback {
+            true => "listens on loopback and answers to localhost and 127.0.0.1 only",
+            false => "answers to addresses, localhost and the machine's own name only",
+        };
+        let message = format!(
+            "this server {answers}, so that no foreign web page can read it; add the name to \
+             manager.http_names, or behind a proxy, have it send Host: localhost"
+        );
+        Error::new(StatusCode::MISDIRECTED_REQUEST, message)
+    }
+}
+
+/// Answers requests that are meant for this server, with the headers every answer carries. Health checks of
+/// others send any name, and learn nothing that is worth keeping from them.
+pub async fn guard(State(names): State<Arc<Names>>, request: Request, next: Next) -> Response {
+    let is_probe = !names.on_loopback && health::is_probe(request.uri().path());
+    let mut response = match is_probe || names.are_meant_by(&request) {
+        true => next.run(request).await,
+        false => names.refusal().into_response(),
     };
     for (name, value) in HEADERS {
         let value = HeaderValue::from_static(value);
@@ -53,44 +105,29 @@ pub async fn guard(State(on_loopback): State<bool>, request: Request, next: Next
     response
 }
 
-fn is_for_loopback(request: &Request) -> bool {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let named = hosts.all(|host| host.to_str().is_ok_and(is_loopback));
-    // The absolute form of a request names the host once more.
-    named
-        && request
-            .uri()
-            .authority()
-            .is_none_or(|a| is_loopback(a.as_str()))
-}
-
-/// Returns whether `host`, with a port or without, can only mean this machine.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name
-        .strip_prefix('[')
-        .and_then(|name| name.strip_suffix(']'));
-    let address: Option<IpAddr> = address.unwrap_or(name).parse().ok();
-    address.is_some_and(|address| address.is_loopback()) || name.eq_ignore_ascii_case("localhost")
-}
-
 #[cfg(test)]
 mod tests {
-    use super::is_loopback;
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn names(address: Ipv4Addr) -> Names {
+        Names::new(address.into(), &["lb.example.com".to_owned()])
+    }
 
     #[test]
     fn knows_names_that_can_only_mean_this_machine() {
+        let names = names(Ipv4Addr::LOCALHOST);
         for host in [
+            "lb.example.com",
+            "LB.example.com.:9998",
             "localhost",
             "LocalHost:9998",
             "127.0.0.1:9998",
             "127.1.2.3",
             "[::1]:80",
         ] {
-            assert!(is_loopback(host), "{host}");
+            assert!(names.contain(host), "{host}");
         }
         for host in [
             "",
@@ -103,7 +140,32 @@ mod tests {
             "localhost@evil.example",
             "localhost:9998:evil",
         ] {
-            assert!(!is_loopback(host), "{host}");
+            assert!(!names.contain(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn answers_elsewhere_to_addresses_and_to_known_names() {
+        let names = names(Ipv4Addr::new(192, 168, 56, 101));
+        let own = nix::unistd::gethostname().unwrap().into_string().unwrap();
+        for host in [
+            "192.168.56.101:9998",
+            "10.0.0.1",
+            "[2001:db8::1]:9998",
+            "localhost:9998",
+            "lb.example.com",
+            &own,
+            &format!("{}:9998", own.to_uppercase()),
+        ] {
+            assert!(names.contain(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example:9998",
+            "192.168.56.101.evil.example",
+            &format!("{own}.evil.example"),
+        ] {
+            assert!(!names.contain(host), "{host}");
         }
     }
 }

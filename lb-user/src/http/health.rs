@@ -1,16 +1,33 @@
 //! `/healthz` and `/readyz`, for keepalived and orchestrators.
 
 use axum::{
+    Router,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
+    routing::get,
 };
 
 use super::Shared;
 use crate::{core::Rule, status::Decided};
 
+const HEALTHZ: &str = "/healthz";
+const READYZ: &str = "/readyz";
+
+/// The routes of health checks.
+pub fn router() -> Router<Shared> {
+    Router::new()
+        .route(HEALTHZ, get(healthz))
+        .route(READYZ, get(readyz))
+}
+
+/// Whether this is asked by health checks.
+pub fn is_probe(path: &str) -> bool {
+    matches!(path, HEALTHZ | READYZ)
+}
+
 /// Says whether the manager's loop runs.
-pub async fn healthz(State(shared): State<Shared>) -> Response {
+async fn healthz(State(shared): State<Shared>) -> Response {
     match shared.sources.asker.decided().await {
         Ok(_) => "ok\n".into_response(),
         Err(error) => unavailable(&format!("{error:#}")),
@@ -18,7 +35,7 @@ pub async fn healthz(State(shared): State<Shared>) -> Response {
 }
 
 /// Says whether every service's choice is an informed one.
-pub async fn readyz(State(shared): State<Shared>) -> Response {
+async fn readyz(State(shared): State<Shared>) -> Response {
     match shared.sources.asker.decided().await {
         Ok(decided) => match unready(&decided) {
             None => "ready\n".into_response(),

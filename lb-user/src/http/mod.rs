@@ -13,6 +13,7 @@ mod health;
 mod metrics;
 mod openapi;
 mod page;
+mod places;
 mod timeline;
 
 use std::{
@@ -28,7 +29,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub use asker::Asker;
 
-use self::timeline::Recorder;
+use self::{guard::Names, timeline::Recorder};
 use crate::{
     feed::Feed,
     meters::Meters,
@@ -89,14 +90,17 @@ impl Server {
     /// # Errors
     ///
     /// Says why the thread cannot be started.
-    pub fn start(self, sources: Sources) -> Result<Running> {
+    ///
+    /// `names` are those by which it answers beside addresses and the machine's own.
+    pub fn start(self, sources: Sources, names: &[String]) -> Result<Running> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(1)
             .build()
             .context("start the runtime of the HTTP server")?;
         let (asker, recorder) = (sources.asker.clone(), Recorder::default());
-        let app = router(sources, recorder.clone(), self.address.ip().is_loopback());
+        let names = Names::new(self.address.ip(), names);
+        let app = router(sources, recorder.clone(), names);
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("http".to_owned())
@@ -154,7 +158,7 @@ fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     anyhow::anyhow!("serve HTTP at {address}: {error}{hint}")
 }
 
-fn router(sources: Sources, recorder: Recorder, on_loopback: bool) -> Router {
+fn router(sources: Sources, recorder: Recorder, names: Names) -> Router {
     let shared = Shared {
         sources,
         recorder,
@@ -162,12 +166,14 @@ fn router(sources: Sources, recorder: Recorder, on_loopback: bool) -> Router {
     };
     Router::new()
         .route("/metrics", get(metrics::metrics))
-        .route("/healthz", get(health::healthz))
-        .route("/readyz", get(health::readyz))
         .nest("/api/v1", api::router())
+        .merge(health::router())
         .merge(page::router())
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::read_only)
         .with_state(shared)
-        .layer(middleware::from_fn_with_state(on_loopback, guard::guard))
+        .layer(middleware::from_fn_with_state(
+            Arc::new(names),
+            guard::guard,
+        ))
 }

@@ -7,12 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{fcntl::OFlag, unistd::geteuid};
 use zeroize::Zeroizing;
 
 use super::{Key, KeyId, KeyRing, SECRET_BYTES, hex};
-use crate::heartbeat::check_name;
+use crate::{
+    encoding::{self, BYTE_ORDER_MARK},
+    heartbeat::check_name,
+};
 
 /// The first word of a key's line: what it is, and the version of its form.
 pub(super) const MARK: &str = "memlb-key-1";
@@ -51,7 +54,8 @@ pub fn read_key(path: &Path, worker: &str) -> Result<Key> {
     }
 }
 
-/// Reads a manager's keys: a file of any number of them, or a directory of files ending in `.key`.
+/// Reads a manager's keys: a file of any number of them, or a directory of files ending in `.key`. Other
+/// files in the directory are not read, but named in [`KeyRing::warning`].
 ///
 /// # Errors
 ///
@@ -79,27 +83,56 @@ pub fn read_keys(path: &Path) -> Result<KeyRing> {
         about.uid(),
         mode & 0o7777
     );
-    for file in files(path)? {
+    let Files {
+        keys: files,
+        others,
+    } = files(path)?;
+    for file in files {
         read_into(&mut keys, &file)?;
     }
+    keys.skip(others);
     Ok(keys)
 }
 
-fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+/// What lies in a directory of keys, by name.
+#[derive(Default)]
+struct Files {
+    keys: Vec<PathBuf>,
+    /// What is not read: backups, lock files and metadata of other programs, directories.
+    others: Vec<String>,
+}
+
+fn files(directory: &Path) -> Result<Files> {
     let context = || format!("list the keys in {}", directory.display());
-    let mut files = Vec::new();
+    let mut files = Files::default();
     for entry in fs::read_dir(directory).with_context(context)? {
         let path = entry.with_context(context)?.path();
-        if path.extension().is_some_and(|ending| ending == ENDING) {
-            files.push(path);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_hidden = name.starts_with('.');
+        let is_key = path.extension().is_some_and(|ending| ending == ENDING);
+        match (is_key && !is_hidden, path.is_dir()) {
+            (true, false) => files.keys.push(path),
+            // Where Kubernetes keeps the versions of a mounted secret.
+            (_, true) if is_hidden => {}
+            _ => files.others.push(name.into_owned()),
         }
     }
-    files.sort();
+    files.keys.sort();
+    files.others.sort();
     Ok(files)
 }
 
 fn read_into(keys: &mut KeyRing, path: &Path) -> Result<()> {
-    let text = read_private(path)?;
+    let bytes = read_private(path)?;
+    let text = encoding::check(&bytes).map_err(|found| {
+        let shown = path.display().to_string();
+        // The bytes are a secret, and not quoted.
+        anyhow!(
+            "read the key file {shown}: it is not encoded in UTF-8: {}",
+            found.remedy(&shown)
+        )
+    })?;
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let mut lines = 0;
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -152,7 +185,7 @@ fn parse(line: &str) -> Result<Key> {
 }
 
 /// Reads a file that nobody but its owner, who is root or this user, can read or write.
-fn read_private(path: &Path) -> Result<Zeroizing<String>> {
+fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     // Without waiting for the other end, should it be a pipe.
     let file = OpenOptions::new()
         .read(true)
@@ -161,11 +194,11 @@ fn read_private(path: &Path) -> Result<Zeroizing<String>> {
         .with_context(|| format!("open the key file {}", path.display()))?;
     let length = check_permissions(path, &file)?;
     // Room for all of it at once: growing would leave copies behind.
-    let mut text = Zeroizing::new(String::with_capacity(length + 64));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length + 64));
     file.take(MOST_BYTES)
-        .read_to_string(&mut text)
+        .read_to_end(&mut bytes)
         .with_context(|| format!("read the key file {}", path.display()))?;
-    Ok(text)
+    Ok(bytes)
 }
 
 /// Looks at the open file, so that nobody can exchange it meanwhile; returns its length.

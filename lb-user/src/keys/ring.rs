@@ -1,6 +1,6 @@
 //! The keys that a manager knows.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, ensure};
 
@@ -14,6 +14,8 @@ pub const KEYS_PER_WORKER: usize = 2;
 pub struct KeyRing {
     keys: BTreeMap<KeyId, Key>,
     places: BTreeMap<KeyId, String>,
+    /// Names of files that lie beside the keys and were not read.
+    skipped: Vec<String>,
 }
 
 /// A key's id is at two places, each a file and a line.
@@ -54,6 +56,35 @@ impl KeyRing {
         self.keys.insert(id, key);
         self.places.insert(id, place.to_owned());
         Ok(())
+    }
+
+    /// Notes files that were not read.
+    pub fn skip(&mut self, names: Vec<String>) {
+        self.skipped = names;
+    }
+
+    /// Says which files beside the keys were not read, if there are any.
+    pub fn warning(&self, path: &Path) -> Option<String> {
+        const SHOWN: usize = 5;
+        let count = self.skipped.len();
+        let names = self
+            .skipped
+            .iter()
+            .take(SHOWN)
+            .map(|name| format!("{name:?}"));
+        let names: Vec<String> = names.collect();
+        let more = match count.saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        (count > 0).then(|| {
+            format!(
+                "not read as keys in {}: {}{more}; only files named *.key, without a dot in front, \
+                 hold keys: rename these, or move them elsewhere",
+                path.display(),
+                names.join(", ")
+            )
+        })
     }
 
     /// Returns what is different in its successor, one sentence each.

@@ -99,6 +99,64 @@ fn keys_are_read_from_a_file_or_a_directory() {
 }
 
 #[test]
+fn keys_are_read_as_windows_editors_write_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("worker1.key");
+    let good = line("worker1", "0000000a");
+    for text in [
+        good.replace('\n', "\r\n"),
+        format!("\u{feff}{good}"),
+        format!("\u{feff}# mine\r\n{good}\r\n"),
+        good.trim_end().to_owned(),
+    ] {
+        write(&path, &text, 0o600);
+        assert!(read_key(&path, "worker1").is_ok(), "{text:?}");
+    }
+    let wide: Vec<u8> = good.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(&path, wide).unwrap();
+    let said = refusal(read_key(&path, "worker1"));
+    assert!(said.contains("iconv -f UTF-16LE -t UTF-8"), "{said}");
+}
+
+#[test]
+fn what_other_programs_leave_beside_the_keys_is_skipped_and_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    write(&at("worker1.key"), &line("worker1", "0000000a"), 0o600);
+    assert_eq!(
+        read_keys(directory.path())
+            .unwrap()
+            .warning(directory.path()),
+        None
+    );
+    let strays = [
+        "#worker1.key#",
+        ".#worker1.key",
+        "._worker1.key",
+        ".worker1.key.swp",
+        "worker1.key.bak",
+        "worker1.key.dpkg-old",
+        "worker1.key~",
+    ];
+    for name in strays {
+        write(&at(name), "x", 0o644);
+    }
+    fs::create_dir(at("old.key")).unwrap();
+    // As Kubernetes mounts a secret.
+    fs::create_dir(at("..2026_11_28")).unwrap();
+    symlink("..2026_11_28", at("..data")).unwrap();
+    let keys = read_keys(directory.path()).unwrap();
+    assert_eq!(keys.len(), 1);
+    let warning = keys.warning(directory.path()).unwrap();
+    assert!(
+        warning.contains("\"#worker1.key#\", \".#worker1.key\""),
+        "{warning}"
+    );
+    assert!(warning.contains(" and 3 more;"), "{warning}");
+    assert!(!warning.contains("2026"), "{warning}");
+}
+
+#[test]
 fn a_key_that_others_can_read_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("worker1.key");

@@ -150,11 +150,12 @@ pub(super) async fn open(
     let web = web
         .map(|web| {
             let address = web.address();
-            let running = web.start(http::Sources {
+            let sources = http::Sources {
                 asker: http::Asker::new(asker.clone(), pin_path.clone()),
                 feed: feed.clone(),
                 meters: manager.meters.clone(),
-            })?;
+            };
+            let running = web.start(sources, &manager.config.manager.http_names)?;
             info!("web page, metrics and API at http://{address}/");
             anyhow::Ok(running)
         })

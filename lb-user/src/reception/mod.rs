@@ -501,6 +501,13 @@ fn doors(config: &Config) -> Vec<AutoJoin> {
 pub fn read_keys_of(config: &Config) -> Result<KeyRing> {
     match config.heartbeats.authentication {
         Authentication::Off => Ok(KeyRing::default()),
-        Authentication::Permissive | Authentication::Enforce => read_keys(&config.heartbeats.keys),
+        Authentication::Permissive | Authentication::Enforce => {
+            let path = &config.heartbeats.keys;
+            let keys = read_keys(path)?;
+            if let Some(warning) = keys.warning(path) {
+                warn!("{warning}");
+            }
+            Ok(keys)
+        }
     }
 }

@@ -73,7 +73,28 @@ pub(super) fn check(
                 default.http_listen,
             )
             .value,
+        http_names: http_names(reader, table.http_names),
     }
+}
+
+/// Reads names of this machine, as they stand between `//` and the port of a URL.
+fn http_names(reader: &mut Reader<'_>, given: Given<Vec<String>>) -> Vec<String> {
+    let setting = Setting::spanned(given, |names| names);
+    let (names, place) = reader.take("manager.http_names", setting);
+    let names = names.unwrap_or_default();
+    let allowed = |it: char| it.is_ascii_alphanumeric() || matches!(it, '.' | '-' | '_');
+    for name in &names {
+        if name.is_empty() || !name.chars().all(allowed) {
+            reader.refuse(
+                &place,
+                ProblemKind::BadName,
+                format!("{name:?} cannot be a host's name"),
+                "names as in \"lb.example.com\", without scheme, port and path",
+                "write the name only; addresses are answered to without being named",
+            );
+        }
+    }
+    names
 }
 
 fn interfaces(

@@ -1,0 +1,127 @@
+//! Text files as editors write them: UTF-8, with or without a byte order mark.
+
+use std::fmt;
+
+/// U+FEFF in UTF-8, which Windows editors put first.
+pub const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Why a file is no text in UTF-8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotUtf8 {
+    /// Of the named byte order.
+    Utf16(&'static str),
+    /// Bytes that no UTF-8 has, as Latin-1 and Windows-1252 write letters beyond ASCII.
+    Bytes { line: usize, first: u8 },
+    /// A zero byte, which no text has.
+    Binary { line: usize },
+}
+
+impl NotUtf8 {
+    /// Returns the line with the first wrong byte, counted from 1; nothing where the whole file is of
+    /// another encoding.
+    pub fn line(self) -> Option<usize> {
+        match self {
+            Self::Utf16(_) => None,
+            Self::Bytes { line, .. } | Self::Binary { line } => Some(line),
+        }
+    }
+
+    /// Returns what to do about the file at `path`.
+    pub fn remedy(self, path: &str) -> String {
+        let from = match self {
+            Self::Utf16(name) => name,
+            Self::Bytes { .. } => "WINDOWS-1252",
+            Self::Binary { .. } => {
+                return "check the path: this is another kind of file".to_owned();
+            }
+        };
+        format!(
+            "iconv -f {from} -t UTF-8 {path} > {path}.utf8, look at it, and put it in the file's \
+             place; or save it as UTF-8 in your editor"
+        )
+    }
+}
+
+impl fmt::Display for NotUtf8 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Utf16(name) => write!(f, "the file is encoded in {name}"),
+            Self::Bytes { first, .. } => write!(
+                f,
+                "the byte {first:#04x} is not UTF-8; the file may be encoded in Latin-1 or \
+                 Windows-1252"
+            ),
+            Self::Binary { .. } => f.write_str("there is a zero byte, so this is no text file"),
+        }
+    }
+}
+
+/// Checks that these bytes are text in UTF-8.
+///
+/// # Errors
+///
+/// Says in which encoding they may be instead.
+pub fn check(bytes: &[u8]) -> Result<&str, NotUtf8> {
+    let line = |at: usize| bytes[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+    if let Some(name) = utf16(bytes) {
+        return Err(NotUtf8::Utf16(name));
+    }
+    let text = str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
+        let first = bytes.get(at).copied().unwrap_or_default();
+        NotUtf8::Bytes {
+            line: line(at),
+            first,
+        }
+    })?;
+    match text.find('\0') {
+        Some(at) => Err(NotUtf8::Binary { line: line(at) }),
+        None => Ok(text),
+    }
+}
+
+/// Tells UTF-16 by its byte order mark, or by its first two characters, which are ASCII in any file that
+/// memlb reads.
+fn utf16(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xff, 0xfe, ..] => Some("UTF-16LE"),
+        [0xfe, 0xff, ..] => Some("UTF-16BE"),
+        [1..=u8::MAX, 0, 1..=u8::MAX, 0, ..] => Some("UTF-16LE"),
+        [0, 1..=u8::MAX, 0, 1..=u8::MAX, ..] => Some("UTF-16BE"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wide(text: &str, bytes: impl Fn(u16) -> [u8; 2]) -> Vec<u8> {
+        text.encode_utf16().flat_map(bytes).collect()
+    }
+
+    #[test]
+    fn names_the_encoding_and_the_line() {
+        assert_eq!(check("# caf\u{e9}\n".as_bytes()), Ok("# caf\u{e9}\n"));
+        assert_eq!(check("\u{feff}a".as_bytes()), Ok("\u{feff}a"));
+        for (bytes, found) in [
+            (wide("[m]\n", u16::to_le_bytes), "UTF-16LE"),
+            (wide("[m]\n", u16::to_be_bytes), "UTF-16BE"),
+            (wide("\u{feff}[m]", u16::to_le_bytes), "UTF-16LE"),
+            (wide("\u{feff}[m]", u16::to_be_bytes), "UTF-16BE"),
+        ] {
+            let problem = check(&bytes).unwrap_err();
+            assert_eq!((problem, problem.line()), (NotUtf8::Utf16(found), None));
+            assert!(
+                problem
+                    .remedy("f.toml")
+                    .starts_with(&format!("iconv -f {found} "))
+            );
+        }
+        let latin = check(b"[m]\n# caf\xe9\n").unwrap_err();
+        assert_eq!(latin.line(), Some(2));
+        assert!(latin.to_string().contains("0xe9"), "{latin}");
+        assert!(latin.remedy("f").starts_with("iconv -f WINDOWS-1252 "));
+        assert_eq!(check(b"[m]\n\0").unwrap_err(), NotUtf8::Binary { line: 2 });
+    }
+}

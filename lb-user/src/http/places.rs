@@ -1,0 +1,223 @@
+//! Who has a connection, and who gives it up for another.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use tokio::{
+    task::AbortHandle,
+    time::{Duration, Instant},
+};
+
+/// So many connections are served at a time.
+const PLACES: usize = 64;
+
+/// So many of them from one address, less than all, so that others always get through.
+const PLACES_PER_ADDRESS: usize = 48;
+
+/// So many further ones have health checks answered.
+const PROBE_PLACES: usize = 8;
+
+/// From so many on, clients have to be quick.
+const CROWD: usize = PLACES / 2;
+
+/// An answer is sent within this time, or its client is not waited for where places are wanted.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+
+/// The connections, by number in the order in which they came.
+#[derive(Debug, Default, Clone)]
+pub struct Places(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    taken: BTreeMap<u64, Arc<Place>>,
+}
+
+/// A connection's place.
+#[derive(Debug)]
+pub struct Place {
+    number: u64,
+    from: IpAddr,
+    is_for_probes: bool,
+    is_hurried: bool,
+    stage: Mutex<(Stage, Instant)>,
+    task: OnceLock<AbortHandle>,
+}
+
+/// How far a connection has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// No whole request has come yet.
+    Silent,
+    Asked,
+    /// It gets events as they happen, for as long as its client likes.
+    Listening,
+}
+
+impl Places {
+    /// Returns a place for a connection from this address. Somebody else's connection may be closed for it.
+    pub fn take(&self, from: IpAddr) -> Arc<Place> {
+        let mut state = self.lock();
+        let ordinary = |place: &&Arc<Place>| !place.is_for_probes;
+        let taken = state.taken.values().filter(ordinary).count();
+        let own = state.taken.values().filter(ordinary);
+        let own = own.filter(|place| place.from == from).count();
+        let found = if own >= PLACES_PER_ADDRESS {
+            state.close_longest_idle(|place| place.from == from)
+        } else {
+            taken < PLACES || state.close_longest_idle(|_| true)
+        };
+        let probes = state.taken.values().filter(|it| it.is_for_probes).count();
+        if !found && probes >= PROBE_PLACES {
+            state.close_first_probe();
+        }
+        state.next += 1;
+        let place = Arc::new(Place {
+            number: state.next,
+            from,
+            is_for_probes: !found,
+            is_hurried: !found || taken >= CROWD,
+            stage: Mutex::new((Stage::Silent, Instant::now())),
+            task: OnceLock::new(),
+        });
+        state.taken.insert(place.number, place.clone());
+        place
+    }
+
+    /// Gives a place back.
+    pub fn leave(&self, place: &Place) {
+        self.lock().taken.remove(&place.number);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing is left half done by a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Closes the connection among these that has been idle for longest; returns whether there was one.
+    fn close_longest_idle(&mut self, are_meant: impl Fn(&Place) -> bool) -> bool {
+        let now = Instant::now();
+        let idle = self
+            .taken
+            .values()
+            .filter(|place| !place.is_for_probes && are_meant(place))
+            .filter_map(|place| Some((place.idle_since(now)?, place.number)));
+        let longest = idle.min();
+        longest.is_some_and(|(_, number)| self.close(number))
+    }
+
+    fn close_first_probe(&mut self) {
+        let first = self.taken.values().find(|place| place.is_for_probes);
+        if let Some(number) = first.map(|place| place.number) {
+            self.close(number);
+        }
+    }
+
+    fn close(&mut self, number: u64) -> bool {
+        let Some(place) = self.taken.remove(&number) else {
+            return false;
+        };
+        if let Some(task) = place.task.get() {
+            task.abort();
+        }
+        true
+    }
+}
+
+impl Place {
+    pub fn is_for_probes(&self) -> bool {
+        self.is_for_probes
+    }
+
+    /// Whether its client must send its request at once.
+    pub fn is_hurried(&self) -> bool {
+        self.is_hurried
+    }
+
+    /// Names the task that is ended where the connection is to be closed.
+    pub fn is_served_by(&self, task: AbortHandle) {
+        // Set once, by who spawned it.
+        _ = self.task.set(task);
+    }
+
+    pub fn enters(&self, stage: Stage) {
+        *self.stage() = (stage, Instant::now());
+    }
+
+    /// Returns since when nothing is being done for its client; nothing if something is.
+    fn idle_since(&self, now: Instant) -> Option<Instant> {
+        let (stage, since) = *self.stage();
+        match stage {
+            Stage::Silent => Some(since),
+            Stage::Asked if now.duration_since(since) > ANSWER_TIME => Some(since),
+            Stage::Asked | Stage::Listening => None,
+        }
+    }
+
+    fn stage(&self) -> MutexGuard<'_, (Stage, Instant)> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        Ipv4Addr::new(10, 0, 0, last).into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_address_leaves_room_for_others() {
+        let places = Places::default();
+        let greedy: Vec<_> = (0..PLACES_PER_ADDRESS)
+            .map(|_| places.take(address(1)))
+            .collect();
+        greedy.iter().for_each(|place| place.enters(Stage::Asked));
+        assert!(places.take(address(1)).is_for_probes());
+        assert!(!places.take(address(2)).is_for_probes());
+        // Those that were answered long ago make room for their own address first.
+        advance(2 * ANSWER_TIME).await;
+        assert!(!places.take(address(1)).is_for_probes());
+        assert!(!places.lock().taken.contains_key(&greedy[0].number));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_makes_room_and_who_listens_does_not() {
+        let places = Places::default();
+        let take = |from| {
+            let place = places.take(address(from));
+            place.enters(Stage::Listening);
+            place
+        };
+        let listeners: Vec<_> = (0..PLACES - 1).map(|it| take((it % 8) as u8)).collect();
+        let silent = places.take(address(9));
+        assert!(silent.is_hurried() && !silent.is_for_probes());
+        advance(Duration::from_millis(1)).await;
+        assert!(!take(10).is_for_probes());
+        assert!(!places.lock().taken.contains_key(&silent.number));
+        // Now nobody makes room, but probes get through, the latest ones first.
+        let probes: Vec<_> = (0..=PROBE_PLACES)
+            .map(|_| places.take(address(11)))
+            .collect();
+        assert!(probes.iter().all(|place| place.is_for_probes()));
+        let state = places.lock();
+        assert!(!state.taken.contains_key(&probes[0].number));
+        assert!(state.taken.contains_key(&probes[1].number));
+        assert!(
+            listeners
+                .iter()
+                .all(|it| state.taken.contains_key(&it.number))
+        );
+        assert_eq!(state.taken.len(), PLACES + PROBE_PLACES);
+    }
+}
