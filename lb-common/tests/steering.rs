@@ -517,6 +517,8 @@ fn reply_is_restored(
 fn is_consistent(decision: &Decision, arrival: &Arrival) -> Result<(), TestCaseError> {
     let exit = match decision.verdict {
         Verdict::ToBackend => Exit::Backend,
+        // While the client does not acknowledge.
+        Verdict::ToClient if decision.exit == Exit::ClientByRoute => Exit::ClientByRoute,
         Verdict::ToClient => Exit::Client,
         Verdict::ToManager | Verdict::FromManager => Exit::Here,
         _ => Exit::Pass,

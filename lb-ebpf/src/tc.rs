@@ -212,6 +212,11 @@ fn send<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i3
             move_to_vlan(skb, tag, 0);
             to_neighbour(decision.interface, decision.next_hop)
         }
+        Exit::ClientByRoute => {
+            mark(skb);
+            move_to_vlan(skb, tag, 0);
+            by_route(decision.interface)
+        }
         Exit::Client => {
             mark(skb);
             move_to_vlan(skb, tag, decision.destination_mac.tag());
@@ -373,6 +378,9 @@ fn to_neighbour<A: Address>(interface: u32, next_hop: A) -> i32 {
     const AF_INET: u64 = 2;
     const AF_INET6: u64 = 10;
     let is_four = size_of::<A>() == size_of::<V4>();
+    if is_four && next_hop == A::NONE {
+        return by_route(interface);
+    }
     let bits = if is_four {
         next_hop.word().to_be().into()
     } else {
@@ -396,6 +404,13 @@ fn to_neighbour<A: Address>(interface: u32, next_hop: A) -> i32 {
             0,
         ) as i32
     }
+}
+
+/// Sends the packet to the next hop of the kernel's route through `interface`, whatever its family.
+#[inline(always)]
+fn by_route(interface: u32) -> i32 {
+    // SAFETY: the helper takes no next hop as well. Linux 5.10, ba452c9e996d.
+    unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
 #[inline(always)]

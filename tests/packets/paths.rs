@@ -9,9 +9,9 @@ use lb_common::{
 };
 
 use crate::{
-    bench::{Bench, Circumstances, ESTABLISHED_IDLE, Edge, at_both_edges, at_edge},
+    bench::{Bench, Circumstances, ESTABLISHED_IDLE, Edge, at_both_edges, at_edge, over},
     call::Call,
-    frame::{ACK, PSH, RST, SYN},
+    frame::{ACK, Family, PSH, RST, SYN},
     lan::{CLIENT, ETH2, MANAGER, MANAGER_ETH2, OTHER_CLIENT, WORKER1, WORKER2},
     outcome::Action,
     segment::Segment,
@@ -49,6 +49,79 @@ fn replies_follow_a_client_to_another_interface() {
         for flow in bench.entries().values() {
             assert_eq!(flow.client_interface, ETH2);
         }
+    });
+}
+
+/// Longer than a client that is there takes to acknowledge.
+const OVER_TWO_SECONDS: Duration = Duration::from_millis(2_500);
+
+#[test]
+fn replies_take_the_managers_route_by_turns_while_the_client_does_not_acknowledge() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.wait(OVER_TWO_SECONDS);
+        let reply = call.reply(WORKER1, PSH | ACK).payload(*b"event");
+        // The client had nothing to acknowledge yet.
+        call.replies(bench, WORKER1, &reply);
+        bench.wait(OVER_A_SECOND);
+        leaves_by_route(bench, &call, &reply);
+        leaves_by_route(bench, &call, &reply);
+        bench.wait(OVER_A_SECOND);
+        call.replies(bench, WORKER1, &reply);
+        bench.wait(OVER_A_SECOND);
+        leaves_by_route(bench, &call, &reply);
+
+        // It speaks again, by another router.
+        call.client.mac = OTHER_CLIENT.mac;
+        call.requests(bench, WORKER1, &call.ack());
+        call.replies(bench, WORKER1, &reply);
+        bench.wait(OVER_A_SECOND);
+        call.replies(bench, WORKER1, &reply);
+    });
+}
+
+/// The kernel fills in the link addresses; XDP leaves the packet to TC.
+fn leaves_by_route(bench: &mut Bench, call: &Call, reply: &Segment) {
+    let outcome = match bench.edge {
+        Edge::Tc => bench.receives(reply),
+        Edge::Xdp => {
+            let handed_over = bench.receives(reply);
+            handed_over.is(Action::Pass);
+            handed_over.is_untouched();
+            bench.behind_xdp(reply)
+        }
+    };
+    outcome.is(Action::Redirect);
+    outcome.was_sent_by(WORKER1);
+    let as_received = |segment: Segment| segment.macs(WORKER1.station.mac, MANAGER.mac);
+    outcome.leaves_as(&as_received(call.at_client(reply)));
+}
+
+#[test]
+fn replies_to_a_client_that_pauses_or_that_need_not_acknowledge_keep_their_way() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        let mut datagrams = bench.datagrams(CLIENT, 40_001);
+        datagrams.connects(bench, WORKER1);
+        let event = call.reply(WORKER1, PSH | ACK).payload(*b"event");
+        for _ in 0..3 {
+            bench.wait(OVER_TWO_SECONDS);
+            call.replies(bench, WORKER1, &event);
+            call.requests(bench, WORKER1, &call.ack());
+            datagrams.replies(bench, WORKER1, &datagrams.reply(WORKER1, 0));
+        }
+    });
+}
+
+#[test]
+fn a_worker_whose_next_hop_the_kernel_is_to_look_up_is_sent_to_by_route() {
+    over(Family::V4, |bench| {
+        bench.backend(WORKER1.id, |backend| backend.next_hop = [0; 16]);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
     });
 }
 

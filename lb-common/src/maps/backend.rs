@@ -18,7 +18,8 @@ pub struct Backend {
     pub weight: u32,
     pub service: u32,
     /// The worker itself, or the router on the way to it. Like the other addresses, IPv4 as an
-    /// IPv4-mapped address.
+    /// IPv4-mapped address. All zeros where the router of an IPv4 worker has only an IPv6 address (RFC
+    /// 8950): the kernel looks the route up for each packet.
     pub next_hop: V6,
     pub address: V6,
     /// The manager's own address towards the worker.

@@ -85,7 +85,8 @@ pub struct Flow<A = V4> {
     /// The manager's link address towards the client.
     pub manager_mac: Mac,
     pub backend: u32,
-    /// Index of the interface on which the client is; [`super::LOOPBACK`] for the manager itself.
+    /// Index of the interface on which the client is; [`super::LOOPBACK`] for the manager itself. With
+    /// [`BY_ROUTE`] in a reply's entry, the manager's route to the client is used, not `client_mac`.
     pub client_interface: u32,
     /// One of [`direction`].
     pub direction: u8,
@@ -101,6 +102,10 @@ pub struct Flow<A = V4> {
     pub last_seen_ns: u64,
     pub bytes: u64,
 }
+
+/// The bit of a reply's `client_interface` that is set while the client does not acknowledge. It is the
+/// sign bit, so that one comparison tells the usual interface from all others.
+pub const BY_ROUTE: u32 = 1 << 31;
 
 /// A tick in nanoseconds, about 17 ms: so short that it tells between two selections, so long that a word
 /// counts them for two years.

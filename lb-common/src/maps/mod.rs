@@ -21,7 +21,7 @@ pub use companion::{
     companion_name,
 };
 pub use counters::{Counter, Traffic};
-pub use flow::{Flow, FlowKey, TICK_NS, direction, ended};
+pub use flow::{BY_ROUTE, Flow, FlowKey, TICK_NS, direction, ended};
 pub use handshake::Handshake;
 pub use mac::Mac;
 pub use ports::{PORT_WORDS, port_bit, port_word};

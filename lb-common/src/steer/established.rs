@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     headers::TcpFlags,
-    maps::{Flow, FlowKey, direction, mode},
+    maps::{BY_ROUTE, Flow, FlowKey, LOOPBACK, direction, mode},
     verdict::Verdict,
 };
 
@@ -18,6 +18,13 @@ use crate::{
 /// nanoseconds, so that the two cannot be parted for long by the table's eviction. A power of two spares
 /// the flow a note of when it last did.
 const TWIN_CARE_NS: u64 = 1 << 30;
+
+/// A client that has not acknowledged replies for so long may be behind a router that has died, or that no
+/// longer forwards.
+const CLIENT_SILENCE_NS: u64 = 2_000_000_000;
+
+/// A client may keep an acknowledgement back for so long (RFC 9293, section 3.8.6.3).
+const LATEST_ACKNOWLEDGEMENT_NS: u64 = 500_000_000;
 
 /// The way of an established flow's packet; `None` if the flow is over and the packet may belong to
 /// the next one.
@@ -70,7 +77,7 @@ pub(super) fn established<T: Tables>(
         flow.manager_mac = arrival.destination_mac;
     }
     let is_due = now / TWIN_CARE_NS != flow.last_seen_ns / TWIN_CARE_NS;
-    if (moved || is_due) && !look_after_twin(tables, key, &flow) {
+    if (moved || is_due) && !look_after_twin(tables, key, &mut flow, now) {
         uncount(tables, &mut flow);
         drop(flow);
         tables.remove_established(key);
@@ -141,7 +148,8 @@ fn dismiss<T: Tables>(
 fn look_after_twin<T: Tables>(
     tables: &T,
     key: &FlowKey<T::Address>,
-    flow: &Flow<T::Address>,
+    flow: &mut Flow<T::Address>,
+    now: u64,
 ) -> bool {
     let twin_key = flow.leaves.reversed();
     if let Some(mut twin) = tables.established(&twin_key) {
@@ -152,6 +160,8 @@ fn look_after_twin<T: Tables>(
             twin.client_interface = flow.client_interface;
             twin.client_mac = flow.client_mac;
             twin.manager_mac = flow.manager_mac;
+        } else if !key.is_datagram() {
+            flow.client_interface = interface_to_client(flow, twin.last_seen_ns, now);
         }
     } else if flow.direction == direction::REQUEST
         && find_worker(tables, Hook::Ingress, &twin_key) != NOWHERE
@@ -169,4 +179,21 @@ fn look_after_twin<T: Tables>(
         }
     }
     true
+}
+
+/// The interface by which replies leave, with [`BY_ROUTE`] or without. While the client does not
+/// acknowledge, they take the manager's route and the client's last link address by turns, one period of
+/// [`TWIN_CARE_NS`] each: either may be the one that works. The client's next packet ends that.
+#[inline(always)]
+fn interface_to_client<A>(reply: &Flow<A>, client_seen_ns: u64, now: u64) -> u32 {
+    let interface = reply.client_interface;
+    let unanswered = reply.last_seen_ns.saturating_sub(client_seen_ns) > LATEST_ACKNOWLEDGEMENT_NS;
+    let silent = now.saturating_sub(client_seen_ns) > CLIENT_SILENCE_NS;
+    // The route's interface has no tag; the frames of this one have.
+    let has_route = interface != LOOPBACK && reply.client_mac.tag() == 0;
+    if unanswered && silent && has_route {
+        interface ^ BY_ROUTE
+    } else {
+        interface & !BY_ROUTE
+    }
 }

@@ -19,8 +19,8 @@ use crate::{
     address::{Address, V4},
     headers::TcpFlags,
     maps::{
-        Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Notes, Policy, Service, ServiceKey,
-        Settings, mode,
+        BY_ROUTE, Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Notes, Policy, Service,
+        ServiceKey, Settings, mode,
     },
     verdict::Verdict,
 };
@@ -82,6 +82,8 @@ pub enum Exit {
     Onwards,
     /// Rewritten, to the decision's link addresses: back to where the client's packets come from.
     Client,
+    /// Rewritten, to where the manager's own route to the client leads.
+    ClientByRoute,
     /// Rewritten, to a client on the manager itself.
     Loopback,
 }
@@ -393,12 +395,15 @@ fn leave<A: Address>(
         decision.next_hop = A::from_mapped(&backend.next_hop);
         return Verdict::ToBackend;
     }
-    decision.exit = if way.client_interface == LOOPBACK {
+    decision.interface = way.client_interface;
+    decision.exit = if way.client_interface as i32 > LOOPBACK as i32 {
+        Exit::Client
+    } else if way.client_interface == LOOPBACK {
         Exit::Loopback
     } else {
-        Exit::Client
+        decision.interface = way.client_interface & !BY_ROUTE;
+        Exit::ClientByRoute
     };
-    decision.interface = way.client_interface;
     decision.destination_mac = way.client_mac;
     decision.source_mac = way.manager_mac;
     Verdict::ToClient
