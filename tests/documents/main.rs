@@ -31,7 +31,9 @@ fn root() -> PathBuf {
 
 /// Everything that users read.
 fn documents() -> Vec<Document> {
-    let mut names = vec!["README.md".to_owned()];
+    let mut names = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
+        .map(str::to_owned)
+        .to_vec();
     for entry in fs::read_dir(root().join("docs")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         names.extend(name.ends_with(".md").then(|| format!("docs/{name}")));

@@ -23,6 +23,15 @@ pub const NOT_RUN: &[(&str, &str)] = &[
         "cargo xtask package",
         "builds for minutes, and is a step of `cargo xtask test`",
     ),
+    ("git clone", "where the repository is, its reader knows"),
+    (
+        "cargo test",
+        "builds for minutes, and `cargo xtask test` does the same",
+    ),
+    (
+        "sudo env MEMLB_",
+        "needs the name of what `cargo test --no-run` has built",
+    ),
     ("ssh ", "needs another machine"),
 ];
 
