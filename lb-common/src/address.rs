@@ -37,6 +37,9 @@ pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
     /// 1122, section 3.2.1.3; RFC 4291, sections 2.5.2, 2.5.3 and 2.7).
     fn is_sender(self) -> bool;
 
+    /// Whether a packet from here to `destination` may come from the network.
+    fn may_send_to(self, destination: Self) -> bool;
+
     /// The other way round; of an address of the other family, something without meaning.
     fn from_mapped(mapped: &V6) -> Self;
 }
@@ -75,6 +78,15 @@ impl Address for V4 {
             self,
             [127 | 224..=239, ..] | [0, 0, 0, 0] | [255, 255, 255, 255]
         )
+    }
+
+    /// A link-local sender reaches only its own kind (RFC 3927, sections 2.6.2 and 7).
+    #[inline(always)]
+    fn may_send_to(self, destination: Self) -> bool {
+        let is_link_local = |address: Self| matches!(address, [169, 254, ..]);
+        self.is_sender()
+            && self.difference(destination) != 0
+            && (!is_link_local(self) || is_link_local(destination))
     }
 
     #[inline(always)]
@@ -118,6 +130,11 @@ impl Address for V6 {
         let [first, ..] = self;
         let [high, low] = halves(self);
         first != 0xff && (high != 0 || low.to_be() > 1)
+    }
+
+    #[inline(always)]
+    fn may_send_to(self, destination: Self) -> bool {
+        self.is_sender() && self.difference(destination) != 0
     }
 
     #[inline(always)]

@@ -40,7 +40,7 @@ verdicts! {
     OtherProtocol = "other_protocol", "Neither TCP nor UDP nor an ICMP error (ping, neighbour discovery, …): passed untouched.";
     NotOurs = "not_ours", "Of no service and no flow: passed untouched.";
     Truncated = "truncated", "Shorter than its headers say: passed to the kernel, which drops it.";
-    Malformed = "malformed", "Header fields contradict each other, or no host can be the sender: passed to the kernel, which drops it.";
+    Malformed = "malformed", "Header fields contradict each other, or no client can be the sender: passed to the kernel, which drops it, or dropped here if the link address is a group's or zero.";
     IpOptions = "ip_options", "IPv4 options are not forwarded: passed to the kernel.";
     ExtensionHeaders = "extension_headers", "IPv6 extension headers too many, too long or of an unknown kind: passed to the kernel.";
     Fragment = "fragment", "A fragment carries no ports to steer by: passed to the kernel.";
@@ -51,7 +51,7 @@ verdicts! {
     NoRoute = "no_route", "New connection to a worker without a known route: the kernel answers with RST.";
     PortsExhausted = "ports_exhausted", "No free source port towards the worker: the kernel answers with RST.";
     TableFull = "table_full", "The flow could not be stored: the kernel answers with RST.";
-    TimeToLive = "time_to_live", "Time to live ran out: dropped.";
+    TimeToLive = "time_to_live", "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
     HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
 }
 

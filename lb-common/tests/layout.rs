@@ -150,6 +150,7 @@ fn the_names_of_the_maps_are_as_pinned() {
             "backends",
             "neighbours",
             "ports",
+            "homes",
             "flows",
             "flows6",
             "half_open",

@@ -247,19 +247,79 @@ fn reserved_addresses_that_hosts_may_have_are_served() {
 }
 
 #[test]
-fn what_never_arrives_ends_nothing() {
+fn own_addresses_never_come_from_the_network_and_workers_only_by_their_interface() {
+    let mut memory = lab(16);
+    let (own, near, far) = ([10, 0, 0, 2], [10, 0, 0, 101], [10, 0, 1, 102]);
+    memory.homes = [(own, 0), (near, ETH), (far, ETH + 1)].into();
+    for (source, verdict) in [
+        (own, Verdict::Malformed),
+        (far, Verdict::Malformed),
+        (near, Verdict::ToBackend),
+    ] {
+        let syn = steer(&memory, &arrival(SYN), &key((source, 40_000), SERVICE));
+        assert_eq!(syn.verdict, verdict, "{source:?}");
+    }
+}
+
+/// Two managers that have each other for workers.
+#[test]
+fn what_goes_round_between_managers_ends() {
+    let mut memory = lab(16);
+    memory.homes = [([10, 0, 0, 101], ETH)].into();
+    let from_worker = key(([10, 0, 0, 101], 40_000), SERVICE);
+    let last = Arrival {
+        time_to_live: 1,
+        ..arrival(SYN)
+    };
+    let dropped = steer(&memory, &last, &from_worker);
+    assert_eq!(
+        (dropped.verdict, dropped.exit),
+        (Verdict::TimeToLive, Exit::Drop)
+    );
+    let client = key(([10, 0, 0, 9], 40_000), SERVICE);
+    assert_eq!(steer(&memory, &last, &client).verdict, Verdict::ToBackend);
+}
+
+#[test]
+fn a_link_local_sender_reaches_a_link_local_service_only() {
+    let mut memory = lab(16);
+    let sender = ([169, 254, 7, 9], 40_000);
+    let syn = steer(&memory, &arrival(SYN), &key(sender, SERVICE));
+    assert_eq!(syn.verdict, Verdict::Malformed);
+    let local = ([169, 254, 7, 1], 80);
+    let service = ServiceKey {
+        address: local.0.mapped(),
+        ..*memory.services.keys().next().unwrap()
+    };
+    memory.services.insert(service, Service { id: 0 });
+    let syn = steer(&memory, &arrival(SYN), &key(sender, local));
+    assert_eq!(syn.verdict, Verdict::ToBackend);
+}
+
+#[test]
+fn nothing_is_answered_to_a_group_or_to_nobody() {
     let mut memory = lab(16);
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-    _ = connects(&mut memory, &client);
-    let expires = Arrival {
-        time_to_live: 1,
-        ..arrival(RST)
-    };
-    assert_eq!(
-        steer(&memory, &expires, &client).verdict,
-        Verdict::TimeToLive
-    );
-    assert_eq!(memory.active.borrow()[&WORKER1], 1);
+    for mac in [
+        [0; 6],
+        [0xff; 6],
+        [1, 0, 0x5e, 0, 0, 1],
+        [0x33, 0x33, 0, 0, 0, 1],
+    ] {
+        let from = |flags| Arrival {
+            source_mac: Mac::from(mac),
+            ..arrival(flags)
+        };
+        let syn = steer(&memory, &from(SYN), &client);
+        assert_eq!((syn.verdict, syn.exit), (Verdict::Malformed, Exit::Drop));
+        assert!(memory.handshakes().is_empty());
+
+        let leaves = connects(&mut memory, &client);
+        _ = steer(&memory, &from(ACK), &client);
+        let answer = steer(&memory, &arrival(ACK), &leaves.reversed());
+        assert_eq!(answer.destination_mac, arrival(ACK).source_mac);
+        memory = lab(16);
+    }
 }
 
 /// Goes through a client's handshake; returns the tuple that the worker sees.

@@ -12,9 +12,9 @@ use lb_common::{
     address::{Address, V4, V6},
     maps::{
         Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES,
-        DEFAULT_SERVICES, Flow, FlowKey, Handshake, NO_ONE, Neighbour, Notes, PORT_WORDS, Policy,
-        ROWS, SERVICE_CHOICES, Service, ServiceKey, Settings, TraceEvent, Traffic, port_bit,
-        port_word,
+        DEFAULT_SERVICES, Flow, FlowKey, Handshake, MOST_HOMES, NO_ONE, Neighbour, Notes,
+        PORT_WORDS, Policy, ROWS, SERVICE_CHOICES, Service, ServiceKey, Settings, TraceEvent,
+        Traffic, port_bit, port_word,
     },
     steer::{Arrival, Decision, Hook, InsertError, Step, Tables, Workbench},
     verdict::Verdict,
@@ -46,6 +46,10 @@ static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 #[btf_map(name = "neighbours")]
 static NEIGHBOURS: Array<Neighbour, { DEFAULT_BACKENDS as usize }> = Array::new();
+
+/// Addresses that are no client's, or only where a worker is.
+#[btf_map(name = "homes")]
+static HOMES: HashMap<V6, u32, { MOST_HOMES as usize }> = HashMap::new();
 
 #[btf_map(name = "flows")]
 static FLOWS: LruHashMap<FlowKey, Flow, { DEFAULT_FLOW_ENTRIES as usize }> = LruHashMap::new();
@@ -247,6 +251,12 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
+    fn home(&self, address: A) -> Option<u32> {
+        // SAFETY: copied at once; this program never changes the map.
+        unsafe { HOMES.get(&address.mapped()) }.copied()
+    }
+
+    #[inline(always)]
     fn knows_link(&self, backend: u32) -> bool {
         self.neighbour(backend).is_some()
     }
@@ -422,6 +432,7 @@ impl<A: Family> Maps<A> {
         // SAFETY: array slots live as long as the map; a torn write is mended by the next reply.
         let known = unsafe { &mut *known };
         if *known != *seen
+            && seen.worker.is_station()
             && BACKENDS
                 .get(backend)
                 .is_some_and(|it| it.interface == interface)

@@ -12,7 +12,7 @@ use lb_common::{
     checksum::Difference,
     headers::{ETHERNET_LEN, ETHERTYPE_VLAN, EthernetHeader, Ipv4Header, Ipv6Header},
     maps::{LOOPBACK, Mac},
-    packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame},
+    packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame, after_hop},
     steer::{Arrival, Decision, Exit, Hook, steer_established},
     trace::HEAD,
     verdict::Verdict,
@@ -183,7 +183,11 @@ fn forward<A: Family>(
 #[inline(always)]
 fn hops<A: Address>(arrival: &Arrival, decision: &Decision<A>) -> Difference {
     let before = arrival.time_to_live;
-    let after = before.wrapping_sub(decision.is_forwarded().into());
+    let after = if decision.is_forwarded() {
+        after_hop(before)
+    } else {
+        before
+    };
     Difference::of_u16([0, before], [0, after])
 }
 

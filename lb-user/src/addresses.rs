@@ -1,9 +1,9 @@
 //! This machine's own addresses, and which interface has each.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Context, Result};
-use nix::ifaddrs::getifaddrs;
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
 #[derive(Debug, Clone, Default)]
 pub struct Addresses(pub Vec<(IpAddr, String)>);
@@ -16,15 +16,30 @@ pub struct Addresses(pub Vec<(IpAddr, String)>);
 pub fn own() -> Result<Addresses> {
     let interfaces = getifaddrs().context("list this machine's addresses")?;
     let own = interfaces.filter_map(|interface| {
-        let address = interface.address?;
-        let address = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(v4), _) => IpAddr::V4(v4.ip()),
-            (_, Some(v6)) => IpAddr::V6(v6.ip()),
-            _ => return None,
-        };
+        let address = ip(&interface.address?)?;
         Some((address, interface.interface_name))
     });
     Ok(Addresses(own.collect()))
+}
+
+/// Returns the addresses from which no other machine sends: this one's own, and the broadcast addresses of its
+/// networks.
+///
+/// # Errors
+///
+/// Says that the kernel does not tell.
+pub fn of_nobody_else() -> Result<BTreeSet<IpAddr>> {
+    let interfaces = getifaddrs().context("list this machine's addresses")?;
+    let addresses = interfaces.flat_map(|it| [it.address, it.broadcast]);
+    Ok(addresses.flatten().filter_map(|it| ip(&it)).collect())
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+        (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
+        _ => None,
+    }
 }
 
 impl Addresses {

@@ -125,6 +125,16 @@ impl Bench {
     /// Forgets every flow and every change but the settings.
     pub fn begins_anew(&mut self) {
         self.datapath.maps.flows.clear();
+        let homes: Vec<_> = self
+            .datapath
+            .maps
+            .homes
+            .keys()
+            .map(Result::unwrap)
+            .collect();
+        for home in homes {
+            self.datapath.maps.homes.remove(&home).unwrap();
+        }
         for handshake in self.handshakes() {
             self.forget(handshake.client);
         }
@@ -302,6 +312,16 @@ impl Bench {
 
     pub fn neighbour(&mut self, id: u32, neighbour: Neighbour) {
         self.datapath.maps.neighbours.set(id, neighbour, 0).unwrap();
+    }
+
+    /// Says by which interface alone an address comes; by 0, none.
+    pub fn is_at_home(&mut self, station: Station, interface: u32) {
+        let address = lan::mapped(station.address(self.family));
+        self.datapath
+            .maps
+            .homes
+            .insert(address, interface, 0)
+            .unwrap();
     }
 
     pub fn known_neighbour(&self, id: u32) -> Neighbour {

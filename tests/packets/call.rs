@@ -103,7 +103,7 @@ impl Call {
     }
 
     fn forwarded(&self, server: Server, mut segment: Segment) -> Segment {
-        segment.ip.time_to_live -= 1;
+        segment.ip.time_to_live = after_hop(segment.ip.time_to_live);
         match self.edge {
             Edge::Tc => segment,
             Edge::Xdp => segment.macs(MANAGER.mac, server.station.mac),
@@ -115,7 +115,7 @@ impl Call {
         let mut translated = segment.clone().macs(MANAGER.mac, self.client.mac);
         translated.source = self.service();
         translated.destination = self.client_address();
-        translated.ip.time_to_live -= 1;
+        translated.ip.time_to_live = after_hop(translated.ip.time_to_live);
         translated
     }
 
@@ -146,7 +146,7 @@ impl Call {
     }
 
     fn forwarded_message(&self, server: Server, mut message: Message) -> Message {
-        message.ip.time_to_live -= 1;
+        message.ip.time_to_live = after_hop(message.ip.time_to_live);
         match self.edge {
             Edge::Tc => message,
             Edge::Xdp => message.macs(MANAGER.mac, server.station.mac),
@@ -168,7 +168,7 @@ impl Call {
             .macs(MANAGER.mac, self.client.mac)
             .about(self.client_address(), self.service());
         translated.source = self.service().ip();
-        translated.ip.time_to_live -= 1;
+        translated.ip.time_to_live = after_hop(translated.ip.time_to_live);
         translated
     }
 
@@ -254,6 +254,11 @@ impl Call {
             protocol: self.protocol.number().into(),
         }
     }
+}
+
+/// A hop less, but never none.
+fn after_hop(hops: u8) -> u8 {
+    hops.saturating_sub(1).max(1)
 }
 
 /// Maximum segment size, SACK permitted, timestamps, no-operation, window scale.

@@ -5,8 +5,7 @@ use std::time::Duration;
 use lb_common::{maps::state, verdict::Verdict};
 
 use crate::{
-    bench::{Bench, CLOSING_IDLE, DATAGRAM_IDLE, Edge, HALF_OPEN_IDLE, at_both_edges, at_edge},
-    call::Call,
+    bench::{CLOSING_IDLE, DATAGRAM_IDLE, Edge, HALF_OPEN_IDLE, at_both_edges, at_edge},
     frame::{ACK, PSH},
     lan::{CLIENT, FALLBACK, OTHER_CLIENT, WORKER1, WORKER2},
     local::{ITSELF, answers, leaving, returns, takes},
@@ -331,23 +330,18 @@ fn datagrams_without_a_way_are_left_to_the_kernel() {
 }
 
 #[test]
-fn datagrams_do_not_exceed_their_last_hop() {
+fn no_time_to_live_of_a_datagram_runs_out_at_the_manager() {
     at_both_edges(|bench| {
         let mut call = bench.datagrams(CLIENT, 40_000);
-        let dropped = |bench: &Bench, call: &Call| {
-            for hops in [0, 1] {
-                let request = call.request(0).time_to_live(hops);
-                bench.receives(&request).is_dropped(Verdict::TimeToLive);
-            }
-        };
-        dropped(bench, &call);
-        call.begins(bench, WORKER1);
-        dropped(bench, &call);
-        call.is_answered(bench, WORKER1);
-        call.requests(bench, WORKER1, &call.ack());
-        dropped(bench, &call);
-        let reply = call.reply(WORKER1, 0).time_to_live(1);
-        bench.receives(&reply).is_dropped(Verdict::TimeToLive);
+        let first = call.syn().time_to_live(1);
+        let outcome = bench.receives(&first);
+        call.nat_port = outcome.nat_port();
+        outcome.opens(WORKER1, &call.at_worker(WORKER1, &first));
+        for hops in [0, 1] {
+            call.requests(bench, WORKER1, &call.request(0).time_to_live(hops));
+            let reply = call.reply(WORKER1, 0).time_to_live(hops);
+            call.replies(bench, WORKER1, &reply);
+        }
     });
 }
 

@@ -46,6 +46,7 @@ pub struct Maps {
     pub selection: Array<MapData, u32>,
     pub backends: Array<MapData, Backend>,
     pub neighbours: Array<MapData, Neighbour>,
+    pub homes: HashMap<MapData, [u8; 16], u32>,
     pub flows: Flows,
     pub handshakes: Handshakes,
     pub ports: Array<MapData, u64>,
@@ -280,6 +281,7 @@ impl Maps {
             selection: map(name::SELECTION).try_into()?,
             backends: map(name::BACKENDS).try_into()?,
             neighbours: map(name::NEIGHBOURS).try_into()?,
+            homes: map(name::HOMES).try_into()?,
             flows: Flows {
                 v4: map(name::FLOWS).try_into()?,
                 v6: map(name::FLOWS6).try_into()?,

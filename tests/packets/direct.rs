@@ -192,15 +192,15 @@ fn datagrams_go_on_without_an_answer() {
 }
 
 #[test]
-fn a_request_does_not_exceed_its_last_hop() {
+fn no_time_to_live_of_a_request_runs_out_at_the_manager() {
     at_both_edges(|bench| {
         let call = directly(bench);
         let syn = call.syn().time_to_live(1);
-        bench.receives(&syn).is_dropped(Verdict::TimeToLive);
-        begins(bench, &call);
-        requests(bench, &call, &call.ack());
-        let last = call.ack().time_to_live(1);
-        bench.receives(&last).is_dropped(Verdict::TimeToLive);
+        bench
+            .receives(&syn)
+            .opens(WORKER1, &call.onwards(WORKER1, &syn));
+        requests(bench, &call, &call.ack().time_to_live(1));
+        requests(bench, &call, &call.ack().time_to_live(1));
     });
 }
 

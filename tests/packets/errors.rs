@@ -340,18 +340,15 @@ fn an_error_behind_extension_headers_is_translated() {
 }
 
 #[test]
-fn an_error_does_not_exceed_its_last_hop() {
+fn no_time_to_live_of_an_error_runs_out_at_the_manager() {
     at_both_edges(|bench| {
         for call in connected(bench) {
-            for message in [
-                from_the_clients_side(&call, Problem::TimeExceeded),
-                from_the_workers_side(&call, Problem::TimeExceeded),
-            ] {
-                let last = message.time_to_live(1);
-                bench.receives(&last).is_dropped(Verdict::TimeToLive);
+            for hops in [0, 1, 2] {
+                let message = from_the_clients_side(&call, Problem::TimeExceeded);
+                worker_is_told(bench, &call, &message.time_to_live(hops));
+                let message = from_the_workers_side(&call, Problem::TimeExceeded);
+                client_is_told(bench, &call, &message.time_to_live(hops));
             }
-            let message = from_the_clients_side(&call, Problem::TimeExceeded);
-            worker_is_told(bench, &call, &message.time_to_live(2));
         }
     });
 }

@@ -11,7 +11,10 @@ use crate::{
     bench::{at_both_edges, over},
     call::{CLIENT_START, WORKER_START},
     frame::{ACK, CWR, ECE, FIN, Family, PSH, RST, SYN},
-    lan::{CLIENT, ETH1, FIRST_NAT_PORT, MANAGER, OTHER_CLIENT, ROUTER, Station, WORKER1, WORKER2},
+    lan::{
+        self, CLIENT, ETH1, ETH2, FIRST_NAT_PORT, MANAGER, OTHER_CLIENT, ROUTER, Station, WORKER1,
+        WORKER2,
+    },
 };
 
 /// After so long a client repeats its SYN (RFC 6298).
@@ -391,5 +394,59 @@ fn answers_follow_a_client_whose_link_address_changes() {
         moved.nat_port = call.nat_port;
         moved.requests(bench, WORKER1, &moved.syn());
         moved.replies(bench, WORKER1, &moved.syn_ack(WORKER1));
+    });
+}
+
+/// A SYN, or a new datagram, whose sender cannot be there.
+#[test]
+fn what_no_client_sends_begins_nothing() {
+    at_both_edges(|bench| {
+        bench.is_at_home(MANAGER, 0);
+        bench.is_at_home(WORKER1.station, ETH1);
+        bench.is_at_home(WORKER2.station, ETH2);
+        let own = Station {
+            mac: CLIENT.mac,
+            ..MANAGER
+        };
+        for call in [bench.call(own, 40_000), bench.datagrams(own, 40_000)] {
+            let mut syn = call.syn();
+            syn.destination = lan::service(bench.family);
+            bench.receives(&syn).passes(Verdict::Malformed);
+        }
+        for call in [
+            bench.call(WORKER2.station, 40_000),
+            bench.datagrams(WORKER2.station, 40_000),
+        ] {
+            bench.receives(&call.syn()).passes(Verdict::Malformed);
+        }
+        for mac in [
+            [0; 6],
+            [0xff; 6],
+            [1, 0, 0x5e, 0, 0, 1],
+            [0x33, 0x33, 0, 0, 0, 1],
+        ] {
+            for call in [bench.call(CLIENT, 40_000), bench.datagrams(CLIENT, 40_000)] {
+                let syn = call.syn().macs(mac, MANAGER.mac);
+                bench.receives(&syn).is_dropped(Verdict::Malformed);
+            }
+        }
+        assert!(bench.handshakes().is_empty());
+
+        // From where it is, a worker is a client like any other.
+        let mut call = bench.call(WORKER1.station, 40_000);
+        call.begins(bench, WORKER1);
+        let last = bench.call(WORKER1.station, 40_001).syn().time_to_live(1);
+        bench.receives(&last).is_dropped(Verdict::TimeToLive);
+    });
+}
+
+#[test]
+fn answers_do_not_follow_a_client_to_a_group_address() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        let stray = call.ack().macs([0xff; 6], MANAGER.mac);
+        bench.receives(&stray).was_sent_to(WORKER1, 0);
+        call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
     });
 }

@@ -192,23 +192,21 @@ fn a_flow_whose_backend_has_no_entry_is_left_to_the_kernel() {
     });
 }
 
+/// What is addressed to the service, or to the manager's port, has arrived (RFC 1122, section 3.2.1.7).
 #[test]
-fn the_last_hop_is_not_exceeded() {
+fn no_time_to_live_runs_out_at_the_manager() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
-        for hops in [0, 1] {
-            let request = call.ack().time_to_live(hops);
-            bench.receives(&request).is_dropped(Verdict::TimeToLive);
-            let reply = call.reply(WORKER1, ACK).time_to_live(hops);
-            bench.receives(&reply).is_dropped(Verdict::TimeToLive);
-            let syn = bench.call(CLIENT, 41_000).syn().time_to_live(hops);
-            bench.receives(&syn).is_dropped(Verdict::TimeToLive);
-        }
-        for hops in [2, 255] {
+        for hops in [0, 1, 2, 255] {
             call.requests(bench, WORKER1, &call.ack().time_to_live(hops));
             let reply = call.reply(WORKER1, ACK).time_to_live(hops);
             call.replies(bench, WORKER1, &reply);
+            let mut other = bench.call(CLIENT, 41_000 + u16::from(hops));
+            let syn = other.syn().time_to_live(hops);
+            let outcome = bench.receives(&syn);
+            other.nat_port = outcome.nat_port();
+            outcome.opens(WORKER1, &other.at_worker(WORKER1, &syn));
         }
     });
 }

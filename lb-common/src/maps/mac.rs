@@ -40,6 +40,12 @@ impl Mac {
         Self(self.0 | u64::from(tag) << 48)
     }
 
+    /// Whether a frame's sender can have it: it is no group's and not zero (IEEE 802, section 8.2).
+    #[inline(always)]
+    pub fn is_station(self) -> bool {
+        self.0 & 1 == 0 && self.0 << 16 != 0
+    }
+
     /// The tag, marked as present; 0 for none.
     #[inline(always)]
     pub fn tag(self) -> u16 {

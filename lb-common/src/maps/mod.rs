@@ -45,6 +45,7 @@ pub mod name {
     pub const CHOICES: &str = "choices";
     pub const BACKENDS: &str = "backends";
     pub const NEIGHBOURS: &str = "neighbours";
+    pub const HOMES: &str = "homes";
     pub const FLOWS: &str = "flows";
     pub const FLOWS6: &str = "flows6";
     pub const HALF_OPEN: &str = "half_open";
@@ -70,6 +71,7 @@ pub mod name {
         BACKENDS,
         NEIGHBOURS,
         PORTS,
+        HOMES,
         FLOWS,
         FLOWS6,
         HALF_OPEN,
@@ -94,6 +96,9 @@ pub const CHOICE_SLOTS: u32 = 4_096;
 pub const SERVICE_CHOICES: u32 = 2 * CHOICE_SLOTS;
 /// Capacity of `backends`, `neighbours` and `traffic` unless configured.
 pub const DEFAULT_BACKENDS: u32 = 256;
+/// Capacity of `homes`: addresses of the manager's own and of workers, as in other maps of both families, each
+/// with the index of the only interface by which its packets come, or 0.
+pub const MOST_HOMES: u32 = 4_096;
 /// Capacity of `flows` unless configured; a connection takes two entries.
 pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
 /// Capacity of `half_open` unless configured: as many as ports towards the workers.

@@ -75,7 +75,8 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
     /// Whether an ICMP message tells of an error with a packet that it quotes.
     fn is_error(icmp: &IcmpHeader) -> bool;
 
-    /// Replaces the addresses and, when the packet is forwarded, takes one hop off its time to live.
+    /// Replaces the addresses and, when the packet is forwarded, takes one hop off its time to live, as
+    /// [`after_hop`] has it.
     /// Its own checksum, if it has one, is brought up to date. Returns what changed of the addresses.
     fn replace(
         &mut self,
@@ -162,7 +163,7 @@ impl IpHeader for Ipv4Header {
         let mut header = addresses;
         if forwarded {
             let before = self.time_to_live_word();
-            self.time_to_live -= 1;
+            self.time_to_live = after_hop(self.time_to_live);
             header = header.plus(Difference::of_u16(before, self.time_to_live_word()));
         }
         self.checksum = header.apply(self.checksum);
@@ -253,12 +254,20 @@ impl IpHeader for Ipv6Header {
         let addresses = Difference::of_u128(self.source, source)
             .plus(Difference::of_u128(self.destination, destination));
         if forwarded {
-            self.hop_limit -= 1;
+            self.hop_limit = after_hop(self.hop_limit);
         }
         self.source = source;
         self.destination = destination;
         addresses
     }
+}
+
+/// The time to live or hop limit of a packet that came with `before` as it leaves the manager. What is
+/// addressed to the service, or to the manager's port, has arrived (RFC 1122, section 3.2.1.7): so its time
+/// to live never runs out here.
+#[inline(always)]
+pub fn after_hop(before: u8) -> u8 {
+    before.max(2) - 1
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ mod quoted;
 mod segment;
 
 pub use bytes::{Bytes, Header};
-pub use ip::{IpHeader, Located, MOST_EXTENSION_BYTES};
+pub use ip::{IpHeader, Located, MOST_EXTENSION_BYTES, after_hop};
 pub use quoted::{ErrorMessage, Quoted};
 pub use segment::{PortsFrame, Segment, TcpFrame, Transport};
 

@@ -42,8 +42,14 @@ pub(super) fn begin<T: Tables>(
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
     // The kernel would drop it, and so it does.
-    if arrival.hook == Hook::Ingress && !is_from_elsewhere(key) {
+    let sender = sender(tables, arrival, key);
+    if matches!(sender, Sender::Impossible) {
         return Verdict::Malformed;
+    }
+    // What memlb managers send each other in a circle ends when its time to live does.
+    if matches!(sender, Sender::Worker) && arrival.time_to_live <= 1 {
+        decision.exit = Exit::Drop;
+        return Verdict::TimeToLive;
     }
     if let Some(mut bench) = tables.workbench() {
         bench.claim.client = *key;
@@ -66,11 +72,6 @@ pub(super) fn begin<T: Tables>(
         NO_BACKEND => Verdict::NoBackend,
         NO_ROUTE => Verdict::NoRoute,
         EXHAUSTED => Verdict::PortsExhausted,
-        LAST_HOP => {
-            decision.backend = start.backend;
-            decision.exit = Exit::Drop;
-            Verdict::TimeToLive
-        }
         place => {
             decision.opened = 1;
             write(tables, arrival, &start, place);
@@ -79,10 +80,28 @@ pub(super) fn begin<T: Tables>(
     }
 }
 
-/// Whether a packet from the network names a sender that may be there.
-#[inline(always)]
-fn is_from_elsewhere<A: Address>(key: &FlowKey<A>) -> bool {
-    key.source.is_sender() && key.source.difference(key.destination) != 0
+/// Who sent the first packet of a connection.
+#[repr(u32)]
+enum Sender {
+    Client,
+    Worker,
+    /// A packet from the network that names a sender that cannot be there.
+    Impossible,
+}
+
+#[inline(never)]
+fn sender<T: Tables>(tables: &T, arrival: &Arrival, key: &FlowKey<T::Address>) -> Sender {
+    if arrival.hook != Hook::Ingress {
+        return Sender::Client;
+    }
+    if !key.source.may_send_to(key.destination) {
+        return Sender::Impossible;
+    }
+    match tables.home(key.source) {
+        None => Sender::Client,
+        Some(interface) if interface == arrival.interface => Sender::Worker,
+        Some(_) => Sender::Impossible,
+    }
 }
 
 /// What a handshake begins with beside its tuples.
@@ -96,7 +115,6 @@ struct Start {
 const EXHAUSTED: u32 = TAKEN;
 const NO_BACKEND: u32 = TAKEN - 1;
 const NO_ROUTE: u32 = TAKEN - 2;
-const LAST_HOP: u32 = TAKEN - 3;
 
 /// Finds a place, and a source port towards the backend, that no other connection uses.
 #[inline(never)]
@@ -123,13 +141,8 @@ fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
         claim.leaves.source = T::Address::from_mapped(&backend.source);
     }
     drop(bench);
-    if backend.mode != mode::LOCAL {
-        if arrival.time_to_live <= 1 {
-            return LAST_HOP;
-        }
-        if !is_reachable(backend, arrival) {
-            return NO_ROUTE;
-        }
+    if backend.mode != mode::LOCAL && !is_reachable(backend, arrival) {
+        return NO_ROUTE;
     }
     if backend.mode != mode::NAT {
         return room(tables, false);

@@ -40,7 +40,7 @@ fn related<T: Tables>(
         return Verdict::NotOurs;
     };
     match tables.backend(way.backend) {
-        Some(backend) if keeps_flows(backend) => leave(&way, backend, arrival, decision),
+        Some(backend) if keeps_flows(backend) => leave(&way, backend, decision),
         _ => {
             decision.backend = way.backend;
             Verdict::BackendDown

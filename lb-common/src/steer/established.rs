@@ -1,7 +1,7 @@
 //! The way of packets of established flows: one look-up of the flow, one of its backend.
 
 use super::{
-    Arrival, Decision, Hook, Tables, Way, expires,
+    Arrival, Decision, Hook, Tables, Way,
     flow::{
         are_twins, carry, ending, has_moved, is_live, is_over, keeps_flows, note_end, twin, uncount,
     },
@@ -66,7 +66,7 @@ pub(super) fn established<T: Tables>(
     }
 
     let ends = ending(arrival.flags);
-    if ends != 0 && !expires(backend, arrival) {
+    if ends != 0 {
         flow.ended |= ends;
         note_end(tables, key, &mut flow);
     }
@@ -92,7 +92,7 @@ pub(super) fn established<T: Tables>(
         client_mac: flow.client_mac,
         manager_mac: flow.manager_mac,
     };
-    Some(leave(&way, backend, arrival, decision))
+    Some(leave(&way, backend, decision))
 }
 
 /// Whether an established flow had to go.

@@ -1,6 +1,6 @@
 //! What can be said of an established flow by looking at its entries, and how it ends.
 
-use super::{Arrival, Tables};
+use super::{Arrival, Hook, Tables};
 use crate::{
     address::Address,
     headers::TcpFlags,
@@ -48,12 +48,13 @@ pub(super) fn ending(flags: TcpFlags) -> u8 {
     fin | reset
 }
 
-/// Whether the client's packets now come from another link address or interface.
+/// Whether the client's packets now come from another link address, which is a station's, or interface.
 #[inline(always)]
 pub(super) fn has_moved<A>(flow: &Flow<A>, arrival: &Arrival) -> bool {
-    flow.client_mac != arrival.source_mac
+    let differs = flow.client_mac != arrival.source_mac
         || flow.client_interface != arrival.interface
-        || flow.manager_mac != arrival.destination_mac
+        || flow.manager_mac != arrival.destination_mac;
+    differs && (arrival.hook != Hook::Ingress || arrival.source_mac.is_station())
 }
 
 /// Accounts the packet to its flow.

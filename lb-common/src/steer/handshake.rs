@@ -35,7 +35,7 @@ pub(super) fn answer<T: Tables>(
         ..way(&handshake)
     };
     if is_left_to_tc(tables, &way, backend, arrival) {
-        return leave(&way, backend, arrival, decision);
+        return leave(&way, backend, decision);
     }
     handshake.bytes_out = handshake.bytes_out.wrapping_add(arrival.bytes);
     if is_about(&handshake, arrival) {
@@ -48,7 +48,7 @@ pub(super) fn answer<T: Tables>(
     if arrival.flags.resets() && is_about(&handshake, arrival) {
         handshake.backend = 0;
     }
-    leave(&way, backend, arrival, decision)
+    leave(&way, backend, decision)
 }
 
 /// Whether what a worker sends is about this connection, and not the last words of the one before on the
@@ -125,7 +125,7 @@ pub(super) fn forward_request<T: Tables>(
     };
     let way = way(&handshake);
     if is_left_to_tc(tables, &way, backend, arrival) {
-        return leave(&way, backend, arrival, decision);
+        return leave(&way, backend, decision);
     }
     if arrival.flags.opens() || handshake.client.is_datagram() {
         handshake.syn_ns = tables.now_ns();
@@ -140,7 +140,7 @@ pub(super) fn forward_request<T: Tables>(
         handshake.answered = 1;
         handshake.ended = ended::FIN;
     }
-    leave(&way, backend, arrival, decision)
+    leave(&way, backend, decision)
 }
 
 /// The client's way to the worker.

@@ -198,6 +198,9 @@ pub trait Tables {
     /// Open connections of a backend.
     fn active(&self, backend: u32) -> u32;
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// The interface by which packets of this address come: 0 for one of the manager's own, which come by none;
+    /// nothing if it may be any client's.
+    fn home(&self, address: Self::Address) -> Option<u32>;
     /// Whether the link addresses of a backend are known, without which XDP sends nothing there.
     fn knows_link(&self, backend: u32) -> bool;
 
@@ -299,6 +302,11 @@ fn unknown<T: Tables>(
     let Some(service) = tables.service(&service_key) else {
         return Verdict::NotOurs;
     };
+    if arrival.hook == Hook::Ingress && !arrival.source_mac.is_station() {
+        // An answer would go to a group, or to nobody.
+        decision.exit = Exit::Drop;
+        return Verdict::Malformed;
+    }
     let place = find_client(tables, key);
     if arrival.flags.opens() || key.is_datagram() && !goes_on(tables, place) {
         return begin(tables, arrival, key, service.id, place, decision);
@@ -356,26 +364,11 @@ pub fn give_back<T: Tables>(tables: &T, arrival: &Arrival, key: &FlowKey<T::Addr
     }
 }
 
-/// Whether the packet may go no further, and what it says never arrives.
-#[inline(always)]
-fn expires(backend: &Backend, arrival: &Arrival) -> bool {
-    backend.mode != mode::LOCAL && arrival.time_to_live <= 1
-}
-
 /// Decides how a packet leaves.
 #[inline(always)]
-fn leave<A: Address>(
-    way: &Way<A>,
-    backend: &Backend,
-    arrival: &Arrival,
-    decision: &mut Decision<A>,
-) -> Verdict {
+fn leave<A: Address>(way: &Way<A>, backend: &Backend, decision: &mut Decision<A>) -> Verdict {
     let local = backend.mode == mode::LOCAL;
     decision.backend = way.backend;
-    if expires(backend, arrival) {
-        decision.exit = Exit::Drop;
-        return Verdict::TimeToLive;
-    }
     decision.leaves = way.leaves;
     if local {
         decision.exit = Exit::Here;

@@ -33,6 +33,8 @@ pub struct Memory {
     pub active: RefCell<BTreeMap<u32, u32>>,
     turn: Cell<u32>,
     pub backends: Vec<Backend>,
+    /// Addresses that come by one interface only, or, with 0, by none.
+    pub homes: BTreeMap<V4, u32>,
     /// Backends whose link addresses XDP knows.
     pub linked: Vec<u32>,
     pub established: FlowTable,
@@ -85,6 +87,7 @@ impl Memory {
             active: RefCell::default(),
             turn: Cell::new(0),
             backends: vec![Backend::default(); 4],
+            homes: BTreeMap::new(),
             linked: Vec::new(),
             established: FlowTable::new(capacity),
             half_open: (0..COLUMNS * ROWS)
@@ -228,6 +231,10 @@ impl Tables for Memory {
 
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(id as usize)
+    }
+
+    fn home(&self, address: V4) -> Option<u32> {
+        self.homes.get(&address).copied()
     }
 
     fn knows_link(&self, backend: u32) -> bool {

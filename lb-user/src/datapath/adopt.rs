@@ -136,6 +136,7 @@ fn check_layout(pin_path: &Path) -> Result<()> {
         (name::SELECTION, (4, 4)),
         (name::BACKENDS, (4, size_of::<Backend>())),
         (name::NEIGHBOURS, (4, size_of::<Neighbour>())),
+        (name::HOMES, (size_of::<V6>(), 4)),
         (name::TRAFFIC, (4, size_of::<Traffic>())),
         (name::FLOWS, (size_of::<FlowKey>(), size_of::<Flow>())),
         (

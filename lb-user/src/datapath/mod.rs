@@ -9,6 +9,7 @@ mod capacity;
 pub mod companion;
 mod family;
 mod flows;
+mod homes;
 pub(crate) mod kernel;
 mod loopback;
 mod netlink;
@@ -43,6 +44,7 @@ use lb_common::maps::{Backend, SPREAD, mode, name, policy, state};
 use tracing::{info, warn};
 
 use crate::{
+    addresses,
     config::{Config, Pinned},
     core::{BackendId, Command, Health, Kind, Link, Memory, Mode, Settings},
 };
@@ -346,7 +348,13 @@ impl Datapath {
         for id in self.backends.keys().copied().collect::<Vec<_>>() {
             outcome = outcome.and(self.take_route(id, routes));
         }
-        outcome
+        outcome.and(self.take_homes(routes))
+    }
+
+    /// Writes which addresses are the manager's own, and by which interfaces workers come.
+    fn take_homes(&mut self, routes: &Routes) -> Result<()> {
+        let own = addresses::of_nobody_else()?;
+        self.tables.put_homes(&homes::homes(&own, routes))
     }
 
     /// Says what is new of the ways to the workers.

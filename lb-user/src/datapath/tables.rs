@@ -20,6 +20,7 @@ use lb_common::{
 use super::{
     capacity::{FAMILIES, has_room},
     family::mapped,
+    homes::Homes,
     places::Places,
 };
 use crate::{
@@ -34,6 +35,7 @@ pub struct Tables {
     places: Places,
     backends: Array<MapData, Backend>,
     neighbours: Array<MapData, Neighbour>,
+    homes: Homes,
     active: Array<MapData, u64>,
     lost: Array<MapData, u64>,
     ports: Array<MapData, u64>,
@@ -59,6 +61,9 @@ impl Tables {
             places: Places::new(array(ebpf, name::POLICIES)?, array(ebpf, name::CHOICES)?),
             backends: array(ebpf, name::BACKENDS)?,
             neighbours: array(ebpf, name::NEIGHBOURS)?,
+            homes: Homes::new(
+                HashMap::try_from(map(ebpf, name::HOMES)?).context("open map homes")?,
+            ),
             active: array(ebpf, name::ACTIVE)?,
             lost: array(ebpf, name::LOST)?,
             ports: array(ebpf, name::PORTS)?,
@@ -181,6 +186,10 @@ impl Tables {
         };
         let active = read(&self.active, name::ACTIVE)?;
         Ok(active.saturating_sub(read(&self.lost, name::LOST)?))
+    }
+
+    pub fn put_homes(&mut self, homes: &BTreeMap<V6, u32>) -> Result<()> {
+        self.homes.put(homes)
     }
 
     pub fn place(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
