@@ -19,6 +19,7 @@ pub mod narrow;
 pub mod nginx;
 pub mod notice;
 pub mod observe;
+pub mod peers;
 pub mod place;
 pub mod privilege;
 pub mod probe;

@@ -4,8 +4,6 @@
 use std::{
     fs,
     net::{SocketAddr, SocketAddrV4},
-    path::Path,
-    process::Command,
     time::Duration,
 };
 
@@ -14,7 +12,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Nginx, Node, Process, Shape, Topology,
     client::get,
     cluster::{SERVICE_PORT, worker_name, worker_port},
-    command::output,
+    peers::haproxy,
     wait_for,
 };
 use serde_json::Value;
@@ -75,7 +73,7 @@ impl Laboratory {
             system,
             workers,
         };
-        keep_netfilter_off_the_switch(laboratory.topology())?;
+        laboratory.topology().keep_netfilter_off_the_switches()?;
         for server in laboratory.servers() {
             let body = server.root().join(BULK_PATH.trim_start_matches('/'));
             fs::write(&body, noise(BULK_BYTES))
@@ -233,7 +231,7 @@ impl Peer {
             Contender::Nginx2018 => start(Style::Of2018)?,
             Contender::NginxKeepalive => start(Style::KeptAlive)?,
             Contender::HaproxyTcp => {
-                balancer = Some(peers::haproxy(&topology, worker, files.path())?);
+                balancer = Some(haproxy(&topology, &[worker], 4_000, files.path())?);
             }
             Contender::Nftables => peers::translate(&topology, worker, files.path())?,
             Contender::Ipvs => peers::balance_by_ipvs(&topology, worker)?,
@@ -264,23 +262,6 @@ fn addresses(topology: &Topology) -> Result<Vec<SocketAddrV4>> {
     workers
         .map(|(index, worker)| Ok(SocketAddrV4::new(worker.address(), worker_port(index)?)))
         .collect()
-}
-
-/// Where br_netfilter is loaded, as by Docker, a bridge shows every frame to
-/// netfilter, as no switch does: a tenth of all the work here.
-fn keep_netfilter_off_the_switch(topology: &Topology) -> Result<()> {
-    if !Path::new("/proc/sys/net/bridge").exists() {
-        return Ok(());
-    }
-    let client = topology.client.name();
-    let prefix = client.strip_suffix("client").unwrap_or(client);
-    let mut sysctl = Command::new("ip");
-    sysctl
-        .args(["netns", "exec", &format!("{prefix}switch")])
-        .args(["sysctl", "--quiet", "--write"])
-        .arg("net.bridge.bridge-nf-call-iptables=0");
-    output(&mut sysctl).context("keep netfilter off the switch")?;
-    Ok(())
 }
 
 /// Bytes that do not repeat, in case anything on the way compresses or caches.

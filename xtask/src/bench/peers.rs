@@ -15,26 +15,11 @@ use memlb_tests::{
     Node, Process, Topology,
     cluster::SERVICE_PORT,
     command::{line, output},
+    peers::{self, forward},
 };
 
 /// How often the system of 2018 wrote its configuration and reloaded nginx.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(3);
-
-/// Makes the manager's node forward IP, and nothing else.
-pub fn forward(topology: &Topology) -> Result<()> {
-    let settings = [
-        "net.ipv4.ip_forward=1",
-        // The nodes share a network, and the manager would tell them so.
-        "net.ipv4.conf.all.send_redirects=0",
-        "net.ipv4.conf.eth1.send_redirects=0",
-    ];
-    for setting in settings {
-        topology
-            .manager
-            .run("sysctl", &["--quiet", "--write", setting])?;
-    }
-    Ok(())
-}
 
 /// Makes the manager's node the router between the client and the first worker.
 pub fn route_through_manager(topology: &Topology) -> Result<()> {
@@ -44,11 +29,10 @@ pub fn route_through_manager(topology: &Topology) -> Result<()> {
     answer_through_manager(topology)
 }
 
-/// Translates addresses in netfilter.
+/// Translates addresses in netfilter, and forgets a closed connection as soon as memlb does.
 pub fn translate(topology: &Topology, worker: SocketAddrV4, directory: &Path) -> Result<()> {
-    forward(topology)?;
-    // As long as memlb keeps a closed connection; at the default of 120 s the
-    // connection tracking table would fill within a run.
+    peers::translate(topology, &[worker], directory)?;
+    // At the default of 120 s the connection tracking table would fill within a run.
     topology.manager.run(
         "sysctl",
         &[
@@ -57,23 +41,6 @@ pub fn translate(topology: &Topology, worker: SocketAddrV4, directory: &Path) ->
             "net.netfilter.nf_conntrack_tcp_timeout_time_wait=10",
         ],
     )?;
-    let service = topology.manager.address();
-    let (address, port) = (worker.ip(), worker.port());
-    let rules = format!(
-        "table ip nat {{
-    chain prerouting {{
-        type nat hook prerouting priority dstnat;
-        ip daddr {service} tcp dport {SERVICE_PORT} dnat to {worker}
-    }}
-    chain postrouting {{
-        type nat hook postrouting priority srcnat;
-        ip daddr {address} tcp dport {port} masquerade
-    }}
-}}
-"
-    );
-    let file = write(directory, "nat.nft", &rules)?;
-    output(topology.manager.command("nft").arg("--file").arg(&file)).context("load the rules")?;
     Ok(())
 }
 
@@ -118,29 +85,6 @@ fn route(from: &Node, to: &Node, gateway: &Node) -> Result<()> {
     let gateway = gateway.address().to_string();
     output(from.ip().args(["route", "add", &host, "via", &gateway]))?;
     Ok(())
-}
-
-pub fn haproxy(topology: &Topology, worker: SocketAddrV4, directory: &Path) -> Result<Process> {
-    let configuration = format!(
-        "global
-    maxconn 4000
-defaults
-    mode tcp
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-frontend web
-    bind {}:{SERVICE_PORT}
-    default_backend workers
-backend workers
-    server worker1 {worker}
-",
-        topology.manager.address()
-    );
-    let file = write(directory, "haproxy.cfg", &configuration)?;
-    let mut command = topology.manager.command("haproxy");
-    command.arg("-db").arg("-f").arg(&file);
-    Process::start("haproxy", &mut command, &directory.join("haproxy.log"))
 }
 
 /// An nginx that passes requests on.

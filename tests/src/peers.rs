@@ -1,0 +1,112 @@
+//! Balancers memlb is compared with, set up on the manager's node as their manuals advise.
+
+use std::{
+    fmt::Write,
+    fs,
+    net::SocketAddrV4,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{cluster::SERVICE_PORT, command::output, process::Process, topology::Topology};
+
+/// Makes the manager's node forward IP, and nothing else.
+///
+/// # Errors
+/// When a setting is refused.
+pub fn forward(topology: &Topology) -> Result<()> {
+    let settings = [
+        "net.ipv4.ip_forward=1",
+        // The nodes share a network, and the manager would tell them so.
+        "net.ipv4.conf.all.send_redirects=0",
+        "net.ipv4.conf.eth1.send_redirects=0",
+    ];
+    for setting in settings {
+        topology
+            .manager
+            .run("sysctl", &["--quiet", "--write", setting])?;
+    }
+    Ok(())
+}
+
+/// Translates addresses in netfilter: DNAT to the `workers` in turn, and masquerade.
+///
+/// # Errors
+/// When a setting or a rule is refused.
+pub fn translate(topology: &Topology, workers: &[SocketAddrV4], directory: &Path) -> Result<()> {
+    forward(topology)?;
+    let service = topology.manager.address();
+    let (mut towards, mut from) = (String::new(), String::new());
+    for (index, worker) in workers.iter().enumerate() {
+        // Each rule takes its share of what the rules before it have left.
+        let share = match workers.len() - index {
+            1 => String::new(),
+            left => format!("numgen inc mod {left} 0 "),
+        };
+        writeln!(
+            towards,
+            "        ip daddr {service} tcp dport {SERVICE_PORT} {share}dnat to {worker}"
+        )?;
+        let (address, port) = (worker.ip(), worker.port());
+        writeln!(
+            from,
+            "        ip daddr {address} tcp dport {port} masquerade"
+        )?;
+    }
+    let rules = format!(
+        "table ip nat {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat;
+{towards}    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat;
+{from}    }}
+}}
+"
+    );
+    let file = write(directory, "nat.nft", &rules)?;
+    output(topology.manager.command("nft").arg("--file").arg(&file)).context("load the rules")?;
+    Ok(())
+}
+
+/// Starts HAProxy in TCP mode in front of the `workers`, for so many connections at once.
+///
+/// # Errors
+/// When it does not start.
+pub fn haproxy(
+    topology: &Topology,
+    workers: &[SocketAddrV4],
+    connections: u64,
+    directory: &Path,
+) -> Result<Process> {
+    let mut servers = String::new();
+    for (number, worker) in (1..).zip(workers) {
+        writeln!(servers, "    server worker{number} {worker}")?;
+    }
+    let configuration = format!(
+        "global
+    maxconn {connections}
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+frontend web
+    bind {}:{SERVICE_PORT}
+    default_backend workers
+backend workers
+{servers}",
+        topology.manager.address()
+    );
+    let file = write(directory, "haproxy.cfg", &configuration)?;
+    let mut command = topology.manager.command("haproxy");
+    command.arg("-db").arg("-f").arg(&file);
+    Process::start("haproxy", &mut command, &directory.join("haproxy.log"))
+}
+
+fn write(directory: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    let file = directory.join(name);
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+    Ok(file)
+}
