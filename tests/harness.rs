@@ -8,12 +8,16 @@ use std::{
     panic::{self, AssertUnwindSafe},
     path::Path,
     process::{Command, Stdio},
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
 use memlb_tests::{
-    Connection, Namespace, Nginx, Node, Probe, Process, Shape, Topology, client::get,
-    namespace::unique_prefix, require_root, wait_until,
+    Connection, Namespace, Nginx, Node, Probe, Process, Shape, Topology,
+    client::get,
+    load::{self, Ending, Load, Server, Sources},
+    namespace::unique_prefix,
+    require_root, wait_until,
 };
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -74,6 +78,47 @@ fn takes_uploads() {
         fs::read(servers[0].root().join("upload/one")).unwrap(),
         body
     );
+}
+
+#[test]
+fn opens_connections_at_a_rate_and_many_at_once() {
+    if !require_root() {
+        return;
+    }
+    const PORT: u16 = 8081;
+    let topology = Topology::create(Shape::OneArm, 1).unwrap();
+    load::prepare(&topology).unwrap();
+    let targets = [SocketAddrV4::new(topology.workers[0].address(), PORT)];
+    let stop = AtomicBool::new(false);
+    let load = |sources, ending| Load {
+        targets: &targets,
+        sources,
+        ending,
+        stop: &stop,
+    };
+    let short = |load| {
+        let second = Duration::from_secs(1);
+        load::open_at_rate(&topology.client, load, 200, second).unwrap()
+    };
+    let nobody = short(load(Sources::EverNew, Ending::ClientFin));
+    assert_eq!((nobody.refused(), nobody.answer_us.len()), (200, 0));
+
+    let _server = Server::start(&topology.workers[0], PORT).unwrap();
+    for ending in [
+        Ending::ServerFin,
+        Ending::ServerReset,
+        Ending::ClientFin,
+        Ending::ClientReset,
+    ] {
+        let tally = short(load(Sources::Few(3), ending));
+        let counts = (tally.failed(), tally.answer_us.len());
+        assert_eq!(counts, (0, 200), "{ending:?}: {:?}", tally.failures);
+    }
+    let held = load(Sources::One, Ending::ClientReset);
+    for tally in load::hold_twice(&topology.client, held, 301).unwrap() {
+        assert_eq!((tally.failed(), tally.lost), (0, 0));
+        assert_eq!(tally.answer_us.len(), 301);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub mod datagram;
 pub mod document;
 pub mod herd;
 pub mod kernel;
+pub mod load;
 pub mod memory_file;
 pub mod namespace;
 pub mod narrow;

@@ -5,14 +5,14 @@ use std::{
     path::{Path, PathBuf},
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
-    sched::{CloneFlags, setns},
+    sched::{CloneFlags, setns, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -103,6 +103,25 @@ impl Namespace {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         })
+    }
+
+    /// Starts `work` on a thread of its own in here, with a table of open files of its own: it may open as
+    /// many as a process, and all are closed when it ends.
+    ///
+    /// # Errors
+    /// When there is no such namespace. The thread fails when it cannot enter it.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<JoinHandle<Result<T>>> {
+        let entrance = File::open(self.path()).with_context(|| format!("open {}", self.name))?;
+        let name = self.name.clone();
+        Ok(thread::spawn(move || {
+            setns(entrance, CloneFlags::CLONE_NEWNET)
+                .and_then(|()| unshare(CloneFlags::CLONE_FILES))
+                .with_context(|| format!("enter {name}"))?;
+            work()
+        }))
     }
 
     /// Leaves the namespace in place for others; [`Namespace::adopt`] takes it back.

@@ -8,6 +8,7 @@ mod herd;
 mod instructions;
 mod ipvs;
 mod laboratory;
+mod load;
 mod machine;
 mod outage;
 mod peers;
@@ -141,6 +142,8 @@ enum Other {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Measures connection rates and many connections at once, beside nftables and HAProxy
+    Load(load::Options),
     /// Compares memlb with IPVS on Debian's Linux 6.12, emulated: by instructions, not by time
     Ipvs {
         /// How often everything is measured; every contender has its turn in each round
@@ -220,6 +223,9 @@ pub fn bench(options: &Options) -> Result<()> {
     if let Some(Other::Control { json }) = &options.other {
         return started::of_the_manager(&memlb, json.as_deref());
     }
+    if let Some(Other::Load(load)) = &options.other {
+        return started::of_connections(&memlb, &load.arguments(), load.json.as_deref());
+    }
     if !is_root() {
         return Err(become_root_with(&memlb));
     }
@@ -249,6 +255,7 @@ impl Options {
     fn tools(&self) -> &'static [Tool] {
         match self.other {
             Some(Other::Control { .. } | Other::Herd { .. }) => &[],
+            Some(Other::Load(_)) => load::TOOLS,
             _ => TOOLS,
         }
     }
@@ -262,6 +269,7 @@ impl Options {
                 | Other::Ipvs { json, .. }
                 | Other::Herd { json },
             ) => json,
+            Some(Other::Load(load)) => &load.json,
             None => &self.comparison.json,
         };
         json.iter().chain(&self.comparison.svg)

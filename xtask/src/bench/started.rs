@@ -1,5 +1,5 @@
 //! Builds and starts the benchmarks that stand beside the tests: of the programs themselves, packet by
-//! packet, and of the manager.
+//! packet, of the manager, and of many connections.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +13,11 @@ use memlb_tests::{
 };
 use serde_json::Value;
 
-use crate::{build_ebpf, privilege::as_root, workspace};
+use crate::{
+    build_ebpf,
+    privilege::{as_root, become_command},
+    workspace,
+};
 
 /// Measures packets in so many `rounds`.
 pub fn of_packets(rounds: u16, json: Option<&Path>) -> Result<()> {
@@ -31,6 +35,21 @@ pub fn of_the_manager(memlb: &Path, json: Option<&Path>) -> Result<()> {
         .arg(build("control")?)
         .arg("--bench");
     measure(benchmark, json)
+}
+
+/// Measures connections through this binary, with further `arguments`. Returns only when that fails:
+/// the benchmark takes its laboratories down itself when it is interrupted.
+pub fn of_connections(memlb: &Path, arguments: &[String], json: Option<&Path>) -> Result<()> {
+    let mut benchmark = as_root("env");
+    benchmark
+        .arg(format!("{BINARY}={}", memlb.display()))
+        .arg(build("load")?)
+        .arg("--bench")
+        .args(arguments);
+    if let Some(file) = json {
+        benchmark.arg("--json").arg(file);
+    }
+    Err(become_command(benchmark))
 }
 
 fn measure(mut benchmark: Command, json: Option<&Path>) -> Result<()> {

@@ -1,0 +1,231 @@
+//! A balancer at work, in namespaces of its own: one's connection tracking and TIME_WAIT must not meet
+//! another's connections.
+
+use std::{fs, net::SocketAddrV4, path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Process, Shape, Topology,
+    cluster::{SERVICE_PORT, worker_port},
+    load::{self, Server},
+    peers, wait_for,
+};
+use serde::Serialize;
+use tempfile::TempDir;
+
+use crate::scenario::Scenario;
+
+/// Open files of HAProxy's own, and the connections for which one process of it is made ready at most.
+const HAPROXY_FILES: u64 = 500;
+const MOST_AT_HAPROXY: u64 = 50_000;
+const PATIENCE: Duration = Duration::from_secs(10);
+const ONE_TRY: Duration = Duration::from_secs(1);
+
+/// Who is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balancer {
+    /// No balancer at all: the client connects to the workers in turn
+    Direct,
+    /// nftables: DNAT and masquerade
+    Nftables,
+    /// HAProxy in TCP mode
+    HaproxyTcp,
+    /// memlb, attached by TC
+    MemlbTc,
+    /// memlb, attached by XDP
+    MemlbXdp,
+    /// memlb in mode dsr
+    MemlbDsr,
+}
+
+impl Balancer {
+    pub const USUAL: [Self; 4] = [
+        Self::Direct,
+        Self::Nftables,
+        Self::HaproxyTcp,
+        Self::MemlbTc,
+    ];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Direct => "no balancer",
+            Self::Nftables => "nftables, DNAT",
+            Self::HaproxyTcp => "HAProxy, TCP mode",
+            Self::MemlbTc => "memlb, TC",
+            Self::MemlbXdp => "memlb, XDP",
+            Self::MemlbDsr => "memlb, dsr",
+        }
+    }
+}
+
+/// A client, a manager and workers with servers. Dropping it takes it down.
+#[derive(Debug)]
+pub struct Laboratory {
+    /// Where clients connect to.
+    pub targets: Vec<SocketAddrV4>,
+    // In the order in which they end.
+    _servers: Vec<Server>,
+    system: System,
+}
+
+#[derive(Debug)]
+enum System {
+    Memlb(Box<Cluster>),
+    Peer {
+        _balancer: Vec<Process>,
+        topology: Box<Topology>,
+        _files: TempDir,
+    },
+}
+
+impl Laboratory {
+    /// Sets everything up for a `scenario`, memlb at its defaults with these `settings`, and makes sure that
+    /// a server answers. A process may open so many files.
+    ///
+    /// # Errors
+    /// When a part of it does not start.
+    pub fn build(
+        balancer: Balancer,
+        scenario: &Scenario,
+        settings: &[String],
+        open_files: u64,
+    ) -> Result<Self> {
+        let workers = scenario.workers;
+        let system = match balancer {
+            Balancer::MemlbTc => memlb(workers, "tc", false, settings)?,
+            Balancer::MemlbXdp => memlb(workers, "xdp", false, settings)?,
+            Balancer::MemlbDsr => memlb(workers, "tc", true, settings)?,
+            Balancer::Direct | Balancer::Nftables | Balancer::HaproxyTcp => {
+                peer(balancer, scenario, open_files)?
+            }
+        };
+        let topology = system.topology();
+        topology.keep_netfilter_off_the_switches()?;
+        load::prepare(topology)?;
+        let mut servers = Vec::new();
+        for (index, worker) in topology.workers.iter().enumerate() {
+            servers.push(Server::start(worker, worker_port(index)?)?);
+        }
+        let targets = match balancer {
+            Balancer::Direct => addresses(topology)?,
+            _ => vec![SocketAddrV4::new(topology.manager.address(), SERVICE_PORT)],
+        };
+        let laboratory = Self {
+            targets,
+            _servers: servers,
+            system,
+        };
+        laboratory
+            .check()
+            .with_context(|| format!("try the laboratory of {}", balancer.label()))?;
+        Ok(laboratory)
+    }
+
+    pub fn topology(&self) -> &Topology {
+        self.system.topology()
+    }
+
+    /// Returns how many packets met no free port at memlb.
+    ///
+    /// # Errors
+    /// When the manager does not answer.
+    pub fn ports_exhausted(&self) -> Result<Option<u64>> {
+        match &self.system {
+            System::Memlb(cluster) => {
+                let status = cluster.status()?;
+                Ok(status["verdicts"]["ports_exhausted"]["packets"]
+                    .as_u64()
+                    .or(Some(0)))
+            }
+            System::Peer { .. } => Ok(None),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let client = &self.topology().client;
+        for target in &self.targets {
+            wait_for(PATIENCE, "a server's answer", || {
+                let connection = Connection::open(client, (*target).into(), ONE_TRY).ok()?;
+                load::answers(connection.stream()).then_some(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl System {
+    fn topology(&self) -> &Topology {
+        match self {
+            Self::Memlb(cluster) => &cluster.topology,
+            Self::Peer { topology, .. } => topology,
+        }
+    }
+}
+
+fn memlb(workers: usize, attach: &str, direct: bool, settings: &[String]) -> Result<System> {
+    // As the others do it: each worker in turn.
+    let in_turn = "service.web.policy=round_robin".to_owned();
+    let settings = [in_turn].into_iter().chain(settings.iter().cloned());
+    let mut cluster = Cluster::start(&ClusterOptions {
+        available_kb: vec![400 * 1024; workers],
+        attach: attach.into(),
+        direct,
+        manager_arguments: settings
+            .flat_map(|setting| ["--set".to_owned(), setting])
+            .collect(),
+        ..ClusterOptions::default()
+    })?;
+    // Others take their ports.
+    cluster.servers.clear();
+    Ok(System::Memlb(Box::new(cluster)))
+}
+
+fn peer(balancer: Balancer, scenario: &Scenario, open_files: u64) -> Result<System> {
+    let files = tempfile::Builder::new()
+        .prefix("memlb-bench-")
+        .tempdir()
+        .context("make a directory for the balancer's files")?;
+    let topology = Topology::create(Shape::OneArm, scenario.workers)?;
+    let workers = addresses(&topology)?;
+    let mut processes = Vec::new();
+    match balancer {
+        Balancer::Nftables => peers::translate(&topology, &workers, files.path())?,
+        Balancer::HaproxyTcp => {
+            processes = haproxies(scenario, &topology, &workers, open_files, files.path())?;
+        }
+        Balancer::Direct | Balancer::MemlbTc | Balancer::MemlbXdp | Balancer::MemlbDsr => {}
+    }
+    Ok(System::Peer {
+        _balancer: processes,
+        topology: Box::new(topology),
+        _files: files,
+    })
+}
+
+/// Starts as many HAProxy processes at one port as it takes: a connection costs each two open files.
+fn haproxies(
+    scenario: &Scenario,
+    topology: &Topology,
+    workers: &[SocketAddrV4],
+    open_files: u64,
+    directory: &Path,
+) -> Result<Vec<Process>> {
+    let each = ((open_files - HAPROXY_FILES) / 2).min(MOST_AT_HAPROXY);
+    // The kernel does not share connections out evenly.
+    let wanted = scenario.connections() * 5 / 4;
+    let start = |number: u64| {
+        let directory = directory.join(number.to_string());
+        fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        peers::haproxy(topology, workers, each, &directory)
+    };
+    (0..=wanted / each).map(start).collect()
+}
+
+fn addresses(topology: &Topology) -> Result<Vec<SocketAddrV4>> {
+    let workers = topology.workers.iter().enumerate();
+    workers
+        .map(|(index, worker)| Ok(SocketAddrV4::new(worker.address(), worker_port(index)?)))
+        .collect()
+}

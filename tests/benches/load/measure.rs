@@ -1,0 +1,77 @@
+//! One scenario through one balancer.
+
+use std::{sync::atomic::AtomicBool, time::Duration};
+
+use anyhow::Result;
+use memlb_tests::load::{Ending, Load, Tally, hold_twice, open_at_rate, repeated_syns};
+
+use crate::{
+    laboratory::{Balancer, Laboratory},
+    scenario::{Kind, Scenario},
+};
+
+/// What came of a scenario through a balancer, in all rounds.
+#[derive(Debug)]
+pub struct Measured {
+    pub scenario: Scenario,
+    pub balancer: Balancer,
+    pub first: Tally,
+    /// The same number of connections once more, right after the first were reset.
+    pub again: Option<Tally>,
+    /// By the client and by the balancer's own stack.
+    pub repeated_syns: u64,
+    pub ports_exhausted: Option<u64>,
+    /// For how long connections were opened, in all rounds.
+    pub opening: Duration,
+}
+
+impl Measured {
+    pub fn of(scenario: Scenario, balancer: Balancer) -> Self {
+        Self {
+            scenario,
+            balancer,
+            first: Tally::default(),
+            again: None,
+            repeated_syns: 0,
+            ports_exhausted: None,
+            opening: Duration::ZERO,
+        }
+    }
+
+    /// Measures once more, in a laboratory that nothing has been measured in.
+    pub fn measure(&mut self, laboratory: &Laboratory, stop: &AtomicBool) -> Result<()> {
+        let topology = laboratory.topology();
+        let client = &topology.client;
+        let load = |ending| Load {
+            targets: &laboratory.targets,
+            sources: self.scenario.sources,
+            ending,
+            stop,
+        };
+        match self.scenario.kind {
+            Kind::Rate {
+                per_second,
+                seconds,
+                ending,
+            } => {
+                let opening = Duration::from_secs(seconds);
+                let tally = open_at_rate(client, load(ending), per_second, opening)?;
+                self.first.add(tally);
+                self.opening += opening;
+            }
+            Kind::AtOnce { connections } => {
+                let load = load(Ending::ClientReset);
+                let [first, again] = hold_twice(client, load, connections)?;
+                self.first.add(first);
+                self.again.get_or_insert_default().add(again);
+            }
+        }
+        for node in [client, &topology.manager] {
+            self.repeated_syns += repeated_syns(node)?;
+        }
+        if let Some(exhausted) = laboratory.ports_exhausted()? {
+            *self.ports_exhausted.get_or_insert_default() += exhausted;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,169 @@
+//! What was measured: for people on the terminal, for programs as JSON.
+
+use std::time::Duration;
+
+use memlb_tests::load::{Tally, percentile};
+use serde_json::{Value, json};
+
+use crate::{measure::Measured, scenario::Kind};
+
+/// From here on a person, and many a program's timeout, notices.
+const SLOW: Duration = Duration::from_millis(5);
+/// As long takes what needed a SYN more than one.
+const VERY_SLOW: Duration = Duration::from_millis(500);
+
+const RATE_TITLES: [&str; 11] = [
+    "",
+    "connections",
+    "failed",
+    "refused",
+    "≥ 5 ms",
+    "> 0.5 s",
+    "SYNs again",
+    "p50 ms",
+    "p99 ms",
+    "answer p99",
+    "no port",
+];
+
+const AT_ONCE_TITLES: [&str; 10] = [
+    "",
+    "held",
+    "failed",
+    "refused",
+    "lost",
+    "again: held",
+    "failed",
+    "refused",
+    "lost",
+    "no port",
+];
+
+/// Returns a table for each scenario.
+pub fn text(measured: &[Measured]) -> String {
+    let scenarios = measured.chunk_by(|one, other| one.scenario.name == other.scenario.name);
+    let tables = scenarios.filter_map(|rows| Some(table(rows.first()?, rows)));
+    tables.collect::<Vec<_>>().join("\n")
+}
+
+fn table(first: &Measured, rows: &[Measured]) -> String {
+    let scenario = &first.scenario;
+    let titles: &[&str] = match scenario.kind {
+        Kind::Rate { .. } => &RATE_TITLES,
+        Kind::AtOnce { .. } => &AT_ONCE_TITLES,
+    };
+    let mut lines = vec![titles.iter().map(|title| (*title).to_owned()).collect()];
+    lines.extend(rows.iter().map(|row| {
+        let ports = row.ports_exhausted.map_or("–".into(), |it| it.to_string());
+        let label = [row.balancer.label().to_owned()].into_iter();
+        let figures = match scenario.kind {
+            Kind::Rate { .. } => rate_figures(row),
+            Kind::AtOnce { .. } => [Some(&row.first), row.again.as_ref()]
+                .into_iter()
+                .flatten()
+                .flat_map(at_once_figures)
+                .collect(),
+        };
+        label.chain(figures).chain([ports]).collect()
+    }));
+    format!(
+        "{}: {}\n{}",
+        scenario.name,
+        scenario.describe(),
+        aligned(&lines)
+    )
+}
+
+fn rate_figures(row: &Measured) -> Vec<String> {
+    let tally = &row.first;
+    let milliseconds = |values: &[u32], share| {
+        percentile(values, share).map_or("–".into(), |us| format!("{:.2}", f64::from(us) / 1e3))
+    };
+    let mut connections = tally.attempts.to_string();
+    if tally.skipped * 100 > tally.attempts {
+        // The generator or the machine could do no more.
+        connections += &format!(" ({:.0}/s)", per_second(row));
+    }
+    vec![
+        connections,
+        tally.failed().to_string(),
+        tally.refused().to_string(),
+        format!("{:.2} %", tally.slower_percent(SLOW)),
+        tally.slower(VERY_SLOW).to_string(),
+        row.repeated_syns.to_string(),
+        milliseconds(&tally.connect_us, 0.5),
+        milliseconds(&tally.connect_us, 0.99),
+        milliseconds(&tally.answer_us, 0.99),
+    ]
+}
+
+fn per_second(row: &Measured) -> f64 {
+    row.first.attempts as f64 / row.opening.as_secs_f64()
+}
+
+fn at_once_figures(tally: &Tally) -> Vec<String> {
+    let held = (tally.answer_us.len() as u64).saturating_sub(tally.lost);
+    [
+        held,
+        tally.failed() + tally.skipped,
+        tally.refused(),
+        tally.lost,
+    ]
+    .map(|count| count.to_string())
+    .into()
+}
+
+fn aligned(lines: &[Vec<String>]) -> String {
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+            text += &match column {
+                0 => format!("  {cell:<width$}"),
+                _ => format!("  {cell:>width$}"),
+            };
+        }
+        text += "\n";
+    }
+    text
+}
+
+/// Returns everything that was measured.
+pub fn json(measured: &[Measured]) -> Value {
+    let rows = measured.iter().map(|row| {
+        json!({
+            "scenario": row.scenario.name,
+            "load": row.scenario.kind,
+            "description": row.scenario.describe(),
+            "balancer": row.balancer,
+            "first": counts(&row.first),
+            "again": row.again.as_ref().map(counts),
+            "repeated_syns": row.repeated_syns,
+            "ports_exhausted": row.ports_exhausted,
+        })
+    });
+    rows.collect()
+}
+
+fn counts(tally: &Tally) -> Value {
+    let milliseconds = |values: &[u32], share| Some(f64::from(percentile(values, share)?) / 1e3);
+    json!({
+        "attempts": tally.attempts,
+        "skipped": tally.skipped,
+        "answered": tally.answer_us.len(),
+        "failed": tally.failed(),
+        "failures": tally.failures,
+        "lost": tally.lost,
+        "at_least_5_ms_percent": tally.slower_percent(SLOW),
+        "at_least_500_ms": tally.slower(VERY_SLOW),
+        "connect_p50_ms": milliseconds(&tally.connect_us, 0.5),
+        "connect_p99_ms": milliseconds(&tally.connect_us, 0.99),
+        "answer_p50_ms": milliseconds(&tally.answer_us, 0.5),
+        "answer_p99_ms": milliseconds(&tally.answer_us, 0.99),
+    })
+}

@@ -1,0 +1,164 @@
+//! What is measured of every balancer.
+
+use memlb_tests::load::{Ending, Sources};
+use serde::Serialize;
+
+/// A load of a certain kind.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    pub name: &'static str,
+    /// How many workers there are to take it.
+    pub workers: usize,
+    pub sources: Sources,
+    pub kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Short connections, so many a second for so many seconds.
+    Rate {
+        per_second: u32,
+        seconds: u64,
+        #[serde(skip)]
+        ending: Ending,
+    },
+    /// So many connections at once, and the same again right after the client has reset them.
+    AtOnce { connections: u32 },
+}
+
+/// What is left of a scenario that is only tried.
+const QUICK_SECONDS: u64 = 2;
+const QUICK_RATE: u32 = 2_000;
+const QUICK_PART: u32 = 20;
+
+/// 99 % of the ports that memlb has towards one worker, at its defaults.
+const ALL_PORTS: u32 = 28_385;
+
+pub const SCENARIOS: &[Scenario] = &[
+    rate("rate-100", 1, Sources::EverNew, 100, 60, Ending::ServerFin),
+    rate("rate-300", 1, Sources::EverNew, 300, 60, Ending::ServerFin),
+    rate("rate-1000", 2, FEW, 1_000, 40, Ending::ServerFin),
+    rate("server-resets", 2, FEW, 1_000, 20, Ending::ServerReset),
+    rate("client-closes", 2, FEW, 1_000, 20, Ending::ClientFin),
+    rate("client-resets", 2, FEW, 1_000, 20, Ending::ClientReset),
+    rate("rate-2500", 2, Sources::One, 2_500, 15, Ending::ClientReset),
+    rate(
+        "rate-20000",
+        2,
+        Sources::EverNew,
+        20_000,
+        60,
+        Ending::ClientResetAtOnce,
+    ),
+    at_once("one-10000", 1, Sources::One, 10_000),
+    at_once("one-14000", 1, Sources::One, 14_000),
+    at_once("one-19900", 1, Sources::One, 19_900),
+    at_once("one-28385", 1, Sources::One, ALL_PORTS),
+    at_once("one-38000", 2, Sources::One, 38_000),
+    at_once("many-19900", 1, Sources::EverNew, 19_900),
+    at_once("many-28385", 1, Sources::EverNew, ALL_PORTS),
+    at_once("many-38000", 2, Sources::EverNew, 38_000),
+];
+
+const FEW: Sources = Sources::Few(200);
+
+const fn rate(
+    name: &'static str,
+    workers: usize,
+    sources: Sources,
+    per_second: u32,
+    seconds: u64,
+    ending: Ending,
+) -> Scenario {
+    Scenario {
+        name,
+        workers,
+        sources,
+        kind: Kind::Rate {
+            per_second,
+            seconds,
+            ending,
+        },
+    }
+}
+
+const fn at_once(
+    name: &'static str,
+    workers: usize,
+    sources: Sources,
+    connections: u32,
+) -> Scenario {
+    Scenario {
+        name,
+        workers,
+        sources,
+        kind: Kind::AtOnce { connections },
+    }
+}
+
+impl Scenario {
+    /// Returns the scenario at another rate and for another time, or what is left of it where it is only tried.
+    pub fn changed(self, rate: Option<u32>, seconds: Option<u64>, quick: bool) -> Self {
+        let kind = match self.kind {
+            Kind::Rate {
+                per_second,
+                seconds: usual,
+                ending,
+            } => Kind::Rate {
+                per_second: rate.unwrap_or(per_second.min(if quick {
+                    QUICK_RATE
+                } else {
+                    u32::MAX
+                })),
+                seconds: seconds.unwrap_or(if quick { QUICK_SECONDS } else { usual }),
+                ending,
+            },
+            Kind::AtOnce { connections } if quick => Kind::AtOnce {
+                connections: connections / QUICK_PART,
+            },
+            other => other,
+        };
+        Self { kind, ..self }
+    }
+
+    /// Returns how many connections are open at once, at the most.
+    pub fn connections(&self) -> u64 {
+        match self.kind {
+            Kind::Rate { per_second, .. } => per_second.into(),
+            Kind::AtOnce { connections } => connections.into(),
+        }
+    }
+
+    /// Says in words what it is.
+    pub fn describe(&self) -> String {
+        let from = match self.sources {
+            Sources::One => "one address".to_owned(),
+            Sources::Few(count) => format!("{count} addresses"),
+            Sources::EverNew => "ever new addresses".to_owned(),
+        };
+        let workers = match self.workers {
+            1 => "one worker".to_owned(),
+            count => format!("{count} workers"),
+        };
+        match self.kind {
+            Kind::Rate {
+                per_second,
+                seconds,
+                ending,
+            } => {
+                let ends = match ending {
+                    Ending::ServerFin => "the server closes first",
+                    Ending::ServerReset => "the server resets",
+                    Ending::ClientFin => "the client closes first",
+                    Ending::ClientReset => "the client resets",
+                    Ending::ClientResetAtOnce => "the client resets without a request",
+                };
+                format!("{per_second}/s from {from} to {workers} for {seconds} s, {ends}")
+            }
+            Kind::AtOnce { connections } => {
+                format!("{connections} at once from {from} to {workers}")
+            }
+        }
+    }
+}
