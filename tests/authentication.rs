@@ -16,7 +16,7 @@ use std::{
 
 use memlb::{
     core::{BootId, WorkerState},
-    heartbeat::{Heartbeat, MemoryReport},
+    heartbeat::{Heartbeat, MemoryReport, Nonce},
     keys::{self, Key, KeyId},
 };
 use memlb_tests::{
@@ -56,6 +56,7 @@ fn leaving(worker: &str, boot: u64, seq: u64) -> Heartbeat {
         memory: MemoryReport {
             available_bytes: 1 << 20,
             total_bytes: 700 << 20,
+            stale_ms: None,
             cgroup: None,
             pressure: None,
         },
@@ -238,6 +239,56 @@ fn recordings_bring_nobody_back() {
     let mut agent = start(&cluster);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
     agent.kill().unwrap();
+}
+
+#[test]
+fn the_agent_of_a_restored_machine_goes_on_under_a_new_boot() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions {
+        authentication: Some("enforce"),
+        agents: false,
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let host = &cluster.topology.workers[0];
+    let wire = Wire::lay(host, cluster.heartbeat_address(), 1).unwrap();
+    let mut command = cluster.agent_command(0, wire.address);
+    let log = cluster.place.directory.join("worker1.log");
+    let mut agent = Process::start("agent", &mut command, &log).unwrap();
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    let before = wire.said();
+    let (_, json) = before.last().unwrap().split_at(81);
+    let said: Value = serde_json::from_slice(json).unwrap();
+    let number = |field: &str| u64::from_str_radix(said[field].as_str().unwrap(), 16).unwrap();
+
+    // The manager has heard what the machine's agent said by the time of its restoration.
+    let ahead = Heartbeat {
+        state: WorkerState::Ready,
+        nonce: Some(Nonce(number("nonce"))),
+        ..leaving("worker1", number("boot"), 1_000_000)
+    };
+    let sender = Sender::open(host, cluster.heartbeat_address()).unwrap();
+    sender
+        .send(&ahead.encode_signed(&key(&cluster, 0)).unwrap())
+        .unwrap();
+    wait_for_refusals(&cluster, "reordered", 5);
+    wait_for_refusals(&cluster, "sequence_reset", 1);
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    agent.wait_for_log(SOON, "going on with boot").unwrap();
+    assert_eq!(cluster.events_of("agent_restarted").unwrap().len(), 1);
+
+    // What was recorded before brings nobody back after its end.
+    agent.kill().unwrap();
+    cluster.wait_for_state("worker1", "down", SOON).unwrap();
+    let resets = refused(&cluster.status().unwrap(), "sequence_reset");
+    for datagram in &before {
+        sender.send(datagram).unwrap();
+    }
+    // The first one carried no nonce.
+    wait_for_refusals(&cluster, "sequence_reset", resets + before.len() as u64 - 1);
+    assert_eq!(cluster.backend("worker1").unwrap()["state"], "down");
 }
 
 #[test]

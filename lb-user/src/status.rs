@@ -328,8 +328,8 @@ fn share(seen: &BackendSnapshot) -> String {
     }
 }
 
-/// Returns what the operator has ordered of a backend, and what keeps it from serving, one sentence
-/// each.
+/// Returns what the operator has ordered of a backend, what keeps it from serving, and that its memory
+/// figures are stale, one sentence each.
 pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
     let hold = seen.hold.as_ref().map(|mark| {
         let held = mark.value.participle();
@@ -340,7 +340,12 @@ pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
         format!("weight {percent}% {}", given(mark))
     });
     let barred = seen.barred.clone();
-    hold.into_iter().chain(weight).chain(barred).collect()
+    let stale = seen.memory_stale_ms.map(|age| {
+        let age = seconds(age);
+        format!("its memory figures are {age} old: its agent cannot read new ones")
+    });
+    let remarks = hold.into_iter().chain(weight).chain(barred);
+    remarks.chain(stale).collect()
 }
 
 fn given<T>(mark: &Marked<T>) -> String {

@@ -47,6 +47,15 @@ pub(super) enum Word {
     Pong(Pong),
 }
 
+/// What should follow an acknowledgement at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Nothing,
+    Heartbeat,
+    /// A heartbeat under a new boot id: the manager has heard higher numbers under this one.
+    NewBoot,
+}
+
 /// One receiver of heartbeats.
 #[derive(Debug)]
 pub(super) struct Manager {
@@ -155,21 +164,22 @@ impl Manager {
         }
     }
 
-    /// Takes an answer in; says whether a heartbeat should follow at once.
+    /// Takes an answer in; says what should follow at once.
     ///
     /// One that answers no heartbeat of these, or one already answered, is old or a replay.
-    pub fn acknowledged(&mut self, answer: Acknowledgement, at: Instant, boot: BootId) -> bool {
+    pub fn acknowledged(&mut self, answer: Acknowledgement, at: Instant, boot: BootId) -> Next {
         let Acknowledgement {
             heartbeat,
             nonce,
             fresh,
+            new_boot,
         } = answer;
         let known = |(seq, ..): &(u64, _, _)| *seq == heartbeat.number;
         let Some(place) = self.sent.iter().position(known) else {
-            return false;
+            return Next::Nothing;
         };
         if heartbeat.boot != boot {
-            return false;
+            return Next::Nothing;
         }
         let (_, carried, sent) = self.sent[place];
         // What was sent before will not be answered any more.
@@ -177,8 +187,12 @@ impl Manager {
         self.nonce = Some(nonce);
         self.round_trip = Some(at.saturating_duration_since(sent));
         self.speaks(at, "acknowledges heartbeats");
-        // A manager that refuses its own nonce would be asked for ever.
-        !fresh && carried != Some(nonce)
+        match fresh {
+            _ if new_boot => Next::NewBoot,
+            // A manager that refuses its own nonce would be asked for ever.
+            false if carried != Some(nonce) => Next::Heartbeat,
+            _ => Next::Nothing,
+        }
     }
 
     /// Asks whether it is there; a question that cannot go out is lost, as its heartbeats are.
@@ -357,6 +371,7 @@ mod tests {
             },
             nonce: Nonce(nonce),
             fresh,
+            new_boot: false,
         }
     }
 
@@ -370,12 +385,16 @@ mod tests {
         for seq in 1..=3 {
             manager.send(seq, b"heartbeat");
         }
-        assert!(!manager.acknowledged(answer(7, 4, 1, false), later(5), boot));
-        assert!(!manager.acknowledged(answer(8, 2, 1, false), later(5), boot));
+        let mut follows = |answer| manager.acknowledged(answer, later(5), boot);
+        assert_eq!(follows(answer(7, 4, 1, false)), Next::Nothing);
+        assert_eq!(follows(answer(8, 2, 1, false)), Next::Nothing);
         assert_eq!(manager.nonce, None);
 
         // A challenge is met at once.
-        assert!(manager.acknowledged(answer(7, 2, 1, false), later(5), boot));
+        assert_eq!(
+            manager.acknowledged(answer(7, 2, 1, false), later(5), boot),
+            Next::Heartbeat
+        );
         assert_eq!(manager.nonce, Some(Nonce(1)));
         assert!(
             manager
@@ -383,15 +402,42 @@ mod tests {
                 .is_some_and(|time| time < Duration::from_secs(1))
         );
         // Replayed, or overtaken by a later one, it says nothing.
-        assert!(!manager.acknowledged(answer(7, 2, 2, false), later(5), boot));
-        assert!(!manager.acknowledged(answer(7, 1, 2, false), later(5), boot));
+        assert_eq!(
+            manager.acknowledged(answer(7, 2, 2, false), later(5), boot),
+            Next::Nothing
+        );
+        assert_eq!(
+            manager.acknowledged(answer(7, 1, 2, false), later(5), boot),
+            Next::Nothing
+        );
         assert_eq!(manager.nonce, Some(Nonce(1)));
 
         manager.send(4, b"heartbeat");
-        assert!(!manager.acknowledged(answer(7, 4, 2, true), later(5), boot));
+        assert_eq!(
+            manager.acknowledged(answer(7, 4, 2, true), later(5), boot),
+            Next::Nothing
+        );
         assert_eq!(manager.nonce, Some(Nonce(2)));
         // A manager that does not know its own nonce is not asked for ever.
         manager.send(5, b"heartbeat");
-        assert!(!manager.acknowledged(answer(7, 5, 2, false), later(5), boot));
+        assert_eq!(
+            manager.acknowledged(answer(7, 5, 2, false), later(5), boot),
+            Next::Nothing
+        );
+
+        // A demand for a new boot id is followed once, and only where it answers this boot.
+        manager.send(6, b"heartbeat");
+        let demand = |boot, number| Acknowledgement {
+            new_boot: true,
+            ..answer(boot, number, 3, false)
+        };
+        for (answer, next) in [
+            (demand(8, 6), Next::Nothing),
+            (demand(7, 7), Next::Nothing),
+            (demand(7, 6), Next::NewBoot),
+            (demand(7, 6), Next::Nothing),
+        ] {
+            assert_eq!(manager.acknowledged(answer, later(5), boot), next);
+        }
     }
 }

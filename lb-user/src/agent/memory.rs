@@ -6,13 +6,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use procfs::{Current, FromRead, LoadAverage, Meminfo, MemoryPressure};
+use procfs::{Current, FromRead, LoadAverage, MemoryPressure};
 
 use super::cgroup::Cgroup;
 use crate::{
     core::Pressure,
     heartbeat::{Load, MemoryReport, PressureReport},
 };
+
+const MEMINFO: &str = "/proc/meminfo";
+const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
 
 /// What to read instead of what the kernel says of this machine.
 #[derive(Debug, Clone, Default)]
@@ -84,6 +87,7 @@ impl Sensors {
             available_bytes,
             total_bytes,
             cgroup: limited.map(|(_, memory)| memory),
+            stale_ms: None,
             pressure,
         })
     }
@@ -95,26 +99,43 @@ impl Sensors {
     }
 }
 
-/// Reads available and total memory of the host, or of a file in the form of `/proc/meminfo`.
+/// Reads available and total memory of the host, or of a file in the form of `/proc/meminfo`. Sandboxes
+/// show few of its lines: no others are asked for than these two.
 fn host(file: Option<&Path>) -> Result<(u64, u64)> {
-    let (available, total) = match file {
-        None => {
-            let meminfo = Meminfo::current().context("read /proc/meminfo")?;
-            (meminfo.mem_available, Some(meminfo.mem_total))
-        }
-        Some(path) => {
-            let text = fs::read_to_string(path)
-                .with_context(|| format!("read --memory-file {}", path.display()))?;
-            (line(&text, "MemAvailable:"), line(&text, "MemTotal:"))
-        }
-    };
-    let source = file.unwrap_or(Path::new("/proc/meminfo")).display();
-    let (Some(available), Some(total)) = (available, total) else {
-        bail!(
-            "{source} needs the lines \"MemTotal: N kB\" and \"MemAvailable: N kB\" (Linux 3.14)"
-        );
-    };
-    Ok((available.min(total), total))
+    let path = file.unwrap_or(Path::new(MEMINFO));
+    let text = fs::read_to_string(path).with_context(|| match file {
+        Some(path) => format!("read --memory-file {}", path.display()),
+        None => format!("read {MEMINFO}"),
+    })?;
+    let available = line(&text, "MemAvailable:").or_else(|| estimate(&text, low_watermark()));
+    match (available, line(&text, "MemTotal:")) {
+        (Some(available), Some(total)) if total > 0 => Ok((available.min(total), total)),
+        _ => bail!(
+            "{} needs the lines \"MemTotal: N kB\" and \"MemAvailable: N kB\" (before Linux 3.14: \
+             MemFree, Active(file) and Inactive(file))",
+            path.display()
+        ),
+    }
+}
+
+/// Estimates `MemAvailable` as Linux does since 3.14 (commit 34e431b0ae39): free memory, and of page
+/// cache and reclaimable slab what is beyond the low watermark or half of each, less the low watermark.
+fn estimate(text: &str, low_watermark: u64) -> Option<u64> {
+    let beyond = |cache: u64| cache - (cache / 2).min(low_watermark);
+    let free = line(text, "MemFree:")?;
+    let page_cache = line(text, "Active(file):")?.checked_add(line(text, "Inactive(file):")?)?;
+    let slab = line(text, "SReclaimable:").unwrap_or(0);
+    let available = free
+        .checked_add(beyond(page_cache))?
+        .checked_add(beyond(slab))?;
+    Some(available.saturating_sub(low_watermark))
+}
+
+/// The low watermarks of all zones together, which are 5/4 of `vm.min_free_kbytes`; 0 where it is hidden.
+fn low_watermark() -> u64 {
+    let kibibytes = fs::read_to_string(MIN_FREE);
+    let kibibytes = kibibytes.ok().and_then(|it| it.trim().parse::<u64>().ok());
+    kibibytes.unwrap_or(0).saturating_mul(1024) / 4 * 5
 }
 
 /// The bytes that a line such as `MemTotal:  716800 kB` states.
@@ -181,6 +202,35 @@ mod tests {
         assert_eq!((memory.cgroup, memory.pressure), (None, None));
         fs::write(&path, "MemTotal: many kB\n").unwrap();
         assert!(of_file(&path).is_err());
+    }
+
+    #[test]
+    fn reads_what_sandboxes_and_old_kernels_show() {
+        let gvisor = "MemTotal:         2097152 kB\nMemFree:          1048576 kB\n\
+                      MemAvailable:     1048577 kB\nBuffers:                0 kB\n\
+                      Cached:              1000 kB\nSwapCache:              0 kB\n";
+        let ish = "MemTotal:       68719476 kB\nMemFree:         1210925 kB\n\
+                   MemAvailable:    3060908 kB\nMemShared:       1210925 kB\nWireCount: 4128555 kB\n";
+        let old = "MemTotal: 1000 kB\nMemFree: 100 kB\nBuffers: 1 kB\nCached: 500 kB\n\
+                   Active(file): 300 kB\nInactive(file): 100 kB\nSReclaimable: 20 kB\n";
+        assert_eq!(line(gvisor, "MemAvailable:"), Some(1_048_577 << 10));
+        assert_eq!(line(ish, "MemTotal:"), Some(68_719_476 << 10));
+        assert_eq!(line(old, "MemAvailable:"), None);
+        // 100 + (400 - 50) + (20 - 10) - 50; of a cache smaller than the watermark half counts.
+        assert_eq!(estimate(old, 50 << 10), Some(410 << 10));
+        assert_eq!(estimate(old, 1_000 << 10), Some(0));
+        assert_eq!(estimate("MemTotal: 1000 kB\nMemFree: 100 kB\n", 0), None);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("meminfo");
+        for shown in [gvisor, ish, old] {
+            fs::write(&path, shown).unwrap();
+            let memory = of_file(&path).unwrap();
+            assert!(memory.available_bytes <= memory.total_bytes);
+        }
+        for broken in ["", "MemTotal: 0 kB\nMemAvailable: 0 kB\n", "MemTotal: 5 kB"] {
+            fs::write(&path, broken).unwrap();
+            assert!(of_file(&path).is_err(), "{broken}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    core::{BootId, Sequence, WorkerState},
+    core::{BootId, Sequence, WorkerState, milliseconds},
     datapath::companion::{self, Companion},
     heartbeat::{Heartbeat, MemoryReport, Ping, check_name},
     keys::Key,
@@ -28,7 +28,7 @@ pub use check::{Check, Target, parse_status};
 pub use manager::{PORT, with_port};
 pub use memory::{Sources, memory_now};
 
-use manager::{Answer, Manager, Word};
+use manager::{Answer, Manager, Next, Word};
 use memory::Sensors;
 use suspension::Suspension;
 
@@ -38,6 +38,10 @@ const GOODBYE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often it is looked whether the machine slept, or a manager fell silent.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a boot id lasts at least: a manager remembers a few dozen, and none may be forgotten while
+/// what was signed under it still counts as fresh.
+const BOOT_LASTS: Duration = Duration::from_secs(2);
 
 /// What an agent is told at its start.
 #[derive(Debug, Clone)]
@@ -146,6 +150,10 @@ fn every(period: Duration) -> Interval {
     ticks
 }
 
+fn draw_boot() -> Result<BootId> {
+    Ok(BootId(getrandom::u64().context("draw a boot id")?))
+}
+
 /// The signals that ask an agent to end.
 struct Stop {
     terminate: Signal,
@@ -175,8 +183,11 @@ struct Agent {
     managers: Vec<Manager>,
     companion: Option<Companion>,
     boot: BootId,
+    boot_drawn: Instant,
     seq: u64,
     healthy: bool,
+    /// The memory figures that were read last, and when.
+    memory: Option<(MemoryReport, Instant)>,
     /// Whether the last heartbeat could not be made, so that this is said once.
     failing: bool,
 }
@@ -200,9 +211,11 @@ impl Agent {
             key,
             managers,
             companion,
-            boot: BootId(getrandom::u64().context("draw a boot id")?),
+            boot: draw_boot()?,
+            boot_drawn: Instant::now(),
             seq: 0,
             healthy: true,
+            memory: None,
             failing: false,
         };
         Ok((agent, answered))
@@ -247,7 +260,7 @@ impl Agent {
     }
 
     fn try_send(&mut self, state: WorkerState, places: &[usize]) -> Result<()> {
-        let memory: MemoryReport = self.sensors.memory()?;
+        let memory = self.memory()?;
         self.seq += 1;
         let mut heartbeat = Heartbeat {
             worker: self.settings.name.clone(),
@@ -284,6 +297,30 @@ impl Agent {
         Ok(())
     }
 
+    /// Reads the memory figures; repeats the last ones, marked as stale, where they cannot be read. The
+    /// worker is no less alive for it.
+    fn memory(&mut self) -> Result<MemoryReport> {
+        let now = Instant::now();
+        match (self.sensors.memory(), self.memory) {
+            (Ok(memory), before) => {
+                if before.is_some_and(|(before, _)| before.stale_ms.is_some()) {
+                    info!("memory figures can be read again");
+                }
+                self.memory = Some((memory, now));
+                Ok(memory)
+            }
+            (Err(error), None) => Err(error),
+            (Err(error), Some((mut memory, read))) => {
+                if memory.stale_ms.is_none() {
+                    warn!("the last memory figures are repeated, marked as stale: {error:#}");
+                }
+                memory.stale_ms = Some(milliseconds(now.saturating_duration_since(read)));
+                self.memory = Some((memory, read));
+                Ok(memory)
+            }
+        }
+    }
+
     fn round_trips(&self, places: &[usize]) -> String {
         let times: Vec<String> = places
             .iter()
@@ -301,13 +338,35 @@ impl Agent {
         let manager = &mut self.managers[answer.manager];
         match answer.word {
             Word::Acknowledgement(acknowledgement) => {
-                if manager.acknowledged(acknowledgement, answer.at, self.boot) {
-                    self.send(state, &[answer.manager]);
+                match manager.acknowledged(acknowledgement, answer.at, self.boot) {
+                    Next::Nothing => {}
+                    Next::Heartbeat => self.send(state, &[answer.manager]),
+                    Next::NewBoot => self.begin_anew(state, answer.manager),
                 }
             }
             Word::Pong(pong) => {
                 manager.answered(pong, &self.settings.name, answer.at, self.boot);
             }
+        }
+    }
+
+    /// Goes on under a new boot id. Sequence numbers go on, so that no late answer fits a new heartbeat.
+    fn begin_anew(&mut self, state: WorkerState, manager: usize) {
+        if self.boot_drawn.elapsed() < BOOT_LASTS {
+            return;
+        }
+        self.boot_drawn = Instant::now();
+        match draw_boot() {
+            Ok(boot) => {
+                self.boot = boot;
+                info!(
+                    "{} has heard higher sequence numbers: this machine was restored from a snapshot; \
+                     going on with boot {boot}",
+                    self.managers[manager].name()
+                );
+                self.send(state, &[manager]);
+            }
+            Err(error) => warn!("{error:#}"),
         }
     }
 

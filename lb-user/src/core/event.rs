@@ -98,6 +98,19 @@ pub enum Event {
         worker: String,
         boot: String,
     },
+    /// The numbers of a worker's unsigned heartbeats begin anew after a silence, under the same boot id:
+    /// its machine was restored from a snapshot.
+    SequenceReset {
+        worker: String,
+    },
+    /// A worker's agent cannot read the memory figures any more, and repeats the last ones.
+    MemoryStale {
+        worker: String,
+    },
+    /// It reads them again.
+    MemoryFresh {
+        worker: String,
+    },
     /// A worker sends too seldom for `down_after`: losing a datagram or two would look like death.
     IntervalTooLong {
         worker: String,
@@ -186,6 +199,7 @@ impl Event {
             Self::WorkerDown { .. }
             | Self::WorkerUnhealthy { .. }
             | Self::WorkerBarred { .. }
+            | Self::MemoryStale { .. }
             | Self::IntervalTooLong { .. }
             | Self::AllWorkersDown { .. }
             | Self::AllWorkersHot { .. }
@@ -195,6 +209,8 @@ impl Event {
             | Self::WorkerMaintenance { .. }
             | Self::WorkerUnbarred { .. }
             | Self::AgentRestarted { .. }
+            | Self::SequenceReset { .. }
+            | Self::MemoryFresh { .. }
             | Self::SelectionChanged { .. }
             | Self::SelectionAdopted { .. }
             | Self::SharesChanged { .. }
@@ -306,6 +322,19 @@ impl fmt::Display for Event {
             }
             Self::AgentRestarted { worker, boot } => {
                 write!(f, "the agent of {worker} was started anew (boot {boot})")
+            }
+            Self::SequenceReset { worker } => write!(
+                f,
+                "the heartbeats of {worker} begin anew with lower numbers: its machine was restored \
+                 from a snapshot"
+            ),
+            Self::MemoryStale { worker } => write!(
+                f,
+                "the agent of {worker} cannot read its memory figures and repeats the last ones: see \
+                 its log"
+            ),
+            Self::MemoryFresh { worker } => {
+                write!(f, "the agent of {worker} reads its memory figures again")
             }
             Self::IntervalTooLong {
                 worker,

@@ -77,6 +77,9 @@ pub enum Outcome {
     OldBoot,
     /// In the 2018 form, while the same worker is heard in version 1.
     Superseded,
+    /// Signed, after a silence, with a sequence number lower than one before it: a recording, or the
+    /// agent of a machine that was restored from a snapshot and needs a new boot id.
+    SequenceReset,
 }
 
 impl Outcome {
@@ -89,6 +92,7 @@ impl Outcome {
             Self::Reordered => Some("reordered"),
             Self::OldBoot => Some("old_boot"),
             Self::Superseded => Some("superseded"),
+            Self::SequenceReset => Some("sequence_reset"),
         }
     }
 }
@@ -177,6 +181,10 @@ impl Core {
                     boot,
                 }));
             }
+            Admission::Reset => self.events.push_back(Event::SequenceReset {
+                worker: worker.name.clone(),
+            }),
+            Admission::NeedsNewBoot => return Outcome::SequenceReset,
             Admission::Duplicate => return Outcome::Duplicate,
             Admission::Reordered => return Outcome::Reordered,
             Admission::OldBoot => return Outcome::OldBoot,
@@ -184,7 +192,9 @@ impl Core {
         }
         self.check_interval(index, report);
         let worker = &mut self.workers[index];
+        let was_stale = worker.memory_stale.is_some();
         let before = worker.hear(report, self.down_after, self.up_after, now);
+        self.events.extend(worker.memory_event(was_stale));
         if worker.health.is_up() && !before.is_up() {
             // Those heard at the manager's start come up together.
             let early = now.saturating_duration_since(self.started) <= self.down_after;

@@ -14,7 +14,11 @@ pub struct Report {
     pub worker: String,
     /// Absent in the 2018 form, which numbers nothing.
     pub sequence: Option<Sequence>,
+    /// Whether a signature was checked, and is right and fresh.
+    pub signed: bool,
     pub memory: Memory,
+    /// How old the memory figures are, where the agent cannot read new ones.
+    pub memory_stale: Option<Duration>,
     /// How much the worker's tasks wait for memory; absent where its kernel does not say.
     pub pressure: Option<Pressure>,
     pub state: WorkerState,

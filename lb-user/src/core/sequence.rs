@@ -15,6 +15,10 @@ pub enum Admission {
     Restarted,
     Duplicate,
     Reordered,
+    /// Lower than what was heard before the silence, and unsigned: numbers begin anew.
+    Reset,
+    /// The same, and signed: it may be a recording, so that only a new boot counts.
+    NeedsNewBoot,
     /// Of an earlier boot while a later one is being heard.
     OldBoot,
     /// Of the 2018 form while version 1 is being heard.
@@ -32,8 +36,10 @@ impl SequenceWindow {
     /// Judges a heartbeat and, when it is new, remembers it.
     ///
     /// `fresh` tells whether the worker is being heard at present. While it is not, an earlier boot
-    /// may speak again with numbers never seen: of two agents with one name the survivor counts.
-    pub fn admit(&mut self, sequence: Option<Sequence>, fresh: bool) -> Admission {
+    /// may speak again with numbers never seen: of two agents with one name the survivor counts. A
+    /// machine restored from a snapshot goes on with numbers that were seen. Where nothing is `signed`
+    /// they count, since a forger needs no recording.
+    pub fn admit(&mut self, sequence: Option<Sequence>, fresh: bool, signed: bool) -> Admission {
         let Some(sequence) = sequence else {
             return if fresh && !self.boots.is_empty() {
                 Admission::Superseded
@@ -60,7 +66,13 @@ impl SequenceWindow {
         }
         match sequence.number.cmp(&self.boots[index].number) {
             std::cmp::Ordering::Equal => Admission::Duplicate,
-            std::cmp::Ordering::Less => Admission::Reordered,
+            std::cmp::Ordering::Less if fresh => Admission::Reordered,
+            std::cmp::Ordering::Less if signed => Admission::NeedsNewBoot,
+            std::cmp::Ordering::Less => {
+                self.boots.remove(index);
+                self.remember(sequence);
+                Admission::Reset
+            }
             std::cmp::Ordering::Greater => {
                 self.boots.remove(index);
                 self.remember(sequence);

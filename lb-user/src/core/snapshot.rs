@@ -89,6 +89,9 @@ pub struct BackendSnapshot {
     pub interval_ms: Option<u64>,
     pub memory_available_bytes: Option<u64>,
     pub memory_total_bytes: Option<u64>,
+    /// How old the figures were in the last heartbeat, where the worker's agent cannot read new ones.
+    #[serde(default)]
+    pub memory_stale_ms: Option<u64>,
     /// In hundredths of a percent; nothing if the worker does not say.
     pub memory_pressure: Option<Pressure>,
     /// What it weighs against the others in the kernel, where connections are spread.
@@ -166,6 +169,7 @@ impl Service {
             interval_ms: worker.interval.map(milliseconds),
             memory_available_bytes: worker.available_bytes(),
             memory_total_bytes: worker.memory.and_then(|memory| memory.total_bytes),
+            memory_stale_ms: worker.memory_stale.map(milliseconds),
             memory_pressure: worker.pressure,
             weight: self.weight(backend),
             share: self.share(Target::Backend(backend)),
@@ -189,6 +193,7 @@ impl Service {
             interval_ms: None,
             memory_available_bytes: None,
             memory_total_bytes: None,
+            memory_stale_ms: None,
             memory_pressure: None,
             weight: 1,
             share: self.share(Target::Fallback),

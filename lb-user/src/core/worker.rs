@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
+use super::event::Event;
 use super::health::{self, Health, Sign};
 use super::memory::{Memory, Pressure};
 use super::policy::Appetite;
@@ -22,6 +23,8 @@ pub(super) struct Worker {
     pub health: Health,
     pub memory: Option<Memory>,
     pub pressure: Option<Pressure>,
+    /// How old the memory figures were in its last heartbeat; nothing if its agent had just read them.
+    pub memory_stale: Option<Duration>,
     /// The services of mode `dsr` that its companion translates.
     pub translates: Vec<Endpoint>,
     /// When the last heartbeat was accepted.
@@ -49,6 +52,7 @@ impl Worker {
             health: Health::Unknown,
             memory: None,
             pressure: None,
+            memory_stale: None,
             translates: Vec::new(),
             heard: None,
             sequence: SequenceWindow::default(),
@@ -65,7 +69,7 @@ impl Worker {
 
     pub fn admit(&mut self, report: &Report, down_after: Duration, now: Instant) -> Admission {
         let fresh = self.heard.is_some() && self.silence(now) <= down_after;
-        self.sequence.admit(report.sequence, fresh)
+        self.sequence.admit(report.sequence, fresh, report.signed)
     }
 
     /// Takes an admitted heartbeat in; returns the state before.
@@ -88,11 +92,22 @@ impl Worker {
         self.health = health::next(before, sign);
         self.memory = Some(report.memory);
         self.pressure = report.pressure;
+        self.memory_stale = report.memory_stale;
         self.translates.clone_from(&report.translates);
         self.appetite.report();
         self.heard = Some(now);
         self.silent_from = now;
         before
+    }
+
+    /// Returns the event of memory figures that have become stale, or are read again.
+    pub fn memory_event(&self, was_stale: bool) -> Option<Event> {
+        let worker = self.name.clone();
+        match (was_stale, self.memory_stale) {
+            (false, Some(_)) => Some(Event::MemoryStale { worker }),
+            (true, None) => Some(Event::MemoryFresh { worker }),
+            _ => None,
+        }
     }
 
     /// Takes note that it is too late; returns the state before.

@@ -43,8 +43,28 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
             findings.push(worker(facts, backend, &refusals));
         }
     }
-    findings.extend(refusals.iter().map(refused));
+    let worrying = refusals.iter().filter(|it| !is_settled(facts, it));
+    findings.extend(worrying.map(refused));
     findings
+}
+
+/// Whether the agent of a restored machine has gone on under a new boot id since.
+fn is_settled(facts: &Facts<'_>, refusal: &Refusal<'_>) -> bool {
+    let services = facts.status.services.iter();
+    let mut workers = services.flat_map(|service| &service.backends);
+    let down_after = milliseconds(facts.down_after);
+    refusal.reason == "sequence_reset"
+        && workers.any(|it| {
+            let is_heard = it.seen.age_ms.is_some_and(|age| age <= down_after);
+            is_heard && refusal.is_about(&it.seen.name)
+        })
+}
+
+impl Refusal<'_> {
+    fn is_about(&self, worker: &str) -> bool {
+        let mut words = self.last.detail.split_whitespace();
+        words.any(|word| word == worker)
+    }
 }
 
 fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Finding {
@@ -53,12 +73,7 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
     let ip = seen.address.parse().map(|it: SocketAddr| it.ip()).ok();
     let refused = refusals.iter().find(|refusal| {
         let same_host = refusal.from.is_some_and(|from| Some(from.ip()) == ip);
-        same_host
-            || refusal
-                .last
-                .detail
-                .split_whitespace()
-                .any(|word| word == name)
+        same_host || refusal.is_about(name)
     });
     let is_heard = seen
         .age_ms
@@ -75,6 +90,11 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
     }
     match (seen.health, refused, slow(facts, seen)) {
         (Health::Up, _, Some(slow)) if is_heard => slow,
+        (Health::Up, _, None) if is_heard && seen.memory_stale_ms.is_some() => Finding::warning(
+            "heartbeats",
+            format!("{name} is heard, but its agent cannot read its memory figures any more"),
+            format!("on {name}: journalctl -u memlb-agent; cat /proc/meminfo"),
+        ),
         (Health::Up, _, None) if is_heard => Finding::ok(
             "heartbeats",
             format!("{name} was heard {} ms ago", seen.age_ms.unwrap_or(0)),
@@ -229,6 +249,10 @@ fn remedy(refusal: &Refusal<'_>, worker: &str) -> String {
         "join_refused" => "memlb events    (says why it cannot join)".to_owned(),
         "legacy_off" => "memlb manager --legacy-heartbeats".to_owned(),
         "other_version" => format!("install the same memlb on {from}: memlb --version"),
+        "sequence_reset" => format!(
+            "on {from}: systemctl restart memlb-agent    (its machine was restored from a snapshot, and an \
+             agent of an older memlb does not draw a new boot id by itself)"
+        ),
         "duplicate" | "reordered" | "old_boot" => {
             format!("on {from}: pgrep -a memlb    (do two agents run under one name?)")
         }
@@ -310,6 +334,7 @@ pub mod tests {
             ("unknown_key", "install -m 600 worker1.key /etc/memlb/keys/"),
             ("bad_signature", "install the same file on both"),
             ("unknown_worker", "memlb agent --name NAME"),
+            ("sequence_reset", "restored from a snapshot"),
             ("not_json", "ss -unp"),
         ] {
             let found = examine(None, "unknown", Some((reason, Duration::ZERO)));
@@ -321,6 +346,31 @@ pub mod tests {
             );
             assert_eq!(found[1].verdict, Verdict::Warning);
         }
+    }
+
+    #[test]
+    fn a_restored_worker_that_is_heard_again_is_well() {
+        let mut status = status(Some(44), "up");
+        let last = RefusedDatagram {
+            age_ms: 20_000,
+            from: "192.168.56.103:40000".to_owned(),
+            detail: "from worker worker1".to_owned(),
+        };
+        let lately = &mut status.heartbeats.refused_lately;
+        lately.insert("sequence_reset".to_owned(), last.clone());
+        assert_eq!(examine_status(&status, None).len(), 1);
+        let lately = &mut status.heartbeats.refused_lately;
+        lately.insert("reordered".to_owned(), last);
+        assert_eq!(examine_status(&status, None).len(), 2);
+    }
+
+    #[test]
+    fn tells_stale_memory_figures() {
+        let mut status = status(Some(44), "up");
+        status.services[0].backends[0].seen.memory_stale_ms = Some(5_000);
+        let found = &examine_status(&status, None)[0];
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert!(found.found.contains("cannot read its memory"), "{found:?}");
     }
 
     #[test]

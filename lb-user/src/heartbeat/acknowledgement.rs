@@ -18,6 +18,9 @@ pub struct Acknowledgement {
     pub nonce: Nonce,
     /// Whether the heartbeat counted; if not, the next one should follow at once.
     pub fresh: bool,
+    /// Whether the agent should go on under a new boot id: after a silence its numbers are lower than
+    /// before.
+    pub new_boot: bool,
 }
 
 impl Acknowledgement {
@@ -32,6 +35,7 @@ impl Acknowledgement {
             seq: self.heartbeat.number,
             nonce: self.nonce.to_string(),
             fresh: self.fresh,
+            new_boot: self.new_boot,
         };
         let body = serde_json::to_vec(&wire).map_err(|error| Refusal::of_parser(&error))?;
         Ok(envelope::seal(Kind::Acknowledgement, key, &body))
@@ -63,6 +67,7 @@ impl Acknowledgement {
                 .map(Nonce)
                 .ok_or(Refusal::BadNonce)?,
             fresh: wire.fresh,
+            new_boot: wire.new_boot,
         })
     }
 }
@@ -73,4 +78,7 @@ struct Wire {
     seq: u64,
     nonce: String,
     fresh: bool,
+    /// Absent in answers of managers that do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    new_boot: bool,
 }

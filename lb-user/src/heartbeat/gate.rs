@@ -88,6 +88,14 @@ impl From<Refusal> for Refused {
     }
 }
 
+/// What a signed heartbeat is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reply {
+    Counts,
+    NotFresh,
+    NewBoot,
+}
+
 /// The manager's judgement of datagrams.
 #[derive(Debug)]
 pub struct Gate {
@@ -251,7 +259,7 @@ impl Gate {
         if freshness == Freshness::Stale {
             return Err(Refused {
                 refusal: Refusal::NotFresh,
-                challenge: self.answer(key, heartbeat, from, false),
+                challenge: self.answer(key, heartbeat, from, Reply::NotFresh),
                 asker: None,
             });
         }
@@ -281,7 +289,24 @@ impl Gate {
             return None;
         }
         self.answered.insert(signature.key, now);
-        self.answer(self.keys.find(signature.key)?, heartbeat, from, true)
+        self.answer(
+            self.keys.find(signature.key)?,
+            heartbeat,
+            from,
+            Reply::Counts,
+        )
+    }
+
+    /// Returns the answer to a heartbeat whose sequence number the core refused after a silence: its
+    /// agent should go on under a new boot id. The heartbeat itself proves nothing, it may be a recording;
+    /// the agent follows only an answer to what it has just sent itself.
+    pub fn demand_new_boot(&self, opened: &Opened, from: SocketAddr) -> Option<Vec<u8>> {
+        let (signature, Decoded::Heartbeat(heartbeat)) = (opened.signature?, &opened.decoded)
+        else {
+            return None;
+        };
+        let key = self.keys.find(signature.key)?;
+        self.answer(key, heartbeat, from, Reply::NewBoot)
     }
 
     /// Takes note that a datagram was refused, here or by the core.
@@ -294,7 +319,7 @@ impl Gate {
         key: &Key,
         heartbeat: &Heartbeat,
         to: SocketAddr,
-        fresh: bool,
+        reply: Reply,
     ) -> Option<Vec<u8>> {
         let answer = Acknowledgement {
             heartbeat: Sequence {
@@ -302,7 +327,8 @@ impl Gate {
                 number: heartbeat.seq,
             },
             nonce: self.nonces.of(to.ip()),
-            fresh,
+            fresh: reply == Reply::Counts,
+            new_boot: reply == Reply::NewBoot,
         };
         answer.encode(key).ok()
     }

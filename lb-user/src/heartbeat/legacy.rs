@@ -51,6 +51,8 @@ impl LegacyHeartbeat {
         Report {
             worker: self.worker.clone(),
             sequence: None,
+            signed: false,
+            memory_stale: None,
             memory: Memory {
                 available_bytes: self.free_memory_bytes,
                 total_bytes: None,

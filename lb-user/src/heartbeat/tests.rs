@@ -35,6 +35,7 @@ fn heartbeat() -> Heartbeat {
         memory: MemoryReport {
             available_bytes: 394 << 20,
             total_bytes: 700 << 20,
+            stale_ms: None,
             cgroup: None,
             pressure: None,
         },
@@ -176,6 +177,7 @@ fn the_services_that_a_companion_translates_are_bounded() {
         memory: MemoryReport {
             available_bytes: u64::MAX,
             total_bytes: u64::MAX,
+            stale_ms: None,
             cgroup: Some(CgroupMemory {
                 limit_bytes: u64::MAX,
                 current_bytes: u64::MAX,
@@ -219,6 +221,27 @@ fn fields_of_a_later_day_are_ignored() {
     );
     let spaced = format!(" \r\n{VERSION_1}\n");
     assert!(decode(spaced.as_bytes(), false).is_ok());
+}
+
+#[test]
+fn figures_that_could_not_be_read_anew_say_how_old_they_are() {
+    let memory = MemoryReport {
+        stale_ms: Some(12_345),
+        ..heartbeat().memory
+    };
+    let stale = Heartbeat {
+        memory,
+        ..heartbeat()
+    };
+    let datagram = stale.encode().expect("a good heartbeat");
+    let text = str::from_utf8(&datagram).expect("JSON");
+    let says =
+        r#""memory":{"available_bytes":413138944,"total_bytes":734003200,"stale_ms":12345},"#;
+    assert!(text.contains(says), "{text}");
+    assert!(stale.to_string().contains("(stale for 12 s)"), "{stale}");
+    let report = stale.report();
+    assert_eq!(report.memory_stale, Some(Duration::from_millis(12_345)));
+    assert_eq!(decode(&datagram, false), Ok(Decoded::Heartbeat(stale)));
 }
 
 #[test]
@@ -374,6 +397,7 @@ fn the_size_limit_holds_both_ways() {
         memory: MemoryReport {
             available_bytes: u64::MAX,
             total_bytes: u64::MAX,
+            stale_ms: Some(u64::MAX),
             cgroup: Some(CgroupMemory {
                 limit_bytes: u64::MAX,
                 current_bytes: u64::MAX,
@@ -543,13 +567,14 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
         full_avg10: Pressure(full),
     });
     let figures = (
-        any::<(u64, u64)>(),
+        any::<(u64, u64, Option<u64>)>(),
         prop::option::of(cgroup),
         prop::option::of(pressure),
     );
-    let memory = figures.prop_map(|((one, other), cgroup, pressure)| MemoryReport {
+    let memory = figures.prop_map(|((one, other, stale_ms), cgroup, pressure)| MemoryReport {
         available_bytes: one.min(other),
         total_bytes: one.max(other).max(1),
+        stale_ms,
         cgroup,
         pressure,
     });

@@ -55,6 +55,9 @@ pub struct MemoryReport {
     /// Present where the kernel measures it: of the limited cgroup, else of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure: Option<PressureReport>,
+    /// Present where the figures could not be read anew: how old they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_ms: Option<u64>,
 }
 
 /// The memory of a control group (version 2) that has a limit.
@@ -148,7 +151,9 @@ impl Heartbeat {
                 boot: self.boot,
                 number: self.seq,
             }),
+            signed: false,
             memory: self.memory.effective(),
+            memory_stale: self.memory.stale_ms.map(Duration::from_millis),
             pressure: self.memory.pressure.map(|pressure| pressure.some_avg10),
             state: self.state,
             healthy: self.healthy,
@@ -209,6 +214,9 @@ impl fmt::Display for Heartbeat {
         )?;
         if self.memory.cgroup.is_some() {
             f.write_str(" (cgroup)")?;
+        }
+        if let Some(stale) = self.memory.stale_ms {
+            write!(f, " (stale for {} s)", stale / 1_000)?;
         }
         if let Some(pressure) = self.memory.pressure
             && pressure.some_avg10 > Pressure(0)

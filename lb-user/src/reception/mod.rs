@@ -276,10 +276,11 @@ impl Reception {
     }
 
     fn deliver(&mut self, core: &mut Core, log: &EventLog, opened: Opened, way: Way, now: Instant) {
-        let Some(report) = opened.decoded.report() else {
+        let Some(mut report) = opened.decoded.report() else {
             // The 2018 form's first datagram says nothing; the second is the heartbeat.
             return;
         };
+        report.signed = opened.signature.is_some();
         // Whose address is the one it came from must be heard from there, and signed.
         if let Some(at) = self.joined.address(&report.worker)
             && (at != way.from.ip() || opened.signature.is_none())
@@ -289,6 +290,11 @@ impl Reception {
         let outcome = core.handle_heartbeat(&report, now);
         if outcome == Outcome::UnknownWorker {
             return self.apply(log, opened, way, now);
+        }
+        if outcome == Outcome::SequenceReset
+            && let Some(answer) = self.gate.demand_new_boot(&opened, way.from)
+        {
+            self.socket.answer(way, &answer);
         }
         if let Some(reason) = outcome.refusal() {
             let worker = &report.worker;

@@ -239,10 +239,12 @@ impl World<'_> {
                 boot: BootId(1),
                 number,
             }),
+            signed: true,
             memory: Memory {
                 available_bytes,
                 total_bytes: Some(model.total_bytes),
             },
+            memory_stale: None,
             pressure: None,
             state: WorkerState::Ready,
             healthy: true,

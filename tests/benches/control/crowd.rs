@@ -182,6 +182,7 @@ fn heartbeat(key: &Key, seq: u64, nonce: Option<Nonce>) -> Heartbeat {
             // Another figure each time, as of a machine that works.
             available_bytes: (400 << 20) - ((seq % 256) << 12),
             total_bytes: 700 << 20,
+            stale_ms: None,
             cgroup: None,
             pressure: None,
         },

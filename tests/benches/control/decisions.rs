@@ -150,6 +150,7 @@ fn heartbeat(index: usize, seq: u64, available_mib: u64) -> Heartbeat {
         memory: MemoryReport {
             available_bytes: available_mib << 20,
             total_bytes: 700 << 20,
+            stale_ms: None,
             cgroup: None,
             pressure: None,
         },

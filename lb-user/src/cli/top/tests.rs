@@ -176,6 +176,8 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
         let report = Report {
             worker: format!("worker{number}"),
             sequence: None,
+            signed: false,
+            memory_stale: None,
             memory: Memory {
                 available_bytes: (550 - 100 * (number % 5)) * MIB,
                 total_bytes: Some(700 * MIB),

@@ -66,6 +66,79 @@ fn a_restarted_agent_begins_anew_and_its_earlier_life_is_over() {
 }
 
 #[test]
+fn after_a_silence_unsigned_numbers_may_begin_anew() {
+    let unsigned = |number| Report {
+        signed: false,
+        ..report("worker1", 7, number, 400)
+    };
+    let mut world = World::new(lab(Threshold::Auto));
+    assert_eq!(world.hear(&unsigned(36_000)), Outcome::Accepted);
+    world.pass(DOWN_AFTER);
+    assert_eq!(world.hear(&unsigned(1_000)), Outcome::Reordered);
+    world.pass(ms(1));
+    assert_eq!(world.state("worker1"), Health::Down);
+    for number in 1_001..1_003 {
+        assert_eq!(world.hear(&unsigned(number)), Outcome::Accepted);
+        world.pass(BEAT);
+    }
+    assert_eq!(world.state("worker1"), Health::Up);
+    assert_eq!(world.hear(&unsigned(1_001)), Outcome::Reordered);
+    let kinds = world.kinds();
+    let resets = kinds.iter().filter(|kind| *kind == "sequence_reset");
+    assert_eq!(resets.count(), 1);
+}
+
+#[test]
+fn after_a_silence_a_signed_worker_needs_a_new_boot() {
+    let mut world = World::new(lab(Threshold::Auto));
+    assert_eq!(
+        world.hear(&report("worker1", 7, 36_000, 400)),
+        Outcome::Accepted
+    );
+    world.pass(ms(60_000));
+    for number in 1_000..1_010 {
+        let recorded = world.hear(&report("worker1", 7, number, 400));
+        assert_eq!(recorded, Outcome::SequenceReset);
+    }
+    let last = world.hear(&report("worker1", 7, 36_000, 400));
+    assert_eq!(last, Outcome::Duplicate);
+    assert_eq!(world.state("worker1"), Health::Down);
+    for number in 1_010..1_012 {
+        let restored = world.hear(&report("worker1", 8, number, 400));
+        assert_eq!(restored, Outcome::Accepted);
+        world.pass(BEAT);
+    }
+    assert_eq!(world.state("worker1"), Health::Up);
+    // What was recorded of the boot before counts no more, now or after the next silence.
+    let before = report("worker1", 7, 1_009, 400);
+    assert_eq!(world.hear(&before), Outcome::OldBoot);
+    world.pass(ms(60_000));
+    assert_eq!(world.hear(&before), Outcome::SequenceReset);
+    assert_eq!(world.state("worker1"), Health::Down);
+}
+
+#[test]
+fn stale_memory_figures_are_told_once_and_the_worker_stays_up() {
+    let mut world = World::new(lab(Threshold::Auto));
+    world.start("worker1", 400);
+    world.kinds();
+    for (stale, kinds) in [
+        (Some(ms(100)), vec!["memory_stale"]),
+        (Some(ms(200)), vec![]),
+        (None, vec!["memory_fresh"]),
+    ] {
+        let agent = world.agents.get_mut("worker1").unwrap();
+        agent.memory_stale = stale;
+        world.beat("worker1");
+        assert_eq!(world.kinds(), kinds);
+        assert_eq!(world.state("worker1"), Health::Up);
+        let snapshot = world.core.snapshot(world.now);
+        let shown = snapshot.services[0].backends[0].memory_stale_ms;
+        assert_eq!(shown, stale.map(milliseconds));
+    }
+}
+
+#[test]
 fn of_two_agents_with_one_name_the_survivor_counts() {
     let mut world = World::new(lab(Threshold::Auto));
     for number in 1..10 {

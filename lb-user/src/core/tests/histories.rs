@@ -116,8 +116,11 @@ fn heartbeat() -> impl Strategy<Value = Report> {
     let sequence = prop::option::weighted(0.8, (0..3u64, 0..40u64));
     let healthy = prop::bool::weighted(0.9);
     let equipped = prop::bool::weighted(0.9);
-    (worker, state, sequence, (healthy, equipped), 0..700u64).prop_map(
-        |(worker, state, sequence, (healthy, equipped), mib)| Report {
+    let signed = any::<bool>();
+    let flags = (healthy, equipped, signed);
+    (worker, state, sequence, flags, 0..700u64).prop_map(
+        |(worker, state, sequence, (healthy, equipped, signed), mib)| Report {
+            signed,
             sequence: sequence.map(|(boot, number)| Sequence {
                 boot: BootId(boot),
                 number,

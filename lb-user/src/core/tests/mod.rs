@@ -79,6 +79,8 @@ pub(super) fn report(worker: &str, boot: u64, number: u64, available_mib: u64) -
             available_bytes: available_mib * MIB,
             total_bytes: Some(700 * MIB),
         },
+        signed: true,
+        memory_stale: None,
         pressure: None,
         state: WorkerState::Ready,
         healthy: true,

@@ -26,6 +26,7 @@ fn heartbeat(worker: &str, boot: u64, seq: u64, nonce: Option<Nonce>) -> Heartbe
         memory: MemoryReport {
             available_bytes: 394 << 20,
             total_bytes: 700 << 20,
+            stale_ms: None,
             cgroup: None,
             pressure: None,
         },
@@ -184,6 +185,7 @@ fn forgeries_are_refused_by_their_reasons() {
                 },
                 nonce: Nonce(1),
                 fresh: true,
+                new_boot: false,
             }
             .encode(&key("worker1", 0xa1))
             .unwrap(),
@@ -311,6 +313,7 @@ fn an_acknowledgement_is_shorter_than_any_heartbeat_and_cannot_be_forged() {
         },
         nonce: Nonce(u64::MAX),
         fresh: false,
+        new_boot: true,
     };
     let datagram = answer.encode(&key).unwrap();
     assert!(datagram.len() < shortest.encode_signed(&key).unwrap().len());
@@ -499,4 +502,38 @@ fn answers_no_question_of_a_forger() {
     // And an answer cannot be forged towards the worker.
     let answer = ping("worker1").answer(Some(&unknown), false).unwrap();
     assert!(Pong::decode(&answer, Some(&key)).is_err());
+}
+
+#[test]
+fn a_new_boot_is_demanded_with_the_workers_own_key() {
+    let mut world = World::new(Authentication::Enforce);
+    let own = key("worker1", 0xa1);
+    let opened = world.open(&world.signed(&own, 9)).expect("signed");
+    let demand = world
+        .gate
+        .demand_new_boot(&opened, FROM)
+        .expect("an answer");
+    let text = String::from_utf8(demand.clone()).unwrap();
+    assert!(
+        text.ends_with(r#","fresh":false,"new_boot":true}"#),
+        "{text}"
+    );
+    assert!(demand.len() < world.signed(&own, 9).len());
+    let answer = Acknowledgement::decode(&demand, &own).expect("signed by the manager");
+    assert_eq!(
+        (answer.heartbeat.boot, answer.heartbeat.number),
+        (BootId(1), 9)
+    );
+    assert!(answer.new_boot && !answer.fresh);
+    assert!(Acknowledgement::decode(&demand, &key("worker2", 0xb1)).is_err());
+    // One that a manager of an earlier day sends asks for none.
+    let usual = world.hear(&world.signed(&own, 10)).expect("an answer");
+    let text = String::from_utf8(usual.clone()).unwrap();
+    assert!(!text.contains("new_boot"), "{text}");
+    assert!(!Acknowledgement::decode(&usual, &own).unwrap().new_boot);
+    // Nobody who did not sign is answered.
+    let mut off = World::new(Authentication::Off);
+    let unsigned = heartbeat("worker1", 1, 1, None).encode().unwrap();
+    let opened = off.open(&unsigned).expect("unsigned");
+    assert_eq!(off.gate.demand_new_boot(&opened, FROM), None);
 }
