@@ -45,7 +45,6 @@ fn adds_removes_and_changes_without_losing_anything() {
     cluster.kill_manager().unwrap();
     cluster.start_manager().unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
-    drop(kept);
 
     // It comes back, and another service with it.
     let other = original[original.find("[[service]]").unwrap()..]
@@ -55,6 +54,7 @@ fn adds_removes_and_changes_without_losing_anything() {
     let said = succeed(&cluster);
     assert!(said.contains("worker worker1 added"), "{said}");
     assert!(said.contains("service other added"), "{said}");
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
     let mut address = cluster.service();
     address.set_port(81);
@@ -69,11 +69,14 @@ fn adds_removes_and_changes_without_losing_anything() {
     assert!(said.contains("service other removed"), "{said}");
     assert!(client::get(node, address, "/", SOON).is_err());
 
-    // Once more, in a hurry.
-    for _ in 0..10 {
-        for text in [&without_worker1, &original] {
+    // Once more, in a hurry; under a name that its agent does not have, too.
+    let renamed = original.replace("\"worker1\"", "\"worker9\"");
+    assert_ne!(renamed, original);
+    for _ in 0..5 {
+        for text in [&without_worker1, &renamed, &without_worker1, &original] {
             write(&cluster, text);
             succeed(&cluster);
+            assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
             // New connections still get to somebody.
             let now = Instant::now();
             probe.wait_for_page("Worker2", now, SOON).unwrap();

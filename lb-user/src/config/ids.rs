@@ -14,6 +14,8 @@ use crate::core::{
 pub struct Pinned {
     pub services: Vec<(ServiceId, Endpoint)>,
     pub backends: Vec<(BackendId, Identity)>,
+    /// The backends whose flows go on: they are up or draining.
+    pub flows_go_on: BTreeSet<BackendId>,
 }
 
 /// By what flows know a backend: with any other it is another one.
@@ -22,6 +24,49 @@ pub struct Identity {
     pub endpoint: Endpoint,
     /// Of a worker the service's, of a fallback [`Mode::Nat`].
     pub mode: Mode,
+    /// The service's own endpoint; nothing where it is not known any more.
+    pub service: Option<Endpoint>,
+}
+
+impl Identity {
+    /// Whether flows of `other` may go on with this backend. Packets of mode `dsr` carry the service's
+    /// address to the worker, so that flows of another service need another backend.
+    fn continues(&self, other: &Self) -> bool {
+        self.endpoint == other.endpoint
+            && self.mode == other.mode
+            && (self.mode != Mode::Dsr || self.service == other.service)
+    }
+}
+
+/// Returns the identity of every backend in `settings`.
+pub fn identities(settings: &Settings) -> impl Iterator<Item = (BackendId, Identity)> {
+    settings.services.iter().flat_map(|service| {
+        let identity = |address, mode| Identity {
+            endpoint: Endpoint {
+                address,
+                protocol: service.protocol,
+            },
+            mode,
+            service: Some(service.endpoint()),
+        };
+        let workers = service.backends.iter();
+        workers
+            .map(move |it| (it.id, identity(it.address, service.mode)))
+            .chain(
+                (service.fallback.iter()).map(move |it| (it.id, identity(it.address, Mode::Nat))),
+            )
+    })
+}
+
+impl Pinned {
+    /// Returns how many backends of `settings` have a number that flows of another backend refer to.
+    pub fn reused_by(&self, settings: &Settings) -> usize {
+        let reused = |(id, identity): &(BackendId, Identity)| {
+            let pinned = self.backends.iter().find(|(pinned, _)| pinned == id);
+            pinned.is_some_and(|(_, before)| !identity.continues(before))
+        };
+        identities(settings).filter(reused).count()
+    }
 }
 
 impl Config {
@@ -29,13 +74,14 @@ impl Config {
     ///
     /// What is pinned under the same address, protocol and mode keeps its number, and flows with it. A number that is
     /// pinned for anything else is given away only when no other is left, since flows may still
-    /// refer to it. Otherwise services count from 0, backends from 1, in the order of the file, each
+    /// refer to it, see [`Pinned::reused_by`]. Otherwise services count from 0, backends from 1, in the order of the file, each
     /// service's fallback after its workers.
     pub fn settings(&self, pinned: &Pinned) -> Settings {
         let mut services = Numbers::new(
             0..self.limits.services,
             pinned.services.iter().map(|(id, at)| (id.0, *at)),
             self.services.iter().map(super::Service::endpoint),
+            PartialEq::eq,
         );
         let mut backends = Numbers::new(
             1..self.limits.backends,
@@ -47,12 +93,14 @@ impl Config {
                         protocol: service.protocol,
                     },
                     mode,
+                    service: Some(service.endpoint()),
                 };
                 let workers = service.workers.iter();
                 workers
                     .map(move |worker| identity(worker.address, service.mode))
                     .chain(service.fallback.map(|address| identity(address, Mode::Nat)))
             }),
+            Identity::continues,
         );
         let mut settings = |service: &super::Service| ServiceSettings {
             id: ServiceId(services.take()),
@@ -95,18 +143,30 @@ impl Numbers {
         range: Range<u32>,
         pinned: impl Iterator<Item = (u32, T)>,
         wanted: impl Iterator<Item = T>,
+        continues: impl Fn(&T, &T) -> bool,
     ) -> Self {
         let mut stale: Vec<(u32, T)> = pinned
             .filter(|(number, _)| range.contains(number))
             .collect();
         let pinned: BTreeSet<u32> = stale.iter().map(|(number, _)| *number).collect();
-        // Two services may share a worker's address: each claims one of its numbers, in order.
-        let claims: Vec<Option<u32>> = wanted
-            .map(|wanted| {
-                let place = stale.iter().position(|(_, at)| *at == wanted)?;
-                Some(stale.remove(place).0)
-            })
-            .collect();
+        let wanted: Vec<T> = wanted.collect();
+        let mut claims = vec![None; wanted.len()];
+        // Two services may share a worker's address: each keeps its own number, then what is left is
+        // claimed in order.
+        for exactly in [true, false] {
+            for (claim, wanted) in claims
+                .iter_mut()
+                .zip(&wanted)
+                .filter(|(it, _)| it.is_none())
+            {
+                let is_mine = |(_, at): &(u32, T)| match exactly {
+                    true => wanted == at,
+                    false => continues(wanted, at),
+                };
+                let place = stale.iter().position(is_mine);
+                *claim = place.map(|place| stale.remove(place).0);
+            }
+        }
         let mut spare = range
             .filter(|number| !pinned.contains(number))
             .chain(stale.into_iter().map(|(number, _)| number));

@@ -21,7 +21,7 @@ use ipnet::IpNet;
 
 pub use changes::Changes;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
-pub use ids::{Identity, Pinned};
+pub use ids::{Identity, Pinned, identities};
 pub use overrides::Overrides;
 pub use values::{PortRange, size};
 

@@ -991,6 +991,7 @@ fn numbers_follow_the_file_and_stay_with_their_addresses() {
     let nat = |text: &str| Identity {
         endpoint: at(text),
         mode: Mode::Nat,
+        service: None,
     };
     let pinned = Pinned {
         services: vec![
@@ -1003,6 +1004,7 @@ fn numbers_follow_the_file_and_stay_with_their_addresses() {
             (BackendId(2), nat("192.168.56.103:8081")),
             (BackendId(7), nat("192.168.56.101:8080")),
         ],
+        ..Pinned::default()
     };
     assert_eq!(ids(&lab, &pinned), (4, vec![2, 3, 7]));
 

@@ -81,6 +81,9 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
         }
         let identity = identity(&backend, &adoption.pinned.services);
         adoption.pinned.backends.push((BackendId(id), identity));
+        if matches!(backend.state, state::UP | state::DRAINING) {
+            adoption.pinned.flows_go_on.insert(BackendId(id));
+        }
         if backend.mode == mode::LOCAL {
             continue;
         }
@@ -119,6 +122,7 @@ fn identity(backend: &Backend, services: &[(ServiceId, Endpoint)]) -> Identity {
             mode::DSR => Mode::Dsr,
             _ => Mode::Nat,
         },
+        service: service.map(|(_, service)| *service),
     }
 }
 

@@ -45,7 +45,7 @@ use tracing::{info, warn};
 
 use crate::{
     addresses,
-    config::{Config, Pinned},
+    config::{Config, Identity, Pinned, identities},
     core::{BackendId, Command, Health, Kind, Link, Memory, Mode, Settings},
 };
 pub(crate) use family::{from_mapped, mapped};
@@ -64,6 +64,11 @@ pub struct Datapath {
     beginning: Beginning,
     /// Backends that are no longer configured, but still have connections.
     parting: BTreeSet<u32>,
+    /// Of all backends that were configured while this manager runs and may have connections. The maps
+    /// alone do not tell the service of one whose service is gone.
+    identities: BTreeMap<BackendId, Identity>,
+    /// How often backends were removed or put back: what was counted before then says nothing of them.
+    generation: u64,
     /// Held as long as this manager writes the maps.
     _lock: bpffs::Lock,
 }
@@ -79,6 +84,9 @@ struct Known {
     health: Option<Health>,
     memory: Option<Memory>,
     weight: u32,
+    /// Whether its connections go on while nothing is heard of it under its present name: a worker that
+    /// was renamed, or removed and put back.
+    keeps_flows: bool,
     route: Option<Route>,
     /// Whether the kernel has said that there is that route, or none.
     looked_up: bool,
@@ -183,6 +191,8 @@ impl Datapath {
             pin_path,
             beginning,
             parting: BTreeSet::new(),
+            identities: identities(settings).collect(),
+            generation: 0,
             _lock: lock,
         })
     }
@@ -193,54 +203,50 @@ impl Datapath {
     ///
     /// Names the map that could not be read.
     pub fn numbers(&self) -> Result<Pinned> {
-        Ok(adopt::read(&self.pin_path)?.pinned)
+        let mut pinned = adopt::read(&self.pin_path)?.pinned;
+        for (id, identity) in &mut pinned.backends {
+            if let Some(known) = self.identities.get(id) {
+                *identity = *known;
+            }
+        }
+        Ok(pinned)
     }
 
     /// Prepares for a changed configuration: who stays keeps what is known of it. The core's
     /// commands follow, and [`Self::open`] last.
-    pub fn expect(&mut self, settings: &Settings) {
-        let mut backends = known_backends(settings);
-        let known = self.backends.values().filter(|it| !it.is_fallback);
-        let known = known.filter(|it| it.looked_up);
-        let routes: Routes = known
-            .map(|it| (it.address.ip(), it.route.clone()))
-            .collect();
-        for (id, new) in &mut backends {
-            // The way to a worker is the same for each of its services.
-            if !new.is_fallback
-                && let Some(route) = routes.get(&new.address.ip())
-            {
-                new.route.clone_from(route);
-                new.looked_up = true;
-            }
-            match self.backends.remove(id) {
-                Some(old) if old.address == new.address => {
-                    new.health = old.health;
-                    new.memory = old.memory;
-                    new.weight = old.weight;
-                }
-                _ => {}
-            }
-        }
-        self.backends = backends;
+    pub fn expect(&mut self, settings: &Settings, numbers: &Pinned) {
+        self.backends = replace_backends(&self.backends, settings, numbers);
+        self.identities.extend(identities(settings));
+        self.generation += 1;
     }
 
-    /// Whether [`Self::sweep`] has anything to look at.
-    pub fn has_parting(&self) -> bool {
-        !self.parting.is_empty()
+    /// How many backends that are no longer configured have connections as far as is known.
+    pub fn parting(&self) -> usize {
+        self.parting.len()
     }
 
-    /// Forgets the backends that are no longer configured and have no connection any more.
+    /// What [`Self::sweep`] is to be told with what is counted from now on.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Forgets the backends that are no longer configured and have no connection any more. What was
+    /// counted before the last change of the configuration, in another `generation`, is ignored: a
+    /// backend may have been removed since, with connections that it got after it was counted.
     ///
     /// # Errors
     ///
     /// Names the map that could not be written.
-    pub fn sweep(&mut self, stats: &Stats) -> Result<()> {
+    pub fn sweep(&mut self, stats: &Stats, generation: u64) -> Result<()> {
+        if generation != self.generation {
+            return Ok(());
+        }
         for id in self.parting.clone() {
             if !stats.occupied.contains(&id) {
                 self.tables.clear_backend(id)?;
                 self.tables.forget_neighbour(id)?;
                 self.parting.remove(&id);
+                self.identities.remove(&BackendId(id));
             }
         }
         Ok(())
@@ -416,11 +422,27 @@ impl Datapath {
         let Some(known) = self.backends.get(&id) else {
             return Ok(());
         };
-        match known.health {
-            Some(health) => self.tables.write_backend(id.0, &known.value(health)),
-            None => Ok(()),
+        let Some(health) = known.health else {
+            return Ok(());
+        };
+        let mut backend = known.value(health);
+        if !known.looked_up && !known.is_fallback {
+            // Until the kernel is asked, the connections of one that is put back go where they went.
+            let before = self.tables.backend(id.0)?;
+            if is_at(&before, known) {
+                backend.mode = before.mode;
+                backend.interface = before.interface;
+                backend.next_hop = before.next_hop;
+                backend.source = before.source;
+            }
         }
+        self.tables.write_backend(id.0, &backend)
     }
+}
+
+/// Whether an entry describes a backend at this one's address.
+fn is_at(entry: &Backend, known: &Known) -> bool {
+    entry.address == mapped(known.address.ip()) && entry.port == known.address.port()
 }
 
 fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
@@ -432,6 +454,7 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
         health: None,
         memory: None,
         weight: 1,
+        keeps_flows: false,
         route: None,
         looked_up: false,
     };
@@ -448,6 +471,39 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
             workers.chain(fallback.map(|it| (it.id, known(it.address, mode, id, true))))
         })
         .collect()
+}
+
+/// Returns the backends of a changed configuration, with what is known of those that stay.
+fn replace_backends(
+    before: &BTreeMap<BackendId, Known>,
+    settings: &Settings,
+    numbers: &Pinned,
+) -> BTreeMap<BackendId, Known> {
+    let mut backends = known_backends(settings);
+    let known = before.values().filter(|it| !it.is_fallback);
+    let known = known.filter(|it| it.looked_up);
+    let routes: Routes = known
+        .map(|it| (it.address.ip(), it.route.clone()))
+        .collect();
+    for (id, new) in &mut backends {
+        new.keeps_flows = numbers.flows_go_on.contains(id);
+        // The way to a worker is the same for each of its services.
+        if !new.is_fallback
+            && let Some(route) = routes.get(&new.address.ip())
+        {
+            new.route.clone_from(route);
+            new.looked_up = true;
+        }
+        match before.get(id) {
+            Some(old) if old.address == new.address => {
+                new.health = old.health;
+                new.memory = old.memory;
+                new.weight = old.weight;
+            }
+            _ => {}
+        }
+    }
+    backends
 }
 
 fn kernel_kind(kind: Kind) -> u32 {
@@ -484,6 +540,7 @@ impl Known {
             port: self.address.port(),
             state: match health {
                 Health::Up => state::UP,
+                Health::Unknown if self.keeps_flows => state::DRAINING,
                 Health::Unknown => state::UNKNOWN,
                 Health::Down | Health::Unhealthy | Health::Cut | Health::Barred => state::DOWN,
                 Health::Leaving | Health::Maintenance | Health::Draining | Health::Unreachable => {
@@ -530,3 +587,6 @@ pub fn unload(pin_path: &std::path::Path) -> Result<bool> {
         .with_context(|| format!("remove the pins at {}", pin_path.display()))?;
     Ok(pinned || detached)
 }
+
+#[cfg(test)]
+mod tests;

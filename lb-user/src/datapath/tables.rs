@@ -149,18 +149,23 @@ impl Tables {
             .with_context(|| format!("write entry {id} of map backends"))
     }
 
+    pub fn backend(&self, id: u32) -> Result<Backend> {
+        let entry = self.backends.get(&id, 0);
+        entry.with_context(|| format!("read entry {id} of map backends"))
+    }
+
     /// Drains the backends that are no longer `wanted`, and returns who they are: their connections
     /// may end in peace.
     pub fn part_with(&mut self, wanted: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>> {
         let mut parting = BTreeSet::new();
         for id in (1..self.backends.len()).filter(|id| !wanted(*id)) {
-            let entry = self.backends.get(&id, 0);
-            let mut backend = entry.with_context(|| format!("read entry {id} of map backends"))?;
+            let mut backend = self.backend(id)?;
             if backend == Backend::default() {
                 continue;
             }
-            if backend.state != state::DOWN {
-                backend.state = state::DRAINING;
+            let state = parting_state(&backend);
+            if backend.state != state {
+                backend.state = state;
                 self.write_backend(id, &backend)?;
             }
             parting.insert(id);
@@ -238,6 +243,14 @@ impl Tables {
         self.neighbours
             .set(backend, Neighbour::default(), 0)
             .with_context(|| format!("write entry {backend} of map neighbours"))
+    }
+}
+
+/// The state of a backend that is no longer configured: its connections go on, if they did before.
+pub(super) fn parting_state(backend: &Backend) -> u8 {
+    match backend.state {
+        state::UP => state::DRAINING,
+        other => other,
     }
 }
 

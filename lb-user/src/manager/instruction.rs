@@ -26,8 +26,9 @@ pub enum Instruction {
     Admit(BTreeSet<IpAddr>, Routes),
     /// The ways to the workers, as the kernel has them now.
     Routes(Routes),
-    /// The connections that backends have by now, parting ones among them.
-    Sweep(Stats),
+    /// The connections that backends have, parting ones among them, and the generation in which they
+    /// were counted, see [`crate::datapath::Datapath::sweep`].
+    Sweep(Stats, u64),
 }
 
 /// An order carried out, but not yet kept for the next manager.
@@ -51,8 +52,8 @@ impl Manager {
                 self.look_around(&routes);
                 true
             }
-            Instruction::Sweep(stats) => {
-                if let Err(error) = self.datapath.sweep(&stats) {
+            Instruction::Sweep(stats, generation) => {
+                if let Err(error) = self.datapath.sweep(&stats, generation) {
                     self.map_write_failed(&error);
                 }
                 true

@@ -66,7 +66,8 @@ impl Joined {
 
     /// Takes a worker in, or takes note that it has moved, if `file` lets it.
     ///
-    /// Who is at its name or its address but is not `present` any more gives way.
+    /// Who is at its name or its address but is not `present` any more gives way. There are numbers for
+    /// as many backends as `limits.backends` without `parting` ones, which still have connections.
     ///
     /// # Errors
     ///
@@ -76,6 +77,7 @@ impl Joined {
         file: &Config,
         worker: &str,
         address: IpAddr,
+        parting: usize,
         present: impl Fn(&str) -> bool,
     ) -> Result<(), Unfit> {
         if [MANAGER, NOBODY].contains(&worker) {
@@ -122,7 +124,7 @@ impl Joined {
                 by: other.name.clone(),
             });
         }
-        if candidates.len() > room(file) {
+        if candidates.len() > room(file).saturating_sub(parting) {
             return Err(Unfit::NoRoom {
                 backends: file.limits.backends,
             });
@@ -228,8 +230,8 @@ mod tests {
     fn a_worker_joins_every_service_that_takes_it() {
         let file = file(256);
         let mut joined = Joined::default();
-        joined.admit(&file, "new1", at(110), |_| true).unwrap();
-        joined.admit(&file, "new2", at(200), |_| true).unwrap();
+        joined.admit(&file, "new1", at(110), 0, |_| true).unwrap();
+        joined.admit(&file, "new2", at(200), 0, |_| true).unwrap();
         let config = joined.added_to(&file);
         assert_eq!(
             workers(&config, 0),
@@ -257,10 +259,10 @@ mod tests {
     fn who_cannot_be_one_is_told_why() {
         let file = file(256);
         let mut joined = Joined::default();
-        joined.admit(&file, "new", at(110), |_| true).unwrap();
+        joined.admit(&file, "new", at(110), 0, |_| true).unwrap();
         let before = joined.clone();
         let mut refused = |worker: &str, address: IpAddr| {
-            let result = joined.admit(&file, worker, address, |_| true);
+            let result = joined.admit(&file, worker, address, 0, |_| true);
             assert_eq!(joined, before);
             result.expect_err("unfit")
         };
@@ -279,11 +281,13 @@ mod tests {
     fn who_is_gone_gives_way() {
         let file = file(256);
         let mut joined = Joined::default();
-        joined.admit(&file, "old", at(110), |_| true).unwrap();
-        joined.admit(&file, "moving", at(111), |_| true).unwrap();
-        joined.admit(&file, "new", at(110), |_| false).unwrap();
+        joined.admit(&file, "old", at(110), 0, |_| true).unwrap();
+        joined.admit(&file, "moving", at(111), 0, |_| true).unwrap();
+        joined.admit(&file, "new", at(110), 0, |_| false).unwrap();
         assert_eq!(joined.address("old"), None);
-        joined.admit(&file, "moving", at(112), |_| false).unwrap();
+        joined
+            .admit(&file, "moving", at(112), 0, |_| false)
+            .unwrap();
         assert_eq!(joined.address("moving"), Some(at(112)));
         joined.forget("moving");
         assert_eq!(joined.iter().collect::<Vec<_>>(), [("new", at(110))]);
@@ -294,11 +298,13 @@ mod tests {
         // "none", two fallbacks and worker1 leave room for two.
         let file = file(6);
         let mut joined = Joined::default();
-        joined.admit(&file, "b", at(110), |_| true).unwrap();
+        joined.admit(&file, "b", at(110), 0, |_| true).unwrap();
         let no_room = Err(Unfit::NoRoom { backends: 6 });
-        assert_eq!(joined.admit(&file, "a", at(200), |_| true), no_room);
-        joined.admit(&file, "c", at(111), |_| true).unwrap();
-        assert_eq!(joined.admit(&file, "a", at(112), |_| true), no_room);
+        assert_eq!(joined.admit(&file, "a", at(200), 0, |_| true), no_room);
+        // What a removed worker's connections still need is nobody else's.
+        assert_eq!(joined.admit(&file, "c", at(111), 1, |_| true), no_room);
+        joined.admit(&file, "c", at(111), 0, |_| true).unwrap();
+        assert_eq!(joined.admit(&file, "a", at(112), 0, |_| true), no_room);
         assert_eq!(workers(&joined.added_to(&file), 0).len(), 3);
     }
 }

@@ -79,7 +79,9 @@ impl Manager {
             core.silence(worker, now)
                 .is_some_and(|silence| silence <= down_after)
         };
-        self.joined.admit(&self.file, worker, address, present)?;
+        let parting = self.datapath.parting();
+        self.joined
+            .admit(&self.file, worker, address, parting, present)?;
         let message = format!("{worker} has joined by itself, at {address}");
         info!("{message}");
         let event = Joining::WorkerJoined { worker, address };

@@ -231,15 +231,20 @@ impl Manager {
 
     /// Has the connections counted, aside of this task, of backends that are no longer configured.
     fn look_for_parted(&mut self, offices: &Offices) {
-        if !self.datapath.has_parting() || self.swept.elapsed() < SWEEP_INTERVAL {
+        if self.datapath.parting() == 0 || self.swept.elapsed() < SWEEP_INTERVAL {
             return;
         }
         self.swept = Instant::now();
         let (instructions, pin_path) = (offices.instructions.clone(), offices.pin_path.clone());
+        let generation = self.datapath.generation();
         tokio::spawn(async move {
             match tokio::task::spawn_blocking(move || Stats::read(&pin_path)).await {
                 // The manager's end is this task's, too.
-                Ok(Ok(stats)) => _ = instructions.send(Instruction::Sweep(stats)).await,
+                Ok(Ok(stats)) => {
+                    _ = instructions
+                        .send(Instruction::Sweep(stats, generation))
+                        .await;
+                }
                 Ok(Err(error)) => debug!("count the connections of parting backends: {error:#}"),
                 Err(error) => debug!("count the connections of parting backends: {error}"),
             }

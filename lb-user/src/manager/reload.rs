@@ -220,6 +220,10 @@ impl Manager {
         }
         // Whatever may fail comes first and changes nothing by failing.
         let numbers = self.datapath.numbers().map_err(ReloadError::RunTime)?;
+        let lacking = numbers.reused_by(&config.settings(&numbers));
+        if lacking > 0 {
+            return Err(ReloadError::Refused(vec![self.lacks_numbers(lacking)]));
+        }
         self.log.move_to(log).map_err(ReloadError::RunTime)?;
         changes
             .accepted
@@ -240,7 +244,7 @@ impl Manager {
     /// missing there are looked up later.
     pub(super) fn arrange(&mut self, config: Config, numbers: &Pinned, routes: &Routes) {
         let settings = config.settings(numbers);
-        self.datapath.expect(&settings);
+        self.datapath.expect(&settings, numbers);
         // A new worker may be chosen at its first heartbeat, or at once if it has merely moved.
         self.look_around(routes);
         self.surveyor.look_at(self.datapath.addresses());
@@ -253,6 +257,15 @@ impl Manager {
         }
         self.settings = settings;
         self.config = config;
+    }
+
+    fn lacks_numbers(&self, lacking: usize) -> String {
+        let (backends, parting) = (self.config.limits.backends, self.datapath.parting());
+        format!(
+            "limits.backends: of {backends} there is no number left for {lacking} new backends, and              {parting} are kept for removed workers until their last connection has ended\n  to do: \
+             reload again when they have ended (memlb flows), or raise limits.backends, for which \
+             memlb unload ends all connections"
+        )
     }
 }
 
