@@ -21,7 +21,7 @@ use memlb_tests::{
 };
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    sys::stat::Mode,
+    sys::{signal::Signal, stat::Mode},
     unistd::mkfifo,
 };
 use serde_json::Value;
@@ -91,6 +91,53 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
         .filter(|ask| ask.page() == Some("Worker1"))
         .collect();
     assert!(astray.is_empty(), "{astray:?}");
+}
+
+#[test]
+fn a_paused_worker_keeps_its_connections_while_it_is_silent() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    let client = &cluster.topology.client;
+    let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let order = ["pause", "worker1", "--for", "1m", "--reason", "moves"];
+    let said = succeed(&cluster, &order);
+    assert_eq!(said, "worker1 is paused for 1m by root: moves\n");
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+    let freeze = |cluster: &mut Cluster, signal| {
+        let agent = cluster.agents[0].as_mut().unwrap();
+        agent.signal(signal).unwrap();
+    };
+    freeze(&mut cluster, Signal::SIGSTOP);
+    let silent = |status: &Value| {
+        observe::backend(status, "worker1").is_some_and(|it| it["health"] == "down")
+    };
+    for _ in 0..2 {
+        cluster
+            .wait_for_status(SOON, "the silence of worker1", silent)
+            .unwrap();
+        let worker1 = cluster.backend("worker1").unwrap();
+        assert_eq!(worker1["state"], "paused", "{worker1}");
+        assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+        assert_eq!(cluster.page().unwrap(), "Worker2");
+        // The next manager knows it, too.
+        cluster.kill_manager().unwrap();
+        cluster.start_manager().unwrap();
+    }
+    let status = succeed(&cluster, &["status"]);
+    assert!(
+        status.contains("paused for 1m by root since 20"),
+        "{status}"
+    );
+    freeze(&mut cluster, Signal::SIGCONT);
+    succeed(&cluster, &["resume", "worker1"]);
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let deaths = cluster.events_of("worker_down").unwrap();
+    assert!(deaths.iter().all(|it| it["expected"] == true), "{deaths:?}");
+    assert!(!deaths.is_empty());
 }
 
 #[test]
@@ -167,7 +214,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
     }
     let cluster = start();
     let long = "s".repeat(5000);
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 12] = [
         (&["drain", "worker3"], "did you mean worker"),
         (
             &["drain", "worker1", "--service", &long],
@@ -181,6 +228,9 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
         (&["weight", "worker1", "1001"], "expected 0 to 1000"),
         (&["drain", "worker1", "--cut"], "--deadline"),
         (&["drain", "worker1", "--deadline", "5m"], "--wait"),
+        (&["pause", "worker1", "--for", "2h"], "expected 1s to 1h"),
+        (&["pause", "worker3", "--for", "5s"], "did you mean worker"),
+        (&["pause", "worker1"], "--for <DURATION>"),
         (&["workers", "nobody"], ", only worker1, worker2"),
         (&["services", "nothing"], "only web"),
     ];

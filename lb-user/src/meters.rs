@@ -134,6 +134,12 @@ impl Meters {
             Event::WorkerUnhealthy { worker, .. } => self.came_to(worker, Health::Unhealthy),
             Event::WorkerLeaving { worker, .. } => self.came_to(worker, Health::Leaving),
             Event::WorkerMaintenance { worker, .. } => self.came_to(worker, Health::Maintenance),
+            // Whose silence was expected until just now was not detected late.
+            Event::WorkerDown {
+                worker,
+                was: Health::Paused,
+                ..
+            } => self.came_to(worker, Health::Down),
             Event::WorkerDown {
                 worker, silent_ms, ..
             } => {

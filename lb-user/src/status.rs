@@ -339,12 +339,19 @@ pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
         let percent = mark.value;
         format!("weight {percent}% {}", given(mark))
     });
+    let pause = seen.pause.as_ref().map(|mark| {
+        let (whole, left) = (
+            seconds(mark.value),
+            seconds(seen.pause_left_ms.unwrap_or(0)),
+        );
+        format!("paused for {whole} {}, {left} are left", given(mark))
+    });
     let barred = seen.barred.clone();
     let stale = seen.memory_stale_ms.map(|age| {
         let age = seconds(age);
         format!("its memory figures are {age} old: its agent cannot read new ones")
     });
-    let remarks = hold.into_iter().chain(weight).chain(barred);
+    let remarks = hold.into_iter().chain(weight).chain(pause).chain(barred);
     remarks.chain(stale).collect()
 }
 

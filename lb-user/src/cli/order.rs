@@ -1,4 +1,4 @@
-//! `memlb drain`, `maintenance`, `undrain` and `weight`: what an operator orders of a worker.
+//! `memlb drain`, `maintenance`, `undrain`, `weight`, `pause` and `resume`: what an operator orders of a worker.
 
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,39 @@ pub struct WeightArgs {
     remote: Remote,
 }
 
+/// Expect a worker to be silent for a while, as when its machine or container is moved
+///
+/// It gets no new connection, its open ones are kept and go on to its address, and its silence alarms
+/// nobody. The pause ends at its deadline, `memlb resume`, or when the worker was silent for
+/// failover.down_after and has sent failover.up_after good heartbeats again. A worker that is silent
+/// then is down as usual: its connections are reset.
+#[derive(clap::Args)]
+pub struct PauseArgs {
+    /// The worker's name
+    worker: String,
+
+    /// The longest that the worker may be silent, 1s to 1h
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    duration: Duration,
+
+    /// Why, for those who see the order later: one line of at most 1000 bytes
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// End a worker's pause: it gets new connections again, or is down if it is silent
+#[derive(clap::Args)]
+pub struct ResumeArgs {
+    /// The worker's name
+    worker: String,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
 /// Whom the order is about.
 #[derive(clap::Args)]
 struct Target {
@@ -81,6 +114,16 @@ struct Target {
     /// Why, for those who see the order later: one line of at most 1000 bytes
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+}
+
+impl Target {
+    fn everywhere(worker: String, reason: Option<String>) -> Self {
+        Self {
+            worker,
+            service: None,
+            reason,
+        }
+    }
 }
 
 /// Whether to wait for the worker's connections to end.
@@ -126,6 +169,19 @@ pub fn undrain(args: UndrainArgs) -> Outcome {
 pub fn weight(args: WeightArgs) -> Outcome {
     let percent = args.percent;
     let ordered = give(&args.remote, &args.target, Action::Weight { percent })?;
+    finish(&args.remote, ordered, None, false)
+}
+
+pub fn pause(args: PauseArgs) -> Outcome {
+    let for_ms = u64::try_from(args.duration.as_millis()).unwrap_or(u64::MAX);
+    let target = Target::everywhere(args.worker, args.reason);
+    let ordered = give(&args.remote, &target, Action::Pause { for_ms })?;
+    finish(&args.remote, ordered, None, false)
+}
+
+pub fn resume(args: ResumeArgs) -> Outcome {
+    let target = Target::everywhere(args.worker, None);
+    let ordered = give(&args.remote, &target, Action::Resume)?;
     finish(&args.remote, ordered, None, false)
 }
 

@@ -174,6 +174,12 @@ pub enum Event {
         #[serde(flatten)]
         order: Order,
     },
+    /// A pause that the operator had ordered is over.
+    PauseEnded {
+        worker: String,
+        /// Whether it was silent and is up again; otherwise its time is over.
+        is_back: bool,
+    },
     /// The manager itself did not run (suspended, overloaded); the gap counts against no worker.
     ManagerOverslept {
         gap_ms: u64,
@@ -195,6 +201,7 @@ impl Event {
         match self {
             Self::WorkerDown { expected: true, .. }
             | Self::WorkerUnhealthy { expected: true, .. }
+            | Self::PauseEnded { .. }
             | Self::OperatorOrder { .. } => Severity::Info,
             Self::WorkerDown { .. }
             | Self::WorkerUnhealthy { .. }
@@ -233,6 +240,7 @@ impl Event {
             Health::Unknown
             | Health::Draining
             | Health::Cut
+            | Health::Paused
             | Health::Barred
             | Health::Unreachable => return None,
             Health::Up => Self::WorkerUp {
@@ -304,8 +312,14 @@ impl fmt::Display for Event {
                 }
             }
             Self::WorkerDown {
-                worker, silent_ms, ..
-            } => write!(f, "{worker} is down: nothing heard for {silent_ms} ms"),
+                worker,
+                silent_ms,
+                expected,
+                ..
+            } => {
+                write!(f, "{worker} is down: nothing heard for {silent_ms} ms")?;
+                f.write_str(if *expected { ", as expected" } else { "" })
+            }
             Self::WorkerUnhealthy { worker, .. } => write!(
                 f,
                 "{worker} is unhealthy: its agent reports that its service does not answer"
@@ -405,6 +419,14 @@ impl fmt::Display for Event {
                 Bytes(other_memory_available_bytes.unwrap_or(0)),
             ),
             Self::OperatorOrder { order } => write!(f, "{order}"),
+            Self::PauseEnded {
+                worker,
+                is_back: true,
+            } => write!(f, "the pause of {worker} is over: it is back"),
+            Self::PauseEnded {
+                worker,
+                is_back: false,
+            } => write!(f, "the pause of {worker} is over: its time has passed"),
             Self::ManagerOverslept { gap_ms } => write!(
                 f,
                 "the manager did not run for {gap_ms} ms; that time counts against no worker"

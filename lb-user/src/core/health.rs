@@ -23,11 +23,14 @@ pub enum Health {
     Leaving,
     /// Its operator took it out.
     Maintenance,
-    /// Drained by the manager's operator. Like [`Self::Cut`] never a worker's own state, only how it
+    /// Drained by the manager's operator. Like [`Self::Cut`] and [`Self::Paused`] never a worker's own state, only how it
     /// is treated, see [`Health::under`].
     Draining,
     /// Drained, and its connections cut.
     Cut,
+    /// Expected to be silent for a while, by the manager's operator: it keeps its connections, whatever
+    /// is heard of it.
+    Paused,
     /// Up, but cannot serve as the service's mode asks, see [`super::Obstacle`]. Never a worker's own
     /// state either.
     Barred,
@@ -55,6 +58,7 @@ impl Health {
             Self::Maintenance => "maintenance",
             Self::Draining => "draining",
             Self::Cut => "cut",
+            Self::Paused => "paused",
             Self::Barred => "barred",
             Self::Unreachable => "unreachable",
         }

@@ -21,6 +21,7 @@ mod memory;
 mod obey;
 mod obstacle;
 mod order;
+mod pause;
 mod policy;
 mod reason;
 mod reconfigure;
@@ -47,6 +48,7 @@ pub use order::{
     Action, Hold, MOST_REASON_BYTES, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders,
     Overlay, check_reason, no_such,
 };
+pub use pause::{LEAST_PAUSE, MOST_PAUSE};
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use selection::Rule;
 pub use settings::{
@@ -57,6 +59,7 @@ pub use settings::{
 pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot, WaitingSnapshot};
 
 use deadlines::Deadlines;
+use pause::Pause;
 use reconfigure::Removed;
 use sequence::Admission;
 use service::Service;
@@ -110,6 +113,8 @@ pub struct Core {
     removed: BTreeMap<String, Removed>,
     services: Vec<Service>,
     orders: Orders,
+    /// The pauses in force; each is among `orders`, too.
+    pauses: BTreeMap<String, Pause>,
     deadlines: Deadlines,
     /// When the shell last called; a long gap means that the manager itself did not run.
     last_call: Instant,
@@ -129,7 +134,7 @@ impl Core {
     /// Adopted selections stay, and adopted workers count as up for `down_after` from `now` on, heard
     /// or not, so that a restart by itself changes nothing. Only what an earlier manager had waited
     /// for a worker in vain counts, too, so that many restarts put off nobody's death. Adopted drains go on as
-    /// [`Health::Leaving`] until the worker is heard.
+    /// [`Health::Leaving`] until the worker is heard. A pause lasts until the worker had time to be heard.
     pub fn resume(settings: Settings, adopted: &Adopted, now: Instant) -> Self {
         let mut core = Self {
             down_after: settings.down_after,
@@ -140,6 +145,7 @@ impl Core {
             removed: BTreeMap::new(),
             services: Vec::new(),
             orders: adopted.orders.clone(),
+            pauses: BTreeMap::new(),
             deadlines: Deadlines::default(),
             last_call: now,
             started: now,
@@ -148,6 +154,12 @@ impl Core {
         };
         for service in settings.services {
             core.add_service(service, now);
+        }
+        for (worker, left) in &adopted.pauses {
+            let left = (*left).max(core.down_after + core.down_after / 4);
+            let pause = now.checked_add(left).map(Pause::new);
+            core.pauses
+                .extend(pause.map(|pause| (worker.clone(), pause)));
         }
         for index in 0..core.workers.len() {
             core.overlay(index);
@@ -201,6 +213,7 @@ impl Core {
             worker.came_up = (before != Health::Unknown || !early).then_some(now);
         }
         self.report_health(index, before, now);
+        self.follow_pause(index, now);
         self.settle(&[index], now);
         Outcome::Accepted
     }
@@ -217,16 +230,18 @@ impl Core {
         for &index in &silent {
             let before = self.workers[index].fall_silent();
             self.report_health(index, before, now);
+            self.follow_pause(index, now);
         }
         if !silent.is_empty() {
             self.settle(&silent, now);
         }
+        self.end_due_pauses(now);
         self.rebalance_due(now);
         self.release_due(now);
     }
 
     /// Returns when [`Self::handle_timeout`] is next due: the earliest worker's deadline, the next look at
-    /// a service's weights, or the end of a hold that a better worker waits for.
+    /// a service's weights, the end of a pause, or that of a hold that a better worker waits for.
     ///
     /// It lies after the `now` of the last [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -234,6 +249,7 @@ impl Core {
         let next = [
             self.deadlines.earliest(),
             self.poll_rebalance(),
+            self.poll_pause(),
             waiting.map(|it| it.until).min(),
         ];
         next.into_iter().flatten().min()
@@ -315,7 +331,11 @@ impl Core {
             if ids.clone().any(|id| up.contains(&id)) {
                 worker.health = Health::Up;
             } else if ids.clone().any(|id| adopted.draining.contains(&id)) {
-                worker.health = Health::Leaving;
+                // After its pause a silent worker is down.
+                worker.health = match worker.paused_until {
+                    Some(_) => Health::Up,
+                    None => Health::Leaving,
+                };
             }
             let silence = adopted.silences.get(&worker.name);
             if let Some(silence) = silence.copied() {
@@ -446,7 +466,7 @@ impl Core {
                 worker.health,
                 worker.memory,
                 milliseconds(worker.silence(now)),
-                worker.in_maintenance,
+                worker.in_maintenance || worker.paused_until.is_some(),
             ));
         }
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::order::{Action, MOST_WEIGHT_PERCENT, Order, OrderError, Orders, check_reason};
+use super::pause::check_pause;
 use super::reason::helped;
 use super::service::Target;
-use super::{Core, Event, Hold};
+use super::{Core, Event, Health, Hold};
 
 /// What an order has come to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +37,11 @@ impl Core {
         self.events.push_back(Event::OperatorOrder {
             order: order.clone(),
         });
+        match order.action {
+            Action::Pause { for_ms } => self.set_pause(&order.worker, Some(for_ms), now),
+            Action::Resume => self.set_pause(&order.worker, None, now),
+            _ => {}
+        }
         let mut obeyed = Obeyed::default();
         if !order.action.takes_back() {
             let replaced = self.orders.missing_of(before);
@@ -44,8 +50,13 @@ impl Core {
         }
         match index {
             Some(index) => {
+                let was_paused = self.workers[index].paused_until.is_some();
                 self.overlay(index);
+                if was_paused && order.action == Action::Resume {
+                    self.alarm_after_pause(index, now);
+                }
                 self.settle(&[index], now);
+                obeyed.mind.extend(self.lost_before(index, order.action));
                 self.tell_deserted(index, &mut obeyed);
             }
             None => obeyed
@@ -73,6 +84,18 @@ impl Core {
         }
     }
 
+    /// Says that a pause comes too late for the connections that met a worker's silence.
+    fn lost_before(&self, worker: usize, action: Action) -> Option<String> {
+        let worker = &self.workers[worker];
+        let is_late = matches!(action, Action::Pause { .. }) && worker.health == Health::Down;
+        is_late.then(|| {
+            format!(
+                "{0} is down already: connections of {0} that have sent since then are reset",
+                worker.name
+            )
+        })
+    }
+
     /// Returns the standing orders, to be kept for the next manager.
     pub fn orders(&self) -> &Orders {
         &self.orders
@@ -81,6 +104,7 @@ impl Core {
     /// Tells a worker's services what is ordered of it there.
     pub(super) fn overlay(&mut self, index: usize) {
         let worker = &mut self.workers[index];
+        worker.paused_until = self.pauses.get(&worker.name).map(|pause| pause.until);
         worker.in_maintenance = !worker.places.is_empty();
         for place in &worker.places {
             let service = &mut self.services[place.service];
@@ -96,6 +120,12 @@ impl Core {
             && percent > MOST_WEIGHT_PERCENT
         {
             return Err(OrderError::WeightTooLarge { percent });
+        }
+        if let Action::Pause { for_ms } = order.action {
+            check_pause(for_ms)?;
+            if order.service.is_some() {
+                return Err(OrderError::PauseOfOneService);
+            }
         }
         let Some(&index) = self.by_name.get(&order.worker) else {
             return Err(OrderError::UnknownWorker {

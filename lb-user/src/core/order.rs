@@ -6,11 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
+use super::pause::{LEAST_PAUSE, MOST_PAUSE};
 
 /// The largest weight, in percent.
 pub const MOST_WEIGHT_PERCENT: u32 = 1000;
@@ -41,6 +43,10 @@ impl fmt::Display for Order {
             Action::Hold { hold } => write!(f, "{worker} is {} by {by}", hold.participle())?,
             Action::Undrain => write!(f, "{worker} takes new connections again by order of {by}")?,
             Action::Weight { percent } => write!(f, "{worker} weighs {percent}% by order of {by}")?,
+            Action::Pause { for_ms } => {
+                write!(f, "{worker} is paused for {} by {by}", span(for_ms))?;
+            }
+            Action::Resume => write!(f, "{worker} is no longer paused, by order of {by}")?,
         }
         if let Some(service) = &self.service {
             write!(f, ", for {service}")?;
@@ -63,12 +69,21 @@ pub enum Action {
     Weight {
         percent: u32,
     },
+    /// The worker will be silent for so long, and is to keep its connections.
+    Pause {
+        for_ms: u64,
+    },
+    /// Ends a pause.
+    Resume,
 }
 
 impl Action {
     /// Whether it only ends what was ordered before.
     pub fn takes_back(self) -> bool {
-        matches!(self, Self::Undrain | Self::Weight { percent: 100 })
+        matches!(
+            self,
+            Self::Undrain | Self::Resume | Self::Weight { percent: 100 }
+        )
     }
 }
 
@@ -133,6 +148,9 @@ pub struct Overlay {
     pub hold: Option<Marked<Hold>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_percent: Option<Marked<u32>>,
+    /// In milliseconds from when it was ordered.
+    #[serde(default, rename = "pause_ms", skip_serializing_if = "Option::is_none")]
+    pub pause: Option<Marked<u64>>,
 }
 
 impl Overlay {
@@ -143,12 +161,20 @@ impl Overlay {
         hold.or(weightless.then_some(Hold::Drain))
     }
 
+    /// Returns the state in which a worker of this health is treated.
+    pub fn treat(&self, health: Health) -> Health {
+        match (self.held(), &self.pause) {
+            (Some(Hold::Cut), _) | (_, None) => health.under(self.held()),
+            (_, Some(_)) => Health::Paused,
+        }
+    }
+
     pub fn weight_percent(&self) -> u32 {
         self.weight_percent.as_ref().map_or(100, |it| it.value)
     }
 
     fn is_empty(&self) -> bool {
-        self.hold.is_none() && self.weight_percent.is_none()
+        self.hold.is_none() && self.weight_percent.is_none() && self.pause.is_none()
     }
 }
 
@@ -198,7 +224,11 @@ impl Standing {
             let action = Action::Weight { percent };
             order(action, &mark.by, mark.at_ms, &mark.reason)
         });
-        hold.into_iter().chain(weight)
+        let pause = self.overlay.pause.as_ref().map(|mark| {
+            let action = Action::Pause { for_ms: mark.value };
+            order(action, &mark.by, mark.at_ms, &mark.reason)
+        });
+        hold.into_iter().chain(weight).chain(pause)
     }
 }
 
@@ -218,12 +248,19 @@ impl Orders {
         Overlay {
             hold: holds.max_by_key(|hold| hold.value),
             weight_percent: weight(special).or_else(|| weight(general)),
+            pause: general.and_then(|overlay| overlay.pause.clone()),
         }
     }
 
     /// Returns every order that stands, as it was given.
     pub fn standing(&self) -> Vec<Order> {
         self.0.iter().flat_map(Standing::orders).collect()
+    }
+
+    /// Returns the workers that are paused, with for how many milliseconds, by whom and since when.
+    pub fn pauses(&self) -> impl Iterator<Item = (&str, &Marked<u64>)> {
+        let standing = self.0.iter();
+        standing.filter_map(|it| Some((it.worker.as_str(), it.overlay.pause.as_ref()?)))
     }
 
     /// Returns the names that orders stand for, each with its service.
@@ -266,10 +303,19 @@ impl Orders {
                 }
                 self.entry(order).weight_percent = Some(Marked::of(percent, order));
             }
+            Action::Pause { for_ms } => self.entry(order).pause = Some(Marked::of(for_ms, order)),
+            Action::Resume => self.of_worker(order, |overlay| overlay.pause = None),
             Action::Undrain => self.undrain(order)?,
         }
         self.0.retain(|standing| !standing.overlay.is_empty());
         Ok(())
+    }
+
+    /// Takes the order back whose time is over.
+    pub(super) fn end_pause(&mut self, worker: &str) {
+        let all = self.0.iter_mut().filter(|it| it.worker == worker);
+        all.for_each(|standing| standing.overlay.pause = None);
+        self.0.retain(|standing| !standing.overlay.is_empty());
     }
 
     fn undrain(&mut self, order: &Order) -> Result<(), OrderError> {
@@ -339,6 +385,11 @@ pub enum OrderError {
     WeightTooLarge {
         percent: u32,
     },
+    PauseOutOfRange {
+        for_ms: u64,
+    },
+    /// A machine is silent in all its services.
+    PauseOfOneService,
     ReasonTooLong {
         bytes: usize,
     },
@@ -377,6 +428,17 @@ impl fmt::Display for OrderError {
                 f,
                 "a weight of {percent} percent is too large: expected 0 to {MOST_WEIGHT_PERCENT}"
             ),
+            Self::PauseOutOfRange { for_ms } => write!(
+                f,
+                "a pause of {} is not possible: expected {} to {}",
+                span(*for_ms),
+                humantime::format_duration(LEAST_PAUSE),
+                humantime::format_duration(MOST_PAUSE)
+            ),
+            Self::PauseOfOneService => f.write_str(
+                "a worker is paused in all its services, since it is silent in all of them: leave out \
+                 --service",
+            ),
             Self::ReasonTooLong { bytes } => write!(
                 f,
                 "the reason has {bytes} bytes: at most {MOST_REASON_BYTES} are kept"
@@ -391,6 +453,10 @@ impl fmt::Display for OrderError {
 }
 
 impl std::error::Error for OrderError {}
+
+fn span(milliseconds: u64) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(milliseconds))
+}
 
 /// Checks why an order is given: one line, which stands in tables and log lines as it is.
 ///

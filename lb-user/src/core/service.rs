@@ -156,7 +156,7 @@ impl Service {
     /// Returns how a backend is treated: by its worker's health, what the operator ordered, and what
     /// keeps it from serving.
     pub fn state(&self, backend: usize, worker: &Worker) -> Health {
-        let health = worker.health.under(self.overlays[backend].held());
+        let health = self.overlays[backend].treat(worker.health);
         match self.obstacle(backend, worker) {
             Some(obstacle) if health.is_up() => obstacle.state(),
             Some(_) | None => health,

@@ -272,6 +272,8 @@ pub struct Adopted {
     pub draining: BTreeSet<BackendId>,
     /// What the operator had ordered.
     pub orders: Orders,
+    /// How much is left of each paused worker's pause.
+    pub pauses: BTreeMap<String, Duration>,
     /// For how long the workers that were late then had been silent.
     pub silences: BTreeMap<String, Duration>,
 }

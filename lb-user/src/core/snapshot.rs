@@ -82,6 +82,12 @@ pub struct BackendSnapshot {
     pub hold: Option<Marked<Hold>>,
     /// The operator's weight for it; nothing means 100.
     pub weight_percent: Option<Marked<u32>>,
+    /// Why the operator expects it to be silent, since when and for how many milliseconds.
+    #[serde(default)]
+    pub pause: Option<Marked<u64>>,
+    /// How much of that is left.
+    #[serde(default)]
+    pub pause_left_ms: Option<u64>,
     /// Since the last heartbeat; nothing if none came, and for the manager.
     pub age_ms: Option<u64>,
     /// How often its agent sends, as it said last; nothing if it does not say.
@@ -165,6 +171,9 @@ impl Service {
             barred: self.barred(backend, worker),
             hold: self.overlays[backend].hold.clone(),
             weight_percent: self.overlays[backend].weight_percent.clone(),
+            pause: self.overlays[backend].pause.clone(),
+            pause_left_ms: (worker.paused_until)
+                .map(|until| milliseconds(until.saturating_duration_since(now))),
             age_ms: worker.age(now).map(milliseconds),
             interval_ms: worker.interval.map(milliseconds),
             memory_available_bytes: worker.available_bytes(),
@@ -189,6 +198,8 @@ impl Service {
             barred: None,
             hold: None,
             weight_percent: None,
+            pause: None,
+            pause_left_ms: None,
             age_ms: None,
             interval_ms: None,
             memory_available_bytes: None,

@@ -37,6 +37,8 @@ pub(super) struct Worker {
     pub slow: bool,
     /// Whether the operator has it in maintenance everywhere, so that its silence alarms nobody.
     pub in_maintenance: bool,
+    /// Until when its silence is expected, since the operator has paused it.
+    pub paused_until: Option<Instant>,
     /// When it came up beside workers that were up already; nothing if it takes its whole share.
     pub came_up: Option<Instant>,
     pub appetite: Appetite,
@@ -60,6 +62,7 @@ impl Worker {
             interval: None,
             slow: false,
             in_maintenance: false,
+            paused_until: None,
             came_up: None,
             appetite: Appetite::default(),
             silent_from: now,

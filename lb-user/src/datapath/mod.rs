@@ -543,9 +543,11 @@ impl Known {
                 Health::Unknown if self.keeps_flows => state::DRAINING,
                 Health::Unknown => state::UNKNOWN,
                 Health::Down | Health::Unhealthy | Health::Cut | Health::Barred => state::DOWN,
-                Health::Leaving | Health::Maintenance | Health::Draining | Health::Unreachable => {
-                    state::DRAINING
-                }
+                Health::Leaving
+                | Health::Maintenance
+                | Health::Draining
+                | Health::Paused
+                | Health::Unreachable => state::DRAINING,
             },
             mode: match self.mode {
                 _ if is_local => mode::LOCAL,

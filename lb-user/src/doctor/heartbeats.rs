@@ -88,6 +88,16 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
             format!("memlb undrain {name}    (when it is back)"),
         );
     }
+    if seen.pause.is_some() && !(is_heard && seen.health.is_up()) {
+        let left = seen.pause_left_ms.unwrap_or(0) / 1_000;
+        return Finding::warning(
+            "heartbeats",
+            format!("{name} is paused and {}: that alarms nobody", heard(seen)),
+            format!(
+                "memlb resume {name}    (when it is back; the pause ends by itself in {left} s)"
+            ),
+        );
+    }
     match (seen.health, refused, slow(facts, seen)) {
         (Health::Up, _, Some(slow)) if is_heard => slow,
         (Health::Up, _, None) if is_heard && seen.memory_stale_ms.is_some() => Finding::warning(
@@ -128,8 +138,16 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
     }
 }
 
+/// Whether the operator expects that it may be silent.
+pub fn may_be_silent(status: &Status, worker: &str) -> bool {
+    let services = status.services.iter();
+    let mut places = services.flat_map(|service| &service.backends);
+    let is_paused = places.any(|it| it.seen.name == worker && it.seen.pause.is_some());
+    is_paused || is_in_maintenance(status, worker)
+}
+
 /// Whether the operator has it in maintenance everywhere.
-pub fn is_in_maintenance(status: &Status, worker: &str) -> bool {
+fn is_in_maintenance(status: &Status, worker: &str) -> bool {
     let services = status.services.iter();
     let mut places = services
         .flat_map(|service| &service.backends)
@@ -427,6 +445,19 @@ pub mod tests {
         status.services.push(elsewhere);
         let found = &examine_status(&status, None)[0];
         assert_eq!(found.verdict, Verdict::Problem);
+    }
+
+    #[test]
+    fn the_silence_of_a_paused_one_alarms_nobody() {
+        let mut status = status(Some(9_000), "down");
+        let seen = &mut status.services[0].backends[0].seen;
+        let pause = json!({"value": 30_000, "by": "root", "at_ms": 1});
+        seen.pause = serde_json::from_value(pause).unwrap();
+        seen.pause_left_ms = Some(21_000);
+        let found = &examine_status(&status, None)[0];
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert!(found.found.contains("worker1 is paused"), "{found:?}");
+        assert!(may_be_silent(&status, "worker1") && !may_be_silent(&status, "worker2"));
     }
 
     #[test]

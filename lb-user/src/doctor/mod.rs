@@ -126,7 +126,7 @@ async fn network(
             is_direct: service.mode == Mode::Dsr,
             in_maintenance: manager
                 .status()
-                .is_some_and(|status| heartbeats::is_in_maintenance(status, &worker.name)),
+                .is_some_and(|status| heartbeats::may_be_silent(status, &worker.name)),
         })
         .collect();
     let routes = routes(config).await?;

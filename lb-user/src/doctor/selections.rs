@@ -34,12 +34,16 @@ fn finding(service: &ServiceSnapshot<Backend>, is_young: bool) -> Option<Finding
         false => why.join(", "),
     };
     let found = format!("{name} {served}, because {why}");
-    let is_ordered = !workers.is_empty() && workers.iter().all(|it| it.seen.hold.is_some());
+    let is_ordered = |it: &&Backend| it.seen.hold.is_some() || it.seen.pause.is_some();
+    let are_ordered = workers.iter().all(is_ordered);
     Some(match workers.first() {
-        Some(first) if is_ordered => Finding::warning(
+        Some(first) if are_ordered => Finding::warning(
             "selection",
             format!("{found}, as ordered"),
-            format!("memlb undrain {}", first.seen.name),
+            match first.seen.hold {
+                Some(_) => format!("memlb undrain {}", first.seen.name),
+                None => format!("memlb resume {}", first.seen.name),
+            },
         ),
         _ if is_young => Finding::warning(
             "selection",
@@ -98,5 +102,10 @@ mod tests {
         });
         assert_eq!(found[0].verdict, Verdict::Warning);
         assert_eq!(found[0].remedy.as_deref(), Some("memlb undrain worker1"));
+        let found = examine(MANAGER, |status| {
+            let paused = serde_json::json!({"value": 1_000, "by": "root", "at_ms": 1});
+            status.services[0].backends[0].seen.pause = serde_json::from_value(paused).unwrap();
+        });
+        assert_eq!(found[0].remedy.as_deref(), Some("memlb resume worker1"));
     }
 }

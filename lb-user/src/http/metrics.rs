@@ -21,7 +21,7 @@ use crate::{
     status::Status,
 };
 
-const STATES: [Health; 8] = [
+const STATES: [Health; 9] = [
     Health::Unknown,
     Health::Up,
     Health::Down,
@@ -30,6 +30,7 @@ const STATES: [Health; 8] = [
     Health::Maintenance,
     Health::Draining,
     Health::Cut,
+    Health::Paused,
 ];
 
 pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {
@@ -129,7 +130,7 @@ impl Scrape {
                 states.with_label_values(&[name, state.name()]).set(is_in);
             }
             held.with_label_values(&[name])
-                .set(worker.hold.is_some().into());
+                .set((worker.hold.is_some() || worker.pause.is_some()).into());
             if let Some(age) = worker.age_ms {
                 let age = std::time::Duration::from_millis(age);
                 ages.with_label_values(&[name]).set(age.as_secs_f64());

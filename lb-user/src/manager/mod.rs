@@ -205,6 +205,9 @@ impl Manager {
             Severity::Info => info!("{event}"),
             Severity::Warn => warn!("{event}"),
         }
+        if matches!(event, Event::PauseEnded { .. }) {
+            self.orders_file.keep(self.core.orders().clone());
+        }
         self.meters.count(event);
         let service = event
             .decided()

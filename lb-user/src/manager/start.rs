@@ -20,7 +20,7 @@ use crate::{
     datapath::{self, Datapath, Netlink},
     event_log::{self, EventLog},
     feed::Feed,
-    history::History,
+    history::{History, now_ms},
     http,
     meters::Meters,
     reception::Reception,
@@ -98,6 +98,11 @@ pub(super) async fn open(
         );
     }
     recall(&orders, &config);
+    let now_ms = now_ms();
+    let pauses = orders.pauses();
+    adopted.pauses = pauses
+        .map(|(worker, pause)| (worker.to_owned(), pause.pause_left(now_ms)))
+        .collect();
     adopted.orders = orders;
     adopted.silences = silences.of_workers();
     let mut datapath = Datapath::start(prepared, &config, &settings, &interfaces)?;
@@ -228,6 +233,7 @@ fn recall(orders: &Orders, config: &Config) {
             Action::Weight { .. } => {
                 format!(" (no service has it: memlb weight {} 100)", order.worker)
             }
+            Action::Pause { .. } => String::new(),
             _ => format!(" (no service has it: memlb undrain {})", order.worker),
         };
         warn!("still in force: {order}{remedy}");

@@ -257,6 +257,8 @@ fn foot(frame: &mut Frame, app: &App, area: Rect) {
                 Action::Hold { hold: Hold::Cut } => "cut",
                 Action::Undrain => "give new connections again to",
                 Action::Weight { .. } => "weigh",
+                Action::Pause { .. } => "pause",
+                Action::Resume => "end the pause of",
             };
             Line::from(format!(
                 " {what} {worker} in all its services? y to do it, any other key not to "
@@ -277,7 +279,7 @@ fn state(health: Health) -> String {
         Health::Down | Health::Cut => "✕",
         Health::Unhealthy | Health::Barred | Health::Unreachable => "▲",
         Health::Leaving | Health::Draining => "◐",
-        Health::Maintenance => "■",
+        Health::Maintenance | Health::Paused => "■",
         Health::Unknown => "○",
     };
     format!("{sign} {}", health.name())
@@ -289,7 +291,7 @@ fn style(health: Health) -> Style {
         Health::Down | Health::Unhealthy | Health::Cut | Health::Barred | Health::Unreachable => {
             Color::Red
         }
-        Health::Leaving | Health::Draining | Health::Maintenance => Color::Yellow,
+        Health::Leaving | Health::Draining | Health::Maintenance | Health::Paused => Color::Yellow,
         Health::Unknown => Color::DarkGray,
     })
 }

@@ -96,6 +96,7 @@ fn adopted() -> impl Strategy<Value = Adopted> {
                 spread,
                 weights,
                 orders: Orders::default(),
+                pauses: BTreeMap::new(),
                 silences,
             }
         },
@@ -143,6 +144,8 @@ fn order() -> impl Strategy<Value = Order> {
     let action = prop_oneof![
         hold.prop_map(|hold| Action::Hold { hold }),
         Just(Action::Undrain),
+        (900..20_000u64).prop_map(|for_ms| Action::Pause { for_ms }),
+        Just(Action::Resume),
         (0..1_100u32).prop_map(|percent| Action::Weight { percent }),
     ];
     (worker, service, action).prop_map(|(worker, service, action)| Order {
@@ -257,7 +260,12 @@ impl World {
             let rebalances = self.core.wants_connections(due);
             self.wake();
             let new = &self.events[events..];
-            let switched = |it: &Event| matches!(it, Event::SelectionChanged { .. });
+            let switched = |it: &Event| {
+                matches!(
+                    it,
+                    Event::SelectionChanged { .. } | Event::PauseEnded { .. }
+                )
+            };
             let happened = self.fell() || rebalances || new.iter().any(switched);
             assert!(happened, "nothing was due");
         }
@@ -265,10 +273,10 @@ impl World {
         self.wake();
     }
 
-    /// Whether a worker's death is among the events not taken yet.
+    /// Whether a worker's death is among the events not taken yet, other than one at the end of a pause.
     fn fell(&self) -> bool {
         let mut events = self.events.iter();
-        events.any(|event| matches!(event, Event::WorkerDown { .. }))
+        events.any(|event| matches!(event, Event::WorkerDown { was, .. } if *was != Health::Paused))
     }
 }
 
@@ -282,6 +290,7 @@ fn check(world: &World, settings: &Settings) {
         );
         for backend in workers {
             let held = backend.hold.is_some()
+                || backend.pause.is_some()
                 || (backend.weight_percent.as_ref()).is_some_and(|mark| mark.value == 0);
             assert!(!(held && backend.state.is_up()), "{backend:?}");
         }

@@ -7,6 +7,7 @@ mod histories;
 mod holding;
 mod orders;
 mod outputs;
+mod pauses;
 mod reconfigure;
 mod spreading;
 mod stories;

@@ -48,6 +48,7 @@ export const STATES = {
   leaving: ["◐", "leaving"],
   maintenance: ["■", "maintenance"],
   draining: ["◐", "draining"],
+  paused: ["■", "paused"],
   cut: ["✕", "cut off"],
   barred: ["▲", "barred"],
   unreachable: ["▲", "no route"],

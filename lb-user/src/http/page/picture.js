@@ -149,7 +149,8 @@ export class Picture {
 function fill(card, worker, flow) {
   const [sign, word] = state(worker.state);
   const takes = worker.share === 0 ? "" : worker.share === 10000 ? ", selected" : `, takes ${part100(worker.share)}`;
-  const held = worker.hold ? `, held by ${worker.hold.by}` : "";
+  const order = worker.hold ?? worker.pause;
+  const held = order ? `, held by ${order.by}` : "";
   const part = (name) => card.querySelector(`.${name}`);
   write(part("name"), worker.name);
   write(part("state"), `${sign} ${word}${takes}${held}`);
@@ -170,7 +171,7 @@ function fill(card, worker, flow) {
   );
   const heard = worker.age_ms === null ? "never heard" : `heard ${age(worker.age_ms)} ago`;
   const barred = worker.barred ? `: ${worker.barred}` : "";
-  const why = worker.hold?.reason ? `: ${worker.hold.reason}` : barred;
+  const why = order?.reason ? `: ${order.reason}` : barred;
   const ramp = worker.ramp_percent < 100 ? `, ramping up at ${worker.ramp_percent} %` : "";
   card.title = `${worker.name}, ${word}${held}${why}${ramp}, ${worker.address}, ${heard}`;
 }

@@ -1,0 +1,248 @@
+//! A pause: an operator says that a worker will be silent, and its connections are kept.
+
+use super::*;
+
+const PAUSE: Duration = Duration::from_secs(30);
+
+fn order(action: Action) -> Order {
+    Order {
+        worker: "worker1".to_owned(),
+        service: None,
+        action,
+        by: "root".to_owned(),
+        at_ms: 1_000,
+        reason: Some("moves to another host".to_owned()),
+    }
+}
+
+fn pause() -> Order {
+    let for_ms = milliseconds(PAUSE);
+    order(Action::Pause { for_ms })
+}
+
+impl World {
+    fn give(&mut self, order: &Order) -> Obeyed {
+        let obeyed = self.core.handle_order(order, self.now).unwrap();
+        self.wake();
+        obeyed
+    }
+
+    /// How the datapath treats worker1.
+    fn treated(&self) -> Health {
+        self.maps.backends[&BackendId(1)].0
+    }
+
+    fn alarms(&mut self) -> Vec<String> {
+        let events = self.events.drain(..);
+        let alarms = events.filter(|event| event.severity() == Severity::Warn);
+        alarms.map(|event| event.to_string()).collect()
+    }
+}
+
+fn started() -> World {
+    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
+    world.start("worker1", 600);
+    world.start("worker2", 300);
+    world.events.clear();
+    world
+}
+
+#[test]
+fn a_paused_worker_keeps_its_connections_while_it_is_silent_and_alarms_nobody() {
+    let mut world = started();
+    world.give(&pause());
+    assert_eq!(world.selected(), "worker2");
+    assert_eq!(world.treated(), Health::Paused);
+    // It is heard for a while yet, as while its memory is copied.
+    world.pass(ms(10_000));
+    assert_eq!(world.treated(), Health::Paused);
+    world.agents.remove("worker1");
+    world.pass(ms(15_000));
+    assert_eq!(world.treated(), Health::Paused);
+    assert_eq!(world.alarms(), [""; 0]);
+    let snapshot = world.core.snapshot(world.now);
+    let worker = &snapshot.services[0].backends[0];
+    assert_eq!(
+        (worker.state, worker.health),
+        (Health::Paused, Health::Down)
+    );
+    assert_eq!(worker.pause_left_ms, Some(5_000));
+    // Back after `up_after` heartbeats, before the deadline.
+    world.start("worker1", 600);
+    assert_eq!(world.treated(), Health::Paused);
+    world.pass(BEAT);
+    assert_eq!(world.treated(), Health::Up);
+    assert_eq!(world.selected(), "worker1");
+    assert!(world.core.orders().is_empty());
+    assert_eq!(world.alarms(), [""; 0]);
+}
+
+#[test]
+fn at_the_deadline_a_silent_worker_is_down_as_usual() {
+    let mut world = started();
+    world.give(&pause());
+    world.agents.remove("worker1");
+    world.pass(PAUSE - Duration::from_nanos(1));
+    assert_eq!(world.treated(), Health::Paused);
+    world.pass(Duration::from_nanos(1));
+    assert_eq!(world.treated(), Health::Down);
+    assert_eq!(
+        world.alarms(),
+        ["worker1 is down: nothing heard for 30000 ms"]
+    );
+    assert!(world.core.orders().is_empty());
+}
+
+#[test]
+fn a_worker_that_was_never_silent_is_up_again_at_the_deadline_or_by_order() {
+    let mut world = started();
+    world.give(&pause());
+    world.pass(PAUSE);
+    assert_eq!(
+        (world.treated(), world.selected().as_str()),
+        (Health::Up, "worker1")
+    );
+    world.give(&pause());
+    assert_eq!(world.selected(), "worker2");
+    world.give(&order(Action::Resume));
+    assert_eq!(
+        (world.treated(), world.selected().as_str()),
+        (Health::Up, "worker1")
+    );
+    // By order a silent one is down at once.
+    world.give(&pause());
+    world.agents.remove("worker1");
+    world.pass(ms(5_000));
+    world.events.clear();
+    world.give(&order(Action::Resume));
+    assert_eq!(world.treated(), Health::Down);
+    assert_eq!(world.alarms().len(), 1);
+}
+
+#[test]
+fn a_pause_over_every_health_and_every_hold() {
+    use Health::*;
+    let pause = Some(Marked {
+        value: 1_000,
+        by: "root".to_owned(),
+        at_ms: 0,
+        reason: None,
+    });
+    let held = |hold| Overlay {
+        hold: Some(Marked {
+            value: hold,
+            by: "root".to_owned(),
+            at_ms: 0,
+            reason: None,
+        }),
+        pause: pause.clone(),
+        ..Overlay::default()
+    };
+    for health in [Unknown, Up, Down, Unhealthy, Leaving, Maintenance] {
+        for hold in [Hold::Drain, Hold::Maintenance] {
+            assert_eq!(held(hold).treat(health), Paused, "{health:?}");
+        }
+        assert_eq!(held(Hold::Cut).treat(health), Cut, "{health:?}");
+    }
+}
+
+#[test]
+fn a_pause_goes_on_over_a_restart_for_what_is_left_of_it() {
+    let mut world = started();
+    world.give(&pause());
+    world.agents.remove("worker1");
+    world.pass(ms(10_000));
+    let kept = serde_json::to_string(world.core.orders()).unwrap();
+    let orders: Orders = serde_json::from_str(&kept).unwrap();
+    let left = |now_ms| {
+        let (worker, mark) = orders.pauses().next().unwrap();
+        (worker.to_owned(), mark.pause_left(now_ms))
+    };
+    assert_eq!(left(1_000).1, PAUSE);
+    assert_eq!(left(0).1, PAUSE, "a clock that was set back");
+    assert_eq!(left(11_000).1, ms(20_000));
+    assert_eq!(left(60_000).1, Duration::ZERO);
+    // One that has ended meanwhile lasts until the worker had time to be heard.
+    for (now_ms, left_ms) in [(11_000, 20_000), (60_000, 1_875)] {
+        let adopted = Adopted {
+            selections: [(WEB, BackendId(2))].into(),
+            up: [BackendId(2)].into(),
+            draining: [BackendId(1)].into(),
+            orders: orders.clone(),
+            pauses: [left(now_ms)].into(),
+            ..Adopted::default()
+        };
+        let core = Core::resume(lab(Threshold::Bytes(64 * MIB)), &adopted, world.now);
+        let mut world = World::around(core, world.now);
+        world.start("worker2", 300);
+        assert_eq!(world.treated(), Health::Paused);
+        world.pass(ms(left_ms) - Duration::from_nanos(1));
+        assert_eq!(world.treated(), Health::Paused);
+        world.pass(Duration::from_nanos(1));
+        assert!(world.core.orders().is_empty());
+        assert_eq!(world.treated(), Health::Down);
+        assert_eq!(world.alarms().len(), 1);
+    }
+}
+
+#[test]
+fn a_pause_outlasts_a_reload_without_its_worker() {
+    let mut world = started();
+    world.give(&pause());
+    let mut without = lab(Threshold::Auto);
+    without.services[0].backends.remove(0);
+    world.agents.remove("worker1");
+    world.reconfigure(without.clone());
+    world.reconfigure(lab(Threshold::Auto));
+    assert_eq!(world.treated(), Health::Paused);
+    world.reconfigure(without);
+    world.pass(PAUSE);
+    assert!(world.core.orders().is_empty());
+}
+
+#[test]
+fn a_pause_that_makes_no_sense_is_refused() {
+    let mut world = started();
+    let for_service = Order {
+        service: Some("service0".to_owned()),
+        ..pause()
+    };
+    let stranger = Order {
+        worker: "worker3".to_owned(),
+        ..pause()
+    };
+    for (order, says) in [
+        (
+            order(Action::Pause { for_ms: 999 }),
+            "a pause of 999ms is not possible: expected 1s to 1h",
+        ),
+        (
+            order(Action::Pause { for_ms: 3_600_001 }),
+            "expected 1s to 1h",
+        ),
+        (for_service, "leave out --service"),
+        (stranger, "did you mean worker1?"),
+    ] {
+        let refused = world.core.handle_order(&order, world.now).unwrap_err();
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+    assert!(world.core.orders().is_empty());
+    assert_eq!(world.treated(), Health::Up);
+}
+
+#[test]
+fn an_operator_is_told_of_a_worker_that_is_down_already() {
+    let mut world = started();
+    world.agents.remove("worker1");
+    world.pass(ms(5_000));
+    let obeyed = world.give(&pause());
+    assert_eq!(obeyed.mind.len(), 1, "{:?}", obeyed.mind);
+    assert!(
+        obeyed.mind[0].contains("is down already"),
+        "{:?}",
+        obeyed.mind
+    );
+    world.start("worker1", 600);
+    world.pass(BEAT);
+    assert_eq!(world.treated(), Health::Up);
+}
