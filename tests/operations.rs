@@ -564,6 +564,81 @@ fn assert_in_time(killed: SystemTime, down: SystemTime) {
     assert!(late <= TOLERANCE, "{late:?} late");
 }
 
+/// A ban on the manager's own firewall does not bind what memlb forwards: this one does, for open connections
+/// and new ones, over a restart, and until it is taken back.
+#[test]
+fn a_denied_client_is_cut_off_until_it_is_allowed_again() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start();
+    let client = &cluster.topology.client;
+    let mut open = Connection::open(client, cluster.service(), SOON).unwrap();
+    assert_eq!(open.get("/").unwrap().first_line(), "Worker1");
+
+    let said = succeed(
+        &cluster,
+        &[
+            "deny",
+            "add",
+            "192.168.56.0/28",
+            "2001:db8::/32",
+            "--reason",
+            "scans",
+        ],
+    );
+    for words in [
+        "192.168.56.0/28 is denied by root: scans",
+        "2001:db8::/32 is denied by root: scans",
+        "1 open connection has ended with that",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(open.get("/").is_err(), "the open connection goes on");
+    let connect = |cluster: &Cluster| {
+        Connection::open(
+            &cluster.topology.client,
+            cluster.service(),
+            Duration::from_secs(1),
+        )
+    };
+    assert!(connect(&cluster).is_err(), "a new one is let in");
+    let status = cluster.status().unwrap();
+    assert_eq!(status["denied_prefixes"], 2);
+    assert!(status["verdicts"]["denied"]["packets"].as_u64().unwrap() > 1);
+    assert_eq!(cluster.backend("worker1").unwrap()["flows"], 0);
+    let explained = succeed(&cluster, &["explain", "192.168.56.10"]);
+    assert!(
+        explained.contains("192.168.56.0/28 is denied by root: scans"),
+        "{explained}"
+    );
+
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    assert!(connect(&cluster).is_err(), "a restart has forgotten it");
+    let listed = succeed(&cluster, &["deny", "list"]);
+    assert!(
+        listed.contains("192.168.56.0/28") && listed.contains("scans"),
+        "{listed}"
+    );
+
+    let within = memlb(&cluster, &["deny", "remove", "192.168.56.10"]);
+    expect_status(&within, 2, "as part of 192.168.56.0/28");
+    let everybody = memlb(&cluster, &["deny", "add", "0.0.0.0/0"]);
+    expect_status(&everybody, 2, "everybody");
+    succeed(
+        &cluster,
+        &["deny", "remove", "192.168.56.0/28", "2001:db8::/32"],
+    );
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    assert_eq!(succeed(&cluster, &["deny", "list"]), "nobody is denied\n");
+    let events = succeed(&cluster, &["events"]);
+    assert!(
+        events.contains("192.168.56.0/28 is no longer denied, by root"),
+        "{events}"
+    );
+}
+
 fn start() -> Cluster {
     let options = ClusterOptions {
         // Who is undrained comes back by its memory.

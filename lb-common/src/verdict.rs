@@ -53,6 +53,7 @@ verdicts! {
     TableFull = "table_full", "The flow could not be stored: the kernel answers with RST.";
     TimeToLive = "time_to_live", "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
     HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
+    Denied = "denied", "From a client that the operator has denied: dropped.";
 }
 
 impl Verdict {

@@ -133,6 +133,7 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "table_full",
             "time_to_live",
             "handed_over",
+            "denied",
         ]
     );
 }
@@ -159,6 +160,7 @@ fn the_names_of_the_maps_are_as_pinned() {
             "notes6",
             "active",
             "lost",
+            "deny",
             "verdicts",
             "traffic",
             "trace",

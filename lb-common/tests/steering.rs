@@ -247,6 +247,28 @@ fn reserved_addresses_that_hosts_may_have_are_served() {
 }
 
 #[test]
+fn a_denied_client_begins_and_completes_nothing() {
+    let mut memory = lab(16);
+    let [fresh, begun] = [9, 10].map(|host| key(([10, 0, 0, host], 40_000), SERVICE));
+    let leaves = steer(&memory, &arrival(SYN), &begun).leaves;
+    _ = steer(&memory, &answer_to_syn(), &leaves.reversed());
+    memory.denied = [fresh, begun].map(|key| key.source.mapped()).to_vec();
+    for (key, flags) in [(fresh, SYN), (fresh, ACK), (begun, ACK), (begun, SYN)] {
+        let decision = steer(&memory, &arrival(flags), &key);
+        assert_eq!(
+            (decision.verdict, decision.exit),
+            (Verdict::Denied, Exit::Drop)
+        );
+    }
+    assert!(memory.established.entries().is_empty());
+    memory.denied.clear();
+    assert_eq!(
+        steer(&memory, &arrival(ACK), &begun).verdict,
+        Verdict::ToBackend
+    );
+}
+
+#[test]
 fn own_addresses_never_come_from_the_network_and_workers_only_by_their_interface() {
     let mut memory = lab(16);
     let (own, near, far) = ([10, 0, 0, 2], [10, 0, 0, 101], [10, 0, 1, 102]);

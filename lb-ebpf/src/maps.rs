@@ -4,7 +4,7 @@ use core::{arch::asm, ffi::c_void, marker::PhantomData, mem};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop},
     macros::btf_map,
 };
@@ -12,9 +12,9 @@ use lb_common::{
     address::{Address, V4, V6},
     maps::{
         Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES,
-        DEFAULT_SERVICES, Flow, FlowKey, Handshake, MOST_HOMES, NO_ONE, Neighbour, Notes,
-        PORT_WORDS, Policy, ROWS, SERVICE_CHOICES, Service, ServiceKey, Settings, TraceEvent,
-        Traffic, port_bit, port_word,
+        DEFAULT_SERVICES, DENIED_PREFIXES, Flow, FlowKey, Handshake, MOST_HOMES, NO_ONE, Neighbour,
+        Notes, PORT_WORDS, Policy, ROWS, SERVICE_CHOICES, Service, ServiceKey, Settings,
+        TraceEvent, Traffic, port_bit, port_word,
     },
     steer::{Arrival, Decision, Hook, InsertError, Step, Tables, Workbench},
     verdict::Verdict,
@@ -77,6 +77,13 @@ static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 /// How many of those the table has lost since, as the manager finds.
 #[btf_map(name = "lost")]
 static LOST: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
+
+/// Of an address as `deny` has it.
+const CLIENT_BITS: u32 = 8 * size_of::<V6>() as u32;
+
+/// Prefixes of clients that the operator has denied, of both families.
+#[btf_map(name = "deny")]
+static DENY: LpmTrie<V6, u32, { DENIED_PREFIXES as usize }> = LpmTrie::new();
 
 #[btf_map(name = "ports")]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
@@ -254,6 +261,11 @@ impl<A: Family> Tables for Maps<A> {
     fn home(&self, address: A) -> Option<u32> {
         // SAFETY: copied at once; this program never changes the map.
         unsafe { HOMES.get(&address.mapped()) }.copied()
+    }
+
+    #[inline(always)]
+    fn is_denied(&self, client: &V6) -> bool {
+        DENY.get(&Key::new(CLIENT_BITS, *client)).is_some()
     }
 
     #[inline(always)]

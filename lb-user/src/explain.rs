@@ -17,6 +17,9 @@ const MOST: usize = 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     pub client: String,
+    /// By whom and why the client is denied, if it is.
+    #[serde(default)]
+    pub denied: Option<String>,
     /// The client's connections, the youngest first.
     pub connections: Vec<Explained>,
     /// How many there are in all.
@@ -61,6 +64,7 @@ impl Explanation {
         let next = services.into_iter().filter(wanted);
         Self {
             client: client.to_string(),
+            denied: None,
             connections: explained.collect(),
             total,
             next: next.map(|service| Next { service }).collect(),
@@ -70,6 +74,9 @@ impl Explanation {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(denied) = &self.denied {
+            return writeln!(f, "{denied}. Its packets are dropped.");
+        }
         if self.connections.is_empty() {
             writeln!(f, "{} has no connection here.", self.client)?;
         }

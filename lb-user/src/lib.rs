@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod core;
 pub mod datapath;
+pub mod deny;
 pub mod doctor;
 mod dual_stack;
 mod encoding;

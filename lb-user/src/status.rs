@@ -23,6 +23,9 @@ pub struct Status {
     pub interfaces: Vec<Interface>,
     pub services: Vec<ServiceSnapshot<Backend>>,
     pub heartbeats: Heartbeats,
+    /// How many prefixes of clients the operator has denied.
+    #[serde(default)]
+    pub denied_prefixes: usize,
     pub verdicts: BTreeMap<String, Packets>,
     /// How full the connection tables are.
     pub maps: BTreeMap<String, MapFill>,
@@ -104,6 +107,7 @@ pub struct Decided {
     pub interfaces: Vec<Interface>,
     pub services: Vec<ServiceSnapshot>,
     pub heartbeats: Heartbeats,
+    pub denied_prefixes: usize,
 }
 
 impl From<&Attachment> for Interface {
@@ -167,6 +171,7 @@ impl Status {
             interfaces: decided.interfaces,
             services,
             heartbeats: decided.heartbeats,
+            denied_prefixes: decided.denied_prefixes,
             verdicts,
             maps: stats
                 .maps
@@ -194,6 +199,10 @@ impl fmt::Display for Status {
         }
         writeln!(f)?;
         self.heartbeats.fmt(f)?;
+        if self.denied_prefixes > 0 {
+            let count = self.denied_prefixes;
+            writeln!(f, "denied: {count} prefixes of clients (memlb deny list)")?;
+        }
         write!(f, "other packets:")?;
         let counted = self.verdicts.iter().filter(|(name, count)| {
             let shown_with_backends = CARRIED.iter().any(|verdict| verdict.name() == *name);

@@ -326,11 +326,13 @@ fn a_firewall_that_lets_no_heartbeat_in() {
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
     let diagnosis = manager(&cluster);
     diagnosis.problem("heartbeats", "worker1 was last heard");
-    let found = diagnosis.finding("warning", "firewall", "no rule names udp 9999 (heartbeats)");
+    let found = diagnosis.finding("warning", "firewall", "no rule lets in udp 9999");
     found.expect_remedy("nft insert rule inet filter input udp dport 9999 accept");
     found.mend(node);
-    let found = diagnosis.finding("warning", "firewall", "no rule names tcp 8080");
-    found.mend(node);
+    for port in ["tcp 8080: the fallback", "tcp 80: clients of web hang"] {
+        let found = diagnosis.finding("warning", "firewall", port);
+        found.mend(node);
+    }
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
     manager(&cluster).finding("ok", "firewall", "lets in what memlb needs");
 }

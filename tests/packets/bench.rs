@@ -5,13 +5,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     ops::RangeInclusive,
     panic::resume_unwind,
     thread,
     time::Duration,
 };
 
-use aya::programs::{ProgramFd, tc::SchedClassifierLink, xdp::XdpLink};
+use aya::{
+    maps::lpm_trie,
+    programs::{ProgramFd, tc::SchedClassifierLink, xdp::XdpLink},
+};
 use lb_common::{
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
@@ -135,6 +139,7 @@ impl Bench {
         for home in homes {
             self.datapath.maps.homes.remove(&home).unwrap();
         }
+        self.allows_all();
         for handshake in self.handshakes() {
             self.forget(handshake.client);
         }
@@ -326,6 +331,20 @@ impl Bench {
 
     pub fn known_neighbour(&self, id: u32) -> Neighbour {
         self.datapath.maps.neighbours.get(&id, 0).unwrap()
+    }
+
+    /// Denies the clients whose addresses begin with so many bits of this one.
+    pub fn denies(&mut self, address: IpAddr, bits: u8) {
+        let mapped_bits = if address.is_ipv4() { 96 } else { 0 } + u32::from(bits);
+        let key = lpm_trie::Key::new(mapped_bits, lan::mapped(address));
+        self.datapath.maps.deny.insert(&key, 1, 0).unwrap();
+    }
+
+    pub fn allows_all(&mut self) {
+        let keys: Vec<_> = self.datapath.maps.deny.keys().map(Result::unwrap).collect();
+        for key in keys {
+            self.datapath.maps.deny.remove(&key).unwrap();
+        }
     }
 
     /// A call from `client` that has not begun.

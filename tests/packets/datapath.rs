@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use aya::{
     Ebpf, EbpfLoader, TestRunAttrs, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf, lpm_trie::LpmTrie},
     programs::{
         Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunResult, Xdp, XdpMode,
         tc::{self, SchedClassifierLink},
@@ -13,6 +13,7 @@ use aya::{
     },
 };
 use lb_common::{
+    address::V6,
     maps::{
         Backend, Counter, Neighbour, Policy, ROWS, Service, ServiceKey, Settings, TRACE_SECTION,
         TraceCounts, TraceOrder, Traffic, name,
@@ -53,6 +54,7 @@ pub struct Maps {
     pub policies: Array<MapData, Policy>,
     pub choices: Array<MapData, u32>,
     pub active: Array<MapData, u64>,
+    pub deny: LpmTrie<MapData, V6, u32>,
     pub verdicts: PerCpuArray<MapData, Counter>,
     pub traffic: PerCpuArray<MapData, Traffic>,
     pub trace: Array<MapData, TraceOrder>,
@@ -294,6 +296,7 @@ impl Maps {
             policies: map(name::POLICIES).try_into()?,
             choices: map(name::CHOICES).try_into()?,
             active: map(name::ACTIVE).try_into()?,
+            deny: map(name::DENY).try_into()?,
             verdicts: map(name::VERDICTS).try_into()?,
             traffic: map(name::TRAFFIC).try_into()?,
             trace: map(TRACE_SECTION).try_into()?,

@@ -18,6 +18,7 @@ mod bytes;
 mod closing;
 mod companion;
 mod datagrams;
+mod deny;
 mod differential;
 mod direct;
 mod errors;

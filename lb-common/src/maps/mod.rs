@@ -54,6 +54,7 @@ pub mod name {
     pub const NOTES6: &str = "notes6";
     pub const ACTIVE: &str = "active";
     pub const LOST: &str = "lost";
+    pub const DENY: &str = "deny";
     pub const PORTS: &str = "ports";
     pub const VERDICTS: &str = "verdicts";
     pub const TRAFFIC: &str = "traffic";
@@ -80,6 +81,7 @@ pub mod name {
         NOTES6,
         ACTIVE,
         LOST,
+        DENY,
         VERDICTS,
         TRAFFIC,
         TRACE,
@@ -103,6 +105,8 @@ pub const MOST_HOMES: u32 = 4_096;
 pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
 /// Capacity of `half_open` unless configured: as many as ports towards the workers.
 pub const DEFAULT_HANDSHAKES: u32 = 28_672;
+/// Capacity of `deny`, the prefixes of clients that are denied. An entry takes memory only while it is there.
+pub const DENIED_PREFIXES: u32 = 16_384;
 /// How many places of `half_open`, and ports, a connection may take; of more handshakes in one column
 /// of them, the oldest goes.
 pub const ROWS: u32 = 16;

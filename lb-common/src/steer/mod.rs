@@ -16,7 +16,7 @@ mod place;
 use core::ops::DerefMut;
 
 use crate::{
-    address::{Address, V4},
+    address::{Address, V4, V6},
     headers::TcpFlags,
     maps::{
         BY_ROUTE, Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Notes, Policy, Service,
@@ -201,6 +201,8 @@ pub trait Tables {
     /// The interface by which packets of this address come: 0 for one of the manager's own, which come by none;
     /// nothing if it may be any client's.
     fn home(&self, address: Self::Address) -> Option<u32>;
+    /// Whether the operator has denied the client at this address.
+    fn is_denied(&self, client: &V6) -> bool;
     /// Whether the link addresses of a backend are known, without which XDP sends nothing there.
     fn knows_link(&self, backend: u32) -> bool;
 
@@ -307,6 +309,11 @@ fn unknown<T: Tables>(
         decision.exit = Exit::Drop;
         return Verdict::Malformed;
     }
+    // The manager ends the established flows of whom it denies: their packets come by here, too.
+    if is_denied(tables, key) {
+        decision.exit = Exit::Drop;
+        return Verdict::Denied;
+    }
     let place = find_client(tables, key);
     if arrival.flags.opens() || key.is_datagram() && !goes_on(tables, place) {
         return begin(tables, arrival, key, service.id, place, decision);
@@ -315,6 +322,11 @@ fn unknown<T: Tables>(
         return Verdict::NoFlow;
     }
     handshake::go_on(tables, arrival, key, place, decision)
+}
+
+#[inline(never)]
+fn is_denied<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> bool {
+    tables.is_denied(&key.source.mapped())
 }
 
 /// Whether a datagram goes where those before it went: the worker has answered, and still does.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    address::V4,
+    address::{V4, V6},
     maps::{
         Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Notes, Policy, ROWS, Service,
         ServiceKey, Settings,
@@ -37,6 +37,8 @@ pub struct Memory {
     pub homes: BTreeMap<V4, u32>,
     /// Backends whose link addresses XDP knows.
     pub linked: Vec<u32>,
+    /// Addresses of denied clients.
+    pub denied: Vec<V6>,
     pub established: FlowTable,
     pub half_open: Vec<RefCell<Handshake>>,
     notes: Vec<RefCell<Notes>>,
@@ -89,6 +91,7 @@ impl Memory {
             backends: vec![Backend::default(); 4],
             homes: BTreeMap::new(),
             linked: Vec::new(),
+            denied: Vec::new(),
             established: FlowTable::new(capacity),
             half_open: (0..COLUMNS * ROWS)
                 .map(|_| RefCell::new(Handshake::FREE))
@@ -235,6 +238,10 @@ impl Tables for Memory {
 
     fn home(&self, address: V4) -> Option<u32> {
         self.homes.get(&address).copied()
+    }
+
+    fn is_denied(&self, client: &V6) -> bool {
+        self.denied.contains(client)
     }
 
     fn knows_link(&self, backend: u32) -> bool {

@@ -2,6 +2,7 @@
 
 mod agent;
 mod check;
+mod deny;
 mod doctor;
 mod events;
 mod flows;
@@ -64,6 +65,7 @@ enum Verb {
     Weight(order::WeightArgs),
     Pause(order::PauseArgs),
     Resume(order::ResumeArgs),
+    Deny(deny::Args),
     Flows(flows::Args),
     Explain(flows::ExplainArgs),
     Events(events::Args),
@@ -127,6 +129,7 @@ pub fn run() -> ExitCode {
         Verb::Weight(args) => order::weight(args),
         Verb::Pause(args) => order::pause(args),
         Verb::Resume(args) => order::resume(args),
+        Verb::Deny(args) => deny::run(args),
         Verb::Flows(args) => flows::run(args),
         Verb::Explain(args) => flows::explain(&args),
         Verb::Events(args) => events::run(&args),

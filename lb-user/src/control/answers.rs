@@ -4,16 +4,20 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
 
-use super::{Offices, Ordered, Request};
+use super::{DenyAnswer, Offices, Ordered, Request};
 use crate::{
-    core::{Order, OrderError, ServiceSnapshot, no_such},
-    datapath::{Stats, read_connections},
+    core::{Order, OrderError, ServiceSnapshot, check_reason, no_such},
+    datapath::{Stats, end_connections, read_connections, recount},
+    deny::{Denied, DenyList, Prefix},
     explain::Explanation,
     flows::{Client, Filter, Flows},
     history::now_ms,
-    manager::{Instruction, Obedience, ReloadError},
+    manager::{DenyChange, DenyOutcome, Instruction, Obedience, ReloadError, Written},
     status::{Decided, Status},
 };
 
@@ -71,6 +75,9 @@ pub(super) async fn reply(
             };
             order_given(order, offices).await
         }
+        Request::Deny { prefixes, reason } => deny(prefixes, user, reason, offices).await,
+        Request::Allow { prefixes } => allow(prefixes, user, offices).await,
+        Request::ListDenied => Ok(line_of(&denied(&offices).await?)?),
         Request::Flows { filter, limit } => flows(filter, limit, offices).await,
         Request::Explain { client, service } => explain(client, service, offices).await,
         Request::Reload => reload(offices).await,
@@ -113,17 +120,17 @@ async fn explain(
 ) -> Result<Vec<u8>, Refusal> {
     let services = decided(&offices).await?.services;
     is_known(&services, service.as_deref(), None)?;
+    let denied = denied(&offices).await?;
+    let denied = denied.of(client.address).map(ToString::to_string);
     let (pin_path, history) = (offices.pin_path, offices.history);
     let explanation = tokio::task::spawn_blocking(move || {
         let connections = read_connections(&pin_path)?;
         let service = service.as_deref();
-        line_of(&Explanation::new(
-            client,
-            connections,
-            services,
-            service,
-            &history,
-        ))
+        let explanation = Explanation::new(client, connections, services, service, &history);
+        line_of(&Explanation {
+            denied,
+            ..explanation
+        })
     });
     Ok(explanation.await.context("read the flows")??)
 }
@@ -170,14 +177,7 @@ async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal>
         .await
         .context("the manager stops")?;
     let Obedience { obeyed, version } = obedience.await.context("the manager stops")??;
-    let mut written = offices.written;
-    let kept = written.wait_for(|it| it.version >= version || it.failure.is_some());
-    let not_kept = match timeout(PATIENCE, kept).await {
-        Ok(Ok(written)) if written.version >= version => None,
-        Ok(Ok(written)) => written.failure.clone(),
-        Ok(Err(_)) => Some("the manager stops".to_owned()),
-        Err(_) => Some("the disk does not answer".to_owned()),
-    };
+    let not_kept = not_kept(offices.written, version).await;
     let ordered = Ordered {
         order: text,
         without_worker: obeyed.without_worker,
@@ -185,6 +185,83 @@ async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal>
         not_kept,
     };
     Ok(line_of(&ordered)?)
+}
+
+/// Waits until a version is on disk, or says why it is not.
+async fn not_kept(mut written: watch::Receiver<Written>, version: u64) -> Option<String> {
+    let kept = written.wait_for(|it| it.version >= version || it.failure.is_some());
+    match timeout(PATIENCE, kept).await {
+        Ok(Ok(written)) if written.version >= version => None,
+        Ok(Ok(written)) => written.failure.clone(),
+        Ok(Err(_)) => Some("the manager stops".to_owned()),
+        Err(_) => Some("the disk does not answer".to_owned()),
+    }
+}
+
+async fn deny(
+    prefixes: Vec<Prefix>,
+    user: String,
+    reason: Option<String>,
+    offices: Offices,
+) -> Result<Vec<u8>, Refusal> {
+    if let Some(reason) = &reason {
+        check_reason(reason)?;
+    }
+    let at_ms = now_ms();
+    let new = prefixes.iter().map(|prefix| Denied {
+        prefix: *prefix,
+        by: user.clone(),
+        at_ms,
+        reason: reason.clone(),
+    });
+    let change = DenyChange::Add(new.collect());
+    let pin_path = offices.pin_path.clone();
+    let answer = change_denied(change, offices).await?;
+    // Reading the flow tables takes a while, and must not hold up a heartbeat.
+    let connections_ended = tokio::task::spawn_blocking(move || {
+        let ended = end_connections(&pin_path, &prefixes)?;
+        recount(&pin_path)?;
+        anyhow::Ok(ended)
+    });
+    let connections_ended = connections_ended.await.context("end connections")??;
+    Ok(line_of(&DenyAnswer {
+        connections_ended,
+        ..answer
+    })?)
+}
+
+async fn allow(prefixes: Vec<Prefix>, user: String, offices: Offices) -> Result<Vec<u8>, Refusal> {
+    let change = DenyChange::Remove { prefixes, by: user };
+    Ok(line_of(&change_denied(change, offices).await?)?)
+}
+
+async fn change_denied(change: DenyChange, offices: Offices) -> Result<DenyAnswer, Refusal> {
+    let (reply, outcome) = oneshot::channel();
+    let instruction = Instruction::Deny(change, reply);
+    let sent = offices.instructions.send(instruction).await;
+    sent.context("the manager stops")?;
+    let outcome = outcome.await.context("the manager stops")?;
+    let DenyOutcome {
+        changed,
+        warnings,
+        version,
+    } = outcome.map_err(|error| Refusal::Usage(error.into()))?;
+    Ok(DenyAnswer {
+        changed,
+        connections_ended: 0,
+        warnings,
+        not_kept: not_kept(offices.denied_written, version).await,
+    })
+}
+
+async fn denied(offices: &Offices) -> Result<DenyList> {
+    let (reply, list) = oneshot::channel();
+    let sent = offices
+        .instructions
+        .send(Instruction::ListDenied(reply))
+        .await;
+    sent.context("the manager stops")?;
+    list.await.context("the manager stops")
 }
 
 async fn reload(offices: Offices) -> Result<Vec<u8>, Refusal> {

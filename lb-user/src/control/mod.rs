@@ -20,6 +20,7 @@ pub use tracing::Tracer;
 
 use crate::{
     core::Action,
+    deny::{Denied, Prefix},
     feed::Feed,
     flows::{Client, Filter},
     history::History,
@@ -54,6 +55,16 @@ pub enum Request {
         #[serde(default)]
         reason: Option<String>,
     },
+    /// Answered by [`DenyAnswer`].
+    Deny {
+        prefixes: Vec<Prefix>,
+        #[serde(default)]
+        reason: Option<String>,
+    },
+    /// Takes that back; answered by [`DenyAnswer`].
+    Allow { prefixes: Vec<Prefix> },
+    /// Answered by [`DenyList`].
+    ListDenied,
     /// Answered by [`crate::flows::Flows`].
     Flows {
         #[serde(default)]
@@ -95,6 +106,19 @@ pub struct Ordered {
     pub not_kept: Option<String>,
 }
 
+/// A change of the denied clients in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DenyAnswer {
+    /// What was added, or removed.
+    pub changed: Vec<Denied>,
+    /// Open connections that have ended with it.
+    pub connections_ended: u64,
+    /// What the operator may not have meant, one sentence each.
+    pub warnings: Vec<String>,
+    /// Why a restarted manager would not know of it, should that be so.
+    pub not_kept: Option<String>,
+}
+
 /// A configuration taken over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
@@ -115,6 +139,8 @@ pub struct Offices {
     pub instructions: mpsc::Sender<Instruction>,
     /// How far the operator's orders are kept on disk.
     pub written: watch::Receiver<Written>,
+    /// The same of the denied clients.
+    pub denied_written: watch::Receiver<Written>,
     pub reloader: Reloader,
     /// Where the asker's task reads the counters.
     pub pin_path: PathBuf,

@@ -7,6 +7,7 @@ mod attach;
 pub(crate) mod bpffs;
 mod capacity;
 pub mod companion;
+mod deny;
 mod family;
 mod flows;
 mod homes;
@@ -24,6 +25,7 @@ mod trace;
 pub use adopt::{Adoption, LayoutError, service_numbers};
 pub(crate) use attach::unsuited_to_xdp;
 pub use attach::{Attachment, Choice, LINKS, Mended};
+pub use deny::end_connections;
 pub use flows::{Connection, ConnectionState, read_connections};
 pub use netlink::{Interface, Netlink, Route, Routes};
 pub use object::OBJECT;
@@ -47,7 +49,9 @@ use crate::{
     addresses,
     config::{Config, Identity, Pinned, identities},
     core::{BackendId, Command, Health, Kind, Link, Memory, Mode, Settings},
+    deny::Prefix,
 };
+use deny::Deny;
 pub(crate) use family::{from_mapped, mapped};
 pub(crate) use stats::monotonic_ns;
 use tables::Tables;
@@ -62,6 +66,7 @@ pub struct Datapath {
     attachments: Vec<Attachment>,
     pin_path: PathBuf,
     beginning: Beginning,
+    deny: Deny,
     /// Backends that are no longer configured, but still have connections.
     parting: BTreeSet<u32>,
     /// Of all backends that were configured while this manager runs and may have connections. The maps
@@ -171,6 +176,7 @@ impl Datapath {
         } = prepared;
         let mut ebpf = object::load(&pin_path, config, interfaces)?;
         let mut tables = Tables::take(&mut ebpf, &config.limits)?;
+        let deny = Deny::take(&mut ebpf)?;
         let accept_local_before = match adopt::accept_local_before(&pin_path) {
             Some(before) => before,
             None => loopback::accept_local()?,
@@ -190,6 +196,7 @@ impl Datapath {
             attachments,
             pin_path,
             beginning,
+            deny,
             parting: BTreeSet::new(),
             identities: identities(settings).collect(),
             generation: 0,
@@ -288,6 +295,35 @@ impl Datapath {
             }
             Command::Spread { service } => self.tables.select(service.0, SPREAD),
         }
+    }
+
+    /// Denies the clients with these prefixes, and no others. Their open connections are left to
+    /// [`end_connections`].
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be written.
+    pub fn set_denied(&mut self, prefixes: impl Iterator<Item = Prefix>) -> Result<()> {
+        self.deny.set(prefixes)
+    }
+
+    /// Denies clients, or allows them again.
+    ///
+    /// # Errors
+    ///
+    /// Names the prefix that could not be written.
+    pub fn change_denied(
+        &mut self,
+        prefixes: impl Iterator<Item = Prefix>,
+        deny: bool,
+    ) -> Result<()> {
+        for prefix in prefixes {
+            match deny {
+                true => self.deny.add(prefix)?,
+                false => self.deny.remove(prefix)?,
+            }
+        }
+        Ok(())
     }
 
     /// Returns how many connections each backend has open.

@@ -1,16 +1,21 @@
-//! Hints at a firewall: does nftables drop by default what memlb needs let in?
+//! Does this host's firewall let in what memlb needs?
 
 use std::process::Command;
 
 use serde_json::Value;
 
-use super::Finding;
+use super::{
+    Finding,
+    ruleset::{Packet, Ruleset, Stop},
+};
 
 /// A port that must be let in to this host itself. What memlb steers is taken before any firewall.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needed {
     pub protocol: &'static str,
     pub port: u16,
+    pub is_ipv6: bool,
+    /// Who is kept out, and what becomes of them.
     pub what: String,
 }
 
@@ -24,70 +29,67 @@ pub fn gather() -> Option<Value> {
     output.status.success().then_some(ruleset)
 }
 
-pub fn findings(ruleset: Option<&Value>, needed: &[Needed]) -> Vec<Finding> {
+pub fn findings(ruleset: Option<&Value>, needed: &[Needed], interfaces: &[String]) -> Vec<Finding> {
     let Some(ruleset) = ruleset else {
         return Vec::new();
     };
-    let objects = ruleset["nftables"]
-        .as_array()
-        .map_or(&[][..], Vec::as_slice);
-    let dropping = objects
-        .iter()
-        .map(|it| &it["chain"])
-        .find(|chain| chain["hook"] == "input" && chain["policy"] == "drop");
-    let Some(chain) = dropping else {
-        return vec![Finding::ok("firewall", "nftables lets in by default")];
+    let rules = Ruleset::new(ruleset);
+    let stopped = |needed: &Needed| {
+        let stop = rules.stops(Packet {
+            is_ipv6: needed.is_ipv6,
+            protocol: needed.protocol,
+            port: needed.port,
+            interfaces,
+        })?;
+        Some(finding(needed, &stop))
     };
-    let text = |field| chain[field].as_str().unwrap_or_default();
-    let place = format!("{} {} {}", text("family"), text("table"), text("name"));
-    let accepted = |needed: &Needed| {
-        let rules = objects
-            .iter()
-            .filter_map(|it| it["rule"]["expr"].as_array());
-        rules
-            .filter(|expr| expr.iter().any(|it| it.get("accept").is_some()))
-            .flatten()
-            .any(|expr| names_port(&expr["match"], needed.port))
-    };
-    let closed: Vec<Finding> = needed
-        .iter()
-        .filter(|needed| !accepted(needed))
-        .map(|Needed { protocol, port, what }| {
-            Finding::warning(
-                "firewall",
-                format!("chain {place} drops by default, and no rule names {protocol} {port} ({what})"),
-                format!("nft insert rule {place} {protocol} dport {port} accept"),
-            )
-        })
-        .collect();
+    let mut closed: Vec<Finding> = needed.iter().filter_map(stopped).collect();
+    // One rule may let in both families.
+    closed.dedup_by(|one, other| one.remedy == other.remedy);
     match closed.is_empty() {
-        true => vec![Finding::ok(
-            "firewall",
-            format!("chain {place} lets in what memlb needs"),
-        )],
+        true => vec![Finding::ok("firewall", "nftables lets in what memlb needs")],
         false => closed,
     }
 }
 
-/// Whether a rule's match on a destination port includes this one.
-fn names_port(matching: &Value, port: u16) -> bool {
-    matching["left"]["payload"]["field"] == "dport" && includes(&matching["right"], port)
-}
-
-fn includes(value: &Value, port: u16) -> bool {
-    match value {
-        Value::Number(number) => number.as_u64() == Some(port.into()),
-        Value::Array(values) => values.iter().any(|value| includes(value, port)),
-        Value::Object(object) => match object.get("range").and_then(Value::as_array) {
-            Some(range) => {
-                let bound = |at: usize| range.get(at).and_then(Value::as_u64);
-                bound(0).is_some_and(|first| first <= port.into())
-                    && bound(1).is_some_and(|last| last >= port.into())
-            }
-            None => object.values().any(|value| includes(value, port)),
-        },
-        _ => false,
-    }
+fn finding(needed: &Needed, stop: &Stop) -> Finding {
+    let Needed {
+        protocol,
+        port,
+        what,
+        ..
+    } = needed;
+    let Stop {
+        family,
+        table,
+        chain,
+        by_policy,
+    } = stop;
+    let how = match by_policy {
+        true => "drops by default, and no rule lets in",
+        false => "has a rule that stops",
+    };
+    let remedy = match (table.as_str(), family.as_str(), chain.as_str()) {
+        ("firewalld", ..) => format!(
+            "firewall-cmd --permanent --add-port={port}/{protocol} && firewall-cmd --reload    \
+             (in the interface's zone: --zone=ZONE)"
+        ),
+        (_, "ip" | "ip6", chain) if chain.starts_with("ufw") => {
+            format!("ufw allow {port}/{protocol}")
+        }
+        ("filter", "ip", "INPUT") => {
+            format!("iptables -I INPUT -p {protocol} --dport {port} -j ACCEPT")
+        }
+        ("filter", "ip6", "INPUT") => {
+            format!("ip6tables -I INPUT -p {protocol} --dport {port} -j ACCEPT")
+        }
+        _ => format!("nft insert rule {family} {table} {chain} {protocol} dport {port} accept"),
+    };
+    Finding::warning(
+        "firewall",
+        format!("chain {family} {table} {chain} {how} {protocol} {port}: {what}"),
+        remedy,
+    )
 }
 
 #[cfg(test)]
@@ -111,16 +113,29 @@ mod tests {
         ]})
     }
 
-    #[test]
-    fn tells_a_port_that_is_closed_by_default() {
-        let needed = [Needed {
+    fn heartbeats(is_ipv6: bool) -> Needed {
+        Needed {
             protocol: "udp",
             port: 9999,
-            what: "heartbeats".to_owned(),
-        }];
-        let examine = |ruleset: Value| findings(Some(&ruleset), &needed).remove(0);
+            is_ipv6,
+            what: "no heartbeat comes in".to_owned(),
+        }
+    }
+
+    #[test]
+    fn tells_a_port_that_is_closed_by_default() {
+        let needed = [heartbeats(false), heartbeats(true)];
+        let examine = |ruleset: Value| {
+            let mut found = findings(Some(&ruleset), &needed, &[]);
+            assert_eq!(found.len(), 1);
+            found.remove(0)
+        };
         let closed = examine(ruleset("drop", json!(22)));
         assert_eq!(closed.verdict, Verdict::Warning);
+        assert!(
+            closed.found.contains("no rule lets in udp 9999"),
+            "{closed:?}"
+        );
         assert_eq!(
             closed.remedy.as_deref(),
             Some("nft insert rule inet filter input udp dport 9999 accept")
@@ -134,6 +149,28 @@ mod tests {
             assert_eq!(examine(ruleset("drop", open)).verdict, Verdict::Ok);
         }
         assert_eq!(examine(ruleset("accept", json!(22))).verdict, Verdict::Ok);
-        assert_eq!(findings(None, &needed), []);
+        assert_eq!(findings(None, &needed, &[]), []);
+    }
+
+    #[test]
+    fn names_the_tool_that_wrote_the_rules() {
+        let remedy = |family: &str, table: &str, chain: &str| {
+            let stop = Stop {
+                family: family.to_owned(),
+                table: table.to_owned(),
+                chain: chain.to_owned(),
+                by_policy: false,
+            };
+            finding(&heartbeats(false), &stop).remedy.unwrap()
+        };
+        assert!(
+            remedy("inet", "firewalld", "filter_INPUT").starts_with("firewall-cmd --permanent")
+        );
+        assert!(remedy("ip", "filter", "INPUT").starts_with("iptables -I INPUT -p udp"));
+        assert!(remedy("ip6", "filter", "INPUT").starts_with("ip6tables"));
+        assert_eq!(
+            remedy("ip", "filter", "ufw-user-input"),
+            "ufw allow 9999/udp"
+        );
     }
 }

@@ -298,6 +298,7 @@ mod tests {
             interfaces: Vec::new(),
             services: Vec::new(),
             heartbeats: Heartbeats::default(),
+            denied_prefixes: 0,
             verdicts: Default::default(),
             maps: Default::default(),
         };

@@ -17,6 +17,7 @@ mod manager;
 mod pins;
 mod ports;
 mod probe;
+mod ruleset;
 mod selections;
 mod server;
 mod services;
@@ -85,6 +86,7 @@ pub async fn examine_manager(
     findings.extend(firewall::findings(
         firewall::gather().as_ref(),
         &let_in(config),
+        &config.manager.interfaces,
     ));
     findings.push(machine::clock(clocks, Clocks::now()));
     Ok(findings.into())
@@ -221,20 +223,38 @@ fn written(config: &Config) -> Vec<storage::Facts> {
 
 /// What a firewall on this host must not drop.
 fn let_in(config: &Config) -> Vec<firewall::Needed> {
-    let heartbeats = firewall::Needed {
+    let families: BTreeSet<bool> = config
+        .services
+        .iter()
+        .map(|it| it.address.is_ipv6())
+        .collect();
+    let heartbeats = families.into_iter().map(|is_ipv6| firewall::Needed {
         protocol: "udp",
         port: config.manager.heartbeat_listen.port(),
-        what: "heartbeats".to_owned(),
-    };
-    let fallbacks = config.services.iter().filter_map(|service| {
-        Some(firewall::Needed {
-            protocol: match service.protocol {
-                Protocol::Tcp => "tcp",
-                Protocol::Udp => "udp",
-            },
-            port: service.fallback?.port(),
-            what: format!("the fallback of {}", service.name),
-        })
+        is_ipv6,
+        what: "no heartbeat comes in".to_owned(),
     });
-    [heartbeats].into_iter().chain(fallbacks).collect()
+    let services = config.services.iter().flat_map(|service| {
+        let name = &service.name;
+        let (protocol, hangs) = match service.protocol {
+            Protocol::Tcp => ("tcp", "no RST reaches them"),
+            Protocol::Udp => ("udp", "no port unreachable reaches them"),
+        };
+        let needed = |port, what| firewall::Needed {
+            protocol,
+            port,
+            is_ipv6: service.address.is_ipv6(),
+            what,
+        };
+        // What memlb forwards does not pass the firewall; what it leaves to the kernel does.
+        let refused = format!(
+            "clients of {name} hang where they should be refused, and where their worker is down: {hangs}"
+        );
+        let unserved = format!("the fallback of {name} serves nobody");
+        let fallback = service.fallback.map(|it| needed(it.port(), unserved));
+        [needed(service.address.port(), refused)]
+            .into_iter()
+            .chain(fallback)
+    });
+    heartbeats.chain(services).collect()
 }

@@ -238,6 +238,15 @@ impl Scrape {
             "Bytes of whole frames by what became of them, since the maps were made.",
             &["verdict"],
         )?;
+        let denied = self.gauges(
+            "memlb_denied_prefixes",
+            "Prefixes of clients that the operator has denied.",
+            &[],
+        )?;
+        let no_labels: [&str; 0] = [];
+        denied
+            .with_label_values(&no_labels)
+            .set(i64::try_from(status.denied_prefixes)?);
         for (verdict, count) in &status.verdicts {
             let labels = [verdict.as_str()];
             packets.with_label_values(&labels).inc_by(count.packets);

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::status::Interface;
+use crate::{
+    deny::{Denied, Prefix},
+    status::Interface,
+};
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -30,5 +33,14 @@ pub(super) enum Happening<'a> {
     },
     MapWriteFailed {
         error: &'a str,
+    },
+    /// The operator denies clients; those that are connected are cut off.
+    PrefixDenied {
+        #[serde(flatten)]
+        denied: &'a Denied,
+    },
+    PrefixAllowed {
+        prefix: &'a Prefix,
+        by: &'a str,
     },
 }

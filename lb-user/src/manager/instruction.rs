@@ -5,11 +5,12 @@ use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use super::{Manager, Reload, ReloadError};
+use super::{DenyChange, DenyOutcome, Manager, Reload, ReloadError};
 use crate::{
     control::Reloaded,
     core::{Obeyed, Order, OrderError},
     datapath::{Routes, Stats},
+    deny::{DenyError, DenyList},
 };
 
 /// Done in the manager's task in one short step; whatever takes time happens before or after, in
@@ -17,6 +18,9 @@ use crate::{
 #[derive(Debug)]
 pub enum Instruction {
     Order(Order, oneshot::Sender<Result<Obedience, OrderError>>),
+    Deny(DenyChange, oneshot::Sender<Result<DenyOutcome, DenyError>>),
+    /// Asks who is denied.
+    ListDenied(oneshot::Sender<DenyList>),
     /// Prepared, or refused already.
     Reload(
         Result<Box<Reload>, ReloadError>,
@@ -43,6 +47,8 @@ impl Manager {
     pub(super) fn follow(&mut self, instruction: Instruction) {
         let heard = match instruction {
             Instruction::Order(order, reply) => reply.send(self.obey(&order)).is_ok(),
+            Instruction::Deny(change, reply) => reply.send(self.change_denied(change)).is_ok(),
+            Instruction::ListDenied(reply) => reply.send(self.denied.clone()).is_ok(),
             Instruction::Reload(prepared, reply) => reply.send(self.reload(prepared)).is_ok(),
             Instruction::Admit(addresses, routes) => {
                 self.admit_applicants(&addresses, &routes);

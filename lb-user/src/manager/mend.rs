@@ -58,6 +58,9 @@ impl Manager {
         if let Err(error) = self.datapath.open(&self.settings) {
             self.map_write_failed(&error);
         }
+        if let Err(error) = self.datapath.set_denied(self.denied.prefixes()) {
+            self.map_write_failed(&error);
+        }
         if !self.write_failed_now {
             self.writes_fail = false;
             let message = "the maps can be written again, and hold what they should";

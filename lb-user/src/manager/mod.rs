@@ -4,6 +4,7 @@
 //! commands come out and are written to the maps at once; whoever asks for the status gets a copy
 //! and bothers nobody.
 
+mod denying;
 mod happening;
 mod instruction;
 mod joined;
@@ -31,6 +32,7 @@ use crate::{
     control::{Offices, Question},
     core::{Core, Event, Orders, Settings, Severity},
     datapath::{Datapath, Stats},
+    deny::DenyList,
     event_log::EventLog,
     history::History,
     meters::Meters,
@@ -38,6 +40,7 @@ use crate::{
     status::{Decided, Interface},
     supervisor::{self, Watchdog},
 };
+pub use denying::{DenyChange, DenyOutcome};
 use happening::Happening;
 pub use instruction::{Instruction, Obedience};
 pub use joined::{Joined, Unfit};
@@ -161,6 +164,8 @@ struct Manager {
     /// Whether the ways to agents that have applied are being looked up.
     admitting: bool,
     orders_file: Kept<Orders>,
+    denied: DenyList,
+    denied_file: Kept<DenyList>,
     /// Held as long as this manager writes the state file.
     _state_lock: Option<kept::Lock>,
     /// As last kept.
@@ -226,6 +231,7 @@ impl Manager {
             interfaces: self.interfaces.clone(),
             services: self.core.snapshot(now).services,
             heartbeats: self.reception.counts(now),
+            denied_prefixes: self.denied.len(),
         };
         if question.send(decided).is_err() {
             debug!("who asked for the status has gone");

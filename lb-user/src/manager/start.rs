@@ -18,6 +18,7 @@ use crate::{
     control::{Offices, Question, Server, Tracer},
     core::{Action, Core, Orders, Severity},
     datapath::{self, Datapath, Netlink},
+    deny::DenyList,
     event_log::{self, EventLog},
     feed::Feed,
     history::{History, now_ms},
@@ -80,6 +81,11 @@ pub(super) async fn open(
         "mend or remove the file (it says which workers are drained), or name another with \
          --state-file",
     )?;
+    let (denied_file, denied) = Kept::<DenyList>::open(
+        &config.manager.state_file.with_file_name("denied.json"),
+        "the denied clients",
+        "mend or remove the file; nobody is denied without it",
+    )?;
     let (silences_file, silences) = Kept::<Silences>::open(
         &config.manager.control_socket.with_extension("silences"),
         "the silences of workers",
@@ -108,9 +114,10 @@ pub(super) async fn open(
     let mut datapath = Datapath::start(prepared, &config, &settings, &interfaces)?;
     let addresses = datapath.addresses();
     datapath.take_routes(&netlink.routes(&addresses).await?)?;
+    deny(&mut datapath, &denied)?;
     let (instructor, instructions) = mpsc::channel(16);
     let core = Core::resume(settings.clone(), &adopted, Instant::now());
-    let written = orders_file.written();
+    let (written, denied_written) = (orders_file.written(), denied_file.written());
     let reloader = Reloader::new(reread, instructor.clone(), file.clone());
     let mut manager = Manager {
         interfaces: datapath.attachments().iter().map(Interface::from).collect(),
@@ -123,6 +130,8 @@ pub(super) async fn open(
         admitting: false,
         meters: Meters::new(&config)?,
         orders_file,
+        denied,
+        denied_file,
         _state_lock: state_lock,
         silences,
         silences_file,
@@ -176,6 +185,7 @@ pub(super) async fn open(
             questions: asker,
             instructions: instructor,
             written,
+            denied_written,
             reloader,
             pin_path,
             feed,
@@ -221,6 +231,18 @@ fn warn_of_others(config: &Config) {
             warn!("{other}; to take them out: {}", other.remedy());
         }
     }
+}
+
+/// Denies whom an earlier manager was told to deny, and ends what it may have left open.
+fn deny(datapath: &mut Datapath, denied: &DenyList) -> Result<()> {
+    datapath.set_denied(denied.prefixes())?;
+    if denied.is_empty() {
+        return Ok(());
+    }
+    info!("{} prefixes of clients are still denied", denied.len());
+    let prefixes: Vec<_> = denied.prefixes().collect();
+    datapath::end_connections(datapath.pin_path(), &prefixes)?;
+    Ok(())
 }
 
 /// Says which orders still stand: who restarts a manager may have forgotten them.

@@ -217,6 +217,7 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
         ..Stats::default()
     };
     let decided = Decided {
+        denied_prefixes: 0,
         uptime_ms: 8_040_000,
         config_file: None,
         interfaces: vec![Interface {

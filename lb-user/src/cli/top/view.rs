@@ -21,7 +21,7 @@ const WIDE: u16 = 130;
 const BAR: usize = 12;
 
 /// Verdicts that cost a client its connection.
-pub const REFUSED: [&str; 7] = [
+pub const REFUSED: [&str; 8] = [
     "no_flow",
     "backend_down",
     "no_backend",
@@ -29,6 +29,7 @@ pub const REFUSED: [&str; 7] = [
     "ports_exhausted",
     "table_full",
     "time_to_live",
+    "denied",
 ];
 
 pub fn draw(frame: &mut Frame, app: &mut App) {

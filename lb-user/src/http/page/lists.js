@@ -14,6 +14,7 @@ const REFUSED = new Set([
   "ports_exhausted",
   "table_full",
   "time_to_live",
+  "denied",
 ]);
 
 export function services(status, chosen, choose) {

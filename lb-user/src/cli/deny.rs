@@ -1,0 +1,162 @@
+//! `memlb deny`: clients that get nothing here.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use memlb::{
+    control::{DenyAnswer, Request},
+    deny::{Denied, DenyList, Prefix},
+};
+
+use super::{Outcome, remote::Remote, table::table};
+
+/// Prefixes that go into one request, with a reason as long as it may be.
+const PREFIXES_PER_REQUEST: usize = 40;
+
+/// Deny clients: their packets to any service are dropped
+///
+/// What memlb forwards never meets the manager's own firewall, so that a ban there binds nobody. A denied
+/// client is dropped by memlb itself, its open connections included. It stays denied until it is removed, also
+/// over restarts of the manager and of the machine.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    Add(AddArgs),
+    Remove(RemoveArgs),
+    List(ListArgs),
+}
+
+/// Deny clients, and end the connections that they have open
+#[derive(clap::Args)]
+struct AddArgs {
+    /// ADDRESS or ADDRESS/LENGTH, of IPv4 or IPv6
+    #[arg(required = true)]
+    prefixes: Vec<Prefix>,
+
+    /// Why, for those who see it later: one line of at most 1000 bytes
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Let denied clients connect again
+#[derive(clap::Args)]
+struct RemoveArgs {
+    /// As they were denied
+    #[arg(required = true)]
+    prefixes: Vec<Prefix>,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Show who is denied, by whom, since when and why
+#[derive(clap::Args)]
+struct ListArgs {
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub fn run(args: Args) -> Outcome {
+    match args.action {
+        Action::Add(args) => change(&args.remote, &args.prefixes, added, |prefixes| {
+            Request::Deny {
+                prefixes,
+                reason: args.reason.clone(),
+            }
+        }),
+        Action::Remove(args) => change(&args.remote, &args.prefixes, removed, |prefixes| {
+            Request::Allow { prefixes }
+        }),
+        Action::List(ListArgs { remote }) => {
+            let list: DenyList = remote.ask(&Request::ListDenied)?;
+            remote.print(&list, listed)
+        }
+    }
+}
+
+fn change(
+    remote: &Remote,
+    prefixes: &[Prefix],
+    told: impl Fn(&DenyAnswer) -> String,
+    request: impl Fn(Vec<Prefix>) -> Request,
+) -> Outcome {
+    let mut all = DenyAnswer::default();
+    for prefixes in prefixes.chunks(PREFIXES_PER_REQUEST) {
+        let answer: DenyAnswer = remote.ask(&request(prefixes.to_vec()))?;
+        all.changed.extend(answer.changed);
+        all.connections_ended += answer.connections_ended;
+        all.warnings.extend(answer.warnings);
+        all.not_kept = answer.not_kept.or(all.not_kept);
+    }
+    remote.print(&all, |answer| told(answer) + &warnings(answer))
+}
+
+fn added(answer: &DenyAnswer) -> String {
+    let lines = answer.changed.iter().map(|denied| format!("{denied}\n"));
+    let ended = match answer.connections_ended {
+        0 => String::new(),
+        1 => "1 open connection has ended with that\n".to_owned(),
+        count => format!("{count} open connections have ended with that\n"),
+    };
+    lines.chain([ended]).collect()
+}
+
+fn removed(answer: &DenyAnswer) -> String {
+    let prefixes = answer.changed.iter().map(|denied| denied.prefix);
+    prefixes
+        .map(|prefix| format!("{prefix} is no longer denied\n"))
+        .collect()
+}
+
+fn warnings(answer: &DenyAnswer) -> String {
+    let not_kept = answer.not_kept.as_ref();
+    let not_kept = not_kept.map(|why| format!("a restarted manager would not know of it: {why}"));
+    let all = answer.warnings.iter().cloned().chain(not_kept);
+    all.map(|warning| format!("warning: {warning}\n")).collect()
+}
+
+fn listed(list: &DenyList) -> String {
+    if list.is_empty() {
+        return "nobody is denied\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = list.iter().map(row).collect();
+    table(&["prefix", "since", "by", "reason"], &rows)
+}
+
+fn row(denied: &Denied) -> Vec<String> {
+    let since = UNIX_EPOCH + Duration::from_millis(denied.at_ms);
+    vec![
+        denied.prefix.to_string(),
+        humantime::format_rfc3339_seconds(since).to_string(),
+        denied.by.clone(),
+        denied.reason.clone().unwrap_or_default(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_who_is_denied_and_why() {
+        assert_eq!(listed(&DenyList::default()), "nobody is denied\n");
+        let denied = Denied {
+            prefix: "10.0.0.0/8".parse().unwrap(),
+            by: "root".to_owned(),
+            at_ms: 0,
+            reason: Some("scans".to_owned()),
+        };
+        assert_eq!(
+            listed(&DenyList::from(vec![denied])),
+            "prefix      since                 by    reason\n\
+             10.0.0.0/8  1970-01-01T00:00:00Z  root  scans\n"
+        );
+    }
+}
