@@ -6,7 +6,9 @@
 
 use std::{
     convert::Infallible,
+    io,
     net::{IpAddr, Ipv6Addr, TcpListener},
+    os::fd::AsFd,
     sync::Arc,
     time::Duration,
 };
@@ -27,7 +29,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{io::Interest, net::TcpStream, time::sleep};
 use tracing::{debug, error};
 
 use super::{
@@ -42,6 +44,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The same once half of the places are taken.
 const SHORT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often a client that has shut down its side is looked at.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// A request's header may be no longer than this, in bytes.
 const HEADER_LIMIT: usize = 16 * 1024;
@@ -90,8 +95,10 @@ async fn answer(stream: TcpStream, app: Router, place: &Arc<Place>) -> anyhow::R
     stream.set_nodelay(true)?;
     let patience = u32::try_from(PATIENCE.as_millis())?;
     setsockopt(&stream, TcpUserTimeout, &patience)?;
+    let watched = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
+    let watched = TcpStream::from_std(watched)?;
     let service = service_fn(|request| ask(app.clone(), place.clone(), request));
-    http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(match place.is_hurried() {
             true => SHORT_PATIENCE,
@@ -101,9 +108,28 @@ async fn answer(stream: TcpStream, app: Router, place: &Arc<Place>) -> anyhow::R
         // Probes shut down their side once they have asked.
         .half_close(true)
         .keep_alive(!place.is_for_probes())
-        .serve_connection(TokioIo::new(stream), service)
-        .await?;
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        served = connection => served?,
+        () = listener_leaves(watched, place) => {}
+    }
     Ok(())
+}
+
+/// Waits until a client that listens to events has shut down its side, or gone. It gets nothing more than it
+/// would by asking anew, while its seat may be another's.
+async fn listener_leaves(client: TcpStream, place: &Place) {
+    while let Ok(ready) = client.ready(Interest::READABLE).await {
+        if ready.is_read_closed() {
+            break;
+        }
+        // What has come is the server's to read: only the next change is waited for.
+        let none = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        _ = client.try_io(Interest::READABLE, none);
+    }
+    while !place.is_listening() {
+        sleep(LEAVING).await;
+    }
 }
 
 async fn ask(

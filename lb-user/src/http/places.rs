@@ -145,6 +145,10 @@ impl Place {
         _ = self.task.set(task);
     }
 
+    pub fn is_listening(&self) -> bool {
+        self.stage().0 == Stage::Listening
+    }
+
     pub fn enters(&self, stage: Stage) {
         *self.stage() = (stage, Instant::now());
     }
