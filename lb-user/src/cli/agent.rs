@@ -14,23 +14,23 @@ use super::{Failure, Outcome, block_on};
 /// Under which name the packaged unit hands over `/etc/memlb/agent.key`.
 const CREDENTIAL: &str = "memlb-agent.key";
 
-/// Tell the managers how much memory this worker has to spare, and how its service is
+/// Report this worker's available memory and the health of its service to the managers
 #[derive(clap::Args)]
 pub struct Args {
-    /// A manager's address or name; may be repeated
+    /// Address or name of a manager; may be repeated
     #[arg(long = "manager", value_name = "ADDR[:PORT]", required = true)]
     managers: Vec<String>,
 
-    /// This worker's name, as the managers' configuration has it [default: the host's name]
+    /// This worker's name in the configuration of the managers [default: the host's name]
     #[arg(long)]
     name: Option<String>,
 
-    /// How often to send
+    /// Interval between heartbeats
     #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = humantime::parse_duration)]
     interval: Duration,
 
-    /// Sign heartbeats with the key in this file, which `memlb keygen` made; nobody else may read it
-    /// [default: the credential memlb-agent.key, where systemd hands one over]
+    /// Sign heartbeats with the key in this file; `memlb keygen` makes one, and no other user may read it
+    /// [default: the systemd credential memlb-agent.key, if there is one]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 
@@ -40,15 +40,15 @@ pub struct Args {
     #[command(flatten)]
     companion: CompanionArgs,
 
-    /// Read memory from this file instead of /proc/meminfo; it has that file's form
+    /// Read memory from this file instead of /proc/meminfo; the format is the same
     #[arg(long, value_name = "FILE")]
     memory_file: Option<PathBuf>,
 
-    /// Read pressure from this file instead of /proc/pressure/memory; it has that file's form
+    /// Read pressure from this file instead of /proc/pressure/memory; the format is the same
     #[arg(long, value_name = "FILE")]
     pressure_file: Option<PathBuf>,
 
-    /// Report the memory limit of this cgroup (version 2) and those above it, instead of the agent's own
+    /// Report the memory limit of this cgroup (version 2) and of those above it, not of the agent's own
     #[arg(long, value_name = "DIRECTORY")]
     cgroup: Option<PathBuf>,
 
@@ -60,16 +60,16 @@ pub struct Args {
 /// Whether and how the worker's own service is asked.
 #[derive(clap::Args)]
 struct CheckArgs {
-    /// Ask this worker's own service, and say so when it does not answer: tcp://HOST:PORT or
+    /// Check this worker's own service, and report when it does not answer: tcp://HOST:PORT or
     /// http://HOST[:PORT][/PATH]
     #[arg(long = "check", value_name = "URL")]
     target: Option<Target>,
 
-    /// The status, or range of statuses, that a good HTTP answer has
+    /// HTTP status, or range of statuses, that counts as success
     #[arg(long, value_name = "N[-M]", default_value = "200-399", value_parser = agent::parse_status, requires = "target")]
     expect_status: RangeInclusive<u16>,
 
-    /// How often the service is asked
+    /// Interval between checks
     #[arg(
         long,
         value_name = "DURATION",
@@ -79,11 +79,11 @@ struct CheckArgs {
     )]
     check_interval: Duration,
 
-    /// How long one answer may take
+    /// Timeout of one check
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration, requires = "target")]
     check_timeout: Duration,
 
-    /// How many answers in a row must fail before the service counts as dead; one good one revives it
+    /// How many checks in a row must fail before the worker is unhealthy; one success ends that
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=1000), requires = "target")]
     check_failures: u32,
 }
@@ -91,18 +91,18 @@ struct CheckArgs {
 /// Whether and how clients are answered directly.
 #[derive(clap::Args)]
 struct CompanionArgs {
-    /// Answer the clients of this service of mode "dsr" directly: its address, port and, unless it is
-    /// tcp, protocol, as 192.168.56.101:80 or [2001:db8::1]:53/udp, and the port at which this worker's
-    /// own server listens, or its address and port; may be repeated. Needs root
+    /// Answer the clients of this service of mode "dsr" directly. SERVICE is its address, port and, unless
+    /// it is tcp, protocol: 192.168.56.101:80 or [2001:db8::1]:53/udp. PORT is the port, or address and
+    /// port, of this worker's own server. May be repeated. Needs root
     #[arg(long, value_name = "SERVICE=PORT")]
     dsr: Vec<Wish>,
 
-    /// Attach to this interface as well as to those by which the services' addresses are reached; may be
+    /// Also attach to this interface, beside those of the routes to the services' addresses; may be
     /// repeated
     #[arg(long = "interface", value_name = "NAME", requires = "dsr")]
     interfaces: Vec<String>,
 
-    /// Where the programs that --dsr loads are pinned
+    /// Pin the programs of --dsr in this directory
     #[arg(long, value_name = "DIRECTORY", default_value = companion::USUAL_PINS, requires = "dsr")]
     pin_path: PathBuf,
 }

@@ -18,13 +18,13 @@ use super::{Outcome, print_json, source::kernel_ports};
 /// So many workers without a key are named.
 const SHOWN: usize = 5;
 
-/// Check a configuration file and say what is wrong with it
+/// Validate a configuration file
 ///
-/// The keys that it names are looked at, too. What is wrong with them is a warning and no error: they
-/// count where the manager runs, which may be another machine.
+/// Also reads the keys that the file names. A fault of the keys is a warning, not an error: the manager
+/// that needs them may run on another machine.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The file to check
+    /// The file to validate
     #[arg(required_unless_present = "example")]
     config: Option<PathBuf>,
 

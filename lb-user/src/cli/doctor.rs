@@ -13,11 +13,11 @@ use super::{
     source::kernel_ports,
 };
 
-/// Examine this host as a manager's, or with --agent as a worker's, and say what mends what is wrong
+/// Examine this host as a manager, or with --agent as a worker; print faults and remedies
 ///
-/// Without --config, a running manager's own file is examined. Each line says ok, warning or problem, what was found, and after => the command that mends it.
-/// Nothing is changed, and a running manager or agent is not disturbed. Exit status: 0 without a
-/// problem, 1 with one, 2 for wrong usage.
+/// Without --config, doctor examines the file of the running manager. Each line has ok, warning or
+/// problem, the finding, and after => the command that repairs it. Doctor changes nothing and does not
+/// disturb a running manager or agent. Exit status: 0 without a problem, 1 with one, 2 for wrong usage.
 #[derive(clap::Args)]
 pub struct Args {
     /// Print JSON
@@ -38,7 +38,7 @@ struct WorkerArgs {
     #[arg(long, requires = "managers")]
     agent: bool,
 
-    /// With --agent: a manager's address or name; may be repeated
+    /// With --agent: address or name of a manager; may be repeated
     #[arg(long = "manager", value_name = "ADDR[:PORT]", requires = "agent")]
     managers: Vec<String>,
 
@@ -46,11 +46,11 @@ struct WorkerArgs {
     #[arg(long, requires = "agent")]
     name: Option<String>,
 
-    /// With --agent: the key with which heartbeats are signed
+    /// With --agent: the key that signs the heartbeats
     #[arg(long, value_name = "FILE", requires = "agent")]
     key: Option<PathBuf>,
 
-    /// With --agent: where this worker's own server is, tcp://HOST:PORT or http://HOST[:PORT][/PATH]
+    /// With --agent: this worker's own server, tcp://HOST:PORT or http://HOST[:PORT][/PATH]
     #[arg(long = "check", value_name = "URL", requires = "agent")]
     target: Option<Target>,
 }

@@ -7,14 +7,14 @@ use super::{Outcome, block_on, print, remote::Remote};
 
 /// Show the last events: decisions with their reasons, workers' states, orders
 ///
-/// The manager keeps the last 256; the event log has more. Heartbeats are no events.
+/// The manager keeps the last 256. The event log has more, and samples of heartbeats.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Wait for more, until interrupted
+    /// Then show new events until interrupted
     #[arg(long, short)]
     follow: bool,
 
-    /// Show only the last so many
+    /// Show only the last COUNT events
     #[arg(long, short = 'n', value_name = "COUNT")]
     limit: Option<usize>,
 

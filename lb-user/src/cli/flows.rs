@@ -17,23 +17,23 @@ use super::{
 /// List connections: client, worker, age, traffic
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only of these clients
+    /// Only connections of these clients
     #[arg(long, value_name = "ADDRESS[/LENGTH][:PORT]")]
     client: Option<Clients>,
 
-    /// Only to this worker
+    /// Only connections to this worker
     #[arg(long)]
     worker: Option<String>,
 
-    /// Only to this service
+    /// Only connections to this service
     #[arg(long)]
     service: Option<String>,
 
-    /// Also those that have ended, as long as they are remembered
+    /// Also connections that have ended, as long as the table has them
     #[arg(long)]
     ended: bool,
 
-    /// List no more than so many, the youngest
+    /// List at most COUNT connections, the youngest
     #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 1000)]
     limit: usize,
 
@@ -41,14 +41,14 @@ pub struct Args {
     remote: Remote,
 }
 
-/// Say which worker a client's connections went to and why, and where the next one would go
+/// Explain which worker a client's connections went to, why, and where the next one would go
 #[derive(clap::Args)]
 pub struct ExplainArgs {
     /// The client, or one of its connections
     #[arg(value_name = "ADDRESS[:PORT]")]
     client: Client,
 
-    /// Only to this service
+    /// Only connections to this service
     #[arg(long)]
     service: Option<String>,
 

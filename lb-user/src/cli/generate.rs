@@ -20,7 +20,7 @@ pub struct CompletionsArgs {
 /// Write the manual pages into a directory
 #[derive(clap::Args)]
 pub struct ManArgs {
-    /// Made if it does not exist
+    /// The directory; created if it does not exist
     directory: PathBuf,
 }
 

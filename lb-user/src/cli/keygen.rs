@@ -14,14 +14,14 @@ use super::{Failure, Outcome, print_json};
 /// Where an agent's key usually is.
 const AGENTS: &str = "/etc/memlb/agent.key";
 
-/// Draw a key with which a worker signs its heartbeats, and write it to a new file
+/// Make a key with which a worker signs its heartbeats, and write it to a new file
 #[derive(clap::Args)]
 pub struct Args {
-    /// The worker for which alone the key will speak
+    /// The worker that the key authenticates
     #[arg(long)]
     name: String,
 
-    /// The file to make [default: NAME.key]
+    /// The file to write [default: NAME.key]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 

@@ -11,15 +11,15 @@ use super::{
 
 /// Receive heartbeats, choose workers, steer connections
 ///
-/// Without --config, /etc/memlb/memlb.toml is read if it exists; else the built-in three-node lab
-/// example holds (`memlb check --example` prints it). Stopping the manager leaves the datapath
-/// steering with the last selection; a new manager adopts it.
+/// Without --config, the manager reads /etc/memlb/memlb.toml if it exists, and otherwise uses the
+/// built-in example of the three-node lab (`memlb check --example` prints it). When the manager stops,
+/// the packet programs continue with the last selection. A new manager adopts them.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     source: Source,
 
-    /// Detach the programs and remove everything pinned, then exit
+    /// Detach the programs, remove all pins, then exit
     #[arg(long)]
     detach: bool,
 }

@@ -37,7 +37,7 @@ use serde::Serialize;
 #[derive(Parser)]
 #[command(name = "memlb", version, after_help = EXIT_STATUS)]
 struct Cli {
-    /// How log lines look; auto: JSON where they go to systemd's journal, else text
+    /// Format of log lines; auto: JSON where systemd's journal receives them, else text
     #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = log::Format::Auto)]
     log_format: log::Format,
 
@@ -46,7 +46,7 @@ struct Cli {
 }
 
 const EXIT_STATUS: &str = "Exit status: 0 success, 1 failure at run time, 2 wrong usage or \
-configuration.\nMore or less of the log: RUST_LOG=debug, RUST_LOG=warn.";
+configuration.\nLog level: RUST_LOG=debug, RUST_LOG=info, RUST_LOG=warn.";
 
 /// How long what still blocks at the end is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -14,9 +14,9 @@ use super::{Failure, Outcome, block_on, remote::Remote};
 /// How often a draining worker's connections are counted.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Give a worker no new connections; those it has go on
+/// Send no new connections to a worker; open ones continue
 ///
-/// The order stands until `memlb undrain`, also over restarts of the manager and of the machine.
+/// The order is in force until `memlb undrain`, also after a restart of the manager or of the machine.
 #[derive(clap::Args)]
 pub struct DrainArgs {
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub struct DrainArgs {
     remote: Remote,
 }
 
-/// Drain a worker that is to be worked at: its silence or illness alarms nobody meanwhile
+/// Drain a worker for maintenance: its silence or bad health raises no alarm
 #[derive(clap::Args)]
 pub struct MaintenanceArgs {
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub struct MaintenanceArgs {
     remote: Remote,
 }
 
-/// Let a drained worker, or one in maintenance, have new connections again
+/// End drain or maintenance: send new connections to the worker again
 #[derive(clap::Args)]
 pub struct UndrainArgs {
     #[command(flatten)]
@@ -52,15 +52,15 @@ pub struct UndrainArgs {
     remote: Remote,
 }
 
-/// Give a worker a larger or smaller share than it would have by itself
+/// Change a worker's share of new connections
 ///
-/// A weight of 0 lets it have no new connections; 100 takes the order back.
+/// With a weight of 0 it gets no new connections. 100 takes the order back.
 #[derive(clap::Args)]
 pub struct WeightArgs {
     #[command(flatten)]
     target: Target,
 
-    /// In percent of the share it would have by itself, 0 to 1000, with or without a %
+    /// Percent of the share that it would have by itself, 0 to 1000, with or without a %
     #[arg(value_parser = percent)]
     percent: u32,
 
@@ -107,11 +107,11 @@ struct Target {
     /// The worker's name
     worker: String,
 
-    /// Only in this service, instead of all that the worker serves
+    /// Only in this service, not in all that the worker serves
     #[arg(long)]
     service: Option<String>,
 
-    /// Why, for those who see the order later: one line of at most 1000 bytes
+    /// The reason, shown with the order: one line of at most 1000 bytes
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
@@ -129,15 +129,15 @@ impl Target {
 /// Whether to wait for the worker's connections to end.
 #[derive(clap::Args)]
 struct Patience {
-    /// Return only when the worker's connections have ended
+    /// Wait until the worker's connections have ended
     #[arg(long)]
     wait: bool,
 
-    /// Wait no longer than this, e.g. 5m; exit with status 1 if connections are left then
+    /// Wait at most this long, e.g. 5m; exit with status 1 if connections are left
     #[arg(long, requires = "wait", value_name = "DURATION", value_parser = humantime::parse_duration)]
     deadline: Option<Duration>,
 
-    /// Cut the connections that are left at the deadline: each is reset at its next packet, as long as
+    /// At the deadline, cut the connections that are left: each is reset at its next packet, as long as
     /// the worker stays drained
     #[arg(long, requires = "deadline")]
     cut: bool,

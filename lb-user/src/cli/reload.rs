@@ -4,10 +4,10 @@ use memlb::control::{Reloaded, Request};
 
 use super::{Outcome, remote::Remote};
 
-/// Have the manager read its configuration again; no connection is lost
+/// Make the manager read its configuration again; no connection is lost
 ///
-/// The file is checked as a whole and taken over as a whole, or not at all. SIGHUP does the same, and
-/// says what came of it in the log.
+/// The manager validates the file as a whole and applies it as a whole, or not at all. SIGHUP does the
+/// same; the result is in the log.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

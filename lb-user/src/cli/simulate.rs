@@ -17,14 +17,14 @@ use memlb::{
 
 use super::{Failure, Outcome, print, print_json};
 
-/// Try the policies in virtual time, over made-up clients and workers
+/// Compare the policies in virtual time, over simulated clients and workers
 ///
-/// Says how full the fullest worker got, how uneven the workers were filled and how many connections
-/// no longer fitted, for each policy and each interval between reports. The decisions are the
-/// manager's own. Nothing is sent, and no privilege is needed.
+/// For each policy and report interval, prints how full the fullest worker was, how unevenly the workers
+/// were filled, and how many connections found no memory. The manager's own code decides. The command
+/// sends nothing and needs no privilege.
 #[derive(Parser)]
 pub struct Args {
-    /// Sizes of the workers' memory, comma-separated; 6x700MiB stands for six of them
+    /// Memory sizes of the workers, comma-separated; 6x700MiB means six workers
     #[arg(long, value_name = "SIZES", default_value = "6x700MiB")]
     workers: String,
 
@@ -32,51 +32,51 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "100MiB")]
     background: String,
 
-    /// Let the background follow the heartbeats of this event log; replaces --workers, --background
+    /// Take the workers' own use of memory from this event log; replaces --workers, --background
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
 
-    /// Connections that come in each second
+    /// New connections each second
     #[arg(long, value_name = "NUMBER", default_value_t = 450.0)]
     arrivals: f64,
 
-    /// How long a connection stays, on average
+    /// Average duration of a connection
     #[arg(long, value_name = "DURATION", default_value = "2s")]
     stay: humantime::Duration,
 
-    /// How much memory a connection takes, on average
+    /// Average memory of a connection
     #[arg(long, value_name = "SIZE", default_value = "2MiB")]
     connection: String,
 
-    /// Intervals between a worker's reports, comma-separated
+    /// Report intervals of the workers, comma-separated
     #[arg(long, value_name = "DURATIONS", value_delimiter = ',', default_values = ["100ms", "500ms", "1s", "2s", "5s"])]
     intervals: Vec<humantime::Duration>,
 
-    /// How late a report comes, on average
+    /// Average delay of a report
     #[arg(long, value_name = "DURATION", default_value = "5ms")]
     delay: humantime::Duration,
 
-    /// The part of the reports that is lost, in percent
+    /// Lost reports, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 0.0)]
     loss: f64,
 
-    /// How long to simulate; at most as long as --events goes
+    /// Simulated time; at most the length of --events
     #[arg(long, value_name = "DURATION", default_value = "2m")]
     duration: humantime::Duration,
 
-    /// Where chance begins: the same seed gives the same result
+    /// Random seed: the same seed gives the same result
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
 
-    /// Policies to try, comma-separated; also "random". All by default
+    /// Policies to compare, comma-separated; also "random" [default: all]
     #[arg(long, value_name = "POLICIES", value_delimiter = ',')]
     policies: Vec<String>,
 
-    /// Memory difference that moves the selection of policy memory: auto, 64MiB or 10%
+    /// Difference of memory that moves the selection of policy memory: auto, 64MiB or 10%
     #[arg(long, value_name = "THRESHOLD", default_value = "auto")]
     threshold: String,
 
-    /// How long policy memory keeps the worker that it switched to, at least
+    /// Least time that policy memory keeps a worker after a switch
     #[arg(long, value_name = "DURATION", default_value = "250ms")]
     hold: humantime::Duration,
 
@@ -84,7 +84,7 @@ pub struct Args {
     #[arg(long, action = ArgAction::SetTrue)]
     json: bool,
 
-    /// Draw a picture into this file
+    /// Write a picture (SVG) to this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }

@@ -15,7 +15,7 @@ use super::{
     table::table,
 };
 
-/// Show workers, memory, selection and its reason, flows and counters
+/// Show workers, memory, the selection and its reason, flows and counters
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -11,24 +11,24 @@ use tokio::{select, signal::ctrl_c};
 
 use super::{Failure, Outcome, block_on, print, remote::Remote};
 
-/// Show single packets as they come: where from, to whom, and what becomes of them
+/// Show single packets as they arrive: source, destination and outcome
 ///
-/// Nothing is traced, and nothing lost by it, while this does not run. One trace runs at a time.
+/// A trace runs only while this command runs, and costs nothing otherwise. One trace runs at a time.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only of these clients, in either direction
+    /// Only packets from or to these clients
     #[arg(long, value_name = "ADDRESS[/LENGTH][:PORT]")]
     client: Option<Clients>,
 
-    /// Only of this service
+    /// Only packets of this service
     #[arg(long)]
     service: Option<String>,
 
-    /// Only to or from this worker
+    /// Only packets to or from this worker
     #[arg(long, visible_alias = "backend")]
     worker: Option<String>,
 
-    /// Only those with this outcome; may be repeated
+    /// Only packets with this verdict; may be repeated
     #[arg(
         long,
         visible_alias = "reason",
@@ -38,7 +38,7 @@ pub struct Args {
     )]
     verdict: Vec<String>,
 
-    /// End after so many packets
+    /// End after this number of packets
     #[arg(long, short = 'n', value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     duration: Option<std::time::Duration>,
 
-    /// Show no more than so many a second, and count the others
+    /// Show at most this number of packets a second, and count the others
     #[arg(
         long,
         value_name = "PACKETS",
@@ -55,7 +55,7 @@ pub struct Args {
     )]
     rate: u32,
 
-    /// Of those that fit, take one in so many by lot
+    /// Of the matching packets, take one in N at random
     #[arg(
         long,
         value_name = "N",

@@ -8,11 +8,11 @@ use serde::Serialize;
 
 use super::{Outcome, print_json, source::Source};
 
-/// Detach the programs and remove everything pinned; open connections end
+/// Detach the programs and remove all pins; open connections end
 #[derive(clap::Args)]
 #[command(mut_args(only_what_finds_the_pins))]
 pub struct Args {
-    /// Remove an agent's companion (`memlb agent --dsr`), not the manager's programs
+    /// Remove the companion of an agent (`memlb agent --dsr`) instead of the manager's programs
     #[arg(long, conflicts_with = "config")]
     agent: bool,
 

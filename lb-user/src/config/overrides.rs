@@ -11,7 +11,7 @@ pub struct Overrides {
     #[arg(long = "interface", value_name = "IF")]
     pub interfaces: Vec<String>,
 
-    /// Where to meet packets
+    /// Where to attach the packet programs
     #[arg(long, value_name = "auto|tc|xdp")]
     pub attach: Option<String>,
 
@@ -23,7 +23,7 @@ pub struct Overrides {
     #[arg(long, value_name = "DIR")]
     pub pin_path: Option<PathBuf>,
 
-    /// Answer `memlb status` and the other verbs at this socket
+    /// Serve `memlb status` and the other verbs at this socket
     #[arg(long, value_name = "PATH")]
     pub control_socket: Option<PathBuf>,
 
@@ -35,7 +35,7 @@ pub struct Overrides {
     #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub event_log: Option<PathBuf>,
 
-    /// Accept the 2018 workers' heartbeats, too
+    /// Also accept the heartbeats of the 2018 workers
     #[arg(long)]
     pub legacy_heartbeats: bool,
 
@@ -43,15 +43,15 @@ pub struct Overrides {
     #[arg(long, value_name = "ADDR:PORT")]
     pub http_listen: Option<String>,
 
-    /// A worker is down after this long a silence, e.g. 1500ms
+    /// A worker is down after this time without a heartbeat, e.g. 1500ms
     #[arg(long, value_name = "DURATION")]
     pub down_after: Option<String>,
 
-    /// How workers are chosen, for all services: memory, balanced, round_robin, ...
+    /// Policy of all services: memory, balanced, round_robin, ...
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<String>,
 
-    /// Memory difference that moves the selection, for all services: auto, 64MiB or 10%
+    /// Difference of memory that moves the selection, for all services: auto, 64MiB or 10%
     #[arg(long, value_name = "THRESHOLD")]
     pub threshold: Option<String>,
 

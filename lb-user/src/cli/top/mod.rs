@@ -30,10 +30,10 @@ use super::{Outcome, block_on, remote};
 /// How often the manager is asked.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Watch services, workers, traffic and events on the whole terminal
+/// Show services, workers, traffic and events live on the whole terminal
 ///
-/// Keys: arrows to move, d to drain a worker, m for maintenance, u to let it have new connections
-/// again, q to leave. Orders are asked back.
+/// Keys: arrows to move, d to drain a worker, m for maintenance, u to end either, q to quit. Orders need
+/// a confirmation.
 #[derive(clap::Args)]
 pub struct Args {
     /// The manager's control socket [default: the one in /etc/memlb/memlb.toml, else /run/memlb/manager.sock]
