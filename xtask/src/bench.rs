@@ -98,22 +98,22 @@ pub struct Options {
 
 #[derive(Debug, Args)]
 struct Comparison {
-    /// How often everything is measured; every contender has its turn in each round
+    /// Number of rounds; each round measures every contender once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// How long each single measurement takes; nginx of 2018 reloads once in 3 s
+    /// Duration of one measurement; the nginx of 2018 reloads every 3 s
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Measures only these
+    /// Measure only these figures
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<Item>,
-    /// Compares only these
+    /// Compare only these contenders
     #[arg(long, value_name = "CONTENDER", value_delimiter = ',')]
     with: Vec<Contender>,
-    /// Writes everything measured to this file
+    /// Write all measurements to this file (JSON)
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draws the comparison into this file
+    /// Write a picture of the comparison to this file (SVG)
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -122,49 +122,49 @@ struct Comparison {
 enum Other {
     /// Repeats the experiment of 2018 and prints it beside its published figures
     Thesis {
-        /// How long each number of clients asks
+        /// Duration of the measurement for each number of clients
         #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
-        /// Writes everything measured to this file
+        /// Write all measurements to this file (JSON)
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Measures the manager: its share of a core with 1,000 workers, how late one's death is noticed
-    /// among them, and what clients suffer from 1,000 decisions a second
+    /// Measures the manager: its share of a core with 1,000 workers, how late it notices the death of one,
+    /// and the effect of 1,000 decisions a second on clients
     Control {
-        /// Writes everything measured to this file
+        /// Write all measurements to this file (JSON)
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Measures how full workers get whose memory really fills, by policy and by how old reports are
+    /// Measures how full real workers get, by policy and by report interval
     Herd {
-        /// Writes everything measured to this file
+        /// Write all measurements to this file (JSON)
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
     /// Measures connection rates and many connections at once, beside nftables and HAProxy
     Load(load::Options),
-    /// Compares memlb with IPVS on Debian's Linux 6.12, emulated: by instructions, not by time
+    /// Compares memlb with IPVS on Debian's Linux 6.12 under emulation, by instructions
     Ipvs {
-        /// How often everything is measured; every contender has its turn in each round
+        /// Number of rounds; each round measures every contender once
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
         rounds: u16,
-        /// How long each single measurement takes, by the emulated clock
+        /// Duration of one measurement, by the emulated clock
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
-        /// Writes everything measured to this file
+        /// Write all measurements to this file (JSON)
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Measures what a packet costs in the programs, beside the least it can cost
+    /// Measures the cost of a packet in the programs, and of the minimum
     Packet {
-        /// How often everything is measured [default: 51; of instructions: 3]
+        /// Number of rounds [default: 51; with --instructions: 3]
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
         rounds: Option<u16>,
-        /// Counts instructions, on Debian's Linux 6.12, emulated, instead of nanoseconds here
+        /// Count instructions on Debian's Linux 6.12 under emulation, not nanoseconds here
         #[arg(long)]
         instructions: bool,
-        /// Writes everything measured to this file
+        /// Write all measurements to this file (JSON)
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
@@ -173,7 +173,7 @@ enum Other {
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Item {
-    /// Small pages over connections that are kept alive
+    /// Small pages over kept-alive connections
     KeptAlive,
     /// Small pages over one connection each
     OneEach,
@@ -183,7 +183,7 @@ enum Item {
     Outage,
     /// Failed requests while the selection changes
     Changes,
-    /// What a gigabyte costs the balancer's processors
+    /// CPU time of the balancer for each gigabyte
     Processor,
 }
 

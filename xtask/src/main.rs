@@ -25,15 +25,15 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
-    /// Installs what is missing here for every other task
+    /// Installs the tools that the other tasks need
     Setup,
     /// Builds the `memlb` binary, kernel programs included
     Build,
     /// Builds only the kernel programs, to target/ebpf/memlb.bpf.o
     BuildEbpf,
-    /// Builds memlb and starts its manager here, with the privileges it needs
+    /// Builds memlb and starts a manager on this machine, as root
     Run {
-        /// For `memlb manager`
+        /// Arguments of `memlb manager`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -41,18 +41,18 @@ enum Task {
     Lab(lab::Lab),
     /// Makes the Debian package, to target/debian/
     Package {
-        /// Also try it on clean machines, as the tests do
+        /// Also test it on clean machines, as `test` does
         #[arg(long)]
         check: bool,
     },
     /// Runs every test at every level
     Test,
-    /// Tries memlb on Debian's Linux 6.1 and 6.12, emulated
+    /// Tests memlb on Debian's Linux 6.1 and 6.12 under emulation
     Kernels(kernels::Options),
     /// The half of the package's test that needs root
     #[command(hide = true)]
     TryPackage(test::TryPackage),
-    /// Measures memlb beside its peers on this machine
+    /// Compares memlb with other balancers on this machine
     Bench(bench::Options),
 }
 

@@ -47,7 +47,7 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub struct Options {
     /// Only these series of kernels, such as 6.12
     series: Vec<Series>,
-    /// Puts on record how many instructions the verifier goes through, here and there, instead of
+    /// Records how many instructions the verifier processes, on this kernel and on those, instead of
     /// running the tests
     #[arg(long)]
     record: bool,

@@ -40,31 +40,31 @@ pub struct Lab {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Tells a story of memory and failures, with a client that measures
+    /// Plays a scripted story of memory changes and failures, with a client that measures
     Demo {
-        /// Where in the kernel packets are met
+        /// Where to attach the packet programs
         #[arg(long, value_enum, default_value_t = Attach::Auto)]
         attach: Attach,
     },
     /// Records a session in the lab as the README's picture
     Record,
-    /// Starts the lab and leaves it for work by hand
+    /// Starts the lab and leaves it running
     Up(Options),
     /// Runs a command on the lab's client
     Exec {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
-    /// Takes the lab down, also one that has crashed
+    /// Removes the lab, also after a crash
     Down,
 }
 
 #[derive(Args)]
 struct Options {
-    /// Where in the kernel packets are met
+    /// Where to attach the packet programs
     #[arg(long, value_enum, default_value_t = Attach::Auto)]
     attach: Attach,
-    /// The manager's configuration, instead of the built-in example
+    /// The manager's configuration [default: the built-in example]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

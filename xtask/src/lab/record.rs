@@ -28,7 +28,7 @@ const SESSION: &[Line] = &[
     Remark("worker1 has more memory to spare than worker2, so it gets the new connections"),
     Client("curl http://192.168.56.101/"),
     Manager("memlb explain 192.168.56.10"),
-    Remark("worker1 is to get a new disk: nobody new goes there, and nobody there is cut off"),
+    Remark("worker1 gets a new disk: no new connections go there, open ones continue"),
     Manager("memlb drain worker1 --reason \"new disk\" --wait"),
     Client("curl http://192.168.56.101/"),
     Manager("memlb workers"),
