@@ -23,6 +23,12 @@ pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
     /// All of the address in one word: itself for IPv4, well mixed for IPv6.
     fn word(self) -> u32;
 
+    /// Whether addresses of this family are IPv4 ones.
+    const IS_V4: bool = size_of::<Self>() == size_of::<V4>();
+
+    /// All of the address in two words; of IPv4, the first one is 0.
+    fn words(self) -> [u64; 2];
+
     /// The bits in which two addresses differ, folded; 0 only for the same address.
     fn difference(self, other: Self) -> u64;
 
@@ -52,6 +58,11 @@ impl Address for V4 {
     #[inline(always)]
     fn word(self) -> u32 {
         u32::from_be_bytes(self)
+    }
+
+    #[inline(always)]
+    fn words(self) -> [u64; 2] {
+        [0, u32::from_ne_bytes(self).into()]
     }
 
     #[inline(always)]
@@ -106,6 +117,11 @@ impl Address for V6 {
         let [high, low] = halves(self);
         let mixed = high.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32) ^ low;
         (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    }
+
+    #[inline(always)]
+    fn words(self) -> [u64; 2] {
+        halves(self)
     }
 
     #[inline(always)]

@@ -7,8 +7,8 @@ use lb_common::{
     address::V6,
     maps::{
         Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, Policy,
-        Service, ServiceKey, Settings, TraceCounts, TraceEvent, TraceOrder, Traffic, direction,
-        ended, mode, name, state,
+        PortPool, PortWord, Service, ServiceKey, Settings, TraceCounts, TraceEvent, TraceOrder,
+        Traffic, direction, ended, mode, name, state,
     },
     verdict::Verdict,
 };
@@ -30,20 +30,23 @@ macro_rules! assert_layout {
 }
 
 #[test]
-fn the_layout_of_version_4_is_as_pinned() {
-    assert_eq!(LAYOUT_VERSION, 4, "pin the new layout here");
+fn the_layout_of_version_5_is_as_pinned() {
+    assert_eq!(LAYOUT_VERSION, 5, "pin the new layout here");
     assert_layout!(
-        Settings, 48,
+        Settings, 80,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
         datagram_idle_ns 16, closing_idle_ns 24, half_open_idle_ns 32, accept_local_before 40,
-        half_open_columns 44
+        half_open_columns 44, secret 48, pool_words 64, source_words 68, nat_sources 72, reserved 76
     );
+    assert_layout!(PortPool, 8, next_free 0, next_waiting 4);
+    assert_layout!(PortWord, 16, used 0, waiting 8);
     assert_layout!(ServiceKey, 20, address 0, port 16, protocol 18, reserved 19);
     assert_layout!(Service, 4, id 0);
     assert_layout!(
-        Backend, 80,
+        Backend, 88,
         port 0, state 2, mode 3, interface 4, weight 8, service 12, next_hop 16, address 32,
-        source 48, memory_available_bytes 64, memory_total_bytes 72
+        source 48, memory_available_bytes 64, memory_total_bytes 72, port_pool 80,
+        reserved 84
     );
     assert_layout!(Policy, 16, kind 0, generation 4, slots 8, reserved 12);
     assert_layout!(Neighbour, 16, worker 0, manager 8);
@@ -152,6 +155,11 @@ fn the_names_of_the_maps_are_as_pinned() {
             "neighbours",
             "ports",
             "homes",
+            "endpoints",
+            "port_pools",
+            "port_words",
+            "port_handshakes",
+            "nat_sources",
             "flows",
             "flows6",
             "half_open",

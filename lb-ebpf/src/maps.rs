@@ -12,11 +12,12 @@ use lb_common::{
     address::{Address, V4, V6},
     maps::{
         Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES,
-        DEFAULT_SERVICES, DENIED_PREFIXES, Flow, FlowKey, Handshake, MOST_HOMES, NO_ONE, Neighbour,
-        Notes, PORT_WORDS, Policy, ROWS, SERVICE_CHOICES, Service, ServiceKey, Settings,
-        TraceEvent, Traffic, port_bit, port_word,
+        DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow, FlowKey, Handshake,
+        MOST_HOMES, NAT_SOURCES, NO_ONE, Neighbour, Notes, PORT_WORDS, PORTS_PER_WORD, Policy,
+        PortPool, PortWord, ROWS, SERVICE_CHOICES, Service, ServiceKey, Settings, TraceEvent,
+        Traffic, port_bit, port_word,
     },
-    steer::{Arrival, Decision, Hook, InsertError, Step, Tables, Workbench},
+    steer::{Arrival, Decision, Hook, InsertError, PortState, Step, Tables, Workbench},
     verdict::Verdict,
 };
 
@@ -87,6 +88,26 @@ static DENY: LpmTrie<V6, u32, { DENIED_PREFIXES as usize }> = LpmTrie::new();
 
 #[btf_map(name = "ports")]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
+
+/// Which pool holds the ports towards an endpoint of a worker.
+#[btf_map(name = "endpoints")]
+static ENDPOINTS: HashMap<ServiceKey, u32, { DEFAULT_BACKENDS as usize }> = HashMap::new();
+
+#[btf_map(name = "port_pools")]
+static PORT_POOLS: Array<PortPool, { DEFAULT_BACKENDS as usize }> = Array::new();
+
+const DEFAULT_POOL_WORDS: u32 = DEFAULT_BACKENDS * DEFAULT_SOURCE_WORDS;
+
+#[btf_map(name = "port_words")]
+static POOL_WORDS: Array<PortWord, { DEFAULT_POOL_WORDS as usize }> = Array::new();
+
+/// The place, plus 1, of the last handshake that was begun from each port of a pool.
+#[btf_map(name = "port_handshakes")]
+static PORT_HANDSHAKES: Array<u32, { (DEFAULT_POOL_WORDS * PORTS_PER_WORD) as usize }> =
+    Array::new();
+
+#[btf_map(name = "nat_sources")]
+static ADDRESSES: Array<V6, { NAT_SOURCES as usize }> = Array::new();
 
 #[btf_map(name = "verdicts")]
 static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray::new();
@@ -168,6 +189,7 @@ impl<A: Family> Tables for Maps<A> {
     type Notes<'a> = &'a mut Notes;
     type Place<'a> = &'a mut Handshake<A>;
     type Workbench<'a> = &'a mut Workbench<A>;
+    type Pool<'a> = &'a mut PortPool;
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
@@ -325,6 +347,54 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
+    fn pool_of(&self, endpoint: &ServiceKey) -> Option<u32> {
+        // SAFETY: copied at once; this program never changes the map.
+        unsafe { ENDPOINTS.get(endpoint) }.copied()
+    }
+
+    #[inline(always)]
+    fn pool(&self, number: u32) -> Option<&mut PortPool> {
+        let pool = PORT_POOLS.get_ptr_mut(number)?;
+        // SAFETY: array slots live as long as the map; two processors at once only move a search.
+        Some(unsafe { &mut *pool })
+    }
+
+    #[inline(always)]
+    fn port_word(&self, index: u32) -> Option<PortWord> {
+        POOL_WORDS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn set_ports(&self, index: u32, state: PortState, bits: u64) -> u64 {
+        // SAFETY: an aligned word of a map.
+        port_bits(index, state).map_or(0, |word| unsafe { set(word, bits) })
+    }
+
+    #[inline(always)]
+    fn clear_ports(&self, index: u32, state: PortState, bits: u64) -> u64 {
+        // SAFETY: an aligned word of a map.
+        port_bits(index, state).map_or(0, |word| unsafe { keep(word.cast(), !bits) })
+    }
+
+    #[inline(always)]
+    fn port_handshake(&self, index: u32) -> Option<u32> {
+        PORT_HANDSHAKES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn note_port_handshake(&self, index: u32, place: u32) {
+        if let Some(word) = PORT_HANDSHAKES.get_ptr_mut(index) {
+            // SAFETY: an aligned word of a map, written whole.
+            unsafe { *word = place };
+        }
+    }
+
+    #[inline(always)]
+    fn nat_source(&self, index: u32) -> Option<V6> {
+        ADDRESSES.get(index).copied()
+    }
+
+    #[inline(always)]
     fn take_count(&self, request: &mut Flow<A>) -> bool {
         const { assert!(mem::offset_of!(Flow<A>, direction).is_multiple_of(8)) };
         // SAFETY: the word begins with the direction and lies within the entry.
@@ -376,6 +446,36 @@ unsafe fn keep(word: *mut u8, mask: u64) -> u64 {
         );
     }
     value
+}
+
+/// Sets bits of a word atomically, and returns what it was. Linux 5.12, 981f94c3e921.
+///
+/// # Safety
+///
+/// The word must be an aligned one of a map.
+#[inline(always)]
+unsafe fn set(word: *mut u64, bits: u64) -> u64 {
+    let mut value = bits;
+    // SAFETY: by the caller's word.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_or((u64 *)({word} + 0), {value})",
+            word = in(reg) word,
+            value = inout(reg) value,
+        );
+    }
+    value
+}
+
+/// One of the two sets of a word of ports.
+#[inline(always)]
+fn port_bits(index: u32, state: PortState) -> Option<*mut u64> {
+    let word = POOL_WORDS.get_ptr_mut(index)?;
+    // SAFETY: array slots live as long as the map.
+    Some(match state {
+        PortState::Used => unsafe { &raw mut (*word).used },
+        PortState::Waiting => unsafe { &raw mut (*word).waiting },
+    })
 }
 
 /// The service that a packet is one of: its backend's, or the one that it is addressed to.

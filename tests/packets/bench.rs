@@ -19,8 +19,9 @@ use aya::{
 use lb_common::{
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
-        Backend, LAYOUT_VERSION, Neighbour, Policy, ROWS, SPREAD, Service, ServiceKey, Settings,
-        TraceCounts, TraceEvent, TraceOrder, first_choice, policy, port_bit, port_word, state,
+        Backend, DEFAULT_SOURCE_WORDS, LAYOUT_VERSION, MOST_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
+        Policy, PortPool, PortWord, ROWS, SPREAD, Service, ServiceKey, Settings, TraceCounts,
+        TraceEvent, TraceOrder, first_choice, policy, port_bit, port_word, state,
     },
 };
 use memlb_tests::require_root;
@@ -146,6 +147,7 @@ impl Bench {
         for id in 0..BACKENDS {
             self.datapath.maps.active.set(id, 0, 0).unwrap();
         }
+        self.frees_ports();
         let abroad = match self.family {
             Family::V4 => Family::V6,
             Family::V6 => Family::V4,
@@ -165,6 +167,20 @@ impl Bench {
         policies.set(SERVICE_ID, Policy::default(), 0).unwrap();
     }
 
+    /// Makes every port known to be free.
+    fn frees_ports(&mut self) {
+        let words = &mut self.datapath.maps.port_words;
+        for word in 0..words.len() {
+            if words.get(&word, 0).unwrap() != PortWord::default() {
+                words.set(word, PortWord::default(), 0).unwrap();
+            }
+        }
+        for pool in 0..BACKENDS {
+            let pools = &mut self.datapath.maps.port_pools;
+            pools.set(pool, PortPool::default(), 0).unwrap();
+        }
+    }
+
     /// Names what the service's packets of both protocols are selected by.
     fn serves(&mut self, family: Family, id: u32) {
         let address = lan::service(family);
@@ -181,7 +197,22 @@ impl Bench {
     }
 
     fn enlist(&mut self, server: Server, entry: Backend) {
-        self.backend(server.id, |backend| *backend = entry);
+        self.backend(server.id, |backend| {
+            *backend = Backend {
+                port_pool: server.id,
+                ..entry
+            };
+        });
+        for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
+            let endpoint = ServiceKey {
+                address: entry.address,
+                port: entry.port.to_be_bytes(),
+                protocol,
+                reserved: 0,
+            };
+            let endpoints = &mut self.datapath.maps.endpoints;
+            endpoints.insert(endpoint, server.id, 0).unwrap();
+        }
         self.neighbour(
             server.id,
             Neighbour {
@@ -202,8 +233,11 @@ impl Bench {
             datagram_idle_ns: nanoseconds(DATAGRAM_IDLE),
             closing_idle_ns: nanoseconds(CLOSING_IDLE),
             half_open_idle_ns: nanoseconds(HALF_OPEN_IDLE),
-            accept_local_before: 0,
             half_open_columns: COLUMNS,
+            secret: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+            pool_words: DEFAULT_SOURCE_WORDS,
+            source_words: DEFAULT_SOURCE_WORDS,
+            ..Settings::default()
         };
         change(&mut settings);
         self.datapath.maps.settings.set(0, settings, 0).unwrap();
@@ -217,9 +251,31 @@ impl Bench {
         self.settings(|settings| {
             settings.nat_port_first = *ports.start();
             settings.nat_port_count = ports.end() - ports.start() + 1;
-            let columns = u32::from(settings.nat_port_count).div_ceil(ROWS);
-            settings.half_open_columns = columns.clamp(1, COLUMNS);
+            let count = u32::from(settings.nat_port_count);
+            settings.half_open_columns = count.div_ceil(ROWS).clamp(1, COLUMNS);
+            settings.source_words = count.div_ceil(PORTS_PER_WORD);
+            settings.pool_words = settings.source_words;
         });
+        self.frees_ports();
+    }
+
+    /// Lets the programs connect to workers from these addresses.
+    pub fn nat_sources(&mut self, sources: &[Station]) {
+        let first = match self.family {
+            Family::V4 => 0,
+            Family::V6 => MOST_NAT_SOURCES,
+        };
+        let addresses = &mut self.datapath.maps.nat_sources;
+        for (index, source) in (first..).zip(sources) {
+            let address = lan::mapped(source.address(self.family));
+            addresses.set(index, address, 0).unwrap();
+        }
+        let mut settings = self.datapath.maps.settings.get(&0, 0).unwrap();
+        let count: u16 = sources.len().try_into().unwrap();
+        settings.nat_sources = [count; 2];
+        settings.pool_words = settings.source_words * u32::from(count);
+        self.datapath.maps.settings.set(0, settings, 0).unwrap();
+        self.frees_ports();
     }
 
     /// Makes the programs look at packets to these ports, or from them.

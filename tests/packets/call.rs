@@ -29,6 +29,8 @@ pub struct Call {
     pub port: u16,
     /// Known once it has begun.
     pub nat_port: u16,
+    /// Whose address the worker sees.
+    pub source: Station,
 }
 
 impl Call {
@@ -40,6 +42,7 @@ impl Call {
             client,
             port,
             nat_port: 0,
+            source: MANAGER,
         }
     }
 
@@ -223,7 +226,7 @@ impl Call {
     }
 
     pub fn nat_address(&self) -> SocketAddr {
-        MANAGER.at(self.family, self.nat_port)
+        self.source.at(self.family, self.nat_port)
     }
 
     /// Where a server is reached.

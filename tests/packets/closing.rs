@@ -16,7 +16,7 @@ use crate::{
     bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, at_both_edges},
     call::Call,
     frame::{ACK, FIN, PSH, RST},
-    lan::{CLIENT, OTHER_CLIENT, WORKER1, WORKER2},
+    lan::{CLIENT, MANAGER, OTHER_CLIENT, OTHER_SOURCE, Station, WORKER1, WORKER2},
 };
 
 const A_WHILE: Duration = Duration::from_millis(500);
@@ -194,26 +194,77 @@ fn the_last_port_of_the_highest_range_is_valid() {
 }
 
 #[test]
-fn the_port_of_a_closed_flow_is_given_away_after_its_time() {
+fn the_port_of_a_closed_or_reset_flow_is_given_away_where_it_is_the_only_one() {
     at_both_edges(|bench| {
         let holder = holds_the_only_port(bench);
         closes(&holder, bench);
-        bench.wait(CLOSING_IDLE - A_WHILE);
-        is_refused(bench);
-        bench.wait(A_WHILE * 2);
+        takes_the_port_from(&holder, bench);
+    });
+    at_both_edges(|bench| {
+        let holder = holds_the_only_port(bench);
+        holder.requests(bench, WORKER1, &holder.request(RST));
         takes_the_port_from(&holder, bench);
     });
 }
 
+/// Who closes first keeps TIME_WAIT (RFC 9293, section 3.6).
 #[test]
-fn the_port_of_a_reset_flow_is_given_away_after_its_time() {
+fn ports_that_the_worker_may_still_keep_come_last() {
     at_both_edges(|bench| {
-        let holder = holds_the_only_port(bench);
-        holder.requests(bench, WORKER1, &holder.request(RST));
-        bench.wait(CLOSING_IDLE - A_WHILE);
+        bench.nat_ports(5_000..=5_002);
+        let [closed_by_worker, reset, closed_by_client] =
+            [40_000, 40_001, 40_002].map(|port| connected(bench, CLIENT, port));
+        closes(&closed_by_client, bench);
+        let worker_closes = closed_by_worker.reply(WORKER1, FIN | ACK);
+        closed_by_worker.replies(bench, WORKER1, &worker_closes);
+        closed_by_worker.requests(bench, WORKER1, &closed_by_worker.request(FIN | ACK));
+        reset.requests(bench, WORKER1, &reset.request(RST));
+        let next = [42_000, 42_001, 42_002].map(|port| connected(bench, OTHER_CLIENT, port));
+        let [.., last] = next.map(|call| call.nat_port);
+        assert_eq!(last, closed_by_worker.nat_port);
         is_refused(bench);
-        bench.wait(A_WHILE * 2);
-        takes_the_port_from(&holder, bench);
+    });
+}
+
+#[test]
+fn of_the_ports_that_the_worker_may_still_keep_the_longest_silent_comes_first() {
+    at_both_edges(|bench| {
+        bench.nat_ports(5_000..=5_199);
+        let calls: Vec<_> = (40_000..40_200)
+            .map(|port| connected(bench, CLIENT, port))
+            .collect();
+        // One in each word of ports.
+        let closed = [180, 100, 30];
+        for number in closed {
+            let call = &calls[number];
+            call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
+            call.requests(bench, WORKER1, &call.request(FIN | ACK));
+            bench.wait(A_WHILE);
+        }
+        for (port, number) in (42_000..).zip(closed) {
+            let next = connected(bench, OTHER_CLIENT, port);
+            assert_eq!(next.nat_port, calls[number].nat_port);
+        }
+        is_refused(bench);
+    });
+}
+
+#[test]
+fn each_address_for_nat_has_all_ports() {
+    at_both_edges(|bench| {
+        bench.nat_ports(5_000..=5_000);
+        bench.nat_sources(&[MANAGER, OTHER_SOURCE]);
+        let mut first = bench.call(CLIENT, 40_000);
+        first.connects(bench, WORKER1);
+        let mut second = bench.call(CLIENT, 40_001);
+        second.source = OTHER_SOURCE;
+        second.connects(bench, WORKER1);
+        second.replies(bench, WORKER1, &second.reply(WORKER1, PSH | ACK));
+        is_refused(bench);
+        second.requests(bench, WORKER1, &second.request(RST));
+        let mut third = bench.call(OTHER_CLIENT, 40_000);
+        third.source = OTHER_SOURCE;
+        third.connects(bench, WORKER1);
     });
 }
 
@@ -307,6 +358,12 @@ fn the_port_of_a_live_flow_is_never_given_away() {
             holder.replies(bench, WORKER1, &holder.reply(WORKER1, ACK));
         }
     });
+}
+
+fn connected(bench: &Bench, client: Station, port: u16) -> Call {
+    let mut call = bench.call(client, port);
+    call.connects(bench, WORKER1);
+    call
 }
 
 fn holds_the_only_port(bench: &mut Bench) -> Call {

@@ -15,8 +15,9 @@ use aya::{
 use lb_common::{
     address::V6,
     maps::{
-        Backend, Counter, Neighbour, Policy, ROWS, Service, ServiceKey, Settings, TRACE_SECTION,
-        TraceCounts, TraceOrder, Traffic, name,
+        Backend, Counter, DEFAULT_SOURCE_WORDS, Neighbour, PORTS_PER_WORD, Policy, PortPool,
+        PortWord, ROWS, Service, ServiceKey, Settings, TRACE_SECTION, TraceCounts, TraceOrder,
+        Traffic, name,
     },
     verdict::Verdict,
 };
@@ -31,6 +32,8 @@ const FLOW_ENTRIES: u32 = 8_192;
 pub const BACKENDS: u32 = 8;
 /// Of places for handshakes; few, because tests read all of them.
 pub const COLUMNS: u32 = 16;
+/// Of the ports towards one endpoint.
+pub const POOL_WORDS: u32 = 2 * DEFAULT_SOURCE_WORDS;
 
 /// The programs, loaded, and their maps.
 pub struct Datapath {
@@ -51,6 +54,10 @@ pub struct Maps {
     pub flows: Flows,
     pub handshakes: Handshakes,
     pub ports: Array<MapData, u64>,
+    pub endpoints: HashMap<MapData, ServiceKey, u32>,
+    pub port_pools: Array<MapData, PortPool>,
+    pub port_words: Array<MapData, PortWord>,
+    pub nat_sources: Array<MapData, V6>,
     pub policies: Array<MapData, Policy>,
     pub choices: Array<MapData, u32>,
     pub active: Array<MapData, u64>,
@@ -128,6 +135,13 @@ impl Datapath {
             .map_max_entries(name::BACKENDS, BACKENDS)
             .map_max_entries(name::NEIGHBOURS, BACKENDS)
             .map_max_entries(name::TRAFFIC, BACKENDS)
+            .map_max_entries(name::ENDPOINTS, 2 * BACKENDS)
+            .map_max_entries(name::PORT_POOLS, BACKENDS)
+            .map_max_entries(name::PORT_WORDS, BACKENDS * POOL_WORDS)
+            .map_max_entries(
+                name::PORT_HANDSHAKES,
+                BACKENDS * POOL_WORDS * PORTS_PER_WORD,
+            )
             .load(memlb::datapath::OBJECT)?;
         for program in ["memlb_ingress", "memlb_egress", "memlb_loopback"] {
             classifier_mut(&mut ebpf, program).load()?;
@@ -293,6 +307,10 @@ impl Maps {
                 v6: map(name::HALF_OPEN6).try_into()?,
             },
             ports: map(name::PORTS).try_into()?,
+            endpoints: map(name::ENDPOINTS).try_into()?,
+            port_pools: map(name::PORT_POOLS).try_into()?,
+            port_words: map(name::PORT_WORDS).try_into()?,
+            nat_sources: map(name::NAT_SOURCES).try_into()?,
             policies: map(name::POLICIES).try_into()?,
             choices: map(name::CHOICES).try_into()?,
             active: map(name::ACTIVE).try_into()?,

@@ -361,6 +361,7 @@ fn what_is_no_syn_and_of_no_flow_is_left_to_the_kernel() {
 #[test]
 fn last_words_of_the_connection_before_end_nothing() {
     at_both_edges(|bench| {
+        bench.nat_ports(5_000..=5_000);
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         for last in [FIN | ACK, RST | ACK] {

@@ -45,6 +45,8 @@ pub const OTHER_CLIENT: Station = station(2);
 /// Between the clients and the manager.
 pub const ROUTER: Station = station(254);
 pub const MANAGER: Station = station(101);
+/// The manager by another one of its addresses.
+pub const OTHER_SOURCE: Station = station(102);
 
 pub const WORKER1: Server = server(1, station(103), 8081);
 pub const WORKER2: Server = server(2, station(104), 8082);
@@ -93,10 +95,8 @@ pub fn backend(server: Server, family: Family) -> Backend {
         source: mapped(MANAGER.address(family)),
         next_hop: address,
         interface: ETH1,
-        service: 0,
         weight: 1,
-        memory_available_bytes: 0,
-        memory_total_bytes: 0,
+        ..Backend::default()
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use lb_common::{maps::state, verdict::Verdict};
 
 use crate::{
-    bench::{CLOSING_IDLE, DATAGRAM_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE},
+    bench::{DATAGRAM_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE},
     frame::{ACK, FIN, Family, RST, SYN},
     lan::Server,
     segment::Protocol,
@@ -359,6 +359,9 @@ impl Model {
             let free = self.ports.clone();
             ports.extend(free.filter(|port| self.is_free(server, protocol, *port)));
             if ports.is_empty() {
+                ports.extend(self.port_of_oldest_handshake(server, protocol));
+            }
+            if ports.is_empty() {
                 return Expected::Passes(Verdict::PortsExhausted);
             }
         }
@@ -369,17 +372,17 @@ impl Model {
         }
     }
 
+    fn port_of_oldest_handshake(&self, server: Server, protocol: Protocol) -> Option<u16> {
+        let of_server = |one: &&Connection| one.server == server && one.protocol == protocol;
+        let handshakes = self.connections.iter().filter(|one| !one.established);
+        let oldest = handshakes.filter(of_server).min_by_key(|one| one.begun);
+        oldest.and_then(|one| one.port)
+    }
+
     fn is_free(&self, server: Server, protocol: Protocol, port: u16) -> bool {
         let mut connections = self.connections.iter();
         let holder = connections.find(|one| one.holds(server, protocol, port));
-        holder.is_none_or(|one| {
-            let patience = if one.has_ended() {
-                CLOSING_IDLE
-            } else {
-                one.patience()
-            };
-            self.silence(one) > patience
-        })
+        holder.is_none_or(|one| one.has_ended() || self.silence(one) > one.patience())
     }
 
     pub fn silence(&self, connection: &Connection) -> Duration {

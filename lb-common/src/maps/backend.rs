@@ -27,6 +27,9 @@ pub struct Backend {
     /// Memory of the worker as last heard.
     pub memory_available_bytes: u64,
     pub memory_total_bytes: u64,
+    /// Which of the `port_pools` holds the ports towards it; in mode [`mode::NAT`] only.
+    pub port_pool: u32,
+    pub reserved: u32,
 }
 
 /// States of a backend.

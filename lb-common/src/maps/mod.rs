@@ -24,7 +24,10 @@ pub use counters::{Counter, Traffic};
 pub use flow::{BY_ROUTE, Flow, FlowKey, TICK_NS, direction, ended};
 pub use handshake::Handshake;
 pub use mac::Mac;
-pub use ports::{PORT_WORDS, port_bit, port_word};
+pub use ports::{
+    DEFAULT_SOURCE_WORDS, MOST_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,
+    PortWord, TIME_WAIT_NS, port_bit, port_word,
+};
 pub use service::{Policy, SPREAD, Service, ServiceKey, first_choice, policy};
 pub use trace::{
     NO_ONE, TRACE_BYTES, TRACE_SECTION, TRACE_WINDOW_NS, TRACED_BACKENDS, TraceCounts, TraceEvent,
@@ -34,7 +37,7 @@ pub use trace::{
 use crate::address::V6;
 
 /// Version of everything in this module. A manager refuses pins of another version.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Names of the maps, and of their pins.
 pub mod name {
@@ -56,6 +59,11 @@ pub mod name {
     pub const LOST: &str = "lost";
     pub const DENY: &str = "deny";
     pub const PORTS: &str = "ports";
+    pub const ENDPOINTS: &str = "endpoints";
+    pub const PORT_POOLS: &str = "port_pools";
+    pub const PORT_WORDS: &str = "port_words";
+    pub const PORT_HANDSHAKES: &str = "port_handshakes";
+    pub const NAT_SOURCES: &str = "nat_sources";
     pub const VERDICTS: &str = "verdicts";
     pub const TRAFFIC: &str = "traffic";
     pub const TRACE: &str = "trace";
@@ -73,6 +81,11 @@ pub mod name {
         NEIGHBOURS,
         PORTS,
         HOMES,
+        ENDPOINTS,
+        PORT_POOLS,
+        PORT_WORDS,
+        PORT_HANDSHAKES,
+        NAT_SOURCES,
         FLOWS,
         FLOWS6,
         HALF_OPEN,
@@ -103,12 +116,11 @@ pub const DEFAULT_BACKENDS: u32 = 256;
 pub const MOST_HOMES: u32 = 4_096;
 /// Capacity of `flows` unless configured; a connection takes two entries.
 pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
-/// Capacity of `half_open` unless configured: as many as ports towards the workers.
-pub const DEFAULT_HANDSHAKES: u32 = 28_672;
+/// Capacity of `half_open`: with 60,000 SYNs a second, a handshake stays for half a second.
+pub const DEFAULT_HANDSHAKES: u32 = 32_768;
 /// Capacity of `deny`, the prefixes of clients that are denied. An entry takes memory only while it is there.
 pub const DENIED_PREFIXES: u32 = 16_384;
-/// How many places of `half_open`, and ports, a connection may take; of more handshakes in one column
-/// of them, the oldest goes.
+/// How many places of `half_open` a connection may take. A further handshake replaces the oldest one there.
 pub const ROWS: u32 = 16;
 
 /// Value of `notes` and `notes6`, by column of `half_open` and `half_open6`: a word for each row that tells whose handshake is there.
@@ -116,7 +128,7 @@ pub type Notes = [u32; ROWS as usize];
 
 /// The single value of `settings`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     pub layout_version: u32,
     /// First source port used towards workers, and how many follow it.
@@ -134,17 +146,30 @@ pub struct Settings {
     pub accept_local_before: u32,
     /// How many columns of [`ROWS`] places `half_open` has.
     pub half_open_columns: u32,
+    /// Key of the hash that places handshakes, drawn when the maps are made: without it, no sender can choose
+    /// whose handshakes it displaces.
+    pub secret: [u64; 2],
+    /// How many words of `port_words` a pool has.
+    pub pool_words: u32,
+    /// How many of these each address takes.
+    pub source_words: u32,
+    /// How many addresses for NAT are configured, of IPv4 and of IPv6; with 0 it is the one that the route to
+    /// the worker names.
+    pub nat_sources: [u16; 2],
+    pub reserved: u32,
 }
 
 /// Index of the loopback interface in every network namespace (`LOOPBACK_IFINDEX`, Linux 2.6.24).
 pub const LOOPBACK: u32 = 1;
 
 const _: () = {
-    assert!(size_of::<Settings>() == 48 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 80 && align_of::<Settings>() == 8);
     assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
     assert!(size_of::<Service>() == 4);
     assert!(size_of::<Policy>() == 16);
-    assert!(size_of::<Backend>() == 80 && align_of::<Backend>() == 8);
+    assert!(size_of::<PortPool>() == 8 && align_of::<PortPool>() == 4);
+    assert!(size_of::<PortWord>() == 16 && align_of::<PortWord>() == 8);
+    assert!(size_of::<Backend>() == 88 && align_of::<Backend>() == 8);
     assert!(size_of::<Neighbour>() == 16);
     assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 8);
     assert!(size_of::<FlowKey<V6>>() == 40 && align_of::<FlowKey<V6>>() == 8);
@@ -178,6 +203,8 @@ mod pod {
         ServiceKey,
         Service,
         Policy,
+        PortPool,
+        PortWord,
         Backend,
         Mac,
         Neighbour,

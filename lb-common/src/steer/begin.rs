@@ -4,8 +4,9 @@ use super::{
     Arrival, Decision, Exit, Hook, Tables,
     choice::{choose, choose_another, is_up},
     flow::keeps_flows,
-    handshake::forward_request,
-    place::{NOWHERE, TAKEN, room, take_note},
+    handshake::{forward_request, retire},
+    place::{NOWHERE, client_hash, room, take_note},
+    port::{self, NO_PORT, Remains},
 };
 use crate::{
     address::{Address, V4},
@@ -24,6 +25,14 @@ const SOONEST_RETRY_NS: u64 = 200_000_000;
 pub struct Claim<A = V4> {
     pub(super) client: FlowKey<A>,
     pub(super) leaves: FlowKey<A>,
+    /// The tuples by which the port's last connection is looked up.
+    pub(super) reply_key: FlowKey<A>,
+    pub(super) request_key: FlowKey<A>,
+    /// Of the client, by which its handshake finds a place.
+    pub(super) hash: u64,
+    /// The client's address, as one word, of the connection that holds the port looked at last.
+    pub(super) holder: u32,
+    pub(super) reserved: u32,
 }
 
 /// How often a client's unanswered datagrams make it try another worker. A client that never expects
@@ -63,9 +72,7 @@ pub(super) fn begin<T: Tables>(
         if !begins_anew(tables, arrival, under_way, &mut start) {
             return forward_request(tables, arrival, under_way, decision);
         }
-        if let Some(mut handshake) = tables.handshake(under_way) {
-            handshake.backend = 0;
-        }
+        retire(tables, under_way, Remains::Perhaps);
     }
     let place = claim(tables, arrival, start.backend);
     match place {
@@ -112,9 +119,9 @@ struct Start {
 }
 
 /// What [`claim`] returns instead of a place.
-const EXHAUSTED: u32 = TAKEN;
-const NO_BACKEND: u32 = TAKEN - 1;
-const NO_ROUTE: u32 = TAKEN - 2;
+const EXHAUSTED: u32 = NOWHERE;
+const NO_BACKEND: u32 = NOWHERE - 1;
+const NO_ROUTE: u32 = NOWHERE - 2;
 
 /// Finds a place, and a source port towards the backend, that no other connection uses.
 #[inline(never)]
@@ -140,17 +147,16 @@ fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
     if backend.mode == mode::NAT {
         claim.leaves.source = T::Address::from_mapped(&backend.source);
     }
+    claim.hash = client_hash(settings, &claim.client);
+    let hash = claim.hash;
     drop(bench);
     if backend.mode != mode::LOCAL && !is_reachable(backend, arrival) {
         return NO_ROUTE;
     }
-    if backend.mode != mode::NAT {
-        return room(tables, false);
-    }
-    if settings.nat_port_count == 0 {
+    if backend.mode == mode::NAT && port::take(tables, backend.port_pool) == NO_PORT {
         return EXHAUSTED;
     }
-    room(tables, true)
+    room(tables, hash)
 }
 
 /// Whether there is a way to a worker. None leads from a client on the manager itself to one that
@@ -202,6 +208,8 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
 #[inline(never)]
 fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
     let now = tables.now_ns();
+    // Whose place it was has no more of its handshake.
+    retire(tables, place, Remains::Perhaps);
     let (Some(bench), Some(mut handshake)) = (tables.workbench(), tables.handshake(place)) else {
         return;
     };
@@ -220,5 +228,6 @@ fn write<T: Tables>(tables: &T, arrival: &Arrival, start: &Start, place: u32) {
         ..Handshake::FREE
     };
     handshake.seal = handshake.expected_seal();
-    take_note(tables, place, &bench.claim.client);
+    take_note(tables, place, bench.claim.hash);
+    port::note_handshake(tables, start.backend, &handshake.leaves, place);
 }

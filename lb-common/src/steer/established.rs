@@ -7,6 +7,7 @@ use super::{
     },
     leave,
     place::{NOWHERE, find_worker},
+    port::{Remains, release},
 };
 use crate::{
     headers::TcpFlags,
@@ -130,10 +131,19 @@ fn dismiss<T: Tables>(
         return Dismissal::None;
     }
     flow.superseded = 1;
-    uncount(tables, flow);
+    let mut was_open = uncount(tables, flow);
     if let Some(twin) = twin.as_deref_mut() {
         twin.superseded = 1;
-        uncount(tables, twin);
+        was_open |= uncount(tables, twin);
+    }
+    drop(twin);
+    if was_open {
+        let leaves = if is_request {
+            flow.leaves
+        } else {
+            key.reversed()
+        };
+        release(tables, flow.backend, &leaves, Remains::Perhaps);
     }
     if begins {
         Dismissal::Over

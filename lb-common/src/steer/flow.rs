@@ -1,6 +1,9 @@
 //! What can be said of an established flow by looking at its entries, and how it ends.
 
-use super::{Arrival, Hook, Tables};
+use super::{
+    Arrival, Hook, Tables,
+    port::{Remains, release},
+};
 use crate::{
     address::Address,
     headers::TcpFlags,
@@ -83,51 +86,15 @@ pub(super) fn is_over<A: Address>(
     ended::both(flow.ended, twin_ended) || idle > longest
 }
 
-/// Whether the workbench's claim may have its tuple towards the worker: nobody has it, or it was the
-/// client's own, or its flow is over for long enough. Whoever had it is superseded.
-#[inline(never)]
-pub(super) fn frees<T: Tables>(tables: &T) -> bool {
-    let Some(bench) = tables.workbench() else {
-        return false;
-    };
-    let reply_key = bench.claim.leaves.reversed();
-    drop(bench);
-    let Some(mut holder) = tables.established(&reply_key) else {
-        return true;
-    };
-    let holder_key = holder.leaves.reversed();
-    let mut twin = tables.established(&holder_key);
-    if twin
-        .as_deref()
-        .is_some_and(|twin| !are_twins(&reply_key, twin))
-    {
-        twin = None;
-    }
-    let (Some(settings), Some(bench)) = (tables.settings(), tables.workbench()) else {
-        return false;
-    };
-    let now = tables.now_ns();
-    let seen = twin.as_deref().map_or(0, |twin| twin.last_seen_ns);
-    let silence = now.saturating_sub(holder.last_seen_ns.max(seen));
-    let over = holder.superseded == 1 || is_over(settings, &holder, twin.as_deref(), now);
-    let own = holder_key.is(&bench.claim.client);
-    if !over || (!own && silence <= settings.closing_idle_ns) {
-        return false;
-    }
-    holder.superseded = 1;
-    if let Some(twin) = twin.as_deref_mut() {
-        twin.superseded = 1;
-        uncount(tables, twin);
-    }
-    true
-}
-
-/// Takes a connection out of its backend's count of open ones, once, even if both sides end it at once.
+/// Takes a connection out of its backend's count of open ones, once, even if both sides end it at once;
+/// returns whether it was counted.
 #[inline(always)]
-pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) {
-    if request.counted == 1 && tables.take_count(request) {
+pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) -> bool {
+    let was_open = request.counted == 1 && tables.take_count(request);
+    if was_open {
         tables.count_active(request.backend, false);
     }
+    was_open
 }
 
 /// Notes that one side has ended its part: with both, the connection is no longer open.
@@ -143,12 +110,19 @@ pub(super) fn note_end<T: Tables>(
         .filter(|twin| are_twins(key, twin));
     let twin_ended = twin.as_deref().map_or(0, |twin| twin.ended);
     let over = ended::both(flow.ended, twin_ended);
-    if over {
-        if flow.direction == direction::REQUEST {
-            uncount(tables, flow);
-        } else if let Some(request) = twin.as_deref_mut() {
-            uncount(tables, request);
-        }
+    if !over {
+        return false;
     }
-    over
+    let (was_open, leaves) = if flow.direction == direction::REQUEST {
+        (uncount(tables, flow), flow.leaves)
+    } else {
+        let was_open = twin.as_deref_mut().is_some_and(|it| uncount(tables, it));
+        (was_open, key.reversed())
+    };
+    drop(twin);
+    if was_open {
+        let remains = Remains::after(flow.ended | twin_ended, flow.direction);
+        release(tables, flow.backend, &leaves, remains);
+    }
+    true
 }

@@ -4,6 +4,7 @@ use super::{
     Arrival, Decision, Exit, InsertError, Tables, Way,
     flow::{ending, is_live, keeps_flows, uncount},
     is_left_to_tc, leave,
+    port::{Remains, release},
 };
 use crate::{
     address::Address,
@@ -45,10 +46,27 @@ pub(super) fn answer<T: Tables>(
         handshake.worker_sequence = arrival.sequence;
         handshake.answered = 1;
     }
-    if arrival.flags.resets() && is_about(&handshake, arrival) {
-        handshake.backend = 0;
+    let is_refused = arrival.flags.resets() && is_about(&handshake, arrival);
+    drop(handshake);
+    if is_refused {
+        retire(tables, place, Remains::Nothing);
     }
     leave(&way, backend, decision)
+}
+
+/// Ends the handshake at `place`, and gives its port back.
+#[inline(never)]
+pub(super) fn retire<T: Tables>(tables: &T, place: u32, remains: Remains) -> u32 {
+    let Some(mut handshake) = tables.handshake(place) else {
+        return 0;
+    };
+    if !handshake.is_whole() {
+        return 0;
+    }
+    let (backend, leaves) = (handshake.backend, handshake.leaves);
+    handshake.backend = 0;
+    drop(handshake);
+    release(tables, backend, &leaves, remains)
 }
 
 /// Whether what a worker sends is about this connection, and not the last words of the one before on the
@@ -71,7 +89,7 @@ pub(super) fn go_on<T: Tables>(
     place: u32,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let Some(mut handshake) = tables.handshake(place) else {
+    let Some(handshake) = tables.handshake(place) else {
         return Verdict::NoFlow;
     };
     let Some(backend) = tables
@@ -79,30 +97,32 @@ pub(super) fn go_on<T: Tables>(
         .filter(|backend| keeps_flows(backend))
     else {
         decision.backend = handshake.backend;
-        handshake.backend = 0;
+        drop(handshake);
+        retire(tables, place, Remains::Perhaps);
         return Verdict::BackendDown;
     };
     let left_to_tc = is_left_to_tc(tables, &way(&handshake), backend, arrival);
     if left_to_tc || !completes(&handshake, backend, arrival) {
         drop(handshake);
         let verdict = forward_request(tables, arrival, place, decision);
-        if arrival.flags.resets()
-            && !left_to_tc
-            && let Some(mut handshake) = tables.handshake(place)
-        {
-            handshake.backend = 0;
+        if arrival.flags.resets() && !left_to_tc {
+            retire(tables, place, Remains::Nothing);
         }
         return verdict;
     }
     let established = establish(tables, arrival, key, &handshake);
     drop(handshake);
     let verdict = forward_request(tables, arrival, place, decision);
-    if let Some(mut handshake) = tables.handshake(place) {
-        handshake.backend = 0;
-    }
     match established {
-        Ok(()) => verdict,
+        Ok(()) => {
+            // The port is the connection's from now on.
+            if let Some(mut handshake) = tables.handshake(place) {
+                handshake.backend = 0;
+            }
+            verdict
+        }
         Err(_) => {
+            retire(tables, place, Remains::Perhaps);
             decision.exit = Exit::Pass;
             Verdict::TableFull
         }

@@ -12,6 +12,7 @@ mod established;
 mod flow;
 mod handshake;
 mod place;
+mod port;
 
 use core::ops::DerefMut;
 
@@ -19,8 +20,8 @@ use crate::{
     address::{Address, V4, V6},
     headers::TcpFlags,
     maps::{
-        BY_ROUTE, Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Notes, Policy, Service,
-        ServiceKey, Settings, mode,
+        BY_ROUTE, Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Notes, Policy, PortPool,
+        PortWord, Service, ServiceKey, Settings, mode,
     },
     verdict::Verdict,
 };
@@ -32,6 +33,7 @@ use place::{NOWHERE, find_client, find_worker};
 pub use begin::Claim;
 pub use choice::COMPARED;
 pub use error::steer_error;
+pub use port::PortState;
 
 /// Where the packet met the program.
 #[repr(u8)]
@@ -176,6 +178,10 @@ pub trait Tables {
     type Workbench<'a>: DerefMut<Target = Workbench<Self::Address>>
     where
         Self: 'a;
+    /// A pool of ports, writable in place.
+    type Pool<'a>: DerefMut<Target = PortPool>
+    where
+        Self: 'a;
 
     /// CLOCK_MONOTONIC, in nanoseconds.
     fn now_ns(&self) -> u64;
@@ -213,6 +219,20 @@ pub trait Tables {
     fn notes(&self, column: u32) -> Option<Self::Notes<'_>>;
     /// A place of the half-open table.
     fn handshake(&self, place: u32) -> Option<Self::Place<'_>>;
+
+    /// The number of the pool of ports towards a worker's endpoint.
+    fn pool_of(&self, endpoint: &ServiceKey) -> Option<u32>;
+    fn pool(&self, number: u32) -> Option<Self::Pool<'_>>;
+    fn port_word(&self, index: u32) -> Option<PortWord>;
+    /// Sets bits of a word of ports, and returns those set before, in one step.
+    fn set_ports(&self, index: u32, state: PortState, bits: u64) -> u64;
+    /// The same, but clears them.
+    fn clear_ports(&self, index: u32, state: PortState, bits: u64) -> u64;
+    /// The place, plus 1, of the last handshake that was begun from a port; 0 for none.
+    fn port_handshake(&self, index: u32) -> Option<u32>;
+    fn note_port_handshake(&self, index: u32, place: u32);
+    /// One of the manager's addresses for NAT.
+    fn nat_source(&self, index: u32) -> Option<V6>;
 
     fn established(&self, key: &FlowKey<Self::Address>) -> Option<Self::Entry<'_>>;
     /// Stores an entry unless one of the same key exists.

@@ -10,16 +10,20 @@ use std::{
 use lb_common::{
     address::{V4, V6},
     maps::{
-        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Notes, Policy, ROWS, Service,
-        ServiceKey, Settings,
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, NAT_SOURCES, Notes, PORTS_PER_WORD,
+        Policy, PortPool, PortWord, ROWS, Service, ServiceKey, Settings,
     },
-    steer::{Arrival, Claim, Decision, InsertError, Step, Tables, Workbench},
+    steer::{Arrival, Claim, Decision, InsertError, PortState, Step, Tables, Workbench},
 };
 
 pub const SECOND: u64 = 1_000_000_000;
 
 /// Of places for handshakes.
-const COLUMNS: u32 = 1_792;
+const COLUMNS: u32 = 2_048;
+
+/// Of the ports towards workers.
+const POOLS: u32 = 4;
+const WORDS: u32 = 448;
 
 /// What the datapath keeps, with a clock that the test moves.
 #[derive(Clone, Debug)]
@@ -42,6 +46,12 @@ pub struct Memory {
     pub established: FlowTable,
     pub half_open: Vec<RefCell<Handshake>>,
     notes: Vec<RefCell<Notes>>,
+    /// Which pool holds the ports towards a worker's endpoint.
+    pub endpoints: BTreeMap<ServiceKey, u32>,
+    pools: Vec<RefCell<PortPool>>,
+    words: Vec<Cell<PortWord>>,
+    port_handshakes: Vec<Cell<u32>>,
+    pub nat_sources: Vec<V6>,
     workbench: RefCell<Workbench>,
 }
 
@@ -81,6 +91,11 @@ impl Memory {
                 half_open_idle_ns: 30 * SECOND,
                 accept_local_before: 0,
                 half_open_columns: COLUMNS,
+                secret: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+                pool_words: WORDS,
+                source_words: WORDS,
+                nat_sources: [0; 2],
+                reserved: 0,
             },
             services: BTreeMap::new(),
             selection: vec![0; 4],
@@ -97,6 +112,11 @@ impl Memory {
                 .map(|_| RefCell::new(Handshake::FREE))
                 .collect(),
             notes: (0..COLUMNS).map(|_| RefCell::default()).collect(),
+            endpoints: BTreeMap::new(),
+            pools: vec![RefCell::default(); POOLS as usize],
+            words: vec![Cell::default(); (POOLS * WORDS) as usize],
+            port_handshakes: vec![Cell::new(0); (POOLS * WORDS * PORTS_PER_WORD) as usize],
+            nat_sources: vec![[0; 16]; NAT_SOURCES as usize],
             workbench: RefCell::new(Workbench {
                 request: empty(),
                 reply: empty(),
@@ -109,6 +129,17 @@ impl Memory {
     pub fn handshakes(&self) -> Vec<Handshake> {
         let places = self.half_open.iter().map(|place| *place.borrow());
         places.filter(Handshake::is_whole).collect()
+    }
+
+    fn change_ports(&self, index: u32, state: PortState, change: impl Fn(u64) -> u64) -> u64 {
+        let mut word = self.words[index as usize].get();
+        let bits = match state {
+            PortState::Used => &mut word.used,
+            PortState::Waiting => &mut word.waiting,
+        };
+        let before = mem::replace(bits, change(*bits));
+        self.words[index as usize].set(word);
+        before
     }
 
     pub fn wait(&self, nanoseconds: u64) {
@@ -182,6 +213,7 @@ impl Tables for Memory {
     type Notes<'a> = RefMut<'a, Notes>;
     type Place<'a> = RefMut<'a, Handshake>;
     type Workbench<'a> = RefMut<'a, Workbench>;
+    type Pool<'a> = RefMut<'a, PortPool>;
 
     fn now_ns(&self) -> u64 {
         self.now_ns.get()
@@ -273,6 +305,38 @@ impl Tables for Memory {
 
     fn handshake(&self, place: u32) -> Option<RefMut<'_, Handshake>> {
         self.half_open.get(place as usize).map(RefCell::borrow_mut)
+    }
+
+    fn pool_of(&self, endpoint: &ServiceKey) -> Option<u32> {
+        self.endpoints.get(endpoint).copied()
+    }
+
+    fn pool(&self, number: u32) -> Option<RefMut<'_, PortPool>> {
+        self.pools.get(number as usize).map(RefCell::borrow_mut)
+    }
+
+    fn port_word(&self, index: u32) -> Option<PortWord> {
+        self.words.get(index as usize).map(Cell::get)
+    }
+
+    fn set_ports(&self, index: u32, state: PortState, bits: u64) -> u64 {
+        self.change_ports(index, state, |before| before | bits)
+    }
+
+    fn clear_ports(&self, index: u32, state: PortState, bits: u64) -> u64 {
+        self.change_ports(index, state, |before| before & !bits)
+    }
+
+    fn port_handshake(&self, index: u32) -> Option<u32> {
+        self.port_handshakes.get(index as usize).map(Cell::get)
+    }
+
+    fn note_port_handshake(&self, index: u32, place: u32) {
+        self.port_handshakes[index as usize].set(place);
+    }
+
+    fn nat_source(&self, index: u32) -> Option<V6> {
+        self.nat_sources.get(index as usize).copied()
     }
 
     fn take_count(&self, request: &mut Flow) -> bool {

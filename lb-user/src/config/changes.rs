@@ -51,9 +51,12 @@ impl Changes {
             legacy_heartbeats,
             http_listen,
             http_names,
+            nat_sources,
         } = new;
         self.fixed("manager.interfaces", &old.interfaces, interfaces, RESTART);
         self.fixed("manager.attach", &old.attach, attach, RESTART);
+        let sources = (&old.nat_sources, nat_sources);
+        self.fixed("manager.nat_sources", sources.0, sources.1, RESTART);
         let listen = (&old.heartbeat_listen, heartbeat_listen);
         self.fixed("manager.heartbeat_listen", listen.0, listen.1, RESTART);
         self.fixed("manager.pin_path", &old.pin_path, pin_path, UNLOAD);

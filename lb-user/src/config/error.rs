@@ -53,6 +53,7 @@ pub enum ProblemKind {
     UnknownChoice,
     NotSupportedYet,
     BadInterface,
+    BadNatSource,
     BadPath,
     BadName,
     NoInterface,

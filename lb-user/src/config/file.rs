@@ -53,6 +53,7 @@ pub(super) struct ManagerTable {
     pub legacy_heartbeats: Given<bool>,
     pub http_listen: Given<String>,
     pub http_names: Given<Vec<String>>,
+    pub nat_sources: Given<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -61,6 +61,9 @@ pub struct Manager {
     pub http_listen: Option<SocketAddr>,
     /// By which it is asked there, beside addresses, localhost and the machine's own name.
     pub http_names: Vec<String>,
+    /// The manager's addresses from which it connects to workers in mode `nat`; empty for the one that the
+    /// route to a worker names.
+    pub nat_sources: Vec<IpAddr>,
 }
 
 /// Where in the kernel packets are met.
@@ -284,6 +287,7 @@ impl Default for Manager {
             legacy_heartbeats: false,
             http_listen: Some((Ipv4Addr::LOCALHOST, 9998).into()),
             http_names: Vec::new(),
+            nat_sources: Vec::new(),
         }
     }
 }

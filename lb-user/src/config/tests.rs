@@ -870,6 +870,7 @@ fn the_command_line_goes_before_the_file() {
         legacy_heartbeats: true,
         http_listen: None,
         http_names: Vec::new(),
+        nat_sources: Vec::new(),
     };
     expected.failover.down_after = Duration::from_secs(20);
     expected.services[0].threshold = Threshold::Percent(10);

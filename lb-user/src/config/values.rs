@@ -22,6 +22,11 @@ impl PortRange {
         (self.first..=self.last).contains(&port)
     }
 
+    /// How many ports these are.
+    pub fn count(self) -> u32 {
+        u32::from(self.last - self.first) + 1
+    }
+
     pub fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }

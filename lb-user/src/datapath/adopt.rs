@@ -15,8 +15,8 @@ use lb_common::{
     address::V6,
     headers::PROTOCOL_UDP,
     maps::{
-        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Notes, SPREAD, Service,
-        ServiceKey, Settings, TraceCounts, TraceOrder, Traffic, mode, name, state,
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Notes, PortPool, PortWord,
+        SPREAD, Service, ServiceKey, Settings, TraceCounts, TraceOrder, Traffic, mode, name, state,
     },
 };
 
@@ -151,6 +151,11 @@ fn check_layout(pin_path: &Path) -> Result<()> {
         (name::HALF_OPEN6, (4, size_of::<Handshake<V6>>())),
         (name::NOTES, (4, size_of::<Notes>())),
         (name::NOTES6, (4, size_of::<Notes>())),
+        (name::ENDPOINTS, (size_of::<ServiceKey>(), 4)),
+        (name::PORT_POOLS, (4, size_of::<PortPool>())),
+        (name::PORT_WORDS, (4, size_of::<PortWord>())),
+        (name::PORT_HANDSHAKES, (4, 4)),
+        (name::NAT_SOURCES, (4, size_of::<V6>())),
         (name::TRACE, (4, size_of::<TraceOrder>())),
         (name::TRACE_COUNTS, (4, size_of::<TraceCounts>())),
     ]
@@ -213,10 +218,9 @@ pub fn service_numbers(pin_path: &Path) -> Result<Vec<(ServiceId, Endpoint)>> {
     services.iter().map(number).collect()
 }
 
-/// Returns `accept_local` as it was before the first manager of these pins, if there was one.
-pub fn accept_local_before(pin_path: &Path) -> Option<u32> {
+/// Returns the settings of the earlier manager of these pins, if there was one.
+pub fn earlier_settings(pin_path: &Path) -> Option<Settings> {
     settings(pin_path)
         .ok()
         .filter(|settings| settings.layout_version == LAYOUT_VERSION)
-        .map(|settings| settings.accept_local_before)
 }

@@ -7,10 +7,10 @@
 use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result, bail};
-use lb_common::maps::{ROWS, SERVICE_CHOICES, name};
+use lb_common::maps::{DEFAULT_HANDSHAKES, PORTS_PER_WORD, ROWS, SERVICE_CHOICES, name};
 use tracing::info;
 
-use super::{bpffs::open_map, tables::half_open_columns};
+use super::{bpffs::open_map, tables::PoolLayout};
 use crate::config::{Config, Limits};
 
 /// Entries of the tables of a family without services; a map cannot have none.
@@ -66,7 +66,8 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         flows,
         ..
     } = config.limits;
-    let columns = half_open_columns(&config.limits);
+    let columns = DEFAULT_HANDSHAKES / ROWS;
+    let pool_words = PoolLayout::of(config).pool_words;
     let mut sizes = vec![
         (name::SERVICES, services),
         (name::SELECTION, services),
@@ -78,6 +79,13 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         (name::TRAFFIC, backends),
         (name::ACTIVE, backends),
         (name::LOST, backends),
+        (name::ENDPOINTS, backends),
+        (name::PORT_POOLS, backends),
+        (name::PORT_WORDS, backends * pool_words),
+        (
+            name::PORT_HANDSHAKES,
+            backends * pool_words * PORTS_PER_WORD,
+        ),
     ];
     for tables in FAMILIES {
         let room = |entries| match tables.are_used_by(config) {
@@ -94,8 +102,8 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
     sizes
 }
 
-/// Makes what an earlier manager has pinned fit for this configuration: tables without room that need
-/// some are removed, to be made anew.
+/// Makes what an earlier manager has pinned fit for this configuration. Tables without room that need some are
+/// removed, to be made anew. So are the states of ports of another number: the flow table says which are in use.
 ///
 /// # Errors
 ///
@@ -122,6 +130,20 @@ pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
             );
         }
     }
+    let ports = [
+        name::ENDPOINTS,
+        name::PORT_POOLS,
+        name::PORT_WORDS,
+        name::PORT_HANDSHAKES,
+    ];
+    let sizes = sizes(config);
+    for (map, wanted) in sizes.into_iter().filter(|(map, _)| ports.contains(map)) {
+        if pinned(map)?.is_some_and(|entries| entries != wanted) {
+            for map in ports {
+                remove(pin_path, map)?;
+            }
+        }
+    }
     for tables in FAMILIES {
         let lacks = pinned(tables.half_open)?.is_some_and(|entries| !has_room(entries));
         if !lacks || !tables.are_used_by(config) {
@@ -129,13 +151,18 @@ pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
         }
         info!("making room for {} connections", tables.family);
         for map in [tables.flows, tables.half_open, tables.notes] {
-            let path = pin_path.join(map);
-            if path.exists() {
-                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-            }
+            remove(pin_path, map)?;
         }
     }
     Ok(())
+}
+
+fn remove(pin_path: &Path, map: &str) -> Result<()> {
+    let path = pin_path.join(map);
+    if !path.exists() {
+        return Ok(());
+    }
+    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
 }
 
 #[cfg(test)]

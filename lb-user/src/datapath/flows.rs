@@ -222,15 +222,9 @@ mod tests {
         Moment {
             now_ns: 1_000 * SECOND,
             settings: Settings {
-                layout_version: 0,
-                nat_port_first: 0,
-                nat_port_count: 0,
                 established_idle_ns: 3_600 * SECOND,
                 datagram_idle_ns: 60 * SECOND,
-                closing_idle_ns: 0,
-                half_open_idle_ns: 0,
-                accept_local_before: 0,
-                half_open_columns: 0,
+                ..Settings::default()
             },
         }
     }

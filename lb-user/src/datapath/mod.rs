@@ -48,13 +48,15 @@ use tracing::{info, warn};
 use crate::{
     addresses,
     config::{Config, Identity, Pinned, identities},
-    core::{BackendId, Command, Health, Kind, Link, Memory, Mode, Settings},
+    core::{
+        self, BackendId, Command, Endpoint, Health, Kind, Link, Memory, Mode, Protocol, Settings,
+    },
     deny::Prefix,
 };
 use deny::Deny;
 pub(crate) use family::{from_mapped, mapped};
 pub(crate) use stats::monotonic_ns;
-use tables::Tables;
+use tables::{Kept, Tables};
 
 /// The attached programs and their maps.
 #[derive(Debug)]
@@ -82,6 +84,7 @@ pub struct Datapath {
 #[derive(Debug, Clone)]
 struct Known {
     address: SocketAddr,
+    protocol: Protocol,
     mode: Mode,
     service: u32,
     is_fallback: bool,
@@ -175,14 +178,20 @@ impl Datapath {
             lock,
         } = prepared;
         let mut ebpf = object::load(&pin_path, config, interfaces)?;
-        let mut tables = Tables::take(&mut ebpf, &config.limits)?;
+        let mut tables = Tables::take(&mut ebpf, config)?;
         let deny = Deny::take(&mut ebpf)?;
-        let accept_local_before = match adopt::accept_local_before(&pin_path) {
-            Some(before) => before,
-            None => loopback::accept_local()?,
+        let kept = match adopt::earlier_settings(&pin_path) {
+            Some(earlier) => Kept {
+                accept_local_before: earlier.accept_local_before,
+                secret: earlier.secret,
+            },
+            None => Kept {
+                accept_local_before: loopback::accept_local()?,
+                secret: secret()?,
+            },
         };
-        tables.write_settings(&config.limits, accept_local_before)?;
-        beginning.accept_local_before = Some(accept_local_before);
+        tables.write_settings(config, kept)?;
+        beginning.accept_local_before = Some(kept.accept_local_before);
         loopback::set_accept_local(1)?;
         let attachments = attach::attach(&mut ebpf, &pin_path, config.manager.attach, interfaces)?;
         for attachment in &attachments {
@@ -472,6 +481,9 @@ impl Datapath {
                 backend.source = before.source;
             }
         }
+        if backend.mode == mode::NAT {
+            backend.port_pool = self.tables.port_pool(known.endpoint())?;
+        }
         self.tables.write_backend(id.0, &backend)
     }
 }
@@ -482,10 +494,11 @@ fn is_at(entry: &Backend, known: &Known) -> bool {
 }
 
 fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
-    let known = |address, mode, service, is_fallback| Known {
+    let known = |address, of: &core::ServiceSettings, is_fallback| Known {
         address,
-        mode,
-        service,
+        protocol: of.endpoint().protocol,
+        mode: of.mode,
+        service: of.id.0,
         is_fallback,
         health: None,
         memory: None,
@@ -498,13 +511,12 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
         .services
         .iter()
         .flat_map(|service| {
-            let (id, mode) = (service.id.0, service.mode);
             let workers = service
                 .backends
                 .iter()
-                .map(move |backend| (backend.id, known(backend.address, mode, id, false)));
+                .map(move |backend| (backend.id, known(backend.address, service, false)));
             let fallback = service.fallback.as_ref();
-            workers.chain(fallback.map(|it| (it.id, known(it.address, mode, id, true))))
+            workers.chain(fallback.map(|it| (it.id, known(it.address, service, true))))
         })
         .collect()
 }
@@ -553,6 +565,13 @@ fn kernel_kind(kind: Kind) -> u32 {
 }
 
 impl Known {
+    fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            address: self.address,
+            protocol: self.protocol,
+        }
+    }
+
     /// Whether what was found of its route is anything new.
     fn differs(&self, found: &Option<Route>) -> bool {
         !self.looked_up || self.route != *found
@@ -600,8 +619,16 @@ impl Known {
                 .memory
                 .and_then(|memory| memory.total_bytes)
                 .unwrap_or(0),
+            port_pool: 0,
+            reserved: 0,
         }
     }
+}
+
+/// Draws the key of the programs' hash.
+fn secret() -> Result<[u64; 2]> {
+    let draw = || getrandom::u64().context("draw a random number");
+    Ok([draw()?, draw()?])
 }
 
 /// Detaches the programs and removes every pin.
@@ -618,8 +645,8 @@ pub fn unload(pin_path: &std::path::Path) -> Result<bool> {
     }
     bpffs::check(pin_path)?;
     let _lock = bpffs::Lock::take(pin_path)?;
-    if let Some(before) = adopt::accept_local_before(pin_path) {
-        loopback::set_accept_local(before)?;
+    if let Some(earlier) = adopt::earlier_settings(pin_path) {
+        loopback::set_accept_local(earlier.accept_local_before)?;
     }
     bpffs::remove(pin_path)
         .with_context(|| format!("remove the pins at {}", pin_path.display()))?;

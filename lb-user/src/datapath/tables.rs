@@ -14,7 +14,10 @@ use aya::{
 use lb_common::{
     address::V6,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
-    maps::{self, Backend, Handshake, Neighbour, Service, ServiceKey, mode, name, state},
+    maps::{
+        self, Backend, DEFAULT_HANDSHAKES, Handshake, MOST_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
+        PortWord, ROWS, Service, ServiceKey, mode, name, state,
+    },
 };
 
 use super::{
@@ -24,7 +27,7 @@ use super::{
     places::Places,
 };
 use crate::{
-    config::{Config, Limits},
+    config::Config,
     core::{Endpoint, Protocol},
 };
 
@@ -39,6 +42,12 @@ pub struct Tables {
     active: Array<MapData, u64>,
     lost: Array<MapData, u64>,
     ports: Array<MapData, u64>,
+    nat_sources: Array<MapData, V6>,
+    port_words: Array<MapData, PortWord>,
+    endpoints: HashMap<MapData, ServiceKey, u32>,
+    /// What stands in `endpoints`.
+    pools: BTreeMap<ServiceKey, u32>,
+    layout: PoolLayout,
     /// From which the manager speaks to workers.
     nat_ports: RangeInclusive<u16>,
     /// Only for their capacity, like the next.
@@ -53,7 +62,12 @@ impl fmt::Debug for Tables {
 }
 
 impl Tables {
-    pub fn take(ebpf: &mut Ebpf, limits: &Limits) -> Result<Self> {
+    pub fn take(ebpf: &mut Ebpf, config: &Config) -> Result<Self> {
+        let limits = &config.limits;
+        let endpoints: HashMap<_, ServiceKey, u32> =
+            HashMap::try_from(map(ebpf, name::ENDPOINTS)?).context("open map endpoints")?;
+        let pools = endpoints.iter().collect::<Result<_, _>>();
+        let pools = pools.context("read map endpoints")?;
         Ok(Self {
             settings: array(ebpf, name::SETTINGS)?,
             services: HashMap::try_from(map(ebpf, name::SERVICES)?).context("open map services")?,
@@ -67,13 +81,28 @@ impl Tables {
             active: array(ebpf, name::ACTIVE)?,
             lost: array(ebpf, name::LOST)?,
             ports: array(ebpf, name::PORTS)?,
+            nat_sources: array(ebpf, name::NAT_SOURCES)?,
+            port_words: array(ebpf, name::PORT_WORDS)?,
+            endpoints,
+            pools,
+            layout: PoolLayout::of(config),
             nat_ports: limits.nat_ports.first..=limits.nat_ports.last,
             half_open: array(ebpf, name::HALF_OPEN)?,
             half_open6: array(ebpf, name::HALF_OPEN6)?,
         })
     }
 
-    pub fn write_settings(&mut self, limits: &Limits, accept_local_before: u32) -> Result<()> {
+    /// Writes the settings and the addresses for NAT.
+    pub fn write_settings(&mut self, config: &Config, kept: Kept) -> Result<()> {
+        let (limits, sources) = (&config.limits, &config.manager.nat_sources);
+        for (first, is_v4) in [(0, true), (MOST_NAT_SOURCES, false)] {
+            let of_family = sources.iter().filter(|source| source.is_ipv4() == is_v4);
+            for (index, source) in (first..first + MOST_NAT_SOURCES).zip(of_family) {
+                self.nat_sources
+                    .set(index, mapped(*source), 0)
+                    .context("write map nat_sources")?;
+            }
+        }
         let nanoseconds =
             |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let settings = maps::Settings {
@@ -84,8 +113,13 @@ impl Tables {
             datagram_idle_ns: nanoseconds(limits.datagram_idle),
             closing_idle_ns: nanoseconds(limits.closing_idle),
             half_open_idle_ns: nanoseconds(limits.half_open_idle),
-            accept_local_before,
-            half_open_columns: self.half_open_columns(limits),
+            accept_local_before: kept.accept_local_before,
+            half_open_columns: self.half_open_columns(),
+            secret: kept.secret,
+            pool_words: self.layout.pool_words,
+            source_words: self.layout.source_words,
+            nat_sources: self.layout.sources,
+            reserved: 0,
         };
         self.settings
             .set(0, settings, 0)
@@ -93,12 +127,54 @@ impl Tables {
     }
 
     /// How many columns there are, as far as the tables of handshakes have room for them.
-    fn half_open_columns(&self, limits: &Limits) -> u32 {
+    fn half_open_columns(&self) -> u32 {
         let rooms = [self.half_open.len(), self.half_open6.len()];
         let rooms = rooms.into_iter().filter(|entries| has_room(*entries));
         rooms
-            .map(|entries| entries / maps::ROWS)
-            .fold(half_open_columns(limits), u32::min)
+            .map(|entries| entries / ROWS)
+            .fold(DEFAULT_HANDSHAKES / ROWS, u32::min)
+    }
+
+    /// Returns the number of the pool of ports towards an endpoint of a worker, which it makes if need be.
+    pub fn port_pool(&mut self, endpoint: Endpoint) -> Result<u32> {
+        let endpoint = service_key(endpoint);
+        if let Some(pool) = self.pools.get(&endpoint) {
+            return Ok(*pool);
+        }
+        let taken: BTreeSet<u32> = self.pools.values().copied().collect();
+        let free = (0..self.backends.len()).find(|pool| !taken.contains(pool));
+        let pool = free.context("find a pool of ports: map endpoints is full")?;
+        self.endpoints
+            .insert(endpoint, pool, 0)
+            .context("write map endpoints")?;
+        self.pools.insert(endpoint, pool);
+        Ok(pool)
+    }
+
+    /// Forgets the pools of endpoints at which no backend is any more.
+    fn drop_pools(&mut self) -> Result<()> {
+        let mut used = BTreeSet::new();
+        for id in 1..self.backends.len() {
+            let entry = self.backends.get(&id, 0);
+            let backend = entry.with_context(|| format!("read entry {id} of map backends"))?;
+            if backend.port != 0 && backend.mode == mode::NAT {
+                used.insert(backend.port_pool);
+            }
+        }
+        let unused = self.pools.iter().filter(|(_, pool)| !used.contains(pool));
+        for (endpoint, pool) in unused.map(|(it, pool)| (*it, *pool)).collect::<Vec<_>>() {
+            self.endpoints
+                .remove(&endpoint)
+                .context("remove an entry of map endpoints")?;
+            self.pools.remove(&endpoint);
+            let words = self.layout.pool_words;
+            for word in pool * words..(pool + 1) * words {
+                self.port_words
+                    .set(word, PortWord::default(), 0)
+                    .context("write map port_words")?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns the families that services of this configuration have, but whose connections have no
@@ -175,7 +251,8 @@ impl Tables {
 
     /// Empties a backend's entry; its number is free from then on.
     pub fn clear_backend(&mut self, id: u32) -> Result<()> {
-        self.write_backend(id, &Backend::default())
+        self.write_backend(id, &Backend::default())?;
+        self.drop_pools()
     }
 
     pub fn select(&mut self, service: u32, backend: u32) -> Result<()> {
@@ -254,10 +331,38 @@ pub(super) fn parting_state(backend: &Backend) -> u8 {
     }
 }
 
-/// How many columns of places for handshakes there should be, so that each port has a place.
-pub fn half_open_columns(limits: &Limits) -> u32 {
-    let ports = u32::from(limits.nat_ports.last - limits.nat_ports.first) + 1;
-    ports.div_ceil(maps::ROWS)
+/// What the programs' settings keep of an earlier manager's.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept {
+    pub accept_local_before: u32,
+    pub secret: [u64; 2],
+}
+
+/// How the ports of a pool are laid out in words.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolLayout {
+    /// How many addresses for NAT there are, of IPv4 and of IPv6.
+    pub sources: [u16; 2],
+    pub source_words: u32,
+    pub pool_words: u32,
+}
+
+impl PoolLayout {
+    pub fn of(config: &Config) -> Self {
+        let sources = &config.manager.nat_sources;
+        let count = |is_v4| {
+            let of_family = sources.iter().filter(|source| source.is_ipv4() == is_v4);
+            u16::try_from(of_family.count()).unwrap_or(u16::MAX)
+        };
+        let sources = [count(true), count(false)];
+        let source_words = config.limits.nat_ports.count().div_ceil(PORTS_PER_WORD);
+        let [v4, v6] = sources;
+        Self {
+            sources,
+            source_words,
+            pool_words: source_words * u32::from(v4.max(v6).max(1)),
+        }
+    }
 }
 
 pub(super) fn service_key(endpoint: Endpoint) -> ServiceKey {

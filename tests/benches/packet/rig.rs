@@ -12,9 +12,10 @@ use lb_common::{
     address::Address,
     headers::PROTOCOL_TCP,
     maps::{
-        Backend, Counter, DEFAULT_FLOW_ENTRIES, DEFAULT_SERVICES, Flow, FlowKey, Handshake,
-        LAYOUT_VERSION, Mac, Neighbour, ROWS, Service, ServiceKey, Settings, Traffic, direction,
-        mode, name, port_bit, port_word, state,
+        Backend, Counter, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, DEFAULT_SERVICES,
+        DEFAULT_SOURCE_WORDS, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, PortWord,
+        ROWS, Service, ServiceKey, Settings, Traffic, direction, mode, name, port_bit, port_word,
+        state,
     },
 };
 
@@ -137,6 +138,7 @@ pub struct Rig {
     recipe: Array<MapData, [u8; 68]>,
     flows: HashMap<MapData, FlowKey, Flow>,
     half_open: Array<MapData, Handshake>,
+    port_words: Array<MapData, PortWord>,
     tracked: HashMap<MapData, FlowKey, Tracked>,
     verdicts: PerCpuArray<MapData, Counter>,
     traffic: PerCpuArray<MapData, Traffic>,
@@ -173,6 +175,7 @@ impl Rig {
             tracked: take(&mut floors, "floor_flows")?.try_into()?,
             flows: take(&mut memlb, name::FLOWS)?.try_into()?,
             half_open: take(&mut memlb, name::HALF_OPEN)?.try_into()?,
+            port_words: take(&mut memlb, name::PORT_WORDS)?.try_into()?,
             verdicts: take(&mut memlb, name::VERDICTS)?.try_into()?,
             traffic: take(&mut memlb, name::TRAFFIC)?.try_into()?,
             memlb,
@@ -247,6 +250,9 @@ impl Rig {
         clear(&mut self.flows)?;
         for place in 0..self.half_open.len() {
             self.half_open.set(place, Handshake::FREE, 0)?;
+        }
+        for word in 0..DEFAULT_SOURCE_WORDS {
+            self.port_words.set(word, PortWord::default(), 0)?;
         }
         clear(&mut self.tracked)?;
         if !matches!(way.outcome, Outcome::ToBackend | Outcome::ToClient) {
@@ -435,8 +441,11 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf, size: Size) -> Result<()> {
         datagram_idle_ns: nanoseconds(Duration::from_secs(60))?,
         closing_idle_ns: nanoseconds(Duration::from_secs(10))?,
         half_open_idle_ns: nanoseconds(Duration::from_secs(30))?,
-        accept_local_before: 0,
-        half_open_columns: 28_672 / ROWS,
+        half_open_columns: DEFAULT_HANDSHAKES / ROWS,
+        secret: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+        pool_words: DEFAULT_SOURCE_WORDS,
+        source_words: DEFAULT_SOURCE_WORDS,
+        ..Settings::default()
     };
     let neighbour = Neighbour {
         worker: [2, 0, 0, 0, 0, 103].into(),
@@ -457,6 +466,13 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf, size: Size) -> Result<()> {
         services.insert(service, Service { id }, 0)?;
         selection.set(id, size.backend(id), 0)?;
     }
+    let endpoint = ServiceKey {
+        address: WORKER.mapped(),
+        port: BACKEND_PORT.to_be_bytes(),
+        protocol: PROTOCOL_TCP,
+        reserved: 0,
+    };
+    HashMap::try_from(map(name::ENDPOINTS)?)?.insert(endpoint, 0, 0)?;
     let floor = floors.take_map("floor_backends").context("the floor's")?;
     let mut floor = Array::try_from(floor)?;
     let mut backends = Array::try_from(map(name::BACKENDS)?)?;

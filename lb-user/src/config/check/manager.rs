@@ -1,6 +1,9 @@
 //! The rules of `[manager]`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
+
+use lb_common::maps::MOST_NAT_SOURCES;
 
 use super::reader::{Place, Reader, Setting};
 use crate::config::error::ProblemKind;
@@ -74,6 +77,7 @@ pub(super) fn check(
             )
             .value,
         http_names: http_names(reader, table.http_names),
+        nat_sources: nat_sources(reader, table.nat_sources),
     }
 }
 
@@ -95,6 +99,55 @@ fn http_names(reader: &mut Reader<'_>, given: Given<Vec<String>>) -> Vec<String>
         }
     }
     names
+}
+
+/// Reads the addresses from which the manager connects to workers.
+fn nat_sources(reader: &mut Reader<'_>, given: Given<Vec<String>>) -> Vec<IpAddr> {
+    let setting = Setting::spanned(given, |texts| texts);
+    let (texts, place) = reader.take("manager.nat_sources", setting);
+    let mut sources = Vec::new();
+    for text in texts.unwrap_or_default() {
+        let address = text.parse().ok().filter(|ip| is_host(*ip));
+        match address {
+            Some(ip) if sources.contains(&ip) => reader.refuse(
+                &place,
+                ProblemKind::BadNatSource,
+                format!("{ip} is named twice"),
+                "each address once",
+                "remove one of them",
+            ),
+            Some(ip) => sources.push(ip),
+            None => reader.refuse(
+                &place,
+                ProblemKind::BadNatSource,
+                format!("{text:?} is no address of one host"),
+                "IP addresses of this manager without ports, as in [\"192.168.56.101\"]",
+                "write the addresses that `ip address` shows at the interface towards the workers",
+            ),
+        }
+    }
+    for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
+        let count = sources.iter().filter(|ip| ip.is_ipv4() == is_v4).count();
+        if count > MOST_NAT_SOURCES as usize {
+            reader.refuse(
+                &place,
+                ProblemKind::BadNatSource,
+                format!("{count} {family} addresses are named"),
+                format!("at most {MOST_NAT_SOURCES} of each family"),
+                "leave some of them out, or use mode = \"routed\", which needs no ports",
+            );
+        }
+    }
+    sources
+}
+
+/// Whether the address can be one of this machine's on a network.
+fn is_host(ip: IpAddr) -> bool {
+    let is_special = match ip {
+        IpAddr::V4(ip) => ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some(),
+    };
+    !(is_special || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
 }
 
 fn interfaces(
