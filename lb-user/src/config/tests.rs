@@ -112,7 +112,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 10 + 2 + 3 + 8 + 15);
+    assert_eq!(settings, 11 + 2 + 3 + 8 + 15);
 }
 
 #[test]
