@@ -22,6 +22,9 @@ use crate::{
 /// A client, by its place in the test's list.
 pub type Client = usize;
 
+/// After this silence of a client, answers try the manager's route, too. Less, for the time that a test takes.
+const CLIENT_SILENCE: Duration = Duration::from_millis(1_500);
+
 /// How often datagrams that nobody answers go to another worker.
 const DATAGRAM_RETRIES: u8 = 3;
 
@@ -297,6 +300,13 @@ impl Model {
                 ..begun
             },
         });
+    }
+
+    /// Whether the client at this port has been silent for so long that answers may take another way to it.
+    pub fn waits_for_client(&self, server: Server, protocol: Protocol, port: u16) -> bool {
+        let mut connections = self.connections.iter();
+        let about = connections.find(|one| one.holds(server, protocol, port));
+        about.is_some_and(|one| self.silences(one)[0] > CLIENT_SILENCE)
     }
 
     /// Forgets connections to a server whose ports a newcomer may take and, by `has_lost`, was looking
