@@ -13,7 +13,7 @@ use std::{
 use lb_common::{maps::ended, verdict::Verdict};
 
 use crate::{
-    bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, Edge, HALF_OPEN_IDLE, at_both_edges},
+    bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, at_both_edges},
     call::Call,
     frame::{ACK, FIN, PSH, RST},
     lan::{CLIENT, MANAGER, OTHER_CLIENT, OTHER_SOURCE, Station, WORKER1, WORKER2},
