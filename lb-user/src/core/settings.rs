@@ -54,6 +54,17 @@ pub struct Settings {
     pub services: Vec<ServiceSettings>,
 }
 
+impl Settings {
+    /// Returns the names of a backend's service and worker; nothing for a fallback.
+    pub fn names(&self, backend: BackendId) -> Option<(&str, &str)> {
+        self.services.iter().find_map(|service| {
+            let mut backends = service.backends.iter();
+            let found = backends.find(|it| it.id == backend)?;
+            Some((service.name.as_str(), found.worker.as_str()))
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceSettings {
     pub id: ServiceId,

@@ -345,6 +345,13 @@ impl Datapath {
         self.backends.keys().map(open).collect()
     }
 
+    /// Returns how many connections a backend in mode `nat` can have at once; nothing in other modes.
+    pub fn nat_ports(&self, backend: BackendId) -> Option<u64> {
+        let known = self.backends.get(&backend)?;
+        let is_nat = known.mode == Mode::Nat && !known.is_fallback;
+        is_nat.then(|| self.tables.nat_ports(known.address.is_ipv4()))
+    }
+
     /// Opens the services to clients, and closes those that are no longer configured.
     ///
     /// # Errors

@@ -12,16 +12,17 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Counter, Flow, FlowKey, Handshake, Traffic, name},
+    maps::{Backend, Counter, Flow, FlowKey, Handshake, Settings, Traffic, mode, name},
     verdict::Verdict,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    adopt::settings,
     bpffs::open_map,
     capacity::has_room,
-    family::Family,
+    family::{Family, from_mapped},
     flows::{Moment, is_over, last_seen_ns, read_flows, requests},
     recount::counts,
 };
@@ -57,6 +58,9 @@ pub struct BackendTraffic {
     pub bytes_in: u64,
     pub packets_out: u64,
     pub bytes_out: u64,
+    /// How many connections it can have at once in mode `nat`; 0 in other modes.
+    #[serde(default)]
+    pub nat_ports: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -95,6 +99,10 @@ impl Stats {
             counts(pin_path, name::ACTIVE)?,
             counts(pin_path, name::LOST)?,
         );
+        let settings = settings(pin_path)?;
+        let backends: Array<_, Backend> =
+            Array::try_from(Map::Array(open_map(pin_path, name::BACKENDS)?))
+                .context("open map backends")?;
         for id in 1..traffic.len() {
             let values = traffic.get(&id, 0).context("read map traffic")?;
             let mut sum = BackendTraffic::default();
@@ -107,6 +115,8 @@ impl Stats {
             }
             let active = active.get(&id, 0).context("read map active")?;
             sum.flows = active.saturating_sub(lost.get(&id, 0).context("read map lost")?);
+            let backend = backends.get(&id, 0).context("read map backends")?;
+            sum.nat_ports = nat_ports(&settings, &backend);
             if sum != BackendTraffic::default() {
                 stats.backends.insert(id, sum);
             }
@@ -168,6 +178,20 @@ impl Stats {
 fn per_cpu<V: Pod>(pin_path: &Path, map: &str) -> Result<PerCpuArray<MapData, V>> {
     PerCpuArray::try_from(Map::PerCpuArray(open_map(pin_path, map)?))
         .with_context(|| format!("open map {map}"))
+}
+
+/// How many connections a backend can have at once in mode `nat`; 0 in other modes.
+fn nat_ports(settings: &Settings, backend: &Backend) -> u64 {
+    if backend.port == 0 || backend.mode != mode::NAT {
+        return 0;
+    }
+    let [v4, v6] = settings.nat_sources;
+    let sources = if from_mapped(backend.address).is_ipv4() {
+        v4
+    } else {
+        v6
+    };
+    u64::from(settings.nat_port_count) * u64::from(sources.max(1))
 }
 
 /// CLOCK_MONOTONIC, as the programs read it.

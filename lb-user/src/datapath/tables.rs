@@ -151,6 +151,13 @@ impl Tables {
         Ok(pool)
     }
 
+    /// Returns how many ports there are towards one endpoint of this family.
+    pub fn nat_ports(&self, is_ipv4: bool) -> u64 {
+        let [v4, v6] = self.layout.sources;
+        let sources = if is_ipv4 { v4 } else { v6 };
+        self.nat_ports.len() as u64 * u64::from(sources.max(1))
+    }
+
     /// Forgets the pools of endpoints at which no backend is any more.
     fn drop_pools(&mut self) -> Result<()> {
         let mut used = BTreeSet::new();

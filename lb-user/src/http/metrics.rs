@@ -178,6 +178,11 @@ impl Scrape {
             "Handshakes begun and not completed yet.",
             &by_backend,
         )?;
+        let nat_ports = self.gauges(
+            "memlb_backend_nat_ports",
+            "Connections that a backend in mode nat can have at once; memlb refuses further ones.",
+            &by_backend,
+        )?;
         let connections = self.counters(
             "memlb_backend_connections_total",
             "Connections sent to a backend since the maps were made.",
@@ -211,6 +216,11 @@ impl Scrape {
                 half_open
                     .with_label_values(&labels)
                     .set(whole(traffic.half_open));
+                if traffic.nat_ports != 0 {
+                    nat_ports
+                        .with_label_values(&labels)
+                        .set(whole(traffic.nat_ports));
+                }
                 connections
                     .with_label_values(&labels)
                     .inc_by(traffic.connections);

@@ -31,6 +31,19 @@ pub(super) enum Happening<'a> {
     PinsRestored {
         pins: &'a [String],
     },
+    /// A worker in mode `nat` has few ports left.
+    NatPortsScarce {
+        service: &'a str,
+        worker: &'a str,
+        open: u64,
+        ports: u64,
+    },
+    NatPortsSufficient {
+        service: &'a str,
+        worker: &'a str,
+        open: u64,
+        ports: u64,
+    },
     MapWriteFailed {
         error: &'a str,
     },

@@ -11,6 +11,7 @@ mod joined;
 mod joining;
 mod kept;
 mod mend;
+mod nat_ports;
 mod pins;
 mod recounting;
 mod reload;
@@ -46,6 +47,7 @@ pub use instruction::{Instruction, Obedience};
 pub use joined::{Joined, Unfit};
 use kept::Kept;
 pub use kept::Written;
+use nat_ports::NatPorts;
 use pins::Pins;
 use recounting::Recounting;
 pub use reload::{Reload, ReloadError, Reloader, Reread};
@@ -107,6 +109,7 @@ pub async fn run(config: Config, config_file: Option<PathBuf>, reread: Reread) -
             Some(instruction) = instructions.recv() => manager.follow(instruction),
             due = ticks.tick() => {
                 manager.forget_the_gone();
+                manager.check_nat_ports();
                 manager.meters.lag(due.elapsed());
                 manager.look_for_parted(offices);
             }
@@ -153,6 +156,7 @@ struct Manager {
     surveyor: Surveyor,
     /// Whether maps may lack what they should hold, and whether that is so since just now.
     writes_fail: bool,
+    nat_ports: NatPorts,
     write_failed_now: bool,
     core: Core,
     datapath: Datapath,

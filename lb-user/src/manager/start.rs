@@ -139,6 +139,7 @@ pub(super) async fn open(
         swept: Instant::now(),
         surveyor: Surveyor::start(netlink, addresses, instructor.clone()),
         writes_fail: false,
+        nat_ports: super::nat_ports::NatPorts::default(),
         write_failed_now: false,
         settings: settings.clone(),
         config,

@@ -195,6 +195,7 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
     let now = start + Duration::from_millis(1524);
     core.handle_timeout(now);
     let traffic = BackendTraffic {
+        nat_ports: 28_672,
         flows: 12,
         half_open: 1,
         connections: 260 + connections,
