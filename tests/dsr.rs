@@ -15,7 +15,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Process, client,
     command::output,
     namespace, nginx,
-    observe::backend,
+    observe::{backend, bpftool},
     require_root,
     transfer::{Download, Upload, noise},
     wait_until,
@@ -150,6 +150,26 @@ fn only_workers_with_a_companion_serve() {
     assert_eq!(lab.page(SERVICE6), "Worker2");
     lab.agents[1].take().unwrap().kill().unwrap();
     lab.wait_for_page("Manager");
+}
+
+#[test]
+fn a_companion_that_is_taken_off_or_unpinned_is_put_back() {
+    if !require_root() {
+        return;
+    }
+    let mut lab = Lab::start(true);
+    lab.start_agents();
+    let pin = lab.pins(0).join("links/memlb_dsr_in@eth1");
+    bpftool(&["link", "detach", "pinned", pin.to_str().unwrap()]).unwrap();
+    let mut said = |text: &str| {
+        let agent = lab.agents[0].as_mut().unwrap();
+        agent.wait_for_log(SOON, text).unwrap();
+    };
+    said("somebody took memlb_dsr_in off interface eth1");
+    fs::remove_file(&pin).unwrap();
+    said("somebody removed the pins of links/memlb_dsr_in@eth1");
+    lab.wait_until_up("worker1");
+    lab.wait_for_page("Worker1");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Connection, Namespace, Nginx, Node, Shape,
     command::output,
     datagram::Sender,
-    require_root,
+    nginx, require_root,
     transfer::{Download, Upload, noise},
     wait_until,
 };
@@ -274,6 +274,156 @@ fn behind_a_router(attach: &str, size: usize) {
     cluster.kill_agent(1).unwrap();
     cluster.wait_for_page("Manager", SOON).unwrap();
     assert_eq!(cluster.page_at(&far).unwrap(), "Manager");
+}
+
+#[test]
+fn knows_the_way_to_a_worker_by_every_kind_of_route() {
+    if require_root() {
+        every_kind_of_route("tc");
+    }
+}
+
+#[test]
+fn knows_the_way_to_a_worker_by_every_kind_of_route_with_xdp() {
+    if require_root() {
+        every_kind_of_route("xdp");
+    }
+}
+
+/// The worker answers no ARP, so that only its IPv6 address leads to it.
+fn every_kind_of_route(attach: &str) {
+    let mut cluster = start(attach, Shape::OneArm);
+    // So that it is chosen again whenever it can be.
+    cluster.memory[0].set_available_kb(690 * 1024).unwrap();
+    let manager = &cluster.topology.manager;
+    let worker = &cluster.topology.workers[0];
+    let ip = |line: &str| {
+        let line = line.replace("WORKER", &worker.address().to_string());
+        let line = line.replace("ROUTER", &worker.address6().to_string());
+        manager
+            .run("ip", &line.split(' ').collect::<Vec<_>>())
+            .unwrap();
+    };
+    worker
+        .run("sysctl", &["-w", "net.ipv4.conf.eth1.arp_ignore=8"])
+        .unwrap();
+    for way in [
+        &["route replace WORKER/32 via inet6 ROUTER dev eth1"][..],
+        &[
+            "nexthop add id 7 via ROUTER dev eth1",
+            "route replace WORKER/32 nhid 7",
+        ],
+        &["nexthop add id 8 group 7", "route replace WORKER/32 nhid 8"],
+        &["route replace WORKER/32 nexthop via inet6 ROUTER dev eth1 weight 1 onlink"],
+    ] {
+        way.iter().for_each(|line| ip(line));
+        ip("neigh flush dev eth1");
+        cluster.wait_for_page("Worker1", SOON).unwrap();
+        bulk(&cluster, &cluster.topology.client, MIB);
+    }
+    let router = format!("next hop {}", worker.address6());
+    wait_until(SOON, "the next hop in the log", || {
+        fs::read_to_string(cluster.place.directory.join("manager.log"))
+            .unwrap()
+            .contains(&router)
+    })
+    .unwrap();
+
+    ip("link add eth9 type veth peer name far9");
+    ip("link set eth9 up");
+    for (lines, why, undo) in [
+        (
+            &["route replace blackhole WORKER/32"][..],
+            "no route",
+            "route replace WORKER/32 nhid 7",
+        ),
+        (
+            &["route replace prohibit WORKER/32"],
+            "no route",
+            "route replace WORKER/32 nhid 7",
+        ),
+        (
+            &["route replace unreachable WORKER/32"],
+            "no route",
+            "route replace WORKER/32 nhid 7",
+        ),
+        (
+            &["route replace WORKER/32 dev eth9"],
+            "leads through eth9, which memlb is not attached to",
+            "route replace WORKER/32 nhid 7",
+        ),
+        // What a source address is sent by goes before.
+        (
+            &[
+                "route add blackhole WORKER/32 table 100",
+                "rule add from 192.168.56.101 lookup 100",
+            ],
+            "no route",
+            "rule delete from 192.168.56.101 lookup 100",
+        ),
+    ] {
+        lines.iter().for_each(|line| ip(line));
+        cluster
+            .wait_for_state("worker1", "unreachable", SOON)
+            .unwrap();
+        cluster.wait_for_page("Worker2", SOON).unwrap();
+        let backend = cluster.backend("worker1").unwrap().to_string();
+        assert!(backend.contains(why), "{backend}");
+        ip(undo);
+        cluster.wait_for_state("worker1", "up", SOON).unwrap();
+        cluster.wait_for_page("Worker1", SOON).unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_only_listens_is_found_behind_another_router() {
+    if !require_root() {
+        return;
+    }
+    let cluster = Cluster::start(&ClusterOptions {
+        ports: vec![9_000],
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let far = far_client(&cluster, "tc");
+    let blob = noise(3, 512 * 1024);
+    let servers: Vec<_> = (cluster.topology.workers.iter().enumerate())
+        .map(|(index, worker)| {
+            let directory = cluster.place.directory.join(format!("slow{index}"));
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join("blob"), &blob).unwrap();
+            let root = directory.display();
+            let http = format!("server {{ listen 9000; limit_rate 128k; root {root}; }}\n");
+            nginx::start(worker, &http, &directory).unwrap()
+        })
+        .collect();
+    let router = &cluster.topology.client;
+    let server = SocketAddrV4::new(cluster.topology.manager.address(), 9_000).into();
+    let begin = || Download::begin(server, "/blob", 2 * PATIENCE);
+    wait_until(SOON, "the slow servers", || {
+        far.enter(|| begin().and_then(|mut it| it.go_on_to(1)))
+            .unwrap()
+            .is_ok()
+    })
+    .unwrap();
+    let mut download = far.enter(begin).unwrap().unwrap();
+    download.go_on_to(64 * 1024).unwrap();
+    // Another router takes over: the same address at another link address, which says nothing by itself.
+    router.cut_off().unwrap();
+    router
+        .run(
+            "ip",
+            &["link", "set", "eth1", "address", "02:00:00:00:99:03"],
+        )
+        .unwrap();
+    cluster
+        .topology
+        .manager
+        .run("ip", &["neigh", "flush", "dev", "eth1"])
+        .unwrap();
+    router.reconnect().unwrap();
+    assert!(download.finish().unwrap() == blob, "the download is broken");
+    drop(servers);
 }
 
 #[test]

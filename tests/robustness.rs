@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::symlink,
     path::PathBuf,
@@ -11,8 +12,10 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Probe, client, command::output, observe, require_root,
-    wait_until,
+    Cluster, ClusterOptions, Connection, Probe, Process, client,
+    command::output,
+    observe::{self, bpftool},
+    require_root, wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -66,6 +69,174 @@ fn comes_back(attach: &str) {
     for kind in ["interface_gone", "interface_back"] {
         assert_eq!(cluster.events_of(kind).unwrap().len(), 2);
     }
+}
+
+#[test]
+fn programs_that_are_taken_off_are_put_back() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start(&ClusterOptions {
+        attach: "xdp".into(),
+        ..ClusterOptions::default()
+    });
+    let links = cluster.place.pin_path.join("links");
+    let mut detached = 0;
+    for link in fs::read_dir(&links).unwrap() {
+        let path = link.unwrap().path();
+        bpftool(&["link", "detach", "pinned", path.to_str().unwrap()]).unwrap();
+        detached += 1;
+    }
+    assert_eq!(detached, 4, "in, out, XDP, and of lo");
+    expect_programs_back(&cluster, &["eth1", "lo"]);
+}
+
+#[test]
+fn filters_that_are_taken_off_are_put_back() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    // As on kernels without tcx.
+    cluster.kill_manager().unwrap();
+    output(&mut cluster.memlb("unload")).unwrap();
+    let mut command = cluster.manager_command();
+    let log = cluster.place.directory.join("manager.log");
+    let manager = Process::start("memlb manager", command.env("MEMLB_NO_TCX", "1"), &log);
+    cluster
+        .manager
+        .insert(manager.unwrap())
+        .wait_for_log(SOON, "ready")
+        .unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let tc = |arguments: &[&str]| cluster.topology.manager.run("tc", arguments).unwrap();
+    tc(&["qdisc", "delete", "dev", "eth1", "clsact"]);
+    tc(&["filter", "delete", "dev", "lo", "egress"]);
+    expect_programs_back(&cluster, &["eth1", "lo"]);
+}
+
+/// The losses are reported, and the service answers again without a restart.
+fn expect_programs_back(cluster: &Cluster, interfaces: &[&str]) {
+    let restored = |cluster: &Cluster| {
+        let events = cluster.events_of("programs_restored").unwrap();
+        let names = events
+            .iter()
+            .map(|event| event["interface"].as_str().unwrap().to_owned());
+        names.collect::<BTreeSet<_>>()
+    };
+    let expected: BTreeSet<_> = interfaces.iter().map(|name| (*name).to_owned()).collect();
+    wait_until(SOON, "the programs to be back", || {
+        restored(cluster) == expected
+    })
+    .unwrap();
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    assert_eq!(
+        cluster.page_at(&cluster.topology.manager).unwrap(),
+        "Worker1"
+    );
+}
+
+#[test]
+fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    let ip = |cluster: &Cluster, line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        cluster.topology.manager.run("ip", &words).unwrap()
+    };
+    let names = |status: &Value| {
+        let interfaces = status["interfaces"].as_array().unwrap().iter();
+        let interfaces = interfaces.filter(|it| it["attachment"] == "tc");
+        interfaces
+            .map(|it| it["name"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    for line in [
+        "link set eth1 down",
+        "link set eth1 name old1",
+        "link set old1 up",
+    ] {
+        ip(&cluster, line);
+    }
+    let is_followed = |status: &Value| names(status) == ["old1"];
+    cluster
+        .wait_for_status(SOON, "the new name", is_followed)
+        .unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    assert_eq!(cluster.events_of("interface_renamed").unwrap().len(), 1);
+
+    // A new card comes by its name, address and link address.
+    let old: Value = serde_json::from_str(&ip(&cluster, "-json link show old1")).unwrap();
+    let mac = old[0]["address"].as_str().unwrap();
+    let switch = format!("{}switch", cluster.place.prefix);
+    for line in [
+        "address flush dev old1",
+        "link set old1 address 02:00:00:00:99:02",
+        &format!("link add eth1 address {mac} type veth peer name new netns {switch}"),
+        &format!("-netns {switch} link set new master switch up"),
+        "address add 192.168.56.101/24 dev eth1",
+        "link set eth1 up",
+    ] {
+        ip(&cluster, line);
+    }
+    let are_both = |status: &Value| names(status) == ["old1", "eth1"];
+    cluster
+        .wait_for_status(SOON, "both interfaces", are_both)
+        .unwrap();
+    for worker in ["worker1", "worker2"] {
+        cluster.wait_for_state(worker, "up", SOON).unwrap();
+    }
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    assert_eq!(cluster.events_of("interface_replaced").unwrap().len(), 1);
+
+    // The next manager goes by the configuration.
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    assert_eq!(names(&cluster.status().unwrap()), ["eth1"]);
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let programs = cluster
+        .topology
+        .manager
+        .run("bpftool", &["net", "show"])
+        .unwrap();
+    assert!(!programs.contains("old1"), "{programs}");
+}
+
+#[test]
+fn an_alternative_name_is_as_good_as_an_interfaces_own() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    cluster.kill_manager().unwrap();
+    let name = "a-name-longer-than-own-names-may-be";
+    let property = ["link", "property", "add", "dev", "eth1", "altname", name];
+    cluster.topology.manager.run("ip", &property).unwrap();
+    let twice = cluster
+        .manager_command()
+        .args(["--interface", "eth1", "--interface", name])
+        .output();
+    let said = String::from_utf8(twice.unwrap().stderr).unwrap();
+    assert!(said.contains("is another name of interface eth1"), "{said}");
+    let mut command = cluster.manager_command();
+    let log = cluster.place.directory.join("manager.log");
+    let manager = Process::start("memlb manager", command.args(["--interface", name]), &log);
+    cluster
+        .manager
+        .insert(manager.unwrap())
+        .wait_for_log(SOON, "ready")
+        .unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    assert_eq!(cluster.status().unwrap()["interfaces"][0]["name"], "eth1");
+    let mut doctor = cluster.configured("doctor");
+    let doctor = doctor.args(["--interface", name]).output().unwrap();
+    let said = String::from_utf8(doctor.stdout).unwrap();
+    assert!(
+        said.contains("eth1 is up") && !said.contains("does not exist"),
+        "{said}"
+    );
 }
 
 #[test]

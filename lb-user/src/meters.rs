@@ -41,6 +41,7 @@ pub struct Meters {
     detection: Histogram,
     lag: Histogram,
     map_write_failures: IntCounter,
+    programs_restored: IntCounterVec,
 }
 
 impl Meters {
@@ -91,8 +92,20 @@ impl Meters {
                 "memlb_map_write_failures_total",
                 "Writes to a BPF map that failed; the datapath lacks a decision then.",
             )?,
+            programs_restored: IntCounterVec::new(
+                Opts::new(
+                    "memlb_programs_restored_total",
+                    "How often programs were attached again that somebody had taken off an interface.",
+                ),
+                &["interface"],
+            )?,
         };
         meters.register()?;
+        for interface in &config.manager.interfaces {
+            meters
+                .programs_restored
+                .with_label_values(&[interface.as_str()]);
+        }
         for service in &config.services {
             for rule in LEAVING_RULES {
                 meters
@@ -116,6 +129,7 @@ impl Meters {
         registry.register(Box::new(self.state_changes.clone()))?;
         registry.register(Box::new(self.detection.clone()))?;
         registry.register(Box::new(self.lag.clone()))?;
+        registry.register(Box::new(self.programs_restored.clone()))?;
         registry.register(Box::new(self.map_write_failures.clone()))
     }
 
@@ -158,6 +172,10 @@ impl Meters {
 
     pub fn map_write_failed(&self) {
         self.map_write_failures.inc();
+    }
+
+    pub fn programs_restored(&self, interface: &str) {
+        self.programs_restored.with_label_values(&[interface]).inc();
     }
 
     pub fn gather(&self) -> Vec<MetricFamily> {

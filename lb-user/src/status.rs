@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, Marked, Mode, Policy, ServiceSnapshot},
-    datapath::{Attachment, BackendTraffic, MapFill, Packets, Stats},
+    datapath::{Attachment, BackendTraffic, Choice, MapFill, Packets, Stats},
 };
 
 /// The whole state of a manager at one instant; also its JSON form.
@@ -34,7 +34,7 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Interface {
     pub name: String,
-    /// `tc` or `xdp`, or `none` while the interface is gone.
+    /// `tc` or `xdp`, or `none` while the interface is gone or its programs cannot be attached.
     pub attachment: String,
     pub reason: String,
 }
@@ -113,19 +113,29 @@ pub struct Decided {
 impl From<&Attachment> for Interface {
     fn from(attachment: &Attachment) -> Self {
         let name = attachment.interface.clone();
-        match attachment.index {
-            Some(_) => Self {
-                name,
-                attachment: attachment.choice.name().to_owned(),
-                reason: attachment.reason.clone(),
-            },
-            None => Self {
-                name,
-                attachment: "none".to_owned(),
-                reason: "the interface is gone, or could not be attached to when it came back"
-                    .to_owned(),
-            },
+        let missing = attachment.missing.as_slice();
+        let lacks = || format!("{} cannot be attached, see the log", missing.join(", "));
+        let (attachment, reason) = match (attachment.index, missing) {
+            (None, _) => (NOT_ATTACHED, "the interface is gone".to_owned()),
+            (Some(_), []) => (attachment.choice.name(), attachment.reason.clone()),
+            // What XDP does not meet, TC does.
+            (Some(_), ["memlb_xdp"]) => (Choice::Tc.name(), lacks()),
+            (Some(_), _) => (NOT_ATTACHED, lacks()),
+        };
+        Self {
+            name,
+            attachment: attachment.to_owned(),
+            reason,
         }
+    }
+}
+
+/// How an interface is attached to whose packets are not met.
+const NOT_ATTACHED: &str = "none";
+
+impl Interface {
+    pub fn is_attached(&self) -> bool {
+        self.attachment != NOT_ATTACHED
     }
 }
 

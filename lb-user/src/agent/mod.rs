@@ -108,8 +108,8 @@ pub async fn run(settings: Settings) -> Result<()> {
             place = moved(&mut agent.managers) => agent.send(WorkerState::Ready, &[place]),
             _ = looks.tick() => {
                 agent.look_at_managers();
-                if let Some(companion) = &mut agent.companion {
-                    companion.look().await;
+                if agent.look_at_companion().await {
+                    agent.send_all(WorkerState::Ready);
                 }
                 if let Some(slept) = suspension.noticed() {
                     info!("the machine slept for {slept:.1?}");
@@ -368,6 +368,16 @@ impl Agent {
             }
             Err(error) => warn!("{error:#}"),
         }
+    }
+
+    /// Returns whether the companion translates other services than before: the managers must know at once.
+    async fn look_at_companion(&mut self) -> bool {
+        let Some(companion) = &mut self.companion else {
+            return false;
+        };
+        let before = companion.translates();
+        companion.look().await;
+        companion.translates() != before
     }
 
     /// Says which managers are silent. Unsigned heartbeats are not acknowledged, so that without a key

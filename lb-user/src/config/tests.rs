@@ -359,7 +359,11 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
         (
             Kind::BadInterface,
             "interfaces = [\"eth1\"]",
-            "interfaces = [\"a-name-too-long-\"]",
+            concat!(
+                "interfaces = [\"longer-than-alternative-names-may-be-",
+                "which-is-one-hundred-and-twenty-seven-characters-of-",
+                "which-this-one-has-more-than-enough-to-be-refused\"]"
+            ),
         ),
         (
             Kind::DuplicateInterface,

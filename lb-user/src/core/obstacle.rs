@@ -17,13 +17,15 @@ use super::settings::{BackendId, BackendSettings, Mode};
 use super::worker::Worker;
 
 /// How the manager reaches a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Link {
     /// Without a router on the way, as far as is known.
     Direct,
     BehindRouter,
     /// No route leads to it.
     Missing,
+    /// The route leads through an interface of this name, which memlb is not attached to.
+    Unattached(String),
 }
 
 /// Why a worker that is up cannot serve.
@@ -32,6 +34,8 @@ pub enum Link {
 pub enum Obstacle {
     /// The manager has no route to it.
     NoRoute,
+    /// The route leads through an interface that memlb is not attached to: replies would reach no client.
+    OtherInterface,
     /// In mode `dsr`: its agent does not say that a companion translates the service there.
     NoCompanion,
     /// In mode `dsr`: a router is on the way, which would send packets to the service's address back.
@@ -42,13 +46,18 @@ impl Obstacle {
     /// Returns the state in which a worker is treated that would be up without it.
     pub(super) fn state(self) -> Health {
         match self {
-            Self::NoRoute => Health::Unreachable,
+            Self::NoRoute | Self::OtherInterface => Health::Unreachable,
             Self::NoCompanion | Self::OtherLink => Health::Barred,
         }
     }
 
     /// Says it to a person, with what to do.
-    pub(super) fn explain(self, backend: &BackendSettings, service: Endpoint) -> String {
+    pub(super) fn explain(
+        self,
+        backend: &BackendSettings,
+        link: &Link,
+        service: Endpoint,
+    ) -> String {
         let BackendSettings {
             worker, address, ..
         } = backend;
@@ -58,6 +67,18 @@ impl Obstacle {
                 format!(
                     "the manager has no route to {worker} at {ip}: correct the address or the \
                      routes (ip route get {ip})"
+                )
+            }
+            Self::OtherInterface => {
+                let ip = address.ip();
+                let interface = match link {
+                    Link::Unattached(name) => name.as_str(),
+                    _ => "another interface",
+                };
+                format!(
+                    "the route to {worker} at {ip} leads through {interface}, which memlb is not \
+                     attached to: add it to manager.interfaces and restart the manager, or correct \
+                     the route (ip route get {ip})"
                 )
             }
             Self::NoCompanion => {
@@ -90,10 +111,11 @@ impl Service {
     pub(super) fn take_links(&mut self, links: &BTreeMap<BackendId, Link>) -> BTreeSet<usize> {
         let mut changed = BTreeSet::new();
         for (place, backend) in self.settings.backends.iter().enumerate() {
-            let Some(&link) = links.get(&backend.id) else {
+            let Some(link) = links.get(&backend.id) else {
                 continue;
             };
-            if mem::replace(&mut self.links[place], link) != link {
+            if self.links[place] != *link {
+                self.links[place].clone_from(link);
                 changed.insert(self.workers[place]);
             }
         }
@@ -102,8 +124,9 @@ impl Service {
 
     /// Returns what keeps a worker from serving.
     pub(super) fn obstacle(&self, backend: usize, worker: &Worker) -> Option<Obstacle> {
-        match (self.links[backend], self.settings.mode) {
+        match (&self.links[backend], self.settings.mode) {
             (Link::Missing, _) => return Some(Obstacle::NoRoute),
+            (Link::Unattached(_), _) => return Some(Obstacle::OtherInterface),
             (_, Mode::Nat) => return None,
             (Link::BehindRouter, Mode::Dsr) => return Some(Obstacle::OtherLink),
             (Link::Direct, Mode::Dsr) => {}
@@ -141,7 +164,11 @@ impl Service {
     }
 
     fn explain(&self, obstacle: Obstacle, backend: usize) -> String {
-        obstacle.explain(&self.settings.backends[backend], self.settings.endpoint())
+        obstacle.explain(
+            &self.settings.backends[backend],
+            &self.links[backend],
+            self.settings.endpoint(),
+        )
     }
 
     /// Keeps what is known of the ways to the workers that stay, and what was said of them.
@@ -153,7 +180,7 @@ impl Service {
                 .iter()
                 .position(|it| it.id == backend.id);
             if let Some(before) = before {
-                self.links[place] = old.links[before];
+                self.links[place] = old.links[before].clone();
                 if self.settings.mode == old.settings.mode {
                     self.told_obstacles[place] = old.told_obstacles[before];
                 }

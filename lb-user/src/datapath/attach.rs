@@ -1,11 +1,11 @@
-//! Where in the kernel packets are met: TC or native XDP, chosen, attached, pinned, replaced.
+//! One program at one interface: TC or native XDP, chosen, attached, pinned, replaced.
 
 use std::{
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
     programs::{
@@ -17,16 +17,20 @@ use aya::{
 };
 use tracing::{info, warn};
 
-use super::{kernel, netlink::Interface};
+use super::{
+    attachments::{Choice, name_of},
+    filters, kernel, link_info,
+    netlink::Interface,
+};
 use crate::config::Attach;
 
 /// Subdirectory of the pins in which links are pinned.
 pub const LINKS: &str = "links";
 
 pub const INGRESS: &str = "memlb_ingress";
-const EGRESS: &str = "memlb_egress";
-const LOOPBACK: &str = "memlb_loopback";
-const XDP: &str = "memlb_xdp";
+pub const EGRESS: &str = "memlb_egress";
+pub const LOOPBACK: &str = "memlb_loopback";
+pub const XDP: &str = "memlb_xdp";
 /// Those of a worker's companion.
 pub const DSR_IN: &str = "memlb_dsr_in";
 pub const DSR_OUT: &str = "memlb_dsr_out";
@@ -34,156 +38,101 @@ pub const DSR_OUT: &str = "memlb_dsr_out";
 /// Priority of memlb's clsact filters, fixed like their handles, so that a restart replaces them in place.
 const CLSACT_PRIORITY: u16 = 808;
 
-/// An interface, and how memlb meets its packets.
-#[derive(Debug, Clone)]
-pub struct Attachment {
-    pub interface: String,
-    pub choice: Choice,
-    /// Why this way.
-    pub reason: String,
-    /// The interface's index when it was attached to; nothing while it is gone.
-    pub index: Option<u32>,
-    /// Whether it is back, but attaching has failed, so that this is said once.
-    failed: bool,
+/// A program, and the direction of the packets that it meets; nothing for XDP.
+pub type Program = (&'static str, Option<TcAttachType>);
+
+/// An interface, as it is called now.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    pub index: u32,
+    pub name: &'a str,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
-    Tc,
-    Xdp,
+/// Attaches a program, in the place of an earlier one of its kind.
+///
+/// # Errors
+///
+/// Says which program could not be attached where.
+pub fn attach(ebpf: &mut Ebpf, links: &Path, program: Program, target: Target<'_>) -> Result<()> {
+    match program {
+        (name, Some(direction)) => attach_tc(ebpf, links, name, target, direction),
+        (_, None) => attach_xdp(xdp(ebpf)?, links, target),
+    }
 }
 
-impl Choice {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tc => "tc",
-            Self::Xdp => "xdp",
+/// Whether a program is attached where it should be, as the kernel has it.
+///
+/// # Errors
+///
+/// Says that the kernel does not tell.
+pub fn is_attached(links: &Path, program: Program, target: Target<'_>) -> Result<bool> {
+    let (name, direction) = program;
+    match direction {
+        Some(direction) if !has_tcx()? => filters::has(
+            target.index,
+            direction,
+            CLSACT_PRIORITY,
+            clsact_handle(name),
+        ),
+        _ => is_linked(&pin(links, name, target.name), target),
+    }
+}
+
+fn is_linked(path: &Path, target: Target<'_>) -> Result<bool> {
+    let interface = link_info::interface_of(path);
+    let interface = interface.with_context(|| format!("look at {}", path.display()))?;
+    Ok(interface == Some(target.index))
+}
+
+/// Names the pins of all links after their interfaces as these are called now, and says whether any was
+/// renamed. Two interfaces may have exchanged names.
+///
+/// # Errors
+///
+/// Names the pin that could not be looked at or renamed.
+pub fn follow_names(links: &Path) -> Result<bool> {
+    let mut moves = Vec::new();
+    for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {
+        let path = entry
+            .with_context(|| format!("list {}", links.display()))?
+            .path();
+        let interface = link_info::interface_of(&path);
+        let interface = interface.with_context(|| format!("look at {}", path.display()))?;
+        let Some(name) = interface.and_then(name_of) else {
+            continue;
+        };
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let Some((program, _)) = file.split_once('@') else {
+            continue;
+        };
+        let right = pin(links, program, &name);
+        if path != right {
+            let between = links.join(format!("{file}-moves"));
+            moves.push((path, between, right));
         }
     }
+    let rename = |from: &Path, to: &Path| {
+        fs::rename(from, to)
+            .with_context(|| format!("rename {} to {}", from.display(), to.display()))
+    };
+    for (from, between, _) in &moves {
+        rename(from, between)?;
+    }
+    for (_, between, right) in &moves {
+        rename(between, right)?;
+    }
+    Ok(!moves.is_empty())
 }
 
-impl fmt::Display for Attachment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            interface,
-            choice,
-            reason,
-            ..
-        } = self;
-        write!(f, "attached to {interface} by {}: {reason}", choice.name())
-    }
-}
-
-/// Attaches to every interface and to `lo`, replacing what an earlier manager attached.
-pub fn attach(
-    ebpf: &mut Ebpf,
-    pin_path: &Path,
-    wish: Attach,
-    interfaces: &[Interface],
-) -> Result<Vec<Attachment>> {
-    let links = pin_path.join(LINKS);
-    fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
-    for program in [INGRESS, EGRESS, LOOPBACK] {
-        classifier(ebpf, program)?
-            .load()
-            .with_context(|| format!("load {program}"))?;
-    }
-    let mut kept = vec![attach_tc(
-        ebpf,
-        &links,
-        LOOPBACK,
-        "lo",
-        TcAttachType::Egress,
-    )?];
-    for Interface { name, .. } in interfaces {
-        kept.push(attach_tc(
-            ebpf,
-            &links,
-            INGRESS,
-            name,
-            TcAttachType::Ingress,
-        )?);
-        kept.push(attach_tc(ebpf, &links, EGRESS, name, TcAttachType::Egress)?);
-    }
-    let (choice, reasons) = choose(ebpf, &links, wish, interfaces)?;
-    if choice == Choice::Xdp {
-        kept.extend(
-            interfaces
-                .iter()
-                .map(|interface| pin(&links, XDP, &interface.name)),
-        );
-    }
-    remove_others(&links, &kept)?;
-    Ok(interfaces
-        .iter()
-        .zip(reasons)
-        .map(|(interface, reason)| Attachment {
-            interface: interface.name.clone(),
-            choice,
-            reason,
-            index: index_of(&interface.name),
-            failed: false,
-        })
-        .collect())
-}
-
-/// What has become of an interface since it was last looked at.
-#[derive(Debug)]
-pub enum Mended {
-    Gone(String),
-    /// And attached to.
-    Back(String),
-    /// There, but not attached to.
-    Failed(String, anyhow::Error),
-}
-
-/// Attaches to an interface again that was made anew since.
-pub fn mend(ebpf: &mut Ebpf, pin_path: &Path, attachment: &mut Attachment) -> Option<Mended> {
-    let now = index_of(&attachment.interface);
-    let name = attachment.interface.clone();
-    if now == attachment.index {
-        return None;
-    }
-    if now.is_none() {
-        attachment.index = None;
-        attachment.failed = false;
-        return Some(Mended::Gone(name));
-    }
-    match attach_again(ebpf, &pin_path.join(LINKS), attachment) {
-        Ok(()) => {
-            attachment.index = now;
-            attachment.failed = false;
-            Some(Mended::Back(name))
-        }
-        Err(error) => {
-            let first = !std::mem::replace(&mut attachment.failed, true);
-            first.then_some(Mended::Failed(name, error))
-        }
-    }
-}
-
-fn attach_again(ebpf: &mut Ebpf, links: &Path, attachment: &Attachment) -> Result<()> {
-    let name = &attachment.interface;
-    attach_tc(ebpf, links, INGRESS, name, TcAttachType::Ingress)?;
-    attach_tc(ebpf, links, EGRESS, name, TcAttachType::Egress)?;
-    if attachment.choice == Choice::Xdp {
-        let program: &mut Xdp = ebpf
-            .program_mut(XDP)
-            .with_context(|| format!("the kernel programs have no {XDP}"))?
-            .try_into()?;
-        attach_xdp(program, links, name)?;
-    }
-    Ok(())
-}
-
-pub fn index_of(interface: &str) -> Option<u32> {
-    // Its one error says that there is no such interface.
-    nix::net::if_::if_nametoindex(interface).ok()
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = ebpf.program_mut(XDP);
+    let program = program.with_context(|| format!("the kernel programs have no {XDP}"))?;
+    Ok(program.try_into()?)
 }
 
 /// Decides between TC and XDP for all interfaces alike, since XDP can send only to interfaces that
 /// run it too; with XDP, attaches it. One reason an interface.
-fn choose(
+pub fn choose(
     ebpf: &mut Ebpf,
     links: &Path,
     wish: Attach,
@@ -202,14 +151,11 @@ fn choose(
             .map(|reason| reason.as_ref().unwrap_or(first));
         return Ok((Choice::Tc, reasons.cloned().collect()));
     }
-    let program: &mut Xdp = ebpf
-        .program_mut(XDP)
-        .with_context(|| format!("the kernel programs have no {XDP}"))?
-        .try_into()?;
+    let program = xdp(ebpf)?;
     let outcome = program.load().context("load memlb_xdp").and_then(|()| {
         interfaces
             .iter()
-            .try_for_each(|interface| attach_xdp(program, links, &interface.name))
+            .try_for_each(|interface| attach_xdp(program, links, interface.target()))
     });
     match (outcome, wish) {
         (Ok(()), Attach::Xdp) => Ok((Choice::Xdp, all("attach = \"xdp\" is configured"))),
@@ -252,10 +198,10 @@ fn vlan_above(classes: &Path, interface: &str) -> Option<String> {
     })
 }
 
-fn attach_xdp(program: &mut Xdp, links: &Path, interface: &str) -> Result<()> {
-    let path = pin(links, XDP, interface);
-    let context = || format!("attach {XDP} to {interface}");
-    if let Some(old) = pinned(&path)? {
+fn attach_xdp(program: &mut Xdp, links: &Path, target: Target<'_>) -> Result<()> {
+    let path = pin(links, XDP, target.name);
+    let context = || format!("attach {XDP} to {}", target.name);
+    if let Some(old) = pinned(&path, target)? {
         let link = XdpLink::try_from(FdLink::from(old)).map_err(anyhow::Error::from);
         let replaced = link.and_then(|link| Ok(program.attach_to_link(link)?));
         match replaced {
@@ -264,11 +210,11 @@ fn attach_xdp(program: &mut Xdp, links: &Path, interface: &str) -> Result<()> {
                 drop(program.take_link(id)?);
                 return Ok(());
             }
-            Err(error) => stale(&path, &error)?,
+            Err(error) => stale(&path, &format!("{error:#}"))?,
         }
     }
     let id = program
-        .attach(interface, XdpMode::Driver)
+        .attach_to_if_index(target.index, XdpMode::Driver)
         .with_context(context)?;
     let link: FdLink = program.take_link(id)?.try_into().with_context(context)?;
     link.pin(&path)
@@ -276,41 +222,45 @@ fn attach_xdp(program: &mut Xdp, links: &Path, interface: &str) -> Result<()> {
     Ok(())
 }
 
-/// Attaches a TC program and returns the path of its link's pin (which clsact does not make).
-pub fn attach_tc(
+/// Attaches a TC program; its link is pinned, where there is one (clsact makes none).
+fn attach_tc(
     ebpf: &mut Ebpf,
     links: &Path,
     name: &str,
-    interface: &str,
+    target: Target<'_>,
     direction: TcAttachType,
-) -> Result<PathBuf> {
+) -> Result<()> {
     let program = classifier(ebpf, name)?;
-    let path = pin(links, name, interface);
-    let context = || format!("attach {name} to {interface}");
+    let path = pin(links, name, target.name);
+    let context = || format!("attach {name} to {}", target.name);
     if !has_tcx()? {
-        attach_clsact(program, clsact_handle(name), interface, direction).with_context(context)?;
-        return Ok(path);
+        return attach_clsact(program, clsact_handle(name), target.name, direction)
+            .with_context(context);
     }
-    if let Some(old) = pinned(&path)? {
+    if let Some(old) = pinned(&path, target)? {
         let link = SchedClassifierLink::try_from(FdLink::from(old)).map_err(anyhow::Error::from);
         let replaced = link.and_then(|link| Ok(program.attach_to_link(link)?));
         match replaced {
             Ok(id) => {
                 drop(program.take_link(id)?);
-                return Ok(path);
+                return Ok(());
             }
-            Err(error) => stale(&path, &error)?,
+            Err(error) => stale(&path, &format!("{error:#}"))?,
         }
     }
     // First of all: what another program steered or dropped before, memlb would not see.
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program
-        .attach_with_options(interface, direction, order)
+        .attach_with_options(target.name, direction, order)
         .with_context(context)?;
     let link: FdLink = program.take_link(id)?.try_into().with_context(context)?;
     link.pin(&path)
         .with_context(|| format!("pin {}", path.display()))?;
-    Ok(path)
+    if !is_linked(&path, target)? {
+        remove_pin(&path)?;
+        bail!("{}: the interface was renamed meanwhile", context());
+    }
+    Ok(())
 }
 
 /// tcx came with Linux 6.6 (e420bed02507); `MEMLB_NO_TCX=1` does without, as on older kernels.
@@ -404,14 +354,13 @@ pub fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
     links.join(format!("{program}@{}", interface.replace('.', "%2e")))
 }
 
-/// Returns the interface that a pin of this program's link is named after.
-pub fn interface_of_pin(name: &str, program: &str) -> Option<String> {
-    let interface = name.strip_prefix(program)?.strip_prefix('@')?;
-    Some(interface.replace("%2e", "."))
-}
-
-fn pinned(path: &Path) -> Result<Option<PinnedLink>> {
+/// Opens the link pinned at `path` if it is one to this interface; removes it if not.
+fn pinned(path: &Path, target: Target<'_>) -> Result<Option<PinnedLink>> {
     if !path.exists() {
+        return Ok(None);
+    }
+    if !is_linked(path, target)? {
+        stale(path, "it is detached, or was another interface's")?;
         return Ok(None);
     }
     match PinnedLink::from_pin(path) {
@@ -423,9 +372,9 @@ fn pinned(path: &Path) -> Result<Option<PinnedLink>> {
     }
 }
 
-/// A pinned link that takes no program any more: its interface is gone, or was made anew.
-fn stale(path: &Path, error: &anyhow::Error) -> Result<()> {
-    info!("{} is stale ({error:#}): attaching anew", path.display());
+/// A pinned link that takes no program any more: its interface is gone, or somebody detached it.
+fn stale(path: &Path, why: &str) -> Result<()> {
+    info!("{} is stale ({why}): attaching anew", path.display());
     remove_pin(path)
 }
 
@@ -438,8 +387,9 @@ fn remove_pin(path: &Path) -> Result<()> {
     }
 }
 
-/// Detaches what an earlier manager attached elsewhere.
-pub fn remove_others(links: &Path, kept: &[PathBuf]) -> Result<()> {
+/// Detaches what an earlier manager attached elsewhere, and says whether there was any.
+pub fn remove_others(links: &Path, kept: &[PathBuf]) -> Result<bool> {
+    let mut found = false;
     for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {
         let path = entry
             .with_context(|| format!("list {}", links.display()))?
@@ -450,26 +400,22 @@ pub fn remove_others(links: &Path, kept: &[PathBuf]) -> Result<()> {
                 path.display()
             );
             remove_pin(&path)?;
+            found = true;
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
 
-    use super::{INGRESS, interface_of_pin, pin, vlan_above};
+    use super::{INGRESS, pin, vlan_above};
 
     #[test]
     fn a_pin_is_named_after_its_interface() {
         let path = pin(Path::new("links"), INGRESS, "eth1.7");
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .expect("a name");
-        assert_eq!(interface_of_pin(name, INGRESS).as_deref(), Some("eth1.7"));
-        assert_eq!(interface_of_pin("memlb_egress@eth1", INGRESS), None);
+        assert_eq!(path, Path::new("links/memlb_ingress@eth1%2e7"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use lb_common::{
     maps::{MOST_HOMES, name},
 };
 
-use super::{Routes, family::mapped};
+use super::{Route, Routes, family::mapped};
 
 pub struct Homes(HashMap<MapData, V6, u32>);
 
@@ -48,7 +48,9 @@ impl Homes {
 pub fn homes(own: &BTreeSet<IpAddr>, routes: &Routes) -> BTreeMap<V6, u32> {
     let own = own.iter().map(|address| (mapped(*address), 0));
     let workers = routes.iter().filter_map(|(address, route)| {
-        let route = route.as_ref().filter(|route| !route.is_local)?;
+        // What comes through another interface beneath is met there.
+        let is_home = |route: &&Route| !route.is_local && route.beneath.is_empty();
+        let route = route.as_ref().filter(is_home)?;
         Some((mapped(*address), route.interface))
     });
     own.chain(workers).take(MOST_HOMES as usize).collect()
@@ -57,14 +59,13 @@ pub fn homes(own: &BTreeSet<IpAddr>, routes: &Routes) -> BTreeMap<V6, u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::Route;
-
     #[test]
     fn workers_are_at_home_where_their_route_leads() {
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
         let route = |interface, is_local| {
             Some(Route {
                 interface,
+                beneath: BTreeSet::new(),
                 next_hop: ip("10.0.0.254"),
                 source: ip("10.0.0.1"),
                 is_local,

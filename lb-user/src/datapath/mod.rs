@@ -4,18 +4,23 @@
 
 pub(crate) mod adopt;
 mod attach;
+mod attachments;
 pub(crate) mod bpffs;
 mod capacity;
 pub mod companion;
 mod deny;
 mod family;
+mod filters;
 mod flows;
 mod homes;
 pub(crate) mod kernel;
+mod link_info;
+mod links;
 mod loopback;
 mod netlink;
 mod object;
 mod others;
+mod pins;
 mod places;
 mod recount;
 mod stats;
@@ -24,12 +29,15 @@ mod trace;
 
 pub use adopt::{Adoption, LayoutError, service_numbers};
 pub(crate) use attach::unsuited_to_xdp;
-pub use attach::{Attachment, Choice, LINKS, Mended};
+pub(crate) use attachments::name_of;
+pub use attachments::{Attachment, AttachmentChange, Choice};
 pub use deny::end_connections;
 pub use flows::{Connection, ConnectionState, read_connections};
-pub use netlink::{Interface, Netlink, Route, Routes};
+pub(crate) use links::alternative;
+pub use netlink::{Change, Interface, Neighbour, Netlink, Route, Routes};
 pub use object::OBJECT;
 pub use others::{Other, others};
+pub use pins::Pins;
 pub use recount::recount;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
 pub use trace::Tracing;
@@ -53,6 +61,7 @@ use crate::{
     },
     deny::Prefix,
 };
+use attachments::Attachments;
 use deny::Deny;
 pub(crate) use family::{from_mapped, mapped};
 pub(crate) use stats::monotonic_ns;
@@ -65,7 +74,7 @@ pub struct Datapath {
     ebpf: Ebpf,
     tables: Tables,
     backends: BTreeMap<BackendId, Known>,
-    attachments: Vec<Attachment>,
+    attachments: Attachments,
     pin_path: PathBuf,
     beginning: Beginning,
     deny: Deny,
@@ -193,8 +202,9 @@ impl Datapath {
         tables.write_settings(config, kept)?;
         beginning.accept_local_before = Some(kept.accept_local_before);
         loopback::set_accept_local(1)?;
-        let attachments = attach::attach(&mut ebpf, &pin_path, config.manager.attach, interfaces)?;
-        for attachment in &attachments {
+        let attachments =
+            Attachments::start(&mut ebpf, &pin_path, config.manager.attach, interfaces)?;
+        for attachment in attachments.interfaces() {
             info!("{attachment}");
         }
         let backends = known_backends(settings);
@@ -378,8 +388,16 @@ impl Datapath {
 
     /// Returns how each worker is reached that the kernel has told the way to.
     pub fn links(&self) -> BTreeMap<BackendId, Link> {
+        let attached = self
+            .attachments
+            .interfaces()
+            .iter()
+            .filter_map(|it| it.index);
+        let attached: BTreeSet<u32> = attached.collect();
         let known = self.backends.iter().filter(|(_, known)| known.looked_up);
-        known.map(|(id, known)| (*id, known.link())).collect()
+        known
+            .map(|(id, known)| (*id, known.link(&attached)))
+            .collect()
     }
 
     /// Returns why this configuration cannot be taken over without a restart; empty if it can.
@@ -434,6 +452,22 @@ impl Datapath {
         }
     }
 
+    /// Forgets the link addresses that XDP has learnt of the workers behind this next hop, whose own has
+    /// changed.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be written.
+    pub fn forget_link_of(&mut self, next_hop: IpAddr) -> Result<()> {
+        let is_behind = |it: &Known| it.route.as_ref().is_some_and(|it| it.next_hop == next_hop);
+        let behind = self.backends.iter().filter(|(_, known)| is_behind(known));
+        let mut outcome = Ok(());
+        for (id, _) in behind {
+            outcome = outcome.and(self.tables.forget_neighbour(id.0));
+        }
+        outcome
+    }
+
     fn take_route(&mut self, id: BackendId, routes: &Routes) -> Result<()> {
         let Some(known) = self.backends.get_mut(&id).filter(|it| !it.is_fallback) else {
             return Ok(());
@@ -450,20 +484,15 @@ impl Datapath {
         self.tables.forget_neighbour(id.0)
     }
 
-    /// Looks whether every interface is still the one attached to, and attaches to those that were
-    /// made anew. Returns what has changed, each change once.
-    pub fn mend_attachments(&mut self) -> Vec<Mended> {
-        let mut attachments = std::mem::take(&mut self.attachments);
-        let changed = attachments
-            .iter_mut()
-            .filter_map(|it| attach::mend(&mut self.ebpf, &self.pin_path, it))
-            .collect();
-        self.attachments = attachments;
-        changed
+    /// Looks whether all programs are attached where they should be, and puts right what is not. Returns
+    /// what has changed, each change once.
+    pub fn reconcile_attachments(&mut self) -> Vec<AttachmentChange> {
+        self.attachments.reconcile(&mut self.ebpf)
     }
 
-    pub fn attachments(&self) -> &[Attachment] {
-        &self.attachments
+    /// The attachments that an operator should know of.
+    pub fn attachments(&self) -> impl Iterator<Item = &Attachment> {
+        self.attachments.worth_telling()
     }
 
     pub fn pin_path(&self) -> &std::path::Path {
@@ -584,9 +613,10 @@ impl Known {
         !self.looked_up || self.route != *found
     }
 
-    fn link(&self) -> Link {
+    fn link(&self, attached: &BTreeSet<u32>) -> Link {
         match &self.route {
             None => Link::Missing,
+            Some(route) if !route.is_met_at(attached) => Link::Unattached(route.interface_name()),
             Some(route) if route.has_router(self.address.ip()) => Link::BehindRouter,
             Some(_) => Link::Direct,
         }
@@ -617,7 +647,10 @@ impl Known {
                 Mode::Dsr => mode::DSR,
             },
             source: hop(|route| route.source),
-            next_hop: hop(|route| route.next_hop),
+            next_hop: match route.map(|route| route.next_hop) {
+                Some(next_hop) if next_hop.is_ipv4() == self.address.is_ipv4() => mapped(next_hop),
+                _ => [0; 16],
+            },
             interface: route.map_or(0, |route| route.interface),
             service: self.service,
             weight: self.weight,

@@ -7,23 +7,29 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
-use nix::net::if_::if_indextoname;
+use futures_util::{StreamExt, TryStreamExt, future, stream::BoxStream};
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    packet_core::NetlinkPayload,
     packet_route::{
-        link::{LinkAttribute, LinkInfo, LinkLayerType},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+        RouteNetlinkMessage,
+        neighbour::{NeighbourAddress, NeighbourAttribute},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
     },
 };
 use tokio::task::JoinHandle;
+
+use super::{attach::Target, attachments::name_of, links::Links};
 
 /// Where packets to a worker go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// Index of the interface.
     pub interface: u32,
-    /// The worker itself, or the router on the way to it.
+    /// Those that carry it, on which packets that come from there are met, too.
+    pub beneath: BTreeSet<u32>,
+    /// The worker itself, or the router on the way to it, whose address may be of the other family (RFC
+    /// 8950).
     pub next_hop: IpAddr,
     /// The manager's own address on that way.
     pub source: IpAddr,
@@ -35,6 +41,17 @@ impl Route {
     /// Whether a router is on the way to `address`.
     pub fn has_router(&self, address: IpAddr) -> bool {
         !self.is_local && self.next_hop != address
+    }
+
+    /// Whether replies from there meet the programs at one of these interfaces. What is on this machine
+    /// needs none.
+    pub fn is_met_at(&self, attached: &BTreeSet<u32>) -> bool {
+        self.is_local || attached.contains(&self.interface) || !self.beneath.is_disjoint(attached)
+    }
+
+    /// The interface's name as it is now.
+    pub fn interface_name(&self) -> String {
+        named(self.interface)
     }
 }
 
@@ -59,25 +76,51 @@ impl fmt::Display for Route {
 
 /// Returns an interface's name as it is now, or its number if it has gone.
 fn named(interface: u32) -> String {
-    let name = if_indextoname(interface).ok();
-    let name = name.and_then(|name| name.into_string().ok());
-    name.unwrap_or_else(|| format!("interface {interface}"))
+    name_of(interface).unwrap_or_else(|| format!("interface {interface}"))
 }
 
 /// One of this machine's interfaces, fit for memlb.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
+    pub index: u32,
+    /// Its own, whatever it was called by.
     pub name: String,
     /// What a virtual interface is (`veth`, `bridge`, …); nothing for a physical one.
     pub kind: Option<String>,
 }
 
+impl Interface {
+    pub fn target(&self) -> Target<'_> {
+        Target {
+            index: self.index,
+            name: &self.name,
+        }
+    }
+}
+
 /// A connection to the kernel's tables.
 pub struct Netlink {
     handle: Handle,
-    /// One for each change that the kernel tells of.
-    changes: BoxStream<'static, ()>,
+    /// Those that the kernel reports.
+    changes: BoxStream<'static, Change>,
     connection: JoinHandle<()>,
+}
+
+/// What the kernel reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Links, addresses or routes may be others.
+    Tables,
+    /// What it knows of a neighbour, possibly nothing new.
+    Neighbour(Neighbour),
+}
+
+/// A neighbour's link address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    pub interface: u32,
+    pub address: IpAddr,
+    pub link_address: Vec<u8>,
 }
 
 /// The way to each address that was asked for; nothing where there is none.
@@ -87,6 +130,7 @@ impl Netlink {
     pub fn connect() -> Result<Self> {
         Self::listening_to(&[
             MulticastGroup::Link,
+            MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Ifaddr,
@@ -104,52 +148,48 @@ impl Netlink {
             new_multicast_connection(groups).context("open a netlink socket")?;
         Ok(Self {
             handle,
-            changes: changes.map(drop).boxed(),
+            changes: changes
+                .filter_map(|(message, _)| future::ready(change_of(&message.payload)))
+                .boxed(),
             connection: tokio::spawn(connection),
         })
     }
 
-    /// Looks up an interface.
+    /// Lists all interfaces.
     ///
     /// # Errors
     ///
-    /// Says that it does not exist or does not carry Ethernet.
-    pub async fn interface(&self, name: &str) -> Result<Interface> {
-        let request = self.handle.link().get().match_name(name.to_owned());
-        let found = request.execute().try_next().await.ok().flatten();
-        let Some(link) = found else {
-            bail!(
-                "interface {name} does not exist here: `ip link` lists those that do; name the \
-                 right one with --interface or manager.interfaces"
-            );
-        };
-        if link.header.link_layer_type != LinkLayerType::Ether {
-            bail!(
-                "interface {name} does not carry Ethernet ({:?}): memlb steers Ethernet frames only",
-                link.header.link_layer_type
-            );
-        }
-        let mut infos = link
-            .attributes
-            .iter()
-            .filter_map(|attribute| match attribute {
-                LinkAttribute::LinkInfo(infos) => Some(infos),
-                _ => None,
-            });
-        let kind = infos.next().and_then(|infos| {
-            infos.iter().find_map(|info| match info {
-                LinkInfo::Kind(kind) => Some(kind.to_string()),
-                _ => None,
-            })
-        });
-        Ok(Interface {
-            name: name.to_owned(),
-            kind,
-        })
+    /// Says that the kernel gave no answer.
+    pub async fn links(&mut self) -> Result<Links> {
+        let messages = self.handle.link().get().execute();
+        let links = messages.try_collect::<Vec<_>>().await;
+        Ok(links.context("list the interfaces")?.into_iter().collect())
     }
 
-    /// Waits until links, addresses or routes change; nothing if the connection is over.
-    pub async fn change(&mut self) -> Option<()> {
+    /// Looks up the interfaces of these names, own or alternative ones.
+    ///
+    /// # Errors
+    ///
+    /// Says which does not exist, does not carry Ethernet, or is named twice.
+    pub async fn interfaces(&mut self, names: &[String]) -> Result<Vec<Interface>> {
+        let links = self.links().await?;
+        let mut interfaces = Vec::<Interface>::new();
+        for name in names {
+            let interface = links.interface(name)?;
+            if interfaces.contains(&interface) {
+                let own = &interface.name;
+                bail!(
+                    "{name} is another name of interface {own}, which manager.interfaces names \
+                     already: remove one of them"
+                );
+            }
+            interfaces.push(interface);
+        }
+        Ok(interfaces)
+    }
+
+    /// Waits for a change; nothing if the connection is over.
+    pub async fn change(&mut self) -> Option<Change> {
         self.changes.next().await
     }
 
@@ -159,9 +199,14 @@ impl Netlink {
     ///
     /// Says that the kernel gave no answer.
     pub async fn routes(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<Routes> {
+        let links = self.links().await?;
         let mut routes = Routes::new();
         for &address in addresses {
-            routes.insert(address, self.route(address).await?);
+            let route = self.route(address).await?.map(|route| Route {
+                beneath: links.beneath(route.interface),
+                ..route
+            });
+            routes.insert(address, route);
         }
         Ok(routes)
     }
@@ -172,17 +217,39 @@ impl Netlink {
         self.connection.abort();
     }
 
-    /// Looks up the route to `address`; nothing if there is none.
+    /// Looks up the route to `address`; nothing if there is none. Like `connect()`, it first learns which
+    /// source address is used, and then which route packets from there take: rules may choose another.
     async fn route(&mut self, address: IpAddr) -> Result<Option<Route>> {
-        let length = if address.is_ipv4() { 32 } else { 128 };
-        let question = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(address, length)
-            .with_context(|| format!("ask for the route to {address}"))?
-            .build();
-        let mut answers = self.handle.route().get(question).execute();
+        let Some(first) = self.route_from(None, address).await? else {
+            return Ok(None);
+        };
+        if first.is_local || first.source.is_unspecified() {
+            return Ok(Some(first));
+        }
+        let source = first.source;
+        let route = self.route_from(Some(source), address).await?;
+        Ok(route.map(|route| Route { source, ..route }))
+    }
+
+    async fn route_from(
+        &mut self,
+        source: Option<IpAddr>,
+        address: IpAddr,
+    ) -> Result<Option<Route>> {
+        let length = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
+        let ask = || format!("ask for the route to {address}");
+        let mut question = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(address, length(address))
+            .with_context(ask)?;
+        if let Some(source) = source {
+            let from = question.source_prefix(source, length(source));
+            question = from.with_context(ask)?;
+        }
+        let mut answers = self.handle.route().get(question.build()).execute();
         match answers.try_next().await {
             Ok(Some(message)) => Ok(route_of(&message, address)),
-            // The kernel answers "network unreachable" as an error.
+            // The kernel answers "network unreachable" as an error, and a blackhole, a prohibition or the
+            // like with others.
             Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
             Ok(None) => {
                 bail!("look up the route to {address}: the connection to the kernel is over")
@@ -204,6 +271,34 @@ impl Drop for Netlink {
     }
 }
 
+/// Returns the change that a message of the kernel's reports, if it is one.
+fn change_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
+    let NetlinkPayload::InnerMessage(message) = payload else {
+        return Some(Change::Tables);
+    };
+    let message = match message {
+        RouteNetlinkMessage::NewNeighbour(message) => message,
+        // What is forgotten here is asked for again.
+        RouteNetlinkMessage::DelNeighbour(_) => return None,
+        _ => return Some(Change::Tables),
+    };
+    let mut attributes = message.attributes.iter();
+    let address = attributes.clone().find_map(|it| match it {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })?;
+    let link_address = attributes.find_map(|it| match it {
+        NeighbourAttribute::LinkLayerAddress(link_address) => Some(link_address.clone()),
+        _ => None,
+    })?;
+    Some(Change::Neighbour(Neighbour {
+        interface: message.header.ifindex,
+        address,
+        link_address,
+    }))
+}
+
 fn route_of(message: &RouteMessage, address: IpAddr) -> Option<Route> {
     let is_local = match message.header.kind {
         RouteType::Unicast => false,
@@ -212,6 +307,7 @@ fn route_of(message: &RouteMessage, address: IpAddr) -> Option<Route> {
     };
     let mut route = Route {
         interface: 0,
+        beneath: BTreeSet::new(),
         next_hop: address,
         source: match address {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -225,6 +321,7 @@ fn route_of(message: &RouteMessage, address: IpAddr) -> Option<Route> {
             RouteAttribute::Gateway(gateway) => {
                 route.next_hop = ip(gateway).unwrap_or(route.next_hop);
             }
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => route.next_hop = (*gateway).into(),
             RouteAttribute::PrefSource(source) => {
                 route.source = ip(source).unwrap_or(route.source);
             }
@@ -260,6 +357,20 @@ mod tests {
             assert_eq!(route.interface, lb_common::maps::LOOPBACK, "{address}");
             assert_eq!(route.source, address);
         }
+    }
+
+    #[test]
+    fn the_next_hop_of_an_ipv4_route_may_have_an_ipv6_address() {
+        let worker: IpAddr = "192.0.2.3".parse().unwrap();
+        let router: Ipv6Addr = "fe80::1".parse().unwrap();
+        let message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix("192.0.2.3".parse().unwrap(), 32)
+            .via(router)
+            .output_interface(7)
+            .build();
+        let route = route_of(&message, worker).unwrap();
+        assert_eq!(route.next_hop, IpAddr::from(router));
+        assert!(route.has_router(worker));
     }
 
     #[test]

@@ -14,8 +14,9 @@ use aya::programs::{
 use procfs::process::Process;
 
 use super::{
-    attach::{INGRESS, LINKS, interface_of_pin},
-    bpffs,
+    attach::{INGRESS, LINKS},
+    attachments::name_of,
+    bpffs, link_info,
 };
 use crate::sockets::{Holder, holder};
 
@@ -114,7 +115,9 @@ fn attached(links: &Path) -> BTreeSet<String> {
     links
         .filter_map(|link| {
             let name = link.file_name().into_string().ok()?;
-            let interface = interface_of_pin(&name, INGRESS)?;
+            let is_ingress = name.split('@').next() == Some(INGRESS);
+            let index = link_info::interface_of(&link.path()).ok()??;
+            let interface = is_ingress.then(|| name_of(index))??;
             let pinned = FdLink::from(PinnedLink::from_pin(link.path()).ok()?);
             let program = pinned.info().ok()?.program_id();
             let (_, here) = SchedClassifier::query_tcx(&interface, TcAttachType::Ingress).ok()?;

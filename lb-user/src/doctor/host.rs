@@ -15,6 +15,7 @@ use rtnetlink::{
 use super::ethtool;
 use crate::{
     addresses::{self, Addresses},
+    datapath::alternative,
     sockets::{self, Socket},
 };
 
@@ -31,6 +32,8 @@ pub struct Host {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     pub index: u32,
+    /// Further names that it can be called by.
+    pub alternative_names: Vec<String>,
     pub is_ethernet: bool,
     pub is_up: bool,
     /// Whether there is something at the other end of the cable.
@@ -57,6 +60,19 @@ impl Host {
             addresses: addresses::own()?,
             sockets: sockets::tcp()?,
         })
+    }
+
+    /// The own names of interfaces that the configuration may call otherwise.
+    pub fn own_names(&self, names: &[String]) -> Vec<String> {
+        let own_name = |name: &String| {
+            let mut links = self.links.iter();
+            let found = match self.links.contains_key(name) {
+                true => None,
+                false => links.find(|(_, link)| link.alternative_names.contains(name)),
+            };
+            found.map_or_else(|| name.clone(), |(own, _)| own.clone())
+        };
+        names.iter().map(own_name).collect()
     }
 
     pub fn name_of(&self, index: u32) -> String {
@@ -93,6 +109,9 @@ fn link(message: &LinkMessage) -> Option<(String, Link)> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(it) => name = Some(it.clone()),
+            LinkAttribute::PropList(properties) => {
+                link.alternative_names = properties.iter().filter_map(alternative).collect();
+            }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::LinkInfo(infos) => link.kind = infos.iter().find_map(kind),
             _ => {}

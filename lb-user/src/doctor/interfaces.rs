@@ -96,6 +96,7 @@ fn way(facts: &Facts<'_>, name: &str, link: &Link) -> Finding {
         };
     }
     let unsuited = unsuited_to_xdp(&Interface {
+        index: link.index,
         name: name.to_owned(),
         kind: link.kind.clone(),
     });

@@ -136,7 +136,7 @@ async fn network(
     // After the attempts, which have resolved them.
     let neighbours = host::neighbours().await?;
 
-    let interfaces = &config.manager.interfaces;
+    let interfaces = &host.own_names(&config.manager.interfaces);
     let mut own = services.iter();
     let mut findings = interfaces::findings(&interfaces::Facts {
         interfaces,
@@ -145,6 +145,16 @@ async fn network(
         likely: own.find_map(|service| host.addresses.interface_of(service.address.ip())),
         attached: manager.status().map_or(&[], |status| &status.interfaces),
     });
+    // A running manager goes on under an interface's new name.
+    let status = manager.status();
+    let attached = status.into_iter().flat_map(|status| &status.interfaces);
+    let attached = attached.filter(|it| it.is_attached() && !interfaces.contains(&it.name));
+    let attached = attached.map(|it| it.name.clone());
+    let interfaces = &interfaces
+        .iter()
+        .cloned()
+        .chain(attached)
+        .collect::<Vec<_>>();
     let there = interfaces.iter().map(String::as_str);
     findings.extend(services::findings(&services::Facts {
         services: &services,

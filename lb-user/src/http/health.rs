@@ -9,7 +9,10 @@ use axum::{
 };
 
 use super::Shared;
-use crate::{core::Rule, status::Decided};
+use crate::{
+    core::Rule,
+    status::{Decided, Interface},
+};
 
 const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
@@ -34,7 +37,7 @@ async fn healthz(State(shared): State<Shared>) -> Response {
     }
 }
 
-/// Says whether every service's choice is an informed one.
+/// Says whether packets are met, and every service's choice is an informed one.
 async fn readyz(State(shared): State<Shared>) -> Response {
     match shared.sources.asker.decided().await {
         Ok(decided) => match unready(&decided) {
@@ -52,6 +55,10 @@ fn unavailable(reason: &str) -> Response {
 /// A manager that was never told of a worker is not ready, and another should serve. One whose
 /// workers have all gone down is: it serves by itself, as would any other.
 fn unready(decided: &Decided) -> Option<String> {
+    let mut interfaces = decided.interfaces.iter();
+    if let Some(Interface { name, reason, .. }) = interfaces.find(|it| !it.is_attached()) {
+        return Some(format!("not ready: no packet is met at {name}: {reason}"));
+    }
     let unheard = |rule| rule == Rule::NothingHeard;
     let waiting: Vec<&str> = decided
         .services

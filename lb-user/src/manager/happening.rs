@@ -23,6 +23,20 @@ pub(super) enum Happening<'a> {
     InterfaceBack {
         interface: &'a str,
     },
+    InterfaceRenamed {
+        interface: &'a str,
+        was: &'a str,
+    },
+    /// Another interface has the name that the configuration names.
+    InterfaceReplaced {
+        interface: &'a str,
+        former: &'a str,
+    },
+    /// Somebody had taken them off.
+    ProgramsRestored {
+        interface: &'a str,
+        programs: &'a [&'static str],
+    },
     InterfaceNotAttached {
         interface: &'a str,
         error: &'a str,

@@ -30,6 +30,8 @@ pub enum Instruction {
     Admit(BTreeSet<IpAddr>, Routes),
     /// The ways to the workers, as the kernel has them now.
     Routes(Routes),
+    /// This next hop has another link address.
+    NextHopMoved(IpAddr),
     /// The connections that backends have, parting ones among them, and the generation in which they
     /// were counted, see [`crate::datapath::Datapath::sweep`].
     Sweep(Stats, u64),
@@ -56,6 +58,12 @@ impl Manager {
             }
             Instruction::Routes(routes) => {
                 self.look_around(&routes);
+                true
+            }
+            Instruction::NextHopMoved(next_hop) => {
+                if let Err(error) = self.datapath.forget_link_of(next_hop) {
+                    self.map_write_failed(&error);
+                }
                 true
             }
             Instruction::Sweep(stats, generation) => {

@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 use super::{Happening, Manager};
 use crate::{
     core::Severity,
-    datapath::{Mended, Routes},
+    datapath::{AttachmentChange, Routes},
     status::Interface,
 };
 
@@ -18,9 +18,7 @@ impl Manager {
         if let Err(error) = self.datapath.take_routes(routes) {
             self.map_write_failed(&error);
         }
-        self.look_at_links();
-        self.mend_interfaces();
-        self.mend_pins();
+        self.look_at_attachments();
         self.repeat_writes();
     }
 
@@ -70,47 +68,89 @@ impl Manager {
         }
     }
 
-    /// Attaches anew to interfaces that were gone, and says which are.
-    fn mend_interfaces(&mut self) {
-        for mended in self.datapath.mend_attachments() {
-            match mended {
-                Mended::Gone(interface) => {
-                    let message = format!(
-                        "interface {interface} is gone: its clients and workers are not reached \
-                         until it is back"
-                    );
-                    warn!("{message}");
-                    let event = Happening::InterfaceGone {
-                        interface: &interface,
-                    };
-                    self.log.publish(Severity::Warn, message, &event);
-                }
-                Mended::Back(interface) => {
-                    if let Err(error) = self.pins.hold_links() {
-                        warn!("{error:#}");
-                    }
-                    let message = format!("interface {interface} is back, and attached to again");
-                    info!("{message}");
-                    let event = Happening::InterfaceBack {
-                        interface: &interface,
-                    };
-                    self.log.publish(Severity::Info, message, &event);
-                }
-                Mended::Failed(interface, error) => {
-                    let message = format!(
-                        "interface {interface} is back, but cannot be attached to: {error:#}; \
-                         trying again every few seconds"
-                    );
-                    error!("{message}");
-                    let event = Happening::InterfaceNotAttached {
-                        interface: &interface,
-                        error: &message,
-                    };
-                    self.log.publish(Severity::Warn, message.clone(), &event);
-                }
-            }
+    /// Looks whether programs and pins are where they should be, and puts right what is not.
+    pub(super) fn look_at_attachments(&mut self) {
+        self.mend_pins();
+        let changes = self.datapath.reconcile_attachments();
+        if !changes.is_empty()
+            && let Err(error) = self.pins.hold_links()
+        {
+            warn!("{error:#}");
         }
-        let attachments = self.datapath.attachments().iter();
+        for change in &changes {
+            self.report_attachment(change);
+        }
+        let attachments = self.datapath.attachments();
         self.interfaces = attachments.map(Interface::from).collect();
+        self.look_at_links();
+    }
+
+    fn report_attachment(&mut self, change: &AttachmentChange) {
+        let (severity, message, event) = match change {
+            AttachmentChange::Gone(interface) => (
+                Severity::Warn,
+                format!(
+                    "interface {interface} is gone: its clients and workers are not reached until it \
+                     is back"
+                ),
+                Happening::InterfaceGone { interface },
+            ),
+            AttachmentChange::Back(interface) => (
+                Severity::Info,
+                format!("interface {interface} is back, and attached to again"),
+                Happening::InterfaceBack { interface },
+            ),
+            AttachmentChange::Renamed { was, interface } => (
+                Severity::Warn,
+                format!(
+                    "interface {was} is now called {interface}: its programs stay; name it so in \
+                     manager.interfaces before the manager is restarted"
+                ),
+                Happening::InterfaceRenamed { interface, was },
+            ),
+            AttachmentChange::Replaced { interface, former } => (
+                Severity::Warn,
+                format!(
+                    "another interface is now called {interface}: attaching to it, too; the former one \
+                     is {former}"
+                ),
+                Happening::InterfaceReplaced { interface, former },
+            ),
+            AttachmentChange::Restored {
+                interface,
+                programs,
+            } => {
+                self.meters.programs_restored(interface);
+                (
+                    Severity::Warn,
+                    format!(
+                        "somebody took {} off interface {interface}: attached again; find out which \
+                         program does that (tc, bpftool, another agent)",
+                        programs.join(", ")
+                    ),
+                    Happening::ProgramsRestored {
+                        interface,
+                        programs,
+                    },
+                )
+            }
+            AttachmentChange::Failed(interface, error) => {
+                let message = format!(
+                    "interface {interface} cannot be attached to: {error:#}; trying again every second"
+                );
+                error!("{message}");
+                let event = Happening::InterfaceNotAttached {
+                    interface,
+                    error: &message,
+                };
+                self.log.publish(Severity::Warn, message.clone(), &event);
+                return;
+            }
+        };
+        match severity {
+            Severity::Info => info!("{message}"),
+            Severity::Warn => warn!("{message}"),
+        }
+        self.log.publish(severity, message, &event);
     }
 }

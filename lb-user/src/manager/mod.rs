@@ -32,7 +32,7 @@ use crate::{
     config::Config,
     control::{Offices, Question},
     core::{Core, Event, Orders, Settings, Severity},
-    datapath::{Datapath, Stats},
+    datapath::{Datapath, Pins, Stats},
     deny::DenyList,
     event_log::EventLog,
     history::History,
@@ -48,7 +48,6 @@ pub use joined::{Joined, Unfit};
 use kept::Kept;
 pub use kept::Written;
 use nat_ports::NatPorts;
-use pins::Pins;
 use recounting::Recounting;
 pub use reload::{Reload, ReloadError, Reloader, Reread};
 use silences::Silences;
@@ -60,6 +59,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the loop looks how late it is, and after what can wait.
 const TICK: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether programs and pins are where they should be.
+const ATTACHMENT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs a manager until SIGTERM or SIGINT, and leaves the datapath as it is: traffic flows on, and
 /// the next manager adopts it.
@@ -91,6 +93,8 @@ pub async fn run(config: Config, config_file: Option<PathBuf>, reread: Reread) -
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut silences = interval(silences::INTERVAL);
     silences.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut attachments = interval(ATTACHMENT_INTERVAL);
+    attachments.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watchdog = Watchdog::start();
     supervisor::ready();
     loop {
@@ -114,6 +118,7 @@ pub async fn run(config: Config, config_file: Option<PathBuf>, reread: Reread) -
                 manager.look_for_parted(offices);
             }
             _ = silences.tick() => manager.keep_silences(),
+            _ = attachments.tick() => manager.look_at_attachments(),
             () = watchdog.is_due() => watchdog.pat(),
             () = &mut serving => {}
         }
@@ -161,6 +166,8 @@ struct Manager {
     core: Core,
     datapath: Datapath,
     pins: Pins,
+    /// Whether pins cannot be put back, so that this is said once.
+    pins_fail: bool,
     log: EventLog,
     history: History,
     meters: Meters,

@@ -10,14 +10,14 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Happening, Instruction, Joined, Kept, Manager, Pins, Reloader, Reread, Silences, Surveyor, kept,
+    Happening, Instruction, Joined, Kept, Manager, Reloader, Reread, Silences, Surveyor, kept,
 };
 use crate::{
     addresses,
     config::Config,
     control::{Offices, Question, Server, Tracer},
     core::{Action, Core, Orders, Severity},
-    datapath::{self, Datapath, Netlink},
+    datapath::{self, Datapath, Interface, Netlink, Pins},
     deny::DenyList,
     event_log::{self, EventLog},
     feed::Feed,
@@ -25,7 +25,7 @@ use crate::{
     http,
     meters::Meters,
     reception::Reception,
-    status::Interface,
+    status,
 };
 
 /// Through which the world reaches a manager, besides heartbeats.
@@ -57,13 +57,10 @@ pub(super) async fn open(
     let mut reception = Reception::open(&config).await?;
     reception.expect(&joined);
     let mut netlink = Netlink::connect()?;
-    let mut interfaces = Vec::new();
-    for name in &config.manager.interfaces {
-        interfaces.push(netlink.interface(name).await?);
-    }
-    warn_of_strayed_addresses(&config);
+    let interfaces = netlink.interfaces(&config.manager.interfaces).await?;
+    warn_of_strayed_addresses(&config, &interfaces);
     let prepared = datapath::prepare(&config)?;
-    warn_of_others(&config);
+    warn_of_others(&config, &interfaces);
     let server = Server::bind(&config.manager.control_socket).await?;
     let web = config
         .manager
@@ -120,9 +117,13 @@ pub(super) async fn open(
     let (written, denied_written) = (orders_file.written(), denied_file.written());
     let reloader = Reloader::new(reread, instructor.clone(), file.clone());
     let mut manager = Manager {
-        interfaces: datapath.attachments().iter().map(Interface::from).collect(),
+        interfaces: datapath
+            .attachments()
+            .map(status::Interface::from)
+            .collect(),
         core,
         pins: Pins::hold(datapath.pin_path())?,
+        pins_fail: false,
         datapath,
         log,
         history: history.clone(),
@@ -199,13 +200,12 @@ pub(super) async fn open(
 }
 
 /// Says which services' addresses are nowhere here, or at an interface where no packet will be steered.
-fn warn_of_strayed_addresses(config: &Config) {
+fn warn_of_strayed_addresses(config: &Config, interfaces: &[Interface]) {
     let addresses = match addresses::own() {
         Ok(addresses) => addresses,
         Err(error) => return warn!("{error:#}"),
     };
-    let interfaces = &config.manager.interfaces;
-    let interfaces: Vec<&str> = interfaces.iter().map(String::as_str).collect();
+    let interfaces: Vec<&str> = interfaces.iter().map(|it| it.name.as_str()).collect();
     for service in &config.services {
         let ip = service.address.ip();
         if addresses.interface_of(ip).is_none() {
@@ -225,10 +225,12 @@ fn warn_of_strayed_addresses(config: &Config) {
 }
 
 /// Says whose programs meet the same packets: two managers would steer them twice.
-fn warn_of_others(config: &Config) {
-    let interfaces = &config.manager.interfaces;
+fn warn_of_others(config: &Config, interfaces: &[Interface]) {
     for other in datapath::others(&config.manager.pin_path) {
-        if interfaces.iter().any(|it| other.interfaces.contains(it)) {
+        if interfaces
+            .iter()
+            .any(|it| other.interfaces.contains(&it.name))
+        {
             warn!("{other}; to take them out: {}", other.remedy());
         }
     }

@@ -1,7 +1,11 @@
 //! Looks at the ways to the workers in a task of its own: whatever the kernel's tables do or do not
 //! answer, heartbeats are not kept waiting.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use tokio::{
@@ -12,7 +16,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::Instruction;
-use crate::datapath::{Netlink, Routes};
+use crate::datapath::{Change, Neighbour, Netlink, Routes};
 
 /// How often the ways are looked up although the kernel has told of no change.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -63,10 +67,21 @@ async fn survey(
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failing = false;
+    let mut next_hops = NextHops::default();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = change(&mut netlink) => sleep(BURST).await,
+            change = change(&mut netlink) => match change {
+                Change::Tables => sleep(BURST).await,
+                Change::Neighbour(neighbour) => {
+                    let address = neighbour.address;
+                    let moved = Instruction::NextHopMoved(address);
+                    if next_hops.has_moved(neighbour) && instructions.send(moved).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            },
             changed = wanted.changed() => if changed.is_err() { return },
         }
         let addresses = wanted.borrow_and_update().clone();
@@ -76,6 +91,7 @@ async fn survey(
                     info!("the kernel answers again about routes");
                 }
                 failing = false;
+                next_hops.follow(&routes);
                 if instructions
                     .send(Instruction::Routes(routes))
                     .await
@@ -99,14 +115,43 @@ async fn survey(
     }
 }
 
-/// Waits for the kernel to tell of a change of links, addresses or routes.
-async fn change(netlink: &mut Option<Netlink>) {
-    let over = match netlink {
-        Some(netlink) => netlink.change().await.is_none(),
+/// Waits for the kernel to report a change. What it reported before a connection broke may be lost.
+async fn change(netlink: &mut Option<Netlink>) -> Change {
+    let change = match netlink {
+        Some(netlink) => netlink.change().await,
         None => std::future::pending().await,
     };
-    if over {
+    change.unwrap_or_else(|| {
         *netlink = None;
+        Change::Tables
+    })
+}
+
+/// The next hops towards the workers, by interface and address, with their link addresses as last reported.
+#[derive(Debug, Default)]
+struct NextHops(BTreeMap<(u32, IpAddr), Vec<u8>>);
+
+impl NextHops {
+    fn follow(&mut self, routes: &Routes) {
+        let hops = routes.values().flatten();
+        let hops: BTreeSet<_> = hops.map(|it| (it.interface, it.next_hop)).collect();
+        self.0.retain(|hop, _| hops.contains(hop));
+        for hop in hops {
+            self.0.entry(hop).or_default();
+        }
+    }
+
+    /// Whether it is a next hop, at another link address than was reported last.
+    fn has_moved(&mut self, neighbour: Neighbour) -> bool {
+        let Neighbour {
+            interface,
+            address,
+            link_address,
+        } = neighbour;
+        let Some(known) = self.0.get_mut(&(interface, address)) else {
+            return false;
+        };
+        std::mem::replace(known, link_address.clone()) != link_address
     }
 }
 
@@ -123,6 +168,33 @@ async fn look(netlink: &mut Option<Netlink>, addresses: &BTreeSet<IpAddr>) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::Route;
+
+    #[test]
+    fn only_a_next_hop_with_another_link_address_has_moved() {
+        let worker = IpAddr::from([192, 0, 2, 3]);
+        let route = Route {
+            interface: 2,
+            beneath: BTreeSet::new(),
+            next_hop: worker,
+            source: IpAddr::from([192, 0, 2, 1]),
+            is_local: false,
+        };
+        let mut next_hops = NextHops::default();
+        next_hops.follow(&[(worker, Some(route))].into());
+        let mut reports = |interface, address: IpAddr, last| {
+            next_hops.has_moved(Neighbour {
+                interface,
+                address,
+                link_address: vec![2, 0, 0, 0, 0, last],
+            })
+        };
+        assert!(reports(2, worker, 1));
+        assert!(!reports(2, worker, 1));
+        assert!(!reports(3, worker, 2));
+        assert!(!reports(2, [192, 0, 2, 4].into(), 2));
+        assert!(reports(2, worker, 2));
+    }
 
     #[tokio::test]
     async fn connects_anew_when_the_connection_breaks() {

@@ -10,11 +10,13 @@ use lb_common::{
     maps::{FlowKey, TraceEvent, place},
     verdict::Verdict,
 };
-use nix::net::if_::if_indextoname;
 use serde::{Deserialize, Serialize};
 
 use super::Names;
-use crate::{core::Protocol, datapath::from_mapped};
+use crate::{
+    core::Protocol,
+    datapath::{from_mapped, name_of},
+};
 
 const ARP: u16 = 0x0806;
 
@@ -195,9 +197,7 @@ fn protocol(number: u32) -> Option<Protocol> {
 }
 
 fn interface(index: u32) -> String {
-    let name = if_indextoname(index).ok();
-    let name = name.and_then(|name| name.into_string().ok());
-    name.unwrap_or_else(|| format!("#{index}"))
+    name_of(index).unwrap_or_else(|| format!("#{index}"))
 }
 
 fn protocol_name(event: &TraceEvent) -> String {

@@ -13,7 +13,8 @@ use crate::config::values;
 use crate::config::{Attach, Manager};
 
 /// `IFNAMSIZ` of the kernel, less its final NUL.
-const LONGEST_INTERFACE_NAME: usize = 15;
+/// Alternative names are longer than own ones may be (`ALTIFNAMSIZ`, linux/if.h).
+const LONGEST_INTERFACE_NAME: usize = 127;
 /// `sun_path` of `struct sockaddr_un`, less its final NUL.
 const LONGEST_SOCKET_PATH: usize = 107;
 

@@ -210,7 +210,7 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
             }
             Input::Timeout => world.wake(),
             Input::Link(backend, link) => {
-                let links = [(*backend, *link)].into();
+                let links = [(*backend, link.clone())].into();
                 world.core.handle_links(&links, world.now);
                 world.wake();
             }

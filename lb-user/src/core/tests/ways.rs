@@ -44,6 +44,21 @@ fn a_worker_is_not_chosen_while_no_route_leads_to_it() {
 }
 
 #[test]
+fn a_worker_beyond_an_interface_without_programs_is_out_of_reach_too() {
+    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
+    find(&mut world, Link::Unattached("eth7".to_owned()));
+    world.start("worker1", 600);
+    assert_eq!(world.selected(), MANAGER);
+    assert_eq!(world.state("worker1"), Health::Unreachable);
+    let backends = &world.core.snapshot(world.now).services[0].backends;
+    let why = backends[0].barred.as_deref().expect("a reason");
+    assert!(why.contains("leads through eth7"), "{why}");
+    find(&mut world, Link::Direct);
+    assert_eq!(world.state("worker1"), Health::Up);
+    assert_eq!(world.selected(), "worker1");
+}
+
+#[test]
 fn a_worker_that_a_reload_moves_out_of_reach_is_not_even_chosen_for_a_moment() {
     let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
     world.start("worker1", 600);

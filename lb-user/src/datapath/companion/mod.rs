@@ -17,12 +17,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned, programs::TcAttachType};
 use lb_common::maps::companion_name;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
-    attach::{self, DSR_IN, DSR_OUT, LINKS},
+    attach::{self, DSR_IN, DSR_OUT, LINKS, Program},
     bpffs, kernel,
-    netlink::{Netlink, Routes},
+    netlink::{Interface, Netlink, Routes},
+    pins::Pins,
 };
 use crate::core::Endpoint;
 use tables::Tables;
@@ -30,6 +31,11 @@ use wish::Target;
 
 /// The ELF object with the companion's programs and maps.
 pub static OBJECT: &[u8] = include_bytes_aligned!(env!("MEMLB_COMPANION_OBJECT"));
+
+const PROGRAMS: [Program; 2] = [
+    (DSR_IN, Some(TcAttachType::Ingress)),
+    (DSR_OUT, Some(TcAttachType::Egress)),
+];
 
 /// Where the companion is pinned, unless told.
 pub const USUAL_PINS: &str = "/sys/fs/bpf/memlb-agent";
@@ -50,8 +56,9 @@ pub struct Companion {
     tables: Tables,
     netlink: Netlink,
     settings: Settings,
-    /// The interfaces attached to, with the index that each had.
-    attached: BTreeMap<String, u32>,
+    /// The interfaces attached to, by index, with the names that they had.
+    attached: BTreeMap<u32, String>,
+    pins: Pins,
     /// The services that are translated now.
     translates: BTreeSet<Endpoint>,
     /// What is wrong, so that each thing is said once.
@@ -92,9 +99,12 @@ impl Companion {
                 .load()
                 .with_context(|| format!("load {program}"))?;
         }
+        let links = pin_path.join(LINKS);
+        fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
         let mut companion = Self {
             tables: Tables::take(&mut ebpf)?,
             ebpf,
+            pins: Pins::hold(pin_path)?,
             netlink: Netlink::connect_to_ask()?,
             settings,
             attached: BTreeMap::new(),
@@ -111,9 +121,17 @@ impl Companion {
         self.translates.iter().copied().collect()
     }
 
-    /// Looks how the services are reached, and whether the programs are attached there; brings both
-    /// in line.
+    /// Looks how the services are reached, and whether the programs are attached and everything is pinned
+    /// there; brings it in line. What is translated may be other than before.
     pub async fn look(&mut self) {
+        match self.pins.put_back() {
+            Ok(pins) if pins.is_empty() => {}
+            Ok(pins) => warn!(
+                "somebody removed the pins of {}: they are back",
+                pins.join(", ")
+            ),
+            Err(error) => debug!("{error:#}"),
+        }
         let wishes = self.settings.wishes.iter();
         let services = wishes.map(|wish| wish.service.address.ip()).collect();
         match self.netlink.routes(&services).await {
@@ -145,13 +163,10 @@ impl Companion {
             }
         }
         let mut attached = true;
-        for interface in &interfaces {
-            if let Err(error) = self.attach(interface).await {
-                attached = false;
-                troubles.insert(format!("{error:#}"));
-            }
+        if let Err(error) = self.attach(&interfaces).await {
+            attached = false;
+            troubles.insert(format!("{error:#}"));
         }
-        self.attached.retain(|name, _| interfaces.contains(name));
         let mut outcome = self.translate(&targets);
         if outcome.is_ok() && troubles.is_empty() {
             outcome = self.tidy();
@@ -174,39 +189,75 @@ impl Companion {
             .keep_only(&wishes.map(|wish| wish.service).collect())
     }
 
-    async fn attach(&mut self, interface: &str) -> Result<()> {
-        let index = attach::index_of(interface);
-        if index.is_some() && self.attached.get(interface).copied() == index {
-            return Ok(());
+    /// Attaches to the interfaces of these names, as far as that is not done or was undone by somebody.
+    async fn attach(&mut self, names: &BTreeSet<String>) -> Result<()> {
+        let links = self.netlink.links().await?;
+        let mut interfaces = Vec::new();
+        let mut outcome = Ok(());
+        for name in names {
+            match links.interface(name) {
+                Ok(interface) => interfaces.push(interface),
+                Err(error) => outcome = Err(error),
+            }
         }
-        self.attached.remove(interface);
-        self.netlink.interface(interface).await?;
+        if attach::follow_names(&self.settings.pin_path.join(LINKS))? {
+            self.pins.hold_links()?;
+        }
+        for Interface { index, name, .. } in &interfaces {
+            if let Some(known) = self.attached.get_mut(index) {
+                known.clone_from(name);
+            }
+        }
+        for interface in &interfaces {
+            outcome = outcome.and(self.attach_to(interface));
+        }
+        let is_wanted = |index: &u32| interfaces.iter().any(|it| it.index == *index);
+        self.attached.retain(|index, _| is_wanted(index));
+        outcome
+    }
+
+    fn attach_to(&mut self, interface: &Interface) -> Result<()> {
         let links = self.settings.pin_path.join(LINKS);
         fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
-        for (program, direction) in [
-            (DSR_IN, TcAttachType::Ingress),
-            (DSR_OUT, TcAttachType::Egress),
-        ] {
-            attach::attach_tc(&mut self.ebpf, &links, program, interface, direction)?;
+        let mut restored = Vec::new();
+        for program in PROGRAMS {
+            let is_known = self.attached.contains_key(&interface.index);
+            if is_known && attach::is_attached(&links, program, interface.target())? {
+                continue;
+            }
+            attach::attach(&mut self.ebpf, &links, program, interface.target())?;
+            restored.push(program.0);
         }
-        if let Some(index) = index {
-            self.attached.insert(interface.to_owned(), index);
-            info!("the companion is attached to {interface}");
+        if restored.is_empty() {
+            return Ok(());
+        }
+        self.pins.hold_links()?;
+        let Interface { index, name, .. } = interface;
+        match self.attached.insert(*index, name.clone()) {
+            None => info!("the companion is attached to {name}"),
+            Some(_) => warn!(
+                "somebody took {} off interface {name}: attached again; find out which program does \
+                 that (tc, bpftool, another agent)",
+                restored.join(", ")
+            ),
         }
         Ok(())
     }
 
     /// Detaches what is attached elsewhere, by an earlier agent or before a route changed.
-    fn tidy(&self) -> Result<()> {
+    fn tidy(&mut self) -> Result<()> {
         let links = self.settings.pin_path.join(LINKS);
         if self.attached.is_empty() {
             return Ok(());
         }
-        let names = self.attached.keys();
+        let names = self.attached.values();
         let kept: Vec<PathBuf> = names
-            .flat_map(|name| [DSR_IN, DSR_OUT].map(|program| attach::pin(&links, program, name)))
+            .flat_map(|name| PROGRAMS.map(|(program, _)| attach::pin(&links, program, name)))
             .collect();
-        attach::remove_others(&links, &kept)
+        if attach::remove_others(&links, &kept)? {
+            self.pins.hold_links()?;
+        }
+        Ok(())
     }
 
     fn tell(&mut self, translates: BTreeSet<Endpoint>, troubles: BTreeSet<String>) {

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{core::Endpoint, datapath::netlink::Routes};
+use crate::{
+    core::Endpoint,
+    datapath::{name_of, netlink::Routes},
+};
 
 /// A service, and where this worker's own server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +43,10 @@ impl Wish {
                  on workers, not on the manager"
             );
         }
-        let interface = nix::net::if_::if_indextoname(route.interface)
-            .with_context(|| format!("name interface {}", route.interface))?;
+        let interface = name_of(route.interface)
+            .with_context(|| format!("interface {} is gone", route.interface))?;
         let target = SocketAddr::new(self.address.unwrap_or(route.source), self.port);
-        Ok((interface.to_string_lossy().into_owned(), target))
+        Ok((interface, target))
     }
 }
 
@@ -97,6 +100,7 @@ mod tests {
         let service: IpAddr = "192.168.56.101".parse().unwrap();
         let route = Route {
             interface: lb_common::maps::LOOPBACK,
+            beneath: std::collections::BTreeSet::new(),
             next_hop: service,
             source: "192.168.56.103".parse().unwrap(),
             is_local,

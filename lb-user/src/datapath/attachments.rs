@@ -1,0 +1,338 @@
+//! The interfaces that packets are met at: attached to, followed when they are renamed, and attached to
+//! again when a program was taken off.
+
+use std::{
+    fmt, fs,
+    mem::take,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use aya::{Ebpf, programs::TcAttachType};
+use nix::net::if_::{if_indextoname, if_nametoindex};
+
+use super::{
+    attach::{self, EGRESS, INGRESS, LINKS, LOOPBACK, Program, Target, XDP},
+    netlink::Interface,
+};
+use crate::config::Attach;
+
+const OF_LOOPBACK: [Program; 1] = [(LOOPBACK, Some(TcAttachType::Egress))];
+const OF_TC: [Program; 2] = [
+    (INGRESS, Some(TcAttachType::Ingress)),
+    (EGRESS, Some(TcAttachType::Egress)),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    Tc,
+    Xdp,
+}
+
+impl Choice {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+/// An interface, and how memlb meets its packets.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    /// Its own name, as it is now.
+    pub interface: String,
+    pub choice: Choice,
+    /// Why this way.
+    pub reason: String,
+    /// Nothing while it is gone.
+    pub index: Option<u32>,
+    /// The programs that are not there, and that cannot be put back.
+    pub missing: Vec<&'static str>,
+    /// The name in the configuration; nothing once another interface has that name.
+    configured: Option<String>,
+    programs: Vec<Program>,
+    /// Whether it is back since it was last attached to.
+    is_new: bool,
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            interface,
+            choice,
+            reason,
+            ..
+        } = self;
+        write!(f, "attached to {interface} by {}: {reason}", choice.name())
+    }
+}
+
+/// What was found changed at an interface; each change is told once.
+#[derive(Debug)]
+pub enum AttachmentChange {
+    Gone(String),
+    /// And attached to.
+    Back(String),
+    Renamed {
+        was: String,
+        interface: String,
+    },
+    /// Another interface has this name now, and is attached to, too.
+    Replaced {
+        interface: String,
+        former: String,
+    },
+    /// Somebody had taken these programs off.
+    Restored {
+        interface: String,
+        programs: Vec<&'static str>,
+    },
+    /// There, but a program cannot be attached.
+    Failed(String, anyhow::Error),
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Attachments {
+    /// Where the links are pinned.
+    links: PathBuf,
+    loopback: Attachment,
+    interfaces: Vec<Attachment>,
+}
+
+impl Attachments {
+    /// Attaches to every interface and to `lo`, replacing what an earlier manager attached.
+    ///
+    /// # Errors
+    ///
+    /// Says which program could not be attached where.
+    pub fn start(
+        ebpf: &mut Ebpf,
+        pin_path: &Path,
+        wish: Attach,
+        interfaces: &[Interface],
+    ) -> Result<Self> {
+        let links = pin_path.join(LINKS);
+        fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
+        for program in [INGRESS, EGRESS, LOOPBACK] {
+            attach::classifier(ebpf, program)?
+                .load()
+                .with_context(|| format!("load {program}"))?;
+        }
+        attach::follow_names(&links)?;
+        let loopback = Attachment {
+            programs: OF_LOOPBACK.to_vec(),
+            ..Attachment::new("lo", lb_common::maps::LOOPBACK, Choice::Tc, String::new())
+        };
+        loopback.attach_all(ebpf, &links)?;
+        for interface in interfaces {
+            let all = Attachment::new(&interface.name, interface.index, Choice::Tc, String::new());
+            all.attach_all(ebpf, &links)?;
+        }
+        let (choice, reasons) = attach::choose(ebpf, &links, wish, interfaces)?;
+        let named = interfaces.iter().zip(reasons);
+        let attachments = Self {
+            loopback,
+            interfaces: named
+                .map(|(it, reason)| Attachment::new(&it.name, it.index, choice, reason))
+                .collect(),
+            links,
+        };
+        attach::remove_others(&attachments.links, &attachments.pins())?;
+        Ok(attachments)
+    }
+
+    /// The pins of all links that there should be.
+    fn pins(&self) -> Vec<PathBuf> {
+        let pins = |it: &Attachment| {
+            let pin = |(program, _): &Program| attach::pin(&self.links, program, &it.interface);
+            it.programs.iter().map(pin).collect::<Vec<_>>()
+        };
+        let all = [&self.loopback].into_iter().chain(&self.interfaces);
+        all.flat_map(pins).collect()
+    }
+
+    pub fn interfaces(&self) -> &[Attachment] {
+        &self.interfaces
+    }
+
+    /// Those that an operator should know of: the configured ones, and `lo` where it lacks its program.
+    pub fn worth_telling(&self) -> impl Iterator<Item = &Attachment> {
+        let loopback = Some(&self.loopback).filter(|it| !it.missing.is_empty());
+        self.interfaces.iter().chain(loopback)
+    }
+
+    /// Looks whether every interface is still there, how it is called, and whether all programs are where
+    /// they should be; puts right what is not.
+    pub fn reconcile(&mut self, ebpf: &mut Ebpf) -> Vec<AttachmentChange> {
+        let mut changes = Vec::new();
+        for attachment in &mut self.interfaces {
+            changes.extend(attachment.follow());
+        }
+        let is_renamed = |it: &AttachmentChange| matches!(it, AttachmentChange::Renamed { .. });
+        if changes.iter().any(is_renamed)
+            && let Err(error) = attach::follow_names(&self.links)
+        {
+            let links = self.links.display().to_string();
+            changes.push(AttachmentChange::Failed(links, error));
+        }
+        changes.extend(self.meet_namesakes());
+        let all = [&mut self.loopback].into_iter().chain(&mut self.interfaces);
+        changes.extend(all.filter_map(|it| it.restore(ebpf, &self.links)));
+        // One whose name another has is nothing to wait for.
+        let is_awaited = |it: &Attachment| it.index.is_some() || it.configured.is_some();
+        self.interfaces.retain(is_awaited);
+        changes
+    }
+
+    /// Finds the interfaces that have a configured name now and are not attached to yet.
+    fn meet_namesakes(&mut self) -> Vec<AttachmentChange> {
+        let mut changes = Vec::new();
+        for place in 0..self.interfaces.len() {
+            let attachment = &self.interfaces[place];
+            let Some(name) = attachment.configured.clone() else {
+                continue;
+            };
+            let Some(index) = index_of(&name) else {
+                continue;
+            };
+            if self.interfaces.iter().any(|it| it.index == Some(index)) {
+                continue;
+            }
+            let interface = name_of(index).unwrap_or_else(|| name.clone());
+            if attachment.index.is_none() {
+                let attachment = &mut self.interfaces[place];
+                attachment.index = Some(index);
+                attachment.interface = interface;
+                attachment.is_new = true;
+                continue;
+            }
+            let namesake = Attachment {
+                is_new: true,
+                configured: Some(name),
+                ..Attachment::new(
+                    &interface,
+                    index,
+                    attachment.choice,
+                    attachment.reason.clone(),
+                )
+            };
+            changes.push(AttachmentChange::Replaced {
+                interface,
+                former: attachment.interface.clone(),
+            });
+            self.interfaces[place].configured = None;
+            self.interfaces.push(namesake);
+        }
+        changes
+    }
+}
+
+impl Attachment {
+    fn new(name: &str, index: u32, choice: Choice, reason: String) -> Self {
+        let xdp = (choice == Choice::Xdp).then_some((XDP, None));
+        Self {
+            interface: name.to_owned(),
+            choice,
+            reason,
+            index: Some(index),
+            missing: Vec::new(),
+            configured: Some(name.to_owned()),
+            programs: OF_TC.into_iter().chain(xdp).collect(),
+            is_new: false,
+        }
+    }
+
+    fn attach_all(&self, ebpf: &mut Ebpf, links: &Path) -> Result<()> {
+        let Some(target) = self.target() else {
+            return Ok(());
+        };
+        let mut programs = self.programs.iter();
+        programs.try_for_each(|program| attach::attach(ebpf, links, *program, target))
+    }
+
+    fn target(&self) -> Option<Target<'_>> {
+        Some(Target {
+            index: self.index?,
+            name: &self.interface,
+        })
+    }
+
+    /// Looks whether the interface is still there, and how it is called.
+    fn follow(&mut self) -> Option<AttachmentChange> {
+        let name = name_of(self.index?);
+        match name {
+            None => {
+                self.index = None;
+                self.missing.clear();
+                Some(AttachmentChange::Gone(self.interface.clone()))
+            }
+            Some(name) if name == self.interface => None,
+            Some(name) => Some(AttachmentChange::Renamed {
+                was: std::mem::replace(&mut self.interface, name.clone()),
+                interface: name,
+            }),
+        }
+    }
+
+    /// Attaches what is not attached.
+    fn restore(&mut self, ebpf: &mut Ebpf, links: &Path) -> Option<AttachmentChange> {
+        let target = self.target()?;
+        let mut missing = Vec::new();
+        let mut restored = Vec::new();
+        let mut failure = None;
+        for program in &self.programs {
+            let outcome = match attach::is_attached(links, *program, target) {
+                Ok(true) => continue,
+                Ok(false) => attach::attach(ebpf, links, *program, target),
+                // To attach once more what may be there would be worse.
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(()) => restored.push(program.0),
+                Err(error) => {
+                    missing.push(program.0);
+                    failure = Some(error);
+                }
+            }
+        }
+        let is_known = !std::mem::replace(&mut self.missing, missing).is_empty();
+        let interface = self.interface.clone();
+        match failure {
+            Some(error) if !is_known => Some(AttachmentChange::Failed(interface, error)),
+            Some(_) => None,
+            None if take(&mut self.is_new) => Some(AttachmentChange::Back(interface)),
+            None if restored.is_empty() => None,
+            None => Some(AttachmentChange::Restored {
+                interface,
+                programs: restored,
+            }),
+        }
+    }
+}
+
+/// Returns the index of the interface that has this own or alternative name.
+fn index_of(name: &str) -> Option<u32> {
+    // Its one error says that there is no such interface.
+    if_nametoindex(name).ok()
+}
+
+/// Returns an interface's name as it is now.
+pub fn name_of(index: u32) -> Option<String> {
+    let name = if_indextoname(index).ok()?.into_string().ok()?;
+    // nix takes the C library's null pointer for a name.
+    (!name.is_empty()).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_gone_has_no_name() {
+        assert_eq!(name_of(lb_common::maps::LOOPBACK).as_deref(), Some("lo"));
+        assert_eq!(name_of(0x7fff_ffff), None);
+    }
+}

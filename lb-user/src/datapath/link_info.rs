@@ -1,0 +1,92 @@
+//! Where a pinned BPF link is attached, which aya does not tell.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use nix::libc;
+
+/// Commands of bpf(2).
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+/// `struct bpf_link_info` as far as XDP and tcx use it.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    reserved: u32,
+    interface: u32,
+    attach_type: u32,
+}
+
+#[repr(C)]
+struct ObjectGet {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct InfoGet {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// Returns the index of the interface that the link pinned at `path` is attached to; nothing if it was
+/// detached, as when the interface has gone, or if nothing is pinned there.
+///
+/// # Errors
+///
+/// Says that the pin cannot be opened, or is none of a link.
+///
+/// # Minimum kernel version
+///
+/// Linux 5.8 (f2e10bff16a0).
+pub fn interface_of(path: &Path) -> io::Result<Option<u32>> {
+    let link = match open(path) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut info = LinkInfo::default();
+    let mut request = InfoGet {
+        fd: link.as_raw_fd().cast_unsigned(),
+        length: size_of::<LinkInfo>() as u32,
+        info: (&raw mut info).expose_provenance() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut request)?;
+    Ok((info.interface != 0).then_some(info.interface))
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut request = ObjectGet {
+        path: path.as_ptr().expose_provenance() as u64,
+        fd: 0,
+        flags: 0,
+    };
+    let fd = bpf(BPF_OBJ_GET, &mut request)?;
+    // SAFETY: the kernel has just opened it for nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bpf<T>(command: libc::c_int, request: &mut T) -> io::Result<i32> {
+    // SAFETY: the kernel reads and writes within the request, and what its fields point to, which outlives
+    // the call.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *request, size_of::<T>()) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(answer).map_err(io::Error::other)
+}

@@ -1,0 +1,219 @@
+//! This machine's network interfaces as the kernel has them now: their names, and which carries which.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Result, bail};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, Prop};
+
+use super::netlink::Interface;
+
+/// By index.
+#[derive(Debug, Clone, Default)]
+pub struct Links(BTreeMap<u32, Link>);
+
+#[derive(Debug, Clone)]
+pub struct Link {
+    pub name: String,
+    /// Further names that it can be called by.
+    pub alternative_names: Vec<String>,
+    /// What a virtual interface is; nothing for a physical one.
+    pub kind: Option<String>,
+    layer: LinkLayerType,
+    address: Vec<u8>,
+    /// The interface beneath a virtual one, or a veth's other end.
+    below: Option<u32>,
+    /// The bridge or bond that this is a port of.
+    master: Option<u32>,
+}
+
+impl Links {
+    /// Looks up an interface that carries Ethernet, by its own or an alternative name.
+    ///
+    /// # Errors
+    ///
+    /// Says that there is none, or that it does not carry Ethernet.
+    pub fn interface(&self, name: &str) -> Result<Interface> {
+        let Some((&index, link)) = self.named(name) else {
+            let others = self.0.values().map(|link| link.name.as_str());
+            let others: Vec<&str> = others.filter(|name| *name != "lo").collect();
+            bail!(
+                "interface {name} does not exist here, only {}: name the right one with --interface \
+                 or manager.interfaces (`ip link` shows them with their alternative names)",
+                others.join(", ")
+            );
+        };
+        if link.layer != LinkLayerType::Ether {
+            bail!(
+                "interface {name} does not carry Ethernet ({:?}): memlb steers Ethernet frames only",
+                link.layer
+            );
+        }
+        Ok(Interface {
+            index,
+            name: link.name.clone(),
+            kind: link.kind.clone(),
+        })
+    }
+
+    fn named(&self, name: &str) -> Option<(&u32, &Link)> {
+        let own = self.0.iter().find(|(_, link)| link.name == name);
+        let is_alternative = |link: &Link| link.alternative_names.iter().any(|it| it == name);
+        own.or_else(|| self.0.iter().find(|(_, link)| is_alternative(link)))
+    }
+
+    /// The interfaces that carry `interface` as its VLAN's parent or as ports of its bridge or bond, with
+    /// its link address: what is sent to it arrives at them for this host, too.
+    pub fn beneath(&self, interface: u32) -> BTreeSet<u32> {
+        let mut found = BTreeSet::new();
+        let mut to_do = vec![interface];
+        while let Some(upper) = to_do.pop() {
+            let Some(link) = self.0.get(&upper) else {
+                continue;
+            };
+            // A veth names its other end there, a tunnel the interface that its packets take.
+            let is_stacked = matches!(link.kind.as_deref(), Some("vlan" | "ipvlan" | "macvlan"));
+            let below = link.below.filter(|_| is_stacked);
+            let carries = |(index, it): &(&u32, &Link)| {
+                let is_lower = below == Some(**index) || it.master == Some(upper);
+                is_lower && it.address == link.address
+            };
+            let lowers: Vec<u32> = self
+                .0
+                .iter()
+                .filter(carries)
+                .map(|(index, _)| *index)
+                .collect();
+            to_do.extend(lowers.into_iter().filter(|lower| found.insert(*lower)));
+        }
+        found
+    }
+}
+
+impl FromIterator<LinkMessage> for Links {
+    fn from_iter<I: IntoIterator<Item = LinkMessage>>(messages: I) -> Self {
+        let messages = messages.into_iter();
+        Self(
+            messages
+                .map(|it| (it.header.index, Link::from(&it)))
+                .collect(),
+        )
+    }
+}
+
+impl From<&LinkMessage> for Link {
+    fn from(message: &LinkMessage) -> Self {
+        let mut link = Self {
+            name: String::new(),
+            alternative_names: Vec::new(),
+            kind: None,
+            layer: message.header.link_layer_type,
+            address: Vec::new(),
+            below: None,
+            master: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::PropList(properties) => {
+                    link.alternative_names = properties.iter().filter_map(alternative).collect();
+                }
+                LinkAttribute::LinkInfo(infos) => link.kind = infos.iter().find_map(kind),
+                LinkAttribute::Address(address) => link.address.clone_from(address),
+                LinkAttribute::Link(index) => link.below = Some(*index),
+                LinkAttribute::Controller(index) => link.master = Some(*index),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// Returns the alternative name that a property of an interface is.
+pub fn alternative(property: &Prop) -> Option<String> {
+    match property {
+        Prop::AltIfName(name) => Some(name.clone()),
+        _ => None,
+    }
+}
+
+fn kind(info: &LinkInfo) -> Option<String> {
+    match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    fn link(name: &str, kind: &str, address: [u8; 6]) -> Link {
+        Link {
+            name: name.to_owned(),
+            alternative_names: vec![format!("enp-{name}")],
+            kind: (!kind.is_empty()).then(|| kind.to_owned()),
+            layer: LinkLayerType::Ether,
+            address: address.to_vec(),
+            below: None,
+            master: None,
+        }
+    }
+
+    #[test]
+    fn an_alternative_name_finds_the_interface_under_its_own() {
+        let links = Links([(2, link("eth1", "", MAC)), (3, link("enp-eth1", "", MAC))].into());
+        assert_eq!(links.interface("enp-enp-eth1").unwrap().name, "enp-eth1");
+        // An own name goes before.
+        assert_eq!(links.interface("enp-eth1").unwrap().index, 3);
+        let error = links.interface("eth7").unwrap_err().to_string();
+        assert!(error.contains("only eth1, enp-eth1"), "{error}");
+    }
+
+    #[test]
+    fn packets_to_a_vlan_or_a_bridge_arrive_beneath_it() {
+        let port = Link {
+            master: Some(4),
+            ..link("eth1", "", MAC)
+        };
+        let other_port = Link {
+            master: Some(4),
+            ..link("eth2", "", OTHER_MAC)
+        };
+        let vlan = Link {
+            below: Some(4),
+            ..link("br0.7", "vlan", MAC)
+        };
+        let veth = Link {
+            below: Some(2),
+            ..link("veth0", "veth", MAC)
+        };
+        // What arrives for a link address of its own, the interface beneath takes for another host's.
+        let macvlan = Link {
+            below: Some(2),
+            ..link("mv0", "macvlan", OTHER_MAC)
+        };
+        let bridge = link("br0", "bridge", MAC);
+        let all = [
+            (2, port),
+            (3, other_port),
+            (4, bridge),
+            (5, vlan),
+            (6, veth),
+            (7, macvlan),
+        ];
+        let links = Links(all.into());
+        for (interface, expected) in [
+            (2, [].into()),
+            (4, [2].into()),
+            (5, [2, 4].into()),
+            (6, BTreeSet::new()),
+            (7, BTreeSet::new()),
+            (99, BTreeSet::new()),
+        ] {
+            assert_eq!(links.beneath(interface), expected, "{interface}");
+        }
+    }
+}
