@@ -20,7 +20,7 @@ use memlb::{
     keys::{self, Key, KeyId},
 };
 use memlb_tests::{
-    Cluster, ClusterOptions, Process, Wire,
+    Cluster, ClusterOptions, Process, Wire, cluster,
     command::output,
     datagram::{Sender, heartbeat},
     require_root,
@@ -65,6 +65,7 @@ fn leaving(worker: &str, boot: u64, seq: u64) -> Heartbeat {
         healthy: true,
         translates: Vec::new(),
         version: "0.1.0".to_owned(),
+        pause: None,
         nonce: None,
     }
 }
@@ -271,7 +272,7 @@ fn the_agent_of_a_restored_machine_goes_on_under_a_new_boot() {
     };
     let sender = Sender::open(host, cluster.heartbeat_address()).unwrap();
     sender
-        .send(&ahead.encode_signed(&key(&cluster, 0)).unwrap())
+        .send(ahead.encode_signed(&key(&cluster, 0)).unwrap())
         .unwrap();
     wait_for_refusals(&cluster, "reordered", 5);
     wait_for_refusals(&cluster, "sequence_reset", 1);
@@ -289,6 +290,38 @@ fn the_agent_of_a_restored_machine_goes_on_under_a_new_boot() {
     // The first one carried no nonce.
     wait_for_refusals(&cluster, "sequence_reset", resets + before.len() as u64 - 1);
     assert_eq!(cluster.backend("worker1").unwrap()["state"], "down");
+}
+
+#[test]
+fn an_agent_announces_that_its_worker_will_be_silent() {
+    if !require_root() {
+        return;
+    }
+    let cluster = enforced();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let pause = |arguments: &[&str]| {
+        let mut command = cluster.topology.workers[0].command(cluster::binary().unwrap());
+        command.args(["agent", "pause"]).args(arguments);
+        command.output().unwrap()
+    };
+    let announced = pause(&["--name", "worker1", "--for", "1m"]);
+    assert!(announced.status.success(), "{announced:?}");
+    // It was confirmed before the verb returned.
+    let worker1 = cluster.backend("worker1").unwrap();
+    assert_eq!(worker1["state"], "paused", "{worker1}");
+    assert_eq!(worker1["pause"]["by"], "its agent");
+    assert_eq!(cluster.page().unwrap(), "Worker2");
+    for (arguments, says) in [
+        (
+            ["--name", "worker7", "--for", "1m"],
+            "no agent named worker7",
+        ),
+        (["--name", "worker1", "--for", "2h"], "expected 1s to 1h"),
+    ] {
+        let refused = pause(&arguments);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(says), "{said}");
+    }
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub(super) struct Manager {
     /// What the next heartbeat must carry.
     pub nonce: Option<Nonce>,
     pub round_trip: Option<Duration>,
+    /// The number of the last heartbeat that it acknowledged as counted.
+    pub confirmed: u64,
     /// The heartbeats not answered yet, with what they carried and when they went.
     sent: VecDeque<(u64, Option<Nonce>, Instant)>,
     /// Since when it should have answered; nothing before the first heartbeat.
@@ -105,6 +107,7 @@ impl Manager {
             failing: false,
             nonce: None,
             round_trip: None,
+            confirmed: 0,
             sent: VecDeque::new(),
             silent_since: None,
             silence_told: false,
@@ -187,6 +190,9 @@ impl Manager {
         self.nonce = Some(nonce);
         self.round_trip = Some(at.saturating_duration_since(sent));
         self.speaks(at, "acknowledges heartbeats");
+        if fresh {
+            self.confirmed = heartbeat.number;
+        }
         match fresh {
             _ if new_boot => Next::NewBoot,
             // A manager that refuses its own nonce would be asked for ever.

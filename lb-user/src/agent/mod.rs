@@ -1,5 +1,6 @@
 //! The agent on each worker: says how the worker is, to every manager.
 
+mod announcement;
 mod cgroup;
 mod check;
 mod lookup;
@@ -20,14 +21,16 @@ use tracing::{info, warn};
 use crate::{
     core::{BootId, Sequence, WorkerState, milliseconds},
     datapath::companion::{self, Companion},
-    heartbeat::{Heartbeat, MemoryReport, Ping, check_name},
+    heartbeat::{Heartbeat, MemoryReport, Ping, check_name, check_pause},
     keys::Key,
     supervisor::{self, Watchdog},
 };
+pub use announcement::announce_pause;
 pub use check::{Check, Target, parse_status};
 pub use manager::{PORT, with_port};
 pub use memory::{Sources, memory_now};
 
+use announcement::PauseRequest;
 use manager::{Answer, Manager, Next, Word};
 use memory::Sensors;
 use suspension::Suspension;
@@ -38,6 +41,10 @@ const GOODBYE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often it is looked whether the machine slept, or a manager fell silent.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the agent announces a pause until all managers have confirmed it, and how far apart.
+const ANNOUNCEMENTS: u32 = 40;
+const ANNOUNCEMENT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long a boot id lasts at least: a manager remembers a few dozen, and none may be forgotten while
 /// what was signed under it still counts as fresh.
@@ -91,6 +98,7 @@ pub async fn run(settings: Settings) -> Result<()> {
             () = stop.wait() => return agent.end(),
         }
     }
+    let mut hooks = announcement::listen(&agent.settings.name);
     let mut ticks = every(agent.settings.interval);
     let mut looks = every(LOOK_INTERVAL);
     let mut suspension = Suspension::watch();
@@ -105,6 +113,7 @@ pub async fn run(settings: Settings) -> Result<()> {
                 agent.send_all(WorkerState::Ready);
             }
             Some(answer) = answers.recv() => agent.take(&answer, WorkerState::Ready),
+            Some(request) = hooks.recv() => agent.announce_pause(request, &mut answers).await,
             place = moved(&mut agent.managers) => agent.send(WorkerState::Ready, &[place]),
             _ = looks.tick() => {
                 agent.look_at_managers();
@@ -186,6 +195,8 @@ struct Agent {
     boot_drawn: Instant,
     seq: u64,
     healthy: bool,
+    /// For how long the worker will be silent, while that is announced.
+    pause: Option<Duration>,
     /// The memory figures that were read last, and when.
     memory: Option<(MemoryReport, Instant)>,
     /// Whether the last heartbeat could not be made, so that this is said once.
@@ -215,6 +226,7 @@ impl Agent {
             boot_drawn: Instant::now(),
             seq: 0,
             healthy: true,
+            pause: None,
             memory: None,
             failing: false,
         };
@@ -277,6 +289,7 @@ impl Agent {
                 .flat_map(Companion::translates)
                 .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            pause: self.pause,
             nonce: None,
         };
         let mut went_out = false;
@@ -348,6 +361,65 @@ impl Agent {
                 manager.answered(pong, &self.settings.name, answer.at, self.boot);
             }
         }
+    }
+
+    /// Announces a pause in signed heartbeats until every manager has confirmed one.
+    async fn announce_pause(
+        &mut self,
+        request: PauseRequest,
+        answers: &mut mpsc::Receiver<Answer>,
+    ) {
+        let pause = Duration::from_millis(request.for_ms);
+        let outcome = match check_pause(pause) {
+            _ if self.key.is_none() => Err(format!(
+                "it has no key, and only signed heartbeats announce a pause; on the manager: memlb \
+                 pause {} --for {}",
+                self.settings.name,
+                humantime::format_duration(pause)
+            )),
+            Err(problem) => Err(problem),
+            Ok(()) => {
+                self.pause = Some(pause);
+                let unconfirmed = self.repeat_until_confirmed(answers).await;
+                self.pause = None;
+                match unconfirmed.is_empty() {
+                    true => Ok(()),
+                    false => Err(format!("not confirmed by {}", unconfirmed.join(", "))),
+                }
+            }
+        };
+        match &outcome {
+            Ok(()) => info!("announced a pause of {}", humantime::format_duration(pause)),
+            Err(problem) => warn!("a pause was not announced: {problem}"),
+        }
+        // A hook that was ended does not wait for it.
+        _ = request.reply.send(outcome);
+    }
+
+    /// Returns the managers that have not confirmed what was sent from now on.
+    async fn repeat_until_confirmed(
+        &mut self,
+        answers: &mut mpsc::Receiver<Answer>,
+    ) -> Vec<String> {
+        let begun = self.seq;
+        let missing = |agent: &Self| -> Vec<String> {
+            let managers = agent.managers.iter().filter(|it| it.confirmed <= begun);
+            managers.map(|it| it.name().to_owned()).collect()
+        };
+        for _ in 0..ANNOUNCEMENTS {
+            self.send_all(WorkerState::Ready);
+            let next = Instant::now() + ANNOUNCEMENT_INTERVAL;
+            loop {
+                tokio::select! {
+                    () = sleep_until(next) => break,
+                    Some(answer) = answers.recv() => self.take(&answer, WorkerState::Ready),
+                }
+            }
+            if missing(self).is_empty() {
+                break;
+            }
+        }
+        missing(self)
     }
 
     /// Goes on under a new boot id. Sequence numbers go on, so that no late answer fits a new heartbeat.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf, time::Durat
 use memlb::{
     agent::{self, Check, Settings, Sources, Target},
     datapath::companion::{self, Wish},
-    heartbeat::{MOST_TRANSLATED, check_name},
+    heartbeat::{MOST_TRANSLATED, check_name, check_pause},
     keys::{credential, read_key},
 };
 
@@ -16,7 +16,11 @@ const CREDENTIAL: &str = "memlb-agent.key";
 
 /// Report this worker's available memory and the health of its service to the managers
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(subcommand)]
+    hook: Option<Hook>,
+
     /// Address or name of a manager; may be repeated
     #[arg(long = "manager", value_name = "ADDR[:PORT]", required = true)]
     managers: Vec<String>,
@@ -55,6 +59,27 @@ pub struct Args {
     /// Do not print each heartbeat
     #[arg(long)]
     quiet: bool,
+}
+
+/// What a hook on the worker has the running agent do.
+#[derive(clap::Subcommand)]
+enum Hook {
+    Pause(PauseArgs),
+}
+
+/// Have the agent that runs here announce that this worker will be silent for a while
+///
+/// For a hook that runs before this machine or container is moved. The agent needs a key. Returns when
+/// every manager has confirmed the pause, which is that of `memlb pause` on the manager.
+#[derive(clap::Args)]
+struct PauseArgs {
+    /// The worker's name, as its agent has it [default: the host's name]
+    #[arg(long)]
+    name: Option<String>,
+
+    /// The longest that the worker may be silent, 1s to 1h
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    duration: Duration,
 }
 
 /// Whether and how the worker's own service is asked.
@@ -129,6 +154,9 @@ impl CompanionArgs {
 }
 
 pub fn run(args: Args) -> Outcome {
+    if let Some(Hook::Pause(hook)) = args.hook {
+        return pause(hook);
+    }
     let usage = |text: String| Failure::Usage(anyhow::anyhow!(text));
     let hour = Duration::from_secs(3_600);
     for (option, duration) in [
@@ -176,6 +204,13 @@ pub fn run(args: Args) -> Outcome {
         key,
         quiet: args.quiet,
     }))?)
+}
+
+fn pause(args: PauseArgs) -> Outcome {
+    let name = worker_name(args.name)?;
+    check_pause(args.duration)
+        .map_err(|problem| Failure::Usage(anyhow::anyhow!("--for: {problem}")))?;
+    Ok(block_on(agent::announce_pause(&name, args.duration))?)
 }
 
 /// Returns the worker's name: the one given, or the host's.

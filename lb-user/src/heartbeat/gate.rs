@@ -18,7 +18,8 @@ use super::{Decoded, Heartbeat, Refusal, SIZE_LIMIT, decode};
 use crate::core::Sequence;
 use crate::keys::{Key, KeyId, KeyRing};
 
-/// How often a worker whose nonce is the newest is answered, so that it knows its round-trip time.
+/// How often a worker whose nonce is the newest is answered, so that it knows its round-trip time. What
+/// announces a pause is always answered.
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long after a signed heartbeat an unsigned one cannot speak for the same worker.
@@ -285,7 +286,8 @@ impl Gate {
         let answered = self.answered.get(&signature.key);
         let lately =
             answered.is_some_and(|at| now.saturating_duration_since(*at) < ACKNOWLEDGE_EVERY);
-        if lately && signature.freshness == Freshness::Fresh {
+        let is_usual = signature.freshness == Freshness::Fresh && heartbeat.pause.is_none();
+        if lately && is_usual {
             return None;
         }
         self.answered.insert(signature.key, now);

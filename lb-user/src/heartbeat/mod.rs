@@ -35,7 +35,10 @@ pub use ping::{Ping, Pong};
 pub use refusal::Refusal;
 pub use v1::{
     CgroupMemory, Heartbeat, Load, MOST_TRANSLATED, MemoryReport, PressureReport, VERSION,
+    check_pause,
 };
+
+use std::time::Duration;
 
 use crate::core::Report;
 
@@ -59,6 +62,14 @@ impl Decoded {
             Self::Heartbeat(heartbeat) => Some(&heartbeat.worker),
             Self::Legacy(heartbeat) => Some(&heartbeat.worker),
             Self::LegacyFileName(_) => None,
+        }
+    }
+
+    /// Returns for how long the worker announces to be silent.
+    pub fn pause(&self) -> Option<Duration> {
+        match self {
+            Self::Heartbeat(heartbeat) => heartbeat.pause,
+            Self::Legacy(_) | Self::LegacyFileName(_) => None,
         }
     }
 

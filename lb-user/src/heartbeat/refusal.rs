@@ -43,6 +43,9 @@ pub enum Refusal {
     AbsurdInterval {
         interval_ms: u64,
     },
+    AbsurdPause {
+        pause_ms: u64,
+    },
     BadAgentVersion,
     BadNonce,
     /// More services of mode `dsr` than a heartbeat may name.
@@ -100,6 +103,7 @@ impl Refusal {
             Self::ZeroMemoryLimit => "zero_memory_limit",
             Self::AvailableExceedsTotal { .. } => "available_exceeds_total",
             Self::AbsurdInterval { .. } => "absurd_interval",
+            Self::AbsurdPause { .. } => "absurd_pause",
             Self::BadAgentVersion => "bad_agent_version",
             Self::BadNonce => "bad_nonce",
             Self::TooManyTranslated { .. } => "too_many_translated",
@@ -177,6 +181,10 @@ impl fmt::Display for Refusal {
             Self::AbsurdInterval { interval_ms } => write!(
                 f,
                 "the interval is {interval_ms} ms, not between 1 ms and one hour"
+            ),
+            Self::AbsurdPause { pause_ms } => write!(
+                f,
+                "the pause is {pause_ms} ms, not between one second and one hour"
             ),
             Self::BadAgentVersion => {
                 f.write_str("\"version\" is not 1 to 32 visible ASCII characters")

@@ -44,6 +44,7 @@ fn heartbeat() -> Heartbeat {
         healthy: true,
         translates: Vec::new(),
         version: "0.1.0".to_owned(),
+        pause: None,
         nonce: None,
     }
 }
@@ -245,6 +246,26 @@ fn figures_that_could_not_be_read_anew_say_how_old_they_are() {
 }
 
 #[test]
+fn an_announced_pause_is_between_a_second_and_an_hour() {
+    let paused = |milliseconds| Heartbeat {
+        pause: Some(Duration::from_millis(milliseconds)),
+        ..heartbeat()
+    };
+    let datagram = paused(30_000).encode().expect("a good heartbeat");
+    let text = str::from_utf8(&datagram).expect("JSON");
+    assert!(
+        text.ends_with(r#""version":"0.1.0","pause_ms":30000}"#),
+        "{text}"
+    );
+    let decoded = decode(&datagram, false).expect("a good heartbeat");
+    assert_eq!(decoded.pause(), Some(Duration::from_secs(30)));
+    for absurd in [0, 999, 3_600_001] {
+        let refused = paused(absurd).encode().expect_err("refused");
+        assert_eq!(refused.name(), "absurd_pause");
+    }
+}
+
+#[test]
 fn states_and_health_are_told() {
     for (state, healthy, shown) in [
         (WorkerState::Ready, false, "service does not answer"),
@@ -411,6 +432,7 @@ fn the_size_limit_holds_both_ways() {
         load: Some(Load(419_430_399)),
         state: WorkerState::Maintenance,
         version: "9".repeat(32),
+        pause: Some(Duration::from_secs(3_600)),
         nonce: Some(Nonce(u64::MAX)),
         ..heartbeat()
     };
@@ -615,6 +637,7 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
                     healthy,
                     translates,
                     version,
+                    pause: None,
                     nonce: nonce.map(Nonce),
                 }
             },

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::name::check_name;
 use super::{Refusal, envelope, nonce::Nonce, wire};
-use crate::core::{BootId, Bytes, Endpoint, Memory, Pressure, Report, Sequence, WorkerState};
+use crate::core::{
+    BootId, Bytes, Endpoint, LEAST_PAUSE, MOST_PAUSE, Memory, Pressure, Report, Sequence,
+    WorkerState,
+};
 use crate::keys::Key;
 
 /// The number in `memlb` that this code writes and reads.
@@ -38,6 +41,8 @@ pub struct Heartbeat {
     pub translates: Vec<Endpoint>,
     /// The agent's own version, for display.
     pub version: String,
+    /// For how long the worker will be silent; the manager believes it only if it is signed.
+    pub pause: Option<Duration>,
     /// The manager's nonce that came last; nothing before one came, and without a key.
     pub nonce: Option<Nonce>,
 }
@@ -187,6 +192,13 @@ impl Heartbeat {
                 interval_ms: u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX),
             });
         }
+        if let Some(pause) = self.pause
+            && check_pause(pause).is_err()
+        {
+            return Err(Refusal::AbsurdPause {
+                pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+            });
+        }
         if self.translates.len() > MOST_TRANSLATED {
             return Err(Refusal::TooManyTranslated {
                 services: self.translates.len(),
@@ -198,6 +210,24 @@ impl Heartbeat {
             return Err(Refusal::BadAgentVersion);
         }
         Ok(())
+    }
+}
+
+/// Checks for how long a worker announces that it will be silent.
+///
+/// # Errors
+///
+/// Says what is allowed.
+pub fn check_pause(pause: Duration) -> Result<(), String> {
+    let format = humantime::format_duration;
+    match (LEAST_PAUSE..=MOST_PAUSE).contains(&pause) {
+        true => Ok(()),
+        false => Err(format!(
+            "a pause of {} is not possible: expected {} to {}",
+            format(pause),
+            format(LEAST_PAUSE),
+            format(MOST_PAUSE)
+        )),
     }
 }
 
@@ -222,6 +252,9 @@ impl fmt::Display for Heartbeat {
             && pressure.some_avg10 > Pressure(0)
         {
             write!(f, ", pressure {}", pressure.some_avg10)?;
+        }
+        if let Some(pause) = self.pause {
+            write!(f, ", silent for {}", humantime::format_duration(pause))?;
         }
         match self.state {
             WorkerState::Ready => {}

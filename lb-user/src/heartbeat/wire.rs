@@ -24,6 +24,8 @@ pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
         healthy: heartbeat.healthy,
         dsr: Translated(heartbeat.translates.clone()),
         version: Cow::Borrowed(&heartbeat.version),
+        pause_ms: (heartbeat.pause)
+            .map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)),
         nonce: heartbeat.nonce.map(|nonce| Cow::Owned(nonce.to_string())),
     };
     let datagram = serde_json::to_vec(&wire).map_err(|error| Refusal::of_parser(&error))?;
@@ -64,6 +66,7 @@ pub(super) fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
         healthy: wire.healthy,
         translates: wire.dsr.0,
         version: wire.version.into_owned(),
+        pause: wire.pause_ms.map(Duration::from_millis),
         nonce: match wire.nonce {
             Some(text) => Some(number(&text).map(Nonce).ok_or(Refusal::BadNonce)?),
             None => None,
@@ -99,6 +102,8 @@ struct Wire<'a> {
     dsr: Translated,
     #[serde(borrow)]
     version: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pause_ms: Option<u64>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     nonce: Option<Cow<'a, str>>,
 }

@@ -1,17 +1,25 @@
 //! What an operator tells the manager's task to do.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::oneshot;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{DenyChange, DenyOutcome, Manager, Reload, ReloadError};
 use crate::{
     control::Reloaded,
-    core::{Obeyed, Order, OrderError},
+    core::{Action, Marked, Obeyed, Order, OrderError},
     datapath::{Routes, Stats},
     deny::{DenyError, DenyList},
+    history::now_ms,
 };
+
+/// By whom an announced pause is ordered, where an operator's order has a user.
+const AGENT: &str = "its agent";
 
 /// Done in the manager's task in one short step; whatever takes time happens before or after, in
 /// the asker's own task.
@@ -75,6 +83,27 @@ impl Manager {
         };
         if !heard {
             debug!("who gave an instruction has gone");
+        }
+    }
+
+    /// Pauses a worker whose agent announces that it will be silent, as it does more than once.
+    pub(super) fn pause_announced(&mut self, worker: String, pause: Duration) {
+        let is_this = |(paused, mark): (&str, &Marked<u64>)| paused == worker && mark.by == AGENT;
+        if self.core.orders().pauses().any(is_this) {
+            return;
+        }
+        let order = Order {
+            worker,
+            service: None,
+            action: Action::Pause {
+                for_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+            },
+            by: AGENT.to_owned(),
+            at_ms: now_ms(),
+            reason: None,
+        };
+        if let Err(error) = self.obey(&order) {
+            warn!("{} announces a pause: {error}", order.worker);
         }
     }
 

@@ -191,6 +191,9 @@ struct Manager {
 impl Manager {
     fn receive(&mut self) {
         self.reception.receive(&mut self.core, &self.log);
+        for (worker, pause) in self.reception.take_announced() {
+            self.pause_announced(worker, pause);
+        }
     }
 
     /// Tells the core what is open where, when it is about to look at weights.

@@ -60,6 +60,8 @@ pub struct Reception {
     /// Where those who joined are; heard from elsewhere they are not who they were.
     joined: Joined,
     applicants: Vec<Applicant>,
+    /// The workers that announced to be silent, and for how long.
+    announced: BTreeMap<String, Duration>,
 }
 
 /// An agent that has proved who it is, and whom no service knows, or knows at another address.
@@ -108,6 +110,7 @@ impl Reception {
             doors: doors(config),
             joined: Joined::default(),
             applicants: Vec::new(),
+            announced: BTreeMap::new(),
         })
     }
 
@@ -306,6 +309,12 @@ impl Reception {
             return self.refuse(log, reason, &detail, way, now);
         }
         self.counts.accepted += 1;
+        // Whoever can reach the port could keep an unsigned worker from new connections.
+        if report.signed
+            && let Some(pause) = opened.decoded.pause()
+        {
+            self.announced.insert(report.worker.clone(), pause);
+        }
         if let Some(answer) = self.gate.accepted(&opened, way.from, now) {
             self.socket.answer(way, &answer);
         }
@@ -334,6 +343,11 @@ impl Reception {
             let detail = format_args!("from worker {worker}");
             self.refuse(log, "unknown_worker", &detail, way, now);
         }
+    }
+
+    /// Returns the pauses that workers have announced since this was last asked.
+    pub fn take_announced(&mut self) -> BTreeMap<String, Duration> {
+        std::mem::take(&mut self.announced)
     }
 
     /// Returns who has applied and was not taken yet.

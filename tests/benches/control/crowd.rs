@@ -191,6 +191,7 @@ fn heartbeat(key: &Key, seq: u64, nonce: Option<Nonce>) -> Heartbeat {
         healthy: true,
         translates: Vec::new(),
         version: "0.1.0".to_owned(),
+        pause: None,
         nonce,
     }
 }

@@ -159,6 +159,7 @@ fn heartbeat(index: usize, seq: u64, available_mib: u64) -> Heartbeat {
         healthy: true,
         translates: Vec::new(),
         version: "0.1.0".to_owned(),
+        pause: None,
         nonce: None,
     }
 }

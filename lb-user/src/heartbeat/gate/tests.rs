@@ -35,6 +35,7 @@ fn heartbeat(worker: &str, boot: u64, seq: u64, nonce: Option<Nonce>) -> Heartbe
         healthy: true,
         translates: Vec::new(),
         version: "0.1.0".to_owned(),
+        pause: None,
         nonce,
     }
 }
