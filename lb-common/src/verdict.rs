@@ -54,6 +54,7 @@ verdicts! {
     TimeToLive = "time_to_live", "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
     HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
     Denied = "denied", "From a client that the operator has denied: dropped.";
+    TooLarge = "too_large", "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";
 }
 
 impl Verdict {

@@ -137,6 +137,7 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "time_to_live",
             "handed_over",
             "denied",
+            "too_large",
         ]
     );
 }

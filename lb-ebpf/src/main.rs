@@ -12,6 +12,7 @@ mod desk;
 mod maps;
 mod packet;
 mod tc;
+mod too_large;
 mod trace;
 mod xdp;
 

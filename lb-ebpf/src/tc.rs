@@ -13,7 +13,7 @@ use lb_common::{
     headers::{ETHERNET_LEN, ETHERTYPE_VLAN, EthernetHeader, Ipv4Header, Ipv6Header},
     maps::{LOOPBACK, Mac},
     packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame, after_hop},
-    steer::{Arrival, Decision, Exit, Hook, steer_established},
+    steer::{Arrival, Decision, Exit, Hook, give_back, steer_established},
     trace::HEAD,
     verdict::Verdict,
 };
@@ -26,6 +26,7 @@ use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, count},
     packet::{Meeting, decide, is_nobodys},
+    too_large,
     trace::{self, Frame, untold},
 };
 
@@ -86,6 +87,11 @@ fn established_tcp(skb: *mut __sk_buff, hook: Hook) -> i32 {
     if !steer_established(&maps, &arrival, &key, &mut decision) {
         return ANOTHER_WAY;
     }
+    if exceeded(skb, &arrival, &decision) != 0 {
+        // The general way decides once more, and answers.
+        give_back(&maps, &arrival, &key);
+        return ANOTHER_WAY;
+    }
     maps.account(&decision, &arrival);
     match decision.exit {
         Exit::Pass => TC_ACT_UNSPEC,
@@ -103,9 +109,31 @@ fn of_family<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         Read::Passes | Read::Skipped => TC_ACT_UNSPEC,
         read => {
             decide(desk, read);
-            act(skb, desk, read)
+            let mtu = match read {
+                Read::Segment => exceeded(skb, &desk.arrival, &desk.decision),
+                // No error is answered with another one (RFC 1122, section 3.2.2).
+                _ => 0,
+            };
+            if mtu == 0 {
+                return act(skb, desk, read);
+            }
+            // Its sender will try once more.
+            Maps::<A>::NEW.count_connections(desk.decision.backend, desk.decision.opened.into());
+            desk.decision.verdict = Verdict::TooLarge;
+            desk.decision.exit = Exit::Drop;
+            act(skb, desk, read);
+            too_large::answer::<A>(skb, mtu)
         }
     }
+}
+
+/// What the next link takes, if the packet is larger; 0 if it fits.
+#[inline(always)]
+fn exceeded<A: Address>(skb: *mut __sk_buff, arrival: &Arrival, decision: &Decision<A>) -> u32 {
+    if !too_large::may_exceed(arrival, decision) {
+        return 0;
+    }
+    too_large::exceeded(skb.cast(), decision.interface, true)
 }
 
 /// Looks at a packet, and lays on the desk what the decision needs.
@@ -415,6 +443,14 @@ fn to_neighbour<A: Address>(interface: u32, next_hop: A) -> i32 {
 fn by_route(interface: u32) -> i32 {
     // SAFETY: the helper takes no next hop as well. Linux 5.10, ba452c9e996d.
     unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// Sends a frame out of the interface that it came in by.
+#[inline(always)]
+pub fn send_back(skb: *mut __sk_buff) -> i32 {
+    mark(skb);
+    // SAFETY: a valid context, of which the field may be read.
+    redirect(unsafe { (*skb).ifindex }, 0)
 }
 
 #[inline(always)]

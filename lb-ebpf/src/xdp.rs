@@ -26,6 +26,7 @@ use crate::{
     desk::{Desk, Read},
     maps::{Family, Maps, count},
     packet::{Meeting, decide, is_nobodys},
+    too_large,
     trace::{self, Frame},
 };
 
@@ -215,7 +216,8 @@ fn prepare<A: Family>(
 ) -> Result<(), u32> {
     let maps = Maps::<A>::NEW;
     if decision.is_forwarded() {
-        let Some(Neighbour { worker, manager }) = link(&maps, decision) else {
+        let link = link(&maps, decision).filter(|_| fits(ctx, arrival, decision));
+        let Some(Neighbour { worker, manager }) = link else {
             // TC will find the connection begun.
             maps.count_connections(decision.backend, decision.opened.into());
             return Err(leaves_alone(ctx, Verdict::HandedOver));
@@ -230,6 +232,14 @@ fn prepare<A: Family>(
         Exit::Drop => Err(XDP_DROP),
         _ => Ok(()),
     }
+}
+
+/// Whether the next link takes the packet; TC answers one that it does not.
+#[inline(always)]
+fn fits<A: Family>(ctx: *mut xdp_md, arrival: &Arrival, decision: &Decision<A>) -> bool {
+    decision.interface == arrival.interface
+        || !too_large::may_exceed(arrival, decision)
+        || too_large::exceeded(ctx.cast(), decision.interface, false) == 0
 }
 
 /// The link addresses to leave with, destination first; nothing where only TC knows the way.

@@ -141,6 +141,11 @@ pub fn send_by_xdp() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Gives an interface another MTU.
+pub fn narrow(interface: &str, mtu: u16) {
+    configure(&format!("link set {interface} mtu {mtu}\n")).unwrap();
+}
+
 /// A lasting entry for a worker on the first interface in the kernel's neighbour table.
 pub fn resolve(worker: Server, family: Family) -> anyhow::Result<()> {
     let Station { mac, .. } = worker.station;

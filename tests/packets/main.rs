@@ -32,6 +32,7 @@ mod paths;
 mod policies;
 mod selection;
 mod summed;
+mod too_large;
 mod trace;
 mod untouched;
 mod verifier;

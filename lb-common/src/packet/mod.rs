@@ -5,6 +5,7 @@ mod bytes;
 mod ip;
 mod quoted;
 mod segment;
+pub mod too_large;
 
 pub use bytes::{Bytes, Header};
 pub use ip::{IpHeader, Located, MOST_EXTENSION_BYTES, after_hop};

@@ -160,8 +160,8 @@ fn mtu(facts: &Facts<'_>) -> Option<Finding> {
     Some(Finding::warning(
         "mtu",
         format!(
-            "the interfaces differ ({}): full packets from the larger do not fit the smaller and \
-             vanish, while small ones pass",
+            "the interfaces differ ({}): the senders of full packets from the larger are told to \
+             send smaller ones, and what may be fragmented is dropped",
             all.join(", ")
         ),
         lower.join("; "),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn warns_of_a_black_hole_between_unequal_mtus() {
+    fn warns_of_unequal_mtus() {
         let jumbo = Link {
             mtu: 9000,
             ..link()

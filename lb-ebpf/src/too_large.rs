@@ -1,0 +1,115 @@
+//! Packets that are too large for the next link. What a redirect sends meets neither the kernel's check nor its
+//! fragmentation, and would vanish in the driver or behind it.
+
+use core::ffi::c_void;
+
+use crate::tc::send_back;
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT},
+    btf_maps::PerCpuArray,
+    helpers::generated::{
+        bpf_check_mtu, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
+    macros::btf_map,
+};
+use lb_common::{
+    address::{Address, V4},
+    headers::ETHERNET_LEN,
+    packet::too_large::{ANSWER_V6, HEAD_V6, answer_v4, answer_v6, may_be_fragmented},
+    steer::{Arrival, Decision, Hook},
+};
+
+/// A frame of this length fits every link that IPv6 goes over (RFC 8200, section 5), and is not looked at.
+const FITS: u32 = ETHERNET_LEN as u32 + 1280;
+
+/// Whether a packet may be larger than the next link takes.
+#[inline(always)]
+pub fn may_exceed<A: Address>(arrival: &Arrival, decision: &Decision<A>) -> bool {
+    arrival.bytes > FITS && arrival.hook == Hook::Ingress && decision.is_forwarded()
+}
+
+/// Returns what the interface takes, if the packet is larger; 0 if it fits. Of a socket buffer that stands for
+/// several packets, each is looked at.
+///
+/// # Minimum kernel version
+///
+/// Linux 5.12, 34b2021cc616.
+#[inline(always)]
+pub fn exceeded(ctx: *mut c_void, interface: u32, segments: bool) -> u32 {
+    let mut mtu = 0_u32;
+    // SAFETY: a valid context, and a word to write to. `BPF_MTU_CHK_SEGS` is 1.
+    let found = unsafe { bpf_check_mtu(ctx, interface, &raw mut mtu, 0, segments.into()) };
+    if found > 0 { mtu } else { 0 }
+}
+
+/// Tells a packet's sender how large one may be; where it may be fragmented, it is merely dropped.
+#[inline(always)]
+pub fn answer<A: Address>(skb: *mut __sk_buff, mtu: u32) -> i32 {
+    if size_of::<A>() == size_of::<V4>() {
+        answer_ipv4(skb, mtu)
+    } else {
+        answer_ipv6(skb, mtu)
+    }
+}
+
+#[inline(never)]
+fn answer_ipv4(skb: *mut __sk_buff, mtu: u32) -> i32 {
+    let Some(Room { head, frame }) = room() else {
+        return TC_ACT_SHOT;
+    };
+    let (Some(head), Some(frame)) = (head.first_chunk_mut(), frame.first_chunk_mut()) else {
+        return TC_ACT_SHOT;
+    };
+    if !load(skb, head) || may_be_fragmented(head) {
+        return TC_ACT_SHOT;
+    }
+    answer_v4(frame, head, mtu as u16);
+    replace(skb, frame)
+}
+
+#[inline(never)]
+fn answer_ipv6(skb: *mut __sk_buff, mtu: u32) -> i32 {
+    let Some(Room { head, frame }) = room() else {
+        return TC_ACT_SHOT;
+    };
+    if !load(skb, head) {
+        return TC_ACT_SHOT;
+    }
+    answer_v6(frame, head, mtu);
+    replace(skb, frame)
+}
+
+/// Where an answer is made: on the stack, the verifier wants every access aligned.
+#[repr(C)]
+struct Room {
+    head: [u8; HEAD_V6],
+    frame: [u8; ANSWER_V6],
+}
+
+#[btf_map(name = "answers")]
+static ANSWERS: PerCpuArray<Room, 1> = PerCpuArray::new();
+
+#[inline(always)]
+fn room() -> Option<&'static mut Room> {
+    // SAFETY: the slot belongs to this CPU, where one packet is answered at a time: bottom halves are off at
+    // every hook.
+    ANSWERS.get_ptr_mut(0).map(|room| unsafe { &mut *room })
+}
+
+/// Copies the beginning of a frame; returns whether there is as much.
+#[inline(always)]
+fn load<const N: usize>(skb: *mut __sk_buff, head: &mut [u8; N]) -> bool {
+    // SAFETY: a valid context, and room for as many bytes.
+    unsafe { bpf_skb_load_bytes(skb.cast(), 0, head.as_mut_ptr().cast(), N as u32) == 0 }
+}
+
+/// Puts a frame in the packet's place and sends it back.
+#[inline(always)]
+fn replace<const N: usize>(skb: *mut __sk_buff, frame: &[u8; N]) -> i32 {
+    // SAFETY: a valid context, no pointer into which is used afterwards, and a frame of that length.
+    let failed = unsafe {
+        bpf_skb_change_tail(skb, N as u32, 0) != 0
+            || bpf_skb_store_bytes(skb, 0, frame.as_ptr().cast(), N as u32, 0) != 0
+    };
+    if failed { TC_ACT_SHOT } else { send_back(skb) }
+}
