@@ -84,7 +84,7 @@ fn requests_of_every_length_go_on_untouched() {
         for call in [directly(bench), directly(bench).of_datagrams()] {
             begins(bench, &call);
             requests(bench, &call, &call.ack());
-            for length in (0..20).chain([1_000, 1_448]) {
+            for length in (0..20).chain([1_000, 1_428]) {
                 let up = call.request(PSH | ACK).payload(vec![b'u'; length]);
                 requests(bench, &call, &up);
             }
