@@ -84,8 +84,8 @@ fn the_layout_of_version_5_is_as_pinned() {
     );
     assert_layout!(Counter, 16, packets 0, bytes 8);
     assert_layout!(
-        Traffic, 40,
-        connections 0, packets_in 8, bytes_in 16, packets_out 24, bytes_out 32
+        Traffic, 48,
+        connections 0, packets_in 8, bytes_in 16, packets_out 24, bytes_out 32, unanswered 40
     );
     assert_eq!(size_of::<Mac>(), 8);
     assert_layout!(
@@ -108,7 +108,10 @@ fn the_numbers_in_the_maps_are_as_pinned() {
         [state::UNKNOWN, state::UP, state::DOWN, state::DRAINING],
         [0, 1, 2, 3]
     );
-    assert_eq!([mode::NAT, mode::LOCAL, mode::DSR], [0, 1, 2]);
+    assert_eq!(
+        [mode::NAT, mode::LOCAL, mode::DSR, mode::ROUTED],
+        [0, 1, 2, 3]
+    );
     assert_eq!([direction::REQUEST, direction::REPLY], [0, 1]);
     assert_eq!([ended::FIN, ended::RESET], [1, 2]);
     let verdicts: Vec<_> = Verdict::ALL.iter().map(|verdict| verdict.name()).collect();

@@ -365,7 +365,7 @@ enum Event {
         flags: u8,
         guesses: bool,
     },
-    /// A worker sends a segment to one of the manager's ports.
+    /// A worker sends a segment to one of the manager's ports, or to a client in mode `routed`.
     Reply {
         worker: usize,
         port: u16,
@@ -447,8 +447,12 @@ proptest! {
     })]
 
     #[test]
-    fn no_two_flows_ever_share_a_tuple(events in prop::collection::vec(event(false), 1..200)) {
+    fn no_two_flows_ever_share_a_tuple(
+        mode in prop::sample::select(vec![mode::NAT, mode::ROUTED]),
+        events in prop::collection::vec(event(false), 1..200),
+    ) {
         let mut memory = small_lab();
+        serves_by(&mut memory, mode);
         for event in events {
             happens(&mut memory, &event)?;
             every_entry_has_its_twin(&memory)?;
@@ -456,8 +460,12 @@ proptest! {
     }
 
     #[test]
-    fn no_packet_ever_reaches_another_client(events in prop::collection::vec(event(true), 1..200)) {
+    fn no_packet_ever_reaches_another_client(
+        mode in prop::sample::select(vec![mode::NAT, mode::ROUTED]),
+        events in prop::collection::vec(event(true), 1..200),
+    ) {
         let mut memory = small_lab();
+        serves_by(&mut memory, mode);
         for event in events {
             happens(&mut memory, &event)?;
         }
@@ -575,13 +583,13 @@ fn reply_is_restored(
     flags: u8,
 ) -> Result<(), TestCaseError> {
     let from_fallback = worker == 2;
-    let (hook, key) = if from_fallback {
-        let client = CLIENTS[usize::from(port - PORTS.start)];
-        (Hook::Egress, key((MANAGER, 8_080), client))
-    } else {
-        let backend = &memory.backends[worker + 1];
-        let source = (V4::from_mapped(&backend.address), backend.port);
-        (Hook::Ingress, key(source, (MANAGER, port)))
+    let backend = &memory.backends[worker + 1];
+    let source = (V4::from_mapped(&backend.address), backend.port);
+    let client = CLIENTS[usize::from(port - PORTS.start)];
+    let (hook, key) = match backend.mode {
+        mode::LOCAL => (Hook::Egress, key(source, client)),
+        mode::ROUTED => (Hook::Ingress, key(source, client)),
+        _ => (Hook::Ingress, key(source, (MANAGER, port))),
     };
     let arrival = Arrival {
         hook,
@@ -705,6 +713,13 @@ fn small_lab() -> Memory {
     memory.settings.half_open_columns = 1;
     memory.half_open.truncate(ROWS as usize);
     memory
+}
+
+/// Has the workers reached by a mode.
+fn serves_by(memory: &mut Memory, mode: u8) {
+    for worker in [WORKER1, WORKER2] {
+        memory.backends[worker as usize].mode = mode;
+    }
 }
 
 fn arrival(flags: u8) -> Arrival {

@@ -410,6 +410,14 @@ impl<A: Family> Tables for Maps<A> {
         // SAFETY: a word of a map.
         unsafe { add(active, if open { 1 } else { -1 }) };
     }
+
+    #[inline(always)]
+    fn count_unanswered(&self, backend: u32) {
+        if let Some(traffic) = TRAFFIC.get_ptr_mut(backend) {
+            // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
+            unsafe { (*traffic).unanswered += 1 };
+        }
+    }
 }
 
 /// Adds to a word atomically; the language has no such operation for this target.
@@ -510,9 +518,9 @@ pub fn may_be_ours(
     destination_port: [u8; 2],
 ) -> bool {
     match hook {
-        Hook::Ingress => uses(protocol, destination_port, false),
         Hook::Egress => uses(protocol, source_port, true),
-        Hook::Loopback => {
+        // A worker of mode `routed` answers to the client's port.
+        Hook::Ingress | Hook::Loopback => {
             uses(protocol, destination_port, false) || uses(protocol, source_port, true)
         }
     }

@@ -256,8 +256,8 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
         service.address,
         service.protocol,
         match service.mode {
-            Mode::Nat => "",
-            Mode::Dsr => "  mode dsr",
+            Mode::Nat => String::new(),
+            mode => format!("  mode {mode}"),
         },
         service.policy,
         match (service.policy, service.threshold_bytes) {

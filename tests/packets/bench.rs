@@ -21,7 +21,7 @@ use lb_common::{
     maps::{
         Backend, DEFAULT_SOURCE_WORDS, LAYOUT_VERSION, MOST_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
         Policy, PortPool, PortWord, ROWS, SPREAD, Service, ServiceKey, Settings, TraceCounts,
-        TraceEvent, TraceOrder, first_choice, policy, port_bit, port_word, state,
+        TraceEvent, TraceOrder, first_choice, mode, policy, port_bit, port_word, state,
     },
 };
 use memlb_tests::require_root;
@@ -54,6 +54,8 @@ pub struct Bench {
     pub edge: Edge,
     /// What clients, service and workers speak unless a test says otherwise.
     pub family: Family,
+    /// Whether the workers see their clients' own addresses.
+    is_routed: bool,
     datapath: Datapath,
     /// What earlier tests have counted: verified programs are used again.
     counted_before: Counters,
@@ -68,6 +70,16 @@ pub fn at_both_edges(story: impl Fn(&mut Bench) + Sync) {
     for edge in [Edge::Tc, Edge::Xdp] {
         at_edge(edge, &story);
     }
+}
+
+/// Tells `story` at both edges with workers reached by mode `nat`, and by mode `routed`: nothing but the
+/// client that the worker sees may differ.
+pub fn in_both_modes(story: impl Fn(&mut Bench) + Sync) {
+    at_both_edges(&story);
+    at_both_edges(|bench| {
+        bench.routes();
+        story(bench);
+    });
 }
 
 /// Tells `story` over both families.
@@ -117,6 +129,7 @@ impl Bench {
         let mut bench = Self {
             edge,
             family,
+            is_routed: false,
             counted_before: datapath.counters(),
             datapath,
             _xdp_links: xdp_links,
@@ -405,7 +418,26 @@ impl Bench {
 
     /// A call from `client` that has not begun.
     pub fn call(&self, client: Station, port: u16) -> Call {
-        Call::new(self.edge, self.family, client, port)
+        let call = Call::new(self.edge, self.family, client, port);
+        match self.is_routed {
+            true => call.routed(),
+            false => call,
+        }
+    }
+
+    /// Has all workers reached by mode `routed`.
+    pub fn routes(&mut self) {
+        self.is_routed = true;
+        for worker in [lan::WORKER1, lan::WORKER2] {
+            self.routes_to(worker);
+            self.routes_to(worker.abroad());
+        }
+    }
+
+    /// Has one worker reached by mode `routed`.
+    pub fn routes_to(&mut self, worker: Server) {
+        self.backend(worker.id, |backend| backend.mode = mode::ROUTED);
+        self.uses([worker.port], true);
     }
 
     /// The same of datagrams.
@@ -502,6 +534,12 @@ impl Bench {
             told.push(unsafe { entry.as_ptr().cast::<TraceEvent>().read_unaligned() });
         }
         told
+    }
+
+    /// How many handshakes a client went on with although no answer of this backend had passed.
+    pub fn unanswered(&self, backend: u32) -> u64 {
+        let of = |counters: &Counters| counters.traffic[backend as usize].unanswered;
+        of(&self.datapath.counters()) - of(&self.counted_before)
     }
 
     /// Connections counted for a backend since the test began.

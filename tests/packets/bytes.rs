@@ -3,7 +3,7 @@
 use lb_common::verdict::Verdict;
 
 use crate::{
-    bench::{Circumstances, Edge, at_both_edges, at_edge},
+    bench::{Circumstances, Edge, at_both_edges, at_edge, in_both_modes},
     frame::{ACK, Family, PSH, at, with, with_ip_field},
     lan::{CLIENT, ETH1, MANAGER, WORKER1},
     segment::Segment,
@@ -26,7 +26,7 @@ fn a_frame_that_ethernet_has_padded_is_steered() {
 
 #[test]
 fn the_class_of_traffic_survives() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for mut call in [bench.call(CLIENT, 40_000), bench.datagrams(CLIENT, 40_000)] {
             call.connects(bench, WORKER1);
             for class in [1, 2, 3, 0xb8, 0xff] {
@@ -95,7 +95,7 @@ fn a_checksum_of_zero_is_kept_right() {
 
 #[test]
 fn a_datagrams_checksum_never_becomes_none() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.datagrams(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         // One that comes out as 0 is written as all ones.
@@ -153,7 +153,7 @@ fn a_datagram_may_be_shorter_than_its_packet() {
 
 #[test]
 fn a_wrong_checksum_stays_wrong() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for mut call in [bench.call(CLIENT, 40_000), bench.datagrams(CLIENT, 40_000)] {
             call.connects(bench, WORKER1);
             let data = call.request(PSH | ACK).payload(*b"intact");

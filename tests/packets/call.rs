@@ -31,6 +31,8 @@ pub struct Call {
     pub nat_port: u16,
     /// Whose address the worker sees.
     pub source: Station,
+    /// Whether the worker sees the client's own address and port (`routed`).
+    pub is_routed: bool,
 }
 
 impl Call {
@@ -43,7 +45,14 @@ impl Call {
             port,
             nat_port: 0,
             source: MANAGER,
+            is_routed: false,
         }
+    }
+
+    /// The same to a worker that sees the client's own address and port.
+    pub fn routed(mut self) -> Self {
+        self.is_routed = true;
+        self
     }
 
     /// The same over this family.
@@ -128,11 +137,13 @@ impl Call {
         Message::new(router, problem, about.clone()).macs(lan::ROUTER.mac, MANAGER.mac)
     }
 
-    /// That message as it leaves for the worker: about the segment that the worker sent, from the
-    /// manager, because the worker knows nobody behind it.
+    /// That message as it leaves for the worker: about the segment that the worker sent and, where the
+    /// worker knows nobody behind the manager, from that.
     pub fn complaint_at_worker(&self, server: Server, message: &Message) -> Message {
         let mut translated = message.clone().about(self.at(server), self.nat_address());
-        translated.source = self.nat_address().ip();
+        if !self.is_routed {
+            translated.source = self.nat_address().ip();
+        }
         self.forwarded_message(server, translated)
     }
 
@@ -225,8 +236,12 @@ impl Call {
         self.client.at(self.family, self.port)
     }
 
+    /// The client as the worker sees it.
     pub fn nat_address(&self) -> SocketAddr {
-        self.source.at(self.family, self.nat_port)
+        match self.is_routed {
+            true => self.client_address(),
+            false => self.source.at(self.family, self.nat_port),
+        }
     }
 
     /// Where a server is reached.

@@ -13,7 +13,9 @@ use std::{
 use lb_common::{maps::ended, verdict::Verdict};
 
 use crate::{
-    bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, at_both_edges},
+    bench::{
+        Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, at_both_edges, in_both_modes,
+    },
     call::Call,
     frame::{ACK, FIN, PSH, RST},
     lan::{CLIENT, MANAGER, OTHER_CLIENT, OTHER_SOURCE, Station, WORKER1, WORKER2},
@@ -23,7 +25,7 @@ const A_WHILE: Duration = Duration::from_millis(500);
 
 #[test]
 fn a_closed_tuple_begins_a_new_flow_at_once() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         closes(&call, bench);
@@ -37,7 +39,7 @@ fn a_closed_tuple_begins_a_new_flow_at_once() {
 
 #[test]
 fn a_closing_flow_carries_its_last_packets() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         call.requests(bench, WORKER1, &call.request(FIN | ACK));
@@ -59,7 +61,7 @@ fn a_closing_flow_carries_its_last_packets() {
 
 #[test]
 fn a_half_closed_flow_is_not_over() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for (port, client_closes) in [(40_000, true), (40_001, false)] {
             let mut call = bench.call(CLIENT, port);
             call.connects(bench, WORKER1);
@@ -76,7 +78,7 @@ fn a_half_closed_flow_is_not_over() {
 
 #[test]
 fn a_reset_from_either_side_ends_the_flow() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for (port, client_resets) in [(40_000, true), (40_001, false)] {
             let mut call = bench.call(CLIENT, port);
             call.connects(bench, WORKER1);
@@ -92,7 +94,7 @@ fn a_reset_from_either_side_ends_the_flow() {
 
 #[test]
 fn a_syn_on_an_open_tuple_goes_to_the_same_worker() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         bench.select(WORKER2.id);
@@ -107,7 +109,7 @@ fn a_syn_on_an_open_tuple_goes_to_the_same_worker() {
 
 #[test]
 fn a_syn_on_a_tuple_that_was_long_silent_begins_a_new_flow() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         bench.select(WORKER2.id);

@@ -5,7 +5,9 @@ use std::time::Duration;
 use lb_common::{maps::state, verdict::Verdict};
 
 use crate::{
-    bench::{CLOSING_IDLE, DATAGRAM_IDLE, Edge, HALF_OPEN_IDLE, at_both_edges, at_edge},
+    bench::{
+        CLOSING_IDLE, DATAGRAM_IDLE, Edge, HALF_OPEN_IDLE, at_both_edges, at_edge, in_both_modes,
+    },
     frame::{ACK, PSH},
     lan::{CLIENT, FALLBACK, OTHER_CLIENT, WORKER1, WORKER2},
     local::{ITSELF, answers, leaving, returns, takes},
@@ -32,7 +34,7 @@ fn a_first_datagram_takes_a_place_among_the_handshakes() {
 
 #[test]
 fn an_answer_and_the_clients_next_datagram_establish_the_flow() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.datagrams(CLIENT, 40_000);
         call.begins(bench, WORKER1);
         call.is_answered(bench, WORKER1);
@@ -65,7 +67,7 @@ fn datagrams_of_every_length_go_both_ways() {
 
 #[test]
 fn several_answers_to_one_datagram_reach_the_client() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.datagrams(CLIENT, 40_000);
         call.begins(bench, WORKER1);
         for _ in 0..5 {
@@ -91,7 +93,7 @@ fn datagrams_that_follow_at_once_go_to_the_same_worker() {
 
 #[test]
 fn unanswered_datagrams_try_other_workers_three_times_and_then_stay() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
         let mut call = bench.datagrams(CLIENT, 40_000);
         call.begins(bench, WORKER1);
@@ -128,7 +130,7 @@ fn an_answer_ends_the_search_for_another_worker() {
 
 #[test]
 fn an_answer_that_comes_after_another_worker_was_tried_is_nobodys() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
         let mut call = bench.datagrams(CLIENT, 40_000);
         call.begins(bench, WORKER1);
@@ -174,7 +176,7 @@ fn a_datagram_leaves_a_worker_that_went_down_before_the_flow_was_established() {
 
 #[test]
 fn a_flow_leaves_a_worker_that_is_down_at_its_next_datagram() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.datagrams(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         bench.goes_down(WORKER1.id);
@@ -331,7 +333,7 @@ fn datagrams_without_a_way_are_left_to_the_kernel() {
 
 #[test]
 fn no_time_to_live_of_a_datagram_runs_out_at_the_manager() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.datagrams(CLIENT, 40_000);
         let first = call.syn().time_to_live(1);
         let outcome = bench.receives(&first);

@@ -176,6 +176,7 @@ impl Datapath {
                 bytes_in: sum.bytes_in + one.bytes_in,
                 packets_out: sum.packets_out + one.packets_out,
                 bytes_out: sum.bytes_out + one.bytes_out,
+                unanswered: sum.unanswered + one.unanswered,
             })
         });
         Counters {

@@ -57,8 +57,8 @@ const SERVERS: [Server; 3] = [WORKER1, WORKER2, FALLBACK];
 
 #[derive(Clone, Debug)]
 struct History {
-    /// Which of the workers, at home and abroad, answer their clients themselves.
-    direct: [bool; 4],
+    /// How the workers, at home and abroad, are reached.
+    reached: [Reach; 4],
     events: Vec<Event>,
 }
 
@@ -128,9 +128,13 @@ fn the_programs_do_as_the_model_does() {
 }
 
 fn history() -> impl Strategy<Value = History> {
-    let direct = prop::array::uniform4(prop::bool::weighted(0.3));
+    let reached = prop::array::uniform4(prop_oneof![
+        2 => Just(Reach::Translated),
+        1 => Just(Reach::Directly),
+        1 => Just(Reach::Routed),
+    ]);
     let events = prop::collection::vec(event(), 1..120);
-    (direct, events).prop_map(|(direct, events)| History { direct, events })
+    (reached, events).prop_map(|(reached, events)| History { reached, events })
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -223,7 +227,7 @@ fn at_home_and_abroad(servers: &[Server]) -> Vec<Server> {
 }
 
 fn agree_on(bench: &mut Bench, history: &History) {
-    let mut model = begins(bench, history.direct);
+    let mut model = begins(bench, history.reached);
     let mut kept = Instant::now();
     for event in &history.events {
         if kept.elapsed() > MOST_REAL_TIME {
@@ -249,7 +253,7 @@ fn agree_on(bench: &mut Bench, history: &History) {
     }
 }
 
-fn begins(bench: &mut Bench, direct: [bool; 4]) -> Model {
+fn begins(bench: &mut Bench, reached: [Reach; 4]) -> Model {
     bench.begins_anew();
     let clients = CLIENTS.map(|(family, protocol, ..)| (family, protocol));
     let mut servers = Vec::new();
@@ -264,11 +268,12 @@ fn begins(bench: &mut Bench, direct: [bool; 4]) -> Model {
             .position(|worker| *worker == server);
         let reach = match worker {
             None => Reach::Here,
-            Some(worker) if direct[worker] => Reach::Directly,
-            Some(_) => Reach::Translated,
+            Some(worker) => reached[worker],
         };
-        if reach == Reach::Directly {
-            bench.backend(server.id, |backend| backend.mode = mode::DSR);
+        match reach {
+            Reach::Directly => bench.backend(server.id, |backend| backend.mode = mode::DSR),
+            Reach::Routed => bench.routes_to(server),
+            Reach::Translated | Reach::Here => {}
         }
         servers.push(Spot {
             server,
@@ -296,7 +301,11 @@ fn happens(bench: &mut Bench, model: &mut Model, event: &Event) {
             match (one.reach, one.port) {
                 (Reach::Translated, Some(port)) => {
                     asked.nat_port = port;
-                    reply(bench, model, &asked, one.server, flags);
+                    reply(bench, model, &asked, one.server, flags, None);
+                }
+                (Reach::Routed, _) => {
+                    let asked = asked.routed();
+                    reply(bench, model, &asked, one.server, flags, Some(one.client));
                 }
                 (Reach::Here, _) => own_reply(bench, model, one.client, one.server, flags),
                 // Never comes by here.
@@ -310,7 +319,7 @@ fn happens(bench: &mut Bench, model: &mut Model, event: &Event) {
             flags,
         } => {
             let anybody = caller_of(bench, model, worker, protocol, port);
-            reply(bench, model, &anybody, worker, flags);
+            reply(bench, model, &anybody, worker, flags, None);
         }
         Event::ClientsSideComplains {
             client,
@@ -323,16 +332,14 @@ fn happens(bench: &mut Bench, model: &mut Model, event: &Event) {
             quotes_the_least,
         } => {
             if let Some(one) = any_of(model, &connection)
-                && let Some(port) = one.port
+                && let Some((call, seen)) = seen_by_worker(bench, &one)
             {
-                let mut call = call(bench, one.client);
-                call.nat_port = port;
                 let about = call.request(PSH | ACK).payload(*b"sixteen and more");
                 let mut message = call.worker_complains(one.server, problem, &about);
                 if quotes_the_least {
                     message = message.quotes_the_least();
                 }
-                workers_side_complains(bench, model, &call, one.server, &message);
+                workers_side_complains(bench, model, &call, one.server, &message, seen);
             }
         }
         Event::StrayComplaint {
@@ -343,7 +350,7 @@ fn happens(bench: &mut Bench, model: &mut Model, event: &Event) {
             let anybody = caller_of(bench, model, worker, protocol, port);
             let about = anybody.request(ACK);
             let message = anybody.worker_complains(worker, Problem::HostUnreachable, &about);
-            workers_side_complains(bench, model, &anybody, worker, &message);
+            workers_side_complains(bench, model, &anybody, worker, &message, None);
         }
         Event::Wait(time) => {
             model.wait(time);
@@ -432,6 +439,10 @@ fn goes_to(
             outcome.is(outcome.forwarding());
             outcome.leaves_as(&call.at_worker(server, segment));
         }
+        Reach::Routed => {
+            outcome.is(outcome.forwarding());
+            outcome.leaves_as(&call.clone().routed().at_worker(server, segment));
+        }
         Reach::Directly => {
             outcome.is(outcome.forwarding());
             outcome.leaves_as(&call.onwards(server, segment));
@@ -439,7 +450,15 @@ fn goes_to(
     }
 }
 
-fn reply(bench: &Bench, model: &mut Model, asked: &Call, server: Server, flags: u8) {
+/// A worker answers to a port of the manager's, or to the client that it sees.
+fn reply(
+    bench: &Bench,
+    model: &mut Model,
+    asked: &Call,
+    server: Server,
+    flags: u8,
+    seen: Option<Client>,
+) {
     let flags = match asked.protocol {
         Protocol::Tcp => flags,
         Protocol::Udp => 0,
@@ -447,8 +466,14 @@ fn reply(bench: &Bench, model: &mut Model, asked: &Call, server: Server, flags: 
     let segment = asked
         .reply(server, flags)
         .numbers(WORKER_START, CLIENT_START.wrapping_add(1));
-    let is_deaf = model.waits_for_client(server, asked.protocol, asked.nat_port);
-    let expected = model.reply(server, asked.protocol, asked.nat_port, flags);
+    let is_deaf = model.waits_for_client(|one| match seen {
+        Some(client) => one.is_routed(server, client),
+        None => one.holds(server, asked.protocol, asked.nat_port),
+    });
+    let expected = match seen {
+        Some(client) => model.routed_reply(server, client, flags),
+        None => model.reply(server, asked.protocol, asked.nat_port, flags),
+    };
     let outcome = bench.receives(&segment);
     match expected {
         Expected::Passes(verdict) => outcome.passes(verdict),
@@ -517,6 +542,10 @@ fn clients_side_complains(
                     outcome.is(outcome.forwarding());
                     outcome.leaves_as(&call.complaint_at_worker(server, &message));
                 }
+                Reach::Routed => {
+                    outcome.is(outcome.forwarding());
+                    outcome.leaves_as(&call.routed().complaint_at_worker(server, &message));
+                }
                 Reach::Directly => {
                     outcome.is(outcome.forwarding());
                     outcome.leaves_as(&call.complaint_onwards(server, &message));
@@ -533,10 +562,15 @@ fn workers_side_complains(
     asked: &Call,
     server: Server,
     message: &Message,
+    seen: Option<Client>,
 ) {
     let is_deaf = model.waits_for_client(server, asked.protocol, asked.nat_port);
     let outcome = bench.receives(message);
-    match model.workers_side_complains(server, asked.protocol, asked.nat_port) {
+    let expected = match seen {
+        Some(client) => model.routed_side_complains(server, client),
+        None => model.workers_side_complains(server, asked.protocol, asked.nat_port),
+    };
+    match expected {
         Expected::Passes(verdict) => outcome.passes(verdict),
         Expected::Comes(client, server) => {
             let translated = call(bench, client).complaint_at_client(message);
@@ -590,6 +624,7 @@ fn keys_of(bench: &Bench, connection: &Connection) -> [Key; 2] {
     let server = connection.server;
     let reply = match connection.reach {
         Reach::Translated => call.reply_key(server),
+        Reach::Routed => call.clone().routed().reply_key(server),
         Reach::Here => call.key(call.at(server), call.client_address()),
         Reach::Directly => call.request_key().reversed(),
     };
@@ -603,6 +638,17 @@ fn call(bench: &Bench, client: Client) -> Call {
         Protocol::Tcp => call,
         Protocol::Udp => call.of_datagrams(),
     }
+}
+
+/// A connection as its worker sees it, and the client's address if the worker sees that; nothing where what
+/// the worker says of it does not come by here.
+fn seen_by_worker(bench: &Bench, one: &Connection) -> Option<(Call, Option<Client>)> {
+    let mut call = call(bench, one.client);
+    if one.reach == Reach::Routed {
+        return Some((call.routed(), Some(one.client)));
+    }
+    call.nat_port = one.port?;
+    Some((call, None))
 }
 
 /// Some client's call that could have the manager's `port` towards `worker`.

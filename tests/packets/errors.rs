@@ -6,7 +6,7 @@ use lb_common::{
 };
 
 use crate::{
-    bench::{Bench, Edge, at_both_edges, at_edge, over},
+    bench::{Bench, Edge, at_both_edges, at_edge, in_both_modes, over},
     call::Call,
     frame::{
         ACK, DESTINATION_OPTIONS, FRAGMENT, Family, HOP_BY_HOP, PSH, SYN, at, with, with_ip_field,
@@ -20,7 +20,7 @@ use crate::{
 
 #[test]
 fn every_error_about_an_established_flow_is_translated_both_ways() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for call in connected(bench) {
             for problem in Problem::ALL {
                 worker_is_told(bench, &call, &from_the_clients_side(&call, problem));
@@ -32,7 +32,7 @@ fn every_error_about_an_established_flow_is_translated_both_ways() {
 
 #[test]
 fn every_error_about_a_handshake_is_translated_both_ways() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for mut call in both_protocols(bench) {
             call.begins(bench, WORKER1);
             for problem in Problem::ALL {
@@ -98,7 +98,7 @@ fn an_error_leaves_the_flow_as_it_is() {
 
 #[test]
 fn an_error_of_a_router_on_the_workers_side_comes_from_the_service() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for call in connected(bench) {
             let router = ROUTER.address(call.family);
             let mut message = from_the_workers_side(&call, Problem::TooBig(1_280));
@@ -182,7 +182,7 @@ fn an_error_about_the_other_protocol_of_a_flows_ports_is_not_ours() {
 
 #[test]
 fn an_error_about_a_flow_whose_worker_is_down_is_left_to_the_kernel() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for call in connected(bench) {
             let told = from_the_clients_side(&call, Problem::TooBig(1_280));
             bench.state(WORKER1.id, state::DRAINING);

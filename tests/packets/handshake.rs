@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use crate::{
-    bench::{at_both_edges, over},
+    bench::{at_both_edges, in_both_modes, over},
     call::{CLIENT_START, WORKER_START},
     frame::{ACK, CWR, ECE, FIN, Family, PSH, RST, SYN},
     lan::{
@@ -68,7 +68,7 @@ fn addresses_that_hosts_may_have_are_clients() {
 
 #[test]
 fn the_syn_ack_is_restored_to_the_clients_tuple() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);
         call.is_answered(bench, WORKER1);
@@ -84,7 +84,7 @@ fn the_syn_ack_is_restored_to_the_clients_tuple() {
 
 #[test]
 fn the_clients_acknowledgement_establishes_the_flow() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
 
@@ -106,7 +106,7 @@ fn the_clients_acknowledgement_establishes_the_flow() {
 
 #[test]
 fn data_flows_both_ways_at_every_length() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         for length in (0..40).chain([511, 512, 1_427, 1_428]) {
@@ -148,7 +148,7 @@ fn every_combination_of_flags_is_forwarded_on_an_established_flow() {
 
 #[test]
 fn a_handshake_with_congestion_notification_is_one() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         let syn = call.syn().flags(SYN | ECE | CWR);
         let outcome = bench.receives(&syn);
@@ -163,7 +163,7 @@ fn a_handshake_with_congestion_notification_is_one() {
 
 #[test]
 fn a_wrong_acknowledgement_does_not_complete_the_handshake() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);
         // Before the SYN-ACK, any is wrong.
@@ -189,7 +189,7 @@ fn a_wrong_acknowledgement_does_not_complete_the_handshake() {
 
 #[test]
 fn what_follows_an_early_answer_completes_the_handshake() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);
         call.is_answered(bench, WORKER1);
@@ -202,7 +202,7 @@ fn what_follows_an_early_answer_completes_the_handshake() {
 
 #[test]
 fn a_first_segment_with_data_or_fin_completes_the_handshake() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for (port, flags) in [(40_000, PSH | ACK), (40_001, FIN | ACK)] {
             let mut call = bench.call(CLIENT, port);
             call.begins(bench, WORKER1);
@@ -249,7 +249,7 @@ fn another_syn_from_the_same_port_is_a_new_connection() {
 
 #[test]
 fn a_repeated_syn_that_the_worker_did_not_answer_goes_to_the_next_best() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);
@@ -270,7 +270,7 @@ fn a_repeated_syn_that_the_worker_did_not_answer_goes_to_the_next_best() {
 
 #[test]
 fn a_repeated_syn_stays_where_no_other_worker_is_up() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
         bench.goes_down(WORKER2.id);
         let mut call = bench.call(CLIENT, 40_000);
@@ -295,7 +295,7 @@ fn a_syn_with_data_is_forwarded_whole() {
 
 #[test]
 fn a_refused_connection_reaches_the_client_and_can_be_tried_again() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);
         call.replies(bench, WORKER1, &call.reply(WORKER1, RST | ACK));
@@ -308,7 +308,7 @@ fn a_refused_connection_reaches_the_client_and_can_be_tried_again() {
 
 #[test]
 fn a_client_that_gives_up_can_begin_anew() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);
         call.is_answered(bench, WORKER1);
@@ -383,7 +383,7 @@ fn last_words_of_the_connection_before_end_nothing() {
 
 #[test]
 fn answers_follow_a_client_whose_link_address_changes() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);
         call.is_answered(bench, WORKER1);

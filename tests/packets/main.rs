@@ -30,6 +30,7 @@ mod live;
 mod local;
 mod paths;
 mod policies;
+mod routed;
 mod selection;
 mod summed;
 mod too_large;

@@ -57,6 +57,8 @@ pub enum Reach {
     Here,
     /// As the client sent them; the answers are never seen.
     Directly,
+    /// From the client's own address and port, which the answers come to by way of the manager.
+    Routed,
 }
 
 #[derive(Clone, Debug)]
@@ -204,6 +206,11 @@ impl Model {
         self.answer(flags, |one| one.holds(worker, protocol, port))
     }
 
+    /// A worker that sees its clients' addresses sends a segment to one.
+    pub fn routed_reply(&mut self, worker: Server, client: Client, flags: u8) -> Expected {
+        self.answer(flags, |one| one.is_routed(worker, client))
+    }
+
     /// The manager's own server sends a segment to a client.
     pub fn own_reply(&mut self, client: Client, flags: u8) -> Expected {
         self.answer(flags, |one| {
@@ -256,6 +263,13 @@ impl Model {
         self.error(about, |one| Expected::Comes(one.client, one.server))
     }
 
+    /// The same where the worker sees its clients' addresses.
+    pub fn routed_side_complains(&self, worker: Server, client: Client) -> Expected {
+        let mut connections = self.connections.iter();
+        let about = connections.find(|one| one.is_routed(worker, client));
+        self.error(about, |one| Expected::Comes(one.client, one.server))
+    }
+
     fn error(
         &self,
         about: Option<&Connection>,
@@ -303,9 +317,8 @@ impl Model {
     }
 
     /// Whether the client at this port has been silent for so long that answers may take another way to it.
-    pub fn waits_for_client(&self, server: Server, protocol: Protocol, port: u16) -> bool {
-        let mut connections = self.connections.iter();
-        let about = connections.find(|one| one.holds(server, protocol, port));
+    pub fn waits_for_client(&self, is_it: impl Fn(&Connection) -> bool) -> bool {
+        let about = self.connections.iter().find(|one| is_it(one));
         about.is_some_and(|one| self.silences(one)[0] > CLIENT_SILENCE)
     }
 
@@ -415,8 +428,13 @@ impl Model {
 
 impl Connection {
     /// Whether this is the connection that `worker` knows under the manager's `port`.
-    fn holds(&self, worker: Server, protocol: Protocol, port: u16) -> bool {
+    pub fn holds(&self, worker: Server, protocol: Protocol, port: u16) -> bool {
         self.server == worker && self.protocol == protocol && self.port == Some(port)
+    }
+
+    /// Whether this is the connection that `worker` knows under the client's own address.
+    pub fn is_routed(&self, worker: Server, client: Client) -> bool {
+        self.reach == Reach::Routed && self.server == worker && self.client == client
     }
 
     fn is_of_datagrams(&self) -> bool {

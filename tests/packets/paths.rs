@@ -9,7 +9,9 @@ use lb_common::{
 };
 
 use crate::{
-    bench::{Bench, Circumstances, ESTABLISHED_IDLE, Edge, at_both_edges, at_edge, over},
+    bench::{
+        Bench, Circumstances, ESTABLISHED_IDLE, Edge, at_both_edges, at_edge, in_both_modes, over,
+    },
     call::Call,
     frame::{ACK, Family, PSH, RST, SYN},
     lan::{CLIENT, ETH2, MANAGER, MANAGER_ETH2, OTHER_CLIENT, WORKER1, WORKER2},
@@ -33,7 +35,7 @@ fn replies_follow_a_client_whose_link_address_changes() {
 
 #[test]
 fn replies_follow_a_client_to_another_interface() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         let from_there = call.ack().macs(CLIENT.mac, MANAGER_ETH2);
@@ -127,7 +129,7 @@ fn a_worker_whose_next_hop_the_kernel_is_to_look_up_is_sent_to_by_route() {
 
 #[test]
 fn a_worker_behind_another_interface_is_reached_and_answers() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let far = Circumstances::received_on(ETH2);
         bench.backend(WORKER1.id, |backend| backend.interface = ETH2);
         bench.neighbour(
@@ -226,7 +228,7 @@ fn xdp_learns_from_no_packet_but_a_flows() {
 
 #[test]
 fn an_evicted_entry_is_rebuilt_from_the_other_direction() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         for (port, lost) in [(40_000, direction::REQUEST), (40_001, direction::REPLY)] {
             let mut call = bench.call(CLIENT, port);
             call.connects(bench, WORKER1);

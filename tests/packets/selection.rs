@@ -6,14 +6,14 @@ use lb_common::{
 };
 
 use crate::{
-    bench::at_both_edges,
+    bench::{at_both_edges, in_both_modes},
     frame::{ACK, FIN, PSH, RST},
     lan::{CLIENT, WORKER1, WORKER2},
 };
 
 #[test]
 fn a_changed_selection_moves_new_connections_only() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut early = bench.call(CLIENT, 40_000);
         early.connects(bench, WORKER1);
         let mut begun = bench.call(CLIENT, 40_001);
@@ -33,7 +33,7 @@ fn a_changed_selection_moves_new_connections_only() {
 
 #[test]
 fn a_worker_that_is_down_loses_its_flows_to_the_kernels_reset() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         bench.goes_down(WORKER1.id);
@@ -116,7 +116,7 @@ fn a_duplicate_of_an_answered_syn_stays_with_a_draining_worker() {
 
 #[test]
 fn a_draining_worker_keeps_its_flows_and_gets_no_new_one() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut open = bench.call(CLIENT, 40_000);
         open.connects(bench, WORKER1);
         let mut answered = bench.call(CLIENT, 40_001);
@@ -195,7 +195,7 @@ fn a_flow_whose_backend_has_no_entry_is_left_to_the_kernel() {
 /// What is addressed to the service, or to the manager's port, has arrived (RFC 1122, section 3.2.1.7).
 #[test]
 fn no_time_to_live_runs_out_at_the_manager() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         for hops in [0, 1, 2, 255] {
@@ -213,7 +213,7 @@ fn no_time_to_live_runs_out_at_the_manager() {
 
 #[test]
 fn several_flows_share_two_workers_without_mixing() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut calls = Vec::new();
         for (index, worker) in [WORKER1, WORKER2].into_iter().cycle().take(64).enumerate() {
             bench.select(worker.id);

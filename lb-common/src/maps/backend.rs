@@ -52,6 +52,8 @@ pub mod mode {
     pub const LOCAL: u8 = 1;
     /// Nothing is translated: the worker's agent does that, and the worker answers to the client.
     pub const DSR: u8 = 2;
+    /// Only the destination is translated: the worker answers to the client, by way of the manager.
+    pub const ROUTED: u8 = 3;
 }
 
 /// Value of `neighbours`, indexed by backend id: link addresses learnt from the worker's replies.

@@ -17,4 +17,7 @@ pub struct Traffic {
     pub bytes_in: u64,
     pub packets_out: u64,
     pub bytes_out: u64,
+    /// Handshakes that the client went on with although no answer of the backend had passed here: it
+    /// repeated its SYN, or acknowledged a SYN-ACK that came another way.
+    pub unanswered: u64,
 }

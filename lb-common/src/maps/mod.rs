@@ -178,7 +178,7 @@ const _: () = {
     assert!(size_of::<Handshake>() == 104 && align_of::<Handshake>() == 8);
     assert!(size_of::<Handshake<V6>>() == 152 && align_of::<Handshake<V6>>() == 8);
     assert!(size_of::<Counter>() == 16);
-    assert!(size_of::<Traffic>() == 40);
+    assert!(size_of::<Traffic>() == 48);
     assert!(size_of::<TraceOrder>() == 128 && align_of::<TraceOrder>() == 8);
     assert!(size_of::<TraceCounts>() == 32);
     assert!(size_of::<TraceEvent>() == 120 && align_of::<TraceEvent>() == 8);

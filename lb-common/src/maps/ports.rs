@@ -3,7 +3,7 @@
 use crate::headers::PROTOCOL_UDP;
 
 /// Index in `ports` of the word in which a port of a protocol has its bit: first the ports that a
-/// client or a worker may send to, then those from which the manager's own servers answer; first those
+/// client or a worker may send to, then those from which the manager's own servers and the workers of mode `routed` answer; first those
 /// of TCP, then those of UDP. A packet without its bit is nobody's business here.
 #[inline(always)]
 pub fn port_word(protocol: u8, port: [u8; 2], is_source: bool) -> u32 {

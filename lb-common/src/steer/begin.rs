@@ -3,7 +3,7 @@
 use super::{
     Arrival, Decision, Exit, Hook, Tables,
     choice::{choose, choose_another, is_up},
-    flow::keeps_flows,
+    flow::{keeps_flows, supersedes_own},
     handshake::{forward_request, retire},
     place::{NOWHERE, client_hash, room, take_note},
     port::{self, NO_PORT, Remains},
@@ -148,23 +148,34 @@ fn claim<T: Tables>(tables: &T, arrival: &Arrival, id: u32) -> u32 {
         claim.leaves.source = T::Address::from_mapped(&backend.source);
     }
     claim.hash = client_hash(settings, &claim.client);
-    let hash = claim.hash;
+    let (hash, client) = (claim.hash, claim.client.source);
     drop(bench);
-    if backend.mode != mode::LOCAL && !is_reachable(backend, arrival) {
+    if backend.mode != mode::LOCAL && !is_reachable(backend, arrival, client) {
         return NO_ROUTE;
     }
-    if backend.mode == mode::NAT && port::take(tables, backend.port_pool) == NO_PORT {
+    let has_tuple = match backend.mode {
+        mode::NAT => port::take(tables, backend.port_pool) != NO_PORT,
+        mode::ROUTED => supersedes_own(tables),
+        _ => true,
+    };
+    if !has_tuple {
         return EXHAUSTED;
     }
     room(tables, hash)
 }
 
-/// Whether there is a way to a worker. None leads from a client on the manager itself to one that
-/// answers past the manager: the kernel takes nothing from the network that its own address sent.
+/// Whether a client's packets can reach a worker and be answered. From a client on the manager itself, a
+/// worker that answers past the manager is out of reach (the kernel accepts nothing from the network that
+/// its own address sent), and so is one that sees a loopback address as its client's.
 #[inline(always)]
-fn is_reachable(backend: &Backend, arrival: &Arrival) -> bool {
+fn is_reachable<A: Address>(backend: &Backend, arrival: &Arrival, client: A) -> bool {
     let from_here = arrival.hook == Hook::Loopback || arrival.interface == LOOPBACK;
-    backend.interface != 0 && !(from_here && backend.mode == mode::DSR)
+    let is_answered = match backend.mode {
+        mode::DSR => false,
+        mode::ROUTED => client.is_sender(),
+        _ => true,
+    };
+    backend.interface != 0 && (!from_here || is_answered)
 }
 
 /// Whether a SYN whose client has a handshake under way begins another one, and with which backend: it
@@ -179,7 +190,8 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     let is_same = handshake.client_sequence == arrival.sequence;
     let answered = handshake.answered == 1;
     let syn_ns = handshake.syn_ns;
-    let gives_up = handshake.client.is_datagram() && retries >= MOST_DATAGRAM_RETRIES;
+    let is_datagram = handshake.client.is_datagram();
+    let gives_up = is_datagram && retries >= MOST_DATAGRAM_RETRIES;
     drop(handshake);
     let Some(worker) = tables.backend(tried) else {
         return true;
@@ -196,6 +208,9 @@ fn begins_anew<T: Tables>(tables: &T, arrival: &Arrival, place: u32, start: &mut
     let silence = tables.now_ns().saturating_sub(syn_ns);
     if gives_up || silence < SOONEST_RETRY_NS {
         return false;
+    }
+    if !is_datagram {
+        tables.count_unanswered(tried);
     }
     if start.backend == tried || !is_up(tables, start.backend) {
         start.backend = choose_another(tables, start.service, tried, retries);

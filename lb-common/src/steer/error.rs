@@ -4,7 +4,7 @@ use super::{
     Arrival, Decision, Hook, Tables, Way,
     flow::{is_live, keeps_flows},
     leave,
-    place::{NOWHERE, find_client, find_worker},
+    place::{NOWHERE, find_client, find_routed, find_worker},
 };
 use crate::{
     maps::{FlowKey, direction},
@@ -67,7 +67,10 @@ fn under_way<T: Tables>(
     hook: Hook,
     key: &FlowKey<T::Address>,
 ) -> Option<Way<T::Address>> {
-    let worker = find_worker(tables, hook, key);
+    let worker = match find_worker(tables, hook, key) {
+        NOWHERE => find_routed(tables, hook, key),
+        worker => worker,
+    };
     let is_request = worker == NOWHERE;
     let place = if is_request {
         find_client(tables, key)

@@ -86,6 +86,26 @@ pub(super) fn is_over<A: Address>(
     ended::both(flow.ended, twin_ended) || idle > longest
 }
 
+/// Whether the workbench's claim may have its tuple towards a worker that sees the client's own port: only
+/// the client itself may have had it. What is left of its earlier connection is superseded.
+#[inline(never)]
+pub(super) fn supersedes_own<T: Tables>(tables: &T) -> bool {
+    let Some(bench) = tables.workbench() else {
+        return false;
+    };
+    let reply_key = bench.claim.leaves.reversed();
+    let client = bench.claim.client;
+    drop(bench);
+    let Some(mut holder) = tables.established(&reply_key) else {
+        return true;
+    };
+    if is_live(&holder) && !holder.leaves.reversed().is(&client) {
+        return false;
+    }
+    holder.superseded = 1;
+    true
+}
+
 /// Takes a connection out of its backend's count of open ones, once, even if both sides end it at once;
 /// returns whether it was counted.
 #[inline(always)]

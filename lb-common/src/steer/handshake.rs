@@ -103,6 +103,9 @@ pub(super) fn go_on<T: Tables>(
     };
     let left_to_tc = is_left_to_tc(tables, &way(&handshake), backend, arrival);
     if left_to_tc || !completes(&handshake, backend, arrival) {
+        if !left_to_tc && is_half_seen(&handshake, arrival) {
+            tables.count_unanswered(handshake.backend);
+        }
         drop(handshake);
         let verdict = forward_request(tables, arrival, place, decision);
         if arrival.flags.resets() && !left_to_tc {
@@ -191,6 +194,13 @@ fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, arrival: &
     };
     let beyond = number.wrapping_sub(start).wrapping_sub(1);
     handshake.answered == 1 && arrival.flags.acknowledges() && beyond < EARLY_DATA
+}
+
+/// Whether the client acknowledges a SYN-ACK that did not pass here.
+#[inline(always)]
+fn is_half_seen<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool {
+    let is_segment = !handshake.client.is_datagram();
+    is_segment && handshake.answered == 0 && arrival.flags.acknowledges()
 }
 
 /// Makes both entries of a completed handshake's flow.

@@ -28,7 +28,7 @@ use crate::{
 use begin::begin;
 use established::established;
 use flow::keeps_flows;
-use place::{NOWHERE, find_client, find_worker};
+use place::{NOWHERE, find_client, find_routed, find_worker};
 
 pub use begin::Claim;
 pub use choice::COMPARED;
@@ -248,6 +248,8 @@ pub trait Tables {
     fn take_count(&self, request: &mut Flow<Self::Address>) -> bool;
     /// Counts a backend's open connection, or no longer.
     fn count_active(&self, backend: u32, open: bool);
+    /// Counts a handshake that the client went on with although no answer of the backend had passed here.
+    fn count_unanswered(&self, backend: u32);
 }
 
 /// Decides what becomes of the packet that arrived with the tuple `key`.
@@ -308,20 +310,26 @@ fn unknown<T: Tables>(
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let place = find_worker(tables, arrival.hook, key);
+    let mut place = find_worker(tables, arrival.hook, key);
+    let mut service = None;
+    if place == NOWHERE {
+        if arrival.hook == Hook::Egress || key.destination.is_mapped() {
+            return Verdict::NotOurs;
+        }
+        service = tables.service(&ServiceKey {
+            address: key.destination.mapped(),
+            port: key.destination_port,
+            protocol: key.protocol as u8,
+            reserved: 0,
+        });
+        if service.is_none() {
+            place = find_routed(tables, arrival.hook, key);
+        }
+    }
     if place != NOWHERE {
         return handshake::answer(tables, arrival, place, decision);
     }
-    if arrival.hook == Hook::Egress || key.destination.is_mapped() {
-        return Verdict::NotOurs;
-    }
-    let service_key = ServiceKey {
-        address: key.destination.mapped(),
-        port: key.destination_port,
-        protocol: key.protocol as u8,
-        reserved: 0,
-    };
-    let Some(service) = tables.service(&service_key) else {
+    let Some(service) = service else {
         return Verdict::NotOurs;
     };
     if arrival.hook == Hook::Ingress && !arrival.source_mac.is_station() {

@@ -8,7 +8,7 @@
 use super::{Hook, Step, Tables, port};
 use crate::{
     address::Address,
-    maps::{FlowKey, Handshake, ROWS, Settings},
+    maps::{FlowKey, Handshake, ROWS, Settings, mode},
 };
 
 /// No place at all.
@@ -37,6 +37,23 @@ pub(super) fn find_worker<T: Tables>(tables: &T, hook: Hook, key: &FlowKey<T::Ad
         return place;
     }
     NOWHERE
+}
+
+/// The same for a worker that answers to the client's own address by way of the manager, which
+/// [`find_worker`] knows nothing of: only a packet to no service is looked up thus.
+#[inline(never)]
+pub(super) fn find_routed<T: Tables>(tables: &T, hook: Hook, key: &FlowKey<T::Address>) -> u32 {
+    let Some(settings) = tables.settings() else {
+        return NOWHERE;
+    };
+    if hook != Hook::Ingress {
+        return NOWHERE;
+    }
+    let leaves = key.reversed();
+    find(tables, settings, &leaves, |handshake| {
+        let backend = tables.backend(handshake.backend);
+        handshake.leaves.is(&leaves) && backend.is_some_and(|it| it.mode == mode::ROUTED)
+    })
 }
 
 /// The place of the handshake of the client with the tuple `key`.

@@ -35,6 +35,7 @@ pub struct Memory {
     pub policies: Vec<Policy>,
     pub choices: BTreeMap<u32, u32>,
     pub active: RefCell<BTreeMap<u32, u32>>,
+    pub unanswered: RefCell<BTreeMap<u32, u32>>,
     turn: Cell<u32>,
     pub backends: Vec<Backend>,
     /// Addresses that come by one interface only, or, with 0, by none.
@@ -102,6 +103,7 @@ impl Memory {
             policies: vec![Policy::default(); 4],
             choices: BTreeMap::new(),
             active: RefCell::default(),
+            unanswered: RefCell::default(),
             turn: Cell::new(0),
             backends: vec![Backend::default(); 4],
             homes: BTreeMap::new(),
@@ -347,6 +349,10 @@ impl Tables for Memory {
         let mut active = self.active.borrow_mut();
         let count = active.entry(backend).or_default();
         *count = if open { *count + 1 } else { *count - 1 };
+    }
+
+    fn count_unanswered(&self, backend: u32) {
+        *self.unanswered.borrow_mut().entry(backend).or_default() += 1;
     }
 }
 

@@ -78,6 +78,7 @@ pub enum ProblemKind {
     FallbackElsewhere,
     ManagersOwnAddress,
     WorkerOnManager,
+    SharedEndpoint,
     TooManyBackends,
     TooManyServices,
 }

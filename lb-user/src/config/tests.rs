@@ -1129,3 +1129,31 @@ fn families_do_not_mix() {
     assert_eq!(host.kind, Kind::BadNetwork);
     assert!(host.remedy.contains("2001:db8::/64"), "{host:?}");
 }
+
+#[test]
+fn services_that_show_their_clients_share_no_endpoint_with_a_routed_one() {
+    let pair = |one: &str, other: &str, port: u16| {
+        let service = |name: &str, address_port: u16, mode: &str, port: u16| {
+            format!(
+                "[[service]]\nname = \"{name}\"\naddress = \"192.168.56.101:{address_port}\"\n\
+                 fallback = \"reject\"\nmode = \"{mode}\"\n\
+                 workers = [{{ name = \"worker1\", address = \"192.168.57.3:{port}\" }}]\n"
+            )
+        };
+        let manager = "manager.interfaces = [\"eth1\"]\n".to_owned();
+        manager + &service("web", 80, one, 8081) + &service("tls", 443, other, port)
+    };
+    for (one, other) in [("routed", "routed"), ("routed", "dsr"), ("dsr", "routed")] {
+        let found = problems(&pair(one, other, 8081));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].kind, Kind::SharedEndpoint);
+        assert_eq!(
+            found[0].what,
+            "192.168.57.3:8081 already serves service web, and mode \"routed\" could not tell the two apart"
+        );
+        parse(&pair(one, other, 8082)).expect("two ports");
+    }
+    for (one, other) in [("nat", "routed"), ("dsr", "dsr"), ("nat", "nat")] {
+        parse(&pair(one, other, 8081)).expect("told apart");
+    }
+}

@@ -26,6 +26,7 @@ mod policy;
 mod reason;
 mod reconfigure;
 mod report;
+mod return_path;
 mod selection;
 mod sequence;
 mod service;
@@ -50,6 +51,7 @@ pub use order::{
 };
 pub use pause::{LEAST_PAUSE, MOST_PAUSE};
 pub use report::{BootId, Report, Sequence, WorkerState};
+pub use return_path::Answers;
 pub use selection::Rule;
 pub use settings::{
     Adopted, BackendId, BackendSettings, EVERYBODY, FallbackSettings, HOLD, Kind, MANAGER,

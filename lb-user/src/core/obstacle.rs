@@ -1,5 +1,5 @@
-//! What keeps a worker that is up from serving: no way to it, or that it cannot answer the clients
-//! directly where the service's mode asks so.
+//! What keeps a worker that is up from serving: no way to it, or that it cannot answer the clients as the
+//! service's mode asks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -40,13 +40,15 @@ pub enum Obstacle {
     NoCompanion,
     /// In mode `dsr`: a router is on the way, which would send packets to the service's address back.
     OtherLink,
+    /// In mode `routed`: the worker's answers do not pass the manager.
+    NoReturnPath,
 }
 
 impl Obstacle {
     /// Returns the state in which a worker is treated that would be up without it.
     pub(super) fn state(self) -> Health {
         match self {
-            Self::NoRoute | Self::OtherInterface => Health::Unreachable,
+            Self::NoRoute | Self::OtherInterface | Self::NoReturnPath => Health::Unreachable,
             Self::NoCompanion | Self::OtherLink => Health::Barred,
         }
     }
@@ -87,6 +89,11 @@ impl Obstacle {
             Self::OtherLink => format!(
                 "{worker} is behind a router, and mode \"dsr\" needs it on the manager's own link: \
                  move it there, or serve {service} by mode \"nat\""
+            ),
+            Self::NoReturnPath => format!(
+                "no answer of {worker} passes the manager: its route to the clients does not lead through \
+                 here, or it drops their connections (on {worker}: ip route get CLIENT); correct that, or \
+                 serve {service} by mode \"nat\". It is tried again in a while"
             ),
         }
     }
@@ -130,6 +137,10 @@ impl Service {
             (_, Mode::Nat) => return None,
             (Link::BehindRouter, Mode::Dsr) => return Some(Obstacle::OtherLink),
             (Link::Direct, Mode::Dsr) => {}
+            (_, Mode::Routed) => {
+                let is_missing = self.return_paths[backend].is_missing();
+                return is_missing.then_some(Obstacle::NoReturnPath);
+            }
         }
         let lacks = !worker.translates.contains(&self.settings.endpoint());
         lacks.then_some(Obstacle::NoCompanion)
@@ -182,6 +193,7 @@ impl Service {
             if let Some(before) = before {
                 self.links[place] = old.links[before].clone();
                 if self.settings.mode == old.settings.mode {
+                    self.return_paths[place] = old.return_paths[before];
                     self.told_obstacles[place] = old.told_obstacles[before];
                 }
             }

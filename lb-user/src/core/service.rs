@@ -11,6 +11,7 @@ use super::obstacle::{Link, Obstacle};
 use super::order::Overlay;
 use super::policy::{Spread, Standing, is_hot};
 use super::reason::{Figure, Reason};
+use super::return_path::ReturnPath;
 use super::selection::{self, Candidate, Decision, Rule};
 use super::settings::{BackendId, EVERYBODY, Kind, MANAGER, NOBODY, ServiceSettings, Threshold};
 use super::worker::Worker;
@@ -61,6 +62,8 @@ pub(super) struct Service {
     pub overlays: Vec<Overlay>,
     /// How each worker is reached.
     pub links: Vec<Link>,
+    /// In mode `routed`: whether each worker's answers pass the manager.
+    pub(super) return_paths: Vec<ReturnPath>,
     /// What was last said to keep each worker that is up from serving.
     pub(super) told_obstacles: Vec<Option<Obstacle>>,
     /// Under policy `memory`: the workers that are up, the one with the most memory first, as last
@@ -84,6 +87,7 @@ impl Service {
             candidates: vec![Candidate::UNKNOWN; workers.len()],
             overlays: vec![Overlay::default(); workers.len()],
             links: vec![Link::Direct; workers.len()],
+            return_paths: vec![ReturnPath::default(); workers.len()],
             told_obstacles: vec![None; workers.len()],
             workers,
             target: Target::Fallback,

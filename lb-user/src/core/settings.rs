@@ -119,15 +119,19 @@ pub enum Mode {
     /// Requests reach the worker as the client sent them, and its answers do not come by here: its
     /// agent's companion translates.
     Dsr,
+    /// Only the destination is translated: a worker sees the client's address, and its route back leads
+    /// through the manager.
+    Routed,
 }
 
 impl Mode {
-    pub const ALL: [Self; 2] = [Self::Nat, Self::Dsr];
+    pub const ALL: [Self; 3] = [Self::Nat, Self::Dsr, Self::Routed];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Nat => "nat",
             Self::Dsr => "dsr",
+            Self::Routed => "routed",
         }
     }
 }

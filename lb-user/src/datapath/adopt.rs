@@ -120,6 +120,7 @@ fn identity(backend: &Backend, services: &[(ServiceId, Endpoint)]) -> Identity {
         },
         mode: match backend.mode {
             mode::DSR => Mode::Dsr,
+            mode::ROUTED => Mode::Routed,
             _ => Mode::Nat,
         },
         service: service.map(|(_, service)| *service),

@@ -57,7 +57,8 @@ use crate::{
     addresses,
     config::{Config, Identity, Pinned, identities},
     core::{
-        self, BackendId, Command, Endpoint, Health, Kind, Link, Memory, Mode, Protocol, Settings,
+        self, Answers, BackendId, Command, Endpoint, Health, Kind, Link, Memory, Mode, Protocol,
+        Settings,
     },
     deny::Prefix,
 };
@@ -362,6 +363,20 @@ impl Datapath {
         is_nat.then(|| self.tables.nat_ports(known.address.is_ipv4()))
     }
 
+    /// Returns what the programs have counted of the answers of each worker in mode `routed`.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be read.
+    pub fn answers(&self) -> Result<BTreeMap<BackendId, Answers>> {
+        let routed = self.backends.iter().filter(|(_, known)| {
+            !known.is_fallback && known.mode == Mode::Routed && known.health.is_some()
+        });
+        routed
+            .map(|(id, _)| Ok((*id, self.tables.answers(id.0)?)))
+            .collect()
+    }
+
     /// Opens the services to clients, and closes those that are no longer configured.
     ///
     /// # Errors
@@ -645,6 +660,7 @@ impl Known {
                 _ if is_local => mode::LOCAL,
                 Mode::Nat => mode::NAT,
                 Mode::Dsr => mode::DSR,
+                Mode::Routed => mode::ROUTED,
             },
             source: hop(|route| route.source),
             next_hop: match route.map(|route| route.next_hop) {

@@ -61,6 +61,9 @@ pub struct BackendTraffic {
     /// How many connections it can have at once in mode `nat`; 0 in other modes.
     #[serde(default)]
     pub nat_ports: u64,
+    /// SYNs that a client repeated because no answer of the backend had passed here.
+    #[serde(default)]
+    pub unanswered: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -112,6 +115,7 @@ impl Stats {
                 sum.bytes_in += cpu.bytes_in;
                 sum.packets_out += cpu.packets_out;
                 sum.bytes_out += cpu.bytes_out;
+                sum.unanswered += cpu.unanswered;
             }
             let active = active.get(&id, 0).context("read map active")?;
             sum.flows = active.saturating_sub(lost.get(&id, 0).context("read map lost")?);

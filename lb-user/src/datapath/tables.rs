@@ -9,14 +9,14 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use lb_common::{
     address::V6,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
         self, Backend, DEFAULT_HANDSHAKES, Handshake, MOST_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
-        PortWord, ROWS, Service, ServiceKey, mode, name, state,
+        PortWord, ROWS, Service, ServiceKey, Traffic, mode, name, state,
     },
 };
 
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    core::{Endpoint, Protocol},
+    core::{Answers, Endpoint, Protocol},
 };
 
 pub struct Tables {
@@ -41,6 +41,7 @@ pub struct Tables {
     homes: Homes,
     active: Array<MapData, u64>,
     lost: Array<MapData, u64>,
+    traffic: PerCpuArray<MapData, Traffic>,
     ports: Array<MapData, u64>,
     nat_sources: Array<MapData, V6>,
     port_words: Array<MapData, PortWord>,
@@ -80,6 +81,8 @@ impl Tables {
             ),
             active: array(ebpf, name::ACTIVE)?,
             lost: array(ebpf, name::LOST)?,
+            traffic: PerCpuArray::try_from(map(ebpf, name::TRAFFIC)?)
+                .context("open map traffic")?,
             ports: array(ebpf, name::PORTS)?,
             nat_sources: array(ebpf, name::NAT_SOURCES)?,
             port_words: array(ebpf, name::PORT_WORDS)?,
@@ -222,7 +225,7 @@ impl Tables {
     }
 
     pub fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<()> {
-        if backend.mode == mode::LOCAL {
+        if matches!(backend.mode, mode::LOCAL | mode::ROUTED) {
             for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
                 self.use_ports(protocol, [backend.port], true)?;
             }
@@ -279,6 +282,18 @@ impl Tables {
 
     pub fn put_homes(&mut self, homes: &BTreeMap<V6, u32>) -> Result<()> {
         self.homes.put(homes)
+    }
+
+    /// Returns what was counted of a backend's answers.
+    pub fn answers(&self, backend: u32) -> Result<Answers> {
+        let counted = self.traffic.get(&backend, 0);
+        let counted =
+            counted.with_context(|| format!("read entry {backend} of map {}", name::TRAFFIC))?;
+        let sum = |of: fn(&Traffic) -> u64| counted.iter().map(of).sum();
+        Ok(Answers {
+            packets: sum(|traffic| traffic.packets_out),
+            unanswered: sum(|traffic| traffic.unanswered),
+        })
     }
 
     pub fn place(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {

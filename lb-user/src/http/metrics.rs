@@ -164,7 +164,7 @@ impl Scrape {
         )?;
         let barred = self.gauges(
             "memlb_backend_barred",
-            "1 for a backend that is up, but has no route to it or cannot answer as mode dsr asks.",
+            "1 for a backend that is up, but has no route to it or does not answer as its mode asks.",
             &by_backend,
         )?;
         let weights = self.gauges(
@@ -186,6 +186,11 @@ impl Scrape {
         let connections = self.counters(
             "memlb_backend_connections_total",
             "Connections sent to a backend since the maps were made.",
+            &by_backend,
+        )?;
+        let unanswered = self.counters(
+            "memlb_backend_unanswered_total",
+            "SYNs that clients repeated because no answer of the backend had passed, since the maps were made.",
             &by_backend,
         )?;
         let packets = self.counters(
@@ -224,6 +229,9 @@ impl Scrape {
                 connections
                     .with_label_values(&labels)
                     .inc_by(traffic.connections);
+                unanswered
+                    .with_label_values(&labels)
+                    .inc_by(traffic.unanswered);
                 for (direction, packet_count, byte_count) in [
                     ("in", traffic.packets_in, traffic.bytes_in),
                     ("out", traffic.packets_out, traffic.bytes_out),

@@ -28,6 +28,14 @@ impl Manager {
         self.core.handle_links(&links, Instant::now());
     }
 
+    /// Tells the core whether the answers of workers in mode `routed` pass here.
+    pub(super) fn look_at_answers(&mut self) {
+        match self.datapath.answers() {
+            Ok(answers) => self.core.handle_answers(&answers, Instant::now()),
+            Err(error) => warn!("{error:#}"),
+        }
+    }
+
     /// Takes note that a map could not be written: everything will be written again.
     pub(super) fn map_write_failed(&mut self, error: &anyhow::Error) {
         self.meters.map_write_failed();

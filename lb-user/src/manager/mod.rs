@@ -116,6 +116,7 @@ pub async fn run(config: Config, config_file: Option<PathBuf>, reread: Reread) -
                 manager.check_nat_ports();
                 manager.meters.lag(due.elapsed());
                 manager.look_for_parted(offices);
+                manager.look_at_answers();
             }
             _ = silences.tick() => manager.keep_silences(),
             _ = attachments.tick() => manager.look_at_attachments(),

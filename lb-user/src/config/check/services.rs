@@ -60,6 +60,7 @@ pub(super) fn check(
         managers_own(reader, draft, manager);
         workers_elsewhere(reader, draft, &drafts);
     }
+    distinct_endpoints(reader, &drafts);
     // What could not be read was refused above, so that nothing is lost here unnoticed.
     drafts.into_iter().filter_map(Draft::finish).collect()
 }
@@ -70,6 +71,10 @@ impl Draft {
             address: self.address.as_ref()?.address,
             protocol: self.protocol,
         })
+    }
+
+    fn mode(&self) -> Mode {
+        self.rest.4
     }
 
     fn finish(self) -> Option<Service> {
@@ -563,6 +568,35 @@ fn workers_elsewhere(reader: &mut Reader<'_>, draft: &Draft, drafts: &[Draft]) {
                 "the address of another machine",
                 "a server on the manager can only be the fallback",
             );
+        }
+    }
+}
+
+/// A worker that sees its clients' own addresses and ports cannot tell by which service they came: neither
+/// could the manager, of an answer that passes here.
+fn distinct_endpoints(reader: &mut Reader<'_>, drafts: &[Draft]) {
+    let mut seen: BTreeMap<(Protocol, SocketAddr), (Mode, &str)> = BTreeMap::new();
+    for draft in drafts.iter().filter(|draft| draft.mode() != Mode::Nat) {
+        let service = draft.name.as_ref().map_or("", |(name, _)| name);
+        for worker in draft.workers.iter().filter_map(|w| w.address.as_ref()) {
+            let of_this = (draft.mode(), service);
+            let (other_mode, other) = *seen
+                .entry((draft.protocol, worker.address))
+                .or_insert(of_this);
+            let is_routed = [other_mode, draft.mode()].contains(&Mode::Routed);
+            if other != service && is_routed {
+                reader.refuse(
+                    &worker.place,
+                    ProblemKind::SharedEndpoint,
+                    format!(
+                        "{} already serves service {other}, and mode \"routed\" could not tell the two apart",
+                        worker.address
+                    ),
+                    "a port of the worker's for each service of mode \"routed\"",
+                    "let the worker's server listen on another port, too, and write it here; or set mode = \
+                     \"nat\" for one of the services",
+                );
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ mod orders;
 mod outputs;
 mod pauses;
 mod reconfigure;
+mod return_path;
 mod spreading;
 mod stories;
 mod ways;

@@ -1,0 +1,97 @@
+//! Mode `routed`: a worker whose answers do not pass the manager is not chosen, told why, and tried again.
+
+use super::*;
+
+fn world() -> World {
+    let mut settings = lab(Threshold::Bytes(64 * MIB));
+    settings.services[0].mode = Mode::Routed;
+    let mut world = World::new(settings);
+    world.start("worker1", 600);
+    world.start("worker2", 300);
+    count(&mut world, 0, 0);
+    world.kinds();
+    world
+}
+
+/// What the programs have counted of worker 1 until now.
+fn count(world: &mut World, packets: u64, unanswered: u64) {
+    let answers = Answers {
+        packets,
+        unanswered,
+    };
+    let answers = BTreeMap::from([(BackendId(1), answers)]);
+    world.core.handle_answers(&answers, world.now);
+    world.wake();
+}
+
+#[test]
+fn a_worker_whose_answers_do_not_pass_is_not_chosen_until_a_pause_is_over() {
+    let mut world = world();
+    let mut unanswered = 0;
+    for seconds in [10, 20, 40] {
+        assert_eq!(world.selected(), "worker1");
+        unanswered += 2;
+        count(&mut world, 0, unanswered);
+        assert_eq!(world.selected(), "worker1");
+        unanswered += 1;
+        count(&mut world, 0, unanswered);
+        assert_eq!(world.selected(), "worker2");
+        assert_eq!(world.state("worker1"), Health::Unreachable);
+        assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
+        let backends = &world.core.snapshot(world.now).services[0].backends;
+        let why = backends[0].barred.as_deref().expect("a reason");
+        assert!(
+            why.starts_with("no answer of worker1 passes the manager"),
+            "{why}"
+        );
+
+        world.pass(Duration::from_secs(seconds) - ms(1));
+        count(&mut world, 0, unanswered);
+        assert_eq!(world.selected(), "worker2");
+        world.pass(ms(1));
+        count(&mut world, 0, unanswered);
+        assert_eq!(world.kinds(), ["worker_unbarred", "selection_changed"]);
+    }
+}
+
+#[test]
+fn one_answer_tells_that_there_is_a_way_back() {
+    let mut world = world();
+    for turn in 1..10 {
+        count(&mut world, turn, 100 * turn);
+    }
+    count(&mut world, 9, 902);
+    assert_eq!(world.selected(), "worker1");
+    count(&mut world, 9, 903);
+    assert_eq!(world.selected(), "worker2");
+    // One that was on its way.
+    count(&mut world, 10, 903);
+    assert_eq!(world.selected(), "worker1");
+}
+
+#[test]
+fn a_worker_that_was_down_begins_anew() {
+    let mut world = world();
+    count(&mut world, 0, 3);
+    assert_eq!(world.state("worker1"), Health::Unreachable);
+    world.agents.remove("worker1");
+    world.pass(Duration::from_secs(2));
+    count(&mut world, 0, 9);
+    assert_eq!(world.state("worker1"), Health::Down);
+    world.start("worker1", 600);
+    world.pass(Duration::from_secs(1));
+    count(&mut world, 0, 9);
+    assert_eq!(world.state("worker1"), Health::Up);
+}
+
+#[test]
+fn what_is_known_outlasts_a_reload_but_not_another_mode() {
+    let mut world = world();
+    count(&mut world, 0, 3);
+    let mut settings = lab(Threshold::Bytes(64 * MIB));
+    settings.services[0].mode = Mode::Routed;
+    world.reconfigure(settings);
+    assert_eq!(world.state("worker1"), Health::Unreachable);
+    world.reconfigure(lab(Threshold::Bytes(64 * MIB)));
+    assert_eq!(world.state("worker1"), Health::Up);
+}
