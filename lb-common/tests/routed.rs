@@ -173,7 +173,7 @@ fn an_acknowledgement_of_an_answer_that_passed_elsewhere_is_counted() {
 /// Else the worker's answer would be taken for one of the connection before.
 #[test]
 fn what_is_left_of_an_earlier_connection_is_superseded() {
-    let mut memory = lab();
+    let memory = lab();
     let client = key(CLIENT, SERVICE);
     connects(&memory, &client);
     memory.established.remove(&client);
