@@ -54,6 +54,8 @@ pub struct ClusterOptions {
     pub ipv6: bool,
     /// Whether the services' mode is `dsr`: the workers' agents then translate, and need root.
     pub direct: bool,
+    /// Whether the services' mode is `routed`.
+    pub routed: bool,
     /// Further arguments for `memlb manager`.
     pub manager_arguments: Vec<String>,
     /// Whether the workers run agents from the start.
@@ -79,6 +81,7 @@ impl Default for ClusterOptions {
             datagram_ports: Vec::new(),
             ipv6: false,
             direct: false,
+            routed: false,
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),

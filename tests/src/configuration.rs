@@ -27,7 +27,11 @@ pub(crate) fn write(
         true => &[ipv4, ipv6],
         false => &[ipv4],
     };
-    let mode = if options.direct { "dsr" } else { "nat" };
+    let mode = match (options.direct, options.routed) {
+        (true, _) => "dsr",
+        (false, true) => "routed",
+        (false, false) => "nat",
+    };
     let service = |family, port, protocol| service(topology, mode, family, port, protocol);
     for family in families {
         text += &service(*family, SERVICE_PORT, "tcp")?;

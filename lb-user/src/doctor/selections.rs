@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Finding;
 use crate::{
-    core::{BackendSnapshot, Health, MANAGER, NOBODY, ServiceSnapshot, milliseconds},
+    core::{BackendSnapshot, Health, MANAGER, Mode, NOBODY, ServiceSnapshot, milliseconds},
     status::{Backend, Status},
 };
 
@@ -12,8 +12,24 @@ pub fn findings(status: &Status, down_after: Duration) -> Vec<Finding> {
     let is_young = status.uptime_ms < milliseconds(down_after);
     let services = status.services.iter();
     services
-        .filter_map(|service| finding(service, is_young))
+        .flat_map(|service| unfit(service).chain(finding(service, is_young)))
         .collect()
+}
+
+/// The workers that are up and cannot serve as the service's mode asks. That there is no route is found
+/// elsewhere.
+fn unfit(service: &ServiceSnapshot<Backend>) -> impl Iterator<Item = Finding> {
+    let asks = service.mode != Mode::Nat;
+    let backends = service.backends.iter().filter(move |_| asks);
+    backends.filter_map(|backend| {
+        let why = backend.seen.barred.as_ref()?;
+        let found = format!("{}: {why}", service.name);
+        Some(Finding::problem(
+            "selection",
+            found,
+            "memlb status    (shows when it serves)",
+        ))
+    })
 }
 
 fn finding(service: &ServiceSnapshot<Backend>, is_young: bool) -> Option<Finding> {
@@ -92,6 +108,21 @@ mod tests {
         assert_eq!(found[0].verdict, Verdict::Problem);
         let found = examine(MANAGER, |status| status.uptime_ms = 100);
         assert_eq!(found[0].verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn tells_of_a_worker_that_cannot_answer_as_the_mode_asks() {
+        let found = examine("worker1", |status| {
+            status.services[0].mode = Mode::Routed;
+            let why = "no answer of worker1 passes the manager".to_owned();
+            status.services[0].backends[0].seen.barred = Some(why);
+        });
+        assert_eq!(found[0].verdict, Verdict::Problem);
+        assert_eq!(
+            found[0].found,
+            "web: no answer of worker1 passes the manager"
+        );
+        assert_eq!(found.len(), 1);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub enum Contender {
     MemlbXdp,
     /// memlb in mode dsr: the worker answers the client itself
     MemlbDsr,
+    /// memlb in mode routed: the worker sees the client's address and answers by way of the manager
+    MemlbRouted,
     /// nginx as the system of 2018 had it, reloading every 3 s
     Nginx2018,
     /// nginx that keeps connections to its workers alive, as its manual advises
@@ -37,6 +39,7 @@ impl Contender {
             Self::MemlbTc => "memlb, TC",
             Self::MemlbXdp => "memlb, XDP",
             Self::MemlbDsr => "memlb, dsr",
+            Self::MemlbRouted => "memlb, routed",
             Self::Nginx2018 => "nginx of 2018",
             Self::NginxKeepalive => "nginx, kept alive",
             Self::HaproxyTcp => "HAProxy, TCP mode",
@@ -52,6 +55,9 @@ impl Contender {
     }
 
     pub fn is_memlb(self) -> bool {
-        matches!(self, Self::MemlbTc | Self::MemlbXdp | Self::MemlbDsr)
+        matches!(
+            self,
+            Self::MemlbTc | Self::MemlbXdp | Self::MemlbDsr | Self::MemlbRouted
+        )
     }
 }

@@ -62,9 +62,10 @@ impl Laboratory {
     /// When a part of it does not start.
     pub fn build(contender: Contender) -> Result<Self> {
         let system = match contender {
-            Contender::MemlbTc => memlb("tc", false)?,
-            Contender::MemlbXdp => memlb("xdp", false)?,
-            Contender::MemlbDsr => memlb("tc", true)?,
+            Contender::MemlbTc => memlb("tc", Mode::Nat)?,
+            Contender::MemlbXdp => memlb("xdp", Mode::Nat)?,
+            Contender::MemlbDsr => memlb("tc", Mode::Dsr)?,
+            Contender::MemlbRouted => memlb("tc", Mode::Routed)?,
             _ => System::Peer(Box::new(Peer::build(contender)?)),
         };
         let workers = addresses(system.topology())?;
@@ -236,7 +237,11 @@ impl Peer {
             Contender::Nftables => peers::translate(&topology, worker, files.path())?,
             Contender::Ipvs => peers::balance_by_ipvs(&topology, worker)?,
             Contender::Router => peers::route_through_manager(&topology)?,
-            Contender::Direct | Contender::MemlbTc | Contender::MemlbXdp | Contender::MemlbDsr => {}
+            Contender::Direct
+            | Contender::MemlbTc
+            | Contender::MemlbXdp
+            | Contender::MemlbDsr
+            | Contender::MemlbRouted => {}
         }
         Ok(Self {
             balancer,
@@ -248,12 +253,24 @@ impl Peer {
     }
 }
 
-fn memlb(attach: &str, direct: bool) -> Result<System> {
+/// How packets reach the workers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Nat,
+    Dsr,
+    Routed,
+}
+
+fn memlb(attach: &str, mode: Mode) -> Result<System> {
     let cluster = Cluster::start(&ClusterOptions {
         attach: attach.into(),
-        direct,
+        direct: mode == Mode::Dsr,
+        routed: mode == Mode::Routed,
         ..ClusterOptions::default()
     })?;
+    if mode == Mode::Routed {
+        peers::answer_through_manager(&cluster.topology)?;
+    }
     Ok(System::Memlb(Box::new(cluster)))
 }
 

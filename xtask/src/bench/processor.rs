@@ -18,9 +18,10 @@ use super::{
 };
 use crate::{interrupt::Interrupt, workspace::say};
 
-pub const COMPARED: [Contender; 5] = [
+pub const COMPARED: [Contender; 6] = [
     Contender::MemlbTc,
     Contender::MemlbDsr,
+    Contender::MemlbRouted,
     Contender::NginxKeepalive,
     Contender::Nginx2018,
     Contender::HaproxyTcp,

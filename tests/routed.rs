@@ -1,0 +1,181 @@
+//! Mode `routed`: workers see their clients' addresses and answer by way of the manager.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Shape, client,
+    command::output,
+    require_root,
+    topology::sister,
+    transfer::{Download, Upload, noise},
+    wait_until,
+};
+
+const SOON: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(15);
+/// As long as a worker is left alone at first, and some more.
+const TRIED_AGAIN: Duration = Duration::from_secs(30);
+const MIB: usize = 1 << 20;
+const ECHO_PORT: u16 = 5300;
+
+#[test]
+fn a_worker_behind_the_manager_sees_its_clients() {
+    if require_root() {
+        serves_behind_the_manager("tc");
+    }
+}
+
+#[test]
+fn a_worker_behind_the_manager_sees_its_clients_with_xdp() {
+    if require_root() {
+        serves_behind_the_manager("xdp");
+    }
+}
+
+fn serves_behind_the_manager(attach: &str) {
+    let cluster = start(attach, Shape::TwoArm);
+    let gateway = cluster.topology.manager.addresses().last().unwrap();
+    for worker in &cluster.topology.workers {
+        let by_the_manager = sister(gateway).to_string();
+        let mut route = worker.ip();
+        output(route.args(["-6", "route", "add", "default", "via", &by_the_manager])).unwrap();
+    }
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let [client, manager] = [&cluster.topology.client, &cluster.topology.manager];
+    let services = [
+        (cluster.service(), IpAddr::from(client.address())),
+        (
+            SocketAddr::new(manager.address6().into(), cluster.service().port()),
+            client.address6().into(),
+        ),
+    ];
+    for (service, address) in services {
+        let mut kept = Connection::open(client, service, SOON).unwrap();
+        assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+        let connections = cluster.topology.workers[0]
+            .run("ss", &["-Htn", "state", "established"])
+            .unwrap();
+        assert!(connections.contains(&address.to_string()), "{connections}");
+        bulk(&cluster, service);
+    }
+    // The manager is a client, too.
+    assert_eq!(cluster.page_at(manager).unwrap(), "Worker1");
+    datagrams(&cluster);
+    let status = cluster.status().unwrap();
+    assert_eq!(status["services"][0]["mode"], "routed");
+
+    cluster.topology.workers[0].cut_off().unwrap();
+    cluster.wait_for_page("Worker2", SOON).unwrap();
+}
+
+/// A worker on its clients' own link answers them directly, from an address that they did not ask.
+#[test]
+fn a_worker_that_answers_past_the_manager_is_told_and_tried_again() {
+    if !require_root() {
+        return;
+    }
+    let cluster = start("tc", Shape::OneArm);
+    let client = &cluster.topology.client;
+    let asks = || client::get(client, cluster.service(), "/", Duration::from_secs(3));
+    wait_until(TRIED_AGAIN, "both workers to be found out", || {
+        asks().is_ok_and(|page| page.first_line() == "Manager")
+    })
+    .unwrap();
+    let worker1 = cluster.backend("worker1").unwrap();
+    assert_eq!(worker1["state"], "unreachable", "{worker1}");
+    let why = worker1["barred"].as_str().unwrap();
+    assert!(
+        why.starts_with("no answer of worker1 passes the manager"),
+        "{why}"
+    );
+    assert!(worker1["unanswered"].as_u64().unwrap() >= 3, "{worker1}");
+    let told = cluster.events_of("worker_barred").unwrap();
+    assert_eq!(told[0]["obstacle"], "no_return_path", "{told:?}");
+    let doctor = cluster.configured("doctor").output().unwrap();
+    let found = String::from_utf8_lossy(&doctor.stdout);
+    assert!(
+        found.contains("no answer of worker1 passes the manager"),
+        "{found}"
+    );
+
+    let [to, by] = [client, &cluster.topology.manager].map(|node| node.address().to_string());
+    let mut route = cluster.topology.workers[0].ip();
+    output(route.args(["route", "add", &to, "via", &by])).unwrap();
+    wait_until(TRIED_AGAIN, "worker1 to be tried again", || {
+        asks().is_ok_and(|page| page.first_line() == "Worker1")
+    })
+    .unwrap();
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+}
+
+fn start(attach: &str, shape: Shape) -> Cluster {
+    Cluster::start(&ClusterOptions {
+        shape,
+        attach: attach.into(),
+        routed: true,
+        ipv6: shape == Shape::TwoArm,
+        datagram_ports: vec![ECHO_PORT],
+        ..ClusterOptions::default()
+    })
+    .unwrap()
+}
+
+/// Carries some bytes from and to `worker1`, and looks at each of them.
+fn bulk(cluster: &Cluster, service: SocketAddr) {
+    let blob = noise(7, 8 * MIB);
+    let root = cluster.servers[0].root();
+    fs::write(root.join("blob"), &blob).unwrap();
+    let (down, up) = cluster
+        .topology
+        .client
+        .enter(|| {
+            let download = Download::begin(service, "/blob", PATIENCE)?.finish()?;
+            let upload = Upload::begin(service, "/upload/bulk", &blob, PATIENCE)?.finish()?;
+            Ok::<_, io::Error>((download, upload))
+        })
+        .unwrap()
+        .unwrap();
+    assert!(down == blob, "the download is broken");
+    assert!(up.starts_with("HTTP/1.1 20"), "{up}");
+    let uploaded = root.join("upload/bulk");
+    assert!(fs::read(&uploaded).unwrap() == blob, "the upload is broken");
+    fs::remove_file(uploaded).unwrap();
+}
+
+/// Questions and answers whose worker sees the client's own port.
+fn datagrams(cluster: &Cluster) {
+    let server = cluster.topology.workers[0]
+        .enter(|| UdpSocket::bind(("0.0.0.0", ECHO_PORT)))
+        .unwrap()
+        .unwrap();
+    let service = SocketAddr::new(cluster.topology.manager.address().into(), ECHO_PORT);
+    let client = cluster
+        .topology
+        .client
+        .enter(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(service)?;
+            Ok::<_, io::Error>(socket)
+        })
+        .unwrap()
+        .unwrap();
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    let own = client.local_addr().unwrap();
+    let mut buffer = [0; 64];
+    for question in [b"one", b"two"] {
+        client.send(question).unwrap();
+        let (length, from) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!(from, own);
+        server.send_to(&buffer[..length], from).unwrap();
+        let length = client.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], question);
+    }
+}
