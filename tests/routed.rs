@@ -103,6 +103,9 @@ fn a_worker_that_answers_past_the_manager_is_told_and_tried_again() {
         found.contains("no answer of worker1 passes the manager"),
         "{found}"
     );
+    let mut explain = cluster.memlb("explain");
+    let explained = output(explain.arg(client.address().to_string())).unwrap();
+    assert!(explained.contains(why), "{explained}");
 
     let [to, by] = [client, &cluster.topology.manager].map(|node| node.address().to_string());
     let mut route = cluster.topology.workers[0].ip();

@@ -175,6 +175,7 @@ fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Res
         memory_available_bytes,
         share,
         weight_percent,
+        barred,
         ..
     } in workers
     {
@@ -193,6 +194,9 @@ fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Res
         match weight_percent {
             Some(weight) => writeln!(f, ", weight {}% by {}", weight.value, weight.by)?,
             None => writeln!(f)?,
+        }
+        if let Some(barred) = barred {
+            writeln!(f, "      {barred}")?;
         }
     }
     Ok(())
