@@ -1,7 +1,5 @@
 //! Mode `routed`: the worker sees the client's address, and its answers pass the manager on their way.
 
-#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
-
 #[expect(dead_code, reason = "other tests look at evictions, too")]
 mod tables;
 
