@@ -13,9 +13,7 @@ use std::{
 use lb_common::{maps::ended, verdict::Verdict};
 
 use crate::{
-    bench::{
-        Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, at_both_edges, in_both_modes,
-    },
+    bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, at_both_edges, in_both_modes},
     call::Call,
     frame::{ACK, FIN, PSH, RST},
     lan::{CLIENT, MANAGER, OTHER_CLIENT, OTHER_SOURCE, Station, WORKER1, WORKER2},

@@ -466,10 +466,7 @@ fn reply(
     let segment = asked
         .reply(server, flags)
         .numbers(WORKER_START, CLIENT_START.wrapping_add(1));
-    let is_deaf = model.waits_for_client(|one| match seen {
-        Some(client) => one.is_routed(server, client),
-        None => one.holds(server, asked.protocol, asked.nat_port),
-    });
+    let is_deaf = waits_for_client(model, asked, server, seen);
     let expected = match seen {
         Some(client) => model.routed_reply(server, client, flags),
         None => model.reply(server, asked.protocol, asked.nat_port, flags),
@@ -564,7 +561,7 @@ fn workers_side_complains(
     message: &Message,
     seen: Option<Client>,
 ) {
-    let is_deaf = model.waits_for_client(server, asked.protocol, asked.nat_port);
+    let is_deaf = waits_for_client(model, asked, server, seen);
     let outcome = bench.receives(message);
     let expected = match seen {
         Some(client) => model.routed_side_complains(server, client),
@@ -578,6 +575,14 @@ fn workers_side_complains(
         }
         expected => unreachable!("an error about a request goes to a client: {expected:?}"),
     }
+}
+
+/// Whether the client of the connection that a worker sees has been silent for long.
+fn waits_for_client(model: &Model, asked: &Call, server: Server, seen: Option<Client>) -> bool {
+    model.waits_for_client(|one| match seen {
+        Some(client) => one.is_routed(server, client),
+        None => one.holds(server, asked.protocol, asked.nat_port),
+    })
 }
 
 /// A server's packet goes to its client: to the link address of the client's last packet or, if the client is
