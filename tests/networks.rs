@@ -292,7 +292,7 @@ fn knows_the_way_to_a_worker_by_every_kind_of_route_with_xdp() {
 
 /// The worker answers no ARP, so that only its IPv6 address leads to it.
 fn every_kind_of_route(attach: &str) {
-    let mut cluster = start(attach, Shape::OneArm);
+    let cluster = start(attach, Shape::OneArm);
     // So that it is chosen again whenever it can be.
     cluster.memory[0].set_available_kb(690 * 1024).unwrap();
     let manager = &cluster.topology.manager;

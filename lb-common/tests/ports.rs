@@ -1,7 +1,5 @@
 //! Which ports connections get: as many as there are, whoever asks, and in which order.
 
-#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
-
 #[allow(dead_code, reason = "shared with other tests")]
 mod tables;
 
