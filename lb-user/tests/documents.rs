@@ -165,9 +165,9 @@ fn splits<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = (&'a str, &'
 }
 
 /// Reads variants as rustfmt lays them out: each begins a line behind four spaces, its fields stand behind
-/// eight or between braces on the same line.
+/// eight or between braces on the same line. A field that is flattened has no name of its own.
 fn variants(body: &str, events: &mut BTreeMap<String, BTreeSet<String>>) {
-    let mut kind = String::new();
+    let (mut kind, mut flattened) = (String::new(), false);
     for line in body.lines() {
         let text = line.trim_start();
         let indent = line.len() - text.len();
@@ -177,16 +177,17 @@ fn variants(body: &str, events: &mut BTreeMap<String, BTreeSet<String>>) {
             let fields = events.entry(kind.clone()).or_default();
             let inside = text[end..].split_once('{').map_or("", |(_, inside)| inside);
             fields.extend(inside.split(", ").filter_map(field));
-        } else if indent == 8 && text.starts_with(char::is_lowercase) {
+        } else if indent == 8 && text.starts_with(char::is_lowercase) && !flattened {
             events.entry(kind.clone()).or_default().extend(field(text));
         }
+        flattened = text == "#[serde(flatten)]";
     }
 }
 
-/// The name of `name: Type`; what is flattened has none of its own.
+/// The name of `name: Type`.
 fn field(text: &str) -> Option<String> {
     let (name, _) = text.trim().split_once(':')?;
-    (name != "order").then(|| name.to_owned())
+    Some(name.to_owned())
 }
 
 fn snake_case(name: &str) -> String {
