@@ -1,4 +1,4 @@
-//! SYNs from clients that do not exist, as fast as asked for.
+//! TCP segments from clients that do not exist, as fast as asked for.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -12,9 +12,17 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::namespace::Namespace;
 
-/// IPv4's header, TCP's, and the one option that every client sends.
-const LENGTH: usize = 20 + 20 + 4;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const PSH: u8 = 0x08;
+pub const ACK: u8 = 0x10;
+
 const IPPROTO_RAW: i32 = 255;
+const IPPROTO_TCP: u8 = 6;
+const IP_HEADER: usize = 20;
+const TCP_HEADER: usize = 20;
+/// A maximum segment size of 1460: the one option that every client sends.
+const MSS: [u8; 4] = [2, 4, 0x05, 0xb4];
 
 /// After so many SYNs a flood looks whether it is too fast: fewer than the smallest queue on the way
 /// takes, a virtual interface's with XDP.
@@ -31,14 +39,34 @@ pub fn flood(
     numbers: Range<u32>,
     rate: u32,
 ) -> Result<()> {
-    let socket = namespace
-        .enter(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW))))?
-        .context("open a raw socket")?;
+    flood_from(namespace, server, numbers, rate, anywhere)
+}
+
+/// The same, from the address and port that `source` names for each number.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub fn flood_from(
+    namespace: &Namespace,
+    server: SocketAddrV4,
+    numbers: Range<u32>,
+    rate: u32,
+    source: impl Fn(u32) -> SocketAddrV4,
+) -> Result<()> {
+    let socket = namespace.enter(raw_socket)??;
     let destination = SockAddr::from(server);
     let mut due = Instant::now();
     for number in numbers {
+        let syn = Segment {
+            source: source(number),
+            destination: server,
+            sequence: number.wrapping_mul(0x85eb_ca6b),
+            acknowledged: 0,
+            flags: SYN,
+            data: &[],
+        };
         socket
-            .send_to(&syn(number, server), &destination)
+            .send_to(&syn.packet(), &destination)
             .with_context(|| format!("send SYN {number}"))?;
         if number % BURST == 0 {
             // What it is late it does not make up for by going faster.
@@ -49,41 +77,131 @@ pub fn flood(
     Ok(())
 }
 
-/// The SYN of that `number`, to be completed by the kernel: identification and IPv4's checksum.
-fn syn(number: u32, server: SocketAddrV4) -> [u8; LENGTH] {
+/// Another address of 10.0.0.0/8 for each number.
+pub fn anywhere(number: u32) -> SocketAddrV4 {
     // Odd factors make a permutation of the numbers, so that no address comes twice.
     let mixed = number.wrapping_mul(0x009e_3779) & 0x00ff_ffff;
-    let source = Ipv4Addr::from(0x0a00_0000 | mixed);
     let port = 1024 + (number % 64_000) as u16;
-    let mut packet = [0; LENGTH];
-    let (ip, tcp) = packet.split_at_mut(20);
-    ip[0] = 0x45;
-    ip[2..4].copy_from_slice(&(LENGTH as u16).to_be_bytes());
-    ip[8] = 64;
-    ip[9] = 6;
-    ip[12..16].copy_from_slice(&source.octets());
-    ip[16..20].copy_from_slice(&server.ip().octets());
-    tcp[0..2].copy_from_slice(&port.to_be_bytes());
-    tcp[2..4].copy_from_slice(&server.port().to_be_bytes());
-    tcp[4..8].copy_from_slice(&number.wrapping_mul(0x85eb_ca6b).to_be_bytes());
-    tcp[12] = 6 << 4;
-    tcp[13] = 0x02;
-    tcp[14..16].copy_from_slice(&64_240u16.to_be_bytes());
-    tcp[20..24].copy_from_slice(&[2, 4, 0x05, 0xb4]);
-    let pseudo = [&ip[12..20], &[0, 6, 0, (LENGTH - 20) as u8]].concat();
-    let checksum = checksum(pseudo.iter().chain(tcp.iter()));
-    tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
-    packet
+    SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 | mixed), port)
 }
 
-/// RFC 1071, of an even number of bytes.
+/// Opens a socket for whole packets in the namespace of this thread.
+///
+/// # Errors
+/// When this process may not.
+pub fn raw_socket() -> Result<Socket> {
+    Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))
+        .context("open a raw socket")
+}
+
+/// A TCP segment over IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment<'a> {
+    pub source: SocketAddrV4,
+    pub destination: SocketAddrV4,
+    pub sequence: u32,
+    pub acknowledged: u32,
+    pub flags: u8,
+    pub data: &'a [u8],
+}
+
+impl<'a> Segment<'a> {
+    /// Returns its packet, to be completed by the kernel: identification and IPv4's checksum.
+    pub fn packet(&self) -> Vec<u8> {
+        let options: &[u8] = if self.flags & SYN != 0 { &MSS } else { &[] };
+        let (ip, tcp) = (self.source.ip().octets(), self.destination.ip().octets());
+        let segment_length = (TCP_HEADER + options.len() + self.data.len()) as u16;
+        let mut packet = vec![0; IP_HEADER];
+        packet[0] = 0x45;
+        packet[2..4].copy_from_slice(&(IP_HEADER as u16 + segment_length).to_be_bytes());
+        packet[8] = 64;
+        packet[9] = IPPROTO_TCP;
+        packet[12..16].copy_from_slice(&ip);
+        packet[16..20].copy_from_slice(&tcp);
+        packet.extend(self.source.port().to_be_bytes());
+        packet.extend(self.destination.port().to_be_bytes());
+        packet.extend(self.sequence.to_be_bytes());
+        packet.extend(self.acknowledged.to_be_bytes());
+        packet.extend([((TCP_HEADER + options.len()) / 4 << 4) as u8, self.flags]);
+        packet.extend(64_240_u16.to_be_bytes());
+        packet.extend([0; 4]);
+        packet.extend(options);
+        packet.extend(self.data);
+        let pseudo = [
+            &ip[..],
+            &tcp,
+            &[0, IPPROTO_TCP],
+            &segment_length.to_be_bytes(),
+        ]
+        .concat();
+        let checksum = checksum(pseudo.iter().chain(&packet[IP_HEADER..]));
+        packet[IP_HEADER + 16..IP_HEADER + 18].copy_from_slice(&checksum.to_be_bytes());
+        packet
+    }
+
+    /// Reads a packet from its IPv4 header on; `None` where it is no whole TCP segment.
+    pub fn parse(packet: &'a [u8]) -> Option<Self> {
+        let header = usize::from(packet.first()? & 0x0f) * 4;
+        let length = usize::from(u16::from_be_bytes(array(packet, 2)?));
+        if packet[0] >> 4 != 4 || *packet.get(9)? != IPPROTO_TCP {
+            return None;
+        }
+        let tcp = packet.get(header..length)?;
+        let address = |ip, port| {
+            let port = u16::from_be_bytes(array(tcp, port)?);
+            Some(SocketAddrV4::new(array::<4>(packet, ip)?.into(), port))
+        };
+        let data = usize::from(tcp.get(12)? >> 4) * 4;
+        Some(Self {
+            source: address(12, 0)?,
+            destination: address(16, 2)?,
+            sequence: u32::from_be_bytes(array(tcp, 4)?),
+            acknowledged: u32::from_be_bytes(array(tcp, 8)?),
+            flags: *tcp.get(13)?,
+            data: tcp.get(data..)?,
+        })
+    }
+}
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
+}
+
+/// RFC 1071.
 fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u16 {
     let mut sum = 0;
     for (position, byte) in bytes.enumerate() {
         sum += u32::from(*byte) << (8 * ((position + 1) % 2));
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
+        if sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
     }
     !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    use super::{ACK, PSH, SYN, Segment, checksum};
+
+    #[test]
+    fn reads_the_packets_it_makes() {
+        let address = |last, port| SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, last), port);
+        for (flags, data) in [(SYN, &b""[..]), (PSH | ACK, b"odd")] {
+            let segment = Segment {
+                source: address(1, 1025),
+                destination: address(2, 80),
+                sequence: 0x0102_0304,
+                acknowledged: 0xa0b0_c0d0,
+                flags,
+                data,
+            };
+            let packet = segment.packet();
+            assert_eq!(Segment::parse(&packet), Some(segment));
+            let length = (packet.len() - 20) as u8;
+            let pseudo = [&packet[12..20], &[0, 6, 0, length]].concat();
+            assert_eq!(checksum(pseudo.iter().chain(&packet[20..])), 0);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::{fs, net::SocketAddrV4, path::Path, time::Duration};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Process, Shape, Topology,
+    Cluster, ClusterOptions, Connection, Node, Process, Shape, Topology,
     cluster::{SERVICE_PORT, worker_port},
     load::{self, Server},
     peers, wait_for,
@@ -14,7 +14,7 @@ use memlb_tests::{
 use serde::Serialize;
 use tempfile::TempDir;
 
-use crate::scenario::Scenario;
+use crate::scenario::{Kind, Scenario};
 
 /// Open files of HAProxy's own, and the connections for which one process of it is made ready at most.
 const HAPROXY_FILES: u64 = 500;
@@ -65,6 +65,8 @@ impl Balancer {
 pub struct Laboratory {
     /// Where clients connect to.
     pub targets: Vec<SocketAddrV4>,
+    /// Where a flood comes from, if the scenario is one.
+    pub attacker: Option<Node>,
     // In the order in which they end.
     _servers: Vec<Server>,
     system: System,
@@ -103,7 +105,13 @@ impl Laboratory {
         };
         let topology = system.topology();
         topology.keep_netfilter_off_the_switches()?;
-        load::prepare(topology)?;
+        let attacker = match scenario.kind {
+            Kind::Flood { .. } => Some(load::prepare_flood(topology)?),
+            Kind::Rate { .. } | Kind::AtOnce { .. } => {
+                load::prepare(topology)?;
+                None
+            }
+        };
         let mut servers = Vec::new();
         for (index, worker) in topology.workers.iter().enumerate() {
             servers.push(Server::start(worker, worker_port(index)?)?);
@@ -114,6 +122,7 @@ impl Laboratory {
         };
         let laboratory = Self {
             targets,
+            attacker,
             _servers: servers,
             system,
         };

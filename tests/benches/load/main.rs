@@ -74,22 +74,28 @@ fn main() -> Result<()> {
         flag::register(signal, Arc::clone(&stop))
             .with_context(|| format!("catch signal {signal}"))?;
     }
-    let measured = options.measure(raise_open_files()?, &stop)?;
-    println!("\n{}", report::text(&measured));
+    let mut measured = Vec::new();
+    let outcome = options.measure(raise_open_files()?, &stop, &mut measured);
+    // What is measured already is kept, whatever came then.
     if let Some(file) = &options.json {
         let json = format!("{:#}\n", report::json(&measured));
         fs::write(file, json).with_context(|| format!("write {}", file.display()))?;
     }
-    Ok(())
+    outcome
 }
 
 impl Options {
-    /// Measures each scenario round by round, with every balancer in a new laboratory each time.
-    fn measure(&self, open_files: u64, stop: &AtomicBool) -> Result<Vec<Measured>> {
+    /// Measures each scenario round by round, with every balancer in a new laboratory each time, and prints
+    /// each one's table.
+    fn measure(
+        &self,
+        open_files: u64,
+        stop: &AtomicBool,
+        measured: &mut Vec<Measured>,
+    ) -> Result<()> {
         let balancers = self.balancers();
-        let mut measured = Vec::new();
         for scenario in self.scenarios() {
-            say(format_args!("{}: {}", scenario.name, scenario.describe()));
+            say(format_args!("measuring {}", scenario.name));
             let mut rows: Vec<_> = balancers
                 .iter()
                 .map(|balancer| Measured::of(scenario, *balancer))
@@ -109,9 +115,10 @@ impl Options {
                     })?;
                 }
             }
+            println!("\n{}", report::table(&scenario, &rows));
             measured.extend(rows);
         }
-        Ok(measured)
+        Ok(())
     }
 
     fn balancers(&self) -> &[Balancer] {

@@ -2,12 +2,12 @@
 
 use std::{sync::atomic::AtomicBool, time::Duration};
 
-use anyhow::Result;
-use memlb_tests::load::{Ending, Load, Tally, hold_twice, open_at_rate, repeated_syns};
+use anyhow::{Context, Result};
+use memlb_tests::load::{Ending, Flood, Load, Tally, hold_twice, open_at_rate, repeated_syns};
 
 use crate::{
     laboratory::{Balancer, Laboratory},
-    scenario::{Kind, Scenario},
+    scenario::{CLIENTS_IN_FLOOD, Kind, ROUND_TRIP, Scenario},
 };
 
 /// What came of a scenario through a balancer, in all rounds.
@@ -21,6 +21,8 @@ pub struct Measured {
     /// By the client and by the balancer's own stack.
     pub repeated_syns: u64,
     pub ports_exhausted: Option<u64>,
+    /// How many SYNs a second a flood has sent, in the last round.
+    pub flood_per_second: Option<f64>,
     /// For how long connections were opened, in all rounds.
     pub opening: Duration,
 }
@@ -34,6 +36,7 @@ impl Measured {
             again: None,
             repeated_syns: 0,
             ports_exhausted: None,
+            flood_per_second: None,
             opening: Duration::ZERO,
         }
     }
@@ -64,6 +67,26 @@ impl Measured {
                 let [first, again] = hold_twice(client, load, connections)?;
                 self.first.add(first);
                 self.again.get_or_insert_default().add(again);
+            }
+            Kind::Flood {
+                syns_per_second,
+                is_aimed,
+                seconds,
+            } => {
+                let flood = Flood {
+                    server: *laboratory.targets.first().context("there is a target")?,
+                    syns_per_second,
+                    is_aimed,
+                    clients_per_second: CLIENTS_IN_FLOOD,
+                    duration: Duration::from_secs(seconds),
+                    round_trip: ROUND_TRIP,
+                    stop,
+                };
+                let attacker = laboratory.attacker.as_ref();
+                let attacker = attacker.context("there is an attacker")?;
+                let (tally, per_second) = flood.run(client, attacker)?;
+                self.first.add(tally);
+                self.flood_per_second = Some(per_second);
             }
         }
         for node in [client, &topology.manager] {

@@ -5,7 +5,10 @@ use std::time::Duration;
 use memlb_tests::load::{Tally, percentile};
 use serde_json::{Value, json};
 
-use crate::{measure::Measured, scenario::Kind};
+use crate::{
+    measure::Measured,
+    scenario::{Kind, ROUND_TRIP, Scenario},
+};
 
 /// From here on a person, and many a program's timeout, notices.
 const SLOW: Duration = Duration::from_millis(5);
@@ -39,18 +42,29 @@ const AT_ONCE_TITLES: [&str; 10] = [
     "no port",
 ];
 
-/// Returns a table for each scenario.
-pub fn text(measured: &[Measured]) -> String {
-    let scenarios = measured.chunk_by(|one, other| one.scenario.name == other.scenario.name);
-    let tables = scenarios.filter_map(|rows| Some(table(rows.first()?, rows)));
-    tables.collect::<Vec<_>>().join("\n")
-}
+const FLOOD_TITLES: [&str; 10] = [
+    "",
+    "clients",
+    "in time",
+    "failed",
+    "refused",
+    "p50 ms",
+    "p99 ms",
+    "answer p99",
+    "SYNs/s",
+    "no port",
+];
 
-fn table(first: &Measured, rows: &[Measured]) -> String {
-    let scenario = &first.scenario;
+/// From the first SYN until the answer: if that SYN or its answer is lost, the next one follows after a
+/// second.
+const IN_TIME: Duration = Duration::from_millis(1_200).saturating_add(ROUND_TRIP);
+
+/// Returns what was measured in a scenario.
+pub fn table(scenario: &Scenario, rows: &[Measured]) -> String {
     let titles: &[&str] = match scenario.kind {
         Kind::Rate { .. } => &RATE_TITLES,
         Kind::AtOnce { .. } => &AT_ONCE_TITLES,
+        Kind::Flood { .. } => &FLOOD_TITLES,
     };
     let mut lines = vec![titles.iter().map(|title| (*title).to_owned()).collect()];
     lines.extend(rows.iter().map(|row| {
@@ -58,6 +72,7 @@ fn table(first: &Measured, rows: &[Measured]) -> String {
         let label = [row.balancer.label().to_owned()].into_iter();
         let figures = match scenario.kind {
             Kind::Rate { .. } => rate_figures(row),
+            Kind::Flood { .. } => flood_figures(row),
             Kind::AtOnce { .. } => [Some(&row.first), row.again.as_ref()]
                 .into_iter()
                 .flatten()
@@ -74,11 +89,26 @@ fn table(first: &Measured, rows: &[Measured]) -> String {
     )
 }
 
+fn flood_figures(row: &Measured) -> Vec<String> {
+    let tally = &row.first;
+    vec![
+        tally.attempts.to_string(),
+        format!("{:.1} %", tally.answered_percent(IN_TIME)),
+        tally.failed().to_string(),
+        tally.refused().to_string(),
+        milliseconds(&tally.connect_us, 0.5),
+        milliseconds(&tally.connect_us, 0.99),
+        milliseconds(&tally.answer_us, 0.99),
+        format!("{:.0}", row.flood_per_second.unwrap_or_default()),
+    ]
+}
+
+fn milliseconds(values: &[u32], share: f64) -> String {
+    percentile(values, share).map_or("–".into(), |us| format!("{:.2}", f64::from(us) / 1e3))
+}
+
 fn rate_figures(row: &Measured) -> Vec<String> {
     let tally = &row.first;
-    let milliseconds = |values: &[u32], share| {
-        percentile(values, share).map_or("–".into(), |us| format!("{:.2}", f64::from(us) / 1e3))
-    };
     let mut connections = tally.attempts.to_string();
     if tally.skipped * 100 > tally.attempts {
         // The generator or the machine could do no more.
@@ -144,6 +174,7 @@ pub fn json(measured: &[Measured]) -> Value {
             "first": counts(&row.first),
             "again": row.again.as_ref().map(counts),
             "repeated_syns": row.repeated_syns,
+            "flood_syns_per_second": row.flood_per_second,
             "ports_exhausted": row.ports_exhausted,
         })
     });
@@ -160,6 +191,7 @@ fn counts(tally: &Tally) -> Value {
         "failures": tally.failures,
         "lost": tally.lost,
         "at_least_5_ms_percent": tally.slower_percent(SLOW),
+        "answered_in_time_percent": tally.answered_percent(IN_TIME),
         "at_least_500_ms": tally.slower(VERY_SLOW),
         "connect_p50_ms": milliseconds(&tally.connect_us, 0.5),
         "connect_p99_ms": milliseconds(&tally.connect_us, 0.99),

@@ -1,5 +1,7 @@
 //! What is measured of every balancer.
 
+use std::time::Duration;
+
 use memlb_tests::load::{Ending, Sources};
 use serde::Serialize;
 
@@ -25,9 +27,19 @@ pub enum Kind {
     },
     /// So many connections at once, and the same again right after the client has reset them.
     AtOnce { connections: u32 },
+    /// So many SYNs a second, while clients a round trip away connect for so many seconds.
+    Flood {
+        syns_per_second: u32,
+        is_aimed: bool,
+        seconds: u64,
+    },
 }
 
 /// What is left of a scenario that is only tried.
+/// While a flood lasts.
+pub const CLIENTS_IN_FLOOD: u32 = 100;
+pub const ROUND_TRIP: Duration = Duration::from_millis(100);
+
 const QUICK_SECONDS: u64 = 2;
 const QUICK_RATE: u32 = 2_000;
 const QUICK_PART: u32 = 20;
@@ -59,6 +71,9 @@ pub const SCENARIOS: &[Scenario] = &[
     at_once("many-19900", 1, Sources::EverNew, 19_900),
     at_once("many-28385", 1, Sources::EverNew, ALL_PORTS),
     at_once("many-38000", 2, Sources::EverNew, 38_000),
+    flood("flood-20000", 20_000, false),
+    flood("flood-60000", 60_000, false),
+    flood("flood-20000-aimed", 20_000, true),
 ];
 
 const FEW: Sources = Sources::Few(200);
@@ -97,6 +112,19 @@ const fn at_once(
     }
 }
 
+const fn flood(name: &'static str, syns_per_second: u32, is_aimed: bool) -> Scenario {
+    Scenario {
+        name,
+        workers: 2,
+        sources: Sources::EverNew,
+        kind: Kind::Flood {
+            syns_per_second,
+            is_aimed,
+            seconds: 10,
+        },
+    }
+}
+
 impl Scenario {
     /// Returns the scenario at another rate and for another time, or what is left of it where it is only tried.
     pub fn changed(self, rate: Option<u32>, seconds: Option<u64>, quick: bool) -> Self {
@@ -117,7 +145,20 @@ impl Scenario {
             Kind::AtOnce { connections } if quick => Kind::AtOnce {
                 connections: connections / QUICK_PART,
             },
-            other => other,
+            Kind::Flood {
+                syns_per_second,
+                is_aimed,
+                seconds: usual,
+            } => Kind::Flood {
+                syns_per_second: rate.unwrap_or(syns_per_second.min(if quick {
+                    QUICK_RATE
+                } else {
+                    u32::MAX
+                })),
+                is_aimed,
+                seconds: seconds.unwrap_or(if quick { QUICK_SECONDS } else { usual }),
+            },
+            other @ Kind::AtOnce { .. } => other,
         };
         Self { kind, ..self }
     }
@@ -126,6 +167,7 @@ impl Scenario {
     pub fn connections(&self) -> u64 {
         match self.kind {
             Kind::Rate { per_second, .. } => per_second.into(),
+            Kind::Flood { .. } => CLIENTS_IN_FLOOD.into(),
             Kind::AtOnce { connections } => connections.into(),
         }
     }
@@ -155,6 +197,22 @@ impl Scenario {
                     Ending::ClientResetAtOnce => "the client resets without a request",
                 };
                 format!("{per_second}/s from {from} to {workers} for {seconds} s, {ends}")
+            }
+            Kind::Flood {
+                syns_per_second,
+                is_aimed,
+                seconds,
+            } => {
+                let aim = if is_aimed {
+                    "the clients' own addresses"
+                } else {
+                    "random addresses"
+                };
+                format!(
+                    "{syns_per_second} SYNs/s from {aim}, and {CLIENTS_IN_FLOOD} clients/s with a round \
+                     trip of {} ms to {workers} for {seconds} s",
+                    ROUND_TRIP.as_millis()
+                )
             }
             Kind::AtOnce { connections } => {
                 format!("{connections} at once from {from} to {workers}")

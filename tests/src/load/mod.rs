@@ -6,6 +6,8 @@
 
 mod attempt;
 mod client;
+mod distant;
+mod flood;
 mod generator;
 mod server;
 mod tally;
@@ -21,11 +23,16 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 pub use self::{
     client::{hold_twice, open_at_rate},
+    flood::{Flood, prepare_flood},
     generator::Load,
     server::Server,
     tally::{Tally, percentile},
 };
-use crate::{command::output, namespace::Namespace, topology::Topology};
+use crate::{
+    command::output,
+    namespace::Namespace,
+    topology::{Node, Topology},
+};
 
 pub const ANSWER_BYTES: usize = 64;
 
@@ -101,18 +108,32 @@ pub fn prepare(topology: &Topology) -> Result<()> {
     topology
         .client
         .run("sysctl", &["--quiet", "--write", CLIENT_PORTS])?;
-    let client = topology.client.address().to_string();
-    for node in [&topology.manager].into_iter().chain(&topology.workers) {
-        output(
-            node.ip()
-                .args(["route", "add", CLIENT_NETWORK, "via", &client]),
-        )?;
+    route(topology, CLIENT_NETWORK, topology.client.address())?;
+    prepare_servers(topology)
+}
+
+/// Makes the servers' queues, and a proxy's, long.
+fn prepare_servers(topology: &Topology) -> Result<()> {
+    for node in servers(topology) {
         for queue in ["core.somaxconn", "ipv4.tcp_max_syn_backlog"] {
             let setting = format!("net.{queue}={BACKLOG}");
             node.run("sysctl", &["--quiet", "--write", &setting])?;
         }
     }
     Ok(())
+}
+
+/// Makes `network` reachable by a machine in the clients' network.
+fn route(topology: &Topology, network: &str, by: Ipv4Addr) -> Result<()> {
+    for node in servers(topology) {
+        let by = by.to_string();
+        output(node.ip().args(["route", "add", network, "via", &by]))?;
+    }
+    Ok(())
+}
+
+fn servers(topology: &Topology) -> impl Iterator<Item = &Node> {
+    [&topology.manager].into_iter().chain(&topology.workers)
 }
 
 /// Requests something over a new connection, and returns whether the answer came.

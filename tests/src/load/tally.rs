@@ -42,6 +42,13 @@ impl Tally {
         self.connect_us.iter().filter(slower).count()
     }
 
+    /// Returns the share of the attempts that were answered within that time, in percent.
+    pub fn answered_percent(&self, within: Duration) -> f64 {
+        let in_time = |us: &&u32| u128::from(**us) <= within.as_micros();
+        let answered = self.answer_us.iter().filter(in_time).count() as f64;
+        answered / (self.attempts.max(1) as f64) * 100.0
+    }
+
     /// Adds what another measurement of the same kind has counted.
     pub fn add(&mut self, other: Self) {
         self.attempts += other.attempts;
