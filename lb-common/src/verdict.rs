@@ -52,6 +52,7 @@ verdicts! {
     PortsExhausted = "ports_exhausted", "No free source port towards the worker: the kernel answers with RST.";
     TableFull = "table_full", "The flow could not be stored: the kernel answers with RST.";
     TimeToLive = "time_to_live", "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
+    WrongInterface = "wrong_interface", "With a worker's address, but on another interface than the one that leads to it: passed to the kernel.";
     HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
     Denied = "denied", "From a client that the operator has denied: dropped.";
     TooLarge = "too_large", "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";

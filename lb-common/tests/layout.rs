@@ -46,7 +46,7 @@ fn the_layout_of_version_5_is_as_pinned() {
         Backend, 88,
         port 0, state 2, mode 3, interface 4, weight 8, service 12, next_hop 16, address 32,
         source 48, memory_available_bytes 64, memory_total_bytes 72, port_pool 80,
-        reserved 84
+        reply_interface 84
     );
     assert_layout!(Policy, 16, kind 0, generation 4, slots 8, reserved 12);
     assert_layout!(Neighbour, 16, worker 0, manager 8);
@@ -61,25 +61,25 @@ fn the_layout_of_version_5_is_as_pinned() {
     assert_layout!(
         Flow, 64,
         leaves 0, client_mac 16, manager_mac 24, backend 32, client_interface 36, direction 40,
-        ended 41, counted 42, superseded 43, created_ticks 44, last_seen_ns 48, bytes 56
+        ended 41, counted 42, superseded 43, created_ticks 44, last_seen_ticks 48, sequence 52, bytes 56
     );
     assert_layout!(
         Flow<V6>, 88,
         leaves 0, client_mac 40, manager_mac 48, backend 56, client_interface 60, direction 64,
-        ended 65, counted 66, superseded 67, created_ticks 68, last_seen_ns 72, bytes 80
+        ended 65, counted 66, superseded 67, created_ticks 68, last_seen_ticks 72, sequence 76, bytes 80
     );
     assert_layout!(
         Handshake, 104,
         client 0, leaves 16, client_mac 32, manager_mac 40, backend 48, service 52,
         client_interface 56, client_sequence 60, seal 64, created_ns 72, syn_ns 80,
-        worker_sequence 88, answered 92, ended 93, retries 94, reserved 95, bytes_in 96,
+        worker_sequence 88, answered 92, ended 93, retries 94, completed 95, bytes_in 96,
         bytes_out 100
     );
     assert_layout!(
         Handshake<V6>, 152,
         client 0, leaves 40, client_mac 80, manager_mac 88, backend 96, service 100,
         client_interface 104, client_sequence 108, seal 112, created_ns 120, syn_ns 128,
-        worker_sequence 136, answered 140, ended 141, retries 142, reserved 143, bytes_in 144,
+        worker_sequence 136, answered 140, ended 141, retries 142, completed 143, bytes_in 144,
         bytes_out 148
     );
     assert_layout!(Counter, 16, packets 0, bytes 8);
@@ -138,6 +138,7 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "ports_exhausted",
             "table_full",
             "time_to_live",
+            "wrong_interface",
             "handed_over",
             "denied",
             "too_large",

@@ -325,6 +325,13 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
+    fn publish(&self, flow: &mut Flow<A>) {
+        const { assert!(mem::offset_of!(Flow<A>, direction).is_multiple_of(8)) };
+        // SAFETY: the word begins with the direction and lies within the entry.
+        unsafe { keep(&raw mut flow.direction, NOT_SUPERSEDED) };
+    }
+
+    #[inline(always)]
     fn remove_established(&self, key: &FlowKey<A>) {
         // An entry that is gone already is as good as removed.
         _ = A::flows().remove(key);
@@ -395,11 +402,43 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
+    fn set_ended(&self, flow: &mut Flow<A>, bits: u8) {
+        let mask = u64::from_ne_bytes([0, bits, 0, 0, 0, 0, 0, 0]);
+        // SAFETY: the word begins with the direction and lies within the entry.
+        unsafe { set((&raw mut flow.direction).cast(), mask) };
+    }
+
+    #[inline(always)]
+    fn clear_ended(&self, flow: &mut Flow<A>, bits: u8) {
+        let mask = u64::from_ne_bytes([0, bits, 0, 0, 0, 0, 0, 0]);
+        // SAFETY: as above.
+        unsafe { keep(&raw mut flow.direction, !mask) };
+    }
+
+    #[inline(always)]
     fn take_count(&self, request: &mut Flow<A>) -> bool {
         const { assert!(mem::offset_of!(Flow<A>, direction).is_multiple_of(8)) };
         // SAFETY: the word begins with the direction and lies within the entry.
         let before = unsafe { keep(&raw mut request.direction, NOT_COUNTED) };
         before & !NOT_COUNTED != 0
+    }
+
+    #[inline(always)]
+    fn give_count(&self, request: &mut Flow<A>) -> bool {
+        // SAFETY: as above.
+        let before = unsafe { set((&raw mut request.direction).cast(), !NOT_COUNTED & ONES) };
+        before & !NOT_COUNTED == 0
+    }
+
+    #[inline(always)]
+    fn complete(&self, handshake: &mut Handshake<A>) -> bool {
+        const { assert!(mem::offset_of!(Handshake<A>, answered) % 8 == 4) };
+        const { assert!(mem::offset_of!(Handshake<A>, completed) % 8 == 7) };
+        const COMPLETED: u64 = u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1]);
+        let word = (&raw mut handshake.worker_sequence).cast();
+        // SAFETY: the word begins with the worker's sequence number and lies within the place.
+        let before = unsafe { set(word, COMPLETED) };
+        before & COMPLETED == 0
     }
 
     #[inline(always)]
@@ -435,6 +474,12 @@ pub unsafe fn add(word: *mut u64, change: i64) {
 
 /// All of the word that begins with a flow's direction, but whether the flow is counted.
 const NOT_COUNTED: u64 = !u64::from_ne_bytes([0, 0, 0xff, 0, 0, 0, 0, 0]);
+
+/// All of that word, but whether the flow is superseded.
+const NOT_SUPERSEDED: u64 = !u64::from_ne_bytes([0, 0, 0, 0xff, 0, 0, 0, 0]);
+
+/// The lowest bit of each byte.
+const ONES: u64 = 0x0101_0101_0101_0101;
 
 /// Clears all bits of a word but those of `mask`, atomically, and returns what it was; the language has
 /// no such operation for this target. Linux 5.12, 981f94c3e921.

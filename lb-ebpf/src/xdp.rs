@@ -192,7 +192,7 @@ fn forward<A: Family>(
 /// Learns the link addresses of a worker that answers.
 #[inline(always)]
 fn learn<A: Family>(maps: &Maps<A>, arrival: &Arrival, decision: &Decision<A>) {
-    if decision.verdict == Verdict::ToClient {
+    if decision.verdict == Verdict::ToClient && decision.plausible != 0 {
         maps.learn(
             decision.backend,
             arrival.interface,

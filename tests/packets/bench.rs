@@ -21,8 +21,9 @@ use lb_common::{
     maps::{
         Backend, DEFAULT_SOURCE_WORDS, LAYOUT_VERSION, MOST_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
         Policy, PortPool, PortWord, ROWS, SPREAD, Service, ServiceKey, Settings, TraceCounts,
-        TraceEvent, TraceOrder, first_choice, mode, policy, port_bit, port_word, state,
+        TraceEvent, TraceOrder, first_choice, mode, policy, port_bit, port_word, state, ticks,
     },
+    verdict::Verdict,
 };
 use memlb_tests::require_root;
 use nix::{
@@ -549,6 +550,13 @@ impl Bench {
         now - before
     }
 
+    /// Packets counted under a verdict since the test began.
+    pub fn counted(&self, verdict: Verdict) -> u64 {
+        let [now, before] = [&self.datapath.counters(), &self.counted_before]
+            .map(|counters| counters.verdicts[verdict as usize].packets);
+        now - before
+    }
+
     /// The flow tables, without what the next connection may overwrite.
     pub fn entries(&self) -> BTreeMap<Key, Entry> {
         self.datapath
@@ -620,7 +628,7 @@ impl Bench {
     pub fn wait(&mut self, duration: Duration) {
         let age = u64::try_from(duration.as_nanos()).unwrap();
         for (key, mut flow) in self.datapath.maps.flows.entries() {
-            flow.last_seen_ns = flow.last_seen_ns.saturating_sub(age);
+            flow.last_seen_ticks = flow.last_seen_ticks.wrapping_sub(ticks(age));
             self.put(key, flow);
         }
         self.change_handshakes(|handshake| {
@@ -633,7 +641,7 @@ impl Bench {
     /// Makes an entry one that carried its last packet that long ago.
     pub fn was_silent(&mut self, key: Key, duration: Duration) {
         let mut flow = self.entry(key).unwrap();
-        flow.last_seen_ns = before_now(duration);
+        flow.last_seen_ticks = ticks(before_now(duration));
         self.put(key, flow);
     }
 

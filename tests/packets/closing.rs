@@ -14,7 +14,7 @@ use lb_common::{maps::ended, verdict::Verdict};
 
 use crate::{
     bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, at_both_edges, in_both_modes},
-    call::Call,
+    call::{CLIENT_START, Call, WORKER_START},
     frame::{ACK, FIN, PSH, RST},
     lan::{CLIENT, MANAGER, OTHER_CLIENT, OTHER_SOURCE, Station, WORKER1, WORKER2},
 };
@@ -68,9 +68,179 @@ fn a_half_closed_flow_is_not_over() {
             } else {
                 call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
             }
-            bench.wait(CLOSING_IDLE + A_WHILE);
+            // The client, which has ended its part only, may wait for long.
+            let longest = if client_closes {
+                ESTABLISHED_IDLE
+            } else {
+                CLOSING_IDLE
+            };
+            bench.wait(longest - A_WHILE);
             call.requests(bench, WORKER1, &call.syn());
         }
+    });
+}
+
+#[test]
+fn a_client_that_does_not_answer_its_workers_end_leaves_its_port_to_others() {
+    at_both_edges(|bench| {
+        let holder = holds_the_only_port(bench);
+        for end in [FIN | ACK, FIN | PSH | ACK] {
+            holder.replies(bench, WORKER1, &holder.reply(WORKER1, end));
+            bench.wait(CLOSING_IDLE - A_WHILE);
+            is_refused(bench);
+            // Half closed: the client may go on for long, but not be silent.
+            holder.requests(bench, WORKER1, &holder.request(PSH | ACK).payload(*b"more"));
+        }
+        bench.wait(CLOSING_IDLE - A_WHILE);
+        is_refused(bench);
+        bench.wait(A_WHILE * 2);
+        takes_the_port_from(&holder, bench);
+    });
+}
+
+/// RFC 5961, sections 3 and 4; RFC 9293, section 3.10.7.4: the receiver ignores such a segment.
+#[test]
+fn an_end_whose_number_is_far_off_ends_nothing() {
+    const FAR: [u32; 4] = [1 << 21, 1 << 31, 1 << 30, 0_u32.wrapping_sub(1 << 21)];
+    at_both_edges(|bench| {
+        let call = holds_the_only_port(bench);
+        for far in FAR {
+            for flags in [RST, RST | ACK, FIN | ACK, FIN | RST | ACK] {
+                let [request, reply] = [call.request(flags), call.reply(WORKER1, flags)];
+                let forged = request
+                    .clone()
+                    .numbers(CLIENT_START.wrapping_add(far), 1 << 28);
+                call.requests(bench, WORKER1, &forged);
+                let forged = reply
+                    .clone()
+                    .numbers(WORKER_START.wrapping_add(far), 1 << 28);
+                call.replies(bench, WORKER1, &forged);
+            }
+        }
+        assert_eq!(bench.active(WORKER1.id), 1);
+        assert!(bench.entries().values().all(|flow| flow.ended == 0));
+        bench.wait(CLOSING_IDLE + A_WHILE);
+        is_refused(bench);
+    });
+}
+
+#[test]
+fn numbers_are_followed_as_far_as_a_connection_gets() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        let step = 1 << 19;
+        for number in 1..10_u32 {
+            let sequence = CLIENT_START.wrapping_add(number * step);
+            call.requests(bench, WORKER1, &call.request(ACK).numbers(sequence, 1));
+        }
+        let last = CLIENT_START.wrapping_add(9 * step);
+        // Who begins with the first numbers knows those of the handshake only.
+        call.requests(bench, WORKER1, &call.request(RST));
+        assert_eq!(bench.active(WORKER1.id), 1);
+        call.requests(bench, WORKER1, &call.request(RST).numbers(last, 1));
+        assert_eq!(bench.active(WORKER1.id), 0);
+    });
+}
+
+#[test]
+fn a_side_that_goes_on_after_its_reset_has_not_sent_it() {
+    at_both_edges(|bench| {
+        let call = holds_the_only_port(bench);
+        for by_client in [true, false] {
+            let sends = |flags| {
+                if by_client {
+                    call.requests(bench, WORKER1, &call.request(flags));
+                } else {
+                    call.replies(bench, WORKER1, &call.reply(WORKER1, flags));
+                }
+            };
+            sends(RST | ACK);
+            assert_eq!(bench.active(WORKER1.id), 0);
+            sends(ACK);
+            assert_eq!(bench.active(WORKER1.id), 1);
+            sends(ACK);
+            assert_eq!(bench.active(WORKER1.id), 1);
+        }
+        bench.wait(CLOSING_IDLE + A_WHILE);
+        is_refused(bench);
+    });
+}
+
+#[test]
+fn a_side_that_goes_on_for_long_was_not_reset() {
+    at_both_edges(|bench| {
+        for by_client in [true, false] {
+            let call = holds_the_only_port(bench);
+            let (reset, other) = (call.request(RST), call.reply(WORKER1, ACK));
+            let (back, forth) = (call.reply(WORKER1, RST), call.request(ACK));
+            let resets = |bench: &Bench| match by_client {
+                true => call.requests(bench, WORKER1, &reset),
+                false => call.replies(bench, WORKER1, &back),
+            };
+            let goes_on = |bench: &Bench| match by_client {
+                // By which way does not matter here: the client is silent.
+                true => bench.runs_on(&other.frame()),
+                false => call.requests(bench, WORKER1, &forth),
+            };
+            resets(bench);
+            // What was under way.
+            goes_on(bench);
+            assert_eq!(bench.active(WORKER1.id), 0);
+            bench.wait(Duration::from_secs(2));
+            goes_on(bench);
+            assert_eq!(bench.active(WORKER1.id), 1);
+            bench.wait(CLOSING_IDLE + A_WHILE);
+            is_refused(bench);
+            goes_on(bench);
+            assert_eq!(bench.active(WORKER1.id), 1);
+            // And a true one ends it again.
+            resets(bench);
+            assert_eq!(bench.active(WORKER1.id), 0);
+            bench.begins_anew();
+        }
+    });
+}
+
+#[test]
+fn a_side_that_sends_more_after_its_end_has_not_sent_it() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        call.requests(bench, WORKER1, &call.request(FIN | ACK));
+        call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
+        // The last acknowledgement, and what was lost and is repeated.
+        let last = CLIENT_START.wrapping_add(2);
+        call.requests(bench, WORKER1, &call.request(ACK).numbers(last, 1));
+        call.requests(bench, WORKER1, &call.request(FIN | ACK));
+        assert_eq!(bench.active(WORKER1.id), 0);
+        let more = CLIENT_START.wrapping_add(2_000);
+        call.requests(bench, WORKER1, &call.request(PSH | ACK).numbers(more, 1));
+        assert_eq!(bench.active(WORKER1.id), 1);
+        let request = bench.entry(call.request_key()).unwrap();
+        assert_eq!((request.ended, request.counted), (0, 1));
+    });
+}
+
+/// An entry that was evicted comes back without its number: whoever knows the other side's is believed.
+#[test]
+fn a_direction_that_was_evicted_finds_its_number_again() {
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.evict(call.reply_key(WORKER1));
+        bench.wait(Duration::from_secs(2));
+        // Its first packet after that acknowledges nothing.
+        call.requests(
+            bench,
+            WORKER1,
+            &call.request(PSH).numbers(CLIENT_START, 1 << 30),
+        );
+        call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+        bench.wait(Duration::from_secs(2));
+        call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+        call.replies(bench, WORKER1, &call.reply(WORKER1, RST | ACK));
+        assert_eq!(bench.active(WORKER1.id), 0);
     });
 }
 
@@ -432,7 +602,7 @@ fn a_connection_that_both_sides_end_at_once_is_counted_out_once() {
 }
 
 /// Waits without sleeping, so that two processors go on as one; only the wait for a processor is long.
-fn wait_for(turn: &AtomicUsize, to_come: usize) {
+pub fn wait_for(turn: &AtomicUsize, to_come: usize) {
     const LONG: usize = 1_000;
     for spins in 1.. {
         if turn.load(Acquire) >= to_come {

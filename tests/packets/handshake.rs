@@ -1,6 +1,10 @@
 //! How connections begin.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Release},
+    thread,
+    time::Duration,
+};
 
 use lb_common::{
     maps::{direction, ended},
@@ -10,6 +14,7 @@ use lb_common::{
 use crate::{
     bench::{at_both_edges, in_both_modes, over},
     call::{CLIENT_START, WORKER_START},
+    closing::wait_for,
     frame::{ACK, CWR, ECE, FIN, Family, PSH, RST, SYN},
     lan::{
         self, CLIENT, ETH1, ETH2, FIRST_NAT_PORT, MANAGER, OTHER_CLIENT, ROUTER, Station, WORKER1,
@@ -369,14 +374,79 @@ fn last_words_of_the_connection_before_end_nothing() {
             call.replies(bench, WORKER1, &last);
             call.requests(bench, WORKER1, &call.request(FIN | ACK));
             // The next one, with a sequence number far beyond.
-            let syn = call.syn().numbers(1_000_000_000, 0);
+            let start = 1_000_000_000;
+            let syn = call.syn().numbers(start, 0);
             assert_eq!(bench.receives(&syn).nat_port(), call.nat_port);
             call.replies(bench, WORKER1, &last);
+            // A late SYN-ACK of the one before answers this one as little.
             call.is_answered(bench, WORKER1);
-            call.requests(bench, WORKER1, &call.ack());
+            call.requests(
+                bench,
+                WORKER1,
+                &call
+                    .request(ACK)
+                    .numbers(start + 1, WORKER_START.wrapping_add(1)),
+            );
+            assert!(bench.handshake(call.request_key()).is_some());
+            call.replies(
+                bench,
+                WORKER1,
+                &call.syn_ack(WORKER1).numbers(WORKER_START, start + 1),
+            );
+            let next = |flags| {
+                call.request(flags)
+                    .numbers(start + 1, WORKER_START.wrapping_add(1))
+            };
+            call.requests(bench, WORKER1, &next(ACK));
             // Closed by the client only.
-            call.requests(bench, WORKER1, &call.request(FIN | ACK));
+            call.requests(bench, WORKER1, &next(FIN | ACK));
             assert_eq!(bench.active(WORKER1.id), 1);
+        }
+    });
+}
+
+/// What the client sends after its handshake may meet two processors at once (RPS, several queues).
+#[test]
+fn two_processors_that_finish_one_handshake_make_one_connection() {
+    const OTHERS: u64 = 100;
+    // On one processor nothing is at once.
+    let alone = thread::available_parallelism().unwrap().get() == 1;
+    let rounds = if alone { 10 } else { 1_000 };
+    at_both_edges(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.connects(bench, WORKER1);
+        bench.has_open(WORKER1.id, OTHERS + 1);
+        let end = call.request(RST).frame();
+        let data = call.request(PSH | ACK).payload(*b"GET /");
+        let [first, second] = [call.ack(), data].map(|it| it.frame());
+        let (bench, turn) = (&*bench, &AtomicUsize::new(0));
+        let mut wrong = 0;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=rounds {
+                    wait_for(turn, 2 * round - 1);
+                    bench.runs_on(&second);
+                    turn.store(2 * round, Release);
+                }
+            });
+            for round in 1..=rounds {
+                bench.runs_on(&end);
+                call.begins(bench, WORKER1);
+                bench.runs_on(&call.syn_ack(WORKER1).frame());
+                turn.store(2 * round - 1, Release);
+                bench.runs_on(&first);
+                wait_for(turn, 2 * round);
+                wrong += u32::from(bench.active(WORKER1.id) != OTHERS + 1);
+            }
+        });
+        assert_eq!(wrong, 0, "of {rounds}");
+        for refusal in [
+            Verdict::TableFull,
+            Verdict::NoFlow,
+            Verdict::BackendDown,
+            Verdict::NotOurs,
+        ] {
+            assert_eq!(bench.counted(refusal), 0, "{}", refusal.name());
         }
     });
 }

@@ -96,6 +96,7 @@ pub fn backend(server: Server, family: Family) -> Backend {
         next_hop: address,
         interface: ETH1,
         weight: 1,
+        reply_interface: ETH1,
         ..Backend::default()
     }
 }
@@ -105,6 +106,7 @@ pub fn fallback(family: Family) -> Backend {
     Backend {
         mode: mode::LOCAL,
         interface: 0,
+        reply_interface: 0,
         ..backend(FALLBACK, family)
     }
 }

@@ -30,6 +30,7 @@ mod live;
 mod local;
 mod paths;
 mod policies;
+mod rare;
 mod routed;
 mod selection;
 mod summed;

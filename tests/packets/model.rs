@@ -13,7 +13,7 @@ use std::{
 use lb_common::{maps::state, verdict::Verdict};
 
 use crate::{
-    bench::{DATAGRAM_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE},
+    bench::{CLOSING_IDLE, DATAGRAM_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE},
     frame::{ACK, FIN, Family, RST, SYN},
     lan::Server,
     segment::Protocol,
@@ -24,6 +24,9 @@ pub type Client = usize;
 
 /// After this silence of a client, answers try the manager's route, too. Less, for the time that a test takes.
 const CLIENT_SILENCE: Duration = Duration::from_millis(1_500);
+
+/// For so long, packets may be under way to one that has reset its connection.
+const ROUND_TRIP: Duration = Duration::from_millis(1_500);
 
 /// How often datagrams that nobody answers go to another worker.
 const DATAGRAM_RETRIES: u8 = 3;
@@ -184,18 +187,29 @@ impl Model {
         {
             connection.established = true;
         }
-        // Before the client has proved that it is there, its FIN says nothing.
+        // Before the client has proved that it is there, its end says nothing.
         let proven = if connection.established {
             flags
         } else {
-            flags & !FIN
+            flags & !(FIN | RST)
         };
-        connection.from_client.sees(proven, now);
+        // A guess is made of segments only that begin nothing.
+        let may_be_its_own = proves || flags & SYN != 0;
+        if connection.established && !may_be_its_own {
+            connection.from_client.last_seen = now;
+        } else {
+            let Connection {
+                from_client,
+                from_server,
+                ..
+            } = connection;
+            from_client.sees(from_server, proven, now);
+        }
         if opens {
             connection.begun = now;
         }
         let goes = Expected::Goes(connection.server, connection.port);
-        if !connection.established && flags & RST != 0 {
+        if !connection.established && flags & RST != 0 && may_be_its_own {
             self.connections.remove(at);
         }
         goes
@@ -236,7 +250,12 @@ impl Model {
             return Expected::Passes(Verdict::NotOurs);
         }
         let connection = &mut self.connections[at];
-        connection.from_server.sees(flags, now);
+        let Connection {
+            from_client,
+            from_server,
+            ..
+        } = connection;
+        from_server.sees(from_client, flags, now);
         connection.answered |= accepts || connection.is_of_datagrams();
         let comes = Expected::Comes(connection.client, connection.server);
         if !connection.established && flags & RST != 0 {
@@ -459,6 +478,12 @@ impl Connection {
     fn patience(&self) -> Duration {
         match (self.established, self.protocol) {
             (false, _) => HALF_OPEN_IDLE,
+            // Whose client does not answer its worker's end has little time.
+            (true, Protocol::Tcp)
+                if self.from_server.has_finished && self.reach != Reach::Directly =>
+            {
+                CLOSING_IDLE
+            }
             (true, Protocol::Tcp) => ESTABLISHED_IDLE,
             (true, Protocol::Udp) => DATAGRAM_IDLE,
         }
@@ -466,9 +491,18 @@ impl Connection {
 }
 
 impl Side {
-    fn sees(&mut self, flags: u8, now: Duration) {
-        self.has_finished |= flags & FIN != 0;
-        self.has_reset |= flags & RST != 0;
+    /// Takes note of a packet that this side sends, and that it may have sent as far as its number tells.
+    fn sees(&mut self, other: &mut Self, flags: u8, now: Duration) {
         self.last_seen = now;
+        if flags & (FIN | RST) != 0 {
+            self.has_finished |= flags & FIN != 0;
+            self.has_reset |= flags & RST != 0;
+            return;
+        }
+        // Whoever goes on has not reset the connection, and was not told of a reset.
+        self.has_reset = false;
+        if now - other.last_seen > ROUND_TRIP {
+            other.has_reset = false;
+        }
     }
 }

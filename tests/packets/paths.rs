@@ -131,7 +131,10 @@ fn a_worker_whose_next_hop_the_kernel_is_to_look_up_is_sent_to_by_route() {
 fn a_worker_behind_another_interface_is_reached_and_answers() {
     in_both_modes(|bench| {
         let far = Circumstances::received_on(ETH2);
-        bench.backend(WORKER1.id, |backend| backend.interface = ETH2);
+        bench.backend(WORKER1.id, |backend| {
+            backend.interface = ETH2;
+            backend.reply_interface = ETH2;
+        });
         bench.neighbour(
             WORKER1.id,
             Neighbour {

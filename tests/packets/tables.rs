@@ -115,7 +115,8 @@ fn flow<A: Address, B: Address>(flow: &Flow<A>) -> Flow<B> {
         counted: flow.counted,
         superseded: flow.superseded,
         created_ticks: flow.created_ticks,
-        last_seen_ns: flow.last_seen_ns,
+        last_seen_ticks: flow.last_seen_ticks,
+        sequence: flow.sequence,
         bytes: flow.bytes,
     }
 }
@@ -137,7 +138,7 @@ fn handshake<A: Address, B: Address>(handshake: &Handshake<A>) -> Handshake<B> {
         answered: handshake.answered,
         ended: handshake.ended,
         retries: handshake.retries,
-        reserved: handshake.reserved,
+        completed: handshake.completed,
         bytes_in: handshake.bytes_in,
         bytes_out: handshake.bytes_out,
     }

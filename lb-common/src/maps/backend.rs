@@ -29,7 +29,8 @@ pub struct Backend {
     pub memory_total_bytes: u64,
     /// Which of the `port_pools` holds the ports towards it; in mode [`mode::NAT`] only.
     pub port_pool: u32,
-    pub reserved: u32,
+    /// Index of the only interface on which the worker's packets are taken for its; 0 for any.
+    pub reply_interface: u32,
 }
 
 /// States of a backend.

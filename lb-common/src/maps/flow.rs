@@ -90,16 +90,19 @@ pub struct Flow<A = V4> {
     pub client_interface: u32,
     /// One of [`direction`].
     pub direction: u8,
-    /// Bits of [`ended`], of this direction only: each entry has one writer, so none gets lost.
+    /// Bits of [`ended`].
     pub ended: u8,
     /// 1 while `active` counts the connection; of requests only.
     pub counted: u8,
     /// 1 once the tuple is free for the next connection: no packet goes this way any more.
     pub superseded: u8,
-    /// When the connection began: CLOCK_MONOTONIC, in units of [`TICK_NS`].
+    /// When the connection began, in [`ticks`].
     pub created_ticks: u32,
-    /// When the entry last carried a packet: CLOCK_MONOTONIC, nanoseconds.
-    pub last_seen_ns: u64,
+    /// When the entry last carried a packet, in [`ticks`].
+    pub last_seen_ticks: u32,
+    /// The sequence number of the last packet that its sender may have sent, by which others are judged; of
+    /// a direction that has ended, one that is no smaller than its last. 0 for datagrams.
+    pub sequence: u32,
     pub bytes: u64,
 }
 
@@ -110,6 +113,22 @@ pub const BY_ROUTE: u32 = 1 << 31;
 /// A tick in nanoseconds, about 17 ms: so short that it tells between two selections, so long that a word
 /// counts them for two years.
 pub const TICK_NS: u64 = 1 << 24;
+
+/// A time of CLOCK_MONOTONIC, in units of [`TICK_NS`].
+#[inline(always)]
+pub const fn ticks(nanoseconds: u64) -> u32 {
+    (nanoseconds / TICK_NS) as u32
+}
+
+/// How many nanoseconds before `now_ns` it was `then`; none where another processor's clock was ahead.
+#[inline(always)]
+pub const fn since(now_ns: u64, then: u32) -> u64 {
+    let passed = ticks(now_ns).wrapping_sub(then);
+    if passed > u32::MAX / 2 {
+        return 0;
+    }
+    passed as u64 * TICK_NS
+}
 
 /// Directions of a flow entry.
 pub mod direction {
@@ -123,6 +142,17 @@ pub mod direction {
 pub mod ended {
     pub const FIN: u8 = 1;
     pub const RESET: u8 = 2;
+    /// The other side has [`RESET`] the connection. The only bit that the other direction's packets write,
+    /// and so written atomically.
+    pub const BY_RESET: u8 = 4;
+
+    /// What of one side's bits follows from what the other one's have lost.
+    #[inline(always)]
+    pub fn of_other(lost: u8) -> u8 {
+        let reset = if lost & BY_RESET != 0 { RESET } else { 0 };
+        let by_reset = if lost & RESET != 0 { BY_RESET } else { 0 };
+        reset | by_reset
+    }
 
     /// Whether a connection is over whose two sides have ended thus.
     #[inline(always)]

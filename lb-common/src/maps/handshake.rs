@@ -35,7 +35,8 @@ pub struct Handshake<A = V4> {
     pub ended: u8,
     /// How often the SYN, or an unanswered datagram, was repeated and another worker chosen.
     pub retries: u8,
-    pub reserved: u8,
+    /// 1 once the client has proved that it is there: set by one only of the processors that see it.
+    pub completed: u8,
     pub bytes_in: u32,
     pub bytes_out: u32,
 }
@@ -58,7 +59,7 @@ impl<A: Address> Handshake<A> {
         answered: 0,
         ended: 0,
         retries: 0,
-        reserved: 0,
+        completed: 0,
         bytes_in: 0,
         bytes_out: 0,
     };

@@ -21,7 +21,7 @@ pub use companion::{
     companion_name,
 };
 pub use counters::{Counter, Traffic};
-pub use flow::{BY_ROUTE, Flow, FlowKey, TICK_NS, direction, ended};
+pub use flow::{BY_ROUTE, Flow, FlowKey, TICK_NS, direction, ended, since, ticks};
 pub use handshake::Handshake;
 pub use mac::Mac;
 pub use ports::{

@@ -2,20 +2,30 @@
 
 use super::{
     Arrival, Hook, Tables,
-    port::{Remains, release},
+    port::{Remains, release, retake},
 };
 use crate::{
     address::Address,
     headers::TcpFlags,
-    maps::{Backend, Flow, FlowKey, Settings, direction, ended, state},
+    maps::{Backend, Flow, FlowKey, Settings, direction, ended, since, state},
 };
 
-/// The entry of the other direction, from an entry and its key. Where the tuple stays as it is, as in
-/// mode `dsr`, answers do not come by here: theirs counts as ended from the beginning.
+/// How far, in bytes, a segment's number may lie from the last one of the same sender: more than the
+/// largest segment that a card makes, and than what a sender repeats or a network loses at once. Who does not
+/// know the number hits this range once in 2,048 attempts (RFC 5961, section 1).
+const WINDOW: u32 = 1 << 20;
+
+/// How long, in nanoseconds, packets may be under way to one that has reset its connection.
+const ROUND_TRIP_NS: u64 = 1_500_000_000;
+
+/// The entry of the other direction, from an entry, its key and a packet of it, which acknowledges what the
+/// other side sent last. Where the tuple stays as it is, as in mode `dsr`, answers do not come by here:
+/// theirs counts as ended from the beginning.
 #[inline(always)]
-pub(super) fn twin<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> Flow<A> {
+pub(super) fn twin<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, arrival: &Arrival) -> Flow<A> {
     let is_unseen = flow.direction == direction::REQUEST && flow.leaves.is(key);
     Flow {
+        sequence: arrival.acknowledgement,
         leaves: key.reversed(),
         ended: if is_unseen { ended::FIN } else { 0 },
         counted: 0,
@@ -60,15 +70,51 @@ pub(super) fn has_moved<A>(flow: &Flow<A>, arrival: &Arrival) -> bool {
     differs && (arrival.hook != Hook::Ingress || arrival.source_mac.is_station())
 }
 
+/// Whether the sender that a packet names may have sent it, as far as its number tells (RFC 5961, section 3):
+/// the receiver judges by its window, which is not known here. Datagrams have no number.
+#[inline(always)]
+pub(super) fn is_plausible<A>(flow: &Flow<A>, arrival: &Arrival) -> bool {
+    is_near(arrival.sequence, flow.sequence)
+}
+
+/// Whether one sequence number is in the [`WINDOW`] around another.
+#[inline(always)]
+pub(super) fn is_near(number: u32, other: u32) -> bool {
+    number.wrapping_sub(other).wrapping_add(WINDOW) < 2 * WINDOW
+}
+
+/// A sequence number past the end of a segment: its headers are counted, too.
+#[inline(always)]
+pub(super) fn past_end(arrival: &Arrival) -> u32 {
+    arrival.sequence.wrapping_add(arrival.bytes)
+}
+
+/// Whether a packet of a worker comes on another interface than the one to which its packets belong: then its
+/// sender is forged, or its way back another than the one there. Each is left to the kernel.
+#[inline(always)]
+pub(super) fn is_from_elsewhere(backend: &Backend, arrival: &Arrival) -> bool {
+    backend.reply_interface != 0 && backend.reply_interface != arrival.interface
+}
+
 /// Accounts the packet to its flow.
 #[inline(always)]
-pub(super) fn carry<A>(flow: &mut Flow<A>, arrival: &Arrival, now: u64) {
-    flow.last_seen_ns = now;
+pub(super) fn carry<A>(flow: &mut Flow<A>, arrival: &Arrival, now_ticks: u32) {
+    flow.last_seen_ticks = now_ticks;
     flow.bytes += u64::from(arrival.bytes);
 }
 
+/// How long both directions have been silent.
+#[inline(always)]
+pub(super) fn silence_ns<A>(flow: &Flow<A>, twin: Option<&Flow<A>>, now: u64) -> u64 {
+    let silence = since(now, flow.last_seen_ticks);
+    twin.map_or(silence, |twin| {
+        silence.min(since(now, twin.last_seen_ticks))
+    })
+}
+
 /// Whether a new connection of the tuple's own client may take its place: the flow has ended, or both
-/// directions have been silent for long.
+/// directions have been silent for long. Where the worker has ended its part, the client has little time to
+/// answer: one that is gone says nothing any more.
 #[inline(always)]
 pub(super) fn is_over<A: Address>(
     settings: &Settings,
@@ -76,14 +122,23 @@ pub(super) fn is_over<A: Address>(
     twin: Option<&Flow<A>>,
     now: u64,
 ) -> bool {
-    let (twin_ended, twin_seen) = twin.map_or((0, 0), |twin| (twin.ended, twin.last_seen_ns));
-    let idle = now.saturating_sub(flow.last_seen_ns.max(twin_seen));
+    let twin_ended = twin.map_or(0, |twin| twin.ended);
+    let by_worker = if flow.direction == direction::REPLY {
+        flow.ended & ended::FIN
+    } else if twin.is_some_and(|twin| twin.leaves.reversed().is(&flow.leaves)) {
+        // Of a worker that answers past the manager, nothing is seen.
+        0
+    } else {
+        twin_ended & ended::FIN
+    };
     let longest = if flow.leaves.is_datagram() {
         settings.datagram_idle_ns
+    } else if by_worker != 0 {
+        settings.closing_idle_ns
     } else {
         settings.established_idle_ns
     };
-    ended::both(flow.ended, twin_ended) || idle > longest
+    ended::both(flow.ended, twin_ended) || silence_ns(flow, twin, now) > longest
 }
 
 /// Whether the workbench's claim may have its tuple towards a worker that sees the client's own port: only
@@ -117,32 +172,111 @@ pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) -> 
     was_open
 }
 
-/// Notes that one side has ended its part: with both, the connection is no longer open.
+/// A plausible packet that ends its direction, or follows an end.
+///
+/// A RST or FIN that is forged with a number near enough is its sender's for the programs only: the sender
+/// goes on, and so does the other side, and with them the connection.
 #[inline(never)]
-pub(super) fn note_end<T: Tables>(
+pub(super) fn close<T: Tables>(
     tables: &T,
+    arrival: &Arrival,
     key: &FlowKey<T::Address>,
     flow: &mut Flow<T::Address>,
-) -> bool {
+) -> u32 {
+    let before = flow.ended;
+    let ends = ending(arrival.flags);
     let twin_key = flow.leaves.reversed();
     let mut twin = tables
         .established(&twin_key)
         .filter(|twin| are_twins(key, twin));
+    if ends != 0 {
+        // Atomically, so that of two sides that end at once, one sees the other's end.
+        tables.set_ended(flow, ends);
+        if ends & ended::FIN != 0 {
+            flow.sequence = past_end(arrival);
+        }
+        note_end(tables, key, flow, twin.as_deref_mut());
+        return 0;
+    }
+    // Nothing follows a RST.
+    flow.ended &= !ended::RESET;
+    let goes_beyond = arrival.sequence.wrapping_sub(flow.sequence).wrapping_sub(1) < WINDOW;
+    if goes_beyond {
+        // No new data follows a FIN.
+        flow.ended &= !ended::FIN;
+    }
+    if flow.ended & ended::FIN == 0 {
+        flow.sequence = arrival.sequence;
+    }
+    let silence = twin.as_deref().map_or(u64::MAX, |twin| {
+        since(tables.now_ns(), twin.last_seen_ticks)
+    });
+    if silence > ROUND_TRIP_NS {
+        // It would be answered with another RST.
+        flow.ended &= !ended::BY_RESET;
+    }
+    revive(tables, flow, twin.as_deref_mut(), before & !flow.ended);
+    0
+}
+
+/// Notes that one side has ended its part: with both, the connection is no longer open, and its port is given
+/// back. The only place where an end becomes final.
+#[inline(always)]
+fn note_end<T: Tables>(
+    tables: &T,
+    key: &FlowKey<T::Address>,
+    flow: &mut Flow<T::Address>,
+    mut twin: Option<&mut Flow<T::Address>>,
+) {
     let twin_ended = twin.as_deref().map_or(0, |twin| twin.ended);
-    let over = ended::both(flow.ended, twin_ended);
-    if !over {
-        return false;
+    if !ended::both(flow.ended, twin_ended) {
+        return;
+    }
+    if let Some(twin) = twin.as_deref_mut()
+        && flow.ended & ended::RESET != 0
+    {
+        tables.set_ended(twin, ended::BY_RESET);
     }
     let (was_open, leaves) = if flow.direction == direction::REQUEST {
         (uncount(tables, flow), flow.leaves)
     } else {
-        let was_open = twin.as_deref_mut().is_some_and(|it| uncount(tables, it));
+        let was_open = twin.is_some_and(|request| uncount(tables, request));
         (was_open, key.reversed())
     };
-    drop(twin);
     if was_open {
         let remains = Remains::after(flow.ended | twin_ended, flow.direction);
         release(tables, flow.backend, &leaves, remains);
     }
-    true
+}
+
+/// Lets a connection live again whose end was none, and keep its port: the entry of the packet that shows it has lost these bits
+/// of [`ended`]. The only place where one is revived.
+#[inline(always)]
+fn revive<T: Tables>(
+    tables: &T,
+    flow: &mut Flow<T::Address>,
+    mut twin: Option<&mut Flow<T::Address>>,
+    lost: u8,
+) {
+    if lost == 0 {
+        return;
+    }
+    if let Some(twin) = twin.as_deref_mut() {
+        tables.clear_ended(twin, ended::of_other(lost));
+    }
+    let twin_ended = twin.as_deref().map_or(0, |twin| twin.ended);
+    if ended::both(flow.ended, twin_ended) {
+        return;
+    }
+    let request = if flow.direction == direction::REQUEST {
+        Some(flow)
+    } else {
+        twin
+    };
+    if let Some(request) = request
+        && tables.give_count(request)
+    {
+        tables.count_active(request.backend, true);
+        retake(tables, request.backend, &request.leaves);
+    }
 }

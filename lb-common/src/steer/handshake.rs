@@ -1,14 +1,15 @@
 //! The way of packets of handshakes, until the client has proved that it is there.
 
 use super::{
-    Arrival, Decision, Exit, InsertError, Tables, Way,
-    flow::{ending, is_live, keeps_flows, uncount},
+    Arrival, Decision, InsertError, Tables, Way,
+    established::look_again,
+    flow::{ending, is_from_elsewhere, is_live, is_near, keeps_flows, past_end, uncount},
     is_left_to_tc, leave,
     port::{Remains, release},
 };
 use crate::{
     address::Address,
-    maps::{Backend, Flow, FlowKey, Handshake, TICK_NS, direction, ended, mode},
+    maps::{Backend, Flow, FlowKey, Handshake, direction, ended, mode, ticks},
     verdict::Verdict,
 };
 
@@ -30,6 +31,9 @@ pub(super) fn answer<T: Tables>(
     let Some(backend) = tables.backend(handshake.backend) else {
         return Verdict::NoBackend;
     };
+    if is_from_elsewhere(backend, arrival) {
+        return Verdict::WrongInterface;
+    }
     let way = Way {
         is_request: false,
         leaves: handshake.client.reversed(),
@@ -40,16 +44,16 @@ pub(super) fn answer<T: Tables>(
     }
     handshake.bytes_out = handshake.bytes_out.wrapping_add(arrival.bytes);
     if is_about(&handshake, arrival) {
+        decision.plausible = 1;
         handshake.ended |= ending(arrival.flags);
-    }
-    if arrival.flags.accepts() || handshake.client.is_datagram() {
-        handshake.worker_sequence = arrival.sequence;
-        handshake.answered = 1;
-    }
-    let is_refused = arrival.flags.resets() && is_about(&handshake, arrival);
-    drop(handshake);
-    if is_refused {
-        retire(tables, place, Remains::Nothing);
+        if arrival.flags.accepts() || handshake.client.is_datagram() {
+            handshake.worker_sequence = arrival.sequence;
+            handshake.answered = 1;
+        }
+        if arrival.flags.resets() {
+            drop(handshake);
+            retire(tables, place, Remains::Nothing);
+        }
     }
     leave(&way, backend, decision)
 }
@@ -70,14 +74,18 @@ pub(super) fn retire<T: Tables>(tables: &T, place: u32, remains: Remains) -> u32
 }
 
 /// Whether what a worker sends is about this connection, and not the last words of the one before on the
-/// same tuple: it acknowledges the client's SYN (RFC 9293, section 3.10.7.3), or follows what did.
+/// same tuple, or forged: it acknowledges the client's SYN (RFC 9293, section 3.10.7.3), or follows what
+/// did. Datagrams have no number.
 #[inline(always)]
 fn is_about<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool {
+    if handshake.answered == 1 {
+        return is_near(arrival.sequence, handshake.worker_sequence);
+    }
     let beyond = arrival
         .acknowledgement
         .wrapping_sub(handshake.client_sequence)
         .wrapping_sub(1);
-    handshake.answered == 1 || beyond < EARLY_DATA
+    beyond < EARLY_DATA || handshake.client.is_datagram()
 }
 
 /// A packet of the client that begins nothing, of the handshake at `place`.
@@ -89,13 +97,16 @@ pub(super) fn go_on<T: Tables>(
     place: u32,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let Some(handshake) = tables.handshake(place) else {
+    let Some(mut handshake) = tables.handshake(place) else {
         return Verdict::NoFlow;
     };
     let Some(backend) = tables
         .backend(handshake.backend)
         .filter(|backend| keeps_flows(backend))
     else {
+        if handshake.backend == 0 {
+            return look_again(tables, key, Verdict::NoFlow, decision);
+        }
         decision.backend = handshake.backend;
         drop(handshake);
         retire(tables, place, Remains::Perhaps);
@@ -106,30 +117,37 @@ pub(super) fn go_on<T: Tables>(
         if !left_to_tc && is_half_seen(&handshake, arrival) {
             tables.count_unanswered(handshake.backend);
         }
+        let is_end = arrival.flags.resets()
+            && !left_to_tc
+            && is_near(arrival.sequence, handshake.client_sequence);
         drop(handshake);
         let verdict = forward_request(tables, arrival, place, decision);
-        if arrival.flags.resets() && !left_to_tc {
+        if is_end {
             retire(tables, place, Remains::Nothing);
         }
         return verdict;
     }
-    let established = establish(tables, arrival, key, &handshake);
-    drop(handshake);
-    let verdict = forward_request(tables, arrival, place, decision);
-    match established {
-        Ok(()) => {
-            // The port is the connection's from now on.
-            if let Some(mut handshake) = tables.handshake(place) {
-                handshake.backend = 0;
-            }
-            verdict
-        }
-        Err(_) => {
-            retire(tables, place, Remains::Perhaps);
-            decision.exit = Exit::Pass;
-            Verdict::TableFull
-        }
+    let way = Way {
+        client_interface: arrival.interface,
+        client_mac: arrival.source_mac,
+        manager_mac: arrival.destination_mac,
+        ..way(&handshake)
+    };
+    // Another processor may be at it. It may even have finished, and the place be another client's.
+    let is_first = tables.complete(&mut handshake);
+    if !handshake.is_whole() || !handshake.client.is(key) {
+        return look_again(tables, key, Verdict::NoFlow, decision);
     }
+    if is_first {
+        if establish(tables, arrival, key, &handshake).is_err() {
+            drop(handshake);
+            retire(tables, place, Remains::Perhaps);
+            return Verdict::TableFull;
+        }
+        // The port is the connection's from now on.
+        handshake.backend = 0;
+    }
+    leave(&way, backend, decision)
 }
 
 /// Sends a client's packet on to the worker of the handshake at `place`.
@@ -215,6 +233,14 @@ fn establish<T: Tables>(
     let reply_key = handshake.leaves.reversed();
     // Both sides may have said all they had to say with their first segments.
     let is_open = !ended::both(ending(arrival.flags), handshake.ended);
+    let mut sequences = [handshake.client_sequence, handshake.worker_sequence];
+    if arrival.flags.finishes() {
+        sequences[0] = past_end(arrival);
+    }
+    if handshake.ended != 0 {
+        // All that the worker has sent is counted, and its headers.
+        sequences[1] = sequences[1].wrapping_add(handshake.bytes_out);
+    }
     let mut pair = tables.workbench().ok_or(InsertError::Full)?;
     pair.request = Flow {
         leaves: handshake.leaves,
@@ -226,13 +252,15 @@ fn establish<T: Tables>(
         ended: ending(arrival.flags),
         counted: is_open.into(),
         superseded: 0,
-        created_ticks: (handshake.created_ns / TICK_NS) as u32,
-        last_seen_ns: now,
+        created_ticks: ticks(handshake.created_ns),
+        last_seen_ticks: ticks(now),
+        sequence: sequences[0],
         bytes: u64::from(handshake.bytes_in) + u64::from(arrival.bytes),
     };
     pair.reply = Flow {
         leaves: key.reversed(),
         direction: direction::REPLY,
+        sequence: sequences[1],
         ended: handshake.ended,
         counted: 0,
         bytes: handshake.bytes_out.into(),
@@ -249,7 +277,8 @@ fn establish<T: Tables>(
     Ok(())
 }
 
-/// Stores an entry, in the place of one that is free for it; not over another live flow.
+/// Stores an entry, in the place of one that is free for it; not over another live flow. Whoever finds it
+/// there finds it whole.
 #[inline(never)]
 fn store<T: Tables>(
     tables: &T,
@@ -262,7 +291,12 @@ fn store<T: Tables>(
         }
         Some(mut present) => {
             uncount(tables, &mut present);
-            *present = *flow;
+            present.superseded = 1;
+            *present = Flow {
+                superseded: 1,
+                ..*flow
+            };
+            tables.publish(&mut present);
             Ok(())
         }
         None => tables.add_established(key, flow),

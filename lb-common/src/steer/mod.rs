@@ -26,7 +26,7 @@ use crate::{
     verdict::Verdict,
 };
 use begin::begin;
-use established::established;
+use established::{established, look_again};
 use flow::keeps_flows;
 use place::{NOWHERE, find_client, find_routed, find_worker};
 
@@ -110,7 +110,8 @@ pub struct Decision<A = V4> {
     pub exit: Exit,
     /// 1 if this packet began a connection.
     pub opened: u8,
-    pub reserved: u8,
+    /// 1 if the packet's sender knows the connection's numbers: from others, nothing is learnt.
+    pub plausible: u8,
 }
 
 impl<A: Address> Decision<A> {
@@ -125,7 +126,7 @@ impl<A: Address> Decision<A> {
         verdict: Verdict::ToBackend,
         exit: Exit::Pass,
         opened: 0,
-        reserved: 0,
+        plausible: 0,
     };
 }
 
@@ -235,6 +236,8 @@ pub trait Tables {
     fn nat_source(&self, index: u32) -> Option<V6>;
 
     fn established(&self, key: &FlowKey<Self::Address>) -> Option<Self::Entry<'_>>;
+    /// Lets packets go the way of an entry that was superseded, after all that was written of it before.
+    fn publish(&self, flow: &mut Flow<Self::Address>);
     /// Stores an entry unless one of the same key exists.
     fn add_established(
         &self,
@@ -243,9 +246,17 @@ pub trait Tables {
     ) -> Result<(), InsertError>;
     fn remove_established(&self, key: &FlowKey<Self::Address>);
 
+    /// Sets bits of [`ended`](crate::maps::ended), which two processors may do at once.
+    fn set_ended(&self, flow: &mut Flow<Self::Address>, bits: u8);
+    /// Clears them.
+    fn clear_ended(&self, flow: &mut Flow<Self::Address>, bits: u8);
     /// Takes the mark away that says that the connection is counted, and returns whether it was there: to
     /// one only of two processors that ask at once.
     fn take_count(&self, request: &mut Flow<Self::Address>) -> bool;
+    /// Puts the mark back; returns whether it was not there: to one only of two that ask at once.
+    fn give_count(&self, request: &mut Flow<Self::Address>) -> bool;
+    /// Marks a handshake as completed; returns whether it was not: to one only of two that ask at once.
+    fn complete(&self, handshake: &mut Handshake<Self::Address>) -> bool;
     /// Counts a backend's open connection, or no longer.
     fn count_active(&self, backend: u32, open: bool);
     /// Counts a handshake that the client went on with although no answer of the backend had passed here.
@@ -330,7 +341,7 @@ fn unknown<T: Tables>(
         return handshake::answer(tables, arrival, place, decision);
     }
     let Some(service) = service else {
-        return Verdict::NotOurs;
+        return look_again(tables, key, Verdict::NotOurs, decision);
     };
     if arrival.hook == Hook::Ingress && !arrival.source_mac.is_station() {
         // An answer would go to a group, or to nobody.
@@ -347,7 +358,7 @@ fn unknown<T: Tables>(
         return begin(tables, arrival, key, service.id, place, decision);
     }
     if place == NOWHERE {
-        return Verdict::NoFlow;
+        return look_again(tables, key, Verdict::NoFlow, decision);
     }
     handshake::go_on(tables, arrival, key, place, decision)
 }

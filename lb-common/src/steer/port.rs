@@ -15,7 +15,7 @@
 
 use super::{
     Step, Tables,
-    flow::{are_twins, is_over, uncount},
+    flow::{are_twins, is_over, silence_ns, uncount},
     place::{NOWHERE, is_under_way},
 };
 use crate::{
@@ -130,6 +130,25 @@ pub(super) fn release<T: Tables>(
             tables.set_ports(word, PortState::Waiting, bit);
         }
     }
+    position
+}
+
+/// Takes back the port of a connection that has not ended after all.
+#[inline(never)]
+pub(super) fn retake<T: Tables>(tables: &T, backend: u32, leaves: &FlowKey<T::Address>) -> u32 {
+    let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(backend)) else {
+        return NO_PORT;
+    };
+    if backend.mode != mode::NAT {
+        return NO_PORT;
+    }
+    let Some(position) = position(tables, settings, leaves.source, leaves.source_port) else {
+        return NO_PORT;
+    };
+    let word = backend.port_pool * settings.pool_words + position / PORTS_PER_WORD;
+    let bit = 1 << (position % PORTS_PER_WORD);
+    tables.set_ports(word, PortState::Used, bit);
+    tables.clear_ports(word, PortState::Waiting, bit);
     position
 }
 
@@ -394,8 +413,7 @@ fn examine<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
     let twin = tables
         .established(&claim.request_key)
         .filter(|twin| are_twins(&claim.reply_key, twin));
-    let seen_ns = twin.as_deref().map_or(0, |twin| twin.last_seen_ns);
-    let silence_ns = now.saturating_sub(holder.last_seen_ns.max(seen_ns)) & SILENCE;
+    let silence_ns = silence_ns(&holder, twin.as_deref(), now) & SILENCE;
     if holder.superseded == 1 || is_over(settings, &holder, twin.as_deref(), now) {
         return NOT_IN_USE | silence_ns;
     }

@@ -297,6 +297,10 @@ impl Tables for Memory {
         self.established.put(key, flow, self.now_ns())
     }
 
+    fn publish(&self, flow: &mut Flow) {
+        flow.superseded = 0;
+    }
+
     fn remove_established(&self, key: &FlowKey) {
         self.established.remove(key);
     }
@@ -341,8 +345,24 @@ impl Tables for Memory {
         self.nat_sources.get(index as usize).copied()
     }
 
+    fn set_ended(&self, flow: &mut Flow, bits: u8) {
+        flow.ended |= bits;
+    }
+
+    fn clear_ended(&self, flow: &mut Flow, bits: u8) {
+        flow.ended &= !bits;
+    }
+
     fn take_count(&self, request: &mut Flow) -> bool {
         mem::take(&mut request.counted) == 1
+    }
+
+    fn give_count(&self, request: &mut Flow) -> bool {
+        mem::replace(&mut request.counted, 1) == 0
+    }
+
+    fn complete(&self, handshake: &mut Handshake) -> bool {
+        mem::replace(&mut handshake.completed, 1) == 0
     }
 
     fn count_active(&self, backend: u32, open: bool) {
@@ -368,7 +388,8 @@ fn empty() -> Flow {
         counted: 0,
         superseded: 0,
         created_ticks: 0,
-        last_seen_ns: 0,
+        last_seen_ticks: 0,
+        sequence: 0,
         bytes: 0,
     }
 }

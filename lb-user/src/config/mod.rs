@@ -321,7 +321,8 @@ impl Default for Limits {
                 first: 4096,
                 last: 32_767,
             },
-            established_idle: Duration::from_secs(3600),
+            // As long as RFC 5382 wants at least: longer than the keep-alives of common stacks wait (2 h).
+            established_idle: Duration::from_secs(2 * 3600 + 4 * 60),
             datagram_idle: Duration::from_secs(60),
             closing_idle: Duration::from_secs(10),
             half_open_idle: Duration::from_secs(30),

@@ -284,7 +284,7 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
         ),
         (
             Kind::OutOfRange,
-            "established_idle = \"1h\"",
+            "established_idle = \"2h 4m\"",
             "established_idle = \"1y\"",
         ),
         (

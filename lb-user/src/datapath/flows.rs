@@ -9,7 +9,7 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Flow, FlowKey, Settings, TICK_NS, direction, ended},
+    maps::{Flow, FlowKey, Settings, direction, ended, since},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -128,25 +128,35 @@ impl Moment {
         })
     }
 
-    /// Whether a flow that was last seen then has rested for too long.
-    pub fn is_past<A: Family>(&self, flow: &Flow<A>, seen_ns: u64) -> bool {
-        let longest = match flow.leaves.is_datagram() {
-            true => self.settings.datagram_idle_ns,
-            false => self.settings.established_idle_ns,
+    /// How long ago the last packet of either direction was.
+    pub fn silence_ns<A>(&self, flow: &Flow<A>, twin: Option<&Flow<A>>) -> u64 {
+        let silence = |flow: &Flow<A>| since(self.now_ns, flow.last_seen_ticks);
+        twin.map_or(silence(flow), |twin| silence(flow).min(silence(twin)))
+    }
+
+    /// Whether a flow has been silent for too long, as the programs judge: where its worker has ended it,
+    /// its client has little time left.
+    pub fn is_past<A: Family>(
+        &self,
+        key: &FlowKey<A>,
+        flow: &Flow<A>,
+        twin: Option<&Flow<A>>,
+    ) -> bool {
+        let is_unseen = flow.leaves.is(key);
+        let longest = if flow.leaves.is_datagram() {
+            self.settings.datagram_idle_ns
+        } else if !is_unseen && twin.is_some_and(|twin| twin.ended & ended::FIN != 0) {
+            self.settings.closing_idle_ns
+        } else {
+            self.settings.established_idle_ns
         };
-        self.now_ns.saturating_sub(seen_ns) > longest
+        self.silence_ns(flow, twin) > longest
     }
 
-    /// Whether an ended flow that was last seen then has no packets under way any more.
-    pub fn has_closed(&self, seen_ns: u64) -> bool {
-        self.now_ns.saturating_sub(seen_ns) > self.settings.closing_idle_ns
+    /// Whether an ended flow that is silent for so long has no packets under way any more.
+    pub fn has_closed(&self, silence_ns: u64) -> bool {
+        silence_ns > self.settings.closing_idle_ns
     }
-}
-
-/// When a packet of either direction was last seen.
-pub(super) fn last_seen_ns<A>(flow: &Flow<A>, twin: Option<&Flow<A>>) -> u64 {
-    let twin = twin.map_or(0, |twin| twin.last_seen_ns);
-    flow.last_seen_ns.max(twin)
 }
 
 /// Whether a flow has ended on both sides, as far as that is seen: of a worker that answers past the
@@ -167,7 +177,7 @@ fn state<A: Family>(
     twin: Option<&Flow<A>>,
     moment: &Moment,
 ) -> ConnectionState {
-    if flow.counted == 0 || moment.is_past(flow, last_seen_ns(flow, twin)) {
+    if flow.counted == 0 || moment.is_past(key, flow, twin) {
         return ConnectionState::Ended;
     }
     let unseen = flow.leaves.is(key);
@@ -183,7 +193,6 @@ fn connection<A: Family>(
     twin: Option<&Flow<A>>,
     moment: &Moment,
 ) -> Connection {
-    let since = |ns: u64| Duration::from_nanos(moment.now_ns.saturating_sub(ns));
     let leaves = &flow.leaves;
     Connection {
         protocol: match key.is_datagram() {
@@ -196,8 +205,8 @@ fn connection<A: Family>(
         backend_address: (!leaves.is(key))
             .then(|| address(leaves.destination, leaves.destination_port)),
         state: state(key, flow, twin, moment),
-        age: since(u64::from(flow.created_ticks) * TICK_NS),
-        idle: since(last_seen_ns(flow, twin)),
+        age: Duration::from_nanos(since(moment.now_ns, flow.created_ticks)),
+        idle: Duration::from_nanos(moment.silence_ns(flow, twin)),
         bytes_in: flow.bytes,
         bytes_out: twin.map_or(0, |twin| twin.bytes),
     }
@@ -211,7 +220,7 @@ fn address<A: Family>(address: A, port: [u8; 2]) -> SocketAddr {
 mod tests {
     use lb_common::{
         headers::{PROTOCOL_TCP, PROTOCOL_UDP},
-        maps::Mac,
+        maps::{Mac, ticks},
     };
 
     use super::*;
@@ -224,6 +233,7 @@ mod tests {
             settings: Settings {
                 established_idle_ns: 3_600 * SECOND,
                 datagram_idle_ns: 60 * SECOND,
+                closing_idle_ns: 10 * SECOND,
                 ..Settings::default()
             },
         }
@@ -250,8 +260,9 @@ mod tests {
             ended,
             counted: (direction == direction::REQUEST).into(),
             superseded: 0,
-            created_ticks: (900 * SECOND / TICK_NS) as u32,
-            last_seen_ns: seen_s * SECOND,
+            created_ticks: ticks(900 * SECOND),
+            last_seen_ticks: ticks(seen_s * SECOND),
+            sequence: 0,
             bytes: 300,
         }
     }
@@ -282,7 +293,7 @@ mod tests {
         let backend = connection.backend_address.map(|it| it.to_string());
         assert_eq!(backend.as_deref(), Some("[2001:db8::3]:8081"));
         assert_eq!(connection.state, ConnectionState::Closing);
-        assert_eq!(connection.idle, Duration::from_secs(5));
+        assert_eq!(connection.idle.as_secs_f32().round(), 5.0);
         assert_eq!(connection.bytes_out, 300);
     }
 
@@ -297,7 +308,20 @@ mod tests {
         assert_eq!(state(None), ConnectionState::Ended);
         let tcp = key(PROTOCOL_TCP, v6(1), v6(3), 53);
         let rests = flow(tcp, 930, 0, direction::REQUEST);
-        assert!(!moment().is_past(&rests, rests.last_seen_ns));
+        assert!(!moment().is_past(&tcp, &rests, None));
+    }
+
+    #[test]
+    fn a_client_that_does_not_answer_its_workers_end_has_little_time() {
+        let arrives = key(PROTOCOL_TCP, v6(10), v6(1), 80);
+        let leaves = key(PROTOCOL_TCP, v6(1), v6(3), 8081);
+        let ended = |seen_s| flow(arrives.reversed(), seen_s, ended::FIN, direction::REPLY);
+        let request = flow(leaves, 900, 0, direction::REQUEST);
+        let is_past = |twin| moment().is_past(&arrives, &request, Some(&twin));
+        assert_eq!([ended(989), ended(991)].map(is_past), [true, false]);
+        // Where a worker answers past the manager, its end is never seen.
+        let direct = flow(arrives, 900, 0, direction::REQUEST);
+        assert!(!moment().is_past(&arrives, &direct, Some(&ended(900))));
     }
 
     #[test]

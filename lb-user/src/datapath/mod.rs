@@ -535,6 +535,12 @@ impl Datapath {
         if backend.mode == mode::NAT {
             backend.port_pool = self.tables.port_pool(known.endpoint())?;
         }
+        // Where the programs do not meet the packets of the route's own interface, they meet them below it,
+        // on a bridge's port or with a VLAN tag.
+        let meets = |it: &Attachment| it.index == Some(backend.interface);
+        if backend.mode == mode::NAT && self.attachments.interfaces().iter().any(meets) {
+            backend.reply_interface = backend.interface;
+        }
         self.tables.write_backend(id.0, &backend)
     }
 }
@@ -676,7 +682,7 @@ impl Known {
                 .and_then(|memory| memory.total_bytes)
                 .unwrap_or(0),
             port_pool: 0,
-            reserved: 0,
+            reply_interface: 0,
         }
     }
 }

@@ -10,13 +10,13 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Flow, FlowKey, TICK_NS, name},
+    maps::{Flow, FlowKey, direction, name, ticks},
 };
 
 use super::{
     bpffs::open_map,
     family::Family,
-    flows::{Moment, last_seen_ns, open_flows},
+    flows::{Moment, open_flows},
 };
 
 /// How many of the first keys of a table are known again when they come once more.
@@ -78,9 +78,11 @@ where
         let mut beginning = Beginning::new();
         let mut entries = flows.iter().filter_map(Result::ok);
         let complete = entries.all(|(key, flow)| {
-            if flow.counted == 1 && !is_past(&flows, &flow, moment) {
+            let is_counted = flow.direction == direction::REQUEST && flow.counted == 1;
+            if is_counted && !is_past(&flows, &key, &flow, moment) {
                 let present = counted.entry(flow.backend).or_default();
-                match u64::from(flow.created_ticks) * TICK_NS > moment.now_ns {
+                let began = flow.created_ticks.wrapping_sub(ticks(moment.now_ns));
+                match 0 < began && began <= u32::MAX / 2 {
                     true => present.new += 1,
                     false => present.old += 1,
                 }
@@ -95,9 +97,11 @@ where
     bail!("map {} loses its entries too fast to be read", A::FLOWS)
 }
 
-/// Whether a flow has rested for too long. Its other direction is worth a look-up only if it seems so.
+/// Whether a flow has been silent for too long. Its other direction is worth a look-up only if this one has
+/// been silent for a while.
 fn is_past<A: Family>(
     flows: &HashMap<MapData, FlowKey<A>, Flow<A>>,
+    key: &FlowKey<A>,
     flow: &Flow<A>,
     moment: &Moment,
 ) -> bool
@@ -105,9 +109,9 @@ where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    moment.is_past(flow, flow.last_seen_ns) && {
+    moment.has_closed(moment.silence_ns(flow, None)) && {
         let twin = flows.get(&flow.leaves.reversed(), 0).ok();
-        moment.is_past(flow, last_seen_ns(flow, twin.as_ref()))
+        moment.is_past(key, flow, twin.as_ref())
     }
 }
 

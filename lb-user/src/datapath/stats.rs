@@ -23,7 +23,7 @@ use super::{
     bpffs::open_map,
     capacity::has_room,
     family::{Family, from_mapped},
-    flows::{Moment, is_over, last_seen_ns, read_flows, requests},
+    flows::{Moment, is_over, read_flows, requests},
     recount::counts,
 };
 
@@ -152,9 +152,9 @@ impl Stats {
         };
         self.maps.insert(A::FLOWS, fill);
         for (key, flow, twin) in requests(&entries) {
-            let seen_ns = last_seen_ns(flow, twin);
-            let is_free = is_over(key, flow, twin) && moment.has_closed(seen_ns);
-            if !is_free && !moment.is_past(flow, seen_ns) {
+            let is_free =
+                is_over(key, flow, twin) && moment.has_closed(moment.silence_ns(flow, twin));
+            if !is_free && !moment.is_past(key, flow, twin) {
                 self.occupied.insert(flow.backend);
             }
         }

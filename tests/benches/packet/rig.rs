@@ -404,7 +404,8 @@ fn pair(way: &Way, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
         counted: 1,
         superseded: 0,
         created_ticks: 0,
-        last_seen_ns: 0,
+        last_seen_ticks: 0,
+        sequence: 0,
         bytes: 0,
     };
     (
@@ -430,6 +431,7 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf, size: Size) -> Result<()> {
         source: MANAGER.mapped(),
         next_hop: WORKER.mapped(),
         interface: HERE,
+        reply_interface: HERE,
         ..Backend::default()
     };
     let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos());
