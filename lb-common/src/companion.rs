@@ -61,6 +61,11 @@ pub trait Memory {
         peer: &Peer<Self::Address>,
     ) -> bool;
     fn forget(&self, stage: Stage, answers: &FlowKey<Self::Address>);
+    /// The service that was kept for the socket which sends the packet.
+    fn kept(&self) -> Option<ServiceKey>;
+    /// Keeps, for as long as the socket that sends the packet lives, which service its client asks: an entry may be
+    /// evicted before.
+    fn keep(&self, service: &ServiceKey);
 }
 
 impl<A: Address> Crossing<A> {
@@ -85,6 +90,12 @@ impl<A: Address> Crossing<A> {
     #[inline(always)]
     fn begins(&self) -> bool {
         self.is_message == 0 && (self.flags.opens() || self.key.is_datagram())
+    }
+
+    /// Whether it is a segment of a connection.
+    #[inline(always)]
+    fn is_segment(&self) -> bool {
+        self.is_message == 0 && !self.key.is_datagram()
     }
 
     #[inline(always)]
@@ -112,7 +123,12 @@ pub fn receive<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Ve
         if crossing.begins() {
             crossing.answers = crossing.key.reversed();
             memory.forget(Stage::Known, &crossing.answers);
-            memory.forget(Stage::New, &crossing.answers);
+            if crossing.flags.opens() {
+                crossing.peer = Peer::DIRECT;
+                memory.remember(Stage::New, &crossing.answers, &crossing.peer);
+            } else {
+                memory.forget(Stage::New, &crossing.answers);
+            }
         }
         return Verdict::NotOurs;
     };
@@ -142,8 +158,11 @@ pub fn receive<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Ve
 #[inline(always)]
 pub fn send<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Verdict {
     let Some(mut peer) = recall(memory, &crossing.key) else {
-        return Verdict::NotOurs;
+        return send_forgotten(memory, crossing);
     };
+    if peer.is_direct() {
+        return Verdict::NotOurs;
+    }
     crossing.leaves = FlowKey {
         source: peer.service,
         source_port: peer.port,
@@ -153,7 +172,50 @@ pub fn send<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Verdi
         peer.server_ended |= crossing.ending();
         peer.last_seen = memory.now();
     }
+    let service = ServiceKey {
+        address: peer.service.mapped(),
+        port: peer.port,
+        protocol: crossing.key.protocol as u8,
+        reserved: 0,
+    };
+    drop(peer);
+    if crossing.is_segment() {
+        memory.keep(&service);
+    }
     Verdict::ToClient
+}
+
+/// Decides on a packet that the worker sends to a client without an entry: one that came directly, or whose entry was
+/// evicted. In the latter case the socket tells. It does not exist yet when a SYN is answered; but then the SYN left
+/// an entry, whichever way it came, and without it the answer waits for the client to repeat its SYN.
+#[inline(always)]
+fn send_forgotten<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Verdict {
+    if !crossing.is_segment() {
+        return Verdict::NotOurs;
+    }
+    if crossing.flags.accepts() {
+        return Verdict::NoFlow;
+    }
+    let Some(service) = memory.kept() else {
+        return Verdict::NotOurs;
+    };
+    crossing.leaves = FlowKey {
+        source: M::Address::from_mapped(&service.address),
+        source_port: service.port,
+        ..crossing.key
+    };
+    crossing.peer = Peer {
+        service: crossing.leaves.source,
+        port: service.port,
+        client_ended: 0,
+        server_ended: crossing.ending(),
+        last_seen: memory.now(),
+    };
+    if memory.remember(Stage::Known, &crossing.key, &crossing.peer) {
+        Verdict::ToClient
+    } else {
+        Verdict::NoFlow
+    }
 }
 
 /// Notes whom the server answers to, and as whom; says whether there was room.

@@ -27,6 +27,8 @@ const CLIENT: (V4, u16) = ([10, 0, 0, 9], 40_000);
 struct Maps {
     peers: RefCell<BTreeMap<(Stage, FlowKey), Peer>>,
     now: Cell<u32>,
+    /// Of the one socket.
+    kept: Cell<Option<ServiceKey>>,
 }
 
 impl Memory for Maps {
@@ -60,6 +62,14 @@ impl Memory for Maps {
 
     fn forget(&self, stage: Stage, answers: &FlowKey) {
         self.peers.borrow_mut().remove(&(stage, *answers));
+    }
+
+    fn kept(&self) -> Option<ServiceKey> {
+        self.kept.get()
+    }
+
+    fn keep(&self, service: &ServiceKey) {
+        self.kept.set(Some(*service));
     }
 }
 
@@ -216,4 +226,40 @@ fn flows_of_datagrams_are_soon_over() {
     assert!(maps.is_open());
     maps.now.set(100);
     assert!(!maps.is_open());
+}
+
+#[test]
+fn a_connection_whose_entry_was_evicted_is_still_answered_as_the_service() {
+    let maps = Maps::default();
+    for flags in [SYN, ACK] {
+        maps.receives(SERVICES[0], PROTOCOL_TCP, flags);
+    }
+    assert_eq!(maps.shown(PROTOCOL_TCP), Some(SERVICES[0].0));
+    maps.peers.borrow_mut().clear();
+    assert_eq!(maps.shown(PROTOCOL_TCP), Some(SERVICES[0].0));
+    assert_eq!(maps.stages(), [Stage::Known]);
+}
+
+/// Until its client begins a direct connection on the same port: what the old socket says then must be its own.
+#[test]
+fn what_is_kept_for_a_socket_is_not_shown_to_a_direct_client() {
+    let maps = Maps::default();
+    for flags in [SYN, ACK] {
+        maps.receives(SERVICES[0], PROTOCOL_TCP, flags);
+    }
+    assert_eq!(maps.shown(PROTOCOL_TCP), Some(SERVICES[0].0));
+    maps.receives(SERVER, PROTOCOL_TCP, SYN);
+    assert_eq!(maps.shown(PROTOCOL_TCP), None);
+    maps.receives(SERVICES[1], PROTOCOL_TCP, SYN);
+    assert_eq!(maps.shown(PROTOCOL_TCP), Some(SERVICES[1].0));
+}
+
+#[test]
+fn the_answer_to_a_syn_without_an_entry_is_dropped() {
+    let maps = Maps::default();
+    maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);
+    maps.peers.borrow_mut().clear();
+    assert_eq!(maps.sends(PROTOCOL_TCP, SYN | ACK).0, Verdict::NoFlow);
+    maps.receives(SERVER, PROTOCOL_TCP, SYN);
+    assert_eq!(maps.sends(PROTOCOL_TCP, SYN | ACK).0, Verdict::NotOurs);
 }

@@ -69,18 +69,18 @@ fn the_layout_of_version_5_is_as_pinned() {
         ended 65, counted 66, superseded 67, created_ticks 68, last_seen_ticks 72, sequence 76, bytes 80
     );
     assert_layout!(
-        Handshake, 104,
+        Handshake, 112,
         client 0, leaves 16, client_mac 32, manager_mac 40, backend 48, service 52,
         client_interface 56, client_sequence 60, seal 64, created_ns 72, syn_ns 80,
         worker_sequence 88, answered 92, ended 93, retries 94, completed 95, bytes_in 96,
-        bytes_out 100
+        bytes_out 100, progress 104, reserved 105
     );
     assert_layout!(
-        Handshake<V6>, 152,
+        Handshake<V6>, 160,
         client 0, leaves 40, client_mac 80, manager_mac 88, backend 96, service 100,
         client_interface 104, client_sequence 108, seal 112, created_ns 120, syn_ns 128,
         worker_sequence 136, answered 140, ended 141, retries 142, completed 143, bytes_in 144,
-        bytes_out 148
+        bytes_out 148, progress 152, reserved 153
     );
     assert_layout!(Counter, 16, packets 0, bytes 8);
     assert_layout!(

@@ -204,12 +204,16 @@ impl Call {
             .comes_from(server, &self.at_client(&syn_ack));
     }
 
-    /// Goes through the whole handshake with `server`.
+    /// Goes through the whole handshake with `server`, or as many exchanges of datagrams as make a flow.
     #[track_caller]
     pub fn connects(&mut self, bench: &Bench, server: Server) {
         self.begins(bench, server);
         self.is_answered(bench, server);
         self.requests(bench, server, &self.ack());
+        if self.protocol == Protocol::Udp {
+            self.is_answered(bench, server);
+            self.requests(bench, server, &self.ack());
+        }
     }
 
     /// Sends a segment of the client, which must reach `server`.

@@ -29,6 +29,10 @@ use crate::{
 const HERE: Mac = MANAGER.mac;
 const CLIENT_PORT: u16 = 40_000;
 
+/// The next program comes.
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+const TC_ACT_SHOT: u32 = 2;
+
 #[test]
 fn a_request_reaches_the_server_and_the_answer_comes_from_the_service() {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -226,7 +230,20 @@ fn everything_else_is_left_alone() {
         worker
             .receives(&other_protocol)
             .is_untouched(Verdict::NotOurs);
+        let data = worker.answer(Protocol::Tcp).flags(ACK);
+        worker.sends(&data).is_untouched(Verdict::NotOurs);
+        let datagram = worker.answer(Protocol::Udp);
+        worker.sends(&datagram).is_untouched(Verdict::NotOurs);
+    });
+}
+
+#[test]
+fn the_answer_to_a_syn_whose_entry_was_evicted_does_not_leave() {
+    on_a_worker(|worker| {
         let answer = worker.answer(Protocol::Tcp);
+        worker.sends(&answer).is_dropped(Verdict::NoFlow);
+        let direct = worker.at_server(&worker.request(Protocol::Tcp, SYN));
+        worker.receives(&direct).is_untouched(Verdict::NotOurs);
         worker.sends(&answer).is_untouched(Verdict::NotOurs);
     });
 }
@@ -403,8 +420,6 @@ impl Worker {
         let sent: Vec<u8> = frame.into();
         let before = self.counters();
         let (action, left) = self.feed(program, &sent, circumstances);
-        // TC_ACT_UNSPEC: whatever it did, the next program comes.
-        assert_eq!(action, u32::MAX);
         let after = self.counters();
         let moved = Verdict::ALL.iter().zip(before.iter().zip(&after));
         let packets = circumstances.gso.map_or(1, |(_, segments)| segments.into());
@@ -417,6 +432,7 @@ impl Worker {
             })
             .collect();
         Outcome {
+            action,
             sent,
             left,
             counted,
@@ -454,6 +470,7 @@ impl Worker {
 /// What became of one frame.
 #[must_use = "an outcome that no test looks at proves nothing"]
 struct Outcome {
+    action: u32,
     sent: Vec<u8>,
     left: Vec<u8>,
     counted: Vec<Verdict>,
@@ -468,14 +485,22 @@ impl Outcome {
             "counted as {:?}",
             self.counted
         );
+        assert_eq!(self.action, TC_ACT_UNSPEC);
         assert_eq!(hex(&self.left), hex(&expected.into()));
     }
 
     /// It went on as it was, counted once under `verdict`.
     #[track_caller]
     fn is_untouched(&self, verdict: Verdict) {
+        assert_eq!(self.action, TC_ACT_UNSPEC);
         assert_eq!(self.counted, [verdict]);
         assert_eq!(hex(&self.left), hex(&self.sent));
+    }
+
+    #[track_caller]
+    fn is_dropped(&self, verdict: Verdict) {
+        assert_eq!(self.action, TC_ACT_SHOT);
+        assert_eq!(self.counted, [verdict]);
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    maps::{mode, state},
+    maps::{mode, progress, state},
     verdict::Verdict,
 };
 use proptest::{
@@ -18,7 +18,7 @@ use proptest::{
 };
 
 use crate::{
-    bench::{Bench, Edge, HALF_OPEN_IDLE, tell},
+    bench::{Bench, ESTABLISHED_IDLE, Edge, HALF_OPEN_IDLE, tell},
     call::{CLIENT_START, Call, WORKER_START},
     frame::{ACK, FIN, Family, PSH, RST, SYN},
     lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, Server, Station, WORKER1, WORKER2},
@@ -26,7 +26,7 @@ use crate::{
     model::{Client, Connection, Expected, Model, Reach, Spot},
     outcome::{Action, Outcome},
     segment::{Protocol, Segment},
-    tables::Key,
+    tables::{Key, Opening},
 };
 
 /// More than clients of one family, so that they meet, but no handshake is in the way of all others.
@@ -245,7 +245,15 @@ fn agree_on(bench: &mut Bench, history: &History) {
             .map(|one| keys_of(bench, one)[0])
             .collect();
         let present = bench.handshakes().into_iter();
-        let present = present.filter(|one| bench.age(one) <= HALF_OPEN_IDLE);
+        let is_acknowledged =
+            |one: &Opening| one.progress != progress::NONE && !one.client.is_datagram();
+        let present = present.filter(|one| {
+            let longest = match is_acknowledged(one) {
+                true => ESTABLISHED_IDLE,
+                false => HALF_OPEN_IDLE,
+            };
+            bench.age(one) <= longest
+        });
         assert_eq!(
             present.map(|one| one.client).collect::<BTreeSet<_>>(),
             half_open
@@ -386,10 +394,10 @@ fn request(bench: &Bench, model: &mut Model, client: Client, flags: u8, guesses:
         Protocol::Tcp => flags,
         Protocol::Udp => 0,
     };
-    let segment = call
-        .request(flags)
-        .numbers(sequence, WORKER_START.wrapping_add(1 + guess));
-    let expected = model.request(client, flags, !guesses);
+    let advance = if flags & PSH == 0 { 0 } else { 100 };
+    let acknowledgement = WORKER_START.wrapping_add(1 + guess + advance);
+    let segment = call.request(flags).numbers(sequence, acknowledgement);
+    let expected = model.request(client, flags, !guesses, advance != 0);
     let outcome = bench.receives(&segment);
     match expected {
         Expected::Passes(verdict) => outcome.passes(verdict),

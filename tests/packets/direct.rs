@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use lb_common::{
-    maps::{Neighbour, direction, ended, mode, state},
+    maps::{Neighbour, direction, ended, mode, progress, state},
     verdict::Verdict,
 };
 
 use crate::{
     bench::{Bench, DATAGRAM_IDLE, ESTABLISHED_IDLE, Edge, at_both_edges, at_edge},
-    call::{CLIENT_START, Call},
+    call::{CLIENT_START, Call, WORKER_START},
     frame::{ACK, FIN, PSH, RST, SYN},
     lan::{CLIENT, WORKER1, WORKER2},
     local::ITSELF,
@@ -35,11 +35,15 @@ fn a_syn_goes_on_as_it_came() {
 }
 
 #[test]
-fn the_clients_own_sequence_number_completes_the_handshake() {
+fn a_client_that_goes_on_after_its_acknowledgement_has_a_flow() {
     at_both_edges(|bench| {
         let call = directly(bench);
         begins(bench, &call);
-        requests(bench, &call, &call.ack());
+        for _ in 0..3 {
+            requests(bench, &call, &call.ack());
+        }
+        assert!(bench.entries().is_empty());
+        goes_on(bench, &call);
         assert!(bench.handshakes().is_empty());
         let established = bench.entries();
         assert_eq!(established.len(), 2);
@@ -70,11 +74,11 @@ fn a_wrong_sequence_number_does_not_complete_the_handshake() {
             CLIENT_START.wrapping_add(1 << 31),
         ] {
             requests(bench, &call, &call.request(ACK).numbers(sequence, 1));
-            assert!(bench.entries().is_empty());
+            assert_eq!(bench.handshakes()[0].progress, progress::NONE);
         }
         let beyond = CLIENT_START.wrapping_add(65_536);
         requests(bench, &call, &call.request(PSH | ACK).numbers(beyond, 1));
-        assert_eq!(bench.entries().len(), 2);
+        assert_eq!(bench.handshakes()[0].progress, progress::CLIENT);
     });
 }
 
@@ -83,7 +87,7 @@ fn requests_of_every_length_go_on_untouched() {
     at_both_edges(|bench| {
         for call in [directly(bench), directly(bench).of_datagrams()] {
             begins(bench, &call);
-            requests(bench, &call, &call.ack());
+            goes_on(bench, &call);
             for length in (0..20).chain([1_000, 1_428]) {
                 let up = call.request(PSH | ACK).payload(vec![b'u'; length]);
                 requests(bench, &call, &up);
@@ -100,7 +104,7 @@ fn no_port_is_taken() {
         bench.settings(|settings| settings.nat_port_count = 0);
         for call in [directly(bench), directly(bench).of_datagrams()] {
             begins(bench, &call);
-            requests(bench, &call, &call.ack());
+            goes_on(bench, &call);
         }
         assert_eq!(bench.entries().len(), 4);
     });
@@ -112,7 +116,7 @@ fn the_clients_end_is_the_end() {
         for flags in [FIN | ACK, RST] {
             let call = directly(bench);
             begins(bench, &call);
-            requests(bench, &call, &call.ack());
+            goes_on(bench, &call);
             assert_eq!(bench.active(WORKER1.id), 1);
             requests(bench, &call, &call.request(flags));
             assert_eq!(bench.active(WORKER1.id), 0);
@@ -143,7 +147,7 @@ fn a_repeated_syn_stays_with_a_worker_that_may_have_answered() {
         bench.state(WORKER1.id, state::UP);
         bench.wait(CLIENT_PATIENCE);
         begins(bench, &call);
-        requests(bench, &call, &call.ack());
+        goes_on(bench, &call);
     });
 }
 
@@ -152,7 +156,7 @@ fn an_open_tuple_keeps_its_worker() {
     at_both_edges(|bench| {
         let mut call = directly(bench);
         begins(bench, &call);
-        requests(bench, &call, &call.ack());
+        goes_on(bench, &call);
         bench.select(WORKER2.id);
         bench.wait(ESTABLISHED_IDLE - A_WHILE);
         requests(bench, &call, &call.syn());
@@ -166,7 +170,7 @@ fn a_worker_that_is_down_loses_its_flows() {
     at_both_edges(|bench| {
         let call = directly(bench);
         begins(bench, &call);
-        requests(bench, &call, &call.ack());
+        goes_on(bench, &call);
         bench.state(WORKER1.id, state::DRAINING);
         requests(bench, &call, &call.ack());
         bench.goes_down(WORKER1.id);
@@ -252,6 +256,27 @@ fn is_told(bench: &Bench, call: &Call) {
         let sent_on = call.complaint_onwards(WORKER1, &message);
         bench.receives(&message).goes_to(WORKER1, &sent_on);
     }
+}
+
+#[test]
+fn a_connection_that_is_only_silent_keeps_its_place() {
+    at_both_edges(|bench| {
+        let call = directly(bench);
+        begins(bench, &call);
+        requests(bench, &call, &call.ack());
+        bench.waited(call.request_key(), ESTABLISHED_IDLE - A_WHILE);
+        goes_on(bench, &call);
+        assert_eq!(bench.entries().len(), 2);
+    });
+}
+
+/// Acknowledges the handshake, and then more: what a flow of its own takes. Of datagrams, sends two.
+#[track_caller]
+fn goes_on(bench: &Bench, call: &Call) {
+    requests(bench, call, &call.ack());
+    let beyond = WORKER_START.wrapping_add(101);
+    let more = call.ack().numbers(CLIENT_START.wrapping_add(1), beyond);
+    requests(bench, call, &more);
 }
 
 /// A call to worker 1, which answers clients itself from now on.

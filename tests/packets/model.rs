@@ -78,8 +78,21 @@ pub struct Connection {
     retries: u8,
     /// Whether the server has accepted, as far as that can be seen.
     answered: bool,
+    progress: Progress,
     from_client: Side,
     from_server: Side,
+}
+
+/// How far the two sides have gone on since the first answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    None,
+    /// The client has; whether it had received more than the handshake.
+    Client {
+        advanced: bool,
+    },
+    /// The worker has answered again.
+    Worker,
 }
 
 /// One direction of a connection.
@@ -136,8 +149,15 @@ impl Model {
         spot.unwrap().state = to;
     }
 
-    /// A client sends a segment to the service, which proves, or not, that it is there.
-    pub fn request(&mut self, client: Client, flags: u8, proves: bool) -> Expected {
+    /// A client sends a segment to the service, which proves, or not, that it is there, and acknowledges
+    /// more, or not, than the handshake.
+    pub fn request(
+        &mut self,
+        client: Client,
+        flags: u8,
+        proves: bool,
+        advanced: bool,
+    ) -> Expected {
         let Some(at) = self.connections.iter().position(|one| one.client == client) else {
             return self.stranger(client, flags, 0);
         };
@@ -181,11 +201,9 @@ impl Model {
         }
         let now = self.now;
         let connection = &mut self.connections[at];
-        let has_acknowledged = flags & (SYN | ACK | RST) == ACK && proves;
-        let may_be_proven = connection.answered || connection.reach == Reach::Directly;
-        if connection.is_of_datagrams() && connection.answered || has_acknowledged && may_be_proven
-        {
-            connection.established = true;
+        let acknowledges = flags & (SYN | ACK | RST) == ACK;
+        if !connection.established {
+            connection.goes_on(acknowledges, proves, advanced, now);
         }
         // Before the client has proved that it is there, its end says nothing.
         let proven = if connection.established {
@@ -257,6 +275,9 @@ impl Model {
         } = connection;
         from_server.sees(from_client, flags, now);
         connection.answered |= accepts || connection.is_of_datagrams();
+        if let Progress::Client { .. } = connection.progress {
+            connection.progress = Progress::Worker;
+        }
         let comes = Expected::Comes(connection.client, connection.server);
         if !connection.established && flags & RST != 0 {
             self.connections.remove(at);
@@ -327,6 +348,7 @@ impl Model {
             begun: self.now,
             retries,
             answered: unseen && protocol == Protocol::Udp,
+            progress: Progress::None,
             from_client: begun,
             from_server: Side {
                 has_finished: unseen,
@@ -456,6 +478,31 @@ impl Connection {
         self.reach == Reach::Routed && self.server == worker && self.client == client
     }
 
+    /// The client sends more before it has proved that it is there.
+    fn goes_on(&mut self, acknowledges: bool, proves: bool, advanced: bool, now: Duration) {
+        let is_direct = self.reach == Reach::Directly;
+        let is_first = self.progress == Progress::None;
+        if self.is_of_datagrams() {
+            self.established = match self.progress {
+                Progress::None => false,
+                Progress::Client { .. } => is_direct,
+                Progress::Worker => true,
+            };
+            if is_first && self.answered {
+                self.progress = Progress::Client { advanced };
+            }
+        } else if !is_direct {
+            self.established = acknowledges && proves && self.answered;
+        } else if acknowledges && (proves || !is_first) {
+            let before = Progress::Client { advanced: false };
+            self.established = self.progress == before && proves && advanced;
+            if is_first {
+                self.progress = Progress::Client { advanced };
+            }
+            self.begun = now;
+        }
+    }
+
     fn is_of_datagrams(&self) -> bool {
         self.protocol == Protocol::Udp
     }
@@ -467,7 +514,7 @@ impl Connection {
 
     /// Whether packets still belong to it: an abandoned handshake is nobody's.
     pub fn is_under_way(&self, model: &Model) -> bool {
-        self.established || model.silence(self) <= HALF_OPEN_IDLE
+        self.established || model.silence(self) <= self.patience()
     }
 
     fn has_ended(&self) -> bool {
@@ -477,6 +524,7 @@ impl Connection {
 
     fn patience(&self) -> Duration {
         match (self.established, self.protocol) {
+            (false, Protocol::Tcp) if self.progress != Progress::None => ESTABLISHED_IDLE,
             (false, _) => HALF_OPEN_IDLE,
             // Whose client does not answer its worker's end has little time.
             (true, Protocol::Tcp)

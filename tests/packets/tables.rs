@@ -139,6 +139,8 @@ fn handshake<A: Address, B: Address>(handshake: &Handshake<A>) -> Handshake<B> {
         ended: handshake.ended,
         retries: handshake.retries,
         completed: handshake.completed,
+        progress: handshake.progress,
+        reserved: handshake.reserved,
         bytes_in: handshake.bytes_in,
         bytes_out: handshake.bytes_out,
     }

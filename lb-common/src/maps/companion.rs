@@ -1,9 +1,9 @@
 //! What a worker's companion keeps: services that it translates, and whom they are translated for.
 
-use crate::address::{V4, V6};
+use crate::address::{Address, V4, V6};
 
 /// Version of this file's layouts. Pins of another version are replaced.
-pub const COMPANION_VERSION: u32 = 1;
+pub const COMPANION_VERSION: u32 = 2;
 
 /// Names of the companion's maps, and of their pins.
 pub mod companion_name {
@@ -14,6 +14,7 @@ pub mod companion_name {
     pub const PEERS6: &str = "peers6";
     pub const NEW_PEERS: &str = "new_peers";
     pub const NEW_PEERS6: &str = "new_peers6";
+    pub const SOCKETS: &str = "sockets";
     pub const VERDICTS: &str = "verdicts";
 
     /// Every map.
@@ -25,6 +26,7 @@ pub mod companion_name {
         PEERS6,
         NEW_PEERS,
         NEW_PEERS6,
+        SOCKETS,
         VERDICTS,
     ];
 }
@@ -47,7 +49,7 @@ pub struct Translation {
 }
 
 /// Value of `peers` and of `new_peers`, by the tuple of the server's answers: the service that a client
-/// takes the server for.
+/// takes the server for, or [`Peer::DIRECT`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer<A = V4> {
@@ -59,6 +61,22 @@ pub struct Peer<A = V4> {
     pub server_ended: u8,
     /// As [`coarse`] has it.
     pub last_seen: u32,
+}
+
+impl<A: Address> Peer<A> {
+    /// A client that has begun a connection to the server's own address and port.
+    pub const DIRECT: Self = Self {
+        service: A::NONE,
+        port: [0; 2],
+        client_ended: 0,
+        server_ended: 0,
+        last_seen: 0,
+    };
+
+    #[inline(always)]
+    pub fn is_direct(&self) -> bool {
+        self.port == [0; 2]
+    }
 }
 
 /// CLOCK_MONOTONIC in units of 2^30 ns: about seconds, without a division.

@@ -39,6 +39,9 @@ pub struct Handshake<A = V4> {
     pub completed: u8,
     pub bytes_in: u32,
     pub bytes_out: u32,
+    /// How far client and worker have gone on since the first answer: one of [`progress`].
+    pub progress: u8,
+    pub reserved: [u8; 7],
 }
 
 impl<A: Address> Handshake<A> {
@@ -62,6 +65,8 @@ impl<A: Address> Handshake<A> {
         completed: 0,
         bytes_in: 0,
         bytes_out: 0,
+        progress: progress::NONE,
+        reserved: [0; 7],
     };
 
     /// What `seal` must be.
@@ -77,4 +82,14 @@ impl<A: Address> Handshake<A> {
     pub fn is_whole(&self) -> bool {
         self.backend != 0 && self.seal == self.expected_seal()
     }
+}
+
+/// How far the two sides of a handshake have gone on since the first answer, or what may have been one. A flood of
+/// forged packets gets no further than the first step, and displaces only what is not established, either.
+pub mod progress {
+    pub const NONE: u8 = 0;
+    /// The client has gone on: its next datagram, or its first acknowledgement where answers do not come by here.
+    pub const CLIENT: u8 = 1;
+    /// The worker has answered again; of datagrams only.
+    pub const WORKER: u8 = 2;
 }

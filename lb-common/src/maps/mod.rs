@@ -22,7 +22,7 @@ pub use companion::{
 };
 pub use counters::{Counter, Traffic};
 pub use flow::{BY_ROUTE, Flow, FlowKey, TICK_NS, direction, ended, since, ticks};
-pub use handshake::Handshake;
+pub use handshake::{Handshake, progress};
 pub use mac::Mac;
 pub use ports::{
     DEFAULT_SOURCE_WORDS, MOST_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,
@@ -175,8 +175,8 @@ const _: () = {
     assert!(size_of::<FlowKey<V6>>() == 40 && align_of::<FlowKey<V6>>() == 8);
     assert!(size_of::<Flow>() == 64 && align_of::<Flow>() == 8);
     assert!(size_of::<Flow<V6>>() == 88 && align_of::<Flow<V6>>() == 8);
-    assert!(size_of::<Handshake>() == 104 && align_of::<Handshake>() == 8);
-    assert!(size_of::<Handshake<V6>>() == 152 && align_of::<Handshake<V6>>() == 8);
+    assert!(size_of::<Handshake>() == 112 && align_of::<Handshake>() == 8);
+    assert!(size_of::<Handshake<V6>>() == 160 && align_of::<Handshake<V6>>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Traffic>() == 48);
     assert!(size_of::<TraceOrder>() == 128 && align_of::<TraceOrder>() == 8);

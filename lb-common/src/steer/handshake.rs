@@ -9,13 +9,16 @@ use super::{
 };
 use crate::{
     address::Address,
-    maps::{Backend, Flow, FlowKey, Handshake, direction, ended, mode, ticks},
+    maps::{Backend, Flow, FlowKey, Handshake, direction, ended, mode, progress, ticks},
     verdict::Verdict,
 };
 
 /// How far, in bytes, an acknowledgement may lie beyond the SYN or the SYN-ACK: either may carry data, and
 /// a worker may send more before the handshake is complete (RFC 7413).
 const EARLY_DATA: u32 = 65_536;
+
+/// How far, in bytes, sequence numbers of one connection may lie apart (RFC 7323, section 2.2).
+const MOST_WINDOW: u32 = 1 << 30;
 
 /// A packet from the worker, or from the manager's own server, of the handshake at `place`.
 #[inline(never)]
@@ -49,6 +52,9 @@ pub(super) fn answer<T: Tables>(
         if arrival.flags.accepts() || handshake.client.is_datagram() {
             handshake.worker_sequence = arrival.sequence;
             handshake.answered = 1;
+        }
+        if handshake.progress == progress::CLIENT {
+            handshake.progress = progress::WORKER;
         }
         if arrival.flags.resets() {
             drop(handshake);
@@ -116,6 +122,9 @@ pub(super) fn go_on<T: Tables>(
     if left_to_tc || !completes(&handshake, backend, arrival) {
         if !left_to_tc && is_half_seen(&handshake, arrival) {
             tables.count_unanswered(handshake.backend);
+        }
+        if !left_to_tc {
+            note_progress(tables, &mut handshake, backend, arrival);
         }
         let is_end = arrival.flags.resets()
             && !left_to_tc
@@ -198,18 +207,27 @@ fn way<A: Address>(handshake: &Handshake<A>) -> Way<A> {
 }
 
 /// Whether the client proves that it is there: it acknowledges the worker's SYN-ACK, which only its
-/// true receiver can, or goes on after an answer. Where answers do not come by here, its own sequence
-/// number must do.
+/// true receiver can, or goes on after a second answer. Where answers do not come by here, it must go on twice.
 #[inline(always)]
 fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, arrival: &Arrival) -> bool {
+    let is_direct = backend.mode == mode::DSR;
     if handshake.client.is_datagram() {
-        return handshake.answered == 1;
+        return handshake.progress == if is_direct { progress::CLIENT } else { progress::WORKER };
     }
-    let (number, start) = if backend.mode == mode::DSR {
-        (arrival.sequence, handshake.client_sequence)
-    } else {
-        (arrival.acknowledgement, handshake.worker_sequence)
-    };
+    if is_direct {
+        return handshake.progress == progress::CLIENT && has_advanced(handshake, arrival);
+    }
+    acknowledges_after(handshake.worker_sequence, arrival.acknowledgement, handshake, arrival)
+}
+
+/// Whether the client acknowledges, with a number that follows `start`, what a worker has answered.
+#[inline(always)]
+fn acknowledges_after<A: Address>(
+    start: u32,
+    number: u32,
+    handshake: &Handshake<A>,
+    arrival: &Arrival,
+) -> bool {
     let beyond = number.wrapping_sub(start).wrapping_sub(1);
     handshake.answered == 1 && arrival.flags.acknowledges() && beyond < EARLY_DATA
 }
@@ -219,6 +237,48 @@ fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, arrival: &
 fn is_half_seen<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool {
     let is_segment = !handshake.client.is_datagram();
     is_segment && handshake.answered == 0 && arrival.flags.acknowledges()
+}
+
+/// Whether a client whose answers do not come by here goes on after its first acknowledgement: it acknowledges
+/// more, or has sent more.
+#[inline(always)]
+fn has_advanced<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool {
+    let sent = arrival.sequence.wrapping_sub(handshake.client_sequence).wrapping_sub(1);
+    let received = arrival.acknowledgement.wrapping_sub(handshake.worker_sequence);
+    let (has_sent, has_received) = (sent != 0, received != 0);
+    arrival.flags.acknowledges()
+        && sent < MOST_WINDOW
+        && received < MOST_WINDOW
+        && (has_sent || has_received)
+}
+
+/// Notes that a client has gone on that has not proved yet that it is there.
+#[inline(always)]
+fn note_progress<T: Tables>(
+    tables: &T,
+    handshake: &mut Handshake<T::Address>,
+    backend: &Backend,
+    arrival: &Arrival,
+) {
+    let is_first = handshake.progress == progress::NONE;
+    if handshake.client.is_datagram() {
+        if is_first && handshake.answered == 1 {
+            handshake.progress = progress::CLIENT;
+        }
+        return;
+    }
+    if backend.mode != mode::DSR || !arrival.flags.acknowledges() {
+        return;
+    }
+    if is_first {
+        let (start, number) = (handshake.client_sequence, arrival.sequence);
+        if !acknowledges_after(start, number, handshake, arrival) {
+            return;
+        }
+        handshake.progress = progress::CLIENT;
+        handshake.worker_sequence = arrival.acknowledgement;
+    }
+    handshake.syn_ns = tables.now_ns();
 }
 
 /// Makes both entries of a completed handshake's flow.

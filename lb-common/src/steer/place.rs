@@ -8,7 +8,7 @@
 use super::{Hook, Step, Tables, port};
 use crate::{
     address::Address,
-    maps::{FlowKey, Handshake, ROWS, Settings, mode},
+    maps::{FlowKey, Handshake, ROWS, Settings, mode, progress},
 };
 
 /// No place at all.
@@ -151,14 +151,21 @@ impl Step for Search {
     }
 }
 
-/// Whether packets still belong to a handshake.
+/// Whether packets still belong to a handshake. A connection whose answers do not come by here may be one that is just
+/// silent; it goes when its place is needed.
 #[inline(always)]
 pub(super) fn is_under_way<A: Address>(
     handshake: &Handshake<A>,
     settings: &Settings,
     now: u64,
 ) -> bool {
-    handshake.is_whole() && now.saturating_sub(handshake.syn_ns) <= settings.half_open_idle_ns
+    let is_acknowledged = handshake.progress != progress::NONE && !handshake.client.is_datagram();
+    let longest = if is_acknowledged {
+        settings.established_idle_ns
+    } else {
+        settings.half_open_idle_ns
+    };
+    handshake.is_whole() && now.saturating_sub(handshake.syn_ns) <= longest
 }
 
 #[inline(always)]

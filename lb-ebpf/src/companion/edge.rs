@@ -1,8 +1,8 @@
-//! A packet's way through the companion: looked at, decided on, rewritten. Whatever becomes of it, it
-//! goes on to the next program.
+//! A packet's way through the companion: looked at, decided on, rewritten. It goes on to the next program, unless
+//! it would show a client the server in place of the service.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     programs::TcContext,
 };
 use lb_common::{
@@ -33,24 +33,32 @@ pub fn run(ctx: &TcContext, way: Way) -> i32 {
     match u16::from_be(unsafe { (*skb).protocol } as u16) {
         Ipv4Header::ETHERTYPE => cross::<V4>(skb, way),
         Ipv6Header::ETHERTYPE => cross::<V6>(skb, way),
-        _ => counted(skb, Verdict::NotIp),
+        _ => {
+            counted(skb, Verdict::NotIp);
+            TC_ACT_UNSPEC
+        }
     }
-    TC_ACT_UNSPEC
 }
 
 #[inline(always)]
-fn cross<A: Family>(skb: *mut __sk_buff, way: Way) {
+fn cross<A: Family>(skb: *mut __sk_buff, way: Way) -> i32 {
     let Some(desk) = A::desk() else {
-        return;
+        return TC_ACT_UNSPEC;
     };
     let mut verdict = read(skb, way, desk);
     if verdict == READ {
-        verdict = decide(desk, way);
+        verdict = decide(skb, desk, way);
         if is_translated(verdict) {
             verdict = rewrite(skb, desk, verdict);
         }
     }
     counted(skb, verdict);
+    // An answer that would show the client the server instead of the service.
+    if verdict == Verdict::NoFlow {
+        TC_ACT_SHOT
+    } else {
+        TC_ACT_UNSPEC
+    }
 }
 
 /// Not a verdict yet: the packet lies on the desk.
@@ -79,7 +87,7 @@ fn read<A: Family>(skb: *mut __sk_buff, way: Way, desk: &mut Desk<A>) -> Verdict
         Err(verdict) => Err(verdict),
     };
     match outcome {
-        Ok(()) if !Maps::<A>::NEW.may_be_ours(way, &desk.crossing.key) => Verdict::NotOurs,
+        Ok(()) if !Maps::<A>::of(skb).may_be_ours(way, &desk.crossing.key) => Verdict::NotOurs,
         Ok(()) => READ,
         Err(verdict) => verdict,
     }
@@ -116,10 +124,10 @@ fn take_message<A: Family>(
 }
 
 #[inline(never)]
-fn decide<A: Family>(desk: &mut Desk<A>, way: Way) -> Verdict {
+fn decide<A: Family>(skb: *mut __sk_buff, desk: &mut Desk<A>, way: Way) -> Verdict {
     match way {
-        Way::In => receive(&Maps::NEW, &mut desk.crossing),
-        Way::Out => send(&Maps::NEW, &mut desk.crossing),
+        Way::In => receive(&Maps::of(skb), &mut desk.crossing),
+        Way::Out => send(&Maps::of(skb), &mut desk.crossing),
     }
 }
 

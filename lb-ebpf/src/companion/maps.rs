@@ -3,9 +3,9 @@
 use core::marker::PhantomData;
 
 use aya_ebpf::{
-    bindings::BPF_ANY,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    bindings::{__sk_buff, BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_sk_fullsock, bpf_sk_storage_get},
     macros::btf_map,
 };
 use lb_common::{
@@ -44,6 +44,10 @@ static NEW_PEERS: LruHashMap<FlowKey, Peer, { MOST_NEW_PEERS as usize }> = LruHa
 #[btf_map(name = "new_peers6")]
 static NEW_PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MOST_NEW_PEERS as usize }> =
     LruHashMap::new();
+
+/// Which service the client of a socket asks.
+#[btf_map(name = "sockets")]
+static SOCKETS: SkStorage<ServiceKey> = SkStorage::new();
 
 #[btf_map(name = "verdicts")]
 static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray::new();
@@ -117,11 +121,43 @@ families! {
     V6: DESK6 PEERS6 NEW_PEERS6;
 }
 
-/// The pinned maps, as packets of one family see them.
-pub struct Maps<A>(PhantomData<A>);
+/// The pinned maps, as a packet of one family sees them.
+pub struct Maps<A> {
+    skb: *mut __sk_buff,
+    family: PhantomData<A>,
+}
 
 impl<A: Family> Maps<A> {
-    pub const NEW: Self = Self(PhantomData);
+    #[inline(always)]
+    pub fn of(skb: *mut __sk_buff) -> Self {
+        Self {
+            skb,
+            family: PhantomData,
+        }
+    }
+
+    /// What is kept for the socket of a connection that sends the packet; with `flags` to create it, if need be.
+    #[inline(always)]
+    fn socket(&self, flags: u64) -> Option<*mut ServiceKey> {
+        const SOCK_STREAM: u32 = 1;
+        // SAFETY: a valid context; the helpers take nothing but checked pointers. Linux 5.1, 46f8bc92758c, and 5.2,
+        // 6ac99e8f23d4.
+        let kept = unsafe {
+            let socket = (*self.skb).__bindgen_anon_2.sk;
+            if socket.is_null() {
+                return None;
+            }
+            let whole = bpf_sk_fullsock(socket);
+            // The kernel sends RSTs through a socket of its own.
+            if whole.is_null() || (*whole).type_ != SOCK_STREAM {
+                return None;
+            }
+            let map = (&raw const SOCKETS).cast_mut().cast();
+            bpf_sk_storage_get(map, whole.cast(), core::ptr::null_mut(), flags)
+        };
+        let kept: *mut ServiceKey = kept.cast();
+        (!kept.is_null()).then_some(kept)
+    }
 
     /// Whether the packet's ports leave the possibility that it is translated. This spares everybody
     /// else's packets the look-ups.
@@ -171,6 +207,20 @@ impl<A: Family> Memory for Maps<A> {
     #[inline(always)]
     fn forget(&self, stage: Stage, answers: &FlowKey<A>) {
         A::forget(stage, answers);
+    }
+
+    #[inline(always)]
+    fn kept(&self) -> Option<ServiceKey> {
+        // SAFETY: it lives as long as the socket, which the packet holds.
+        self.socket(0).map(|kept| unsafe { *kept })
+    }
+
+    #[inline(always)]
+    fn keep(&self, service: &ServiceKey) {
+        if let Some(kept) = self.socket(BPF_SK_STORAGE_GET_F_CREATE.into()) {
+            // SAFETY: as above; a connection asks one service from its beginning to its end.
+            unsafe { *kept = *service };
+        }
     }
 }
 
