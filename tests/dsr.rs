@@ -3,14 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
-    fs, io,
-    net::{SocketAddr, UdpSocket},
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream, UdpSocket},
     ops::Deref,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
+use aya::maps::{HashMap, Map, MapData};
+use lb_common::maps::{FlowKey, Peer, companion_name};
 use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Process, client,
     command::output,
@@ -117,6 +120,44 @@ fn datagrams_are_answered_directly_too() {
         let length = client.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], question);
     }
+}
+
+/// The server speaks first after the eviction: it closes the connection.
+#[test]
+fn a_connection_is_answered_as_the_service_although_its_entry_was_evicted() {
+    if !require_root() {
+        return;
+    }
+    let mut lab = Lab::start(true);
+    lab.start_agents();
+    let connect = || TcpStream::connect_timeout(&SERVICE.parse().unwrap(), PATIENCE);
+    let mut connection = lab.topology.client.enter(connect).unwrap().unwrap();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: memlb\r\n\r\n";
+    connection.write_all(request).unwrap();
+    let mut page = Vec::new();
+    while !String::from_utf8_lossy(&page).contains("Worker1\n") {
+        let mut buffer = [0; 4_096];
+        let length = connection.read(&mut buffer).unwrap();
+        assert_ne!(length, 0, "{}", String::from_utf8_lossy(&page));
+        page.extend(&buffer[..length]);
+    }
+    for map in [companion_name::PEERS, companion_name::NEW_PEERS] {
+        let data = MapData::from_pin(lab.pins(0).join(map)).unwrap();
+        let mut peers: HashMap<_, FlowKey, Peer> = Map::LruHashMap(data).try_into().unwrap();
+        let keys: Vec<FlowKey> = peers.keys().filter_map(Result::ok).collect();
+        for key in keys {
+            peers.remove(&key).unwrap();
+        }
+    }
+    lab.servers.clear();
+    let mut rest = [0; 16];
+    let ended = connection.read(&mut rest);
+    let is_over = match &ended {
+        Ok(length) => *length == 0,
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+    };
+    assert!(is_over, "{ended:?}");
 }
 
 #[test]
@@ -278,7 +319,7 @@ const FAR: [&str; 2] = ["192.168.58.10", "fd00:58::10"];
 /// The three-node lab with web servers that log, over both families.
 struct Lab {
     agents: [Option<Process>; 2],
-    _servers: Vec<Process>,
+    servers: Vec<Process>,
     pins: [Pins; 2],
     cluster: Cluster,
     /// The configuration, which is there before the cluster.
@@ -336,7 +377,7 @@ impl Lab {
             [1, 2].map(|number| Pins(Path::new("/sys/fs/bpf").join(format!("{prefix}{number}"))));
         Self {
             agents: [None, None],
-            _servers: servers,
+            servers,
             pins,
             cluster,
             _file: Pins(file),

@@ -524,7 +524,9 @@ fn forged_handshakes_cost_no_direct_connection() {
             assert_eq!(decision.verdict, Verdict::ToBackend, "{number}, {late}");
         }
         for forged in 0..PAIRS {
-            let [a, b, c, d] = (step * PAIRS + forged).wrapping_mul(0x9e37_79b1).to_be_bytes();
+            let [a, b, c, d] = (step * PAIRS + forged)
+                .wrapping_mul(0x9e37_79b1)
+                .to_be_bytes();
             let forged = ([11, a, b, c], 1_024 + u16::from(d));
             for arrival in &steps[..2] {
                 _ = steer(&memory, arrival, &key(forged, SERVICE));
@@ -563,10 +565,16 @@ fn forged_datagrams_refuse_no_other_client() {
     let mut answered = 0;
     for honest in 0..300_u32 {
         for forged in 0..250 {
-            let [a, b, c, d] = (honest * 250 + forged).wrapping_mul(0x9e37_79b1).to_be_bytes();
+            let [a, b, c, d] = (honest * 250 + forged)
+                .wrapping_mul(0x9e37_79b1)
+                .to_be_bytes();
             _ = asks(&memory, ([11, a, b, c], 1_024 + u16::from(d)), 2);
         }
-        answered += asks(&memory, ([10, 0, (honest >> 8) as u8, honest as u8], 40_000), 1);
+        answered += asks(
+            &memory,
+            ([10, 0, (honest >> 8) as u8, honest as u8], 40_000),
+            1,
+        );
         memory.wait(SECOND / 10);
     }
     assert_eq!(answered, 300);

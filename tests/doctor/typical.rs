@@ -309,20 +309,37 @@ fn two_managers() {
     found.expect_remedy(&format!("kill {first}"));
     diagnosis.problem("manager", "is a manager, but not with the control socket");
 
+    // The same workers, from the same ports.
+    let second = || {
+        let mut command = cluster.topology.manager.command(&cluster.binary);
+        command.args(["manager", "--config", &file, "--control-socket", &socket]);
+        command.args([
+            "--pin-path",
+            &format!("{}-second", cluster.place.pin_path.display()),
+        ]);
+        command.args([
+            "--heartbeat-listen",
+            "0.0.0.0:9990",
+            "--http-listen",
+            "127.0.0.1:9991",
+        ]);
+        command.args(["--event-log", "", "--state-file", &elsewhere("second.json")]);
+        command
+    };
+    let refused = second().output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success(), "{said}");
+    for part in [
+        "limits.nat_ports: 4096-32767 overlap 4096-32767 of memlb",
+        "192.168.56.103:8081",
+        "--set limits.nat_ports=",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+
     // Nothing in common but the packets.
-    let mut command = cluster.topology.manager.command(&cluster.binary);
-    command.args(["manager", "--config", &file, "--control-socket", &socket]);
-    command.args([
-        "--pin-path",
-        &format!("{}-second", cluster.place.pin_path.display()),
-    ]);
-    command.args([
-        "--heartbeat-listen",
-        "0.0.0.0:9990",
-        "--http-listen",
-        "127.0.0.1:9991",
-    ]);
-    command.args(["--event-log", "", "--state-file", &elsewhere("second.json")]);
+    let mut command = second();
+    command.args(["--set", "limits.nat_ports=18432-32767"]);
     let log = cluster.place.directory.join("second.log");
     let mut second = Process::start("a second manager", &mut command, &log).unwrap();
     second.wait_for_log(SOON, "ready").unwrap();

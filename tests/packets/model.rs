@@ -151,13 +151,7 @@ impl Model {
 
     /// A client sends a segment to the service, which proves, or not, that it is there, and acknowledges
     /// more, or not, than the handshake.
-    pub fn request(
-        &mut self,
-        client: Client,
-        flags: u8,
-        proves: bool,
-        advanced: bool,
-    ) -> Expected {
+    pub fn request(&mut self, client: Client, flags: u8, proves: bool, advanced: bool) -> Expected {
         let Some(at) = self.connections.iter().position(|one| one.client == client) else {
             return self.stranger(client, flags, 0);
         };

@@ -212,12 +212,22 @@ fn way<A: Address>(handshake: &Handshake<A>) -> Way<A> {
 fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, arrival: &Arrival) -> bool {
     let is_direct = backend.mode == mode::DSR;
     if handshake.client.is_datagram() {
-        return handshake.progress == if is_direct { progress::CLIENT } else { progress::WORKER };
+        return handshake.progress
+            == if is_direct {
+                progress::CLIENT
+            } else {
+                progress::WORKER
+            };
     }
     if is_direct {
         return handshake.progress == progress::CLIENT && has_advanced(handshake, arrival);
     }
-    acknowledges_after(handshake.worker_sequence, arrival.acknowledgement, handshake, arrival)
+    acknowledges_after(
+        handshake.worker_sequence,
+        arrival.acknowledgement,
+        handshake,
+        arrival,
+    )
 }
 
 /// Whether the client acknowledges, with a number that follows `start`, what a worker has answered.
@@ -243,8 +253,13 @@ fn is_half_seen<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool
 /// more, or has sent more.
 #[inline(always)]
 fn has_advanced<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool {
-    let sent = arrival.sequence.wrapping_sub(handshake.client_sequence).wrapping_sub(1);
-    let received = arrival.acknowledgement.wrapping_sub(handshake.worker_sequence);
+    let sent = arrival
+        .sequence
+        .wrapping_sub(handshake.client_sequence)
+        .wrapping_sub(1);
+    let received = arrival
+        .acknowledgement
+        .wrapping_sub(handshake.worker_sequence);
     let (has_sent, has_received) = (sent != 0, received != 0);
     arrival.flags.acknowledges()
         && sent < MOST_WINDOW

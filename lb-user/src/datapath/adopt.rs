@@ -127,7 +127,7 @@ fn identity(backend: &Backend, services: &[(ServiceId, Endpoint)]) -> Identity {
     }
 }
 
-fn check_layout(pin_path: &Path) -> Result<()> {
+pub(super) fn check_layout(pin_path: &Path) -> Result<()> {
     let refuse = |found: String| LayoutError {
         path: pin_path.to_owned(),
         found,
@@ -194,7 +194,7 @@ fn check_layout(pin_path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn array<V: Pod>(pin_path: &Path, map: &str) -> Result<Array<MapData, V>> {
+pub(super) fn array<V: Pod>(pin_path: &Path, map: &str) -> Result<Array<MapData, V>> {
     Array::try_from(Map::Array(open_map(pin_path, map)?)).with_context(|| format!("open map {map}"))
 }
 

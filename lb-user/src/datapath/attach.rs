@@ -157,6 +157,16 @@ pub fn choose(
             .iter()
             .try_for_each(|interface| attach_xdp(program, links, interface.target()))
     });
+    if outcome.is_ok() && wish == Attach::Xdp {
+        for interface in interfaces {
+            if let Some(harm) = harm_of_xdp(interface) {
+                let name = &interface.name;
+                warn!(
+                    "attach = \"xdp\" is configured, but {name} is {harm}; use attach = \"auto\""
+                );
+            }
+        }
+    }
     match (outcome, wish) {
         (Ok(()), Attach::Xdp) => Ok((Choice::Xdp, all("attach = \"xdp\" is configured"))),
         (Ok(()), _) => Ok((Choice::Xdp, all("the driver runs XDP natively"))),
@@ -184,6 +194,18 @@ pub fn unsuited_to_xdp(interface: &Interface) -> Option<String> {
     Some(format!(
         "a virtual interface ({kind}): XDP would see half-computed checksums and split GSO packets"
     ))
+}
+
+/// What goes wrong where XDP runs on an interface although TC is the better choice.
+pub fn harm_of_xdp(interface: &Interface) -> Option<String> {
+    if interface.kind.as_deref() == Some("veth") {
+        return Some(
+            "a veth: its driver drops what XDP sends, without an error, unless the other end has GRO on \
+             (there: ethtool -K NAME gro on) or runs XDP, too; connections then time out"
+                .to_owned(),
+        );
+    }
+    unsuited_to_xdp(interface)
 }
 
 /// A VLAN interface on top of an interface, as the links in `classes`, of sysfs, tell.

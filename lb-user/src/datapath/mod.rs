@@ -28,7 +28,7 @@ mod tables;
 mod trace;
 
 pub use adopt::{Adoption, LayoutError, service_numbers};
-pub(crate) use attach::unsuited_to_xdp;
+pub(crate) use attach::{harm_of_xdp, unsuited_to_xdp};
 pub(crate) use attachments::name_of;
 pub use attachments::{Attachment, AttachmentChange, Choice};
 pub use deny::end_connections;
@@ -36,7 +36,7 @@ pub use flows::{Connection, ConnectionState, read_connections};
 pub(crate) use links::alternative;
 pub use netlink::{Change, Interface, Neighbour, Netlink, Route, Routes};
 pub use object::OBJECT;
-pub use others::{Other, others};
+pub use others::{Other, others, port_conflicts};
 pub use pins::Pins;
 pub use recount::recount;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
@@ -48,7 +48,7 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use lb_common::maps::{Backend, SPREAD, mode, name, policy, state};
 use tracing::{info, warn};
@@ -158,6 +158,9 @@ pub fn prepare(config: &Config) -> Result<Prepared> {
         accept_local_before: None,
     };
     let adoption = adopt::read(&pin_path)?;
+    if let Some(conflict) = port_conflicts(config).first() {
+        bail!("{conflict}");
+    }
     capacity::fit(&pin_path, config)?;
     Ok(Prepared {
         adoption,
@@ -423,7 +426,9 @@ impl Datapath {
                  the maps\n  to do: restart the manager, which makes room; traffic flows on meanwhile"
             )
         };
-        self.tables.lack(config).into_iter().map(refusal).collect()
+        let lacking = self.tables.lack(config).into_iter().map(refusal);
+        let conflicts = port_conflicts(config).into_iter();
+        lacking.chain(conflicts.map(|it| it.to_string())).collect()
     }
 
     /// Writes the ways to the workers as they were found. Link addresses that XDP has learnt are

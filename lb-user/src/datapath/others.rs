@@ -3,22 +3,32 @@
 use std::{
     collections::BTreeSet,
     fmt, fs,
+    net::SocketAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
+use anyhow::Result;
 use aya::programs::{
     SchedClassifier, TcAttachType,
     links::{FdLink, PinnedLink},
 };
+use lb_common::maps::{Backend, Settings, mode, name};
 use procfs::process::Process;
 
 use super::{
+    adopt,
     attach::{INGRESS, LINKS},
     attachments::name_of,
-    bpffs, link_info,
+    bpffs,
+    family::from_mapped,
+    link_info,
 };
-use crate::sockets::{Holder, holder};
+use crate::{
+    config::{Config, PortRange},
+    core::Mode,
+    sockets::{Holder, holder},
+};
 
 /// How deep below a BPF file system's root pins are looked for.
 const DEPTH: u32 = 4;
@@ -69,6 +79,71 @@ pub fn others(pin_path: &Path) -> Vec<Other> {
         look(&mount, DEPTH, &mut seen, &mut found);
     }
     found
+}
+
+/// Another manager that sends to the same workers from the same ports: a worker cannot tell the connections of one
+/// from those of the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortConflict {
+    pub found: String,
+    pub remedy: String,
+}
+
+impl fmt::Display for PortConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n  to do: {}", self.found, self.remedy)
+    }
+}
+
+/// Finds the managers that run in this network namespace, too, and are in conflict with this configuration.
+pub fn port_conflicts(config: &Config) -> Vec<PortConflict> {
+    let services = config.services.iter().filter(|it| it.mode == Mode::Nat);
+    let workers: BTreeSet<SocketAddr> = services
+        .flat_map(|service| service.workers.iter().map(|worker| worker.address))
+        .collect();
+    let others = others(&config.manager.pin_path).into_iter();
+    others
+        .filter_map(|other| port_conflict(config.limits.nat_ports, &workers, &other))
+        .collect()
+}
+
+fn port_conflict(
+    ports: PortRange,
+    workers: &BTreeSet<SocketAddr>,
+    other: &Other,
+) -> Option<PortConflict> {
+    let holder = other.holder.as_ref()?;
+    // Maps of another layout tell nothing.
+    let (theirs, their_workers) = ports_and_workers(&other.pin_path).ok()?;
+    let common = workers.intersection(&their_workers).next()?;
+    let path = other.pin_path.display();
+    ports.overlaps(theirs).then(|| PortConflict {
+        found: format!(
+            "limits.nat_ports: {ports} overlap {theirs} of {holder} (pins {path}), which sends to {common}, \
+             too: the two managers would use the same ports, and break each other's connections"
+        ),
+        remedy: "give each manager ports of its own, memlb manager --set limits.nat_ports=4096-18431 and \
+                 18432-32767, or stop one"
+            .to_owned(),
+    })
+}
+
+/// From which ports a manager sends to which workers.
+fn ports_and_workers(pin_path: &Path) -> Result<(PortRange, BTreeSet<SocketAddr>)> {
+    adopt::check_layout(pin_path)?;
+    let settings = adopt::array::<Settings>(pin_path, name::SETTINGS)?.get(&0, 0)?;
+    let range = PortRange {
+        first: settings.nat_port_first,
+        last: settings.nat_port_first + settings.nat_port_count.saturating_sub(1),
+    };
+    let mut workers = BTreeSet::new();
+    for backend in adopt::array::<Backend>(pin_path, name::BACKENDS)?.iter() {
+        let backend = backend?;
+        if backend.mode == mode::NAT && backend.port != 0 {
+            workers.insert((from_mapped(backend.address), backend.port).into());
+        }
+    }
+    Ok((range, workers))
 }
 
 fn mounts() -> Vec<PathBuf> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Finding, host::Link};
 use crate::{
     config::Attach,
-    datapath::{Interface, unsuited_to_xdp},
+    datapath::{Interface, harm_of_xdp, unsuited_to_xdp},
     status,
 };
 
@@ -85,22 +85,29 @@ fn of_link(facts: &Facts<'_>, name: &str, link: &Link) -> Vec<Finding> {
     findings
 }
 
+/// Leaves the choice between TC and XDP to the manager.
+const AUTO: &str = "memlb manager --attach auto";
+
 /// Says how packets are met there, or would be: the manager's own decision where there is one.
 fn way(facts: &Facts<'_>, name: &str, link: &Link) -> Finding {
-    let mut attached = facts.attached.iter();
-    if let Some(now) = attached.find(|it| it.name == name) {
-        let found = format!("{name}: {} ({})", now.attachment, now.reason);
-        return match now.attachment.as_str() {
-            "none" => Finding::problem("attachment", found, "systemctl restart memlb-manager"),
-            _ => Finding::ok("attachment", found),
-        };
-    }
-    let unsuited = unsuited_to_xdp(&Interface {
+    let interface = Interface {
         index: link.index,
         name: name.to_owned(),
         kind: link.kind.clone(),
-    });
-    match (facts.attach, unsuited) {
+    };
+    let harm = harm_of_xdp(&interface);
+    let mut attached = facts.attached.iter();
+    if let Some(now) = attached.find(|it| it.name == name) {
+        let found = format!("{name}: {} ({})", now.attachment, now.reason);
+        return match (now.attachment.as_str(), harm) {
+            ("none", _) => Finding::problem("attachment", found, "systemctl restart memlb-manager"),
+            ("xdp", Some(harm)) => {
+                Finding::warning("attachment", format!("{name}: xdp, but it is {harm}"), AUTO)
+            }
+            _ => Finding::ok("attachment", found),
+        };
+    }
+    match (facts.attach, unsuited_to_xdp(&interface)) {
         (Attach::Tc, _) => Finding::ok(
             "attachment",
             format!("{name}: tc (attach = \"tc\" is configured)"),
@@ -108,8 +115,11 @@ fn way(facts: &Facts<'_>, name: &str, link: &Link) -> Finding {
         (Attach::Auto, Some(why)) => Finding::ok("attachment", format!("{name}: tc ({why})")),
         (Attach::Xdp, Some(why)) => Finding::warning(
             "attachment",
-            format!("{name}: attach = \"xdp\" is configured, but it is {why}"),
-            "memlb manager --attach auto",
+            format!(
+                "{name}: attach = \"xdp\" is configured, but it is {}",
+                harm.unwrap_or(why)
+            ),
+            AUTO,
         ),
         (wish, None) => {
             let driver = link.driver.as_deref().unwrap_or("unknown");
@@ -281,12 +291,7 @@ mod tests {
                 Verdict::Ok,
                 "tc (a virtual interface (veth)",
             ),
-            (
-                Attach::Xdp,
-                &veth,
-                Verdict::Warning,
-                "virtual interface (veth)",
-            ),
+            (Attach::Xdp, &veth, Verdict::Warning, "GRO on"),
             (Attach::Tc, &nic, Verdict::Ok, "is configured"),
             (
                 Attach::Auto,
@@ -312,6 +317,13 @@ mod tests {
         };
         let findings = examine(Attach::Tc, &[("eth1", link())], &[attached("xdp")]);
         assert_eq!(findings[1].found, "eth1: xdp (because)");
+        let veth = Link {
+            kind: Some("veth".to_owned()),
+            ..link()
+        };
+        let findings = examine(Attach::Xdp, &[("eth1", veth)], &[attached("xdp")]);
+        assert_eq!(findings[1].verdict, Verdict::Warning);
+        assert!(findings[1].found.contains("drops what XDP sends"));
         let findings = examine(Attach::Tc, &[("eth1", link())], &[attached("none")]);
         assert_eq!(findings[1].verdict, Verdict::Problem);
     }

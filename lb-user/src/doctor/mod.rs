@@ -39,7 +39,7 @@ pub use finding::{Diagnosis, Finding, Verdict};
 use crate::{
     config::{Config, PortRange},
     core::{Mode, Protocol},
-    datapath::{Netlink, Route},
+    datapath::{Netlink, Route, port_conflicts},
 };
 use host::Host;
 use machine::Clocks;
@@ -178,6 +178,8 @@ async fn network(
         sockets: &host.sockets,
         workers: &workers.iter().map(|worker| worker.address).collect(),
     }));
+    let conflicts = port_conflicts(config).into_iter();
+    findings.extend(conflicts.map(|it| Finding::problem("ports", it.found, it.remedy)));
     Ok(findings)
 }
 
