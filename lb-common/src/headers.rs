@@ -55,6 +55,9 @@ pub struct Ipv4Header {
 }
 
 impl Ipv4Header {
+    /// In the first byte of the fragment field.
+    pub const DONT_FRAGMENT: u8 = 0x40;
+
     #[inline(always)]
     pub fn version(&self) -> u8 {
         self.version_and_length >> 4
@@ -82,6 +85,17 @@ impl Ipv4Header {
     #[inline(always)]
     pub fn has_ports(&self) -> bool {
         u16::from_be_bytes(self.fragment) & 0x1fff == 0
+    }
+
+    /// The half-word that holds flags and fragment offset.
+    #[inline(always)]
+    pub fn fragment_word(&mut self) -> &mut [u8; 2] {
+        &mut self.fragment
+    }
+
+    #[inline(always)]
+    pub fn identification(&mut self) -> &mut [u8; 2] {
+        &mut self.identification
     }
 
     /// The half-word that holds time to live and protocol, for checksum arithmetic.
@@ -159,9 +173,19 @@ impl UdpHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcmpHeader {
     pub kind: u8,
-    code: u8,
+    pub code: u8,
     pub checksum: [u8; 2],
     rest: [u8; 4],
+}
+
+impl IcmpHeader {
+    /// Of IPv4's fragmentation needed, how many bytes the next link carries; 0 where an old router does not say
+    /// (RFC 1191, section 4).
+    #[inline(always)]
+    pub fn next_hop_mtu(&self) -> u16 {
+        let [_, _, high, low] = self.rest;
+        u16::from_be_bytes([high, low])
+    }
 }
 
 /// The part of a TCP or UDP header that every error message quotes.

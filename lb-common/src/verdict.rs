@@ -53,6 +53,7 @@ verdicts! {
     TableFull = "table_full", "The flow could not be stored: the kernel answers with RST.";
     TimeToLive = "time_to_live", "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
     WrongInterface = "wrong_interface", "With a worker's address, but on another interface than the one that leads to it: passed to the kernel.";
+    NarrowPath = "narrow_path", "An error message says that a client's path is too narrow for a worker's segments: dropped, and they leave so that routers may cut them up.";
     HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
     Denied = "denied", "From a client that the operator has denied: dropped.";
     TooLarge = "too_large", "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";

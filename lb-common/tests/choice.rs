@@ -86,6 +86,7 @@ fn taker(memory: &Memory, client: u32) -> u32 {
         interface: 7,
         time_to_live: 64,
         in_driver: false,
+        asks_for_fragments: false,
         flags: TcpFlags(SYN),
         sequence: 0,
         acknowledgement: 0,

@@ -139,6 +139,7 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "table_full",
             "time_to_live",
             "wrong_interface",
+            "narrow_path",
             "handed_over",
             "denied",
             "too_large",

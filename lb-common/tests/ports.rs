@@ -188,6 +188,7 @@ fn arrival(flags: u8) -> Arrival {
         interface: 7,
         time_to_live: 64,
         in_driver: false,
+        asks_for_fragments: false,
         flags: TcpFlags(flags),
         sequence: 0,
         acknowledgement: 1,

@@ -547,6 +547,15 @@ fn forged_datagrams_refuse_no_other_client() {
         ..*memory.services.keys().next().unwrap()
     };
     memory.services.insert(service, Service { id: 0 });
+    let of_datagrams = |(endpoint, pool): (&ServiceKey, &u32)| {
+        let endpoint = ServiceKey {
+            protocol: PROTOCOL_UDP,
+            ..*endpoint
+        };
+        (endpoint, *pool)
+    };
+    let pools: Vec<_> = memory.endpoints.iter().map(of_datagrams).collect();
+    memory.endpoints.extend(pools);
     let asks = |memory: &Memory, source, times| {
         let client = FlowKey {
             protocol: PROTOCOL_UDP.into(),
@@ -572,7 +581,7 @@ fn forged_datagrams_refuse_no_other_client() {
         }
         answered += asks(
             &memory,
-            ([10, 0, (honest >> 8) as u8, honest as u8], 40_000),
+            ([10, 1, (honest >> 8) as u8, honest as u8], 40_000),
             1,
         );
         memory.wait(SECOND / 10);
@@ -818,6 +827,7 @@ fn arrival(flags: u8) -> Arrival {
         interface: ETH,
         time_to_live: 64,
         in_driver: false,
+        asks_for_fragments: false,
         flags: TcpFlags(flags),
         sequence: 0,
         acknowledgement: WORKER_START + 1,

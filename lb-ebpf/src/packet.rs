@@ -49,6 +49,7 @@ impl Meeting {
         Arrival {
             hook: self.hook,
             in_driver: self.in_driver,
+            asks_for_fragments: false,
             interface: self.interface,
             source_mac: match self.tag {
                 0 => source_mac,
@@ -80,7 +81,10 @@ impl<A: Family> Desk<A> {
             let message = Quoted::<A>::view(bytes, located)?;
             self.key = message.tuple();
             self.may_be_ours(meeting.hook)?;
-            self.arrival = meeting.with_no_segment(message.ethernet, message.ip);
+            self.arrival = Arrival {
+                asks_for_fragments: message.asks_for_fragments(),
+                ..meeting.with_no_segment(message.ethernet, message.ip)
+            };
             return Ok(Read::Message);
         }
         let segment = segment::<A>(bytes, located).ok_or(Verdict::Truncated)?;

@@ -3,7 +3,8 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
     helpers::generated::{
-        bpf_redirect, bpf_redirect_neigh, bpf_skb_load_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        bpf_get_prandom_u32, bpf_redirect, bpf_redirect_neigh, bpf_skb_load_bytes,
+        bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
@@ -223,7 +224,7 @@ fn hops<A: Address>(arrival: &Arrival, decision: &Decision<A>) -> Difference {
 #[inline(always)]
 fn address<A>(ethernet: &mut EthernetHeader, decision: &Decision<A>) {
     match decision.exit {
-        Exit::Client => {
+        Exit::Client | Exit::ClientInFragments => {
             ethernet.destination = decision.destination_mac.bytes();
             ethernet.source = decision.source_mac.bytes();
         }
@@ -249,16 +250,26 @@ fn send<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i3
             move_to_vlan(skb, tag, 0);
             by_route(decision.interface)
         }
-        Exit::Client => {
-            mark(skb);
-            move_to_vlan(skb, tag, decision.destination_mac.tag());
-            redirect(decision.interface, 0)
+        Exit::Client => to_client(skb, tag, decision),
+        Exit::ClientInFragments => {
+            if let Some(ip) = linear(skb).at::<A::Header>(ETHERNET_LEN) {
+                // SAFETY: the helper takes no argument.
+                ip.allow_fragments(unsafe { bpf_get_prandom_u32() } as u16);
+            }
+            to_client(skb, tag, decision)
         }
         Exit::Loopback => {
             move_to_vlan(skb, tag, 0);
             redirect(LOOPBACK, BPF_F_INGRESS.into())
         }
     }
+}
+
+#[inline(always)]
+fn to_client<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i32 {
+    mark(skb);
+    move_to_vlan(skb, tag, decision.destination_mac.tag());
+    redirect(decision.interface, 0)
 }
 
 /// The frame, for the trace: its first bytes may lie anywhere.

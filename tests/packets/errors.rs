@@ -1,5 +1,7 @@
 //! ICMP errors about flows: they reach whoever sent the packet that they tell of.
 
+use std::time::Duration;
+
 use lb_common::{
     maps::{Neighbour, state},
     verdict::Verdict,
@@ -14,7 +16,8 @@ use crate::{
     lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, ROUTER, WORKER1, WORKER2},
     local::{answers, takes},
     message::{Message, Problem},
-    outcome::Action,
+    outcome::{Action, Outcome},
+    segment::Protocol,
     untouched::shortest,
 };
 
@@ -85,7 +88,8 @@ fn an_error_leaves_the_flow_as_it_is() {
     at_both_edges(|bench| {
         for call in connected(bench) {
             let before = bench.entries();
-            for problem in Problem::ALL {
+            for problem in &Problem::ALL[1..] {
+                let problem = *problem;
                 worker_is_told(bench, &call, &from_the_clients_side(&call, problem));
                 client_is_told(bench, &call, &from_the_workers_side(&call, problem));
             }
@@ -94,6 +98,54 @@ fn an_error_leaves_the_flow_as_it_is() {
             call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
         }
     });
+}
+
+/// To its worker, all clients have the manager's address: told of a narrow path, it would take all for narrow.
+#[test]
+fn a_narrow_path_is_the_matter_of_one_connection() {
+    over(Family::V4, |bench| {
+        let [narrow, wide] = [CLIENT, OTHER_CLIENT].map(|client| {
+            let mut call = bench.call(client, 40_000);
+            call.connects(bench, WORKER1);
+            call
+        });
+        for mtu in [0, 296, 1_280] {
+            let message = from_the_clients_side(&narrow, Problem::TooBig(mtu));
+            worker_is_told(bench, &narrow, &message.quotes_the_least());
+        }
+        for _ in 0..2 {
+            let reply = narrow.reply(WORKER1, PSH | ACK).payload([b'x'; 1_400]);
+            let expected = narrow.at_client(&reply).frame();
+            let expected = with_ip_field(expected, at::FRAGMENT, &[0, 0]);
+            sends_on(bench, &reply.frame()).comes_from(WORKER1, expected);
+            // What has no number of its own gets one.
+            let numberless = with_ip_field(reply.frame(), IDENTIFICATION, &[0, 0]);
+            let left = sends_on(bench, &numberless).left;
+            assert_eq!(left[at::FRAGMENT], 0);
+            let number = [left[IDENTIFICATION], left[IDENTIFICATION + 1]];
+            assert_eq!(with_ip_field(left.clone(), IDENTIFICATION, &number), left);
+
+            let whole = wide.reply(WORKER1, PSH | ACK).payload([b'x'; 1_400]);
+            wide.replies(bench, WORKER1, &whole);
+            // The client's packets change nothing.
+            bench.wait(Duration::from_secs(2));
+            narrow.requests(bench, WORKER1, &narrow.ack());
+        }
+    });
+}
+
+/// Where an IPv4 header numbers its packet.
+const IDENTIFICATION: usize = 18;
+
+/// Feeds a reply that XDP leaves to TC.
+fn sends_on(bench: &Bench, reply: &[u8]) -> Outcome {
+    match bench.edge {
+        Edge::Tc => bench.receives(reply),
+        Edge::Xdp => {
+            bench.receives(reply).passes(Verdict::HandedOver);
+            bench.behind_xdp(reply)
+        }
+    }
 }
 
 #[test]
@@ -252,13 +304,13 @@ fn an_error_whose_quote_is_no_plain_packet_passes_untouched() {
     over(Family::V4, |bench| {
         for call in connected(bench) {
             let about = call.at_client(&call.reply(WORKER1, PSH | ACK).payload([b'x'; 60]));
-            let message = call.complains(Problem::TooBig(1_280), &about);
+            let message = call.complains(Problem::HostUnreachable, &about);
             let quote = bench.family.transport() + 8;
             let quoting = |at: usize, bytes: &[u8]| {
                 with_icmp_checksum(with(message.frame(), quote + at, bytes))
             };
             let options =
-                call.complains(Problem::TooBig(1_280), &about.clone().ip_options(&[1; 4]));
+                call.complains(Problem::HostUnreachable, &about.clone().ip_options(&[1; 4]));
             for (what, frame) in [
                 ("options", options.frame()),
                 ("version 6", quoting(0, &[0x65])),
@@ -283,7 +335,7 @@ fn an_error_whose_quote_is_no_plain_packet_passes_untouched() {
                 [(DESTINATION_OPTIONS, 8)],
             ] {
                 let about = about.clone().extensions(&extensions);
-                let message = call.complains(Problem::TooBig(1_280), &about);
+                let message = call.complains(Problem::HostUnreachable, &about);
                 bench.receives(&message).passes(Verdict::OtherProtocol);
             }
         }
@@ -357,7 +409,7 @@ fn no_time_to_live_of_an_error_runs_out_at_the_manager() {
 fn an_error_with_a_wrong_checksum_stays_wrong() {
     at_both_edges(|bench| {
         for call in connected(bench) {
-            let message = from_the_clients_side(&call, Problem::TooBig(1_280));
+            let message = from_the_clients_side(&call, Problem::TimeExceeded);
             let damaged = |message: &Message| {
                 let mut frame = message.frame();
                 *frame.last_mut().unwrap() ^= 0x40;
@@ -375,13 +427,13 @@ fn xdp_leaves_an_error_for_a_worker_that_it_has_not_met_to_tc() {
     at_edge(Edge::Xdp, |bench| {
         for call in connected(bench) {
             bench.neighbour(WORKER1.id, Neighbour::default());
-            let message = from_the_clients_side(&call, Problem::TooBig(1_280));
+            let message = from_the_clients_side(&call, Problem::TimeExceeded);
             bench.receives(&message).passes(Verdict::HandedOver);
             let mut unresolved = call.complaint_at_worker(WORKER1, &message);
             (unresolved.from_mac, unresolved.to_mac) = (message.from_mac, message.to_mac);
             bench.behind_xdp(&message).goes_to(WORKER1, &unresolved);
             // Nor does it learn from one.
-            let message = from_the_workers_side(&call, Problem::TooBig(1_280));
+            let message = from_the_workers_side(&call, Problem::TimeExceeded);
             client_is_told(bench, &call, &message);
             assert!(!bench.known_neighbour(WORKER1.id).is_known());
             call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
@@ -426,8 +478,15 @@ fn from_the_workers_side(call: &Call, problem: Problem) -> Message {
     call.worker_complains(WORKER1, problem, &request)
 }
 
+/// The worker gets the message, unless it says that the path to the client of an established connection is narrow,
+/// which all clients would suffer for.
 #[track_caller]
 fn worker_is_told(bench: &Bench, call: &Call, message: &Message) {
+    let is_too_big = matches!(message.problem, Problem::TooBig(_));
+    let may_be_cut_up = call.family == Family::V4 && call.protocol == Protocol::Tcp;
+    if is_too_big && may_be_cut_up && bench.entry(call.request_key()).is_some() {
+        return bench.receives(message).is_dropped(Verdict::NarrowPath);
+    }
     bench
         .receives(message)
         .goes_to(WORKER1, &call.complaint_at_worker(WORKER1, message));

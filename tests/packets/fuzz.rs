@@ -209,7 +209,8 @@ impl Shape {
     /// Whether forwarding may change this byte: link addresses, hops, addresses, ports, checksums.
     fn may_change(&self, frame: &[u8], byte: usize) -> bool {
         let ip = match self.family {
-            Family::V4 => matches!(byte, 0..12 | 22 | 24..34),
+            // Segments on a narrow path may be cut up, for which they get a number if they have none.
+            Family::V4 => matches!(byte, 0..12 | 18..=20 | 22 | 24..34),
             Family::V6 => matches!(byte, 0..12 | 21..54),
         };
         let Some(byte) = byte.checked_sub(self.transport) else {

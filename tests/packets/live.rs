@@ -138,7 +138,7 @@ fn an_error_crosses_vlans_as_its_flow_does() {
         arrives(bench, message.frame(), Some(7));
         is_sent(wire, call.complaint_at_client(&message).frame(), Some(5));
         let about = call.at_client(&call.reply(WORKER1, ACK));
-        let message = call.complains(Problem::TooBig(1_280), &about);
+        let message = call.complains(Problem::HostUnreachable, &about);
         arrives(bench, message.frame(), Some(5));
         let told = call.complaint_at_worker(WORKER1, &message);
         is_sent(

@@ -73,14 +73,14 @@ fn an_error_about_a_connection_is_told_with_its_tuple() {
         call.connects(bench, WORKER1);
         bench.traces(TraceOrder::ALL, LONG);
         let about = call.at_client(&call.reply(WORKER1, ACK));
-        let message = call.complains(Problem::TooBig(1_280), &about);
+        let message = call.complains(Problem::PortUnreachable, &about);
         bench
             .receives(message.frame())
             .goes_to(WORKER1, call.complaint_at_worker(WORKER1, &message).frame());
         let tuples = (call.request_key(), call.reply_key(WORKER1).reversed());
         let (protocol, kind, code) = match call.family {
-            crate::frame::Family::V4 => (PROTOCOL_ICMP, 3, 4),
-            crate::frame::Family::V6 => (PROTOCOL_ICMPV6, 2, 0),
+            crate::frame::Family::V4 => (PROTOCOL_ICMP, 3, 3),
+            crate::frame::Family::V6 => (PROTOCOL_ICMPV6, 1, 4),
         };
         let told = TraceEvent {
             protocol,

@@ -86,7 +86,8 @@ pub struct Flow<A = V4> {
     pub manager_mac: Mac,
     pub backend: u32,
     /// Index of the interface on which the client is; [`super::LOOPBACK`] for the manager itself. With
-    /// [`BY_ROUTE`] in a reply's entry, the manager's route to the client is used, not `client_mac`.
+    /// [`BY_ROUTE`] in a reply's entry, the manager's route to the client is used, not `client_mac`; with
+    /// [`IN_FRAGMENTS`], its path is narrow.
     pub client_interface: u32,
     /// One of [`direction`].
     pub direction: u8,
@@ -106,9 +107,13 @@ pub struct Flow<A = V4> {
     pub bytes: u64,
 }
 
-/// The bit of a reply's `client_interface` that is set while the client does not acknowledge. It is the
-/// sign bit, so that one comparison tells the usual interface from all others.
+/// The bit of a reply's `client_interface` that is set while the client does not acknowledge. Like the
+/// next, it is above all indices of interfaces, so that one comparison tells the usual interface from all others.
 pub const BY_ROUTE: u32 = 1 << 31;
+
+/// The bit of a reply's `client_interface` that is set once the client's path is known to be too narrow for the
+/// worker's segments: they then leave so that routers may cut them up.
+pub const IN_FRAGMENTS: u32 = 1 << 30;
 
 /// A tick in nanoseconds, about 17 ms: so short that it tells between two selections, so long that a word
 /// counts them for two years.

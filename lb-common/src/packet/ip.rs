@@ -75,6 +75,14 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
     /// Whether an ICMP message tells of an error with a packet that it quotes.
     fn is_error(icmp: &IcmpHeader) -> bool;
 
+    /// Whether such a message says that a packet was too big for the next link, and that routers may cut it up
+    /// if its sender lets them.
+    fn asks_for_fragments(icmp: &IcmpHeader) -> bool;
+
+    /// Lets routers cut the packet up. Its checksum, if it has one, is brought up to date. `number` identifies
+    /// the packet, where its sender did not mean it to be cut up and gave it none.
+    fn allow_fragments(&mut self, number: u16);
+
     /// Replaces the addresses and, when the packet is forwarded, takes one hop off its time to live, as
     /// [`after_hop`] has it.
     /// Its own checksum, if it has one, is brought up to date. Returns what changed of the addresses.
@@ -154,6 +162,25 @@ impl IpHeader for Ipv4Header {
     #[inline(always)]
     fn is_error(icmp: &IcmpHeader) -> bool {
         matches!(icmp.kind, 3 | 4 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn asks_for_fragments(icmp: &IcmpHeader) -> bool {
+        icmp.kind == 3 && icmp.code == 4
+    }
+
+    #[inline(always)]
+    fn allow_fragments(&mut self, number: u16) {
+        let flags = *self.fragment_word();
+        let allowed = [flags[0] & !Self::DONT_FRAGMENT, flags[1]];
+        let mut changed = Difference::of_u16(flags, allowed);
+        *self.fragment_word() = allowed;
+        let before = *self.identification();
+        if before == [0, 0] {
+            *self.identification() = number.to_be_bytes();
+            changed = changed.plus(Difference::of_u16(before, number.to_be_bytes()));
+        }
+        self.checksum = changed.apply(self.checksum);
     }
 
     #[inline(always)]
@@ -248,6 +275,15 @@ impl IpHeader for Ipv6Header {
     fn is_error(icmp: &IcmpHeader) -> bool {
         matches!(icmp.kind, 1..=4)
     }
+
+    /// Only the sender cuts packets up (RFC 8200, section 5).
+    #[inline(always)]
+    fn asks_for_fragments(_icmp: &IcmpHeader) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn allow_fragments(&mut self, _number: u16) {}
 
     #[inline(always)]
     fn replace(&mut self, source: V6, destination: V6, forwarded: bool) -> Difference {

@@ -78,6 +78,12 @@ impl<'a, A: Address> Quoted<'a, A> {
         }
     }
 
+    /// Whether it says that the quoted packet would get through in fragments.
+    #[inline(always)]
+    pub fn asks_for_fragments(&self) -> bool {
+        A::Header::asks_for_fragments(&self.message.icmp)
+    }
+
     /// Makes it a message about the packet that `leaves` answers to, in place of the one that `key`
     /// answers to. Where the flow's translation replaces the sender, it does so here, too: nobody
     /// behind it knows the routers before it. The checksum of the ICMP header is left to the caller.

@@ -1,13 +1,13 @@
 //! The way of ICMP error messages about flows: they go where the packet came from that they tell of.
 
 use super::{
-    Arrival, Decision, Hook, Tables, Way,
-    flow::{is_live, keeps_flows},
+    Arrival, Decision, Exit, Hook, Tables, Way,
+    flow::{are_twins, is_live, keeps_flows},
     leave,
     place::{NOWHERE, find_client, find_routed, find_worker},
 };
 use crate::{
-    maps::{FlowKey, direction},
+    maps::{BY_ROUTE, FlowKey, IN_FRAGMENTS, direction, mode},
     verdict::Verdict,
 };
 
@@ -40,12 +40,36 @@ fn related<T: Tables>(
         return Verdict::NotOurs;
     };
     match tables.backend(way.backend) {
-        Some(backend) if keeps_flows(backend) => leave(&way, backend, decision),
+        Some(backend) if keeps_flows(backend) => {
+            let is_shared = way.is_request && backend.mode == mode::NAT;
+            if is_shared && arrival.asks_for_fragments && narrows(tables, key, &way) {
+                decision.backend = way.backend;
+                decision.exit = Exit::Drop;
+                return Verdict::NarrowPath;
+            }
+            leave(&way, backend, decision)
+        }
         _ => {
             decision.backend = way.backend;
             Verdict::BackendDown
         }
     }
+}
+
+/// Marks the connection as one whose worker's segments must be cut up on their way to the client. To its worker all
+/// clients have the manager's address: told of one narrow path, it would take it for all of theirs. Says whether
+/// there is such a connection: datagrams have no numbers of their own to be put together by (RFC 6864).
+#[inline(always)]
+fn narrows<T: Tables>(tables: &T, key: &FlowKey<T::Address>, way: &Way<T::Address>) -> bool {
+    if key.is_datagram() {
+        return false;
+    }
+    let reply = tables.established(&way.leaves.reversed());
+    let Some(mut reply) = reply.filter(|reply| are_twins(key, reply)) else {
+        return false;
+    };
+    reply.client_interface |= IN_FRAGMENTS;
+    true
 }
 
 #[inline(always)]
@@ -55,7 +79,8 @@ fn established<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> Option<Way<T
         is_request: flow.direction == direction::REQUEST,
         leaves: flow.leaves,
         backend: flow.backend,
-        client_interface: flow.client_interface,
+        // What is to become of replies does not concern a message.
+        client_interface: flow.client_interface & !(BY_ROUTE | IN_FRAGMENTS),
         client_mac: flow.client_mac,
         manager_mac: flow.manager_mac,
     })

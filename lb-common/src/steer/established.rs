@@ -13,7 +13,7 @@ use super::{
 use crate::{
     address::Address,
     headers::TcpFlags,
-    maps::{BY_ROUTE, Flow, FlowKey, LOOPBACK, direction, mode, ticks},
+    maps::{BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, LOOPBACK, direction, mode, ticks},
     verdict::Verdict,
 };
 
@@ -203,7 +203,7 @@ fn look_after_twin<T: Tables>(
             return false;
         }
         if flow.direction == direction::REQUEST {
-            twin.client_interface = flow.client_interface;
+            twin.client_interface = flow.client_interface | twin.client_interface & IN_FRAGMENTS;
             twin.client_mac = flow.client_mac;
             twin.manager_mac = flow.manager_mac;
         } else if !key.is_datagram() {

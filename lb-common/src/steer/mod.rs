@@ -20,8 +20,8 @@ use crate::{
     address::{Address, V4, V6},
     headers::TcpFlags,
     maps::{
-        BY_ROUTE, Backend, Flow, FlowKey, Handshake, LOOPBACK, Mac, Notes, Policy, PortPool,
-        PortWord, Service, ServiceKey, Settings, mode,
+        BY_ROUTE, Backend, Flow, FlowKey, Handshake, IN_FRAGMENTS, LOOPBACK, Mac, Notes, Policy,
+        PortPool, PortWord, Service, ServiceKey, Settings, mode,
     },
     verdict::Verdict,
 };
@@ -62,6 +62,8 @@ pub struct Arrival {
     pub flags: TcpFlags,
     /// Whether it met XDP, behind which TC meets what XDP cannot send.
     pub in_driver: bool,
+    /// Of an error message: the packet that it quotes would get through in fragments.
+    pub asks_for_fragments: bool,
     pub sequence: u32,
     pub acknowledgement: u32,
     /// Packets and bytes on the wire that this one stands for.
@@ -86,6 +88,8 @@ pub enum Exit {
     Client,
     /// Rewritten, to where the manager's own route to the client leads.
     ClientByRoute,
+    /// As [`Exit::Client`], but so that routers may cut the packet up.
+    ClientInFragments,
     /// Rewritten, to a client on the manager itself.
     Loopback,
 }
@@ -440,13 +444,17 @@ fn leave<A: Address>(way: &Way<A>, backend: &Backend, decision: &mut Decision<A>
         return Verdict::ToBackend;
     }
     decision.interface = way.client_interface;
-    decision.exit = if way.client_interface as i32 > LOOPBACK as i32 {
+    decision.exit = if (LOOPBACK + 1..IN_FRAGMENTS).contains(&way.client_interface) {
         Exit::Client
     } else if way.client_interface == LOOPBACK {
         Exit::Loopback
     } else {
-        decision.interface = way.client_interface & !BY_ROUTE;
-        Exit::ClientByRoute
+        decision.interface = way.client_interface & !(BY_ROUTE | IN_FRAGMENTS);
+        if way.client_interface & BY_ROUTE != 0 {
+            Exit::ClientByRoute
+        } else {
+            Exit::ClientInFragments
+        }
     };
     decision.destination_mac = way.client_mac;
     decision.source_mac = way.manager_mac;
