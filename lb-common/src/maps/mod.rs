@@ -21,9 +21,7 @@ pub use companion::{
     companion_name,
 };
 pub use counters::{Counter, Traffic};
-pub use flow::{
-    BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, TICK_NS, direction, ended, since, ticks,
-};
+pub use flow::{BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, TICK_NS, direction, ended, since, ticks};
 pub use handshake::{Handshake, progress};
 pub use mac::Mac;
 pub use ports::{
