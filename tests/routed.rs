@@ -47,16 +47,20 @@ fn serves_behind_the_manager(attach: &str) {
         output(route.args(["-6", "route", "add", "default", "via", &by_the_manager])).unwrap();
     }
     cluster.wait_for_page("Worker1", SOON).unwrap();
-    let [client, manager] = [&cluster.topology.client, &cluster.topology.manager];
+    let [node, manager] = [&cluster.topology.client, &cluster.topology.manager];
     let services = [
-        (cluster.service(), IpAddr::from(client.address())),
+        (cluster.service(), IpAddr::from(node.address())),
         (
             SocketAddr::new(manager.address6().into(), cluster.service().port()),
-            client.address6().into(),
+            node.address6().into(),
         ),
     ];
     for (service, address) in services {
-        let mut kept = Connection::open(client, service, SOON).unwrap();
+        wait_until(SOON, "worker1 to be selected", || {
+            client::get(node, service, "/", SOON).is_ok_and(|page| page.first_line() == "Worker1")
+        })
+        .unwrap();
+        let mut kept = Connection::open(node, service, SOON).unwrap();
         assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
         let connections = cluster.topology.workers[0]
             .run("ss", &["-Htn", "state", "established"])

@@ -483,7 +483,8 @@ fn from_the_workers_side(call: &Call, problem: Problem) -> Message {
 #[track_caller]
 fn worker_is_told(bench: &Bench, call: &Call, message: &Message) {
     let is_too_big = matches!(message.problem, Problem::TooBig(_));
-    let may_be_cut_up = call.family == Family::V4 && call.protocol == Protocol::Tcp;
+    let is_shared = !call.is_routed;
+    let may_be_cut_up = is_shared && call.family == Family::V4 && call.protocol == Protocol::Tcp;
     if is_too_big && may_be_cut_up && bench.entry(call.request_key()).is_some() {
         return bench.receives(message).is_dropped(Verdict::NarrowPath);
     }
