@@ -122,7 +122,7 @@ impl<'a> Segment<'a> {
         packet.extend(self.destination.port().to_be_bytes());
         packet.extend(self.sequence.to_be_bytes());
         packet.extend(self.acknowledged.to_be_bytes());
-        packet.extend([((TCP_HEADER + options.len()) / 4 << 4) as u8, self.flags]);
+        packet.extend([(((TCP_HEADER + options.len()) / 4) << 4) as u8, self.flags]);
         packet.extend(64_240_u16.to_be_bytes());
         packet.extend([0; 4]);
         packet.extend(options);
