@@ -313,7 +313,7 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
         (
             Kind::IdleTimesReversed,
             "half_open_idle = \"30s\"",
-            "half_open_idle = \"2h\"",
+            "half_open_idle = \"3h\"",
         ),
         (Kind::TooManyBackends, "backends = 256", "backends = 3"),
         (
