@@ -268,15 +268,16 @@ fn revive<T: Tables>(
     if ended::both(flow.ended, twin_ended) {
         return;
     }
-    let request = if flow.direction == direction::REQUEST {
-        Some(flow)
-    } else {
-        twin
-    };
-    if let Some(request) = request
+    // In branches of their own: Linux 6.1 does not see that the other entry is there where it is needed.
+    if flow.direction == direction::REQUEST {
+        if tables.give_count(flow) {
+            tables.count_active(flow.backend, true);
+            retake(tables, flow.backend, &flow.leaves);
+        }
+    } else if let Some(request) = twin
         && tables.give_count(request)
     {
-        tables.count_active(request.backend, true);
+        tables.count_active(flow.backend, true);
         retake(tables, request.backend, &request.leaves);
     }
 }
