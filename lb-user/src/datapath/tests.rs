@@ -86,9 +86,14 @@ fn config(services: &[Option<WantedService>; 3]) -> Config {
         let Some(wanted) = service else {
             continue;
         };
+        // In mode `routed`, a worker has a port for each of its services.
+        let server = match wanted.mode {
+            Mode::Routed => 9_000 + wanted.port,
+            _ => 8_081,
+        };
         let workers = wanted.workers.iter().map(|(machine, is_other)| {
             let (name, last) = (name(*machine, *is_other), 110 + machine);
-            format!("{{ name = \"{name}\", address = \"192.168.56.{last}:8081\" }}")
+            format!("{{ name = \"{name}\", address = \"192.168.56.{last}:{server}\" }}")
         });
         let WantedService {
             port, mode, policy, ..
