@@ -514,7 +514,7 @@ impl Elsewhere {
             .current_dir(&self.directory)
             .args(["manager", "--config"])
             .arg(&self.configuration)
-            .arg("--control-socket")
+            .args(["--set", "limits.nat_ports=61000-62000", "--control-socket"])
             .arg(socket);
         command
     }

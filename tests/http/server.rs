@@ -116,6 +116,7 @@ fn a_port_in_use_is_said_and_nothing_is_left() {
     command
         .args(["manager", "--interface", "eth1", "--event-log", ""])
         .args(["--heartbeat-listen", "0.0.0.0:9997", "--pin-path", &pins])
+        .args(["--set", "limits.nat_ports=61000-62000"])
         .arg("--control-socket")
         .arg(directory.join("other.sock"));
     let error = format!("{:#}", output(&mut command).unwrap_err());
