@@ -116,8 +116,9 @@ pub const DEFAULT_BACKENDS: u32 = 256;
 pub const MOST_HOMES: u32 = 4_096;
 /// Capacity of `flows` unless configured; a connection takes two entries.
 pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
-/// Capacity of `half_open`: with 60,000 SYNs a second, a handshake stays for half a second.
-pub const DEFAULT_HANDSHAKES: u32 = 32_768;
+/// Capacity of `half_open`, smaller than the range of ports, so that a flood leaves ports to others: with 60,000
+/// SYNs a second, a handshake stays for a quarter of a second.
+pub const DEFAULT_HANDSHAKES: u32 = 16_384;
 /// Capacity of `deny`, the prefixes of clients that are denied. An entry takes memory only while it is there.
 pub const DENIED_PREFIXES: u32 = 16_384;
 /// How many places of `half_open` a connection may take. A further handshake replaces the oldest one there.
