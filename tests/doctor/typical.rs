@@ -339,7 +339,7 @@ fn two_managers() {
 
     // Nothing in common but the packets.
     let mut command = second();
-    command.args(["--set", "limits.nat_ports=18432-32767"]);
+    command.args(["--set", "limits.nat_ports=61000-62000"]);
     let log = cluster.place.directory.join("second.log");
     let mut second = Process::start("a second manager", &mut command, &log).unwrap();
     second.wait_for_log(SOON, "ready").unwrap();
