@@ -282,7 +282,7 @@ impl<A: Family> Tables for Maps<A> {
     #[inline(always)]
     fn home(&self, address: A) -> Option<u32> {
         // SAFETY: copied at once; this program never changes the map.
-        unsafe { HOMES.get(&address.mapped()) }.copied()
+        unsafe { HOMES.get(address.mapped()) }.copied()
     }
 
     #[inline(always)]
@@ -524,9 +524,10 @@ unsafe fn set(word: *mut u64, bits: u64) -> u64 {
 #[inline(always)]
 fn port_bits(index: u32, state: PortState) -> Option<*mut u64> {
     let word = POOL_WORDS.get_ptr_mut(index)?;
-    // SAFETY: array slots live as long as the map.
     Some(match state {
+        // SAFETY: array slots live as long as the map.
         PortState::Used => unsafe { &raw mut (*word).used },
+        // SAFETY: as above.
         PortState::Waiting => unsafe { &raw mut (*word).waiting },
     })
 }

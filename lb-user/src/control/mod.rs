@@ -63,7 +63,7 @@ pub enum Request {
     },
     /// Takes that back; answered by [`DenyAnswer`].
     Allow { prefixes: Vec<Prefix> },
-    /// Answered by [`DenyList`].
+    /// Answered by `DenyList`.
     ListDenied,
     /// Answered by [`crate::flows::Flows`].
     Flows {
