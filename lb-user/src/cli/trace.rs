@@ -7,7 +7,10 @@ use memlb::{
     control::{Request, understand},
     trace::{Clients, DEFAULT_RATE, Line, MOST_RATE, Missed, Wanted},
 };
-use tokio::{select, signal::ctrl_c};
+use tokio::{
+    select,
+    signal::unix::{SignalKind, signal},
+};
 
 use super::{Failure, Outcome, block_on, print, remote::Remote};
 
@@ -85,6 +88,8 @@ async fn show(args: Args) -> Outcome {
         duration_ms: args.duration.map(milliseconds),
     });
     let mut lines = args.remote.client().stream(&request).await?;
+    // One listener for all the loop: a signal between two listeners would be lost.
+    let mut interrupts = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     let (mut packets, mut missed) = (0, Missed::default());
     loop {
         let text = select! {
@@ -92,8 +97,7 @@ async fn show(args: Args) -> Outcome {
                 let text = text.context("wait for packets")?;
                 text.ok_or_else(|| Failure::RunTime(anyhow!("the manager has gone")))?
             }
-            interrupted = ctrl_c() => {
-                interrupted.context("wait for Ctrl-C")?;
+            _ = interrupts.recv() => {
                 let end = Line::End { packets, missed };
                 serde_json::to_string(&end).context("encode the end")?
             }
