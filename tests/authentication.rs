@@ -14,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_core::{BootId, WorkerState};
 use memlb::{
-    core::{BootId, WorkerState},
     heartbeat::{Heartbeat, MemoryReport, Nonce},
     keys::{self, Key, KeyId},
 };

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use memlb::core::EVERYBODY;
+use lb_core::EVERYBODY;
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Nginx, Probe, Process, Report, Wire,
     cluster::{worker_name, worker_port},

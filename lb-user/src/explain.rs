@@ -2,10 +2,10 @@
 
 use std::{fmt, time::Duration};
 
+use lb_core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, ServiceSnapshot};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, ServiceSnapshot},
     flows::{Client, Filter, FlowRow, Flows},
     history::{Decision, History, now_ms},
 };

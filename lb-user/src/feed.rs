@@ -8,13 +8,12 @@ use std::{
     time::SystemTime,
 };
 
+use lb_core::Severity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::broadcast;
 use tracing::warn;
-
-use crate::core::Severity;
 
 /// How many events are kept for those who come later.
 pub const KEPT: usize = 256;

@@ -7,11 +7,11 @@ use std::{
     str::FromStr,
 };
 
+use lb_core::{BackendSnapshot, Protocol, ServiceSnapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::{BackendSnapshot, Protocol, ServiceSnapshot},
     datapath::{Connection, ConnectionState},
     trace::Clients,
 };

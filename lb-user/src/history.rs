@@ -6,9 +6,8 @@ use std::{
     time::SystemTime,
 };
 
+use lb_core::ServiceSnapshot;
 use serde::{Deserialize, Serialize};
-
-use crate::core::ServiceSnapshot;
 
 /// How many decisions are kept for each service.
 const KEPT: usize = 64;
@@ -68,10 +67,8 @@ pub fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{Config, Overrides, Pinned},
-        core::Core,
-    };
+    use crate::config::{Config, Overrides, Pinned};
+    use lb_core::Core;
 
     #[test]
     fn finds_the_decision_that_was_in_force() {

@@ -1,6 +1,6 @@
 //! memlb: a kernel-path load balancer steered by worker memory.
 //!
-//! [`manager`] is the loop between the world and the pure decision [`core`]: it feeds heartbeats and
+//! [`manager`] is the loop between the world and the pure decision core, [`lb_core`]: it feeds heartbeats and
 //! time in, and carries the core's commands out to the [`datapath`]. [`agent`] is its counterpart
 //! on each worker; [`control`] is how an operator asks a running manager.
 
@@ -8,7 +8,6 @@ mod addresses;
 pub mod agent;
 pub mod config;
 pub mod control;
-pub mod core;
 pub mod datapath;
 pub mod deny;
 pub mod doctor;

@@ -2,16 +2,14 @@
 
 use std::time::Duration;
 
+use lb_core::{Event, Health};
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, proto::MetricFamily,
 };
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{
-    config::Config,
-    core::{Event, Health},
-};
+use crate::config::Config;
 
 /// Rules by which a service leaves a worker; they stand at 0 from the start, so that the first one
 /// is an increase.

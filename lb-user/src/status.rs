@@ -3,13 +3,11 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use lb_common::verdict::Verdict;
+use lb_core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, Marked, Mode, Policy, ServiceSnapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, Marked, Mode, Policy, ServiceSnapshot},
-    datapath::{Attachment, BackendTraffic, Choice, MapFill, Packets, Stats},
-};
+use crate::datapath::{Attachment, BackendTraffic, Choice, MapFill, Packets, Stats};
 
 /// The whole state of a manager at one instant; also its JSON form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -44,7 +44,9 @@ fn section<'a>(text: &'a str, heading: &str) -> &'a str {
 #[test]
 fn events_are_documented() {
     let mut expected = BTreeMap::new();
-    collect_events(&root().join("lb-user/src"), &mut expected);
+    for folder in ["lb-core/src", "lb-user/src"] {
+        collect_events(&root().join(folder), &mut expected);
+    }
     assert!(expected.len() > 30, "the events are found: {expected:?}");
     let text = read("docs/events.md");
     let documented: BTreeMap<String, BTreeSet<String>> = rows(&text)

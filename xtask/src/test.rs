@@ -80,6 +80,7 @@ pub fn all() -> Result<ExitCode> {
         run(cargo().args([
             "test",
             "--package=lb-common",
+            "--package=lb-core",
             "--package=lb-user",
             "--package=xtask",
         ]))

@@ -8,12 +8,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use lb_core::BootId;
 use tokio::{net::UdpSocket, sync::mpsc, time::Instant};
 use tracing::{debug, info, warn};
 
 use super::lookup::Lookup;
 use crate::{
-    core::BootId,
     dual_stack::both_families,
     heartbeat::{Acknowledgement, Nonce, Pong, SIZE_LIMIT},
     keys::Key,
@@ -341,7 +341,7 @@ pub fn with_port(name: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::Sequence;
+    use lb_core::Sequence;
 
     #[test]
     fn adds_the_port_where_none_is_given() {

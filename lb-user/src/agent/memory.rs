@@ -6,13 +6,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use lb_core::Pressure;
 use procfs::{Current, FromRead, LoadAverage, MemoryPressure};
 
 use super::cgroup::Cgroup;
-use crate::{
-    core::Pressure,
-    heartbeat::{Load, MemoryReport, PressureReport},
-};
+use crate::heartbeat::{Load, MemoryReport, PressureReport};
 
 const MEMINFO: &str = "/proc/meminfo";
 const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";

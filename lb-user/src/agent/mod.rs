@@ -11,6 +11,7 @@ mod suspension;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use lb_core::{BootId, Sequence, WorkerState, milliseconds};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
@@ -19,7 +20,6 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    core::{BootId, Sequence, WorkerState, milliseconds},
     datapath::companion::{self, Companion},
     heartbeat::{Heartbeat, MemoryReport, Ping, check_name, check_pause},
     keys::Key,

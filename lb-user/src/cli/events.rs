@@ -39,8 +39,8 @@ async fn show(args: &Args) -> anyhow::Result<()> {
         }
         let entry: Entry = memlb::control::understand(&line)?;
         let severity = match entry.severity {
-            memlb::core::Severity::Info => "",
-            memlb::core::Severity::Warn => "warning: ",
+            lb_core::Severity::Info => "",
+            lb_core::Severity::Warn => "warning: ",
         };
         print(&format!("{}  {severity}{}\n", entry.time, entry.message));
     }

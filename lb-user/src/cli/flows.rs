@@ -1,8 +1,9 @@
 //! `memlb flows` and `memlb explain`: single connections, and why they are where they are.
 
+use lb_core::Bytes;
+
 use memlb::{
     control::Request,
-    core::Bytes,
     explain::Explanation,
     flows::{Client, Filter, FlowRow, Flows},
     trace::Clients,

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use lb_core::{Action, Hold, check_reason};
 use memlb::{
     control::{AskError, Asker, Ordered, Refused, Request},
-    core::{Action, Hold, check_reason},
     status::Status,
 };
 use serde::Serialize;

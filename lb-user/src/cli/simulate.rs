@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::{ArgAction, Parser};
+use lb_core::SpreadSettings;
 use memlb::{
     config::{size, threshold},
-    core::SpreadSettings,
     simulate::{Contender, Recording, Scenario, WorkerModel, compare, plot},
 };
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use lb_core::{Bytes, MANAGER, ServiceSnapshot, no_such};
 use memlb::{
     control::Request,
-    core::{Bytes, MANAGER, ServiceSnapshot, no_such},
     status::{Backend, Status},
 };
 use serde::Serialize;

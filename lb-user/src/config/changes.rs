@@ -2,9 +2,10 @@
 
 use std::fmt::{Debug, Display};
 
+use lb_core::SpreadSettings;
+
 use super::values::show_duration;
 use super::{Config, Failover, Heartbeats, Limits, Manager, Service, Worker};
-use crate::core::SpreadSettings;
 
 /// The differences between two configurations, one sentence each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::Config;
-use crate::core::{
+use lb_core::{
     BackendId, BackendSettings, Endpoint, FallbackSettings, Mode, ServiceId, ServiceSettings,
     Settings,
 };
+
+use super::Config;
 
 /// The numbers in use in the pinned maps, where flows refer to them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

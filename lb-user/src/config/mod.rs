@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use lb_core::{Endpoint, HOLD, Mode, Policy, Protocol, SpreadSettings, Threshold};
 
 pub use changes::Changes;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
@@ -30,7 +31,6 @@ pub fn threshold(text: &str) -> Option<Threshold> {
     values::threshold(text).ok()
 }
 
-use crate::core::{Endpoint, HOLD, Mode, Policy, Protocol, SpreadSettings, Threshold};
 use crate::encoding;
 use crate::heartbeat::Authentication;
 

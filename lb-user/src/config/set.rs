@@ -144,7 +144,7 @@ fn refuse(set: &str, what: &str) -> ConfigError {
 #[cfg(test)]
 mod tests {
     use super::super::{Config, Overrides};
-    use crate::core::Threshold;
+    use lb_core::Threshold;
     use std::time::Duration;
 
     fn example_with(sets: &[&str]) -> Result<Config, String> {

@@ -1,7 +1,8 @@
 //! Configurations, good and bad, and what is said of them.
 
+use lb_core::HOLD;
+
 use super::*;
-use crate::core::HOLD;
 use ProblemKind as Kind;
 
 const KERNEL: PortRange = PortRange {
@@ -978,7 +979,7 @@ fn a_file_in_another_encoding_is_told_with_its_remedy() {
 
 #[test]
 fn numbers_follow_the_file_and_stay_with_their_addresses() {
-    use crate::core::{BackendId, ServiceId};
+    use lb_core::{BackendId, ServiceId};
     let ids = |config: &Config, pinned: &Pinned| {
         let service = config.settings(pinned).services.remove(0);
         let mut ids: Vec<u32> = service

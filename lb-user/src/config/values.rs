@@ -7,8 +7,9 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use lb_core::{MaxShare, Threshold};
+
 use super::ProblemKind;
-use crate::core::{MaxShare, Threshold};
 
 /// A range of ports, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result};
+use lb_core::{Order, OrderError, ServiceSnapshot, check_reason, no_such};
 use serde::Serialize;
 use tokio::{
     sync::{oneshot, watch},
@@ -11,7 +12,6 @@ use tokio::{
 
 use super::{DenyAnswer, Offices, Ordered, Request};
 use crate::{
-    core::{Order, OrderError, ServiceSnapshot, check_reason, no_such},
     datapath::{Stats, end_connections, read_connections, recount},
     deny::{Denied, DenyList, Prefix},
     explain::Explanation,

@@ -11,6 +11,7 @@ mod tracing;
 
 use std::{fmt, path::PathBuf};
 
+use lb_core::Action;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -19,7 +20,6 @@ pub use server::Server;
 pub use tracing::Tracer;
 
 use crate::{
-    core::Action,
     deny::{Denied, Prefix},
     feed::Feed,
     flows::{Client, Filter},

@@ -78,7 +78,7 @@ pub(super) async fn begin(
     )?;
     let numbers = datapath::service_numbers(&offices.pin_path)?;
     let order = wanted.order(&services, |service| {
-        let is_it = |(_, at): &&(_, crate::core::Endpoint)| {
+        let is_it = |(_, at): &&(_, lb_core::Endpoint)| {
             at.address.to_string() == service.address && at.protocol == service.protocol
         };
         numbers.iter().find(is_it).map(|(id, _)| *id)

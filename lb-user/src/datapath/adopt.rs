@@ -19,12 +19,10 @@ use lb_common::{
         SPREAD, Service, ServiceKey, Settings, TraceCounts, TraceOrder, Traffic, mode, name, state,
     },
 };
+use lb_core::{Adopted, BackendId, Endpoint, Mode, Protocol, ServiceId};
 
 use super::{bpffs::open_map, family::from_mapped};
-use crate::{
-    config::{Identity, Pinned},
-    core::{Adopted, BackendId, Endpoint, Mode, Protocol, ServiceId},
-};
+use crate::config::{Identity, Pinned};
 
 /// The numbers, selections and states in force; empty where nothing was pinned.
 #[derive(Debug, Clone, Default)]

@@ -11,11 +11,11 @@ use lb_common::{
     address::{V4, V6},
     maps::{Flow, FlowKey, Settings, direction, ended, since},
 };
+use lb_core::Protocol;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{adopt, bpffs::open_map, family::Family, stats::monotonic_ns};
-use crate::core::Protocol;
 
 /// One connection whose handshake is complete, or one exchange of datagrams.
 #[derive(Debug, Clone, PartialEq, Eq)]

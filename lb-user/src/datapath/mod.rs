@@ -51,15 +51,14 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use lb_common::maps::{Backend, SPREAD, mode, name, policy, state};
+use lb_core::{
+    Answers, BackendId, Command, Endpoint, Health, Kind, Link, Memory, Mode, Protocol, Settings,
+};
 use tracing::{info, warn};
 
 use crate::{
     addresses,
     config::{Config, Identity, Pinned, identities},
-    core::{
-        self, Answers, BackendId, Command, Endpoint, Health, Kind, Link, Memory, Mode, Protocol,
-        Settings,
-    },
     deny::Prefix,
 };
 use attachments::Attachments;
@@ -556,7 +555,7 @@ fn is_at(entry: &Backend, known: &Known) -> bool {
 }
 
 fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
-    let known = |address, of: &core::ServiceSettings, is_fallback| Known {
+    let known = |address, of: &lb_core::ServiceSettings, is_fallback| Known {
         address,
         protocol: of.endpoint().protocol,
         mode: of.mode,

@@ -14,6 +14,7 @@ use aya::programs::{
     links::{FdLink, PinnedLink},
 };
 use lb_common::maps::{Backend, Settings, mode, name};
+use lb_core::Mode;
 use procfs::process::Process;
 
 use super::{
@@ -26,7 +27,6 @@ use super::{
 };
 use crate::{
     config::{Config, PortRange},
-    core::Mode,
     sockets::{Holder, holder},
 };
 

@@ -19,6 +19,7 @@ use lb_common::{
         PortWord, ROWS, Service, ServiceKey, Traffic, mode, name, state,
     },
 };
+use lb_core::{Answers, Endpoint, Protocol};
 
 use super::{
     capacity::{FAMILIES, has_room},
@@ -26,10 +27,7 @@ use super::{
     homes::Homes,
     places::Places,
 };
-use crate::{
-    config::Config,
-    core::{Answers, Endpoint, Protocol},
-};
+use crate::config::Config;
 
 pub struct Tables {
     settings: Array<MapData, maps::Settings>,

@@ -2,13 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use lb_core::{BootId, Core, Endpoint, Outcome, Policy, Report, Sequence, ServiceId, WorkerState};
 use proptest::prelude::*;
 
 use super::{tables::parting_state, *};
-use crate::{
-    config::Overrides,
-    core::{BootId, Core, Endpoint, Outcome, Policy, Report, Sequence, ServiceId, WorkerState},
-};
+use crate::config::Overrides;
 
 const BEAT: Duration = Duration::from_millis(100);
 const MACHINES: usize = 4;

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Result;
 use futures_util::future::join_all;
+use lb_core::{BootId, Bytes, Sequence};
 use nix::sys::socket::{
     setsockopt,
     sockopt::{Ipv4RecvErr, Ipv6RecvErr},
@@ -21,7 +22,6 @@ use tokio::{
 use super::{Finding, keys};
 use crate::{
     agent::{Check, memory_now},
-    core::{BootId, Bytes, Sequence},
     heartbeat::{self, Ping, Pong},
     keys::{Key, read_key},
 };

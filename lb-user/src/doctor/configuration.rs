@@ -6,12 +6,12 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_core::MANAGER;
 
 use super::Finding;
 use crate::{
     config::{Config, Worker},
     control::{Asker, Request},
-    core::MANAGER,
     status::Status,
 };
 

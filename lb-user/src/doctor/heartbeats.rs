@@ -2,9 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use lb_core::{BackendSnapshot, Health, Hold, MANAGER, milliseconds};
+
 use super::Finding;
 use crate::{
-    core::{BackendSnapshot, Health, Hold, MANAGER, milliseconds},
     keys::TAKE_UP,
     status::{Backend, RefusedDatagram, Status},
 };

@@ -31,6 +31,7 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_core::{Mode, Protocol};
 
 pub use agent::Worker;
 pub use configuration::config_file;
@@ -38,7 +39,6 @@ pub use finding::{Diagnosis, Finding, Verdict};
 
 use crate::{
     config::{Config, PortRange},
-    core::{Mode, Protocol},
     datapath::{Netlink, Route, port_conflicts},
 };
 use host::Host;

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
+use lb_core::{BackendSnapshot, Health, MANAGER, Mode, NOBODY, ServiceSnapshot, milliseconds};
+
 use super::Finding;
-use crate::{
-    core::{BackendSnapshot, Health, MANAGER, Mode, NOBODY, ServiceSnapshot, milliseconds},
-    status::{Backend, Status},
-};
+use crate::status::{Backend, Status};
 
 pub fn findings(status: &Status, down_after: Duration) -> Vec<Finding> {
     let is_young = status.uptime_ms < milliseconds(down_after);

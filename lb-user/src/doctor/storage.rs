@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lb_core::Bytes;
 use nix::{
     errno::Errno,
     sys::statvfs::statvfs,
@@ -9,7 +10,6 @@ use nix::{
 };
 
 use super::Finding;
-use crate::core::Bytes;
 
 /// The event log grows to 16 MiB twice; the rest is small.
 const ENOUGH: u64 = 64 << 20;

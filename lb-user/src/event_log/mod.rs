@@ -9,13 +9,14 @@ mod queue;
 use std::{path::Path, sync::Arc, thread, time::SystemTime};
 
 use anyhow::{Context, Result};
+use lb_core::Severity;
 use serde::Serialize;
 use tracing::warn;
 
 pub use file::LogFile;
 use queue::Queue;
 
-use crate::{core::Severity, feed::Feed};
+use crate::feed::Feed;
 
 /// Appends events to a file, if there is one, and sends those that are news to the feed.
 #[derive(Debug)]

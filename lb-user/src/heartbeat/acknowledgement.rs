@@ -1,11 +1,11 @@
 //! What a manager answers to a signed heartbeat: which one it heard, and the nonce to carry next.
 
+use lb_core::{BootId, Sequence};
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, Envelope, Kind};
 use super::nonce::Nonce;
 use super::{Refusal, wire};
-use crate::core::{BootId, Sequence};
 use crate::keys::Key;
 
 /// The answer to one heartbeat. It is shorter than any heartbeat, so that nobody can use a manager

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use lb_core::Sequence;
 
 use super::acknowledgement::Acknowledgement;
 use super::envelope::{Envelope, Kind};
@@ -15,7 +16,6 @@ use super::limits::SourceLimits;
 use super::nonce::{Freshness, Nonces};
 use super::ping::{self, Asked, Ping};
 use super::{Decoded, Heartbeat, Refusal, SIZE_LIMIT, decode};
-use crate::core::Sequence;
 use crate::keys::{Key, KeyId, KeyRing};
 
 /// How often a worker whose nonce is the newest is answered, so that it knows its round-trip time. What

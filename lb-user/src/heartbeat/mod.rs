@@ -40,7 +40,7 @@ pub use v1::{
 
 use std::time::Duration;
 
-use crate::core::Report;
+use lb_core::Report;
 
 /// A datagram must be shorter than this. A receive buffer of this size is enough to see that one is not.
 pub const SIZE_LIMIT: usize = 1_200;

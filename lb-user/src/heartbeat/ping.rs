@@ -1,11 +1,11 @@
 //! The question whether a manager is there, and its answer. The question says nothing of a worker, so
 //! that whoever asks changes nothing.
 
+use lb_core::{BootId, Sequence};
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, Envelope, Kind};
 use super::{Refusal, check_name, v1::VERSION, wire};
-use crate::core::{BootId, Sequence};
 use crate::keys::Key;
 
 /// The first line of an unsigned question and of its answer.

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use lb_core::{BootId, Endpoint, Memory, Pressure, Protocol, WorkerState};
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::{BootId, Endpoint, Memory, Pressure, Protocol, WorkerState};
 
 const VERSION_1: &str = concat!(
     r#"{"memlb":1,"worker":"worker1","boot":"00c0ffee00c0ffee","seq":17,"interval_ms":100,"#,

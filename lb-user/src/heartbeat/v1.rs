@@ -3,14 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use lb_core::{
+    BootId, Bytes, Endpoint, LEAST_PAUSE, MOST_PAUSE, Memory, Pressure, Report, Sequence,
+    WorkerState,
+};
 use serde::{Deserialize, Serialize};
 
 use super::name::check_name;
 use super::{Refusal, envelope, nonce::Nonce, wire};
-use crate::core::{
-    BootId, Bytes, Endpoint, LEAST_PAUSE, MOST_PAUSE, Memory, Pressure, Report, Sequence,
-    WorkerState,
-};
 use crate::keys::Key;
 
 /// The number in `memlb` that this code writes and reads.

@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use lb_core::{BootId, Endpoint, WorkerState};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::nonce::Nonce;
 use super::v1::{Heartbeat, Load, MemoryReport, VERSION};
 use super::{Refusal, SIZE_LIMIT};
-use crate::core::{BootId, Endpoint, WorkerState};
 
 /// Writes a heartbeat that was checked.
 pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
@@ -155,7 +155,7 @@ pub(super) fn number(text: &str) -> Option<u64> {
 pub(super) mod percent {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    use crate::core::Pressure;
+    use lb_core::Pressure;
 
     pub fn serialize<S: Serializer>(pressure: &Pressure, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_f64(f64::from(pressure.0) / 100.0)

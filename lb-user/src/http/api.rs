@@ -8,12 +8,12 @@ use axum::{
     http::StatusCode,
     routing::get,
 };
+use lb_core::ServiceSnapshot;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Shared, error::Error, events, openapi, timeline::Timeline};
 use crate::{
-    core::ServiceSnapshot,
     feed::{Entry, KEPT},
     status::{Backend, Status},
 };

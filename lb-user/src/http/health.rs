@@ -7,12 +7,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use lb_core::Rule;
 
 use super::Shared;
-use crate::{
-    core::Rule,
-    status::{Decided, Interface},
-};
+use crate::status::{Decided, Interface};
 
 const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";

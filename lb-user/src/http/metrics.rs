@@ -11,15 +11,13 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
+use lb_core::{BackendSnapshot, Health, MANAGER, Pressure};
 use prometheus::{
     Counter, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder,
 };
 
 use super::{Shared, error::Error};
-use crate::{
-    core::{BackendSnapshot, Health, MANAGER, Pressure},
-    status::Status,
-};
+use crate::status::Status;
 
 const STATES: [Health; 9] = [
     Health::Unknown,

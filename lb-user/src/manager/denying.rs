@@ -1,12 +1,10 @@
 //! How the manager's task denies clients, and keeps whom for the next manager.
 
+use lb_core::Severity;
 use tracing::info;
 
 use super::{Happening, Manager};
-use crate::{
-    core::Severity,
-    deny::{Denied, DenyError, Prefix},
-};
+use crate::deny::{Denied, DenyError, Prefix};
 
 /// What an operator changes in the list of denied clients.
 #[derive(Debug)]

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_core::{Action, Marked, Obeyed, Order, OrderError};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::{DenyChange, DenyOutcome, Manager, Reload, ReloadError};
 use crate::{
     control::Reloaded,
-    core::{Action, Marked, Obeyed, Order, OrderError},
     datapath::{Routes, Stats},
     deny::{DenyError, DenyList},
     history::now_ms,

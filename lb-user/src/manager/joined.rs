@@ -6,12 +6,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use lb_core::{MANAGER, NOBODY};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    config::{Config, Worker},
-    core::{MANAGER, NOBODY},
-};
+use crate::config::{Config, Worker};
 
 /// The names of workers that stand in no file, each with the address its heartbeats come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

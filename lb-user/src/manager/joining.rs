@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_core::Severity;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{Instruction, Manager, joined::Unfit, reload};
-use crate::{core::Severity, datapath::Routes, reception::Applicant};
+use crate::{datapath::Routes, reception::Applicant};
 
 /// How long a worker that joined by itself may be gone before it is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3_600);

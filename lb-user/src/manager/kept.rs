@@ -211,7 +211,7 @@ fn write<T: Serialize>(path: &Path, kept: T) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::Orders;
+    use lb_core::Orders;
 
     fn orders(worker: &str) -> Orders {
         let standing = serde_json::json!([{

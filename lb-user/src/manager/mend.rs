@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
+use lb_core::Severity;
 use tracing::{debug, error, info, warn};
 
 use super::{Happening, Manager};
 use crate::{
-    core::Severity,
     datapath::{AttachmentChange, Routes},
     status::Interface,
 };

@@ -25,13 +25,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use lb_core::{Core, Event, Orders, Settings, Severity};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
     control::{Offices, Question},
-    core::{Core, Event, Orders, Settings, Severity},
     datapath::{Datapath, Pins, Stats},
     deny::DenyList,
     event_log::EventLog,

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use lb_core::{BackendId, Severity};
 use tracing::{info, warn};
 
 use super::{Happening, Manager};
-use crate::core::{BackendId, Severity};
 
 /// Ports of a worker in use, in percent, from which on they are scarce, and below which they no longer are.
 const SCARCE_PERCENT: u64 = 80;

@@ -1,9 +1,9 @@
 //! The pins of maps and links, put back should somebody remove them.
 
+use lb_core::Severity;
 use tracing::{error, warn};
 
 use super::{Happening, Manager};
-use crate::core::Severity;
 
 impl Manager {
     pub(super) fn mend_pins(&mut self) {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use lb_core::Severity;
 use serde::Serialize;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
@@ -24,7 +25,6 @@ use super::{Instruction, Manager};
 use crate::{
     config::{Changes, Config, ConfigError, Pinned},
     control::Reloaded,
-    core::Severity,
     datapath::{Netlink, Routes},
     event_log::{self, LogFile},
     keys::KeyRing,

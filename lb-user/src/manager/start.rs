@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result};
+use lb_core::{Action, Core, Orders, Severity};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -16,7 +17,6 @@ use crate::{
     addresses,
     config::Config,
     control::{Offices, Question, Server, Tracer},
-    core::{Action, Core, Orders, Severity},
     datapath::{self, Datapath, Interface, Netlink, Pins},
     deny::DenyList,
     event_log::{self, EventLog},

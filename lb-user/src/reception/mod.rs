@@ -13,11 +13,11 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_core::{Bytes, Core, Outcome, Report, Severity};
 use tracing::{debug, info, warn};
 
 use crate::{
     config::{AutoJoin, Config},
-    core::{Bytes, Core, Outcome, Report, Severity},
     event_log::EventLog,
     heartbeat::{self, Authentication, Decoded, Gate, Opened, Refusal, Refused},
     keys::{KeyRing, read_keys},

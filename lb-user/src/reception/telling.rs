@@ -5,9 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_core::{BootId, Memory};
 use serde::Serialize;
-
-use crate::core::{BootId, Memory};
 
 /// What is said in the event log.
 #[derive(Serialize)]

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use lb_core::{BackendId, Command, Kind};
+
 use super::random::Random;
-use crate::core::{BackendId, Command, Kind};
 
 /// What the core has written, and the open connections.
 #[derive(Debug, Default)]

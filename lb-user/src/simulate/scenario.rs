@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::core::{Bytes, HOLD, MaxShare, Policy, SpreadSettings, Threshold};
+use lb_core::{Bytes, HOLD, MaxShare, Policy, SpreadSettings, Threshold};
 
 /// Everything but the policy and the interval between reports.
 #[derive(Debug, Clone, PartialEq)]

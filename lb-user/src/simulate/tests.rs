@@ -1,7 +1,8 @@
 //! What is known of load balancing must come out.
 
+use lb_core::{Policy, Threshold};
+
 use super::*;
-use crate::core::{Policy, Threshold};
 
 const REPORTS: [Duration; 4] = [
     Duration::from_millis(500),
@@ -60,7 +61,7 @@ fn the_default_hold_fills_nobody_and_a_long_one_is_like_old_reports() {
         )
         .peak_percent
     };
-    assert!(peak(crate::core::HOLD) < 90.0);
+    assert!(peak(lb_core::HOLD) < 90.0);
     assert!(peak(Duration::from_secs(3)) > 99.0);
 }
 

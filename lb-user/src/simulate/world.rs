@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use lb_core::{
+    BackendId, BackendSettings, BootId, Core, FallbackSettings, Memory, Mode, Policy, Protocol,
+    Report, Sequence, ServiceId, ServiceSettings, Settings, WorkerState,
+};
+
 use super::kernel::Kernel;
 use super::random::Random;
 use super::result::{Meter, Outcome};
 use super::scenario::{Contender, Scenario};
-use crate::core::{
-    BackendId, BackendSettings, BootId, Core, FallbackSettings, Memory, Mode, Policy, Protocol,
-    Report, Sequence, ServiceId, ServiceSettings, Settings, WorkerState,
-};
 
 /// How often the workers' memory is looked at for the figures.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);

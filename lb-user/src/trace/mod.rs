@@ -11,13 +11,12 @@ use lb_common::{
     maps::{NO_ONE, TRACED_BACKENDS, TraceCounts, TraceOrder},
     verdict::Verdict,
 };
+use lb_core::{ServiceId, ServiceSnapshot};
 use serde::{Deserialize, Serialize};
 
 pub use clients::Clients;
 pub use names::Names;
 pub use packet::Packet;
-
-use crate::core::{ServiceId, ServiceSnapshot};
 
 /// How many packets a second are told unless the operator says otherwise, and at most.
 pub const DEFAULT_RATE: u32 = 100;

@@ -7,11 +7,9 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_core::{Protocol, ServiceSnapshot};
 
-use crate::{
-    core::{Protocol, ServiceSnapshot},
-    datapath::monotonic_ns,
-};
+use crate::datapath::monotonic_ns;
 
 /// As the manager sees it now, by its clock.
 #[derive(Debug, Clone)]

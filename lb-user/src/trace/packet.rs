@@ -10,13 +10,11 @@ use lb_common::{
     maps::{FlowKey, TraceEvent, place},
     verdict::Verdict,
 };
+use lb_core::Protocol;
 use serde::{Deserialize, Serialize};
 
 use super::Names;
-use crate::{
-    core::Protocol,
-    datapath::{from_mapped, name_of},
-};
+use crate::datapath::{from_mapped, name_of};
 
 const ARP: u16 = 0x0806;
 

@@ -12,8 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use lb_core::{BootId, WorkerState};
 use memlb::{
-    core::{BootId, WorkerState},
     heartbeat::{Acknowledgement, Heartbeat, MemoryReport, Nonce},
     keys::{self, Key, KeyId, KeyRing},
 };

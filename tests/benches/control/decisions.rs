@@ -9,10 +9,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use memlb::{
-    core::{BootId, WorkerState},
-    heartbeat::{Heartbeat, MemoryReport},
-};
+use lb_core::{BootId, WorkerState};
+use memlb::heartbeat::{Heartbeat, MemoryReport};
 use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, cluster::worker_name, wait_until};
 
 /// At the pace of the decisions themselves: each is met by a new connection.

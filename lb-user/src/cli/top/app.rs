@@ -2,9 +2,9 @@
 
 use std::{collections::VecDeque, time::Instant};
 
+use lb_core::{Action, Hold, MANAGER, ServiceSnapshot};
 use memlb::{
     control::{AskError, Ordered, Request},
-    core::{Action, Hold, MANAGER, ServiceSnapshot},
     feed::Entry,
     status::{Backend, Status},
 };

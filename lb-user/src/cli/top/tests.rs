@@ -9,10 +9,10 @@ use std::{
 };
 
 use lb_common::verdict::Verdict;
+use lb_core::{Action, Core, Hold, Memory, Pressure, Report, Severity, WorkerState};
 use memlb::{
     config::{Config, Overrides, Pinned},
     control::{Ordered, Request},
-    core::{Action, Core, Hold, Memory, Pressure, Report, Severity, WorkerState},
     datapath::{BackendTraffic, Packets, Stats},
     feed::Entry,
     status::{Decided, Heartbeats, Interface, Status},

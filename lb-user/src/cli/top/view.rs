@@ -1,9 +1,7 @@
 //! Draws the screen.
 
-use memlb::{
-    core::{Action, Bytes, Health, Hold, MANAGER, ServiceSnapshot, Severity},
-    status::{Backend, Status, remarks},
-};
+use lb_core::{Action, Bytes, Health, Hold, MANAGER, ServiceSnapshot, Severity};
+use memlb::status::{Backend, Status, remarks};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use lb_core::{
+    Endpoint, HOLD, MANAGER, Mode, NOBODY, Policy, Pressure, Protocol, SpreadSettings, Threshold,
+};
 use toml::Spanned;
 
 use super::auto_join;
@@ -14,9 +17,6 @@ use crate::config::file::{Given, ServiceTable, WorkerTable};
 use crate::config::overrides::Overrides;
 use crate::config::values;
 use crate::config::{AutoJoin, Manager, Service, Worker};
-use crate::core::{
-    Endpoint, HOLD, MANAGER, Mode, NOBODY, Policy, Pressure, Protocol, SpreadSettings, Threshold,
-};
 use crate::heartbeat::{Authentication, check_name};
 
 const LONGEST: Duration = Duration::from_secs(24 * 3600);

@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned, programs::TcAttachType};
 use lb_common::maps::companion_name;
+use lb_core::Endpoint;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -25,7 +26,6 @@ use super::{
     netlink::{Interface, Netlink, Routes},
     pins::Pins,
 };
-use crate::core::Endpoint;
 use tables::Tables;
 use wish::Target;
 

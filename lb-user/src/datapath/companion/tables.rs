@@ -15,12 +15,10 @@ use lb_common::{
         port_bit, port_word,
     },
 };
+use lb_core::Endpoint;
 
 use super::wish::Target;
-use crate::{
-    core::Endpoint,
-    datapath::{bpffs::open_map, family::mapped, stats::monotonic_ns, tables::service_key},
-};
+use crate::datapath::{bpffs::open_map, family::mapped, stats::monotonic_ns, tables::service_key};
 
 pub struct Tables {
     translations: HashMap<MapData, ServiceKey, Translation>,

@@ -7,11 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use lb_core::Endpoint;
 
-use crate::{
-    core::Endpoint,
-    datapath::{name_of, netlink::Routes},
-};
+use crate::datapath::{name_of, netlink::Routes};
 
 /// A service, and where this worker's own server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! What forgers, eavesdroppers and broken networks send, and what passes.
 
+use lb_core::{BootId, WorkerState};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::core::{BootId, WorkerState};
 use crate::heartbeat::{MemoryReport, Nonce, Pong};
 
 const FROM: SocketAddr = SocketAddr::new(

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::endpoint::Endpoint;
 use super::memory::{Memory, Pressure};
 
-/// One heartbeat's content, already checked for sense by [`crate::heartbeat`].
+/// One heartbeat's content, already checked for sense by the receiver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     pub worker: String,

@@ -539,7 +539,8 @@ impl Core {
     }
 }
 
-pub(crate) fn milliseconds(duration: Duration) -> u64 {
+/// Returns a duration in whole milliseconds.
+pub fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
