@@ -4,7 +4,7 @@
 //! time in, and carries the core's commands out to the [`datapath`]. [`agent`] is its counterpart
 //! on each worker; [`control`] is how an operator asks a running manager.
 
-mod addresses;
+pub mod addresses;
 pub mod agent;
 pub mod config;
 pub mod control;
@@ -20,6 +20,7 @@ pub mod flows;
 pub mod heartbeat;
 pub mod history;
 pub mod http;
+pub mod import;
 pub mod keys;
 pub mod manager;
 pub mod meters;

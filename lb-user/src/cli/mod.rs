@@ -7,6 +7,7 @@ mod doctor;
 mod events;
 mod flows;
 mod generate;
+mod import;
 mod keygen;
 mod log;
 mod manager;
@@ -73,6 +74,7 @@ enum Verb {
     Reload(reload::Args),
     Unload(unload::Args),
     Check(check::Args),
+    Import(import::Args),
     Doctor(doctor::Args),
     Simulate(simulate::Args),
     Keygen(keygen::Args),
@@ -137,6 +139,7 @@ pub fn run() -> ExitCode {
         Verb::Reload(args) => reload::run(&args),
         Verb::Unload(args) => unload::run(&args),
         Verb::Check(args) => check::run(&args),
+        Verb::Import(args) => import::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Simulate(args) => simulate::run(&args),
         Verb::Keygen(args) => keygen::run(&args),

@@ -1,0 +1,249 @@
+//! What is imported, as a `memlb.toml` that says of each line where it comes from.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use super::service::{Check, Forwarding, Import, Origin, Server, Service, Transport};
+use crate::addresses::Addresses;
+
+/// memlb's weights are between 1 % and 1000 %.
+const LEAST_WEIGHT: u32 = 1;
+
+/// Writes the configuration; `source` names the file that was read.
+pub fn write(
+    import: &Import,
+    source: &str,
+    machine: &Addresses,
+    interface: Option<&str>,
+) -> String {
+    let mut text = format!(
+        "# Imported from {source}. `memlb check FILE` validates this file; `memlb check --example` explains every\n\
+         # setting. Policy \"balanced\" would choose workers by their free memory.\n"
+    );
+    section(
+        &mut text,
+        "What memlb does not do, and what to do about it",
+        notes(import),
+    );
+    section(
+        &mut text,
+        "An agent on each worker reports its memory and health",
+        agents(import),
+    );
+    text.push_str("\n[manager]\n");
+    text.push_str(&interfaces(import, machine, interface));
+    for service in &import.services {
+        text.push_str(&of_service(service));
+    }
+    text
+}
+
+/// Returns what has no equal, one text each.
+pub fn notes(import: &Import) -> Vec<String> {
+    let notes = import.notes.iter();
+    notes
+        .map(|it| {
+            format!(
+                "{}: {}: {}",
+                it.origin.location,
+                one_line(&it.origin.text),
+                it.advice
+            )
+        })
+        .collect()
+}
+
+/// Returns the command of each worker's agent.
+pub fn agents(import: &Import) -> Vec<String> {
+    let mut commands: Vec<String> = Vec::new();
+    let mut seen: Vec<&str> = Vec::new();
+    for server in import.services.iter().flat_map(|it| &it.servers) {
+        if seen.contains(&server.name.as_str()) {
+            continue;
+        }
+        seen.push(&server.name);
+        commands.push(agent(import, server));
+    }
+    commands
+}
+
+fn agent(import: &Import, server: &Server) -> String {
+    let of_worker = |service: &&Service| service.servers.iter().any(|it| it.name == server.name);
+    let mut services = import.services.iter().filter(of_worker);
+    let manager = services.clone().find_map(|it| it.ip);
+    let manager = manager.map_or_else(|| "MANAGER".to_owned(), |ip| ip.to_string());
+    let mut command = format!("memlb agent --manager {manager} --name {}", server.name);
+    for service in services
+        .by_ref()
+        .filter(|it| it.forwarding == Forwarding::Dsr)
+    {
+        let suffix = if service.transport == Transport::Udp {
+            "/udp"
+        } else {
+            ""
+        };
+        let own = service.servers.iter().find(|it| it.name == server.name);
+        let port = own.map_or(service.port, |it| it.address.port());
+        _ = write!(command, " --dsr {}{suffix}={port}", listen(service));
+    }
+    if let Some(check) = &server.check {
+        command.push_str(&check_options(check, server.address));
+    }
+    command
+}
+
+fn check_options(check: &Check, server: SocketAddr) -> String {
+    let at = SocketAddr::new(server.ip(), check.port.unwrap_or(server.port()));
+    let mut options = match &check.path {
+        Some(path) => format!(" --check 'http://{at}{path}'"),
+        None => format!(" --check tcp://{at}"),
+    };
+    let failures = check.failures.map(|it| it.to_string());
+    for (option, value) in [
+        ("--expect-status", &check.status),
+        ("--check-interval", &check.interval),
+        ("--check-timeout", &check.timeout),
+        ("--check-failures", &failures),
+    ] {
+        if let Some(value) = value {
+            _ = write!(options, " {option} {value}");
+        }
+    }
+    options
+}
+
+fn interfaces(import: &Import, machine: &Addresses, interface: Option<&str>) -> String {
+    let mut found: Vec<&str> = interface.into_iter().collect();
+    let ips = import.services.iter().filter_map(|it| it.ip);
+    if found.is_empty() {
+        found.extend(
+            ips.filter_map(|ip| machine.interface_of(ip))
+                .filter(|it| *it != "lo"),
+        );
+        found.sort_unstable();
+        found.dedup();
+    }
+    if found.is_empty() {
+        return "interfaces = [\"eth0\"]  # no interface of this machine has a service's address: name those of the \
+                manager here\n"
+            .to_owned();
+    }
+    let quoted: Vec<String> = found.iter().map(|it| format!("\"{it}\"")).collect();
+    format!(
+        "interfaces = [{}]  # add the interface towards the workers, if it is another one\n",
+        quoted.join(", ")
+    )
+}
+
+fn of_service(service: &Service) -> String {
+    let mut text = format!("\n[[service]]\nname = \"{}\"\n", service.name);
+    setting(
+        &mut text,
+        "address",
+        &listen(service),
+        &comment(&service.listen),
+    );
+    if service.transport == Transport::Udp {
+        text.push_str("protocol = \"udp\"\n");
+    }
+    setting(
+        &mut text,
+        "policy",
+        service.balance.policy,
+        &one_line(&service.balance.reason),
+    );
+    match service.forwarding {
+        Forwarding::Nat => {}
+        Forwarding::Routed => setting(
+            &mut text,
+            "mode",
+            "routed",
+            "IPVS's NAT: workers route their answers through the manager",
+        ),
+        Forwarding::Dsr => setting(
+            &mut text,
+            "mode",
+            "dsr",
+            "IPVS's direct routing: needs --dsr at the agents, and no address on lo",
+        ),
+    }
+    match &service.fallback {
+        Some((address, origin)) => setting(
+            &mut text,
+            "fallback",
+            &address.to_string(),
+            &comment(origin),
+        ),
+        None => setting(
+            &mut text,
+            "fallback",
+            "reject",
+            "no server of last resort: refuse while no worker is up",
+        ),
+    }
+    text.push_str("workers = [\n");
+    let most = service
+        .servers
+        .iter()
+        .map(|it| it.weight)
+        .max()
+        .unwrap_or(1);
+    for server in &service.servers {
+        let weight = match percent(server.weight, most) {
+            100 => String::new(),
+            percent => format!(", weight = \"{percent}%\""),
+        };
+        _ = writeln!(
+            text,
+            "    {{ name = \"{}\", address = \"{}\"{weight} }},  # {}",
+            server.name,
+            server.address,
+            comment(&server.origin)
+        );
+    }
+    text.push_str("]\n");
+    text
+}
+
+fn setting(text: &mut String, key: &str, value: &str, comment: &str) {
+    _ = writeln!(text, "{key} = \"{value}\"  # {comment}");
+}
+
+/// The largest weight is 100 %.
+fn percent(weight: u32, most: u32) -> u32 {
+    let share = (u64::from(weight) * 100).div_ceil(u64::from(most.max(1)));
+    u32::try_from(share).unwrap_or(100).clamp(LEAST_WEIGHT, 100)
+}
+
+fn listen(service: &Service) -> String {
+    match service.ip {
+        Some(ip) => SocketAddr::new(ip, service.port).to_string(),
+        None => format!("ADDRESS:{}", service.port),
+    }
+}
+
+fn comment(origin: &Origin) -> String {
+    format!("{}: {}", origin.location, one_line(&origin.text))
+}
+
+/// Comments and messages have one line and no control characters.
+fn one_line(text: &str) -> String {
+    let clean: String = text
+        .chars()
+        .map(|it| if it.is_control() { ' ' } else { it })
+        .collect();
+    match clean.char_indices().nth(120) {
+        Some((at, _)) => format!("{}…", &clean[..at]),
+        None => clean,
+    }
+}
+
+fn section(text: &mut String, title: &str, lines: Vec<String>) {
+    if lines.is_empty() {
+        return;
+    }
+    _ = writeln!(text, "#\n# {title}:");
+    for line in lines {
+        _ = writeln!(text, "#   {line}");
+    }
+}

@@ -1,0 +1,159 @@
+//! `memlb import`: the configuration of nginx, HAProxy or keepalived, as a `memlb.toml`.
+//!
+//! The three formats share words, quotes and comments ([`statement`]). Each becomes [`service::Import`], from which
+//! [`document`] writes the file. No existing parser keeps the lines of all three, which every comment and note names.
+
+mod document;
+mod haproxy;
+mod keepalived;
+mod nginx;
+mod service;
+mod statement;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::{addresses::Addresses, encoding};
+use statement::{Location, SyntaxError};
+
+/// The program whose configuration is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    Nginx,
+    Haproxy,
+    Keepalived,
+}
+
+/// Why nothing was imported.
+#[derive(Debug, Error)]
+pub enum ImportError {
+    #[error("read {}: {error}", .path.display())]
+    Unreadable { path: PathBuf, error: io::Error },
+    #[error("{}: {problem}", .path.display())]
+    NotText { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Syntax(#[from] SyntaxError),
+    #[error("{0}: more than {1} files are included; a file probably includes itself")]
+    TooManyIncludes(Location, usize),
+    #[error(
+        "{}: found neither upstream or server (nginx), nor frontend or listen (HAProxy), nor virtual_server \
+         (keepalived); --from says which program the file is for", .0.display()
+    )]
+    UnknownFormat(PathBuf),
+    #[error("{}: no service can be imported:\n  {}", .path.display(), .notes.join("\n  "))]
+    NoService { path: PathBuf, notes: Vec<String> },
+}
+
+/// What the command line chooses.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// By default, the content decides.
+    pub format: Option<Format>,
+    /// The address of services that listen at every address.
+    pub address: Option<IpAddr>,
+    /// The interface that clients use.
+    pub interface: Option<String>,
+}
+
+/// The result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Imported {
+    /// The text of a `memlb.toml`.
+    pub toml: String,
+    pub services: usize,
+    /// What has no equal in memlb.
+    pub notes: Vec<String>,
+    /// The commands to run on the workers.
+    pub agents: Vec<String>,
+}
+
+/// Reads a configuration and translates it for a machine that has the addresses `machine`.
+///
+/// # Errors
+///
+/// When the file cannot be read or parsed, or contains no service that memlb can have.
+pub fn import(
+    path: &Path,
+    options: &Options,
+    machine: &Addresses,
+) -> Result<Imported, ImportError> {
+    let text = read(path)?;
+    let format = options
+        .format
+        .or_else(|| recognize(&text))
+        .ok_or_else(|| ImportError::UnknownFormat(path.to_owned()))?;
+    let mut import = match format {
+        Format::Nginx => nginx::import(&text, path)?,
+        Format::Haproxy => haproxy::import(&text, path)?,
+        Format::Keepalived => keepalived::import(&text, path)?,
+    };
+    import.resolve(machine, options.address);
+    let notes = document::notes(&import);
+    if import.services.is_empty() {
+        return Err(ImportError::NoService {
+            path: path.to_owned(),
+            notes,
+        });
+    }
+    let source = path.display().to_string();
+    Ok(Imported {
+        toml: document::write(&import, &source, machine, options.interface.as_deref()),
+        services: import.services.len(),
+        notes,
+        agents: document::agents(&import),
+    })
+}
+
+/// Returns the program that has a line beginning with one of these words.
+fn recognize(text: &str) -> Option<Format> {
+    let begins_with = |words: &[&str]| {
+        let mut first_words = text
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        first_words.any(|word| words.contains(&word))
+    };
+    if begins_with(&["virtual_server", "vrrp_instance", "global_defs"]) {
+        Some(Format::Keepalived)
+    } else if begins_with(&["frontend", "backend", "listen", "defaults"])
+        && !text.contains("proxy_pass")
+    {
+        Some(Format::Haproxy)
+    } else if begins_with(&[
+        "http", "http{", "stream", "stream{", "upstream", "server", "server{",
+    ]) {
+        Some(Format::Nginx)
+    } else {
+        None
+    }
+}
+
+/// Returns the name of a file in messages: relative to the directory of the main file.
+fn name_in(directory: &Path, path: &Path) -> Arc<str> {
+    let name = path.strip_prefix(directory).unwrap_or(path);
+    Arc::from(name.display().to_string())
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    path.parent().map(Path::to_owned).unwrap_or_default()
+}
+
+fn read(path: &Path) -> Result<String, ImportError> {
+    let bytes = fs::read(path).map_err(|error| ImportError::Unreadable {
+        path: path.to_owned(),
+        error,
+    })?;
+    let text = encoding::check(&bytes).map_err(|problem| ImportError::NotText {
+        path: path.to_owned(),
+        problem: problem.to_string(),
+    })?;
+    Ok(text.to_owned())
+}

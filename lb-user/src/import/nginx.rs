@@ -1,0 +1,502 @@
+//! nginx: `upstream`, `server` and `proxy_pass` of the contexts `http` and `stream`
+//! (<https://nginx.org/en/docs/>, modules `ngx_http_upstream_module` and `ngx_stream_upstream_module`).
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    ImportError, directory_of, name_in,
+    service::{
+        Balance, Forwarding, Import, Origin, Server, Service, Transport, address, host_and_port,
+    },
+    statement::{Statement, Terminator, parse},
+};
+
+/// nginx itself has no limit; a file that includes itself must end.
+const MAX_INCLUDES: usize = 200;
+
+/// Directives without an equal, by the beginning of their names, and what to do about them.
+const NO_EQUAL: [(&str, &str); 24] = [
+    ("ssl_", TLS),
+    (
+        "proxy_ssl",
+        "memlb passes bytes on: the client's own TLS reaches the worker",
+    ),
+    ("fastcgi_pass", PROTOCOL),
+    ("uwsgi_pass", PROTOCOL),
+    ("scgi_pass", PROTOCOL),
+    ("grpc_pass", PROTOCOL),
+    ("memcached_pass", PROTOCOL),
+    (
+        "proxy_cache",
+        "memlb keeps no cache: let the workers or a cache behind memlb do it",
+    ),
+    ("proxy_set_header", HEADERS),
+    ("proxy_protocol", HEADERS),
+    ("add_header", HEADERS),
+    (
+        "proxy_next_upstream",
+        "memlb repeats no request; it repeats a SYN at another worker",
+    ),
+    (
+        "proxy_bind",
+        "memlb's mode \"routed\" keeps the client's address",
+    ),
+    ("limit_req", LIMITS),
+    ("limit_conn", LIMITS),
+    ("limit_rate", LIMITS),
+    (
+        "auth_",
+        "memlb reads no requests: let the workers authenticate",
+    ),
+    ("rewrite", REQUESTS),
+    ("return", REQUESTS),
+    ("sub_filter", REQUESTS),
+    ("gzip", "memlb does not compress: let the workers do it"),
+    (
+        "root",
+        "memlb serves no files: let a server on a worker or on the manager do it",
+    ),
+    (
+        "sticky",
+        "policy \"source_hash\" keeps clients of one address with one worker",
+    ),
+    (
+        "health_check",
+        "memlb's agent checks the server on its own machine: memlb agent --check",
+    ),
+];
+
+const TLS: &str = "memlb does not terminate TLS: the workers must, or nginx keeps this service";
+const PROTOCOL: &str = "memlb passes bytes on: the worker must speak HTTP itself";
+const HEADERS: &str =
+    "memlb changes no data; in modes \"routed\" and \"dsr\" workers see the client's address";
+const LIMITS: &str = "memlb limits no requests: let the workers do it";
+const REQUESTS: &str = "memlb reads no requests: let the workers do it";
+
+/// Reads the file and what it includes.
+///
+/// # Errors
+///
+/// When a file cannot be read or parsed.
+pub fn import(text: &str, path: &Path) -> Result<Import, ImportError> {
+    let mut import = Import::default();
+    let mut includes = Includes {
+        // nginx takes relative paths from the directory of its main file.
+        directory: directory_of(path),
+        read: 0,
+    };
+    let statements = includes.parse(text, path, &mut import)?;
+    for context in statements.iter().filter(|it| it.name() == "http") {
+        Context::new(context, false).services(&mut import);
+    }
+    for context in statements.iter().filter(|it| it.name() == "stream") {
+        Context::new(context, true).services(&mut import);
+    }
+    // A file of conf.d stands in `http`.
+    if statements
+        .iter()
+        .any(|it| matches!(it.name(), "server" | "upstream"))
+    {
+        let context = Statement {
+            location: statements[0].location.clone(),
+            words: vec!["http".to_owned()],
+            block: statements,
+        };
+        Context::new(&context, false).services(&mut import);
+    }
+    Ok(import)
+}
+
+struct Includes {
+    directory: PathBuf,
+    read: usize,
+}
+
+impl Includes {
+    fn parse(
+        &mut self,
+        text: &str,
+        path: &Path,
+        import: &mut Import,
+    ) -> Result<Vec<Statement>, ImportError> {
+        let name = name_in(&self.directory, path);
+        let statements = parse(text, &name, &['#'], Terminator::Semicolon)?;
+        self.replace(statements, import)
+    }
+
+    /// Puts the statements of included files in the place of `include`.
+    fn replace(
+        &mut self,
+        statements: Vec<Statement>,
+        import: &mut Import,
+    ) -> Result<Vec<Statement>, ImportError> {
+        let mut replaced = Vec::new();
+        for mut statement in statements {
+            if statement.name() != "include" {
+                statement.block = self.replace(statement.block, import)?;
+                replaced.push(statement);
+                continue;
+            }
+            let pattern = statement.argument(0).to_owned();
+            if pattern.ends_with("mime.types") {
+                continue;
+            }
+            let files = self.matching(&pattern);
+            if files.is_empty() && !pattern.contains('*') {
+                import.note(
+                    &statement,
+                    "this file does not exist here; what it contains is not imported",
+                );
+            }
+            for file in files {
+                self.read += 1;
+                if self.read > MAX_INCLUDES {
+                    return Err(ImportError::TooManyIncludes(
+                        statement.location,
+                        MAX_INCLUDES,
+                    ));
+                }
+                let text = super::read(&file)?;
+                replaced.extend(self.parse(&text, &file, import)?);
+            }
+        }
+        Ok(replaced)
+    }
+
+    /// Returns the files of a pattern in the order of their names; `*` may stand in the file's name only.
+    fn matching(&self, pattern: &str) -> Vec<PathBuf> {
+        let path = self.directory.join(pattern);
+        let name = path
+            .file_name()
+            .and_then(|it| it.to_str())
+            .unwrap_or_default();
+        let Some((before, after)) = name.split_once('*') else {
+            return Some(path).filter(|it| it.is_file()).into_iter().collect();
+        };
+        let entries = path.parent().and_then(|it| fs::read_dir(it).ok());
+        let mut files: Vec<PathBuf> = entries
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.is_file())
+            .filter(|path| {
+                let name = path.file_name().and_then(|it| it.to_str());
+                name.is_some_and(|it| {
+                    it.len() >= before.len() + after.len()
+                        && it.starts_with(before)
+                        && it.ends_with(after)
+                })
+            })
+            .collect();
+        files.sort();
+        files
+    }
+}
+
+/// `http` or `stream`: upstreams are known by name within it.
+struct Context<'a> {
+    context: &'a Statement,
+    is_stream: bool,
+}
+
+impl<'a> Context<'a> {
+    fn new(context: &'a Statement, is_stream: bool) -> Self {
+        Self { context, is_stream }
+    }
+
+    fn services(&self, import: &mut Import) {
+        report(&self.context.block, import);
+        // The default server of an address comes first: it gets what no other one is for.
+        let mut servers: Vec<&Statement> = self.context.children("server").collect();
+        servers.sort_by_key(|it| !it.children("listen").any(is_default));
+        for server in servers {
+            report(&server.block, import);
+            if let Some(pass) = self.proxy_pass(server, import) {
+                self.server(server, pass, import);
+            } else {
+                import.note(
+                    server,
+                    "this server passes nothing to an upstream; it is left out",
+                );
+            }
+        }
+    }
+
+    /// Returns the `proxy_pass` of the server, that of `location /` in `http`.
+    fn proxy_pass(&self, server: &'a Statement, import: &mut Import) -> Option<&'a Statement> {
+        if self.is_stream {
+            return server.child("proxy_pass");
+        }
+        let mut locations: Vec<&Statement> = server
+            .children("location")
+            .filter(|it| {
+                report(&it.block, import);
+                it.child("proxy_pass").is_some()
+            })
+            .collect();
+        // The most general one first.
+        locations.sort_by_key(|it| (it.arguments().len(), it.argument(0).len()));
+        let mut locations = locations.into_iter();
+        let first = locations.next();
+        for other in locations {
+            import.note(other, "memlb does not route by path: all requests of this address go to one set of workers");
+        }
+        if let Some(location) = first.filter(|it| it.argument(0) != "/") {
+            import.note(
+                location,
+                "memlb does not route by path: this location's workers get all requests",
+            );
+        }
+        first
+            .and_then(|it| it.child("proxy_pass"))
+            .or_else(|| server.child("proxy_pass"))
+    }
+
+    fn server(&self, server: &Statement, pass: &Statement, import: &mut Import) {
+        let target = pass.argument(0);
+        let (scheme, rest) = target.split_once("://").unwrap_or(("", target));
+        let host = rest.split('/').next().unwrap_or_default();
+        if target.contains('$') {
+            import.note(
+                pass,
+                "memlb cannot take the worker from a variable; the server is left out",
+            );
+            return;
+        }
+        if rest.len() > host.len() + 1 {
+            import.note(
+                pass,
+                "memlb does not change paths: the workers get the path that the client sent",
+            );
+        }
+        if scheme == "https" {
+            import.note(
+                pass,
+                "memlb passes bytes on: clients' own TLS reaches the workers",
+            );
+        }
+        let upstream = self
+            .context
+            .children("upstream")
+            .find(|it| it.argument(0) == host);
+        let (name, servers, balance) = match upstream {
+            Some(upstream) => {
+                report(&upstream.block, import);
+                (host, servers(upstream, import), balance(upstream, import))
+            }
+            None => {
+                let default_port = if scheme == "https" { 443 } else { 80 };
+                let servers = server_at(host, default_port, &[], pass, import);
+                (host, servers.into_iter().collect(), in_turn())
+            }
+        };
+        if let Some(names) = server
+            .child("server_name")
+            .filter(|it| it.argument(0) != "_")
+        {
+            import.note(names, "memlb does not route by host: all requests of this address go to one set of workers");
+        }
+        let mut listens: Vec<Statement> = server.children("listen").cloned().collect();
+        if listens.is_empty() {
+            let words = ["listen", "80"].map(str::to_owned).to_vec();
+            listens.push(Statement {
+                words,
+                ..server.clone()
+            });
+        }
+        for listen in &listens {
+            let Some((ip, port)) = listen_address(listen, import) else {
+                continue;
+            };
+            import.services.push(Service {
+                name: name.to_owned(),
+                ip,
+                port,
+                listen: listen.into(),
+                transport: match listen
+                    .arguments()
+                    .iter()
+                    .any(|it| it == "udp" || it == "quic")
+                {
+                    true => Transport::Udp,
+                    false => Transport::Tcp,
+                },
+                forwarding: Forwarding::Nat,
+                balance: balance.clone(),
+                servers: servers.clone(),
+                fallback: None,
+            });
+        }
+    }
+}
+
+fn is_default(listen: &Statement) -> bool {
+    listen.arguments().iter().any(|it| it == "default_server")
+}
+
+/// Returns the address and port, or notes why there is none.
+fn listen_address(
+    listen: &Statement,
+    import: &mut Import,
+) -> Option<(Option<std::net::IpAddr>, u16)> {
+    for option in listen.arguments() {
+        match option.as_str() {
+            "ssl" => import.note(listen, TLS),
+            "proxy_protocol" => import.note(listen, HEADERS),
+            _ => {}
+        }
+    }
+    let given = listen.argument(0);
+    let (host, port) = match given.parse::<u16>() {
+        Ok(port) => ("*", Some(port)),
+        Err(_) => host_and_port(given),
+    };
+    let port = match port {
+        Some(port) => port,
+        None if given.contains("unix:")
+            || given.rsplit(':').next().is_some_and(|it| it.contains('-')) =>
+        {
+            import.note(
+                listen,
+                "memlb serves single ports of IP addresses; this one is left out",
+            );
+            return None;
+        }
+        None => 80,
+    };
+    let ip = match host {
+        "*" | "0.0.0.0" | "" => None,
+        "[::]" => {
+            import.note(listen, "a service has one address: for IPv6 add a service with the IPv6 address of the manager");
+            return None;
+        }
+        host => match address(host, port) {
+            Ok(address) => Some(address.ip()),
+            Err(why) => {
+                import.note(listen, why);
+                return None;
+            }
+        },
+    };
+    Some((ip, port))
+}
+
+fn servers(upstream: &Statement, import: &mut Import) -> Vec<Server> {
+    let servers = upstream.children("server");
+    servers
+        .filter_map(|it| server_at(it.argument(0), 80, it.arguments(), it, import))
+        .collect()
+}
+
+fn server_at(
+    given: &str,
+    default_port: u16,
+    parameters: &[String],
+    statement: &Statement,
+    import: &mut Import,
+) -> Option<Server> {
+    let mut weight = 1;
+    for parameter in parameters.iter().skip(1) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match name {
+            "weight" => weight = value.parse().unwrap_or(1),
+            "down" => {
+                import.note(
+                    statement,
+                    "left out, because it is down: add it, and drain it (memlb drain)",
+                );
+                return None;
+            }
+            "backup" => {
+                import.note(
+                    statement,
+                    "memlb has no backup workers yet; this one is left out",
+                );
+                return None;
+            }
+            "max_fails" | "fail_timeout" => import.note(
+                statement,
+                "memlb's agent checks the server on its own machine: memlb agent --check",
+            ),
+            "max_conns" => import.note(statement, "memlb does not limit a worker's connections"),
+            "slow_start" => {
+                import.note(statement, "the service's ramp_up does this for all workers")
+            }
+            _ => {}
+        }
+    }
+    let (host, port) = host_and_port(given);
+    if host.starts_with("unix:") {
+        import.note(
+            statement,
+            "a worker is another machine, not a UNIX socket; left out",
+        );
+        return None;
+    }
+    match address(host, port.unwrap_or(default_port)) {
+        Ok(address) => Some(Server {
+            name: host.trim_matches(['[', ']']).to_owned(),
+            address,
+            weight,
+            check: None,
+            origin: Origin::from(statement),
+        }),
+        Err(why) => {
+            import.note(statement, why);
+            None
+        }
+    }
+}
+
+fn in_turn() -> Balance {
+    Balance {
+        policy: "round_robin",
+        reason: "nginx takes one server after the other".to_owned(),
+    }
+}
+
+fn balance(upstream: &Statement, import: &mut Import) -> Balance {
+    let methods = ["least_conn", "least_time", "ip_hash", "hash", "random"];
+    let Some(method) = upstream
+        .block
+        .iter()
+        .find(|it| methods.contains(&it.name()))
+    else {
+        return in_turn();
+    };
+    let by_client = ["$remote_addr", "$binary_remote_addr"].contains(&method.argument(0));
+    let policy = match method.name() {
+        "ip_hash" => "source_hash",
+        "hash" if by_client => "source_hash",
+        "hash" => {
+            import.note(
+                method,
+                "memlb reads no requests: only the client's address can choose the worker",
+            );
+            "source_hash"
+        }
+        _ => "least_connections",
+    };
+    Balance {
+        policy,
+        reason: method.to_string(),
+    }
+}
+
+/// Notes the directives that have no equal.
+fn report(block: &[Statement], import: &mut Import) {
+    for statement in block {
+        let found = NO_EQUAL.iter().find(|(name, _)| {
+            statement.name() == *name
+                || statement
+                    .name()
+                    .starts_with(&format!("{}_", name.trim_end_matches('_')))
+        });
+        if let Some((_, advice)) = found {
+            import.note(statement, *advice);
+        }
+    }
+}

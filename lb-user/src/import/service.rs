@@ -1,0 +1,294 @@
+//! What the three formats have in common: services, their servers, and what has no equal in memlb.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+
+use super::statement::{Location, Statement};
+use crate::addresses::Addresses;
+
+/// What a line of the other configuration becomes, with the line itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    pub location: Location,
+    /// The words of the line.
+    pub text: String,
+}
+
+impl From<&Statement> for Origin {
+    fn from(statement: &Statement) -> Self {
+        Self {
+            location: statement.location.clone(),
+            text: statement.to_string(),
+        }
+    }
+}
+
+/// What memlb does not do, and what to do instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    pub origin: Origin,
+    pub advice: String,
+}
+
+/// Layer 4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+/// How packets reach the workers, as in `mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Forwarding {
+    #[default]
+    Nat,
+    Routed,
+    Dsr,
+}
+
+/// A policy of memlb, and why it is the nearest one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balance {
+    pub policy: &'static str,
+    pub reason: String,
+}
+
+/// How the agent of a server has to check it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Check {
+    /// The path of an HTTP request; nothing for a TCP connection.
+    pub path: Option<String>,
+    /// The port, where it is not the server's own.
+    pub port: Option<u16>,
+    /// The option `--expect-status`.
+    pub status: Option<String>,
+    /// The option `--check-interval`.
+    pub interval: Option<String>,
+    /// The option `--check-timeout`.
+    pub timeout: Option<String>,
+    /// The option `--check-failures`.
+    pub failures: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    pub name: String,
+    pub address: SocketAddr,
+    /// Relative to the other servers of the service.
+    pub weight: u32,
+    pub check: Option<Check>,
+    pub origin: Origin,
+}
+
+/// One address that clients use, and the servers behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub name: String,
+    /// Nothing: every address of the machine.
+    pub ip: Option<IpAddr>,
+    pub port: u16,
+    pub listen: Origin,
+    pub transport: Transport,
+    pub forwarding: Forwarding,
+    pub balance: Balance,
+    pub servers: Vec<Server>,
+    /// The server of last resort.
+    pub fallback: Option<(SocketAddr, Origin)>,
+}
+
+/// Everything that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Import {
+    pub services: Vec<Service>,
+    pub notes: Vec<Note>,
+}
+
+impl Import {
+    pub fn note(&mut self, origin: impl Into<Origin>, advice: impl Into<String>) {
+        let note = Note {
+            origin: origin.into(),
+            advice: advice.into(),
+        };
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    /// Fills in what the files leave open: the address behind "every address", names that are taken, and servers
+    /// that memlb cannot have as workers.
+    pub fn resolve(&mut self, machine: &Addresses, address: Option<IpAddr>) {
+        let own = address.or_else(|| first_address(machine));
+        for mut service in std::mem::take(&mut self.services) {
+            let Some(ip) = service.ip.or(own) else {
+                self.note(
+                    service.listen,
+                    "this is every address of the machine, and it has none but loopback: pass --address ADDRESS",
+                );
+                continue;
+            };
+            service.ip = Some(ip);
+            self.sort_servers(&mut service, ip, machine);
+            if service.servers.is_empty() {
+                self.note(
+                    service.listen,
+                    format!(
+                        "no server of {} can be a worker; the service is left out",
+                        service.name
+                    ),
+                );
+                continue;
+            }
+            let taken = self.services.iter().any(|it| {
+                (it.ip, it.port, it.transport) == (service.ip, service.port, service.transport)
+            });
+            if taken {
+                self.note(
+                    service.listen,
+                    "another service has this address already: memlb does not distinguish requests by host or \
+                     path; this one is left out",
+                );
+                continue;
+            }
+            service.name = self.unused_name(&service.name, service.port);
+            self.services.push(service);
+        }
+        self.notes
+            .sort_by(|a, b| a.origin.location.cmp(&b.origin.location));
+    }
+
+    /// Takes out the servers that cannot be workers of a service at `ip`.
+    fn sort_servers(&mut self, service: &mut Service, ip: IpAddr, machine: &Addresses) {
+        for server in std::mem::take(&mut service.servers) {
+            let at = server.address.ip();
+            if at.is_loopback() || at == ip || machine.interface_of(at).is_some() {
+                let fallback = SocketAddr::new(ip, server.address.port());
+                self.note(
+                    server.origin.clone(),
+                    format!(
+                        "this server runs on the manager, which can be the fallback only: it becomes the fallback \
+                         {fallback}, and must listen there"
+                    ),
+                );
+                service.fallback.get_or_insert((fallback, server.origin));
+            } else if at.is_ipv4() != ip.is_ipv4() {
+                self.note(
+                    server.origin,
+                    format!("memlb does not translate between IPv4 and IPv6: not a worker of {ip}"),
+                );
+            } else if service
+                .servers
+                .iter()
+                .any(|it| it.address == server.address)
+            {
+                self.note(server.origin, "the same server once more; left out");
+            } else {
+                let name = self.worker_name(&server, service);
+                service.servers.push(Server { name, ..server });
+            }
+        }
+        if let Some((address, origin)) = service.fallback.take() {
+            if address.ip() == ip && address.port() != service.port {
+                service.fallback = Some((address, origin));
+            } else {
+                self.note(
+                    origin,
+                    "memlb's fallback is a server on the manager, at the service's own address with another port; \
+                     without it, new connections are refused while no worker is up",
+                );
+            }
+        }
+    }
+
+    /// Returns a name that is this machine's alone: that of an earlier service, if there is one.
+    fn worker_name(&self, server: &Server, service: &Service) -> String {
+        let ip = server.address.ip();
+        let is_here = |name: &str| service.servers.iter().any(|it| it.name == name);
+        let known = self.services.iter().flat_map(|it| &it.servers);
+        if let Some(known) = known
+            .clone()
+            .find(|it| it.address.ip() == ip && !is_here(&it.name))
+        {
+            return known.name.clone();
+        }
+        unused(&server.name, server.address.port(), |name| {
+            is_here(name)
+                || known
+                    .clone()
+                    .any(|it| it.name == name && it.address.ip() != ip)
+        })
+    }
+
+    fn unused_name(&self, name: &str, port: u16) -> String {
+        unused(name, port, |name| {
+            self.services.iter().any(|it| it.name == name)
+        })
+    }
+}
+
+fn first_address(machine: &Addresses) -> Option<IpAddr> {
+    let mut usable = machine.0.iter().map(|(ip, _)| *ip).filter(|ip| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    });
+    let first = usable.clone().find(IpAddr::is_ipv4);
+    first.or_else(|| usable.next())
+}
+
+/// Returns `name` as memlb allows it, with the port or a number behind it where it is taken.
+fn unused(name: &str, port: u16, is_taken: impl Fn(&str) -> bool) -> String {
+    let name = valid_name(name);
+    let with_port = format!("{name}-{port}");
+    let numbered = (2_u32..).map(|number| format!("{name}-{port}-{number}"));
+    [name.clone(), with_port]
+        .into_iter()
+        .chain(numbered)
+        .find(|name| !is_taken(name))
+        .unwrap_or_default()
+}
+
+/// Replaces what memlb's names may not contain: they have 1 to 64 ASCII letters, digits and `. _ -`.
+fn valid_name(name: &str) -> String {
+    // Room for the port and a number.
+    let short = name.chars().take(50);
+    let valid: String = short
+        .map(|it| match it {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-' => it,
+            _ => '-',
+        })
+        .collect();
+    match valid.trim_matches(['.', '-']) {
+        "" => "service".to_owned(),
+        "manager" | "nobody" => format!("{valid}-1"),
+        name => name.to_owned(),
+    }
+}
+
+/// Returns the address of `host`, which may be a name, and the first one if it has several.
+///
+/// # Errors
+///
+/// Returns why there is none, as a sentence for a note.
+pub fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    let found = (host, port)
+        .to_socket_addrs()
+        .map_err(|error| format!("{host} has no address here ({error}): add the worker by hand"))?;
+    let mut found: Vec<SocketAddr> = found.collect();
+    found.sort_by_key(SocketAddr::is_ipv6);
+    let first = found.first().copied();
+    first.ok_or_else(|| format!("{host} has no address here: add the worker by hand"))
+}
+
+/// Splits `HOST:PORT`, `[IPv6]:PORT`, `:PORT` or `HOST`; the port is nothing where it is not a number.
+pub fn host_and_port(text: &str) -> (&str, Option<u16>) {
+    if let Some((host, port)) = text.rsplit_once(':')
+        && !(host.contains(':') && !host.ends_with(']'))
+        && let Ok(port) = port.parse()
+    {
+        return (host, Some(port));
+    }
+    (text, None)
+}
