@@ -43,7 +43,7 @@ fn no_way_in_which_connections_end_makes_the_count_drift() {
     .unwrap();
     // A recount in the midst of them may have taken one for lost; it is the next one's to see.
     wait_until(RECOUNTED, "nothing to be lost", || {
-        counts(&cluster, "lost") == [0, 0]
+        counts(&cluster, "evicted") == [0, 0]
     })
     .unwrap();
     println!("{flows} flows, {kills} managers killed: the count is exact");
@@ -80,8 +80,8 @@ fn evictions_do_not_make_the_count_drift() {
     .unwrap();
     assert!(present.iter().sum::<u64>() > 100, "{present:?}");
     expect_shown(&cluster, present);
-    let lost: u64 = counts(&cluster, "lost").iter().sum();
-    assert!(lost as usize >= TABLE, "only {lost} were evicted");
+    let evicted: u64 = counts(&cluster, "evicted").iter().sum();
+    assert!(evicted as usize >= TABLE, "only {evicted} were evicted");
     drop(held);
     wait_until(RECOUNTED, "nothing to be open", || {
         open_connections(&cluster) == [0, 0]
@@ -89,7 +89,7 @@ fn evictions_do_not_make_the_count_drift() {
     .unwrap();
     expect_shown(&cluster, [0, 0]);
     println!(
-        "{flows} flows, {failed} failed, {lost} evicted, {present:?} left, {kills} managers killed: the count is exact"
+        "{flows} flows, {failed} failed, {evicted} evicted, {present:?} left, {kills} managers killed: the count is exact"
     );
     // In a small table the kernel evicts a newcomer now and then.
     expect_exact(&cluster, 120);
@@ -213,8 +213,8 @@ fn of_each_worker(held: &[(Connection, String)]) -> [u64; 2] {
 
 /// What the programs go by.
 fn open_connections(cluster: &Cluster) -> [u64; 2] {
-    let (active, lost) = (counts(cluster, "active"), counts(cluster, "lost"));
-    [0, 1].map(|worker| active[worker].saturating_sub(lost[worker]))
+    let (active, evicted) = (counts(cluster, "active"), counts(cluster, "evicted"));
+    [0, 1].map(|worker| active[worker].saturating_sub(evicted[worker]))
 }
 
 fn counts(cluster: &Cluster, map: &str) -> [u64; 2] {

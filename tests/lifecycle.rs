@@ -91,8 +91,8 @@ fn counts_open_connections_right_although_some_are_evicted() {
             let map = MapData::from_pin(cluster.place.pin_path.join(map)).unwrap();
             Array::<_, u64>::try_from(Map::Array(map)).unwrap()
         };
-        let [active, lost] = ["active", "lost"].map(|map| read(map).get(&1, 0).unwrap());
-        active.saturating_sub(lost)
+        let [active, evicted] = ["active", "evicted"].map(|map| read(map).get(&1, 0).unwrap());
+        active.saturating_sub(evicted)
     };
     let is_right = |cluster: &Cluster| {
         let status = cluster.status().unwrap();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::maps::{Array, Map, MapData};
-use lb_common::maps::{TraceOrder, name};
+use lb_common::maps::{TraceConfig, name};
 use memlb_tests::{Cluster, ClusterOptions, Connection, Process, require_root, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -106,14 +106,14 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
         return;
     }
     let mut cluster = start();
-    assert_eq!(until_ns(&cluster), 0);
+    assert_eq!(expires_ns(&cluster), 0);
     let mut trace = tracing(&cluster, &[]);
-    assert_ne!(until_ns(&cluster), 0);
+    assert_ne!(expires_ns(&cluster), 0);
     // One at a time.
     let second = memlb(&cluster, "trace", &["--for", "1s"]);
     expect_status(&second, 1, "root traces already");
     trace.kill().unwrap();
-    wait_until(SOON, "the trace to end", || until_ns(&cluster) == 0).unwrap();
+    wait_until(SOON, "the trace to end", || expires_ns(&cluster) == 0).unwrap();
 
     let mut trace = tracing(&cluster, &[]);
     cluster.kill_manager().unwrap();
@@ -123,10 +123,10 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
         "{}",
         trace.log()
     );
-    assert_ne!(until_ns(&cluster), 0);
+    assert_ne!(expires_ns(&cluster), 0);
     wait_until(SOON, "the order to lapse", || {
         cluster.page().unwrap();
-        until_ns(&cluster) == 0
+        expires_ns(&cluster) == 0
     })
     .unwrap();
 
@@ -134,7 +134,7 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
     let mut trace = tracing(&cluster, &["--count", "1"]);
     cluster.page().unwrap();
     assert!(trace.wait(SOON).unwrap().success(), "{}", trace.log());
-    wait_until(SOON, "the trace to end", || until_ns(&cluster) == 0).unwrap();
+    wait_until(SOON, "the trace to end", || expires_ns(&cluster) == 0).unwrap();
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn a_reader_that_stops_reading_holds_up_nobody() {
         cluster.page().unwrap();
         assert!(asked.elapsed() < Duration::from_secs(1));
         cluster.status().unwrap();
-        until_ns(&cluster) == 0
+        expires_ns(&cluster) == 0
     })
     .unwrap();
     trace.signal(Signal::SIGCONT).unwrap();
@@ -215,7 +215,7 @@ fn a_wish_that_makes_no_sense_is_refused_with_what_would() {
     for (arguments, says) in cases {
         expect_status(&memlb(&cluster, "trace", arguments), 2, says);
     }
-    assert_eq!(until_ns(&cluster), 0);
+    assert_eq!(expires_ns(&cluster), 0);
 }
 
 fn start() -> Cluster {
@@ -254,8 +254,8 @@ fn expect_status(output: &Output, status: i32, says: &str) {
 }
 
 /// Until when packets are told; 0 for not at all.
-fn until_ns(cluster: &Cluster) -> u64 {
+fn expires_ns(cluster: &Cluster) -> u64 {
     let data = MapData::from_pin(cluster.place.pin_path.join(name::TRACE)).unwrap();
-    let order: Array<_, TraceOrder> = Array::try_from(Map::Array(data)).unwrap();
-    order.get(&0, 0).unwrap().until_ns
+    let order: Array<_, TraceConfig> = Array::try_from(Map::Array(data)).unwrap();
+    order.get(&0, 0).unwrap().expires_ns
 }

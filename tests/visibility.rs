@@ -260,7 +260,7 @@ fn maps_are_for_people_too() {
             &["address", "port", "state", "mode", "memory_available_bytes"],
         ),
         ("neighbours", &["worker", "manager"]),
-        ("flows", &["leaves", "backend", "bytes"]),
+        ("flows", &["translated", "backend", "bytes"]),
         ("half_open", &[]),
         ("verdicts", &["packets", "bytes"]),
         ("traffic", &["connections", "bytes_in"]),

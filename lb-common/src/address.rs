@@ -41,10 +41,10 @@ pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
 
     /// Whether a packet from the network may come from here: not from nobody, many, or the host itself (RFC
     /// 1122, section 3.2.1.3; RFC 4291, sections 2.5.2, 2.5.3 and 2.7).
-    fn is_sender(self) -> bool;
+    fn is_valid_source(self) -> bool;
 
     /// Whether a packet from here to `destination` may come from the network.
-    fn may_send_to(self, destination: Self) -> bool;
+    fn is_valid_source_for(self, destination: Self) -> bool;
 
     /// The other way round; of an address of the other family, something without meaning.
     fn from_mapped(mapped: &V6) -> Self;
@@ -82,7 +82,7 @@ impl Address for V4 {
     }
 
     #[inline(always)]
-    fn is_sender(self) -> bool {
+    fn is_valid_source(self) -> bool {
         // As the kernel has it (`ip_route_input_slow`): of 0.0.0.0/8 only the unspecified address is no
         // sender (Linux 5.3, 96125bf9985a), of 240.0.0.0/4 only the limited broadcast address.
         !matches!(
@@ -93,9 +93,9 @@ impl Address for V4 {
 
     /// A link-local sender reaches only its own kind (RFC 3927, sections 2.6.2 and 7).
     #[inline(always)]
-    fn may_send_to(self, destination: Self) -> bool {
+    fn is_valid_source_for(self, destination: Self) -> bool {
         let is_link_local = |address: Self| matches!(address, [169, 254, ..]);
-        self.is_sender()
+        self.is_valid_source()
             && self.difference(destination) != 0
             && (!is_link_local(self) || is_link_local(destination))
     }
@@ -142,15 +142,15 @@ impl Address for V6 {
     }
 
     #[inline(always)]
-    fn is_sender(self) -> bool {
+    fn is_valid_source(self) -> bool {
         let [first, ..] = self;
         let [high, low] = halves(self);
         first != 0xff && (high != 0 || low.to_be() > 1)
     }
 
     #[inline(always)]
-    fn may_send_to(self, destination: Self) -> bool {
-        self.is_sender() && self.difference(destination) != 0
+    fn is_valid_source_for(self, destination: Self) -> bool {
+        self.is_valid_source() && self.difference(destination) != 0
     }
 
     #[inline(always)]

@@ -62,7 +62,7 @@ impl Difference {
 
 /// A checksum as a UDP header has it: there, 0 means that there is none (RFC 768).
 #[inline(always)]
-pub fn of_datagram(checksum: [u8; 2]) -> [u8; 2] {
+pub fn udp_checksum(checksum: [u8; 2]) -> [u8; 2] {
     if checksum == [0, 0] {
         [0xff, 0xff]
     } else {

@@ -20,7 +20,7 @@ pub struct Crossing<A = V4> {
     /// The tuple it came with; of an error message, the one that answers to the packet it tells of.
     pub key: FlowKey<A>,
     /// The tuple it leaves with.
-    pub leaves: FlowKey<A>,
+    pub translated: FlowKey<A>,
     /// The tuple of the server's answers to it.
     answers: FlowKey<A>,
     peer: Peer<A>,
@@ -72,7 +72,7 @@ impl<A: Address> Crossing<A> {
     /// Nothing known yet.
     pub const NONE: Self = Self {
         key: FlowKey::NONE,
-        leaves: FlowKey::NONE,
+        translated: FlowKey::NONE,
         answers: FlowKey::NONE,
         peer: Peer {
             service: A::NONE,
@@ -89,7 +89,7 @@ impl<A: Address> Crossing<A> {
     /// A SYN, or a datagram: what may be the first packet of a client.
     #[inline(always)]
     fn begins(&self) -> bool {
-        self.is_message == 0 && (self.flags.opens() || self.key.is_datagram())
+        self.is_message == 0 && (self.flags.is_syn() || self.key.is_datagram())
     }
 
     /// Whether it is a segment of a connection.
@@ -100,8 +100,12 @@ impl<A: Address> Crossing<A> {
 
     #[inline(always)]
     fn ending(&self) -> u8 {
-        let fin = if self.flags.finishes() { ended::FIN } else { 0 };
-        let reset = if self.flags.resets() { ended::RESET } else { 0 };
+        let fin = if self.flags.has_fin() { ended::FIN } else { 0 };
+        let reset = if self.flags.has_rst() {
+            ended::RESET
+        } else {
+            0
+        };
         fin | reset
     }
 }
@@ -123,7 +127,7 @@ pub fn receive<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Ve
         if crossing.begins() {
             crossing.answers = crossing.key.reversed();
             memory.forget(Stage::Known, &crossing.answers);
-            if crossing.flags.opens() {
+            if crossing.flags.is_syn() {
                 crossing.peer = Peer::DIRECT;
                 memory.remember(Stage::New, &crossing.answers, &crossing.peer);
             } else {
@@ -132,12 +136,12 @@ pub fn receive<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Ve
         }
         return Verdict::NotOurs;
     };
-    crossing.leaves = FlowKey {
+    crossing.translated = FlowKey {
         destination: M::Address::from_mapped(&translation.address),
         destination_port: translation.port,
         ..crossing.key
     };
-    crossing.answers = crossing.leaves.reversed();
+    crossing.answers = crossing.translated.reversed();
     if crossing.is_message == 1 {
         let known =
             recall(memory, &crossing.answers).is_some_and(|peer| serves(&peer, &crossing.key));
@@ -163,7 +167,7 @@ pub fn send<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Verdi
     if peer.is_direct() {
         return Verdict::NotOurs;
     }
-    crossing.leaves = FlowKey {
+    crossing.translated = FlowKey {
         source: peer.service,
         source_port: peer.port,
         ..crossing.key
@@ -193,19 +197,19 @@ fn send_forgotten<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) ->
     if !crossing.is_segment() {
         return Verdict::NotOurs;
     }
-    if crossing.flags.accepts() {
+    if crossing.flags.is_syn_ack() {
         return Verdict::NoFlow;
     }
     let Some(service) = memory.kept() else {
         return Verdict::NotOurs;
     };
-    crossing.leaves = FlowKey {
+    crossing.translated = FlowKey {
         source: M::Address::from_mapped(&service.address),
         source_port: service.port,
         ..crossing.key
     };
     crossing.peer = Peer {
-        service: crossing.leaves.source,
+        service: crossing.translated.source,
         port: service.port,
         client_ended: 0,
         server_ended: crossing.ending(),
@@ -222,9 +226,9 @@ fn send_forgotten<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) ->
 #[inline(always)]
 fn note<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> bool {
     let now = memory.now();
-    let opens = crossing.flags.opens();
+    let is_syn = crossing.flags.is_syn();
     if let Some(mut peer) = memory.peer(Stage::Known, &crossing.answers) {
-        if opens || !serves(&peer, &crossing.key) {
+        if is_syn || !serves(&peer, &crossing.key) {
             peer.service = crossing.key.destination;
             peer.port = crossing.key.destination_port;
             peer.client_ended = 0;
@@ -241,8 +245,8 @@ fn note<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> bool {
         server_ended: 0,
         last_seen: now,
     };
-    let is_new =
-        opens || crossing.key.is_datagram() && memory.peer(Stage::New, &crossing.answers).is_none();
+    let is_new = is_syn
+        || crossing.key.is_datagram() && memory.peer(Stage::New, &crossing.answers).is_none();
     let stage = if is_new { Stage::New } else { Stage::Known };
     memory.remember(stage, &crossing.answers, &crossing.peer)
 }

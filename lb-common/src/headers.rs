@@ -253,29 +253,29 @@ impl TcpFlags {
 
     /// A request for a new connection: SYN without ACK, RST or FIN.
     #[inline(always)]
-    pub fn opens(self) -> bool {
+    pub fn is_syn(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
     }
 
     /// The answer to a SYN: SYN and ACK, without RST.
     #[inline(always)]
-    pub fn accepts(self) -> bool {
+    pub fn is_syn_ack(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN | Self::ACK
     }
 
     /// A segment of a connection under way that acknowledges something: ACK without SYN or RST.
     #[inline(always)]
-    pub fn acknowledges(self) -> bool {
+    pub fn is_ack(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
     }
 
     #[inline(always)]
-    pub fn finishes(self) -> bool {
+    pub fn has_fin(self) -> bool {
         self.0 & Self::FIN != 0
     }
 
     #[inline(always)]
-    pub fn resets(self) -> bool {
+    pub fn has_rst(self) -> bool {
         self.0 & Self::RST != 0
     }
 }

@@ -6,50 +6,52 @@ use crate::{
         ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP,
         PROTOCOL_UDP,
     },
-    maps::{NO_ONE, TraceEvent, TraceOrder},
+    maps::{NO_ID, TraceConfig, TraceEvent},
     verdict::Verdict,
 };
 
 /// How much of a frame is looked at: the longest IPv4 header, and a TCP header as far as its flags.
 pub const HEAD: usize = 96;
 
-impl TraceOrder {
+impl TraceConfig {
     /// Whether a packet is one of those that are wanted.
     #[inline(always)]
-    pub fn wants(&self, event: &TraceEvent) -> bool {
+    pub fn matches(&self, event: &TraceEvent) -> bool {
         self.verdicts & 1 << (event.verdict & 31) != 0
-            && (self.service == NO_ONE || self.service == event.service)
-            && self.wants_backend(event.backend)
-            && self.wants_client(event)
+            && (self.service == NO_ID || self.service == event.service)
+            && self.matches_backend(event.backend)
+            && self.matches_client(event)
     }
 
     #[inline(always)]
-    fn wants_backend(&self, backend: u32) -> bool {
+    fn matches_backend(&self, backend: u32) -> bool {
         if self.backend_count == 0 {
             return true;
         }
         let mut named = false;
-        for (place, id) in self.backends.iter().enumerate() {
-            named |= (place as u32) < self.backend_count && *id == backend;
+        for (index, id) in self.backends.iter().enumerate() {
+            named |= (index as u32) < self.backend_count && *id == backend;
         }
         named
     }
 
     /// Of a packet that was left alone, either end may be the client.
     #[inline(always)]
-    fn wants_client(&self, event: &TraceEvent) -> bool {
+    fn matches_client(&self, event: &TraceEvent) -> bool {
         let TraceEvent {
-            arrives, leaves, ..
+            original,
+            translated,
+            ..
         } = event;
         let inward =
             event.verdict == Verdict::ToBackend as u8 || event.verdict == Verdict::ToManager as u8;
         let outward =
             event.verdict == Verdict::ToClient as u8 || event.verdict == Verdict::FromManager as u8;
         if outward {
-            return self.is_client(&leaves.destination, leaves.destination_port);
+            return self.is_client(&translated.destination, translated.destination_port);
         }
-        self.is_client(&arrives.source, arrives.source_port)
-            || !inward && self.is_client(&arrives.destination, arrives.destination_port)
+        self.is_client(&original.source, original.source_port)
+            || !inward && self.is_client(&original.destination, original.destination_port)
     }
 
     #[inline(always)]
@@ -63,7 +65,7 @@ impl TraceOrder {
 impl TraceEvent {
     /// Reads what is not known yet off the first bytes of the frame, of which `length` are there.
     #[inline(always)]
-    pub fn read(&mut self, head: &[u8; HEAD], length: usize) {
+    pub fn parse_headers(&mut self, head: &[u8; HEAD], length: usize) {
         const IP: usize = ETHERNET_LEN;
         self.ether_type = u16::from_be_bytes([head[12], head[13]]);
         let (protocol, transport, begins) = match self.ether_type {
@@ -79,14 +81,14 @@ impl TraceEvent {
             ETHERTYPE_IPV6 if length >= IP + 40 => (head[IP + 6], IP + 40, true),
             _ => return,
         };
-        if self.arrives.protocol == 0 {
-            self.arrives.protocol = protocol.into();
+        if self.original.protocol == 0 {
+            self.original.protocol = protocol.into();
             if self.ether_type == ETHERTYPE_IPV4 {
-                self.arrives.source = mapped(head, IP + 12);
-                self.arrives.destination = mapped(head, IP + 16);
+                self.original.source = mapped(head, IP + 12);
+                self.original.destination = mapped(head, IP + 16);
             } else {
-                self.arrives.source = whole(head, IP + 8);
-                self.arrives.destination = whole(head, IP + 24);
+                self.original.source = whole(head, IP + 8);
+                self.original.destination = whole(head, IP + 24);
             }
         }
         if self.protocol != 0 {
@@ -98,8 +100,8 @@ impl TraceEvent {
         }
         match protocol {
             PROTOCOL_TCP | PROTOCOL_UDP => {
-                self.arrives.source_port = [head[transport], head[transport + 1]];
-                self.arrives.destination_port = [head[transport + 2], head[transport + 3]];
+                self.original.source_port = [head[transport], head[transport + 1]];
+                self.original.destination_port = [head[transport + 2], head[transport + 3]];
                 if protocol == PROTOCOL_TCP && length >= transport + 14 {
                     self.kind = head[transport + 13];
                 }

@@ -15,7 +15,7 @@ use lb_common::{
         Backend, CHOICE_SLOTS, FlowKey, Mac, Policy, SPREAD, Service, ServiceKey, first_choice,
         mode, policy, state,
     },
-    steer::{Arrival, Hook},
+    steer::{Hook, PacketMeta},
     verdict::Verdict,
 };
 use proptest::prelude::*;
@@ -79,14 +79,14 @@ fn taker(memory: &Memory, client: u32) -> u32 {
         destination_port: 80_u16.to_be_bytes(),
         protocol: 6,
     };
-    let syn = Arrival {
+    let syn = PacketMeta {
         source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
         destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),
         hook: Hook::Ingress,
         interface: 7,
         time_to_live: 64,
         in_driver: false,
-        asks_for_fragments: false,
+        fragmentation_needed: false,
         flags: TcpFlags(SYN),
         sequence: 0,
         acknowledgement: 0,
@@ -161,7 +161,7 @@ fn open_connections_decide_by_weight() {
 #[test]
 fn whoever_repeats_its_syn_gets_another_worker() {
     for kind in KINDS {
-        // One worker has nearly all places, the third is down.
+        // One worker has nearly all slots, the third is down.
         let mut memory = lab();
         memory.backends[3].state = state::DOWN;
         let mostly_one = |place| match place % 50 {

@@ -76,18 +76,18 @@ impl Memory for Maps {
 impl Maps {
     fn receives(&self, to: (V4, u16), protocol: u8, flags: u8) -> (Verdict, FlowKey) {
         let mut crossing = crossing(CLIENT, to, protocol, flags);
-        (receive(self, &mut crossing), crossing.leaves)
+        (receive(self, &mut crossing), crossing.translated)
     }
 
     fn sends(&self, protocol: u8, flags: u8) -> (Verdict, FlowKey) {
         let mut crossing = crossing(SERVER, CLIENT, protocol, flags);
-        (send(self, &mut crossing), crossing.leaves)
+        (send(self, &mut crossing), crossing.translated)
     }
 
     /// Whom the client takes the server for.
     fn shown(&self, protocol: u8) -> Option<V4> {
-        let (verdict, leaves) = self.sends(protocol, ACK);
-        (verdict == Verdict::ToClient).then_some(leaves.source)
+        let (verdict, translated) = self.sends(protocol, ACK);
+        (verdict == Verdict::ToClient).then_some(translated.source)
     }
 
     fn stages(&self) -> Vec<Stage> {
@@ -130,9 +130,9 @@ fn crossing(from: (V4, u16), to: (V4, u16), protocol: u8, flags: u8) -> Crossing
 fn a_client_becomes_known_by_its_second_packet() {
     for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
         let maps = Maps::default();
-        let (verdict, leaves) = maps.receives(SERVICES[0], protocol, SYN);
+        let (verdict, translated) = maps.receives(SERVICES[0], protocol, SYN);
         assert_eq!(verdict, Verdict::ToBackend);
-        assert_eq!(leaves, key(CLIENT, SERVER, protocol));
+        assert_eq!(translated, key(CLIENT, SERVER, protocol));
         assert_eq!(maps.stages(), [Stage::New]);
         assert_eq!(maps.shown(protocol), Some(SERVICES[0].0));
         maps.receives(SERVICES[0], protocol, ACK);
@@ -185,7 +185,7 @@ fn a_direct_connection_ends_the_one_through_the_service() {
 
 #[test]
 fn a_connection_is_open_until_both_sides_end_it_or_it_falls_silent() {
-    let opened = || {
+    let new_connection = || {
         let maps = Maps::default();
         maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);
         assert!(!maps.is_open());
@@ -193,7 +193,7 @@ fn a_connection_is_open_until_both_sides_end_it_or_it_falls_silent() {
         assert!(maps.is_open());
         maps
     };
-    let maps = opened();
+    let maps = new_connection();
     maps.receives(SERVICES[0], PROTOCOL_TCP, FIN | ACK);
     assert!(maps.is_open());
     maps.sends(PROTOCOL_TCP, FIN | ACK);
@@ -202,11 +202,11 @@ fn a_connection_is_open_until_both_sides_end_it_or_it_falls_silent() {
     maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);
     assert!(maps.is_open());
 
-    let maps = opened();
+    let maps = new_connection();
     maps.sends(PROTOCOL_TCP, RST);
     assert!(!maps.is_open());
 
-    let maps = opened();
+    let maps = new_connection();
     maps.now.set(3_600);
     assert!(maps.is_open());
     maps.now.set(7_200);

@@ -7,7 +7,7 @@ use lb_common::{
     address::V6,
     maps::{
         Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, Policy,
-        PortPool, PortWord, Service, ServiceKey, Settings, TraceCounts, TraceEvent, TraceOrder,
+        PortPool, PortWord, Service, ServiceKey, Settings, TraceConfig, TraceCounts, TraceEvent,
         Traffic, direction, ended, mode, name, state,
     },
     verdict::Verdict,
@@ -36,7 +36,7 @@ fn the_layout_of_version_5_is_as_pinned() {
         Settings, 80,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
         datagram_idle_ns 16, closing_idle_ns 24, half_open_idle_ns 32, accept_local_before 40,
-        half_open_columns 44, secret 48, pool_words 64, source_words 68, nat_sources 72, reserved 76
+        half_open_buckets 44, secret 48, pool_words 64, source_words 68, nat_sources 72, reserved 76
     );
     assert_layout!(PortPool, 8, next_free 0, next_waiting 4);
     assert_layout!(PortWord, 16, used 0, waiting 8);
@@ -60,25 +60,25 @@ fn the_layout_of_version_5_is_as_pinned() {
     );
     assert_layout!(
         Flow, 64,
-        leaves 0, client_mac 16, manager_mac 24, backend 32, client_interface 36, direction 40,
+        translated 0, client_mac 16, manager_mac 24, backend 32, client_interface 36, direction 40,
         ended 41, counted 42, superseded 43, created_ticks 44, last_seen_ticks 48, sequence 52, bytes 56
     );
     assert_layout!(
         Flow<V6>, 88,
-        leaves 0, client_mac 40, manager_mac 48, backend 56, client_interface 60, direction 64,
+        translated 0, client_mac 40, manager_mac 48, backend 56, client_interface 60, direction 64,
         ended 65, counted 66, superseded 67, created_ticks 68, last_seen_ticks 72, sequence 76, bytes 80
     );
     assert_layout!(
         Handshake, 112,
-        client 0, leaves 16, client_mac 32, manager_mac 40, backend 48, service 52,
-        client_interface 56, client_sequence 60, seal 64, created_ns 72, syn_ns 80,
+        client 0, translated 16, client_mac 32, manager_mac 40, backend 48, service 52,
+        client_interface 56, client_sequence 60, integrity_tag 64, created_ns 72, syn_ns 80,
         worker_sequence 88, answered 92, ended 93, retries 94, completed 95, bytes_in 96,
         bytes_out 100, progress 104, reserved 105
     );
     assert_layout!(
         Handshake<V6>, 160,
-        client 0, leaves 40, client_mac 80, manager_mac 88, backend 96, service 100,
-        client_interface 104, client_sequence 108, seal 112, created_ns 120, syn_ns 128,
+        client 0, translated 40, client_mac 80, manager_mac 88, backend 96, service 100,
+        client_interface 104, client_sequence 108, integrity_tag 112, created_ns 120, syn_ns 128,
         worker_sequence 136, answered 140, ended 141, retries 142, completed 143, bytes_in 144,
         bytes_out 148, progress 152, reserved 153
     );
@@ -89,15 +89,15 @@ fn the_layout_of_version_5_is_as_pinned() {
     );
     assert_eq!(size_of::<Mac>(), 8);
     assert_layout!(
-        TraceOrder, 128,
-        until_ns 0, client 8, client_mask 24, client_port 40, reserved 42, verdicts 44, service 48,
+        TraceConfig, 128,
+        expires_ns 0, client 8, client_mask 24, client_port 40, reserved 42, verdicts 44, service 48,
         backend_count 52, backends 56, rate 120, sample 124
     );
     assert_layout!(TraceCounts, 32, window_ns 0, taken 8, over_rate 16, no_room 24);
     assert_layout!(
         TraceEvent, 120,
-        time_ns 0, arrives 8, leaves 48, interface 88, backend 92, service 96, packets 100,
-        bytes 104, ether_type 108, verdict 110, place 111, protocol 112, kind 113, code 114,
+        time_ns 0, original 8, translated 48, interface 88, backend 92, service 96, packets 100,
+        bytes 104, ether_type 108, verdict 110, hook 111, protocol 112, kind 113, code 114,
         reserved 115
     );
 }
@@ -160,7 +160,7 @@ fn the_names_of_the_maps_are_as_pinned() {
             "backends",
             "neighbours",
             "ports",
-            "homes",
+            "source_filter",
             "endpoints",
             "port_pools",
             "port_words",
@@ -170,10 +170,10 @@ fn the_names_of_the_maps_are_as_pinned() {
             "flows6",
             "half_open",
             "half_open6",
-            "notes",
-            "notes6",
+            "owner_tags",
+            "owner_tags6",
             "active",
-            "lost",
+            "evicted",
             "deny",
             "verdicts",
             "traffic",

@@ -9,7 +9,7 @@ use lb_common::{
     address::{Address, V4, V6},
     headers::{Ipv4Header, Ipv6Header, TcpFlags},
     maps::FlowKey,
-    packet::{Extent, IpHeader, Quoted, Segment},
+    packet::{Extent, IcmpError, IpHeader, Segment},
     verdict::Verdict,
 };
 use proptest::prelude::*;
@@ -258,16 +258,16 @@ fn quoted_tuple<A: Address>(wire: &mut Wire) -> Result<FlowKey<A>, Verdict> {
     let bytes = wire.bytes();
     let located = wire::ip::<A>(bytes)?.locate(bytes, extent)?;
     assert_eq!(located.protocol, A::Header::ICMP);
-    Ok(Quoted::<A>::view(bytes, located)?.tuple())
+    Ok(IcmpError::<A>::view(bytes, located)?.tuple())
 }
 
 /// Rewrites a packet as XDP does.
-fn rewrite<A: Address>(wire: &mut Wire, leaves: &FlowKey<A>, forwarded: bool) {
+fn rewrite<A: Address>(wire: &mut Wire, translated: &FlowKey<A>, forwarded: bool) {
     let extent = wire.extent();
     let bytes = wire.bytes();
     let located = wire::ip::<A>(bytes).unwrap().locate(bytes, extent).unwrap();
     let mut segment: Segment<'_, A> = segment(bytes, located).unwrap();
-    let rewritten = segment.rewrite(leaves, forwarded);
+    let rewritten = segment.rewrite(translated, forwarded);
     segment.transport.apply(rewritten);
 }
 
@@ -295,21 +295,21 @@ fn error_rewritten_equals_made_anew<A: wire::Family>(
     about: Ends<A>,
     protocol: u8,
     router: A,
-    leaves: Ends<A>,
+    translated: Ends<A>,
 ) {
     let mut wire = error(about, protocol, router);
     let extent = wire.extent();
     let bytes = wire.bytes();
     let located = wire::ip::<A>(bytes).unwrap().locate(bytes, extent).unwrap();
-    let mut message = Quoted::<A>::view(bytes, located).unwrap();
+    let mut message = IcmpError::<A>::view(bytes, located).unwrap();
     let key = message.tuple();
-    let rewritten = message.rewrite(&key, &leaves.key(protocol), true);
+    let rewritten = message.rewrite(&key, &translated.key(protocol), true);
     let icmp = &mut message.message.icmp;
     icmp.checksum = rewritten.apply(icmp.checksum);
 
-    let hides = leaves.source != key.source;
-    let sender = if hides { leaves.source } else { router };
-    let mut anew = error(leaves.reversed(), protocol, sender);
+    let hides = translated.source != key.source;
+    let sender = if hides { translated.source } else { router };
+    let mut anew = error(translated.reversed(), protocol, sender);
     anew.hop::<A>();
     assert_eq!(wire.0, anew.0);
 }
@@ -352,11 +352,11 @@ proptest! {
         protocol in prop::sample::select(vec![TCP, UDP]),
     ) {
         // Half of the time the translation leaves the sender alone.
-        let leaves = |stays, about: Ends<V4>, leaves: Ends<V4>| Ends {
-            source: if stays { about.destination } else { leaves.source },
-            ..leaves
+        let translated = |stays, about: Ends<V4>, translated: Ends<V4>| Ends {
+            source: if stays { about.destination } else { translated.source },
+            ..translated
         };
-        let leaves4 = leaves(four.1, four_about, four_leaves);
+        let leaves4 = translated(four.1, four_about, four_leaves);
         error_rewritten_equals_made_anew(four_about, protocol, four.0, leaves4);
         let leaves6 = Ends {
             source: if six.1 { six_about.destination } else { six_leaves.source },

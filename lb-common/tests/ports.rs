@@ -9,7 +9,7 @@ use lb_common::{
     address::Address,
     headers::TcpFlags,
     maps::{Backend, FlowKey, Mac, Service, ServiceKey, mode, state},
-    steer::{Arrival, Hook},
+    steer::{Hook, PacketMeta},
     verdict::Verdict,
 };
 use tables::{Memory, SECOND, steer};
@@ -55,7 +55,7 @@ fn what_a_client_has_reset_it_gets_again_at_once() {
             assert!(connects(&memory, client(9, 30_000 + number)).is_some());
         }
         for number in 0..PORTS {
-            _ = steer(&memory, &arrival(RST), &client(9, 30_000 + number));
+            _ = steer(&memory, &packet(RST), &client(9, 30_000 + number));
         }
     }
 }
@@ -68,7 +68,7 @@ fn handshakes_give_their_ports_up() {
         let [high, low] = number.to_be_bytes();
         let mut key = client(low, 40_000);
         key.source = [11, 1, high, low];
-        let syn = steer(&memory, &arrival(SYN), &key);
+        let syn = steer(&memory, &packet(SYN), &key);
         assert_eq!(syn.verdict, Verdict::ToBackend);
         memory.wait(SECOND / 1_000);
         if number % 100 == 0 {
@@ -115,29 +115,29 @@ fn addresses_for_nat_multiply_the_ports() {
     let mut given = BTreeSet::new();
     for number in 0..2 * PORTS {
         let key = client(9, 30_000 + number);
-        let leaves = steer(&memory, &arrival(SYN), &key).leaves;
-        assert!(sources.contains(&leaves.source));
-        assert!(given.insert((leaves.source, leaves.source_port)));
-        completes(&memory, &key, &leaves);
+        let translated = steer(&memory, &packet(SYN), &key).translated;
+        assert!(sources.contains(&translated.source));
+        assert!(given.insert((translated.source, translated.source_port)));
+        completes(&memory, &key, &translated);
     }
     assert_eq!(connects(&memory, client(9, 60_000)), None);
 }
 
 /// Connects to the service; returns the manager's port, or nothing if it is refused for want of one.
 fn connects(memory: &Memory, key: FlowKey) -> Option<u16> {
-    let syn = steer(memory, &arrival(SYN), &key);
+    let syn = steer(memory, &packet(SYN), &key);
     if syn.verdict == Verdict::PortsExhausted {
         return None;
     }
     assert_eq!(syn.verdict, Verdict::ToBackend);
-    completes(memory, &key, &syn.leaves);
-    Some(u16::from_be_bytes(syn.leaves.source_port))
+    completes(memory, &key, &syn.translated);
+    Some(u16::from_be_bytes(syn.translated.source_port))
 }
 
-fn completes(memory: &Memory, key: &FlowKey, leaves: &FlowKey) {
-    let answer = steer(memory, &arrival(SYN | ACK), &leaves.reversed());
+fn completes(memory: &Memory, key: &FlowKey, translated: &FlowKey) {
+    let answer = steer(memory, &packet(SYN | ACK), &translated.reversed());
     assert_eq!(answer.verdict, Verdict::ToClient);
-    let ack = steer(memory, &arrival(ACK), key);
+    let ack = steer(memory, &packet(ACK), key);
     assert_eq!(ack.verdict, Verdict::ToBackend);
 }
 
@@ -180,15 +180,15 @@ fn client(host: u8, port: u16) -> FlowKey {
     }
 }
 
-fn arrival(flags: u8) -> Arrival {
-    Arrival {
+fn packet(flags: u8) -> PacketMeta {
+    PacketMeta {
         source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
         destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),
         hook: Hook::Ingress,
         interface: 7,
         time_to_live: 64,
         in_driver: false,
-        asks_for_fragments: false,
+        fragmentation_needed: false,
         flags: TcpFlags(flags),
         sequence: 0,
         acknowledgement: 1,

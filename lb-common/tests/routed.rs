@@ -10,7 +10,7 @@ use lb_common::{
         Backend, FlowKey, LOOPBACK, Mac, Policy, Service, ServiceKey, first_choice, mode, policy,
         state,
     },
-    steer::{Arrival, Decision, Exit, Hook},
+    steer::{Decision, Exit, Hook, PacketMeta},
     verdict::Verdict,
 };
 use tables::{Memory, SECOND, steer};
@@ -35,23 +35,26 @@ fn only_the_destination_is_translated_and_no_port_is_taken() {
     let mut memory = lab();
     memory.settings.nat_port_count = 0;
     let client = key(CLIENT, SERVICE);
-    let syn = steer(&memory, &arrival(SYN), &client);
+    let syn = steer(&memory, &packet(SYN), &client);
     assert_eq!((syn.verdict, syn.exit), (Verdict::ToBackend, Exit::Backend));
-    assert_eq!(syn.leaves, key(CLIENT, WORKERS[0]));
+    assert_eq!(syn.translated, key(CLIENT, WORKERS[0]));
 
     let answer = steer(&memory, &answer_to_syn(), &key(WORKERS[0], CLIENT));
     assert_eq!(
         (answer.verdict, answer.exit),
         (Verdict::ToClient, Exit::Client)
     );
-    assert_eq!(answer.leaves, key(SERVICE, CLIENT));
+    assert_eq!(answer.translated, key(SERVICE, CLIENT));
 
-    let ack = steer(&memory, &arrival(ACK), &client);
-    assert_eq!((ack.verdict, ack.leaves), (Verdict::ToBackend, syn.leaves));
+    let ack = steer(&memory, &packet(ACK), &client);
+    assert_eq!(
+        (ack.verdict, ack.translated),
+        (Verdict::ToBackend, syn.translated)
+    );
     assert!(memory.handshakes().is_empty());
     assert_eq!(memory.established.entries().len(), 2);
-    let reply = steer(&memory, &arrival(ACK), &key(WORKERS[0], CLIENT));
-    assert_eq!(reply.leaves, key(SERVICE, CLIENT));
+    let reply = steer(&memory, &packet(ACK), &key(WORKERS[0], CLIENT));
+    assert_eq!(reply.translated, key(SERVICE, CLIENT));
     assert!(memory.unanswered.borrow().is_empty());
 }
 
@@ -70,11 +73,11 @@ fn a_datagram_is_answered_by_way_of_the_manager() {
     let client = datagram(key(CLIENT, SERVICE));
     let answer = datagram(key(WORKERS[0], CLIENT));
     for established in [0, 0, 2] {
-        let request = steer(&memory, &arrival(0), &client);
-        assert_eq!(request.leaves, answer.reversed());
+        let request = steer(&memory, &packet(0), &client);
+        assert_eq!(request.translated, answer.reversed());
         assert_eq!(memory.established.entries().len(), established);
-        let reply = steer(&memory, &arrival(0), &answer);
-        assert_eq!(reply.leaves, client.reversed());
+        let reply = steer(&memory, &packet(0), &answer);
+        assert_eq!(reply.translated, client.reversed());
     }
 }
 
@@ -83,28 +86,28 @@ fn errors_go_both_ways_from_the_first_packet_on() {
     let memory = lab();
     let (client, answer) = (key(CLIENT, SERVICE), key(WORKERS[0], CLIENT));
     let goes_both_ways = || {
-        let to_client = steer_error(&memory, &arrival(0), &answer);
+        let to_client = steer_error(&memory, &packet(0), &answer);
         assert_eq!(
-            (to_client.verdict, to_client.leaves),
+            (to_client.verdict, to_client.translated),
             (Verdict::ToClient, client.reversed())
         );
-        let to_worker = steer_error(&memory, &arrival(0), &client);
+        let to_worker = steer_error(&memory, &packet(0), &client);
         assert_eq!(
-            (to_worker.verdict, to_worker.leaves),
+            (to_worker.verdict, to_worker.translated),
             (Verdict::ToBackend, answer.reversed())
         );
     };
-    _ = steer(&memory, &arrival(SYN), &client);
+    _ = steer(&memory, &packet(SYN), &client);
     goes_both_ways();
     _ = steer(&memory, &answer_to_syn(), &answer);
-    _ = steer(&memory, &arrival(ACK), &client);
+    _ = steer(&memory, &packet(ACK), &client);
     goes_both_ways();
 }
 
 #[test]
 fn an_answer_is_the_workers_own_to_a_client_of_its_own() {
     let memory = lab();
-    _ = steer(&memory, &arrival(SYN), &key(CLIENT, SERVICE));
+    _ = steer(&memory, &packet(SYN), &key(CLIENT, SERVICE));
     let stranger = ([10, 0, 1, 200], 8_081);
     for answer in [
         key(WORKERS[1], CLIENT),
@@ -125,7 +128,7 @@ fn an_answer_is_the_workers_own_to_a_client_of_its_own() {
 fn answers_of_other_modes_are_not_taken_for_routed_ones() {
     let mut memory = lab();
     memory.backends[WORKER1 as usize].mode = mode::DSR;
-    _ = steer(&memory, &arrival(SYN), &key(CLIENT, SERVICE));
+    _ = steer(&memory, &packet(SYN), &key(CLIENT, SERVICE));
     let answer = steer(&memory, &answer_to_syn(), &key(SERVICE, CLIENT));
     assert_eq!(answer.verdict, Verdict::NotOurs);
 }
@@ -142,11 +145,11 @@ fn a_repeated_syn_goes_to_another_worker_and_is_counted() {
         ..Policy::default()
     };
     let client = key(CLIENT, SERVICE);
-    _ = steer(&memory, &arrival(SYN), &client);
+    _ = steer(&memory, &packet(SYN), &client);
     memory.wait(SECOND);
-    let retried = steer(&memory, &arrival(SYN), &client);
+    let retried = steer(&memory, &packet(SYN), &client);
     assert_eq!(retried.backend, WORKER2);
-    assert_eq!(retried.leaves, key(CLIENT, WORKERS[1]));
+    assert_eq!(retried.translated, key(CLIENT, WORKERS[1]));
     assert_eq!(memory.unanswered.borrow()[&WORKER1], 1);
     assert_eq!(memory.unanswered.borrow().get(&WORKER2), None);
 
@@ -161,8 +164,8 @@ fn a_repeated_syn_goes_to_another_worker_and_is_counted() {
 fn an_acknowledgement_of_an_answer_that_passed_elsewhere_is_counted() {
     let memory = lab();
     let client = key(CLIENT, SERVICE);
-    _ = steer(&memory, &arrival(SYN), &client);
-    let ack = steer(&memory, &arrival(ACK), &client);
+    _ = steer(&memory, &packet(SYN), &client);
+    let ack = steer(&memory, &packet(ACK), &client);
     assert_eq!(ack.verdict, Verdict::ToBackend);
     assert_eq!(memory.unanswered.borrow()[&WORKER1], 1);
     assert_eq!(memory.established.entries().len(), 0);
@@ -180,7 +183,7 @@ fn what_is_left_of_an_earlier_connection_is_superseded() {
     assert_eq!(memory.established.entries().len(), 2);
     let ended = [client, key(WORKERS[0], CLIENT)];
     for tuple in ended {
-        _ = steer(&memory, &arrival(FIN | ACK), &tuple);
+        _ = steer(&memory, &packet(FIN | ACK), &tuple);
     }
     connects(&memory, &client);
     assert_eq!(memory.active.borrow()[&WORKER1], 2);
@@ -194,7 +197,7 @@ fn two_services_do_not_share_a_tuple() {
         .insert(service_key(OTHER_SERVICE), Service { id: 1 });
     memory.selection[1] = WORKER1;
     connects(&memory, &key(CLIENT, SERVICE));
-    let syn = steer(&memory, &arrival(SYN), &key(CLIENT, OTHER_SERVICE));
+    let syn = steer(&memory, &packet(SYN), &key(CLIENT, OTHER_SERVICE));
     assert_eq!(
         (syn.verdict, syn.exit),
         (Verdict::PortsExhausted, Exit::Pass)
@@ -206,17 +209,17 @@ fn two_services_do_not_share_a_tuple() {
 #[test]
 fn a_client_on_the_manager_is_served_unless_it_calls_itself_localhost() {
     let memory = lab();
-    let from_here = Arrival {
+    let from_here = PacketMeta {
         hook: Hook::Loopback,
         interface: LOOPBACK,
-        ..arrival(SYN)
+        ..packet(SYN)
     };
     let client = key((MANAGER, 40_000), SERVICE);
     let syn = steer(&memory, &from_here, &client);
-    assert_eq!(syn.leaves, key((MANAGER, 40_000), WORKERS[0]));
-    let answer = steer(&memory, &answer_to_syn(), &syn.leaves.reversed());
+    assert_eq!(syn.translated, key((MANAGER, 40_000), WORKERS[0]));
+    let answer = steer(&memory, &answer_to_syn(), &syn.translated.reversed());
     assert_eq!(
-        (answer.exit, answer.leaves),
+        (answer.exit, answer.translated),
         (Exit::Loopback, client.reversed())
     );
     let localhost = key(([127, 0, 0, 1], 40_000), SERVICE);
@@ -230,28 +233,28 @@ fn a_client_on_the_manager_is_served_unless_it_calls_itself_localhost() {
 #[test]
 fn a_refusal_ends_the_handshake() {
     let memory = lab();
-    _ = steer(&memory, &arrival(SYN), &key(CLIENT, SERVICE));
-    let refusal = Arrival {
+    _ = steer(&memory, &packet(SYN), &key(CLIENT, SERVICE));
+    let refusal = PacketMeta {
         acknowledgement: 1,
-        ..arrival(RST | ACK)
+        ..packet(RST | ACK)
     };
     let decision = steer(&memory, &refusal, &key(WORKERS[0], CLIENT));
     assert_eq!(decision.verdict, Verdict::ToClient);
     assert!(memory.handshakes().is_empty());
 }
 
-fn steer_error(memory: &Memory, arrival: &Arrival, key: &FlowKey) -> Decision {
+fn steer_error(memory: &Memory, packet: &PacketMeta, key: &FlowKey) -> Decision {
     let mut decision = Decision::NONE;
-    lb_common::steer::steer_error(memory, arrival, key, &mut decision);
+    lb_common::steer::steer_error(memory, packet, key, &mut decision);
     decision
 }
 
 fn connects(memory: &Memory, client: &FlowKey) {
-    let syn = steer(memory, &arrival(SYN), client);
-    assert_eq!((syn.verdict, syn.opened), (Verdict::ToBackend, 1));
-    let answer = steer(memory, &answer_to_syn(), &syn.leaves.reversed());
-    assert_eq!(answer.leaves, client.reversed());
-    let ack = steer(memory, &arrival(ACK), client);
+    let syn = steer(memory, &packet(SYN), client);
+    assert_eq!((syn.verdict, syn.new_connection), (Verdict::ToBackend, 1));
+    let answer = steer(memory, &answer_to_syn(), &syn.translated.reversed());
+    assert_eq!(answer.translated, client.reversed());
+    let ack = steer(memory, &packet(ACK), client);
     assert_eq!(ack.verdict, Verdict::ToBackend);
     assert!(memory.handshakes().is_empty());
 }
@@ -286,15 +289,15 @@ fn service_key((address, port): ([u8; 4], u16)) -> ServiceKey {
     }
 }
 
-fn arrival(flags: u8) -> Arrival {
-    Arrival {
+fn packet(flags: u8) -> PacketMeta {
+    PacketMeta {
         source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
         destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),
         hook: Hook::Ingress,
         interface: 7,
         time_to_live: 64,
         in_driver: false,
-        asks_for_fragments: false,
+        fragmentation_needed: false,
         flags: TcpFlags(flags),
         sequence: 0,
         acknowledgement: START + 1,
@@ -303,10 +306,10 @@ fn arrival(flags: u8) -> Arrival {
     }
 }
 
-fn answer_to_syn() -> Arrival {
-    Arrival {
+fn answer_to_syn() -> PacketMeta {
+    PacketMeta {
         sequence: START,
-        ..arrival(SYN | ACK)
+        ..packet(SYN | ACK)
     }
 }
 

@@ -13,8 +13,10 @@ use std::{
 use lb_common::{
     address::{Address, V4},
     headers::{PROTOCOL_UDP, TcpFlags},
-    maps::{Backend, FlowKey, Mac, ROWS, Service, ServiceKey, direction, ended, mode, state},
-    steer::{Arrival, Decision, Exit, Hook},
+    maps::{
+        Backend, FlowKey, Mac, SLOTS_PER_BUCKET, Service, ServiceKey, direction, ended, mode, state,
+    },
+    steer::{Decision, Exit, Hook, PacketMeta},
     verdict::Verdict,
 };
 use proptest::prelude::*;
@@ -38,23 +40,23 @@ const FALLBACK: u32 = 3;
 fn a_handshake_moves_the_flow_from_one_table_to_the_other() {
     let memory = lab(16);
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-    let syn = steer(&memory, &arrival(SYN), &client);
+    let syn = steer(&memory, &packet(SYN), &client);
     assert_eq!((syn.verdict, syn.exit), (Verdict::ToBackend, Exit::Backend));
-    assert_eq!((syn.backend, syn.opened), (WORKER1, 1));
+    assert_eq!((syn.backend, syn.new_connection), (WORKER1, 1));
     assert_eq!((syn.interface, syn.next_hop), (ETH, [10, 0, 0, 101]));
-    assert_eq!(syn.leaves.source, MANAGER);
+    assert_eq!(syn.translated.source, MANAGER);
 
-    let answer = steer(&memory, &answer_to_syn(), &syn.leaves.reversed());
+    let answer = steer(&memory, &answer_to_syn(), &syn.translated.reversed());
     assert_eq!(
         (answer.verdict, answer.exit),
         (Verdict::ToClient, Exit::Client)
     );
-    assert_eq!(answer.leaves, client.reversed());
+    assert_eq!(answer.translated, client.reversed());
     assert_eq!(memory.handshakes().len(), 1);
     assert_eq!(memory.established.entries().len(), 0);
 
-    let ack = steer(&memory, &arrival(ACK), &client);
-    assert_eq!((ack.verdict, ack.opened), (Verdict::ToBackend, 0));
+    let ack = steer(&memory, &packet(ACK), &client);
+    assert_eq!((ack.verdict, ack.new_connection), (Verdict::ToBackend, 0));
     assert_eq!(memory.handshakes().len(), 0);
     assert_eq!(memory.established.entries().len(), 2);
     assert_eq!(memory.active.borrow()[&WORKER1], 1);
@@ -64,14 +66,14 @@ fn a_handshake_moves_the_flow_from_one_table_to_the_other() {
 fn a_new_connection_does_not_go_on_in_the_half_of_one_that_has_ended() {
     let mut memory = lab(16);
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-    let leaves = connects(&mut memory, &client);
-    _ = steer(&memory, &arrival(FIN | ACK), &client);
-    _ = steer(&memory, &arrival(FIN | ACK), &leaves.reversed());
+    let translated = connects(&mut memory, &client);
+    _ = steer(&memory, &packet(FIN | ACK), &client);
+    _ = steer(&memory, &packet(FIN | ACK), &translated.reversed());
     assert_eq!(memory.active.borrow()[&WORKER1], 0);
     // What showed the worker's end goes, and is made anew without it at the client's last packet.
-    memory.established.remove(&leaves.reversed());
+    memory.established.remove(&translated.reversed());
     memory.now_ns.set(memory.now_ns.get() + 2 * SECOND);
-    _ = steer(&memory, &arrival(ACK), &client);
+    _ = steer(&memory, &packet(ACK), &client);
     assert_eq!(memory.established.entries().len(), 2);
 
     _ = connects(&mut memory, &client);
@@ -85,12 +87,12 @@ fn a_new_connection_does_not_go_on_in_the_half_of_one_that_has_ended() {
 fn a_flow_whose_port_another_handshake_took_does_not_go_on() {
     let mut memory = small_lab();
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-    let leaves = connects(&mut memory, &client);
-    memory.established.remove(&leaves.reversed());
+    let translated = connects(&mut memory, &client);
+    memory.established.remove(&translated.reversed());
     let mut others = (40_001..40_101).map(|port| key(([10, 0, 0, 8], port), SERVICE));
-    assert!(others.any(|other| steer(&memory, &arrival(SYN), &other).leaves == leaves));
+    assert!(others.any(|other| steer(&memory, &packet(SYN), &other).translated == translated));
     memory.wait(2 * SECOND);
-    let decision = steer(&memory, &arrival(ACK), &client);
+    let decision = steer(&memory, &packet(ACK), &client);
     assert_eq!(
         (decision.verdict, decision.exit),
         (Verdict::NoFlow, Exit::Pass)
@@ -102,10 +104,10 @@ fn an_established_table_without_room_refuses_the_connection() {
     let memory = lab(2);
     for host in [8, 9] {
         let client = key(([10, 0, 0, host], 40_000), SERVICE);
-        let syn = steer(&memory, &arrival(SYN), &client);
+        let syn = steer(&memory, &packet(SYN), &client);
         assert_eq!(syn.verdict, Verdict::ToBackend);
-        _ = steer(&memory, &answer_to_syn(), &syn.leaves.reversed());
-        let ack = steer(&memory, &arrival(ACK), &client);
+        _ = steer(&memory, &answer_to_syn(), &syn.translated.reversed());
+        let ack = steer(&memory, &packet(ACK), &client);
         if host == 9 {
             assert_eq!((ack.verdict, ack.exit), (Verdict::TableFull, Exit::Pass));
         } else {
@@ -119,7 +121,7 @@ fn without_ports_none_is_given() {
     let mut memory = lab(16);
     memory.settings.nat_port_count = 0;
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-    let syn = steer(&memory, &arrival(SYN), &client);
+    let syn = steer(&memory, &packet(SYN), &client);
     assert_eq!(
         (syn.verdict, syn.exit),
         (Verdict::PortsExhausted, Exit::Pass)
@@ -133,17 +135,17 @@ fn the_connections_of_one_client_never_share_a_port() {
     let mut given = BTreeSet::new();
     for port in 32_768..=60_999 {
         let client = key(([10, 0, 0, 9], port), SERVICE);
-        let leaves = connects(&mut memory, &client);
-        assert!(given.insert(leaves.source_port));
+        let translated = connects(&mut memory, &client);
+        assert!(given.insert(translated.source_port));
     }
 }
 
-/// Chance gives some columns more clients than others.
+/// Chance gives some buckets more clients than others.
 #[test]
 fn connections_of_many_clients_find_ports_until_most_are_taken() {
     let mut memory = lab(8_192);
     memory.settings.nat_port_count = 4_096;
-    memory.settings.half_open_columns = 4_096 / ROWS;
+    memory.settings.half_open_buckets = 4_096 / SLOTS_PER_BUCKET;
     let clients = 4_096_u32 * 8 / 10;
     let mut refused = 0;
     for client in 0..clients {
@@ -151,15 +153,15 @@ fn connections_of_many_clients_find_ports_until_most_are_taken() {
         client.hash(&mut random);
         let [a, b, c, d, e, ..] = random.finish().to_be_bytes();
         let source = ([11, a, b, c], u16::from_be_bytes([d | 4, e]));
-        let syn = steer(&memory, &arrival(SYN), &key(source, SERVICE));
+        let syn = steer(&memory, &packet(SYN), &key(source, SERVICE));
         if syn.verdict == Verdict::PortsExhausted {
             refused += 1;
             continue;
         }
-        _ = steer(&memory, &answer_to_syn(), &syn.leaves.reversed());
-        _ = steer(&memory, &arrival(ACK), &key(source, SERVICE));
+        _ = steer(&memory, &answer_to_syn(), &syn.translated.reversed());
+        _ = steer(&memory, &packet(ACK), &key(source, SERVICE));
     }
-    // With one column for each, it were some 60.
+    // With one bucket for each, it were some 60.
     assert!(refused <= 10, "{refused} of {clients}");
 }
 
@@ -178,11 +180,11 @@ fn what_xdp_leaves_to_tc_is_decided_once() {
     memory.services.insert(service, Service { id: 0 });
     let meets_both = |flags: u8, client: &FlowKey| {
         for in_driver in [true, false] {
-            let arrives = Arrival {
+            let original = PacketMeta {
                 in_driver,
-                ..arrival(flags)
+                ..packet(flags)
             };
-            let decision = steer(&memory, &arrives, client);
+            let decision = steer(&memory, &original, client);
             assert_eq!(decision.verdict, Verdict::ToBackend);
         }
     };
@@ -204,17 +206,17 @@ fn what_xdp_leaves_to_tc_is_decided_once() {
 fn a_refusal_by_the_worker_passes_xdp_and_tc() {
     let memory = lab(16);
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-    let from_vlan = Arrival {
+    let from_vlan = PacketMeta {
         source_mac: client_mac(9).tagged(Mac::tag_of(5)),
-        ..arrival(SYN)
+        ..packet(SYN)
     };
-    let leaves = steer(&memory, &from_vlan, &client).leaves;
+    let translated = steer(&memory, &from_vlan, &client).translated;
     for in_driver in [true, false] {
-        let refusal = Arrival {
+        let refusal = PacketMeta {
             in_driver,
-            ..arrival(RST | ACK)
+            ..packet(RST | ACK)
         };
-        let decision = steer(&memory, &refusal, &leaves.reversed());
+        let decision = steer(&memory, &refusal, &translated.reversed());
         assert_eq!(decision.verdict, Verdict::ToClient);
     }
     assert!(memory.handshakes().is_empty());
@@ -230,7 +232,7 @@ fn nobody_connects_from_where_no_host_can_be() {
         [255, 255, 255, 255],
         SERVICE.0,
     ] {
-        let syn = steer(&memory, &arrival(SYN), &key((source, 40_000), SERVICE));
+        let syn = steer(&memory, &packet(SYN), &key((source, 40_000), SERVICE));
         assert_eq!((syn.verdict, syn.exit), (Verdict::Malformed, Exit::Pass));
     }
     assert!(memory.handshakes().is_empty());
@@ -254,11 +256,11 @@ fn reserved_addresses_that_hosts_may_have_are_served() {
 fn a_denied_client_begins_and_completes_nothing() {
     let mut memory = lab(16);
     let [fresh, begun] = [9, 10].map(|host| key(([10, 0, 0, host], 40_000), SERVICE));
-    let leaves = steer(&memory, &arrival(SYN), &begun).leaves;
-    _ = steer(&memory, &answer_to_syn(), &leaves.reversed());
+    let translated = steer(&memory, &packet(SYN), &begun).translated;
+    _ = steer(&memory, &answer_to_syn(), &translated.reversed());
     memory.denied = [fresh, begun].map(|key| key.source.mapped()).to_vec();
     for (key, flags) in [(fresh, SYN), (fresh, ACK), (begun, ACK), (begun, SYN)] {
-        let decision = steer(&memory, &arrival(flags), &key);
+        let decision = steer(&memory, &packet(flags), &key);
         assert_eq!(
             (decision.verdict, decision.exit),
             (Verdict::Denied, Exit::Drop)
@@ -267,7 +269,7 @@ fn a_denied_client_begins_and_completes_nothing() {
     assert!(memory.established.entries().is_empty());
     memory.denied.clear();
     assert_eq!(
-        steer(&memory, &arrival(ACK), &begun).verdict,
+        steer(&memory, &packet(ACK), &begun).verdict,
         Verdict::ToBackend
     );
 }
@@ -282,7 +284,7 @@ fn own_addresses_never_come_from_the_network_and_workers_only_by_their_interface
         (far, Verdict::Malformed),
         (near, Verdict::ToBackend),
     ] {
-        let syn = steer(&memory, &arrival(SYN), &key((source, 40_000), SERVICE));
+        let syn = steer(&memory, &packet(SYN), &key((source, 40_000), SERVICE));
         assert_eq!(syn.verdict, verdict, "{source:?}");
     }
 }
@@ -293,9 +295,9 @@ fn what_goes_round_between_managers_ends() {
     let mut memory = lab(16);
     memory.homes = [([10, 0, 0, 101], ETH)].into();
     let from_worker = key(([10, 0, 0, 101], 40_000), SERVICE);
-    let last = Arrival {
+    let last = PacketMeta {
         time_to_live: 1,
-        ..arrival(SYN)
+        ..packet(SYN)
     };
     let dropped = steer(&memory, &last, &from_worker);
     assert_eq!(
@@ -310,7 +312,7 @@ fn what_goes_round_between_managers_ends() {
 fn a_link_local_sender_reaches_a_link_local_service_only() {
     let mut memory = lab(16);
     let sender = ([169, 254, 7, 9], 40_000);
-    let syn = steer(&memory, &arrival(SYN), &key(sender, SERVICE));
+    let syn = steer(&memory, &packet(SYN), &key(sender, SERVICE));
     assert_eq!(syn.verdict, Verdict::Malformed);
     let local = ([169, 254, 7, 1], 80);
     let service = ServiceKey {
@@ -318,7 +320,7 @@ fn a_link_local_sender_reaches_a_link_local_service_only() {
         ..*memory.services.keys().next().unwrap()
     };
     memory.services.insert(service, Service { id: 0 });
-    let syn = steer(&memory, &arrival(SYN), &key(sender, local));
+    let syn = steer(&memory, &packet(SYN), &key(sender, local));
     assert_eq!(syn.verdict, Verdict::ToBackend);
 }
 
@@ -332,30 +334,30 @@ fn nothing_is_answered_to_a_group_or_to_nobody() {
         [1, 0, 0x5e, 0, 0, 1],
         [0x33, 0x33, 0, 0, 0, 1],
     ] {
-        let from = |flags| Arrival {
+        let from = |flags| PacketMeta {
             source_mac: Mac::from(mac),
-            ..arrival(flags)
+            ..packet(flags)
         };
         let syn = steer(&memory, &from(SYN), &client);
         assert_eq!((syn.verdict, syn.exit), (Verdict::Malformed, Exit::Drop));
         assert!(memory.handshakes().is_empty());
 
-        let leaves = connects(&mut memory, &client);
+        let translated = connects(&mut memory, &client);
         _ = steer(&memory, &from(ACK), &client);
-        let answer = steer(&memory, &arrival(ACK), &leaves.reversed());
-        assert_eq!(answer.destination_mac, arrival(ACK).source_mac);
+        let answer = steer(&memory, &packet(ACK), &translated.reversed());
+        assert_eq!(answer.destination_mac, packet(ACK).source_mac);
         memory = lab(16);
     }
 }
 
 /// Goes through a client's handshake; returns the tuple that the worker sees.
 fn connects(memory: &mut Memory, client: &FlowKey) -> FlowKey {
-    let syn = steer(memory, &arrival(SYN), client);
-    assert_eq!((syn.verdict, syn.opened), (Verdict::ToBackend, 1));
-    _ = steer(memory, &answer_to_syn(), &syn.leaves.reversed());
-    let ack = steer(memory, &arrival(ACK), client);
+    let syn = steer(memory, &packet(SYN), client);
+    assert_eq!((syn.verdict, syn.new_connection), (Verdict::ToBackend, 1));
+    _ = steer(memory, &answer_to_syn(), &syn.translated.reversed());
+    let ack = steer(memory, &packet(ACK), client);
     assert_eq!(ack.verdict, Verdict::ToBackend);
-    syn.leaves
+    syn.translated
 }
 
 /// Something that happens.
@@ -479,11 +481,11 @@ fn the_end_of_a_connection_outlives_the_direction_that_is_never_seen() {
     let mut memory = lab(16);
     memory.backends[WORKER1 as usize].mode = mode::DSR;
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-    let segment = |sequence, flags| Arrival {
+    let segment = |sequence, flags| PacketMeta {
         sequence,
-        ..arrival(flags)
+        ..packet(flags)
     };
-    assert_eq!(steer(&memory, &segment(0, SYN), &client).opened, 1);
+    assert_eq!(steer(&memory, &segment(0, SYN), &client).new_connection, 1);
     _ = steer(&memory, &segment(1, ACK), &client);
     _ = steer(&memory, &segment(2, ACK), &client);
     memory.established.remove(&client.reversed());
@@ -504,10 +506,10 @@ fn forged_handshakes_cost_no_direct_connection() {
     const PAIRS: u32 = 300;
     let mut memory = lab(2 * HONEST as usize);
     memory.backends[WORKER1 as usize].mode = mode::DSR;
-    let segment = |sequence, acknowledgement, flags| Arrival {
+    let segment = |sequence, acknowledgement, flags| PacketMeta {
         sequence,
         acknowledgement,
-        ..arrival(flags)
+        ..packet(flags)
     };
     let steps = [
         segment(0, 0, SYN),
@@ -515,12 +517,12 @@ fn forged_handshakes_cost_no_direct_connection() {
         segment(1, 1_500, ACK),
     ];
     for step in 0..HONEST + 2 {
-        for (late, arrival) in (0..).zip(&steps) {
+        for (late, packet) in (0..).zip(&steps) {
             let Some(number) = step.checked_sub(late).filter(|it| *it < HONEST) else {
                 continue;
             };
             let honest = ([10, 0, 1, number as u8], 40_000);
-            let decision = steer(&memory, arrival, &key(honest, SERVICE));
+            let decision = steer(&memory, packet, &key(honest, SERVICE));
             assert_eq!(decision.verdict, Verdict::ToBackend, "{number}, {late}");
         }
         for forged in 0..PAIRS {
@@ -528,8 +530,8 @@ fn forged_handshakes_cost_no_direct_connection() {
                 .wrapping_mul(0x9e37_79b1)
                 .to_be_bytes();
             let forged = ([11, a, b, c], 1_024 + u16::from(d));
-            for arrival in &steps[..2] {
-                _ = steer(&memory, arrival, &key(forged, SERVICE));
+            for packet in &steps[..2] {
+                _ = steer(&memory, packet, &key(forged, SERVICE));
             }
         }
         memory.wait(SECOND / 20);
@@ -563,9 +565,9 @@ fn forged_datagrams_refuse_no_other_client() {
         };
         let mut answered = 0;
         for _ in 0..times {
-            let asked = steer(memory, &arrival(0), &client);
+            let asked = steer(memory, &packet(0), &client);
             if asked.verdict == Verdict::ToBackend {
-                let answer = steer(memory, &arrival(0), &asked.leaves.reversed());
+                let answer = steer(memory, &packet(0), &asked.translated.reversed());
                 answered += u32::from(answer.verdict == Verdict::ToClient);
             }
         }
@@ -595,9 +597,9 @@ fn a_connection_for_which_there_is_no_room_leaves_nothing_behind() {
     let memory = lab(3);
     for host in [8, 9] {
         let client = key(([10, 0, 0, host], 40_000), SERVICE);
-        let syn = steer(&memory, &arrival(SYN), &client);
-        _ = steer(&memory, &answer_to_syn(), &syn.leaves.reversed());
-        let ack = steer(&memory, &arrival(ACK), &client);
+        let syn = steer(&memory, &packet(SYN), &client);
+        _ = steer(&memory, &answer_to_syn(), &syn.translated.reversed());
+        let ack = steer(&memory, &packet(ACK), &client);
         assert_eq!(ack.verdict == Verdict::TableFull, host == 9);
         assert_eq!(memory.established.entries().len(), 2);
     }
@@ -612,13 +614,13 @@ fn happens(memory: &mut Memory, event: &Event) -> Result<(), TestCaseError> {
             guesses,
         } => {
             let key = key(CLIENTS[client], SERVICE);
-            let mut arrival = arrival(flags);
-            arrival.source_mac = client_mac(client);
+            let mut packet = packet(flags);
+            packet.source_mac = client_mac(client);
             if guesses {
-                arrival.acknowledgement = 1 << 31;
+                packet.acknowledgement = 1 << 31;
             }
-            let decision = steer(memory, &arrival, &key);
-            is_consistent(&decision, &arrival)?;
+            let decision = steer(memory, &packet, &key);
+            is_consistent(&decision, &packet)?;
             if decision.exit == Exit::Backend {
                 the_answer_reaches(memory, client, &decision)?;
             }
@@ -654,18 +656,18 @@ fn the_answer_reaches(
     request: &Decision,
 ) -> Result<(), TestCaseError> {
     let tables = memory.clone();
-    let answer = steer(&tables, &arrival(ACK), &request.leaves.reversed());
+    let answer = steer(&tables, &packet(ACK), &request.translated.reversed());
     if answer.exit == Exit::Pass {
         // Its entry was evicted during the handshake.
         prop_assert!(matches!(answer.verdict, Verdict::NotOurs | Verdict::NoFlow));
         return Ok(());
     }
     prop_assert_eq!(answer.exit, Exit::Client);
-    prop_assert_eq!(answer.leaves, key(CLIENTS[client], SERVICE).reversed());
+    prop_assert_eq!(answer.translated, key(CLIENTS[client], SERVICE).reversed());
     if tables
         .established
         .entries()
-        .contains_key(&request.leaves.reversed())
+        .contains_key(&request.translated.reversed())
     {
         prop_assert_eq!(answer.destination_mac, client_mac(client));
     }
@@ -688,34 +690,37 @@ fn reply_is_restored(
         mode::ROUTED => (Hook::Ingress, key(source, client)),
         _ => (Hook::Ingress, key(source, (MANAGER, port))),
     };
-    let arrival = Arrival {
+    let packet = PacketMeta {
         hook,
         sequence: WORKER_START,
-        ..arrival(flags)
+        ..packet(flags)
     };
-    let decision = steer(memory, &arrival, &key);
-    is_consistent(&decision, &arrival)?;
+    let decision = steer(memory, &packet, &key);
+    is_consistent(&decision, &packet)?;
     if decision.exit != Exit::Pass {
-        prop_assert_eq!(decision.leaves.source, SERVICE.0);
-        prop_assert_eq!(u16::from_be_bytes(decision.leaves.source_port), SERVICE.1);
-        prop_assert_eq!(from_fallback, decision.exit == Exit::Here);
+        prop_assert_eq!(decision.translated.source, SERVICE.0);
+        prop_assert_eq!(
+            u16::from_be_bytes(decision.translated.source_port),
+            SERVICE.1
+        );
+        prop_assert_eq!(from_fallback, decision.exit == Exit::Local);
     }
     Ok(())
 }
 
-fn is_consistent(decision: &Decision, arrival: &Arrival) -> Result<(), TestCaseError> {
+fn is_consistent(decision: &Decision, packet: &PacketMeta) -> Result<(), TestCaseError> {
     let exit = match decision.verdict {
         Verdict::ToBackend => Exit::Backend,
         // While the client does not acknowledge.
         Verdict::ToClient if decision.exit == Exit::ClientByRoute => Exit::ClientByRoute,
         Verdict::ToClient => Exit::Client,
-        Verdict::ToManager | Verdict::FromManager => Exit::Here,
+        Verdict::ToManager | Verdict::FromManager => Exit::Local,
         _ => Exit::Pass,
     };
     prop_assert_eq!(decision.exit, exit);
-    if decision.opened != 0 {
-        prop_assert!(arrival.flags.opens());
-        prop_assert!(matches!(exit, Exit::Backend | Exit::Here));
+    if decision.new_connection != 0 {
+        prop_assert!(packet.flags.is_syn());
+        prop_assert!(matches!(exit, Exit::Backend | Exit::Local));
     }
     Ok(())
 }
@@ -725,17 +730,17 @@ fn every_entry_has_its_twin(memory: &Memory) -> Result<(), TestCaseError> {
     let mut counted = BTreeMap::new();
     let entries = memory.established.entries();
     for (key, flow) in entries.iter().filter(|(_, flow)| flow.superseded == 0) {
-        let twin = entries.get(&flow.leaves.reversed());
+        let twin = entries.get(&flow.translated.reversed());
         let twin = twin.ok_or_else(|| TestCaseError::fail(format!("{flow:?} is alone")))?;
-        prop_assert_eq!(twin.leaves.reversed(), *key);
+        prop_assert_eq!(twin.translated.reversed(), *key);
         prop_assert_eq!(twin.superseded, 0);
         prop_assert_eq!(twin.backend, flow.backend);
         prop_assert_ne!(twin.direction, flow.direction);
         if flow.direction == direction::REQUEST {
             prop_assert!(
-                worker_sides.insert(flow.leaves),
+                worker_sides.insert(flow.translated),
                 "{:?} is shared",
-                flow.leaves
+                flow.translated
             );
             let is_open = !ended::both(flow.ended, twin.ended);
             prop_assert_eq!(flow.counted == 1, is_open);
@@ -749,9 +754,9 @@ fn every_entry_has_its_twin(memory: &Memory) -> Result<(), TestCaseError> {
     for handshake in memory.handshakes() {
         if now - handshake.syn_ns <= memory.settings.half_open_idle_ns {
             prop_assert!(
-                worker_sides.insert(handshake.leaves),
+                worker_sides.insert(handshake.translated),
                 "{:?} is shared",
-                handshake.leaves
+                handshake.translated
             );
         }
     }
@@ -807,8 +812,8 @@ fn small_lab() -> Memory {
     memory.settings.nat_port_count = PORTS.len().try_into().unwrap();
     memory.settings.pool_words = 1;
     memory.settings.source_words = 1;
-    memory.settings.half_open_columns = 1;
-    memory.half_open.truncate(ROWS as usize);
+    memory.settings.half_open_buckets = 1;
+    memory.half_open.truncate(SLOTS_PER_BUCKET as usize);
     memory
 }
 
@@ -819,15 +824,15 @@ fn serves_by(memory: &mut Memory, mode: u8) {
     }
 }
 
-fn arrival(flags: u8) -> Arrival {
-    Arrival {
+fn packet(flags: u8) -> PacketMeta {
+    PacketMeta {
         source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
         destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),
         hook: Hook::Ingress,
         interface: ETH,
         time_to_live: 64,
         in_driver: false,
-        asks_for_fragments: false,
+        fragmentation_needed: false,
         flags: TcpFlags(flags),
         sequence: 0,
         acknowledgement: WORKER_START + 1,
@@ -836,10 +841,10 @@ fn arrival(flags: u8) -> Arrival {
     }
 }
 
-fn answer_to_syn() -> Arrival {
-    Arrival {
+fn answer_to_syn() -> PacketMeta {
+    PacketMeta {
         sequence: WORKER_START,
-        ..arrival(SYN | ACK)
+        ..packet(SYN | ACK)
     }
 }
 

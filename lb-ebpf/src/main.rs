@@ -8,9 +8,9 @@
 // Atomic additions, which the language does not have for this target.
 #![feature(asm_experimental_arch)]
 
-mod desk;
 mod maps;
 mod packet;
+mod packet_scratch;
 mod tc;
 mod too_large;
 mod trace;

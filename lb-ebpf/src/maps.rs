@@ -13,15 +13,15 @@ use lb_common::{
     maps::{
         Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES,
         DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow, FlowKey, Handshake,
-        MOST_HOMES, NAT_SOURCES, NO_ONE, Neighbour, Notes, PORT_WORDS, PORTS_PER_WORD, Policy,
-        PortPool, PortWord, ROWS, SERVICE_CHOICES, Service, ServiceKey, Settings, TraceEvent,
-        Traffic, port_bit, port_word,
+        NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS, PORTS_PER_WORD, Policy, PortPool,
+        PortWord, SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
+        Settings, TraceEvent, Traffic, port_bit, port_word,
     },
-    steer::{Arrival, Decision, Hook, InsertError, PortState, Step, Tables, Workbench},
+    steer::{Decision, FlowScratch, Hook, InsertError, PacketMeta, PortState, Step, Tables},
     verdict::Verdict,
 };
 
-use crate::desk::Desk;
+use crate::packet_scratch::PacketScratch;
 
 #[btf_map(name = "settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();
@@ -39,8 +39,8 @@ static POLICIES: Array<Policy, { DEFAULT_SERVICES as usize }> = Array::new();
 static CHOICES: Array<u32, { (DEFAULT_SERVICES * SERVICE_CHOICES) as usize }> = Array::new();
 
 /// Where round robin stands, on each processor.
-#[btf_map(name = "turns")]
-static TURNS: PerCpuArray<u32, { DEFAULT_SERVICES as usize }> = PerCpuArray::new();
+#[btf_map(name = "round_robin")]
+static ROUND_ROBIN: PerCpuArray<u32, { DEFAULT_SERVICES as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "backends")]
 static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
@@ -49,8 +49,8 @@ static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
 static NEIGHBOURS: Array<Neighbour, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 /// Addresses that are no client's, or only where a worker is.
-#[btf_map(name = "homes")]
-static HOMES: HashMap<V6, u32, { MOST_HOMES as usize }> = HashMap::new();
+#[btf_map(name = "source_filter")]
+static SOURCE_FILTER: HashMap<V6, u32, { SOURCE_FILTER_ENTRIES as usize }> = HashMap::new();
 
 #[btf_map(name = "flows")]
 static FLOWS: LruHashMap<FlowKey, Flow, { DEFAULT_FLOW_ENTRIES as usize }> = LruHashMap::new();
@@ -65,19 +65,21 @@ static HALF_OPEN: Array<Handshake, { DEFAULT_HANDSHAKES as usize }> = Array::new
 #[btf_map(name = "half_open6")]
 static HALF_OPEN6: Array<Handshake<V6>, { DEFAULT_HANDSHAKES as usize }> = Array::new();
 
-#[btf_map(name = "notes")]
-static NOTES: Array<Notes, { (DEFAULT_HANDSHAKES / ROWS) as usize }> = Array::new();
+#[btf_map(name = "owner_tags")]
+static OWNER_TAGS: Array<OwnerTags, { (DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET) as usize }> =
+    Array::new();
 
-#[btf_map(name = "notes6")]
-static NOTES6: Array<Notes, { (DEFAULT_HANDSHAKES / ROWS) as usize }> = Array::new();
+#[btf_map(name = "owner_tags6")]
+static OWNER_TAGS6: Array<OwnerTags, { (DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET) as usize }> =
+    Array::new();
 
 /// Connections that were established and not ended, by backend.
 #[btf_map(name = "active")]
 static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 /// How many of those the table has lost since, as the manager finds.
-#[btf_map(name = "lost")]
-static LOST: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
+#[btf_map(name = "evicted")]
+static EVICTED: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 /// Of an address as `deny` has it.
 const CLIENT_BITS: u32 = 8 * size_of::<V6>() as u32;
@@ -99,15 +101,15 @@ static PORT_POOLS: Array<PortPool, { DEFAULT_BACKENDS as usize }> = Array::new()
 const DEFAULT_POOL_WORDS: u32 = DEFAULT_BACKENDS * DEFAULT_SOURCE_WORDS;
 
 #[btf_map(name = "port_words")]
-static POOL_WORDS: Array<PortWord, { DEFAULT_POOL_WORDS as usize }> = Array::new();
+static PORT_WORD_TABLE: Array<PortWord, { DEFAULT_POOL_WORDS as usize }> = Array::new();
 
-/// The place, plus 1, of the last handshake that was begun from each port of a pool.
+/// The slot, plus 1, of the last handshake that was begun from each port of a pool.
 #[btf_map(name = "port_handshakes")]
 static PORT_HANDSHAKES: Array<u32, { (DEFAULT_POOL_WORDS * PORTS_PER_WORD) as usize }> =
     Array::new();
 
 #[btf_map(name = "nat_sources")]
-static ADDRESSES: Array<V6, { NAT_SOURCES as usize }> = Array::new();
+static NAT_ADDRESSES: Array<V6, { NAT_SOURCES as usize }> = Array::new();
 
 #[btf_map(name = "verdicts")]
 static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray::new();
@@ -115,38 +117,39 @@ static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray
 #[btf_map(name = "traffic")]
 static TRAFFIC: PerCpuArray<Traffic, { DEFAULT_BACKENDS as usize }> = PerCpuArray::new();
 
-#[btf_map(name = "workbench")]
-static WORKBENCH: PerCpuArray<Workbench, 1> = PerCpuArray::new();
+#[btf_map(name = "flow_scratch")]
+static FLOW_SCRATCH: PerCpuArray<FlowScratch, 1> = PerCpuArray::new();
 
-#[btf_map(name = "workbench6")]
-static WORKBENCH6: PerCpuArray<Workbench<V6>, 1> = PerCpuArray::new();
+#[btf_map(name = "flow_scratch6")]
+static FLOW_SCRATCH6: PerCpuArray<FlowScratch<V6>, 1> = PerCpuArray::new();
 
 const EEXIST: i32 = 17;
 
-#[btf_map(name = "desk")]
-static DESK: PerCpuArray<Desk<V4>, 1> = PerCpuArray::new();
+#[btf_map(name = "packet_scratch")]
+static PACKET_SCRATCH: PerCpuArray<PacketScratch<V4>, 1> = PerCpuArray::new();
 
-#[btf_map(name = "desk6")]
-static DESK6: PerCpuArray<Desk<V6>, 1> = PerCpuArray::new();
+#[btf_map(name = "packet_scratch6")]
+static PACKET_SCRATCH6: PerCpuArray<PacketScratch<V6>, 1> = PerCpuArray::new();
 
 /// A family of addresses with maps of its own.
 pub trait Family: Address {
-    fn desk() -> Option<&'static mut Desk<Self>>;
+    fn packet_scratch() -> Option<&'static mut PacketScratch<Self>>;
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>, { DEFAULT_FLOW_ENTRIES as usize }>;
     fn half_open() -> &'static Array<Handshake<Self>, { DEFAULT_HANDSHAKES as usize }>;
-    fn notes() -> &'static Array<Notes, { (DEFAULT_HANDSHAKES / ROWS) as usize }>;
-    fn workbench() -> &'static PerCpuArray<Workbench<Self>, 1>;
+    fn owner_tags()
+    -> &'static Array<OwnerTags, { (DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET) as usize }>;
+    fn flow_scratch() -> &'static PerCpuArray<FlowScratch<Self>, 1>;
 }
 
 macro_rules! families {
-    ($($address:ty: $desk:ident $flows:ident $half_open:ident $notes:ident $workbench:ident;)+) => {
+    ($($address:ty: $scratch:ident $flows:ident $half_open:ident $owner_tags:ident $flow_scratch:ident;)+) => {
         $(
             impl Family for $address {
                 #[inline(always)]
-                fn desk() -> Option<&'static mut Desk<Self>> {
+                fn packet_scratch() -> Option<&'static mut PacketScratch<Self>> {
                     // SAFETY: the slot belongs to this CPU, where one packet is decided at a time:
                     // bottom halves are off at every hook.
-                    $desk.get_ptr_mut(0).map(|desk| unsafe { &mut *desk })
+                    $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
                 }
 
                 #[inline(always)]
@@ -162,13 +165,13 @@ macro_rules! families {
                 }
 
                 #[inline(always)]
-                fn notes() -> &'static Array<Notes, { (DEFAULT_HANDSHAKES / ROWS) as usize }> {
-                    &$notes
+                fn owner_tags() -> &'static Array<OwnerTags, { (DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET) as usize }> {
+                    &$owner_tags
                 }
 
                 #[inline(always)]
-                fn workbench() -> &'static PerCpuArray<Workbench<Self>, 1> {
-                    &$workbench
+                fn flow_scratch() -> &'static PerCpuArray<FlowScratch<Self>, 1> {
+                    &$flow_scratch
                 }
             }
         )+
@@ -176,8 +179,8 @@ macro_rules! families {
 }
 
 families! {
-    V4: DESK FLOWS HALF_OPEN NOTES WORKBENCH;
-    V6: DESK6 FLOWS6 HALF_OPEN6 NOTES6 WORKBENCH6;
+    V4: PACKET_SCRATCH FLOWS HALF_OPEN OWNER_TAGS FLOW_SCRATCH;
+    V6: PACKET_SCRATCH6 FLOWS6 HALF_OPEN6 OWNER_TAGS6 FLOW_SCRATCH6;
 }
 
 /// The pinned maps, as packets of one family see them.
@@ -186,9 +189,9 @@ pub struct Maps<A>(PhantomData<A>);
 impl<A: Family> Tables for Maps<A> {
     type Address = A;
     type Entry<'a> = &'a mut Flow<A>;
-    type Notes<'a> = &'a mut Notes;
-    type Place<'a> = &'a mut Handshake<A>;
-    type Workbench<'a> = &'a mut Workbench<A>;
+    type OwnerTags<'a> = &'a mut OwnerTags;
+    type Slot<'a> = &'a mut Handshake<A>;
+    type FlowScratch<'a> = &'a mut FlowScratch<A>;
     type Pool<'a> = &'a mut PortPool;
 
     #[inline(always)]
@@ -224,14 +227,14 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn turn(&self, service: u32) -> u32 {
-        let Some(turn) = TURNS.get_ptr_mut(service) else {
+    fn next_round_robin(&self, service: u32) -> u32 {
+        let Some(next_round_robin) = ROUND_ROBIN.get_ptr_mut(service) else {
             return 0;
         };
-        // SAFETY: as for the workbench.
+        // SAFETY: as for the flow scratch.
         unsafe {
-            let before = *turn;
-            *turn = before.wrapping_add(1);
+            let before = *next_round_robin;
+            *next_round_robin = before.wrapping_add(1);
             before
         }
     }
@@ -257,7 +260,7 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn veiled(&self, number: u32) -> u32 {
+    fn barrier_var(&self, number: u32) -> u32 {
         let Some(settings) = SETTINGS.get_ptr(0) else {
             return number;
         };
@@ -268,10 +271,10 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn active(&self, backend: u32) -> u32 {
+    fn active_connections(&self, backend: u32) -> u32 {
         let active = ACTIVE.get(backend).map_or(0, |active| *active);
-        let lost = LOST.get(backend).map_or(0, |lost| *lost);
-        active.saturating_sub(lost) as u32
+        let evicted = EVICTED.get(backend).map_or(0, |evicted| *evicted);
+        active.saturating_sub(evicted) as u32
     }
 
     #[inline(always)]
@@ -280,9 +283,9 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn home(&self, address: A) -> Option<u32> {
+    fn expected_interface(&self, address: A) -> Option<u32> {
         // SAFETY: copied at once; this program never changes the map.
-        unsafe { HOMES.get(address.mapped()) }.copied()
+        unsafe { SOURCE_FILTER.get(address.mapped()) }.copied()
     }
 
     #[inline(always)]
@@ -291,16 +294,16 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn knows_link(&self, backend: u32) -> bool {
+    fn has_neighbour(&self, backend: u32) -> bool {
         self.neighbour(backend).is_some()
     }
 
     #[inline(always)]
-    fn workbench(&self) -> Option<&mut Workbench<A>> {
-        let workbench = A::workbench().get_ptr_mut(0)?;
+    fn flow_scratch(&self) -> Option<&mut FlowScratch<A>> {
+        let flow_scratch = A::flow_scratch().get_ptr_mut(0)?;
         // SAFETY: the slot belongs to this CPU, where one packet is decided at a time: bottom halves
         // are off at every hook.
-        Some(unsafe { &mut *workbench })
+        Some(unsafe { &mut *flow_scratch })
     }
 
     #[inline(always)]
@@ -328,7 +331,7 @@ impl<A: Family> Tables for Maps<A> {
     fn publish(&self, flow: &mut Flow<A>) {
         const { assert!(mem::offset_of!(Flow<A>, direction).is_multiple_of(8)) };
         // SAFETY: the word begins with the direction and lies within the entry.
-        unsafe { keep(&raw mut flow.direction, NOT_SUPERSEDED) };
+        unsafe { atomic_and(&raw mut flow.direction, NOT_SUPERSEDED) };
     }
 
     #[inline(always)]
@@ -338,18 +341,18 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn notes(&self, column: u32) -> Option<&mut Notes> {
-        let notes = A::notes().get_ptr_mut(column)?;
-        // SAFETY: array slots live as long as the map; each word has its own place's writer, and a
+    fn owner_tags(&self, bucket: u32) -> Option<&mut OwnerTags> {
+        let owner_tags = A::owner_tags().get_ptr_mut(bucket)?;
+        // SAFETY: array slots live as long as the map; each word has its own slot's writer, and a
         // wrong one only hides a handshake.
-        Some(unsafe { &mut *notes })
+        Some(unsafe { &mut *owner_tags })
     }
 
     #[inline(always)]
-    fn handshake(&self, place: u32) -> Option<&mut Handshake<A>> {
-        let handshake = A::half_open().get_ptr_mut(place)?;
+    fn handshake(&self, slot: u32) -> Option<&mut Handshake<A>> {
+        let handshake = A::half_open().get_ptr_mut(slot)?;
         // SAFETY: array slots live as long as the map; what two processors write at once is
-        // recognized by its seal.
+        // recognized by its integrity tag.
         Some(unsafe { &mut *handshake })
     }
 
@@ -368,19 +371,19 @@ impl<A: Family> Tables for Maps<A> {
 
     #[inline(always)]
     fn port_word(&self, index: u32) -> Option<PortWord> {
-        POOL_WORDS.get(index).copied()
+        PORT_WORD_TABLE.get(index).copied()
     }
 
     #[inline(always)]
     fn set_ports(&self, index: u32, state: PortState, bits: u64) -> u64 {
         // SAFETY: an aligned word of a map.
-        port_bits(index, state).map_or(0, |word| unsafe { set(word, bits) })
+        port_bits(index, state).map_or(0, |word| unsafe { atomic_or(word, bits) })
     }
 
     #[inline(always)]
     fn clear_ports(&self, index: u32, state: PortState, bits: u64) -> u64 {
         // SAFETY: an aligned word of a map.
-        port_bits(index, state).map_or(0, |word| unsafe { keep(word.cast(), !bits) })
+        port_bits(index, state).map_or(0, |word| unsafe { atomic_and(word.cast(), !bits) })
     }
 
     #[inline(always)]
@@ -389,55 +392,55 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn note_port_handshake(&self, index: u32, place: u32) {
+    fn set_port_handshake(&self, index: u32, slot: u32) {
         if let Some(word) = PORT_HANDSHAKES.get_ptr_mut(index) {
             // SAFETY: an aligned word of a map, written whole.
-            unsafe { *word = place };
+            unsafe { *word = slot };
         }
     }
 
     #[inline(always)]
     fn nat_source(&self, index: u32) -> Option<V6> {
-        ADDRESSES.get(index).copied()
+        NAT_ADDRESSES.get(index).copied()
     }
 
     #[inline(always)]
     fn set_ended(&self, flow: &mut Flow<A>, bits: u8) {
         let mask = u64::from_ne_bytes([0, bits, 0, 0, 0, 0, 0, 0]);
         // SAFETY: the word begins with the direction and lies within the entry.
-        unsafe { set((&raw mut flow.direction).cast(), mask) };
+        unsafe { atomic_or((&raw mut flow.direction).cast(), mask) };
     }
 
     #[inline(always)]
     fn clear_ended(&self, flow: &mut Flow<A>, bits: u8) {
         let mask = u64::from_ne_bytes([0, bits, 0, 0, 0, 0, 0, 0]);
         // SAFETY: as above.
-        unsafe { keep(&raw mut flow.direction, !mask) };
+        unsafe { atomic_and(&raw mut flow.direction, !mask) };
     }
 
     #[inline(always)]
-    fn take_count(&self, request: &mut Flow<A>) -> bool {
+    fn clear_counted(&self, request: &mut Flow<A>) -> bool {
         const { assert!(mem::offset_of!(Flow<A>, direction).is_multiple_of(8)) };
         // SAFETY: the word begins with the direction and lies within the entry.
-        let before = unsafe { keep(&raw mut request.direction, NOT_COUNTED) };
+        let before = unsafe { atomic_and(&raw mut request.direction, NOT_COUNTED) };
         before & !NOT_COUNTED != 0
     }
 
     #[inline(always)]
-    fn give_count(&self, request: &mut Flow<A>) -> bool {
+    fn set_counted(&self, request: &mut Flow<A>) -> bool {
         // SAFETY: as above.
-        let before = unsafe { set((&raw mut request.direction).cast(), !NOT_COUNTED & ONES) };
+        let before = unsafe { atomic_or((&raw mut request.direction).cast(), !NOT_COUNTED & ONES) };
         before & !NOT_COUNTED == 0
     }
 
     #[inline(always)]
-    fn complete(&self, handshake: &mut Handshake<A>) -> bool {
+    fn mark_completed(&self, handshake: &mut Handshake<A>) -> bool {
         const { assert!(mem::offset_of!(Handshake<A>, answered) % 8 == 4) };
         const { assert!(mem::offset_of!(Handshake<A>, completed) % 8 == 7) };
         const COMPLETED: u64 = u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1]);
         let word = (&raw mut handshake.worker_sequence).cast();
-        // SAFETY: the word begins with the worker's sequence number and lies within the place.
-        let before = unsafe { set(word, COMPLETED) };
+        // SAFETY: the word begins with the worker's sequence number and lies within the slot.
+        let before = unsafe { atomic_or(word, COMPLETED) };
         before & COMPLETED == 0
     }
 
@@ -447,7 +450,7 @@ impl<A: Family> Tables for Maps<A> {
             return;
         };
         // SAFETY: a word of a map.
-        unsafe { add(active, if open { 1 } else { -1 }) };
+        unsafe { atomic_add(active, if open { 1 } else { -1 }) };
     }
 
     #[inline(always)]
@@ -465,7 +468,7 @@ impl<A: Family> Tables for Maps<A> {
 ///
 /// The word must be an aligned one of a map.
 #[inline(always)]
-pub unsafe fn add(word: *mut u64, change: i64) {
+pub unsafe fn atomic_add(word: *mut u64, change: i64) {
     // SAFETY: by the caller's word.
     unsafe {
         asm!("lock *(u64 *)({word} + 0) += {change}", word = in(reg) word, change = in(reg) change);
@@ -488,7 +491,7 @@ const ONES: u64 = 0x0101_0101_0101_0101;
 ///
 /// The word must be an aligned one of a map.
 #[inline(always)]
-unsafe fn keep(word: *mut u8, mask: u64) -> u64 {
+unsafe fn atomic_and(word: *mut u8, mask: u64) -> u64 {
     let mut value = mask;
     // SAFETY: by the caller's word.
     unsafe {
@@ -507,7 +510,7 @@ unsafe fn keep(word: *mut u8, mask: u64) -> u64 {
 ///
 /// The word must be an aligned one of a map.
 #[inline(always)]
-unsafe fn set(word: *mut u64, bits: u64) -> u64 {
+unsafe fn atomic_or(word: *mut u64, bits: u64) -> u64 {
     let mut value = bits;
     // SAFETY: by the caller's word.
     unsafe {
@@ -523,7 +526,7 @@ unsafe fn set(word: *mut u64, bits: u64) -> u64 {
 /// One of the two sets of a word of ports.
 #[inline(always)]
 fn port_bits(index: u32, state: PortState) -> Option<*mut u64> {
-    let word = POOL_WORDS.get_ptr_mut(index)?;
+    let word = PORT_WORD_TABLE.get_ptr_mut(index)?;
     Some(match state {
         // SAFETY: array slots live as long as the map.
         PortState::Used => unsafe { &raw mut (*word).used },
@@ -536,16 +539,16 @@ fn port_bits(index: u32, state: PortState) -> Option<*mut u64> {
 #[inline(always)]
 pub fn service_of(event: &TraceEvent) -> u32 {
     if event.backend != 0 {
-        return BACKENDS.get(event.backend).map_or(NO_ONE, |it| it.service);
+        return BACKENDS.get(event.backend).map_or(NO_ID, |it| it.service);
     }
     let key = ServiceKey {
-        address: event.arrives.destination,
-        port: event.arrives.destination_port,
-        protocol: event.arrives.protocol as u8,
+        address: event.original.destination,
+        port: event.original.destination_port,
+        protocol: event.original.protocol as u8,
         reserved: 0,
     };
     // SAFETY: copied at once; this program never changes the map.
-    unsafe { SERVICES.get(key) }.map_or(NO_ONE, |service| service.id)
+    unsafe { SERVICES.get(key) }.map_or(NO_ID, |service| service.id)
 }
 
 /// One step of a loop, for `bpf_loop`, which goes on at 0.
@@ -557,23 +560,23 @@ unsafe extern "C" fn step<A: Family, S: Step>(number: u32, steps: *mut S) -> i64
 /// Whether a packet's ports leave the possibility that it is part of a connection to a service. This
 /// spares everybody else's packets the look-ups.
 #[inline(always)]
-pub fn may_be_ours(
+pub fn is_tracked_port(
     hook: Hook,
     protocol: u8,
     source_port: [u8; 2],
     destination_port: [u8; 2],
 ) -> bool {
     match hook {
-        Hook::Egress => uses(protocol, source_port, true),
+        Hook::Egress => is_tracked(protocol, source_port, true),
         // A worker of mode `routed` answers to the client's port.
         Hook::Ingress | Hook::Loopback => {
-            uses(protocol, destination_port, false) || uses(protocol, source_port, true)
+            is_tracked(protocol, destination_port, false) || is_tracked(protocol, source_port, true)
         }
     }
 }
 
 #[inline(always)]
-fn uses(protocol: u8, port: [u8; 2], is_source: bool) -> bool {
+fn is_tracked(protocol: u8, port: [u8; 2], is_source: bool) -> bool {
     PORTS
         .get(port_word(protocol, port, is_source))
         .is_some_and(|word| word & port_bit(port) != 0)
@@ -609,8 +612,8 @@ impl<A: Family> Maps<A> {
 
     /// Counts the packet, once: to its backend if it has one, else under its verdict.
     #[inline(always)]
-    pub fn account(&self, decision: &Decision<A>, arrival: &Arrival) {
-        let (packets, bytes) = (u64::from(arrival.packets), u64::from(arrival.bytes));
+    pub fn account(&self, decision: &Decision<A>, packet: &PacketMeta) {
+        let (packets, bytes) = (u64::from(packet.packets), u64::from(packet.bytes));
         let inbound = match decision.verdict {
             Verdict::ToBackend | Verdict::ToManager => true,
             Verdict::ToClient | Verdict::FromManager => false,
@@ -619,7 +622,7 @@ impl<A: Family> Maps<A> {
         if let Some(traffic) = TRAFFIC.get_ptr_mut(decision.backend) {
             // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
             let traffic = unsafe { &mut *traffic };
-            if decision.opened != 0 {
+            if decision.new_connection != 0 {
                 traffic.connections += 1;
             }
             if inbound {

@@ -4,20 +4,20 @@ use lb_common::{
     address::Address,
     headers::{ETHERNET_LEN, EthernetHeader, TcpFlags},
     maps::{FlowKey, Mac},
-    packet::{Bytes, Extent, IpHeader, Located, PortsFrame, Quoted, Segment},
-    steer::{Arrival, Hook, steer_error, steer_established, steer_others},
+    packet::{Extent, FrameBytes, IcmpError, IpHeader, Located, PortsFrame, Segment},
+    steer::{Hook, PacketMeta, steer_error, steer_established, steer_unestablished},
     verdict::Verdict,
 };
-use lb_ebpf::linear::{Linear, segment};
+use lb_ebpf::packet_bytes::{PacketBytes, segment};
 
 use crate::{
-    desk::{Desk, Read},
-    maps::{Family, Maps, may_be_ours},
+    maps::{Family, Maps, is_tracked_port},
+    packet_scratch::{PacketScratch, Parsed},
 };
 
 /// The circumstances in which a frame met the program.
 #[derive(Clone, Copy)]
-pub struct Meeting {
+pub struct HookContext {
     pub hook: Hook,
     /// Whether that is XDP.
     pub in_driver: bool,
@@ -29,27 +29,27 @@ pub struct Meeting {
     pub tag: u16,
 }
 
-impl Meeting {
+impl HookContext {
     /// What the steering decision needs to know of a segment.
     #[inline(always)]
-    pub fn with<A: Address>(self, segment: &Segment<'_, A>) -> Arrival {
+    pub fn packet_meta<A: Address>(self, segment: &Segment<'_, A>) -> PacketMeta {
         let (sequence, acknowledgement) = segment.transport.numbers();
-        Arrival {
+        PacketMeta {
             flags: segment.transport.flags(),
             sequence,
             acknowledgement,
-            ..self.with_no_segment(segment.ethernet, segment.ip)
+            ..self.link_and_ip_meta(segment.ethernet, segment.ip)
         }
     }
 
     /// The same where the packet is no segment.
     #[inline(always)]
-    pub fn with_no_segment(self, ethernet: &EthernetHeader, ip: &impl IpHeader) -> Arrival {
+    pub fn link_and_ip_meta(self, ethernet: &EthernetHeader, ip: &impl IpHeader) -> PacketMeta {
         let source_mac = Mac::from(ethernet.source);
-        Arrival {
+        PacketMeta {
             hook: self.hook,
             in_driver: self.in_driver,
-            asks_for_fragments: false,
+            fragmentation_needed: false,
             interface: self.interface,
             source_mac: match self.tag {
                 0 => source_mac,
@@ -66,44 +66,44 @@ impl Meeting {
     }
 }
 
-impl<A: Family> Desk<A> {
-    /// Lays a packet on the desk, or says why it is none of ours.
+impl<A: Family> PacketScratch<A> {
+    /// Parses a packet into the scratch map, or says why it is none of ours.
     #[inline(always)]
-    pub fn take(
+    pub fn parse(
         &mut self,
-        bytes: Linear,
+        bytes: PacketBytes,
         located: Located,
-        meeting: Meeting,
+        hook_context: HookContext,
         extent: Extent,
-    ) -> Result<Read, Verdict> {
-        self.spot = located.into();
+    ) -> Result<Parsed, Verdict> {
+        self.header_offset = located.into();
         if located.protocol == A::Header::ICMP {
-            let message = Quoted::<A>::view(bytes, located)?;
+            let message = IcmpError::<A>::view(bytes, located)?;
             self.key = message.tuple();
-            self.may_be_ours(meeting.hook)?;
-            self.arrival = Arrival {
-                asks_for_fragments: message.asks_for_fragments(),
-                ..meeting.with_no_segment(message.ethernet, message.ip)
+            self.check_ports(hook_context.hook)?;
+            self.packet = PacketMeta {
+                fragmentation_needed: message.fragmentation_needed(),
+                ..hook_context.link_and_ip_meta(message.ethernet, message.ip)
             };
-            return Ok(Read::Message);
+            return Ok(Parsed::Message);
         }
         let segment = segment::<A>(bytes, located).ok_or(Verdict::Truncated)?;
         segment.check((located.offset - ETHERNET_LEN) as u32, extent)?;
         self.key = segment.tuple();
-        self.may_be_ours(meeting.hook)?;
-        self.arrival = meeting.with(&segment);
-        Ok(Read::Segment)
+        self.check_ports(hook_context.hook)?;
+        self.packet = hook_context.packet_meta(&segment);
+        Ok(Parsed::Segment)
     }
 
     #[inline(always)]
-    fn may_be_ours(&self, hook: Hook) -> Result<(), Verdict> {
+    fn check_ports(&self, hook: Hook) -> Result<(), Verdict> {
         let FlowKey {
             protocol,
             source_port,
             destination_port,
             ..
         } = self.key;
-        if may_be_ours(hook, protocol as u8, source_port, destination_port) {
+        if is_tracked_port(hook, protocol as u8, source_port, destination_port) {
             Ok(())
         } else {
             Err(Verdict::NotOurs)
@@ -113,42 +113,42 @@ impl<A: Family> Desk<A> {
 
 /// Whether a packet is nobody's business here, as its ports tell at first sight.
 #[inline(always)]
-pub fn is_nobodys<A: Address>(bytes: Linear, hook: Hook) -> bool {
+pub fn is_unrelated<A: Address>(bytes: PacketBytes, hook: Hook) -> bool {
     let Some(PortsFrame { ip, ports, .. }) = bytes.at::<PortsFrame<A::Header>>(0) else {
         return false;
     };
     let Some(protocol) = ip.plain_protocol() else {
         return false;
     };
-    !may_be_ours(hook, protocol, ports.source_port, ports.destination_port)
+    !is_tracked_port(hook, protocol, ports.source_port, ports.destination_port)
 }
 
-/// Decides what becomes of the packet on the desk.
+/// Decides what becomes of the packet in the scratch map.
 #[inline(always)]
-pub fn decide<A: Family>(desk: &mut Desk<A>, read: Read) {
-    if read == Read::Message {
-        relate(desk);
-    } else if established(desk) == 0 {
-        others(desk);
+pub fn decide<A: Family>(scratch: &mut PacketScratch<A>, parsed: Parsed) {
+    if parsed == Parsed::Message {
+        icmp_error(scratch);
+    } else if established(scratch) == 0 {
+        unestablished(scratch);
     }
 }
 
 #[inline(never)]
-fn established<A: Family>(desk: &mut Desk<A>) -> u32 {
-    let (arrival, key, decision) = (&desk.arrival, &desk.key, &mut desk.decision);
-    steer_established(&Maps::NEW, arrival, key, decision).into()
+fn established<A: Family>(scratch: &mut PacketScratch<A>) -> u32 {
+    let (packet, key, decision) = (&scratch.packet, &scratch.key, &mut scratch.decision);
+    steer_established(&Maps::NEW, packet, key, decision).into()
 }
 
 #[inline(never)]
-fn others<A: Family>(desk: &mut Desk<A>) -> u32 {
-    let (arrival, key, decision) = (&desk.arrival, &desk.key, &mut desk.decision);
-    steer_others(&Maps::NEW, arrival, key, decision);
+fn unestablished<A: Family>(scratch: &mut PacketScratch<A>) -> u32 {
+    let (packet, key, decision) = (&scratch.packet, &scratch.key, &mut scratch.decision);
+    steer_unestablished(&Maps::NEW, packet, key, decision);
     0
 }
 
 #[inline(never)]
-fn relate<A: Family>(desk: &mut Desk<A>) -> u32 {
-    let (arrival, key, decision) = (&desk.arrival, &desk.key, &mut desk.decision);
-    steer_error(&Maps::NEW, arrival, key, decision);
+fn icmp_error<A: Family>(scratch: &mut PacketScratch<A>) -> u32 {
+    let (packet, key, decision) = (&scratch.packet, &scratch.key, &mut scratch.decision);
+    steer_error(&Maps::NEW, packet, key, decision);
     0
 }

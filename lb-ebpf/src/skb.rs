@@ -11,29 +11,29 @@ use lb_common::{
     checksum::Difference,
     headers::{ETHERNET_LEN, IcmpHeader, Ipv6Header, TcpHeader},
     packet::{
-        Bytes, Extent, IpHeader, Located, MOST_EXTENSION_BYTES, Quoted, Rewritten, Transport,
+        Extent, FrameBytes, IcmpError, IpHeader, Located, MAX_EXTENSION_BYTES, Rewritten, Transport,
     },
     verdict::Verdict,
 };
 
-use crate::linear::Linear;
+use crate::packet_bytes::PacketBytes;
 
 /// `pkt_type` of a frame that is addressed to this machine.
 pub const PACKET_HOST: u32 = 0;
 
 /// All headers that a steered packet may have: extension headers, an ICMP header and the packet that it
 /// quotes.
-const MOST_HEADERS: usize = ETHERNET_LEN
+const MAX_HEADERS: usize = ETHERNET_LEN
     + size_of::<Ipv6Header>()
-    + MOST_EXTENSION_BYTES
+    + MAX_EXTENSION_BYTES
     + size_of::<IcmpHeader>()
     + size_of::<Ipv6Header>()
     + size_of::<TcpHeader>();
 
 #[inline(always)]
-pub fn linear(skb: *mut __sk_buff) -> Linear {
+pub fn packet_bytes(skb: *mut __sk_buff) -> PacketBytes {
     let ctx = TcContext::new(skb);
-    Linear {
+    PacketBytes {
         start: ctx.data(),
         end: ctx.data_end(),
     }
@@ -51,7 +51,7 @@ pub fn locate<A: Address>(skb: *mut __sk_buff, extent: Extent) -> Result<Located
             Ok(located)
         }
         Ok(_) | Err(Verdict::Truncated) => {
-            pull(ctx, extent, MOST_HEADERS);
+            pull(ctx, extent, MAX_HEADERS);
             located::<A>(skb, extent)
         }
         Err(verdict) => Err(verdict),
@@ -60,7 +60,7 @@ pub fn locate<A: Address>(skb: *mut __sk_buff, extent: Extent) -> Result<Located
 
 #[inline(always)]
 fn located<A: Address>(skb: *mut __sk_buff, extent: Extent) -> Result<Located, Verdict> {
-    let bytes = linear(skb);
+    let bytes = packet_bytes(skb);
     let ip = bytes
         .at::<A::Header>(ETHERNET_LEN)
         .ok_or(Verdict::Truncated)?;
@@ -98,7 +98,7 @@ pub fn update_transport(
 /// Brings the checksum of a rewritten ICMP error message at `offset` up to date.
 #[inline(always)]
 pub fn update_message<A: Address>(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten) {
-    update_checksum(skb, offset + Quoted::<A>::CHECKSUM, rewritten, 0);
+    update_checksum(skb, offset + IcmpError::<A>::CHECKSUM, rewritten, 0);
 }
 
 /// Brings the checksum at `offset` up to date, complete or partial.
@@ -122,7 +122,7 @@ fn update_checksum(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten, fla
     clippy::not_unsafe_ptr_arg_deref,
     reason = "the kernel's helpers take contexts, and look at them themselves"
 )]
-pub fn keep_sum<A: Address>(skb: *mut __sk_buff, changed: Difference) {
+pub fn update_packet_sum<A: Address>(skb: *mut __sk_buff, changed: Difference) {
     if !A::Header::HAS_CHECKSUM {
         // SAFETY: a valid context. It fails where there is no such sum.
         unsafe { bpf_csum_update(skb, changed.raw() as u32) };

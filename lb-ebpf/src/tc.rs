@@ -13,22 +13,22 @@ use lb_common::{
     checksum::Difference,
     headers::{ETHERNET_LEN, ETHERTYPE_VLAN, EthernetHeader, Ipv4Header, Ipv6Header},
     maps::{LOOPBACK, Mac},
-    packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame, after_hop},
-    steer::{Arrival, Decision, Exit, Hook, give_back, steer_established},
+    packet::{Extent, FrameBytes, IcmpError, IpHeader, Segment, TcpFrame, after_hop},
+    steer::{Decision, Exit, Hook, PacketMeta, steer_established, undo_accounting},
     trace::HEAD,
     verdict::Verdict,
 };
 use lb_ebpf::{
-    linear::segment,
-    skb::{PACKET_HOST, keep_sum, linear, locate, update_message, update_transport},
+    packet_bytes::segment,
+    skb::{PACKET_HOST, locate, packet_bytes, update_message, update_packet_sum, update_transport},
 };
 
 use crate::{
-    desk::{Desk, Read},
     maps::{Family, Maps, count},
-    packet::{Meeting, decide, is_nobodys},
+    packet::{HookContext, decide, is_unrelated},
+    packet_scratch::{PacketScratch, Parsed},
     too_large,
-    trace::{self, Frame, untold},
+    trace::{self, Frame, barrier_var},
 };
 
 /// An arbitrary number for `tc_index`.
@@ -39,153 +39,167 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands a valid context to the program.
     let verdict = match u16::from_be(unsafe { (*skb).protocol } as u16) {
-        Ipv4Header::ETHERTYPE if is_nobodys::<V4>(linear(skb), hook) => Verdict::NotOurs,
-        Ipv6Header::ETHERTYPE if is_nobodys::<V6>(linear(skb), hook) => Verdict::NotOurs,
+        Ipv4Header::ETHERTYPE if is_unrelated::<V4>(packet_bytes(skb), hook) => Verdict::NotOurs,
+        Ipv6Header::ETHERTYPE if is_unrelated::<V6>(packet_bytes(skb), hook) => Verdict::NotOurs,
         Ipv4Header::ETHERTYPE => {
-            return match established_tcp(skb, hook) {
-                ANOTHER_WAY => of_family::<V4>(skb, hook),
+            return match fast_path(skb, hook) {
+                USE_SLOW_PATH => slow_path::<V4>(skb, hook),
                 action => action,
             };
         }
-        Ipv6Header::ETHERTYPE => return of_family::<V6>(skb, hook),
+        Ipv6Header::ETHERTYPE => return slow_path::<V6>(skb, hook),
         _ => Verdict::NotIp,
     };
-    match Met::with(skb, hook) {
-        Ok(met) => met.leaves_alone(verdict),
+    match SkbContext::parse(skb, hook) {
+        Ok(context) => context.pass_action(verdict),
         Err(_) => TC_ACT_UNSPEC,
     }
 }
 
-/// What [`established_tcp`] returns instead of an action.
-const ANOTHER_WAY: i32 = i32::MIN;
+/// What [`fast_path`] returns instead of an action.
+const USE_SLOW_PATH: i32 = i32::MIN;
 
 /// Steers what most packets are, TCP of an established flow over IPv4, by the shortest way: the steps
-/// are those of all packets, but nothing is laid on the desk between them. Packets that are to be told
+/// are those of all packets, but nothing is stored in the scratch map between them. Packets that are to be told
 /// of go the other way, so that this one has no room to keep for it.
 #[inline(never)]
-fn established_tcp(skb: *mut __sk_buff, hook: Hook) -> i32 {
-    if trace::is_wanted() {
-        return ANOTHER_WAY;
+fn fast_path(skb: *mut __sk_buff, hook: Hook) -> i32 {
+    if trace::is_enabled() {
+        return USE_SLOW_PATH;
     }
     let maps = Maps::<V4>::NEW;
-    let Some(frame) = linear(skb).at::<TcpFrame>(0).filter(|it| it.is_one()) else {
-        return ANOTHER_WAY;
+    let Some(frame) = packet_bytes(skb)
+        .at::<TcpFrame>(0)
+        .filter(|it| it.is_tcp_ipv4())
+    else {
+        return USE_SLOW_PATH;
     };
-    let Ok(met) = Met::with(skb, hook) else {
+    let Ok(context) = SkbContext::parse(skb, hook) else {
         return TC_ACT_UNSPEC;
     };
     let segment = frame.segment();
-    let offset = match segment.ip.locate(linear(skb), met.extent) {
+    let offset = match segment.ip.locate(packet_bytes(skb), context.extent) {
         Ok(located) => located.offset,
-        Err(verdict) => return met.leaves_alone(verdict),
+        Err(verdict) => return context.pass_action(verdict),
     };
-    if let Err(verdict) = segment.check((offset - ETHERNET_LEN) as u32, met.extent) {
-        return met.leaves_alone(verdict);
+    if let Err(verdict) = segment.check((offset - ETHERNET_LEN) as u32, context.extent) {
+        return context.pass_action(verdict);
     }
     let key = segment.tuple();
-    let arrival = met.meeting.with(&segment);
+    let packet = context.hook_context.packet_meta(&segment);
     let mut decision = Decision::NONE;
-    if !steer_established(&maps, &arrival, &key, &mut decision) {
-        return ANOTHER_WAY;
+    if !steer_established(&maps, &packet, &key, &mut decision) {
+        return USE_SLOW_PATH;
     }
-    if exceeded(skb, &arrival, &decision) != 0 {
+    if exceeded(skb, &packet, &decision) != 0 {
         // The general way decides once more, and answers.
-        give_back(&maps, &arrival, &key);
-        return ANOTHER_WAY;
+        undo_accounting(&maps, &packet, &key);
+        return USE_SLOW_PATH;
     }
-    maps.account(&decision, &arrival);
+    maps.account(&decision, &packet);
     match decision.exit {
         Exit::Pass => TC_ACT_UNSPEC,
         Exit::Drop => TC_ACT_SHOT,
-        _ => forward(skb, offset, segment, &arrival, &decision),
+        _ => forward(skb, offset, segment, &packet, &decision),
     }
 }
 
 #[inline(always)]
-fn of_family<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
-    let Some(desk) = A::desk() else {
+fn slow_path<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
+    let Some(scratch) = A::packet_scratch() else {
         return TC_ACT_UNSPEC;
     };
-    match read(skb, hook, desk) {
-        Read::Passes | Read::Skipped => TC_ACT_UNSPEC,
-        read => {
-            decide(desk, read);
-            let mtu = match read {
-                Read::Segment => exceeded(skb, &desk.arrival, &desk.decision),
+    match parse(skb, hook, scratch) {
+        Parsed::Passed | Parsed::Skipped => TC_ACT_UNSPEC,
+        parsed => {
+            decide(scratch, parsed);
+            let mtu = match parsed {
+                Parsed::Segment => exceeded(skb, &scratch.packet, &scratch.decision),
                 // No error is answered with another one (RFC 1122, section 3.2.2).
                 _ => 0,
             };
             if mtu == 0 {
-                return act(skb, desk, read);
+                return act(skb, scratch, parsed);
             }
             // Its sender will try once more.
-            Maps::<A>::NEW.count_connections(desk.decision.backend, desk.decision.opened.into());
-            desk.decision.verdict = Verdict::TooLarge;
-            desk.decision.exit = Exit::Drop;
-            act(skb, desk, read);
-            too_large::answer::<A>(skb, mtu)
+            Maps::<A>::NEW.count_connections(
+                scratch.decision.backend,
+                scratch.decision.new_connection.into(),
+            );
+            scratch.decision.verdict = Verdict::TooLarge;
+            scratch.decision.exit = Exit::Drop;
+            act(skb, scratch, parsed);
+            too_large::send_error::<A>(skb, mtu)
         }
     }
 }
 
 /// What the next link takes, if the packet is larger; 0 if it fits.
 #[inline(always)]
-fn exceeded<A: Address>(skb: *mut __sk_buff, arrival: &Arrival, decision: &Decision<A>) -> u32 {
-    if !too_large::may_exceed(arrival, decision) {
+fn exceeded<A: Address>(skb: *mut __sk_buff, packet: &PacketMeta, decision: &Decision<A>) -> u32 {
+    if !too_large::may_exceed(packet, decision) {
         return 0;
     }
     too_large::exceeded(skb.cast(), decision.interface, true)
 }
 
-/// Looks at a packet, and lays on the desk what the decision needs.
+/// Looks at a packet, and stores in the scratch map what the decision needs.
 #[inline(never)]
-fn read<A: Family>(skb: *mut __sk_buff, hook: Hook, desk: &mut Desk<A>) -> Read {
-    let met = match Met::with(skb, hook) {
-        Ok(met) => met,
-        Err(read) => return read,
+fn parse<A: Family>(skb: *mut __sk_buff, hook: Hook, scratch: &mut PacketScratch<A>) -> Parsed {
+    let context = match SkbContext::parse(skb, hook) {
+        Ok(context) => context,
+        Err(parsed) => return parsed,
     };
-    let located = match locate::<A>(skb, met.extent) {
+    let located = match locate::<A>(skb, context.extent) {
         Ok(located) => located,
-        Err(verdict) => return met.passes(verdict),
+        Err(verdict) => return context.pass(verdict),
     };
     if located.protocol == A::Header::ICMP && hook == Hook::Egress {
-        return met.passes(Verdict::OtherProtocol);
+        return context.pass(Verdict::OtherProtocol);
     }
-    match desk.take(linear(skb), located, met.meeting, met.extent) {
-        Ok(read) => read,
-        Err(verdict) => met.passes(verdict),
+    match scratch.parse(
+        packet_bytes(skb),
+        located,
+        context.hook_context,
+        context.extent,
+    ) {
+        Ok(parsed) => parsed,
+        Err(verdict) => context.pass(verdict),
     }
 }
 
 /// Does what was decided.
 #[inline(never)]
-fn act<A: Family>(skb: *mut __sk_buff, desk: &Desk<A>, read: Read) -> i32 {
-    let Desk {
+fn act<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>, parsed: Parsed) -> i32 {
+    let PacketScratch {
         key,
-        arrival,
+        packet,
         decision,
         ..
-    } = desk;
-    Maps::<A>::NEW.account(decision, arrival);
-    trace::steered(Skb(skb), key, arrival, decision, read == Read::Segment);
-    let (bytes, located) = (linear(skb), desk.spot.located());
+    } = scratch;
+    Maps::<A>::NEW.account(decision, packet);
+    trace::steered(Skb(skb), key, packet, decision, parsed == Parsed::Segment);
+    let (bytes, located) = (packet_bytes(skb), scratch.header_offset.located());
     match decision.exit {
         Exit::Pass => return TC_ACT_UNSPEC,
         Exit::Drop => return TC_ACT_SHOT,
         _ => {}
     }
-    if read == Read::Message {
-        let Ok(mut message) = Quoted::<A>::view(bytes, located) else {
+    if parsed == Parsed::Message {
+        let Ok(mut message) = IcmpError::<A>::view(bytes, located) else {
             return TC_ACT_SHOT;
         };
-        address(message.ethernet, decision);
-        let rewritten = message.rewrite(key, &decision.leaves, decision.is_forwarded());
+        set_link_addresses(message.ethernet, decision);
+        let rewritten = message.rewrite(key, &decision.translated, decision.is_forwarded());
         update_message::<A>(skb, located.offset, rewritten);
-        keep_sum::<A>(skb, rewritten.addresses.plus(hops(arrival, decision)));
-        return send(skb, arrival.source_mac.tag(), decision);
+        update_packet_sum::<A>(
+            skb,
+            rewritten.addresses.plus(hop_limit_change(packet, decision)),
+        );
+        return send(skb, packet.source_mac.tag(), decision);
     }
     match segment::<A>(bytes, located) {
-        Some(segment) => forward(skb, located.offset, segment, arrival, decision),
+        Some(segment) => forward(skb, located.offset, segment, packet, decision),
         None => TC_ACT_SHOT,
     }
 }
@@ -196,22 +210,25 @@ fn forward<A: Family>(
     skb: *mut __sk_buff,
     offset: usize,
     mut segment: Segment<'_, A>,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     decision: &Decision<A>,
 ) -> i32 {
-    address(segment.ethernet, decision);
-    let rewritten = segment.rewrite(&decision.leaves, decision.is_forwarded());
-    if decision.exit != Exit::Onwards {
+    set_link_addresses(segment.ethernet, decision);
+    let rewritten = segment.rewrite(&decision.translated, decision.is_forwarded());
+    if decision.exit != Exit::Dsr {
         update_transport(skb, offset, &segment.transport, rewritten);
     }
-    keep_sum::<A>(skb, rewritten.addresses.plus(hops(arrival, decision)));
-    send(skb, arrival.source_mac.tag(), decision)
+    update_packet_sum::<A>(
+        skb,
+        rewritten.addresses.plus(hop_limit_change(packet, decision)),
+    );
+    send(skb, packet.source_mac.tag(), decision)
 }
 
 /// What a packet's way through the manager changes in its hop limit.
 #[inline(always)]
-fn hops<A: Address>(arrival: &Arrival, decision: &Decision<A>) -> Difference {
-    let before = arrival.time_to_live;
+fn hop_limit_change<A: Address>(packet: &PacketMeta, decision: &Decision<A>) -> Difference {
+    let before = packet.time_to_live;
     let after = if decision.is_forwarded() {
         after_hop(before)
     } else {
@@ -222,7 +239,7 @@ fn hops<A: Address>(arrival: &Arrival, decision: &Decision<A>) -> Difference {
 
 /// Writes the link addresses that the kernel does not.
 #[inline(always)]
-fn address<A>(ethernet: &mut EthernetHeader, decision: &Decision<A>) {
+fn set_link_addresses<A>(ethernet: &mut EthernetHeader, decision: &Decision<A>) {
     match decision.exit {
         Exit::Client | Exit::ClientInFragments => {
             ethernet.destination = decision.destination_mac.bytes();
@@ -238,37 +255,37 @@ fn address<A>(ethernet: &mut EthernetHeader, decision: &Decision<A>) {
 #[inline(always)]
 fn send<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i32 {
     match decision.exit {
-        Exit::Pass | Exit::Here => TC_ACT_UNSPEC,
+        Exit::Pass | Exit::Local => TC_ACT_UNSPEC,
         Exit::Drop => TC_ACT_SHOT,
-        Exit::Backend | Exit::Onwards => {
+        Exit::Backend | Exit::Dsr => {
             mark(skb);
-            move_to_vlan(skb, tag, 0);
-            to_neighbour(decision.interface, decision.next_hop)
+            set_vlan(skb, tag, 0);
+            redirect_to_neighbour(decision.interface, decision.next_hop)
         }
         Exit::ClientByRoute => {
             mark(skb);
-            move_to_vlan(skb, tag, 0);
-            by_route(decision.interface)
+            set_vlan(skb, tag, 0);
+            redirect_by_route(decision.interface)
         }
-        Exit::Client => to_client(skb, tag, decision),
+        Exit::Client => redirect_to_client(skb, tag, decision),
         Exit::ClientInFragments => {
-            if let Some(ip) = linear(skb).at::<A::Header>(ETHERNET_LEN) {
+            if let Some(ip) = packet_bytes(skb).at::<A::Header>(ETHERNET_LEN) {
                 // SAFETY: the helper takes no argument.
                 ip.allow_fragments(unsafe { bpf_get_prandom_u32() } as u16);
             }
-            to_client(skb, tag, decision)
+            redirect_to_client(skb, tag, decision)
         }
         Exit::Loopback => {
-            move_to_vlan(skb, tag, 0);
+            set_vlan(skb, tag, 0);
             redirect(LOOPBACK, BPF_F_INGRESS.into())
         }
     }
 }
 
 #[inline(always)]
-fn to_client<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i32 {
+fn redirect_to_client<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i32 {
     mark(skb);
-    move_to_vlan(skb, tag, decision.destination_mac.tag());
+    set_vlan(skb, tag, decision.destination_mac.tag());
     redirect(decision.interface, 0)
 }
 
@@ -285,7 +302,7 @@ impl Frame for Skb {
         let length = u64::from(unsafe { (*self.0).len }).min(HEAD as u64);
         // No frame is shorter. Older verifiers (Linux 6.1) want to see that there is anything to copy, and
         // in the very register that is compared; the compiler would take a copy of it.
-        let length = untold(length);
+        let length = barrier_var(length);
         if length < ETHERNET_LEN as u64 {
             return 0;
         }
@@ -310,18 +327,18 @@ extern "C" fn trace_skb(skb: *mut __sk_buff) -> u32 {
 
 /// What there is to know of a packet beside its bytes.
 #[derive(Clone, Copy)]
-struct Met {
+struct SkbContext {
     frame: Skb,
-    meeting: Meeting,
+    hook_context: HookContext,
     extent: Extent,
     /// On its way through the manager, not from it.
     is_forwarded: bool,
 }
 
-impl Met {
+impl SkbContext {
     /// Looks at the context, which may say already that the packet is none of ours.
     #[inline(always)]
-    fn with(skb: *mut __sk_buff, hook: Hook) -> Result<Self, Read> {
+    fn parse(skb: *mut __sk_buff, hook: Hook) -> Result<Self, Parsed> {
         // SAFETY: the kernel hands a valid context to the program; fields are read by the verifier's
         // leave.
         let (length, interface, received_on, steered, kind, gso_size, gso_segments) = unsafe {
@@ -340,11 +357,11 @@ impl Met {
             unsafe { ((*skb).vlan_present, (*skb).vlan_tci, (*skb).vlan_proto) };
         let is_forwarded = hook == Hook::Egress && received_on != 0;
         if is_forwarded && steered == STEERED {
-            return Err(Read::Skipped);
+            return Err(Parsed::Skipped);
         }
-        let met = Self {
+        let context = Self {
             frame: Skb(skb),
-            meeting: Meeting {
+            hook_context: HookContext {
                 hook,
                 in_driver: false,
                 interface,
@@ -363,31 +380,31 @@ impl Met {
             is_forwarded,
         };
         if hook == Hook::Ingress && kind != PACKET_HOST {
-            return Err(met.passes(Verdict::NotForUs));
+            return Err(context.pass(Verdict::NotForUs));
         }
         // The kernel keeps the outermost tag beside the frame.
         if tagged != 0 && tag_protocol != u32::from(ETHERTYPE_VLAN.to_be()) {
-            return Err(met.passes(Verdict::NotIp));
+            return Err(context.pass(Verdict::NotIp));
         }
-        Ok(met)
+        Ok(context)
     }
 
     #[inline(always)]
-    fn leaves_alone(&self, verdict: Verdict) -> i32 {
-        self.passes(verdict);
+    fn pass_action(&self, verdict: Verdict) -> i32 {
+        self.pass(verdict);
         TC_ACT_UNSPEC
     }
 
     /// Counts a packet that is left alone. What is forwarded was seen, and counted, on its way in.
     #[inline(always)]
-    fn passes(&self, verdict: Verdict) -> Read {
+    fn pass(&self, verdict: Verdict) -> Parsed {
         if self.is_forwarded {
-            return Read::Skipped;
+            return Parsed::Skipped;
         }
-        let Meeting { packets, bytes, .. } = self.meeting;
+        let HookContext { packets, bytes, .. } = self.hook_context;
         count(verdict, packets.into(), bytes.into());
-        trace::left_alone(self.frame, self.meeting, verdict);
-        Read::Passes
+        trace::passed(self.frame, self.hook_context, verdict);
+        Parsed::Passed
     }
 }
 
@@ -400,7 +417,7 @@ fn mark(skb: *mut __sk_buff) {
 
 /// Puts the frame into a VLAN, or into none: each side of a connection has its own.
 #[inline(always)]
-fn move_to_vlan(skb: *mut __sk_buff, from: u16, to: u16) {
+fn set_vlan(skb: *mut __sk_buff, from: u16, to: u16) {
     if from == to {
         return;
     }
@@ -417,12 +434,12 @@ fn move_to_vlan(skb: *mut __sk_buff, from: u16, to: u16) {
 
 /// Sends the packet to a next hop; the kernel resolves it if need be, and holds the packet meanwhile.
 #[inline(always)]
-fn to_neighbour<A: Address>(interface: u32, next_hop: A) -> i32 {
+fn redirect_to_neighbour<A: Address>(interface: u32, next_hop: A) -> i32 {
     const AF_INET: u64 = 2;
     const AF_INET6: u64 = 10;
     let is_four = size_of::<A>() == size_of::<V4>();
     if is_four && next_hop == A::NONE {
-        return by_route(interface);
+        return redirect_by_route(interface);
     }
     let bits = if is_four {
         next_hop.word().to_be().into()
@@ -451,7 +468,7 @@ fn to_neighbour<A: Address>(interface: u32, next_hop: A) -> i32 {
 
 /// Sends the packet to the next hop of the kernel's route through `interface`, whatever its family.
 #[inline(always)]
-fn by_route(interface: u32) -> i32 {
+fn redirect_by_route(interface: u32) -> i32 {
     // SAFETY: the helper takes no next hop as well. Linux 5.10, ba452c9e996d.
     unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32 }
 }

@@ -15,8 +15,10 @@ use aya_ebpf::{
 use lb_common::{
     address::{Address, V4},
     headers::ETHERNET_LEN,
-    packet::too_large::{ANSWER_V6, HEAD_V6, answer_v4, answer_v6, may_be_fragmented},
-    steer::{Arrival, Decision, Hook},
+    packet::too_large::{
+        ERROR_V6_LEN, HEAD_V6_LEN, icmp_error_v4, icmp_error_v6, may_be_fragmented,
+    },
+    steer::{Decision, Hook, PacketMeta},
 };
 
 /// A frame of this length fits every link that IPv6 goes over (RFC 8200, section 5), and is not looked at.
@@ -24,8 +26,8 @@ const FITS: u32 = ETHERNET_LEN as u32 + 1280;
 
 /// Whether a packet may be larger than the next link takes.
 #[inline(always)]
-pub fn may_exceed<A: Address>(arrival: &Arrival, decision: &Decision<A>) -> bool {
-    arrival.bytes > FITS && arrival.hook == Hook::Ingress && decision.is_forwarded()
+pub fn may_exceed<A: Address>(packet: &PacketMeta, decision: &Decision<A>) -> bool {
+    packet.bytes > FITS && packet.hook == Hook::Ingress && decision.is_forwarded()
 }
 
 /// Returns what the interface takes, if the packet is larger; 0 if it fits. Of a socket buffer that stands for
@@ -44,17 +46,17 @@ pub fn exceeded(ctx: *mut c_void, interface: u32, segments: bool) -> u32 {
 
 /// Tells a packet's sender how large one may be; where it may be fragmented, it is merely dropped.
 #[inline(always)]
-pub fn answer<A: Address>(skb: *mut __sk_buff, mtu: u32) -> i32 {
+pub fn send_error<A: Address>(skb: *mut __sk_buff, mtu: u32) -> i32 {
     if size_of::<A>() == size_of::<V4>() {
-        answer_ipv4(skb, mtu)
+        send_error_v4(skb, mtu)
     } else {
-        answer_ipv6(skb, mtu)
+        send_error_v6(skb, mtu)
     }
 }
 
 #[inline(never)]
-fn answer_ipv4(skb: *mut __sk_buff, mtu: u32) -> i32 {
-    let Some(Room { head, frame }) = room() else {
+fn send_error_v4(skb: *mut __sk_buff, mtu: u32) -> i32 {
+    let Some(ErrorScratch { head, frame }) = error_scratch() else {
         return TC_ACT_SHOT;
     };
     let (Some(head), Some(frame)) = (head.first_chunk_mut(), frame.first_chunk_mut()) else {
@@ -63,37 +65,39 @@ fn answer_ipv4(skb: *mut __sk_buff, mtu: u32) -> i32 {
     if !load(skb, head) || may_be_fragmented(head) {
         return TC_ACT_SHOT;
     }
-    answer_v4(frame, head, mtu as u16);
+    icmp_error_v4(frame, head, mtu as u16);
     replace(skb, frame)
 }
 
 #[inline(never)]
-fn answer_ipv6(skb: *mut __sk_buff, mtu: u32) -> i32 {
-    let Some(Room { head, frame }) = room() else {
+fn send_error_v6(skb: *mut __sk_buff, mtu: u32) -> i32 {
+    let Some(ErrorScratch { head, frame }) = error_scratch() else {
         return TC_ACT_SHOT;
     };
     if !load(skb, head) {
         return TC_ACT_SHOT;
     }
-    answer_v6(frame, head, mtu);
+    icmp_error_v6(frame, head, mtu);
     replace(skb, frame)
 }
 
 /// Where an answer is made: on the stack, the verifier wants every access aligned.
 #[repr(C)]
-struct Room {
-    head: [u8; HEAD_V6],
-    frame: [u8; ANSWER_V6],
+struct ErrorScratch {
+    head: [u8; HEAD_V6_LEN],
+    frame: [u8; ERROR_V6_LEN],
 }
 
-#[btf_map(name = "answers")]
-static ANSWERS: PerCpuArray<Room, 1> = PerCpuArray::new();
+#[btf_map(name = "error_scratch")]
+static ERROR_SCRATCH: PerCpuArray<ErrorScratch, 1> = PerCpuArray::new();
 
 #[inline(always)]
-fn room() -> Option<&'static mut Room> {
+fn error_scratch() -> Option<&'static mut ErrorScratch> {
     // SAFETY: the slot belongs to this CPU, where one packet is answered at a time: bottom halves are off at
     // every hook.
-    ANSWERS.get_ptr_mut(0).map(|room| unsafe { &mut *room })
+    ERROR_SCRATCH
+        .get_ptr_mut(0)
+        .map(|error_scratch| unsafe { &mut *error_scratch })
 }
 
 /// Copies the beginning of a frame; returns whether there is as much.

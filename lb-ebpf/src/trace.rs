@@ -1,7 +1,7 @@
 //! The trace: tells of single packets, when somebody asks for it, what became of them.
 //!
 //! While nobody does, a packet costs one load and one branch for it. So that it stays so, whatever
-//! telling takes is done behind the branch, and laid on a sheet of its own instead of the stack.
+//! telling takes is done behind the branch, and stored in a scratch map instead of the stack.
 
 use core::{arch::asm, hint::cold_path};
 
@@ -13,21 +13,23 @@ use aya_ebpf::{
 use lb_common::{
     address::Address,
     headers::TcpFlags,
-    maps::{FlowKey, TRACE_BYTES, TRACE_WINDOW_NS, TraceCounts, TraceEvent, TraceOrder, place},
-    steer::{Arrival, Decision, Exit, Hook},
+    maps::{
+        FlowKey, TRACE_BYTES, TRACE_WINDOW_NS, TraceConfig, TraceCounts, TraceEvent, trace_hook,
+    },
+    steer::{Decision, Exit, Hook, PacketMeta},
     trace::HEAD,
     verdict::Verdict,
 };
 
 use crate::{
-    maps::{add, service_of},
-    packet::Meeting,
+    maps::{atomic_add, service_of},
+    packet::HookContext,
 };
 
 /// Map `trace`. A variable is read without a look-up.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".bss.trace")]
-static mut TRACE: TraceOrder = TraceOrder::OFF;
+static mut TRACE: TraceConfig = TraceConfig::OFF;
 
 #[btf_map(name = "trace_counts")]
 static COUNTS: Array<TraceCounts, 1> = Array::new();
@@ -35,12 +37,12 @@ static COUNTS: Array<TraceCounts, 1> = Array::new();
 #[btf_map(name = "trace_events")]
 static EVENTS: RingBuf<TraceEvent, { TRACE_BYTES as usize }> = RingBuf::new();
 
-#[btf_map(name = "sheet")]
-static SHEET: PerCpuArray<Sheet, 1> = PerCpuArray::new();
+#[btf_map(name = "trace_scratch")]
+static TRACE_SCRATCH: PerCpuArray<TraceScratch, 1> = PerCpuArray::new();
 
 /// What is told of the packet at hand.
 #[repr(C)]
-struct Sheet {
+struct TraceScratch {
     event: TraceEvent,
     head: [u8; HEAD],
 }
@@ -63,102 +65,104 @@ pub trait Frame: Copy {
 pub fn steered<A: Address>(
     frame: impl Frame,
     key: &FlowKey<A>,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     decision: &Decision<A>,
     is_segment: bool,
 ) {
-    if !is_wanted() {
+    if !is_enabled() {
         return;
     }
     cold_path();
-    let Some(Sheet { event, .. }) = sheet() else {
+    let Some(TraceScratch { event, .. }) = trace_scratch() else {
         return;
     };
-    let meeting = Meeting {
-        hook: arrival.hook,
-        in_driver: arrival.in_driver,
-        interface: arrival.interface,
-        packets: arrival.packets,
-        bytes: arrival.bytes,
+    let hook_context = HookContext {
+        hook: packet.hook,
+        in_driver: packet.in_driver,
+        interface: packet.interface,
+        packets: packet.packets,
+        bytes: packet.bytes,
         tag: 0,
     };
-    event.arrives = mapped(key);
-    event.leaves = match decision.exit {
+    event.original = mapped(key);
+    event.translated = match decision.exit {
         Exit::Pass | Exit::Drop => FlowKey::NONE,
-        _ => mapped(&decision.leaves),
+        _ => mapped(&decision.translated),
     };
     event.backend = decision.backend;
     event.protocol = if is_segment { key.protocol as u8 } else { 0 };
-    let TcpFlags(flags) = arrival.flags;
+    let TcpFlags(flags) = packet.flags;
     event.kind = flags;
-    tell(frame, meeting, decision.verdict);
+    record(frame, hook_context, decision.verdict);
 }
 
 /// Tells of a packet that was left alone.
 #[inline(always)]
-pub fn left_alone(frame: impl Frame, meeting: Meeting, verdict: Verdict) {
-    if !is_wanted() {
+pub fn passed(frame: impl Frame, hook_context: HookContext, verdict: Verdict) {
+    if !is_enabled() {
         return;
     }
     cold_path();
-    let Some(Sheet { event, .. }) = sheet() else {
+    let Some(TraceScratch { event, .. }) = trace_scratch() else {
         return;
     };
-    event.arrives = FlowKey::NONE;
-    event.leaves = FlowKey::NONE;
+    event.original = FlowKey::NONE;
+    event.translated = FlowKey::NONE;
     event.backend = 0;
     event.protocol = 0;
     event.kind = 0;
-    tell(frame, meeting, verdict);
+    record(frame, hook_context, verdict);
 }
 
 /// Whether somebody may want to be told of packets.
 #[inline(always)]
-pub fn is_wanted() -> bool {
+pub fn is_enabled() -> bool {
     // SAFETY: an aligned word of a map, which others write whole.
-    unsafe { core::ptr::read_volatile(&raw const TRACE.until_ns) != 0 }
+    unsafe { core::ptr::read_volatile(&raw const TRACE.expires_ns) != 0 }
 }
 
 #[inline(always)]
-fn tell<F: Frame>(frame: F, meeting: Meeting, verdict: Verdict) {
-    let Some(Sheet { event, .. }) = sheet() else {
+fn record<F: Frame>(frame: F, hook_context: HookContext, verdict: Verdict) {
+    let Some(TraceScratch { event, .. }) = trace_scratch() else {
         return;
     };
-    event.interface = meeting.interface;
-    event.packets = meeting.packets;
-    event.bytes = meeting.bytes;
+    event.interface = hook_context.interface;
+    event.packets = hook_context.packets;
+    event.bytes = hook_context.bytes;
     event.verdict = verdict as u8;
-    event.place = match meeting.hook {
-        Hook::Ingress if F::IS_XDP => place::XDP,
-        Hook::Ingress => place::INGRESS,
-        Hook::Egress => place::EGRESS,
-        Hook::Loopback => place::LOOPBACK,
+    event.hook = match hook_context.hook {
+        Hook::Ingress if F::IS_XDP => trace_hook::XDP,
+        Hook::Ingress => trace_hook::INGRESS,
+        Hook::Egress => trace_hook::EGRESS,
+        Hook::Loopback => trace_hook::LOOPBACK,
     };
     frame.emit();
 }
 
-/// Tells what is on the sheet, if it is wanted. Returns what nobody needs.
+/// Tells the event in the scratch map, if it is wanted. Returns what nobody needs.
 #[inline(always)]
 pub fn emit(frame: impl Frame) -> u32 {
-    let (Some(Sheet { event, head }), Some(counts)) = (sheet(), COUNTS.get_ptr_mut(0)) else {
+    let (Some(TraceScratch { event, head }), Some(counts)) =
+        (trace_scratch(), COUNTS.get_ptr_mut(0))
+    else {
         return 0;
     };
     // SAFETY: a map's value; the manager may write it meanwhile, which at worst tells one packet
     // too many.
-    let order = unsafe { &mut *order() };
+    let config = unsafe { &mut *config() };
     // SAFETY: the helper takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
-    if now > order.until_ns {
+    if now > config.expires_ns {
         // Whoever asked is gone without a word: from here on it costs nothing again.
-        order.until_ns = 0;
+        config.expires_ns = 0;
         return 0;
     }
     event.time_ns = now;
     event.code = 0;
     let length = frame.copy_head(head);
-    event.read(head, length);
+    event.parse_headers(head, length);
     event.service = service_of(event);
-    if !order.wants(event) || !is_drawn(order.sample) {
+    if !config.matches(event) || !is_sampled(config.sample) {
         return 0;
     }
     // SAFETY: array slots live as long as the map.
@@ -167,29 +171,29 @@ pub fn emit(frame: impl Frame) -> u32 {
             (*counts).window_ns = now;
             (*counts).taken = 0;
         }
-        add(&raw mut (*counts).taken, 1);
+        atomic_add(&raw mut (*counts).taken, 1);
         // With others' packets that came since, so that it is never too few.
-        if core::ptr::read_volatile(&raw const (*counts).taken) > order.rate.into() {
-            add(&raw mut (*counts).over_rate, 1);
+        if core::ptr::read_volatile(&raw const (*counts).taken) > config.rate.into() {
+            atomic_add(&raw mut (*counts).over_rate, 1);
             return 0;
         }
         let event: &TraceEvent = event;
         if EVENTS.output(event, 0).is_err() {
-            add(&raw mut (*counts).no_room, 1);
+            atomic_add(&raw mut (*counts).no_room, 1);
         }
     }
     0
 }
 
 #[inline(always)]
-fn is_drawn(sample: u32) -> bool {
+fn is_sampled(sample: u32) -> bool {
     // SAFETY: the helper takes no argument.
     sample <= 1 || unsafe { bpf_get_prandom_u32() }.checked_rem(sample) == Some(0)
 }
 
 /// The same number, of which the compiler knows nothing.
 #[inline(always)]
-pub fn untold(mut number: u64) -> u64 {
+pub fn barrier_var(mut number: u64) -> u64 {
     // SAFETY: moves a register to itself.
     unsafe { asm!("{0} = {0}", inout(reg) number, options(nomem, nostack)) };
     number
@@ -197,18 +201,20 @@ pub fn untold(mut number: u64) -> u64 {
 
 /// Where the order is; the compiler shall not believe that it is what it was when this was built.
 #[inline(always)]
-fn order() -> *mut TraceOrder {
-    let mut order = &raw mut TRACE;
+fn config() -> *mut TraceConfig {
+    let mut config = &raw mut TRACE;
     // SAFETY: moves a register to itself.
-    unsafe { asm!("{0} = {0}", inout(reg) order, options(nostack)) };
-    order
+    unsafe { asm!("{0} = {0}", inout(reg) config, options(nostack)) };
+    config
 }
 
 #[inline(always)]
-fn sheet() -> Option<&'static mut Sheet> {
+fn trace_scratch() -> Option<&'static mut TraceScratch> {
     // SAFETY: the slot belongs to this CPU, where one packet is met at a time: bottom halves are off at
     // every hook.
-    SHEET.get_ptr_mut(0).map(|sheet| unsafe { &mut *sheet })
+    TRACE_SCRATCH
+        .get_ptr_mut(0)
+        .map(|trace_scratch| unsafe { &mut *trace_scratch })
 }
 
 #[inline(always)]

@@ -15,17 +15,17 @@ use lb_common::{
         Ipv6Header, PROTOCOL_TCP,
     },
     maps::Neighbour,
-    packet::{Bytes, Extent, IpHeader, Quoted, Segment, TcpFrame},
-    steer::{Arrival, Decision, Exit, Hook, give_back, steer_established},
+    packet::{Extent, FrameBytes, IcmpError, IpHeader, Segment, TcpFrame},
+    steer::{Decision, Exit, Hook, PacketMeta, steer_established, undo_accounting},
     trace::HEAD,
     verdict::Verdict,
 };
-use lb_ebpf::linear::{Linear, segment};
+use lb_ebpf::packet_bytes::{PacketBytes, segment};
 
 use crate::{
-    desk::{Desk, Read},
     maps::{Family, Maps, count},
-    packet::{Meeting, decide, is_nobodys},
+    packet::{HookContext, decide, is_unrelated},
+    packet_scratch::{PacketScratch, Parsed},
     too_large,
     trace::{self, Frame},
 };
@@ -38,141 +38,145 @@ static XDP_REDIRECTS: u8 = 0;
 /// has a VLAN tag, is left untouched to the TC program behind.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> u32 {
-    let verdict = match linear(ctx.ctx).at::<EthernetHeader>(0) {
+    let verdict = match packet_bytes(ctx.ctx).at::<EthernetHeader>(0) {
         Some(ethernet) => match ethernet.ether_type() {
-            Ipv4Header::ETHERTYPE if is_nobodys::<V4>(linear(ctx.ctx), Hook::Ingress) => {
+            Ipv4Header::ETHERTYPE if is_unrelated::<V4>(packet_bytes(ctx.ctx), Hook::Ingress) => {
                 Verdict::NotOurs
             }
-            Ipv6Header::ETHERTYPE if is_nobodys::<V6>(linear(ctx.ctx), Hook::Ingress) => {
+            Ipv6Header::ETHERTYPE if is_unrelated::<V6>(packet_bytes(ctx.ctx), Hook::Ingress) => {
                 Verdict::NotOurs
             }
             Ipv4Header::ETHERTYPE => {
-                return match established_tcp(ctx.ctx) {
-                    ANOTHER_WAY => of_family::<V4>(ctx.ctx),
+                return match fast_path(ctx.ctx) {
+                    USE_SLOW_PATH => slow_path::<V4>(ctx.ctx),
                     action => action,
                 };
             }
-            Ipv6Header::ETHERTYPE => return of_family::<V6>(ctx.ctx),
+            Ipv6Header::ETHERTYPE => return slow_path::<V6>(ctx.ctx),
             ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => Verdict::HandedOver,
             _ => Verdict::NotIp,
         },
         None => Verdict::Truncated,
     };
-    passes(ctx.ctx, verdict);
+    pass(ctx.ctx, verdict);
     XDP_PASS
 }
 
-/// What [`established_tcp`] returns instead of an action.
-const ANOTHER_WAY: u32 = u32::MAX;
+/// What [`fast_path`] returns instead of an action.
+const USE_SLOW_PATH: u32 = u32::MAX;
 
 /// Steers what most packets are, TCP of an established flow over IPv4, by the shortest way: the steps
-/// are those of all packets, but nothing is laid on the desk between them. Packets that are to be told
+/// are those of all packets, but nothing is stored in the scratch map between them. Packets that are to be told
 /// of go the other way, so that this one has no room to keep for it.
 #[inline(never)]
-fn established_tcp(ctx: *mut xdp_md) -> u32 {
-    if trace::is_wanted() {
-        return ANOTHER_WAY;
+fn fast_path(ctx: *mut xdp_md) -> u32 {
+    if trace::is_enabled() {
+        return USE_SLOW_PATH;
     }
     let maps = Maps::<V4>::NEW;
-    let Some(frame) = linear(ctx).at::<TcpFrame>(0).filter(|it| it.is_one()) else {
-        return ANOTHER_WAY;
+    let Some(frame) = packet_bytes(ctx)
+        .at::<TcpFrame>(0)
+        .filter(|it| it.is_tcp_ipv4())
+    else {
+        return USE_SLOW_PATH;
     };
     let segment = frame.segment();
-    let (meeting, extent) = meet(ctx);
-    let offset = match segment.ip.locate(linear(ctx), extent) {
+    let (hook_context, extent) = parse_context(ctx);
+    let offset = match segment.ip.locate(packet_bytes(ctx), extent) {
         Ok(located) => located.offset,
-        Err(verdict) => return leaves_alone(ctx, verdict),
+        Err(verdict) => return pass_action(ctx, verdict),
     };
     if let Err(verdict) = segment.check((offset - ETHERNET_LEN) as u32, extent) {
-        return leaves_alone(ctx, verdict);
+        return pass_action(ctx, verdict);
     }
     let key = segment.tuple();
-    let arrival = meeting.with(&segment);
+    let packet = hook_context.packet_meta(&segment);
     let mut decision = Decision::NONE;
-    if !steer_established(&maps, &arrival, &key, &mut decision) {
-        return ANOTHER_WAY;
+    if !steer_established(&maps, &packet, &key, &mut decision) {
+        return USE_SLOW_PATH;
     }
-    learn(&maps, &arrival, &decision);
-    if let Err(action) = prepare(ctx, segment.ethernet, &arrival, &decision, || {}) {
+    learn(&maps, &packet, &decision);
+    if let Err(action) = prepare(ctx, segment.ethernet, &packet, &decision, || {}) {
         if decision.is_forwarded() {
-            give_back(&maps, &arrival, &key);
+            undo_accounting(&maps, &packet, &key);
         }
         return action;
     }
-    forward(segment, &arrival, &decision)
+    forward(segment, &packet, &decision)
 }
 
 #[inline(always)]
-fn of_family<A: Family>(ctx: *mut xdp_md) -> u32 {
-    let Some(desk) = A::desk() else {
+fn slow_path<A: Family>(ctx: *mut xdp_md) -> u32 {
+    let Some(scratch) = A::packet_scratch() else {
         return XDP_PASS;
     };
-    match read(ctx, desk) {
-        Read::Passes | Read::Skipped => XDP_PASS,
-        read => {
-            decide(desk, read);
-            act(ctx, desk, read)
+    match parse(ctx, scratch) {
+        Parsed::Passed | Parsed::Skipped => XDP_PASS,
+        parsed => {
+            decide(scratch, parsed);
+            act(ctx, scratch, parsed)
         }
     }
 }
 
-/// Looks at a packet, and lays on the desk what the decision needs.
+/// Looks at a packet, and stores in the scratch map what the decision needs.
 #[inline(never)]
-fn read<A: Family>(ctx: *mut xdp_md, desk: &mut Desk<A>) -> Read {
-    let bytes = linear(ctx);
+fn parse<A: Family>(ctx: *mut xdp_md, scratch: &mut PacketScratch<A>) -> Parsed {
+    let bytes = packet_bytes(ctx);
     let Some(ip) = bytes.at::<A::Header>(ETHERNET_LEN) else {
-        return passes(ctx, Verdict::Truncated);
+        return pass(ctx, Verdict::Truncated);
     };
-    let (meeting, extent) = meet(ctx);
+    let (hook_context, extent) = parse_context(ctx);
     let located = match ip.locate(bytes, extent) {
         Ok(located) => located,
-        Err(verdict) => return passes(ctx, verdict),
+        Err(verdict) => return pass(ctx, verdict),
     };
-    match desk.take(bytes, located, meeting, extent) {
-        Ok(read) => read,
-        Err(verdict) => passes(ctx, verdict),
+    match scratch.parse(bytes, located, hook_context, extent) {
+        Ok(parsed) => parsed,
+        Err(verdict) => pass(ctx, verdict),
     }
 }
 
 /// Does what was decided.
 #[inline(never)]
-fn act<A: Family>(ctx: *mut xdp_md, desk: &Desk<A>, read: Read) -> u32 {
-    let Desk {
+fn act<A: Family>(ctx: *mut xdp_md, scratch: &PacketScratch<A>, parsed: Parsed) -> u32 {
+    let PacketScratch {
         key,
-        arrival,
+        packet,
         decision,
         ..
-    } = desk;
+    } = scratch;
     let maps = Maps::<A>::NEW;
-    let (bytes, located) = (linear(ctx), desk.spot.located());
-    let tell = || trace::steered(Xdp(ctx), key, arrival, decision, read == Read::Segment);
-    if read == Read::Message {
-        let Ok(mut message) = Quoted::<A>::view(bytes, located) else {
+    let (bytes, located) = (packet_bytes(ctx), scratch.header_offset.located());
+    let trace_packet =
+        || trace::steered(Xdp(ctx), key, packet, decision, parsed == Parsed::Segment);
+    if parsed == Parsed::Message {
+        let Ok(mut message) = IcmpError::<A>::view(bytes, located) else {
             return XDP_DROP;
         };
-        if let Err(action) = prepare(ctx, message.ethernet, arrival, decision, tell) {
+        if let Err(action) = prepare(ctx, message.ethernet, packet, decision, trace_packet) {
             return action;
         }
-        let rewritten = message.rewrite(key, &decision.leaves, decision.is_forwarded());
+        let rewritten = message.rewrite(key, &decision.translated, decision.is_forwarded());
         let icmp = &mut message.message.icmp;
         icmp.checksum = rewritten.apply(icmp.checksum);
-        return send(decision, arrival);
+        return send(decision, packet);
     }
     let Some(ethernet) = bytes.at::<EthernetHeader>(0) else {
         return XDP_DROP;
     };
-    learn(&maps, arrival, decision);
-    if let Err(action) = prepare(ctx, ethernet, arrival, decision, tell) {
+    learn(&maps, packet, decision);
+    if let Err(action) = prepare(ctx, ethernet, packet, decision, trace_packet) {
         if decision.is_forwarded() {
-            give_back(&maps, arrival, key);
+            undo_accounting(&maps, packet, key);
         }
         return action;
     }
     // In two branches to the end: the verifier must not forget which header it is.
     let forwarded = if located.protocol == PROTOCOL_TCP {
-        segment::<A>(bytes, located.as_tcp()).map(|segment| forward(segment, arrival, decision))
+        segment::<A>(bytes, located.as_tcp()).map(|segment| forward(segment, packet, decision))
     } else {
-        segment::<A>(bytes, located.as_udp()).map(|segment| forward(segment, arrival, decision))
+        segment::<A>(bytes, located.as_udp()).map(|segment| forward(segment, packet, decision))
     };
     forwarded.unwrap_or(XDP_DROP)
 }
@@ -181,52 +185,52 @@ fn act<A: Family>(ctx: *mut xdp_md, desk: &Desk<A>, read: Read) -> u32 {
 #[inline(always)]
 fn forward<A: Family>(
     mut segment: Segment<'_, A>,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     decision: &Decision<A>,
 ) -> u32 {
-    let rewritten = segment.rewrite(&decision.leaves, decision.is_forwarded());
+    let rewritten = segment.rewrite(&decision.translated, decision.is_forwarded());
     segment.transport.apply(rewritten);
-    send(decision, arrival)
+    send(decision, packet)
 }
 
 /// Learns the link addresses of a worker that answers.
 #[inline(always)]
-fn learn<A: Family>(maps: &Maps<A>, arrival: &Arrival, decision: &Decision<A>) {
+fn learn<A: Family>(maps: &Maps<A>, packet: &PacketMeta, decision: &Decision<A>) {
     if decision.verdict == Verdict::ToClient && decision.plausible != 0 {
         maps.learn(
             decision.backend,
-            arrival.interface,
+            packet.interface,
             &Neighbour {
-                worker: arrival.source_mac,
-                manager: arrival.destination_mac,
+                worker: packet.source_mac,
+                manager: packet.destination_mac,
             },
         );
     }
 }
 
-/// Counts the packet, `tell`s of it, and writes its link addresses. Returns the action at once where there is nothing
+/// Counts the packet, `trace_packet`s of it, and writes its link addresses. Returns the action at once where there is nothing
 /// to rewrite, or what is to be done is beyond XDP.
 #[inline(always)]
 fn prepare<A: Family>(
     ctx: *mut xdp_md,
     ethernet: &mut EthernetHeader,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     decision: &Decision<A>,
-    tell: impl FnOnce(),
+    trace_packet: impl FnOnce(),
 ) -> Result<(), u32> {
     let maps = Maps::<A>::NEW;
     if decision.is_forwarded() {
-        let link = link(&maps, decision).filter(|_| fits(ctx, arrival, decision));
+        let link = link(&maps, decision).filter(|_| fits(ctx, packet, decision));
         let Some(Neighbour { worker, manager }) = link else {
             // TC will find the connection begun.
-            maps.count_connections(decision.backend, decision.opened.into());
-            return Err(leaves_alone(ctx, Verdict::HandedOver));
+            maps.count_connections(decision.backend, decision.new_connection.into());
+            return Err(pass_action(ctx, Verdict::HandedOver));
         };
         ethernet.destination = worker.bytes();
         ethernet.source = manager.bytes();
     }
-    maps.account(decision, arrival);
-    tell();
+    maps.account(decision, packet);
+    trace_packet();
     match decision.exit {
         Exit::Pass => Err(XDP_PASS),
         Exit::Drop => Err(XDP_DROP),
@@ -236,9 +240,9 @@ fn prepare<A: Family>(
 
 /// Whether the next link takes the packet; TC answers one that it does not.
 #[inline(always)]
-fn fits<A: Family>(ctx: *mut xdp_md, arrival: &Arrival, decision: &Decision<A>) -> bool {
-    decision.interface == arrival.interface
-        || !too_large::may_exceed(arrival, decision)
+fn fits<A: Family>(ctx: *mut xdp_md, packet: &PacketMeta, decision: &Decision<A>) -> bool {
+    decision.interface == packet.interface
+        || !too_large::may_exceed(packet, decision)
         || too_large::exceeded(ctx.cast(), decision.interface, false) == 0
 }
 
@@ -246,7 +250,7 @@ fn fits<A: Family>(ctx: *mut xdp_md, arrival: &Arrival, decision: &Decision<A>) 
 #[inline(always)]
 fn link<A: Family>(maps: &Maps<A>, decision: &Decision<A>) -> Option<Neighbour> {
     match decision.exit {
-        Exit::Backend | Exit::Onwards => maps.neighbour(decision.backend),
+        Exit::Backend | Exit::Dsr => maps.neighbour(decision.backend),
         Exit::Client if decision.destination_mac.tag() == 0 => Some(Neighbour {
             worker: decision.destination_mac,
             manager: decision.source_mac,
@@ -265,7 +269,7 @@ impl Frame for Xdp {
     /// Copies pairs of bytes, because the verifier knows no length but a constant one.
     #[inline(always)]
     fn copy_head(self, head: &mut [u8; HEAD]) -> usize {
-        let Linear { start, end } = linear(self.0);
+        let PacketBytes { start, end } = packet_bytes(self.0);
         let (pairs, _) = head.as_chunks_mut::<2>();
         for (number, pair) in pairs.iter_mut().enumerate() {
             let from = start + 2 * number;
@@ -291,8 +295,8 @@ extern "C" fn trace_xdp(ctx: *mut xdp_md) -> u32 {
 }
 
 #[inline(always)]
-fn meet(ctx: *mut xdp_md) -> (Meeting, Extent) {
-    let meeting = Meeting {
+fn parse_context(ctx: *mut xdp_md) -> (HookContext, Extent) {
+    let hook_context = HookContext {
         hook: Hook::Ingress,
         in_driver: true,
         // SAFETY: the kernel hands a valid context to the program.
@@ -302,37 +306,37 @@ fn meet(ctx: *mut xdp_md) -> (Meeting, Extent) {
         tag: 0,
     };
     let extent = Extent {
-        bytes: meeting.bytes,
+        bytes: hook_context.bytes,
         coalesced: false,
     };
-    (meeting, extent)
+    (hook_context, extent)
 }
 
 #[inline(always)]
-fn leaves_alone(ctx: *mut xdp_md, verdict: Verdict) -> u32 {
-    passes(ctx, verdict);
+fn pass_action(ctx: *mut xdp_md, verdict: Verdict) -> u32 {
+    pass(ctx, verdict);
     XDP_PASS
 }
 
 /// Counts a packet that is left alone.
 #[inline(always)]
-fn passes(ctx: *mut xdp_md, verdict: Verdict) -> Read {
-    let (meeting, _) = meet(ctx);
-    count(verdict, 1, meeting.bytes.into());
-    trace::left_alone(Xdp(ctx), meeting, verdict);
-    Read::Passes
+fn pass(ctx: *mut xdp_md, verdict: Verdict) -> Parsed {
+    let (hook_context, _) = parse_context(ctx);
+    count(verdict, 1, hook_context.bytes.into());
+    trace::passed(Xdp(ctx), hook_context, verdict);
+    Parsed::Passed
 }
 
 #[inline(always)]
 fn length(ctx: *mut xdp_md) -> u32 {
-    let Linear { start, end } = linear(ctx);
+    let PacketBytes { start, end } = packet_bytes(ctx);
     (end - start) as u32
 }
 
 #[inline(always)]
-fn linear(ctx: *mut xdp_md) -> Linear {
+fn packet_bytes(ctx: *mut xdp_md) -> PacketBytes {
     let ctx = XdpContext::new(ctx);
-    Linear {
+    PacketBytes {
         start: ctx.data(),
         end: ctx.data_end(),
     }
@@ -340,14 +344,14 @@ fn linear(ctx: *mut xdp_md) -> Linear {
 
 /// Sends a rewritten packet where the decision says.
 #[inline(always)]
-fn send<A>(decision: &Decision<A>, arrival: &Arrival) -> u32 {
+fn send<A>(decision: &Decision<A>, packet: &PacketMeta) -> u32 {
     let interface = decision.interface;
     if !decision.is_forwarded() {
         return XDP_PASS;
     }
     // SAFETY: a constant for the verifier, but not for the compiler.
     let redirects = unsafe { core::ptr::read_volatile(&raw const XDP_REDIRECTS) };
-    if interface == arrival.interface && redirects == 0 {
+    if interface == packet.interface && redirects == 0 {
         XDP_TX
     } else {
         // SAFETY: the helper takes integers only.

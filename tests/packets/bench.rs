@@ -19,9 +19,10 @@ use aya::{
 use lb_common::{
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
-        Backend, DEFAULT_SOURCE_WORDS, LAYOUT_VERSION, MOST_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
-        Policy, PortPool, PortWord, ROWS, SPREAD, Service, ServiceKey, Settings, TraceCounts,
-        TraceEvent, TraceOrder, first_choice, mode, policy, port_bit, port_word, state, ticks,
+        Backend, DEFAULT_SOURCE_WORDS, LAYOUT_VERSION, MAX_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
+        Policy, PortPool, PortWord, SLOTS_PER_BUCKET, SPREAD, Service, ServiceKey, Settings,
+        TraceConfig, TraceCounts, TraceEvent, first_choice, mode, policy, port_bit, port_word,
+        state, ticks,
     },
     verdict::Verdict,
 };
@@ -34,7 +35,7 @@ use nix::{
 pub use crate::datapath::{Circumstances, Edge, Hook};
 use crate::{
     call::Call,
-    datapath::{BACKENDS, COLUMNS, Counters, Datapath},
+    datapath::{BACKENDS, BUCKETS, Counters, Datapath},
     frame::Family,
     lan::{self, Server, Station},
     outcome::{Counted, Outcome},
@@ -176,7 +177,7 @@ impl Bench {
         self.enlist(lan::FALLBACK.abroad(), lan::fallback(abroad));
         self.select_abroad(lan::WORKER1.abroad().id);
         self.select(lan::WORKER1.id);
-        self.traces(TraceOrder::OFF, Duration::ZERO);
+        self.traces(TraceConfig::OFF, Duration::ZERO);
         let policies = &mut self.datapath.maps.policies;
         policies.set(SERVICE_ID, Policy::default(), 0).unwrap();
     }
@@ -247,7 +248,7 @@ impl Bench {
             datagram_idle_ns: nanoseconds(DATAGRAM_IDLE),
             closing_idle_ns: nanoseconds(CLOSING_IDLE),
             half_open_idle_ns: nanoseconds(HALF_OPEN_IDLE),
-            half_open_columns: COLUMNS,
+            half_open_buckets: BUCKETS,
             secret: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
             pool_words: DEFAULT_SOURCE_WORDS,
             source_words: DEFAULT_SOURCE_WORDS,
@@ -266,7 +267,7 @@ impl Bench {
             settings.nat_port_first = *ports.start();
             settings.nat_port_count = ports.end() - ports.start() + 1;
             let count = u32::from(settings.nat_port_count);
-            settings.half_open_columns = count.div_ceil(ROWS).clamp(1, COLUMNS);
+            settings.half_open_buckets = count.div_ceil(SLOTS_PER_BUCKET).clamp(1, BUCKETS);
             settings.source_words = count.div_ceil(PORTS_PER_WORD);
             settings.pool_words = settings.source_words;
         });
@@ -277,7 +278,7 @@ impl Bench {
     pub fn nat_sources(&mut self, sources: &[Station]) {
         let first = match self.family {
             Family::V4 => 0,
-            Family::V6 => MOST_NAT_SOURCES,
+            Family::V6 => MAX_NAT_SOURCES,
         };
         let addresses = &mut self.datapath.maps.nat_sources;
         for (index, source) in (first..).zip(sources) {
@@ -501,19 +502,22 @@ impl Bench {
         )
     }
 
-    /// Has packets told for so long; whatever was told before is forgotten. [`TraceOrder::OFF`] ends it.
-    pub fn traces(&mut self, order: TraceOrder, lasting: Duration) {
-        let until_ns = match order {
-            TraceOrder::OFF => 0,
+    /// Has packets told for so long; whatever was told before is forgotten. [`TraceConfig::OFF`] ends it.
+    pub fn traces(&mut self, order: TraceConfig, lasting: Duration) {
+        let expires_ns = match order {
+            TraceConfig::OFF => 0,
             _ => now_ns() + u64::try_from(lasting.as_nanos()).unwrap(),
         };
-        let order = TraceOrder { until_ns, ..order };
+        let order = TraceConfig {
+            expires_ns,
+            ..order
+        };
         self.datapath.maps.trace.set(0, order, 0).unwrap();
         self.counts_trace(TraceCounts::default());
         self.told();
     }
 
-    pub fn trace_order(&self) -> TraceOrder {
+    pub fn trace_order(&self) -> TraceConfig {
         self.datapath.maps.trace.get(&0, 0).unwrap()
     }
 

@@ -27,7 +27,7 @@ fn a_first_datagram_takes_a_place_among_the_handshakes() {
             panic!("{:?}", bench.handshakes());
         };
         assert_eq!(handshake.client, call.request_key());
-        assert_eq!(handshake.leaves.reversed(), call.reply_key(WORKER1));
+        assert_eq!(handshake.translated.reversed(), call.reply_key(WORKER1));
         assert_eq!((handshake.answered, handshake.retries), (0, 0));
     });
 }

@@ -16,8 +16,8 @@ use lb_common::{
     address::V6,
     maps::{
         Backend, Counter, DEFAULT_SOURCE_WORDS, Neighbour, PORTS_PER_WORD, Policy, PortPool,
-        PortWord, ROWS, Service, ServiceKey, Settings, TRACE_SECTION, TraceCounts, TraceOrder,
-        Traffic, name,
+        PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Settings, TRACE_SECTION, TraceConfig,
+        TraceCounts, Traffic, name,
     },
     verdict::Verdict,
 };
@@ -31,7 +31,7 @@ use crate::{
 const FLOW_ENTRIES: u32 = 8_192;
 pub const BACKENDS: u32 = 8;
 /// Of places for handshakes; few, because tests read all of them.
-pub const COLUMNS: u32 = 16;
+pub const BUCKETS: u32 = 16;
 /// Of the ports towards one endpoint.
 pub const POOL_WORDS: u32 = 2 * DEFAULT_SOURCE_WORDS;
 
@@ -64,7 +64,7 @@ pub struct Maps {
     pub deny: LpmTrie<MapData, V6, u32>,
     pub verdicts: PerCpuArray<MapData, Counter>,
     pub traffic: PerCpuArray<MapData, Traffic>,
-    pub trace: Array<MapData, TraceOrder>,
+    pub trace: Array<MapData, TraceConfig>,
     pub trace_counts: Array<MapData, TraceCounts>,
     pub trace_events: RingBuf<MapData>,
 }
@@ -125,13 +125,13 @@ impl Datapath {
     fn load() -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, FLOW_ENTRIES)
-            .map_max_entries(name::HALF_OPEN, COLUMNS * ROWS)
-            .map_max_entries(name::NOTES, COLUMNS)
+            .map_max_entries(name::HALF_OPEN, BUCKETS * SLOTS_PER_BUCKET)
+            .map_max_entries(name::OWNER_TAGS, BUCKETS)
             .map_max_entries(name::FLOWS6, FLOW_ENTRIES)
-            .map_max_entries(name::HALF_OPEN6, COLUMNS * ROWS)
-            .map_max_entries(name::NOTES6, COLUMNS)
+            .map_max_entries(name::HALF_OPEN6, BUCKETS * SLOTS_PER_BUCKET)
+            .map_max_entries(name::OWNER_TAGS6, BUCKETS)
             .map_max_entries(name::ACTIVE, BACKENDS)
-            .map_max_entries(name::LOST, BACKENDS)
+            .map_max_entries(name::EVICTED, BACKENDS)
             .map_max_entries(name::BACKENDS, BACKENDS)
             .map_max_entries(name::NEIGHBOURS, BACKENDS)
             .map_max_entries(name::TRAFFIC, BACKENDS)
@@ -298,7 +298,7 @@ impl Maps {
             selection: map(name::SELECTION).try_into()?,
             backends: map(name::BACKENDS).try_into()?,
             neighbours: map(name::NEIGHBOURS).try_into()?,
-            homes: map(name::HOMES).try_into()?,
+            homes: map(name::SOURCE_FILTER).try_into()?,
             flows: Flows {
                 v4: map(name::FLOWS).try_into()?,
                 v6: map(name::FLOWS6).try_into()?,

@@ -30,7 +30,7 @@ fn a_syn_goes_on_as_it_came() {
             panic!("{:?}", bench.handshakes());
         };
         assert_eq!(handshake.client, call.request_key());
-        assert_eq!(handshake.leaves, call.request_key());
+        assert_eq!(handshake.translated, call.request_key());
     });
 }
 
@@ -48,7 +48,7 @@ fn a_client_that_goes_on_after_its_acknowledgement_has_a_flow() {
         let established = bench.entries();
         assert_eq!(established.len(), 2);
         let request = established[&call.request_key()];
-        assert_eq!(request.leaves, call.request_key());
+        assert_eq!(request.translated, call.request_key());
         assert_eq!(
             (request.direction, request.counted),
             (direction::REQUEST, 1)

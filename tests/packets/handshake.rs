@@ -37,7 +37,7 @@ fn a_syn_begins_a_half_open_flow_to_the_selected_worker() {
             panic!("{:?}", bench.handshakes());
         };
         assert_eq!(handshake.client, call.request_key());
-        assert_eq!(handshake.leaves.reversed(), call.reply_key(WORKER1));
+        assert_eq!(handshake.translated.reversed(), call.reply_key(WORKER1));
         assert_eq!(handshake.backend, WORKER1.id);
         assert_eq!(handshake.client_interface, ETH1);
         assert_eq!(handshake.client_mac.bytes(), CLIENT.mac);
@@ -98,8 +98,8 @@ fn the_clients_acknowledgement_establishes_the_flow() {
         assert_eq!(established.len(), 2);
         let request = established[&call.request_key()];
         let reply = established[&call.reply_key(WORKER1)];
-        assert_eq!(request.leaves.reversed(), call.reply_key(WORKER1));
-        assert_eq!(reply.leaves.reversed(), call.request_key());
+        assert_eq!(request.translated.reversed(), call.reply_key(WORKER1));
+        assert_eq!(reply.translated.reversed(), call.request_key());
         assert!(request.bytes > reply.bytes);
         assert_eq!(
             (request.direction, reply.direction),

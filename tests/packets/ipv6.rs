@@ -58,7 +58,7 @@ fn a_connection_begins_behind_extension_headers_too() {
             let syn = call.syn().extensions(extensions);
             let outcome = bench.receives(&syn);
             let handshake = bench.handshake(call.request_key()).unwrap();
-            call.nat_port = u16::from_be_bytes(handshake.leaves.source_port);
+            call.nat_port = u16::from_be_bytes(handshake.translated.source_port);
             outcome.opens(WORKER1, &call.at_worker(WORKER1, &syn));
             call.replies(
                 bench,

@@ -174,7 +174,7 @@ fn connects(
     let syn = call.syn();
     arrives(bench, syn.frame(), client);
     let handshake = bench.handshake(call.request_key()).unwrap();
-    call.nat_port = u16::from_be_bytes(handshake.leaves.source_port);
+    call.nat_port = u16::from_be_bytes(handshake.translated.source_port);
     let sent_on = call.at_worker(WORKER1, &syn);
     is_sent(wire, sent_on.frame(), None);
     let syn_ack = call.syn_ack(WORKER1);

@@ -84,7 +84,7 @@ where
 {
     (0..)
         .zip(table.iter().map(Result::unwrap))
-        .filter(|(_, it)| it.is_whole())
+        .filter(|(_, it)| it.is_valid())
         .map(|(index, it)| (Place(family, index), handshake(&it)))
         .collect()
 }
@@ -105,7 +105,7 @@ fn key<A: Address, B: Address>(key: &FlowKey<A>) -> FlowKey<B> {
 
 fn flow<A: Address, B: Address>(flow: &Flow<A>) -> Flow<B> {
     Flow {
-        leaves: key(&flow.leaves),
+        translated: key(&flow.translated),
         client_mac: flow.client_mac,
         manager_mac: flow.manager_mac,
         backend: flow.backend,
@@ -124,14 +124,14 @@ fn flow<A: Address, B: Address>(flow: &Flow<A>) -> Flow<B> {
 fn handshake<A: Address, B: Address>(handshake: &Handshake<A>) -> Handshake<B> {
     Handshake {
         client: key(&handshake.client),
-        leaves: key(&handshake.leaves),
+        translated: key(&handshake.translated),
         client_mac: handshake.client_mac,
         manager_mac: handshake.manager_mac,
         backend: handshake.backend,
         service: handshake.service,
         client_interface: handshake.client_interface,
         client_sequence: handshake.client_sequence,
-        seal: handshake.seal,
+        integrity_tag: handshake.integrity_tag,
         created_ns: handshake.created_ns,
         syn_ns: handshake.syn_ns,
         worker_sequence: handshake.worker_sequence,

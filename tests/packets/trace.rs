@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lb_common::{
     headers::{PROTOCOL_ICMP, PROTOCOL_ICMPV6},
-    maps::{LOOPBACK, NO_ONE, TraceCounts, TraceEvent, TraceOrder, place},
+    maps::{LOOPBACK, NO_ID, TraceConfig, TraceCounts, TraceEvent, trace_hook},
     verdict::Verdict,
 };
 
@@ -28,10 +28,10 @@ fn nothing_is_told_unless_somebody_asks() {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         assert_eq!(bench.told(), []);
-        bench.traces(TraceOrder::ALL, LONG);
+        bench.traces(TraceConfig::ALL, LONG);
         call.requests(bench, WORKER1, &call.ack());
         assert_eq!(bench.told().len(), 1);
-        bench.traces(TraceOrder::OFF, Duration::ZERO);
+        bench.traces(TraceConfig::OFF, Duration::ZERO);
         call.requests(bench, WORKER1, &call.ack());
         assert_eq!(bench.told(), []);
     });
@@ -40,7 +40,7 @@ fn nothing_is_told_unless_somebody_asks() {
 #[test]
 fn a_call_is_told_packet_by_packet() {
     at_both_edges(|bench| {
-        bench.traces(TraceOrder::ALL, LONG);
+        bench.traces(TraceConfig::ALL, LONG);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let mut call = bench.call(CLIENT, 40_000);
             call.protocol = protocol;
@@ -71,7 +71,7 @@ fn an_error_about_a_connection_is_told_with_its_tuple() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
-        bench.traces(TraceOrder::ALL, LONG);
+        bench.traces(TraceConfig::ALL, LONG);
         let about = call.at_client(&call.reply(WORKER1, ACK));
         let message = call.complains(Problem::PortUnreachable, &about);
         bench
@@ -99,7 +99,7 @@ fn whatever_is_left_alone_is_told_under_the_verdict_that_counts_it() {
         call.connects(bench, WORKER1);
         let mut datagrams = bench.datagrams(CLIENT, 40_000);
         datagrams.connects(bench, WORKER1);
-        bench.traces(TraceOrder::ALL, LONG);
+        bench.traces(TraceConfig::ALL, LONG);
         for (what, frame, ..) in untouched::rows(&call, &datagrams) {
             let outcome = bench.receives(frame);
             let told = bench.told();
@@ -118,7 +118,7 @@ fn whatever_is_left_alone_is_told_under_the_verdict_that_counts_it() {
             };
             assert_eq!(event.verdict, verdict as u8, "{what}");
             assert_eq!((event.packets.into(), event.bytes.into()), (packets, bytes));
-            assert_eq!((event.backend, event.leaves), (0, Key::NONE), "{what}");
+            assert_eq!((event.backend, event.translated), (0, Key::NONE), "{what}");
         }
     });
 }
@@ -126,7 +126,7 @@ fn whatever_is_left_alone_is_told_under_the_verdict_that_counts_it() {
 #[test]
 fn refusals_are_told_with_whom_they_are_about() {
     at_both_edges(|bench| {
-        bench.traces(TraceOrder::ALL, LONG);
+        bench.traces(TraceConfig::ALL, LONG);
         let stray = bench.call(OTHER_CLIENT, 40_000);
         bench.receives(&stray.ack()).passes(Verdict::NoFlow);
         let mut call = bench.call(CLIENT, 40_000);
@@ -138,12 +138,12 @@ fn refusals_are_told_with_whom_they_are_about() {
         let told = bench.told();
         let shown: Vec<_> = told
             .iter()
-            .map(|it| (it.verdict, it.backend, it.service, it.kind, it.arrives))
+            .map(|it| (it.verdict, it.backend, it.service, it.kind, it.original))
             .collect();
         let (down, none) = (Verdict::BackendDown as u8, Verdict::NoBackend as u8);
         let service = match told[..] {
             [TraceEvent { service, .. }, _] => service,
-            _ => NO_ONE,
+            _ => NO_ID,
         };
         assert_eq!(
             shown,
@@ -160,7 +160,7 @@ fn what_the_manager_sends_is_told_at_the_hook_that_meets_it() {
     at_edge(Edge::Tc, |bench| {
         bench.select(FALLBACK.id);
         let call = bench.call(CLIENT, 40_000);
-        bench.traces(TraceOrder::ALL, LONG);
+        bench.traces(TraceConfig::ALL, LONG);
         let sent = bench.receives(&call.syn());
         sent.is(crate::outcome::Action::Pass);
         let syn_ack = call
@@ -174,14 +174,14 @@ fn what_the_manager_sends_is_told_at_the_hook_that_meets_it() {
         let met: Vec<_> = bench
             .told()
             .iter()
-            .map(|it| (it.place, it.verdict))
+            .map(|it| (it.hook, it.verdict))
             .collect();
         assert_eq!(
             met,
             [
-                (place::INGRESS, Verdict::ToManager as u8),
-                (place::EGRESS, Verdict::FromManager as u8),
-                (place::LOOPBACK, Verdict::NoFlow as u8)
+                (trace_hook::INGRESS, Verdict::ToManager as u8),
+                (trace_hook::EGRESS, Verdict::FromManager as u8),
+                (trace_hook::LOOPBACK, Verdict::NoFlow as u8)
             ]
         );
         // What is forwarded was counted, and told, on its way in.
@@ -210,14 +210,14 @@ fn only_what_is_wanted_is_told() {
             let expected: Vec<_> = expected.iter().map(|it| *it as u8).collect();
             assert_eq!(told, expected, "{order:?}");
         };
-        let of = |station: lan::Station, port: u16| TraceOrder {
+        let of = |station: lan::Station, port: u16| TraceConfig {
             client: lan::mapped(station.address(call.family)),
             client_mask: [0xff; 16],
             client_port: port.to_be_bytes(),
-            ..TraceOrder::ALL
+            ..TraceConfig::ALL
         };
         let backend = |id| {
-            let mut order = TraceOrder::ALL;
+            let mut order = TraceConfig::ALL;
             order.backends[..2].copy_from_slice(&[lan::FALLBACK.id, id]);
             order.backend_count = 2;
             order
@@ -229,16 +229,16 @@ fn only_what_is_wanted_is_told() {
         wants(bench, of(OTHER_CLIENT, 0), &[stray]);
         wants(bench, backend(WORKER1.id), &[there, back]);
         wants(bench, backend(lan::WORKER2.id), &[]);
-        let verdicts = TraceOrder {
+        let verdicts = TraceConfig {
             verdicts: 1 << stray as u32 | 1 << back as u32,
-            ..TraceOrder::ALL
+            ..TraceConfig::ALL
         };
         wants(bench, verdicts, &[back, stray]);
         for (service, expected) in [(SERVICE_ID, &[stray][..]), (SERVICE_ID + 1, &[])] {
-            let service = TraceOrder {
+            let service = TraceConfig {
                 service,
                 verdicts: 1 << stray as u32,
-                ..TraceOrder::ALL
+                ..TraceConfig::ALL
             };
             wants(bench, service, expected);
         }
@@ -249,9 +249,9 @@ fn only_what_is_wanted_is_told() {
 fn no_more_is_told_than_the_rate_allows_and_the_rest_is_counted() {
     at_both_edges(|bench| {
         let call = bench.call(CLIENT, 40_000);
-        let order = TraceOrder {
+        let order = TraceConfig {
             rate: 5,
-            ..TraceOrder::ALL
+            ..TraceConfig::ALL
         };
         bench.traces(order, LONG);
         for _ in 0..50 {
@@ -274,9 +274,9 @@ fn no_more_is_told_than_the_rate_allows_and_the_rest_is_counted() {
 fn a_sample_is_about_as_large_as_it_is_meant_to_be() {
     at_edge(Edge::Xdp, |bench| {
         let call = bench.call(CLIENT, 40_000);
-        let order = TraceOrder {
+        let order = TraceConfig {
             sample: 4,
-            ..TraceOrder::ALL
+            ..TraceConfig::ALL
         };
         bench.traces(order, LONG);
         for _ in 0..400 {
@@ -291,11 +291,11 @@ fn a_sample_is_about_as_large_as_it_is_meant_to_be() {
 fn an_order_that_nobody_renews_lapses_and_costs_nothing_any_more() {
     at_both_edges(|bench| {
         let call = bench.call(CLIENT, 40_000);
-        bench.traces(TraceOrder::ALL, Duration::ZERO);
-        assert_ne!(bench.trace_order().until_ns, 0);
+        bench.traces(TraceConfig::ALL, Duration::ZERO);
+        assert_ne!(bench.trace_order().expires_ns, 0);
         bench.receives(&call.ack()).passes(Verdict::NoFlow);
         assert_eq!(bench.told(), []);
-        assert_eq!(bench.trace_order().until_ns, 0);
+        assert_eq!(bench.trace_order().expires_ns, 0);
     });
 }
 
@@ -303,7 +303,7 @@ fn an_order_that_nobody_renews_lapses_and_costs_nothing_any_more() {
 #[test]
 fn a_full_ring_loses_packets_from_the_trace_only() {
     at_edge(Edge::Tc, |bench| {
-        bench.traces(TraceOrder::ALL, LONG);
+        bench.traces(TraceConfig::ALL, LONG);
         let call = bench.call(CLIENT, 40_000);
         let mut sent = 0;
         while bench.trace_counts().no_room == 0 {
@@ -319,21 +319,21 @@ fn expected(
     edge: Edge,
     call: &Call,
     verdict: Verdict,
-    (arrives, leaves): (Key, Key),
+    (original, translated): (Key, Key),
     kind: u8,
 ) -> TraceEvent {
     TraceEvent {
-        arrives,
-        leaves,
+        original,
+        translated,
         interface: ETH1,
         backend: WORKER1.id,
         service: 0,
         packets: 1,
         ether_type: call.family.ether_type(),
         verdict: verdict as u8,
-        place: match edge {
-            Edge::Tc => place::INGRESS,
-            Edge::Xdp => place::XDP,
+        hook: match edge {
+            Edge::Tc => trace_hook::INGRESS,
+            Edge::Xdp => trace_hook::XDP,
         },
         protocol: call.protocol.number(),
         kind,

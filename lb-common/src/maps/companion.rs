@@ -32,11 +32,11 @@ pub mod companion_name {
 }
 
 /// Capacity of `translations`.
-pub const MOST_TRANSLATIONS: u32 = 64;
+pub const MAX_TRANSLATIONS: u32 = 64;
 /// Capacity of `peers` and of `peers6`.
-pub const MOST_PEERS: u32 = 65_536;
+pub const MAX_PEERS: u32 = 65_536;
 /// Capacity of `new_peers` and of `new_peers6`.
-pub const MOST_NEW_PEERS: u32 = 16_384;
+pub const MAX_NEW_PEERS: u32 = 16_384;
 
 /// Value of `translations`, by [`super::ServiceKey`]: where the worker's own server listens.
 #[repr(C)]

@@ -79,7 +79,7 @@ impl<A: Address> FlowKey<A> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<A = V4> {
     /// The tuple the packet leaves with.
-    pub leaves: FlowKey<A>,
+    pub translated: FlowKey<A>,
     /// Link address of the client, or of the router to it, as its packets show it.
     pub client_mac: Mac,
     /// The manager's link address towards the client.
@@ -127,7 +127,7 @@ pub const fn ticks(nanoseconds: u64) -> u32 {
 
 /// How many nanoseconds before `now_ns` it was `then`; none where another processor's clock was ahead.
 #[inline(always)]
-pub const fn since(now_ns: u64, then: u32) -> u64 {
+pub const fn elapsed_ns(now_ns: u64, then: u32) -> u64 {
     let passed = ticks(now_ns).wrapping_sub(then);
     if passed > u32::MAX / 2 {
         return 0;

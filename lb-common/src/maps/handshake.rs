@@ -5,7 +5,7 @@ use crate::address::{Address, V4};
 
 /// Value of `half_open` and, for IPv6, of `half_open6`: a connection whose client has not proved yet that it is there.
 ///
-/// Each of the manager's ports towards the workers has one place; see `steer::place`. Nothing is ever
+/// Each of the manager's ports towards the workers has one slot; see `steer::slot`. Nothing is ever
 /// full here: the oldest handshake makes room.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,17 +13,17 @@ pub struct Handshake<A = V4> {
     /// The tuple of the client's packets.
     pub client: FlowKey<A>,
     /// The tuple they leave with.
-    pub leaves: FlowKey<A>,
+    pub translated: FlowKey<A>,
     pub client_mac: Mac,
     pub manager_mac: Mac,
-    /// 0: the place is free.
+    /// 0: the slot is free.
     pub backend: u32,
     pub service: u32,
     pub client_interface: u32,
     /// The client's initial sequence number.
     pub client_sequence: u32,
     /// Mixed from what identifies the handshake, to recognize one that two processors wrote at once.
-    pub seal: u64,
+    pub integrity_tag: u64,
     pub created_ns: u64,
     /// When the client sent its last SYN.
     pub syn_ns: u64,
@@ -45,17 +45,17 @@ pub struct Handshake<A = V4> {
 }
 
 impl<A: Address> Handshake<A> {
-    /// A place without a handshake.
+    /// A slot without a handshake.
     pub const FREE: Self = Self {
         client: FlowKey::NONE,
-        leaves: FlowKey::NONE,
+        translated: FlowKey::NONE,
         client_mac: Mac::NONE,
         manager_mac: Mac::NONE,
         backend: 0,
         service: 0,
         client_interface: 0,
         client_sequence: 0,
-        seal: 0,
+        integrity_tag: 0,
         created_ns: 0,
         syn_ns: 0,
         worker_sequence: 0,
@@ -69,18 +69,18 @@ impl<A: Address> Handshake<A> {
         reserved: [0; 7],
     };
 
-    /// What `seal` must be.
+    /// What `integrity_tag` must be.
     #[inline(always)]
-    pub fn expected_seal(&self) -> u64 {
-        let ends = self.client.mixed() ^ self.leaves.mixed().rotate_left(17);
+    pub fn compute_integrity_tag(&self) -> u64 {
+        let ends = self.client.mixed() ^ self.translated.mixed().rotate_left(17);
         let backend = u64::from(self.backend) << 32 | u64::from(self.service);
         ends ^ backend.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     /// Whether this is a handshake, and whole.
     #[inline(always)]
-    pub fn is_whole(&self) -> bool {
-        self.backend != 0 && self.seal == self.expected_seal()
+    pub fn is_valid(&self) -> bool {
+        self.backend != 0 && self.integrity_tag == self.compute_integrity_tag()
     }
 }
 

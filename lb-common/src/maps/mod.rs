@@ -17,21 +17,23 @@ mod trace;
 
 pub use backend::{Backend, Neighbour, mode, state};
 pub use companion::{
-    COMPANION_VERSION, MOST_NEW_PEERS, MOST_PEERS, MOST_TRANSLATIONS, Peer, Translation, coarse,
+    COMPANION_VERSION, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, Peer, Translation, coarse,
     companion_name,
 };
 pub use counters::{Counter, Traffic};
-pub use flow::{BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, TICK_NS, direction, ended, since, ticks};
+pub use flow::{
+    BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, TICK_NS, direction, elapsed_ns, ended, ticks,
+};
 pub use handshake::{Handshake, progress};
 pub use mac::Mac;
 pub use ports::{
-    DEFAULT_SOURCE_WORDS, MOST_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,
+    DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,
     PortWord, TIME_WAIT_NS, port_bit, port_word,
 };
 pub use service::{Policy, SPREAD, Service, ServiceKey, first_choice, policy};
 pub use trace::{
-    NO_ONE, TRACE_BYTES, TRACE_SECTION, TRACE_WINDOW_NS, TRACED_BACKENDS, TraceCounts, TraceEvent,
-    TraceOrder, place,
+    NO_ID, TRACE_BYTES, TRACE_SECTION, TRACE_WINDOW_NS, TRACED_BACKENDS, TraceConfig, TraceCounts,
+    TraceEvent, trace_hook,
 };
 
 use crate::address::V6;
@@ -48,15 +50,15 @@ pub mod name {
     pub const CHOICES: &str = "choices";
     pub const BACKENDS: &str = "backends";
     pub const NEIGHBOURS: &str = "neighbours";
-    pub const HOMES: &str = "homes";
+    pub const SOURCE_FILTER: &str = "source_filter";
     pub const FLOWS: &str = "flows";
     pub const FLOWS6: &str = "flows6";
     pub const HALF_OPEN: &str = "half_open";
     pub const HALF_OPEN6: &str = "half_open6";
-    pub const NOTES: &str = "notes";
-    pub const NOTES6: &str = "notes6";
+    pub const OWNER_TAGS: &str = "owner_tags";
+    pub const OWNER_TAGS6: &str = "owner_tags6";
     pub const ACTIVE: &str = "active";
-    pub const LOST: &str = "lost";
+    pub const EVICTED: &str = "evicted";
     pub const DENY: &str = "deny";
     pub const PORTS: &str = "ports";
     pub const ENDPOINTS: &str = "endpoints";
@@ -80,7 +82,7 @@ pub mod name {
         BACKENDS,
         NEIGHBOURS,
         PORTS,
-        HOMES,
+        SOURCE_FILTER,
         ENDPOINTS,
         PORT_POOLS,
         PORT_WORDS,
@@ -90,10 +92,10 @@ pub mod name {
         FLOWS6,
         HALF_OPEN,
         HALF_OPEN6,
-        NOTES,
-        NOTES6,
+        OWNER_TAGS,
+        OWNER_TAGS6,
         ACTIVE,
-        LOST,
+        EVICTED,
         DENY,
         VERDICTS,
         TRAFFIC,
@@ -105,15 +107,15 @@ pub mod name {
 
 /// Capacity of `services`, `selection` and `policies` unless configured.
 pub const DEFAULT_SERVICES: u32 = 64;
-/// Most places of one generation of a service's choices.
+/// Most slots of one generation of a service's choices.
 pub const CHOICE_SLOTS: u32 = 4_096;
 /// How many entries of `choices` a service takes: two generations.
 pub const SERVICE_CHOICES: u32 = 2 * CHOICE_SLOTS;
 /// Capacity of `backends`, `neighbours` and `traffic` unless configured.
 pub const DEFAULT_BACKENDS: u32 = 256;
-/// Capacity of `homes`: addresses of the manager's own and of workers, as in other maps of both families, each
+/// Capacity of `source_filter`: addresses of the manager's own and of workers, as in other maps of both families, each
 /// with the index of the only interface by which its packets come, or 0.
-pub const MOST_HOMES: u32 = 4_096;
+pub const SOURCE_FILTER_ENTRIES: u32 = 4_096;
 /// Capacity of `flows` unless configured; a connection takes two entries.
 pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
 /// Capacity of `half_open`, smaller than the range of ports, so that a flood leaves ports to others: with 60,000
@@ -121,11 +123,11 @@ pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
 pub const DEFAULT_HANDSHAKES: u32 = 16_384;
 /// Capacity of `deny`, the prefixes of clients that are denied. An entry takes memory only while it is there.
 pub const DENIED_PREFIXES: u32 = 16_384;
-/// How many places of `half_open` a connection may take. A further handshake replaces the oldest one there.
-pub const ROWS: u32 = 16;
+/// How many slots of `half_open` a connection may take. A further handshake replaces the oldest one there.
+pub const SLOTS_PER_BUCKET: u32 = 16;
 
-/// Value of `notes` and `notes6`, by column of `half_open` and `half_open6`: a word for each row that tells whose handshake is there.
-pub type Notes = [u32; ROWS as usize];
+/// Value of `owner_tags` and `owner_tags6`, by bucket of `half_open` and `half_open6`: a word for each slot that tells whose handshake is there.
+pub type OwnerTags = [u32; SLOTS_PER_BUCKET as usize];
 
 /// The single value of `settings`.
 #[repr(C)]
@@ -145,8 +147,8 @@ pub struct Settings {
     pub half_open_idle_ns: u64,
     /// `net.ipv4.conf.lo.accept_local` as it was before memlb, to be put back when memlb goes.
     pub accept_local_before: u32,
-    /// How many columns of [`ROWS`] places `half_open` has.
-    pub half_open_columns: u32,
+    /// How many buckets of [`SLOTS_PER_BUCKET`] slots `half_open` has.
+    pub half_open_buckets: u32,
     /// Key of the hash that places handshakes, drawn when the maps are made: without it, no sender can choose
     /// whose handshakes it displaces.
     pub secret: [u64; 2],
@@ -180,7 +182,7 @@ const _: () = {
     assert!(size_of::<Handshake<V6>>() == 160 && align_of::<Handshake<V6>>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Traffic>() == 48);
-    assert!(size_of::<TraceOrder>() == 128 && align_of::<TraceOrder>() == 8);
+    assert!(size_of::<TraceConfig>() == 128 && align_of::<TraceConfig>() == 8);
     assert!(size_of::<TraceCounts>() == 32);
     assert!(size_of::<TraceEvent>() == 120 && align_of::<TraceEvent>() == 8);
 };
@@ -217,7 +219,7 @@ mod pod {
         Handshake<V6>,
         Counter,
         Traffic,
-        TraceOrder,
+        TraceConfig,
         TraceCounts,
         TraceEvent
     );

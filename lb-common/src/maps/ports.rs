@@ -54,9 +54,9 @@ pub struct PortWord {
 /// How long Linux keeps TIME_WAIT, in nanoseconds (`TCP_TIMEWAIT_LEN`, include/net/tcp.h).
 pub const TIME_WAIT_NS: u64 = 60_000_000_000;
 /// How many addresses of one family the manager may use for NAT.
-pub const MOST_NAT_SOURCES: u32 = 8;
+pub const MAX_NAT_SOURCES: u32 = 8;
 /// Capacity of `nat_sources`: those of IPv4, then those of IPv6.
-pub const NAT_SOURCES: u32 = 2 * MOST_NAT_SOURCES;
+pub const NAT_SOURCES: u32 = 2 * MAX_NAT_SOURCES;
 /// How many ports a [`PortWord`] describes.
 pub const PORTS_PER_WORD: u32 = u64::BITS;
 /// Capacity of `port_words` for a backend with the default range of ports and one address.

@@ -36,28 +36,28 @@ pub struct Policy {
     pub kind: u32,
     /// 0 or 1: which half of the service's choices is in force, see [`first_choice`].
     pub generation: u32,
-    /// How many places of that half are filled, from its first on.
+    /// How many slots of that half are filled, from its first on.
     pub slots: u32,
     pub reserved: u32,
 }
 
-/// Kinds of a [`Policy`], and what the places hold: backend ids, in whatever order the kind wants.
+/// Kinds of a [`Policy`], and what the slots hold: backend ids, in whatever order the kind wants.
 pub mod policy {
-    /// Two places are drawn at random, and the backend with fewer open connections for its weight is
-    /// taken. Backends fill places in proportion to their weight.
+    /// Two slots are drawn at random, and the backend with fewer open connections for its weight is
+    /// taken. Backends fill slots in proportion to their weight.
     pub const BALANCED: u32 = 1;
-    /// Each processor takes one place after the other.
+    /// Each processor takes one slot after the other.
     pub const ROUND_ROBIN: u32 = 2;
-    /// The backend with the fewest open connections for its weight. Each backend fills one place.
+    /// The backend with the fewest open connections for its weight. Each backend fills one slot.
     pub const LEAST_CONNECTIONS: u32 = 3;
-    /// A hash of the client's address names the place. All [`super::super::CHOICE_SLOTS`] are filled.
+    /// A hash of the client's address names the slot. All [`super::super::CHOICE_SLOTS`] are filled.
     pub const SOURCE_HASH: u32 = 4;
-    /// `selection` names the backend; the places hold all that are up, the most preferred first, for
+    /// `selection` names the backend; the slots hold all that are up, the most preferred first, for
     /// clients whose SYN that backend does not answer.
     pub const RANKED: u32 = 5;
 }
 
-/// Index in `choices` of a generation's first place.
+/// Index in `choices` of a generation's first slot.
 #[inline(always)]
 pub fn first_choice(service: u32, generation: u32) -> u32 {
     (service * 2 + (generation & 1)) * CHOICE_SLOTS

@@ -10,7 +10,7 @@ pub const TRACE_SECTION: &str = ".bss.trace";
 pub const TRACE_BYTES: u32 = 256 * 1024;
 
 /// A service's or a backend's number that stands for none, or for any.
-pub const NO_ONE: u32 = u32::MAX;
+pub const NO_ID: u32 = u32::MAX;
 
 /// How many backends may be named.
 pub const TRACED_BACKENDS: usize = 16;
@@ -21,9 +21,9 @@ pub const TRACE_WINDOW_NS: u64 = 1_000_000_000;
 /// The single value of `trace`: which packets are told. All zeros tell nothing.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceOrder {
+pub struct TraceConfig {
     /// CLOCK_MONOTONIC, in nanoseconds, after which nothing is told any more; 0 for never.
-    pub until_ns: u64,
+    pub expires_ns: u64,
     pub client: V6,
     /// Which bits of the client's address count.
     pub client_mask: V6,
@@ -32,7 +32,7 @@ pub struct TraceOrder {
     pub reserved: [u8; 2],
     /// A bit for each [`crate::verdict::Verdict`].
     pub verdicts: u32,
-    /// [`NO_ONE`] for any.
+    /// [`NO_ID`] for any.
     pub service: u32,
     /// How many of `backends` are named; 0 for any.
     pub backend_count: u32,
@@ -64,13 +64,13 @@ pub struct TraceEvent {
     pub time_ns: u64,
     /// IPv4 as IPv4-mapped addresses; of an ICMP error that was steered, the tuple it was steered by.
     /// Ports are 0 where there are none; all is 0 where the packet is not IP.
-    pub arrives: FlowKey<V6>,
+    pub original: FlowKey<V6>,
     /// All 0 where the packet did not leave by memlb.
-    pub leaves: FlowKey<V6>,
+    pub translated: FlowKey<V6>,
     pub interface: u32,
     /// 0 for none.
     pub backend: u32,
-    /// [`NO_ONE`] for none.
+    /// [`NO_ID`] for none.
     pub service: u32,
     /// On the wire, as everywhere.
     pub packets: u32,
@@ -78,7 +78,7 @@ pub struct TraceEvent {
     pub ether_type: u16,
     pub verdict: u8,
     /// One of [`place`].
-    pub place: u8,
+    pub hook: u8,
     /// IANA number of the packet's own protocol.
     pub protocol: u8,
     /// The flags of a TCP segment, the type of an ICMP message.
@@ -89,17 +89,17 @@ pub struct TraceEvent {
 }
 
 /// Where a program met a packet.
-pub mod place {
+pub mod trace_hook {
     pub const XDP: u8 = 0;
     pub const INGRESS: u8 = 1;
     pub const EGRESS: u8 = 2;
     pub const LOOPBACK: u8 = 3;
 }
 
-impl TraceOrder {
+impl TraceConfig {
     /// Nothing is told.
     pub const OFF: Self = Self {
-        until_ns: 0,
+        expires_ns: 0,
         client: [0; 16],
         client_mask: [0; 16],
         client_port: [0; 2],
@@ -115,7 +115,7 @@ impl TraceOrder {
     /// Every packet is told, as long as the time allows.
     pub const ALL: Self = Self {
         verdicts: u32::MAX,
-        service: NO_ONE,
+        service: NO_ID,
         rate: u32::MAX,
         ..Self::OFF
     };
@@ -125,16 +125,16 @@ impl TraceEvent {
     /// Nothing is known of the packet yet.
     pub const NONE: Self = Self {
         time_ns: 0,
-        arrives: FlowKey::NONE,
-        leaves: FlowKey::NONE,
+        original: FlowKey::NONE,
+        translated: FlowKey::NONE,
         interface: 0,
         backend: 0,
-        service: NO_ONE,
+        service: NO_ID,
         packets: 0,
         bytes: 0,
         ether_type: 0,
         verdict: 0,
-        place: 0,
+        hook: 0,
         protocol: 0,
         kind: 0,
         code: 0,

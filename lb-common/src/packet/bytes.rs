@@ -8,7 +8,7 @@ use crate::headers::{
 use super::{ErrorMessage, IpHeader, PortsFrame, TcpFrame};
 
 /// The bytes of a frame from its link header on, as far as they can be reached.
-pub trait Bytes<'a>: Copy {
+pub trait FrameBytes<'a>: Copy {
     /// The header at `offset`, if all of it is there. No two views of the same bytes may be in use
     /// at a time.
     fn at<T: Header>(self, offset: usize) -> Option<&'a mut T>;

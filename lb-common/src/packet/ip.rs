@@ -1,6 +1,6 @@
 //! IP headers of both families: where the transport header is, and how addresses are replaced.
 
-use super::{Bytes, Extent, Header};
+use super::{Extent, FrameBytes, Header};
 use crate::{
     address::{Address, V4, V6},
     checksum::Difference,
@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// How many IPv6 extension headers are passed over at most, and how many bytes of them.
-const MOST_EXTENSION_HEADERS: usize = 4;
-pub const MOST_EXTENSION_BYTES: usize = 256;
+const MAX_EXTENSION_HEADERS: usize = 4;
+pub const MAX_EXTENSION_BYTES: usize = 256;
 
 /// IPv6 extension headers (IANA).
 const HOP_BY_HOP: u8 = 0;
@@ -67,7 +67,7 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
     fn claimed_length(&self) -> u32;
 
     /// Finds the transport header, or says why the packet is none to be steered.
-    fn locate<'a>(&self, bytes: impl Bytes<'a>, extent: Extent) -> Result<Located, Verdict>;
+    fn locate<'a>(&self, bytes: impl FrameBytes<'a>, extent: Extent) -> Result<Located, Verdict>;
 
     /// TCP or UDP, if its ports follow right behind this header.
     fn plain_protocol(&self) -> Option<u8>;
@@ -77,7 +77,7 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
 
     /// Whether such a message says that a packet was too big for the next link, and that routers may cut it up
     /// if its sender lets them.
-    fn asks_for_fragments(icmp: &IcmpHeader) -> bool;
+    fn fragmentation_needed(icmp: &IcmpHeader) -> bool;
 
     /// Lets routers cut the packet up. Its checksum, if it has one, is brought up to date. `number` identifies
     /// the packet, where its sender did not mean it to be cut up and gave it none.
@@ -132,7 +132,7 @@ impl IpHeader for Ipv4Header {
     }
 
     #[inline(always)]
-    fn locate<'a>(&self, _bytes: impl Bytes<'a>, extent: Extent) -> Result<Located, Verdict> {
+    fn locate<'a>(&self, _bytes: impl FrameBytes<'a>, extent: Extent) -> Result<Located, Verdict> {
         if self.version() != 4 || self.header_words() < 5 {
             return Err(Verdict::Malformed);
         }
@@ -165,7 +165,7 @@ impl IpHeader for Ipv4Header {
     }
 
     #[inline(always)]
-    fn asks_for_fragments(icmp: &IcmpHeader) -> bool {
+    fn fragmentation_needed(icmp: &IcmpHeader) -> bool {
         icmp.kind == 3 && icmp.code == 4
     }
 
@@ -228,7 +228,7 @@ impl IpHeader for Ipv6Header {
     }
 
     #[inline(always)]
-    fn locate<'a>(&self, bytes: impl Bytes<'a>, extent: Extent) -> Result<Located, Verdict> {
+    fn locate<'a>(&self, bytes: impl FrameBytes<'a>, extent: Extent) -> Result<Located, Verdict> {
         if self.version() != 6 {
             return Err(Verdict::Malformed);
         }
@@ -236,7 +236,7 @@ impl IpHeader for Ipv6Header {
             protocol: self.next_header,
             offset: ETHERNET_LEN + size_of::<Self>(),
         };
-        for _ in 0..=MOST_EXTENSION_HEADERS {
+        for _ in 0..=MAX_EXTENSION_HEADERS {
             if is_steered(located.protocol, PROTOCOL_ICMPV6) {
                 self.fits(extent)?;
                 return Ok(located);
@@ -253,7 +253,7 @@ impl IpHeader for Ipv6Header {
             };
             let is_under_way = located.protocol == ROUTING && extension.segments_left != 0;
             let offset = located.offset + extension.length();
-            if is_under_way || offset > ETHERNET_LEN + size_of::<Self>() + MOST_EXTENSION_BYTES {
+            if is_under_way || offset > ETHERNET_LEN + size_of::<Self>() + MAX_EXTENSION_BYTES {
                 return Err(Verdict::ExtensionHeaders);
             }
             located = Located {
@@ -278,7 +278,7 @@ impl IpHeader for Ipv6Header {
 
     /// Only the sender cuts packets up (RFC 8200, section 5).
     #[inline(always)]
-    fn asks_for_fragments(_icmp: &IcmpHeader) -> bool {
+    fn fragmentation_needed(_icmp: &IcmpHeader) -> bool {
         false
     }
 

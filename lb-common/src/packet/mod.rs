@@ -2,14 +2,14 @@
 //! rewritten.
 
 mod bytes;
+mod icmp_error;
 mod ip;
-mod quoted;
 mod segment;
 pub mod too_large;
 
-pub use bytes::{Bytes, Header};
-pub use ip::{IpHeader, Located, MOST_EXTENSION_BYTES, after_hop};
-pub use quoted::{ErrorMessage, Quoted};
+pub use bytes::{FrameBytes, Header};
+pub use icmp_error::{ErrorMessage, IcmpError};
+pub use ip::{IpHeader, Located, MAX_EXTENSION_BYTES, after_hop};
 pub use segment::{PortsFrame, Segment, TcpFrame, Transport};
 
 use crate::checksum::Difference;

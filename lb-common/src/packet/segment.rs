@@ -3,7 +3,7 @@
 use super::{Extent, IpHeader, Rewritten};
 use crate::{
     address::{Address, V4},
-    checksum::{Difference, of_datagram},
+    checksum::{Difference, udp_checksum},
     headers::{
         EthernetHeader, Ipv4Header, PROTOCOL_TCP, PROTOCOL_UDP, QuotedPorts, TcpFlags, TcpHeader,
         UdpHeader,
@@ -33,7 +33,7 @@ pub struct TcpFrame {
 impl TcpFrame {
     /// Whether it is what its name says.
     #[inline(always)]
-    pub fn is_one(&self) -> bool {
+    pub fn is_tcp_ipv4(&self) -> bool {
         self.ethernet.ether_type() == Ipv4Header::ETHERTYPE
             && self.ip.version() == 4
             && self.ip.header_words() == 5
@@ -108,20 +108,19 @@ impl<A: Address> Segment<'_, A> {
     /// Replaces the tuple and, when the packet is forwarded, takes one hop off its time to live. The
     /// checksum of the transport header is left to the caller.
     #[inline(always)]
-    pub fn rewrite(&mut self, leaves: &FlowKey<A>, forwarded: bool) -> Rewritten {
+    pub fn rewrite(&mut self, translated: &FlowKey<A>, forwarded: bool) -> Rewritten {
         let addresses = self
             .ip
-            .replace(leaves.source, leaves.destination, forwarded);
+            .replace(translated.source, translated.destination, forwarded);
         let (source_port, destination_port) = match &mut self.transport {
             Transport::Tcp(tcp) => (&mut tcp.source_port, &mut tcp.destination_port),
             Transport::Udp(udp) => (&mut udp.source_port, &mut udp.destination_port),
         };
-        let ports = Difference::of_u16(*source_port, leaves.source_port).plus(Difference::of_u16(
-            *destination_port,
-            leaves.destination_port,
-        ));
-        *source_port = leaves.source_port;
-        *destination_port = leaves.destination_port;
+        let ports = Difference::of_u16(*source_port, translated.source_port).plus(
+            Difference::of_u16(*destination_port, translated.destination_port),
+        );
+        *source_port = translated.source_port;
+        *destination_port = translated.destination_port;
         Rewritten { addresses, ports }
     }
 }
@@ -143,7 +142,7 @@ impl Transport<'_> {
         match self {
             Self::Tcp(tcp) => tcp.checksum = rewritten.apply(tcp.checksum),
             Self::Udp(udp) if udp.checksum != [0, 0] => {
-                udp.checksum = of_datagram(rewritten.apply(udp.checksum));
+                udp.checksum = udp_checksum(rewritten.apply(udp.checksum));
             }
             Self::Udp(_) => {}
         }

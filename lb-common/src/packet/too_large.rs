@@ -13,27 +13,27 @@ const ICMP_LEN: usize = 8;
 const HOPS: u8 = 64;
 
 /// How much of an IPv4 frame an error is made of, and the length of the frame that carries it.
-pub const HEAD_V4: usize = ETHERNET_LEN + size_of::<Ipv4Header>() + QUOTED;
-pub const ANSWER_V4: usize = HEAD_V4 + size_of::<Ipv4Header>() + ICMP_LEN;
+pub const HEAD_V4_LEN: usize = ETHERNET_LEN + size_of::<Ipv4Header>() + QUOTED;
+pub const ERROR_V4_LEN: usize = HEAD_V4_LEN + size_of::<Ipv4Header>() + ICMP_LEN;
 /// The same of IPv6.
-pub const HEAD_V6: usize = ETHERNET_LEN + size_of::<Ipv6Header>() + QUOTED;
-pub const ANSWER_V6: usize = HEAD_V6 + size_of::<Ipv6Header>() + ICMP_LEN;
+pub const HEAD_V6_LEN: usize = ETHERNET_LEN + size_of::<Ipv6Header>() + QUOTED;
+pub const ERROR_V6_LEN: usize = HEAD_V6_LEN + size_of::<Ipv6Header>() + ICMP_LEN;
 
 const IP: usize = ETHERNET_LEN;
 
 /// Whether an IPv4 packet may be fragmented: its sender then expects no error.
 #[inline(always)]
-pub fn may_be_fragmented(head: &[u8; HEAD_V4]) -> bool {
+pub fn may_be_fragmented(head: &[u8; HEAD_V4_LEN]) -> bool {
     const DO_NOT_FRAGMENT: u8 = 0x40;
     head[IP + 6] & DO_NOT_FRAGMENT == 0
 }
 
 /// Writes the frame that says that fragmentation is needed (RFC 1191).
 #[inline(always)]
-pub fn answer_v4(frame: &mut [u8; ANSWER_V4], head: &[u8; HEAD_V4], mtu: u16) {
+pub fn icmp_error_v4(frame: &mut [u8; ERROR_V4_LEN], head: &[u8; HEAD_V4_LEN], mtu: u16) {
     const ICMP: usize = IP + size_of::<Ipv4Header>();
     const QUOTE: usize = ICMP + ICMP_LEN;
-    const LENGTH: [u8; 2] = ((ANSWER_V4 - IP) as u16).to_be_bytes();
+    const LENGTH: [u8; 2] = ((ERROR_V4_LEN - IP) as u16).to_be_bytes();
     frame[..6].copy_from_slice(&head[6..12]);
     frame[6..12].copy_from_slice(&head[..6]);
     frame[12..IP].copy_from_slice(&head[12..IP]);
@@ -58,10 +58,10 @@ pub fn answer_v4(frame: &mut [u8; ANSWER_V4], head: &[u8; HEAD_V4], mtu: u16) {
 
 /// Writes the frame that says that a packet is too big (RFC 4443, section 3.2).
 #[inline(always)]
-pub fn answer_v6(frame: &mut [u8; ANSWER_V6], head: &[u8; HEAD_V6], mtu: u32) {
+pub fn icmp_error_v6(frame: &mut [u8; ERROR_V6_LEN], head: &[u8; HEAD_V6_LEN], mtu: u32) {
     const ICMP: usize = IP + size_of::<Ipv6Header>();
     const QUOTE: usize = ICMP + ICMP_LEN;
-    const LENGTH: [u8; 2] = ((ANSWER_V6 - ICMP) as u16).to_be_bytes();
+    const LENGTH: [u8; 2] = ((ERROR_V6_LEN - ICMP) as u16).to_be_bytes();
     frame[..6].copy_from_slice(&head[6..12]);
     frame[6..12].copy_from_slice(&head[..6]);
     frame[12..IP].copy_from_slice(&head[12..IP]);

@@ -4,12 +4,12 @@ use super::{Step, Tables};
 use crate::address::Address;
 use crate::maps::{CHOICE_SLOTS, FlowKey, Policy, SPREAD, first_choice, policy, state};
 
-/// How many places are looked at, from a random one on, to find the backend with the fewest connections, or
+/// How many slots are looked at, from a random one on, to find the backend with the fewest connections, or
 /// another one than that which did not answer.
 pub const COMPARED: u32 = 256;
 
-/// How many places are tried until one holds a backend that is up.
-const PLACES_TRIED: u32 = 4;
+/// How many slots are tried until one holds a backend that is up.
+const SLOTS_TRIED: u32 = 4;
 
 /// Returns the id of the backend for a new connection with the client's tuple `key`; 0 for none.
 #[inline(never)]
@@ -21,29 +21,29 @@ pub(super) fn choose<T: Tables>(tables: &T, key: &FlowKey<T::Address>, service: 
     let Some(policy) = tables.policy(service) else {
         return 0;
     };
-    let places = Places {
+    let slots = SlotRange {
         first: first_choice(service, policy.generation),
-        slots: policy.slots.min(CHOICE_SLOTS),
+        count: policy.slots.min(CHOICE_SLOTS),
     };
     match policy {
         Policy { slots: 0, .. } => 0,
         Policy { kind, .. } if kind == policy::BALANCED => {
-            let one = places.up(tables, tables.random());
-            let other = places.up(tables, tables.random());
-            lighter(tables, one, other)
+            let one = slots.up(tables, tables.random());
+            let other = slots.up(tables, tables.random());
+            less_loaded(tables, one, other)
         }
         Policy { kind, .. } if kind == policy::ROUND_ROBIN => {
-            places.up(tables, tables.turn(service))
+            slots.up(tables, tables.next_round_robin(service))
         }
-        Policy { kind, .. } if kind == policy::SOURCE_HASH => places.up(tables, hash(key)),
+        Policy { kind, .. } if kind == policy::SOURCE_HASH => slots.up(tables, hash(key)),
         Policy { kind, .. } if kind == policy::LEAST_CONNECTIONS => {
-            let mut scan = Scan {
-                places,
+            let mut search = LeastLoadedSearch {
+                slots,
                 start: tables.random(),
-                lightest: tables.veiled(0),
+                least_loaded: tables.barrier_var(0),
             };
-            tables.repeat(places.slots.min(COMPARED), &mut scan);
-            scan.lightest
+            tables.repeat(slots.count.min(COMPARED), &mut search);
+            search.least_loaded
         }
         _ => 0,
     }
@@ -59,42 +59,42 @@ pub(super) fn choose_another<T: Tables>(tables: &T, service: u32, tried: u32, re
     if policy.slots == 0 {
         return 0;
     }
-    let places = Places {
+    let slots = SlotRange {
         first: first_choice(service, policy.generation),
-        slots: policy.slots.min(CHOICE_SLOTS),
+        count: policy.slots.min(CHOICE_SLOTS),
     };
-    let mut walk = Walk {
-        places,
+    let mut search = OtherBackendSearch {
+        slots,
         start: match policy.kind {
             policy::RANKED => u32::from(retries) + 1,
             _ => tables.random(),
         },
         tried,
-        found: tables.veiled(0),
+        found: tables.barrier_var(0),
     };
-    tables.repeat(places.slots.min(COMPARED), &mut walk);
-    walk.found
+    tables.repeat(slots.count.min(COMPARED), &mut search);
+    search.found
 }
 
-/// The places of one service's choices that are in force.
+/// The slots of one service's choices that are in force.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct Places {
+struct SlotRange {
     first: u32,
-    slots: u32,
+    count: u32,
 }
 
-impl Places {
+impl SlotRange {
     #[inline(always)]
     fn at<T: Tables>(self, tables: &T, number: u32) -> u32 {
-        let place = number.checked_rem(self.slots).unwrap_or(0);
-        tables.choice(self.first + place).unwrap_or(0)
+        let slot = number.checked_rem(self.count).unwrap_or(0);
+        tables.choice(self.first + slot).unwrap_or(0)
     }
 
-    /// The backend at a place or, while it is not up, at one of the places that follow.
+    /// The backend at a slot or, while it is not up, at one of the slots that follow.
     #[inline(always)]
     fn up<T: Tables>(self, tables: &T, number: u32) -> u32 {
-        for step in 0..PLACES_TRIED {
+        for step in 0..SLOTS_TRIED {
             let id = self.at(tables, number.wrapping_add(step));
             if is_up(tables, id) {
                 return id;
@@ -104,20 +104,20 @@ impl Places {
     }
 }
 
-/// The search for a backend other than the one that was tried: many places in a row may be its own.
+/// The search for a backend other than the one that was tried: many slots in a row may be its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct Walk {
-    places: Places,
+struct OtherBackendSearch {
+    slots: SlotRange,
     start: u32,
     tried: u32,
     found: u32,
 }
 
-impl Step for Walk {
+impl Step for OtherBackendSearch {
     #[inline(always)]
     fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
-        let id = self.places.at(tables, self.start.wrapping_add(number));
+        let id = self.slots.at(tables, self.start.wrapping_add(number));
         let is_another = id != self.tried && is_up(tables, id);
         if is_another {
             self.found = id;
@@ -129,27 +129,27 @@ impl Step for Walk {
 /// The search for the backend with the fewest connections for its weight.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct Scan {
-    places: Places,
+struct LeastLoadedSearch {
+    slots: SlotRange,
     start: u32,
-    lightest: u32,
+    least_loaded: u32,
 }
 
-impl Step for Scan {
-    /// Compares the next place with what was found so far; of equals the first one met stays.
+impl Step for LeastLoadedSearch {
+    /// Compares the next slot with what was found so far; of equals the first one met stays.
     #[inline(always)]
     fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
-        let id = self.places.at(tables, self.start.wrapping_add(number));
-        self.lightest = lighter(tables, self.lightest, id);
+        let id = self.slots.at(tables, self.start.wrapping_add(number));
+        self.least_loaded = less_loaded(tables, self.least_loaded, id);
         false
     }
 }
 
 /// The one of two backends with fewer open connections for its weight, this one included.
 #[inline(always)]
-fn lighter<T: Tables>(tables: &T, one: u32, other: u32) -> u32 {
+fn less_loaded<T: Tables>(tables: &T, one: u32, other: u32) -> u32 {
     let (first, second) = (weight_if_up(tables, one), weight_if_up(tables, other));
-    let load = |id| u64::from(tables.active(id)) + 1;
+    let load = |id| u64::from(tables.active_connections(id)) + 1;
     if load(other) * first < load(one) * second {
         other
     } else {

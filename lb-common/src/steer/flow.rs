@@ -1,13 +1,13 @@
 //! What can be said of an established flow by looking at its entries, and how it ends.
 
 use super::{
-    Arrival, Hook, Tables,
-    port::{Remains, release, retake},
+    Hook, PacketMeta, Tables,
+    port::{TimeWait, reclaim, release},
 };
 use crate::{
     address::Address,
     headers::TcpFlags,
-    maps::{Backend, Flow, FlowKey, Settings, direction, ended, since, state},
+    maps::{Backend, Flow, FlowKey, Settings, direction, elapsed_ns, ended, state},
 };
 
 /// How far, in bytes, a segment's number may lie from the last one of the same sender: more than the
@@ -22,11 +22,15 @@ const ROUND_TRIP_NS: u64 = 1_500_000_000;
 /// other side sent last. Where the tuple stays as it is, as in mode `dsr`, answers do not come by here:
 /// theirs counts as ended from the beginning.
 #[inline(always)]
-pub(super) fn twin<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, arrival: &Arrival) -> Flow<A> {
-    let is_unseen = flow.direction == direction::REQUEST && flow.leaves.is(key);
+pub(super) fn reverse_entry<A: Address>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    packet: &PacketMeta,
+) -> Flow<A> {
+    let is_unseen = flow.direction == direction::REQUEST && flow.translated.is(key);
     Flow {
-        sequence: arrival.acknowledgement,
-        leaves: key.reversed(),
+        sequence: packet.acknowledgement,
+        translated: key.reversed(),
         ended: if is_unseen { ended::FIN } else { 0 },
         counted: 0,
         direction: flow.direction ^ (direction::REQUEST ^ direction::REPLY),
@@ -37,8 +41,8 @@ pub(super) fn twin<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, arrival: &Arriv
 
 /// Whether `other`, stored where the answers to the flow of `key` are looked up, belongs to it.
 #[inline(always)]
-pub(super) fn are_twins<A: Address>(key: &FlowKey<A>, other: &Flow<A>) -> bool {
-    other.leaves.reversed() == *key
+pub(super) fn is_reverse_of<A: Address>(key: &FlowKey<A>, other: &Flow<A>) -> bool {
+    other.translated.reversed() == *key
 }
 
 /// Whether packets still go this way.
@@ -55,60 +59,60 @@ pub(super) fn keeps_flows(backend: &Backend) -> bool {
 
 /// Which bits of [`ended`] a segment sets.
 #[inline(always)]
-pub(super) fn ending(flags: TcpFlags) -> u8 {
-    let fin = if flags.finishes() { ended::FIN } else { 0 };
-    let reset = if flags.resets() { ended::RESET } else { 0 };
+pub(super) fn end_bits(flags: TcpFlags) -> u8 {
+    let fin = if flags.has_fin() { ended::FIN } else { 0 };
+    let reset = if flags.has_rst() { ended::RESET } else { 0 };
     fin | reset
 }
 
 /// Whether the client's packets now come from another link address, which is a station's, or interface.
 #[inline(always)]
-pub(super) fn has_moved<A>(flow: &Flow<A>, arrival: &Arrival) -> bool {
-    let differs = flow.client_mac != arrival.source_mac
-        || flow.client_interface != arrival.interface
-        || flow.manager_mac != arrival.destination_mac;
-    differs && (arrival.hook != Hook::Ingress || arrival.source_mac.is_station())
+pub(super) fn has_moved<A>(flow: &Flow<A>, packet: &PacketMeta) -> bool {
+    let differs = flow.client_mac != packet.source_mac
+        || flow.client_interface != packet.interface
+        || flow.manager_mac != packet.destination_mac;
+    differs && (packet.hook != Hook::Ingress || packet.source_mac.is_station())
 }
 
 /// Whether the sender that a packet names may have sent it, as far as its number tells (RFC 5961, section 3):
 /// the receiver judges by its window, which is not known here. Datagrams have no number.
 #[inline(always)]
-pub(super) fn is_plausible<A>(flow: &Flow<A>, arrival: &Arrival) -> bool {
-    is_near(arrival.sequence, flow.sequence)
+pub(super) fn is_plausible<A>(flow: &Flow<A>, packet: &PacketMeta) -> bool {
+    is_in_window(packet.sequence, flow.sequence)
 }
 
 /// Whether one sequence number is in the [`WINDOW`] around another.
 #[inline(always)]
-pub(super) fn is_near(number: u32, other: u32) -> bool {
+pub(super) fn is_in_window(number: u32, other: u32) -> bool {
     number.wrapping_sub(other).wrapping_add(WINDOW) < 2 * WINDOW
 }
 
 /// A sequence number past the end of a segment: its headers are counted, too.
 #[inline(always)]
-pub(super) fn past_end(arrival: &Arrival) -> u32 {
-    arrival.sequence.wrapping_add(arrival.bytes)
+pub(super) fn sequence_end(packet: &PacketMeta) -> u32 {
+    packet.sequence.wrapping_add(packet.bytes)
 }
 
 /// Whether a packet of a worker comes on another interface than the one to which its packets belong: then its
 /// sender is forged, or its way back another than the one there. Each is left to the kernel.
 #[inline(always)]
-pub(super) fn is_from_elsewhere(backend: &Backend, arrival: &Arrival) -> bool {
-    backend.reply_interface != 0 && backend.reply_interface != arrival.interface
+pub(super) fn is_wrong_interface(backend: &Backend, packet: &PacketMeta) -> bool {
+    backend.reply_interface != 0 && backend.reply_interface != packet.interface
 }
 
 /// Accounts the packet to its flow.
 #[inline(always)]
-pub(super) fn carry<A>(flow: &mut Flow<A>, arrival: &Arrival, now_ticks: u32) {
+pub(super) fn account<A>(flow: &mut Flow<A>, packet: &PacketMeta, now_ticks: u32) {
     flow.last_seen_ticks = now_ticks;
-    flow.bytes += u64::from(arrival.bytes);
+    flow.bytes += u64::from(packet.bytes);
 }
 
 /// How long both directions have been silent.
 #[inline(always)]
-pub(super) fn silence_ns<A>(flow: &Flow<A>, twin: Option<&Flow<A>>, now: u64) -> u64 {
-    let silence = since(now, flow.last_seen_ticks);
-    twin.map_or(silence, |twin| {
-        silence.min(since(now, twin.last_seen_ticks))
+pub(super) fn idle_ns<A>(flow: &Flow<A>, reverse: Option<&Flow<A>>, now: u64) -> u64 {
+    let idle = elapsed_ns(now, flow.last_seen_ticks);
+    reverse.map_or(idle, |reverse| {
+        idle.min(elapsed_ns(now, reverse.last_seen_ticks))
     })
 }
 
@@ -119,42 +123,42 @@ pub(super) fn silence_ns<A>(flow: &Flow<A>, twin: Option<&Flow<A>>, now: u64) ->
 pub(super) fn is_over<A: Address>(
     settings: &Settings,
     flow: &Flow<A>,
-    twin: Option<&Flow<A>>,
+    reverse: Option<&Flow<A>>,
     now: u64,
 ) -> bool {
-    let twin_ended = twin.map_or(0, |twin| twin.ended);
+    let reverse_ended = reverse.map_or(0, |reverse| reverse.ended);
     let by_worker = if flow.direction == direction::REPLY {
         flow.ended & ended::FIN
-    } else if twin.is_some_and(|twin| twin.leaves.reversed().is(&flow.leaves)) {
+    } else if reverse.is_some_and(|reverse| reverse.translated.reversed().is(&flow.translated)) {
         // Of a worker that answers past the manager, nothing is seen.
         0
     } else {
-        twin_ended & ended::FIN
+        reverse_ended & ended::FIN
     };
-    let longest = if flow.leaves.is_datagram() {
+    let longest = if flow.translated.is_datagram() {
         settings.datagram_idle_ns
     } else if by_worker != 0 {
         settings.closing_idle_ns
     } else {
         settings.established_idle_ns
     };
-    ended::both(flow.ended, twin_ended) || silence_ns(flow, twin, now) > longest
+    ended::both(flow.ended, reverse_ended) || idle_ns(flow, reverse, now) > longest
 }
 
-/// Whether the workbench's claim may have its tuple towards a worker that sees the client's own port: only
+/// Whether the pending connection may have its tuple towards a worker that sees the client's own port: only
 /// the client itself may have had it. What is left of its earlier connection is superseded.
 #[inline(never)]
-pub(super) fn supersedes_own<T: Tables>(tables: &T) -> bool {
-    let Some(bench) = tables.workbench() else {
+pub(super) fn supersede_own<T: Tables>(tables: &T) -> bool {
+    let Some(scratch) = tables.flow_scratch() else {
         return false;
     };
-    let reply_key = bench.claim.leaves.reversed();
-    let client = bench.claim.client;
-    drop(bench);
+    let reply_key = scratch.pending.translated.reversed();
+    let client = scratch.pending.client;
+    drop(scratch);
     let Some(mut holder) = tables.established(&reply_key) else {
         return true;
     };
-    if is_live(&holder) && !holder.leaves.reversed().is(&client) {
+    if is_live(&holder) && !holder.translated.reversed().is(&client) {
         return false;
     }
     holder.superseded = 1;
@@ -165,7 +169,7 @@ pub(super) fn supersedes_own<T: Tables>(tables: &T) -> bool {
 /// returns whether it was counted.
 #[inline(always)]
 pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) -> bool {
-    let was_open = request.counted == 1 && tables.take_count(request);
+    let was_open = request.counted == 1 && tables.clear_counted(request);
     if was_open {
         tables.count_active(request.backend, false);
     }
@@ -179,73 +183,73 @@ pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) -> 
 #[inline(never)]
 pub(super) fn close<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     flow: &mut Flow<T::Address>,
 ) -> u32 {
     let before = flow.ended;
-    let ends = ending(arrival.flags);
-    let twin_key = flow.leaves.reversed();
-    let mut twin = tables
-        .established(&twin_key)
-        .filter(|twin| are_twins(key, twin));
+    let ends = end_bits(packet.flags);
+    let reverse_key = flow.translated.reversed();
+    let mut reverse = tables
+        .established(&reverse_key)
+        .filter(|reverse| is_reverse_of(key, reverse));
     if ends != 0 {
         // Atomically, so that of two sides that end at once, one sees the other's end.
         tables.set_ended(flow, ends);
         if ends & ended::FIN != 0 {
-            flow.sequence = past_end(arrival);
+            flow.sequence = sequence_end(packet);
         }
-        note_end(tables, key, flow, twin.as_deref_mut());
+        apply_end(tables, key, flow, reverse.as_deref_mut());
         return 0;
     }
     // Nothing follows a RST.
     flow.ended &= !ended::RESET;
-    let goes_beyond = arrival.sequence.wrapping_sub(flow.sequence).wrapping_sub(1) < WINDOW;
+    let goes_beyond = packet.sequence.wrapping_sub(flow.sequence).wrapping_sub(1) < WINDOW;
     if goes_beyond {
         // No new data follows a FIN.
         flow.ended &= !ended::FIN;
     }
     if flow.ended & ended::FIN == 0 {
-        flow.sequence = arrival.sequence;
+        flow.sequence = packet.sequence;
     }
-    let silence = twin.as_deref().map_or(u64::MAX, |twin| {
-        since(tables.now_ns(), twin.last_seen_ticks)
+    let idle = reverse.as_deref().map_or(u64::MAX, |reverse| {
+        elapsed_ns(tables.now_ns(), reverse.last_seen_ticks)
     });
-    if silence > ROUND_TRIP_NS {
+    if idle > ROUND_TRIP_NS {
         // It would be answered with another RST.
         flow.ended &= !ended::BY_RESET;
     }
-    revive(tables, flow, twin.as_deref_mut(), before & !flow.ended);
+    revive(tables, flow, reverse.as_deref_mut(), before & !flow.ended);
     0
 }
 
 /// Notes that one side has ended its part: with both, the connection is no longer open, and its port is given
 /// back. The only place where an end becomes final.
 #[inline(always)]
-fn note_end<T: Tables>(
+fn apply_end<T: Tables>(
     tables: &T,
     key: &FlowKey<T::Address>,
     flow: &mut Flow<T::Address>,
-    mut twin: Option<&mut Flow<T::Address>>,
+    mut reverse: Option<&mut Flow<T::Address>>,
 ) {
-    let twin_ended = twin.as_deref().map_or(0, |twin| twin.ended);
-    if !ended::both(flow.ended, twin_ended) {
+    let reverse_ended = reverse.as_deref().map_or(0, |reverse| reverse.ended);
+    if !ended::both(flow.ended, reverse_ended) {
         return;
     }
-    if let Some(twin) = twin.as_deref_mut()
+    if let Some(reverse) = reverse.as_deref_mut()
         && flow.ended & ended::RESET != 0
     {
-        tables.set_ended(twin, ended::BY_RESET);
+        tables.set_ended(reverse, ended::BY_RESET);
     }
-    let (was_open, leaves) = if flow.direction == direction::REQUEST {
-        (uncount(tables, flow), flow.leaves)
+    let (was_open, translated) = if flow.direction == direction::REQUEST {
+        (uncount(tables, flow), flow.translated)
     } else {
-        let was_open = twin.is_some_and(|request| uncount(tables, request));
+        let was_open = reverse.is_some_and(|request| uncount(tables, request));
         (was_open, key.reversed())
     };
     if was_open {
-        let remains = Remains::after(flow.ended | twin_ended, flow.direction);
-        release(tables, flow.backend, &leaves, remains);
+        let time_wait = TimeWait::after(flow.ended | reverse_ended, flow.direction);
+        release(tables, flow.backend, &translated, time_wait);
     }
 }
 
@@ -255,29 +259,29 @@ fn note_end<T: Tables>(
 fn revive<T: Tables>(
     tables: &T,
     flow: &mut Flow<T::Address>,
-    mut twin: Option<&mut Flow<T::Address>>,
-    lost: u8,
+    mut reverse: Option<&mut Flow<T::Address>>,
+    cleared: u8,
 ) {
-    if lost == 0 {
+    if cleared == 0 {
         return;
     }
-    if let Some(twin) = twin.as_deref_mut() {
-        tables.clear_ended(twin, ended::of_other(lost));
+    if let Some(reverse) = reverse.as_deref_mut() {
+        tables.clear_ended(reverse, ended::of_other(cleared));
     }
-    let twin_ended = twin.as_deref().map_or(0, |twin| twin.ended);
-    if ended::both(flow.ended, twin_ended) {
+    let reverse_ended = reverse.as_deref().map_or(0, |reverse| reverse.ended);
+    if ended::both(flow.ended, reverse_ended) {
         return;
     }
     // In branches of their own: Linux 6.1 does not see that the other entry is there where it is needed.
     if flow.direction == direction::REQUEST {
-        if tables.give_count(flow) {
+        if tables.set_counted(flow) {
             tables.count_active(flow.backend, true);
-            retake(tables, flow.backend, &flow.leaves);
+            reclaim(tables, flow.backend, &flow.translated);
         }
-    } else if let Some(request) = twin
-        && tables.give_count(request)
+    } else if let Some(request) = reverse
+        && tables.set_counted(request)
     {
         tables.count_active(flow.backend, true);
-        retake(tables, request.backend, &request.leaves);
+        reclaim(tables, request.backend, &request.translated);
     }
 }

@@ -1,11 +1,13 @@
 //! The way of packets of handshakes, until the client has proved that it is there.
 
 use super::{
-    Arrival, Decision, InsertError, Tables, Way,
-    established::look_again,
-    flow::{ending, is_from_elsewhere, is_live, is_near, keeps_flows, past_end, uncount},
-    is_left_to_tc, leave,
-    port::{Remains, release},
+    Decision, Forwarding, InsertError, PacketMeta, Tables, decide_exit,
+    established::recheck_established,
+    flow::{
+        end_bits, is_in_window, is_live, is_wrong_interface, keeps_flows, sequence_end, uncount,
+    },
+    is_left_to_tc,
+    port::{TimeWait, release},
 };
 use crate::{
     address::Address,
@@ -18,92 +20,92 @@ use crate::{
 const EARLY_DATA: u32 = 65_536;
 
 /// How far, in bytes, sequence numbers of one connection may lie apart (RFC 7323, section 2.2).
-const MOST_WINDOW: u32 = 1 << 30;
+const MAX_WINDOW: u32 = 1 << 30;
 
-/// A packet from the worker, or from the manager's own server, of the handshake at `place`.
+/// A packet from the worker, or from the manager's own server, of the handshake at `slot`.
 #[inline(never)]
-pub(super) fn answer<T: Tables>(
+pub(super) fn handle_worker_packet<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
-    place: u32,
+    packet: &PacketMeta,
+    slot: u32,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let Some(mut handshake) = tables.handshake(place) else {
+    let Some(mut handshake) = tables.handshake(slot) else {
         return Verdict::NotOurs;
     };
     let Some(backend) = tables.backend(handshake.backend) else {
         return Verdict::NoBackend;
     };
-    if is_from_elsewhere(backend, arrival) {
+    if is_wrong_interface(backend, packet) {
         return Verdict::WrongInterface;
     }
-    let way = Way {
+    let forwarding = Forwarding {
         is_request: false,
-        leaves: handshake.client.reversed(),
-        ..way(&handshake)
+        translated: handshake.client.reversed(),
+        ..forwarding(&handshake)
     };
-    if is_left_to_tc(tables, &way, backend, arrival) {
-        return leave(&way, backend, decision);
+    if is_left_to_tc(tables, &forwarding, backend, packet) {
+        return decide_exit(&forwarding, backend, decision);
     }
-    handshake.bytes_out = handshake.bytes_out.wrapping_add(arrival.bytes);
-    if is_about(&handshake, arrival) {
+    handshake.bytes_out = handshake.bytes_out.wrapping_add(packet.bytes);
+    if belongs_to(&handshake, packet) {
         decision.plausible = 1;
-        handshake.ended |= ending(arrival.flags);
-        if arrival.flags.accepts() || handshake.client.is_datagram() {
-            handshake.worker_sequence = arrival.sequence;
+        handshake.ended |= end_bits(packet.flags);
+        if packet.flags.is_syn_ack() || handshake.client.is_datagram() {
+            handshake.worker_sequence = packet.sequence;
             handshake.answered = 1;
         }
         if handshake.progress == progress::CLIENT {
             handshake.progress = progress::WORKER;
         }
-        if arrival.flags.resets() {
+        if packet.flags.has_rst() {
             drop(handshake);
-            retire(tables, place, Remains::Nothing);
+            end_handshake(tables, slot, TimeWait::None);
         }
     }
-    leave(&way, backend, decision)
+    decide_exit(&forwarding, backend, decision)
 }
 
-/// Ends the handshake at `place`, and gives its port back.
+/// Ends the handshake at `slot`, and gives its port back.
 #[inline(never)]
-pub(super) fn retire<T: Tables>(tables: &T, place: u32, remains: Remains) -> u32 {
-    let Some(mut handshake) = tables.handshake(place) else {
+pub(super) fn end_handshake<T: Tables>(tables: &T, slot: u32, time_wait: TimeWait) -> u32 {
+    let Some(mut handshake) = tables.handshake(slot) else {
         return 0;
     };
-    if !handshake.is_whole() {
+    if !handshake.is_valid() {
         return 0;
     }
-    let (backend, leaves) = (handshake.backend, handshake.leaves);
+    let (backend, translated) = (handshake.backend, handshake.translated);
     handshake.backend = 0;
     drop(handshake);
-    release(tables, backend, &leaves, remains)
+    release(tables, backend, &translated, time_wait)
 }
 
 /// Whether what a worker sends is about this connection, and not the last words of the one before on the
 /// same tuple, or forged: it acknowledges the client's SYN (RFC 9293, section 3.10.7.3), or follows what
 /// did. Datagrams have no number.
 #[inline(always)]
-fn is_about<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool {
+fn belongs_to<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool {
     if handshake.answered == 1 {
-        return is_near(arrival.sequence, handshake.worker_sequence);
+        return is_in_window(packet.sequence, handshake.worker_sequence);
     }
-    let beyond = arrival
+    let beyond = packet
         .acknowledgement
         .wrapping_sub(handshake.client_sequence)
         .wrapping_sub(1);
     beyond < EARLY_DATA || handshake.client.is_datagram()
 }
 
-/// A packet of the client that begins nothing, of the handshake at `place`.
+/// A packet of the client that begins nothing, of the handshake at `slot`.
 #[inline(never)]
-pub(super) fn go_on<T: Tables>(
+pub(super) fn handle_client_packet<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
-    place: u32,
+    slot: u32,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let Some(mut handshake) = tables.handshake(place) else {
+    let Some(mut handshake) = tables.handshake(slot) else {
         return Verdict::NoFlow;
     };
     let Some(backend) = tables
@@ -111,94 +113,94 @@ pub(super) fn go_on<T: Tables>(
         .filter(|backend| keeps_flows(backend))
     else {
         if handshake.backend == 0 {
-            return look_again(tables, key, Verdict::NoFlow, decision);
+            return recheck_established(tables, key, Verdict::NoFlow, decision);
         }
         decision.backend = handshake.backend;
         drop(handshake);
-        retire(tables, place, Remains::Perhaps);
+        end_handshake(tables, slot, TimeWait::Possible);
         return Verdict::BackendDown;
     };
-    let left_to_tc = is_left_to_tc(tables, &way(&handshake), backend, arrival);
-    if left_to_tc || !completes(&handshake, backend, arrival) {
-        if !left_to_tc && is_half_seen(&handshake, arrival) {
+    let left_to_tc = is_left_to_tc(tables, &forwarding(&handshake), backend, packet);
+    if left_to_tc || !completes(&handshake, backend, packet) {
+        if !left_to_tc && is_half_seen(&handshake, packet) {
             tables.count_unanswered(handshake.backend);
         }
         if !left_to_tc {
-            note_progress(tables, &mut handshake, backend, arrival);
+            record_progress(tables, &mut handshake, backend, packet);
         }
-        let is_end = arrival.flags.resets()
+        let is_end = packet.flags.has_rst()
             && !left_to_tc
-            && is_near(arrival.sequence, handshake.client_sequence);
+            && is_in_window(packet.sequence, handshake.client_sequence);
         drop(handshake);
-        let verdict = forward_request(tables, arrival, place, decision);
+        let verdict = forward_request(tables, packet, slot, decision);
         if is_end {
-            retire(tables, place, Remains::Nothing);
+            end_handshake(tables, slot, TimeWait::None);
         }
         return verdict;
     }
-    let way = Way {
-        client_interface: arrival.interface,
-        client_mac: arrival.source_mac,
-        manager_mac: arrival.destination_mac,
-        ..way(&handshake)
+    let forwarding = Forwarding {
+        client_interface: packet.interface,
+        client_mac: packet.source_mac,
+        manager_mac: packet.destination_mac,
+        ..forwarding(&handshake)
     };
-    // Another processor may be at it. It may even have finished, and the place be another client's.
-    let is_first = tables.complete(&mut handshake);
-    if !handshake.is_whole() || !handshake.client.is(key) {
-        return look_again(tables, key, Verdict::NoFlow, decision);
+    // Another processor may be at it. It may even have finished, and the slot be another client's.
+    let is_first = tables.mark_completed(&mut handshake);
+    if !handshake.is_valid() || !handshake.client.is(key) {
+        return recheck_established(tables, key, Verdict::NoFlow, decision);
     }
     if is_first {
-        if establish(tables, arrival, key, &handshake).is_err() {
+        if establish(tables, packet, key, &handshake).is_err() {
             drop(handshake);
-            retire(tables, place, Remains::Perhaps);
+            end_handshake(tables, slot, TimeWait::Possible);
             return Verdict::TableFull;
         }
         // The port is the connection's from now on.
         handshake.backend = 0;
     }
-    leave(&way, backend, decision)
+    decide_exit(&forwarding, backend, decision)
 }
 
-/// Sends a client's packet on to the worker of the handshake at `place`.
+/// Sends a client's packet on to the worker of the handshake at `slot`.
 #[inline(never)]
 pub(super) fn forward_request<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
-    place: u32,
+    packet: &PacketMeta,
+    slot: u32,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let Some(mut handshake) = tables.handshake(place) else {
+    let Some(mut handshake) = tables.handshake(slot) else {
         return Verdict::NoFlow;
     };
     let Some(backend) = tables.backend(handshake.backend) else {
         return Verdict::NoBackend;
     };
-    let way = way(&handshake);
-    if is_left_to_tc(tables, &way, backend, arrival) {
-        return leave(&way, backend, decision);
+    let forwarding = forwarding(&handshake);
+    if is_left_to_tc(tables, &forwarding, backend, packet) {
+        return decide_exit(&forwarding, backend, decision);
     }
-    if arrival.flags.opens() || handshake.client.is_datagram() {
+    if packet.flags.is_syn() || handshake.client.is_datagram() {
         handshake.syn_ns = tables.now_ns();
     }
-    handshake.client_interface = arrival.interface;
-    handshake.client_mac = arrival.source_mac;
-    handshake.manager_mac = arrival.destination_mac;
-    handshake.bytes_in = handshake.bytes_in.wrapping_add(arrival.bytes);
+    handshake.client_interface = packet.interface;
+    handshake.client_mac = packet.source_mac;
+    handshake.manager_mac = packet.destination_mac;
+    handshake.bytes_in = handshake.bytes_in.wrapping_add(packet.bytes);
     if backend.mode == mode::DSR {
         // Answers do not come by here, nor is it seen how they end. The worker may have answered: a second
         // one would, too, and the client believe the one and speak to the other.
         handshake.answered = 1;
         handshake.ended = ended::FIN;
     }
-    leave(&way, backend, decision)
+    decide_exit(&forwarding, backend, decision)
 }
 
 /// The client's way to the worker.
 #[inline(always)]
-fn way<A: Address>(handshake: &Handshake<A>) -> Way<A> {
-    Way {
+fn forwarding<A: Address>(handshake: &Handshake<A>) -> Forwarding<A> {
+    Forwarding {
         is_request: true,
-        leaves: handshake.leaves,
+        translated: handshake.translated,
         backend: handshake.backend,
         client_interface: handshake.client_interface,
         client_mac: handshake.client_mac,
@@ -209,7 +211,7 @@ fn way<A: Address>(handshake: &Handshake<A>) -> Way<A> {
 /// Whether the client proves that it is there: it acknowledges the worker's SYN-ACK, which only its
 /// true receiver can, or goes on after a second answer. Where answers do not come by here, it must go on twice.
 #[inline(always)]
-fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, arrival: &Arrival) -> bool {
+fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, packet: &PacketMeta) -> bool {
     let is_direct = backend.mode == mode::DSR;
     if handshake.client.is_datagram() {
         return handshake.progress
@@ -220,13 +222,13 @@ fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, arrival: &
             };
     }
     if is_direct {
-        return handshake.progress == progress::CLIENT && has_advanced(handshake, arrival);
+        return handshake.progress == progress::CLIENT && has_advanced(handshake, packet);
     }
     acknowledges_after(
         handshake.worker_sequence,
-        arrival.acknowledgement,
+        packet.acknowledgement,
         handshake,
-        arrival,
+        packet,
     )
 }
 
@@ -236,44 +238,44 @@ fn acknowledges_after<A: Address>(
     start: u32,
     number: u32,
     handshake: &Handshake<A>,
-    arrival: &Arrival,
+    packet: &PacketMeta,
 ) -> bool {
     let beyond = number.wrapping_sub(start).wrapping_sub(1);
-    handshake.answered == 1 && arrival.flags.acknowledges() && beyond < EARLY_DATA
+    handshake.answered == 1 && packet.flags.is_ack() && beyond < EARLY_DATA
 }
 
 /// Whether the client acknowledges a SYN-ACK that did not pass here.
 #[inline(always)]
-fn is_half_seen<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool {
+fn is_half_seen<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool {
     let is_segment = !handshake.client.is_datagram();
-    is_segment && handshake.answered == 0 && arrival.flags.acknowledges()
+    is_segment && handshake.answered == 0 && packet.flags.is_ack()
 }
 
 /// Whether a client whose answers do not come by here goes on after its first acknowledgement: it acknowledges
 /// more, or has sent more.
 #[inline(always)]
-fn has_advanced<A: Address>(handshake: &Handshake<A>, arrival: &Arrival) -> bool {
-    let sent = arrival
+fn has_advanced<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool {
+    let sent = packet
         .sequence
         .wrapping_sub(handshake.client_sequence)
         .wrapping_sub(1);
-    let received = arrival
+    let received = packet
         .acknowledgement
         .wrapping_sub(handshake.worker_sequence);
     let (has_sent, has_received) = (sent != 0, received != 0);
-    arrival.flags.acknowledges()
-        && sent < MOST_WINDOW
-        && received < MOST_WINDOW
+    packet.flags.is_ack()
+        && sent < MAX_WINDOW
+        && received < MAX_WINDOW
         && (has_sent || has_received)
 }
 
 /// Notes that a client has gone on that has not proved yet that it is there.
 #[inline(always)]
-fn note_progress<T: Tables>(
+fn record_progress<T: Tables>(
     tables: &T,
     handshake: &mut Handshake<T::Address>,
     backend: &Backend,
-    arrival: &Arrival,
+    packet: &PacketMeta,
 ) {
     let is_first = handshake.progress == progress::NONE;
     if handshake.client.is_datagram() {
@@ -282,16 +284,16 @@ fn note_progress<T: Tables>(
         }
         return;
     }
-    if backend.mode != mode::DSR || !arrival.flags.acknowledges() {
+    if backend.mode != mode::DSR || !packet.flags.is_ack() {
         return;
     }
     if is_first {
-        let (start, number) = (handshake.client_sequence, arrival.sequence);
-        if !acknowledges_after(start, number, handshake, arrival) {
+        let (start, number) = (handshake.client_sequence, packet.sequence);
+        if !acknowledges_after(start, number, handshake, packet) {
             return;
         }
         handshake.progress = progress::CLIENT;
-        handshake.worker_sequence = arrival.acknowledgement;
+        handshake.worker_sequence = packet.acknowledgement;
     }
     handshake.syn_ns = tables.now_ns();
 }
@@ -300,54 +302,54 @@ fn note_progress<T: Tables>(
 #[inline(always)]
 fn establish<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     handshake: &Handshake<T::Address>,
 ) -> Result<(), InsertError> {
     let now = tables.now_ns();
-    let reply_key = handshake.leaves.reversed();
+    let reply_key = handshake.translated.reversed();
     // Both sides may have said all they had to say with their first segments.
-    let is_open = !ended::both(ending(arrival.flags), handshake.ended);
+    let is_open = !ended::both(end_bits(packet.flags), handshake.ended);
     let mut sequences = [handshake.client_sequence, handshake.worker_sequence];
-    if arrival.flags.finishes() {
-        sequences[0] = past_end(arrival);
+    if packet.flags.has_fin() {
+        sequences[0] = sequence_end(packet);
     }
     if handshake.ended != 0 {
         // All that the worker has sent is counted, and its headers.
         sequences[1] = sequences[1].wrapping_add(handshake.bytes_out);
     }
-    let mut pair = tables.workbench().ok_or(InsertError::Full)?;
-    pair.request = Flow {
-        leaves: handshake.leaves,
-        client_mac: arrival.source_mac,
-        manager_mac: arrival.destination_mac,
+    let mut scratch = tables.flow_scratch().ok_or(InsertError::Full)?;
+    scratch.request = Flow {
+        translated: handshake.translated,
+        client_mac: packet.source_mac,
+        manager_mac: packet.destination_mac,
         backend: handshake.backend,
-        client_interface: arrival.interface,
+        client_interface: packet.interface,
         direction: direction::REQUEST,
-        ended: ending(arrival.flags),
+        ended: end_bits(packet.flags),
         counted: is_open.into(),
         superseded: 0,
         created_ticks: ticks(handshake.created_ns),
         last_seen_ticks: ticks(now),
         sequence: sequences[0],
-        bytes: u64::from(handshake.bytes_in) + u64::from(arrival.bytes),
+        bytes: u64::from(handshake.bytes_in) + u64::from(packet.bytes),
     };
-    pair.reply = Flow {
-        leaves: key.reversed(),
+    scratch.reply = Flow {
+        translated: key.reversed(),
         direction: direction::REPLY,
         sequence: sequences[1],
         ended: handshake.ended,
         counted: 0,
         bytes: handshake.bytes_out.into(),
-        ..pair.request
+        ..scratch.request
     };
-    store(tables, &reply_key, &pair.reply)?;
-    if let Err(error) = store(tables, key, &pair.request) {
+    store(tables, &reply_key, &scratch.reply)?;
+    if let Err(error) = store(tables, key, &scratch.request) {
         tables.remove_established(&reply_key);
         return Err(error);
     }
     if is_open {
-        tables.count_active(pair.request.backend, true);
+        tables.count_active(scratch.request.backend, true);
     }
     Ok(())
 }
@@ -361,7 +363,7 @@ fn store<T: Tables>(
     flow: &Flow<T::Address>,
 ) -> Result<(), InsertError> {
     match tables.established(key) {
-        Some(present) if is_live(&present) && present.leaves != flow.leaves => {
+        Some(present) if is_live(&present) && present.translated != flow.translated => {
             Err(InsertError::Exists)
         }
         Some(mut present) => {

@@ -1,18 +1,18 @@
 //! The steering decision: which flow a packet belongs to, which backend serves it, how it leaves.
 //!
 //! Pure over [`Tables`], so that the TC program, the XDP program and the host tests run the same
-//! code. A connection begins as a [`Handshake`] in a table of fixed places, which a flood can fill
+//! code. A connection begins as a [`Handshake`] in a table of fixed slots, which a flood can fill
 //! without harm, and becomes two entries of the flow table when the client proves that it received
 //! the worker's SYN-ACK.
 
-mod begin;
 mod choice;
-mod error;
 mod established;
 mod flow;
 mod handshake;
-mod place;
+mod icmp_error;
+mod new_connection;
 mod port;
+mod slot;
 
 use core::ops::DerefMut;
 
@@ -20,19 +20,19 @@ use crate::{
     address::{Address, V4, V6},
     headers::TcpFlags,
     maps::{
-        BY_ROUTE, Backend, Flow, FlowKey, Handshake, IN_FRAGMENTS, LOOPBACK, Mac, Notes, Policy,
-        PortPool, PortWord, Service, ServiceKey, Settings, mode,
+        BY_ROUTE, Backend, Flow, FlowKey, Handshake, IN_FRAGMENTS, LOOPBACK, Mac, OwnerTags,
+        Policy, PortPool, PortWord, Service, ServiceKey, Settings, mode,
     },
     verdict::Verdict,
 };
-use begin::begin;
-use established::{established, look_again};
+use established::{established, recheck_established};
 use flow::keeps_flows;
-use place::{NOWHERE, find_client, find_routed, find_worker};
+use new_connection::handle_new_connection;
+use slot::{NO_SLOT, find_by_client, find_by_reply, find_by_routed_reply};
 
-pub use begin::Claim;
 pub use choice::COMPARED;
-pub use error::steer_error;
+pub use icmp_error::steer_error;
+pub use new_connection::PendingConnection;
 pub use port::PortState;
 
 /// Where the packet met the program.
@@ -50,7 +50,7 @@ pub enum Hook {
 /// A packet, as far as the decision needs it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival {
+pub struct PacketMeta {
     /// With the VLAN tag of the frame.
     pub source_mac: Mac,
     pub destination_mac: Mac,
@@ -63,7 +63,7 @@ pub struct Arrival {
     /// Whether it met XDP, behind which TC meets what XDP cannot send.
     pub in_driver: bool,
     /// Of an error message: the packet that it quotes would get through in fragments.
-    pub asks_for_fragments: bool,
+    pub fragmentation_needed: bool,
     pub sequence: u32,
     pub acknowledgement: u32,
     /// Packets and bytes on the wire that this one stands for.
@@ -79,11 +79,11 @@ pub enum Exit {
     Pass,
     Drop,
     /// Rewritten, on the way it was going.
-    Here,
+    Local,
     /// Rewritten, to the decision's next hop.
     Backend,
     /// As it came, but for its time to live, to the decision's next hop.
-    Onwards,
+    Dsr,
     /// Rewritten, to the decision's link addresses: back to where the client's packets come from.
     Client,
     /// Rewritten, to where the manager's own route to the client leads.
@@ -101,7 +101,7 @@ pub enum Exit {
 #[derive(Clone, Copy, Debug)]
 pub struct Decision<A = V4> {
     /// The tuple to leave with, unless the packet passes or is dropped.
-    pub leaves: FlowKey<A>,
+    pub translated: FlowKey<A>,
     /// With the VLAN tag to leave with.
     pub destination_mac: Mac,
     pub source_mac: Mac,
@@ -113,7 +113,7 @@ pub struct Decision<A = V4> {
     pub verdict: Verdict,
     pub exit: Exit,
     /// 1 if this packet began a connection.
-    pub opened: u8,
+    pub new_connection: u8,
     /// 1 if the packet's sender knows the connection's numbers: from others, nothing is learnt.
     pub plausible: u8,
 }
@@ -121,7 +121,7 @@ pub struct Decision<A = V4> {
 impl<A: Address> Decision<A> {
     /// Nothing decided yet.
     pub const NONE: Self = Self {
-        leaves: FlowKey::NONE,
+        translated: FlowKey::NONE,
         destination_mac: Mac::NONE,
         source_mac: Mac::NONE,
         next_hop: A::NONE,
@@ -129,7 +129,7 @@ impl<A: Address> Decision<A> {
         backend: 0,
         verdict: Verdict::ToBackend,
         exit: Exit::Pass,
-        opened: 0,
+        new_connection: 0,
         plausible: 0,
     };
 }
@@ -138,7 +138,7 @@ impl<A> Decision<A> {
     /// Whether the packet leaves the way that it was going.
     #[inline(always)]
     pub fn is_forwarded(&self) -> bool {
-        !matches!(self.exit, Exit::Pass | Exit::Drop | Exit::Here)
+        !matches!(self.exit, Exit::Pass | Exit::Drop | Exit::Local)
     }
 }
 
@@ -152,10 +152,10 @@ pub enum InsertError {
 /// What a connection is made of while it is made.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Workbench<A = V4> {
+pub struct FlowScratch<A = V4> {
     pub request: Flow<A>,
     pub reply: Flow<A>,
-    pub claim: Claim<A>,
+    pub pending: PendingConnection<A>,
 }
 
 /// A loop's body, with what it works on.
@@ -172,15 +172,15 @@ pub trait Tables {
     type Entry<'a>: DerefMut<Target = Flow<Self::Address>>
     where
         Self: 'a;
-    /// The notes of a column, writable in place.
-    type Notes<'a>: DerefMut<Target = Notes>
+    /// The owner tags of a bucket, writable in place.
+    type OwnerTags<'a>: DerefMut<Target = OwnerTags>
     where
         Self: 'a;
-    /// A place of the half-open table, writable in place.
-    type Place<'a>: DerefMut<Target = Handshake<Self::Address>>
+    /// A slot of the half-open table, writable in place.
+    type Slot<'a>: DerefMut<Target = Handshake<Self::Address>>
     where
         Self: 'a;
-    type Workbench<'a>: DerefMut<Target = Workbench<Self::Address>>
+    type FlowScratch<'a>: DerefMut<Target = FlowScratch<Self::Address>>
     where
         Self: 'a;
     /// A pool of ports, writable in place.
@@ -196,34 +196,34 @@ pub trait Tables {
     fn policy(&self, service: u32) -> Option<Policy>;
     fn choice(&self, index: u32) -> Option<u32>;
     /// The number of this service's round-robin choices before this one.
-    fn turn(&self, service: u32) -> u32;
+    fn next_round_robin(&self, service: u32) -> u32;
     fn random(&self) -> u32;
     /// Takes the steps 0 to `count - 1`, until one says that it was the last. The verifier cannot
     /// follow a long loop, but the kernel can run one.
     ///
     /// Before Linux 6.8 (ab5cfac139ab) it verifies the first step only, and takes out of the program
-    /// whatever that one cannot reach. So what a step changes begins [`veiled`](Self::veiled).
+    /// whatever that one cannot reach. So what a step changes begins [`barrier_var`](Self::veiled).
     fn repeat<S: Step>(&self, count: u32, steps: &mut S);
     /// The same number, but none that the verifier knows.
-    fn veiled(&self, number: u32) -> u32;
+    fn barrier_var(&self, number: u32) -> u32;
     /// Open connections of a backend.
-    fn active(&self, backend: u32) -> u32;
+    fn active_connections(&self, backend: u32) -> u32;
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// The interface by which packets of this address come: 0 for one of the manager's own, which come by none;
     /// nothing if it may be any client's.
-    fn home(&self, address: Self::Address) -> Option<u32>;
+    fn expected_interface(&self, address: Self::Address) -> Option<u32>;
     /// Whether the operator has denied the client at this address.
     fn is_denied(&self, client: &V6) -> bool;
     /// Whether the link addresses of a backend are known, without which XDP sends nothing there.
-    fn knows_link(&self, backend: u32) -> bool;
+    fn has_neighbour(&self, backend: u32) -> bool;
 
     /// Room for what is being made: it is too large for the stack of a BPF program.
-    fn workbench(&self) -> Option<Self::Workbench<'_>>;
+    fn flow_scratch(&self) -> Option<Self::FlowScratch<'_>>;
 
-    /// Whose handshakes are in a column of the half-open table.
-    fn notes(&self, column: u32) -> Option<Self::Notes<'_>>;
-    /// A place of the half-open table.
-    fn handshake(&self, place: u32) -> Option<Self::Place<'_>>;
+    /// Whose handshakes are in a bucket of the half-open table.
+    fn owner_tags(&self, bucket: u32) -> Option<Self::OwnerTags<'_>>;
+    /// A slot of the half-open table.
+    fn handshake(&self, slot: u32) -> Option<Self::Slot<'_>>;
 
     /// The number of the pool of ports towards a worker's endpoint.
     fn pool_of(&self, endpoint: &ServiceKey) -> Option<u32>;
@@ -233,9 +233,9 @@ pub trait Tables {
     fn set_ports(&self, index: u32, state: PortState, bits: u64) -> u64;
     /// The same, but clears them.
     fn clear_ports(&self, index: u32, state: PortState, bits: u64) -> u64;
-    /// The place, plus 1, of the last handshake that was begun from a port; 0 for none.
+    /// The slot, plus 1, of the last handshake that was begun from a port; 0 for none.
     fn port_handshake(&self, index: u32) -> Option<u32>;
-    fn note_port_handshake(&self, index: u32, place: u32);
+    fn set_port_handshake(&self, index: u32, slot: u32);
     /// One of the manager's addresses for NAT.
     fn nat_source(&self, index: u32) -> Option<V6>;
 
@@ -256,11 +256,11 @@ pub trait Tables {
     fn clear_ended(&self, flow: &mut Flow<Self::Address>, bits: u8);
     /// Takes the mark away that says that the connection is counted, and returns whether it was there: to
     /// one only of two processors that ask at once.
-    fn take_count(&self, request: &mut Flow<Self::Address>) -> bool;
+    fn clear_counted(&self, request: &mut Flow<Self::Address>) -> bool;
     /// Puts the mark back; returns whether it was not there: to one only of two that ask at once.
-    fn give_count(&self, request: &mut Flow<Self::Address>) -> bool;
+    fn set_counted(&self, request: &mut Flow<Self::Address>) -> bool;
     /// Marks a handshake as completed; returns whether it was not: to one only of two that ask at once.
-    fn complete(&self, handshake: &mut Handshake<Self::Address>) -> bool;
+    fn mark_completed(&self, handshake: &mut Handshake<Self::Address>) -> bool;
     /// Counts a backend's open connection, or no longer.
     fn count_active(&self, backend: u32, open: bool);
     /// Counts a handshake that the client went on with although no answer of the backend had passed here.
@@ -271,12 +271,12 @@ pub trait Tables {
 #[inline(always)]
 pub fn steer<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) {
-    if !steer_established(tables, arrival, key, decision) {
-        steer_others(tables, arrival, key, decision);
+    if !steer_established(tables, packet, key, decision) {
+        steer_unestablished(tables, packet, key, decision);
     }
 }
 
@@ -284,7 +284,7 @@ pub fn steer<T: Tables>(
 #[inline(always)]
 pub fn steer_established<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) -> bool {
@@ -292,7 +292,7 @@ pub fn steer_established<T: Tables>(
     let Some(flow) = tables.established(key) else {
         return false;
     };
-    match established(tables, arrival, key, flow, decision) {
+    match established(tables, packet, key, flow, decision) {
         Some(verdict) => {
             decision.verdict = verdict;
             true
@@ -303,13 +303,13 @@ pub fn steer_established<T: Tables>(
 
 /// The second half: the packet is none of an established flow.
 #[inline(always)]
-pub fn steer_others<T: Tables>(
+pub fn steer_unestablished<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) {
-    decision.verdict = unknown(tables, arrival, key, decision);
+    decision.verdict = unestablished(tables, packet, key, decision);
 }
 
 /// A packet of no established flow: part of a handshake, a stray one, or none of ours.
@@ -319,16 +319,16 @@ pub fn steer_others<T: Tables>(
 /// caller needs: the verifier lets no function leave a pointer to its caller's stack in the result
 /// register, as a function that returns a structure, or nothing, does.
 #[inline(always)]
-fn unknown<T: Tables>(
+fn unestablished<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let mut place = find_worker(tables, arrival.hook, key);
+    let mut slot = find_by_reply(tables, packet.hook, key);
     let mut service = None;
-    if place == NOWHERE {
-        if arrival.hook == Hook::Egress || key.destination.is_mapped() {
+    if slot == NO_SLOT {
+        if packet.hook == Hook::Egress || key.destination.is_mapped() {
             return Verdict::NotOurs;
         }
         service = tables.service(&ServiceKey {
@@ -338,16 +338,16 @@ fn unknown<T: Tables>(
             reserved: 0,
         });
         if service.is_none() {
-            place = find_routed(tables, arrival.hook, key);
+            slot = find_by_routed_reply(tables, packet.hook, key);
         }
     }
-    if place != NOWHERE {
-        return handshake::answer(tables, arrival, place, decision);
+    if slot != NO_SLOT {
+        return handshake::handle_worker_packet(tables, packet, slot, decision);
     }
     let Some(service) = service else {
-        return look_again(tables, key, Verdict::NotOurs, decision);
+        return recheck_established(tables, key, Verdict::NotOurs, decision);
     };
-    if arrival.hook == Hook::Ingress && !arrival.source_mac.is_station() {
+    if packet.hook == Hook::Ingress && !packet.source_mac.is_station() {
         // An answer would go to a group, or to nobody.
         decision.exit = Exit::Drop;
         return Verdict::Malformed;
@@ -357,14 +357,14 @@ fn unknown<T: Tables>(
         decision.exit = Exit::Drop;
         return Verdict::Denied;
     }
-    let place = find_client(tables, key);
-    if arrival.flags.opens() || key.is_datagram() && !goes_on(tables, place) {
-        return begin(tables, arrival, key, service.id, place, decision);
+    let slot = find_by_client(tables, key);
+    if packet.flags.is_syn() || key.is_datagram() && !continues_exchange(tables, slot) {
+        return handle_new_connection(tables, packet, key, service.id, slot, decision);
     }
-    if place == NOWHERE {
-        return look_again(tables, key, Verdict::NoFlow, decision);
+    if slot == NO_SLOT {
+        return recheck_established(tables, key, Verdict::NoFlow, decision);
     }
-    handshake::go_on(tables, arrival, key, place, decision)
+    handshake::handle_client_packet(tables, packet, key, slot, decision)
 }
 
 #[inline(never)]
@@ -374,8 +374,8 @@ fn is_denied<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> bool {
 
 /// Whether a datagram goes where those before it went: the worker has answered, and still does.
 #[inline(always)]
-fn goes_on<T: Tables>(tables: &T, place: u32) -> bool {
-    let Some(handshake) = tables.handshake(place) else {
+fn continues_exchange<T: Tables>(tables: &T, slot: u32) -> bool {
+    let Some(handshake) = tables.handshake(slot) else {
         return false;
     };
     let backend = tables.backend(handshake.backend);
@@ -384,9 +384,9 @@ fn goes_on<T: Tables>(tables: &T, place: u32) -> bool {
 
 /// What it takes to send a packet on.
 #[derive(Clone, Copy)]
-struct Way<A> {
+struct Forwarding<A> {
     is_request: bool,
-    leaves: FlowKey<A>,
+    translated: FlowKey<A>,
     backend: u32,
     client_interface: u32,
     client_mac: Mac,
@@ -397,45 +397,49 @@ struct Way<A> {
 #[inline(always)]
 fn is_left_to_tc<T: Tables>(
     tables: &T,
-    way: &Way<T::Address>,
+    forwarding: &Forwarding<T::Address>,
     backend: &Backend,
-    arrival: &Arrival,
+    packet: &PacketMeta,
 ) -> bool {
-    if !arrival.in_driver || backend.mode == mode::LOCAL {
+    if !packet.in_driver || backend.mode == mode::LOCAL {
         return false;
     }
-    if way.is_request {
-        !tables.knows_link(way.backend)
+    if forwarding.is_request {
+        !tables.has_neighbour(forwarding.backend)
     } else {
-        way.client_interface == LOOPBACK || way.client_mac.tag() != 0
+        forwarding.client_interface == LOOPBACK || forwarding.client_mac.tag() != 0
     }
 }
 
 /// Takes back what a packet that XDP leaves to TC has added to its flow.
 #[inline(always)]
-pub fn give_back<T: Tables>(tables: &T, arrival: &Arrival, key: &FlowKey<T::Address>) {
+pub fn undo_accounting<T: Tables>(tables: &T, packet: &PacketMeta, key: &FlowKey<T::Address>) {
     if let Some(mut flow) = tables.established(key) {
-        flow.bytes = flow.bytes.saturating_sub(arrival.bytes.into());
+        flow.bytes = flow.bytes.saturating_sub(packet.bytes.into());
     }
 }
 
 /// Decides how a packet leaves.
 #[inline(always)]
-fn leave<A: Address>(way: &Way<A>, backend: &Backend, decision: &mut Decision<A>) -> Verdict {
+fn decide_exit<A: Address>(
+    forwarding: &Forwarding<A>,
+    backend: &Backend,
+    decision: &mut Decision<A>,
+) -> Verdict {
     let local = backend.mode == mode::LOCAL;
-    decision.backend = way.backend;
-    decision.leaves = way.leaves;
+    decision.backend = forwarding.backend;
+    decision.translated = forwarding.translated;
     if local {
-        decision.exit = Exit::Here;
-        return if way.is_request {
+        decision.exit = Exit::Local;
+        return if forwarding.is_request {
             Verdict::ToManager
         } else {
             Verdict::FromManager
         };
     }
-    if way.is_request {
+    if forwarding.is_request {
         decision.exit = if backend.mode == mode::DSR {
-            Exit::Onwards
+            Exit::Dsr
         } else {
             Exit::Backend
         };
@@ -443,20 +447,20 @@ fn leave<A: Address>(way: &Way<A>, backend: &Backend, decision: &mut Decision<A>
         decision.next_hop = A::from_mapped(&backend.next_hop);
         return Verdict::ToBackend;
     }
-    decision.interface = way.client_interface;
-    decision.exit = if (LOOPBACK + 1..IN_FRAGMENTS).contains(&way.client_interface) {
+    decision.interface = forwarding.client_interface;
+    decision.exit = if (LOOPBACK + 1..IN_FRAGMENTS).contains(&forwarding.client_interface) {
         Exit::Client
-    } else if way.client_interface == LOOPBACK {
+    } else if forwarding.client_interface == LOOPBACK {
         Exit::Loopback
     } else {
-        decision.interface = way.client_interface & !(BY_ROUTE | IN_FRAGMENTS);
-        if way.client_interface & BY_ROUTE != 0 {
+        decision.interface = forwarding.client_interface & !(BY_ROUTE | IN_FRAGMENTS);
+        if forwarding.client_interface & BY_ROUTE != 0 {
             Exit::ClientByRoute
         } else {
             Exit::ClientInFragments
         }
     };
-    decision.destination_mac = way.client_mac;
-    decision.source_mac = way.manager_mac;
+    decision.destination_mac = forwarding.client_mac;
+    decision.source_mac = forwarding.manager_mac;
     Verdict::ToClient
 }

@@ -11,17 +11,17 @@
 //!    of a client that holds most ports, gives its port up.
 //!
 //! A search goes round: it begins where the last one ended, so that a port rests for as long as it can. The
-//! bits only say where to look: [`examine`] asks the tables whether a port is in use.
+//! bits only say where to look: [`inspect`] asks the tables whether a port is in use.
 
 use super::{
     Step, Tables,
-    flow::{are_twins, is_over, silence_ns, uncount},
-    place::{NOWHERE, is_under_way},
+    flow::{idle_ns, is_over, is_reverse_of, uncount},
+    slot::{NO_SLOT, is_pending},
 };
 use crate::{
     address::Address,
     maps::{
-        FlowKey, MOST_NAT_SOURCES, PORTS_PER_WORD, ServiceKey, Settings, TIME_WAIT_NS, direction,
+        FlowKey, MAX_NAT_SOURCES, PORTS_PER_WORD, ServiceKey, Settings, TIME_WAIT_NS, direction,
         ended, mode,
     },
 };
@@ -34,31 +34,31 @@ const WAITING_COMPARED: u32 = 8;
 /// How many ports in use are looked at for one whose connection is over.
 const USED_COMPARED: u32 = 32;
 /// A connection that was silent for less gives its port to nobody.
-const SILENT_NS: u64 = 60_000_000_000;
+const MIN_IDLE_NS: u64 = 60_000_000_000;
 
 /// What the end of a connection leaves of it at the worker.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Remains {
-    Nothing,
+pub(super) enum TimeWait {
+    None,
     /// TIME_WAIT, a half-open connection, or whatever else an end without a word leaves.
-    Perhaps,
+    Possible,
 }
 
-impl Remains {
+impl TimeWait {
     /// After both sides have ended with these bits, the second of them in this direction: who closes first keeps
     /// TIME_WAIT (RFC 9293, section 3.6).
     #[inline(always)]
     pub(super) fn after(ended_bits: u8, second: u8) -> Self {
         if ended_bits & ended::RESET != 0 || second == direction::REPLY {
-            Self::Nothing
+            Self::None
         } else {
-            Self::Perhaps
+            Self::Possible
         }
     }
 }
 
-/// The place of the handshake that was begun from the port to which the packet with the tuple `key` is sent.
+/// The slot of the handshake that was begun from the port to which the packet with the tuple `key` is sent.
 #[inline(always)]
 pub(super) fn handshake_at<T: Tables>(
     tables: &T,
@@ -72,43 +72,44 @@ pub(super) fn handshake_at<T: Tables>(
         reserved: 0,
     };
     let Some(position) = position(tables, settings, key.destination, key.destination_port) else {
-        return NOWHERE;
+        return NO_SLOT;
     };
     let Some(pool) = tables.pool_of(&endpoint) else {
-        return NOWHERE;
+        return NO_SLOT;
     };
     let index = index(settings, pool, position);
     // 0 stands for none.
-    let place = tables.port_handshake(index).unwrap_or(0);
-    place.wrapping_sub(1)
+    let slot = tables.port_handshake(index).unwrap_or(0);
+    slot.wrapping_sub(1)
 }
 
-/// Notes that the handshake at `place` was begun from the port that it leaves with.
+/// Notes that the handshake at `slot` was begun from the port that it leaves with.
 #[inline(always)]
-pub(super) fn note_handshake<T: Tables>(
+pub(super) fn record_handshake<T: Tables>(
     tables: &T,
     backend: u32,
-    leaves: &FlowKey<T::Address>,
-    place: u32,
+    translated: &FlowKey<T::Address>,
+    slot: u32,
 ) {
     let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(backend)) else {
         return;
     };
     if backend.mode == mode::NAT
-        && let Some(position) = position(tables, settings, leaves.source, leaves.source_port)
+        && let Some(position) =
+            position(tables, settings, translated.source, translated.source_port)
     {
         let index = index(settings, backend.port_pool, position);
-        tables.note_port_handshake(index, place + 1);
+        tables.set_port_handshake(index, slot + 1);
     }
 }
 
-/// Gives back the port of a connection to `backend` that left with the tuple `leaves`.
+/// Gives back the port of a connection to `backend` that left with the tuple `translated`.
 #[inline(never)]
 pub(super) fn release<T: Tables>(
     tables: &T,
     backend: u32,
-    leaves: &FlowKey<T::Address>,
-    remains: Remains,
+    translated: &FlowKey<T::Address>,
+    time_wait: TimeWait,
 ) -> u32 {
     let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(backend)) else {
         return NO_PORT;
@@ -116,17 +117,18 @@ pub(super) fn release<T: Tables>(
     if backend.mode != mode::NAT {
         return NO_PORT;
     }
-    let Some(position) = position(tables, settings, leaves.source, leaves.source_port) else {
+    let Some(position) = position(tables, settings, translated.source, translated.source_port)
+    else {
         return NO_PORT;
     };
     let word = backend.port_pool * settings.pool_words + position / PORTS_PER_WORD;
     let bit = 1 << (position % PORTS_PER_WORD);
-    match remains {
-        Remains::Nothing => {
+    match time_wait {
+        TimeWait::None => {
             tables.clear_ports(word, PortState::Waiting, bit);
             tables.clear_ports(word, PortState::Used, bit);
         }
-        Remains::Perhaps => {
+        TimeWait::Possible => {
             tables.set_ports(word, PortState::Waiting, bit);
         }
     }
@@ -135,14 +137,19 @@ pub(super) fn release<T: Tables>(
 
 /// Takes back the port of a connection that has not ended after all.
 #[inline(never)]
-pub(super) fn retake<T: Tables>(tables: &T, backend: u32, leaves: &FlowKey<T::Address>) -> u32 {
+pub(super) fn reclaim<T: Tables>(
+    tables: &T,
+    backend: u32,
+    translated: &FlowKey<T::Address>,
+) -> u32 {
     let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(backend)) else {
         return NO_PORT;
     };
     if backend.mode != mode::NAT {
         return NO_PORT;
     }
-    let Some(position) = position(tables, settings, leaves.source, leaves.source_port) else {
+    let Some(position) = position(tables, settings, translated.source, translated.source_port)
+    else {
         return NO_PORT;
     };
     let word = backend.port_pool * settings.pool_words + position / PORTS_PER_WORD;
@@ -159,33 +166,33 @@ pub enum PortState {
     Waiting,
 }
 
-/// Takes a port out of `pool` for the workbench's claim, which then leaves with it; returns its position, or
+/// Takes a port out of `pool` for the pending connection, which then leaves with it; returns its position, or
 /// [`NO_PORT`].
 #[inline(never)]
-pub(super) fn take<T: Tables>(tables: &T, pool: u32) -> u32 {
+pub(super) fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
     let Some(settings) = tables.settings() else {
         return NO_PORT;
     };
-    let mut position = take_free(tables, settings, pool);
+    let mut position = allocate_free(tables, settings, pool);
     if position == NO_PORT {
-        position = take_waiting(tables, settings, pool);
+        position = allocate_waiting(tables, settings, pool);
     }
     if position == NO_PORT {
-        position = take_used(tables, settings, pool);
+        position = allocate_used(tables, settings, pool);
     }
     if position != NO_PORT {
-        aim(tables, settings, position);
+        set_source(tables, settings, position);
         supersede(tables, settings, pool, position);
     }
     position
 }
 
 #[inline(never)]
-fn take_free<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
+fn allocate_free<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
     let mut search = FreeSearch {
         pool,
         first: tables.pool(pool).map_or(0, |it| it.next_free),
-        found: tables.veiled(NO_PORT),
+        found: tables.barrier_var(NO_PORT),
     };
     // Once more the first word, whose positions before the first one come last.
     tables.repeat(settings.pool_words + 1, &mut search);
@@ -226,8 +233,8 @@ impl Step for FreeSearch {
             return false;
         }
         let position = word * PORTS_PER_WORD + free.trailing_zeros();
-        aim(tables, settings, position);
-        if is_in_use(examine(tables, self.pool, position)) {
+        set_source(tables, settings, position);
+        if is_in_use(inspect(tables, self.pool, position)) {
             return false;
         }
         self.found = position;
@@ -236,13 +243,13 @@ impl Step for FreeSearch {
 }
 
 #[inline(never)]
-fn take_waiting<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
+fn allocate_waiting<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
     let mut search = WaitingSearch {
-        longest_ns: tables.veiled(0).into(),
+        longest_ns: tables.barrier_var(0).into(),
         pool,
         first: tables.pool(pool).map_or(0, |it| it.next_waiting),
-        found: tables.veiled(NO_PORT),
-        compared: tables.veiled(0),
+        found: tables.barrier_var(NO_PORT),
+        compared: tables.barrier_var(0),
     };
     tables.repeat(settings.pool_words + 1, &mut search);
     let found = search.found;
@@ -287,36 +294,36 @@ impl Step for WaitingSearch {
             return false;
         }
         let position = word * PORTS_PER_WORD + waiting.trailing_zeros();
-        aim(tables, settings, position);
-        let seen = examine(tables, self.pool, position);
+        set_source(tables, settings, position);
+        let seen = inspect(tables, self.pool, position);
         if is_in_use(seen) {
             tables.clear_ports(index, PortState::Waiting, waiting & waiting.wrapping_neg());
             return false;
         }
-        let silence_ns = seen & SILENCE;
-        if silence_ns >= self.longest_ns {
-            self.longest_ns = silence_ns;
+        let idle_ns = seen & IDLE_MASK;
+        if idle_ns >= self.longest_ns {
+            self.longest_ns = idle_ns;
             self.found = position;
         }
         self.compared += 1;
-        silence_ns > TIME_WAIT_NS || self.compared == WAITING_COMPARED
+        idle_ns > TIME_WAIT_NS || self.compared == WAITING_COMPARED
     }
 }
 
 #[inline(never)]
-fn take_used<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
+fn allocate_used<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
     let positions = settings.pool_words * PORTS_PER_WORD;
     let mut search = UsedSearch {
-        merit: tables.veiled(0).into(),
+        score: tables.barrier_var(0).into(),
         pool,
         first: tables.random().checked_rem(positions).unwrap_or(0),
-        found: tables.veiled(NO_PORT),
-        suspect: tables.veiled(0),
-        matches: tables.veiled(0),
-        compared: tables.veiled(0),
+        found: tables.barrier_var(NO_PORT),
+        suspect: tables.barrier_var(0),
+        matches: tables.barrier_var(0),
+        compared: tables.barrier_var(0),
     };
     tables.repeat(positions, &mut search);
-    if search.merit < HALF_OPEN && search.matches < SUSPICIOUS {
+    if search.score < HALF_OPEN && search.matches < SUSPICIOUS {
         return NO_PORT;
     }
     search.found
@@ -329,7 +336,7 @@ const SUSPICIOUS: u32 = USED_COMPARED / 4;
 #[repr(C)]
 struct UsedSearch {
     /// How much speaks for `found`.
-    merit: u64,
+    score: u64,
     pool: u32,
     first: u32,
     found: u32,
@@ -352,14 +359,16 @@ impl Step for UsedSearch {
         if ports_of(settings, position / PORTS_PER_WORD) & bit == 0 {
             return false;
         }
-        aim(tables, settings, position);
-        let seen = examine(tables, self.pool, position);
+        set_source(tables, settings, position);
+        let seen = inspect(tables, self.pool, position);
         if !is_in_use(seen) {
-            self.merit = u64::MAX;
+            self.score = u64::MAX;
             self.found = position;
             return true;
         }
-        let client = tables.workbench().map_or(0, |bench| bench.claim.holder);
+        let client = tables
+            .flow_scratch()
+            .map_or(0, |scratch| scratch.pending.holder);
         let is_half_open = seen & HALF_OPEN != 0;
         if !is_half_open && self.matches == 0 {
             self.suspect = client;
@@ -370,9 +379,9 @@ impl Step for UsedSearch {
         } else {
             self.matches.saturating_sub(u32::from(!is_half_open))
         };
-        let may_lose = is_half_open || is_suspect && seen > SILENT_NS;
-        if may_lose && seen >= self.merit {
-            self.merit = seen;
+        let is_candidate = is_half_open || is_suspect && seen > MIN_IDLE_NS;
+        if is_candidate && seen >= self.score {
+            self.score = seen;
             self.found = position;
         }
         self.compared += 1;
@@ -380,8 +389,8 @@ impl Step for UsedSearch {
     }
 }
 
-/// What [`examine`] says of a port beside the silence of its holder, in nanoseconds.
-const SILENCE: u64 = HALF_OPEN - 1;
+/// What [`inspect`] says of a port beside the silence of its holder, in nanoseconds.
+const IDLE_MASK: u64 = HALF_OPEN - 1;
 const HALF_OPEN: u64 = 1 << 61;
 const NOT_IN_USE: u64 = 1 << 62;
 
@@ -390,62 +399,62 @@ fn is_in_use(seen: u64) -> bool {
     seen & NOT_IN_USE == 0
 }
 
-/// Looks up who holds the port with which the workbench's claim leaves, and since when no packet came. The keys
-/// stand in the workbench: on the stack is no room for them.
+/// Looks up who holds the port with which the pending connection leaves, and since when no packet came. The keys
+/// stand in the flow scratch: on the stack is no room for them.
 #[inline(never)]
-fn examine<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
-    let (Some(settings), Some(mut bench)) = (tables.settings(), tables.workbench()) else {
+fn inspect<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
+    let (Some(settings), Some(mut scratch)) = (tables.settings(), tables.flow_scratch()) else {
         return 0;
     };
-    let claim = &mut bench.claim;
+    let pending = &mut scratch.pending;
     let now = tables.now_ns();
     if let Some(handshake) = handshake_from(tables, settings, pool, position)
-        && handshake.leaves.is(&claim.leaves)
-        && is_under_way(&handshake, settings, now)
+        && handshake.translated.is(&pending.translated)
+        && is_pending(&handshake, settings, now)
     {
-        return HALF_OPEN | now.saturating_sub(handshake.syn_ns) & SILENCE;
+        return HALF_OPEN | now.saturating_sub(handshake.syn_ns) & IDLE_MASK;
     }
-    claim.reply_key = claim.leaves.reversed();
-    let Some(holder) = tables.established(&claim.reply_key) else {
-        return NOT_IN_USE | SILENCE;
+    pending.reply_key = pending.translated.reversed();
+    let Some(holder) = tables.established(&pending.reply_key) else {
+        return NOT_IN_USE | IDLE_MASK;
     };
-    claim.request_key = holder.leaves.reversed();
-    let twin = tables
-        .established(&claim.request_key)
-        .filter(|twin| are_twins(&claim.reply_key, twin));
-    let silence_ns = silence_ns(&holder, twin.as_deref(), now) & SILENCE;
-    if holder.superseded == 1 || is_over(settings, &holder, twin.as_deref(), now) {
-        return NOT_IN_USE | silence_ns;
+    pending.request_key = holder.translated.reversed();
+    let reverse = tables
+        .established(&pending.request_key)
+        .filter(|reverse| is_reverse_of(&pending.reply_key, reverse));
+    let idle_ns = idle_ns(&holder, reverse.as_deref(), now) & IDLE_MASK;
+    if holder.superseded == 1 || is_over(settings, &holder, reverse.as_deref(), now) {
+        return NOT_IN_USE | idle_ns;
     }
-    claim.holder = claim.request_key.source.word();
-    silence_ns
+    pending.holder = pending.request_key.source.word();
+    idle_ns
 }
 
-/// Takes the port with which the workbench's claim leaves from its last holder: no packet of that connection
+/// Takes the port with which the pending connection leaves from its last holder: no packet of that connection
 /// goes on from here.
 #[inline(never)]
 fn supersede<T: Tables>(tables: &T, settings: &Settings, pool: u32, position: u32) -> u32 {
-    let Some(mut bench) = tables.workbench() else {
+    let Some(mut scratch) = tables.flow_scratch() else {
         return 0;
     };
-    let claim = &mut bench.claim;
+    let pending = &mut scratch.pending;
     if let Some(mut handshake) = handshake_from(tables, settings, pool, position)
-        && handshake.leaves.is(&claim.leaves)
+        && handshake.translated.is(&pending.translated)
     {
         handshake.backend = 0;
     }
-    claim.reply_key = claim.leaves.reversed();
-    let Some(mut holder) = tables.established(&claim.reply_key) else {
+    pending.reply_key = pending.translated.reversed();
+    let Some(mut holder) = tables.established(&pending.reply_key) else {
         return 0;
     };
     holder.superseded = 1;
-    claim.request_key = holder.leaves.reversed();
+    pending.request_key = holder.translated.reversed();
     drop(holder);
-    if let Some(mut twin) = tables.established(&claim.request_key)
-        && are_twins(&claim.reply_key, &twin)
+    if let Some(mut reverse) = tables.established(&pending.request_key)
+        && is_reverse_of(&pending.reply_key, &reverse)
     {
-        twin.superseded = 1;
-        uncount(tables, &mut twin);
+        reverse.superseded = 1;
+        uncount(tables, &mut reverse);
     }
     0
 }
@@ -457,25 +466,25 @@ fn handshake_from<'a, T: Tables>(
     settings: &Settings,
     pool: u32,
     position: u32,
-) -> Option<T::Place<'a>> {
-    let place = tables.port_handshake(index(settings, pool, position))?;
-    tables.handshake(place.wrapping_sub(1))
+) -> Option<T::Slot<'a>> {
+    let slot = tables.port_handshake(index(settings, pool, position))?;
+    tables.handshake(slot.wrapping_sub(1))
 }
 
-/// Makes the workbench's claim leave from the port at `position`.
+/// Makes the pending connection leave from the port at `position`.
 #[inline(always)]
-fn aim<T: Tables>(tables: &T, settings: &Settings, position: u32) {
-    let Some(mut bench) = tables.workbench() else {
+fn set_source<T: Tables>(tables: &T, settings: &Settings, position: u32) {
+    let Some(mut scratch) = tables.flow_scratch() else {
         return;
     };
     let words = PORTS_PER_WORD * settings.source_words;
     let number = position.checked_div(words).unwrap_or(0);
     let port = u32::from(settings.nat_port_first) + (position - number * words);
-    bench.claim.leaves.source_port = (port as u16).to_be_bytes();
+    scratch.pending.translated.source_port = (port as u16).to_be_bytes();
     if sources::<T::Address>(settings) != 0
         && let Some(source) = tables.nat_source(family_offset::<T::Address>() + number)
     {
-        bench.claim.leaves.source = T::Address::from_mapped(&source);
+        scratch.pending.translated.source = T::Address::from_mapped(&source);
     }
 }
 
@@ -492,7 +501,7 @@ fn position<T: Tables>(
         return None;
     }
     let mut number = 0;
-    for source in 0..sources::<T::Address>(settings).min(MOST_NAT_SOURCES) {
+    for source in 0..sources::<T::Address>(settings).min(MAX_NAT_SOURCES) {
         let candidate = tables.nat_source(family_offset::<T::Address>() + source)?;
         if T::Address::from_mapped(&candidate) == address {
             number = source;
@@ -511,7 +520,7 @@ fn sources<A: Address>(settings: &Settings) -> u32 {
 /// Where the addresses of this family begin in map `nat_sources`.
 #[inline(always)]
 fn family_offset<A: Address>() -> u32 {
-    if A::IS_V4 { 0 } else { MOST_NAT_SOURCES }
+    if A::IS_V4 { 0 } else { MAX_NAT_SOURCES }
 }
 
 /// Index in map `port_handshakes`.

@@ -10,16 +10,19 @@ use std::{
 use lb_common::{
     address::{V4, V6},
     maps::{
-        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, NAT_SOURCES, Notes, PORTS_PER_WORD,
-        Policy, PortPool, PortWord, ROWS, Service, ServiceKey, Settings,
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, NAT_SOURCES, OwnerTags,
+        PORTS_PER_WORD, Policy, PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
+        Settings,
     },
-    steer::{Arrival, Claim, Decision, InsertError, PortState, Step, Tables, Workbench},
+    steer::{
+        Decision, FlowScratch, InsertError, PacketMeta, PendingConnection, PortState, Step, Tables,
+    },
 };
 
 pub const SECOND: u64 = 1_000_000_000;
 
-/// Of places for handshakes.
-const COLUMNS: u32 = 2_048;
+/// Of slots for handshakes.
+const BUCKETS: u32 = 2_048;
 
 /// Of the ports towards workers.
 const POOLS: u32 = 4;
@@ -36,7 +39,7 @@ pub struct Memory {
     pub choices: BTreeMap<u32, u32>,
     pub active: RefCell<BTreeMap<u32, u32>>,
     pub unanswered: RefCell<BTreeMap<u32, u32>>,
-    turn: Cell<u32>,
+    next_round_robin: Cell<u32>,
     pub backends: Vec<Backend>,
     /// Addresses that come by one interface only, or, with 0, by none.
     pub homes: BTreeMap<V4, u32>,
@@ -46,20 +49,20 @@ pub struct Memory {
     pub denied: Vec<V6>,
     pub established: FlowTable,
     pub half_open: Vec<RefCell<Handshake>>,
-    notes: Vec<RefCell<Notes>>,
+    owner_tags: Vec<RefCell<OwnerTags>>,
     /// Which pool holds the ports towards a worker's endpoint.
     pub endpoints: BTreeMap<ServiceKey, u32>,
     pools: Vec<RefCell<PortPool>>,
     words: Vec<Cell<PortWord>>,
     port_handshakes: Vec<Cell<u32>>,
     pub nat_sources: Vec<V6>,
-    workbench: RefCell<Workbench>,
+    flow_scratch: RefCell<FlowScratch>,
 }
 
 /// Decides on one packet.
-pub fn steer(memory: &Memory, arrival: &Arrival, key: &FlowKey) -> Decision {
+pub fn steer(memory: &Memory, packet: &PacketMeta, key: &FlowKey) -> Decision {
     let mut decision = Decision::NONE;
-    lb_common::steer::steer(memory, arrival, key, &mut decision);
+    lb_common::steer::steer(memory, packet, key, &mut decision);
     decision
 }
 
@@ -68,11 +71,11 @@ pub fn steer(memory: &Memory, arrival: &Arrival, key: &FlowKey) -> Decision {
 pub struct FlowTable {
     slots: Vec<RefCell<Flow>>,
     free: RefCell<VecDeque<usize>>,
-    places: RefCell<BTreeMap<FlowKey, Place>>,
+    positions: RefCell<BTreeMap<FlowKey, Position>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Position {
     slot: usize,
     /// When it was last looked up, by which the kernel chooses whom to evict.
     touched_ns: u64,
@@ -91,7 +94,7 @@ impl Memory {
                 closing_idle_ns: 10 * SECOND,
                 half_open_idle_ns: 30 * SECOND,
                 accept_local_before: 0,
-                half_open_columns: COLUMNS,
+                half_open_buckets: BUCKETS,
                 secret: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
                 pool_words: WORDS,
                 source_words: WORDS,
@@ -104,33 +107,33 @@ impl Memory {
             choices: BTreeMap::new(),
             active: RefCell::default(),
             unanswered: RefCell::default(),
-            turn: Cell::new(0),
+            next_round_robin: Cell::new(0),
             backends: vec![Backend::default(); 4],
             homes: BTreeMap::new(),
             linked: Vec::new(),
             denied: Vec::new(),
             established: FlowTable::new(capacity),
-            half_open: (0..COLUMNS * ROWS)
+            half_open: (0..BUCKETS * SLOTS_PER_BUCKET)
                 .map(|_| RefCell::new(Handshake::FREE))
                 .collect(),
-            notes: (0..COLUMNS).map(|_| RefCell::default()).collect(),
+            owner_tags: (0..BUCKETS).map(|_| RefCell::default()).collect(),
             endpoints: BTreeMap::new(),
             pools: vec![RefCell::default(); POOLS as usize],
             words: vec![Cell::default(); (POOLS * WORDS) as usize],
             port_handshakes: vec![Cell::new(0); (POOLS * WORDS * PORTS_PER_WORD) as usize],
             nat_sources: vec![[0; 16]; NAT_SOURCES as usize],
-            workbench: RefCell::new(Workbench {
+            flow_scratch: RefCell::new(FlowScratch {
                 request: empty(),
                 reply: empty(),
-                claim: Claim::default(),
+                pending: PendingConnection::default(),
             }),
         }
     }
 
     /// The handshakes under way.
     pub fn handshakes(&self) -> Vec<Handshake> {
-        let places = self.half_open.iter().map(|place| *place.borrow());
-        places.filter(Handshake::is_whole).collect()
+        let positions = self.half_open.iter().map(|slot| *slot.borrow());
+        positions.filter(Handshake::is_valid).collect()
     }
 
     fn change_ports(&self, index: u32, state: PortState, change: impl Fn(u64) -> u64) -> u64 {
@@ -154,33 +157,33 @@ impl FlowTable {
         Self {
             slots: (0..capacity).map(|_| RefCell::new(empty())).collect(),
             free: RefCell::new((0..capacity).collect()),
-            places: RefCell::default(),
+            positions: RefCell::default(),
         }
     }
 
     pub fn entries(&self) -> BTreeMap<FlowKey, Flow> {
-        let places = self.places.borrow();
-        places
+        let positions = self.positions.borrow();
+        positions
             .iter()
-            .map(|(key, place)| (*key, *self.slots[place.slot].borrow()))
+            .map(|(key, position)| (*key, *self.slots[position.slot].borrow()))
             .collect()
     }
 
     /// Entries that nobody looked up since `before_ns`.
     pub fn untouched_since(&self, before_ns: u64) -> Vec<FlowKey> {
-        let places = self.places.borrow();
-        places
+        let positions = self.positions.borrow();
+        positions
             .iter()
-            .filter(|(_, place)| place.touched_ns < before_ns)
+            .filter(|(_, position)| position.touched_ns < before_ns)
             .map(|(key, _)| *key)
             .collect()
     }
 
     fn find(&self, key: &FlowKey, now_ns: u64) -> Option<RefMut<'_, Flow>> {
-        let mut places = self.places.borrow_mut();
-        let place = places.get_mut(key)?;
-        place.touched_ns = now_ns;
-        Some(self.slots[place.slot].borrow_mut())
+        let mut positions = self.positions.borrow_mut();
+        let position = positions.get_mut(key)?;
+        position.touched_ns = now_ns;
+        Some(self.slots[position.slot].borrow_mut())
     }
 
     fn put(&self, key: &FlowKey, flow: &Flow, now_ns: u64) -> Result<(), InsertError> {
@@ -194,17 +197,17 @@ impl FlowTable {
             .pop_front()
             .ok_or(InsertError::Full)?;
         *self.slots[slot].borrow_mut() = *flow;
-        let place = Place {
+        let position = Position {
             slot,
             touched_ns: now_ns,
         };
-        self.places.borrow_mut().insert(*key, place);
+        self.positions.borrow_mut().insert(*key, position);
         Ok(())
     }
 
     pub fn remove(&self, key: &FlowKey) {
-        if let Some(place) = self.places.borrow_mut().remove(key) {
-            self.free.borrow_mut().push_back(place.slot);
+        if let Some(position) = self.positions.borrow_mut().remove(key) {
+            self.free.borrow_mut().push_back(position.slot);
         }
     }
 }
@@ -212,9 +215,9 @@ impl FlowTable {
 impl Tables for Memory {
     type Address = V4;
     type Entry<'a> = RefMut<'a, Flow>;
-    type Notes<'a> = RefMut<'a, Notes>;
-    type Place<'a> = RefMut<'a, Handshake>;
-    type Workbench<'a> = RefMut<'a, Workbench>;
+    type OwnerTags<'a> = RefMut<'a, OwnerTags>;
+    type Slot<'a> = RefMut<'a, Handshake>;
+    type FlowScratch<'a> = RefMut<'a, FlowScratch>;
     type Pool<'a> = RefMut<'a, PortPool>;
 
     fn now_ns(&self) -> u64 {
@@ -241,13 +244,14 @@ impl Tables for Memory {
         self.choices.get(&index).copied()
     }
 
-    fn turn(&self, _service: u32) -> u32 {
-        self.turn.replace(self.turn.get().wrapping_add(1))
+    fn next_round_robin(&self, _service: u32) -> u32 {
+        self.next_round_robin
+            .replace(self.next_round_robin.get().wrapping_add(1))
     }
 
     fn random(&self) -> u32 {
         // Different each time, and the same in each run.
-        self.turn(0).wrapping_mul(0x9e37_79b1)
+        self.next_round_robin(0).wrapping_mul(0x9e37_79b1)
     }
 
     fn repeat<S: Step>(&self, count: u32, steps: &mut S) {
@@ -258,11 +262,11 @@ impl Tables for Memory {
         }
     }
 
-    fn veiled(&self, number: u32) -> u32 {
+    fn barrier_var(&self, number: u32) -> u32 {
         number
     }
 
-    fn active(&self, backend: u32) -> u32 {
+    fn active_connections(&self, backend: u32) -> u32 {
         self.active.borrow().get(&backend).copied().unwrap_or(0)
     }
 
@@ -270,7 +274,7 @@ impl Tables for Memory {
         self.backends.get(id as usize)
     }
 
-    fn home(&self, address: V4) -> Option<u32> {
+    fn expected_interface(&self, address: V4) -> Option<u32> {
         self.homes.get(&address).copied()
     }
 
@@ -278,12 +282,12 @@ impl Tables for Memory {
         self.denied.contains(client)
     }
 
-    fn knows_link(&self, backend: u32) -> bool {
+    fn has_neighbour(&self, backend: u32) -> bool {
         self.linked.contains(&backend)
     }
 
-    fn workbench(&self) -> Option<RefMut<'_, Workbench>> {
-        Some(self.workbench.borrow_mut())
+    fn flow_scratch(&self) -> Option<RefMut<'_, FlowScratch>> {
+        Some(self.flow_scratch.borrow_mut())
     }
 
     fn established(&self, key: &FlowKey) -> Option<RefMut<'_, Flow>> {
@@ -305,12 +309,14 @@ impl Tables for Memory {
         self.established.remove(key);
     }
 
-    fn notes(&self, column: u32) -> Option<RefMut<'_, Notes>> {
-        self.notes.get(column as usize).map(RefCell::borrow_mut)
+    fn owner_tags(&self, bucket: u32) -> Option<RefMut<'_, OwnerTags>> {
+        self.owner_tags
+            .get(bucket as usize)
+            .map(RefCell::borrow_mut)
     }
 
-    fn handshake(&self, place: u32) -> Option<RefMut<'_, Handshake>> {
-        self.half_open.get(place as usize).map(RefCell::borrow_mut)
+    fn handshake(&self, slot: u32) -> Option<RefMut<'_, Handshake>> {
+        self.half_open.get(slot as usize).map(RefCell::borrow_mut)
     }
 
     fn pool_of(&self, endpoint: &ServiceKey) -> Option<u32> {
@@ -337,8 +343,8 @@ impl Tables for Memory {
         self.port_handshakes.get(index as usize).map(Cell::get)
     }
 
-    fn note_port_handshake(&self, index: u32, place: u32) {
-        self.port_handshakes[index as usize].set(place);
+    fn set_port_handshake(&self, index: u32, position: u32) {
+        self.port_handshakes[index as usize].set(position);
     }
 
     fn nat_source(&self, index: u32) -> Option<V6> {
@@ -353,15 +359,15 @@ impl Tables for Memory {
         flow.ended &= !bits;
     }
 
-    fn take_count(&self, request: &mut Flow) -> bool {
+    fn clear_counted(&self, request: &mut Flow) -> bool {
         mem::take(&mut request.counted) == 1
     }
 
-    fn give_count(&self, request: &mut Flow) -> bool {
+    fn set_counted(&self, request: &mut Flow) -> bool {
         mem::replace(&mut request.counted, 1) == 0
     }
 
-    fn complete(&self, handshake: &mut Handshake) -> bool {
+    fn mark_completed(&self, handshake: &mut Handshake) -> bool {
         mem::replace(&mut handshake.completed, 1) == 0
     }
 
@@ -378,7 +384,7 @@ impl Tables for Memory {
 
 fn empty() -> Flow {
     Flow {
-        leaves: FlowKey::default(),
+        translated: FlowKey::default(),
         client_mac: Mac::default(),
         manager_mac: Mac::default(),
         backend: 0,

@@ -5,7 +5,7 @@ use lb_common::{
     address::{Address, V4, V6},
     headers::ETHERNET_LEN,
     maps::FlowKey,
-    packet::{Bytes, Extent, Header, Located, Segment, Transport},
+    packet::{Extent, FrameBytes, Header, Located, Segment, Transport},
     verdict::Verdict,
 };
 
@@ -186,7 +186,7 @@ pub struct Slice {
     length: usize,
 }
 
-impl<'a> Bytes<'a> for Slice {
+impl<'a> FrameBytes<'a> for Slice {
     fn at<T: Header>(self, offset: usize) -> Option<&'a mut T> {
         // SAFETY: within the frame, of alignment 1, and any bytes are a header; the tests use no two
         // views of the same bytes at a time.

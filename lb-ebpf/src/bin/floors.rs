@@ -45,7 +45,7 @@ pub struct Recipe {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Tracked {
-    leaves: FlowKey,
+    translated: FlowKey,
     backend: u64,
 }
 
@@ -126,13 +126,16 @@ fn wrap(ctx: &impl EbpfContext, start: usize, end: usize) -> u32 {
     // SAFETY: a slot of an array map; one test run at a time.
     let recipe = unsafe { &mut *recipe };
     *frame = recipe.headers;
-    let turn = recipe.repetitions & recipe.turn_mask;
-    frame.tcp.source_port = recipe.first_port.wrapping_add(turn as u16).to_be_bytes();
+    let next_round_robin = recipe.repetitions & recipe.turn_mask;
+    frame.tcp.source_port = recipe
+        .first_port
+        .wrapping_add(next_round_robin as u16)
+        .to_be_bytes();
     let [.., last] = &mut frame.ip.source;
-    *last = last.wrapping_add((turn >> 16) as u8);
+    *last = last.wrapping_add((next_round_robin >> 16) as u8);
     let [.., next_to_last, last] = &mut frame.ip.destination;
     let service = u16::from_be_bytes([*next_to_last, *last]);
-    let service = service.wrapping_add((turn & recipe.service_mask) as u16);
+    let service = service.wrapping_add((next_round_robin & recipe.service_mask) as u16);
     [*next_to_last, *last] = service.to_be_bytes();
     recipe.repetitions = recipe.repetitions.wrapping_add(1);
     // SAFETY: nothing here waits to be dropped.
@@ -162,7 +165,7 @@ fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
     let known = unsafe { FLOWS.get(key) }.copied();
     let tracked = match known {
         Some(tracked) => tracked,
-        None if tcp.flags().opens() => begin(&key)?,
+        None if tcp.flags().is_syn() => begin(&key)?,
         None => return None,
     };
     let backend = BACKENDS.get(tracked.backend as u32)?;
@@ -172,7 +175,7 @@ fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
         ip: &mut frame.ip,
         transport: Transport::Tcp(&mut frame.tcp),
     };
-    Some((segment.rewrite(&tracked.leaves, true), interface))
+    Some((segment.rewrite(&tracked.translated, true), interface))
 }
 
 /// The least a new flow takes: an entry for each direction. The port is the client's.
@@ -180,7 +183,7 @@ fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
 fn begin(key: &FlowKey) -> Option<Tracked> {
     let backend = BACKENDS.get(1)?;
     let request = Tracked {
-        leaves: FlowKey {
+        translated: FlowKey {
             source: V4::from_mapped(&backend.source),
             destination: V4::from_mapped(&backend.address),
             destination_port: backend.port.to_be_bytes(),
@@ -189,10 +192,10 @@ fn begin(key: &FlowKey) -> Option<Tracked> {
         backend: 1,
     };
     let reply = Tracked {
-        leaves: key.reversed(),
+        translated: key.reversed(),
         ..request
     };
-    let reply_key = request.leaves.reversed();
+    let reply_key = request.translated.reversed();
     FLOWS.insert(reply_key, reply, BPF_ANY.into()).ok()?;
     FLOWS.insert(key, request, BPF_ANY.into()).ok()?;
     Some(request)

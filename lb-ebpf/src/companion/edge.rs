@@ -9,15 +9,15 @@ use lb_common::{
     address::{V4, V6},
     companion::{receive, send},
     headers::{ETHERNET_LEN, Ipv4Header, Ipv6Header, TcpFlags},
-    packet::{Extent, IpHeader, Located, Quoted},
+    packet::{Extent, IcmpError, IpHeader, Located},
     verdict::Verdict,
 };
 use lb_ebpf::{
-    linear::segment,
-    skb::{PACKET_HOST, keep_sum, linear, locate, update_message, update_transport},
+    packet_bytes::segment,
+    skb::{PACKET_HOST, locate, packet_bytes, update_message, update_packet_sum, update_transport},
 };
 
-use crate::maps::{Desk, Family, Maps, count};
+use crate::maps::{Family, Maps, PacketScratch, count};
 
 /// Which way a packet crosses the interface.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,14 +42,14 @@ pub fn run(ctx: &TcContext, way: Way) -> i32 {
 
 #[inline(always)]
 fn cross<A: Family>(skb: *mut __sk_buff, way: Way) -> i32 {
-    let Some(desk) = A::desk() else {
+    let Some(scratch) = A::packet_scratch() else {
         return TC_ACT_UNSPEC;
     };
-    let mut verdict = read(skb, way, desk);
-    if verdict == READ {
-        verdict = decide(skb, desk, way);
+    let mut verdict = parse(skb, way, scratch);
+    if verdict == PARSED {
+        verdict = decide(skb, scratch, way);
         if is_translated(verdict) {
-            verdict = rewrite(skb, desk, verdict);
+            verdict = rewrite(skb, scratch, verdict);
         }
     }
     counted(skb, verdict);
@@ -61,17 +61,17 @@ fn cross<A: Family>(skb: *mut __sk_buff, way: Way) -> i32 {
     }
 }
 
-/// Not a verdict yet: the packet lies on the desk.
-const READ: Verdict = Verdict::HandedOver;
+/// Not a verdict yet: the packet is in the scratch map.
+const PARSED: Verdict = Verdict::HandedOver;
 
 #[inline(always)]
 fn is_translated(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::ToBackend | Verdict::ToClient)
 }
 
-/// Lays the packet on the desk, or says why it is none to be translated.
+/// Parses the packet into the scratch map, or says why it is none to be translated.
 #[inline(never)]
-fn read<A: Family>(skb: *mut __sk_buff, way: Way, desk: &mut Desk<A>) -> Verdict {
+fn parse<A: Family>(skb: *mut __sk_buff, way: Way, scratch: &mut PacketScratch<A>) -> Verdict {
     // SAFETY: as above; fields are read by the verifier's leave.
     let (bytes, kind, gso_size) = unsafe { ((*skb).len, (*skb).pkt_type, (*skb).gso_size) };
     if way == Way::In && kind != PACKET_HOST {
@@ -82,75 +82,81 @@ fn read<A: Family>(skb: *mut __sk_buff, way: Way, desk: &mut Desk<A>) -> Verdict
         coalesced: gso_size != 0,
     };
     let outcome = match locate::<A>(skb, extent) {
-        Ok(located) if located.protocol == A::Header::ICMP => take_message(skb, located, desk),
-        Ok(located) => take_segment(skb, located, extent, desk),
+        Ok(located) if located.protocol == A::Header::ICMP => parse_error(skb, located, scratch),
+        Ok(located) => parse_segment(skb, located, extent, scratch),
         Err(verdict) => Err(verdict),
     };
     match outcome {
-        Ok(()) if !Maps::<A>::of(skb).may_be_ours(way, &desk.crossing.key) => Verdict::NotOurs,
-        Ok(()) => READ,
+        Ok(()) if !Maps::<A>::of(skb).is_tracked_port(way, &scratch.crossing.key) => {
+            Verdict::NotOurs
+        }
+        Ok(()) => PARSED,
         Err(verdict) => verdict,
     }
 }
 
 #[inline(always)]
-fn take_segment<A: Family>(
+fn parse_segment<A: Family>(
     skb: *mut __sk_buff,
     located: Located,
     extent: Extent,
-    desk: &mut Desk<A>,
+    scratch: &mut PacketScratch<A>,
 ) -> Result<(), Verdict> {
-    let segment = segment::<A>(linear(skb), located).ok_or(Verdict::Truncated)?;
+    let segment = segment::<A>(packet_bytes(skb), located).ok_or(Verdict::Truncated)?;
     segment.check((located.offset - ETHERNET_LEN) as u32, extent)?;
-    desk.crossing.key = segment.tuple();
-    desk.crossing.flags = segment.transport.flags();
-    desk.crossing.is_message = 0;
-    desk.spot = located.into();
+    scratch.crossing.key = segment.tuple();
+    scratch.crossing.flags = segment.transport.flags();
+    scratch.crossing.is_message = 0;
+    scratch.header_offset = located.into();
     Ok(())
 }
 
 #[inline(always)]
-fn take_message<A: Family>(
+fn parse_error<A: Family>(
     skb: *mut __sk_buff,
     located: Located,
-    desk: &mut Desk<A>,
+    scratch: &mut PacketScratch<A>,
 ) -> Result<(), Verdict> {
-    let message = Quoted::<A>::view(linear(skb), located)?;
-    desk.crossing.key = message.tuple();
-    desk.crossing.flags = TcpFlags::NONE;
-    desk.crossing.is_message = 1;
-    desk.spot = located.into();
+    let message = IcmpError::<A>::view(packet_bytes(skb), located)?;
+    scratch.crossing.key = message.tuple();
+    scratch.crossing.flags = TcpFlags::NONE;
+    scratch.crossing.is_message = 1;
+    scratch.header_offset = located.into();
     Ok(())
 }
 
 #[inline(never)]
-fn decide<A: Family>(skb: *mut __sk_buff, desk: &mut Desk<A>, way: Way) -> Verdict {
+fn decide<A: Family>(skb: *mut __sk_buff, scratch: &mut PacketScratch<A>, way: Way) -> Verdict {
     match way {
-        Way::In => receive(&Maps::of(skb), &mut desk.crossing),
-        Way::Out => send(&Maps::of(skb), &mut desk.crossing),
+        Way::In => receive(&Maps::of(skb), &mut scratch.crossing),
+        Way::Out => send(&Maps::of(skb), &mut scratch.crossing),
     }
 }
 
 /// Gives the packet the tuple that was decided.
 #[inline(never)]
-fn rewrite<A: Family>(skb: *mut __sk_buff, desk: &mut Desk<A>, verdict: Verdict) -> Verdict {
-    let located = desk.spot.located();
-    let crossing = &desk.crossing;
-    let bytes = linear(skb);
+fn rewrite<A: Family>(
+    skb: *mut __sk_buff,
+    scratch: &mut PacketScratch<A>,
+    verdict: Verdict,
+) -> Verdict {
+    let located = scratch.header_offset.located();
+    let crossing = &scratch.crossing;
+    let bytes = packet_bytes(skb);
     if crossing.is_message == 1 {
-        let Ok(mut message) = Quoted::<A>::view(bytes, located) else {
+        let Ok(mut message) = IcmpError::<A>::view(bytes, located) else {
             return Verdict::Truncated;
         };
-        let rewritten = message.rewrite(&crossing.key, &crossing.leaves, false);
+        let rewritten = message.rewrite(&crossing.key, &crossing.translated, false);
         update_message::<A>(skb, located.offset, rewritten);
-        keep_sum::<A>(skb, rewritten.addresses);
+        update_packet_sum::<A>(skb, rewritten.addresses);
     } else {
         let Some(mut segment) = segment::<A>(bytes, located) else {
             return Verdict::Truncated;
         };
-        let rewritten = segment.rewrite(&crossing.leaves, false);
+        let rewritten = segment.rewrite(&crossing.translated, false);
         update_transport(skb, located.offset, &segment.transport, rewritten);
-        keep_sum::<A>(skb, rewritten.addresses);
+        update_packet_sum::<A>(skb, rewritten.addresses);
     }
     verdict
 }

@@ -12,12 +12,12 @@ use lb_common::{
     address::{Address, V4, V6},
     companion::{Crossing, Memory, Stage},
     maps::{
-        Counter, FlowKey, MOST_NEW_PEERS, MOST_PEERS, MOST_TRANSLATIONS, PORT_WORDS, Peer,
-        ServiceKey, Translation, coarse, port_bit, port_word,
+        Counter, FlowKey, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, PORT_WORDS, Peer, ServiceKey,
+        Translation, coarse, port_bit, port_word,
     },
     verdict::Verdict,
 };
-use lb_ebpf::linear::Spot;
+use lb_ebpf::packet_bytes::HeaderOffset;
 
 use crate::edge::Way;
 
@@ -26,23 +26,23 @@ use crate::edge::Way;
 static VERSION: Array<u32, 1> = Array::new();
 
 #[btf_map(name = "translations")]
-static TRANSLATIONS: HashMap<ServiceKey, Translation, { MOST_TRANSLATIONS as usize }> =
+static TRANSLATIONS: HashMap<ServiceKey, Translation, { MAX_TRANSLATIONS as usize }> =
     HashMap::new();
 
 #[btf_map(name = "ports")]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 
 #[btf_map(name = "peers")]
-static PEERS: LruHashMap<FlowKey, Peer, { MOST_PEERS as usize }> = LruHashMap::new();
+static PEERS: LruHashMap<FlowKey, Peer, { MAX_PEERS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "peers6")]
-static PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MOST_PEERS as usize }> = LruHashMap::new();
+static PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MAX_PEERS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "new_peers")]
-static NEW_PEERS: LruHashMap<FlowKey, Peer, { MOST_NEW_PEERS as usize }> = LruHashMap::new();
+static NEW_PEERS: LruHashMap<FlowKey, Peer, { MAX_NEW_PEERS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "new_peers6")]
-static NEW_PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MOST_NEW_PEERS as usize }> =
+static NEW_PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MAX_NEW_PEERS as usize }> =
     LruHashMap::new();
 
 /// Which service the client of a socket asks.
@@ -52,36 +52,36 @@ static SOCKETS: SkStorage<ServiceKey> = SkStorage::new();
 #[btf_map(name = "verdicts")]
 static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray::new();
 
-#[btf_map(name = "desk")]
-static DESK: PerCpuArray<Desk<V4>, 1> = PerCpuArray::new();
+#[btf_map(name = "packet_scratch")]
+static PACKET_SCRATCH: PerCpuArray<PacketScratch<V4>, 1> = PerCpuArray::new();
 
-#[btf_map(name = "desk6")]
-static DESK6: PerCpuArray<Desk<V6>, 1> = PerCpuArray::new();
+#[btf_map(name = "packet_scratch6")]
+static PACKET_SCRATCH6: PerCpuArray<PacketScratch<V6>, 1> = PerCpuArray::new();
 
 /// What is known of the packet at hand.
 #[repr(C)]
-pub struct Desk<A> {
+pub struct PacketScratch<A> {
     pub crossing: Crossing<A>,
-    pub spot: Spot,
+    pub header_offset: HeaderOffset,
 }
 
 /// A family of addresses with maps of its own.
 pub trait Family: Address {
-    fn desk() -> Option<&'static mut Desk<Self>>;
+    fn packet_scratch() -> Option<&'static mut PacketScratch<Self>>;
     fn peer(stage: Stage, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>>;
     fn remember(stage: Stage, answers: &FlowKey<Self>, peer: &Peer<Self>) -> bool;
     fn forget(stage: Stage, answers: &FlowKey<Self>);
 }
 
 macro_rules! families {
-    ($($address:ty: $desk:ident $known:ident $new:ident;)+) => {
+    ($($address:ty: $scratch:ident $known:ident $new:ident;)+) => {
         $(
             impl Family for $address {
                 #[inline(always)]
-                fn desk() -> Option<&'static mut Desk<Self>> {
+                fn packet_scratch() -> Option<&'static mut PacketScratch<Self>> {
                     // SAFETY: the slot belongs to this CPU, where one packet is decided at a time:
                     // bottom halves are off at both hooks.
-                    $desk.get_ptr_mut(0).map(|desk| unsafe { &mut *desk })
+                    $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
                 }
 
                 // Each map has call sites of its own: a site that serves two is not inlined.
@@ -117,8 +117,8 @@ macro_rules! families {
 }
 
 families! {
-    V4: DESK PEERS NEW_PEERS;
-    V6: DESK6 PEERS6 NEW_PEERS6;
+    V4: PACKET_SCRATCH PEERS NEW_PEERS;
+    V6: PACKET_SCRATCH6 PEERS6 NEW_PEERS6;
 }
 
 /// The pinned maps, as a packet of one family sees them.
@@ -162,7 +162,7 @@ impl<A: Family> Maps<A> {
     /// Whether the packet's ports leave the possibility that it is translated. This spares everybody
     /// else's packets the look-ups.
     #[inline(always)]
-    pub fn may_be_ours(&self, way: Way, key: &FlowKey<A>) -> bool {
+    pub fn is_tracked_port(&self, way: Way, key: &FlowKey<A>) -> bool {
         let is_source = way == Way::Out;
         let port = if is_source {
             key.source_port

@@ -15,8 +15,9 @@ use lb_common::{
     address::V6,
     headers::PROTOCOL_UDP,
     maps::{
-        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, Notes, PortPool, PortWord,
-        SPREAD, Service, ServiceKey, Settings, TraceCounts, TraceOrder, Traffic, mode, name, state,
+        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Neighbour, OwnerTags, PortPool,
+        PortWord, SPREAD, Service, ServiceKey, Settings, TraceConfig, TraceCounts, Traffic, mode,
+        name, state,
     },
 };
 use lb_core::{Adopted, BackendId, Endpoint, Mode, Protocol, ServiceId};
@@ -139,7 +140,7 @@ pub(super) fn check_layout(pin_path: &Path) -> Result<()> {
         (name::SELECTION, (4, 4)),
         (name::BACKENDS, (4, size_of::<Backend>())),
         (name::NEIGHBOURS, (4, size_of::<Neighbour>())),
-        (name::HOMES, (size_of::<V6>(), 4)),
+        (name::SOURCE_FILTER, (size_of::<V6>(), 4)),
         (name::TRAFFIC, (4, size_of::<Traffic>())),
         (name::FLOWS, (size_of::<FlowKey>(), size_of::<Flow>())),
         (
@@ -148,14 +149,14 @@ pub(super) fn check_layout(pin_path: &Path) -> Result<()> {
         ),
         (name::HALF_OPEN, (4, size_of::<Handshake>())),
         (name::HALF_OPEN6, (4, size_of::<Handshake<V6>>())),
-        (name::NOTES, (4, size_of::<Notes>())),
-        (name::NOTES6, (4, size_of::<Notes>())),
+        (name::OWNER_TAGS, (4, size_of::<OwnerTags>())),
+        (name::OWNER_TAGS6, (4, size_of::<OwnerTags>())),
         (name::ENDPOINTS, (size_of::<ServiceKey>(), 4)),
         (name::PORT_POOLS, (4, size_of::<PortPool>())),
         (name::PORT_WORDS, (4, size_of::<PortWord>())),
         (name::PORT_HANDSHAKES, (4, 4)),
         (name::NAT_SOURCES, (4, size_of::<V6>())),
-        (name::TRACE, (4, size_of::<TraceOrder>())),
+        (name::TRACE, (4, size_of::<TraceConfig>())),
         (name::TRACE_COUNTS, (4, size_of::<TraceCounts>())),
     ]
     .into();

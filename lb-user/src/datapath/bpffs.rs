@@ -54,7 +54,7 @@ pub fn check(pin_path: &Path) -> Result<()> {
             pin_path.display()
         );
     }
-    if existing == pin_path && is_whole(pin_path)? {
+    if existing == pin_path && is_valid(pin_path)? {
         bail!(
             "manager.pin_path {} is a whole BPF file system, with the pins of others: choose a \
              directory below it",
@@ -71,7 +71,7 @@ fn nearest(path: &Path) -> &Path {
 
 /// Whether a file system is mounted at `path` with its root, not just with a directory below it, as a
 /// service may get that shall not see the rest.
-fn is_whole(path: &Path) -> Result<bool> {
+fn is_valid(path: &Path) -> Result<bool> {
     let context = || format!("look at {}", path.display());
     let path = path.canonicalize().with_context(context)?;
     let mounts = Process::myself()

@@ -7,7 +7,9 @@
 use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result, bail};
-use lb_common::maps::{DEFAULT_HANDSHAKES, PORTS_PER_WORD, ROWS, SERVICE_CHOICES, name};
+use lb_common::maps::{
+    DEFAULT_HANDSHAKES, PORTS_PER_WORD, SERVICE_CHOICES, SLOTS_PER_BUCKET, name,
+};
 use tracing::info;
 
 use super::{bpffs::open_map, tables::PoolLayout};
@@ -17,7 +19,7 @@ use crate::config::{Config, Limits};
 const NO_ROOM: u32 = 1;
 
 /// Where the programs keep round robin's turns; nobody else reads it.
-const TURNS: &str = "turns";
+const TURNS: &str = "round_robin";
 
 /// The connection tables of one family.
 pub struct FamilyTables {
@@ -33,14 +35,14 @@ pub const FAMILIES: [FamilyTables; 2] = [
         family: "IPv4",
         flows: name::FLOWS,
         half_open: name::HALF_OPEN,
-        notes: name::NOTES,
+        notes: name::OWNER_TAGS,
         has: |ip| ip.is_ipv4(),
     },
     FamilyTables {
         family: "IPv6",
         flows: name::FLOWS6,
         half_open: name::HALF_OPEN6,
-        notes: name::NOTES6,
+        notes: name::OWNER_TAGS6,
         has: |ip| ip.is_ipv6(),
     },
 ];
@@ -66,7 +68,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         flows,
         ..
     } = config.limits;
-    let columns = DEFAULT_HANDSHAKES / ROWS;
+    let columns = DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET;
     let pool_words = PoolLayout::of(config).pool_words;
     let mut sizes = vec![
         (name::SERVICES, services),
@@ -78,7 +80,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         (name::NEIGHBOURS, backends),
         (name::TRAFFIC, backends),
         (name::ACTIVE, backends),
-        (name::LOST, backends),
+        (name::EVICTED, backends),
         (name::ENDPOINTS, backends),
         (name::PORT_POOLS, backends),
         (name::PORT_WORDS, backends * pool_words),
@@ -95,7 +97,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         sizes.extend([
             // Every connection has an entry for each direction.
             (tables.flows, room(flows.saturating_mul(2))),
-            (tables.half_open, room(columns * ROWS)),
+            (tables.half_open, room(columns * SLOTS_PER_BUCKET)),
             (tables.notes, room(columns)),
         ]);
     }
@@ -202,7 +204,7 @@ mod tests {
             assert_eq!(size(&sizes, "flows"), flows, "{addresses:?}");
             assert_eq!(size(&sizes, "flows6"), flows6, "{addresses:?}");
             assert_eq!(has_room(size(&sizes, "half_open6")), flows6 > 1);
-            assert_eq!(has_room(size(&sizes, "notes6")), flows6 > 1);
+            assert_eq!(has_room(size(&sizes, "owner_tags6")), flows6 > 1);
             assert_eq!(size(&sizes, "choices"), 100 * 8_192);
         }
     }

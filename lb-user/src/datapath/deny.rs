@@ -120,7 +120,7 @@ where
     let of_client = entries.into_iter().filter(|(key, flow)| {
         let client = match flow.direction {
             direction::REQUEST => key.source,
-            _ => flow.leaves.destination,
+            _ => flow.translated.destination,
         };
         flow.superseded == 0 && denied(client.ip())
     });

@@ -9,7 +9,7 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Flow, FlowKey, Settings, direction, ended, since},
+    maps::{Flow, FlowKey, Settings, direction, elapsed_ns, ended},
 };
 use lb_core::Protocol;
 use schemars::JsonSchema;
@@ -111,7 +111,7 @@ pub(super) fn requests<A: Family>(
     let requests = entries
         .iter()
         .filter(|(_, flow)| flow.direction == direction::REQUEST && flow.superseded == 0);
-    requests.map(|(key, flow)| (key, flow, entries.get(&flow.leaves.reversed())))
+    requests.map(|(key, flow)| (key, flow, entries.get(&flow.translated.reversed())))
 }
 
 /// By what the age of flows is judged.
@@ -130,7 +130,7 @@ impl Moment {
 
     /// How long ago the last packet of either direction was.
     pub fn silence_ns<A>(&self, flow: &Flow<A>, twin: Option<&Flow<A>>) -> u64 {
-        let silence = |flow: &Flow<A>| since(self.now_ns, flow.last_seen_ticks);
+        let silence = |flow: &Flow<A>| elapsed_ns(self.now_ns, flow.last_seen_ticks);
         twin.map_or(silence(flow), |twin| silence(flow).min(silence(twin)))
     }
 
@@ -142,8 +142,8 @@ impl Moment {
         flow: &Flow<A>,
         twin: Option<&Flow<A>>,
     ) -> bool {
-        let is_unseen = flow.leaves.is(key);
-        let longest = if flow.leaves.is_datagram() {
+        let is_unseen = flow.translated.is(key);
+        let longest = if flow.translated.is_datagram() {
             self.settings.datagram_idle_ns
         } else if !is_unseen && twin.is_some_and(|twin| twin.ended & ended::FIN != 0) {
             self.settings.closing_idle_ns
@@ -163,7 +163,7 @@ impl Moment {
 /// manager, its own end is not.
 pub(super) fn is_over<A: Family>(key: &FlowKey<A>, flow: &Flow<A>, twin: Option<&Flow<A>>) -> bool {
     let twin_ended = twin.map_or(0, |twin| twin.ended);
-    match flow.leaves.is(key) {
+    match flow.translated.is(key) {
         true => (flow.ended | twin_ended & ended::RESET) != 0,
         false => ended::both(flow.ended, twin_ended),
     }
@@ -180,7 +180,7 @@ fn state<A: Family>(
     if flow.counted == 0 || moment.is_past(key, flow, twin) {
         return ConnectionState::Ended;
     }
-    let unseen = flow.leaves.is(key);
+    let unseen = flow.translated.is(key);
     match twin.map_or(0, |twin| twin.ended) {
         other if flow.ended == 0 && (unseen || other == 0) => ConnectionState::Open,
         _ => ConnectionState::Closing,
@@ -193,7 +193,7 @@ fn connection<A: Family>(
     twin: Option<&Flow<A>>,
     moment: &Moment,
 ) -> Connection {
-    let leaves = &flow.leaves;
+    let leaves = &flow.translated;
     Connection {
         protocol: match key.is_datagram() {
             true => Protocol::Udp,
@@ -205,7 +205,7 @@ fn connection<A: Family>(
         backend_address: (!leaves.is(key))
             .then(|| address(leaves.destination, leaves.destination_port)),
         state: state(key, flow, twin, moment),
-        age: Duration::from_nanos(since(moment.now_ns, flow.created_ticks)),
+        age: Duration::from_nanos(elapsed_ns(moment.now_ns, flow.created_ticks)),
         idle: Duration::from_nanos(moment.silence_ns(flow, twin)),
         bytes_in: flow.bytes,
         bytes_out: twin.map_or(0, |twin| twin.bytes),
@@ -251,7 +251,7 @@ mod tests {
 
     fn flow(leaves: FlowKey<V6>, seen_s: u64, ended: u8, direction: u8) -> Flow<V6> {
         Flow {
-            leaves,
+            translated: leaves,
             client_mac: Mac::default(),
             manager_mac: Mac::default(),
             backend: 1,

@@ -1,4 +1,4 @@
-//! The map `homes`: addresses from which no client's packet comes, or only by one interface.
+//! The map `source_filter`: addresses from which no client's packet comes, or only by one interface.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData};
 use lb_common::{
     address::V6,
-    maps::{MOST_HOMES, name},
+    maps::{SOURCE_FILTER_ENTRIES, name},
 };
 
 use super::{Route, Routes, family::mapped};
@@ -28,15 +28,16 @@ impl Homes {
     /// Says that the map could not be read or written.
     pub fn put(&mut self, wanted: &BTreeMap<V6, u32>) -> Result<()> {
         let present = self.0.iter().collect::<Result<BTreeMap<_, _>, _>>();
-        let present = present.with_context(|| format!("read map {}", name::HOMES))?;
+        let present = present.with_context(|| format!("read map {}", name::SOURCE_FILTER))?;
         for address in present.keys().filter(|it| !wanted.contains_key(*it)) {
             let removed = self.0.remove(address);
-            removed.with_context(|| format!("remove an entry of map {}", name::HOMES))?;
+            removed.with_context(|| format!("remove an entry of map {}", name::SOURCE_FILTER))?;
         }
         for (address, interface) in wanted {
             if present.get(address) != Some(interface) {
                 let written = self.0.insert(address, interface, 0);
-                written.with_context(|| format!("write an entry of map {}", name::HOMES))?;
+                written
+                    .with_context(|| format!("write an entry of map {}", name::SOURCE_FILTER))?;
             }
         }
         Ok(())
@@ -53,7 +54,9 @@ pub fn homes(own: &BTreeSet<IpAddr>, routes: &Routes) -> BTreeMap<V6, u32> {
         let route = route.as_ref().filter(is_home)?;
         Some((mapped(*address), route.interface))
     });
-    own.chain(workers).take(MOST_HOMES as usize).collect()
+    own.chain(workers)
+        .take(SOURCE_FILTER_ENTRIES as usize)
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The places of services that spread connections: filled out of force, put in force by one write.
+//! The slots of services that spread connections: filled out of force, put in force by one write.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ impl Places {
         }
     }
 
-    /// Puts backends into a service's places, in the generation that is not in force, and then that
+    /// Puts backends into a service's slots, in the generation that is not in force, and then that
     /// generation in force.
     pub fn put(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
         let before = self
@@ -42,7 +42,7 @@ impl Places {
             return Ok(());
         }
         // A packet that comes in the middle of the one write may see the old generation with the new
-        // number of places, or the other way round: what it finds there must be a backend, too.
+        // number of slots, or the other way round: what it finds there must be a backend, too.
         let first = first_choice(service, policy.generation);
         let more = before.slots.min(CHOICE_SLOTS).max(policy.slots);
         for (place, backend) in (first..first + more).zip(backends.iter().cycle()) {

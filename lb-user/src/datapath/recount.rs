@@ -25,8 +25,8 @@ const LANDMARKS: usize = 16;
 /// How often a table is read anew before it is left to the next time.
 const ATTEMPTS: usize = 4;
 
-/// Counts the flow tables' open connections, and writes into map `lost` how many of those in `active`
-/// are no longer there. Nothing else writes `lost`.
+/// Counts the flow tables' open connections, and writes into map `evicted` how many of those in `active`
+/// are no longer there. Nothing else writes `evicted`.
 ///
 /// Connections come and go meanwhile. What came is told from what was there, so that a crowd that opens
 /// connections takes none for lost; what else that falsifies is put right the next time.
@@ -36,7 +36,7 @@ const ATTEMPTS: usize = 4;
 /// Names the map that could not be read or written.
 pub fn recount(pin_path: &Path) -> Result<()> {
     let active: Array<_, u64> = counts(pin_path, name::ACTIVE)?;
-    let mut lost: Array<_, u64> = counts(pin_path, name::LOST)?;
+    let mut evicted: Array<_, u64> = counts(pin_path, name::EVICTED)?;
     let read = |id: u32| active.get(&id, 0).context("read map active");
     let before: Vec<u64> = (0..active.len()).map(read).collect::<Result<_>>()?;
     let moment = Moment::read(pin_path)?;
@@ -47,8 +47,8 @@ pub fn recount(pin_path: &Path) -> Result<()> {
         let Present { old, new } = present.get(&id).copied().unwrap_or_default();
         let gone = before.saturating_sub(old);
         let gone = gone.min(read(id)?.saturating_sub(old + new));
-        if lost.get(&id, 0).context("read map lost")? != gone {
-            lost.set(id, gone, 0).context("write map lost")?;
+        if evicted.get(&id, 0).context("read map evicted")? != gone {
+            evicted.set(id, gone, 0).context("write map evicted")?;
         }
     }
     Ok(())
@@ -110,7 +110,7 @@ where
     Flow<A>: Pod,
 {
     moment.has_closed(moment.silence_ns(flow, None)) && {
-        let twin = flows.get(&flow.leaves.reversed(), 0).ok();
+        let twin = flows.get(&flow.translated.reversed(), 0).ok();
         moment.is_past(key, flow, twin.as_ref())
     }
 }

@@ -98,9 +98,9 @@ impl Stats {
             stats.verdicts.insert(verdict.name(), sum);
         }
         let traffic: PerCpuArray<_, Traffic> = per_cpu(pin_path, name::TRAFFIC)?;
-        let (active, lost) = (
+        let (active, evicted) = (
             counts(pin_path, name::ACTIVE)?,
-            counts(pin_path, name::LOST)?,
+            counts(pin_path, name::EVICTED)?,
         );
         let settings = settings(pin_path)?;
         let backends: Array<_, Backend> =
@@ -118,7 +118,7 @@ impl Stats {
                 sum.unanswered += cpu.unanswered;
             }
             let active = active.get(&id, 0).context("read map active")?;
-            sum.flows = active.saturating_sub(lost.get(&id, 0).context("read map lost")?);
+            sum.flows = active.saturating_sub(evicted.get(&id, 0).context("read map evicted")?);
             let backend = backends.get(&id, 0).context("read map backends")?;
             sum.nat_ports = nat_ports(&settings, &backend);
             if sum != BackendTraffic::default() {
@@ -163,7 +163,7 @@ impl Stats {
         let mut present = 0;
         for handshake in half_open.iter().filter_map(Result::ok) {
             let silence = moment.now_ns.saturating_sub(handshake.syn_ns);
-            if handshake.is_whole() && silence <= longest {
+            if handshake.is_valid() && silence <= longest {
                 present += 1;
                 self.occupied.insert(handshake.backend);
                 let backend = self.backends.entry(handshake.backend).or_default();

@@ -15,8 +15,8 @@ use lb_common::{
     address::V6,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
-        self, Backend, DEFAULT_HANDSHAKES, Handshake, MOST_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
-        PortWord, ROWS, Service, ServiceKey, Traffic, mode, name, state,
+        self, Backend, DEFAULT_HANDSHAKES, Handshake, MAX_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
+        PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Traffic, mode, name, state,
     },
 };
 use lb_core::{Answers, Endpoint, Protocol};
@@ -38,7 +38,7 @@ pub struct Tables {
     neighbours: Array<MapData, Neighbour>,
     homes: Homes,
     active: Array<MapData, u64>,
-    lost: Array<MapData, u64>,
+    evicted: Array<MapData, u64>,
     traffic: PerCpuArray<MapData, Traffic>,
     ports: Array<MapData, u64>,
     nat_sources: Array<MapData, V6>,
@@ -75,10 +75,11 @@ impl Tables {
             backends: array(ebpf, name::BACKENDS)?,
             neighbours: array(ebpf, name::NEIGHBOURS)?,
             homes: Homes::new(
-                HashMap::try_from(map(ebpf, name::HOMES)?).context("open map homes")?,
+                HashMap::try_from(map(ebpf, name::SOURCE_FILTER)?)
+                    .context("open map source_filter")?,
             ),
             active: array(ebpf, name::ACTIVE)?,
-            lost: array(ebpf, name::LOST)?,
+            evicted: array(ebpf, name::EVICTED)?,
             traffic: PerCpuArray::try_from(map(ebpf, name::TRAFFIC)?)
                 .context("open map traffic")?,
             ports: array(ebpf, name::PORTS)?,
@@ -96,9 +97,9 @@ impl Tables {
     /// Writes the settings and the addresses for NAT.
     pub fn write_settings(&mut self, config: &Config, kept: Kept) -> Result<()> {
         let (limits, sources) = (&config.limits, &config.manager.nat_sources);
-        for (first, is_v4) in [(0, true), (MOST_NAT_SOURCES, false)] {
+        for (first, is_v4) in [(0, true), (MAX_NAT_SOURCES, false)] {
             let of_family = sources.iter().filter(|source| source.is_ipv4() == is_v4);
-            for (index, source) in (first..first + MOST_NAT_SOURCES).zip(of_family) {
+            for (index, source) in (first..first + MAX_NAT_SOURCES).zip(of_family) {
                 self.nat_sources
                     .set(index, mapped(*source), 0)
                     .context("write map nat_sources")?;
@@ -115,7 +116,7 @@ impl Tables {
             closing_idle_ns: nanoseconds(limits.closing_idle),
             half_open_idle_ns: nanoseconds(limits.half_open_idle),
             accept_local_before: kept.accept_local_before,
-            half_open_columns: self.half_open_columns(),
+            half_open_buckets: self.half_open_buckets(),
             secret: kept.secret,
             pool_words: self.layout.pool_words,
             source_words: self.layout.source_words,
@@ -127,13 +128,13 @@ impl Tables {
             .context("write map settings")
     }
 
-    /// How many columns there are, as far as the tables of handshakes have room for them.
-    fn half_open_columns(&self) -> u32 {
+    /// How many buckets there are, as far as the tables of handshakes have room for them.
+    fn half_open_buckets(&self) -> u32 {
         let rooms = [self.half_open.len(), self.half_open6.len()];
         let rooms = rooms.into_iter().filter(|entries| has_room(*entries));
         rooms
-            .map(|entries| entries / ROWS)
-            .fold(DEFAULT_HANDSHAKES / ROWS, u32::min)
+            .map(|entries| entries / SLOTS_PER_BUCKET)
+            .fold(DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET, u32::min)
     }
 
     /// Returns the number of the pool of ports towards an endpoint of a worker, which it makes if need be.
@@ -275,7 +276,7 @@ impl Tables {
                 .with_context(|| format!("read entry {backend} of map {name}"))
         };
         let active = read(&self.active, name::ACTIVE)?;
-        Ok(active.saturating_sub(read(&self.lost, name::LOST)?))
+        Ok(active.saturating_sub(read(&self.evicted, name::EVICTED)?))
     }
 
     pub fn put_homes(&mut self, homes: &BTreeMap<V6, u32>) -> Result<()> {

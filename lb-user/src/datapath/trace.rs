@@ -6,7 +6,7 @@ use std::{fmt, path::Path};
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData, RingBuf};
-use lb_common::maps::{TraceCounts, TraceEvent, TraceOrder, name};
+use lb_common::maps::{TraceConfig, TraceCounts, TraceEvent, name};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{bpffs::open_map, stats::monotonic_ns};
@@ -16,8 +16,8 @@ const LAPSE_NS: u64 = 3_000_000_000;
 
 /// A trace under way. Dropping it ends it; should that not happen, it lapses.
 pub struct Tracing {
-    order: TraceOrder,
-    orders: Array<MapData, TraceOrder>,
+    order: TraceConfig,
+    orders: Array<MapData, TraceConfig>,
     counts: Array<MapData, TraceCounts>,
     events: AsyncFd<RingBuf<MapData>>,
     begun_ns: u64,
@@ -37,7 +37,7 @@ impl Tracing {
     /// # Errors
     ///
     /// Names the map that cannot be opened or written.
-    pub fn begin(pin_path: &Path, order: TraceOrder) -> Result<Self> {
+    pub fn begin(pin_path: &Path, order: TraceConfig) -> Result<Self> {
         let array = |map| Ok::<_, anyhow::Error>(Map::Array(open_map(pin_path, map)?));
         let open = |map| format!("open map {map}");
         let ring = RingBuf::try_from(Map::RingBuf(open_map(pin_path, name::TRACE_EVENTS)?))
@@ -68,7 +68,7 @@ impl Tracing {
     ///
     /// Says that the map cannot be written.
     pub fn renew(&mut self) -> Result<()> {
-        self.order.until_ns = monotonic_ns()? + LAPSE_NS;
+        self.order.expires_ns = monotonic_ns()? + LAPSE_NS;
         self.orders.set(0, self.order, 0).context("write map trace")
     }
 
@@ -105,7 +105,7 @@ impl Tracing {
 impl Drop for Tracing {
     fn drop(&mut self) {
         // It lapses otherwise.
-        _ = self.orders.set(0, TraceOrder::OFF, 0);
+        _ = self.orders.set(0, TraceConfig::OFF, 0);
     }
 }
 

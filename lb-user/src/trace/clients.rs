@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::maps::TraceOrder;
+use lb_common::maps::TraceConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::datapath::mapped;
@@ -30,7 +30,7 @@ impl Clients {
     }
 
     /// Makes it the order's client.
-    pub(super) fn put_into(self, order: &mut TraceOrder) {
+    pub(super) fn put_into(self, order: &mut TraceConfig) {
         let ones = match self.network {
             IpNet::V4(net) => 96 + net.prefix_len(),
             IpNet::V6(net) => net.prefix_len(),
@@ -103,7 +103,7 @@ impl From<Clients> for String {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::maps::{TraceEvent, TraceOrder};
+    use lb_common::maps::{TraceConfig, TraceEvent};
 
     use super::*;
 
@@ -111,12 +111,12 @@ mod tests {
         let clients: Clients = clients.parse().unwrap();
         assert_eq!(clients.to_string().parse(), Ok(clients), "{clients}");
         let client: SocketAddr = client.parse().unwrap();
-        let mut order = TraceOrder::ALL;
+        let mut order = TraceConfig::ALL;
         clients.put_into(&mut order);
         let mut event = TraceEvent::NONE;
-        event.arrives.source = mapped(client.ip());
-        event.arrives.source_port = client.port().to_be_bytes();
-        order.wants(&event)
+        event.original.source = mapped(client.ip());
+        event.original.source_port = client.port().to_be_bytes();
+        order.matches(&event)
     }
 
     #[test]

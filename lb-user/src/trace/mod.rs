@@ -8,7 +8,7 @@ mod packet;
 use std::fmt;
 
 use lb_common::{
-    maps::{NO_ONE, TRACED_BACKENDS, TraceCounts, TraceOrder},
+    maps::{NO_ID, TRACED_BACKENDS, TraceConfig, TraceCounts},
     verdict::Verdict,
 };
 use lb_core::{ServiceId, ServiceSnapshot};
@@ -130,15 +130,15 @@ impl Wanted {
         &self,
         services: &[ServiceSnapshot],
         number: impl Fn(&ServiceSnapshot) -> Option<ServiceId>,
-    ) -> Result<TraceOrder, WantedError> {
+    ) -> Result<TraceConfig, WantedError> {
         if !(1..=MOST_RATE).contains(&self.rate) {
             return Err(WantedError::Rate(self.rate));
         }
-        let mut order = TraceOrder {
+        let mut order = TraceConfig {
             verdicts: self.verdict_bits()?,
             rate: self.rate,
             sample: self.sample,
-            ..TraceOrder::ALL
+            ..TraceConfig::ALL
         };
         if let Some(client) = self.client {
             client.put_into(&mut order);
@@ -182,4 +182,4 @@ impl Wanted {
     }
 }
 
-const _: () = assert!(Verdict::COUNT <= 32 && NO_ONE == u32::MAX);
+const _: () = assert!(Verdict::COUNT <= 32 && NO_ID == u32::MAX);

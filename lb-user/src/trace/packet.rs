@@ -7,7 +7,7 @@ use lb_common::{
     headers::{
         ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
     },
-    maps::{FlowKey, TraceEvent, place},
+    maps::{FlowKey, TraceEvent, trace_hook},
     verdict::Verdict,
 };
 use lb_core::Protocol;
@@ -82,7 +82,7 @@ impl Packet {
     pub fn new(event: &TraceEvent, names: &Names) -> Self {
         let verdict = Verdict::ALL.get(usize::from(event.verdict)).copied();
         let outward = matches!(verdict, Some(Verdict::ToClient | Verdict::FromManager));
-        let (arrives, leaves) = (Tuple::new(&event.arrives), Tuple::new(&event.leaves));
+        let (arrives, leaves) = (Tuple::new(&event.original), Tuple::new(&event.translated));
         // A reply shows client and service as it leaves, everything else as it arrives.
         let ends = match (&leaves, outward) {
             (Some(leaves), true) => Some((leaves.destination, leaves.source)),
@@ -91,7 +91,7 @@ impl Packet {
         let known = names.backend(event.backend);
         let backend = |of: fn(&super::names::Backend) -> &String| known.map(|it| of(it).clone());
         let addressed = ends.and_then(|(_, service)| {
-            let protocol = protocol(event.arrives.protocol)?;
+            let protocol = protocol(event.original.protocol)?;
             names.service_at(service, protocol).map(str::to_owned)
         });
         let show = |address: SocketAddr| match address.port() {
@@ -100,10 +100,10 @@ impl Packet {
         };
         Self {
             time: names.time(event.time_ns),
-            edge: match event.place {
-                place::XDP => Edge::Xdp,
-                place::EGRESS => Edge::TcOut,
-                place::LOOPBACK => Edge::Loopback,
+            edge: match event.hook {
+                trace_hook::XDP => Edge::Xdp,
+                trace_hook::EGRESS => Edge::TcOut,
+                trace_hook::LOOPBACK => Edge::Loopback,
                 _ => Edge::TcIn,
             },
             interface: interface(event.interface),
@@ -221,7 +221,7 @@ fn kind(event: &TraceEvent) -> String {
             set.join(" ")
         }
         PROTOCOL_ICMP | PROTOCOL_ICMPV6 => {
-            let about = match protocol(event.arrives.protocol) {
+            let about = match protocol(event.original.protocol) {
                 Some(protocol) => format!(" about {protocol}"),
                 None => String::new(),
             };

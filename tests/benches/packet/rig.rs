@@ -14,8 +14,8 @@ use lb_common::{
     maps::{
         Backend, Counter, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, DEFAULT_SERVICES,
         DEFAULT_SOURCE_WORDS, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, PortWord,
-        ROWS, Service, ServiceKey, Settings, Traffic, direction, mode, name, port_bit, port_word,
-        state,
+        SLOTS_PER_BUCKET, Service, ServiceKey, Settings, Traffic, direction, mode, name, port_bit,
+        port_word, state,
     },
 };
 
@@ -67,12 +67,12 @@ impl Size {
             (name::SERVICES, services),
             (name::SELECTION, services),
             (name::POLICIES, services),
-            ("turns", services),
+            ("round_robin", services),
             (name::BACKENDS, backends),
             (name::NEIGHBOURS, backends),
             (name::TRAFFIC, backends),
             (name::ACTIVE, backends),
-            (name::LOST, backends),
+            (name::EVICTED, backends),
         ]
     }
 
@@ -123,7 +123,7 @@ enum Program {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Tracked {
-    leaves: FlowKey,
+    translated: FlowKey,
     backend: u64,
 }
 
@@ -263,7 +263,7 @@ impl Rig {
             for (key, flow) in [(request.1, request.0), (reply.1, reply.0)] {
                 self.flows.insert(key, flow, 0)?;
                 let tracked = Tracked {
-                    leaves: flow.leaves,
+                    translated: flow.translated,
                     backend: flow.backend.into(),
                 };
                 self.tracked.insert(key, tracked, 0)?;
@@ -393,8 +393,8 @@ fn pair(way: &Way, turn: u32) -> ((Flow, FlowKey), (Flow, FlowKey)) {
             ELSEWHERE,
         )
     };
-    let flow = |leaves, direction| Flow {
-        leaves,
+    let flow = |translated, direction| Flow {
+        translated,
         client_mac: Mac::default(),
         manager_mac: Mac::default(),
         backend: way.size.backend(turn),
@@ -443,7 +443,7 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf, size: Size) -> Result<()> {
         datagram_idle_ns: nanoseconds(Duration::from_secs(60))?,
         closing_idle_ns: nanoseconds(Duration::from_secs(10))?,
         half_open_idle_ns: nanoseconds(Duration::from_secs(30))?,
-        half_open_columns: DEFAULT_HANDSHAKES / ROWS,
+        half_open_buckets: DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET,
         secret: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
         pool_words: DEFAULT_SOURCE_WORDS,
         source_words: DEFAULT_SOURCE_WORDS,

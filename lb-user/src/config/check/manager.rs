@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use lb_common::maps::MOST_NAT_SOURCES;
+use lb_common::maps::MAX_NAT_SOURCES;
 
 use super::reader::{Place, Reader, Setting};
 use crate::config::error::ProblemKind;
@@ -129,12 +129,12 @@ fn nat_sources(reader: &mut Reader<'_>, given: Given<Vec<String>>) -> Vec<IpAddr
     }
     for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
         let count = sources.iter().filter(|ip| ip.is_ipv4() == is_v4).count();
-        if count > MOST_NAT_SOURCES as usize {
+        if count > MAX_NAT_SOURCES as usize {
             reader.refuse(
                 &place,
                 ProblemKind::BadNatSource,
                 format!("{count} {family} addresses are named"),
-                format!("at most {MOST_NAT_SOURCES} of each family"),
+                format!("at most {MAX_NAT_SOURCES} of each family"),
                 "leave some of them out, or use mode = \"routed\", which needs no ports",
             );
         }

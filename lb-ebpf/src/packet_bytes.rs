@@ -3,17 +3,17 @@
 use lb_common::{
     address::Address,
     headers::{ETHERNET_LEN, PROTOCOL_TCP, PROTOCOL_UDP},
-    packet::{Bytes, Header, Located, Segment, Transport},
+    packet::{FrameBytes, Header, Located, Segment, Transport},
 };
 
 /// The linear part of a packet: `start..end`, as the context says.
 #[derive(Clone, Copy, Debug)]
-pub struct Linear {
+pub struct PacketBytes {
     pub start: usize,
     pub end: usize,
 }
 
-impl<'a> Bytes<'a> for Linear {
+impl<'a> FrameBytes<'a> for PacketBytes {
     #[inline(always)]
     fn at<T: Header>(self, offset: usize) -> Option<&'a mut T> {
         let header = self.start + offset;
@@ -28,7 +28,7 @@ impl<'a> Bytes<'a> for Linear {
 
 /// Views the headers of the segment or datagram at `located`, if all of them are there.
 #[inline(always)]
-pub fn segment<'a, A: Address>(bytes: Linear, located: Located) -> Option<Segment<'a, A>> {
+pub fn segment<'a, A: Address>(bytes: PacketBytes, located: Located) -> Option<Segment<'a, A>> {
     let transport = match located.protocol {
         PROTOCOL_TCP => Transport::Tcp(bytes.at(located.offset)?),
         PROTOCOL_UDP => Transport::Udp(bytes.at(located.offset)?),
@@ -44,12 +44,12 @@ pub fn segment<'a, A: Address>(bytes: Linear, located: Located) -> Option<Segmen
 /// Where a packet's transport header is, as it can be noted in a map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Spot {
+pub struct HeaderOffset {
     protocol: u32,
     offset: u32,
 }
 
-impl Spot {
+impl HeaderOffset {
     /// The highest offset that the verifier is told of.
     const OFFSETS: u32 = 0x1ff;
 
@@ -62,7 +62,7 @@ impl Spot {
     }
 }
 
-impl From<Located> for Spot {
+impl From<Located> for HeaderOffset {
     #[inline(always)]
     fn from(located: Located) -> Self {
         Self {

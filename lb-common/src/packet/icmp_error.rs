@@ -1,9 +1,9 @@
 //! An ICMP error message, with the beginning of the packet that it tells of.
 
-use super::{Bytes, IpHeader, Located, Rewritten};
+use super::{FrameBytes, IpHeader, Located, Rewritten};
 use crate::{
     address::Address,
-    checksum::{Difference, of_datagram},
+    checksum::{Difference, udp_checksum},
     headers::{ETHERNET_LEN, EthernetHeader, IcmpHeader, PROTOCOL_UDP, QuotedPorts},
     maps::FlowKey,
     verdict::Verdict,
@@ -11,7 +11,7 @@ use crate::{
 
 /// The headers of an error message and of the packet that it quotes.
 #[derive(Debug)]
-pub struct Quoted<'a, A: Address> {
+pub struct IcmpError<'a, A: Address> {
     pub ethernet: &'a mut EthernetHeader,
     pub ip: &'a mut A::Header,
     pub message: &'a mut ErrorMessage<A::Header>,
@@ -27,13 +27,13 @@ pub struct ErrorMessage<H> {
     ports: QuotedPorts,
 }
 
-impl<'a, A: Address> Quoted<'a, A> {
+impl<'a, A: Address> IcmpError<'a, A> {
     /// Where in the ICMP header the checksum is, in bytes.
     pub const CHECKSUM: usize = 2;
 
     /// Views the message at `located`, or says why it is none of ours.
     #[inline(always)]
-    pub fn view(bytes: impl Bytes<'a>, located: Located) -> Result<Self, Verdict> {
+    pub fn view(bytes: impl FrameBytes<'a>, located: Located) -> Result<Self, Verdict> {
         let Located { offset, .. } = located;
         let ethernet = bytes.at::<EthernetHeader>(0).ok_or(Verdict::Truncated)?;
         let ip = bytes
@@ -80,22 +80,27 @@ impl<'a, A: Address> Quoted<'a, A> {
 
     /// Whether it says that the quoted packet would get through in fragments.
     #[inline(always)]
-    pub fn asks_for_fragments(&self) -> bool {
-        A::Header::asks_for_fragments(&self.message.icmp)
+    pub fn fragmentation_needed(&self) -> bool {
+        A::Header::fragmentation_needed(&self.message.icmp)
     }
 
-    /// Makes it a message about the packet that `leaves` answers to, in place of the one that `key`
+    /// Makes it a message about the packet that `translated` answers to, in place of the one that `key`
     /// answers to. Where the flow's translation replaces the sender, it does so here, too: nobody
     /// behind it knows the routers before it. The checksum of the ICMP header is left to the caller.
     #[inline(always)]
-    pub fn rewrite(&mut self, key: &FlowKey<A>, leaves: &FlowKey<A>, forwarded: bool) -> Rewritten {
-        let source = if leaves.source == key.source {
+    pub fn rewrite(
+        &mut self,
+        key: &FlowKey<A>,
+        translated: &FlowKey<A>,
+        forwarded: bool,
+    ) -> Rewritten {
+        let source = if translated.source == key.source {
             self.ip.source()
         } else {
-            leaves.source
+            translated.source
         };
-        let outer = self.ip.replace(source, leaves.destination, forwarded);
-        let quoted = leaves.reversed();
+        let outer = self.ip.replace(source, translated.destination, forwarded);
+        let quoted = translated.reversed();
         let ErrorMessage { inner, ports, .. } = &mut *self.message;
         let addresses = inner.replace(quoted.source, quoted.destination, false);
         let mut changed = Difference::of_u16(ports.source_port, quoted.source_port).plus(
@@ -105,7 +110,7 @@ impl<'a, A: Address> Quoted<'a, A> {
         ports.destination_port = quoted.destination_port;
         // That of TCP lies beyond what every message quotes, and nobody looks at it there.
         if self.protocol == PROTOCOL_UDP && ports.checksum != [0, 0] {
-            let checksum = of_datagram(addresses.plus(changed).apply(ports.checksum));
+            let checksum = udp_checksum(addresses.plus(changed).apply(ports.checksum));
             changed = changed.plus(Difference::of_u16(ports.checksum, checksum));
             ports.checksum = checksum;
         }

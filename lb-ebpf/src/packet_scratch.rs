@@ -6,28 +6,28 @@
 
 use lb_common::{
     maps::FlowKey,
-    steer::{Arrival, Decision},
+    steer::{Decision, PacketMeta},
 };
-use lb_ebpf::linear::Spot;
+use lb_ebpf::packet_bytes::HeaderOffset;
 
 #[repr(C)]
-pub struct Desk<A> {
+pub struct PacketScratch<A> {
     pub key: FlowKey<A>,
-    pub arrival: Arrival,
+    pub packet: PacketMeta,
     pub decision: Decision<A>,
-    pub spot: Spot,
+    pub header_offset: HeaderOffset,
 }
 
 /// What reading a packet has led to.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Read {
+pub enum Parsed {
     /// None of ours, and counted.
-    Passes,
+    Passed,
     /// Not to be looked at, nor to be counted.
     Skipped,
-    /// A segment or datagram lies on the desk.
+    /// A segment or datagram is in the scratch map.
     Segment,
-    /// An ICMP error message does.
+    /// An ICMP error message is.
     Message,
 }

@@ -1,10 +1,9 @@
 //! The way of ICMP error messages about flows: they go where the packet came from that they tell of.
 
 use super::{
-    Arrival, Decision, Exit, Hook, Tables, Way,
-    flow::{are_twins, is_live, keeps_flows},
-    leave,
-    place::{NOWHERE, find_client, find_routed, find_worker},
+    Decision, Exit, Forwarding, Hook, PacketMeta, Tables, decide_exit,
+    flow::{is_live, is_reverse_of, keeps_flows},
+    slot::{NO_SLOT, find_by_client, find_by_reply, find_by_routed_reply},
 };
 use crate::{
     maps::{BY_ROUTE, FlowKey, IN_FRAGMENTS, direction, mode},
@@ -13,44 +12,47 @@ use crate::{
 
 /// Decides what becomes of an error message about the packet that `key` is the answering tuple of:
 /// it goes on like a packet with that tuple, and tells of one with the reverse of the decision's
-/// `leaves`.
+/// `translated`.
 #[inline(always)]
 pub fn steer_error<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) {
     *decision = Decision::NONE;
-    decision.verdict = related(tables, arrival, key, decision);
+    decision.verdict = related(tables, packet, key, decision);
 }
 
 #[inline(never)]
 fn related<T: Tables>(
     tables: &T,
-    arrival: &Arrival,
+    packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let way = match established(tables, key) {
-        Some(way) => Some(way),
-        None => under_way(tables, arrival.hook, key),
+    let forwarding = match flow_forwarding(tables, key) {
+        Some(forwarding) => Some(forwarding),
+        None => handshake_forwarding(tables, packet.hook, key),
     };
-    let Some(way) = way else {
+    let Some(forwarding) = forwarding else {
         return Verdict::NotOurs;
     };
-    match tables.backend(way.backend) {
+    match tables.backend(forwarding.backend) {
         Some(backend) if keeps_flows(backend) => {
-            let is_shared = way.is_request && backend.mode == mode::NAT;
-            if is_shared && arrival.asks_for_fragments && narrows(tables, key, &way) {
-                decision.backend = way.backend;
+            let is_shared = forwarding.is_request && backend.mode == mode::NAT;
+            if is_shared
+                && packet.fragmentation_needed
+                && mark_narrow_path(tables, key, &forwarding)
+            {
+                decision.backend = forwarding.backend;
                 decision.exit = Exit::Drop;
                 return Verdict::NarrowPath;
             }
-            leave(&way, backend, decision)
+            decide_exit(&forwarding, backend, decision)
         }
         _ => {
-            decision.backend = way.backend;
+            decision.backend = forwarding.backend;
             Verdict::BackendDown
         }
     }
@@ -60,12 +62,16 @@ fn related<T: Tables>(
 /// clients have the manager's address: told of one narrow path, it would take it for all of theirs. Says whether
 /// there is such a connection: datagrams have no numbers of their own to be put together by (RFC 6864).
 #[inline(always)]
-fn narrows<T: Tables>(tables: &T, key: &FlowKey<T::Address>, way: &Way<T::Address>) -> bool {
+fn mark_narrow_path<T: Tables>(
+    tables: &T,
+    key: &FlowKey<T::Address>,
+    forwarding: &Forwarding<T::Address>,
+) -> bool {
     if key.is_datagram() {
         return false;
     }
-    let reply = tables.established(&way.leaves.reversed());
-    let Some(mut reply) = reply.filter(|reply| are_twins(key, reply)) else {
+    let reply = tables.established(&forwarding.translated.reversed());
+    let Some(mut reply) = reply.filter(|reply| is_reverse_of(key, reply)) else {
         return false;
     };
     reply.client_interface |= IN_FRAGMENTS;
@@ -73,11 +79,14 @@ fn narrows<T: Tables>(tables: &T, key: &FlowKey<T::Address>, way: &Way<T::Addres
 }
 
 #[inline(always)]
-fn established<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> Option<Way<T::Address>> {
+fn flow_forwarding<T: Tables>(
+    tables: &T,
+    key: &FlowKey<T::Address>,
+) -> Option<Forwarding<T::Address>> {
     let flow = tables.established(key).filter(|flow| is_live(flow))?;
-    Some(Way {
+    Some(Forwarding {
         is_request: flow.direction == direction::REQUEST,
-        leaves: flow.leaves,
+        translated: flow.translated,
         backend: flow.backend,
         // What is to become of replies does not concern a message.
         client_interface: flow.client_interface & !(BY_ROUTE | IN_FRAGMENTS),
@@ -87,26 +96,26 @@ fn established<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> Option<Way<T
 }
 
 #[inline(always)]
-fn under_way<T: Tables>(
+fn handshake_forwarding<T: Tables>(
     tables: &T,
     hook: Hook,
     key: &FlowKey<T::Address>,
-) -> Option<Way<T::Address>> {
-    let worker = match find_worker(tables, hook, key) {
-        NOWHERE => find_routed(tables, hook, key),
+) -> Option<Forwarding<T::Address>> {
+    let worker = match find_by_reply(tables, hook, key) {
+        NO_SLOT => find_by_routed_reply(tables, hook, key),
         worker => worker,
     };
-    let is_request = worker == NOWHERE;
-    let place = if is_request {
-        find_client(tables, key)
+    let is_request = worker == NO_SLOT;
+    let slot = if is_request {
+        find_by_client(tables, key)
     } else {
         worker
     };
-    let handshake = tables.handshake(place)?;
-    Some(Way {
+    let handshake = tables.handshake(slot)?;
+    Some(Forwarding {
         is_request,
-        leaves: if is_request {
-            handshake.leaves
+        translated: if is_request {
+            handshake.translated
         } else {
             handshake.client.reversed()
         },

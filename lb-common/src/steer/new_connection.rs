@@ -1,0 +1,253 @@
+//! The beginning of a connection: a backend, a source port towards it, a slot for the handshake.
+
+use super::{
+    Decision, Exit, Hook, PacketMeta, Tables,
+    choice::{choose, choose_another, is_up},
+    flow::{keeps_flows, supersede_own},
+    handshake::{end_handshake, forward_request},
+    port::{self, NO_PORT, TimeWait},
+    slot::{NO_SLOT, client_hash, find_slot, write_owner_tag},
+};
+use crate::{
+    address::{Address, V4},
+    maps::{Backend, FlowKey, Handshake, LOOPBACK, mode, state},
+    verdict::Verdict,
+};
+
+/// A SYN that follows another one sooner than this is a duplicate made by the network, or the same
+/// packet met by XDP and by TC: no client repeats its SYN so soon (RFC 6298, section 2.1).
+const MIN_RETRY_INTERVAL_NS: u64 = 200_000_000;
+
+/// The tuples of a connection that looks for a slot. It stands in the flow scratch: with it on the
+/// stack, the calls below would not fit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PendingConnection<A = V4> {
+    pub(super) client: FlowKey<A>,
+    pub(super) translated: FlowKey<A>,
+    /// The tuples by which the port's last connection is looked up.
+    pub(super) reply_key: FlowKey<A>,
+    pub(super) request_key: FlowKey<A>,
+    /// Of the client, by which its handshake finds a slot.
+    pub(super) hash: u64,
+    /// The client's address, as one word, of the connection that holds the port looked at last.
+    pub(super) holder: u32,
+    pub(super) reserved: u32,
+}
+
+/// How often a client's unanswered datagrams make it try another worker. A client that never expects
+/// an answer is then left in peace.
+const MAX_DATAGRAM_RETRIES: u8 = 3;
+
+/// A SYN to a service, or a datagram that nobody has answered yet: the first one of a connection, or a
+/// repeated one of the handshake at `existing`.
+#[inline(never)]
+pub(super) fn handle_new_connection<T: Tables>(
+    tables: &T,
+    packet: &PacketMeta,
+    key: &FlowKey<T::Address>,
+    service: u32,
+    existing: u32,
+    decision: &mut Decision<T::Address>,
+) -> Verdict {
+    // The kernel would drop it, and so it does.
+    let sender = classify_sender(tables, packet, key);
+    if matches!(sender, Sender::Impossible) {
+        return Verdict::Malformed;
+    }
+    // What memlb managers send each other in a circle ends when its time to live does.
+    if matches!(sender, Sender::Worker) && packet.time_to_live <= 1 {
+        decision.exit = Exit::Drop;
+        return Verdict::TimeToLive;
+    }
+    if let Some(mut scratch) = tables.flow_scratch() {
+        scratch.pending.client = *key;
+    }
+    let mut attempt = Attempt {
+        service,
+        backend: choose(tables, key, service),
+        retries: 0,
+    };
+    if existing != NO_SLOT {
+        if !restarts(tables, packet, existing, &mut attempt) {
+            return forward_request(tables, packet, existing, decision);
+        }
+        end_handshake(tables, existing, TimeWait::Possible);
+    }
+    let slot = allocate_slot(tables, packet, attempt.backend);
+    match slot {
+        NO_BACKEND => Verdict::NoBackend,
+        NO_ROUTE => Verdict::NoRoute,
+        PORTS_EXHAUSTED => Verdict::PortsExhausted,
+        slot => {
+            decision.new_connection = 1;
+            write_handshake(tables, packet, &attempt, slot);
+            forward_request(tables, packet, slot, decision)
+        }
+    }
+}
+
+/// Who sent the first packet of a connection.
+#[repr(u32)]
+enum Sender {
+    Client,
+    Worker,
+    /// A packet from the network that names a sender that cannot be there.
+    Impossible,
+}
+
+#[inline(never)]
+fn classify_sender<T: Tables>(
+    tables: &T,
+    packet: &PacketMeta,
+    key: &FlowKey<T::Address>,
+) -> Sender {
+    if packet.hook != Hook::Ingress {
+        return Sender::Client;
+    }
+    if !key.source.is_valid_source_for(key.destination) {
+        return Sender::Impossible;
+    }
+    match tables.expected_interface(key.source) {
+        None => Sender::Client,
+        Some(interface) if interface == packet.interface => Sender::Worker,
+        Some(_) => Sender::Impossible,
+    }
+}
+
+/// What a handshake begins with beside its tuples.
+struct Attempt {
+    service: u32,
+    backend: u32,
+    retries: u8,
+}
+
+/// What [`allocate_slot`] returns instead of a slot.
+const PORTS_EXHAUSTED: u32 = NO_SLOT;
+const NO_BACKEND: u32 = NO_SLOT - 1;
+const NO_ROUTE: u32 = NO_SLOT - 2;
+
+/// Finds a slot, and a source port towards the backend, that no other connection uses.
+#[inline(never)]
+fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
+    let Some(settings) = tables.settings() else {
+        return NO_BACKEND;
+    };
+    let Some(backend) = tables.backend(id) else {
+        return NO_BACKEND;
+    };
+    if id == 0 || backend.state != state::UP {
+        return NO_BACKEND;
+    }
+    let Some(mut scratch) = tables.flow_scratch() else {
+        return NO_BACKEND;
+    };
+    let pending = &mut scratch.pending;
+    pending.translated = pending.client;
+    if backend.mode != mode::DSR {
+        pending.translated.destination = T::Address::from_mapped(&backend.address);
+        pending.translated.destination_port = backend.port.to_be_bytes();
+    }
+    if backend.mode == mode::NAT {
+        pending.translated.source = T::Address::from_mapped(&backend.source);
+    }
+    pending.hash = client_hash(settings, &pending.client);
+    let (hash, client) = (pending.hash, pending.client.source);
+    drop(scratch);
+    if backend.mode != mode::LOCAL && !is_reachable(backend, packet, client) {
+        return NO_ROUTE;
+    }
+    let has_tuple = match backend.mode {
+        mode::NAT => port::allocate(tables, backend.port_pool) != NO_PORT,
+        mode::ROUTED => supersede_own(tables),
+        _ => true,
+    };
+    if !has_tuple {
+        return PORTS_EXHAUSTED;
+    }
+    find_slot(tables, hash)
+}
+
+/// Whether a client's packets can reach a worker and be answered. From a client on the manager itself, a
+/// worker that answers past the manager is out of reach (the kernel accepts nothing from the network that
+/// its own address sent), and so is one that sees a loopback address as its client's.
+#[inline(always)]
+fn is_reachable<A: Address>(backend: &Backend, packet: &PacketMeta, client: A) -> bool {
+    let from_here = packet.hook == Hook::Loopback || packet.interface == LOOPBACK;
+    let is_answered = match backend.mode {
+        mode::DSR => false,
+        mode::ROUTED => client.is_valid_source(),
+        _ => true,
+    };
+    backend.interface != 0 && (!from_here || is_answered)
+}
+
+/// Whether a SYN whose client has a handshake under way begins another one, and with which backend: it
+/// is a new connection from the same port, or the worker takes none any more, or it has surely not
+/// answered and another one is tried. Else the SYN goes where the first one went.
+#[inline(always)]
+fn restarts<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32, attempt: &mut Attempt) -> bool {
+    let Some(handshake) = tables.handshake(slot) else {
+        return true;
+    };
+    let (tried, retries) = (handshake.backend, handshake.retries);
+    let is_same = handshake.client_sequence == packet.sequence;
+    let answered = handshake.answered == 1;
+    let syn_ns = handshake.syn_ns;
+    let is_datagram = handshake.client.is_datagram();
+    let gives_up = is_datagram && retries >= MAX_DATAGRAM_RETRIES;
+    drop(handshake);
+    let Some(worker) = tables.backend(tried) else {
+        return true;
+    };
+    if !is_same || !keeps_flows(worker) {
+        return true;
+    }
+    if answered {
+        return false;
+    }
+    if worker.state != state::UP {
+        return true;
+    }
+    let idle = tables.now_ns().saturating_sub(syn_ns);
+    if gives_up || idle < MIN_RETRY_INTERVAL_NS {
+        return false;
+    }
+    if !is_datagram {
+        tables.count_unanswered(tried);
+    }
+    if attempt.backend == tried || !is_up(tables, attempt.backend) {
+        attempt.backend = choose_another(tables, attempt.service, tried, retries);
+    }
+    attempt.retries = retries.wrapping_add(1);
+    attempt.backend != 0
+}
+
+/// Writes a handshake whose tuples are in the flow scratch to `slot`.
+#[inline(never)]
+fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt, slot: u32) {
+    let now = tables.now_ns();
+    // Whose slot it was has no more of its handshake.
+    end_handshake(tables, slot, TimeWait::Possible);
+    let (Some(scratch), Some(mut handshake)) = (tables.flow_scratch(), tables.handshake(slot))
+    else {
+        return;
+    };
+    *handshake = Handshake {
+        client: scratch.pending.client,
+        translated: scratch.pending.translated,
+        client_mac: packet.source_mac,
+        manager_mac: packet.destination_mac,
+        backend: attempt.backend,
+        service: attempt.service,
+        client_interface: packet.interface,
+        client_sequence: packet.sequence,
+        created_ns: now,
+        syn_ns: now,
+        retries: attempt.retries,
+        ..Handshake::FREE
+    };
+    handshake.integrity_tag = handshake.compute_integrity_tag();
+    write_owner_tag(tables, slot, scratch.pending.hash);
+    port::record_handshake(tables, attempt.backend, &handshake.translated, slot);
+}

@@ -1,0 +1,250 @@
+//! Where a handshake is kept, and how the packets of either side find it.
+//!
+//! A keyed hash of the client's address and port names a bucket of slots. Beside each bucket stand notes,
+//! a word for each slot, which tell whose handshake is there: a client's packet finds its handshake by one
+//! look at them. A worker's packet finds it by the manager's port that it is sent to. Nothing is ever full
+//! here: a new handshake replaces the oldest one of its bucket.
+
+use super::{Hook, Step, Tables, port};
+use crate::{
+    address::Address,
+    maps::{FlowKey, Handshake, SLOTS_PER_BUCKET, Settings, mode, progress},
+};
+
+/// No slot at all.
+pub(super) const NO_SLOT: u32 = u32::MAX;
+
+/// The slot of the handshake that the answer with the tuple `key` belongs to.
+///
+/// A worker answers to the manager's port; the manager's own server, met on its way out, answers to
+/// the client.
+#[inline(never)]
+pub(super) fn find_by_reply<T: Tables>(tables: &T, hook: Hook, key: &FlowKey<T::Address>) -> u32 {
+    let Some(settings) = tables.settings() else {
+        return NO_SLOT;
+    };
+    let translated = key.reversed();
+    if hook != Hook::Ingress {
+        return find_in_bucket(tables, settings, &translated, |handshake| {
+            handshake.translated.is(&translated)
+        });
+    }
+    let slot = port::handshake_at(tables, settings, key);
+    if let Some(handshake) = tables.handshake(slot)
+        && handshake.translated.is(&translated)
+        && is_pending(&handshake, settings, tables.now_ns())
+    {
+        return slot;
+    }
+    NO_SLOT
+}
+
+/// The same for a worker that answers to the client's own address by way of the manager, which
+/// [`find_by_reply`] knows nothing of: only a packet to no service is looked up thus.
+#[inline(never)]
+pub(super) fn find_by_routed_reply<T: Tables>(
+    tables: &T,
+    hook: Hook,
+    key: &FlowKey<T::Address>,
+) -> u32 {
+    let Some(settings) = tables.settings() else {
+        return NO_SLOT;
+    };
+    if hook != Hook::Ingress {
+        return NO_SLOT;
+    }
+    let translated = key.reversed();
+    find_in_bucket(tables, settings, &translated, |handshake| {
+        let backend = tables.backend(handshake.backend);
+        handshake.translated.is(&translated) && backend.is_some_and(|it| it.mode == mode::ROUTED)
+    })
+}
+
+/// The slot of the handshake of the client with the tuple `key`.
+#[inline(never)]
+pub(super) fn find_by_client<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> u32 {
+    let Some(settings) = tables.settings() else {
+        return NO_SLOT;
+    };
+    find_in_bucket(tables, settings, key, |handshake| handshake.client.is(key))
+}
+
+/// Looks through the bucket of the client whose packets have the tuple `client`, or leave with it
+/// where its address stays.
+#[inline(always)]
+fn find_in_bucket<T: Tables>(
+    tables: &T,
+    settings: &Settings,
+    client: &FlowKey<T::Address>,
+    is_it: impl Fn(&Handshake<T::Address>) -> bool,
+) -> u32 {
+    let hash = client_hash(settings, client);
+    let bucket = bucket(settings, hash);
+    let Some(owner_tags) = tables.owner_tags(bucket) else {
+        return NO_SLOT;
+    };
+    for index in 0..SLOTS_PER_BUCKET {
+        if owner_tags[index as usize] != owner_tag(hash) {
+            continue;
+        }
+        let slot = bucket * SLOTS_PER_BUCKET + index;
+        if let Some(handshake) = tables.handshake(slot)
+            && is_it(&handshake)
+            && is_pending(&handshake, settings, tables.now_ns())
+        {
+            return slot;
+        }
+    }
+    NO_SLOT
+}
+
+/// Notes whose handshake is kept at `slot`.
+#[inline(always)]
+pub(super) fn write_owner_tag<T: Tables>(tables: &T, slot: u32, hash: u64) {
+    if let Some(mut owner_tags) = tables.owner_tags(slot / SLOTS_PER_BUCKET) {
+        owner_tags[(slot % SLOTS_PER_BUCKET) as usize] = owner_tag(hash);
+    }
+}
+
+/// Returns a slot for a handshake of the client with this hash: a free one of its bucket, or else the one
+/// whose handshake is the first to go.
+#[inline(never)]
+pub(super) fn find_slot<T: Tables>(tables: &T, hash: u64) -> u32 {
+    let Some(settings) = tables.settings() else {
+        return NO_SLOT;
+    };
+    let first = bucket(settings, hash) * SLOTS_PER_BUCKET;
+    let mut search = SlotSearch {
+        first,
+        slot: tables.barrier_var(first),
+        best_score: tables.barrier_var(0).into(),
+    };
+    tables.repeat(SLOTS_PER_BUCKET, &mut search);
+    search.slot
+}
+
+/// The search for a slot, one slot of a bucket a step.
+#[repr(C)]
+struct SlotSearch {
+    /// The best until now, and how much speaks for it.
+    best_score: u64,
+    slot: u32,
+    first: u32,
+}
+
+/// A handshake that its worker has not answered for this long goes before the answered ones.
+const UNANSWERED_NS: u64 = 1_000_000_000;
+
+impl Step for SlotSearch {
+    #[inline(always)]
+    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
+        let slot = self.first + number;
+        let (Some(settings), Some(handshake)) = (tables.settings(), tables.handshake(slot)) else {
+            return true;
+        };
+        let now = tables.now_ns();
+        let is_free = !is_pending(&handshake, settings, now);
+        let idle_ns = now.saturating_sub(handshake.syn_ns);
+        let is_abandoned = handshake.answered == 0 && idle_ns > UNANSWERED_NS;
+        let score = idle_ns | u64::from(is_abandoned) << 62;
+        if is_free || score >= self.best_score {
+            self.best_score = score;
+            self.slot = slot;
+        }
+        is_free
+    }
+}
+
+/// Whether packets still belong to a handshake. A connection whose answers do not come by here may be one that is just
+/// silent; it goes when its slot is needed.
+#[inline(always)]
+pub(super) fn is_pending<A: Address>(
+    handshake: &Handshake<A>,
+    settings: &Settings,
+    now: u64,
+) -> bool {
+    let is_acknowledged = handshake.progress != progress::NONE && !handshake.client.is_datagram();
+    let longest = if is_acknowledged {
+        settings.established_idle_ns
+    } else {
+        settings.half_open_idle_ns
+    };
+    handshake.is_valid() && now.saturating_sub(handshake.syn_ns) <= longest
+}
+
+#[inline(always)]
+fn bucket(settings: &Settings, hash: u64) -> u32 {
+    (hash as u32)
+        .checked_rem(settings.half_open_buckets)
+        .unwrap_or(0)
+}
+
+/// What a bucket notes of a handshake, never 0.
+#[inline(always)]
+fn owner_tag(hash: u64) -> u32 {
+    (hash >> 32) as u32 | 1
+}
+
+/// Hashes a client's address and port with the secret of these maps (SipHash-1-3; Aumasson and Bernstein,
+/// 2012), so that nobody else can say which connections share a bucket.
+#[inline(always)]
+pub(super) fn client_hash<A: Address>(settings: &Settings, client: &FlowKey<A>) -> u64 {
+    let [high, low] = client.source.words();
+    let port = u64::from(u16::from_ne_bytes(client.source_port));
+    let mut state = SipState::new(settings.secret);
+    if A::IS_V4 {
+        state.absorb(low << 32 | port);
+    } else {
+        state.absorb(high);
+        state.absorb(low);
+        state.absorb(port);
+    }
+    state.finish()
+}
+
+struct SipState([u64; 4]);
+
+impl SipState {
+    #[inline(always)]
+    fn new([k0, k1]: [u64; 2]) -> Self {
+        Self([
+            k0 ^ 0x736f_6d65_7073_6575,
+            k1 ^ 0x646f_7261_6e64_6f6d,
+            k0 ^ 0x6c79_6765_6e65_7261,
+            k1 ^ 0x7465_6462_7974_6573,
+        ])
+    }
+
+    #[inline(always)]
+    fn absorb(&mut self, word: u64) {
+        self.0[3] ^= word;
+        self.round();
+        self.0[0] ^= word;
+    }
+
+    #[inline(always)]
+    fn finish(mut self) -> u64 {
+        self.0[2] ^= 0xff;
+        self.round();
+        self.round();
+        self.round();
+        let [a, b, c, d] = self.0;
+        a ^ b ^ c ^ d
+    }
+
+    #[inline(always)]
+    fn round(&mut self) {
+        let [mut a, mut b, mut c, mut d] = self.0;
+        a = a.wrapping_add(b);
+        b = b.rotate_left(13) ^ a;
+        a = a.rotate_left(32);
+        c = c.wrapping_add(d);
+        d = d.rotate_left(16) ^ c;
+        a = a.wrapping_add(d);
+        d = d.rotate_left(21) ^ a;
+        c = c.wrapping_add(b);
+        b = b.rotate_left(17) ^ c;
+        c = c.rotate_left(32);
+        self.0 = [a, b, c, d];
+    }
+}
