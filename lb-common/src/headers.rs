@@ -238,6 +238,15 @@ impl TcpHeader {
     }
 }
 
+impl QuotedPorts {
+    /// Of TCP.
+    #[inline(always)]
+    pub fn sequence(&self) -> u32 {
+        let ([a, b], [c, d]) = (self.length, self.checksum);
+        u32::from_be_bytes([a, b, c, d])
+    }
+}
+
 /// The control bits of a TCP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpFlags(pub u8);

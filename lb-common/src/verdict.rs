@@ -56,6 +56,7 @@ verdicts! {
     NarrowPath = "narrow_path", "An error message says that a client's path is too narrow for a worker's segments: dropped, and they leave so that routers may cut them up.";
     HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
     Denied = "denied", "From a client that the operator has denied: dropped.";
+    ImplausibleError = "implausible_error", "An error message quotes a segment that its sender cannot have sent just now: dropped.";
     TooLarge = "too_large", "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";
 }
 

@@ -142,6 +142,7 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "narrow_path",
             "handed_over",
             "denied",
+            "implausible_error",
             "too_large",
         ]
     );

@@ -83,6 +83,7 @@ impl<A: Family> PacketScratch<A> {
             self.check_ports(hook_context.hook)?;
             self.packet = PacketMeta {
                 fragmentation_needed: message.fragmentation_needed(),
+                sequence: message.sequence(),
                 ..hook_context.link_and_ip_meta(message.ethernet, message.ip)
             };
             return Ok(Parsed::Message);

@@ -9,14 +9,14 @@ use lb_common::{
 
 use crate::{
     bench::{Bench, Edge, at_both_edges, at_edge, in_both_modes, over},
-    call::Call,
+    call::{CLIENT_START, Call},
     frame::{
         ACK, DESTINATION_OPTIONS, FRAGMENT, Family, HOP_BY_HOP, PSH, SYN, at, with, with_ip_field,
     },
     lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, ROUTER, WORKER1, WORKER2},
     local::{answers, takes},
     message::{Message, Problem},
-    outcome::{Action, Outcome},
+    outcome::{Action, Counted, Outcome},
     segment::Protocol,
     untouched::shortest,
 };
@@ -104,11 +104,15 @@ fn an_error_leaves_the_flow_as_it_is() {
 #[test]
 fn a_narrow_path_is_the_matter_of_one_connection() {
     over(Family::V4, |bench| {
-        let [narrow, wide] = [CLIENT, OTHER_CLIENT].map(|client| {
-            let mut call = bench.call(client, 40_000);
+        let connected = |client, port| {
+            let mut call = bench.call(client, port);
             call.connects(bench, WORKER1);
             call
-        });
+        };
+        let narrow = connected(CLIENT, 40_000);
+        let wide: Vec<_> = (40_000..40_020)
+            .map(|port| connected(OTHER_CLIENT, port))
+            .collect();
         for mtu in [0, 296, 1_280] {
             let message = from_the_clients_side(&narrow, Problem::TooBig(mtu));
             worker_is_told(bench, &narrow, &message.quotes_the_least());
@@ -125,13 +129,60 @@ fn a_narrow_path_is_the_matter_of_one_connection() {
             let number = [left[IDENTIFICATION], left[IDENTIFICATION + 1]];
             assert_eq!(with_ip_field(left.clone(), IDENTIFICATION, &number), left);
 
-            let whole = wide.reply(WORKER1, PSH | ACK).payload([b'x'; 1_400]);
-            wide.replies(bench, WORKER1, &whole);
+            for wide in &wide {
+                let whole = wide.reply(WORKER1, PSH | ACK).payload([b'x'; 1_400]);
+                wide.replies(bench, WORKER1, &whole);
+            }
             // The client's packets change nothing.
             bench.wait(Duration::from_secs(2));
             narrow.requests(bench, WORKER1, &narrow.ack());
         }
     });
+}
+
+/// Who does not see a connection's packets does not know its numbers (RFC 5927, section 4.1).
+#[test]
+fn an_error_about_what_was_not_sent_just_now_is_dropped() {
+    in_both_modes(|bench| {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        judges_by_number(bench, |offset| {
+            let syn = call.syn().numbers(CLIENT_START.wrapping_add(offset), 0);
+            call.worker_complains(WORKER1, Problem::HostUnreachable, &syn)
+        });
+        call.is_answered(bench, WORKER1);
+        call.requests(bench, WORKER1, &call.ack());
+        for problem in [Problem::TooBig(552), Problem::PortUnreachable] {
+            judges_by_number(bench, |offset| {
+                let mut reply = call.reply(WORKER1, ACK);
+                reply.sequence = reply.sequence.wrapping_add(offset);
+                call.complains(problem, &call.at_client(&reply))
+            });
+            judges_by_number(bench, |offset| {
+                let mut request = call.request(ACK);
+                request.sequence = request.sequence.wrapping_add(offset);
+                call.worker_complains(WORKER1, problem, &request)
+            });
+        }
+    });
+}
+
+/// Messages about segments so many bytes away from the last one change nothing, unless it is sent just before.
+#[track_caller]
+fn judges_by_number(bench: &Bench, message: impl Fn(u32) -> Message) {
+    const MIB: u32 = 1 << 20;
+    let before = bench.entries();
+    for offset in [1 << 31, 2 * MIB, (9 * MIB).wrapping_neg()] {
+        let message = message(offset).quotes_the_least();
+        let outcome = bench.receives(&message);
+        outcome.is_dropped(Verdict::ImplausibleError);
+    }
+    assert_eq!(bench.entries(), before);
+    for offset in [0, MIB - 100, (7 * MIB).wrapping_neg()] {
+        let outcome = bench.receives(&message(offset).quotes_the_least());
+        let is_dropped = |counted: &Counted| matches!(counted, Counted::Verdict { verdict, .. } if *verdict == Verdict::ImplausibleError);
+        assert!(!outcome.counted.iter().any(is_dropped), "{outcome:?}");
+    }
 }
 
 /// Where an IPv4 header numbers its packet.

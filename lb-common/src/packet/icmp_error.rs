@@ -84,6 +84,12 @@ impl<'a, A: Address> IcmpError<'a, A> {
         A::Header::fragmentation_needed(&self.message.icmp)
     }
 
+    /// Of TCP, the sequence number of the quoted segment.
+    #[inline(always)]
+    pub fn sequence(&self) -> u32 {
+        self.message.ports.sequence()
+    }
+
     /// Makes it a message about the packet that `translated` answers to, in place of the one that `key`
     /// answers to. Where the flow's translation replaces the sender, it does so here, too: nobody
     /// behind it knows the routers before it. The checksum of the ICMP header is left to the caller.

@@ -2,7 +2,7 @@
 
 use super::{
     Decision, Exit, Forwarding, Hook, PacketMeta, Tables, decide_exit,
-    flow::{is_live, is_reverse_of, keeps_flows},
+    flow::{is_live, is_recent, is_reverse_of, keeps_flows},
     slot::{NO_SLOT, find_by_client, find_by_reply, find_by_routed_reply},
 };
 use crate::{
@@ -31,15 +31,22 @@ fn related<T: Tables>(
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let forwarding = match flow_forwarding(tables, key) {
-        Some(forwarding) => Some(forwarding),
-        None => handshake_forwarding(tables, packet.hook, key),
+    let found = match flow_forwarding(tables, key, packet.sequence) {
+        Some(found) => Some(found),
+        None => handshake_forwarding(tables, packet.hook, key, packet.sequence),
     };
-    let Some(forwarding) = forwarding else {
+    let Some((forwarding, last)) = found else {
         return Verdict::NotOurs;
     };
     match tables.backend(forwarding.backend) {
         Some(backend) if keeps_flows(backend) => {
+            // Of a worker that answers past the manager, no number is known.
+            let is_judged = !key.is_datagram() && backend.mode != mode::DSR;
+            if is_judged && !is_recent(packet.sequence, last) {
+                decision.backend = forwarding.backend;
+                decision.exit = Exit::Drop;
+                return Verdict::ImplausibleError;
+            }
             let is_shared = forwarding.is_request && backend.mode == mode::NAT;
             if is_shared
                 && packet.fragmentation_needed
@@ -78,13 +85,15 @@ fn mark_narrow_path<T: Tables>(
     true
 }
 
+/// The way of an established flow, with the last sequence number of the quoted packet's sender, or `unknown`.
 #[inline(always)]
 fn flow_forwarding<T: Tables>(
     tables: &T,
     key: &FlowKey<T::Address>,
-) -> Option<Forwarding<T::Address>> {
+    unknown: u32,
+) -> Option<(Forwarding<T::Address>, u32)> {
     let flow = tables.established(key).filter(|flow| is_live(flow))?;
-    Some(Forwarding {
+    let forwarding = Forwarding {
         is_request: flow.direction == direction::REQUEST,
         translated: flow.translated,
         backend: flow.backend,
@@ -92,15 +101,22 @@ fn flow_forwarding<T: Tables>(
         client_interface: flow.client_interface & !(BY_ROUTE | IN_FRAGMENTS),
         client_mac: flow.client_mac,
         manager_mac: flow.manager_mac,
-    })
+    };
+    drop(flow);
+    let sender = tables
+        .established(&forwarding.translated.reversed())
+        .filter(|sender| is_reverse_of(key, sender));
+    Some((forwarding, sender.map_or(unknown, |sender| sender.sequence)))
 }
 
+/// The same of a handshake.
 #[inline(always)]
 fn handshake_forwarding<T: Tables>(
     tables: &T,
     hook: Hook,
     key: &FlowKey<T::Address>,
-) -> Option<Forwarding<T::Address>> {
+    unknown: u32,
+) -> Option<(Forwarding<T::Address>, u32)> {
     let worker = match find_by_reply(tables, hook, key) {
         NO_SLOT => find_by_routed_reply(tables, hook, key),
         worker => worker,
@@ -112,7 +128,14 @@ fn handshake_forwarding<T: Tables>(
         worker
     };
     let handshake = tables.handshake(slot)?;
-    Some(Forwarding {
+    let last = if !is_request {
+        handshake.client_sequence
+    } else if handshake.answered == 1 {
+        handshake.worker_sequence
+    } else {
+        unknown
+    };
+    let forwarding = Forwarding {
         is_request,
         translated: if is_request {
             handshake.translated
@@ -123,5 +146,6 @@ fn handshake_forwarding<T: Tables>(
         client_interface: handshake.client_interface,
         client_mac: handshake.client_mac,
         manager_mac: handshake.manager_mac,
-    })
+    };
+    Some((forwarding, last))
 }
