@@ -4,7 +4,7 @@
 use std::{
     env, fs,
     io::{BufRead, BufReader, Write},
-    net::{SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     os::unix::{fs::DirBuilderExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
@@ -22,7 +22,7 @@ use crate::{
     nginx::Nginx,
     place::{Leftovers, Place},
     process::Process,
-    topology::{Shape, Topology},
+    topology::{Shape, Topology, give_addresses},
     wait::wait_until,
 };
 
@@ -56,6 +56,8 @@ pub struct ClusterOptions {
     pub direct: bool,
     /// Whether the services' mode is `routed`.
     pub routed: bool,
+    /// Further addresses of the manager on its last interface.
+    pub manager_addresses: Vec<Ipv4Addr>,
     /// Further arguments for `memlb manager`.
     pub manager_arguments: Vec<String>,
     /// Whether the workers run agents from the start.
@@ -82,6 +84,7 @@ impl Default for ClusterOptions {
             ipv6: false,
             direct: false,
             routed: false,
+            manager_addresses: Vec::new(),
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),
@@ -142,6 +145,11 @@ impl Cluster {
         let topology = Topology::create_as(&place.prefix, options.shape, workers)?;
         if options.attach == "xdp" {
             topology.prepare_for_xdp()?;
+        }
+        let last = topology.manager.interfaces().last();
+        for address in &options.manager_addresses {
+            let interface = last.context("the manager has an interface")?;
+            give_addresses(&topology.manager, interface, *address)?;
         }
         let fallback = Nginx::start(
             &topology.manager,

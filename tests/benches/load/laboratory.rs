@@ -1,7 +1,12 @@
 //! A balancer at work, in namespaces of its own: one's connection tracking and TIME_WAIT must not meet
 //! another's connections.
 
-use std::{fs, net::SocketAddrV4, path::Path, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -16,6 +21,9 @@ use tempfile::TempDir;
 
 use crate::scenario::{Kind, Scenario};
 
+/// The manager's address, and a second one for NAT.
+const MANAGER: Ipv4Addr = Ipv4Addr::new(192, 168, 56, 101);
+const SECOND_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 168, 56, 102);
 /// Open files of HAProxy's own, and the connections for which one process of it is made ready at most.
 const HAPROXY_FILES: u64 = 500;
 const MOST_AT_HAPROXY: u64 = 50_000;
@@ -38,6 +46,10 @@ pub enum Balancer {
     MemlbXdp,
     /// memlb in mode dsr
     MemlbDsr,
+    /// memlb in mode routed, the workers in a network behind it
+    MemlbRouted,
+    /// memlb, attached by TC, with two addresses for NAT
+    MemlbTwoSources,
 }
 
 impl Balancer {
@@ -56,6 +68,8 @@ impl Balancer {
             Self::MemlbTc => "memlb, TC",
             Self::MemlbXdp => "memlb, XDP",
             Self::MemlbDsr => "memlb, dsr",
+            Self::MemlbRouted => "memlb, routed",
+            Self::MemlbTwoSources => "memlb, two sources",
         }
     }
 }
@@ -96,12 +110,14 @@ impl Laboratory {
     ) -> Result<Self> {
         let workers = scenario.workers;
         let system = match balancer {
-            Balancer::MemlbTc => memlb(workers, "tc", false, settings)?,
-            Balancer::MemlbXdp => memlb(workers, "xdp", false, settings)?,
-            Balancer::MemlbDsr => memlb(workers, "tc", true, settings)?,
             Balancer::Direct | Balancer::Nftables | Balancer::HaproxyTcp => {
                 peer(balancer, scenario, open_files)?
             }
+            Balancer::MemlbTc
+            | Balancer::MemlbXdp
+            | Balancer::MemlbDsr
+            | Balancer::MemlbRouted
+            | Balancer::MemlbTwoSources => memlb(balancer, workers, settings)?,
         };
         let topology = system.topology();
         topology.keep_netfilter_off_the_switches()?;
@@ -173,14 +189,32 @@ impl System {
     }
 }
 
-fn memlb(workers: usize, attach: &str, direct: bool, settings: &[String]) -> Result<System> {
+fn memlb(balancer: Balancer, workers: usize, settings: &[String]) -> Result<System> {
     // As the others do it: each worker in turn.
-    let in_turn = "service.web.policy=round_robin".to_owned();
-    let settings = [in_turn].into_iter().chain(settings.iter().cloned());
+    let mut own = vec!["service.web.policy=round_robin".to_owned()];
+    let mut manager_addresses = Vec::new();
+    if balancer == Balancer::MemlbTwoSources {
+        own.push(format!(
+            "manager.nat_sources=[\"{MANAGER}\", \"{SECOND_SOURCE}\"]"
+        ));
+        manager_addresses.push(SECOND_SOURCE);
+    }
+    let settings = own.into_iter().chain(settings.iter().cloned());
+    let attach = match balancer {
+        Balancer::MemlbXdp => "xdp",
+        _ => "tc",
+    };
+    let is_routed = balancer == Balancer::MemlbRouted;
     let mut cluster = Cluster::start(&ClusterOptions {
+        shape: match is_routed {
+            true => Shape::TwoArm,
+            false => Shape::OneArm,
+        },
         available_kb: vec![400 * 1024; workers],
         attach: attach.into(),
-        direct,
+        direct: balancer == Balancer::MemlbDsr,
+        routed: is_routed,
+        manager_addresses,
         manager_arguments: settings
             .flat_map(|setting| ["--set".to_owned(), setting])
             .collect(),
@@ -204,7 +238,7 @@ fn peer(balancer: Balancer, scenario: &Scenario, open_files: u64) -> Result<Syst
         Balancer::HaproxyTcp => {
             processes = haproxies(scenario, &topology, &workers, open_files, files.path())?;
         }
-        Balancer::Direct | Balancer::MemlbTc | Balancer::MemlbXdp | Balancer::MemlbDsr => {}
+        _ => {}
     }
     Ok(System::Peer {
         _balancer: processes,

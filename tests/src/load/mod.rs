@@ -123,9 +123,11 @@ fn prepare_servers(topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// Makes `network` reachable by a machine in the clients' network.
+/// Makes `network` reachable by a machine in the clients' network. Workers in a network of their own reach it by
+/// the manager.
 fn route(topology: &Topology, network: &str, by: Ipv4Addr) -> Result<()> {
-    for node in servers(topology) {
+    let is_near = |node: &&Node| node.address().octets()[..3] == by.octets()[..3];
+    for node in servers(topology).filter(is_near) {
         let by = by.to_string();
         output(node.ip().args(["route", "add", network, "via", &by]))?;
     }

@@ -29,7 +29,8 @@ pub struct Options {
     /// Measures only these, such as rate-100 or one-38000; an unknown name lists all
     #[arg(long, value_name = "SCENARIO", value_delimiter = ',')]
     scenario: Vec<String>,
-    /// Compares only these, of direct, nftables, haproxy-tcp, memlb-tc, memlb-xdp, memlb-dsr
+    /// Compares only these, of direct, nftables, haproxy-tcp, memlb-tc, memlb-xdp, memlb-dsr, memlb-routed,
+    /// memlb-two-sources
     #[arg(long, value_name = "BALANCER", value_delimiter = ',')]
     balancers: Vec<String>,
     /// How often everything is measured; every balancer has its turn in each round
