@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use lb_core::EVERYBODY;
+use lb_core::ALL_WORKERS;
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Nginx, Probe, Process, Report, Wire,
     cluster::{worker_name, worker_port},
@@ -223,7 +223,7 @@ impl Told {
             .filter(|((from, _), until)| {
                 *from <= at + NEARLY && until.is_none_or(|until| until + NEARLY >= at)
             })
-            .any(|((_, to), _)| to == EVERYBODY || *to == name)
+            .any(|((_, to), _)| to == ALL_WORKERS || *to == name)
     }
 }
 

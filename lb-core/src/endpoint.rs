@@ -60,9 +60,9 @@ impl fmt::Display for Endpoint {
 
 /// A text that is no endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoEndpoint;
+pub struct ParseEndpointError;
 
-impl fmt::Display for NoEndpoint {
+impl fmt::Display for ParseEndpointError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
             "expected an address in numbers, a port, and the protocol unless it is tcp: \
@@ -71,21 +71,21 @@ impl fmt::Display for NoEndpoint {
     }
 }
 
-impl std::error::Error for NoEndpoint {}
+impl std::error::Error for ParseEndpointError {}
 
 impl FromStr for Endpoint {
-    type Err = NoEndpoint;
+    type Err = ParseEndpointError;
 
-    fn from_str(text: &str) -> Result<Self, NoEndpoint> {
+    fn from_str(text: &str) -> Result<Self, ParseEndpointError> {
         let (address, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
         let protocol = Protocol::ALL.into_iter().find(|it| it.name() == protocol);
-        let address: SocketAddr = address.parse().map_err(|_| NoEndpoint)?;
+        let address: SocketAddr = address.parse().map_err(|_| ParseEndpointError)?;
         if address.port() == 0 {
-            return Err(NoEndpoint);
+            return Err(ParseEndpointError);
         }
         Ok(Self {
             address: SocketAddr::new(address.ip().to_canonical(), address.port()),
-            protocol: protocol.ok_or(NoEndpoint)?,
+            protocol: protocol.ok_or(ParseEndpointError)?,
         })
     }
 }

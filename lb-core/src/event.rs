@@ -5,13 +5,12 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::admin::AdminCommand;
+use super::eligibility::Ineligibility;
 use super::health::Health;
 use super::memory::{Bytes, Memory, Pressure};
-use super::obstacle::Obstacle;
-use super::order::Order;
-use super::reason::{Reason, helped};
-use super::selection::Rule;
-use super::settings::{BackendId, EVERYBODY, Policy};
+use super::reason::{Reason, Rule, fallback_outcome};
+use super::settings::{ALL_WORKERS, BackendId, Policy};
 
 /// How much an event should alarm.
 #[derive(
@@ -85,7 +84,7 @@ pub enum Event {
     WorkerBarred {
         worker: String,
         service: String,
-        obstacle: Obstacle,
+        obstacle: Ineligibility,
         reason: String,
     },
     /// What barred it is gone.
@@ -172,7 +171,7 @@ pub enum Event {
     /// The operator has ordered something of a worker.
     OperatorOrder {
         #[serde(flatten)]
-        order: Order,
+        order: AdminCommand,
     },
     /// A pause that the operator had ordered is over.
     PauseEnded {
@@ -373,7 +372,7 @@ impl fmt::Display for Event {
                 reason,
                 ..
             } => write!(f, "{service}: {to} selected: {reason}"),
-            Self::SelectionAdopted { service, to, .. } if to == EVERYBODY => {
+            Self::SelectionAdopted { service, to, .. } if to == ALL_WORKERS => {
                 write!(f, "{service}: connections stay spread over the restart")
             }
             Self::SelectionAdopted { service, to, .. } => {
@@ -402,7 +401,7 @@ impl fmt::Display for Event {
             Self::AllWorkersDown { service, fallback } => write!(
                 f,
                 "{service}: no worker is up any more; {}",
-                helped(fallback)
+                fallback_outcome(fallback)
             ),
             Self::ThresholdLearned {
                 service,

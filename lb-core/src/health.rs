@@ -24,14 +24,14 @@ pub enum Health {
     /// Its operator took it out.
     Maintenance,
     /// Drained by the manager's operator. Like [`Self::Cut`] and [`Self::Paused`] never a worker's own state, only how it
-    /// is treated, see [`Health::under`].
+    /// is treated, see [`Health::under_admin_state`].
     Draining,
     /// Drained, and its connections cut.
     Cut,
     /// Expected to be silent for a while, by the manager's operator: it keeps its connections, whatever
     /// is heard of it.
     Paused,
-    /// Up, but cannot serve as the service's mode asks, see [`super::Obstacle`]. Never a worker's own
+    /// Up, but cannot serve as the service's mode asks, see [`super::Ineligibility`]. Never a worker's own
     /// state either.
     Barred,
     /// Up, but the manager has no route to it. It keeps its connections: the route may come back.
@@ -44,8 +44,8 @@ impl Health {
     }
 
     /// Whether silence would mean something new, so that a deadline must be watched.
-    pub fn fears_silence(self) -> bool {
-        next(self, Sign::Silence) != self
+    pub fn needs_deadline(self) -> bool {
+        next(self, HealthEvent::Timeout) != self
     }
 
     pub fn name(self) -> &'static str {
@@ -80,7 +80,7 @@ impl fmt::Display for Health {
 
 /// What just happened to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
+pub enum HealthEvent {
     /// A good heartbeat; `proven` once `up_after` of them came in a row.
     Good { proven: bool },
     /// A heartbeat that says the service does not answer.
@@ -90,10 +90,10 @@ pub enum Sign {
     /// A heartbeat that says the worker is in maintenance.
     Maintenance,
     /// Nothing for longer than `down_after`.
-    Silence,
+    Timeout,
 }
 
-impl Sign {
+impl HealthEvent {
     /// Returns what a heartbeat means; what the worker wants goes before how its service does.
     pub fn of(report: &Report, proven: bool) -> Self {
         match (report.state, report.healthy) {
@@ -110,16 +110,16 @@ impl Sign {
 /// A first contact needs no proof, so that a lab starts at its first heartbeat; every way back does,
 /// so that a flapping worker does not flap the service. A worker that took its leave, or is in
 /// maintenance, may fall silent without alarm.
-pub fn next(health: Health, sign: Sign) -> Health {
+pub fn next(health: Health, sign: HealthEvent) -> Health {
     match (health, sign) {
-        (_, Sign::Unhealthy) => Health::Unhealthy,
-        (_, Sign::Leaving) => Health::Leaving,
-        (_, Sign::Maintenance) => Health::Maintenance,
-        (Health::Unknown | Health::Up, Sign::Good { .. }) => Health::Up,
-        (_, Sign::Good { proven: true }) => Health::Up,
-        (unproven, Sign::Good { proven: false }) => unproven,
-        (Health::Up | Health::Unhealthy, Sign::Silence) => Health::Down,
-        (quiet, Sign::Silence) => quiet,
+        (_, HealthEvent::Unhealthy) => Health::Unhealthy,
+        (_, HealthEvent::Leaving) => Health::Leaving,
+        (_, HealthEvent::Maintenance) => Health::Maintenance,
+        (Health::Unknown | Health::Up, HealthEvent::Good { .. }) => Health::Up,
+        (_, HealthEvent::Good { proven: true }) => Health::Up,
+        (unproven, HealthEvent::Good { proven: false }) => unproven,
+        (Health::Up | Health::Unhealthy, HealthEvent::Timeout) => Health::Down,
+        (quiet, HealthEvent::Timeout) => quiet,
     }
 }
 
@@ -131,12 +131,12 @@ mod tests {
     #[test]
     fn the_whole_table() {
         let signs = [
-            Sign::Good { proven: false },
-            Sign::Good { proven: true },
-            Sign::Unhealthy,
-            Sign::Leaving,
-            Sign::Maintenance,
-            Sign::Silence,
+            HealthEvent::Good { proven: false },
+            HealthEvent::Good { proven: true },
+            HealthEvent::Unhealthy,
+            HealthEvent::Leaving,
+            HealthEvent::Maintenance,
+            HealthEvent::Timeout,
         ];
         // One line for each state, one column for each sign.
         let table = [

@@ -4,7 +4,7 @@
 //!
 //! 1. [`Core::handle_heartbeat`] for each datagram that made sense, until the socket is empty;
 //! 2. [`Core::handle_timeout`] once, with the same clock;
-//! 3. [`Core::poll_command`] and [`Core::poll_event`] until both are empty, carrying each out;
+//! 3. [`Core::poll_map_update`] and [`Core::poll_event`] until both are empty, carrying each out;
 //! 4. then sleeps until [`Core::poll_timeout`] or the next datagram.
 //!
 //! The same inputs give the same outputs, always.
@@ -12,18 +12,19 @@
 // What .clippy.toml lists, with reasons.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-mod command;
+mod admin;
+mod apply_admin;
 mod deadlines;
+mod eligibility;
 mod endpoint;
 mod event;
 mod health;
+mod map_update;
 mod memory;
-mod obey;
-mod obstacle;
-mod order;
 mod pause;
 mod policy;
 mod reason;
+mod rebalance;
 mod reconfigure;
 mod report;
 mod return_path;
@@ -32,45 +33,44 @@ mod sequence;
 mod service;
 mod settings;
 mod snapshot;
-mod spreading;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-pub use command::Command;
-pub use endpoint::{Endpoint, NoEndpoint, Protocol};
+pub use admin::{
+    AdminAction, AdminCommand, AdminError, AdminOverride, AdminOverrides, AdminState, Audited,
+    MAX_REASON_BYTES, MAX_WEIGHT_PERCENT, check_reason, unknown_name,
+};
+pub use apply_admin::CommandResult;
+pub use eligibility::{Ineligibility, WorkerRoute};
+pub use endpoint::{Endpoint, ParseEndpointError, Protocol};
 pub use event::{Cause, Event, Severity};
 pub use health::Health;
+pub use map_update::MapUpdate;
 pub use memory::{Bytes, Memory, Pressure};
-pub use obey::Obeyed;
-pub use obstacle::{Link, Obstacle};
-pub use order::{
-    Action, Hold, MOST_REASON_BYTES, MOST_WEIGHT_PERCENT, Marked, Order, OrderError, Orders,
-    Overlay, check_reason, no_such,
-};
-pub use pause::{LEAST_PAUSE, MOST_PAUSE};
+pub use pause::{MAX_PAUSE, MIN_PAUSE};
+pub use reason::Rule;
 pub use report::{BootId, Report, Sequence, WorkerState};
-pub use return_path::Answers;
-pub use selection::Rule;
+pub use return_path::ReplyCounters;
 pub use settings::{
-    Adopted, BackendId, BackendSettings, EVERYBODY, FallbackSettings, HOLD, Kind, MANAGER,
-    MaxShare, Mode, NOBODY, Policy, ServiceId, ServiceSettings, Settings, SpreadSettings,
-    Threshold,
+    ALL_WORKERS, AdoptedState, BackendId, BackendSettings, CoreSettings, DEFAULT_HOLD,
+    FallbackSettings, MANAGER, MaxShare, Mode, NO_BACKEND, Policy, ServiceId, ServiceSettings,
+    SlotKind, SpreadSettings, Threshold,
 };
 pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot, WaitingSnapshot};
 
 use deadlines::Deadlines;
 use pause::Pause;
-use reconfigure::Removed;
+use reconfigure::RemovedWorker;
 use sequence::Admission;
 use service::Service;
-use worker::{Place, Worker};
+use worker::{BackendIndex, Worker};
 
 /// What became of a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "what is refused is counted by its reason"]
-pub enum Outcome {
+pub enum HeartbeatOutcome {
     Accepted,
     /// No service has a worker of this name.
     UnknownWorker,
@@ -87,7 +87,7 @@ pub enum Outcome {
     SequenceReset,
 }
 
-impl Outcome {
+impl HeartbeatOutcome {
     /// Returns the reason under which a refused heartbeat is counted.
     pub fn refusal(self) -> Option<&'static str> {
         match self {
@@ -112,23 +112,23 @@ pub struct Core {
     /// The worker of each backend.
     by_backend: BTreeMap<BackendId, usize>,
     /// What removed workers had said, so that a recording of it counts no more when they are back.
-    removed: BTreeMap<String, Removed>,
+    removed: BTreeMap<String, RemovedWorker>,
     services: Vec<Service>,
-    orders: Orders,
+    overrides: AdminOverrides,
     /// The pauses in force; each is among `orders`, too.
     pauses: BTreeMap<String, Pause>,
     deadlines: Deadlines,
     /// When the shell last called; a long gap means that the manager itself did not run.
     last_call: Instant,
     started: Instant,
-    commands: VecDeque<Command>,
+    map_updates: VecDeque<MapUpdate>,
     events: VecDeque<Event>,
 }
 
 impl Core {
     /// Starts with nothing heard: every service uses its fallback, and an event says so.
-    pub fn new(settings: Settings, now: Instant) -> Self {
-        Self::resume(settings, &Adopted::default(), now)
+    pub fn new(settings: CoreSettings, now: Instant) -> Self {
+        Self::resume(settings, &AdoptedState::default(), now)
     }
 
     /// Starts with what the pinned maps hold from before.
@@ -137,7 +137,7 @@ impl Core {
     /// or not, so that a restart by itself changes nothing. Only what an earlier manager had waited
     /// for a worker in vain counts, too, so that many restarts put off nobody's death. Adopted drains go on as
     /// [`Health::Leaving`] until the worker is heard. A pause lasts until the worker had time to be heard.
-    pub fn resume(settings: Settings, adopted: &Adopted, now: Instant) -> Self {
+    pub fn resume(settings: CoreSettings, adopted: &AdoptedState, now: Instant) -> Self {
         let mut core = Self {
             down_after: settings.down_after,
             up_after: settings.up_after,
@@ -146,12 +146,12 @@ impl Core {
             by_backend: BTreeMap::new(),
             removed: BTreeMap::new(),
             services: Vec::new(),
-            orders: adopted.orders.clone(),
+            overrides: adopted.overrides.clone(),
             pauses: BTreeMap::new(),
             deadlines: Deadlines::default(),
             last_call: now,
             started: now,
-            commands: VecDeque::new(),
+            map_updates: VecDeque::new(),
             events: VecDeque::new(),
         };
         for service in settings.services {
@@ -167,8 +167,8 @@ impl Core {
             core.overlay(index);
         }
         core.adopt(adopted);
-        core.avoid_held(now);
-        core.announce(adopted, now);
+        core.reselect_unusable(now);
+        core.emit_initial_state(adopted, now);
         core
     }
 
@@ -180,10 +180,10 @@ impl Core {
     /// Takes in what a worker said, received at `now`.
     ///
     /// Late, repeated and replayed heartbeats change nothing, neither memory nor liveness.
-    pub fn handle_heartbeat(&mut self, report: &Report, now: Instant) -> Outcome {
+    pub fn handle_heartbeat(&mut self, report: &Report, now: Instant) -> HeartbeatOutcome {
         self.wake(now);
         let Some(&index) = self.by_name.get(&report.worker) else {
-            return Outcome::UnknownWorker;
+            return HeartbeatOutcome::UnknownWorker;
         };
         let worker = &mut self.workers[index];
         match worker.admit(report, self.down_after, now) {
@@ -198,11 +198,11 @@ impl Core {
             Admission::Reset => self.events.push_back(Event::SequenceReset {
                 worker: worker.name.clone(),
             }),
-            Admission::NeedsNewBoot => return Outcome::SequenceReset,
-            Admission::Duplicate => return Outcome::Duplicate,
-            Admission::Reordered => return Outcome::Reordered,
-            Admission::OldBoot => return Outcome::OldBoot,
-            Admission::Superseded => return Outcome::Superseded,
+            Admission::NeedsNewBoot => return HeartbeatOutcome::SequenceReset,
+            Admission::Duplicate => return HeartbeatOutcome::Duplicate,
+            Admission::Reordered => return HeartbeatOutcome::Reordered,
+            Admission::OldBoot => return HeartbeatOutcome::OldBoot,
+            Admission::Superseded => return HeartbeatOutcome::Superseded,
         }
         self.check_interval(index, report);
         let worker = &mut self.workers[index];
@@ -214,10 +214,10 @@ impl Core {
             let early = now.saturating_duration_since(self.started) <= self.down_after;
             worker.came_up = (before != Health::Unknown || !early).then_some(now);
         }
-        self.report_health(index, before, now);
-        self.follow_pause(index, now);
-        self.settle(&[index], now);
-        Outcome::Accepted
+        self.emit_health(index, before, now);
+        self.update_pause(index, now);
+        self.sync_services(&[index], now);
+        HeartbeatOutcome::Accepted
     }
 
     /// Declares the workers down whose silence is too long at `now`.
@@ -230,16 +230,16 @@ impl Core {
         self.wake(now);
         let silent = self.deadlines.due(now);
         for &index in &silent {
-            let before = self.workers[index].fall_silent();
-            self.report_health(index, before, now);
-            self.follow_pause(index, now);
+            let before = self.workers[index].expire();
+            self.emit_health(index, before, now);
+            self.update_pause(index, now);
         }
         if !silent.is_empty() {
-            self.settle(&silent, now);
+            self.sync_services(&silent, now);
         }
         self.end_due_pauses(now);
         self.rebalance_due(now);
-        self.release_due(now);
+        self.end_due_holds(now);
     }
 
     /// Returns when [`Self::handle_timeout`] is next due: the earliest worker's deadline, the next look at
@@ -258,8 +258,8 @@ impl Core {
     }
 
     /// Returns the next map write.
-    pub fn poll_command(&mut self) -> Option<Command> {
-        self.commands.pop_front()
+    pub fn poll_map_update(&mut self) -> Option<MapUpdate> {
+        self.map_updates.pop_front()
     }
 
     /// Returns the next event.
@@ -268,16 +268,16 @@ impl Core {
     }
 
     /// Returns for how long nothing was heard of a worker; nothing if no service has it.
-    pub fn silence(&self, worker: &str, now: Instant) -> Option<Duration> {
+    pub fn silent_for(&self, worker: &str, now: Instant) -> Option<Duration> {
         let index = *self.by_name.get(worker)?;
-        Some(self.workers[index].silence(now))
+        Some(self.workers[index].silent_for(now))
     }
 
     /// Returns the workers whose silence has lasted for a fifth of `down_after` and would mean something,
-    /// with how long it has lasted: the next manager should know, see [`Adopted::silences`].
-    pub fn late(&self, now: Instant) -> impl Iterator<Item = (&str, Duration)> {
-        let feared = self.workers.iter().filter(|it| it.health.fears_silence());
-        let silences = feared.map(move |worker| (worker.name.as_str(), worker.silence(now)));
+    /// with how long it has lasted: the next manager should know, see [`AdoptedState::silences`].
+    pub fn overdue_workers(&self, now: Instant) -> impl Iterator<Item = (&str, Duration)> {
+        let feared = self.workers.iter().filter(|it| it.health.needs_deadline());
+        let silences = feared.map(move |worker| (worker.name.as_str(), worker.silent_for(now)));
         silences.filter(|(_, silence)| *silence >= self.down_after / 5)
     }
 
@@ -306,14 +306,16 @@ impl Core {
                 self.workers.push(Worker::new(worker.clone(), now));
                 self.workers.len() - 1
             });
-            self.workers[index].places.push(Place { service, backend });
+            self.workers[index]
+                .backends
+                .push(BackendIndex { service, backend });
             self.by_backend.insert(*id, index);
             workers.push(index);
         }
         self.services.push(Service::new(settings, workers, now));
     }
 
-    fn adopt(&mut self, adopted: &Adopted) {
+    fn adopt(&mut self, adopted: &AdoptedState) {
         let mut up = adopted.up.clone();
         for service in &self.services {
             up.extend(adopted.selections.get(&service.settings.id));
@@ -321,10 +323,10 @@ impl Core {
         for index in 0..self.workers.len() {
             let worker = &mut self.workers[index];
             let ids = worker
-                .places
+                .backends
                 .iter()
                 .map(|place| self.services[place.service].settings.backends[place.backend].id);
-            let served = worker.places.iter().zip(ids.clone());
+            let served = worker.backends.iter().zip(ids.clone());
             // Who took connections directly had a companion; its next heartbeat says whether it has.
             worker.translates = served
                 .filter(|(_, id)| up.contains(id))
@@ -343,7 +345,7 @@ impl Core {
             if let Some(silence) = silence.copied() {
                 worker.adopt_silence(silence, self.down_after);
             }
-            self.publish(index);
+            self.propagate(index);
         }
         for service in &mut self.services {
             if let Some(&backend) = adopted.selections.get(&service.settings.id) {
@@ -357,7 +359,7 @@ impl Core {
     }
 
     /// Moves adopted selections away from workers that are held since.
-    fn avoid_held(&mut self, now: Instant) {
+    fn reselect_unusable(&mut self, now: Instant) {
         for service in &mut self.services {
             if service.spread.is_none() && !service.selected_is_up() {
                 service.reselect(&self.workers, now);
@@ -366,36 +368,36 @@ impl Core {
     }
 
     /// Describes everything once, then says every selection.
-    fn announce(&mut self, adopted: &Adopted, now: Instant) {
+    fn emit_initial_state(&mut self, adopted: &AdoptedState, now: Instant) {
         for service in &mut self.services {
             for backend in 0..service.workers.len() {
                 let worker = &self.workers[service.workers[backend]];
-                self.commands.extend(service.describe(backend, worker));
+                self.map_updates.extend(service.describe(backend, worker));
             }
-            self.commands.extend(service.describe_fallback());
+            self.map_updates.extend(service.fallback_update());
         }
         for index in 0..self.services.len() {
             let was_spread = adopted.spread.contains(&self.services[index].settings.id);
-            self.begin(index, was_spread, now);
+            self.start_service(index, was_spread, now);
         }
     }
 
     /// Says a service's first selection.
-    fn begin(&mut self, index: usize, was_spread: bool, now: Instant) {
+    fn start_service(&mut self, index: usize, was_spread: bool, now: Instant) {
         let service = &mut self.services[index];
         let any_up = service.any_up();
         if service.spread.is_some() && any_up {
-            self.respread(index, Cause::Operator, now);
+            self.rebalance(index, Cause::Operator, now);
             if !was_spread {
                 return;
             }
         } else if service.spread.is_some() {
-            service.nobody_yet();
+            service.await_first_worker();
         } else if was_spread && any_up {
             // The policy is another one than before the restart.
             service.reselect(&self.workers, now);
         }
-        self.say_selection(index);
+        self.emit_selection(index);
         self.rank(index);
     }
 
@@ -403,11 +405,11 @@ impl Core {
     fn rank(&mut self, index: usize) {
         let service = &mut self.services[index];
         if service.spread.is_none() {
-            self.commands.extend(service.rank());
+            self.map_updates.extend(service.rank());
         }
     }
 
-    fn say_selection(&mut self, index: usize) {
+    fn emit_selection(&mut self, index: usize) {
         let service = &self.services[index];
         let (command, event) = service.selection();
         if service.reason.rule == Rule::NoWorkerUp {
@@ -416,7 +418,7 @@ impl Core {
                 fallback: service.fallback_name().to_owned(),
             });
         }
-        self.commands.push_back(command);
+        self.map_updates.push_back(command);
         self.events.push_back(event);
     }
 
@@ -433,7 +435,7 @@ impl Core {
         self.last_call = self.last_call.max(now);
         if missed {
             for (index, worker) in self.workers.iter_mut().enumerate() {
-                worker.forgive(gap, now);
+                worker.extend_deadline(gap, now);
                 self.deadlines.set(index, worker.deadline(self.down_after));
             }
             self.events.push_back(Event::ManagerOverslept {
@@ -459,7 +461,7 @@ impl Core {
         worker.slow = slow;
     }
 
-    fn report_health(&mut self, index: usize, before: Health, now: Instant) {
+    fn emit_health(&mut self, index: usize, before: Health, now: Instant) {
         let worker = &self.workers[index];
         if worker.health != before {
             self.events.extend(Event::of_worker(
@@ -467,20 +469,20 @@ impl Core {
                 before,
                 worker.health,
                 worker.memory,
-                milliseconds(worker.silence(now)),
+                milliseconds(worker.silent_for(now)),
                 worker.in_maintenance || worker.paused_until.is_some(),
             ));
         }
     }
 
-    /// Brings maps and selections in line with the given workers, in the order [`Command`] promises.
-    fn settle(&mut self, changed: &[usize], now: Instant) {
+    /// Brings maps and selections in line with the given workers, in the order [`MapUpdate`] promises.
+    fn sync_services(&mut self, changed: &[usize], now: Instant) {
         for &index in changed {
-            self.publish(index);
+            self.propagate(index);
         }
-        let places: Vec<Place> = changed
+        let places: Vec<BackendIndex> = changed
             .iter()
-            .flat_map(|&index| self.workers[index].places.iter().copied())
+            .flat_map(|&index| self.workers[index].backends.iter().copied())
             .collect();
         self.describe(&places, true);
         let services: BTreeSet<usize> = places.iter().map(|place| place.service).collect();
@@ -491,30 +493,30 @@ impl Core {
     }
 
     /// Carries a worker's new state to its deadline and to the services it works for.
-    fn publish(&mut self, index: usize) {
+    fn propagate(&mut self, index: usize) {
         let worker = &self.workers[index];
         self.deadlines.set(index, worker.deadline(self.down_after));
-        for place in &worker.places {
+        for place in &worker.backends {
             let service = &mut self.services[place.service];
             service.update(place.backend, worker);
             self.events
-                .extend(service.tell_obstacle(place.backend, worker));
+                .extend(service.eligibility_event(place.backend, worker));
         }
     }
 
-    fn describe(&mut self, places: &[Place], up: bool) {
+    fn describe(&mut self, places: &[BackendIndex], up: bool) {
         for place in places {
             let service = &mut self.services[place.service];
             let worker = &self.workers[service.workers[place.backend]];
             if service.state(place.backend, worker).is_up() == up {
-                self.commands
+                self.map_updates
                     .extend(service.describe(place.backend, worker));
             }
         }
     }
 
     /// Turns to the workers whose wait for the hold's end is over.
-    fn release_due(&mut self, now: Instant) {
+    fn end_due_holds(&mut self, now: Instant) {
         for index in 0..self.services.len() {
             let waiting = self.services[index].waiting;
             if waiting.is_some_and(|it| it.until <= now) {
@@ -526,12 +528,12 @@ impl Core {
     fn reselect(&mut self, index: usize, now: Instant) {
         let service = &mut self.services[index];
         if service.spread.is_some() {
-            return self.follow(index, now);
+            return self.sync_spread(index, now);
         }
         self.events.extend(service.learn_threshold(&self.workers));
         let reselected = service.reselect(&self.workers, now);
         if reselected {
-            self.say_selection(index);
+            self.emit_selection(index);
         }
         if reselected || self.services[index].has_changed() {
             self.rank(index);

@@ -8,14 +8,14 @@
 use std::time::{Duration, Instant};
 
 use super::Core;
+use super::admin::{AdminError, Audited};
 use super::event::Event;
 use super::health::Health;
 use super::milliseconds;
-use super::order::{Marked, OrderError};
 
 /// The shortest and the longest pause.
-pub const LEAST_PAUSE: Duration = Duration::from_secs(1);
-pub const MOST_PAUSE: Duration = Duration::from_secs(3_600);
+pub const MIN_PAUSE: Duration = Duration::from_secs(1);
+pub const MAX_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// A pause in force.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +31,7 @@ impl Pause {
     }
 }
 
-impl Marked<u64> {
+impl Audited<u64> {
     /// Returns how much is left of a pause at `now_ms` by the wall clock. Where the clock was set back,
     /// that is no more than the pause as it was ordered.
     pub fn pause_left(&self, now_ms: u64) -> Duration {
@@ -41,11 +41,11 @@ impl Marked<u64> {
 }
 
 /// Checks for how long a pause is ordered.
-pub(super) fn check_pause(for_ms: u64) -> Result<(), OrderError> {
-    let allowed = milliseconds(LEAST_PAUSE)..=milliseconds(MOST_PAUSE);
+pub(super) fn check_pause(for_ms: u64) -> Result<(), AdminError> {
+    let allowed = milliseconds(MIN_PAUSE)..=milliseconds(MAX_PAUSE);
     match allowed.contains(&for_ms) {
         true => Ok(()),
-        false => Err(OrderError::PauseOutOfRange { for_ms }),
+        false => Err(AdminError::PauseOutOfRange { for_ms }),
     }
 }
 
@@ -58,12 +58,12 @@ impl Core {
             None => self.pauses.remove(worker),
         };
         if let Some(&index) = self.by_name.get(worker) {
-            self.follow_pause(index, now);
+            self.update_pause(index, now);
         }
     }
 
     /// Takes note of a worker's health; one that was away and is up again ends its pause.
-    pub(super) fn follow_pause(&mut self, index: usize, now: Instant) {
+    pub(super) fn update_pause(&mut self, index: usize, now: Instant) {
         let worker = &self.workers[index];
         let Some(pause) = self.pauses.get_mut(&worker.name) else {
             return;
@@ -94,22 +94,22 @@ impl Core {
 
     fn end_pause(&mut self, worker: &str, is_back: bool, now: Instant) {
         self.pauses.remove(worker);
-        self.orders.end_pause(worker);
+        self.overrides.end_pause(worker);
         self.events.push_back(Event::PauseEnded {
             worker: worker.to_owned(),
             is_back,
         });
         if let Some(&index) = self.by_name.get(worker) {
             self.overlay(index);
-            self.alarm_after_pause(index, now);
-            self.settle(&[index], now);
+            self.report_down_after_pause(index, now);
+            self.sync_services(&[index], now);
         }
     }
 
     /// Reports a worker that is down at the end of its pause: nobody was alarmed when it fell silent.
-    pub(super) fn alarm_after_pause(&mut self, index: usize, now: Instant) {
+    pub(super) fn report_down_after_pause(&mut self, index: usize, now: Instant) {
         if self.workers[index].health == Health::Down {
-            self.report_health(index, Health::Paused, now);
+            self.emit_health(index, Health::Paused, now);
         }
     }
 }

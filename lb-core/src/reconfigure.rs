@@ -5,12 +5,12 @@ use std::mem;
 use std::time::Instant;
 
 use super::event::Cause;
-use super::selection::Rule;
+use super::reason::Rule;
 use super::sequence::SequenceWindow;
-use super::service::{Service, Target};
-use super::settings::{BackendId, ServiceId, Settings};
+use super::service::{Selection, Service};
+use super::settings::{BackendId, CoreSettings, ServiceId};
 use super::worker::Worker;
-use super::{Core, Deadlines, Link};
+use super::{Core, Deadlines, WorkerRoute};
 
 /// How many removed workers are remembered, the latest ones. They are not forgotten by time: how long a
 /// heartbeat is fresh is not the core's to know.
@@ -18,7 +18,7 @@ const REMEMBERED_WORKERS: usize = 1_024;
 
 /// What is remembered of a worker that is in no service any more.
 #[derive(Debug)]
-pub(super) struct Removed {
+pub(super) struct RemovedWorker {
     sequence: SequenceWindow,
     at: Instant,
 }
@@ -28,11 +28,11 @@ impl Core {
     /// are, services by their numbers and keep their selection as long as it makes sense.
     ///
     /// Everything is described anew; of selections only changes are events. `links` are as for
-    /// [`Self::handle_links`].
+    /// [`Self::handle_routes`].
     pub fn reconfigure(
         &mut self,
-        settings: Settings,
-        links: &BTreeMap<BackendId, Link>,
+        settings: CoreSettings,
+        links: &BTreeMap<BackendId, WorkerRoute>,
         now: Instant,
     ) {
         self.wake(now);
@@ -53,7 +53,7 @@ impl Core {
         for worker in &mut self.workers {
             if let Some(old) = old_workers.remove(&worker.name) {
                 let new = mem::replace(worker, old);
-                worker.places = new.places;
+                worker.backends = new.backends;
             } else if let Some(removed) = self.removed.remove(&worker.name) {
                 worker.sequence = removed.sequence;
             }
@@ -61,26 +61,26 @@ impl Core {
         self.remember(old_workers, now);
         for service in &mut self.services {
             if let Some(old) = old_services.get(&service.settings.id) {
-                service.inherit_links(old);
+                service.inherit_routes(old);
             }
-            service.take_links(links);
+            service.update_routes(links);
         }
         for index in 0..self.workers.len() {
             self.overlay(index);
-            self.publish(index);
+            self.propagate(index);
         }
         for index in 0..self.services.len() {
             let old = old_services.remove(&self.services[index].settings.id);
-            self.succeed(index, old, now);
+            self.replace_service(index, old, now);
         }
         // Who is not up is described as such after all selections have left it.
-        self.describe_all(false);
+        self.emit_all(false);
     }
 
     /// Remembers what the removed workers had said, and of the earlier ones as many as fit.
     fn remember(&mut self, workers: BTreeMap<String, Worker>, now: Instant) {
         let removed = workers.into_iter().map(|(name, Worker { sequence, .. })| {
-            let removed = Removed { sequence, at: now };
+            let removed = RemovedWorker { sequence, at: now };
             (name, removed)
         });
         self.removed.extend(removed);
@@ -103,46 +103,49 @@ impl Core {
     }
 
     /// Lets a service begin where the one before it with the same number ends.
-    fn succeed(&mut self, index: usize, old: Option<Service>, now: Instant) {
+    fn replace_service(&mut self, index: usize, old: Option<Service>, now: Instant) {
         let service = &mut self.services[index];
         let selected_before = old.as_ref().map(Service::selected_id);
         if let Some(old) = old {
             service.inherit(old);
         }
         let any_up = service.any_up();
-        if service.target == Target::Places && !any_up {
-            service.turn_to(Target::Fallback, Rule::NoWorkerUp, &self.workers, now);
+        if service.target == Selection::Spread && !any_up {
+            service.switch_to(Selection::Fallback, Rule::NoWorkerUp, &self.workers, now);
         }
         let spreads = service.spread.is_some();
         if !spreads {
             service.reselect(&self.workers, now);
         }
-        self.describe_up(index);
+        self.emit_up(index);
         if spreads && any_up {
-            self.respread(index, Cause::Operator, now);
+            self.rebalance(index, Cause::Operator, now);
             if selected_before != Some(None) {
                 return;
             }
         }
         let service = &self.services[index];
         if selected_before == Some(service.selected_id()) {
-            self.commands.push_back(service.selection().0);
+            self.map_updates.push_back(service.selection().0);
         } else {
-            self.say_selection(index);
+            self.emit_selection(index);
         }
         self.rank(index);
     }
 
     /// Describes a service's fallback and those of its workers that are up.
-    fn describe_up(&mut self, index: usize) {
-        self.describe_workers(index, true);
-        let fallback = self.services[index].describe_fallback();
-        self.commands.extend(fallback);
+    fn emit_up(&mut self, index: usize) {
+        self.emit_workers(index, true);
+        let fallback = self.services[index].fallback_update();
+        self.map_updates.extend(fallback);
     }
 
     /// Describes those that are up, or the others.
-    fn describe_all(&mut self, up: bool) {
-        let all = self.workers.iter().flat_map(|worker| worker.places.clone());
+    fn emit_all(&mut self, up: bool) {
+        let all = self
+            .workers
+            .iter()
+            .flat_map(|worker| worker.backends.clone());
         let places: Vec<_> = all.collect();
         self.describe(&places, up);
     }
@@ -156,13 +159,13 @@ impl Service {
         }
         let backends = &self.settings.backends;
         let target = match old.target {
-            Target::Fallback => Some(Target::Fallback),
-            Target::Backend(place) => {
+            Selection::Fallback => Some(Selection::Fallback),
+            Selection::Backend(place) => {
                 let id = old.settings.backends[place].id;
                 let place = backends.iter().position(|it| it.id == id);
-                place.map(Target::Backend)
+                place.map(Selection::Backend)
             }
-            Target::Places => Some(Target::Places),
+            Selection::Spread => Some(Selection::Spread),
         };
         if let (Some(spread), Some(before)) = (&mut self.spread, &old.spread) {
             let weight = |id| {

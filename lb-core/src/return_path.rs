@@ -11,15 +11,15 @@ use super::settings::{BackendId, Mode};
 /// So many handshakes without an answer, and without any answer between them, tell that there is no way
 /// back. One answer tells that there is one: whoever forges such handshakes cannot harm a worker that
 /// serves others meanwhile.
-const UNANSWERED: u64 = 3;
+const UNANSWERED_LIMIT: u64 = 3;
 
 /// The worker is tried again after this long, the next time after twice as long, up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(320);
+const MIN_RETRY_PAUSE: Duration = Duration::from_secs(10);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(320);
 
 /// What the programs have counted of a backend, ever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Answers {
+pub struct ReplyCounters {
     /// Packets from the backend to clients.
     pub packets: u64,
     /// Handshakes that a client went on with although no answer had passed the manager.
@@ -28,7 +28,7 @@ pub struct Answers {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct ReturnPath {
-    counted: Option<Answers>,
+    counted: Option<ReplyCounters>,
     /// How often it was missed since the last answer.
     missed: u64,
     /// How long the worker is left alone when it is missed next.
@@ -42,7 +42,7 @@ impl ReturnPath {
         self.retry.is_some()
     }
 
-    fn observe(&mut self, counted: Answers, now: Instant) {
+    fn observe(&mut self, counted: ReplyCounters, now: Instant) {
         let Some(before) = self.counted.replace(counted) else {
             return;
         };
@@ -57,10 +57,10 @@ impl ReturnPath {
         if self.retry.is_some_and(|retry| retry <= now) {
             (self.retry, self.missed) = (None, 0);
         }
-        if self.missed >= UNANSWERED && self.retry.is_none() {
-            let pause = self.pause.unwrap_or(FIRST_PAUSE);
+        if self.missed >= UNANSWERED_LIMIT && self.retry.is_none() {
+            let pause = self.pause.unwrap_or(MIN_RETRY_PAUSE);
             self.retry = now.checked_add(pause);
-            self.pause = Some((pause * 2).min(LONGEST_PAUSE));
+            self.pause = Some((pause * 2).min(MAX_RETRY_PAUSE));
         }
     }
 }
@@ -68,7 +68,11 @@ impl ReturnPath {
 impl Core {
     /// Takes over what was counted of the answers of workers in mode `routed`. Called every few seconds: it
     /// is here, too, that a worker is tried again.
-    pub fn handle_answers(&mut self, answers: &BTreeMap<BackendId, Answers>, now: Instant) {
+    pub fn handle_reply_counters(
+        &mut self,
+        answers: &BTreeMap<BackendId, ReplyCounters>,
+        now: Instant,
+    ) {
         self.wake(now);
         let mut changed = BTreeSet::new();
         for service in &mut self.services {
@@ -78,7 +82,7 @@ impl Core {
             }
         }
         if !changed.is_empty() {
-            self.settle(&changed.into_iter().collect::<Vec<_>>(), now);
+            self.sync_services(&changed.into_iter().collect::<Vec<_>>(), now);
         }
     }
 }
@@ -88,7 +92,7 @@ impl Service {
     /// and begins anew when it is back.
     fn observe_answers(
         &mut self,
-        answers: &BTreeMap<BackendId, Answers>,
+        answers: &BTreeMap<BackendId, ReplyCounters>,
         is_up: impl Fn(usize) -> bool,
         now: Instant,
     ) -> BTreeSet<usize> {

@@ -1,14 +1,12 @@
 //! Policy `memory`: which worker a service's new connections go to.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 use super::health::Health;
+use super::reason::Rule;
 use super::settings::Threshold;
 
 /// The smallest `auto` threshold: two idle twins may differ by less than any page of noise, and the
 /// 2018 figures counted whole MiB.
-const LEAST_AUTO_BYTES: u64 = 1 << 20;
+const MIN_AUTO_BYTES: u64 = 1 << 20;
 
 /// One worker of a service, as the policy sees it; its place among the others is the configuration's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,32 +24,6 @@ impl Candidate {
         available_bytes: None,
         hot: false,
     };
-}
-
-/// Why a worker, or the fallback, is selected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Rule {
-    /// No worker was heard yet.
-    NothingHeard,
-    /// Found in the pinned maps at a restart.
-    Adopted,
-    /// The first worker up when none was.
-    FirstUp,
-    /// More memory than the worker that happened to be heard first, which teaches `auto` its value.
-    FirstComparison,
-    /// More memory than the selected worker, by more than the threshold.
-    MoreMemory,
-    /// The same, and the selected worker has none to spare: it is left before the hold ends.
-    SelectedHot,
-    /// The selected worker is no longer up; the best of the rest, whatever the threshold.
-    Failover,
-    /// The selected worker is no longer up, and no other is.
-    NoWorkerUp,
-    /// The policy spreads connections over the workers that are up.
-    Spread,
-    /// Another policy was switched to, which selects one worker.
-    PolicyChanged,
 }
 
 /// What the policy wants.
@@ -127,7 +99,7 @@ pub fn learn_threshold(candidates: &[Candidate]) -> Option<(u64, [usize; 2])> {
         .filter_map(|(place, candidate)| Some((place, candidate.available_bytes?)));
     let ((one, one_bytes), (other, other_bytes)) = (heard.next()?, heard.next()?);
     let difference = one_bytes.abs_diff(other_bytes);
-    Some((difference.max(LEAST_AUTO_BYTES), [one, other]))
+    Some((difference.max(MIN_AUTO_BYTES), [one, other]))
 }
 
 /// Returns the worker that is up and has the most memory; of equals the first configured.

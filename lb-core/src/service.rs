@@ -3,31 +3,33 @@
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-use super::command::Command;
+use super::admin::AdminOverride;
+use super::eligibility::{Ineligibility, WorkerRoute};
 use super::event::Event;
 use super::health::Health;
+use super::map_update::MapUpdate;
 use super::memory::Memory;
-use super::obstacle::{Link, Obstacle};
-use super::order::Overlay;
-use super::policy::{Spread, Standing, is_hot};
-use super::reason::{Figure, Reason};
+use super::policy::{Spread, WeightInput, is_hot};
+use super::reason::{BackendSummary, Reason, Rule};
 use super::return_path::ReturnPath;
-use super::selection::{self, Candidate, Decision, Rule};
-use super::settings::{BackendId, EVERYBODY, Kind, MANAGER, NOBODY, ServiceSettings, Threshold};
+use super::selection::{self, Candidate, Decision};
+use super::settings::{
+    ALL_WORKERS, BackendId, MANAGER, NO_BACKEND, ServiceSettings, SlotKind, Threshold,
+};
 use super::worker::Worker;
 
 /// The `auto` threshold is this part of the smaller worker's memory at least: twins with much of it
 /// differ by less than that from one moment to the next.
-const LEAST_AUTO_PART: u64 = 100;
+const MIN_AUTO_PART: u64 = 100;
 
 /// Where a service's new connections go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Target {
+pub(super) enum Selection {
     Fallback,
-    /// To the backend of that place.
+    /// To the backend of that index.
     Backend(usize),
     /// To all, as the policy spreads them.
-    Places,
+    Spread,
 }
 
 /// A better worker that waits for the hold to end.
@@ -40,9 +42,9 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 pub(super) struct Service {
     pub settings: ServiceSettings,
-    /// The place of each backend's worker, in the settings' order.
+    /// The index of each backend's worker, in the settings' order.
     pub workers: Vec<usize>,
-    pub target: Target,
+    pub target: Selection,
     /// Present where the policy spreads connections.
     pub spread: Option<Spread>,
     pub reason: Reason,
@@ -59,13 +61,13 @@ pub(super) struct Service {
     /// What the policy compares, side by side: it is gone through at every heartbeat.
     candidates: Vec<Candidate>,
     /// What the operator has ordered of each backend.
-    pub overlays: Vec<Overlay>,
+    pub overrides: Vec<AdminOverride>,
     /// How each worker is reached.
-    pub links: Vec<Link>,
+    pub links: Vec<WorkerRoute>,
     /// In mode `routed`: whether each worker's answers pass the manager.
     pub(super) return_paths: Vec<ReturnPath>,
     /// What was last said to keep each worker that is up from serving.
-    pub(super) told_obstacles: Vec<Option<Obstacle>>,
+    pub(super) reported_ineligibility: Vec<Option<Ineligibility>>,
     /// Under policy `memory`: the workers that are up, the one with the most memory first, as last
     /// said.
     ranked: Vec<usize>,
@@ -77,7 +79,7 @@ pub(super) struct Service {
     /// No worker had memory to spare when weights were last looked at.
     pub hot: bool,
     /// When shares were last told.
-    pub shares_told: Option<Instant>,
+    pub shares_emitted: Option<Instant>,
 }
 
 impl Service {
@@ -85,19 +87,19 @@ impl Service {
         Self {
             described: vec![None; workers.len()],
             candidates: vec![Candidate::UNKNOWN; workers.len()],
-            overlays: vec![Overlay::default(); workers.len()],
-            links: vec![Link::Direct; workers.len()],
+            overrides: vec![AdminOverride::default(); workers.len()],
+            links: vec![WorkerRoute::Direct; workers.len()],
             return_paths: vec![ReturnPath::default(); workers.len()],
-            told_obstacles: vec![None; workers.len()],
+            reported_ineligibility: vec![None; workers.len()],
             workers,
-            target: Target::Fallback,
+            target: Selection::Fallback,
             spread: settings
                 .policy
                 .kind()
                 .map(|kind| Spread::new(kind, &settings)),
             reason: Reason {
                 rule: Rule::NothingHeard,
-                to: nobody(fallback_name(&settings)),
+                to: not_a_worker(fallback_name(&settings)),
                 from: None,
                 threshold_bytes: None,
             },
@@ -111,16 +113,16 @@ impl Service {
             lost: false,
             reweighed: false,
             hot: false,
-            shares_told: None,
+            shares_emitted: None,
             settings,
         }
     }
 
     /// Keeps a selection found in the pinned maps, if it names a worker of this service.
     pub fn adopt(&mut self, backend: BackendId, workers: &[Worker]) {
-        let place = self.settings.backends.iter().position(|b| b.id == backend);
-        if let Some(place) = place {
-            self.adopt_target(Target::Backend(place), workers);
+        let index = self.settings.backends.iter().position(|b| b.id == backend);
+        if let Some(index) = index {
+            self.adopt_target(Selection::Backend(index), workers);
             // An earlier manager may have switched just before it ended.
             self.switched = Some(self.since);
         }
@@ -136,18 +138,18 @@ impl Service {
             .map(|backend| weight(backend.id));
         if let Some(spread) = &mut self.spread {
             spread.adopt(weights.collect());
-            self.adopt_target(Target::Places, workers);
+            self.adopt_target(Selection::Spread, workers);
         }
     }
 
     /// Leaves connections to the fallback until somebody is up, whatever was found.
-    pub fn nobody_yet(&mut self) {
-        self.target = Target::Fallback;
+    pub fn await_first_worker(&mut self) {
+        self.target = Selection::Fallback;
         self.reason.rule = Rule::NothingHeard;
-        self.reason.to = nobody(self.fallback_name());
+        self.reason.to = not_a_worker(self.fallback_name());
     }
 
-    fn adopt_target(&mut self, target: Target, workers: &[Worker]) {
+    fn adopt_target(&mut self, target: Selection, workers: &[Worker]) {
         self.target = target;
         self.reason = Reason {
             rule: Rule::Adopted,
@@ -160,8 +162,8 @@ impl Service {
     /// Returns how a backend is treated: by its worker's health, what the operator ordered, and what
     /// keeps it from serving.
     pub fn state(&self, backend: usize, worker: &Worker) -> Health {
-        let health = self.overlays[backend].treat(worker.health);
-        match self.obstacle(backend, worker) {
+        let health = self.overrides[backend].effective_health(worker.health);
+        match self.ineligibility(backend, worker) {
             Some(obstacle) if health.is_up() => obstacle.state(),
             Some(_) | None => health,
         }
@@ -170,14 +172,14 @@ impl Service {
     /// Whether what is selected may be: a worker that is up, or the fallback.
     pub fn selected_is_up(&self) -> bool {
         self.selected()
-            .is_none_or(|place| self.candidates[place].health.is_up())
+            .is_none_or(|index| self.candidates[index].health.is_up())
     }
 
     /// Takes over what is known of a backend's worker now.
     pub fn update(&mut self, backend: usize, worker: &Worker) {
         let candidate = Candidate {
             health: self.state(backend, worker),
-            available_bytes: self.weighed(backend, worker),
+            available_bytes: self.weighted_bytes(backend, worker),
             hot: (worker.memory)
                 .is_some_and(|memory| is_hot(memory, worker.pressure, &self.settings.spread)),
         };
@@ -198,29 +200,32 @@ impl Service {
     }
 
     /// Returns how each worker stands that is up.
-    pub fn standings(&self, workers: &[Worker], now: Instant) -> Vec<Option<Standing>> {
+    pub fn inputs(&self, workers: &[Worker], now: Instant) -> Vec<Option<WeightInput>> {
         let standing = |(backend, worker): (usize, &usize)| {
             let worker = &workers[*worker];
-            self.candidates[backend].health.is_up().then(|| Standing {
-                memory: worker.memory,
-                pressure: worker.pressure,
-                age: worker.age(now).unwrap_or_default(),
-                drift_bytes: worker.appetite.drift_bytes(),
-                ramp_percent: worker.ramp_percent(self.settings.spread.ramp_up, now),
-                manual_percent: self.manual_percent(backend),
-            })
+            self.candidates[backend]
+                .health
+                .is_up()
+                .then(|| WeightInput {
+                    memory: worker.memory,
+                    pressure: worker.pressure,
+                    age: worker.age(now).unwrap_or_default(),
+                    drift_bytes: worker.memory_per_connection.drift_bytes(),
+                    ramp_percent: worker.ramp_percent(self.settings.spread.ramp_up, now),
+                    manual_percent: self.manual_percent(backend),
+                })
         };
         self.workers.iter().enumerate().map(standing).collect()
     }
 
     /// Returns the command that fills the service's places.
-    pub fn places(&self) -> Option<Command> {
+    pub fn slots_update(&self) -> Option<MapUpdate> {
         let spread = self.spread.as_ref()?;
         let backends = &self.settings.backends;
-        Some(Command::SetPlaces {
+        Some(MapUpdate::SetSlots {
             service: self.settings.id,
             kind: spread.kind(),
-            places: spread.places().iter().map(|at| backends[*at].id).collect(),
+            slots: spread.slots().iter().map(|at| backends[*at].id).collect(),
         })
     }
 
@@ -228,29 +233,29 @@ impl Service {
     /// says so, if it would say anything new.
     ///
     /// Only when somebody comes or goes: sorting at each heartbeat would cost much and gain little.
-    pub fn rank(&mut self) -> Option<Command> {
+    pub fn rank(&mut self) -> Option<MapUpdate> {
         self.forget_changes();
         let candidates = &self.candidates;
         let mut ranked: Vec<usize> = (0..candidates.len())
-            .filter(|place| candidates[*place].health.is_up())
+            .filter(|index| candidates[*index].health.is_up())
             .collect();
-        ranked.sort_by_key(|place| {
-            let selected = self.target == Target::Backend(*place);
+        ranked.sort_by_key(|index| {
+            let selected = self.target == Selection::Backend(*index);
             (
                 Reverse(selected),
-                Reverse(candidates[*place].available_bytes),
+                Reverse(candidates[*index].available_bytes),
             )
         });
         if ranked.is_empty() || ranked == self.ranked {
             return None;
         }
         let backends = &self.settings.backends;
-        let places = ranked.iter().map(|place| backends[*place].id).collect();
+        let slots = ranked.iter().map(|index| backends[*index].id).collect();
         self.ranked = ranked;
-        Some(Command::SetPlaces {
+        Some(MapUpdate::SetSlots {
             service: self.settings.id,
-            kind: Kind::Ranked,
-            places,
+            kind: SlotKind::Ranked,
+            slots,
         })
     }
 
@@ -262,31 +267,31 @@ impl Service {
     /// What the configuration and the operator let a worker take here.
     pub fn manual_percent(&self, backend: usize) -> u32 {
         let configured = self.settings.backends[backend].weight_percent;
-        (configured * self.overlays[backend].weight_percent()).div_ceil(100)
+        (configured * self.overrides[backend].weight_percent()).div_ceil(100)
     }
 
     /// Takes over what the operator has ordered of a backend.
-    pub fn lay_over(&mut self, backend: usize, overlay: Overlay) {
-        self.reweighed |= overlay.weight_percent() != self.overlays[backend].weight_percent();
-        self.overlays[backend] = overlay;
+    pub fn apply_admin_state(&mut self, backend: usize, overlay: AdminOverride) {
+        self.reweighed |= overlay.weight_percent() != self.overrides[backend].weight_percent();
+        self.overrides[backend] = overlay;
     }
 
     /// The memory that policy `memory` counts for a worker.
-    fn weighed(&self, backend: usize, worker: &Worker) -> Option<u64> {
+    fn weighted_bytes(&self, backend: usize, worker: &Worker) -> Option<u64> {
         let percent = u128::from(self.manual_percent(backend));
         let bytes = u128::from(worker.available_bytes()?) * percent / 100;
         Some(u64::try_from(bytes).unwrap_or(u64::MAX))
     }
 
     /// Sends new connections elsewhere from now on.
-    pub fn turn_to(&mut self, target: Target, rule: Rule, workers: &[Worker], now: Instant) {
+    pub fn switch_to(&mut self, target: Selection, rule: Rule, workers: &[Worker], now: Instant) {
         self.reason = Reason {
             rule,
             to: self.figure(target, workers),
             from: Some(self.figure(self.target, workers)),
             threshold_bytes: self.threshold_bytes(),
         };
-        if let (Target::Backend(_), Target::Backend(_)) = (self.target, target) {
+        if let (Selection::Backend(_), Selection::Backend(_)) = (self.target, target) {
             self.switched = Some(now);
         }
         self.target = target;
@@ -294,13 +299,13 @@ impl Service {
     }
 
     /// Returns the command that describes a backend, if it would say anything new.
-    pub fn describe(&mut self, backend: usize, worker: &Worker) -> Option<Command> {
+    pub fn describe(&mut self, backend: usize, worker: &Worker) -> Option<MapUpdate> {
         let weight = self.weight(backend);
         let description = (self.state(backend, worker), worker.memory, weight);
         if self.described[backend].replace(description) == Some(description) {
             return None;
         }
-        Some(Command::SetBackend {
+        Some(MapUpdate::SetBackend {
             backend: self.settings.backends[backend].id,
             state: description.0,
             memory: worker.memory,
@@ -326,7 +331,7 @@ impl Service {
         let Decision::Switch { to, mut rule } = decision else {
             return false;
         };
-        if let (Rule::MoreMemory, Some(backend), Some(until)) = (rule, to, self.held_until(now)) {
+        if let (Rule::MoreMemory, Some(backend), Some(until)) = (rule, to, self.hold_end(now)) {
             if !self.is_relieved_by(backend) {
                 self.waiting = Some(Waiting { backend, until });
                 self.first_comparison = first;
@@ -336,37 +341,37 @@ impl Service {
         } else if first && rule == Rule::MoreMemory {
             rule = Rule::FirstComparison;
         }
-        if self.target == Target::Places {
+        if self.target == Selection::Spread {
             rule = Rule::PolicyChanged;
         }
-        let target = to.map_or(Target::Fallback, Target::Backend);
-        self.turn_to(target, rule, workers, now);
+        let target = to.map_or(Selection::Fallback, Selection::Backend);
+        self.switch_to(target, rule, workers, now);
         true
     }
 
     /// Until when the selected worker is kept whoever has more memory; nothing if it is not.
-    fn held_until(&self, now: Instant) -> Option<Instant> {
+    fn hold_end(&self, now: Instant) -> Option<Instant> {
         let until = self.switched?.checked_add(self.settings.hold)?;
         (until > now).then_some(until)
     }
 
     /// Whether the selected worker has no memory to spare, and this one has.
     fn is_relieved_by(&self, backend: usize) -> bool {
-        let selected = self.selected().map(|place| self.candidates[place]);
+        let selected = self.selected().map(|index| self.candidates[index]);
         selected.is_some_and(|it| it.hot) && !self.candidates[backend].hot
     }
 
     /// How long [`Self::waiting`] still waits.
-    pub fn waits(&self, now: Instant) -> Option<(usize, Duration)> {
+    pub fn remaining_hold(&self, now: Instant) -> Option<(usize, Duration)> {
         let Waiting { backend, until } = self.waiting?;
         Some((backend, until.saturating_duration_since(now)))
     }
 
-    /// The place of the backend that gets all connections, if one does.
+    /// The index of the backend that gets all connections, if one does.
     fn selected(&self) -> Option<usize> {
         match self.target {
-            Target::Backend(place) => Some(place),
-            Target::Fallback | Target::Places => None,
+            Selection::Backend(index) => Some(index),
+            Selection::Fallback | Selection::Spread => None,
         }
     }
 
@@ -376,12 +381,12 @@ impl Service {
             return None;
         }
         let (difference, pair) = selection::learn_threshold(&self.candidates)?;
-        let memory = |place: usize| workers[self.workers[place]].memory;
-        let totals = pair.iter().filter_map(|place| memory(*place)?.total_bytes);
-        let bytes = difference.max(totals.min().unwrap_or(0) / LEAST_AUTO_PART);
+        let memory = |index: usize| workers[self.workers[index]].memory;
+        let totals = pair.iter().filter_map(|index| memory(*index)?.total_bytes);
+        let bytes = difference.max(totals.min().unwrap_or(0) / MIN_AUTO_PART);
         self.learned_threshold_bytes = Some(bytes);
         self.first_comparison = self.reason.rule == Rule::FirstUp;
-        let [one, other] = pair.map(|place| self.figure(Target::Backend(place), workers));
+        let [one, other] = pair.map(|index| self.figure(Selection::Backend(index), workers));
         Some(Event::ThresholdLearned {
             service: self.settings.name.clone(),
             threshold_bytes: bytes,
@@ -393,7 +398,7 @@ impl Service {
     }
 
     pub fn threshold_bytes(&self) -> Option<u64> {
-        let selected = self.selected().map(|place| self.candidates[place]);
+        let selected = self.selected().map(|index| self.candidates[index]);
         selection::threshold_bytes(
             self.settings.threshold,
             self.learned_threshold_bytes,
@@ -407,9 +412,9 @@ impl Service {
     }
 
     /// Returns the command that describes the fallback, if there is one.
-    pub fn describe_fallback(&self) -> Option<Command> {
+    pub fn fallback_update(&self) -> Option<MapUpdate> {
         let fallback = self.settings.fallback.as_ref()?;
-        Some(Command::SetBackend {
+        Some(MapUpdate::SetBackend {
             backend: fallback.id,
             state: Health::Up,
             memory: None,
@@ -420,37 +425,37 @@ impl Service {
     /// The backend that gets all connections; nothing where they are spread.
     pub fn selected_id(&self) -> Option<BackendId> {
         match self.target {
-            Target::Backend(place) => Some(self.settings.backends[place].id),
-            Target::Fallback => {
+            Selection::Backend(index) => Some(self.settings.backends[index].id),
+            Selection::Fallback => {
                 let fallback = self.settings.fallback.as_ref();
                 Some(fallback.map_or(BackendId(0), |fallback| fallback.id))
             }
-            Target::Places => None,
+            Selection::Spread => None,
         }
     }
 
-    pub fn selection(&self) -> (Command, Event) {
+    pub fn selection(&self) -> (MapUpdate, Event) {
         let service = self.settings.id;
         let backend = self.selected_id();
         let command = match backend {
-            Some(backend) => Command::Select { service, backend },
-            None => Command::Spread { service },
+            Some(backend) => MapUpdate::Select { service, backend },
+            None => MapUpdate::Spread { service },
         };
         let event = Event::of_selection(self.settings.name.clone(), backend, &self.reason);
         (command, event)
     }
 
-    fn figure(&self, target: Target, workers: &[Worker]) -> Figure {
-        let place = match target {
-            Target::Fallback => return nobody(self.fallback_name()),
-            Target::Places => return nobody(EVERYBODY),
-            Target::Backend(place) => place,
+    fn figure(&self, target: Selection, workers: &[Worker]) -> BackendSummary {
+        let index = match target {
+            Selection::Fallback => return not_a_worker(self.fallback_name()),
+            Selection::Spread => return not_a_worker(ALL_WORKERS),
+            Selection::Backend(index) => index,
         };
-        let worker = &workers[self.workers[place]];
-        Figure {
+        let worker = &workers[self.workers[index]];
+        BackendSummary {
             name: worker.name.clone(),
-            state: self.state(place, worker),
-            available_bytes: self.weighed(place, worker),
+            state: self.state(index, worker),
+            available_bytes: self.weighted_bytes(index, worker),
         }
     }
 }
@@ -458,13 +463,13 @@ impl Service {
 fn fallback_name(settings: &ServiceSettings) -> &'static str {
     match settings.fallback {
         Some(_) => MANAGER,
-        None => NOBODY,
+        None => NO_BACKEND,
     }
 }
 
 /// Not one worker, so without memory of its own.
-fn nobody(name: &str) -> Figure {
-    Figure {
+fn not_a_worker(name: &str) -> BackendSummary {
+    BackendSummary {
         name: name.to_owned(),
         state: Health::Up,
         available_bytes: None,

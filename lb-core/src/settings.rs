@@ -8,23 +8,23 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::admin::AdminOverrides;
 use super::endpoint::{Endpoint, Protocol};
 use super::memory::{Bytes, Pressure};
-use super::order::Orders;
 
 /// The name under which every service's fallback appears; no worker may have it.
 pub const MANAGER: &str = "manager";
 
 /// What stands for a selected worker's name where connections are spread; no name contains it.
-pub const EVERYBODY: &str = "*";
+pub const ALL_WORKERS: &str = "*";
 
 /// The name of what new connections go to where there is no fallback; no worker may have it.
-pub const NOBODY: &str = "nobody";
+pub const NO_BACKEND: &str = "nobody";
 
 /// How long policy `memory` keeps a worker at least that it has switched to, unless told otherwise: two or
 /// three reports at the usual interval, and not so long that the crowd fills it meanwhile, see
 /// docs/policies.md.
-pub const HOLD: Duration = Duration::from_millis(250);
+pub const DEFAULT_HOLD: Duration = Duration::from_millis(250);
 
 /// Names a service across the kernel boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ impl fmt::Display for BackendId {
 
 /// Everything the core decides by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct CoreSettings {
     /// A worker is up while its last heartbeat is not older than this.
     pub down_after: Duration,
     /// How many consecutive good heartbeats bring a worker back; 0 counts as 1.
@@ -54,7 +54,7 @@ pub struct Settings {
     pub services: Vec<ServiceSettings>,
 }
 
-impl Settings {
+impl CoreSettings {
     /// Returns the names of a backend's service and worker; nothing for a fallback.
     pub fn names(&self, backend: BackendId) -> Option<(&str, &str)> {
         self.services.iter().find_map(|service| {
@@ -74,7 +74,7 @@ pub struct ServiceSettings {
     pub mode: Mode,
     pub policy: Policy,
     pub threshold: Threshold,
-    /// The least time between two switches by preference, see [`HOLD`].
+    /// The least time between two switches by preference, see [`DEFAULT_HOLD`].
     pub hold: Duration,
     pub spread: SpreadSettings,
     /// The manager's own server, used while no worker is up.
@@ -161,7 +161,7 @@ pub enum Policy {
 
 /// What the kernel does with a service's places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum SlotKind {
     /// Tries one after the other for a client whose SYN the selected worker does not answer.
     Ranked,
     Balanced,
@@ -191,13 +191,13 @@ impl Policy {
     }
 
     /// How connections are spread; nothing for the policy that selects one worker for all.
-    pub fn kind(self) -> Option<Kind> {
+    pub fn kind(self) -> Option<SlotKind> {
         match self {
             Self::Memory => None,
-            Self::Balanced => Some(Kind::Balanced),
-            Self::RoundRobin => Some(Kind::RoundRobin),
-            Self::LeastConnections => Some(Kind::LeastConnections),
-            Self::SourceHash => Some(Kind::SourceHash),
+            Self::Balanced => Some(SlotKind::Balanced),
+            Self::RoundRobin => Some(SlotKind::RoundRobin),
+            Self::LeastConnections => Some(SlotKind::LeastConnections),
+            Self::SourceHash => Some(SlotKind::SourceHash),
         }
     }
 }
@@ -274,7 +274,7 @@ impl fmt::Display for Threshold {
 
 /// What a restarted manager found in the pinned maps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Adopted {
+pub struct AdoptedState {
     /// The selection in force; ids that the settings do not know are ignored.
     pub selections: BTreeMap<ServiceId, BackendId>,
     /// The services whose connections were spread.
@@ -286,7 +286,7 @@ pub struct Adopted {
     /// The backends that got no new connections but kept the ones they had.
     pub draining: BTreeSet<BackendId>,
     /// What the operator had ordered.
-    pub orders: Orders,
+    pub overrides: AdminOverrides,
     /// How much is left of each paused worker's pause.
     pub pauses: BTreeMap<String, Duration>,
     /// For how long the workers that were late then had been silent.

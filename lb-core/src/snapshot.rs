@@ -6,13 +6,13 @@ use std::time::Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::admin::{AdminState, Audited};
 use super::endpoint::Protocol;
 use super::health::Health;
 use super::memory::Pressure;
 use super::milliseconds;
-use super::order::{Hold, Marked};
-use super::selection::Rule;
-use super::service::{Service, Target};
+use super::reason::Rule;
+use super::service::{Selection, Service};
 use super::settings::{BackendId, BackendSettings, FallbackSettings, MANAGER, Mode, Policy};
 use super::worker::Worker;
 
@@ -79,12 +79,12 @@ pub struct BackendSnapshot {
     #[serde(default)]
     pub barred: Option<String>,
     /// Why the operator lets it have no new connections, and since when.
-    pub hold: Option<Marked<Hold>>,
+    pub hold: Option<Audited<AdminState>>,
     /// The operator's weight for it; nothing means 100.
-    pub weight_percent: Option<Marked<u32>>,
+    pub weight_percent: Option<Audited<u32>>,
     /// Why the operator expects it to be silent, since when and for how many milliseconds.
     #[serde(default)]
-    pub pause: Option<Marked<u64>>,
+    pub pause: Option<Audited<u64>>,
     /// How much of that is left.
     #[serde(default)]
     pub pause_left_ms: Option<u64>,
@@ -147,10 +147,12 @@ impl Service {
             threshold: self.settings.threshold.to_string(),
             threshold_bytes: self.threshold_bytes(),
             hold_ms: milliseconds(self.settings.hold),
-            waiting: self.waits(now).map(|(backend, left)| WaitingSnapshot {
-                worker: workers[self.workers[backend]].name.clone(),
-                left_ms: milliseconds(left),
-            }),
+            waiting: self
+                .remaining_hold(now)
+                .map(|(backend, left)| WaitingSnapshot {
+                    worker: workers[self.workers[backend]].name.clone(),
+                    left_ms: milliseconds(left),
+                }),
             selected: self.reason.to.name.clone(),
             rule: self.reason.rule,
             reason: self.reason.to_string(),
@@ -168,10 +170,10 @@ impl Service {
             address: address.to_string(),
             state: self.state(backend, worker),
             health: worker.health,
-            barred: self.barred(backend, worker),
-            hold: self.overlays[backend].hold.clone(),
-            weight_percent: self.overlays[backend].weight_percent.clone(),
-            pause: self.overlays[backend].pause.clone(),
+            barred: self.ineligible_reason(backend, worker),
+            hold: self.overrides[backend].state.clone(),
+            weight_percent: self.overrides[backend].weight_percent.clone(),
+            pause: self.overrides[backend].pause.clone(),
             pause_left_ms: (worker.paused_until)
                 .map(|until| milliseconds(until.saturating_duration_since(now))),
             age_ms: worker.age(now).map(milliseconds),
@@ -181,7 +183,7 @@ impl Service {
             memory_stale_ms: worker.memory_stale.map(milliseconds),
             memory_pressure: worker.pressure,
             weight: self.weight(backend),
-            share: self.share(Target::Backend(backend)),
+            share: self.share(Selection::Backend(backend)),
             manual_weight_percent: self.manual_percent(backend),
             ramp_percent: worker.ramp_percent(self.settings.spread.ramp_up, now),
         }
@@ -207,15 +209,15 @@ impl Service {
             memory_stale_ms: None,
             memory_pressure: None,
             weight: 1,
-            share: self.share(Target::Fallback),
+            share: self.share(Selection::Fallback),
             manual_weight_percent: 100,
             ramp_percent: 100,
         }
     }
 
-    fn share(&self, of: Target) -> u16 {
+    fn share(&self, of: Selection) -> u16 {
         match (self.target, &self.spread, of) {
-            (Target::Places, Some(spread), Target::Backend(backend)) => spread.share(backend),
+            (Selection::Spread, Some(spread), Selection::Backend(backend)) => spread.share(backend),
             (target, _, of) if target == of => 10_000,
             _ => 0,
         }

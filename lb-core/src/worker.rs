@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
 use super::event::Event;
-use super::health::{self, Health, Sign};
+use super::health::{self, Health, HealthEvent};
 use super::memory::{Memory, Pressure};
-use super::policy::Appetite;
+use super::policy::MemoryPerConnection;
 use super::report::Report;
 use super::sequence::{Admission, SequenceWindow};
 
 /// Where a worker serves: the places of a service and of its backend in the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct BackendIndex {
     pub service: usize,
     pub backend: usize,
 }
@@ -30,7 +30,7 @@ pub(super) struct Worker {
     /// When the last heartbeat was accepted.
     pub heard: Option<Instant>,
     pub sequence: SequenceWindow,
-    pub places: Vec<Place>,
+    pub backends: Vec<BackendIndex>,
     /// How often it sends, as it said last.
     pub interval: Option<Duration>,
     /// Whether its interval was found too long for `down_after`, so that this is said once.
@@ -41,7 +41,7 @@ pub(super) struct Worker {
     pub paused_until: Option<Instant>,
     /// When it came up beside workers that were up already; nothing if it takes its whole share.
     pub came_up: Option<Instant>,
-    pub appetite: Appetite,
+    pub memory_per_connection: MemoryPerConnection,
     /// Since when silence counts: the last heartbeat, moved on by what the manager overslept.
     silent_from: Instant,
     good_in_a_row: u32,
@@ -58,20 +58,20 @@ impl Worker {
             translates: Vec::new(),
             heard: None,
             sequence: SequenceWindow::default(),
-            places: Vec::new(),
+            backends: Vec::new(),
             interval: None,
             slow: false,
             in_maintenance: false,
             paused_until: None,
             came_up: None,
-            appetite: Appetite::default(),
+            memory_per_connection: MemoryPerConnection::default(),
             silent_from: now,
             good_in_a_row: 0,
         }
     }
 
     pub fn admit(&mut self, report: &Report, down_after: Duration, now: Instant) -> Admission {
-        let fresh = self.heard.is_some() && self.silence(now) <= down_after;
+        let fresh = self.heard.is_some() && self.silent_for(now) <= down_after;
         self.sequence.admit(report.sequence, fresh, report.signed)
     }
 
@@ -84,12 +84,12 @@ impl Worker {
         now: Instant,
     ) -> Health {
         let before = self.health;
-        if self.silence(now) > down_after {
+        if self.silent_for(now) > down_after {
             self.good_in_a_row = 0;
         }
         self.good_in_a_row = self.good_in_a_row.saturating_add(1);
-        let sign = Sign::of(report, self.good_in_a_row >= up_after);
-        if !matches!(sign, Sign::Good { .. }) {
+        let sign = HealthEvent::of(report, self.good_in_a_row >= up_after);
+        if !matches!(sign, HealthEvent::Good { .. }) {
             self.good_in_a_row = 0;
         }
         self.health = health::next(before, sign);
@@ -97,7 +97,7 @@ impl Worker {
         self.pressure = report.pressure;
         self.memory_stale = report.memory_stale;
         self.translates.clone_from(&report.translates);
-        self.appetite.report();
+        self.memory_per_connection.report();
         self.heard = Some(now);
         self.silent_from = now;
         before
@@ -114,10 +114,10 @@ impl Worker {
     }
 
     /// Takes note that it is too late; returns the state before.
-    pub fn fall_silent(&mut self) -> Health {
+    pub fn expire(&mut self) -> Health {
         let before = self.health;
         self.good_in_a_row = 0;
-        self.health = health::next(before, Sign::Silence);
+        self.health = health::next(before, HealthEvent::Timeout);
         before
     }
 
@@ -125,7 +125,7 @@ impl Worker {
     ///
     /// At exactly `down_after` it is still up, so that is one nanosecond later.
     pub fn deadline(&self, down_after: Duration) -> Option<Instant> {
-        if !self.health.fears_silence() {
+        if !self.health.needs_deadline() {
             return None;
         }
         self.silent_from
@@ -160,13 +160,13 @@ impl Worker {
     }
 
     /// Leaves time in which the manager could not listen out of account.
-    pub fn forgive(&mut self, gap: Duration, now: Instant) {
+    pub fn extend_deadline(&mut self, gap: Duration, now: Instant) {
         if let Some(moved) = self.silent_from.checked_add(gap) {
             self.silent_from = moved.min(now);
         }
     }
 
-    pub fn silence(&self, now: Instant) -> Duration {
+    pub fn silent_for(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.silent_from)
     }
 

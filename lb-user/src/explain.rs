@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use lb_core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, ServiceSnapshot};
+use lb_core::{ALL_WORKERS, BackendSnapshot, Bytes, MANAGER, ServiceSnapshot};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -110,7 +110,7 @@ impl fmt::Display for Explanation {
 
 /// Who gets a service's new connections: one, or one of several.
 fn chosen(service: &ServiceSnapshot) -> String {
-    if service.selected != EVERYBODY {
+    if service.selected != ALL_WORKERS {
         return service.selected.clone();
     }
     let may_be = |it: &&BackendSnapshot| it.share > 0;

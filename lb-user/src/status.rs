@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use lb_common::verdict::Verdict;
-use lb_core::{BackendSnapshot, Bytes, EVERYBODY, MANAGER, Marked, Mode, Policy, ServiceSnapshot};
+use lb_core::{
+    ALL_WORKERS, Audited, BackendSnapshot, Bytes, MANAGER, Mode, Policy, ServiceSnapshot,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -270,7 +272,7 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
         f,
         "  selected: {} for {}: {}",
         match service.selected.as_str() {
-            EVERYBODY => "all that are up",
+            ALL_WORKERS => "all that are up",
             name => name,
         },
         seconds(service.since_ms),
@@ -349,7 +351,7 @@ fn share(seen: &BackendSnapshot) -> String {
 /// figures are stale, one sentence each.
 pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
     let hold = seen.hold.as_ref().map(|mark| {
-        let held = mark.value.participle();
+        let held = mark.value.description();
         format!("{held} {}", given(mark))
     });
     let weight = seen.weight_percent.as_ref().map(|mark| {
@@ -372,7 +374,7 @@ pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
     remarks.chain(stale).collect()
 }
 
-fn given<T>(mark: &Marked<T>) -> String {
+fn given<T>(mark: &Audited<T>) -> String {
     let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(mark.at_ms);
     let at = humantime::format_rfc3339_seconds(at);
     match &mark.reason {

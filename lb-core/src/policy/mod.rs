@@ -1,33 +1,33 @@
-//! Policies that spread connections: what each worker of a service weighs, and which places it takes.
+//! Policies that spread connections: what each worker of a service weighs, and which slots it takes.
 //!
-//! The kernel chooses among the places at each connection, see `lb_common::maps::policy`. Workers are
-//! named here by their places in the service's settings.
+//! The kernel chooses among the slots at each connection, see `lb_common::maps::policy`. Workers are
+//! named here by their slots in the service's settings.
 
-mod appetite;
-mod places;
+mod memory_per_connection;
 mod rendezvous;
+mod slots;
 mod weights;
 
 use std::time::{Duration, Instant};
 
-pub use appetite::Appetite;
-pub use weights::{Standing, is_hot};
+pub use memory_per_connection::MemoryPerConnection;
+pub use weights::{WeightInput, is_hot};
 
-use super::settings::{Kind, ServiceSettings, SpreadSettings};
+use super::settings::{ServiceSettings, SlotKind, SpreadSettings};
 use rendezvous::Rendezvous;
 use weights::Headrooms;
 
 /// How a service's connections are spread.
 #[derive(Debug)]
 pub struct Spread {
-    kind: Kind,
+    kind: SlotKind,
     settings: SpreadSettings,
     headrooms: Headrooms,
     rendezvous: Rendezvous,
     /// In force; 0 for a worker that takes nothing.
     weights: Vec<u32>,
-    /// In force: the workers at the service's places.
-    places: Vec<usize>,
+    /// In force: the workers at the service's slots.
+    slots: Vec<usize>,
     /// When to look at the weights again.
     due: Option<Instant>,
 }
@@ -36,11 +36,11 @@ pub struct Spread {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Changes {
     pub weights: bool,
-    pub places: bool,
+    pub slots: bool,
 }
 
 impl Spread {
-    pub fn new(kind: Kind, settings: &ServiceSettings) -> Self {
+    pub fn new(kind: SlotKind, settings: &ServiceSettings) -> Self {
         let workers = settings.backends.len();
         Self {
             kind,
@@ -48,7 +48,7 @@ impl Spread {
             headrooms: Headrooms::new(workers),
             rendezvous: Rendezvous::new(settings.backends.iter().map(|backend| backend.address)),
             weights: vec![0; workers],
-            places: Vec::new(),
+            slots: Vec::new(),
             due: None,
         }
     }
@@ -58,12 +58,12 @@ impl Spread {
         self.weights = weights;
     }
 
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> SlotKind {
         self.kind
     }
 
-    pub fn places(&self) -> &[usize] {
-        &self.places
+    pub fn slots(&self) -> &[usize] {
+        &self.slots
     }
 
     pub fn weight(&self, worker: usize) -> u32 {
@@ -78,14 +78,14 @@ impl Spread {
     }
 
     /// Whether all of the workers that are up lack memory.
-    pub fn is_hot(&self, standings: &[Option<Standing>]) -> bool {
-        let mut up = (0..standings.len()).filter(|worker| standings[*worker].is_some());
+    pub fn is_hot(&self, inputs: &[Option<WeightInput>]) -> bool {
+        let mut up = (0..inputs.len()).filter(|worker| inputs[*worker].is_some());
         self.follows_memory() && up.all(|worker| self.headrooms.is_hot(worker))
     }
 
     /// Whether weights change by themselves, as reports come and age.
     pub fn follows_memory(&self) -> bool {
-        self.kind == Kind::Balanced
+        self.kind == SlotKind::Balanced
     }
 
     pub fn due(&self) -> Option<Instant> {
@@ -106,49 +106,49 @@ impl Spread {
     /// weights that have hardly moved stay as they are.
     pub fn rebalance(
         &mut self,
-        standings: &[Option<Standing>],
+        inputs: &[Option<WeightInput>],
         down_after: Duration,
         at_once: bool,
     ) -> Changes {
-        let weights = self.weigh(standings, down_after);
+        let weights = self.weigh(inputs, down_after);
         let joined_or_lost = |(before, after): (&u32, &u32)| (*before == 0) != (*after == 0);
         let changed = at_once
-            || self.places.is_empty()
+            || self.slots.is_empty()
             || self.weights.iter().zip(&weights).any(joined_or_lost)
             || weights::moved(&self.weights, &weights);
-        if !changed || (weights == self.weights && !self.places.is_empty()) {
+        if !changed || (weights == self.weights && !self.slots.is_empty()) {
             return Changes::default();
         }
-        let places = match self.kind {
-            Kind::Balanced => places::proportional(&self.places, &weights),
-            Kind::RoundRobin => places::turns(&self.places, &weights),
-            Kind::LeastConnections | Kind::Ranked => places::one_each(&self.places, &weights),
-            Kind::SourceHash => self.rendezvous.meet(&weights),
+        let slots = match self.kind {
+            SlotKind::Balanced => slots::proportional(&self.slots, &weights),
+            SlotKind::RoundRobin => slots::turns(&self.slots, &weights),
+            SlotKind::LeastConnections | SlotKind::Ranked => slots::one_each(&self.slots, &weights),
+            SlotKind::SourceHash => self.rendezvous.assign(&weights),
         };
         let changes = Changes {
             weights: weights != self.weights,
-            places: places != self.places,
+            slots: slots != self.slots,
         };
         self.weights = weights;
-        self.places = places;
+        self.slots = slots;
         changes
     }
 
-    fn weigh(&mut self, standings: &[Option<Standing>], down_after: Duration) -> Vec<u32> {
+    fn weigh(&mut self, inputs: &[Option<WeightInput>], down_after: Duration) -> Vec<u32> {
         if self.follows_memory() {
-            if let Some(weights) = self.headrooms.weigh(standings, &self.settings, down_after) {
+            if let Some(weights) = self.headrooms.weigh(inputs, &self.settings, down_after) {
                 return weights;
             }
             // Nobody was heard since the restart: what was in force stays, as far as it goes.
-            let kept: Vec<u32> = standings
+            let kept: Vec<u32> = inputs
                 .iter()
                 .zip(&self.weights)
-                .map(|(standing, weight)| standing.map_or(0, |_| *weight))
+                .map(|(input, weight)| input.map_or(0, |_| *weight))
                 .collect();
             if kept.iter().any(|weight| *weight > 0) {
                 return kept;
             }
         }
-        weights::weigh_equally(standings, self.settings.max_share)
+        weights::weigh_equally(inputs, self.settings.max_share)
     }
 }

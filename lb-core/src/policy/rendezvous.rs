@@ -1,7 +1,7 @@
-//! Weighted rendezvous hashing: every place goes to the worker that scores highest there.
+//! Weighted rendezvous hashing: every slot goes to the worker that scores highest there.
 //!
-//! A worker's score at a place depends on nobody else. So a worker that goes leaves only its own
-//! places, and one that comes, or weighs more, only takes places: no other source of connections is
+//! A worker's score at a slot depends on nobody else. So a worker that goes leaves only its own
+//! slots, and one that comes, or weighs more, only takes slots: no other source of connections is
 //! moved. (Wang and Ravishankar 1998; weighted after Schindelhauer and Schomaker 2005.)
 
 use std::cmp::Ordering;
@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::maps::CHOICE_SLOTS;
 
-/// The winner of each place.
+/// The winner of each slot.
 #[derive(Debug)]
 pub struct Rendezvous {
     /// What stands for each worker: its address, so that every manager finds the same winners.
@@ -18,7 +18,7 @@ pub struct Rendezvous {
     winners: Vec<Option<Entry>>,
 }
 
-/// A worker's try for a place.
+/// A worker's try for a slot.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     worker: usize,
@@ -38,26 +38,26 @@ impl Rendezvous {
         }
     }
 
-    /// Lets the workers meet with these weights; 0 keeps one away. Returns each place's winner.
-    pub fn meet(&mut self, weights: &[u32]) -> Vec<usize> {
+    /// Lets the workers meet with these weights; 0 keeps one away. Returns each slot's winner.
+    pub fn assign(&mut self, weights: &[u32]) -> Vec<usize> {
         let before = std::mem::replace(&mut self.weights, weights.to_vec());
         let lighter: Vec<bool> = before.iter().zip(weights).map(|(b, a)| a < b).collect();
         let heavier: Vec<usize> = (0..weights.len())
             .filter(|worker| weights[*worker] > before[*worker])
             .collect();
-        for place in 0..self.winners.len() {
-            let winner = self.winners[place];
-            self.winners[place] = match winner {
-                // It may have lost its place, to anyone.
-                Some(winner) if lighter[winner.worker] => self.best(place, None, 0..weights.len()),
+        for slot in 0..self.winners.len() {
+            let winner = self.winners[slot];
+            self.winners[slot] = match winner {
+                // It may have lost its slot, to anyone.
+                Some(winner) if lighter[winner.worker] => self.best(slot, None, 0..weights.len()),
                 Some(winner) => {
                     let winner = Entry {
                         weight: weights[winner.worker],
                         ..winner
                     };
-                    self.best(place, Some(winner), heavier.iter().copied())
+                    self.best(slot, Some(winner), heavier.iter().copied())
                 }
-                None => self.best(place, None, heavier.iter().copied()),
+                None => self.best(slot, None, heavier.iter().copied()),
             };
         }
         let winners = self.winners.iter().flatten();
@@ -66,20 +66,20 @@ impl Rendezvous {
 
     fn best(
         &self,
-        place: usize,
+        slot: usize,
         first: Option<Entry>,
         challengers: impl Iterator<Item = usize>,
     ) -> Option<Entry> {
         let mut best = first;
         for worker in challengers.filter(|worker| self.weights[*worker] > 0) {
             // Whoever weighs no more and has drawn no higher has lost: no logarithm is needed.
-            let number = self.number(place, worker);
+            let number = self.number(slot, worker);
             let hopeless = best
                 .is_some_and(|best| number <= best.number && self.weights[worker] <= best.weight);
             if hopeless {
                 continue;
             }
-            let entry = self.enter(place, worker);
+            let entry = self.enter(slot, worker);
             if best.is_none_or(|best| entry.order(&best) == Ordering::Less) {
                 best = Some(entry);
             }
@@ -87,8 +87,8 @@ impl Rendezvous {
         best
     }
 
-    fn enter(&self, place: usize, worker: usize) -> Entry {
-        let number = self.number(place, worker);
+    fn enter(&self, slot: usize, worker: usize) -> Entry {
+        let number = self.number(slot, worker);
         Entry {
             worker,
             weight: self.weights[worker],
@@ -98,8 +98,8 @@ impl Rendezvous {
     }
 
     /// A number that looks random, and is the same each time.
-    fn number(&self, place: usize, worker: usize) -> u64 {
-        mixed(self.keys[worker] ^ mixed(place as u64 + 1))
+    fn number(&self, slot: usize, worker: usize) -> u64 {
+        mixed(self.keys[worker] ^ mixed(slot as u64 + 1))
     }
 }
 
@@ -138,7 +138,7 @@ fn minus_logarithm(number: u64) -> u64 {
     const FRACTION: u32 = 48;
     let number = number.max(1);
     let whole = u64::from(number.leading_zeros());
-    // In [2⁶³, 2⁶⁴): 1 to 2 with 63 binary places.
+    // In [2⁶³, 2⁶⁴): 1 to 2 with 63 binary slots.
     let mut mantissa = number << whole;
     let mut logarithm = 0_u64;
     for _ in 0..FRACTION {

@@ -11,7 +11,7 @@ use super::super::settings::{MaxShare, SpreadSettings};
 pub const UNIT_BYTES: u64 = 64 << 10;
 
 /// The most that a worker can weigh, 1 TiB: whatever it claims, sums stay far from overflowing.
-const HEAVIEST: u64 = 1 << 24;
+const MAX_WEIGHT: u64 = 1 << 24;
 
 /// How much of a new figure is taken at each rebalancing: one part of so many.
 const SMOOTHING: u64 = 4;
@@ -21,7 +21,7 @@ const STEP: u64 = 32;
 
 /// A worker that is up, as it is weighed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub struct WeightInput {
     /// Nothing while the worker was not heard.
     pub memory: Option<Memory>,
     pub pressure: Option<Pressure>,
@@ -35,7 +35,7 @@ pub struct Standing {
     pub manual_percent: u32,
 }
 
-/// The workers' memory, smoothed over time. Workers are named by their places, as everywhere.
+/// The workers' memory, smoothed over time. Workers are named by their workers, as everywhere.
 #[derive(Debug)]
 pub struct Headrooms {
     /// In bytes; nothing of a worker that is not up or was not heard.
@@ -56,60 +56,60 @@ impl Headrooms {
     /// any, all count the same, because somebody must serve.
     pub fn weigh(
         &mut self,
-        standings: &[Option<Standing>],
+        inputs: &[Option<WeightInput>],
         settings: &SpreadSettings,
         down_after: Duration,
     ) -> Option<Vec<u32>> {
-        let fresh: Vec<Option<u64>> = standings
+        let fresh: Vec<Option<u64>> = inputs
             .iter()
-            .map(|standing| standing.and_then(|standing| headroom(&standing, settings)))
+            .map(|input| input.and_then(|input| headroom(&input, settings)))
             .collect();
         let known = fresh.iter().flatten().count() as u64;
         if known == 0 {
             return None;
         }
         let mean = fresh.iter().flatten().sum::<u64>() / known;
-        let mut units = vec![0; standings.len()];
-        for (place, standing) in standings.iter().enumerate() {
-            let smoothed = &mut self.smoothed[place];
-            let Some(standing) = standing else {
+        let mut units = vec![0; inputs.len()];
+        for (index, input) in inputs.iter().enumerate() {
+            let smoothed = &mut self.smoothed[index];
+            let Some(input) = input else {
                 *smoothed = None;
                 continue;
             };
-            let target = match fresh[place] {
+            let target = match fresh[index] {
                 Some(0) => 0,
-                Some(fresh) => towards(fresh, mean, standing.age, down_after),
+                Some(fresh) => towards(fresh, mean, input.age, down_after),
                 None => mean,
             };
             let headroom = match *smoothed {
                 Some(before) if before != 0 && target != 0 => approach(before, target),
                 _ => target,
             };
-            *smoothed = fresh[place].map(|_| headroom);
-            units[place] = headroom.div_ceil(UNIT_BYTES).min(HEAVIEST);
+            *smoothed = fresh[index].map(|_| headroom);
+            units[index] = headroom.div_ceil(UNIT_BYTES).min(MAX_WEIGHT);
         }
         if settings.max_share == MaxShare::Auto {
             // What workers claim is capped, not what the operator says.
             let some = units.iter().filter(|units| **units > 0).count() as u64;
             cap(&mut units, 6, some + 5);
         }
-        Some(finish(units, standings, settings.max_share))
+        Some(finish(units, inputs, settings.max_share))
     }
 
     /// Whether a worker that is up has no memory to spare.
-    pub fn is_hot(&self, place: usize) -> bool {
-        self.smoothed[place] == Some(0)
+    pub fn is_hot(&self, index: usize) -> bool {
+        self.smoothed[index] == Some(0)
     }
 }
 
 /// Weighs workers by what the operator says alone: 100 each, unless told otherwise.
-pub fn weigh_equally(standings: &[Option<Standing>], max_share: MaxShare) -> Vec<u32> {
-    finish(vec![1; standings.len()], standings, max_share)
+pub fn weigh_equally(inputs: &[Option<WeightInput>], max_share: MaxShare) -> Vec<u32> {
+    finish(vec![1; inputs.len()], inputs, max_share)
 }
 
 /// Whether a worker that reports this has no memory to spare.
 pub fn is_hot(memory: Memory, pressure: Option<Pressure>, settings: &SpreadSettings) -> bool {
-    let standing = Standing {
+    let input = WeightInput {
         memory: Some(memory),
         pressure,
         age: Duration::ZERO,
@@ -117,7 +117,7 @@ pub fn is_hot(memory: Memory, pressure: Option<Pressure>, settings: &SpreadSetti
         ramp_percent: 100,
         manual_percent: 100,
     };
-    headroom(&standing, settings) == Some(0)
+    headroom(&input, settings) == Some(0)
 }
 
 /// Whether weights differ enough to be written.
@@ -135,14 +135,14 @@ pub fn moved(before: &[u32], after: &[u32]) -> bool {
 }
 
 /// What a worker can spare above its reserve, the less the more its tasks wait for memory.
-fn headroom(standing: &Standing, settings: &SpreadSettings) -> Option<u64> {
-    let memory = standing.memory?;
+fn headroom(input: &WeightInput, settings: &SpreadSettings) -> Option<u64> {
+    let memory = input.memory?;
     // Absurd claims must not overflow sums.
-    let most = HEAVIEST * UNIT_BYTES;
+    let most = MAX_WEIGHT * UNIT_BYTES;
     let available = memory.available_bytes.min(most);
     let total = memory.total_bytes.unwrap_or(0).min(most);
-    let drift = standing.drift_bytes.unsigned_abs();
-    let expected = if standing.drift_bytes > 0 {
+    let drift = input.drift_bytes.unsigned_abs();
+    let expected = if input.drift_bytes > 0 {
         available.saturating_sub(drift)
     } else {
         available.saturating_add(drift).min(total.max(available))
@@ -150,7 +150,7 @@ fn headroom(standing: &Standing, settings: &SpreadSettings) -> Option<u64> {
     let reserve = total / 100 * u64::from(settings.reserve_percent);
     let spare = expected.saturating_sub(reserve);
     let limit = u64::from(settings.pressure_limit.0);
-    let pressure = u64::from(standing.pressure.map_or(0, |pressure| pressure.0));
+    let pressure = u64::from(input.pressure.map_or(0, |pressure| pressure.0));
     let eased = u128::from(spare) * u128::from(limit.saturating_sub(pressure));
     u64::try_from(eased / u128::from(limit.max(1))).ok()
 }
@@ -172,15 +172,15 @@ fn approach(before: u64, target: u64) -> u64 {
 }
 
 /// Ramp and the operator's word together, in percent; not 0 unless the operator says so.
-fn overlay(standing: &Standing) -> u64 {
-    (u64::from(standing.ramp_percent) * u64::from(standing.manual_percent)).div_ceil(100)
+fn overlay(input: &WeightInput) -> u64 {
+    (u64::from(input.ramp_percent) * u64::from(input.manual_percent)).div_ceil(100)
 }
 
 /// Lays ramp and the operator's word over the weights; somebody takes something in the end.
-fn finish(units: Vec<u64>, standings: &[Option<Standing>], max_share: MaxShare) -> Vec<u32> {
+fn finish(units: Vec<u64>, inputs: &[Option<WeightInput>], max_share: MaxShare) -> Vec<u32> {
     let overlays = |units: &[u64]| -> Vec<u64> {
-        let up = units.iter().zip(standings);
-        up.map(|(units, standing)| standing.as_ref().map_or(0, |up| units * overlay(up)))
+        let up = units.iter().zip(inputs);
+        up.map(|(units, input)| input.as_ref().map_or(0, |up| units * overlay(up)))
             .collect()
     };
     let nothing = |weights: &[u64]| weights.iter().all(|weight| *weight == 0);
@@ -189,8 +189,8 @@ fn finish(units: Vec<u64>, standings: &[Option<Standing>], max_share: MaxShare) 
         weights = overlays(&vec![1; units.len()]);
     }
     if nothing(&weights) {
-        let up = standings.iter();
-        weights = up.map(|standing| u64::from(standing.is_some())).collect();
+        let up = inputs.iter();
+        weights = up.map(|input| u64::from(input.is_some())).collect();
     }
     if let MaxShare::Percent(percent) = max_share {
         let workers = weights.iter().filter(|weight| **weight > 0).count() as u64;
@@ -209,21 +209,21 @@ fn finish(units: Vec<u64>, standings: &[Option<Standing>], max_share: MaxShare) 
 /// Cuts the heaviest back until none has more than `part` of `whole` of what then is the sum.
 fn cap(weights: &mut [u64], part: u64, whole: u64) {
     let mut heaviest: Vec<usize> = (0..weights.len()).filter(|i| weights[*i] > 0).collect();
-    heaviest.sort_by_key(|place| Reverse(weights[*place]));
+    heaviest.sort_by_key(|index| Reverse(weights[*index]));
     let mut rest: u64 = weights.iter().sum();
     let mut left = whole;
     let mut cut = 0;
-    for &place in &heaviest {
+    for &index in &heaviest {
         // Is it more than its share, were those before it cut to exactly theirs?
-        if weights[place] * left <= part * rest {
+        if weights[index] * left <= part * rest {
             break;
         }
-        rest -= weights[place];
+        rest -= weights[index];
         left -= part;
         cut += 1;
     }
-    for &place in &heaviest[..cut] {
-        weights[place] = (part * rest / left).max(1);
+    for &index in &heaviest[..cut] {
+        weights[index] = (part * rest / left).max(1);
     }
 }
 

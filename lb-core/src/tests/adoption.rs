@@ -2,23 +2,23 @@
 
 use super::*;
 
-fn restarted(adopted: &Adopted) -> World {
+fn restarted(adopted: &AdoptedState) -> World {
     let now = Instant::now();
     let core = Core::resume(lab(Threshold::Bytes(64 * MIB)), adopted, now);
     World::around(core, now)
 }
 
-fn adopted(selected: u32, up: &[u32]) -> Adopted {
-    Adopted {
+fn adopted(selected: u32, up: &[u32]) -> AdoptedState {
+    AdoptedState {
         selections: [(WEB, BackendId(selected))].into(),
         up: up.iter().copied().map(BackendId).collect(),
-        ..Adopted::default()
+        ..AdoptedState::default()
     }
 }
 
 #[test]
 fn an_adopted_drain_goes_on_until_the_worker_is_heard() {
-    let mut world = restarted(&Adopted {
+    let mut world = restarted(&AdoptedState {
         draining: [BackendId(1)].into(),
         ..adopted(2, &[2])
     });
@@ -66,7 +66,7 @@ fn an_adopted_worker_has_down_after_to_be_heard() {
 
 #[test]
 fn what_an_earlier_manager_has_waited_counts() {
-    let silent = |silence: Duration| Adopted {
+    let silent = |silence: Duration| AdoptedState {
         silences: [("worker2".to_owned(), silence)].into(),
         ..adopted(2, &[1, 2])
     };
@@ -77,7 +77,7 @@ fn what_an_earlier_manager_has_waited_counts() {
         world.start("worker1", 300);
         world.pass(ms(400));
         assert_eq!(world.state("worker2"), Health::Up, "life {life}");
-        let late: Vec<_> = world.core.late(world.now).collect();
+        let late: Vec<_> = world.core.overdue_workers(world.now).collect();
         waited += ms(400);
         assert_eq!(late, [("worker2", waited)]);
     }
@@ -88,12 +88,12 @@ fn what_an_earlier_manager_has_waited_counts() {
     world.pass(Duration::from_nanos(1));
     assert_eq!(world.state("worker2"), Health::Down);
     assert_eq!(world.selected(), "worker1");
-    assert_eq!(world.core.late(world.now).count(), 0);
+    assert_eq!(world.core.overdue_workers(world.now).count(), 0);
 }
 
 #[test]
 fn whoever_was_late_has_a_moment_to_be_heard_again() {
-    let mut world = restarted(&Adopted {
+    let mut world = restarted(&AdoptedState {
         silences: [("worker2".to_owned(), ms(60_000))].into(),
         ..adopted(2, &[2])
     });
@@ -109,7 +109,7 @@ fn an_adopted_worker_that_says_it_is_unhealthy_is_left_at_once() {
     let mut world = restarted(&adopted(2, &[1, 2]));
     let mut unhealthy = report("worker2", 7, 1, 400);
     unhealthy.healthy = false;
-    assert_eq!(world.hear(&unhealthy), Outcome::Accepted);
+    assert_eq!(world.hear(&unhealthy), HeartbeatOutcome::Accepted);
     assert_eq!(
         world.selected(),
         "worker1",

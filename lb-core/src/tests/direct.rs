@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn settings(mode: Mode) -> Settings {
+fn settings(mode: Mode) -> CoreSettings {
     let mut settings = lab(Threshold::Bytes(64 * MIB));
     settings.services[0].mode = mode;
     settings
@@ -19,7 +19,7 @@ fn equipped(worker: &str, boot: u64, number: u64, available_mib: u64) -> Report 
     }
 }
 
-fn barred(world: &World, worker: &str) -> Option<String> {
+fn ineligible_reason(world: &World, worker: &str) -> Option<String> {
     let snapshot = world.core.snapshot(world.now);
     let mut backends = snapshot.services[0].backends.iter();
     let backend = backends.find(|backend| backend.name == worker);
@@ -29,18 +29,24 @@ fn barred(world: &World, worker: &str) -> Option<String> {
 #[test]
 fn a_worker_without_companion_is_not_chosen_and_told_why_once() {
     let mut world = World::new(settings(Mode::Dsr));
-    assert_eq!(world.hear(&report("worker1", 1, 1, 600)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&report("worker1", 1, 1, 600)),
+        HeartbeatOutcome::Accepted
+    );
     assert_eq!(
         world.hear(&equipped("worker2", 1, 1, 300)),
-        Outcome::Accepted
+        HeartbeatOutcome::Accepted
     );
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.state("worker1"), Health::Barred);
     assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Barred);
     let why = "worker1 has no companion for 192.168.56.101:80/tcp: start its agent with --dsr";
-    assert_eq!(barred(&world, "worker1").as_deref(), Some(why));
-    assert_eq!(barred(&world, "worker2"), None);
-    assert_eq!(world.hear(&report("worker1", 1, 2, 600)), Outcome::Accepted);
+    assert_eq!(ineligible_reason(&world, "worker1").as_deref(), Some(why));
+    assert_eq!(ineligible_reason(&world, "worker2"), None);
+    assert_eq!(
+        world.hear(&report("worker1", 1, 2, 600)),
+        HeartbeatOutcome::Accepted
+    );
     let told: Vec<String> = world
         .events
         .iter()
@@ -57,17 +63,20 @@ fn a_worker_without_companion_is_not_chosen_and_told_why_once() {
     };
     let mut elsewhere = report("worker1", 1, 3, 600);
     elsewhere.translates = vec![other];
-    assert_eq!(world.hear(&elsewhere), Outcome::Accepted);
+    assert_eq!(world.hear(&elsewhere), HeartbeatOutcome::Accepted);
     assert_eq!(world.selected(), "worker2");
     assert_eq!(
         world.hear(&equipped("worker1", 1, 4, 600)),
-        Outcome::Accepted
+        HeartbeatOutcome::Accepted
     );
     assert_eq!(world.selected(), "worker1");
     assert_eq!(world.kinds(), ["worker_unbarred", "selection_changed"]);
 
     // The companion is gone: so are the connections.
-    assert_eq!(world.hear(&report("worker1", 1, 5, 600)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&report("worker1", 1, 5, 600)),
+        HeartbeatOutcome::Accepted
+    );
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Barred);
     assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
@@ -77,24 +86,27 @@ fn a_worker_without_companion_is_not_chosen_and_told_why_once() {
 fn a_worker_behind_a_router_is_not_chosen() {
     let mut world = World::new(settings(Mode::Dsr));
     for (worker, mib) in [("worker1", 600), ("worker2", 300)] {
-        assert_eq!(world.hear(&equipped(worker, 1, 1, mib)), Outcome::Accepted);
+        assert_eq!(
+            world.hear(&equipped(worker, 1, 1, mib)),
+            HeartbeatOutcome::Accepted
+        );
     }
     assert_eq!(world.selected(), "worker1");
     let mut links = BTreeMap::from([
-        (BackendId(1), Link::BehindRouter),
-        (BackendId(2), Link::Direct),
+        (BackendId(1), WorkerRoute::ViaRouter),
+        (BackendId(2), WorkerRoute::Direct),
     ]);
-    world.core.handle_links(&links, world.now);
+    world.core.handle_routes(&links, world.now);
     world.wake();
     assert_eq!(world.selected(), "worker2");
-    let why = barred(&world, "worker1").expect("a reason");
+    let why = ineligible_reason(&world, "worker1").expect("a reason");
     assert!(why.contains("behind a router"), "{why}");
 
     // What is known of the ways outlasts a change of the configuration.
     world.reconfigure(settings(Mode::Dsr));
     assert_eq!(world.state("worker1"), Health::Barred);
-    links.insert(BackendId(1), Link::Direct);
-    world.core.handle_links(&links, world.now);
+    links.insert(BackendId(1), WorkerRoute::Direct);
+    world.core.handle_routes(&links, world.now);
     world.wake();
     assert_eq!(world.selected(), "worker1");
 }
@@ -111,11 +123,11 @@ fn with_nobody_fit_the_manager_serves_by_itself() {
 fn other_services_ask_for_no_companion() {
     let mut world = World::new(settings(Mode::Nat));
     world.start("worker1", 600);
-    let links = BTreeMap::from([(BackendId(1), Link::BehindRouter)]);
-    world.core.handle_links(&links, world.now);
+    let links = BTreeMap::from([(BackendId(1), WorkerRoute::ViaRouter)]);
+    world.core.handle_routes(&links, world.now);
     world.wake();
     assert_eq!(world.selected(), "worker1");
-    assert_eq!(barred(&world, "worker1"), None);
+    assert_eq!(ineligible_reason(&world, "worker1"), None);
 }
 
 #[test]
@@ -126,9 +138,9 @@ fn a_restart_trusts_only_who_served_directly_before() {
     direct.address.set_port(81);
     direct.mode = Mode::Dsr;
     settings.services.push(direct);
-    let adopted = Adopted {
+    let adopted = AdoptedState {
         up: [BackendId(1)].into(),
-        ..Adopted::default()
+        ..AdoptedState::default()
     };
     let mut world = World::around(Core::resume(settings, &adopted, now), now);
     assert_eq!(world.state("worker1"), Health::Up);
@@ -137,22 +149,28 @@ fn a_restart_trusts_only_who_served_directly_before() {
         !world.kinds().contains(&"worker_barred".to_owned()),
         "not heard yet"
     );
-    assert_eq!(world.hear(&report("worker1", 1, 1, 600)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&report("worker1", 1, 1, 600)),
+        HeartbeatOutcome::Accepted
+    );
     assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
 }
 
 #[test]
 fn a_restart_bars_nobody_before_it_was_heard() {
     let now = Instant::now();
-    let adopted = Adopted {
+    let adopted = AdoptedState {
         selections: [(WEB, BackendId(1))].into(),
-        ..Adopted::default()
+        ..AdoptedState::default()
     };
     let core = Core::resume(settings(Mode::Dsr), &adopted, now);
     let mut world = World::around(core, now);
     assert_eq!(world.selected(), "worker1");
     assert_eq!(world.state("worker1"), Health::Up);
-    assert_eq!(world.hear(&report("worker1", 1, 1, 600)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&report("worker1", 1, 1, 600)),
+        HeartbeatOutcome::Accepted
+    );
     assert_eq!(world.state("worker1"), Health::Barred);
     assert_eq!(world.selected(), MANAGER);
 }

@@ -9,7 +9,7 @@ fn losing_most_heartbeats_is_no_death() {
     for number in (1..1000).step_by(14) {
         assert_eq!(
             world.hear(&report("worker1", 7, number, 400)),
-            Outcome::Accepted
+            HeartbeatOutcome::Accepted
         );
         world.pass(ms(1_400));
         assert_eq!(world.state("worker1"), Health::Up);
@@ -20,17 +20,20 @@ fn losing_most_heartbeats_is_no_death() {
 #[test]
 fn repeated_and_late_heartbeats_refresh_neither_memory_nor_life() {
     let mut world = World::new(lab(Threshold::Auto));
-    assert_eq!(world.hear(&report("worker1", 7, 5, 400)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&report("worker1", 7, 5, 400)),
+        HeartbeatOutcome::Accepted
+    );
     let deadline = world.core.poll_timeout();
     world.pass(ms(1_000));
     let before = world.core.snapshot(world.now);
     assert_eq!(
         world.hear(&report("worker1", 7, 5, 100)),
-        Outcome::Duplicate
+        HeartbeatOutcome::Duplicate
     );
     assert_eq!(
         world.hear(&report("worker1", 7, 4, 100)),
-        Outcome::Reordered
+        HeartbeatOutcome::Reordered
     );
     assert_eq!(world.core.snapshot(world.now), before);
     assert_eq!(world.core.poll_timeout(), deadline);
@@ -40,7 +43,7 @@ fn repeated_and_late_heartbeats_refresh_neither_memory_nor_life() {
     for number in [5, 4, 3, 2, 1] {
         assert_ne!(
             world.hear(&report("worker1", 7, number, 400)),
-            Outcome::Accepted
+            HeartbeatOutcome::Accepted
         );
     }
     assert_eq!(world.state("worker1"), Health::Down);
@@ -51,15 +54,21 @@ fn a_restarted_agent_begins_anew_and_its_earlier_life_is_over() {
     let mut world = World::new(lab(Threshold::Auto));
     assert_eq!(
         world.hear(&report("worker1", 7, 900, 400)),
-        Outcome::Accepted
+        HeartbeatOutcome::Accepted
     );
-    assert_eq!(world.hear(&report("worker1", 8, 1, 300)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&report("worker1", 8, 1, 300)),
+        HeartbeatOutcome::Accepted
+    );
     // A straggler from before the restart, newer by its number.
     assert_eq!(
         world.hear(&report("worker1", 7, 901, 400)),
-        Outcome::OldBoot
+        HeartbeatOutcome::OldBoot
     );
-    assert_eq!(world.hear(&report("worker1", 8, 2, 300)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&report("worker1", 8, 2, 300)),
+        HeartbeatOutcome::Accepted
+    );
     let kinds = world.kinds();
     let restarts = kinds.iter().filter(|kind| *kind == "agent_restarted");
     assert_eq!(restarts.count(), 1);
@@ -72,17 +81,17 @@ fn after_a_silence_unsigned_numbers_may_begin_anew() {
         ..report("worker1", 7, number, 400)
     };
     let mut world = World::new(lab(Threshold::Auto));
-    assert_eq!(world.hear(&unsigned(36_000)), Outcome::Accepted);
+    assert_eq!(world.hear(&unsigned(36_000)), HeartbeatOutcome::Accepted);
     world.pass(DOWN_AFTER);
-    assert_eq!(world.hear(&unsigned(1_000)), Outcome::Reordered);
+    assert_eq!(world.hear(&unsigned(1_000)), HeartbeatOutcome::Reordered);
     world.pass(ms(1));
     assert_eq!(world.state("worker1"), Health::Down);
     for number in 1_001..1_003 {
-        assert_eq!(world.hear(&unsigned(number)), Outcome::Accepted);
+        assert_eq!(world.hear(&unsigned(number)), HeartbeatOutcome::Accepted);
         world.pass(BEAT);
     }
     assert_eq!(world.state("worker1"), Health::Up);
-    assert_eq!(world.hear(&unsigned(1_001)), Outcome::Reordered);
+    assert_eq!(world.hear(&unsigned(1_001)), HeartbeatOutcome::Reordered);
     let kinds = world.kinds();
     let resets = kinds.iter().filter(|kind| *kind == "sequence_reset");
     assert_eq!(resets.count(), 1);
@@ -93,27 +102,27 @@ fn after_a_silence_a_signed_worker_needs_a_new_boot() {
     let mut world = World::new(lab(Threshold::Auto));
     assert_eq!(
         world.hear(&report("worker1", 7, 36_000, 400)),
-        Outcome::Accepted
+        HeartbeatOutcome::Accepted
     );
     world.pass(ms(60_000));
     for number in 1_000..1_010 {
         let recorded = world.hear(&report("worker1", 7, number, 400));
-        assert_eq!(recorded, Outcome::SequenceReset);
+        assert_eq!(recorded, HeartbeatOutcome::SequenceReset);
     }
     let last = world.hear(&report("worker1", 7, 36_000, 400));
-    assert_eq!(last, Outcome::Duplicate);
+    assert_eq!(last, HeartbeatOutcome::Duplicate);
     assert_eq!(world.state("worker1"), Health::Down);
     for number in 1_010..1_012 {
         let restored = world.hear(&report("worker1", 8, number, 400));
-        assert_eq!(restored, Outcome::Accepted);
+        assert_eq!(restored, HeartbeatOutcome::Accepted);
         world.pass(BEAT);
     }
     assert_eq!(world.state("worker1"), Health::Up);
     // What was recorded of the boot before counts no more, now or after the next silence.
     let before = report("worker1", 7, 1_009, 400);
-    assert_eq!(world.hear(&before), Outcome::OldBoot);
+    assert_eq!(world.hear(&before), HeartbeatOutcome::OldBoot);
     world.pass(ms(60_000));
-    assert_eq!(world.hear(&before), Outcome::SequenceReset);
+    assert_eq!(world.hear(&before), HeartbeatOutcome::SequenceReset);
     assert_eq!(world.state("worker1"), Health::Down);
 }
 
@@ -145,22 +154,28 @@ fn of_two_agents_with_one_name_the_survivor_counts() {
         let one = world.hear(&report("worker1", 7, number, 400));
         let other = world.hear(&report("worker1", 8, number, 300));
         let expected = if number == 1 {
-            Outcome::Accepted
+            HeartbeatOutcome::Accepted
         } else {
-            Outcome::OldBoot
+            HeartbeatOutcome::OldBoot
         };
-        assert_eq!((one, other), (expected, Outcome::Accepted));
+        assert_eq!((one, other), (expected, HeartbeatOutcome::Accepted));
         world.pass(BEAT);
     }
     world.pass(ms(2_000));
     assert_eq!(world.state("worker1"), Health::Down);
-    assert_eq!(world.hear(&report("worker1", 7, 9, 400)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&report("worker1", 7, 9, 400)),
+        HeartbeatOutcome::Accepted
+    );
     assert_eq!(
         world.hear(&report("worker1", 7, 10, 400)),
-        Outcome::Accepted
+        HeartbeatOutcome::Accepted
     );
     assert_eq!(world.state("worker1"), Health::Up);
-    assert_eq!(world.hear(&report("worker1", 8, 10, 300)), Outcome::OldBoot);
+    assert_eq!(
+        world.hear(&report("worker1", 8, 10, 300)),
+        HeartbeatOutcome::OldBoot
+    );
 }
 
 #[test]
@@ -169,11 +184,11 @@ fn strangers_are_refused() {
     let before = world.core.snapshot(world.now);
     assert_eq!(
         world.hear(&report("worker3", 7, 1, 400)),
-        Outcome::UnknownWorker
+        HeartbeatOutcome::UnknownWorker
     );
     assert_eq!(
         world.hear(&report("manager", 7, 1, 400)),
-        Outcome::UnknownWorker
+        HeartbeatOutcome::UnknownWorker
     );
     assert_eq!(world.core.snapshot(world.now), before);
 }
@@ -190,7 +205,10 @@ fn legacy(worker: &str, available_mib: u64) -> Report {
 fn a_2018_worker_lives_by_the_same_rules() {
     let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
     world.start("worker1", 300);
-    assert_eq!(world.hear(&legacy("worker2", 394)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&legacy("worker2", 394)),
+        HeartbeatOutcome::Accepted
+    );
     assert_eq!(world.selected(), "worker2");
     world.pass(ms(1_500));
     assert_eq!(world.selected(), "worker2");
@@ -201,12 +219,24 @@ fn a_2018_worker_lives_by_the_same_rules() {
 #[test]
 fn a_worker_that_speaks_both_forms_is_judged_by_version_1() {
     let mut world = World::new(lab(Threshold::Auto));
-    assert_eq!(world.hear(&legacy("worker1", 100)), Outcome::Accepted);
-    assert_eq!(world.hear(&report("worker1", 7, 1, 400)), Outcome::Accepted);
-    assert_eq!(world.hear(&legacy("worker1", 100)), Outcome::Superseded);
+    assert_eq!(
+        world.hear(&legacy("worker1", 100)),
+        HeartbeatOutcome::Accepted
+    );
+    assert_eq!(
+        world.hear(&report("worker1", 7, 1, 400)),
+        HeartbeatOutcome::Accepted
+    );
+    assert_eq!(
+        world.hear(&legacy("worker1", 100)),
+        HeartbeatOutcome::Superseded
+    );
     world.pass(ms(2_000));
     assert_eq!(world.state("worker1"), Health::Down);
-    assert_eq!(world.hear(&legacy("worker1", 100)), Outcome::Accepted);
+    assert_eq!(
+        world.hear(&legacy("worker1", 100)),
+        HeartbeatOutcome::Accepted
+    );
 }
 
 #[test]
@@ -215,7 +245,7 @@ fn says_once_that_a_worker_sends_too_seldom() {
     for number in 1..5 {
         let mut slow = report("worker1", 7, number, 400);
         slow.interval = Some(ms(501));
-        assert_eq!(world.hear(&slow), Outcome::Accepted);
+        assert_eq!(world.hear(&slow), HeartbeatOutcome::Accepted);
     }
     let kinds = world.kinds();
     let said = kinds.iter().filter(|kind| *kind == "interval_too_long");
@@ -278,7 +308,7 @@ fn a_flood_that_keeps_the_shell_from_its_timeouts_hides_no_death() {
     let flood = report("stranger", 0, 0, 1);
     for _ in 0..10_000 {
         world.now += ms(1);
-        assert_eq!(world.hear(&flood), Outcome::UnknownWorker);
+        assert_eq!(world.hear(&flood), HeartbeatOutcome::UnknownWorker);
     }
     // A pause after the deadline was missed excuses nothing.
     world.now += DOWN_AFTER / 3;

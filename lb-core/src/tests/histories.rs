@@ -9,7 +9,7 @@ const WORKERS: [&str; 4] = ["worker1", "worker2", "worker3", "worker4"];
 #[derive(Debug, Clone)]
 enum Input {
     Heartbeat(Report),
-    Order(Order),
+    AdminCommand(AdminCommand),
     /// Time passes, and the shell is called at every deadline on the way.
     Pass(Duration),
     /// Time passes, and the shell is not called.
@@ -19,12 +19,12 @@ enum Input {
     /// The shell counts open connections.
     Connections(Vec<(BackendId, u64)>),
     /// The way to a worker is found to be another one.
-    Link(BackendId, Link),
+    WorkerRoute(BackendId, WorkerRoute),
     /// Both services' policies and holds are configured anew.
     Reconfigure([(Policy, Duration); 2]),
 }
 
-fn settings() -> impl Strategy<Value = Settings> {
+fn settings() -> impl Strategy<Value = CoreSettings> {
     let threshold = prop_oneof![
         Just(Threshold::Auto),
         (0..100u64).prop_map(|mib| Threshold::Bytes(mib * MIB)),
@@ -41,7 +41,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             services[0].mode = mode;
             give(&mut services, policies);
             services[0].spread.max_share = max_share;
-            Settings {
+            CoreSettings {
                 down_after: DOWN_AFTER,
                 up_after,
                 services,
@@ -76,7 +76,7 @@ fn max_share() -> impl Strategy<Value = MaxShare> {
     ]
 }
 
-fn adopted() -> impl Strategy<Value = Adopted> {
+fn adopted() -> impl Strategy<Value = AdoptedState> {
     let selections = prop::collection::btree_map((0..2u32).prop_map(ServiceId), backend(), 0..3);
     let up = prop::collection::btree_set(backend(), 0..4);
     let draining = prop::collection::btree_set(backend(), 0..4);
@@ -89,13 +89,13 @@ fn adopted() -> impl Strategy<Value = Adopted> {
         |(mut selections, up, draining, spread, weights, silences)| {
             // A service's connections go to one backend or are spread.
             selections.retain(|service, _| !spread.contains(service));
-            Adopted {
+            AdoptedState {
                 selections,
                 up,
                 draining,
                 spread,
                 weights,
-                orders: Orders::default(),
+                overrides: AdminOverrides::default(),
                 pauses: BTreeMap::new(),
                 silences,
             }
@@ -137,18 +137,18 @@ fn heartbeat() -> impl Strategy<Value = Report> {
     )
 }
 
-fn order() -> impl Strategy<Value = Order> {
+fn order() -> impl Strategy<Value = AdminCommand> {
     let worker = prop::sample::select(&["worker1", "worker2", "worker3", "worker4", "stranger"]);
     let service = prop::option::of(prop::sample::select(&["service0", "service1"]));
-    let hold = prop::sample::select(&[Hold::Drain, Hold::Maintenance, Hold::Cut]);
+    let hold = prop::sample::select(&[AdminState::Drain, AdminState::Maintenance, AdminState::Cut]);
     let action = prop_oneof![
-        hold.prop_map(|hold| Action::Hold { hold }),
-        Just(Action::Undrain),
-        (900..20_000u64).prop_map(|for_ms| Action::Pause { for_ms }),
-        Just(Action::Resume),
-        (0..1_100u32).prop_map(|percent| Action::Weight { percent }),
+        hold.prop_map(|state| AdminAction::SetState { state }),
+        Just(AdminAction::Undrain),
+        (900..20_000u64).prop_map(|for_ms| AdminAction::Pause { for_ms }),
+        Just(AdminAction::Resume),
+        (0..1_100u32).prop_map(|percent| AdminAction::Weight { percent }),
     ];
-    (worker, service, action).prop_map(|(worker, service, action)| Order {
+    (worker, service, action).prop_map(|(worker, service, action)| AdminCommand {
         worker: worker.to_owned(),
         service: service.map(str::to_owned),
         action,
@@ -158,27 +158,36 @@ fn order() -> impl Strategy<Value = Order> {
     })
 }
 
-fn link() -> impl Strategy<Value = Link> {
-    prop::sample::select(&[Link::Direct, Link::BehindRouter, Link::Missing])
+fn link() -> impl Strategy<Value = WorkerRoute> {
+    prop::sample::select(&[
+        WorkerRoute::Direct,
+        WorkerRoute::ViaRouter,
+        WorkerRoute::Missing,
+    ])
 }
 
 fn input() -> impl Strategy<Value = Input> {
     let milliseconds = |most: u64| (0..most).prop_map(Duration::from_millis);
     prop_oneof![
         12 => heartbeat().prop_map(Input::Heartbeat),
-        2 => order().prop_map(Input::Order),
+        2 => order().prop_map(Input::AdminCommand),
         4 => milliseconds(600).prop_map(Input::Pass),
         1 => milliseconds(4_000).prop_map(Input::Pass),
         1 => milliseconds(8_000).prop_map(Input::Oversleep),
         1 => Just(Input::Timeout),
         2 => prop::collection::vec((backend(), 0..200u64), 0..6).prop_map(Input::Connections),
-        1 => (backend(), link()).prop_map(|(of, link)| Input::Link(of, link)),
+        1 => (backend(), link()).prop_map(|(of, link)| Input::WorkerRoute(of, link)),
         1 => policies().prop_map(Input::Reconfigure),
     ]
 }
 
 /// Lives through a history, checking all the way; returns everything that came out.
-fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input]) -> Vec<String> {
+fn live(
+    settings: &CoreSettings,
+    adopted: &AdoptedState,
+    start: Instant,
+    history: &[Input],
+) -> Vec<String> {
     let mut settings = settings.clone();
     let core = Core::resume(settings.clone(), adopted, start);
     let mut world = World::around(core, start);
@@ -189,13 +198,13 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
         match input {
             Input::Heartbeat(report) => {
                 let outcome = world.hear(report);
-                assert!(outcome == Outcome::Accepted || outcome.refusal().is_some());
+                assert!(outcome == HeartbeatOutcome::Accepted || outcome.refusal().is_some());
             }
-            Input::Order(order) => {
-                let before = world.core.orders().clone();
-                let outcome = world.core.handle_order(order, world.now);
+            Input::AdminCommand(order) => {
+                let before = world.core.admin_overrides().clone();
+                let outcome = world.core.handle_admin_command(order, world.now);
                 if outcome.is_err() {
-                    assert_eq!(*world.core.orders(), before);
+                    assert_eq!(*world.core.admin_overrides(), before);
                 }
                 world.wake();
             }
@@ -209,9 +218,9 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
                 }
             }
             Input::Timeout => world.wake(),
-            Input::Link(backend, link) => {
+            Input::WorkerRoute(backend, link) => {
                 let links = [(*backend, link.clone())].into();
-                world.core.handle_links(&links, world.now);
+                world.core.handle_routes(&links, world.now);
                 world.wake();
             }
             Input::Connections(open) => world.core.handle_connections(open),
@@ -228,13 +237,13 @@ fn live(settings: &Settings, adopted: &Adopted, start: Instant, history: &[Input
                 .drain(..)
                 .map(|event| format!("{event:?} {event}")),
         );
-        let places = world.maps.places.values();
-        let places: u64 = places
-            .flat_map(|(_, places)| (1..).zip(places))
+        let slots = world.maps.slots.values();
+        let slots: u64 = slots
+            .flat_map(|(_, slots)| (1..).zip(slots))
             .map(|(place, backend)| place * u64::from(backend.0))
             .sum();
         log.push(format!(
-            "{:?} {:?} {places} {:?}",
+            "{:?} {:?} {slots} {:?}",
             world.maps.backends,
             world.maps.selection,
             world.core.snapshot(world.now)
@@ -280,7 +289,7 @@ impl World {
     }
 }
 
-fn check(world: &World, settings: &Settings) {
+fn check(world: &World, settings: &CoreSettings) {
     let snapshot = world.core.snapshot(world.now);
     for (service, settings) in snapshot.services.iter().zip(&settings.services) {
         let (manager, workers) = service.backends.split_last().expect("a fallback");
@@ -301,11 +310,11 @@ fn check(world: &World, settings: &Settings) {
         }
         let shares: i32 = all().map(|backend| i32::from(backend.share)).sum();
         assert!((shares - 10_000).abs() <= 2, "{service:?}");
-        if service.selected == EVERYBODY {
+        if service.selected == ALL_WORKERS {
             assert!(any_up && service.policy != Policy::Memory, "{service:?}");
             assert_eq!(world.maps.selection[&settings.id], None);
             assert_eq!(
-                Some(world.maps.places[&settings.id].0),
+                Some(world.maps.slots[&settings.id].0),
                 service.policy.kind()
             );
             check_backends(world, service);

@@ -1,18 +1,18 @@
 //! The core in virtual time: a shell without a world around it.
 
+mod admin;
 mod adoption;
 mod direct;
 mod heartbeats;
 mod histories;
-mod holding;
-mod orders;
+mod hold;
 mod outputs;
 mod pauses;
+mod rebalance;
 mod reconfigure;
 mod return_path;
-mod spreading;
+mod routes;
 mod stories;
-mod ways;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -27,8 +27,8 @@ pub(super) const REFUSED: BackendId = BackendId(0);
 pub(super) const WEB: ServiceId = ServiceId(0);
 
 /// The three-node lab: worker1 is backend 1, worker2 backend 2, the manager backend 3.
-pub(super) fn lab(threshold: Threshold) -> Settings {
-    Settings {
+pub(super) fn lab(threshold: Threshold) -> CoreSettings {
+    CoreSettings {
         down_after: DOWN_AFTER,
         up_after: 2,
         services: vec![service(0, 1, &["worker1", "worker2"], threshold)],
@@ -95,24 +95,24 @@ pub(super) fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Carries commands out as the datapath would, and checks on the way what [`Command`] promises.
+/// Carries commands out as the datapath would, and checks on the way what [`MapUpdate`] promises.
 #[derive(Debug, Default)]
 pub(super) struct Maps {
     pub backends: BTreeMap<BackendId, (Health, Option<Memory>, u32)>,
     /// Nothing where connections are spread.
     pub selection: BTreeMap<ServiceId, Option<BackendId>>,
-    pub places: BTreeMap<ServiceId, (Kind, Vec<BackendId>)>,
+    pub slots: BTreeMap<ServiceId, (SlotKind, Vec<BackendId>)>,
 }
 
 impl Maps {
-    pub fn apply(&mut self, command: Command) {
+    pub fn apply(&mut self, command: MapUpdate) {
         let said = format!("{command:?}");
         let mut select = |service, backend| {
             let before = self.selection.insert(service, backend);
             assert_ne!(before, Some(backend), "said twice: {said}");
         };
         match command {
-            Command::SetBackend {
+            MapUpdate::SetBackend {
                 backend,
                 state,
                 memory,
@@ -122,27 +122,27 @@ impl Maps {
                 let before = self.backends.insert(backend, description);
                 assert_ne!(before, Some(description), "said twice: {said}");
             }
-            Command::Select { service, backend } => {
+            MapUpdate::Select { service, backend } => {
                 let known = backend == REFUSED || self.backends.contains_key(&backend);
                 assert!(known, "unknown: {said}");
                 select(service, Some(backend));
             }
-            Command::SetPlaces {
+            MapUpdate::SetSlots {
                 service,
                 kind,
-                places,
+                slots,
             } => {
-                assert!((1..=4_096).contains(&places.len()), "{said}");
-                assert!(places.iter().all(|id| self.backends[id].2 > 0), "{said}");
-                let before = self.places.insert(service, (kind, places.clone()));
+                assert!((1..=4_096).contains(&slots.len()), "{said}");
+                assert!(slots.iter().all(|id| self.backends[id].2 > 0), "{said}");
+                let before = self.slots.insert(service, (kind, slots.clone()));
                 let in_force = self.selection.get(&service) == Some(&None);
                 assert!(
-                    !in_force || before != Some((kind, places)),
+                    !in_force || before != Some((kind, slots)),
                     "said twice: {said}"
                 );
             }
-            Command::Spread { service } => {
-                assert!(self.places.contains_key(&service), "no places: {said}");
+            MapUpdate::Spread { service } => {
+                assert!(self.slots.contains_key(&service), "no slots: {said}");
                 select(service, None);
             }
         }
@@ -165,7 +165,7 @@ impl Maps {
     pub fn takers(&self, service: ServiceId, selected: Option<BackendId>) -> Vec<BackendId> {
         match selected {
             Some(backend) => vec![backend],
-            None => self.places[&service].1.clone(),
+            None => self.slots[&service].1.clone(),
         }
     }
 }
@@ -185,7 +185,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: CoreSettings) -> Self {
         let now = Instant::now();
         Self::around(Core::new(settings, now), now)
     }
@@ -222,10 +222,10 @@ impl World {
         if let Some(sequence) = &mut agent.sequence {
             sequence.number += 1;
         }
-        assert_eq!(self.hear(&report), Outcome::Accepted);
+        assert_eq!(self.hear(&report), HeartbeatOutcome::Accepted);
     }
 
-    pub fn hear(&mut self, report: &Report) -> Outcome {
+    pub fn hear(&mut self, report: &Report) -> HeartbeatOutcome {
         let outcome = self.core.handle_heartbeat(report, self.now);
         self.drain();
         outcome
@@ -266,7 +266,7 @@ impl World {
     }
 
     pub fn drain(&mut self) {
-        while let Some(command) = self.core.poll_command() {
+        while let Some(command) = self.core.poll_map_update() {
             self.maps.apply(command);
         }
         while let Some(event) = self.core.poll_event() {
@@ -290,7 +290,7 @@ impl World {
         if [from, to]
             .map(String::as_str)
             .iter()
-            .any(|it| [MANAGER, NOBODY, EVERYBODY].contains(it))
+            .any(|it| [MANAGER, NO_BACKEND, ALL_WORKERS].contains(it))
         {
             return;
         }

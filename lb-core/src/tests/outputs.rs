@@ -56,7 +56,10 @@ impl World {
             boot,
             number: u64::MAX,
         });
-        assert_eq!(self.core.handle_heartbeat(&next, now), Outcome::Accepted);
+        assert_eq!(
+            self.core.handle_heartbeat(&next, now),
+            HeartbeatOutcome::Accepted
+        );
         self.drain();
     }
 }
@@ -141,8 +144,9 @@ fn the_snapshot_shows_workers_in_their_order_and_the_manager_last() {
 fn commands_describe_before_they_select_and_leave_before_they_bury() {
     let now = Instant::now();
     let mut core = Core::new(lab(Threshold::Auto), now);
-    let commands = |core: &mut Core| std::iter::from_fn(|| core.poll_command()).collect::<Vec<_>>();
-    let set = |backend: u32, state, mib: Option<u64>| Command::SetBackend {
+    let commands =
+        |core: &mut Core| std::iter::from_fn(|| core.poll_map_update()).collect::<Vec<_>>();
+    let set = |backend: u32, state, mib: Option<u64>| MapUpdate::SetBackend {
         backend: BackendId(backend),
         state,
         memory: mib.map(|mib| Memory {
@@ -151,7 +155,7 @@ fn commands_describe_before_they_select_and_leave_before_they_bury() {
         }),
         weight: 1,
     };
-    let select = |backend: u32| Command::Select {
+    let select = |backend: u32| MapUpdate::Select {
         service: WEB,
         backend: BackendId(backend),
     };
@@ -166,7 +170,7 @@ fn commands_describe_before_they_select_and_leave_before_they_bury() {
     );
     assert_eq!(
         core.handle_heartbeat(&report("worker1", 7, 1, 400), now),
-        Outcome::Accepted
+        HeartbeatOutcome::Accepted
     );
     assert_eq!(
         commands(&mut core),
@@ -174,17 +178,17 @@ fn commands_describe_before_they_select_and_leave_before_they_bury() {
             set(1, Health::Up, Some(400)),
             select(1),
             // Whom clients are sent to that it does not answer: nobody else yet.
-            Command::SetPlaces {
+            MapUpdate::SetSlots {
                 service: WEB,
-                kind: Kind::Ranked,
-                places: vec![BackendId(1)],
+                kind: SlotKind::Ranked,
+                slots: vec![BackendId(1)],
             },
         ]
     );
     // The same figures again need no write.
     assert_eq!(
         core.handle_heartbeat(&report("worker1", 7, 2, 400), now),
-        Outcome::Accepted
+        HeartbeatOutcome::Accepted
     );
     assert_eq!(commands(&mut core), []);
     let deadline = core.poll_timeout().expect("a deadline");

@@ -4,8 +4,8 @@ use super::*;
 
 const PAUSE: Duration = Duration::from_secs(30);
 
-fn order(action: Action) -> Order {
-    Order {
+fn order(action: AdminAction) -> AdminCommand {
+    AdminCommand {
         worker: "worker1".to_owned(),
         service: None,
         action,
@@ -15,16 +15,16 @@ fn order(action: Action) -> Order {
     }
 }
 
-fn pause() -> Order {
+fn pause() -> AdminCommand {
     let for_ms = milliseconds(PAUSE);
-    order(Action::Pause { for_ms })
+    order(AdminAction::Pause { for_ms })
 }
 
 impl World {
-    fn give(&mut self, order: &Order) -> Obeyed {
-        let obeyed = self.core.handle_order(order, self.now).unwrap();
+    fn give(&mut self, order: &AdminCommand) -> CommandResult {
+        let result = self.core.handle_admin_command(order, self.now).unwrap();
         self.wake();
-        obeyed
+        result
     }
 
     /// How the datapath treats worker1.
@@ -73,7 +73,7 @@ fn a_paused_worker_keeps_its_connections_while_it_is_silent_and_alarms_nobody() 
     world.pass(BEAT);
     assert_eq!(world.treated(), Health::Up);
     assert_eq!(world.selected(), "worker1");
-    assert!(world.core.orders().is_empty());
+    assert!(world.core.admin_overrides().is_empty());
     assert_eq!(world.alarms(), [""; 0]);
 }
 
@@ -90,7 +90,7 @@ fn at_the_deadline_a_silent_worker_is_down_as_usual() {
         world.alarms(),
         ["worker1 is down: nothing heard for 30000 ms"]
     );
-    assert!(world.core.orders().is_empty());
+    assert!(world.core.admin_overrides().is_empty());
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_worker_that_was_never_silent_is_up_again_at_the_deadline_or_by_order() {
     );
     world.give(&pause());
     assert_eq!(world.selected(), "worker2");
-    world.give(&order(Action::Resume));
+    world.give(&order(AdminAction::Resume));
     assert_eq!(
         (world.treated(), world.selected().as_str()),
         (Health::Up, "worker1")
@@ -114,7 +114,7 @@ fn a_worker_that_was_never_silent_is_up_again_at_the_deadline_or_by_order() {
     world.agents.remove("worker1");
     world.pass(ms(5_000));
     world.events.clear();
-    world.give(&order(Action::Resume));
+    world.give(&order(AdminAction::Resume));
     assert_eq!(world.treated(), Health::Down);
     assert_eq!(world.alarms().len(), 1);
 }
@@ -122,27 +122,35 @@ fn a_worker_that_was_never_silent_is_up_again_at_the_deadline_or_by_order() {
 #[test]
 fn a_pause_over_every_health_and_every_hold() {
     use Health::*;
-    let pause = Some(Marked {
+    let pause = Some(Audited {
         value: 1_000,
         by: "root".to_owned(),
         at_ms: 0,
         reason: None,
     });
-    let held = |hold| Overlay {
-        hold: Some(Marked {
+    let paused_in = |hold| AdminOverride {
+        state: Some(Audited {
             value: hold,
             by: "root".to_owned(),
             at_ms: 0,
             reason: None,
         }),
         pause: pause.clone(),
-        ..Overlay::default()
+        ..AdminOverride::default()
     };
     for health in [Unknown, Up, Down, Unhealthy, Leaving, Maintenance] {
-        for hold in [Hold::Drain, Hold::Maintenance] {
-            assert_eq!(held(hold).treat(health), Paused, "{health:?}");
+        for hold in [AdminState::Drain, AdminState::Maintenance] {
+            assert_eq!(
+                paused_in(hold).effective_health(health),
+                Paused,
+                "{health:?}"
+            );
         }
-        assert_eq!(held(Hold::Cut).treat(health), Cut, "{health:?}");
+        assert_eq!(
+            paused_in(AdminState::Cut).effective_health(health),
+            Cut,
+            "{health:?}"
+        );
     }
 }
 
@@ -152,10 +160,10 @@ fn a_pause_goes_on_over_a_restart_for_what_is_left_of_it() {
     world.give(&pause());
     world.agents.remove("worker1");
     world.pass(ms(10_000));
-    let kept = serde_json::to_string(world.core.orders()).unwrap();
-    let orders: Orders = serde_json::from_str(&kept).unwrap();
+    let kept = serde_json::to_string(world.core.admin_overrides()).unwrap();
+    let overrides: AdminOverrides = serde_json::from_str(&kept).unwrap();
     let left = |now_ms| {
-        let (worker, mark) = orders.pauses().next().unwrap();
+        let (worker, mark) = overrides.pauses().next().unwrap();
         (worker.to_owned(), mark.pause_left(now_ms))
     };
     assert_eq!(left(1_000).1, PAUSE);
@@ -164,13 +172,13 @@ fn a_pause_goes_on_over_a_restart_for_what_is_left_of_it() {
     assert_eq!(left(60_000).1, Duration::ZERO);
     // One that has ended meanwhile lasts until the worker had time to be heard.
     for (now_ms, left_ms) in [(11_000, 20_000), (60_000, 1_875)] {
-        let adopted = Adopted {
+        let adopted = AdoptedState {
             selections: [(WEB, BackendId(2))].into(),
             up: [BackendId(2)].into(),
             draining: [BackendId(1)].into(),
-            orders: orders.clone(),
+            overrides: overrides.clone(),
             pauses: [left(now_ms)].into(),
-            ..Adopted::default()
+            ..AdoptedState::default()
         };
         let core = Core::resume(lab(Threshold::Bytes(64 * MIB)), &adopted, world.now);
         let mut world = World::around(core, world.now);
@@ -179,7 +187,7 @@ fn a_pause_goes_on_over_a_restart_for_what_is_left_of_it() {
         world.pass(ms(left_ms) - Duration::from_nanos(1));
         assert_eq!(world.treated(), Health::Paused);
         world.pass(Duration::from_nanos(1));
-        assert!(world.core.orders().is_empty());
+        assert!(world.core.admin_overrides().is_empty());
         assert_eq!(world.treated(), Health::Down);
         assert_eq!(world.alarms().len(), 1);
     }
@@ -197,36 +205,39 @@ fn a_pause_outlasts_a_reload_without_its_worker() {
     assert_eq!(world.treated(), Health::Paused);
     world.reconfigure(without);
     world.pass(PAUSE);
-    assert!(world.core.orders().is_empty());
+    assert!(world.core.admin_overrides().is_empty());
 }
 
 #[test]
 fn a_pause_that_makes_no_sense_is_refused() {
     let mut world = started();
-    let for_service = Order {
+    let for_service = AdminCommand {
         service: Some("service0".to_owned()),
         ..pause()
     };
-    let stranger = Order {
+    let stranger = AdminCommand {
         worker: "worker3".to_owned(),
         ..pause()
     };
     for (order, says) in [
         (
-            order(Action::Pause { for_ms: 999 }),
+            order(AdminAction::Pause { for_ms: 999 }),
             "a pause of 999ms is not possible: expected 1s to 1h",
         ),
         (
-            order(Action::Pause { for_ms: 3_600_001 }),
+            order(AdminAction::Pause { for_ms: 3_600_001 }),
             "expected 1s to 1h",
         ),
         (for_service, "leave out --service"),
         (stranger, "did you mean worker1?"),
     ] {
-        let refused = world.core.handle_order(&order, world.now).unwrap_err();
+        let refused = world
+            .core
+            .handle_admin_command(&order, world.now)
+            .unwrap_err();
         assert!(refused.to_string().contains(says), "{refused}");
     }
-    assert!(world.core.orders().is_empty());
+    assert!(world.core.admin_overrides().is_empty());
     assert_eq!(world.treated(), Health::Up);
 }
 
@@ -235,12 +246,12 @@ fn an_operator_is_told_of_a_worker_that_is_down_already() {
     let mut world = started();
     world.agents.remove("worker1");
     world.pass(ms(5_000));
-    let obeyed = world.give(&pause());
-    assert_eq!(obeyed.mind.len(), 1, "{:?}", obeyed.mind);
+    let result = world.give(&pause());
+    assert_eq!(result.warnings.len(), 1, "{:?}", result.warnings);
     assert!(
-        obeyed.mind[0].contains("is down already"),
+        result.warnings[0].contains("is down already"),
         "{:?}",
-        obeyed.mind
+        result.warnings
     );
     world.start("worker1", 600);
     world.pass(BEAT);

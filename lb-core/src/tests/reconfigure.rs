@@ -11,11 +11,15 @@ fn started() -> World {
 }
 
 impl World {
-    pub fn reconfigure(&mut self, settings: Settings) {
+    pub fn reconfigure(&mut self, settings: CoreSettings) {
         self.reconfigure_with(settings, &BTreeMap::new());
     }
 
-    pub fn reconfigure_with(&mut self, settings: Settings, links: &BTreeMap<BackendId, Link>) {
+    pub fn reconfigure_with(
+        &mut self,
+        settings: CoreSettings,
+        links: &BTreeMap<BackendId, WorkerRoute>,
+    ) {
         self.core.reconfigure(settings, links, self.now);
         // Everything is said once more.
         self.maps = Maps::default();
@@ -62,7 +66,7 @@ fn a_removed_worker_is_left_and_a_new_one_waits_to_be_heard() {
     assert_eq!(world.kinds(), ["selection_changed"]);
     world.agents.remove("worker1");
     let stranger = report("worker1", 9, 1, 600);
-    assert_eq!(world.hear(&stranger), Outcome::UnknownWorker);
+    assert_eq!(world.hear(&stranger), HeartbeatOutcome::UnknownWorker);
     world.start("worker3", 650);
     world.agents.remove("worker2");
     world.pass(DOWN_AFTER + ms(1));
@@ -70,7 +74,7 @@ fn a_removed_worker_is_left_and_a_new_one_waits_to_be_heard() {
 }
 
 /// The lab with another worker in the place of `worker1`.
-fn lab_with(worker: &str) -> Settings {
+fn lab_with(worker: &str) -> CoreSettings {
     let mut settings = lab(Threshold::Auto);
     worker.clone_into(&mut settings.services[0].backends[0].worker);
     settings
@@ -89,15 +93,19 @@ fn recordings_of_a_removed_worker_do_not_count_when_it_is_back() {
     world.reconfigure(lab_with("worker1"));
     for number in 1..next {
         let recording = report("worker1", boot, number, 600);
-        assert_ne!(world.hear(&recording), Outcome::Accepted, "{number}");
+        assert_ne!(
+            world.hear(&recording),
+            HeartbeatOutcome::Accepted,
+            "{number}"
+        );
     }
     // Nor what it had said before its agent's restart.
     let recording = report("worker1", boot - 2, 1, 600);
-    assert_eq!(world.hear(&recording), Outcome::Duplicate);
+    assert_eq!(world.hear(&recording), HeartbeatOutcome::Duplicate);
     assert_eq!(world.state("worker1"), Health::Unknown);
     for number in next..next + 2 {
         let own = report("worker1", boot, number, 600);
-        assert_eq!(world.hear(&own), Outcome::Accepted);
+        assert_eq!(world.hear(&own), HeartbeatOutcome::Accepted);
     }
     assert_eq!(world.state("worker1"), Health::Up);
 }
@@ -133,15 +141,17 @@ fn another_service_begins_with_what_is_known_of_its_workers() {
 #[test]
 fn orders_hold_over_a_reload() {
     let mut world = started();
-    let order = Order {
+    let order = AdminCommand {
         worker: "worker1".to_owned(),
         service: None,
-        action: Action::Hold { hold: Hold::Drain },
+        action: AdminAction::SetState {
+            state: AdminState::Drain,
+        },
         by: "root".to_owned(),
         at_ms: 0,
         reason: None,
     };
-    world.core.handle_order(&order, world.now).unwrap();
+    world.core.handle_admin_command(&order, world.now).unwrap();
     world.wake();
     let mut settings = lab(Threshold::Auto);
     let other = service(1, 4, &["worker1", "worker2"], Threshold::Auto);

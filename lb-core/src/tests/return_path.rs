@@ -15,12 +15,12 @@ fn world() -> World {
 
 /// What the programs have counted of worker 1 until now.
 fn count(world: &mut World, packets: u64, unanswered: u64) {
-    let answers = Answers {
+    let answers = ReplyCounters {
         packets,
         unanswered,
     };
     let answers = BTreeMap::from([(BackendId(1), answers)]);
-    world.core.handle_answers(&answers, world.now);
+    world.core.handle_reply_counters(&answers, world.now);
     world.wake();
 }
 

@@ -337,9 +337,9 @@ fn who_comes_after_the_selected_worker_is_the_one_with_the_most_memory() {
     )];
     let mut world = World::new(settings);
     let ranked = |world: &World| {
-        let (kind, places) = &world.maps.places[&WEB];
-        assert_eq!(*kind, Kind::Ranked);
-        places.iter().map(|id| id.0).collect::<Vec<_>>()
+        let (kind, slots) = &world.maps.slots[&WEB];
+        assert_eq!(*kind, SlotKind::Ranked);
+        slots.iter().map(|id| id.0).collect::<Vec<_>>()
     };
     world.start("worker1", 300);
     world.start("worker2", 100);
@@ -361,14 +361,14 @@ fn without_a_fallback_new_connections_are_refused_while_no_worker_is_up() {
     let mut settings = lab(Threshold::Auto);
     settings.services[0].fallback = None;
     let mut world = World::new(settings);
-    assert_eq!(world.selected(), NOBODY);
+    assert_eq!(world.selected(), NO_BACKEND);
     assert_eq!(world.maps.selection[&WEB], Some(REFUSED));
     world.start("worker1", 600);
     assert_eq!(world.selected(), "worker1");
     world.agents.clear();
     world.events.clear();
     world.pass(DOWN_AFTER + ms(1));
-    assert_eq!(world.selected(), NOBODY);
+    assert_eq!(world.selected(), NO_BACKEND);
     assert_eq!(world.maps.selection[&WEB], Some(REFUSED));
     let said: Vec<String> = world.events.iter().map(Event::to_string).collect();
     assert!(

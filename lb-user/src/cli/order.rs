@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lb_core::{Action, Hold, check_reason};
+use lb_core::{AdminAction, AdminState, check_reason};
 use memlb::{
     control::{AskError, Asker, Ordered, Refused, Request},
     status::Status,
@@ -154,34 +154,39 @@ struct Answer {
 }
 
 pub fn drain(args: DrainArgs) -> Outcome {
-    hold(args.target, args.patience, &args.remote, Hold::Drain)
+    hold(args.target, args.patience, &args.remote, AdminState::Drain)
 }
 
 pub fn maintenance(args: MaintenanceArgs) -> Outcome {
-    hold(args.target, args.patience, &args.remote, Hold::Maintenance)
+    hold(
+        args.target,
+        args.patience,
+        &args.remote,
+        AdminState::Maintenance,
+    )
 }
 
 pub fn undrain(args: UndrainArgs) -> Outcome {
-    let ordered = give(&args.remote, &args.target, Action::Undrain)?;
+    let ordered = give(&args.remote, &args.target, AdminAction::Undrain)?;
     finish(&args.remote, ordered, None, false)
 }
 
 pub fn weight(args: WeightArgs) -> Outcome {
     let percent = args.percent;
-    let ordered = give(&args.remote, &args.target, Action::Weight { percent })?;
+    let ordered = give(&args.remote, &args.target, AdminAction::Weight { percent })?;
     finish(&args.remote, ordered, None, false)
 }
 
 pub fn pause(args: PauseArgs) -> Outcome {
     let for_ms = u64::try_from(args.duration.as_millis()).unwrap_or(u64::MAX);
     let target = Target::everywhere(args.worker, args.reason);
-    let ordered = give(&args.remote, &target, Action::Pause { for_ms })?;
+    let ordered = give(&args.remote, &target, AdminAction::Pause { for_ms })?;
     finish(&args.remote, ordered, None, false)
 }
 
 pub fn resume(args: ResumeArgs) -> Outcome {
     let target = Target::everywhere(args.worker, None);
-    let ordered = give(&args.remote, &target, Action::Resume)?;
+    let ordered = give(&args.remote, &target, AdminAction::Resume)?;
     finish(&args.remote, ordered, None, false)
 }
 
@@ -192,8 +197,8 @@ fn percent(text: &str) -> Result<u32, String> {
         .map_err(|_| "expected a whole number of percent, such as 50 or 50%".to_owned())
 }
 
-fn hold(target: Target, patience: Patience, remote: &Remote, hold: Hold) -> Outcome {
-    let ordered = give(remote, &target, Action::Hold { hold })?;
+fn hold(target: Target, patience: Patience, remote: &Remote, hold: AdminState) -> Outcome {
+    let ordered = give(remote, &target, AdminAction::SetState { state: hold })?;
     if !patience.wait {
         return finish(remote, ordered, None, false);
     }
@@ -205,7 +210,9 @@ fn hold(target: Target, patience: Patience, remote: &Remote, hold: Hold) -> Outc
         return finish_waiting(remote, ordered, &target, 0, false);
     }
     if patience.cut {
-        let action = Action::Hold { hold: Hold::Cut };
+        let action = AdminAction::SetState {
+            state: AdminState::Cut,
+        };
         let ordered = give(remote, &target, action)?;
         return finish_waiting(remote, ordered, &target, left, true);
     }
@@ -219,7 +226,7 @@ fn hold(target: Target, patience: Patience, remote: &Remote, hold: Hold) -> Outc
     )))
 }
 
-fn give(remote: &Remote, target: &Target, action: Action) -> Result<Ordered, AskError> {
+fn give(remote: &Remote, target: &Target, action: AdminAction) -> Result<Ordered, AskError> {
     if let Some(reason) = &target.reason {
         check_reason(reason).map_err(|problem| {
             AskError::Refused(Refused {

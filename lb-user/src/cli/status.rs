@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::{Bytes, MANAGER, ServiceSnapshot, no_such};
+use lb_core::{Bytes, MANAGER, ServiceSnapshot, unknown_name};
 use memlb::{
     control::Request,
     status::{Backend, Status},
@@ -171,5 +171,5 @@ fn chosen(
 
 fn unknown<'a>(kind: &str, wanted: &str, known: impl Iterator<Item = &'a str>) -> Failure {
     let known: Vec<&str> = known.collect();
-    Failure::Usage(anyhow::anyhow!(no_such(kind, wanted, &known)))
+    Failure::Usage(anyhow::anyhow!(unknown_name(kind, wanted, &known)))
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use lb_core::{
-    BackendId, BackendSettings, Endpoint, FallbackSettings, Mode, ServiceId, ServiceSettings,
-    Settings,
+    BackendId, BackendSettings, CoreSettings, Endpoint, FallbackSettings, Mode, ServiceId,
+    ServiceSettings,
 };
 
 use super::Config;
@@ -40,7 +40,7 @@ impl Identity {
 }
 
 /// Returns the identity of every backend in `settings`.
-pub fn identities(settings: &Settings) -> impl Iterator<Item = (BackendId, Identity)> {
+pub fn identities(settings: &CoreSettings) -> impl Iterator<Item = (BackendId, Identity)> {
     settings.services.iter().flat_map(|service| {
         let identity = |address, mode| Identity {
             endpoint: Endpoint {
@@ -61,7 +61,7 @@ pub fn identities(settings: &Settings) -> impl Iterator<Item = (BackendId, Ident
 
 impl Pinned {
     /// Returns how many backends of `settings` have a number that flows of another backend refer to.
-    pub fn reused_by(&self, settings: &Settings) -> usize {
+    pub fn reused_by(&self, settings: &CoreSettings) -> usize {
         let reused = |(id, identity): &(BackendId, Identity)| {
             let pinned = self.backends.iter().find(|(pinned, _)| pinned == id);
             pinned.is_some_and(|(_, before)| !identity.continues(before))
@@ -77,7 +77,7 @@ impl Config {
     /// pinned for anything else is given away only when no other is left, since flows may still
     /// refer to it, see [`Pinned::reused_by`]. Otherwise services count from 0, backends from 1, in the order of the file, each
     /// service's fallback after its workers.
-    pub fn settings(&self, pinned: &Pinned) -> Settings {
+    pub fn settings(&self, pinned: &Pinned) -> CoreSettings {
         let mut services = Numbers::new(
             0..self.limits.services,
             pinned.services.iter().map(|(id, at)| (id.0, *at)),
@@ -128,7 +128,7 @@ impl Config {
                 address,
             }),
         };
-        Settings {
+        CoreSettings {
             down_after: self.failover.down_after,
             up_after: self.failover.up_after,
             services: self.services.iter().map(&mut settings).collect(),

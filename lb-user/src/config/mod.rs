@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lb_core::{Endpoint, HOLD, Mode, Policy, Protocol, SpreadSettings, Threshold};
+use lb_core::{DEFAULT_HOLD, Endpoint, Mode, Policy, Protocol, SpreadSettings, Threshold};
 
 pub use changes::Changes;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
@@ -137,7 +137,7 @@ impl Service {
         }
         let set = [
             ("threshold", self.threshold != Threshold::Auto),
-            ("hold", self.hold != HOLD),
+            ("hold", self.hold != DEFAULT_HOLD),
         ];
         let set: Vec<&str> = set.iter().filter(|it| it.1).map(|it| it.0).collect();
         let verb = match set.len() {

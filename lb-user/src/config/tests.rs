@@ -1,6 +1,6 @@
 //! Configurations, good and bad, and what is said of them.
 
-use lb_core::HOLD;
+use lb_core::DEFAULT_HOLD;
 
 use super::*;
 use ProblemKind as Kind;
@@ -39,7 +39,7 @@ fn lab() -> Config {
             address: "192.168.56.101:80".parse().expect("an address"),
             protocol: Protocol::Tcp,
             policy: Policy::Memory,
-            hold: HOLD,
+            hold: DEFAULT_HOLD,
             threshold: Threshold::Auto,
             spread: SpreadSettings::default(),
             mode: Mode::Nat,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result};
-use lb_core::{Order, OrderError, ServiceSnapshot, check_reason, no_such};
+use lb_core::{AdminCommand, AdminError, ServiceSnapshot, check_reason, unknown_name};
 use serde::Serialize;
 use tokio::{
     sync::{oneshot, watch},
@@ -45,8 +45,8 @@ impl From<ReloadError> for Refusal {
     }
 }
 
-impl From<OrderError> for Refusal {
-    fn from(error: OrderError) -> Self {
+impl From<AdminError> for Refusal {
+    fn from(error: AdminError) -> Self {
         Self::Usage(error.into())
     }
 }
@@ -65,7 +65,7 @@ pub(super) async fn reply(
             order: action,
             reason,
         } => {
-            let order = Order {
+            let order = AdminCommand {
                 worker,
                 service,
                 action,
@@ -148,7 +148,7 @@ pub(super) fn is_known(
     for (kind, wanted, known) in names {
         if let Some(wanted) = wanted.filter(|wanted| !known.contains(wanted)) {
             let known: Vec<&str> = known.into_iter().collect();
-            return Err(Refusal::Usage(anyhow::anyhow!(no_such(
+            return Err(Refusal::Usage(anyhow::anyhow!(unknown_name(
                 kind, wanted, &known
             ))));
         }
@@ -168,7 +168,7 @@ async fn status(offices: Offices) -> Result<Vec<u8>> {
     .context("read the counters")?
 }
 
-async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal> {
+async fn order_given(order: AdminCommand, offices: Offices) -> Result<Vec<u8>, Refusal> {
     let text = order.to_string();
     let (reply, obedience) = oneshot::channel();
     offices
@@ -181,7 +181,7 @@ async fn order_given(order: Order, offices: Offices) -> Result<Vec<u8>, Refusal>
     let ordered = Ordered {
         order: text,
         without_worker: obeyed.without_worker,
-        mind: obeyed.mind,
+        mind: obeyed.warnings,
         not_kept,
     };
     Ok(line_of(&ordered)?)

@@ -11,7 +11,7 @@ mod tracing;
 
 use std::{fmt, path::PathBuf};
 
-use lb_core::Action;
+use lb_core::AdminAction;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -51,7 +51,7 @@ pub enum Request {
         /// Nothing means all of the worker's services.
         #[serde(default)]
         service: Option<String>,
-        order: Action,
+        order: AdminAction,
         #[serde(default)]
         reason: Option<String>,
     },

@@ -20,7 +20,7 @@ use lb_common::{
         name, state,
     },
 };
-use lb_core::{Adopted, BackendId, Endpoint, Mode, Protocol, ServiceId};
+use lb_core::{AdoptedState, BackendId, Endpoint, Mode, Protocol, ServiceId};
 
 use super::{bpffs::open_map, family::from_mapped};
 use crate::config::{Identity, Pinned};
@@ -29,7 +29,7 @@ use crate::config::{Identity, Pinned};
 #[derive(Debug, Clone, Default)]
 pub struct Adoption {
     pub pinned: Pinned,
-    pub adopted: Adopted,
+    pub adopted: AdoptedState,
 }
 
 impl Adoption {

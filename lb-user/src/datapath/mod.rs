@@ -52,7 +52,8 @@ use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use lb_common::maps::{Backend, SPREAD, mode, name, policy, state};
 use lb_core::{
-    Answers, BackendId, Command, Endpoint, Health, Kind, Link, Memory, Mode, Protocol, Settings,
+    BackendId, CoreSettings, Endpoint, Health, MapUpdate, Memory, Mode, Protocol, ReplyCounters,
+    SlotKind, WorkerRoute,
 };
 use tracing::{info, warn};
 
@@ -180,7 +181,7 @@ impl Datapath {
     pub fn start(
         prepared: Prepared,
         config: &Config,
-        settings: &Settings,
+        settings: &CoreSettings,
         interfaces: &[Interface],
     ) -> Result<Self> {
         let Prepared {
@@ -243,7 +244,7 @@ impl Datapath {
 
     /// Prepares for a changed configuration: who stays keeps what is known of it. The core's
     /// commands follow, and [`Self::open`] last.
-    pub fn expect(&mut self, settings: &Settings, numbers: &Pinned) {
+    pub fn expect(&mut self, settings: &CoreSettings, numbers: &Pinned) {
         self.backends = replace_backends(&self.backends, settings, numbers);
         self.identities.extend(identities(settings));
         self.generation += 1;
@@ -286,9 +287,9 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map that could not be written.
-    pub fn apply(&mut self, command: Command) -> Result<()> {
+    pub fn apply(&mut self, command: MapUpdate) -> Result<()> {
         match command {
-            Command::SetBackend {
+            MapUpdate::SetBackend {
                 backend,
                 state,
                 memory,
@@ -306,16 +307,16 @@ impl Datapath {
                 }
                 self.write_backend(backend)
             }
-            Command::Select { service, backend } => self.tables.select(service.0, backend.0),
-            Command::SetPlaces {
+            MapUpdate::Select { service, backend } => self.tables.select(service.0, backend.0),
+            MapUpdate::SetSlots {
                 service,
                 kind,
-                places,
+                slots,
             } => {
-                let ids: Vec<u32> = places.iter().map(|backend| backend.0).collect();
+                let ids: Vec<u32> = slots.iter().map(|backend| backend.0).collect();
                 self.tables.place(service.0, kernel_kind(kind), &ids)
             }
-            Command::Spread { service } => self.tables.select(service.0, SPREAD),
+            MapUpdate::Spread { service } => self.tables.select(service.0, SPREAD),
         }
     }
 
@@ -370,7 +371,7 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map that could not be read.
-    pub fn answers(&self) -> Result<BTreeMap<BackendId, Answers>> {
+    pub fn answers(&self) -> Result<BTreeMap<BackendId, ReplyCounters>> {
         let routed = self.backends.iter().filter(|(_, known)| {
             !known.is_fallback && known.mode == Mode::Routed && known.health.is_some()
         });
@@ -384,7 +385,7 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map that could not be written.
-    pub fn open(&mut self, settings: &Settings) -> Result<()> {
+    pub fn open(&mut self, settings: &CoreSettings) -> Result<()> {
         let services: Vec<_> = settings
             .services
             .iter()
@@ -404,7 +405,7 @@ impl Datapath {
     }
 
     /// Returns how each worker is reached that the kernel has told the way to.
-    pub fn links(&self) -> BTreeMap<BackendId, Link> {
+    pub fn links(&self) -> BTreeMap<BackendId, WorkerRoute> {
         let attached = self
             .attachments
             .interfaces()
@@ -554,7 +555,7 @@ fn is_at(entry: &Backend, known: &Known) -> bool {
     entry.address == mapped(known.address.ip()) && entry.port == known.address.port()
 }
 
-fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
+fn known_backends(settings: &CoreSettings) -> BTreeMap<BackendId, Known> {
     let known = |address, of: &lb_core::ServiceSettings, is_fallback| Known {
         address,
         protocol: of.endpoint().protocol,
@@ -585,7 +586,7 @@ fn known_backends(settings: &Settings) -> BTreeMap<BackendId, Known> {
 /// Returns the backends of a changed configuration, with what is known of those that stay.
 fn replace_backends(
     before: &BTreeMap<BackendId, Known>,
-    settings: &Settings,
+    settings: &CoreSettings,
     numbers: &Pinned,
 ) -> BTreeMap<BackendId, Known> {
     let mut backends = known_backends(settings);
@@ -615,13 +616,13 @@ fn replace_backends(
     backends
 }
 
-fn kernel_kind(kind: Kind) -> u32 {
+fn kernel_kind(kind: SlotKind) -> u32 {
     match kind {
-        Kind::Ranked => policy::RANKED,
-        Kind::Balanced => policy::BALANCED,
-        Kind::RoundRobin => policy::ROUND_ROBIN,
-        Kind::LeastConnections => policy::LEAST_CONNECTIONS,
-        Kind::SourceHash => policy::SOURCE_HASH,
+        SlotKind::Ranked => policy::RANKED,
+        SlotKind::Balanced => policy::BALANCED,
+        SlotKind::RoundRobin => policy::ROUND_ROBIN,
+        SlotKind::LeastConnections => policy::LEAST_CONNECTIONS,
+        SlotKind::SourceHash => policy::SOURCE_HASH,
     }
 }
 
@@ -638,12 +639,14 @@ impl Known {
         !self.looked_up || self.route != *found
     }
 
-    fn link(&self, attached: &BTreeSet<u32>) -> Link {
+    fn link(&self, attached: &BTreeSet<u32>) -> WorkerRoute {
         match &self.route {
-            None => Link::Missing,
-            Some(route) if !route.is_met_at(attached) => Link::Unattached(route.interface_name()),
-            Some(route) if route.has_router(self.address.ip()) => Link::BehindRouter,
-            Some(_) => Link::Direct,
+            None => WorkerRoute::Missing,
+            Some(route) if !route.is_met_at(attached) => {
+                WorkerRoute::Unattached(route.interface_name())
+            }
+            Some(route) if route.has_router(self.address.ip()) => WorkerRoute::ViaRouter,
+            Some(_) => WorkerRoute::Direct,
         }
     }
 

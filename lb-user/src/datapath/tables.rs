@@ -19,7 +19,7 @@ use lb_common::{
         PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Traffic, mode, name, state,
     },
 };
-use lb_core::{Answers, Endpoint, Protocol};
+use lb_core::{Endpoint, Protocol, ReplyCounters};
 
 use super::{
     capacity::{FAMILIES, has_room},
@@ -284,12 +284,12 @@ impl Tables {
     }
 
     /// Returns what was counted of a backend's answers.
-    pub fn answers(&self, backend: u32) -> Result<Answers> {
+    pub fn answers(&self, backend: u32) -> Result<ReplyCounters> {
         let counted = self.traffic.get(&backend, 0);
         let counted =
             counted.with_context(|| format!("read entry {backend} of map {}", name::TRAFFIC))?;
         let sum = |of: fn(&Traffic) -> u64| counted.iter().map(of).sum();
-        Ok(Answers {
+        Ok(ReplyCounters {
             packets: sum(|traffic| traffic.packets_out),
             unanswered: sum(|traffic| traffic.unanswered),
         })

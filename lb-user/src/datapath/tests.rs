@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use lb_core::{BootId, Core, Endpoint, Outcome, Policy, Report, Sequence, ServiceId, WorkerState};
+use lb_core::{
+    BootId, Core, Endpoint, HeartbeatOutcome, Policy, Report, Sequence, ServiceId, WorkerState,
+};
 use proptest::prelude::*;
 
 use super::{tables::parting_state, *};
@@ -148,7 +150,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let now = Instant::now();
-        let nothing = Settings {
+        let nothing = CoreSettings {
             down_after: Duration::from_millis(1500),
             up_after: 2,
             services: Vec::new(),
@@ -194,7 +196,11 @@ impl World {
         }
         self.known = replace_backends(&self.known, &settings, &numbers);
         self.identities.extend(identities(&settings));
-        let links = self.known.keys().map(|id| (*id, Link::Direct)).collect();
+        let links = self
+            .known
+            .keys()
+            .map(|id| (*id, WorkerRoute::Direct))
+            .collect();
         self.core.reconfigure(settings.clone(), &links, self.now);
         self.carry_out();
         for (id, entry) in &mut self.entries {
@@ -208,8 +214,8 @@ impl World {
     }
 
     fn carry_out(&mut self) {
-        while let Some(command) = self.core.poll_command() {
-            let Command::SetBackend { backend, state, .. } = command else {
+        while let Some(command) = self.core.poll_map_update() {
+            let MapUpdate::SetBackend { backend, state, .. } = command else {
                 continue;
             };
             let known = self.known.get_mut(&backend).expect("a backend");
@@ -267,7 +273,7 @@ impl World {
             let outcome = self.core.handle_heartbeat(&report, self.now);
             assert!(matches!(
                 outcome,
-                Outcome::Accepted | Outcome::UnknownWorker
+                HeartbeatOutcome::Accepted | HeartbeatOutcome::UnknownWorker
             ));
         }
         self.core.handle_timeout(self.now);

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_core::{BackendSnapshot, Health, Hold, MANAGER, milliseconds};
+use lb_core::{AdminState, BackendSnapshot, Health, MANAGER, milliseconds};
 
 use super::Finding;
 use crate::{
@@ -155,7 +155,7 @@ fn is_in_maintenance(status: &Status, worker: &str) -> bool {
         .filter(|it| it.seen.name == worker)
         .map(|it| it.seen.hold.as_ref().map(|mark| mark.value))
         .peekable();
-    places.peek().is_some() && places.all(|hold| hold == Some(Hold::Maintenance))
+    places.peek().is_some() && places.all(|hold| hold == Some(AdminState::Maintenance))
 }
 
 fn heard(seen: &BackendSnapshot) -> String {

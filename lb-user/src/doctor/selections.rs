@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_core::{BackendSnapshot, Health, MANAGER, Mode, NOBODY, ServiceSnapshot, milliseconds};
+use lb_core::{BackendSnapshot, Health, MANAGER, Mode, NO_BACKEND, ServiceSnapshot, milliseconds};
 
 use super::Finding;
 use crate::status::{Backend, Status};
@@ -35,7 +35,7 @@ fn finding(service: &ServiceSnapshot<Backend>, is_young: bool) -> Option<Finding
     let name = &service.name;
     let served = match service.selected.as_str() {
         MANAGER => "is served by its fallback, the manager itself",
-        NOBODY => "refuses new connections",
+        NO_BACKEND => "refuses new connections",
         _ => return None,
     };
     let workers: Vec<&Backend> = service
@@ -76,7 +76,7 @@ fn finding(service: &ServiceSnapshot<Backend>, is_young: bool) -> Option<Finding
 fn why_not(worker: &BackendSnapshot) -> String {
     let name = &worker.name;
     match (&worker.hold, worker.state) {
-        (Some(hold), _) => format!("{name} is {}", hold.value.participle()),
+        (Some(hold), _) => format!("{name} is {}", hold.value.description()),
         (None, Health::Unknown) => format!("{name} has not been heard"),
         (None, state) => format!("{name} is {state}"),
     }
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(found[0].verdict, Verdict::Problem);
         let says = "web is served by its fallback, the manager itself, because worker1 is leaving";
         assert_eq!(found[0].found, says);
-        let found = examine(NOBODY, |status| status.services[0].backends.clear());
+        let found = examine(NO_BACKEND, |status| status.services[0].backends.clear());
         let says = "web refuses new connections, because it has no worker";
         assert_eq!(found[0].found, says);
         assert_eq!(found[0].verdict, Verdict::Problem);

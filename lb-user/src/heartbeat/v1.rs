@@ -4,8 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use lb_core::{
-    BootId, Bytes, Endpoint, LEAST_PAUSE, MOST_PAUSE, Memory, Pressure, Report, Sequence,
-    WorkerState,
+    BootId, Bytes, Endpoint, MAX_PAUSE, MIN_PAUSE, Memory, Pressure, Report, Sequence, WorkerState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -220,13 +219,13 @@ impl Heartbeat {
 /// Says what is allowed.
 pub fn check_pause(pause: Duration) -> Result<(), String> {
     let format = humantime::format_duration;
-    match (LEAST_PAUSE..=MOST_PAUSE).contains(&pause) {
+    match (MIN_PAUSE..=MAX_PAUSE).contains(&pause) {
         true => Ok(()),
         false => Err(format!(
             "a pause of {} is not possible: expected {} to {}",
             format(pause),
-            format(LEAST_PAUSE),
-            format(MOST_PAUSE)
+            format(MIN_PAUSE),
+            format(MAX_PAUSE)
         )),
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{Action, Marked, Obeyed, Order, OrderError};
+use lb_core::{AdminAction, AdminCommand, AdminError, Audited, CommandResult};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
@@ -25,7 +25,7 @@ const AGENT: &str = "its agent";
 /// the asker's own task.
 #[derive(Debug)]
 pub enum Instruction {
-    Order(Order, oneshot::Sender<Result<Obedience, OrderError>>),
+    Order(AdminCommand, oneshot::Sender<Result<Obedience, AdminError>>),
     Deny(DenyChange, oneshot::Sender<Result<DenyOutcome, DenyError>>),
     /// Asks who is denied.
     ListDenied(oneshot::Sender<DenyList>),
@@ -48,7 +48,7 @@ pub enum Instruction {
 /// An order carried out, but not yet kept for the next manager.
 #[derive(Debug)]
 pub struct Obedience {
-    pub obeyed: Obeyed,
+    pub obeyed: CommandResult,
     /// It is kept once this version of the orders is written, see [`super::Written`].
     pub version: u64,
 }
@@ -88,14 +88,14 @@ impl Manager {
 
     /// Pauses a worker whose agent announces that it will be silent, as it does more than once.
     pub(super) fn pause_announced(&mut self, worker: String, pause: Duration) {
-        let is_this = |(paused, mark): (&str, &Marked<u64>)| paused == worker && mark.by == AGENT;
-        if self.core.orders().pauses().any(is_this) {
+        let is_this = |(paused, mark): (&str, &Audited<u64>)| paused == worker && mark.by == AGENT;
+        if self.core.admin_overrides().pauses().any(is_this) {
             return;
         }
-        let order = Order {
+        let order = AdminCommand {
             worker,
             service: None,
-            action: Action::Pause {
+            action: AdminAction::Pause {
                 for_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
             },
             by: AGENT.to_owned(),
@@ -107,9 +107,9 @@ impl Manager {
         }
     }
 
-    fn obey(&mut self, order: &Order) -> Result<Obedience, OrderError> {
-        let obeyed = self.core.handle_order(order, Instant::now())?;
-        let version = self.orders_file.keep(self.core.orders().clone());
+    fn obey(&mut self, order: &AdminCommand) -> Result<Obedience, AdminError> {
+        let obeyed = self.core.handle_admin_command(order, Instant::now())?;
+        let version = self.orders_file.keep(self.core.admin_overrides().clone());
         Ok(Obedience { obeyed, version })
     }
 }

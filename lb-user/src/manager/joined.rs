@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_core::{MANAGER, NOBODY};
+use lb_core::{MANAGER, NO_BACKEND};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Worker};
@@ -78,7 +78,7 @@ impl Joined {
         parting: usize,
         present: impl Fn(&str) -> bool,
     ) -> Result<(), Unfit> {
-        if [MANAGER, NOBODY].contains(&worker) {
+        if [MANAGER, NO_BACKEND].contains(&worker) {
             return Err(Unfit::ReservedName);
         }
         if matches!(address, IpAddr::V6(it) if it.is_unicast_link_local()) {

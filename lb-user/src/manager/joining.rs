@@ -77,7 +77,7 @@ impl Manager {
         let worker = applicant.worker();
         let (core, down_after) = (&self.core, self.config.failover.down_after);
         let present = |worker: &str| {
-            core.silence(worker, now)
+            core.silent_for(worker, now)
                 .is_some_and(|silence| silence <= down_after)
         };
         let parting = self.datapath.parting();
@@ -95,7 +95,7 @@ impl Manager {
         let now = Instant::now();
         let gone = |worker: &&str| {
             self.core
-                .silence(worker, now)
+                .silent_for(worker, now)
                 .is_none_or(|silence| silence > FORGOTTEN_AFTER)
         };
         let workers = self.joined.iter().map(|(worker, _)| worker);

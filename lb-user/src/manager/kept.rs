@@ -211,9 +211,9 @@ fn write<T: Serialize>(path: &Path, kept: T) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_core::Orders;
+    use lb_core::AdminOverrides;
 
-    fn orders(worker: &str) -> Orders {
+    fn orders(worker: &str) -> AdminOverrides {
         let standing = serde_json::json!([{
             "worker": worker, "service": null,
             "hold": { "value": "drain", "by": "root", "at_ms": 1 },
@@ -221,11 +221,11 @@ mod tests {
         serde_json::from_value(standing).unwrap()
     }
 
-    fn open(path: &Path) -> Result<(Kept<Orders>, Orders)> {
+    fn open(path: &Path) -> Result<(Kept<AdminOverrides>, AdminOverrides)> {
         Kept::open(path, "the orders", "mend or remove the file")
     }
 
-    async fn settled(file: &Kept<Orders>, version: u64) -> Written {
+    async fn settled(file: &Kept<AdminOverrides>, version: u64) -> Written {
         let mut written = file.written();
         let done = |it: &Written| it.version >= version || it.failure.is_some();
         written.wait_for(done).await.unwrap().clone()

@@ -25,13 +25,13 @@ impl Manager {
     /// Tells the core how the workers are reached.
     pub(super) fn look_at_links(&mut self) {
         let links = self.datapath.links();
-        self.core.handle_links(&links, Instant::now());
+        self.core.handle_routes(&links, Instant::now());
     }
 
     /// Tells the core whether the answers of workers in mode `routed` pass here.
     pub(super) fn look_at_answers(&mut self) {
         match self.datapath.answers() {
-            Ok(answers) => self.core.handle_answers(&answers, Instant::now()),
+            Ok(answers) => self.core.handle_reply_counters(&answers, Instant::now()),
             Err(error) => warn!("{error:#}"),
         }
     }

@@ -25,7 +25,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lb_core::{Core, Event, Orders, Settings, Severity};
+use lb_core::{AdminOverrides, Core, CoreSettings, Event, Severity};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -158,7 +158,7 @@ struct Manager {
     config_file: Option<PathBuf>,
     joined: Joined,
     joined_file: Kept<Joined>,
-    settings: Settings,
+    settings: CoreSettings,
     surveyor: Surveyor,
     /// Whether maps may lack what they should hold, and whether that is so since just now.
     writes_fail: bool,
@@ -175,7 +175,7 @@ struct Manager {
     reception: Reception,
     /// Whether the ways to agents that have applied are being looked up.
     admitting: bool,
-    orders_file: Kept<Orders>,
+    orders_file: Kept<AdminOverrides>,
     denied: DenyList,
     denied_file: Kept<DenyList>,
     /// Held as long as this manager writes the state file.
@@ -210,7 +210,7 @@ impl Manager {
 
     /// Carries out what the core wants written, and tells what it saw.
     fn carry_out(&mut self) {
-        while let Some(command) = self.core.poll_command() {
+        while let Some(command) = self.core.poll_map_update() {
             if let Err(error) = self.datapath.apply(command) {
                 self.map_write_failed(&error);
             }
@@ -226,7 +226,7 @@ impl Manager {
             Severity::Warn => warn!("{event}"),
         }
         if matches!(event, Event::PauseEnded { .. }) {
-            self.orders_file.keep(self.core.orders().clone());
+            self.orders_file.keep(self.core.admin_overrides().clone());
         }
         self.meters.count(event);
         let service = event

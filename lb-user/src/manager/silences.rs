@@ -30,7 +30,7 @@ impl Silences {
 impl Manager {
     /// Writes down who is silent, and that nobody is any more.
     pub(super) fn keep_silences(&mut self) {
-        let late = self.core.late(Instant::now());
+        let late = self.core.overdue_workers(Instant::now());
         let in_milliseconds = |(worker, silence): (&str, Duration)| {
             let silence = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
             (worker.to_owned(), silence)

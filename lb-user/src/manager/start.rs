@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result};
-use lb_core::{Action, Core, Orders, Severity};
+use lb_core::{AdminAction, AdminOverrides, Core, Severity};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -106,7 +106,7 @@ pub(super) async fn open(
     adopted.pauses = pauses
         .map(|(worker, pause)| (worker.to_owned(), pause.pause_left(now_ms)))
         .collect();
-    adopted.orders = orders;
+    adopted.overrides = orders;
     adopted.silences = silences.of_workers();
     let mut datapath = Datapath::start(prepared, &config, &settings, &interfaces)?;
     let addresses = datapath.addresses();
@@ -249,16 +249,16 @@ fn deny(datapath: &mut Datapath, denied: &DenyList) -> Result<()> {
 }
 
 /// Says which orders still stand: who restarts a manager may have forgotten them.
-fn recall(orders: &Orders, config: &Config) {
-    for order in orders.standing() {
+fn recall(orders: &AdminOverrides, config: &Config) {
+    for order in orders.commands() {
         let mut workers = config.services.iter().flat_map(|service| &service.workers);
         let is_stray = !workers.any(|worker| worker.name == order.worker);
         let remedy = match order.action {
             _ if !is_stray => String::new(),
-            Action::Weight { .. } => {
+            AdminAction::Weight { .. } => {
                 format!(" (no service has it: memlb weight {} 100)", order.worker)
             }
-            Action::Pause { .. } => String::new(),
+            AdminAction::Pause { .. } => String::new(),
             _ => format!(" (no service has it: memlb undrain {})", order.worker),
         };
         warn!("still in force: {order}{remedy}");

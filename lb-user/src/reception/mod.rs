@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_core::{Bytes, Core, Outcome, Report, Severity};
+use lb_core::{Bytes, Core, HeartbeatOutcome, Report, Severity};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -291,10 +291,10 @@ impl Reception {
             return self.apply(log, opened, way, now);
         }
         let outcome = core.handle_heartbeat(&report, now);
-        if outcome == Outcome::UnknownWorker {
+        if outcome == HeartbeatOutcome::UnknownWorker {
             return self.apply(log, opened, way, now);
         }
-        if outcome == Outcome::SequenceReset
+        if outcome == HeartbeatOutcome::SequenceReset
             && let Some(answer) = self.gate.demand_new_boot(&opened, way.from)
         {
             self.socket.answer(way, &answer);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::{BackendId, Command, Kind};
+use lb_core::{BackendId, MapUpdate, SlotKind};
 
 use super::random::Random;
 
@@ -12,16 +12,16 @@ pub struct Kernel {
     up: BTreeMap<BackendId, u32>,
     selection: Option<BackendId>,
     spread: bool,
-    kind: Option<Kind>,
+    kind: Option<SlotKind>,
     places: Vec<BackendId>,
     turn: usize,
     active: BTreeMap<BackendId, u64>,
 }
 
 impl Kernel {
-    pub fn apply(&mut self, command: Command) {
+    pub fn apply(&mut self, command: MapUpdate) {
         match command {
-            Command::SetBackend {
+            MapUpdate::SetBackend {
                 backend,
                 state,
                 weight,
@@ -33,15 +33,15 @@ impl Kernel {
                     self.up.remove(&backend);
                 }
             }
-            Command::Select { backend, .. } => {
+            MapUpdate::Select { backend, .. } => {
                 self.selection = Some(backend);
                 self.spread = false;
             }
-            Command::SetPlaces { kind, places, .. } => {
+            MapUpdate::SetSlots { kind, slots, .. } => {
                 self.kind = Some(kind);
-                self.places = places;
+                self.places = slots;
             }
-            Command::Spread { .. } => self.spread = true,
+            MapUpdate::Spread { .. } => self.spread = true,
         }
     }
 
@@ -51,18 +51,18 @@ impl Kernel {
             return self.selection.filter(|it| self.up.contains_key(it));
         }
         match self.kind? {
-            Kind::Ranked => None,
-            Kind::Balanced => {
+            SlotKind::Ranked => None,
+            SlotKind::Balanced => {
                 let one = self.place(random.word() as usize)?;
                 let other = self.place(random.word() as usize)?;
                 Some(self.lighter(one, other))
             }
-            Kind::RoundRobin => {
+            SlotKind::RoundRobin => {
                 self.turn = self.turn.wrapping_add(1);
                 self.place(self.turn)
             }
-            Kind::SourceHash => self.place(client as usize),
-            Kind::LeastConnections => {
+            SlotKind::SourceHash => self.place(client as usize),
+            SlotKind::LeastConnections => {
                 let start = random.word() as usize;
                 let places =
                     (0..self.places.len()).filter_map(|it| self.place(start.wrapping_add(it)));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use lb_core::{Bytes, HOLD, MaxShare, Policy, SpreadSettings, Threshold};
+use lb_core::{Bytes, DEFAULT_HOLD, MaxShare, Policy, SpreadSettings, Threshold};
 
 /// Everything but the policy and the interval between reports.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,7 +91,7 @@ impl Default for Scenario {
             duration: Duration::from_secs(120),
             seed: 1,
             threshold: Threshold::Auto,
-            hold: HOLD,
+            hold: DEFAULT_HOLD,
             spread: SpreadSettings::default(),
         }
     }

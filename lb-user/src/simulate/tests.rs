@@ -61,7 +61,7 @@ fn the_default_hold_fills_nobody_and_a_long_one_is_like_old_reports() {
         )
         .peak_percent
     };
-    assert!(peak(lb_core::HOLD) < 90.0);
+    assert!(peak(lb_core::DEFAULT_HOLD) < 90.0);
     assert!(peak(Duration::from_secs(3)) > 99.0);
 }
 

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use lb_core::{
-    BackendId, BackendSettings, BootId, Core, FallbackSettings, Memory, Mode, Policy, Protocol,
-    Report, Sequence, ServiceId, ServiceSettings, Settings, WorkerState,
+    BackendId, BackendSettings, BootId, Core, CoreSettings, FallbackSettings, Memory, Mode, Policy,
+    Protocol, Report, Sequence, ServiceId, ServiceSettings, WorkerState,
 };
 
 use super::kernel::Kernel;
@@ -85,7 +85,7 @@ pub fn live(scenario: &Scenario, contender: Contender, interval: Duration) -> Ou
     world.meter.outcome(contender, interval)
 }
 
-fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Settings {
+fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> CoreSettings {
     let address =
         |number: u32, port| SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + number), port));
     let backend = |(number, worker): (u32, &super::WorkerModel)| BackendSettings {
@@ -101,7 +101,7 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Se
         // Chosen among the places, like the others.
         Contender::Random => Policy::LeastConnections,
     };
-    Settings {
+    CoreSettings {
         // As many intervals as by default.
         down_after: interval * 15,
         up_after: 1,
@@ -268,7 +268,7 @@ impl World<'_> {
     }
 
     fn obey(&mut self) {
-        while let Some(command) = self.core.poll_command() {
+        while let Some(command) = self.core.poll_map_update() {
             self.kernel.apply(command);
         }
         while self.core.poll_event().is_some() {}

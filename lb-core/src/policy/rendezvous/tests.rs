@@ -14,8 +14,8 @@ fn changed(before: &[usize], after: &[usize]) -> usize {
     pairs.filter(|(before, after)| before != after).count()
 }
 
-fn taken(places: &[usize], worker: usize) -> usize {
-    places.iter().filter(|at| **at == worker).count()
+fn taken(slots: &[usize], worker: usize) -> usize {
+    slots.iter().filter(|at| **at == worker).count()
 }
 
 #[test]
@@ -23,17 +23,17 @@ fn losing_or_adding_one_of_n_moves_its_own_share_and_no_more() {
     for workers in 2..=20_u8 {
         let n = usize::from(workers);
         let mut table = table(workers);
-        let whole = table.meet(&vec![100; n]);
+        let whole = table.assign(&vec![100; n]);
         assert_eq!(whole.len(), SLOTS);
         for worker in 0..n {
             let mut weights = vec![100; n];
             weights[worker] = 0;
-            let without = table.meet(&weights);
+            let without = table.assign(&weights);
             let moved = changed(&whole, &without);
-            assert_eq!(moved, taken(&whole, worker), "only its own places move");
+            assert_eq!(moved, taken(&whole, worker), "only its own slots move");
             let bound = SLOTS / n + SLOTS / 20;
             assert!(moved <= bound, "{moved} of {SLOTS} with {n} workers");
-            assert_eq!(table.meet(&vec![100; n]), whole, "and come back");
+            assert_eq!(table.assign(&vec![100; n]), whole, "and come back");
         }
     }
 }
@@ -46,14 +46,14 @@ fn shares_follow_the_weights() {
         vec![10, 20, 30, 40],
         vec![1, 99],
     ] {
-        let places = table(weights.len() as u8).meet(&weights);
+        let slots = table(weights.len() as u8).assign(&weights);
         let sum: u32 = weights.iter().sum();
         for (worker, weight) in weights.iter().enumerate() {
             let exact = SLOTS * *weight as usize / sum as usize;
-            let off = taken(&places, worker).abs_diff(exact);
+            let off = taken(&slots, worker).abs_diff(exact);
             assert!(
                 off <= SLOTS / 40,
-                "{off} places off for {weight} of {weights:?}"
+                "{off} slots off for {weight} of {weights:?}"
             );
         }
     }
@@ -63,12 +63,12 @@ fn shares_follow_the_weights() {
 fn the_winners_depend_on_addresses_and_weights_alone() {
     let mut one = table(3);
     let mut other = table(3);
-    other.meet(&[7, 0, 3]);
-    other.meet(&[0, 0, 0]);
-    assert_eq!(one.meet(&[100, 100, 50]), other.meet(&[100, 100, 50]));
+    other.assign(&[7, 0, 3]);
+    other.assign(&[0, 0, 0]);
+    assert_eq!(one.assign(&[100, 100, 50]), other.assign(&[100, 100, 50]));
     // The same in every manager, on every machine.
     assert_eq!(
-        one.meet(&[100, 100, 100])[..16],
+        one.assign(&[100, 100, 100])[..16],
         [1, 1, 0, 0, 2, 2, 2, 0, 2, 2, 0, 0, 2, 0, 0, 0]
     );
 }
@@ -101,8 +101,8 @@ proptest! {
         let mut gradual = table(6);
         let mut last = Vec::new();
         for weights in &steps {
-            last = gradual.meet(weights);
+            last = gradual.assign(weights);
         }
-        prop_assert_eq!(last, table(6).meet(steps.last().expect("a step")));
+        prop_assert_eq!(last, table(6).assign(steps.last().expect("a step")));
     }
 }

@@ -5,8 +5,8 @@ use super::*;
 const MIB: u64 = 1 << 20;
 const DOWN_AFTER: Duration = Duration::from_secs(1);
 
-fn fresh(available_mib: u64, total_mib: u64) -> Standing {
-    Standing {
+fn fresh(available_mib: u64, total_mib: u64) -> WeightInput {
+    WeightInput {
         memory: Some(Memory {
             available_bytes: available_mib * MIB,
             total_bytes: Some(total_mib * MIB),
@@ -27,10 +27,10 @@ fn settings() -> SpreadSettings {
 }
 
 /// The shares of the first weighing, in percent.
-fn shares(settings: &SpreadSettings, standings: &[Standing]) -> Vec<u64> {
-    let standings: Vec<_> = standings.iter().copied().map(Some).collect();
-    let weights = Headrooms::new(standings.len())
-        .weigh(&standings, settings, DOWN_AFTER)
+fn shares(settings: &SpreadSettings, inputs: &[WeightInput]) -> Vec<u64> {
+    let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();
+    let weights = Headrooms::new(inputs.len())
+        .weigh(&inputs, settings, DOWN_AFTER)
         .expect("somebody was heard");
     percent(&weights)
 }
@@ -155,8 +155,8 @@ fn ramp_and_the_operators_word_multiply() {
 fn weights_follow_slowly_but_a_full_worker_is_left_at_once() {
     let mut headrooms = Headrooms::new(2);
     let mut first_share = |available| {
-        let standings = [Some(fresh(available, 1_000)), Some(fresh(400, 1_000))];
-        let weights = headrooms.weigh(&standings, &settings(), DOWN_AFTER);
+        let inputs = [Some(fresh(available, 1_000)), Some(fresh(400, 1_000))];
+        let weights = headrooms.weigh(&inputs, &settings(), DOWN_AFTER);
         percent(&weights.expect("somebody was heard"))[0]
     };
     assert_eq!(first_share(400), 50);
@@ -187,15 +187,15 @@ fn nobody_heard_is_no_weight() {
     let mut unheard = fresh(1, 1);
     unheard.memory = None;
     let mut headrooms = Headrooms::new(2);
-    let standings = [Some(unheard), None];
-    assert_eq!(headrooms.weigh(&standings, &settings(), DOWN_AFTER), None);
+    let inputs = [Some(unheard), None];
+    assert_eq!(headrooms.weigh(&inputs, &settings(), DOWN_AFTER), None);
     // Beside one that was heard it counts as much.
-    let standings = [Some(unheard), Some(fresh(300, 700))];
-    let weights = headrooms.weigh(&standings, &settings(), DOWN_AFTER);
+    let inputs = [Some(unheard), Some(fresh(300, 700))];
+    let weights = headrooms.weigh(&inputs, &settings(), DOWN_AFTER);
     assert_eq!(percent(&weights.expect("weights")), [50, 50]);
 }
 
-fn standing() -> impl Strategy<Value = Option<Standing>> {
+fn input() -> impl Strategy<Value = Option<WeightInput>> {
     let memory = prop::option::of((any::<u64>(), prop::option::of(any::<u64>())));
     let overlay = (
         prop::sample::select(&[25, 50, 75, 100]),
@@ -206,7 +206,7 @@ fn standing() -> impl Strategy<Value = Option<Standing>> {
     prop::option::weighted(
         0.8,
         (memory, overlay, times).prop_map(|(memory, (ramp, manual, drift), (pressure, age))| {
-            Standing {
+            WeightInput {
                 memory: memory.map(|(available_bytes, total_bytes)| Memory {
                     available_bytes,
                     total_bytes,
@@ -224,21 +224,21 @@ fn standing() -> impl Strategy<Value = Option<Standing>> {
 proptest! {
     #[test]
     fn whatever_is_claimed_only_those_up_weigh_and_one_of_them_does(
-        standings in prop::collection::vec(standing(), 1..8),
+        inputs in prop::collection::vec(input(), 1..8),
         percent in 0..=100u32,
     ) {
         let settings = SpreadSettings {
             max_share: if percent == 0 { MaxShare::Auto } else { MaxShare::Percent(percent) },
             ..settings()
         };
-        let mut headrooms = Headrooms::new(standings.len());
+        let mut headrooms = Headrooms::new(inputs.len());
         for _ in 0..3 {
-            let Some(weights) = headrooms.weigh(&standings, &settings, DOWN_AFTER) else {
-                prop_assert!(standings.iter().flatten().all(|it| it.memory.is_none()));
+            let Some(weights) = headrooms.weigh(&inputs, &settings, DOWN_AFTER) else {
+                prop_assert!(inputs.iter().flatten().all(|it| it.memory.is_none()));
                 return Ok(());
             };
             prop_assert!(weights.iter().any(|weight| *weight > 0));
-            let up = standings.iter().zip(&weights);
+            let up = inputs.iter().zip(&weights);
             prop_assert!(up.clone().all(|(it, weight)| it.is_some() || *weight == 0));
             let some = weights.iter().filter(|weight| **weight > 0).count() as u64;
             if percent > 0 {

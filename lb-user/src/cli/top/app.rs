@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use lb_core::{Action, Hold, MANAGER, ServiceSnapshot};
+use lb_core::{AdminAction, AdminState, MANAGER, ServiceSnapshot};
 use memlb::{
     control::{AskError, Ordered, Request},
     feed::Entry,
@@ -36,7 +36,7 @@ pub struct App {
     /// What became of the last order.
     pub note: Option<String>,
     /// An order that waits for its yes.
-    pub asked: Option<(String, Action)>,
+    pub asked: Option<(String, AdminAction)>,
     pub rows: TableState,
     service: usize,
 }
@@ -104,11 +104,13 @@ impl App {
             KeyCode::End => self.step(isize::MAX),
             KeyCode::Left | KeyCode::BackTab => self.turn(-1),
             KeyCode::Right | KeyCode::Tab => self.turn(1),
-            KeyCode::Char('d') => self.ask(Action::Hold { hold: Hold::Drain }),
-            KeyCode::Char('m') => self.ask(Action::Hold {
-                hold: Hold::Maintenance,
+            KeyCode::Char('d') => self.ask(AdminAction::SetState {
+                state: AdminState::Drain,
             }),
-            KeyCode::Char('u') => self.ask(Action::Undrain),
+            KeyCode::Char('m') => self.ask(AdminAction::SetState {
+                state: AdminState::Maintenance,
+            }),
+            KeyCode::Char('u') => self.ask(AdminAction::Undrain),
             _ => {}
         }
         None
@@ -133,7 +135,7 @@ impl App {
         }
     }
 
-    fn ask(&mut self, action: Action) {
+    fn ask(&mut self, action: AdminAction) {
         let Some((service, ..)) = self.service() else {
             return;
         };

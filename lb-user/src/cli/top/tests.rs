@@ -9,7 +9,7 @@ use std::{
 };
 
 use lb_common::verdict::Verdict;
-use lb_core::{Action, Core, Hold, Memory, Pressure, Report, Severity, WorkerState};
+use lb_core::{AdminAction, AdminState, Core, Memory, Pressure, Report, Severity, WorkerState};
 use memlb::{
     config::{Config, Overrides, Pinned},
     control::{Ordered, Request},
@@ -56,7 +56,9 @@ fn asks_before_it_orders() {
         Some(Wish::Order(Request::Order {
             worker: "worker2".to_owned(),
             service: None,
-            order: Action::Hold { hold: Hold::Drain },
+            order: AdminAction::SetState {
+                state: AdminState::Drain
+            },
             reason: None,
         }))
     );

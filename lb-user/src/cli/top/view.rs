@@ -1,6 +1,6 @@
 //! Draws the screen.
 
-use lb_core::{Action, Bytes, Health, Hold, MANAGER, ServiceSnapshot, Severity};
+use lb_core::{AdminAction, AdminState, Bytes, Health, MANAGER, ServiceSnapshot, Severity};
 use memlb::status::{Backend, Status, remarks};
 use ratatui::{
     Frame,
@@ -249,15 +249,19 @@ fn foot(frame: &mut Frame, app: &App, area: Rect) {
     let line = match (&app.asked, &app.note) {
         (Some((worker, action)), _) => {
             let what = match action {
-                Action::Hold { hold: Hold::Drain } => "drain",
-                Action::Hold {
-                    hold: Hold::Maintenance,
+                AdminAction::SetState {
+                    state: AdminState::Drain,
+                } => "drain",
+                AdminAction::SetState {
+                    state: AdminState::Maintenance,
                 } => "take into maintenance",
-                Action::Hold { hold: Hold::Cut } => "cut",
-                Action::Undrain => "give new connections again to",
-                Action::Weight { .. } => "weigh",
-                Action::Pause { .. } => "pause",
-                Action::Resume => "end the pause of",
+                AdminAction::SetState {
+                    state: AdminState::Cut,
+                } => "cut",
+                AdminAction::Undrain => "give new connections again to",
+                AdminAction::Weight { .. } => "weigh",
+                AdminAction::Pause { .. } => "pause",
+                AdminAction::Resume => "end the pause of",
             };
             Line::from(format!(
                 " {what} {worker} in all its services? y to do it, any other key not to "

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use lb_core::{
-    Endpoint, HOLD, MANAGER, Mode, NOBODY, Policy, Pressure, Protocol, SpreadSettings, Threshold,
+    DEFAULT_HOLD, Endpoint, MANAGER, Mode, NO_BACKEND, Policy, Pressure, Protocol, SpreadSettings,
+    Threshold,
 };
 use toml::Spanned;
 
@@ -189,7 +190,12 @@ fn draft(
         values::threshold,
         Threshold::Auto,
     );
-    let hold = reader.duration_or_none("service.hold", Setting::file(table.hold), HOLD, LONGEST);
+    let hold = reader.duration_or_none(
+        "service.hold",
+        Setting::file(table.hold),
+        DEFAULT_HOLD,
+        LONGEST,
+    );
     let spread = SpreadSettings {
         rebalance_interval: reader
             .duration(
@@ -298,7 +304,7 @@ fn workers(
             "\"worker1\"",
         );
         if let Some((name, place)) = &name
-            && [MANAGER, NOBODY].contains(&name.as_str())
+            && [MANAGER, NO_BACKEND].contains(&name.as_str())
         {
             reader.refuse(
                 place,

@@ -1,6 +1,6 @@
-//! From weights to places: which worker stands where in a service's choices.
+//! From weights to slots: which worker stands where in a service's choices.
 //!
-//! Places hold workers by their own places in the settings. What need not change stays, so that few
+//! Slots hold workers by their own slots in the settings. What need not change stays, so that few
 //! entries of the map are written.
 
 use std::cmp::Reverse;
@@ -9,19 +9,19 @@ use lb_common::maps::CHOICE_SLOTS;
 
 const SLOTS: usize = CHOICE_SLOTS as usize;
 
-/// Neighbouring places of a fresh table belong to different workers: consecutive numbers are this far
+/// Neighbouring slots of a fresh table belong to different workers: consecutive numbers are this far
 /// apart, and as it is odd, all are met. It is the golden section of the table.
 const STRIDE: usize = 2_531;
 
-/// Fills all places in proportion to the weights, beginning from the places as they are now.
+/// Fills all slots in proportion to the weights, beginning from the slots as they are now.
 pub fn proportional(now: &[usize], weights: &[u32]) -> Vec<usize> {
     let mut missing = shares(weights);
-    let mut places = vec![None; SLOTS];
+    let mut slots = vec![None; SLOTS];
     if now.len() == SLOTS {
-        for (place, &worker) in places.iter_mut().zip(now) {
+        for (slot, &worker) in slots.iter_mut().zip(now) {
             if let Some(count) = missing.get_mut(worker).filter(|count| **count > 0) {
                 *count -= 1;
-                *place = Some(worker);
+                *slot = Some(worker);
             }
         }
     }
@@ -30,15 +30,15 @@ pub fn proportional(now: &[usize], weights: &[u32]) -> Vec<usize> {
         .enumerate()
         .flat_map(|(worker, count)| std::iter::repeat_n(worker, count));
     for number in 0..SLOTS {
-        let place = &mut places[number * STRIDE % SLOTS];
-        if place.is_none() {
-            *place = workers.next();
+        let slot = &mut slots[number * STRIDE % SLOTS];
+        if slot.is_none() {
+            *slot = workers.next();
         }
     }
-    places.into_iter().flatten().collect()
+    slots.into_iter().flatten().collect()
 }
 
-/// Gives each worker that weighs anything one place.
+/// Gives each worker that weighs anything one slot.
 pub fn one_each(now: &[usize], weights: &[u32]) -> Vec<usize> {
     let wanted = |worker: usize| weights.get(worker).is_some_and(|weight| *weight > 0);
     let mut placed = vec![false; weights.len()];
@@ -46,19 +46,19 @@ pub fn one_each(now: &[usize], weights: &[u32]) -> Vec<usize> {
         placed[worker] = true;
     }
     let mut new = (0..weights.len()).filter(|worker| wanted(*worker) && !placed[*worker]);
-    let mut places = now.to_vec();
-    let mut place = 0;
-    while place < places.len() {
-        if wanted(places[place]) {
-            place += 1;
+    let mut slots = now.to_vec();
+    let mut slot = 0;
+    while slot < slots.len() {
+        if wanted(slots[slot]) {
+            slot += 1;
         } else if let Some(worker) = new.next() {
-            places[place] = worker;
+            slots[slot] = worker;
         } else {
-            places.swap_remove(place);
+            slots.swap_remove(slot);
         }
     }
-    places.extend(new);
-    places
+    slots.extend(new);
+    slots
 }
 
 /// An order of turns in which each worker comes as often as it weighs, as evenly as possible; one
@@ -95,7 +95,7 @@ pub fn turns(now: &[usize], weights: &[u32]) -> Vec<usize> {
     turns.into_iter().map(|(_, worker)| worker).collect()
 }
 
-/// Divides all places by the weights: whole ones first, the rest by the largest remainders.
+/// Divides all slots by the weights: whole ones first, the rest by the largest remainders.
 fn shares(weights: &[u32]) -> Vec<usize> {
     let sum: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
     if sum == 0 {

@@ -9,10 +9,10 @@ const SPREADING: [Policy; 4] = [
     Policy::SourceHash,
 ];
 
-fn spread(policy: Policy, workers: &[&str]) -> Settings {
+fn spread(policy: Policy, workers: &[&str]) -> CoreSettings {
     let mut service = service(0, 1, workers, Threshold::Auto);
     service.policy = policy;
-    Settings {
+    CoreSettings {
         down_after: DOWN_AFTER,
         up_after: 2,
         services: vec![service],
@@ -36,22 +36,22 @@ impl World {
         backends.map(|backend| backend.share).collect()
     }
 
-    fn places(&self) -> Vec<u32> {
-        let places = self.maps.places[&WEB].1.iter();
-        places.map(|backend| backend.0).collect()
+    fn slots(&self) -> Vec<u32> {
+        let slots = self.maps.slots[&WEB].1.iter();
+        slots.map(|backend| backend.0).collect()
     }
 
     fn weigh(&mut self, worker: &str, percent: u32) {
-        let order = Order {
+        let order = AdminCommand {
             worker: worker.to_owned(),
             service: None,
-            action: Action::Weight { percent },
+            action: AdminAction::Weight { percent },
             by: "alice".to_owned(),
             at_ms: 0,
             reason: None,
         };
-        let obeyed = self.core.handle_order(&order, self.now).unwrap();
-        assert_eq!(obeyed.without_worker, [""; 0]);
+        let result = self.core.handle_admin_command(&order, self.now).unwrap();
+        assert_eq!(result.without_worker, [""; 0]);
         self.drain();
     }
 
@@ -65,17 +65,17 @@ impl World {
 fn everybody_up_takes_connections() {
     for policy in &SPREADING {
         let world = three(*policy);
-        assert_eq!(world.selected(), EVERYBODY);
+        assert_eq!(world.selected(), ALL_WORKERS);
         assert_eq!(world.maps.selection[&WEB], None);
-        assert_eq!(Some(world.maps.places[&WEB].0), policy.kind());
+        assert_eq!(Some(world.maps.slots[&WEB].0), policy.kind());
         let shares = world.shares();
         assert_eq!(shares[..3], [3_333, 3_333, 3_333], "{policy}");
         assert_eq!(shares[3], 0);
     }
-    assert_eq!(three(Policy::RoundRobin).places(), [1, 2, 3]);
-    assert_eq!(three(Policy::LeastConnections).places(), [1, 2, 3]);
-    assert_eq!(three(Policy::SourceHash).places().len(), 4_096);
-    assert_eq!(three(Policy::Balanced).places().len(), 4_096);
+    assert_eq!(three(Policy::RoundRobin).slots(), [1, 2, 3]);
+    assert_eq!(three(Policy::LeastConnections).slots(), [1, 2, 3]);
+    assert_eq!(three(Policy::SourceHash).slots().len(), 4_096);
+    assert_eq!(three(Policy::Balanced).slots().len(), 4_096);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn the_first_worker_is_used_at_once_and_the_others_soon() {
         let mut world = World::new(spread(*policy, &["worker1", "worker2"]));
         assert_eq!(world.selected(), MANAGER);
         world.start("worker1", 300);
-        assert_eq!(world.selected(), EVERYBODY);
+        assert_eq!(world.selected(), ALL_WORKERS);
         assert_eq!(world.shares(), [10_000, 0, 0]);
         world.start("worker2", 300);
         assert_eq!(world.shares(), [10_000, 0, 0]);
@@ -102,7 +102,7 @@ fn a_worker_that_dies_leaves_its_places_at_its_deadline() {
         assert!(world.shares()[1] > 0);
         world.pass(ms(200) + Duration::from_nanos(1));
         assert_eq!(world.shares()[1], 0, "{policy}");
-        assert!(!world.places().contains(&2));
+        assert!(!world.slots().contains(&2));
         let told = world.events.iter().any(|event| {
             matches!(
                 event,
@@ -128,7 +128,7 @@ fn the_manager_serves_when_all_are_gone_and_the_first_back_takes_over() {
         assert!(world.kinds().contains(&"all_workers_down".to_owned()));
         world.agents = agents;
         world.pass(ms(400));
-        assert_eq!(world.selected(), EVERYBODY);
+        assert_eq!(world.selected(), ALL_WORKERS);
     }
 }
 
@@ -160,10 +160,10 @@ fn balanced_weights_follow_memory() {
     // 5% of 700 MiB are kept of each: 600, 265 and 265 MiB are left.
     let shares = world.shares();
     assert!((5_100..=5_400).contains(&shares[0]), "{shares:?}");
-    let places = world.places().iter().filter(|place| **place == 1).count();
+    let slots = world.slots().iter().filter(|place| **place == 1).count();
     assert!(
-        places.abs_diff(4_096 * usize::from(shares[0]) / 10_000) <= 2,
-        "{places}"
+        slots.abs_diff(4_096 * usize::from(shares[0]) / 10_000) <= 2,
+        "{slots}"
     );
     world.set_available("worker1", 20);
     world.pass(ms(400));
@@ -187,12 +187,12 @@ fn balanced_weights_follow_memory() {
 #[test]
 fn weights_that_hardly_move_are_not_written() {
     let mut world = three(Policy::Balanced);
-    let before = world.places();
+    let before = world.slots();
     for mib in [301, 299, 302, 298, 300] {
         world.set_available("worker1", mib);
         world.pass(ms(1_000));
     }
-    assert_eq!(world.places(), before);
+    assert_eq!(world.slots(), before);
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn connections_since_the_report_move_weights_before_the_next_one() {
         // Each connection takes 1 MiB, as the reports show.
         for (number, open) in (100..).zip([0, 20, 40, 10]) {
             let report = report("worker1", 1, number, 500 - open);
-            assert_eq!(world.hear(&report), Outcome::Accepted);
+            assert_eq!(world.hear(&report), HeartbeatOutcome::Accepted);
             world.core.handle_connections(&[(BackendId(1), open)]);
             world.pass(ms(300));
         }
@@ -226,11 +226,11 @@ fn a_policy_is_switched_at_once() {
         let everybody = policy != Policy::Memory;
         assert_eq!(
             world.selected(),
-            if everybody { EVERYBODY } else { "worker1" }
+            if everybody { ALL_WORKERS } else { "worker1" }
         );
         if everybody {
             assert_eq!(world.shares()[..3], [3_333, 3_333, 3_333], "{policy}");
-            assert_eq!(Some(world.maps.places[&WEB].0), policy.kind());
+            assert_eq!(Some(world.maps.slots[&WEB].0), policy.kind());
         }
         world.pass(ms(500));
     }
@@ -246,7 +246,7 @@ fn the_same_settings_again_leave_the_shares_as_they_are() {
     world.kinds();
     world.reconfigure(spread(Policy::Balanced, &names));
     assert!(world.shares()[0].abs_diff(shares[0]) < 150, "{shares:?}");
-    assert_eq!(world.selected(), EVERYBODY);
+    assert_eq!(world.selected(), ALL_WORKERS);
     let kinds = world.kinds();
     assert!(
         !kinds.contains(&"selection_changed".to_owned()),
@@ -255,7 +255,7 @@ fn the_same_settings_again_leave_the_shares_as_they_are() {
     // A worker taken out is left at once, and nobody is left of none.
     world.reconfigure(spread(Policy::Balanced, &names[..2]));
     assert_eq!(world.shares().len(), 3);
-    assert!(!world.places().contains(&3));
+    assert!(!world.slots().contains(&3));
     world.reconfigure(spread(Policy::Balanced, &["worker7"]));
     assert_eq!(world.selected(), MANAGER);
     assert!(world.kinds().contains(&"all_workers_down".to_owned()));
@@ -280,7 +280,7 @@ fn the_operators_weight_counts_under_every_policy() {
 
 #[test]
 fn a_restart_goes_on_spreading_by_the_same_weights() {
-    let adopted = Adopted {
+    let adopted = AdoptedState {
         spread: [WEB].into(),
         up: [BackendId(1), BackendId(2)].into(),
         weights: [
@@ -289,7 +289,7 @@ fn a_restart_goes_on_spreading_by_the_same_weights() {
             (BackendId(3), 500),
         ]
         .into(),
-        ..Adopted::default()
+        ..AdoptedState::default()
     };
     let settings = spread(Policy::Balanced, &["worker1", "worker2", "worker3"]);
     let now = Instant::now();
@@ -313,7 +313,7 @@ fn a_restart_goes_on_spreading_by_the_same_weights() {
     let world = World::around(Core::resume(settings.clone(), &adopted, now), now);
     assert_eq!(world.selected(), "worker1");
     settings.services[0].policy = Policy::RoundRobin;
-    let selected = Adopted {
+    let selected = AdoptedState {
         selections: [(WEB, BackendId(2))].into(),
         spread: [].into(),
         ..adopted
@@ -324,9 +324,9 @@ fn a_restart_goes_on_spreading_by_the_same_weights() {
 
 #[test]
 fn nothing_to_spread_over_after_a_restart_is_the_managers_own() {
-    let adopted = Adopted {
+    let adopted = AdoptedState {
         spread: [WEB].into(),
-        ..Adopted::default()
+        ..AdoptedState::default()
     };
     let now = Instant::now();
     let core = Core::resume(spread(Policy::Balanced, &["worker1"]), &adopted, now);

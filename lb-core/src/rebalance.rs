@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::Core;
 use super::event::{Cause, Event};
-use super::selection::Rule;
-use super::service::Target;
+use super::reason::Rule;
+use super::service::Selection;
 use super::settings::BackendId;
 
 /// Weights that move by memory alone are told no more often than this.
-const TELL_INTERVAL: Duration = Duration::from_secs(10);
+const SHARES_EVENT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Who comes up waits this long for others, so that a whole fleet that starts is one change or a few.
 const JOIN_WINDOW: Duration = Duration::from_millis(25);
@@ -28,7 +28,9 @@ impl Core {
         }
         for (index, open) in by_worker {
             let worker = &mut self.workers[index];
-            worker.appetite.count(open, worker.available_bytes());
+            worker
+                .memory_per_connection
+                .count(open, worker.available_bytes());
         }
     }
 
@@ -52,20 +54,20 @@ impl Core {
                 } else {
                     Cause::Weights
                 };
-                self.respread(index, cause, now);
+                self.rebalance(index, cause, now);
             }
         }
     }
 
     /// Brings a service that spreads connections in line with its workers' states: who is lost leaves
     /// at once, who comes waits a moment for others.
-    pub(super) fn follow(&mut self, index: usize, now: Instant) {
+    pub(super) fn sync_spread(&mut self, index: usize, now: Instant) {
         let service = &mut self.services[index];
-        let spreads = service.target == Target::Places;
+        let spreads = service.target == Selection::Spread;
         if !service.any_up() {
-            if service.target != Target::Fallback {
-                service.turn_to(Target::Fallback, Rule::NoWorkerUp, &self.workers, now);
-                self.say_selection(index);
+            if service.target != Selection::Fallback {
+                service.switch_to(Selection::Fallback, Rule::NoWorkerUp, &self.workers, now);
+                self.emit_selection(index);
             }
             let service = &mut self.services[index];
             service.forget_changes();
@@ -73,11 +75,11 @@ impl Core {
                 spread.rest();
             }
         } else if !spreads {
-            self.respread(index, Cause::Joined, now);
+            self.rebalance(index, Cause::Joined, now);
         } else if service.lost {
-            self.respread(index, Cause::Lost, now);
+            self.rebalance(index, Cause::Lost, now);
         } else if service.reweighed {
-            self.respread(index, Cause::Operator, now);
+            self.rebalance(index, Cause::Operator, now);
         } else if service.joined
             && let Some(spread) = &mut service.spread
         {
@@ -88,20 +90,20 @@ impl Core {
 
     /// Weighs a service's workers, of which one is up at least, and writes what changed: weights, then
     /// places, then the selection.
-    pub(super) fn respread(&mut self, index: usize, cause: Cause, now: Instant) {
+    pub(super) fn rebalance(&mut self, index: usize, cause: Cause, now: Instant) {
         let service = &mut self.services[index];
-        let standings = service.standings(&self.workers, now);
+        let inputs = service.inputs(&self.workers, now);
         let at_once = cause != Cause::Weights;
         let Some(spread) = &mut service.spread else {
             return;
         };
-        let changes = spread.rebalance(&standings, self.down_after, at_once);
-        let was_hot = std::mem::replace(&mut service.hot, spread.is_hot(&standings));
+        let changes = spread.rebalance(&inputs, self.down_after, at_once);
+        let was_hot = std::mem::replace(&mut service.hot, spread.is_hot(&inputs));
         spread.rest();
         let next_ramp = || {
             let ramp_up = service.settings.spread.ramp_up;
             let workers = service.workers.iter().map(|worker| &self.workers[*worker]);
-            let up = workers.zip(&standings).filter(|(_, it)| it.is_some());
+            let up = workers.zip(&inputs).filter(|(_, it)| it.is_some());
             up.filter_map(|(worker, _)| worker.next_ramp(ramp_up, now))
                 .min()
         };
@@ -116,37 +118,38 @@ impl Core {
                 service: service.settings.name.clone(),
             });
         }
-        self.describe_workers(index, true);
+        self.emit_workers(index, true);
         let service = &mut self.services[index];
-        if changes.places {
-            self.commands.extend(service.places());
+        if changes.slots {
+            self.map_updates.extend(service.slots_update());
         }
-        if service.target != Target::Places {
-            service.turn_to(Target::Places, Rule::Spread, &self.workers, now);
-            self.say_selection(index);
+        if service.target != Selection::Spread {
+            service.switch_to(Selection::Spread, Rule::Spread, &self.workers, now);
+            self.emit_selection(index);
         }
         // Those that are gone, too: now that the places have left them.
-        self.describe_workers(index, false);
+        self.emit_workers(index, false);
         if changes.weights {
-            self.tell_shares(index, cause, now);
+            self.emit_shares(index, cause, now);
         }
     }
 
     /// Describes a service's workers that are up, or all of them.
-    pub(super) fn describe_workers(&mut self, index: usize, only_up: bool) {
+    pub(super) fn emit_workers(&mut self, index: usize, only_up: bool) {
         let service = &mut self.services[index];
         for backend in 0..service.workers.len() {
             let worker = &self.workers[service.workers[backend]];
             if !only_up || service.state(backend, worker).is_up() {
-                self.commands.extend(service.describe(backend, worker));
+                self.map_updates.extend(service.describe(backend, worker));
             }
         }
     }
 
-    fn tell_shares(&mut self, index: usize, cause: Cause, now: Instant) {
+    fn emit_shares(&mut self, index: usize, cause: Cause, now: Instant) {
         let service = &mut self.services[index];
-        let told = service.shares_told;
-        let lately = told.is_some_and(|told| now.saturating_duration_since(told) < TELL_INTERVAL);
+        let told = service.shares_emitted;
+        let lately =
+            told.is_some_and(|told| now.saturating_duration_since(told) < SHARES_EVENT_INTERVAL);
         let Some(spread) = &service.spread else {
             return;
         };
@@ -170,6 +173,6 @@ impl Core {
                 least_share: spread.share(least),
             });
         }
-        service.shares_told = Some(now);
+        service.shares_emitted = Some(now);
     }
 }

@@ -1,4 +1,4 @@
-//! The operator's standing orders: which workers get fewer new connections, or none, and by whose
+//! The operator's standing overrides: which workers get fewer new connections, or none, and by whose
 //! word.
 //!
 //! They lie over what is known of a worker's health and only ever take traffic away from it; a
@@ -12,23 +12,23 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::health::Health;
-use super::pause::{LEAST_PAUSE, MOST_PAUSE};
+use super::pause::{MAX_PAUSE, MIN_PAUSE};
 
 /// The largest weight, in percent.
-pub const MOST_WEIGHT_PERCENT: u32 = 1000;
+pub const MAX_WEIGHT_PERCENT: u32 = 1000;
 
 /// The longest reason for an order, in bytes.
-pub const MOST_REASON_BYTES: usize = 1000;
+pub const MAX_REASON_BYTES: usize = 1000;
 
 /// What is ordered of a worker, by whom and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
+pub struct AdminCommand {
     pub worker: String,
     /// Nothing means all of the worker's services, also those that it gets later.
     #[serde(default)]
     pub service: Option<String>,
     #[serde(flatten)]
-    pub action: Action,
+    pub action: AdminAction,
     pub by: String,
     /// Milliseconds since 1970 by the operator's clock; shown, never reckoned with.
     pub at_ms: u64,
@@ -36,17 +36,23 @@ pub struct Order {
     pub reason: Option<String>,
 }
 
-impl fmt::Display for Order {
+impl fmt::Display for AdminCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { worker, by, .. } = self;
         match self.action {
-            Action::Hold { hold } => write!(f, "{worker} is {} by {by}", hold.participle())?,
-            Action::Undrain => write!(f, "{worker} takes new connections again by order of {by}")?,
-            Action::Weight { percent } => write!(f, "{worker} weighs {percent}% by order of {by}")?,
-            Action::Pause { for_ms } => {
+            AdminAction::SetState { state } => {
+                write!(f, "{worker} is {} by {by}", state.description())?;
+            }
+            AdminAction::Undrain => {
+                write!(f, "{worker} takes new connections again by order of {by}")?;
+            }
+            AdminAction::Weight { percent } => {
+                write!(f, "{worker} weighs {percent}% by order of {by}")?;
+            }
+            AdminAction::Pause { for_ms } => {
                 write!(f, "{worker} is paused for {} by {by}", span(for_ms))?;
             }
-            Action::Resume => write!(f, "{worker} is no longer paused, by order of {by}")?,
+            AdminAction::Resume => write!(f, "{worker} is no longer paused, by order of {by}")?,
         }
         if let Some(service) = &self.service {
             write!(f, ", for {service}")?;
@@ -60,9 +66,11 @@ impl fmt::Display for Order {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
-pub enum Action {
-    Hold {
-        hold: Hold,
+pub enum AdminAction {
+    #[serde(rename = "hold")]
+    SetState {
+        #[serde(rename = "hold")]
+        state: AdminState,
     },
     /// Takes every hold back; a weight stays.
     Undrain,
@@ -77,9 +85,9 @@ pub enum Action {
     Resume,
 }
 
-impl Action {
+impl AdminAction {
     /// Whether it only ends what was ordered before.
-    pub fn takes_back(self) -> bool {
+    pub fn is_removal(self) -> bool {
         matches!(
             self,
             Self::Undrain | Self::Resume | Self::Weight { percent: 100 }
@@ -92,7 +100,7 @@ impl Action {
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
-pub enum Hold {
+pub enum AdminState {
     /// It keeps the connections it has.
     Drain,
     /// The same, and its silence or illness alarms nobody.
@@ -101,7 +109,7 @@ pub enum Hold {
     Cut,
 }
 
-impl Hold {
+impl AdminState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Drain => "drain",
@@ -111,7 +119,7 @@ impl Hold {
     }
 
     /// As in "worker1 is …".
-    pub fn participle(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::Drain => "drained",
             Self::Maintenance => "in maintenance",
@@ -122,7 +130,7 @@ impl Hold {
 
 /// A value with who set it, when and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Marked<T> {
+pub struct Audited<T> {
     pub value: T,
     pub by: String,
     pub at_ms: u64,
@@ -130,8 +138,8 @@ pub struct Marked<T> {
     pub reason: Option<String>,
 }
 
-impl<T> Marked<T> {
-    fn of(value: T, order: &Order) -> Self {
+impl<T> Audited<T> {
+    fn of(value: T, order: &AdminCommand) -> Self {
         Self {
             value,
             by: order.by.clone(),
@@ -143,28 +151,30 @@ impl<T> Marked<T> {
 
 /// What is in force for one worker in one service, or in all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Overlay {
+pub struct AdminOverride {
+    #[serde(default, rename = "hold", skip_serializing_if = "Option::is_none")]
+    pub state: Option<Audited<AdminState>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hold: Option<Marked<Hold>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight_percent: Option<Marked<u32>>,
+    pub weight_percent: Option<Audited<u32>>,
     /// In milliseconds from when it was ordered.
     #[serde(default, rename = "pause_ms", skip_serializing_if = "Option::is_none")]
-    pub pause: Option<Marked<u64>>,
+    pub pause: Option<Audited<u64>>,
 }
 
-impl Overlay {
+impl AdminOverride {
     /// Returns the hold in force; a weight of nothing is one.
-    pub fn held(&self) -> Option<Hold> {
+    pub fn effective_state(&self) -> Option<AdminState> {
         let weightless = self.weight_percent() == 0;
-        let hold = self.hold.as_ref().map(|hold| hold.value);
-        hold.or(weightless.then_some(Hold::Drain))
+        let hold = self.state.as_ref().map(|hold| hold.value);
+        hold.or(weightless.then_some(AdminState::Drain))
     }
 
     /// Returns the state in which a worker of this health is treated.
-    pub fn treat(&self, health: Health) -> Health {
-        match (self.held(), &self.pause) {
-            (Some(Hold::Cut), _) | (_, None) => health.under(self.held()),
+    pub fn effective_health(&self, health: Health) -> Health {
+        match (self.effective_state(), &self.pause) {
+            (Some(AdminState::Cut), _) | (_, None) => {
+                health.under_admin_state(self.effective_state())
+            }
             (_, Some(_)) => Health::Paused,
         }
     }
@@ -174,19 +184,19 @@ impl Overlay {
     }
 
     fn is_empty(&self) -> bool {
-        self.hold.is_none() && self.weight_percent.is_none() && self.pause.is_none()
+        self.state.is_none() && self.weight_percent.is_none() && self.pause.is_none()
     }
 }
 
 impl Health {
     /// Returns the state in which a worker of this health is treated under a hold.
-    pub fn under(self, hold: Option<Hold>) -> Self {
+    pub fn under_admin_state(self, hold: Option<AdminState>) -> Self {
         match (self, hold) {
             (own, None) => own,
-            (_, Some(Hold::Cut)) => Self::Cut,
+            (_, Some(AdminState::Cut)) => Self::Cut,
             (worse @ (Self::Down | Self::Unhealthy), Some(_)) => worse,
-            (_, Some(Hold::Maintenance)) => Self::Maintenance,
-            (_, Some(Hold::Drain)) => Self::Draining,
+            (_, Some(AdminState::Maintenance)) => Self::Maintenance,
+            (_, Some(AdminState::Drain)) => Self::Draining,
         }
     }
 }
@@ -194,20 +204,20 @@ impl Health {
 /// All standing orders. The JSON form is what survives the manager.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Orders(Vec<Standing>);
+pub struct AdminOverrides(Vec<OverrideEntry>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Standing {
+struct OverrideEntry {
     worker: String,
     /// Nothing means all.
     service: Option<String>,
     #[serde(flatten)]
-    overlay: Overlay,
+    overlay: AdminOverride,
 }
 
-impl Standing {
-    fn orders(&self) -> impl Iterator<Item = Order> {
-        let order = |action, by: &str, at_ms, reason: &Option<String>| Order {
+impl OverrideEntry {
+    fn orders(&self) -> impl Iterator<Item = AdminCommand> {
+        let order = |action, by: &str, at_ms, reason: &Option<String>| AdminCommand {
             worker: self.worker.clone(),
             service: self.service.clone(),
             action,
@@ -215,50 +225,51 @@ impl Standing {
             at_ms,
             reason: reason.clone(),
         };
-        let hold = self.overlay.hold.as_ref().map(|mark| {
-            let action = Action::Hold { hold: mark.value };
+        let hold = self.overlay.state.as_ref().map(|mark| {
+            let action = AdminAction::SetState { state: mark.value };
             order(action, &mark.by, mark.at_ms, &mark.reason)
         });
         let weight = self.overlay.weight_percent.as_ref().map(|mark| {
             let percent = mark.value;
-            let action = Action::Weight { percent };
+            let action = AdminAction::Weight { percent };
             order(action, &mark.by, mark.at_ms, &mark.reason)
         });
         let pause = self.overlay.pause.as_ref().map(|mark| {
-            let action = Action::Pause { for_ms: mark.value };
+            let action = AdminAction::Pause { for_ms: mark.value };
             order(action, &mark.by, mark.at_ms, &mark.reason)
         });
         hold.into_iter().chain(weight).chain(pause)
     }
 }
 
-impl Orders {
+impl AdminOverrides {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Returns what is in force for `worker` in `service`: of holds the one that stops more, of
     /// weights the one given for the service itself.
-    pub fn overlay(&self, worker: &str, service: &str) -> Overlay {
+    pub fn overlay(&self, worker: &str, service: &str) -> AdminOverride {
         let general = self.get(worker, None);
         let special = self.get(worker, Some(service));
-        let hold = |overlay: Option<&Overlay>| overlay.and_then(|it| it.hold.clone());
-        let weight = |overlay: Option<&Overlay>| overlay.and_then(|it| it.weight_percent.clone());
+        let hold = |overlay: Option<&AdminOverride>| overlay.and_then(|it| it.state.clone());
+        let weight =
+            |overlay: Option<&AdminOverride>| overlay.and_then(|it| it.weight_percent.clone());
         let holds = [hold(general), hold(special)].into_iter().flatten();
-        Overlay {
-            hold: holds.max_by_key(|hold| hold.value),
+        AdminOverride {
+            state: holds.max_by_key(|hold| hold.value),
             weight_percent: weight(special).or_else(|| weight(general)),
             pause: general.and_then(|overlay| overlay.pause.clone()),
         }
     }
 
     /// Returns every order that stands, as it was given.
-    pub fn standing(&self) -> Vec<Order> {
-        self.0.iter().flat_map(Standing::orders).collect()
+    pub fn commands(&self) -> Vec<AdminCommand> {
+        self.0.iter().flat_map(OverrideEntry::orders).collect()
     }
 
     /// Returns the workers that are paused, with for how many milliseconds, by whom and since when.
-    pub fn pauses(&self) -> impl Iterator<Item = (&str, &Marked<u64>)> {
+    pub fn pauses(&self) -> impl Iterator<Item = (&str, &Audited<u64>)> {
         let standing = self.0.iter();
         standing.filter_map(|it| Some((it.worker.as_str(), it.overlay.pause.as_ref()?)))
     }
@@ -271,17 +282,24 @@ impl Orders {
     }
 
     /// Whether an order only ends such as stand, whoever they are about.
-    pub(super) fn are_taken_back_by(&self, order: &Order) -> bool {
+    pub(super) fn is_removed_by(&self, order: &AdminCommand) -> bool {
         let wanted = |(worker, service): (&str, Option<&str>)| {
             worker == order.worker
                 && (order.service.is_none() || order.service.as_deref() == service)
         };
-        order.action.takes_back() && self.targets().any(wanted)
+        order.action.is_removal() && self.targets().any(wanted)
     }
 
     /// Returns those of earlier standing orders that stand no more, in what they say.
-    pub(super) fn missing_of(&self, earlier: Vec<Order>) -> impl Iterator<Item = Order> {
-        let now: BTreeSet<String> = self.standing().iter().map(Order::to_string).collect();
+    pub(super) fn missing_from(
+        &self,
+        earlier: Vec<AdminCommand>,
+    ) -> impl Iterator<Item = AdminCommand> {
+        let now: BTreeSet<String> = self
+            .commands()
+            .iter()
+            .map(AdminCommand::to_string)
+            .collect();
         let earlier = earlier.into_iter();
         earlier.filter(move |order| !now.contains(&order.to_string()))
     }
@@ -291,21 +309,25 @@ impl Orders {
     /// # Errors
     ///
     /// Says that the worker is held for all services, and cannot be undrained for one.
-    pub(super) fn take(&mut self, order: &Order) -> Result<(), OrderError> {
+    pub(super) fn apply(&mut self, order: &AdminCommand) -> Result<(), AdminError> {
         match order.action {
-            Action::Hold { hold } => self.entry(order).hold = Some(Marked::of(hold, order)),
-            Action::Weight { percent: 100 } if order.service.is_none() => {
+            AdminAction::SetState { state } => {
+                self.entry(order).state = Some(Audited::of(state, order));
+            }
+            AdminAction::Weight { percent: 100 } if order.service.is_none() => {
                 self.of_worker(order, |overlay| overlay.weight_percent = None);
             }
-            Action::Weight { percent } => {
+            AdminAction::Weight { percent } => {
                 if order.service.is_none() {
                     self.of_worker(order, |overlay| overlay.weight_percent = None);
                 }
-                self.entry(order).weight_percent = Some(Marked::of(percent, order));
+                self.entry(order).weight_percent = Some(Audited::of(percent, order));
             }
-            Action::Pause { for_ms } => self.entry(order).pause = Some(Marked::of(for_ms, order)),
-            Action::Resume => self.of_worker(order, |overlay| overlay.pause = None),
-            Action::Undrain => self.undrain(order)?,
+            AdminAction::Pause { for_ms } => {
+                self.entry(order).pause = Some(Audited::of(for_ms, order));
+            }
+            AdminAction::Resume => self.of_worker(order, |overlay| overlay.pause = None),
+            AdminAction::Undrain => self.undrain(order)?,
         }
         self.0.retain(|standing| !standing.overlay.is_empty());
         Ok(())
@@ -318,44 +340,44 @@ impl Orders {
         self.0.retain(|standing| !standing.overlay.is_empty());
     }
 
-    fn undrain(&mut self, order: &Order) -> Result<(), OrderError> {
+    fn undrain(&mut self, order: &AdminCommand) -> Result<(), AdminError> {
         let Some(service) = &order.service else {
-            self.of_worker(order, |overlay| overlay.hold = None);
+            self.of_worker(order, |overlay| overlay.state = None);
             return Ok(());
         };
         let general = self.get(&order.worker, None);
-        if let Some(hold) = general.and_then(|overlay| overlay.hold.as_ref()) {
-            return Err(OrderError::HeldForAll {
+        if let Some(hold) = general.and_then(|overlay| overlay.state.as_ref()) {
+            return Err(AdminError::HeldForAll {
                 worker: order.worker.clone(),
                 service: service.clone(),
                 hold: hold.value,
             });
         }
-        self.entry(order).hold = None;
+        self.entry(order).state = None;
         Ok(())
     }
 
-    fn get(&self, worker: &str, service: Option<&str>) -> Option<&Overlay> {
+    fn get(&self, worker: &str, service: Option<&str>) -> Option<&AdminOverride> {
         let mut standing = self.0.iter();
         standing
             .find(|it| it.worker == worker && it.service.as_deref() == service)
             .map(|it| &it.overlay)
     }
 
-    fn entry(&mut self, order: &Order) -> &mut Overlay {
-        let same = |it: &Standing| it.worker == order.worker && it.service == order.service;
+    fn entry(&mut self, order: &AdminCommand) -> &mut AdminOverride {
+        let same = |it: &OverrideEntry| it.worker == order.worker && it.service == order.service;
         let place = self.0.iter().position(same).unwrap_or_else(|| {
-            self.0.push(Standing {
+            self.0.push(OverrideEntry {
                 worker: order.worker.clone(),
                 service: order.service.clone(),
-                overlay: Overlay::default(),
+                overlay: AdminOverride::default(),
             });
             self.0.len() - 1
         });
         &mut self.0[place].overlay
     }
 
-    fn of_worker(&mut self, order: &Order, change: impl Fn(&mut Overlay)) {
+    fn of_worker(&mut self, order: &AdminCommand, change: impl Fn(&mut AdminOverride)) {
         let all = self.0.iter_mut().filter(|it| it.worker == order.worker);
         all.for_each(|standing| change(&mut standing.overlay));
     }
@@ -363,7 +385,7 @@ impl Orders {
 
 /// Why an order cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OrderError {
+pub enum AdminError {
     UnknownWorker {
         worker: String,
         known: Vec<String>,
@@ -380,7 +402,7 @@ pub enum OrderError {
     HeldForAll {
         worker: String,
         service: String,
-        hold: Hold,
+        hold: AdminState,
     },
     WeightTooLarge {
         percent: u32,
@@ -398,12 +420,12 @@ pub enum OrderError {
     },
 }
 
-impl fmt::Display for OrderError {
+impl fmt::Display for AdminError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownWorker { worker, known } => f.write_str(&no_such("worker", worker, known)),
+            Self::UnknownWorker { worker, known } => f.write_str(&unknown_name("worker", worker, known)),
             Self::UnknownService { service, known } => {
-                f.write_str(&no_such("service", service, known))
+                f.write_str(&unknown_name("service", service, known))
             }
             Self::NotInService {
                 worker,
@@ -422,18 +444,18 @@ impl fmt::Display for OrderError {
                 f,
                 "{worker} is {} for all its services: undrain it without --service, and drain it \
                  for the services other than {service} if need be",
-                hold.participle()
+                hold.description()
             ),
             Self::WeightTooLarge { percent } => write!(
                 f,
-                "a weight of {percent} percent is too large: expected 0 to {MOST_WEIGHT_PERCENT}"
+                "a weight of {percent} percent is too large: expected 0 to {MAX_WEIGHT_PERCENT}"
             ),
             Self::PauseOutOfRange { for_ms } => write!(
                 f,
                 "a pause of {} is not possible: expected {} to {}",
                 span(*for_ms),
-                humantime::format_duration(LEAST_PAUSE),
-                humantime::format_duration(MOST_PAUSE)
+                humantime::format_duration(MIN_PAUSE),
+                humantime::format_duration(MAX_PAUSE)
             ),
             Self::PauseOfOneService => f.write_str(
                 "a worker is paused in all its services, since it is silent in all of them: leave out \
@@ -441,7 +463,7 @@ impl fmt::Display for OrderError {
             ),
             Self::ReasonTooLong { bytes } => write!(
                 f,
-                "the reason has {bytes} bytes: at most {MOST_REASON_BYTES} are kept"
+                "the reason has {bytes} bytes: at most {MAX_REASON_BYTES} are kept"
             ),
             Self::ReasonUnprintable { character } => write!(
                 f,
@@ -452,7 +474,7 @@ impl fmt::Display for OrderError {
     }
 }
 
-impl std::error::Error for OrderError {}
+impl std::error::Error for AdminError {}
 
 fn span(milliseconds: u64) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(milliseconds))
@@ -463,19 +485,19 @@ fn span(milliseconds: u64) -> humantime::FormattedDuration {
 /// # Errors
 ///
 /// Returns the first thing that is wrong with it.
-pub fn check_reason(reason: &str) -> Result<(), OrderError> {
-    if reason.len() > MOST_REASON_BYTES {
+pub fn check_reason(reason: &str) -> Result<(), AdminError> {
+    if reason.len() > MAX_REASON_BYTES {
         let bytes = reason.len();
-        return Err(OrderError::ReasonTooLong { bytes });
+        return Err(AdminError::ReasonTooLong { bytes });
     }
     match reason.chars().find(|character| character.is_control()) {
-        Some(character) => Err(OrderError::ReasonUnprintable { character }),
+        Some(character) => Err(AdminError::ReasonUnprintable { character }),
         None => Ok(()),
     }
 }
 
 /// Says that there is nothing of that `kind` and `name`, and what was probably meant.
-pub fn no_such(kind: &str, name: &str, known: &[impl AsRef<str>]) -> String {
+pub fn unknown_name(kind: &str, name: &str, known: &[impl AsRef<str>]) -> String {
     const SHOWN: usize = 5;
     let distance = |candidate: &&str| strsim::damerau_levenshtein(name, candidate);
     let mut known: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
@@ -501,15 +523,15 @@ mod tests {
 
     #[test]
     fn of_many_names_only_the_nearest_are_told() {
-        let said = no_such("worker", "nosuch", &["a", "b"]);
+        let said = unknown_name("worker", "nosuch", &["a", "b"]);
         assert_eq!(said, "there is no worker \"nosuch\", only a, b");
         let many: Vec<String> = (0..300).map(|it| format!("worker{it}")).collect();
         assert_eq!(
-            no_such("worker", "other7", &many),
+            unknown_name("worker", "other7", &many),
             "there is no worker \"other7\"; of 300, the most similar are worker7, worker0, \
              worker1, worker2, worker3"
         );
-        assert!(no_such("worker", "worker7x", &many).ends_with("did you mean worker7?"));
+        assert!(unknown_name("worker", "worker7x", &many).ends_with("did you mean worker7?"));
     }
 
     #[test]
@@ -521,12 +543,12 @@ mod tests {
         for (reason, problem) in [
             (
                 "a\u{1b}[31mred",
-                OrderError::ReasonUnprintable {
+                AdminError::ReasonUnprintable {
                     character: '\u{1b}',
                 },
             ),
-            ("a\nb", OrderError::ReasonUnprintable { character: '\n' }),
-            (&"r".repeat(1001), OrderError::ReasonTooLong { bytes: 1001 }),
+            ("a\nb", AdminError::ReasonUnprintable { character: '\n' }),
+            (&"r".repeat(1001), AdminError::ReasonTooLong { bytes: 1001 }),
         ] {
             let said = problem.to_string();
             assert_eq!(check_reason(reason), Err(problem));

@@ -2,12 +2,12 @@
 
 use super::*;
 
-const HOLD: Duration = Duration::from_millis(1_000);
+const DEFAULT_HOLD: Duration = Duration::from_millis(1_000);
 
 /// The lab with both workers up, worker2 selected by preference just now, and worker1 the better again.
 fn waiting() -> World {
     let mut settings = lab(Threshold::Bytes(64 * MIB));
-    settings.services[0].hold = HOLD;
+    settings.services[0].hold = DEFAULT_HOLD;
     let mut world = World::new(settings);
     world.start("worker1", 300);
     world.start("worker2", 290);
@@ -36,7 +36,7 @@ fn a_better_worker_waits_for_the_holds_end_and_takes_over_at_that_instant() {
     let waits = world.waits_for().expect("worker1 waits");
     assert_eq!((waits.worker.as_str(), waits.left_ms), ("worker1", 1_000));
     world.events.clear();
-    world.pass(HOLD - Duration::from_nanos(1));
+    world.pass(DEFAULT_HOLD - Duration::from_nanos(1));
     assert_eq!(world.selected(), "worker2");
     // No heartbeat comes now: the hold ends by itself.
     assert_eq!(
@@ -77,17 +77,19 @@ fn a_failover_does_not_wait_and_begins_a_hold_of_its_own() {
 #[test]
 fn an_order_does_not_wait_either() {
     let mut world = waiting();
-    let drain = Order {
+    let drain = AdminCommand {
         worker: "worker2".to_owned(),
         service: None,
-        action: Action::Hold { hold: Hold::Drain },
+        action: AdminAction::SetState {
+            state: AdminState::Drain,
+        },
         by: "root".to_owned(),
         at_ms: 0,
         reason: None,
     };
     world
         .core
-        .handle_order(&drain, world.now)
+        .handle_admin_command(&drain, world.now)
         .expect("a worker");
     world.drain();
     assert_eq!(world.selected(), "worker1");
@@ -103,7 +105,7 @@ fn a_worker_without_memory_to_spare_is_left_at_once_but_not_for_another_such() {
     assert!(said.ends_with("worker2 has none to spare"), "{said}");
 
     let mut settings = lab(Threshold::Bytes(MIB));
-    settings.services[0].hold = HOLD;
+    settings.services[0].hold = DEFAULT_HOLD;
     let mut world = World::new(settings);
     world.start("worker1", 10);
     world.start("worker2", 12);
@@ -119,24 +121,24 @@ fn a_reload_changes_the_hold_and_a_restart_begins_one() {
     world.reconfigure(settings.clone());
     assert_eq!(world.selected(), "worker1");
 
-    settings.services[0].hold = HOLD;
-    let adopted = Adopted {
+    settings.services[0].hold = DEFAULT_HOLD;
+    let adopted = AdoptedState {
         selections: [(WEB, BackendId(1))].into(),
-        ..Adopted::default()
+        ..AdoptedState::default()
     };
     let core = Core::resume(settings, &adopted, world.now);
     let mut world = World::around(core, world.now);
     world.start("worker1", 100);
     world.start("worker2", 500);
     assert_eq!(world.selected(), "worker1");
-    world.pass(HOLD);
+    world.pass(DEFAULT_HOLD);
     assert_eq!(world.selected(), "worker2");
 }
 
 #[test]
 fn the_first_choice_binds_nobody() {
     let mut settings = lab(Threshold::Auto);
-    settings.services[0].hold = HOLD;
+    settings.services[0].hold = DEFAULT_HOLD;
     let mut world = World::new(settings);
     world.start("worker1", 100);
     world.start("worker2", 500);

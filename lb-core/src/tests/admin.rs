@@ -1,9 +1,9 @@
-//! The operator's orders: what they stop, what they let be, what outlasts a restart.
+//! The operator's overrides: what they stop, what they let be, what outlasts a restart.
 
 use super::*;
 
-fn order(worker: &str, action: Action) -> Order {
-    Order {
+fn order(worker: &str, action: AdminAction) -> AdminCommand {
+    AdminCommand {
         worker: worker.to_owned(),
         service: None,
         action,
@@ -13,8 +13,8 @@ fn order(worker: &str, action: Action) -> Order {
     }
 }
 
-const fn hold(hold: Hold) -> Action {
-    Action::Hold { hold }
+const fn set_state(state: AdminState) -> AdminAction {
+    AdminAction::SetState { state }
 }
 
 fn started() -> World {
@@ -25,10 +25,10 @@ fn started() -> World {
 }
 
 impl World {
-    fn order(&mut self, order: &Order) -> Obeyed {
-        let obeyed = self.core.handle_order(order, self.now).unwrap();
+    fn order(&mut self, order: &AdminCommand) -> CommandResult {
+        let result = self.core.handle_admin_command(order, self.now).unwrap();
         self.wake();
-        obeyed
+        result
     }
 }
 
@@ -36,15 +36,15 @@ impl World {
 fn a_drained_worker_gets_nothing_new_until_it_is_undrained() {
     let mut world = started();
     assert_eq!(world.selected(), "worker1");
-    let obeyed = world.order(&order("worker1", hold(Hold::Drain)));
-    assert_eq!(obeyed, Obeyed::default());
+    let result = world.order(&order("worker1", set_state(AdminState::Drain)));
+    assert_eq!(result, CommandResult::default());
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Draining);
     world.pass(ms(10_000));
     assert_eq!(world.selected(), "worker2");
-    world.order(&order("worker1", Action::Undrain));
+    world.order(&order("worker1", AdminAction::Undrain));
     assert_eq!(world.selected(), "worker1");
-    assert!(world.core.orders().is_empty());
+    assert!(world.core.admin_overrides().is_empty());
 }
 
 #[test]
@@ -60,31 +60,31 @@ fn every_hold_over_every_health() {
         (Maintenance, [Draining, Maintenance, Cut]),
     ];
     for (health, expected) in table {
-        let holds = [Hold::Drain, Hold::Maintenance, Hold::Cut];
-        let states = holds.map(|hold| health.under(Some(hold)));
+        let holds = [AdminState::Drain, AdminState::Maintenance, AdminState::Cut];
+        let states = holds.map(|hold| health.under_admin_state(Some(hold)));
         assert_eq!(states, expected, "{health:?}");
         assert!(states.iter().all(|state| !state.is_up()));
-        assert_eq!(health.under(None), health);
+        assert_eq!(health.under_admin_state(None), health);
     }
 }
 
 #[test]
 fn says_when_nobody_is_left_for_new_connections() {
     let mut world = started();
-    world.order(&order("worker1", hold(Hold::Drain)));
-    let obeyed = world.order(&order("worker2", hold(Hold::Maintenance)));
-    assert_eq!(obeyed.without_worker, ["service0"]);
+    world.order(&order("worker1", set_state(AdminState::Drain)));
+    let result = world.order(&order("worker2", set_state(AdminState::Maintenance)));
+    assert_eq!(result.without_worker, ["service0"]);
     let serves = "service0 has no worker now: the manager serves by itself";
-    assert_eq!(obeyed.mind, [serves]);
+    assert_eq!(result.warnings, [serves]);
     assert_eq!(world.selected(), MANAGER);
-    world.order(&order("worker2", Action::Undrain));
+    world.order(&order("worker2", AdminAction::Undrain));
     assert_eq!(world.selected(), "worker2");
 }
 
 #[test]
 fn a_worker_in_maintenance_falls_silent_without_alarm() {
     let mut world = started();
-    world.order(&order("worker1", hold(Hold::Maintenance)));
+    world.order(&order("worker1", set_state(AdminState::Maintenance)));
     world.agents.remove("worker1");
     world.pass(DOWN_AFTER + ms(1));
     let snapshot = world.core.snapshot(world.now);
@@ -101,14 +101,14 @@ fn a_worker_in_maintenance_falls_silent_without_alarm() {
 #[test]
 fn orders_outlast_a_restart() {
     let mut world = started();
-    world.order(&order("worker1", hold(Hold::Drain)));
-    let kept = serde_json::to_string(world.core.orders()).unwrap();
+    world.order(&order("worker1", set_state(AdminState::Drain)));
+    let kept = serde_json::to_string(world.core.admin_overrides()).unwrap();
     // The worst case: the maps still say what was before the order.
-    let adopted = Adopted {
+    let adopted = AdoptedState {
         selections: [(WEB, BackendId(1))].into(),
         up: [BackendId(1), BackendId(2)].into(),
-        orders: serde_json::from_str(&kept).unwrap(),
-        ..Adopted::default()
+        overrides: serde_json::from_str(&kept).unwrap(),
+        ..AdoptedState::default()
     };
     let core = Core::resume(lab(Threshold::Bytes(64 * MIB)), &adopted, world.now);
     let mut world = World::around(core, world.now);
@@ -119,7 +119,7 @@ fn orders_outlast_a_restart() {
     assert_eq!(world.selected(), "worker2");
     let snapshot = world.core.snapshot(world.now);
     let mark = snapshot.services[0].backends[0].hold.clone().unwrap();
-    assert_eq!((mark.value, mark.by.as_str()), (Hold::Drain, "root"));
+    assert_eq!((mark.value, mark.by.as_str()), (AdminState::Drain, "root"));
     assert_eq!(
         (mark.at_ms, mark.reason.as_deref()),
         (1_000, Some("new disk"))
@@ -135,21 +135,21 @@ fn an_order_for_one_service_leaves_the_others_alone() {
     let mut world = World::new(settings);
     world.start("worker1", 600);
     world.start("worker2", 300);
-    let for_service = |action| Order {
+    let for_service = |action| AdminCommand {
         service: Some("service1".to_owned()),
         ..order("worker1", action)
     };
-    world.order(&for_service(hold(Hold::Drain)));
+    world.order(&for_service(set_state(AdminState::Drain)));
     assert_eq!(world.maps.selection[&WEB], Some(BackendId(1)));
     assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(5)));
     // A general order cannot be taken back in part, but takes the special one back with it.
-    world.order(&order("worker1", hold(Hold::Drain)));
+    world.order(&order("worker1", set_state(AdminState::Drain)));
     assert_eq!(world.maps.selection[&WEB], Some(BackendId(2)));
     let refused = world
         .core
-        .handle_order(&for_service(Action::Undrain), world.now);
-    assert!(matches!(refused, Err(OrderError::HeldForAll { .. })));
-    world.order(&order("worker1", Action::Undrain));
+        .handle_admin_command(&for_service(AdminAction::Undrain), world.now);
+    assert!(matches!(refused, Err(AdminError::HeldForAll { .. })));
+    world.order(&order("worker1", AdminAction::Undrain));
     assert_eq!(world.maps.selection[&WEB], Some(BackendId(1)));
     assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(4)));
 }
@@ -157,81 +157,90 @@ fn an_order_for_one_service_leaves_the_others_alone() {
 #[test]
 fn a_weight_is_kept_and_a_weight_of_nothing_drains() {
     let mut world = started();
-    world.order(&order("worker1", Action::Weight { percent: 50 }));
+    world.order(&order("worker1", AdminAction::Weight { percent: 50 }));
     assert_eq!(world.selected(), "worker1");
-    let overlay = world.core.orders().overlay("worker1", "service0");
+    let overlay = world.core.admin_overrides().overlay("worker1", "service0");
     assert_eq!(overlay.weight_percent(), 50);
-    world.order(&order("worker1", Action::Weight { percent: 0 }));
+    world.order(&order("worker1", AdminAction::Weight { percent: 0 }));
     assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Draining);
     assert_eq!(world.selected(), "worker2");
-    world.order(&order("worker1", Action::Weight { percent: 100 }));
+    world.order(&order("worker1", AdminAction::Weight { percent: 100 }));
     assert_eq!(world.selected(), "worker1");
-    assert!(world.core.orders().is_empty());
+    assert!(world.core.admin_overrides().is_empty());
 }
 
 #[test]
 fn refuses_what_it_cannot_do_and_says_what_there_is() {
     let mut world = started();
     let cases = [
-        (order("worker3", Action::Undrain), "did you mean worker1?"),
-        (order("nobody", Action::Undrain), "only worker1, worker2"),
         (
-            order("worker1", Action::Weight { percent: 1001 }),
+            order("worker3", AdminAction::Undrain),
+            "did you mean worker1?",
+        ),
+        (
+            order("nobody", AdminAction::Undrain),
+            "only worker1, worker2",
+        ),
+        (
+            order("worker1", AdminAction::Weight { percent: 1001 }),
             "expected 0 to 1000",
         ),
         (
-            Order {
+            AdminCommand {
                 service: Some("service7".to_owned()),
-                ..order("worker1", Action::Undrain)
+                ..order("worker1", AdminAction::Undrain)
             },
             "did you mean service0?",
         ),
     ];
     for (order, says) in cases {
-        let refused = world.core.handle_order(&order, world.now).unwrap_err();
+        let refused = world
+            .core
+            .handle_admin_command(&order, world.now)
+            .unwrap_err();
         assert!(refused.to_string().contains(says), "{refused}");
     }
-    assert!(world.core.orders().is_empty());
+    assert!(world.core.admin_overrides().is_empty());
 }
 
 #[test]
 fn an_order_for_who_is_configured_no_longer_can_be_taken_back() {
     let mut world = started();
-    world.order(&order("worker2", hold(Hold::Drain)));
-    world.order(&order("worker2", Action::Weight { percent: 50 }));
+    world.order(&order("worker2", set_state(AdminState::Drain)));
+    world.order(&order("worker2", AdminAction::Weight { percent: 50 }));
     let mut settings = lab(Threshold::Auto);
     settings.services[0].backends.truncate(1);
     world.reconfigure(settings);
     let refused = |world: &mut World, action| {
         let outcome = world
             .core
-            .handle_order(&order("worker2", action), world.now);
-        assert!(matches!(outcome, Err(OrderError::UnknownWorker { .. })));
+            .handle_admin_command(&order("worker2", action), world.now);
+        assert!(matches!(outcome, Err(AdminError::UnknownWorker { .. })));
     };
-    refused(&mut world, hold(Hold::Maintenance));
-    refused(&mut world, Action::Weight { percent: 20 });
-    assert_eq!(world.core.orders().standing().len(), 2);
-    for action in [Action::Undrain, Action::Weight { percent: 100 }] {
-        let obeyed = world.order(&order("worker2", action));
-        assert_eq!(obeyed.mind, ["no service has worker2 there"]);
+    refused(&mut world, set_state(AdminState::Maintenance));
+    refused(&mut world, AdminAction::Weight { percent: 20 });
+    assert_eq!(world.core.admin_overrides().commands().len(), 2);
+    for action in [AdminAction::Undrain, AdminAction::Weight { percent: 100 }] {
+        let result = world.order(&order("worker2", action));
+        assert_eq!(result.warnings, ["no service has worker2 there"]);
     }
-    assert!(world.core.orders().is_empty());
-    refused(&mut world, Action::Undrain);
+    assert!(world.core.admin_overrides().is_empty());
+    refused(&mut world, AdminAction::Undrain);
 }
 
 #[test]
 fn says_which_order_another_replaces() {
     let mut world = started();
-    world.order(&order("worker1", hold(Hold::Maintenance)));
-    let drain = Order {
+    world.order(&order("worker1", set_state(AdminState::Maintenance)));
+    let drain = AdminCommand {
         reason: None,
-        ..order("worker1", hold(Hold::Drain))
+        ..order("worker1", set_state(AdminState::Drain))
     };
     let replaced = "this replaces an earlier order: worker1 is in maintenance by root: new disk";
-    assert_eq!(world.order(&drain).mind, [replaced]);
-    assert_eq!(world.order(&drain).mind, [""; 0]);
-    let weight = order("worker1", Action::Weight { percent: 50 });
-    assert_eq!(world.order(&weight).mind, [""; 0]);
-    let undrain = order("worker1", Action::Undrain);
-    assert_eq!(world.order(&undrain).mind, [""; 0]);
+    assert_eq!(world.order(&drain).warnings, [replaced]);
+    assert_eq!(world.order(&drain).warnings, [""; 0]);
+    let weight = order("worker1", AdminAction::Weight { percent: 50 });
+    assert_eq!(world.order(&weight).warnings, [""; 0]);
+    let undrain = order("worker1", AdminAction::Undrain);
+    assert_eq!(world.order(&undrain).warnings, [""; 0]);
 }

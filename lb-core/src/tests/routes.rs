@@ -2,9 +2,9 @@
 
 use super::*;
 
-fn find(world: &mut World, link: Link) {
+fn find(world: &mut World, link: WorkerRoute) {
     let links = BTreeMap::from([(BackendId(1), link)]);
-    world.core.handle_links(&links, world.now);
+    world.core.handle_routes(&links, world.now);
     world.wake();
 }
 
@@ -19,7 +19,7 @@ fn a_worker_is_not_chosen_while_no_route_leads_to_it() {
         let mut settings = lab(Threshold::Bytes(64 * MIB));
         settings.services[0].policy = policy;
         let mut world = World::new(settings.clone());
-        find(&mut world, Link::Missing);
+        find(&mut world, WorkerRoute::Missing);
         world.start("worker1", 600);
         assert_eq!(world.selected(), MANAGER, "{policy}");
         assert!(world.kinds().contains(&"worker_barred".to_owned()));
@@ -35,7 +35,7 @@ fn a_worker_is_not_chosen_while_no_route_leads_to_it() {
         world.reconfigure(settings);
         assert_eq!(world.state("worker1"), Health::Unreachable);
         world.kinds();
-        find(&mut world, Link::Direct);
+        find(&mut world, WorkerRoute::Direct);
         assert_eq!(world.state("worker1"), Health::Up);
         world.pass(ms(50));
         assert!(takers(&world).contains(&BackendId(1)), "{policy}");
@@ -46,14 +46,14 @@ fn a_worker_is_not_chosen_while_no_route_leads_to_it() {
 #[test]
 fn a_worker_beyond_an_interface_without_programs_is_out_of_reach_too() {
     let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
-    find(&mut world, Link::Unattached("eth7".to_owned()));
+    find(&mut world, WorkerRoute::Unattached("eth7".to_owned()));
     world.start("worker1", 600);
     assert_eq!(world.selected(), MANAGER);
     assert_eq!(world.state("worker1"), Health::Unreachable);
     let backends = &world.core.snapshot(world.now).services[0].backends;
     let why = backends[0].barred.as_deref().expect("a reason");
     assert!(why.contains("leads through eth7"), "{why}");
-    find(&mut world, Link::Direct);
+    find(&mut world, WorkerRoute::Direct);
     assert_eq!(world.state("worker1"), Health::Up);
     assert_eq!(world.selected(), "worker1");
 }
@@ -66,7 +66,7 @@ fn a_worker_that_a_reload_moves_out_of_reach_is_not_even_chosen_for_a_moment() {
     let mut settings = lab(Threshold::Bytes(64 * MIB));
     settings.services[0].backends[0].id = BackendId(7);
     world.kinds();
-    let links = BTreeMap::from([(BackendId(7), Link::Missing)]);
+    let links = BTreeMap::from([(BackendId(7), WorkerRoute::Missing)]);
     world.reconfigure_with(settings, &links);
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);

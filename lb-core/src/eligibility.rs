@@ -18,10 +18,10 @@ use super::worker::Worker;
 
 /// How the manager reaches a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Link {
+pub enum WorkerRoute {
     /// Without a router on the way, as far as is known.
     Direct,
-    BehindRouter,
+    ViaRouter,
     /// No route leads to it.
     Missing,
     /// The route leads through an interface of this name, which memlb is not attached to.
@@ -31,7 +31,7 @@ pub enum Link {
 /// Why a worker that is up cannot serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Obstacle {
+pub enum Ineligibility {
     /// The manager has no route to it.
     NoRoute,
     /// The route leads through an interface that memlb is not attached to: replies would reach no client.
@@ -44,7 +44,7 @@ pub enum Obstacle {
     NoReturnPath,
 }
 
-impl Obstacle {
+impl Ineligibility {
     /// Returns the state in which a worker is treated that would be up without it.
     pub(super) fn state(self) -> Health {
         match self {
@@ -57,7 +57,7 @@ impl Obstacle {
     pub(super) fn explain(
         self,
         backend: &BackendSettings,
-        link: &Link,
+        link: &WorkerRoute,
         service: Endpoint,
     ) -> String {
         let BackendSettings {
@@ -74,7 +74,7 @@ impl Obstacle {
             Self::OtherInterface => {
                 let ip = address.ip();
                 let interface = match link {
-                    Link::Unattached(name) => name.as_str(),
+                    WorkerRoute::Unattached(name) => name.as_str(),
                     _ => "another interface",
                 };
                 format!(
@@ -101,21 +101,24 @@ impl Obstacle {
 
 impl Core {
     /// Takes over how each backend's worker is reached.
-    pub fn handle_links(&mut self, links: &BTreeMap<BackendId, Link>, now: Instant) {
+    pub fn handle_routes(&mut self, links: &BTreeMap<BackendId, WorkerRoute>, now: Instant) {
         self.wake(now);
         let mut changed = BTreeSet::new();
         for service in &mut self.services {
-            changed.extend(service.take_links(links));
+            changed.extend(service.update_routes(links));
         }
         if !changed.is_empty() {
-            self.settle(&changed.into_iter().collect::<Vec<_>>(), now);
+            self.sync_services(&changed.into_iter().collect::<Vec<_>>(), now);
         }
     }
 }
 
 impl Service {
     /// Takes over how the workers are reached; returns those of whom that is new.
-    pub(super) fn take_links(&mut self, links: &BTreeMap<BackendId, Link>) -> BTreeSet<usize> {
+    pub(super) fn update_routes(
+        &mut self,
+        links: &BTreeMap<BackendId, WorkerRoute>,
+    ) -> BTreeSet<usize> {
         let mut changed = BTreeSet::new();
         for (place, backend) in self.settings.backends.iter().enumerate() {
             let Some(link) = links.get(&backend.id) else {
@@ -130,36 +133,36 @@ impl Service {
     }
 
     /// Returns what keeps a worker from serving.
-    pub(super) fn obstacle(&self, backend: usize, worker: &Worker) -> Option<Obstacle> {
+    pub(super) fn ineligibility(&self, backend: usize, worker: &Worker) -> Option<Ineligibility> {
         match (&self.links[backend], self.settings.mode) {
-            (Link::Missing, _) => return Some(Obstacle::NoRoute),
-            (Link::Unattached(_), _) => return Some(Obstacle::OtherInterface),
+            (WorkerRoute::Missing, _) => return Some(Ineligibility::NoRoute),
+            (WorkerRoute::Unattached(_), _) => return Some(Ineligibility::OtherInterface),
             (_, Mode::Nat) => return None,
-            (Link::BehindRouter, Mode::Dsr) => return Some(Obstacle::OtherLink),
-            (Link::Direct, Mode::Dsr) => {}
+            (WorkerRoute::ViaRouter, Mode::Dsr) => return Some(Ineligibility::OtherLink),
+            (WorkerRoute::Direct, Mode::Dsr) => {}
             (_, Mode::Routed) => {
                 let is_missing = self.return_paths[backend].is_missing();
-                return is_missing.then_some(Obstacle::NoReturnPath);
+                return is_missing.then_some(Ineligibility::NoReturnPath);
             }
         }
         let lacks = !worker.translates.contains(&self.settings.endpoint());
-        lacks.then_some(Obstacle::NoCompanion)
+        lacks.then_some(Ineligibility::NoCompanion)
     }
 
     /// Says to a person what keeps a worker that is up from serving.
-    pub(super) fn barred(&self, backend: usize, worker: &Worker) -> Option<String> {
-        let obstacle = self.obstacle(backend, worker)?;
+    pub(super) fn ineligible_reason(&self, backend: usize, worker: &Worker) -> Option<String> {
+        let obstacle = self.ineligibility(backend, worker)?;
         let barred = self.state(backend, worker) == obstacle.state();
         barred.then(|| self.explain(obstacle, backend))
     }
 
     /// Returns the event of a worker that is up and newly kept from serving, or no longer.
-    pub(super) fn tell_obstacle(&mut self, backend: usize, worker: &Worker) -> Option<Event> {
+    pub(super) fn eligibility_event(&mut self, backend: usize, worker: &Worker) -> Option<Event> {
         if !worker.health.is_up() || worker.heard.is_none() {
             return None;
         }
-        let obstacle = self.obstacle(backend, worker);
-        if mem::replace(&mut self.told_obstacles[backend], obstacle) == obstacle {
+        let obstacle = self.ineligibility(backend, worker);
+        if mem::replace(&mut self.reported_ineligibility[backend], obstacle) == obstacle {
             return None;
         }
         let (worker, service) = (worker.name.clone(), self.settings.name.clone());
@@ -174,7 +177,7 @@ impl Service {
         })
     }
 
-    fn explain(&self, obstacle: Obstacle, backend: usize) -> String {
+    fn explain(&self, obstacle: Ineligibility, backend: usize) -> String {
         obstacle.explain(
             &self.settings.backends[backend],
             &self.links[backend],
@@ -183,7 +186,7 @@ impl Service {
     }
 
     /// Keeps what is known of the ways to the workers that stay, and what was said of them.
-    pub(super) fn inherit_links(&mut self, old: &Self) {
+    pub(super) fn inherit_routes(&mut self, old: &Self) {
         for (place, backend) in self.settings.backends.iter().enumerate() {
             let before = old
                 .settings
@@ -194,7 +197,7 @@ impl Service {
                 self.links[place] = old.links[before].clone();
                 if self.settings.mode == old.settings.mode {
                     self.return_paths[place] = old.return_paths[before];
-                    self.told_obstacles[place] = old.told_obstacles[before];
+                    self.reported_ineligibility[place] = old.reported_ineligibility[before];
                 }
             }
         }

@@ -2,18 +2,18 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn counts(places: &[usize], workers: usize) -> Vec<usize> {
-    let of = |worker| places.iter().filter(|at| **at == worker).count();
+fn counts(slots: &[usize], workers: usize) -> Vec<usize> {
+    let of = |worker| slots.iter().filter(|at| **at == worker).count();
     (0..workers).map(of).collect()
 }
 
 #[test]
 fn neighbours_in_a_fresh_table_differ() {
-    // The kernel looks at four places for one whose worker is up.
+    // The kernel looks at four slots for one whose worker is up.
     for workers in [2, 3, 10, 1_000] {
-        let places = proportional(&[], &vec![1; workers]);
-        let alike = (0..SLOTS).filter(|place| {
-            let next = |step: usize| places[(place + step) % SLOTS];
+        let slots = proportional(&[], &vec![1; workers]);
+        let alike = (0..SLOTS).filter(|slot| {
+            let next = |step: usize| slots[(slot + step) % SLOTS];
             (1..4).all(|step| next(step) == next(0))
         });
         assert_eq!(alike.count(), 0, "{workers} workers");

@@ -5,17 +5,17 @@
 //! fading. Where memory has nothing to do with connections, the slope is next to nothing.
 
 /// Old pairs lose one part of so many with each new one.
-const FADING: i128 = 16;
+const DECAY: i128 = 16;
 
 /// As many squared connections must have been seen come or go before a slope means anything.
-const LEAST_SQUARES: i128 = 16;
+const MIN_SQUARES: i128 = 16;
 
 /// Nobody's connection takes more; more is something else's doing.
-const MOST_BYTES: i128 = 256 << 20;
+const MAX_BYTES: i128 = 256 << 20;
 
 /// What is known of one worker's connections.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Appetite {
+pub struct MemoryPerConnection {
     /// Open connections as last counted.
     open: u64,
     /// Open connections and free memory at the last report that a count followed.
@@ -26,7 +26,7 @@ pub struct Appetite {
     squares: i128,
 }
 
-impl Appetite {
+impl MemoryPerConnection {
     /// Takes note that a report came: the next count belongs to it.
     pub fn report(&mut self) {
         self.reported = true;
@@ -43,17 +43,17 @@ impl Appetite {
         if let Some((open_before, available_before)) = self.at_report.replace((open, available)) {
             let opened = i128::from(open) - i128::from(open_before);
             let taken = i128::from(available_before) - i128::from(available);
-            self.products += opened * taken - self.products / FADING;
-            self.squares += opened * opened - self.squares / FADING;
+            self.products += opened * taken - self.products / DECAY;
+            self.squares += opened * opened - self.squares / DECAY;
         }
     }
 
     /// Returns what one connection takes, as far as is known.
     pub fn bytes_per_connection(&self) -> u64 {
-        if self.squares < LEAST_SQUARES {
+        if self.squares < MIN_SQUARES {
             return 0;
         }
-        let slope = (self.products / self.squares).clamp(0, MOST_BYTES);
+        let slope = (self.products / self.squares).clamp(0, MAX_BYTES);
         u64::try_from(slope).unwrap_or(0)
     }
 
@@ -75,51 +75,59 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn learnt(per_connection: u64, opens: &[u64]) -> Appetite {
-        let mut appetite = Appetite::default();
+    fn learnt(per_connection: u64, opens: &[u64]) -> MemoryPerConnection {
+        let mut memory_per_connection = MemoryPerConnection::default();
         for &open in opens {
-            appetite.report();
-            appetite.count(open, Some(1_000 * MIB - open * per_connection));
+            memory_per_connection.report();
+            memory_per_connection.count(open, Some(1_000 * MIB - open * per_connection));
         }
-        appetite
+        memory_per_connection
     }
 
     #[test]
     fn finds_what_a_connection_takes() {
-        let appetite = learnt(2 * MIB, &[10, 30, 20, 50, 50, 5]);
-        let off = appetite.bytes_per_connection().abs_diff(2 * MIB);
+        let memory_per_connection = learnt(2 * MIB, &[10, 30, 20, 50, 50, 5]);
+        let off = memory_per_connection
+            .bytes_per_connection()
+            .abs_diff(2 * MIB);
         assert!(off < 2 * MIB / 100, "{off}");
-        assert_eq!(appetite.drift_bytes(), 0);
+        assert_eq!(memory_per_connection.drift_bytes(), 0);
     }
 
     #[test]
     fn expects_what_was_opened_and_closed_since_the_report() {
-        let mut appetite = learnt(2 * MIB, &[10, 30, 20]);
-        appetite.count(27, Some(1));
-        assert_eq!(appetite.drift_bytes() / (MIB as i64 - 4_096), 14);
-        appetite.count(17, Some(1));
-        assert_eq!(appetite.drift_bytes() / (MIB as i64 - 4_096), -6);
+        let mut memory_per_connection = learnt(2 * MIB, &[10, 30, 20]);
+        memory_per_connection.count(27, Some(1));
+        assert_eq!(
+            memory_per_connection.drift_bytes() / (MIB as i64 - 4_096),
+            14
+        );
+        memory_per_connection.count(17, Some(1));
+        assert_eq!(
+            memory_per_connection.drift_bytes() / (MIB as i64 - 4_096),
+            -6
+        );
     }
 
     #[test]
     fn knows_nothing_while_nothing_moves() {
         assert_eq!(learnt(MIB, &[0, 1, 0, 1]).bytes_per_connection(), 0);
-        assert_eq!(Appetite::default().drift_bytes(), 0);
+        assert_eq!(MemoryPerConnection::default().drift_bytes(), 0);
     }
 
     #[test]
     fn learns_no_nonsense() {
         // Memory that grows as connections come, and memory that vanishes for other reasons.
-        let mut appetite = Appetite::default();
+        let mut memory_per_connection = MemoryPerConnection::default();
         for (open, available) in [(0, 1), (100, u64::MAX), (0, 1), (100, u64::MAX)] {
-            appetite.report();
-            appetite.count(open, Some(available));
+            memory_per_connection.report();
+            memory_per_connection.count(open, Some(available));
         }
-        assert_eq!(appetite.bytes_per_connection(), 0);
-        appetite.report();
-        appetite.count(u64::MAX, Some(0));
-        assert!(appetite.bytes_per_connection() <= MOST_BYTES as u64);
-        appetite.count(0, Some(0));
-        assert!(appetite.drift_bytes() <= 0);
+        assert_eq!(memory_per_connection.bytes_per_connection(), 0);
+        memory_per_connection.report();
+        memory_per_connection.count(u64::MAX, Some(0));
+        assert!(memory_per_connection.bytes_per_connection() <= MAX_BYTES as u64);
+        memory_per_connection.count(0, Some(0));
+        assert!(memory_per_connection.drift_bytes() <= 0);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::health::Health;
 use super::memory::Memory;
-use super::settings::{BackendId, Kind, ServiceId};
+use super::settings::{BackendId, ServiceId, SlotKind};
 
 /// One write. The shell carries commands out one by one in the order in which they come.
 ///
@@ -10,7 +10,7 @@ use super::settings::{BackendId, Kind, ServiceId};
 /// before, nor one that is described as anything but up: who comes up is described before being
 /// selected or placed, who goes is described as gone after all have left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
+pub enum MapUpdate {
     /// Describes a backend as last seen; sent when anything in it changed.
     SetBackend {
         backend: BackendId,
@@ -26,10 +26,10 @@ pub enum Command {
         backend: BackendId,
     },
     /// Puts backends into a service's places, all at once; sent only on change.
-    SetPlaces {
+    SetSlots {
         service: ServiceId,
-        kind: Kind,
-        places: Vec<BackendId>,
+        kind: SlotKind,
+        slots: Vec<BackendId>,
     },
     /// Leaves a service's new connections to its places, which were set before.
     Spread { service: ServiceId },
