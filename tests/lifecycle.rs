@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::maps::{Array, Map, MapData};
-use lb_common::maps::LAYOUT_VERSION;
+use lb_common::{maps::LAYOUT_VERSION, verdict::Verdict};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Node, Probe, Shape, cluster::binary, command::output,
     observe, require_root, wait_until,
@@ -329,6 +329,47 @@ fn refuses_a_foreign_map_in_the_place_of_its_own() {
     let refused = finish(&mut cluster.manager_command());
     expect_failure(&refused, 1, &["of another version", "memlb unload"]);
     assert!(cluster.pinned_links().unwrap().is_empty());
+    unload(&cluster);
+    assert!(!cluster.place.pin_path.exists());
+}
+
+#[test]
+fn names_a_map_with_fewer_entries_than_there_are_verdicts() {
+    if !require_root() {
+        return;
+    }
+    let mut cluster = start(&ClusterOptions::default());
+    // As an earlier memlb, which counted fewer verdicts, would have left it.
+    let verdicts = cluster.map("verdicts");
+    fs::remove_file(&verdicts).unwrap();
+    let create = [
+        "map",
+        "create",
+        &verdicts,
+        "type",
+        "percpu_array",
+        "key",
+        "4",
+        "value",
+        "16",
+        "entries",
+        "3",
+        "name",
+        "verdicts",
+    ];
+    output(Command::new("bpftool").args(create)).unwrap();
+    let difference = format!(
+        "map verdicts has number of entries 3, not {}",
+        Verdict::COUNT
+    );
+    let shown = output(&mut cluster.memlb("status")).unwrap();
+    assert!(shown.contains("worker1"), "{shown}");
+    assert!(shown.contains(&difference), "{shown}");
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+
+    cluster.kill_manager().unwrap();
+    let refused = finish(&mut cluster.manager_command());
+    expect_failure(&refused, 1, &[&difference, "memlb unload --pin-path"]);
     unload(&cluster);
     assert!(!cluster.place.pin_path.exists());
 }

@@ -6,9 +6,10 @@ use std::mem::{offset_of, size_of};
 use lb_common::{
     address::V6,
     maps::{
-        Backend, Counter, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, Policy,
-        PortPool, PortWord, Service, ServiceKey, Settings, TraceConfig, TraceCounts, TraceEvent,
-        Traffic, direction, ended, mode, name, state,
+        Backend, COMPANION_MAPS, COMPANION_VERSION, Counter, Flow, FlowKey, Handshake,
+        LAYOUT_VERSION, MANAGER_MAPS, Mac, MapKind, MapLayout, Neighbour, Policy, PortPool,
+        PortWord, Service, ServiceKey, Settings, TraceConfig, TraceCounts, TraceEvent, Traffic,
+        direction, ended, mode, name, state,
     },
     verdict::Verdict,
 };
@@ -148,41 +149,87 @@ fn the_numbers_in_the_maps_are_as_pinned() {
     );
 }
 
+/// A change of any of these numbers, the last verdict's included, needs another layout version.
 #[test]
-fn the_names_of_the_maps_are_as_pinned() {
+fn the_maps_of_version_5_are_as_pinned() {
+    use MapKind::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf, SkStorage};
+
+    assert_eq!(LAYOUT_VERSION, 5, "pin the new layout here");
+    let rows = |maps: &[MapLayout]| {
+        let row = |it: &MapLayout| (it.name, it.kind, it.key_size, it.value_size, it.entries);
+        maps.iter().map(row).collect::<Vec<_>>()
+    };
     assert_eq!(
-        name::ALL,
+        rows(MANAGER_MAPS),
         [
-            "settings",
-            "services",
-            "selection",
-            "policies",
-            "choices",
-            "backends",
-            "neighbours",
-            "ports",
-            "source_filter",
-            "endpoints",
-            "port_pools",
-            "port_words",
-            "port_handshakes",
-            "nat_sources",
-            "flows",
-            "flows6",
-            "half_open",
-            "half_open6",
-            "owner_tags",
-            "owner_tags6",
-            "active",
-            "evicted",
-            "deny",
-            "verdicts",
-            "traffic",
-            "trace",
-            "trace_counts",
-            "trace_events",
+            ("settings", Array, 4, 80, Some(1)),
+            ("services", Hash, 20, 4, None),
+            ("selection", Array, 4, 4, None),
+            ("policies", Array, 4, 16, None),
+            ("choices", Array, 4, 4, None),
+            ("backends", Array, 4, 88, None),
+            ("neighbours", Array, 4, 16, None),
+            ("ports", Array, 4, 8, Some(4096)),
+            ("source_filter", Hash, 16, 4, Some(4096)),
+            ("endpoints", Hash, 20, 4, None),
+            ("port_pools", Array, 4, 8, None),
+            ("port_words", Array, 4, 16, None),
+            ("port_handshakes", Array, 4, 4, None),
+            ("nat_sources", Array, 4, 16, Some(16)),
+            ("flows", LruHash, 16, 64, None),
+            ("flows6", LruHash, 40, 88, None),
+            ("half_open", Array, 4, 112, None),
+            ("half_open6", Array, 4, 160, None),
+            ("owner_tags", Array, 4, 64, None),
+            ("owner_tags6", Array, 4, 64, None),
+            ("active", Array, 4, 8, None),
+            ("evicted", Array, 4, 8, None),
+            ("deny", LpmTrie, 20, 4, Some(16_384)),
+            ("verdicts", PerCpuArray, 4, 16, Some(25)),
+            ("traffic", PerCpuArray, 4, 48, None),
+            ("trace", Array, 4, 128, Some(1)),
+            ("trace_counts", Array, 4, 32, Some(1)),
+            ("trace_events", RingBuf, 0, 0, Some(262_144)),
         ]
     );
+    assert_eq!(COMPANION_VERSION, 2, "pin the new layout here");
+    assert_eq!(
+        rows(COMPANION_MAPS),
+        [
+            ("version", Array, 4, 4, Some(1)),
+            ("translations", Hash, 20, 24, Some(64)),
+            ("ports", Array, 4, 8, Some(4096)),
+            ("peers", LruHash, 16, 12, Some(65_536)),
+            ("peers6", LruHash, 40, 24, Some(65_536)),
+            ("new_peers", LruHash, 16, 12, Some(16_384)),
+            ("new_peers6", LruHash, 40, 24, Some(16_384)),
+            ("sockets", SkStorage, 4, 20, Some(0)),
+            ("verdicts", PerCpuArray, 4, 16, Some(25)),
+        ]
+    );
+}
+
+#[test]
+fn a_map_that_differs_in_any_property_is_named() {
+    let verdicts = MANAGER_MAPS.iter().find(|it| it.name == name::VERDICTS);
+    let verdicts = verdicts.unwrap();
+    assert_eq!(verdicts.difference(6, [4, 16], 25), None);
+    for (kind, sizes, entries, said) in [
+        (2, [4, 16], 25, "map verdicts has type 2, not 6"),
+        (6, [8, 16], 25, "map verdicts has key size 8, not 4"),
+        (6, [4, 8], 25, "map verdicts has value size 8, not 16"),
+        (
+            6,
+            [4, 16],
+            24,
+            "map verdicts has number of entries 24, not 25",
+        ),
+    ] {
+        let found = verdicts.difference(kind, sizes, entries).unwrap();
+        assert_eq!(found.to_string(), said);
+    }
+    let flows = MANAGER_MAPS.iter().find(|it| it.name == name::FLOWS);
+    assert_eq!(flows.unwrap().difference(9, [16, 64], 77), None);
 }
 
 #[test]

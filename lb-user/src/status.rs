@@ -29,6 +29,9 @@ pub struct Status {
     pub verdicts: BTreeMap<String, Packets>,
     /// How full the connection tables are.
     pub maps: BTreeMap<String, MapFill>,
+    /// Why there are no counters: the pinned maps have another layout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters_problem: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -188,6 +191,7 @@ impl Status {
                 .iter()
                 .map(|(name, fill)| ((*name).to_owned(), *fill))
                 .collect(),
+            counters_problem: stats.problem.clone(),
         }
     }
 }
@@ -212,6 +216,9 @@ impl fmt::Display for Status {
         if self.denied_prefixes > 0 {
             let count = self.denied_prefixes;
             writeln!(f, "denied: {count} prefixes of clients (memlb deny list)")?;
+        }
+        if let Some(problem) = &self.counters_problem {
+            return writeln!(f, "counters: none can be read: {problem}");
         }
         write!(f, "other packets:")?;
         let counted = self.verdicts.iter().filter(|(name, count)| {

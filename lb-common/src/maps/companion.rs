@@ -2,7 +2,7 @@
 
 use crate::address::{Address, V4, V6};
 
-/// Version of this file's layouts. Pins of another version are replaced.
+/// Version of this file's layouts and of [`super::COMPANION_MAPS`]. An agent replaces pins of another version.
 pub const COMPANION_VERSION: u32 = 2;
 
 /// Names of the companion's maps, and of their pins.
@@ -16,19 +16,6 @@ pub mod companion_name {
     pub const NEW_PEERS6: &str = "new_peers6";
     pub const SOCKETS: &str = "sockets";
     pub const VERDICTS: &str = "verdicts";
-
-    /// Every map.
-    pub const ALL: &[&str] = &[
-        VERSION,
-        TRANSLATIONS,
-        PORTS,
-        PEERS,
-        PEERS6,
-        NEW_PEERS,
-        NEW_PEERS6,
-        SOCKETS,
-        VERDICTS,
-    ];
 }
 
 /// Capacity of `translations`.

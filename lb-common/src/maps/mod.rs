@@ -10,6 +10,7 @@ mod companion;
 mod counters;
 mod flow;
 mod handshake;
+mod layout;
 mod mac;
 mod ports;
 mod service;
@@ -25,6 +26,7 @@ pub use flow::{
     BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, TICK_NS, direction, elapsed_ns, ended, ticks,
 };
 pub use handshake::{Handshake, progress};
+pub use layout::{COMPANION_MAPS, Difference, MANAGER_MAPS, MapKind, MapLayout};
 pub use mac::Mac;
 pub use ports::{
     DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,
@@ -38,7 +40,7 @@ pub use trace::{
 
 use crate::address::V6;
 
-/// Version of everything in this module. A manager refuses pins of another version.
+/// Version of everything in this module and of [`MANAGER_MAPS`]. A manager refuses pins of another version.
 pub const LAYOUT_VERSION: u32 = 5;
 
 /// Names of the maps, and of their pins.
@@ -71,38 +73,6 @@ pub mod name {
     pub const TRACE: &str = "trace";
     pub const TRACE_COUNTS: &str = "trace_counts";
     pub const TRACE_EVENTS: &str = "trace_events";
-
-    /// Every map.
-    pub const ALL: &[&str] = &[
-        SETTINGS,
-        SERVICES,
-        SELECTION,
-        POLICIES,
-        CHOICES,
-        BACKENDS,
-        NEIGHBOURS,
-        PORTS,
-        SOURCE_FILTER,
-        ENDPOINTS,
-        PORT_POOLS,
-        PORT_WORDS,
-        PORT_HANDSHAKES,
-        NAT_SOURCES,
-        FLOWS,
-        FLOWS6,
-        HALF_OPEN,
-        HALF_OPEN6,
-        OWNER_TAGS,
-        OWNER_TAGS6,
-        ACTIVE,
-        EVICTED,
-        DENY,
-        VERDICTS,
-        TRAFFIC,
-        TRACE,
-        TRACE_COUNTS,
-        TRACE_EVENTS,
-    ];
 }
 
 /// Capacity of `services`, `selection` and `policies` unless configured.

@@ -161,7 +161,7 @@ async fn status(offices: Offices) -> Result<Vec<u8>> {
     let pin_path = offices.pin_path;
     // Reading a full flow table takes a while, and must not hold up a heartbeat.
     tokio::task::spawn_blocking(move || {
-        let stats = Stats::read(&pin_path)?;
+        let stats = Stats::read_for_display(&pin_path)?;
         line_of(&Status::new(decided, &stats))
     })
     .await

@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use aya::maps::MapData;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -121,12 +120,6 @@ pub fn locked_by(pin_path: &Path) -> Option<i32> {
             && (u64::from(lock.devmaj), u64::from(lock.devmin)) == (major, minor);
         same.then_some(lock.pid).flatten()
     })
-}
-
-/// Opens a map pinned in the directory, by its name.
-pub fn open_map(pin_path: &Path, map: &str) -> Result<MapData> {
-    let path = pin_path.join(map);
-    MapData::from_pin(&path).with_context(|| format!("open the pinned map {}", path.display()))
 }
 
 /// Removes the directory of pins with everything in it.

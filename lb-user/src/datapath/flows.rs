@@ -15,7 +15,7 @@ use lb_core::Protocol;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{adopt, bpffs::open_map, family::Family, stats::monotonic_ns};
+use super::{adopt, family::Family, layout::open_map, stats::monotonic_ns};
 
 /// One connection whose handshake is complete, or one exchange of datagrams.
 #[derive(Debug, Clone, PartialEq, Eq)]

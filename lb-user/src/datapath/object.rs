@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use lb_common::maps::{TRACE_SECTION, name};
+use lb_common::maps::{MANAGER_MAPS, MapLayout, TRACE_SECTION, name};
 
 use super::{capacity, netlink::Interface};
 use crate::config::Config;
@@ -22,8 +22,8 @@ pub fn load(pin_path: &Path, config: &Config, interfaces: &[Interface]) -> Resul
             .any(|it| it.kind.as_deref() == Some("veth")),
     );
     loader.override_global("XDP_REDIRECTS", &redirects, true);
-    for map in name::ALL {
-        loader.map_pin_path(map, pin_path.join(map));
+    for MapLayout { name, .. } in MANAGER_MAPS {
+        loader.map_pin_path(name, pin_path.join(name));
     }
     // A variable of the programs, which is a map under the name of its section.
     loader.map_pin_path(TRACE_SECTION, pin_path.join(name::TRACE));

@@ -23,7 +23,7 @@ use super::{
     attachments::name_of,
     bpffs,
     family::from_mapped,
-    link_info,
+    layout, link_info,
 };
 use crate::{
     config::{Config, PortRange},
@@ -113,7 +113,7 @@ fn port_conflict(
     other: &Other,
 ) -> Option<PortConflict> {
     let holder = other.holder.as_ref()?;
-    // Maps of another layout tell nothing.
+    // The ports and workers of another layout cannot be read.
     let (theirs, their_workers) = ports_and_workers(&other.pin_path).ok()?;
     let common = workers.intersection(&their_workers).next()?;
     let path = other.pin_path.display();
@@ -130,7 +130,7 @@ fn port_conflict(
 
 /// From which ports a manager sends to which workers.
 fn ports_and_workers(pin_path: &Path) -> Result<(PortRange, BTreeSet<SocketAddr>)> {
-    adopt::check_layout(pin_path)?;
+    layout::check(pin_path)?;
     let settings = adopt::array::<Settings>(pin_path, name::SETTINGS)?.get(&0, 0)?;
     let range = PortRange {
         first: settings.nat_port_first,

@@ -14,9 +14,9 @@ use lb_common::{
 };
 
 use super::{
-    bpffs::open_map,
     family::Family,
     flows::{Moment, open_flows},
+    layout::open_map,
 };
 
 /// How many of the first keys of a table are known again when they come once more.

@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     adopt::settings,
-    bpffs::open_map,
     capacity::has_room,
     family::{Family, from_mapped},
     flows::{Moment, is_over, read_flows, requests},
+    layout::{LayoutError, open_map},
     recount::counts,
 };
 
@@ -36,6 +36,8 @@ pub struct Stats {
     /// The backends that entries of the connection tables still lead to, counted as open or not, late
     /// packets of ended ones included: a number is nobody else's until then.
     pub occupied: BTreeSet<u32>,
+    /// Why there are no counters: the pins have another layout.
+    pub problem: Option<String>,
 }
 
 /// How full a map is; one that forgets its longest unused entry is often full in good health.
@@ -80,6 +82,17 @@ impl Stats {
         stats.read_family::<V4>(pin_path, &moment)?;
         stats.read_family::<V6>(pin_path, &moment)?;
         Ok(stats)
+    }
+
+    /// Reads the maps for display. Pins of another layout give no counters, and `problem` says why.
+    pub fn read_for_display(pin_path: &Path) -> Result<Self> {
+        match Self::read(pin_path) {
+            Err(error) if error.is::<LayoutError>() => Ok(Self {
+                problem: Some(format!("{error:#}")),
+                ..Self::default()
+            }),
+            result => result,
+        }
     }
 
     /// Reads only what the programs count, which is cheap at any number of flows.

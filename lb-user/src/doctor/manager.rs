@@ -301,6 +301,7 @@ mod tests {
             denied_prefixes: 0,
             verdicts: Default::default(),
             maps: Default::default(),
+            counters_problem: None,
         };
         Facts {
             control_socket: "/run/memlb/manager.sock".into(),

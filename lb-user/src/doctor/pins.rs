@@ -186,8 +186,8 @@ fn pins(facts: &Facts) -> Finding {
         (Pinned::OtherLayout(found), _) => Finding::problem(
             "pins",
             format!(
-                "what is pinned at {path} has layout {found}, and this memlb has layout {}: no manager \
-                 of this version starts",
+                "what is pinned at {path} has {found}, and this memlb has layout {}: no manager of this version \
+                 starts",
                 lb_common::maps::LAYOUT_VERSION
             ),
             format!("{unload}    (open connections end)"),
@@ -274,7 +274,10 @@ mod tests {
             ..facts(Place::Fit, Pinned::Ours)
         };
         assert_eq!(findings(&held)[1].verdict, Verdict::Ok);
-        let old = &findings(&facts(Place::Fit, Pinned::OtherLayout("3".to_owned())))[1];
+        let old = &findings(&facts(
+            Place::Fit,
+            Pinned::OtherLayout("layout 3".to_owned()),
+        ))[1];
         assert_eq!(old.verdict, Verdict::Problem);
         let remedy = old.remedy.as_deref().unwrap();
         assert!(remedy.starts_with("memlb unload --pin-path /sys/fs/bpf/memlb"));

@@ -98,7 +98,7 @@ impl Asker {
             return Ok(stats.clone());
         }
         let pin_path = self.pin_path.clone();
-        let stats = tokio::task::spawn_blocking(move || Stats::read(&pin_path))
+        let stats = tokio::task::spawn_blocking(move || Stats::read_for_display(&pin_path))
             .await
             .context("read the counters")??;
         let stats = Arc::new(stats);

@@ -16,13 +16,13 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned, programs::TcAttachType};
-use lb_common::maps::companion_name;
+use lb_common::maps::{COMPANION_MAPS, MapLayout, companion_name};
 use lb_core::Endpoint;
 use tracing::{debug, info, warn};
 
 use super::{
     attach::{self, DSR_IN, DSR_OUT, LINKS, Program},
-    bpffs, kernel,
+    bpffs, kernel, layout,
     netlink::{Interface, Netlink, Routes},
     pins::Pins,
 };
@@ -81,15 +81,15 @@ impl Companion {
             bpffs::Lock::take(pin_path).context("does another agent run with --dsr?")
         };
         let mut lock = take()?;
-        if !tables::can_be_adopted(pin_path) {
-            info!("replacing a companion of another version");
+        if let Err(difference) = layout::check_companion(pin_path) {
+            info!("replacing a companion of another version: {difference:#}");
             bpffs::remove(pin_path)
                 .with_context(|| format!("remove the pins at {}", pin_path.display()))?;
             lock = take()?;
         }
         let mut loader = EbpfLoader::new();
-        for map in companion_name::ALL {
-            loader.map_pin_path(map, pin_path.join(map));
+        for MapLayout { name, .. } in COMPANION_MAPS {
+            loader.map_pin_path(name, pin_path.join(name));
         }
         let mut ebpf = loader
             .load(OBJECT)

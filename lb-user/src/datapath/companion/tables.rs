@@ -1,11 +1,11 @@
 //! The companion's maps as the agent sees them.
 
-use std::{collections::BTreeSet, fmt, path::Path};
+use std::{collections::BTreeSet, fmt};
 
 use anyhow::{Context, Result};
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData},
+    maps::{Array, HashMap, MapData},
 };
 use lb_common::{
     address::{Address, V6},
@@ -18,7 +18,7 @@ use lb_common::{
 use lb_core::Endpoint;
 
 use super::wish::Target;
-use crate::datapath::{bpffs::open_map, family::mapped, stats::monotonic_ns, tables::service_key};
+use crate::datapath::{family::mapped, stats::monotonic_ns, tables::service_key};
 
 pub struct Tables {
     translations: HashMap<MapData, ServiceKey, Translation>,
@@ -31,19 +31,6 @@ impl fmt::Debug for Tables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tables").finish_non_exhaustive()
     }
-}
-
-/// Whether what is pinned, if anything is, has the layout of this version.
-pub fn can_be_adopted(pin_path: &Path) -> bool {
-    if !pin_path.join(name::VERSION).exists() {
-        return true;
-    }
-    let version = || {
-        let map = Map::Array(open_map(pin_path, name::VERSION)?);
-        anyhow::Ok(Array::<_, u32>::try_from(map)?.get(&0, 0)?)
-    };
-    // 0: an agent ended between making the map and writing it.
-    version().is_ok_and(|version| version == COMPANION_VERSION || version == 0)
 }
 
 impl Tables {
