@@ -2,14 +2,11 @@
 
 use std::{panic, process::Command, thread};
 
-use memlb_tests::command::output;
+use memlb_tests::{command::output, world::PRIVATE_MOUNTS};
 use nix::sched::{CloneFlags, unshare};
 
-/// Pins and sockets of its own, and layers over what lies where programs and administrators look.
-const MOUNTS: &str = "
-mount --make-rprivate /
-mount -t tmpfs tmpfs /run
-mount -t bpf bpf /sys/fs/bpf
+/// Layers over the folders where programs and administrators look.
+const LAYERS: &str = "
 for folder in /etc /var /usr/share; do
     layer=/run/layers$folder
     mkdir -p $layer/upper $layer/work
@@ -22,7 +19,8 @@ mkdir -p /etc/memlb/keys /usr/share/man/man1 /usr/share/bash-completion/completi
 pub fn in_a_world_of_its_own(work: impl FnOnce() + Send) {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        output(Command::new("sh").args(["-ec", MOUNTS])).unwrap();
+        let mounts = [PRIVATE_MOUNTS, LAYERS].concat();
+        output(Command::new("sh").args(["-ec", &mounts])).unwrap();
         work();
     };
     thread::scope(|scope| {

@@ -30,6 +30,7 @@ pub mod topology;
 pub mod transfer;
 pub mod wait;
 pub mod wire;
+pub mod world;
 
 pub use self::{
     client::{Connection, Response},

@@ -46,7 +46,10 @@ enum Task {
         check: bool,
     },
     /// Runs every test at every level
-    Test,
+    Test {
+        /// Only the parts with one of these texts in their names, such as "network namespaces"
+        parts: Vec<String>,
+    },
     /// Tests memlb on Debian's Linux 6.1 and 6.12 under emulation
     Kernels(kernels::Options),
     /// The half of the package's test that needs root
@@ -72,7 +75,7 @@ fn start(task: Task) -> Result<ExitCode> {
         Task::Run { arguments } => run::manager(&arguments)?,
         Task::Lab(lab) => return lab.run(),
         Task::Package { check } => package::make(check)?,
-        Task::Test => return test::all(),
+        Task::Test { parts } => return test::all(parts),
         Task::Kernels(options) => kernels::run(&options)?,
         Task::TryPackage(task) => test::try_package(&task)?,
         Task::Bench(options) => bench::bench(&options)?,

@@ -8,6 +8,7 @@ mod package;
 mod privileged;
 mod schemathesis;
 mod scripts;
+mod test_program;
 mod try_package;
 
 pub use package::check as check_package;
@@ -24,23 +25,35 @@ use memlb_tests::command::run;
 use crate::{
     build,
     build_ebpf::FOR_THE_KERNEL,
-    kernels,
+    interrupt::Interrupt,
+    kernels::Background,
     package::package_of,
     privilege::with_memlb_as_root,
     setup,
     workspace::{cargo, say},
 };
 
-/// Runs everything, whatever fails on the way, and returns success only when nothing did.
+const OTHER_KERNELS: &str = "other kernels";
+
+/// Runs the `parts`, or everything, whatever fails, and returns success only when nothing did.
 ///
 /// # Errors
 /// When there is nothing to test: setting up or building failed.
-pub fn all() -> Result<ExitCode> {
+pub fn all(parts: Vec<String>) -> Result<ExitCode> {
     let compiler = setup::for_tests()?;
     let memlb = build::memlb()?;
     let package = package_of(&memlb)?;
 
-    let mut suite = Suite::default();
+    let interrupt = Interrupt::catch()?;
+    let mut suite = Suite {
+        parts,
+        interrupt: interrupt.clone(),
+        outcomes: Vec::new(),
+    };
+    // Emulation gets what everything else leaves of the processors.
+    let other_kernels = suite
+        .has(OTHER_KERNELS)
+        .then(|| Background::start(&memlb, &interrupt));
     suite.check("formatting", || {
         run(cargo().args(["fmt", "--all", "--check"]))
     });
@@ -86,9 +99,8 @@ pub fn all() -> Result<ExitCode> {
         ]))
     });
     suite.check("tests in network namespaces", || {
-        privileged::run_all(&memlb)
+        privileged::run_all(&memlb, &interrupt)
     });
-    suite.check("other kernels", || kernels::check(&memlb));
     suite.check("the story of the lab", || {
         run(with_memlb_as_root(&memlb)?.args(["lab", "demo"]))
     });
@@ -99,12 +111,17 @@ pub fn all() -> Result<ExitCode> {
     suite.check("systemd services", scripts::units);
     suite.check("provisioning", || scripts::provisioning(&package));
     suite.check("smoke test", || scripts::smoke(&memlb));
+    if let Some(background) = other_kernels {
+        suite.check(OTHER_KERNELS, || background?.join());
+    }
     Ok(suite.conclude())
 }
 
 /// What was checked, and with what outcome.
-#[derive(Default)]
 struct Suite {
+    /// Texts of which the name of a part has one to be run; all are run if there are none.
+    parts: Vec<String>,
+    interrupt: Interrupt,
     outcomes: Vec<Outcome>,
 }
 
@@ -116,9 +133,17 @@ struct Outcome {
 
 impl Suite {
     fn check(&mut self, what: &'static str, check: impl FnOnce() -> Result<()>) {
+        if !self.has(what) {
+            return;
+        }
         say(format!("testing: {what}"));
         let started_at = Instant::now();
-        let failure = check().err().map(|error| format!("{error:#}"));
+        let failure = self
+            .interrupt
+            .check()
+            .and_then(|()| check())
+            .err()
+            .map(|error| format!("{error:#}"));
         if let Some(failure) = &failure {
             say(format!("{what}: {failure}"));
         }
@@ -127,6 +152,10 @@ impl Suite {
             took: started_at.elapsed(),
             failure,
         });
+    }
+
+    fn has(&self, what: &str) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|part| what.contains(part))
     }
 
     fn conclude(self) -> ExitCode {

@@ -13,7 +13,7 @@ pub use package::Kernel;
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -39,8 +39,8 @@ const SERIES: [Series; 2] = [
     },
 ];
 
-/// Far more than a guest takes.
-const DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// Far more than a guest takes, even one that gets only what others leave of the processors.
+const DEADLINE: Duration = Duration::from_secs(60 * 60);
 
 /// Which kernels to boot, and what for.
 #[derive(Debug, Args)]
@@ -68,19 +68,37 @@ pub fn run(options: &Options) -> Result<()> {
     if options.record {
         return record(&memlb, &tests, series);
     }
-    try_on(&memlb, &tests, &tests.all()?, series).map(drop)
+    let interrupt = Interrupt::catch()?;
+    try_on(&memlb, &tests, &tests.all()?, series, &interrupt).map(drop)
 }
 
-/// Runs everything on all kernels, and leaves none of them behind.
-///
-/// # Errors
-/// When a test fails on one of the kernels, or cannot be run there.
-pub fn check(memlb: &Path) -> Result<()> {
-    let tests = Tests::build()?;
-    let outcome = try_on(memlb, &tests, &tests.all()?, &SERIES);
-    let removed = Kernel::remove_all(&cache());
-    outcome?;
-    removed
+/// A run of everything on all kernels, in the background.
+#[derive(Debug)]
+pub struct Background(JoinHandle<Result<()>>);
+
+impl Background {
+    /// Builds the tests, then starts the run. At its end it removes the kernels.
+    ///
+    /// # Errors
+    /// When the tests cannot be built.
+    pub fn start(memlb: &Path, interrupt: &Interrupt) -> Result<Self> {
+        let tests = Tests::build()?;
+        let (memlb, interrupt) = (memlb.to_owned(), interrupt.clone());
+        Ok(Self(thread::spawn(move || {
+            let outcome = try_on(&memlb, &tests, &tests.all()?, &SERIES, &interrupt);
+            let removed = Kernel::remove_all(&cache());
+            outcome?;
+            removed
+        })))
+    }
+
+    /// Waits for the end of the run.
+    ///
+    /// # Errors
+    /// When a test failed on one of the kernels, or could not be run there.
+    pub fn join(self) -> Result<()> {
+        self.0.join().unwrap_or_else(|_| Err(anyhow!("panicked")))
+    }
 }
 
 /// Where kernels are kept, and what guests have said.
@@ -89,18 +107,24 @@ pub fn cache() -> PathBuf {
 }
 
 fn record(memlb: &Path, tests: &Tests, series: &[Series]) -> Result<()> {
+    let interrupt = Interrupt::catch()?;
     let suite = tests.suite("packets", figures::TEST)?;
     let mut figures = Figures::read()?;
     figures.take_from(&figures::of_this_machine(tests.file("packets")?)?);
-    for report in try_on(memlb, tests, &[suite], series)? {
+    for report in try_on(memlb, tests, &[suite], series, &interrupt)? {
         figures.take_from(&report);
     }
     figures.write()
 }
 
 /// Boots all kernels at once, since each has one processor. Returns their reports.
-fn try_on(memlb: &Path, tests: &Tests, suites: &[Suite], series: &[Series]) -> Result<Vec<String>> {
-    let interrupt = Interrupt::catch()?;
+fn try_on(
+    memlb: &Path,
+    tests: &Tests,
+    suites: &[Suite],
+    series: &[Series],
+    interrupt: &Interrupt,
+) -> Result<Vec<String>> {
     let cache = cache();
     let mut guests = Vec::new();
     for series in series {
@@ -113,7 +137,6 @@ fn try_on(memlb: &Path, tests: &Tests, suites: &[Suite], series: &[Series]) -> R
         )?);
     }
     let outcomes = thread::scope(|scope| {
-        let interrupt = &interrupt;
         let start = |guest| scope.spawn(move || pass(guest, suites, interrupt));
         let guests: Vec<_> = guests.iter().map(start).collect();
         let join = |guest: thread::ScopedJoinHandle<'_, _>| {

@@ -1,48 +1,111 @@
-//! The tests that need root: built as the user, run as root, so that the
-//! target folder stays the user's.
+//! The tests that need root: built as the user, run as root, so that the target folder stays the user's.
+//!
+//! Each test program has a network and mount namespace of its own, so that several can run at the same time.
 
-use std::{env, path::Path};
-
-use anyhow::{Context, Result, bail};
-use memlb_tests::{cluster::BINARY, command, document::XTASK, privilege::REQUIRED};
-
-use super::schemathesis;
-use crate::{
-    privilege::as_root,
-    test_binaries::build,
-    workspace::{root, say},
+use std::{
+    env,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
-/// Runs every test of the package `memlb-tests`, whatever fails on the way.
-pub fn run_all(memlb: &Path) -> Result<()> {
-    let schemathesis = schemathesis::provide();
-    if let Err(error) = &schemathesis {
-        // The one test that needs it fails; the others need not wait for that.
-        say(format!("{error:#}"));
-    }
-    let xtask = env::current_exe().context("find this program")?;
+use anyhow::{Context, Result, bail};
+use memlb_tests::{cluster::BINARY, document::XTASK, privilege::REQUIRED};
+
+use super::{schemathesis, test_program::TestProgram};
+use crate::{interrupt::Interrupt, test_binaries::build, workspace::say};
+
+/// How many programs run at the same time. They wait for most of their time.
+const LANES: usize = 3;
+
+/// Programs that load both processors, or measure what others would take from them. They run alone.
+const ALONE: &[&str] = &["chaos", "crowd", "drift", "flood", "herd"];
+
+/// The programs that take longest, the longest first: they start first, so that none runs alone at the end.
+const LONGEST: &[&str] = &[
+    "peers",
+    "authentication",
+    "lifecycle",
+    "doctor",
+    "http",
+    "transfers",
+    "networks",
+    "packets",
+    "robustness",
+    "operations",
+    "policies",
+];
+
+/// Runs every test of the package `memlb-tests`, whatever fails.
+pub fn run_all(memlb: &Path, interrupt: &Interrupt) -> Result<()> {
+    let environment = environment(memlb)?;
+    let mut programs: Vec<TestProgram> = build(&["--lib", "--tests"])?
+        .into_iter()
+        .map(|(name, file)| TestProgram::new(name, file, &environment))
+        .collect();
+    programs.sort_by_key(|program| {
+        let rank = LONGEST.iter().position(|name| *name == program.name);
+        rank.unwrap_or(LONGEST.len())
+    });
+    let (alone, together): (Vec<_>, Vec<_>) = programs
+        .into_iter()
+        .partition(|program| ALONE.contains(&program.name.as_str()));
+
+    // A test that fails while others run may have lacked a processor. It must pass alone.
+    let mut second_run = run_together(&together, interrupt);
+    second_run.extend(alone.iter().map(|program| (program, Vec::new())));
     let mut failed = Vec::new();
-    for (name, binary) in build(&["--lib", "--tests"])? {
-        say(format!("running {name} as root"));
-        let mut test = as_root("env");
-        test.current_dir(root().join("tests"))
-            .arg(format!("{REQUIRED}=1"))
-            .arg(format!("{BINARY}={}", memlb.display()))
-            .arg(format!("{XTASK}={}", xtask.display()))
-            .args(
-                schemathesis
-                    .iter()
-                    .map(|program| schemathesis::variable(program)),
-            )
-            .arg(binary)
-            // They measure time, and would take it from each other.
-            .arg("--test-threads=1");
-        if command::run(&mut test).is_err() {
-            failed.push(name);
+    for (program, tests) in second_run {
+        interrupt.check()?;
+        if program.run(&tests).is_err() {
+            failed.push(program.name.as_str());
         }
     }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
     Ok(())
+}
+
+/// Returns the programs that failed, each with the tests to run again.
+fn run_together<'a>(
+    programs: &'a [TestProgram],
+    interrupt: &Interrupt,
+) -> Vec<(&'a TestProgram, Vec<String>)> {
+    let queue = Mutex::new(programs.iter());
+    let failed = Mutex::new(Vec::new());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let lane = || {
+        while let Some(program) = next() {
+            if interrupt.is_asked() {
+                return;
+            }
+            if let Err(tests) = program.run(&[]) {
+                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                failed.push((program, tests));
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..LANES {
+            scope.spawn(lane);
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the variables that tell the tests where programs are, as arguments of `env`.
+fn environment(memlb: &Path) -> Result<Vec<String>> {
+    let xtask = env::current_exe().context("find this program")?;
+    let mut environment = vec![
+        format!("{REQUIRED}=1"),
+        format!("{BINARY}={}", memlb.display()),
+        format!("{XTASK}={}", xtask.display()),
+    ];
+    match schemathesis::provide() {
+        Ok(program) => environment.push(schemathesis::variable(&program)),
+        // Only the test that needs it fails.
+        Err(error) => say(format!("{error:#}")),
+    }
+    Ok(environment)
 }

@@ -1,0 +1,128 @@
+//! One test program, run as root in namespaces of its own.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, Write},
+    path::PathBuf,
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use memlb_tests::world::PRIVATE_MOUNTS;
+
+use crate::{
+    privilege::as_root,
+    workspace::{root, say},
+};
+
+pub struct TestProgram {
+    pub name: String,
+    file: PathBuf,
+    environment: Vec<String>,
+}
+
+impl TestProgram {
+    /// The `environment` consists of arguments of env(1).
+    pub fn new(name: String, file: PathBuf, environment: &[String]) -> Self {
+        Self {
+            name,
+            file,
+            environment: environment.into(),
+        }
+    }
+
+    /// Runs the named tests, or all, and prints their output when they have ended.
+    ///
+    /// # Errors
+    /// The names of the tests that failed; none when the program did not report them.
+    pub fn run(&self, tests: &[String]) -> Result<(), Vec<String>> {
+        say(format!("running {} as root {}", self.name, tests.join(" ")));
+        let started = Instant::now();
+        let (passed, output) = self
+            .run_to_end(tests)
+            .unwrap_or_else(|error| (false, format!("{error:#}\n")));
+        let seconds = started.elapsed().as_secs_f64();
+        let verdict = if passed { "passed" } else { "FAILED" };
+        let mut stdout = std::io::stdout().lock();
+        let heading = format!("--- {}: {verdict} after {seconds:.1} s ---", self.name);
+        // Where nothing can be printed, the exit status still tells.
+        write!(stdout, "\n{heading}{output}").ok();
+        if passed {
+            return Ok(());
+        }
+        Err(failed_tests(&output))
+    }
+
+    fn run_to_end(&self, tests: &[String]) -> Result<(bool, String)> {
+        let mut file = tempfile::tempfile().context("make a file for the output")?;
+        let status = self
+            .command(tests)
+            .stdout(share(&file)?)
+            .stderr(share(&file)?)
+            .status()
+            .with_context(|| format!("start {}", self.name))?;
+        let mut output = Vec::new();
+        file.rewind()
+            .and_then(|()| file.read_to_end(&mut output))
+            .with_context(|| format!("read the output of {}", self.name))?;
+        let output = String::from_utf8_lossy(&output).into_owned();
+        Ok((status.success(), output))
+    }
+
+    fn command(&self, tests: &[String]) -> Command {
+        let script = format!("{PRIVATE_MOUNTS}ip link set lo up\nexec env \"$@\"");
+        let mut command = as_root("unshare");
+        command
+            .current_dir(root().join("tests"))
+            .args(["--net", "--mount", "sh", "-ec", &script, "sh"])
+            .args(&self.environment)
+            .arg(&self.file)
+            // The tests of a program measure time.
+            .args(["--test-threads=1", "--exact"])
+            .args(tests);
+        command
+    }
+}
+
+fn share(file: &File) -> Result<File> {
+    file.try_clone().context("share the file for the output")
+}
+
+/// Returns the tests that a test program lists at its end.
+fn failed_tests(output: &str) -> Vec<String> {
+    let Some((_, list)) = output.rsplit_once("\nfailures:\n") else {
+        return Vec::new();
+    };
+    let lines = list.lines().map_while(|line| line.strip_prefix("    "));
+    lines.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::failed_tests;
+
+    #[test]
+    fn finds_the_tests_that_failed() {
+        let output = "\
+test a ... ok
+test part::b ... FAILED
+test c ... FAILED
+
+failures:
+
+---- part::b stdout ----
+    panicked
+---- c stdout ----
+failures:
+
+failures:
+    part::b
+    c
+
+test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s
+";
+        assert_eq!(failed_tests(output), ["part::b", "c"]);
+        assert!(failed_tests("Segmentation fault").is_empty());
+    }
+}
