@@ -6,8 +6,9 @@ mod machine;
 mod machines;
 mod package;
 mod privileged;
-mod schemathesis;
+mod python;
 mod scripts;
+mod sources;
 mod test_program;
 mod try_package;
 
@@ -57,6 +58,8 @@ pub fn all(parts: Vec<String>) -> Result<ExitCode> {
     suite.check("formatting", || {
         run(cargo().args(["fmt", "--all", "--check"]))
     });
+    suite.check("spelling and retired words", sources::spelling);
+    suite.check("TOML files", sources::toml);
     suite.check("clippy", || {
         run(cargo()
             .args([
@@ -78,6 +81,8 @@ pub fn all(parts: Vec<String>) -> Result<ExitCode> {
     } else {
         say("the compiler of the kernel programs has no clippy; they go without");
     }
+    // After clippy, for which cargo has fetched everything.
+    suite.check("dependencies", sources::dependencies);
     suite.check("documentation", || {
         run(cargo()
             .args([

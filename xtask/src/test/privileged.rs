@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use memlb_tests::{cluster::BINARY, document::XTASK, privilege::REQUIRED};
 
-use super::{schemathesis, test_program::TestProgram};
+use super::{python, test_program::TestProgram};
 use crate::{interrupt::Interrupt, test_binaries::build, workspace::say};
 
 /// How many programs run at the same time. They wait for most of their time.
@@ -102,8 +102,11 @@ fn environment(memlb: &Path) -> Result<Vec<String>> {
         format!("{BINARY}={}", memlb.display()),
         format!("{XTASK}={}", xtask.display()),
     ];
-    match schemathesis::provide() {
-        Ok(program) => environment.push(schemathesis::variable(&program)),
+    match python::provide() {
+        Ok(programs) => {
+            let schemathesis = programs.join("schemathesis");
+            environment.push(format!("MEMLB_SCHEMATHESIS={}", schemathesis.display()));
+        }
         // Only the test that needs it fails.
         Err(error) => say(format!("{error:#}")),
     }
