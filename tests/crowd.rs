@@ -1,6 +1,6 @@
 //! A thousand workers that sign: are they all heard, and what does it cost?
 
-#[path = "benches/control/crowd.rs"]
+#[path = "../benchmarks/benches/control/crowd.rs"]
 mod crowd;
 
 use std::time::{Duration, Instant};

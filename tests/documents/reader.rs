@@ -53,10 +53,20 @@ impl Reader {
         .unwrap();
         let cargo = tools.path().join("cargo");
         let xtask = xtask();
-        let xtask = xtask.display();
+        let benchmarks = built(&xtask.with_file_name("memlb-benchmarks"));
+        let (xtask, benchmarks) = (xtask.display(), benchmarks.display());
         fs::write(
             &cargo,
-            format!("#!/bin/sh\ntest \"$1\" = xtask\nshift\nexec {xtask} \"$@\"\n"),
+            format!(
+                "#!/bin/sh
+case $1 in
+xtask) shift; exec {xtask} \"$@\" ;;
+# How xtask starts the benchmarks.
+run) while test \"$1\" != --; do shift; done; shift; exec {benchmarks} \"$@\" ;;
+esac
+exit 1
+"
+            ),
         )
         .unwrap();
         fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
@@ -75,6 +85,8 @@ impl Reader {
             .current_dir(&self.directory)
             .env("PATH", env::join_paths(places).unwrap())
             .env("HOME", self.tools.path())
+            // Such as the one that started the tests.
+            .env_remove("CARGO")
             // Content with a file that can be edited.
             .env("EDITOR", "test -w")
             .env("TERM", "xterm-256color")
@@ -180,13 +192,16 @@ impl Reader {
 
 fn xtask() -> PathBuf {
     let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/xtask");
-    let xtask = env::var_os(XTASK).map_or(usual, PathBuf::from);
+    built(&env::var_os(XTASK).map_or(usual, PathBuf::from))
+}
+
+fn built(program: &Path) -> PathBuf {
     assert!(
-        xtask.is_file(),
+        program.is_file(),
         "there is no {}: build it with `cargo build`",
-        xtask.display()
+        program.display()
     );
-    xtask
+    program.to_owned()
 }
 
 fn is_assignment(command: &str) -> bool {

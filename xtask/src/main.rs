@@ -1,25 +1,10 @@
 //! `cargo xtask`: the table of this project's tasks.
 
-mod bench;
-mod build;
-mod build_ebpf;
-mod ebpf_compiler;
-mod interrupt;
-mod kernels;
-mod lab;
-mod package;
-mod packages;
-mod privilege;
-mod run;
-mod setup;
-mod test;
-mod test_binaries;
-mod workspace;
-
 use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser;
+use xtask::{build, build_ebpf, kernels, lab, package, privilege, run, setup, test, workspace};
 
 /// Sets up, builds, shows and tests memlb on this machine.
 #[derive(Parser)]
@@ -56,7 +41,12 @@ enum Task {
     #[command(hide = true)]
     TryPackage(test::TryPackage),
     /// Compares memlb with other balancers on this machine
-    Bench(bench::Options),
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments of the benchmarks
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -78,7 +68,16 @@ fn start(task: Task) -> Result<ExitCode> {
         Task::Test { parts } => return test::all(parts),
         Task::Kernels(options) => kernels::run(&options)?,
         Task::TryPackage(task) => test::try_package(&task)?,
-        Task::Bench(options) => bench::bench(&options)?,
+        Task::Bench { arguments } => return Err(bench(&arguments)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Becomes the benchmarks. Returns only when that fails.
+fn bench(arguments: &[OsString]) -> anyhow::Error {
+    let mut cargo = workspace::cargo();
+    cargo
+        .args(["run", "--quiet", "--package=memlb-benchmarks", "--"])
+        .args(arguments);
+    privilege::become_command(cargo)
 }

@@ -16,6 +16,7 @@ use crate::{
 };
 
 /// A program, the Debian package that has it, and what it is for.
+#[derive(Debug)]
 pub struct Tool {
     pub program: &'static str,
     pub package: &'static str,

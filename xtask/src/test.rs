@@ -100,6 +100,7 @@ pub fn all(parts: Vec<String>) -> Result<ExitCode> {
             "--package=lb-common",
             "--package=lb-core",
             "--package=lb-user",
+            "--package=memlb-benchmarks",
             "--package=xtask",
         ]))
     });

@@ -29,7 +29,7 @@ use crate::{
 /// What the names of the lab's namespaces begin with.
 const PREFIX: &str = "memlb-";
 
-#[derive(Args)]
+#[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Lab {
     #[command(subcommand)]
@@ -38,7 +38,7 @@ pub struct Lab {
     options: Options,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Verb {
     /// Plays a scripted story of memory changes and failures, with a client that measures
     Demo {
@@ -59,7 +59,7 @@ enum Verb {
     Down,
 }
 
-#[derive(Args)]
+#[derive(Debug, Args)]
 struct Options {
     /// Where to attach the packet programs
     #[arg(long, value_enum, default_value_t = Attach::Auto)]
@@ -69,7 +69,7 @@ struct Options {
     config: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum Attach {
     Auto,
     Tc,

@@ -10,10 +10,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use memlb_tests::{cluster::BINARY, document::XTASK, privilege::REQUIRED};
+use memlb_tests::{cluster::BINARY, command, document::XTASK, privilege::REQUIRED};
 
 use super::{python, test_program::TestProgram};
-use crate::{interrupt::Interrupt, test_binaries::build, workspace::say};
+use crate::{
+    interrupt::Interrupt,
+    test_binaries::build,
+    workspace::{cargo, say},
+};
 
 /// How many programs run at the same time. They wait for most of their time.
 const LANES: usize = 3;
@@ -39,6 +43,8 @@ const LONGEST: &[&str] = &[
 /// Runs every test of the package `memlb-tests`, whatever fails.
 pub fn run_all(memlb: &Path, interrupt: &Interrupt) -> Result<()> {
     let environment = environment(memlb)?;
+    // The tests of documents start them.
+    command::run(cargo().args(["build", "--package=memlb-benchmarks"]))?;
     let mut programs: Vec<TestProgram> = build(&["--lib", "--tests"])?
         .into_iter()
         .map(|(name, file)| TestProgram::new(name, file, &environment))

@@ -60,7 +60,7 @@ const DROP_INS: &str = "/etc/systemd/system/memlb-agent.service.d";
 const ACCEPT_LOCAL: &str = "cat /proc/sys/net/ipv4/conf/lo/accept_local";
 
 /// Wants a mount namespace of its own.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct TryPackage {
     package: PathBuf,
     /// The archive of a clean Debian

@@ -1,10 +1,10 @@
-//! The options of the benchmark of connections, which stands beside the tests and checks them itself.
+//! The options of the benchmark of connections, which checks them itself.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::packages::Tool;
+use xtask::packages::Tool;
 
 pub const TOOLS: &[Tool] = &[
     Tool {

@@ -13,7 +13,7 @@ use super::{
     statistics::Spread,
     wrk::{BULK_PATH, Figures, Load, Wrk},
 };
-use crate::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::say};
 
 /// As many connections as the comparison is made with.
 pub const CONNECTIONS: usize = 64;

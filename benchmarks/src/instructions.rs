@@ -10,7 +10,7 @@ use super::{
     emulated::{self, REPORT},
     started,
 };
-use crate::{build_ebpf, kernels::Load};
+use xtask::{build_ebpf, kernels::Load};
 
 const TASK: &str = "packet";
 

@@ -26,11 +26,12 @@ use std::{
     env,
     fs::{self, File},
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use memlb_tests::cluster::BINARY;
 use serde::Serialize;
 
@@ -42,7 +43,7 @@ use self::{
     rounds::{Row, Samples},
     wrk::Wrk,
 };
-use crate::{
+use xtask::{
     build,
     interrupt::Interrupt,
     packages::{Tool, provide_tools},
@@ -87,9 +88,14 @@ const IPVS_TOOLS: &[Tool] = &[
     },
 ];
 
-#[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub struct Options {
+/// Compares memlb with other balancers on this machine
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask bench",
+    bin_name = "cargo xtask bench",
+    args_conflicts_with_subcommands = true
+)]
+struct Options {
     #[command(subcommand)]
     other: Option<Other>,
     #[command(flatten)]
@@ -187,8 +193,16 @@ enum Item {
     Processor,
 }
 
+fn main() -> ExitCode {
+    let Err(error) = bench(&Options::parse()) else {
+        return ExitCode::SUCCESS;
+    };
+    say(format!("{error:#}"));
+    ExitCode::FAILURE
+}
+
 /// Sets everything up and measures.
-pub fn bench(options: &Options) -> Result<()> {
+fn bench(options: &Options) -> Result<()> {
     // What is built and written belongs to the user; what measures is root's.
     for file in options.files() {
         File::create(file).with_context(|| format!("create {}", file.display()))?;

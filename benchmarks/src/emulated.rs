@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use memlb_tests::kernel::Series;
 use serde_json::Value;
 
-use crate::{
+use xtask::{
     interrupt::Interrupt,
     kernels::{Guest, Kernel, Load, cache},
     workspace::say,

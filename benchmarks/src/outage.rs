@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{laboratory::Laboratory, statistics::Spread};
-use crate::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::say};
 
 /// How often the client asks, whether it has got an answer or not.
 const ASK_INTERVAL: Duration = Duration::from_millis(10);

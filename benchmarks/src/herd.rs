@@ -7,7 +7,7 @@ use memlb_tests::herd::{Herd, SIZES_MIB};
 use serde::Serialize;
 
 use super::table::Table;
-use crate::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::say};
 
 const POLICIES: [&str; 3] = ["memory", "balanced", "round_robin"];
 

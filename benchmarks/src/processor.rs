@@ -16,7 +16,7 @@ use super::{
     table::Table,
     wrk::Wrk,
 };
-use crate::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::say};
 
 pub const COMPARED: [Contender; 6] = [
     Contender::MemlbTc,

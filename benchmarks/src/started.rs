@@ -1,4 +1,4 @@
-//! Builds and starts the benchmarks that stand beside the tests: of the programs themselves, packet by
+//! Builds and starts the benchmarks in `benches`: of the programs themselves, packet by
 //! packet, of the manager, and of many connections.
 
 use std::{
@@ -13,7 +13,7 @@ use memlb_tests::{
 };
 use serde_json::Value;
 
-use crate::{
+use xtask::{
     build_ebpf,
     privilege::{as_root, become_command},
     workspace,
@@ -63,7 +63,7 @@ fn measure(mut benchmark: Command, json: Option<&Path>) -> Result<()> {
 pub fn build(name: &str) -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
     cargo
-        .args(["bench", "--package=memlb-tests", "--bench", name])
+        .args(["bench", "--package=memlb-benchmarks", "--bench", name])
         .args(["--no-run", "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit());
     let output = cargo

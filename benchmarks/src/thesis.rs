@@ -18,7 +18,7 @@ use super::{
     table::Table,
     wrk::{Load, Wrk},
 };
-use crate::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::say};
 
 const CONTENDERS: [Contender; 2] = [Contender::Nginx2018, Contender::MemlbTc];
 const ASK_INTERVAL: Duration = Duration::from_millis(50);

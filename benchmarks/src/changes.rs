@@ -17,7 +17,7 @@ use super::{
     laboratory::Laboratory,
     wrk::{self, Figures, Load, Wrk},
 };
-use crate::{interrupt::Interrupt, workspace::say};
+use xtask::{interrupt::Interrupt, workspace::say};
 
 const CHANGES: usize = 100;
 const CONNECTIONS: usize = 32;

@@ -11,7 +11,7 @@ use super::{
     emulated::{self, REPORT},
     rounds::Row,
 };
-use crate::kernels::Load;
+use xtask::kernels::Load;
 
 const COMPARED: [Contender; 4] = [
     Contender::Direct,

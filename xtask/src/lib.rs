@@ -1,0 +1,16 @@
+//! The tasks of memlb's developers and operators, and what benchmarks share with them.
+
+pub mod build;
+pub mod build_ebpf;
+pub mod ebpf_compiler;
+pub mod interrupt;
+pub mod kernels;
+pub mod lab;
+pub mod package;
+pub mod packages;
+pub mod privilege;
+pub mod run;
+pub mod setup;
+pub mod test;
+pub mod test_binaries;
+pub mod workspace;
