@@ -4,8 +4,8 @@ use std::{net::SocketAddr, time::Instant};
 
 use memlb::{
     heartbeat::{
-        Acknowledgement, Authentication, Decoded, Gate, MAX_NAME_BYTES, Refusal, SIZE_LIMIT,
-        check_name, decode,
+        Acknowledgement, Authentication, Authenticator, Decoded, MAX_NAME_BYTES, Refusal,
+        SIZE_LIMIT, check_name, decode,
     },
     keys::{Key, KeyId, KeyRing},
 };
@@ -31,13 +31,13 @@ pub fn check(datagram: &[u8]) {
         Acknowledgement::decode(datagram, &key).is_err(),
         "nobody can forge one"
     );
-    let mut gate = gate(&key);
+    let mut authenticator = authenticator(&key);
     let from = SocketAddr::from(([192, 0, 2, 1], 9));
-    let refused = gate
-        .open(datagram, from, Instant::now())
+    let refused = authenticator
+        .verify(datagram, from, Instant::now())
         .expect_err("nobody can forge a heartbeat");
     printable(&refused.refusal);
-    assert_eq!(refused.challenge, None, "strangers are not answered");
+    assert_eq!(refused.reply, None, "strangers are not answered");
 
     // As if the worker itself had sent it.
     let mut signed = Vec::from("memlb1 000000a1 ");
@@ -46,11 +46,11 @@ pub fn check(datagram: &[u8]) {
     }
     signed.push(b'\n');
     signed.extend_from_slice(datagram);
-    let refused = gate
-        .open(&signed, from, Instant::now())
+    let refused = authenticator
+        .verify(&signed, from, Instant::now())
         .expect_err("nobody can guess the nonce");
     printable(&refused.refusal);
-    if let Some(challenge) = refused.challenge {
+    if let Some(challenge) = refused.reply {
         assert_eq!(refused.refusal, Refusal::NotFresh);
         assert!(challenge.len() < signed.len(), "the answer amplifies");
         assert!(Acknowledgement::decode(&challenge, &key).is_ok());
@@ -62,10 +62,11 @@ fn key() -> Key {
     Key::new(WORKER.to_owned(), KeyId(0xa1), &secret)
 }
 
-fn gate(key: &Key) -> Gate {
+fn authenticator(key: &Key) -> Authenticator {
     let mut keys = KeyRing::default();
     keys.add(key.clone(), "here").expect("the only key");
-    Gate::new(Authentication::Enforce, false, keys, Instant::now()).expect("a gate")
+    Authenticator::new(Authentication::Enforce, false, keys, Instant::now())
+        .expect("an authenticator")
 }
 
 fn sensible(decoded: &Decoded, datagram: &[u8], legacy: bool) {

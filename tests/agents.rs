@@ -15,7 +15,7 @@ use std::{
 };
 
 use memlb::{
-    heartbeat::{Authentication, Gate},
+    heartbeat::{Authentication, Authenticator},
     keys,
 };
 use memlb_tests::{Cluster, ClusterOptions, Nginx, Process, require_root, wait_for, wait_until};
@@ -308,7 +308,7 @@ fn convince_several_managers_each_with_a_nonce_of_its_own() {
         ..ClusterOptions::default()
     })
     .unwrap();
-    // The second manager is a gate with nothing behind it, where the client is.
+    // The second manager is an authenticator with nothing behind it, where the client is.
     let socket = cluster
         .topology
         .client
@@ -328,16 +328,17 @@ fn convince_several_managers_each_with_a_nonce_of_its_own() {
         let (stop, accepted, refused) = (stop.clone(), accepted.clone(), refused.clone());
         thread::spawn(move || {
             let now = Instant::now();
-            let mut gate = Gate::new(Authentication::Enforce, false, keys, now).unwrap();
+            let mut authenticator =
+                Authenticator::new(Authentication::Enforce, false, keys, now).unwrap();
             let mut buffer = [0; 1200];
             while !stop.load(Ordering::Relaxed) {
                 let Ok((length, from)) = socket.recv_from(&mut buffer) else {
                     continue;
                 };
                 let now = Instant::now();
-                let (count, answer) = match gate.open(&buffer[..length], from, now) {
-                    Ok(opened) => (&accepted, gate.accepted(&opened, from, now)),
-                    Err(no) => (&refused, no.challenge),
+                let (count, answer) = match authenticator.verify(&buffer[..length], from, now) {
+                    Ok(verified) => (&accepted, authenticator.accepted(&verified, from, now)),
+                    Err(no) => (&refused, no.reply),
                 };
                 count.fetch_add(1, Ordering::Relaxed);
                 answer.map(|answer| socket.send_to(&answer, from).unwrap());

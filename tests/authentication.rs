@@ -445,7 +445,7 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     fs::remove_file(&new_file).unwrap();
     let said = reload(&cluster);
     assert!(said.contains(&of_worker1("removed")), "{said}");
-    assert!(said.contains("mind: no key is known of worker1;"), "{said}");
+    assert!(said.contains("mind: no key for worker1;"), "{said}");
     cluster.wait_for_page("Worker2", SOON).unwrap();
 }
 
@@ -685,7 +685,7 @@ fn the_way_from_unsigned_to_enforced_has_no_gap() {
         "{manager}"
     );
     assert!(
-        manager.contains("do not sign their heartbeats yet: worker2"),
+        manager.contains("heartbeats of these workers are unsigned: worker2"),
         "{manager}"
     );
 

@@ -190,7 +190,7 @@ fn ends_after_its_time_and_counts_what_is_beyond_the_rate() {
     assert_eq!(last["event"], "end");
     let packets = last["packets"].as_u64().unwrap();
     assert!((1..=3).contains(&packets), "{last}");
-    assert!(last["missed"]["over_rate"].as_u64() > Some(10), "{last}");
+    assert!(last["dropped"]["over_rate"].as_u64() > Some(10), "{last}");
 }
 
 #[test]

@@ -1,32 +1,34 @@
 //! memlb: a kernel-path load balancer steered by worker memory.
 //!
-//! [`manager`] is the loop between the world and the pure decision core, [`lb_core`]: it feeds heartbeats and
-//! time in, and carries the core's commands out to the [`datapath`]. [`agent`] is its counterpart
-//! on each worker; [`control`] is how an operator asks a running manager.
+//! [`manager`] is the loop around the pure decision core, [`lb_core`]: it passes heartbeats and time to the core, and writes
+//! the core's commands to the maps of the [`datapath`]. [`control`] and [`http`] reach it by a
+//! [`manager::ManagerHandle`]; [`daemon`] starts all three. [`agent`] is the manager's counterpart on each worker.
 
 pub mod addresses;
 pub mod agent;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod datapath;
 pub mod deny;
 pub mod doctor;
 mod dual_stack;
 mod encoding;
 pub mod event_log;
+pub mod event_stream;
 pub mod explain;
-pub mod feed;
 pub mod flows;
 pub mod heartbeat;
+pub mod heartbeat_receiver;
 pub mod history;
 pub mod http;
 pub mod import;
 pub mod keys;
 pub mod manager;
-pub mod meters;
-pub mod reception;
+pub mod membership;
+pub mod metrics;
 pub mod simulate;
 mod sockets;
 pub mod status;
-pub mod supervisor;
+pub mod systemd;
 pub mod trace;

@@ -104,7 +104,7 @@ const CARRIED: [Verdict; 4] = [
 
 /// What the manager's main task contributes; the counters are read by whoever answers.
 #[derive(Debug, Clone)]
-pub struct Decided {
+pub struct ManagerSnapshot {
     pub uptime_ms: u64,
     pub config_file: Option<PathBuf>,
     pub interfaces: Vec<Interface>,
@@ -143,7 +143,7 @@ impl Interface {
 }
 
 impl Status {
-    pub fn new(decided: Decided, stats: &Stats) -> Self {
+    pub fn new(decided: ManagerSnapshot, stats: &Stats) -> Self {
         let backend = |seen: BackendSnapshot| Backend {
             traffic: stats
                 .backends

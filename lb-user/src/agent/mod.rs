@@ -23,7 +23,7 @@ use crate::{
     datapath::companion::{self, Companion},
     heartbeat::{Heartbeat, MemoryReport, Ping, check_name, check_pause},
     keys::Key,
-    supervisor::{self, Watchdog},
+    systemd::{self, Watchdog},
 };
 pub use announcement::announce_pause;
 pub use check::{Check, Target, parse_status};
@@ -103,7 +103,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let mut looks = every(LOOK_INTERVAL);
     let mut suspension = Suspension::watch();
     let mut watchdog = Watchdog::start();
-    supervisor::ready();
+    systemd::ready();
     loop {
         agent.healthy = healthy.borrow_and_update().unwrap_or(false);
         tokio::select! {
@@ -126,11 +126,11 @@ pub async fn run(settings: Settings) -> Result<()> {
                     agent.send_all(WorkerState::Ready);
                 }
             }
-            () = watchdog.is_due() => watchdog.pat(),
+            () = watchdog.is_due() => watchdog.notify(),
             () = stop.wait() => break,
         }
     }
-    supervisor::stopping();
+    systemd::stopping();
     info!("{} is leaving", agent.settings.name);
     for _ in 0..GOODBYES {
         agent.send_all(WorkerState::Leaving);

@@ -75,7 +75,7 @@ pub fn run(args: Args) -> Outcome {
             Request::Allow { prefixes }
         }),
         Action::List(ListArgs { remote }) => {
-            let list: DenyList = remote.ask(&Request::ListDenied)?;
+            let list: DenyList = remote.request(&Request::ListDenied)?;
             remote.print(&list, listed)
         }
     }
@@ -89,7 +89,7 @@ fn change(
 ) -> Outcome {
     let mut all = DenyAnswer::default();
     for prefixes in prefixes.chunks(PREFIXES_PER_REQUEST) {
-        let answer: DenyAnswer = remote.ask(&request(prefixes.to_vec()))?;
+        let answer: DenyAnswer = remote.request(&request(prefixes.to_vec()))?;
         all.changed.extend(answer.changed);
         all.connections_ended += answer.connections_ended;
         all.warnings.extend(answer.warnings);

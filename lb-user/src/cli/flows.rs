@@ -58,7 +58,7 @@ pub struct ExplainArgs {
 }
 
 pub fn run(args: Args) -> Outcome {
-    let flows: Flows = args.remote.ask(&Request::Flows {
+    let flows: Flows = args.remote.request(&Request::Flows {
         filter: Filter {
             client: args.client,
             worker: args.worker,
@@ -96,7 +96,7 @@ pub fn run(args: Args) -> Outcome {
 }
 
 pub fn explain(args: &ExplainArgs) -> Outcome {
-    let explanation: Explanation = args.remote.ask(&Request::Explain {
+    let explanation: Explanation = args.remote.request(&Request::Explain {
         client: args.client,
         service: args.service.clone(),
     })?;

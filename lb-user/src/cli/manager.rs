@@ -1,6 +1,6 @@
 //! `memlb manager`: the balancer's control loop.
 
-use memlb::manager;
+use memlb::daemon;
 use tracing::{info, warn};
 
 use super::{
@@ -38,7 +38,7 @@ pub fn run(args: Args) -> Outcome {
              (`memlb check --example` prints it); write that file, or name yours with --config"
         ),
     }
-    Ok(block_on(manager::run(
+    Ok(block_on(daemon::run(
         config,
         file,
         std::sync::Arc::new(move || source.read()),

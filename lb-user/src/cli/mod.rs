@@ -31,7 +31,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use memlb::{config::ConfigError, control::AskError};
+use memlb::{config::ConfigError, control::ClientError};
 use serde::Serialize;
 
 /// A load balancer in the kernel, steered by the memory of its workers
@@ -102,10 +102,10 @@ impl From<ConfigError> for Failure {
     }
 }
 
-impl From<AskError> for Failure {
-    fn from(error: AskError) -> Self {
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
         match error {
-            AskError::Refused(refused) if refused.is_usage => {
+            ClientError::Refused(refused) if refused.is_usage => {
                 Self::Usage(anyhow::anyhow!(refused.error))
             }
             other => Self::RunTime(other.into()),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lb_core::{AdminAction, AdminState, check_reason};
 use memlb::{
-    control::{AskError, Asker, Ordered, Refused, Request},
+    control::{ClientError, ControlClient, Ordered, Refused, Request},
     status::Status,
 };
 use serde::Serialize;
@@ -226,16 +226,16 @@ fn hold(target: Target, patience: Patience, remote: &Remote, hold: AdminState) -
     )))
 }
 
-fn give(remote: &Remote, target: &Target, action: AdminAction) -> Result<Ordered, AskError> {
+fn give(remote: &Remote, target: &Target, action: AdminAction) -> Result<Ordered, ClientError> {
     if let Some(reason) = &target.reason {
         check_reason(reason).map_err(|problem| {
-            AskError::Refused(Refused {
+            ClientError::Refused(Refused {
                 error: format!("--reason: {problem}"),
                 is_usage: true,
             })
         })?;
     }
-    remote.ask(&Request::Order {
+    remote.request(&Request::Order {
         worker: target.worker.clone(),
         service: target.service.clone(),
         order: action,
@@ -245,13 +245,13 @@ fn give(remote: &Remote, target: &Target, action: AdminAction) -> Result<Ordered
 
 /// Waits until the worker has no connection any more, and returns how many it has at the end.
 async fn wait(
-    client: &Asker,
+    client: &ControlClient,
     target: &Target,
     deadline: Option<Duration>,
-) -> Result<u64, AskError> {
+) -> Result<u64, ClientError> {
     let start = Instant::now();
     loop {
-        let status: Status = client.ask(&Request::Status).await?;
+        let status: Status = client.request(&Request::Status).await?;
         let left = connections(&status, target);
         let remaining = deadline.map(|deadline| deadline.saturating_sub(start.elapsed()));
         if left == 0 || remaining == Some(Duration::ZERO) {

@@ -1,6 +1,6 @@
 //! `memlb reload`: a running manager reads its configuration again.
 
-use memlb::control::{Reloaded, Request};
+use memlb::{control::Request, manager::Reloaded};
 
 use super::{Outcome, remote::Remote};
 
@@ -15,7 +15,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let reloaded: Reloaded = args.remote.ask(&Request::Reload)?;
+    let reloaded: Reloaded = args.remote.request(&Request::Reload)?;
     args.remote.print(&reloaded, |Reloaded { changes, mind }| {
         let mut text: String = changes.iter().map(|change| format!("{change}\n")).collect();
         if changes.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use memlb::control::{AskError, Asker, Request};
+use memlb::control::{ClientError, ControlClient, Request};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{block_on, source::USUAL_CONFIG};
@@ -22,12 +22,12 @@ pub struct Remote {
 }
 
 impl Remote {
-    pub fn client(&self) -> Asker {
+    pub fn client(&self) -> ControlClient {
         client(self.control_socket.clone())
     }
 
-    pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, AskError> {
-        block_on(self.client().ask(request))
+    pub fn request<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
+        block_on(self.client().request(request))
     }
 
     /// Prints `value`, as JSON if that is wished, else as `text` has it.
@@ -45,9 +45,9 @@ impl Remote {
 }
 
 /// Speaks with the manager at `socket`, or else at the usual one.
-pub fn client(socket: Option<PathBuf>) -> Asker {
+pub fn client(socket: Option<PathBuf>) -> ControlClient {
     let path = socket.or_else(configured_socket);
-    Asker::new(path.unwrap_or_else(|| PathBuf::from(USUAL_SOCKET)))
+    ControlClient::new(path.unwrap_or_else(|| PathBuf::from(USUAL_SOCKET)))
 }
 
 /// The socket of a manager that runs with the usual file; whether the rest of that file makes sense

@@ -56,12 +56,12 @@ struct WorkerRow {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let status: Status = args.remote.ask(&Request::Status)?;
+    let status: Status = args.remote.request(&Request::Status)?;
     args.remote.print(&status, Status::to_string)
 }
 
 pub fn services(args: &ServicesArgs) -> Outcome {
-    let status: Status = args.remote.ask(&Request::Status)?;
+    let status: Status = args.remote.request(&Request::Status)?;
     let services = chosen(status.services, args.service.as_deref())?;
     args.remote.print(&services, |services| {
         let row = |service: &ServiceSnapshot<Backend>| {
@@ -89,7 +89,7 @@ pub fn services(args: &ServicesArgs) -> Outcome {
 }
 
 pub fn workers(args: &WorkersArgs) -> Outcome {
-    let status: Status = args.remote.ask(&Request::Status)?;
+    let status: Status = args.remote.request(&Request::Status)?;
     let services = chosen(status.services, args.service.as_deref())?;
     let rows = services.into_iter().flat_map(|service| {
         let name = service.name;

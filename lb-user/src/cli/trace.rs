@@ -4,8 +4,8 @@ use anyhow::{Context, anyhow};
 use clap::builder::PossibleValuesParser;
 use lb_common::verdict::Verdict;
 use memlb::{
-    control::{Request, understand},
-    trace::{Clients, DEFAULT_RATE, Line, MOST_RATE, Missed, Wanted},
+    control::{Request, parse_reply},
+    trace::{Clients, DEFAULT_RATE, Dropped, Line, MOST_RATE, TraceFilter},
 };
 use tokio::{
     select,
@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Outcome {
 
 async fn show(args: Args) -> Outcome {
     let milliseconds = |it: std::time::Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
-    let request = Request::Trace(Wanted {
+    let request = Request::Trace(TraceFilter {
         client: args.client,
         service: args.service,
         worker: args.worker,
@@ -90,7 +90,7 @@ async fn show(args: Args) -> Outcome {
     let mut lines = args.remote.client().stream(&request).await?;
     // One listener for all the loop: a signal between two listeners would be lost.
     let mut interrupts = signal(SignalKind::interrupt()).context("catch SIGINT")?;
-    let (mut packets, mut missed) = (0, Missed::default());
+    let (mut packets, mut dropped) = (0, Dropped::default());
     loop {
         let text = select! {
             text = lines.next_line() => {
@@ -98,11 +98,11 @@ async fn show(args: Args) -> Outcome {
                 text.ok_or_else(|| Failure::RunTime(anyhow!("the manager has gone")))?
             }
             _ = interrupts.recv() => {
-                let end = Line::End { packets, missed };
+                let end = Line::End { packets, dropped };
                 serde_json::to_string(&end).context("encode the end")?
             }
         };
-        let line: Line = understand(&text)?;
+        let line: Line = parse_reply(&text)?;
         if args.remote.json {
             print(&format!("{text}\n"));
         } else {
@@ -111,7 +111,7 @@ async fn show(args: Args) -> Outcome {
         match line {
             Line::Begun => {}
             Line::Packet(_) => packets += 1,
-            Line::Missed(until_now) => missed = until_now,
+            Line::Dropped(until_now) => dropped = until_now,
             Line::End { .. } => return Ok(()),
         }
     }
@@ -122,9 +122,9 @@ fn tell(line: &Line) {
     match line {
         Line::Begun => super::note("tracing; Ctrl-C ends it"),
         Line::Packet(packet) => print(&format!("{packet}\n")),
-        Line::Missed(missed) => super::note(&format!("not shown until now: {missed}")),
-        Line::End { packets, missed } => {
-            super::note(&format!("{packets} packets; not shown: {missed}"));
+        Line::Dropped(dropped) => super::note(&format!("not shown until now: {dropped}")),
+        Line::End { packets, dropped } => {
+            super::note(&format!("{packets} packets; not shown: {dropped}"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The operator's side of the control socket.
+//! The client of the control socket.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -12,23 +12,23 @@ use tokio::{
 
 use super::{Refused, Request};
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Asks the manager at one control socket.
+/// Sends requests to the manager at one control socket.
 #[derive(Debug, Clone)]
-pub struct Asker {
+pub struct ControlClient {
     path: PathBuf,
 }
 
-/// Why there is no answer to a request.
+/// Why a request has no reply.
 #[derive(Debug)]
-pub enum AskError {
-    /// The request is wrong by itself: a worker that does not exist, for one.
+pub enum ClientError {
+    /// The manager refused the request, for example because of an unknown worker.
     Refused(Refused),
     Failed(anyhow::Error),
 }
 
-impl fmt::Display for AskError {
+impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(refused) => f.write_str(&refused.error),
@@ -37,39 +37,39 @@ impl fmt::Display for AskError {
     }
 }
 
-impl std::error::Error for AskError {}
+impl std::error::Error for ClientError {}
 
-impl From<anyhow::Error> for AskError {
+impl From<anyhow::Error> for ClientError {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl Asker {
+impl ControlClient {
     pub fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
-    /// Sends one request and waits for its reply.
+    /// Sends a request and waits for its reply.
     ///
     /// # Errors
     ///
-    /// Says that nobody answers there, or what the manager answered instead.
-    pub async fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T, AskError> {
+    /// Says that no manager answers, or why it refused the request.
+    pub async fn request<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
         let mut lines = self.stream(request).await?;
-        let line = timeout(PATIENCE, lines.next_line())
+        let line = timeout(TIMEOUT, lines.next_line())
             .await
             .context("wait for the manager's answer")?
             .context("wait for the manager's answer")?
             .context("the manager went away without an answer")?;
-        understand(&line)
+        parse_reply(&line)
     }
 
-    /// Sends one request and returns the lines of its reply.
+    /// Sends a request and returns the lines of its reply.
     ///
     /// # Errors
     ///
-    /// Says that nobody answers there.
+    /// Says that no manager answers.
     pub async fn stream(&self, request: &Request) -> Result<Lines<BufReader<OwnedReadHalf>>> {
         let path = self.path.display();
         let stream = UnixStream::connect(&self.path).await.map_err(|error| {
@@ -85,20 +85,20 @@ impl Asker {
         let mut line = serde_json::to_vec(request).context("encode the request")?;
         line.push(b'\n');
         writer.write_all(&line).await.context("send the request")?;
-        // The half that is sent stays open as long as the reply is read.
+        // The writing half stays open while the reply is read.
         writer.forget();
         Ok(BufReader::new(reader).lines())
     }
 }
 
-/// Tells a reply from a refusal.
+/// Parses a reply.
 ///
 /// # Errors
 ///
-/// Is the refusal, or says that the line is no such reply.
-pub fn understand<T: DeserializeOwned>(line: &str) -> Result<T, AskError> {
+/// Returns the refusal, or says that the line is not a reply of this type.
+pub fn parse_reply<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
     if let Ok(refused) = serde_json::from_str::<Refused>(line) {
-        return Err(AskError::Refused(refused));
+        return Err(ClientError::Refused(refused));
     }
     let reply = serde_json::from_str(line).context(
         "understand the manager's answer; is it of another version? `memlb --version` is this one's",

@@ -1,45 +1,44 @@
-//! The control socket: an operator's questions and orders to a running manager.
+//! The control socket: an operator's requests to a running manager.
 //!
-//! A connection carries one request, a JSON object on one line, and one reply of the same form; the
-//! reply to [`Request::Events`] with `follow` is one line an event, without end, that to
-//! [`Request::Trace`] one line a packet. Whatever is refused is answered by [`Refused`].
+//! A connection carries one request, a JSON object on one line, and one reply of the same form. The reply to
+//! [`Request::Events`] with `follow` is one line for each event, without end; that to [`Request::Trace`] is one line
+//! for each packet. [`Refused`] is the reply to a request that is refused or fails.
 
-mod answers;
 mod client;
+mod handlers;
 mod server;
-mod tracing;
+mod trace;
 
-use std::{fmt, path::PathBuf};
+use std::time::Duration;
 
-use lb_core::AdminAction;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{io::AsyncWriteExt, net::unix::WriteHalf, time::timeout};
 
-pub use client::{AskError, Asker, understand};
+pub use client::{ClientError, ControlClient, parse_reply};
 pub use server::Server;
-pub use tracing::Tracer;
 
 use crate::{
     deny::{Denied, Prefix},
-    feed::Feed,
     flows::{Client, Filter},
-    history::History,
-    manager::{Instruction, Reloader, Written},
-    status::Decided,
-    trace::Wanted,
+    trace::TraceFilter,
 };
+use lb_core::AdminAction;
 
-/// Why nothing came of a request.
+/// The longest wait of the server for a request, and for the client to read a line of the reply.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The reply to a request that is refused or fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refused {
     pub error: String,
-    /// Whether the request itself was wrong, rather than something on the way.
+    /// Whether the request was wrong; otherwise it failed at run time.
     #[serde(default)]
     pub is_usage: bool,
 }
 
-/// What can be asked and ordered.
+/// A request of an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -61,9 +60,9 @@ pub enum Request {
         #[serde(default)]
         reason: Option<String>,
     },
-    /// Takes that back; answered by [`DenyAnswer`].
+    /// Allows denied clients again; answered by [`DenyAnswer`].
     Allow { prefixes: Vec<Prefix> },
-    /// Answered by `DenyList`.
+    /// Answered by [`crate::deny::DenyList`].
     ListDenied,
     /// Answered by [`crate::flows::Flows`].
     Flows {
@@ -77,19 +76,19 @@ pub enum Request {
         #[serde(default)]
         service: Option<String>,
     },
-    /// Answered by [`Reloaded`].
+    /// Answered by [`crate::manager::Reloaded`].
     Reload,
-    /// Answered by [`crate::feed::Entry`] a line.
+    /// Answered by one [`crate::event_stream::Entry`] a line.
     Events {
-        /// The last so many of those that the manager keeps in memory.
+        /// The number of past events, from those that the manager keeps in memory.
         #[serde(default)]
         limit: Option<usize>,
-        /// Then those to come as well.
+        /// Whether future events follow.
         #[serde(default)]
         follow: bool,
     },
-    /// Answered by [`crate::trace::Line`] a line.
-    Trace(Wanted),
+    /// Answered by one [`crate::trace::Line`] a line.
+    Trace(TraceFilter),
 }
 
 /// An order in force.
@@ -97,12 +96,12 @@ pub enum Request {
 pub struct Ordered {
     /// In one sentence.
     pub order: String,
-    /// Services that have no worker for new connections now.
+    /// Services without a worker for new connections.
     pub without_worker: Vec<String>,
-    /// What the operator may not have meant, one sentence each.
+    /// Effects that the operator may not have intended, one sentence each.
     #[serde(default)]
     pub mind: Vec<String>,
-    /// Why a restarted manager would not know of it, should that be so.
+    /// Why a restarted manager would not have it, if so.
     pub not_kept: Option<String>,
 }
 
@@ -111,46 +110,18 @@ pub struct Ordered {
 pub struct DenyAnswer {
     /// What was added, or removed.
     pub changed: Vec<Denied>,
-    /// Open connections that have ended with it.
+    /// Number of open connections that it ended.
     pub connections_ended: u64,
-    /// What the operator may not have meant, one sentence each.
+    /// Effects that the operator may not have intended, one sentence each.
     pub warnings: Vec<String>,
-    /// Why a restarted manager would not know of it, should that be so.
+    /// Why a restarted manager would not have it, if so.
     pub not_kept: Option<String>,
 }
 
-/// A configuration taken over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reloaded {
-    /// One sentence each; none if nothing was different.
-    pub changes: Vec<String>,
-    /// What the operator may not have meant, one sentence each.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub mind: Vec<String>,
-}
-
-/// The main task answers with its view; everything slower happens in the asker's own task.
-pub type Question = oneshot::Sender<Decided>;
-
-/// Where an asker's task turns to with its request.
-#[derive(Clone)]
-pub struct Offices {
-    pub questions: mpsc::Sender<Question>,
-    pub instructions: mpsc::Sender<Instruction>,
-    /// How far the operator's orders are kept on disk.
-    pub written: watch::Receiver<Written>,
-    /// The same of the denied clients.
-    pub denied_written: watch::Receiver<Written>,
-    pub reloader: Reloader,
-    /// Where the asker's task reads the counters.
-    pub pin_path: PathBuf,
-    pub feed: Feed,
-    pub history: History,
-    pub tracer: Tracer,
-}
-
-impl fmt::Debug for Offices {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Offices").finish_non_exhaustive()
-    }
+/// Sends one line of a reply.
+async fn send(writer: &mut WriteHalf<'_>, line: &[u8]) -> Result<()> {
+    timeout(TIMEOUT, writer.write_all(line))
+        .await
+        .context("wait for the client")?
+        .context("send the reply")
 }

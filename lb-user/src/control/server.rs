@@ -1,4 +1,4 @@
-//! The manager's side of the control socket.
+//! The server of the control socket.
 
 use std::{
     fs, io,
@@ -8,33 +8,36 @@ use std::{
     time::Duration,
 };
 
-use ::tracing::debug;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::{
     sys::stat::{Mode, umask},
     unistd::{Uid, User},
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::{UnixListener, UnixStream, unix::WriteHalf},
     sync::{Semaphore, broadcast::error::RecvError},
     task::spawn_blocking,
     time::timeout,
 };
+use tracing::debug;
 
 use super::{
-    Offices, Refused, Request,
-    answers::{Refusal, line_of, reply},
-    tracing,
+    Refused, Request, TIMEOUT,
+    handlers::{Refusal, line_of, reply},
+    send,
+    trace::{self, TraceLocks},
 };
-use crate::feed::{self, Subscription};
+use crate::{
+    event_stream::{self, EventStream, Subscription},
+    manager::ManagerHandle,
+};
 
-/// A request may be no longer than this, in bytes, and must come within this time.
+/// The longest request, in bytes.
 const REQUEST_LIMIT: u64 = 4096;
-const PATIENCE: Duration = Duration::from_secs(5);
 
-/// So many connections are served at a time; others wait.
-const MOST_CONNECTIONS: usize = 64;
+/// The most connections at a time; others wait.
+const MAX_CONNECTIONS: usize = 64;
 
 /// The listening socket, removed when dropped.
 #[derive(Debug)]
@@ -45,12 +48,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens at `path`, for the owner and its group only. A socket that nobody answers at is
-    /// taken over.
+    /// Listens at `path`, for the owner and its group only. A socket without a server is replaced.
     ///
     /// # Errors
     ///
-    /// Says that another manager answers there, or why the socket cannot be made.
+    /// Says that another manager listens there, or why the socket cannot be made.
     pub async fn bind(path: &Path) -> Result<Self> {
         let context = || format!("listen at the control socket {}", path.display());
         if let Some(directory) = path.parent() {
@@ -63,7 +65,7 @@ impl Server {
                 path.display()
             );
         }
-        // Of what is in the way, only a socket is the manager's to remove.
+        // Only a socket may be replaced, no other file.
         if fs::metadata(path).is_ok_and(|it| !it.file_type().is_socket()) {
             bail!(
                 "{} is there already and is no socket: remove it, or choose another control_socket",
@@ -76,7 +78,7 @@ impl Server {
             }
             _ => {}
         }
-        // Not even for a moment may others connect.
+        // Others must not be able to connect before the mode is set.
         let before = umask(Mode::from_bits_truncate(0o117));
         let listener = UnixListener::bind(path).with_context(context);
         umask(before);
@@ -85,27 +87,28 @@ impl Server {
         Ok(Self {
             listener,
             path: path.to_owned(),
-            free: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
+            free: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         })
     }
 
-    /// Serves one asker after another, each in a task of its own, for as long as it is polled.
-    pub async fn serve(&self, offices: Offices) {
+    /// Serves clients, each in a task of its own, until this future is dropped.
+    pub async fn serve(self, manager: ManagerHandle) {
+        let locks = TraceLocks::default();
         loop {
             let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else {
                 return;
             };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let offices = offices.clone();
+                    let (manager, locks) = (manager.clone(), locks.clone());
                     tokio::spawn(async move {
-                        if let Err(error) = answer(stream, offices).await {
+                        if let Err(error) = serve_client(stream, manager, locks).await {
                             debug!("a control connection ended early: {error:#}");
                         }
                         drop(permit);
                     });
                 }
-                // Out of descriptors, for one: others may close theirs meanwhile.
+                // For example without free descriptors; other connections may close theirs.
                 Err(error) => {
                     debug!("accept a control connection: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -117,28 +120,32 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Nothing is lost if it is gone already.
+        // It may be removed already.
         _ = fs::remove_file(&self.path);
     }
 }
 
-async fn answer(mut stream: UnixStream, offices: Offices) -> Result<()> {
+async fn serve_client(
+    mut stream: UnixStream,
+    manager: ManagerHandle,
+    locks: TraceLocks,
+) -> Result<()> {
     let user = user(&stream).await?;
     let mut line = Vec::new();
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader.take(REQUEST_LIMIT));
-    timeout(PATIENCE, reader.read_until(b'\n', &mut line))
+    timeout(TIMEOUT, reader.read_until(b'\n', &mut line))
         .await
         .context("wait for the request")??;
-    let reply = match understand(&line) {
+    let reply = match parse_request(&line) {
         Ok(Request::Events { limit, follow }) => {
-            return events(&mut writer, &offices, limit, follow).await;
+            return events(&mut writer, manager.event_stream(), limit, follow).await;
         }
-        Ok(Request::Trace(wanted)) => match tracing::begin(&wanted, user, &offices).await {
-            Ok(told) => return told.tell(&mut reader, &mut writer, &offices).await,
+        Ok(Request::Trace(filter)) => match trace::start(&filter, user, &locks, &manager).await {
+            Ok(session) => return session.run(&mut reader, &mut writer, &manager).await,
             Err(refusal) => Err(refusal),
         },
-        Ok(request) => reply(request, user, offices).await,
+        Ok(request) => reply(request, user, &manager).await,
         Err(refusal) => Err(refusal),
     };
     let reply = match reply {
@@ -157,7 +164,7 @@ async fn answer(mut stream: UnixStream, offices: Offices) -> Result<()> {
     send(&mut writer, &reply).await
 }
 
-fn understand(line: &[u8]) -> Result<Request, Refusal> {
+fn parse_request(line: &[u8]) -> Result<Request, Refusal> {
     if line.len() as u64 == REQUEST_LIMIT && !line.ends_with(b"\n") {
         return Err(Refusal::Usage(anyhow!(
             "the request is too long: at most {REQUEST_LIMIT} bytes, with a newline at the end"
@@ -173,25 +180,30 @@ fn understand(line: &[u8]) -> Result<Request, Refusal> {
     })
 }
 
-/// Who is at the other end, by the kernel's word.
+/// Returns the client's user name, from the kernel's peer credentials.
 async fn user(stream: &UnixStream) -> Result<String> {
-    let uid = stream.peer_cred().context("ask who is there")?.uid();
-    // Names are read from the disk, or wherever the system has them.
+    let uid = stream
+        .peer_cred()
+        .context("read the peer credentials")?
+        .uid();
+    // The look-up may read a disk or ask a server.
     let name = spawn_blocking(move || User::from_uid(Uid::from_raw(uid))).await;
-    let name = name.context("ask for a name")?.ok().flatten();
+    let name = name.context("look up the user name")?.ok().flatten();
     Ok(name.map_or_else(|| format!("user {uid}"), |user| user.name))
 }
 
 async fn events(
     writer: &mut WriteHalf<'_>,
-    offices: &Offices,
+    stream: &EventStream,
     limit: Option<usize>,
     follow: bool,
 ) -> Result<()> {
     let Subscription {
         missed, mut coming, ..
-    } = offices.feed.subscribe(Some(0));
-    let first = missed.len().saturating_sub(limit.unwrap_or(feed::KEPT));
+    } = stream.subscribe(Some(0));
+    let first = missed
+        .len()
+        .saturating_sub(limit.unwrap_or(event_stream::KEPT));
     for entry in &missed[first..] {
         send(writer, &line_of(&**entry)?).await?;
     }
@@ -202,18 +214,11 @@ async fn events(
         match coming.recv().await {
             Ok(entry) => send(writer, &line_of(&*entry)?).await?,
             Err(RecvError::Lagged(count)) => {
-                debug!("a follower of the events has missed {count}");
+                debug!("a client that follows the events has missed {count}");
             }
             Err(RecvError::Closed) => return Ok(()),
         }
     }
-}
-
-pub(super) async fn send(writer: &mut WriteHalf<'_>, line: &[u8]) -> Result<()> {
-    timeout(PATIENCE, writer.write_all(line))
-        .await
-        .context("wait for the reader")?
-        .context("send the reply")
 }
 
 #[cfg(test)]
@@ -243,7 +248,7 @@ mod tests {
 
     #[test]
     fn tells_a_long_request_from_an_unknown_one() {
-        let said = |line: &[u8]| match understand(line) {
+        let said = |line: &[u8]| match parse_request(line) {
             Err(Refusal::Usage(error)) => format!("{error:#}"),
             _ => panic!("it is understood"),
         };
@@ -255,6 +260,6 @@ mod tests {
         );
         line[limit - 1] = b'\n';
         assert!(said(&line).starts_with("not a request that this manager knows"));
-        assert!(understand(b"{\"verb\":\"status\"}\n").is_ok());
+        assert!(parse_request(b"{\"verb\":\"status\"}\n").is_ok());
     }
 }

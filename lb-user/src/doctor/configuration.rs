@@ -6,14 +6,14 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_core::MANAGER;
 
 use super::Finding;
 use crate::{
     config::{Config, Worker},
-    control::{Asker, Request},
+    control::{ControlClient, Request},
     status::Status,
 };
+use lb_core::MANAGER;
 
 /// Returns the file that a manager at this control socket was started with, if one runs and has one.
 ///
@@ -21,8 +21,8 @@ use crate::{
 ///
 /// None that is known of: who does not answer is examined by others.
 pub async fn config_file(control_socket: &Path) -> Result<Option<PathBuf>> {
-    let asker = Asker::new(control_socket.to_owned());
-    let status: Option<Status> = asker.ask(&Request::Status).await.ok();
+    let asker = ControlClient::new(control_socket.to_owned());
+    let status: Option<Status> = asker.request(&Request::Status).await.ok();
     Ok(status.and_then(|status| status.config_file))
 }
 

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use super::Finding;
 use crate::{
     config,
-    control::{Asker, Request},
+    control::{ControlClient, Request},
     sockets::{Holder, Receiver, holder, listener, receiver},
     status::Status,
 };
@@ -77,8 +77,8 @@ async fn ask(control_socket: &Path) -> (Answer, Option<i32>) {
     };
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     drop(stream);
-    let asker = Asker::new(control_socket.to_owned());
-    let answer = match asker.ask(&Request::Status).await {
+    let asker = ControlClient::new(control_socket.to_owned());
+    let answer = match asker.request(&Request::Status).await {
         Ok(status) => Answer::Status(status),
         Err(error) => Answer::Confused(error.to_string()),
     };

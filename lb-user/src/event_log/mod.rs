@@ -9,20 +9,20 @@ mod queue;
 use std::{path::Path, sync::Arc, thread, time::SystemTime};
 
 use anyhow::{Context, Result};
-use lb_core::Severity;
 use serde::Serialize;
 use tracing::warn;
 
 pub use file::LogFile;
 use queue::Queue;
 
-use crate::feed::Feed;
+use crate::event_stream::EventStream;
+use lb_core::Severity;
 
-/// Appends events to a file, if there is one, and sends those that are news to the feed.
+/// Appends events to a file, if there is one, and sends those that are news to the event_stream.
 #[derive(Debug)]
 pub struct EventLog {
     queue: Option<Arc<Queue>>,
-    feed: Feed,
+    event_stream: EventStream,
 }
 
 #[derive(Serialize)]
@@ -38,8 +38,11 @@ impl EventLog {
     /// # Errors
     ///
     /// Says why no thread can be had.
-    pub fn start(file: Option<LogFile>, feed: Feed) -> Result<Self> {
-        let mut log = Self { queue: None, feed };
+    pub fn start(file: Option<LogFile>, event_stream: EventStream) -> Result<Self> {
+        let mut log = Self {
+            queue: None,
+            event_stream,
+        };
         log.move_to(file)?;
         Ok(log)
     }
@@ -72,7 +75,7 @@ impl EventLog {
     /// Appends `event` and sends it, with a sentence about it, to who listens.
     pub fn publish<E: Serialize>(&self, severity: Severity, message: String, event: &E) {
         self.append(event);
-        self.feed.publish(severity, message, event);
+        self.event_stream.publish(severity, message, event);
     }
 
     /// Appends `event`, whose serialised form names its kind in `event`.
@@ -138,7 +141,7 @@ mod tests {
     }
 
     fn start(path: &Path) -> EventLog {
-        EventLog::start(Some(open(path).unwrap()), Feed::default()).unwrap()
+        EventLog::start(Some(open(path).unwrap()), EventStream::default()).unwrap()
     }
 
     fn events(lines: impl BufRead) -> Vec<serde_json::Value> {

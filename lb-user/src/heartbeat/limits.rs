@@ -1,32 +1,32 @@
-//! Bounds what one source can cost: who sends only what is refused is soon not looked at.
+//! Limits how many refused datagrams of one source the manager processes.
 //!
-//! Each source, an address with its port, has a bucket that a refused datagram takes from and time
-//! refills. A source whose heartbeats were accepted lately is never cut off, so that a stranger who
-//! forges its address cannot silence it. Memory is fixed, whatever comes.
+//! Each source (address and port) has a token bucket: a refused datagram takes a token. A source with a
+//! recently accepted heartbeat is never limited, so that a stranger who spoofs its address cannot silence it.
+//! Memory is fixed.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Refused datagrams that a source may send at once, and a second.
+/// How many refused datagrams a source may send at once, and for each second.
 const BURST: u32 = 1_000;
 const REFILL_PER_SECOND: u32 = 200;
 
-/// Sources share buckets by a hash that nobody outside can predict; with many sources each bucket
-/// still lets more pass than any honest one needs.
+/// Sources share buckets by a hash with a random key. A shared bucket still allows more than an agent
+/// needs.
 const BUCKETS: usize = 4_096;
 
-/// How long an accepted heartbeat speaks for its source, and how many sources are remembered.
+/// How long an accepted heartbeat exempts its source, and how many sources are exempt at most.
 const PROVEN_FOR: Duration = Duration::from_secs(30);
 const MOST_PROVEN: usize = 16_384;
 
-/// What each source may still send.
+/// The limits of all sources.
 #[derive(Debug)]
 pub struct SourceLimits {
     buckets: Vec<Bucket>,
     proven: HashMap<SocketAddr, Instant>,
-    /// When the forgotten were last cleared away.
+    /// When expired entries of `proven` were last removed.
     swept: Instant,
     hasher: RandomState,
 }
@@ -51,8 +51,8 @@ impl SourceLimits {
         }
     }
 
-    /// Says whether a datagram of this source should be looked at.
-    pub fn admits(&mut self, from: SocketAddr, now: Instant) -> bool {
+    /// Whether a datagram of this source is within the limit.
+    pub fn allows(&mut self, from: SocketAddr, now: Instant) -> bool {
         self.bucket(from, now).left > 0
             || self
                 .proven
@@ -60,19 +60,19 @@ impl SourceLimits {
                 .is_some_and(|at| now.saturating_duration_since(*at) < PROVEN_FOR)
     }
 
-    /// Takes note that a datagram was refused.
+    /// Records that a datagram was refused.
     pub fn refused(&mut self, from: SocketAddr, now: Instant) {
         let bucket = self.bucket(from, now);
         bucket.left = bucket.left.saturating_sub(1);
     }
 
-    /// Takes note that a heartbeat was accepted.
+    /// Records that a heartbeat was accepted.
     pub fn accepted(&mut self, from: SocketAddr, now: Instant) {
         if let Some(at) = self.proven.get_mut(&from) {
             *at = now;
             return;
         }
-        // Once a second at most, so that a crowd does not make it a habit.
+        // Once a second at most: it takes time with many sources.
         let full = self.proven.len() >= MOST_PROVEN;
         if full && now.saturating_duration_since(self.swept) >= Duration::from_secs(1) {
             self.swept = now;
@@ -110,7 +110,7 @@ mod tests {
     fn flood(limits: &mut SourceLimits, from: SocketAddr, count: u32, now: Instant) -> u32 {
         (0..count)
             .filter(|_| {
-                let looked_at = limits.admits(from, now);
+                let looked_at = limits.allows(from, now);
                 if looked_at {
                     limits.refused(from, now);
                 }
@@ -139,10 +139,10 @@ mod tests {
         limits.accepted(source(1), start);
         flood(&mut limits, source(1), 100_000, start);
         flood(&mut limits, source(2), 100_000, start);
-        assert!(limits.admits(source(1), start + Duration::from_secs(29)));
+        assert!(limits.allows(source(1), start + Duration::from_secs(29)));
         let later = start + Duration::from_secs(30);
         flood(&mut limits, source(1), 100_000, later);
-        assert!(!limits.admits(source(1), later));
+        assert!(!limits.allows(source(1), later));
     }
 
     #[test]
@@ -156,12 +156,12 @@ mod tests {
                 now = start + Duration::from_micros(u64::from(second * 100_000 + number) * 10);
                 let address = (number * 7 + second).to_be_bytes();
                 let from = (address, 9).into();
-                if limits.admits(from, now) {
+                if limits.allows(from, now) {
                     limits.refused(from, now);
                 }
             }
         }
-        let cut_off = (1..=1_000).filter(|&port| !limits.admits(source(port), now));
+        let cut_off = (1..=1_000).filter(|&port| !limits.allows(source(port), now));
         assert_eq!(cut_off.count(), 0);
         assert_eq!(limits.buckets.len(), BUCKETS);
         for port in 0..u16::MAX {

@@ -15,8 +15,8 @@
 //! quotes nothing that could move a terminal's cursor.
 
 mod acknowledgement;
+mod authenticator;
 mod envelope;
-mod gate;
 mod legacy;
 mod limits;
 mod name;
@@ -27,7 +27,7 @@ mod v1;
 mod wire;
 
 pub use acknowledgement::Acknowledgement;
-pub use gate::{Authentication, Gate, Opened, Refused, Signature};
+pub use authenticator::{Authentication, Authenticator, PingSender, Refused, Signature, Verified};
 pub use legacy::LegacyHeartbeat;
 pub use name::{MAX_NAME_BYTES, NameProblem, check_name};
 pub use nonce::Nonce;

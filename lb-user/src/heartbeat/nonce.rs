@@ -1,8 +1,8 @@
-//! Proof of freshness: a number of the manager's that heartbeats must carry back.
+//! Nonces prove that a heartbeat is fresh: the manager issues them, and heartbeats must carry them back.
 //!
-//! It is different for each address, and changes every ten seconds. A heartbeat recorded before the
-//! manager's start, or more than twenty seconds ago, or at another address, carries none that counts.
-//! Nothing is remembered of any sender: a nonce is a keyed hash of its address.
+//! A nonce is a keyed hash of the sender's address, so that the manager stores nothing for each sender. The
+//! secret changes every ten seconds. A heartbeat recorded before the manager's start, more than twenty seconds
+//! ago, or at another address has no valid nonce.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,10 +13,10 @@ use zeroize::Zeroizing;
 
 use crate::keys::{Key, KeyId, SECRET_BYTES};
 
-/// How long the newest secret stays the newest.
+/// How long a secret is the newest one.
 const ROTATE_AFTER: Duration = Duration::from_secs(10);
 
-/// A number that a manager gave to an address, written as 16 hexadecimal digits.
+/// A number that a manager issued to an address, written as 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Nonce(pub u64);
 
@@ -26,58 +26,58 @@ impl fmt::Display for Nonce {
     }
 }
 
-/// What a heartbeat's nonce proves.
+/// How fresh the nonce of a heartbeat is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// The newest.
+    /// Made from the newest secret.
     Fresh,
-    /// The one before: fresh, but its sender should learn the newest.
+    /// Made from the former secret: valid, but the sender needs the newest nonce.
     Ageing,
     Stale,
 }
 
-/// The two secrets from which nonces are made that count.
+/// The two secrets of valid nonces.
 #[derive(Debug)]
 pub struct Nonces {
     newest: Key,
     before: Option<Key>,
-    drawn: Instant,
+    generated: Instant,
 }
 
 impl Nonces {
-    /// Draws the first secret.
+    /// Generates the first secret.
     ///
     /// # Errors
     ///
-    /// Says why the kernel gives no random number.
+    /// Returns the kernel's error if it gives no random number.
     pub fn new(now: Instant) -> Result<Self> {
         Ok(Self {
-            newest: draw()?,
+            newest: generate()?,
             before: None,
-            drawn: now,
+            generated: now,
         })
     }
 
-    /// Draws the next secret if it is time: one at a time, so that after a pause of the manager's own
-    /// what waits in its queue is still fresh.
+    /// Generates the next secret if it is due. At most one at a time: after a pause of the manager, the
+    /// heartbeats in its queue are still fresh.
     pub fn rotate(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.drawn) < ROTATE_AFTER {
+        if now.saturating_duration_since(self.generated) < ROTATE_AFTER {
             return;
         }
-        // A kernel that gave one gives another; if not, the old one serves on.
-        if let Ok(next) = draw() {
+        // If the kernel gives no random number now, the old secret stays.
+        if let Ok(next) = generate() {
             self.before = Some(std::mem::replace(&mut self.newest, next));
-            self.drawn = now;
+            self.generated = now;
         }
     }
 
-    /// Returns the nonce that this address should use.
+    /// Returns the newest nonce of an address.
     pub fn of(&self, address: IpAddr) -> Nonce {
         nonce(&self.newest, address)
     }
 
-    /// Judges a nonce that came from this address.
-    pub fn judge(&self, carried: Option<Nonce>, address: IpAddr) -> Freshness {
+    /// Checks a nonce that came from this address.
+    pub fn check(&self, carried: Option<Nonce>, address: IpAddr) -> Freshness {
         let Some(carried) = carried else {
             return Freshness::Stale;
         };
@@ -92,9 +92,9 @@ impl Nonces {
     }
 }
 
-fn draw() -> Result<Key> {
+fn generate() -> Result<Key> {
     let mut secret = Zeroizing::new([0; SECRET_BYTES]);
-    getrandom::fill(secret.as_mut()).context("draw a secret for nonces")?;
+    getrandom::fill(secret.as_mut()).context("generate a secret for nonces")?;
     Ok(Key::new(String::new(), KeyId(0), &secret))
 }
 
@@ -123,18 +123,18 @@ mod tests {
         let start = Instant::now();
         let mut nonces = Nonces::new(start).unwrap();
         let first = Some(nonces.of(HERE));
-        assert_eq!(nonces.judge(None, HERE), Freshness::Stale);
+        assert_eq!(nonces.check(None, HERE), Freshness::Stale);
         nonces.rotate(start + Duration::from_millis(9_999));
-        assert_eq!(nonces.judge(first, HERE), Freshness::Fresh);
+        assert_eq!(nonces.check(first, HERE), Freshness::Fresh);
         nonces.rotate(start + Duration::from_secs(10));
-        assert_eq!(nonces.judge(first, HERE), Freshness::Ageing);
+        assert_eq!(nonces.check(first, HERE), Freshness::Ageing);
         let second = Some(nonces.of(HERE));
         assert_ne!(first, second);
         nonces.rotate(start + Duration::from_secs(19));
-        assert_eq!(nonces.judge(first, HERE), Freshness::Ageing);
+        assert_eq!(nonces.check(first, HERE), Freshness::Ageing);
         nonces.rotate(start + Duration::from_secs(20));
-        assert_eq!(nonces.judge(first, HERE), Freshness::Stale);
-        assert_eq!(nonces.judge(second, HERE), Freshness::Ageing);
+        assert_eq!(nonces.check(first, HERE), Freshness::Stale);
+        assert_eq!(nonces.check(second, HERE), Freshness::Ageing);
     }
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
         let first = Some(nonces.of(HERE));
         nonces.rotate(start + Duration::from_secs(3_600));
         nonces.rotate(start + Duration::from_secs(3_601));
-        assert_eq!(nonces.judge(first, HERE), Freshness::Ageing);
+        assert_eq!(nonces.check(first, HERE), Freshness::Ageing);
     }
 
     #[test]
@@ -153,10 +153,10 @@ mod tests {
         let nonces = Nonces::new(now).unwrap();
         assert_ne!(nonces.of(HERE), nonces.of(ELSEWHERE));
         assert_eq!(
-            nonces.judge(Some(nonces.of(HERE)), ELSEWHERE),
+            nonces.check(Some(nonces.of(HERE)), ELSEWHERE),
             Freshness::Stale
         );
         let other = Nonces::new(now).unwrap();
-        assert_eq!(other.judge(Some(nonces.of(HERE)), HERE), Freshness::Stale);
+        assert_eq!(other.check(Some(nonces.of(HERE)), HERE), Freshness::Stale);
     }
 }

@@ -8,15 +8,15 @@ use axum::{
     http::StatusCode,
     routing::get,
 };
-use lb_core::ServiceSnapshot;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Shared, error::Error, events, openapi, timeline::Timeline};
+use super::{MAX_AGE, Shared, error::Error, events, openapi, timeline::Timeline};
 use crate::{
-    feed::{Entry, KEPT},
+    event_stream::{Entry, KEPT},
     status::{Backend, Status},
 };
+use lb_core::ServiceSnapshot;
 
 /// A service with its backends and their traffic.
 pub type Service = ServiceSnapshot<Backend>;
@@ -50,11 +50,11 @@ pub fn router() -> Router<Shared> {
 }
 
 async fn status(State(shared): State<Shared>) -> Result<Json<Status>, Error> {
-    Ok(Json(shared.sources.asker.status().await?))
+    Ok(Json(shared.manager.status(MAX_AGE).await?))
 }
 
 async fn services(State(shared): State<Shared>) -> Result<Json<Services>, Error> {
-    let Status { services, .. } = shared.sources.asker.status().await?;
+    let Status { services, .. } = shared.manager.status(MAX_AGE).await?;
     Ok(Json(Services { services }))
 }
 
@@ -69,7 +69,7 @@ async fn service(
         )
     };
     let Path(name) = name.map_err(|_| unknown("of unreadable name"))?;
-    let mut services = shared.sources.asker.status().await?.services.into_iter();
+    let mut services = shared.manager.status(MAX_AGE).await?.services.into_iter();
     let found = services.find(|service| service.name == name);
     found.map(Json).ok_or_else(|| unknown(&name))
 }
@@ -89,6 +89,9 @@ async fn recent(
     if !(1..=KEPT).contains(&limit) {
         return Err(refuse(format!("limit must be from 1 to {KEPT}")));
     }
-    let events = shared.sources.feed.after(after.unwrap_or(0), limit);
+    let events = shared
+        .manager
+        .event_stream()
+        .after(after.unwrap_or(0), limit);
     Ok(Json(Events { events }))
 }

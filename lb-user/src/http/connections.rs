@@ -1,6 +1,6 @@
 //! Takes connections in, a bounded number of them, each with a bounded patience.
 //!
-//! Nobody waits for a place. Where all are taken, or all that one address may have, the connection that
+//! Nobody waits for a slot. Where all are taken, or all that one address may have, the connection that
 //! has asked for nothing for longest makes room. Where none does, a few further ones are still taken that
 //! get health checks answered and nothing else: a probe that fails would have a healthy manager replaced.
 
@@ -35,14 +35,14 @@ use tracing::{debug, error};
 use super::{
     error::Error,
     events, health,
-    places::{Place, Places, Stage},
+    slots::{ConnectionSlot, ConnectionSlots, Stage},
 };
 
 /// A client has this long to send a request's header, and to take in what it asked for; a kept-alive
 /// connection is closed when nothing is asked for this long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The same once half of the places are taken.
+/// The same once half of the slots are taken.
 const SHORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often a client that has shut down its side is looked at.
@@ -57,22 +57,22 @@ pub async fn serve(listener: TcpListener, app: Router) {
         Ok(listener) => listener,
         Err(error) => return error!("take over the HTTP socket: {error}"),
     };
-    let places = Places::default();
+    let slots = ConnectionSlots::default();
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (app, places) = (app.clone(), places.clone());
-                let place = places.take(site(from.ip()));
+                let (app, slots) = (app.clone(), slots.clone());
+                let slot = slots.take(site(from.ip()));
                 let task = tokio::spawn({
-                    let place = place.clone();
+                    let slot = slot.clone();
                     async move {
-                        if let Err(error) = answer(stream, app, &place).await {
+                        if let Err(error) = answer(stream, app, &slot).await {
                             debug!("the HTTP connection of {from} ended early: {error}");
                         }
-                        places.leave(&place);
+                        slots.leave(&slot);
                     }
                 });
-                place.is_served_by(task.abort_handle());
+                slot.is_served_by(task.abort_handle());
             }
             // Out of descriptors, for one: others may close theirs meanwhile.
             Err(error) => {
@@ -91,34 +91,34 @@ fn site(address: IpAddr) -> IpAddr {
     }
 }
 
-async fn answer(stream: TcpStream, app: Router, place: &Arc<Place>) -> anyhow::Result<()> {
+async fn answer(stream: TcpStream, app: Router, slot: &Arc<ConnectionSlot>) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let patience = u32::try_from(PATIENCE.as_millis())?;
     setsockopt(&stream, TcpUserTimeout, &patience)?;
     let watched = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
     let watched = TcpStream::from_std(watched)?;
-    let service = service_fn(|request| ask(app.clone(), place.clone(), request));
+    let service = service_fn(|request| ask(app.clone(), slot.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(match place.is_hurried() {
+        .header_read_timeout(match slot.is_hurried() {
             true => SHORT_PATIENCE,
             false => PATIENCE,
         })
         .max_buf_size(HEADER_LIMIT)
         // Probes shut down their side once they have asked.
         .half_close(true)
-        .keep_alive(!place.is_for_probes())
+        .keep_alive(!slot.is_for_probes())
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         served = connection => served?,
-        () = listener_leaves(watched, place) => {}
+        () = listener_leaves(watched, slot) => {}
     }
     Ok(())
 }
 
 /// Waits until a client that listens to events has shut down its side, or gone. It gets nothing more than it
 /// would by asking anew, while its seat may be another's.
-async fn listener_leaves(client: TcpStream, place: &Place) {
+async fn listener_leaves(client: TcpStream, slot: &ConnectionSlot) {
     while let Ok(ready) = client.ready(Interest::READABLE).await {
         if ready.is_read_closed() {
             break;
@@ -127,22 +127,22 @@ async fn listener_leaves(client: TcpStream, place: &Place) {
         let none = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         _ = client.try_io(Interest::READABLE, none);
     }
-    while !place.is_listening() {
+    while !slot.is_listening() {
         sleep(LEAVING).await;
     }
 }
 
 async fn ask(
     app: Router,
-    place: Arc<Place>,
+    slot: Arc<ConnectionSlot>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path();
-    if place.is_for_probes() && !health::is_probe(path) {
+    if slot.is_for_probes() && !health::is_probe(path) {
         let full = "too many connections; only /healthz and /readyz are answered now";
         return Ok(Error::new(StatusCode::SERVICE_UNAVAILABLE, full).into_response());
     }
-    place.enters(match path.ends_with(events::ROUTE) {
+    slot.enters(match path.ends_with(events::ROUTE) {
         true => Stage::Listening,
         false => Stage::Asked,
     });

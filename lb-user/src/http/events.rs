@@ -1,4 +1,4 @@
-//! The event stream: Server-Sent Events, one for each entry of the feed.
+//! The event stream: Server-Sent Events, one for each entry of the event_stream.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, broadcast::error::RecvError};
 
 use super::{Shared, error::Error};
-use crate::feed::{Entry, Subscription};
+use crate::event_stream::{Entry, Subscription};
 
 /// Where they are, below `/api/v1`.
 pub const ROUTE: &str = "/events/stream";
@@ -49,7 +49,7 @@ pub async fn stream(
             format!("{LISTENERS} listen already, and more may not"),
         )
     })?;
-    let subscription = shared.sources.feed.subscribe(last.or(after));
+    let subscription = shared.manager.event_stream().subscribe(last.or(after));
     let listener = Listener::new(subscription, permit);
     let events = stream::unfold(listener, |mut listener| async move {
         let event = listener.next().await?;

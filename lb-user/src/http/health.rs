@@ -7,10 +7,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use lb_core::Rule;
 
 use super::Shared;
-use crate::status::{Decided, Interface};
+use crate::status::{Interface, ManagerSnapshot};
+use lb_core::Rule;
 
 const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
@@ -29,7 +29,7 @@ pub fn is_probe(path: &str) -> bool {
 
 /// Says whether the manager's loop runs.
 async fn healthz(State(shared): State<Shared>) -> Response {
-    match shared.sources.asker.decided().await {
+    match shared.manager.snapshot().await {
         Ok(_) => "ok\n".into_response(),
         Err(error) => unavailable(&format!("{error:#}")),
     }
@@ -37,7 +37,7 @@ async fn healthz(State(shared): State<Shared>) -> Response {
 
 /// Says whether packets are met, and every service's choice is an informed one.
 async fn readyz(State(shared): State<Shared>) -> Response {
-    match shared.sources.asker.decided().await {
+    match shared.manager.snapshot().await {
         Ok(decided) => match unready(&decided) {
             None => "ready\n".into_response(),
             Some(reason) => unavailable(&reason),
@@ -52,7 +52,7 @@ fn unavailable(reason: &str) -> Response {
 
 /// A manager that was never told of a worker is not ready, and another should serve. One whose
 /// workers have all gone down is: it serves by itself, as would any other.
-fn unready(decided: &Decided) -> Option<String> {
+fn unready(decided: &ManagerSnapshot) -> Option<String> {
     let mut interfaces = decided.interfaces.iter();
     if let Some(Interface { name, reason, .. }) = interfaces.find(|it| !it.is_attached()) {
         return Some(format!("not ready: no packet is met at {name}: {reason}"));
@@ -74,33 +74,23 @@ fn unready(decided: &Decided) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::PathBuf, sync::Arc};
+    use std::sync::Arc;
 
-    use tokio::sync::{Semaphore, mpsc};
+    use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::{
-        config::{Config, Overrides},
-        feed::Feed,
-        http::{Asker, Sources, timeline::Recorder},
-        meters::Meters,
-    };
+    use crate::{http::timeline::Recorder, manager::ManagerHandle};
 
-    /// The server has a thread of its own, and says it when the manager's loop hangs.
+    /// The server has a thread of its own, and reports when the manager's loop hangs.
     #[tokio::test(start_paused = true)]
-    async fn unhealthy_while_nobody_answers_in_the_managers_loop() {
-        let (questions, _never_asked) = mpsc::channel(1);
-        let config = Config::example(&Overrides::default(), None).unwrap();
+    async fn unhealthy_while_the_managers_loop_does_not_answer() {
+        let (manager, _requests) = ManagerHandle::without_manager();
         let shared = Shared {
-            sources: Sources {
-                asker: Asker::new(questions, PathBuf::new()),
-                feed: Feed::default(),
-                meters: Meters::new(&config).unwrap(),
-            },
+            manager,
             recorder: Recorder::default(),
             listeners: Arc::new(Semaphore::new(1)),
         };
-        // The second finds the queue of questions full.
+        // The second request finds the queue full.
         for _ in 0..2 {
             let answer = healthz(State(shared.clone())).await;
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);

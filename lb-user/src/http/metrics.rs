@@ -11,13 +11,13 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use lb_core::{BackendSnapshot, Health, MANAGER, Pressure};
 use prometheus::{
     Counter, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder,
 };
 
-use super::{Shared, error::Error};
+use super::{MAX_AGE, Shared, error::Error};
 use crate::status::Status;
+use lb_core::{BackendSnapshot, Health, MANAGER, Pressure};
 
 const STATES: [Health; 9] = [
     Health::Unknown,
@@ -32,8 +32,8 @@ const STATES: [Health; 9] = [
 ];
 
 pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {
-    let status = shared.sources.asker.status().await?;
-    let mut families = shared.sources.meters.gather();
+    let status = shared.manager.status(MAX_AGE).await?;
+    let mut families = shared.manager.metrics().gather();
     let scrape = Scrape::default();
     scrape.manager(&status)?;
     scrape.workers(&status)?;

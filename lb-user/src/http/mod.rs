@@ -1,10 +1,9 @@
 //! The HTTP server: metrics, health, API and web page, read-only, on a thread of its own.
 //!
-//! The manager's task answers a question with a copy of what it has decided, and never waits for
-//! anybody here; everything slower, such as reading the maps, happens on this side.
+//! The manager's task answers with a snapshot and never waits for an HTTP client. Whatever takes long, such as
+//! reading maps, happens in this thread.
 
 mod api;
-mod asker;
 mod connections;
 mod error;
 mod events;
@@ -13,7 +12,7 @@ mod health;
 mod metrics;
 mod openapi;
 mod page;
-mod places;
+mod slots;
 mod timeline;
 
 use std::{
@@ -21,18 +20,16 @@ use std::{
     net::{SocketAddr, TcpListener},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use axum::{Router, middleware, routing::get};
 use tokio::sync::{Semaphore, oneshot};
 
-pub use asker::Asker;
-
 use self::{guard::Names, timeline::Recorder};
 use crate::{
-    feed::Feed,
-    meters::Meters,
+    manager::ManagerHandle,
     sockets::{Receiver, listener},
 };
 
@@ -43,20 +40,16 @@ pub struct Server {
     address: SocketAddr,
 }
 
-/// Where answers come from.
-#[derive(Debug, Clone)]
-pub struct Sources {
-    pub asker: Asker,
-    pub feed: Feed,
-    pub meters: Meters,
-}
+/// The greatest age of counters in a reply: to read a full flow table takes a tenth of a second, and any number of
+/// clients may ask.
+const MAX_AGE: Duration = Duration::from_millis(500);
 
-/// What every handler gets.
+/// The state of every handler.
 #[derive(Debug, Clone)]
 struct Shared {
-    sources: Sources,
+    manager: ManagerHandle,
     recorder: Recorder,
-    /// Who may still listen to events.
+    /// Limits the clients that listen to events.
     listeners: Arc<Semaphore>,
 }
 
@@ -85,35 +78,33 @@ impl Server {
         self.address
     }
 
-    /// Serves until the answer is dropped.
+    /// Serves until the result is dropped. `names` are accepted in `Host` beside addresses and the machine's name.
     ///
     /// # Errors
     ///
     /// Says why the thread cannot be started.
-    ///
-    /// `names` are those by which it answers beside addresses and the machine's own.
-    pub fn start(self, sources: Sources, names: &[String]) -> Result<Running> {
+    pub fn start(self, manager: ManagerHandle, names: &[String]) -> Result<Running> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(1)
             .build()
             .context("start the runtime of the HTTP server")?;
-        let (asker, recorder) = (sources.asker.clone(), Recorder::default());
+        let recorder = Recorder::default();
         let names = Names::new(self.address.ip(), names);
-        let app = router(sources, recorder.clone(), names);
+        let app = router(manager.clone(), recorder.clone(), names);
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("http".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        // The other end only ever goes away.
+                        // The sender is dropped, and never sends.
                         _ = stopped => {}
                         () = connections::serve(self.listener, app) => {}
-                        () = recorder.record(asker) => {}
+                        () = recorder.record(manager) => {}
                     }
                 });
-                // A map may be being read; nobody waits for it any more.
+                // Does not wait for a thread that reads a map.
                 runtime.shutdown_background();
             })
             .context("start the thread of the HTTP server")?;
@@ -140,7 +131,7 @@ fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
         io::ErrorKind::AddrInUse => {
             let holder = match listener(address.ip(), address.port()) {
                 Receiver::Known(holder) => format!("by {holder}"),
-                _ => "by somebody".to_owned(),
+                _ => "by another process".to_owned(),
             };
             format!(
                 ": the port is in use {holder}, perhaps another manager; stop it, or choose another \
@@ -158,9 +149,9 @@ fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     anyhow::anyhow!("serve HTTP at {address}: {error}{hint}")
 }
 
-fn router(sources: Sources, recorder: Recorder, names: Names) -> Router {
+fn router(manager: ManagerHandle, recorder: Recorder, names: Names) -> Router {
     let shared = Shared {
-        sources,
+        manager,
         recorder,
         listeners: Arc::new(Semaphore::new(events::LISTENERS)),
     };

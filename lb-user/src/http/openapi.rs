@@ -10,7 +10,7 @@ use super::{
     timeline::Timeline,
 };
 use crate::{
-    feed::{Entry, KEPT},
+    event_stream::{Entry, KEPT},
     status::Status,
 };
 

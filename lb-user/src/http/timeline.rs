@@ -11,8 +11,7 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
-use super::Asker;
-use crate::status::Status;
+use crate::{manager::ManagerHandle, status::Status};
 
 const PACE: Duration = Duration::from_secs(5);
 const KEPT: usize = 120;
@@ -56,12 +55,12 @@ struct Figures {
 
 impl Recorder {
     /// Takes samples for as long as it is polled.
-    pub async fn record(&self, asker: Asker) {
+    pub async fn record(&self, manager: ManagerHandle) {
         let mut ticks = interval(PACE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            match asker.totals().await {
+            match manager.totals().await {
                 Ok(status) => self.take(&status, now_ms()),
                 // A gap in the figures shows it.
                 Err(error) => debug!("no sample for the timeline: {error:#}"),

@@ -1,4 +1,4 @@
-//! How agents become workers by starting, and how they are forgotten.
+//! How agents join as workers, and how absent members are removed.
 
 use std::{
     collections::BTreeSet,
@@ -6,16 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::Severity;
 use serde::Serialize;
-use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{Instruction, Manager, joined::Unfit, reload};
-use crate::{datapath::Routes, reception::Applicant};
+use super::{Configuration, Manager};
+use crate::{datapath::Routes, heartbeat_receiver::ReceivedHeartbeat, membership::JoinError};
+use lb_core::Severity;
 
-/// How long a worker that joined by itself may be gone before it is forgotten.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(3_600);
+/// How long a member may be silent before it is removed.
+const REMOVED_AFTER: Duration = Duration::from_secs(3_600);
+
+/// The most join requests that wait; further agents try again with their next heartbeat.
+const MAX_JOIN_REQUESTS: usize = 1_024;
 
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -24,105 +26,135 @@ enum Joining<'a> {
     WorkerForgotten { worker: &'a str },
 }
 
-impl Manager {
-    /// Has the ways looked up, aside of this task, to the agents that have proved who they are and may
-    /// be workers.
-    pub(super) fn look_for_applicants(&mut self, instructions: &mpsc::Sender<Instruction>) {
-        if self.admitting {
-            return;
-        }
-        let applicants = self.reception.applicants();
-        let addresses: BTreeSet<IpAddr> = applicants.iter().map(Applicant::address).collect();
-        if addresses.is_empty() {
-            return;
-        }
-        self.admitting = true;
-        let instructions = instructions.clone();
-        tokio::spawn(async move {
-            let routes = reload::routes(&addresses).await;
-            // The manager's end is this task's, too.
-            _ = instructions
-                .send(Instruction::Admit(addresses, routes))
-                .await;
-        });
+/// The signed heartbeats of agents that want to join: no service has such a worker, or the worker has
+/// another address.
+#[derive(Debug, Default)]
+pub(super) struct JoinRequests(Vec<ReceivedHeartbeat>);
+
+impl JoinRequests {
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.0.iter().map(ReceivedHeartbeat::address).collect()
     }
 
-    /// Takes in who has applied from these addresses, to which the ways were looked up.
-    pub(super) fn admit_applicants(&mut self, addresses: &BTreeSet<IpAddr>, routes: &Routes) {
-        self.admitting = false;
-        let applicants = self.reception.take_applicants(addresses);
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Adds a request if none of this worker waits. Returns it if it cannot wait.
+    fn add(&mut self, heartbeat: ReceivedHeartbeat) -> Result<(), ReceivedHeartbeat> {
+        let worker = &heartbeat.report.worker;
+        let waiting = self.0.iter().find(|it| it.report.worker == *worker);
+        match waiting.map(ReceivedHeartbeat::address) {
+            Some(address) if address == heartbeat.address() => Ok(()),
+            None if self.0.len() < MAX_JOIN_REQUESTS => {
+                self.0.push(heartbeat);
+                Ok(())
+            }
+            _ => Err(heartbeat),
+        }
+    }
+
+    fn remove(&mut self, addresses: &BTreeSet<IpAddr>) -> Vec<ReceivedHeartbeat> {
+        let is_there = |it: &mut ReceivedHeartbeat| addresses.contains(&it.address());
+        self.0.extract_if(.., is_there).collect()
+    }
+}
+
+impl Configuration {
+    /// Whether a service accepts agents from this address.
+    pub fn may_join(&self, address: IpAddr) -> bool {
+        let services = self.file.services.iter();
+        let mut auto_join = services.filter_map(|service| service.auto_join.as_ref());
+        auto_join.any(|it| it.allows(address))
+    }
+}
+
+impl Manager {
+    /// Adds a join request, or refuses the heartbeat if it is unsigned or no service accepts its address.
+    pub(super) fn request_join(&mut self, heartbeat: ReceivedHeartbeat) {
+        let may_join = heartbeat.report.signed && self.configuration.may_join(heartbeat.address());
+        let refused = match may_join {
+            true => self.join_requests.add(heartbeat).err(),
+            false => Some(heartbeat),
+        };
+        if let Some(heartbeat) = refused {
+            self.receiver.refuse_unknown(&self.emitter.log, &heartbeat);
+        }
+    }
+
+    /// Admits or refuses the agents at these addresses, whose routes are known now.
+    pub(super) fn handle_join_routes(&mut self, addresses: &BTreeSet<IpAddr>, routes: &Routes) {
+        self.background.looking_up_joins = false;
         let mut admitted = Vec::new();
-        for applicant in applicants {
-            match self.admit(&applicant) {
-                Ok(()) => admitted.push(applicant),
-                Err(unfit) => self.reception.turn_away(&self.log, &applicant, &unfit),
+        for heartbeat in self.join_requests.remove(addresses) {
+            match self.admit(&heartbeat) {
+                Ok(()) => admitted.push(heartbeat),
+                Err(error) => self
+                    .receiver
+                    .refuse_join(&self.emitter.log, &heartbeat, &error),
             }
         }
         if admitted.is_empty() {
             return;
         }
-        self.rearrange(routes);
-        // Their heartbeats were the reason, and count.
-        for applicant in admitted {
-            let now = Instant::now();
-            self.reception
-                .welcome(&mut self.core, &self.log, applicant, now);
+        self.apply_membership(routes);
+        for mut heartbeat in admitted {
+            heartbeat.at = Instant::now();
+            self.handle_heartbeat(heartbeat);
         }
-        self.carry_out();
+        self.apply_outputs();
     }
 
-    fn admit(&mut self, applicant: &Applicant) -> Result<(), Unfit> {
-        let address = applicant.address();
+    fn admit(&mut self, heartbeat: &ReceivedHeartbeat) -> Result<(), JoinError> {
+        let worker = heartbeat.report.worker.as_str();
+        let address = heartbeat.address();
         let now = Instant::now();
-        let worker = applicant.worker();
-        let (core, down_after) = (&self.core, self.config.failover.down_after);
+        let (core, down_after) = (&self.core, self.configuration.file.failover.down_after);
         let present = |worker: &str| {
             core.silent_for(worker, now)
                 .is_some_and(|silence| silence <= down_after)
         };
         let parting = self.datapath.parting();
-        self.joined
-            .admit(&self.file, worker, address, parting, present)?;
-        let message = format!("{worker} has joined by itself, at {address}");
-        info!("{message}");
+        let file = &self.configuration.file;
+        self.membership
+            .admit(file, worker, address, parting, present)?;
         let event = Joining::WorkerJoined { worker, address };
-        self.log.publish(Severity::Info, message, &event);
+        let message = format!("{worker} has joined by itself, at {address}");
+        self.emitter.emit(Severity::Info, message, &event);
         Ok(())
     }
 
-    /// Forgets the workers that joined and have been gone for long.
-    pub(super) fn forget_the_gone(&mut self) {
+    /// Removes the members that have been silent for long.
+    pub(super) fn remove_absent_members(&mut self) {
         let now = Instant::now();
-        let gone = |worker: &&str| {
+        let is_absent = |worker: &&str| {
             self.core
                 .silent_for(worker, now)
-                .is_none_or(|silence| silence > FORGOTTEN_AFTER)
+                .is_none_or(|silence| silence > REMOVED_AFTER)
         };
-        let workers = self.joined.iter().map(|(worker, _)| worker);
-        let forgotten: Vec<String> = workers.filter(gone).map(str::to_owned).collect();
-        if forgotten.is_empty() {
+        let workers = self.membership.iter().map(|(worker, _)| worker);
+        let absent: Vec<String> = workers.filter(is_absent).map(str::to_owned).collect();
+        if absent.is_empty() {
             return;
         }
-        for worker in &forgotten {
-            self.joined.forget(worker);
+        for worker in &absent {
+            self.membership.remove(worker);
             let message = format!("{worker}, which had joined by itself, is gone and forgotten");
-            info!("{message}");
             let event = Joining::WorkerForgotten { worker };
-            self.log.publish(Severity::Info, message, &event);
+            self.emitter.emit(Severity::Info, message, &event);
         }
-        self.rearrange(&Routes::new());
+        self.apply_membership(&Routes::new());
     }
 
-    /// Brings core and datapath in line with who has joined, and keeps that for the next manager.
-    fn rearrange(&mut self, routes: &Routes) {
-        self.joined_file.keep(self.joined.clone());
-        self.reception.expect(&self.joined);
+    /// Brings core and datapath in line with the members, and saves them.
+    fn apply_membership(&mut self, routes: &Routes) {
+        self.state_files.membership.save(self.membership.clone());
         match self.datapath.numbers() {
             Ok(numbers) => {
-                let config = self.joined.added_to(&self.file);
-                self.arrange(config, &numbers, routes);
+                let config = self.membership.apply_to(&self.configuration.file);
+                self.apply_config(config, &numbers, routes);
             }
-            Err(error) => warn!("the workers that joined cannot be numbered: {error:#}"),
+            Err(error) => warn!("backend ids for the workers that joined: {error:#}"),
         }
     }
 }

@@ -1,203 +1,170 @@
-//! The manager: the loop between the world and the decision core.
+//! The manager: one task that owns the decision core and the datapath.
 //!
-//! One task owns core and datapath. Heartbeats, deadlines and the operator's instructions go in,
-//! commands come out and are written to the maps at once; whoever asks for the status gets a copy
-//! and bothers nobody.
+//! Heartbeats, deadlines and requests go into the core. Its commands are written to the maps at once. Other
+//! tasks and threads reach the manager by its [`ManagerHandle`] only. Whatever may block or take long happens
+//! in their tasks, or in background tasks that report a [`BackgroundResult`].
 
-mod denying;
+mod background;
+mod connection_count;
+mod deny;
+mod emitter;
+mod handle;
 mod happening;
-mod instruction;
-mod joined;
+mod heartbeats;
 mod joining;
-mod kept;
-mod mend;
 mod nat_ports;
-mod pins;
-mod recounting;
+mod recovery;
 mod reload;
-mod silences;
+mod request;
+mod route_monitor;
 mod start;
-mod surveyor;
+mod state_file;
 
 use std::{
+    future::Future,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use lb_core::{AdminOverrides, Core, CoreSettings, Event, Severity};
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
-use tracing::{debug, info, warn};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{info, warn};
 
 use crate::{
     config::Config,
-    control::{Offices, Question},
-    datapath::{Datapath, Pins, Stats},
+    datapath::Datapath,
     deny::DenyList,
-    event_log::EventLog,
-    history::History,
-    meters::Meters,
-    reception::Reception,
-    status::{Decided, Interface},
-    supervisor::{self, Watchdog},
+    heartbeat_receiver::HeartbeatReceiver,
+    membership::{LivenessRecord, Membership},
+    status::{Interface, ManagerSnapshot},
+    systemd::Watchdog,
 };
-pub use denying::{DenyChange, DenyOutcome};
+use background::{Background, BackgroundResult};
+pub use deny::{DenyChange, DenyOutcome};
+use emitter::Emitter;
+pub use handle::ManagerHandle;
 use happening::Happening;
-pub use instruction::{Instruction, Obedience};
-pub use joined::{Joined, Unfit};
-use kept::Kept;
-pub use kept::Written;
+use joining::JoinRequests;
+use lb_core::{Core, CoreSettings};
 use nat_ports::NatPorts;
-use recounting::Recounting;
-pub use reload::{Reload, ReloadError, Reloader, Reread};
-use silences::Silences;
-use start::{Doors, open};
-use surveyor::Surveyor;
+use recovery::Recovery;
+pub use reload::{ReadConfig, ReloadError, Reloaded};
+pub(crate) use request::ManagerRequest;
+pub use request::OrderOutcome;
+use start::StateFiles;
+pub use start::{Prepared, prepare};
+pub use state_file::FlushProgress;
 
-/// How often it is looked whether connections of removed workers have ended.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How often the loop looks how late it is, and after what can wait.
+/// How often the loop measures its lag and does what is not urgent.
 const TICK: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether programs and pins are where they should be.
+/// How often programs and pins are checked.
 const ATTACHMENT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs a manager until SIGTERM or SIGINT, and leaves the datapath as it is: traffic flows on, and
-/// the next manager adopts it.
-///
-/// # Errors
-///
-/// Says what could not be opened, loaded or attached; nothing new stays attached then.
-/// `config_file` is where the configuration was read, and `reread` how a reload gets at it once it has
-/// changed.
-pub async fn run(config: Config, config_file: Option<PathBuf>, reread: Reread) -> Result<()> {
-    for warning in config.warnings() {
-        warn!("{warning}");
-    }
-    let (mut manager, mut doors) = open(config, config_file, reread).await?;
-    let Doors {
-        questions,
-        instructions,
-        terminate,
-        interrupt,
-        hangup,
-        server,
-        offices,
-        web: _web,
-    } = &mut doors;
-    let serving = server.serve(offices.clone());
-    tokio::pin!(serving);
-    let _recounting = Recounting::start(offices.pin_path.clone());
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut silences = interval(silences::INTERVAL);
-    silences.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut attachments = interval(ATTACHMENT_INTERVAL);
-    attachments.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut watchdog = Watchdog::start();
-    supervisor::ready();
-    loop {
-        let deadline = manager.core.poll_timeout();
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload::on_hangup(offices.reloader.clone()),
-            received = manager.reception.readable() => {
-                received.context("wait for heartbeats")?;
-                manager.receive();
-            }
-            // The proof that a worker lives may have come in this very moment.
-            () = until(deadline) => manager.receive(),
-            Some(question) = questions.recv() => manager.answer(question),
-            Some(instruction) = instructions.recv() => manager.follow(instruction),
-            due = ticks.tick() => {
-                manager.forget_the_gone();
-                manager.check_nat_ports();
-                manager.meters.lag(due.elapsed());
-                manager.look_for_parted(offices);
-                manager.look_at_answers();
-            }
-            _ = silences.tick() => manager.keep_silences(),
-            _ = attachments.tick() => manager.look_at_attachments(),
-            () = watchdog.is_due() => watchdog.pat(),
-            () = &mut serving => {}
-        }
-        manager.look_for_applicants(&offices.instructions);
-        // In every turn, so that a flood of datagrams cannot hold up a deadline.
-        let now = Instant::now();
-        if let Some(late) = deadline.and_then(|due| now.checked_duration_since(due)) {
-            manager.meters.lag(late);
-        }
-        manager.count_connections(now);
-        manager.core.handle_timeout(now);
-        manager.carry_out();
-    }
-    supervisor::stopping();
-    manager.log.append(&Happening::ManagerStopped);
-    manager.log.finish();
-    info!(
-        "stopped; the datapath stays and carries on with the last selection (memlb unload removes it)"
-    );
-    Ok(())
-}
+/// How often the silence of late workers is saved. A killed manager loses so much of it.
+const LIVENESS_INTERVAL: Duration = Duration::from_millis(100);
 
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-struct Manager {
-    /// With the workers that joined by themselves.
-    config: Config,
-    /// Without them.
-    file: Config,
-    /// Where that was read; nothing for the built-in example.
-    config_file: Option<PathBuf>,
-    joined: Joined,
-    joined_file: Kept<Joined>,
-    settings: CoreSettings,
-    surveyor: Surveyor,
-    /// Whether maps may lack what they should hold, and whether that is so since just now.
-    writes_fail: bool,
-    nat_ports: NatPorts,
-    write_failed_now: bool,
+/// The task that decides and writes the maps.
+#[derive(Debug)]
+pub struct Manager {
+    configuration: Configuration,
     core: Core,
     datapath: Datapath,
-    pins: Pins,
-    /// Whether pins cannot be put back, so that this is said once.
-    pins_fail: bool,
-    log: EventLog,
-    history: History,
-    meters: Meters,
-    reception: Reception,
-    /// Whether the ways to agents that have applied are being looked up.
-    admitting: bool,
-    orders_file: Kept<AdminOverrides>,
+    receiver: HeartbeatReceiver,
+    membership: Membership,
+    join_requests: JoinRequests,
     denied: DenyList,
-    denied_file: Kept<DenyList>,
-    /// Held as long as this manager writes the state file.
-    _state_lock: Option<kept::Lock>,
-    /// As last kept.
-    silences: Silences,
-    silences_file: Kept<Silences>,
+    /// As last saved.
+    liveness: LivenessRecord,
+    state_files: StateFiles,
+    emitter: Emitter,
+    recovery: Recovery,
+    background: Background,
+    nat_ports: NatPorts,
     interfaces: Vec<Interface>,
     started: Instant,
-    /// When connections of backends that are no longer configured were last counted.
-    swept: Instant,
+    inputs: Inputs,
+}
+
+/// The configuration in force.
+#[derive(Debug)]
+struct Configuration {
+    /// With the workers that joined.
+    effective: Config,
+    /// As in the file.
+    file: Config,
+    /// The file's path; nothing for the built-in example.
+    path: Option<PathBuf>,
+    settings: CoreSettings,
+}
+
+/// What other tasks send to the manager's task.
+#[derive(Debug)]
+struct Inputs {
+    requests: mpsc::Receiver<ManagerRequest>,
+    results: mpsc::Receiver<BackgroundResult>,
 }
 
 impl Manager {
-    fn receive(&mut self) {
-        self.reception.receive(&mut self.core, &self.log);
-        for (worker, pause) in self.reception.take_announced() {
-            self.pause_announced(worker, pause);
+    /// Runs until `shutdown` completes, and leaves the datapath as it is: the packet programs continue,
+    /// and the next manager adopts the maps.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error of the heartbeat socket.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        tokio::pin!(shutdown);
+        let mut ticks = every(TICK);
+        let mut liveness = every(LIVENESS_INTERVAL);
+        let mut attachments = every(ATTACHMENT_INTERVAL);
+        let mut watchdog = Watchdog::start();
+        loop {
+            let deadline = self.core.poll_timeout();
+            tokio::select! {
+                () = &mut shutdown => break,
+                received = self.receiver.readable() => {
+                    received.context("wait for heartbeats")?;
+                    self.receive_heartbeats();
+                }
+                // The heartbeat that prevents the timeout may have just arrived.
+                () = until(deadline) => self.receive_heartbeats(),
+                Some(request) = self.inputs.requests.recv() => self.handle_request(request),
+                Some(result) = self.inputs.results.recv() => self.handle_result(result),
+                due = ticks.tick() => self.handle_tick(due.elapsed()),
+                _ = liveness.tick() => self.save_liveness(),
+                _ = attachments.tick() => self.reconcile_attachments(),
+                () = watchdog.is_due() => watchdog.notify(),
+            }
+            self.look_up_join_requests();
+            // In every round, so that a flood of datagrams cannot delay a deadline.
+            let now = Instant::now();
+            if let Some(late) = deadline.and_then(|due| now.checked_duration_since(due)) {
+                self.emitter.metrics.lag(late);
+            }
+            self.count_connections(now);
+            self.core.handle_timeout(now);
+            self.apply_outputs();
         }
+        self.emitter.finish();
+        info!(
+            "stopped; the packet programs continue with the last selection (memlb unload removes them)"
+        );
+        Ok(())
     }
 
-    /// Tells the core what is open where, when it is about to look at weights.
+    /// Does what is not urgent. `late` is the lag of the loop.
+    fn handle_tick(&mut self, late: Duration) {
+        self.remove_absent_members();
+        self.check_nat_ports();
+        self.emitter.metrics.lag(late);
+        self.count_removed_backends();
+        self.check_return_paths();
+    }
+
+    /// Passes the numbers of open connections to the core, if it is about to compare weights.
     fn count_connections(&mut self, now: Instant) {
         if !self.core.wants_connections(now) {
             return;
@@ -208,70 +175,54 @@ impl Manager {
         }
     }
 
-    /// Carries out what the core wants written, and tells what it saw.
-    fn carry_out(&mut self) {
+    /// Writes the core's commands to the maps and emits its events.
+    fn apply_outputs(&mut self) {
         while let Some(command) = self.core.poll_map_update() {
             if let Err(error) = self.datapath.apply(command) {
                 self.map_write_failed(&error);
             }
         }
         while let Some(event) = self.core.poll_event() {
-            self.tell(&event);
+            if matches!(event, lb_core::Event::PauseEnded { .. }) {
+                self.state_files
+                    .orders
+                    .save(self.core.admin_overrides().clone());
+            }
+            self.emitter.emit_core(&event, &self.core);
         }
     }
 
-    fn tell(&mut self, event: &Event) {
-        match event.severity() {
-            Severity::Info => info!("{event}"),
-            Severity::Warn => warn!("{event}"),
-        }
-        if matches!(event, Event::PauseEnded { .. }) {
-            self.orders_file.keep(self.core.admin_overrides().clone());
-        }
-        self.meters.count(event);
-        let service = event
-            .decided()
-            .and_then(|name| self.core.snapshot_of(name, Instant::now()));
-        if let Some(service) = service {
-            self.history.record(event.to_string(), service);
-        }
-        self.log.publish(event.severity(), event.to_string(), event);
-    }
-
-    fn answer(&self, question: Question) {
+    fn snapshot(&self) -> ManagerSnapshot {
         let now = Instant::now();
-        let decided = Decided {
+        ManagerSnapshot {
             uptime_ms: u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX),
-            config_file: self.config_file.clone(),
+            config_file: self.configuration.path.clone(),
             interfaces: self.interfaces.clone(),
             services: self.core.snapshot(now).services,
-            heartbeats: self.reception.counts(now),
+            heartbeats: self.receiver.counts(now),
             denied_prefixes: self.denied.len(),
-        };
-        if question.send(decided).is_err() {
-            debug!("who asked for the status has gone");
         }
     }
 
-    /// Has the connections counted, aside of this task, of backends that are no longer configured.
-    fn look_for_parted(&mut self, offices: &Offices) {
-        if self.datapath.parting() == 0 || self.swept.elapsed() < SWEEP_INTERVAL {
-            return;
+    /// Saves the silence of late workers, if it has changed.
+    fn save_liveness(&mut self) {
+        let liveness = LivenessRecord::new(self.core.overdue_workers(Instant::now()));
+        if liveness != self.liveness {
+            self.state_files.liveness.save(liveness.clone());
+            self.liveness = liveness;
         }
-        self.swept = Instant::now();
-        let (instructions, pin_path) = (offices.instructions.clone(), offices.pin_path.clone());
-        let generation = self.datapath.generation();
-        tokio::spawn(async move {
-            match tokio::task::spawn_blocking(move || Stats::read(&pin_path)).await {
-                // The manager's end is this task's, too.
-                Ok(Ok(stats)) => {
-                    _ = instructions
-                        .send(Instruction::Sweep(stats, generation))
-                        .await;
-                }
-                Ok(Err(error)) => debug!("count the connections of parting backends: {error:#}"),
-                Err(error) => debug!("count the connections of parting backends: {error}"),
-            }
-        });
+    }
+}
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
     }
 }

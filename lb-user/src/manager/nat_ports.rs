@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use lb_core::{BackendId, Severity};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{Happening, Manager};
+use lb_core::{BackendId, Severity};
 
 /// Ports of a worker in use, in percent, from which on they are scarce, and below which they no longer are.
 const SCARCE_PERCENT: u64 = 80;
@@ -40,7 +40,7 @@ impl Manager {
     }
 
     fn report_nat_ports(&self, backend: BackendId, open: u64, ports: u64) {
-        let Some((service, worker)) = self.settings.names(backend) else {
+        let Some((service, worker)) = self.configuration.settings.names(backend) else {
             return;
         };
         let uses = format!("worker {worker} of service {service} uses {open} of {ports} NAT ports");
@@ -49,23 +49,21 @@ impl Manager {
                 "{uses}: with all in use, memlb refuses further connections to it. Add nat_sources, add \
                  workers, or set mode = \"routed\" for the service"
             );
-            warn!("{text}");
             let event = Happening::NatPortsScarce {
                 service,
                 worker,
                 open,
                 ports,
             };
-            self.log.publish(Severity::Warn, text, &event);
+            self.emitter.emit(Severity::Warn, text, &event);
         } else {
-            info!("{uses}");
             let event = Happening::NatPortsSufficient {
                 service,
                 worker,
                 open,
                 ports,
             };
-            self.log.publish(Severity::Info, uses, &event);
+            self.emitter.emit(Severity::Info, uses, &event);
         }
     }
 }

@@ -1,206 +1,267 @@
-//! How a manager comes to be: everything opened, loaded, attached and adopted, or nothing.
+//! How a manager starts: everything is opened, loaded, attached and adopted, or nothing is.
 
-use std::{path::PathBuf, time::Instant};
+use std::{fmt, path::PathBuf, time::Instant};
 
-use anyhow::{Context, Result};
-use lb_core::{AdminAction, AdminOverrides, Core, Severity};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-};
+use anyhow::Result;
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    Happening, Instruction, Joined, Kept, Manager, Reloader, Reread, Silences, Surveyor, kept,
+    Background, Configuration, Emitter, Happening, Inputs, JoinRequests, Manager, ManagerHandle,
+    NatPorts, ReadConfig, Recovery,
+    connection_count::ConnectionCountReconciler,
+    handle::Records,
+    reload::Reloader,
+    route_monitor::RouteMonitor,
+    state_file::{StateFile, StateLock},
 };
 use crate::{
     addresses,
     config::Config,
-    control::{Offices, Question, Server, Tracer},
-    datapath::{self, Datapath, Interface, Netlink, Pins},
+    datapath::{self, Adoption, Datapath, Interface, Netlink, Pins},
     deny::DenyList,
     event_log::{self, EventLog},
-    feed::Feed,
+    event_stream::EventStream,
+    heartbeat_receiver::HeartbeatReceiver,
     history::{History, now_ms},
-    http,
-    meters::Meters,
-    reception::Reception,
+    membership::{LivenessRecord, Membership},
+    metrics::Metrics,
     status,
 };
+use lb_core::{AdminAction, AdminOverrides, AdoptedState, Core, Severity};
 
-/// Through which the world reaches a manager, besides heartbeats.
-pub(super) struct Doors {
-    pub questions: mpsc::Receiver<Question>,
-    pub instructions: mpsc::Receiver<Instruction>,
-    pub terminate: Signal,
-    pub interrupt: Signal,
-    pub hangup: Signal,
-    pub server: Server,
-    /// Where the control socket's askers turn to.
-    pub offices: Offices,
-    pub web: Option<http::Running>,
+/// How many requests, or results, wait before their senders do.
+const QUEUE: usize = 16;
+
+/// A manager whose configuration and machine are checked. Nothing is attached yet.
+pub struct Prepared {
+    file: Config,
+    path: Option<PathBuf>,
+    read_config: ReadConfig,
+    config: Config,
+    receiver: HeartbeatReceiver,
+    netlink: Netlink,
+    interfaces: Vec<Interface>,
+    datapath: datapath::Prepared,
+    membership: (StateFile<Membership>, Membership),
 }
 
-/// Opens everything and takes up what an earlier manager has left.
-pub(super) async fn open(
-    config: Config,
-    config_file: Option<PathBuf>,
-    reread: Reread,
-) -> Result<(Manager, Doors)> {
-    let file = config;
-    let (joined_file, joined) = Kept::<Joined>::open(
+/// The files that a restarted manager reads.
+#[derive(Debug)]
+pub(super) struct StateFiles {
+    pub orders: StateFile<AdminOverrides>,
+    pub membership: StateFile<Membership>,
+    pub denied: StateFile<DenyList>,
+    pub liveness: StateFile<LivenessRecord>,
+    _lock: Option<StateLock>,
+}
+
+/// The content of the state files at the start.
+struct Saved {
+    orders: AdminOverrides,
+    membership: Membership,
+    denied: DenyList,
+    liveness: LivenessRecord,
+}
+
+/// Opens the heartbeat socket and checks interfaces, kernel and pins. `path` is the configuration file, and
+/// `read_config` reads it for a reload.
+///
+/// # Errors
+///
+/// Says what cannot be opened or used, and what to do.
+pub async fn prepare(
+    file: Config,
+    path: Option<PathBuf>,
+    read_config: ReadConfig,
+) -> Result<Prepared> {
+    let membership = StateFile::<Membership>::load(
         &file.manager.state_file.with_file_name("joined.json"),
         "the workers that joined by themselves",
         "mend or remove the file; who has an agent running joins again",
     )?;
-    let config = joined.added_to(&file);
-    let mut reception = Reception::open(&config).await?;
-    reception.expect(&joined);
+    let config = membership.1.apply_to(&file);
+    let receiver = HeartbeatReceiver::bind(&config)?;
     let mut netlink = Netlink::connect()?;
     let interfaces = netlink.interfaces(&config.manager.interfaces).await?;
-    warn_of_strayed_addresses(&config, &interfaces);
-    let prepared = datapath::prepare(&config)?;
+    warn_of_misplaced_addresses(&config, &interfaces);
+    let datapath = datapath::prepare(&config)?;
     warn_of_others(&config, &interfaces);
-    let server = Server::bind(&config.manager.control_socket).await?;
-    let web = config
-        .manager
-        .http_listen
-        .map(http::Server::bind)
-        .transpose()?;
-    let feed = Feed::default();
-    let history = History::default();
-    let log_file = config.manager.event_log.as_deref();
-    let log = EventLog::start(log_file.map(event_log::open).transpose()?, feed.clone())?;
-    let state_lock = kept::Lock::take(&config.manager.state_file)?;
-    let (orders_file, orders) = Kept::open(
-        &config.manager.state_file,
-        "the operator's orders",
-        "mend or remove the file (it says which workers are drained), or name another with \
-         --state-file",
-    )?;
-    let (denied_file, denied) = Kept::<DenyList>::open(
-        &config.manager.state_file.with_file_name("denied.json"),
-        "the denied clients",
-        "mend or remove the file; nobody is denied without it",
-    )?;
-    let (silences_file, silences) = Kept::<Silences>::open(
-        &config.manager.control_socket.with_extension("silences"),
-        "the silences of workers",
-        "remove the file; silent workers have down_after again to be heard",
-    )?;
-    let terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
-    let interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
-    let hangup = signal(SignalKind::hangup()).context("catch SIGHUP")?;
-
-    let settings = config.settings(&prepared.adoption.pinned);
-    let mut adopted = prepared.adoption.adopted.clone();
-    if !prepared.adoption.is_empty() {
-        info!(
-            "adopting the maps, links and flows pinned at {}",
-            config.manager.pin_path.display()
-        );
-    }
-    recall(&orders, &config);
-    let now_ms = now_ms();
-    let pauses = orders.pauses();
-    adopted.pauses = pauses
-        .map(|(worker, pause)| (worker.to_owned(), pause.pause_left(now_ms)))
-        .collect();
-    adopted.overrides = orders;
-    adopted.silences = silences.of_workers();
-    let mut datapath = Datapath::start(prepared, &config, &settings, &interfaces)?;
-    let addresses = datapath.addresses();
-    datapath.take_routes(&netlink.routes(&addresses).await?)?;
-    deny(&mut datapath, &denied)?;
-    let (instructor, instructions) = mpsc::channel(16);
-    let core = Core::resume(settings.clone(), &adopted, Instant::now());
-    let (written, denied_written) = (orders_file.written(), denied_file.written());
-    let reloader = Reloader::new(reread, instructor.clone(), file.clone());
-    let mut manager = Manager {
-        interfaces: datapath
-            .attachments()
-            .map(status::Interface::from)
-            .collect(),
-        core,
-        pins: Pins::hold(datapath.pin_path())?,
-        pins_fail: false,
-        datapath,
-        log,
-        history: history.clone(),
-        reception,
-        admitting: false,
-        meters: Meters::new(&config)?,
-        orders_file,
-        denied,
-        denied_file,
-        _state_lock: state_lock,
-        silences,
-        silences_file,
-        started: Instant::now(),
-        swept: Instant::now(),
-        surveyor: Surveyor::start(netlink, addresses, instructor.clone()),
-        writes_fail: false,
-        nat_ports: super::nat_ports::NatPorts::default(),
-        write_failed_now: false,
-        settings: settings.clone(),
-        config,
+    Ok(Prepared {
         file,
-        config_file,
-        joined,
-        joined_file,
-    };
-    let started = Happening::ManagerStarted {
-        version: env!("CARGO_PKG_VERSION"),
-        interfaces: &manager.interfaces,
-    };
-    let message = "the manager has started".to_owned();
-    manager.log.publish(Severity::Info, message, &started);
-    manager.look_at_links();
-    manager.carry_out();
-    manager.datapath.open(&settings)?;
-    manager.reception.announce(&manager.config);
-    announce(&manager.config);
-
-    let (asker, questions) = mpsc::channel(16);
-    let pin_path = manager.config.manager.pin_path.clone();
-    let web = web
-        .map(|web| {
-            let address = web.address();
-            let sources = http::Sources {
-                asker: http::Asker::new(asker.clone(), pin_path.clone()),
-                feed: feed.clone(),
-                meters: manager.meters.clone(),
-            };
-            let running = web.start(sources, &manager.config.manager.http_names)?;
-            info!("web page, metrics and API at http://{address}/");
-            anyhow::Ok(running)
-        })
-        .transpose()?;
-    let doors = Doors {
-        questions,
-        instructions,
-        terminate,
-        interrupt,
-        hangup,
-        server,
-        offices: Offices {
-            questions: asker,
-            instructions: instructor,
-            written,
-            denied_written,
-            reloader,
-            pin_path,
-            feed,
-            history,
-            tracer: Tracer::default(),
-        },
-        web,
-    };
-    Ok((manager, doors))
+        path,
+        read_config,
+        config,
+        receiver,
+        netlink,
+        interfaces,
+        datapath,
+        membership,
+    })
 }
 
-/// Says which services' addresses are nowhere here, or at an interface where no packet will be steered.
-fn warn_of_strayed_addresses(config: &Config, interfaces: &[Interface]) {
+impl StateFiles {
+    fn load(
+        config: &Config,
+        (membership_file, membership): (StateFile<Membership>, Membership),
+    ) -> Result<(Self, Saved)> {
+        let lock = StateLock::acquire(&config.manager.state_file)?;
+        let (orders_file, orders) = StateFile::load(
+            &config.manager.state_file,
+            "the operator's orders",
+            "mend or remove the file (it says which workers are drained), or name another with \
+             --state-file",
+        )?;
+        let (denied_file, denied) = StateFile::load(
+            &config.manager.state_file.with_file_name("denied.json"),
+            "the denied clients",
+            "mend or remove the file; nobody is denied without it",
+        )?;
+        let (liveness_file, liveness) = StateFile::load(
+            &config.manager.control_socket.with_extension("liveness"),
+            "the silences of workers",
+            "remove the file; silent workers have down_after again to be heard",
+        )?;
+        let files = Self {
+            orders: orders_file,
+            membership: membership_file,
+            denied: denied_file,
+            liveness: liveness_file,
+            _lock: lock,
+        };
+        let saved = Saved {
+            orders,
+            membership,
+            denied,
+            liveness,
+        };
+        Ok((files, saved))
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared").finish_non_exhaustive()
+    }
+}
+
+impl Prepared {
+    /// Loads and attaches the programs, adopts the pinned maps, and opens the services.
+    ///
+    /// # Errors
+    ///
+    /// Says what cannot be opened, loaded or attached; nothing new stays attached then.
+    pub async fn start(mut self) -> Result<(Manager, ManagerHandle)> {
+        let config = self.config;
+        let event_stream = EventStream::default();
+        let log_file = config.manager.event_log.as_deref();
+        let log_file = log_file.map(event_log::open).transpose()?;
+        let emitter = Emitter {
+            log: EventLog::start(log_file, event_stream.clone())?,
+            history: History::default(),
+            metrics: Metrics::new(&config)?,
+        };
+        let (state_files, saved) = StateFiles::load(&config, self.membership)?;
+        let adoption = &self.datapath.adoption;
+        if !adoption.is_empty() {
+            info!(
+                "adopting the maps, links and flows pinned at {}",
+                config.manager.pin_path.display()
+            );
+        }
+        log_orders(&saved.orders, &config);
+        let settings = config.settings(&adoption.pinned);
+        let adopted = adopted(adoption, &saved);
+        let mut datapath = Datapath::start(self.datapath, &config, &settings, &self.interfaces)?;
+        let addresses = datapath.addresses();
+        datapath.take_routes(&self.netlink.routes(&addresses).await?)?;
+        deny(&mut datapath, &saved.denied)?;
+        let pin_path = datapath.pin_path().to_owned();
+        let (request_sender, requests) = mpsc::channel(QUEUE);
+        let (result_sender, results) = mpsc::channel(QUEUE);
+        let records = Records {
+            orders_progress: state_files.orders.progress(),
+            denied_progress: state_files.denied.progress(),
+            pin_path: pin_path.clone(),
+            event_stream,
+            history: emitter.history.clone(),
+            metrics: emitter.metrics.clone(),
+        };
+        let reloader = Reloader::new(self.read_config, self.file.clone());
+        let handle = ManagerHandle::new(request_sender, reloader, records);
+        let manager = Manager {
+            interfaces: datapath
+                .attachments()
+                .map(status::Interface::from)
+                .collect(),
+            core: Core::resume(settings.clone(), &adopted, Instant::now()),
+            recovery: Recovery::new(Pins::hold(&pin_path)?),
+            datapath,
+            receiver: self.receiver,
+            membership: saved.membership,
+            join_requests: JoinRequests::default(),
+            denied: saved.denied,
+            liveness: saved.liveness,
+            state_files,
+            emitter,
+            background: Background::new(
+                RouteMonitor::start(self.netlink, addresses, result_sender.clone()),
+                ConnectionCountReconciler::start(pin_path),
+                result_sender,
+            ),
+            nat_ports: NatPorts::default(),
+            started: Instant::now(),
+            configuration: Configuration {
+                effective: config,
+                file: self.file,
+                path: self.path,
+                settings,
+            },
+            inputs: Inputs { requests, results },
+        };
+        Ok((manager.open()?, handle))
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl Manager {
+    /// Writes the first decisions, and opens the services to clients.
+    fn open(mut self) -> Result<Self> {
+        let started = Happening::ManagerStarted {
+            version: env!("CARGO_PKG_VERSION"),
+            interfaces: &self.interfaces,
+        };
+        let message = "the manager has started".to_owned();
+        self.emitter.emit(Severity::Info, message, &started);
+        self.update_links();
+        self.apply_outputs();
+        self.datapath.open(&self.configuration.settings)?;
+        let config = &self.configuration.effective;
+        self.receiver.log_authentication(config);
+        log_services(config);
+        Ok(self)
+    }
+}
+
+/// Returns what the core continues with: the pinned maps, and the saved files.
+fn adopted(adoption: &Adoption, saved: &Saved) -> AdoptedState {
+    let now_ms = now_ms();
+    let pauses = saved.orders.pauses();
+    AdoptedState {
+        pauses: pauses
+            .map(|(worker, pause)| (worker.to_owned(), pause.pause_left(now_ms)))
+            .collect(),
+        overrides: saved.orders.clone(),
+        silences: saved.liveness.silences(),
+        ..adoption.adopted.clone()
+    }
+}
+
+/// Warns of services whose address this machine lacks, or has at an interface without packet programs.
+fn warn_of_misplaced_addresses(config: &Config, interfaces: &[Interface]) {
     let addresses = match addresses::own() {
         Ok(addresses) => addresses,
         Err(error) => return warn!("{error:#}"),
@@ -215,8 +276,8 @@ fn warn_of_strayed_addresses(config: &Config, interfaces: &[Interface]) {
         }
         if let Some(own) = addresses.elsewhere(ip, &interfaces) {
             warn!(
-                "service {}: {ip} is an address of {own}, which is not among the interfaces ({}): if \
-                 clients' packets arrive there, nobody steers them; name it with --interface {own}",
+                "service {}: {ip} is an address of {own}, which is not among the interfaces ({}): no \
+                 program steers packets that arrive there; add --interface {own}",
                 service.name,
                 interfaces.join(", ")
             );
@@ -224,7 +285,7 @@ fn warn_of_strayed_addresses(config: &Config, interfaces: &[Interface]) {
     }
 }
 
-/// Says whose programs meet the same packets: two managers would steer them twice.
+/// Warns of other managers' programs at the same interfaces: two managers would steer each packet twice.
 fn warn_of_others(config: &Config, interfaces: &[Interface]) {
     for other in datapath::others(&config.manager.pin_path) {
         if interfaces
@@ -236,7 +297,7 @@ fn warn_of_others(config: &Config, interfaces: &[Interface]) {
     }
 }
 
-/// Denies whom an earlier manager was told to deny, and ends what it may have left open.
+/// Denies the saved clients, and ends their open connections.
 fn deny(datapath: &mut Datapath, denied: &DenyList) -> Result<()> {
     datapath.set_denied(denied.prefixes())?;
     if denied.is_empty() {
@@ -248,13 +309,13 @@ fn deny(datapath: &mut Datapath, denied: &DenyList) -> Result<()> {
     Ok(())
 }
 
-/// Says which orders still stand: who restarts a manager may have forgotten them.
-fn recall(orders: &AdminOverrides, config: &Config) {
+/// Logs the orders in force: an operator who restarts a manager may have forgotten them.
+fn log_orders(orders: &AdminOverrides, config: &Config) {
     for order in orders.commands() {
         let mut workers = config.services.iter().flat_map(|service| &service.workers);
-        let is_stray = !workers.any(|worker| worker.name == order.worker);
+        let is_unknown = !workers.any(|worker| worker.name == order.worker);
         let remedy = match order.action {
-            _ if !is_stray => String::new(),
+            _ if !is_unknown => String::new(),
             AdminAction::Weight { .. } => {
                 format!(" (no service has it: memlb weight {} 100)", order.worker)
             }
@@ -265,7 +326,7 @@ fn recall(orders: &AdminOverrides, config: &Config) {
     }
 }
 
-fn announce(config: &Config) {
+fn log_services(config: &Config) {
     for service in &config.services {
         info!(
             "ready: {} at {} for {} workers, heartbeats at UDP {}",

@@ -25,7 +25,7 @@ pub const MOST_RATE: u32 = 10_000;
 /// Which packets are told, and for how long; everything given must fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Wanted {
+pub struct TraceFilter {
     pub client: Option<Clients>,
     pub service: Option<String>,
     pub worker: Option<String>,
@@ -40,7 +40,7 @@ pub struct Wanted {
     pub duration_ms: Option<u64>,
 }
 
-impl Default for Wanted {
+impl Default for TraceFilter {
     fn default() -> Self {
         Self {
             client: None,
@@ -63,22 +63,22 @@ pub enum Line {
     Begun,
     Packet(Box<Packet>),
     /// Packets since it began that were wanted and are not told.
-    Missed(Missed),
+    Dropped(Dropped),
     End {
         packets: u64,
-        missed: Missed,
+        dropped: Dropped,
     },
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Missed {
+pub struct Dropped {
     /// Because there were more in a second than the rate.
     pub over_rate: u64,
     /// Because they came faster than they were read.
     pub no_room: u64,
 }
 
-impl From<TraceCounts> for Missed {
+impl From<TraceCounts> for Dropped {
     fn from(counts: TraceCounts) -> Self {
         Self {
             over_rate: counts.over_rate,
@@ -87,7 +87,7 @@ impl From<TraceCounts> for Missed {
     }
 }
 
-impl fmt::Display for Missed {
+impl fmt::Display for Dropped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} over the rate", self.over_rate)?;
         if self.no_room > 0 {
@@ -97,9 +97,9 @@ impl fmt::Display for Missed {
     }
 }
 
-/// What of a [`Wanted`] makes no sense.
+/// What of a [`TraceFilter`] makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WantedError {
+pub enum TraceFilterError {
     #[error("there is no verdict {0:?}: there are {names}", names = names_of_verdicts())]
     NoVerdict(String),
     #[error("a rate of {0} packets a second: expected 1 to {MOST_RATE}")]
@@ -119,7 +119,7 @@ fn names_of_verdicts() -> String {
     names.join(", ")
 }
 
-impl Wanted {
+impl TraceFilter {
     /// As the kernel programs understand it. The names of service and worker must be known; `numbers`
     /// are those of the services.
     ///
@@ -130,9 +130,9 @@ impl Wanted {
         &self,
         services: &[ServiceSnapshot],
         number: impl Fn(&ServiceSnapshot) -> Option<ServiceId>,
-    ) -> Result<TraceConfig, WantedError> {
+    ) -> Result<TraceConfig, TraceFilterError> {
         if !(1..=MOST_RATE).contains(&self.rate) {
-            return Err(WantedError::Rate(self.rate));
+            return Err(TraceFilterError::Rate(self.rate));
         }
         let mut order = TraceConfig {
             verdicts: self.verdict_bits()?,
@@ -147,7 +147,7 @@ impl Wanted {
             |it: &&ServiceSnapshot| self.service.as_ref().is_none_or(|name| it.name == *name);
         if let Some(name) = &self.service {
             let service = services.iter().find(named).and_then(number);
-            let ServiceId(id) = service.ok_or_else(|| WantedError::NotOpen(name.clone()))?;
+            let ServiceId(id) = service.ok_or_else(|| TraceFilterError::NotOpen(name.clone()))?;
             order.service = id;
         }
         if let Some(worker) = &self.worker {
@@ -155,11 +155,11 @@ impl Wanted {
             let ids = backends.filter(|it| it.name == *worker);
             let ids: Vec<u32> = ids.map(|it| it.backend_id.0).collect();
             let places = order.backends.get_mut(..ids.len());
-            let places = places.ok_or_else(|| WantedError::ServesTooMany(worker.clone()))?;
+            let places = places.ok_or_else(|| TraceFilterError::ServesTooMany(worker.clone()))?;
             places.copy_from_slice(&ids);
             order.backend_count = ids.len() as u32;
             if ids.is_empty() {
-                return Err(WantedError::ServesNot {
+                return Err(TraceFilterError::ServesNot {
                     worker: worker.clone(),
                     service: self.service.clone().unwrap_or_default(),
                 });
@@ -168,13 +168,13 @@ impl Wanted {
         Ok(order)
     }
 
-    fn verdict_bits(&self) -> Result<u32, WantedError> {
+    fn verdict_bits(&self) -> Result<u32, TraceFilterError> {
         if self.verdicts.is_empty() {
             return Ok(u32::MAX);
         }
         let bit = |name: &String| {
             let verdict = Verdict::ALL.iter().find(|it| it.name() == name);
-            let verdict = verdict.ok_or_else(|| WantedError::NoVerdict(name.clone()))?;
+            let verdict = verdict.ok_or_else(|| TraceFilterError::NoVerdict(name.clone()))?;
             Ok(1 << *verdict as u32)
         };
         let bits: Result<Vec<u32>, _> = self.verdicts.iter().map(bit).collect();

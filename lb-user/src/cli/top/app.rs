@@ -4,8 +4,8 @@ use std::{collections::VecDeque, time::Instant};
 
 use lb_core::{AdminAction, AdminState, MANAGER, ServiceSnapshot};
 use memlb::{
-    control::{AskError, Ordered, Request},
-    feed::Entry,
+    control::{ClientError, Ordered, Request},
+    event_stream::Entry,
     status::{Backend, Status},
 };
 use ratatui::{
@@ -60,7 +60,7 @@ impl App {
         self.entries.truncate(ENTRIES);
     }
 
-    pub fn answered(&mut self, answer: Result<Ordered, AskError>) {
+    pub fn answered(&mut self, answer: Result<Ordered, ClientError>) {
         self.note = Some(match answer {
             Ok(ordered) => {
                 let mind = ordered

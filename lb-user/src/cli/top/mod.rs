@@ -11,8 +11,8 @@ use std::{io::IsTerminal, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context, ensure};
 use memlb::{
-    control::{AskError, Asker, Ordered, Request, understand},
-    feed::Entry,
+    control::{ClientError, ControlClient, Ordered, Request, parse_reply},
+    event_stream::Entry,
 };
 use ratatui::{
     DefaultTerminal,
@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Outcome {
     ensure_terminal()?;
     let client = remote::client(args.control_socket.clone());
     // Whether there is a manager at all is better said before the screen is taken.
-    block_on(client.ask::<memlb::status::Status>(&Request::Status))?;
+    block_on(client.request::<memlb::status::Status>(&Request::Status))?;
     let mut terminal = ratatui::init();
     let ended = block_on(watch(&mut terminal, &client));
     ratatui::restore();
@@ -60,7 +60,7 @@ fn ensure_terminal() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn watch(terminal: &mut DefaultTerminal, client: &Asker) -> anyhow::Result<()> {
+async fn watch(terminal: &mut DefaultTerminal, client: &ControlClient) -> anyhow::Result<()> {
     let mut app = App::default();
     let mut keys = keys();
     let mut entries = entries(client.clone());
@@ -85,7 +85,7 @@ async fn watch(terminal: &mut DefaultTerminal, client: &Asker) -> anyhow::Result
                 Some(Some(key)) => match app.key(key) {
                     Some(Wish::Leave) => return Ok(()),
                     Some(Wish::Order(request)) => {
-                        app.answered(client.ask::<Ordered>(&request).await);
+                        app.answered(client.request::<Ordered>(&request).await);
                         refresh(&mut app, client).await;
                     }
                     None => {}
@@ -99,8 +99,8 @@ async fn watch(terminal: &mut DefaultTerminal, client: &Asker) -> anyhow::Result
     }
 }
 
-async fn refresh(app: &mut App, client: &Asker) {
-    match client.ask(&Request::Status).await {
+async fn refresh(app: &mut App, client: &ControlClient) {
+    match client.request(&Request::Status).await {
         Ok(status) => app.take(status, std::time::Instant::now()),
         Err(error) => app.lose(error.to_string()),
     }
@@ -124,7 +124,7 @@ fn keys() -> mpsc::UnboundedReceiver<Option<KeyEvent>> {
 }
 
 /// Follows the manager's events, and looks for it again when it has gone.
-fn entries(client: Asker) -> mpsc::Receiver<Entry> {
+fn entries(client: ControlClient) -> mpsc::Receiver<Entry> {
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
         let mut last = 0;
@@ -139,17 +139,17 @@ fn entries(client: Asker) -> mpsc::Receiver<Entry> {
 }
 
 async fn follow(
-    client: &Asker,
+    client: &ControlClient,
     sender: &mpsc::Sender<Entry>,
     last: &mut u64,
-) -> Result<(), AskError> {
+) -> Result<(), ClientError> {
     let request = Request::Events {
         limit: None,
         follow: true,
     };
     let mut lines = client.stream(&request).await?;
     while let Some(line) = lines.next_line().await.context("wait for events")? {
-        let entry: Entry = understand(&line)?;
+        let entry: Entry = parse_reply(&line)?;
         if entry.id > *last {
             *last = entry.id;
             sender.send(entry).await.context("the screen is gone")?;

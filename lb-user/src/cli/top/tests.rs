@@ -14,8 +14,8 @@ use memlb::{
     config::{Config, Overrides, Pinned},
     control::{Ordered, Request},
     datapath::{BackendTraffic, Packets, Stats},
-    feed::Entry,
-    status::{Decided, Heartbeats, Interface, Status},
+    event_stream::Entry,
+    status::{Heartbeats, Interface, ManagerSnapshot, Status},
 };
 use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyCode};
 
@@ -220,7 +220,7 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
         .into(),
         ..Stats::default()
     };
-    let decided = Decided {
+    let decided = ManagerSnapshot {
         denied_prefixes: 0,
         uptime_ms: 8_040_000,
         config_file: None,

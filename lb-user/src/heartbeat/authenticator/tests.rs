@@ -40,9 +40,9 @@ fn heartbeat(worker: &str, boot: u64, seq: u64, nonce: Option<Nonce>) -> Heartbe
     }
 }
 
-/// A manager's gate, with a clock of its own.
+/// A manager's authenticator, with a clock of its own.
 struct World {
-    gate: Gate,
+    authenticator: Authenticator,
     now: Instant,
 }
 
@@ -50,7 +50,7 @@ impl World {
     fn new(authentication: Authentication) -> Self {
         let now = Instant::now();
         Self {
-            gate: Gate::new(authentication, false, ring(), now).unwrap(),
+            authenticator: Authenticator::new(authentication, false, ring(), now).unwrap(),
             now,
         }
     }
@@ -60,25 +60,25 @@ impl World {
     }
 
     fn nonce(&self) -> Option<Nonce> {
-        Some(self.gate.nonces.of(FROM.ip()))
+        Some(self.authenticator.nonces.of(FROM.ip()))
     }
 
-    fn open(&mut self, datagram: &[u8]) -> Result<Opened, Refused> {
-        let result = self.gate.open(datagram, FROM, self.now);
+    fn verify(&mut self, datagram: &[u8]) -> Result<Verified, Refused> {
+        let result = self.authenticator.verify(datagram, FROM, self.now);
         if result.is_err() {
-            self.gate.refused(FROM, self.now);
+            self.authenticator.refused(FROM, self.now);
         }
         result
     }
 
     fn refusal(&mut self, datagram: &[u8]) -> &'static str {
-        self.open(datagram).expect_err("refused").refusal.name()
+        self.verify(datagram).expect_err("refused").refusal.name()
     }
 
-    /// Opens what must pass; returns what the core's acceptance makes the gate answer.
+    /// Opens what must pass; returns what the core's acceptance makes the authenticator answer.
     fn hear(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
-        let opened = self.open(datagram).expect("a good heartbeat");
-        self.gate.accepted(&opened, FROM, self.now)
+        let verified = self.verify(datagram).expect("a good heartbeat");
+        self.authenticator.accepted(&verified, FROM, self.now)
     }
 
     fn signed(&self, key: &Key, seq: u64) -> Vec<u8> {
@@ -124,20 +124,22 @@ fn both_keys_of_a_worker_hold() {
     let mut world = World::new(Authentication::Enforce);
     for id in [0xa1, 0xa2] {
         let datagram = world.signed(&key("worker1", id), 1);
-        let opened = world.open(&datagram).expect("a good heartbeat");
+        let verified = world.verify(&datagram).expect("a good heartbeat");
         assert_eq!(
-            opened.signature.map(|signature| signature.key),
+            verified.signature.map(|signature| signature.key),
             Some(KeyId(id))
         );
     }
     // Until one is withdrawn.
     let mut keys = KeyRing::default();
     keys.add(key("worker1", 0xa2), "here").unwrap();
-    world.gate.reconfigure(Authentication::Enforce, false, keys);
+    world
+        .authenticator
+        .reconfigure(Authentication::Enforce, false, keys);
     let datagram = world.signed(&key("worker1", 0xa1), 2);
     assert_eq!(world.refusal(&datagram), "unknown_key");
     let datagram = world.signed(&key("worker1", 0xa2), 2);
-    assert!(world.open(&datagram).is_ok());
+    assert!(world.verify(&datagram).is_ok());
 }
 
 #[test]
@@ -198,17 +200,17 @@ fn forgeries_are_refused_by_their_reasons() {
         ),
         ([&good[..], &[b' '; 1_200]].concat(), "oversized"),
     ] {
-        let refused = world.open(&datagram).expect_err("refused");
+        let refused = world.verify(&datagram).expect_err("refused");
         assert_eq!(
             refused.refusal.name(),
             reason,
             "{}",
             String::from_utf8_lossy(&datagram)
         );
-        assert_eq!(refused.challenge, None, "answers {reason}");
+        assert_eq!(refused.reply, None, "answers {reason}");
         assert!(!refused.refusal.to_string().contains(char::is_control));
     }
-    assert!(world.open(&good).is_ok());
+    assert!(world.verify(&good).is_ok());
 }
 
 #[test]
@@ -218,10 +220,10 @@ fn every_single_flipped_bit_is_noticed() {
     for bit in 0..good.len() * 8 {
         let mut forged = good.clone();
         forged[bit / 8] ^= 1 << (bit % 8);
-        assert!(world.open(&forged).is_err(), "bit {bit}");
+        assert!(world.verify(&forged).is_err(), "bit {bit}");
     }
     for length in 0..good.len() {
-        assert!(world.open(&good[..length]).is_err(), "{length} bytes");
+        assert!(world.verify(&good[..length]).is_err(), "{length} bytes");
     }
 }
 
@@ -233,11 +235,11 @@ fn a_first_heartbeat_is_challenged_and_the_next_one_counts() {
         let first = heartbeat("worker1", 1, 1, None)
             .encode_signed(&key)
             .unwrap();
-        let refused = world.open(&first).expect_err("not fresh");
+        let refused = world.verify(&first).expect_err("not fresh");
         assert_eq!(refused.refusal, Refusal::NotFresh);
-        let challenge = refused.challenge.expect("an answer");
-        assert!(challenge.len() < first.len(), "amplifies");
-        let answer = Acknowledgement::decode(&challenge, &key).expect("a signed answer");
+        let reply = refused.reply.expect("an answer");
+        assert!(reply.len() < first.len(), "amplifies");
+        let answer = Acknowledgement::decode(&reply, &key).expect("a signed answer");
         assert_eq!(
             answer.heartbeat,
             Sequence {
@@ -260,11 +262,11 @@ fn a_first_heartbeat_is_challenged_and_the_next_one_counts() {
 fn recordings_from_before_a_restart_of_the_manager_prove_nothing() {
     let mut world = World::new(Authentication::Enforce);
     let recorded = world.signed(&key("worker1", 0xa1), 1);
-    assert!(world.open(&recorded).is_ok());
+    assert!(world.verify(&recorded).is_ok());
     let mut restarted = World::new(Authentication::Enforce);
     assert_eq!(restarted.refusal(&recorded), "not_fresh");
     world.pass(10);
-    assert!(world.open(&recorded).is_ok());
+    assert!(world.verify(&recorded).is_ok());
     world.pass(10);
     assert_eq!(world.refusal(&recorded), "not_fresh");
 }
@@ -274,11 +276,16 @@ fn recordings_sent_from_another_address_prove_nothing() {
     let mut world = World::new(Authentication::Enforce);
     let recorded = world.signed(&key("worker1", 0xa1), 1);
     let thief = SocketAddr::from(([192, 168, 56, 66], 40_000));
-    let refused = world.gate.open(&recorded, thief, world.now);
+    let refused = world.authenticator.verify(&recorded, thief, world.now);
     assert_eq!(refused.expect_err("not fresh").refusal, Refusal::NotFresh);
     // The agent itself may come from another port.
     let restarted = SocketAddr::new(FROM.ip(), 40_001);
-    assert!(world.gate.open(&recorded, restarted, world.now).is_ok());
+    assert!(
+        world
+            .authenticator
+            .verify(&recorded, restarted, world.now)
+            .is_ok()
+    );
 }
 
 #[test]
@@ -332,10 +339,13 @@ fn an_acknowledgement_is_shorter_than_any_heartbeat_and_cannot_be_forged() {
 fn permissive_accepts_the_unsigned_but_not_the_badly_signed() {
     let mut world = World::new(Authentication::Permissive);
     let unsigned = heartbeat("worker1", 1, 1, None).encode().unwrap();
-    let opened = world.open(&unsigned).expect("a good heartbeat");
-    assert_eq!(opened.signature, None);
+    let verified = world.verify(&unsigned).expect("a good heartbeat");
+    assert_eq!(verified.signature, None);
     assert!(
-        world.gate.accepted(&opened, FROM, world.now).is_none(),
+        world
+            .authenticator
+            .accepted(&verified, FROM, world.now)
+            .is_none(),
         "answers a stranger"
     );
 
@@ -349,9 +359,9 @@ fn permissive_accepts_the_unsigned_but_not_the_badly_signed() {
     world.hear(&signed);
     assert_eq!(world.refusal(&unsigned), "unsigned_beside_signed");
     let of_another = heartbeat("worker2", 1, 1, None).encode().unwrap();
-    assert!(world.open(&of_another).is_ok());
+    assert!(world.verify(&of_another).is_ok());
     world.pass(10);
-    assert!(world.open(&unsigned).is_ok());
+    assert!(world.verify(&unsigned).is_ok());
 }
 
 #[test]
@@ -359,11 +369,16 @@ fn off_looks_at_no_signature() {
     let mut world = World::new(Authentication::Off);
     let outsider = Key::new("worker1".to_owned(), KeyId(0xff), &Zeroizing::new([7; 32]));
     let datagram = world.signed(&outsider, 1);
-    let opened = world.open(&datagram).expect("a good heartbeat");
-    assert_eq!(opened.signature, None);
-    assert!(world.gate.accepted(&opened, FROM, world.now).is_none());
+    let verified = world.verify(&datagram).expect("a good heartbeat");
+    assert_eq!(verified.signature, None);
+    assert!(
+        world
+            .authenticator
+            .accepted(&verified, FROM, world.now)
+            .is_none()
+    );
     let unsigned = heartbeat("worker1", 1, 2, None).encode().unwrap();
-    assert!(world.open(&unsigned).is_ok());
+    assert!(world.verify(&unsigned).is_ok());
     assert_eq!(world.refusal(b"memlb1 000000a1 "), "bad_envelope");
 }
 
@@ -376,10 +391,10 @@ fn a_flood_of_garbage_is_not_even_looked_at_while_the_honest_are_heard() {
     let mut reasons = BTreeMap::new();
     for _ in 0..100_000 {
         let refused = world
-            .gate
-            .open(b"garbage", flooder, world.now)
+            .authenticator
+            .verify(b"garbage", flooder, world.now)
             .expect_err("garbage");
-        world.gate.refused(flooder, world.now);
+        world.authenticator.refused(flooder, world.now);
         *reasons.entry(refused.refusal.name()).or_insert(0) += 1;
     }
     assert_eq!(reasons["unsigned"], 1_000);
@@ -388,7 +403,7 @@ fn a_flood_of_garbage_is_not_even_looked_at_while_the_honest_are_heard() {
     for _ in 0..100_000 {
         assert_eq!(world.refusal(b"garbage"), "unsigned");
     }
-    assert!(world.open(&honest).is_ok());
+    assert!(world.verify(&honest).is_ok());
 }
 
 proptest! {
@@ -408,13 +423,13 @@ proptest! {
         }
         bytes.truncate(cut.index(2 * bytes.len()));
         prop_assume!(bytes != good);
-        prop_assert!(world.open(&bytes).is_err());
+        prop_assert!(world.verify(&bytes).is_err());
     }
 
     #[test]
     fn no_bytes_pass(bytes in prop::collection::vec(any::<u8>(), 0..1_300)) {
         let mut world = World::new(Authentication::Enforce);
-        prop_assert!(world.open(&bytes).is_err());
+        prop_assert!(world.verify(&bytes).is_err());
     }
 }
 
@@ -441,9 +456,9 @@ fn answers_who_asks_as_far_as_it_would_hear_them_and_lets_nothing_through() {
             let mut world = World::new(authentication);
             let question = ping("worker1").encode(signer).unwrap();
             let refused = world
-                .open(&question)
+                .verify(&question)
                 .expect_err("a question is no heartbeat");
-            let answer = refused.challenge.map(|answer| {
+            let answer = refused.reply.map(|answer| {
                 assert!(answer.len() < question.len(), "it multiplies traffic");
                 let pong = Pong::decode(&answer, Some(&key)).unwrap();
                 assert_eq!(pong.ping, ping("worker1").sequence);
@@ -464,19 +479,21 @@ fn tells_only_who_signs_or_need_not_whether_there_is_such_a_worker() {
         (Authentication::Enforce, Some(&key), true),
     ] {
         let mut world = World::new(authentication);
-        world.gate.keys.add(key.clone(), "here").unwrap();
+        world.authenticator.keys.add(key.clone(), "here").unwrap();
         let question = ping("w").encode(signer).unwrap();
-        let refused = world.open(&question).expect_err("a question");
-        assert_eq!(refused.asker.is_some(), expected, "{authentication:?}");
-        let answer = refused.challenge.expect("an answer");
+        let refused = world.verify(&question).expect_err("a question");
+        assert_eq!(refused.sender.is_some(), expected, "{authentication:?}");
+        let answer = refused.reply.expect("an answer");
         assert!(!Pong::decode(&answer, Some(&key)).unwrap().is_unknown);
-        let Some(asker) = refused.asker else { continue };
-        assert_eq!(asker.worker, "w");
+        let Some(sender) = refused.sender else {
+            continue;
+        };
+        assert_eq!(sender.worker, "w");
         assert!(
-            asker.if_unknown.len() < question.len(),
+            sender.if_unknown.len() < question.len(),
             "it multiplies traffic"
         );
-        let pong = Pong::decode(&asker.if_unknown, Some(&key)).unwrap();
+        let pong = Pong::decode(&sender.if_unknown, Some(&key)).unwrap();
         assert!(pong.is_unknown);
         assert_eq!(pong.is_signed, signer.is_some());
     }
@@ -490,8 +507,8 @@ fn answers_no_question_of_a_forger() {
     for bit in 0..question.len() * 8 {
         let mut forged = question.clone();
         forged[bit / 8] ^= 1 << (bit % 8);
-        let refused = world.open(&forged).expect_err("forged");
-        assert_eq!(refused.challenge, None, "bit {bit}");
+        let refused = world.verify(&forged).expect_err("forged");
+        assert_eq!(refused.reply, None, "bit {bit}");
         assert_ne!(refused.refusal, Refusal::Ping);
     }
     world.pass(10);
@@ -509,10 +526,10 @@ fn answers_no_question_of_a_forger() {
 fn a_new_boot_is_demanded_with_the_workers_own_key() {
     let mut world = World::new(Authentication::Enforce);
     let own = key("worker1", 0xa1);
-    let opened = world.open(&world.signed(&own, 9)).expect("signed");
+    let verified = world.verify(&world.signed(&own, 9)).expect("signed");
     let demand = world
-        .gate
-        .demand_new_boot(&opened, FROM)
+        .authenticator
+        .demand_new_boot(&verified, FROM)
         .expect("an answer");
     let text = String::from_utf8(demand.clone()).unwrap();
     assert!(
@@ -535,6 +552,6 @@ fn a_new_boot_is_demanded_with_the_workers_own_key() {
     // Nobody who did not sign is answered.
     let mut off = World::new(Authentication::Off);
     let unsigned = heartbeat("worker1", 1, 1, None).encode().unwrap();
-    let opened = off.open(&unsigned).expect("unsigned");
-    assert_eq!(off.gate.demand_new_boot(&opened, FROM), None);
+    let verified = off.verify(&unsigned).expect("unsigned");
+    assert_eq!(off.authenticator.demand_new_boot(&verified, FROM), None);
 }

@@ -12,33 +12,33 @@ use tokio::{
 };
 
 /// So many connections are served at a time.
-const PLACES: usize = 64;
+const SLOTS: usize = 64;
 
 /// So many of them from one address, less than all, so that others always get through.
-const PLACES_PER_ADDRESS: usize = 48;
+const SLOTS_PER_ADDRESS: usize = 48;
 
 /// So many further ones have health checks answered.
-const PROBE_PLACES: usize = 8;
+const PROBE_SLOTS: usize = 8;
 
 /// From so many on, clients have to be quick.
-const CROWD: usize = PLACES / 2;
+const CROWD: usize = SLOTS / 2;
 
-/// An answer is sent within this time, or its client is not waited for where places are wanted.
+/// An answer is sent within this time, or its client is not waited for where slots are wanted.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 /// The connections, by number in the order in which they came.
 #[derive(Debug, Default, Clone)]
-pub struct Places(Arc<Mutex<State>>);
+pub struct ConnectionSlots(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    taken: BTreeMap<u64, Arc<Place>>,
+    taken: BTreeMap<u64, Arc<ConnectionSlot>>,
 }
 
-/// A connection's place.
+/// A connection's slot.
 #[derive(Debug)]
-pub struct Place {
+pub struct ConnectionSlot {
     number: u64,
     from: IpAddr,
     is_for_probes: bool,
@@ -57,25 +57,25 @@ pub enum Stage {
     Listening,
 }
 
-impl Places {
-    /// Returns a place for a connection from this address. Somebody else's connection may be closed for it.
-    pub fn take(&self, from: IpAddr) -> Arc<Place> {
+impl ConnectionSlots {
+    /// Returns a slot for a connection from this address. Somebody else's connection may be closed for it.
+    pub fn take(&self, from: IpAddr) -> Arc<ConnectionSlot> {
         let mut state = self.lock();
-        let ordinary = |place: &&Arc<Place>| !place.is_for_probes;
+        let ordinary = |slot: &&Arc<ConnectionSlot>| !slot.is_for_probes;
         let taken = state.taken.values().filter(ordinary).count();
         let own = state.taken.values().filter(ordinary);
-        let own = own.filter(|place| place.from == from).count();
-        let found = if own >= PLACES_PER_ADDRESS {
-            state.close_longest_idle(|place| place.from == from)
+        let own = own.filter(|slot| slot.from == from).count();
+        let found = if own >= SLOTS_PER_ADDRESS {
+            state.close_longest_idle(|slot| slot.from == from)
         } else {
-            taken < PLACES || state.close_longest_idle(|_| true)
+            taken < SLOTS || state.close_longest_idle(|_| true)
         };
         let probes = state.taken.values().filter(|it| it.is_for_probes).count();
-        if !found && probes >= PROBE_PLACES {
+        if !found && probes >= PROBE_SLOTS {
             state.close_first_probe();
         }
         state.next += 1;
-        let place = Arc::new(Place {
+        let slot = Arc::new(ConnectionSlot {
             number: state.next,
             from,
             is_for_probes: !found,
@@ -83,13 +83,13 @@ impl Places {
             stage: Mutex::new((Stage::Silent, Instant::now())),
             task: OnceLock::new(),
         });
-        state.taken.insert(place.number, place.clone());
-        place
+        state.taken.insert(slot.number, slot.clone());
+        slot
     }
 
-    /// Gives a place back.
-    pub fn leave(&self, place: &Place) {
-        self.lock().taken.remove(&place.number);
+    /// Gives a slot back.
+    pub fn leave(&self, slot: &ConnectionSlot) {
+        self.lock().taken.remove(&slot.number);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -100,36 +100,36 @@ impl Places {
 
 impl State {
     /// Closes the connection among these that has been idle for longest; returns whether there was one.
-    fn close_longest_idle(&mut self, are_meant: impl Fn(&Place) -> bool) -> bool {
+    fn close_longest_idle(&mut self, are_meant: impl Fn(&ConnectionSlot) -> bool) -> bool {
         let now = Instant::now();
         let idle = self
             .taken
             .values()
-            .filter(|place| !place.is_for_probes && are_meant(place))
-            .filter_map(|place| Some((place.idle_since(now)?, place.number)));
+            .filter(|slot| !slot.is_for_probes && are_meant(slot))
+            .filter_map(|slot| Some((slot.idle_since(now)?, slot.number)));
         let longest = idle.min();
         longest.is_some_and(|(_, number)| self.close(number))
     }
 
     fn close_first_probe(&mut self) {
-        let first = self.taken.values().find(|place| place.is_for_probes);
-        if let Some(number) = first.map(|place| place.number) {
+        let first = self.taken.values().find(|slot| slot.is_for_probes);
+        if let Some(number) = first.map(|slot| slot.number) {
             self.close(number);
         }
     }
 
     fn close(&mut self, number: u64) -> bool {
-        let Some(place) = self.taken.remove(&number) else {
+        let Some(slot) = self.taken.remove(&number) else {
             return false;
         };
-        if let Some(task) = place.task.get() {
+        if let Some(task) = slot.task.get() {
             task.abort();
         }
         true
     }
 }
 
-impl Place {
+impl ConnectionSlot {
     pub fn is_for_probes(&self) -> bool {
         self.is_for_probes
     }
@@ -182,39 +182,37 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_address_leaves_room_for_others() {
-        let places = Places::default();
-        let greedy: Vec<_> = (0..PLACES_PER_ADDRESS)
-            .map(|_| places.take(address(1)))
+        let slots = ConnectionSlots::default();
+        let greedy: Vec<_> = (0..SLOTS_PER_ADDRESS)
+            .map(|_| slots.take(address(1)))
             .collect();
-        greedy.iter().for_each(|place| place.enters(Stage::Asked));
-        assert!(places.take(address(1)).is_for_probes());
-        assert!(!places.take(address(2)).is_for_probes());
+        greedy.iter().for_each(|slot| slot.enters(Stage::Asked));
+        assert!(slots.take(address(1)).is_for_probes());
+        assert!(!slots.take(address(2)).is_for_probes());
         // Those that were answered long ago make room for their own address first.
         advance(2 * ANSWER_TIME).await;
-        assert!(!places.take(address(1)).is_for_probes());
-        assert!(!places.lock().taken.contains_key(&greedy[0].number));
+        assert!(!slots.take(address(1)).is_for_probes());
+        assert!(!slots.lock().taken.contains_key(&greedy[0].number));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_says_nothing_makes_room_and_who_listens_does_not() {
-        let places = Places::default();
+        let slots = ConnectionSlots::default();
         let take = |from| {
-            let place = places.take(address(from));
-            place.enters(Stage::Listening);
-            place
+            let slot = slots.take(address(from));
+            slot.enters(Stage::Listening);
+            slot
         };
-        let listeners: Vec<_> = (0..PLACES - 1).map(|it| take((it % 8) as u8)).collect();
-        let silent = places.take(address(9));
+        let listeners: Vec<_> = (0..SLOTS - 1).map(|it| take((it % 8) as u8)).collect();
+        let silent = slots.take(address(9));
         assert!(silent.is_hurried() && !silent.is_for_probes());
         advance(Duration::from_millis(1)).await;
         assert!(!take(10).is_for_probes());
-        assert!(!places.lock().taken.contains_key(&silent.number));
+        assert!(!slots.lock().taken.contains_key(&silent.number));
         // Now nobody makes room, but probes get through, the latest ones first.
-        let probes: Vec<_> = (0..=PROBE_PLACES)
-            .map(|_| places.take(address(11)))
-            .collect();
-        assert!(probes.iter().all(|place| place.is_for_probes()));
-        let state = places.lock();
+        let probes: Vec<_> = (0..=PROBE_SLOTS).map(|_| slots.take(address(11))).collect();
+        assert!(probes.iter().all(|slot| slot.is_for_probes()));
+        let state = slots.lock();
         assert!(!state.taken.contains_key(&probes[0].number));
         assert!(state.taken.contains_key(&probes[1].number));
         assert!(
@@ -222,6 +220,6 @@ mod tests {
                 .iter()
                 .all(|it| state.taken.contains_key(&it.number))
         );
-        assert_eq!(state.taken.len(), PLACES + PROBE_PLACES);
+        assert_eq!(state.taken.len(), SLOTS + PROBE_SLOTS);
     }
 }

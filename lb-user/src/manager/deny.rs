@@ -1,26 +1,24 @@
-//! How the manager's task denies clients, and keeps whom for the next manager.
-
-use lb_core::Severity;
-use tracing::info;
+//! Denies clients, and saves the list for the next manager.
 
 use super::{Happening, Manager};
 use crate::deny::{Denied, DenyError, Prefix};
+use lb_core::Severity;
 
-/// What an operator changes in the list of denied clients.
+/// A change of the list of denied clients.
 #[derive(Debug)]
 pub enum DenyChange {
     Add(Vec<Denied>),
     Remove { prefixes: Vec<Prefix>, by: String },
 }
 
-/// A change that is in force, but not yet kept for the next manager.
+/// A change in force.
 #[derive(Debug)]
 pub struct DenyOutcome {
     /// What was added, or removed.
     pub changed: Vec<Denied>,
-    /// What the operator may not have meant, one sentence each.
+    /// Effects that the operator may not have intended, one sentence each.
     pub warnings: Vec<String>,
-    /// It is kept once this version of the list is written, see [`super::Written`].
+    /// The version of the state file that holds it, see [`super::FlushProgress`].
     pub version: u64,
 }
 
@@ -33,7 +31,7 @@ impl Manager {
                 self.write_denied(&new, true);
                 for denied in &new {
                     let event = Happening::PrefixDenied { denied };
-                    self.publish_denied(denied.to_string(), &event);
+                    self.emit_denied(denied.to_string(), &event);
                 }
                 new
             }
@@ -42,14 +40,14 @@ impl Manager {
                 self.write_denied(&removed, false);
                 for Denied { prefix, .. } in &removed {
                     let event = Happening::PrefixAllowed { prefix, by: &by };
-                    self.publish_denied(format!("{prefix} is no longer denied, by {by}"), &event);
+                    self.emit_denied(format!("{prefix} is no longer denied, by {by}"), &event);
                     let others = self.denied.overlapping(*prefix);
                     warnings.extend(others.map(|other| format!("{other} is still denied")));
                 }
                 removed
             }
         };
-        let version = self.denied_file.keep(self.denied.clone());
+        let version = self.state_files.denied.save(self.denied.clone());
         Ok(DenyOutcome {
             changed,
             warnings,
@@ -64,8 +62,7 @@ impl Manager {
         }
     }
 
-    fn publish_denied(&self, message: String, event: &Happening<'_>) {
-        info!("{message}");
-        self.log.publish(Severity::Info, message, event);
+    fn emit_denied(&self, message: String, event: &Happening<'_>) {
+        self.emitter.emit(Severity::Info, message, event);
     }
 }

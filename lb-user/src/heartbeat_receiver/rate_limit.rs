@@ -1,4 +1,4 @@
-//! What is said of datagrams, and how often: no flood of them becomes a flood of words.
+//! How often datagrams are logged: a flood of datagrams must not become a flood of log lines.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -12,16 +12,16 @@ use serde::Serialize;
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(super) enum Happening<'a> {
-    /// What a worker said, as often as [`Heard::due`] says.
+    /// A sample, as often as [`WorkerLog::due`] says.
     Heartbeat {
         worker: &'a str,
         from: SocketAddr,
         memory_available_bytes: u64,
         memory_total_bytes: Option<u64>,
-        /// Heartbeats of this worker since the line before.
+        /// Heartbeats of this worker since the last sample.
         heartbeats: u64,
     },
-    /// A worker is heard from another address, by what may be a second machine of its name.
+    /// Heartbeats come from another address, perhaps from a second machine with the same name.
     HeartbeatsMoved {
         worker: &'a str,
         from: IpAddr,
@@ -31,81 +31,81 @@ pub(super) enum Happening<'a> {
         reason: &'a str,
         from: SocketAddr,
         detail: &'a str,
-        /// Datagrams refused for this reason since the line before.
+        /// Datagrams refused for this reason since the last event.
         datagrams: u64,
     },
 }
 
-/// Where a heartbeat came from: the address, and the agent if that says.
+/// Where a heartbeat came from: the address, and the boot id of the agent if it has one.
 #[derive(Debug, Clone, Copy)]
 struct Source {
     from: IpAddr,
     boot: Option<BootId>,
 }
 
-/// How long the next line about a worker waits for its memory to change, at least and at most.
-const SOONEST: Duration = Duration::from_secs(1);
-const LATEST: Duration = Duration::from_secs(10);
+/// The time between two samples of a worker: the least, if its memory changes, and the most.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
-/// With many workers each is heard of less often, so that all of them get ten lines a second.
-const FOR_EACH_WORKER: Duration = Duration::from_millis(100);
+/// The least interval for each worker, so that all workers together get ten samples a second.
+const INTERVAL_PER_WORKER: Duration = Duration::from_millis(100);
 
-/// How often it is said that a worker's heartbeats come from another address.
-const MOVES: Duration = Duration::from_secs(60);
+/// The least time between two reports that a worker's heartbeats come from another address.
+const MOVE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What was heard of a worker last, and what was said of that.
+/// The last heartbeat of a worker, and the last log lines about it.
 #[derive(Debug, Default)]
-pub(super) struct Heard {
+pub(super) struct WorkerLog {
     source: Option<Source>,
-    /// When it was last said that there is another one.
-    told_move: Option<Instant>,
-    /// When, and with how much available memory.
-    said: Option<(Instant, u64)>,
-    unmentioned: u64,
+    move_reported: Option<Instant>,
+    /// When the last sample was logged, and the available memory in it.
+    sampled: Option<(Instant, u64)>,
+    unreported: u64,
 }
 
-impl Heard {
-    /// From where it was heard last.
+impl WorkerLog {
+    /// Returns the address of the last heartbeat.
     pub fn from(&self) -> Option<IpAddr> {
         self.source.map(|source| source.from)
     }
 
-    /// Takes note of where a heartbeat comes from; returns where the last one came from if that was
-    /// another address, and another agent as well, and that was not said of late.
+    /// Records where a heartbeat comes from. Returns the former address if both address and agent differ
+    /// and no move was reported within the last minute.
     ///
-    /// One agent may have several ways to the manager.
+    /// One agent may reach the manager from several addresses.
     pub fn moved(&mut self, now: Instant, from: IpAddr, boot: Option<BootId>) -> Option<IpAddr> {
         let before = self.source.replace(Source { from, boot })?;
         let other_agent = boot.is_none() || before.boot != boot;
-        let told = self.told_move;
-        let is_due = told.is_none_or(|at| now.saturating_duration_since(at) >= MOVES);
+        let reported = self.move_reported;
+        let is_due = reported.is_none_or(|at| now.saturating_duration_since(at) >= MOVE_INTERVAL);
         (before.from != from && other_agent && is_due).then(|| {
-            self.told_move = Some(now);
+            self.move_reported = Some(now);
             before.from
         })
     }
 
-    /// Counts one more; says how many are to be mentioned now: at the first, after a while, and
-    /// sooner if the memory has changed by a twentieth of the total.
+    /// Counts a heartbeat. Returns the number since the last sample if a sample is due: for the first
+    /// heartbeat, after the longest interval, and after the shortest if the available memory has changed by a
+    /// twentieth of the total.
     pub fn due(&mut self, now: Instant, memory: Memory, workers: usize) -> Option<u64> {
-        self.unmentioned += 1;
+        self.unreported += 1;
         let available = memory.available_bytes;
-        let due = self.said.is_none_or(|(at, before)| {
+        let due = self.sampled.is_none_or(|(at, before)| {
             let workers = u32::try_from(workers).unwrap_or(u32::MAX);
-            let soonest = SOONEST.max(FOR_EACH_WORKER.saturating_mul(workers));
+            let soonest = MIN_INTERVAL.max(INTERVAL_PER_WORKER.saturating_mul(workers));
             let step = memory.total_bytes.unwrap_or(before) / 20;
             let passed = now.saturating_duration_since(at);
             let changed = available.abs_diff(before) >= step.max(1);
-            passed >= LATEST.max(soonest) || passed >= soonest && changed
+            passed >= MAX_INTERVAL.max(soonest) || passed >= soonest && changed
         });
         due.then(|| {
-            self.said = Some((now, available));
-            std::mem::take(&mut self.unmentioned)
+            self.sampled = Some((now, available));
+            std::mem::take(&mut self.unreported)
         })
     }
 }
 
-/// The last datagram that was refused for some reason.
+/// The last datagram that was refused for one reason.
 #[derive(Debug)]
 pub(super) struct LastRefused {
     pub at: Instant,
@@ -113,31 +113,24 @@ pub(super) struct LastRefused {
     pub detail: String,
 }
 
-/// How often something happened since it was last mentioned.
-#[derive(Debug)]
-pub(super) struct Mention {
-    at: Option<Instant>,
-    unmentioned: u64,
+/// Limits how often something is reported, and counts what happens in between.
+#[derive(Debug, Default)]
+pub(super) struct RateLimiter {
+    reported: Option<Instant>,
+    unreported: u64,
 }
 
-impl Mention {
-    /// Returns one that is due at its first occurrence.
-    pub fn overdue() -> Self {
-        Self {
-            at: None,
-            unmentioned: 0,
-        }
-    }
-
-    /// Counts one more; says how many are to be mentioned now, if it is time.
+impl RateLimiter {
+    /// Counts one occurrence. Returns the number since the last report if a report is due, as it is for
+    /// the first one.
     pub fn due(&mut self, now: Instant, interval: Duration) -> Option<u64> {
-        self.unmentioned += 1;
+        self.unreported += 1;
         let due = self
-            .at
+            .reported
             .is_none_or(|at| now.saturating_duration_since(at) >= interval);
         due.then(|| {
-            self.at = Some(now);
-            std::mem::take(&mut self.unmentioned)
+            self.reported = Some(now);
+            std::mem::take(&mut self.unreported)
         })
     }
 }
@@ -158,7 +151,7 @@ mod tests {
     /// How many lines a minute of ten heartbeats a second makes, for so many workers.
     fn lines(workers: usize, available_mib: impl Fn(u64) -> u64) -> (u64, u64) {
         let start = Instant::now();
-        let mut heard = Heard::default();
+        let mut heard = WorkerLog::default();
         let said = (0..600).filter_map(|beat| {
             let now = start + Duration::from_millis(100) * u32::try_from(beat).unwrap();
             heard.due(now, memory(available_mib(beat)), workers)
@@ -183,7 +176,7 @@ mod tests {
     fn says_that_another_agent_speaks_from_another_address_now_and_then() {
         let [one, other]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
         let start = Instant::now();
-        let mut heard = Heard::default();
+        let mut heard = WorkerLog::default();
         let mut after = |seconds, from, boot: Option<u64>| {
             heard.moved(start + Duration::from_secs(seconds), from, boot.map(BootId))
         };
@@ -192,7 +185,7 @@ mod tests {
         assert_eq!(after(2, one, Some(1)), None, "said just now");
         assert_eq!(after(62, other, None), Some(one));
         assert_eq!(after(130, one, None), Some(other));
-        // The same agent has another way, or an agent was started anew.
+        // The same agent has another path, or an agent was started anew.
         assert_eq!(after(200, other, Some(3)), Some(one));
         assert_eq!(after(270, one, Some(3)), None);
         assert_eq!(after(280, one, Some(4)), None);

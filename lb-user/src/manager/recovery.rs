@@ -1,87 +1,113 @@
-//! What goes wrong while a manager runs, and how it mends it: said once, tried again until it works.
+//! Repairs what breaks while a manager runs: failed map writes, detached programs, removed pins. Each fault is
+//! reported once and repaired as soon as that is possible.
 
 use std::time::Instant;
 
-use lb_core::Severity;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::{Happening, Manager};
 use crate::{
-    datapath::{AttachmentChange, Routes},
+    datapath::{AttachmentChange, Pins, Routes},
     status::Interface,
 };
+use lb_core::Severity;
+
+/// The faults that are not repaired yet.
+#[derive(Debug)]
+pub(super) struct Recovery {
+    pins: Pins,
+    /// Whether removed pins cannot be restored.
+    pins_fail: bool,
+    /// Whether maps may lack what they should hold.
+    writes_fail: bool,
+    /// Whether a write failed in the repetition that is running.
+    write_failed_again: bool,
+}
+
+impl Recovery {
+    pub fn new(pins: Pins) -> Self {
+        Self {
+            pins,
+            pins_fail: false,
+            writes_fail: false,
+            write_failed_again: false,
+        }
+    }
+
+    pub fn writes_fail(&self) -> bool {
+        self.writes_fail
+    }
+}
 
 impl Manager {
-    /// Takes over the ways to the workers as the kernel has them now, and looks after all else that
-    /// may have broken meanwhile.
-    pub(super) fn look_around(&mut self, routes: &Routes) {
+    /// Applies the routes to the workers as the kernel has them now, and repairs everything else.
+    pub(super) fn reconcile(&mut self, routes: &Routes) {
         if let Err(error) = self.datapath.take_routes(routes) {
             self.map_write_failed(&error);
         }
-        self.look_at_attachments();
+        self.reconcile_attachments();
         self.repeat_writes();
     }
 
     /// Tells the core how the workers are reached.
-    pub(super) fn look_at_links(&mut self) {
+    pub(super) fn update_links(&mut self) {
         let links = self.datapath.links();
         self.core.handle_routes(&links, Instant::now());
     }
 
-    /// Tells the core whether the answers of workers in mode `routed` pass here.
-    pub(super) fn look_at_answers(&mut self) {
+    /// Tells the core whether the answers of workers in mode `routed` pass this machine.
+    pub(super) fn check_return_paths(&mut self) {
         match self.datapath.answers() {
             Ok(answers) => self.core.handle_reply_counters(&answers, Instant::now()),
             Err(error) => warn!("{error:#}"),
         }
     }
 
-    /// Takes note that a map could not be written: everything will be written again.
+    /// Records that a map could not be written. Everything is written again later.
     pub(super) fn map_write_failed(&mut self, error: &anyhow::Error) {
-        self.meters.map_write_failed();
+        self.emitter.metrics.map_write_failed();
         let error = format!("{error:#}");
-        self.write_failed_now = true;
-        if self.writes_fail {
+        self.recovery.write_failed_again = true;
+        if self.recovery.writes_fail {
             debug!("{error}");
             return;
         }
-        self.writes_fail = true;
-        error!("{error}; everything is written again every few seconds until it works");
-        let failed = Happening::MapWriteFailed { error: &error };
-        self.log.publish(Severity::Warn, error.clone(), &failed);
+        self.recovery.writes_fail = true;
+        let message = format!("{error}; the manager writes everything again every few seconds");
+        let event = Happening::MapWriteFailed { error: &error };
+        self.emitter.emit(Severity::Warn, message, &event);
     }
 
-    /// After a failed write, writes all that the maps should hold.
+    /// After a failed write, writes everything that the maps should hold.
     fn repeat_writes(&mut self) {
-        if !self.writes_fail {
+        if !self.recovery.writes_fail {
             return;
         }
-        self.write_failed_now = false;
-        let settings = self.settings.clone();
+        self.recovery.write_failed_again = false;
+        let settings = self.configuration.settings.clone();
         let links = self.datapath.links();
         self.core.reconfigure(settings, &links, Instant::now());
-        self.carry_out();
-        if let Err(error) = self.datapath.open(&self.settings) {
+        self.apply_outputs();
+        if let Err(error) = self.datapath.open(&self.configuration.settings) {
             self.map_write_failed(&error);
         }
         if let Err(error) = self.datapath.set_denied(self.denied.prefixes()) {
             self.map_write_failed(&error);
         }
-        if !self.write_failed_now {
-            self.writes_fail = false;
-            let message = "the maps can be written again, and hold what they should";
-            info!("{message}");
-            let event = Happening::MapsWritten;
-            self.log.publish(Severity::Info, message.to_owned(), &event);
+        if !self.recovery.write_failed_again {
+            self.recovery.writes_fail = false;
+            let message = "the maps can be written again, and hold what they should".to_owned();
+            self.emitter
+                .emit(Severity::Info, message, &Happening::MapsWritten);
         }
     }
 
-    /// Looks whether programs and pins are where they should be, and puts right what is not.
-    pub(super) fn look_at_attachments(&mut self) {
-        self.mend_pins();
+    /// Checks whether programs and pins are in place, and restores them.
+    pub(super) fn reconcile_attachments(&mut self) {
+        self.restore_pins();
         let changes = self.datapath.reconcile_attachments();
         if !changes.is_empty()
-            && let Err(error) = self.pins.hold_links()
+            && let Err(error) = self.recovery.pins.hold_links()
         {
             warn!("{error:#}");
         }
@@ -90,7 +116,29 @@ impl Manager {
         }
         let attachments = self.datapath.attachments();
         self.interfaces = attachments.map(Interface::from).collect();
-        self.look_at_links();
+        self.update_links();
+    }
+
+    fn restore_pins(&mut self) {
+        match self.recovery.pins.put_back() {
+            Ok(pins) if pins.is_empty() => self.recovery.pins_fail = false,
+            Ok(pins) => {
+                let message = format!(
+                    "somebody removed the pins of {} from {}: they are back; `memlb unload` removes \
+                     all that is memlb's",
+                    pins.join(", "),
+                    self.recovery.pins.directory().display()
+                );
+                let event = Happening::PinsRestored { pins: &pins };
+                self.emitter.emit(Severity::Warn, message, &event);
+            }
+            Err(error) => {
+                if !self.recovery.pins_fail {
+                    error!("{error:#}; trying again every few seconds");
+                }
+                self.recovery.pins_fail = true;
+            }
+        }
     }
 
     fn report_attachment(&mut self, change: &AttachmentChange) {
@@ -128,7 +176,7 @@ impl Manager {
                 interface,
                 programs,
             } => {
-                self.meters.programs_restored(interface);
+                self.emitter.metrics.programs_restored(interface);
                 (
                     Severity::Warn,
                     format!(
@@ -146,19 +194,13 @@ impl Manager {
                 let message = format!(
                     "interface {interface} cannot be attached to: {error:#}; trying again every second"
                 );
-                error!("{message}");
                 let event = Happening::InterfaceNotAttached {
                     interface,
                     error: &message,
                 };
-                self.log.publish(Severity::Warn, message.clone(), &event);
-                return;
+                return self.emitter.emit(Severity::Warn, message.clone(), &event);
             }
         };
-        match severity {
-            Severity::Info => info!("{message}"),
-            Severity::Warn => warn!("{message}"),
-        }
-        self.log.publish(severity, message, &event);
+        self.emitter.emit(severity, message, &event);
     }
 }

@@ -1,5 +1,5 @@
-//! Looks at the ways to the workers in a task of its own: whatever the kernel's tables do or do not
-//! answer, heartbeats are not kept waiting.
+//! Watches the routes to the workers, in a task of its own: the kernel's answers may take time, and must not
+//! delay heartbeats.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,54 +15,54 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::Instruction;
+use super::BackgroundResult;
 use crate::datapath::{Change, Neighbour, Netlink, Routes};
 
-/// How often the ways are looked up although the kernel has told of no change.
+/// How often the routes are looked up if the kernel reports no change.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Changes come in bursts; so long is waited for the rest of one.
+/// How long the task waits for the rest of a burst of changes.
 const BURST: Duration = Duration::from_millis(50);
 
 /// How long the kernel may take to answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Ended when dropped.
+/// The background task. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Surveyor {
+pub(super) struct RouteMonitor {
     addresses: watch::Sender<BTreeSet<IpAddr>>,
     task: JoinHandle<()>,
 }
 
-impl Surveyor {
+impl RouteMonitor {
     pub fn start(
         netlink: Netlink,
         addresses: BTreeSet<IpAddr>,
-        instructions: mpsc::Sender<Instruction>,
+        results: mpsc::Sender<BackgroundResult>,
     ) -> Self {
         let (addresses, wanted) = watch::channel(addresses);
         Self {
             addresses,
-            task: tokio::spawn(survey(Some(netlink), wanted, instructions)),
+            task: tokio::spawn(run(Some(netlink), wanted, results)),
         }
     }
 
-    /// Has the ways to these addresses looked up, from now on.
-    pub fn look_at(&self, addresses: BTreeSet<IpAddr>) {
+    /// Replaces the addresses whose routes are watched.
+    pub fn watch(&self, addresses: BTreeSet<IpAddr>) {
         self.addresses.send_replace(addresses);
     }
 }
 
-impl Drop for Surveyor {
+impl Drop for RouteMonitor {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-async fn survey(
+async fn run(
     mut netlink: Option<Netlink>,
     mut wanted: watch::Receiver<BTreeSet<IpAddr>>,
-    instructions: mpsc::Sender<Instruction>,
+    results: mpsc::Sender<BackgroundResult>,
 ) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -75,8 +75,8 @@ async fn survey(
                 Change::Tables => sleep(BURST).await,
                 Change::Neighbour(neighbour) => {
                     let address = neighbour.address;
-                    let moved = Instruction::NextHopMoved(address);
-                    if next_hops.has_moved(neighbour) && instructions.send(moved).await.is_err() {
+                    let moved = BackgroundResult::NextHopMoved(address);
+                    if next_hops.has_moved(neighbour) && results.send(moved).await.is_err() {
                         return;
                     }
                     continue;
@@ -85,15 +85,15 @@ async fn survey(
             changed = wanted.changed() => if changed.is_err() { return },
         }
         let addresses = wanted.borrow_and_update().clone();
-        match look(&mut netlink, &addresses).await {
+        match routes(&mut netlink, &addresses).await {
             Ok(routes) => {
                 if failing {
-                    info!("the kernel answers again about routes");
+                    info!("the kernel answers route requests again");
                 }
                 failing = false;
-                next_hops.follow(&routes);
-                if instructions
-                    .send(Instruction::Routes(routes))
+                next_hops.update(&routes);
+                if results
+                    .send(BackgroundResult::Routes(routes))
                     .await
                     .is_err()
                 {
@@ -103,8 +103,7 @@ async fn survey(
             Err(error) => {
                 if !failing {
                     warn!(
-                        "{error:#}; the ways to the workers stay as they were last known, trying \
-                         again every {} s",
+                        "{error:#}; the last known routes to the workers stay; trying again every {} s",
                         INTERVAL.as_secs()
                     );
                 }
@@ -115,7 +114,7 @@ async fn survey(
     }
 }
 
-/// Waits for the kernel to report a change. What it reported before a connection broke may be lost.
+/// Waits for the kernel to report a change. Reports may be lost when the connection breaks.
 async fn change(netlink: &mut Option<Netlink>) -> Change {
     let change = match netlink {
         Some(netlink) => netlink.change().await,
@@ -132,7 +131,7 @@ async fn change(netlink: &mut Option<Netlink>) -> Change {
 struct NextHops(BTreeMap<(u32, IpAddr), Vec<u8>>);
 
 impl NextHops {
-    fn follow(&mut self, routes: &Routes) {
+    fn update(&mut self, routes: &Routes) {
         let hops = routes.values().flatten();
         let hops: BTreeSet<_> = hops.map(|it| (it.interface, it.next_hop)).collect();
         self.0.retain(|hop, _| hops.contains(hop));
@@ -141,7 +140,7 @@ impl NextHops {
         }
     }
 
-    /// Whether it is a next hop, at another link address than was reported last.
+    /// Whether it is a next hop whose link address differs from the last report.
     fn has_moved(&mut self, neighbour: Neighbour) -> bool {
         let Neighbour {
             interface,
@@ -155,14 +154,14 @@ impl NextHops {
     }
 }
 
-async fn look(netlink: &mut Option<Netlink>, addresses: &BTreeSet<IpAddr>) -> Result<Routes> {
+async fn routes(netlink: &mut Option<Netlink>, addresses: &BTreeSet<IpAddr>) -> Result<Routes> {
     let netlink = match netlink {
         Some(netlink) => netlink,
         None => netlink.insert(Netlink::connect()?),
     };
-    timeout(PATIENCE, netlink.routes(addresses))
+    timeout(TIMEOUT, netlink.routes(addresses))
         .await
-        .context("the kernel does not answer about routes")?
+        .context("the kernel does not answer route requests")?
 }
 
 #[cfg(test)]
@@ -181,7 +180,7 @@ mod tests {
             is_local: false,
         };
         let mut next_hops = NextHops::default();
-        next_hops.follow(&[(worker, Some(route))].into());
+        next_hops.update(&[(worker, Some(route))].into());
         let mut reports = |interface, address: IpAddr, last| {
             next_hops.has_moved(Neighbour {
                 interface,
@@ -203,9 +202,9 @@ mod tests {
         broken.sever();
         let addresses = BTreeSet::from([loopback]);
         assert!(broken.routes(&addresses).await.is_err());
-        let (instructions, mut told) = mpsc::channel(4);
-        let surveyor = Surveyor::start(broken, addresses, instructions);
-        let Some(Instruction::Routes(routes)) = told.recv().await else {
+        let (results, mut received) = mpsc::channel(4);
+        let route_monitor = RouteMonitor::start(broken, addresses, results);
+        let Some(BackgroundResult::Routes(routes)) = received.recv().await else {
             panic!("no routes");
         };
         assert!(
@@ -213,10 +212,10 @@ mod tests {
                 .as_ref()
                 .is_some_and(|route| route.is_local)
         );
-        surveyor.look_at(BTreeSet::new());
+        route_monitor.watch(BTreeSet::new());
         loop {
-            match told.recv().await {
-                Some(Instruction::Routes(routes)) if routes.is_empty() => return,
+            match received.recv().await {
+                Some(BackgroundResult::Routes(routes)) if routes.is_empty() => return,
                 Some(_) => {}
                 None => panic!("it has ended"),
             }

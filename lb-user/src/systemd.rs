@@ -1,5 +1,4 @@
-//! What systemd is told of this process, where systemd started it: that it is ready, that its loop
-//! still turns, that it stops.
+//! Notifies systemd, if it started this process: ready, stopping, and the watchdog.
 
 use std::time::Duration;
 
@@ -7,28 +6,28 @@ use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
-/// Tells that the service does its work from now on (`Type=notify`).
+/// Notifies that the service works (`Type=notify`).
 pub fn ready() {
-    tell(NotifyState::Ready);
+    notify(NotifyState::Ready);
 }
 
-/// Tells that the service ends by itself.
+/// Notifies that the service ends.
 pub fn stopping() {
-    tell(NotifyState::Stopping);
+    notify(NotifyState::Stopping);
 }
 
-/// The watchdog that systemd keeps for this process (`WatchdogSec=`), if it does.
+/// The watchdog of this process (`WatchdogSec=`), if it has one.
 #[derive(Debug)]
 pub struct Watchdog(Option<Interval>);
 
 impl Watchdog {
-    /// Takes up what systemd asks for.
+    /// Starts with the period that systemd requires.
     pub fn start() -> Self {
         Self::lasting(sd_notify::watchdog_enabled())
     }
 
     fn lasting(patience: Option<Duration>) -> Self {
-        // Twice as often as need be, as sd_watchdog_enabled(3) recommends.
+        // Twice in the required period, as sd_watchdog_enabled(3) recommends.
         let period = patience.map(|it| it / 2).filter(|it| !it.is_zero());
         Self(period.map(|period| {
             let mut ticks = interval(period);
@@ -37,8 +36,8 @@ impl Watchdog {
         }))
     }
 
-    /// Waits until systemd wants to hear again; never returns where it does not. Polled by the very
-    /// loop that must not hang, which then calls [`Self::pat`].
+    /// Waits until a notification is due; never returns without a watchdog. The loop that must not hang polls it,
+    /// and then calls [`Self::notify`].
     pub async fn is_due(&mut self) {
         match &mut self.0 {
             Some(ticks) => _ = ticks.tick().await,
@@ -46,16 +45,16 @@ impl Watchdog {
         }
     }
 
-    /// Tells that the loop has come round again.
-    pub fn pat(&self) {
-        tell(NotifyState::Watchdog);
+    /// Notifies that the loop runs.
+    pub fn notify(&self) {
+        notify(NotifyState::Watchdog);
     }
 }
 
-fn tell(state: NotifyState<'_>) {
-    // Does nothing where nobody listens.
+fn notify(state: NotifyState<'_>) {
+    // Does nothing without systemd.
     if let Err(error) = sd_notify::notify(&[state]) {
-        warn!("tell systemd of this service's state: {error}");
+        warn!("notify systemd: {error}");
     }
 }
 

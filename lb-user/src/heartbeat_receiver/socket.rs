@@ -1,4 +1,4 @@
-//! The socket for heartbeats: large enough for a flood, and answering from where it was asked.
+//! The socket for heartbeats: a large receive buffer, and replies from the address that received.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -24,30 +24,30 @@ use crate::{
     sockets::{Receiver, receiver},
 };
 
-/// What waits while the manager is busy: a flood of small datagrams fills the kernel's usual 208 KiB
-/// in milliseconds, and honest heartbeats would be lost with the rest.
+/// A flood of small datagrams fills the kernel's default of 208 KiB in milliseconds, and heartbeats would be
+/// lost with the rest.
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
-/// A datagram's two ends.
+/// A datagram's source and destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Way {
-    /// Of IPv4 also where the socket carries both families.
+pub struct DatagramPath {
+    /// An IPv4 address also where the socket serves both families.
     pub from: SocketAddr,
-    /// The manager's own address that was written to. With several of them the kernel might answer
-    /// from another one, which a firewall on the worker would not let pass.
+    /// The manager's address that received the datagram. With several addresses, the kernel might reply
+    /// from another one, which a firewall on the worker would drop.
     to: IpAddr,
 }
 
-/// Where heartbeats arrive.
+/// The UDP socket of heartbeats.
 #[derive(Debug)]
 pub struct Socket {
     socket: UdpSocket,
     is_ipv6: bool,
-    /// Where the kernel writes to which address a datagram came, and how many did not fit before it.
+    /// Control messages: the destination address, and the number of datagrams that did not fit.
     control: Vec<u8>,
-    /// The kernel's count of those, as it was told last.
+    /// The last value of the kernel's counter of datagrams that did not fit.
     overflowed: u32,
-    untold: u64,
+    unreported: u64,
 }
 
 impl Socket {
@@ -55,14 +55,14 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// Says why the socket cannot be opened, and what to do.
+    /// Says why the socket cannot be verified, and what to do.
     pub fn bind(address: SocketAddr) -> Result<Self> {
-        let socket = open(address).map_err(|error| {
+        let socket = bind(address).map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => {
                     let holder = match receiver(address.ip(), address.port()) {
                         Receiver::Known(holder) => format!("by {holder}"),
-                        _ => "by somebody".to_owned(),
+                        _ => "by another process".to_owned(),
                     };
                     format!(
                         ": the port is in use {holder}, perhaps another manager; stop it, or choose \
@@ -80,9 +80,9 @@ impl Socket {
             SocketAddr::V4(_) => setsockopt(&socket, Ipv4PacketInfo, &true),
             SocketAddr::V6(_) => setsockopt(&socket, Ipv6RecvPacketInfo, &true),
         };
-        asked.context("ask to which address heartbeats come")?;
-        setsockopt(&socket, RxqOvfl, &1).context("ask how many heartbeats did not fit")?;
-        // Beyond the system's limit where that is allowed, else up to it.
+        asked.context("request the destination address of heartbeats")?;
+        setsockopt(&socket, RxqOvfl, &1).context("request the count of dropped heartbeats")?;
+        // Beyond the system's limit with CAP_NET_ADMIN, else up to the limit.
         let forced = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER_BYTES);
         if let Err(error) = forced.or_else(|_| setsockopt(&socket, RcvBuf, &RECEIVE_BUFFER_BYTES)) {
             debug!("enlarge the receive buffer for heartbeats: {error}");
@@ -92,36 +92,36 @@ impl Socket {
             is_ipv6: address.is_ipv6(),
             control: cmsg_space!(libc::in6_pktinfo, u32),
             overflowed: 0,
-            untold: 0,
+            unreported: 0,
         })
     }
 
-    /// Waits until a datagram may be there.
+    /// Waits until a datagram may be waiting.
     ///
     /// # Errors
     ///
-    /// Says why the socket cannot be waited for.
+    /// Returns the error of the socket.
     pub async fn readable(&self) -> io::Result<()> {
         self.socket.readable().await
     }
 
-    /// Returns how many datagrams were lost since this was last asked because the queue was full. The
-    /// kernel tells that with the next one that fits.
+    /// Returns how many datagrams were lost since the last call because the queue was full. The kernel
+    /// reports them with the next datagram that fits.
     pub fn overflowed(&mut self) -> u64 {
-        mem::take(&mut self.untold)
+        mem::take(&mut self.unreported)
     }
 
-    /// Takes the next datagram, without waiting; what does not fit into `buffer` is cut off.
+    /// Receives the next datagram without waiting; what does not fit into `buffer` is cut off.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` says that none is there.
-    pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
+    /// `WouldBlock` means that no datagram is waiting.
+    pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, DatagramPath)> {
         let Self {
             socket,
             control,
             overflowed,
-            untold,
+            unreported,
             ..
         } = self;
         socket.try_io(Interest::READABLE, || {
@@ -143,28 +143,29 @@ impl Socket {
                         to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
                     }
                     ControlMessageOwned::RxqOvfl(count) => {
-                        *untold += u64::from(count.wrapping_sub(*overflowed));
+                        *unreported += u64::from(count.wrapping_sub(*overflowed));
                         *overflowed = count;
                     }
                     _ => {}
                 }
             }
             let from = message.address.as_ref().and_then(source);
-            let way = Way {
-                from: from.ok_or_else(|| io::Error::other("a datagram from nowhere"))?,
+            let path = DatagramPath {
+                from: from
+                    .ok_or_else(|| io::Error::other("a datagram without a source address"))?,
                 to: to.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             };
-            Ok((message.bytes, way))
+            Ok((message.bytes, path))
         })
     }
 
-    /// Answers, from the address that was written to; what cannot go out at once is lost.
-    pub fn answer(&self, way: Way, datagram: &[u8]) {
+    /// Sends a reply from the address that received the datagram. A reply that would block is dropped.
+    pub fn reply(&self, path: DatagramPath, datagram: &[u8]) {
         let fd = self.socket.as_raw_fd();
         let parts = [IoSlice::new(datagram)];
         let sent = self.socket.try_io(Interest::WRITABLE, || {
             let flags = MsgFlags::empty();
-            let sent = match (way.from, way.to) {
+            let sent = match (path.from, path.to) {
                 (SocketAddr::V4(from), IpAddr::V4(to)) if !self.is_ipv6 => {
                     let source = libc::in_pktinfo {
                         ipi_ifindex: 0,
@@ -196,12 +197,12 @@ impl Socket {
             Ok(sent?)
         });
         if let Err(error) = sent {
-            debug!("acknowledge a heartbeat of {}: {error}", way.from);
+            debug!("acknowledge a heartbeat of {}: {error}", path.from);
         }
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => std::net::UdpSocket::bind(address)?,
         SocketAddr::V6(_) => both_families(address)?,
@@ -217,7 +218,7 @@ fn source(address: &SockaddrStorage) -> Option<SocketAddr> {
     let address = SocketAddr::from(*address.as_sockaddr_in6()?);
     Some(match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
-        // With the interface that a link-local address belongs to.
+        // With the scope id of a link-local address.
         IpAddr::V6(_) => address,
     })
 }
@@ -242,7 +243,7 @@ mod tests {
         let agent = UdpSocket::bind(any).await.unwrap();
         agent.send_to(b"heartbeat", manager).await.unwrap();
         let mut buffer = [0; 64];
-        let (length, way) = loop {
+        let (length, path) = loop {
             socket.readable().await.unwrap();
             match socket.receive(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -250,9 +251,9 @@ mod tests {
             }
         };
         assert_eq!(&buffer[..length], b"heartbeat");
-        assert_eq!(way.from, agent.local_addr().unwrap());
-        assert_eq!(way.to, manager.ip());
-        socket.answer(way, b"answer");
+        assert_eq!(path.from, agent.local_addr().unwrap());
+        assert_eq!(path.to, manager.ip());
+        socket.reply(path, b"answer");
         let (length, from) = agent.recv_from(&mut buffer).await.unwrap();
         assert_eq!((&buffer[..length], from), (&b"answer"[..], manager));
     }

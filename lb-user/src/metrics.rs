@@ -31,7 +31,7 @@ const LAG_SECONDS: [f64; 10] = [
 
 /// Counters since the manager's start. Copies share their figures.
 #[derive(Debug, Clone)]
-pub struct Meters {
+pub struct Metrics {
     registry: Registry,
     selections: IntCounterVec,
     share_changes: IntCounterVec,
@@ -42,14 +42,14 @@ pub struct Meters {
     programs_restored: IntCounterVec,
 }
 
-impl Meters {
+impl Metrics {
     /// Begins at zero for all that is configured.
     ///
     /// # Errors
     ///
     /// Never for the metrics named here.
     pub fn new(config: &Config) -> prometheus::Result<Self> {
-        let meters = Self {
+        let metrics = Self {
             registry: Registry::new(),
             selections: IntCounterVec::new(
                 Opts::new(
@@ -98,26 +98,26 @@ impl Meters {
                 &["interface"],
             )?,
         };
-        meters.register()?;
+        metrics.register()?;
         for interface in &config.manager.interfaces {
-            meters
+            metrics
                 .programs_restored
                 .with_label_values(&[interface.as_str()]);
         }
         for service in &config.services {
             for rule in LEAVING_RULES {
-                meters
+                metrics
                     .selections
                     .with_label_values(&[service.name.as_str(), rule]);
             }
             for worker in &service.workers {
                 for state in STATES {
                     let labels = [worker.name.as_str(), state.name()];
-                    meters.state_changes.with_label_values(&labels);
+                    metrics.state_changes.with_label_values(&labels);
                 }
             }
         }
-        Ok(meters)
+        Ok(metrics)
     }
 
     fn register(&self) -> prometheus::Result<()> {
@@ -202,8 +202,8 @@ mod tests {
     #[test]
     fn counts_failures_and_times_their_detection() {
         let config = Config::example(&Overrides::default(), None).unwrap();
-        let meters = Meters::new(&config).unwrap();
-        meters.count(&Event::WorkerDown {
+        let metrics = Metrics::new(&config).unwrap();
+        metrics.count(&Event::WorkerDown {
             worker: "worker1".to_owned(),
             was: Health::Up,
             silent_ms: 1500,
@@ -211,7 +211,7 @@ mod tests {
             expected: false,
         });
         let text = prometheus::TextEncoder::new()
-            .encode_to_string(&meters.gather())
+            .encode_to_string(&metrics.gather())
             .unwrap();
         for line in [
             "memlb_worker_state_changes_total{state=\"down\",worker=\"worker1\"} 1",

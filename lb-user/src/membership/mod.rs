@@ -1,4 +1,6 @@
-//! Who became a worker by starting an agent: who may, and how that lies over the configuration.
+//! The workers that joined by starting an agent, and how long workers have been silent.
+
+mod liveness;
 
 use std::{
     collections::BTreeMap,
@@ -6,28 +8,29 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_core::{MANAGER, NO_BACKEND};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Worker};
+use lb_core::{MANAGER, NO_BACKEND};
+pub use liveness::LivenessRecord;
 
-/// The names of workers that stand in no file, each with the address its heartbeats come from.
+/// The workers that joined and are not in the configuration file, each with the address that its
+/// heartbeats come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Joined(BTreeMap<String, IpAddr>);
+pub struct Membership(BTreeMap<String, IpAddr>);
 
-/// Why an agent that may speak does not become a worker.
+/// Why an authenticated agent does not become a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unfit {
-    /// No service takes workers from its network.
+pub enum JoinError {
+    /// No service has `auto_join` for its network.
     NotAllowed,
-    /// It would be mistaken for the fallback.
+    /// The name of every service's fallback.
     ReservedName,
-    /// Its address means another machine on each link.
     LinkLocal,
-    /// A service has that address itself.
+    /// A service has the same address.
     ManagersAddress,
-    /// Another worker of that name or at that address is there and heard.
+    /// A live worker has the same name or address.
     Occupied {
         by: String,
     },
@@ -36,36 +39,44 @@ pub enum Unfit {
     },
 }
 
-impl fmt::Display for Unfit {
+impl fmt::Display for JoinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAllowed => f.write_str("no service takes workers from there"),
+            Self::NotAllowed => f.write_str("no service has auto_join for its address"),
             Self::ReservedName => write!(f, "{MANAGER:?} is the name of every service's fallback"),
             Self::LinkLocal => f.write_str(
-                "its address is link-local: have it send to an address of the manager that is not",
+                "its address is link-local: let the agent send to an address of the manager that is \
+                 not link-local",
             ),
-            Self::ManagersAddress => f.write_str("that is the manager's own address"),
-            Self::Occupied { by } => write!(f, "{by} is there already"),
+            Self::ManagersAddress => f.write_str("its address is the manager's"),
+            Self::Occupied { by } => write!(f, "{by} has its name or address"),
             Self::NoRoom { backends } => {
-                write!(f, "there is no room: raise limits.backends ({backends})")
+                write!(f, "there are no more backends: raise limits.backends ({backends})")
             }
         }
     }
 }
 
-impl Joined {
+impl Membership {
     pub fn address(&self, worker: &str) -> Option<IpAddr> {
         self.0.get(worker).copied()
+    }
+
+    /// Whether a heartbeat of `worker` counts. One of a worker that joined must be signed and come from
+    /// the address at which the worker joined.
+    pub fn accepts(&self, worker: &str, from: IpAddr, is_signed: bool) -> bool {
+        self.address(worker)
+            .is_none_or(|address| address == from && is_signed)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, IpAddr)> {
         self.0.iter().map(|(worker, at)| (worker.as_str(), *at))
     }
 
-    /// Takes a worker in, or takes note that it has moved, if `file` lets it.
+    /// Adds a worker, or moves it to another address, if `file` allows that.
     ///
-    /// Who is at its name or its address but is not `present` any more gives way. There are numbers for
-    /// as many backends as `limits.backends` without `parting` ones, which still have connections.
+    /// A member with the same name or address is replaced if it is not `present`. `parting` is the number
+    /// of backend ids that removed workers with open connections still hold.
     ///
     /// # Errors
     ///
@@ -77,21 +88,21 @@ impl Joined {
         address: IpAddr,
         parting: usize,
         present: impl Fn(&str) -> bool,
-    ) -> Result<(), Unfit> {
+    ) -> Result<(), JoinError> {
         if [MANAGER, NO_BACKEND].contains(&worker) {
-            return Err(Unfit::ReservedName);
+            return Err(JoinError::ReservedName);
         }
         if matches!(address, IpAddr::V6(it) if it.is_unicast_link_local()) {
-            return Err(Unfit::LinkLocal);
+            return Err(JoinError::LinkLocal);
         }
         if file.services.iter().any(|it| it.address.ip() == address) {
-            return Err(Unfit::ManagersAddress);
+            return Err(JoinError::ManagersAddress);
         }
         let mut next = self.clone();
         next.0
             .retain(|other, at| present(other) || other != worker && *at != address);
         if next.0.insert(worker.to_owned(), address).is_some() {
-            return Err(Unfit::Occupied {
+            return Err(JoinError::Occupied {
                 by: worker.to_owned(),
             });
         }
@@ -115,15 +126,15 @@ impl Joined {
                 .or(occupied);
         }
         if !may {
-            return Err(Unfit::NotAllowed);
+            return Err(JoinError::NotAllowed);
         }
         if let Some(other) = occupied {
-            return Err(Unfit::Occupied {
+            return Err(JoinError::Occupied {
                 by: other.name.clone(),
             });
         }
         if candidates.len() > room(file).saturating_sub(parting) {
-            return Err(Unfit::NoRoom {
+            return Err(JoinError::NoRoom {
                 backends: file.limits.backends,
             });
         }
@@ -131,17 +142,17 @@ impl Joined {
         Ok(())
     }
 
-    pub fn forget(&mut self, worker: &str) {
+    pub fn remove(&mut self, worker: &str) {
         self.0.remove(worker);
     }
 
-    /// Forgets those who are a worker of no service any more.
+    /// Removes those that no service has as a worker.
     pub fn retain_workers_of(&mut self, config: &Config) {
         self.0.retain(|worker, _| named(config, worker));
     }
 
-    /// Returns the configuration with those in it who have joined.
-    pub fn added_to(&self, file: &Config) -> Config {
+    /// Returns the configuration with the members added.
+    pub fn apply_to(&self, file: &Config) -> Config {
         let mut config = file.clone();
         for (service, worker) in self.candidates(file).into_iter().take(room(file)) {
             let workers = &mut config.services[service].workers;
@@ -152,18 +163,18 @@ impl Joined {
         config
     }
 
-    /// Who would serve where, of those that the file does not name.
+    /// The members that the file does not name, each with the index of a service that it may join.
     fn candidates(&self, file: &Config) -> Vec<(usize, Worker)> {
         let unnamed = self.0.iter().filter(|(worker, _)| !named(file, worker));
         let mut candidates = Vec::new();
         for (name, address) in unnamed {
-            for (place, service) in file.services.iter().enumerate() {
+            for (index, service) in file.services.iter().enumerate() {
                 let Some(auto_join) = &service.auto_join else {
                     continue;
                 };
                 if auto_join.allows(*address) {
                     candidates.push((
-                        place,
+                        index,
                         Worker::joining(name.clone(), SocketAddr::new(*address, auto_join.port)),
                     ));
                 }
@@ -178,9 +189,9 @@ fn named(config: &Config, worker: &str) -> bool {
     workers.any(|it| it.name == worker)
 }
 
-/// How many more backends there can be than the file names; entry 0 means "none".
+/// How many backends there can be beside those of the file; id 0 means "none".
 fn room(file: &Config) -> usize {
-    // Each service has a fallback, too.
+    // Each service has a fallback.
     let services = file.services.iter();
     let taken: usize = services.map(|service| service.workers.len() + 1).sum();
     (file.limits.backends as usize).saturating_sub(taken + 1)
@@ -225,12 +236,16 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_joins_every_service_that_takes_it() {
+    fn a_worker_joins_every_service_that_allows_it() {
         let file = file(256);
-        let mut joined = Joined::default();
-        joined.admit(&file, "new1", at(110), 0, |_| true).unwrap();
-        joined.admit(&file, "new2", at(200), 0, |_| true).unwrap();
-        let config = joined.added_to(&file);
+        let mut membership = Membership::default();
+        membership
+            .admit(&file, "new1", at(110), 0, |_| true)
+            .unwrap();
+        membership
+            .admit(&file, "new2", at(200), 0, |_| true)
+            .unwrap();
+        let config = membership.apply_to(&file);
         assert_eq!(
             workers(&config, 0),
             [
@@ -241,68 +256,79 @@ mod tests {
         );
         assert_eq!(workers(&config, 1), ["new2 192.168.56.200:9000"]);
 
-        // Who is named in the file from now on is no matter of this.
+        // A worker that the file names is not added twice.
         let mut named = file.clone();
         named.services[1].workers = config.services[1].workers.clone();
-        assert_eq!(workers(&joined.added_to(&named), 0).len(), 2);
-        joined.retain_workers_of(&joined.added_to(&file));
-        assert_eq!(joined.iter().count(), 2);
+        assert_eq!(workers(&membership.apply_to(&named), 0).len(), 2);
+        membership.retain_workers_of(&membership.apply_to(&file));
+        assert_eq!(membership.iter().count(), 2);
         let mut closed = file.clone();
         closed.services[0].auto_join = None;
-        joined.retain_workers_of(&joined.added_to(&closed));
-        assert_eq!(joined.address("new1"), None);
+        membership.retain_workers_of(&membership.apply_to(&closed));
+        assert_eq!(membership.address("new1"), None);
     }
 
     #[test]
-    fn who_cannot_be_one_is_told_why() {
+    fn refusals_have_a_reason() {
         let file = file(256);
-        let mut joined = Joined::default();
-        joined.admit(&file, "new", at(110), 0, |_| true).unwrap();
-        let before = joined.clone();
+        let mut membership = Membership::default();
+        membership
+            .admit(&file, "new", at(110), 0, |_| true)
+            .unwrap();
+        let before = membership.clone();
         let mut refused = |worker: &str, address: IpAddr| {
-            let result = joined.admit(&file, worker, address, 0, |_| true);
-            assert_eq!(joined, before);
-            result.expect_err("unfit")
+            let result = membership.admit(&file, worker, address, 0, |_| true);
+            assert_eq!(membership, before);
+            result.expect_err("error")
         };
-        let occupied = |by: &str| Unfit::Occupied { by: by.to_owned() };
-        assert_eq!(refused("manager", at(111)), Unfit::ReservedName);
-        assert_eq!(refused("a", [10, 0, 0, 1].into()), Unfit::NotAllowed);
-        assert_eq!(refused("a", "fe80::1".parse().unwrap()), Unfit::LinkLocal);
-        assert_eq!(refused("a", at(101)), Unfit::ManagersAddress);
+        let occupied = |by: &str| JoinError::Occupied { by: by.to_owned() };
+        assert_eq!(refused("manager", at(111)), JoinError::ReservedName);
+        assert_eq!(refused("a", [10, 0, 0, 1].into()), JoinError::NotAllowed);
+        assert_eq!(
+            refused("a", "fe80::1".parse().unwrap()),
+            JoinError::LinkLocal
+        );
+        assert_eq!(refused("a", at(101)), JoinError::ManagersAddress);
         assert_eq!(refused("a", at(103)), occupied("worker1"));
         assert_eq!(refused("a", at(110)), occupied("new"));
-        // It is heard where it was.
+        // It is alive at its former address.
         assert_eq!(refused("new", at(111)), occupied("new"));
     }
 
     #[test]
-    fn who_is_gone_gives_way() {
+    fn absent_members_are_replaced() {
         let file = file(256);
-        let mut joined = Joined::default();
-        joined.admit(&file, "old", at(110), 0, |_| true).unwrap();
-        joined.admit(&file, "moving", at(111), 0, |_| true).unwrap();
-        joined.admit(&file, "new", at(110), 0, |_| false).unwrap();
-        assert_eq!(joined.address("old"), None);
-        joined
+        let mut membership = Membership::default();
+        membership
+            .admit(&file, "old", at(110), 0, |_| true)
+            .unwrap();
+        membership
+            .admit(&file, "moving", at(111), 0, |_| true)
+            .unwrap();
+        membership
+            .admit(&file, "new", at(110), 0, |_| false)
+            .unwrap();
+        assert_eq!(membership.address("old"), None);
+        membership
             .admit(&file, "moving", at(112), 0, |_| false)
             .unwrap();
-        assert_eq!(joined.address("moving"), Some(at(112)));
-        joined.forget("moving");
-        assert_eq!(joined.iter().collect::<Vec<_>>(), [("new", at(110))]);
+        assert_eq!(membership.address("moving"), Some(at(112)));
+        membership.remove("moving");
+        assert_eq!(membership.iter().collect::<Vec<_>>(), [("new", at(110))]);
     }
 
     #[test]
-    fn nobody_joins_where_there_is_no_room() {
+    fn none_joins_without_a_free_backend() {
         // "none", two fallbacks and worker1 leave room for two.
         let file = file(6);
-        let mut joined = Joined::default();
-        joined.admit(&file, "b", at(110), 0, |_| true).unwrap();
-        let no_room = Err(Unfit::NoRoom { backends: 6 });
-        assert_eq!(joined.admit(&file, "a", at(200), 0, |_| true), no_room);
-        // What a removed worker's connections still need is nobody else's.
-        assert_eq!(joined.admit(&file, "c", at(111), 1, |_| true), no_room);
-        joined.admit(&file, "c", at(111), 0, |_| true).unwrap();
-        assert_eq!(joined.admit(&file, "a", at(112), 0, |_| true), no_room);
-        assert_eq!(workers(&joined.added_to(&file), 0).len(), 3);
+        let mut membership = Membership::default();
+        membership.admit(&file, "b", at(110), 0, |_| true).unwrap();
+        let no_room = Err(JoinError::NoRoom { backends: 6 });
+        assert_eq!(membership.admit(&file, "a", at(200), 0, |_| true), no_room);
+        // Ids of removed workers with open connections are not free.
+        assert_eq!(membership.admit(&file, "c", at(111), 1, |_| true), no_room);
+        membership.admit(&file, "c", at(111), 0, |_| true).unwrap();
+        assert_eq!(membership.admit(&file, "a", at(112), 0, |_| true), no_room);
+        assert_eq!(workers(&membership.apply_to(&file), 0).len(), 3);
     }
 }

@@ -1,4 +1,5 @@
-//! Has open connections counted now and then, in a task of its own: reading the flow table takes time.
+//! Corrects the counters of open connections from time to time. Packet programs cannot count flows that the
+//! table evicts. A task of its own reads the flow table, because that takes time.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,37 +12,36 @@ use tracing::{debug, warn};
 
 use crate::datapath;
 
-/// At most so often.
+/// The least time between two counts.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// A large table takes long: between two counts passes this many times what the last one worked, so that
-/// counting takes a hundredth of one processor at most. What it waited for a busy one does not matter.
-const REST: u32 = 100;
+/// The pause after a count, in multiples of its CPU time: counting takes a hundredth of one CPU at most.
+const PAUSE_FACTOR: u32 = 100;
 
-/// Ended when dropped.
+/// The background task. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Recounting(JoinHandle<()>);
+pub(super) struct ConnectionCountReconciler(JoinHandle<()>);
 
-impl Recounting {
+impl ConnectionCountReconciler {
     pub fn start(pin_path: PathBuf) -> Self {
-        Self(tokio::spawn(recount(pin_path)))
+        Self(tokio::spawn(run(pin_path)))
     }
 }
 
-impl Drop for Recounting {
+impl Drop for ConnectionCountReconciler {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-async fn recount(pin_path: PathBuf) {
+async fn run(pin_path: PathBuf) {
     let mut failing = false;
     loop {
         let pin_path = pin_path.clone();
         let (counted, worked) = spawn_blocking(move || {
-            let begun = worked();
+            let begun = cpu_time();
             let counted = datapath::recount(&pin_path);
-            (counted, worked().saturating_sub(begun))
+            (counted, cpu_time().saturating_sub(begun))
         })
         .await
         .unwrap_or_else(|error| (Err(error.into()), Duration::ZERO));
@@ -52,11 +52,11 @@ async fn recount(pin_path: PathBuf) {
         }
         failing = counted.is_err();
         debug!("counted open connections in {worked:?}");
-        sleep(INTERVAL.max(worked * REST)).await;
+        sleep(INTERVAL.max(worked * PAUSE_FACTOR)).await;
     }
 }
 
-/// How long this thread has worked.
-fn worked() -> Duration {
+/// The CPU time of this thread.
+fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }

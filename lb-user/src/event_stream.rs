@@ -1,4 +1,4 @@
-//! The live feed of events: the last ones kept, new ones sent to whoever listens.
+//! The live event_stream of events: the last ones kept, new ones sent to whoever listens.
 //!
 //! Publishing never waits: a listener that is too slow loses the oldest events and is told so.
 
@@ -38,7 +38,7 @@ pub struct Entry {
 
 /// What is published, shared by the manager and all listeners.
 #[derive(Debug, Clone)]
-pub struct Feed(Arc<Shared>);
+pub struct EventStream(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -62,7 +62,7 @@ pub struct Subscription {
     pub coming: broadcast::Receiver<Arc<Entry>>,
 }
 
-impl Default for Feed {
+impl Default for EventStream {
     fn default() -> Self {
         // Milliseconds since 1970 are ahead of any id that an earlier manager gave away, unless it
         // had a thousand events a second all its life.
@@ -79,7 +79,7 @@ impl Default for Feed {
     }
 }
 
-impl Feed {
+impl EventStream {
     /// Publishes `event`, whose serialised form names its kind in `event`.
     pub fn publish<E: Serialize>(&self, severity: Severity, message: String, event: &E) {
         let event = match serde_json::to_value(event) {
@@ -151,9 +151,9 @@ mod tests {
         Happened { count: usize },
     }
 
-    fn publish(feed: &Feed, counts: std::ops::Range<usize>) {
+    fn publish(event_stream: &EventStream, counts: std::ops::Range<usize>) {
         for count in counts {
-            feed.publish(
+            event_stream.publish(
                 Severity::Info,
                 format!("it happened {count} times"),
                 &Sample::Happened { count },
@@ -168,9 +168,9 @@ mod tests {
 
     #[test]
     fn an_entry_is_one_object_with_the_events_own_fields() {
-        let feed = Feed::default();
-        publish(&feed, 3..4);
-        let json = serde_json::to_value(&*feed.after(0, 10)[0]).unwrap();
+        let event_stream = EventStream::default();
+        publish(&event_stream, 3..4);
+        let json = serde_json::to_value(&*event_stream.after(0, 10)[0]).unwrap();
         assert_eq!(json["event"], "happened");
         assert_eq!(json["count"], 3);
         assert_eq!(json["severity"], "info");
@@ -181,37 +181,37 @@ mod tests {
 
     #[test]
     fn keeps_the_last_events_for_those_who_come_later() {
-        let feed = Feed::default();
-        publish(&feed, 0..KEPT + 10);
-        let kept = feed.after(0, usize::MAX);
+        let event_stream = EventStream::default();
+        publish(&event_stream, 0..KEPT + 10);
+        let kept = event_stream.after(0, usize::MAX);
         assert_eq!(kept.len(), KEPT);
-        assert_eq!(counts(&feed.after(0, 2)), [264, 265]);
-        assert_eq!(counts(&feed.after(kept[KEPT - 2].id, 9)), [265]);
-        assert_eq!(counts(&feed.after(u64::MAX, 9)), [0; 0]);
+        assert_eq!(counts(&event_stream.after(0, 2)), [264, 265]);
+        assert_eq!(counts(&event_stream.after(kept[KEPT - 2].id, 9)), [265]);
+        assert_eq!(counts(&event_stream.after(u64::MAX, 9)), [0; 0]);
     }
 
     #[test]
     fn who_comes_back_gets_what_it_missed_and_is_told_what_is_lost() {
-        let feed = Feed::default();
-        publish(&feed, 0..1);
-        let seen = feed.after(0, 1)[0].id;
-        publish(&feed, 1..4);
-        let back = feed.subscribe(Some(seen));
+        let event_stream = EventStream::default();
+        publish(&event_stream, 0..1);
+        let seen = event_stream.after(0, 1)[0].id;
+        publish(&event_stream, 1..4);
+        let back = event_stream.subscribe(Some(seen));
         assert_eq!((back.lost, counts(&back.missed)), (0, vec![1, 2, 3]));
-        publish(&feed, 4..KEPT + 6);
-        let late = feed.subscribe(Some(seen));
+        publish(&event_stream, 4..KEPT + 6);
+        let late = event_stream.subscribe(Some(seen));
         assert_eq!((late.lost, late.missed.len()), (5, KEPT));
         // An id of an earlier manager: all of this one's events were missed.
-        assert_eq!(feed.subscribe(Some(17)).lost, 6);
-        let newcomer = feed.subscribe(None);
+        assert_eq!(event_stream.subscribe(Some(17)).lost, 6);
+        let newcomer = event_stream.subscribe(None);
         assert_eq!((newcomer.lost, newcomer.missed.len()), (0, 0));
     }
 
     #[test]
     fn a_slow_listener_loses_the_oldest_and_blocks_nobody() {
-        let feed = Feed::default();
-        let mut slow = feed.subscribe(None).coming;
-        publish(&feed, 0..BACKLOG + 36);
+        let event_stream = EventStream::default();
+        let mut slow = event_stream.subscribe(None).coming;
+        publish(&event_stream, 0..BACKLOG + 36);
         assert!(matches!(
             slow.try_recv(),
             Err(broadcast::error::TryRecvError::Lagged(36))

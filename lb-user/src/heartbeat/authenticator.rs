@@ -1,7 +1,7 @@
-//! Decides which datagrams are heartbeats to believe: size, source, signature, sense, freshness.
+//! Decides which datagrams count as heartbeats: rate of the source, size, signature, format, freshness.
 //!
-//! In that order, so that a stranger costs little: nothing is parsed, and no memory is taken, before
-//! the signature is known to be right.
+//! In this order, so that a datagram from a stranger costs little: nothing is parsed or allocated before
+//! the signature is verified.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,19 +18,19 @@ use super::ping::{self, Asked, Ping};
 use super::{Decoded, Heartbeat, Refusal, SIZE_LIMIT, decode};
 use crate::keys::{Key, KeyId, KeyRing};
 
-/// How often a worker whose nonce is the newest is answered, so that it knows its round-trip time. What
-/// announces a pause is always answered.
+/// How often a heartbeat with the newest nonce is acknowledged, so that the agent can measure its round-trip
+/// time. One that announces a pause is always acknowledged.
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
 
-/// How long after a signed heartbeat an unsigned one cannot speak for the same worker.
+/// How long after a signed heartbeat unsigned ones of the same worker are refused.
 const SIGNED_FOR: Duration = Duration::from_secs(10);
 
 /// Whether heartbeats must be signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Authentication {
-    /// Signatures are not looked at.
+    /// Signatures are not verified.
     Off,
-    /// Unsigned heartbeats count, too, unless the worker's signed ones are heard.
+    /// Unsigned heartbeats count, unless the worker also sends signed ones.
     Permissive,
     /// Only signed heartbeats count.
     Enforce,
@@ -46,36 +46,36 @@ impl Authentication {
     }
 }
 
-/// A datagram that passed.
+/// A datagram that counts as a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opened {
+pub struct Verified {
     pub decoded: Decoded,
-    /// The key that signed it; nothing if nobody did, or if nobody looked.
+    /// The key that signed it; nothing if it is unsigned or authentication is off.
     pub signature: Option<Signature>,
 }
 
-/// A signature that is right and fresh.
+/// A valid and fresh signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signature {
     pub key: KeyId,
     freshness: Freshness,
 }
 
-/// A datagram that did not pass.
+/// A datagram that does not count as a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     pub refusal: Refusal,
-    /// What to answer: the signature is right but the heartbeat may be old, or it is only a question.
-    pub challenge: Option<Vec<u8>>,
-    /// Who asked, if that one may be told whether a service has such a worker.
-    pub asker: Option<Asker>,
+    /// What to send back: a challenge if a valid heartbeat may be old, or the answer to a ping.
+    pub reply: Option<Vec<u8>>,
+    /// The sender of a ping, if it may learn whether a service has such a worker.
+    pub sender: Option<PingSender>,
 }
 
-/// A worker that asks for a manager.
+/// The sender of a ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asker {
+pub struct PingSender {
     pub worker: String,
-    /// What to answer instead if no service has such a worker.
+    /// The answer if no service has such a worker.
     pub if_unknown: Vec<u8>,
 }
 
@@ -83,13 +83,13 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         Self {
             refusal,
-            challenge: None,
-            asker: None,
+            reply: None,
+            sender: None,
         }
     }
 }
 
-/// What a signed heartbeat is answered.
+/// The meaning of an acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reply {
     Counts,
@@ -97,26 +97,26 @@ enum Reply {
     NewBoot,
 }
 
-/// The manager's judgement of datagrams.
+/// Verifies the datagrams that a manager receives.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Authenticator {
     authentication: Authentication,
     legacy: bool,
     keys: KeyRing,
     nonces: Nonces,
     limits: SourceLimits,
-    /// When each worker was last heard signed; only workers with keys are here.
+    /// When each worker last sent a signed heartbeat; only workers with keys are here.
     signed: BTreeMap<String, Instant>,
-    /// When each key was last answered; only known keys are here.
+    /// When a heartbeat of each key was last acknowledged; only known keys are here.
     answered: BTreeMap<KeyId, Instant>,
 }
 
-impl Gate {
-    /// Opens a gate; `legacy` tells whether the 2018 form is accepted, which nobody can sign.
+impl Authenticator {
+    /// Creates one; `legacy` tells whether the unsigned 2018 format is accepted.
     ///
     /// # Errors
     ///
-    /// Says why the kernel gives no random number.
+    /// Returns the kernel's error if it gives no random number.
     pub fn new(
         authentication: Authentication,
         legacy: bool,
@@ -142,7 +142,7 @@ impl Gate {
         &self.keys
     }
 
-    /// Changes the mode and the keys; what a removed key signed counts no more from here on.
+    /// Changes the mode and the keys. Heartbeats signed with a removed key no longer count.
     pub fn reconfigure(&mut self, authentication: Authentication, legacy: bool, keys: KeyRing) {
         self.authentication = authentication;
         self.legacy = legacy;
@@ -152,19 +152,19 @@ impl Gate {
         self.keys = keys;
     }
 
-    /// Judges one datagram. What becomes of it is told by [`Self::accepted`] or [`Self::refused`].
+    /// Verifies one datagram. The caller reports the outcome by [`Self::accepted`] or [`Self::refused`].
     ///
     /// # Errors
     ///
-    /// Returns the reason why it is not to be believed, and perhaps an answer to it.
-    pub fn open(
+    /// Returns the reason why it does not count, and perhaps a reply.
+    pub fn verify(
         &mut self,
         datagram: &[u8],
         from: SocketAddr,
         now: Instant,
-    ) -> Result<Opened, Refused> {
+    ) -> Result<Verified, Refused> {
         self.nonces.rotate(now);
-        if !self.limits.admits(from, now) {
+        if !self.limits.allows(from, now) {
             return Err(Refusal::RateLimited.into());
         }
         if datagram.len() >= SIZE_LIMIT {
@@ -172,14 +172,14 @@ impl Gate {
             return Err(Refusal::Oversized { bytes }.into());
         }
         if let Some(asked) = ping::asked(datagram) {
-            return Err(self.asked(asked?));
+            return Err(self.handle_ping(asked?));
         }
         if !datagram.starts_with(Kind::Heartbeat.mark()) {
             return Ok(self.unsigned(datagram, now)?);
         }
         let envelope = Envelope::parse(Kind::Heartbeat, datagram)?;
         match self.authentication {
-            Authentication::Off => Ok(Opened {
+            Authentication::Off => Ok(Verified {
                 decoded: decode(envelope.body, false)?,
                 signature: None,
             }),
@@ -187,7 +187,7 @@ impl Gate {
         }
     }
 
-    fn unsigned(&self, datagram: &[u8], now: Instant) -> Result<Opened, Refusal> {
+    fn unsigned(&self, datagram: &[u8], now: Instant) -> Result<Verified, Refusal> {
         if self.authentication == Authentication::Enforce {
             return Err(Refusal::Unsigned);
         }
@@ -201,45 +201,44 @@ impl Gate {
         {
             return Err(Refusal::UnsignedBesideSigned);
         }
-        Ok(Opened {
+        Ok(Verified {
             decoded,
             signature: None,
         })
     }
 
-    /// Answers a question as far as its sender could also be heard: signed with a known key, or
-    /// unsigned where that counts. Who is a worker is told to workers only, unless anybody may say so
-    /// anyway.
-    fn asked(&self, asked: Asked<'_>) -> Refused {
+    /// Answers a ping if a heartbeat of its sender would count: signed with a known key, or unsigned where
+    /// that is allowed. Only a signed answer says whether the worker exists, unless authentication is off.
+    fn handle_ping(&self, asked: Asked<'_>) -> Refused {
         let answer = match (asked, self.authentication) {
             (Asked::Unsigned(_), Authentication::Enforce) => Err(Refusal::Unsigned),
             (Asked::Unsigned(body), Authentication::Permissive) => {
                 Ping::decode(body).and_then(|ping| Ok((ping.answer(None, false)?, None)))
             }
             (Asked::Unsigned(body), Authentication::Off) => {
-                Ping::decode(body).and_then(|ping| answers(ping, None))
+                Ping::decode(body).and_then(|ping| both_answers(ping, None))
             }
             (Asked::Signed(envelope), Authentication::Off) => {
-                Ping::decode(envelope.body).and_then(|ping| answers(ping, None))
+                Ping::decode(envelope.body).and_then(|ping| both_answers(ping, None))
             }
-            (Asked::Signed(envelope), _) => self.signer(&envelope).and_then(|key| {
+            (Asked::Signed(envelope), _) => self.verify_signature(&envelope).and_then(|key| {
                 let ping = Ping::decode(envelope.body)?;
-                speaks_for(key, &ping.worker)?;
-                answers(ping, Some(key))
+                check_owner(key, &ping.worker)?;
+                both_answers(ping, Some(key))
             }),
         };
         match answer {
-            Ok((answer, asker)) => Refused {
+            Ok((answer, sender)) => Refused {
                 refusal: Refusal::Ping,
-                challenge: Some(answer),
-                asker,
+                reply: Some(answer),
+                sender,
             },
             Err(refusal) => refusal.into(),
         }
     }
 
     /// Returns the key that signed it.
-    fn signer(&self, envelope: &Envelope<'_>) -> Result<&Key, Refusal> {
+    fn verify_signature(&self, envelope: &Envelope<'_>) -> Result<&Key, Refusal> {
         let id = envelope.key;
         let key = self.keys.find(id).ok_or(Refusal::UnknownKey { key: id })?;
         if !envelope.is_signed_by(key) {
@@ -248,32 +247,38 @@ impl Gate {
         Ok(key)
     }
 
-    fn signed(&self, envelope: &Envelope<'_>, from: SocketAddr) -> Result<Opened, Refused> {
+    fn signed(&self, envelope: &Envelope<'_>, from: SocketAddr) -> Result<Verified, Refused> {
         let id = envelope.key;
-        let key = self.signer(envelope)?;
+        let key = self.verify_signature(envelope)?;
         let decoded = decode(envelope.body, false)?;
         let Decoded::Heartbeat(heartbeat) = &decoded else {
             return Err(Refusal::NotJson.into());
         };
-        speaks_for(key, &heartbeat.worker)?;
-        let freshness = self.nonces.judge(heartbeat.nonce, from.ip());
+        check_owner(key, &heartbeat.worker)?;
+        let freshness = self.nonces.check(heartbeat.nonce, from.ip());
         if freshness == Freshness::Stale {
             return Err(Refused {
                 refusal: Refusal::NotFresh,
-                challenge: self.answer(key, heartbeat, from, Reply::NotFresh),
-                asker: None,
+                reply: self.acknowledgement(key, heartbeat, from, Reply::NotFresh),
+                sender: None,
             });
         }
-        Ok(Opened {
+        Ok(Verified {
             decoded,
             signature: Some(Signature { key: id, freshness }),
         })
     }
 
-    /// Takes note that the core accepted a heartbeat; returns what to answer, if it is time.
-    pub fn accepted(&mut self, opened: &Opened, from: SocketAddr, now: Instant) -> Option<Vec<u8>> {
+    /// Records that the core accepted a heartbeat; returns an acknowledgement if one is due.
+    pub fn accepted(
+        &mut self,
+        verified: &Verified,
+        from: SocketAddr,
+        now: Instant,
+    ) -> Option<Vec<u8>> {
         self.limits.accepted(from, now);
-        let (Some(signature), Decoded::Heartbeat(heartbeat)) = (opened.signature, &opened.decoded)
+        let (Some(signature), Decoded::Heartbeat(heartbeat)) =
+            (verified.signature, &verified.decoded)
         else {
             return None;
         };
@@ -284,14 +289,14 @@ impl Gate {
             }
         }
         let answered = self.answered.get(&signature.key);
-        let lately =
+        let is_recent =
             answered.is_some_and(|at| now.saturating_duration_since(*at) < ACKNOWLEDGE_EVERY);
         let is_usual = signature.freshness == Freshness::Fresh && heartbeat.pause.is_none();
-        if lately && is_usual {
+        if is_recent && is_usual {
             return None;
         }
         self.answered.insert(signature.key, now);
-        self.answer(
+        self.acknowledgement(
             self.keys.find(signature.key)?,
             heartbeat,
             from,
@@ -299,24 +304,24 @@ impl Gate {
         )
     }
 
-    /// Returns the answer to a heartbeat whose sequence number the core refused after a silence: its
-    /// agent should go on under a new boot id. The heartbeat itself proves nothing, it may be a recording;
-    /// the agent follows only an answer to what it has just sent itself.
-    pub fn demand_new_boot(&self, opened: &Opened, from: SocketAddr) -> Option<Vec<u8>> {
-        let (signature, Decoded::Heartbeat(heartbeat)) = (opened.signature?, &opened.decoded)
+    /// Returns the reply to a heartbeat whose sequence number the core refused after a silence: its agent
+    /// should continue with a new boot id. The heartbeat may be a recording; the agent obeys only a reply to a
+    /// heartbeat that it has just sent.
+    pub fn demand_new_boot(&self, verified: &Verified, from: SocketAddr) -> Option<Vec<u8>> {
+        let (signature, Decoded::Heartbeat(heartbeat)) = (verified.signature?, &verified.decoded)
         else {
             return None;
         };
         let key = self.keys.find(signature.key)?;
-        self.answer(key, heartbeat, from, Reply::NewBoot)
+        self.acknowledgement(key, heartbeat, from, Reply::NewBoot)
     }
 
-    /// Takes note that a datagram was refused, here or by the core.
+    /// Records that a datagram was refused, here or by the core.
     pub fn refused(&mut self, from: SocketAddr, now: Instant) {
         self.limits.refused(from, now);
     }
 
-    fn answer(
+    fn acknowledgement(
         &self,
         key: &Key,
         heartbeat: &Heartbeat,
@@ -336,19 +341,19 @@ impl Gate {
     }
 }
 
-/// Returns both answers to a question that may be answered in full.
-fn answers(ping: Ping, key: Option<&Key>) -> Result<(Vec<u8>, Option<Asker>), Refusal> {
+/// Returns the answers for a known and for an unknown worker.
+fn both_answers(ping: Ping, key: Option<&Key>) -> Result<(Vec<u8>, Option<PingSender>), Refusal> {
     let answer = ping.answer(key, false)?;
     let if_unknown = ping.answer(key, true)?;
-    let asker = Asker {
+    let sender = PingSender {
         worker: ping.worker,
         if_unknown,
     };
-    Ok((answer, Some(asker)))
+    Ok((answer, Some(sender)))
 }
 
-/// Checks that a key is not used for another worker's name.
-fn speaks_for(key: &Key, worker: &str) -> Result<(), Refusal> {
+/// Checks that the key belongs to the worker of the heartbeat.
+fn check_owner(key: &Key, worker: &str) -> Result<(), Refusal> {
     if worker == key.worker() {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! What the next manager must know, on disk: the operator's standing orders, and who joined by itself.
+//! Files that hold what a restarted manager must know: the operator's orders, members, denied clients.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,60 +17,61 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::{info, warn};
 
-const FORM: u32 = 1;
+const VERSION: u32 = 1;
 
 /// How long after a failure the file is written again.
 const RETRY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Content<T> {
-    form: u32,
-    #[serde(alias = "orders")]
-    kept: T,
+    #[serde(alias = "form")]
+    version: u32,
+    #[serde(alias = "kept", alias = "orders")]
+    content: T,
 }
 
-/// Writes its content in a task of its own, the latest and never a half of it.
+/// A file that a task of its own writes: always the latest content, and always as a whole.
 #[derive(Debug)]
-pub struct Kept<T> {
+pub struct StateFile<T> {
     latest: watch::Sender<(u64, T)>,
-    written: watch::Receiver<Written>,
+    progress: watch::Receiver<FlushProgress>,
     writing: JoinHandle<()>,
 }
 
-/// How far the file has got.
+/// The last version on disk.
 #[derive(Debug, Clone, Default)]
-pub struct Written {
+pub struct FlushProgress {
     pub version: u64,
-    /// Why the version after this one could not be written at the last attempt.
+    /// The error of the last attempt to write a later version.
     pub failure: Option<String>,
 }
 
-impl<T> Kept<T>
+impl<T> StateFile<T>
 where
     T: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Reads what an earlier manager kept; a file that does not exist says nothing.
+    /// Reads what an earlier manager saved. A missing file gives the default.
     ///
     /// # Errors
     ///
-    /// Says why the file cannot be understood: to go on without it might send clients to a worker
-    /// that is being taken apart. `what` is in it, and `remedy` is what a person can do.
-    pub fn open(path: &Path, what: &'static str, remedy: &str) -> Result<(Self, T)> {
+    /// Says why the file cannot be read: a manager that ignored it might send clients to a drained worker.
+    /// `what` names the content, `remedy` is what an operator can do.
+    pub fn load(path: &Path, what: &'static str, remedy: &str) -> Result<(Self, T)> {
         let content: T =
             read(path).with_context(|| format!("read {what} from {}: {remedy}", path.display()))?;
         let (latest, wanted) = watch::channel((0, content.clone()));
-        let (progress, written) = watch::channel(Written::default());
-        let writing = tokio::spawn(write_latest(path.to_owned(), what, wanted, progress));
+        let (flushed, progress) = watch::channel(FlushProgress::default());
+        let writing = tokio::spawn(write_latest(path.to_owned(), what, wanted, flushed));
         let file = Self {
             latest,
-            written,
+            progress,
             writing,
         };
         Ok((file, content))
     }
 
-    /// Has this written, and returns the version under which [`Self::written`] counts it.
-    pub fn keep(&self, content: T) -> u64 {
+    /// Starts to write this content; returns its version, see [`Self::progress`].
+    pub fn save(&self, content: T) -> u64 {
         let mut version = 0;
         self.latest.send_modify(|latest| {
             version = latest.0 + 1;
@@ -79,12 +80,12 @@ where
         version
     }
 
-    pub fn written(&self) -> watch::Receiver<Written> {
-        self.written.clone()
+    pub fn progress(&self) -> watch::Receiver<FlushProgress> {
+        self.progress.clone()
     }
 }
 
-impl<T> Drop for Kept<T> {
+impl<T> Drop for StateFile<T> {
     fn drop(&mut self) {
         self.writing.abort();
     }
@@ -94,7 +95,7 @@ async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
     path: PathBuf,
     what: &'static str,
     mut wanted: watch::Receiver<(u64, T)>,
-    progress: watch::Sender<Written>,
+    progress: watch::Sender<FlushProgress>,
 ) {
     while wanted.changed().await.is_ok() {
         loop {
@@ -109,7 +110,7 @@ async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
             let failed_before = progress.borrow().failure.is_some();
             match (&failure, failed_before) {
                 (Some(error), false) => warn!(
-                    "{what} are in force, but a restarted manager would not know them: {error}; trying \
+                    "{what} are in force, but a restarted manager would not have them: {error}; trying \
                      again every {} s",
                     RETRY.as_secs()
                 ),
@@ -128,26 +129,26 @@ async fn write_latest<T: Clone + Serialize + Send + Sync + 'static>(
             }
             tokio::select! {
                 () = sleep(RETRY) => {}
-                // The next order tries at once, and says at once whether it is kept.
+                // A new version is tried at once, and its caller learns the result at once.
                 changed = wanted.changed() => if changed.is_err() { return },
             }
         }
     }
 }
 
-/// The right to write a file, held by one manager at a time.
+/// The lock of a state file, held by one manager at a time.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+pub struct StateLock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 
-impl Lock {
-    /// Takes the lock of the state file at once. Where there is no place for it, nothing can be kept
-    /// either, which is said when something is.
+impl StateLock {
+    /// Acquires the lock without waiting. Where the lock file cannot be made, there is no lock; the state
+    /// file cannot be written there either, and its first write reports that.
     ///
     /// # Errors
     ///
-    /// Says that another manager has it.
-    pub fn take(state_file: &Path) -> Result<Option<Self>> {
-        // Not the file itself, which is replaced as a whole.
+    /// Says that another manager holds it.
+    pub fn acquire(state_file: &Path) -> Result<Option<Self>> {
+        // Not the state file, which is replaced by renaming.
         let path = state_file.with_extension("lock");
         let file = match open_lock(&path) {
             Ok(file) => file,
@@ -159,8 +160,8 @@ impl Lock {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Some(Self(lock))),
             Err((_, Errno::EWOULDBLOCK)) => bail!(
-                "another memlb manager keeps its orders in {}: stop it first, or give this one a \
-                 manager.state_file in a directory of its own (--state-file)",
+                "another memlb manager uses the state file {}: stop it first, or give this one a \
+                 manager.state_file in another directory (--state-file)",
                 state_file.display()
             ),
             Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", path.display())),
@@ -168,7 +169,7 @@ impl Lock {
     }
 }
 
-/// Nobody else may open it: to lock it would keep the manager from starting.
+/// Only its owner may open it: any process that locks it keeps the manager from starting.
 fn open_lock(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -186,20 +187,23 @@ fn read<T: Default + DeserializeOwned>(path: &Path) -> Result<T> {
     };
     let content: Content<T> = serde_json::from_str(&text)?;
     anyhow::ensure!(
-        content.form == FORM,
-        "it has form {}, and this memlb reads form {FORM}",
-        content.form
+        content.version == VERSION,
+        "it has version {}, and this memlb reads version {VERSION}",
+        content.version
     );
-    Ok(content.kept)
+    Ok(content.content)
 }
 
-/// Replaces the file as a whole; a power cut leaves the old one or the new one.
-fn write<T: Serialize>(path: &Path, kept: T) -> Result<()> {
+/// Replaces the file as a whole: a power failure leaves the old or the new content.
+fn write<T: Serialize>(path: &Path, content: T) -> Result<()> {
     let context = || format!("write {}", path.display());
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(context)?;
     }
-    let mut text = serde_json::to_vec_pretty(&Content { form: FORM, kept })?;
+    let mut text = serde_json::to_vec_pretty(&Content {
+        version: VERSION,
+        content,
+    })?;
     text.push(b'\n');
     let draft = path.with_extension("draft");
     let mut file = File::create(&draft).with_context(context)?;
@@ -221,13 +225,13 @@ mod tests {
         serde_json::from_value(standing).unwrap()
     }
 
-    fn open(path: &Path) -> Result<(Kept<AdminOverrides>, AdminOverrides)> {
-        Kept::open(path, "the orders", "mend or remove the file")
+    fn open(path: &Path) -> Result<(StateFile<AdminOverrides>, AdminOverrides)> {
+        StateFile::load(path, "the orders", "mend or remove the file")
     }
 
-    async fn settled(file: &Kept<AdminOverrides>, version: u64) -> Written {
-        let mut written = file.written();
-        let done = |it: &Written| it.version >= version || it.failure.is_some();
+    async fn settled(file: &StateFile<AdminOverrides>, version: u64) -> FlushProgress {
+        let mut written = file.progress();
+        let done = |it: &FlushProgress| it.version >= version || it.failure.is_some();
         written.wait_for(done).await.unwrap().clone()
     }
 
@@ -237,22 +241,22 @@ mod tests {
         let path = directory.path().join("new/operator.json");
         let (file, before) = open(&path).unwrap();
         assert!(before.is_empty());
-        let version = file.keep(orders("worker1"));
+        let version = file.save(orders("worker1"));
         assert_eq!(settled(&file, version).await.failure, None);
         assert_eq!(open(&path).unwrap().1, orders("worker1"));
     }
 
     #[tokio::test]
-    async fn says_why_it_cannot_keep_them_and_tries_again_with_the_next() {
+    async fn reports_a_failed_write_and_retries_with_the_next_version() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("operator.json");
         fs::create_dir(path.with_extension("draft")).unwrap();
         let (file, _) = open(&path).unwrap();
-        let version = file.keep(orders("worker1"));
+        let version = file.save(orders("worker1"));
         assert!(settled(&file, version).await.failure.is_some());
         fs::remove_dir(path.with_extension("draft")).unwrap();
-        let version = file.keep(orders("worker2"));
-        let mut written = file.written();
+        let version = file.save(orders("worker2"));
+        let mut written = file.progress();
         written.wait_for(|it| it.version >= version).await.unwrap();
         assert_eq!(open(&path).unwrap().1, orders("worker2"));
     }
@@ -261,17 +265,17 @@ mod tests {
     fn one_manager_at_a_time_has_a_state_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/operator.json");
-        let lock = Lock::take(&path).unwrap();
+        let lock = StateLock::acquire(&path).unwrap();
         assert!(lock.is_some());
         write(&path, orders("worker1")).unwrap();
-        let error = Lock::take(&path).unwrap_err().to_string();
+        let error = StateLock::acquire(&path).unwrap_err().to_string();
         assert!(error.contains("new/operator.json: stop it"), "{error}");
         assert!(error.contains("manager.state_file"), "{error}");
         drop(lock);
-        assert!(Lock::take(&path).unwrap().is_some());
+        assert!(StateLock::acquire(&path).unwrap().is_some());
         // What stands in its place stops no manager.
         fs::create_dir(directory.path().join("other.lock")).unwrap();
-        let other = Lock::take(&directory.path().join("other.json"));
+        let other = StateLock::acquire(&directory.path().join("other.json"));
         assert!(other.unwrap().is_none());
     }
 
@@ -281,7 +285,7 @@ mod tests {
         let path = directory.path().join("operator.json");
         for (text, says) in [
             ("{\"form\":1,", "mend or remove"),
-            ("{\"form\":2,\"orders\":[]}", "form 2"),
+            ("{\"form\":2,\"orders\":[]}", "version 2"),
         ] {
             fs::write(&path, text).unwrap();
             let error = format!("{:#}", open(&path).unwrap_err());

@@ -1,0 +1,198 @@
+//! Handles each request: asks the manager, and encodes the reply.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tokio::task::spawn_blocking;
+
+use super::{DenyAnswer, Ordered, Request};
+use crate::{
+    deny::{Denied, Prefix},
+    explain::Explanation,
+    flows::{Client, Filter, Flows},
+    history::now_ms,
+    manager::{DenyChange, DenyOutcome, ManagerHandle, OrderOutcome, ReloadError},
+};
+use lb_core::{AdminCommand, AdminError, ServiceSnapshot, check_reason, unknown_name};
+
+/// Why a request has no reply of its own type.
+pub(super) enum Refusal {
+    Usage(anyhow::Error),
+    RunTime(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self::RunTime(error)
+    }
+}
+
+impl From<ReloadError> for Refusal {
+    fn from(error: ReloadError) -> Self {
+        match error {
+            ReloadError::RunTime(_) => Self::RunTime(error.into()),
+            ReloadError::Configuration(_) | ReloadError::Refused(_) => Self::Usage(error.into()),
+        }
+    }
+}
+
+impl From<AdminError> for Refusal {
+    fn from(error: AdminError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+/// Handles every request with a reply of one line.
+pub(super) async fn reply(
+    request: Request,
+    user: String,
+    manager: &ManagerHandle,
+) -> Result<Vec<u8>, Refusal> {
+    Ok(match request {
+        Request::Status => line_of(&manager.status(Duration::ZERO).await?)?,
+        Request::Order {
+            worker,
+            service,
+            order: action,
+            reason,
+        } => {
+            let order = AdminCommand {
+                worker,
+                service,
+                action,
+                by: user,
+                at_ms: now_ms(),
+                reason,
+            };
+            line_of(&give_order(order, manager).await?)?
+        }
+        Request::Deny { prefixes, reason } => {
+            line_of(&deny(prefixes, user, reason, manager).await?)?
+        }
+        Request::Allow { prefixes } => {
+            let change = DenyChange::Remove { prefixes, by: user };
+            line_of(&change_denied(change, manager).await?)?
+        }
+        Request::ListDenied => line_of(&manager.denied().await?)?,
+        Request::Flows { filter, limit } => flows(filter, limit, manager).await?,
+        Request::Explain { client, service } => explain(client, service, manager).await?,
+        Request::Reload => line_of(&manager.reload().await?)?,
+        Request::Events { .. } | Request::Trace(_) => {
+            let error = anyhow::anyhow!("its reply is a stream");
+            return Err(Refusal::RunTime(error));
+        }
+    })
+}
+
+async fn flows(filter: Filter, limit: usize, manager: &ManagerHandle) -> Result<Vec<u8>, Refusal> {
+    let services = manager.snapshot().await?.services;
+    check_names(
+        &services,
+        filter.service.as_deref(),
+        filter.worker.as_deref(),
+    )?;
+    let connections = manager.connections().await?;
+    // To name and sort many connections takes a while, and must not delay heartbeats.
+    let flows =
+        spawn_blocking(move || line_of(&Flows::new(connections, &services, &filter, limit)));
+    Ok(flows.await.context("list the flows")??)
+}
+
+async fn explain(
+    client: Client,
+    service: Option<String>,
+    manager: &ManagerHandle,
+) -> Result<Vec<u8>, Refusal> {
+    let services = manager.snapshot().await?.services;
+    check_names(&services, service.as_deref(), None)?;
+    let denied = manager.denied().await?;
+    let denied = denied.of(client.address).map(ToString::to_string);
+    let connections = manager.connections().await?;
+    let history = manager.history().clone();
+    let explanation = spawn_blocking(move || {
+        let service = service.as_deref();
+        let explanation = Explanation::new(client, connections, services, service, &history);
+        line_of(&Explanation {
+            denied,
+            ..explanation
+        })
+    });
+    Ok(explanation.await.context("explain the flows")??)
+}
+
+/// Refuses unknown names: an empty list would look like an answer.
+pub(super) fn check_names(
+    services: &[ServiceSnapshot],
+    service: Option<&str>,
+    worker: Option<&str>,
+) -> Result<(), Refusal> {
+    let workers = services.iter().flat_map(|it| &it.backends);
+    let workers: BTreeSet<&str> = workers.map(|it| it.name.as_str()).collect();
+    let services: BTreeSet<&str> = services.iter().map(|it| it.name.as_str()).collect();
+    let names = [("service", service, services), ("worker", worker, workers)];
+    for (kind, wanted, known) in names {
+        if let Some(wanted) = wanted.filter(|wanted| !known.contains(wanted)) {
+            let known: Vec<&str> = known.into_iter().collect();
+            return Err(Refusal::Usage(anyhow::anyhow!(unknown_name(
+                kind, wanted, &known
+            ))));
+        }
+    }
+    Ok(())
+}
+
+async fn give_order(order: AdminCommand, manager: &ManagerHandle) -> Result<Ordered, Refusal> {
+    let text = order.to_string();
+    let OrderOutcome { obeyed, version } = manager.order(order).await??;
+    Ok(Ordered {
+        order: text,
+        without_worker: obeyed.without_worker,
+        mind: obeyed.warnings,
+        not_kept: manager.orders_flushed(version).await,
+    })
+}
+
+async fn deny(
+    prefixes: Vec<Prefix>,
+    user: String,
+    reason: Option<String>,
+    manager: &ManagerHandle,
+) -> Result<DenyAnswer, Refusal> {
+    if let Some(reason) = &reason {
+        check_reason(reason)?;
+    }
+    let at_ms = now_ms();
+    let new = prefixes.iter().map(|prefix| Denied {
+        prefix: *prefix,
+        by: user.clone(),
+        at_ms,
+        reason: reason.clone(),
+    });
+    let answer = change_denied(DenyChange::Add(new.collect()), manager).await?;
+    Ok(DenyAnswer {
+        connections_ended: manager.end_connections(prefixes).await?,
+        ..answer
+    })
+}
+
+async fn change_denied(change: DenyChange, manager: &ManagerHandle) -> Result<DenyAnswer, Refusal> {
+    let outcome = manager.change_denied(change).await?;
+    let DenyOutcome {
+        changed,
+        warnings,
+        version,
+    } = outcome.map_err(|error| Refusal::Usage(error.into()))?;
+    Ok(DenyAnswer {
+        changed,
+        connections_ended: 0,
+        warnings,
+        not_kept: manager.denied_flushed(version).await,
+    })
+}
+
+pub(super) fn line_of(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value).context("encode the reply")?;
+    line.push(b'\n');
+    Ok(line)
+}

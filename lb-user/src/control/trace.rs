@@ -1,0 +1,147 @@
+//! The trace: one at a time, and only while its client reads.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    net::unix::WriteHalf,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    handlers::{Refusal, check_names, line_of},
+    send,
+};
+use crate::{
+    datapath::{self, Tracing},
+    manager::ManagerHandle,
+    trace::{Dropped, Line, Names, TraceFilter},
+};
+
+/// How often the trace filter is renewed: several times before it expires.
+const RENEWAL: Duration = Duration::from_secs(1);
+
+/// The user who traces now, if any: the kernel programs have one trace filter.
+#[derive(Debug, Clone, Default)]
+pub struct TraceLocks(Arc<Mutex<Option<String>>>);
+
+/// Held during a trace.
+struct TraceLock(TraceLocks);
+
+impl TraceLocks {
+    fn acquire(&self, user: String) -> Result<TraceLock, Refusal> {
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = &*present {
+            return Err(Refusal::RunTime(anyhow::anyhow!(
+                "{other} runs a trace, and only one can run at a time: end that one first"
+            )));
+        }
+        *present = Some(user);
+        Ok(TraceLock(self.clone()))
+    }
+}
+
+impl Drop for TraceLock {
+    fn drop(&mut self) {
+        let TraceLocks(present) = &self.0;
+        *present.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// A running trace.
+pub(super) struct TraceSession {
+    tracing: Tracing,
+    names: Names,
+    count: Option<u64>,
+    duration: Option<Duration>,
+    _lock: TraceLock,
+}
+
+/// Starts a trace.
+pub(super) async fn start(
+    filter: &TraceFilter,
+    user: String,
+    locks: &TraceLocks,
+    manager: &ManagerHandle,
+) -> Result<TraceSession, Refusal> {
+    let services = manager.snapshot().await?.services;
+    check_names(
+        &services,
+        filter.service.as_deref(),
+        filter.worker.as_deref(),
+    )?;
+    let numbers = datapath::service_numbers(manager.pin_path())?;
+    let order = filter.order(&services, |service| {
+        let is_it = |(_, at): &&(_, lb_core::Endpoint)| {
+            at.address.to_string() == service.address && at.protocol == service.protocol
+        };
+        numbers.iter().find(is_it).map(|(id, _)| *id)
+    });
+    let order = order.map_err(|error| Refusal::Usage(error.into()))?;
+    let lock = locks.acquire(user)?;
+    Ok(TraceSession {
+        tracing: Tracing::begin(manager.pin_path(), order)?,
+        names: Names::new(&services)?,
+        count: filter.count,
+        duration: filter.duration_ms.map(Duration::from_millis),
+        _lock: lock,
+    })
+}
+
+impl TraceSession {
+    /// Sends packets until the count or the duration is reached, or the client has gone.
+    pub async fn run(
+        mut self,
+        reader: &mut (impl AsyncRead + Unpin),
+        writer: &mut WriteHalf<'_>,
+        manager: &ManagerHandle,
+    ) -> Result<()> {
+        send_line(writer, &Line::Begun).await?;
+        let mut packets = 0;
+        let mut dropped = Dropped::default();
+        let mut renewal = interval(RENEWAL);
+        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut timeout = pin!(async {
+            match self.duration {
+                Some(duration) => sleep(duration).await,
+                None => std::future::pending().await,
+            }
+        });
+        while self.count.is_none_or(|count| packets < count) {
+            let mut rest = [0];
+            tokio::select! {
+                () = &mut timeout => break,
+                // The client sends nothing more; it only closes the connection.
+                _ = reader.read(&mut rest) => return Ok(()),
+                _ = renewal.tick() => {
+                    self.tracing.renew()?;
+                    self.names = Names::new(&manager.snapshot().await?.services)?;
+                    let now = Dropped::from(self.tracing.counts()?);
+                    if now != dropped {
+                        dropped = now;
+                        send_line(writer, &Line::Dropped(dropped)).await?;
+                    }
+                }
+                event = self.tracing.next() => {
+                    packets += 1;
+                    let packet = crate::trace::Packet::new(&event?, &self.names);
+                    send_line(writer, &Line::Packet(Box::new(packet))).await?;
+                }
+            }
+        }
+        let dropped = self.tracing.counts()?.into();
+        send_line(writer, &Line::End { packets, dropped }).await
+    }
+}
+
+async fn send_line(writer: &mut WriteHalf<'_>, line: &impl Serialize) -> Result<()> {
+    send(writer, &line_of(line)?)
+        .await
+        .context("send a line of the trace")
+}

@@ -1,0 +1,522 @@
+//! Receives heartbeats: reads datagrams, authenticates and parses them, and counts what is refused.
+//!
+//! The manager's loop takes each [`Received`] datagram, drives the core with it, and reports the outcome
+//! back with [`HeartbeatReceiver::finish`], which acknowledges, counts and logs it.
+
+mod rate_limit;
+mod socket;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Write},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::Config,
+    event_log::EventLog,
+    heartbeat::{
+        self, Authentication, Authenticator, Decoded, PingSender, Refusal, Refused, Verified,
+    },
+    keys::{KeyRing, read_keys},
+    status::{Heartbeats, RefusedDatagram},
+};
+use lb_core::{Bytes, HeartbeatOutcome, Report, Severity};
+use rate_limit::{Happening, LastRefused, RateLimiter, WorkerLog};
+use socket::{DatagramPath, Socket};
+
+/// The least time between two log lines about the same reason of refusal.
+const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long the status shows a refused datagram.
+const RECENT: Duration = Duration::from_secs(60);
+
+/// The least time between two log lines that name workers whose heartbeats are unsigned.
+const UNSIGNED_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The reason under which datagrams are counted that did not fit into the socket's queue.
+const QUEUE_FULL: &str = "queue_full";
+
+/// Receives and authenticates heartbeats.
+#[derive(Debug)]
+pub struct HeartbeatReceiver {
+    socket: Socket,
+    authenticator: Authenticator,
+    counts: Heartbeats,
+    workers: BTreeMap<Arc<str>, WorkerLog>,
+    refusals: BTreeMap<&'static str, RateLimiter>,
+    last_refused: BTreeMap<&'static str, LastRefused>,
+    unsigned: RateLimiter,
+}
+
+/// What one read of the socket gave.
+#[derive(Debug)]
+pub enum Received {
+    Heartbeat(ReceivedHeartbeat),
+    Ping(ReceivedPing),
+    /// A datagram that is handled completely: refused, or without meaning for the core.
+    Handled,
+    /// No datagram is waiting.
+    Nothing,
+}
+
+/// An authenticated heartbeat. Whether the core accepts it is not known yet.
+#[derive(Debug)]
+pub struct ReceivedHeartbeat {
+    pub report: Report,
+    pub at: Instant,
+    path: DatagramPath,
+    verified: Verified,
+}
+
+/// An agent's question whether a manager is there.
+#[derive(Debug)]
+pub struct ReceivedPing {
+    path: DatagramPath,
+    answer: Vec<u8>,
+    /// Nothing if the sender may not learn whether a service has such a worker.
+    sender: Option<PingSender>,
+}
+
+impl ReceivedHeartbeat {
+    pub fn address(&self) -> IpAddr {
+        self.path.from.ip()
+    }
+
+    /// Returns how long the worker will be silent, if it announces that and has signed it. Unsigned
+    /// announcements do not count: a forged one would keep a worker from new connections.
+    pub fn pause(&self) -> Option<Duration> {
+        self.verified.decoded.pause().filter(|_| self.report.signed)
+    }
+}
+
+impl ReceivedPing {
+    pub fn worker(&self) -> Option<&str> {
+        self.sender.as_ref().map(|sender| sender.worker.as_str())
+    }
+
+    pub fn address(&self) -> IpAddr {
+        self.path.from.ip()
+    }
+}
+
+impl HeartbeatReceiver {
+    /// Listens at `manager.heartbeat_listen`, with the keys of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// Says why the keys cannot be read or the socket cannot be opened, and what to do.
+    pub fn bind(config: &Config) -> Result<Self> {
+        let authentication = config.heartbeats.authentication;
+        let authenticator = Authenticator::new(
+            authentication,
+            config.manager.legacy_heartbeats,
+            read_keys_of(config)?,
+            Instant::now(),
+        )?;
+        Ok(Self {
+            socket: Socket::bind(config.manager.heartbeat_listen)?,
+            authenticator,
+            counts: Heartbeats {
+                authentication: authentication.name().to_owned(),
+                ..Heartbeats::default()
+            },
+            workers: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            last_refused: BTreeMap::new(),
+            unsigned: RateLimiter::default(),
+        })
+    }
+
+    /// Applies `[heartbeats]`, `legacy_heartbeats` and `keys`; returns the changes of the keys, one
+    /// sentence each.
+    pub fn reconfigure(&mut self, config: &Config, keys: KeyRing) -> Vec<String> {
+        let authentication = config.heartbeats.authentication;
+        // Without authentication no keys are read.
+        let before = self.authenticator.authentication();
+        let changes = match [before, authentication].contains(&Authentication::Off) {
+            true => Vec::new(),
+            false => self.authenticator.keys().changes(&keys),
+        };
+        self.authenticator
+            .reconfigure(authentication, config.manager.legacy_heartbeats, keys);
+        authentication
+            .name()
+            .clone_into(&mut self.counts.authentication);
+        self.counts.unsigned.clear();
+        self.log_authentication(config);
+        changes
+    }
+
+    /// Returns a warning that names the workers whose heartbeats cannot count, because they have no key.
+    pub fn missing_keys(&self, config: &Config) -> Option<String> {
+        let without = self.without_key(config);
+        if self.authenticator.authentication() != Authentication::Enforce || without.is_empty() {
+            return None;
+        }
+        let names: Vec<&str> = without.into_iter().collect();
+        Some(format!(
+            "no key for {}; only signed heartbeats count, so these workers stay down",
+            names.join(", ")
+        ))
+    }
+
+    fn without_key<'a>(&self, config: &'a Config) -> BTreeSet<&'a str> {
+        let workers = config.services.iter().flat_map(|service| &service.workers);
+        workers
+            .map(|worker| worker.name.as_str())
+            .filter(|worker| self.authenticator.keys().of_worker(worker).next().is_none())
+            .collect()
+    }
+
+    /// Logs which heartbeats count, and warns where unsigned ones do.
+    pub fn log_authentication(&self, config: &Config) {
+        let listen = config.manager.heartbeat_listen;
+        let keys = self.authenticator.keys();
+        match self.authenticator.authentication() {
+            Authentication::Off => warn!(
+                "heartbeats are not authenticated: everyone who can reach UDP {listen} can steer \
+                 connections; use a trusted network, or give the workers keys (memlb keygen) and set \
+                 heartbeats.authentication"
+            ),
+            Authentication::Permissive => warn!(
+                "unsigned heartbeats count (heartbeats.authentication = \"permissive\"): everyone who \
+                 can reach UDP {listen} can send heartbeats for workers that do not sign"
+            ),
+            Authentication::Enforce => info!("only signed heartbeats count"),
+        }
+        if self.authenticator.authentication() == Authentication::Off {
+            return;
+        }
+        info!(
+            "{} keys read from {}",
+            keys.len(),
+            config.heartbeats.keys.display()
+        );
+        let without = self.without_key(config);
+        if !without.is_empty() {
+            let names: Vec<&str> = without.into_iter().collect();
+            warn!(
+                "no key for {}: make one with `memlb keygen --name NAME`",
+                names.join(", ")
+            );
+        }
+    }
+
+    /// Waits until a datagram may be waiting.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the socket.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Returns the counters since the start, and the datagrams refused within the last minute.
+    pub fn counts(&self, now: Instant) -> Heartbeats {
+        let last = self.last_refused.iter();
+        let recent = last.filter_map(|(reason, refused)| {
+            let age = now.saturating_duration_since(refused.at);
+            let refused = RefusedDatagram {
+                age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+                from: refused.from.to_string(),
+                detail: refused.detail.clone(),
+            };
+            (age <= RECENT).then(|| ((*reason).to_owned(), refused))
+        });
+        Heartbeats {
+            refused_lately: recent.collect(),
+            ..self.counts.clone()
+        }
+    }
+
+    /// Reads one datagram and authenticates it; refused ones are counted and logged here.
+    pub fn receive(&mut self, log: &EventLog) -> Received {
+        let mut buffer = [0; heartbeat::SIZE_LIMIT];
+        match self.socket.receive(&mut buffer) {
+            Ok((length, path)) => {
+                self.handle_datagram(log, &buffer[..length], path, Instant::now())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
+            // For example an ICMP error about an acknowledgement that was sent before.
+            Err(error) => {
+                debug!("receive a heartbeat: {error}");
+                Received::Handled
+            }
+        }
+    }
+
+    /// Counts datagrams that did not fit into the socket's queue, and warns of them: heartbeats of workers
+    /// may be among them.
+    pub fn count_overflow(&mut self) {
+        let overflowed = self.socket.overflowed();
+        if overflowed == 0 {
+            return;
+        }
+        self.count_refused(QUEUE_FULL, overflowed);
+        let limiter = self.refusals.entry(QUEUE_FULL).or_default();
+        if limiter.due(Instant::now(), REFUSAL_INTERVAL).is_some() {
+            warn!(
+                "datagrams arrive at the heartbeat port faster than the manager reads them: {} were lost \
+                 since the start ({QUEUE_FULL})",
+                self.counts.refused[QUEUE_FULL]
+            );
+        }
+    }
+
+    fn handle_datagram(
+        &mut self,
+        log: &EventLog,
+        datagram: &[u8],
+        path: DatagramPath,
+        now: Instant,
+    ) -> Received {
+        let verified = match self.authenticator.verify(datagram, path.from, now) {
+            Ok(verified) => verified,
+            Err(Refused {
+                refusal: Refusal::Ping,
+                reply: Some(answer),
+                sender,
+            }) => {
+                self.authenticator.refused(path.from, now);
+                return Received::Ping(ReceivedPing {
+                    path,
+                    answer,
+                    sender,
+                });
+            }
+            Err(Refused { refusal, reply, .. }) => {
+                if let Some(challenge) = reply {
+                    self.socket.reply(path, &challenge);
+                }
+                self.refuse(log, refusal.name(), &refusal, path, now);
+                return Received::Handled;
+            }
+        };
+        // The first datagram of the 2018 format has no report; the second one has.
+        let Some(mut report) = verified.decoded.report() else {
+            return Received::Handled;
+        };
+        report.signed = verified.signature.is_some();
+        Received::Heartbeat(ReceivedHeartbeat {
+            report,
+            at: now,
+            path,
+            verified,
+        })
+    }
+
+    /// Answers a ping. `is_unknown` says that no service has or would accept such a worker.
+    pub fn answer_ping(&self, ping: &ReceivedPing, is_unknown: bool) {
+        let answer = match &ping.sender {
+            Some(sender) if is_unknown => &sender.if_unknown,
+            _ => &ping.answer,
+        };
+        self.socket.reply(ping.path, answer);
+    }
+
+    /// Acknowledges, counts and logs a heartbeat by what the core made of it.
+    pub fn finish(
+        &mut self,
+        log: &EventLog,
+        heartbeat: &ReceivedHeartbeat,
+        outcome: HeartbeatOutcome,
+    ) {
+        let ReceivedHeartbeat {
+            report,
+            at: now,
+            path,
+            verified,
+        } = heartbeat;
+        if outcome == HeartbeatOutcome::SequenceReset
+            && let Some(reply) = self.authenticator.demand_new_boot(verified, path.from)
+        {
+            self.socket.reply(*path, &reply);
+        }
+        if let Some(reason) = outcome.refusal() {
+            let worker = report.worker.as_str();
+            let usual = self.workers.get(worker).and_then(WorkerLog::from);
+            let usual = usual.filter(|usual| *usual != path.from.ip());
+            let usual = usual.map(|address| format!(", whose heartbeats come from {address}"));
+            let detail = format_args!("from worker {worker}{}", usual.unwrap_or_default());
+            return self.refuse(log, reason, &detail, *path, *now);
+        }
+        self.counts.accepted += 1;
+        if let Some(acknowledgement) = self.authenticator.accepted(verified, path.from, *now) {
+            self.socket.reply(*path, &acknowledgement);
+        }
+        self.log_heartbeat(log, &verified.decoded, report, *path, *now);
+        if verified.signature.is_none()
+            && self.authenticator.authentication() == Authentication::Permissive
+        {
+            self.log_unsigned(&report.worker, *path, *now);
+        }
+    }
+
+    /// Refuses the heartbeat of an agent that cannot join.
+    pub fn refuse_join(
+        &mut self,
+        log: &EventLog,
+        heartbeat: &ReceivedHeartbeat,
+        error: &dyn fmt::Display,
+    ) {
+        let detail = format_args!("{} cannot join: {error}", heartbeat.report.worker);
+        self.refuse(log, "join_refused", &detail, heartbeat.path, Instant::now());
+    }
+
+    /// Refuses the heartbeat of an agent that is no worker.
+    pub fn refuse_unknown(&mut self, log: &EventLog, heartbeat: &ReceivedHeartbeat) {
+        self.finish(log, heartbeat, HeartbeatOutcome::UnknownWorker);
+    }
+
+    /// Counts unsigned heartbeats by worker, and logs the workers' names from time to time.
+    fn log_unsigned(&mut self, worker: &str, path: DatagramPath, now: Instant) {
+        match self.counts.unsigned.get_mut(worker) {
+            Some(count) => *count += 1,
+            None => {
+                self.counts.unsigned.insert(worker.to_owned(), 1);
+            }
+        }
+        if self.unsigned.due(now, UNSIGNED_INTERVAL).is_some() {
+            let names: Vec<&str> = self.counts.unsigned.keys().map(String::as_str).collect();
+            warn!(
+                "heartbeats of these workers are unsigned: {} (the last from {})",
+                names.join(", "),
+                path.from
+            );
+        }
+    }
+
+    fn log_heartbeat(
+        &mut self,
+        log: &EventLog,
+        decoded: &Decoded,
+        report: &Report,
+        path: DatagramPath,
+        now: Instant,
+    ) {
+        let from = path.from;
+        debug!("received from {from}: {decoded:?}");
+        if !self.workers.contains_key(report.worker.as_str()) {
+            let name = report.worker.as_str().into();
+            self.workers.insert(name, WorkerLog::default());
+        }
+        let (memory, workers) = (report.memory, self.workers.len());
+        let Some(worker_log) = self.workers.get_mut(report.worker.as_str()) else {
+            return;
+        };
+        let boot = report.sequence.map(|sequence| sequence.boot);
+        if let Some(before) = worker_log.moved(now, from.ip(), boot) {
+            log_move(log, &report.worker, from.ip(), before);
+        }
+        let Some(heartbeats) = worker_log.due(now, memory, workers) else {
+            return;
+        };
+        info!(
+            "received {}: {} available ({heartbeats} heartbeats since the last line, from {from})",
+            report.worker,
+            Bytes(memory.available_bytes),
+        );
+        log.append(&Happening::Heartbeat {
+            worker: &report.worker,
+            from,
+            memory_available_bytes: memory.available_bytes,
+            memory_total_bytes: memory.total_bytes,
+            heartbeats,
+        });
+    }
+
+    fn count_refused(&mut self, reason: &'static str, datagrams: u64) {
+        match self.counts.refused.get_mut(reason) {
+            Some(count) => *count += datagrams,
+            None => {
+                self.counts.refused.insert(reason.to_owned(), datagrams);
+            }
+        }
+    }
+
+    fn record_refused(
+        &mut self,
+        reason: &'static str,
+        from: SocketAddr,
+        detail: &dyn fmt::Display,
+        now: Instant,
+    ) {
+        let last = self.last_refused.entry(reason);
+        let last = last.or_insert_with(|| LastRefused {
+            at: now,
+            from,
+            detail: String::new(),
+        });
+        (last.at, last.from) = (now, from);
+        last.detail.clear();
+        _ = write!(last.detail, "{detail}");
+    }
+
+    fn refuse(
+        &mut self,
+        log: &EventLog,
+        reason: &'static str,
+        detail: &dyn fmt::Display,
+        path: DatagramPath,
+        now: Instant,
+    ) {
+        let from = path.from;
+        self.authenticator.refused(from, now);
+        self.count_refused(reason, 1);
+        self.record_refused(reason, from, detail, now);
+        let limiter = self.refusals.entry(reason).or_default();
+        let Some(datagrams) = limiter.due(now, REFUSAL_INTERVAL) else {
+            return;
+        };
+        let message =
+            format!("refused {datagrams} datagrams ({reason}), the last from {from}: {detail}");
+        warn!("{message}");
+        let refused = Happening::HeartbeatRefused {
+            reason,
+            from,
+            detail: &detail.to_string(),
+            datagrams,
+        };
+        log.publish(Severity::Warn, message, &refused);
+    }
+}
+
+fn log_move(log: &EventLog, worker: &str, from: IpAddr, before: IpAddr) {
+    let message = format!(
+        "{worker} is heard from {from}, and was from {before}: unless it has moved, two machines \
+         have that name"
+    );
+    warn!("{message}");
+    let moved = Happening::HeartbeatsMoved {
+        worker,
+        from,
+        before,
+    };
+    log.publish(Severity::Warn, message, &moved);
+}
+
+/// Reads the keys, unless authentication is off. It may block.
+///
+/// # Errors
+///
+/// Names the file that cannot be read, and why.
+pub fn read_keys_of(config: &Config) -> Result<KeyRing> {
+    match config.heartbeats.authentication {
+        Authentication::Off => Ok(KeyRing::default()),
+        Authentication::Permissive | Authentication::Enforce => {
+            let path = &config.heartbeats.keys;
+            let keys = read_keys(path)?;
+            if let Some(warning) = keys.warning(path) {
+                warn!("{warning}");
+            }
+            Ok(keys)
+        }
+    }
+}

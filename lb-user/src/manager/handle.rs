@@ -1,0 +1,276 @@
+//! The handle by which the control socket and the HTTP server reach the manager.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot, watch},
+    task::spawn_blocking,
+    time::timeout,
+};
+
+use super::{
+    DenyChange, DenyOutcome, FlushProgress, ManagerRequest, OrderOutcome, ReloadError, Reloaded,
+    reload::Reloader,
+};
+use crate::{
+    datapath::{self, Connection, Stats},
+    deny::{DenyError, DenyList, Prefix},
+    event_stream::EventStream,
+    history::History,
+    metrics::Metrics,
+    status::{ManagerSnapshot, Status},
+};
+use lb_core::{AdminCommand, AdminError};
+
+/// The loop answers in well under a millisecond, if it runs.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a disk may take to store an order.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Sends requests to the manager's task, and reads maps and shared records in the caller's. Clones share one
+/// cache of counters.
+#[derive(Clone)]
+pub struct ManagerHandle {
+    requests: mpsc::Sender<ManagerRequest>,
+    orders_progress: watch::Receiver<FlushProgress>,
+    denied_progress: watch::Receiver<FlushProgress>,
+    reloader: Reloader,
+    pin_path: PathBuf,
+    event_stream: EventStream,
+    history: History,
+    metrics: Metrics,
+    last_stats: Arc<Mutex<Option<(Instant, Arc<Stats>)>>>,
+}
+
+impl fmt::Debug for ManagerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManagerHandle").finish_non_exhaustive()
+    }
+}
+
+/// The records that the manager's task writes and the handle reads.
+#[derive(Debug)]
+pub(super) struct Records {
+    pub orders_progress: watch::Receiver<FlushProgress>,
+    pub denied_progress: watch::Receiver<FlushProgress>,
+    pub pin_path: PathBuf,
+    pub event_stream: EventStream,
+    pub history: History,
+    pub metrics: Metrics,
+}
+
+impl ManagerHandle {
+    pub(super) fn new(
+        requests: mpsc::Sender<ManagerRequest>,
+        reloader: Reloader,
+        records: Records,
+    ) -> Self {
+        Self {
+            requests,
+            orders_progress: records.orders_progress,
+            denied_progress: records.denied_progress,
+            reloader,
+            pin_path: records.pin_path,
+            event_stream: records.event_stream,
+            history: records.history,
+            metrics: records.metrics,
+            last_stats: Arc::default(),
+        }
+    }
+
+    /// Returns what the manager's task knows now.
+    ///
+    /// # Errors
+    ///
+    /// Says that its loop does not answer.
+    pub async fn snapshot(&self) -> Result<ManagerSnapshot> {
+        timeout(SNAPSHOT_TIMEOUT, self.request(ManagerRequest::Snapshot))
+            .await
+            .context("the manager's loop does not answer")?
+    }
+
+    /// Returns the snapshot with counters that were read at most `max_age` ago. To read a full flow table
+    /// takes a tenth of a second, and any number of clients may ask.
+    ///
+    /// # Errors
+    ///
+    /// Says that the manager's loop does not answer, or which map cannot be read.
+    pub async fn status(&self, max_age: Duration) -> Result<Status> {
+        let stats = self.stats(max_age).await?;
+        Ok(Status::new(self.snapshot().await?, &stats))
+    }
+
+    /// Returns the status without the figures of connection tables, which take time to read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::status`].
+    pub async fn totals(&self) -> Result<Status> {
+        let stats = self.read(Stats::read_totals).await?;
+        Ok(Status::new(self.snapshot().await?, &stats))
+    }
+
+    /// Gives an order. Returns when it is in force.
+    ///
+    /// # Errors
+    ///
+    /// Says that the manager ends; the inner result refuses the order.
+    pub async fn order(&self, order: AdminCommand) -> Result<Result<OrderOutcome, AdminError>> {
+        self.request(|reply| ManagerRequest::Order(order, reply))
+            .await
+    }
+
+    /// Denies or allows clients. Returns when that is in force for packets to come.
+    ///
+    /// # Errors
+    ///
+    /// Says that the manager ends; the inner result refuses the change.
+    pub async fn change_denied(
+        &self,
+        change: DenyChange,
+    ) -> Result<Result<DenyOutcome, DenyError>> {
+        self.request(|reply| ManagerRequest::Deny(change, reply))
+            .await
+    }
+
+    /// # Errors
+    ///
+    /// Says that the manager ends.
+    pub async fn denied(&self) -> Result<DenyList> {
+        self.request(ManagerRequest::ListDenied).await
+    }
+
+    /// Reads the configuration again and applies it.
+    ///
+    /// # Errors
+    ///
+    /// Says why nothing was changed.
+    pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
+        self.reloader.reload(&self.requests).await
+    }
+
+    /// Waits until a version of the orders is on disk, or returns why it is not.
+    pub async fn orders_flushed(&self, version: u64) -> Option<String> {
+        flushed(self.orders_progress.clone(), version).await
+    }
+
+    /// The same of the denied clients.
+    pub async fn denied_flushed(&self, version: u64) -> Option<String> {
+        flushed(self.denied_progress.clone(), version).await
+    }
+
+    /// Reads the connection tables.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that cannot be read.
+    pub async fn connections(&self) -> Result<Vec<Connection>> {
+        self.read(datapath::read_connections).await
+    }
+
+    /// Ends the open connections of clients; returns how many.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that cannot be read or written.
+    pub async fn end_connections(&self, prefixes: Vec<Prefix>) -> Result<u64> {
+        self.read(move |pin_path| {
+            let ended = datapath::end_connections(pin_path, &prefixes)?;
+            datapath::recount(pin_path)?;
+            Ok(ended)
+        })
+        .await
+    }
+
+    pub fn pin_path(&self) -> &Path {
+        &self.pin_path
+    }
+
+    pub fn event_stream(&self) -> &EventStream {
+        &self.event_stream
+    }
+
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    async fn request<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> ManagerRequest,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.requests.send(request(reply)).await;
+        sent.ok().context("the manager stops")?;
+        answer.await.context("the manager stops")
+    }
+
+    /// One caller reads; the others wait for its result.
+    async fn stats(&self, max_age: Duration) -> Result<Arc<Stats>> {
+        let called = Instant::now();
+        let mut last = self.last_stats.lock().await;
+        if let Some((begun, stats)) = &*last
+            && (*begun >= called || called.saturating_duration_since(*begun) < max_age)
+        {
+            return Ok(stats.clone());
+        }
+        let begun = Instant::now();
+        let stats = Arc::new(self.read(Stats::read_for_display).await?);
+        *last = Some((begun, stats.clone()));
+        Ok(stats)
+    }
+
+    /// Reads maps in a thread for blocking work: that takes a while, and must not delay heartbeats.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let pin_path = self.pin_path.clone();
+        let result = spawn_blocking(move || read(&pin_path)).await;
+        result.context("read the maps")?
+    }
+}
+
+async fn flushed(mut progress: watch::Receiver<FlushProgress>, version: u64) -> Option<String> {
+    let settled = progress.wait_for(|it| it.version >= version || it.failure.is_some());
+    match timeout(FLUSH_TIMEOUT, settled).await {
+        Ok(Ok(progress)) if progress.version >= version => None,
+        Ok(Ok(progress)) => progress.failure.clone(),
+        Ok(Err(_)) => Some("the manager stops".to_owned()),
+        Err(_) => Some("the disk does not answer".to_owned()),
+    }
+}
+
+#[cfg(test)]
+impl ManagerHandle {
+    /// Returns a handle whose manager never answers, with the channel that its requests wait in.
+    pub(crate) fn without_manager() -> (Self, mpsc::Receiver<ManagerRequest>) {
+        let config = crate::config::Config::example(&Default::default(), None).unwrap();
+        let (requests, inputs) = mpsc::channel(1);
+        let (_, progress) = watch::channel(FlushProgress::default());
+        let records = Records {
+            orders_progress: progress.clone(),
+            denied_progress: progress,
+            pin_path: PathBuf::new(),
+            event_stream: EventStream::default(),
+            history: History::default(),
+            metrics: Metrics::new(&config).unwrap(),
+        };
+        let read_config = {
+            let config = config.clone();
+            Arc::new(move || Ok(config.clone()))
+        };
+        let reloader = Reloader::new(read_config, config);
+        (Self::new(requests, reloader, records), inputs)
+    }
+}

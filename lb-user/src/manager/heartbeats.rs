@@ -1,0 +1,79 @@
+//! Drives the core with received heartbeats.
+
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::Manager;
+use crate::{
+    heartbeat_receiver::{Received, ReceivedHeartbeat, ReceivedPing},
+    history::now_ms,
+};
+use lb_core::{AdminAction, AdminCommand, Audited, HeartbeatOutcome};
+
+/// The most datagrams in one round, so that deadlines and requests get their turn.
+const BATCH: usize = 256;
+
+/// The author of a pause that an agent announced; of an operator's command it is the user.
+const AGENT: &str = "its agent";
+
+impl Manager {
+    pub(super) fn receive_heartbeats(&mut self) {
+        for _ in 0..BATCH {
+            match self.receiver.receive(&self.emitter.log) {
+                Received::Heartbeat(heartbeat) => self.handle_heartbeat(heartbeat),
+                Received::Ping(ping) => self.handle_ping(&ping),
+                Received::Handled => {}
+                Received::Nothing => break,
+            }
+        }
+        self.receiver.count_overflow();
+    }
+
+    /// Passes a heartbeat to the core, or to the join requests if it comes from no worker.
+    pub(super) fn handle_heartbeat(&mut self, heartbeat: ReceivedHeartbeat) {
+        let report = &heartbeat.report;
+        let from = heartbeat.address();
+        let counts = self.membership.accepts(&report.worker, from, report.signed);
+        let outcome = match counts {
+            true => self.core.handle_heartbeat(report, heartbeat.at),
+            false => HeartbeatOutcome::UnknownWorker,
+        };
+        if outcome == HeartbeatOutcome::UnknownWorker {
+            return self.request_join(heartbeat);
+        }
+        self.receiver.finish(&self.emitter.log, &heartbeat, outcome);
+        if outcome == HeartbeatOutcome::Accepted
+            && let Some(pause) = heartbeat.pause()
+        {
+            self.pause_announced(&heartbeat.report.worker, pause);
+        }
+    }
+
+    fn handle_ping(&mut self, ping: &ReceivedPing) {
+        let is_unknown = ping.worker().is_some_and(|it| !self.core.knows(it));
+        let is_unknown = is_unknown && !self.configuration.may_join(ping.address());
+        self.receiver.answer_ping(ping, is_unknown);
+    }
+
+    /// Pauses a worker whose agent announces a pause, as it does in several heartbeats.
+    fn pause_announced(&mut self, worker: &str, pause: Duration) {
+        let is_this = |(paused, mark): (&str, &Audited<u64>)| paused == worker && mark.by == AGENT;
+        if self.core.admin_overrides().pauses().any(is_this) {
+            return;
+        }
+        let order = AdminCommand {
+            worker: worker.to_owned(),
+            service: None,
+            action: AdminAction::Pause {
+                for_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+            },
+            by: AGENT.to_owned(),
+            at_ms: now_ms(),
+            reason: None,
+        };
+        if let Err(error) = self.apply_order(&order) {
+            warn!("{worker} announces a pause: {error}");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! How long late workers have been silent. The manager saves it, so that a restarted manager does not wait
+//! `down_after` again for a worker that is dead.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// The silence of each late worker, in milliseconds; empty most of the time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LivenessRecord(BTreeMap<String, u64>);
+
+impl LivenessRecord {
+    pub fn new<'a>(late: impl Iterator<Item = (&'a str, Duration)>) -> Self {
+        let milliseconds = |it: Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
+        Self(
+            late.map(|(worker, silence)| (worker.to_owned(), milliseconds(silence)))
+                .collect(),
+        )
+    }
+
+    pub fn silences(&self) -> BTreeMap<String, Duration> {
+        let silences = self.0.iter();
+        silences
+            .map(|(worker, silent_ms)| (worker.clone(), Duration::from_millis(*silent_ms)))
+            .collect()
+    }
+}
