@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, process::ExitCode};
 /// The variables that name the objects, and what those are called where nothing names them.
 const OBJECTS: [(&str, &str); 2] = [
     ("MEMLB_EBPF_OBJECT", "memlb.bpf.o"),
-    ("MEMLB_COMPANION_OBJECT", "companion.bpf.o"),
+    ("MEMLB_DSR_OBJECT", "dsr.bpf.o"),
 ];
 
 fn main() -> ExitCode {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use lb_common::maps::{FlowKey, Peer, companion_name};
+use lb_common::maps::{FlowKey, Peer, dsr_name};
 use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Process, client,
     command::output,
@@ -142,7 +142,7 @@ fn a_connection_is_answered_as_the_service_although_its_entry_was_evicted() {
         assert_ne!(length, 0, "{}", String::from_utf8_lossy(&page));
         page.extend(&buffer[..length]);
     }
-    for map in [companion_name::PEERS, companion_name::NEW_PEERS] {
+    for map in [dsr_name::PEERS, dsr_name::NEW_PEERS] {
         let data = MapData::from_pin(lab.pins(0).join(map)).unwrap();
         let mut peers: HashMap<_, FlowKey, Peer> = Map::LruHashMap(data).try_into().unwrap();
         let keys: Vec<FlowKey> = peers.keys().filter_map(Result::ok).collect();
@@ -161,7 +161,7 @@ fn a_connection_is_answered_as_the_service_although_its_entry_was_evicted() {
 }
 
 #[test]
-fn only_workers_with_a_companion_serve() {
+fn only_workers_with_a_dsr_translator_serve() {
     if !require_root() {
         return;
     }
@@ -176,11 +176,11 @@ fn only_workers_with_a_companion_serve() {
     let why = worker1.to_string();
     assert_eq!(worker1["state"], "barred", "{why}");
     assert!(
-        why.contains("has no companion for 192.168.56.101:80/tcp"),
+        why.contains("has no DSR translator for 192.168.56.101:80/tcp"),
         "{why}"
     );
 
-    // And one that gets a companion does.
+    // And one that gets a DSR translator does.
     lab.agents[0].take().unwrap().kill().unwrap();
     lab.start_agent(0, true);
     lab.wait_until_up("worker1");
@@ -194,7 +194,7 @@ fn only_workers_with_a_companion_serve() {
 }
 
 #[test]
-fn a_companion_that_is_taken_off_or_unpinned_is_put_back() {
+fn a_dsr_translator_that_is_taken_off_or_unpinned_is_put_back() {
     if !require_root() {
         return;
     }
@@ -214,7 +214,7 @@ fn a_companion_that_is_taken_off_or_unpinned_is_put_back() {
 }
 
 #[test]
-fn the_companion_outlives_its_agent_as_long_as_connections_need_it() {
+fn the_dsr_translator_outlives_its_agent_as_long_as_connections_need_it() {
     if !require_root() {
         return;
     }
@@ -239,7 +239,9 @@ fn the_companion_outlives_its_agent_as_long_as_connections_need_it() {
     let mut stopped = lab.agents[0].take().unwrap();
     assert!(stopped.terminate(SOON).unwrap().success());
     assert!(
-        stopped.log().contains("the companion stays for 1 open"),
+        stopped
+            .log()
+            .contains("the DSR translator stays for 1 open"),
         "{}",
         stopped.log()
     );
@@ -252,7 +254,7 @@ fn the_companion_outlives_its_agent_as_long_as_connections_need_it() {
     let mut last = lab.agents[0].take().unwrap();
     assert!(last.terminate(SOON).unwrap().success());
     assert!(
-        last.log().contains("the companion is removed"),
+        last.log().contains("the DSR translator is removed"),
         "{}",
         last.log()
     );

@@ -4,7 +4,7 @@
 
 pub mod address;
 pub mod checksum;
-pub mod companion;
+pub mod dsr;
 pub mod headers;
 pub mod maps;
 pub mod packet;

@@ -6,10 +6,10 @@ use std::mem::{offset_of, size_of};
 use lb_common::{
     address::V6,
     maps::{
-        Backend, COMPANION_MAPS, COMPANION_VERSION, Counter, Flow, FlowKey, Handshake,
-        LAYOUT_VERSION, MANAGER_MAPS, Mac, MapKind, MapLayout, Neighbour, Policy, PortPool,
-        PortWord, Service, ServiceKey, Settings, TraceConfig, TraceCounts, TraceEvent, Traffic,
-        direction, ended, mode, name, state,
+        Backend, Counter, DSR_LAYOUT_VERSION, DSR_MAPS, Flow, FlowKey, Handshake, LAYOUT_VERSION,
+        MANAGER_MAPS, Mac, MapKind, MapLayout, Neighbour, Policy, PortPool, PortWord, Service,
+        ServiceKey, Settings, TraceConfig, TraceCounts, TraceEvent, Traffic, direction, ended,
+        mode, name, state,
     },
     verdict::Verdict,
 };
@@ -192,9 +192,9 @@ fn the_maps_of_version_5_are_as_pinned() {
             ("trace_events", RingBuf, 0, 0, Some(262_144)),
         ]
     );
-    assert_eq!(COMPANION_VERSION, 2, "pin the new layout here");
+    assert_eq!(DSR_LAYOUT_VERSION, 2, "pin the new layout here");
     assert_eq!(
-        rows(COMPANION_MAPS),
+        rows(DSR_MAPS),
         [
             ("version", Array, 4, 4, Some(1)),
             ("translations", Hash, 20, 24, Some(64)),

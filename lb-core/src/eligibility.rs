@@ -36,8 +36,8 @@ pub enum Ineligibility {
     NoRoute,
     /// The route leads through an interface that memlb is not attached to: replies would reach no client.
     OtherInterface,
-    /// In mode `dsr`: its agent does not say that a companion translates the service there.
-    NoCompanion,
+    /// In mode `dsr`: its agent does not say that a DSR translator translates the service there.
+    NoDsrTranslator,
     /// In mode `dsr`: a router is on the way, which would send packets to the service's address back.
     OtherLink,
     /// In mode `routed`: the worker's answers do not pass the manager.
@@ -49,7 +49,7 @@ impl Ineligibility {
     pub(super) fn state(self) -> Health {
         match self {
             Self::NoRoute | Self::OtherInterface | Self::NoReturnPath => Health::Unreachable,
-            Self::NoCompanion | Self::OtherLink => Health::Barred,
+            Self::NoDsrTranslator | Self::OtherLink => Health::Barred,
         }
     }
 
@@ -83,8 +83,8 @@ impl Ineligibility {
                      the route (ip route get {ip})"
                 )
             }
-            Self::NoCompanion => {
-                format!("{worker} has no companion for {service}: start its agent with --dsr")
+            Self::NoDsrTranslator => {
+                format!("{worker} has no DSR translator for {service}: start its agent with --dsr")
             }
             Self::OtherLink => format!(
                 "{worker} is behind a router, and mode \"dsr\" needs it on the manager's own link: \
@@ -146,7 +146,7 @@ impl Service {
             }
         }
         let lacks = !worker.translates.contains(&self.settings.endpoint());
-        lacks.then_some(Ineligibility::NoCompanion)
+        lacks.then_some(Ineligibility::NoDsrTranslator)
     }
 
     /// Says to a person what keeps a worker that is up from serving.

@@ -327,7 +327,7 @@ impl Core {
                 .iter()
                 .map(|place| self.services[place.service].settings.backends[place.backend].id);
             let served = worker.backends.iter().zip(ids.clone());
-            // Who took connections directly had a companion; its next heartbeat says whether it has.
+            // Who took connections directly had a DSR translator; its next heartbeat says whether it has.
             worker.translates = served
                 .filter(|(_, id)| up.contains(id))
                 .map(|(place, _)| self.services[place.service].settings.endpoint())

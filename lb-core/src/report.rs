@@ -24,7 +24,7 @@ pub struct Report {
     pub state: WorkerState,
     /// Whether the worker's own service answers, as its agent sees it.
     pub healthy: bool,
-    /// The services of mode `dsr` that the worker's companion translates.
+    /// The services of mode `dsr` that the worker's DSR translator translates.
     pub translates: Vec<Endpoint>,
     /// How often the agent says it sends; absent in the 2018 form.
     pub interval: Option<Duration>,

@@ -117,7 +117,7 @@ pub enum Mode {
     #[default]
     Nat,
     /// Requests reach the worker as the client sent them, and its answers do not come by here: its
-    /// agent's companion translates.
+    /// agent's DSR translator translates.
     Dsr,
     /// Only the destination is translated: a worker sees the client's address, and its route back leads
     /// through the manager.

@@ -25,7 +25,7 @@ pub(super) struct Worker {
     pub pressure: Option<Pressure>,
     /// How old the memory figures were in its last heartbeat; nothing if its agent had just read them.
     pub memory_stale: Option<Duration>,
-    /// The services of mode `dsr` that its companion translates.
+    /// The services of mode `dsr` that its DSR translator translates.
     pub translates: Vec<Endpoint>,
     /// When the last heartbeat was accepted.
     pub heard: Option<Instant>,

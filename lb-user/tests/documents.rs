@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_common::{
-    maps::{COMPANION_MAPS, MANAGER_MAPS},
+    maps::{DSR_MAPS, MANAGER_MAPS},
     verdict::Verdict,
 };
 
@@ -69,7 +69,7 @@ fn maps_are_documented() {
     let text = read("docs/maps.md");
     for (heading, maps) in [
         ("## On the manager", MANAGER_MAPS),
-        ("## On a worker", COMPANION_MAPS),
+        ("## On a worker", DSR_MAPS),
     ] {
         let documented: BTreeSet<&str> =
             rows(section(&text, heading)).map(|(map, _)| map).collect();

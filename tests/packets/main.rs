@@ -16,11 +16,11 @@ mod tables;
 
 mod bytes;
 mod closing;
-mod companion;
 mod datagrams;
 mod deny;
 mod differential;
 mod direct;
+mod dsr_translator;
 mod errors;
 mod fuzz;
 mod handshake;

@@ -6,8 +6,8 @@
 use memlb_tests::{kernel::Series, notice::say, require_root};
 
 use crate::{
-    companion,
     datapath::{Datapath, verified_instructions},
+    dsr_translator,
 };
 
 /// A line each: the kernel's series, the program, its instructions.
@@ -47,7 +47,7 @@ fn figures() -> Vec<(String, u64)> {
     let datapath = Datapath::take().unwrap();
     let mut figures = datapath.verified_instructions();
     datapath.put_by();
-    figures.extend(verified_instructions(&companion::load().unwrap()));
+    figures.extend(verified_instructions(&dsr_translator::load().unwrap()));
     assert_eq!(figures.len(), 6, "{figures:?}");
     figures
 }

@@ -17,7 +17,7 @@ pub const FOR_THE_KERNEL: &[&str] = &[
 ];
 
 /// The programs that lb-user embeds, by the name of their binary.
-const EMBEDDED: [&str; 2] = ["memlb", "companion"];
+const EMBEDDED: [&str; 2] = ["memlb", "dsr"];
 
 /// Builds the kernel programs and returns the objects' paths.
 pub fn build_ebpf() -> Result<Vec<PathBuf>> {

@@ -6,7 +6,7 @@ use super::{
     Backend, Counter, DENIED_PREFIXES, Flow, FlowKey, Handshake, MAX_NEW_PEERS, MAX_PEERS,
     MAX_TRANSLATIONS, NAT_SOURCES, Neighbour, OwnerTags, PORT_WORDS, Peer, Policy, PortPool,
     PortWord, SOURCE_FILTER_ENTRIES, Service, ServiceKey, Settings, TRACE_BYTES, TraceConfig,
-    TraceCounts, Traffic, Translation, companion_name, name,
+    TraceCounts, Traffic, Translation, dsr_name, name,
 };
 use crate::{address::V6, verdict::Verdict};
 
@@ -141,30 +141,22 @@ pub const MANAGER_MAPS: &[MapLayout] = &[
 ];
 
 /// The maps that an agent pins for its DSR programs.
-pub const COMPANION_MAPS: &[MapLayout] = &[
-    MapLayout::fixed_array::<u32>(companion_name::VERSION, 1),
+pub const DSR_MAPS: &[MapLayout] = &[
+    MapLayout::fixed_array::<u32>(dsr_name::VERSION, 1),
     MapLayout::new::<ServiceKey, Translation>(
-        companion_name::TRANSLATIONS,
+        dsr_name::TRANSLATIONS,
         MapKind::Hash,
         Some(MAX_TRANSLATIONS),
     ),
-    MapLayout::fixed_array::<u64>(companion_name::PORTS, PORT_WORDS),
-    MapLayout::new::<FlowKey, Peer>(companion_name::PEERS, MapKind::LruHash, Some(MAX_PEERS)),
+    MapLayout::fixed_array::<u64>(dsr_name::PORTS, PORT_WORDS),
+    MapLayout::new::<FlowKey, Peer>(dsr_name::PEERS, MapKind::LruHash, Some(MAX_PEERS)),
+    MapLayout::new::<FlowKey<V6>, Peer<V6>>(dsr_name::PEERS6, MapKind::LruHash, Some(MAX_PEERS)),
+    MapLayout::new::<FlowKey, Peer>(dsr_name::NEW_PEERS, MapKind::LruHash, Some(MAX_NEW_PEERS)),
     MapLayout::new::<FlowKey<V6>, Peer<V6>>(
-        companion_name::PEERS6,
-        MapKind::LruHash,
-        Some(MAX_PEERS),
-    ),
-    MapLayout::new::<FlowKey, Peer>(
-        companion_name::NEW_PEERS,
+        dsr_name::NEW_PEERS6,
         MapKind::LruHash,
         Some(MAX_NEW_PEERS),
     ),
-    MapLayout::new::<FlowKey<V6>, Peer<V6>>(
-        companion_name::NEW_PEERS6,
-        MapKind::LruHash,
-        Some(MAX_NEW_PEERS),
-    ),
-    MapLayout::new::<u32, ServiceKey>(companion_name::SOCKETS, MapKind::SkStorage, Some(0)),
-    MapLayout::verdicts(companion_name::VERDICTS),
+    MapLayout::new::<u32, ServiceKey>(dsr_name::SOCKETS, MapKind::SkStorage, Some(0)),
+    MapLayout::verdicts(dsr_name::VERDICTS),
 ];

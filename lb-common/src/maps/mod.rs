@@ -6,8 +6,8 @@
 //! people read and write it.
 
 mod backend;
-mod companion;
 mod counters;
+mod dsr;
 mod flow;
 mod handshake;
 mod layout;
@@ -17,16 +17,16 @@ mod service;
 mod trace;
 
 pub use backend::{Backend, Neighbour, mode, state};
-pub use companion::{
-    COMPANION_VERSION, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, Peer, Translation, coarse,
-    companion_name,
-};
 pub use counters::{Counter, Traffic};
+pub use dsr::{
+    DSR_LAYOUT_VERSION, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, Peer, Translation, coarse_time,
+    dsr_name,
+};
 pub use flow::{
     BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, TICK_NS, direction, elapsed_ns, ended, ticks,
 };
 pub use handshake::{Handshake, progress};
-pub use layout::{COMPANION_MAPS, Difference, MANAGER_MAPS, MapKind, MapLayout};
+pub use layout::{DSR_MAPS, Difference, MANAGER_MAPS, MapKind, MapLayout};
 pub use mac::Mac;
 pub use ports::{
     DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,

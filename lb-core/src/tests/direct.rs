@@ -27,7 +27,7 @@ fn ineligible_reason(world: &World, worker: &str) -> Option<String> {
 }
 
 #[test]
-fn a_worker_without_companion_is_not_chosen_and_told_why_once() {
+fn a_worker_without_dsr_translator_is_not_chosen_and_told_why_once() {
     let mut world = World::new(settings(Mode::Dsr));
     assert_eq!(
         world.hear(&report("worker1", 1, 1, 600)),
@@ -40,7 +40,7 @@ fn a_worker_without_companion_is_not_chosen_and_told_why_once() {
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.state("worker1"), Health::Barred);
     assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Barred);
-    let why = "worker1 has no companion for 192.168.56.101:80/tcp: start its agent with --dsr";
+    let why = "worker1 has no DSR translator for 192.168.56.101:80/tcp: start its agent with --dsr";
     assert_eq!(ineligible_reason(&world, "worker1").as_deref(), Some(why));
     assert_eq!(ineligible_reason(&world, "worker2"), None);
     assert_eq!(
@@ -56,7 +56,7 @@ fn a_worker_without_companion_is_not_chosen_and_told_why_once() {
     assert_eq!(told, [format!("service0: {why}")]);
     world.events.clear();
 
-    // Another service's companion does not help, its own does.
+    // Another service's DSR translator does not help, its own does.
     let other = Endpoint {
         protocol: Protocol::Udp,
         ..web()
@@ -72,7 +72,7 @@ fn a_worker_without_companion_is_not_chosen_and_told_why_once() {
     assert_eq!(world.selected(), "worker1");
     assert_eq!(world.kinds(), ["worker_unbarred", "selection_changed"]);
 
-    // The companion is gone: so are the connections.
+    // The DSR translator is gone: so are the connections.
     assert_eq!(
         world.hear(&report("worker1", 1, 5, 600)),
         HeartbeatOutcome::Accepted
@@ -120,7 +120,7 @@ fn with_nobody_fit_the_manager_serves_by_itself() {
 }
 
 #[test]
-fn other_services_ask_for_no_companion() {
+fn other_services_ask_for_no_dsr_translator() {
     let mut world = World::new(settings(Mode::Nat));
     world.start("worker1", 600);
     let links = BTreeMap::from([(BackendId(1), WorkerRoute::ViaRouter)]);

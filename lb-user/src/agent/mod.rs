@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    datapath::companion::{self, Companion},
+    datapath::dsr::{self, DsrTranslator},
     heartbeat::{Heartbeat, MemoryReport, Ping, check_name, check_pause},
     keys::Key,
     systemd::{self, Watchdog},
@@ -60,8 +60,8 @@ pub struct Settings {
     pub sources: Sources,
     /// Whether the worker's own service is asked, and how.
     pub check: Option<Check>,
-    /// What the worker's companion is told, if it has one.
-    pub companion: Option<companion::Settings>,
+    /// What the worker's DSR translator is told, if it has one.
+    pub dsr: Option<dsr::DsrSettings>,
     /// With which heartbeats are signed.
     pub key: Option<Key>,
     /// Do not print each heartbeat.
@@ -117,7 +117,7 @@ pub async fn run(settings: Settings) -> Result<()> {
             place = moved(&mut agent.managers) => agent.send(WorkerState::Ready, &[place]),
             _ = looks.tick() => {
                 agent.look_at_managers();
-                if agent.look_at_companion().await {
+                if agent.reconcile_dsr().await {
                     agent.send_all(WorkerState::Ready);
                 }
                 if let Some(slept) = suspension.noticed() {
@@ -190,7 +190,7 @@ struct Agent {
     sensors: Sensors,
     key: Option<Key>,
     managers: Vec<Manager>,
-    companion: Option<Companion>,
+    dsr: Option<DsrTranslator>,
     boot: BootId,
     boot_drawn: Instant,
     seq: u64,
@@ -212,8 +212,8 @@ impl Agent {
         for (place, name) in settings.managers.iter().enumerate() {
             managers.push(Manager::new(name, place, key.as_ref(), answers.clone()).await?);
         }
-        let companion = match settings.companion.clone() {
-            Some(settings) => Some(Companion::start(settings).await?),
+        let dsr = match settings.dsr.clone() {
+            Some(settings) => Some(DsrTranslator::start(settings).await?),
             None => None,
         };
         let agent = Self {
@@ -221,7 +221,7 @@ impl Agent {
             sensors,
             key,
             managers,
-            companion,
+            dsr,
             boot: draw_boot()?,
             boot_drawn: Instant::now(),
             seq: 0,
@@ -233,9 +233,9 @@ impl Agent {
         Ok((agent, answered))
     }
 
-    /// Ends with the worker's companion, if it has one.
+    /// Ends with the worker's DSR translator, if it has one.
     fn end(self) -> Result<()> {
-        self.companion.map_or(Ok(()), Companion::leave)
+        self.dsr.map_or(Ok(()), DsrTranslator::shut_down)
     }
 
     fn announce(&self) {
@@ -284,9 +284,9 @@ impl Agent {
             state,
             healthy: self.healthy,
             translates: self
-                .companion
+                .dsr
                 .iter()
-                .flat_map(Companion::translates)
+                .flat_map(DsrTranslator::translates)
                 .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pause: self.pause,
@@ -442,14 +442,14 @@ impl Agent {
         }
     }
 
-    /// Returns whether the companion translates other services than before: the managers must know at once.
-    async fn look_at_companion(&mut self) -> bool {
-        let Some(companion) = &mut self.companion else {
+    /// Returns whether the DSR translator translates other services than before: the managers must know at once.
+    async fn reconcile_dsr(&mut self) -> bool {
+        let Some(dsr) = &mut self.dsr else {
             return false;
         };
-        let before = companion.translates();
-        companion.look().await;
-        companion.translates() != before
+        let before = dsr.translates();
+        dsr.reconcile().await;
+        dsr.translates() != before
     }
 
     /// Says which managers are silent. Unsigned heartbeats are not acknowledged, so that without a key

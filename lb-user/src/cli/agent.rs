@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf, time::Durat
 
 use memlb::{
     agent::{self, Check, Settings, Sources, Target},
-    datapath::companion::{self, Wish},
+    datapath::dsr::{self, DsrMapping},
     heartbeat::{MOST_TRANSLATED, check_name, check_pause},
     keys::{credential, read_key},
 };
@@ -42,7 +42,7 @@ pub struct Args {
     check: CheckArgs,
 
     #[command(flatten)]
-    companion: CompanionArgs,
+    dsr: DsrArgs,
 
     /// Read memory from this file instead of /proc/meminfo; the format is the same
     #[arg(long, value_name = "FILE")]
@@ -115,12 +115,12 @@ struct CheckArgs {
 
 /// Whether and how clients are answered directly.
 #[derive(clap::Args)]
-struct CompanionArgs {
+struct DsrArgs {
     /// Answer the clients of this service of mode "dsr" directly. SERVICE is its address, port and, unless
     /// it is tcp, protocol: 192.168.56.101:80 or [2001:db8::1]:53/udp. PORT is the port, or address and
     /// port, of this worker's own server. May be repeated. Needs root
     #[arg(long, value_name = "SERVICE=PORT")]
-    dsr: Vec<Wish>,
+    dsr: Vec<DsrMapping>,
 
     /// Also attach to this interface, beside those of the routes to the services' addresses; may be
     /// repeated
@@ -128,12 +128,12 @@ struct CompanionArgs {
     interfaces: Vec<String>,
 
     /// Pin the programs of --dsr in this directory
-    #[arg(long, value_name = "DIRECTORY", default_value = companion::USUAL_PINS, requires = "dsr")]
+    #[arg(long, value_name = "DIRECTORY", default_value = dsr::USUAL_PINS, requires = "dsr")]
     pin_path: PathBuf,
 }
 
-impl CompanionArgs {
-    fn settings(self) -> Result<Option<companion::Settings>, Failure> {
+impl DsrArgs {
+    fn settings(self) -> Result<Option<dsr::DsrSettings>, Failure> {
         let usage = |text| Err(Failure::Usage(anyhow::anyhow!("{text}")));
         if self.dsr.len() > MOST_TRANSLATED {
             return usage(format!(
@@ -141,15 +141,19 @@ impl CompanionArgs {
             ));
         }
         let mut seen = BTreeSet::new();
-        if let Some(twice) = self.dsr.iter().find(|wish| !seen.insert(wish.service)) {
+        if let Some(twice) = self
+            .dsr
+            .iter()
+            .find(|mapping| !seen.insert(mapping.service))
+        {
             return usage(format!("--dsr names {} twice", twice.service));
         }
-        let settings = companion::Settings {
-            wishes: self.dsr,
+        let settings = dsr::DsrSettings {
+            mappings: self.dsr,
             interfaces: self.interfaces,
             pin_path: self.pin_path,
         };
-        Ok((!settings.wishes.is_empty()).then_some(settings))
+        Ok((!settings.mappings.is_empty()).then_some(settings))
     }
 }
 
@@ -176,7 +180,7 @@ pub fn run(args: Args) -> Outcome {
         Some(path) => Some(read_key(path, &name).map_err(Failure::Usage)?),
         None => None,
     };
-    let companion = args.companion.settings()?;
+    let dsr = args.dsr.settings()?;
     let CheckArgs {
         target,
         expect_status,
@@ -200,7 +204,7 @@ pub fn run(args: Args) -> Outcome {
             timeout: check_timeout,
             failures: check_failures,
         }),
-        companion,
+        dsr,
         key,
         quiet: args.quiet,
     }))?)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Arg;
-use memlb::datapath::{self, companion};
+use memlb::datapath::{self, dsr};
 use serde::Serialize;
 
 use super::{Outcome, print_json, source::Source};
@@ -12,7 +12,7 @@ use super::{Outcome, print_json, source::Source};
 #[derive(clap::Args)]
 #[command(mut_args(only_what_finds_the_pins))]
 pub struct Args {
-    /// Remove the companion of an agent (`memlb agent --dsr`) instead of the manager's programs
+    /// Remove the DSR translator of an agent (`memlb agent --dsr`) instead of the manager's programs
     #[arg(long, conflicts_with = "config")]
     agent: bool,
 
@@ -40,9 +40,9 @@ fn only_what_finds_the_pins(option: Arg) -> Arg {
 
 pub fn run(args: &Args) -> Outcome {
     if args.agent {
-        let usual = Path::new(companion::USUAL_PINS);
+        let usual = Path::new(dsr::USUAL_PINS);
         let pin_path = args.source.pin_path().unwrap_or(usual);
-        return report(companion::unload(pin_path)?, pin_path, args.json);
+        return report(dsr::unload(pin_path)?, pin_path, args.json);
     }
     remove(&args.source.read()?.manager.pin_path, args.json)
 }

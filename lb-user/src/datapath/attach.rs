@@ -31,7 +31,7 @@ pub const INGRESS: &str = "memlb_ingress";
 pub const EGRESS: &str = "memlb_egress";
 pub const LOOPBACK: &str = "memlb_loopback";
 pub const XDP: &str = "memlb_xdp";
-/// Those of a worker's companion.
+/// Those of a worker's DSR translator.
 pub const DSR_IN: &str = "memlb_dsr_in";
 pub const DSR_OUT: &str = "memlb_dsr_out";
 
@@ -322,7 +322,7 @@ fn attach_clsact(
     Ok(())
 }
 
-/// Handle of a program's filters: a manager and a companion may be on one machine.
+/// Handle of a program's filters: a manager and a DSR translator may be on one machine.
 fn clsact_handle(name: &str) -> u32 {
     if [DSR_IN, DSR_OUT].contains(&name) {
         2
@@ -340,8 +340,8 @@ pub fn detach_clsact() -> Result<bool> {
     ])
 }
 
-/// The same of a companion's.
-pub fn detach_companion_clsact() -> Result<bool> {
+/// The same of a DSR translator's.
+pub fn detach_dsr_clsact() -> Result<bool> {
     detach_filters(&[
         (DSR_IN, TcAttachType::Ingress),
         (DSR_OUT, TcAttachType::Egress),

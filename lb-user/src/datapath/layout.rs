@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, Map, MapData};
 use lb_common::maps::{
-    COMPANION_MAPS, COMPANION_VERSION, Difference, LAYOUT_VERSION, MANAGER_MAPS, MapLayout,
-    Settings, companion_name, name,
+    DSR_LAYOUT_VERSION, DSR_MAPS, Difference, LAYOUT_VERSION, MANAGER_MAPS, MapLayout, Settings,
+    dsr_name, name,
 };
 
 /// The pins belong to another version of memlb.
@@ -93,22 +93,22 @@ pub fn check(pin_path: &Path) -> Result<()> {
 /// # Errors
 ///
 /// Says what differs from this version's.
-pub fn check_companion(pin_path: &Path) -> Result<()> {
-    for MapLayout { name, .. } in COMPANION_MAPS {
+pub fn check_dsr(pin_path: &Path) -> Result<()> {
+    for MapLayout { name, .. } in DSR_MAPS {
         if !pin_path.join(name).exists() {
             continue;
         }
-        let (data, difference) = open(pin_path, name, COMPANION_MAPS)?;
+        let (data, difference) = open(pin_path, name, DSR_MAPS)?;
         if let Some(difference) = difference {
             bail!("{difference}");
         }
-        if *name != companion_name::VERSION {
+        if *name != dsr_name::VERSION {
             continue;
         }
         let version = Array::<_, u32>::try_from(Map::Array(data))?.get(&0, 0)?;
         // 0: an agent ended between making the map and writing it.
-        if version != COMPANION_VERSION && version != 0 {
-            bail!("its maps have layout {version}, not {COMPANION_VERSION}");
+        if version != DSR_LAYOUT_VERSION && version != 0 {
+            bail!("its maps have layout {version}, not {DSR_LAYOUT_VERSION}");
         }
     }
     Ok(())
@@ -119,7 +119,7 @@ mod tests {
     use aya_obj::Object;
 
     use super::*;
-    use crate::datapath::{OBJECT, companion};
+    use crate::datapath::{OBJECT, dsr};
 
     /// Compares the layouts with the maps in a compiled object. `renamed` is a map's name in the object and
     /// as pinned.
@@ -141,6 +141,6 @@ mod tests {
     fn the_compiled_programs_have_the_maps_of_this_layout() {
         let trace = (lb_common::maps::TRACE_SECTION, name::TRACE);
         check_object(OBJECT, MANAGER_MAPS, Some(trace));
-        check_object(companion::OBJECT, COMPANION_MAPS, None);
+        check_object(dsr::OBJECT, DSR_MAPS, None);
     }
 }

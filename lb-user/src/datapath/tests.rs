@@ -247,7 +247,7 @@ impl World {
         });
     }
 
-    /// Every machine's agent says that it is well, and that its companion serves all services.
+    /// Every machine's agent says that it is well, and that its DSR translator serves all services.
     fn beat(&mut self) {
         self.now += BEAT;
         for (machine, (is_other, number)) in self.agents.iter_mut().enumerate() {

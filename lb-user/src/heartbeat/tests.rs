@@ -150,7 +150,7 @@ fn the_tighter_of_host_and_cgroup_counts() {
 }
 
 #[test]
-fn the_services_that_a_companion_translates_are_bounded() {
+fn the_services_that_a_dsr_translator_translates_are_bounded() {
     let with_dsr = |list: &str| {
         with(
             r#""healthy":true"#,

@@ -36,7 +36,7 @@ pub struct Heartbeat {
     pub state: WorkerState,
     /// Whether the worker's service answers its agent.
     pub healthy: bool,
-    /// The services of mode `dsr` that the agent's companion translates.
+    /// The services of mode `dsr` that the agent's DSR translator translates.
     pub translates: Vec<Endpoint>,
     /// The agent's own version, for display.
     pub version: String,

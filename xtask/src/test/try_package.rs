@@ -24,7 +24,7 @@ use crate::workspace::root;
 const MANAGER: &str = "memlb-manager.service";
 const AGENT: &str = "memlb-agent.service";
 
-/// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF: of the manager, and of an agent with a companion.
+/// CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF: of the manager, and of an agent with a DSR translator.
 const CAPABILITIES_FOR_BPF: u64 = 1 << 12 | 1 << 38 | 1 << 39;
 
 /// The most that `systemd-analyze security` may find, in tenths.
@@ -286,7 +286,10 @@ impl Trial<'_> {
                 "systemctl daemon-reload; systemctl restart {AGENT}"
             ))?;
             let pins = worker.sh("ls /sys/fs/bpf")?;
-            ensure!(!pins.contains("memlb"), "the companion has left {pins}");
+            ensure!(
+                !pins.contains("memlb"),
+                "the DSR translator has left {pins}"
+            );
         }
         self.wait_for_all()
     }

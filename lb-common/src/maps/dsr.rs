@@ -1,12 +1,12 @@
-//! What a worker's companion keeps: services that it translates, and whom they are translated for.
+//! What a worker's DSR translator keeps: services that it translates, and whom they are translated for.
 
 use crate::address::{Address, V4, V6};
 
-/// Version of this file's layouts and of [`super::COMPANION_MAPS`]. An agent replaces pins of another version.
-pub const COMPANION_VERSION: u32 = 2;
+/// Version of this file's layouts and of [`super::DSR_MAPS`]. An agent replaces pins of another version.
+pub const DSR_LAYOUT_VERSION: u32 = 2;
 
-/// Names of the companion's maps, and of their pins.
-pub mod companion_name {
+/// Names of the DSR translator's maps, and of their pins.
+pub mod dsr_name {
     pub const VERSION: &str = "version";
     pub const TRANSLATIONS: &str = "translations";
     pub const PORTS: &str = "ports";
@@ -46,7 +46,7 @@ pub struct Peer<A = V4> {
     pub client_ended: u8,
     /// The same of the server's: each has one writer.
     pub server_ended: u8,
-    /// As [`coarse`] has it.
+    /// As [`coarse_time`] has it.
     pub last_seen: u32,
 }
 
@@ -68,7 +68,7 @@ impl<A: Address> Peer<A> {
 
 /// CLOCK_MONOTONIC in units of 2^30 ns: about seconds, without a division.
 #[inline(always)]
-pub fn coarse(now_ns: u64) -> u32 {
+pub fn coarse_time(now_ns: u64) -> u32 {
     (now_ns >> 30) as u32
 }
 

@@ -1,4 +1,4 @@
-//! The companion's decision over maps in memory.
+//! The DSR translator's decision over maps in memory.
 
 use std::{
     cell::{Cell, RefCell, RefMut},
@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::{
     address::{Address, V4},
-    companion::{Crossing, Memory, Stage, is_open, receive, send},
+    dsr::{DsrPacket, DsrTables, PeerTable, handle_reply, handle_request, is_open},
     headers::{PROTOCOL_TCP, PROTOCOL_UDP, TcpFlags},
     maps::{FlowKey, Peer, ServiceKey, Translation},
     verdict::Verdict,
@@ -25,13 +25,13 @@ const CLIENT: (V4, u16) = ([10, 0, 0, 9], 40_000);
 /// Both services are translated to the one server.
 #[derive(Default)]
 struct Maps {
-    peers: RefCell<BTreeMap<(Stage, FlowKey), Peer>>,
+    peers: RefCell<BTreeMap<(PeerTable, FlowKey), Peer>>,
     now: Cell<u32>,
     /// Of the one socket.
-    kept: Cell<Option<ServiceKey>>,
+    socket_service: Cell<Option<ServiceKey>>,
 }
 
-impl Memory for Maps {
+impl DsrTables for Maps {
     type Address = V4;
     type Entry<'a> = RefMut<'a, Peer>;
 
@@ -50,38 +50,38 @@ impl Memory for Maps {
         })
     }
 
-    fn peer(&self, stage: Stage, answers: &FlowKey) -> Option<RefMut<'_, Peer>> {
-        let key = (stage, *answers);
+    fn peer(&self, table: PeerTable, answers: &FlowKey) -> Option<RefMut<'_, Peer>> {
+        let key = (table, *answers);
         RefMut::filter_map(self.peers.borrow_mut(), |peers| peers.get_mut(&key)).ok()
     }
 
-    fn remember(&self, stage: Stage, answers: &FlowKey, peer: &Peer) -> bool {
-        self.peers.borrow_mut().insert((stage, *answers), *peer);
+    fn insert_peer(&self, table: PeerTable, answers: &FlowKey, peer: &Peer) -> bool {
+        self.peers.borrow_mut().insert((table, *answers), *peer);
         true
     }
 
-    fn forget(&self, stage: Stage, answers: &FlowKey) {
-        self.peers.borrow_mut().remove(&(stage, *answers));
+    fn remove_peer(&self, table: PeerTable, answers: &FlowKey) {
+        self.peers.borrow_mut().remove(&(table, *answers));
     }
 
-    fn kept(&self) -> Option<ServiceKey> {
-        self.kept.get()
+    fn socket_service(&self) -> Option<ServiceKey> {
+        self.socket_service.get()
     }
 
-    fn keep(&self, service: &ServiceKey) {
-        self.kept.set(Some(*service));
+    fn set_socket_service(&self, service: &ServiceKey) {
+        self.socket_service.set(Some(*service));
     }
 }
 
 impl Maps {
     fn receives(&self, to: (V4, u16), protocol: u8, flags: u8) -> (Verdict, FlowKey) {
-        let mut crossing = crossing(CLIENT, to, protocol, flags);
-        (receive(self, &mut crossing), crossing.translated)
+        let mut packet = packet(CLIENT, to, protocol, flags);
+        (handle_request(self, &mut packet), packet.translated)
     }
 
     fn sends(&self, protocol: u8, flags: u8) -> (Verdict, FlowKey) {
-        let mut crossing = crossing(SERVER, CLIENT, protocol, flags);
-        (send(self, &mut crossing), crossing.translated)
+        let mut packet = packet(SERVER, CLIENT, protocol, flags);
+        (handle_reply(self, &mut packet), packet.translated)
     }
 
     /// Whom the client takes the server for.
@@ -90,11 +90,11 @@ impl Maps {
         (verdict == Verdict::ToClient).then_some(translated.source)
     }
 
-    fn stages(&self) -> Vec<Stage> {
+    fn tables(&self) -> Vec<PeerTable> {
         self.peers
             .borrow()
             .keys()
-            .map(|(stage, _)| *stage)
+            .map(|(table, _)| *table)
             .collect()
     }
 
@@ -102,7 +102,7 @@ impl Maps {
         let peers = self.peers.borrow();
         let mut known = peers
             .iter()
-            .filter(|((stage, _), _)| *stage == Stage::Known);
+            .filter(|((table, _), _)| *table == PeerTable::Known);
         known.any(|((_, key), peer)| is_open(key, peer, self.now.get()))
     }
 }
@@ -117,13 +117,13 @@ fn key((source, from): (V4, u16), (destination, to): (V4, u16), protocol: u8) ->
     }
 }
 
-fn crossing(from: (V4, u16), to: (V4, u16), protocol: u8, flags: u8) -> Crossing {
-    let mut crossing = Crossing::NONE;
-    crossing.key = key(from, to, protocol);
+fn packet(from: (V4, u16), to: (V4, u16), protocol: u8, flags: u8) -> DsrPacket {
+    let mut packet = DsrPacket::NONE;
+    packet.key = key(from, to, protocol);
     if protocol == PROTOCOL_TCP {
-        crossing.flags = TcpFlags(flags);
+        packet.flags = TcpFlags(flags);
     }
-    crossing
+    packet
 }
 
 #[test]
@@ -133,10 +133,10 @@ fn a_client_becomes_known_by_its_second_packet() {
         let (verdict, translated) = maps.receives(SERVICES[0], protocol, SYN);
         assert_eq!(verdict, Verdict::ToBackend);
         assert_eq!(translated, key(CLIENT, SERVER, protocol));
-        assert_eq!(maps.stages(), [Stage::New]);
+        assert_eq!(maps.tables(), [PeerTable::New]);
         assert_eq!(maps.shown(protocol), Some(SERVICES[0].0));
         maps.receives(SERVICES[0], protocol, ACK);
-        assert!(maps.stages().contains(&Stage::Known));
+        assert!(maps.tables().contains(&PeerTable::Known));
         assert_eq!(maps.shown(protocol), Some(SERVICES[0].0));
     }
 }
@@ -147,7 +147,7 @@ fn a_repeated_syn_makes_nobody_known() {
     for _ in 0..3 {
         maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);
     }
-    assert_eq!(maps.stages(), [Stage::New]);
+    assert_eq!(maps.tables(), [PeerTable::New]);
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_connection_whose_entry_was_evicted_is_still_answered_as_the_service() {
     assert_eq!(maps.shown(PROTOCOL_TCP), Some(SERVICES[0].0));
     maps.peers.borrow_mut().clear();
     assert_eq!(maps.shown(PROTOCOL_TCP), Some(SERVICES[0].0));
-    assert_eq!(maps.stages(), [Stage::Known]);
+    assert_eq!(maps.tables(), [PeerTable::Known]);
 }
 
 /// Until its client begins a direct connection on the same port: what the old socket says then must be its own.

@@ -1,4 +1,4 @@
-//! A worker's companion: what it makes of packets to a service, of its own server's answers, and of
+//! A worker's DSR translator: what it makes of packets to a service, of its own server's answers, and of
 //! everybody else's.
 
 use std::{net::SocketAddr, panic::resume_unwind, thread};
@@ -10,10 +10,10 @@ use aya::{
 };
 use lb_common::{
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
-    maps::{Counter, ServiceKey, Translation, companion_name as name, port_bit, port_word},
+    maps::{Counter, ServiceKey, Translation, dsr_name as name, port_bit, port_word},
     verdict::Verdict,
 };
-use memlb::datapath::companion::OBJECT;
+use memlb::datapath::dsr::OBJECT;
 use memlb_tests::require_root;
 use nix::sched::{CloneFlags, unshare};
 
@@ -55,7 +55,7 @@ fn a_request_reaches_the_server_and_the_answer_comes_from_the_service() {
 }
 
 #[test]
-fn a_connection_that_began_before_the_companion_goes_on() {
+fn a_connection_that_began_before_the_dsr_translator_goes_on() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, ACK).payload("more");
         worker
@@ -289,7 +289,7 @@ fn a_datagram_without_a_checksum_gets_none() {
     });
 }
 
-/// A worker whose companion translates the service's TCP port and a UDP port.
+/// A worker whose DSR translator translates the service's TCP port and a UDP port.
 struct Worker {
     family: Family,
     ebpf: Ebpf,

@@ -1,7 +1,7 @@
-//! What a worker's companion decides: clients ask the service, the worker's own server answers, and each
-//! is shown the address that it knows.
+//! The decision of a worker's DSR translator: requests to the service go to the worker's own server, and its
+//! replies carry the service's address.
 //!
-//! Pure over [`Memory`], as the steering decision is over its tables.
+//! Pure over [`DsrTables`], as the steering decision is over its tables.
 
 use core::ops::DerefMut;
 
@@ -16,7 +16,7 @@ use crate::{
 /// program's stack has no room for it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Crossing<A = V4> {
+pub struct DsrPacket<A = V4> {
     /// The tuple it came with; of an error message, the one that answers to the packet it tells of.
     pub key: FlowKey<A>,
     /// The tuple it leaves with.
@@ -33,15 +33,15 @@ pub struct Crossing<A = V4> {
 
 /// Which table of peers: a flood of new ones must not push out those that are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
+pub enum PeerTable {
     /// `peers`: clients that sent more than one packet.
     Known,
     /// `new_peers`: clients of whom a SYN or one datagram was seen.
     New,
 }
 
-/// The companion's maps of one family of addresses and its clock.
-pub trait Memory {
+/// The DSR translator's maps of one family of addresses and its clock.
+pub trait DsrTables {
     type Address: Address;
 
     /// An entry, writable in place.
@@ -49,26 +49,26 @@ pub trait Memory {
     where
         Self: 'a;
 
-    /// As [`crate::maps::coarse`] has it.
+    /// As [`crate::maps::coarse_time`] has it.
     fn now(&self) -> u32;
     fn translation(&self, service: &ServiceKey) -> Option<Translation>;
-    fn peer(&self, stage: Stage, answers: &FlowKey<Self::Address>) -> Option<Self::Entry<'_>>;
+    fn peer(&self, table: PeerTable, answers: &FlowKey<Self::Address>) -> Option<Self::Entry<'_>>;
     /// Stores an entry; says whether there was room.
-    fn remember(
+    fn insert_peer(
         &self,
-        stage: Stage,
+        table: PeerTable,
         answers: &FlowKey<Self::Address>,
         peer: &Peer<Self::Address>,
     ) -> bool;
-    fn forget(&self, stage: Stage, answers: &FlowKey<Self::Address>);
+    fn remove_peer(&self, table: PeerTable, answers: &FlowKey<Self::Address>);
     /// The service that was kept for the socket which sends the packet.
-    fn kept(&self) -> Option<ServiceKey>;
+    fn socket_service(&self) -> Option<ServiceKey>;
     /// Keeps, for as long as the socket that sends the packet lives, which service its client asks: an entry may be
     /// evicted before.
-    fn keep(&self, service: &ServiceKey);
+    fn set_socket_service(&self, service: &ServiceKey);
 }
 
-impl<A: Address> Crossing<A> {
+impl<A: Address> DsrPacket<A> {
     /// Nothing known yet.
     pub const NONE: Self = Self {
         key: FlowKey::NONE,
@@ -88,7 +88,7 @@ impl<A: Address> Crossing<A> {
 
     /// A SYN, or a datagram: what may be the first packet of a client.
     #[inline(always)]
-    fn begins(&self) -> bool {
+    fn is_first_packet(&self) -> bool {
         self.is_message == 0 && (self.flags.is_syn() || self.key.is_datagram())
     }
 
@@ -99,7 +99,7 @@ impl<A: Address> Crossing<A> {
     }
 
     #[inline(always)]
-    fn ending(&self) -> u8 {
+    fn end_bits(&self) -> u8 {
         let fin = if self.flags.has_fin() { ended::FIN } else { 0 };
         let reset = if self.flags.has_rst() {
             ended::RESET
@@ -115,43 +115,43 @@ impl<A: Address> Crossing<A> {
 /// The server has one socket for a client's address and port, whichever way the client came: so the
 /// newest way counts, and one that begins directly ends the one through the service.
 #[inline(always)]
-pub fn receive<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Verdict {
-    let key = &crossing.key;
+pub fn handle_request<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> Verdict {
+    let key = &packet.key;
     let service = ServiceKey {
         address: key.destination.mapped(),
         port: key.destination_port,
         protocol: key.protocol as u8,
         reserved: 0,
     };
-    let Some(translation) = memory.translation(&service) else {
-        if crossing.begins() {
-            crossing.answers = crossing.key.reversed();
-            memory.forget(Stage::Known, &crossing.answers);
-            if crossing.flags.is_syn() {
-                crossing.peer = Peer::DIRECT;
-                memory.remember(Stage::New, &crossing.answers, &crossing.peer);
+    let Some(translation) = tables.translation(&service) else {
+        if packet.is_first_packet() {
+            packet.answers = packet.key.reversed();
+            tables.remove_peer(PeerTable::Known, &packet.answers);
+            if packet.flags.is_syn() {
+                packet.peer = Peer::DIRECT;
+                tables.insert_peer(PeerTable::New, &packet.answers, &packet.peer);
             } else {
-                memory.forget(Stage::New, &crossing.answers);
+                tables.remove_peer(PeerTable::New, &packet.answers);
             }
         }
         return Verdict::NotOurs;
     };
-    crossing.translated = FlowKey {
+    packet.translated = FlowKey {
         destination: M::Address::from_mapped(&translation.address),
         destination_port: translation.port,
-        ..crossing.key
+        ..packet.key
     };
-    crossing.answers = crossing.translated.reversed();
-    if crossing.is_message == 1 {
+    packet.answers = packet.translated.reversed();
+    if packet.is_message == 1 {
         let known =
-            recall(memory, &crossing.answers).is_some_and(|peer| serves(&peer, &crossing.key));
+            find_peer(tables, &packet.answers).is_some_and(|peer| came_by(&peer, &packet.key));
         return if known {
             Verdict::ToBackend
         } else {
             Verdict::NotOurs
         };
     }
-    if note(memory, crossing) {
+    if store_peer(tables, packet) {
         Verdict::ToBackend
     } else {
         Verdict::TableFull
@@ -160,31 +160,31 @@ pub fn receive<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Ve
 
 /// Decides on a packet that the worker sends.
 #[inline(always)]
-pub fn send<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Verdict {
-    let Some(mut peer) = recall(memory, &crossing.key) else {
-        return send_forgotten(memory, crossing);
+pub fn handle_reply<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> Verdict {
+    let Some(mut peer) = find_peer(tables, &packet.key) else {
+        return handle_reply_without_entry(tables, packet);
     };
     if peer.is_direct() {
         return Verdict::NotOurs;
     }
-    crossing.translated = FlowKey {
+    packet.translated = FlowKey {
         source: peer.service,
         source_port: peer.port,
-        ..crossing.key
+        ..packet.key
     };
-    if crossing.is_message == 0 {
-        peer.server_ended |= crossing.ending();
-        peer.last_seen = memory.now();
+    if packet.is_message == 0 {
+        peer.server_ended |= packet.end_bits();
+        peer.last_seen = tables.now();
     }
     let service = ServiceKey {
         address: peer.service.mapped(),
         port: peer.port,
-        protocol: crossing.key.protocol as u8,
+        protocol: packet.key.protocol as u8,
         reserved: 0,
     };
     drop(peer);
-    if crossing.is_segment() {
-        memory.keep(&service);
+    if packet.is_segment() {
+        tables.set_socket_service(&service);
     }
     Verdict::ToClient
 }
@@ -193,29 +193,32 @@ pub fn send<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Verdi
 /// evicted. In the latter case the socket tells. It does not exist yet when a SYN is answered; but then the SYN left
 /// an entry, whichever way it came, and without it the answer waits for the client to repeat its SYN.
 #[inline(always)]
-fn send_forgotten<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> Verdict {
-    if !crossing.is_segment() {
+fn handle_reply_without_entry<M: DsrTables>(
+    tables: &M,
+    packet: &mut DsrPacket<M::Address>,
+) -> Verdict {
+    if !packet.is_segment() {
         return Verdict::NotOurs;
     }
-    if crossing.flags.is_syn_ack() {
+    if packet.flags.is_syn_ack() {
         return Verdict::NoFlow;
     }
-    let Some(service) = memory.kept() else {
+    let Some(service) = tables.socket_service() else {
         return Verdict::NotOurs;
     };
-    crossing.translated = FlowKey {
+    packet.translated = FlowKey {
         source: M::Address::from_mapped(&service.address),
         source_port: service.port,
-        ..crossing.key
+        ..packet.key
     };
-    crossing.peer = Peer {
-        service: crossing.translated.source,
+    packet.peer = Peer {
+        service: packet.translated.source,
         port: service.port,
         client_ended: 0,
-        server_ended: crossing.ending(),
-        last_seen: memory.now(),
+        server_ended: packet.end_bits(),
+        last_seen: tables.now(),
     };
-    if memory.remember(Stage::Known, &crossing.key, &crossing.peer) {
+    if tables.insert_peer(PeerTable::Known, &packet.key, &packet.peer) {
         Verdict::ToClient
     } else {
         Verdict::NoFlow
@@ -224,44 +227,51 @@ fn send_forgotten<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) ->
 
 /// Notes whom the server answers to, and as whom; says whether there was room.
 #[inline(always)]
-fn note<M: Memory>(memory: &M, crossing: &mut Crossing<M::Address>) -> bool {
-    let now = memory.now();
-    let is_syn = crossing.flags.is_syn();
-    if let Some(mut peer) = memory.peer(Stage::Known, &crossing.answers) {
-        if is_syn || !serves(&peer, &crossing.key) {
-            peer.service = crossing.key.destination;
-            peer.port = crossing.key.destination_port;
+fn store_peer<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> bool {
+    let now = tables.now();
+    let is_syn = packet.flags.is_syn();
+    if let Some(mut peer) = tables.peer(PeerTable::Known, &packet.answers) {
+        if is_syn || !came_by(&peer, &packet.key) {
+            peer.service = packet.key.destination;
+            peer.port = packet.key.destination_port;
             peer.client_ended = 0;
             peer.server_ended = 0;
         }
-        peer.client_ended |= crossing.ending();
+        peer.client_ended |= packet.end_bits();
         peer.last_seen = now;
         return true;
     }
-    crossing.peer = Peer {
-        service: crossing.key.destination,
-        port: crossing.key.destination_port,
-        client_ended: crossing.ending(),
+    packet.peer = Peer {
+        service: packet.key.destination,
+        port: packet.key.destination_port,
+        client_ended: packet.end_bits(),
         server_ended: 0,
         last_seen: now,
     };
     let is_new = is_syn
-        || crossing.key.is_datagram() && memory.peer(Stage::New, &crossing.answers).is_none();
-    let stage = if is_new { Stage::New } else { Stage::Known };
-    memory.remember(stage, &crossing.answers, &crossing.peer)
+        || packet.key.is_datagram() && tables.peer(PeerTable::New, &packet.answers).is_none();
+    let table = if is_new {
+        PeerTable::New
+    } else {
+        PeerTable::Known
+    };
+    tables.insert_peer(table, &packet.answers, &packet.peer)
 }
 
 #[inline(always)]
-fn recall<'a, M: Memory>(memory: &'a M, answers: &FlowKey<M::Address>) -> Option<M::Entry<'a>> {
-    match memory.peer(Stage::Known, answers) {
+fn find_peer<'a, M: DsrTables>(
+    tables: &'a M,
+    answers: &FlowKey<M::Address>,
+) -> Option<M::Entry<'a>> {
+    match tables.peer(PeerTable::Known, answers) {
         Some(peer) => Some(peer),
-        None => memory.peer(Stage::New, answers),
+        None => tables.peer(PeerTable::New, answers),
     }
 }
 
 /// Whether the peer came to the service that `request` goes to.
 #[inline(always)]
-fn serves<A: Address>(peer: &Peer<A>, request: &FlowKey<A>) -> bool {
+fn came_by<A: Address>(peer: &Peer<A>, request: &FlowKey<A>) -> bool {
     peer.service.difference(request.destination) == 0 && peer.port == request.destination_port
 }
 
@@ -270,7 +280,7 @@ fn serves<A: Address>(peer: &Peer<A>, request: &FlowKey<A>) -> bool {
 const OPEN_SEGMENTS: u32 = 6_706;
 const OPEN_DATAGRAMS: u32 = 56;
 
-/// Whether the connection of a known peer would break without the companion.
+/// Whether the connection of a known peer would break without the DSR translator.
 pub fn is_open<A: Address>(answers: &FlowKey<A>, peer: &Peer<A>, now: u32) -> bool {
     let longest = if answers.is_datagram() {
         OPEN_DATAGRAMS

@@ -1,4 +1,4 @@
-//! A packet's way through the companion: looked at, decided on, rewritten. It goes on to the next program, unless
+//! A packet's way through the DSR translator: looked at, decided on, rewritten. It goes on to the next program, unless
 //! it would show a client the server in place of the service.
 
 use aya_ebpf::{
@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{V4, V6},
-    companion::{receive, send},
+    dsr::{handle_reply, handle_request},
     headers::{ETHERNET_LEN, Ipv4Header, Ipv6Header, TcpFlags},
     packet::{Extent, IcmpError, IpHeader, Located},
     verdict::Verdict,
@@ -17,42 +17,38 @@ use lb_ebpf::{
     skb::{PACKET_HOST, locate, packet_bytes, update_message, update_packet_sum, update_transport},
 };
 
-use crate::maps::{Family, Maps, PacketScratch, count};
-
-/// Which way a packet crosses the interface.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    In,
-    Out,
-}
+use crate::{
+    direction::Direction,
+    maps::{Family, Maps, PacketScratch, count},
+};
 
 #[inline(always)]
-pub fn run(ctx: &TcContext, way: Way) -> i32 {
+pub fn run(ctx: &TcContext, direction: Direction) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands a valid context to the program.
     match u16::from_be(unsafe { (*skb).protocol } as u16) {
-        Ipv4Header::ETHERTYPE => cross::<V4>(skb, way),
-        Ipv6Header::ETHERTYPE => cross::<V6>(skb, way),
+        Ipv4Header::ETHERTYPE => run_family::<V4>(skb, direction),
+        Ipv6Header::ETHERTYPE => run_family::<V6>(skb, direction),
         _ => {
-            counted(skb, Verdict::NotIp);
+            count_packet(skb, Verdict::NotIp);
             TC_ACT_UNSPEC
         }
     }
 }
 
 #[inline(always)]
-fn cross<A: Family>(skb: *mut __sk_buff, way: Way) -> i32 {
+fn run_family<A: Family>(skb: *mut __sk_buff, direction: Direction) -> i32 {
     let Some(scratch) = A::packet_scratch() else {
         return TC_ACT_UNSPEC;
     };
-    let mut verdict = parse(skb, way, scratch);
+    let mut verdict = parse(skb, direction, scratch);
     if verdict == PARSED {
-        verdict = decide(skb, scratch, way);
+        verdict = decide(skb, scratch, direction);
         if is_translated(verdict) {
             verdict = rewrite(skb, scratch, verdict);
         }
     }
-    counted(skb, verdict);
+    count_packet(skb, verdict);
     // An answer that would show the client the server instead of the service.
     if verdict == Verdict::NoFlow {
         TC_ACT_SHOT
@@ -71,10 +67,14 @@ fn is_translated(verdict: Verdict) -> bool {
 
 /// Parses the packet into the scratch map, or says why it is none to be translated.
 #[inline(never)]
-fn parse<A: Family>(skb: *mut __sk_buff, way: Way, scratch: &mut PacketScratch<A>) -> Verdict {
+fn parse<A: Family>(
+    skb: *mut __sk_buff,
+    direction: Direction,
+    scratch: &mut PacketScratch<A>,
+) -> Verdict {
     // SAFETY: as above; fields are read by the verifier's leave.
     let (bytes, kind, gso_size) = unsafe { ((*skb).len, (*skb).pkt_type, (*skb).gso_size) };
-    if way == Way::In && kind != PACKET_HOST {
+    if direction == Direction::Ingress && kind != PACKET_HOST {
         return Verdict::NotForUs;
     }
     let extent = Extent {
@@ -87,7 +87,7 @@ fn parse<A: Family>(skb: *mut __sk_buff, way: Way, scratch: &mut PacketScratch<A
         Err(verdict) => Err(verdict),
     };
     match outcome {
-        Ok(()) if !Maps::<A>::of(skb).is_tracked_port(way, &scratch.crossing.key) => {
+        Ok(()) if !Maps::<A>::of(skb).is_tracked_port(direction, &scratch.packet.key) => {
             Verdict::NotOurs
         }
         Ok(()) => PARSED,
@@ -104,9 +104,9 @@ fn parse_segment<A: Family>(
 ) -> Result<(), Verdict> {
     let segment = segment::<A>(packet_bytes(skb), located).ok_or(Verdict::Truncated)?;
     segment.check((located.offset - ETHERNET_LEN) as u32, extent)?;
-    scratch.crossing.key = segment.tuple();
-    scratch.crossing.flags = segment.transport.flags();
-    scratch.crossing.is_message = 0;
+    scratch.packet.key = segment.tuple();
+    scratch.packet.flags = segment.transport.flags();
+    scratch.packet.is_message = 0;
     scratch.header_offset = located.into();
     Ok(())
 }
@@ -118,18 +118,22 @@ fn parse_error<A: Family>(
     scratch: &mut PacketScratch<A>,
 ) -> Result<(), Verdict> {
     let message = IcmpError::<A>::view(packet_bytes(skb), located)?;
-    scratch.crossing.key = message.tuple();
-    scratch.crossing.flags = TcpFlags::NONE;
-    scratch.crossing.is_message = 1;
+    scratch.packet.key = message.tuple();
+    scratch.packet.flags = TcpFlags::NONE;
+    scratch.packet.is_message = 1;
     scratch.header_offset = located.into();
     Ok(())
 }
 
 #[inline(never)]
-fn decide<A: Family>(skb: *mut __sk_buff, scratch: &mut PacketScratch<A>, way: Way) -> Verdict {
-    match way {
-        Way::In => receive(&Maps::of(skb), &mut scratch.crossing),
-        Way::Out => send(&Maps::of(skb), &mut scratch.crossing),
+fn decide<A: Family>(
+    skb: *mut __sk_buff,
+    scratch: &mut PacketScratch<A>,
+    direction: Direction,
+) -> Verdict {
+    match direction {
+        Direction::Ingress => handle_request(&Maps::of(skb), &mut scratch.packet),
+        Direction::Egress => handle_reply(&Maps::of(skb), &mut scratch.packet),
     }
 }
 
@@ -141,20 +145,20 @@ fn rewrite<A: Family>(
     verdict: Verdict,
 ) -> Verdict {
     let located = scratch.header_offset.located();
-    let crossing = &scratch.crossing;
+    let packet = &scratch.packet;
     let bytes = packet_bytes(skb);
-    if crossing.is_message == 1 {
+    if packet.is_message == 1 {
         let Ok(mut message) = IcmpError::<A>::view(bytes, located) else {
             return Verdict::Truncated;
         };
-        let rewritten = message.rewrite(&crossing.key, &crossing.translated, false);
+        let rewritten = message.rewrite(&packet.key, &packet.translated, false);
         update_message::<A>(skb, located.offset, rewritten);
         update_packet_sum::<A>(skb, rewritten.addresses);
     } else {
         let Some(mut segment) = segment::<A>(bytes, located) else {
             return Verdict::Truncated;
         };
-        let rewritten = segment.rewrite(&crossing.translated, false);
+        let rewritten = segment.rewrite(&packet.translated, false);
         update_transport(skb, located.offset, &segment.transport, rewritten);
         update_packet_sum::<A>(skb, rewritten.addresses);
     }
@@ -162,7 +166,7 @@ fn rewrite<A: Family>(
 }
 
 #[inline(always)]
-fn counted(skb: *mut __sk_buff, verdict: Verdict) {
+fn count_packet(skb: *mut __sk_buff, verdict: Verdict) {
     // SAFETY: as above.
     let (bytes, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
     count(verdict, segments.max(1), bytes);

@@ -1,6 +1,6 @@
-//! The companion's maps as the agent sees them.
+//! The DSR translator's maps as the agent sees them.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -9,15 +9,14 @@ use aya::{
 };
 use lb_common::{
     address::{Address, V6},
-    companion::is_open,
+    dsr::is_open,
     maps::{
-        self, COMPANION_VERSION, FlowKey, Peer, ServiceKey, Translation, companion_name as name,
+        self, DSR_LAYOUT_VERSION, FlowKey, Peer, ServiceKey, Translation, dsr_name as name,
         port_bit, port_word,
     },
 };
 use lb_core::Endpoint;
 
-use super::wish::Target;
 use crate::datapath::{family::mapped, stats::monotonic_ns, tables::service_key};
 
 pub struct Tables {
@@ -34,14 +33,14 @@ impl fmt::Debug for Tables {
 }
 
 impl Tables {
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+    pub fn from_ebpf(ebpf: &mut Ebpf) -> Result<Self> {
         let mut map = |name| {
             ebpf.take_map(name)
-                .with_context(|| format!("the companion has no map {name}"))
+                .with_context(|| format!("the DSR translator has no map {name}"))
         };
         let mut version: Array<_, u32> = map(name::VERSION)?.try_into()?;
         version
-            .set(0, COMPANION_VERSION, 0)
+            .set(0, DSR_LAYOUT_VERSION, 0)
             .context("write map version")?;
         Ok(Self {
             translations: map(name::TRANSLATIONS)?.try_into()?,
@@ -52,16 +51,16 @@ impl Tables {
     }
 
     /// Translates a service's packets to this address and port.
-    pub fn translate(&mut self, service: Endpoint, target: Target) -> Result<()> {
+    pub fn translate(&mut self, service: Endpoint, target: SocketAddr) -> Result<()> {
         let key = service_key(service);
         let translation = Translation {
             address: mapped(target.ip()),
             port: target.port().to_be_bytes(),
             reserved: [0; 6],
         };
-        self.use_port(key.protocol, key.port, false)?;
-        self.use_port(key.protocol, translation.port, false)?;
-        self.use_port(key.protocol, translation.port, true)?;
+        self.track_port(key.protocol, key.port, false)?;
+        self.track_port(key.protocol, translation.port, false)?;
+        self.track_port(key.protocol, translation.port, true)?;
         if self.translations.get(&key, 0).ok() == Some(translation) {
             return Ok(());
         }
@@ -71,7 +70,7 @@ impl Tables {
     }
 
     /// Translates no other services than these any more.
-    pub fn keep_only(&mut self, services: &BTreeSet<Endpoint>) -> Result<()> {
+    pub fn retain(&mut self, services: &BTreeSet<Endpoint>) -> Result<()> {
         let wanted: BTreeSet<_> = services.iter().copied().map(service_key).collect();
         let present: Vec<_> = self.translations.keys().filter_map(Result::ok).collect();
         for key in present.iter().filter(|key| !wanted.contains(key)) {
@@ -84,7 +83,7 @@ impl Tables {
 
     /// Lets the programs look at packets to this port, or from it. Never taken back: a port that is
     /// nobody's business any more costs a look-up.
-    fn use_port(&mut self, protocol: u8, port: [u8; 2], is_source: bool) -> Result<()> {
+    fn track_port(&mut self, protocol: u8, port: [u8; 2], is_source: bool) -> Result<()> {
         let index = port_word(protocol, port, is_source);
         let known = self.ports.get(&index, 0).context("read map ports")?;
         let word = known | port_bit(port);
@@ -94,9 +93,9 @@ impl Tables {
         self.ports.set(index, word, 0).context("write map ports")
     }
 
-    /// Returns how many connections would break without the companion.
+    /// Returns how many connections would break without the DSR translator.
     pub fn open_connections(&self) -> Result<usize> {
-        let now = maps::coarse(monotonic_ns()?);
+        let now = maps::coarse_time(monotonic_ns()?);
         Ok(open(&self.peers, now)? + open(&self.peers6, now)?)
     }
 }

@@ -1,4 +1,4 @@
-//! The companion's maps, and its decision's view of them.
+//! The DSR translator's maps, and its decision's view of them.
 
 use core::marker::PhantomData;
 
@@ -10,16 +10,16 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{Address, V4, V6},
-    companion::{Crossing, Memory, Stage},
+    dsr::{DsrPacket, DsrTables, PeerTable},
     maps::{
         Counter, FlowKey, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, PORT_WORDS, Peer, ServiceKey,
-        Translation, coarse, port_bit, port_word,
+        Translation, coarse_time, port_bit, port_word,
     },
     verdict::Verdict,
 };
 use lb_ebpf::packet_bytes::HeaderOffset;
 
-use crate::edge::Way;
+use crate::direction::Direction;
 
 /// Never read here: it tells an agent what the other maps are like.
 #[btf_map(name = "version")]
@@ -61,16 +61,16 @@ static PACKET_SCRATCH6: PerCpuArray<PacketScratch<V6>, 1> = PerCpuArray::new();
 /// What is known of the packet at hand.
 #[repr(C)]
 pub struct PacketScratch<A> {
-    pub crossing: Crossing<A>,
+    pub packet: DsrPacket<A>,
     pub header_offset: HeaderOffset,
 }
 
 /// A family of addresses with maps of its own.
 pub trait Family: Address {
     fn packet_scratch() -> Option<&'static mut PacketScratch<Self>>;
-    fn peer(stage: Stage, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>>;
-    fn remember(stage: Stage, answers: &FlowKey<Self>, peer: &Peer<Self>) -> bool;
-    fn forget(stage: Stage, answers: &FlowKey<Self>);
+    fn peer(table: PeerTable, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>>;
+    fn insert_peer(table: PeerTable, answers: &FlowKey<Self>, peer: &Peer<Self>) -> bool;
+    fn remove_peer(table: PeerTable, answers: &FlowKey<Self>);
 }
 
 macro_rules! families {
@@ -86,29 +86,29 @@ macro_rules! families {
 
                 // Each map has call sites of its own: a site that serves two is not inlined.
                 #[inline(always)]
-                fn peer(stage: Stage, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>> {
-                    match stage {
-                        Stage::Known => $known.get_ptr_mut(answers),
-                        Stage::New => $new.get_ptr_mut(answers),
+                fn peer(table: PeerTable, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>> {
+                    match table {
+                        PeerTable::Known => $known.get_ptr_mut(answers),
+                        PeerTable::New => $new.get_ptr_mut(answers),
                     }
                 }
 
                 #[inline(always)]
-                fn remember(stage: Stage, answers: &FlowKey<Self>, peer: &Peer<Self>) -> bool {
+                fn insert_peer(table: PeerTable, answers: &FlowKey<Self>, peer: &Peer<Self>) -> bool {
                     let flags = BPF_ANY.into();
-                    match stage {
-                        Stage::Known => $known.insert(answers, peer, flags),
-                        Stage::New => $new.insert(answers, peer, flags),
+                    match table {
+                        PeerTable::Known => $known.insert(answers, peer, flags),
+                        PeerTable::New => $new.insert(answers, peer, flags),
                     }
                     .is_ok()
                 }
 
                 #[inline(always)]
-                fn forget(stage: Stage, answers: &FlowKey<Self>) {
+                fn remove_peer(table: PeerTable, answers: &FlowKey<Self>) {
                     // An entry that is gone already is as good as forgotten.
-                    _ = match stage {
-                        Stage::Known => $known.remove(answers),
-                        Stage::New => $new.remove(answers),
+                    _ = match table {
+                        PeerTable::Known => $known.remove(answers),
+                        PeerTable::New => $new.remove(answers),
                     };
                 }
             }
@@ -142,7 +142,7 @@ impl<A: Family> Maps<A> {
         const SOCK_STREAM: u32 = 1;
         // SAFETY: a valid context; the helpers take nothing but checked pointers. Linux 5.1, 46f8bc92758c, and 5.2,
         // 6ac99e8f23d4.
-        let kept = unsafe {
+        let socket_service = unsafe {
             let socket = (*self.skb).__bindgen_anon_2.sk;
             if socket.is_null() {
                 return None;
@@ -155,15 +155,15 @@ impl<A: Family> Maps<A> {
             let map = (&raw const SOCKETS).cast_mut().cast();
             bpf_sk_storage_get(map, whole.cast(), core::ptr::null_mut(), flags)
         };
-        let kept: *mut ServiceKey = kept.cast();
-        (!kept.is_null()).then_some(kept)
+        let socket_service: *mut ServiceKey = socket_service.cast();
+        (!socket_service.is_null()).then_some(socket_service)
     }
 
     /// Whether the packet's ports leave the possibility that it is translated. This spares everybody
     /// else's packets the look-ups.
     #[inline(always)]
-    pub fn is_tracked_port(&self, way: Way, key: &FlowKey<A>) -> bool {
-        let is_source = way == Way::Out;
+    pub fn is_tracked_port(&self, direction: Direction, key: &FlowKey<A>) -> bool {
+        let is_source = direction == Direction::Egress;
         let port = if is_source {
             key.source_port
         } else {
@@ -175,14 +175,14 @@ impl<A: Family> Maps<A> {
     }
 }
 
-impl<A: Family> Memory for Maps<A> {
+impl<A: Family> DsrTables for Maps<A> {
     type Address = A;
     type Entry<'a> = &'a mut Peer<A>;
 
     #[inline(always)]
     fn now(&self) -> u32 {
         // SAFETY: the helper takes no argument. Linux 5.11, d05512618056.
-        coarse(unsafe { bpf_ktime_get_coarse_ns() })
+        coarse_time(unsafe { bpf_ktime_get_coarse_ns() })
     }
 
     #[inline(always)]
@@ -192,34 +192,35 @@ impl<A: Family> Memory for Maps<A> {
     }
 
     #[inline(always)]
-    fn peer(&self, stage: Stage, answers: &FlowKey<A>) -> Option<&mut Peer<A>> {
-        let peer = A::peer(stage, answers)?;
+    fn peer(&self, table: PeerTable, answers: &FlowKey<A>) -> Option<&mut Peer<A>> {
+        let peer = A::peer(table, answers)?;
         // SAFETY: the slot stays readable and writable while the program runs (RCU); an eviction
         // meanwhile can at worst misplace a time stamp.
         Some(unsafe { &mut *peer })
     }
 
     #[inline(always)]
-    fn remember(&self, stage: Stage, answers: &FlowKey<A>, peer: &Peer<A>) -> bool {
-        A::remember(stage, answers, peer)
+    fn insert_peer(&self, table: PeerTable, answers: &FlowKey<A>, peer: &Peer<A>) -> bool {
+        A::insert_peer(table, answers, peer)
     }
 
     #[inline(always)]
-    fn forget(&self, stage: Stage, answers: &FlowKey<A>) {
-        A::forget(stage, answers);
+    fn remove_peer(&self, table: PeerTable, answers: &FlowKey<A>) {
+        A::remove_peer(table, answers);
     }
 
     #[inline(always)]
-    fn kept(&self) -> Option<ServiceKey> {
+    fn socket_service(&self) -> Option<ServiceKey> {
         // SAFETY: it lives as long as the socket, which the packet holds.
-        self.socket(0).map(|kept| unsafe { *kept })
+        self.socket(0)
+            .map(|socket_service| unsafe { *socket_service })
     }
 
     #[inline(always)]
-    fn keep(&self, service: &ServiceKey) {
-        if let Some(kept) = self.socket(BPF_SK_STORAGE_GET_F_CREATE.into()) {
+    fn set_socket_service(&self, service: &ServiceKey) {
+        if let Some(socket_service) = self.socket(BPF_SK_STORAGE_GET_F_CREATE.into()) {
             // SAFETY: as above; a connection asks one service from its beginning to its end.
-            unsafe { *kept = *service };
+            unsafe { *socket_service = *service };
         }
     }
 }

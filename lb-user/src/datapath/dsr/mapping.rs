@@ -1,4 +1,4 @@
-//! What an operator wants a companion to translate, and what that means on this machine.
+//! What an operator wants a DSR translator to translate, and what that means on this machine.
 
 use std::{
     fmt,
@@ -13,23 +13,20 @@ use crate::datapath::{name_of, netlink::Routes};
 
 /// A service, and where this worker's own server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wish {
+pub struct DsrMapping {
     pub service: Endpoint,
     /// Nothing means the worker's address on the way to the service's.
     address: Option<IpAddr>,
     port: u16,
 }
 
-/// Where a service's packets go.
-pub(super) type Target = SocketAddr;
-
-impl Wish {
+impl DsrMapping {
     /// Returns the interface by which the service's packets come, and where they go.
     ///
     /// # Errors
     ///
     /// Says why there is no such thing.
-    pub(super) fn target(&self, routes: &Routes) -> Result<(String, Target)> {
+    pub(super) fn target(&self, routes: &Routes) -> Result<(String, SocketAddr)> {
         let service = self.service;
         let address = service.address.ip();
         let Some(route) = routes.get(&address).and_then(Option::as_ref) else {
@@ -37,7 +34,7 @@ impl Wish {
         };
         if route.is_local {
             bail!(
-                "{service} cannot be translated: {address} is this machine's own. The companion runs \
+                "{service} cannot be translated: {address} is this machine's own. The DSR translator runs \
                  on workers, not on the manager"
             );
         }
@@ -50,9 +47,9 @@ impl Wish {
 
 /// A text that is no wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoWish;
+pub struct InvalidDsrMapping;
 
-impl fmt::Display for NoWish {
+impl fmt::Display for InvalidDsrMapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
             "expected the service's address, port and, unless it is tcp, protocol, then where this \
@@ -62,24 +59,24 @@ impl fmt::Display for NoWish {
     }
 }
 
-impl std::error::Error for NoWish {}
+impl std::error::Error for InvalidDsrMapping {}
 
-impl FromStr for Wish {
-    type Err = NoWish;
+impl FromStr for DsrMapping {
+    type Err = InvalidDsrMapping;
 
-    fn from_str(text: &str) -> Result<Self, NoWish> {
-        let (service, target) = text.split_once('=').ok_or(NoWish)?;
-        let service: Endpoint = service.parse().map_err(|_| NoWish)?;
+    fn from_str(text: &str) -> Result<Self, InvalidDsrMapping> {
+        let (service, target) = text.split_once('=').ok_or(InvalidDsrMapping)?;
+        let service: Endpoint = service.parse().map_err(|_| InvalidDsrMapping)?;
         let (address, port) = match target.parse::<u16>() {
             Ok(port) => (None, port),
             Err(_) => {
-                let target: SocketAddr = target.parse().map_err(|_| NoWish)?;
+                let target: SocketAddr = target.parse().map_err(|_| InvalidDsrMapping)?;
                 (Some(target.ip().to_canonical()), target.port())
             }
         };
         let same_family = |ip: IpAddr| ip.is_ipv4() == service.address.is_ipv4();
         if port == 0 || !address.is_none_or(same_family) {
-            return Err(NoWish);
+            return Err(InvalidDsrMapping);
         }
         Ok(Self {
             service,
@@ -112,8 +109,8 @@ mod tests {
             ("192.168.56.101:80=8081", "192.168.56.103:8081"),
             ("192.168.56.101:80/udp=10.0.0.3:53", "10.0.0.3:53"),
         ] {
-            let wish: Wish = text.parse().unwrap();
-            let (interface, target) = wish.target(&routes(false)).unwrap();
+            let mapping: DsrMapping = text.parse().unwrap();
+            let (interface, target) = mapping.target(&routes(false)).unwrap();
             assert_eq!(
                 (interface.as_str(), target),
                 ("lo", expected.parse().unwrap())
@@ -123,8 +120,8 @@ mod tests {
 
     #[test]
     fn says_why_a_service_cannot_be_translated() {
-        let wish: Wish = "192.168.56.101:80=8081".parse().unwrap();
-        let of = |routes: &Routes| wish.target(routes).unwrap_err().to_string();
+        let mapping: DsrMapping = "192.168.56.101:80=8081".parse().unwrap();
+        let of = |routes: &Routes| mapping.target(routes).unwrap_err().to_string();
         assert!(of(&routes(true)).contains("this machine's own"));
         assert!(of(&Routes::new()).contains("no route to 192.168.56.101"));
     }
@@ -141,7 +138,11 @@ mod tests {
             "192.168.56.101:80=worker1:8081",
             "192.168.56.101=8081",
         ] {
-            assert_eq!(wrong.parse::<Wish>(), Err(NoWish), "{wrong}");
+            assert_eq!(
+                wrong.parse::<DsrMapping>(),
+                Err(InvalidDsrMapping),
+                "{wrong}"
+            );
         }
     }
 }

@@ -1,24 +1,25 @@
-//! A worker's companion: lets its own server answer the clients of a service directly.
+//! A worker's DSR translator: lets its own server answer the clients of a service directly.
 //!
 //! `memlb_dsr_in` and `memlb_dsr_out` are attached to the interfaces by which requests come and
 //! answers go.
 #![no_std]
 #![no_main]
 
-mod edge;
+mod direction;
 mod maps;
+mod program;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use edge::Way;
+use direction::Direction;
 
 #[classifier]
 pub fn memlb_dsr_in(ctx: TcContext) -> i32 {
-    edge::run(&ctx, Way::In)
+    program::run(&ctx, Direction::Ingress)
 }
 
 #[classifier]
 pub fn memlb_dsr_out(ctx: TcContext) -> i32 {
-    edge::run(&ctx, Way::Out)
+    program::run(&ctx, Direction::Egress)
 }
 
 #[panic_handler]

@@ -1,22 +1,23 @@
-//! A worker's companion: lets its own server answer the clients of services of mode `dsr` directly.
+//! A worker's DSR translator: lets its own server answer the clients of services of mode `dsr` directly.
 //!
 //! Like the manager's programs it is pinned, and carries on without the agent; the next agent adopts
 //! it. It leaves with its agent unless connections are open, which would break.
 
+mod mapping;
 mod tables;
-mod wish;
 
-pub use wish::{NoWish, Wish};
+pub use mapping::{DsrMapping, InvalidDsrMapping};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned, programs::TcAttachType};
-use lb_common::maps::{COMPANION_MAPS, MapLayout, companion_name};
+use lb_common::maps::{DSR_MAPS, MapLayout, dsr_name};
 use lb_core::Endpoint;
 use tracing::{debug, info, warn};
 
@@ -27,23 +28,22 @@ use super::{
     pins::Pins,
 };
 use tables::Tables;
-use wish::Target;
 
-/// The ELF object with the companion's programs and maps.
-pub static OBJECT: &[u8] = include_bytes_aligned!(env!("MEMLB_COMPANION_OBJECT"));
+/// The ELF object with the DSR translator's programs and maps.
+pub static OBJECT: &[u8] = include_bytes_aligned!(env!("MEMLB_DSR_OBJECT"));
 
 const PROGRAMS: [Program; 2] = [
     (DSR_IN, Some(TcAttachType::Ingress)),
     (DSR_OUT, Some(TcAttachType::Egress)),
 ];
 
-/// Where the companion is pinned, unless told.
+/// Where the DSR translator is pinned, unless told.
 pub const USUAL_PINS: &str = "/sys/fs/bpf/memlb-agent";
 
-/// What a companion is told at its start.
+/// What a DSR translator is told at its start.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    pub wishes: Vec<Wish>,
+pub struct DsrSettings {
+    pub mappings: Vec<DsrMapping>,
     /// Interfaces to attach to beside those by which the services' addresses are reached.
     pub interfaces: Vec<String>,
     pub pin_path: PathBuf,
@@ -51,49 +51,49 @@ pub struct Settings {
 
 /// The attached programs and their maps.
 #[derive(Debug)]
-pub struct Companion {
+pub struct DsrTranslator {
     ebpf: Ebpf,
     tables: Tables,
     netlink: Netlink,
-    settings: Settings,
+    settings: DsrSettings,
     /// The interfaces attached to, by index, with the names that they had.
     attached: BTreeMap<u32, String>,
     pins: Pins,
     /// The services that are translated now.
     translates: BTreeSet<Endpoint>,
     /// What is wrong, so that each thing is said once.
-    troubles: BTreeSet<String>,
+    problems: BTreeSet<String>,
     _lock: bpffs::Lock,
 }
 
-impl Companion {
+impl DsrTranslator {
     /// Loads the programs into maps of their own or into those that an earlier agent left, and attaches
-    /// them. What cannot be translated yet, as for want of a route, is tried again by [`Self::look`].
+    /// them. What cannot be translated yet, as for want of a route, is tried again by [`Self::reconcile`].
     ///
     /// # Errors
     ///
     /// Says what is missing (privileges, kernel, BPF file system), or that another agent holds the pins.
-    pub async fn start(settings: Settings) -> Result<Self> {
+    pub async fn start(settings: DsrSettings) -> Result<Self> {
         kernel::check().context("--dsr loads kernel programs")?;
         let pin_path = &settings.pin_path;
-        let take = || {
+        let acquire = || {
             bpffs::ensure(pin_path)?;
             bpffs::Lock::take(pin_path).context("does another agent run with --dsr?")
         };
-        let mut lock = take()?;
-        if let Err(difference) = layout::check_companion(pin_path) {
-            info!("replacing a companion of another version: {difference:#}");
+        let mut lock = acquire()?;
+        if let Err(difference) = layout::check_dsr(pin_path) {
+            info!("replacing a DSR translator of another version: {difference:#}");
             bpffs::remove(pin_path)
                 .with_context(|| format!("remove the pins at {}", pin_path.display()))?;
-            lock = take()?;
+            lock = acquire()?;
         }
         let mut loader = EbpfLoader::new();
-        for MapLayout { name, .. } in COMPANION_MAPS {
+        for MapLayout { name, .. } in DSR_MAPS {
             loader.map_pin_path(name, pin_path.join(name));
         }
         let mut ebpf = loader
             .load(OBJECT)
-            .context("load the companion and its maps")?;
+            .context("load the DSR translator and its maps")?;
         for program in [DSR_IN, DSR_OUT] {
             attach::classifier(&mut ebpf, program)?
                 .load()
@@ -101,19 +101,19 @@ impl Companion {
         }
         let links = pin_path.join(LINKS);
         fs::create_dir_all(&links).with_context(|| format!("create {}", links.display()))?;
-        let mut companion = Self {
-            tables: Tables::take(&mut ebpf)?,
+        let mut translator = Self {
+            tables: Tables::from_ebpf(&mut ebpf)?,
             ebpf,
             pins: Pins::hold(pin_path)?,
             netlink: Netlink::connect_to_ask()?,
             settings,
             attached: BTreeMap::new(),
             translates: BTreeSet::new(),
-            troubles: BTreeSet::new(),
+            problems: BTreeSet::new(),
             _lock: lock,
         };
-        companion.look().await;
-        Ok(companion)
+        translator.reconcile().await;
+        Ok(translator)
     }
 
     /// The services whose clients the worker's own server answers now.
@@ -123,7 +123,7 @@ impl Companion {
 
     /// Looks how the services are reached, and whether the programs are attached and everything is pinned
     /// there; brings it in line. What is translated may be other than before.
-    pub async fn look(&mut self) {
+    pub async fn reconcile(&mut self) {
         match self.pins.put_back() {
             Ok(pins) if pins.is_empty() => {}
             Ok(pins) => warn!(
@@ -132,14 +132,16 @@ impl Companion {
             ),
             Err(error) => debug!("{error:#}"),
         }
-        let wishes = self.settings.wishes.iter();
-        let services = wishes.map(|wish| wish.service.address.ip()).collect();
+        let mappings = self.settings.mappings.iter();
+        let services = mappings
+            .map(|mapping| mapping.service.address.ip())
+            .collect();
         match self.netlink.routes(&services).await {
-            Ok(routes) => self.follow(&routes).await,
+            Ok(routes) => self.apply_routes(&routes).await,
             // What is there stays.
             Err(error) => {
                 let translates = self.translates.clone();
-                self.tell(translates, [format!("{error:#}")].into());
+                self.report(translates, [format!("{error:#}")].into());
                 if let Ok(netlink) = Netlink::connect_to_ask() {
                     self.netlink = netlink;
                 }
@@ -147,46 +149,46 @@ impl Companion {
         }
     }
 
-    async fn follow(&mut self, routes: &Routes) {
-        let mut troubles = BTreeSet::new();
+    async fn apply_routes(&mut self, routes: &Routes) {
+        let mut problems = BTreeSet::new();
         let mut targets = BTreeMap::new();
         let mut interfaces: BTreeSet<String> = self.settings.interfaces.iter().cloned().collect();
-        for wish in &self.settings.wishes {
-            match wish.target(routes) {
+        for mapping in &self.settings.mappings {
+            match mapping.target(routes) {
                 Ok((interface, target)) => {
                     interfaces.insert(interface);
-                    targets.insert(wish.service, target);
+                    targets.insert(mapping.service, target);
                 }
                 Err(error) => {
-                    troubles.insert(format!("{error:#}"));
+                    problems.insert(format!("{error:#}"));
                 }
             }
         }
         let mut attached = true;
         if let Err(error) = self.attach(&interfaces).await {
             attached = false;
-            troubles.insert(format!("{error:#}"));
+            problems.insert(format!("{error:#}"));
         }
         let mut outcome = self.translate(&targets);
-        if outcome.is_ok() && troubles.is_empty() {
-            outcome = self.tidy();
+        if outcome.is_ok() && problems.is_empty() {
+            outcome = self.detach_unused();
         }
         if let Err(error) = outcome {
             attached = false;
-            troubles.insert(format!("{error:#}"));
+            problems.insert(format!("{error:#}"));
         }
         let translates = targets.into_keys().filter(|_| attached).collect();
-        self.tell(translates, troubles);
+        self.report(translates, problems);
     }
 
     /// Translates what is wished. What cannot be reached for a while stays as it was.
-    fn translate(&mut self, targets: &BTreeMap<Endpoint, Target>) -> Result<()> {
+    fn translate(&mut self, targets: &BTreeMap<Endpoint, SocketAddr>) -> Result<()> {
         for (service, target) in targets {
             self.tables.translate(*service, *target)?;
         }
-        let wishes = self.settings.wishes.iter();
+        let mappings = self.settings.mappings.iter();
         self.tables
-            .keep_only(&wishes.map(|wish| wish.service).collect())
+            .retain(&mappings.map(|mapping| mapping.service).collect())
     }
 
     /// Attaches to the interfaces of these names, as far as that is not done or was undone by somebody.
@@ -234,7 +236,7 @@ impl Companion {
         self.pins.hold_links()?;
         let Interface { index, name, .. } = interface;
         match self.attached.insert(*index, name.clone()) {
-            None => info!("the companion is attached to {name}"),
+            None => info!("the DSR translator is attached to {name}"),
             Some(_) => warn!(
                 "somebody took {} off interface {name}: attached again; find out which program does \
                  that (tc, bpftool, another agent)",
@@ -245,7 +247,7 @@ impl Companion {
     }
 
     /// Detaches what is attached elsewhere, by an earlier agent or before a route changed.
-    fn tidy(&mut self) -> Result<()> {
+    fn detach_unused(&mut self) -> Result<()> {
         let links = self.settings.pin_path.join(LINKS);
         if self.attached.is_empty() {
             return Ok(());
@@ -260,8 +262,8 @@ impl Companion {
         Ok(())
     }
 
-    fn tell(&mut self, translates: BTreeSet<Endpoint>, troubles: BTreeSet<String>) {
-        for trouble in troubles.difference(&self.troubles) {
+    fn report(&mut self, translates: BTreeSet<Endpoint>, problems: BTreeSet<String>) {
+        for problem in problems.difference(&self.problems) {
             warn!("{trouble}; trying on");
         }
         for service in translates.difference(&self.translates) {
@@ -270,32 +272,32 @@ impl Companion {
         for service in self.translates.difference(&translates) {
             warn!("clients of {service} are no longer answered directly");
         }
-        self.troubles = troubles;
+        self.problems = problems;
         self.translates = translates;
     }
 
-    /// Removes the companion, or leaves it to the connections that are open, and to the next agent.
+    /// Removes the DSR translator, or leaves it to the connections that are open, and to the next agent.
     ///
     /// # Errors
     ///
     /// Says what could not be read or removed.
-    pub fn leave(self) -> Result<()> {
+    pub fn shut_down(self) -> Result<()> {
         let open = self.tables.open_connections()?;
         let pin_path = &self.settings.pin_path;
         if open > 0 {
             info!(
-                "the companion stays for {open} open connections: the next agent adopts it, and \
+                "the DSR translator stays for {open} open connections: the next agent adopts it, and \
                  `memlb unload --agent` removes it"
             );
             return Ok(());
         }
         remove(pin_path)?;
-        info!("the companion is removed");
+        info!("the DSR translator is removed");
         Ok(())
     }
 }
 
-/// Detaches a companion's programs and removes its pins; says whether there were any.
+/// Detaches a DSR translator's programs and removes its pins; says whether there were any.
 ///
 /// # Errors
 ///
@@ -303,11 +305,14 @@ impl Companion {
 pub fn unload(pin_path: &Path) -> Result<bool> {
     kernel::check_privileges()?;
     if !pin_path.exists() {
-        return attach::detach_companion_clsact();
+        return attach::detach_dsr_clsact();
     }
     bpffs::check(pin_path)?;
-    if !pin_path.join(companion_name::TRANSLATIONS).exists() {
-        bail!("{} does not hold a companion's pins", pin_path.display());
+    if !pin_path.join(dsr_name::TRANSLATIONS).exists() {
+        bail!(
+            "{} does not hold a DSR translator's pins",
+            pin_path.display()
+        );
     }
     let _lock = bpffs::Lock::take(pin_path).context("stop the agent first")?;
     remove(pin_path)?;
@@ -315,6 +320,6 @@ pub fn unload(pin_path: &Path) -> Result<bool> {
 }
 
 fn remove(pin_path: &Path) -> Result<()> {
-    attach::detach_companion_clsact()?;
+    attach::detach_dsr_clsact()?;
     bpffs::remove(pin_path).with_context(|| format!("remove the pins at {}", pin_path.display()))
 }
