@@ -9,7 +9,7 @@ use lb_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::{Attachment, BackendTraffic, Choice, MapFill, Packets, Stats};
+use crate::datapath::{AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats};
 
 /// The whole state of a manager at one instant; also its JSON form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -120,9 +120,9 @@ impl From<&Attachment> for Interface {
         let lacks = || format!("{} cannot be attached, see the log", missing.join(", "));
         let (attachment, reason) = match (attachment.index, missing) {
             (None, _) => (NOT_ATTACHED, "the interface is gone".to_owned()),
-            (Some(_), []) => (attachment.choice.name(), attachment.reason.clone()),
+            (Some(_), []) => (attachment.mode.name(), attachment.reason.clone()),
             // What XDP does not meet, TC does.
-            (Some(_), ["memlb_xdp"]) => (Choice::Tc.name(), lacks()),
+            (Some(_), ["memlb_xdp"]) => (AttachMode::Tc.name(), lacks()),
             (Some(_), _) => (NOT_ATTACHED, lacks()),
         };
         Self {

@@ -19,7 +19,7 @@ use super::{
     send,
 };
 use crate::{
-    datapath::{self, Tracing},
+    datapath::{self, KernelTrace},
     manager::ManagerHandle,
     trace::{Dropped, Line, Names, TraceFilter},
 };
@@ -56,7 +56,7 @@ impl Drop for TraceLock {
 
 /// A running trace.
 pub(super) struct TraceSession {
-    tracing: Tracing,
+    tracing: KernelTrace,
     names: Names,
     count: Option<u64>,
     duration: Option<Duration>,
@@ -86,7 +86,7 @@ pub(super) async fn start(
     let order = order.map_err(|error| Refusal::Usage(error.into()))?;
     let lock = locks.acquire(user)?;
     Ok(TraceSession {
-        tracing: Tracing::begin(manager.pin_path(), order)?,
+        tracing: KernelTrace::start(manager.pin_path(), order)?,
         names: Names::new(&services)?,
         count: filter.count,
         duration: filter.duration_ms.map(Duration::from_millis),

@@ -134,7 +134,7 @@ pub fn service_numbers(pin_path: &Path) -> Result<Vec<(ServiceId, Endpoint)>> {
 }
 
 /// Returns the settings of the earlier manager of these pins, if there was one.
-pub fn earlier_settings(pin_path: &Path) -> Option<Settings> {
+pub fn previous_settings(pin_path: &Path) -> Option<Settings> {
     settings(pin_path)
         .ok()
         .filter(|settings| settings.layout_version == LAYOUT_VERSION)

@@ -18,7 +18,7 @@ use aya::{
 use tracing::{info, warn};
 
 use super::{
-    attachments::{Choice, name_of},
+    attachments::{AttachMode, name_of},
     filters, kernel, link_info,
     netlink::Interface,
 };
@@ -43,7 +43,7 @@ pub type Program = (&'static str, Option<TcAttachType>);
 
 /// An interface, as it is called now.
 #[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
+pub struct InterfaceRef<'a> {
     pub index: u32,
     pub name: &'a str,
 }
@@ -53,7 +53,12 @@ pub struct Target<'a> {
 /// # Errors
 ///
 /// Says which program could not be attached where.
-pub fn attach(ebpf: &mut Ebpf, links: &Path, program: Program, target: Target<'_>) -> Result<()> {
+pub fn attach(
+    ebpf: &mut Ebpf,
+    links: &Path,
+    program: Program,
+    target: InterfaceRef<'_>,
+) -> Result<()> {
     match program {
         (name, Some(direction)) => attach_tc(ebpf, links, name, target, direction),
         (_, None) => attach_xdp(xdp(ebpf)?, links, target),
@@ -65,7 +70,7 @@ pub fn attach(ebpf: &mut Ebpf, links: &Path, program: Program, target: Target<'_
 /// # Errors
 ///
 /// Says that the kernel does not tell.
-pub fn is_attached(links: &Path, program: Program, target: Target<'_>) -> Result<bool> {
+pub fn is_attached(links: &Path, program: Program, target: InterfaceRef<'_>) -> Result<bool> {
     let (name, direction) = program;
     match direction {
         Some(direction) if !has_tcx()? => filters::has(
@@ -78,7 +83,7 @@ pub fn is_attached(links: &Path, program: Program, target: Target<'_>) -> Result
     }
 }
 
-fn is_linked(path: &Path, target: Target<'_>) -> Result<bool> {
+fn is_linked(path: &Path, target: InterfaceRef<'_>) -> Result<bool> {
     let interface = link_info::interface_of(path);
     let interface = interface.with_context(|| format!("look at {}", path.display()))?;
     Ok(interface == Some(target.index))
@@ -90,7 +95,7 @@ fn is_linked(path: &Path, target: Target<'_>) -> Result<bool> {
 /// # Errors
 ///
 /// Names the pin that could not be looked at or renamed.
-pub fn follow_names(links: &Path) -> Result<bool> {
+pub fn rename_pins(links: &Path) -> Result<bool> {
     let mut moves = Vec::new();
     for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {
         let path = entry
@@ -132,24 +137,24 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
 
 /// Decides between TC and XDP for all interfaces alike, since XDP can send only to interfaces that
 /// run it too; with XDP, attaches it. One reason an interface.
-pub fn choose(
+pub fn choose_mode(
     ebpf: &mut Ebpf,
     links: &Path,
-    wish: Attach,
+    requested: Attach,
     interfaces: &[Interface],
-) -> Result<(Choice, Vec<String>)> {
+) -> Result<(AttachMode, Vec<String>)> {
     let all = |reason: &str| vec![reason.to_owned(); interfaces.len()];
-    if wish == Attach::Tc {
-        return Ok((Choice::Tc, all("attach = \"tc\" is configured")));
+    if requested == Attach::Tc {
+        return Ok((AttachMode::Tc, all("attach = \"tc\" is configured")));
     }
     let unsuited: Vec<Option<String>> = interfaces.iter().map(unsuited_to_xdp).collect();
-    if wish == Attach::Auto
+    if requested == Attach::Auto
         && let Some(first) = unsuited.iter().flatten().next()
     {
         let reasons = unsuited
             .iter()
             .map(|reason| reason.as_ref().unwrap_or(first));
-        return Ok((Choice::Tc, reasons.cloned().collect()));
+        return Ok((AttachMode::Tc, reasons.cloned().collect()));
     }
     let program = xdp(ebpf)?;
     let outcome = program.load().context("load memlb_xdp").and_then(|()| {
@@ -157,7 +162,7 @@ pub fn choose(
             .iter()
             .try_for_each(|interface| attach_xdp(program, links, interface.target()))
     });
-    if outcome.is_ok() && wish == Attach::Xdp {
+    if outcome.is_ok() && requested == Attach::Xdp {
         for interface in interfaces {
             if let Some(harm) = harm_of_xdp(interface) {
                 let name = &interface.name;
@@ -167,9 +172,9 @@ pub fn choose(
             }
         }
     }
-    match (outcome, wish) {
-        (Ok(()), Attach::Xdp) => Ok((Choice::Xdp, all("attach = \"xdp\" is configured"))),
-        (Ok(()), _) => Ok((Choice::Xdp, all("the driver runs XDP natively"))),
+    match (outcome, requested) {
+        (Ok(()), Attach::Xdp) => Ok((AttachMode::Xdp, all("attach = \"xdp\" is configured"))),
+        (Ok(()), _) => Ok((AttachMode::Xdp, all("the driver runs XDP natively"))),
         (Err(error), Attach::Xdp) => Err(error.context(
             "attach = \"xdp\" is configured, but an interface cannot run XDP natively; use \
              attach = \"auto\" or \"tc\"",
@@ -178,7 +183,7 @@ pub fn choose(
             for interface in interfaces {
                 remove_pin(&pin(links, XDP, &interface.name))?;
             }
-            Ok((Choice::Tc, all(&format!("no native XDP: {error:#}"))))
+            Ok((AttachMode::Tc, all(&format!("no native XDP: {error:#}"))))
         }
     }
 }
@@ -214,13 +219,13 @@ fn vlan_above(classes: &Path, interface: &str) -> Option<String> {
     links.flatten().find_map(|link| {
         let name = link.file_name().into_string().ok()?;
         let upper = name.strip_prefix("upper_")?;
-        let told = fs::read_to_string(classes.join(upper).join("uevent")).ok()?;
-        let is_vlan = told.lines().any(|line| line == "DEVTYPE=vlan");
+        let text = fs::read_to_string(classes.join(upper).join("uevent")).ok()?;
+        let is_vlan = text.lines().any(|line| line == "DEVTYPE=vlan");
         is_vlan.then(|| upper.to_owned())
     })
 }
 
-fn attach_xdp(program: &mut Xdp, links: &Path, target: Target<'_>) -> Result<()> {
+fn attach_xdp(program: &mut Xdp, links: &Path, target: InterfaceRef<'_>) -> Result<()> {
     let path = pin(links, XDP, target.name);
     let context = || format!("attach {XDP} to {}", target.name);
     if let Some(old) = pinned(&path, target)? {
@@ -232,7 +237,7 @@ fn attach_xdp(program: &mut Xdp, links: &Path, target: Target<'_>) -> Result<()>
                 drop(program.take_link(id)?);
                 return Ok(());
             }
-            Err(error) => stale(&path, &format!("{error:#}"))?,
+            Err(error) => remove_stale_pin(&path, &format!("{error:#}"))?,
         }
     }
     let id = program
@@ -249,7 +254,7 @@ fn attach_tc(
     ebpf: &mut Ebpf,
     links: &Path,
     name: &str,
-    target: Target<'_>,
+    target: InterfaceRef<'_>,
     direction: TcAttachType,
 ) -> Result<()> {
     let program = classifier(ebpf, name)?;
@@ -267,7 +272,7 @@ fn attach_tc(
                 drop(program.take_link(id)?);
                 return Ok(());
             }
-            Err(error) => stale(&path, &format!("{error:#}"))?,
+            Err(error) => remove_stale_pin(&path, &format!("{error:#}"))?,
         }
     }
     // First of all: what another program steered or dropped before, memlb would not see.
@@ -377,12 +382,12 @@ pub fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
 }
 
 /// Opens the link pinned at `path` if it is one to this interface; removes it if not.
-fn pinned(path: &Path, target: Target<'_>) -> Result<Option<PinnedLink>> {
+fn pinned(path: &Path, target: InterfaceRef<'_>) -> Result<Option<PinnedLink>> {
     if !path.exists() {
         return Ok(None);
     }
     if !is_linked(path, target)? {
-        stale(path, "it is detached, or was another interface's")?;
+        remove_stale_pin(path, "it is detached, or was another interface's")?;
         return Ok(None);
     }
     match PinnedLink::from_pin(path) {
@@ -395,7 +400,7 @@ fn pinned(path: &Path, target: Target<'_>) -> Result<Option<PinnedLink>> {
 }
 
 /// A pinned link that takes no program any more: its interface is gone, or somebody detached it.
-fn stale(path: &Path, why: &str) -> Result<()> {
+fn remove_stale_pin(path: &Path, why: &str) -> Result<()> {
     info!("{} is stale ({why}): attaching anew", path.display());
     remove_pin(path)
 }
@@ -410,7 +415,7 @@ fn remove_pin(path: &Path) -> Result<()> {
 }
 
 /// Detaches what an earlier manager attached elsewhere, and says whether there was any.
-pub fn remove_others(links: &Path, kept: &[PathBuf]) -> Result<bool> {
+pub fn remove_unlisted_pins(links: &Path, kept: &[PathBuf]) -> Result<bool> {
     let mut found = false;
     for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {
         let path = entry

@@ -12,7 +12,7 @@ use aya::{Ebpf, programs::TcAttachType};
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::{
-    attach::{self, EGRESS, INGRESS, LINKS, LOOPBACK, Program, Target, XDP},
+    attach::{self, EGRESS, INGRESS, InterfaceRef, LINKS, LOOPBACK, Program, XDP},
     netlink::Interface,
 };
 use crate::config::Attach;
@@ -24,12 +24,12 @@ const OF_TC: [Program; 2] = [
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
+pub enum AttachMode {
     Tc,
     Xdp,
 }
 
-impl Choice {
+impl AttachMode {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tc => "tc",
@@ -43,7 +43,7 @@ impl Choice {
 pub struct Attachment {
     /// Its own name, as it is now.
     pub interface: String,
-    pub choice: Choice,
+    pub mode: AttachMode,
     /// Why this way.
     pub reason: String,
     /// Nothing while it is gone.
@@ -61,11 +61,11 @@ impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             interface,
-            choice,
+            mode,
             reason,
             ..
         } = self;
-        write!(f, "attached to {interface} by {}: {reason}", choice.name())
+        write!(f, "attached to {interface} by {}: {reason}", mode.name())
     }
 }
 
@@ -111,7 +111,7 @@ impl Attachments {
     pub fn start(
         ebpf: &mut Ebpf,
         pin_path: &Path,
-        wish: Attach,
+        requested: Attach,
         interfaces: &[Interface],
     ) -> Result<Self> {
         let links = pin_path.join(LINKS);
@@ -121,26 +121,36 @@ impl Attachments {
                 .load()
                 .with_context(|| format!("load {program}"))?;
         }
-        attach::follow_names(&links)?;
+        attach::rename_pins(&links)?;
         let loopback = Attachment {
             programs: OF_LOOPBACK.to_vec(),
-            ..Attachment::new("lo", lb_common::maps::LOOPBACK, Choice::Tc, String::new())
+            ..Attachment::new(
+                "lo",
+                lb_common::maps::LOOPBACK,
+                AttachMode::Tc,
+                String::new(),
+            )
         };
         loopback.attach_all(ebpf, &links)?;
         for interface in interfaces {
-            let all = Attachment::new(&interface.name, interface.index, Choice::Tc, String::new());
+            let all = Attachment::new(
+                &interface.name,
+                interface.index,
+                AttachMode::Tc,
+                String::new(),
+            );
             all.attach_all(ebpf, &links)?;
         }
-        let (choice, reasons) = attach::choose(ebpf, &links, wish, interfaces)?;
+        let (mode, reasons) = attach::choose_mode(ebpf, &links, requested, interfaces)?;
         let named = interfaces.iter().zip(reasons);
         let attachments = Self {
             loopback,
             interfaces: named
-                .map(|(it, reason)| Attachment::new(&it.name, it.index, choice, reason))
+                .map(|(it, reason)| Attachment::new(&it.name, it.index, mode, reason))
                 .collect(),
             links,
         };
-        attach::remove_others(&attachments.links, &attachments.pins())?;
+        attach::remove_unlisted_pins(&attachments.links, &attachments.pins())?;
         Ok(attachments)
     }
 
@@ -159,7 +169,7 @@ impl Attachments {
     }
 
     /// Those that an operator should know of: the configured ones, and `lo` where it lacks its program.
-    pub fn worth_telling(&self) -> impl Iterator<Item = &Attachment> {
+    pub fn reportable(&self) -> impl Iterator<Item = &Attachment> {
         let loopback = Some(&self.loopback).filter(|it| !it.missing.is_empty());
         self.interfaces.iter().chain(loopback)
     }
@@ -169,16 +179,16 @@ impl Attachments {
     pub fn reconcile(&mut self, ebpf: &mut Ebpf) -> Vec<AttachmentChange> {
         let mut changes = Vec::new();
         for attachment in &mut self.interfaces {
-            changes.extend(attachment.follow());
+            changes.extend(attachment.refresh_name());
         }
         let is_renamed = |it: &AttachmentChange| matches!(it, AttachmentChange::Renamed { .. });
         if changes.iter().any(is_renamed)
-            && let Err(error) = attach::follow_names(&self.links)
+            && let Err(error) = attach::rename_pins(&self.links)
         {
             let links = self.links.display().to_string();
             changes.push(AttachmentChange::Failed(links, error));
         }
-        changes.extend(self.meet_namesakes());
+        changes.extend(self.attach_namesakes());
         let all = [&mut self.loopback].into_iter().chain(&mut self.interfaces);
         changes.extend(all.filter_map(|it| it.restore(ebpf, &self.links)));
         // One whose name another has is nothing to wait for.
@@ -188,10 +198,10 @@ impl Attachments {
     }
 
     /// Finds the interfaces that have a configured name now and are not attached to yet.
-    fn meet_namesakes(&mut self) -> Vec<AttachmentChange> {
+    fn attach_namesakes(&mut self) -> Vec<AttachmentChange> {
         let mut changes = Vec::new();
-        for place in 0..self.interfaces.len() {
-            let attachment = &self.interfaces[place];
+        for position in 0..self.interfaces.len() {
+            let attachment = &self.interfaces[position];
             let Some(name) = attachment.configured.clone() else {
                 continue;
             };
@@ -203,7 +213,7 @@ impl Attachments {
             }
             let interface = name_of(index).unwrap_or_else(|| name.clone());
             if attachment.index.is_none() {
-                let attachment = &mut self.interfaces[place];
+                let attachment = &mut self.interfaces[position];
                 attachment.index = Some(index);
                 attachment.interface = interface;
                 attachment.is_new = true;
@@ -215,7 +225,7 @@ impl Attachments {
                 ..Attachment::new(
                     &interface,
                     index,
-                    attachment.choice,
+                    attachment.mode,
                     attachment.reason.clone(),
                 )
             };
@@ -223,7 +233,7 @@ impl Attachments {
                 interface,
                 former: attachment.interface.clone(),
             });
-            self.interfaces[place].configured = None;
+            self.interfaces[position].configured = None;
             self.interfaces.push(namesake);
         }
         changes
@@ -231,11 +241,11 @@ impl Attachments {
 }
 
 impl Attachment {
-    fn new(name: &str, index: u32, choice: Choice, reason: String) -> Self {
-        let xdp = (choice == Choice::Xdp).then_some((XDP, None));
+    fn new(name: &str, index: u32, mode: AttachMode, reason: String) -> Self {
+        let xdp = (mode == AttachMode::Xdp).then_some((XDP, None));
         Self {
             interface: name.to_owned(),
-            choice,
+            mode,
             reason,
             index: Some(index),
             missing: Vec::new(),
@@ -253,15 +263,15 @@ impl Attachment {
         programs.try_for_each(|program| attach::attach(ebpf, links, *program, target))
     }
 
-    fn target(&self) -> Option<Target<'_>> {
-        Some(Target {
+    fn target(&self) -> Option<InterfaceRef<'_>> {
+        Some(InterfaceRef {
             index: self.index?,
             name: &self.interface,
         })
     }
 
     /// Looks whether the interface is still there, and how it is called.
-    fn follow(&mut self) -> Option<AttachmentChange> {
+    fn refresh_name(&mut self) -> Option<AttachmentChange> {
         let name = name_of(self.index?);
         match name {
             None => {

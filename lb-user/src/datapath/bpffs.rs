@@ -91,7 +91,7 @@ pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 
 impl Lock {
     /// Takes the lock at once.
-    pub fn take(pin_path: &Path) -> Result<Self> {
+    pub fn acquire(pin_path: &Path) -> Result<Self> {
         let directory = File::open(pin_path)
             .with_context(|| format!("open the pin directory {}", pin_path.display()))?;
         fstatfs(directory.as_fd()).context("look at the pin directory")?;

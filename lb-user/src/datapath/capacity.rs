@@ -16,7 +16,7 @@ use super::{layout::open_map, tables::PoolLayout};
 use crate::config::{Config, Limits};
 
 /// Entries of the tables of a family without services; a map cannot have none.
-const NO_ROOM: u32 = 1;
+const UNALLOCATED: u32 = 1;
 
 /// Where the programs keep round robin's turns; nobody else reads it.
 const TURNS: &str = "round_robin";
@@ -56,8 +56,8 @@ impl FamilyTables {
 }
 
 /// Whether a table of this many entries was made for a family that services have.
-pub fn has_room(entries: u32) -> bool {
-    entries > NO_ROOM
+pub fn is_allocated(entries: u32) -> bool {
+    entries > UNALLOCATED
 }
 
 /// Returns how many entries each map has whose size is configured.
@@ -92,7 +92,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
     for tables in FAMILIES {
         let room = |entries| match tables.are_used_by(config) {
             true => entries,
-            false => NO_ROOM,
+            false => UNALLOCATED,
         };
         sizes.extend([
             // Every connection has an entry for each direction.
@@ -147,7 +147,7 @@ pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
         }
     }
     for tables in FAMILIES {
-        let lacks = pinned(tables.half_open)?.is_some_and(|entries| !has_room(entries));
+        let lacks = pinned(tables.half_open)?.is_some_and(|entries| !is_allocated(entries));
         if !lacks || !tables.are_used_by(config) {
             continue;
         }
@@ -203,8 +203,8 @@ mod tests {
             let sizes = sizes_of(addresses);
             assert_eq!(size(&sizes, "flows"), flows, "{addresses:?}");
             assert_eq!(size(&sizes, "flows6"), flows6, "{addresses:?}");
-            assert_eq!(has_room(size(&sizes, "half_open6")), flows6 > 1);
-            assert_eq!(has_room(size(&sizes, "owner_tags6")), flows6 > 1);
+            assert_eq!(is_allocated(size(&sizes, "half_open6")), flows6 > 1);
+            assert_eq!(is_allocated(size(&sizes, "owner_tags6")), flows6 > 1);
             assert_eq!(size(&sizes, "choices"), 100 * 8_192);
         }
     }

@@ -43,18 +43,18 @@ fn list(interface: u32, parent: u32) -> Result<Vec<TcMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut question = TcMessage::with_index(interface.cast_signed());
-    question.header.parent = parent.into();
-    let mut question = NetlinkMessage::from(RouteNetlinkMessage::GetTrafficFilter(question));
-    question.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    question.finalize();
-    let mut bytes = vec![0; question.buffer_len()];
-    question.serialize(&mut bytes);
+    let mut request = TcMessage::with_index(interface.cast_signed());
+    request.header.parent = parent.into();
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetTrafficFilter(request));
+    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
     let mut filters = Vec::new();
     loop {
-        let (answer, _) = socket.recv_from_full()?;
-        let mut rest = answer.as_slice();
+        let (reply, _) = socket.recv_from_full()?;
+        let mut rest = reply.as_slice();
         while !rest.is_empty() {
             let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)?;
             let length = (message.header.length as usize).next_multiple_of(4);

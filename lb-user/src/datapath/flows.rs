@@ -62,14 +62,14 @@ impl ConnectionState {
 ///
 /// Names the map that could not be read.
 pub fn read_connections(pin_path: &Path) -> Result<Vec<Connection>> {
-    let moment = Moment::read(pin_path)?;
-    let mut connections = of_family::<V4>(pin_path, &moment)?;
-    connections.extend(of_family::<V6>(pin_path, &moment)?);
+    let clock = FlowClock::read(pin_path)?;
+    let mut connections = of_family::<V4>(pin_path, &clock)?;
+    connections.extend(of_family::<V6>(pin_path, &clock)?);
     connections.sort_by_key(|connection| connection.age);
     Ok(connections)
 }
 
-fn of_family<A: Family>(pin_path: &Path, moment: &Moment) -> Result<Vec<Connection>>
+fn of_family<A: Family>(pin_path: &Path, clock: &FlowClock) -> Result<Vec<Connection>>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
@@ -77,7 +77,7 @@ where
     let entries = read_flows::<A>(pin_path)?;
     let requests = requests(&entries);
     Ok(requests
-        .map(|(key, flow, twin)| connection(key, flow, twin, moment))
+        .map(|(key, flow, reverse)| connection(key, flow, reverse, clock))
         .collect())
 }
 
@@ -115,12 +115,12 @@ pub(super) fn requests<A: Family>(
 }
 
 /// By what the age of flows is judged.
-pub(super) struct Moment {
+pub(super) struct FlowClock {
     pub now_ns: u64,
     pub settings: Settings,
 }
 
-impl Moment {
+impl FlowClock {
     pub fn read(pin_path: &Path) -> Result<Self> {
         Ok(Self {
             now_ns: monotonic_ns()?,
@@ -129,9 +129,9 @@ impl Moment {
     }
 
     /// How long ago the last packet of either direction was.
-    pub fn silence_ns<A>(&self, flow: &Flow<A>, twin: Option<&Flow<A>>) -> u64 {
+    pub fn silence_ns<A>(&self, flow: &Flow<A>, reverse: Option<&Flow<A>>) -> u64 {
         let silence = |flow: &Flow<A>| elapsed_ns(self.now_ns, flow.last_seen_ticks);
-        twin.map_or(silence(flow), |twin| silence(flow).min(silence(twin)))
+        reverse.map_or(silence(flow), |reverse| silence(flow).min(silence(reverse)))
     }
 
     /// Whether a flow has been silent for too long, as the programs judge: where its worker has ended it,
@@ -140,17 +140,17 @@ impl Moment {
         &self,
         key: &FlowKey<A>,
         flow: &Flow<A>,
-        twin: Option<&Flow<A>>,
+        reverse: Option<&Flow<A>>,
     ) -> bool {
         let is_unseen = flow.translated.is(key);
         let longest = if flow.translated.is_datagram() {
             self.settings.datagram_idle_ns
-        } else if !is_unseen && twin.is_some_and(|twin| twin.ended & ended::FIN != 0) {
+        } else if !is_unseen && reverse.is_some_and(|reverse| reverse.ended & ended::FIN != 0) {
             self.settings.closing_idle_ns
         } else {
             self.settings.established_idle_ns
         };
-        self.silence_ns(flow, twin) > longest
+        self.silence_ns(flow, reverse) > longest
     }
 
     /// Whether an ended flow that is silent for so long has no packets under way any more.
@@ -161,11 +161,15 @@ impl Moment {
 
 /// Whether a flow has ended on both sides, as far as that is seen: of a worker that answers past the
 /// manager, its own end is not.
-pub(super) fn is_over<A: Family>(key: &FlowKey<A>, flow: &Flow<A>, twin: Option<&Flow<A>>) -> bool {
-    let twin_ended = twin.map_or(0, |twin| twin.ended);
+pub(super) fn is_over<A: Family>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    reverse: Option<&Flow<A>>,
+) -> bool {
+    let reverse_ended = reverse.map_or(0, |reverse| reverse.ended);
     match flow.translated.is(key) {
-        true => (flow.ended | twin_ended & ended::RESET) != 0,
-        false => ended::both(flow.ended, twin_ended),
+        true => (flow.ended | reverse_ended & ended::RESET) != 0,
+        false => ended::both(flow.ended, reverse_ended),
     }
 }
 
@@ -174,14 +178,14 @@ pub(super) fn is_over<A: Family>(key: &FlowKey<A>, flow: &Flow<A>, twin: Option<
 fn state<A: Family>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
-    twin: Option<&Flow<A>>,
-    moment: &Moment,
+    reverse: Option<&Flow<A>>,
+    clock: &FlowClock,
 ) -> ConnectionState {
-    if flow.counted == 0 || moment.is_past(key, flow, twin) {
+    if flow.counted == 0 || clock.is_past(key, flow, reverse) {
         return ConnectionState::Ended;
     }
     let unseen = flow.translated.is(key);
-    match twin.map_or(0, |twin| twin.ended) {
+    match reverse.map_or(0, |reverse| reverse.ended) {
         other if flow.ended == 0 && (unseen || other == 0) => ConnectionState::Open,
         _ => ConnectionState::Closing,
     }
@@ -190,8 +194,8 @@ fn state<A: Family>(
 fn connection<A: Family>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
-    twin: Option<&Flow<A>>,
-    moment: &Moment,
+    reverse: Option<&Flow<A>>,
+    clock: &FlowClock,
 ) -> Connection {
     let leaves = &flow.translated;
     Connection {
@@ -204,11 +208,11 @@ fn connection<A: Family>(
         backend: flow.backend,
         backend_address: (!leaves.is(key))
             .then(|| address(leaves.destination, leaves.destination_port)),
-        state: state(key, flow, twin, moment),
-        age: Duration::from_nanos(elapsed_ns(moment.now_ns, flow.created_ticks)),
-        idle: Duration::from_nanos(moment.silence_ns(flow, twin)),
+        state: state(key, flow, reverse, clock),
+        age: Duration::from_nanos(elapsed_ns(clock.now_ns, flow.created_ticks)),
+        idle: Duration::from_nanos(clock.silence_ns(flow, reverse)),
         bytes_in: flow.bytes,
-        bytes_out: twin.map_or(0, |twin| twin.bytes),
+        bytes_out: reverse.map_or(0, |reverse| reverse.bytes),
     }
 }
 
@@ -227,8 +231,8 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    fn moment() -> Moment {
-        Moment {
+    fn clock() -> FlowClock {
+        FlowClock {
             now_ns: 1_000 * SECOND,
             settings: Settings {
                 established_idle_ns: 3_600 * SECOND,
@@ -283,10 +287,10 @@ mod tests {
             ),
         ]);
         let found: Vec<_> = requests(&entries).collect();
-        let [(key, request, twin)] = found[..] else {
+        let [(key, request, reverse)] = found[..] else {
             panic!("one connection: {found:?}");
         };
-        let connection = connection(key, request, twin, &moment());
+        let connection = connection(key, request, reverse, &clock());
         assert_eq!(connection.protocol, Protocol::Tcp);
         assert_eq!(connection.client.to_string(), "[2001:db8::a]:4711");
         assert_eq!(connection.service.to_string(), "[2001:db8::1]:80");
@@ -303,12 +307,12 @@ mod tests {
         let leaves = key(PROTOCOL_UDP, v6(1), v6(3), 53);
         let reply = flow(arrives.reversed(), 950, 0, direction::REPLY);
         let late = flow(leaves, 930, 0, direction::REQUEST);
-        let state = |twin| connection(&arrives, &late, twin, &moment()).state;
+        let state = |reverse| connection(&arrives, &late, reverse, &clock()).state;
         assert_eq!(state(Some(&reply)), ConnectionState::Open);
         assert_eq!(state(None), ConnectionState::Ended);
         let tcp = key(PROTOCOL_TCP, v6(1), v6(3), 53);
         let rests = flow(tcp, 930, 0, direction::REQUEST);
-        assert!(!moment().is_past(&tcp, &rests, None));
+        assert!(!clock().is_past(&tcp, &rests, None));
     }
 
     #[test]
@@ -317,11 +321,11 @@ mod tests {
         let leaves = key(PROTOCOL_TCP, v6(1), v6(3), 8081);
         let ended = |seen_s| flow(arrives.reversed(), seen_s, ended::FIN, direction::REPLY);
         let request = flow(leaves, 900, 0, direction::REQUEST);
-        let is_past = |twin| moment().is_past(&arrives, &request, Some(&twin));
+        let is_past = |reverse| clock().is_past(&arrives, &request, Some(&reverse));
         assert_eq!([ended(989), ended(991)].map(is_past), [true, false]);
         // Where a worker answers past the manager, its end is never seen.
         let direct = flow(arrives, 900, 0, direction::REQUEST);
-        assert!(!moment().is_past(&arrives, &direct, Some(&ended(900))));
+        assert!(!clock().is_past(&arrives, &direct, Some(&ended(900))));
     }
 
     #[test]
@@ -331,7 +335,7 @@ mod tests {
         let reply = flow(arrives.reversed(), 990, ended::FIN, direction::REPLY);
         let mut request = flow(leaves, 990, 0, direction::REQUEST);
         let state =
-            |request: &Flow<V6>| connection(&arrives, request, Some(&reply), &moment()).state;
+            |request: &Flow<V6>| connection(&arrives, request, Some(&reply), &clock()).state;
         assert_eq!(state(&request), ConnectionState::Closing);
         // Its entry was evicted with what it knew of the client's end, and made anew.
         request.counted = 0;
@@ -344,7 +348,7 @@ mod tests {
         let arrives = key(PROTOCOL_TCP, v6(10), v6(1), 80);
         let unseen = flow(arrives.reversed(), 990, ended::FIN, direction::REPLY);
         let request = |ended| flow(arrives, 990, ended, direction::REQUEST);
-        let open = connection(&arrives, &request(0), Some(&unseen), &moment());
+        let open = connection(&arrives, &request(0), Some(&unseen), &clock());
         assert_eq!(open.state, ConnectionState::Open);
         assert_eq!(open.backend_address, None);
         let over = |ended| is_over(&arrives, &request(ended), Some(&unseen));

@@ -18,21 +18,21 @@ const CAP_BPF: u64 = 1 << 39;
 /// Checks privileges and kernel.
 pub fn check() -> Result<()> {
     check_privileges()?;
-    match Offer::of_this_kernel()?.shortcoming() {
+    match KernelSupport::of_this_kernel()?.shortcoming() {
         None => Ok(()),
         Some(shortcoming) => bail!(shortcoming),
     }
 }
 
 /// What decides whether a kernel will do. Asked of it, since distributions add to old kernels.
-pub struct Offer {
+pub struct KernelSupport {
     pub release: String,
     classifiers: bool,
     /// `bpf_loop`, the newest thing the programs need (e6f2dd0f8067).
     loops: bool,
 }
 
-impl Offer {
+impl KernelSupport {
     pub fn of_this_kernel() -> Result<Self> {
         let ask = "ask the kernel for BPF support";
         let classifier = ProgramType::SchedClassifier;
@@ -109,11 +109,11 @@ pub fn may_mount(effective: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::Offer;
+    use super::KernelSupport;
 
     #[test]
     fn says_what_a_kernel_lacks() {
-        let offer = |classifiers, loops| Offer {
+        let offer = |classifiers, loops| KernelSupport {
             release: "5.10.0-30-amd64".into(),
             classifiers,
             loops,

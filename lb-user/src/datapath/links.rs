@@ -33,7 +33,7 @@ impl Links {
     ///
     /// Says that there is none, or that it does not carry Ethernet.
     pub fn interface(&self, name: &str) -> Result<Interface> {
-        let Some((&index, link)) = self.named(name) else {
+        let Some((&index, link)) = self.by_name(name) else {
             let others = self.0.values().map(|link| link.name.as_str());
             let others: Vec<&str> = others.filter(|name| *name != "lo").collect();
             bail!(
@@ -55,7 +55,7 @@ impl Links {
         })
     }
 
-    fn named(&self, name: &str) -> Option<(&u32, &Link)> {
+    fn by_name(&self, name: &str) -> Option<(&u32, &Link)> {
         let own = self.0.iter().find(|(_, link)| link.name == name);
         let is_alternative = |link: &Link| link.alternative_names.iter().any(|it| it == name);
         own.or_else(|| self.0.iter().find(|(_, link)| is_alternative(link)))
@@ -63,7 +63,7 @@ impl Links {
 
     /// The interfaces that carry `interface` as its VLAN's parent or as ports of its bridge or bond, with
     /// its link address: what is sent to it arrives at them for this host, too.
-    pub fn beneath(&self, interface: u32) -> BTreeSet<u32> {
+    pub fn lower_interfaces(&self, interface: u32) -> BTreeSet<u32> {
         let mut found = BTreeSet::new();
         let mut to_do = vec![interface];
         while let Some(upper) = to_do.pop() {
@@ -213,7 +213,7 @@ mod tests {
             (7, BTreeSet::new()),
             (99, BTreeSet::new()),
         ] {
-            assert_eq!(links.beneath(interface), expected, "{interface}");
+            assert_eq!(links.lower_interfaces(interface), expected, "{interface}");
         }
     }
 }

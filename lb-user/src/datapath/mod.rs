@@ -7,12 +7,14 @@ mod attach;
 mod attachments;
 pub(crate) mod bpffs;
 mod capacity;
-mod deny;
+mod choice_table;
+mod connection_counts;
+mod deny_map;
 pub mod dsr;
 mod family;
 mod filters;
 mod flows;
-mod homes;
+mod foreign_programs;
 pub(crate) mod kernel;
 mod layout;
 mod link_info;
@@ -20,10 +22,8 @@ mod links;
 mod loopback;
 mod netlink;
 mod object;
-mod others;
 mod pins;
-mod places;
-mod recount;
+mod source_filter;
 mod stats;
 mod tables;
 mod trace;
@@ -31,18 +31,18 @@ mod trace;
 pub use adopt::{Adoption, service_numbers};
 pub(crate) use attach::{harm_of_xdp, unsuited_to_xdp};
 pub(crate) use attachments::name_of;
-pub use attachments::{Attachment, AttachmentChange, Choice};
-pub use deny::end_connections;
+pub use attachments::{AttachMode, Attachment, AttachmentChange};
+pub use connection_counts::reconcile_connection_counts;
+pub use deny_map::end_connections;
 pub use flows::{Connection, ConnectionState, read_connections};
+pub use foreign_programs::{ForeignPrograms, foreign_programs, port_conflicts};
 pub use layout::LayoutError;
 pub(crate) use links::alternative;
-pub use netlink::{Change, Interface, Neighbour, Netlink, Route, Routes};
+pub use netlink::{Interface, Neighbour, Netlink, NetlinkChange, Route, Routes};
 pub use object::OBJECT;
-pub use others::{Other, others, port_conflicts};
 pub use pins::Pins;
-pub use recount::recount;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
-pub use trace::Tracing;
+pub use trace::KernelTrace;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -65,10 +65,10 @@ use crate::{
     deny::Prefix,
 };
 use attachments::Attachments;
-use deny::Deny;
+use deny_map::DenyMap;
 pub(crate) use family::{from_mapped, mapped};
 pub(crate) use stats::monotonic_ns;
-use tables::{Kept, Tables};
+use tables::{PersistentSettings, Tables};
 
 /// The attached programs and their maps.
 #[derive(Debug)]
@@ -76,13 +76,13 @@ pub struct Datapath {
     /// The loaded programs, to be attached again.
     ebpf: Ebpf,
     tables: Tables,
-    backends: BTreeMap<BackendId, Known>,
+    backends: BTreeMap<BackendId, BackendState>,
     attachments: Attachments,
     pin_path: PathBuf,
-    beginning: Beginning,
-    deny: Deny,
+    rollback: RollbackGuard,
+    deny: DenyMap,
     /// Backends that are no longer configured, but still have connections.
-    parting: BTreeSet<u32>,
+    retiring: BTreeSet<u32>,
     /// Of all backends that were configured while this manager runs and may have connections. The maps
     /// alone do not tell the service of one whose service is gone.
     identities: BTreeMap<BackendId, Identity>,
@@ -94,7 +94,7 @@ pub struct Datapath {
 
 /// What is known of a backend, from three sources: configuration, core and routing table.
 #[derive(Debug, Clone)]
-struct Known {
+struct BackendState {
     address: SocketAddr,
     protocol: Protocol,
     mode: Mode,
@@ -117,20 +117,20 @@ struct Known {
 pub struct Prepared {
     pub adoption: Adoption,
     pin_path: PathBuf,
-    beginning: Beginning,
+    rollback: RollbackGuard,
     lock: bpffs::Lock,
 }
 
 /// What the first manager of these pins has changed on its way to work; undone when dropped before
 /// it got there.
 #[derive(Debug)]
-struct Beginning {
+struct RollbackGuard {
     /// Nothing when there is nothing to undo.
     pin_path: Option<PathBuf>,
     accept_local_before: Option<u32>,
 }
 
-impl Drop for Beginning {
+impl Drop for RollbackGuard {
     fn drop(&mut self) {
         let Some(pin_path) = &self.pin_path else {
             return;
@@ -154,8 +154,8 @@ pub fn prepare(config: &Config) -> Result<Prepared> {
     kernel::check()?;
     let pin_path = config.manager.pin_path.clone();
     let is_first = bpffs::ensure(&pin_path)?;
-    let lock = bpffs::Lock::take(&pin_path)?;
-    let beginning = Beginning {
+    let lock = bpffs::Lock::acquire(&pin_path)?;
+    let rollback = RollbackGuard {
         pin_path: is_first.then(|| pin_path.clone()),
         accept_local_before: None,
     };
@@ -167,18 +167,18 @@ pub fn prepare(config: &Config) -> Result<Prepared> {
     Ok(Prepared {
         adoption,
         pin_path,
-        beginning,
+        rollback,
         lock,
     })
 }
 
 impl Datapath {
     /// Loads the programs into the pinned maps and attaches them to every configured interface.
-    /// Backends and selections come afterwards, through [`Self::apply`], and [`Self::open`] last.
+    /// Backends and selections come afterwards, through [`Self::apply`], and [`Self::publish_services`] last.
     ///
     /// # Errors
     ///
-    /// Says which interface or program failed. Until [`Self::open`] has succeeded, dropping the
+    /// Says which interface or program failed. Until [`Self::publish_services`] has succeeded, dropping the
     /// datapath undoes what it began.
     pub fn start(
         prepared: Prepared,
@@ -189,40 +189,40 @@ impl Datapath {
         let Prepared {
             adoption: _,
             pin_path,
-            mut beginning,
+            mut rollback,
             lock,
         } = prepared;
         let mut ebpf = object::load(&pin_path, config, interfaces)?;
-        let mut tables = Tables::take(&mut ebpf, config)?;
-        let deny = Deny::take(&mut ebpf)?;
-        let kept = match adopt::earlier_settings(&pin_path) {
-            Some(earlier) => Kept {
+        let mut tables = Tables::from_ebpf(&mut ebpf, config)?;
+        let deny = DenyMap::from_ebpf(&mut ebpf)?;
+        let persistent = match adopt::previous_settings(&pin_path) {
+            Some(earlier) => PersistentSettings {
                 accept_local_before: earlier.accept_local_before,
                 secret: earlier.secret,
             },
-            None => Kept {
+            None => PersistentSettings {
                 accept_local_before: loopback::accept_local()?,
                 secret: secret()?,
             },
         };
-        tables.write_settings(config, kept)?;
-        beginning.accept_local_before = Some(kept.accept_local_before);
+        tables.write_settings(config, persistent)?;
+        rollback.accept_local_before = Some(persistent.accept_local_before);
         loopback::set_accept_local(1)?;
         let attachments =
             Attachments::start(&mut ebpf, &pin_path, config.manager.attach, interfaces)?;
         for attachment in attachments.interfaces() {
             info!("{attachment}");
         }
-        let backends = known_backends(settings);
+        let backends = initial_backends(settings);
         Ok(Self {
             ebpf,
             tables,
             backends,
             attachments,
             pin_path,
-            beginning,
+            rollback,
             deny,
-            parting: BTreeSet::new(),
+            retiring: BTreeSet::new(),
             identities: identities(settings).collect(),
             generation: 0,
             _lock: lock,
@@ -245,16 +245,16 @@ impl Datapath {
     }
 
     /// Prepares for a changed configuration: who stays keeps what is known of it. The core's
-    /// commands follow, and [`Self::open`] last.
-    pub fn expect(&mut self, settings: &CoreSettings, numbers: &Pinned) {
+    /// commands follow, and [`Self::publish_services`] last.
+    pub fn prepare_reload(&mut self, settings: &CoreSettings, numbers: &Pinned) {
         self.backends = replace_backends(&self.backends, settings, numbers);
         self.identities.extend(identities(settings));
         self.generation += 1;
     }
 
     /// How many backends that are no longer configured have connections as far as is known.
-    pub fn parting(&self) -> usize {
-        self.parting.len()
+    pub fn retiring(&self) -> usize {
+        self.retiring.len()
     }
 
     /// What [`Self::sweep`] is to be told with what is counted from now on.
@@ -273,11 +273,11 @@ impl Datapath {
         if generation != self.generation {
             return Ok(());
         }
-        for id in self.parting.clone() {
+        for id in self.retiring.clone() {
             if !stats.occupied.contains(&id) {
                 self.tables.clear_backend(id)?;
                 self.tables.forget_neighbour(id)?;
-                self.parting.remove(&id);
+                self.retiring.remove(&id);
                 self.identities.remove(&BackendId(id));
             }
         }
@@ -316,7 +316,8 @@ impl Datapath {
                 slots,
             } => {
                 let ids: Vec<u32> = slots.iter().map(|backend| backend.0).collect();
-                self.tables.place(service.0, kernel_kind(kind), &ids)
+                self.tables
+                    .write_choices(service.0, kernel_kind(kind), &ids)
             }
             MapUpdate::Spread { service } => self.tables.select(service.0, SPREAD),
         }
@@ -387,7 +388,7 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map that could not be written.
-    pub fn open(&mut self, settings: &CoreSettings) -> Result<()> {
+    pub fn publish_services(&mut self, settings: &CoreSettings) -> Result<()> {
         let services: Vec<_> = settings
             .services
             .iter()
@@ -395,8 +396,8 @@ impl Datapath {
             .collect();
         self.tables.write_services(&services)?;
         let wanted = |id| self.backends.contains_key(&BackendId(id));
-        self.parting = self.tables.part_with(wanted)?;
-        self.beginning.pin_path = None;
+        self.retiring = self.tables.retire_missing(wanted)?;
+        self.rollback.pin_path = None;
         Ok(())
     }
 
@@ -421,14 +422,18 @@ impl Datapath {
     }
 
     /// Returns why this configuration cannot be taken over without a restart; empty if it can.
-    pub fn refuses(&self, config: &Config) -> Vec<String> {
+    pub fn restart_reasons(&self, config: &Config) -> Vec<String> {
         let refusal = |family| {
             format!(
                 "service: the first one with an {family} address, whose connections have no room in \
                  the maps\n  to do: restart the manager, which makes room; traffic flows on meanwhile"
             )
         };
-        let lacking = self.tables.lack(config).into_iter().map(refusal);
+        let lacking = self
+            .tables
+            .missing_families(config)
+            .into_iter()
+            .map(refusal);
         let conflicts = port_conflicts(config).into_iter();
         lacking.chain(conflicts.map(|it| it.to_string())).collect()
     }
@@ -440,25 +445,26 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map that could not be written.
-    pub fn take_routes(&mut self, routes: &Routes) -> Result<()> {
-        self.tell_routes(routes);
+    pub fn apply_routes(&mut self, routes: &Routes) -> Result<()> {
+        self.log_routes(routes);
         let mut outcome = Ok(());
         for id in self.backends.keys().copied().collect::<Vec<_>>() {
-            outcome = outcome.and(self.take_route(id, routes));
+            outcome = outcome.and(self.apply_route(id, routes));
         }
-        outcome.and(self.take_homes(routes))
+        outcome.and(self.update_source_filter(routes))
     }
 
     /// Writes which addresses are the manager's own, and by which interfaces workers come.
-    fn take_homes(&mut self, routes: &Routes) -> Result<()> {
+    fn update_source_filter(&mut self, routes: &Routes) -> Result<()> {
         let own = addresses::of_nobody_else()?;
-        self.tables.put_homes(&homes::homes(&own, routes))
+        self.tables
+            .write_source_filter(&source_filter::expected_interfaces(&own, routes))
     }
 
     /// Says what is new of the ways to the workers.
-    fn tell_routes(&self, routes: &Routes) {
+    fn log_routes(&self, routes: &Routes) {
         let workers = self.backends.values().filter(|known| !known.is_fallback);
-        let is_new = |it: &&Known| {
+        let is_new = |it: &&BackendState| {
             let found = routes.get(&it.address.ip());
             found.is_some_and(|found| it.differs(found))
         };
@@ -481,7 +487,8 @@ impl Datapath {
     ///
     /// Names the map that could not be written.
     pub fn forget_link_of(&mut self, next_hop: IpAddr) -> Result<()> {
-        let is_behind = |it: &Known| it.route.as_ref().is_some_and(|it| it.next_hop == next_hop);
+        let is_behind =
+            |it: &BackendState| it.route.as_ref().is_some_and(|it| it.next_hop == next_hop);
         let behind = self.backends.iter().filter(|(_, known)| is_behind(known));
         let mut outcome = Ok(());
         for (id, _) in behind {
@@ -490,7 +497,7 @@ impl Datapath {
         outcome
     }
 
-    fn take_route(&mut self, id: BackendId, routes: &Routes) -> Result<()> {
+    fn apply_route(&mut self, id: BackendId, routes: &Routes) -> Result<()> {
         let Some(known) = self.backends.get_mut(&id).filter(|it| !it.is_fallback) else {
             return Ok(());
         };
@@ -514,7 +521,7 @@ impl Datapath {
 
     /// The attachments that an operator should know of.
     pub fn attachments(&self) -> impl Iterator<Item = &Attachment> {
-        self.attachments.worth_telling()
+        self.attachments.reportable()
     }
 
     pub fn pin_path(&self) -> &std::path::Path {
@@ -553,12 +560,12 @@ impl Datapath {
 }
 
 /// Whether an entry describes a backend at this one's address.
-fn is_at(entry: &Backend, known: &Known) -> bool {
+fn is_at(entry: &Backend, known: &BackendState) -> bool {
     entry.address == mapped(known.address.ip()) && entry.port == known.address.port()
 }
 
-fn known_backends(settings: &CoreSettings) -> BTreeMap<BackendId, Known> {
-    let known = |address, of: &lb_core::ServiceSettings, is_fallback| Known {
+fn initial_backends(settings: &CoreSettings) -> BTreeMap<BackendId, BackendState> {
+    let known = |address, of: &lb_core::ServiceSettings, is_fallback| BackendState {
         address,
         protocol: of.endpoint().protocol,
         mode: of.mode,
@@ -587,11 +594,11 @@ fn known_backends(settings: &CoreSettings) -> BTreeMap<BackendId, Known> {
 
 /// Returns the backends of a changed configuration, with what is known of those that stay.
 fn replace_backends(
-    before: &BTreeMap<BackendId, Known>,
+    before: &BTreeMap<BackendId, BackendState>,
     settings: &CoreSettings,
     numbers: &Pinned,
-) -> BTreeMap<BackendId, Known> {
-    let mut backends = known_backends(settings);
+) -> BTreeMap<BackendId, BackendState> {
+    let mut backends = initial_backends(settings);
     let known = before.values().filter(|it| !it.is_fallback);
     let known = known.filter(|it| it.looked_up);
     let routes: Routes = known
@@ -628,7 +635,7 @@ fn kernel_kind(kind: SlotKind) -> u32 {
     }
 }
 
-impl Known {
+impl BackendState {
     fn endpoint(&self) -> Endpoint {
         Endpoint {
             address: self.address,
@@ -644,7 +651,7 @@ impl Known {
     fn link(&self, attached: &BTreeSet<u32>) -> WorkerRoute {
         match &self.route {
             None => WorkerRoute::Missing,
-            Some(route) if !route.is_met_at(attached) => {
+            Some(route) if !route.arrives_at(attached) => {
                 WorkerRoute::Unattached(route.interface_name())
             }
             Some(route) if route.has_router(self.address.ip()) => WorkerRoute::ViaRouter,
@@ -715,8 +722,8 @@ pub fn unload(pin_path: &std::path::Path) -> Result<bool> {
         return Ok(detached);
     }
     bpffs::check(pin_path)?;
-    let _lock = bpffs::Lock::take(pin_path)?;
-    if let Some(earlier) = adopt::earlier_settings(pin_path) {
+    let _lock = bpffs::Lock::acquire(pin_path)?;
+    if let Some(earlier) = adopt::previous_settings(pin_path) {
         loopback::set_accept_local(earlier.accept_local_before)?;
     }
     bpffs::remove(pin_path)

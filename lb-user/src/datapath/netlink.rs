@@ -19,7 +19,7 @@ use rtnetlink::{
 };
 use tokio::task::JoinHandle;
 
-use super::{attach::Target, attachments::name_of, links::Links};
+use super::{attach::InterfaceRef, attachments::name_of, links::Links};
 
 /// Where packets to a worker go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Route {
     /// Index of the interface.
     pub interface: u32,
     /// Those that carry it, on which packets that come from there are met, too.
-    pub beneath: BTreeSet<u32>,
+    pub lower_interfaces: BTreeSet<u32>,
     /// The worker itself, or the router on the way to it, whose address may be of the other family (RFC
     /// 8950).
     pub next_hop: IpAddr,
@@ -45,8 +45,10 @@ impl Route {
 
     /// Whether replies from there meet the programs at one of these interfaces. What is on this machine
     /// needs none.
-    pub fn is_met_at(&self, attached: &BTreeSet<u32>) -> bool {
-        self.is_local || attached.contains(&self.interface) || !self.beneath.is_disjoint(attached)
+    pub fn arrives_at(&self, attached: &BTreeSet<u32>) -> bool {
+        self.is_local
+            || attached.contains(&self.interface)
+            || !self.lower_interfaces.is_disjoint(attached)
     }
 
     /// The interface's name as it is now.
@@ -90,8 +92,8 @@ pub struct Interface {
 }
 
 impl Interface {
-    pub fn target(&self) -> Target<'_> {
-        Target {
+    pub fn target(&self) -> InterfaceRef<'_> {
+        InterfaceRef {
             index: self.index,
             name: &self.name,
         }
@@ -102,13 +104,13 @@ impl Interface {
 pub struct Netlink {
     handle: Handle,
     /// Those that the kernel reports.
-    changes: BoxStream<'static, Change>,
+    changes: BoxStream<'static, NetlinkChange>,
     connection: JoinHandle<()>,
 }
 
 /// What the kernel reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum NetlinkChange {
     /// Links, addresses or routes may be others.
     Tables,
     /// What it knows of a neighbour, possibly nothing new.
@@ -128,7 +130,7 @@ pub type Routes = BTreeMap<IpAddr, Option<Route>>;
 
 impl Netlink {
     pub fn connect() -> Result<Self> {
-        Self::listening_to(&[
+        Self::subscribe(&[
             MulticastGroup::Link,
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
@@ -139,11 +141,11 @@ impl Netlink {
     }
 
     /// Connects without being told of changes, which would pile up where nobody waits for them.
-    pub fn connect_to_ask() -> Result<Self> {
-        Self::listening_to(&[])
+    pub fn connect_without_events() -> Result<Self> {
+        Self::subscribe(&[])
     }
 
-    fn listening_to(groups: &[MulticastGroup]) -> Result<Self> {
+    fn subscribe(groups: &[MulticastGroup]) -> Result<Self> {
         let (connection, handle, changes) =
             new_multicast_connection(groups).context("open a netlink socket")?;
         Ok(Self {
@@ -189,7 +191,7 @@ impl Netlink {
     }
 
     /// Waits for a change; nothing if the connection is over.
-    pub async fn change(&mut self) -> Option<Change> {
+    pub async fn next_change(&mut self) -> Option<NetlinkChange> {
         self.changes.next().await
     }
 
@@ -203,7 +205,7 @@ impl Netlink {
         let mut routes = Routes::new();
         for &address in addresses {
             let route = self.route(address).await?.map(|route| Route {
-                beneath: links.beneath(route.interface),
+                lower_interfaces: links.lower_interfaces(route.interface),
                 ..route
             });
             routes.insert(address, route);
@@ -238,15 +240,15 @@ impl Netlink {
     ) -> Result<Option<Route>> {
         let length = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
         let ask = || format!("ask for the route to {address}");
-        let mut question = RouteMessageBuilder::<IpAddr>::new()
+        let mut request = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(address, length(address))
             .with_context(ask)?;
         if let Some(source) = source {
-            let from = question.source_prefix(source, length(source));
-            question = from.with_context(ask)?;
+            let from = request.source_prefix(source, length(source));
+            request = from.with_context(ask)?;
         }
-        let mut answers = self.handle.route().get(question.build()).execute();
-        match answers.try_next().await {
+        let mut replies = self.handle.route().get(request.build()).execute();
+        match replies.try_next().await {
             Ok(Some(message)) => Ok(route_of(&message, address)),
             // The kernel answers "network unreachable" as an error, and a blackhole, a prohibition or the
             // like with others.
@@ -272,15 +274,15 @@ impl Drop for Netlink {
 }
 
 /// Returns the change that a message of the kernel's reports, if it is one.
-fn change_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
+fn change_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<NetlinkChange> {
     let NetlinkPayload::InnerMessage(message) = payload else {
-        return Some(Change::Tables);
+        return Some(NetlinkChange::Tables);
     };
     let message = match message {
         RouteNetlinkMessage::NewNeighbour(message) => message,
         // What is forgotten here is asked for again.
         RouteNetlinkMessage::DelNeighbour(_) => return None,
-        _ => return Some(Change::Tables),
+        _ => return Some(NetlinkChange::Tables),
     };
     let mut attributes = message.attributes.iter();
     let address = attributes.clone().find_map(|it| match it {
@@ -292,7 +294,7 @@ fn change_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
         NeighbourAttribute::LinkLayerAddress(link_address) => Some(link_address.clone()),
         _ => None,
     })?;
-    Some(Change::Neighbour(Neighbour {
+    Some(NetlinkChange::Neighbour(Neighbour {
         interface: message.header.ifindex,
         address,
         link_address,
@@ -307,7 +309,7 @@ fn route_of(message: &RouteMessage, address: IpAddr) -> Option<Route> {
     };
     let mut route = Route {
         interface: 0,
-        beneath: BTreeSet::new(),
+        lower_interfaces: BTreeSet::new(),
         next_hop: address,
         source: match address {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

@@ -71,7 +71,7 @@ impl Pins {
     /// # Errors
     ///
     /// Names what cannot be pinned.
-    pub fn put_back(&mut self) -> Result<Vec<String>> {
+    pub fn restore(&mut self) -> Result<Vec<String>> {
         let mut missing = Vec::new();
         for (map, data) in &self.maps {
             let path = self.directory.join(map);

@@ -20,11 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     adopt::settings,
-    capacity::has_room,
+    capacity::is_allocated,
+    connection_counts::counts,
     family::{Family, from_mapped},
-    flows::{Moment, is_over, read_flows, requests},
+    flows::{FlowClock, is_over, read_flows, requests},
     layout::{LayoutError, open_map},
-    recount::counts,
 };
 
 /// Counters since the maps were made, and connections at this moment.
@@ -78,9 +78,9 @@ impl Stats {
     /// Reads the maps pinned in `pin_path`.
     pub fn read(pin_path: &Path) -> Result<Self> {
         let mut stats = Self::read_totals(pin_path)?;
-        let moment = Moment::read(pin_path)?;
-        stats.read_family::<V4>(pin_path, &moment)?;
-        stats.read_family::<V6>(pin_path, &moment)?;
+        let clock = FlowClock::read(pin_path)?;
+        stats.read_family::<V4>(pin_path, &clock)?;
+        stats.read_family::<V6>(pin_path, &clock)?;
         Ok(stats)
     }
 
@@ -143,7 +143,7 @@ impl Stats {
 
     /// Reads a family's connection tables: how full they are, and whose connections are in there. The
     /// tables change while they are read; what vanishes meanwhile is left out.
-    fn read_family<A: Family>(&mut self, pin_path: &Path, moment: &Moment) -> Result<()>
+    fn read_family<A: Family>(&mut self, pin_path: &Path, clock: &FlowClock) -> Result<()>
     where
         FlowKey<A>: Pod,
         Flow<A>: Pod,
@@ -152,7 +152,7 @@ impl Stats {
         let half_open: Array<_, Handshake<A>> =
             Array::try_from(Map::Array(open_map(pin_path, A::HALF_OPEN)?))
                 .with_context(|| format!("open map {}", A::HALF_OPEN))?;
-        if !has_room(half_open.len()) {
+        if !is_allocated(half_open.len()) {
             return Ok(());
         }
         let capacity = open_map(pin_path, A::FLOWS)?
@@ -164,18 +164,18 @@ impl Stats {
             capacity: capacity.max_entries().into(),
         };
         self.maps.insert(A::FLOWS, fill);
-        for (key, flow, twin) in requests(&entries) {
+        for (key, flow, reverse) in requests(&entries) {
             let is_free =
-                is_over(key, flow, twin) && moment.has_closed(moment.silence_ns(flow, twin));
-            if !is_free && !moment.is_past(key, flow, twin) {
+                is_over(key, flow, reverse) && clock.has_closed(clock.silence_ns(flow, reverse));
+            if !is_free && !clock.is_past(key, flow, reverse) {
                 self.occupied.insert(flow.backend);
             }
         }
 
-        let longest = moment.settings.half_open_idle_ns;
+        let longest = clock.settings.half_open_idle_ns;
         let mut present = 0;
         for handshake in half_open.iter().filter_map(Result::ok) {
-            let silence = moment.now_ns.saturating_sub(handshake.syn_ns);
+            let silence = clock.now_ns.saturating_sub(handshake.syn_ns);
             if handshake.is_valid() && silence <= longest {
                 present += 1;
                 self.occupied.insert(handshake.backend);

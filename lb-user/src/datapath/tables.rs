@@ -22,10 +22,10 @@ use lb_common::{
 use lb_core::{Endpoint, Protocol, ReplyCounters};
 
 use super::{
-    capacity::{FAMILIES, has_room},
+    capacity::{FAMILIES, is_allocated},
+    choice_table::ChoiceTable,
     family::mapped,
-    homes::Homes,
-    places::Places,
+    source_filter::SourceFilter,
 };
 use crate::config::Config;
 
@@ -33,10 +33,10 @@ pub struct Tables {
     settings: Array<MapData, maps::Settings>,
     services: HashMap<MapData, ServiceKey, Service>,
     selection: Array<MapData, u32>,
-    places: Places,
+    choices: ChoiceTable,
     backends: Array<MapData, Backend>,
     neighbours: Array<MapData, Neighbour>,
-    homes: Homes,
+    source_filter: SourceFilter,
     active: Array<MapData, u64>,
     evicted: Array<MapData, u64>,
     traffic: PerCpuArray<MapData, Traffic>,
@@ -61,7 +61,7 @@ impl fmt::Debug for Tables {
 }
 
 impl Tables {
-    pub fn take(ebpf: &mut Ebpf, config: &Config) -> Result<Self> {
+    pub fn from_ebpf(ebpf: &mut Ebpf, config: &Config) -> Result<Self> {
         let limits = &config.limits;
         let endpoints: HashMap<_, ServiceKey, u32> =
             HashMap::try_from(map(ebpf, name::ENDPOINTS)?).context("open map endpoints")?;
@@ -71,10 +71,10 @@ impl Tables {
             settings: array(ebpf, name::SETTINGS)?,
             services: HashMap::try_from(map(ebpf, name::SERVICES)?).context("open map services")?,
             selection: array(ebpf, name::SELECTION)?,
-            places: Places::new(array(ebpf, name::POLICIES)?, array(ebpf, name::CHOICES)?),
+            choices: ChoiceTable::new(array(ebpf, name::POLICIES)?, array(ebpf, name::CHOICES)?),
             backends: array(ebpf, name::BACKENDS)?,
             neighbours: array(ebpf, name::NEIGHBOURS)?,
-            homes: Homes::new(
+            source_filter: SourceFilter::new(
                 HashMap::try_from(map(ebpf, name::SOURCE_FILTER)?)
                     .context("open map source_filter")?,
             ),
@@ -95,7 +95,11 @@ impl Tables {
     }
 
     /// Writes the settings and the addresses for NAT.
-    pub fn write_settings(&mut self, config: &Config, kept: Kept) -> Result<()> {
+    pub fn write_settings(
+        &mut self,
+        config: &Config,
+        persistent: PersistentSettings,
+    ) -> Result<()> {
         let (limits, sources) = (&config.limits, &config.manager.nat_sources);
         for (first, is_v4) in [(0, true), (MAX_NAT_SOURCES, false)] {
             let of_family = sources.iter().filter(|source| source.is_ipv4() == is_v4);
@@ -115,9 +119,9 @@ impl Tables {
             datagram_idle_ns: nanoseconds(limits.datagram_idle),
             closing_idle_ns: nanoseconds(limits.closing_idle),
             half_open_idle_ns: nanoseconds(limits.half_open_idle),
-            accept_local_before: kept.accept_local_before,
+            accept_local_before: persistent.accept_local_before,
             half_open_buckets: self.half_open_buckets(),
-            secret: kept.secret,
+            secret: persistent.secret,
             pool_words: self.layout.pool_words,
             source_words: self.layout.source_words,
             nat_sources: self.layout.sources,
@@ -131,7 +135,7 @@ impl Tables {
     /// How many buckets there are, as far as the tables of handshakes have room for them.
     fn half_open_buckets(&self) -> u32 {
         let rooms = [self.half_open.len(), self.half_open6.len()];
-        let rooms = rooms.into_iter().filter(|entries| has_room(*entries));
+        let rooms = rooms.into_iter().filter(|entries| is_allocated(*entries));
         rooms
             .map(|entries| entries / SLOTS_PER_BUCKET)
             .fold(DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET, u32::min)
@@ -188,18 +192,18 @@ impl Tables {
 
     /// Returns the families that services of this configuration have, but whose connections have no
     /// room in the maps.
-    pub fn lack(&self, config: &Config) -> Vec<&'static str> {
+    pub fn missing_families(&self, config: &Config) -> Vec<&'static str> {
         let rooms = [self.half_open.len(), self.half_open6.len()];
         let lacking = FAMILIES
             .iter()
             .zip(rooms)
-            .filter(|(tables, entries)| tables.are_used_by(config) && !has_room(*entries));
+            .filter(|(tables, entries)| tables.are_used_by(config) && !is_allocated(*entries));
         lacking.map(|(tables, _)| tables.family).collect()
     }
 
     /// Lets the programs look at packets to these ports, or from them. Never taken back: a port that
     /// was used once may still have connections.
-    fn use_ports(
+    fn track_ports(
         &mut self,
         protocol: u8,
         ports: impl IntoIterator<Item = u16>,
@@ -226,7 +230,7 @@ impl Tables {
     pub fn write_backend(&mut self, id: u32, backend: &Backend) -> Result<()> {
         if matches!(backend.mode, mode::LOCAL | mode::ROUTED) {
             for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
-                self.use_ports(protocol, [backend.port], true)?;
+                self.track_ports(protocol, [backend.port], true)?;
             }
         }
         self.backends
@@ -241,21 +245,21 @@ impl Tables {
 
     /// Drains the backends that are no longer `wanted`, and returns who they are: their connections
     /// may end in peace.
-    pub fn part_with(&mut self, wanted: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>> {
-        let mut parting = BTreeSet::new();
+    pub fn retire_missing(&mut self, wanted: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>> {
+        let mut retired = BTreeSet::new();
         for id in (1..self.backends.len()).filter(|id| !wanted(*id)) {
             let mut backend = self.backend(id)?;
             if backend == Backend::default() {
                 continue;
             }
-            let state = parting_state(&backend);
+            let state = retired_state(&backend);
             if backend.state != state {
                 backend.state = state;
                 self.write_backend(id, &backend)?;
             }
-            parting.insert(id);
+            retired.insert(id);
         }
-        Ok(parting)
+        Ok(retired)
     }
 
     /// Empties a backend's entry; its number is free from then on.
@@ -279,8 +283,8 @@ impl Tables {
         Ok(active.saturating_sub(read(&self.evicted, name::EVICTED)?))
     }
 
-    pub fn put_homes(&mut self, homes: &BTreeMap<V6, u32>) -> Result<()> {
-        self.homes.put(homes)
+    pub fn write_source_filter(&mut self, expected: &BTreeMap<V6, u32>) -> Result<()> {
+        self.source_filter.replace(expected)
     }
 
     /// Returns what was counted of a backend's answers.
@@ -295,8 +299,8 @@ impl Tables {
         })
     }
 
-    pub fn place(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
-        self.places.put(service, kind, backends)
+    pub fn write_choices(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
+        self.choices.replace(service, kind, backends)
     }
 
     /// Writes the services first and removes the others afterwards, so that none is missed meanwhile.
@@ -312,9 +316,9 @@ impl Tables {
                 .map(|key| u16::from_be_bytes(key.port))
                 .collect();
             if !ports.is_empty() {
-                self.use_ports(protocol, ports, false)?;
+                self.track_ports(protocol, ports, false)?;
                 // Where the workers of such a service answer to.
-                self.use_ports(protocol, self.nat_ports.clone(), false)?;
+                self.track_ports(protocol, self.nat_ports.clone(), false)?;
             }
         }
         for (key, service) in &wanted {
@@ -345,7 +349,7 @@ impl Tables {
 }
 
 /// The state of a backend that is no longer configured: its connections go on, if they did before.
-pub(super) fn parting_state(backend: &Backend) -> u8 {
+pub(super) fn retired_state(backend: &Backend) -> u8 {
     match backend.state {
         state::UP => state::DRAINING,
         other => other,
@@ -354,7 +358,7 @@ pub(super) fn parting_state(backend: &Backend) -> u8 {
 
 /// What the programs' settings keep of an earlier manager's.
 #[derive(Debug, Clone, Copy)]
-pub struct Kept {
+pub struct PersistentSettings {
     pub accept_local_before: u32,
     pub secret: [u64; 2],
 }

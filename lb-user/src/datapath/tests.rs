@@ -7,7 +7,7 @@ use lb_core::{
 };
 use proptest::prelude::*;
 
-use super::{tables::parting_state, *};
+use super::{tables::retired_state, *};
 use crate::config::Overrides;
 
 const BEAT: Duration = Duration::from_millis(100);
@@ -137,7 +137,7 @@ struct Connection {
 struct World {
     now: Instant,
     core: Core,
-    known: BTreeMap<BackendId, Known>,
+    known: BTreeMap<BackendId, BackendState>,
     identities: BTreeMap<BackendId, Identity>,
     entries: BTreeMap<u32, Backend>,
     services: Vec<(ServiceId, Endpoint)>,
@@ -205,7 +205,7 @@ impl World {
         self.carry_out();
         for (id, entry) in &mut self.entries {
             if !self.known.contains_key(&BackendId(*id)) {
-                entry.state = parting_state(entry);
+                entry.state = retired_state(entry);
             }
         }
         self.services = (settings.services.iter())

@@ -12,32 +12,32 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{layout::open_map, stats::monotonic_ns};
 
 /// For how long an order stands that is not renewed.
-const LAPSE_NS: u64 = 3_000_000_000;
+const EXPIRY_NS: u64 = 3_000_000_000;
 
 /// A trace under way. Dropping it ends it; should that not happen, it lapses.
-pub struct Tracing {
-    order: TraceConfig,
-    orders: Array<MapData, TraceConfig>,
+pub struct KernelTrace {
+    config: TraceConfig,
+    configs: Array<MapData, TraceConfig>,
     counts: Array<MapData, TraceCounts>,
     events: AsyncFd<RingBuf<MapData>>,
-    begun_ns: u64,
+    started_ns: u64,
 }
 
-impl fmt::Debug for Tracing {
+impl fmt::Debug for KernelTrace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tracing")
-            .field("order", &self.order)
+            .field("config", &self.config)
             .finish_non_exhaustive()
     }
 }
 
-impl Tracing {
-    /// Has the packets told that `order` wants, from now on.
+impl KernelTrace {
+    /// Has the packets told that `config` wants, from now on.
     ///
     /// # Errors
     ///
     /// Names the map that cannot be opened or written.
-    pub fn begin(pin_path: &Path, order: TraceConfig) -> Result<Self> {
+    pub fn start(pin_path: &Path, config: TraceConfig) -> Result<Self> {
         let array = |map| Ok::<_, anyhow::Error>(Map::Array(open_map(pin_path, map)?));
         let open = |map| format!("open map {map}");
         let ring = RingBuf::try_from(Map::RingBuf(open_map(pin_path, name::TRACE_EVENTS)?))
@@ -45,12 +45,12 @@ impl Tracing {
         // SAFETY: the ring owns its descriptor, keeps it for as long as it lives, and is not replaced.
         let events = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         let mut tracing = Self {
-            order,
-            orders: Array::try_from(array(name::TRACE)?).with_context(|| open(name::TRACE))?,
+            config,
+            configs: Array::try_from(array(name::TRACE)?).with_context(|| open(name::TRACE))?,
             counts: Array::try_from(array(name::TRACE_COUNTS)?)
                 .with_context(|| open(name::TRACE_COUNTS))?,
             events: events.context("wait for map trace_events")?,
-            begun_ns: monotonic_ns()?,
+            started_ns: monotonic_ns()?,
         };
         // What an earlier one has left unread.
         while tracing.events.get_mut().next().is_some() {}
@@ -68,8 +68,10 @@ impl Tracing {
     ///
     /// Says that the map cannot be written.
     pub fn renew(&mut self) -> Result<()> {
-        self.order.expires_ns = monotonic_ns()? + LAPSE_NS;
-        self.orders.set(0, self.order, 0).context("write map trace")
+        self.config.expires_ns = monotonic_ns()? + EXPIRY_NS;
+        self.configs
+            .set(0, self.config, 0)
+            .context("write map trace")
     }
 
     /// Waits for a packet. Cancelled, it loses none.
@@ -86,7 +88,7 @@ impl Tracing {
                 continue;
             };
             match event(&entry) {
-                Some(event) if event.time_ns >= self.begun_ns => return Ok(event),
+                Some(event) if event.time_ns >= self.started_ns => return Ok(event),
                 _ => {}
             }
         }
@@ -102,10 +104,10 @@ impl Tracing {
     }
 }
 
-impl Drop for Tracing {
+impl Drop for KernelTrace {
     fn drop(&mut self) {
         // It lapses otherwise.
-        _ = self.orders.set(0, TraceConfig::OFF, 0);
+        _ = self.configs.set(0, TraceConfig::OFF, 0);
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::Finding;
-use crate::datapath::kernel::{self, Offer};
+use crate::datapath::kernel::{self, KernelSupport};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -47,7 +47,7 @@ pub fn gather() -> anyhow::Result<Facts> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     Ok(Facts {
         release: release.trim().to_owned(),
-        shortcoming: Offer::of_this_kernel()
+        shortcoming: KernelSupport::of_this_kernel()
             .ok()
             .map(|offer| offer.shortcoming()),
         has_btf: Path::new(BTF).exists(),

@@ -13,9 +13,9 @@ use nix::{
 use super::Finding;
 use crate::{
     datapath::{
-        LayoutError, Other, adopt,
+        ForeignPrograms, LayoutError, adopt,
         bpffs::{self, USUAL_MOUNT},
-        kernel, others,
+        foreign_programs, kernel,
     },
     sockets::{Holder, holder},
 };
@@ -28,7 +28,7 @@ pub struct Facts {
     /// The manager that holds the pins.
     pub holder: Option<Holder>,
     /// What is attached from elsewhere.
-    pub others: Vec<Other>,
+    pub others: Vec<ForeignPrograms>,
 }
 
 /// Where the pins are, or would be.
@@ -70,7 +70,7 @@ pub fn gather(pin_path: &Path, privileges: u64, asked: Option<i32>) -> Facts {
         place,
         pinned,
         holder: bpffs::locked_by(pin_path).and_then(holder),
-        others: others(pin_path)
+        others: foreign_programs(pin_path)
             .into_iter()
             .filter(|other| match &other.holder {
                 Some(holder) => Some(holder.pid) != asked,
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn tells_what_is_attached_from_elsewhere() {
-        let left = Other {
+        let left = ForeignPrograms {
             pin_path: "/sys/fs/bpf/memlb2".into(),
             interfaces: ["eth1".to_owned()].into(),
             holder: None,

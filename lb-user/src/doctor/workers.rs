@@ -68,7 +68,7 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
     let interface = facts.host.name_of(route.interface);
     let attached = facts.interfaces.iter();
     let attached = attached.filter_map(|name| Some(facts.host.links.get(name)?.index));
-    if !route.is_met_at(&attached.collect()) {
+    if !route.arrives_at(&attached.collect()) {
         return Finding::problem(
             "worker",
             format!(
@@ -243,7 +243,7 @@ mod tests {
 
     fn route(interface: u32, next_hop: Ipv4Addr) -> Option<Route> {
         Some(Route {
-            beneath: BTreeSet::new(),
+            lower_interfaces: BTreeSet::new(),
             interface,
             next_hop: next_hop.into(),
             source: Ipv4Addr::new(192, 168, 56, 101).into(),

@@ -100,7 +100,7 @@ impl Manager {
     /// Starts to count the connections of backends that are no longer configured.
     pub(super) fn count_removed_backends(&mut self) {
         let counted = &mut self.background.removed_counted;
-        if self.datapath.parting() == 0 || counted.elapsed() < REMOVED_BACKENDS_INTERVAL {
+        if self.datapath.retiring() == 0 || counted.elapsed() < REMOVED_BACKENDS_INTERVAL {
             return;
         }
         *counted = Instant::now();

@@ -40,7 +40,7 @@ async fn run(pin_path: PathBuf) {
         let pin_path = pin_path.clone();
         let (counted, worked) = spawn_blocking(move || {
             let begun = cpu_time();
-            let counted = datapath::recount(&pin_path);
+            let counted = datapath::reconcile_connection_counts(&pin_path);
             (counted, cpu_time().saturating_sub(begun))
         })
         .await

@@ -183,7 +183,7 @@ impl ManagerHandle {
     pub async fn end_connections(&self, prefixes: Vec<Prefix>) -> Result<u64> {
         self.read(move |pin_path| {
             let ended = datapath::end_connections(pin_path, &prefixes)?;
-            datapath::recount(pin_path)?;
+            datapath::reconcile_connection_counts(pin_path)?;
             Ok(ended)
         })
         .await

@@ -114,7 +114,7 @@ impl Manager {
             core.silent_for(worker, now)
                 .is_some_and(|silence| silence <= down_after)
         };
-        let parting = self.datapath.parting();
+        let parting = self.datapath.retiring();
         let file = &self.configuration.file;
         self.membership
             .admit(file, worker, address, parting, present)?;

@@ -42,7 +42,7 @@ impl Recovery {
 impl Manager {
     /// Applies the routes to the workers as the kernel has them now, and repairs everything else.
     pub(super) fn reconcile(&mut self, routes: &Routes) {
-        if let Err(error) = self.datapath.take_routes(routes) {
+        if let Err(error) = self.datapath.apply_routes(routes) {
             self.map_write_failed(&error);
         }
         self.reconcile_attachments();
@@ -88,7 +88,7 @@ impl Manager {
         let links = self.datapath.links();
         self.core.reconfigure(settings, &links, Instant::now());
         self.apply_outputs();
-        if let Err(error) = self.datapath.open(&self.configuration.settings) {
+        if let Err(error) = self.datapath.publish_services(&self.configuration.settings) {
             self.map_write_failed(&error);
         }
         if let Err(error) = self.datapath.set_denied(self.denied.prefixes()) {
@@ -120,7 +120,7 @@ impl Manager {
     }
 
     fn restore_pins(&mut self) {
-        match self.recovery.pins.put_back() {
+        match self.recovery.pins.restore() {
             Ok(pins) if pins.is_empty() => self.recovery.pins_fail = false,
             Ok(pins) => {
                 let message = format!(

@@ -202,7 +202,9 @@ impl Manager {
         // Workers may have joined since the reload was prepared.
         let config = self.membership.apply_to(&file);
         let mut changes = Changes::between(&self.configuration.effective, &config);
-        changes.refused.extend(self.datapath.refuses(&config));
+        changes
+            .refused
+            .extend(self.datapath.restart_reasons(&config));
         if !changes.refused.is_empty() {
             return Err(ReloadError::Refused(changes.refused));
         }
@@ -236,7 +238,7 @@ impl Manager {
     /// manager runs. `routes` are those to new workers; the route monitor looks up missing ones later.
     pub(super) fn apply_config(&mut self, config: Config, numbers: &Pinned, routes: &Routes) {
         let settings = config.settings(numbers);
-        self.datapath.expect(&settings, numbers);
+        self.datapath.prepare_reload(&settings, numbers);
         // The core may select a new worker at its first heartbeat, or a moved one at once.
         self.reconcile(routes);
         self.background
@@ -246,7 +248,7 @@ impl Manager {
         self.core
             .reconfigure(settings.clone(), &links, Instant::now());
         self.apply_outputs();
-        if let Err(error) = self.datapath.open(&settings) {
+        if let Err(error) = self.datapath.publish_services(&settings) {
             self.map_write_failed(&error);
         }
         self.configuration.settings = settings;
@@ -255,7 +257,7 @@ impl Manager {
 
     fn lacks_backends(&self, lacking: usize) -> String {
         let backends = self.configuration.effective.limits.backends;
-        let parting = self.datapath.parting();
+        let parting = self.datapath.retiring();
         format!(
             "limits.backends: of {backends} there is no number left for {lacking} new backends, and \
              {parting} are kept for removed workers until their last connection has ended\n  to do: \

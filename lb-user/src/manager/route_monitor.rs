@@ -16,7 +16,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::BackgroundResult;
-use crate::datapath::{Change, Neighbour, Netlink, Routes};
+use crate::datapath::{Neighbour, Netlink, NetlinkChange, Routes};
 
 /// How often the routes are looked up if the kernel reports no change.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -72,8 +72,8 @@ async fn run(
         tokio::select! {
             _ = ticks.tick() => {}
             change = change(&mut netlink) => match change {
-                Change::Tables => sleep(BURST).await,
-                Change::Neighbour(neighbour) => {
+                NetlinkChange::Tables => sleep(BURST).await,
+                NetlinkChange::Neighbour(neighbour) => {
                     let address = neighbour.address;
                     let moved = BackgroundResult::NextHopMoved(address);
                     if next_hops.has_moved(neighbour) && results.send(moved).await.is_err() {
@@ -115,14 +115,14 @@ async fn run(
 }
 
 /// Waits for the kernel to report a change. Reports may be lost when the connection breaks.
-async fn change(netlink: &mut Option<Netlink>) -> Change {
+async fn change(netlink: &mut Option<Netlink>) -> NetlinkChange {
     let change = match netlink {
-        Some(netlink) => netlink.change().await,
+        Some(netlink) => netlink.next_change().await,
         None => std::future::pending().await,
     };
     change.unwrap_or_else(|| {
         *netlink = None;
-        Change::Tables
+        NetlinkChange::Tables
     })
 }
 
@@ -174,7 +174,7 @@ mod tests {
         let worker = IpAddr::from([192, 0, 2, 3]);
         let route = Route {
             interface: 2,
-            beneath: BTreeSet::new(),
+            lower_interfaces: BTreeSet::new(),
             next_hop: worker,
             source: IpAddr::from([192, 0, 2, 1]),
             is_local: false,

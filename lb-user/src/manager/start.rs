@@ -174,7 +174,7 @@ impl Prepared {
         let adopted = adopted(adoption, &saved);
         let mut datapath = Datapath::start(self.datapath, &config, &settings, &self.interfaces)?;
         let addresses = datapath.addresses();
-        datapath.take_routes(&self.netlink.routes(&addresses).await?)?;
+        datapath.apply_routes(&self.netlink.routes(&addresses).await?)?;
         deny(&mut datapath, &saved.denied)?;
         let pin_path = datapath.pin_path().to_owned();
         let (request_sender, requests) = mpsc::channel(QUEUE);
@@ -238,7 +238,8 @@ impl Manager {
         self.emitter.emit(Severity::Info, message, &started);
         self.update_links();
         self.apply_outputs();
-        self.datapath.open(&self.configuration.settings)?;
+        self.datapath
+            .publish_services(&self.configuration.settings)?;
         let config = &self.configuration.effective;
         self.receiver.log_authentication(config);
         log_services(config);
@@ -287,7 +288,7 @@ fn warn_of_misplaced_addresses(config: &Config, interfaces: &[Interface]) {
 
 /// Warns of other managers' programs at the same interfaces: two managers would steer each packet twice.
 fn warn_of_others(config: &Config, interfaces: &[Interface]) {
-    for other in datapath::others(&config.manager.pin_path) {
+    for other in datapath::foreign_programs(&config.manager.pin_path) {
         if interfaces
             .iter()
             .any(|it| other.interfaces.contains(&it.name))

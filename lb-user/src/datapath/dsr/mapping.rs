@@ -95,7 +95,7 @@ mod tests {
         let service: IpAddr = "192.168.56.101".parse().unwrap();
         let route = Route {
             interface: lb_common::maps::LOOPBACK,
-            beneath: std::collections::BTreeSet::new(),
+            lower_interfaces: std::collections::BTreeSet::new(),
             next_hop: service,
             source: "192.168.56.103".parse().unwrap(),
             is_local,

@@ -78,7 +78,7 @@ impl DsrTranslator {
         let pin_path = &settings.pin_path;
         let acquire = || {
             bpffs::ensure(pin_path)?;
-            bpffs::Lock::take(pin_path).context("does another agent run with --dsr?")
+            bpffs::Lock::acquire(pin_path).context("does another agent run with --dsr?")
         };
         let mut lock = acquire()?;
         if let Err(difference) = layout::check_dsr(pin_path) {
@@ -105,7 +105,7 @@ impl DsrTranslator {
             tables: Tables::from_ebpf(&mut ebpf)?,
             ebpf,
             pins: Pins::hold(pin_path)?,
-            netlink: Netlink::connect_to_ask()?,
+            netlink: Netlink::connect_without_events()?,
             settings,
             attached: BTreeMap::new(),
             translates: BTreeSet::new(),
@@ -124,7 +124,7 @@ impl DsrTranslator {
     /// Looks how the services are reached, and whether the programs are attached and everything is pinned
     /// there; brings it in line. What is translated may be other than before.
     pub async fn reconcile(&mut self) {
-        match self.pins.put_back() {
+        match self.pins.restore() {
             Ok(pins) if pins.is_empty() => {}
             Ok(pins) => warn!(
                 "somebody removed the pins of {}: they are back",
@@ -142,7 +142,7 @@ impl DsrTranslator {
             Err(error) => {
                 let translates = self.translates.clone();
                 self.report(translates, [format!("{error:#}")].into());
-                if let Ok(netlink) = Netlink::connect_to_ask() {
+                if let Ok(netlink) = Netlink::connect_without_events() {
                     self.netlink = netlink;
                 }
             }
@@ -202,7 +202,7 @@ impl DsrTranslator {
                 Err(error) => outcome = Err(error),
             }
         }
-        if attach::follow_names(&self.settings.pin_path.join(LINKS))? {
+        if attach::rename_pins(&self.settings.pin_path.join(LINKS))? {
             self.pins.hold_links()?;
         }
         for Interface { index, name, .. } in &interfaces {
@@ -256,7 +256,7 @@ impl DsrTranslator {
         let kept: Vec<PathBuf> = names
             .flat_map(|name| PROGRAMS.map(|(program, _)| attach::pin(&links, program, name)))
             .collect();
-        if attach::remove_others(&links, &kept)? {
+        if attach::remove_unlisted_pins(&links, &kept)? {
             self.pins.hold_links()?;
         }
         Ok(())
@@ -264,7 +264,7 @@ impl DsrTranslator {
 
     fn report(&mut self, translates: BTreeSet<Endpoint>, problems: BTreeSet<String>) {
         for problem in problems.difference(&self.problems) {
-            warn!("{trouble}; trying on");
+            warn!("{problem}; trying on");
         }
         for service in translates.difference(&self.translates) {
             info!("clients of {service} are answered directly");
@@ -314,7 +314,7 @@ pub fn unload(pin_path: &Path) -> Result<bool> {
             pin_path.display()
         );
     }
-    let _lock = bpffs::Lock::take(pin_path).context("stop the agent first")?;
+    let _lock = bpffs::Lock::acquire(pin_path).context("stop the agent first")?;
     remove(pin_path)?;
     Ok(true)
 }

@@ -35,14 +35,14 @@ const DEPTH: u32 = 4;
 
 /// A directory of pins whose programs meet packets in this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Other {
+pub struct ForeignPrograms {
     pub pin_path: PathBuf,
     pub interfaces: BTreeSet<String>,
     /// The manager that holds the pins; nothing if none runs any more.
     pub holder: Option<Holder>,
 }
 
-impl fmt::Display for Other {
+impl fmt::Display for ForeignPrograms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let interfaces: Vec<&str> = self.interfaces.iter().map(String::as_str).collect();
         write!(
@@ -59,7 +59,7 @@ impl fmt::Display for Other {
     }
 }
 
-impl Other {
+impl ForeignPrograms {
     /// The command that takes the programs out.
     pub fn remedy(&self) -> String {
         let unload = format!("memlb unload --pin-path {}", self.pin_path.display());
@@ -72,11 +72,11 @@ impl Other {
 
 /// Finds what is attached from other directories of pins than `pin_path`, as far as this user may see
 /// them. A kernel without tcx has no such: there one manager's programs take the place of another's.
-pub fn others(pin_path: &Path) -> Vec<Other> {
-    let mut seen: BTreeSet<(u64, u64)> = place(pin_path).into_iter().collect();
+pub fn foreign_programs(pin_path: &Path) -> Vec<ForeignPrograms> {
+    let mut seen: BTreeSet<(u64, u64)> = device_and_inode(pin_path).into_iter().collect();
     let mut found = Vec::new();
     for mount in mounts() {
-        look(&mount, DEPTH, &mut seen, &mut found);
+        scan(&mount, DEPTH, &mut seen, &mut found);
     }
     found
 }
@@ -101,22 +101,22 @@ pub fn port_conflicts(config: &Config) -> Vec<PortConflict> {
     let workers: BTreeSet<SocketAddr> = services
         .flat_map(|service| service.workers.iter().map(|worker| worker.address))
         .collect();
-    let others = others(&config.manager.pin_path).into_iter();
-    others
-        .filter_map(|other| port_conflict(config.limits.nat_ports, &workers, &other))
+    let foreign = foreign_programs(&config.manager.pin_path).into_iter();
+    foreign
+        .filter_map(|programs| port_conflict(config.limits.nat_ports, &workers, &programs))
         .collect()
 }
 
 fn port_conflict(
     ports: PortRange,
     workers: &BTreeSet<SocketAddr>,
-    other: &Other,
+    programs: &ForeignPrograms,
 ) -> Option<PortConflict> {
-    let holder = other.holder.as_ref()?;
+    let holder = programs.holder.as_ref()?;
     // The ports and workers of another layout cannot be read.
-    let (theirs, their_workers) = ports_and_workers(&other.pin_path).ok()?;
+    let (theirs, their_workers) = ports_and_workers(&programs.pin_path).ok()?;
     let common = workers.intersection(&their_workers).next()?;
-    let path = other.pin_path.display();
+    let path = programs.pin_path.display();
     ports.overlaps(theirs).then(|| PortConflict {
         found: format!(
             "limits.nat_ports: {ports} overlap {theirs} of {holder} (pins {path}), which sends to {common}, \
@@ -156,18 +156,23 @@ fn mounts() -> Vec<PathBuf> {
 }
 
 /// What tells a directory from all others, however it is mounted.
-fn place(directory: &Path) -> Option<(u64, u64)> {
+fn device_and_inode(directory: &Path) -> Option<(u64, u64)> {
     let about = fs::metadata(directory).ok()?;
     Some((about.dev(), about.ino()))
 }
 
-fn look(directory: &Path, depth: u32, seen: &mut BTreeSet<(u64, u64)>, found: &mut Vec<Other>) {
-    if !place(directory).is_some_and(|place| seen.insert(place)) {
+fn scan(
+    directory: &Path,
+    depth: u32,
+    seen: &mut BTreeSet<(u64, u64)>,
+    found: &mut Vec<ForeignPrograms>,
+) {
+    if !device_and_inode(directory).is_some_and(|id| seen.insert(id)) {
         return;
     }
     let interfaces = attached(&directory.join(LINKS));
     if !interfaces.is_empty() {
-        found.push(Other {
+        found.push(ForeignPrograms {
             pin_path: directory.to_owned(),
             interfaces,
             holder: bpffs::locked_by(directory).and_then(holder),
@@ -178,7 +183,7 @@ fn look(directory: &Path, depth: u32, seen: &mut BTreeSet<(u64, u64)>, found: &m
     }
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|it| it.is_dir()) {
-            look(&entry.path(), depth - 1, seen, found);
+            scan(&entry.path(), depth - 1, seen, found);
         }
     }
 }
@@ -209,7 +214,7 @@ mod tests {
 
     #[test]
     fn says_whose_the_programs_are_and_how_they_go() {
-        let left = Other {
+        let left = ForeignPrograms {
             pin_path: "/sys/fs/bpf/memlb2".into(),
             interfaces: ["eth1".to_owned(), "eth2".to_owned()].into(),
             holder: None,
@@ -223,7 +228,7 @@ mod tests {
             pid: 7,
             program: "memlb".to_owned(),
         };
-        let held = Other {
+        let held = ForeignPrograms {
             holder: Some(holder),
             ..left
         };

@@ -15,7 +15,7 @@ use lb_common::{
 
 use super::{
     family::Family,
-    flows::{Moment, open_flows},
+    flows::{FlowClock, open_flows},
     layout::open_map,
 };
 
@@ -34,15 +34,15 @@ const ATTEMPTS: usize = 4;
 /// # Errors
 ///
 /// Names the map that could not be read or written.
-pub fn recount(pin_path: &Path) -> Result<()> {
+pub fn reconcile_connection_counts(pin_path: &Path) -> Result<()> {
     let active: Array<_, u64> = counts(pin_path, name::ACTIVE)?;
     let mut evicted: Array<_, u64> = counts(pin_path, name::EVICTED)?;
     let read = |id: u32| active.get(&id, 0).context("read map active");
     let before: Vec<u64> = (0..active.len()).map(read).collect::<Result<_>>()?;
-    let moment = Moment::read(pin_path)?;
+    let clock = FlowClock::read(pin_path)?;
     let mut present = BTreeMap::new();
-    count::<V4>(pin_path, &moment, &mut present)?;
-    count::<V6>(pin_path, &moment, &mut present)?;
+    count::<V4>(pin_path, &clock, &mut present)?;
+    count::<V6>(pin_path, &clock, &mut present)?;
     for (id, before) in (0..).zip(before).skip(1) {
         let Present { old, new } = present.get(&id).copied().unwrap_or_default();
         let gone = before.saturating_sub(old);
@@ -65,7 +65,7 @@ struct Present {
 /// Counts a family's connections by backend.
 fn count<A: Family>(
     pin_path: &Path,
-    moment: &Moment,
+    clock: &FlowClock,
     present: &mut BTreeMap<u32, Present>,
 ) -> Result<()>
 where
@@ -75,19 +75,19 @@ where
     let flows = open_flows::<A>(pin_path)?;
     for _ in 0..ATTEMPTS {
         let mut counted = present.clone();
-        let mut beginning = Beginning::new();
+        let mut detector = RestartDetector::new();
         let mut entries = flows.iter().filter_map(Result::ok);
         let complete = entries.all(|(key, flow)| {
             let is_counted = flow.direction == direction::REQUEST && flow.counted == 1;
-            if is_counted && !is_past(&flows, &key, &flow, moment) {
+            if is_counted && !is_past(&flows, &key, &flow, clock) {
                 let present = counted.entry(flow.backend).or_default();
-                let began = flow.created_ticks.wrapping_sub(ticks(moment.now_ns));
+                let began = flow.created_ticks.wrapping_sub(ticks(clock.now_ns));
                 match 0 < began && began <= u32::MAX / 2 {
                     true => present.new += 1,
                     false => present.old += 1,
                 }
             }
-            !beginning.comes_again(key)
+            !detector.is_repeated(key)
         });
         if complete {
             *present = counted;
@@ -103,32 +103,32 @@ fn is_past<A: Family>(
     flows: &HashMap<MapData, FlowKey<A>, Flow<A>>,
     key: &FlowKey<A>,
     flow: &Flow<A>,
-    moment: &Moment,
+    clock: &FlowClock,
 ) -> bool
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    moment.has_closed(moment.silence_ns(flow, None)) && {
-        let twin = flows.get(&flow.translated.reversed(), 0).ok();
-        moment.is_past(key, flow, twin.as_ref())
+    clock.has_closed(clock.silence_ns(flow, None)) && {
+        let reverse = flows.get(&flow.translated.reversed(), 0).ok();
+        clock.is_past(key, flow, reverse.as_ref())
     }
 }
 
 /// The first keys of a table that is read. Where the kernel has just evicted the entry that was read last, it
 /// goes on with the first one, and everything would count twice.
 #[derive(Debug)]
-struct Beginning<K> {
+struct RestartDetector<K> {
     keys: Vec<K>,
 }
 
-impl<K: PartialEq> Beginning<K> {
+impl<K: PartialEq> RestartDetector<K> {
     const fn new() -> Self {
         Self { keys: Vec::new() }
     }
 
     /// Takes note of the next key; returns whether it is one of the first.
-    fn comes_again(&mut self, key: K) -> bool {
+    fn is_repeated(&mut self, key: K) -> bool {
         let again = self.keys.contains(&key);
         if self.keys.len() < LANDMARKS {
             self.keys.push(key);
@@ -144,14 +144,14 @@ pub(super) fn counts(pin_path: &Path, map: &str) -> Result<Array<MapData, u64>> 
 
 #[cfg(test)]
 mod tests {
-    use super::Beginning;
+    use super::RestartDetector;
 
     #[test]
     fn notices_when_a_table_begins_again() {
-        let mut beginning = Beginning::new();
-        assert!((0..10_000).all(|key| !beginning.comes_again(key)));
+        let mut detector = RestartDetector::new();
+        assert!((0..10_000).all(|key| !detector.is_repeated(key)));
         // The first ones may have been evicted meanwhile.
-        assert!(beginning.comes_again(3));
-        assert!(!beginning.comes_again(10_000));
+        assert!(detector.is_repeated(3));
+        assert!(!detector.is_repeated(10_000));
     }
 }

@@ -32,10 +32,10 @@ const BPF_EXIST: u64 = 2;
 const ATTEMPTS: usize = 3;
 
 #[derive(Debug)]
-pub struct Deny(LpmTrie<MapData, V6, u32>);
+pub struct DenyMap(LpmTrie<MapData, V6, u32>);
 
-impl Deny {
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+impl DenyMap {
+    pub fn from_ebpf(ebpf: &mut Ebpf) -> Result<Self> {
         let map = ebpf
             .take_map(name::DENY)
             .with_context(|| format!("the kernel programs have no map {}", name::DENY))?;

@@ -14,9 +14,9 @@ use lb_common::{
 
 use super::{Route, Routes, family::mapped};
 
-pub struct Homes(HashMap<MapData, V6, u32>);
+pub struct SourceFilter(HashMap<MapData, V6, u32>);
 
-impl Homes {
+impl SourceFilter {
     pub fn new(map: HashMap<MapData, V6, u32>) -> Self {
         Self(map)
     }
@@ -26,7 +26,7 @@ impl Homes {
     /// # Errors
     ///
     /// Says that the map could not be read or written.
-    pub fn put(&mut self, wanted: &BTreeMap<V6, u32>) -> Result<()> {
+    pub fn replace(&mut self, wanted: &BTreeMap<V6, u32>) -> Result<()> {
         let present = self.0.iter().collect::<Result<BTreeMap<_, _>, _>>();
         let present = present.with_context(|| format!("read map {}", name::SOURCE_FILTER))?;
         for address in present.keys().filter(|it| !wanted.contains_key(*it)) {
@@ -46,12 +46,12 @@ impl Homes {
 
 /// What the map should hold: the manager's `own` addresses and broadcast addresses, and the workers that have a
 /// route. More than fit are left out, since the map only refuses what a sender has forged.
-pub fn homes(own: &BTreeSet<IpAddr>, routes: &Routes) -> BTreeMap<V6, u32> {
+pub fn expected_interfaces(own: &BTreeSet<IpAddr>, routes: &Routes) -> BTreeMap<V6, u32> {
     let own = own.iter().map(|address| (mapped(*address), 0));
     let workers = routes.iter().filter_map(|(address, route)| {
         // What comes through another interface beneath is met there.
-        let is_home = |route: &&Route| !route.is_local && route.beneath.is_empty();
-        let route = route.as_ref().filter(is_home)?;
+        let is_bound = |route: &&Route| !route.is_local && route.lower_interfaces.is_empty();
+        let route = route.as_ref().filter(is_bound)?;
         Some((mapped(*address), route.interface))
     });
     own.chain(workers)
@@ -68,7 +68,7 @@ mod tests {
         let route = |interface, is_local| {
             Some(Route {
                 interface,
-                beneath: BTreeSet::new(),
+                lower_interfaces: BTreeSet::new(),
                 next_hop: ip("10.0.0.254"),
                 source: ip("10.0.0.1"),
                 is_local,
@@ -88,6 +88,6 @@ mod tests {
             ("2001:db8::2", 8),
         ];
         let expected = expected.map(|(address, interface)| (mapped(ip(address)), interface));
-        assert_eq!(homes(&own, &routes), expected.into());
+        assert_eq!(expected_interfaces(&own, &routes), expected.into());
     }
 }

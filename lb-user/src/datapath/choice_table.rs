@@ -7,7 +7,7 @@ use aya::maps::{Array, MapData};
 use lb_common::maps::{CHOICE_SLOTS, Policy, first_choice};
 
 /// The maps `policies` and `choices`.
-pub struct Places {
+pub struct ChoiceTable {
     policies: Array<MapData, Policy>,
     choices: Array<MapData, u32>,
     /// What stands in `choices`, as far as it was written or read here: a write that would change
@@ -15,7 +15,7 @@ pub struct Places {
     written: BTreeMap<u32, u32>,
 }
 
-impl Places {
+impl ChoiceTable {
     pub fn new(policies: Array<MapData, Policy>, choices: Array<MapData, u32>) -> Self {
         Self {
             policies,
@@ -26,7 +26,7 @@ impl Places {
 
     /// Puts backends into a service's slots, in the generation that is not in force, and then that
     /// generation in force.
-    pub fn put(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
+    pub fn replace(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
         let before = self
             .policies
             .get(&service, 0)
@@ -45,26 +45,26 @@ impl Places {
         // number of slots, or the other way round: what it finds there must be a backend, too.
         let first = first_choice(service, policy.generation);
         let more = before.slots.min(CHOICE_SLOTS).max(policy.slots);
-        for (place, backend) in (first..first + more).zip(backends.iter().cycle()) {
-            self.write(place, *backend)?;
+        for (slot, backend) in (first..first + more).zip(backends.iter().cycle()) {
+            self.write(slot, *backend)?;
         }
         let first = first_choice(service, before.generation);
-        for (place, backend) in (before.slots..policy.slots).zip(backends) {
-            self.write(first + place, *backend)?;
+        for (slot, backend) in (before.slots..policy.slots).zip(backends) {
+            self.write(first + slot, *backend)?;
         }
         self.policies
             .set(service, policy, 0)
             .with_context(|| format!("write entry {service} of map policies"))
     }
 
-    fn write(&mut self, place: u32, backend: u32) -> Result<()> {
-        if self.written.get(&place) == Some(&backend) {
+    fn write(&mut self, slot: u32, backend: u32) -> Result<()> {
+        if self.written.get(&slot) == Some(&backend) {
             return Ok(());
         }
         self.choices
-            .set(place, backend, 0)
-            .with_context(|| format!("write entry {place} of map choices"))?;
-        self.written.insert(place, backend);
+            .set(slot, backend, 0)
+            .with_context(|| format!("write entry {slot} of map choices"))?;
+        self.written.insert(slot, backend);
         Ok(())
     }
 }
