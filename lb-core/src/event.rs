@@ -1,6 +1,7 @@
-//! What happened, for the log: structured for machines, one line for people.
+//! Events: what the manager decided or observed. Kind, fields, severity and text of each stand in one place.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use super::memory::{Bytes, Memory, Pressure};
 use super::reason::{Reason, Rule, fallback_outcome};
 use super::settings::{ALL_WORKERS, BackendId, Policy};
 
-/// How much an event should alarm.
+/// Whether an operator should look at an event.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -22,7 +23,7 @@ pub enum Severity {
     Warn,
 }
 
-/// Why connections are spread otherwise than before.
+/// Why the shares of a service changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
@@ -30,9 +31,9 @@ pub enum Cause {
     Joined,
     /// A worker is no longer up.
     Lost,
-    /// Weights have moved: by memory, age or ramp.
+    /// Weights changed by memory, age or ramp.
     Weights,
-    /// An operator's word.
+    /// An operator's command.
     Operator,
 }
 
@@ -47,80 +48,151 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Something the core saw or decided. The JSON form is one object with its kind in `event`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
+/// The severity of a kind, and whether it also goes to listeners beside the event log.
+type Level = (Severity, Audience);
+
+const INFO: Level = (Severity::Info, Audience::Everyone);
+const WARN: Level = (Severity::Warn, Audience::Everyone);
+const LOG_ONLY: Level = (Severity::Info, Audience::EventLog);
+
+/// Where events of a kind go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// The event log and all listeners.
+    Everyone,
+    /// The event log only.
+    EventLog,
+}
+
+/// What is the same for all events of a kind, for the test of docs/events.md.
+#[derive(Debug)]
+pub struct EventKind {
+    /// The name of the variant. In JSON it is written in snake case.
+    pub name: &'static str,
+    /// `Info` instead if the operator expects the event.
+    pub severity: Severity,
+    pub audience: Audience,
+    pub fields: &'static [&'static str],
+}
+
+/// Defines the events, in the form `Kind { fields } LEVEL, "text";`. `LEVEL unless FIELD` lowers the severity to
+/// `Info` if that field is true. The text is a format string over the fields.
+macro_rules! events {
+    ($(
+        $(#[doc = $doc:literal])*
+        $kind:ident { $( $(#[$attribute:meta])* $field:ident: $type:ty ),* $(,)? }
+        $level:ident $(unless $expected:ident)?, $text:literal $(, $argument:expr)*;
+    )*) => {
+        /// Something that the manager decided or observed. The JSON form is one object with its kind in `event`.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+        #[serde(tag = "event", rename_all = "snake_case")]
+        pub enum Event {
+            $( $(#[doc = $doc])* $kind { $( $(#[$attribute])* $field: $type ),* } ),*
+        }
+
+        impl Event {
+            pub const KINDS: &[EventKind] = &[$( EventKind {
+                name: stringify!($kind),
+                severity: $level.0,
+                audience: $level.1,
+                fields: &[$( stringify!($field) ),*],
+            } ),*];
+
+            pub fn severity(&self) -> Severity {
+                match self {
+                    $( Self::$kind { $($expected,)? .. } => {
+                        $( if *$expected { return Severity::Info; } )?
+                        $level.0
+                    } )*
+                }
+            }
+
+            pub fn audience(&self) -> Audience {
+                match self {
+                    $( Self::$kind { .. } => $level.1, )*
+                }
+            }
+        }
+
+        impl fmt::Display for Event {
+            #[expect(unused_variables, reason = "a text need not name every field")]
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $( Self::$kind { $($field),* } => write!(f, $text $(, $argument)*), )*
+                }
+            }
+        }
+    };
+}
+
+events! {
     WorkerUp {
         worker: String,
         was: Health,
         memory_available_bytes: Option<u64>,
         memory_total_bytes: Option<u64>,
-    },
+    }
+    INFO, "{worker} is up (was {was}){}", memory_text(*memory_available_bytes, *memory_total_bytes);
+
     WorkerDown {
         worker: String,
         was: Health,
-        /// How long nothing was heard.
+        /// Time since the last heartbeat.
         silent_ms: u64,
-        /// As last heard.
+        /// As last reported.
         memory_available_bytes: Option<u64>,
-        /// The operator has it in maintenance.
+        /// An operator has it in maintenance or paused it.
         expected: bool,
-    },
-    WorkerUnhealthy {
-        worker: String,
-        was: Health,
-        expected: bool,
-    },
-    WorkerLeaving {
-        worker: String,
-        was: Health,
-    },
-    WorkerMaintenance {
-        worker: String,
-        was: Health,
-    },
+    }
+    WARN unless expected, "{worker} is down: nothing heard for {silent_ms} ms{}",
+        if *expected { ", as expected" } else { "" };
+
+    WorkerUnhealthy { worker: String, was: Health, expected: bool }
+    WARN unless expected,
+        "{worker} is unhealthy: its agent reports that its service does not answer";
+
+    WorkerLeaving { worker: String, was: Health }
+    INFO, "{worker} is leaving: its agent stops";
+
+    WorkerMaintenance { worker: String, was: Health }
+    INFO, "{worker} is in maintenance";
+
     /// A worker that is up cannot serve a service.
-    WorkerBarred {
-        worker: String,
-        service: String,
-        obstacle: Ineligibility,
-        reason: String,
-    },
-    /// What barred it is gone.
-    WorkerUnbarred {
-        worker: String,
-        service: String,
-    },
-    /// A worker's agent was started anew.
-    AgentRestarted {
-        worker: String,
-        boot: String,
-    },
-    /// The numbers of a worker's unsigned heartbeats begin anew after a silence, under the same boot id:
-    /// its machine was restored from a snapshot.
-    SequenceReset {
-        worker: String,
-    },
-    /// A worker's agent cannot read the memory figures any more, and repeats the last ones.
-    MemoryStale {
-        worker: String,
-    },
-    /// It reads them again.
-    MemoryFresh {
-        worker: String,
-    },
-    /// A worker sends too seldom for `down_after`: losing a datagram or two would look like death.
-    IntervalTooLong {
-        worker: String,
-        interval_ms: u64,
-        down_after_ms: u64,
-    },
+    WorkerBarred { worker: String, service: String, obstacle: Ineligibility, reason: String }
+    WARN, "{service}: {reason}";
+
+    WorkerUnbarred { worker: String, service: String }
+    INFO, "{service}: nothing keeps {worker} from serving any more";
+
+    AgentRestarted { worker: String, boot: String }
+    INFO, "the agent of {worker} was started anew (boot {boot})";
+
+    /// After a silence, unsigned heartbeats with the same boot id have lower sequence numbers.
+    SequenceReset { worker: String }
+    INFO, "the heartbeats of {worker} begin anew with lower numbers: its machine was restored from a \
+           snapshot";
+
+    MemoryStale { worker: String }
+    WARN, "the agent of {worker} cannot read its memory figures and repeats the last ones: see its log";
+
+    MemoryFresh { worker: String }
+    INFO, "the agent of {worker} reads its memory figures again";
+
+    IntervalTooLong { worker: String, interval_ms: u64, down_after_ms: u64 }
+    WARN, "{worker} sends a heartbeat only every {interval_ms} ms, but counts as down after \
+           {down_after_ms} ms: lower its --interval or raise down_after to three intervals";
+
+    WorkerJoined { worker: String, address: IpAddr }
+    INFO, "{worker} has joined by itself, at {address}";
+
+    WorkerForgotten { worker: String }
+    INFO, "{worker}, which had joined by itself, is gone and forgotten";
+
     SelectionChanged {
         service: String,
         /// Nothing at the manager's start.
         from: Option<String>,
-        /// A worker, `manager`, or `*` where connections are spread.
+        /// A worker, `manager`, `nobody`, or `*` where connections are spread.
         to: String,
         /// Nothing where connections are spread.
         backend: Option<BackendId>,
@@ -129,36 +201,36 @@ pub enum Event {
         from_memory_available_bytes: Option<u64>,
         to_memory_available_bytes: Option<u64>,
         threshold_bytes: Option<u64>,
-    },
-    /// A restarted manager keeps what it found in the pinned maps.
-    SelectionAdopted {
-        service: String,
-        to: String,
-        backend: Option<BackendId>,
-    },
-    /// Connections are spread otherwise than before. While only memory figures move, this is told now
-    /// and then.
+    }
+    INFO, "{service}: {}: {reason}", switch_text(from.as_deref(), to);
+
+    /// A restarted manager keeps the selection of the pinned maps.
+    SelectionAdopted { service: String, to: String, backend: Option<BackendId> }
+    INFO, "{service}: {} over the restart",
+        if to == ALL_WORKERS { "connections stay spread".to_owned() } else { format!("{to} stays selected") };
+
+    /// Rate-limited while only weights change.
     SharesChanged {
         service: String,
         policy: Policy,
         cause: Cause,
-        /// How many workers take connections.
+        /// The number of workers that take connections.
         workers: usize,
-        /// Who takes most and least, and how much, in hundredths of a percent.
+        /// The workers with the largest and smallest share; shares are hundredths of a percent.
         most: String,
         most_share: u16,
         least: String,
         least_share: u16,
-    },
-    /// No worker of a service has memory to spare, so that all are treated alike.
-    AllWorkersHot {
-        service: String,
-    },
-    /// The last worker of a service that was up is not any more.
-    AllWorkersDown {
-        service: String,
-        fallback: String,
-    },
+    }
+    INFO, "{service}: {policy} spreads connections over {workers} workers ({cause}): most go to {most} \
+           ({}), fewest to {least} ({})", Pressure(*most_share), Pressure(*least_share);
+
+    AllWorkersHot { service: String }
+    WARN, "{service}: no worker has memory to spare, so all are treated alike";
+
+    AllWorkersDown { service: String, fallback: String }
+    WARN, "{service}: no worker is up any more; {}", fallback_outcome(fallback);
+
     /// `threshold = "auto"` has found its value.
     ThresholdLearned {
         service: String,
@@ -167,22 +239,146 @@ pub enum Event {
         one_memory_available_bytes: Option<u64>,
         other: String,
         other_memory_available_bytes: Option<u64>,
-    },
-    /// The operator has ordered something of a worker.
+    }
+    INFO, "{service}: the automatic threshold is {} ({one} {}, {other} {})",
+        Bytes(*threshold_bytes),
+        Bytes(one_memory_available_bytes.unwrap_or(0)),
+        Bytes(other_memory_available_bytes.unwrap_or(0));
+
     OperatorOrder {
         #[serde(flatten)]
         order: AdminCommand,
-    },
-    /// A pause that the operator had ordered is over.
+    }
+    INFO, "{order}";
+
     PauseEnded {
         worker: String,
-        /// Whether it was silent and is up again; otherwise its time is over.
+        /// The worker was silent and is up again; otherwise the time is over.
         is_back: bool,
-    },
-    /// The manager itself did not run (suspended, overloaded); the gap counts against no worker.
-    ManagerOverslept {
-        gap_ms: u64,
-    },
+    }
+    INFO, "the pause of {worker} is over: {}",
+        if *is_back { "it is back" } else { "its time has passed" };
+
+    PrefixDenied {
+        prefix: String,
+        by: String,
+        /// Milliseconds since 1970.
+        at_ms: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    }
+    INFO, "{prefix} is denied by {by}{}", reason.as_ref().map(|it| format!(": {it}")).unwrap_or_default();
+
+    PrefixAllowed { prefix: String, by: String }
+    INFO, "{prefix} is no longer denied, by {by}";
+
+    /// A sample of a worker's heartbeats.
+    Heartbeat {
+        worker: String,
+        from: SocketAddr,
+        memory_available_bytes: u64,
+        memory_total_bytes: Option<u64>,
+        /// Heartbeats of this worker since the last sample.
+        heartbeats: u64,
+    }
+    LOG_ONLY, "received {worker}: {} available ({heartbeats} heartbeats since the last line, from {from})",
+        Bytes(*memory_available_bytes);
+
+    /// Heartbeats come from another address, perhaps from a second machine with the same name.
+    HeartbeatsMoved { worker: String, from: IpAddr, before: IpAddr }
+    WARN, "{worker} is heard from {from}, and was from {before}: unless it has moved, two machines have \
+           that name";
+
+    HeartbeatRefused {
+        reason: &'static str,
+        from: SocketAddr,
+        detail: String,
+        /// Datagrams refused for this reason since the last event.
+        datagrams: u64,
+    }
+    WARN, "refused {datagrams} datagrams ({reason}), the last from {from}: {detail}";
+
+    ManagerStarted { version: &'static str, interfaces: Vec<AttachedInterface> }
+    INFO, "the manager has started";
+
+    ManagerStopped {}
+    LOG_ONLY, "stopped; the packet programs continue with the last selection (memlb unload removes them)";
+
+    /// The manager's loop did not run. The gap counts against no worker.
+    ManagerOverslept { gap_ms: u64 }
+    WARN, "the manager did not run for {gap_ms} ms; that time counts against no worker";
+
+    ConfigurationReloaded { changes: Vec<String> }
+    INFO, "the configuration was read again: {}",
+        if changes.is_empty() { "nothing has changed".to_owned() } else { changes.join("; ") };
+
+    ReloadRefused { error: String }
+    WARN, "reload: {error}";
+
+    MapWriteFailed { error: String }
+    WARN, "{error}; everything is written again every few seconds until it works";
+
+    MapsWritten {}
+    INFO, "the maps can be written again, and hold what they should";
+
+    InterfaceGone { interface: String }
+    WARN, "interface {interface} is gone: its clients and workers are not reached until it is back";
+
+    InterfaceBack { interface: String }
+    INFO, "interface {interface} is back, and attached to again";
+
+    InterfaceNotAttached { interface: String, error: String }
+    WARN, "interface {interface} cannot be attached to: {error}; trying again every second";
+
+    InterfaceRenamed { interface: String, was: String }
+    WARN, "interface {was} is now called {interface}: its programs stay; name it so in \
+           manager.interfaces before the manager is restarted";
+
+    /// Another interface has the configured name.
+    InterfaceReplaced { interface: String, former: String }
+    WARN, "another interface is now called {interface}: attaching to it, too; the former one is {former}";
+
+    /// Another program had detached them.
+    ProgramsRestored { interface: String, programs: Vec<&'static str> }
+    WARN, "somebody took {} off interface {interface}: attached again; find out which program does that \
+           (tc, bpftool, another agent)", programs.join(", ");
+
+    NatPortsScarce { service: String, worker: String, open: u64, ports: u64 }
+    WARN, "worker {worker} of service {service} uses {open} of {ports} NAT ports: with all in use, memlb \
+           refuses further connections to it. Add nat_sources, add workers, or set mode = \"routed\" for \
+           the service";
+
+    NatPortsSufficient { service: String, worker: String, open: u64, ports: u64 }
+    INFO, "worker {worker} of service {service} uses {open} of {ports} NAT ports";
+
+    PinsRestored { directory: String, pins: Vec<String> }
+    WARN, "somebody removed the pins of {} from {directory}: they are back; `memlb unload` removes all \
+           that is memlb's", pins.join(", ");
+
+    /// Stands in the event log in place of events that found no room in its queue.
+    EventsLost { count: u64 }
+    LOG_ONLY, "{count} events are missing in the event log";
+}
+
+/// An interface and how it is attached, at the manager's start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AttachedInterface {
+    pub name: String,
+    pub attachment: String,
+    pub reason: String,
+}
+
+fn memory_text(available: Option<u64>, total: Option<u64>) -> String {
+    let available = available.map(|it| format!(", {} available", Bytes(it)));
+    let total = total.map(|it| format!(" of {}", Bytes(it)));
+    available.into_iter().chain(total).collect()
+}
+
+fn switch_text(from: Option<&str>, to: &str) -> String {
+    match from {
+        Some(from) => format!("{from} -> {to}"),
+        None => format!("{to} selected"),
+    }
 }
 
 impl Event {
@@ -193,34 +389,6 @@ impl Event {
             | Self::SelectionAdopted { service, .. }
             | Self::SharesChanged { service, .. } => Some(service),
             _ => None,
-        }
-    }
-
-    pub fn severity(&self) -> Severity {
-        match self {
-            Self::WorkerDown { expected: true, .. }
-            | Self::WorkerUnhealthy { expected: true, .. }
-            | Self::PauseEnded { .. }
-            | Self::OperatorOrder { .. } => Severity::Info,
-            Self::WorkerDown { .. }
-            | Self::WorkerUnhealthy { .. }
-            | Self::WorkerBarred { .. }
-            | Self::MemoryStale { .. }
-            | Self::IntervalTooLong { .. }
-            | Self::AllWorkersDown { .. }
-            | Self::AllWorkersHot { .. }
-            | Self::ManagerOverslept { .. } => Severity::Warn,
-            Self::WorkerUp { .. }
-            | Self::WorkerLeaving { .. }
-            | Self::WorkerMaintenance { .. }
-            | Self::WorkerUnbarred { .. }
-            | Self::AgentRestarted { .. }
-            | Self::SequenceReset { .. }
-            | Self::MemoryFresh { .. }
-            | Self::SelectionChanged { .. }
-            | Self::SelectionAdopted { .. }
-            | Self::SharesChanged { .. }
-            | Self::ThresholdLearned { .. } => Severity::Info,
         }
     }
 
@@ -235,7 +403,7 @@ impl Event {
     ) -> Option<Self> {
         let memory_available_bytes = memory.map(|memory| memory.available_bytes);
         Some(match health {
-            // The latter are never a worker's own.
+            // The other states are never those of a worker itself.
             Health::Unknown
             | Health::Draining
             | Health::Cut
@@ -288,148 +456,6 @@ impl Event {
             from_memory_available_bytes: reason.from.as_ref().and_then(|from| from.available_bytes),
             to_memory_available_bytes: reason.to.available_bytes,
             threshold_bytes: reason.threshold_bytes,
-        }
-    }
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::WorkerUp {
-                worker,
-                was,
-                memory_available_bytes,
-                memory_total_bytes,
-            } => {
-                write!(f, "{worker} is up (was {was})")?;
-                if let Some(available) = memory_available_bytes {
-                    write!(f, ", {} available", Bytes(*available))?;
-                }
-                match memory_total_bytes {
-                    Some(total) => write!(f, " of {}", Bytes(*total)),
-                    None => Ok(()),
-                }
-            }
-            Self::WorkerDown {
-                worker,
-                silent_ms,
-                expected,
-                ..
-            } => {
-                write!(f, "{worker} is down: nothing heard for {silent_ms} ms")?;
-                f.write_str(if *expected { ", as expected" } else { "" })
-            }
-            Self::WorkerUnhealthy { worker, .. } => write!(
-                f,
-                "{worker} is unhealthy: its agent reports that its service does not answer"
-            ),
-            Self::WorkerLeaving { worker, .. } => {
-                write!(f, "{worker} is leaving: its agent stops")
-            }
-            Self::WorkerMaintenance { worker, .. } => write!(f, "{worker} is in maintenance"),
-            Self::WorkerBarred {
-                service, reason, ..
-            } => write!(f, "{service}: {reason}"),
-            Self::WorkerUnbarred { worker, service } => {
-                write!(f, "{service}: nothing keeps {worker} from serving any more")
-            }
-            Self::AgentRestarted { worker, boot } => {
-                write!(f, "the agent of {worker} was started anew (boot {boot})")
-            }
-            Self::SequenceReset { worker } => write!(
-                f,
-                "the heartbeats of {worker} begin anew with lower numbers: its machine was restored \
-                 from a snapshot"
-            ),
-            Self::MemoryStale { worker } => write!(
-                f,
-                "the agent of {worker} cannot read its memory figures and repeats the last ones: see \
-                 its log"
-            ),
-            Self::MemoryFresh { worker } => {
-                write!(f, "the agent of {worker} reads its memory figures again")
-            }
-            Self::IntervalTooLong {
-                worker,
-                interval_ms,
-                down_after_ms,
-            } => write!(
-                f,
-                "{worker} sends a heartbeat only every {interval_ms} ms, but counts as down after \
-                 {down_after_ms} ms: lower its --interval or raise down_after to three intervals"
-            ),
-            Self::SelectionChanged {
-                service,
-                from: Some(from),
-                to,
-                reason,
-                ..
-            } => write!(f, "{service}: {from} -> {to}: {reason}"),
-            Self::SelectionChanged {
-                service,
-                from: None,
-                to,
-                reason,
-                ..
-            } => write!(f, "{service}: {to} selected: {reason}"),
-            Self::SelectionAdopted { service, to, .. } if to == ALL_WORKERS => {
-                write!(f, "{service}: connections stay spread over the restart")
-            }
-            Self::SelectionAdopted { service, to, .. } => {
-                write!(f, "{service}: {to} stays selected over the restart")
-            }
-            Self::SharesChanged {
-                service,
-                policy,
-                cause,
-                workers,
-                most,
-                most_share,
-                least,
-                least_share,
-            } => write!(
-                f,
-                "{service}: {policy} spreads connections over {workers} workers ({cause}): most go \
-                 to {most} ({}), fewest to {least} ({})",
-                Pressure(*most_share),
-                Pressure(*least_share)
-            ),
-            Self::AllWorkersHot { service } => write!(
-                f,
-                "{service}: no worker has memory to spare, so all are treated alike"
-            ),
-            Self::AllWorkersDown { service, fallback } => write!(
-                f,
-                "{service}: no worker is up any more; {}",
-                fallback_outcome(fallback)
-            ),
-            Self::ThresholdLearned {
-                service,
-                threshold_bytes,
-                one,
-                one_memory_available_bytes,
-                other,
-                other_memory_available_bytes,
-            } => write!(
-                f,
-                "{service}: the automatic threshold is {} ({one} {}, {other} {})",
-                Bytes(*threshold_bytes),
-                Bytes(one_memory_available_bytes.unwrap_or(0)),
-                Bytes(other_memory_available_bytes.unwrap_or(0)),
-            ),
-            Self::OperatorOrder { order } => write!(f, "{order}"),
-            Self::PauseEnded {
-                worker,
-                is_back: true,
-            } => write!(f, "the pause of {worker} is over: it is back"),
-            Self::PauseEnded {
-                worker,
-                is_back: false,
-            } => write!(f, "the pause of {worker} is over: its time has passed"),
-            Self::ManagerOverslept { gap_ms } => write!(
-                f,
-                "the manager did not run for {gap_ms} ms; that time counts against no worker"
-            ),
         }
     }
 }

@@ -45,7 +45,7 @@ pub use admin::{
 pub use apply_admin::CommandResult;
 pub use eligibility::{Ineligibility, WorkerRoute};
 pub use endpoint::{Endpoint, ParseEndpointError, Protocol};
-pub use event::{Cause, Event, Severity};
+pub use event::{AttachedInterface, Audience, Cause, Event, EventKind, Severity};
 pub use health::Health;
 pub use map_update::MapUpdate;
 pub use memory::{Bytes, Memory, Pressure};

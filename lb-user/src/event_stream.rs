@@ -1,6 +1,6 @@
-//! The live event_stream of events: the last ones kept, new ones sent to whoever listens.
+//! The stream of events: the last ones in memory, and new ones as they come.
 //!
-//! Publishing never waits: a listener that is too slow loses the oldest events and is told so.
+//! To publish never waits: a listener that is too slow loses the oldest events and learns how many.
 
 use std::{
     collections::VecDeque,
@@ -8,20 +8,20 @@ use std::{
     time::SystemTime,
 };
 
-use lb_core::Severity;
+use lb_core::{Event, Severity};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::broadcast;
 use tracing::warn;
 
-/// How many events are kept for those who come later.
+/// How many events are kept for later listeners.
 pub const KEPT: usize = 256;
 
 /// How many events a listener may be behind before it loses some.
 const BACKLOG: usize = 64;
 
-/// An event as people and programs read it.
+/// An event with its text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Entry {
     /// Grows from event to event, also over restarts of the manager.
@@ -36,7 +36,7 @@ pub struct Entry {
     pub event: Map<String, Value>,
 }
 
-/// What is published, shared by the manager and all listeners.
+/// Clones share the events.
 #[derive(Debug, Clone)]
 pub struct EventStream(Arc<Shared>);
 
@@ -53,10 +53,10 @@ struct Recent {
     entries: VecDeque<Arc<Entry>>,
 }
 
-/// What a listener gets: what it has missed, then what comes.
+/// The events for one listener: past ones, then new ones.
 #[derive(Debug)]
 pub struct Subscription {
-    /// How many events after the one asked for are forgotten already.
+    /// How many events after the requested one are no longer kept.
     pub lost: u64,
     pub missed: Vec<Arc<Entry>>,
     pub coming: broadcast::Receiver<Arc<Entry>>,
@@ -64,8 +64,8 @@ pub struct Subscription {
 
 impl Default for EventStream {
     fn default() -> Self {
-        // Milliseconds since 1970 are ahead of any id that an earlier manager gave away, unless it
-        // had a thousand events a second all its life.
+        // Milliseconds since 1970 exceed every id of an earlier manager, unless it had a thousand events a
+        // second.
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let first_id = since_1970.map_or(1, |time| u64::try_from(time.as_millis()).unwrap_or(1));
         Self(Arc::new(Shared {
@@ -80,8 +80,9 @@ impl Default for EventStream {
 }
 
 impl EventStream {
-    /// Publishes `event`, whose serialised form names its kind in `event`.
-    pub fn publish<E: Serialize>(&self, severity: Severity, message: String, event: &E) {
+    /// Adds an event, and sends it to all listeners.
+    pub fn publish(&self, event: &Event) {
+        let (severity, message) = (event.severity(), event.to_string());
         let event = match serde_json::to_value(event) {
             Ok(Value::Object(fields)) => fields,
             Ok(other) => return warn!("an event is no JSON object: {other}"),
@@ -100,8 +101,8 @@ impl EventStream {
             recent.entries.pop_front();
         }
         recent.entries.push_back(entry.clone());
-        // Still under the lock, so that no listener gets an entry twice or never. Nobody listening
-        // is no error.
+        // Still under the lock, so that no listener gets an entry twice or never. It fails only without
+        // listeners.
         _ = self.0.sender.send(entry);
     }
 
@@ -112,7 +113,7 @@ impl EventStream {
         later[first..].to_vec()
     }
 
-    /// Listens; first to what is kept of the events after the one with `id`, if it is given.
+    /// Subscribes, beginning with the kept events after the one with `id`, if given.
     pub fn subscribe(&self, id: Option<u64>) -> Subscription {
         let recent = self.recent();
         let missed = id.map_or_else(Vec::new, |id| recent.after(id));
@@ -127,7 +128,7 @@ impl EventStream {
         }
     }
 
-    /// Held for moments only, never over an `await`.
+    /// Never held over an `await`.
     fn recent(&self) -> MutexGuard<'_, Recent> {
         let locked = self.0.recent.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
@@ -145,77 +146,69 @@ impl Recent {
 mod tests {
     use super::*;
 
-    #[derive(Serialize)]
-    #[serde(tag = "event", rename_all = "snake_case")]
-    enum Sample {
-        Happened { count: usize },
-    }
-
-    fn publish(event_stream: &EventStream, counts: std::ops::Range<usize>) {
+    fn publish(stream: &EventStream, counts: std::ops::Range<usize>) {
         for count in counts {
-            event_stream.publish(
-                Severity::Info,
-                format!("it happened {count} times"),
-                &Sample::Happened { count },
-            );
+            let gap_ms = count as u64;
+            stream.publish(&Event::ManagerOverslept { gap_ms });
         }
     }
 
     fn counts(entries: &[Arc<Entry>]) -> Vec<u64> {
-        let counts = entries.iter().map(|entry| entry.event["count"].as_u64());
+        let counts = entries.iter().map(|entry| entry.event["gap_ms"].as_u64());
         counts.map(Option::unwrap_or_default).collect()
     }
 
     #[test]
     fn an_entry_is_one_object_with_the_events_own_fields() {
-        let event_stream = EventStream::default();
-        publish(&event_stream, 3..4);
-        let json = serde_json::to_value(&*event_stream.after(0, 10)[0]).unwrap();
-        assert_eq!(json["event"], "happened");
-        assert_eq!(json["count"], 3);
-        assert_eq!(json["severity"], "info");
-        assert_eq!(json["message"], "it happened 3 times");
+        let stream = EventStream::default();
+        publish(&stream, 3..4);
+        let json = serde_json::to_value(&*stream.after(0, 10)[0]).unwrap();
+        assert_eq!(json["event"], "manager_overslept");
+        assert_eq!(json["gap_ms"], 3);
+        assert_eq!(json["severity"], "warn");
+        let message = json["message"].as_str().unwrap();
+        assert!(message.contains("3 ms"), "{message}");
         assert!(json["id"].as_u64() > Some(1_500_000_000_000));
         assert!(json["time"].as_str().unwrap().ends_with('Z'));
     }
 
     #[test]
     fn keeps_the_last_events_for_those_who_come_later() {
-        let event_stream = EventStream::default();
-        publish(&event_stream, 0..KEPT + 10);
-        let kept = event_stream.after(0, usize::MAX);
+        let stream = EventStream::default();
+        publish(&stream, 0..KEPT + 10);
+        let kept = stream.after(0, usize::MAX);
         assert_eq!(kept.len(), KEPT);
-        assert_eq!(counts(&event_stream.after(0, 2)), [264, 265]);
-        assert_eq!(counts(&event_stream.after(kept[KEPT - 2].id, 9)), [265]);
-        assert_eq!(counts(&event_stream.after(u64::MAX, 9)), [0; 0]);
+        assert_eq!(counts(&stream.after(0, 2)), [264, 265]);
+        assert_eq!(counts(&stream.after(kept[KEPT - 2].id, 9)), [265]);
+        assert_eq!(counts(&stream.after(u64::MAX, 9)), [0; 0]);
     }
 
     #[test]
     fn who_comes_back_gets_what_it_missed_and_is_told_what_is_lost() {
-        let event_stream = EventStream::default();
-        publish(&event_stream, 0..1);
-        let seen = event_stream.after(0, 1)[0].id;
-        publish(&event_stream, 1..4);
-        let back = event_stream.subscribe(Some(seen));
+        let stream = EventStream::default();
+        publish(&stream, 0..1);
+        let seen = stream.after(0, 1)[0].id;
+        publish(&stream, 1..4);
+        let back = stream.subscribe(Some(seen));
         assert_eq!((back.lost, counts(&back.missed)), (0, vec![1, 2, 3]));
-        publish(&event_stream, 4..KEPT + 6);
-        let late = event_stream.subscribe(Some(seen));
+        publish(&stream, 4..KEPT + 6);
+        let late = stream.subscribe(Some(seen));
         assert_eq!((late.lost, late.missed.len()), (5, KEPT));
         // An id of an earlier manager: all of this one's events were missed.
-        assert_eq!(event_stream.subscribe(Some(17)).lost, 6);
-        let newcomer = event_stream.subscribe(None);
+        assert_eq!(stream.subscribe(Some(17)).lost, 6);
+        let newcomer = stream.subscribe(None);
         assert_eq!((newcomer.lost, newcomer.missed.len()), (0, 0));
     }
 
     #[test]
     fn a_slow_listener_loses_the_oldest_and_blocks_nobody() {
-        let event_stream = EventStream::default();
-        let mut slow = event_stream.subscribe(None).coming;
-        publish(&event_stream, 0..BACKLOG + 36);
+        let stream = EventStream::default();
+        let mut slow = stream.subscribe(None).coming;
+        publish(&stream, 0..BACKLOG + 36);
         assert!(matches!(
             slow.try_recv(),
             Err(broadcast::error::TryRecvError::Lagged(36))
         ));
-        assert_eq!(slow.try_recv().unwrap().event["count"], 36);
+        assert_eq!(slow.try_recv().unwrap().event["gap_ms"], 36);
     }
 }

@@ -1,4 +1,4 @@
-//! What the manager's task counts and times as it goes, for `/metrics`; nothing here waits.
+//! Counters and histograms of the manager's task, for `/metrics`.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::config::Config;
 
-/// Rules by which a service leaves a worker; they stand at 0 from the start, so that the first one
-/// is an increase.
+/// Rules by which a service leaves a worker. They are 0 from the start, so that the first one is an
+/// increase.
 const LEAVING_RULES: [&str; 3] = ["failover", "no_worker_up", "more_memory"];
 const STATES: [Health; 5] = [
     Health::Up,
@@ -43,7 +43,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Begins at zero for all that is configured.
+    /// Starts at zero for everything that is configured.
     ///
     /// # Errors
     ///
@@ -75,7 +75,7 @@ impl Metrics {
             detection: Histogram::with_opts(
                 HistogramOpts::new(
                     "memlb_detection_seconds",
-                    "Time from a worker's last sign of life to its being declared down.",
+                    "Time from a worker's last heartbeat until the manager declared it down.",
                 )
                 .buckets(DETECTION_SECONDS.to_vec()),
             )?,
@@ -93,7 +93,7 @@ impl Metrics {
             programs_restored: IntCounterVec::new(
                 Opts::new(
                     "memlb_programs_restored_total",
-                    "How often programs were attached again that somebody had taken off an interface.",
+                    "How often programs were attached again after another program had detached them.",
                 ),
                 &["interface"],
             )?,
@@ -131,7 +131,7 @@ impl Metrics {
         registry.register(Box::new(self.map_write_failures.clone()))
     }
 
-    /// Counts what an event tells.
+    /// Counts an event.
     pub fn count(&self, event: &Event) {
         match event {
             Event::SelectionChanged { service, rule, .. } => self
@@ -146,7 +146,7 @@ impl Metrics {
             Event::WorkerUnhealthy { worker, .. } => self.came_to(worker, Health::Unhealthy),
             Event::WorkerLeaving { worker, .. } => self.came_to(worker, Health::Leaving),
             Event::WorkerMaintenance { worker, .. } => self.came_to(worker, Health::Maintenance),
-            // Whose silence was expected until just now was not detected late.
+            // After a pause the silence was expected, and not detected late.
             Event::WorkerDown {
                 worker,
                 was: Health::Paused,
@@ -159,21 +159,20 @@ impl Metrics {
                 let silence = Duration::from_millis(*silent_ms);
                 self.detection.observe(silence.as_secs_f64());
             }
+            Event::ProgramsRestored { interface, .. } => {
+                self.programs_restored.with_label_values(&[interface]).inc();
+            }
             _ => {}
         }
     }
 
-    /// Takes note of how late the loop came.
+    /// Records how late the loop served a deadline.
     pub fn lag(&self, lag: Duration) {
         self.lag.observe(lag.as_secs_f64());
     }
 
     pub fn map_write_failed(&self) {
         self.map_write_failures.inc();
-    }
-
-    pub fn programs_restored(&self, interface: &str) {
-        self.programs_restored.with_label_values(&[interface]).inc();
     }
 
     pub fn gather(&self) -> Vec<MetricFamily> {

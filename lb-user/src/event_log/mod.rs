@@ -1,7 +1,6 @@
 //! The event log: one JSON object a line, bounded in size, written by a thread of its own.
 //!
-//! Whoever appends never waits for the disk: lines stand in a queue of limited length, and those that
-//! find no room are counted.
+//! To append never waits for the disk: lines wait in a bounded queue, and those that find no room are counted.
 
 mod file;
 mod queue;
@@ -15,44 +14,39 @@ use tracing::warn;
 pub use file::LogFile;
 use queue::Queue;
 
-use crate::event_stream::EventStream;
-use lb_core::Severity;
+use lb_core::Event;
 
-/// Appends events to a file, if there is one, and sends those that are news to the event_stream.
+/// Appends events to a file, if there is one.
 #[derive(Debug)]
 pub struct EventLog {
     queue: Option<Arc<Queue>>,
-    event_stream: EventStream,
 }
 
 #[derive(Serialize)]
-struct Line<'a, E> {
+struct Line<'a> {
     time: String,
     #[serde(flatten)]
-    event: &'a E,
+    event: &'a Event,
 }
 
 impl EventLog {
-    /// Begins with a file that is open already, or none.
+    /// Starts with an open file, or none.
     ///
     /// # Errors
     ///
-    /// Says why no thread can be had.
-    pub fn start(file: Option<LogFile>, event_stream: EventStream) -> Result<Self> {
-        let mut log = Self {
-            queue: None,
-            event_stream,
-        };
+    /// Says why the thread cannot be started.
+    pub fn start(file: Option<LogFile>) -> Result<Self> {
+        let mut log = Self { queue: None };
         log.move_to(file)?;
         Ok(log)
     }
 
-    /// Goes on in another file, or none. What waits is still written to the one before, or to the
-    /// new one if that cannot be.
+    /// Continues in another file, or none. Waiting lines are still written to the former file, or to the new
+    /// one if that fails.
     ///
     /// # Errors
     ///
-    /// Says why no thread can be had; all stays as it was then.
+    /// Says why the thread cannot be started; nothing has changed then.
     pub fn move_to(&mut self, file: Option<LogFile>) -> Result<()> {
         let before = self.queue.clone();
         let Some(file) = file else {
@@ -72,14 +66,7 @@ impl EventLog {
         Ok(())
     }
 
-    /// Appends `event` and sends it, with a sentence about it, to who listens.
-    pub fn publish<E: Serialize>(&self, severity: Severity, message: String, event: &E) {
-        self.append(event);
-        self.event_stream.publish(severity, message, event);
-    }
-
-    /// Appends `event`, whose serialised form names its kind in `event`.
-    pub fn append<E: Serialize>(&self, event: &E) {
+    pub fn append(&self, event: &Event) {
         let Some(queue) = &self.queue else {
             return;
         };
@@ -89,7 +76,7 @@ impl EventLog {
         }
     }
 
-    /// Waits, but not for long, until everything is written.
+    /// Waits until everything is written, with a timeout.
     pub fn finish(self) {
         let Some(queue) = self.queue else {
             return;
@@ -101,11 +88,11 @@ impl EventLog {
     }
 }
 
-/// Opens the file at `path`, making its directory if need be; it may block.
+/// Opens the file at `path` and creates its directory if necessary; it may block.
 ///
 /// # Errors
 ///
-/// Says why it cannot be appended to, and what to do.
+/// Says why the file cannot be opened, and what to do.
 pub fn open(path: &Path) -> Result<LogFile> {
     LogFile::open(path).with_context(|| {
         format!(
@@ -115,7 +102,7 @@ pub fn open(path: &Path) -> Result<LogFile> {
     })
 }
 
-fn line<E: Serialize>(event: &E) -> serde_json::Result<Vec<u8>> {
+fn line(event: &Event) -> serde_json::Result<Vec<u8>> {
     let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let mut line = serde_json::to_vec(&Line { time, event })?;
     line.push(b'\n');
@@ -132,16 +119,15 @@ mod tests {
 
     use nix::{fcntl::OFlag, sys::stat::Mode, unistd::mkfifo};
 
-    use super::{queue::MOST_WAITING, *};
+    use super::{queue::MAX_WAITING, *};
 
-    #[derive(Serialize)]
-    #[serde(tag = "event", rename_all = "snake_case")]
-    enum Sample {
-        Happened { count: usize },
+    fn event(count: usize) -> Event {
+        let gap_ms = count as u64;
+        Event::ManagerOverslept { gap_ms }
     }
 
     fn start(path: &Path) -> EventLog {
-        EventLog::start(Some(open(path).unwrap()), EventStream::default()).unwrap()
+        EventLog::start(Some(open(path).unwrap())).unwrap()
     }
 
     fn events(lines: impl BufRead) -> Vec<serde_json::Value> {
@@ -156,13 +142,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/events.jsonl");
         let log = start(&path);
-        log.append(&Sample::Happened { count: 1 });
-        log.append(&Sample::Happened { count: 2 });
+        log.append(&event(1));
+        log.append(&event(2));
         log.finish();
         let lines = events(BufReader::new(File::open(&path).unwrap()));
         assert_eq!(lines.len(), 2);
-        assert_eq!(lines[1]["event"], "happened");
-        assert_eq!(lines[1]["count"], 2);
+        assert_eq!(lines[1]["event"], "manager_overslept");
+        assert_eq!(lines[1]["gap_ms"], 2);
         assert!(lines[0]["time"].as_str().unwrap().ends_with('Z'));
     }
 
@@ -171,16 +157,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = |name| directory.path().join(name);
         let mut log = start(Path::new("/dev/full"));
-        log.append(&Sample::Happened { count: 1 });
+        log.append(&event(1));
         log.move_to(Some(open(&path("first")).unwrap())).unwrap();
-        log.append(&Sample::Happened { count: 2 });
+        log.append(&event(2));
         log.move_to(Some(open(&path("second")).unwrap())).unwrap();
-        log.append(&Sample::Happened { count: 3 });
+        log.append(&event(3));
         log.finish();
         let first = fs::read_to_string(path("first")).unwrap();
-        assert!(first.contains("\"count\":1") && first.contains("\"count\":2"));
+        assert!(first.contains("\"gap_ms\":1") && first.contains("\"gap_ms\":2"));
         let second = fs::read_to_string(path("second")).unwrap();
-        assert!(second.contains("\"count\":3") && second.lines().count() == 1);
+        assert!(second.contains("\"gap_ms\":3") && second.lines().count() == 1);
     }
 
     #[test]
@@ -193,9 +179,9 @@ mod tests {
         let reader = reader.open(&path).unwrap();
         let log = start(&path);
         // A pipe holds 64 KiB, by far not all of these.
-        let (total, mut read) = (MOST_WAITING + 5_000, Vec::new());
+        let (total, mut read) = (MAX_WAITING + 5_000, Vec::new());
         for count in 0..total {
-            log.append(&Sample::Happened { count });
+            log.append(&event(count));
         }
         let reading = thread::spawn(move || {
             let again = OpenOptions::new().read(true).open(&path).unwrap();
@@ -207,15 +193,15 @@ mod tests {
         let lost = read.pop().unwrap();
         assert_eq!(lost["event"], "events_lost");
         assert_eq!(read.len() + lost["count"].as_u64().unwrap() as usize, total);
-        assert!(read.len() >= MOST_WAITING, "{}", read.len());
-        let counts = read.iter().map(|it| it["count"].as_u64());
+        assert!(read.len() >= MAX_WAITING, "{}", read.len());
+        let counts = read.iter().map(|it| it["gap_ms"].as_u64());
         assert!(counts.eq((0..read.len() as u64).map(Some)));
     }
 
     #[test]
     fn ends_in_time_when_the_file_cannot_be_written() {
         let log = start(Path::new("/dev/full"));
-        log.append(&Sample::Happened { count: 1 });
+        log.append(&event(1));
         let queue = log.queue.clone().unwrap();
         log.finish();
         assert!(queue.is_ended());

@@ -1,4 +1,4 @@
-//! The lines that wait to be written, and the thread's work that writes them.
+//! The queue of lines, and the thread that writes them.
 
 use std::{
     collections::VecDeque,
@@ -7,21 +7,21 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use lb_core::Event;
 use tracing::{info, warn};
 
 use super::file::LogFile;
 
-/// How many lines wait while the file cannot be written; then events are lost until it can be.
-pub(super) const MOST_WAITING: usize = 10_000;
+/// The most lines that wait while the file cannot be written; further ones are lost.
+pub(super) const MAX_WAITING: usize = 10_000;
 
-/// How long after a failure the file is written again.
+/// How long after a failure the writer tries again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long is waited for a queue to be written to its end.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest wait for a queue to be written.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Locked for moments only, never while the disk is written.
+/// Never locked while the disk is written.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
@@ -31,24 +31,18 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct State {
     lines: VecDeque<Vec<u8>>,
-    /// Since there was no room any more; there is again when all before is written.
+    /// The number of lost lines; counted until all lines before them are written.
     lost: u64,
-    /// Nothing more comes.
+    /// No further line comes.
     closed: bool,
-    /// Nothing more is written.
+    /// The writer has ended.
     ended: bool,
-}
-
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Gap {
-    EventsLost { count: u64 },
 }
 
 impl Queue {
     pub fn push(&self, line: Vec<u8>) {
         let mut state = self.state();
-        if state.lost == 0 && state.lines.len() < MOST_WAITING {
+        if state.lost == 0 && state.lines.len() < MAX_WAITING {
             state.lines.push_back(line);
             drop(state);
             self.changed.notify_all();
@@ -59,24 +53,24 @@ impl Queue {
         drop(state);
         if is_first {
             warn!(
-                "the event log cannot be written fast enough: {MOST_WAITING} events wait for it, \
+                "the event log cannot be written fast enough: {MAX_WAITING} events wait for it, \
                  further ones are lost until these are written"
             );
         }
     }
 
-    /// Has the rest written and the writer end.
+    /// Lets the writer write the rest and end.
     pub fn close(&self) {
         self.state().closed = true;
         self.changed.notify_all();
     }
 
-    /// Closes, waits for the writer, but not for long, and returns what it has left.
+    /// Closes the queue, waits for the writer with a timeout, and returns the lines that are left.
     pub fn finish(&self) -> VecDeque<Vec<u8>> {
         self.close();
         let waited = self
             .changed
-            .wait_timeout_while(self.state(), PATIENCE, |state| !state.ended);
+            .wait_timeout_while(self.state(), TIMEOUT, |state| !state.ended);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let mut left = mem::take(&mut state.lines);
         left.extend(state.gap());
@@ -88,7 +82,7 @@ impl Queue {
         self.state().ended
     }
 
-    /// Waits for the next line to write; there is none any more once the queue is closed.
+    /// Waits for the next line; nothing once the queue is closed and empty.
     fn next(&self) -> Option<Vec<u8>> {
         let waited = self.changed.wait_while(self.state(), |state| {
             state.lines.is_empty() && state.lost == 0 && !state.closed
@@ -98,27 +92,27 @@ impl Queue {
         line.or_else(|| state.gap())
     }
 
-    /// Takes back a line that could not be written, and waits until it is time to try again; returns
-    /// whether that will come.
+    /// Puts back a line that could not be written, and waits until the next attempt; returns whether there is
+    /// one.
     fn put_back(&self, line: Vec<u8>) -> bool {
         let mut state = self.state();
         state.lines.push_front(line);
         if state.closed {
             return false;
         }
-        // Closed or not, it is tried once more.
+        // Even if the queue is closed meanwhile, there is one more attempt.
         let waited = self
             .changed
             .wait_timeout_while(state, RETRY, |state| !state.closed);
         waited.is_ok()
     }
 
-    /// Puts what another queue has left before all that came since.
+    /// Puts the lines that another queue has left before its own.
     fn inherit(&self, mut left: VecDeque<Vec<u8>>) {
         let mut state = self.state();
         left.append(&mut state.lines);
-        let excess = left.len().saturating_sub(MOST_WAITING);
-        left.truncate(MOST_WAITING);
+        let excess = left.len().saturating_sub(MAX_WAITING);
+        left.truncate(MAX_WAITING);
         state.lost += excess as u64;
         state.lines = left;
     }
@@ -129,21 +123,20 @@ impl Queue {
 }
 
 impl State {
-    /// Returns a line that stands for the lost ones, if there are any.
+    /// Returns a line in place of lost ones, if any.
     fn gap(&mut self) -> Option<Vec<u8>> {
         let count = mem::take(&mut self.lost);
         if count == 0 {
             return None;
         }
         info!("the event log is written again; {count} events are lost");
-        super::line(&Gap::EventsLost { count }).ok()
+        super::line(&Event::EventsLost { count }).ok()
     }
 }
 
-/// Writes the lines of `queue` until it is closed, after those of the one before, whose file may be
-/// the same.
+/// Writes the lines of `queue` until it is closed, after those of the former queue, whose file may be the same.
 ///
-/// A write that fails is said once, and repeated: a full disk makes no holes in the story.
+/// A failed write is logged once and repeated, so that a full disk loses no line that has room in the queue.
 pub(super) fn write(queue: &Queue, mut file: LogFile, before: Option<&Queue>) {
     if let Some(before) = before {
         queue.inherit(before.finish());
@@ -161,7 +154,7 @@ pub(super) fn write(queue: &Queue, mut file: LogFile, before: Option<&Queue>) {
                 if !before {
                     failing = true;
                     warn!(
-                        "the event log cannot be written: {error:#}; the next {MOST_WAITING} events \
+                        "the event log cannot be written: {error:#}; the next {MAX_WAITING} events \
                          are kept for it"
                     );
                 }

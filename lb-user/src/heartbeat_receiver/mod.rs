@@ -7,7 +7,7 @@ mod rate_limit;
 mod socket;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::{self, Write},
     io,
     net::{IpAddr, SocketAddr},
@@ -20,15 +20,14 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
-    event_log::EventLog,
     heartbeat::{
         self, Authentication, Authenticator, Decoded, PingSender, Refusal, Refused, Verified,
     },
     keys::{KeyRing, read_keys},
     status::{Heartbeats, RefusedDatagram},
 };
-use lb_core::{Bytes, HeartbeatOutcome, Report, Severity};
-use rate_limit::{Happening, LastRefused, RateLimiter, WorkerLog};
+use lb_core::{Event, HeartbeatOutcome, Report};
+use rate_limit::{LastRefused, RateLimiter, WorkerLog};
 use socket::{DatagramPath, Socket};
 
 /// The least time between two log lines about the same reason of refusal.
@@ -53,6 +52,7 @@ pub struct HeartbeatReceiver {
     refusals: BTreeMap<&'static str, RateLimiter>,
     last_refused: BTreeMap<&'static str, LastRefused>,
     unsigned: RateLimiter,
+    events: VecDeque<Event>,
 }
 
 /// What one read of the socket gave.
@@ -131,6 +131,7 @@ impl HeartbeatReceiver {
             refusals: BTreeMap::new(),
             last_refused: BTreeMap::new(),
             unsigned: RateLimiter::default(),
+            events: VecDeque::new(),
         })
     }
 
@@ -237,12 +238,10 @@ impl HeartbeatReceiver {
     }
 
     /// Reads one datagram and authenticates it; refused ones are counted and logged here.
-    pub fn receive(&mut self, log: &EventLog) -> Received {
+    pub fn receive(&mut self) -> Received {
         let mut buffer = [0; heartbeat::SIZE_LIMIT];
         match self.socket.receive(&mut buffer) {
-            Ok((length, path)) => {
-                self.handle_datagram(log, &buffer[..length], path, Instant::now())
-            }
+            Ok((length, path)) => self.handle_datagram(&buffer[..length], path, Instant::now()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
             // For example an ICMP error about an acknowledgement that was sent before.
             Err(error) => {
@@ -250,6 +249,11 @@ impl HeartbeatReceiver {
                 Received::Handled
             }
         }
+    }
+
+    /// Returns the next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
     }
 
     /// Counts datagrams that did not fit into the socket's queue, and warns of them: heartbeats of workers
@@ -270,13 +274,7 @@ impl HeartbeatReceiver {
         }
     }
 
-    fn handle_datagram(
-        &mut self,
-        log: &EventLog,
-        datagram: &[u8],
-        path: DatagramPath,
-        now: Instant,
-    ) -> Received {
+    fn handle_datagram(&mut self, datagram: &[u8], path: DatagramPath, now: Instant) -> Received {
         let verified = match self.authenticator.verify(datagram, path.from, now) {
             Ok(verified) => verified,
             Err(Refused {
@@ -295,7 +293,7 @@ impl HeartbeatReceiver {
                 if let Some(challenge) = reply {
                     self.socket.reply(path, &challenge);
                 }
-                self.refuse(log, refusal.name(), &refusal, path, now);
+                self.refuse(refusal.name(), &refusal, path, now);
                 return Received::Handled;
             }
         };
@@ -322,12 +320,7 @@ impl HeartbeatReceiver {
     }
 
     /// Acknowledges, counts and logs a heartbeat by what the core made of it.
-    pub fn finish(
-        &mut self,
-        log: &EventLog,
-        heartbeat: &ReceivedHeartbeat,
-        outcome: HeartbeatOutcome,
-    ) {
+    pub fn finish(&mut self, heartbeat: &ReceivedHeartbeat, outcome: HeartbeatOutcome) {
         let ReceivedHeartbeat {
             report,
             at: now,
@@ -345,13 +338,13 @@ impl HeartbeatReceiver {
             let usual = usual.filter(|usual| *usual != path.from.ip());
             let usual = usual.map(|address| format!(", whose heartbeats come from {address}"));
             let detail = format_args!("from worker {worker}{}", usual.unwrap_or_default());
-            return self.refuse(log, reason, &detail, *path, *now);
+            return self.refuse(reason, &detail, *path, *now);
         }
         self.counts.accepted += 1;
         if let Some(acknowledgement) = self.authenticator.accepted(verified, path.from, *now) {
             self.socket.reply(*path, &acknowledgement);
         }
-        self.log_heartbeat(log, &verified.decoded, report, *path, *now);
+        self.log_heartbeat(&verified.decoded, report, *path, *now);
         if verified.signature.is_none()
             && self.authenticator.authentication() == Authentication::Permissive
         {
@@ -360,19 +353,14 @@ impl HeartbeatReceiver {
     }
 
     /// Refuses the heartbeat of an agent that cannot join.
-    pub fn refuse_join(
-        &mut self,
-        log: &EventLog,
-        heartbeat: &ReceivedHeartbeat,
-        error: &dyn fmt::Display,
-    ) {
+    pub fn refuse_join(&mut self, heartbeat: &ReceivedHeartbeat, error: &dyn fmt::Display) {
         let detail = format_args!("{} cannot join: {error}", heartbeat.report.worker);
-        self.refuse(log, "join_refused", &detail, heartbeat.path, Instant::now());
+        self.refuse("join_refused", &detail, heartbeat.path, Instant::now());
     }
 
     /// Refuses the heartbeat of an agent that is no worker.
-    pub fn refuse_unknown(&mut self, log: &EventLog, heartbeat: &ReceivedHeartbeat) {
-        self.finish(log, heartbeat, HeartbeatOutcome::UnknownWorker);
+    pub fn refuse_unknown(&mut self, heartbeat: &ReceivedHeartbeat) {
+        self.finish(heartbeat, HeartbeatOutcome::UnknownWorker);
     }
 
     /// Counts unsigned heartbeats by worker, and logs the workers' names from time to time.
@@ -395,7 +383,6 @@ impl HeartbeatReceiver {
 
     fn log_heartbeat(
         &mut self,
-        log: &EventLog,
         decoded: &Decoded,
         report: &Report,
         path: DatagramPath,
@@ -412,24 +399,22 @@ impl HeartbeatReceiver {
             return;
         };
         let boot = report.sequence.map(|sequence| sequence.boot);
-        if let Some(before) = worker_log.moved(now, from.ip(), boot) {
-            log_move(log, &report.worker, from.ip(), before);
-        }
-        let Some(heartbeats) = worker_log.due(now, memory, workers) else {
-            return;
-        };
-        info!(
-            "received {}: {} available ({heartbeats} heartbeats since the last line, from {from})",
-            report.worker,
-            Bytes(memory.available_bytes),
-        );
-        log.append(&Happening::Heartbeat {
-            worker: &report.worker,
-            from,
-            memory_available_bytes: memory.available_bytes,
-            memory_total_bytes: memory.total_bytes,
-            heartbeats,
-        });
+        let moved = worker_log.moved(now, from.ip(), boot);
+        self.events
+            .extend(moved.map(|before| Event::HeartbeatsMoved {
+                worker: report.worker.clone(),
+                from: from.ip(),
+                before,
+            }));
+        let heartbeats = worker_log.due(now, memory, workers);
+        self.events
+            .extend(heartbeats.map(|heartbeats| Event::Heartbeat {
+                worker: report.worker.clone(),
+                from,
+                memory_available_bytes: memory.available_bytes,
+                memory_total_bytes: memory.total_bytes,
+                heartbeats,
+            }));
     }
 
     fn count_refused(&mut self, reason: &'static str, datagrams: u64) {
@@ -461,7 +446,6 @@ impl HeartbeatReceiver {
 
     fn refuse(
         &mut self,
-        log: &EventLog,
         reason: &'static str,
         detail: &dyn fmt::Display,
         path: DatagramPath,
@@ -475,31 +459,13 @@ impl HeartbeatReceiver {
         let Some(datagrams) = limiter.due(now, REFUSAL_INTERVAL) else {
             return;
         };
-        let message =
-            format!("refused {datagrams} datagrams ({reason}), the last from {from}: {detail}");
-        warn!("{message}");
-        let refused = Happening::HeartbeatRefused {
+        self.events.push_back(Event::HeartbeatRefused {
             reason,
             from,
-            detail: &detail.to_string(),
+            detail: detail.to_string(),
             datagrams,
-        };
-        log.publish(Severity::Warn, message, &refused);
+        });
     }
-}
-
-fn log_move(log: &EventLog, worker: &str, from: IpAddr, before: IpAddr) {
-    let message = format!(
-        "{worker} is heard from {from}, and was from {before}: unless it has moved, two machines \
-         have that name"
-    );
-    warn!("{message}");
-    let moved = Happening::HeartbeatsMoved {
-        worker,
-        from,
-        before,
-    };
-    log.publish(Severity::Warn, message, &moved);
 }
 
 /// Reads the keys, unless authentication is off. It may block.

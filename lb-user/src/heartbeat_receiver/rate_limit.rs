@@ -6,35 +6,6 @@ use std::{
 };
 
 use lb_core::{BootId, Memory};
-use serde::Serialize;
-
-/// What is said in the event log.
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub(super) enum Happening<'a> {
-    /// A sample, as often as [`WorkerLog::due`] says.
-    Heartbeat {
-        worker: &'a str,
-        from: SocketAddr,
-        memory_available_bytes: u64,
-        memory_total_bytes: Option<u64>,
-        /// Heartbeats of this worker since the last sample.
-        heartbeats: u64,
-    },
-    /// Heartbeats come from another address, perhaps from a second machine with the same name.
-    HeartbeatsMoved {
-        worker: &'a str,
-        from: IpAddr,
-        before: IpAddr,
-    },
-    HeartbeatRefused {
-        reason: &'a str,
-        from: SocketAddr,
-        detail: &'a str,
-        /// Datagrams refused for this reason since the last event.
-        datagrams: u64,
-    },
-}
 
 /// Where a heartbeat came from: the address, and the boot id of the agent if it has one.
 #[derive(Debug, Clone, Copy)]

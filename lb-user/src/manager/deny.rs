@@ -1,8 +1,8 @@
 //! Denies clients, and saves the list for the next manager.
 
-use super::{Happening, Manager};
+use super::Manager;
 use crate::deny::{Denied, DenyError, Prefix};
-use lb_core::Severity;
+use lb_core::Event;
 
 /// A change of the list of denied clients.
 #[derive(Debug)]
@@ -29,9 +29,19 @@ impl Manager {
             DenyChange::Add(new) => {
                 self.denied.add(&new)?;
                 self.write_denied(&new, true);
-                for denied in &new {
-                    let event = Happening::PrefixDenied { denied };
-                    self.emit_denied(denied.to_string(), &event);
+                for Denied {
+                    prefix,
+                    by,
+                    at_ms,
+                    reason,
+                } in &new
+                {
+                    self.emitter.emit(&Event::PrefixDenied {
+                        prefix: prefix.to_string(),
+                        by: by.clone(),
+                        at_ms: *at_ms,
+                        reason: reason.clone(),
+                    });
                 }
                 new
             }
@@ -39,8 +49,10 @@ impl Manager {
                 let removed = self.denied.remove(&prefixes)?;
                 self.write_denied(&removed, false);
                 for Denied { prefix, .. } in &removed {
-                    let event = Happening::PrefixAllowed { prefix, by: &by };
-                    self.emit_denied(format!("{prefix} is no longer denied, by {by}"), &event);
+                    self.emitter.emit(&Event::PrefixAllowed {
+                        prefix: prefix.to_string(),
+                        by: by.clone(),
+                    });
                     let others = self.denied.overlapping(*prefix);
                     warnings.extend(others.map(|other| format!("{other} is still denied")));
                 }
@@ -60,9 +72,5 @@ impl Manager {
         if let Err(error) = self.datapath.change_denied(prefixes, deny) {
             self.map_write_failed(&error);
         }
-    }
-
-    fn emit_denied(&self, message: String, event: &Happening<'_>) {
-        self.emitter.emit(Severity::Info, message, event);
     }
 }

@@ -1,45 +1,27 @@
-//! Publishes events: to the log, the event log, listeners, metrics and the history of decisions.
+//! Publishes each event: in the log, the metrics, the event log, and to listeners.
 
-use std::time::Instant;
-
-use serde::Serialize;
+use lb_core::{Audience, Event, Severity};
 use tracing::{info, warn};
 
-use super::Happening;
-use crate::{event_log::EventLog, history::History, metrics::Metrics};
-use lb_core::{Core, Event, Severity};
+use crate::{event_log::EventLog, event_stream::EventStream, metrics::Metrics};
 
 #[derive(Debug)]
 pub(super) struct Emitter {
-    pub log: EventLog,
-    pub history: History,
+    pub event_log: EventLog,
+    pub event_stream: EventStream,
     pub metrics: Metrics,
 }
 
 impl Emitter {
-    /// Publishes an event of the core, and records the decision if it is one.
-    pub fn emit_core(&self, event: &Event, core: &Core) {
+    pub fn emit(&self, event: &Event) {
+        match event.severity() {
+            Severity::Info => info!("{event}"),
+            Severity::Warn => warn!("{event}"),
+        }
         self.metrics.count(event);
-        let service = event
-            .decided()
-            .and_then(|name| core.snapshot_of(name, Instant::now()));
-        if let Some(service) = service {
-            self.history.record(event.to_string(), service);
+        self.event_log.append(event);
+        if event.audience() == Audience::Everyone {
+            self.event_stream.publish(event);
         }
-        self.emit(event.severity(), event.to_string(), event);
-    }
-
-    pub fn emit<E: Serialize>(&self, severity: Severity, message: String, event: &E) {
-        match severity {
-            Severity::Info => info!("{message}"),
-            Severity::Warn => warn!("{message}"),
-        }
-        self.log.publish(severity, message, event);
-    }
-
-    /// Logs the end of the manager and waits for the event log.
-    pub fn finish(self) {
-        self.log.append(&Happening::ManagerStopped);
-        self.log.finish();
     }
 }

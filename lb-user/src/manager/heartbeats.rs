@@ -20,7 +20,7 @@ const AGENT: &str = "its agent";
 impl Manager {
     pub(super) fn receive_heartbeats(&mut self) {
         for _ in 0..BATCH {
-            match self.receiver.receive(&self.emitter.log) {
+            match self.receiver.receive() {
                 Received::Heartbeat(heartbeat) => self.handle_heartbeat(heartbeat),
                 Received::Ping(ping) => self.handle_ping(&ping),
                 Received::Handled => {}
@@ -28,6 +28,13 @@ impl Manager {
             }
         }
         self.receiver.count_overflow();
+        self.emit_received();
+    }
+
+    pub(super) fn emit_received(&mut self) {
+        while let Some(event) = self.receiver.poll_event() {
+            self.emitter.emit(&event);
+        }
     }
 
     /// Passes a heartbeat to the core, or to the join requests if it comes from no worker.
@@ -42,7 +49,7 @@ impl Manager {
         if outcome == HeartbeatOutcome::UnknownWorker {
             return self.request_join(heartbeat);
         }
-        self.receiver.finish(&self.emitter.log, &heartbeat, outcome);
+        self.receiver.finish(&heartbeat, outcome);
         if outcome == HeartbeatOutcome::Accepted
             && let Some(pause) = heartbeat.pause()
         {

@@ -6,25 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
 use tracing::warn;
 
 use super::{Configuration, Manager};
 use crate::{datapath::Routes, heartbeat_receiver::ReceivedHeartbeat, membership::JoinError};
-use lb_core::Severity;
+use lb_core::Event;
 
 /// How long a member may be silent before it is removed.
 const REMOVED_AFTER: Duration = Duration::from_secs(3_600);
 
 /// The most join requests that wait; further agents try again with their next heartbeat.
 const MAX_JOIN_REQUESTS: usize = 1_024;
-
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Joining<'a> {
-    WorkerJoined { worker: &'a str, address: IpAddr },
-    WorkerForgotten { worker: &'a str },
-}
 
 /// The signed heartbeats of agents that want to join: no service has such a worker, or the worker has
 /// another address.
@@ -78,7 +70,7 @@ impl Manager {
             false => Some(heartbeat),
         };
         if let Some(heartbeat) = refused {
-            self.receiver.refuse_unknown(&self.emitter.log, &heartbeat);
+            self.receiver.refuse_unknown(&heartbeat);
         }
     }
 
@@ -89,19 +81,18 @@ impl Manager {
         for heartbeat in self.join_requests.remove(addresses) {
             match self.admit(&heartbeat) {
                 Ok(()) => admitted.push(heartbeat),
-                Err(error) => self
-                    .receiver
-                    .refuse_join(&self.emitter.log, &heartbeat, &error),
+                Err(error) => self.receiver.refuse_join(&heartbeat, &error),
             }
         }
         if admitted.is_empty() {
-            return;
+            return self.emit_received();
         }
         self.apply_membership(routes);
         for mut heartbeat in admitted {
             heartbeat.at = Instant::now();
             self.handle_heartbeat(heartbeat);
         }
+        self.emit_received();
         self.apply_outputs();
     }
 
@@ -118,9 +109,10 @@ impl Manager {
         let file = &self.configuration.file;
         self.membership
             .admit(file, worker, address, parting, present)?;
-        let event = Joining::WorkerJoined { worker, address };
-        let message = format!("{worker} has joined by itself, at {address}");
-        self.emitter.emit(Severity::Info, message, &event);
+        self.emitter.emit(&Event::WorkerJoined {
+            worker: worker.to_owned(),
+            address,
+        });
         Ok(())
     }
 
@@ -137,11 +129,9 @@ impl Manager {
         if absent.is_empty() {
             return;
         }
-        for worker in &absent {
-            self.membership.remove(worker);
-            let message = format!("{worker}, which had joined by itself, is gone and forgotten");
-            let event = Joining::WorkerForgotten { worker };
-            self.emitter.emit(Severity::Info, message, &event);
+        for worker in absent {
+            self.membership.remove(&worker);
+            self.emitter.emit(&Event::WorkerForgotten { worker });
         }
         self.apply_membership(&Routes::new());
     }

@@ -9,7 +9,6 @@ mod connection_count;
 mod deny;
 mod emitter;
 mod handle;
-mod happening;
 mod heartbeats;
 mod joining;
 mod nat_ports;
@@ -31,13 +30,14 @@ use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::{
     config::Config,
     datapath::Datapath,
     deny::DenyList,
     heartbeat_receiver::HeartbeatReceiver,
+    history::History,
     membership::{LivenessRecord, Membership},
     status::{Interface, ManagerSnapshot},
     systemd::Watchdog,
@@ -46,9 +46,8 @@ use background::{Background, BackgroundResult};
 pub use deny::{DenyChange, DenyOutcome};
 use emitter::Emitter;
 pub use handle::ManagerHandle;
-use happening::Happening;
 use joining::JoinRequests;
-use lb_core::{Core, CoreSettings};
+use lb_core::{Core, CoreSettings, Event};
 use nat_ports::NatPorts;
 use recovery::Recovery;
 pub use reload::{ReadConfig, ReloadError, Reloaded};
@@ -81,6 +80,7 @@ pub struct Manager {
     liveness: LivenessRecord,
     state_files: StateFiles,
     emitter: Emitter,
+    history: History,
     recovery: Recovery,
     background: Background,
     nat_ports: NatPorts,
@@ -148,10 +148,8 @@ impl Manager {
             self.core.handle_timeout(now);
             self.apply_outputs();
         }
-        self.emitter.finish();
-        info!(
-            "stopped; the packet programs continue with the last selection (memlb unload removes them)"
-        );
+        self.emitter.emit(&Event::ManagerStopped {});
+        self.emitter.event_log.finish();
         Ok(())
     }
 
@@ -183,12 +181,22 @@ impl Manager {
             }
         }
         while let Some(event) = self.core.poll_event() {
-            if matches!(event, lb_core::Event::PauseEnded { .. }) {
-                self.state_files
-                    .orders
-                    .save(self.core.admin_overrides().clone());
+            if matches!(event, Event::PauseEnded { .. }) {
+                let overrides = self.core.admin_overrides().clone();
+                self.state_files.orders.save(overrides);
             }
-            self.emitter.emit_core(&event, &self.core);
+            self.record_decision(&event);
+            self.emitter.emit(&event);
+        }
+    }
+
+    /// Adds an event to the history of decisions, if it is one.
+    fn record_decision(&self, event: &Event) {
+        let service = event
+            .decided()
+            .and_then(|name| self.core.snapshot_of(name, Instant::now()));
+        if let Some(service) = service {
+            self.history.record(event.to_string(), service);
         }
     }
 

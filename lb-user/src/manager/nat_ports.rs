@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use tracing::warn;
 
-use super::{Happening, Manager};
-use lb_core::{BackendId, Severity};
+use super::Manager;
+use lb_core::{BackendId, Event};
 
 /// Ports of a worker in use, in percent, from which on they are scarce, and below which they no longer are.
 const SCARCE_PERCENT: u64 = 80;
@@ -43,27 +43,21 @@ impl Manager {
         let Some((service, worker)) = self.configuration.settings.names(backend) else {
             return;
         };
-        let uses = format!("worker {worker} of service {service} uses {open} of {ports} NAT ports");
-        if self.nat_ports.0.contains(&backend) {
-            let text = format!(
-                "{uses}: with all in use, memlb refuses further connections to it. Add nat_sources, add \
-                 workers, or set mode = \"routed\" for the service"
-            );
-            let event = Happening::NatPortsScarce {
+        let (service, worker) = (service.to_owned(), worker.to_owned());
+        let event = match self.nat_ports.0.contains(&backend) {
+            true => Event::NatPortsScarce {
                 service,
                 worker,
                 open,
                 ports,
-            };
-            self.emitter.emit(Severity::Warn, text, &event);
-        } else {
-            let event = Happening::NatPortsSufficient {
+            },
+            false => Event::NatPortsSufficient {
                 service,
                 worker,
                 open,
                 ports,
-            };
-            self.emitter.emit(Severity::Info, uses, &event);
-        }
+            },
+        };
+        self.emitter.emit(&event);
     }
 }

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use tracing::{debug, error, warn};
 
-use super::{Happening, Manager};
+use super::Manager;
 use crate::{
     datapath::{AttachmentChange, Pins, Routes},
     status::Interface,
 };
-use lb_core::Severity;
+use lb_core::Event;
 
 /// The faults that are not repaired yet.
 #[derive(Debug)]
@@ -73,9 +73,7 @@ impl Manager {
             return;
         }
         self.recovery.writes_fail = true;
-        let message = format!("{error}; the manager writes everything again every few seconds");
-        let event = Happening::MapWriteFailed { error: &error };
-        self.emitter.emit(Severity::Warn, message, &event);
+        self.emitter.emit(&Event::MapWriteFailed { error });
     }
 
     /// After a failed write, writes everything that the maps should hold.
@@ -96,9 +94,7 @@ impl Manager {
         }
         if !self.recovery.write_failed_again {
             self.recovery.writes_fail = false;
-            let message = "the maps can be written again, and hold what they should".to_owned();
-            self.emitter
-                .emit(Severity::Info, message, &Happening::MapsWritten);
+            self.emitter.emit(&Event::MapsWritten {});
         }
     }
 
@@ -111,7 +107,7 @@ impl Manager {
         {
             warn!("{error:#}");
         }
-        for change in &changes {
+        for change in changes {
             self.report_attachment(change);
         }
         let attachments = self.datapath.attachments();
@@ -123,14 +119,8 @@ impl Manager {
         match self.recovery.pins.restore() {
             Ok(pins) if pins.is_empty() => self.recovery.pins_fail = false,
             Ok(pins) => {
-                let message = format!(
-                    "somebody removed the pins of {} from {}: they are back; `memlb unload` removes \
-                     all that is memlb's",
-                    pins.join(", "),
-                    self.recovery.pins.directory().display()
-                );
-                let event = Happening::PinsRestored { pins: &pins };
-                self.emitter.emit(Severity::Warn, message, &event);
+                let directory = self.recovery.pins.directory().display().to_string();
+                self.emitter.emit(&Event::PinsRestored { directory, pins });
             }
             Err(error) => {
                 if !self.recovery.pins_fail {
@@ -141,66 +131,28 @@ impl Manager {
         }
     }
 
-    fn report_attachment(&mut self, change: &AttachmentChange) {
-        let (severity, message, event) = match change {
-            AttachmentChange::Gone(interface) => (
-                Severity::Warn,
-                format!(
-                    "interface {interface} is gone: its clients and workers are not reached until it \
-                     is back"
-                ),
-                Happening::InterfaceGone { interface },
-            ),
-            AttachmentChange::Back(interface) => (
-                Severity::Info,
-                format!("interface {interface} is back, and attached to again"),
-                Happening::InterfaceBack { interface },
-            ),
-            AttachmentChange::Renamed { was, interface } => (
-                Severity::Warn,
-                format!(
-                    "interface {was} is now called {interface}: its programs stay; name it so in \
-                     manager.interfaces before the manager is restarted"
-                ),
-                Happening::InterfaceRenamed { interface, was },
-            ),
-            AttachmentChange::Replaced { interface, former } => (
-                Severity::Warn,
-                format!(
-                    "another interface is now called {interface}: attaching to it, too; the former one \
-                     is {former}"
-                ),
-                Happening::InterfaceReplaced { interface, former },
-            ),
+    fn report_attachment(&self, change: AttachmentChange) {
+        let event = match change {
+            AttachmentChange::Gone(interface) => Event::InterfaceGone { interface },
+            AttachmentChange::Back(interface) => Event::InterfaceBack { interface },
+            AttachmentChange::Renamed { was, interface } => {
+                Event::InterfaceRenamed { interface, was }
+            }
+            AttachmentChange::Replaced { interface, former } => {
+                Event::InterfaceReplaced { interface, former }
+            }
             AttachmentChange::Restored {
                 interface,
                 programs,
-            } => {
-                self.emitter.metrics.programs_restored(interface);
-                (
-                    Severity::Warn,
-                    format!(
-                        "somebody took {} off interface {interface}: attached again; find out which \
-                         program does that (tc, bpftool, another agent)",
-                        programs.join(", ")
-                    ),
-                    Happening::ProgramsRestored {
-                        interface,
-                        programs,
-                    },
-                )
-            }
-            AttachmentChange::Failed(interface, error) => {
-                let message = format!(
-                    "interface {interface} cannot be attached to: {error:#}; trying again every second"
-                );
-                let event = Happening::InterfaceNotAttached {
-                    interface,
-                    error: &message,
-                };
-                return self.emitter.emit(Severity::Warn, message.clone(), &event);
-            }
+            } => Event::ProgramsRestored {
+                interface,
+                programs,
+            },
+            AttachmentChange::Failed(interface, error) => Event::InterfaceNotAttached {
+                interface,
+                error: format!("{error:#}"),
+            },
         };
-        self.emitter.emit(severity, message, &event);
+        self.emitter.emit(&event);
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     heartbeat_receiver,
     keys::KeyRing,
 };
-use lb_core::Severity;
+use lb_core::Event;
 
 /// How long the kernel may take to return the routes to new workers; without them the reload continues.
 const ROUTES_TIMEOUT: Duration = Duration::from_millis(200);
@@ -91,13 +91,6 @@ impl fmt::Display for ReloadError {
 }
 
 impl std::error::Error for ReloadError {}
-
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Outcome<'a> {
-    ConfigurationReloaded { changes: &'a [String] },
-    ReloadRefused { error: &'a str },
-}
 
 impl Reloader {
     pub fn new(read_config: ReadConfig, in_force: Config) -> Self {
@@ -174,21 +167,14 @@ impl Manager {
         prepared: Result<Box<Reload>, ReloadError>,
     ) -> Result<Reloaded, ReloadError> {
         let outcome = prepared.and_then(|reload| self.apply_reload(*reload));
-        match &outcome {
-            Ok(Reloaded { changes, .. }) => {
-                let message = match changes.len() {
-                    0 => "the configuration was read again: nothing has changed".to_owned(),
-                    _ => format!("the configuration was read again: {}", changes.join("; ")),
-                };
-                let event = Outcome::ConfigurationReloaded { changes };
-                self.emitter.emit(Severity::Info, message, &event);
-            }
-            Err(refused) => {
-                let message = format!("reload: {refused}");
-                let event = Outcome::ReloadRefused { error: &message };
-                self.emitter.emit(Severity::Warn, message.clone(), &event);
-            }
-        }
+        self.emitter.emit(&match &outcome {
+            Ok(Reloaded { changes, .. }) => Event::ConfigurationReloaded {
+                changes: changes.clone(),
+            },
+            Err(refused) => Event::ReloadRefused {
+                error: refused.to_string(),
+            },
+        });
         outcome
     }
 
@@ -215,7 +201,7 @@ impl Manager {
             return Err(ReloadError::Refused(vec![self.lacks_backends(lacking)]));
         }
         self.emitter
-            .log
+            .event_log
             .move_to(log)
             .map_err(ReloadError::RunTime)?;
         changes

@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    Background, Configuration, Emitter, Happening, Inputs, JoinRequests, Manager, ManagerHandle,
-    NatPorts, ReadConfig, Recovery,
+    Background, Configuration, Emitter, Inputs, JoinRequests, Manager, ManagerHandle, NatPorts,
+    ReadConfig, Recovery,
     connection_count::ConnectionCountReconciler,
     handle::Records,
     reload::Reloader,
@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     status,
 };
-use lb_core::{AdminAction, AdminOverrides, AdoptedState, Core, Severity};
+use lb_core::{AdminAction, AdminOverrides, AdoptedState, AttachedInterface, Core, Event};
 
 /// How many requests, or results, wait before their senders do.
 const QUEUE: usize = 16;
@@ -156,9 +156,10 @@ impl Prepared {
         let event_stream = EventStream::default();
         let log_file = config.manager.event_log.as_deref();
         let log_file = log_file.map(event_log::open).transpose()?;
+        let history = History::default();
         let emitter = Emitter {
-            log: EventLog::start(log_file, event_stream.clone())?,
-            history: History::default(),
+            event_log: EventLog::start(log_file)?,
+            event_stream: event_stream.clone(),
             metrics: Metrics::new(&config)?,
         };
         let (state_files, saved) = StateFiles::load(&config, self.membership)?;
@@ -184,7 +185,7 @@ impl Prepared {
             denied_progress: state_files.denied.progress(),
             pin_path: pin_path.clone(),
             event_stream,
-            history: emitter.history.clone(),
+            history: history.clone(),
             metrics: emitter.metrics.clone(),
         };
         let reloader = Reloader::new(self.read_config, self.file.clone());
@@ -204,6 +205,7 @@ impl Prepared {
             liveness: saved.liveness,
             state_files,
             emitter,
+            history,
             background: Background::new(
                 RouteMonitor::start(self.netlink, addresses, result_sender.clone()),
                 ConnectionCountReconciler::start(pin_path),
@@ -230,12 +232,15 @@ impl Prepared {
 impl Manager {
     /// Writes the first decisions, and opens the services to clients.
     fn open(mut self) -> Result<Self> {
-        let started = Happening::ManagerStarted {
+        let interfaces = self.interfaces.iter().map(|it| AttachedInterface {
+            name: it.name.clone(),
+            attachment: it.attachment.clone(),
+            reason: it.reason.clone(),
+        });
+        self.emitter.emit(&Event::ManagerStarted {
             version: env!("CARGO_PKG_VERSION"),
-            interfaces: &self.interfaces,
-        };
-        let message = "the manager has started".to_owned();
-        self.emitter.emit(Severity::Info, message, &started);
+            interfaces: interfaces.collect(),
+        });
         self.update_links();
         self.apply_outputs();
         self.datapath
