@@ -319,7 +319,7 @@ impl Cluster {
         command.arg(verb);
         match verb {
             "unload" => command.arg("--pin-path").arg(&self.place.pin_path),
-            "manager" | "agent" | "check" => &mut command,
+            "manager" | "agent" | "check" | "import" => &mut command,
             _ => command
                 .arg("--control-socket")
                 .arg(self.place.control_socket()),

@@ -1,0 +1,137 @@
+//! The way from nginx to memlb on one machine, and back, as docs/coming-over.md describes it.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{fs, path::Path, time::Duration};
+
+use memlb_tests::{
+    Cluster, ClusterOptions,
+    command::run,
+    nginx,
+    process::Process,
+    require_root,
+    transfer::{Download, noise},
+    wait_until,
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn nginx_keeps_its_connections_while_memlb_takes_over_and_leaves() {
+    if !require_root() {
+        return;
+    }
+    let options = ClusterOptions {
+        agents: false,
+        ..ClusterOptions::default()
+    };
+    let mut cluster = Cluster::start(&options).unwrap();
+    cluster.kill_manager().unwrap();
+    run(&mut cluster.memlb("unload")).unwrap();
+    let blob = noise(1, 8 << 20);
+    for server in &cluster.servers {
+        fs::write(server.root().join("blob"), &blob).unwrap();
+    }
+    let directory = cluster.place.directory.join("proxy");
+    let _proxy = start_proxy(&cluster, &directory);
+    wait_until(SOON, "nginx to answer", || cluster.page().is_ok()).unwrap();
+    let by_nginx = download(&cluster);
+
+    cluster.manager = Some(start_imported(&cluster, &directory));
+    let agents: Vec<Process> = (0..2)
+        .map(|index| start_agent(&cluster, index, &directory))
+        .collect();
+    let names = [0, 1].map(|index| name(&cluster, index));
+    for name in &names {
+        cluster.wait_for_state(name, "up", SOON).unwrap();
+    }
+
+    let connections = || {
+        let backends = names.iter().map(|name| cluster.backend(name).unwrap());
+        backends.filter_map(|it| it["total"].as_u64()).sum::<u64>()
+    };
+    assert_eq!(connections(), 0);
+    cluster.page().unwrap();
+    let by_memlb = download(&cluster);
+    assert_eq!(connections(), 2);
+    // Both connections were open while the other balancer took the new ones.
+    assert!(by_nginx.finish().unwrap() == blob);
+    assert!(by_memlb.finish().unwrap() == blob);
+
+    let by_nginx_before = fs::read_to_string(directory.join("access.log")).unwrap();
+    drop(agents);
+    cluster.manager = None;
+    run(&mut cluster.memlb("unload")).unwrap();
+    cluster.page().unwrap();
+    wait_until(SOON, "nginx to serve again", || {
+        fs::read_to_string(directory.join("access.log")).unwrap().len() > by_nginx_before.len()
+    })
+    .unwrap();
+}
+
+/// Starts the balancer of before, on the address that memlb will serve.
+fn start_proxy(cluster: &Cluster, directory: &Path) -> Process {
+    let servers = cluster.topology.workers.iter().zip(&cluster.servers);
+    let servers: String = servers
+        .map(|(node, server)| format!("        server {}:{};\n", node.address(), server.port()))
+        .collect();
+    let http = format!(
+        "    upstream shop {{\n        least_conn;\n{servers}    }}\n    server {{\n        listen 80;\n        \
+         access_log {}/access.log;\n        location / {{ proxy_pass http://shop; }}\n    }}\n",
+        directory.display()
+    );
+    nginx::start(&cluster.topology.manager, &http, directory).unwrap()
+}
+
+/// Translates nginx's configuration and starts a manager with it.
+fn start_imported(cluster: &Cluster, directory: &Path) -> Process {
+    let configuration = directory.join("memlb.toml");
+    run(cluster
+        .memlb("import")
+        .arg(directory.join("nginx.conf"))
+        .arg("--output")
+        .arg(&configuration))
+    .unwrap();
+    let place = &cluster.place;
+    let mut command = cluster.topology.manager.command(&cluster.binary);
+    command.arg("manager");
+    for (option, path) in [
+        ("--config", &configuration),
+        ("--pin-path", &place.pin_path),
+        ("--control-socket", &place.control_socket()),
+        ("--state-file", &place.state_file()),
+        ("--event-log", &place.event_log()),
+    ] {
+        command.arg(option).arg(path);
+    }
+    let log = directory.join("manager.log");
+    let mut manager = Process::start("memlb manager", &mut command, &log).unwrap();
+    manager.wait_for_log(SOON, "ready").unwrap();
+    manager
+}
+
+/// The name that import gives a server without one.
+fn name(cluster: &Cluster, index: usize) -> String {
+    cluster.topology.workers[index].address().to_string()
+}
+
+fn start_agent(cluster: &Cluster, index: usize, directory: &Path) -> Process {
+    let mut command = cluster.topology.workers[index].command(&cluster.binary);
+    command
+        .args(["agent", "--name", &name(cluster, index), "--manager"])
+        .arg(cluster.heartbeat_address().to_string())
+        .arg("--memory-file")
+        .arg(cluster.memory[index].path());
+    let log = directory.join(format!("agent-{index}.log"));
+    Process::start("memlb agent", &mut command, &log).unwrap()
+}
+
+fn download(cluster: &Cluster) -> Download {
+    let server = cluster.service();
+    let begin = || {
+        let mut download = Download::begin(server, "/blob", SOON)?;
+        download.go_on_to(1 << 16)?;
+        Ok::<_, std::io::Error>(download)
+    };
+    cluster.topology.client.enter(begin).unwrap().unwrap()
+}
