@@ -48,7 +48,9 @@ fn nginx_keeps_its_connections_while_memlb_takes_over_and_leaves() {
 
     let connections = || {
         let backends = names.iter().map(|name| cluster.backend(name).unwrap());
-        backends.filter_map(|it| it["total"].as_u64()).sum::<u64>()
+        backends
+            .filter_map(|it| it["connections"].as_u64())
+            .sum::<u64>()
     };
     assert_eq!(connections(), 0);
     cluster.page().unwrap();
@@ -64,7 +66,10 @@ fn nginx_keeps_its_connections_while_memlb_takes_over_and_leaves() {
     run(&mut cluster.memlb("unload")).unwrap();
     cluster.page().unwrap();
     wait_until(SOON, "nginx to serve again", || {
-        fs::read_to_string(directory.join("access.log")).unwrap().len() > by_nginx_before.len()
+        fs::read_to_string(directory.join("access.log"))
+            .unwrap()
+            .len()
+            > by_nginx_before.len()
     })
     .unwrap();
 }

@@ -405,13 +405,17 @@ fn remove_stale_pin(path: &Path, why: &str) -> Result<()> {
     remove_pin(path)
 }
 
+/// Removes a link's pin. The program is detached when it returns, as with [`super::bpffs::remove`].
 fn remove_pin(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
+    let link = PinnedLink::from_pin(path);
+    let removed = match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", path.display()))
         }
         _ => Ok(()),
-    }
+    };
+    drop(link);
+    removed
 }
 
 /// Detaches what an earlier manager attached elsewhere, and says whether there was any.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use aya::programs::links::PinnedLink;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -16,6 +17,8 @@ use nix::{
 };
 use procfs::{LockType, process::Process};
 use tracing::info;
+
+use super::attach::LINKS;
 
 pub const USUAL_MOUNT: &str = "/sys/fs/bpf";
 
@@ -122,10 +125,20 @@ pub fn locked_by(pin_path: &Path) -> Option<i32> {
     })
 }
 
-/// Removes the directory of pins with everything in it.
+/// Removes the directory of pins with everything in it. The programs are detached when it returns: when a pin is
+/// a link's last reference, Linux 6.5 and newer detach it some time after the pin is removed; when it is a file
+/// descriptor, they detach it as that is closed.
 pub fn remove(pin_path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(pin_path) {
+    let links = fs::read_dir(pin_path.join(LINKS));
+    let links: Vec<_> = links
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| PinnedLink::from_pin(entry.ok()?.path()).ok())
+        .collect();
+    let removed = match fs::remove_dir_all(pin_path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
-    }
+    };
+    drop(links);
+    removed
 }
