@@ -48,7 +48,7 @@ struct Checked<'a> {
 
 pub fn run(args: &Args) -> Outcome {
     let Some(path) = &args.config else {
-        super::print(Config::EXAMPLE);
+        super::print(Config::example_text());
         return Ok(());
     };
     let config = Config::read(path, &Overrides::default(), kernel_ports())?;

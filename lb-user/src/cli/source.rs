@@ -21,7 +21,7 @@ pub struct Source {
 impl Source {
     /// Where the pins are, if the command line says it.
     pub fn pin_path(&self) -> Option<&Path> {
-        self.overrides.pin_path.as_deref()
+        self.overrides.pin_path()
     }
 
     pub fn read(&self) -> Result<Config, ConfigError> {

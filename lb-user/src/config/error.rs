@@ -1,10 +1,11 @@
-//! What is wrong with a configuration: what, where, what was expected and what to do next.
+//! The problems of a configuration: what, where, what was expected and what to do.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::encoding::NotUtf8;
 
-/// Everything that was found wrong, in the order of the checks; never empty.
+/// Every problem that was found, in the order of the checks; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     pub problems: Vec<Problem>,
@@ -15,7 +16,7 @@ pub struct ConfigError {
 pub struct Problem {
     pub kind: ProblemKind,
     pub origin: Origin,
-    /// The setting, as `table.key`; empty if the text is no TOML at all.
+    /// The key, as `table.key`; empty if the text is not TOML.
     pub key: String,
     pub what: String,
     pub expected: String,
@@ -81,6 +82,15 @@ pub enum ProblemKind {
     SharedEndpoint,
     TooManyBackends,
     TooManyServices,
+}
+
+/// Why a value was not accepted.
+#[derive(Debug)]
+pub(super) struct BadValue {
+    pub kind: ProblemKind,
+    pub what: String,
+    pub expected: Cow<'static, str>,
+    pub remedy: String,
 }
 
 impl ConfigError {

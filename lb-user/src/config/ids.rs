@@ -112,7 +112,7 @@ impl Config {
             policy: service.policy,
             threshold: service.threshold,
             hold: service.hold,
-            spread: service.spread,
+            spread: service.spread(),
             backends: service
                 .workers
                 .iter()

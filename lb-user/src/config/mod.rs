@@ -1,38 +1,51 @@
-//! The configuration: from a TOML file and the command line to settings that are known to make sense.
+//! The configuration: from a TOML file and the command line to validated settings.
 //!
-//! `memlb.toml`, beside this crate's `Cargo.toml`, documents every setting and is the example built
-//! into the program.
+//! `keys` declares every key once. `document` has the values as written, `fields` reads them, `kinds` parses
+//! and bounds them, and `rules` checks the relations between them.
 
 mod changes;
-mod check;
+mod document;
 mod error;
-mod file;
+mod example;
+mod fields;
 mod ids;
+mod keys;
+mod kinds;
 mod overrides;
-mod set;
+mod retired;
+mod rules;
+mod section;
 mod values;
+mod words;
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lb_core::{DEFAULT_HOLD, Endpoint, Mode, Policy, Protocol, SpreadSettings, Threshold};
+use lb_core::{DEFAULT_HOLD, Endpoint, Policy, SpreadSettings, Threshold};
+
+use crate::encoding;
 
 pub use changes::Changes;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
 pub use ids::{Identity, Pinned, identities};
+pub use keys::{Attach, AutoJoin, Failover, Heartbeats, Limits, Manager, Service, Worker};
 pub use overrides::Overrides;
 pub use values::{PortRange, size};
 
-/// Reads a threshold as the file has it; nothing if it is none.
+use document::{Given, Values};
+use fields::Validator;
+
+/// Parses a threshold as the file has it.
 pub fn threshold(text: &str) -> Option<Threshold> {
     values::threshold(text).ok()
 }
 
-use crate::encoding;
-use crate::heartbeat::Authentication;
+const SERVICE: &str = "service";
+const TABLES: [&str; 5] = ["manager", "heartbeats", "failover", "limits", SERVICE];
 
 /// A validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,84 +57,6 @@ pub struct Config {
     pub services: Vec<Service>,
 }
 
-/// Where the manager attaches, listens and writes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Manager {
-    pub interfaces: Vec<String>,
-    pub attach: Attach,
-    pub heartbeat_listen: SocketAddr,
-    pub pin_path: PathBuf,
-    pub control_socket: PathBuf,
-    /// Where the operator's orders outlast the manager.
-    pub state_file: PathBuf,
-    /// Nothing if no event log is kept.
-    pub event_log: Option<PathBuf>,
-    pub legacy_heartbeats: bool,
-    /// Where metrics, API and page are served; nothing if nowhere.
-    pub http_listen: Option<SocketAddr>,
-    /// By which it is asked there, beside addresses, localhost and the machine's own name.
-    pub http_names: Vec<String>,
-    /// The manager's addresses from which it connects to workers in mode `nat`; empty for the one that the
-    /// route to a worker names.
-    pub nat_sources: Vec<IpAddr>,
-}
-
-/// Where in the kernel packets are met.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attach {
-    Auto,
-    Tc,
-    Xdp,
-}
-
-/// Whose heartbeats are believed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heartbeats {
-    pub authentication: Authentication,
-    /// A directory of key files, or one file; read unless authentication is off.
-    pub keys: PathBuf,
-}
-
-/// When a worker is given up, and taken back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failover {
-    pub heartbeat_interval: Duration,
-    pub down_after: Duration,
-    pub up_after: u32,
-}
-
-/// Sizes and times of the tables in the kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    pub services: u32,
-    pub backends: u32,
-    pub flows: u32,
-    pub nat_ports: PortRange,
-    pub established_idle: Duration,
-    pub datagram_idle: Duration,
-    pub closing_idle: Duration,
-    pub half_open_idle: Duration,
-}
-
-/// One address that clients use, and who serves it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
-    pub name: String,
-    pub address: SocketAddr,
-    pub protocol: Protocol,
-    pub policy: Policy,
-    pub threshold: Threshold,
-    pub hold: Duration,
-    pub spread: SpreadSettings,
-    pub mode: Mode,
-    /// The manager's own server: the service's IP address with another port. Nothing if new
-    /// connections are refused while no worker is up.
-    pub fallback: Option<SocketAddr>,
-    pub workers: Vec<Worker>,
-    /// Who else may become a worker; nothing if nobody.
-    pub auto_join: Option<AutoJoin>,
-}
-
 impl Service {
     pub fn endpoint(&self) -> Endpoint {
         Endpoint {
@@ -130,7 +65,18 @@ impl Service {
         }
     }
 
-    /// Says what is set for another policy than the service's.
+    /// The settings of the policies that spread connections.
+    pub fn spread(&self) -> SpreadSettings {
+        SpreadSettings {
+            rebalance_interval: self.rebalance_interval,
+            reserve_percent: self.reserve_percent,
+            pressure_limit: self.pressure_limit,
+            ramp_up: self.ramp_up,
+            max_share: self.max_share,
+        }
+    }
+
+    /// Returns a warning of the settings that have no effect under the service's policy.
     fn idle_settings(&self) -> Option<String> {
         if self.policy == Policy::Memory {
             return None;
@@ -154,14 +100,6 @@ impl Service {
     }
 }
 
-/// Which agents become workers by starting: those with a key, in these networks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AutoJoin {
-    pub networks: Vec<IpNet>,
-    /// Where their servers listen; the address is the one their heartbeats come from.
-    pub port: u16,
-}
-
 impl AutoJoin {
     pub fn allows(&self, address: IpAddr) -> bool {
         self.networks
@@ -170,22 +108,13 @@ impl AutoJoin {
     }
 }
 
-/// A worker's place in a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Worker {
-    pub name: String,
-    pub address: SocketAddr,
-    /// What it takes beside others that are as good, in percent.
-    pub weight_percent: u32,
-}
-
 impl Worker {
     /// Returns a worker that joins by itself, with nothing said about it.
     pub fn joining(name: String, address: SocketAddr) -> Self {
         Self {
             name,
             address,
-            weight_percent: 100,
+            ..Self::default()
         }
     }
 }
@@ -198,17 +127,20 @@ impl fmt::Display for AutoJoin {
 }
 
 impl Config {
-    /// The documented example, the three-node lab: what runs when no file is given.
-    pub const EXAMPLE: &str = include_str!("../../memlb.toml");
+    /// Returns the documented example, the three-node lab: what runs when no file is given.
+    pub fn example_text() -> &'static str {
+        static TEXT: LazyLock<String> = LazyLock::new(example::render);
+        &TEXT
+    }
 
-    /// Reads and checks a configuration file, with the command line's settings laid over it.
+    /// Reads and validates a configuration file. The command line's settings go before the file's.
     ///
     /// `kernel_ports` is the kernel's `net.ipv4.ip_local_port_range`; without it, nothing is
     /// compared with that range.
     ///
     /// # Errors
     ///
-    /// Returns everything that is wrong with it, each with its place and a remedy.
+    /// Returns every problem with its location and a remedy.
     pub fn read(
         path: &Path,
         overrides: &Overrides,
@@ -220,34 +152,61 @@ impl Config {
         Self::parse(text, &name, overrides, kernel_ports)
     }
 
-    /// Checks a configuration given as text, like [`Self::read`]; `name` stands for it in errors.
+    /// Validates a configuration given as text, like [`Self::read`]; errors have `name` for the file.
     ///
     /// # Errors
     ///
-    /// Returns everything that is wrong with it, each with its place and a remedy.
+    /// Returns every problem with its location and a remedy.
     pub fn parse(
         text: &str,
         name: &str,
         overrides: &Overrides,
         kernel_ports: Option<PortRange>,
     ) -> Result<Self, ConfigError> {
-        let laid = set::apply(text, &overrides.set)?;
-        file::parse(&laid.text, name)
-            .and_then(|file| check::check(file, &laid.text, name, overrides, kernel_ports))
-            .map_err(|error| laid.blame(error))
+        let document = document::parse(text, name)?;
+        let values = Given::file(&document, name, text);
+        let services = values.get("service").and_then(|it| it.list().ok());
+        let services = services.unwrap_or_default();
+        let assignments = overrides.assignments(|table| {
+            let is_called = |service: &Given<'_>, name: &str| {
+                let service = service.table().unwrap_or_default();
+                let found = service.get("name").and_then(|it| it.text().ok());
+                found.is_some_and(|found| found == name)
+            };
+            match table.strip_prefix("service.") {
+                Some(name) => services.iter().any(|it| is_called(it, name)),
+                None => table != SERVICE && TABLES.contains(&table),
+            }
+        })?;
+        let mut validator = Validator::new(name, overrides, &assignments);
+        let config = Self::assemble(&mut validator, &values);
+        rules::check(&mut validator, &config, kernel_ports);
+        validator.finish(config)
     }
 
-    /// Checks the built-in example, like [`Self::read`].
+    fn assemble<'a>(validator: &mut Validator<'a>, values: &Values<'a>) -> Self {
+        validator.report_unknown("", values, &TABLES);
+        let table = |name| values.get(name).copied();
+        Self {
+            manager: validator.section("manager", table("manager")),
+            heartbeats: validator.section("heartbeats", table("heartbeats")),
+            failover: validator.section("failover", table("failover")),
+            limits: validator.section("limits", table("limits")),
+            services: validator.sections(SERVICE, table(SERVICE)),
+        }
+    }
+
+    /// Validates the built-in example, like [`Self::read`].
     ///
     /// # Errors
     ///
-    /// Returns what is wrong with the command line's settings.
+    /// Returns the problems of the command line's settings.
     pub fn example(
         overrides: &Overrides,
         kernel_ports: Option<PortRange>,
     ) -> Result<Self, ConfigError> {
         Self::parse(
-            Self::EXAMPLE,
+            Self::example_text(),
             "the built-in example configuration",
             overrides,
             kernel_ports,
@@ -270,73 +229,6 @@ impl Config {
             warnings.extend(service.idle_settings());
         }
         warnings
-    }
-}
-
-impl Default for Manager {
-    /// Returns what holds where the file says nothing; an interface must be named.
-    fn default() -> Self {
-        Self {
-            interfaces: Vec::new(),
-            attach: Attach::Auto,
-            heartbeat_listen: (Ipv4Addr::UNSPECIFIED, 9999).into(),
-            pin_path: PathBuf::from("/sys/fs/bpf/memlb"),
-            control_socket: PathBuf::from("/run/memlb/manager.sock"),
-            state_file: PathBuf::from("/var/lib/memlb/operator.json"),
-            event_log: Some(PathBuf::from("/var/log/memlb/events.jsonl")),
-            legacy_heartbeats: false,
-            http_listen: Some((Ipv4Addr::LOCALHOST, 9998).into()),
-            http_names: Vec::new(),
-            nat_sources: Vec::new(),
-        }
-    }
-}
-
-impl Default for Heartbeats {
-    fn default() -> Self {
-        Self {
-            authentication: Authentication::Off,
-            keys: PathBuf::from("/etc/memlb/keys"),
-        }
-    }
-}
-
-impl Default for Failover {
-    fn default() -> Self {
-        Self {
-            heartbeat_interval: Duration::from_millis(100),
-            down_after: Duration::from_millis(1500),
-            up_after: 2,
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            services: lb_common::maps::DEFAULT_SERVICES,
-            backends: lb_common::maps::DEFAULT_BACKENDS,
-            flows: 131_072,
-            nat_ports: PortRange {
-                first: 4096,
-                last: 32_767,
-            },
-            // As long as RFC 5382 wants at least: longer than the keep-alives of common stacks wait (2 h).
-            established_idle: Duration::from_secs(2 * 3600 + 4 * 60),
-            datagram_idle: Duration::from_secs(60),
-            closing_idle: Duration::from_secs(10),
-            half_open_idle: Duration::from_secs(30),
-        }
-    }
-}
-
-impl Attach {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Tc => "tc",
-            Self::Xdp => "xdp",
-        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! Configurations, good and bad, and what is said of them.
 
-use lb_core::DEFAULT_HOLD;
+use std::path::PathBuf;
+
+use lb_core::{Mode, Protocol};
 
 use super::*;
+use crate::heartbeat::Authentication;
 use ProblemKind as Kind;
 
 const KERNEL: PortRange = PortRange {
@@ -16,13 +19,21 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 
 /// The example with one piece replaced by another.
 fn example_with(piece: &str, other: &str) -> String {
-    let found = Config::EXAMPLE.matches(piece).count();
+    let found = Config::example_text().matches(piece).count();
     assert_eq!(found, 1, "{piece:?} stands {found} times in memlb.toml");
-    Config::EXAMPLE.replacen(piece, other, 1)
+    Config::example_text().replacen(piece, other, 1)
 }
 
 fn problems(text: &str) -> Vec<Problem> {
     parse(text).expect_err("a bad configuration").problems
+}
+
+fn worker(name: &str, address: &str) -> Worker {
+    Worker {
+        name: name.to_owned(),
+        address: address.parse().expect("an address"),
+        ..Worker::default()
+    }
 }
 
 fn lab() -> Config {
@@ -37,26 +48,13 @@ fn lab() -> Config {
         services: vec![Service {
             name: "web".to_owned(),
             address: "192.168.56.101:80".parse().expect("an address"),
-            protocol: Protocol::Tcp,
             policy: Policy::Memory,
-            hold: DEFAULT_HOLD,
-            threshold: Threshold::Auto,
-            spread: SpreadSettings::default(),
-            mode: Mode::Nat,
             fallback: Some("192.168.56.101:8080".parse().expect("an address")),
             workers: vec![
-                Worker {
-                    name: "worker1".to_owned(),
-                    address: "192.168.56.103:8081".parse().expect("an address"),
-                    weight_percent: 100,
-                },
-                Worker {
-                    name: "worker2".to_owned(),
-                    address: "192.168.56.104:8082".parse().expect("an address"),
-                    weight_percent: 100,
-                },
+                worker("worker1", "192.168.56.103:8081"),
+                worker("worker2", "192.168.56.104:8082"),
             ],
-            auto_join: None,
+            ..Service::default()
         }],
     }
 }
@@ -75,7 +73,7 @@ const LEAST: &str = r#"
 
 #[test]
 fn the_example_says_what_holds_without_it() {
-    assert_eq!(parse(Config::EXAMPLE), Ok(lab()));
+    assert_eq!(parse(Config::example_text()), Ok(lab()));
     // The lab is that of 2018; who does not say gets the policy that proved best.
     let mut least = lab();
     least.services[0].policy = Policy::Balanced;
@@ -99,7 +97,7 @@ fn the_example_explains_every_setting() {
         ("[[service]]", "[[service]]\nx-x = 1"),
     ] {
         let expected = problems(probe).remove(0).expected;
-        let section = Config::EXAMPLE.split(&format!("\n{table}\n")).nth(1);
+        let section = Config::example_text().split(&format!("\n{table}\n")).nth(1);
         let section = section.expect("the table stands in the example");
         let section = section.split("\n[").next().expect("a section");
         let lines: Vec<&str> = section.lines().collect();
@@ -238,7 +236,7 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
             "{}\n[[service]]\nname = \"{name}\"\naddress = \"{address}\"\nfallback = \
              \"192.168.56.101:8443\"\nworkers = [{{ name = \"worker1\", address = \
              \"192.168.56.103:9443\" }}]\n",
-            Config::EXAMPLE
+            Config::example_text()
         )
     };
     let service = "address = \"192.168.56.101:80\"";
@@ -483,7 +481,7 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
         (Kind::OutOfRange, "services = 64", "services = 0"),
         (
             Kind::ZeroInterval,
-            "datagram_idle = \"60s\"",
+            "datagram_idle = \"1m\"",
             "datagram_idle = \"0s\"",
         ),
         (
@@ -570,7 +568,10 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
                 LEAST.split("workers").next().unwrap_or("")
             ),
         ),
-        (Kind::UnknownKey, format!("[managr]\n{}", Config::EXAMPLE)),
+        (
+            Kind::UnknownKey,
+            format!("[managr]\n{}", Config::example_text()),
+        ),
     ])
     .collect();
 
@@ -594,14 +595,16 @@ fn assert_at_the_changed_line(problem: &Problem, text: &str) {
     let Origin::Line { line, .. } = &problem.origin else {
         return;
     };
-    let mut pairs = text.lines().zip(Config::EXAMPLE.lines());
+    let mut pairs = text.lines().zip(Config::example_text().lines());
     let changed = 1 + pairs.position(|(now, before)| now != before).unwrap_or(0);
     let alike = [
         Kind::Missing,
         Kind::DuplicateServiceName,
         Kind::DuplicateServiceAddress,
     ];
-    if text.lines().count() == Config::EXAMPLE.lines().count() && !alike.contains(&problem.kind) {
+    if text.lines().count() == Config::example_text().lines().count()
+        && !alike.contains(&problem.kind)
+    {
         assert_eq!(*line, changed, "{problem}");
     }
 }
@@ -781,19 +784,19 @@ fn warns_of_settings_of_another_policy() {
 fn relative_paths_are_refused_wherever_they_are_given() {
     for key in ["pin_path", "control_socket", "state_file", "event_log"] {
         let line = |line: &&str| line.starts_with(&format!("{key} = "));
-        let before = Config::EXAMPLE.lines().find(line).expect("the setting");
+        let before = Config::example_text()
+            .lines()
+            .find(line)
+            .expect("the setting");
         let found = problems(&example_with(before, &format!("{key} = \"x.file\"")));
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].kind, Kind::BadPath);
         assert_eq!(found[0].what, "\"x.file\" is not an absolute path");
     }
-    let path = || Some(PathBuf::from("x.file"));
-    let overrides = Overrides {
-        control_socket: path(),
-        state_file: path(),
-        event_log: path(),
-        ..Overrides::default()
-    };
+    let overrides = Overrides::default()
+        .option("manager.control_socket", "x.file")
+        .option("manager.state_file", "x.file")
+        .option("manager.event_log", "x.file");
     let error = Config::example(&overrides, None).expect_err("relative paths");
     let error = error.to_string();
     for flag in ["--control-socket: ", "--state-file: ", "--event-log: "] {
@@ -847,25 +850,23 @@ fn an_error_says_what_where_what_was_expected_and_what_to_do() {
 
 #[test]
 fn the_command_line_goes_before_the_file() {
-    let overrides = Overrides {
-        policy: None,
-        set: Vec::new(),
-        interfaces: vec!["lan0".to_owned(), "lan1".to_owned()],
-        attach: Some("xdp".to_owned()),
-        heartbeat_listen: Some("10.0.0.1:9000".to_owned()),
-        pin_path: Some(PathBuf::from("/run/bpf/other")),
-        control_socket: Some(PathBuf::from("/run/other.sock")),
-        state_file: Some(PathBuf::from("/run/other.json")),
-        event_log: Some(PathBuf::from("")),
-        legacy_heartbeats: true,
-        http_listen: Some(String::new()),
-        down_after: Some("20s".to_owned()),
-        threshold: Some("10%".to_owned()),
-    };
+    let overrides = Overrides::default()
+        .option("manager.interfaces", "lan0")
+        .option("manager.interfaces", "lan1")
+        .option("manager.attach", "xdp")
+        .option("manager.heartbeat_listen", "10.0.0.1:9000")
+        .option("manager.pin_path", "/run/bpf/other")
+        .option("manager.control_socket", "/run/other.sock")
+        .option("manager.state_file", "/run/other.json")
+        .option("manager.event_log", "")
+        .option("manager.legacy_heartbeats", "true")
+        .option("manager.http_listen", "")
+        .option("failover.down_after", "20s")
+        .option("service.threshold", "10%");
     let config = Config::example(&overrides, Some(KERNEL)).expect("a good configuration");
     let mut expected = lab();
     expected.manager = Manager {
-        interfaces: overrides.interfaces,
+        interfaces: vec!["lan0".to_owned(), "lan1".to_owned()],
         attach: Attach::Xdp,
         heartbeat_listen: "10.0.0.1:9000".parse().expect("an address"),
         pin_path: PathBuf::from("/run/bpf/other"),
@@ -886,24 +887,15 @@ fn the_command_line_goes_before_the_file() {
 fn an_error_of_the_command_line_names_the_flag() {
     for (overrides, shown) in [
         (
-            Overrides {
-                down_after: Some("200ms".to_owned()),
-                ..Overrides::default()
-            },
+            Overrides::default().option("failover.down_after", "200ms"),
             "--down-after: 200ms is shorter than three heartbeat intervals of 100ms",
         ),
         (
-            Overrides {
-                attach: Some("generic".to_owned()),
-                ..Overrides::default()
-            },
+            Overrides::default().option("manager.attach", "generic"),
             "--attach: \"generic\" is not known",
         ),
         (
-            Overrides {
-                threshold: Some("x".to_owned()),
-                ..Overrides::default()
-            },
+            Overrides::default().option("service.threshold", "x"),
             "--threshold: \"x\" is not a threshold",
         ),
     ] {
@@ -956,7 +948,7 @@ fn a_file_in_another_encoding_is_told_with_its_remedy() {
         std::fs::write(&path, bytes).unwrap();
         Config::read(&path, &Overrides::default(), None)
     };
-    let example = Config::EXAMPLE;
+    let example = Config::example_text();
     for text in [
         example.replace('\n', "\r\n"),
         format!("\u{feff}{example}"),
@@ -1157,4 +1149,115 @@ fn services_that_show_their_clients_share_no_endpoint_with_a_routed_one() {
     for (one, other) in [("nat", "routed"), ("dsr", "dsr"), ("nat", "nat")] {
         parse(&pair(one, other, 8081)).expect("told apart");
     }
+}
+
+/// Returns the example with `--set`, or the text of its problems.
+fn example_with_set(sets: &[&str]) -> Result<Config, String> {
+    let overrides = sets
+        .iter()
+        .fold(Overrides::default(), |it, set| it.set(set));
+    Config::example(&overrides, None).map_err(|error| error.to_string())
+}
+
+#[test]
+fn set_goes_before_what_the_file_has_and_adds_what_it_leaves_out() {
+    let config = example_with_set(&[
+        "failover.down_after=2s",
+        "limits.flows=1000",
+        "manager.interfaces=[\"eth7\", \"eth8\"]",
+        "service.web.threshold=\"10%\"",
+    ])
+    .unwrap();
+    assert_eq!(config.failover.down_after, Duration::from_secs(2));
+    assert_eq!(config.limits.flows, 1000);
+    assert_eq!(config.manager.interfaces, ["eth7", "eth8"]);
+    assert_eq!(config.services[0].threshold, Threshold::Percent(10));
+}
+
+#[test]
+fn set_is_validated_like_the_file() {
+    for (set, said) in [
+        ("failover.down_after=1ms", "down_after"),
+        ("limits.flow=1", "did you mean \"flows\"?"),
+        ("limits.flows", "it has no \"=\""),
+        ("flows=1", "table of the setting is missing"),
+        ("limit.flows=1", "there is no table limit"),
+        (
+            "service.wed.threshold=auto",
+            "there is no table service.wed",
+        ),
+    ] {
+        let error = example_with_set(&[set]).unwrap_err();
+        assert!(error.contains(said), "{set}: {error}");
+    }
+}
+
+/// A file of few lines, of which the last but one is wrong.
+const FILE: &str = "\
+[manager]
+interfaces = [\"eth1\"]
+
+[failover]
+down_after = \"2s\"
+
+[[service]]
+name = \"web\"
+address = \"192.168.56.101:80\"
+fallback = \"192.168.56.101:8080\"
+reserve = \"99%\"
+workers = [{ name = \"worker1\", address = \"192.168.56.103:8081\" }]
+";
+
+#[test]
+fn an_error_of_set_names_the_option_or_the_line_of_the_file() {
+    for (sets, said) in [
+        (
+            &["failover.down_after=2500"][..],
+            &["--set failover.down_after=2500: "][..],
+        ),
+        (
+            &["service.web.thresold=3"],
+            &["--set service.web.thresold=3: there is no"],
+        ),
+        (
+            &[
+                "failover.up_after=3",
+                "failover.down_after=9s",
+                "manager.attach=tc",
+            ],
+            &["memlb.toml, line 11, service.reserve: "],
+        ),
+        (
+            &[
+                "limits.flows=0",
+                "failover.up_after=0",
+                "failover.up_after=-1",
+            ],
+            &[
+                "--set failover.up_after=-1: -1 is out",
+                "--set limits.flows=0: 0 is out",
+                "memlb.toml, line 11, service.reserve: ",
+            ],
+        ),
+    ] {
+        let overrides = sets
+            .iter()
+            .fold(Overrides::default(), |it, set| it.set(set));
+        let error = Config::parse(FILE, "memlb.toml", &overrides, None).unwrap_err();
+        let error = error.to_string();
+        for said in said {
+            assert!(error.contains(said), "{said}\n{error}");
+        }
+    }
+}
+
+#[test]
+fn a_retired_key_says_what_took_its_place() {
+    let text = example_with("flows = 131072", "half_open_flows = 4096");
+    let found = problems(&text).remove(0);
+    assert_eq!(found.kind, Kind::UnknownKey);
+    assert!(
+        found.remedy.starts_with("remove it: memlb sizes"),
+        "{found}"
+    );
 }

@@ -1,6 +1,5 @@
-//! Values that TOML has no type for: durations, thresholds, port ranges, addresses.
+//! Parsers of values that TOML has no type for: durations, thresholds, port ranges, addresses.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 use lb_core::{MaxShare, Threshold};
 
-use super::ProblemKind;
+use super::error::{BadValue, ProblemKind};
 
 /// A range of ports, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,15 +38,7 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// Why a value could not be read: the kind, what is wrong with it, and what to do.
-pub(super) struct BadValue {
-    pub kind: ProblemKind,
-    pub what: String,
-    pub expected: Cow<'static, str>,
-    pub remedy: String,
-}
-
-/// Reads a duration such as `1500ms` or `1h 30m`.
+/// Parses a duration such as `1500ms` or `1h 30m`.
 pub(super) fn duration(text: &str) -> Result<Duration, BadValue> {
     humantime::parse_duration(text.trim()).map_err(|error| BadValue {
         kind: ProblemKind::BadDuration,
@@ -71,7 +62,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
     }
 }
 
-/// Reads a size such as `64MiB`; nothing if it is none.
+/// Parses a size such as `64MiB`; nothing if it is none.
 pub fn size(text: &str) -> Option<u64> {
     match threshold(text) {
         Ok(Threshold::Bytes(bytes)) => Some(bytes),
@@ -79,7 +70,7 @@ pub fn size(text: &str) -> Option<u64> {
     }
 }
 
-/// Reads a threshold: `auto`, a size, or a percentage.
+/// Parses a threshold: `auto`, a size, or a percentage.
 pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
     const MOST_PERCENT: u32 = 1000;
     let bad = |what: String, remedy: &str| BadValue {
@@ -133,7 +124,7 @@ pub(super) fn threshold(text: &str) -> Result<Threshold, BadValue> {
     })
 }
 
-/// Reads a whole percentage such as `10%`, within `range`.
+/// Parses a whole percentage such as `10%`, within `range`.
 pub(super) fn percent(text: &str, range: RangeInclusive<u32>) -> Result<u32, BadValue> {
     let (text, least, most) = (text.trim(), range.start(), range.end());
     let number = |text: &str| text.trim_end().parse::<u32>().ok();
@@ -155,7 +146,7 @@ pub(super) fn percent(text: &str, range: RangeInclusive<u32>) -> Result<u32, Bad
     })
 }
 
-/// Reads the largest share: `auto`, or a percentage.
+/// Parses the largest share: `auto`, or a percentage.
 pub(super) fn max_share(text: &str) -> Result<MaxShare, BadValue> {
     if text.trim() == "auto" {
         return Ok(MaxShare::Auto);
@@ -168,7 +159,7 @@ pub(super) fn max_share(text: &str) -> Result<MaxShare, BadValue> {
         })
 }
 
-/// Reads a range of ports such as `4096-32767`, in either order.
+/// Parses a range of ports such as `4096-32767`, in either order.
 pub(super) fn port_range(text: &str) -> Result<PortRange, BadValue> {
     let ports = text.split_once('-').and_then(|(first, last)| {
         let port = |part: &str| u16::from_str(part.trim()).ok();
@@ -185,7 +176,7 @@ pub(super) fn port_range(text: &str) -> Result<PortRange, BadValue> {
     }
 }
 
-/// Reads an address with a port other than 0.
+/// Parses an address with a port other than 0.
 pub(super) fn address(text: &str) -> Result<SocketAddr, BadValue> {
     let bad = |what: String, remedy: String| {
         Err(BadValue {
@@ -224,6 +215,35 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, BadValue> {
                 "write the address in numbers; names are not resolved".to_owned(),
             ),
         },
+    }
+}
+
+/// Parses an address of one machine on a network.
+pub(super) fn host_address(text: &str) -> Result<SocketAddr, BadValue> {
+    let address = address(text)?;
+    let ip = address.ip();
+    let (is_broadcast, is_link_local) = match ip {
+        IpAddr::V4(ip) => (ip.is_broadcast(), false),
+        IpAddr::V6(ip) => (false, ip.is_unicast_link_local()),
+    };
+    let unfit = [
+        (ip.is_unspecified(), "means any address"),
+        (ip.is_loopback(), "is a loopback address"),
+        (ip.is_multicast(), "is a multicast address"),
+        (is_broadcast, "is the broadcast address"),
+        (
+            is_link_local,
+            "is a link-local address, which several links may have",
+        ),
+    ];
+    match unfit.iter().find(|(unfit, _)| *unfit) {
+        None => Ok(address),
+        Some((_, why)) => Err(BadValue {
+            kind: ProblemKind::BadAddress,
+            what: format!("{ip} {why}"),
+            expected: "the address of one machine on the network".into(),
+            remedy: "write the address by which the machine is reached there".to_owned(),
+        }),
     }
 }
 

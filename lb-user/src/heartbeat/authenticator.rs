@@ -37,6 +37,8 @@ pub enum Authentication {
 }
 
 impl Authentication {
+    pub const ALL: [Self; 3] = [Self::Off, Self::Permissive, Self::Enforce];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Off => "off",

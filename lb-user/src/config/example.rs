@@ -1,0 +1,115 @@
+//! The documented example file, as the declaration of the keys has it.
+
+use std::fmt::Write;
+
+use super::keys::{Failover, Heartbeats, Limits, Manager, Service};
+use super::section::{Described, OptionForm, Reload, Section};
+
+const HEADER: &str = "\
+# The configuration of memlb, with every setting explained.
+#
+# This file is the three-node lab: a manager at 192.168.56.101, two workers at .103 and .104. The
+# program contains it and uses it when no file is given. `memlb check FILE` validates a file without
+# changing anything. A setting that is left out has the value shown here, unless it says \"required\" or
+# names another default.
+#
+# Durations are texts with a unit: \"100ms\", \"1500ms\", \"30s\", \"5m\", \"1h\", \"1h 30m\".
+# Addresses are numeric with a port, and IPv6 addresses in brackets: \"192.168.56.101:80\",
+# \"[2001:db8::1]:80\".
+";
+
+/// A table of the file, with its keys.
+pub(super) struct Table {
+    pub name: &'static str,
+    header: &'static str,
+    about: &'static [&'static str],
+    pub keys: Vec<Described>,
+}
+
+impl Table {
+    fn of<T: Section>(name: &'static str, header: &'static str) -> Self {
+        Self {
+            name,
+            header,
+            about: T::ABOUT,
+            keys: T::describe(),
+        }
+    }
+}
+
+/// Returns every table, in the order of the file.
+pub(super) fn tables() -> [Table; 5] {
+    [
+        Table::of::<Manager>("manager", "[manager]"),
+        Table::of::<Heartbeats>("heartbeats", "[heartbeats]"),
+        Table::of::<Failover>("failover", "[failover]"),
+        Table::of::<Limits>("limits", "[limits]"),
+        Table::of::<Service>("service", "[[service]]"),
+    ]
+}
+
+/// Returns the text of `memlb.toml`.
+pub fn render() -> String {
+    let mut text = HEADER.to_owned();
+    for table in tables() {
+        text += "\n\n";
+        for line in table.about {
+            text += &format!("#{line}\n");
+        }
+        text += &format!("{}\n", table.header);
+        for described in table.keys {
+            text += &setting(&described, table.header.starts_with("[["));
+        }
+    }
+    text
+}
+
+fn setting(described: &Described, is_repeated: bool) -> String {
+    let Described {
+        key,
+        default,
+        bounds,
+    } = described;
+    let mut text = "\n".to_owned();
+    for line in key.doc {
+        text += &format!("#{line}\n");
+    }
+    let option = key.option.map(|option| match option.form {
+        _ if is_repeated => format!("Option {}, for all tables.", option.flag),
+        OptionForm::Value | OptionForm::Switch => format!("Option {}.", option.flag),
+        OptionForm::List => format!("Option {}, which may be repeated.", option.flag),
+    });
+    let reload = match key.reload {
+        Reload::Live => None,
+        Reload::Restart => Some("A change needs a restart of the manager.".to_owned()),
+        Reload::Unload => Some("A change needs `memlb unload` once.".to_owned()),
+    };
+    let facts: Vec<String> = bounds
+        .clone()
+        .into_iter()
+        .chain(option)
+        .chain(reload)
+        .collect();
+    if !facts.is_empty() {
+        text += &format!("# {}\n", facts.join(" "));
+    }
+    let value = key.example.unwrap_or(default);
+    _ = writeln!(text, "{} = {value}", key.name);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Run with MEMLB_UPDATE=1 to write the file.
+    #[test]
+    fn the_example_file_follows_from_the_declaration() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/memlb.toml");
+        if std::env::var_os("MEMLB_UPDATE").is_some() {
+            std::fs::write(path, render()).unwrap();
+        }
+        let file = std::fs::read_to_string(path).unwrap();
+        assert_eq!(file, render(), "run with MEMLB_UPDATE=1");
+    }
+}
