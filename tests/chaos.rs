@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(10);
 const WORKERS: usize = 3;
 
 /// `down_after` by default, and what a busy machine may be late.
-const DETECTION: Duration = Duration::from_millis(1500 + 400);
+const DETECTION: Duration = lb_core::DEFAULT_DOWN_AFTER.saturating_add(Duration::from_millis(400));
 
 /// How long a manager waits at least for a worker that was late when the one before it was killed.
 const HEARD_AGAIN: Duration = Duration::from_millis(300);

@@ -56,7 +56,7 @@ fn a_thousand_signed_workers_are_heard_and_one_death_among_them_is_noticed() {
     assert_eq!(down.len(), 1, "{down:?}");
     assert_eq!(down[0]["worker"], Value::from(dead));
     let silent = Duration::from_millis(down[0]["silent_ms"].as_u64().unwrap());
-    let late = silent.saturating_sub(Duration::from_millis(1500));
+    let late = silent.saturating_sub(lb_core::DEFAULT_DOWN_AFTER);
     println!("noticed {late:?} after its deadline");
     assert!(late <= LATE + TOLERANCE, "{late:?}");
 }

@@ -54,9 +54,9 @@ pub use reason::Rule;
 pub use report::{BootId, Report, Sequence, WorkerState};
 pub use return_path::ReplyCounters;
 pub use settings::{
-    ALL_WORKERS, AdoptedState, BackendId, BackendSettings, CoreSettings, DEFAULT_HOLD,
-    FallbackSettings, MANAGER, MaxShare, Mode, NO_BACKEND, Policy, ServiceId, ServiceSettings,
-    SlotKind, SpreadSettings, Threshold,
+    ALL_WORKERS, AdoptedState, BackendId, BackendSettings, CoreSettings, DEFAULT_DOWN_AFTER,
+    DEFAULT_HOLD, FallbackSettings, MANAGER, MaxShare, Mode, NO_BACKEND, Policy, ServiceId,
+    ServiceSettings, SlotKind, SpreadSettings, Threshold,
 };
 pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot, WaitingSnapshot};
 

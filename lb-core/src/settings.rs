@@ -21,6 +21,9 @@ pub const ALL_WORKERS: &str = "*";
 /// The name of what new connections go to where there is no fallback; no worker may have it.
 pub const NO_BACKEND: &str = "nobody";
 
+/// How long a worker may be silent, unless configured.
+pub const DEFAULT_DOWN_AFTER: Duration = Duration::from_millis(1500);
+
 /// How long policy `memory` keeps a worker at least that it has switched to, unless told otherwise: two or
 /// three reports at the usual interval, and not so long that the crowd fills it meanwhile, see
 /// docs/policies.md.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use super::*;
 
 pub(super) const MIB: u64 = 1 << 20;
-pub(super) const DOWN_AFTER: Duration = Duration::from_millis(1500);
+pub(super) const DOWN_AFTER: Duration = DEFAULT_DOWN_AFTER;
 pub(super) const BEAT: Duration = Duration::from_millis(100);
 /// Nobody: what a service without a fallback selects while no worker is up.
 pub(super) const REFUSED: BackendId = BackendId(0);

@@ -16,7 +16,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use lb_common::maps::{DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_SERVICES};
 use lb_core::{
-    DEFAULT_HOLD, MaxShare, Mode, Policy, Pressure, Protocol, SpreadSettings, Threshold,
+    DEFAULT_DOWN_AFTER, DEFAULT_HOLD, MaxShare, Mode, Policy, Pressure, Protocol, SpreadSettings,
+    Threshold,
 };
 
 use super::fields::Fields;
@@ -172,7 +173,7 @@ sections! {
         /// instant. At least three heartbeat intervals, so that two lost datagrams do not count as a failure.
         /// Too short: a busy network looks like dead workers, and their connections are reset. Too long:
         /// clients wait for a dead worker.
-        down_after: Duration = Duration::from_millis(1500), Time::above_zero(DAY), Live,
+        down_after: Duration = DEFAULT_DOWN_AFTER, Time::above_zero(DAY), Live,
             option("--down-after", "DURATION",
                 "A worker is down after this time without a heartbeat, e.g. 1500ms");
 

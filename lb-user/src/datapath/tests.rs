@@ -151,7 +151,7 @@ impl World {
     fn new() -> Self {
         let now = Instant::now();
         let nothing = CoreSettings {
-            down_after: Duration::from_millis(1500),
+            down_after: lb_core::DEFAULT_DOWN_AFTER,
             up_after: 2,
             services: Vec::new(),
         };

@@ -330,7 +330,7 @@ pub mod tests {
         }
         findings(&Facts {
             status: &status,
-            down_after: Duration::from_millis(1500),
+            down_after: lb_core::DEFAULT_DOWN_AFTER,
         })
     }
 

@@ -91,7 +91,7 @@ mod tests {
         let mut status = status(None, "leaving");
         selected.clone_into(&mut status.services[0].selected);
         change(&mut status);
-        findings(&status, Duration::from_millis(1500))
+        findings(&status, lb_core::DEFAULT_DOWN_AFTER)
     }
 
     #[test]

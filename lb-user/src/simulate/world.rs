@@ -10,6 +10,8 @@ use lb_core::{
     Protocol, Report, Sequence, ServiceId, ServiceSettings, WorkerState,
 };
 
+use crate::config::Failover;
+
 use super::kernel::Kernel;
 use super::random::Random;
 use super::result::{Meter, Outcome};
@@ -85,6 +87,16 @@ pub fn live(scenario: &Scenario, contender: Contender, interval: Duration) -> Ou
     world.meter.outcome(contender, interval)
 }
 
+/// How many heartbeat intervals fit into `down_after` by default.
+fn default_intervals() -> u32 {
+    let Failover {
+        heartbeat_interval,
+        down_after,
+        ..
+    } = Failover::default();
+    u32::try_from(down_after.as_millis() / heartbeat_interval.as_millis().max(1)).unwrap_or(1)
+}
+
 fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> CoreSettings {
     let address =
         |number: u32, port| SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + number), port));
@@ -103,7 +115,7 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
     };
     CoreSettings {
         // As many intervals as by default.
-        down_after: interval * 15,
+        down_after: interval * default_intervals(),
         up_after: 1,
         services: vec![ServiceSettings {
             id: ServiceId(0),
