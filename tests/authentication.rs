@@ -445,7 +445,7 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     fs::remove_file(&new_file).unwrap();
     let said = reload(&cluster);
     assert!(said.contains(&of_worker1("removed")), "{said}");
-    assert!(said.contains("mind: no key for worker1;"), "{said}");
+    assert!(said.contains("warning: no key for worker1;"), "{said}");
     cluster.wait_for_page("Worker2", SOON).unwrap();
 }
 

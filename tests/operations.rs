@@ -29,7 +29,7 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(5);
 
 /// `down_after` by default, and what a machine that tests beside it may add.
-const DOWN_AFTER: Duration = Duration::from_millis(1500);
+const DOWN_AFTER: Duration = lb_core::DEFAULT_DOWN_AFTER;
 const TOLERANCE: Duration = Duration::from_millis(100);
 
 #[test]
@@ -193,7 +193,7 @@ fn without_any_worker_the_manager_serves_and_the_operator_is_told() {
     succeed(&cluster, &["drain", "worker1"]);
     let said = succeed(&cluster, &["maintenance", "worker2"]);
     assert!(
-        said.contains("mind: web has no worker now: the manager serves by itself"),
+        said.contains("warning: web has no worker now: the manager serves by itself"),
         "{said}"
     );
     assert_eq!(cluster.page().unwrap(), "Manager");

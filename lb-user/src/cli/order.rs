@@ -5,14 +5,28 @@ use std::time::{Duration, Instant};
 use lb_core::{AdminAction, AdminState, check_reason};
 use memlb::{
     control::{ClientError, ControlClient, Ordered, Refused, Request},
+    flows::{Filter, Flows},
     status::Status,
 };
 use serde::Serialize;
 
-use super::{Failure, Outcome, block_on, remote::Remote};
+use super::{
+    Failure, Outcome, block_on,
+    remote::{Remote, spoken},
+};
 
 /// How often a draining worker's connections are counted.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often the silent connections are named while `--wait` waits.
+const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A connection without a packet for this long is silent.
+const SILENT_AFTER: Duration = Duration::from_secs(30);
+
+/// How many connections the manager is asked for at most, and how many are named.
+const MAX_LISTED: usize = 10_000;
+const MAX_NAMED: usize = 5;
 
 /// Send no new connections to a worker; open ones continue
 ///
@@ -143,14 +157,25 @@ struct Patience {
     cut: bool,
 }
 
-/// What has become of an order, as `--json` prints it.
+/// The result of an order, as `--json` prints it.
 #[derive(Serialize)]
-struct Answer {
+struct OrderReport {
     #[serde(flatten)]
     ordered: Ordered,
     /// Of the worker, after waiting; nothing without `--wait`.
     connections_left: Option<u64>,
+    /// The connections left at the deadline that have been silent for long.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    silent: Vec<SilentConnection>,
     cut: bool,
+}
+
+/// A connection that keeps a worker from being free.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct SilentConnection {
+    client: String,
+    worker_address: String,
+    silent_ms: u64,
 }
 
 pub fn drain(args: DrainArgs) -> Outcome {
@@ -203,7 +228,7 @@ fn hold(target: Target, patience: Patience, remote: &Remote, hold: AdminState) -
         return finish(remote, ordered, None, false);
     }
     if !remote.json {
-        super::print(&told(&ordered));
+        super::print(&shown(&ordered));
     }
     let left = block_on(wait(&remote.client(), &target, patience.deadline))?;
     if left == 0 {
@@ -216,12 +241,19 @@ fn hold(target: Target, patience: Patience, remote: &Remote, hold: AdminState) -
         let ordered = give(remote, &target, action)?;
         return finish_waiting(remote, ordered, &target, left, true);
     }
+    let silent = block_on(silent_connections(&remote.client(), &target))?;
+    let named = silent_sentence(&silent);
     if remote.json {
-        finish(remote, ordered, Some(left), false)?;
+        super::print_json(&OrderReport {
+            ordered,
+            connections_left: Some(left),
+            silent,
+            cut: false,
+        })?;
     }
     Err(Failure::RunTime(anyhow::anyhow!(
-        "the deadline has passed and {left} connections of {} are left; it stays drained. `memlb \
-         flows --worker {0}` lists them; --cut with --deadline ends them",
+        "the deadline has passed and {left} connections of {} are left{named}; it stays drained. \
+         `memlb flows --worker {0}` lists them; --cut with --deadline ends them",
         target.worker
     )))
 }
@@ -243,13 +275,15 @@ fn give(remote: &Remote, target: &Target, action: AdminAction) -> Result<Ordered
     })
 }
 
-/// Waits until the worker has no connection any more, and returns how many it has at the end.
+/// Waits until the worker has no connection, and returns how many it has at the end. Names the silent ones
+/// from time to time.
 async fn wait(
     client: &ControlClient,
     target: &Target,
     deadline: Option<Duration>,
 ) -> Result<u64, ClientError> {
     let start = Instant::now();
+    let mut next_report = REPORT_INTERVAL;
     loop {
         let status: Status = client.request(&Request::Status).await?;
         let left = connections(&status, target);
@@ -257,8 +291,64 @@ async fn wait(
         if left == 0 || remaining == Some(Duration::ZERO) {
             return Ok(left);
         }
-        tokio::time::sleep(remaining.map_or(LOOK, |remaining| remaining.min(LOOK))).await;
+        if start.elapsed() >= next_report {
+            next_report += REPORT_INTERVAL;
+            let silent = silent_sentence(&silent_connections(client, target).await?);
+            super::note(&format!(
+                "waiting for {left} connections of {}{silent}",
+                target.worker
+            ));
+        }
+        let pause = remaining.map_or(POLL_INTERVAL, |it| it.min(POLL_INTERVAL));
+        tokio::time::sleep(pause).await;
     }
+}
+
+/// Returns the worker's connections without a packet for [`SILENT_AFTER`], the longest silent first.
+async fn silent_connections(
+    client: &ControlClient,
+    target: &Target,
+) -> Result<Vec<SilentConnection>, ClientError> {
+    let request = Request::Flows {
+        filter: Filter {
+            worker: Some(target.worker.clone()),
+            service: target.service.clone(),
+            ..Filter::default()
+        },
+        limit: MAX_LISTED,
+    };
+    let flows: Flows = client.request(&request).await?;
+    let silent = flows.flows.into_iter().map(|row| SilentConnection {
+        client: row.client,
+        worker_address: row.worker_address,
+        silent_ms: row.idle_ms,
+    });
+    let mut silent: Vec<SilentConnection> = silent
+        .filter(|it| Duration::from_millis(it.silent_ms) >= SILENT_AFTER)
+        .collect();
+    silent.sort_by_key(|it| std::cmp::Reverse(it.silent_ms));
+    Ok(silent)
+}
+
+/// Names the longest silent connections, to follow a count of all.
+fn silent_sentence(silent: &[SilentConnection]) -> String {
+    if silent.is_empty() {
+        return String::new();
+    }
+    let named = silent.iter().take(MAX_NAMED).map(|it| {
+        let (client, worker, since) = (&it.client, &it.worker_address, spoken(it.silent_ms));
+        format!("{client} to {worker} for {since}")
+    });
+    let named: Vec<String> = named.collect();
+    let more = match silent.len() > MAX_NAMED {
+        true => format!(" and {} more", silent.len() - MAX_NAMED),
+        false => String::new(),
+    };
+    format!(
+        ", {} of them silent: {}{more}",
+        silent.len(),
+        named.join(", ")
+    )
 }
 
 fn connections(status: &Status, target: &Target) -> u64 {
@@ -272,12 +362,13 @@ fn connections(status: &Status, target: &Target) -> u64 {
 }
 
 fn finish(remote: &Remote, ordered: Ordered, left: Option<u64>, cut: bool) -> Outcome {
-    let result = Answer {
+    let report = OrderReport {
         ordered,
         connections_left: left,
+        silent: Vec::new(),
         cut,
     };
-    remote.print(&result, |result| told(&result.ordered))
+    remote.print(&report, |report| shown(&report.ordered))
 }
 
 fn finish_waiting(
@@ -301,21 +392,21 @@ fn finish_waiting(
     Ok(())
 }
 
-/// An order as a person reads it, with what there is to mind.
-fn told(ordered: &Ordered) -> String {
+/// Returns an order as text, with its warnings.
+fn shown(ordered: &Ordered) -> String {
     let mut text = format!("{}\n", ordered.order);
-    for sentence in &ordered.mind {
-        text += &format!("mind: {sentence}\n");
+    for warning in &ordered.warnings {
+        text += &format!("warning: {warning}\n");
     }
     if let Some(why) = &ordered.not_kept {
-        text += &format!("mind: a restarted manager would not know of it: {why}\n");
+        text += &format!("warning: the order is lost at a restart of the manager: {why}\n");
     }
     text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::percent;
+    use super::*;
 
     #[test]
     fn a_weight_may_have_its_sign() {
@@ -328,5 +419,22 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn silent_connections_are_named_the_longest_first() {
+        let silent = |client: u64| SilentConnection {
+            client: format!("10.0.0.{client}:4711"),
+            worker_address: "10.0.1.1:80".to_owned(),
+            silent_ms: 60_000 * client,
+        };
+        assert_eq!(silent_sentence(&[]), "");
+        assert_eq!(
+            silent_sentence(&[silent(2), silent(1)]),
+            ", 2 of them silent: 10.0.0.2:4711 to 10.0.1.1:80 for 2m, 10.0.0.1:4711 to 10.0.1.1:80 \
+             for 1m"
+        );
+        let many: Vec<SilentConnection> = (1..=7).rev().map(silent).collect();
+        assert!(silent_sentence(&many).ends_with("10.0.0.3:4711 to 10.0.1.1:80 for 3m and 2 more"));
     }
 }

@@ -16,14 +16,15 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let reloaded: Reloaded = args.remote.request(&Request::Reload)?;
-    args.remote.print(&reloaded, |Reloaded { changes, mind }| {
-        let mut text: String = changes.iter().map(|change| format!("{change}\n")).collect();
-        if changes.is_empty() {
-            text += "nothing has changed\n";
-        }
-        for sentence in mind {
-            text += &format!("mind: {sentence}\n");
-        }
-        text
-    })
+    args.remote
+        .print(&reloaded, |Reloaded { changes, warnings }| {
+            let mut text: String = changes.iter().map(|change| format!("{change}\n")).collect();
+            if changes.is_empty() {
+                text += "nothing has changed\n";
+            }
+            for warning in warnings {
+                text += &format!("warning: {warning}\n");
+            }
+            text
+        })
 }

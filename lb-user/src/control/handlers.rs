@@ -148,7 +148,7 @@ async fn give_order(order: AdminCommand, manager: &ManagerHandle) -> Result<Orde
     Ok(Ordered {
         order: text,
         without_worker: obeyed.without_worker,
-        mind: obeyed.warnings,
+        warnings: obeyed.warnings,
         not_kept: manager.orders_flushed(version).await,
     })
 }

@@ -100,7 +100,7 @@ pub struct Ordered {
     pub without_worker: Vec<String>,
     /// Effects that the operator may not have intended, one sentence each.
     #[serde(default)]
-    pub mind: Vec<String>,
+    pub warnings: Vec<String>,
     /// Why a restarted manager would not have it, if so.
     pub not_kept: Option<String>,
 }

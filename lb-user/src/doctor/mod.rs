@@ -14,6 +14,7 @@ mod interfaces;
 mod keys;
 mod machine;
 mod manager;
+mod nat_sources;
 mod pins;
 mod ports;
 mod probe;
@@ -172,6 +173,11 @@ async fn network(
         neighbours: &neighbours,
         attempts: &attempts,
     }));
+    findings.extend(nat_sources::findings(
+        &config.manager.nat_sources,
+        &host.addresses,
+        interfaces.last().map_or("NAME", String::as_str),
+    ));
     findings.extend(ports::findings(&ports::Facts {
         nat_ports: config.limits.nat_ports,
         kernel_ports,

@@ -63,7 +63,7 @@ pub struct Reloaded {
     pub changes: Vec<String>,
     /// Effects that the operator may not have intended, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub mind: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 /// Why nothing was changed.
@@ -216,7 +216,7 @@ impl Manager {
         let warnings = self.receiver.missing_keys(&self.configuration.effective);
         Ok(Reloaded {
             changes: changes.accepted,
-            mind: warnings.into_iter().collect(),
+            warnings: warnings.into_iter().collect(),
         })
     }
 

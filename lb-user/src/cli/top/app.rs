@@ -63,11 +63,11 @@ impl App {
     pub fn answered(&mut self, answer: Result<Ordered, ClientError>) {
         self.note = Some(match answer {
             Ok(ordered) => {
-                let mind = ordered
+                let warnings = ordered
                     .without_worker
                     .iter()
                     .map(|service| format!("; {service} has no worker now"));
-                ordered.order.clone() + &mind.collect::<String>()
+                ordered.order.clone() + &warnings.collect::<String>()
             }
             Err(error) => format!("refused: {error}"),
         });

@@ -65,7 +65,7 @@ fn asks_before_it_orders() {
     app.answered(Ok(Ordered {
         order: "worker2 is drained".to_owned(),
         without_worker: vec!["web".to_owned()],
-        mind: Vec::new(),
+        warnings: Vec::new(),
         not_kept: None,
     }));
     let screen = screen(&mut app, 80, 24);
