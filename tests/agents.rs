@@ -18,7 +18,7 @@ use memlb::{
     heartbeat::{Authentication, Authenticator},
     keys,
 };
-use memlb_tests::{Cluster, ClusterOptions, Nginx, Process, require_root, wait_for, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Nginx, Process, root_test, wait_for, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -61,11 +61,8 @@ fn logged(process: &Process, text: &str) -> SystemTime {
     humantime::parse_rfc3339(line.split_whitespace().next().unwrap()).unwrap()
 }
 
-#[test]
+#[root_test]
 fn say_at_once_that_the_service_died_and_that_it_is_back() {
-    if !require_root() {
-        return;
-    }
     for (check, further) in [
         ("http://127.0.0.1:8081/", &["--expect-status", "200"][..]),
         ("tcp://127.0.0.1:8081", &[]),
@@ -110,11 +107,8 @@ fn say_at_once_that_the_service_died_and_that_it_is_back() {
     }
 }
 
-#[test]
+#[root_test]
 fn say_at_once_that_they_leave() {
-    if !require_root() {
-        return;
-    }
     for authentication in [None, Some("enforce")] {
         let mut cluster = Cluster::start(&ClusterOptions {
             authentication,
@@ -147,11 +141,8 @@ fn say_at_once_that_they_leave() {
     }
 }
 
-#[test]
+#[root_test]
 fn say_nothing_good_of_a_service_that_never_answered() {
-    if !require_root() {
-        return;
-    }
     let cluster = without_agents();
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
     command.args([
@@ -173,11 +164,8 @@ fn say_nothing_good_of_a_service_that_never_answered() {
     assert!(agent.terminate(SOON).unwrap().success());
 }
 
-#[test]
+#[root_test]
 fn need_no_privileges_and_no_name() {
-    if !require_root() {
-        return;
-    }
     let cluster = without_agents();
     // Where anybody may run it.
     let binary = cluster.place.directory.join("memlb");
@@ -197,11 +185,8 @@ fn need_no_privileges_and_no_name() {
     cluster.wait_for_state("worker1", "leaving", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn are_held_up_by_no_manager_that_is_not_there() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = without_agents();
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
     for nobody in [
@@ -241,11 +226,8 @@ fn are_held_up_by_no_manager_that_is_not_there() {
     assert!(told <= 4, "said {told} times:\n{}", agent.log());
 }
 
-#[test]
+#[root_test]
 fn are_not_thought_dead_when_their_clock_jumps() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         agents: false,
         authentication: Some("enforce"),
@@ -297,11 +279,8 @@ fn are_not_thought_dead_when_their_clock_jumps() {
     assert_eq!(refused, serde_json::json!({ "not_fresh": 1 }));
 }
 
-#[test]
+#[root_test]
 fn convince_several_managers_each_with_a_nonce_of_its_own() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         agents: false,
         authentication: Some("enforce"),

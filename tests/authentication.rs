@@ -23,7 +23,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Process, Wire, cluster,
     command::output,
     datagram::{Sender, heartbeat},
-    require_root,
+    root_test,
     transfer::noise,
     wait_until,
 };
@@ -105,11 +105,8 @@ fn outlast_down_after() {
     wait_until(SOON, "longer than down_after", || begun.elapsed() > longer).unwrap();
 }
 
-#[test]
+#[root_test]
 fn only_the_rightly_signed_are_heard() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     // Each agent was challenged once and then heard; acknowledgements tell the way's length.
@@ -169,11 +166,8 @@ fn only_the_rightly_signed_are_heard() {
     assert_eq!(cluster.events_of("worker_leaving").unwrap().len(), 1);
 }
 
-#[test]
+#[root_test]
 fn recordings_bring_nobody_back() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions {
         authentication: Some("enforce"),
         agents: false,
@@ -242,11 +236,8 @@ fn recordings_bring_nobody_back() {
     agent.kill().unwrap();
 }
 
-#[test]
+#[root_test]
 fn the_agent_of_a_restored_machine_goes_on_under_a_new_boot() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         authentication: Some("enforce"),
         agents: false,
@@ -292,11 +283,8 @@ fn the_agent_of_a_restored_machine_goes_on_under_a_new_boot() {
     assert_eq!(cluster.backend("worker1").unwrap()["state"], "down");
 }
 
-#[test]
+#[root_test]
 fn an_agent_announces_that_its_worker_will_be_silent() {
-    if !require_root() {
-        return;
-    }
     let cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let pause = |arguments: &[&str]| {
@@ -324,11 +312,8 @@ fn an_agent_announces_that_its_worker_will_be_silent() {
     }
 }
 
-#[test]
+#[root_test]
 fn a_restarted_manager_hears_its_workers_again_within_a_heartbeat() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     for _ in 0..3 {
@@ -349,11 +334,8 @@ fn a_restarted_manager_hears_its_workers_again_within_a_heartbeat() {
     assert_nothing_happened(&cluster);
 }
 
-#[test]
+#[root_test]
 fn a_long_pause_of_the_managers_own_makes_nobody_stale_or_dead() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let manager = cluster.manager.as_mut().unwrap();
@@ -380,11 +362,8 @@ fn a_long_pause_of_the_managers_own_makes_nobody_stale_or_dead() {
     assert_eq!(refused(&status, "not_fresh"), 2, "{status:#}");
 }
 
-#[test]
+#[root_test]
 fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let old_file = cluster.key_file(0).unwrap();
@@ -449,11 +428,8 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     cluster.wait_for_page("Worker2", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn losing_a_third_of_all_datagrams_is_no_death() {
-    if !require_root() {
-        return;
-    }
     for authentication in [None, Some("enforce")] {
         let mut cluster = Cluster::start(&ClusterOptions {
             authentication,
@@ -571,11 +547,8 @@ fn outlast(cluster: &Cluster, sources: Vec<Sender>, datagrams: Vec<Vec<u8>>) -> 
     (sent, cluster.status().unwrap())
 }
 
-#[test]
+#[root_test]
 fn a_flood_of_garbage_silences_no_honest_worker() {
-    if !require_root() {
-        return;
-    }
     let cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let known = key(&cluster, 0).id();
@@ -594,11 +567,8 @@ fn a_flood_of_garbage_silences_no_honest_worker() {
     assert_all_counted(&status, sent);
 }
 
-#[test]
+#[root_test]
 fn a_flood_of_forged_signatures_from_everywhere_silences_no_honest_worker() {
-    if !require_root() {
-        return;
-    }
     let cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     // Each signature must be computed to be refused: the key's id is right, and each source stays
@@ -629,11 +599,8 @@ fn assert_all_counted(status: &Value, sent: u64) {
     );
 }
 
-#[test]
+#[root_test]
 fn the_way_from_unsigned_to_enforced_has_no_gap() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions {
         authentication: Some("off"),
         agents: false,

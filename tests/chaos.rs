@@ -17,7 +17,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Connection, Nginx, Probe, Process, Report, Wire,
     cluster::{worker_name, worker_port},
     probe::Ask,
-    require_root,
+    root_test,
     transfer::noise,
 };
 use nix::sys::signal::Signal;
@@ -47,11 +47,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a busy machine may keep clients waiting beside.
 const SLACK: Duration = Duration::from_millis(500);
 
-#[test]
+#[root_test]
 fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
-    if !require_root() {
-        return;
-    }
     let (seconds, seed) = (
         number("MEMLB_CHAOS_SECONDS", 60),
         number("MEMLB_CHAOS_SEED", 1),
@@ -119,11 +116,8 @@ fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
     assert!(kept.uses > seconds / 4 && kept.trials > 0, "{kept:?}");
 }
 
-#[test]
+#[root_test]
 fn kills_at_any_instant_are_not_felt() {
-    if !require_root() {
-        return;
-    }
     let (kills, seed) = (number("MEMLB_KILLS", 10), number("MEMLB_CHAOS_SEED", 1));
     let mut random = Random(seed);
     let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();

@@ -5,7 +5,7 @@ mod crowd;
 
 use std::time::{Duration, Instant};
 
-use memlb_tests::require_root;
+use memlb_tests::root_test;
 use serde_json::Value;
 
 use crate::crowd::{Crowd, processor_time};
@@ -17,11 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(17);
 const LATE: Duration = Duration::from_millis(20);
 const TOLERANCE: Duration = Duration::from_millis(180);
 
-#[test]
+#[root_test]
 fn a_thousand_signed_workers_are_heard_and_one_death_among_them_is_noticed() {
-    if !require_root() {
-        return;
-    }
     let (cluster, mut crowd) = Crowd::gather("memory").unwrap();
     let (cost, begun) = (processor_time(&cluster).unwrap(), Instant::now());
     crowd.speak(Duration::from_secs(3)).unwrap();

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::Context;
 use aya::maps::{Array, Map, MapData};
-use memlb_tests::{Cluster, ClusterOptions, Connection, command::output, require_root, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Connection, command::output, root_test, wait_until};
 use serde_json::Value;
 use socket2::SockRef;
 
@@ -27,11 +27,8 @@ const BETWEEN_KILLS: Duration = Duration::from_secs(2);
 /// Recounting rests between two counts, on a busy machine for long.
 const RECOUNTED: Duration = Duration::from_secs(90);
 
-#[test]
+#[root_test]
 fn no_way_in_which_connections_end_makes_the_count_drift() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&[]);
     let flows = flows() / 2;
     let (kills, failed) = come_and_go(&mut cluster, flows);
@@ -50,11 +47,8 @@ fn no_way_in_which_connections_end_makes_the_count_drift() {
     expect_exact(&cluster, 60);
 }
 
-#[test]
+#[root_test]
 fn evictions_do_not_make_the_count_drift() {
-    if !require_root() {
-        return;
-    }
     const TABLE: usize = 2_048;
     let mut cluster = start(&["--set", &format!("limits.flows={TABLE}")]);
     // More than fit, and nobody says a word on them any more.

@@ -19,7 +19,7 @@ use memlb_tests::{
     command::output,
     namespace, nginx,
     observe::{backend, bpftool},
-    require_root,
+    root_test,
     transfer::{Download, Upload, noise},
     wait_until,
 };
@@ -35,21 +35,8 @@ const BOTH: [&str; 2] = [SERVICE, SERVICE6];
 const CLIENT: [&str; 2] = ["192.168.56.10", "fd00:56::10"];
 const SERVER_PORT: u16 = 8091;
 
-#[test]
-fn the_server_sees_the_client_and_answers_past_the_manager() {
-    if require_root() {
-        answers_past_the_manager("tc");
-    }
-}
-
-#[test]
-fn the_server_sees_the_client_and_answers_past_the_manager_with_xdp() {
-    if require_root() {
-        answers_past_the_manager("xdp");
-    }
-}
-
-fn answers_past_the_manager(attach: &str) {
+#[root_test(tc, xdp)]
+fn the_server_sees_the_client_and_answers_past_the_manager(attach: &str) {
     let mut lab = Lab::start_with(attach, "20s");
     lab.start_agents();
     let blob = noise(1, 16 * MIB);
@@ -85,11 +72,8 @@ fn answers_past_the_manager(attach: &str) {
     }
 }
 
-#[test]
+#[root_test]
 fn datagrams_are_answered_directly_too() {
-    if !require_root() {
-        return;
-    }
     let mut lab = Lab::start(true);
     lab.start_agents();
     let server = lab.topology.workers[0]
@@ -123,11 +107,8 @@ fn datagrams_are_answered_directly_too() {
 }
 
 /// The server speaks first after the eviction: it closes the connection.
-#[test]
+#[root_test]
 fn a_connection_is_answered_as_the_service_although_its_entry_was_evicted() {
-    if !require_root() {
-        return;
-    }
     let mut lab = Lab::start(true);
     lab.start_agents();
     let connect = || TcpStream::connect_timeout(&SERVICE.parse().unwrap(), PATIENCE);
@@ -160,11 +141,8 @@ fn a_connection_is_answered_as_the_service_although_its_entry_was_evicted() {
     assert!(is_over, "{ended:?}");
 }
 
-#[test]
+#[root_test]
 fn only_workers_with_a_dsr_translator_serve() {
-    if !require_root() {
-        return;
-    }
     let mut lab = Lab::start(false);
     // The one with more memory to spare has none.
     lab.start_agent(0, false);
@@ -193,11 +171,8 @@ fn only_workers_with_a_dsr_translator_serve() {
     lab.wait_for_page("Manager");
 }
 
-#[test]
+#[root_test]
 fn a_dsr_translator_that_is_taken_off_or_unpinned_is_put_back() {
-    if !require_root() {
-        return;
-    }
     let mut lab = Lab::start(true);
     lab.start_agents();
     let pin = lab.pins(0).join("links/memlb_dsr_in@eth1");
@@ -213,11 +188,8 @@ fn a_dsr_translator_that_is_taken_off_or_unpinned_is_put_back() {
     lab.wait_for_page("Worker1");
 }
 
-#[test]
+#[root_test]
 fn the_dsr_translator_outlives_its_agent_as_long_as_connections_need_it() {
-    if !require_root() {
-        return;
-    }
     let mut lab = Lab::start(true);
     lab.start_agents();
     let blob = noise(2, 16 * MIB);
@@ -265,11 +237,8 @@ fn the_dsr_translator_outlives_its_agent_as_long_as_connections_need_it() {
     assert!(!programs.contains("memlb"), "{programs}");
 }
 
-#[test]
+#[root_test]
 fn an_operator_can_remove_it_but_not_from_under_an_agent() {
-    if !require_root() {
-        return;
-    }
     let mut lab = Lab::start(true);
     lab.start_agents();
     let unload = |lab: &Lab| {
@@ -292,11 +261,8 @@ fn an_operator_can_remove_it_but_not_from_under_an_agent() {
     assert!(!lab.pins(0).exists());
 }
 
-#[test]
+#[root_test]
 fn a_narrow_link_on_the_way_to_the_client_is_found() {
-    if !require_root() {
-        return;
-    }
     let mut lab = Lab::start(true);
     lab.start_agents();
     let far = lab.far_client();

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use memlb_tests::{Cluster, ClusterOptions, Probe, datagram::Sender, require_root, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Probe, datagram::Sender, root_test, wait_until};
 
 const DOWN_AFTER: Duration = Duration::from_millis(800);
 /// Generous, since the machine may be busy; the benchmark measures it exactly.
@@ -13,11 +13,8 @@ const SOON: Duration = Duration::from_secs(5);
 const MIB: u64 = 1024;
 
 /// The datapath knows by itself whom to try next: no heartbeat is missed yet, and nobody looks.
-#[test]
+#[root_test]
 fn a_repeated_syn_reaches_another_worker_without_the_manager() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     cluster.kill_manager().unwrap();
@@ -30,18 +27,13 @@ fn a_repeated_syn_reaches_another_worker_without_the_manager() {
     }
 }
 
-#[test]
-fn sends_clients_to_the_other_worker_when_worker1_dies() {
-    if require_root() {
-        dies_and_returns(&start("tc"), 0);
-    }
+#[root_test(tc, xdp)]
+fn sends_clients_to_the_other_worker_when_worker1_dies(attach: &str) {
+    dies_and_returns(&start(attach), 0);
 }
 
-#[test]
+#[root_test]
 fn sends_clients_to_the_other_worker_when_worker2_dies() {
-    if !require_root() {
-        return;
-    }
     let cluster = start("tc");
     cluster.memory[1].set_available_kb(600 * MIB).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
@@ -49,13 +41,6 @@ fn sends_clients_to_the_other_worker_when_worker2_dies() {
     cluster.memory[1].set_available_kb(500 * MIB).unwrap();
     cluster.wait_for_memory("worker2", 500 * MIB, SOON).unwrap();
     dies_and_returns(&cluster, 1);
-}
-
-#[test]
-fn sends_clients_to_the_other_worker_when_worker1_dies_with_xdp() {
-    if require_root() {
-        dies_and_returns(&start("xdp"), 0);
-    }
 }
 
 /// Cuts off the selected worker without a word, and plugs it in again.
@@ -94,11 +79,8 @@ fn dies_and_returns(cluster: &Cluster, index: usize) {
     assert_eq!(pages, [other_page.as_str()]);
 }
 
-#[test]
+#[root_test]
 fn leaves_clients_alone_when_the_worker_they_do_not_use_dies() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start("tc");
     let every = Duration::from_millis(10);
     let probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
@@ -116,21 +98,8 @@ fn leaves_clients_alone_when_the_worker_they_do_not_use_dies() {
     assert_eq!(report.runs().len(), 1);
 }
 
-#[test]
-fn shows_the_managers_page_while_both_workers_are_down() {
-    if require_root() {
-        all_down_and_back("tc");
-    }
-}
-
-#[test]
-fn shows_the_managers_page_while_both_workers_are_down_with_xdp() {
-    if require_root() {
-        all_down_and_back("xdp");
-    }
-}
-
-fn all_down_and_back(attach: &str) {
+#[root_test(tc, xdp)]
+fn shows_the_managers_page_while_both_workers_are_down(attach: &str) {
     let mut cluster = start(attach);
     assert_eq!(cluster.page().unwrap(), "Worker1");
     // The agent is all there is to a worker's life: its server may well go on.
@@ -153,11 +122,8 @@ fn all_down_and_back(attach: &str) {
     cluster.wait_for_page("Worker1", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn serves_by_itself_until_a_worker_is_heard() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions {
         agents: false,
         ..options("tc")
@@ -180,23 +146,10 @@ fn serves_by_itself_until_a_worker_is_heard() {
     cluster.wait_for_page("Worker1", SOON).unwrap();
 }
 
-#[test]
-fn follows_memory_beyond_the_threshold_only() {
-    if require_root() {
-        memory_shifts("tc");
-    }
-}
-
-#[test]
-fn follows_memory_beyond_the_threshold_only_with_xdp() {
-    if require_root() {
-        memory_shifts("xdp");
-    }
-}
-
 /// Both workers' figures in MiB, and whom new connections then go to. The
 /// threshold is the difference first seen, 100 MiB.
-fn memory_shifts(attach: &str) {
+#[root_test(tc, xdp)]
+fn follows_memory_beyond_the_threshold_only(attach: &str) {
     let story = [
         (450, 350, "worker1"),
         (300, 350, "worker1"),
@@ -240,11 +193,8 @@ fn memory_shifts(attach: &str) {
     assert_eq!(seen.split_off(begin), changes);
 }
 
-#[test]
+#[root_test]
 fn moves_clients_at_once_when_an_agent_says_goodbye() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions {
         manager_arguments: vec!["--down-after".into(), "30s".into()],
         ..ClusterOptions::default()
@@ -259,11 +209,8 @@ fn moves_clients_at_once_when_an_agent_says_goodbye() {
     assert_eq!(cluster.events_of("worker_leaving").unwrap().len(), 1);
 }
 
-#[test]
+#[root_test]
 fn counts_the_workers_of_2018() {
-    if !require_root() {
-        return;
-    }
     let mut options = options("tc");
     options.agents = false;
     options.manager_arguments.push("--legacy-heartbeats".into());
@@ -310,11 +257,8 @@ fn counts_the_workers_of_2018() {
     assert!(worker["memory_total_bytes"].is_null());
 }
 
-#[test]
+#[root_test]
 fn drops_the_2018_form_unless_it_is_switched_on() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         agents: false,
         ..options("tc")

@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Namespace, Probe, Report,
     cluster::SERVICE_PORT,
-    require_root,
+    root_test,
     syn::flood,
     transfer::{Download, noise},
 };
@@ -36,21 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a download may stand still before it counts as broken.
 const STANDSTILL: Duration = Duration::from_secs(30);
 
-#[test]
-fn serves_through_a_flood_of_syns() {
-    if require_root() {
-        serves_through_a_flood("tc");
-    }
-}
-
-#[test]
-fn serves_through_a_flood_of_syns_with_xdp() {
-    if require_root() {
-        serves_through_a_flood("xdp");
-    }
-}
-
-fn serves_through_a_flood(attach: &str) {
+#[root_test(tc, xdp)]
+fn serves_through_a_flood_of_syns(attach: &str) {
     let cluster = Cluster::start(&ClusterOptions {
         attach: attach.into(),
         ..ClusterOptions::default()

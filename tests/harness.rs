@@ -17,16 +17,13 @@ use memlb_tests::{
     client::get,
     load::{self, Ending, Load, Server, Sources},
     namespace::unique_prefix,
-    require_root, wait_until,
+    root_test, wait_until,
 };
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
-#[test]
+#[root_test]
 fn serves_pages_between_all_nodes_of_a_one_arm_topology() {
-    if !require_root() {
-        return;
-    }
     let files = Files::new();
     let topology = Topology::create(Shape::OneArm, 2).unwrap();
     let _servers = serve(&topology, files.path());
@@ -36,11 +33,8 @@ fn serves_pages_between_all_nodes_of_a_one_arm_topology() {
     }
 }
 
-#[test]
+#[root_test]
 fn parts_client_and_workers_in_a_two_arm_topology() {
-    if !require_root() {
-        return;
-    }
     let files = Files::new();
     let topology = Topology::create(Shape::TwoArm, 1).unwrap();
     let _servers = serve(&topology, files.path());
@@ -60,11 +54,8 @@ fn parts_client_and_workers_in_a_two_arm_topology() {
     assert_eq!(page_of(&topology.client, worker), "Worker1");
 }
 
-#[test]
+#[root_test]
 fn takes_uploads() {
-    if !require_root() {
-        return;
-    }
     let files = Files::new();
     let topology = Topology::create(Shape::OneArm, 1).unwrap();
     let servers = serve(&topology, files.path());
@@ -80,11 +71,8 @@ fn takes_uploads() {
     );
 }
 
-#[test]
+#[root_test]
 fn opens_connections_at_a_rate_and_many_at_once() {
-    if !require_root() {
-        return;
-    }
     const PORT: u16 = 8081;
     let topology = Topology::create(Shape::OneArm, 1).unwrap();
     load::prepare(&topology).unwrap();
@@ -121,11 +109,8 @@ fn opens_connections_at_a_rate_and_many_at_once() {
     }
 }
 
-#[test]
+#[root_test]
 fn probe_measures_how_long_a_worker_was_cut_off() {
-    if !require_root() {
-        return;
-    }
     let files = Files::new();
     let topology = Topology::create(Shape::OneArm, 1).unwrap();
     let _servers = serve(&topology, files.path());
@@ -156,11 +141,8 @@ fn probe_measures_how_long_a_worker_was_cut_off() {
     );
 }
 
-#[test]
+#[root_test]
 fn leaves_nothing_behind_when_a_test_panics() {
-    if !require_root() {
-        return;
-    }
     let mut namespaces = Vec::new();
     let mut pid = 0;
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
@@ -193,11 +175,8 @@ fn leaves_nothing_behind_when_a_test_panics() {
     );
 }
 
-#[test]
+#[root_test]
 fn kills_a_process_with_all_it_has_started() {
-    if !require_root() {
-        return;
-    }
     let files = Files::new();
     let log = files.path().join("log");
     let mut shell = Command::new("sh");
@@ -215,11 +194,8 @@ fn kills_a_process_with_all_it_has_started() {
     assert!(process.kill().is_err());
 }
 
-#[test]
+#[root_test]
 fn refuses_a_name_that_is_taken() {
-    if !require_root() {
-        return;
-    }
     let name = unique_prefix() + "only";
     let namespace = Namespace::create(&name).unwrap();
     assert!(Namespace::create(&name).is_err());

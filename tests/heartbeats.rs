@@ -15,7 +15,7 @@ use std::{
 use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Probe, Process, datagram,
     datagram::{Sender, heartbeat},
-    require_root,
+    root_test,
     transfer::noise,
     wait_until,
 };
@@ -23,11 +23,8 @@ use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(5);
 
-#[test]
+#[root_test]
 fn raises_no_alarm_while_heartbeats_are_lost_doubled_and_late() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions {
         agents: false,
         ..ClusterOptions::default()
@@ -78,11 +75,8 @@ fn raises_no_alarm_while_heartbeats_are_lost_doubled_and_late() {
     cluster.wait_for_page("Worker2", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn counts_what_strangers_send_and_does_nothing_else() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
@@ -140,11 +134,8 @@ fn counts_what_strangers_send_and_does_nothing_else() {
     }
 }
 
-#[test]
+#[root_test]
 fn hears_honest_workers_through_a_flood_of_garbage() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
@@ -172,11 +163,8 @@ fn hears_honest_workers_through_a_flood_of_garbage() {
     assert_eq!(reasons, ["not_json", "rate_limited"]);
 }
 
-#[test]
+#[root_test]
 fn forgives_the_workers_a_pause_of_the_managers_own() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions {
         manager_arguments: vec!["--down-after".into(), "500ms".into()],
         ..ClusterOptions::default()
@@ -205,11 +193,8 @@ fn forgives_the_workers_a_pause_of_the_managers_own() {
     assert_eq!(cluster.page().unwrap(), "Worker1");
 }
 
-#[test]
+#[root_test]
 fn follows_an_agent_that_is_started_anew() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     cluster.kill_agent(0).unwrap();

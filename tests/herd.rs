@@ -3,13 +3,10 @@
 
 use std::time::Duration;
 
-use memlb_tests::{herd::Herd, require_root};
+use memlb_tests::{herd::Herd, root_test};
 
-#[test]
+#[root_test]
 fn balanced_keeps_the_fullest_worker_emptier_than_memory_and_round_robin_do() {
-    if !require_root() {
-        return;
-    }
     let fullest = |policy| {
         let herd = Herd {
             policy,

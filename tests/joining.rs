@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Process, command::output, datagram::Sender, observe,
-    require_root, wait_until,
+    root_test, wait_until,
 };
 use serde_json::Value;
 
@@ -38,11 +38,8 @@ fn is_worker(status: &Value, name: &str) -> bool {
     observe::backend(status, name).is_some()
 }
 
-#[test]
+#[root_test]
 fn an_agent_with_a_key_becomes_a_worker_by_starting_and_stays_one() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = open_to("192.168.56.104/32");
     cluster.start_agent(0).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
@@ -88,11 +85,8 @@ fn an_agent_with_a_key_becomes_a_worker_by_starting_and_stays_one() {
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn nobody_else_does() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = open_to("192.168.56.104/32");
     cluster.start_agent(0).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
@@ -159,11 +153,8 @@ fn nobody_else_does() {
     drop(agent);
 }
 
-#[test]
+#[root_test]
 fn the_unsigned_do_not_join_even_where_they_count() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = open_under("permissive", "192.168.56.104/32");
     let stranger = Sender::open(&cluster.topology.workers[1], cluster.heartbeat_address()).unwrap();
     for seq in 1..10 {
@@ -182,11 +173,8 @@ fn the_unsigned_do_not_join_even_where_they_count() {
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn a_key_put_there_later_lets_its_worker_join_at_a_reload() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = open_to("192.168.56.0/24");
     let key = cluster.key_file(1).unwrap();
     let elsewhere = cluster.place.directory.join("later.key");

@@ -9,7 +9,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Connection, Shape,
     command::output,
     kernel::Series,
-    require_root,
+    root_test,
     transfer::{Download, noise},
 };
 use serde_json::Value;
@@ -22,31 +22,27 @@ const BULK_BYTES: usize = 4 << 20;
 /// tcx came with this one (e420bed02507).
 const TCX: Series = Series { major: 6, minor: 6 };
 
-#[test]
+#[root_test]
 fn balances_by_tc() {
-    if require_root() {
-        let mut cluster = start(Shape::OneArm, "tc");
-        is_attached_by_tc(&cluster);
-        balances(&mut cluster);
-        outlives_its_manager(&mut cluster);
-        is_attached_by_tc(&cluster);
-        leaves_nothing_behind(cluster);
-    }
+    let mut cluster = start(Shape::OneArm, "tc");
+    is_attached_by_tc(&cluster);
+    balances(&mut cluster);
+    outlives_its_manager(&mut cluster);
+    is_attached_by_tc(&cluster);
+    leaves_nothing_behind(cluster);
 }
 
-#[test]
+#[root_test]
 #[ignore = "takes network cards that are joined outside, as `cargo xtask kernels` has them"]
 fn balances_by_native_xdp_at_network_cards() {
-    if require_root() {
-        let mut cluster = start(Shape::Cards, "auto");
-        is_attached_by_tc(&cluster);
-        is_attached_by_xdp(&cluster);
-        balances(&mut cluster);
-        let sent = sent_by_xdp(&cluster);
-        let least = u64::try_from(BULK_BYTES / 1500).unwrap();
-        assert!(sent > least, "XDP sent {sent} packets, TC the others");
-        leaves_nothing_behind(cluster);
-    }
+    let mut cluster = start(Shape::Cards, "auto");
+    is_attached_by_tc(&cluster);
+    is_attached_by_xdp(&cluster);
+    balances(&mut cluster);
+    let sent = sent_by_xdp(&cluster);
+    let least = u64::try_from(BULK_BYTES / 1500).unwrap();
+    assert!(sent > least, "XDP sent {sent} packets, TC the others");
+    leaves_nothing_behind(cluster);
 }
 
 fn start(shape: Shape, attach: &str) -> Cluster {

@@ -13,28 +13,15 @@ use aya::maps::{Array, Map, MapData};
 use lb_common::{maps::LAYOUT_VERSION, verdict::Verdict};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Node, Probe, Shape, cluster::binary, command::output,
-    observe, require_root, wait_until,
+    observe, root_test, wait_until,
 };
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
 const ACCEPT_LOCAL: &str = "net.ipv4.conf.lo.accept_local";
 
-#[test]
-fn loses_no_request_while_the_manager_is_killed_again_and_again() {
-    if require_root() {
-        killed_again_and_again("tc");
-    }
-}
-
-#[test]
-fn loses_no_request_while_the_manager_is_killed_again_and_again_with_xdp() {
-    if require_root() {
-        killed_again_and_again("xdp");
-    }
-}
-
-fn killed_again_and_again(attach: &str) {
+#[root_test(tc, xdp)]
+fn loses_no_request_while_the_manager_is_killed_again_and_again(attach: &str) {
     let mut cluster = start(&ClusterOptions {
         attach: attach.into(),
         ..ClusterOptions::default()
@@ -68,11 +55,8 @@ fn killed_again_and_again(attach: &str) {
     assert_eq!(adopted.len(), 10);
 }
 
-#[test]
+#[root_test]
 fn counts_open_connections_right_although_some_are_evicted() {
-    if !require_root() {
-        return;
-    }
     const FLOWS: usize = 512;
     let mut cluster = start(&ClusterOptions {
         manager_arguments: vec!["--set".into(), format!("limits.flows={FLOWS}")],
@@ -118,11 +102,8 @@ fn counts_open_connections_right_although_some_are_evicted() {
     wait_until(patience, "one is open", || worker1(&cluster) == 1).unwrap();
 }
 
-#[test]
+#[root_test]
 fn a_death_is_noticed_however_often_the_manager_is_killed() {
-    if !require_root() {
-        return;
-    }
     /// Less than `down_after`, which is 1.5 s.
     const LIFE: Duration = Duration::from_millis(700);
     let mut cluster = start(&ClusterOptions::default());
@@ -148,11 +129,8 @@ fn a_death_is_noticed_however_often_the_manager_is_killed() {
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn stops_and_leaves_the_datapath_at_work() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     let manager = cluster.manager.as_mut().unwrap();
     assert!(manager.terminate(SOON).unwrap().success());
@@ -166,11 +144,8 @@ fn stops_and_leaves_the_datapath_at_work() {
     cluster.wait_for_page("Worker2", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn adopts_a_selection_made_while_it_was_away() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     let id = cluster.backend("worker2").unwrap()["backend_id"]
         .as_u64()
@@ -185,11 +160,8 @@ fn adopts_a_selection_made_while_it_was_away() {
     assert_eq!(status["services"][0]["selected"], "worker2");
 }
 
-#[test]
+#[root_test]
 fn takes_up_a_changed_configuration() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
     cluster.kill_manager().unwrap();
@@ -225,11 +197,8 @@ fn takes_up_a_changed_configuration() {
     cluster.wait_for_page("Manager", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn refuses_to_be_the_second_manager() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(&ClusterOptions::default());
     let links = cluster.pinned_links().unwrap();
     let manager = &cluster.topology.manager;
@@ -284,11 +253,8 @@ fn refuses_to_be_the_second_manager() {
     assert!(cluster.status().is_ok());
 }
 
-#[test]
+#[root_test]
 fn refuses_pins_of_another_layout_and_names_the_remedy() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     let settings = cluster.map("settings");
@@ -311,11 +277,8 @@ fn refuses_pins_of_another_layout_and_names_the_remedy() {
     cluster.wait_for_page("Worker1", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn refuses_a_foreign_map_in_the_place_of_its_own() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     unload(&cluster);
@@ -333,11 +296,8 @@ fn refuses_a_foreign_map_in_the_place_of_its_own() {
     assert!(!cluster.place.pin_path.exists());
 }
 
-#[test]
+#[root_test]
 fn names_a_map_with_fewer_entries_than_there_are_verdicts() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     // As an earlier memlb, which counted fewer verdicts, would have left it.
     let verdicts = cluster.map("verdicts");
@@ -374,18 +334,14 @@ fn names_a_map_with_fewer_entries_than_there_are_verdicts() {
     assert!(!cluster.place.pin_path.exists());
 }
 
-#[test]
+#[root_test]
 fn detaches_and_removes_everything() {
-    if require_root() {
-        removes_everything("tc", Shape::TwoArm, "--detach");
-    }
+    removes_everything("tc", Shape::TwoArm, "--detach");
 }
 
-#[test]
+#[root_test]
 fn unloads_and_removes_everything_with_xdp() {
-    if require_root() {
-        removes_everything("xdp", Shape::OneArm, "unload");
-    }
+    removes_everything("xdp", Shape::OneArm, "unload");
 }
 
 fn removes_everything(attach: &str, shape: Shape, way: &str) {
@@ -428,11 +384,8 @@ fn removes_everything(attach: &str, shape: Shape, way: &str) {
     assert!(said.contains("nothing was attached"), "{said}");
 }
 
-#[test]
+#[root_test]
 fn leaves_a_stance_of_the_machines_own_as_it_was() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     unload(&cluster);
@@ -446,11 +399,8 @@ fn leaves_a_stance_of_the_machines_own_as_it_was() {
     assert_eq!(accept_local(&cluster.topology.manager), "1");
 }
 
-#[test]
+#[root_test]
 fn leaves_nothing_behind_when_it_cannot_start() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     unload(&cluster);
@@ -507,11 +457,8 @@ fn leaves_nothing_behind_when_it_cannot_start() {
     }
 }
 
-#[test]
+#[root_test]
 fn chooses_how_to_attach_and_says_why() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(&ClusterOptions::default());
     let status = cluster.status().unwrap();
     let interface = &status["interfaces"][0];

@@ -15,7 +15,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Connection, Namespace, Nginx, Node, Shape,
     command::output,
     datagram::Sender,
-    nginx, require_root,
+    nginx, root_test,
     transfer::{Download, Upload, noise},
     wait_until,
 };
@@ -24,21 +24,8 @@ const SOON: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(15);
 const MIB: usize = 1 << 20;
 
-#[test]
-fn serves_the_manager_itself() {
-    if require_root() {
-        client_on_the_manager("tc");
-    }
-}
-
-#[test]
-fn serves_the_manager_itself_with_xdp() {
-    if require_root() {
-        client_on_the_manager("xdp");
-    }
-}
-
-fn client_on_the_manager(attach: &str) {
+#[root_test(tc, xdp)]
+fn serves_the_manager_itself(attach: &str) {
     let mut cluster = start(attach, Shape::OneArm);
     let page = |cluster: &Cluster| cluster.page_at(&cluster.topology.manager).unwrap();
     assert_eq!(page(&cluster), "Worker1");
@@ -73,23 +60,10 @@ fn client_on_the_manager(attach: &str) {
     assert_eq!(page(&cluster), "Worker2");
 }
 
-#[test]
-fn falls_back_to_a_server_behind_an_address_translation() {
-    if require_root() {
-        fallback_in_a_container("tc");
-    }
-}
-
-#[test]
-fn falls_back_to_a_server_behind_an_address_translation_with_xdp() {
-    if require_root() {
-        fallback_in_a_container("xdp");
-    }
-}
-
 /// The manager's own server stands in a network of its own, and the manager publishes its port, as
 /// container engines do.
-fn fallback_in_a_container(attach: &str) {
+#[root_test(tc, xdp)]
+fn falls_back_to_a_server_behind_an_address_translation(attach: &str) {
     let mut cluster = start(attach, Shape::OneArm);
     let manager = &cluster.topology.manager;
     let container = Namespace::create(format!("{}-c", manager.name())).unwrap();
@@ -136,18 +110,14 @@ fn fallback_in_a_container(attach: &str) {
     assert_eq!(kept.get("/").unwrap().first_line(), "Container");
 }
 
-#[test]
+#[root_test]
 fn stands_between_two_networks() {
-    if require_root() {
-        two_arm("tc", 64 * MIB);
-    }
+    two_arm("tc", 64 * MIB);
 }
 
-#[test]
+#[root_test]
 fn stands_between_two_networks_with_xdp() {
-    if require_root() {
-        two_arm("xdp", 16 * MIB);
-    }
+    two_arm("xdp", 16 * MIB);
 }
 
 fn two_arm(attach: &str, size: usize) {
@@ -168,22 +138,9 @@ fn two_arm(attach: &str, size: usize) {
     cluster.wait_for_page("Manager", SOON).unwrap();
 }
 
-#[test]
-fn serves_a_worker_as_a_client() {
-    if require_root() {
-        worker_as_client("tc");
-    }
-}
-
-#[test]
-fn serves_a_worker_as_a_client_with_xdp() {
-    if require_root() {
-        worker_as_client("xdp");
-    }
-}
-
 /// The one that serves asks, too: its request comes back to it.
-fn worker_as_client(attach: &str) {
+#[root_test(tc, xdp)]
+fn serves_a_worker_as_a_client(attach: &str) {
     let cluster = start(attach, Shape::OneArm);
     for worker in &cluster.topology.workers {
         assert_eq!(cluster.page_at(worker).unwrap(), "Worker1");
@@ -191,21 +148,8 @@ fn worker_as_client(attach: &str) {
     }
 }
 
-#[test]
-fn finds_workers_whose_link_address_is_not_known() {
-    if require_root() {
-        unresolved("tc");
-    }
-}
-
-#[test]
-fn finds_workers_whose_link_address_is_not_known_with_xdp() {
-    if require_root() {
-        unresolved("xdp");
-    }
-}
-
-fn unresolved(attach: &str) {
+#[root_test(tc, xdp)]
+fn finds_workers_whose_link_address_is_not_known(attach: &str) {
     let cluster = start(attach, Shape::OneArm);
     let flush = || {
         let manager = &cluster.topology.manager;
@@ -220,22 +164,9 @@ fn unresolved(attach: &str) {
     }
 }
 
-#[test]
-fn notices_that_a_worker_has_another_link_address() {
-    if require_root() {
-        moved("tc");
-    }
-}
-
-#[test]
-fn notices_that_a_worker_has_another_link_address_with_xdp() {
-    if require_root() {
-        moved("xdp");
-    }
-}
-
 /// As when an address moves to a stand-in, sooner than a heartbeat is missed.
-fn moved(attach: &str) {
+#[root_test(tc, xdp)]
+fn notices_that_a_worker_has_another_link_address(attach: &str) {
     let cluster = start(attach, Shape::OneArm);
     assert_eq!(cluster.page().unwrap(), "Worker1");
     let worker = &cluster.topology.workers[0];
@@ -251,18 +182,14 @@ fn moved(attach: &str) {
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
 }
 
-#[test]
+#[root_test]
 fn serves_clients_behind_a_router() {
-    if require_root() {
-        behind_a_router("tc", 64 * MIB);
-    }
+    behind_a_router("tc", 64 * MIB);
 }
 
-#[test]
+#[root_test]
 fn serves_clients_behind_a_router_with_xdp() {
-    if require_root() {
-        behind_a_router("xdp", 16 * MIB);
-    }
+    behind_a_router("xdp", 16 * MIB);
 }
 
 fn behind_a_router(attach: &str, size: usize) {
@@ -276,22 +203,9 @@ fn behind_a_router(attach: &str, size: usize) {
     assert_eq!(cluster.page_at(&far).unwrap(), "Manager");
 }
 
-#[test]
-fn knows_the_way_to_a_worker_by_every_kind_of_route() {
-    if require_root() {
-        every_kind_of_route("tc");
-    }
-}
-
-#[test]
-fn knows_the_way_to_a_worker_by_every_kind_of_route_with_xdp() {
-    if require_root() {
-        every_kind_of_route("xdp");
-    }
-}
-
 /// The worker answers no ARP, so that only its IPv6 address leads to it.
-fn every_kind_of_route(attach: &str) {
+#[root_test(tc, xdp)]
+fn knows_the_way_to_a_worker_by_every_kind_of_route(attach: &str) {
     let cluster = start(attach, Shape::OneArm);
     // So that it is chosen again whenever it can be.
     cluster.memory[0].set_available_kb(690 * 1024).unwrap();
@@ -375,11 +289,8 @@ fn every_kind_of_route(attach: &str) {
     }
 }
 
-#[test]
+#[root_test]
 fn a_client_that_only_listens_is_found_behind_another_router() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         ports: vec![9_000],
         ..ClusterOptions::default()
@@ -426,21 +337,8 @@ fn a_client_that_only_listens_is_found_behind_another_router() {
     drop(servers);
 }
 
-#[test]
-fn leaves_the_managers_own_connections_alone() {
-    if require_root() {
-        own_connections("tc");
-    }
-}
-
-#[test]
-fn leaves_the_managers_own_connections_alone_with_xdp() {
-    if require_root() {
-        own_connections("xdp");
-    }
-}
-
-fn own_connections(attach: &str) {
+#[root_test(tc, xdp)]
+fn leaves_the_managers_own_connections_alone(attach: &str) {
     let cluster = start(attach, Shape::OneArm);
     let manager = &cluster.topology.manager;
     let worker = SocketAddrV4::new(cluster.topology.workers[0].address(), 8081).into();

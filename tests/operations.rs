@@ -17,7 +17,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Probe, Process, observe, require_root, wait_until,
+    Cluster, ClusterOptions, Connection, Probe, Process, observe, root_test, wait_until,
 };
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -32,11 +32,8 @@ const SOON: Duration = Duration::from_secs(5);
 const DOWN_AFTER: Duration = lb_core::DEFAULT_DOWN_AFTER;
 const TOLERANCE: Duration = Duration::from_millis(100);
 
-#[test]
+#[root_test]
 fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     let client = &cluster.topology.client;
     let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
@@ -93,11 +90,8 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
     assert!(astray.is_empty(), "{astray:?}");
 }
 
-#[test]
+#[root_test]
 fn a_paused_worker_keeps_its_connections_while_it_is_silent() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     let client = &cluster.topology.client;
     let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
@@ -140,11 +134,8 @@ fn a_paused_worker_keeps_its_connections_while_it_is_silent() {
     assert!(!deaths.is_empty());
 }
 
-#[test]
+#[root_test]
 fn waits_until_the_drained_workers_connections_are_gone() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let open = || Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
     let mut kept = open();
@@ -184,11 +175,8 @@ fn waits_until_the_drained_workers_connections_are_gone() {
     assert_eq!(cluster.page().unwrap(), "Worker2");
 }
 
-#[test]
+#[root_test]
 fn without_any_worker_the_manager_serves_and_the_operator_is_told() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     succeed(&cluster, &["drain", "worker1"]);
     let said = succeed(&cluster, &["maintenance", "worker2"]);
@@ -207,11 +195,8 @@ fn without_any_worker_the_manager_serves_and_the_operator_is_told() {
     cluster.wait_for_page("Worker2", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn an_order_that_makes_no_sense_is_refused_with_what_would() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let long = "s".repeat(5000);
     let cases: [(&[&str], &str); 12] = [
@@ -241,22 +226,16 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
     assert!(!cluster.place.state_file().exists());
 }
 
-#[test]
+#[root_test]
 fn the_control_socket_is_for_its_owner_and_group() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let socket = cluster.place.control_socket();
     let mode = socket.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
 }
 
-#[test]
+#[root_test]
 fn shows_the_events_and_follows_them() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let mut command = cluster.memlb("events");
     let log = cluster.place.directory.join("follow.log");
@@ -280,11 +259,8 @@ fn shows_the_events_and_follows_them() {
     assert!(last.contains("worker1 -> worker2"), "{last}");
 }
 
-#[test]
+#[root_test]
 fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     // What stands in the way of the new file.
     let draft = cluster.place.state_file().with_extension("draft");
@@ -300,11 +276,8 @@ fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
     wait_until(Duration::from_secs(10), "the order to be kept", written).unwrap();
 }
 
-#[test]
+#[root_test]
 fn lists_connections_and_explains_them() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let node = &cluster.topology.client;
     let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
@@ -366,11 +339,8 @@ fn lists_connections_and_explains_them() {
     );
 }
 
-#[test]
+#[root_test]
 fn refuses_new_connections_at_once_where_there_is_no_fallback() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let file = cluster.place.directory.join("memlb.toml");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -400,11 +370,8 @@ fn refuses_new_connections_at_once_where_there_is_no_fallback() {
     cluster.wait_for_page("Worker1", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn no_verb_delays_a_deadline() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     let socket = cluster.place.control_socket();
     let silent: Vec<_> = (0..56)
@@ -454,11 +421,8 @@ fn no_verb_delays_a_deadline() {
     drop(silent);
 }
 
-#[test]
+#[root_test]
 fn a_reload_that_waits_for_the_disk_delays_no_deadline() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     let socket = cluster.place.control_socket();
     let (path, moved) = (
@@ -492,11 +456,8 @@ fn a_reload_that_waits_for_the_disk_delays_no_deadline() {
     });
 }
 
-#[test]
+#[root_test]
 fn a_log_that_does_not_drain_stops_nothing() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     cluster.kill_manager().unwrap();
     let path = cluster.place.event_log();
@@ -566,11 +527,8 @@ fn assert_in_time(killed: SystemTime, down: SystemTime) {
 
 /// A ban on the manager's own firewall does not bind what memlb forwards: this one does, for open connections
 /// and new ones, over a restart, and until it is taken back.
-#[test]
+#[root_test]
 fn a_denied_client_is_cut_off_until_it_is_allowed_again() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     let client = &cluster.topology.client;
     let mut open = Connection::open(client, cluster.service(), SOON).unwrap();

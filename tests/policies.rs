@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, observe, require_root};
+use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, observe, root_test};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -19,11 +19,8 @@ const SOON: Duration = Duration::from_secs(5);
 /// By page.
 type Counts = BTreeMap<String, usize>;
 
-#[test]
+#[root_test]
 fn round_robin_takes_turns() {
-    if !require_root() {
-        return;
-    }
     let cluster = start("round_robin", &[600, 100, 300]);
     let counts = pages(&cluster, 60);
     // Each processor takes turns of its own.
@@ -48,11 +45,8 @@ fn round_robin_takes_turns() {
     assert!(shown.contains("33.3%"), "{shown}");
 }
 
-#[test]
+#[root_test]
 fn least_connections_evens_open_connections_out() {
-    if !require_root() {
-        return;
-    }
     let cluster = start("least_connections", &[600, 100, 300]);
     let mut held = hold(&cluster, 30);
     for (page, count) in counted(&held) {
@@ -68,11 +62,8 @@ fn least_connections_evens_open_connections_out() {
     assert_eq!(next["Worker1"], 8, "{next:?}");
 }
 
-#[test]
+#[root_test]
 fn balanced_gives_by_memory_and_leaves_a_full_worker() {
-    if !require_root() {
-        return;
-    }
     // Of 700 MiB each keeps 5%: 600 and 300 MiB are left to weigh.
     let cluster = start("balanced", &[635, 335]);
     let share =
@@ -103,11 +94,8 @@ fn balanced_gives_by_memory_and_leaves_a_full_worker() {
     assert_eq!(cluster.events_of("all_workers_hot").unwrap().len(), 1);
 }
 
-#[test]
+#[root_test]
 fn a_worker_that_dies_is_left_by_every_policy_and_the_manager_is_last() {
-    if !require_root() {
-        return;
-    }
     for policy in [
         "balanced",
         "round_robin",
@@ -127,11 +115,8 @@ fn a_worker_that_dies_is_left_by_every_policy_and_the_manager_is_last() {
     }
 }
 
-#[test]
+#[root_test]
 fn weights_are_the_operators() {
-    if !require_root() {
-        return;
-    }
     let cluster = start("round_robin", &[300, 300, 300]);
     let mut weight = cluster.memlb("weight");
     let output = weight.args(["worker1", "50"]).output().unwrap();
@@ -142,11 +127,8 @@ fn weights_are_the_operators() {
 }
 
 /// The worker that nobody knows to be dead has nearly all places: to draw again would be to draw it again.
-#[test]
+#[root_test]
 fn a_repeated_syn_reaches_another_worker_than_the_one_that_was_drawn() {
-    if !require_root() {
-        return;
-    }
     for attach in ["tc", "xdp"] {
         let mut cluster = start_with("balanced", &[640, 80], attach);
         cluster.kill_manager().unwrap();
@@ -164,11 +146,8 @@ fn a_repeated_syn_reaches_another_worker_than_the_one_that_was_drawn() {
     }
 }
 
-#[test]
+#[root_test]
 fn the_policy_changes_under_load_and_nobody_notices() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start("memory", &[600, 300, 300]);
     let node = &cluster.topology.client;
     let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
@@ -216,11 +195,8 @@ fn the_policy_changes_under_load_and_nobody_notices() {
     );
 }
 
-#[test]
+#[root_test]
 fn source_hash_keeps_clients_where_they_are_as_far_as_it_can() {
-    if !require_root() {
-        return;
-    }
     const SOURCES: usize = 240;
     let mut cluster = start("source_hash", &[300, 300, 300, 300]);
     let sources = make_sources(&cluster, SOURCES);

@@ -11,8 +11,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Shape, Topology, cluster::binary, namespace::unique_prefix,
-    require_root,
+    Cluster, ClusterOptions, Shape, Topology, cluster::binary, namespace::unique_prefix, root_test,
 };
 
 const USAGE: i32 = 2;
@@ -33,11 +32,8 @@ workers = [
 ]
 ";
 
-#[test]
+#[root_test]
 fn tells_who_may_not_give_orders_what_to_do() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     // Where anybody may run it.
     let binary = cluster.place.directory.join("memlb");
@@ -59,11 +55,8 @@ fn tells_who_may_not_give_orders_what_to_do() {
     assert!(cluster.events_of("operator_order").unwrap().is_empty());
 }
 
-#[test]
+#[root_test]
 fn explains_what_is_wrong_with_a_configuration() {
-    if !require_root() {
-        return;
-    }
     let machine = Machine::new();
     let cases: [(&str, &str, &[&str]); 14] = [
         // An unknown key, in a table and at the top.
@@ -140,11 +133,8 @@ fn explains_what_is_wrong_with_a_configuration() {
     }
 }
 
-#[test]
+#[root_test]
 fn tells_all_that_is_wrong_at_once() {
-    if !require_root() {
-        return;
-    }
     let machine = Machine::new();
     let text = machine
         .configuration()
@@ -157,11 +147,8 @@ fn tells_all_that_is_wrong_at_once() {
     );
 }
 
-#[test]
+#[root_test]
 fn explains_wrong_usage() {
-    if !require_root() {
-        return;
-    }
     let machine = Machine::new();
     let absent = machine.directory.join("absent.toml").display().to_string();
     let config = machine.file("good.toml", &machine.configuration());
@@ -208,11 +195,8 @@ fn explains_wrong_usage() {
     }
 }
 
-#[test]
+#[root_test]
 fn explains_what_fails_at_run_time() {
-    if !require_root() {
-        return;
-    }
     let machine = Machine::new();
     let socket = machine.directory.join("absent.sock").display().to_string();
     let meminfo = machine
@@ -269,11 +253,8 @@ fn explains_what_fails_at_run_time() {
     );
 }
 
-#[test]
+#[root_test]
 fn removes_no_directory_but_its_own() {
-    if !require_root() {
-        return;
-    }
     let machine = Machine::new();
     let precious = machine.directory.join("precious");
     fs::create_dir(&precious).unwrap();
@@ -284,11 +265,8 @@ fn removes_no_directory_but_its_own() {
     assert!(precious.join("file").exists());
 }
 
-#[test]
+#[root_test]
 fn asks_for_the_privileges_it_needs() {
-    if !require_root() {
-        return;
-    }
     let machine = Machine::new();
     let config = machine.file("good.toml", &machine.configuration());
     let pins = machine.pins.display().to_string();

@@ -9,18 +9,15 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Probe, client, command::output, require_root, wait_until,
+    Cluster, ClusterOptions, Connection, Probe, client, command::output, root_test, wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
 
-#[test]
+#[root_test]
 fn adds_removes_and_changes_without_losing_anything() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     let node = &cluster.topology.client;
     let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
@@ -93,11 +90,8 @@ fn adds_removes_and_changes_without_losing_anything() {
     );
 }
 
-#[test]
+#[root_test]
 fn refuses_as_a_whole_and_says_why() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let original = configuration(&cluster);
     let before = cluster.status().unwrap()["services"][0]["threshold"].clone();
@@ -139,11 +133,8 @@ fn refuses_as_a_whole_and_says_why() {
     assert_eq!(now, Value::from("7.0 MiB"));
 }
 
-#[test]
+#[root_test]
 fn the_first_service_of_another_family_takes_a_restart_and_no_connection() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     let node = &cluster.topology.client;
     let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
@@ -180,11 +171,8 @@ fn the_first_service_of_another_family_takes_a_restart_and_no_connection() {
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
 }
 
-#[test]
+#[root_test]
 fn a_manager_starts_with_no_maps_that_are_too_small_for_it() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     cluster.kill_manager().unwrap();
     let original = configuration(&cluster);
@@ -202,11 +190,8 @@ fn a_manager_starts_with_no_maps_that_are_too_small_for_it() {
     assert_eq!(cluster.page().unwrap(), "Worker1");
 }
 
-#[test]
+#[root_test]
 fn a_worker_without_a_route_is_left_out_until_there_is_one() {
-    if !require_root() {
-        return;
-    }
     const AWAY: &str = "10.99.0.12";
     let mut cluster = start();
     let worker1 = cluster.topology.workers[0].address();
@@ -245,11 +230,8 @@ fn a_worker_without_a_route_is_left_out_until_there_is_one() {
     assert!(log.contains(&reached), "{log}");
 }
 
-#[test]
+#[root_test]
 fn a_hangup_reloads_and_says_so_in_the_log() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     let original = configuration(&cluster);
     write(&cluster, &format!("{original}\n[failover]\nup_after = 3\n"));
@@ -266,11 +248,8 @@ fn a_hangup_reloads_and_says_so_in_the_log() {
     assert_eq!(cluster.events_of("reload_refused").unwrap().len(), 1);
 }
 
-#[test]
+#[root_test]
 fn the_hold_keeps_a_worker_until_a_reload_lets_go() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     cluster.memory[1].set_available_kb(600 * 1024).unwrap();
     cluster.wait_for_selection("worker2", SOON).unwrap();
@@ -312,11 +291,8 @@ fn the_hold_keeps_a_worker_until_a_reload_lets_go() {
     cluster.wait_for_selection("worker2", SOON).unwrap();
 }
 
-#[test]
+#[root_test]
 fn a_removed_workers_number_is_free_once_its_connections_have_ended() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let node = &cluster.topology.client;
     let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();

@@ -15,28 +15,15 @@ use memlb_tests::{
     Cluster, ClusterOptions, Connection, Probe, Process, client,
     command::output,
     observe::{self, bpftool},
-    require_root, wait_until,
+    root_test, wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
 
-#[test]
-fn attaches_again_to_an_interface_that_comes_back() {
-    if require_root() {
-        comes_back("tc");
-    }
-}
-
-#[test]
-fn attaches_again_to_an_interface_that_comes_back_with_xdp() {
-    if require_root() {
-        comes_back("xdp");
-    }
-}
-
-fn comes_back(attach: &str) {
+#[root_test(tc, xdp)]
+fn attaches_again_to_an_interface_that_comes_back(attach: &str) {
     let mut cluster = start(&ClusterOptions {
         attach: attach.into(),
         ..ClusterOptions::default()
@@ -71,11 +58,8 @@ fn comes_back(attach: &str) {
     }
 }
 
-#[test]
+#[root_test]
 fn programs_that_are_taken_off_are_put_back() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(&ClusterOptions {
         attach: "xdp".into(),
         ..ClusterOptions::default()
@@ -91,11 +75,8 @@ fn programs_that_are_taken_off_are_put_back() {
     expect_programs_back(&cluster, &["eth1", "lo"]);
 }
 
-#[test]
+#[root_test]
 fn filters_that_are_taken_off_are_put_back() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     // As on kernels without tcx.
     cluster.kill_manager().unwrap();
@@ -136,11 +117,8 @@ fn expect_programs_back(cluster: &Cluster, interfaces: &[&str]) {
     );
 }
 
-#[test]
+#[root_test]
 fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     let ip = |cluster: &Cluster, line: &str| {
         let words: Vec<_> = line.split(' ').collect();
@@ -204,11 +182,8 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
     assert!(!programs.contains("old1"), "{programs}");
 }
 
-#[test]
+#[root_test]
 fn an_alternative_name_is_as_good_as_an_interfaces_own() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     let name = "a-name-longer-than-own-names-may-be";
@@ -239,11 +214,8 @@ fn an_alternative_name_is_as_good_as_an_interfaces_own() {
     );
 }
 
-#[test]
+#[root_test]
 fn no_event_is_lost_to_a_full_disk() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     let disk = Disk::mount(cluster.place.directory.join("disk"));
@@ -285,11 +257,8 @@ fn no_event_is_lost_to_a_full_disk() {
     cluster.kill_manager().unwrap();
 }
 
-#[test]
+#[root_test]
 fn a_map_that_cannot_be_written_is_said_once_and_stops_nothing_else() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     let freeze = ["map", "freeze", "pinned", &cluster.map("selection")];
     output(Command::new("bpftool").args(freeze)).unwrap();
@@ -315,11 +284,8 @@ fn a_map_that_cannot_be_written_is_said_once_and_stops_nothing_else() {
     assert_eq!(cluster.page().unwrap(), "Worker1");
 }
 
-#[test]
+#[root_test]
 fn what_a_full_map_had_no_room_for_is_written_when_it_has() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     let map = cluster.map("services");
     let about = observe::bpftool(&["map", "show", "pinned", &map]).unwrap();
@@ -380,11 +346,8 @@ fn what_a_full_map_had_no_room_for_is_written_when_it_has() {
     }
 }
 
-#[test]
+#[root_test]
 fn pins_that_vanish_stop_nothing() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     let client = &cluster.topology.client;
     let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
@@ -428,11 +391,8 @@ fn pins_that_vanish_stop_nothing() {
     assert_eq!(cluster.pinned_links().unwrap(), links);
 }
 
-#[test]
+#[root_test]
 fn ten_seconds_of_suspension_are_no_ones_death() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(&ClusterOptions::default());
     let every = Duration::from_millis(10);
     let client = &cluster.topology.client;

@@ -11,7 +11,7 @@ use std::{
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Shape, client,
     command::output,
-    require_root,
+    root_test,
     topology::sister,
     transfer::{Download, Upload, noise},
     wait_until,
@@ -24,21 +24,8 @@ const TRIED_AGAIN: Duration = Duration::from_secs(30);
 const MIB: usize = 1 << 20;
 const ECHO_PORT: u16 = 5300;
 
-#[test]
-fn a_worker_behind_the_manager_sees_its_clients() {
-    if require_root() {
-        serves_behind_the_manager("tc");
-    }
-}
-
-#[test]
-fn a_worker_behind_the_manager_sees_its_clients_with_xdp() {
-    if require_root() {
-        serves_behind_the_manager("xdp");
-    }
-}
-
-fn serves_behind_the_manager(attach: &str) {
+#[root_test(tc, xdp)]
+fn a_worker_behind_the_manager_sees_its_clients(attach: &str) {
     let cluster = start(attach, Shape::TwoArm);
     let gateway = cluster.topology.manager.addresses().last().unwrap();
     for worker in &cluster.topology.workers {
@@ -79,11 +66,8 @@ fn serves_behind_the_manager(attach: &str) {
 }
 
 /// A worker on its clients' own link answers them directly, from an address that they did not ask.
-#[test]
+#[root_test]
 fn a_worker_that_answers_past_the_manager_is_told_and_tried_again() {
-    if !require_root() {
-        return;
-    }
     let cluster = start("tc", Shape::OneArm);
     let client = &cluster.topology.client;
     let asks = || client::get(client, cluster.service(), "/", Duration::from_secs(3));

@@ -10,7 +10,7 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use lb_common::maps::{TraceConfig, name};
-use memlb_tests::{Cluster, ClusterOptions, Connection, Process, require_root, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Connection, Process, root_test, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -19,11 +19,8 @@ const SOON: Duration = Duration::from_secs(10);
 /// Of a service whose new connections are refused while no worker is up.
 const REFUSING_PORT: u16 = 4000;
 
-#[test]
+#[root_test]
 fn shows_how_a_connection_begins_and_with_whom() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let client = cluster.topology.client.address().to_string();
     let carried = ["--verdict", "to_backend", "--verdict", "to_client"];
@@ -69,11 +66,8 @@ fn shows_how_a_connection_begins_and_with_whom() {
     assert_eq!(lines[4]["packets"], 3);
 }
 
-#[test]
+#[root_test]
 fn shows_a_refusal_and_nothing_of_others() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     for worker in ["worker1", "worker2"] {
         let drained = memlb(&cluster, "drain", &[worker]);
@@ -100,11 +94,8 @@ fn shows_a_refusal_and_nothing_of_others() {
     );
 }
 
-#[test]
+#[root_test]
 fn ends_with_who_reads_it_or_lapses_with_the_manager() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     assert_eq!(expires_ns(&cluster), 0);
     let mut trace = tracing(&cluster, &[]);
@@ -137,11 +128,8 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
     wait_until(SOON, "the trace to end", || expires_ns(&cluster) == 0).unwrap();
 }
 
-#[test]
+#[root_test]
 fn says_at_the_end_what_was_shown_even_if_interrupted() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let mut trace = tracing(&cluster, &["--verdict", "to_backend"]);
     cluster.page().unwrap();
@@ -154,11 +142,8 @@ fn says_at_the_end_what_was_shown_even_if_interrupted() {
 }
 
 /// A reader that reads no more is not waited for: neither the manager nor packets are held up.
-#[test]
+#[root_test]
 fn a_reader_that_stops_reading_holds_up_nobody() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let mut trace = tracing(&cluster, &["--rate", "10000"]);
     trace.signal(Signal::SIGSTOP).unwrap();
@@ -173,11 +158,8 @@ fn a_reader_that_stops_reading_holds_up_nobody() {
     trace.signal(Signal::SIGCONT).unwrap();
 }
 
-#[test]
+#[root_test]
 fn ends_after_its_time_and_counts_what_is_beyond_the_rate() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let started = Instant::now();
     let mut trace = tracing(&cluster, &["--for", "2s", "--rate", "1", "--json"]);
@@ -193,11 +175,8 @@ fn ends_after_its_time_and_counts_what_is_beyond_the_rate() {
     assert!(last["dropped"]["over_rate"].as_u64() > Some(10), "{last}");
 }
 
-#[test]
+#[root_test]
 fn a_wish_that_makes_no_sense_is_refused_with_what_would() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let cases: [(&[&str], &str); 8] = [
         (&["--worker", "nobody"], "only manager, worker1, worker2"),

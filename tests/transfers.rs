@@ -13,7 +13,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, require_root,
+    Cluster, ClusterOptions, Connection, root_test,
     transfer::{Download, Upload, noise},
     wait_until,
 };
@@ -27,21 +27,8 @@ const PARALLEL: usize = 200;
 /// How long the idle connection is held, in seconds; 10 unless given.
 const IDLE_SECONDS: &str = "MEMLB_IDLE_SECONDS";
 
-#[test]
-fn finishes_200_downloads_over_a_selection_change_and_a_manager_killed() {
-    if require_root() {
-        downloads_over_changes("tc");
-    }
-}
-
-#[test]
-fn finishes_200_downloads_over_a_selection_change_and_a_manager_killed_with_xdp() {
-    if require_root() {
-        downloads_over_changes("xdp");
-    }
-}
-
-fn downloads_over_changes(attach: &str) {
+#[root_test(tc, xdp)]
+fn finishes_200_downloads_over_a_selection_change_and_a_manager_killed(attach: &str) {
     let mut cluster = start(attach);
     let [blob, other] = put_blobs(&cluster, MIB);
     let server = cluster.service();
@@ -99,11 +86,8 @@ fn downloads_over_changes(attach: &str) {
     .unwrap();
 }
 
-#[test]
+#[root_test]
 fn breaks_no_download_while_the_selection_moves_all_the_time() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start("tc");
     let blobs = put_blobs(&cluster, MIB);
     let server = cluster.service();
@@ -147,21 +131,8 @@ fn breaks_no_download_while_the_selection_moves_all_the_time() {
     }
 }
 
-#[test]
-fn takes_uploads_over_a_selection_change_and_a_manager_killed() {
-    if require_root() {
-        uploads_over_changes("tc");
-    }
-}
-
-#[test]
-fn takes_uploads_over_a_selection_change_and_a_manager_killed_with_xdp() {
-    if require_root() {
-        uploads_over_changes("xdp");
-    }
-}
-
-fn uploads_over_changes(attach: &str) {
+#[root_test(tc, xdp)]
+fn takes_uploads_over_a_selection_change_and_a_manager_killed(attach: &str) {
     const UPLOADS: usize = 50;
     let mut cluster = start(attach);
     let server = cluster.service();
@@ -205,18 +176,9 @@ fn uploads_over_changes(attach: &str) {
     }
 }
 
-#[test]
-fn carries_64_mib_both_ways_whole() {
-    if require_root() {
-        bulk("tc", 64 * MIB);
-    }
-}
-
-#[test]
-fn carries_64_mib_both_ways_whole_with_xdp() {
-    if require_root() {
-        bulk("xdp", 64 * MIB);
-    }
+#[root_test(tc, xdp)]
+fn carries_64_mib_both_ways_whole(attach: &str) {
+    bulk(attach, 64 * MIB);
 }
 
 fn bulk(attach: &str, size: usize) {
@@ -242,21 +204,8 @@ fn bulk(attach: &str, size: usize) {
     }
 }
 
-#[test]
-fn keeps_a_connection_on_its_worker_while_new_ones_go_elsewhere() {
-    if require_root() {
-        keeps_alive("tc");
-    }
-}
-
-#[test]
-fn keeps_a_connection_on_its_worker_while_new_ones_go_elsewhere_with_xdp() {
-    if require_root() {
-        keeps_alive("xdp");
-    }
-}
-
-fn keeps_alive(attach: &str) {
+#[root_test(tc, xdp)]
+fn keeps_a_connection_on_its_worker_while_new_ones_go_elsewhere(attach: &str) {
     let mut cluster = start(attach);
     let mut first = connect(&cluster);
     assert_eq!(page(&mut first), "Worker1");
@@ -279,11 +228,8 @@ fn keeps_alive(attach: &str) {
     }
 }
 
-#[test]
+#[root_test]
 fn keeps_a_connection_to_the_manager_when_the_workers_return() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions {
         agents: false,
         ..options("tc")
@@ -296,21 +242,8 @@ fn keeps_a_connection_to_the_manager_when_the_workers_return() {
     assert_eq!(page(&mut first), "Manager");
 }
 
-#[test]
-fn keeps_an_idle_connection() {
-    if require_root() {
-        holds_idle("tc");
-    }
-}
-
-#[test]
-fn keeps_an_idle_connection_with_xdp() {
-    if require_root() {
-        holds_idle("xdp");
-    }
-}
-
-fn holds_idle(attach: &str) {
+#[root_test(tc, xdp)]
+fn keeps_an_idle_connection(attach: &str) {
     let seconds = env::var(IDLE_SECONDS).map_or(10, |seconds| seconds.parse().unwrap());
     let cluster = start(attach);
     let mut idle = connect(&cluster);
@@ -324,21 +257,8 @@ fn holds_idle(attach: &str) {
     assert_eq!(page(&mut idle), "Worker1");
 }
 
-#[test]
-fn resets_a_connection_at_once_when_its_worker_is_down() {
-    if require_root() {
-        resets("tc");
-    }
-}
-
-#[test]
-fn resets_a_connection_at_once_when_its_worker_is_down_with_xdp() {
-    if require_root() {
-        resets("xdp");
-    }
-}
-
-fn resets(attach: &str) {
+#[root_test(tc, xdp)]
+fn resets_a_connection_at_once_when_its_worker_is_down(attach: &str) {
     let cluster = start(attach);
     let mut connection = connect(&cluster);
     assert_eq!(page(&mut connection), "Worker1");

@@ -5,18 +5,15 @@
 use std::{fs, io::ErrorKind, process::Command, time::Duration};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Process, command::output, observe, require_root,
+    Cluster, ClusterOptions, Connection, Process, command::output, observe, root_test,
 };
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
 const MIB: u64 = 1024 * 1024;
 
-#[test]
+#[root_test]
 fn agents_print_what_they_send() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     let agent = cluster.agents[0].as_mut().unwrap();
     agent.wait_for_log(SOON, "sent worker1 #3: ").unwrap();
@@ -38,11 +35,8 @@ fn agents_print_what_they_send() {
     assert!(!quiet.log().contains("sent"), "{}", quiet.log());
 }
 
-#[test]
+#[root_test]
 fn an_agent_needs_no_privileges_and_reads_the_machines_memory() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     cluster.kill_agent(0).unwrap();
     let program = cluster.place.directory.join("memlb");
@@ -73,11 +67,8 @@ fn an_agent_needs_no_privileges_and_reads_the_machines_memory() {
 }
 
 /// Memory shifts, one worker dies, the other one dies, both come back.
-#[test]
+#[root_test]
 fn the_manager_tells_what_it_hears_and_decides_and_why() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start();
     cluster.memory[1].set_available_kb(600 * 1024).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
@@ -151,11 +142,8 @@ fn the_manager_tells_what_it_hears_and_decides_and_why() {
     );
 }
 
-#[test]
+#[root_test]
 fn status_shows_workers_selection_and_counters() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let before = cluster.backend("worker1").unwrap();
     let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
@@ -225,11 +213,8 @@ fn status_shows_workers_selection_and_counters() {
     }
 }
 
-#[test]
+#[root_test]
 fn counts_what_is_refused() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
     kept.get("/").unwrap();
@@ -240,11 +225,8 @@ fn counts_what_is_refused() {
     assert!(cluster.verdict("no_flow").unwrap() >= 1);
 }
 
-#[test]
+#[root_test]
 fn maps_are_for_people_too() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     cluster.page().unwrap();
     let dump = |map: &str| {
@@ -277,11 +259,8 @@ fn maps_are_for_people_too() {
     assert!(dump("backends").contains(&format!("\"memory_available_bytes\": {}", 450 * MIB)));
 }
 
-#[test]
+#[root_test]
 fn a_person_moves_the_service_by_hand() {
-    if !require_root() {
-        return;
-    }
     let cluster = start();
     let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");

@@ -1,6 +1,6 @@
 //! A healthy system is called healthy, and is the same afterwards.
 
-use memlb_tests::{Cluster, ClusterOptions, Shape, cluster::worker_name, require_root};
+use memlb_tests::{Cluster, ClusterOptions, Shape, cluster::worker_name, root_test};
 
 use crate::{
     SOON,
@@ -26,11 +26,8 @@ pub fn worker_with(cluster: &Cluster, index: usize, arguments: &[&str]) -> Diagn
     diagnose(command)
 }
 
-#[test]
+#[root_test]
 fn finds_no_problem_where_there_is_none_and_disturbs_nothing() {
-    if !require_root() {
-        return;
-    }
     for (shape, authentication) in [
         (Shape::OneArm, None),
         (Shape::TwoArm, Some("permissive")),
@@ -95,11 +92,8 @@ fn changes(cluster: &Cluster) -> usize {
         .count()
 }
 
-#[test]
+#[root_test]
 fn says_the_same_to_people_and_refuses_wrong_usage() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         agents: false,
         ..ClusterOptions::default()

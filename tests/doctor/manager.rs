@@ -11,7 +11,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Shape,
     command::output,
     observe::{self, bpftool},
-    require_root,
+    root_test,
 };
 
 use crate::{
@@ -49,11 +49,8 @@ fn reword(cluster: &Cluster, from: &str, to: &str) {
     fs::write(&file, text.replace(from, to)).unwrap();
 }
 
-#[test]
+#[root_test]
 fn an_interface_that_is_down_or_cut_off() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(Shape::OneArm);
     let node = &cluster.topology.manager;
     node.run("ip", &["link", "set", "eth1", "down"]).unwrap();
@@ -67,11 +64,8 @@ fn an_interface_that_is_down_or_cut_off() {
     node.reconnect().unwrap();
 }
 
-#[test]
+#[root_test]
 fn unequal_mtus() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(Shape::TwoArm);
     let node = &cluster.topology.manager;
     node.run("ip", &["link", "set", "eth2", "mtu", "1400"])
@@ -88,11 +82,8 @@ fn unequal_mtus() {
     );
 }
 
-#[test]
+#[root_test]
 fn ports_that_the_kernel_uses_too() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(Shape::OneArm);
     let node = &cluster.topology.manager;
     node.run("sysctl", &["-w", "net.ipv4.ip_local_port_range=1024 60999"])
@@ -106,11 +97,8 @@ fn ports_that_the_kernel_uses_too() {
     manager(&cluster).expect_healthy();
 }
 
-#[test]
+#[root_test]
 fn a_service_address_that_is_not_local() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(Shape::OneArm);
     reword(&cluster, "192.168.56.101", "192.168.56.150");
     finds_and_mends(
@@ -122,11 +110,8 @@ fn a_service_address_that_is_not_local() {
     manager(&cluster).expect_healthy();
 }
 
-#[test]
+#[root_test]
 fn a_fallback_that_nobody_serves() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(Shape::OneArm);
     cluster.fallback.process.kill().unwrap();
     manager(&cluster)
@@ -134,11 +119,8 @@ fn a_fallback_that_nobody_serves() {
         .expect_remedy("--set service.web.fallback=reject");
 }
 
-#[test]
+#[root_test]
 fn a_worker_without_a_route_or_on_the_wrong_side() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(Shape::TwoArm);
     reword(&cluster, "192.168.57.103", "10.9.9.9");
     manager(&cluster)
@@ -160,11 +142,8 @@ fn a_worker_without_a_route_or_on_the_wrong_side() {
         .expect_remedy("memlb manager --interface eth1 --interface eth2");
 }
 
-#[test]
+#[root_test]
 fn keys_that_others_can_read() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         authentication: Some("enforce"),
         ..ClusterOptions::default()
@@ -185,11 +164,8 @@ fn keys_that_others_can_read() {
         .expect_remedy("memlb keygen --name worker2 --output");
 }
 
-#[test]
+#[root_test]
 fn pins_that_were_left_behind() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(Shape::OneArm);
     cluster.kill_manager().unwrap();
     let diagnosis = manager(&cluster);
@@ -229,11 +205,8 @@ fn pins_that_were_left_behind() {
     manager(&cluster).finding("ok", "pins", "is held by memlb");
 }
 
-#[test]
+#[root_test]
 fn a_bpf_file_system_that_is_not_mounted() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(Shape::OneArm);
     cluster.kill_manager().unwrap();
     let inside = |script: &str| {
@@ -262,11 +235,8 @@ fn a_bpf_file_system_that_is_not_mounted() {
         .expect_remedy("--pin-path /sys/fs/bpf/memlb");
 }
 
-#[test]
+#[root_test]
 fn capabilities_that_are_missing() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(Shape::OneArm);
     let with = |capabilities: &str| -> Diagnosis {
         let doctor = cluster.configured("doctor");
@@ -291,11 +261,8 @@ fn capabilities_that_are_missing() {
     found.expect_remedy("AmbientCapabilities=CAP_PERFMON");
 }
 
-#[test]
+#[root_test]
 fn a_stranger_at_the_heartbeats_port() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(Shape::OneArm);
     cluster.kill_manager().unwrap();
     let _stranger = cluster
@@ -313,11 +280,8 @@ fn a_stranger_at_the_heartbeats_port() {
     assert!(said.contains(&format!("(process {own})")), "{said}");
 }
 
-#[test]
+#[root_test]
 fn a_firewall_that_lets_no_heartbeat_in() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(Shape::OneArm);
     let node = &cluster.topology.manager;
     let ruleset = "add table inet filter; add chain inet filter input \
@@ -339,11 +303,8 @@ fn a_firewall_that_lets_no_heartbeat_in() {
     manager(&cluster).finding("ok", "firewall", "lets in what memlb needs");
 }
 
-#[test]
+#[root_test]
 fn a_place_that_cannot_be_written() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(Shape::OneArm);
     let place = cluster.place.directory.join("mounted");
     fs::create_dir(&place).unwrap();
@@ -366,11 +327,8 @@ fn a_place_that_cannot_be_written() {
     found.expect_remedy(&format!("df -h {shown}"));
 }
 
-#[test]
+#[root_test]
 fn a_worker_that_is_not_in_the_configuration() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         agents: false,
         agent_arguments: Vec::new(),
@@ -411,11 +369,8 @@ fn a_worker_that_is_not_in_the_configuration() {
     found.expect_remedy("memlb agent --name NAME");
 }
 
-#[test]
+#[root_test]
 fn a_port_for_the_page_that_another_has() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(Shape::OneArm);
     cluster.kill_manager().unwrap();
     manager(&cluster).finding("ok", "http", "is free for a manager");
@@ -435,11 +390,8 @@ fn a_port_for_the_page_that_another_has() {
     assert!(said.contains(&format!("(process {own})")), "{said}");
 }
 
-#[test]
+#[root_test]
 fn a_worker_that_joined_and_serves_itself_only() {
-    if !require_root() {
-        return;
-    }
     let settings = [
         r#"service.web.workers=[{ name = "worker1", address = "192.168.56.103:8081" }]"#,
         r#"service.web.auto_join={ networks = ["192.168.56.0/24"], port = 8082 }"#,
@@ -462,11 +414,8 @@ fn a_worker_that_joined_and_serves_itself_only() {
     found.expect_remedy("on worker2: ss -ltn");
 }
 
-#[test]
+#[root_test]
 fn the_silence_of_a_worker_in_maintenance_is_no_problem() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(Shape::OneArm);
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
     output(cluster.memlb("maintenance").arg("worker1")).unwrap();
@@ -495,11 +444,8 @@ fn the_silence_of_a_worker_in_maintenance_is_no_problem() {
     );
 }
 
-#[test]
+#[root_test]
 fn a_configuration_that_is_not_the_managers() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(Shape::OneArm);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
     let file = cluster.place.directory.join("memlb.toml");
@@ -521,11 +467,8 @@ fn a_configuration_that_is_not_the_managers() {
     );
 }
 
-#[test]
+#[root_test]
 fn an_interval_that_is_longer_than_down_after() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         agent_arguments: vec!["--interval".to_owned(), "5s".to_owned()],
         ..ClusterOptions::default()

@@ -2,7 +2,7 @@
 
 use std::{fs, net::TcpListener};
 
-use memlb_tests::{Cluster, ClusterOptions, Process, Shape, command::output, require_root};
+use memlb_tests::{Cluster, ClusterOptions, Process, Shape, command::output, root_test};
 
 use crate::{
     SOON,
@@ -28,11 +28,8 @@ fn refused(cluster: &Cluster, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-#[test]
+#[root_test]
 fn a_wrong_interface() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions {
         shape: Shape::TwoArm,
         agents: false,
@@ -76,11 +73,8 @@ fn a_wrong_interface() {
         .unwrap();
 }
 
-#[test]
+#[root_test]
 fn a_wrong_key() {
-    if !require_root() {
-        return;
-    }
     let cluster = without_agents(Some("enforce"));
     // A key that the manager never saw.
     let other = cluster.place.directory.join("other.key");
@@ -164,11 +158,8 @@ fn a_wrong_key() {
         .expect_remedy("memlb keygen --name worker1");
 }
 
-#[test]
+#[root_test]
 fn a_manager_that_the_agent_cannot_reach() {
-    if !require_root() {
-        return;
-    }
     let cluster = without_agents(None);
     // Nobody has the address; a host has it, but no manager; no name.
     for (address, says, remedy) in [
@@ -235,11 +226,8 @@ fn a_manager_that_the_agent_cannot_reach() {
     worker(&cluster, 0).expect_healthy();
 }
 
-#[test]
+#[root_test]
 fn a_server_that_listens_on_127_0_0_1_only() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     cluster.servers[0].process.kill().unwrap();
     let diagnosis = manager(&cluster);
@@ -285,11 +273,8 @@ fn a_server_that_listens_on_127_0_0_1_only() {
         .unwrap();
 }
 
-#[test]
+#[root_test]
 fn two_managers() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     let first = cluster.manager.as_ref().unwrap().pid();
     let elsewhere = |name: &str| cluster.place.directory.join(name).display().to_string();

@@ -2,15 +2,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use memlb_tests::{Cluster, ClusterOptions, require_root};
+use memlb_tests::{Cluster, ClusterOptions, root_test};
 
 use crate::health::worker;
 
-#[test]
+#[root_test]
 fn a_key_that_others_can_read() {
-    if !require_root() {
-        return;
-    }
     let cluster = Cluster::start(&ClusterOptions {
         authentication: Some("enforce"),
         ..ClusterOptions::default()

@@ -15,7 +15,7 @@ use std::{
     process::Command,
 };
 
-use memlb_tests::{cluster::binary, command::output, document::Document, require_root};
+use memlb_tests::{cluster::binary, command::output, document::Document, root_test};
 
 use self::{
     lab::Lab,
@@ -114,11 +114,8 @@ fn what_is_not_run_is_understood() {
     }
 }
 
-#[test]
+#[root_test]
 fn what_is_typed_in_the_repository_works() {
-    if !require_root() {
-        return;
-    }
     in_a_world_of_its_own(|| {
         let reader = Reader::new(root());
         let _down = LabDown(&reader);
@@ -132,11 +129,8 @@ fn what_is_typed_in_the_repository_works() {
     });
 }
 
-#[test]
+#[root_test]
 fn what_operators_type_works() {
-    if !require_root() {
-        return;
-    }
     in_a_world_of_its_own(|| {
         let mut lab = Lab::start();
         for document in documents() {

@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use memlb_tests::{ClusterOptions, command::output, require_root, wait_until};
+use memlb_tests::{ClusterOptions, command::output, root_test, wait_until};
 use serde_json::Value;
 
 use super::{get, start};
 
-#[test]
+#[root_test]
 fn says_what_memlb_status_says() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions::default());
     let printed = output(cluster.memlb("status").arg("--json")).unwrap();
     let printed: Value = serde_json::from_str(&printed).unwrap();
@@ -48,11 +45,8 @@ fn says_what_memlb_status_says() {
     assert_eq!(openapi["openapi"], "3.1.0");
 }
 
-#[test]
+#[root_test]
 fn remembers_the_last_minutes() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions::default());
     cluster.page().unwrap();
     let samples = |timeline: &Value| timeline["at_ms"].as_array().unwrap().len();

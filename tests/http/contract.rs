@@ -2,18 +2,15 @@
 
 use std::{env, ffi::OsString, fs, path::Path, time::Duration};
 
-use memlb_tests::{ClusterOptions, Process, require_root};
+use memlb_tests::{ClusterOptions, Process, root_test};
 
 use super::{ORIGIN, start};
 
 /// Names the `schemathesis` program; else it is the one in the path.
 const SCHEMATHESIS: &str = "MEMLB_SCHEMATHESIS";
 
-#[test]
+#[root_test]
 fn schemathesis_finds_no_breach() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions::default());
     let program = env::var_os(SCHEMATHESIS).unwrap_or_else(|| OsString::from("schemathesis"));
     let directory = cluster.place.directory.join("schemathesis");

@@ -2,16 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use memlb_tests::{Cluster, ClusterOptions, Process, require_root};
+use memlb_tests::{Cluster, ClusterOptions, Process, root_test};
 use serde_json::Value;
 
 use super::{ORIGIN, SOON, ask, get, start};
 
-#[test]
+#[root_test]
 fn tells_a_failover_within_a_second_of_its_happening() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(ClusterOptions::default());
     let mut listener = listen(&cluster, "listener.log", &[]);
     cluster.kill_agent(0).unwrap();
@@ -44,11 +41,8 @@ fn tells_a_failover_within_a_second_of_its_happening() {
     assert_eq!(moved["id"], down["id"].as_u64().unwrap() + 1);
 }
 
-#[test]
+#[root_test]
 fn a_listener_that_comes_back_misses_nothing() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(ClusterOptions::default());
     let events = get(&cluster, "/api/v1/events").json();
     let events = events["events"].as_array().unwrap();

@@ -1,14 +1,11 @@
 //! `/healthz` and `/readyz`.
 
-use memlb_tests::{ClusterOptions, require_root, wait_until};
+use memlb_tests::{ClusterOptions, root_test, wait_until};
 
 use super::{SOON, get, start};
 
-#[test]
+#[root_test]
 fn ready_once_a_worker_is_heard_and_while_all_are_down() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(ClusterOptions {
         agents: false,
         ..ClusterOptions::default()

@@ -5,17 +5,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-use memlb_tests::{Cluster, ClusterOptions, Connection, require_root, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Connection, root_test, wait_until};
 
 use super::{SOON, get, start};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-#[test]
+#[root_test]
 fn shows_the_lab_and_its_failovers() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(ClusterOptions::default());
     let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
     kept.get("/").unwrap();
@@ -110,11 +107,8 @@ fn shows_the_lab_and_its_failovers() {
 }
 
 /// `promtool` knows the format and the conventions.
-#[test]
+#[root_test]
 fn promtool_has_nothing_to_say() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions::default());
     let metrics = get(&cluster, "/metrics");
     assert_eq!(

@@ -2,18 +2,15 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, time::Duration};
 
-use memlb_tests::{Cluster, ClusterOptions, Process, command::output, require_root, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Process, command::output, root_test, wait_until};
 use serde_json::Value;
 
 use super::{SOON, get, start};
 
 const PROMETHEUS: &str = "http://127.0.0.1:9090/api/v1";
 
-#[test]
+#[root_test]
 fn rules_and_dashboard_use_metrics_that_the_manager_has() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions::default());
     let metrics = get(&cluster, "/metrics").body;
     let known: BTreeSet<&str> = metrics
@@ -67,11 +64,8 @@ fn the_dashboards_questions_can_be_understood() {
     );
 }
 
-#[test]
+#[root_test]
 fn a_real_prometheus_scrapes_the_manager_and_raises_an_alert() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(ClusterOptions::default());
     let directory = cluster.place.directory.join("prometheus");
     fs::create_dir(&directory).unwrap();

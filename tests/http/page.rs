@@ -15,18 +15,15 @@ use memlb_tests::{
     Cluster, ClusterOptions, Probe,
     command::output,
     datagram::{Sender, heartbeat},
-    require_root,
+    root_test,
 };
 
 use super::{ORIGIN, SOON, browser::Browser, start};
 
 const CHOICE: &str = "document.getElementById('choice').textContent";
 
-#[test]
+#[root_test]
 fn shows_a_failover_within_a_second() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(ClusterOptions::default());
     let every = Duration::from_millis(20);
     let probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
@@ -89,11 +86,8 @@ fn shows_a_failover_within_a_second() {
         .wait_for("document.querySelectorAll('#events [data-event=manager_started]').length == 2");
 }
 
-#[test]
+#[root_test]
 fn is_used_by_keyboard_and_stands_still_for_those_who_wish() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions::default());
     let every = Duration::from_millis(20);
     let _probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
@@ -138,11 +132,8 @@ fn is_used_by_keyboard_and_stands_still_for_those_who_wish() {
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
 
-#[test]
+#[root_test]
 fn shows_how_connections_are_spread_and_who_is_held() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions {
         available_kb: vec![600 * 1024, 350 * 1024, 500 * 1024, 200 * 1024],
         manager_arguments: vec!["--policy".into(), "balanced".into()],
@@ -179,11 +170,8 @@ fn shows_how_connections_are_spread_and_who_is_held() {
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
 
-#[test]
+#[root_test]
 fn two_hundred_workers_have_room() {
-    if !require_root() {
-        return;
-    }
     let configuration =
         std::env::temp_dir().join(format!("memlb-many-{}.toml", std::process::id()));
     fs::write(&configuration, many_workers()).unwrap();

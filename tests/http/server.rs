@@ -6,15 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlb_tests::{Cluster, ClusterOptions, Process, command::output, require_root, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Process, command::output, root_test, wait_until};
 
 use super::{SOON, ask, curl, get, start};
 
-#[test]
+#[root_test]
 fn answers_to_loopback_names_only_and_changes_nothing() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions::default());
     for host in [
         "localhost",
@@ -62,11 +59,8 @@ fn answers_to_loopback_names_only_and_changes_nothing() {
     assert!(format!("{refused:#}").contains("connect"), "{refused:#}");
 }
 
-#[test]
+#[root_test]
 fn listens_where_it_is_told() {
-    if !require_root() {
-        return;
-    }
     let listen = |address: &str| ClusterOptions {
         manager_arguments: vec!["--http-listen".into(), address.into()],
         ..ClusterOptions::default()
@@ -104,11 +98,8 @@ fn listens_where_it_is_told() {
     assert!(!listening.contains("memlb"), "{listening}");
 }
 
-#[test]
+#[root_test]
 fn a_port_in_use_is_said_and_nothing_is_left() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions::default());
     let directory = &cluster.place.directory;
     let pins = format!("{}-other", cluster.place.pin_path.display());
@@ -129,11 +120,8 @@ fn a_port_in_use_is_said_and_nothing_is_left() {
 
 /// Half-sent requests, silent connections and listeners that do not read take no other client's turn, and
 /// the manager notices nothing.
-#[test]
+#[root_test]
 fn clients_that_do_nothing_hold_up_nobody() {
-    if !require_root() {
-        return;
-    }
     let mut cluster = start(ClusterOptions::default());
     let idle: Vec<TcpStream> = cluster
         .topology
@@ -163,11 +151,8 @@ fn clients_that_do_nothing_hold_up_nobody() {
     drop(idle);
 }
 
-#[test]
+#[root_test]
 fn listeners_are_bounded_and_leave_room_for_others() {
-    if !require_root() {
-        return;
-    }
     let cluster = start(ClusterOptions::default());
     let mut listeners: Vec<Process> = (0..32).map(|index| listen(&cluster, index)).collect();
     for listener in &mut listeners {

@@ -3,7 +3,7 @@
 //! It gives up at a million instructions, on older kernels much sooner than on newer ones, and nothing
 //! else tells how near a program has come.
 
-use memlb_tests::{kernel::Series, notice::say, require_root};
+use memlb_tests::{kernel::Series, notice::say, root_test};
 
 use crate::{
     datapath::{Datapath, verified_instructions},
@@ -18,11 +18,8 @@ const TOLERANCE: u64 = 20;
 
 const ACCEPT: &str = "if that is meant to be, `cargo xtask kernels --record` puts it on record";
 
-#[test]
+#[root_test]
 fn no_program_has_become_much_harder_to_verify() {
-    if !require_root() {
-        return;
-    }
     let series = Series::running().unwrap();
     let jumps: Vec<_> = figures()
         .into_iter()
@@ -31,12 +28,9 @@ fn no_program_has_become_much_harder_to_verify() {
     assert!(jumps.is_empty(), "{}; {ACCEPT}", jumps.join("; "));
 }
 
-#[test]
+#[root_test]
 #[ignore = "prints what `cargo xtask kernels --record` puts on record"]
 fn prints_the_figures() {
-    if !require_root() {
-        return;
-    }
     let series = Series::running().unwrap();
     for (program, instructions) in figures() {
         say(format_args!("verified {series} {program} {instructions}"));

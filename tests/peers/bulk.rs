@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use memlb_tests::{Cluster, Process, command::output, wait_until};
+use memlb_tests::{Cluster, Process, command::output, root_test, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -10,14 +10,9 @@ use crate::scene::{MIB, PATIENCE, SOON, disturb, play, program, service, worker1
 
 const IPERF: u16 = 5201;
 
-#[test]
-fn carries_iperf3_both_ways() {
-    play("tc", &[IPERF], iperf);
-}
-
-#[test]
-fn carries_iperf3_both_ways_with_xdp() {
-    play("xdp", &[IPERF], iperf);
+#[root_test(tc, xdp)]
+fn carries_iperf3_both_ways(attach: &str) {
+    play(attach, &[IPERF], iperf);
 }
 
 fn iperf(cluster: &mut Cluster) {
@@ -50,14 +45,9 @@ fn iperf(cluster: &mut Cluster) {
     }
 }
 
-#[test]
-fn carries_a_gibibyte_while_the_selection_moves_and_the_manager_dies() {
-    play("tc", &[], gibibyte);
-}
-
-#[test]
-fn carries_a_gibibyte_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play("xdp", &[], gibibyte);
+#[root_test(tc, xdp)]
+fn carries_a_gibibyte_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play(attach, &[], gibibyte);
 }
 
 /// The checksum is taken where the bytes are made, and again where they arrive.

@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, path::PathBuf, process::Command};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Node, Process, command::output, transfer::noise, wait_until,
+    Cluster, ClusterOptions, Node, Process, command::output, root_test, transfer::noise, wait_until,
 };
 use nix::sys::signal::Signal;
 
@@ -14,14 +14,9 @@ use crate::scene::{
 const DNS: u16 = 53;
 const QUIC: u16 = 443;
 
-#[test]
-fn serves_dns() {
-    play_with("tc", options(), dns);
-}
-
-#[test]
-fn serves_dns_with_xdp() {
-    play_with("xdp", options(), dns);
+#[root_test(tc, xdp)]
+fn serves_dns(attach: &str) {
+    play_with(attach, options(), dns);
 }
 
 fn options() -> ClusterOptions {
@@ -98,14 +93,9 @@ fn own(site: SocketAddr, port: u16) -> String {
     }
 }
 
-#[test]
-fn keeps_quic_while_the_selection_moves_and_the_manager_dies() {
-    play_with("tc", options(), quic);
-}
-
-#[test]
-fn keeps_quic_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play_with("xdp", options(), quic);
+#[root_test(tc, xdp)]
+fn keeps_quic_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play_with(attach, options(), quic);
 }
 
 fn quic(cluster: &mut Cluster) {

@@ -6,20 +6,15 @@ use std::{
     thread,
 };
 
-use memlb_tests::{Cluster, transfer::noise};
+use memlb_tests::{Cluster, root_test, transfer::noise};
 
 use crate::scene::{MIB, accept, connect, disturb, listen, play, service, wait_for_flows, worker1};
 
 const PORT: u16 = 7;
 
-#[test]
-fn keeps_half_closed_connections_while_the_selection_moves_and_the_manager_dies() {
-    play("tc", &[PORT], half_closed);
-}
-
-#[test]
-fn keeps_half_closed_connections_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play("xdp", &[PORT], half_closed);
+#[root_test(tc, xdp)]
+fn keeps_half_closed_connections_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play(attach, &[PORT], half_closed);
 }
 
 /// On one connection the client has said all, on the other one the worker has.

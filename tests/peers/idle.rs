@@ -1,20 +1,15 @@
 //! Ten thousand connections on which nothing happens for a while.
 
-use memlb_tests::{Cluster, Connection};
+use memlb_tests::{Cluster, Connection, root_test};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::scene::{PATIENCE, disturb, play, service, wait_for_flows};
 
 const CONNECTIONS: usize = 10_000;
 
-#[test]
-fn keeps_10_000_idle_connections_while_the_selection_moves_and_the_manager_dies() {
-    play("tc", &[], idle);
-}
-
-#[test]
-fn keeps_10_000_idle_connections_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play("xdp", &[], idle);
+#[root_test(tc, xdp)]
+fn keeps_10_000_idle_connections_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play(attach, &[], idle);
 }
 
 fn idle(cluster: &mut Cluster) {

@@ -5,23 +5,19 @@ use std::{fs, net::SocketAddr};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, client,
     command::output,
+    root_test,
     transfer::{Download, Upload, noise},
     wait_until,
 };
 
 use crate::scene::{MIB, PATIENCE, SOON, disturb, play_with, program, service, service6};
 
-#[test]
-fn serves_ipv6_while_the_selection_moves_and_the_manager_dies() {
-    play_with("tc", both_families(), both);
+#[root_test(tc, xdp)]
+fn serves_ipv6_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play_with(attach, both_families(), both);
 }
 
-#[test]
-fn serves_ipv6_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play_with("xdp", both_families(), both);
-}
-
-#[test]
+#[root_test]
 fn answers_pings_at_the_services_addresses() {
     for attach in ["tc", "xdp"] {
         play_with(attach, both_families(), |cluster| {

@@ -8,7 +8,7 @@ use std::{
 use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Nginx, Process,
     narrow::Narrow,
-    require_root,
+    root_test,
     topology::sister,
     transfer::{Download, Upload, noise},
 };
@@ -16,14 +16,9 @@ use memlb_tests::{
 use crate::ipv6::both_families;
 use crate::scene::{MIB, PATIENCE, play_with, service, service6, wait_for_selection};
 
-#[test]
-fn a_narrow_way_to_a_client_makes_no_other_way_narrow() {
-    play_with("tc", both_families(), narrow_client);
-}
-
-#[test]
-fn a_narrow_way_to_a_client_makes_no_other_way_narrow_with_xdp() {
-    play_with("xdp", both_families(), narrow_client);
+#[root_test(tc, xdp)]
+fn a_narrow_way_to_a_client_makes_no_other_way_narrow(attach: &str) {
+    play_with(attach, both_families(), narrow_client);
 }
 
 fn narrow_client(cluster: &mut Cluster) {
@@ -39,20 +34,8 @@ fn narrow_client(cluster: &mut Cluster) {
     assert!(has_narrow_route(worker, site.ip()));
 }
 
-#[test]
-fn a_client_learns_how_narrow_the_way_to_a_worker_is() {
-    narrow_worker("tc");
-}
-
-#[test]
-fn a_client_learns_how_narrow_the_way_to_a_worker_is_with_xdp() {
-    narrow_worker("xdp");
-}
-
-fn narrow_worker(attach: &str) {
-    if !require_root() {
-        return;
-    }
+#[root_test(tc, xdp)]
+fn a_client_learns_how_narrow_the_way_to_a_worker_is(attach: &str) {
     let far = |service: &str, address: IpAddr| {
         let address = SocketAddr::new(address, 8081);
         let workers = format!("[{{ name = \"far\", address = \"{address}\" }}]");

@@ -7,7 +7,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use memlb_tests::{Cluster, Namespace, Process, command::output};
+use memlb_tests::{Cluster, Namespace, Process, command::output, root_test};
 
 use crate::scene::{disturb, play, program, service, wait_for_flows, wait_for_server};
 
@@ -16,14 +16,9 @@ const SSH: u16 = 22;
 /// Where sshd gives its privileges up; Debian makes it only when it starts the service.
 const PRIVILEGE_SEPARATION: &str = "/run/sshd";
 
-#[test]
-fn keeps_a_shell_while_the_selection_moves_and_the_manager_dies() {
-    play("tc", &[SSH], shell);
-}
-
-#[test]
-fn keeps_a_shell_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play("xdp", &[SSH], shell);
+#[root_test(tc, xdp)]
+fn keeps_a_shell_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play(attach, &[SSH], shell);
 }
 
 fn shell(cluster: &mut Cluster) {

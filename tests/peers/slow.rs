@@ -8,21 +8,16 @@ use std::{
     time::Duration,
 };
 
-use memlb_tests::{Cluster, transfer::noise};
+use memlb_tests::{Cluster, root_test, transfer::noise};
 use socket2::SockRef;
 
 use crate::scene::{MIB, connect, disturb, play, service, wait_for_flows, worker1};
 
 const CLIENTS: usize = 100;
 
-#[test]
-fn serves_slow_clients_while_the_selection_moves_and_the_manager_dies() {
-    play("tc", &[], slow);
-}
-
-#[test]
-fn serves_slow_clients_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play("xdp", &[], slow);
+#[root_test(tc, xdp)]
+fn serves_slow_clients_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play(attach, &[], slow);
 }
 
 fn slow(cluster: &mut Cluster) {

@@ -2,7 +2,9 @@
 
 use std::{fs, process::Command, thread};
 
-use memlb_tests::{Cluster, Node, Process, command::output, nginx, transfer::noise, wait_until};
+use memlb_tests::{
+    Cluster, Node, Process, command::output, nginx, root_test, transfer::noise, wait_until,
+};
 use nix::sys::signal::Signal;
 
 use crate::scene::{
@@ -11,14 +13,9 @@ use crate::scene::{
 
 const HTTPS: u16 = 443;
 
-#[test]
-fn serves_curl_all_at_once() {
-    play("tc", &[], curl);
-}
-
-#[test]
-fn serves_curl_all_at_once_with_xdp() {
-    play("xdp", &[], curl);
+#[root_test(tc, xdp)]
+fn serves_curl_all_at_once(attach: &str) {
+    play(attach, &[], curl);
 }
 
 /// curl asks before it sends much (`Expect: 100-continue`), and nginx permits it.
@@ -61,14 +58,9 @@ fn curl(cluster: &mut Cluster) {
     }
 }
 
-#[test]
-fn serves_wrk_while_the_selection_moves_and_the_manager_dies() {
-    play("tc", &[], wrk);
-}
-
-#[test]
-fn serves_wrk_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play("xdp", &[], wrk);
+#[root_test(tc, xdp)]
+fn serves_wrk_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play(attach, &[], wrk);
 }
 
 /// One wrk keeps its connections, the other one makes a new one for each request.
@@ -111,14 +103,9 @@ fn start(cluster: &Cluster, line: &str, arguments: &[&str]) -> Process {
     Process::start(name, command.args(arguments), &log).unwrap()
 }
 
-#[test]
-fn serves_http2_while_the_selection_moves_and_the_manager_dies() {
-    play("tc", &[HTTPS], http2);
-}
-
-#[test]
-fn serves_http2_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play("xdp", &[HTTPS], http2);
+#[root_test(tc, xdp)]
+fn serves_http2_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play(attach, &[HTTPS], http2);
 }
 
 fn http2(cluster: &mut Cluster) {

@@ -2,7 +2,7 @@
 
 use std::{net::TcpStream, thread};
 
-use memlb_tests::{Cluster, transfer::noise};
+use memlb_tests::{Cluster, root_test, transfer::noise};
 use tungstenite::{Message, WebSocket, accept, client};
 
 use crate::scene::{self, MIB, connect, disturb, listen, play, service, wait_for_flows};
@@ -11,14 +11,9 @@ const PORT: u16 = 8443;
 /// Of messages: one byte, and around each of the lengths at which the frame's header grows.
 const LENGTHS: [usize; 7] = [1, 125, 126, 65_535, 65_536, 100_000, MIB];
 
-#[test]
-fn keeps_a_websocket_while_the_selection_moves_and_the_manager_dies() {
-    play("tc", &[PORT], websocket);
-}
-
-#[test]
-fn keeps_a_websocket_while_the_selection_moves_and_the_manager_dies_with_xdp() {
-    play("xdp", &[PORT], websocket);
+#[root_test(tc, xdp)]
+fn keeps_a_websocket_while_the_selection_moves_and_the_manager_dies(attach: &str) {
+    play(attach, &[PORT], websocket);
 }
 
 fn websocket(cluster: &mut Cluster) {

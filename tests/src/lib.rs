@@ -32,6 +32,8 @@ pub mod wait;
 pub mod wire;
 pub mod world;
 
+pub use memlb_test_macros::root_test;
+
 pub use self::{
     client::{Connection, Response},
     cluster::{Cluster, ClusterOptions},
