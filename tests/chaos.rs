@@ -120,12 +120,10 @@ fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
 fn kills_at_any_instant_are_not_felt() {
     let (kills, seed) = (number("MEMLB_KILLS", 10), number("MEMLB_CHAOS_SEED", 1));
     let mut random = Random(seed);
-    let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let mut cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     let client = &cluster.topology.client;
     let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
-    let every = Duration::from_millis(5);
-    let probe = Probe::start(client, cluster.service(), every, SOON).unwrap();
+    let probe = cluster.probe(Duration::from_millis(5)).unwrap();
     cluster.kill_manager().unwrap();
     for _ in 0..kills {
         let mut command = cluster.manager_command();
@@ -146,8 +144,7 @@ fn kills_at_any_instant_are_not_felt() {
         report.asks.len(),
         report.longest_outage()
     );
-    let failures: Vec<_> = report.failures().collect();
-    assert!(failures.is_empty(), "{failures:?}");
+    report.expect_no_failure();
     assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
 }

@@ -15,8 +15,7 @@ const MIB: u64 = 1024;
 /// The datapath knows by itself whom to try next: no heartbeat is missed yet, and nobody looks.
 #[root_test]
 fn a_repeated_syn_reaches_another_worker_without_the_manager() {
-    let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let mut cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     cluster.kill_manager().unwrap();
     cluster.topology.workers[0].cut_off().unwrap();
     for _ in 0..5 {
@@ -82,8 +81,7 @@ fn dies_and_returns(cluster: &Cluster, index: usize) {
 #[root_test]
 fn leaves_clients_alone_when_the_worker_they_do_not_use_dies() {
     let mut cluster = start("tc");
-    let every = Duration::from_millis(10);
-    let probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
+    let probe = cluster.probe(Duration::from_millis(10)).unwrap();
     probe
         .wait_for_page("Worker1", Instant::now(), SOON)
         .unwrap();
@@ -287,9 +285,7 @@ fn options(attach: &str) -> ClusterOptions {
 
 /// Starts the lab; `worker1` is selected, with 100 MiB more than `worker2`.
 fn start(attach: &str) -> Cluster {
-    let cluster = Cluster::start(&options(attach)).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
-    cluster
+    Cluster::start_serving(&options(attach)).unwrap()
 }
 
 /// Returns the name and the page of the worker of that `index`.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Namespace, Probe, Process, datagram,
+    Cluster, ClusterOptions, Namespace, Process, datagram,
     datagram::{Sender, heartbeat},
     root_test,
     transfer::noise,
@@ -46,8 +46,7 @@ fn raises_no_alarm_while_heartbeats_are_lost_doubled_and_late() {
     cluster.wait_for_page("Worker1", SOON).unwrap();
 
     let begun = Instant::now();
-    let every = Duration::from_millis(20);
-    let probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
+    let probe = cluster.probe(Duration::from_millis(20)).unwrap();
     let enough = |status: &serde_json::Value| {
         let refused = &status["heartbeats"]["refused"];
         [
@@ -77,8 +76,7 @@ fn raises_no_alarm_while_heartbeats_are_lost_doubled_and_late() {
 
 #[root_test]
 fn counts_what_strangers_send_and_does_nothing_else() {
-    let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
     let good = heartbeat("worker2", 1, 1, 600 * 1024);
     let forged: Vec<(&str, Vec<u8>)> = vec![
@@ -136,8 +134,7 @@ fn counts_what_strangers_send_and_does_nothing_else() {
 
 #[root_test]
 fn hears_honest_workers_through_a_flood_of_garbage() {
-    let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
     let garbage = noise(1, 300);
     let begun = Instant::now();
@@ -195,8 +192,7 @@ fn forgives_the_workers_a_pause_of_the_managers_own() {
 
 #[root_test]
 fn follows_an_agent_that_is_started_anew() {
-    let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let mut cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     cluster.kill_agent(0).unwrap();
     cluster.memory[0].set_available_kb(440 * 1024).unwrap();
     cluster.start_agent(0).unwrap();

@@ -5,8 +5,8 @@
 use std::{fs, time::Duration};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Process, command::output, datagram::Sender, observe,
-    root_test, wait_until,
+    Cluster, ClusterOptions, Process, command::output, datagram::Sender, observe, root_test,
+    wait_until,
 };
 use serde_json::Value;
 
@@ -58,10 +58,8 @@ fn an_agent_with_a_key_becomes_a_worker_by_starting_and_stays_one() {
     cluster.wait_for_page("Worker2", SOON).unwrap();
 
     // It outlives a reload and a manager, and so do its connections.
-    let patience = Duration::from_secs(3);
     let client = &cluster.topology.client;
-    let mut kept = Connection::open(client, cluster.service(), patience).unwrap();
-    assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
+    let mut kept = cluster.connection_to("Worker2").unwrap();
     let reload = ["reload", "--control-socket"];
     let socket = cluster.place.control_socket();
     let mut command = cluster.topology.manager.command(&cluster.binary);

@@ -79,8 +79,7 @@ fn is_attached_by_xdp(cluster: &Cluster) {
 fn balances(cluster: &mut Cluster) {
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let client = &cluster.topology.client;
-    let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
-    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let mut kept = cluster.connection_to("Worker1").unwrap();
     cluster.memory[1].set_available_kb(650 * 1024).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
@@ -108,9 +107,7 @@ fn balances(cluster: &mut Cluster) {
 }
 
 fn outlives_its_manager(cluster: &mut Cluster) {
-    let client = &cluster.topology.client;
-    let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
-    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let mut kept = cluster.connection_to("Worker1").unwrap();
     cluster.kill_manager().unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
     assert_eq!(cluster.page().unwrap(), "Worker1");

@@ -12,8 +12,8 @@ use std::{
 use aya::maps::{Array, Map, MapData};
 use lb_common::{maps::LAYOUT_VERSION, verdict::Verdict};
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Node, Probe, Shape, cluster::binary, command::output,
-    observe, root_test, wait_until,
+    Cluster, ClusterOptions, Connection, Node, Shape, cluster::binary, command::output, observe,
+    root_test, wait_until,
 };
 use serde_json::Value;
 
@@ -27,8 +27,7 @@ fn loses_no_request_while_the_manager_is_killed_again_and_again(attach: &str) {
         ..ClusterOptions::default()
     });
     let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
-    let every = Duration::from_millis(5);
-    let probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
+    let probe = cluster.probe(Duration::from_millis(5)).unwrap();
     let links = cluster.pinned_links().unwrap();
     for _ in 0..10 {
         probe
@@ -42,8 +41,7 @@ fn loses_no_request_while_the_manager_is_killed_again_and_again(attach: &str) {
         }
     }
     let report = probe.stop().unwrap();
-    let failures: Vec<_> = report.failures().collect();
-    assert!(failures.is_empty(), "{failures:?}");
+    report.expect_no_failure();
     assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
     assert_eq!(
@@ -519,9 +517,7 @@ impl Drop for Elsewhere {
 }
 
 fn start(options: &ClusterOptions) -> Cluster {
-    let cluster = Cluster::start(options).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
-    cluster
+    Cluster::start_serving(options).unwrap()
 }
 
 fn unload(cluster: &Cluster) {

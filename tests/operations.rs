@@ -17,7 +17,9 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Probe, Process, observe, root_test, wait_until,
+    Cluster, ClusterOptions, Connection, Process,
+    cli::{expect_failure, memlb, stdout, succeed},
+    observe, root_test, wait_until,
 };
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -35,11 +37,8 @@ const TOLERANCE: Duration = Duration::from_millis(100);
 #[root_test]
 fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
     let mut cluster = start();
-    let client = &cluster.topology.client;
-    let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
-    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
-    let every = Duration::from_millis(10);
-    let probe = Probe::start(client, cluster.service(), every, SOON).unwrap();
+    let mut kept = cluster.connection_to("Worker1").unwrap();
+    let probe = cluster.probe(Duration::from_millis(10)).unwrap();
     let said = succeed(&cluster, &["drain", "worker1", "--reason", "new disk"]);
     assert!(
         said.contains("worker1 is drained by root: new disk"),
@@ -79,8 +78,7 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
     let undrained_at = Instant::now();
     probe.wait_for_page("Worker1", undrained_at, SOON).unwrap();
     let report = probe.stop().unwrap();
-    let failures: Vec<_> = report.failures().collect();
-    assert!(failures.is_empty(), "{failures:?}");
+    report.expect_no_failure();
     let astray: Vec<_> = report
         .asks
         .iter()
@@ -93,9 +91,7 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
 #[root_test]
 fn a_paused_worker_keeps_its_connections_while_it_is_silent() {
     let mut cluster = start();
-    let client = &cluster.topology.client;
-    let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
-    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let mut kept = cluster.connection_to("Worker1").unwrap();
     let order = ["pause", "worker1", "--for", "1m", "--reason", "moves"];
     let said = succeed(&cluster, &order);
     assert_eq!(said, "worker1 is paused for 1m by root: moves\n");
@@ -146,7 +142,7 @@ fn waits_until_the_drained_workers_connections_are_gone() {
         &cluster,
         &["drain", "worker1", "--wait", "--deadline", "1s"],
     );
-    expect_status(&left, 1, "1 connections of worker1 are left");
+    expect_failure(&left, 1, &["1 connections of worker1 are left"]);
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
 
     // It returns as soon as the last connection ends, and not before.
@@ -220,7 +216,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
         (&["services", "nothing"], "only web"),
     ];
     for (arguments, says) in cases {
-        expect_status(&memlb(&cluster, arguments), 2, says);
+        expect_failure(&memlb(&cluster, arguments), 2, &[says]);
     }
     assert_eq!(cluster.backend("worker1").unwrap()["hold"], Value::Null);
     assert!(!cluster.place.state_file().exists());
@@ -284,8 +280,7 @@ fn lists_connections_and_explains_them() {
     kept.get("/").unwrap();
     cluster.memory[1].set_available_kb(600 * 1024).unwrap();
     cluster.wait_for_selection("worker2", SOON).unwrap();
-    let mut other = Connection::open(node, cluster.service(), SOON).unwrap();
-    assert_eq!(other.get("/").unwrap().first_line(), "Worker2");
+    let _other = cluster.connection_to("Worker2").unwrap();
 
     let of_worker1 = ["flows", "--worker", "worker1", "--json"];
     let flows: Value = serde_json::from_str(&succeed(&cluster, &of_worker1)).unwrap();
@@ -327,15 +322,15 @@ fn lists_connections_and_explains_them() {
     assert!(stranger.contains("has no connection here"), "{stranger}");
     assert!(stranger.contains("would go to worker2"), "{stranger}");
 
-    expect_status(
+    expect_failure(
         &memlb(&cluster, &["explain", "worker1"]),
         2,
-        "expected ADDRESS",
+        &["expected ADDRESS"],
     );
-    expect_status(
+    expect_failure(
         &memlb(&cluster, &["flows", "--worker", "nobody"]),
         2,
-        "only manager",
+        &["only manager"],
     );
 }
 
@@ -530,9 +525,7 @@ fn assert_in_time(killed: SystemTime, down: SystemTime) {
 #[root_test]
 fn a_denied_client_is_cut_off_until_it_is_allowed_again() {
     let mut cluster = start();
-    let client = &cluster.topology.client;
-    let mut open = Connection::open(client, cluster.service(), SOON).unwrap();
-    assert_eq!(open.get("/").unwrap().first_line(), "Worker1");
+    let mut open = cluster.connection_to("Worker1").unwrap();
 
     let said = deny(
         &cluster,
@@ -580,9 +573,9 @@ fn a_denied_client_is_cut_off_until_it_is_allowed_again() {
     );
 
     let within = denying(&cluster, &["remove", "192.168.56.10"]);
-    expect_status(&within, 2, "as part of 192.168.56.0/28");
+    expect_failure(&within, 2, &["as part of 192.168.56.0/28"]);
     let everybody = denying(&cluster, &["add", "0.0.0.0/0"]);
-    expect_status(&everybody, 2, "everybody");
+    expect_failure(&everybody, 2, &["everybody"]);
     deny(&cluster, &["remove", "192.168.56.0/28", "2001:db8::/32"]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
     assert_eq!(deny(&cluster, &["list"]), "nobody is denied\n");
@@ -606,9 +599,7 @@ fn denying(cluster: &Cluster, arguments: &[&str]) -> Output {
 }
 
 fn deny(cluster: &Cluster, arguments: &[&str]) -> String {
-    let output = denying(cluster, arguments);
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    stdout(&denying(cluster, arguments))
 }
 
 fn start() -> Cluster {
@@ -617,27 +608,5 @@ fn start() -> Cluster {
         manager_arguments: vec!["--threshold".into(), "10MiB".into()],
         ..ClusterOptions::default()
     };
-    let cluster = Cluster::start(&options).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
-    cluster
-}
-
-/// Runs `memlb` with the verb first in `arguments`.
-fn memlb(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let mut command = cluster.memlb(arguments[0]);
-    command.args(&arguments[1..]).output().unwrap()
-}
-
-fn succeed(cluster: &Cluster, arguments: &[&str]) -> String {
-    let output = memlb(cluster, arguments);
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn expect_status(output: &Output, status: i32, says: &str) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.code() == Some(status) && said.contains(says),
-        "wanted {status} and {says:?}: {output:?}"
-    );
+    Cluster::start_serving(&options).unwrap()
 }

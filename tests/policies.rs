@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, observe, root_test};
+use memlb_tests::{Cluster, ClusterOptions, Connection, observe, root_test};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -153,8 +153,7 @@ fn the_policy_changes_under_load_and_nobody_notices() {
     let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
     let first = kept.get("/").unwrap().first_line();
     assert_eq!(first, "Worker1");
-    let every = Duration::from_millis(5);
-    let probe = Probe::start(node, cluster.service(), every, SOON).unwrap();
+    let probe = cluster.probe(Duration::from_millis(5)).unwrap();
     let mut all = vec![kept];
     for policy in [
         "balanced",

@@ -11,7 +11,8 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Shape, Topology, cluster::binary, namespace::unique_prefix, root_test,
+    Cluster, ClusterOptions, Shape, Topology, cli::expect_failure, cluster::binary,
+    namespace::unique_prefix, root_test,
 };
 
 const USAGE: i32 = 2;
@@ -125,10 +126,10 @@ fn explains_what_is_wrong_with_a_configuration() {
     for (right, wrong, says) in cases {
         assert!(good.contains(right), "{right}");
         let text = good.replacen(right, wrong, 1);
-        expect(&machine.check(&text), USAGE, says);
+        expect_failure(&machine.check(&text), USAGE, says);
         // The manager says the same before it touches anything.
         let file = machine.file("wrong.toml", &text);
-        expect(&machine.manager(&["--config", &file]), USAGE, says);
+        expect_failure(&machine.manager(&["--config", &file]), USAGE, says);
         machine.expect_untouched();
     }
 }
@@ -140,7 +141,7 @@ fn tells_all_that_is_wrong_at_once() {
         .configuration()
         .replace("192.168.56.103:8081", "nowhere")
         .replace("\"worker2\"", "\"worker 2\"");
-    expect(
+    expect_failure(
         &machine.check(&text),
         USAGE,
         &["line 11", "nowhere", "line 12", "name"],
@@ -190,7 +191,7 @@ fn explains_wrong_usage() {
         ),
     ];
     for (arguments, says) in cases {
-        expect(&machine.run(arguments), USAGE, says);
+        expect_failure(&machine.run(arguments), USAGE, says);
         machine.expect_untouched();
     }
 }
@@ -244,7 +245,7 @@ fn explains_what_fails_at_run_time() {
         (&["top"], &["needs a terminal", "memlb status"]),
     ];
     for (arguments, says) in cases {
-        expect(&machine.run(arguments), RUN_TIME, says);
+        expect_failure(&machine.run(arguments), RUN_TIME, says);
         machine.expect_untouched();
     }
     assert!(
@@ -261,7 +262,7 @@ fn removes_no_directory_but_its_own() {
     fs::write(precious.join("file"), "of somebody").unwrap();
     let path = precious.display().to_string();
     let refused = machine.run(&["unload", "--pin-path", &path]);
-    expect(&refused, RUN_TIME, &[&path, "BPF file system"]);
+    expect_failure(&refused, RUN_TIME, &[&path, "BPF file system"]);
     assert!(precious.join("file").exists());
 }
 
@@ -277,7 +278,7 @@ fn asks_for_the_privileges_it_needs() {
         for privileges in ["-all", "+net_admin", "+bpf,+perfmon", "+net_admin,+bpf"] {
             let refused = machine.run_as_nobody(privileges, arguments);
             let says = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "root"];
-            expect(&refused, RUN_TIME, &says);
+            expect_failure(&refused, RUN_TIME, &says);
             machine.expect_untouched();
         }
     }
@@ -384,18 +385,4 @@ impl Drop for Machine {
             }
         }
     }
-}
-
-fn expect(output: &Output, status: i32, says: &[&str]) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    let missing: Vec<&&str> = says
-        .iter()
-        .filter(|words| !said.contains(**words))
-        .collect();
-    assert!(
-        output.status.code() == Some(status) && missing.is_empty(),
-        "{} (wanted {status}), without {missing:?}:\n{said}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout)
-    );
 }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Probe, client, command::output, root_test, wait_until,
+    Cluster, ClusterOptions, Connection, cli::stdout, client, command::output, root_test,
+    wait_until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -19,11 +20,8 @@ const SOON: Duration = Duration::from_secs(5);
 #[root_test]
 fn adds_removes_and_changes_without_losing_anything() {
     let mut cluster = start();
-    let node = &cluster.topology.client;
-    let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
-    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
-    let every = Duration::from_millis(5);
-    let probe = Probe::start(node, cluster.service(), every, SOON).unwrap();
+    let mut kept = cluster.connection_to("Worker1").unwrap();
+    let probe = cluster.probe(Duration::from_millis(5)).unwrap();
 
     // Worker1 goes; its connections may stay.
     let original = configuration(&cluster);
@@ -81,8 +79,7 @@ fn adds_removes_and_changes_without_losing_anything() {
     }
     assert_eq!(succeed(&cluster), "nothing has changed\n");
     let report = probe.stop().unwrap();
-    let failures: Vec<_> = report.failures().collect();
-    assert!(failures.is_empty(), "{failures:?}");
+    report.expect_no_failure();
     assert!(report.asks.len() > 50);
     assert_eq!(
         cluster.events_of("configuration_reloaded").unwrap().len(),
@@ -136,9 +133,7 @@ fn refuses_as_a_whole_and_says_why() {
 #[root_test]
 fn the_first_service_of_another_family_takes_a_restart_and_no_connection() {
     let mut cluster = start();
-    let node = &cluster.topology.client;
-    let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();
-    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let mut kept = cluster.connection_to("Worker1").unwrap();
     let room = |cluster: &Cluster, map: &str| {
         let info = memlb_tests::observe::bpftool(&["map", "show", "pinned", &cluster.map(map)]);
         info.unwrap()["max_entries"].as_u64().unwrap()
@@ -326,9 +321,7 @@ fn a_removed_workers_number_is_free_once_its_connections_have_ended() {
 }
 
 fn start() -> Cluster {
-    let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
-    cluster
+    Cluster::start_serving(&ClusterOptions::default()).unwrap()
 }
 
 fn configuration(cluster: &Cluster) -> String {
@@ -344,7 +337,5 @@ fn reload(cluster: &Cluster) -> Output {
 }
 
 fn succeed(cluster: &Cluster) -> String {
-    let output = reload(cluster);
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    stdout(&reload(cluster))
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Probe, Process, client,
+    Cluster, ClusterOptions, Connection, Probe, client,
     command::output,
     observe::{self, bpftool},
     root_test, wait_until,
@@ -82,13 +82,8 @@ fn filters_that_are_taken_off_are_put_back() {
     cluster.kill_manager().unwrap();
     output(&mut cluster.memlb("unload")).unwrap();
     let mut command = cluster.manager_command();
-    let log = cluster.place.directory.join("manager.log");
-    let manager = Process::start("memlb manager", command.env("MEMLB_NO_TCX", "1"), &log);
-    cluster
-        .manager
-        .insert(manager.unwrap())
-        .wait_for_log(SOON, "ready")
-        .unwrap();
+    command.env("MEMLB_NO_TCX", "1");
+    cluster.start_manager_by(&mut command).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let tc = |arguments: &[&str]| cluster.topology.manager.run("tc", arguments).unwrap();
     tc(&["qdisc", "delete", "dev", "eth1", "clsact"]);
@@ -196,13 +191,8 @@ fn an_alternative_name_is_as_good_as_an_interfaces_own() {
     let said = String::from_utf8(twice.unwrap().stderr).unwrap();
     assert!(said.contains("is another name of interface eth1"), "{said}");
     let mut command = cluster.manager_command();
-    let log = cluster.place.directory.join("manager.log");
-    let manager = Process::start("memlb manager", command.args(["--interface", name]), &log);
-    cluster
-        .manager
-        .insert(manager.unwrap())
-        .wait_for_log(SOON, "ready")
-        .unwrap();
+    command.args(["--interface", name]);
+    cluster.start_manager_by(&mut command).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     assert_eq!(cluster.status().unwrap()["interfaces"][0]["name"], "eth1");
     let mut doctor = cluster.configured("doctor");
@@ -351,8 +341,7 @@ fn pins_that_vanish_stop_nothing() {
     let mut cluster = start(&ClusterOptions::default());
     let client = &cluster.topology.client;
     let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
-    let every = Duration::from_millis(10);
-    let probe = Probe::start(client, cluster.service(), every, SOON).unwrap();
+    let probe = cluster.probe(Duration::from_millis(10)).unwrap();
     let links = cluster.pinned_links().unwrap();
     assert_eq!(links.len(), 3, "in, out, and of lo");
     for entry in fs::read_dir(&cluster.place.pin_path).unwrap() {
@@ -382,8 +371,7 @@ fn pins_that_vanish_stop_nothing() {
     assert_eq!(cluster.events_of("pins_restored").unwrap().len(), 1);
     assert_eq!(cluster.pinned_links().unwrap(), links);
     let report = probe.stop().unwrap();
-    let failures: Vec<_> = report.failures().collect();
-    assert!(failures.is_empty(), "{failures:?}");
+    report.expect_no_failure();
     // So the next manager finds everything.
     cluster.kill_manager().unwrap();
     cluster.start_manager().unwrap();
@@ -412,15 +400,12 @@ fn ten_seconds_of_suspension_are_no_ones_death() {
     .unwrap();
     assert_eq!(cluster.events_of("worker_down").unwrap(), [Value::Null; 0]);
     let report = probe.stop().unwrap();
-    let failures: Vec<_> = report.failures().collect();
-    assert!(failures.is_empty(), "{failures:?}");
+    report.expect_no_failure();
     assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
 }
 
 fn start(options: &ClusterOptions) -> Cluster {
-    let cluster = Cluster::start(options).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
-    cluster
+    Cluster::start_serving(options).unwrap()
 }
 
 /// A small disk, gone when dropped.

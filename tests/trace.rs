@@ -3,14 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::{
-    process::Output,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use lb_common::maps::{TraceConfig, name};
-use memlb_tests::{Cluster, ClusterOptions, Connection, Process, root_test, wait_until};
+use memlb_tests::{
+    Cluster, ClusterOptions, Connection, Process,
+    cli::{expect_failure, memlb},
+    root_test, wait_until,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -70,7 +71,7 @@ fn shows_how_a_connection_begins_and_with_whom() {
 fn shows_a_refusal_and_nothing_of_others() {
     let cluster = start();
     for worker in ["worker1", "worker2"] {
-        let drained = memlb(&cluster, "drain", &[worker]);
+        let drained = memlb(&cluster, &["drain", worker]);
         assert!(drained.status.success(), "{drained:?}");
     }
     let service = format!("tcp-{REFUSING_PORT}");
@@ -101,8 +102,8 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
     let mut trace = tracing(&cluster, &[]);
     assert_ne!(expires_ns(&cluster), 0);
     // One at a time.
-    let second = memlb(&cluster, "trace", &["--for", "1s"]);
-    expect_status(&second, 1, "root traces already");
+    let second = memlb(&cluster, &["trace", "--for", "1s"]);
+    expect_failure(&second, 1, &["root traces already"]);
     trace.kill().unwrap();
     wait_until(SOON, "the trace to end", || expires_ns(&cluster) == 0).unwrap();
 
@@ -192,7 +193,11 @@ fn a_wish_that_makes_no_sense_is_refused_with_what_would() {
         (&["--for", "soon"], "--for"),
     ];
     for (arguments, says) in cases {
-        expect_status(&memlb(&cluster, "trace", arguments), 2, says);
+        expect_failure(
+            &memlb(&cluster, &[&["trace"], arguments].concat()),
+            2,
+            &[says],
+        );
     }
     assert_eq!(expires_ns(&cluster), 0);
 }
@@ -202,9 +207,7 @@ fn start() -> Cluster {
         ports: vec![REFUSING_PORT],
         ..ClusterOptions::default()
     };
-    let cluster = Cluster::start(&options).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
-    cluster
+    Cluster::start_serving(&options).unwrap()
 }
 
 /// A trace that has begun.
@@ -218,18 +221,6 @@ fn tracing(cluster: &Cluster, arguments: &[&str]) -> Process {
     };
     trace.wait_for_log(SOON, begun).unwrap();
     trace
-}
-
-fn memlb(cluster: &Cluster, verb: &str, arguments: &[&str]) -> Output {
-    cluster.memlb(verb).args(arguments).output().unwrap()
-}
-
-fn expect_status(output: &Output, status: i32, says: &str) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.code() == Some(status) && said.contains(says),
-        "wanted {status} and {says:?}: {output:?}"
-    );
 }
 
 /// Until when packets are told; 0 for not at all.

@@ -285,9 +285,7 @@ fn options(attach: &str) -> ClusterOptions {
 }
 
 fn start(attach: &str) -> Cluster {
-    let cluster = Cluster::start(&options(attach)).unwrap();
-    cluster.wait_for_page("Worker1", SOON).unwrap();
-    cluster
+    Cluster::start_serving(&options(attach)).unwrap()
 }
 
 /// Sets the flag when dropped, so that a failed test does not wait for ever.

@@ -262,8 +262,7 @@ fn maps_are_for_people_too() {
 #[root_test]
 fn a_person_moves_the_service_by_hand() {
     let cluster = start();
-    let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
-    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    let mut kept = cluster.connection_to("Worker1").unwrap();
     for (name, page) in [
         ("worker2", "Worker2"),
         ("manager", "Manager"),

@@ -25,8 +25,7 @@ const CHOICE: &str = "document.getElementById('choice').textContent";
 #[root_test]
 fn shows_a_failover_within_a_second() {
     let mut cluster = start(ClusterOptions::default());
-    let every = Duration::from_millis(20);
-    let probe = Probe::start(&cluster.topology.client, cluster.service(), every, SOON).unwrap();
+    let probe = cluster.probe(Duration::from_millis(20)).unwrap();
     let mut browser = open(&cluster, 1280, 1400);
     browser.wait_for(&format!("{CHOICE} == 'New connections go to worker1'"));
     browser.wait_for("document.getElementById('live').textContent == 'live'");

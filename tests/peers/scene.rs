@@ -7,8 +7,7 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Namespace, configuration::service_name, require_root, wait_for,
-    wait_until,
+    Cluster, ClusterOptions, Namespace, configuration::service_name, wait_for, wait_until,
 };
 use socket2::SockRef;
 

@@ -128,6 +128,16 @@ impl Cluster {
         Self::start_at(Place::unique(), options)
     }
 
+    /// Starts a system, and waits until `worker1` serves its clients.
+    ///
+    /// # Errors
+    /// When a part of it does not start, or clients get another page.
+    pub fn start_serving(options: &ClusterOptions) -> Result<Self> {
+        let cluster = Self::start(options)?;
+        cluster.wait_for_page("Worker1", options.patience)?;
+        Ok(cluster)
+    }
+
     /// Starts a system at a `place`, which must be free. Returns when the
     /// manager is ready and has heard every worker.
     ///
@@ -219,10 +229,18 @@ impl Cluster {
     /// When it is not ready in time; the error carries what it printed.
     pub fn start_manager(&mut self) -> Result<()> {
         let mut command = self.manager_command();
+        self.start_manager_by(&mut command)
+    }
+
+    /// Starts the manager by a changed [`Cluster::manager_command`], and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it is not ready in time; the error carries what it printed.
+    pub fn start_manager_by(&mut self, command: &mut Command) -> Result<()> {
         let log = self.place.directory.join("manager.log");
         let manager = self
             .manager
-            .insert(Process::start("memlb manager", &mut command, &log)?);
+            .insert(Process::start("memlb manager", command, &log)?);
         manager.wait_for_log(self.patience, "ready")
     }
 

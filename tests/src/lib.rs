@@ -5,6 +5,7 @@
 //! is made of can be had singly. Everything is taken down when dropped, the
 //! last made first, so that a test that fails or panics leaves nothing behind.
 
+pub mod cli;
 pub mod client;
 pub mod cluster;
 pub mod command;

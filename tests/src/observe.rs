@@ -7,15 +7,50 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{client, cluster::Cluster, command::output, namespace::Namespace, wait::wait_for};
+use crate::{
+    client::{self, Connection},
+    cluster::Cluster,
+    command::output,
+    namespace::Namespace,
+    probe::Probe,
+    wait::wait_for,
+};
 
 /// How long a client waits for its page.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long a client waits on a connection that it keeps.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(10);
+
 impl Cluster {
+    /// Opens a connection from the client on which it gets `page`.
+    ///
+    /// # Errors
+    /// When it gets something else, or nothing.
+    pub fn connection_to(&self, page: &str) -> Result<Connection> {
+        let mut connection =
+            Connection::open(&self.topology.client, self.service(), CONNECTION_PATIENCE)?;
+        let got = connection.get("/")?.first_line();
+        ensure!(got == page, "the client got {got:?} instead of {page:?}");
+        Ok(connection)
+    }
+
+    /// Starts to request a page from the client so often.
+    ///
+    /// # Errors
+    /// When the client's namespace cannot be entered.
+    pub fn probe(&self, every: Duration) -> Result<Probe> {
+        Probe::start(
+            &self.topology.client,
+            self.service(),
+            every,
+            CONNECTION_PATIENCE,
+        )
+    }
+
     /// Returns what the client gets now, on a connection of its own.
     ///
     /// # Errors

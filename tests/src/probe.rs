@@ -172,6 +172,13 @@ impl Report {
         self.asks.iter().filter(|ask| ask.answer.is_err())
     }
 
+    /// # Panics
+    /// When a request failed.
+    pub fn expect_no_failure(&self) {
+        let failures: Vec<_> = self.failures().collect();
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+
     /// Returns the longest time without a good answer to any request.
     pub fn longest_outage(&self) -> Duration {
         let mut answered: Vec<Instant> = self
