@@ -39,7 +39,7 @@ fn without_agents() -> Cluster {
 }
 
 fn start(cluster: &Cluster, name: &str, command: &mut Command) -> Process {
-    let log = cluster.place.directory.join(name).with_extension("log");
+    let log = cluster.paths.directory.join(name).with_extension("log");
     Process::start(name, command, &log).unwrap()
 }
 
@@ -92,7 +92,7 @@ fn say_at_once_that_the_service_died_and_that_it_is_back() {
             delays.push(acted.duration_since(known).unwrap_or_default());
             cluster.wait_for_page("Worker2", SOON).unwrap();
 
-            let directory = cluster.place.directory.join("worker1");
+            let directory = cluster.paths.directory.join("worker1");
             cluster.servers[0] =
                 Nginx::start(&cluster.topology.workers[0], 8081, "Worker1", &directory).unwrap();
             cluster.wait_for_state("worker1", "up", SOON).unwrap();
@@ -168,7 +168,7 @@ fn say_nothing_good_of_a_service_that_never_answered() {
 fn need_no_privileges_and_no_name() {
     let cluster = without_agents();
     // Where anybody may run it.
-    let binary = cluster.place.directory.join("memlb");
+    let binary = cluster.paths.directory.join("memlb");
     fs::copy(&cluster.binary, &binary).unwrap();
     let script = format!(
         "hostname worker1 && exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs \
@@ -234,7 +234,7 @@ fn are_not_thought_dead_when_their_clock_jumps() {
         ..ClusterOptions::default()
     })
     .unwrap();
-    let clock = cluster.place.directory.join("clock");
+    let clock = cluster.paths.directory.join("clock");
     let set = |hours: i64| {
         // Replaced as a whole: the agent reads it at every look at the clock.
         let next = clock.with_extension("next");

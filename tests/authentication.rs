@@ -20,11 +20,11 @@ use memlb::{
     keys::{self, Key, KeyId},
 };
 use memlb_tests::{
-    Cluster, ClusterOptions, Process, Wire, cluster,
+    Cluster, ClusterOptions, LossyLink, Process, cluster,
     command::output,
     datagram::{Sender, heartbeat},
     root_test,
-    transfer::noise,
+    transfer::random_bytes,
     wait_until,
 };
 use nix::sys::signal::Signal;
@@ -175,10 +175,11 @@ fn recordings_bring_nobody_back() {
     })
     .unwrap();
     cluster.start_agent(1).unwrap();
-    let wire = Wire::lay(&cluster.topology.workers[0], cluster.heartbeat_address(), 1).unwrap();
+    let link =
+        LossyLink::create(&cluster.topology.workers[0], cluster.heartbeat_address(), 1).unwrap();
     let start = |cluster: &Cluster| {
-        let mut command = cluster.agent_command(0, wire.address);
-        let log = cluster.place.directory.join("worker1.log");
+        let mut command = cluster.agent_command(0, link.address);
+        let log = cluster.paths.directory.join("worker1.log");
         Process::start("agent", &mut command, &log).unwrap()
     };
     let replay = |cluster: &Cluster, recorded: &[Vec<u8>]| {
@@ -190,10 +191,10 @@ fn recordings_bring_nobody_back() {
     };
     let mut agent = start(&cluster);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
-    wait_until(SOON, "some heartbeats", || wire.said().len() >= 10).unwrap();
+    wait_until(SOON, "some heartbeats", || link.datagrams().len() >= 10).unwrap();
 
     // The same boot: each was there already, or comes late.
-    let first_boot = wire.said();
+    let first_boot = link.datagrams();
     replay(&cluster, &first_boot);
     wait_for_refusals(&cluster, "reordered", 5);
     // An old boot, with a nonce that still counts.
@@ -210,11 +211,11 @@ fn recordings_bring_nobody_back() {
 
     // A dead worker is not kept alive by what it said.
     wait_until(SOON, "more heartbeats", || {
-        wire.said().len() >= first_boot.len() + 10
+        link.datagrams().len() >= first_boot.len() + 10
     })
     .unwrap();
     agent.kill().unwrap();
-    let all = wire.said();
+    let all = link.datagrams();
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(1800) {
         replay(&cluster, &all[all.len() - 10..]);
@@ -245,12 +246,12 @@ fn the_agent_of_a_restored_machine_goes_on_under_a_new_boot() {
     })
     .unwrap();
     let host = &cluster.topology.workers[0];
-    let wire = Wire::lay(host, cluster.heartbeat_address(), 1).unwrap();
-    let mut command = cluster.agent_command(0, wire.address);
-    let log = cluster.place.directory.join("worker1.log");
+    let link = LossyLink::create(host, cluster.heartbeat_address(), 1).unwrap();
+    let mut command = cluster.agent_command(0, link.address);
+    let log = cluster.paths.directory.join("worker1.log");
     let mut agent = Process::start("agent", &mut command, &log).unwrap();
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
-    let before = wire.said();
+    let before = link.datagrams();
     let (_, json) = before.last().unwrap().split_at(81);
     let said: Value = serde_json::from_slice(json).unwrap();
     let number = |field: &str| u64::from_str_radix(said[field].as_str().unwrap(), 16).unwrap();
@@ -379,7 +380,7 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     let reload = |cluster: &Cluster| {
         let mut command = cluster.topology.manager.command(&cluster.binary);
         command.args(["reload", "--control-socket"]);
-        output(command.arg(cluster.place.control_socket())).unwrap()
+        output(command.arg(cluster.paths.control_socket())).unwrap()
     };
     let of_worker1 = |what: &str| format!(" of worker1 {what}\n");
     assert!(reload(&cluster).contains(&of_worker1("added")));
@@ -391,7 +392,7 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     command.arg(cluster.heartbeat_address().to_string());
     command.arg("--memory-file").arg(cluster.memory[0].path());
     command.arg("--key").arg(&new_file);
-    let log = cluster.place.directory.join("new-key.log");
+    let log = cluster.paths.directory.join("new-key.log");
     cluster.agents[0] = Some(Process::start("agent with the new key", &mut command, &log).unwrap());
     wait_until(SOON, "the agent to be heard with the new key", || {
         cluster.events_of("agent_restarted").unwrap().len() == 1
@@ -415,7 +416,7 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     fs::set_permissions(&new_file, fs::Permissions::from_mode(0o644)).unwrap();
     let mut command = cluster.topology.manager.command(&cluster.binary);
     command.args(["reload", "--control-socket"]);
-    let error = output(command.arg(cluster.place.control_socket())).unwrap_err();
+    let error = output(command.arg(cluster.paths.control_socket())).unwrap_err();
     assert!(format!("{error:#}").contains("chmod 600"), "{error:#}");
     outlast_down_after();
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
@@ -437,15 +438,16 @@ fn losing_a_third_of_all_datagrams_is_no_death() {
             ..ClusterOptions::default()
         })
         .unwrap();
-        let mut wires = Vec::new();
+        let mut links = Vec::new();
         for index in [0, 1] {
             let worker = &cluster.topology.workers[index];
-            let wire = Wire::lay(worker, cluster.heartbeat_address(), index as u64).unwrap();
-            wire.lose(30);
-            let mut command = cluster.agent_command(index, wire.address);
-            let log = cluster.place.directory.join(format!("agent{index}.log"));
+            let link =
+                LossyLink::create(worker, cluster.heartbeat_address(), index as u64).unwrap();
+            link.set_loss(30);
+            let mut command = cluster.agent_command(index, link.address);
+            let log = cluster.paths.directory.join(format!("agent{index}.log"));
             cluster.agents[index] = Some(Process::start("agent", &mut command, &log).unwrap());
-            wires.push(wire);
+            links.push(link);
         }
         for worker in ["worker1", "worker2"] {
             cluster.wait_for_state(worker, "up", SOON).unwrap();
@@ -554,8 +556,8 @@ fn a_flood_of_garbage_silences_no_honest_worker() {
     let known = key(&cluster, 0).id();
     let header = format!("memlb1 {known} {}\n", "0".repeat(64));
     let datagrams = vec![
-        [header.as_bytes(), &noise(1, 600)].concat(),
-        noise(2, 300),
+        [header.as_bytes(), &random_bytes(1, 600)].concat(),
+        random_bytes(2, 300),
         heartbeat("worker1", 1, 1, 1024).into_bytes(),
     ];
     // From a worker's own host, and as close to the real thing as one gets without the key.
@@ -613,7 +615,7 @@ fn the_way_from_unsigned_to_enforced_has_no_gap() {
     command.args(["agent", "--name", "worker2", "--manager"]);
     command.arg(cluster.heartbeat_address().to_string());
     command.arg("--memory-file").arg(cluster.memory[1].path());
-    let log = cluster.place.directory.join("bare.log");
+    let log = cluster.paths.directory.join("bare.log");
     cluster.agents[1] = Some(Process::start("bare agent", &mut command, &log).unwrap());
     for worker in ["worker1", "worker2"] {
         cluster.wait_for_state(worker, "up", SOON).unwrap();
@@ -678,7 +680,7 @@ fn the_way_from_unsigned_to_enforced_has_no_gap() {
 
 /// Changes `heartbeats.authentication` while the manager runs.
 fn turn_to(cluster: &Cluster, from: &str, to: &str) {
-    let file = cluster.place.directory.join("memlb.toml");
+    let file = cluster.paths.directory.join("memlb.toml");
     let text = fs::read_to_string(&file).unwrap();
     let setting = |mode| format!("authentication = {mode:?}");
     assert!(text.contains(&setting(from)), "{text}");

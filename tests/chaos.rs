@@ -14,11 +14,11 @@ use std::{
 
 use lb_core::ALL_WORKERS;
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Nginx, Probe, Process, Report, Wire,
+    Cluster, ClusterOptions, Connection, LossyLink, Nginx, Probe, Process, Report,
     cluster::{worker_name, worker_port},
-    probe::Ask,
+    probe::Request,
     root_test,
-    transfer::noise,
+    transfer::random_bytes,
 };
 use nix::sys::signal::Signal;
 
@@ -94,12 +94,16 @@ fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
         "seed {seed}: {false_alarms:?}\n{}",
         chaos.story()
     );
-    let page = |ask: &Ask| {
-        ask.page()
+    let page = |request: &Request| {
+        request
+            .page()
             .is_none_or(|page| page == "Manager" || page.starts_with("Worker"))
     };
-    assert!(report.asks.iter().all(page));
-    assert!(report.asks.len() as u64 > seconds * 20, "too few to tell");
+    assert!(report.requests.iter().all(page));
+    assert!(
+        report.requests.len() as u64 > seconds * 20,
+        "too few to tell"
+    );
     let (outage, bound) = (report.longest_outage(), chaos.longest_excuse() + SLACK);
     assert!(
         outage <= bound,
@@ -127,7 +131,7 @@ fn kills_at_any_instant_are_not_felt() {
     cluster.kill_manager().unwrap();
     for _ in 0..kills {
         let mut command = cluster.manager_command();
-        let log = cluster.place.directory.join("manager.log");
+        let log = cluster.paths.directory.join("manager.log");
         let mut manager = Process::start("memlb manager", &mut command, &log).unwrap();
         // From before its first instruction until well after it is ready.
         thread::sleep(Duration::from_millis(random.below(400)));
@@ -141,7 +145,7 @@ fn kills_at_any_instant_are_not_felt() {
     let report = probe.stop().unwrap();
     println!(
         "{kills} kills, {} requests, longest outage {:?}",
-        report.asks.len(),
+        report.requests.len(),
         report.longest_outage()
     );
     report.expect_no_failure();
@@ -233,7 +237,7 @@ struct Chaos {
     cluster: Cluster,
     random: Random,
     /// Between each agent and the manager.
-    wires: Vec<Wire>,
+    links: Vec<LossyLink>,
     ailing: [Option<Ailment>; WORKERS],
     drained: [bool; WORKERS],
     excuses: Vec<Excuse>,
@@ -256,19 +260,21 @@ impl Chaos {
             ..ClusterOptions::default()
         })
         .unwrap();
-        let blob = noise(seed, 1 << 20);
+        let blob = random_bytes(seed, 1 << 20);
         for server in &cluster.servers {
             fs::write(server.root().join("blob"), &blob).unwrap();
         }
         let (workers, manager) = (&cluster.topology.workers, cluster.heartbeat_address());
-        let lay = |index: usize| Wire::lay(&workers[index], manager, seed + index as u64).unwrap();
-        let wires = (0..WORKERS).map(lay).collect();
-        let file = cluster.place.directory.join("memlb.toml");
+        let lay = |index: usize| {
+            LossyLink::create(&workers[index], manager, seed + index as u64).unwrap()
+        };
+        let links = (0..WORKERS).map(lay).collect();
+        let file = cluster.paths.directory.join("memlb.toml");
         let mut chaos = Self {
             configuration: fs::read_to_string(file).unwrap(),
             cluster,
             random: Random(seed),
-            wires,
+            links,
             ailing: [None; WORKERS],
             drained: [false; WORKERS],
             excuses: Vec::new(),
@@ -293,8 +299,8 @@ impl Chaos {
 
     fn start_agent(&mut self, index: usize) {
         let name = worker_name(index);
-        let mut command = self.cluster.agent_command(index, self.wires[index].address);
-        let log = self.cluster.place.directory.join(format!("{name}.log"));
+        let mut command = self.cluster.agent_command(index, self.links[index].address);
+        let log = self.cluster.paths.directory.join(format!("{name}.log"));
         self.cluster.agents[index] = Some(Process::start(&name, &mut command, &log).unwrap());
     }
 
@@ -418,7 +424,7 @@ impl Chaos {
         match ailment {
             Ailment::Dead => {
                 let worker = &self.cluster.topology.workers[index];
-                let directory = self.cluster.place.directory.join(worker_name(index));
+                let directory = self.cluster.paths.directory.join(worker_name(index));
                 let page = format!("Worker{}", index + 1);
                 let port = worker_port(index).unwrap();
                 self.cluster.servers[index] =
@@ -453,7 +459,7 @@ impl Chaos {
             "losses",
             format!("{percent} % of {worker}'s heartbeats are lost"),
         );
-        self.wires[index].lose(percent);
+        self.links[index].set_loss(percent);
     }
 
     fn heal_all(&mut self) {
@@ -539,7 +545,7 @@ impl Chaos {
         self.tell("reloads", format!("reloaded with policy {policy}"));
         let wanted = format!("policy = \"{policy}\"");
         let text = self.configuration.replace("policy = \"memory\"", &wanted);
-        fs::write(self.cluster.place.directory.join("memlb.toml"), text).unwrap();
+        fs::write(self.cluster.paths.directory.join("memlb.toml"), text).unwrap();
         let reloaded = self.cluster.memlb("reload").output().unwrap();
         assert!(reloaded.status.success(), "{reloaded:?}");
         self.try_kept("a reload");
@@ -576,28 +582,32 @@ impl Chaos {
     }
 
     /// Returns the requests that failed, or were left to the manager's own server, without a reason.
-    fn judge<'a>(&self, report: &'a Report, told: &Told) -> Vec<&'a Ask> {
-        let wrong = |ask: &Ask| match ask.page() {
-            None => self.reason(ask, told).is_none(),
-            Some("Manager") => self.had_a_worker(ask),
+    fn judge<'a>(&self, report: &'a Report, told: &Told) -> Vec<&'a Request> {
+        let wrong = |request: &Request| match request.page() {
+            None => self.reason(request, told).is_none(),
+            Some("Manager") => self.had_a_worker(request),
             Some(_) => false,
         };
-        report.asks.iter().filter(|ask| wrong(ask)).collect()
+        report
+            .requests
+            .iter()
+            .filter(|request| wrong(request))
+            .collect()
     }
 
     /// A failure is explained by a worker that could have been asked while its death was not noticed
     /// yet, or by one that was not heard of any more while it was answering.
-    fn reason(&self, ask: &Ask, told: &Told) -> Option<Ailment> {
+    fn reason(&self, request: &Request, told: &Told) -> Option<Ailment> {
         let mut excuses = self.excuses.iter().rev();
         let excuse = excuses.find(|it| {
-            ask.asked_at + UNDER_WAY >= it.from
-                && ask.asked_at <= it.until
-                && told.could_serve(it.worker, ask.asked_at)
+            request.sent_at + UNDER_WAY >= it.from
+                && request.sent_at <= it.until
+                && told.could_serve(it.worker, request.sent_at)
         });
         let cut_short = || {
             told.down.iter().any(|(at, name)| {
-                ask.asked_at <= *at + NEARLY
-                    && ask.ended_at + NEARLY >= *at
+                request.sent_at <= *at + NEARLY
+                    && request.ended_at + NEARLY >= *at
                     && self.ailment_of(name, *at) == Some(Ailment::Mute)
             })
         };
@@ -617,10 +627,10 @@ impl Chaos {
     }
 
     /// Returns whether a worker was well, and had been for long enough to be known to be.
-    fn had_a_worker(&self, ask: &Ask) -> bool {
+    fn had_a_worker(&self, request: &Request) -> bool {
         self.serving.iter().any(|it| {
-            it.from + DETECTION <= ask.asked_at
-                && it.until.is_none_or(|until| ask.ended_at <= until)
+            it.from + DETECTION <= request.sent_at
+                && it.until.is_none_or(|until| request.ended_at <= until)
         })
     }
 
@@ -649,19 +659,22 @@ impl Chaos {
 
     fn account(&self, report: &Report, told: &Told) -> String {
         let mut causes: BTreeMap<String, u64> = BTreeMap::new();
-        for ask in report.failures() {
-            let why = self.reason(ask, told);
+        for request in report.failures() {
+            let why = self.reason(request, told);
             let why = why.map_or("unexplained".to_owned(), |it| format!("{it:?}"));
-            let error = ask.answer.as_ref().err().map_or("", String::as_str);
+            let error = request.answer.as_ref().err().map_or("", String::as_str);
             *causes.entry(format!("{why}: {error}")).or_default() += 1;
         }
-        let by_the_manager = report.asks.iter().filter(|it| it.page() == Some("Manager"));
+        let by_the_manager = report
+            .requests
+            .iter()
+            .filter(|it| it.page() == Some("Manager"));
         format!(
             "{:?}; {} requests, {} of them answered by the manager's own server, {} failures {causes:?}, \
              longest outage {:?} where {:?} is excused; the kept connections brought {} blobs, {} of them \
              after a kill or a reload",
             self.happened,
-            report.asks.len(),
+            report.requests.len(),
             by_the_manager.count(),
             report.failures().count(),
             report.longest_outage(),
@@ -673,10 +686,10 @@ impl Chaos {
 
     /// Adds to the story when requests failed.
     fn tell_failures(&mut self, report: &Report) {
-        for ask in report.failures() {
-            let at = (ask.asked_at - self.started).as_secs_f64();
-            let took = ask.ended_at - ask.asked_at;
-            let line = format!("{at:7.3}   failed after {took:?}: {:?}", ask.answer);
+        for request in report.failures() {
+            let at = (request.sent_at - self.started).as_secs_f64();
+            let took = request.ended_at - request.sent_at;
+            let line = format!("{at:7.3}   failed after {took:?}: {:?}", request.answer);
             self.story.push(line);
         }
         self.story.sort();

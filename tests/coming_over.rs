@@ -9,18 +9,15 @@ use memlb_tests::{
     command::run,
     nginx,
     process::Process,
-    require_root,
-    transfer::{Download, noise},
+    root_test,
+    transfer::{Download, random_bytes},
     wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
 
-#[test]
+#[root_test]
 fn nginx_keeps_its_connections_while_memlb_takes_over_and_leaves() {
-    if !require_root() {
-        return;
-    }
     let options = ClusterOptions {
         agents: false,
         ..ClusterOptions::default()
@@ -28,11 +25,11 @@ fn nginx_keeps_its_connections_while_memlb_takes_over_and_leaves() {
     let mut cluster = Cluster::start(&options).unwrap();
     cluster.kill_manager().unwrap();
     run(&mut cluster.memlb("unload")).unwrap();
-    let blob = noise(1, 8 << 20);
+    let blob = random_bytes(1, 8 << 20);
     for server in &cluster.servers {
         fs::write(server.root().join("blob"), &blob).unwrap();
     }
-    let directory = cluster.place.directory.join("proxy");
+    let directory = cluster.paths.directory.join("proxy");
     let _proxy = start_proxy(&cluster, &directory);
     wait_until(SOON, "nginx to answer", || cluster.page().is_ok()).unwrap();
     let by_nginx = download(&cluster);
@@ -97,7 +94,7 @@ fn start_imported(cluster: &Cluster, directory: &Path) -> Process {
         .arg("--output")
         .arg(&configuration))
     .unwrap();
-    let place = &cluster.place;
+    let place = &cluster.paths;
     let mut command = cluster.topology.manager.command(&cluster.binary);
     command.arg("manager");
     for (option, path) in [

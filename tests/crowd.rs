@@ -19,13 +19,13 @@ const TOLERANCE: Duration = Duration::from_millis(180);
 
 #[root_test]
 fn a_thousand_signed_workers_are_heard_and_one_death_among_them_is_noticed() {
-    let (cluster, mut crowd) = Crowd::gather("memory").unwrap();
+    let (cluster, mut crowd) = Crowd::start("memory").unwrap();
     let (cost, begun) = (processor_time(&cluster).unwrap(), Instant::now());
-    crowd.speak(Duration::from_secs(3)).unwrap();
-    let (dead, _) = crowd.bury().unwrap();
+    crowd.send_for(Duration::from_secs(3)).unwrap();
+    let (dead, _) = crowd.silence_one().unwrap();
     let buried = Instant::now();
     let down = loop {
-        crowd.speak(Duration::from_millis(500)).unwrap();
+        crowd.send_for(Duration::from_millis(500)).unwrap();
         let down = cluster.events_of("worker_down").unwrap();
         if !down.is_empty() || buried.elapsed() > PATIENCE {
             break down;

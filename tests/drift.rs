@@ -212,7 +212,7 @@ fn open_connections(cluster: &Cluster) -> [u64; 2] {
 }
 
 fn counts(cluster: &Cluster, map: &str) -> [u64; 2] {
-    let map = MapData::from_pin(cluster.place.pin_path.join(map)).unwrap();
+    let map = MapData::from_pin(cluster.paths.pin_path.join(map)).unwrap();
     let map = Array::<_, u64>::try_from(Map::Array(map)).unwrap();
     [1, 2].map(|backend| map.get(&backend, 0).unwrap())
 }

@@ -20,7 +20,7 @@ use memlb_tests::{
     namespace, nginx,
     observe::{backend, bpftool},
     root_test,
-    transfer::{Download, Upload, noise},
+    transfer::{Download, Upload, random_bytes},
     wait_until,
 };
 
@@ -39,7 +39,7 @@ const SERVER_PORT: u16 = 8091;
 fn the_server_sees_the_client_and_answers_past_the_manager(attach: &str) {
     let mut lab = Lab::start_with(attach, "20s");
     lab.start_agents();
-    let blob = noise(1, 16 * MIB);
+    let blob = random_bytes(1, 16 * MIB);
     fs::write(lab.root(0).join("blob"), &blob).unwrap();
     for (service, address) in BOTH.into_iter().zip(CLIENT) {
         assert_eq!(lab.page(service), "Worker1");
@@ -192,7 +192,7 @@ fn a_dsr_translator_that_is_taken_off_or_unpinned_is_put_back() {
 fn the_dsr_translator_outlives_its_agent_as_long_as_connections_need_it() {
     let mut lab = Lab::start(true);
     lab.start_agents();
-    let blob = noise(2, 16 * MIB);
+    let blob = random_bytes(2, 16 * MIB);
     fs::write(lab.root(0).join("blob"), &blob).unwrap();
     let begin = || {
         let mut download = Download::begin(SERVICE.parse().unwrap(), "/blob", PATIENCE)?;
@@ -266,7 +266,7 @@ fn a_narrow_link_on_the_way_to_the_client_is_found() {
     let mut lab = Lab::start(true);
     lab.start_agents();
     let far = lab.far_client();
-    let blob = noise(3, 2 * MIB);
+    let blob = random_bytes(3, 2 * MIB);
     fs::write(lab.root(0).join("blob"), &blob).unwrap();
     for service in BOTH {
         let download = || Download::begin(service.parse().unwrap(), "/blob", PATIENCE)?.finish();
@@ -364,7 +364,7 @@ impl Lab {
 
     fn start_agent(&mut self, index: usize, equipped: bool) {
         let name = format!("dsr-agent{}", index + 1);
-        let log = self.place.directory.join(format!("{name}.log"));
+        let log = self.paths.directory.join(format!("{name}.log"));
         let mut command = self.agent_command(index, equipped);
         self.agents[index] = Some(Process::start(&name, &mut command, &log).unwrap());
     }
@@ -482,7 +482,7 @@ impl Lab {
 }
 
 fn directory(cluster: &Cluster, index: usize) -> PathBuf {
-    cluster.place.directory.join(format!("dsr{}", index + 1))
+    cluster.paths.directory.join(format!("dsr{}", index + 1))
 }
 
 fn give_address(node: &Namespace, address: &str) {

@@ -16,7 +16,7 @@ use memlb_tests::{
     cluster::SERVICE_PORT,
     root_test,
     syn::flood,
-    transfer::{Download, noise},
+    transfer::{Download, random_bytes},
 };
 
 /// How many connections must begin, and of how many SYNs at most.
@@ -44,7 +44,7 @@ fn serves_through_a_flood_of_syns(attach: &str) {
     })
     .unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
-    let blob = noise(1, 64 * MIB);
+    let blob = random_bytes(1, 64 * MIB);
     for server in &cluster.servers {
         fs::write(server.root().join("blob"), &blob).unwrap();
     }
@@ -52,7 +52,7 @@ fn serves_through_a_flood_of_syns(attach: &str) {
     let open = || Connection::open_here(site, PATIENCE).unwrap();
     let idle = || -> Vec<Connection> { (0..IDLE).map(|_| open()).collect() };
     let mut idle = cluster.topology.client.enter(idle).unwrap();
-    let attacker = Namespace::create(format!("{}attacker", cluster.place.prefix)).unwrap();
+    let attacker = Namespace::create(format!("{}attacker", cluster.paths.prefix)).unwrap();
     let address = Ipv4Addr::new(192, 168, 56, 66);
     let attacker = cluster
         .topology
@@ -84,9 +84,12 @@ fn serves_through_a_flood_of_syns(attach: &str) {
     for connection in &mut idle {
         assert_eq!(connection.get("/").unwrap().first_line(), "Worker1");
     }
-    let (asks, failures) = (report.asks.len(), report.failures().count());
-    assert!(asks > 1_000, "{asks} asked only");
-    assert!(failures * 100 <= asks, "{failures} of {asks} failed");
+    let (requests, failures) = (report.requests.len(), report.failures().count());
+    assert!(requests > 1_000, "{requests} asked only");
+    assert!(
+        failures * 100 <= requests,
+        "{failures} of {requests} failed"
+    );
 }
 
 /// Floods until the datapath has seen enough: where it is more than the network takes, some get lost.
@@ -133,8 +136,10 @@ fn download_until(is_over: &AtomicBool, site: SocketAddr) -> io::Result<Vec<u8>>
 
 /// How many asked, and how soon they got what they wanted.
 fn describe(report: &Report) -> String {
-    let asks = report.asks.iter();
-    let mut times: Vec<Duration> = asks.map(|ask| ask.ended_at - ask.asked_at).collect();
+    let requests = report.requests.iter();
+    let mut times: Vec<Duration> = requests
+        .map(|request| request.ended_at - request.sent_at)
+        .collect();
     times.sort_unstable();
     let within = |percent: usize| times[(times.len() - 1) * percent / 100];
     format!(

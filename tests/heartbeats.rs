@@ -16,7 +16,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Process, datagram,
     datagram::{Sender, heartbeat},
     root_test,
-    transfer::noise,
+    transfer::random_bytes,
     wait_until,
 };
 use nix::sys::signal::Signal;
@@ -35,7 +35,7 @@ fn raises_no_alarm_while_heartbeats_are_lost_doubled_and_late() {
         let worker = &cluster.topology.workers[index];
         let relay = Relay::start(worker, cluster.heartbeat_address(), index as u64);
         let name = format!("agent {index}");
-        let log = cluster.place.directory.join(&name).with_extension("log");
+        let log = cluster.paths.directory.join(&name).with_extension("log");
         let mut command = cluster.agent_command(index, relay.address);
         cluster.agents[index] = Some(Process::start(&name, &mut command, &log).unwrap());
         relays.push(relay);
@@ -81,7 +81,7 @@ fn counts_what_strangers_send_and_does_nothing_else() {
     let good = heartbeat("worker2", 1, 1, 600 * 1024);
     let forged: Vec<(&str, Vec<u8>)> = vec![
         ("empty", Vec::new()),
-        ("not_json", noise(1, 200)),
+        ("not_json", random_bytes(1, 200)),
         ("not_json", good.as_bytes()[..good.len() - 1].to_vec()),
         ("oversized", vec![b' '; 1400]),
         ("no_version", b"{}".to_vec()),
@@ -136,7 +136,7 @@ fn counts_what_strangers_send_and_does_nothing_else() {
 fn hears_honest_workers_through_a_flood_of_garbage() {
     let cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
-    let garbage = noise(1, 300);
+    let garbage = random_bytes(1, 300);
     let begun = Instant::now();
     let mut sent = 0;
     // More than twice as long as it takes to be counted as down.
@@ -225,7 +225,7 @@ impl Relay {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         // Chances in percent, one byte each.
-        let mut dice = noise(seed, 1 << 16)
+        let mut dice = random_bytes(seed, 1 << 16)
             .into_iter()
             .cycle()
             .map(|byte| u32::from(byte) * 100 / 256);
@@ -253,7 +253,7 @@ impl Relay {
                     held.take().iter().for_each(|late| send(&manager, late));
                 }
                 if happens(30) {
-                    send(&manager, &noise(length as u64, 100));
+                    send(&manager, &random_bytes(length as u64, 100));
                     send(&manager, &datagram[..length / 2]);
                     send(&manager, &[b'{'; 1300]);
                     let other = String::from_utf8_lossy(datagram);

@@ -58,10 +58,9 @@ fn an_agent_with_a_key_becomes_a_worker_by_starting_and_stays_one() {
     cluster.wait_for_page("Worker2", SOON).unwrap();
 
     // It outlives a reload and a manager, and so do its connections.
-    let client = &cluster.topology.client;
     let mut kept = cluster.connection_to("Worker2").unwrap();
     let reload = ["reload", "--control-socket"];
-    let socket = cluster.place.control_socket();
+    let socket = cluster.paths.control_socket();
     let mut command = cluster.topology.manager.command(&cluster.binary);
     output(command.args(reload).arg(socket)).unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
@@ -105,7 +104,7 @@ fn nobody_else_does() {
         if let Some(key) = key {
             command.arg("--key").arg(key);
         }
-        let log = cluster.place.directory.join(format!("{name}.stranger.log"));
+        let log = cluster.paths.directory.join(format!("{name}.stranger.log"));
         Process::start("stranger", &mut command, &log).unwrap()
     };
     let key = cluster.key_file(1).unwrap().display().to_string();
@@ -120,7 +119,7 @@ fn nobody_else_does() {
     }
     refused(&cluster, "unsigned");
     // With a key that the manager does not know.
-    let unknown = cluster.place.directory.join("worker9.key");
+    let unknown = cluster.paths.directory.join("worker9.key");
     let mut keygen = cluster.topology.manager.command(&cluster.binary);
     output(
         keygen
@@ -175,7 +174,7 @@ fn the_unsigned_do_not_join_even_where_they_count() {
 fn a_key_put_there_later_lets_its_worker_join_at_a_reload() {
     let mut cluster = open_to("192.168.56.0/24");
     let key = cluster.key_file(1).unwrap();
-    let elsewhere = cluster.place.directory.join("later.key");
+    let elsewhere = cluster.paths.directory.join("later.key");
     fs::rename(&key, &elsewhere).unwrap();
     cluster.kill_manager().unwrap();
     cluster.start_manager().unwrap();
@@ -183,7 +182,7 @@ fn a_key_put_there_later_lets_its_worker_join_at_a_reload() {
     command.args(["agent", "--name", "worker2", "--manager"]);
     command.arg(cluster.heartbeat_address().to_string());
     command.arg("--key").arg(&elsewhere);
-    let log = cluster.place.directory.join("later.log");
+    let log = cluster.paths.directory.join("later.log");
     let agent = Process::start("agent", &mut command, &log).unwrap();
     wait_until(SOON, "the key to be unknown", || {
         cluster

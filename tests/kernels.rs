@@ -10,7 +10,7 @@ use memlb_tests::{
     command::output,
     kernel::Series,
     root_test,
-    transfer::{Download, noise},
+    transfer::{Download, random_bytes},
 };
 use serde_json::Value;
 
@@ -62,7 +62,7 @@ fn start(shape: Shape, attach: &str) -> Cluster {
 fn is_attached_by_tc(cluster: &Cluster) {
     let tcx = Series::running().unwrap() >= TCX;
     for (program, direction) in [("memlb_ingress", "ingress"), ("memlb_egress", "egress")] {
-        let pin = cluster.place.pin_path.join(format!("links/{program}@eth1"));
+        let pin = cluster.paths.pin_path.join(format!("links/{program}@eth1"));
         assert_eq!(pin.exists(), tcx, "{}", pin.display());
         assert_eq!(filters(cluster, direction).contains(program), !tcx);
     }
@@ -84,7 +84,7 @@ fn balances(cluster: &mut Cluster) {
     cluster.wait_for_page("Worker2", SOON).unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
 
-    let bulk = noise(1, BULK_BYTES);
+    let bulk = random_bytes(1, BULK_BYTES);
     fs::write(cluster.servers[1].root().join("bulk"), &bulk).unwrap();
     let download = || Download::begin(cluster.service(), "/bulk", SOON)?.finish();
     assert!(client.enter(download).unwrap().unwrap() == bulk);
@@ -125,7 +125,7 @@ fn leaves_nothing_behind(mut cluster: Cluster) {
         assert!(!filters.contains("memlb"), "{filters}");
     }
     assert_eq!(link(&cluster)["xdp"], Value::Null);
-    assert!(!cluster.place.pin_path.exists());
+    assert!(!cluster.paths.pin_path.exists());
 }
 
 /// What TC has at the manager's interface, beside tcx.

@@ -70,7 +70,7 @@ fn counts_open_connections_right_although_some_are_evicted() {
     let mut connections: Vec<_> = (0..2 * FLOWS).map(|_| open(&cluster)).collect();
     let worker1 = |cluster: &Cluster| {
         let read = |map: &str| {
-            let map = MapData::from_pin(cluster.place.pin_path.join(map)).unwrap();
+            let map = MapData::from_pin(cluster.paths.pin_path.join(map)).unwrap();
             Array::<_, u64>::try_from(Map::Array(map)).unwrap()
         };
         let [active, evicted] = ["active", "evicted"].map(|map| read(map).get(&1, 0).unwrap());
@@ -135,7 +135,7 @@ fn stops_and_leaves_the_datapath_at_work() {
     assert!(manager.log().contains("the datapath stays"));
     assert_eq!(cluster.page().unwrap(), "Worker1");
     assert_eq!(cluster.events_of("manager_stopped").unwrap().len(), 1);
-    assert!(!cluster.place.control_socket().exists());
+    assert!(!cluster.paths.control_socket().exists());
     // The worker dies while nobody looks; the next manager sees it.
     cluster.kill_agent(0).unwrap();
     cluster.start_manager().unwrap();
@@ -164,7 +164,7 @@ fn takes_up_a_changed_configuration() {
     let mut kept = Connection::open(&cluster.topology.client, cluster.service(), SOON).unwrap();
     cluster.kill_manager().unwrap();
     // Worker2 goes, another service comes, and the order is another one.
-    let file = cluster.place.directory.join("memlb.toml");
+    let file = cluster.paths.directory.join("memlb.toml");
     let text = fs::read_to_string(&file).unwrap();
     let web = text.find("[[service]]").unwrap();
     let worker2 = text
@@ -213,15 +213,15 @@ fn refuses_to_be_the_second_manager() {
     let mut command = elsewhere.manager(manager);
     command
         .args(["--heartbeat-listen", "0.0.0.0:9998", "--pin-path"])
-        .arg(&cluster.place.pin_path);
-    let pins = cluster.place.pin_path.display().to_string();
+        .arg(&cluster.paths.pin_path);
+    let pins = cluster.paths.pin_path.display().to_string();
     expect_failure(&finish(&mut command), 1, &["another memlb manager", &pins]);
     // Another machine, as far as the network goes, and the same pins.
     let mut command = elsewhere.manager(&cluster.topology.workers[1]);
-    command.arg("--pin-path").arg(&cluster.place.pin_path);
+    command.arg("--pin-path").arg(&cluster.paths.pin_path);
     expect_failure(&finish(&mut command), 1, &["another memlb manager", &pins]);
     // Another port, other pins, the same control socket.
-    let mut command = elsewhere.manager_at(manager, &cluster.place.control_socket());
+    let mut command = elsewhere.manager_at(manager, &cluster.paths.control_socket());
     command
         .args(["--heartbeat-listen", "0.0.0.0:9998", "--pin-path"])
         .arg(&elsewhere.pins);
@@ -238,8 +238,8 @@ fn refuses_to_be_the_second_manager() {
         .arg("--pin-path")
         .arg(&elsewhere.pins)
         .arg("--state-file")
-        .arg(cluster.place.state_file());
-    let orders = cluster.place.state_file().display().to_string();
+        .arg(cluster.paths.state_file());
+    let orders = cluster.paths.state_file().display().to_string();
     expect_failure(&finish(&mut command), 1, &[&orders, "manager.state_file"]);
     assert!(!elsewhere.pins.exists(), "pins are left behind");
 
@@ -259,7 +259,7 @@ fn refuses_pins_of_another_layout_and_names_the_remedy() {
     let mut value = entry_of(&settings);
     value[0] = 99;
     update(&settings, 0, &value);
-    let pins = cluster.place.pin_path.display().to_string();
+    let pins = cluster.paths.pin_path.display().to_string();
     let remedy = format!("memlb unload --pin-path {pins}");
     let refused = finish(&mut cluster.manager_command());
     let own = format!("layout {LAYOUT_VERSION}");
@@ -280,7 +280,7 @@ fn refuses_a_foreign_map_in_the_place_of_its_own() {
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
     unload(&cluster);
-    fs::create_dir(&cluster.place.pin_path).unwrap();
+    fs::create_dir(&cluster.paths.pin_path).unwrap();
     let settings = cluster.map("settings");
     let create = [
         "map", "create", &settings, "type", "array", "key", "4", "value", "24", "entries", "1",
@@ -291,7 +291,7 @@ fn refuses_a_foreign_map_in_the_place_of_its_own() {
     expect_failure(&refused, 1, &["of another version", "memlb unload"]);
     assert!(cluster.pinned_links().unwrap().is_empty());
     unload(&cluster);
-    assert!(!cluster.place.pin_path.exists());
+    assert!(!cluster.paths.pin_path.exists());
 }
 
 #[root_test]
@@ -329,7 +329,7 @@ fn names_a_map_with_fewer_entries_than_there_are_verdicts() {
     let refused = finish(&mut cluster.manager_command());
     expect_failure(&refused, 1, &[&difference, "memlb unload --pin-path"]);
     unload(&cluster);
-    assert!(!cluster.place.pin_path.exists());
+    assert!(!cluster.paths.pin_path.exists());
 }
 
 #[root_test]
@@ -475,8 +475,8 @@ struct Elsewhere {
 
 impl Elsewhere {
     fn new(cluster: &Cluster) -> Self {
-        let directory = cluster.place.directory.clone();
-        let pins = cluster.place.pin_path.display();
+        let directory = cluster.paths.directory.clone();
+        let pins = cluster.paths.pin_path.display();
         let configuration = directory.join("elsewhere.toml");
         // Without interfaces and log, which the command line gives.
         let text = fs::read_to_string(directory.join("memlb.toml")).unwrap();
@@ -549,7 +549,7 @@ fn expect_failure(output: &Output, status: i32, says: &[&str]) {
 
 /// Expects that a system's links, pins and programs are gone.
 fn expect_gone(cluster: &Cluster, links: &std::collections::BTreeSet<u64>) {
-    assert!(!cluster.place.pin_path.exists());
+    assert!(!cluster.paths.pin_path.exists());
     wait_until(SOON, "the links to be gone", || {
         observe::links().is_ok_and(|now| now.is_disjoint(links))
     })

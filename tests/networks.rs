@@ -16,7 +16,7 @@ use memlb_tests::{
     command::output,
     datagram::Sender,
     nginx, root_test,
-    transfer::{Download, Upload, noise},
+    transfer::{Download, Upload, random_bytes},
     wait_until,
 };
 
@@ -95,7 +95,7 @@ fn falls_back_to_a_server_behind_an_address_translation(attach: &str) {
         }
     }";
     manager.run("nft", &[rules]).unwrap();
-    let directory = cluster.place.directory.join("container");
+    let directory = cluster.paths.directory.join("container");
     fs::create_dir_all(&directory).unwrap();
     let _server = Nginx::start(&container, 80, "Container", &directory).unwrap();
 
@@ -237,7 +237,7 @@ fn knows_the_way_to_a_worker_by_every_kind_of_route(attach: &str) {
     }
     let router = format!("next hop {}", worker.address6());
     wait_until(SOON, "the next hop in the log", || {
-        fs::read_to_string(cluster.place.directory.join("manager.log"))
+        fs::read_to_string(cluster.paths.directory.join("manager.log"))
             .unwrap()
             .contains(&router)
     })
@@ -297,10 +297,10 @@ fn a_client_that_only_listens_is_found_behind_another_router() {
     })
     .unwrap();
     let far = far_client(&cluster, "tc");
-    let blob = noise(3, 512 * 1024);
+    let blob = random_bytes(3, 512 * 1024);
     let servers: Vec<_> = (cluster.topology.workers.iter().enumerate())
         .map(|(index, worker)| {
-            let directory = cluster.place.directory.join(format!("slow{index}"));
+            let directory = cluster.paths.directory.join(format!("slow{index}"));
             fs::create_dir_all(&directory).unwrap();
             fs::write(directory.join("blob"), &blob).unwrap();
             let root = directory.display();
@@ -384,7 +384,7 @@ fn connect(cluster: &Cluster, node: &Namespace) -> Connection {
 
 /// Carries `size` bytes from and to `worker1`, and looks at each of them.
 fn bulk(cluster: &Cluster, client: &Namespace, size: usize) {
-    let blob = noise(7, size);
+    let blob = random_bytes(7, size);
     let root = cluster.servers[0].root();
     fs::write(root.join("blob"), &blob).unwrap();
     let server = cluster.service();
@@ -410,7 +410,7 @@ fn bulk(cluster: &Cluster, client: &Namespace, size: usize) {
 /// client is the router.
 fn far_client(cluster: &Cluster, attach: &str) -> Namespace {
     let router = &cluster.topology.client;
-    let far = Namespace::create(format!("{}far", cluster.place.prefix)).unwrap();
+    let far = Namespace::create(format!("{}far", cluster.paths.prefix)).unwrap();
     let link = |arguments: &[&str]| output(Command::new("ip").args(arguments)).unwrap();
     link(&[
         "link",

@@ -80,9 +80,9 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
     let report = probe.stop().unwrap();
     report.expect_no_failure();
     let astray: Vec<_> = report
-        .asks
+        .requests
         .iter()
-        .filter(|ask| ask.asked_at > drained_at && ask.ended_at < undraining_at)
+        .filter(|ask| ask.sent_at > drained_at && ask.ended_at < undraining_at)
         .filter(|ask| ask.page() == Some("Worker1"))
         .collect();
     assert!(astray.is_empty(), "{astray:?}");
@@ -148,7 +148,7 @@ fn waits_until_the_drained_workers_connections_are_gone() {
     // It returns as soon as the last connection ends, and not before.
     let mut command = cluster.memlb("drain");
     command.args(["worker1", "--wait", "--deadline", "60s"]);
-    let log = cluster.place.directory.join("drain.log");
+    let log = cluster.paths.directory.join("drain.log");
     let mut draining = Process::start("memlb drain", &mut command, &log).unwrap();
     draining.wait_for_log(SOON, "worker1 is drained").unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
@@ -219,13 +219,13 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
         expect_failure(&memlb(&cluster, arguments), 2, &[says]);
     }
     assert_eq!(cluster.backend("worker1").unwrap()["hold"], Value::Null);
-    assert!(!cluster.place.state_file().exists());
+    assert!(!cluster.paths.state_file().exists());
 }
 
 #[root_test]
 fn the_control_socket_is_for_its_owner_and_group() {
     let cluster = start();
-    let socket = cluster.place.control_socket();
+    let socket = cluster.paths.control_socket();
     let mode = socket.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
 }
@@ -234,7 +234,7 @@ fn the_control_socket_is_for_its_owner_and_group() {
 fn shows_the_events_and_follows_them() {
     let cluster = start();
     let mut command = cluster.memlb("events");
-    let log = cluster.place.directory.join("follow.log");
+    let log = cluster.paths.directory.join("follow.log");
     let command = command.args(["--follow", "--json"]);
     let mut following = Process::start("memlb events", command, &log).unwrap();
     following.wait_for_log(SOON, "selection_changed").unwrap();
@@ -259,7 +259,7 @@ fn shows_the_events_and_follows_them() {
 fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
     let cluster = start();
     // What stands in the way of the new file.
-    let draft = cluster.place.state_file().with_extension("draft");
+    let draft = cluster.paths.state_file().with_extension("draft");
     std::fs::create_dir(&draft).unwrap();
     let said = succeed(&cluster, &["drain", "worker1"]);
     assert!(
@@ -268,7 +268,7 @@ fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
     );
     assert_eq!(cluster.page().unwrap(), "Worker2");
     std::fs::remove_dir(&draft).unwrap();
-    let written = || cluster.place.state_file().exists();
+    let written = || cluster.paths.state_file().exists();
     wait_until(Duration::from_secs(10), "the order to be kept", written).unwrap();
 }
 
@@ -337,7 +337,7 @@ fn lists_connections_and_explains_them() {
 #[root_test]
 fn refuses_new_connections_at_once_where_there_is_no_fallback() {
     let cluster = start();
-    let file = cluster.place.directory.join("memlb.toml");
+    let file = cluster.paths.directory.join("memlb.toml");
     let text = std::fs::read_to_string(&file).unwrap();
     let line = text.lines().find(|it| it.starts_with("fallback")).unwrap();
     std::fs::write(&file, text.replace(line, "fallback = \"reject\"")).unwrap();
@@ -368,7 +368,7 @@ fn refuses_new_connections_at_once_where_there_is_no_fallback() {
 #[root_test]
 fn no_verb_delays_a_deadline() {
     let mut cluster = start();
-    let socket = cluster.place.control_socket();
+    let socket = cluster.paths.control_socket();
     let silent: Vec<_> = (0..56)
         .map(|_| UnixStream::connect(&socket).unwrap())
         .collect();
@@ -398,7 +398,7 @@ fn no_verb_delays_a_deadline() {
         });
         let killed = SystemTime::now();
         cluster.kill_agent(0).unwrap();
-        let log = cluster.place.event_log();
+        let log = cluster.paths.event_log();
         let mut down = None;
         let waited = wait_until(SOON, "the death to be noticed", || {
             down = File::open(&log)
@@ -419,10 +419,10 @@ fn no_verb_delays_a_deadline() {
 #[root_test]
 fn a_reload_that_waits_for_the_disk_delays_no_deadline() {
     let mut cluster = start();
-    let socket = cluster.place.control_socket();
+    let socket = cluster.paths.control_socket();
     let (path, moved) = (
-        cluster.place.event_log(),
-        cluster.place.directory.join("moved"),
+        cluster.paths.event_log(),
+        cluster.paths.directory.join("moved"),
     );
     fs::rename(&path, &moved).unwrap();
     // To be opened anew by a reload, which nobody helps to.
@@ -455,7 +455,7 @@ fn a_reload_that_waits_for_the_disk_delays_no_deadline() {
 fn a_log_that_does_not_drain_stops_nothing() {
     let mut cluster = start();
     cluster.kill_manager().unwrap();
-    let path = cluster.place.event_log();
+    let path = cluster.paths.event_log();
     fs::remove_file(&path).unwrap();
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     let reader = OpenOptions::new()
@@ -590,7 +590,7 @@ fn a_denied_client_is_cut_off_until_it_is_allowed_again() {
 fn denying(cluster: &Cluster, arguments: &[&str]) -> Output {
     let mut command = cluster.topology.manager.command(&cluster.binary);
     command.arg("deny").args(arguments);
-    let socket = cluster.place.control_socket();
+    let socket = cluster.paths.control_socket();
     command
         .arg("--control-socket")
         .arg(socket)

@@ -244,7 +244,7 @@ fn start_with(policy: &str, available_mib: &[u64], attach: &str) -> Cluster {
 
 /// Changes the file and has the manager take it over.
 fn switch(cluster: &Cluster, policy: &str) {
-    let file = cluster.place.directory.join("memlb.toml");
+    let file = cluster.paths.directory.join("memlb.toml");
     let text = fs::read_to_string(&file).unwrap();
     let lines = text.lines().map(|line| {
         if line.starts_with("policy = ") {

@@ -37,13 +37,13 @@ workers = [
 fn tells_who_may_not_give_orders_what_to_do() {
     let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     // Where anybody may run it.
-    let binary = cluster.place.directory.join("memlb");
+    let binary = cluster.paths.directory.join("memlb");
     fs::copy(&cluster.binary, &binary).unwrap();
     for order in [&["drain", "worker1"][..], &["status"]] {
         let mut command = cluster.topology.manager.command("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
         command.arg(&binary).args(order);
-        let socket = cluster.place.control_socket();
+        let socket = cluster.paths.control_socket();
         let refused = command.arg("--control-socket").arg(socket).output();
         let refused = refused.unwrap();
         let error = String::from_utf8_lossy(&refused.stderr);

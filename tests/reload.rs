@@ -80,7 +80,7 @@ fn adds_removes_and_changes_without_losing_anything() {
     assert_eq!(succeed(&cluster), "nothing has changed\n");
     let report = probe.stop().unwrap();
     report.expect_no_failure();
-    assert!(report.asks.len() > 50);
+    assert!(report.requests.len() > 50);
     assert_eq!(
         cluster.events_of("configuration_reloaded").unwrap().len(),
         24
@@ -325,11 +325,11 @@ fn start() -> Cluster {
 }
 
 fn configuration(cluster: &Cluster) -> String {
-    fs::read_to_string(cluster.place.directory.join("memlb.toml")).unwrap()
+    fs::read_to_string(cluster.paths.directory.join("memlb.toml")).unwrap()
 }
 
 fn write(cluster: &Cluster, text: &str) {
-    fs::write(cluster.place.directory.join("memlb.toml"), text).unwrap();
+    fs::write(cluster.paths.directory.join("memlb.toml"), text).unwrap();
 }
 
 fn reload(cluster: &Cluster) -> Output {

@@ -64,7 +64,7 @@ fn programs_that_are_taken_off_are_put_back() {
         attach: "xdp".into(),
         ..ClusterOptions::default()
     });
-    let links = cluster.place.pin_path.join("links");
+    let links = cluster.paths.pin_path.join("links");
     let mut detached = 0;
     for link in fs::read_dir(&links).unwrap() {
         let path = link.unwrap().path();
@@ -143,7 +143,7 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
     // A new card comes by its name, address and link address.
     let old: Value = serde_json::from_str(&ip(&cluster, "-json link show old1")).unwrap();
     let mac = old[0]["address"].as_str().unwrap();
-    let switch = format!("{}switch", cluster.place.prefix);
+    let switch = format!("{}switch", cluster.paths.prefix);
     for line in [
         "address flush dev old1",
         "link set old1 address 02:00:00:00:99:02",
@@ -208,10 +208,10 @@ fn an_alternative_name_is_as_good_as_an_interfaces_own() {
 fn no_event_is_lost_to_a_full_disk() {
     let mut cluster = start(&ClusterOptions::default());
     cluster.kill_manager().unwrap();
-    let disk = Disk::mount(cluster.place.directory.join("disk"));
+    let disk = Disk::mount(cluster.paths.directory.join("disk"));
     let log = disk.0.join("events.jsonl");
-    fs::remove_file(cluster.place.event_log()).unwrap();
-    symlink(&log, cluster.place.event_log()).unwrap();
+    fs::remove_file(cluster.paths.event_log()).unwrap();
+    symlink(&log, cluster.paths.event_log()).unwrap();
     cluster.start_manager().unwrap();
     for worker in ["worker1", "worker2"] {
         cluster.wait_for_state(worker, "up", SOON).unwrap();
@@ -297,7 +297,7 @@ fn what_a_full_map_had_no_room_for_is_written_when_it_has() {
     for key in &keys {
         bpftool("update", key, &[&["value".to_owned()][..], &value].concat());
     }
-    let file = cluster.place.directory.join("memlb.toml");
+    let file = cluster.paths.directory.join("memlb.toml");
     let text = fs::read_to_string(&file).unwrap();
     let other = text[text.find("[[service]]").unwrap()..]
         .replace("\"web\"", "\"other\"")
@@ -344,7 +344,7 @@ fn pins_that_vanish_stop_nothing() {
     let probe = cluster.probe(Duration::from_millis(10)).unwrap();
     let links = cluster.pinned_links().unwrap();
     assert_eq!(links.len(), 3, "in, out, and of lo");
-    for entry in fs::read_dir(&cluster.place.pin_path).unwrap() {
+    for entry in fs::read_dir(&cluster.paths.pin_path).unwrap() {
         let path = entry.unwrap().path();
         match path.is_file() {
             true => fs::remove_file(path).unwrap(),

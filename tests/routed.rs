@@ -13,7 +13,7 @@ use memlb_tests::{
     command::output,
     root_test,
     topology::sister,
-    transfer::{Download, Upload, noise},
+    transfer::{Download, Upload, random_bytes},
     wait_until,
 };
 
@@ -70,9 +70,9 @@ fn a_worker_behind_the_manager_sees_its_clients(attach: &str) {
 fn a_worker_that_answers_past_the_manager_is_told_and_tried_again() {
     let cluster = start("tc", Shape::OneArm);
     let client = &cluster.topology.client;
-    let asks = || client::get(client, cluster.service(), "/", Duration::from_secs(3));
+    let page = || client::get(client, cluster.service(), "/", Duration::from_secs(3));
     wait_until(TRIED_AGAIN, "both workers to be found out", || {
-        asks().is_ok_and(|page| page.first_line() == "Manager")
+        page().is_ok_and(|page| page.first_line() == "Manager")
     })
     .unwrap();
     let worker1 = cluster.backend("worker1").unwrap();
@@ -99,7 +99,7 @@ fn a_worker_that_answers_past_the_manager_is_told_and_tried_again() {
     let mut route = cluster.topology.workers[0].ip();
     output(route.args(["route", "add", &to, "via", &by])).unwrap();
     wait_until(TRIED_AGAIN, "worker1 to be tried again", || {
-        asks().is_ok_and(|page| page.first_line() == "Worker1")
+        page().is_ok_and(|page| page.first_line() == "Worker1")
     })
     .unwrap();
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
@@ -119,7 +119,7 @@ fn start(attach: &str, shape: Shape) -> Cluster {
 
 /// Carries some bytes from and to `worker1`, and looks at each of them.
 fn bulk(cluster: &Cluster, service: SocketAddr) {
-    let blob = noise(7, 8 * MIB);
+    let blob = random_bytes(7, 8 * MIB);
     let root = cluster.servers[0].root();
     fs::write(root.join("blob"), &blob).unwrap();
     let (down, up) = cluster

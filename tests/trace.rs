@@ -213,7 +213,7 @@ fn start() -> Cluster {
 /// A trace that has begun.
 fn tracing(cluster: &Cluster, arguments: &[&str]) -> Process {
     let mut command = cluster.memlb("trace");
-    let log = cluster.place.directory.join("trace.log");
+    let log = cluster.paths.directory.join("trace.log");
     let mut trace = Process::start("memlb trace", command.args(arguments), &log).unwrap();
     let begun = match arguments.contains(&"--json") {
         true => "begun",
@@ -225,7 +225,7 @@ fn tracing(cluster: &Cluster, arguments: &[&str]) -> Process {
 
 /// Until when packets are told; 0 for not at all.
 fn expires_ns(cluster: &Cluster) -> u64 {
-    let data = MapData::from_pin(cluster.place.pin_path.join(name::TRACE)).unwrap();
+    let data = MapData::from_pin(cluster.paths.pin_path.join(name::TRACE)).unwrap();
     let order: Array<_, TraceConfig> = Array::try_from(Map::Array(data)).unwrap();
     order.get(&0, 0).unwrap().expires_ns
 }

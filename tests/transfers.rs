@@ -14,7 +14,7 @@ use std::{
 
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, root_test,
-    transfer::{Download, Upload, noise},
+    transfer::{Download, Upload, random_bytes},
     wait_until,
 };
 
@@ -136,7 +136,9 @@ fn takes_uploads_over_a_selection_change_and_a_manager_killed(attach: &str) {
     const UPLOADS: usize = 50;
     let mut cluster = start(attach);
     let server = cluster.service();
-    let bodies: Vec<Vec<u8>> = (1..=UPLOADS as u64).map(|seed| noise(seed, MIB)).collect();
+    let bodies: Vec<Vec<u8>> = (1..=UPLOADS as u64)
+        .map(|seed| random_bytes(seed, MIB))
+        .collect();
     let mut uploads: Vec<Upload> = cluster
         .topology
         .client
@@ -266,9 +268,9 @@ fn resets_a_connection_at_once_when_its_worker_is_down(attach: &str) {
     // Repeated SYNs bring new connections to the other worker before it is known.
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
 
-    let asked_at = Instant::now();
+    let sent_at = Instant::now();
     let error = connection.get("/").unwrap_err();
-    let took = asked_at.elapsed();
+    let took = sent_at.elapsed();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     println!("reset after {took:?}");
     assert!(took < Duration::from_millis(100), "reset after {took:?}");
@@ -309,7 +311,7 @@ impl Drop for Release<'_> {
 /// Gives each worker a file `blob` of its own.
 fn put_blobs(cluster: &Cluster, size: usize) -> [Vec<u8>; 2] {
     [0, 1].map(|index| {
-        let blob = noise(100 + index as u64, size);
+        let blob = random_bytes(100 + index as u64, size);
         fs::write(cluster.servers[index].root().join("blob"), &blob).unwrap();
         blob
     })

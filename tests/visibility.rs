@@ -28,7 +28,7 @@ fn agents_print_what_they_send() {
 
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
     command.arg("--quiet");
-    let log = cluster.place.directory.join("quiet.log");
+    let log = cluster.paths.directory.join("quiet.log");
     cluster.agents[0] = Some(Process::start("quiet agent", &mut command, &log).unwrap());
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
     let quiet = cluster.agents[0].as_ref().unwrap();
@@ -39,14 +39,14 @@ fn agents_print_what_they_send() {
 fn an_agent_needs_no_privileges_and_reads_the_machines_memory() {
     let mut cluster = start();
     cluster.kill_agent(0).unwrap();
-    let program = cluster.place.directory.join("memlb");
+    let program = cluster.paths.directory.join("memlb");
     fs::copy(memlb_tests::cluster::binary().unwrap(), &program).unwrap();
     let mut command = cluster.topology.workers[0].command("setpriv");
     command
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&program)
         .args(["agent", "--name", "worker1", "--manager", "192.168.56.101"]);
-    let log = cluster.place.directory.join("nobody.log");
+    let log = cluster.paths.directory.join("nobody.log");
     cluster.agents[0] = Some(Process::start("agent of nobody", &mut command, &log).unwrap());
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
     let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"));

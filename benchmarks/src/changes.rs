@@ -116,7 +116,7 @@ fn move_selection(cluster: &Cluster, change: usize) -> Result<()> {
 
 /// Counts in the event log: asking the manager would walk its flow table each time.
 fn selections(cluster: &Cluster) -> Result<usize> {
-    let log = fs::read_to_string(cluster.place.event_log()).context("read the event log")?;
+    let log = fs::read_to_string(cluster.paths.event_log()).context("read the event log")?;
     Ok(log.matches("\"selection_changed\"").count())
 }
 
@@ -151,9 +151,9 @@ fn under_load(
         seconds,
         kept_alive: stop(&mut kept_alive)?,
         one_each: stop(&mut one_each)?,
-        checked: report.asks.len(),
+        checked: report.requests.len(),
         checked_wrong: report
-            .asks
+            .requests
             .iter()
             .filter_map(|ask| match &ask.answer {
                 Ok(page) if page == "Worker1" || page == "Worker2" => None,

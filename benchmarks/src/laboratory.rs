@@ -77,7 +77,7 @@ impl Laboratory {
         laboratory.topology().keep_netfilter_off_the_switches()?;
         for server in laboratory.servers() {
             let body = server.root().join(BULK_PATH.trim_start_matches('/'));
-            fs::write(&body, noise(BULK_BYTES))
+            fs::write(&body, random_bytes(BULK_BYTES))
                 .with_context(|| format!("write {}", body.display()))?;
         }
         laboratory.check().with_context(|| {
@@ -282,7 +282,7 @@ fn addresses(topology: &Topology) -> Result<Vec<SocketAddrV4>> {
 }
 
 /// Bytes that do not repeat, in case anything on the way compresses or caches.
-fn noise(length: usize) -> Vec<u8> {
+fn random_bytes(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
     let mut next = || {
         // xorshift32, Marsaglia 2003.

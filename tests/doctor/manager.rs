@@ -43,7 +43,7 @@ fn finds_and_mends(cluster: &Cluster, check: &str, says: &str, remedy: &str) {
 
 /// Writes the configuration anew with `from` as `to`; the running manager does not read it.
 fn reword(cluster: &Cluster, from: &str, to: &str) {
-    let file = cluster.place.directory.join("memlb.toml");
+    let file = cluster.paths.directory.join("memlb.toml");
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains(from), "{text}");
     fs::write(&file, text.replace(from, to)).unwrap();
@@ -191,7 +191,7 @@ fn pins_that_were_left_behind() {
     let found = diagnosis.problem("pins", "has layout 99");
     let unload = format!(
         "memlb unload --pin-path {}",
-        cluster.place.pin_path.display()
+        cluster.paths.pin_path.display()
     );
     found.expect_remedy(&unload);
     // Typed with this memlb and no other that may be installed.
@@ -306,7 +306,7 @@ fn a_firewall_that_lets_no_heartbeat_in() {
 #[root_test]
 fn a_place_that_cannot_be_written() {
     let cluster = start(Shape::OneArm);
-    let place = cluster.place.directory.join("mounted");
+    let place = cluster.paths.directory.join("mounted");
     fs::create_dir(&place).unwrap();
     let shown = place.display().to_string();
     let inside = |options: &str| {
@@ -344,7 +344,7 @@ fn a_worker_that_is_not_in_the_configuration() {
         "--manager",
         "192.168.56.101",
     ]);
-    let log = cluster.place.directory.join("misnamed.log");
+    let log = cluster.paths.directory.join("misnamed.log");
     let mut agent = memlb_tests::Process::start("misnamed", &mut command, &log).unwrap();
     cluster
         .wait_for_status(SOON, "it to be refused", |status| {
@@ -448,14 +448,14 @@ fn the_silence_of_a_worker_in_maintenance_is_no_problem() {
 fn a_configuration_that_is_not_the_managers() {
     let cluster = start(Shape::OneArm);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
-    let file = cluster.place.directory.join("memlb.toml");
+    let file = cluster.paths.directory.join("memlb.toml");
     let runs_with = format!("{}, which the manager runs with", file.display());
     manager(&cluster).finding("ok", "config", &runs_with);
     // Without --config, the manager's is taken.
     let diagnosis = diagnose(cluster.memlb("doctor"));
     diagnosis.finding("ok", "config", &runs_with);
 
-    let other = cluster.place.directory.join("other.toml");
+    let other = cluster.paths.directory.join("other.toml");
     fs::copy(&file, &other).unwrap();
     let mut command = cluster.memlb("doctor");
     command.arg("--config").arg(&other);

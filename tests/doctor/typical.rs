@@ -63,7 +63,7 @@ fn a_wrong_interface() {
     found.expect_remedy("memlb manager --interface eth1");
     let mut command = cluster.manager_command();
     command.args(["--interface", "eth2"]);
-    let log = cluster.place.directory.join("wrong-interface.log");
+    let log = cluster.paths.directory.join("wrong-interface.log");
     let mut wrong = Process::start("a manager at eth2", &mut command, &log).unwrap();
     wrong
         .wait_for_log(
@@ -77,14 +77,14 @@ fn a_wrong_interface() {
 fn a_wrong_key() {
     let cluster = without_agents(Some("enforce"));
     // A key that the manager never saw.
-    let other = cluster.place.directory.join("other.key");
+    let other = cluster.paths.directory.join("other.key");
     let mut keygen = cluster.topology.client.command(&cluster.binary);
     keygen.args(["keygen", "--name", "worker1", "--output"]);
     output(keygen.arg(&other)).unwrap();
     // One with the right name and id, but another secret.
     let text = fs::read_to_string(cluster.key_file(1).unwrap()).unwrap();
     let secret = text.split_whitespace().last().unwrap();
-    let spoilt = cluster.place.directory.join("spoilt.key");
+    let spoilt = cluster.paths.directory.join("spoilt.key");
     fs::copy(cluster.key_file(1).unwrap(), &spoilt).unwrap();
     fs::write(
         &spoilt,
@@ -105,7 +105,7 @@ fn a_wrong_key() {
             "192.168.56.101",
         ]);
         command.arg("--key").arg(file);
-        let log = cluster.place.directory.join(format!("{name}-wrong.log"));
+        let log = cluster.paths.directory.join(format!("{name}-wrong.log"));
         agents.push(Process::start(&name, &mut command, &log).unwrap());
     }
     for agent in &mut agents {
@@ -198,7 +198,7 @@ fn a_manager_that_the_agent_cannot_reach() {
     );
     found.expect_remedy("on 192.168.56.101: memlb doctor, nft list ruleset");
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
-    let log = cluster.place.directory.join("unheard.log");
+    let log = cluster.paths.directory.join("unheard.log");
     let mut agent = Process::start("unheard agent", command.arg("--quiet"), &log).unwrap();
     agent
         .wait_for_log(
@@ -266,7 +266,7 @@ fn a_server_that_listens_on_127_0_0_1_only() {
     // Its agent, told to ask there, says it by itself.
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
     command.args(["--quiet", "--check", "tcp://127.0.0.1:8081"]);
-    let log = cluster.place.directory.join("local-server.log");
+    let log = cluster.paths.directory.join("local-server.log");
     let mut agent = Process::start("agent of a local server", &mut command, &log).unwrap();
     agent
         .wait_for_log(SOON, "the server at port 8081 listens on 127.0.0.1 only")
@@ -277,8 +277,8 @@ fn a_server_that_listens_on_127_0_0_1_only() {
 fn two_managers() {
     let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
     let first = cluster.manager.as_ref().unwrap().pid();
-    let elsewhere = |name: &str| cluster.place.directory.join(name).display().to_string();
-    let pins = format!("{}/second", cluster.place.pin_path.display());
+    let elsewhere = |name: &str| cluster.paths.directory.join(name).display().to_string();
+    let pins = format!("{}/second", cluster.paths.pin_path.display());
     let socket = elsewhere("second.sock");
     // The same settings but for the socket: the first one's port and pins are named as its.
     let said = refused(&cluster, &[]);
@@ -300,7 +300,7 @@ fn two_managers() {
         command.args(["manager", "--config", &file, "--control-socket", &socket]);
         command.args([
             "--pin-path",
-            &format!("{}-second", cluster.place.pin_path.display()),
+            &format!("{}-second", cluster.paths.pin_path.display()),
         ]);
         command.args([
             "--heartbeat-listen",
@@ -325,7 +325,7 @@ fn two_managers() {
     // Nothing in common but the packets.
     let mut command = second();
     command.args(["--set", "limits.nat_ports=61000-62000"]);
-    let log = cluster.place.directory.join("second.log");
+    let log = cluster.paths.directory.join("second.log");
     let mut second = Process::start("a second manager", &mut command, &log).unwrap();
     second.wait_for_log(SOON, "ready").unwrap();
     second
@@ -333,7 +333,7 @@ fn two_managers() {
         .unwrap();
     let unload = format!(
         "memlb unload --pin-path {}-second",
-        cluster.place.pin_path.display()
+        cluster.paths.pin_path.display()
     );
     let diagnosis = manager(&cluster);
     let held = diagnosis.problem("pins", &format!("held by memlb (process {})", second.pid()));
@@ -352,7 +352,7 @@ fn two_managers() {
     assert_eq!(left.remedy, unload);
     let mut unload = cluster.topology.manager.command(&cluster.binary);
     unload.args(["unload", "--pin-path"]);
-    unload.arg(format!("{}-second", cluster.place.pin_path.display()));
+    unload.arg(format!("{}-second", cluster.paths.pin_path.display()));
     output(&mut unload).unwrap();
     manager(&cluster).expect_healthy();
 }

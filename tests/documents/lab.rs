@@ -3,7 +3,8 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Place, cluster::binary, command::output, namespace::unique_prefix,
+    Cluster, ClusterOptions, ClusterPaths, cluster::binary, command::output,
+    namespace::unique_prefix,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -22,7 +23,7 @@ impl Lab {
     pub fn start() -> Self {
         let example = output(Command::new(binary().unwrap()).args(["check", "--example"]));
         fs::write(CONFIGURATION, example.unwrap()).unwrap();
-        let place = Place {
+        let paths = ClusterPaths {
             prefix: unique_prefix(),
             directory: "/run/memlb".into(),
             pin_path: "/sys/fs/bpf/memlb".into(),
@@ -32,7 +33,7 @@ impl Lab {
             ..ClusterOptions::default()
         };
         Self {
-            cluster: Cluster::start_at(place, &options).unwrap(),
+            cluster: Cluster::start_at(paths, &options).unwrap(),
         }
     }
 

@@ -3,11 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod command_runner;
 mod lab;
-mod reader;
+mod mounts;
 mod scene;
 mod trial;
-mod world;
 
 use std::{
     fs,
@@ -18,11 +18,11 @@ use std::{
 use memlb_tests::{cluster::binary, command::output, document::Document, root_test};
 
 use self::{
+    command_runner::CommandRunner,
     lab::Lab,
-    reader::Reader,
+    mounts::with_private_mounts,
     scene::{Scene, scene_of},
     trial::{NOT_RUN, Trial, trial_of},
-    world::in_a_world_of_its_own,
 };
 
 fn root() -> PathBuf {
@@ -91,19 +91,19 @@ fn configurations_are_right() {
 
 #[test]
 fn what_is_not_run_is_understood() {
-    let reader = Reader::new(root());
+    let runner = CommandRunner::new(root());
     let mut seen = Vec::new();
     for document in documents() {
         for block in &document.blocks {
             for command in block.commands().unwrap() {
                 if let Trial::NotHere { because } = trial_of(scene_of(block), &command) {
-                    reader.understand(&block.place, &command);
+                    runner.check_usage(&block.place, &command);
                     seen.push(because);
                 }
             }
         }
         for span in &document.spans {
-            reader.understand(&document.name, span);
+            runner.check_usage(&document.name, span);
         }
     }
     for (command, because) in NOT_RUN {
@@ -116,13 +116,13 @@ fn what_is_not_run_is_understood() {
 
 #[root_test]
 fn what_is_typed_in_the_repository_works() {
-    in_a_world_of_its_own(|| {
-        let reader = Reader::new(root());
-        let _down = LabDown(&reader);
+    with_private_mounts(|| {
+        let runner = CommandRunner::new(root());
+        let _down = LabDown(&runner);
         for document in documents() {
             for block in &document.blocks {
                 if scene_of(block) == Scene::Repository {
-                    reader.type_all(block, |program| Command::new(program));
+                    runner.run_all(block, |program| Command::new(program));
                 }
             }
         }
@@ -131,19 +131,19 @@ fn what_is_typed_in_the_repository_works() {
 
 #[root_test]
 fn what_operators_type_works() {
-    in_a_world_of_its_own(|| {
+    with_private_mounts(|| {
         let mut lab = Lab::start();
         for document in documents() {
             // What one block writes, the next may need.
             let home = tempfile::tempdir().unwrap();
-            let reader = Reader::new(home.path().into());
+            let runner = CommandRunner::new(home.path().into());
             for block in &document.blocks {
                 lab.set(scene_of(block));
                 match scene_of(block) {
                     Scene::Manager | Scene::ManagerAtRest => {
-                        reader.type_all(block, |program| lab.on_the_manager(program));
+                        runner.run_all(block, |program| lab.on_the_manager(program));
                     }
-                    Scene::Worker => reader.type_all(block, |program| lab.on_worker1(program)),
+                    Scene::Worker => runner.run_all(block, |program| lab.on_worker1(program)),
                     Scene::Repository | Scene::Machines | Scene::VirtualBox => {}
                 }
             }
@@ -152,7 +152,7 @@ fn what_operators_type_works() {
 }
 
 /// Takes down what a document has started, even where its command for that fails.
-struct LabDown<'a>(&'a Reader);
+struct LabDown<'a>(&'a CommandRunner);
 
 impl Drop for LabDown<'_> {
     fn drop(&mut self) {

@@ -13,7 +13,7 @@ const SCHEMATHESIS: &str = "MEMLB_SCHEMATHESIS";
 fn schemathesis_finds_no_breach() {
     let cluster = start(ClusterOptions::default());
     let program = env::var_os(SCHEMATHESIS).unwrap_or_else(|| OsString::from("schemathesis"));
-    let directory = cluster.place.directory.join("schemathesis");
+    let directory = cluster.paths.directory.join("schemathesis");
     fs::create_dir(&directory).unwrap();
     let mut command = cluster.topology.manager.command(Path::new(&program));
     command
@@ -25,7 +25,7 @@ fn schemathesis_finds_no_breach() {
         // It does not end, so that nothing could be said of its answer.
         .args(["--exclude-path", "/api/v1/events/stream"])
         .args(["--request-timeout", "5", "--no-color"]);
-    let log = cluster.place.directory.join("schemathesis.log");
+    let log = cluster.paths.directory.join("schemathesis.log");
     let mut run = Process::start("schemathesis", &mut command, &log).unwrap();
     let ended = run.wait(Duration::from_secs(90)).unwrap();
     assert!(ended.success(), "{}", run.log());

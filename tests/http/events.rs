@@ -87,7 +87,7 @@ fn listen(cluster: &Cluster, log: &str, arguments: &[&str]) -> Process {
     curl.args(["--silent", "--no-buffer", "--include"])
         .arg(format!("{ORIGIN}/api/v1/events/stream"))
         .args(arguments);
-    let log = cluster.place.directory.join(log);
+    let log = cluster.paths.directory.join(log);
     let mut listener = Process::start("listener", &mut curl, &log).unwrap();
     listener.wait_for_log(SOON, "text/event-stream").unwrap();
     listener

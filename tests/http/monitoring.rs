@@ -67,7 +67,7 @@ fn the_dashboards_questions_can_be_understood() {
 #[root_test]
 fn a_real_prometheus_scrapes_the_manager_and_raises_an_alert() {
     let mut cluster = start(ClusterOptions::default());
-    let directory = cluster.place.directory.join("prometheus");
+    let directory = cluster.paths.directory.join("prometheus");
     fs::create_dir(&directory).unwrap();
     fs::copy(
         monitoring().join("memlb.rules.yml"),
@@ -84,7 +84,7 @@ fn a_real_prometheus_scrapes_the_manager_and_raises_an_alert() {
         .current_dir(&directory)
         .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"])
         .arg("--web.listen-address=127.0.0.1:9090");
-    let log = cluster.place.directory.join("prometheus.log");
+    let log = cluster.paths.directory.join("prometheus.log");
     let mut prometheus = Process::start("prometheus", &mut command, &log).unwrap();
     prometheus
         .wait_for_log(Duration::from_secs(30), "ready to receive")

@@ -221,7 +221,7 @@ fn beat(sender: &Sender, beating: &AtomicBool) {
 }
 
 fn open(cluster: &Cluster, width: u32, height: u32) -> Browser {
-    let traces = cluster.place.directory.join("browser");
+    let traces = cluster.paths.directory.join("browser");
     let mut browser = Browser::start(&cluster.topology.manager, &traces);
     browser.resize(width, height);
     browser.open(ORIGIN);

@@ -101,8 +101,8 @@ fn listens_where_it_is_told() {
 #[root_test]
 fn a_port_in_use_is_said_and_nothing_is_left() {
     let cluster = start(ClusterOptions::default());
-    let directory = &cluster.place.directory;
-    let pins = format!("{}-other", cluster.place.pin_path.display());
+    let directory = &cluster.paths.directory;
+    let pins = format!("{}-other", cluster.paths.pin_path.display());
     let mut command = cluster.topology.manager.command(&cluster.binary);
     command
         .args(["manager", "--interface", "eth1", "--event-log", ""])
@@ -182,6 +182,6 @@ fn listen(cluster: &Cluster, index: usize) -> Process {
     let mut curl = cluster.topology.manager.command("curl");
     curl.args(["--silent", "--no-buffer"])
         .arg("http://127.0.0.1:9998/api/v1/events/stream");
-    let log = cluster.place.directory.join(format!("listener{index}.log"));
+    let log = cluster.paths.directory.join(format!("listener{index}.log"));
     Process::start("listener", &mut curl, &log).unwrap()
 }

@@ -87,19 +87,19 @@ pub fn in_both_modes(story: impl Fn(&mut Bench) + Sync) {
 /// Tells `story` over both families.
 pub fn at_edge(edge: Edge, story: impl Fn(&mut Bench) + Sync) {
     for family in Family::BOTH {
-        tell(edge, family, &story);
+        run_at(edge, family, &story);
     }
 }
 
 /// Tells `story` at both edges.
 pub fn over(family: Family, story: impl Fn(&mut Bench) + Sync) {
     for edge in [Edge::Tc, Edge::Xdp] {
-        tell(edge, family, &story);
+        run_at(edge, family, &story);
     }
 }
 
 /// Tells `story` on a thread of its own, in a namespace of its own.
-pub fn tell(edge: Edge, family: Family, story: impl FnOnce(&mut Bench) + Send) {
+pub fn run_at(edge: Edge, family: Family, story: impl FnOnce(&mut Bench) + Send) {
     if !require_root() {
         return;
     }
@@ -138,12 +138,12 @@ impl Bench {
             _ingress_link: None,
         };
         bench.settings(|_| {});
-        bench.begins_anew();
+        bench.reset();
         Ok(bench)
     }
 
     /// Forgets every flow and every change but the settings.
-    pub fn begins_anew(&mut self) {
+    pub fn reset(&mut self) {
         self.datapath.maps.flows.clear();
         let homes: Vec<_> = self
             .datapath
@@ -663,7 +663,7 @@ impl Bench {
     }
 
     /// Tells the kernel a worker's link address, which nobody is there to say.
-    pub fn knows_the_way_to(&self, worker: Server) {
+    pub fn resolves_neighbour(&self, worker: Server) {
         lan::resolve(worker, self.family).unwrap();
         lan::send_by_xdp().unwrap();
     }

@@ -197,7 +197,7 @@ fn a_side_that_goes_on_for_long_was_not_reset() {
             // And a true one ends it again.
             resets(bench);
             assert_eq!(bench.active(WORKER1.id), 0);
-            bench.begins_anew();
+            bench.reset();
         }
     });
 }

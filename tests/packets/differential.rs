@@ -18,7 +18,7 @@ use proptest::{
 };
 
 use crate::{
-    bench::{Bench, ESTABLISHED_IDLE, Edge, HALF_OPEN_IDLE, tell},
+    bench::{Bench, ESTABLISHED_IDLE, Edge, HALF_OPEN_IDLE, run_at},
     call::{CLIENT_START, Call, WORKER_START},
     frame::{ACK, FIN, Family, PSH, RST, SYN},
     lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, Server, Station, WORKER1, WORKER2},
@@ -107,7 +107,7 @@ enum Event {
 #[test]
 fn the_programs_do_as_the_model_does() {
     for edge in [Edge::Tc, Edge::Xdp] {
-        tell(edge, HOME, |bench| {
+        run_at(edge, HOME, |bench| {
             bench.nat_ports(PORTS);
             let mut runner = TestRunner::new(ProptestConfig {
                 cases: 128,
@@ -231,10 +231,10 @@ fn agree_on(bench: &mut Bench, history: &History) {
     let mut kept = Instant::now();
     for event in &history.events {
         if kept.elapsed() > MOST_REAL_TIME {
-            takes_its_time(bench, &model);
+            age_flows(bench, &model);
             kept = Instant::now();
         }
-        happens(bench, &mut model, event);
+        apply(bench, &mut model, event);
         assert_eq!(bench.keys(), keys(bench, &model));
         for server in at_home_and_abroad(&SERVERS) {
             assert_eq!(bench.active(server.id), model.open(server), "{event:?}");
@@ -262,7 +262,7 @@ fn agree_on(bench: &mut Bench, history: &History) {
 }
 
 fn begins(bench: &mut Bench, reached: [Reach; 4]) -> Model {
-    bench.begins_anew();
+    bench.reset();
     let clients = CLIENTS.map(|(family, protocol, ..)| (family, protocol));
     let mut servers = Vec::new();
     for server in at_home_and_abroad(&SERVERS) {
@@ -294,7 +294,7 @@ fn begins(bench: &mut Bench, reached: [Reach; 4]) -> Model {
     Model::new(PORTS, clients.into(), servers, selected.into())
 }
 
-fn happens(bench: &mut Bench, model: &mut Model, event: &Event) {
+fn apply(bench: &mut Bench, model: &mut Model, event: &Event) {
     match *event {
         Event::Request {
             client,
@@ -362,7 +362,7 @@ fn happens(bench: &mut Bench, model: &mut Model, event: &Event) {
         }
         Event::Wait(time) => {
             model.wait(time);
-            takes_its_time(bench, model);
+            age_flows(bench, model);
         }
         Event::Select(family, id) => {
             model.select(family, id);
@@ -614,7 +614,7 @@ fn reaches(outcome: Outcome, server: Server, expected: Vec<u8>, is_deaf: bool) {
 }
 
 /// Makes the flows as old as the model's connections.
-fn takes_its_time(bench: &mut Bench, model: &Model) {
+fn age_flows(bench: &mut Bench, model: &Model) {
     for connection in &model.connections {
         let keys = keys_of(bench, connection);
         if !connection.established {

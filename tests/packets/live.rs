@@ -153,7 +153,7 @@ fn an_error_crosses_vlans_as_its_flow_does() {
 fn in_vlans(story: impl Fn(&Bench, &Sniffer, &mut Call) + Sync) {
     at_edge(Edge::Xdp, |bench| {
         bench.attach_ingress();
-        bench.knows_the_way_to(WORKER1);
+        bench.resolves_neighbour(WORKER1);
         let wire = Sniffer::on(FAR1).unwrap();
         for mut call in [bench.call(CLIENT, 40_000), bench.datagrams(CLIENT, 40_000)] {
             story(bench, &wire, &mut call);

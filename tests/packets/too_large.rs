@@ -88,7 +88,7 @@ fn a_first_datagram_too_large_is_answered_and_its_connection_counted_once() {
 
 #[test]
 fn what_may_be_fragmented_is_dropped_and_counted() {
-    crate::bench::tell(Edge::Tc, Family::V4, |bench| {
+    crate::bench::run_at(Edge::Tc, Family::V4, |bench| {
         let (_, large) = too_large(bench);
         let frame = with_ip_field(large.frame(), at::IP + 6, &[0, 0]);
         let outcome = bench.receives(frame);

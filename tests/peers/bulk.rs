@@ -25,7 +25,7 @@ fn iperf(cluster: &mut Cluster) {
         // A server that still ends one test refuses the next: each has its own.
         let line = format!("iperf3 --server --one-off --forceflush --port {IPERF}");
         let worker = &cluster.topology.workers[0];
-        let log = cluster.place.directory.join(format!("iperf3{way}.log"));
+        let log = cluster.paths.directory.join(format!("iperf3{way}.log"));
         let mut server = Process::start("iperf3", &mut program(worker, &line), &log).unwrap();
         server.wait_for_log(SOON, "Server listening").unwrap();
 
@@ -62,7 +62,7 @@ fn gibibyte(cluster: &mut Cluster) {
     let site = service(cluster, 80);
     let receive = format!("curl --silent --show-error --fail http://{site}/gibibyte | {SUM}");
     let mut download = cluster.topology.client.command("sh");
-    let log = cluster.place.directory.join("curl.log");
+    let log = cluster.paths.directory.join("curl.log");
     let mut download = Process::start("curl", download.args(["-c", &receive]), &log).unwrap();
     wait_until(PATIENCE, "the first 64 MiB", || {
         worker1(cluster, 80, "bytes_out") > 64 * MIB as u64

@@ -3,7 +3,8 @@
 use std::{fs, net::SocketAddr, path::PathBuf, process::Command};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Node, Process, command::output, root_test, transfer::noise, wait_until,
+    Cluster, ClusterOptions, Node, Process, command::output, root_test, transfer::random_bytes,
+    wait_until,
 };
 use nix::sys::signal::Signal;
 
@@ -41,7 +42,7 @@ fn dns(cluster: &mut Cluster) {
     let ask = |cluster: &Cluster| ask_from(cluster, 5300);
     assert_eq!(ask(cluster), ["10.0.0.1", "10.0.0.1"]);
     for site in sites {
-        let many = cluster.place.directory.join("many");
+        let many = cluster.paths.directory.join("many");
         fs::write(&many, "who.memlb\n".repeat(200)).unwrap();
         let answers = dig(cluster, site, &["-f", many.to_str().unwrap()]);
         assert_eq!(answers, ["10.0.0.1"; 200].join("\n"));
@@ -66,7 +67,7 @@ fn serve_dns(cluster: &Cluster, worker: &Node, number: u8) -> Process {
         "dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file --user=root --no-resolv \
          --no-hosts --port={DNS} --address=/who.memlb/10.0.0.{number}"
     );
-    let log = cluster.place.directory.join(format!("dnsmasq{number}.log"));
+    let log = cluster.paths.directory.join(format!("dnsmasq{number}.log"));
     let mut command = worker.command("dnsmasq");
     command.args(line.split_whitespace().skip(1));
     let process = Process::start("dnsmasq", &mut command, &log).unwrap();
@@ -99,7 +100,7 @@ fn keeps_quic_while_the_selection_moves_and_the_manager_dies(attach: &str) {
 }
 
 fn quic(cluster: &mut Cluster) {
-    let directory = cluster.place.directory.join("quic");
+    let directory = cluster.paths.directory.join("quic");
     fs::create_dir(&directory).unwrap();
     let at = directory.display();
     let certificate = format!(
@@ -116,7 +117,7 @@ fn quic(cluster: &mut Cluster) {
     };
     let workers = cluster.topology.workers.iter();
     let _servers: Vec<Process> = workers.enumerate().map(serve).collect();
-    let blob = noise(6, 16 * MIB);
+    let blob = random_bytes(6, 16 * MIB);
     fs::write(cluster.servers[0].root().join("blob"), &blob).unwrap();
     // Each is half-way when it is stopped, and does not notice what happens then.
     let downloads = [service(cluster, QUIC), service6(cluster, QUIC)];
@@ -134,7 +135,7 @@ fn quic(cluster: &mut Cluster) {
 /// Starts a download, and stops it when a part has come to the file that is returned, too.
 fn begin_download(cluster: &Cluster, site: SocketAddr) -> (Process, PathBuf) {
     let family = if site.is_ipv4() { "4" } else { "6" };
-    let directory = cluster.place.directory.join("quic").join(family);
+    let directory = cluster.paths.directory.join("quic").join(family);
     fs::create_dir(&directory).unwrap();
     let line = format!(
         "gtlsclient --quiet --no-quic-dump --no-http-dump --exit-on-all-streams-close \

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use memlb_tests::{Cluster, root_test, transfer::noise};
+use memlb_tests::{Cluster, root_test, transfer::random_bytes};
 
 use crate::scene::{MIB, accept, connect, disturb, listen, play, service, wait_for_flows, worker1};
 
@@ -32,7 +32,7 @@ fn half_closed(cluster: &mut Cluster) {
     }
     wait_for_flows(cluster, PORT, 2);
 
-    let speech = noise(4, 16 * MIB);
+    let speech = random_bytes(4, 16 * MIB);
     let (first, second) = speech.split_at(MIB / 8);
     for (talks, _) in &mut conversations {
         talks.write_all(first).unwrap();

@@ -6,7 +6,7 @@ use memlb_tests::{
     Cluster, ClusterOptions, Connection, client,
     command::output,
     root_test,
-    transfer::{Download, Upload, noise},
+    transfer::{Download, Upload, random_bytes},
     wait_until,
 };
 
@@ -38,7 +38,7 @@ pub fn both_families() -> ClusterOptions {
 }
 
 fn both(cluster: &mut Cluster) {
-    let blob = noise(7, 32 * MIB);
+    let blob = random_bytes(7, 32 * MIB);
     let root = cluster.servers[0].root().to_owned();
     fs::write(root.join("blob"), &blob).unwrap();
     let sites = [service(cluster, 80), service6(cluster, 80)];

@@ -7,10 +7,10 @@ use std::{
 
 use memlb_tests::{
     Cluster, ClusterOptions, Namespace, Nginx, Process,
-    narrow::Narrow,
+    narrow_path::NarrowPath,
     root_test,
     topology::sister,
-    transfer::{Download, Upload, noise},
+    transfer::{Download, Upload, random_bytes},
 };
 
 use crate::ipv6::both_families;
@@ -22,7 +22,7 @@ fn a_narrow_way_to_a_client_makes_no_other_way_narrow(attach: &str) {
 }
 
 fn narrow_client(cluster: &mut Cluster) {
-    let narrow = Narrow::lay(&cluster.topology, &cluster.place.prefix).unwrap();
+    let narrow = NarrowPath::create(&cluster.topology, &cluster.paths.prefix).unwrap();
     let worker = &cluster.topology.workers[0];
     let site = service(cluster, 80);
     carry(&narrow.far, site, &cluster.servers[0]);
@@ -48,21 +48,21 @@ fn a_client_learns_how_narrow_the_way_to_a_worker_is(attach: &str) {
         attach: attach.into(),
         agents: false,
         manager_arguments: [
-            far("web", Narrow::FAR.into()),
-            far("web-6", sister(Narrow::FAR).into()),
+            far("web", NarrowPath::FAR.into()),
+            far("web-6", sister(NarrowPath::FAR).into()),
         ]
         .concat(),
         ..both_families()
     })
     .unwrap();
-    let narrow = Narrow::lay(&cluster.topology, &cluster.place.prefix).unwrap();
-    let directory = cluster.place.directory.join("far");
+    let narrow = NarrowPath::create(&cluster.topology, &cluster.paths.prefix).unwrap();
+    let directory = cluster.paths.directory.join("far");
     let server = Nginx::start(&narrow.far, 8081, "Far", &directory).unwrap();
     let mut agent = narrow.far.command(&cluster.binary);
     agent
         .args(["agent", "--name", "far", "--manager"])
         .arg(cluster.heartbeat_address().to_string());
-    let log = cluster.place.directory.join("far.log");
+    let log = cluster.paths.directory.join("far.log");
     let _agent = Process::start("memlb agent of far", &mut agent, &log).unwrap();
     wait_for_selection(&cluster, "far");
     let client = &cluster.topology.client;
@@ -75,7 +75,7 @@ fn a_client_learns_how_narrow_the_way_to_a_worker_is(attach: &str) {
 /// Carries much both ways, and looks at each byte. Both connections begin before anybody is told
 /// anything, since who knows how narrow a way is asks for small packets from the start.
 fn carry(client: &Namespace, site: SocketAddr, server: &Nginx) {
-    let blob = noise(5, 4 * MIB);
+    let blob = random_bytes(5, 4 * MIB);
     fs::write(server.root().join("blob"), &blob).unwrap();
     let transfer = || {
         let upload = Upload::begin(site, "/upload/narrow", &blob, PATIENCE)?;

@@ -22,7 +22,7 @@ fn keeps_a_shell_while_the_selection_moves_and_the_manager_dies(attach: &str) {
 }
 
 fn shell(cluster: &mut Cluster) {
-    let directory = cluster.place.directory.join("ssh");
+    let directory = cluster.paths.directory.join("ssh");
     fs::create_dir(&directory).unwrap();
     for key in ["host", "user"] {
         let mut keygen = Command::new("ssh-keygen");

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use memlb_tests::{Cluster, root_test, transfer::noise};
+use memlb_tests::{Cluster, root_test, transfer::random_bytes};
 use socket2::SockRef;
 
 use crate::scene::{MIB, connect, disturb, play, service, wait_for_flows, worker1};
@@ -58,7 +58,7 @@ fn trickle(clients: &mut [TcpStream], bytes: &[u8]) {
 
 /// Asks for a file, which is returned too, on a connection with little room for it.
 fn begin_deaf(cluster: &Cluster) -> (TcpStream, Vec<u8>) {
-    let blob = noise(3, 8 * MIB);
+    let blob = random_bytes(3, 8 * MIB);
     fs::write(cluster.servers[0].root().join("blob"), &blob).unwrap();
     let mut client = connect(&cluster.topology.client, service(cluster, 80));
     SockRef::from(&client)

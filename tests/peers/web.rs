@@ -3,7 +3,7 @@
 use std::{fs, process::Command, thread};
 
 use memlb_tests::{
-    Cluster, Node, Process, command::output, nginx, root_test, transfer::noise, wait_until,
+    Cluster, Node, Process, command::output, nginx, root_test, transfer::random_bytes, wait_until,
 };
 use nix::sys::signal::Signal;
 
@@ -20,8 +20,8 @@ fn serves_curl_all_at_once(attach: &str) {
 
 /// curl asks before it sends much (`Expect: 100-continue`), and nginx permits it.
 fn curl(cluster: &mut Cluster) {
-    let body = noise(1, 2 * MIB);
-    let source = cluster.place.directory.join("body");
+    let body = random_bytes(1, 2 * MIB);
+    let source = cluster.paths.directory.join("body");
     fs::write(&source, &body).unwrap();
     let site = service(cluster, 80);
     let put = |number: usize| {
@@ -41,7 +41,7 @@ fn curl(cluster: &mut Cluster) {
         assert!(fs::read(upload).unwrap() == body, "{number} is broken");
     }
     // Ranges, each on a connection of its own, and together the whole.
-    let directory = cluster.place.directory.join("parts");
+    let directory = cluster.paths.directory.join("parts");
     fs::create_dir(&directory).unwrap();
     let line = format!(
         "curl --silent --show-error --fail --parallel --parallel-max 50 --parallel-immediate \
@@ -98,7 +98,7 @@ fn expect_no_errors(wrk: &mut Process) {
 fn start(cluster: &Cluster, line: &str, arguments: &[&str]) -> Process {
     let name = line.split(' ').next().unwrap();
     let log = format!("{name}{}.log", arguments.concat());
-    let log = cluster.place.directory.join(log);
+    let log = cluster.paths.directory.join(log);
     let mut command = program(&cluster.topology.client, line);
     Process::start(name, command.args(arguments), &log).unwrap()
 }
@@ -150,7 +150,7 @@ fn http2(cluster: &mut Cluster) {
 
 /// Starts a web server on each worker that speaks HTTP/2 over TLS.
 fn serve_https(cluster: &Cluster) -> Vec<Process> {
-    let directory = &cluster.place.directory;
+    let directory = &cluster.paths.directory;
     let at = directory.display();
     let certificate = format!(
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=memlb \
@@ -159,7 +159,7 @@ fn serve_https(cluster: &Cluster) -> Vec<Process> {
     output(Command::new("openssl").args(certificate.split_whitespace())).unwrap();
     let serve = |(index, worker): (usize, &Node)| {
         let root = cluster.servers[index].root();
-        fs::write(root.join("blob"), noise(2, MIB / 8)).unwrap();
+        fs::write(root.join("blob"), random_bytes(2, MIB / 8)).unwrap();
         let server = format!(
             "    server {{
         listen {HTTPS} ssl http2;

@@ -2,7 +2,7 @@
 
 use std::{net::TcpStream, thread};
 
-use memlb_tests::{Cluster, root_test, transfer::noise};
+use memlb_tests::{Cluster, root_test, transfer::random_bytes};
 use tungstenite::{Message, WebSocket, accept, client};
 
 use crate::scene::{self, MIB, connect, disturb, listen, play, service, wait_for_flows};
@@ -37,7 +37,7 @@ fn websocket(cluster: &mut Cluster) {
 /// Says each message and hears it again.
 fn converse(socket: &mut WebSocket<TcpStream>) {
     for (seed, length) in (1..).zip(LENGTHS) {
-        let message = Message::binary(noise(seed, length));
+        let message = Message::binary(random_bytes(seed, length));
         socket.send(Message::Ping("still there?".into())).unwrap();
         socket.send(message.clone()).unwrap();
         assert_eq!(socket.read().unwrap(), Message::Pong("still there?".into()));

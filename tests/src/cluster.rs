@@ -20,7 +20,7 @@ use crate::{
     memory_file::MemoryFile,
     namespace,
     nginx::Nginx,
-    place::{Leftovers, Place},
+    paths::{Cleanup, ClusterPaths},
     process::Process,
     topology::{Shape, Topology, give_addresses},
     wait::wait_until,
@@ -106,7 +106,7 @@ pub struct Cluster {
     pub fallback: Nginx,
     pub memory: Vec<MemoryFile>,
     pub topology: Topology,
-    pub place: Place,
+    pub paths: ClusterPaths,
     pub binary: PathBuf,
     manager_arguments: Vec<String>,
     agent_arguments: Vec<String>,
@@ -114,7 +114,7 @@ pub struct Cluster {
     patience: Duration,
     /// Where the key of each worker is, if they have keys.
     keys: Option<PathBuf>,
-    leftovers: Leftovers,
+    cleanup: Cleanup,
 }
 
 impl Cluster {
@@ -124,8 +124,8 @@ impl Cluster {
     /// When a part of it does not start; the error carries what that part printed.
     pub fn start(options: &ClusterOptions) -> Result<Self> {
         namespace::delete_abandoned();
-        Place::clear_abandoned();
-        Self::start_at(Place::unique(), options)
+        ClusterPaths::clear_abandoned();
+        Self::start_at(ClusterPaths::unique(), options)
     }
 
     /// Starts a system, and waits until `worker1` serves its clients.
@@ -138,21 +138,21 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts a system at a `place`, which must be free. Returns when the
+    /// Starts a system at `paths`, which must be free. Returns when the
     /// manager is ready and has heard every worker.
     ///
     /// # Errors
     /// When a part of it does not start; the error carries what that part printed.
-    pub fn start_at(place: Place, options: &ClusterOptions) -> Result<Self> {
+    pub fn start_at(paths: ClusterPaths, options: &ClusterOptions) -> Result<Self> {
         let binary = binary()?;
         // Fails where another system is.
-        fs::create_dir(&place.directory)
-            .with_context(|| format!("make {}", place.directory.display()))?;
+        fs::create_dir(&paths.directory)
+            .with_context(|| format!("make {}", paths.directory.display()))?;
         // From here on an error must leave nothing behind. What is declared
         // first is dropped last.
-        let leftovers = Leftovers::of(&place);
+        let cleanup = Cleanup::of(&paths);
         let workers = options.available_kb.len();
-        let topology = Topology::create_as(&place.prefix, options.shape, workers)?;
+        let topology = Topology::create_as(&paths.prefix, options.shape, workers)?;
         if options.attach == "xdp" {
             topology.prepare_for_xdp()?;
         }
@@ -165,13 +165,13 @@ impl Cluster {
             &topology.manager,
             FALLBACK_PORT,
             "Manager",
-            &place.directory.join("manager"),
+            &paths.directory.join("manager"),
         )?;
         let mut servers = Vec::new();
         let mut memory = Vec::new();
         for (index, worker) in topology.workers.iter().enumerate() {
             let number = index + 1;
-            let directory = place.directory.join(worker_name(index));
+            let directory = paths.directory.join(worker_name(index));
             let page = format!("Worker{number}");
             servers.push(Nginx::start(
                 worker,
@@ -180,16 +180,16 @@ impl Cluster {
                 &directory,
             )?);
             memory.push(MemoryFile::create(
-                place.memory_file(number),
+                paths.memory_file(number),
                 options.available_kb[index],
             )?);
         }
         let configuration = match &options.configuration {
             Some(file) => file.clone(),
-            None => configuration::write(&topology, &place, options)?,
+            None => configuration::write(&topology, &paths, options)?,
         };
-        let manager_arguments = manager_arguments(&configuration, &place, options);
-        let keys = place.keys();
+        let manager_arguments = manager_arguments(&configuration, &paths, options);
+        let keys = paths.keys();
         if options.authentication.is_some() {
             make_keys(&binary, &keys, workers)?;
         }
@@ -205,9 +205,9 @@ impl Cluster {
             patience: options.patience,
             keys: options.authentication.map(|_| keys),
             topology,
-            place,
+            paths,
             binary,
-            leftovers,
+            cleanup,
         };
         cluster.start_manager()?;
         if !options.agents {
@@ -237,7 +237,7 @@ impl Cluster {
     /// # Errors
     /// When it is not ready in time; the error carries what it printed.
     pub fn start_manager_by(&mut self, command: &mut Command) -> Result<()> {
-        let log = self.place.directory.join("manager.log");
+        let log = self.paths.directory.join("manager.log");
         let manager = self
             .manager
             .insert(Process::start("memlb manager", command, &log)?);
@@ -251,7 +251,7 @@ impl Cluster {
     pub fn start_agent(&mut self, index: usize) -> Result<()> {
         let name = worker_name(index);
         let mut command = self.agent_command(index, self.heartbeat_address());
-        let log = self.place.directory.join(format!("{name}.log"));
+        let log = self.paths.directory.join(format!("{name}.log"));
         let agent = Process::start(&format!("memlb agent of {name}"), &mut command, &log)?;
         self.agents[index] = Some(agent);
         Ok(())
@@ -284,7 +284,7 @@ impl Cluster {
         }
         if self.direct {
             let (service, server) = (self.service(), self.servers[index].port());
-            let pins = self.place.pin_path.join(worker_name(index));
+            let pins = self.paths.pin_path.join(worker_name(index));
             command.arg("--dsr").arg(format!("{service}={server}"));
             command.arg("--pin-path").arg(pins);
         }
@@ -336,11 +336,11 @@ impl Cluster {
         let mut command = self.topology.manager.command(&self.binary);
         command.arg(verb);
         match verb {
-            "unload" => command.arg("--pin-path").arg(&self.place.pin_path),
+            "unload" => command.arg("--pin-path").arg(&self.paths.pin_path),
             "manager" | "agent" | "check" | "import" => &mut command,
             _ => command
                 .arg("--control-socket")
-                .arg(self.place.control_socket()),
+                .arg(self.paths.control_socket()),
         };
         command
     }
@@ -350,7 +350,7 @@ impl Cluster {
     /// # Errors
     /// When it does not answer.
     pub fn status(&self) -> Result<Value> {
-        status(&self.place.control_socket())
+        status(&self.paths.control_socket())
     }
 
     /// Waits until the manager's status fulfils `condition`, and returns how long that took.
@@ -387,16 +387,16 @@ impl Cluster {
     /// # Errors
     /// When a line is not JSON.
     pub fn events(&self) -> Result<Vec<Value>> {
-        fs::read_to_string(self.place.event_log())
+        fs::read_to_string(self.paths.event_log())
             .context("read the event log")?
             .lines()
             .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")))
             .collect()
     }
 
-    /// Leaves everything running; [`Place::clear`] ends it.
+    /// Leaves everything running; [`ClusterPaths::clear`] ends it.
     pub fn keep(self) {
-        self.leftovers.keep();
+        self.cleanup.keep();
         self.manager.into_iter().for_each(Process::keep);
         self.agents.into_iter().flatten().for_each(Process::keep);
         [self.fallback]
@@ -464,17 +464,21 @@ fn make_keys(binary: &Path, directory: &Path, workers: usize) -> Result<()> {
     Ok(())
 }
 
-fn manager_arguments(configuration: &Path, place: &Place, options: &ClusterOptions) -> Vec<String> {
+fn manager_arguments(
+    configuration: &Path,
+    paths: &ClusterPaths,
+    options: &ClusterOptions,
+) -> Vec<String> {
     let settings = [
         ("--config", configuration.display().to_string()),
         ("--attach", options.attach.clone()),
-        ("--pin-path", place.pin_path.display().to_string()),
+        ("--pin-path", paths.pin_path.display().to_string()),
         (
             "--control-socket",
-            place.control_socket().display().to_string(),
+            paths.control_socket().display().to_string(),
         ),
-        ("--state-file", place.state_file().display().to_string()),
-        ("--event-log", place.event_log().display().to_string()),
+        ("--state-file", paths.state_file().display().to_string()),
+        ("--event-log", paths.event_log().display().to_string()),
     ];
     settings
         .into_iter()

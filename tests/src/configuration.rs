@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     cluster::{ClusterOptions, FALLBACK_PORT, SERVICE_PORT, worker_name, worker_port},
-    place::Place,
+    paths::ClusterPaths,
     topology::{Node, Topology},
 };
 
@@ -18,7 +18,7 @@ use crate::{
 /// stands in, and with those further ones that `options` ask for.
 pub(crate) fn write(
     topology: &Topology,
-    place: &Place,
+    paths: &ClusterPaths,
     options: &ClusterOptions,
 ) -> Result<PathBuf> {
     let interfaces: Vec<&str> = topology.manager.interfaces().collect();
@@ -43,10 +43,10 @@ pub(crate) fn write(
         }
     }
     if let Some(authentication) = options.authentication {
-        let keys = place.keys();
+        let keys = paths.keys();
         text += &format!("\n[heartbeats]\nauthentication = {authentication:?}\nkeys = {keys:?}\n");
     }
-    let file = place.directory.join("memlb.toml");
+    let file = paths.directory.join("memlb.toml");
     fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
     Ok(file)
 }

@@ -15,14 +15,16 @@ pub mod document;
 pub mod herd;
 pub mod kernel;
 pub mod load;
+pub mod lossy_link;
 pub mod memory_file;
+pub mod mounts;
 pub mod namespace;
-pub mod narrow;
+pub mod narrow_path;
 pub mod nginx;
 pub mod notice;
 pub mod observe;
+pub mod paths;
 pub mod peers;
-pub mod place;
 pub mod privilege;
 pub mod probe;
 pub mod process;
@@ -30,22 +32,20 @@ pub mod syn;
 pub mod topology;
 pub mod transfer;
 pub mod wait;
-pub mod wire;
-pub mod world;
 
 pub use memlb_test_macros::root_test;
 
 pub use self::{
     client::{Connection, Response},
     cluster::{Cluster, ClusterOptions},
+    lossy_link::LossyLink,
     memory_file::MemoryFile,
     namespace::Namespace,
     nginx::Nginx,
-    place::Place,
+    paths::ClusterPaths,
     privilege::require_root,
     probe::{Probe, Report},
     process::Process,
     topology::{Node, Shape, Topology},
     wait::{wait_for, wait_until},
-    wire::Wire,
 };

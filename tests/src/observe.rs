@@ -140,7 +140,7 @@ impl Cluster {
 
     /// Returns the path of a pinned map.
     pub fn map(&self, name: &str) -> String {
-        self.place.pin_path.join(name).display().to_string()
+        self.paths.pin_path.join(name).display().to_string()
     }
 
     /// Returns the kernel's numbers of the links pinned by this system.
@@ -153,7 +153,7 @@ impl Cluster {
             link["pinned"].as_array().is_some_and(|pins| {
                 pins.iter()
                     .filter_map(Value::as_str)
-                    .any(|pin| Path::new(pin).starts_with(&self.place.pin_path))
+                    .any(|pin| Path::new(pin).starts_with(&self.paths.pin_path))
             })
         };
         Ok(numbers(links.as_array().into_iter().flatten().filter(ours)))

@@ -1,4 +1,4 @@
-//! A client that asks for the page every few milliseconds and keeps book.
+//! A client that requests for the page every few milliseconds and keeps book.
 
 use std::{
     collections::BTreeMap,
@@ -24,14 +24,14 @@ use crate::{
 
 /// One request on a connection of its own.
 #[derive(Debug, Clone)]
-pub struct Ask {
-    pub asked_at: Instant,
+pub struct Request {
+    pub sent_at: Instant,
     pub ended_at: Instant,
     /// The page's first line, or what went wrong.
     pub answer: Result<String, String>,
 }
 
-impl Ask {
+impl Request {
     pub fn page(&self) -> Option<&str> {
         self.answer.as_deref().ok()
     }
@@ -62,7 +62,7 @@ impl Probe {
         let shared = Arc::clone(&book);
         // Threads inherit the namespace of the thread that starts them.
         let pacemaker = namespace
-            .enter(|| thread::spawn(move || keep_asking(server, every, patience, &shared)))?;
+            .enter(|| thread::spawn(move || keep_requesting(server, every, patience, &shared)))?;
         Ok(Self {
             book,
             pacemaker: Some(pacemaker),
@@ -72,13 +72,13 @@ impl Probe {
 
     /// Returns the book as it stands.
     pub fn report(&self) -> Report {
-        let asks = self.book.entries().ended.clone();
-        Report::new(self.started_at, Instant::now(), asks)
+        let requests = self.book.entries().ended.clone();
+        Report::new(self.started_at, Instant::now(), requests)
     }
 
     /// Takes the requests that have ended out of the book, so that it does not
     /// grow without end.
-    pub fn take(&self) -> Vec<Ask> {
+    pub fn take(&self) -> Vec<Request> {
         mem::take(&mut self.book.entries().ended)
     }
 
@@ -87,11 +87,12 @@ impl Probe {
     ///
     /// # Errors
     /// When that does not come to pass within `deadline`.
-    pub fn wait_for_page(&self, page: &str, since: Instant, deadline: Duration) -> Result<Ask> {
+    pub fn wait_for_page(&self, page: &str, since: Instant, deadline: Duration) -> Result<Request> {
         wait_for(deadline, &format!("the page {page}"), || {
             let entries = self.book.entries();
-            let mut asks = entries.ended.iter();
-            asks.find(|ask| ask.asked_at >= since && ask.page() == Some(page))
+            let mut requests = entries.ended.iter();
+            requests
+                .find(|request| request.sent_at >= since && request.page() == Some(page))
                 .cloned()
         })
     }
@@ -104,7 +105,7 @@ impl Probe {
     pub fn wait_for_answers(&self, moment: Instant, deadline: Duration) -> Result<()> {
         wait_until(deadline, "every request to end", || {
             let entries = self.book.entries();
-            entries.open.values().all(|asked_at| *asked_at >= moment)
+            entries.open.values().all(|sent_at| *sent_at >= moment)
         })
         .map(drop)
     }
@@ -140,36 +141,38 @@ impl Drop for Probe {
 pub struct Report {
     pub started_at: Instant,
     pub ended_at: Instant,
-    pub asks: Vec<Ask>,
+    pub requests: Vec<Request>,
 }
 
 impl Report {
-    fn new(started_at: Instant, ended_at: Instant, mut asks: Vec<Ask>) -> Self {
-        asks.sort_by_key(|ask| ask.asked_at);
+    fn new(started_at: Instant, ended_at: Instant, mut requests: Vec<Request>) -> Self {
+        requests.sort_by_key(|request| request.sent_at);
         Self {
             started_at,
             ended_at,
-            asks,
+            requests,
         }
     }
 
     /// Returns the part of the book about requests made at `since` or later.
     pub fn since(&self, since: Instant) -> Self {
-        let asks = self
-            .asks
+        let requests = self
+            .requests
             .iter()
-            .filter(|ask| ask.asked_at >= since)
+            .filter(|request| request.sent_at >= since)
             .cloned()
             .collect();
         Self {
             started_at: since.max(self.started_at),
             ended_at: self.ended_at,
-            asks,
+            requests,
         }
     }
 
-    pub fn failures(&self) -> impl Iterator<Item = &Ask> {
-        self.asks.iter().filter(|ask| ask.answer.is_err())
+    pub fn failures(&self) -> impl Iterator<Item = &Request> {
+        self.requests
+            .iter()
+            .filter(|request| request.answer.is_err())
     }
 
     /// # Panics
@@ -182,10 +185,10 @@ impl Report {
     /// Returns the longest time without a good answer to any request.
     pub fn longest_outage(&self) -> Duration {
         let mut answered: Vec<Instant> = self
-            .asks
+            .requests
             .iter()
-            .filter(|ask| ask.answer.is_ok())
-            .map(|ask| ask.ended_at)
+            .filter(|request| request.answer.is_ok())
+            .map(|request| request.ended_at)
             .collect();
         answered.sort_unstable();
         let before = [self.started_at]
@@ -202,7 +205,7 @@ impl Report {
     /// Returns the pages seen and how often in a row; failures do not count.
     pub fn runs(&self) -> Vec<(&str, usize)> {
         let mut runs: Vec<(&str, usize)> = Vec::new();
-        for page in self.asks.iter().filter_map(Ask::page) {
+        for page in self.requests.iter().filter_map(Request::page) {
             match runs.last_mut() {
                 Some((last, count)) if *last == page => *count += 1,
                 _ => runs.push((page, 1)),
@@ -221,7 +224,7 @@ struct Book {
 
 #[derive(Debug, Default)]
 struct Entries {
-    ended: Vec<Ask>,
+    ended: Vec<Request>,
     /// When those were made that have not ended yet, by their number.
     open: BTreeMap<u64, Instant>,
 }
@@ -232,21 +235,21 @@ impl Book {
     }
 }
 
-fn keep_asking(server: SocketAddr, every: Duration, patience: Duration, book: &Book) {
+fn keep_requesting(server: SocketAddr, every: Duration, patience: Duration, book: &Book) {
     thread::scope(|scope| {
         let mut next = Instant::now();
         for number in 0.. {
             if book.closed.load(Ordering::Relaxed) {
                 return;
             }
-            let asked_at = Instant::now();
-            book.entries().open.insert(number, asked_at);
+            let sent_at = Instant::now();
+            book.entries().open.insert(number, sent_at);
             scope.spawn(move || {
-                let answer = ask(server, patience);
+                let answer = request_page(server, patience);
                 let mut entries = book.entries();
                 entries.open.remove(&number);
-                entries.ended.push(Ask {
-                    asked_at,
+                entries.ended.push(Request {
+                    sent_at,
                     ended_at: Instant::now(),
                     answer,
                 });
@@ -258,7 +261,7 @@ fn keep_asking(server: SocketAddr, every: Duration, patience: Duration, book: &B
 }
 
 /// Asks once; the answer is the page's first line, or what went wrong.
-fn ask(server: SocketAddr, patience: Duration) -> Result<String, String> {
+fn request_page(server: SocketAddr, patience: Duration) -> Result<String, String> {
     let connection = match Connection::open_here_from(next_port(), server, patience) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             Connection::open_here(server, patience)

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Returns bytes without any pattern, the same for the same `seed` (xorshift64*).
-pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub fn random_bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut state = 2 * seed + 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {

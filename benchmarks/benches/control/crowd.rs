@@ -29,7 +29,7 @@ pub const INTERVAL: Duration = Duration::from_millis(100);
 pub struct Crowd {
     keys: KeyRing,
     /// In the order of their turns.
-    voices: VecDeque<Voice>,
+    voices: VecDeque<SignedWorker>,
     socket: UdpSocket,
     /// One address, one nonce: whichever worker is answered.
     nonce: Option<Nonce>,
@@ -37,7 +37,7 @@ pub struct Crowd {
 }
 
 #[derive(Debug)]
-struct Voice {
+struct SignedWorker {
     key: Key,
     seq: u64,
     due: Instant,
@@ -50,7 +50,7 @@ impl Crowd {
     /// # Errors
     ///
     /// Says what of it does not start.
-    pub fn gather(policy: &str) -> Result<(Cluster, Self)> {
+    pub fn start(policy: &str) -> Result<(Cluster, Self)> {
         let (mut workers, mut lines) = (String::new(), String::new());
         for number in 0..WORKERS {
             let (name, network, host) = (name(number), 60 + number / 200, number % 200 + 1);
@@ -89,7 +89,7 @@ impl Crowd {
         socket.set_nonblocking(true)?;
         let (start, step) = (Instant::now(), INTERVAL / WORKERS as u32);
         let voices = (0..WORKERS).map(|number| {
-            Some(Voice {
+            Some(SignedWorker {
                 key: keys.of_worker(&name(number)).next()?.clone(),
                 seq: 0,
                 // Agents start at any time.
@@ -112,7 +112,7 @@ impl Crowd {
     /// # Errors
     ///
     /// Says why no heartbeat can be made.
-    pub fn speak(&mut self, duration: Duration) -> Result<()> {
+    pub fn send_for(&mut self, duration: Duration) -> Result<()> {
         let end = Instant::now() + duration;
         loop {
             let now = Instant::now();
@@ -129,7 +129,7 @@ impl Crowd {
     }
 
     /// Lets the one that has just spoken fall silent; returns its name and when that was.
-    pub fn bury(&mut self) -> Option<(String, SystemTime)> {
+    pub fn silence_one(&mut self) -> Option<(String, SystemTime)> {
         let voice = self.voices.pop_back()?;
         Some((voice.key.worker().to_owned(), voice.spoke))
     }

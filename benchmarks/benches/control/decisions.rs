@@ -88,7 +88,11 @@ pub fn measure() -> Result<Outcome> {
         decided().is_ok_and(|now| now - before + 100 >= spoken.as_millis() as usize)
     })
     .with_context(|| format!("{:?} of them in {spoken:?}", decided()))?;
-    let pages: BTreeSet<&str> = report.asks.iter().filter_map(|ask| ask.page()).collect();
+    let pages: BTreeSet<&str> = report
+        .requests
+        .iter()
+        .filter_map(|ask| ask.page())
+        .collect();
     let mut failures: Vec<String> = kept.1;
     failures.extend(report.failures().filter_map(|ask| ask.answer.clone().err()));
     let strange = pages.iter().filter(|page| !page.starts_with("Worker"));
@@ -97,7 +101,7 @@ pub fn measure() -> Result<Outcome> {
     Ok(Outcome {
         decisions: decided()? - before,
         seconds: spoken.as_secs_f64(),
-        requests: kept.0 + report.asks.len(),
+        requests: kept.0 + report.requests.len(),
         failures,
     })
 }

@@ -71,15 +71,15 @@ fn main() -> Result<()> {
 
 /// A thousand workers live, and then some of them die, one after the other.
 fn crowd_under(policy: &str) -> Result<[Figure; 2]> {
-    let (cluster, mut crowd) = Crowd::gather(policy)?;
-    crowd.speak(WARM_UP)?;
+    let (cluster, mut crowd) = Crowd::start(policy)?;
+    crowd.send_for(WARM_UP)?;
     let accepted = || -> Result<u64> {
         let accepted = cluster.status()?["heartbeats"]["accepted"].as_u64();
         accepted.context("the manager counts heartbeats")
     };
     let (heard, sent) = (accepted()?, crowd.sent());
     let (cost, begun) = (processor_time(&cluster)?, Instant::now());
-    crowd.speak(MEASURED)?;
+    crowd.send_for(MEASURED)?;
     let cost = processor_time(&cluster)? - cost;
     let seconds = begun.elapsed().as_secs_f64();
     let share = cost.as_secs_f64() / seconds;
@@ -120,10 +120,10 @@ fn crowd_under(policy: &str) -> Result<[Figure; 2]> {
 fn deaths(cluster: &Cluster, crowd: &mut Crowd) -> Result<Vec<i64>> {
     let mut spoke = BTreeMap::new();
     for _ in 0..DEATHS {
-        spoke.extend(crowd.bury());
-        crowd.speak(BETWEEN_DEATHS)?;
+        spoke.extend(crowd.silence_one());
+        crowd.send_for(BETWEEN_DEATHS)?;
     }
-    crowd.speak(DOWN_AFTER + MOST_LATE * 10)?;
+    crowd.send_for(DOWN_AFTER + MOST_LATE * 10)?;
     let down = cluster.events_of("worker_down")?;
     let mut late = Vec::new();
     for event in &down {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use memlb_tests::{Cluster, Probe, Report, probe::Ask, wait_for};
+use memlb_tests::{Cluster, Probe, Report, probe::Request, wait_for};
 
 use crate::interrupt::Interrupt;
 
@@ -140,7 +140,7 @@ const STORY: &[Turn] = &[
 
 /// Plays the story on a fresh `cluster`, prints what the client sees, and
 /// returns whether all of it was as it should be.
-pub fn tell(mut cluster: Cluster, interrupt: &Interrupt) -> Result<bool> {
+pub fn play(mut cluster: Cluster, interrupt: &Interrupt) -> Result<bool> {
     let client = &cluster.topology.client;
     let probe = Probe::start(client, cluster.service(), EVERY, PATIENCE)?;
     println!(
@@ -184,7 +184,7 @@ impl Turn {
             .with_context(|| format!("\"{}\"", self.what))?;
         let steady = wait_for(DEADLINE, "the client to go on", || {
             let report = probe.report().since(first.ended_at);
-            (report.asks.len() >= STEADY).then(Instant::now)
+            (report.requests.len() >= STEADY).then(Instant::now)
         })?;
         // What was asked while nobody answered counts as well.
         probe.wait_for_answers(steady, DEADLINE)?;
@@ -193,7 +193,7 @@ impl Turn {
             page: self.page,
             after: (self.outcome != Outcome::Stays).then(|| first.ended_at - started_at),
             outage: report.longest_outage(),
-            asked: report.asks.len(),
+            asked: report.requests.len(),
             failed: report.failures().count(),
             complaint: self.complain(&report, first.ended_at),
         })
@@ -214,7 +214,7 @@ impl Turn {
         if let Some(failure) = reliable.failures().nth(failures) {
             return Some(format!("without a page: {:?}", failure.answer));
         }
-        let mut pages = afterwards.asks.iter().filter_map(Ask::page);
+        let mut pages = afterwards.requests.iter().filter_map(Request::page);
         let other = pages.find(|page| *page != self.page)?;
         Some(format!("then again {other}"))
     }

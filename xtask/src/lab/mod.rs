@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
-use memlb_tests::{Cluster, ClusterOptions, Namespace, Place, cluster::BINARY};
+use memlb_tests::{Cluster, ClusterOptions, ClusterPaths, Namespace, cluster::BINARY};
 
 use crate::{
     build,
@@ -103,7 +103,7 @@ fn live(options: &Options) -> Result<()> {
 fn demo(attach: Attach) -> Result<ExitCode> {
     let interrupt = prepare()?;
     let cluster = start(attach, None, demo::MANAGER_ARGUMENTS)?;
-    let as_it_should_be = demo::tell(cluster, &interrupt)?;
+    let as_it_should_be = demo::play(cluster, &interrupt)?;
     Ok(if as_it_should_be {
         ExitCode::SUCCESS
     } else {
@@ -141,29 +141,29 @@ fn exec(command: &[OsString]) -> Result<()> {
 }
 
 fn down() -> Result<()> {
-    let place = place();
-    if !place.is_taken() {
+    let paths = paths();
+    if !paths.is_taken() {
         say("no lab is up");
         return Ok(());
     }
     become_root()?;
-    place.clear()?;
+    paths.clear()?;
     say("the lab is down");
     Ok(())
 }
 
 /// Goes on as root with everything built and installed, if there is room for a lab.
 fn prepare() -> Result<Interrupt> {
-    let place = place();
+    let paths = paths();
     ensure!(
-        !place.is_taken(),
+        !paths.is_taken(),
         "a lab is up already, or one has ended badly: `cargo xtask lab down` takes it down"
     );
     ensure!(
-        !place.pin_path.exists(),
+        !paths.pin_path.exists(),
         "a memlb manager of this machine has its pins in {}, which the lab uses too; \
          `memlb unload` removes them",
-        place.pin_path.display()
+        paths.pin_path.display()
     );
     let given = env::var_os(BINARY).map(PathBuf::from);
     if privilege::is_root() && given.is_some() {
@@ -183,7 +183,7 @@ fn start(attach: Attach, config: Option<&Path>, manager_arguments: &[&str]) -> R
     };
     say("starting the lab: a client, a manager and two workers, each in its own network namespace");
     Cluster::start_at(
-        place(),
+        paths(),
         &ClusterOptions {
             attach: attach.name().into(),
             configuration: Some(configuration),
@@ -203,10 +203,10 @@ impl Attach {
     }
 }
 
-/// Returns the lab's own place. The pins are where the manager's default is,
+/// Returns the lab's own paths. The pins are where the manager's default is,
 /// so that what people read about bpftool holds here.
-fn place() -> Place {
-    Place {
+fn paths() -> ClusterPaths {
+    ClusterPaths {
         prefix: PREFIX.into(),
         directory: "/run/memlb-lab".into(),
         pin_path: "/sys/fs/bpf/memlb".into(),
@@ -225,10 +225,10 @@ fn client() -> Result<String> {
 fn by_hand(cluster: &Cluster, page: Option<&str>) -> String {
     let page = page.unwrap_or("(its configuration serves no web page)");
     let service = cluster.service().ip();
-    let directory = cluster.place.directory.display();
-    let socket = cluster.place.control_socket();
+    let directory = cluster.paths.directory.display();
+    let socket = cluster.paths.control_socket();
     let socket = socket.display();
-    let pins = cluster.place.pin_path.display();
+    let pins = cluster.paths.pin_path.display();
     let memlb = cluster.binary.display();
     format!(
         "The lab is up.

@@ -51,7 +51,7 @@ pub fn record(cluster: &Cluster, file: &Path) -> Result<()> {
         let memlb = format!(
             "memlb() {{ {} \"$@\" --control-socket {}; }}",
             cluster.binary.display(),
-            cluster.place.control_socket().display()
+            cluster.paths.control_socket().display()
         );
         let printed = output(
             node.command("bash")

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Result;
-use memlb_tests::{Cluster, Probe, command::output, probe::Ask};
+use memlb_tests::{Cluster, Probe, command::output, probe::Request};
 
 use super::{log_tail::LogTail, screen::Screen};
 use crate::interrupt::Interrupt;
@@ -31,7 +31,7 @@ const TRACE: usize = 70;
 pub fn show(cluster: &Cluster, page: Option<&str>, interrupt: &Interrupt) -> Result<()> {
     let client = &cluster.topology.client;
     let probe = Probe::start(client, cluster.service(), TICK / 2, PATIENCE)?;
-    let mut log = LogTail::open(&cluster.place.directory.join("manager.log"))?;
+    let mut log = LogTail::open(&cluster.paths.directory.join("manager.log"))?;
     let mut view: Box<dyn View> = if io::stdout().is_terminal() {
         Box::new(Page::open(page)?)
     } else {
@@ -55,7 +55,7 @@ pub fn show(cluster: &Cluster, page: Option<&str>, interrupt: &Interrupt) -> Res
 
 trait View {
     fn note_decision(&mut self, decision: String);
-    fn note_ask(&mut self, ask: Ask);
+    fn note_ask(&mut self, ask: Request);
     fn draw(&mut self, cluster: &Cluster) -> Result<()>;
 }
 
@@ -64,7 +64,7 @@ struct Page {
     /// Where a browser shows it.
     address: String,
     screen: Screen,
-    asks: VecDeque<Ask>,
+    requests: VecDeque<Request>,
     decisions: VecDeque<String>,
 }
 
@@ -74,7 +74,7 @@ impl Page {
         Ok(Self {
             address,
             screen: Screen::open()?,
-            asks: VecDeque::new(),
+            requests: VecDeque::new(),
             decisions: VecDeque::new(),
         })
     }
@@ -85,8 +85,8 @@ impl View for Page {
         keep_last(&mut self.decisions, decision, self.screen.height());
     }
 
-    fn note_ask(&mut self, ask: Ask) {
-        keep_last(&mut self.asks, ask, TRACE);
+    fn note_ask(&mut self, ask: Request) {
+        keep_last(&mut self.requests, ask, TRACE);
     }
 
     fn draw(&mut self, cluster: &Cluster) -> Result<()> {
@@ -95,7 +95,7 @@ impl View for Page {
             self.address.clone(),
             format!(
                 "edit {} and worker2's beside it to move the selection",
-                cluster.place.memory_file(1).display()
+                cluster.paths.memory_file(1).display()
             ),
             String::new(),
         ];
@@ -108,9 +108,9 @@ impl View for Page {
             format!(
                 "client: http://{}/ {}",
                 cluster.service().ip(),
-                self.asks.back().map(answer).unwrap_or_default()
+                self.requests.back().map(answer).unwrap_or_default()
             ),
-            format!("  {}", self.asks.iter().map(sign).collect::<String>()),
+            format!("  {}", self.requests.iter().map(sign).collect::<String>()),
             "  one sign a request, ten a second: the worker's number, M the manager, . no answer"
                 .into(),
             String::new(),
@@ -133,7 +133,7 @@ impl View for Lines {
         println!("manager: {decision}");
     }
 
-    fn note_ask(&mut self, ask: Ask) {
+    fn note_ask(&mut self, ask: Request) {
         if self.page.as_ref() != Some(&ask.answer) {
             println!("client:  {}", answer(&ask));
             self.page = Some(ask.answer);
@@ -162,17 +162,17 @@ fn decision(line: &str) -> Option<String> {
     (!message.starts_with("received ")).then(|| format!("{milliseconds} {message}"))
 }
 
-fn answer(ask: &Ask) -> String {
+fn answer(ask: &Request) -> String {
     match &ask.answer {
         Ok(page) => {
-            let took = ask.ended_at - ask.asked_at;
+            let took = ask.ended_at - ask.sent_at;
             format!("gave {page} in {:.1} ms", took.as_secs_f64() * 1e3)
         }
         Err(error) => format!("gave no page: {error}"),
     }
 }
 
-fn sign(ask: &Ask) -> char {
+fn sign(ask: &Request) -> char {
     match ask.page() {
         None => '.',
         Some("Manager") => 'M',

@@ -101,7 +101,7 @@ impl Machine {
     }
 
     /// Types commands on the machine one after the other, as root in its home.
-    pub fn type_all(&self, commands: &[String]) -> Result<()> {
+    pub fn run_all(&self, commands: &[String]) -> Result<()> {
         for command in commands {
             self.sh(command)?;
         }

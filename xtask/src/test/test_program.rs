@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use memlb_tests::world::PRIVATE_MOUNTS;
+use memlb_tests::mounts::PRIVATE_MOUNTS;
 
 use crate::{
     privilege::as_root,

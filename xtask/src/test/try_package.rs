@@ -121,9 +121,9 @@ impl Deref for Trial<'_> {
 
 impl Trial<'_> {
     fn install(&self) -> Result<()> {
-        self.manager.type_all(&self.guide.install)?;
+        self.manager.run_all(&self.guide.install)?;
         for worker in &self.workers {
-            worker.type_all(&self.guide.install)?;
+            worker.run_all(&self.guide.install)?;
         }
         for machine in self.all() {
             machine.run("ls", FILES)?;
@@ -164,7 +164,7 @@ impl Trial<'_> {
 
     fn start(&self) -> Result<()> {
         let manager = &self.manager;
-        manager.type_all(&self.guide.start_manager)?;
+        manager.run_all(&self.guide.start_manager)?;
         // Ready means attached, and listening for heartbeats.
         let page = self.page()?;
         ensure!(page == "Manager", "clients get {page:?} before any worker");
@@ -174,7 +174,7 @@ impl Trial<'_> {
             // Under the name that the guide takes for an example.
             fs::copy(manager.file(&key), worker.file("/root/worker1.key"))
                 .context("bring the key to its worker")?;
-            worker.type_all(&self.guide.start_agent)?;
+            worker.run_all(&self.guide.start_agent)?;
         }
         self.wait_for_all()?;
         let page = self.page()?;
@@ -281,7 +281,7 @@ impl Trial<'_> {
         self.set_mode("nat")?;
         for worker in &self.workers {
             fs::remove_dir_all(worker.file(DROP_INS)).context("take the drop-in back")?;
-            worker.type_all(&self.guide.start_agent[1..])?;
+            worker.run_all(&self.guide.start_agent[1..])?;
             worker.sh(&format!(
                 "systemctl daemon-reload; systemctl restart {AGENT}"
             ))?;
@@ -333,7 +333,7 @@ impl Trial<'_> {
         let probe = Probe::start(&self.network.client, self.service(), every, PATIENCE)?;
         for machine in self.all() {
             fs::copy(&package, machine.file(&format!("/root/{name}"))).context("bring it")?;
-            machine.type_all(&self.guide.upgrade)?;
+            machine.run_all(&self.guide.upgrade)?;
         }
         let after = self.manager.property(MANAGER, "MainPID")?;
         ensure!(before != after, "the old manager still runs");
@@ -346,13 +346,13 @@ impl Trial<'_> {
         let report = probe.stop()?;
         let failed: Vec<_> = report.failures().take(3).collect();
         ensure!(failed.is_empty(), "requests failed meanwhile: {failed:?}");
-        ensure!(report.asks.len() > 100, "too few requests to tell");
+        ensure!(report.requests.len() > 100, "too few requests to tell");
         Ok(())
     }
 
     fn remove(&self) -> Result<()> {
         let manager = &self.manager;
-        manager.type_all(&self.guide.remove)?;
+        manager.run_all(&self.guide.remove)?;
         manager.expect(MANAGER, "ActiveState", "inactive")?;
         let pins = manager.sh("ls /sys/fs/bpf")?;
         ensure!(!pins.contains("memlb"), "pins are left: {pins}");
@@ -367,7 +367,7 @@ impl Trial<'_> {
 
     fn purge(&self) -> Result<()> {
         for machine in self.all() {
-            machine.type_all(&self.guide.purge)?;
+            machine.run_all(&self.guide.purge)?;
             let left = "find /etc /var/lib /var/log /usr /run -name '*memlb*' -not -path '/var/lib/dpkg/*'";
             let left = machine.sh(left)?;
             ensure!(left.is_empty(), "left: {left}");

@@ -2,7 +2,7 @@
 
 use std::{panic, process::Command, thread};
 
-use memlb_tests::{command::output, world::PRIVATE_MOUNTS};
+use memlb_tests::{command::output, mounts::PRIVATE_MOUNTS};
 use nix::sched::{CloneFlags, unshare};
 
 /// Layers over the folders where programs and administrators look.
@@ -16,7 +16,7 @@ mkdir -p /etc/memlb/keys /usr/share/man/man1 /usr/share/bash-completion/completi
 ";
 
 /// Runs `work` on a thread whose mounts, and those of all that it starts, are nobody else's.
-pub fn in_a_world_of_its_own(work: impl FnOnce() + Send) {
+pub fn with_private_mounts(work: impl FnOnce() + Send) {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let mounts = [PRIVATE_MOUNTS, LAYERS].concat();

@@ -36,14 +36,14 @@ const FILLED_IN: &[(&str, &str)] = &[
 /// What a shell ends with after Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
-pub struct Reader {
+pub struct CommandRunner {
     /// Where commands are typed.
     directory: PathBuf,
     /// The programs that documents name, a `.curlrc`, and what the terminal shows.
     tools: TempDir,
 }
 
-impl Reader {
+impl CommandRunner {
     pub fn new(directory: PathBuf) -> Self {
         let tools = tempfile::tempdir().unwrap();
         symlink(
@@ -98,7 +98,7 @@ exit 1
     ///
     /// # Panics
     /// When one fails, does not end, or does not show what it should.
-    pub fn type_all(&self, block: &Block, start: impl Fn(&Path) -> Command) {
+    pub fn run_all(&self, block: &Block, start: impl Fn(&Path) -> Command) {
         // What a shell keeps for the commands that follow.
         let mut kept = String::new();
         for command in block.commands().unwrap() {
@@ -106,14 +106,14 @@ exit 1
                 continue;
             }
             let script = format!("{kept}{command}");
-            self.type_one(block, &command, &script, &start);
+            self.run_one(block, &command, &script, &start);
             if command.starts_with("cd ") || is_assignment(&command) {
                 kept = script;
             }
         }
     }
 
-    fn type_one(
+    fn run_one(
         &self,
         block: &Block,
         command: &str,
@@ -163,7 +163,7 @@ exit 1
     ///
     /// # Panics
     /// When they are not.
-    pub fn understand(&self, place: &str, text: &str) {
+    pub fn check_usage(&self, place: &str, text: &str) {
         let mut text = text.trim_end().to_owned();
         for (word, filled_in) in FILLED_IN {
             text = text.replace(word, filled_in);

@@ -16,12 +16,12 @@ const NARROW: &str = "1280";
 /// A machine behind two routers that are joined by a link for narrow packets, while its own link
 /// and the cluster's network take 1500 bytes: whoever sends from either end must be told.
 #[derive(Debug)]
-pub struct Narrow {
+pub struct NarrowPath {
     pub far: Namespace,
     _routers: [Namespace; 2],
 }
 
-impl Narrow {
+impl NarrowPath {
     /// The address of the machine.
     pub const FAR: Ipv4Addr = Ipv4Addr::new(192, 168, 58, 10);
     /// Its router's, and those of the narrow link, from far to near.
@@ -39,7 +39,7 @@ impl Narrow {
     ///
     /// # Errors
     /// When a namespace or a link cannot be made.
-    pub fn lay(topology: &Topology, prefix: &str) -> Result<Self> {
+    pub fn create(topology: &Topology, prefix: &str) -> Result<Self> {
         let named = |name: &str| Namespace::create(format!("{prefix}{name}"));
         let (near, middle, far) = (named("near")?, named("middle")?, named("far")?);
         let near = topology.join(near, Self::NEAR[1], "near")?;

@@ -1,4 +1,4 @@
-//! A wire between an agent and a manager, in a worker's namespace: it carries datagrams both ways,
+//! A link between an agent and a manager, in a worker's namespace: it carries datagrams both ways,
 //! loses some and remembers what the agent said.
 
 use std::{
@@ -13,14 +13,14 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{namespace::Namespace, notice::say, transfer::noise};
+use crate::{namespace::Namespace, notice::say, transfer::random_bytes};
 
 /// How long a look at one of the two ends lasts.
 const TURN: Duration = Duration::from_millis(1);
 
 /// Stands at an address of its own, which the agent takes for the manager's.
 #[derive(Debug)]
-pub struct Wire {
+pub struct LossyLink {
     pub address: SocketAddr,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -31,15 +31,15 @@ struct Shared {
     stop: AtomicBool,
     /// Of both directions.
     loss_percent: AtomicU32,
-    said: Mutex<Vec<Vec<u8>>>,
+    datagrams: Mutex<Vec<Vec<u8>>>,
 }
 
-impl Wire {
-    /// Lays a wire from `worker` to `manager`; `seed` decides which datagrams are lost.
+impl LossyLink {
+    /// Creates a link from `worker` to `manager`; `seed` decides which datagrams are lost.
     ///
     /// # Errors
     /// When the namespace cannot be entered or has no socket left.
-    pub fn lay(worker: &Namespace, manager: SocketAddr, seed: u64) -> Result<Self> {
+    pub fn create(worker: &Namespace, manager: SocketAddr, seed: u64) -> Result<Self> {
         let (near, far) = worker.enter(|| {
             let near = UdpSocket::bind("127.0.0.1:0")?;
             let far = UdpSocket::bind("0.0.0.0:0")?;
@@ -57,24 +57,26 @@ impl Wire {
         })
     }
 
-    /// Loses this share of all datagrams from now on; 100 cuts the wire.
-    pub fn lose(&self, percent: u32) {
+    /// Loses this share of all datagrams from now on; 100 cuts the link.
+    pub fn set_loss(&self, percent: u32) {
         self.shared.loss_percent.store(percent, Ordering::Relaxed);
     }
 
     /// Returns what the agent has said so far, lost or not.
-    pub fn said(&self) -> Vec<Vec<u8>> {
-        self.shared.said().clone()
+    pub fn datagrams(&self) -> Vec<Vec<u8>> {
+        self.shared.datagrams().clone()
     }
 }
 
 impl Shared {
-    fn said(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    fn datagrams(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.datagrams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn carry(&self, near: &UdpSocket, far: &UdpSocket, seed: u64) {
-        let mut dice = noise(seed, 1 << 16).into_iter().cycle();
+        let mut dice = random_bytes(seed, 1 << 16).into_iter().cycle();
         let mut buffer = [0; 2048];
         let mut agent = None;
         while !self.stop.load(Ordering::Relaxed) {
@@ -86,7 +88,7 @@ impl Shared {
             // What cannot be sent is lost, too.
             if let Ok((length, from)) = near.recv_from(&mut buffer) {
                 agent = Some(from);
-                self.said().push(buffer[..length].to_vec());
+                self.datagrams().push(buffer[..length].to_vec());
                 if !lost() {
                     _ = far.send(&buffer[..length]);
                 }
@@ -100,13 +102,13 @@ impl Shared {
     }
 }
 
-impl Drop for Wire {
+impl Drop for LossyLink {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            say("a wire panicked");
+            say("a lossy link panicked");
         }
     }
 }

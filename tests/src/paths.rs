@@ -14,7 +14,7 @@ const PINS: &str = "/sys/fs/bpf";
 
 /// Where a [`crate::Cluster`] has its names, files and pins.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct ClusterPaths {
     /// What the names of its namespaces begin with.
     pub prefix: String,
     /// Holds the files of its servers, the workers' memory figures, logs, and the control socket.
@@ -22,7 +22,7 @@ pub struct Place {
     pub pin_path: PathBuf,
 }
 
-impl Place {
+impl ClusterPaths {
     pub(crate) fn unique() -> Self {
         let prefix = namespace::unique_prefix();
         let name = prefix.trim_end_matches('-');
@@ -90,14 +90,14 @@ impl Place {
 
 /// The pins and files of a cluster, removed when dropped.
 #[derive(Debug)]
-pub(crate) struct Leftovers {
+pub(crate) struct Cleanup {
     directories: Vec<PathBuf>,
 }
 
-impl Leftovers {
-    pub(crate) fn of(place: &Place) -> Self {
+impl Cleanup {
+    pub(crate) fn of(paths: &ClusterPaths) -> Self {
         Self {
-            directories: vec![place.pin_path.clone(), place.directory.clone()],
+            directories: vec![paths.pin_path.clone(), paths.directory.clone()],
         }
     }
 
@@ -106,7 +106,7 @@ impl Leftovers {
     }
 }
 
-impl Drop for Leftovers {
+impl Drop for Cleanup {
     fn drop(&mut self) {
         for directory in &self.directories {
             if thread::panicking() {
