@@ -1,4 +1,4 @@
-//! Who falls silent next: every worker's deadline, in order.
+//! The workers' deadlines, in order.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What clients connect to: an address with its protocol, as `192.168.56.101:80/tcp`.
+//! An address with its protocol, as `192.168.56.101:80/tcp`.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -45,7 +45,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A service's address with its protocol: no two services have the same.
+/// What clients connect to. No two services have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     pub address: SocketAddr,
@@ -58,7 +58,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A text that is no endpoint.
+/// The text is not an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParseEndpointError;
 

@@ -6,12 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::admin::AdminCommand;
-use super::eligibility::Ineligibility;
-use super::health::Health;
-use super::memory::{Bytes, Memory, Pressure};
-use super::reason::{Reason, Rule, fallback_outcome};
-use super::settings::{ALL_WORKERS, BackendId, Policy};
+use crate::admin::AdminCommand;
+use crate::eligibility::Ineligibility;
+use crate::health::Health;
+use crate::memory::{Bytes, Memory, Pressure};
+use crate::names::ALL_WORKERS;
+use crate::policy::Policy;
+use crate::reason::{Reason, Rule, fallback_outcome};
+use crate::settings::BackendId;
 
 /// Whether an operator should look at an event.
 #[derive(

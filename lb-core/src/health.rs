@@ -1,38 +1,35 @@
-//! When a worker is up, down or neither: the one transition table.
+//! The health of a worker, and its transition table.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::report::{Report, WorkerState};
+use crate::report::{Report, WorkerState};
 
-/// How the manager sees a worker.
+/// The state of a worker, or of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
-    /// Not heard since the manager started.
+    /// No heartbeat since the manager started.
     Unknown,
-    /// Heard within `down_after`, and ready. The only state in which a worker is selected.
+    /// Ready, and its last heartbeat is not older than `down_after`. Only such a worker is selected.
     Up,
-    /// Silent for longer than `down_after`, or back for fewer than `up_after` heartbeats.
+    /// No heartbeat within `down_after`, or fewer than `up_after` since.
     Down,
-    /// Heard, but its own service does not answer.
+    /// Its agent reports that its server does not answer.
     Unhealthy,
-    /// Its agent said that it stops.
+    /// Its agent announced that it stops.
     Leaving,
-    /// Its operator took it out.
+    /// Its agent announced maintenance.
     Maintenance,
-    /// Drained by the manager's operator. Like [`Self::Cut`] and [`Self::Paused`] never a worker's own state, only how it
-    /// is treated, see [`Health::under_admin_state`].
+    /// Drained by the operator. This one and those below are states of a backend, not of a worker.
     Draining,
     /// Drained, and its connections cut.
     Cut,
-    /// Expected to be silent for a while, by the manager's operator: it keeps its connections, whatever
-    /// is heard of it.
+    /// Expected to be silent for a while: it keeps its connections, whatever its heartbeats say.
     Paused,
-    /// Up, but cannot serve as the service's mode asks, see [`super::Ineligibility`]. Never a worker's own
-    /// state either.
+    /// Up, but cannot serve in the service's mode, see [`super::Ineligibility`].
     Barred,
     /// Up, but the manager has no route to it. It keeps its connections: the route may come back.
     Unreachable,
@@ -43,9 +40,9 @@ impl Health {
         self == Self::Up
     }
 
-    /// Whether silence would mean something new, so that a deadline must be watched.
+    /// Whether silence changes the state.
     pub fn needs_deadline(self) -> bool {
-        next(self, HealthEvent::Timeout) != self
+        transition(self, HealthEvent::Timeout) != self
     }
 
     pub fn name(self) -> &'static str {
@@ -78,23 +75,23 @@ impl fmt::Display for Health {
     }
 }
 
-/// What just happened to a worker.
+/// What happened to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HealthEvent {
-    /// A good heartbeat; `proven` once `up_after` of them came in a row.
+    /// A good heartbeat; `proven` from the `up_after`th in a row on.
     Good { proven: bool },
-    /// A heartbeat that says the service does not answer.
+    /// A heartbeat that reports that the server does not answer.
     Unhealthy,
-    /// A heartbeat that says the agent stops.
+    /// A heartbeat that announces the stop of the agent.
     Leaving,
-    /// A heartbeat that says the worker is in maintenance.
+    /// A heartbeat that announces maintenance.
     Maintenance,
-    /// Nothing for longer than `down_after`.
+    /// No heartbeat within `down_after`.
     Timeout,
 }
 
 impl HealthEvent {
-    /// Returns what a heartbeat means; what the worker wants goes before how its service does.
+    /// Returns the event of a heartbeat. The announced state has precedence over the health of the server.
     pub fn of(report: &Report, proven: bool) -> Self {
         match (report.state, report.healthy) {
             (WorkerState::Leaving, _) => Self::Leaving,
@@ -105,13 +102,12 @@ impl HealthEvent {
     }
 }
 
-/// Returns the state after a sign.
+/// Returns the state after an event.
 ///
-/// A first contact needs no proof, so that a lab starts at its first heartbeat; every way back does,
-/// so that a flapping worker does not flap the service. A worker that took its leave, or is in
-/// maintenance, may fall silent without alarm.
-pub fn next(health: Health, sign: HealthEvent) -> Health {
-    match (health, sign) {
+/// The first heartbeat needs no proof, so that a service starts at once. Every return does, so that a
+/// flapping worker does not flap the service. A worker that is leaving or in maintenance may be silent.
+pub fn transition(health: Health, event: HealthEvent) -> Health {
+    match (health, event) {
         (_, HealthEvent::Unhealthy) => Health::Unhealthy,
         (_, HealthEvent::Leaving) => Health::Leaving,
         (_, HealthEvent::Maintenance) => Health::Maintenance,
@@ -130,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_whole_table() {
-        let signs = [
+        let events = [
             HealthEvent::Good { proven: false },
             HealthEvent::Good { proven: true },
             HealthEvent::Unhealthy,
@@ -138,7 +134,7 @@ mod tests {
             HealthEvent::Maintenance,
             HealthEvent::Timeout,
         ];
-        // One line for each state, one column for each sign.
+        // One line for each state, one column for each event.
         let table = [
             (Unknown, [Up, Up, Unhealthy, Leaving, Maintenance, Unknown]),
             (Up, [Up, Up, Unhealthy, Leaving, Maintenance, Down]),
@@ -164,7 +160,11 @@ mod tests {
             ),
         ];
         for (health, expected) in table {
-            assert_eq!(signs.map(|sign| next(health, sign)), expected, "{health:?}");
+            assert_eq!(
+                events.map(|event| transition(health, event)),
+                expected,
+                "{health:?}"
+            );
         }
     }
 }

@@ -1,36 +1,37 @@
-//! What the core wants written into the maps.
+//! What the core writes into the maps.
 
-use super::health::Health;
-use super::memory::Memory;
-use super::settings::{BackendId, ServiceId, SlotKind};
+use crate::health::Health;
+use crate::memory::Memory;
+use crate::policy::SlotKind;
+use crate::settings::{BackendId, ServiceId};
 
-/// One write. The shell carries commands out one by one in the order in which they come.
+/// One write. The caller carries updates out one by one in their order.
 ///
-/// In that order neither a selection nor a place in force ever names a backend that was not described
-/// before, nor one that is described as anything but up: who comes up is described before being
-/// selected or placed, who goes is described as gone after all have left it.
+/// In that order neither a selection nor a slot in force ever names a backend that was not written
+/// before, or that is not up: a backend that comes up is written before it is selected, and one that
+/// goes down is written after every selection has left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MapUpdate {
-    /// Describes a backend as last seen; sent when anything in it changed.
+    /// Writes a backend; emitted when anything in it changed.
     SetBackend {
         backend: BackendId,
         state: Health,
-        /// Nothing for the fallback and for workers not heard yet.
+        /// `None` for the fallback and before a worker's first heartbeat.
         memory: Option<Memory>,
-        /// What it weighs against the service's other backends, where connections are spread.
+        /// Relative to the service's other backends.
         weight: u32,
     },
-    /// Sends a service's new connections to a backend; sent only on change.
+    /// Sends a service's new connections to one backend; emitted only on change.
     Select {
         service: ServiceId,
         backend: BackendId,
     },
-    /// Puts backends into a service's places, all at once; sent only on change.
+    /// Replaces all slots of a service at once; emitted only on change.
     SetSlots {
         service: ServiceId,
         kind: SlotKind,
         slots: Vec<BackendId>,
     },
-    /// Leaves a service's new connections to its places, which were set before.
+    /// Lets the kernel draw from a service's slots, which were set before.
     Spread { service: ServiceId },
 }

@@ -1,16 +1,16 @@
-//! Amounts of memory: what a worker reported, and how a person reads it.
+//! Amounts of memory.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A worker's memory as it last reported it.
+/// A worker's memory by its last report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    /// What new work can use without swapping (`MemAvailable`).
+    /// `MemAvailable`, or less below a cgroup limit.
     pub available_bytes: u64,
-    /// What the machine has; unknown of a 2018 worker.
+    /// `None` in the 2018 format.
     pub total_bytes: Option<u64>,
 }
 
@@ -26,7 +26,7 @@ impl Pressure {
     /// All of the time.
     pub const MOST: Self = Self(10_000);
 
-    /// That many percent; 100 at most.
+    /// Of a percentage, at most 100.
     pub fn percent(percent: u32) -> Self {
         let percent = u16::try_from(percent.min(100)).unwrap_or(100);
         Self(percent * 100)
@@ -39,7 +39,7 @@ impl fmt::Display for Pressure {
     }
 }
 
-/// Displays a number of bytes in the largest binary unit that keeps it at one or above: `394.0 MiB`.
+/// Displays bytes in the largest binary unit in which they are at least 1: `394.0 MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 

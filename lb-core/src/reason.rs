@@ -1,52 +1,52 @@
-//! Why a selection is as it is: who, how much, against whom, by which rule.
+//! Why a service has its selection.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::health::Health;
-use super::memory::Bytes;
-use super::settings::{ALL_WORKERS, NO_BACKEND};
+use crate::health::Health;
+use crate::memory::Bytes;
+use crate::names::{ALL_WORKERS, NO_BACKEND};
 
 /// Why a worker, or the fallback, is selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
-    /// No worker was heard yet.
+    /// No heartbeat was received yet.
     NothingHeard,
-    /// Found in the pinned maps at a restart.
+    /// Found in the pinned maps.
     Adopted,
     /// The first worker up when none was.
     FirstUp,
-    /// More memory than the worker that happened to be heard first, which teaches `auto` its value.
+    /// More memory than the worker that reported first; `auto` takes its value from the two.
     FirstComparison,
     /// More memory than the selected worker, by more than the threshold.
     MoreMemory,
-    /// The same, and the selected worker has none to spare: it is left before the hold ends.
+    /// The same, before the end of the hold, because the selected worker has no memory to spare.
     SelectedHot,
-    /// The selected worker is no longer up; the best of the rest, whatever the threshold.
+    /// The selected worker is not up any more; the best of the rest.
     Failover,
-    /// The selected worker is no longer up, and no other is.
+    /// The selected worker is not up any more, and no other is.
     NoWorkerUp,
     /// The policy spreads connections over the workers that are up.
     Spread,
-    /// Another policy was switched to, which selects one worker.
+    /// A reload changed the policy to one that selects one worker.
     PolicyChanged,
 }
 
-/// A selection's reason, as figures and, displayed, as a sentence.
+/// The figures of a decision, displayed as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     pub rule: Rule,
     pub to: BackendSummary,
-    /// Who was selected before; nothing at the start.
+    /// The former selection; `None` at the start.
     pub from: Option<BackendSummary>,
-    /// The threshold that was in force.
+    /// The threshold in force.
     pub threshold_bytes: Option<u64>,
 }
 
-/// A worker, or the manager, at the moment of a decision.
+/// A worker, or a name of [`crate::names`], at the time of a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendSummary {
     pub name: String,
@@ -113,7 +113,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Returns what becomes of new connections while no worker is up.
+/// Says what happens to new connections while no worker is up.
 pub fn fallback_outcome(fallback: &str) -> String {
     match fallback {
         NO_BACKEND => "new connections are refused".to_owned(),
@@ -141,6 +141,15 @@ impl Reason {
 }
 
 impl BackendSummary {
+    /// The fallback, or all workers.
+    pub fn without_memory(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: Health::Up,
+            available_bytes: None,
+        }
+    }
+
     fn available(&self) -> String {
         match self.available_bytes {
             Some(bytes) => format!("{} available", Bytes(bytes)),

@@ -1,55 +1,55 @@
-//! What one heartbeat tells the core, whichever wire form it came in.
+//! The content of a heartbeat, of any format version.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::endpoint::Endpoint;
-use super::memory::{Memory, Pressure};
+use crate::endpoint::Endpoint;
+use crate::memory::{Memory, Pressure};
 
-/// One heartbeat's content, already checked for sense by the receiver.
+/// A heartbeat whose values the receiver has validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     pub worker: String,
-    /// Absent in the 2018 form, which numbers nothing.
+    /// `None` in the 2018 format.
     pub sequence: Option<Sequence>,
-    /// Whether a signature was checked, and is right and fresh.
+    /// Whether a valid and fresh signature was checked.
     pub signed: bool,
     pub memory: Memory,
-    /// How old the memory figures are, where the agent cannot read new ones.
+    /// Age of the memory figures, if the agent cannot read new ones.
     pub memory_stale: Option<Duration>,
-    /// How much the worker's tasks wait for memory; absent where its kernel does not say.
+    /// Memory pressure; `None` if the worker's kernel does not report it.
     pub pressure: Option<Pressure>,
     pub state: WorkerState,
-    /// Whether the worker's own service answers, as its agent sees it.
+    /// Whether the worker's server answers its agent.
     pub healthy: bool,
     /// The services of mode `dsr` that the worker's DSR translator translates.
     pub translates: Vec<Endpoint>,
-    /// How often the agent says it sends; absent in the 2018 form.
+    /// The heartbeat interval; `None` in the 2018 format.
     pub interval: Option<Duration>,
 }
 
-/// What a worker says it wants.
+/// The state that a worker announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
-    /// New connections are welcome.
+    /// It accepts new connections.
     Ready,
     /// The agent is about to stop.
     Leaving,
-    /// An operator took the worker out for a while.
+    /// The worker is in maintenance.
     Maintenance,
 }
 
-/// A heartbeat's place in its agent's life.
+/// The boot of the agent, and the number of the heartbeat in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sequence {
     pub boot: BootId,
     pub number: u64,
 }
 
-/// A number drawn at random at each start of an agent, written as 16 hexadecimal digits.
+/// Random at each start of an agent; 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BootId(pub u64);
 

@@ -1,31 +1,31 @@
-//! Keeps duplicated, reordered and replayed heartbeats out.
+//! Refuses duplicated, reordered and replayed heartbeats.
 
-use super::report::{BootId, Sequence};
+use crate::report::{BootId, Sequence};
 
-/// How many earlier boots of one worker are remembered: more than an agent that crashes at every start
-/// has within the time for which a signed heartbeat is fresh.
+/// Boots remembered of one worker: more than an agent that crashes at every start has while a signed
+/// heartbeat is fresh.
 const REMEMBERED_BOOTS: usize = 64;
 
-/// What to make of a heartbeat's sequence.
+/// The result of checking a heartbeat's sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Newer than everything before it.
+    /// Newer than all before.
     Newer,
-    /// The first of a boot not seen before, though another one was.
+    /// The first of a new boot.
     Restarted,
     Duplicate,
     Reordered,
-    /// Lower than what was heard before the silence, and unsigned: numbers begin anew.
+    /// Unsigned, and lower than before the silence: the numbers restart.
     Reset,
-    /// The same, and signed: it may be a recording, so that only a new boot counts.
+    /// Signed, and lower than before the silence: perhaps a replay, so that only a new boot counts.
     NeedsNewBoot,
-    /// Of an earlier boot while a later one is being heard.
+    /// Of an earlier boot while a later one sends.
     OldBoot,
-    /// Of the 2018 form while version 1 is being heard.
+    /// In the 2018 format while version 1 is received.
     Superseded,
 }
 
-/// The newest sequence number seen of each of a worker's boots.
+/// The highest sequence number of each of a worker's boots.
 #[derive(Debug, Clone, Default)]
 pub struct SequenceWindow {
     /// The latest boot is the last element.
@@ -33,12 +33,12 @@ pub struct SequenceWindow {
 }
 
 impl SequenceWindow {
-    /// Judges a heartbeat and, when it is new, remembers it.
+    /// Checks a heartbeat and, if it is new, remembers it.
     ///
-    /// `fresh` tells whether the worker is being heard at present. While it is not, an earlier boot
-    /// may speak again with numbers never seen: of two agents with one name the survivor counts. A
-    /// machine restored from a snapshot goes on with numbers that were seen. Where nothing is `signed`
-    /// they count, since a forger needs no recording.
+    /// `fresh` says whether the last heartbeat is within `down_after`. If not, an earlier boot may send
+    /// higher numbers: of two agents with one name the survivor counts. A machine restored from a
+    /// snapshot sends numbers that were received before. Unsigned ones count, because without signatures
+    /// a replay is no easier than a forgery.
     pub fn admit(&mut self, sequence: Option<Sequence>, fresh: bool, signed: bool) -> Admission {
         let Some(sequence) = sequence else {
             return if fresh && !self.boots.is_empty() {
@@ -81,7 +81,7 @@ impl SequenceWindow {
         }
     }
 
-    /// Returns the boot heard last.
+    /// Returns the latest boot.
     pub fn boot(&self) -> Option<BootId> {
         self.boots.last().map(|sequence| sequence.boot)
     }

@@ -6,15 +6,17 @@ use std::time::Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::admin::{AdminState, Audited};
-use super::endpoint::Protocol;
-use super::health::Health;
-use super::memory::Pressure;
-use super::milliseconds;
-use super::reason::Rule;
-use super::service::{Selection, Service};
-use super::settings::{BackendId, BackendSettings, FallbackSettings, MANAGER, Mode, Policy};
-use super::worker::Worker;
+use crate::admin::{AdminState, Audited};
+use crate::endpoint::Protocol;
+use crate::health::Health;
+use crate::memory::Pressure;
+use crate::milliseconds;
+use crate::names::MANAGER;
+use crate::policy::Policy;
+use crate::reason::Rule;
+use crate::service::{Selection, Service};
+use crate::settings::{BackendId, BackendSettings, FallbackSettings, Mode};
+use crate::worker::Worker;
 
 /// All services, in the order of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -31,28 +33,28 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub policy: Policy,
     /// As configured: `auto`, `64.0 MiB`, `10%`.
     pub threshold: String,
-    /// In force at present; nothing while `auto` has not seen two workers.
+    /// In force; `null` while `auto` has not seen two workers.
     pub threshold_bytes: Option<u64>,
-    /// How long policy `memory` keeps the worker that it switched to, at least.
+    /// The least time that policy `memory` keeps a worker.
     #[serde(default)]
     pub hold_ms: u64,
-    /// A worker that has more memory by more than the threshold, and waits for the hold to end.
+    /// A worker that has more memory by more than the threshold, and waits for the end of the hold.
     #[serde(default)]
     pub waiting: Option<WaitingSnapshot>,
-    /// The selected worker's name, or `manager`, or `*` where connections are spread.
+    /// The selected worker, `manager`, `nobody`, or `*` while connections are spread.
     pub selected: String,
     pub rule: Rule,
     pub reason: String,
-    /// How long the selection has stood.
+    /// Age of the selection.
     pub since_ms: u64,
-    /// The workers in the order of the configuration, then the manager if it serves when none is up.
+    /// The workers in the order of the configuration, then the fallback if there is one.
     pub backends: Vec<B>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WaitingSnapshot {
     pub worker: String,
-    /// How long the hold still lasts.
+    /// What is left of the hold.
     pub left_ms: u64,
 }
 
@@ -71,47 +73,47 @@ pub struct BackendSnapshot {
     pub name: String,
     pub backend_id: BackendId,
     pub address: String,
-    /// How it is treated: its own health under the operator's orders.
+    /// The health under the operator's commands and the network's limits.
     pub state: Health,
-    /// Its own health, as its heartbeats or their absence show it.
+    /// The worker's own health, by its heartbeats.
     pub health: Health,
-    /// Why it cannot serve although it is up.
+    /// Why a worker that is up cannot serve.
     #[serde(default)]
     pub barred: Option<String>,
-    /// Why the operator lets it have no new connections, and since when.
+    /// The operator's drain or maintenance.
     pub hold: Option<Audited<AdminState>>,
-    /// The operator's weight for it; nothing means 100.
+    /// The operator's weight; `null` means 100.
     pub weight_percent: Option<Audited<u32>>,
-    /// Why the operator expects it to be silent, since when and for how many milliseconds.
+    /// The operator's pause, in milliseconds.
     #[serde(default)]
     pub pause: Option<Audited<u64>>,
-    /// How much of that is left.
+    /// What is left of the pause.
     #[serde(default)]
     pub pause_left_ms: Option<u64>,
-    /// Since the last heartbeat; nothing if none came, and for the manager.
+    /// Since the last heartbeat; `null` before the first, and for the fallback.
     pub age_ms: Option<u64>,
-    /// How often its agent sends, as it said last; nothing if it does not say.
+    /// The heartbeat interval that its agent reports.
     #[serde(default)]
     pub interval_ms: Option<u64>,
     pub memory_available_bytes: Option<u64>,
     pub memory_total_bytes: Option<u64>,
-    /// How old the figures were in the last heartbeat, where the worker's agent cannot read new ones.
+    /// Age of the figures in the last heartbeat, if the agent cannot read new ones.
     #[serde(default)]
     pub memory_stale_ms: Option<u64>,
-    /// In hundredths of a percent; nothing if the worker does not say.
+    /// In hundredths of a percent.
     pub memory_pressure: Option<Pressure>,
-    /// What it weighs against the others in the kernel, where connections are spread.
+    /// The weight in the kernel, under a policy that spreads connections.
     pub weight: u32,
-    /// Its part of the new connections, in hundredths of a percent, as far as the policy fixes it.
+    /// Share of the new connections, in hundredths of a percent, as far as the policy fixes it.
     pub share: u16,
-    /// What configuration and operator let it take, in percent.
+    /// The weight of configuration and operator, in percent.
     pub manual_weight_percent: u32,
-    /// Less than 100 for a while after it came back.
+    /// Below 100 for a while after the worker came back.
     pub ramp_percent: u32,
 }
 
 impl<B> ServiceSnapshot<B> {
-    /// Returns the same service with more, or less, said about its backends.
+    /// Returns the same service with other backends.
     pub fn map_backends<C>(self, map: impl FnMut(B) -> C) -> ServiceSnapshot<C> {
         ServiceSnapshot {
             name: self.name,
@@ -133,7 +135,7 @@ impl<B> ServiceSnapshot<B> {
 }
 
 impl Service {
-    pub(super) fn snapshot(&self, workers: &[Worker], now: Instant) -> ServiceSnapshot {
+    pub fn snapshot(&self, workers: &[Worker], now: Instant) -> ServiceSnapshot {
         let mut backends: Vec<BackendSnapshot> = (0..self.workers.len())
             .map(|backend| self.backend(backend, workers, now))
             .collect();
@@ -144,15 +146,13 @@ impl Service {
             protocol: self.settings.protocol,
             mode: self.settings.mode,
             policy: self.settings.policy,
-            threshold: self.settings.threshold.to_string(),
+            threshold: self.settings.memory.threshold.to_string(),
             threshold_bytes: self.threshold_bytes(),
-            hold_ms: milliseconds(self.settings.hold),
-            waiting: self
-                .remaining_hold(now)
-                .map(|(backend, left)| WaitingSnapshot {
-                    worker: workers[self.workers[backend]].name.clone(),
-                    left_ms: milliseconds(left),
-                }),
+            hold_ms: milliseconds(self.settings.memory.hold),
+            waiting: self.waiting(now).map(|(backend, left)| WaitingSnapshot {
+                worker: workers[self.workers[backend]].name.clone(),
+                left_ms: milliseconds(left),
+            }),
             selected: self.reason.to.name.clone(),
             rule: self.reason.rule,
             reason: self.reason.to_string(),
@@ -216,7 +216,7 @@ impl Service {
     }
 
     fn share(&self, of: Selection) -> u16 {
-        match (self.target, &self.spread, of) {
+        match (self.selection, &self.spread, of) {
             (Selection::Spread, Some(spread), Selection::Backend(backend)) => spread.share(backend),
             (target, _, of) if target == of => 10_000,
             _ => 0,

@@ -1,16 +1,16 @@
-//! One worker as the manager knows it: when it was heard, what it said, how it is.
+//! One worker: its last heartbeat, its health and its deadline.
 
 use std::time::{Duration, Instant};
 
-use super::endpoint::Endpoint;
-use super::event::Event;
-use super::health::{self, Health, HealthEvent};
-use super::memory::{Memory, Pressure};
-use super::policy::MemoryPerConnection;
-use super::report::Report;
-use super::sequence::{Admission, SequenceWindow};
+use crate::endpoint::Endpoint;
+use crate::event::Event;
+use crate::health::{self, Health, HealthEvent};
+use crate::memory::{Memory, Pressure};
+use crate::policy::MemoryPerConnection;
+use crate::report::Report;
+use crate::sequence::{Admission, SequenceWindow};
 
-/// Where a worker serves: the places of a service and of its backend in the settings.
+/// A backend: the index of its service, and its index there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BackendIndex {
     pub service: usize,
@@ -23,26 +23,25 @@ pub(super) struct Worker {
     pub health: Health,
     pub memory: Option<Memory>,
     pub pressure: Option<Pressure>,
-    /// How old the memory figures were in its last heartbeat; nothing if its agent had just read them.
+    /// The age of the memory figures in the last heartbeat; `None` if its agent had just read them.
     pub memory_stale: Option<Duration>,
     /// The services of mode `dsr` that its DSR translator translates.
     pub translates: Vec<Endpoint>,
-    /// When the last heartbeat was accepted.
-    pub heard: Option<Instant>,
+    pub last_heartbeat: Option<Instant>,
     pub sequence: SequenceWindow,
     pub backends: Vec<BackendIndex>,
-    /// How often it sends, as it said last.
+    /// Its heartbeat interval, by its last heartbeat.
     pub interval: Option<Duration>,
-    /// Whether its interval was found too long for `down_after`, so that this is said once.
+    /// Whether an event about its interval, too long for `down_after`, was emitted.
     pub slow: bool,
-    /// Whether the operator has it in maintenance everywhere, so that its silence alarms nobody.
+    /// Whether it is in maintenance in all services, so that its silence raises no alarm.
     pub in_maintenance: bool,
-    /// Until when its silence is expected, since the operator has paused it.
+    /// The end of its pause.
     pub paused_until: Option<Instant>,
-    /// When it came up beside workers that were up already; nothing if it takes its whole share.
+    /// When it came up, if it gets less than its share for a while.
     pub came_up: Option<Instant>,
     pub memory_per_connection: MemoryPerConnection,
-    /// Since when silence counts: the last heartbeat, moved on by what the manager overslept.
+    /// The last heartbeat, moved by the time in which the manager did not run.
     silent_from: Instant,
     good_in_a_row: u32,
 }
@@ -56,7 +55,7 @@ impl Worker {
             pressure: None,
             memory_stale: None,
             translates: Vec::new(),
-            heard: None,
+            last_heartbeat: None,
             sequence: SequenceWindow::default(),
             backends: Vec::new(),
             interval: None,
@@ -71,12 +70,12 @@ impl Worker {
     }
 
     pub fn admit(&mut self, report: &Report, down_after: Duration, now: Instant) -> Admission {
-        let fresh = self.heard.is_some() && self.silent_for(now) <= down_after;
+        let fresh = self.last_heartbeat.is_some() && self.silent_for(now) <= down_after;
         self.sequence.admit(report.sequence, fresh, report.signed)
     }
 
-    /// Takes an admitted heartbeat in; returns the state before.
-    pub fn hear(
+    /// Updates the worker by an admitted heartbeat; returns the health before.
+    pub fn update(
         &mut self,
         report: &Report,
         down_after: Duration,
@@ -88,22 +87,22 @@ impl Worker {
             self.good_in_a_row = 0;
         }
         self.good_in_a_row = self.good_in_a_row.saturating_add(1);
-        let sign = HealthEvent::of(report, self.good_in_a_row >= up_after);
-        if !matches!(sign, HealthEvent::Good { .. }) {
+        let event = HealthEvent::of(report, self.good_in_a_row >= up_after);
+        if !matches!(event, HealthEvent::Good { .. }) {
             self.good_in_a_row = 0;
         }
-        self.health = health::next(before, sign);
+        self.health = health::transition(before, event);
         self.memory = Some(report.memory);
         self.pressure = report.pressure;
         self.memory_stale = report.memory_stale;
         self.translates.clone_from(&report.translates);
-        self.memory_per_connection.report();
-        self.heard = Some(now);
+        self.memory_per_connection.note_report();
+        self.last_heartbeat = Some(now);
         self.silent_from = now;
         before
     }
 
-    /// Returns the event of memory figures that have become stale, or are read again.
+    /// Returns the event of memory figures that became stale or fresh.
     pub fn memory_event(&self, was_stale: bool) -> Option<Event> {
         let worker = self.name.clone();
         match (was_stale, self.memory_stale) {
@@ -113,17 +112,16 @@ impl Worker {
         }
     }
 
-    /// Takes note that it is too late; returns the state before.
+    /// Updates the health after the deadline; returns the health before.
     pub fn expire(&mut self) -> Health {
         let before = self.health;
         self.good_in_a_row = 0;
-        self.health = health::next(before, HealthEvent::Timeout);
+        self.health = health::transition(before, HealthEvent::Timeout);
         before
     }
 
-    /// Returns the first instant at which this worker's silence is too long.
-    ///
-    /// At exactly `down_after` it is still up, so that is one nanosecond later.
+    /// Returns the deadline of the next heartbeat: one nanosecond after `down_after`, because at exactly
+    /// `down_after` the worker is still up.
     pub fn deadline(&self, down_after: Duration) -> Option<Instant> {
         if !self.health.needs_deadline() {
             return None;
@@ -133,7 +131,7 @@ impl Worker {
             .checked_add(Duration::from_nanos(1))
     }
 
-    /// Returns how much of its share it takes: a quarter more after each third of `ramp_up`.
+    /// Returns how much of its share it gets: a quarter more after each third of `ramp_up`.
     pub fn ramp_percent(&self, ramp_up: Duration, now: Instant) -> u32 {
         let Some(came_up) = self.came_up else {
             return 100;
@@ -143,15 +141,15 @@ impl Worker {
         25 * (u32::try_from(steps).unwrap_or(3).min(3) + 1)
     }
 
-    /// Returns when it takes a quarter more, if it does not take its whole share.
+    /// Returns when the ramp takes its next step, if it is not over.
     pub fn next_ramp(&self, ramp_up: Duration, now: Instant) -> Option<Instant> {
         let came_up = self.came_up?;
         let mut steps = (1..=3).map(|step| came_up + third(ramp_up * step));
         steps.find(|at| *at > now)
     }
 
-    /// Goes on with a silence that an earlier manager has listened to. Somebody who was heard just
-    /// before that one ended has a moment to be heard again.
+    /// Continues with the silence that the former manager observed, but leaves a fifth of `down_after`
+    /// for the next heartbeat.
     pub fn adopt_silence(&mut self, silence: Duration, down_after: Duration) {
         let silence = silence.min(down_after - down_after / 5);
         if let Some(moved) = self.silent_from.checked_sub(silence) {
@@ -159,7 +157,7 @@ impl Worker {
         }
     }
 
-    /// Leaves time in which the manager could not listen out of account.
+    /// Moves the deadline by the time in which the manager did not run.
     pub fn extend_deadline(&mut self, gap: Duration, now: Instant) {
         if let Some(moved) = self.silent_from.checked_add(gap) {
             self.silent_from = moved.min(now);
@@ -171,7 +169,8 @@ impl Worker {
     }
 
     pub fn age(&self, now: Instant) -> Option<Duration> {
-        self.heard.map(|heard| now.saturating_duration_since(heard))
+        self.last_heartbeat
+            .map(|at| now.saturating_duration_since(at))
     }
 
     pub fn available_bytes(&self) -> Option<u64> {
@@ -179,7 +178,7 @@ impl Worker {
     }
 }
 
-/// Rounded up, so that a third is over when its time has come.
+/// Rounded up, so that the third is over at the returned time.
 fn third(duration: Duration) -> Duration {
     (duration + Duration::from_nanos(2)) / 3
 }

@@ -17,7 +17,9 @@ use lb_common::{
         PortWord, SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
         Settings, TraceEvent, Traffic, port_bit, port_word,
     },
-    steer::{Decision, FlowScratch, Hook, InsertError, PacketMeta, PortState, Step, Tables},
+    steer::{
+        ChoiceTables, Decision, FlowScratch, Hook, InsertError, PacketMeta, PortState, Step, Tables,
+    },
     verdict::Verdict,
 };
 
@@ -186,31 +188,7 @@ families! {
 /// The pinned maps, as packets of one family see them.
 pub struct Maps<A>(PhantomData<A>);
 
-impl<A: Family> Tables for Maps<A> {
-    type Address = A;
-    type Entry<'a> = &'a mut Flow<A>;
-    type OwnerTags<'a> = &'a mut OwnerTags;
-    type Slot<'a> = &'a mut Handshake<A>;
-    type FlowScratch<'a> = &'a mut FlowScratch<A>;
-    type Pool<'a> = &'a mut PortPool;
-
-    #[inline(always)]
-    fn now_ns(&self) -> u64 {
-        // SAFETY: the helper takes no argument. Linux 5.11, d05512618056.
-        unsafe { bpf_ktime_get_coarse_ns() }
-    }
-
-    #[inline(always)]
-    fn settings(&self) -> Option<&Settings> {
-        SETTINGS.get(0)
-    }
-
-    #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<Service> {
-        // SAFETY: copied at once; this program never changes the map.
-        unsafe { SERVICES.get(key) }.copied()
-    }
-
+impl<A: Family> ChoiceTables for Maps<A> {
     #[inline(always)]
     fn selection(&self, service: u32) -> Option<u32> {
         SELECTION.get(service).copied()
@@ -246,7 +224,7 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn repeat<S: Step>(&self, count: u32, steps: &mut S) {
+    fn repeat<S: Step<Self>>(&self, count: u32, steps: &mut S) {
         // SAFETY: the callback gets what it expects, which lives as long as the call. Linux 5.17,
         // e6f2dd0f8067. It fails for more than 8 million steps only.
         unsafe {
@@ -280,6 +258,32 @@ impl<A: Family> Tables for Maps<A> {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<&Backend> {
         BACKENDS.get(id)
+    }
+}
+
+impl<A: Family> Tables for Maps<A> {
+    type Address = A;
+    type Entry<'a> = &'a mut Flow<A>;
+    type OwnerTags<'a> = &'a mut OwnerTags;
+    type Slot<'a> = &'a mut Handshake<A>;
+    type FlowScratch<'a> = &'a mut FlowScratch<A>;
+    type Pool<'a> = &'a mut PortPool;
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: the helper takes no argument. Linux 5.11, d05512618056.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        // SAFETY: copied at once; this program never changes the map.
+        unsafe { SERVICES.get(key) }.copied()
     }
 
     #[inline(always)]
@@ -552,7 +556,7 @@ pub fn service_of(event: &TraceEvent) -> u32 {
 }
 
 /// One step of a loop, for `bpf_loop`, which goes on at 0.
-unsafe extern "C" fn step<A: Family, S: Step>(number: u32, steps: *mut S) -> i64 {
+unsafe extern "C" fn step<A: Family, S: Step<Maps<A>>>(number: u32, steps: *mut S) -> i64 {
     // SAFETY: `Maps::repeat` hands its own.
     unsafe { (*steps).step(&Maps::<A>::NEW, number) }.into()
 }

@@ -1,6 +1,6 @@
 //! Which backend a new connection goes to: the service's selection, or what its policy draws.
 
-use super::{Step, Tables};
+use super::{ChoiceTables, Step};
 use crate::address::Address;
 use crate::maps::{CHOICE_SLOTS, FlowKey, Policy, SPREAD, first_choice, policy, state};
 
@@ -13,7 +13,7 @@ const SLOTS_TRIED: u32 = 4;
 
 /// Returns the id of the backend for a new connection with the client's tuple `key`; 0 for none.
 #[inline(never)]
-pub(super) fn choose<T: Tables>(tables: &T, key: &FlowKey<T::Address>, service: u32) -> u32 {
+pub fn choose<T: ChoiceTables, A: Address>(tables: &T, key: &FlowKey<A>, service: u32) -> u32 {
     let selected = tables.selection(service).unwrap_or(0);
     if selected != SPREAD {
         return selected;
@@ -52,7 +52,12 @@ pub(super) fn choose<T: Tables>(tables: &T, key: &FlowKey<T::Address>, service: 
 /// Returns another backend than `tried`, which did not answer, for a client that repeats its SYN for
 /// the `retries + 1`st time; 0 if there is none.
 #[inline(never)]
-pub(super) fn choose_another<T: Tables>(tables: &T, service: u32, tried: u32, retries: u8) -> u32 {
+pub(super) fn choose_another<T: ChoiceTables>(
+    tables: &T,
+    service: u32,
+    tried: u32,
+    retries: u8,
+) -> u32 {
     let Some(policy) = tables.policy(service) else {
         return 0;
     };
@@ -86,14 +91,14 @@ struct SlotRange {
 
 impl SlotRange {
     #[inline(always)]
-    fn at<T: Tables>(self, tables: &T, number: u32) -> u32 {
+    fn at<T: ChoiceTables>(self, tables: &T, number: u32) -> u32 {
         let slot = number.checked_rem(self.count).unwrap_or(0);
         tables.choice(self.first + slot).unwrap_or(0)
     }
 
     /// The backend at a slot or, while it is not up, at one of the slots that follow.
     #[inline(always)]
-    fn up<T: Tables>(self, tables: &T, number: u32) -> u32 {
+    fn up<T: ChoiceTables>(self, tables: &T, number: u32) -> u32 {
         for step in 0..SLOTS_TRIED {
             let id = self.at(tables, number.wrapping_add(step));
             if is_up(tables, id) {
@@ -114,9 +119,9 @@ struct OtherBackendSearch {
     found: u32,
 }
 
-impl Step for OtherBackendSearch {
+impl<T: ChoiceTables> Step<T> for OtherBackendSearch {
     #[inline(always)]
-    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
+    fn step(&mut self, tables: &T, number: u32) -> bool {
         let id = self.slots.at(tables, self.start.wrapping_add(number));
         let is_another = id != self.tried && is_up(tables, id);
         if is_another {
@@ -135,10 +140,10 @@ struct LeastLoadedSearch {
     least_loaded: u32,
 }
 
-impl Step for LeastLoadedSearch {
+impl<T: ChoiceTables> Step<T> for LeastLoadedSearch {
     /// Compares the next slot with what was found so far; of equals the first one met stays.
     #[inline(always)]
-    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
+    fn step(&mut self, tables: &T, number: u32) -> bool {
         let id = self.slots.at(tables, self.start.wrapping_add(number));
         self.least_loaded = less_loaded(tables, self.least_loaded, id);
         false
@@ -147,7 +152,7 @@ impl Step for LeastLoadedSearch {
 
 /// The one of two backends with fewer open connections for its weight, this one included.
 #[inline(always)]
-fn less_loaded<T: Tables>(tables: &T, one: u32, other: u32) -> u32 {
+fn less_loaded<T: ChoiceTables>(tables: &T, one: u32, other: u32) -> u32 {
     let (first, second) = (weight_if_up(tables, one), weight_if_up(tables, other));
     let load = |id| u64::from(tables.active_connections(id)) + 1;
     if load(other) * first < load(one) * second {
@@ -159,7 +164,7 @@ fn less_loaded<T: Tables>(tables: &T, one: u32, other: u32) -> u32 {
 
 /// The weight of a backend; 0 unless it takes connections.
 #[inline(always)]
-fn weight_if_up<T: Tables>(tables: &T, id: u32) -> u64 {
+fn weight_if_up<T: ChoiceTables>(tables: &T, id: u32) -> u64 {
     let Some(backend) = tables.backend(id) else {
         return 0;
     };
@@ -169,7 +174,7 @@ fn weight_if_up<T: Tables>(tables: &T, id: u32) -> u64 {
 
 /// Whether a backend takes new connections.
 #[inline(always)]
-pub(super) fn is_up<T: Tables>(tables: &T, id: u32) -> bool {
+pub(super) fn is_up<T: ChoiceTables>(tables: &T, id: u32) -> bool {
     let Some(backend) = tables.backend(id) else {
         return false;
     };

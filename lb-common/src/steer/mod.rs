@@ -30,7 +30,7 @@ use flow::keeps_flows;
 use new_connection::handle_new_connection;
 use slot::{NO_SLOT, find_by_client, find_by_reply, find_by_routed_reply};
 
-pub use choice::COMPARED;
+pub use choice::{COMPARED, choose};
 pub use icmp_error::steer_error;
 pub use new_connection::PendingConnection;
 pub use port::PortState;
@@ -159,13 +159,34 @@ pub struct FlowScratch<A = V4> {
 }
 
 /// A loop's body, with what it works on.
-pub trait Step {
+pub trait Step<T> {
     /// Takes one step; returns whether it was the last.
-    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool;
+    fn step(&mut self, tables: &T, number: u32) -> bool;
+}
+
+/// The maps and helpers from which a backend is chosen, see [`choose`].
+pub trait ChoiceTables: Sized {
+    fn selection(&self, service: u32) -> Option<u32>;
+    fn policy(&self, service: u32) -> Option<Policy>;
+    fn choice(&self, index: u32) -> Option<u32>;
+    /// The number of this service's round-robin choices before this one.
+    fn next_round_robin(&self, service: u32) -> u32;
+    fn random(&self) -> u32;
+    /// Takes the steps 0 to `count - 1`, until one says that it was the last. The verifier cannot
+    /// follow a long loop, but the kernel can run one.
+    ///
+    /// Before Linux 6.8 (ab5cfac139ab) it verifies the first step only, and takes out of the program
+    /// whatever that one cannot reach. So what a step changes begins [`barrier_var`](Self::barrier_var).
+    fn repeat<S: Step<Self>>(&self, count: u32, steps: &mut S);
+    /// The same number, unknown to the verifier.
+    fn barrier_var(&self, number: u32) -> u32;
+    /// Open connections of a backend.
+    fn active_connections(&self, backend: u32) -> u32;
+    fn backend(&self, id: u32) -> Option<&Backend>;
 }
 
 /// The maps of one family of addresses and the clock, as the decision needs them.
-pub trait Tables {
+pub trait Tables: ChoiceTables {
     type Address: Address;
 
     /// An entry of a flow table, writable in place.
@@ -192,23 +213,6 @@ pub trait Tables {
     fn now_ns(&self) -> u64;
     fn settings(&self) -> Option<&Settings>;
     fn service(&self, key: &ServiceKey) -> Option<Service>;
-    fn selection(&self, service: u32) -> Option<u32>;
-    fn policy(&self, service: u32) -> Option<Policy>;
-    fn choice(&self, index: u32) -> Option<u32>;
-    /// The number of this service's round-robin choices before this one.
-    fn next_round_robin(&self, service: u32) -> u32;
-    fn random(&self) -> u32;
-    /// Takes the steps 0 to `count - 1`, until one says that it was the last. The verifier cannot
-    /// follow a long loop, but the kernel can run one.
-    ///
-    /// Before Linux 6.8 (ab5cfac139ab) it verifies the first step only, and takes out of the program
-    /// whatever that one cannot reach. So what a step changes begins [`barrier_var`](Self::veiled).
-    fn repeat<S: Step>(&self, count: u32, steps: &mut S);
-    /// The same number, but none that the verifier knows.
-    fn barrier_var(&self, number: u32) -> u32;
-    /// Open connections of a backend.
-    fn active_connections(&self, backend: u32) -> u32;
-    fn backend(&self, id: u32) -> Option<&Backend>;
     /// The interface by which packets of this address come: 0 for one of the manager's own, which come by none;
     /// nothing if it may be any client's.
     fn expected_interface(&self, address: Self::Address) -> Option<u32>;

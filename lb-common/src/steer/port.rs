@@ -212,9 +212,9 @@ struct FreeSearch {
     found: u32,
 }
 
-impl Step for FreeSearch {
+impl<T: Tables> Step<T> for FreeSearch {
     #[inline(always)]
-    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
+    fn step(&mut self, tables: &T, number: u32) -> bool {
         let Some(settings) = tables.settings() else {
             return true;
         };
@@ -278,9 +278,9 @@ struct WaitingSearch {
     compared: u32,
 }
 
-impl Step for WaitingSearch {
+impl<T: Tables> Step<T> for WaitingSearch {
     #[inline(always)]
-    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
+    fn step(&mut self, tables: &T, number: u32) -> bool {
         let Some(settings) = tables.settings() else {
             return true;
         };
@@ -347,9 +347,9 @@ struct UsedSearch {
     compared: u32,
 }
 
-impl Step for UsedSearch {
+impl<T: Tables> Step<T> for UsedSearch {
     #[inline(always)]
-    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
+    fn step(&mut self, tables: &T, number: u32) -> bool {
         let Some(settings) = tables.settings() else {
             return true;
         };

@@ -135,9 +135,9 @@ struct SlotSearch {
 /// A handshake that its worker has not answered for this long goes before the answered ones.
 const UNANSWERED_NS: u64 = 1_000_000_000;
 
-impl Step for SlotSearch {
+impl<T: Tables> Step<T> for SlotSearch {
     #[inline(always)]
-    fn step<T: Tables>(&mut self, tables: &T, number: u32) -> bool {
+    fn step(&mut self, tables: &T, number: u32) -> bool {
         let slot = self.first + number;
         let (Some(settings), Some(handshake)) = (tables.settings(), tables.handshake(slot)) else {
             return true;

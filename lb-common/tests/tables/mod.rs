@@ -15,7 +15,8 @@ use lb_common::{
         Settings,
     },
     steer::{
-        Decision, FlowScratch, InsertError, PacketMeta, PendingConnection, PortState, Step, Tables,
+        ChoiceTables, Decision, FlowScratch, InsertError, PacketMeta, PendingConnection, PortState,
+        Step, Tables,
     },
 };
 
@@ -212,26 +213,7 @@ impl FlowTable {
     }
 }
 
-impl Tables for Memory {
-    type Address = V4;
-    type Entry<'a> = RefMut<'a, Flow>;
-    type OwnerTags<'a> = RefMut<'a, OwnerTags>;
-    type Slot<'a> = RefMut<'a, Handshake>;
-    type FlowScratch<'a> = RefMut<'a, FlowScratch>;
-    type Pool<'a> = RefMut<'a, PortPool>;
-
-    fn now_ns(&self) -> u64 {
-        self.now_ns.get()
-    }
-
-    fn settings(&self) -> Option<&Settings> {
-        Some(&self.settings)
-    }
-
-    fn service(&self, key: &ServiceKey) -> Option<Service> {
-        self.services.get(key).copied()
-    }
-
+impl ChoiceTables for Memory {
     fn selection(&self, service: u32) -> Option<u32> {
         self.selection.get(service as usize).copied()
     }
@@ -254,7 +236,7 @@ impl Tables for Memory {
         self.next_round_robin(0).wrapping_mul(0x9e37_79b1)
     }
 
-    fn repeat<S: Step>(&self, count: u32, steps: &mut S) {
+    fn repeat<S: Step<Self>>(&self, count: u32, steps: &mut S) {
         for number in 0..count {
             if steps.step(self, number) {
                 break;
@@ -272,6 +254,27 @@ impl Tables for Memory {
 
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(id as usize)
+    }
+}
+
+impl Tables for Memory {
+    type Address = V4;
+    type Entry<'a> = RefMut<'a, Flow>;
+    type OwnerTags<'a> = RefMut<'a, OwnerTags>;
+    type Slot<'a> = RefMut<'a, Handshake>;
+    type FlowScratch<'a> = RefMut<'a, FlowScratch>;
+    type Pool<'a> = RefMut<'a, PortPool>;
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.services.get(key).copied()
     }
 
     fn expected_interface(&self, address: V4) -> Option<u32> {

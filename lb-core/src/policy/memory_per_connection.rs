@@ -1,40 +1,38 @@
-//! How much memory one more connection takes on a worker, learnt from its reports.
-//!
-//! Between two reports the worker's free memory has changed by so much and its open connections by so
-//! many: the slope of the one over the other, by least squares through the origin, with old pairs
-//! fading. Where memory has nothing to do with connections, the slope is next to nothing.
+//! The memory that one connection uses on a worker, learnt from its reports: the slope of the change of
+//! available memory over the change of open connections between two reports, by least squares through
+//! the origin with decaying old pairs. If memory does not depend on connections, it is nearly 0.
 
-/// Old pairs lose one part of so many with each new one.
+/// Old pairs lose one part of so many with each new pair.
 const DECAY: i128 = 16;
 
-/// As many squared connections must have been seen come or go before a slope means anything.
+/// The least sum of squared changes of connections from which a slope is computed.
 const MIN_SQUARES: i128 = 16;
 
-/// Nobody's connection takes more; more is something else's doing.
+/// The largest result, because more cannot come from connections.
 const MAX_BYTES: i128 = 256 << 20;
 
-/// What is known of one worker's connections.
+/// The estimate for one worker.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MemoryPerConnection {
     /// Open connections as last counted.
     open: u64,
-    /// Open connections and free memory at the last report that a count followed.
+    /// Open connections and available memory at the last report that a count followed.
     at_report: Option<(u64, u64)>,
-    /// Whether a report came since the last count.
+    /// Whether a report was received since the last count.
     reported: bool,
     products: i128,
     squares: i128,
 }
 
 impl MemoryPerConnection {
-    /// Takes note that a report came: the next count belongs to it.
-    pub fn report(&mut self) {
+    /// Notes a report: the next count belongs to it.
+    pub fn note_report(&mut self) {
         self.reported = true;
     }
 
-    /// Takes a count of the open connections in, beside what the last report said is available.
+    /// Adds a count of open connections, with the available memory of the last report.
     pub fn count(&mut self, open: u64, available_bytes: Option<u64>) {
-        // More than a table of flows can hold; squares stay far from overflowing.
+        // More than the flow table holds, and squares cannot overflow.
         let open = open.min(u32::MAX.into());
         self.open = open;
         let Some(available) = available_bytes.filter(|_| std::mem::take(&mut self.reported)) else {
@@ -48,7 +46,7 @@ impl MemoryPerConnection {
         }
     }
 
-    /// Returns what one connection takes, as far as is known.
+    /// Returns the memory of one connection; 0 while unknown.
     pub fn bytes_per_connection(&self) -> u64 {
         if self.squares < MIN_SQUARES {
             return 0;
@@ -57,7 +55,7 @@ impl MemoryPerConnection {
         u64::try_from(slope).unwrap_or(0)
     }
 
-    /// Returns what the connections opened since the last report will take; less than 0 if more were
+    /// Returns what the connections opened since the last report will use; negative if more were
     /// closed.
     pub fn drift_bytes(&self) -> i64 {
         let Some((open_then, _)) = self.at_report else {
@@ -78,14 +76,14 @@ mod tests {
     fn learnt(per_connection: u64, opens: &[u64]) -> MemoryPerConnection {
         let mut memory_per_connection = MemoryPerConnection::default();
         for &open in opens {
-            memory_per_connection.report();
+            memory_per_connection.note_report();
             memory_per_connection.count(open, Some(1_000 * MIB - open * per_connection));
         }
         memory_per_connection
     }
 
     #[test]
-    fn finds_what_a_connection_takes() {
+    fn finds_the_memory_of_a_connection() {
         let memory_per_connection = learnt(2 * MIB, &[10, 30, 20, 50, 50, 5]);
         let off = memory_per_connection
             .bytes_per_connection()
@@ -95,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn expects_what_was_opened_and_closed_since_the_report() {
+    fn expects_the_connections_since_the_report() {
         let mut memory_per_connection = learnt(2 * MIB, &[10, 30, 20]);
         memory_per_connection.count(27, Some(1));
         assert_eq!(
@@ -110,21 +108,21 @@ mod tests {
     }
 
     #[test]
-    fn knows_nothing_while_nothing_moves() {
+    fn is_unknown_while_nothing_changes() {
         assert_eq!(learnt(MIB, &[0, 1, 0, 1]).bytes_per_connection(), 0);
         assert_eq!(MemoryPerConnection::default().drift_bytes(), 0);
     }
 
     #[test]
-    fn learns_no_nonsense() {
+    fn stays_within_bounds() {
         // Memory that grows as connections come, and memory that vanishes for other reasons.
         let mut memory_per_connection = MemoryPerConnection::default();
         for (open, available) in [(0, 1), (100, u64::MAX), (0, 1), (100, u64::MAX)] {
-            memory_per_connection.report();
+            memory_per_connection.note_report();
             memory_per_connection.count(open, Some(available));
         }
         assert_eq!(memory_per_connection.bytes_per_connection(), 0);
-        memory_per_connection.report();
+        memory_per_connection.note_report();
         memory_per_connection.count(u64::MAX, Some(0));
         assert!(memory_per_connection.bytes_per_connection() <= MAX_BYTES as u64);
         memory_per_connection.count(0, Some(0));

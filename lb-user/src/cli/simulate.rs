@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::{ArgAction, Parser};
-use lb_core::SpreadSettings;
+use lb_core::{MemorySettings, SpreadSettings};
 use memlb::{
     config::{size, threshold},
     simulate::{Contender, Recording, Scenario, WorkerModel, compare, plot},
@@ -140,13 +140,15 @@ fn scenario(args: &Args) -> anyhow::Result<Scenario> {
         loss: at_least("--loss", args.loss, 0.0, 100.0)? / 100.0,
         duration,
         seed: args.seed,
-        threshold: threshold(&args.threshold).with_context(|| {
-            format!(
-                "--threshold {:?}: expected auto, a size such as 64MiB, or a percentage such as 10%",
-                args.threshold
-            )
-        })?,
-        hold: *args.hold,
+        memory: MemorySettings {
+            threshold: threshold(&args.threshold).with_context(|| {
+                format!(
+                    "--threshold {:?}: expected auto, a size such as 64MiB, or a percentage such as 10%",
+                    args.threshold
+                )
+            })?,
+            hold: *args.hold,
+        },
         spread: SpreadSettings::default(),
     })
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use lb_core::{
-    BackendId, BackendSettings, CoreSettings, Endpoint, FallbackSettings, Mode, ServiceId,
-    ServiceSettings,
+    BackendId, BackendSettings, CoreSettings, Endpoint, FallbackSettings, MemorySettings, Mode,
+    ServiceId, ServiceSettings,
 };
 
 use super::Config;
@@ -110,8 +110,10 @@ impl Config {
             protocol: service.protocol,
             mode: service.mode,
             policy: service.policy,
-            threshold: service.threshold,
-            hold: service.hold,
+            memory: MemorySettings {
+                threshold: service.threshold,
+                hold: service.hold,
+            },
             spread: service.spread(),
             backends: service
                 .workers

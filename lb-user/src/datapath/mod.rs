@@ -52,10 +52,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
-use lb_common::maps::{Backend, SPREAD, mode, name, policy, state};
+use lb_common::maps::{Backend, SPREAD, mode, name, state};
 use lb_core::{
     BackendId, CoreSettings, Endpoint, Health, MapUpdate, Memory, Mode, Protocol, ReplyCounters,
-    SlotKind, WorkerRoute,
+    WorkerRoute,
 };
 use tracing::{info, warn};
 
@@ -316,8 +316,7 @@ impl Datapath {
                 slots,
             } => {
                 let ids: Vec<u32> = slots.iter().map(|backend| backend.0).collect();
-                self.tables
-                    .write_choices(service.0, kernel_kind(kind), &ids)
+                self.tables.write_choices(service.0, kind as u32, &ids)
             }
             MapUpdate::Spread { service } => self.tables.select(service.0, SPREAD),
         }
@@ -623,16 +622,6 @@ fn replace_backends(
         }
     }
     backends
-}
-
-fn kernel_kind(kind: SlotKind) -> u32 {
-    match kind {
-        SlotKind::Ranked => policy::RANKED,
-        SlotKind::Balanced => policy::BALANCED,
-        SlotKind::RoundRobin => policy::ROUND_ROBIN,
-        SlotKind::LeastConnections => policy::LEAST_CONNECTIONS,
-        SlotKind::SourceHash => policy::SOURCE_HASH,
-    }
 }
 
 impl BackendState {

@@ -1,17 +1,17 @@
-//! Policies tried in virtual time: the core decides as it does in the manager, over workers, clients
-//! and a network that exist in memory only.
+//! Compares policies in virtual time, over simulated workers, clients and network. The manager's core
+//! decides, and the packet programs' code chooses the worker of each connection from tables in memory.
 //!
-//! Connections come at random (a Poisson process), stay for a time that is distributed exponentially,
-//! and take memory while they stay. Workers report their memory now and then, late, or not at all when
-//! a datagram is lost. One seed gives one history of connections, the same for every policy.
+//! Connections arrive as a Poisson process, last for an exponentially distributed time, and use memory
+//! meanwhile. Reports are sent at an interval; they can be late or lost. A seed gives one sequence of
+//! connections, the same for every policy.
 
-mod kernel;
 mod random;
 mod recording;
 mod result;
 mod scenario;
+mod simulation;
 mod svg;
-mod world;
+mod tables;
 
 pub use recording::Recording;
 pub use result::{Outcome, Results};
@@ -20,12 +20,12 @@ pub use svg::plot;
 
 use std::time::Duration;
 
-/// Tries each contender at each interval between reports.
+/// Simulates each contender at each report interval.
 pub fn compare(scenario: &Scenario, contenders: &[Contender], intervals: &[Duration]) -> Results {
     let mut outcomes = Vec::new();
     for &interval in intervals {
         for &contender in contenders {
-            outcomes.push(world::live(scenario, contender, interval));
+            outcomes.push(simulation::simulate(scenario, contender, interval));
         }
     }
     Results {

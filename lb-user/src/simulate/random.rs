@@ -1,8 +1,7 @@
-//! Chance, from a seed: the same in every run.
+//! Random numbers from a seed: the same in every run.
 
 use std::time::Duration;
 
-/// Draws numbers.
 #[derive(Debug)]
 pub struct Random(fastrand::Rng);
 
@@ -15,22 +14,22 @@ impl Random {
         self.0.u32(..)
     }
 
-    /// True with this probability.
+    /// Returns true with this probability.
     pub fn happens(&mut self, probability: f64) -> bool {
         self.0.f64() < probability
     }
 
-    /// A time, distributed exponentially.
+    /// Returns an exponentially distributed time.
     pub fn time(&mut self, mean: Duration) -> Duration {
         mean.mul_f64(self.exponential())
     }
 
-    /// An amount: half of the mean in any case, the other half distributed exponentially.
+    /// Returns half of the mean, plus an exponentially distributed other half.
     pub fn amount(&mut self, mean: u64) -> u64 {
         (mean as f64 * 0.5 * (1.0 + self.exponential())) as u64
     }
 
-    /// A time up to `longest`.
+    /// Returns a uniformly distributed time up to `longest`.
     pub fn up_to(&mut self, longest: Duration) -> Duration {
         longest.mul_f64(self.0.f64())
     }

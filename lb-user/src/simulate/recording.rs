@@ -1,4 +1,4 @@
-//! Heartbeats from an event log, as the workers' own use of memory.
+//! The workers' own use of memory, from the heartbeats of an event log.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -9,7 +9,6 @@ use serde::Deserialize;
 
 use super::scenario::{Background, WorkerModel};
 
-/// What workers used over time, beside the connections that are simulated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recording {
     pub workers: Vec<WorkerModel>,

@@ -1,4 +1,4 @@
-//! What came out: the figures of each policy, as a table and as JSON.
+//! The figures of each policy, as a table and as JSON.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,24 +7,23 @@ use serde::Serialize;
 
 use super::scenario::Contender;
 
-/// Everything measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Results {
     pub scenario: String,
     pub outcomes: Vec<Outcome>,
 }
 
-/// One policy with reports at one interval.
+/// One policy at one report interval.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
     pub policy: &'static str,
     pub report_interval_ms: u64,
-    /// The most that any worker's memory was filled at any time, in percent.
+    /// The fullest that any worker's memory was, in percent.
     pub peak_percent: f64,
-    /// How much fuller the fullest worker is than all are on average, over time: 1 is even.
+    /// Use of the fullest worker over average use, averaged over time: 1 is even.
     pub imbalance: f64,
     pub accepted: u64,
-    /// Connections that no longer fitted their worker.
+    /// Connections that found no memory on their worker.
     pub rejected: u64,
 }
 
@@ -39,12 +38,12 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A worker is filled so far, of 1.
+    /// Notes how full a worker is, 0 to 1.
     pub fn fills(&mut self, fill: f64) {
         self.peak = self.peak.max(fill);
     }
 
-    /// Looks at all workers at one moment.
+    /// Notes how full all workers are at one time.
     pub fn sample(&mut self, fills: &[f64]) {
         let fullest = fills.iter().copied().fold(0.0, f64::max);
         let mean = fills.iter().sum::<f64>() / fills.len() as f64;

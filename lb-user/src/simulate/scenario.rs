@@ -3,28 +3,25 @@
 use std::fmt;
 use std::time::Duration;
 
-use lb_core::{Bytes, DEFAULT_HOLD, MaxShare, Policy, SpreadSettings, Threshold};
+use lb_core::{Bytes, DEFAULT_HOLD, MaxShare, MemorySettings, Policy, SpreadSettings, Threshold};
 
 /// Everything but the policy and the interval between reports.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scenario {
     pub workers: Vec<WorkerModel>,
-    /// Connections that come in each second, on average.
+    /// New connections each second, on average.
     pub arrivals_per_second: f64,
-    /// How long a connection stays, on average.
+    /// Average duration of a connection.
     pub stay: Duration,
-    /// How much memory it takes meanwhile, on average.
+    /// Average memory of a connection.
     pub connection_bytes: u64,
-    /// How late a report comes, on average.
+    /// Average delay of a report.
     pub delay: Duration,
-    /// The part of the reports that is lost.
+    /// Part of the reports that is lost, 0 to 1.
     pub loss: f64,
     pub duration: Duration,
     pub seed: u64,
-    /// Of policy `memory`.
-    pub threshold: Threshold,
-    /// Of policy `memory`.
-    pub hold: Duration,
+    pub memory: MemorySettings,
     pub spread: SpreadSettings,
 }
 
@@ -35,11 +32,11 @@ pub struct WorkerModel {
     pub background: Background,
 }
 
-/// The memory that a worker uses beside its connections.
+/// The memory that a worker uses without its connections.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Background {
     Constant(u64),
-    /// From each time on that much, as recorded.
+    /// From each time on so many bytes.
     Recorded(Vec<(Duration, u64)>),
 }
 
@@ -55,11 +52,11 @@ impl Background {
     }
 }
 
-/// What chooses the worker of a connection.
+/// What chooses the worker for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contender {
     Policy(Policy),
-    /// Any worker, each as likely: what every policy must beat.
+    /// Each worker with the same probability: the baseline.
     Random,
 }
 
@@ -79,7 +76,7 @@ impl Contender {
 }
 
 impl Default for Scenario {
-    /// Six workers like those of the lab, a bit more than half full.
+    /// Six workers like those of the laboratory, a bit more than half full.
     fn default() -> Self {
         Self {
             workers: WorkerModel::of_sizes(&[700 << 20; 6], 100 << 20),
@@ -90,8 +87,10 @@ impl Default for Scenario {
             loss: 0.0,
             duration: Duration::from_secs(120),
             seed: 1,
-            threshold: Threshold::Auto,
-            hold: DEFAULT_HOLD,
+            memory: MemorySettings {
+                threshold: Threshold::Auto,
+                hold: DEFAULT_HOLD,
+            },
             spread: SpreadSettings::default(),
         }
     }

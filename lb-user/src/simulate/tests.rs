@@ -1,6 +1,6 @@
-//! What is known of load balancing must come out.
+//! The known results of load balancing theory.
 
-use lb_core::{Policy, Threshold};
+use lb_core::{MemorySettings, Policy, Threshold};
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn policy(policy: Policy) -> Contender {
 }
 
 fn outcome(scenario: &Scenario, contender: Contender, interval: Duration) -> Outcome {
-    world::live(scenario, contender, interval)
+    simulation::simulate(scenario, contender, interval)
 }
 
 /// Mitzenmacher, How useful is old information? (2000): the emptiest by fresh reports is better than
@@ -32,8 +32,10 @@ fn outcome(scenario: &Scenario, contender: Contender, interval: Duration) -> Out
 fn the_emptiest_by_old_reports_is_worse_than_chance() {
     // Follows every report, however little it differs.
     let scenario = Scenario {
-        threshold: Threshold::Bytes(0),
-        hold: Duration::ZERO,
+        memory: MemorySettings {
+            threshold: Threshold::Bytes(0),
+            hold: Duration::ZERO,
+        },
         ..short()
     };
     let imbalance = |contender, milliseconds| {
@@ -53,7 +55,8 @@ fn the_emptiest_by_old_reports_is_worse_than_chance() {
 #[test]
 fn the_default_hold_fills_nobody_and_a_long_one_is_like_old_reports() {
     let peak = |hold| {
-        let scenario = Scenario { hold, ..short() };
+        let mut scenario = short();
+        scenario.memory.hold = hold;
         outcome(
             &scenario,
             policy(Policy::Memory),

@@ -1,5 +1,7 @@
 //! A worker without a route to it: not chosen, told why, and used again by itself.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 fn find(world: &mut World, link: WorkerRoute) {

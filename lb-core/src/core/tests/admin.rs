@@ -148,7 +148,7 @@ fn an_order_for_one_service_leaves_the_others_alone() {
     let refused = world
         .core
         .handle_admin_command(&for_service(AdminAction::Undrain), world.now);
-    assert!(matches!(refused, Err(AdminError::HeldForAll { .. })));
+    assert!(matches!(refused, Err(AdminError::SetForAllServices { .. })));
     world.order(&order("worker1", AdminAction::Undrain));
     assert_eq!(world.maps.selection[&WEB], Some(BackendId(1)));
     assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(4)));
@@ -159,8 +159,11 @@ fn a_weight_is_kept_and_a_weight_of_nothing_drains() {
     let mut world = started();
     world.order(&order("worker1", AdminAction::Weight { percent: 50 }));
     assert_eq!(world.selected(), "worker1");
-    let overlay = world.core.admin_overrides().overlay("worker1", "service0");
-    assert_eq!(overlay.weight_percent(), 50);
+    let set = world
+        .core
+        .admin_overrides()
+        .effective("worker1", "service0");
+    assert_eq!(set.weight_percent(), 50);
     world.order(&order("worker1", AdminAction::Weight { percent: 0 }));
     assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Draining);
     assert_eq!(world.selected(), "worker2");

@@ -67,7 +67,7 @@ fn everybody_up_takes_connections() {
         let world = three(*policy);
         assert_eq!(world.selected(), ALL_WORKERS);
         assert_eq!(world.maps.selection[&WEB], None);
-        assert_eq!(Some(world.maps.slots[&WEB].0), policy.kind());
+        assert_eq!(Some(world.maps.slots[&WEB].0), slot_kind(*policy));
         let shares = world.shares();
         assert_eq!(shares[..3], [3_333, 3_333, 3_333], "{policy}");
         assert_eq!(shares[3], 0);
@@ -230,7 +230,7 @@ fn a_policy_is_switched_at_once() {
         );
         if everybody {
             assert_eq!(world.shares()[..3], [3_333, 3_333, 3_333], "{policy}");
-            assert_eq!(Some(world.maps.slots[&WEB].0), policy.kind());
+            assert_eq!(Some(world.maps.slots[&WEB].0), slot_kind(policy));
         }
         world.pass(ms(500));
     }

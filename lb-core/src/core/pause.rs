@@ -1,27 +1,21 @@
-//! Pauses: an operator says that a worker will be silent for a while, since its machine or container is
-//! moved.
+//! Pauses: the operator, or the worker's agent, says that the worker will be silent for a while, for
+//! example because its machine or container is moved.
 //!
-//! Until the pause ends, the worker gets no new connection, its open ones go on to its address, and its
-//! silence alarms nobody. A pause ends at its deadline, when the worker is back, or by order. A worker
-//! that is silent then is down as usual.
+//! Until the pause ends, the worker gets no new connection, its open ones stay, and its silence raises
+//! no alarm. A pause ends at its deadline, when the worker is back, or by command. A worker that is
+//! silent then is down as usual.
 
 use std::time::{Duration, Instant};
 
 use super::Core;
-use super::admin::{AdminError, Audited};
-use super::event::Event;
-use super::health::Health;
-use super::milliseconds;
-
-/// The shortest and the longest pause.
-pub const MIN_PAUSE: Duration = Duration::from_secs(1);
-pub const MAX_PAUSE: Duration = Duration::from_secs(3_600);
+use crate::event::Event;
+use crate::health::Health;
 
 /// A pause in force.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pause {
-    pub until: Instant,
-    /// Whether the worker has been silent for `down_after` since, or has said that it leaves.
+pub struct Pause {
+    until: Instant,
+    /// Whether the worker has been silent for `down_after`, or has announced that it leaves.
     away: bool,
 }
 
@@ -29,28 +23,14 @@ impl Pause {
     pub fn new(until: Instant) -> Self {
         Self { until, away: false }
     }
-}
 
-impl Audited<u64> {
-    /// Returns how much is left of a pause at `now_ms` by the wall clock. Where the clock was set back,
-    /// that is no more than the pause as it was ordered.
-    pub fn pause_left(&self, now_ms: u64) -> Duration {
-        let end_ms = self.at_ms.saturating_add(self.value);
-        Duration::from_millis(end_ms.saturating_sub(now_ms).min(self.value))
-    }
-}
-
-/// Checks for how long a pause is ordered.
-pub(super) fn check_pause(for_ms: u64) -> Result<(), AdminError> {
-    let allowed = milliseconds(MIN_PAUSE)..=milliseconds(MAX_PAUSE);
-    match allowed.contains(&for_ms) {
-        true => Ok(()),
-        false => Err(AdminError::PauseOutOfRange { for_ms }),
+    pub fn until(&self) -> Instant {
+        self.until
     }
 }
 
 impl Core {
-    /// Begins a pause, or takes note that it is over, before the worker's services are told.
+    /// Begins a pause, or ends it with `None`.
     pub(super) fn set_pause(&mut self, worker: &str, for_ms: Option<u64>, now: Instant) {
         let until = for_ms.and_then(|for_ms| now.checked_add(Duration::from_millis(for_ms)));
         match until {
@@ -62,7 +42,7 @@ impl Core {
         }
     }
 
-    /// Takes note of a worker's health; one that was away and is up again ends its pause.
+    /// Updates a worker's pause by its health: a worker that was away and is up again ends it.
     pub(super) fn update_pause(&mut self, index: usize, now: Instant) {
         let worker = &self.workers[index];
         let Some(pause) = self.pauses.get_mut(&worker.name) else {
@@ -78,7 +58,6 @@ impl Core {
         }
     }
 
-    /// Ends the pauses whose time is over.
     pub(super) fn end_due_pauses(&mut self, now: Instant) {
         let due = self.pauses.iter().filter(|(_, pause)| pause.until <= now);
         let due: Vec<String> = due.map(|(worker, _)| worker.clone()).collect();
@@ -87,7 +66,7 @@ impl Core {
         }
     }
 
-    /// Returns when the next pause ends by itself.
+    /// Returns when the next pause ends.
     pub(super) fn poll_pause(&self) -> Option<Instant> {
         self.pauses.values().map(|pause| pause.until).min()
     }
@@ -100,13 +79,13 @@ impl Core {
             is_back,
         });
         if let Some(&index) = self.by_name.get(worker) {
-            self.overlay(index);
+            self.apply_admin_states(index);
             self.report_down_after_pause(index, now);
             self.sync_services(&[index], now);
         }
     }
 
-    /// Reports a worker that is down at the end of its pause: nobody was alarmed when it fell silent.
+    /// Emits the health of a worker that went down during its pause, without an alarm then.
     pub(super) fn report_down_after_pause(&mut self, index: usize, now: Instant) {
         if self.workers[index].health == Health::Down {
             self.emit_health(index, Health::Paused, now);

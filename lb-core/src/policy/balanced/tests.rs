@@ -1,6 +1,9 @@
 use proptest::prelude::*;
 
+use super::super::slots::tests::weights;
+use super::super::weights::{differ, weigh_equally};
 use super::*;
+use crate::memory::{Memory, Pressure};
 
 const MIB: u64 = 1 << 20;
 const DOWN_AFTER: Duration = Duration::from_secs(1);
@@ -29,9 +32,9 @@ fn settings() -> SpreadSettings {
 /// The shares of the first weighing, in percent.
 fn shares(settings: &SpreadSettings, inputs: &[WeightInput]) -> Vec<u64> {
     let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();
-    let weights = Headrooms::new(inputs.len())
+    let weights = Balanced::new(inputs.len())
         .weigh(&inputs, settings, DOWN_AFTER)
-        .expect("somebody was heard");
+        .expect("a worker has reported");
     percent(&weights)
 }
 
@@ -134,7 +137,7 @@ fn a_liar_takes_no_more_than_its_cap() {
 }
 
 #[test]
-fn ramp_and_the_operators_word_multiply() {
+fn ramp_and_manual_weight_multiply() {
     let (mut back, mut half) = (fresh(300, 700), fresh(300, 700));
     back.ramp_percent = 25;
     half.manual_percent = 50;
@@ -148,16 +151,16 @@ fn ramp_and_the_operators_word_multiply() {
     let equal = weigh_equally(&[Some(back), Some(half), None], MaxShare::Auto);
     assert_eq!(equal, [25, 0, 0]);
     let alone = weigh_equally(&[None, Some(half), None], MaxShare::Auto);
-    assert_eq!(alone, [0, 1, 0], "somebody must serve");
+    assert_eq!(alone, [0, 1, 0], "one worker must serve");
 }
 
 #[test]
 fn weights_follow_slowly_but_a_full_worker_is_left_at_once() {
-    let mut headrooms = Headrooms::new(2);
+    let mut policy = Balanced::new(2);
     let mut first_share = |available| {
         let inputs = [Some(fresh(available, 1_000)), Some(fresh(400, 1_000))];
-        let weights = headrooms.weigh(&inputs, &settings(), DOWN_AFTER);
-        percent(&weights.expect("somebody was heard"))[0]
+        let weights = policy.weigh(&inputs, &settings(), DOWN_AFTER);
+        percent(&weights.expect("a worker has reported"))[0]
     };
     assert_eq!(first_share(400), 50);
     assert_eq!(first_share(800), 56);
@@ -178,26 +181,54 @@ fn a_small_move_is_not_worth_a_write() {
         ([0, 100], [1, 100], true),
         ([1, 100], [0, 100], true),
     ] {
-        assert_eq!(moved(&before, &after), worth, "{before:?} {after:?}");
+        assert_eq!(differ(&before, &after), worth, "{before:?} {after:?}");
     }
 }
 
 #[test]
-fn nobody_heard_is_no_weight() {
-    let mut unheard = fresh(1, 1);
-    unheard.memory = None;
-    let mut headrooms = Headrooms::new(2);
-    let inputs = [Some(unheard), None];
-    assert_eq!(headrooms.weigh(&inputs, &settings(), DOWN_AFTER), None);
-    // Beside one that was heard it counts as much.
-    let inputs = [Some(unheard), Some(fresh(300, 700))];
-    let weights = headrooms.weigh(&inputs, &settings(), DOWN_AFTER);
+fn without_a_heartbeat_there_are_no_weights() {
+    let mut silent = fresh(1, 1);
+    silent.memory = None;
+    let mut policy = Balanced::new(2);
+    let inputs = [Some(silent), None];
+    assert_eq!(policy.weigh(&inputs, &settings(), DOWN_AFTER), None);
+    // With a worker that has reported, it weighs the same.
+    let inputs = [Some(silent), Some(fresh(300, 700))];
+    let weights = policy.weigh(&inputs, &settings(), DOWN_AFTER);
     assert_eq!(percent(&weights.expect("weights")), [50, 50]);
+}
+
+fn counts(slots: &[usize], workers: usize) -> Vec<usize> {
+    let of = |worker| slots.iter().filter(|at| **at == worker).count();
+    (0..workers).map(of).collect()
+}
+
+#[test]
+fn neighbours_in_a_fresh_table_differ() {
+    // The kernel looks at four slots for a worker that is up.
+    for workers in [2, 3, 10, 1_000] {
+        let slots = proportional(&[], &vec![1; workers]);
+        let alike = (0..SLOTS).filter(|slot| {
+            let next = |step: usize| slots[(slot + step) % SLOTS];
+            (1..4).all(|step| next(step) == next(0))
+        });
+        assert_eq!(alike.count(), 0, "{workers} workers");
+    }
+}
+
+#[test]
+fn the_worst_of_shares_is_right_to_a_place() {
+    assert_eq!(counts(&proportional(&[], &[3, 1]), 2), [3_072, 1_024]);
+    assert_eq!(counts(&proportional(&[], &[1, 0]), 2), [SLOTS, 0]);
+    let three = counts(&proportional(&[], &[1, 1, 1]), 3);
+    assert_eq!(three, [1_366, 1_365, 1_365]);
+    let heavy = proportional(&[], &[u32::MAX, u32::MAX, 1]);
+    assert_eq!(counts(&heavy, 3), [2_048, 2_048, 0]);
 }
 
 fn input() -> impl Strategy<Value = Option<WeightInput>> {
     let memory = prop::option::of((any::<u64>(), prop::option::of(any::<u64>())));
-    let overlay = (
+    let percents = (
         prop::sample::select(&[25, 50, 75, 100]),
         0..1_000_000u32,
         any::<i64>(),
@@ -205,7 +236,7 @@ fn input() -> impl Strategy<Value = Option<WeightInput>> {
     let times = (prop::option::of(0..=10_000u16), 0..100_000u64);
     prop::option::weighted(
         0.8,
-        (memory, overlay, times).prop_map(|(memory, (ramp, manual, drift), (pressure, age))| {
+        (memory, percents, times).prop_map(|(memory, (ramp, manual, drift), (pressure, age))| {
             WeightInput {
                 memory: memory.map(|(available_bytes, total_bytes)| Memory {
                     available_bytes,
@@ -231,9 +262,9 @@ proptest! {
             max_share: if percent == 0 { MaxShare::Auto } else { MaxShare::Percent(percent) },
             ..settings()
         };
-        let mut headrooms = Headrooms::new(inputs.len());
+        let mut policy = Balanced::new(inputs.len());
         for _ in 0..3 {
-            let Some(weights) = headrooms.weigh(&inputs, &settings, DOWN_AFTER) else {
+            let Some(weights) = policy.weigh(&inputs, &settings, DOWN_AFTER) else {
                 prop_assert!(inputs.iter().flatten().all(|it| it.memory.is_none()));
                 return Ok(());
             };
@@ -247,5 +278,24 @@ proptest! {
                 prop_assert!(weights.iter().all(|weight| u64::from(*weight) <= cap));
             }
         }
+    }
+
+    #[test]
+    fn slots_follow_the_weights_and_only_as_many_change_as_must(
+        before in weights(),
+        after in weights(),
+    ) {
+        let old = proportional(&[], &before);
+        let new = proportional(&old, &after);
+        prop_assert_eq!(new.len(), SLOTS);
+        let sum: u64 = after.iter().map(|weight| u64::from(*weight)).sum();
+        let (had, has) = (counts(&old, 5), counts(&new, 5));
+        for (weight, count) in after.iter().zip(&has) {
+            let exact = u64::from(*weight) * SLOTS as u64;
+            prop_assert!((*count as u64 * sum).abs_diff(exact) < sum);
+        }
+        let must: usize = had.iter().zip(&has).map(|(had, has)| has.saturating_sub(*had)).sum();
+        let changed = old.iter().zip(&new).filter(|(old, new)| old != new).count();
+        prop_assert_eq!(changed, must);
     }
 }

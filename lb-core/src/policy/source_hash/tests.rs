@@ -2,11 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SLOTS: usize = CHOICE_SLOTS as usize;
-
-fn table(workers: u8) -> Rendezvous {
+fn table(workers: u8) -> SourceHash {
     let address = |host| SocketAddr::from(([10, 0, 0, host], 8080));
-    Rendezvous::new((0..workers).map(address))
+    SourceHash::new(&(0..workers).map(address).collect::<Vec<_>>())
 }
 
 fn changed(before: &[usize], after: &[usize]) -> usize {
@@ -23,17 +21,17 @@ fn losing_or_adding_one_of_n_moves_its_own_share_and_no_more() {
     for workers in 2..=20_u8 {
         let n = usize::from(workers);
         let mut table = table(workers);
-        let whole = table.assign(&vec![100; n]);
+        let whole = table.winners(&vec![100; n]);
         assert_eq!(whole.len(), SLOTS);
         for worker in 0..n {
             let mut weights = vec![100; n];
             weights[worker] = 0;
-            let without = table.assign(&weights);
+            let without = table.winners(&weights);
             let moved = changed(&whole, &without);
             assert_eq!(moved, taken(&whole, worker), "only its own slots move");
             let bound = SLOTS / n + SLOTS / 20;
             assert!(moved <= bound, "{moved} of {SLOTS} with {n} workers");
-            assert_eq!(table.assign(&vec![100; n]), whole, "and come back");
+            assert_eq!(table.winners(&vec![100; n]), whole, "and come back");
         }
     }
 }
@@ -46,7 +44,7 @@ fn shares_follow_the_weights() {
         vec![10, 20, 30, 40],
         vec![1, 99],
     ] {
-        let slots = table(weights.len() as u8).assign(&weights);
+        let slots = table(weights.len() as u8).winners(&weights);
         let sum: u32 = weights.iter().sum();
         for (worker, weight) in weights.iter().enumerate() {
             let exact = SLOTS * *weight as usize / sum as usize;
@@ -63,12 +61,12 @@ fn shares_follow_the_weights() {
 fn the_winners_depend_on_addresses_and_weights_alone() {
     let mut one = table(3);
     let mut other = table(3);
-    other.assign(&[7, 0, 3]);
-    other.assign(&[0, 0, 0]);
-    assert_eq!(one.assign(&[100, 100, 50]), other.assign(&[100, 100, 50]));
+    other.winners(&[7, 0, 3]);
+    other.winners(&[0, 0, 0]);
+    assert_eq!(one.winners(&[100, 100, 50]), other.winners(&[100, 100, 50]));
     // The same in every manager, on every machine.
     assert_eq!(
-        one.assign(&[100, 100, 100])[..16],
+        one.winners(&[100, 100, 100])[..16],
         [1, 1, 0, 0, 2, 2, 2, 0, 2, 2, 0, 0, 2, 0, 0, 0]
     );
 }
@@ -101,8 +99,8 @@ proptest! {
         let mut gradual = table(6);
         let mut last = Vec::new();
         for weights in &steps {
-            last = gradual.assign(weights);
+            last = gradual.winners(weights);
         }
-        prop_assert_eq!(last, table(6).assign(steps.last().expect("a step")));
+        prop_assert_eq!(last, table(6).winners(steps.last().expect("a step")));
     }
 }

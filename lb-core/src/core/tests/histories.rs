@@ -52,7 +52,7 @@ fn settings() -> impl Strategy<Value = CoreSettings> {
 
 fn give(services: &mut [ServiceSettings], policies: [(Policy, Duration); 2]) {
     for (service, (policy, hold)) in services.iter_mut().zip(policies) {
-        (service.policy, service.hold) = (policy, hold);
+        (service.policy, service.memory.hold) = (policy, hold);
     }
 }
 
@@ -315,7 +315,7 @@ fn check(world: &World, settings: &CoreSettings) {
             assert_eq!(world.maps.selection[&settings.id], None);
             assert_eq!(
                 Some(world.maps.slots[&settings.id].0),
-                service.policy.kind()
+                slot_kind(service.policy)
             );
             check_backends(world, service);
             continue;

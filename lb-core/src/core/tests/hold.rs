@@ -7,7 +7,7 @@ const DEFAULT_HOLD: Duration = Duration::from_millis(1_000);
 /// The lab with both workers up, worker2 selected by preference just now, and worker1 the better again.
 fn waiting() -> World {
     let mut settings = lab(Threshold::Bytes(64 * MIB));
-    settings.services[0].hold = DEFAULT_HOLD;
+    settings.services[0].memory.hold = DEFAULT_HOLD;
     let mut world = World::new(settings);
     world.start("worker1", 300);
     world.start("worker2", 290);
@@ -105,7 +105,7 @@ fn a_worker_without_memory_to_spare_is_left_at_once_but_not_for_another_such() {
     assert!(said.ends_with("worker2 has none to spare"), "{said}");
 
     let mut settings = lab(Threshold::Bytes(MIB));
-    settings.services[0].hold = DEFAULT_HOLD;
+    settings.services[0].memory.hold = DEFAULT_HOLD;
     let mut world = World::new(settings);
     world.start("worker1", 10);
     world.start("worker2", 12);
@@ -121,7 +121,7 @@ fn a_reload_changes_the_hold_and_a_restart_begins_one() {
     world.reconfigure(settings.clone());
     assert_eq!(world.selected(), "worker1");
 
-    settings.services[0].hold = DEFAULT_HOLD;
+    settings.services[0].memory.hold = DEFAULT_HOLD;
     let adopted = AdoptedState {
         selections: [(WEB, BackendId(1))].into(),
         ..AdoptedState::default()
@@ -138,7 +138,7 @@ fn a_reload_changes_the_hold_and_a_restart_begins_one() {
 #[test]
 fn the_first_choice_binds_nobody() {
     let mut settings = lab(Threshold::Auto);
-    settings.services[0].hold = DEFAULT_HOLD;
+    settings.services[0].memory.hold = DEFAULT_HOLD;
     let mut world = World::new(settings);
     world.start("worker1", 100);
     world.start("worker2", 500);

@@ -17,7 +17,7 @@ mod stories;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::*;
+use crate::*;
 
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const DOWN_AFTER: Duration = DEFAULT_DOWN_AFTER;
@@ -59,8 +59,10 @@ pub(super) fn service(
         protocol: Protocol::Tcp,
         mode: Mode::Nat,
         policy: Policy::Memory,
-        threshold,
-        hold: Duration::ZERO,
+        memory: MemorySettings {
+            threshold,
+            hold: Duration::ZERO,
+        },
         spread: SpreadSettings::default(),
         fallback: Some(FallbackSettings {
             id: BackendId(first_backend + workers.len() as u32),
@@ -89,6 +91,12 @@ pub(super) fn report(worker: &str, boot: u64, number: u64, available_mib: u64) -
         translates: Vec::new(),
         interval: Some(BEAT),
     }
+}
+
+/// Returns how the kernel uses the slots of a policy that spreads connections.
+pub(super) fn slot_kind(policy: Policy) -> Option<SlotKind> {
+    let spread = crate::policy::Spread::new(policy, SpreadSettings::default(), &[]);
+    spread.map(|it| it.slot_kind())
 }
 
 pub(super) fn ms(milliseconds: u64) -> Duration {
@@ -297,7 +305,7 @@ impl World {
         let mut services = self.core.services.iter();
         let settings =
             services.find_map(|it| (it.settings.name == *service).then_some(&it.settings));
-        let hold = settings.expect("a service").hold;
+        let hold = settings.expect("a service").memory.hold;
         if let Some(before) = self.switched.insert(service.clone(), self.now)
             && matches!(rule, Rule::MoreMemory | Rule::FirstComparison)
         {

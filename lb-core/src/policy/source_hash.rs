@@ -1,45 +1,57 @@
-//! Weighted rendezvous hashing: every slot goes to the worker that scores highest there.
+//! Policy `source_hash`: the same worker for the same client address, by weighted rendezvous hashing:
+//! each slot goes to the worker with the best score there.
 //!
-//! A worker's score at a slot depends on nobody else. So a worker that goes leaves only its own
-//! slots, and one that comes, or weighs more, only takes slots: no other source of connections is
-//! moved. (Wang and Ravishankar 1998; weighted after Schindelhauer and Schomaker 2005.)
+//! A worker's score in a slot does not depend on the others. So a worker that goes leaves only its own
+//! slots, and one that comes, or weighs more, only takes slots: no other client changes its worker.
+//! (Wang and Ravishankar 1998; weighted after Schindelhauer and Schomaker 2005.)
 
 use std::cmp::Ordering;
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::maps::CHOICE_SLOTS;
+use super::slots::SLOTS;
+use super::{SlotKind, SpreadPolicy};
 
 /// The winner of each slot.
 #[derive(Debug)]
-pub struct Rendezvous {
-    /// What stands for each worker: its address, so that every manager finds the same winners.
+pub struct SourceHash {
+    /// Of each worker, from its address, so that every manager finds the same winners.
     keys: Vec<u64>,
     weights: Vec<u32>,
-    winners: Vec<Option<Entry>>,
+    winners: Vec<Option<Score>>,
 }
 
-/// A worker's try for a slot.
+/// A worker's score in a slot.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct Score {
     worker: usize,
     weight: u32,
     number: u64,
-    /// Grows as the number shrinks; to be divided by the weight. The smallest quotient wins.
+    /// Falls as the number grows. The smallest quotient of distance and weight wins.
     distance: u64,
 }
 
-impl Rendezvous {
-    pub fn new(addresses: impl Iterator<Item = SocketAddr>) -> Self {
-        let keys: Vec<u64> = addresses.map(key).collect();
+impl SpreadPolicy for SourceHash {
+    fn slot_kind(&self) -> SlotKind {
+        SlotKind::SourceHash
+    }
+
+    fn assign(&mut self, _current: &[usize], weights: &[u32]) -> Vec<usize> {
+        self.winners(weights)
+    }
+}
+
+impl SourceHash {
+    pub fn new(workers: &[SocketAddr]) -> Self {
+        let keys: Vec<u64> = workers.iter().copied().map(key).collect();
         Self {
             weights: vec![0; keys.len()],
             keys,
-            winners: vec![None; CHOICE_SLOTS as usize],
+            winners: vec![None; SLOTS],
         }
     }
 
-    /// Lets the workers meet with these weights; 0 keeps one away. Returns each slot's winner.
-    pub fn assign(&mut self, weights: &[u32]) -> Vec<usize> {
+    /// Returns the winner of each slot under these weights.
+    fn winners(&mut self, weights: &[u32]) -> Vec<usize> {
         let before = std::mem::replace(&mut self.weights, weights.to_vec());
         let lighter: Vec<bool> = before.iter().zip(weights).map(|(b, a)| a < b).collect();
         let heavier: Vec<usize> = (0..weights.len())
@@ -48,10 +60,10 @@ impl Rendezvous {
         for slot in 0..self.winners.len() {
             let winner = self.winners[slot];
             self.winners[slot] = match winner {
-                // It may have lost its slot, to anyone.
+                // It may have lost to any worker.
                 Some(winner) if lighter[winner.worker] => self.best(slot, None, 0..weights.len()),
                 Some(winner) => {
-                    let winner = Entry {
+                    let winner = Score {
                         weight: weights[winner.worker],
                         ..winner
                     };
@@ -67,19 +79,19 @@ impl Rendezvous {
     fn best(
         &self,
         slot: usize,
-        first: Option<Entry>,
+        first: Option<Score>,
         challengers: impl Iterator<Item = usize>,
-    ) -> Option<Entry> {
+    ) -> Option<Score> {
         let mut best = first;
         for worker in challengers.filter(|worker| self.weights[*worker] > 0) {
-            // Whoever weighs no more and has drawn no higher has lost: no logarithm is needed.
+            // With no more weight and no higher number it has lost: no logarithm is needed.
             let number = self.number(slot, worker);
             let hopeless = best
                 .is_some_and(|best| number <= best.number && self.weights[worker] <= best.weight);
             if hopeless {
                 continue;
             }
-            let entry = self.enter(slot, worker);
+            let entry = self.score(slot, worker);
             if best.is_none_or(|best| entry.order(&best) == Ordering::Less) {
                 best = Some(entry);
             }
@@ -87,9 +99,9 @@ impl Rendezvous {
         best
     }
 
-    fn enter(&self, slot: usize, worker: usize) -> Entry {
+    fn score(&self, slot: usize, worker: usize) -> Score {
         let number = self.number(slot, worker);
-        Entry {
+        Score {
             worker,
             weight: self.weights[worker],
             number,
@@ -97,13 +109,13 @@ impl Rendezvous {
         }
     }
 
-    /// A number that looks random, and is the same each time.
+    /// Returns a pseudo-random number, always the same.
     fn number(&self, slot: usize, worker: usize) -> u64 {
         mixed(self.keys[worker] ^ mixed(slot as u64 + 1))
     }
 }
 
-impl Entry {
+impl Score {
     fn order(&self, other: &Self) -> Ordering {
         let quotient =
             |one: &Self, other: &Self| u128::from(one.distance) * u128::from(other.weight);

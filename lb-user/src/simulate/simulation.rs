@@ -1,31 +1,31 @@
-//! One policy's life: arrivals, departures, reports and deadlines, each at its own instant.
+//! One simulation: arrivals, departures, reports and deadlines, each at its own instant.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use lb_common::steer::ChoiceTables;
 use lb_core::{
     BackendId, BackendSettings, BootId, Core, CoreSettings, FallbackSettings, Memory, Mode, Policy,
     Protocol, Report, Sequence, ServiceId, ServiceSettings, WorkerState,
 };
 
-use crate::config::Failover;
-
-use super::kernel::Kernel;
 use super::random::Random;
 use super::result::{Meter, Outcome};
-use super::scenario::{Contender, Scenario};
+use super::scenario::{Contender, Scenario, WorkerModel};
+use super::tables::MapTables;
+use crate::config::Failover;
 
-/// How often the workers' memory is looked at for the figures.
+/// How often the workers' memory is sampled for the figures.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Addresses of clients, for the policy that looks at them.
+/// The number of client addresses.
 const CLIENTS: u32 = 1_000;
 
-/// What happens; of events at the same time, the one planned first.
+/// What happens next. Of events at the same time, the one planned first comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Happening {
+enum SimEvent {
     Arrival,
     Departure {
         worker: usize,
@@ -42,49 +42,47 @@ enum Happening {
     Sample,
 }
 
-struct World<'a> {
+struct Simulation<'a> {
     scenario: &'a Scenario,
     contender: Contender,
     interval: Duration,
     core: Core,
-    kernel: Kernel,
+    tables: MapTables,
     start: Instant,
     now: Duration,
-    agenda: BinaryHeap<Reverse<(Duration, u64, Happening)>>,
+    queue: BinaryHeap<Reverse<(Duration, u64, SimEvent)>>,
     planned: u64,
-    /// Clients, the network and the kernel draw apart: what one does must not change the others.
+    /// Clients, network and kernel have random numbers of their own, so that none changes the others.
     clients: Random,
     network: Random,
-    draws: Random,
-    /// What the connections of each worker take.
+    /// Memory of the open connections of each worker.
     taken: Vec<u64>,
     numbers: BTreeMap<usize, u64>,
     meter: Meter,
 }
 
-/// Lives through the scenario with reports at this interval.
-pub fn live(scenario: &Scenario, contender: Contender, interval: Duration) -> Outcome {
+/// Simulates the scenario with reports at this interval.
+pub fn simulate(scenario: &Scenario, contender: Contender, interval: Duration) -> Outcome {
     let start = Instant::now();
-    let mut world = World {
+    let mut simulation = Simulation {
         core: Core::new(settings(scenario, contender, interval), start),
-        kernel: Kernel::default(),
+        tables: MapTables::new(Random::new(scenario.seed ^ 0x6472_6177_7300_0000)),
         scenario,
         contender,
         interval,
         start,
         now: Duration::ZERO,
-        agenda: BinaryHeap::new(),
+        queue: BinaryHeap::new(),
         planned: 0,
         clients: Random::new(scenario.seed),
         network: Random::new(scenario.seed ^ 0x6e65_7477_6f72_6b00),
-        draws: Random::new(scenario.seed ^ 0x6472_6177_7300_0000),
         taken: vec![0; scenario.workers.len()],
         numbers: BTreeMap::new(),
         meter: Meter::default(),
     };
-    world.begin();
-    world.run();
-    world.meter.outcome(contender, interval)
+    simulation.begin();
+    simulation.run();
+    simulation.meter.outcome(contender, interval)
 }
 
 /// How many heartbeat intervals fit into `down_after` by default.
@@ -100,7 +98,7 @@ fn default_intervals() -> u32 {
 fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> CoreSettings {
     let address =
         |number: u32, port| SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + number), port));
-    let backend = |(number, worker): (u32, &super::WorkerModel)| BackendSettings {
+    let backend = |(number, worker): (u32, &WorkerModel)| BackendSettings {
         id: BackendId(number),
         worker: worker.name.clone(),
         address: address(number, 8080),
@@ -110,7 +108,7 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
     let fallback = BackendId(u32::try_from(backends.len()).unwrap_or(u32::MAX - 1) + 1);
     let policy = match contender {
         Contender::Policy(policy) => policy,
-        // Chosen among the places, like the others.
+        // Not asked, but memory is reported all the same.
         Contender::Random => Policy::LeastConnections,
     };
     CoreSettings {
@@ -124,8 +122,7 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
             protocol: Protocol::Tcp,
             mode: Mode::Nat,
             policy,
-            threshold: scenario.threshold,
-            hold: scenario.hold,
+            memory: scenario.memory,
             spread: scenario.spread,
             fallback: Some(FallbackSettings {
                 id: fallback,
@@ -136,22 +133,22 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
     }
 }
 
-impl World<'_> {
+impl Simulation<'_> {
     fn begin(&mut self) {
-        self.obey();
+        self.apply_updates();
         for worker in 0..self.scenario.workers.len() {
             self.receive(worker, 0, self.available(worker));
             let phase = self.network.up_to(self.interval);
-            self.plan(phase, Happening::Send { worker });
+            self.plan(phase, SimEvent::Send { worker });
         }
-        self.plan(Duration::ZERO, Happening::Arrival);
-        self.plan(SAMPLE_INTERVAL, Happening::Sample);
+        self.plan(Duration::ZERO, SimEvent::Arrival);
+        self.plan(SAMPLE_INTERVAL, SimEvent::Sample);
     }
 
     fn run(&mut self) {
         loop {
             let due = self.core.poll_timeout().map(|at| at - self.start);
-            let next = self.agenda.peek().map(|Reverse((at, ..))| *at);
+            let next = self.queue.peek().map(|Reverse((at, ..))| *at);
             let wakes = due.is_some_and(|due| next.is_none_or(|next| due <= next));
             let Some(at) = (if wakes { due } else { next }) else {
                 return;
@@ -162,38 +159,38 @@ impl World<'_> {
             self.now = at;
             if wakes {
                 self.wake();
-            } else if let Some(Reverse((.., happening))) = self.agenda.pop() {
-                self.happen(happening);
+            } else if let Some(Reverse((.., event))) = self.queue.pop() {
+                self.handle(event);
             }
         }
     }
 
-    fn happen(&mut self, happening: Happening) {
-        match happening {
-            Happening::Arrival => self.arrive(),
-            Happening::Departure { worker, bytes } => {
+    fn handle(&mut self, event: SimEvent) {
+        match event {
+            SimEvent::Arrival => self.arrive(),
+            SimEvent::Departure { worker, bytes } => {
                 self.taken[worker] -= bytes;
-                self.kernel.closed(id(worker));
+                self.tables.closed(id(worker));
             }
-            Happening::Send { worker } => self.send(worker),
-            Happening::Receive {
+            SimEvent::Send { worker } => self.send(worker),
+            SimEvent::Receive {
                 worker,
                 number,
                 available_bytes,
             } => self.receive(worker, number, available_bytes),
-            Happening::Sample => {
+            SimEvent::Sample => {
                 let workers = self.scenario.workers.iter();
-                let fill = |(worker, model): (usize, &super::WorkerModel)| {
+                let fill = |(worker, model): (usize, &WorkerModel)| {
                     self.used(worker) as f64 / model.total_bytes as f64
                 };
                 let fills: Vec<f64> = workers.enumerate().map(fill).collect();
                 self.meter.sample(&fills);
-                self.plan(SAMPLE_INTERVAL, Happening::Sample);
+                self.plan(SAMPLE_INTERVAL, SimEvent::Sample);
             }
         }
     }
 
-    /// A connection comes. What the clients draw does not depend on where it goes.
+    /// Opens a connection. Its random numbers do not depend on the worker.
     fn arrive(&mut self) {
         let next = Duration::from_secs_f64(1.0 / self.scenario.arrivals_per_second);
         let (next, stay) = (
@@ -201,24 +198,24 @@ impl World<'_> {
             self.clients.time(self.scenario.stay),
         );
         let bytes = self.clients.amount(self.scenario.connection_bytes);
-        let client = (self.clients.word() % CLIENTS).wrapping_mul(0x9e37_79b1);
-        self.plan(next, Happening::Arrival);
+        let client = Ipv4Addr::from(0x0a01_0000 + self.clients.word() % CLIENTS).octets();
+        self.plan(next, SimEvent::Arrival);
         let workers = self.scenario.workers.len();
         let worker = match self.contender {
-            Contender::Random => Some(self.draws.word() as usize % workers),
+            Contender::Random => Some(self.tables.random() as usize % workers),
             Contender::Policy(_) => self
-                .kernel
-                .choose(client, &mut self.draws)
+                .tables
+                .choose(client)
                 .map(|backend| backend.0 as usize - 1)
                 .filter(|worker| *worker < workers),
         };
-        // A connection that does not fit is turned away, and takes nothing.
+        // A connection that finds no memory is rejected.
         match worker.filter(|worker| bytes <= self.available(*worker)) {
             Some(worker) => {
                 self.meter.accepted += 1;
                 self.taken[worker] += bytes;
-                self.kernel.opened(id(worker));
-                self.plan(stay, Happening::Departure { worker, bytes });
+                self.tables.opened(id(worker));
+                self.plan(stay, SimEvent::Departure { worker, bytes });
                 let fill =
                     self.used(worker) as f64 / self.scenario.workers[worker].total_bytes as f64;
                 self.meter.fills(fill);
@@ -234,14 +231,14 @@ impl World<'_> {
         let available_bytes = self.available(worker);
         if !self.network.happens(self.scenario.loss) {
             let delay = self.network.time(self.scenario.delay);
-            let receive = Happening::Receive {
+            let receive = SimEvent::Receive {
                 worker,
                 number,
                 available_bytes,
             };
             self.plan(delay, receive);
         }
-        self.plan(self.interval, Happening::Send { worker });
+        self.plan(self.interval, SimEvent::Send { worker });
     }
 
     fn receive(&mut self, worker: usize, number: u64, available_bytes: u64) {
@@ -264,7 +261,7 @@ impl World<'_> {
             translates: Vec::new(),
             interval: Some(self.interval),
         };
-        // One that comes late, after the next, is refused: as in life.
+        // A report that comes after the next one is refused.
         _ = self.core.handle_heartbeat(&report, self.instant());
         self.wake();
     }
@@ -273,23 +270,23 @@ impl World<'_> {
         let now = self.instant();
         if self.core.wants_connections(now) {
             self.core
-                .handle_connections(&self.kernel.open_connections());
+                .handle_connections(&self.tables.open_connections());
         }
         self.core.handle_timeout(now);
-        self.obey();
+        self.apply_updates();
     }
 
-    fn obey(&mut self) {
-        while let Some(command) = self.core.poll_map_update() {
-            self.kernel.apply(command);
+    fn apply_updates(&mut self) {
+        while let Some(update) = self.core.poll_map_update() {
+            self.tables.apply(update);
         }
         while self.core.poll_event().is_some() {}
     }
 
-    fn plan(&mut self, after: Duration, happening: Happening) {
+    fn plan(&mut self, after: Duration, event: SimEvent) {
         self.planned += 1;
-        let entry = (self.now + after, self.planned, happening);
-        self.agenda.push(Reverse(entry));
+        let entry = (self.now + after, self.planned, event);
+        self.queue.push(Reverse(entry));
     }
 
     fn instant(&self) -> Instant {

@@ -1,22 +1,22 @@
-//! When a service's connections are spread anew, and what is written then.
+//! When a service's connections are spread anew, and what is emitted then.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Core;
-use super::event::{Cause, Event};
-use super::reason::Rule;
-use super::service::Selection;
-use super::settings::BackendId;
+use crate::event::{Cause, Event};
+use crate::reason::Rule;
+use crate::service::Selection;
+use crate::settings::BackendId;
 
-/// Weights that move by memory alone are told no more often than this.
+/// The least time between two events about weights that only memory moved.
 const SHARES_EVENT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Who comes up waits this long for others, so that a whole fleet that starts is one change or a few.
+/// How long a worker that came up waits for others, so that the start of many is few changes.
 const JOIN_WINDOW: Duration = Duration::from_millis(25);
 
 impl Core {
-    /// Takes in how many connections each backend has open. The shell reads them when
+    /// Handles the number of open connections of each backend. The caller reads them when
     /// [`Self::wants_connections`] says so, and then calls [`Self::handle_timeout`].
     pub fn handle_connections(&mut self, open: &[(BackendId, u64)]) {
         let mut by_worker: BTreeMap<usize, u64> = BTreeMap::new();
@@ -34,7 +34,8 @@ impl Core {
         }
     }
 
-    /// Whether the next [`Self::handle_timeout`] looks at weights, for which open connections matter.
+    /// Whether the next [`Self::handle_timeout`] computes weights, for which it needs the number of open
+    /// connections.
     pub fn wants_connections(&self, now: Instant) -> bool {
         self.poll_rebalance().is_some_and(|due| due <= now)
     }
@@ -49,30 +50,29 @@ impl Core {
             let service = &self.services[index];
             let due = service.spread.as_ref().and_then(|spread| spread.due());
             if due.is_some_and(|due| due <= now) {
-                let cause = if service.joined {
-                    Cause::Joined
-                } else {
-                    Cause::Weights
+                let cause = match service.joined {
+                    true => Cause::Joined,
+                    false => Cause::Weights,
                 };
                 self.rebalance(index, cause, now);
             }
         }
     }
 
-    /// Brings a service that spreads connections in line with its workers' states: who is lost leaves
-    /// at once, who comes waits a moment for others.
+    /// Updates a service that spreads connections after a change of its workers: a lost worker leaves at
+    /// once, a new one waits a moment for others.
     pub(super) fn sync_spread(&mut self, index: usize, now: Instant) {
         let service = &mut self.services[index];
-        let spreads = service.target == Selection::Spread;
+        let spreads = service.selection == Selection::Spread;
         if !service.any_up() {
-            if service.target != Selection::Fallback {
+            if service.selection != Selection::Fallback {
                 service.switch_to(Selection::Fallback, Rule::NoWorkerUp, &self.workers, now);
                 self.emit_selection(index);
             }
             let service = &mut self.services[index];
             service.forget_changes();
             if let Some(spread) = &mut service.spread {
-                spread.rest();
+                spread.unschedule();
             }
         } else if !spreads {
             self.rebalance(index, Cause::Joined, now);
@@ -84,22 +84,21 @@ impl Core {
             && let Some(spread) = &mut service.spread
         {
             let interval = service.settings.spread.rebalance_interval;
-            spread.look_by(now + interval.min(JOIN_WINDOW));
+            spread.schedule(now + interval.min(JOIN_WINDOW));
         }
     }
 
-    /// Weighs a service's workers, of which one is up at least, and writes what changed: weights, then
-    /// places, then the selection.
+    /// Computes a service's weights, with one worker up at least, and emits what changed: weights, then
+    /// slots, then the selection.
     pub(super) fn rebalance(&mut self, index: usize, cause: Cause, now: Instant) {
         let service = &mut self.services[index];
-        let inputs = service.inputs(&self.workers, now);
-        let at_once = cause != Cause::Weights;
+        let inputs = service.weight_inputs(&self.workers, now);
         let Some(spread) = &mut service.spread else {
             return;
         };
-        let changes = spread.rebalance(&inputs, self.down_after, at_once);
+        let changes = spread.rebalance(&inputs, self.down_after, cause != Cause::Weights);
         let was_hot = std::mem::replace(&mut service.hot, spread.is_hot(&inputs));
-        spread.rest();
+        spread.unschedule();
         let next_ramp = || {
             let ramp_up = service.settings.spread.ramp_up;
             let workers = service.workers.iter().map(|worker| &self.workers[*worker]);
@@ -108,9 +107,9 @@ impl Core {
                 .min()
         };
         if spread.follows_memory() {
-            spread.look_by(now + service.settings.spread.rebalance_interval);
+            spread.schedule(now + service.settings.spread.rebalance_interval);
         } else if let Some(at) = next_ramp() {
-            spread.look_by(at);
+            spread.schedule(at);
         }
         service.forget_changes();
         if service.hot && !was_hot {
@@ -118,42 +117,41 @@ impl Core {
                 service: service.settings.name.clone(),
             });
         }
-        self.emit_workers(index, true);
+        self.emit_service_backends(index, true);
         let service = &mut self.services[index];
         if changes.slots {
             self.map_updates.extend(service.slots_update());
         }
-        if service.target != Selection::Spread {
+        if service.selection != Selection::Spread {
             service.switch_to(Selection::Spread, Rule::Spread, &self.workers, now);
             self.emit_selection(index);
         }
-        // Those that are gone, too: now that the places have left them.
-        self.emit_workers(index, false);
+        // Lost workers, too, now that no slot holds them.
+        self.emit_service_backends(index, false);
         if changes.weights {
             self.emit_shares(index, cause, now);
         }
     }
 
-    /// Describes a service's workers that are up, or all of them.
-    pub(super) fn emit_workers(&mut self, index: usize, only_up: bool) {
+    /// Emits a service's backends that are up, or all of them.
+    pub(super) fn emit_service_backends(&mut self, index: usize, only_up: bool) {
         let service = &mut self.services[index];
         for backend in 0..service.workers.len() {
             let worker = &self.workers[service.workers[backend]];
             if !only_up || service.state(backend, worker).is_up() {
-                self.map_updates.extend(service.describe(backend, worker));
+                self.map_updates
+                    .extend(service.backend_update(backend, worker));
             }
         }
     }
 
     fn emit_shares(&mut self, index: usize, cause: Cause, now: Instant) {
         let service = &mut self.services[index];
-        let told = service.shares_emitted;
-        let lately =
-            told.is_some_and(|told| now.saturating_duration_since(told) < SHARES_EVENT_INTERVAL);
+        let is_recent = |at| now.saturating_duration_since(at) < SHARES_EVENT_INTERVAL;
         let Some(spread) = &service.spread else {
             return;
         };
-        if cause == Cause::Weights && lately {
+        if cause == Cause::Weights && service.shares_emitted.is_some_and(is_recent) {
             return;
         }
         let takes = || (0..service.workers.len()).filter(|worker| spread.weight(*worker) > 0);

@@ -1,0 +1,209 @@
+//! One command, and its parts.
+
+use std::fmt;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::AdminError;
+use crate::milliseconds;
+
+/// The largest weight, in percent.
+pub const MAX_WEIGHT_PERCENT: u32 = 1000;
+
+/// The longest reason, in bytes.
+pub const MAX_REASON_BYTES: usize = 1000;
+
+/// The shortest and the longest pause.
+pub const MIN_PAUSE: Duration = Duration::from_secs(1);
+pub const MAX_PAUSE: Duration = Duration::from_secs(3_600);
+
+/// What an operator sets for a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminCommand {
+    pub worker: String,
+    /// `None` means all of the worker's services, also future ones.
+    #[serde(default)]
+    pub service: Option<String>,
+    #[serde(flatten)]
+    pub action: AdminAction,
+    pub by: String,
+    /// Milliseconds since 1970 by the operator's clock, for display only.
+    pub at_ms: u64,
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+impl AdminCommand {
+    /// Checks everything that does not depend on the configuration.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first value out of range.
+    pub fn check(&self) -> Result<(), AdminError> {
+        self.reason.as_deref().map_or(Ok(()), check_reason)?;
+        match self.action {
+            AdminAction::Weight { percent } if percent > MAX_WEIGHT_PERCENT => {
+                Err(AdminError::WeightTooLarge { percent })
+            }
+            AdminAction::Pause { for_ms }
+                if !(milliseconds(MIN_PAUSE)..=milliseconds(MAX_PAUSE)).contains(&for_ms) =>
+            {
+                Err(AdminError::PauseOutOfRange { for_ms })
+            }
+            AdminAction::Pause { .. } if self.service.is_some() => {
+                Err(AdminError::PauseOfOneService)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for AdminCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { worker, by, .. } = self;
+        match self.action {
+            AdminAction::SetState { state } => {
+                write!(f, "{worker} is {} by {by}", state.description())?;
+            }
+            AdminAction::Undrain => {
+                write!(f, "{worker} takes new connections again by order of {by}")?;
+            }
+            AdminAction::Weight { percent } => {
+                write!(f, "{worker} weighs {percent}% by order of {by}")?;
+            }
+            AdminAction::Pause { for_ms } => {
+                let duration = humantime::format_duration(Duration::from_millis(for_ms));
+                write!(f, "{worker} is paused for {duration} by {by}")?;
+            }
+            AdminAction::Resume => write!(f, "{worker} is no longer paused, by order of {by}")?,
+        }
+        if let Some(service) = &self.service {
+            write!(f, ", for {service}")?;
+        }
+        match &self.reason {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum AdminAction {
+    #[serde(rename = "hold")]
+    SetState {
+        #[serde(rename = "hold")]
+        state: AdminState,
+    },
+    /// Ends any [`AdminState`]; a weight stays.
+    Undrain,
+    Weight {
+        percent: u32,
+    },
+    /// The worker will be silent for so long, and keeps its connections.
+    Pause {
+        for_ms: u64,
+    },
+    /// Ends a pause.
+    Resume,
+}
+
+impl AdminAction {
+    /// Whether it only ends what was set before.
+    pub fn is_removal(self) -> bool {
+        matches!(
+            self,
+            Self::Undrain | Self::Resume | Self::Weight { percent: 100 }
+        )
+    }
+}
+
+/// Why a worker that may be up gets no new connection. A later one includes the earlier ones.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminState {
+    /// It keeps its open connections.
+    Drain,
+    /// Its silence and bad health raise no alarm.
+    Maintenance,
+    /// Its open connections are reset.
+    Cut,
+}
+
+impl AdminState {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Maintenance => "maintenance",
+            Self::Cut => "cut",
+        }
+    }
+
+    /// As in "worker1 is …".
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Drain => "drained",
+            Self::Maintenance => "in maintenance",
+            Self::Cut => "drained and its connections cut",
+        }
+    }
+}
+
+/// A value with who set it, when and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Audited<T> {
+    pub value: T,
+    pub by: String,
+    pub at_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl<T> Audited<T> {
+    pub(super) fn new(value: T, command: &AdminCommand) -> Self {
+        Self {
+            value,
+            by: command.by.clone(),
+            at_ms: command.at_ms,
+            reason: command.reason.clone(),
+        }
+    }
+}
+
+impl Audited<u64> {
+    /// Returns how much of a pause is left at `now_ms` by the wall clock. After a clock was set back,
+    /// that is at most the whole pause.
+    pub fn pause_left(&self, now_ms: u64) -> Duration {
+        let end_ms = self.at_ms.saturating_add(self.value);
+        Duration::from_millis(end_ms.saturating_sub(now_ms).min(self.value))
+    }
+}
+
+/// The result of a command.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandResult {
+    /// The worker's services that have no worker for new connections now.
+    pub without_worker: Vec<String>,
+    /// What the operator may not have intended, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Checks the reason of a command: one line without control characters, because tables and logs show it.
+///
+/// # Errors
+///
+/// Returns the first thing that is wrong with it.
+pub fn check_reason(reason: &str) -> Result<(), AdminError> {
+    if reason.len() > MAX_REASON_BYTES {
+        let bytes = reason.len();
+        return Err(AdminError::ReasonTooLong { bytes });
+    }
+    match reason.chars().find(|character| character.is_control()) {
+        Some(character) => Err(AdminError::ReasonUnprintable { character }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,164 @@
+//! Why a command is refused.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{AdminState, MAX_PAUSE, MAX_REASON_BYTES, MAX_WEIGHT_PERCENT, MIN_PAUSE};
+
+/// Why a command is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminError {
+    UnknownWorker {
+        worker: String,
+        known: Vec<String>,
+    },
+    UnknownService {
+        service: String,
+        known: Vec<String>,
+    },
+    NotInService {
+        worker: String,
+        service: String,
+        services: Vec<String>,
+    },
+    SetForAllServices {
+        worker: String,
+        service: String,
+        state: AdminState,
+    },
+    WeightTooLarge {
+        percent: u32,
+    },
+    PauseOutOfRange {
+        for_ms: u64,
+    },
+    /// A paused worker is silent in all its services.
+    PauseOfOneService,
+    ReasonTooLong {
+        bytes: usize,
+    },
+    ReasonUnprintable {
+        character: char,
+    },
+}
+
+impl fmt::Display for AdminError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownWorker { worker, known } => f.write_str(&unknown_name("worker", worker, known)),
+            Self::UnknownService { service, known } => {
+                f.write_str(&unknown_name("service", service, known))
+            }
+            Self::NotInService {
+                worker,
+                service,
+                services,
+            } => write!(
+                f,
+                "{worker} does not serve {service}: it serves {}",
+                services.join(", ")
+            ),
+            Self::SetForAllServices {
+                worker,
+                service,
+                state,
+            } => write!(
+                f,
+                "{worker} is {} for all its services: undrain it without --service, and drain it \
+                 for the services other than {service} if need be",
+                state.description()
+            ),
+            Self::WeightTooLarge { percent } => write!(
+                f,
+                "a weight of {percent} percent is too large: expected 0 to {MAX_WEIGHT_PERCENT}"
+            ),
+            Self::PauseOutOfRange { for_ms } => write!(
+                f,
+                "a pause of {} is not possible: expected {} to {}",
+                humantime::format_duration(Duration::from_millis(*for_ms)),
+                humantime::format_duration(MIN_PAUSE),
+                humantime::format_duration(MAX_PAUSE)
+            ),
+            Self::PauseOfOneService => f.write_str(
+                "a worker is paused in all its services, since it is silent in all of them: leave out \
+                 --service",
+            ),
+            Self::ReasonTooLong { bytes } => write!(
+                f,
+                "the reason has {bytes} bytes: at most {MAX_REASON_BYTES} are kept"
+            ),
+            Self::ReasonUnprintable { character } => write!(
+                f,
+                "the reason contains {character:?}: expected one line of text, without control \
+                 characters"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for AdminError {}
+
+/// Returns an error text for an unknown `name`, with the most similar known ones.
+pub fn unknown_name(kind: &str, name: &str, known: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 5;
+    let distance = |candidate: &&str| strsim::damerau_levenshtein(name, candidate);
+    let mut known: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
+    if let Some(nearest) = known.iter().min_by_key(|candidate| distance(candidate))
+        && distance(nearest) <= 2
+    {
+        return format!("there is no {kind} {name:?}; did you mean {nearest}?");
+    }
+    let count = known.len();
+    if count <= SHOWN {
+        return format!("there is no {kind} {name:?}, only {}", known.join(", "));
+    }
+    known.sort_by_cached_key(distance);
+    format!(
+        "there is no {kind} {name:?}; of {count}, the most similar are {}",
+        known[..SHOWN].join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check_reason;
+    use super::*;
+
+    #[test]
+    fn of_many_names_only_the_nearest_are_told() {
+        let said = unknown_name("worker", "nosuch", &["a", "b"]);
+        assert_eq!(said, "there is no worker \"nosuch\", only a, b");
+        let many: Vec<String> = (0..300).map(|it| format!("worker{it}")).collect();
+        assert_eq!(
+            unknown_name("worker", "other7", &many),
+            "there is no worker \"other7\"; of 300, the most similar are worker7, worker0, \
+             worker1, worker2, worker3"
+        );
+        assert!(unknown_name("worker", "worker7x", &many).ends_with("did you mean worker7?"));
+    }
+
+    #[test]
+    fn a_reason_is_one_line_that_does_no_harm() {
+        assert_eq!(
+            check_reason("kernel update, ticket 42: \u{fc}bermorgen"),
+            Ok(())
+        );
+        for (reason, problem) in [
+            (
+                "a\u{1b}[31mred",
+                AdminError::ReasonUnprintable {
+                    character: '\u{1b}',
+                },
+            ),
+            ("a\nb", AdminError::ReasonUnprintable { character: '\n' }),
+            (&"r".repeat(1001), AdminError::ReasonTooLong { bytes: 1001 }),
+        ] {
+            let said = problem.to_string();
+            assert_eq!(check_reason(reason), Err(problem));
+            assert!(
+                said.len() < 120 && !said.contains(char::is_control),
+                "{said}"
+            );
+        }
+    }
+}

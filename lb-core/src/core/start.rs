@@ -1,0 +1,143 @@
+//! The core's start: with nothing, or with what the pinned maps hold.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use super::Core;
+use super::pause::Pause;
+use crate::deadlines::Deadlines;
+use crate::event::Cause;
+use crate::health::Health;
+use crate::settings::{AdoptedState, CoreSettings};
+
+impl Core {
+    /// Starts without pinned maps: every service uses its fallback, and an event says so.
+    pub fn new(settings: CoreSettings, now: Instant) -> Self {
+        Self::resume(settings, &AdoptedState::default(), now)
+    }
+
+    /// Starts with what the pinned maps hold.
+    ///
+    /// Adopted selections stay, and adopted workers count as up for `down_after` from `now` on, so that
+    /// a restart by itself changes nothing. Only the silence that the former manager had already
+    /// observed counts, so that repeated restarts do not keep a dead worker up. Adopted drains continue
+    /// as [`Health::Leaving`] until the worker's first heartbeat. A pause lasts at least until the
+    /// worker had time to send one.
+    pub fn resume(settings: CoreSettings, adopted: &AdoptedState, now: Instant) -> Self {
+        let mut core = Self {
+            down_after: settings.down_after,
+            up_after: settings.up_after,
+            workers: Vec::new(),
+            by_name: BTreeMap::new(),
+            by_backend: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            services: Vec::new(),
+            overrides: adopted.overrides.clone(),
+            pauses: BTreeMap::new(),
+            deadlines: Deadlines::default(),
+            last_call: now,
+            started: now,
+            map_updates: VecDeque::new(),
+            events: VecDeque::new(),
+        };
+        for service in settings.services {
+            core.add_service(service, now);
+        }
+        for (worker, left) in &adopted.pauses {
+            let left = (*left).max(core.down_after + core.down_after / 4);
+            let pause = now.checked_add(left).map(Pause::new);
+            core.pauses
+                .extend(pause.map(|pause| (worker.clone(), pause)));
+        }
+        for index in 0..core.workers.len() {
+            core.apply_admin_states(index);
+        }
+        core.adopt(adopted);
+        core.reselect_unusable(now);
+        core.emit_initial_state(adopted, now);
+        core
+    }
+
+    fn adopt(&mut self, adopted: &AdoptedState) {
+        let mut up = adopted.up.clone();
+        for service in &self.services {
+            up.extend(adopted.selections.get(&service.settings.id));
+        }
+        for index in 0..self.workers.len() {
+            let worker = &mut self.workers[index];
+            let backends = worker.backends.iter().map(|at| {
+                let settings = &self.services[at.service].settings;
+                (settings.backends[at.backend].id, settings.endpoint())
+            });
+            let ids = backends.clone().map(|(id, _)| id);
+            // A worker that was up in mode `dsr` had a DSR translator; its next heartbeat says whether it has.
+            worker.translates = backends
+                .filter(|(id, _)| up.contains(id))
+                .map(|(_, endpoint)| endpoint)
+                .collect();
+            if ids.clone().any(|id| up.contains(&id)) {
+                worker.health = Health::Up;
+            } else if ids.clone().any(|id| adopted.draining.contains(&id)) {
+                // A worker that is silent at the end of its pause is down.
+                worker.health = match worker.paused_until {
+                    Some(_) => Health::Up,
+                    None => Health::Leaving,
+                };
+            }
+            if let Some(silence) = adopted.silences.get(&worker.name) {
+                worker.adopt_silence(*silence, self.down_after);
+            }
+            self.propagate(index);
+        }
+        for service in &mut self.services {
+            if let Some(&backend) = adopted.selections.get(&service.settings.id) {
+                service.adopt(backend, &self.workers);
+            }
+            if adopted.spread.contains(&service.settings.id) {
+                let weight = |id| adopted.weights.get(&id).copied().unwrap_or(0);
+                service.adopt_spread(weight, &self.workers);
+            }
+        }
+    }
+
+    /// Moves adopted selections away from workers that the operator has drained since.
+    fn reselect_unusable(&mut self, now: Instant) {
+        for service in &mut self.services {
+            if service.spread.is_none() && !service.selected_is_up() {
+                service.reselect(&self.workers, now);
+            }
+        }
+    }
+
+    /// Emits every backend, then every selection.
+    fn emit_initial_state(&mut self, adopted: &AdoptedState, now: Instant) {
+        for index in 0..self.services.len() {
+            self.emit_service_backends(index, false);
+            self.map_updates
+                .extend(self.services[index].fallback_update());
+        }
+        for index in 0..self.services.len() {
+            let was_spread = adopted.spread.contains(&self.services[index].settings.id);
+            self.start_service(index, was_spread, now);
+        }
+    }
+
+    /// Emits a service's first selection.
+    fn start_service(&mut self, index: usize, was_spread: bool, now: Instant) {
+        let service = &mut self.services[index];
+        let any_up = service.any_up();
+        if service.spread.is_some() && any_up {
+            self.rebalance(index, Cause::Operator, now);
+            if !was_spread {
+                return;
+            }
+        } else if service.spread.is_some() {
+            service.await_first_worker();
+        } else if was_spread && any_up {
+            // The policy was changed while no manager ran.
+            service.reselect(&self.workers, now);
+        }
+        self.emit_selection(index);
+        self.emit_ranking(index);
+    }
+}

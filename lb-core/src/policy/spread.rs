@@ -1,0 +1,206 @@
+//! What all policies that spread connections share: settings, weights and slots in force, and when the
+//! weights are computed again.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::weights::{WeightInput, differ, weigh_equally};
+use super::{Policy, SlotKind};
+use crate::memory::Pressure;
+
+/// A policy that spreads connections over all workers that are up.
+pub trait SpreadPolicy: fmt::Debug {
+    /// How the kernel draws from the slots.
+    fn slot_kind(&self) -> SlotKind;
+
+    /// Assigns the workers to slots by their weights, of which one at least is not 0. `current` is
+    /// the assignment in force: slots that need not change keep their worker.
+    fn assign(&mut self, current: &[usize], weights: &[u32]) -> Vec<usize>;
+
+    /// Whether weights depend on memory, and so change with reports and their age.
+    fn follows_memory(&self) -> bool {
+        false
+    }
+
+    /// Weighs the workers; `None` keeps the weights in force, as far as their workers are up.
+    /// `inputs` has `None` for a worker that is not up, which weighs 0.
+    fn weigh(
+        &mut self,
+        inputs: &[Option<WeightInput>],
+        settings: &SpreadSettings,
+        _down_after: Duration,
+    ) -> Option<Vec<u32>> {
+        Some(weigh_equally(inputs, settings.max_share))
+    }
+
+    /// Whether a worker had no memory to spare when it was last weighed.
+    fn has_no_headroom(&self, _worker: usize) -> bool {
+        false
+    }
+}
+
+/// Settings of the policies that spread connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpreadSettings {
+    /// The least time between two computations of the weights.
+    pub rebalance_interval: Duration,
+    /// The part of its memory that a worker keeps free.
+    pub reserve_percent: u32,
+    /// From this memory pressure on, a worker gets no new connection.
+    pub pressure_limit: Pressure,
+    /// How long a worker that came back gets less than its share.
+    pub ramp_up: Duration,
+    pub max_share: MaxShare,
+}
+
+impl Default for SpreadSettings {
+    fn default() -> Self {
+        Self {
+            rebalance_interval: Duration::from_millis(250),
+            reserve_percent: 5,
+            pressure_limit: Pressure(2_000),
+            ramp_up: Duration::from_secs(10),
+            max_share: MaxShare::Auto,
+        }
+    }
+}
+
+/// The largest share of a service's new connections for one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxShare {
+    /// 6 / (n + 5) of the reported headroom, where n workers have some.
+    Auto,
+    /// In percent; an equal share is always allowed.
+    Percent(u32),
+}
+
+impl fmt::Display for MaxShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+/// How one service's connections are spread.
+#[derive(Debug)]
+pub struct Spread {
+    policy: Box<dyn SpreadPolicy>,
+    settings: SpreadSettings,
+    /// In force; 0 for a worker that gets no connection.
+    weights: Vec<u32>,
+    /// In force: the worker of each slot.
+    slots: Vec<usize>,
+    /// When the weights are computed again.
+    due: Option<Instant>,
+}
+
+/// What [`Spread::rebalance`] changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub weights: bool,
+    pub slots: bool,
+}
+
+impl Spread {
+    /// Returns `None` for a policy that does not spread connections.
+    pub fn new(policy: Policy, settings: SpreadSettings, workers: &[SocketAddr]) -> Option<Self> {
+        Some(Self {
+            policy: policy.spread(workers)?,
+            settings,
+            weights: vec![0; workers.len()],
+            slots: Vec::new(),
+            due: None,
+        })
+    }
+
+    /// Takes over the weights that were in force before a restart or a reload.
+    pub fn adopt(&mut self, weights: Vec<u32>) {
+        self.weights = weights;
+    }
+
+    pub fn slot_kind(&self) -> SlotKind {
+        self.policy.slot_kind()
+    }
+
+    pub fn slots(&self) -> &[usize] {
+        &self.slots
+    }
+
+    pub fn weight(&self, worker: usize) -> u32 {
+        self.weights[worker]
+    }
+
+    /// Returns a worker's share of all new connections, in hundredths of a percent.
+    pub fn share(&self, worker: usize) -> u16 {
+        let sum: u64 = self.weights.iter().map(|weight| u64::from(*weight)).sum();
+        let part = u64::from(self.weights[worker]) * 10_000 + sum / 2;
+        u16::try_from(part.checked_div(sum).unwrap_or(0)).unwrap_or(10_000)
+    }
+
+    /// Whether no worker that is up has memory to spare.
+    pub fn is_hot(&self, inputs: &[Option<WeightInput>]) -> bool {
+        let mut up = (0..inputs.len()).filter(|worker| inputs[*worker].is_some());
+        self.follows_memory() && up.all(|worker| self.policy.has_no_headroom(worker))
+    }
+
+    pub fn follows_memory(&self) -> bool {
+        self.policy.follows_memory()
+    }
+
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Makes [`Self::due`] return `at` or an earlier instant.
+    pub fn schedule(&mut self, at: Instant) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    pub fn unschedule(&mut self) {
+        self.due = None;
+    }
+
+    /// Computes weights and slots. Unless `at_once`, weights that have hardly moved stay in force.
+    pub fn rebalance(
+        &mut self,
+        inputs: &[Option<WeightInput>],
+        down_after: Duration,
+        at_once: bool,
+    ) -> Changes {
+        let weights = self.weigh(inputs, down_after);
+        let came_or_went = |(before, after): (&u32, &u32)| (*before == 0) != (*after == 0);
+        let changed = at_once
+            || self.slots.is_empty()
+            || self.weights.iter().zip(&weights).any(came_or_went)
+            || differ(&self.weights, &weights);
+        if !changed || (weights == self.weights && !self.slots.is_empty()) {
+            return Changes::default();
+        }
+        let slots = self.policy.assign(&self.slots, &weights);
+        let changes = Changes {
+            weights: weights != self.weights,
+            slots: slots != self.slots,
+        };
+        self.weights = weights;
+        self.slots = slots;
+        changes
+    }
+
+    fn weigh(&mut self, inputs: &[Option<WeightInput>], down_after: Duration) -> Vec<u32> {
+        if let Some(weights) = self.policy.weigh(inputs, &self.settings, down_after) {
+            return weights;
+        }
+        let kept: Vec<u32> = inputs
+            .iter()
+            .zip(&self.weights)
+            .map(|(input, weight)| input.map_or(0, |_| *weight))
+            .collect();
+        match kept.iter().any(|weight| *weight > 0) {
+            true => kept,
+            false => weigh_equally(inputs, self.settings.max_share),
+        }
+    }
+}
