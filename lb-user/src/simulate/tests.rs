@@ -163,7 +163,7 @@ fn a_worker_that_is_full_of_its_own_is_spared() {
     ]);
     let turns = outcome(&scenario, policy(Policy::RoundRobin), REPORTS[0]);
     let balanced = outcome(&scenario, policy(Policy::Balanced), REPORTS[0]);
-    assert_eq!(turns.peak_percent.round(), 100.0);
+    assert!(turns.peak_percent.round() >= 100.0, "{turns:?}");
     assert!(
         // What comes before the next report may still be turned away.
         turns.rejected > 20 && balanced.rejected <= 2,
