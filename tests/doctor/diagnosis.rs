@@ -15,7 +15,7 @@ pub struct Diagnosis {
 
 #[derive(Debug, Clone, serde::Deserialize)]
 pub struct Finding {
-    pub verdict: String,
+    pub severity: String,
     pub check: String,
     pub found: String,
     #[serde(default)]
@@ -30,7 +30,10 @@ pub fn diagnose(mut command: Command) -> Diagnosis {
     let value: Value =
         serde_json::from_str(&said).unwrap_or_else(|_| panic!("{}: {error}", line(&command)));
     let findings: Vec<Finding> = serde_json::from_value(value["findings"].clone()).unwrap();
-    let problems = findings.iter().filter(|it| it.verdict == "problem").count();
+    let problems = findings
+        .iter()
+        .filter(|it| it.severity == "problem")
+        .count();
     assert_eq!(value["problems"], problems);
     let status = output.status.code();
     assert_eq!(status, Some(i32::from(problems > 0)), "{said}");
@@ -56,11 +59,11 @@ impl Diagnosis {
         self.finding("problem", check, says)
     }
 
-    pub fn finding(&self, verdict: &str, check: &str, says: &str) -> &Finding {
+    pub fn finding(&self, severity: &str, check: &str, says: &str) -> &Finding {
         let mut findings = self.findings.iter();
         findings
-            .find(|it| it.verdict == verdict && it.check == check && it.found.contains(says))
-            .unwrap_or_else(|| panic!("no {verdict} of {check} says {says:?}: {}", self.said))
+            .find(|it| it.severity == severity && it.check == check && it.found.contains(says))
+            .unwrap_or_else(|| panic!("no {severity} of {check} says {says:?}: {}", self.said))
     }
 }
 

@@ -36,7 +36,7 @@ fn finds_and_mends(cluster: &Cluster, check: &str, says: &str, remedy: &str) {
     let diagnosis = manager(cluster);
     let left = diagnosis.findings.iter();
     let left: Vec<_> = left
-        .filter(|it| it.check == check && it.verdict == "problem")
+        .filter(|it| it.check == check && it.severity == "problem")
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }

@@ -19,21 +19,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A manager's address as last found.
 #[derive(Debug)]
-pub(super) struct Lookup {
+pub(super) struct Resolver {
     address: watch::Receiver<Option<SocketAddr>>,
-    hurry: Arc<Notify>,
+    refresh: Arc<Notify>,
 }
 
-impl Lookup {
+impl Resolver {
     /// Takes an address as it is, and begins to look up a name. `name` has a port.
     pub fn start(name: &str) -> Self {
         let literal = name.parse().ok();
         let (found, address) = watch::channel(literal);
-        let hurry = Arc::new(Notify::new());
+        let refresh = Arc::new(Notify::new());
         if literal.is_none() {
-            tokio::spawn(keep_up(name.to_owned(), found, Arc::clone(&hurry)));
+            tokio::spawn(resolve_forever(
+                name.to_owned(),
+                found,
+                Arc::clone(&refresh),
+            ));
         }
-        Self { address, hurry }
+        Self { address, refresh }
     }
 
     /// Returns the address last found; an old one is better than none.
@@ -49,12 +53,16 @@ impl Lookup {
     }
 
     /// Looks up now: the world may have changed.
-    pub fn hurry(&self) {
-        self.hurry.notify_one();
+    pub fn refresh(&self) {
+        self.refresh.notify_one();
     }
 }
 
-async fn keep_up(name: String, found: watch::Sender<Option<SocketAddr>>, hurry: Arc<Notify>) {
+async fn resolve_forever(
+    name: String,
+    found: watch::Sender<Option<SocketAddr>>,
+    refresh: Arc<Notify>,
+) {
     let mut failing = false;
     while !found.is_closed() {
         let wait = match look_up(&name).await {
@@ -76,7 +84,7 @@ async fn keep_up(name: String, found: watch::Sender<Option<SocketAddr>>, hurry: 
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            () = hurry.notified() => {}
+            () = refresh.notified() => {}
         }
     }
 }
@@ -99,14 +107,14 @@ mod tests {
 
     #[tokio::test]
     async fn takes_addresses_and_finds_names() {
-        let literal = Lookup::start("192.168.56.101:9999");
+        let literal = Resolver::start("192.168.56.101:9999");
         assert_eq!(literal.address(), Some(([192, 168, 56, 101], 9999).into()));
-        let literal = Lookup::start("[2001:db8::1]:9999");
+        let literal = Resolver::start("[2001:db8::1]:9999");
         assert_eq!(literal.address().unwrap().to_string(), "[2001:db8::1]:9999");
-        let mut named = Lookup::start("localhost:9999");
+        let mut named = Resolver::start("localhost:9999");
         named.changed().await;
         assert_eq!(named.address(), Some(([127, 0, 0, 1], 9999).into()));
-        named.hurry();
+        named.refresh();
         assert!(look_up("no-such-host.invalid:9999").await.is_err());
     }
 }

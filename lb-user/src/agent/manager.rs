@@ -12,7 +12,7 @@ use lb_core::BootId;
 use tokio::{net::UdpSocket, sync::mpsc, time::Instant};
 use tracing::{debug, info, warn};
 
-use super::lookup::Lookup;
+use super::lookup::Resolver;
 use crate::{
     dual_stack::both_families,
     heartbeat::{Acknowledgement, Nonce, Pong, SIZE_LIMIT},
@@ -23,7 +23,7 @@ use crate::{
 pub const PORT: u16 = 9999;
 
 /// How many heartbeats wait for their acknowledgement at most.
-const MOST_UNANSWERED: usize = 64;
+const MAX_UNANSWERED: usize = 64;
 
 /// How long a manager that should acknowledge may be silent before that is said.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -33,15 +33,15 @@ const DOCTOR: &str = "memlb doctor --agent";
 
 /// What a manager said, and which it is.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ReceivedReply {
     /// Its place among the agent's managers.
     pub manager: usize,
-    pub word: Word,
+    pub word: Reply,
     pub at: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Word {
+pub(super) enum Reply {
     /// Its signature is right.
     Acknowledgement(Acknowledgement),
     Pong(Pong),
@@ -49,7 +49,7 @@ pub(super) enum Word {
 
 /// What should follow an acknowledgement at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum FollowUp {
     Nothing,
     Heartbeat,
     /// A heartbeat under a new boot id: the manager has heard higher numbers under this one.
@@ -58,12 +58,12 @@ pub(super) enum Next {
 
 /// One receiver of heartbeats.
 #[derive(Debug)]
-pub(super) struct Manager {
+pub(super) struct ManagerPeer {
     name: String,
-    lookup: Lookup,
+    lookup: Resolver,
     socket: Arc<UdpSocket>,
     /// Whether the socket is one of IPv6, which carries IPv4 as well.
-    speaks_both: bool,
+    is_dual_stack: bool,
     failing: bool,
     /// What the next heartbeat must carry.
     pub nonce: Option<Nonce>,
@@ -74,12 +74,12 @@ pub(super) struct Manager {
     sent: VecDeque<(u64, Option<Nonce>, Instant)>,
     /// Since when it should have answered; nothing before the first heartbeat.
     silent_since: Option<Instant>,
-    silence_told: bool,
+    silence_logged: bool,
     /// Whether it said that it has no such worker.
-    is_stranger_to: bool,
+    is_unknown_to: bool,
 }
 
-impl Manager {
+impl ManagerPeer {
     /// Opens a socket towards the manager of this name or address; what comes back goes to
     /// `answers`. A socket of its own tells its answers from those of another manager with the same key.
     ///
@@ -88,30 +88,30 @@ impl Manager {
     /// Says why there is no socket.
     pub async fn new(
         name: &str,
-        place: usize,
+        index: usize,
         key: Option<&Key>,
-        answers: mpsc::Sender<Answer>,
+        answers: mpsc::Sender<ReceivedReply>,
     ) -> Result<Self> {
         let name = with_port(name)?;
-        let socket = open()?;
+        let socket = open_socket()?;
         // Until the runtime has seen the socket once, it takes it for one that cannot be sent to.
         socket.writable().await.context("wait for a UDP socket")?;
-        let speaks_both = socket.local_addr().is_ok_and(|own| own.is_ipv6());
+        let is_dual_stack = socket.local_addr().is_ok_and(|own| own.is_ipv6());
         let socket = Arc::new(socket);
-        tokio::spawn(listen(Arc::clone(&socket), key.cloned(), place, answers));
+        tokio::spawn(listen(Arc::clone(&socket), key.cloned(), index, answers));
         Ok(Self {
-            lookup: Lookup::start(&name),
+            lookup: Resolver::start(&name),
             name,
             socket,
-            speaks_both,
+            is_dual_stack,
             failing: false,
             nonce: None,
             round_trip: None,
             confirmed: 0,
             sent: VecDeque::new(),
             silent_since: None,
-            silence_told: false,
-            is_stranger_to: false,
+            silence_logged: false,
+            is_unknown_to: false,
         })
     }
 
@@ -120,13 +120,13 @@ impl Manager {
     }
 
     /// Waits until its name means another address.
-    pub async fn moved(&mut self) {
+    pub async fn address_changed(&mut self) {
         self.lookup.changed().await;
     }
 
     /// Takes note that the world may have changed while nobody looked.
-    pub fn look_again(&self) {
-        self.lookup.hurry();
+    pub fn refresh_address(&self) {
+        self.lookup.refresh();
     }
 
     /// Sends one heartbeat; one that cannot go out is lost, like one that the network loses. Says
@@ -136,11 +136,11 @@ impl Manager {
             .lookup
             .address()
             .context("its address is not known yet")
-            .and_then(|to| Ok(self.socket.try_send_to(datagram, self.towards(to))?));
-        let went_out = sent.is_ok();
+            .and_then(|to| Ok(self.socket.try_send_to(datagram, self.socket_address(to))?));
+        let was_sent = sent.is_ok();
         match (sent, self.failing) {
             (Ok(_), failing) => {
-                self.sent.truncate(MOST_UNANSWERED - 1);
+                self.sent.truncate(MAX_UNANSWERED - 1);
                 self.sent.push_front((seq, self.nonce, Instant::now()));
                 if failing {
                     self.failing = false;
@@ -156,13 +156,13 @@ impl Manager {
             }
             (Err(error), true) => debug!("heartbeat to {}: {error:#}", self.name),
         }
-        went_out
+        was_sent
     }
 
     /// The address as the socket takes it.
-    fn towards(&self, manager: SocketAddr) -> SocketAddr {
+    fn socket_address(&self, manager: SocketAddr) -> SocketAddr {
         match manager.ip() {
-            IpAddr::V4(ip) if self.speaks_both => (ip.to_ipv6_mapped(), manager.port()).into(),
+            IpAddr::V4(ip) if self.is_dual_stack => (ip.to_ipv6_mapped(), manager.port()).into(),
             _ => manager,
         }
     }
@@ -170,7 +170,12 @@ impl Manager {
     /// Takes an answer in; says what should follow at once.
     ///
     /// One that answers no heartbeat of these, or one already answered, is old or a replay.
-    pub fn acknowledged(&mut self, answer: Acknowledgement, at: Instant, boot: BootId) -> Next {
+    pub fn handle_acknowledgement(
+        &mut self,
+        answer: Acknowledgement,
+        at: Instant,
+        boot: BootId,
+    ) -> FollowUp {
         let Acknowledgement {
             heartbeat,
             nonce,
@@ -178,45 +183,45 @@ impl Manager {
             new_boot,
         } = answer;
         let known = |(seq, ..): &(u64, _, _)| *seq == heartbeat.number;
-        let Some(place) = self.sent.iter().position(known) else {
-            return Next::Nothing;
+        let Some(index) = self.sent.iter().position(known) else {
+            return FollowUp::Nothing;
         };
         if heartbeat.boot != boot {
-            return Next::Nothing;
+            return FollowUp::Nothing;
         }
-        let (_, carried, sent) = self.sent[place];
+        let (_, carried, sent) = self.sent[index];
         // What was sent before will not be answered any more.
-        self.sent.truncate(place);
+        self.sent.truncate(index);
         self.nonce = Some(nonce);
         self.round_trip = Some(at.saturating_duration_since(sent));
-        self.speaks(at, "acknowledges heartbeats");
+        self.mark_reachable(at, "acknowledges heartbeats");
         if fresh {
             self.confirmed = heartbeat.number;
         }
         match fresh {
-            _ if new_boot => Next::NewBoot,
+            _ if new_boot => FollowUp::NewBoot,
             // A manager that refuses its own nonce would be asked for ever.
-            false if carried != Some(nonce) => Next::Heartbeat,
-            _ => Next::Nothing,
+            false if carried != Some(nonce) => FollowUp::Heartbeat,
+            _ => FollowUp::Nothing,
         }
     }
 
     /// Asks whether it is there; a question that cannot go out is lost, as its heartbeats are.
-    pub fn ask(&self, ping: &[u8]) {
+    pub fn ping(&self, ping: &[u8]) {
         if let Some(to) = self.lookup.address()
-            && let Err(error) = self.socket.try_send_to(ping, self.towards(to))
+            && let Err(error) = self.socket.try_send_to(ping, self.socket_address(to))
         {
             debug!("ask {}: {error}", self.name);
         }
     }
 
     /// Takes the answer to a question in.
-    pub fn answered(&mut self, pong: Pong, worker: &str, at: Instant, boot: BootId) {
+    pub fn handle_pong(&mut self, pong: Pong, worker: &str, at: Instant, boot: BootId) {
         if pong.ping.boot != boot {
             return;
         }
-        self.speaks(at, "answers");
-        let was = std::mem::replace(&mut self.is_stranger_to, pong.is_unknown);
+        self.mark_reachable(at, "answers");
+        let was = std::mem::replace(&mut self.is_unknown_to, pong.is_unknown);
         match (was, pong.is_unknown) {
             (false, true) => warn!(
                 "{} has no worker named {worker} and refuses its heartbeats (unknown_worker): is \
@@ -228,20 +233,20 @@ impl Manager {
         }
     }
 
-    fn speaks(&mut self, at: Instant, how: &str) {
+    fn mark_reachable(&mut self, at: Instant, how: &str) {
         self.silent_since = Some(at);
-        if std::mem::take(&mut self.silence_told) {
+        if std::mem::take(&mut self.silence_logged) {
             info!("{} {how}", self.name);
         }
     }
 
     /// Says once that a manager which should answer does not.
-    pub fn notice_silence(&mut self, key: Option<&Key>, now: Instant) {
+    pub fn warn_if_silent(&mut self, key: Option<&Key>, now: Instant) {
         let since = *self.silent_since.get_or_insert(now);
-        if self.silence_told || now.saturating_duration_since(since) <= SILENCE {
+        if self.silence_logged || now.saturating_duration_since(since) <= SILENCE {
             return;
         }
-        self.silence_told = true;
+        self.silence_logged = true;
         match key {
             Some(key) => warn!(
                 "{} does not acknowledge: is it running and reachable, with authentication on, and \
@@ -260,7 +265,7 @@ impl Manager {
 }
 
 /// Opens a socket for both families, or for IPv4 on a machine that knows no IPv6.
-fn open() -> Result<UdpSocket> {
+fn open_socket() -> Result<UdpSocket> {
     let any = (Ipv6Addr::UNSPECIFIED, 0).into();
     let socket = both_families(any).or_else(|_| {
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
@@ -277,7 +282,7 @@ async fn listen(
     socket: Arc<UdpSocket>,
     key: Option<Key>,
     manager: usize,
-    answers: mpsc::Sender<Answer>,
+    answers: mpsc::Sender<ReceivedReply>,
 ) {
     let mut buffer = [0; SIZE_LIMIT];
     loop {
@@ -292,12 +297,12 @@ async fn listen(
         };
         let datagram = &buffer[..length];
         let word = match &key {
-            Some(key) => Acknowledgement::decode(datagram, key).map(Word::Acknowledgement),
-            None => Pong::decode(datagram, None).map(Word::Pong),
+            Some(key) => Acknowledgement::decode(datagram, key).map(Reply::Acknowledgement),
+            None => Pong::decode(datagram, None).map(Reply::Pong),
         };
         match word {
             Ok(word) => {
-                let answer = Answer {
+                let answer = ReceivedReply {
                     manager,
                     word,
                     at: Instant::now(),
@@ -386,20 +391,22 @@ mod tests {
         let boot = BootId(7);
         let (answers, _) = mpsc::channel(1);
         // Nobody needs to listen there.
-        let mut manager = Manager::new("127.0.0.1:9", 0, None, answers).await.unwrap();
+        let mut manager = ManagerPeer::new("127.0.0.1:9", 0, None, answers)
+            .await
+            .unwrap();
         let later = |by| Instant::now() + Duration::from_millis(by);
         for seq in 1..=3 {
             manager.send(seq, b"heartbeat");
         }
-        let mut follows = |answer| manager.acknowledged(answer, later(5), boot);
-        assert_eq!(follows(answer(7, 4, 1, false)), Next::Nothing);
-        assert_eq!(follows(answer(8, 2, 1, false)), Next::Nothing);
+        let mut follows = |answer| manager.handle_acknowledgement(answer, later(5), boot);
+        assert_eq!(follows(answer(7, 4, 1, false)), FollowUp::Nothing);
+        assert_eq!(follows(answer(8, 2, 1, false)), FollowUp::Nothing);
         assert_eq!(manager.nonce, None);
 
         // A challenge is met at once.
         assert_eq!(
-            manager.acknowledged(answer(7, 2, 1, false), later(5), boot),
-            Next::Heartbeat
+            manager.handle_acknowledgement(answer(7, 2, 1, false), later(5), boot),
+            FollowUp::Heartbeat
         );
         assert_eq!(manager.nonce, Some(Nonce(1)));
         assert!(
@@ -409,26 +416,26 @@ mod tests {
         );
         // Replayed, or overtaken by a later one, it says nothing.
         assert_eq!(
-            manager.acknowledged(answer(7, 2, 2, false), later(5), boot),
-            Next::Nothing
+            manager.handle_acknowledgement(answer(7, 2, 2, false), later(5), boot),
+            FollowUp::Nothing
         );
         assert_eq!(
-            manager.acknowledged(answer(7, 1, 2, false), later(5), boot),
-            Next::Nothing
+            manager.handle_acknowledgement(answer(7, 1, 2, false), later(5), boot),
+            FollowUp::Nothing
         );
         assert_eq!(manager.nonce, Some(Nonce(1)));
 
         manager.send(4, b"heartbeat");
         assert_eq!(
-            manager.acknowledged(answer(7, 4, 2, true), later(5), boot),
-            Next::Nothing
+            manager.handle_acknowledgement(answer(7, 4, 2, true), later(5), boot),
+            FollowUp::Nothing
         );
         assert_eq!(manager.nonce, Some(Nonce(2)));
         // A manager that does not know its own nonce is not asked for ever.
         manager.send(5, b"heartbeat");
         assert_eq!(
-            manager.acknowledged(answer(7, 5, 2, false), later(5), boot),
-            Next::Nothing
+            manager.handle_acknowledgement(answer(7, 5, 2, false), later(5), boot),
+            FollowUp::Nothing
         );
 
         // A demand for a new boot id is followed once, and only where it answers this boot.
@@ -438,12 +445,12 @@ mod tests {
             ..answer(boot, number, 3, false)
         };
         for (answer, next) in [
-            (demand(8, 6), Next::Nothing),
-            (demand(7, 7), Next::Nothing),
-            (demand(7, 6), Next::NewBoot),
-            (demand(7, 6), Next::Nothing),
+            (demand(8, 6), FollowUp::Nothing),
+            (demand(7, 7), FollowUp::Nothing),
+            (demand(7, 6), FollowUp::NewBoot),
+            (demand(7, 6), FollowUp::Nothing),
         ] {
-            assert_eq!(manager.acknowledged(answer, later(5), boot), next);
+            assert_eq!(manager.handle_acknowledgement(answer, later(5), boot), next);
         }
     }
 }

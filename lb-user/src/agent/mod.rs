@@ -31,24 +31,24 @@ pub use manager::{PORT, with_port};
 pub use memory::{Sources, memory_now};
 
 use announcement::PauseRequest;
-use manager::{Answer, Manager, Next, Word};
+use manager::{FollowUp, ManagerPeer, ReceivedReply, Reply};
 use memory::Sensors;
 use suspension::Suspension;
 
 /// How often the agent says that it leaves, and how far apart: a lost datagram or four do no harm.
-const GOODBYES: u32 = 5;
-const GOODBYE_INTERVAL: Duration = Duration::from_millis(20);
+const LEAVING_COUNT: u32 = 5;
+const LEAVING_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often it is looked whether the machine slept, or a manager fell silent.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the agent announces a pause until all managers have confirmed it, and how far apart.
-const ANNOUNCEMENTS: u32 = 40;
+const MAX_ANNOUNCEMENTS: u32 = 40;
 const ANNOUNCEMENT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long a boot id lasts at least: a manager remembers a few dozen, and none may be forgotten while
 /// what was signed under it still counts as fresh.
-const BOOT_LASTS: Duration = Duration::from_secs(2);
+const MIN_BOOT_LIFETIME: Duration = Duration::from_secs(2);
 
 /// What an agent is told at its start.
 #[derive(Debug, Clone)]
@@ -80,7 +80,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     check_name(&settings.name).map_err(|problem| {
         anyhow::anyhow!("--name {:?} cannot name a worker: {problem}", settings.name)
     })?;
-    let mut stop = Stop::catch()?;
+    let mut stop = StopSignal::listen()?;
     let (mut agent, mut answers) = Agent::new(settings).await?;
     let mut healthy = match agent.settings.check.clone() {
         Some(check) => {
@@ -90,7 +90,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         }
         None => watch::channel(Some(true)).1,
     };
-    agent.announce();
+    agent.log_start();
     // Nothing is said of a service before it was asked.
     if healthy.borrow().is_none() {
         tokio::select! {
@@ -98,10 +98,10 @@ pub async fn run(settings: Settings) -> Result<()> {
             () = stop.wait() => return agent.end(),
         }
     }
-    let mut hooks = announcement::listen(&agent.settings.name);
-    let mut ticks = every(agent.settings.interval);
-    let mut looks = every(LOOK_INTERVAL);
-    let mut suspension = Suspension::watch();
+    let mut pause_requests = announcement::listen(&agent.settings.name);
+    let mut ticks = ticker(agent.settings.interval);
+    let mut checks = ticker(CHECK_INTERVAL);
+    let mut suspension = Suspension::new();
     let mut watchdog = Watchdog::start();
     systemd::ready();
     loop {
@@ -112,17 +112,17 @@ pub async fn run(settings: Settings) -> Result<()> {
                 agent.healthy = healthy.borrow_and_update().unwrap_or(false);
                 agent.send_all(WorkerState::Ready);
             }
-            Some(answer) = answers.recv() => agent.take(&answer, WorkerState::Ready),
-            Some(request) = hooks.recv() => agent.announce_pause(request, &mut answers).await,
-            place = moved(&mut agent.managers) => agent.send(WorkerState::Ready, &[place]),
-            _ = looks.tick() => {
-                agent.look_at_managers();
+            Some(answer) = answers.recv() => agent.handle_reply(&answer, WorkerState::Ready),
+            Some(request) = pause_requests.recv() => agent.announce_pause(request, &mut answers).await,
+            index = address_changed(&mut agent.managers) => agent.send(WorkerState::Ready, &[index]),
+            _ = checks.tick() => {
+                agent.check_managers();
                 if agent.reconcile_dsr().await {
                     agent.send_all(WorkerState::Ready);
                 }
-                if let Some(slept) = suspension.noticed() {
+                if let Some(slept) = suspension.detect() {
                     info!("the machine slept for {slept:.1?}");
-                    agent.managers.iter().for_each(Manager::look_again);
+                    agent.managers.iter().for_each(ManagerPeer::refresh_address);
                     agent.send_all(WorkerState::Ready);
                 }
             }
@@ -132,13 +132,13 @@ pub async fn run(settings: Settings) -> Result<()> {
     }
     systemd::stopping();
     info!("{} is leaving", agent.settings.name);
-    for _ in 0..GOODBYES {
+    for _ in 0..LEAVING_COUNT {
         agent.send_all(WorkerState::Leaving);
-        let next = Instant::now() + GOODBYE_INTERVAL;
+        let next = Instant::now() + LEAVING_INTERVAL;
         loop {
             tokio::select! {
                 () = sleep_until(next) => break,
-                Some(answer) = answers.recv() => agent.take(&answer, WorkerState::Leaving),
+                Some(answer) = answers.recv() => agent.handle_reply(&answer, WorkerState::Leaving),
             }
         }
     }
@@ -146,31 +146,33 @@ pub async fn run(settings: Settings) -> Result<()> {
 }
 
 /// Waits until some manager's name means another address; returns the manager's place.
-async fn moved(managers: &mut [Manager]) -> usize {
-    let all = managers.iter_mut().map(|manager| Box::pin(manager.moved()));
-    let ((), place, _) = futures_util::future::select_all(all).await;
-    place
+async fn address_changed(managers: &mut [ManagerPeer]) -> usize {
+    let all = managers
+        .iter_mut()
+        .map(|manager| Box::pin(manager.address_changed()));
+    let ((), index, _) = futures_util::future::select_all(all).await;
+    index
 }
 
-fn every(period: Duration) -> Interval {
+fn ticker(period: Duration) -> Interval {
     let mut ticks = interval(period);
     // After a suspension one heartbeat is enough.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     ticks
 }
 
-fn draw_boot() -> Result<BootId> {
+fn random_boot_id() -> Result<BootId> {
     Ok(BootId(getrandom::u64().context("draw a boot id")?))
 }
 
 /// The signals that ask an agent to end.
-struct Stop {
+struct StopSignal {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Stop {
-    fn catch() -> Result<Self> {
+impl StopSignal {
+    fn listen() -> Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("catch SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("catch SIGINT")?,
@@ -189,7 +191,7 @@ struct Agent {
     settings: Settings,
     sensors: Sensors,
     key: Option<Key>,
-    managers: Vec<Manager>,
+    managers: Vec<ManagerPeer>,
     dsr: Option<DsrTranslator>,
     boot: BootId,
     boot_drawn: Instant,
@@ -204,13 +206,13 @@ struct Agent {
 }
 
 impl Agent {
-    async fn new(settings: Settings) -> Result<(Self, mpsc::Receiver<Answer>)> {
+    async fn new(settings: Settings) -> Result<(Self, mpsc::Receiver<ReceivedReply>)> {
         let sensors = Sensors::open(settings.sources.clone())?;
         let key = settings.key.clone();
         let (answers, answered) = mpsc::channel(64);
         let mut managers = Vec::new();
-        for (place, name) in settings.managers.iter().enumerate() {
-            managers.push(Manager::new(name, place, key.as_ref(), answers.clone()).await?);
+        for (index, name) in settings.managers.iter().enumerate() {
+            managers.push(ManagerPeer::new(name, index, key.as_ref(), answers.clone()).await?);
         }
         let dsr = match settings.dsr.clone() {
             Some(settings) => Some(DsrTranslator::start(settings).await?),
@@ -222,7 +224,7 @@ impl Agent {
             key,
             managers,
             dsr,
-            boot: draw_boot()?,
+            boot: random_boot_id()?,
             boot_drawn: Instant::now(),
             seq: 0,
             healthy: true,
@@ -238,8 +240,8 @@ impl Agent {
         self.dsr.map_or(Ok(()), DsrTranslator::shut_down)
     }
 
-    fn announce(&self) {
-        let managers: Vec<&str> = self.managers.iter().map(Manager::name).collect();
+    fn log_start(&self) {
+        let managers: Vec<&str> = self.managers.iter().map(ManagerPeer::name).collect();
         info!(
             "agent of {} sends a heartbeat every {} to {} (boot {}, {})",
             self.settings.name,
@@ -259,8 +261,8 @@ impl Agent {
     }
 
     /// Reads how the worker is, and tells the managers at these places.
-    fn send(&mut self, state: WorkerState, places: &[usize]) {
-        match self.try_send(state, places) {
+    fn send(&mut self, state: WorkerState, indices: &[usize]) {
+        match self.try_send(state, indices) {
             Ok(()) => self.failing = false,
             Err(error) => {
                 if !self.failing {
@@ -271,7 +273,7 @@ impl Agent {
         }
     }
 
-    fn try_send(&mut self, state: WorkerState, places: &[usize]) -> Result<()> {
+    fn try_send(&mut self, state: WorkerState, indices: &[usize]) -> Result<()> {
         let memory = self.memory()?;
         self.seq += 1;
         let mut heartbeat = Heartbeat {
@@ -292,9 +294,9 @@ impl Agent {
             pause: self.pause,
             nonce: None,
         };
-        let mut went_out = false;
-        for &place in places {
-            let manager = &mut self.managers[place];
+        let mut was_sent = false;
+        for &index in indices {
+            let manager = &mut self.managers[index];
             let datagram = match &self.key {
                 Some(key) => {
                     heartbeat.nonce = manager.nonce;
@@ -302,10 +304,10 @@ impl Agent {
                 }
                 None => heartbeat.encode()?,
             };
-            went_out |= manager.send(heartbeat.seq, &datagram);
+            was_sent |= manager.send(heartbeat.seq, &datagram);
         }
-        if went_out && !self.settings.quiet {
-            info!("sent {heartbeat}{}", self.round_trips(places));
+        if was_sent && !self.settings.quiet {
+            info!("sent {heartbeat}{}", self.round_trips(indices));
         }
         Ok(())
     }
@@ -334,10 +336,10 @@ impl Agent {
         }
     }
 
-    fn round_trips(&self, places: &[usize]) -> String {
-        let times: Vec<String> = places
+    fn round_trips(&self, indices: &[usize]) -> String {
+        let times: Vec<String> = indices
             .iter()
-            .filter_map(|&place| self.managers[place].round_trip)
+            .filter_map(|&index| self.managers[index].round_trip)
             .map(|time| format!("{:.1} ms", time.as_secs_f64() * 1000.0))
             .collect();
         if times.is_empty() {
@@ -347,18 +349,18 @@ impl Agent {
     }
 
     /// Takes an acknowledgement in; a challenge is met at once.
-    fn take(&mut self, answer: &Answer, state: WorkerState) {
+    fn handle_reply(&mut self, answer: &ReceivedReply, state: WorkerState) {
         let manager = &mut self.managers[answer.manager];
         match answer.word {
-            Word::Acknowledgement(acknowledgement) => {
-                match manager.acknowledged(acknowledgement, answer.at, self.boot) {
-                    Next::Nothing => {}
-                    Next::Heartbeat => self.send(state, &[answer.manager]),
-                    Next::NewBoot => self.begin_anew(state, answer.manager),
+            Reply::Acknowledgement(acknowledgement) => {
+                match manager.handle_acknowledgement(acknowledgement, answer.at, self.boot) {
+                    FollowUp::Nothing => {}
+                    FollowUp::Heartbeat => self.send(state, &[answer.manager]),
+                    FollowUp::NewBoot => self.start_new_boot(state, answer.manager),
                 }
             }
-            Word::Pong(pong) => {
-                manager.answered(pong, &self.settings.name, answer.at, self.boot);
+            Reply::Pong(pong) => {
+                manager.handle_pong(pong, &self.settings.name, answer.at, self.boot);
             }
         }
     }
@@ -367,7 +369,7 @@ impl Agent {
     async fn announce_pause(
         &mut self,
         request: PauseRequest,
-        answers: &mut mpsc::Receiver<Answer>,
+        answers: &mut mpsc::Receiver<ReceivedReply>,
     ) {
         let pause = Duration::from_millis(request.for_ms);
         let outcome = match check_pause(pause) {
@@ -399,20 +401,20 @@ impl Agent {
     /// Returns the managers that have not confirmed what was sent from now on.
     async fn repeat_until_confirmed(
         &mut self,
-        answers: &mut mpsc::Receiver<Answer>,
+        answers: &mut mpsc::Receiver<ReceivedReply>,
     ) -> Vec<String> {
-        let begun = self.seq;
+        let first = self.seq;
         let missing = |agent: &Self| -> Vec<String> {
-            let managers = agent.managers.iter().filter(|it| it.confirmed <= begun);
+            let managers = agent.managers.iter().filter(|it| it.confirmed <= first);
             managers.map(|it| it.name().to_owned()).collect()
         };
-        for _ in 0..ANNOUNCEMENTS {
+        for _ in 0..MAX_ANNOUNCEMENTS {
             self.send_all(WorkerState::Ready);
             let next = Instant::now() + ANNOUNCEMENT_INTERVAL;
             loop {
                 tokio::select! {
                     () = sleep_until(next) => break,
-                    Some(answer) = answers.recv() => self.take(&answer, WorkerState::Ready),
+                    Some(answer) = answers.recv() => self.handle_reply(&answer, WorkerState::Ready),
                 }
             }
             if missing(self).is_empty() {
@@ -423,12 +425,12 @@ impl Agent {
     }
 
     /// Goes on under a new boot id. Sequence numbers go on, so that no late answer fits a new heartbeat.
-    fn begin_anew(&mut self, state: WorkerState, manager: usize) {
-        if self.boot_drawn.elapsed() < BOOT_LASTS {
+    fn start_new_boot(&mut self, state: WorkerState, manager: usize) {
+        if self.boot_drawn.elapsed() < MIN_BOOT_LIFETIME {
             return;
         }
         self.boot_drawn = Instant::now();
-        match draw_boot() {
+        match random_boot_id() {
             Ok(boot) => {
                 self.boot = boot;
                 info!(
@@ -454,17 +456,17 @@ impl Agent {
 
     /// Says which managers are silent. Unsigned heartbeats are not acknowledged, so that without a key
     /// each is asked whether it is there.
-    fn look_at_managers(&mut self) {
+    fn check_managers(&mut self) {
         let now = Instant::now();
         if self.key.is_none() {
-            self.ask_all();
+            self.ping_all();
         }
         for manager in &mut self.managers {
-            manager.notice_silence(self.key.as_ref(), now);
+            manager.warn_if_silent(self.key.as_ref(), now);
         }
     }
 
-    fn ask_all(&mut self) {
+    fn ping_all(&mut self) {
         self.seq += 1;
         let ping = Ping {
             worker: self.settings.name.clone(),
@@ -474,7 +476,7 @@ impl Agent {
             },
         };
         match ping.encode(None) {
-            Ok(datagram) => self.managers.iter().for_each(|it| it.ask(&datagram)),
+            Ok(datagram) => self.managers.iter().for_each(|it| it.ping(&datagram)),
             Err(refusal) => warn!("ask the managers: {refusal}"),
         }
     }

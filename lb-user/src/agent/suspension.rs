@@ -14,12 +14,12 @@ pub(super) struct Suspension {
 }
 
 impl Suspension {
-    pub fn watch() -> Self {
+    pub fn new() -> Self {
         Self { slept: slept() }
     }
 
     /// Returns how long the machine slept since this was last asked, if it did.
-    pub fn noticed(&mut self) -> Option<Duration> {
+    pub fn detect(&mut self) -> Option<Duration> {
         self.compare(slept())
     }
 
@@ -44,8 +44,8 @@ mod tests {
 
     #[test]
     fn a_sleep_is_noticed_once_and_a_busy_machine_is_none() {
-        let mut suspension = Suspension::watch();
-        assert_eq!(suspension.noticed(), None);
+        let mut suspension = Suspension::new();
+        assert_eq!(suspension.detect(), None);
         let before = suspension.slept;
         assert_eq!(
             suspension.compare(before + Duration::from_millis(499)),

@@ -9,7 +9,7 @@ use memlb::{
     keys::{credential, read_key},
 };
 
-use super::{Failure, Outcome, block_on};
+use super::{CliError, CliResult, block_on};
 
 /// Under which name the packaged unit hands over `/etc/memlb/agent.key`.
 const CREDENTIAL: &str = "memlb-agent.key";
@@ -133,8 +133,8 @@ struct DsrArgs {
 }
 
 impl DsrArgs {
-    fn settings(self) -> Result<Option<dsr::DsrSettings>, Failure> {
-        let usage = |text| Err(Failure::Usage(anyhow::anyhow!("{text}")));
+    fn settings(self) -> Result<Option<dsr::DsrSettings>, CliError> {
+        let usage = |text| Err(CliError::Usage(anyhow::anyhow!("{text}")));
         if self.dsr.len() > MOST_TRANSLATED {
             return usage(format!(
                 "--dsr can be given {MOST_TRANSLATED} times at most"
@@ -157,11 +157,11 @@ impl DsrArgs {
     }
 }
 
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args) -> CliResult {
     if let Some(Hook::Pause(hook)) = args.hook {
         return pause(hook);
     }
-    let usage = |text: String| Failure::Usage(anyhow::anyhow!(text));
+    let usage = |text: String| CliError::Usage(anyhow::anyhow!(text));
     let hour = Duration::from_secs(3_600);
     for (option, duration) in [
         ("--interval", args.interval),
@@ -177,7 +177,7 @@ pub fn run(args: Args) -> Outcome {
         agent::with_port(manager).map_err(|error| usage(format!("--manager {error}")))?;
     }
     let key = match args.key.or_else(|| credential(CREDENTIAL)).as_deref() {
-        Some(path) => Some(read_key(path, &name).map_err(Failure::Usage)?),
+        Some(path) => Some(read_key(path, &name).map_err(CliError::Usage)?),
         None => None,
     };
     let dsr = args.dsr.settings()?;
@@ -210,25 +210,25 @@ pub fn run(args: Args) -> Outcome {
     }))?)
 }
 
-fn pause(args: PauseArgs) -> Outcome {
+fn pause(args: PauseArgs) -> CliResult {
     let name = worker_name(args.name)?;
     check_pause(args.duration)
-        .map_err(|problem| Failure::Usage(anyhow::anyhow!("--for: {problem}")))?;
+        .map_err(|problem| CliError::Usage(anyhow::anyhow!("--for: {problem}")))?;
     Ok(block_on(agent::announce_pause(&name, args.duration))?)
 }
 
 /// Returns the worker's name: the one given, or the host's.
-pub fn worker_name(given: Option<String>) -> Result<String, Failure> {
+pub fn worker_name(given: Option<String>) -> Result<String, CliError> {
     let (name, origin) = match given {
         Some(name) => (name, "--name"),
         None => (
-            host_name().map_err(Failure::Usage)?,
+            host_name().map_err(CliError::Usage)?,
             "the host's name (give another with --name)",
         ),
     };
     match check_name(&name) {
         Ok(()) => Ok(name),
-        Err(problem) => Err(Failure::Usage(anyhow::anyhow!(
+        Err(problem) => Err(CliError::Usage(anyhow::anyhow!(
             "{origin}: {name:?} cannot name a worker: {problem}"
         ))),
     }

@@ -13,7 +13,7 @@ use memlb::{
 };
 use serde::Serialize;
 
-use super::{Outcome, print_json, source::kernel_ports};
+use super::{CliResult, print_json, source::kernel_ports};
 
 /// So many workers without a key are named.
 const SHOWN: usize = 5;
@@ -46,7 +46,7 @@ struct Checked<'a> {
     warnings: Vec<String>,
 }
 
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> CliResult {
     let Some(path) = &args.config else {
         super::print(Config::example_text());
         return Ok(());
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Outcome {
         return print_json(&checked);
     }
     for warning in &checked.warnings {
-        super::note(&format!("warning: {warning}"));
+        super::print_error(&format!("warning: {warning}"));
     }
     let verdict = match checked.warnings.len() {
         0 => "fine".to_owned(),

@@ -7,7 +7,7 @@ use memlb::{
     deny::{Denied, DenyList, Prefix},
 };
 
-use super::{Outcome, remote::Remote, table::table};
+use super::{CliResult, remote::Remote, table::table};
 
 /// Prefixes that go into one request, with a reason as long as it may be.
 const PREFIXES_PER_REQUEST: usize = 40;
@@ -63,7 +63,7 @@ struct ListArgs {
     remote: Remote,
 }
 
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args) -> CliResult {
     match args.action {
         Action::Add(args) => change(&args.remote, &args.prefixes, added, |prefixes| {
             Request::Deny {
@@ -86,7 +86,7 @@ fn change(
     prefixes: &[Prefix],
     told: impl Fn(&DenyAnswer) -> String,
     request: impl Fn(Vec<Prefix>) -> Request,
-) -> Outcome {
+) -> CliResult {
     let mut all = DenyAnswer::default();
     for prefixes in prefixes.chunks(PREFIXES_PER_REQUEST) {
         let answer: DenyAnswer = remote.request(&request(prefixes.to_vec()))?;

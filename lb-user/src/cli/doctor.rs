@@ -9,7 +9,7 @@ use memlb::{
 };
 
 use super::{
-    Failure, Outcome, agent::worker_name, block_on, print, print_json, source::Source,
+    CliError, CliResult, agent::worker_name, block_on, print, print_json, source::Source,
     source::kernel_ports,
 };
 
@@ -55,7 +55,7 @@ struct WorkerArgs {
     target: Option<Target>,
 }
 
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> CliResult {
     let diagnosis = match args.worker.agent {
         true => examine_worker(&args.worker)?,
         // Ports that the kernel uses, too, are a finding here and not wrong usage.
@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 /// Examines by the file that is named, else by the one that a running manager was started with.
-fn examine_manager(source: &Source) -> Result<Diagnosis, Failure> {
+fn examine_manager(source: &Source) -> Result<Diagnosis, CliError> {
     let mut file = source.file();
     let mut config = source.read_for(None)?;
     if !source.is_given()
@@ -87,14 +87,14 @@ fn examine_manager(source: &Source) -> Result<Diagnosis, Failure> {
     Ok(block_on(examined)?)
 }
 
-fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, Failure> {
+fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, CliError> {
     let managers: anyhow::Result<Vec<String>> = args
         .managers
         .iter()
         .map(|manager| agent::with_port(manager).context("--manager"))
         .collect();
     let worker = doctor::Worker {
-        managers: managers.map_err(Failure::Usage)?,
+        managers: managers.map_err(CliError::Usage)?,
         name: worker_name(args.name.clone())?,
         key: args.key.clone(),
         check: args.target.clone().map(|target| Check {

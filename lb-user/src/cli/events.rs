@@ -3,7 +3,7 @@
 use anyhow::Context;
 use memlb::{control::Request, event_stream::Entry};
 
-use super::{Outcome, block_on, print, remote::Remote};
+use super::{CliResult, block_on, print, remote::Remote};
 
 /// Show the last events: decisions with their reasons, workers' states, orders
 ///
@@ -22,7 +22,7 @@ pub struct Args {
     remote: Remote,
 }
 
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> CliResult {
     Ok(block_on(show(args))?)
 }
 

@@ -10,8 +10,8 @@ use memlb::{
 };
 
 use super::{
-    Outcome,
-    remote::{Remote, spoken},
+    CliResult,
+    remote::{Remote, format_seconds},
     table::table,
 };
 
@@ -57,7 +57,7 @@ pub struct ExplainArgs {
     remote: Remote,
 }
 
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args) -> CliResult {
     let flows: Flows = args.remote.request(&Request::Flows {
         filter: Filter {
             client: args.client,
@@ -76,8 +76,8 @@ pub fn run(args: Args) -> Outcome {
                 row.worker.clone().unwrap_or_else(|| "(removed)".to_owned()),
                 row.worker_address.clone(),
                 row.state.name().to_owned(),
-                spoken(row.age_ms),
-                spoken(row.idle_ms),
+                format_seconds(row.age_ms),
+                format_seconds(row.idle_ms),
                 Bytes(row.bytes_in).to_string(),
                 Bytes(row.bytes_out).to_string(),
             ]
@@ -95,7 +95,7 @@ pub fn run(args: Args) -> Outcome {
     })
 }
 
-pub fn explain(args: &ExplainArgs) -> Outcome {
+pub fn explain(args: &ExplainArgs) -> CliResult {
     let explanation: Explanation = args.remote.request(&Request::Explain {
         client: args.client,
         service: args.service.clone(),

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, Outcome, print};
+use super::{Cli, CliResult, print};
 
 /// Print a completion script for a shell
 ///
@@ -24,14 +24,14 @@ pub struct ManArgs {
     directory: PathBuf,
 }
 
-pub fn completions(args: &CompletionsArgs) -> Outcome {
+pub fn completions(args: &CompletionsArgs) -> CliResult {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "memlb", &mut script);
     print(&String::from_utf8_lossy(&script));
     Ok(())
 }
 
-pub fn man(args: &ManArgs) -> Outcome {
+pub fn man(args: &ManArgs) -> CliResult {
     let directory = &args.directory;
     let context = || format!("write manual pages to {}", directory.display());
     std::fs::create_dir_all(directory).with_context(context)?;

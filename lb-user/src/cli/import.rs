@@ -14,7 +14,7 @@ use memlb::{
     import::{Format, Options, import},
 };
 
-use super::{Failure, Outcome, print_json, source::kernel_ports};
+use super::{CliError, CliResult, print_json, source::kernel_ports};
 
 /// Translate a configuration of nginx, HAProxy or keepalived
 ///
@@ -46,7 +46,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> CliResult {
     let machine = addresses::own()?;
     let options = Options {
         format: args.format,
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Outcome {
         interface: args.interface.clone(),
     };
     let imported =
-        import(&args.file, &options, &machine).map_err(|error| Failure::Usage(error.into()))?;
+        import(&args.file, &options, &machine).map_err(|error| CliError::Usage(error.into()))?;
     if let Some(path) = &args.output {
         write_new(path, &imported.toml)?;
     }
@@ -65,10 +65,10 @@ pub fn run(args: &Args) -> Outcome {
         super::print(&imported.toml);
     }
     for note in &imported.notes {
-        super::note(&format!("warning: {note}"));
+        super::print_error(&format!("warning: {note}"));
     }
     for agent in &imported.agents {
-        super::note(&format!("on the worker: {agent}"));
+        super::print_error(&format!("on the worker: {agent}"));
     }
     // What it cannot accept, a person has to correct.
     let name = args
@@ -81,14 +81,14 @@ pub fn run(args: &Args) -> Outcome {
     Ok(())
 }
 
-fn write_new(path: &PathBuf, text: &str) -> Outcome {
+fn write_new(path: &PathBuf, text: &str) -> CliResult {
     let file = OpenOptions::new().write(true).create_new(true).open(path);
     let mut file = file.map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => Failure::Usage(anyhow!(
+        io::ErrorKind::AlreadyExists => CliError::Usage(anyhow!(
             "{} exists: name another file with --output, or remove it",
             path.display()
         )),
-        _ => Failure::RunTime(
+        _ => CliError::RunTime(
             anyhow::Error::new(error).context(format!("create {}", path.display())),
         ),
     })?;

@@ -9,7 +9,7 @@ use memlb::{
 };
 use serde::Serialize;
 
-use super::{Failure, Outcome, print_json};
+use super::{CliError, CliResult, print_json};
 
 /// Where an agent's key usually is.
 const AGENTS: &str = "/etc/memlb/agent.key";
@@ -32,16 +32,16 @@ pub struct Args {
 
 /// What was made, as `--json` prints it; nothing that is secret.
 #[derive(Serialize)]
-struct Made<'a> {
+struct GeneratedKey<'a> {
     worker: &'a str,
     key: String,
     file: &'a Path,
 }
 
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> CliResult {
     let Args { name, output, json } = args;
     if let Err(problem) = check_name(name) {
-        return Err(Failure::Usage(anyhow::anyhow!(
+        return Err(CliError::Usage(anyhow::anyhow!(
             "--name {name:?} cannot name a worker: {problem}"
         )));
     }
@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Outcome {
     };
     let id = keys::write_new(&path, name)?;
     if *json {
-        return print_json(&Made {
+        return print_json(&GeneratedKey {
             worker: name,
             key: id.to_string(),
             file: &path,

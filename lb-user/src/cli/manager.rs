@@ -4,7 +4,7 @@ use memlb::daemon;
 use tracing::{info, warn};
 
 use super::{
-    Outcome, block_on,
+    CliResult, block_on,
     source::{Source, USUAL_CONFIG},
     unload,
 };
@@ -24,7 +24,7 @@ pub struct Args {
     detach: bool,
 }
 
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args) -> CliResult {
     let config = args.source.read()?;
     let source = args.source;
     if args.detach {

@@ -1,5 +1,6 @@
 //! The command line: one file a family of verbs.
 
+mod admin;
 mod agent;
 mod check;
 mod deny;
@@ -11,7 +12,6 @@ mod import;
 mod keygen;
 mod log;
 mod manager;
-mod order;
 mod reload;
 mod remote;
 mod simulate;
@@ -60,12 +60,12 @@ enum Verb {
     Top(top::Args),
     Services(status::ServicesArgs),
     Workers(status::WorkersArgs),
-    Drain(order::DrainArgs),
-    Maintenance(order::MaintenanceArgs),
-    Undrain(order::UndrainArgs),
-    Weight(order::WeightArgs),
-    Pause(order::PauseArgs),
-    Resume(order::ResumeArgs),
+    Drain(admin::DrainArgs),
+    Maintenance(admin::MaintenanceArgs),
+    Undrain(admin::UndrainArgs),
+    Weight(admin::WeightArgs),
+    Pause(admin::PauseArgs),
+    Resume(admin::ResumeArgs),
     Deny(deny::Args),
     Flows(flows::Args),
     Explain(flows::ExplainArgs),
@@ -84,25 +84,25 @@ enum Verb {
 }
 
 /// Why a verb failed, which tells the exit status.
-enum Failure {
+enum CliError {
     /// Wrong usage or configuration.
     Usage(anyhow::Error),
     RunTime(anyhow::Error),
 }
 
-impl From<anyhow::Error> for Failure {
+impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
         Self::RunTime(error)
     }
 }
 
-impl From<ConfigError> for Failure {
+impl From<ConfigError> for CliError {
     fn from(error: ConfigError) -> Self {
         Self::Usage(error.into())
     }
 }
 
-impl From<ClientError> for Failure {
+impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::Refused(refused) if refused.is_usage => {
@@ -113,7 +113,7 @@ impl From<ClientError> for Failure {
     }
 }
 
-type Outcome = Result<(), Failure>;
+type CliResult = Result<(), CliError>;
 
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
@@ -125,12 +125,12 @@ pub fn run() -> ExitCode {
         Verb::Top(args) => top::run(&args),
         Verb::Services(args) => status::services(&args),
         Verb::Workers(args) => status::workers(&args),
-        Verb::Drain(args) => order::drain(args),
-        Verb::Maintenance(args) => order::maintenance(args),
-        Verb::Undrain(args) => order::undrain(args),
-        Verb::Weight(args) => order::weight(args),
-        Verb::Pause(args) => order::pause(args),
-        Verb::Resume(args) => order::resume(args),
+        Verb::Drain(args) => admin::drain(args),
+        Verb::Maintenance(args) => admin::maintenance(args),
+        Verb::Undrain(args) => admin::undrain(args),
+        Verb::Weight(args) => admin::weight(args),
+        Verb::Pause(args) => admin::pause(args),
+        Verb::Resume(args) => admin::resume(args),
         Verb::Deny(args) => deny::run(args),
         Verb::Flows(args) => flows::run(args),
         Verb::Explain(args) => flows::explain(&args),
@@ -148,12 +148,12 @@ pub fn run() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::RunTime(error)) => {
-            note(&format!("memlb: {error:#}"));
+        Err(CliError::RunTime(error)) => {
+            print_error(&format!("memlb: {error:#}"));
             ExitCode::from(1)
         }
-        Err(Failure::Usage(error)) => {
-            note(&format!("memlb: {error:#}"));
+        Err(CliError::Usage(error)) => {
+            print_error(&format!("memlb: {error:#}"));
             ExitCode::from(2)
         }
     }
@@ -169,17 +169,17 @@ fn print(text: &str) {
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
-        note(&format!("memlb: print the answer: {error}"));
+        print_error(&format!("memlb: print the answer: {error}"));
         std::process::exit(1);
     }
 }
 
 /// Says something beside the answer; where nobody can be told, the exit status must do.
-fn note(line: &str) {
+fn print_error(line: &str) {
     _ = writeln!(std::io::stderr(), "{line}");
 }
 
-fn print_json(value: &impl Serialize) -> Outcome {
+fn print_json(value: &impl Serialize) -> CliResult {
     let json = serde_json::to_string_pretty(value).context("encode the answer")?;
     print(&format!("{json}\n"));
     Ok(())

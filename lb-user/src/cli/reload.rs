@@ -2,7 +2,7 @@
 
 use memlb::{control::Request, manager::Reloaded};
 
-use super::{Outcome, remote::Remote};
+use super::{CliResult, remote::Remote};
 
 /// Make the manager read its configuration again; no connection is lost
 ///
@@ -14,7 +14,7 @@ pub struct Args {
     remote: Remote,
 }
 
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> CliResult {
     let reloaded: Reloaded = args.remote.request(&Request::Reload)?;
     args.remote
         .print(&reloaded, |Reloaded { changes, warnings }| {

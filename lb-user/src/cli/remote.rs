@@ -35,7 +35,7 @@ impl Remote {
         &self,
         value: &T,
         text: impl FnOnce(&T) -> String,
-    ) -> super::Outcome {
+    ) -> super::CliResult {
         if self.json {
             return super::print_json(value);
         }
@@ -59,7 +59,7 @@ fn configured_socket() -> Option<PathBuf> {
 }
 
 /// A duration in whole seconds, as people say it.
-pub fn spoken(milliseconds: u64) -> String {
+pub fn format_seconds(milliseconds: u64) -> String {
     let rounded = Duration::from_secs(milliseconds / 1000);
     humantime::format_duration(rounded).to_string()
 }

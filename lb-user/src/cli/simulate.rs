@@ -15,7 +15,7 @@ use memlb::{
     simulate::{Contender, Recording, Scenario, WorkerModel, compare, plot},
 };
 
-use super::{Failure, Outcome, print, print_json};
+use super::{CliError, CliResult, print, print_json};
 
 /// Compare the policies in virtual time, over simulated clients and workers
 ///
@@ -89,12 +89,12 @@ pub struct Args {
     svg: Option<PathBuf>,
 }
 
-pub fn run(args: &Args) -> Outcome {
-    let scenario = scenario(args).map_err(Failure::Usage)?;
-    let contenders = contenders(&args.policies).map_err(Failure::Usage)?;
+pub fn run(args: &Args) -> CliResult {
+    let scenario = scenario(args).map_err(CliError::Usage)?;
+    let contenders = contenders(&args.policies).map_err(CliError::Usage)?;
     let intervals: Vec<Duration> = args.intervals.iter().map(|it| **it).collect();
     if intervals.iter().any(|it| *it < Duration::from_millis(1)) {
-        return Err(Failure::Usage(anyhow!(
+        return Err(CliError::Usage(anyhow!(
             "--intervals: each must be 1ms at least"
         )));
     }

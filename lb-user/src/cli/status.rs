@@ -10,8 +10,8 @@ use memlb::{
 use serde::Serialize;
 
 use super::{
-    Failure, Outcome,
-    remote::{Remote, spoken},
+    CliError, CliResult,
+    remote::{Remote, format_seconds},
     table::table,
 };
 
@@ -55,12 +55,12 @@ struct WorkerRow {
     backend: Backend,
 }
 
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> CliResult {
     let status: Status = args.remote.request(&Request::Status)?;
     args.remote.print(&status, Status::to_string)
 }
 
-pub fn services(args: &ServicesArgs) -> Outcome {
+pub fn services(args: &ServicesArgs) -> CliResult {
     let status: Status = args.remote.request(&Request::Status)?;
     let services = chosen(status.services, args.service.as_deref())?;
     args.remote.print(&services, |services| {
@@ -74,7 +74,7 @@ pub fn services(args: &ServicesArgs) -> Outcome {
                 format!("{up}/{}", workers().count()),
                 flows.to_string(),
                 service.selected.clone(),
-                spoken(service.since_ms),
+                format_seconds(service.since_ms),
                 service.reason.clone(),
             ]
         };
@@ -88,7 +88,7 @@ pub fn services(args: &ServicesArgs) -> Outcome {
     })
 }
 
-pub fn workers(args: &WorkersArgs) -> Outcome {
+pub fn workers(args: &WorkersArgs) -> CliResult {
     let status: Status = args.remote.request(&Request::Status)?;
     let services = chosen(status.services, args.service.as_deref())?;
     let rows = services.into_iter().flat_map(|service| {
@@ -157,7 +157,7 @@ fn worker_row(row: &WorkerRow) -> Vec<String> {
 fn chosen(
     services: Vec<ServiceSnapshot<Backend>>,
     wanted: Option<&str>,
-) -> Result<Vec<ServiceSnapshot<Backend>>, Failure> {
+) -> Result<Vec<ServiceSnapshot<Backend>>, CliError> {
     let Some(wanted) = wanted else {
         return Ok(services);
     };
@@ -169,7 +169,7 @@ fn chosen(
     Ok(services.filter(|service| service.name == wanted).collect())
 }
 
-fn unknown<'a>(kind: &str, wanted: &str, known: impl Iterator<Item = &'a str>) -> Failure {
+fn unknown<'a>(kind: &str, wanted: &str, known: impl Iterator<Item = &'a str>) -> CliError {
     let known: Vec<&str> = known.collect();
-    Failure::Usage(anyhow::anyhow!(unknown_name(kind, wanted, &known)))
+    CliError::Usage(anyhow::anyhow!(unknown_name(kind, wanted, &known)))
 }

@@ -12,7 +12,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{Failure, Outcome, block_on, print, remote::Remote};
+use super::{CliError, CliResult, block_on, print, remote::Remote};
 
 /// Show single packets as they arrive: source, destination and outcome
 ///
@@ -71,11 +71,11 @@ pub struct Args {
     remote: Remote,
 }
 
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: Args) -> CliResult {
     block_on(show(args))
 }
 
-async fn show(args: Args) -> Outcome {
+async fn show(args: Args) -> CliResult {
     let milliseconds = |it: std::time::Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
     let request = Request::Trace(TraceFilter {
         client: args.client,
@@ -95,7 +95,7 @@ async fn show(args: Args) -> Outcome {
         let text = select! {
             text = lines.next_line() => {
                 let text = text.context("wait for packets")?;
-                text.ok_or_else(|| Failure::RunTime(anyhow!("the manager has gone")))?
+                text.ok_or_else(|| CliError::RunTime(anyhow!("the manager has gone")))?
             }
             _ = interrupts.recv() => {
                 let end = Line::End { packets, dropped };
@@ -106,7 +106,7 @@ async fn show(args: Args) -> Outcome {
         if args.remote.json {
             print(&format!("{text}\n"));
         } else {
-            tell(&line);
+            print_line(&line);
         }
         match line {
             Line::Begun => {}
@@ -118,13 +118,13 @@ async fn show(args: Args) -> Outcome {
 }
 
 /// Packets go to standard output, what is said about them to standard error.
-fn tell(line: &Line) {
+fn print_line(line: &Line) {
     match line {
-        Line::Begun => super::note("tracing; Ctrl-C ends it"),
+        Line::Begun => super::print_error("tracing; Ctrl-C ends it"),
         Line::Packet(packet) => print(&format!("{packet}\n")),
-        Line::Dropped(dropped) => super::note(&format!("not shown until now: {dropped}")),
+        Line::Dropped(dropped) => super::print_error(&format!("not shown until now: {dropped}")),
         Line::End { packets, dropped } => {
-            super::note(&format!("{packets} packets; not shown: {dropped}"));
+            super::print_error(&format!("{packets} packets; not shown: {dropped}"));
         }
     }
 }

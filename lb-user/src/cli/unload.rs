@@ -6,7 +6,7 @@ use clap::Arg;
 use memlb::datapath::{self, dsr};
 use serde::Serialize;
 
-use super::{Outcome, print_json, source::Source};
+use super::{CliResult, print_json, source::Source};
 
 /// Detach the programs and remove all pins; open connections end
 #[derive(clap::Args)]
@@ -26,7 +26,7 @@ pub struct Args {
 
 /// What was done, as `--json` prints it.
 #[derive(Serialize)]
-struct Done<'a> {
+struct UnloadReport<'a> {
     pin_path: &'a Path,
     /// Whether anything was there.
     removed: bool,
@@ -38,7 +38,7 @@ fn only_what_finds_the_pins(option: Arg) -> Arg {
     option.hide(!matters)
 }
 
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> CliResult {
     if args.agent {
         let usual = Path::new(dsr::USUAL_PINS);
         let pin_path = args.source.pin_path().unwrap_or(usual);
@@ -47,13 +47,13 @@ pub fn run(args: &Args) -> Outcome {
     remove(&args.source.read()?.manager.pin_path, args.json)
 }
 
-pub fn remove(pin_path: &Path, json: bool) -> Outcome {
+pub fn remove(pin_path: &Path, json: bool) -> CliResult {
     report(datapath::unload(pin_path)?, pin_path, json)
 }
 
-fn report(removed: bool, pin_path: &Path, json: bool) -> Outcome {
+fn report(removed: bool, pin_path: &Path, json: bool) -> CliResult {
     if json {
-        return print_json(&Done { pin_path, removed });
+        return print_json(&UnloadReport { pin_path, removed });
     }
     let path = pin_path.display();
     super::print(&match removed {

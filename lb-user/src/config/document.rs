@@ -12,7 +12,7 @@ use super::error::{BadValue, ConfigError, Origin, Problem, ProblemKind};
 
 /// A value as written.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Given<'a> {
+pub(super) struct RawValue<'a> {
     raw: Raw<'a>,
     pub source: Source<'a>,
 }
@@ -38,7 +38,7 @@ pub(super) enum Source<'a> {
 }
 
 /// The values of a table, by key.
-pub(super) type Values<'a> = BTreeMap<&'a str, Given<'a>>;
+pub(super) type RawTable<'a> = BTreeMap<&'a str, RawValue<'a>>;
 
 impl Source<'_> {
     pub fn origin(self) -> Origin {
@@ -53,9 +53,9 @@ impl Source<'_> {
     }
 }
 
-impl<'a> Given<'a> {
+impl<'a> RawValue<'a> {
     /// A whole file.
-    pub fn file(document: &'a Spanned<DeTable<'a>>, name: &'a str, text: &'a str) -> Values<'a> {
+    pub fn file(document: &'a Spanned<DeTable<'a>>, name: &'a str, text: &'a str) -> RawTable<'a> {
         values(
             document.get_ref(),
             Source::File {
@@ -141,7 +141,7 @@ impl<'a> Given<'a> {
         }
     }
 
-    pub fn table(self) -> Result<Values<'a>, BadValue> {
+    pub fn table(self) -> Result<RawTable<'a>, BadValue> {
         match self.raw {
             Raw::Toml(DeValue::Table(table)) => Ok(values(table, self.source)),
             _ => Err(self.mistyped("a table")),
@@ -168,7 +168,7 @@ impl<'a> Given<'a> {
     }
 }
 
-fn values<'a>(table: &'a DeTable<'a>, source: Source<'a>) -> Values<'a> {
+fn values<'a>(table: &'a DeTable<'a>, source: Source<'a>) -> RawTable<'a> {
     let value = |(key, value): (&'a Spanned<_>, &'a Spanned<DeValue<'a>>)| {
         let key: &Cow<'a, str> = key.get_ref();
         (key.as_ref(), spanned(value, source))
@@ -177,7 +177,7 @@ fn values<'a>(table: &'a DeTable<'a>, source: Source<'a>) -> Values<'a> {
 }
 
 /// A value within another one.
-fn spanned<'a>(value: &'a Spanned<DeValue<'a>>, around: Source<'a>) -> Given<'a> {
+fn spanned<'a>(value: &'a Spanned<DeValue<'a>>, around: Source<'a>) -> RawValue<'a> {
     let source = match around {
         Source::File { name, text, .. } => Source::File {
             name,
@@ -186,7 +186,7 @@ fn spanned<'a>(value: &'a Spanned<DeValue<'a>>, around: Source<'a>) -> Given<'a>
         },
         other => other,
     };
-    Given::toml(value.get_ref(), source)
+    RawValue::toml(value.get_ref(), source)
 }
 
 /// Parses the file's text.

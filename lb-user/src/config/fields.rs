@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::document::{Given, Source, Values};
+use super::document::{RawTable, RawValue, Source};
 use super::error::{BadValue, ConfigError, Origin, Problem, ProblemKind};
 use super::kinds::Kind;
 use super::overrides::{Assignment, Overrides};
@@ -50,12 +50,12 @@ impl<'a> Validator<'a> {
     }
 
     /// Reads a table, absent ones too: the command line may set their keys.
-    pub fn section<T: Section>(&mut self, path: &str, given: Option<Given<'a>>) -> T {
+    pub fn section<T: Section>(&mut self, path: &str, given: Option<RawValue<'a>>) -> T {
         let origin = given.map_or(self.absent(), |given| given.source.origin());
         self.note(path, origin.clone());
-        let mut values = match given.map(Given::table) {
+        let mut values = match given.map(RawValue::table) {
             Some(Ok(values)) => values,
-            None => Values::new(),
+            None => RawTable::new(),
             Some(Err(_)) => {
                 self.reject(
                     path,
@@ -64,7 +64,7 @@ impl<'a> Validator<'a> {
                     format!("[{path}]"),
                     REWRITE,
                 );
-                Values::new()
+                RawTable::new()
             }
         };
         self.assign(path, &mut values);
@@ -80,12 +80,12 @@ impl<'a> Validator<'a> {
     }
 
     /// Reads a table that may be repeated.
-    pub fn sections<T: Section>(&mut self, path: &str, given: Option<Given<'a>>) -> Vec<T> {
+    pub fn sections<T: Section>(&mut self, path: &str, given: Option<RawValue<'a>>) -> Vec<T> {
         self.note(
             path,
             given.map_or(self.absent(), |given| given.source.origin()),
         );
-        let tables = given.map(Given::list).unwrap_or(Ok(Vec::new()));
+        let tables = given.map(RawValue::list).unwrap_or(Ok(Vec::new()));
         let tables = tables
             .ok()
             .filter(|it| it.iter().all(|it| it.table().is_ok()));
@@ -104,14 +104,14 @@ impl<'a> Validator<'a> {
     }
 
     /// Lays the values of `--set` over those of the file.
-    fn assign(&self, path: &str, values: &mut Values<'a>) {
+    fn assign(&self, path: &str, values: &mut RawTable<'a>) {
         let name = values.get("name").and_then(|name| name.text().ok());
         let table = match (path.strip_prefix("service."), name) {
             (Some(number), Some(name)) if !number.contains('.') => format!("service.{name}"),
             _ => path.to_owned(),
         };
         for it in self.assignments.iter().filter(|it| it.table == table) {
-            values.insert(it.key, Given::toml(&it.value, Source::Set(it.set)));
+            values.insert(it.key, RawValue::toml(&it.value, Source::Set(it.set)));
         }
     }
 
@@ -119,7 +119,7 @@ impl<'a> Validator<'a> {
     pub fn report_unknown(
         &mut self,
         path: &str,
-        values: &Values<'a>,
+        values: &RawTable<'a>,
         names: &[&'static str],
     ) -> BTreeSet<&'static str> {
         let mut misspelt = BTreeSet::new();
@@ -216,7 +216,7 @@ impl<'a> Validator<'a> {
 /// The keys of one table, while they are read.
 pub(super) struct Fields<'v, 'a> {
     path: &'v str,
-    values: Values<'a>,
+    values: RawTable<'a>,
     origin: Origin,
     misspelt: BTreeSet<&'static str>,
     validator: &'v mut Validator<'a>,
@@ -228,7 +228,7 @@ impl<'a> Fields<'_, 'a> {
         let path = format!("{}.{}", self.path, key.name);
         let option = key.option.and_then(|option| {
             let values = self.validator.overrides.values(&public(&path))?;
-            Some(Given::option(values, option.flag))
+            Some(RawValue::option(values, option.flag))
         });
         let Some(given) = option.or_else(|| self.values.get(key.name).copied()) else {
             self.absent(key, &path);

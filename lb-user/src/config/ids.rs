@@ -104,7 +104,7 @@ impl Config {
             Identity::continues,
         );
         let mut settings = |service: &super::Service| ServiceSettings {
-            id: ServiceId(services.take()),
+            id: ServiceId(services.assign()),
             name: service.name.clone(),
             address: service.address,
             protocol: service.protocol,
@@ -119,14 +119,14 @@ impl Config {
                 .workers
                 .iter()
                 .map(|worker| BackendSettings {
-                    id: BackendId(backends.take()),
+                    id: BackendId(backends.assign()),
                     worker: worker.name.clone(),
                     address: worker.address,
                     weight_percent: worker.weight_percent,
                 })
                 .collect(),
             fallback: service.fallback.map(|address| FallbackSettings {
-                id: BackendId(backends.take()),
+                id: BackendId(backends.assign()),
                 address,
             }),
         };
@@ -181,7 +181,7 @@ impl Numbers {
         Self(numbers.into_iter())
     }
 
-    fn take(&mut self) -> u32 {
+    fn assign(&mut self) -> u32 {
         self.0.next().unwrap_or(0)
     }
 }

@@ -36,7 +36,7 @@ pub use keys::{Attach, AutoJoin, Failover, Heartbeats, Limits, Manager, Service,
 pub use overrides::Overrides;
 pub use values::{PortRange, size};
 
-use document::{Given, Values};
+use document::{RawTable, RawValue};
 use fields::Validator;
 
 /// Parses a threshold as the file has it.
@@ -164,11 +164,11 @@ impl Config {
         kernel_ports: Option<PortRange>,
     ) -> Result<Self, ConfigError> {
         let document = document::parse(text, name)?;
-        let values = Given::file(&document, name, text);
+        let values = RawValue::file(&document, name, text);
         let services = values.get("service").and_then(|it| it.list().ok());
         let services = services.unwrap_or_default();
         let assignments = overrides.assignments(|table| {
-            let is_called = |service: &Given<'_>, name: &str| {
+            let is_called = |service: &RawValue<'_>, name: &str| {
                 let service = service.table().unwrap_or_default();
                 let found = service.get("name").and_then(|it| it.text().ok());
                 found.is_some_and(|found| found == name)
@@ -184,7 +184,7 @@ impl Config {
         validator.finish(config)
     }
 
-    fn assemble<'a>(validator: &mut Validator<'a>, values: &Values<'a>) -> Self {
+    fn assemble<'a>(validator: &mut Validator<'a>, values: &RawTable<'a>) -> Self {
         validator.report_unknown("", values, &TABLES);
         let table = |name| values.get(name).copied();
         Self {

@@ -27,7 +27,7 @@ pub(super) fn check(
     counts(validator, config);
     distinct_services(validator, config);
     for (number, service) in config.services.iter().enumerate() {
-        let service = Checked {
+        let service = ServiceRules {
             path: format!("service.{number}"),
             service,
         };
@@ -241,12 +241,12 @@ fn distinct(
 }
 
 /// A service, and the path of its values.
-struct Checked<'a> {
+struct ServiceRules<'a> {
     path: String,
     service: &'a Service,
 }
 
-impl Checked<'_> {
+impl ServiceRules<'_> {
     fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.path)
     }

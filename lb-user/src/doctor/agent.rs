@@ -48,13 +48,13 @@ const RESOLVING: Duration = Duration::from_secs(5);
 pub struct Manager {
     pub name: String,
     pub address: Result<SocketAddr, String>,
-    pub reach: Reach,
+    pub reach: Reachability,
     /// This host's address on the way there.
     pub own: Option<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reach {
+pub enum Reachability {
     Answers {
         within: Duration,
         knows_key: bool,
@@ -79,13 +79,13 @@ pub struct Facts {
 #[derive(Debug, Clone)]
 pub struct KeyProblem {
     pub why: String,
-    pub mend: String,
+    pub remedy: String,
 }
 
 pub async fn gather(worker: &Worker) -> Facts {
     let read = worker.key.as_ref().map(|path| {
         read_key(path, &worker.name).map_err(|error| KeyProblem {
-            mend: mend(path, &worker.name, &error),
+            remedy: remedy_for(path, &worker.name, &error),
             why: format!("{error:#}"),
         })
     });
@@ -98,9 +98,9 @@ pub async fn gather(worker: &Worker) -> Facts {
     }
 }
 
-fn mend(path: &Path, name: &str, error: &anyhow::Error) -> String {
+fn remedy_for(path: &Path, name: &str, error: &anyhow::Error) -> String {
     match keys::open_to_others(path).is_empty() {
-        false => keys::mend(path, error),
+        false => keys::remedy_for(path, error),
         true => format!(
             "memlb keygen --name {name}, and install -D -m 600 {name}.key {} (and on the manager)",
             path.display()
@@ -113,9 +113,9 @@ async fn manager(name: &str, worker: &Worker, key: Option<&Key>) -> Manager {
     let (reach, own) = match &address {
         Ok(address) => match ask(*address, worker, key).await {
             Ok(seen) => seen,
-            Err(error) => (Reach::Unreachable(format!("{error:#}")), None),
+            Err(error) => (Reachability::Unreachable(format!("{error:#}")), None),
         },
-        Err(_) => (Reach::Silent, None),
+        Err(_) => (Reachability::Silent, None),
     };
     Manager {
         name: name.to_owned(),
@@ -138,7 +138,7 @@ async fn ask(
     address: SocketAddr,
     worker: &Worker,
     key: Option<&Key>,
-) -> Result<(Reach, Option<IpAddr>)> {
+) -> Result<(Reachability, Option<IpAddr>)> {
     let any: IpAddr = match address {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -171,7 +171,7 @@ async fn ask(
             Ok(Ok(length)) => {
                 let answer = Pong::decode(&buffer[..length], key);
                 if let Some(pong) = answer.ok().filter(|pong| pong.ping == ping.sequence) {
-                    let reach = Reach::Answers {
+                    let reach = Reachability::Answers {
                         within: begun.elapsed(),
                         knows_key: pong.is_signed,
                         knows_worker: !pong.is_unknown,
@@ -180,14 +180,14 @@ async fn ask(
                 }
             }
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                return Ok((Reach::PortClosed, own));
+                return Ok((Reachability::PortClosed, own));
             }
-            Ok(Err(error)) => return Ok((Reach::Unreachable(error.to_string()), own)),
+            Ok(Err(error)) => return Ok((Reachability::Unreachable(error.to_string()), own)),
             // Not heard in time: once more.
             Err(_) => {}
         }
     }
-    Ok((Reach::Silent, own))
+    Ok((Reachability::Silent, own))
 }
 
 /// Returns this host's address towards the first manager.
@@ -210,7 +210,7 @@ fn signature(worker: &Worker, facts: &Facts) -> Finding {
             format!("memlb keygen --name {}", worker.name),
         ),
         Some(Ok(id)) => Finding::ok("key", format!("key {id} speaks for {}", worker.name)),
-        Some(Err(problem)) => Finding::problem("key", problem.why.clone(), problem.mend.clone()),
+        Some(Err(problem)) => Finding::problem("key", problem.why.clone(), problem.remedy.clone()),
     }
 }
 
@@ -232,7 +232,7 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
     let (ip, port) = (address.ip(), address.port());
     match (&manager.reach, &facts.key) {
         (
-            Reach::Answers {
+            Reachability::Answers {
                 knows_worker: false,
                 ..
             },
@@ -250,7 +250,7 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
             ),
         ),
         (
-            Reach::Answers {
+            Reachability::Answers {
                 within, knows_key, ..
             },
             key,
@@ -266,19 +266,19 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
                 }
             ),
         ),
-        (Reach::PortClosed, _) => Finding::problem(
+        (Reachability::PortClosed, _) => Finding::problem(
             "manager",
             format!(
                 "{ip} is there, but nobody receives at its UDP port {port}: no manager runs, or it listens elsewhere"
             ),
             format!("on {ip}: systemctl start memlb-manager; ss -lunp 'sport = :{port}'"),
         ),
-        (Reach::Unreachable(why), _) => Finding::problem(
+        (Reachability::Unreachable(why), _) => Finding::problem(
             "manager",
             format!("{name} cannot be reached: {why}"),
             format!("ip route get {ip}; ping -c 3 {ip}    (is the address right?)"),
         ),
-        (Reach::Silent, Some(Ok(id))) => Finding::problem(
+        (Reachability::Silent, Some(Ok(id))) => Finding::problem(
             "manager",
             format!(
                 "{name} does not answer: datagrams to its UDP port {port} are lost on the way, or it does \
@@ -289,7 +289,7 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
                 "on {ip}: memlb doctor    (names what it refuses; keys there: /etc/memlb/keys); here: ping -c 3 {ip}"
             ),
         ),
-        (Reach::Silent, _) => Finding::problem(
+        (Reachability::Silent, _) => Finding::problem(
             "manager",
             format!(
                 "{name} does not answer: datagrams to its UDP port {port} are lost on the way, or it takes \
@@ -349,7 +349,7 @@ pub fn sources(sources: &Sources) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     fn worker() -> Worker {
         Worker {
@@ -360,7 +360,7 @@ mod tests {
         }
     }
 
-    fn examine(reach: Reach, key: Option<&str>) -> Vec<Finding> {
+    fn examine(reach: Reachability, key: Option<&str>) -> Vec<Finding> {
         let manager = Manager {
             name: "192.168.56.101:9999".to_owned(),
             address: Ok(([192, 168, 56, 101], 9999).into()),
@@ -376,14 +376,17 @@ mod tests {
 
     #[test]
     fn tells_why_a_manager_is_not_reached() {
-        let answers = Reach::Answers {
+        let answers = Reachability::Answers {
             within: Duration::from_millis(1),
             knows_key: true,
             knows_worker: true,
         };
         let fine = examine(answers, Some("000000a1"));
-        assert!(fine.iter().all(|it| it.verdict == Verdict::Ok), "{fine:?}");
-        let stranger = Reach::Answers {
+        assert!(
+            fine.iter().all(|it| it.severity == Severity::Ok),
+            "{fine:?}"
+        );
+        let stranger = Reachability::Answers {
             within: Duration::from_millis(1),
             knows_key: false,
             knows_worker: false,
@@ -396,28 +399,33 @@ mod tests {
                 "memlb agent --name NAME",
             ),
             (
-                Reach::PortClosed,
+                Reachability::PortClosed,
                 None,
                 "nobody receives",
                 "systemctl start memlb-manager",
             ),
             (
-                Reach::Unreachable("No route to host".to_owned()),
+                Reachability::Unreachable("No route to host".to_owned()),
                 None,
                 "cannot be reached: No route to host",
                 "ip route get 192.168.56.101",
             ),
             (
-                Reach::Silent,
+                Reachability::Silent,
                 Some("000000a1"),
                 "does not know key 000000a1 of worker1",
                 "memlb doctor",
             ),
-            (Reach::Silent, None, "only signed heartbeats", "--key"),
+            (
+                Reachability::Silent,
+                None,
+                "only signed heartbeats",
+                "--key",
+            ),
         ];
         for (reach, key, says, remedy) in cases {
             let found = examine(reach, key).remove(1);
-            assert_eq!(found.verdict, Verdict::Problem);
+            assert_eq!(found.severity, Severity::Problem);
             assert!(found.found.contains(says), "{found:?}");
             assert!(found.remedy.as_ref().unwrap().contains(remedy), "{found:?}");
         }
@@ -430,7 +438,7 @@ mod tests {
             managers: vec![Manager {
                 name: "manger.example:9999".to_owned(),
                 address: Err("no such name".to_owned()),
-                reach: Reach::Silent,
+                reach: Reachability::Silent,
                 own: None,
             }],
         };
@@ -445,6 +453,6 @@ mod tests {
             memory: Ok(String::new()),
             has_pressure: false,
         });
-        assert_eq!(found[1].verdict, Verdict::Warning);
+        assert_eq!(found[1].severity, Severity::Warning);
     }
 }

@@ -79,19 +79,19 @@ mod tests {
     use super::*;
     use crate::{
         config::Overrides,
-        doctor::{Verdict, heartbeats::tests::status},
+        doctor::{Severity, heartbeats::tests::status},
     };
 
     #[test]
     fn says_what_is_examined_and_what_the_manager_has_instead() {
         let file = Path::new("/etc/memlb/memlb.toml");
         let mut status = status(Some(44), "up");
-        assert_eq!(finding(None, None).verdict, Verdict::Ok);
-        assert_eq!(finding(Some(file), Some(&status)).verdict, Verdict::Ok);
+        assert_eq!(finding(None, None).severity, Severity::Ok);
+        assert_eq!(finding(Some(file), Some(&status)).severity, Severity::Ok);
         status.config_file = Some(file.to_owned());
-        assert_eq!(finding(Some(file), Some(&status)).verdict, Verdict::Ok);
+        assert_eq!(finding(Some(file), Some(&status)).severity, Severity::Ok);
         let other = finding(Some(Path::new("/other.toml")), Some(&status));
-        assert_eq!(other.verdict, Verdict::Warning);
+        assert_eq!(other.severity, Severity::Warning);
         let remedy = "memlb doctor --config /etc/memlb/memlb.toml";
         assert_eq!(other.remedy.as_deref(), Some(remedy));
     }

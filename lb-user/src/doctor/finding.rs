@@ -6,7 +6,7 @@ use serde::Serialize;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum Severity {
     Ok,
     /// It works, but perhaps not as meant, or not for long.
     Warning,
@@ -14,7 +14,7 @@ pub enum Verdict {
     Problem,
 }
 
-impl Verdict {
+impl Severity {
     fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -26,7 +26,7 @@ impl Verdict {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    pub verdict: Verdict,
+    pub severity: Severity,
     /// What was looked at: `kernel`, `interface`, `worker`, …
     pub check: &'static str,
     pub found: String,
@@ -38,7 +38,7 @@ pub struct Finding {
 impl Finding {
     pub fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self {
-            verdict: Verdict::Ok,
+            severity: Severity::Ok,
             check,
             found: found.into(),
             remedy: None,
@@ -51,7 +51,7 @@ impl Finding {
         remedy: impl Into<String>,
     ) -> Self {
         Self {
-            verdict: Verdict::Warning,
+            severity: Severity::Warning,
             remedy: Some(remedy.into()),
             ..Self::ok(check, found)
         }
@@ -63,7 +63,7 @@ impl Finding {
         remedy: impl Into<String>,
     ) -> Self {
         Self {
-            verdict: Verdict::Problem,
+            severity: Severity::Problem,
             ..Self::warning(check, found, remedy)
         }
     }
@@ -79,10 +79,10 @@ pub struct Diagnosis {
 
 impl From<Vec<Finding>> for Diagnosis {
     fn from(findings: Vec<Finding>) -> Self {
-        let count = |verdict| findings.iter().filter(|it| it.verdict == verdict).count();
+        let count = |severity| findings.iter().filter(|it| it.severity == severity).count();
         Self {
-            problems: count(Verdict::Problem),
-            warnings: count(Verdict::Warning),
+            problems: count(Severity::Problem),
+            warnings: count(Severity::Warning),
             findings,
         }
     }
@@ -91,13 +91,13 @@ impl From<Vec<Finding>> for Diagnosis {
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Finding {
-            verdict,
+            severity,
             check,
             found,
             remedy,
         } in &self.findings
         {
-            writeln!(f, "{:<7}  {check:<12}  {found}", verdict.name())?;
+            writeln!(f, "{:<7}  {check:<12}  {found}", severity.name())?;
             if let Some(remedy) = remedy {
                 writeln!(f, "{:<7}  {:<12}  => {remedy}", "", "")?;
             }
@@ -133,7 +133,7 @@ mod tests {
              1 problem, 0 warnings\n"
         );
         let json = serde_json::to_value(&diagnosis).unwrap();
-        assert_eq!(json["findings"][1]["verdict"], "problem");
+        assert_eq!(json["findings"][1]["severity"], "problem");
         assert_eq!(json["findings"][1]["remedy"], "ip link set eth1 up");
         assert!(json["findings"][0].get("remedy").is_none());
         assert_eq!(json["problems"], 1);

@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use super::{
     Finding,
-    ruleset::{Packet, Ruleset, Stop},
+    ruleset::{BlockingRule, Packet, Ruleset},
 };
 
 /// A port that must be let in to this host itself. What memlb steers is taken before any firewall.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Needed {
+pub struct RequiredPort {
     pub protocol: &'static str,
     pub port: u16,
     pub is_ipv6: bool,
@@ -29,12 +29,16 @@ pub fn gather() -> Option<Value> {
     output.status.success().then_some(ruleset)
 }
 
-pub fn findings(ruleset: Option<&Value>, needed: &[Needed], interfaces: &[String]) -> Vec<Finding> {
+pub fn findings(
+    ruleset: Option<&Value>,
+    needed: &[RequiredPort],
+    interfaces: &[String],
+) -> Vec<Finding> {
     let Some(ruleset) = ruleset else {
         return Vec::new();
     };
     let rules = Ruleset::new(ruleset);
-    let stopped = |needed: &Needed| {
+    let stopped = |needed: &RequiredPort| {
         let stop = rules.stops(Packet {
             is_ipv6: needed.is_ipv6,
             protocol: needed.protocol,
@@ -52,14 +56,14 @@ pub fn findings(ruleset: Option<&Value>, needed: &[Needed], interfaces: &[String
     }
 }
 
-fn finding(needed: &Needed, stop: &Stop) -> Finding {
-    let Needed {
+fn finding(needed: &RequiredPort, stop: &BlockingRule) -> Finding {
+    let RequiredPort {
         protocol,
         port,
         what,
         ..
     } = needed;
-    let Stop {
+    let BlockingRule {
         family,
         table,
         chain,
@@ -97,7 +101,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     /// As nft 1.0 prints it.
     fn ruleset(policy: &str, dport: Value) -> Value {
@@ -113,8 +117,8 @@ mod tests {
         ]})
     }
 
-    fn heartbeats(is_ipv6: bool) -> Needed {
-        Needed {
+    fn heartbeats(is_ipv6: bool) -> RequiredPort {
+        RequiredPort {
             protocol: "udp",
             port: 9999,
             is_ipv6,
@@ -131,7 +135,7 @@ mod tests {
             found.remove(0)
         };
         let closed = examine(ruleset("drop", json!(22)));
-        assert_eq!(closed.verdict, Verdict::Warning);
+        assert_eq!(closed.severity, Severity::Warning);
         assert!(
             closed.found.contains("no rule lets in udp 9999"),
             "{closed:?}"
@@ -146,16 +150,16 @@ mod tests {
             json!({"set": [22, {"range": [9000, 10_000]}]}),
             json!({"range": [9999, 9999]}),
         ] {
-            assert_eq!(examine(ruleset("drop", open)).verdict, Verdict::Ok);
+            assert_eq!(examine(ruleset("drop", open)).severity, Severity::Ok);
         }
-        assert_eq!(examine(ruleset("accept", json!(22))).verdict, Verdict::Ok);
+        assert_eq!(examine(ruleset("accept", json!(22))).severity, Severity::Ok);
         assert_eq!(findings(None, &needed, &[]), []);
     }
 
     #[test]
     fn names_the_tool_that_wrote_the_rules() {
         let remedy = |family: &str, table: &str, chain: &str| {
-            let stop = Stop {
+            let stop = BlockingRule {
                 family: family.to_owned(),
                 table: table.to_owned(),
                 chain: chain.to_owned(),

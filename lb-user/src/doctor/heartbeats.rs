@@ -284,7 +284,7 @@ pub mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     /// A manager that heard worker1 so long ago.
     pub fn status(age_ms: Option<u64>, health: &str) -> Status {
@@ -357,13 +357,13 @@ pub mod tests {
             ("not_json", "ss -unp"),
         ] {
             let found = examine(None, "unknown", Some((reason, Duration::ZERO)));
-            assert_eq!(found[0].verdict, Verdict::Problem);
+            assert_eq!(found[0].severity, Severity::Problem);
             assert!(found[0].found.contains(reason), "{found:?}");
             assert!(
                 found[0].remedy.as_ref().unwrap().contains(mends),
                 "{found:?}"
             );
-            assert_eq!(found[1].verdict, Verdict::Warning);
+            assert_eq!(found[1].severity, Severity::Warning);
         }
     }
 
@@ -388,21 +388,21 @@ pub mod tests {
         let mut status = status(Some(44), "up");
         status.services[0].backends[0].seen.memory_stale_ms = Some(5_000);
         let found = &examine_status(&status, None)[0];
-        assert_eq!(found.verdict, Verdict::Warning);
+        assert_eq!(found.severity, Severity::Warning);
         assert!(found.found.contains("cannot read its memory"), "{found:?}");
     }
 
     #[test]
     fn tells_why_one_that_has_left_is_not_back() {
         let left = &examine(Some(9_000), "leaving", None)[0];
-        assert_eq!(left.verdict, Verdict::Warning);
+        assert_eq!(left.severity, Severity::Warning);
         let says = "has taken its leave (leaving), and was last heard 9 s ago";
         assert!(left.found.contains(says), "{left:?}");
         let before = &examine(None, "leaving", None)[0];
         let says = "was leaving or drained when this manager started";
         assert!(before.found.contains(says), "{before:?}");
         let refused = &examine(None, "leaving", Some(("unknown_key", Duration::ZERO)))[0];
-        assert_eq!(refused.verdict, Verdict::Problem);
+        assert_eq!(refused.severity, Severity::Problem);
         assert!(
             refused.found.contains("refused (unknown_key)"),
             "{refused:?}"
@@ -412,16 +412,16 @@ pub mod tests {
     #[test]
     fn tells_an_interval_that_is_too_long() {
         for (health, interval, verdict) in [
-            ("leaving", 5_000, Verdict::Problem),
-            ("up", 5_000, Verdict::Problem),
-            ("up", 700, Verdict::Warning),
-            ("up", 500, Verdict::Ok),
+            ("leaving", 5_000, Severity::Problem),
+            ("up", 5_000, Severity::Problem),
+            ("up", 700, Severity::Warning),
+            ("up", 500, Severity::Ok),
         ] {
             let mut status = status(Some(1_200), health);
             status.services[0].backends[0].seen.interval_ms = Some(interval);
             let found = &examine_status(&status, None)[0];
-            assert_eq!(found.verdict, verdict, "{found:?}");
-            if verdict == Verdict::Problem {
+            assert_eq!(found.severity, verdict, "{found:?}");
+            if verdict == Severity::Problem {
                 let says = "a heartbeat only every 5000 ms, and counts as down after 1500 ms";
                 assert!(found.found.contains(says), "{found:?}");
                 let remedy = found.remedy.as_deref().unwrap();
@@ -436,7 +436,7 @@ pub mod tests {
         let hold = json!({"value": "maintenance", "by": "root", "at_ms": 1});
         status.services[0].backends[0].seen.hold = serde_json::from_value(hold).unwrap();
         let found = &examine_status(&status, None)[0];
-        assert_eq!(found.verdict, Verdict::Warning);
+        assert_eq!(found.severity, Severity::Warning);
         assert!(
             found.found.contains("worker1 is in maintenance"),
             "{found:?}"
@@ -445,7 +445,7 @@ pub mod tests {
         elsewhere.backends[0].seen.hold = None;
         status.services.push(elsewhere);
         let found = &examine_status(&status, None)[0];
-        assert_eq!(found.verdict, Verdict::Problem);
+        assert_eq!(found.severity, Severity::Problem);
     }
 
     #[test]
@@ -456,7 +456,7 @@ pub mod tests {
         seen.pause = serde_json::from_value(pause).unwrap();
         seen.pause_left_ms = Some(21_000);
         let found = &examine_status(&status, None)[0];
-        assert_eq!(found.verdict, Verdict::Warning);
+        assert_eq!(found.severity, Severity::Warning);
         assert!(found.found.contains("worker1 is paused"), "{found:?}");
         assert!(may_be_silent(&status, "worker1") && !may_be_silent(&status, "worker2"));
     }
@@ -466,7 +466,7 @@ pub mod tests {
         for refused in [None, Some(("not_fresh", Duration::ZERO))] {
             let found = examine(Some(9_000), "down", refused);
             assert_eq!(found.len(), 1, "{found:?}");
-            assert_eq!(found[0].verdict, Verdict::Problem);
+            assert_eq!(found[0].severity, Severity::Problem);
             assert!(
                 found[0]
                     .found

@@ -181,7 +181,7 @@ fn mtu(facts: &Facts<'_>) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     fn link() -> Link {
         Link {
@@ -267,8 +267,8 @@ mod tests {
         ];
         for (link, says, remedy) in cases {
             let findings = of_first(Attach::Auto, link);
-            let worst = findings.iter().max_by_key(|it| it.verdict).unwrap();
-            assert_eq!(worst.verdict, Verdict::Problem);
+            let worst = findings.iter().max_by_key(|it| it.severity).unwrap();
+            assert_eq!(worst.severity, Severity::Problem);
             assert!(worst.found.contains(says), "{worst:?}");
             assert!(worst.remedy.as_ref().unwrap().contains(remedy), "{worst:?}");
         }
@@ -288,22 +288,22 @@ mod tests {
             (
                 Attach::Auto,
                 &veth,
-                Verdict::Ok,
+                Severity::Ok,
                 "tc (a virtual interface (veth)",
             ),
-            (Attach::Xdp, &veth, Verdict::Warning, "GRO on"),
-            (Attach::Tc, &nic, Verdict::Ok, "is configured"),
+            (Attach::Xdp, &veth, Severity::Warning, "GRO on"),
+            (Attach::Tc, &nic, Severity::Ok, "is configured"),
             (
                 Attach::Auto,
                 &nic,
-                Verdict::Ok,
+                Severity::Ok,
                 "native XDP if its driver (ixgbe) can, tc",
             ),
-            (Attach::Xdp, &nic, Verdict::Ok, "does not start"),
+            (Attach::Xdp, &nic, Severity::Ok, "does not start"),
         ];
         for (attach, link, verdict, says) in cases {
             let way = &of_first(attach, link.clone())[1];
-            assert_eq!(way.verdict, verdict);
+            assert_eq!(way.severity, verdict);
             assert!(way.found.contains(says), "{way:?}");
         }
     }
@@ -322,10 +322,10 @@ mod tests {
             ..link()
         };
         let findings = examine(Attach::Xdp, &[("eth1", veth)], &[attached("xdp")]);
-        assert_eq!(findings[1].verdict, Verdict::Warning);
+        assert_eq!(findings[1].severity, Severity::Warning);
         assert!(findings[1].found.contains("drops what XDP sends"));
         let findings = examine(Attach::Tc, &[("eth1", link())], &[attached("none")]);
-        assert_eq!(findings[1].verdict, Verdict::Problem);
+        assert_eq!(findings[1].severity, Severity::Problem);
     }
 
     #[test]
@@ -336,9 +336,9 @@ mod tests {
         };
         let findings = examine(Attach::Tc, &[("eth1", link()), ("eth2", jumbo)], &[]);
         let last = findings.last().unwrap();
-        assert_eq!((last.check, last.verdict), ("mtu", Verdict::Warning));
+        assert_eq!((last.check, last.severity), ("mtu", Severity::Warning));
         assert_eq!(last.remedy.as_deref(), Some("ip link set eth2 mtu 1500"));
         let alike = examine(Attach::Tc, &[("eth1", link()), ("eth2", link())], &[]);
-        assert!(alike.iter().all(|it| it.verdict == Verdict::Ok));
+        assert!(alike.iter().all(|it| it.severity == Severity::Ok));
     }
 }

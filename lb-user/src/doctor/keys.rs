@@ -10,18 +10,18 @@ use std::{
 use super::Finding;
 use crate::{
     heartbeat::Authentication,
-    keys::{TAKE_UP, Twice, read_keys},
+    keys::{DuplicateKey, TAKE_UP, read_keys},
 };
 
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub authentication: Authentication,
     pub path: PathBuf,
-    pub keys: Keys,
+    pub keys: KeyState,
 }
 
 #[derive(Debug, Clone)]
-pub enum Keys {
+pub enum KeyState {
     Read {
         count: usize,
         /// Workers of the configuration that have none.
@@ -31,19 +31,19 @@ pub enum Keys {
     },
     Bad {
         why: String,
-        mend: String,
+        remedy: String,
     },
 }
 
 pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&str>) -> Facts {
     let keys = match authentication {
-        Authentication::Off => Keys::Read {
+        Authentication::Off => KeyState::Read {
             count: 0,
             without: BTreeSet::new(),
             others: None,
         },
         _ => match read_keys(path) {
-            Ok(keys) => Keys::Read {
+            Ok(keys) => KeyState::Read {
                 count: keys.len(),
                 without: workers
                     .iter()
@@ -52,9 +52,9 @@ pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&s
                     .collect(),
                 others: keys.warning(path),
             },
-            Err(error) => Keys::Bad {
+            Err(error) => KeyState::Bad {
                 why: format!("{error:#}"),
-                mend: mend(path, &error),
+                remedy: remedy_for(path, &error),
             },
         },
     };
@@ -80,7 +80,7 @@ pub fn open_to_others(path: &Path) -> Vec<PathBuf> {
 
 pub fn findings(facts: &Facts) -> Vec<Finding> {
     let others = match &facts.keys {
-        Keys::Read {
+        KeyState::Read {
             others: Some(found),
             ..
         } => Some(Finding::warning(
@@ -110,17 +110,17 @@ fn finding(facts: &Facts) -> Finding {
             "keep the port to a trusted network; or memlb keygen --name WORKER for each, and \
              --set heartbeats.authentication=permissive",
         ),
-        (_, Keys::Bad { why, mend }) => Finding::problem("keys", why.clone(), mend.clone()),
-        (_, Keys::Read { count: 0, .. }) => Finding::problem(
+        (_, KeyState::Bad { why, remedy }) => Finding::problem("keys", why.clone(), remedy.clone()),
+        (_, KeyState::Read { count: 0, .. }) => Finding::problem(
             "keys",
             format!("there is no key at {at}"),
             format!("memlb keygen --name WORKER --output {at}/WORKER.key"),
         ),
-        (_, Keys::Read { count, without, .. }) if without.is_empty() => Finding::ok(
+        (_, KeyState::Read { count, without, .. }) if without.is_empty() => Finding::ok(
             "keys",
             format!("{count} keys at {at}, one or more for every worker"),
         ),
-        (_, Keys::Read { without, .. }) => {
+        (_, KeyState::Read { without, .. }) => {
             let names: Vec<&str> = without.iter().map(String::as_str).collect();
             let made: Vec<String> = names
                 .iter()
@@ -137,14 +137,14 @@ fn finding(facts: &Facts) -> Finding {
 }
 
 /// The command that mends a key file or a directory of them, given what reading them said.
-pub fn mend(path: &Path, error: &anyhow::Error) -> String {
+pub fn remedy_for(path: &Path, error: &anyhow::Error) -> String {
     let at = path.display();
     if !path.exists() {
         return format!(
             "install -d -m 700 {at}; memlb keygen --name WORKER --output {at}/WORKER.key"
         );
     }
-    if let Some(twice) = error.downcast_ref::<Twice>() {
+    if let Some(twice) = error.downcast_ref::<DuplicateKey>() {
         return apart(twice);
     }
     let open = open_to_others(path);
@@ -161,7 +161,7 @@ pub fn mend(path: &Path, error: &anyhow::Error) -> String {
     }
 }
 
-fn apart(Twice { first, second, .. }: &Twice) -> String {
+fn apart(DuplicateKey { first, second, .. }: &DuplicateKey) -> String {
     let file = |place: &str| match place.rsplit_once(", line ") {
         Some((file, _)) => file.to_owned(),
         None => place.to_owned(),
@@ -190,7 +190,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::{doctor::Verdict, keys::write_new};
+    use crate::{doctor::Severity, keys::write_new};
 
     fn examine(authentication: Authentication, path: &Path, workers: &[&str]) -> Finding {
         let workers = workers.iter().copied().collect();
@@ -208,9 +208,9 @@ mod tests {
         assert!(none.found.contains("there is no key at"), "{none:?}");
 
         write_new(&file, "worker1").unwrap();
-        assert_eq!(examine(enforce, keys, &["worker1"]).verdict, Verdict::Ok);
+        assert_eq!(examine(enforce, keys, &["worker1"]).severity, Severity::Ok);
         let without = examine(enforce, keys, &["worker1", "worker2"]);
-        assert_eq!(without.verdict, Verdict::Problem);
+        assert_eq!(without.severity, Severity::Problem);
         assert!(
             without
                 .remedy
@@ -218,11 +218,11 @@ mod tests {
                 .contains("memlb keygen --name worker2 --output")
         );
         let permissive = examine(Authentication::Permissive, keys, &["worker2"]);
-        assert_eq!(permissive.verdict, Verdict::Warning);
+        assert_eq!(permissive.severity, Severity::Warning);
 
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         let open = examine(enforce, keys, &["worker1"]);
-        assert_eq!(open.verdict, Verdict::Problem);
+        assert_eq!(open.severity, Severity::Problem);
         let chmod = format!("chmod 600 {} ", file.display());
         assert!(
             open.remedy.as_ref().unwrap().starts_with(&chmod),
@@ -246,8 +246,8 @@ mod tests {
         let absent = examine(enforce, &keys.join("absent"), &["worker1"]);
         assert!(absent.remedy.unwrap().starts_with("install -d -m 700"));
         assert_eq!(
-            examine(Authentication::Off, keys, &[]).verdict,
-            Verdict::Warning
+            examine(Authentication::Off, keys, &[]).severity,
+            Severity::Warning
         );
     }
 }

@@ -141,7 +141,7 @@ pub fn clock(before: Clocks, after: Clocks) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     fn good() -> Facts {
         Facts {
@@ -155,12 +155,12 @@ mod tests {
 
     fn worst(facts: &Facts) -> Finding {
         let findings = findings(facts);
-        findings.into_iter().max_by_key(|it| it.verdict).unwrap()
+        findings.into_iter().max_by_key(|it| it.severity).unwrap()
     }
 
     #[test]
     fn says_what_kernel_and_user_lack() {
-        assert_eq!(worst(&good()).verdict, Verdict::Ok);
+        assert_eq!(worst(&good()).severity, Severity::Ok);
         let old = Facts {
             release: "5.10.0-30".to_owned(),
             shortcoming: Some(Some("5.10.0-30 is too old".to_owned())),
@@ -197,14 +197,14 @@ mod tests {
             steady: before.steady + Duration::from_millis(steady),
             wall: before.wall + Duration::from_millis(wall),
         };
-        assert_eq!(clock(before, after(500, 510)).verdict, Verdict::Ok);
+        assert_eq!(clock(before, after(500, 510)).severity, Severity::Ok);
         let jumped = clock(before, after(500, 3_600_000));
-        assert_eq!(jumped.verdict, Verdict::Warning);
+        assert_eq!(jumped.severity, Severity::Warning);
         let back = Clocks {
             wall: before.wall - Duration::from_secs(1),
             ..after(500, 0)
         };
-        assert_eq!(clock(before, back).verdict, Verdict::Warning);
+        assert_eq!(clock(before, back).severity, Severity::Warning);
         let unset = Clocks {
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(9),
             ..before

@@ -21,7 +21,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub control_socket: PathBuf,
-    pub answer: Answer,
+    pub answer: ControlReply,
     /// Who has the control socket.
     pub pid: Option<i32>,
     pub heartbeat_listen: SocketAddr,
@@ -34,7 +34,7 @@ pub struct Facts {
 
 /// What came back from the control socket.
 #[derive(Debug, Clone)]
-pub enum Answer {
+pub enum ControlReply {
     Status(Box<Status>),
     /// Somebody has it, but gives no answer that is understood.
     Confused(String),
@@ -45,7 +45,7 @@ pub enum Answer {
 impl Facts {
     pub fn status(&self) -> Option<&Status> {
         match &self.answer {
-            Answer::Status(status) => Some(status),
+            ControlReply::Status(status) => Some(status),
             _ => None,
         }
     }
@@ -67,20 +67,20 @@ pub async fn gather(manager: &config::Manager) -> Facts {
     }
 }
 
-async fn ask(control_socket: &Path) -> (Answer, Option<i32>) {
+async fn ask(control_socket: &Path) -> (ControlReply, Option<i32>) {
     let stream = match UnixStream::connect(control_socket).await {
         Ok(stream) => stream,
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            return (Answer::Forbidden, None);
+            return (ControlReply::Forbidden, None);
         }
-        Err(_) => return (Answer::Nobody, None),
+        Err(_) => return (ControlReply::Nobody, None),
     };
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     drop(stream);
     let asker = ControlClient::new(control_socket.to_owned());
     let answer = match asker.request(&Request::Status).await {
-        Ok(status) => Answer::Status(status),
-        Err(error) => Answer::Confused(error.to_string()),
+        Ok(status) => ControlReply::Status(status),
+        Err(error) => ControlReply::Confused(error.to_string()),
     };
     (answer, pid)
 }
@@ -121,7 +121,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
 fn manager(facts: &Facts) -> Option<Finding> {
     let socket = facts.control_socket.display();
     Some(match &facts.answer {
-        Answer::Status(status) => Finding::ok(
+        ControlReply::Status(status) => Finding::ok(
             "manager",
             format!(
                 "memlb {} runs{}, up {}",
@@ -132,17 +132,17 @@ fn manager(facts: &Facts) -> Option<Finding> {
                 humantime::format_duration(std::time::Duration::from_secs(status.uptime_ms / 1000))
             ),
         ),
-        Answer::Confused(why) => Finding::problem(
+        ControlReply::Confused(why) => Finding::problem(
             "manager",
             format!("who has {socket} does not answer as this memlb would: {why}"),
             "memlb --version; systemctl restart memlb-manager",
         ),
-        Answer::Forbidden => Finding::problem(
+        ControlReply::Forbidden => Finding::problem(
             "manager",
             format!("this user may not ask at {socket}"),
             "sudo memlb doctor",
         ),
-        Answer::Nobody => match facts.managers.first() {
+        ControlReply::Nobody => match facts.managers.first() {
             Some(other) => Finding::problem(
                 "manager",
                 format!("{other} is a manager, but not with the control socket {socket}"),
@@ -162,7 +162,7 @@ fn manager(facts: &Facts) -> Option<Finding> {
 
 fn receiving(facts: &Facts) -> Option<Finding> {
     let listen = facts.heartbeat_listen;
-    let is_running = matches!(facts.answer, Answer::Status(..));
+    let is_running = matches!(facts.answer, ControlReply::Status(..));
     Some(match &facts.receiver {
         Receiver::Nobody if is_running => Finding::problem(
             "heartbeats",
@@ -195,7 +195,7 @@ fn receiving(facts: &Facts) -> Option<Finding> {
         Receiver::Unknown if is_running && facts.pid.is_none() => {
             Finding::ok("heartbeats", format!("somebody receives at UDP {listen}"))
         }
-        Receiver::Unknown if matches!(facts.answer, Answer::Forbidden) => Finding::warning(
+        Receiver::Unknown if matches!(facts.answer, ControlReply::Forbidden) => Finding::warning(
             "heartbeats",
             format!("who receives at UDP {listen} is not told to this user"),
             "sudo memlb doctor",
@@ -211,7 +211,7 @@ fn receiving(facts: &Facts) -> Option<Finding> {
 /// Without its port for the web page, no manager starts.
 fn serving(facts: &Facts) -> Option<Finding> {
     let (listen, receiver) = facts.http.as_ref()?;
-    let is_running = matches!(facts.answer, Answer::Status(..));
+    let is_running = matches!(facts.answer, ControlReply::Status(..));
     Some(match receiver {
         Receiver::Nobody if is_running => Finding::warning(
             "http",
@@ -241,7 +241,7 @@ fn serving(facts: &Facts) -> Option<Finding> {
         Receiver::Unknown if is_running && facts.pid.is_none() => {
             Finding::ok("http", format!("somebody serves at TCP {listen}"))
         }
-        Receiver::Unknown if matches!(facts.answer, Answer::Forbidden) => Finding::warning(
+        Receiver::Unknown if matches!(facts.answer, ControlReply::Forbidden) => Finding::warning(
             "http",
             format!("who serves at TCP {listen} is not told to this user"),
             "sudo memlb doctor",
@@ -262,8 +262,8 @@ fn alone(facts: &Facts) -> Option<Finding> {
         .filter(|it| Some(it.pid) != facts.pid)
         .collect();
     let second = match (&facts.answer, others.as_slice()) {
-        (Answer::Nobody, [_, second, ..]) => second,
-        (Answer::Nobody, _) | (_, []) => return None,
+        (ControlReply::Nobody, [_, second, ..]) => second,
+        (ControlReply::Nobody, _) | (_, []) => return None,
         (_, [second, ..]) => second,
     };
     Some(Finding::problem(
@@ -281,7 +281,7 @@ fn alone(facts: &Facts) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{doctor::Verdict, status::Heartbeats};
+    use crate::{doctor::Severity, status::Heartbeats};
 
     fn memlb(pid: i32) -> Holder {
         Holder {
@@ -305,7 +305,7 @@ mod tests {
         };
         Facts {
             control_socket: "/run/memlb/manager.sock".into(),
-            answer: Answer::Status(Box::new(status)),
+            answer: ControlReply::Status(Box::new(status)),
             pid: Some(7),
             heartbeat_listen: ([0, 0, 0, 0], 9999).into(),
             receiver,
@@ -316,7 +316,7 @@ mod tests {
 
     fn absent(receiver: Receiver, managers: &[i32]) -> Facts {
         Facts {
-            answer: Answer::Nobody,
+            answer: ControlReply::Nobody,
             pid: None,
             ..running(receiver, managers)
         }
@@ -324,7 +324,7 @@ mod tests {
 
     fn problems(facts: &Facts) -> Vec<Finding> {
         let mut findings = findings(facts);
-        findings.retain(|it| it.verdict == Verdict::Problem);
+        findings.retain(|it| it.severity == Severity::Problem);
         findings
     }
 

@@ -36,7 +36,7 @@ use lb_core::{Mode, Protocol};
 
 pub use agent::Worker;
 pub use configuration::config_file;
-pub use finding::{Diagnosis, Finding, Verdict};
+pub use finding::{Diagnosis, Finding, Severity};
 
 use crate::{
     config::{Config, PortRange},
@@ -83,10 +83,10 @@ pub async fn examine_manager(
         &heartbeats.keys,
         &names,
     )));
-    findings.extend(storage::findings(&written(config)));
+    findings.extend(storage::findings(&written_files(config)));
     findings.extend(firewall::findings(
         firewall::gather().as_ref(),
-        &let_in(config),
+        &required_ports(config),
         &config.manager.interfaces,
     ));
     findings.push(machine::clock(clocks, Clocks::now()));
@@ -133,7 +133,7 @@ async fn network(
         })
         .collect();
     let routes = routes(config).await?;
-    let attempts = probe::connect(tried(&host, &services, &workers, &routes)).await;
+    let attempts = probe::connect(probe_targets(&host, &services, &workers, &routes)).await;
     // After the attempts, which have resolved them.
     let neighbours = host::neighbours().await?;
 
@@ -206,7 +206,7 @@ async fn routes(config: &Config) -> Result<BTreeMap<IpAddr, Option<Route>>> {
 }
 
 /// Where a TCP connection is worth a try: servers on this host, and workers that there is a way to.
-fn tried(
+fn probe_targets(
     host: &Host,
     services: &[services::Service],
     workers: &BTreeSet<workers::Worker>,
@@ -221,7 +221,7 @@ fn tried(
     here.chain(reachable).collect()
 }
 
-fn written(config: &Config) -> Vec<storage::Facts> {
+fn written_files(config: &Config) -> Vec<storage::Facts> {
     let manager = &config.manager;
     let event_log = manager.event_log.as_deref();
     let files = [
@@ -240,13 +240,13 @@ fn written(config: &Config) -> Vec<storage::Facts> {
 }
 
 /// What a firewall on this host must not drop.
-fn let_in(config: &Config) -> Vec<firewall::Needed> {
+fn required_ports(config: &Config) -> Vec<firewall::RequiredPort> {
     let families: BTreeSet<bool> = config
         .services
         .iter()
         .map(|it| it.address.is_ipv6())
         .collect();
-    let heartbeats = families.into_iter().map(|is_ipv6| firewall::Needed {
+    let heartbeats = families.into_iter().map(|is_ipv6| firewall::RequiredPort {
         protocol: "udp",
         port: config.manager.heartbeat_listen.port(),
         is_ipv6,
@@ -258,7 +258,7 @@ fn let_in(config: &Config) -> Vec<firewall::Needed> {
             Protocol::Tcp => ("tcp", "no RST reaches them"),
             Protocol::Udp => ("udp", "no port unreachable reaches them"),
         };
-        let needed = |port, what| firewall::Needed {
+        let needed = |port, what| firewall::RequiredPort {
             protocol,
             port,
             is_ipv6: service.address.is_ipv6(),

@@ -32,7 +32,7 @@ fn finding(source: IpAddr, addresses: &Addresses, interface: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     #[test]
     fn an_address_that_the_machine_lacks_is_a_problem() {
@@ -43,13 +43,13 @@ mod tests {
         ];
         let own = Addresses(vec![(sources[0], "eth1".to_owned())]);
         let found = findings(&sources, &own, "eth2");
-        assert_eq!(found[0].verdict, Verdict::Ok);
+        assert_eq!(found[0].severity, Severity::Ok);
         assert_eq!(found[0].found, "10.0.0.1 is on eth1");
         for (finding, remedy) in [
             (&found[1], "ip address add 10.0.0.2/32 dev eth2 "),
             (&found[2], "ip address add fd00::1/128 dev eth2 "),
         ] {
-            assert_eq!(finding.verdict, Verdict::Problem);
+            assert_eq!(finding.severity, Severity::Problem);
             let given = finding.remedy.as_deref().unwrap_or_default();
             assert!(given.starts_with(remedy), "{given}");
         }

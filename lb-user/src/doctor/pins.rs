@@ -23,8 +23,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub pin_path: PathBuf,
-    pub place: Place,
-    pub pinned: Pinned,
+    pub directory: PinDirectory,
+    pub pinned: PinState,
     /// The manager that holds the pins.
     pub holder: Option<Holder>,
     /// What is attached from elsewhere.
@@ -33,7 +33,7 @@ pub struct Facts {
 
 /// Where the pins are, or would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum PinDirectory {
     Fit,
     /// Not mounted at its usual place, where a manager mounts it by itself if it may.
     Unmounted {
@@ -47,7 +47,7 @@ pub enum Place {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Pinned {
+pub enum PinState {
     Nothing,
     Ours,
     /// This user may not look.
@@ -60,14 +60,14 @@ pub enum Pinned {
 
 /// `asked` is the manager that answers here, whatever its pins.
 pub fn gather(pin_path: &Path, privileges: u64, asked: Option<i32>) -> Facts {
-    let place = place(pin_path, kernel::may_mount(privileges));
-    let pinned = match place {
-        Place::Fit | Place::ReadOnly | Place::Forbidden => pinned(pin_path),
-        Place::Unmounted { .. } | Place::Unfit(_) => Pinned::Nothing,
+    let directory = directory(pin_path, kernel::may_mount(privileges));
+    let pinned = match directory {
+        PinDirectory::Fit | PinDirectory::ReadOnly | PinDirectory::Forbidden => pin_state(pin_path),
+        PinDirectory::Unmounted { .. } | PinDirectory::Unfit(_) => PinState::Nothing,
     };
     Facts {
         pin_path: pin_path.to_owned(),
-        place,
+        directory,
         pinned,
         holder: bpffs::locked_by(pin_path).and_then(holder),
         others: foreign_programs(pin_path)
@@ -80,37 +80,37 @@ pub fn gather(pin_path: &Path, privileges: u64, asked: Option<i32>) -> Facts {
     }
 }
 
-fn place(pin_path: &Path, may_mount: bool) -> Place {
+fn directory(pin_path: &Path, may_mount: bool) -> PinDirectory {
     let usual = Path::new(USUAL_MOUNT);
     if pin_path.starts_with(usual) && !bpffs::is_bpffs(usual).unwrap_or(false) {
-        return Place::Unmounted { may_mount };
+        return PinDirectory::Unmounted { may_mount };
     }
     if let Err(error) = bpffs::check(pin_path) {
-        return Place::Unfit(format!("{error:#}"));
+        return PinDirectory::Unfit(format!("{error:#}"));
     }
     let existing = pin_path.ancestors().find(|path| path.exists());
     match access(existing.unwrap_or(pin_path), AccessFlags::W_OK) {
-        Ok(()) => Place::Fit,
-        Err(Errno::EROFS) => Place::ReadOnly,
-        Err(_) => Place::Forbidden,
+        Ok(()) => PinDirectory::Fit,
+        Err(Errno::EROFS) => PinDirectory::ReadOnly,
+        Err(_) => PinDirectory::Forbidden,
     }
 }
 
-fn pinned(pin_path: &Path) -> Pinned {
+fn pin_state(pin_path: &Path) -> PinState {
     match fs::read_dir(pin_path).map(|mut entries| entries.next().is_none()) {
         Ok(false) => {}
-        Ok(true) => return Pinned::Nothing,
+        Ok(true) => return PinState::Nothing,
         Err(error) => match error.kind() {
-            io::ErrorKind::NotFound => return Pinned::Nothing,
-            io::ErrorKind::PermissionDenied => return Pinned::Hidden,
+            io::ErrorKind::NotFound => return PinState::Nothing,
+            io::ErrorKind::PermissionDenied => return PinState::Hidden,
             _ => {}
         },
     }
     match adopt::read(pin_path) {
-        Ok(_) => Pinned::Ours,
+        Ok(_) => PinState::Ours,
         Err(error) => match error.downcast::<LayoutError>() {
-            Ok(LayoutError { found, .. }) => Pinned::OtherLayout(found),
-            Err(error) => Pinned::Unreadable(format!("{error:#}")),
+            Ok(LayoutError { found, .. }) => PinState::OtherLayout(found),
+            Err(error) => PinState::Unreadable(format!("{error:#}")),
         },
     }
 }
@@ -118,18 +118,20 @@ fn pinned(pin_path: &Path) -> Pinned {
 pub fn findings(facts: &Facts) -> Vec<Finding> {
     let others = facts.others.iter();
     let others = others.map(|it| Finding::problem("pins", it.to_string(), it.remedy()));
-    [bpffs_of(facts), pins(facts)]
+    [bpffs(facts), pins(facts)]
         .into_iter()
         .chain(others)
         .collect()
 }
 
-fn bpffs_of(facts: &Facts) -> Finding {
+fn bpffs(facts: &Facts) -> Finding {
     let path = facts.pin_path.display();
     let mount = format!("mount -t bpf bpf {USUAL_MOUNT}");
-    match &facts.place {
-        Place::Fit => Finding::ok("bpffs", format!("{path} is in a BPF file system, writable")),
-        Place::Unmounted { may_mount: true } => Finding::warning(
+    match &facts.directory {
+        PinDirectory::Fit => {
+            Finding::ok("bpffs", format!("{path} is in a BPF file system, writable"))
+        }
+        PinDirectory::Unmounted { may_mount: true } => Finding::warning(
             "bpffs",
             format!(
                 "no BPF file system is mounted at {USUAL_MOUNT}: a manager run as root mounts it at \
@@ -137,24 +139,24 @@ fn bpffs_of(facts: &Facts) -> Finding {
             ),
             mount,
         ),
-        Place::Unmounted { may_mount: false } => Finding::problem(
+        PinDirectory::Unmounted { may_mount: false } => Finding::problem(
             "bpffs",
             format!(
                 "no BPF file system is mounted at {USUAL_MOUNT}, and this user may not mount it"
             ),
             mount,
         ),
-        Place::ReadOnly => Finding::problem(
+        PinDirectory::ReadOnly => Finding::problem(
             "bpffs",
             format!("{path} cannot be written: its file system is read-only"),
             format!("mount -o remount,rw {USUAL_MOUNT}"),
         ),
-        Place::Forbidden => Finding::problem(
+        PinDirectory::Forbidden => Finding::problem(
             "bpffs",
             format!("{path} cannot be written by this user"),
             "sudo memlb doctor",
         ),
-        Place::Unfit(why) => Finding::problem(
+        PinDirectory::Unfit(why) => Finding::problem(
             "bpffs",
             why.clone(),
             format!("memlb manager --pin-path {USUAL_MOUNT}/memlb"),
@@ -166,14 +168,16 @@ fn pins(facts: &Facts) -> Finding {
     let path = facts.pin_path.display();
     let unload = format!("memlb unload --pin-path {path}");
     match (&facts.pinned, &facts.holder) {
-        (Pinned::Nothing, _) => Finding::ok("pins", format!("nothing is pinned at {path} yet")),
-        (Pinned::Hidden, _) => Finding::warning(
+        (PinState::Nothing, _) => Finding::ok("pins", format!("nothing is pinned at {path} yet")),
+        (PinState::Hidden, _) => Finding::warning(
             "pins",
             format!("this user may not look at what is pinned at {path}"),
             "sudo memlb doctor",
         ),
-        (Pinned::Ours, Some(holder)) => Finding::ok("pins", format!("{path} is held by {holder}")),
-        (Pinned::Ours, None) => Finding::warning(
+        (PinState::Ours, Some(holder)) => {
+            Finding::ok("pins", format!("{path} is held by {holder}"))
+        }
+        (PinState::Ours, None) => Finding::warning(
             "pins",
             format!(
                 "{path} is left of a manager that no longer runs: it goes on steering with its last \
@@ -183,7 +187,7 @@ fn pins(facts: &Facts) -> Finding {
                 "start the manager, which takes over (memlb manager); or take it out, which ends open connections: {unload}"
             ),
         ),
-        (Pinned::OtherLayout(found), _) => Finding::problem(
+        (PinState::OtherLayout(found), _) => Finding::problem(
             "pins",
             format!(
                 "what is pinned at {path} has {found}, and this memlb has layout {}: no manager of this version \
@@ -192,7 +196,7 @@ fn pins(facts: &Facts) -> Finding {
             ),
             format!("{unload}    (open connections end)"),
         ),
-        (Pinned::Unreadable(why), _) => Finding::problem(
+        (PinState::Unreadable(why), _) => Finding::problem(
             "pins",
             format!("what is pinned at {path} cannot be looked at: {why}"),
             format!("sudo memlb doctor; if it is damaged: {unload}"),
@@ -203,12 +207,12 @@ fn pins(facts: &Facts) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
-    fn facts(place: Place, pinned: Pinned) -> Facts {
+    fn facts(directory: PinDirectory, pinned: PinState) -> Facts {
         Facts {
             pin_path: "/sys/fs/bpf/memlb".into(),
-            place,
+            directory,
             pinned,
             holder: None,
             others: Vec::new(),
@@ -218,28 +222,32 @@ mod tests {
     #[test]
     fn tells_where_pins_cannot_be() {
         let cases = [
-            (Place::Fit, Verdict::Ok, ""),
+            (PinDirectory::Fit, Severity::Ok, ""),
             (
-                Place::Unmounted { may_mount: true },
-                Verdict::Warning,
+                PinDirectory::Unmounted { may_mount: true },
+                Severity::Warning,
                 "mount -t bpf bpf /sys/fs/bpf",
             ),
             (
-                Place::Unmounted { may_mount: false },
-                Verdict::Problem,
+                PinDirectory::Unmounted { may_mount: false },
+                Severity::Problem,
                 "mount -t bpf bpf /sys/fs/bpf",
             ),
-            (Place::ReadOnly, Verdict::Problem, "remount,rw"),
-            (Place::Forbidden, Verdict::Problem, "sudo memlb doctor"),
+            (PinDirectory::ReadOnly, Severity::Problem, "remount,rw"),
             (
-                Place::Unfit("no".to_owned()),
-                Verdict::Problem,
+                PinDirectory::Forbidden,
+                Severity::Problem,
+                "sudo memlb doctor",
+            ),
+            (
+                PinDirectory::Unfit("no".to_owned()),
+                Severity::Problem,
                 "--pin-path /sys/fs/bpf/memlb",
             ),
         ];
-        for (place, verdict, remedy) in cases {
-            let found = &findings(&facts(place, Pinned::Nothing))[0];
-            assert_eq!(found.verdict, verdict, "{found:?}");
+        for (directory, verdict, remedy) in cases {
+            let found = &findings(&facts(directory, PinState::Nothing))[0];
+            assert_eq!(found.severity, verdict, "{found:?}");
             assert!(found.remedy.clone().unwrap_or_default().contains(remedy));
         }
     }
@@ -253,32 +261,32 @@ mod tests {
         };
         let facts = Facts {
             others: vec![left],
-            ..facts(Place::Fit, Pinned::Ours)
+            ..facts(PinDirectory::Fit, PinState::Ours)
         };
         let found = &findings(&facts)[2];
-        assert_eq!(found.verdict, Verdict::Problem);
+        assert_eq!(found.severity, Severity::Problem);
         let remedy = "memlb unload --pin-path /sys/fs/bpf/memlb2";
         assert_eq!(found.remedy.as_deref(), Some(remedy));
     }
 
     #[test]
     fn tells_whose_the_pins_are() {
-        let left = &findings(&facts(Place::Fit, Pinned::Ours))[1];
-        assert_eq!(left.verdict, Verdict::Warning);
+        let left = &findings(&facts(PinDirectory::Fit, PinState::Ours))[1];
+        assert_eq!(left.severity, Severity::Warning);
         assert!(left.found.contains("no longer runs"));
         let held = Facts {
             holder: Some(Holder {
                 pid: 7,
                 program: "memlb".to_owned(),
             }),
-            ..facts(Place::Fit, Pinned::Ours)
+            ..facts(PinDirectory::Fit, PinState::Ours)
         };
-        assert_eq!(findings(&held)[1].verdict, Verdict::Ok);
+        assert_eq!(findings(&held)[1].severity, Severity::Ok);
         let old = &findings(&facts(
-            Place::Fit,
-            Pinned::OtherLayout("layout 3".to_owned()),
+            PinDirectory::Fit,
+            PinState::OtherLayout("layout 3".to_owned()),
         ))[1];
-        assert_eq!(old.verdict, Verdict::Problem);
+        assert_eq!(old.severity, Severity::Problem);
         let remedy = old.remedy.as_deref().unwrap();
         assert!(remedy.starts_with("memlb unload --pin-path /sys/fs/bpf/memlb"));
     }

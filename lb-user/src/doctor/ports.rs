@@ -81,7 +81,7 @@ fn taken(facts: &Facts<'_>) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     fn examine(nat: (u16, u16), kernel: (u16, u16), sockets: &[Socket]) -> Vec<Finding> {
         let range = |(first, last)| PortRange { first, last };
@@ -98,9 +98,9 @@ mod tests {
         let usual = (32_768, 60_999);
         let fine = examine((4096, 32_767), usual, &[]);
         assert_eq!(fine.len(), 1);
-        assert_eq!(fine[0].verdict, Verdict::Ok);
+        assert_eq!(fine[0].severity, Severity::Ok);
         let wide = &examine((4096, 32_767), (1024, 60_999), &[])[0];
-        assert_eq!(wide.verdict, Verdict::Problem);
+        assert_eq!(wide.severity, Severity::Problem);
         assert_eq!(
             wide.remedy.as_deref(),
             Some("sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"")
@@ -127,7 +127,7 @@ mod tests {
             socket(5001, "192.168.56.10:40000", false),
         ];
         let found = examine((4096, 32_767), (32_768, 60_999), &sockets);
-        assert_eq!(found[1].verdict, Verdict::Problem);
+        assert_eq!(found[1].severity, Severity::Problem);
         assert!(
             found[1].remedy.as_ref().unwrap().contains("sport = :5000"),
             "{found:?}"

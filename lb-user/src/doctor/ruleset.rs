@@ -18,7 +18,7 @@ pub struct Packet<'a> {
 
 /// The chain that stops a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stop {
+pub struct BlockingRule {
     pub family: String,
     pub table: String,
     pub chain: String,
@@ -33,9 +33,9 @@ pub struct Ruleset<'a> {
 
 /// How a rule, or a chain of them, ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum End {
+enum ChainOutcome {
     Accept,
-    Stop(Stop),
+    BlockingRule(BlockingRule),
     /// The next rule decides.
     Continue,
     /// The rule after the one that jumped here decides.
@@ -44,7 +44,7 @@ enum End {
 
 /// Whether a packet has what a rule asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Answer {
+enum Match {
     No,
     Unknown,
     Yes,
@@ -60,7 +60,7 @@ impl<'a> Ruleset<'a> {
     }
 
     /// Returns what stops the packet on its way into this host, if anything does.
-    pub fn stops(&self, packet: Packet<'_>) -> Option<Stop> {
+    pub fn stops(&self, packet: Packet<'_>) -> Option<BlockingRule> {
         let family = if packet.is_ipv6 { "ip6" } else { "ip" };
         let meets = |chain: &&Value| chain["family"] == "inet" || chain["family"] == family;
         let mut chains: Vec<&Value> = self
@@ -77,15 +77,17 @@ impl<'a> Ruleset<'a> {
             .find_map(|chain| self.base(chain, packet))
     }
 
-    fn base(&self, chain: &Value, packet: Packet<'_>) -> Option<Stop> {
+    fn base(&self, chain: &Value, packet: Packet<'_>) -> Option<BlockingRule> {
         match self.chain(chain, packet, 0) {
-            End::Stop(stop) => Some(stop),
-            End::Accept => None,
-            End::Continue | End::Return => (chain["policy"] == "drop").then(|| stop(chain, true)),
+            ChainOutcome::BlockingRule(stop) => Some(stop),
+            ChainOutcome::Accept => None,
+            ChainOutcome::Continue | ChainOutcome::Return => {
+                (chain["policy"] == "drop").then(|| stop(chain, true))
+            }
         }
     }
 
-    fn chain(&self, chain: &Value, packet: Packet<'_>, depth: usize) -> End {
+    fn chain(&self, chain: &Value, packet: Packet<'_>, depth: usize) -> ChainOutcome {
         let is_of = |rule: &&Value| {
             rule["family"] == chain["family"]
                 && rule["table"] == chain["table"]
@@ -94,15 +96,15 @@ impl<'a> Ruleset<'a> {
         let rules = self.objects.iter().map(|it| &it["rule"]).filter(is_of);
         for rule in rules {
             match self.rule(chain, rule, packet, depth) {
-                End::Continue => {}
+                ChainOutcome::Continue => {}
                 end => return end,
             }
         }
-        End::Continue
+        ChainOutcome::Continue
     }
 
-    fn rule(&self, chain: &Value, rule: &Value, packet: Packet<'_>, depth: usize) -> End {
-        let mut certainty = Answer::Yes;
+    fn rule(&self, chain: &Value, rule: &Value, packet: Packet<'_>, depth: usize) -> ChainOutcome {
+        let mut certainty = Match::Yes;
         let mut names_port = false;
         for statement in rule["expr"].as_array().into_iter().flatten() {
             let Some((kind, content)) = statement.as_object().and_then(|it| it.iter().next())
@@ -115,29 +117,29 @@ impl<'a> Ruleset<'a> {
                     certainty = certainty.min(self.matches(chain, content, packet));
                 }
                 // An extension of iptables that nft does not know.
-                "xt" if content["type"] == "match" => certainty = certainty.min(Answer::Unknown),
+                "xt" if content["type"] == "match" => certainty = certainty.min(Match::Unknown),
                 "vmap" => {
                     let end = self.map(chain, content, packet, certainty, depth);
-                    if end != End::Continue {
+                    if end != ChainOutcome::Continue {
                         return end;
                     }
                 }
                 _ => {
                     let end = self.verdict(chain, kind, content, packet, depth);
                     let counts = match end {
-                        End::Accept => certainty == Answer::Yes || names_port,
-                        _ => certainty == Answer::Yes,
+                        ChainOutcome::Accept => certainty == Match::Yes || names_port,
+                        _ => certainty == Match::Yes,
                     };
-                    if end != End::Continue && counts {
+                    if end != ChainOutcome::Continue && counts {
                         return end;
                     }
                 }
             }
-            if certainty == Answer::No {
+            if certainty == Match::No {
                 break;
             }
         }
-        End::Continue
+        ChainOutcome::Continue
     }
 
     /// Carries out a statement that may end the rule.
@@ -148,15 +150,15 @@ impl<'a> Ruleset<'a> {
         content: &Value,
         packet: Packet<'_>,
         depth: usize,
-    ) -> End {
+    ) -> ChainOutcome {
         let target = match kind {
             "xt" => content["name"].as_str().unwrap_or_default(),
             kind => kind,
         };
         match target {
-            "accept" | "ACCEPT" => End::Accept,
-            "drop" | "DROP" | "reject" | "REJECT" => End::Stop(stop(chain, false)),
-            "return" => End::Return,
+            "accept" | "ACCEPT" => ChainOutcome::Accept,
+            "drop" | "DROP" | "reject" | "REJECT" => ChainOutcome::BlockingRule(stop(chain, false)),
+            "return" => ChainOutcome::Return,
             "jump" | "goto" if depth < DEEPEST => {
                 let same_table = |it: &&Value| {
                     it["family"] == chain["family"]
@@ -166,14 +168,18 @@ impl<'a> Ruleset<'a> {
                 let mut chains = self.objects.iter().map(|it| &it["chain"]);
                 let end = chains
                     .find(same_table)
-                    .map_or(End::Continue, |it| self.chain(it, packet, depth + 1));
+                    .map_or(ChainOutcome::Continue, |it| {
+                        self.chain(it, packet, depth + 1)
+                    });
                 match end {
-                    End::Return | End::Continue if target == "goto" => End::Return,
-                    End::Return => End::Continue,
+                    ChainOutcome::Return | ChainOutcome::Continue if target == "goto" => {
+                        ChainOutcome::Return
+                    }
+                    ChainOutcome::Return => ChainOutcome::Continue,
                     end => end,
                 }
             }
-            _ => End::Continue,
+            _ => ChainOutcome::Continue,
         }
     }
 
@@ -183,40 +189,40 @@ impl<'a> Ruleset<'a> {
         chain: &Value,
         content: &Value,
         packet: Packet<'_>,
-        certainty: Answer,
+        certainty: Match,
         depth: usize,
-    ) -> End {
+    ) -> ChainOutcome {
         for pair in self.elements(chain, &content["data"]) {
             let (Some(key), Some(verdict)) = (pair.get(0), pair.get(1)) else {
                 continue;
             };
             let found = self.has(chain, &content["key"], key, packet).min(certainty);
             let statement = verdict.as_object().and_then(|it| it.iter().next());
-            if let (Answer::Yes, Some((kind, content))) = (found, statement) {
+            if let (Match::Yes, Some((kind, content))) = (found, statement) {
                 return self.verdict(chain, kind, content, packet, depth);
             }
         }
-        End::Continue
+        ChainOutcome::Continue
     }
 
-    fn matches(&self, chain: &Value, content: &Value, packet: Packet<'_>) -> Answer {
+    fn matches(&self, chain: &Value, content: &Value, packet: Packet<'_>) -> Match {
         let answer = self.has(chain, &content["left"], &content["right"], packet);
         match (content["op"].as_str(), answer) {
             (Some("==" | "in") | None, answer) => answer,
-            (Some("!="), Answer::Yes) => Answer::No,
-            (Some("!="), Answer::No) => Answer::Yes,
-            _ => Answer::Unknown,
+            (Some("!="), Match::Yes) => Match::No,
+            (Some("!="), Match::No) => Match::Yes,
+            _ => Match::Unknown,
         }
     }
 
     /// Whether what `left` names of a packet is `right`, or among its elements.
-    fn has(&self, chain: &Value, left: &Value, right: &Value, packet: Packet<'_>) -> Answer {
+    fn has(&self, chain: &Value, left: &Value, right: &Value, packet: Packet<'_>) -> Match {
         let elements = self.elements(chain, right);
         if !elements.is_empty() {
             let answers = elements.iter().map(|it| self.has(chain, left, it, packet));
-            return answers.max().unwrap_or(Answer::No);
+            return answers.max().unwrap_or(Match::No);
         }
-        let answer = |is: bool| if is { Answer::Yes } else { Answer::No };
+        let answer = |is: bool| if is { Match::Yes } else { Match::No };
         if is_port(left) {
             let of_protocol = &left["payload"]["protocol"];
             let protocol = *of_protocol == packet.protocol || *of_protocol == "th";
@@ -225,14 +231,14 @@ impl<'a> Ruleset<'a> {
         let protocol = |name: &str| match right {
             Value::String(text) => answer(text == name),
             Value::Number(number) => answer(number.as_u64() == number_of(name)),
-            _ => Answer::Unknown,
+            _ => Match::Unknown,
         };
         if left["payload"].is_object() {
             let field = left["payload"]["field"].as_str().unwrap_or_default();
             return match field {
                 "protocol" | "nexthdr" => protocol(packet.protocol),
-                _ if of_another(&left["payload"]["protocol"], packet) => Answer::No,
-                _ => Answer::Unknown,
+                _ if of_another(&left["payload"]["protocol"], packet) => Match::No,
+                _ => Match::Unknown,
             };
         }
         let text = right.as_str().unwrap_or_default();
@@ -248,7 +254,7 @@ impl<'a> Ruleset<'a> {
             }
             Some("state") => answer(text == "new"),
             Some("pkttype") => answer(text == "host"),
-            _ => Answer::Unknown,
+            _ => Match::Unknown,
         }
     }
 
@@ -279,9 +285,9 @@ impl<'a> Ruleset<'a> {
     }
 }
 
-fn stop(chain: &Value, by_policy: bool) -> Stop {
+fn stop(chain: &Value, by_policy: bool) -> BlockingRule {
     let text = |field| chain[field].as_str().unwrap_or_default().to_owned();
-    Stop {
+    BlockingRule {
         family: text("family"),
         table: text("table"),
         chain: text("name"),
@@ -354,7 +360,7 @@ mod tests {
         json!({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": right}})
     }
 
-    fn stops(objects: &[Value], protocol: &str, port: u16) -> Option<Stop> {
+    fn stops(objects: &[Value], protocol: &str, port: u16) -> Option<BlockingRule> {
         Ruleset::new(&json!({"nftables": objects})).stops(Packet {
             is_ipv6: false,
             protocol,

@@ -85,7 +85,7 @@ fn why_not(worker: &BackendSnapshot) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::{Verdict, heartbeats::tests::status};
+    use crate::doctor::{Severity, heartbeats::tests::status};
 
     fn examine(selected: &str, change: impl FnOnce(&mut Status)) -> Vec<Finding> {
         let mut status = status(None, "leaving");
@@ -98,15 +98,15 @@ mod tests {
     fn tells_a_service_that_no_worker_serves() {
         assert_eq!(examine("worker1", |_| {}), []);
         let found = examine(MANAGER, |_| {});
-        assert_eq!(found[0].verdict, Verdict::Problem);
+        assert_eq!(found[0].severity, Severity::Problem);
         let says = "web is served by its fallback, the manager itself, because worker1 is leaving";
         assert_eq!(found[0].found, says);
         let found = examine(NO_BACKEND, |status| status.services[0].backends.clear());
         let says = "web refuses new connections, because it has no worker";
         assert_eq!(found[0].found, says);
-        assert_eq!(found[0].verdict, Verdict::Problem);
+        assert_eq!(found[0].severity, Severity::Problem);
         let found = examine(MANAGER, |status| status.uptime_ms = 100);
-        assert_eq!(found[0].verdict, Verdict::Warning);
+        assert_eq!(found[0].severity, Severity::Warning);
     }
 
     #[test]
@@ -116,7 +116,7 @@ mod tests {
             let why = "no answer of worker1 passes the manager".to_owned();
             status.services[0].backends[0].seen.barred = Some(why);
         });
-        assert_eq!(found[0].verdict, Verdict::Problem);
+        assert_eq!(found[0].severity, Severity::Problem);
         assert_eq!(
             found[0].found,
             "web: no answer of worker1 passes the manager"
@@ -130,7 +130,7 @@ mod tests {
             let drained = serde_json::json!({"value": "drain", "by": "root", "at_ms": 1});
             status.services[0].backends[0].seen.hold = serde_json::from_value(drained).unwrap();
         });
-        assert_eq!(found[0].verdict, Verdict::Warning);
+        assert_eq!(found[0].severity, Severity::Warning);
         assert_eq!(found[0].remedy.as_deref(), Some("memlb undrain worker1"));
         let found = examine(MANAGER, |status| {
             let paused = serde_json::json!({"value": 1_000, "by": "root", "at_ms": 1});

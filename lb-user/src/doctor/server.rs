@@ -102,7 +102,7 @@ mod tests {
     use std::{net::Ipv4Addr, time::Duration};
 
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     fn facts(listeners: &[Ipv4Addr], failure: Option<&str>, outside: Attempt) -> Facts {
         Facts {
@@ -118,11 +118,14 @@ mod tests {
     fn tells_a_server_that_only_this_host_reaches() {
         let connected = Attempt::Connected(Duration::from_millis(1));
         let fine = findings(Some(&facts(&[Ipv4Addr::UNSPECIFIED], None, connected)));
-        assert!(fine.iter().all(|it| it.verdict == Verdict::Ok), "{fine:?}");
+        assert!(
+            fine.iter().all(|it| it.severity == Severity::Ok),
+            "{fine:?}"
+        );
 
         let own = findings(Some(&facts(&[Ipv4Addr::LOCALHOST], None, Attempt::Refused)));
-        assert_eq!(own[0].verdict, Verdict::Ok);
-        assert_eq!(own[1].verdict, Verdict::Problem);
+        assert_eq!(own[0].severity, Severity::Ok);
+        assert_eq!(own[1].severity, Severity::Problem);
         assert!(
             own[1].found.contains("listens on 127.0.0.1 only"),
             "{own:?}"
@@ -149,6 +152,6 @@ mod tests {
             gone[0].found.contains("nobody listens at port 8081"),
             "{gone:?}"
         );
-        assert_eq!(findings(None)[0].verdict, Verdict::Warning);
+        assert_eq!(findings(None)[0].severity, Severity::Warning);
     }
 }

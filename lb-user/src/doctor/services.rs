@@ -103,7 +103,7 @@ pub mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{addresses::Addresses, doctor::Verdict, sockets::Socket};
+    use crate::{addresses::Addresses, doctor::Severity, sockets::Socket};
 
     /// A host with 192.168.56.101 at `eth1`, at which somebody listens on 127.0.0.1:8080.
     pub fn host() -> Host {
@@ -141,9 +141,12 @@ pub mod tests {
     fn tells_where_the_address_is_not() {
         let good = Attempt::Connected(Duration::from_millis(1));
         let fine = examine("192.168.56.101:80", &["eth1"], good.clone());
-        assert!(fine.iter().all(|it| it.verdict == Verdict::Ok), "{fine:?}");
+        assert!(
+            fine.iter().all(|it| it.severity == Severity::Ok),
+            "{fine:?}"
+        );
         let absent = &examine("192.168.56.102:80", &["eth1"], good.clone())[0];
-        assert_eq!(absent.verdict, Verdict::Problem);
+        assert_eq!(absent.severity, Severity::Problem);
         assert_eq!(
             absent.remedy.as_deref(),
             Some("ip address add 192.168.56.102/24 dev eth1")
@@ -166,7 +169,7 @@ pub mod tests {
     #[test]
     fn tells_a_fallback_that_nobody_or_only_this_host_reaches() {
         let found = examine("192.168.56.101:80", &["eth1"], Attempt::Refused).remove(1);
-        assert_eq!(found.verdict, Verdict::Problem);
+        assert_eq!(found.severity, Severity::Problem);
         assert!(
             found.found.contains("listens on 127.0.0.1 only"),
             "{found:?}"

@@ -16,7 +16,7 @@ const ENOUGH: u64 = 64 << 20;
 
 /// Why it cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Obstacle {
+pub enum StorageProblem {
     /// This user may not; another one may.
     Forbidden,
     ReadOnly,
@@ -32,7 +32,7 @@ pub struct Facts {
     pub path: PathBuf,
     /// The file itself, or the nearest directory above it that exists.
     pub existing: PathBuf,
-    pub obstacle: Option<Obstacle>,
+    pub obstacle: Option<StorageProblem>,
     /// In its file system; nothing where that does not tell.
     pub free_bytes: Option<u64>,
 }
@@ -53,8 +53,8 @@ pub fn gather(what: &'static str, option: &'static str, path: &Path) -> Facts {
     let is_in_the_way = existing != path && existing != directory;
     let refusals = [existing, directory].map(|path| access(path, AccessFlags::W_OK).err());
     let mut obstacle = refusals.into_iter().flatten().map(|errno| match errno {
-        Errno::EROFS => Obstacle::ReadOnly,
-        _ => Obstacle::Forbidden,
+        Errno::EROFS => StorageProblem::ReadOnly,
+        _ => StorageProblem::Forbidden,
     });
     Facts {
         what,
@@ -62,7 +62,7 @@ pub fn gather(what: &'static str, option: &'static str, path: &Path) -> Facts {
         path: path.to_owned(),
         existing: existing.to_owned(),
         obstacle: is_in_the_way
-            .then_some(Obstacle::InTheWay)
+            .then_some(StorageProblem::InTheWay)
             .or_else(|| obstacle.next()),
         free_bytes: statvfs(directory)
             .ok()
@@ -88,17 +88,17 @@ fn finding(facts: &Facts) -> Finding {
     if let Some(obstacle) = facts.obstacle {
         let cannot = format!("the {what} {shown} cannot be written");
         let (why, remedy) = match obstacle {
-            Obstacle::Forbidden => (
+            StorageProblem::Forbidden => (
                 format!("this user may not write to {above}"),
                 "sudo memlb doctor".to_owned(),
             ),
-            Obstacle::ReadOnly => (
+            StorageProblem::ReadOnly => (
                 format!("{above} is in a read-only file system"),
                 format!(
                     "mount -o remount,rw \"$(findmnt -nT {above} -o TARGET)\"    (or {option} elsewhere)"
                 ),
             ),
-            Obstacle::InTheWay => (
+            StorageProblem::InTheWay => (
                 format!("{above} is no directory"),
                 format!("mv {above} {above}.old    (or {option} elsewhere)"),
             ),
@@ -118,7 +118,7 @@ fn finding(facts: &Facts) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     #[test]
     fn looks_at_the_nearest_directory_there_is() {
@@ -126,11 +126,11 @@ mod tests {
         let path = directory.path().join("new/deep/events.jsonl");
         let facts = gather("event log", "--event-log", &path);
         assert_eq!(facts.existing, directory.path());
-        assert_eq!(finding(&facts).verdict, Verdict::Ok);
+        assert_eq!(finding(&facts).severity, Severity::Ok);
         // A file where a directory should be.
         std::fs::write(directory.path().join("new"), "").unwrap();
         let obstacle = gather("event log", "--event-log", &path).obstacle;
-        assert_eq!(obstacle, Some(Obstacle::InTheWay));
+        assert_eq!(obstacle, Some(StorageProblem::InTheWay));
         let here = gather("event log", "--event-log", Path::new("events.jsonl"));
         assert_eq!((here.obstacle, here.existing), (None, ".".into()));
     }
@@ -142,14 +142,14 @@ mod tests {
             option: "--event-log",
             path: "/var/log/memlb/events.jsonl".into(),
             existing: "/var/log".into(),
-            obstacle: Some(Obstacle::ReadOnly),
+            obstacle: Some(StorageProblem::ReadOnly),
             free_bytes: Some(1 << 30),
         };
         let found = finding(&facts);
-        assert_eq!(found.verdict, Verdict::Problem);
+        assert_eq!(found.severity, Severity::Problem);
         assert!(found.remedy.unwrap().contains("remount,rw"));
         let forbidden = finding(&Facts {
-            obstacle: Some(Obstacle::Forbidden),
+            obstacle: Some(StorageProblem::Forbidden),
             ..facts.clone()
         });
         assert_eq!(forbidden.remedy.as_deref(), Some("sudo memlb doctor"));
@@ -159,7 +159,7 @@ mod tests {
             ..facts
         };
         let found = finding(&full);
-        assert_eq!(found.verdict, Verdict::Warning);
+        assert_eq!(found.severity, Severity::Warning);
         assert!(found.found.starts_with("1.0 MiB are left"), "{found:?}");
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Finding, Verdict,
+    Finding, Severity,
     host::{Host, Neighbour},
     probe::Attempt,
 };
@@ -41,9 +41,9 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
     workers
         .map(|worker| {
             let found = finding(facts, worker);
-            match worker.in_maintenance && found.verdict == Verdict::Problem {
+            match worker.in_maintenance && found.severity == Severity::Problem {
                 true => Finding {
-                    verdict: Verdict::Warning,
+                    severity: Severity::Warning,
                     ..found
                 },
                 false => found,
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn what_one_in_maintenance_lacks_is_no_problem() {
         let found = examine_at(&["eth1"], true, route(2, IP), Attempt::Refused, &[]);
-        assert_eq!(found.verdict, Verdict::Warning);
+        assert_eq!(found.severity, Severity::Warning);
     }
 
     #[test]
@@ -271,7 +271,7 @@ mod tests {
         let router = Ipv4Addr::new(192, 168, 56, 1);
         let connected = Attempt::Connected(Duration::from_micros(300));
         let fine = examine(route(2, router), connected.clone(), &[]);
-        assert_eq!(fine.verdict, Verdict::Ok);
+        assert_eq!(fine.severity, Severity::Ok);
         assert!(
             fine.found.contains("through eth1 by 192.168.56.1"),
             "{fine:?}"
@@ -314,7 +314,7 @@ mod tests {
             ),
         ];
         for (found, says, remedy) in cases {
-            assert_eq!(found.verdict, Verdict::Problem);
+            assert_eq!(found.severity, Severity::Problem);
             assert!(found.found.contains(says), "{found:?}");
             assert!(found.remedy.as_ref().unwrap().contains(remedy), "{found:?}");
         }

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 pub use file::{credential, read_key, read_keys};
 pub use generate::write_new;
-pub use ring::{KEYS_PER_WORKER, KeyRing, Twice};
+pub use ring::{DuplicateKey, KEYS_PER_WORKER, KeyRing};
 
 /// What lets a running manager take up a changed key.
 ///

@@ -23,7 +23,7 @@ pub struct KeyRing {
 #[error(
     "{second}: the key {id} is there twice, first (of {worker}) in {first}: remove one of the two"
 )]
-pub struct Twice {
+pub struct DuplicateKey {
     id: KeyId,
     worker: String,
     pub first: String,
@@ -39,7 +39,7 @@ impl KeyRing {
     pub fn add(&mut self, key: Key, place: &str) -> Result<()> {
         let (worker, id) = (key.worker(), key.id());
         if let Some(other) = self.keys.get(&id) {
-            let twice = Twice {
+            let twice = DuplicateKey {
                 id,
                 worker: other.worker().to_owned(),
                 first: self.places.get(&id).cloned().unwrap_or_default(),

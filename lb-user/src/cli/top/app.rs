@@ -20,7 +20,7 @@ const ENTRIES: usize = 200;
 
 /// What a key asks of the world outside.
 #[derive(Debug, PartialEq)]
-pub enum Wish {
+pub enum UserAction {
     Leave,
     Order(Request),
 }
@@ -42,8 +42,8 @@ pub struct App {
 }
 
 impl App {
-    pub fn take(&mut self, status: Status, now: Instant) {
-        self.rates.take(&status, now);
+    pub fn update_status(&mut self, status: Status, now: Instant) {
+        self.rates.update(&status, now);
         self.status = Some(status);
         self.trouble = None;
         let last = self.workers().saturating_sub(1);
@@ -51,16 +51,16 @@ impl App {
             .select(Some(self.rows.selected().unwrap_or(0).min(last)));
     }
 
-    pub fn lose(&mut self, why: String) {
+    pub fn set_disconnected(&mut self, why: String) {
         self.trouble = Some(why);
     }
 
-    pub fn happened(&mut self, entry: Entry) {
+    pub fn add_event(&mut self, entry: Entry) {
         self.entries.push_front(entry);
         self.entries.truncate(ENTRIES);
     }
 
-    pub fn answered(&mut self, answer: Result<Ordered, ClientError>) {
+    pub fn handle_reply(&mut self, answer: Result<Ordered, ClientError>) {
         self.note = Some(match answer {
             Ok(ordered) => {
                 let warnings = ordered
@@ -80,13 +80,13 @@ impl App {
         Some((&services[place], place, services.len()))
     }
 
-    pub fn key(&mut self, key: KeyEvent) -> Option<Wish> {
+    pub fn handle_key(&mut self, key: KeyEvent) -> Option<UserAction> {
         let control_c = key.code == KeyCode::Char('c') && key.modifiers == KeyModifiers::CONTROL;
         if control_c {
-            return Some(Wish::Leave);
+            return Some(UserAction::Leave);
         }
         if let Some((worker, action)) = self.asked.take() {
-            return (key.code == KeyCode::Char('y')).then_some(Wish::Order(Request::Order {
+            return (key.code == KeyCode::Char('y')).then_some(UserAction::Order(Request::Order {
                 worker,
                 service: None,
                 order: action,
@@ -95,22 +95,22 @@ impl App {
         }
         self.note = None;
         match key.code {
-            KeyCode::Char('q') | KeyCode::Esc => return Some(Wish::Leave),
-            KeyCode::Up | KeyCode::Char('k') => self.step(-1),
-            KeyCode::Down | KeyCode::Char('j') => self.step(1),
-            KeyCode::PageUp => self.step(-10),
-            KeyCode::PageDown => self.step(10),
-            KeyCode::Home => self.step(isize::MIN),
-            KeyCode::End => self.step(isize::MAX),
-            KeyCode::Left | KeyCode::BackTab => self.turn(-1),
-            KeyCode::Right | KeyCode::Tab => self.turn(1),
-            KeyCode::Char('d') => self.ask(AdminAction::SetState {
+            KeyCode::Char('q') | KeyCode::Esc => return Some(UserAction::Leave),
+            KeyCode::Up | KeyCode::Char('k') => self.move_selection(-1),
+            KeyCode::Down | KeyCode::Char('j') => self.move_selection(1),
+            KeyCode::PageUp => self.move_selection(-10),
+            KeyCode::PageDown => self.move_selection(10),
+            KeyCode::Home => self.move_selection(isize::MIN),
+            KeyCode::End => self.move_selection(isize::MAX),
+            KeyCode::Left | KeyCode::BackTab => self.switch_service(-1),
+            KeyCode::Right | KeyCode::Tab => self.switch_service(1),
+            KeyCode::Char('d') => self.request_command(AdminAction::SetState {
                 state: AdminState::Drain,
             }),
-            KeyCode::Char('m') => self.ask(AdminAction::SetState {
+            KeyCode::Char('m') => self.request_command(AdminAction::SetState {
                 state: AdminState::Maintenance,
             }),
-            KeyCode::Char('u') => self.ask(AdminAction::Undrain),
+            KeyCode::Char('u') => self.request_command(AdminAction::Undrain),
             _ => {}
         }
         None
@@ -121,21 +121,21 @@ impl App {
             .map_or(0, |(service, ..)| service.backends.len())
     }
 
-    fn step(&mut self, by: isize) {
+    fn move_selection(&mut self, by: isize) {
         let last = self.workers().saturating_sub(1);
         let from = self.rows.selected().unwrap_or(0);
         self.rows
             .select(Some(from.saturating_add_signed(by).min(last)));
     }
 
-    fn turn(&mut self, by: isize) {
+    fn switch_service(&mut self, by: isize) {
         if let Some((_, place, count)) = self.service() {
             self.service = (place + count).saturating_add_signed(by) % count;
             self.rows.select(Some(0));
         }
     }
 
-    fn ask(&mut self, action: AdminAction) {
+    fn request_command(&mut self, action: AdminAction) {
         let Some((service, ..)) = self.service() else {
             return;
         };

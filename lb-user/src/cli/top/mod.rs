@@ -24,8 +24,8 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use self::app::{App, Wish};
-use super::{Outcome, block_on, remote};
+use self::app::{App, UserAction};
+use super::{CliResult, block_on, remote};
 
 /// How often the manager is asked.
 const PACE: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ pub struct Args {
     control_socket: Option<PathBuf>,
 }
 
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> CliResult {
     ensure_terminal()?;
     let client = remote::client(args.control_socket.clone());
     // Whether there is a manager at all is better said before the screen is taken.
@@ -72,20 +72,20 @@ async fn watch(terminal: &mut DefaultTerminal, client: &ControlClient) -> anyhow
             _ = terminate.recv() => return Ok(()),
             _ = ticks.tick() => refresh(&mut app, client).await,
             Some(entry) = entries.recv() => {
-                app.happened(entry);
+                app.add_event(entry);
                 // What it tells of is to be seen at once; one look is enough for many.
                 while let Ok(entry) = entries.try_recv() {
-                    app.happened(entry);
+                    app.add_event(entry);
                 }
                 refresh(&mut app, client).await;
             }
             key = keys.recv() => match key {
                 // Any other event of the terminal is a reason to draw, too: it was resized, say.
                 Some(None) => {}
-                Some(Some(key)) => match app.key(key) {
-                    Some(Wish::Leave) => return Ok(()),
-                    Some(Wish::Order(request)) => {
-                        app.answered(client.request::<Ordered>(&request).await);
+                Some(Some(key)) => match app.handle_key(key) {
+                    Some(UserAction::Leave) => return Ok(()),
+                    Some(UserAction::Order(request)) => {
+                        app.handle_reply(client.request::<Ordered>(&request).await);
                         refresh(&mut app, client).await;
                     }
                     None => {}
@@ -101,8 +101,8 @@ async fn watch(terminal: &mut DefaultTerminal, client: &ControlClient) -> anyhow
 
 async fn refresh(app: &mut App, client: &ControlClient) {
     match client.request(&Request::Status).await {
-        Ok(status) => app.take(status, std::time::Instant::now()),
-        Err(error) => app.lose(error.to_string()),
+        Ok(status) => app.update_status(status, std::time::Instant::now()),
+        Err(error) => app.set_disconnected(error.to_string()),
     }
 }
 

@@ -28,7 +28,7 @@ struct Counts {
 
 impl Rates {
     /// Takes a reading. One that follows too soon is left out: it would jump about.
-    pub fn take(&mut self, status: &Status, now: Instant) {
+    pub fn update(&mut self, status: &Status, now: Instant) {
         let backends = status.services.iter().flat_map(|service| &service.backends);
         let verdicts = status.verdicts.iter();
         let counts = Counts {

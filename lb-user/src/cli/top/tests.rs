@@ -20,7 +20,7 @@ use memlb::{
 use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyCode};
 
 use super::{
-    app::{App, Wish},
+    app::{App, UserAction},
     view,
 };
 
@@ -40,7 +40,7 @@ fn shows_more_on_a_wide_one() {
 fn two_hundred_workers_scroll() {
     let mut app = app(200, 0);
     for _ in 0..120 {
-        app.key(KeyCode::Down.into());
+        app.handle_key(KeyCode::Down.into());
     }
     expect("200-workers", &mut app, 80, 24);
 }
@@ -48,12 +48,12 @@ fn two_hundred_workers_scroll() {
 #[test]
 fn asks_before_it_orders() {
     let mut app = lab();
-    app.key(KeyCode::Down.into());
-    assert_eq!(app.key(KeyCode::Char('d').into()), None);
+    app.handle_key(KeyCode::Down.into());
+    assert_eq!(app.handle_key(KeyCode::Char('d').into()), None);
     expect("asked", &mut app, 80, 24);
     assert_eq!(
-        app.key(KeyCode::Char('y').into()),
-        Some(Wish::Order(Request::Order {
+        app.handle_key(KeyCode::Char('y').into()),
+        Some(UserAction::Order(Request::Order {
             worker: "worker2".to_owned(),
             service: None,
             order: AdminAction::SetState {
@@ -62,7 +62,7 @@ fn asks_before_it_orders() {
             reason: None,
         }))
     );
-    app.answered(Ok(Ordered {
+    app.handle_reply(Ok(Ordered {
         order: "worker2 is drained".to_owned(),
         without_worker: vec!["web".to_owned()],
         warnings: Vec::new(),
@@ -81,18 +81,21 @@ fn asks_before_it_orders() {
         KeyCode::Enter,
         KeyCode::Char('u'),
     ] {
-        app.key(KeyCode::Char('m').into());
-        assert_eq!(app.key(key.into()), None);
+        app.handle_key(KeyCode::Char('m').into());
+        assert_eq!(app.handle_key(key.into()), None);
         assert_eq!(app.asked, None);
     }
-    assert_eq!(app.key(KeyCode::Char('q').into()), Some(Wish::Leave));
+    assert_eq!(
+        app.handle_key(KeyCode::Char('q').into()),
+        Some(UserAction::Leave)
+    );
 }
 
 #[test]
 fn the_manager_itself_cannot_be_held() {
     let mut app = lab();
-    app.key(KeyCode::End.into());
-    assert_eq!(app.key(KeyCode::Char('d').into()), None);
+    app.handle_key(KeyCode::End.into());
+    assert_eq!(app.handle_key(KeyCode::Char('d').into()), None);
     assert_eq!(app.asked, None);
     assert!(screen(&mut app, 80, 24).contains("the manager itself cannot be held"));
 }
@@ -100,7 +103,7 @@ fn the_manager_itself_cannot_be_held() {
 #[test]
 fn keeps_the_last_figures_when_the_manager_goes() {
     let mut app = lab();
-    app.lose("no manager answers".to_owned());
+    app.set_disconnected("no manager answers".to_owned());
     let screen = screen(&mut app, 80, 24);
     assert!(
         screen.contains("no manager answers") && screen.contains("worker1"),
@@ -147,7 +150,7 @@ fn lab() -> App {
             "worker3 is down: nothing heard for 1501 ms",
         ),
     ] {
-        app.happened(Entry {
+        app.add_event(Entry {
             id,
             time: format!("2026-11-23T04:05:0{id}.123Z"),
             severity,
@@ -163,8 +166,8 @@ fn lab() -> App {
 fn app(workers: usize, connections: u64) -> App {
     let start = Instant::now();
     let mut app = App::default();
-    app.take(status(workers, 0, start), start);
-    app.take(
+    app.update_status(status(workers, 0, start), start);
+    app.update_status(
         status(workers, connections, start),
         start + Duration::from_secs(1),
     );

@@ -11,7 +11,7 @@ use ratatui::{
 };
 
 use super::{app::App, bar::bar, rates::Rate};
-use crate::cli::remote::spoken;
+use crate::cli::remote::format_seconds;
 
 /// From this width on, there is room for every column.
 const WIDE: u16 = 130;
@@ -66,7 +66,7 @@ fn title<'a>(status: &'a Status, app: &App) -> Line<'a> {
     let mut spans = vec![
         "memlb ".bold(),
         status.version.as_str().into(),
-        format!("  up {}", spoken(status.uptime_ms)).into(),
+        format!("  up {}", format_seconds(status.uptime_ms)).into(),
         interfaces.collect::<String>().dim(),
     ];
     if let Some(trouble) = &app.trouble {
@@ -86,7 +86,7 @@ fn decision(service: &ServiceSnapshot<Backend>, place: usize, count: usize) -> [
         format!("  policy {}{which}", service.policy).dim(),
     ]);
     let second = Line::from(vec![
-        format!("for {}: ", spoken(service.since_ms)).dim(),
+        format!("for {}: ", format_seconds(service.since_ms)).dim(),
         service.reason.as_str().into(),
     ]);
     [first, second]

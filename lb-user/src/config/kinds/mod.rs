@@ -1,27 +1,28 @@
 //! The kinds of values: how each is parsed, which bounds it has, and how the file shows it.
 
+mod lists;
+mod tables;
+
 use std::fmt::Debug;
 use std::marker::PhantomData;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::IpNet;
-use lb_common::maps::MAX_NAT_SOURCES;
 use lb_core::{MANAGER, MaxShare, Mode, NO_BACKEND, Policy, Pressure, Protocol, Threshold};
 
 use super::Attach;
-use super::document::Given;
+use super::document::RawValue;
 use super::error::{BadValue, ProblemKind};
-use super::fields::{REWRITE, Validator};
-use super::keys::{AutoJoin, Worker};
+use super::fields::Validator;
 use super::values::{self, PortRange, show_duration};
 use super::words::nearest;
 use crate::heartbeat::{Authentication, check_name};
 
-/// `ALTIFNAMSIZ` of linux/if.h less its final NUL; alternative names may be longer than others.
-const LONGEST_INTERFACE_NAME: usize = 127;
+pub(super) use lists::{HostNames, Interfaces, NatSources, Networks};
+pub(super) use tables::{Joining, Port, Workers};
+
 /// `sun_path` of `struct sockaddr_un`, less its final NUL.
 const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -31,7 +32,7 @@ pub(super) trait Kind {
     /// Parses the value at `path`; problems go to the validator.
     fn read<'a>(
         &self,
-        given: Given<'a>,
+        given: RawValue<'a>,
         path: &str,
         validator: &mut Validator<'a>,
     ) -> Option<Self::Value>;
@@ -62,11 +63,11 @@ macro_rules! simple_kind {
 
             fn read<'a>(
                 &self,
-                given: Given<'a>,
+                given: RawValue<'a>,
                 path: &str,
                 validator: &mut Validator<'a>,
             ) -> Option<$value> {
-                let parse = |$this: &Self, $given: Given<'_>| -> Result<$value, BadValue> { $parse };
+                let parse = |$this: &Self, $given: RawValue<'_>| -> Result<$value, BadValue> { $parse };
                 validator.check(path, parse(self, given))
             }
 
@@ -134,7 +135,7 @@ simple_kind! {
     ShareLimit: MaxShare, |_this, given| values::max_share(&given.scalar()?), |value| quoted(value.to_string());
 }
 
-fn name(given: Given<'_>) -> Result<String, BadValue> {
+fn name(given: RawValue<'_>) -> Result<String, BadValue> {
     let name = given.text()?;
     match check_name(&name) {
         Ok(()) => Ok(name.into_owned()),
@@ -147,7 +148,7 @@ fn name(given: Given<'_>) -> Result<String, BadValue> {
     }
 }
 
-fn worker_name(given: Given<'_>) -> Result<String, BadValue> {
+fn worker_name(given: RawValue<'_>) -> Result<String, BadValue> {
     let name = name(given)?;
     match [MANAGER, NO_BACKEND].contains(&name.as_str()) {
         false => Ok(name),
@@ -217,7 +218,12 @@ pub(super) struct Integer(pub RangeInclusive<u32>);
 impl Kind for Integer {
     type Value = u32;
 
-    fn read<'a>(&self, given: Given<'a>, path: &str, validator: &mut Validator<'a>) -> Option<u32> {
+    fn read<'a>(
+        &self,
+        given: RawValue<'a>,
+        path: &str,
+        validator: &mut Validator<'a>,
+    ) -> Option<u32> {
         let number = validator.check(path, given.integer())?;
         let value = u32::try_from(number).ok();
         let value = value.filter(|number| self.0.contains(number));
@@ -269,7 +275,7 @@ impl Kind for Time {
 
     fn read<'a>(
         &self,
-        given: Given<'a>,
+        given: RawValue<'a>,
         path: &str,
         validator: &mut Validator<'a>,
     ) -> Option<Duration> {
@@ -313,7 +319,12 @@ pub(super) struct Percent(pub RangeInclusive<u32>);
 impl Kind for Percent {
     type Value = u32;
 
-    fn read<'a>(&self, given: Given<'a>, path: &str, validator: &mut Validator<'a>) -> Option<u32> {
+    fn read<'a>(
+        &self,
+        given: RawValue<'a>,
+        path: &str,
+        validator: &mut Validator<'a>,
+    ) -> Option<u32> {
         let text = validator.check(path, given.scalar())?;
         validator.check(path, values::percent(&text, self.0.clone()))
     }
@@ -340,7 +351,7 @@ impl Kind for PressureLimit {
 
     fn read<'a>(
         &self,
-        given: Given<'a>,
+        given: RawValue<'a>,
         path: &str,
         validator: &mut Validator<'a>,
     ) -> Option<Pressure> {
@@ -398,7 +409,12 @@ impl<T> Choice<T> {
 impl<T: Named> Kind for Choice<T> {
     type Value = T;
 
-    fn read<'a>(&self, given: Given<'a>, path: &str, validator: &mut Validator<'a>) -> Option<T> {
+    fn read<'a>(
+        &self,
+        given: RawValue<'a>,
+        path: &str,
+        validator: &mut Validator<'a>,
+    ) -> Option<T> {
         let text = validator.check(path, given.text())?;
         if let Some(value) = T::ALL.iter().find(|value| value.name() == text) {
             return Some(*value);
@@ -429,289 +445,5 @@ impl<T: Named> Kind for Choice<T> {
 
     fn show(&self, value: &T) -> String {
         quoted(value.name())
-    }
-}
-
-/// Reads the items of a list of texts; an item that has a problem is left out.
-fn items<T: PartialEq>(
-    given: Given<'_>,
-    path: &str,
-    validator: &mut Validator<'_>,
-    parse: impl Fn(&str, &[T]) -> Result<T, BadValue>,
-) -> Option<Vec<T>> {
-    let given = validator.check(path, given.list())?;
-    let mut items = Vec::new();
-    for item in given {
-        validator.note(path, item.source.origin());
-        let Some(text) = validator.check(path, item.text()) else {
-            continue;
-        };
-        items.extend(validator.check(path, parse(text.trim(), &items)));
-    }
-    Some(items)
-}
-
-/// The names of interfaces, at least one.
-pub(super) struct Interfaces;
-
-impl Kind for Interfaces {
-    type Value = Vec<String>;
-
-    fn read<'a>(
-        &self,
-        given: Given<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Vec<String>> {
-        items(given, path, validator, |name, before: &[String]| {
-            let fits = (1..=LONGEST_INTERFACE_NAME).contains(&name.len());
-            let allowed = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
-            if !fits || !name.chars().all(allowed) {
-                return Err(BadValue {
-                    kind: ProblemKind::BadInterface,
-                    what: format!("{name:?} cannot be an interface's name"),
-                    expected: format!(
-                        "1 to {LONGEST_INTERFACE_NAME} visible characters without / and :"
-                    )
-                    .into(),
-                    remedy: "`ip -br link` lists the interfaces".to_owned(),
-                });
-            }
-            match before.iter().any(|it| it == name) {
-                true => Err(repeated(name, ProblemKind::DuplicateInterface)),
-                false => Ok(name.to_owned()),
-            }
-        })
-    }
-
-    fn show(&self, value: &Vec<String>) -> String {
-        list(value)
-    }
-}
-
-fn repeated(item: &str, kind: ProblemKind) -> BadValue {
-    BadValue {
-        kind,
-        what: format!("{item:?} is named twice"),
-        expected: "each one once".into(),
-        remedy: "remove one of them".to_owned(),
-    }
-}
-
-/// Host names, as between `//` and the port of a URL.
-pub(super) struct HostNames;
-
-impl Kind for HostNames {
-    type Value = Vec<String>;
-
-    fn read<'a>(
-        &self,
-        given: Given<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Vec<String>> {
-        let allowed = |it: char| it.is_ascii_alphanumeric() || matches!(it, '.' | '-' | '_');
-        items(given, path, validator, |name, _: &[String]| {
-            match !name.is_empty() && name.chars().all(allowed) {
-                true => Ok(name.to_owned()),
-                false => Err(BadValue {
-                    kind: ProblemKind::BadName,
-                    what: format!("{name:?} cannot be a host name"),
-                    expected: "names as in \"lb.example.com\", without scheme, port and path"
-                        .into(),
-                    remedy: "write only the name; addresses need no entry".to_owned(),
-                }),
-            }
-        })
-    }
-
-    fn show(&self, value: &Vec<String>) -> String {
-        list(value)
-    }
-}
-
-/// The addresses from which the manager connects to workers.
-pub(super) struct NatSources;
-
-impl Kind for NatSources {
-    type Value = Vec<IpAddr>;
-
-    fn read<'a>(
-        &self,
-        given: Given<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Vec<IpAddr>> {
-        let sources = items(given, path, validator, |text, before: &[IpAddr]| match text
-            .parse()
-            .ok()
-            .filter(|ip| is_host(*ip))
-        {
-            Some(ip) if before.contains(&ip) => Err(repeated(text, ProblemKind::BadNatSource)),
-            Some(ip) => Ok(ip),
-            None => Err(BadValue {
-                kind: ProblemKind::BadNatSource,
-                what: format!("{text:?} is no address of one host"),
-                expected: "IP addresses of this manager without ports, as in \
-                               [\"192.168.56.101\"]"
-                    .into(),
-                remedy: "write the addresses that `ip address` shows at the interface towards \
-                             the workers"
-                    .to_owned(),
-            }),
-        })?;
-        for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
-            let count = sources.iter().filter(|ip| ip.is_ipv4() == is_v4).count();
-            if count > MAX_NAT_SOURCES as usize {
-                validator.reject(
-                    path,
-                    ProblemKind::BadNatSource,
-                    format!("{count} {family} addresses are named"),
-                    format!("at most {MAX_NAT_SOURCES} of each family"),
-                    "leave some of them out, or use mode = \"routed\", which needs no ports",
-                );
-            }
-        }
-        Some(sources)
-    }
-
-    fn show(&self, value: &Vec<IpAddr>) -> String {
-        list(value)
-    }
-}
-
-/// Whether the address can be one of this machine's on a network.
-fn is_host(ip: IpAddr) -> bool {
-    let is_special = match ip {
-        IpAddr::V4(ip) => ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some(),
-    };
-    !(is_special || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
-}
-
-/// Networks of agents that may join.
-pub(super) struct Networks;
-
-impl Kind for Networks {
-    type Value = Vec<IpNet>;
-
-    fn read<'a>(
-        &self,
-        given: Given<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Vec<IpNet>> {
-        items(given, path, validator, |text, _: &[IpNet]| {
-            let (what, remedy) = match text.parse::<IpNet>() {
-                Ok(network) if network == network.trunc() => return Ok(network),
-                Ok(network) => (
-                    format!("{text:?} is an address in a network, not a network"),
-                    format!("write \"{}\"", network.trunc()),
-                ),
-                Err(_) => (
-                    format!("{text:?} is not a network"),
-                    match text.parse::<IpAddr>() {
-                        Ok(ip) => format!("write \"{}\" for this one address", IpNet::from(ip)),
-                        Err(_) => "write for instance \"192.168.56.0/24\"".to_owned(),
-                    },
-                ),
-            };
-            Err(BadValue {
-                kind: ProblemKind::BadNetwork,
-                what,
-                expected: "a network with its length, as \"192.168.56.0/24\" or \"2001:db8::/64\""
-                    .into(),
-                remedy,
-            })
-        })
-    }
-
-    fn show(&self, value: &Vec<IpNet>) -> String {
-        list(value)
-    }
-}
-
-/// The agents that may join; none where no network is named.
-pub(super) struct Joining;
-
-impl Kind for Joining {
-    type Value = Option<AutoJoin>;
-
-    fn read<'a>(
-        &self,
-        given: Given<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Option<AutoJoin>> {
-        if given.table().is_err() {
-            validator.reject(
-                path,
-                ProblemKind::WrongType,
-                "it is networks and a port, in braces",
-                "auto_join = { networks = [\"192.168.56.0/24\"], port = 8081 }",
-                REWRITE,
-            );
-            return None;
-        }
-        let auto_join = validator.section::<AutoJoin>(path, Some(given));
-        Some((!auto_join.networks.is_empty()).then_some(auto_join))
-    }
-
-    fn show(&self, value: &Option<AutoJoin>) -> String {
-        let AutoJoin { networks, port } = value.clone().unwrap_or_default();
-        format!("{{ networks = {}, port = {port} }}", list(&networks))
-    }
-}
-
-/// A port, or 0 where none is named.
-pub(super) struct Port;
-
-impl Kind for Port {
-    type Value = u16;
-
-    fn read<'a>(&self, given: Given<'a>, path: &str, validator: &mut Validator<'a>) -> Option<u16> {
-        let number = Integer(1..=65_535).read(given, path, validator)?;
-        u16::try_from(number).ok()
-    }
-
-    fn show(&self, value: &u16) -> String {
-        value.to_string()
-    }
-}
-
-/// The workers of a service.
-pub(super) struct Workers;
-
-impl Kind for Workers {
-    type Value = Vec<Worker>;
-
-    fn read<'a>(
-        &self,
-        given: Given<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Vec<Worker>> {
-        let tables = given.list().ok();
-        let tables = tables.filter(|it| it.iter().all(|it| it.table().is_ok()));
-        let Some(tables) = tables else {
-            validator.reject(
-                path,
-                ProblemKind::WrongType,
-                "a worker is a name with an address",
-                "workers = [{ name = \"worker1\", address = \"192.168.56.103:8081\" }]",
-                REWRITE,
-            );
-            return None;
-        };
-        let worker =
-            |(number, table)| validator.section::<Worker>(&format!("{path}.{number}"), Some(table));
-        Some(tables.into_iter().enumerate().map(worker).collect())
-    }
-
-    fn show(&self, value: &Vec<Worker>) -> String {
-        let worker =
-            |it: &Worker| format!("{{ name = {:?}, address = \"{}\" }}", it.name, it.address);
-        let workers: Vec<String> = value.iter().map(worker).collect();
-        format!("[{}]", workers.join(", "))
     }
 }

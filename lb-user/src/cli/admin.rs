@@ -11,8 +11,8 @@ use memlb::{
 use serde::Serialize;
 
 use super::{
-    Failure, Outcome, block_on,
-    remote::{Remote, spoken},
+    CliError, CliResult, block_on,
+    remote::{Remote, format_seconds},
 };
 
 /// How often a draining worker's connections are counted.
@@ -34,10 +34,10 @@ const MAX_NAMED: usize = 5;
 #[derive(clap::Args)]
 pub struct DrainArgs {
     #[command(flatten)]
-    target: Target,
+    target: WorkerSelector,
 
     #[command(flatten)]
-    patience: Patience,
+    wait_options: WaitOptions,
 
     #[command(flatten)]
     remote: Remote,
@@ -47,10 +47,10 @@ pub struct DrainArgs {
 #[derive(clap::Args)]
 pub struct MaintenanceArgs {
     #[command(flatten)]
-    target: Target,
+    target: WorkerSelector,
 
     #[command(flatten)]
-    patience: Patience,
+    wait_options: WaitOptions,
 
     #[command(flatten)]
     remote: Remote,
@@ -60,7 +60,7 @@ pub struct MaintenanceArgs {
 #[derive(clap::Args)]
 pub struct UndrainArgs {
     #[command(flatten)]
-    target: Target,
+    target: WorkerSelector,
 
     #[command(flatten)]
     remote: Remote,
@@ -72,7 +72,7 @@ pub struct UndrainArgs {
 #[derive(clap::Args)]
 pub struct WeightArgs {
     #[command(flatten)]
-    target: Target,
+    target: WorkerSelector,
 
     /// Percent of the share that it would have by itself, 0 to 1000, with or without a %
     #[arg(value_parser = percent)]
@@ -117,7 +117,7 @@ pub struct ResumeArgs {
 
 /// Whom the order is about.
 #[derive(clap::Args)]
-struct Target {
+struct WorkerSelector {
     /// The worker's name
     worker: String,
 
@@ -130,8 +130,8 @@ struct Target {
     reason: Option<String>,
 }
 
-impl Target {
-    fn everywhere(worker: String, reason: Option<String>) -> Self {
+impl WorkerSelector {
+    fn in_all_services(worker: String, reason: Option<String>) -> Self {
         Self {
             worker,
             service: None,
@@ -142,7 +142,7 @@ impl Target {
 
 /// Whether to wait for the worker's connections to end.
 #[derive(clap::Args)]
-struct Patience {
+struct WaitOptions {
     /// Wait until the worker's connections have ended
     #[arg(long)]
     wait: bool,
@@ -178,40 +178,45 @@ struct SilentConnection {
     silent_ms: u64,
 }
 
-pub fn drain(args: DrainArgs) -> Outcome {
-    hold(args.target, args.patience, &args.remote, AdminState::Drain)
+pub fn drain(args: DrainArgs) -> CliResult {
+    set_state(
+        args.target,
+        args.wait_options,
+        &args.remote,
+        AdminState::Drain,
+    )
 }
 
-pub fn maintenance(args: MaintenanceArgs) -> Outcome {
-    hold(
+pub fn maintenance(args: MaintenanceArgs) -> CliResult {
+    set_state(
         args.target,
-        args.patience,
+        args.wait_options,
         &args.remote,
         AdminState::Maintenance,
     )
 }
 
-pub fn undrain(args: UndrainArgs) -> Outcome {
-    let ordered = give(&args.remote, &args.target, AdminAction::Undrain)?;
+pub fn undrain(args: UndrainArgs) -> CliResult {
+    let ordered = send_command(&args.remote, &args.target, AdminAction::Undrain)?;
     finish(&args.remote, ordered, None, false)
 }
 
-pub fn weight(args: WeightArgs) -> Outcome {
+pub fn weight(args: WeightArgs) -> CliResult {
     let percent = args.percent;
-    let ordered = give(&args.remote, &args.target, AdminAction::Weight { percent })?;
+    let ordered = send_command(&args.remote, &args.target, AdminAction::Weight { percent })?;
     finish(&args.remote, ordered, None, false)
 }
 
-pub fn pause(args: PauseArgs) -> Outcome {
+pub fn pause(args: PauseArgs) -> CliResult {
     let for_ms = u64::try_from(args.duration.as_millis()).unwrap_or(u64::MAX);
-    let target = Target::everywhere(args.worker, args.reason);
-    let ordered = give(&args.remote, &target, AdminAction::Pause { for_ms })?;
+    let target = WorkerSelector::in_all_services(args.worker, args.reason);
+    let ordered = send_command(&args.remote, &target, AdminAction::Pause { for_ms })?;
     finish(&args.remote, ordered, None, false)
 }
 
-pub fn resume(args: ResumeArgs) -> Outcome {
-    let target = Target::everywhere(args.worker, None);
-    let ordered = give(&args.remote, &target, AdminAction::Resume)?;
+pub fn resume(args: ResumeArgs) -> CliResult {
+    let target = WorkerSelector::in_all_services(args.worker, None);
+    let ordered = send_command(&args.remote, &target, AdminAction::Resume)?;
     finish(&args.remote, ordered, None, false)
 }
 
@@ -222,23 +227,28 @@ fn percent(text: &str) -> Result<u32, String> {
         .map_err(|_| "expected a whole number of percent, such as 50 or 50%".to_owned())
 }
 
-fn hold(target: Target, patience: Patience, remote: &Remote, hold: AdminState) -> Outcome {
-    let ordered = give(remote, &target, AdminAction::SetState { state: hold })?;
-    if !patience.wait {
+fn set_state(
+    target: WorkerSelector,
+    wait_options: WaitOptions,
+    remote: &Remote,
+    state: AdminState,
+) -> CliResult {
+    let ordered = send_command(remote, &target, AdminAction::SetState { state })?;
+    if !wait_options.wait {
         return finish(remote, ordered, None, false);
     }
     if !remote.json {
         super::print(&shown(&ordered));
     }
-    let left = block_on(wait(&remote.client(), &target, patience.deadline))?;
+    let left = block_on(wait(&remote.client(), &target, wait_options.deadline))?;
     if left == 0 {
         return finish_waiting(remote, ordered, &target, 0, false);
     }
-    if patience.cut {
+    if wait_options.cut {
         let action = AdminAction::SetState {
             state: AdminState::Cut,
         };
-        let ordered = give(remote, &target, action)?;
+        let ordered = send_command(remote, &target, action)?;
         return finish_waiting(remote, ordered, &target, left, true);
     }
     let silent = block_on(silent_connections(&remote.client(), &target))?;
@@ -251,14 +261,18 @@ fn hold(target: Target, patience: Patience, remote: &Remote, hold: AdminState) -
             cut: false,
         })?;
     }
-    Err(Failure::RunTime(anyhow::anyhow!(
+    Err(CliError::RunTime(anyhow::anyhow!(
         "the deadline has passed and {left} connections of {} are left{named}; it stays drained. \
          `memlb flows --worker {0}` lists them; --cut with --deadline ends them",
         target.worker
     )))
 }
 
-fn give(remote: &Remote, target: &Target, action: AdminAction) -> Result<Ordered, ClientError> {
+fn send_command(
+    remote: &Remote,
+    target: &WorkerSelector,
+    action: AdminAction,
+) -> Result<Ordered, ClientError> {
     if let Some(reason) = &target.reason {
         check_reason(reason).map_err(|problem| {
             ClientError::Refused(Refused {
@@ -279,7 +293,7 @@ fn give(remote: &Remote, target: &Target, action: AdminAction) -> Result<Ordered
 /// from time to time.
 async fn wait(
     client: &ControlClient,
-    target: &Target,
+    target: &WorkerSelector,
     deadline: Option<Duration>,
 ) -> Result<u64, ClientError> {
     let start = Instant::now();
@@ -294,7 +308,7 @@ async fn wait(
         if start.elapsed() >= next_report {
             next_report += REPORT_INTERVAL;
             let silent = silent_sentence(&silent_connections(client, target).await?);
-            super::note(&format!(
+            super::print_error(&format!(
                 "waiting for {left} connections of {}{silent}",
                 target.worker
             ));
@@ -307,7 +321,7 @@ async fn wait(
 /// Returns the worker's connections without a packet for [`SILENT_AFTER`], the longest silent first.
 async fn silent_connections(
     client: &ControlClient,
-    target: &Target,
+    target: &WorkerSelector,
 ) -> Result<Vec<SilentConnection>, ClientError> {
     let request = Request::Flows {
         filter: Filter {
@@ -336,7 +350,8 @@ fn silent_sentence(silent: &[SilentConnection]) -> String {
         return String::new();
     }
     let named = silent.iter().take(MAX_NAMED).map(|it| {
-        let (client, worker, since) = (&it.client, &it.worker_address, spoken(it.silent_ms));
+        let (client, worker, since) =
+            (&it.client, &it.worker_address, format_seconds(it.silent_ms));
         format!("{client} to {worker} for {since}")
     });
     let named: Vec<String> = named.collect();
@@ -351,7 +366,7 @@ fn silent_sentence(silent: &[SilentConnection]) -> String {
     )
 }
 
-fn connections(status: &Status, target: &Target) -> u64 {
+fn connections(status: &Status, target: &WorkerSelector) -> u64 {
     let wanted = |name: &str| target.service.as_deref().is_none_or(|it| it == name);
     let services = status.services.iter().filter(|it| wanted(&it.name));
     services
@@ -361,7 +376,7 @@ fn connections(status: &Status, target: &Target) -> u64 {
         .sum()
 }
 
-fn finish(remote: &Remote, ordered: Ordered, left: Option<u64>, cut: bool) -> Outcome {
+fn finish(remote: &Remote, ordered: Ordered, left: Option<u64>, cut: bool) -> CliResult {
     let report = OrderReport {
         ordered,
         connections_left: left,
@@ -374,10 +389,10 @@ fn finish(remote: &Remote, ordered: Ordered, left: Option<u64>, cut: bool) -> Ou
 fn finish_waiting(
     remote: &Remote,
     ordered: Ordered,
-    target: &Target,
+    target: &WorkerSelector,
     left: u64,
     cut: bool,
-) -> Outcome {
+) -> CliResult {
     if remote.json {
         return finish(remote, ordered, Some(left), cut);
     }
