@@ -132,7 +132,7 @@ fn stops_and_leaves_the_datapath_at_work() {
     let mut cluster = start(&ClusterOptions::default());
     let manager = cluster.manager.as_mut().unwrap();
     assert!(manager.terminate(SOON).unwrap().success());
-    assert!(manager.log().contains("the datapath stays"));
+    assert!(manager.log().contains("the packet programs continue"));
     assert_eq!(cluster.page().unwrap(), "Worker1");
     assert_eq!(cluster.events_of("manager_stopped").unwrap().len(), 1);
     assert!(!cluster.paths.control_socket().exists());

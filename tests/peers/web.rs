@@ -120,7 +120,7 @@ fn http2(cluster: &mut Cluster) {
 
     // At a pace that leaves the manager some of the processors.
     let line = format!(
-        "h2load --clients {CONNECTIONS} --max-concurrent-streams 10 --rps 20 --duration 6 \
+        "h2load --clients {CONNECTIONS} --max-concurrent-streams 10 --rps 20 --duration 12 \
          https://{site}/blob"
     );
     let mut load = start(cluster, &line, &[]);
