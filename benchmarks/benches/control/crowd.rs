@@ -145,7 +145,11 @@ impl Crowd {
         voice.seq += 1;
         // Who is late by more than a beat leaves it out.
         voice.due = (voice.due + INTERVAL).max(now);
-        let datagram = heartbeat(&voice.key, voice.seq, self.nonce)
+        // Another figure each time, as of a machine that works.
+        let available_bytes = (400 << 20) - ((voice.seq % 256) << 12);
+        let mut heartbeat = heartbeat(voice.key.worker(), voice.seq, INTERVAL, available_bytes);
+        heartbeat.nonce = self.nonce;
+        let datagram = heartbeat
             .encode_signed(&voice.key)
             .map_err(|refusal| anyhow::anyhow!("encode a heartbeat: {refusal}"))?;
         // What the kernel has no room for is lost, as on a network.
@@ -172,15 +176,15 @@ fn name(number: usize) -> String {
     format!("w{number:04}")
 }
 
-fn heartbeat(key: &Key, seq: u64, nonce: Option<Nonce>) -> Heartbeat {
+/// A heartbeat of a ready worker without a nonce.
+pub fn heartbeat(worker: &str, seq: u64, interval: Duration, available_bytes: u64) -> Heartbeat {
     Heartbeat {
-        worker: key.worker().to_owned(),
+        worker: worker.to_owned(),
         boot: BootId(1),
         seq,
-        interval: INTERVAL,
+        interval,
         memory: MemoryReport {
-            // Another figure each time, as of a machine that works.
-            available_bytes: (400 << 20) - ((seq % 256) << 12),
+            available_bytes,
             total_bytes: 700 << 20,
             stale_ms: None,
             cgroup: None,
@@ -192,7 +196,7 @@ fn heartbeat(key: &Key, seq: u64, nonce: Option<Nonce>) -> Heartbeat {
         translates: Vec::new(),
         version: "0.1.0".to_owned(),
         pause: None,
-        nonce,
+        nonce: None,
     }
 }
 

@@ -9,9 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use lb_core::{BootId, WorkerState};
-use memlb::heartbeat::{Heartbeat, MemoryReport};
 use memlb_tests::{Cluster, ClusterOptions, Connection, Probe, cluster::worker_name, wait_until};
+
+use crate::crowd::heartbeat;
 
 /// At the pace of the decisions themselves: each is met by a new connection.
 const INTERVAL: Duration = Duration::from_millis(1);
@@ -50,7 +50,8 @@ pub fn measure() -> Result<Outcome> {
     let mut say = || -> Result<()> {
         let moving = if seq % 2 == 0 { 600 } else { 200 };
         for (index, available_mib) in [(0, moving), (1, 400)] {
-            let datagram = heartbeat(index, seq, available_mib).encode();
+            let datagram =
+                heartbeat(&worker_name(index), seq + 1, INTERVAL, available_mib << 20).encode();
             socket.send(&datagram.map_err(|refusal| anyhow!("encode: {refusal}"))?)?;
         }
         seq += 1;
@@ -141,27 +142,4 @@ fn keep_asking(server: SocketAddr, over: &AtomicBool) -> (usize, Vec<String>) {
         }
         all
     })
-}
-
-fn heartbeat(index: usize, seq: u64, available_mib: u64) -> Heartbeat {
-    Heartbeat {
-        worker: worker_name(index),
-        boot: BootId(1),
-        seq: seq + 1,
-        interval: INTERVAL,
-        memory: MemoryReport {
-            available_bytes: available_mib << 20,
-            total_bytes: 700 << 20,
-            stale_ms: None,
-            cgroup: None,
-            pressure: None,
-        },
-        load: None,
-        state: WorkerState::Ready,
-        healthy: true,
-        translates: Vec::new(),
-        version: "0.1.0".to_owned(),
-        pause: None,
-        nonce: None,
-    }
 }

@@ -26,7 +26,8 @@ const OF_2018: &str = concat!(
     r#""Waktu": "2018-06-04 14:00:59", "freeMemory": "394"}]"#
 );
 
-fn heartbeat() -> Heartbeat {
+/// A heartbeat of a ready worker, unsigned.
+pub(super) fn heartbeat() -> Heartbeat {
     Heartbeat {
         worker: "worker1".to_owned(),
         boot: BootId(0x00c0_ffee_00c0_ffee),

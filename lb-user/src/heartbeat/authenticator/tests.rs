@@ -1,11 +1,11 @@
 //! What forgers, eavesdroppers and broken networks send, and what passes.
 
-use lb_core::{BootId, WorkerState};
+use lb_core::BootId;
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::heartbeat::{MemoryReport, Nonce, Pong};
+use crate::heartbeat::{Nonce, Pong};
 
 const FROM: SocketAddr = SocketAddr::new(
     std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 168, 56, 103)),
@@ -22,21 +22,8 @@ fn heartbeat(worker: &str, boot: u64, seq: u64, nonce: Option<Nonce>) -> Heartbe
         worker: worker.to_owned(),
         boot: BootId(boot),
         seq,
-        interval: Duration::from_millis(100),
-        memory: MemoryReport {
-            available_bytes: 394 << 20,
-            total_bytes: 700 << 20,
-            stale_ms: None,
-            cgroup: None,
-            pressure: None,
-        },
-        load: None,
-        state: WorkerState::Ready,
-        healthy: true,
-        translates: Vec::new(),
-        version: "0.1.0".to_owned(),
-        pause: None,
         nonce,
+        ..crate::heartbeat::tests::heartbeat()
     }
 }
 
