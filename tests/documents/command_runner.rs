@@ -19,8 +19,8 @@ use memlb_tests::{
 use tempfile::TempDir;
 
 use super::{
-    scene::scene_of,
-    trial::{Trial, trial_of},
+    location::location_of,
+    treatment::{Treatment, treatment_of},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -102,7 +102,7 @@ exit 1
         // What a shell keeps for the commands that follow.
         let mut kept = String::new();
         for command in block.commands().unwrap() {
-            if let Trial::NotHere { .. } = trial_of(scene_of(block), &command) {
+            if let Treatment::NotHere { .. } = treatment_of(location_of(block), &command) {
                 continue;
             }
             let script = format!("{kept}{command}");
@@ -143,7 +143,7 @@ exit 1
         let what = format!("{}: `{}`", block.place, command.trim_end());
         let mut running = Process::start(&what, &mut terminal, &screen).unwrap();
         let mut allowed = vec![0];
-        if let Trial::GoesOn { shows } = trial_of(scene_of(block), command) {
+        if let Treatment::GoesOn { shows } = treatment_of(location_of(block), command) {
             running.wait_for_log(PATIENCE, shows).unwrap();
             keys.write_all(b"\x03").unwrap();
             allowed.push(INTERRUPTED);

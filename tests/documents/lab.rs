@@ -9,7 +9,7 @@ use memlb_tests::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::scene::Scene;
+use super::location::Location;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -37,17 +37,17 @@ impl Lab {
         }
     }
 
-    /// Lets the manager and worker1's agent run, but for the one in whose place the scene's reader is.
-    pub fn set(&mut self, scene: Scene) {
+    /// Lets the manager and worker1's agent run, except the one that the location says is stopped.
+    pub fn set(&mut self, location: Location) {
         let cluster = &mut self.cluster;
-        match (scene == Scene::ManagerAtRest, cluster.manager.take()) {
+        match (location == Location::ManagerAtRest, cluster.manager.take()) {
             (false, None) => cluster.start_manager().unwrap(),
             (true, Some(mut manager)) => {
                 manager.terminate(SOON).unwrap();
             }
             (_, manager) => cluster.manager = manager,
         }
-        match (scene == Scene::Worker, cluster.agents[0].take()) {
+        match (location == Location::Worker, cluster.agents[0].take()) {
             (false, None) => cluster.start_agent(0).unwrap(),
             (true, Some(mut agent)) => {
                 agent.signal(Signal::SIGTERM).unwrap();
@@ -55,7 +55,7 @@ impl Lab {
             }
             (_, agent) => cluster.agents[0] = agent,
         }
-        if scene == Scene::Manager {
+        if location == Location::Manager {
             let up = |status: &Value| status["services"][0]["backends"][0]["state"] == "up";
             cluster
                 .wait_for_status(SOON, "worker1 to be up", up)

@@ -5,9 +5,9 @@
 
 mod command_runner;
 mod lab;
+mod location;
 mod mounts;
-mod scene;
-mod trial;
+mod treatment;
 
 use std::{
     fs,
@@ -20,9 +20,9 @@ use memlb_tests::{cluster::binary, command::output, document::Document, root_tes
 use self::{
     command_runner::CommandRunner,
     lab::Lab,
+    location::{Location, location_of},
     mounts::with_private_mounts,
-    scene::{Scene, scene_of},
-    trial::{NOT_RUN, Trial, trial_of},
+    treatment::{NOT_RUN, Treatment, treatment_of},
 };
 
 fn root() -> PathBuf {
@@ -50,7 +50,7 @@ fn documents() -> Vec<Document> {
 fn every_block_says_what_it_is() {
     for block in documents().iter().flat_map(|it| &it.blocks) {
         let place = &block.place;
-        scene_of(block);
+        location_of(block);
         match block.language.as_str() {
             "sh" | "console" => assert!(!block.commands().unwrap().is_empty(), "{place}"),
             "json" => assert!(serde_json::from_str::<serde_json::Value>(&block.text).is_ok()),
@@ -96,7 +96,7 @@ fn what_is_not_run_is_understood() {
     for document in documents() {
         for block in &document.blocks {
             for command in block.commands().unwrap() {
-                if let Trial::NotHere { because } = trial_of(scene_of(block), &command) {
+                if let Treatment::NotHere { because } = treatment_of(location_of(block), &command) {
                     runner.check_usage(&block.place, &command);
                     seen.push(because);
                 }
@@ -121,7 +121,7 @@ fn what_is_typed_in_the_repository_works() {
         let _down = LabDown(&runner);
         for document in documents() {
             for block in &document.blocks {
-                if scene_of(block) == Scene::Repository {
+                if location_of(block) == Location::Repository {
                     runner.run_all(block, |program| Command::new(program));
                 }
             }
@@ -138,13 +138,13 @@ fn what_operators_type_works() {
             let home = tempfile::tempdir().unwrap();
             let runner = CommandRunner::new(home.path().into());
             for block in &document.blocks {
-                lab.set(scene_of(block));
-                match scene_of(block) {
-                    Scene::Manager | Scene::ManagerAtRest => {
+                lab.set(location_of(block));
+                match location_of(block) {
+                    Location::Manager | Location::ManagerAtRest => {
                         runner.run_all(block, |program| lab.on_the_manager(program));
                     }
-                    Scene::Worker => runner.run_all(block, |program| lab.on_worker1(program)),
-                    Scene::Repository | Scene::Machines | Scene::VirtualBox => {}
+                    Location::Worker => runner.run_all(block, |program| lab.on_worker1(program)),
+                    Location::Repository | Location::Machines | Location::VirtualBox => {}
                 }
             }
         }

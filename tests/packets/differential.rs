@@ -23,7 +23,7 @@ use crate::{
     frame::{ACK, FIN, Family, PSH, RST, SYN},
     lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, Server, Station, WORKER1, WORKER2},
     message::{Message, Problem},
-    model::{Client, Connection, Expected, Model, Reach, Spot},
+    model::{Client, Connection, Expected, Model, ModelServer, Reach},
     outcome::{Action, Outcome},
     segment::{Protocol, Segment},
     tables::{Key, Opening},
@@ -289,7 +289,7 @@ fn begins(bench: &mut Bench, reached: [Reach; 4]) -> Model {
             Reach::Routed => bench.routes_to(server),
             Reach::Translated | Reach::Here => {}
         }
-        servers.push(Spot {
+        servers.push(ModelServer {
             server,
             family,
             reach,
@@ -442,7 +442,7 @@ fn goes_to(
     segment: &Segment,
     connections: u64,
 ) {
-    let reach = model.spot(server).reach;
+    let reach = model.server(server).reach;
     outcome.was_sent_to(server, connections);
     match reach {
         Reach::Here => {
@@ -549,7 +549,7 @@ fn clients_side_complains(
         Expected::Goes(server, port) => {
             call.nat_port = port.unwrap_or(0);
             outcome.was_sent_to(server, 0);
-            match model.spot(server).reach {
+            match model.server(server).reach {
                 Reach::Here => {
                     outcome.is(Action::Pass);
                     outcome.leaves_as(&call.complaint_here(server, &message));
@@ -677,7 +677,7 @@ fn seen_by_worker(bench: &Bench, one: &Connection) -> Option<(Call, Option<Clien
 
 /// Some client's call that could have the manager's `port` towards `worker`.
 fn caller_of(bench: &Bench, model: &Model, worker: Server, protocol: Protocol, port: u16) -> Call {
-    let family = model.spot(worker).family;
+    let family = model.server(worker).family;
     let client = CLIENTS
         .iter()
         .position(|(of, speaks, ..)| (*of, *speaks) == (family, protocol))

@@ -36,7 +36,7 @@ pub struct Model {
     now: Duration,
     ports: RangeInclusive<u16>,
     clients: Vec<(Family, Protocol)>,
-    servers: Vec<Spot>,
+    servers: Vec<ModelServer>,
     /// By family.
     selected: BTreeMap<Family, u32>,
     pub connections: Vec<Connection>,
@@ -44,7 +44,7 @@ pub struct Model {
 
 /// A server, and what is known of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Spot {
+pub struct ModelServer {
     pub server: Server,
     pub family: Family,
     pub reach: Reach,
@@ -123,7 +123,7 @@ impl Model {
     pub fn new(
         ports: RangeInclusive<u16>,
         clients: Vec<(Family, Protocol)>,
-        servers: Vec<Spot>,
+        servers: Vec<ModelServer>,
         selected: BTreeMap<Family, u32>,
     ) -> Self {
         Self {
@@ -321,7 +321,7 @@ impl Model {
     /// The connection that [`Expected::Opens`] announced got its port, whose last holder is gone.
     pub fn opened(&mut self, client: Client, server: Server, port: Option<u16>, retries: u8) {
         let (_, protocol) = self.clients[client];
-        let reach = self.spot(server).reach;
+        let reach = self.server(server).reach;
         if let Some(port) = port {
             self.connections
                 .retain(|one| !one.holds(server, protocol, port));
@@ -383,7 +383,7 @@ impl Model {
     }
 
     /// Who gets a client's new connections.
-    fn chosen(&self, client: Client) -> Option<Spot> {
+    fn chosen(&self, client: Client) -> Option<ModelServer> {
         let (family, _) = self.clients[client];
         let mut servers = self.servers.iter().copied();
         servers
@@ -408,7 +408,7 @@ impl Model {
         if !self.opens(client, flags) {
             return Expected::Passes(Verdict::NoFlow);
         }
-        let Some(Spot { server, reach, .. }) = self.chosen(client) else {
+        let Some(ModelServer { server, reach, .. }) = self.chosen(client) else {
             return Expected::Passes(Verdict::NoBackend);
         };
         let mut ports = BTreeSet::new();
@@ -452,10 +452,10 @@ impl Model {
     }
 
     fn state_of(&self, server: Server) -> u8 {
-        self.spot(server).state
+        self.server(server).state
     }
 
-    pub fn spot(&self, server: Server) -> Spot {
+    pub fn server(&self, server: Server) -> ModelServer {
         let mut servers = self.servers.iter().copied();
         servers.find(|spot| spot.server == server).unwrap()
     }

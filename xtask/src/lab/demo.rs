@@ -34,7 +34,7 @@ const STEADY: usize = 30;
 const MIB_IN_KB: u64 = 1024;
 
 /// One turn of the story, and what a client must see of it.
-struct Turn {
+struct Step {
     what: &'static str,
     act: fn(&mut Cluster) -> Result<()>,
     page: &'static str,
@@ -54,14 +54,14 @@ enum Outcome {
     FailsOver,
 }
 
-const STORY: &[Turn] = &[
-    Turn {
+const STORY: &[Step] = &[
+    Step {
         what: "worker1 has 450 MiB available, worker2 350 MiB",
         act: |_| Ok(()),
         page: "Worker1",
         outcome: Outcome::Stays,
     },
-    Turn {
+    Step {
         what: "worker2 rises to 500 MiB, within the threshold",
         act: |cluster| {
             set_memory(cluster, 1, 500)?;
@@ -70,67 +70,67 @@ const STORY: &[Turn] = &[
         page: "Worker1",
         outcome: Outcome::Stays,
     },
-    Turn {
+    Step {
         what: "worker1 falls to 200 MiB",
         act: |cluster| set_memory(cluster, 0, 200),
         page: "Worker2",
         outcome: Outcome::Moves,
     },
-    Turn {
+    Step {
         what: "worker1 rises to 650 MiB",
         act: |cluster| set_memory(cluster, 0, 650),
         page: "Worker1",
         outcome: Outcome::Moves,
     },
-    Turn {
+    Step {
         what: "worker1 is cut off without a word",
         act: |cluster| cluster.topology.workers[0].cut_off(),
         page: "Worker2",
         outcome: Outcome::FailsOver,
     },
-    Turn {
+    Step {
         what: "worker1 is back",
         act: |cluster| cluster.topology.workers[0].reconnect(),
         page: "Worker1",
         outcome: Outcome::Moves,
     },
-    Turn {
+    Step {
         what: "worker1's agent is killed",
         act: |cluster| cluster.kill_agent(0),
         page: "Worker2",
         outcome: Outcome::MovesWithReset,
     },
-    Turn {
+    Step {
         what: "worker1's agent is started again",
         act: |cluster| cluster.start_agent(0),
         page: "Worker1",
         outcome: Outcome::Moves,
     },
-    Turn {
+    Step {
         what: "worker1 falls to 200 MiB",
         act: |cluster| set_memory(cluster, 0, 200),
         page: "Worker2",
         outcome: Outcome::Moves,
     },
-    Turn {
+    Step {
         what: "worker2 is cut off without a word",
         act: |cluster| cluster.topology.workers[1].cut_off(),
         page: "Worker1",
         outcome: Outcome::FailsOver,
     },
-    Turn {
+    Step {
         what: "worker1 is cut off, too: the manager serves",
         act: |cluster| cluster.topology.workers[0].cut_off(),
         page: "Manager",
         outcome: Outcome::FailsOver,
     },
-    Turn {
+    Step {
         what: "worker1 is back",
         act: |cluster| cluster.topology.workers[0].reconnect(),
         page: "Worker1",
         outcome: Outcome::Moves,
     },
-    Turn {
+    Step {
         what: "worker2 is back, with more memory",
         act: |cluster| cluster.topology.workers[1].reconnect(),
         page: "Worker2",
@@ -152,11 +152,11 @@ pub fn play(mut cluster: Cluster, interrupt: &Interrupt) -> Result<bool> {
         "what happens", "page", "after", "longest gap", "without page"
     );
     let mut as_it_should_be = true;
-    for turn in STORY {
+    for step in STORY {
         interrupt.check()?;
-        print!("  {:<48}", turn.what);
+        print!("  {:<48}", step.what);
         io::stdout().flush()?;
-        let seen = turn.play(&mut cluster, &probe)?;
+        let seen = step.play(&mut cluster, &probe)?;
         println!("{seen}");
         as_it_should_be &= seen.complaint.is_none();
     }
@@ -171,8 +171,8 @@ pub fn play(mut cluster: Cluster, interrupt: &Interrupt) -> Result<bool> {
     Ok(as_it_should_be)
 }
 
-impl Turn {
-    fn play(&self, cluster: &mut Cluster, probe: &Probe) -> Result<Seen> {
+impl Step {
+    fn play(&self, cluster: &mut Cluster, probe: &Probe) -> Result<Observation> {
         let started_at = Instant::now();
         (self.act)(cluster)?;
         let since = match self.outcome {
@@ -189,7 +189,7 @@ impl Turn {
         // What was asked while nobody answered counts as well.
         probe.wait_for_answers(steady, DEADLINE)?;
         let report = probe.report().since(since);
-        Ok(Seen {
+        Ok(Observation {
             page: self.page,
             after: (self.outcome != Outcome::Stays).then(|| first.ended_at - started_at),
             outage: report.longest_outage(),
@@ -221,7 +221,7 @@ impl Turn {
 }
 
 /// What the client saw of one turn.
-struct Seen {
+struct Observation {
     page: &'static str,
     after: Option<Duration>,
     outage: Duration,
@@ -230,7 +230,7 @@ struct Seen {
     complaint: Option<String>,
 }
 
-impl std::fmt::Display for Seen {
+impl std::fmt::Display for Observation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let after = self.after.map_or("stays".into(), milliseconds);
         let outage = milliseconds(self.outage);

@@ -70,29 +70,29 @@ pub struct TryPackage {
 }
 
 pub fn try_package(task: &TryPackage) -> Result<()> {
-    let trial = Trial {
+    let test = PackageTest {
         guide: Guide::read()?,
         machines: Machines::boot(&task.package, &task.debian, &task.folder)?,
         package: &task.package,
         folder: &task.folder,
     };
     let steps: [(&str, Step<'_>); 11] = [
-        ("is installed, and waits", Trial::install),
-        ("pleases systemd's checkers", Trial::analyze),
-        ("says what it misses", Trial::start_unconfigured),
-        ("starts with keys", Trial::start),
-        ("takes root's pins over", Trial::take_over),
-        ("has the fewest privileges", Trial::look_at_privileges),
-        ("answers clients directly", Trial::answer_directly),
-        ("is noticed when it hangs", Trial::hang),
-        ("is upgraded under traffic", Trial::upgrade),
-        ("takes the programs along", Trial::remove),
-        ("leaves nothing when purged", Trial::purge),
+        ("is installed, and waits", PackageTest::install),
+        ("pleases systemd's checkers", PackageTest::analyze),
+        ("says what it misses", PackageTest::start_unconfigured),
+        ("starts with keys", PackageTest::start),
+        ("takes root's pins over", PackageTest::take_over),
+        ("has the fewest privileges", PackageTest::look_at_privileges),
+        ("answers clients directly", PackageTest::switch_to_dsr),
+        ("is noticed when it hangs", PackageTest::stop_processes),
+        ("is upgraded under traffic", PackageTest::upgrade),
+        ("takes the programs along", PackageTest::remove),
+        ("leaves nothing when purged", PackageTest::purge),
     ];
     for (what, step) in steps {
         say(format_args!("the package {what}"));
-        step(&trial).with_context(|| {
-            let manager = &trial.machines.manager;
+        step(&test).with_context(|| {
+            let manager = &test.machines.manager;
             let journal = manager.run("journalctl", &["--no-pager", "--lines=60"]);
             let journal = journal.unwrap_or_else(|error| format!("{error:#}"));
             format!("the package {what}: no; the manager's journal ends so:\n{journal}\n")
@@ -101,17 +101,17 @@ pub fn try_package(task: &TryPackage) -> Result<()> {
     Ok(())
 }
 
-type Step<'a> = fn(&Trial<'a>) -> Result<()>;
+type Step<'a> = fn(&PackageTest<'a>) -> Result<()>;
 
 /// What is tried, with what, and by which guide.
-struct Trial<'a> {
+struct PackageTest<'a> {
     guide: Guide,
     machines: Machines,
     package: &'a Path,
     folder: &'a Path,
 }
 
-impl Deref for Trial<'_> {
+impl Deref for PackageTest<'_> {
     type Target = Machines;
 
     fn deref(&self) -> &Machines {
@@ -119,7 +119,7 @@ impl Deref for Trial<'_> {
     }
 }
 
-impl Trial<'_> {
+impl PackageTest<'_> {
     fn install(&self) -> Result<()> {
         self.manager.run_all(&self.guide.install)?;
         for worker in &self.workers {
@@ -212,7 +212,7 @@ impl Trial<'_> {
             (worker, AGENT, 0),
         ];
         for (machine, unit, capabilities) in expected {
-            let status = look_at_process(machine, unit, capabilities)?;
+            let status = check_process(machine, unit, capabilities)?;
             let uid = field(&status, "Uid:")?;
             if unit == MANAGER {
                 ensure!(
@@ -247,7 +247,7 @@ impl Trial<'_> {
     }
 
     /// With the drop-in of docs/dsr.md, and back.
-    fn answer_directly(&self) -> Result<()> {
+    fn switch_to_dsr(&self) -> Result<()> {
         let document = Document::read(root(), "docs/dsr.md")?;
         let mut blocks = document.blocks.iter();
         let drop_in = blocks.find(|block| block.language == "ini");
@@ -269,7 +269,7 @@ impl Trial<'_> {
             let exposure = ["security", MOST_EXPOSURE, AGENT];
             let found = worker.run("systemd-analyze", &exposure)?;
             say(found.lines().last().unwrap_or_default());
-            look_at_process(worker, AGENT, CAPABILITIES_FOR_BPF)?;
+            check_process(worker, AGENT, CAPABILITIES_FOR_BPF)?;
             worker.run("ls", &["/sys/fs/bpf/memlb-agent/peers"])?;
             worker.sh(&format!(
                 "memlb doctor --agent --manager 192.168.56.101 --key /etc/memlb/agent.key \
@@ -304,7 +304,7 @@ impl Trial<'_> {
     }
 
     /// A stopped process is a loop that does not turn.
-    fn hang(&self) -> Result<()> {
+    fn stop_processes(&self) -> Result<()> {
         let hung = [(&self.manager, MANAGER), (&self.workers[0], AGENT)];
         for (machine, unit) in hung {
             machine.run(
@@ -400,7 +400,7 @@ fn next_package(package: &Path, name: &str, folder: &Path) -> Result<PathBuf> {
 }
 
 /// Fails unless the process of a unit has these `capabilities` and no way to more, and returns its status.
-fn look_at_process(machine: &Machine, unit: &str, capabilities: u64) -> Result<String> {
+fn check_process(machine: &Machine, unit: &str, capabilities: u64) -> Result<String> {
     let pid = machine.property(unit, "MainPID")?;
     let status = machine.sh(&format!("cat /proc/{pid}/status"))?;
     for set in ["CapPrm:", "CapEff:", "CapBnd:"] {

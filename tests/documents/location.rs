@@ -3,7 +3,7 @@
 use memlb_tests::document::Block;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scene {
+pub enum Location {
     /// In this repository, on a machine that runs no manager.
     Repository,
     /// On the lab's manager.
@@ -20,15 +20,15 @@ pub enum Scene {
 
 /// # Panics
 /// When the comment before the block is none of those that are known.
-pub fn scene_of(block: &Block) -> Scene {
+pub fn location_of(block: &Block) -> Location {
     let place = &block.place;
     match block.remark.as_deref() {
-        Some("in the repository") => Scene::Repository,
-        Some("on the manager, while it does not run") => Scene::ManagerAtRest,
-        Some("on worker1, while its agent does not run") => Scene::Worker,
-        Some(other) => panic!("{place}: there is no scene {other:?}"),
-        None if place.starts_with("docs/installing.md:") => Scene::Machines,
-        None if place.starts_with("scripts/vagrant/") => Scene::VirtualBox,
-        None => Scene::Manager,
+        Some("in the repository") => Location::Repository,
+        Some("on the manager, while it does not run") => Location::ManagerAtRest,
+        Some("on worker1, while its agent does not run") => Location::Worker,
+        Some(other) => panic!("{place}: there is no location {other:?}"),
+        None if place.starts_with("docs/installing.md:") => Location::Machines,
+        None if place.starts_with("scripts/vagrant/") => Location::VirtualBox,
+        None => Location::Manager,
     }
 }

@@ -1,9 +1,9 @@
 //! How a command is tried.
 
-use super::scene::Scene;
+use super::location::Location;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trial {
+pub enum Treatment {
     /// It ends by itself, with success.
     Ends,
     /// It goes on until Ctrl-C, and shows this meanwhile.
@@ -38,16 +38,16 @@ pub const NOT_RUN: &[(&str, &str)] = &[
 const WITH_OTHER_TESTS: &str = "`cargo xtask package --check` runs it on machines that boot";
 const WITH_VIRTUALBOX: &str = "needs VirtualBox";
 
-pub fn trial_of(scene: Scene, command: &str) -> Trial {
-    let because = match scene {
-        Scene::Machines => Some(WITH_OTHER_TESTS),
-        Scene::VirtualBox => Some(WITH_VIRTUALBOX),
+pub fn treatment_of(location: Location, command: &str) -> Treatment {
+    let because = match location {
+        Location::Machines => Some(WITH_OTHER_TESTS),
+        Location::VirtualBox => Some(WITH_VIRTUALBOX),
         _ => why_not_here(command),
     };
     if let Some(because) = because {
-        return Trial::NotHere { because };
+        return Treatment::NotHere { because };
     }
-    shown_by(command).map_or(Trial::Ends, |shows| Trial::GoesOn { shows })
+    shown_by(command).map_or(Treatment::Ends, |shows| Treatment::GoesOn { shows })
 }
 
 fn why_not_here(command: &str) -> Option<&'static str> {
