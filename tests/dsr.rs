@@ -152,7 +152,7 @@ fn only_workers_with_a_dsr_translator_serve() {
     let status = lab.status().unwrap();
     let worker1 = backend(&status, "worker1").unwrap();
     let why = worker1.to_string();
-    assert_eq!(worker1["state"], "barred", "{why}");
+    assert_eq!(worker1["state"], "ineligible", "{why}");
     assert!(
         why.contains("has no DSR translator for 192.168.56.101:80/tcp"),
         "{why}"

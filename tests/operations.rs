@@ -63,9 +63,9 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
     let worker1 = cluster.backend("worker1").unwrap();
     assert_eq!(worker1["state"], "draining");
     assert_eq!(worker1["health"], "up");
-    assert_eq!(worker1["hold"]["value"], "drain");
-    assert_eq!(worker1["hold"]["by"], "root");
-    assert_eq!(worker1["hold"]["reason"], "new disk");
+    assert_eq!(worker1["admin_state"]["value"], "drain");
+    assert_eq!(worker1["admin_state"]["by"], "root");
+    assert_eq!(worker1["admin_state"]["reason"], "new disk");
     let status = succeed(&cluster, &["status"]);
     assert!(status.contains("drained by root since 20"), "{status}");
     let workers = succeed(&cluster, &["workers", "worker1"]);
@@ -157,13 +157,20 @@ fn waits_until_the_drained_workers_connections_are_gone() {
     assert!(draining.wait(SOON).unwrap().success(), "{}", draining.log());
     assert!(draining.log().contains("no connection left"));
 
-    // Cut, because it was asked for.
+    // Reset, as requested.
     succeed(&cluster, &["undrain", "worker1"]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let mut kept = open();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
-    let cut = ["drain", "worker1", "--wait", "--deadline", "0s", "--cut"];
-    let said = succeed(&cluster, &cut);
+    let terminate = [
+        "drain",
+        "worker1",
+        "--wait",
+        "--deadline",
+        "0s",
+        "--terminate",
+    ];
+    let said = succeed(&cluster, &terminate);
     assert!(said.contains("reset at its next packet"), "{said}");
     let start = Instant::now();
     assert!(kept.get("/").is_err());
@@ -207,7 +214,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
             "did you mean web?",
         ),
         (&["weight", "worker1", "1001"], "expected 0 to 1000"),
-        (&["drain", "worker1", "--cut"], "--deadline"),
+        (&["drain", "worker1", "--terminate"], "--deadline"),
         (&["drain", "worker1", "--deadline", "5m"], "--wait"),
         (&["pause", "worker1", "--for", "2h"], "expected 1s to 1h"),
         (&["pause", "worker3", "--for", "5s"], "did you mean worker"),
@@ -218,7 +225,10 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
     for (arguments, says) in cases {
         expect_failure(&memlb(&cluster, arguments), 2, &[says]);
     }
-    assert_eq!(cluster.backend("worker1").unwrap()["hold"], Value::Null);
+    assert_eq!(
+        cluster.backend("worker1").unwrap()["admin_state"],
+        Value::Null
+    );
     assert!(!cluster.paths.state_file().exists());
 }
 

@@ -77,14 +77,14 @@ fn a_worker_that_answers_past_the_manager_is_told_and_tried_again() {
     .unwrap();
     let worker1 = cluster.backend("worker1").unwrap();
     assert_eq!(worker1["state"], "unreachable", "{worker1}");
-    let why = worker1["barred"].as_str().unwrap();
+    let why = worker1["ineligible_reason"].as_str().unwrap();
     assert!(
         why.starts_with("no answer of worker1 passes the manager"),
         "{why}"
     );
     assert!(worker1["unanswered"].as_u64().unwrap() >= 3, "{worker1}");
-    let told = cluster.events_of("worker_barred").unwrap();
-    assert_eq!(told[0]["obstacle"], "no_return_path", "{told:?}");
+    let told = cluster.events_of("worker_ineligible").unwrap();
+    assert_eq!(told[0]["ineligibility"], "no_return_path", "{told:?}");
     let doctor = cluster.configured("doctor").output().unwrap();
     let found = String::from_utf8_lossy(&doctor.stdout);
     assert!(

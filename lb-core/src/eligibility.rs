@@ -38,7 +38,7 @@ impl Ineligibility {
     pub fn state(self) -> Health {
         match self {
             Self::NoRoute | Self::OtherInterface | Self::NoReturnPath => Health::Unreachable,
-            Self::NoDsrTranslator | Self::OtherLink => Health::Barred,
+            Self::NoDsrTranslator | Self::OtherLink => Health::Ineligible,
         }
     }
 

@@ -160,11 +160,11 @@ events! {
     INFO, "{worker} is in maintenance";
 
     /// A worker that is up cannot serve a service.
-    WorkerBarred { worker: String, service: String, obstacle: Ineligibility, reason: String }
+    WorkerIneligible { worker: String, service: String, ineligibility: Ineligibility, reason: String }
     WARN, "{service}: {reason}";
 
-    WorkerUnbarred { worker: String, service: String }
-    INFO, "{service}: nothing keeps {worker} from serving any more";
+    WorkerEligible { worker: String, service: String }
+    INFO, "{service}: {worker} can serve again";
 
     AgentRestarted { worker: String, boot: String }
     INFO, "the agent of {worker} was started anew (boot {boot})";
@@ -408,9 +408,9 @@ impl Event {
             // The other states are never those of a worker itself.
             Health::Unknown
             | Health::Draining
-            | Health::Cut
+            | Health::Terminated
             | Health::Paused
-            | Health::Barred
+            | Health::Ineligible
             | Health::Unreachable => return None,
             Health::Up => Self::WorkerUp {
                 worker,

@@ -25,12 +25,12 @@ pub enum Health {
     Maintenance,
     /// Drained by the operator. This one and those below are states of a backend, not of a worker.
     Draining,
-    /// Drained, and its connections cut.
-    Cut,
+    /// Drained, and its open connections are reset.
+    Terminated,
     /// Expected to be silent for a while: it keeps its connections, whatever its heartbeats say.
     Paused,
     /// Up, but cannot serve in the service's mode, see [`super::Ineligibility`].
-    Barred,
+    Ineligible,
     /// Up, but the manager has no route to it. It keeps its connections: the route may come back.
     Unreachable,
 }
@@ -54,9 +54,9 @@ impl Health {
             Self::Leaving => "leaving",
             Self::Maintenance => "maintenance",
             Self::Draining => "draining",
-            Self::Cut => "cut",
+            Self::Terminated => "terminated",
             Self::Paused => "paused",
-            Self::Barred => "barred",
+            Self::Ineligible => "ineligible",
             Self::Unreachable => "unreachable",
         }
     }
@@ -67,8 +67,7 @@ impl fmt::Display for Health {
         f.pad(match self {
             Self::Maintenance => "in maintenance",
             Self::Draining => "drained",
-            Self::Cut => "cut off",
-            Self::Barred => "barred from answering clients directly",
+            Self::Ineligible => "not able to serve in its mode",
             Self::Unreachable => "out of reach",
             other => other.name(),
         })

@@ -79,9 +79,9 @@ pub struct BackendSnapshot {
     pub health: Health,
     /// Why a worker that is up cannot serve.
     #[serde(default)]
-    pub barred: Option<String>,
+    pub ineligible_reason: Option<String>,
     /// The operator's drain or maintenance.
-    pub hold: Option<Audited<AdminState>>,
+    pub admin_state: Option<Audited<AdminState>>,
     /// The operator's weight; `null` means 100.
     pub weight_percent: Option<Audited<u32>>,
     /// The operator's pause, in milliseconds.
@@ -170,8 +170,8 @@ impl Service {
             address: address.to_string(),
             state: self.state(backend, worker),
             health: worker.health,
-            barred: self.ineligible_reason(backend, worker),
-            hold: self.overrides[backend].state.clone(),
+            ineligible_reason: self.ineligible_reason(backend, worker),
+            admin_state: self.overrides[backend].state.clone(),
             weight_percent: self.overrides[backend].weight_percent.clone(),
             pause: self.overrides[backend].pause.clone(),
             pause_left_ms: (worker.paused_until)
@@ -197,8 +197,8 @@ impl Service {
             address: address.to_string(),
             state: Health::Up,
             health: Health::Up,
-            barred: None,
-            hold: None,
+            ineligible_reason: None,
+            admin_state: None,
             weight_percent: None,
             pause: None,
             pause_left_ms: None,

@@ -357,7 +357,7 @@ fn share(seen: &BackendSnapshot) -> String {
 /// Returns what the operator has ordered of a backend, what keeps it from serving, and that its memory
 /// figures are stale, one sentence each.
 pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
-    let hold = seen.hold.as_ref().map(|mark| {
+    let hold = seen.admin_state.as_ref().map(|mark| {
         let held = mark.value.description();
         format!("{held} {}", given(mark))
     });
@@ -372,12 +372,16 @@ pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
         );
         format!("paused for {whole} {}, {left} are left", given(mark))
     });
-    let barred = seen.barred.clone();
+    let ineligible = seen.ineligible_reason.clone();
     let stale = seen.memory_stale_ms.map(|age| {
         let age = seconds(age);
         format!("its memory figures are {age} old: its agent cannot read new ones")
     });
-    let remarks = hold.into_iter().chain(weight).chain(pause).chain(barred);
+    let remarks = hold
+        .into_iter()
+        .chain(weight)
+        .chain(pause)
+        .chain(ineligible);
     remarks.chain(stale).collect()
 }
 

@@ -92,9 +92,7 @@ impl fmt::Display for AdminCommand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum AdminAction {
-    #[serde(rename = "hold")]
     SetState {
-        #[serde(rename = "hold")]
         state: AdminState,
     },
     /// Ends any [`AdminState`]; a weight stays.
@@ -131,7 +129,7 @@ pub enum AdminState {
     /// Its silence and bad health raise no alarm.
     Maintenance,
     /// Its open connections are reset.
-    Cut,
+    Terminate,
 }
 
 impl AdminState {
@@ -139,7 +137,7 @@ impl AdminState {
         match self {
             Self::Drain => "drain",
             Self::Maintenance => "maintenance",
-            Self::Cut => "cut",
+            Self::Terminate => "terminate",
         }
     }
 
@@ -148,7 +146,7 @@ impl AdminState {
         match self {
             Self::Drain => "drained",
             Self::Maintenance => "in maintenance",
-            Self::Cut => "drained and its connections cut",
+            Self::Terminate => "drained, and its connections are reset",
         }
     }
 }

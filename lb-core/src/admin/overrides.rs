@@ -10,7 +10,7 @@ use crate::health::Health;
 /// What operators have set for one worker, in one service or in all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminOverride {
-    #[serde(default, rename = "hold", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<Audited<AdminState>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_percent: Option<Audited<u32>>,
@@ -30,7 +30,7 @@ impl AdminOverride {
     /// Returns the state of a backend whose worker has this health.
     pub fn effective_health(&self, health: Health) -> Health {
         match (self.effective_state(), &self.pause) {
-            (Some(AdminState::Cut), _) | (_, None) => {
+            (Some(AdminState::Terminate), _) | (_, None) => {
                 health.under_admin_state(self.effective_state())
             }
             (_, Some(_)) => Health::Paused,
@@ -51,7 +51,7 @@ impl Health {
     pub fn under_admin_state(self, hold: Option<AdminState>) -> Self {
         match (self, hold) {
             (own, None) => own,
-            (_, Some(AdminState::Cut)) => Self::Cut,
+            (_, Some(AdminState::Terminate)) => Self::Terminated,
             (worse @ (Self::Down | Self::Unhealthy), Some(_)) => worse,
             (_, Some(AdminState::Maintenance)) => Self::Maintenance,
             (_, Some(AdminState::Drain)) => Self::Draining,

@@ -10,6 +10,7 @@ mod least_connections;
 mod memory;
 mod memory_per_connection;
 mod round_robin;
+mod settings;
 mod slots;
 mod source_hash;
 mod spread;
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use memory::{Candidate, Choice, MemoryPolicy};
 pub use memory::{DEFAULT_HOLD, MemorySettings, Threshold};
 pub(crate) use memory_per_connection::MemoryPerConnection;
-pub use spread::{MaxShare, SpreadSettings};
+pub use settings::{MaxShare, SpreadSettings};
 pub(crate) use spread::{Spread, SpreadPolicy};
 pub(crate) use weights::{WeightInput, has_no_headroom};
 

@@ -1,13 +1,13 @@
-//! What all policies that spread connections share: settings, weights and slots in force, and when the
-//! weights are computed again.
+//! What all policies that spread connections share: weights and slots in force, and when the weights are
+//! computed again.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::settings::SpreadSettings;
 use super::weights::{WeightInput, differ, weigh_equally};
 use super::{Policy, SlotKind};
-use crate::memory::Pressure;
 
 /// A policy that spreads connections over all workers that are up.
 pub trait SpreadPolicy: fmt::Debug {
@@ -37,50 +37,6 @@ pub trait SpreadPolicy: fmt::Debug {
     /// Whether a worker had no memory to spare when it was last weighed.
     fn has_no_headroom(&self, _worker: usize) -> bool {
         false
-    }
-}
-
-/// Settings of the policies that spread connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SpreadSettings {
-    /// The least time between two computations of the weights.
-    pub rebalance_interval: Duration,
-    /// The part of its memory that a worker keeps free.
-    pub reserve_percent: u32,
-    /// From this memory pressure on, a worker gets no new connection.
-    pub pressure_limit: Pressure,
-    /// How long a worker that came back gets less than its share.
-    pub ramp_up: Duration,
-    pub max_share: MaxShare,
-}
-
-impl Default for SpreadSettings {
-    fn default() -> Self {
-        Self {
-            rebalance_interval: Duration::from_millis(250),
-            reserve_percent: 5,
-            pressure_limit: Pressure(2_000),
-            ramp_up: Duration::from_secs(10),
-            max_share: MaxShare::Auto,
-        }
-    }
-}
-
-/// The largest share of a service's new connections for one worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MaxShare {
-    /// 6 / (n + 5) of the reported headroom, where n workers have some.
-    Auto,
-    /// In percent; an equal share is always allowed.
-    Percent(u32),
-}
-
-impl fmt::Display for MaxShare {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Percent(percent) => write!(f, "{percent}%"),
-        }
     }
 }
 

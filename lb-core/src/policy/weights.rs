@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::{MaxShare, SpreadSettings};
+use super::settings::{MaxShare, SpreadSettings};
 use crate::memory::{Memory, Pressure};
 
 /// What one unit of weight stands for, where weights stand for memory.

@@ -59,13 +59,13 @@ impl Service {
         }
         let (worker, service) = (worker.name.clone(), self.settings.name.clone());
         Some(match now {
-            Some(obstacle) => Event::WorkerBarred {
-                reason: self.explain(obstacle, backend),
+            Some(ineligibility) => Event::WorkerIneligible {
+                reason: self.explain(ineligibility, backend),
                 worker,
                 service,
-                obstacle,
+                ineligibility,
             },
-            None => Event::WorkerUnbarred { worker, service },
+            None => Event::WorkerEligible { worker, service },
         })
     }
 

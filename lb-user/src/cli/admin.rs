@@ -151,9 +151,13 @@ struct WaitOptions {
     #[arg(long, requires = "wait", value_name = "DURATION", value_parser = humantime::parse_duration)]
     deadline: Option<Duration>,
 
-    /// At the deadline, cut the connections that are left: each is reset at its next packet, as long as
-    /// the worker stays drained
+    /// At the deadline, reset the connections that are left: each at its next packet, as long as the
+    /// worker stays drained
     #[arg(long, requires = "deadline")]
+    terminate: bool,
+
+    /// The former name of --terminate
+    #[arg(long, hide = true)]
     cut: bool,
 }
 
@@ -167,7 +171,7 @@ struct OrderReport {
     /// The connections left at the deadline that have been silent for long.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     silent: Vec<SilentConnection>,
-    cut: bool,
+    terminated: bool,
 }
 
 /// A connection that keeps a worker from being free.
@@ -233,6 +237,10 @@ fn set_state(
     remote: &Remote,
     state: AdminState,
 ) -> CliResult {
+    if wait_options.cut {
+        let error = anyhow::anyhow!("--cut was renamed: use --terminate");
+        return Err(CliError::Usage(error));
+    }
     let ordered = send_command(remote, &target, AdminAction::SetState { state })?;
     if !wait_options.wait {
         return finish(remote, ordered, None, false);
@@ -244,9 +252,9 @@ fn set_state(
     if left == 0 {
         return finish_waiting(remote, ordered, &target, 0, false);
     }
-    if wait_options.cut {
+    if wait_options.terminate {
         let action = AdminAction::SetState {
-            state: AdminState::Cut,
+            state: AdminState::Terminate,
         };
         let ordered = send_command(remote, &target, action)?;
         return finish_waiting(remote, ordered, &target, left, true);
@@ -258,12 +266,12 @@ fn set_state(
             ordered,
             connections_left: Some(left),
             silent,
-            cut: false,
+            terminated: false,
         })?;
     }
     Err(CliError::RunTime(anyhow::anyhow!(
         "the deadline has passed and {left} connections of {} are left{named}; it stays drained. \
-         `memlb flows --worker {0}` lists them; --cut with --deadline ends them",
+         `memlb flows --worker {0}` lists them; --terminate with --deadline ends them",
         target.worker
     )))
 }
@@ -376,12 +384,12 @@ fn connections(status: &Status, target: &WorkerSelector) -> u64 {
         .sum()
 }
 
-fn finish(remote: &Remote, ordered: Ordered, left: Option<u64>, cut: bool) -> CliResult {
+fn finish(remote: &Remote, ordered: Ordered, left: Option<u64>, terminated: bool) -> CliResult {
     let report = OrderReport {
         ordered,
         connections_left: left,
         silent: Vec::new(),
-        cut,
+        terminated,
     };
     remote.print(&report, |report| shown(&report.ordered))
 }
@@ -391,15 +399,15 @@ fn finish_waiting(
     ordered: Ordered,
     target: &WorkerSelector,
     left: u64,
-    cut: bool,
+    terminated: bool,
 ) -> CliResult {
     if remote.json {
-        return finish(remote, ordered, Some(left), cut);
+        return finish(remote, ordered, Some(left), terminated);
     }
     let worker = &target.worker;
-    super::print(&match cut {
+    super::print(&match terminated {
         true => format!(
-            "the last {left} connections of {worker} are cut: each is reset at its next packet, as \
+            "the last {left} connections of {worker} are reset, each at its next packet, as \
              long as {worker} stays drained\n"
         ),
         false => format!("{worker} has no connection left\n"),

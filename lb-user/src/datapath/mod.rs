@@ -660,7 +660,9 @@ impl BackendState {
                 Health::Up => state::UP,
                 Health::Unknown if self.keeps_flows => state::DRAINING,
                 Health::Unknown => state::UNKNOWN,
-                Health::Down | Health::Unhealthy | Health::Cut | Health::Barred => state::DOWN,
+                Health::Down | Health::Unhealthy | Health::Terminated | Health::Ineligible => {
+                    state::DOWN
+                }
                 Health::Leaving
                 | Health::Maintenance
                 | Health::Draining

@@ -153,7 +153,7 @@ fn is_in_maintenance(status: &Status, worker: &str) -> bool {
     let mut places = services
         .flat_map(|service| &service.backends)
         .filter(|it| it.seen.name == worker)
-        .map(|it| it.seen.hold.as_ref().map(|mark| mark.value))
+        .map(|it| it.seen.admin_state.as_ref().map(|mark| mark.value))
         .peekable();
     places.peek().is_some() && places.all(|hold| hold == Some(AdminState::Maintenance))
 }
@@ -290,7 +290,7 @@ pub mod tests {
     pub fn status(age_ms: Option<u64>, health: &str) -> Status {
         let backend = json!({
             "name": "worker1", "backend_id": 1, "address": "192.168.56.103:8081", "state": health,
-            "health": health, "hold": null, "weight_percent": null, "age_ms": age_ms,
+            "health": health, "admin_state": null, "weight_percent": null, "age_ms": age_ms,
             "memory_available_bytes": null, "memory_total_bytes": null, "memory_pressure": null,
             "weight": 1, "share": 0, "manual_weight_percent": 100, "ramp_percent": 100,
             "flows": 0, "half_open": 0, "connections": 0, "packets_in": 0, "packets_out": 0,
@@ -434,7 +434,7 @@ pub mod tests {
     fn the_silence_of_one_in_maintenance_alarms_nobody() {
         let mut status = status(Some(9_000), "down");
         let hold = json!({"value": "maintenance", "by": "root", "at_ms": 1});
-        status.services[0].backends[0].seen.hold = serde_json::from_value(hold).unwrap();
+        status.services[0].backends[0].seen.admin_state = serde_json::from_value(hold).unwrap();
         let found = &examine_status(&status, None)[0];
         assert_eq!(found.severity, Severity::Warning);
         assert!(
@@ -442,7 +442,7 @@ pub mod tests {
             "{found:?}"
         );
         let mut elsewhere = status.services[0].clone();
-        elsewhere.backends[0].seen.hold = None;
+        elsewhere.backends[0].seen.admin_state = None;
         status.services.push(elsewhere);
         let found = &examine_status(&status, None)[0];
         assert_eq!(found.severity, Severity::Problem);

@@ -21,7 +21,7 @@ fn unfit(service: &ServiceSnapshot<Backend>) -> impl Iterator<Item = Finding> {
     let asks = service.mode != Mode::Nat;
     let backends = service.backends.iter().filter(move |_| asks);
     backends.filter_map(|backend| {
-        let why = backend.seen.barred.as_ref()?;
+        let why = backend.seen.ineligible_reason.as_ref()?;
         let found = format!("{}: {why}", service.name);
         Some(Finding::problem(
             "selection",
@@ -49,13 +49,13 @@ fn finding(service: &ServiceSnapshot<Backend>, is_young: bool) -> Option<Finding
         false => why.join(", "),
     };
     let found = format!("{name} {served}, because {why}");
-    let is_ordered = |it: &&Backend| it.seen.hold.is_some() || it.seen.pause.is_some();
+    let is_ordered = |it: &&Backend| it.seen.admin_state.is_some() || it.seen.pause.is_some();
     let are_ordered = workers.iter().all(is_ordered);
     Some(match workers.first() {
         Some(first) if are_ordered => Finding::warning(
             "selection",
             format!("{found}, as ordered"),
-            match first.seen.hold {
+            match first.seen.admin_state {
                 Some(_) => format!("memlb undrain {}", first.seen.name),
                 None => format!("memlb resume {}", first.seen.name),
             },
@@ -75,7 +75,7 @@ fn finding(service: &ServiceSnapshot<Backend>, is_young: bool) -> Option<Finding
 
 fn why_not(worker: &BackendSnapshot) -> String {
     let name = &worker.name;
-    match (&worker.hold, worker.state) {
+    match (&worker.admin_state, worker.state) {
         (Some(hold), _) => format!("{name} is {}", hold.value.description()),
         (None, Health::Unknown) => format!("{name} has not been heard"),
         (None, state) => format!("{name} is {state}"),
@@ -114,7 +114,7 @@ mod tests {
         let found = examine("worker1", |status| {
             status.services[0].mode = Mode::Routed;
             let why = "no answer of worker1 passes the manager".to_owned();
-            status.services[0].backends[0].seen.barred = Some(why);
+            status.services[0].backends[0].seen.ineligible_reason = Some(why);
         });
         assert_eq!(found[0].severity, Severity::Problem);
         assert_eq!(
@@ -128,7 +128,8 @@ mod tests {
     fn what_the_operator_ordered_is_no_problem() {
         let found = examine(MANAGER, |status| {
             let drained = serde_json::json!({"value": "drain", "by": "root", "at_ms": 1});
-            status.services[0].backends[0].seen.hold = serde_json::from_value(drained).unwrap();
+            status.services[0].backends[0].seen.admin_state =
+                serde_json::from_value(drained).unwrap();
         });
         assert_eq!(found[0].severity, Severity::Warning);
         assert_eq!(found[0].remedy.as_deref(), Some("memlb undrain worker1"));

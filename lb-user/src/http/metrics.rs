@@ -27,7 +27,7 @@ const STATES: [Health; 9] = [
     Health::Leaving,
     Health::Maintenance,
     Health::Draining,
-    Health::Cut,
+    Health::Terminated,
     Health::Paused,
 ];
 
@@ -118,9 +118,9 @@ impl Scrape {
         )?;
         for worker in workers(status).values() {
             let name = worker.name.as_str();
-            // Barred from one service, a worker may serve another.
+            // Ineligible in one service, a worker may serve another.
             let treated = match worker.state {
-                Health::Barred | Health::Unreachable => worker.health,
+                Health::Ineligible | Health::Unreachable => worker.health,
                 treated => treated,
             };
             for state in STATES {
@@ -128,7 +128,7 @@ impl Scrape {
                 states.with_label_values(&[name, state.name()]).set(is_in);
             }
             held.with_label_values(&[name])
-                .set((worker.hold.is_some() || worker.pause.is_some()).into());
+                .set((worker.admin_state.is_some() || worker.pause.is_some()).into());
             if let Some(age) = worker.age_ms {
                 let age = std::time::Duration::from_millis(age);
                 ages.with_label_values(&[name]).set(age.as_secs_f64());
@@ -160,8 +160,8 @@ impl Scrape {
             "A backend's part of the new connections, as far as the policy fixes it.",
             &by_backend,
         )?;
-        let barred = self.gauges(
-            "memlb_backend_barred",
+        let ineligible = self.gauges(
+            "memlb_backend_ineligible",
             "1 for a backend that is up, but has no route to it or does not answer as its mode asks.",
             &by_backend,
         )?;
@@ -211,9 +211,9 @@ impl Scrape {
                 shares
                     .with_label_values(&labels)
                     .set(f64::from(share) / 10_000.0);
-                barred
+                ineligible
                     .with_label_values(&labels)
-                    .set(backend.seen.barred.is_some().into());
+                    .set(backend.seen.ineligible_reason.is_some().into());
                 weights.with_label_values(&labels).set(weight.into());
                 flows.with_label_values(&labels).set(whole(traffic.flows));
                 half_open

@@ -220,7 +220,7 @@ mod tests {
     fn orders(worker: &str) -> AdminOverrides {
         let standing = serde_json::json!([{
             "worker": worker, "service": null,
-            "hold": { "value": "drain", "by": "root", "at_ms": 1 },
+            "state": { "value": "drain", "by": "root", "at_ms": 1 },
         }]);
         serde_json::from_value(standing).unwrap()
     }

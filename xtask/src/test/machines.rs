@@ -89,7 +89,7 @@ impl Machines {
             };
             let status: Value = serde_json::from_str(&status).unwrap_or_default();
             let backends = status["services"][0]["backends"].as_array();
-            let serves = |it: &Value| it["state"] == "up" && it["barred"].is_null();
+            let serves = |it: &Value| it["state"] == "up" && it["ineligible_reason"].is_null();
             backends.is_some_and(|all| all.len() == 3 && all.iter().all(serves))
         })?;
         Ok(())

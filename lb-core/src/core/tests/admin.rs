@@ -52,15 +52,19 @@ fn every_hold_over_every_health() {
     use Health::*;
     // One line for each health, one column for each hold: drain, maintenance, cut.
     let table = [
-        (Unknown, [Draining, Maintenance, Cut]),
-        (Up, [Draining, Maintenance, Cut]),
-        (Down, [Down, Down, Cut]),
-        (Unhealthy, [Unhealthy, Unhealthy, Cut]),
-        (Leaving, [Draining, Maintenance, Cut]),
-        (Maintenance, [Draining, Maintenance, Cut]),
+        (Unknown, [Draining, Maintenance, Terminated]),
+        (Up, [Draining, Maintenance, Terminated]),
+        (Down, [Down, Down, Terminated]),
+        (Unhealthy, [Unhealthy, Unhealthy, Terminated]),
+        (Leaving, [Draining, Maintenance, Terminated]),
+        (Maintenance, [Draining, Maintenance, Terminated]),
     ];
     for (health, expected) in table {
-        let holds = [AdminState::Drain, AdminState::Maintenance, AdminState::Cut];
+        let holds = [
+            AdminState::Drain,
+            AdminState::Maintenance,
+            AdminState::Terminate,
+        ];
         let states = holds.map(|hold| health.under_admin_state(Some(hold)));
         assert_eq!(states, expected, "{health:?}");
         assert!(states.iter().all(|state| !state.is_up()));
@@ -118,7 +122,10 @@ fn orders_outlast_a_restart() {
     world.pass(ms(5_000));
     assert_eq!(world.selected(), "worker2");
     let snapshot = world.core.snapshot(world.now);
-    let mark = snapshot.services[0].backends[0].hold.clone().unwrap();
+    let mark = snapshot.services[0].backends[0]
+        .admin_state
+        .clone()
+        .unwrap();
     assert_eq!((mark.value, mark.by.as_str()), (AdminState::Drain, "root"));
     assert_eq!(
         (mark.at_ms, mark.reason.as_deref()),

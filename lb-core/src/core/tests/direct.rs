@@ -23,7 +23,7 @@ fn ineligible_reason(world: &World, worker: &str) -> Option<String> {
     let snapshot = world.core.snapshot(world.now);
     let mut backends = snapshot.services[0].backends.iter();
     let backend = backends.find(|backend| backend.name == worker);
-    backend.expect("a worker").barred.clone()
+    backend.expect("a worker").ineligible_reason.clone()
 }
 
 #[test]
@@ -38,8 +38,8 @@ fn a_worker_without_dsr_translator_is_not_chosen_and_told_why_once() {
         HeartbeatOutcome::Accepted
     );
     assert_eq!(world.selected(), "worker2");
-    assert_eq!(world.state("worker1"), Health::Barred);
-    assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Barred);
+    assert_eq!(world.state("worker1"), Health::Ineligible);
+    assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Ineligible);
     let why = "worker1 has no DSR translator for 192.168.56.101:80/tcp: start its agent with --dsr";
     assert_eq!(ineligible_reason(&world, "worker1").as_deref(), Some(why));
     assert_eq!(ineligible_reason(&world, "worker2"), None);
@@ -50,7 +50,7 @@ fn a_worker_without_dsr_translator_is_not_chosen_and_told_why_once() {
     let told: Vec<String> = world
         .events
         .iter()
-        .filter(|event| matches!(event, Event::WorkerBarred { .. }))
+        .filter(|event| matches!(event, Event::WorkerIneligible { .. }))
         .map(Event::to_string)
         .collect();
     assert_eq!(told, [format!("service0: {why}")]);
@@ -70,7 +70,7 @@ fn a_worker_without_dsr_translator_is_not_chosen_and_told_why_once() {
         HeartbeatOutcome::Accepted
     );
     assert_eq!(world.selected(), "worker1");
-    assert_eq!(world.kinds(), ["worker_unbarred", "selection_changed"]);
+    assert_eq!(world.kinds(), ["worker_eligible", "selection_changed"]);
 
     // The DSR translator is gone: so are the connections.
     assert_eq!(
@@ -78,8 +78,8 @@ fn a_worker_without_dsr_translator_is_not_chosen_and_told_why_once() {
         HeartbeatOutcome::Accepted
     );
     assert_eq!(world.selected(), "worker2");
-    assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Barred);
-    assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
+    assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Ineligible);
+    assert_eq!(world.kinds(), ["worker_ineligible", "selection_changed"]);
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_worker_behind_a_router_is_not_chosen() {
 
     // What is known of the ways outlasts a change of the configuration.
     world.reconfigure(settings(Mode::Dsr));
-    assert_eq!(world.state("worker1"), Health::Barred);
+    assert_eq!(world.state("worker1"), Health::Ineligible);
     links.insert(BackendId(1), WorkerRoute::Direct);
     world.core.handle_routes(&links, world.now);
     world.wake();
@@ -116,7 +116,7 @@ fn with_nobody_fit_the_manager_serves_by_itself() {
     let mut world = World::new(settings(Mode::Dsr));
     world.start("worker1", 600);
     assert_eq!(world.selected(), MANAGER);
-    assert_eq!(world.state("worker1"), Health::Barred);
+    assert_eq!(world.state("worker1"), Health::Ineligible);
 }
 
 #[test]
@@ -144,16 +144,16 @@ fn a_restart_trusts_only_who_served_directly_before() {
     };
     let mut world = World::around(Core::resume(settings, &adopted, now), now);
     assert_eq!(world.state("worker1"), Health::Up);
-    assert_eq!(world.maps.backends[&BackendId(10)].0, Health::Barred);
+    assert_eq!(world.maps.backends[&BackendId(10)].0, Health::Ineligible);
     assert!(
-        !world.kinds().contains(&"worker_barred".to_owned()),
+        !world.kinds().contains(&"worker_ineligible".to_owned()),
         "not heard yet"
     );
     assert_eq!(
         world.hear(&report("worker1", 1, 1, 600)),
         HeartbeatOutcome::Accepted
     );
-    assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
+    assert_eq!(world.kinds(), ["worker_ineligible", "selection_changed"]);
 }
 
 #[test]
@@ -171,6 +171,6 @@ fn a_restart_bars_nobody_before_it_was_heard() {
         world.hear(&report("worker1", 1, 1, 600)),
         HeartbeatOutcome::Accepted
     );
-    assert_eq!(world.state("worker1"), Health::Barred);
+    assert_eq!(world.state("worker1"), Health::Ineligible);
     assert_eq!(world.selected(), MANAGER);
 }

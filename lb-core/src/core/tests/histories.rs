@@ -140,7 +140,11 @@ fn heartbeat() -> impl Strategy<Value = Report> {
 fn order() -> impl Strategy<Value = AdminCommand> {
     let worker = prop::sample::select(&["worker1", "worker2", "worker3", "worker4", "stranger"]);
     let service = prop::option::of(prop::sample::select(&["service0", "service1"]));
-    let hold = prop::sample::select(&[AdminState::Drain, AdminState::Maintenance, AdminState::Cut]);
+    let hold = prop::sample::select(&[
+        AdminState::Drain,
+        AdminState::Maintenance,
+        AdminState::Terminate,
+    ]);
     let action = prop_oneof![
         hold.prop_map(|state| AdminAction::SetState { state }),
         Just(AdminAction::Undrain),
@@ -298,7 +302,7 @@ fn check(world: &World, settings: &CoreSettings) {
             (MANAGER, Health::Up)
         );
         for backend in workers {
-            let held = backend.hold.is_some()
+            let held = backend.admin_state.is_some()
                 || backend.pause.is_some()
                 || (backend.weight_percent.as_ref()).is_some_and(|mark| mark.value == 0);
             assert!(!(held && backend.state.is_up()), "{backend:?}");

@@ -147,8 +147,8 @@ fn a_pause_over_every_health_and_every_hold() {
             );
         }
         assert_eq!(
-            paused_in(AdminState::Cut).effective_health(health),
-            Cut,
+            paused_in(AdminState::Terminate).effective_health(health),
+            Terminated,
             "{health:?}"
         );
     }

@@ -37,9 +37,9 @@ fn a_worker_whose_answers_do_not_pass_is_not_chosen_until_a_pause_is_over() {
         count(&mut world, 0, unanswered);
         assert_eq!(world.selected(), "worker2");
         assert_eq!(world.state("worker1"), Health::Unreachable);
-        assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
+        assert_eq!(world.kinds(), ["worker_ineligible", "selection_changed"]);
         let backends = &world.core.snapshot(world.now).services[0].backends;
-        let why = backends[0].barred.as_deref().expect("a reason");
+        let why = backends[0].ineligible_reason.as_deref().expect("a reason");
         assert!(
             why.starts_with("no answer of worker1 passes the manager"),
             "{why}"
@@ -50,7 +50,7 @@ fn a_worker_whose_answers_do_not_pass_is_not_chosen_until_a_pause_is_over() {
         assert_eq!(world.selected(), "worker2");
         world.pass(ms(1));
         count(&mut world, 0, unanswered);
-        assert_eq!(world.kinds(), ["worker_unbarred", "selection_changed"]);
+        assert_eq!(world.kinds(), ["worker_eligible", "selection_changed"]);
     }
 }
 

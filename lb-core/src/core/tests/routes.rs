@@ -24,13 +24,13 @@ fn a_worker_is_not_chosen_while_no_route_leads_to_it() {
         find(&mut world, WorkerRoute::Missing);
         world.start("worker1", 600);
         assert_eq!(world.selected(), MANAGER, "{policy}");
-        assert!(world.kinds().contains(&"worker_barred".to_owned()));
+        assert!(world.kinds().contains(&"worker_ineligible".to_owned()));
         world.start("worker2", 300);
         assert_eq!(world.state("worker1"), Health::Unreachable);
         assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Unreachable);
         assert_eq!(takers(&world), BTreeSet::from([BackendId(2)]), "{policy}");
         let backends = &world.core.snapshot(world.now).services[0].backends;
-        let why = backends[0].barred.as_deref().expect("a reason");
+        let why = backends[0].ineligible_reason.as_deref().expect("a reason");
         assert!(why.contains("no route to worker1 at 192.168.57.1"), "{why}");
 
         // It outlasts a reload, and ends by itself.
@@ -41,7 +41,7 @@ fn a_worker_is_not_chosen_while_no_route_leads_to_it() {
         assert_eq!(world.state("worker1"), Health::Up);
         world.pass(ms(50));
         assert!(takers(&world).contains(&BackendId(1)), "{policy}");
-        assert!(world.kinds().contains(&"worker_unbarred".to_owned()));
+        assert!(world.kinds().contains(&"worker_eligible".to_owned()));
     }
 }
 
@@ -53,7 +53,7 @@ fn a_worker_beyond_an_interface_without_programs_is_out_of_reach_too() {
     assert_eq!(world.selected(), MANAGER);
     assert_eq!(world.state("worker1"), Health::Unreachable);
     let backends = &world.core.snapshot(world.now).services[0].backends;
-    let why = backends[0].barred.as_deref().expect("a reason");
+    let why = backends[0].ineligible_reason.as_deref().expect("a reason");
     assert!(why.contains("leads through eth7"), "{why}");
     find(&mut world, WorkerRoute::Direct);
     assert_eq!(world.state("worker1"), Health::Up);
@@ -71,5 +71,5 @@ fn a_worker_that_a_reload_moves_out_of_reach_is_not_even_chosen_for_a_moment() {
     let links = BTreeMap::from([(BackendId(7), WorkerRoute::Missing)]);
     world.reconfigure_with(settings, &links);
     assert_eq!(world.selected(), "worker2");
-    assert_eq!(world.kinds(), ["worker_barred", "selection_changed"]);
+    assert_eq!(world.kinds(), ["worker_ineligible", "selection_changed"]);
 }

@@ -256,8 +256,8 @@ fn foot(frame: &mut Frame, app: &App, area: Rect) {
                     state: AdminState::Maintenance,
                 } => "take into maintenance",
                 AdminAction::SetState {
-                    state: AdminState::Cut,
-                } => "cut",
+                    state: AdminState::Terminate,
+                } => "terminate",
                 AdminAction::Undrain => "give new connections again to",
                 AdminAction::Weight { .. } => "weigh",
                 AdminAction::Pause { .. } => "pause",
@@ -279,8 +279,8 @@ fn foot(frame: &mut Frame, app: &App, area: Rect) {
 fn state(health: Health) -> String {
     let sign = match health {
         Health::Up => "●",
-        Health::Down | Health::Cut => "✕",
-        Health::Unhealthy | Health::Barred | Health::Unreachable => "▲",
+        Health::Down | Health::Terminated => "✕",
+        Health::Unhealthy | Health::Ineligible | Health::Unreachable => "▲",
         Health::Leaving | Health::Draining => "◐",
         Health::Maintenance | Health::Paused => "■",
         Health::Unknown => "○",
@@ -291,9 +291,11 @@ fn state(health: Health) -> String {
 fn style(health: Health) -> Style {
     Style::new().fg(match health {
         Health::Up => Color::Green,
-        Health::Down | Health::Unhealthy | Health::Cut | Health::Barred | Health::Unreachable => {
-            Color::Red
-        }
+        Health::Down
+        | Health::Unhealthy
+        | Health::Terminated
+        | Health::Ineligible
+        | Health::Unreachable => Color::Red,
         Health::Leaving | Health::Draining | Health::Maintenance | Health::Paused => Color::Yellow,
         Health::Unknown => Color::DarkGray,
     })

@@ -49,8 +49,8 @@ export const STATES = {
   maintenance: ["■", "maintenance"],
   draining: ["◐", "draining"],
   paused: ["■", "paused"],
-  cut: ["✕", "cut off"],
-  barred: ["▲", "barred"],
+  terminated: ["✕", "terminated"],
+  ineligible: ["▲", "ineligible"],
   unreachable: ["▲", "no route"],
   unknown: ["○", "not heard yet"],
 };

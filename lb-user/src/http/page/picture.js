@@ -149,7 +149,7 @@ export class Picture {
 function fill(card, worker, flow) {
   const [sign, word] = state(worker.state);
   const takes = worker.share === 0 ? "" : worker.share === 10000 ? ", selected" : `, takes ${part100(worker.share)}`;
-  const order = worker.hold ?? worker.pause;
+  const order = worker.admin_state ?? worker.pause;
   const held = order ? `, held by ${order.by}` : "";
   const part = (name) => card.querySelector(`.${name}`);
   write(part("name"), worker.name);
@@ -170,8 +170,8 @@ function fill(card, worker, flow) {
       `${bytes(flow.in + flow.out)}/s`,
   );
   const heard = worker.age_ms === null ? "never heard" : `heard ${age(worker.age_ms)} ago`;
-  const barred = worker.barred ? `: ${worker.barred}` : "";
-  const why = order?.reason ? `: ${order.reason}` : barred;
+  const ineligible = worker.ineligible_reason ? `: ${worker.ineligible_reason}` : "";
+  const why = order?.reason ? `: ${order.reason}` : ineligible;
   const ramp = worker.ramp_percent < 100 ? `, ramping up at ${worker.ramp_percent} %` : "";
   card.title = `${worker.name}, ${word}${held}${why}${ramp}, ${worker.address}, ${heard}`;
 }
