@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(10);
 const CLIENTS: usize = 8;
 const BETWEEN_KILLS: Duration = Duration::from_secs(2);
 
-/// Recounting rests between two counts, on a busy machine for long.
+/// The manager compares the counts rarely, on a busy machine very rarely.
 const RECOUNTED: Duration = Duration::from_secs(90);
 
 #[root_test]

@@ -417,7 +417,7 @@ fn no_verb_delays_a_deadline() {
             down.is_some()
         });
         over.store(true, Ordering::Relaxed);
-        let answers = asking.map(|asker| asker.join().unwrap());
+        let answers = asking.map(|thread| thread.join().unwrap());
         println!("answers: {answers:?}");
         waited.unwrap();
         assert_in_time(killed, down.unwrap());

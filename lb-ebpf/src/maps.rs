@@ -602,7 +602,7 @@ impl<A: Family> Maps<A> {
         let Some(known) = NEIGHBOURS.get_ptr_mut(backend) else {
             return;
         };
-        // SAFETY: array slots live as long as the map; a torn write is mended by the next reply.
+        // SAFETY: array slots live as long as the map; a torn write is corrected by the next reply.
         let known = unsafe { &mut *known };
         if *known != *seen
             && seen.worker.is_station()

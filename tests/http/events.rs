@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{ORIGIN, SOON, ask, get, start};
 
 #[root_test]
-fn tells_a_failover_within_a_second_of_its_happening() {
+fn shows_a_failover_within_a_second() {
     let mut cluster = start(ClusterOptions::default());
     let mut listener = listen(&cluster, "listener.log", &[]);
     cluster.kill_agent(0).unwrap();

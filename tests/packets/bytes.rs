@@ -139,10 +139,10 @@ fn a_datagram_may_be_shorter_than_its_packet() {
         call.connects(bench, WORKER1);
         let datagram = call.request(0).payload(*b"told");
         let long = |segment: &Segment| {
-            let untold = segment.clone().payload(*b"told, and some more");
-            let untold = untold.checksum(segment.written_checksum()).frame();
+            let longer = segment.clone().payload(*b"told, and some more");
+            let longer = longer.checksum(segment.written_checksum()).frame();
             let length = segment.frame()[bench.family.transport() + 4..][..2].to_vec();
-            with(untold, bench.family.transport() + 4, &length)
+            with(longer, bench.family.transport() + 4, &length)
         };
         let outcome = bench.receives(long(&datagram));
         outcome.was_sent_to(WORKER1, 0);

@@ -110,7 +110,7 @@ impl Call {
     }
 
     /// A client's segment as it leaves for a worker that answers the client itself.
-    pub fn onwards(&self, server: Server, segment: &Segment) -> Segment {
+    pub fn at_dsr_worker(&self, server: Server, segment: &Segment) -> Segment {
         self.forwarded(server, segment.clone())
     }
 
@@ -155,7 +155,7 @@ impl Call {
     }
 
     /// The same for a worker that answers the client itself.
-    pub fn complaint_onwards(&self, server: Server, message: &Message) -> Message {
+    pub fn complaint_at_dsr_worker(&self, server: Server, message: &Message) -> Message {
         self.forwarded_message(server, message.clone())
     }
 

@@ -498,7 +498,7 @@ fn the_oldest_handshake_makes_room_where_all_places_are_taken() {
 }
 
 #[test]
-fn an_abandoned_handshake_is_nobodys_after_its_time() {
+fn an_abandoned_handshake_is_unrelated_after_its_time() {
     at_both_edges(|bench| {
         for answered in [false, true] {
             let mut call = bench.call(CLIENT, 40_000);

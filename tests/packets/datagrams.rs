@@ -134,7 +134,7 @@ fn an_answer_ends_the_search_for_another_worker() {
 }
 
 #[test]
-fn an_answer_that_comes_after_another_worker_was_tried_is_nobodys() {
+fn an_answer_that_comes_after_another_worker_was_tried_is_unrelated() {
     in_both_modes(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
         let mut call = bench.datagrams(CLIENT, 40_000);
@@ -198,7 +198,7 @@ fn a_flow_leaves_a_worker_that_is_down_at_its_next_datagram() {
 }
 
 #[test]
-fn a_flow_whose_worker_is_down_is_nobodys_while_no_other_is_up() {
+fn a_flow_whose_worker_is_down_is_unrelated_while_no_other_is_up() {
     at_both_edges(|bench| {
         let mut call = bench.datagrams(CLIENT, 40_000);
         call.connects(bench, WORKER1);

@@ -459,7 +459,7 @@ fn goes_to(
         }
         Reach::Directly => {
             outcome.is(outcome.forwarding());
-            outcome.leaves_as(&call.onwards(server, segment));
+            outcome.leaves_as(&call.at_dsr_worker(server, segment));
         }
     }
 }
@@ -564,7 +564,7 @@ fn clients_side_complains(
                 }
                 Reach::Directly => {
                     outcome.is(outcome.forwarding());
-                    outcome.leaves_as(&call.complaint_onwards(server, &message));
+                    outcome.leaves_as(&call.complaint_at_dsr_worker(server, &message));
                 }
             }
         }

@@ -204,7 +204,7 @@ fn no_time_to_live_of_a_request_runs_out_at_the_manager() {
         let syn = call.syn().time_to_live(1);
         bench
             .receives(&syn)
-            .opens(WORKER1, &call.onwards(WORKER1, &syn));
+            .opens(WORKER1, &call.at_dsr_worker(WORKER1, &syn));
         requests(bench, &call, &call.ack().time_to_live(1));
         requests(bench, &call, &call.ack().time_to_live(1));
     });
@@ -253,7 +253,7 @@ fn is_told(bench: &Bench, call: &Call) {
     let answer = call.segment(call.service(), call.client_address(), SYN | ACK);
     for problem in Problem::ALL {
         let message = call.complains(problem, &answer);
-        let sent_on = call.complaint_onwards(WORKER1, &message);
+        let sent_on = call.complaint_at_dsr_worker(WORKER1, &message);
         bench.receives(&message).goes_to(WORKER1, &sent_on);
     }
 }
@@ -290,12 +290,12 @@ fn begins(bench: &Bench, call: &Call) {
     let syn = call.syn();
     bench
         .receives(&syn)
-        .opens(WORKER1, &call.onwards(WORKER1, &syn));
+        .opens(WORKER1, &call.at_dsr_worker(WORKER1, &syn));
 }
 
 #[track_caller]
 fn requests(bench: &Bench, call: &Call, segment: &Segment) {
     bench
         .receives(segment)
-        .goes_to(WORKER1, &call.onwards(WORKER1, segment));
+        .goes_to(WORKER1, &call.at_dsr_worker(WORKER1, segment));
 }

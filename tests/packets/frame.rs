@@ -183,11 +183,11 @@ pub fn transport_checksum(from: IpAddr, to: IpAddr, protocol: u8, body: &[u8]) -
     checksum(&covered)
 }
 
-/// Who has `target`? asked by `asker`.
-pub fn arp_request(from_mac: Mac, asker: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+/// Who has `target`? asked by `sender`.
+pub fn arp_request(from_mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
     arp.extend(from_mac);
-    arp.extend(asker.octets());
+    arp.extend(sender.octets());
     arp.extend([0; 6]);
     arp.extend(target.octets());
     ethernet([0xff; 6], from_mac, 0x0806, &arp)

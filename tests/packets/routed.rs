@@ -96,7 +96,7 @@ fn a_worker_of_another_mode_is_not_taken_for_a_routed_one() {
         let syn = call.syn();
         bench
             .receives(&syn)
-            .opens(WORKER1, &call.onwards(WORKER1, &syn));
+            .opens(WORKER1, &call.at_dsr_worker(WORKER1, &syn));
         // Its own answers, where the manager is a router on their way.
         let mut answer = call.syn_ack(WORKER1);
         answer.source = call.service();

@@ -1111,9 +1111,9 @@ fn families_do_not_mix() {
         )
     };
     let config = parse(&joining("\"2001:db8::/64\"")).expect("a good configuration");
-    let doors = config.services[2].auto_join.as_ref().expect("a door");
-    assert!(doors.allows("2001:db8::7".parse().expect("an address")));
-    assert!(!doors.allows("192.168.56.7".parse().expect("an address")));
+    let auto_join = config.services[2].auto_join.as_ref().expect("auto_join");
+    assert!(auto_join.allows("2001:db8::7".parse().expect("an address")));
+    assert!(!auto_join.allows("192.168.56.7".parse().expect("an address")));
     assert_eq!(
         problems(&joining("\"192.168.56.0/24\""))[0].kind,
         Kind::FamiliesMixed

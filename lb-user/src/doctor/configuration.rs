@@ -21,8 +21,8 @@ use lb_core::MANAGER;
 ///
 /// None that is known of: who does not answer is examined by others.
 pub async fn config_file(control_socket: &Path) -> Result<Option<PathBuf>> {
-    let asker = ControlClient::new(control_socket.to_owned());
-    let status: Option<Status> = asker.request(&Request::Status).await.ok();
+    let client = ControlClient::new(control_socket.to_owned());
+    let status: Option<Status> = client.request(&Request::Status).await.ok();
     Ok(status.and_then(|status| status.config_file))
 }
 

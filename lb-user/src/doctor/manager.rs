@@ -77,8 +77,8 @@ async fn ask(control_socket: &Path) -> (ControlReply, Option<i32>) {
     };
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     drop(stream);
-    let asker = ControlClient::new(control_socket.to_owned());
-    let answer = match asker.request(&Request::Status).await {
+    let client = ControlClient::new(control_socket.to_owned());
+    let answer = match client.request(&Request::Status).await {
         Ok(status) => ControlReply::Status(status),
         Err(error) => ControlReply::Confused(error.to_string()),
     };
