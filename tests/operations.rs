@@ -273,7 +273,7 @@ fn an_order_that_cannot_be_kept_is_in_force_and_said_so() {
     std::fs::create_dir(&draft).unwrap();
     let said = succeed(&cluster, &["drain", "worker1"]);
     assert!(
-        said.contains("a restarted manager would not know"),
+        said.contains("is lost at a restart of the manager"),
         "{said}"
     );
     assert_eq!(cluster.page().unwrap(), "Worker2");

@@ -103,7 +103,7 @@ fn ends_with_who_reads_it_or_lapses_with_the_manager() {
     assert_ne!(expires_ns(&cluster), 0);
     // One at a time.
     let second = memlb(&cluster, &["trace", "--for", "1s"]);
-    expect_failure(&second, 1, &["root traces already"]);
+    expect_failure(&second, 1, &["root runs a trace"]);
     trace.kill().unwrap();
     wait_until(SOON, "the trace to end", || expires_ns(&cluster) == 0).unwrap();
 

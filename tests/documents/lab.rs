@@ -15,6 +15,20 @@ const SOON: Duration = Duration::from_secs(10);
 
 const CONFIGURATION: &str = "/etc/memlb/memlb.toml";
 
+/// What an operator comes over from.
+const NGINX: &str = "events {}
+http {
+    upstream web {
+        server 192.168.56.103:8081;
+        server 192.168.56.104:8082;
+    }
+    server {
+        listen 192.168.56.101:80;
+        location / { proxy_pass http://web; }
+    }
+}
+";
+
 pub struct Lab {
     cluster: Cluster,
 }
@@ -23,6 +37,7 @@ impl Lab {
     pub fn start() -> Self {
         let example = output(Command::new(binary().unwrap()).args(["check", "--example"]));
         fs::write(CONFIGURATION, example.unwrap()).unwrap();
+        fs::write("/etc/nginx/nginx.conf", NGINX).unwrap();
         let paths = ClusterPaths {
             prefix: unique_prefix(),
             directory: "/run/memlb".into(),
