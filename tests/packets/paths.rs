@@ -59,7 +59,7 @@ const OVER_TWO_SECONDS: Duration = Duration::from_millis(2_500);
 
 #[test]
 fn replies_take_the_managers_route_by_turns_while_the_client_does_not_acknowledge() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
         bench.wait(OVER_TWO_SECONDS);

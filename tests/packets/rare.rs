@@ -3,7 +3,7 @@
 use lb_common::verdict::Verdict;
 
 use crate::{
-    bench::{Bench, Circumstances, at_both_edges},
+    bench::{Bench, Circumstances, at_both_edges, in_both_modes},
     call::{CLIENT_START, Call, WORKER_START},
     frame::{ACK, CWR, ECE, FIN, Family, PSH, RST, SYN},
     lan::{self, CLIENT, ETH2, MANAGER, MANAGER_ETH2, ROUTER, SERVICE_PORT, Station, WORKER1},
@@ -274,7 +274,7 @@ fn a_syn_from_where_no_sender_can_be_begins_nothing() {
 
 #[test]
 fn a_workers_packet_is_one_on_its_own_interface_only() {
-    at_both_edges(|bench| {
+    in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         let elsewhere = |segment: &Segment| {
             let segment = segment.clone().macs(WORKER1.station.mac, MANAGER_ETH2);

@@ -551,7 +551,9 @@ impl Datapath {
         // Where the programs do not meet the packets of the route's own interface, they meet them below it,
         // on a bridge's port or with a VLAN tag.
         let meets = |it: &Attachment| it.index == Some(backend.interface);
-        if backend.mode == mode::NAT && self.attachments.interfaces().iter().any(meets) {
+        if matches!(backend.mode, mode::NAT | mode::ROUTED)
+            && self.attachments.interfaces().iter().any(meets)
+        {
             backend.reply_interface = backend.interface;
         }
         self.tables.write_backend(id.0, &backend)
