@@ -185,7 +185,7 @@ fn the_maps_of_version_5_are_as_pinned() {
             ("active", Array, 4, 8, None),
             ("evicted", Array, 4, 8, None),
             ("deny", LpmTrie, 20, 4, Some(16_384)),
-            ("verdicts", PerCpuArray, 4, 16, Some(25)),
+            ("verdicts", PerCpuArray, 4, 16, Some(26)),
             ("traffic", PerCpuArray, 4, 48, None),
             ("trace", Array, 4, 128, Some(1)),
             ("trace_counts", Array, 4, 32, Some(1)),
@@ -204,7 +204,7 @@ fn the_maps_of_version_5_are_as_pinned() {
             ("new_peers", LruHash, 16, 12, Some(16_384)),
             ("new_peers6", LruHash, 40, 24, Some(16_384)),
             ("sockets", SkStorage, 4, 20, Some(0)),
-            ("verdicts", PerCpuArray, 4, 16, Some(25)),
+            ("verdicts", PerCpuArray, 4, 16, Some(26)),
         ]
     );
 }
