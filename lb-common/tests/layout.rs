@@ -213,16 +213,16 @@ fn the_maps_of_version_5_are_as_pinned() {
 fn a_map_that_differs_in_any_property_is_named() {
     let verdicts = MANAGER_MAPS.iter().find(|it| it.name == name::VERDICTS);
     let verdicts = verdicts.unwrap();
-    assert_eq!(verdicts.difference(6, [4, 16], 25), None);
+    assert_eq!(verdicts.difference(6, [4, 16], 26), None);
     for (kind, sizes, entries, said) in [
-        (2, [4, 16], 25, "map verdicts has type 2, not 6"),
-        (6, [8, 16], 25, "map verdicts has key size 8, not 4"),
-        (6, [4, 8], 25, "map verdicts has value size 8, not 16"),
+        (2, [4, 16], 26, "map verdicts has type 2, not 6"),
+        (6, [8, 16], 26, "map verdicts has key size 8, not 4"),
+        (6, [4, 8], 26, "map verdicts has value size 8, not 16"),
         (
             6,
             [4, 16],
-            24,
-            "map verdicts has number of entries 24, not 25",
+            25,
+            "map verdicts has number of entries 25, not 26",
         ),
     ] {
         let found = verdicts.difference(kind, sizes, entries).unwrap();
