@@ -27,8 +27,8 @@ pub fn build_ebpf() -> Result<Vec<PathBuf>> {
 }
 
 /// Where what the packet benchmark compares with is built.
-pub fn floors() -> PathBuf {
-    built("floors")
+pub fn baseline() -> PathBuf {
+    built("baseline")
 }
 
 /// Puts a built object where lb-user finds it.

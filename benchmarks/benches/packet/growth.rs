@@ -1,5 +1,5 @@
 //! How the cost of a packet grows with what there is to look it up in. Beside it stands the growth of the
-//! floor that translates addresses, which knows nothing but flows: what both grow by is the processor's
+//! baseline that translates addresses, which knows nothing but flows: what both grow by is the processor's
 //! caches, in which more flows do not fit.
 
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     Limit, NEW_FLOWS, Outcome, Way,
     headers::{Headers, REQUEST, SYN},
-    rig::{Costs, Edge, FLOORS, Rig, Size},
+    rig::{BASELINE, Costs, Edge, Rig, Size},
 };
 
 /// What a packet may cost at the most, of what it costs where there is least.
@@ -100,7 +100,7 @@ pub fn measure(rounds: usize) -> Result<Vec<Measured>> {
             } else {
                 rounds
             };
-            let costs = Rig::load(FLOORS, Edge::Tc, size)?
+            let costs = Rig::load(BASELINE, Edge::Tc, size)?
                 .measure(&way, rounds)
                 .with_context(|| format!("{}: {size:?}", series.label))?;
             measured.push(Measured {
@@ -118,7 +118,7 @@ pub fn measure(rounds: usize) -> Result<Vec<Measured>> {
 pub fn table(measured: &[Measured]) -> String {
     let mut text = format!(
         "  {:<24}{:>10}{:>10}{:>10}{:>8}{:>8}{:>16}\n",
-        "ns per packet, TC", "flows", "services", "backends", "memlb", "growth", "floor's growth"
+        "ns per packet, TC", "flows", "services", "backends", "memlb", "growth", "baseline"
     );
     for one in measured {
         let Size {
@@ -126,7 +126,7 @@ pub fn table(measured: &[Measured]) -> String {
             services,
             backends,
         } = one.size;
-        let (memlb, floor) = one.growth();
+        let (memlb, baseline) = one.growth();
         let verdict = if memlb <= AT_MOST {
             "reached"
         } else {
@@ -134,7 +134,7 @@ pub fn table(measured: &[Measured]) -> String {
         };
         _ = writeln!(
             text,
-            "  {:<24}{flows:>10}{services:>10}{backends:>10}{:>8.0}{memlb:>8.2}{floor:>16.2}   {AT_MOST} ×  {verdict}",
+            "  {:<24}{flows:>10}{services:>10}{backends:>10}{:>8.0}{memlb:>8.2}{baseline:>16.2}   {AT_MOST} ×  {verdict}",
             one.label, one.costs.memlb,
         );
     }
@@ -144,7 +144,7 @@ pub fn table(measured: &[Measured]) -> String {
 /// Returns the same for programs.
 pub fn as_json(measured: &[Measured]) -> Value {
     let rows = measured.iter().map(|one| {
-        let (memlb, floor) = one.growth();
+        let (memlb, baseline) = one.growth();
         json!({
             "way": one.label,
             "flows": one.size.flows,
@@ -153,14 +153,14 @@ pub fn as_json(measured: &[Measured]) -> Value {
             "memlb": one.costs.memlb,
             "translation": one.costs.translation,
             "memlb_growth": memlb,
-            "translation_growth": floor,
+            "translation_growth": baseline,
         })
     });
     rows.collect()
 }
 
 impl Measured {
-    /// memlb's and the floor's.
+    /// memlb's and the baseline's.
     fn growth(&self) -> (f64, f64) {
         (
             self.costs.memlb / self.least.memlb,

@@ -1,7 +1,7 @@
-//! What a packet costs in memlb's programs, by `BPF_PROG_TEST_RUN`, beside two floors: a program that returns at once, and the least that a balancer with full address
+//! What a packet costs in memlb's programs, by `BPF_PROG_TEST_RUN`, beside two baselines: a program that returns at once, and the least that a balancer with full address
 //! translation and connection tracking does.
 //!
-//! Every figure is a difference to the first floor, run a moment before, because the clock of a
+//! Every figure is a difference to the first baseline, run a moment before, because the clock of a
 //! machine moves by half. `cargo xtask bench packet` builds and starts this. It counts nanoseconds, which are
 //! instructions in an emulated machine whose clock goes by them: so `--instructions` only says what they are.
 
@@ -45,9 +45,9 @@ pub enum Outcome {
 
 #[derive(Debug, Clone, Copy)]
 enum Limit {
-    /// Times what the floor costs that translates.
+    /// Times what the baseline costs that translates.
     Times(f64),
-    /// Nanoseconds more than the floor that returns at once.
+    /// Nanoseconds more than the baseline that returns at once.
     Nanoseconds(f64),
 }
 
@@ -134,12 +134,12 @@ fn main() -> Result<()> {
     let instructions = arguments
         .iter()
         .any(|argument| argument == "--instructions");
-    let floors = value("--floors").map_or(rig::FLOORS, String::as_str);
+    let baseline = value("--baseline").map_or(rig::BASELINE, String::as_str);
     let rounds = value("--rounds").map_or(Ok(51), |rounds| rounds.parse())?;
     stay_on_one_processor()?;
     let mut measured = Vec::new();
     for edge in [Edge::Tc, Edge::Xdp] {
-        let mut rig = Rig::load(floors, edge, Size::of_flows(MANY_FLOWS))?;
+        let mut rig = Rig::load(baseline, edge, Size::of_flows(MANY_FLOWS))?;
         for way in &WAYS {
             let costs = rig
                 .measure(way, rounds)

@@ -1,4 +1,4 @@
-//! memlb's programs and the floors, loaded with the same flows, and run in turn.
+//! memlb's programs and the baselines, loaded with the same flows, and run in turn.
 
 use std::{fs, time::Duration};
 
@@ -24,10 +24,10 @@ use crate::{
     headers::{BACKEND_PORT, CLIENT, FIRST_PORT, Headers, MANAGER, NAT_PORT, SERVICE_PORT, WORKER},
 };
 
-/// Where the floors are built.
-pub const FLOORS: &str = concat!(
+/// Where the baselines are built.
+pub const BASELINE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
-    "/../target/ebpf/bpfel-unknown-none/release/floors"
+    "/../target/ebpf/bpfel-unknown-none/release/baseline"
 );
 
 /// The interface that a test run is on unless told otherwise: the loopback one.
@@ -119,67 +119,67 @@ enum Program {
     Memlb,
 }
 
-/// What the floor knows of a flow, as lb-ebpf's `floors.rs` has it.
+/// What the baseline knows of a flow, as lb-ebpf's `baseline.rs` has it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Tracked {
+struct BaselineFlow {
     translated: FlowKey,
     backend: u64,
 }
 
 // SAFETY: `repr(C)`, integers and byte arrays, 16 + 8 bytes without padding.
-unsafe impl Pod for Tracked {}
+unsafe impl Pod for BaselineFlow {}
 
 pub struct Rig {
     edge: Edge,
     memlb: Ebpf,
-    floors: Ebpf,
+    baseline: Ebpf,
     under_test: ProgramArray<MapData>,
-    recipe: Array<MapData, [u8; 68]>,
+    template: Array<MapData, [u8; 68]>,
     flows: HashMap<MapData, FlowKey, Flow>,
     half_open: Array<MapData, Handshake>,
     port_words: Array<MapData, PortWord>,
-    tracked: HashMap<MapData, FlowKey, Tracked>,
+    tracked: HashMap<MapData, FlowKey, BaselineFlow>,
     verdicts: PerCpuArray<MapData, Counter>,
     traffic: PerCpuArray<MapData, Traffic>,
 }
 
 impl Rig {
     /// Loads everything, with room for so much.
-    pub fn load(floors: &str, edge: Edge, size: Size) -> Result<Self> {
-        let object = fs::read(floors).with_context(|| format!("read {floors}"))?;
-        let mut floors = EbpfLoader::new()
-            .map_max_entries("floor_flows", size.flow_entries())
-            .map_max_entries("floor_backends", size.backends + 1)
+    pub fn load(baseline: &str, edge: Edge, size: Size) -> Result<Self> {
+        let object = fs::read(baseline).with_context(|| format!("read {baseline}"))?;
+        let mut baseline = EbpfLoader::new()
+            .map_max_entries("base_flows", size.flow_entries())
+            .map_max_entries("base_backends", size.backends + 1)
             .load(&object)
-            .context("load the floors")?;
+            .context("load the baselines")?;
         let mut loader = EbpfLoader::new();
         for (map, entries) in size.capacities() {
             loader.map_max_entries(map, entries);
         }
         let mut memlb = loader.load(memlb::datapath::OBJECT)?;
         for program in [Program::ReturnAtOnce, Program::Translation] {
-            load_program(&mut floors, program.name(edge), edge)?;
+            load_program(&mut baseline, program.name(edge), edge)?;
         }
-        load_program(&mut floors, wrapper(edge), edge)?;
+        load_program(&mut baseline, wrapper(edge), edge)?;
         load_program(&mut memlb, Program::Memlb.name(edge), edge)?;
-        furnish(&mut memlb, &mut floors, size)?;
+        furnish(&mut memlb, &mut baseline, size)?;
         let take = |ebpf: &mut Ebpf, name: &str| {
             let map = ebpf.take_map(name);
             map.with_context(|| format!("there is no map {name}"))
         };
         Ok(Self {
             edge,
-            under_test: take(&mut floors, "under_test")?.try_into()?,
-            recipe: take(&mut floors, "recipe")?.try_into()?,
-            tracked: take(&mut floors, "floor_flows")?.try_into()?,
+            under_test: take(&mut baseline, "under_test")?.try_into()?,
+            template: take(&mut baseline, "template")?.try_into()?,
+            tracked: take(&mut baseline, "base_flows")?.try_into()?,
             flows: take(&mut memlb, name::FLOWS)?.try_into()?,
             half_open: take(&mut memlb, name::HALF_OPEN)?.try_into()?,
             port_words: take(&mut memlb, name::PORT_WORDS)?.try_into()?,
             verdicts: take(&mut memlb, name::VERDICTS)?.try_into()?,
             traffic: take(&mut memlb, name::TRAFFIC)?.try_into()?,
             memlb,
-            floors,
+            baseline,
         })
     }
 
@@ -193,8 +193,8 @@ impl Rig {
             if way.outcome == Outcome::Begins {
                 self.prepare(way)?;
             }
-            let floor = self.run(Program::ReturnAtOnce, way)?;
-            let over = |cost: f64| cost - floor;
+            let baseline = self.run(Program::ReturnAtOnce, way)?;
+            let over = |cost: f64| cost - baseline;
             let costs = [
                 over(self.run(Program::Translation, way)?),
                 over(self.run(Program::Memlb, way)?),
@@ -214,20 +214,20 @@ impl Rig {
         let object = if program == Program::Memlb {
             &self.memlb
         } else {
-            &self.floors
+            &self.baseline
         };
         let fd = program_fd(object, program.name(self.edge), self.edge)?;
         self.under_test
             .set(0, fd, 0)
             .context("choose the program")?;
-        self.recipe.set(0, recipe(&way.packet, way.size), 0)?;
+        self.template.set(0, template(&way.packet, way.size), 0)?;
         let repetitions = if way.outcome == Outcome::Begins {
             way.size.flows
         } else {
             REPETITIONS.max(way.size.flows)
         };
         let before = self.count(way.outcome)?;
-        let result = test_run(&self.floors, self.edge, &way.packet, repetitions)?;
+        let result = test_run(&self.baseline, self.edge, &way.packet, repetitions)?;
         if program == Program::Memlb {
             let counted = self.count(way.outcome)? - before;
             ensure!(
@@ -262,7 +262,7 @@ impl Rig {
             let (request, reply) = pair(way, turn);
             for (key, flow) in [(request.1, request.0), (reply.1, reply.0)] {
                 self.flows.insert(key, flow, 0)?;
-                let tracked = Tracked {
+                let tracked = BaselineFlow {
                     translated: flow.translated,
                     backend: flow.backend.into(),
                 };
@@ -341,13 +341,13 @@ fn program_fd<'a>(ebpf: &'a Ebpf, name: &str, edge: Edge) -> Result<&'a ProgramF
     })
 }
 
-fn test_run(floors: &Ebpf, edge: Edge, packet: &Headers, repeat: u32) -> Result<TestRunResult> {
+fn test_run(baseline: &Ebpf, edge: Edge, packet: &Headers, repeat: u32) -> Result<TestRunResult> {
     let options = TestRunOptions {
         data_in: Some(&packet.bytes()),
         repeat,
         ..TestRunOptions::new()
     };
-    let program = floors.program(wrapper(edge));
+    let program = baseline.program(wrapper(edge));
     let program = program.context("there is a wrapper")?;
     let result: Result<TestRunResult, ProgramError> = match edge {
         Edge::Tc => <&SchedClassifier>::try_from(program)?.test_run(options),
@@ -356,14 +356,14 @@ fn test_run(floors: &Ebpf, edge: Edge, packet: &Headers, repeat: u32) -> Result<
     result.map_err(|error| anyhow!("run the wrapper: {error:?}"))
 }
 
-/// The wrapper's instructions, as lb-ebpf's `floors.rs` has them.
-fn recipe(packet: &Headers, size: Size) -> [u8; 68] {
-    let mut recipe = [0; 68];
-    recipe[..54].copy_from_slice(&packet.bytes());
-    recipe[54..56].copy_from_slice(&packet.source_port.to_ne_bytes());
-    recipe[56..60].copy_from_slice(&(size.flows - 1).to_ne_bytes());
-    recipe[60..64].copy_from_slice(&(size.services - 1).to_ne_bytes());
-    recipe
+/// The wrapper's instructions, as lb-ebpf's `baseline.rs` has them.
+fn template(packet: &Headers, size: Size) -> [u8; 68] {
+    let mut template = [0; 68];
+    template[..54].copy_from_slice(&packet.bytes());
+    template[54..56].copy_from_slice(&packet.source_port.to_ne_bytes());
+    template[56..60].copy_from_slice(&(size.flows - 1).to_ne_bytes());
+    template[60..64].copy_from_slice(&(size.services - 1).to_ne_bytes());
+    template
 }
 
 /// Both entries of the flow of that `turn`, each with its key.
@@ -422,7 +422,7 @@ fn service_address(number: u32) -> [u8; 4] {
     (u32::from_be_bytes(MANAGER) + number).to_be_bytes()
 }
 
-fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf, size: Size) -> Result<()> {
+fn furnish(memlb: &mut Ebpf, baseline: &mut Ebpf, size: Size) -> Result<()> {
     let backend = Backend {
         address: WORKER.mapped(),
         port: BACKEND_PORT,
@@ -475,14 +475,16 @@ fn furnish(memlb: &mut Ebpf, floors: &mut Ebpf, size: Size) -> Result<()> {
         reserved: 0,
     };
     HashMap::try_from(map(name::ENDPOINTS)?)?.insert(endpoint, 0, 0)?;
-    let floor = floors.take_map("floor_backends").context("the floor's")?;
-    let mut floor = Array::try_from(floor)?;
+    let baseline = baseline
+        .take_map("base_backends")
+        .context("the baseline's")?;
+    let mut baseline = Array::try_from(baseline)?;
     let mut backends = Array::try_from(map(name::BACKENDS)?)?;
     let mut neighbours = Array::try_from(map(name::NEIGHBOURS)?)?;
     for id in 1..=size.backends {
         backends.set(id, backend, 0)?;
         neighbours.set(id, neighbour, 0)?;
-        floor.set(id, backend, 0)?;
+        baseline.set(id, backend, 0)?;
     }
     let mut ports: Array<_, u64> = Array::try_from(map(name::PORTS)?)?;
     for port in (4096..32_768).chain([SERVICE_PORT]).map(u16::to_be_bytes) {

@@ -1,8 +1,8 @@
-//! What the packet benchmark runs beside memlb's own programs: two floors, and a wrapper.
+//! What the packet benchmark runs beside memlb's own programs: two baselines, and a wrapper.
 //!
 //! `BPF_PROG_TEST_RUN` repeats a program on what its last run has left of the packet. So the
 //! wrapper writes the headers anew each time and then tail-calls the program in question. Around a
-//! program that returns at once it is the first floor; the second is the least a balancer with full
+//! program that returns at once it is the first baseline; the second is the least a balancer with full
 //! address translation and connection tracking does.
 #![no_std]
 #![no_main]
@@ -29,7 +29,7 @@ const TCP_CHECKSUM: u32 = 50;
 /// The headers that every repetition begins with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Recipe {
+pub struct PacketTemplate {
     headers: TcpFrame,
     /// The source port, host order: this one and those after it, in turn. After 65,536 turns the source
     /// address is the next one.
@@ -41,24 +41,25 @@ pub struct Recipe {
     repetitions: u32,
 }
 
-/// What the floor knows of a flow.
+/// What the baseline knows of a flow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Tracked {
+pub struct BaselineFlow {
     translated: FlowKey,
     backend: u64,
 }
 
-#[btf_map(name = "recipe")]
-static RECIPE: Array<Recipe, 1> = Array::new();
+#[btf_map(name = "template")]
+static TEMPLATE: Array<PacketTemplate, 1> = Array::new();
 
 #[btf_map(name = "under_test")]
 static UNDER_TEST: ProgramArray<1> = ProgramArray::new();
 
-#[btf_map(name = "floor_flows")]
-static FLOWS: LruHashMap<FlowKey, Tracked, { DEFAULT_FLOW_ENTRIES as usize }> = LruHashMap::new();
+#[btf_map(name = "base_flows")]
+static FLOWS: LruHashMap<FlowKey, BaselineFlow, { DEFAULT_FLOW_ENTRIES as usize }> =
+    LruHashMap::new();
 
-#[btf_map(name = "floor_backends")]
+#[btf_map(name = "base_backends")]
 static BACKENDS: Array<Backend, 2> = Array::new();
 
 #[classifier]
@@ -120,14 +121,14 @@ pub fn translate_xdp(ctx: XdpContext) -> u32 {
 /// Returns only if the tail call fails.
 #[inline(always)]
 fn wrap(ctx: &impl EbpfContext, start: usize, end: usize) -> u32 {
-    let (Some(recipe), Some(frame)) = (RECIPE.get_ptr_mut(0), frame(start, end)) else {
+    let (Some(template), Some(frame)) = (TEMPLATE.get_ptr_mut(0), frame(start, end)) else {
         return FAILED;
     };
     // SAFETY: a slot of an array map; one test run at a time.
-    let recipe = unsafe { &mut *recipe };
-    *frame = recipe.headers;
-    let next_round_robin = recipe.repetitions & recipe.turn_mask;
-    frame.tcp.source_port = recipe
+    let template = unsafe { &mut *template };
+    *frame = template.headers;
+    let next_round_robin = template.repetitions & template.turn_mask;
+    frame.tcp.source_port = template
         .first_port
         .wrapping_add(next_round_robin as u16)
         .to_be_bytes();
@@ -135,9 +136,9 @@ fn wrap(ctx: &impl EbpfContext, start: usize, end: usize) -> u32 {
     *last = last.wrapping_add((next_round_robin >> 16) as u8);
     let [.., next_to_last, last] = &mut frame.ip.destination;
     let service = u16::from_be_bytes([*next_to_last, *last]);
-    let service = service.wrapping_add((next_round_robin & recipe.service_mask) as u16);
+    let service = service.wrapping_add((next_round_robin & template.service_mask) as u16);
     [*next_to_last, *last] = service.to_be_bytes();
-    recipe.repetitions = recipe.repetitions.wrapping_add(1);
+    template.repetitions = template.repetitions.wrapping_add(1);
     // SAFETY: nothing here waits to be dropped.
     unsafe { UNDER_TEST.tail_call(ctx, 0) };
     FAILED
@@ -180,9 +181,9 @@ fn translate(frame: &mut TcpFrame) -> Option<(Rewritten, u32)> {
 
 /// The least a new flow takes: an entry for each direction. The port is the client's.
 #[inline(always)]
-fn begin(key: &FlowKey) -> Option<Tracked> {
+fn begin(key: &FlowKey) -> Option<BaselineFlow> {
     let backend = BACKENDS.get(1)?;
-    let request = Tracked {
+    let request = BaselineFlow {
         translated: FlowKey {
             source: V4::from_mapped(&backend.source),
             destination: V4::from_mapped(&backend.address),
@@ -191,7 +192,7 @@ fn begin(key: &FlowKey) -> Option<Tracked> {
         },
         backend: 1,
     };
-    let reply = Tracked {
+    let reply = BaselineFlow {
         translated: key.reversed(),
         ..request
     };
@@ -208,7 +209,7 @@ fn frame<'a>(start: usize, end: usize) -> Option<&'a mut TcpFrame> {
     (start + size_of::<TcpFrame>() <= end).then(|| unsafe { &mut *(start as *mut TcpFrame) })
 }
 
-const _: () = assert!(size_of::<Recipe>() == 68 && size_of::<Tracked>() == 24);
+const _: () = assert!(size_of::<PacketTemplate>() == 68 && size_of::<BaselineFlow>() == 24);
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
