@@ -1,8 +1,41 @@
-//! What can become of a packet: one name, one counter and one explanation for every outcome.
+//! The outcomes of packets: name, class, counter and explanation of each.
 
-/// Defines [`Verdict`] once: variant, name in counters and logs, explanation for the operator.
+/// What a verdict means for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerdictClass {
+    /// The packet reaches its receiver.
+    Forwarded,
+    /// memlb leaves the packet to the kernel or to the next program; no connection through memlb suffers.
+    Passed,
+    /// A new connection is refused.
+    Refused,
+    /// An existing connection is reset.
+    Reset,
+    /// The packet is dropped.
+    Dropped,
+}
+
+impl VerdictClass {
+    /// The stable name, in snake case, used by metrics and documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Passed => "passed",
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::Dropped => "dropped",
+        }
+    }
+
+    /// Whether the client loses a packet or its connection.
+    pub fn is_loss(self) -> bool {
+        matches!(self, Self::Refused | Self::Reset | Self::Dropped)
+    }
+}
+
+/// Defines [`Verdict`] once: variant, name in counters and logs, class, explanation for the operator.
 macro_rules! verdicts {
-    ($($variant:ident = $name:literal, $explanation:literal;)+) => {
+    ($($variant:ident = $name:literal, $class:ident, $explanation:literal;)+) => {
         /// The outcome of one packet; its number is its index in the `verdicts` map.
         #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +54,18 @@ macro_rules! verdicts {
                 }
             }
 
+            /// What it means for the client.
+            pub fn class(self) -> VerdictClass {
+                match self {
+                    $(Self::$variant => VerdictClass::$class,)+
+                }
+            }
+
+            /// The verdict of this name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|it| it.name() == name)
+            }
+
             /// One sentence for the operator.
             pub fn explanation(self) -> &'static str {
                 match self {
@@ -32,32 +77,32 @@ macro_rules! verdicts {
 }
 
 verdicts! {
-    ToBackend = "to_backend", "A client's packet was sent to a worker.";
-    ToClient = "to_client", "A worker's packet was sent to its client.";
-    ToManager = "to_manager", "A client's packet was given to the manager's own server.";
-    FromManager = "from_manager", "A reply of the manager's own server was sent to its client.";
-    NotIp = "not_ip", "Neither IPv4 nor IPv6 (ARP, two VLAN tags, …): passed untouched.";
-    OtherProtocol = "other_protocol", "Neither TCP nor UDP nor an ICMP error (ping, neighbour discovery, …): passed untouched.";
-    NotOurs = "not_ours", "Of no service and no flow: passed untouched.";
-    Truncated = "truncated", "Shorter than its headers say: passed to the kernel, which drops it.";
-    Malformed = "malformed", "Header fields contradict each other, or no client can be the sender: passed to the kernel, which drops it, or dropped here if the link address is a group's or zero.";
-    IpOptions = "ip_options", "IPv4 options are not forwarded: passed to the kernel.";
-    ExtensionHeaders = "extension_headers", "IPv6 extension headers too many, too long or of an unknown kind: passed to the kernel.";
-    Fragment = "fragment", "A fragment carries no ports to steer by: passed to the kernel.";
-    NotForUs = "not_for_us", "Addressed to a group or to another station: passed untouched.";
-    NoFlow = "no_flow", "Mid-connection packet of no known flow: the kernel answers with RST.";
-    BackendDown = "backend_down", "Packet of a flow whose worker is down: the kernel answers with RST.";
-    NoBackend = "no_backend", "New connection while no backend is selected and up: the kernel answers with RST, or ICMP for UDP.";
-    NoRoute = "no_route", "New connection to a worker without a known route: the kernel answers with RST.";
-    PortsExhausted = "ports_exhausted", "No free source port towards the worker: the kernel answers with RST.";
-    TableFull = "table_full", "The flow could not be stored: the kernel answers with RST.";
-    TimeToLive = "time_to_live", "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
-    WrongInterface = "wrong_interface", "With a worker's address, but on another interface than the one that leads to it: passed to the kernel.";
-    NarrowPath = "narrow_path", "An error message says that a client's path is too narrow for a worker's segments: dropped, and they leave so that routers may cut them up.";
-    HandedOver = "handed_over", "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
-    Denied = "denied", "From a client that the operator has denied: dropped.";
-    ImplausibleError = "implausible_error", "An error message quotes a segment that its sender cannot have sent just now: dropped.";
-    TooLarge = "too_large", "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";
+    ToBackend = "to_backend", Forwarded, "A client's packet was sent to a worker.";
+    ToClient = "to_client", Forwarded, "A worker's packet was sent to its client.";
+    ToManager = "to_manager", Forwarded, "A client's packet was given to the manager's own server.";
+    FromManager = "from_manager", Forwarded, "A reply of the manager's own server was sent to its client.";
+    NotIp = "not_ip", Passed, "Neither IPv4 nor IPv6 (ARP, two VLAN tags, …): passed untouched.";
+    OtherProtocol = "other_protocol", Passed, "Neither TCP nor UDP nor an ICMP error (ping, neighbour discovery, …): passed untouched.";
+    NotOurs = "not_ours", Passed, "Of no service and no flow: passed untouched.";
+    Truncated = "truncated", Passed, "Shorter than its headers say: passed to the kernel, which drops it.";
+    Malformed = "malformed", Passed, "Header fields contradict each other, or no client can be the sender: passed to the kernel, which drops it, or dropped here if the link address is a group's or zero.";
+    IpOptions = "ip_options", Passed, "IPv4 options are not forwarded: passed to the kernel.";
+    ExtensionHeaders = "extension_headers", Passed, "IPv6 extension headers too many, too long or of an unknown kind: passed to the kernel.";
+    Fragment = "fragment", Passed, "A fragment carries no ports to steer by: passed to the kernel.";
+    NotForUs = "not_for_us", Passed, "Addressed to a group or to another station: passed untouched.";
+    NoFlow = "no_flow", Reset, "Mid-connection packet of no known flow: the kernel answers with RST.";
+    BackendDown = "backend_down", Reset, "Packet of a flow whose worker is down: the kernel answers with RST.";
+    NoBackend = "no_backend", Refused, "New connection while no backend is selected and up: the kernel answers with RST, or ICMP for UDP.";
+    NoRoute = "no_route", Refused, "New connection to a worker without a known route: the kernel answers with RST.";
+    PortsExhausted = "ports_exhausted", Refused, "No free source port towards the worker: the kernel answers with RST.";
+    TableFull = "table_full", Refused, "The flow could not be stored: the kernel answers with RST.";
+    TimeToLive = "time_to_live", Dropped, "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
+    WrongInterface = "wrong_interface", Passed, "With a worker's address, but on another interface than the one that leads to it: passed to the kernel.";
+    NarrowPath = "narrow_path", Passed, "An error message says that a client's path is too narrow for a worker's segments: dropped, and they leave so that routers may cut them up.";
+    HandedOver = "handed_over", Passed, "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
+    Denied = "denied", Dropped, "From a client that the operator has denied: dropped.";
+    ImplausibleError = "implausible_error", Dropped, "An error message quotes a segment that its sender cannot have sent just now: dropped.";
+    TooLarge = "too_large", Dropped, "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";
 }
 
 impl Verdict {

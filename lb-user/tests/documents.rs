@@ -11,7 +11,7 @@ use std::{
 
 use lb_common::{
     maps::{DSR_MAPS, MANAGER_MAPS},
-    verdict::Verdict,
+    verdict::{Verdict, VerdictClass},
 };
 use lb_core::{Audience, Event, EventKind, Severity};
 
@@ -103,6 +103,26 @@ fn verdicts_are_documented() {
     assert_eq!(
         documented, names,
         "docs/verdicts.md, in the order of the code"
+    );
+    for (verdict, cells) in rows(&text) {
+        let class = Verdict::from_name(verdict).unwrap().class().name();
+        assert!(
+            cells[2].starts_with(class),
+            "docs/verdicts.md: {verdict} is {class}, not {:?}",
+            cells[2]
+        );
+    }
+}
+
+#[test]
+fn the_alert_on_refusals_follows_the_class() {
+    let rules = read("scripts/monitoring/memlb.rules.yml");
+    let (_, rule) = rules.split_once("alert: MemlbConnectionsRefused").unwrap();
+    let expression = rule.lines().find(|line| line.contains("expr:")).unwrap();
+    let class = VerdictClass::Refused.name();
+    assert!(
+        expression.contains(&format!("{{class=\"{class}\"}}")),
+        "{expression}"
     );
 }
 

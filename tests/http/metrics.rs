@@ -74,7 +74,10 @@ fn shows_the_lab_and_its_failovers() {
             "memlb_backend_bytes_total{backend=\"worker1\",direction=\"out\",service=\"web\"}"
         ) > 200.0
     );
-    assert!(before.value("memlb_verdict_packets_total{verdict=\"to_backend\"}") > 3.0);
+    assert!(
+        before.value("memlb_verdict_packets_total{class=\"forwarded\",verdict=\"to_backend\"}")
+            > 3.0
+    );
     assert!(before.value("memlb_manager_lag_seconds_count") >= 1.0);
     assert!(before.value("process_resident_memory_bytes") > MIB);
     let age = now() - before.value("process_start_time_seconds");

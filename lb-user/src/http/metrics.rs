@@ -17,6 +17,7 @@ use prometheus::{
 
 use super::{MAX_AGE, Shared, error::Error};
 use crate::status::Status;
+use lb_common::verdict::Verdict;
 use lb_core::{BackendSnapshot, Health, MANAGER, Pressure};
 
 const STATES: [Health; 9] = [
@@ -247,12 +248,12 @@ impl Scrape {
         let packets = self.counters(
             "memlb_verdict_packets_total",
             "Packets by what became of them, since the maps were made.",
-            &["verdict"],
+            &["verdict", "class"],
         )?;
         let bytes = self.counters(
             "memlb_verdict_bytes_total",
             "Bytes of whole frames by what became of them, since the maps were made.",
-            &["verdict"],
+            &["verdict", "class"],
         )?;
         let denied = self.gauges(
             "memlb_denied_prefixes",
@@ -264,7 +265,8 @@ impl Scrape {
             .with_label_values(&no_labels)
             .set(i64::try_from(status.denied_prefixes)?);
         for (verdict, count) in &status.verdicts {
-            let labels = [verdict.as_str()];
+            let class = Verdict::from_name(verdict).map_or("", |it| it.class().name());
+            let labels = [verdict.as_str(), class];
             packets.with_label_values(&labels).inc_by(count.packets);
             bytes.with_label_values(&labels).inc_by(count.bytes);
         }

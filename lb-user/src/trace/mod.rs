@@ -173,9 +173,9 @@ impl TraceFilter {
             return Ok(u32::MAX);
         }
         let bit = |name: &String| {
-            let verdict = Verdict::ALL.iter().find(|it| it.name() == name);
+            let verdict = Verdict::from_name(name);
             let verdict = verdict.ok_or_else(|| TraceFilterError::NoVerdict(name.clone()))?;
-            Ok(1 << *verdict as u32)
+            Ok(1 << verdict as u32)
         };
         let bits: Result<Vec<u32>, _> = self.verdicts.iter().map(bit).collect();
         Ok(bits?.into_iter().fold(0, |all, bit| all | bit))

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::verdict::Verdict;
 use lb_core::{AdminAction, AdminState, Core, Memory, Pressure, Report, Severity, WorkerState};
 use memlb::{
     config::{Config, Overrides, Pinned},
@@ -118,16 +117,6 @@ fn no_size_is_too_small_to_draw() {
         screen(&mut app, width, height);
     }
     screen(&mut App::default(), 80, 24);
-}
-
-#[test]
-fn the_refusals_are_verdicts() {
-    for name in view::REFUSED {
-        assert!(
-            Verdict::ALL.iter().any(|verdict| verdict.name() == name),
-            "{name}"
-        );
-    }
 }
 
 /// Three workers, of which one is down and one is drained.

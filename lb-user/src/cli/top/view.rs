@@ -1,5 +1,6 @@
 //! Draws the screen.
 
+use lb_common::verdict::Verdict;
 use lb_core::{AdminAction, AdminState, Bytes, Health, MANAGER, ServiceSnapshot, Severity};
 use memlb::status::{Backend, Status, remarks};
 use ratatui::{
@@ -17,18 +18,6 @@ use crate::cli::remote::format_seconds;
 const WIDE: u16 = 130;
 
 const BAR: usize = 12;
-
-/// Verdicts that cost a client its connection.
-pub const REFUSED: [&str; 8] = [
-    "no_flow",
-    "backend_down",
-    "no_backend",
-    "no_route",
-    "ports_exhausted",
-    "table_full",
-    "time_to_live",
-    "denied",
-];
 
 pub fn draw(frame: &mut Frame, app: &mut App) {
     let events = frame.area().height / 3;
@@ -192,7 +181,7 @@ fn packets(frame: &mut Frame, app: &App, area: Rect) {
     let mut refused = vec!["refused: ".dim()];
     let mut others = vec!["packets/s: ".dim()];
     for (name, count) in &status.verdicts {
-        if REFUSED.contains(&name.as_str()) {
+        if Verdict::from_name(name).is_some_and(|it| it.class().is_loss()) {
             if count.packets > 0 {
                 refused.push(format!("{name} {}  ", count.packets).yellow());
             }

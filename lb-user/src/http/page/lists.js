@@ -3,10 +3,10 @@
 import { age, byId, bytes, count, duration, keep, make, part100, rate, state, write } from "./format.js";
 
 const EVENTS = 200;
-/** Verdicts of packets that reached a backend or came from one. */
+/** Verdicts of class forwarded. A test compares these lists with the code. */
 const CARRIED = new Set(["to_backend", "to_client", "to_manager", "from_manager"]);
-/** Verdicts that cost a client its connection; the rest is passed on, and none of memlb's business. */
-const REFUSED = new Set([
+/** Verdicts of classes refused, reset and dropped. */
+const LOSSES = new Set([
   "no_flow",
   "backend_down",
   "no_backend",
@@ -15,6 +15,8 @@ const REFUSED = new Set([
   "table_full",
   "time_to_live",
   "denied",
+  "implausible_error",
+  "too_large",
 ]);
 
 export function services(status, chosen, choose) {
@@ -92,7 +94,7 @@ export function packets(status, history) {
     rows,
     ([name]) => name,
     ([name]) => {
-      const row = make("tr", CARRIED.has(name) ? "carried" : REFUSED.has(name) ? "refused" : "");
+      const row = make("tr", CARRIED.has(name) ? "carried" : LOSSES.has(name) ? "refused" : "");
       const head = make("th", "", words(name));
       head.scope = "row";
       row.append(head, make("td"), make("td"));
@@ -106,7 +108,7 @@ export function packets(status, history) {
 }
 
 function rank(verdict) {
-  return CARRIED.has(verdict) ? 0 : REFUSED.has(verdict) ? 1 : 2;
+  return CARRIED.has(verdict) ? 0 : LOSSES.has(verdict) ? 1 : 2;
 }
 
 export function heartbeats(status) {
