@@ -6,11 +6,31 @@ use lb_common::{
     packet::{FrameBytes, Header, Located, Segment, Transport},
 };
 
-/// The linear part of a packet: `start..end`, as the context says.
+/// The linear part of a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct PacketBytes {
-    pub start: usize,
-    pub end: usize,
+    start: usize,
+    end: usize,
+}
+
+impl PacketBytes {
+    /// Bounds views to the addresses `start..end`.
+    ///
+    /// # Safety
+    ///
+    /// * `start..end` is packet data of the running program: readable and writable until a helper changes the
+    ///   packet, after which no view may be used.
+    /// * No two views of the same bytes are in use at a time.
+    #[inline(always)]
+    pub unsafe fn new(start: usize, end: usize) -> Self {
+        Self { start, end }
+    }
+
+    /// The addresses of the first byte and of the byte after the last.
+    #[inline(always)]
+    pub fn bounds(self) -> (usize, usize) {
+        (self.start, self.end)
+    }
 }
 
 impl<'a> FrameBytes<'a> for PacketBytes {
@@ -20,8 +40,8 @@ impl<'a> FrameBytes<'a> for PacketBytes {
         if header + size_of::<T>() > self.end {
             return None;
         }
-        // SAFETY: within the packet, as the verifier checks again; of alignment 1, and any bytes are
-        // a header; no two views of the same bytes are used at a time.
+        // SAFETY: within the packet, as `new` requires and the verifier checks again. A `Header` has alignment 1,
+        // and every bit pattern is one. `new` requires that no two views of the same bytes are in use.
         Some(unsafe { &mut *(header as *mut T) })
     }
 }

@@ -33,10 +33,9 @@ const MAX_HEADERS: usize = ETHERNET_LEN
 #[inline(always)]
 pub fn packet_bytes(skb: *mut __sk_buff) -> PacketBytes {
     let ctx = TcContext::new(skb);
-    PacketBytes {
-        start: ctx.data(),
-        end: ctx.data_end(),
-    }
+    // SAFETY: the context names the packet's bounds. The programs use no view after a helper has changed the
+    // packet, which the verifier checks, and view each header once at a time.
+    unsafe { PacketBytes::new(ctx.data(), ctx.data_end()) }
 }
 
 /// Finds the transport header, and pulls all headers into the linear part on the way.

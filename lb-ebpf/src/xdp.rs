@@ -269,7 +269,7 @@ impl Frame for Xdp {
     /// Copies pairs of bytes, because the verifier knows no length but a constant one.
     #[inline(always)]
     fn copy_head(self, head: &mut [u8; HEAD]) -> usize {
-        let PacketBytes { start, end } = packet_bytes(self.0);
+        let (start, end) = packet_bytes(self.0).bounds();
         let (pairs, _) = head.as_chunks_mut::<2>();
         for (number, pair) in pairs.iter_mut().enumerate() {
             let from = start + 2 * number;
@@ -329,17 +329,16 @@ fn pass(ctx: *mut xdp_md, verdict: Verdict) -> Parsed {
 
 #[inline(always)]
 fn length(ctx: *mut xdp_md) -> u32 {
-    let PacketBytes { start, end } = packet_bytes(ctx);
+    let (start, end) = packet_bytes(ctx).bounds();
     (end - start) as u32
 }
 
 #[inline(always)]
 fn packet_bytes(ctx: *mut xdp_md) -> PacketBytes {
     let ctx = XdpContext::new(ctx);
-    PacketBytes {
-        start: ctx.data(),
-        end: ctx.data_end(),
-    }
+    // SAFETY: the context names the packet's bounds. The programs use no view after a helper has changed the
+    // packet, which the verifier checks, and view each header once at a time.
+    unsafe { PacketBytes::new(ctx.data(), ctx.data_end()) }
 }
 
 /// Sends a rewritten packet where the decision says.

@@ -1,4 +1,4 @@
-//! Where headers are looked for: the bytes of a frame, whoever keeps them.
+//! Views of headers in the bytes of a frame.
 
 use crate::headers::{
     EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header, QuotedPorts, TcpHeader,
@@ -8,9 +8,11 @@ use crate::headers::{
 use super::{ErrorMessage, IpHeader, PortsFrame, TcpFrame};
 
 /// The bytes of a frame from its link header on, as far as they can be reached.
+///
+/// A value is a capability: whoever makes one, by an unsafe constructor, promises that no two views of the same
+/// bytes are in use at a time.
 pub trait FrameBytes<'a>: Copy {
-    /// The header at `offset`, if all of it is there. No two views of the same bytes may be in use
-    /// at a time.
+    /// The header at `offset`, if all of it is there.
     fn at<T: Header>(self, offset: usize) -> Option<&'a mut T>;
 }
 

@@ -172,24 +172,30 @@ impl Wire {
     }
 
     pub fn bytes(&mut self) -> Slice {
-        Slice {
-            start: self.0.as_mut_ptr(),
-            length: self.len(),
-        }
+        // SAFETY: the tests keep the frame while they use views, and use no two views of the same bytes at a time.
+        unsafe { Slice::new(self.0.as_mut_ptr(), self.len()) }
     }
 }
 
-/// A frame's bytes, for views; the frame must stay.
+/// A frame's bytes, for views.
 #[derive(Clone, Copy)]
 pub struct Slice {
     start: *mut u8,
     length: usize,
 }
 
+impl Slice {
+    /// # Safety
+    ///
+    /// The bytes outlive all views, and no two views of the same bytes are in use at a time.
+    unsafe fn new(start: *mut u8, length: usize) -> Self {
+        Self { start, length }
+    }
+}
+
 impl<'a> FrameBytes<'a> for Slice {
     fn at<T: Header>(self, offset: usize) -> Option<&'a mut T> {
-        // SAFETY: within the frame, of alignment 1, and any bytes are a header; the tests use no two
-        // views of the same bytes at a time.
+        // SAFETY: within the frame, of alignment 1, and any bytes are a header; `new` requires the rest.
         (offset + size_of::<T>() <= self.length)
             .then(|| unsafe { &mut *self.start.add(offset).cast() })
     }
