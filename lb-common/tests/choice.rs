@@ -3,26 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-#[expect(dead_code, reason = "other tests look at the flows, too")]
-mod tables;
+mod laboratory;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use laboratory::{Memory, SERVICE, SYN, backend, key, packet, service_key, steer};
 use lb_common::{
-    address::Address,
-    headers::TcpFlags,
-    maps::{
-        Backend, CHOICE_SLOTS, FlowKey, Mac, Policy, SPREAD, Service, ServiceKey, first_choice,
-        mode, policy, state,
-    },
-    steer::{Hook, PacketMeta},
+    maps::{Backend, CHOICE_SLOTS, Policy, SPREAD, Service, first_choice, mode, policy, state},
     verdict::Verdict,
 };
 use proptest::prelude::*;
-use tables::{Memory, steer};
 
-const SYN: u8 = 0x02;
-const SERVICE: [u8; 4] = [10, 0, 0, 1];
 const KINDS: [u32; 4] = [
     policy::BALANCED,
     policy::ROUND_ROBIN,
@@ -33,24 +24,13 @@ const KINDS: [u32; 4] = [
 /// Three workers, 1 to 3, that are up and weigh the same.
 fn lab() -> Memory {
     let mut memory = Memory::new(64);
-    let service = ServiceKey {
-        address: SERVICE.mapped(),
-        port: 80_u16.to_be_bytes(),
-        protocol: 6,
-        reserved: 0,
-    };
-    memory.services.insert(service, Service { id: 2 });
+    memory
+        .services
+        .insert(service_key(SERVICE), Service { id: 2 });
     for id in 1..4_u8 {
         memory.backends[usize::from(id)] = Backend {
-            address: [10, 0, 1, id].mapped(),
-            port: 8_080,
-            state: state::UP,
-            mode: mode::NAT,
-            source: SERVICE.mapped(),
-            next_hop: [10, 0, 1, id].mapped(),
-            interface: 7,
             weight: 100,
-            ..Backend::default()
+            ..backend(([10, 0, 1, id], 8_080), mode::NAT)
         };
     }
     memory.selection[2] = SPREAD;
@@ -72,28 +52,8 @@ fn spread(memory: &mut Memory, kind: u32, places: &[u32]) {
 
 /// The backend that a client of that number gets; 0 for none.
 fn taker(memory: &Memory, client: u32) -> u32 {
-    let key = FlowKey {
-        source: (0x0a09_0000 + client).to_be_bytes(),
-        destination: SERVICE,
-        source_port: 40_000_u16.to_be_bytes(),
-        destination_port: 80_u16.to_be_bytes(),
-        protocol: 6,
-    };
-    let syn = PacketMeta {
-        source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
-        destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),
-        hook: Hook::Ingress,
-        interface: 7,
-        time_to_live: 64,
-        in_driver: false,
-        fragmentation_needed: false,
-        flags: TcpFlags(SYN),
-        sequence: 0,
-        acknowledgement: 0,
-        packets: 1,
-        bytes: 54,
-    };
-    let decision = steer(memory, &syn, &key);
+    let client = ((0x0a09_0000 + client).to_be_bytes(), 40_000);
+    let decision = steer(memory, &packet(SYN), &key(client, SERVICE));
     match decision.verdict {
         Verdict::ToBackend => decision.backend,
         verdict => {

@@ -1,25 +1,18 @@
 //! Which ports connections get: as many as there are, whoever asks, and in which order.
 
-#[allow(dead_code, reason = "shared with other tests")]
-mod tables;
+mod laboratory;
 
 use std::collections::BTreeSet;
 
+use laboratory::{
+    Memory, RST, SECOND, SERVICE, SYN, backend, completes, key, laboratory, packet, steer,
+};
 use lb_common::{
     address::Address,
-    headers::TcpFlags,
-    maps::{Backend, FlowKey, Mac, Service, ServiceKey, mode, state},
-    steer::{Hook, PacketMeta},
+    maps::{FlowKey, mode},
     verdict::Verdict,
 };
-use tables::{Memory, SECOND, steer};
 
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
-
-const MANAGER: [u8; 4] = [10, 0, 0, 1];
-const WORKER: [u8; 4] = [10, 0, 0, 101];
 const PORTS: u16 = 1_024;
 
 /// One client's connections come from ports of one parity, as Linux gives them.
@@ -123,76 +116,25 @@ fn addresses_for_nat_multiply_the_ports() {
     assert_eq!(connects(&memory, client(9, 60_000)), None);
 }
 
-/// Connects to the service; returns the manager's port, or nothing if it is refused for want of one.
-fn connects(memory: &Memory, key: FlowKey) -> Option<u16> {
-    let syn = steer(memory, &packet(SYN), &key);
+/// Connects to the service; returns the manager's port, or nothing if it is refused because none is free.
+fn connects(memory: &Memory, client: FlowKey) -> Option<u16> {
+    let syn = steer(memory, &packet(SYN), &client);
     if syn.verdict == Verdict::PortsExhausted {
         return None;
     }
     assert_eq!(syn.verdict, Verdict::ToBackend);
-    completes(memory, &key, &syn.translated);
+    completes(memory, &client, &syn.translated);
     Some(u16::from_be_bytes(syn.translated.source_port))
 }
 
-fn completes(memory: &Memory, key: &FlowKey, translated: &FlowKey) {
-    let answer = steer(memory, &packet(SYN | ACK), &translated.reversed());
-    assert_eq!(answer.verdict, Verdict::ToClient);
-    let ack = steer(memory, &packet(ACK), key);
-    assert_eq!(ack.verdict, Verdict::ToBackend);
-}
-
 fn lab() -> Memory {
-    let mut memory = Memory::new(16_384);
+    let mut memory = laboratory(16_384, &[backend(([10, 0, 0, 101], 8_081), mode::NAT)]);
     memory.settings.nat_port_count = PORTS;
     memory.settings.source_words = u32::from(PORTS) / 64;
     memory.settings.pool_words = memory.settings.source_words;
-    let endpoint = |address: [u8; 4], port: u16| ServiceKey {
-        address: address.mapped(),
-        port: port.to_be_bytes(),
-        protocol: 6,
-        reserved: 0,
-    };
-    memory
-        .services
-        .insert(endpoint(MANAGER, 80), Service { id: 0 });
-    memory.endpoints.insert(endpoint(WORKER, 8_081), 0);
-    memory.backends[1] = Backend {
-        address: WORKER.mapped(),
-        port: 8_081,
-        state: state::UP,
-        mode: mode::NAT,
-        source: MANAGER.mapped(),
-        next_hop: WORKER.mapped(),
-        interface: 7,
-        ..Backend::default()
-    };
-    memory.selection[0] = 1;
     memory
 }
 
 fn client(host: u8, port: u16) -> FlowKey {
-    FlowKey {
-        source: [10, 0, 2, host],
-        destination: MANAGER,
-        source_port: port.to_be_bytes(),
-        destination_port: 80_u16.to_be_bytes(),
-        protocol: 6,
-    }
-}
-
-fn packet(flags: u8) -> PacketMeta {
-    PacketMeta {
-        source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
-        destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),
-        hook: Hook::Ingress,
-        interface: 7,
-        time_to_live: 64,
-        in_driver: false,
-        fragmentation_needed: false,
-        flags: TcpFlags(flags),
-        sequence: 0,
-        acknowledgement: 1,
-        packets: 1,
-        bytes: 54,
-    }
+    key(([10, 0, 2, host], port), SERVICE)
 }

@@ -1,34 +1,21 @@
 //! Mode `routed`: the worker sees the client's address, and its answers pass the manager on their way.
 
-#[expect(dead_code, reason = "other tests look at evictions, too")]
-mod tables;
+mod laboratory;
 
+use laboratory::{
+    ACK, FIN, MANAGER, Memory, RST, SECOND, SERVICE, SYN, WORKER1, WORKER2, answer_to_syn, backend,
+    connects, key, laboratory, packet, service_key, steer,
+};
 use lb_common::{
-    address::Address,
-    headers::{PROTOCOL_UDP, TcpFlags},
-    maps::{
-        Backend, FlowKey, LOOPBACK, Mac, Policy, Service, ServiceKey, first_choice, mode, policy,
-        state,
-    },
+    headers::PROTOCOL_UDP,
+    maps::{FlowKey, LOOPBACK, Policy, Service, ServiceKey, first_choice, mode, policy},
     steer::{Decision, Exit, Hook, PacketMeta},
     verdict::Verdict,
 };
-use tables::{Memory, SECOND, steer};
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
-
-const MANAGER: [u8; 4] = [10, 0, 0, 1];
-const SERVICE: ([u8; 4], u16) = (MANAGER, 80);
 const OTHER_SERVICE: ([u8; 4], u16) = (MANAGER, 443);
 const CLIENT: ([u8; 4], u16) = ([198, 51, 100, 9], 40_000);
 const WORKERS: [([u8; 4], u16); 2] = [([10, 0, 1, 101], 8_081), ([10, 0, 1, 102], 8_082)];
-
-const WORKER1: u32 = 1;
-const WORKER2: u32 = 2;
-const START: u32 = 77;
 
 #[test]
 fn only_the_destination_is_translated_and_no_port_is_taken() {
@@ -249,76 +236,6 @@ fn steer_error(memory: &Memory, packet: &PacketMeta, key: &FlowKey) -> Decision 
     decision
 }
 
-fn connects(memory: &Memory, client: &FlowKey) {
-    let syn = steer(memory, &packet(SYN), client);
-    assert_eq!((syn.verdict, syn.new_connection), (Verdict::ToBackend, 1));
-    let answer = steer(memory, &answer_to_syn(), &syn.translated.reversed());
-    assert_eq!(answer.translated, client.reversed());
-    let ack = steer(memory, &packet(ACK), client);
-    assert_eq!(ack.verdict, Verdict::ToBackend);
-    assert!(memory.handshakes().is_empty());
-}
-
 fn lab() -> Memory {
-    let mut memory = Memory::new(16);
-    memory
-        .services
-        .insert(service_key(SERVICE), Service { id: 0 });
-    for (id, (address, port)) in [WORKER1, WORKER2].into_iter().zip(WORKERS) {
-        memory.backends[id as usize] = Backend {
-            address: address.mapped(),
-            port,
-            state: state::UP,
-            mode: mode::ROUTED,
-            source: MANAGER.mapped(),
-            next_hop: address.mapped(),
-            interface: 7,
-            ..Backend::default()
-        };
-    }
-    memory.selection[0] = WORKER1;
-    memory
-}
-
-fn service_key((address, port): ([u8; 4], u16)) -> ServiceKey {
-    ServiceKey {
-        address: address.mapped(),
-        port: port.to_be_bytes(),
-        protocol: 6,
-        reserved: 0,
-    }
-}
-
-fn packet(flags: u8) -> PacketMeta {
-    PacketMeta {
-        source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
-        destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),
-        hook: Hook::Ingress,
-        interface: 7,
-        time_to_live: 64,
-        in_driver: false,
-        fragmentation_needed: false,
-        flags: TcpFlags(flags),
-        sequence: 0,
-        acknowledgement: START + 1,
-        packets: 1,
-        bytes: 54,
-    }
-}
-
-fn answer_to_syn() -> PacketMeta {
-    PacketMeta {
-        sequence: START,
-        ..packet(SYN | ACK)
-    }
-}
-
-fn key(source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> FlowKey {
-    FlowKey {
-        source: source.0,
-        destination: destination.0,
-        source_port: source.1.to_be_bytes(),
-        destination_port: destination.1.to_be_bytes(),
-        protocol: 6,
-    }
+    laboratory(16, &WORKERS.map(|worker| backend(worker, mode::ROUTED)))
 }

@@ -3,38 +3,25 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-mod tables;
+mod laboratory;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
+use laboratory::{
+    ACK, ETH, FIN, MANAGER, Memory, RST, SECOND, SERVICE, SYN, WORKER_START, WORKER1, WORKER2,
+    answer_to_syn, backend, connects, key, laboratory, packet, steer,
+};
 use lb_common::{
     address::{Address, V4},
-    headers::{PROTOCOL_UDP, TcpFlags},
-    maps::{
-        Backend, FlowKey, Mac, SLOTS_PER_BUCKET, Service, ServiceKey, direction, ended, mode, state,
-    },
+    headers::PROTOCOL_UDP,
+    maps::{FlowKey, Mac, SLOTS_PER_BUCKET, Service, ServiceKey, direction, ended, mode},
     steer::{Decision, Exit, Hook, PacketMeta},
     verdict::Verdict,
 };
 use proptest::prelude::*;
-use tables::{Memory, SECOND, steer};
-
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
-
-const SERVICE: ([u8; 4], u16) = ([10, 0, 0, 1], 80);
-const MANAGER: [u8; 4] = [10, 0, 0, 1];
-const ETH: u32 = 7;
-const WORKER_START: u32 = 77;
-
-const WORKER1: u32 = 1;
-const WORKER2: u32 = 2;
-const FALLBACK: u32 = 3;
 
 #[test]
 fn a_handshake_moves_the_flow_from_one_table_to_the_other() {
@@ -64,9 +51,9 @@ fn a_handshake_moves_the_flow_from_one_table_to_the_other() {
 
 #[test]
 fn a_new_connection_does_not_go_on_in_the_half_of_one_that_has_ended() {
-    let mut memory = lab(16);
+    let memory = lab(16);
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-    let translated = connects(&mut memory, &client);
+    let translated = connects(&memory, &client);
     _ = steer(&memory, &packet(FIN | ACK), &client);
     _ = steer(&memory, &packet(FIN | ACK), &translated.reversed());
     assert_eq!(memory.active.borrow()[&WORKER1], 0);
@@ -76,7 +63,7 @@ fn a_new_connection_does_not_go_on_in_the_half_of_one_that_has_ended() {
     _ = steer(&memory, &packet(ACK), &client);
     assert_eq!(memory.established.entries().len(), 2);
 
-    _ = connects(&mut memory, &client);
+    _ = connects(&memory, &client);
     assert_eq!(memory.active.borrow()[&WORKER1], 1);
     let entries = memory.established.entries();
     let live = entries.values().filter(|flow| flow.superseded == 0);
@@ -85,9 +72,9 @@ fn a_new_connection_does_not_go_on_in_the_half_of_one_that_has_ended() {
 
 #[test]
 fn a_flow_whose_port_another_handshake_took_does_not_go_on() {
-    let mut memory = small_lab();
+    let memory = small_lab();
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
-    let translated = connects(&mut memory, &client);
+    let translated = connects(&memory, &client);
     memory.established.remove(&translated.reversed());
     let mut others = (40_001..40_101).map(|port| key(([10, 0, 0, 8], port), SERVICE));
     assert!(others.any(|other| steer(&memory, &packet(SYN), &other).translated == translated));
@@ -131,11 +118,11 @@ fn without_ports_none_is_given() {
 
 #[test]
 fn the_connections_of_one_client_never_share_a_port() {
-    let mut memory = lab(65_536);
+    let memory = lab(65_536);
     let mut given = BTreeSet::new();
     for port in 32_768..=60_999 {
         let client = key(([10, 0, 0, 9], port), SERVICE);
-        let translated = connects(&mut memory, &client);
+        let translated = connects(&memory, &client);
         assert!(given.insert(translated.source_port));
     }
 }
@@ -247,8 +234,8 @@ fn reserved_addresses_that_hosts_may_have_are_served() {
         [240, 0, 0, 1],
         [255, 255, 255, 254],
     ] {
-        let mut memory = lab(16);
-        _ = connects(&mut memory, &key((source, 40_000), SERVICE));
+        let memory = lab(16);
+        _ = connects(&memory, &key((source, 40_000), SERVICE));
     }
 }
 
@@ -342,22 +329,12 @@ fn nothing_is_answered_to_a_group_or_to_nobody() {
         assert_eq!((syn.verdict, syn.exit), (Verdict::Malformed, Exit::Drop));
         assert!(memory.handshakes().is_empty());
 
-        let translated = connects(&mut memory, &client);
+        let translated = connects(&memory, &client);
         _ = steer(&memory, &from(ACK), &client);
         let answer = steer(&memory, &packet(ACK), &translated.reversed());
         assert_eq!(answer.destination_mac, packet(ACK).source_mac);
         memory = lab(16);
     }
-}
-
-/// Goes through a client's handshake; returns the tuple that the worker sees.
-fn connects(memory: &mut Memory, client: &FlowKey) -> FlowKey {
-    let syn = steer(memory, &packet(SYN), client);
-    assert_eq!((syn.verdict, syn.new_connection), (Verdict::ToBackend, 1));
-    _ = steer(memory, &answer_to_syn(), &syn.translated.reversed());
-    let ack = steer(memory, &packet(ACK), client);
-    assert_eq!(ack.verdict, Verdict::ToBackend);
-    syn.translated
 }
 
 /// Something that happens.
@@ -763,49 +740,17 @@ fn every_entry_has_its_twin(memory: &Memory) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// One service with two workers and the manager's own server; worker 1 is selected.
+/// With fewer ports than clients, so that they meet.
+/// Two workers and the fallback.
 fn lab(capacity: usize) -> Memory {
-    let mut memory = Memory::new(capacity);
-    let service = ServiceKey {
-        address: SERVICE.0.mapped(),
-        port: SERVICE.1.to_be_bytes(),
-        protocol: 6,
-        reserved: 0,
-    };
-    memory.services.insert(service, Service { id: 0 });
-    for (id, address, port) in [
-        (WORKER1, [10, 0, 0, 101], 8_081),
-        (WORKER2, [10, 0, 0, 102], 8_082),
-        (FALLBACK, MANAGER, 8_080),
-    ] {
-        memory.backends[id as usize] = Backend {
-            address: address.mapped(),
-            port,
-            state: state::UP,
-            mode: if id == FALLBACK {
-                mode::LOCAL
-            } else {
-                mode::NAT
-            },
-            source: MANAGER.mapped(),
-            next_hop: address.mapped(),
-            interface: ETH,
-            port_pool: id,
-            ..Backend::default()
-        };
-        let endpoint = ServiceKey {
-            address: address.mapped(),
-            port: port.to_be_bytes(),
-            protocol: 6,
-            reserved: 0,
-        };
-        memory.endpoints.insert(endpoint, id);
-    }
-    memory.selection[0] = WORKER1;
-    memory
+    let backends = [
+        backend(([10, 0, 0, 101], 8_081), mode::NAT),
+        backend(([10, 0, 0, 102], 8_082), mode::NAT),
+        backend((MANAGER, 8_080), mode::LOCAL),
+    ];
+    laboratory(capacity, &backends)
 }
 
-/// With fewer ports than clients, so that they meet.
 fn small_lab() -> Memory {
     let mut memory = lab(64);
     memory.settings.nat_port_first = PORTS.start;
@@ -824,40 +769,6 @@ fn serves_by(memory: &mut Memory, mode: u8) {
     }
 }
 
-fn packet(flags: u8) -> PacketMeta {
-    PacketMeta {
-        source_mac: Mac::from([2, 0, 0, 0, 0, 9]),
-        destination_mac: Mac::from([2, 0, 0, 0, 0, 1]),
-        hook: Hook::Ingress,
-        interface: ETH,
-        time_to_live: 64,
-        in_driver: false,
-        fragmentation_needed: false,
-        flags: TcpFlags(flags),
-        sequence: 0,
-        acknowledgement: WORKER_START + 1,
-        packets: 1,
-        bytes: 54,
-    }
-}
-
-fn answer_to_syn() -> PacketMeta {
-    PacketMeta {
-        sequence: WORKER_START,
-        ..packet(SYN | ACK)
-    }
-}
-
 fn client_mac(client: usize) -> Mac {
     Mac::from([2, 0, 0, 0, 1, u8::try_from(client).unwrap()])
-}
-
-fn key(source: ([u8; 4], u16), destination: ([u8; 4], u16)) -> FlowKey {
-    FlowKey {
-        source: source.0,
-        destination: destination.0,
-        source_port: source.1.to_be_bytes(),
-        destination_port: destination.1.to_be_bytes(),
-        protocol: 6,
-    }
 }
