@@ -3,7 +3,7 @@
 
 use core::ffi::c_void;
 
-use crate::tc::send_back;
+use crate::redirect::send_back;
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT},
     btf_maps::PerCpuArray,

@@ -18,9 +18,9 @@ use aya::{
 use tracing::{info, warn};
 
 use super::{
-    attachments::{AttachMode, name_of},
-    filters, kernel, link_info,
-    netlink::Interface,
+    filters,
+    interface::{Interface, InterfaceRef, name_of},
+    kernel, link_info,
 };
 use crate::config::Attach;
 
@@ -38,15 +38,24 @@ pub const DSR_OUT: &str = "memlb_dsr_out";
 /// Priority of memlb's clsact filters, fixed like their handles, so that a restart replaces them in place.
 const CLSACT_PRIORITY: u16 = 808;
 
+/// The kind of program that receives an interface's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachMode {
+    Tc,
+    Xdp,
+}
+
+impl AttachMode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
 /// A program, and the direction of the packets that it meets; nothing for XDP.
 pub type Program = (&'static str, Option<TcAttachType>);
-
-/// An interface, as it is called now.
-#[derive(Debug, Clone, Copy)]
-pub struct InterfaceRef<'a> {
-    pub index: u32,
-    pub name: &'a str,
-}
 
 /// Attaches a program, in the place of an earlier one of its kind.
 ///

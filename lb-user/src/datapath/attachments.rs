@@ -9,11 +9,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::{Ebpf, programs::TcAttachType};
-use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::{
-    attach::{self, EGRESS, INGRESS, InterfaceRef, LINKS, LOOPBACK, Program, XDP},
-    netlink::Interface,
+    attach::{self, AttachMode, EGRESS, INGRESS, LINKS, LOOPBACK, Program, XDP},
+    interface::{Interface, InterfaceRef, index_of, name_of},
 };
 use crate::config::Attach;
 
@@ -22,21 +21,6 @@ const OF_TC: [Program; 2] = [
     (INGRESS, Some(TcAttachType::Ingress)),
     (EGRESS, Some(TcAttachType::Egress)),
 ];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttachMode {
-    Tc,
-    Xdp,
-}
-
-impl AttachMode {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tc => "tc",
-            Self::Xdp => "xdp",
-        }
-    }
-}
 
 /// An interface, and how memlb meets its packets.
 #[derive(Debug, Clone)]
@@ -320,29 +304,5 @@ impl Attachment {
                 programs: restored,
             }),
         }
-    }
-}
-
-/// Returns the index of the interface that has this own or alternative name.
-fn index_of(name: &str) -> Option<u32> {
-    // Its one error says that there is no such interface.
-    if_nametoindex(name).ok()
-}
-
-/// Returns an interface's name as it is now.
-pub fn name_of(index: u32) -> Option<String> {
-    let name = if_indextoname(index).ok()?.into_string().ok()?;
-    // nix takes the C library's null pointer for a name.
-    (!name.is_empty()).then_some(name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interface_that_is_gone_has_no_name() {
-        assert_eq!(name_of(lb_common::maps::LOOPBACK).as_deref(), Some("lo"));
-        assert_eq!(name_of(0x7fff_ffff), None);
     }
 }

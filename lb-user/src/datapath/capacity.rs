@@ -12,7 +12,7 @@ use lb_common::maps::{
 };
 use tracing::info;
 
-use super::{layout::open_map, tables::PoolLayout};
+use super::{layout::open_map, pool_layout::PoolLayout};
 use crate::config::{Config, Limits};
 
 /// Entries of the tables of a family without services; a map cannot have none.

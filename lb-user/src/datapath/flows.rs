@@ -15,7 +15,7 @@ use lb_core::Protocol;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{adopt, family::Family, layout::open_map, stats::monotonic_ns};
+use super::{adopt, clock::monotonic_ns, family::Family, layout::open_map};
 
 /// One connection whose handshake is complete, or one exchange of datagrams.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,9 +20,9 @@ use procfs::process::Process;
 use super::{
     adopt,
     attach::{INGRESS, LINKS},
-    attachments::name_of,
     bpffs,
     family::from_mapped,
+    interface::name_of,
     layout, link_info,
 };
 use crate::{

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, bail};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, Prop};
 
-use super::netlink::Interface;
+use super::interface::Interface;
 
 /// By index.
 #[derive(Debug, Clone, Default)]

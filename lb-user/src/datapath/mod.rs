@@ -8,6 +8,7 @@ mod attachments;
 pub(crate) mod bpffs;
 mod capacity;
 mod choice_table;
+mod clock;
 mod connection_counts;
 mod deny_map;
 pub mod dsr;
@@ -15,6 +16,7 @@ mod family;
 mod filters;
 mod flows;
 mod foreign_programs;
+mod interface;
 pub(crate) mod kernel;
 mod layout;
 mod link_info;
@@ -23,22 +25,25 @@ mod loopback;
 mod netlink;
 mod object;
 mod pins;
+mod pool_layout;
 mod source_filter;
 mod stats;
 mod tables;
 mod trace;
 
 pub use adopt::{Adoption, service_numbers};
+pub use attach::AttachMode;
 pub(crate) use attach::{harm_of_xdp, unsuited_to_xdp};
-pub(crate) use attachments::name_of;
-pub use attachments::{AttachMode, Attachment, AttachmentChange};
+pub use attachments::{Attachment, AttachmentChange};
 pub use connection_counts::reconcile_connection_counts;
 pub use deny_map::end_connections;
 pub use flows::{Connection, ConnectionState, read_connections};
 pub use foreign_programs::{ForeignPrograms, foreign_programs, port_conflicts};
+pub use interface::Interface;
+pub(crate) use interface::name_of;
 pub use layout::LayoutError;
 pub(crate) use links::alternative;
-pub use netlink::{Interface, Neighbour, Netlink, NetlinkChange, Route, Routes};
+pub use netlink::{Neighbour, Netlink, NetlinkChange, Route, Routes};
 pub use object::OBJECT;
 pub use pins::Pins;
 pub use stats::{BackendTraffic, MapFill, Packets, Stats};
@@ -65,9 +70,9 @@ use crate::{
     deny::Prefix,
 };
 use attachments::Attachments;
+pub(crate) use clock::monotonic_ns;
 use deny_map::DenyMap;
 pub(crate) use family::{from_mapped, mapped};
-pub(crate) use stats::monotonic_ns;
 use tables::{PersistentSettings, Tables};
 
 /// The attached programs and their maps.
@@ -273,15 +278,17 @@ impl Datapath {
         if generation != self.generation {
             return Ok(());
         }
-        for id in self.retiring.clone() {
-            if !stats.occupied.contains(&id) {
-                self.tables.clear_backend(id)?;
-                self.tables.forget_neighbour(id)?;
-                self.retiring.remove(&id);
-                self.identities.remove(&BackendId(id));
-            }
+        let unused: Vec<u32> = self.retiring.difference(&stats.occupied).copied().collect();
+        for id in &unused {
+            self.tables.clear_backend(*id)?;
+            self.tables.forget_neighbour(*id)?;
+            self.retiring.remove(id);
+            self.identities.remove(&BackendId(*id));
         }
-        Ok(())
+        match unused.is_empty() {
+            true => Ok(()),
+            false => self.tables.drop_unused_pools(),
+        }
     }
 
     /// Carries out one of the core's commands.

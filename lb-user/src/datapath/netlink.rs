@@ -19,7 +19,10 @@ use rtnetlink::{
 };
 use tokio::task::JoinHandle;
 
-use super::{attach::InterfaceRef, attachments::name_of, links::Links};
+use super::{
+    interface::{Interface, name_of},
+    links::Links,
+};
 
 /// Where packets to a worker go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,25 +82,6 @@ impl fmt::Display for Route {
 /// Returns an interface's name as it is now, or its number if it has gone.
 fn named(interface: u32) -> String {
     name_of(interface).unwrap_or_else(|| format!("interface {interface}"))
-}
-
-/// One of this machine's interfaces, fit for memlb.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
-    pub index: u32,
-    /// Its own, whatever it was called by.
-    pub name: String,
-    /// What a virtual interface is (`veth`, `bridge`, …); nothing for a physical one.
-    pub kind: Option<String>,
-}
-
-impl Interface {
-    pub fn target(&self) -> InterfaceRef<'_> {
-        InterfaceRef {
-            index: self.index,
-            name: &self.name,
-        }
-    }
 }
 
 /// A connection to the kernel's tables.

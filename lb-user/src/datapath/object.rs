@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use lb_common::maps::{MANAGER_MAPS, MapLayout, TRACE_SECTION, name};
 
-use super::{capacity, netlink::Interface};
+use super::{capacity, interface::Interface};
 use crate::config::Config;
 
 /// The ELF object with all programs and maps.

@@ -210,11 +210,3 @@ fn nat_ports(settings: &Settings, backend: &Backend) -> u64 {
     };
     u64::from(settings.nat_port_count) * u64::from(sources.max(1))
 }
-
-/// CLOCK_MONOTONIC, as the programs read it.
-pub fn monotonic_ns() -> Result<u64> {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .context("read CLOCK_MONOTONIC")?;
-    let (seconds, nanoseconds) = (now.tv_sec().unsigned_abs(), now.tv_nsec().unsigned_abs());
-    Ok(seconds * 1_000_000_000 + nanoseconds)
-}

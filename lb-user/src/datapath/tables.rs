@@ -15,8 +15,8 @@ use lb_common::{
     address::V6,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
-        self, Backend, DEFAULT_HANDSHAKES, Handshake, MAX_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
-        PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Traffic, mode, name, state,
+        self, Backend, DEFAULT_HANDSHAKES, Handshake, MAX_NAT_SOURCES, Neighbour, PortWord,
+        SLOTS_PER_BUCKET, Service, ServiceKey, Traffic, mode, name, state,
     },
 };
 use lb_core::{Endpoint, Protocol, ReplyCounters};
@@ -25,6 +25,7 @@ use super::{
     capacity::{FAMILIES, is_allocated},
     choice_table::ChoiceTable,
     family::mapped,
+    pool_layout::PoolLayout,
     source_filter::SourceFilter,
 };
 use crate::config::Config;
@@ -164,8 +165,8 @@ impl Tables {
         self.nat_ports.len() as u64 * u64::from(sources.max(1))
     }
 
-    /// Forgets the pools of endpoints at which no backend is any more.
-    fn drop_pools(&mut self) -> Result<()> {
+    /// Removes the pools of endpoints without a backend. Reads every backend's entry.
+    pub fn drop_unused_pools(&mut self) -> Result<()> {
         let mut used = BTreeSet::new();
         for id in 1..self.backends.len() {
             let entry = self.backends.get(&id, 0);
@@ -262,10 +263,9 @@ impl Tables {
         Ok(retired)
     }
 
-    /// Empties a backend's entry; its number is free from then on.
+    /// Empties a backend's entry. Its id may be reused afterwards.
     pub fn clear_backend(&mut self, id: u32) -> Result<()> {
-        self.write_backend(id, &Backend::default())?;
-        self.drop_pools()
+        self.write_backend(id, &Backend::default())
     }
 
     pub fn select(&mut self, service: u32, backend: u32) -> Result<()> {
@@ -361,33 +361,6 @@ pub(super) fn retired_state(backend: &Backend) -> u8 {
 pub struct PersistentSettings {
     pub accept_local_before: u32,
     pub secret: [u64; 2],
-}
-
-/// How the ports of a pool are laid out in words.
-#[derive(Debug, Clone, Copy)]
-pub struct PoolLayout {
-    /// How many addresses for NAT there are, of IPv4 and of IPv6.
-    pub sources: [u16; 2],
-    pub source_words: u32,
-    pub pool_words: u32,
-}
-
-impl PoolLayout {
-    pub fn of(config: &Config) -> Self {
-        let sources = &config.manager.nat_sources;
-        let count = |is_v4| {
-            let of_family = sources.iter().filter(|source| source.is_ipv4() == is_v4);
-            u16::try_from(of_family.count()).unwrap_or(u16::MAX)
-        };
-        let sources = [count(true), count(false)];
-        let source_words = config.limits.nat_ports.count().div_ceil(PORTS_PER_WORD);
-        let [v4, v6] = sources;
-        Self {
-            sources,
-            source_words,
-            pool_words: source_words * u32::from(v4.max(v6).max(1)),
-        }
-    }
 }
 
 pub(super) fn service_key(endpoint: Endpoint) -> ServiceKey {

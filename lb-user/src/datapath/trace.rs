@@ -9,7 +9,7 @@ use aya::maps::{Array, Map, MapData, RingBuf};
 use lb_common::maps::{TraceConfig, TraceCounts, TraceEvent, name};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{layout::open_map, stats::monotonic_ns};
+use super::{clock::monotonic_ns, layout::open_map};
 
 /// For how long an order stands that is not renewed.
 const EXPIRY_NS: u64 = 3_000_000_000;

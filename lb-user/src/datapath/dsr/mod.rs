@@ -23,8 +23,10 @@ use tracing::{debug, info, warn};
 
 use super::{
     attach::{self, DSR_IN, DSR_OUT, LINKS, Program},
-    bpffs, kernel, layout,
-    netlink::{Interface, Netlink, Routes},
+    bpffs,
+    interface::Interface,
+    kernel, layout,
+    netlink::{Netlink, Routes},
     pins::Pins,
 };
 use tables::Tables;

@@ -17,7 +17,7 @@ use lb_common::{
 };
 use lb_core::Endpoint;
 
-use crate::datapath::{family::mapped, stats::monotonic_ns, tables::service_key};
+use crate::datapath::{clock::monotonic_ns, family::mapped, tables::service_key};
 
 pub struct Tables {
     translations: HashMap<MapData, ServiceKey, Translation>,
