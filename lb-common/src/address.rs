@@ -1,4 +1,4 @@
-//! The two families of addresses, and what the datapath needs of either.
+//! The two address families.
 
 use core::{fmt::Debug, hash::Hash};
 
@@ -17,36 +17,35 @@ pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
     /// The header that carries it.
     type Header: IpHeader<Address = Self>;
 
-    /// The address of nobody.
+    /// The unspecified address.
     const NONE: Self;
 
-    /// All of the address in one word: itself for IPv4, well mixed for IPv6.
+    /// The address as one word: itself for IPv4, a hash for IPv6.
     fn word(self) -> u32;
 
-    /// Whether addresses of this family are IPv4 ones.
+    /// Whether this family is IPv4.
     const IS_V4: bool = size_of::<Self>() == size_of::<V4>();
 
-    /// All of the address in two words; of IPv4, the first one is 0.
+    /// The address as two words. The first word of an IPv4 address is 0.
     fn words(self) -> [u64; 2];
 
-    /// The bits in which two addresses differ, folded; 0 only for the same address.
+    /// The bits in which two addresses differ, folded into one word. 0 only for equal addresses.
     fn difference(self, other: Self) -> u64;
 
-    /// The address as it stands in maps that serve both families: IPv4 as an IPv4-mapped IPv6
-    /// address (RFC 4291, section 2.5.5.2).
+    /// The address in maps that hold both families: IPv4 as an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2).
     fn mapped(self) -> V6;
 
-    /// Whether it stands for an address of the other family, which no packet's address may do.
+    /// Whether it is an IPv4-mapped IPv6 address. No packet may carry one.
     fn is_mapped(self) -> bool;
 
-    /// Whether a packet from the network may come from here: not from nobody, many, or the host itself (RFC
+    /// Whether a packet from the network may have this source: not an unspecified, multicast or loopback address (RFC
     /// 1122, section 3.2.1.3; RFC 4291, sections 2.5.2, 2.5.3 and 2.7).
     fn is_valid_source(self) -> bool;
 
-    /// Whether a packet from here to `destination` may come from the network.
+    /// Whether a packet from the network may have this source and `destination`.
     fn is_valid_source_for(self, destination: Self) -> bool;
 
-    /// The other way round; of an address of the other family, something without meaning.
+    /// The reverse of [`Self::mapped`]. Meaningless for an address of the other family.
     fn from_mapped(mapped: &V6) -> Self;
 }
 
@@ -83,15 +82,15 @@ impl Address for V4 {
 
     #[inline(always)]
     fn is_valid_source(self) -> bool {
-        // As the kernel has it (`ip_route_input_slow`): of 0.0.0.0/8 only the unspecified address is no
-        // sender (Linux 5.3, 96125bf9985a), of 240.0.0.0/4 only the limited broadcast address.
+        // As in the kernel (`ip_route_input_slow`): in 0.0.0.0/8 only the unspecified address is invalid (Linux 5.3,
+        // 96125bf9985a), in 240.0.0.0/4 only the limited broadcast address.
         !matches!(
             self,
             [127 | 224..=239, ..] | [0, 0, 0, 0] | [255, 255, 255, 255]
         )
     }
 
-    /// A link-local sender reaches only its own kind (RFC 3927, sections 2.6.2 and 7).
+    /// A link-local source reaches only link-local destinations (RFC 3927, sections 2.6.2 and 7).
     #[inline(always)]
     fn is_valid_source_for(self, destination: Self) -> bool {
         let is_link_local = |address: Self| matches!(address, [169, 254, ..]);
@@ -102,7 +101,7 @@ impl Address for V4 {
 
     #[inline(always)]
     fn from_mapped(mapped: &V6) -> Self {
-        // One word, not four bytes.
+        // One load of a word instead of four of bytes.
         ((u128::from_le_bytes(*mapped) >> 96) as u32).to_le_bytes()
     }
 }

@@ -8,20 +8,20 @@
 pub struct Difference(u32);
 
 impl Difference {
-    /// The difference that replacing the word `old` by `new` makes.
+    /// The difference of replacing the word `old` by `new`.
     #[inline(always)]
     pub fn of_u32(old: [u8; 4], new: [u8; 4]) -> Self {
         Self(!u32::from_ne_bytes(old)).plus(Self(u32::from_ne_bytes(new)))
     }
 
-    /// The difference that replacing the half-word `old` by `new` makes.
+    /// The difference of replacing the half-word `old` by `new`.
     #[inline(always)]
     pub fn of_u16(old: [u8; 2], new: [u8; 2]) -> Self {
         let old = !u16::from_ne_bytes(old);
         Self(u32::from(old) + u32::from(u16::from_ne_bytes(new)))
     }
 
-    /// The difference that replacing the four words `old` by `new` makes.
+    /// The difference of replacing the four words `old` by `new`.
     #[inline(always)]
     pub fn of_u128(old: [u8; 16], new: [u8; 16]) -> Self {
         let words = |bytes: [u8; 16]| {
@@ -60,7 +60,7 @@ impl Difference {
     }
 }
 
-/// A checksum as a UDP header has it: there, 0 means that there is none (RFC 768).
+/// A checksum for a UDP header, in which 0 means that there is no checksum (RFC 768).
 #[inline(always)]
 pub fn udp_checksum(checksum: [u8; 2]) -> [u8; 2] {
     if checksum == [0, 0] {

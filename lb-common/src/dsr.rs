@@ -1,7 +1,7 @@
 //! The decision of a worker's DSR translator: requests to the service go to the worker's own server, and its
 //! replies carry the service's address.
 //!
-//! Pure over [`DsrTables`], as the steering decision is over its tables.
+//! Pure over [`DsrTables`], like the steering decision over its tables.
 
 use core::ops::DerefMut;
 
@@ -12,48 +12,48 @@ use crate::{
     verdict::Verdict,
 };
 
-/// A packet that crosses the worker's interface, and what is worked out of it. It stands in a map: a BPF
-/// program's stack has no room for it.
+/// A packet at the worker's interface, and the state of its translation. It is kept in a map, because a BPF program's
+/// stack is too small.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DsrPacket<A = V4> {
-    /// The tuple it came with; of an error message, the one that answers to the packet it tells of.
+    /// The tuple on arrival; for an ICMP error, the tuple of replies to the quoted packet.
     pub key: FlowKey<A>,
-    /// The tuple it leaves with.
+    /// The tuple after translation.
     pub translated: FlowKey<A>,
-    /// The tuple of the server's answers to it.
+    /// The tuple of the server's replies.
     answers: FlowKey<A>,
     peer: Peer<A>,
-    /// None where the packet is no TCP segment.
+    /// [`TcpFlags::NONE`] unless the packet is a TCP segment.
     pub flags: TcpFlags,
-    /// 1 for an ICMP error message.
+    /// 1: an ICMP error.
     pub is_message: u8,
     pub reserved: [u8; 2],
 }
 
-/// Which table of peers: a flood of new ones must not push out those that are known.
+/// The tables of peers. Two, so that a flood of new clients does not evict known ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PeerTable {
     /// `peers`: clients that sent more than one packet.
     Known,
-    /// `new_peers`: clients of whom a SYN or one datagram was seen.
+    /// `new_peers`: clients that sent a SYN or one datagram.
     New,
 }
 
-/// The DSR translator's maps of one family of addresses and its clock.
+/// The DSR translator's maps of one address family, and the clock.
 pub trait DsrTables {
     type Address: Address;
 
-    /// An entry, writable in place.
+    /// A writable entry.
     type Entry<'a>: DerefMut<Target = Peer<Self::Address>>
     where
         Self: 'a;
 
-    /// As [`crate::maps::coarse_time`] has it.
+    /// The time in units of [`crate::maps::coarse_time`].
     fn now(&self) -> u32;
     fn translation(&self, service: &ServiceKey) -> Option<Translation>;
     fn peer(&self, table: PeerTable, answers: &FlowKey<Self::Address>) -> Option<Self::Entry<'_>>;
-    /// Stores an entry; says whether there was room.
+    /// Stores an entry; returns whether there was room.
     fn insert_peer(
         &self,
         table: PeerTable,
@@ -61,15 +61,15 @@ pub trait DsrTables {
         peer: &Peer<Self::Address>,
     ) -> bool;
     fn remove_peer(&self, table: PeerTable, answers: &FlowKey<Self::Address>);
-    /// The service that was kept for the socket which sends the packet.
+    /// The service stored for the socket that sends the packet.
     fn socket_service(&self) -> Option<ServiceKey>;
-    /// Keeps, for as long as the socket that sends the packet lives, which service its client asks: an entry may be
-    /// evicted before.
+    /// Stores the service for the lifetime of the socket that sends the packet, because entries of `peers` may be
+    /// evicted.
     fn set_socket_service(&self, service: &ServiceKey);
 }
 
 impl<A: Address> DsrPacket<A> {
-    /// Nothing known yet.
+    /// An empty packet.
     pub const NONE: Self = Self {
         key: FlowKey::NONE,
         translated: FlowKey::NONE,
@@ -86,13 +86,13 @@ impl<A: Address> DsrPacket<A> {
         reserved: [0; 2],
     };
 
-    /// A SYN, or a datagram: what may be the first packet of a client.
+    /// Whether it may be a client's first packet: a SYN or a datagram.
     #[inline(always)]
     fn is_first_packet(&self) -> bool {
         self.is_message == 0 && (self.flags.is_syn() || self.key.is_datagram())
     }
 
-    /// Whether it is a segment of a connection.
+    /// Whether it is a TCP segment.
     #[inline(always)]
     fn is_segment(&self) -> bool {
         self.is_message == 0 && !self.key.is_datagram()
@@ -112,8 +112,8 @@ impl<A: Address> DsrPacket<A> {
 
 /// Decides on a packet that the worker receives.
 ///
-/// The server has one socket for a client's address and port, whichever way the client came: so the
-/// newest way counts, and one that begins directly ends the one through the service.
+/// The server has one socket for a client's address and port. So the newest connection wins: a direct connection ends
+/// one through the service.
 #[inline(always)]
 pub fn handle_request<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> Verdict {
     let key = &packet.key;
@@ -189,9 +189,9 @@ pub fn handle_reply<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>
     Verdict::ToClient
 }
 
-/// Decides on a packet that the worker sends to a client without an entry: one that came directly, or whose entry was
-/// evicted. In the latter case the socket tells. It does not exist yet when a SYN is answered; but then the SYN left
-/// an entry, whichever way it came, and without it the answer waits for the client to repeat its SYN.
+/// Decides on a packet to a client without an entry: a direct client, or one whose entry was evicted. The socket's
+/// storage distinguishes them. A SYN-ACK has no socket yet; its SYN stored an entry in either case, and if that is
+/// gone, the SYN-ACK is dropped and the client repeats its SYN.
 #[inline(always)]
 fn handle_reply_without_entry<M: DsrTables>(
     tables: &M,
@@ -225,7 +225,7 @@ fn handle_reply_without_entry<M: DsrTables>(
     }
 }
 
-/// Notes whom the server answers to, and as whom; says whether there was room.
+/// Stores the client and the service that it uses; returns whether there was room.
 #[inline(always)]
 fn store_peer<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> bool {
     let now = tables.now();
@@ -269,14 +269,14 @@ fn find_peer<'a, M: DsrTables>(
     }
 }
 
-/// Whether the peer came to the service that `request` goes to.
+/// Whether the peer uses the service that `request` is sent to.
 #[inline(always)]
 fn came_by<A: Address>(peer: &Peer<A>, request: &FlowKey<A>) -> bool {
     peer.service.difference(request.destination) == 0 && peer.port == request.destination_port
 }
 
-/// How long a connection may be silent, and still be open: two hours; one of datagrams, a minute. In
-/// units of 2^30 ns.
+/// Idle time after which a connection no longer counts as open: two hours; one minute for datagrams. In units of 2^30
+/// ns.
 const OPEN_SEGMENTS: u32 = 6_706;
 const OPEN_DATAGRAMS: u32 = 56;
 

@@ -31,7 +31,7 @@ impl EthernetHeader {
         u16::from_be_bytes(self.ether_type)
     }
 
-    /// Whether the frame is addressed to a group (multicast or broadcast) rather than a station.
+    /// Whether the destination is a multicast or broadcast address.
     #[inline(always)]
     pub fn to_group(&self) -> bool {
         self.destination[0] & 1 == 1
@@ -75,13 +75,13 @@ impl Ipv4Header {
         u16::from_be_bytes(self.total_length)
     }
 
-    /// Whether this is a part of a larger datagram: the MF bit or a fragment offset is set.
+    /// Whether this is a fragment: the MF bit or a fragment offset is set.
     #[inline(always)]
     pub fn is_fragment(&self) -> bool {
         u16::from_be_bytes(self.fragment) & 0x3fff != 0
     }
 
-    /// Whether its payload begins with a transport header: it is no fragment but the first.
+    /// Whether the payload begins with a transport header: a whole packet or a first fragment.
     #[inline(always)]
     pub fn has_ports(&self) -> bool {
         u16::from_be_bytes(self.fragment) & 0x1fff == 0
@@ -130,14 +130,14 @@ impl Ipv6Header {
     }
 }
 
-/// What every extension header that can be passed over begins with (RFC 8200, section 4).
+/// The beginning of every extension header that can be skipped (RFC 8200, section 4).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtensionHeader {
     pub next_header: u8,
     length: u8,
     routing_type: u8,
-    /// Of a routing header: how many nodes are still to be visited.
+    /// In a routing header: the number of nodes still to be visited.
     pub segments_left: u8,
 }
 
@@ -156,7 +156,7 @@ pub struct UdpHeader {
     pub source_port: [u8; 2],
     pub destination_port: [u8; 2],
     length: [u8; 2],
-    /// 0 where the sender made none.
+    /// 0: the sender computed none.
     pub checksum: [u8; 2],
 }
 
@@ -168,7 +168,7 @@ impl UdpHeader {
     }
 }
 
-/// What every ICMP and ICMPv6 error message begins with (RFC 792, RFC 4443).
+/// The beginning of every ICMP and ICMPv6 error message (RFC 792, RFC 4443).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcmpHeader {
@@ -179,8 +179,8 @@ pub struct IcmpHeader {
 }
 
 impl IcmpHeader {
-    /// Of IPv4's fragmentation needed, how many bytes the next link carries; 0 where an old router does not say
-    /// (RFC 1191, section 4).
+    /// In IPv4's fragmentation needed: the MTU of the next link in bytes; 0 from routers that do not report it (RFC
+    /// 1191, section 4).
     #[inline(always)]
     pub fn next_hop_mtu(&self) -> u16 {
         let [_, _, high, low] = self.rest;
@@ -194,9 +194,9 @@ impl IcmpHeader {
 pub struct QuotedPorts {
     pub source_port: [u8; 2],
     pub destination_port: [u8; 2],
-    /// Of TCP, the first half of the sequence number.
+    /// In TCP: the first half of the sequence number.
     length: [u8; 2],
-    /// Of TCP, the second half.
+    /// In TCP: the second half of the sequence number.
     pub checksum: [u8; 2],
 }
 
@@ -252,7 +252,7 @@ impl QuotedPorts {
 pub struct TcpFlags(pub u8);
 
 impl TcpFlags {
-    /// Of what is no TCP segment.
+    /// The flags of a packet that is not a TCP segment.
     pub const NONE: Self = Self(0);
 
     const FIN: u8 = 0x01;
@@ -272,7 +272,7 @@ impl TcpFlags {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN | Self::ACK
     }
 
-    /// A segment of a connection under way that acknowledges something: ACK without SYN or RST.
+    /// A segment of an established connection: ACK without SYN or RST.
     #[inline(always)]
     pub fn is_ack(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK

@@ -1,4 +1,4 @@
-//! The trace of single packets: which are wanted, and what can be told of one by its first bytes.
+//! The packet trace: filter, and parsing of a frame's first bytes.
 
 use crate::{
     address::{Address, V6},
@@ -10,11 +10,11 @@ use crate::{
     verdict::Verdict,
 };
 
-/// How much of a frame is looked at: the longest IPv4 header, and a TCP header as far as its flags.
+/// Bytes of a frame that are parsed: the longest IPv4 header, and a TCP header up to its flags.
 pub const HEAD: usize = 96;
 
 impl TraceConfig {
-    /// Whether a packet is one of those that are wanted.
+    /// Whether the filter matches a packet.
     #[inline(always)]
     pub fn matches(&self, event: &TraceEvent) -> bool {
         self.verdicts & 1 << (event.verdict & 31) != 0
@@ -35,7 +35,7 @@ impl TraceConfig {
         named
     }
 
-    /// Of a packet that was left alone, either end may be the client.
+    /// In a packet that memlb passed, either end may be the client.
     #[inline(always)]
     fn matches_client(&self, event: &TraceEvent) -> bool {
         let TraceEvent {
@@ -63,7 +63,7 @@ impl TraceConfig {
 }
 
 impl TraceEvent {
-    /// Reads what is not known yet off the first bytes of the frame, of which `length` are there.
+    /// Fills fields that are still empty from the first `length` bytes of the frame.
     #[inline(always)]
     pub fn parse_headers(&mut self, head: &[u8; HEAD], length: usize) {
         const IP: usize = ETHERNET_LEN;

@@ -1,4 +1,4 @@
-//! What the kernel programs have in common: views of a packet's bytes, and the socket buffer's edge.
+//! Shared by the kernel programs: views of packet bytes, and socket buffers.
 #![no_std]
 
 pub mod packet_bytes;

@@ -1,11 +1,10 @@
-//! The kernel side of memlb: get a frame, decide, act.
+//! The kernel programs of the manager: parse, decide, act.
 //!
-//! `memlb_ingress` and `memlb_egress` are attached to every configured interface, `memlb_loopback`
-//! to `lo`; `memlb_xdp` goes before `memlb_ingress` where the driver runs XDP natively, and leaves
-//! to it what XDP cannot do.
+//! `memlb_ingress` and `memlb_egress` are attached to every configured interface, `memlb_loopback` to `lo`. Where the
+//! driver supports native XDP, `memlb_xdp` runs before `memlb_ingress` and passes to it what XDP cannot do.
 #![no_std]
 #![no_main]
-// Atomic additions, which the language does not have for this target.
+// For atomic operations, which Rust lacks for this target.
 #![feature(asm_experimental_arch)]
 
 mod maps;
@@ -45,12 +44,11 @@ pub fn memlb_xdp(ctx: XdpContext) -> u32 {
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
-    // Never linked: the verifier refuses an endless loop.
+    // Never linked: the verifier would reject an endless loop.
     loop {}
 }
 
-/// Helpers such as `bpf_redirect_neigh` and `bpf_ktime_get_coarse_ns` want a licence compatible
-/// with the GPL.
+/// Helpers such as `bpf_redirect_neigh` and `bpf_ktime_get_coarse_ns` require a GPL-compatible licence.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

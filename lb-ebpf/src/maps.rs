@@ -1,4 +1,4 @@
-//! The maps, and the steering decision's view of them.
+//! The maps, and the implementation of [`Tables`] over them.
 
 use core::{arch::asm, ffi::c_void, marker::PhantomData, mem};
 
@@ -40,7 +40,7 @@ static POLICIES: Array<Policy, { DEFAULT_SERVICES as usize }> = Array::new();
 #[btf_map(name = "choices")]
 static CHOICES: Array<u32, { (DEFAULT_SERVICES * SERVICE_CHOICES) as usize }> = Array::new();
 
-/// Where round robin stands, on each processor.
+/// Round-robin counters of each processor.
 #[btf_map(name = "round_robin")]
 static ROUND_ROBIN: PerCpuArray<u32, { DEFAULT_SERVICES as usize }> = PerCpuArray::new();
 
@@ -50,7 +50,7 @@ static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
 #[btf_map(name = "neighbours")]
 static NEIGHBOURS: Array<Neighbour, { DEFAULT_BACKENDS as usize }> = Array::new();
 
-/// Addresses that are no client's, or only where a worker is.
+/// Source addresses and the only interface on which packets from them may arrive; 0: none.
 #[btf_map(name = "source_filter")]
 static SOURCE_FILTER: HashMap<V6, u32, { SOURCE_FILTER_ENTRIES as usize }> = HashMap::new();
 
@@ -75,25 +75,25 @@ static OWNER_TAGS: Array<OwnerTags, { (DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET) as
 static OWNER_TAGS6: Array<OwnerTags, { (DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET) as usize }> =
     Array::new();
 
-/// Connections that were established and not ended, by backend.
+/// Established connections that have not ended, by backend.
 #[btf_map(name = "active")]
 static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 
-/// How many of those the table has lost since, as the manager finds.
+/// Connections of `active` whose entries the kernel has evicted, as the manager counts them.
 #[btf_map(name = "evicted")]
 static EVICTED: Array<u64, { DEFAULT_BACKENDS as usize }> = Array::new();
 
-/// Of an address as `deny` has it.
+/// Bits of an address in `deny`.
 const CLIENT_BITS: u32 = 8 * size_of::<V6>() as u32;
 
-/// Prefixes of clients that the operator has denied, of both families.
+/// Denied client prefixes of both families.
 #[btf_map(name = "deny")]
 static DENY: LpmTrie<V6, u32, { DENIED_PREFIXES as usize }> = LpmTrie::new();
 
 #[btf_map(name = "ports")]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 
-/// Which pool holds the ports towards an endpoint of a worker.
+/// The pool of ports towards an endpoint of a worker.
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: HashMap<ServiceKey, u32, { DEFAULT_BACKENDS as usize }> = HashMap::new();
 
@@ -105,7 +105,7 @@ const DEFAULT_POOL_WORDS: u32 = DEFAULT_BACKENDS * DEFAULT_SOURCE_WORDS;
 #[btf_map(name = "port_words")]
 static PORT_WORD_TABLE: Array<PortWord, { DEFAULT_POOL_WORDS as usize }> = Array::new();
 
-/// The slot, plus 1, of the last handshake that was begun from each port of a pool.
+/// The slot, plus 1, of the last handshake from each port of a pool.
 #[btf_map(name = "port_handshakes")]
 static PORT_HANDSHAKES: Array<u32, { (DEFAULT_POOL_WORDS * PORTS_PER_WORD) as usize }> =
     Array::new();
@@ -133,7 +133,7 @@ static PACKET_SCRATCH: PerCpuArray<PacketScratch<V4>, 1> = PerCpuArray::new();
 #[btf_map(name = "packet_scratch6")]
 static PACKET_SCRATCH6: PerCpuArray<PacketScratch<V6>, 1> = PerCpuArray::new();
 
-/// A family of addresses with maps of its own.
+/// An address family with its maps.
 pub trait Family: Address {
     fn packet_scratch() -> Option<&'static mut PacketScratch<Self>>;
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>, { DEFAULT_FLOW_ENTRIES as usize }>;
@@ -149,8 +149,8 @@ macro_rules! families {
             impl Family for $address {
                 #[inline(always)]
                 fn packet_scratch() -> Option<&'static mut PacketScratch<Self>> {
-                    // SAFETY: the slot belongs to this CPU, where one packet is decided at a time:
-                    // bottom halves are off at every hook.
+                    // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because every hook runs with
+                    // bottom halves off.
                     $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
                 }
 
@@ -185,7 +185,7 @@ families! {
     V6: PACKET_SCRATCH6 FLOWS6 HALF_OPEN6 OWNER_TAGS6 FLOW_SCRATCH6;
 }
 
-/// The pinned maps, as packets of one family see them.
+/// The maps of one address family.
 pub struct Maps<A>(PhantomData<A>);
 
 impl<A: Family> ChoiceTables for Maps<A> {
@@ -209,7 +209,7 @@ impl<A: Family> ChoiceTables for Maps<A> {
         let Some(next_round_robin) = ROUND_ROBIN.get_ptr_mut(service) else {
             return 0;
         };
-        // SAFETY: as for the flow scratch.
+        // SAFETY: a per-CPU slot, see `flow_scratch`.
         unsafe {
             let before = *next_round_robin;
             *next_round_robin = before.wrapping_add(1);
@@ -225,8 +225,8 @@ impl<A: Family> ChoiceTables for Maps<A> {
 
     #[inline(always)]
     fn repeat<S: Step<Self>>(&self, count: u32, steps: &mut S) {
-        // SAFETY: the callback gets what it expects, which lives as long as the call. Linux 5.17,
-        // e6f2dd0f8067. It fails for more than 8 million steps only.
+        // SAFETY: the callback gets a pointer to `steps`, which outlives the call. Fails only for more than 8 million
+        // steps. Linux 5.17, e6f2dd0f8067.
         unsafe {
             bpf_loop(
                 count,
@@ -244,7 +244,7 @@ impl<A: Family> ChoiceTables for Maps<A> {
         };
         // SAFETY: array slots live as long as the map.
         let read = || unsafe { (&raw const (*settings).layout_version).read_volatile() };
-        // Nobody changes it; but the verifier takes each read for another number.
+        // The field never changes, but for the verifier each read returns an unknown number.
         number ^ read() ^ read()
     }
 
@@ -305,16 +305,16 @@ impl<A: Family> Tables for Maps<A> {
     #[inline(always)]
     fn flow_scratch(&self) -> Option<&mut FlowScratch<A>> {
         let flow_scratch = A::flow_scratch().get_ptr_mut(0)?;
-        // SAFETY: the slot belongs to this CPU, where one packet is decided at a time: bottom halves
-        // are off at every hook.
+        // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because every hook runs with bottom halves
+        // off.
         Some(unsafe { &mut *flow_scratch })
     }
 
     #[inline(always)]
     fn established(&self, key: &FlowKey<A>) -> Option<&mut Flow<A>> {
         let flow = A::flows().get_ptr_mut(key)?;
-        // SAFETY: the slot stays readable and writable while the program runs (RCU); an eviction
-        // meanwhile can at worst misplace this packet's accounting.
+        // SAFETY: the element stays readable and writable while the program runs (RCU). After a concurrent eviction,
+        // writes may go to another flow's accounting.
         Some(unsafe { &mut *flow })
     }
 
@@ -340,23 +340,21 @@ impl<A: Family> Tables for Maps<A> {
 
     #[inline(always)]
     fn remove_established(&self, key: &FlowKey<A>) {
-        // An entry that is gone already is as good as removed.
+        // The entry may already be gone.
         _ = A::flows().remove(key);
     }
 
     #[inline(always)]
     fn owner_tags(&self, bucket: u32) -> Option<&mut OwnerTags> {
         let owner_tags = A::owner_tags().get_ptr_mut(bucket)?;
-        // SAFETY: array slots live as long as the map; each word has its own slot's writer, and a
-        // wrong one only hides a handshake.
+        // SAFETY: array elements live as long as the map. A wrong tag after concurrent writes only hides a handshake.
         Some(unsafe { &mut *owner_tags })
     }
 
     #[inline(always)]
     fn handshake(&self, slot: u32) -> Option<&mut Handshake<A>> {
         let handshake = A::half_open().get_ptr_mut(slot)?;
-        // SAFETY: array slots live as long as the map; what two processors write at once is
-        // recognized by its integrity tag.
+        // SAFETY: array elements live as long as the map. The integrity tag detects concurrent writes.
         Some(unsafe { &mut *handshake })
     }
 
@@ -369,7 +367,7 @@ impl<A: Family> Tables for Maps<A> {
     #[inline(always)]
     fn pool(&self, number: u32) -> Option<&mut PortPool> {
         let pool = PORT_POOLS.get_ptr_mut(number)?;
-        // SAFETY: array slots live as long as the map; two processors at once only move a search.
+        // SAFETY: array elements live as long as the map. Concurrent writes only move the start of a search.
         Some(unsafe { &mut *pool })
     }
 
@@ -460,44 +458,44 @@ impl<A: Family> Tables for Maps<A> {
     #[inline(always)]
     fn count_unanswered(&self, backend: u32) {
         if let Some(traffic) = TRAFFIC.get_ptr_mut(backend) {
-            // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
+            // SAFETY: a per-CPU slot.
             unsafe { (*traffic).unanswered += 1 };
         }
     }
 }
 
-/// Adds to a word atomically; the language has no such operation for this target.
+/// Adds to a word atomically.
 ///
 /// # Safety
 ///
-/// The word must be an aligned one of a map.
+/// `word` must be an aligned word of a map.
 #[inline(always)]
 pub unsafe fn atomic_add(word: *mut u64, change: i64) {
-    // SAFETY: by the caller's word.
+    // SAFETY: an aligned word of a map, as the caller guarantees.
     unsafe {
         asm!("lock *(u64 *)({word} + 0) += {change}", word = in(reg) word, change = in(reg) change);
     }
 }
 
-/// All of the word that begins with a flow's direction, but whether the flow is counted.
+/// Mask of the word that begins with a flow's `direction`: all but `counted`.
 const NOT_COUNTED: u64 = !u64::from_ne_bytes([0, 0, 0xff, 0, 0, 0, 0, 0]);
 
-/// All of that word, but whether the flow is superseded.
+/// The same: all but `superseded`.
 const NOT_SUPERSEDED: u64 = !u64::from_ne_bytes([0, 0, 0, 0xff, 0, 0, 0, 0]);
 
 /// The lowest bit of each byte.
 const ONES: u64 = 0x0101_0101_0101_0101;
 
-/// Clears all bits of a word but those of `mask`, atomically, and returns what it was; the language has
-/// no such operation for this target. Linux 5.12, 981f94c3e921.
+/// Clears the bits of a word that are not in `mask` atomically, and returns the former word. Linux 5.12,
+/// 981f94c3e921.
 ///
 /// # Safety
 ///
-/// The word must be an aligned one of a map.
+/// `word` must be an aligned word of a map.
 #[inline(always)]
 unsafe fn atomic_and(word: *mut u8, mask: u64) -> u64 {
     let mut value = mask;
-    // SAFETY: by the caller's word.
+    // SAFETY: an aligned word of a map, as the caller guarantees.
     unsafe {
         asm!(
             "{value} = atomic_fetch_and((u64 *)({word} + 0), {value})",
@@ -508,15 +506,15 @@ unsafe fn atomic_and(word: *mut u8, mask: u64) -> u64 {
     value
 }
 
-/// Sets bits of a word atomically, and returns what it was. Linux 5.12, 981f94c3e921.
+/// Sets bits of a word atomically, and returns the former word. Linux 5.12, 981f94c3e921.
 ///
 /// # Safety
 ///
-/// The word must be an aligned one of a map.
+/// `word` must be an aligned word of a map.
 #[inline(always)]
 unsafe fn atomic_or(word: *mut u64, bits: u64) -> u64 {
     let mut value = bits;
-    // SAFETY: by the caller's word.
+    // SAFETY: an aligned word of a map, as the caller guarantees.
     unsafe {
         asm!(
             "{value} = atomic_fetch_or((u64 *)({word} + 0), {value})",
@@ -527,7 +525,7 @@ unsafe fn atomic_or(word: *mut u64, bits: u64) -> u64 {
     value
 }
 
-/// One of the two sets of a word of ports.
+/// Pointer to one of the two sets of a word of ports.
 #[inline(always)]
 fn port_bits(index: u32, state: PortState) -> Option<*mut u64> {
     let word = PORT_WORD_TABLE.get_ptr_mut(index)?;
@@ -539,7 +537,7 @@ fn port_bits(index: u32, state: PortState) -> Option<*mut u64> {
     })
 }
 
-/// The service that a packet is one of: its backend's, or the one that it is addressed to.
+/// The service of a packet: its backend's, or the one it is addressed to.
 #[inline(always)]
 pub fn service_of(event: &TraceEvent) -> u32 {
     if event.backend != 0 {
@@ -555,14 +553,13 @@ pub fn service_of(event: &TraceEvent) -> u32 {
     unsafe { SERVICES.get(key) }.map_or(NO_ID, |service| service.id)
 }
 
-/// One step of a loop, for `bpf_loop`, which goes on at 0.
+/// The callback of `bpf_loop`, which continues on 0.
 unsafe extern "C" fn step<A: Family, S: Step<Maps<A>>>(number: u32, steps: *mut S) -> i64 {
-    // SAFETY: `Maps::repeat` hands its own.
+    // SAFETY: `Maps::repeat` passes a valid pointer.
     unsafe { (*steps).step(&Maps::<A>::NEW, number) }.into()
 }
 
-/// Whether a packet's ports leave the possibility that it is part of a connection to a service. This
-/// spares everybody else's packets the look-ups.
+/// Whether memlb tracks one of the packet's ports. Other packets need no further look-up.
 #[inline(always)]
 pub fn is_tracked_port(
     hook: Hook,
@@ -572,7 +569,7 @@ pub fn is_tracked_port(
 ) -> bool {
     match hook {
         Hook::Egress => is_tracked(protocol, source_port, true),
-        // A worker of mode `routed` answers to the client's port.
+        // A worker of mode `routed` replies to the client's port.
         Hook::Ingress | Hook::Loopback => {
             is_tracked(protocol, destination_port, false) || is_tracked(protocol, source_port, true)
         }
@@ -589,20 +586,19 @@ fn is_tracked(protocol: u8, port: [u8; 2], is_source: bool) -> bool {
 impl<A: Family> Maps<A> {
     pub const NEW: Self = Self(PhantomData);
 
-    /// The link addresses learnt for a backend, if they are.
+    /// The link addresses of a backend, if known.
     #[inline(always)]
     pub fn neighbour(&self, backend: u32) -> Option<Neighbour> {
         NEIGHBOURS.get(backend).copied().filter(Neighbour::is_known)
     }
 
-    /// Remembers the link addresses that a worker's reply shows, if it comes by the interface that leads to
-    /// the worker: from elsewhere it shows another's, or is none.
+    /// Stores the link addresses of a worker's reply, if it arrives on the interface of the route to the worker.
     #[inline(always)]
     pub fn learn(&self, backend: u32, interface: u32, seen: &Neighbour) {
         let Some(known) = NEIGHBOURS.get_ptr_mut(backend) else {
             return;
         };
-        // SAFETY: array slots live as long as the map; a torn write is corrected by the next reply.
+        // SAFETY: array elements live as long as the map. The next reply corrects a torn write.
         let known = unsafe { &mut *known };
         if *known != *seen
             && seen.worker.is_station()
@@ -614,7 +610,7 @@ impl<A: Family> Maps<A> {
         }
     }
 
-    /// Counts the packet, once: to its backend if it has one, else under its verdict.
+    /// Counts the packet once: forwarded packets at their backend, others under their verdict.
     #[inline(always)]
     pub fn account(&self, decision: &Decision<A>, packet: &PacketMeta) {
         let (packets, bytes) = (u64::from(packet.packets), u64::from(packet.bytes));
@@ -624,7 +620,7 @@ impl<A: Family> Maps<A> {
             verdict => return count(verdict, packets, bytes),
         };
         if let Some(traffic) = TRAFFIC.get_ptr_mut(decision.backend) {
-            // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
+            // SAFETY: a per-CPU slot.
             let traffic = unsafe { &mut *traffic };
             if decision.new_connection != 0 {
                 traffic.connections += 1;
@@ -639,7 +635,7 @@ impl<A: Family> Maps<A> {
         }
     }
 
-    /// Counts connections to a backend apart from their first packets.
+    /// Counts connections to a backend without their first packets.
     #[inline(always)]
     pub fn count_connections(&self, backend: u32, connections: u32) {
         if let Some(traffic) = TRAFFIC.get_ptr_mut(backend) {
@@ -653,7 +649,7 @@ impl<A: Family> Maps<A> {
 #[inline(always)]
 pub fn count(verdict: Verdict, packets: u64, bytes: u64) {
     if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
-        // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
+        // SAFETY: a per-CPU slot.
         let counter = unsafe { &mut *counter };
         counter.packets += packets;
         counter.bytes += bytes;

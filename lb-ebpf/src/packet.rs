@@ -1,4 +1,4 @@
-//! What is read of a packet, and the decision on it.
+//! Parsing of packets, and the decision on them.
 
 use lb_common::{
     address::Address,
@@ -15,22 +15,22 @@ use crate::{
     packet_scratch::{PacketScratch, Parsed},
 };
 
-/// The circumstances in which a frame met the program.
+/// Metadata of a frame from the hook's context.
 #[derive(Clone, Copy)]
 pub struct HookContext {
     pub hook: Hook,
-    /// Whether that is XDP.
+    /// Whether the program is XDP.
     pub in_driver: bool,
     pub interface: u32,
-    /// Packets and bytes on the wire that the frame stands for.
+    /// Packets and bytes on the wire; more than one packet with GSO.
     pub packets: u32,
     pub bytes: u32,
-    /// Control information of the VLAN tag, marked as present; 0 for none.
+    /// Control information of the VLAN tag, marked as present; 0: untagged.
     pub tag: u16,
 }
 
 impl HookContext {
-    /// What the steering decision needs to know of a segment.
+    /// The metadata of a segment or datagram.
     #[inline(always)]
     pub fn packet_meta<A: Address>(self, segment: &Segment<'_, A>) -> PacketMeta {
         let (sequence, acknowledgement) = segment.transport.numbers();
@@ -42,7 +42,7 @@ impl HookContext {
         }
     }
 
-    /// The same where the packet is no segment.
+    /// The metadata from link and IP headers.
     #[inline(always)]
     pub fn link_and_ip_meta(self, ethernet: &EthernetHeader, ip: &impl IpHeader) -> PacketMeta {
         let source_mac = Mac::from(ethernet.source);
@@ -67,7 +67,7 @@ impl HookContext {
 }
 
 impl<A: Family> PacketScratch<A> {
-    /// Parses a packet into the scratch map, or says why it is none of ours.
+    /// Parses a packet into the scratch map, or returns the verdict of a packet that is not steered.
     #[inline(always)]
     pub fn parse(
         &mut self,
@@ -112,7 +112,7 @@ impl<A: Family> PacketScratch<A> {
     }
 }
 
-/// Whether a packet is nobody's business here, as its ports tell at first sight.
+/// Whether the packet's ports show that it is unrelated to memlb.
 #[inline(always)]
 pub fn is_unrelated<A: Address>(bytes: PacketBytes, hook: Hook) -> bool {
     let Some(PortsFrame { ip, ports, .. }) = bytes.at::<PortsFrame<A::Header>>(0) else {
@@ -124,7 +124,7 @@ pub fn is_unrelated<A: Address>(bytes: PacketBytes, hook: Hook) -> bool {
     !is_tracked_port(hook, protocol, ports.source_port, ports.destination_port)
 }
 
-/// Decides what becomes of the packet in the scratch map.
+/// Decides on the packet in the scratch map.
 #[inline(always)]
 pub fn decide<A: Family>(scratch: &mut PacketScratch<A>, parsed: Parsed) {
     if parsed == Parsed::Message {

@@ -61,7 +61,7 @@ pub fn segment<'a, A: Address>(bytes: PacketBytes, located: Located) -> Option<S
     })
 }
 
-/// Where a packet's transport header is, as it can be noted in a map.
+/// The location of a transport header, in a form for maps.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct HeaderOffset {
@@ -70,7 +70,7 @@ pub struct HeaderOffset {
 }
 
 impl HeaderOffset {
-    /// The highest offset that the verifier is told of.
+    /// Mask that bounds the offset for the verifier.
     const OFFSETS: u32 = 0x1ff;
 
     #[inline(always)]

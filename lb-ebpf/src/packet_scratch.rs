@@ -1,8 +1,7 @@
-//! What is known and decided of the packet at hand.
+//! Scratch space for the present packet.
 //!
-//! A program reads a packet, decides and acts in functions of their own, which find here what the
-//! others found: on the stack, which all of them share, there is no room for it, and the verifier would
-//! follow every way through one of them on every way through the others.
+//! A program parses, decides and acts in functions that are not inlined and share this space. The stack is too small,
+//! and with values in a map the verifier does not combine the paths of one function with those of the others.
 
 use lb_common::{
     maps::FlowKey,
@@ -18,16 +17,16 @@ pub struct PacketScratch<A> {
     pub header_offset: HeaderOffset,
 }
 
-/// What reading a packet has led to.
+/// The result of parsing.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Parsed {
-    /// None of ours, and counted.
+    /// Not steered, and counted.
     Passed,
-    /// Not to be looked at, nor to be counted.
+    /// Not steered, and not counted.
     Skipped,
     /// A segment or datagram is in the scratch map.
     Segment,
-    /// An ICMP error message is.
+    /// An ICMP error is in the scratch map.
     Message,
 }

@@ -10,23 +10,23 @@ use lb_common::{
     maps::Mac,
 };
 
-/// An arbitrary number for `tc_index`.
+/// Mark of steered packets in `tc_index`; an arbitrary number.
 pub const STEERED: u32 = 0x6d6c;
 
-/// Notes on a packet that it was steered, for the egress hook that it meets next.
+/// Marks a packet as steered, for the egress hook that it passes next.
 #[inline(always)]
 pub fn mark(skb: *mut __sk_buff) {
-    // SAFETY: a valid context; the field is the traffic control's own, and may be written.
+    // SAFETY: a valid context; programs may write the field.
     unsafe { (*skb).tc_index = STEERED };
 }
 
-/// Puts the frame into a VLAN, or into none: each side of a connection has its own.
+/// Replaces the VLAN tag `from` by `to`; 0: untagged.
 #[inline(always)]
 pub fn set_vlan(skb: *mut __sk_buff, from: u16, to: u16) {
     if from == to {
         return;
     }
-    // SAFETY: a valid context. Neither call can fail: the kernel keeps the tag beside the frame.
+    // SAFETY: a valid context. Neither call can fail, because the kernel keeps the tag outside the frame.
     unsafe {
         if from != 0 {
             bpf_skb_vlan_pop(skb);
@@ -37,7 +37,7 @@ pub fn set_vlan(skb: *mut __sk_buff, from: u16, to: u16) {
     }
 }
 
-/// Sends the packet to a next hop; the kernel resolves it if need be, and holds the packet meanwhile.
+/// Sends the packet to a next hop. The kernel resolves its link address and queues the packet meanwhile.
 #[inline(always)]
 pub fn redirect_to_neighbour<A: Address>(interface: u32, next_hop: A) -> i32 {
     const AF_INET: u64 = 2;
@@ -52,15 +52,14 @@ pub fn redirect_to_neighbour<A: Address>(interface: u32, next_hop: A) -> i32 {
         u128::from_ne_bytes(next_hop.mapped())
     };
     let family = if is_four { AF_INET } else { AF_INET6 };
-    // A `bpf_redir_neigh`: the family, four words of address, and what fills up the last word, because
-    // the verifier wants words on the stack in their places.
+    // A `bpf_redir_neigh`: family, four words of address, padding. As words, because the verifier demands aligned
+    // words on the stack.
     let mut neighbour = [
         family | (bits as u64) << 32,
         (bits >> 32) as u64,
         (bits >> 96) as u64,
     ];
-    // SAFETY: `neighbour` outlives the call, and is no smaller than what it stands for. Linux 5.10,
-    // ba452c9e996d.
+    // SAFETY: `neighbour` outlives the call and is not smaller than a `bpf_redir_neigh`. Linux 5.10, ba452c9e996d.
     unsafe {
         bpf_redirect_neigh(
             interface,
@@ -71,18 +70,18 @@ pub fn redirect_to_neighbour<A: Address>(interface: u32, next_hop: A) -> i32 {
     }
 }
 
-/// Sends the packet to the next hop of the kernel's route through `interface`, whatever its family.
+/// Sends the packet to the next hop of the kernel's route through `interface`, of either family.
 #[inline(always)]
 pub fn redirect_by_route(interface: u32) -> i32 {
     // SAFETY: the helper takes no next hop as well. Linux 5.10, ba452c9e996d.
     unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// Sends a frame out of the interface that it came in by.
+/// Sends a frame back through the interface on which it arrived.
 #[inline(always)]
 pub fn send_back(skb: *mut __sk_buff) -> i32 {
     mark(skb);
-    // SAFETY: a valid context, of which the field may be read.
+    // SAFETY: a valid context; programs may read the field.
     redirect(unsafe { (*skb).ifindex }, 0)
 }
 

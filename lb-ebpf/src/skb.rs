@@ -1,5 +1,5 @@
-//! The socket buffer: where its headers are, and its checksums, which only helpers know to be partial
-//! or complete.
+//! Socket buffers: location of headers, and checksums, which only the kernel's helpers know to be partial or
+//! complete.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
@@ -18,11 +18,10 @@ use lb_common::{
 
 use crate::packet_bytes::PacketBytes;
 
-/// `pkt_type` of a frame that is addressed to this machine.
+/// `pkt_type` of a frame that is addressed to this host.
 pub const PACKET_HOST: u32 = 0;
 
-/// All headers that a steered packet may have: extension headers, an ICMP header and the packet that it
-/// quotes.
+/// Most bytes of headers of a steered packet: extension headers, an ICMP header and the quoted packet.
 const MAX_HEADERS: usize = ETHERNET_LEN
     + size_of::<Ipv6Header>()
     + MAX_EXTENSION_BYTES
@@ -66,19 +65,18 @@ fn located<A: Address>(skb: *mut __sk_buff, extent: Extent) -> Result<Located, V
     ip.locate(bytes, extent)
 }
 
-/// Pulls headers into the linear part when the kernel keeps them elsewhere.
+/// Pulls headers into the linear part if they are outside it.
 #[inline(always)]
 fn pull(ctx: &TcContext, extent: Extent, headers: usize) {
     let wanted = headers.min(extent.bytes as usize);
     let present = ctx.data_end() - ctx.data();
     if wanted > present {
-        // What could not be pulled is found missing where it is looked for.
+        // A header that could not be pulled is found missing later.
         _ = ctx.pull_data(wanted as u32);
     }
 }
 
-/// Brings the checksum of a rewritten segment or datagram, whose header is at `offset`, up
-/// to date.
+/// Updates the checksum of a rewritten segment or datagram whose header is at `offset`.
 #[inline(always)]
 pub fn update_transport(
     skb: *mut __sk_buff,
@@ -94,28 +92,26 @@ pub fn update_transport(
     update_checksum(skb, checksum, rewritten, flags);
 }
 
-/// Brings the checksum of a rewritten ICMP error message at `offset` up to date.
+/// Updates the checksum of a rewritten ICMP error at `offset`.
 #[inline(always)]
 pub fn update_message<A: Address>(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten) {
     update_checksum(skb, offset + IcmpError::<A>::CHECKSUM, rewritten, 0);
 }
 
-/// Brings the checksum at `offset` up to date, complete or partial.
+/// Updates the checksum at `offset`, complete or partial.
 #[inline(always)]
 fn update_checksum(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten, flags: u64) {
     let Rewritten { addresses, ports } = rewritten;
     let pseudo = u64::from(BPF_F_PSEUDO_HDR) | flags;
-    // SAFETY: a valid context. The offset lies within the linear part, so that neither call fails: the
-    // rewrite just wrote there.
+    // SAFETY: a valid context. Neither call fails, because the rewrite has written to the linear part at this offset.
     unsafe {
         bpf_l4_csum_replace(skb, offset as u32, 0, addresses.raw(), pseudo);
         bpf_l4_csum_replace(skb, offset as u32, 0, ports.raw(), flags);
     }
 }
 
-/// Brings the sum over the whole packet that a network card has made up to date with what `changed` beside
-/// a checksum: IPv6's addresses make up for the change of the checksum there, which the helper is not aware
-/// of.
+/// Updates the card's checksum over the whole packet (CHECKSUM_COMPLETE) by a change of IPv6 addresses and hop limit.
+/// The helper for transport checksums does not include it.
 #[inline(always)]
 #[expect(
     clippy::not_unsafe_ptr_arg_deref,
@@ -123,7 +119,7 @@ fn update_checksum(skb: *mut __sk_buff, offset: usize, rewritten: Rewritten, fla
 )]
 pub fn update_packet_sum<A: Address>(skb: *mut __sk_buff, changed: Difference) {
     if !A::Header::HAS_CHECKSUM {
-        // SAFETY: a valid context. It fails where there is no such sum.
+        // SAFETY: a valid context. Fails without effect if there is no such checksum.
         unsafe { bpf_csum_update(skb, changed.raw() as u32) };
     }
 }

@@ -1,4 +1,4 @@
-//! TC: the socket buffer's edge. Checksums go through helpers, which know partial ones.
+//! The TC program. Checksums are updated by helpers, which handle partial ones.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -29,7 +29,7 @@ use crate::{
     trace::{self, Frame, barrier_var},
 };
 
-/// Steers one packet. Whatever is not ours goes on to the next program (`TC_ACT_UNSPEC`).
+/// Steers one packet. Unrelated packets go on to the next program (`TC_ACT_UNSPEC`).
 #[inline(always)]
 pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let skb = ctx.skb.skb;
@@ -52,12 +52,11 @@ pub fn run(ctx: &TcContext, hook: Hook) -> i32 {
     }
 }
 
-/// What [`fast_path`] returns instead of an action.
+/// Result of [`fast_path`] other than an action.
 const USE_SLOW_PATH: i32 = i32::MIN;
 
-/// Steers what most packets are, TCP of an established flow over IPv4, by the shortest way: the steps
-/// are those of all packets, but nothing is stored in the scratch map between them. Packets that are to be told
-/// of go the other way, so that this one has no room to keep for it.
+/// Steers packets of established TCP flows over IPv4. The steps are the same as in [`slow_path`], but without the
+/// scratch map between them. Traced packets take the slow path.
 #[inline(never)]
 fn fast_path(skb: *mut __sk_buff, hook: Hook) -> i32 {
     if trace::is_enabled() {
@@ -88,7 +87,7 @@ fn fast_path(skb: *mut __sk_buff, hook: Hook) -> i32 {
         return USE_SLOW_PATH;
     }
     if exceeded(skb, &packet, &decision) != 0 {
-        // The general way decides once more, and answers.
+        // The slow path decides again and sends the error.
         undo_accounting(&maps, &packet, &key);
         return USE_SLOW_PATH;
     }
@@ -111,13 +110,13 @@ fn slow_path<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
             decide(scratch, parsed);
             let mtu = match parsed {
                 Parsed::Segment => exceeded(skb, &scratch.packet, &scratch.decision),
-                // No error is answered with another one (RFC 1122, section 3.2.2).
+                // No error about an error (RFC 1122, section 3.2.2).
                 _ => 0,
             };
             if mtu == 0 {
                 return act(skb, scratch, parsed);
             }
-            // Its sender will try once more.
+            // The sender will retry.
             Maps::<A>::NEW.count_connections(
                 scratch.decision.backend,
                 scratch.decision.new_connection.into(),
@@ -130,7 +129,7 @@ fn slow_path<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
     }
 }
 
-/// What the next link takes, if the packet is larger; 0 if it fits.
+/// The next link's MTU if the packet exceeds it, else 0.
 #[inline(always)]
 fn exceeded<A: Address>(skb: *mut __sk_buff, packet: &PacketMeta, decision: &Decision<A>) -> u32 {
     if !too_large::may_exceed(packet, decision) {
@@ -139,7 +138,7 @@ fn exceeded<A: Address>(skb: *mut __sk_buff, packet: &PacketMeta, decision: &Dec
     too_large::exceeded(skb.cast(), decision.interface, true)
 }
 
-/// Looks at a packet, and stores in the scratch map what the decision needs.
+/// Parses a packet into the scratch map.
 #[inline(never)]
 fn parse<A: Family>(skb: *mut __sk_buff, hook: Hook, scratch: &mut PacketScratch<A>) -> Parsed {
     let context = match SkbContext::parse(skb, hook) {
@@ -164,7 +163,7 @@ fn parse<A: Family>(skb: *mut __sk_buff, hook: Hook, scratch: &mut PacketScratch
     }
 }
 
-/// Does what was decided.
+/// Carries out the decision.
 #[inline(never)]
 fn act<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>, parsed: Parsed) -> i32 {
     let PacketScratch {
@@ -200,7 +199,7 @@ fn act<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>, parsed: Parse
     }
 }
 
-/// Rewrites a segment or datagram and sends it on.
+/// Rewrites and sends a segment or datagram.
 #[inline(always)]
 fn forward<A: Family>(
     skb: *mut __sk_buff,
@@ -221,7 +220,7 @@ fn forward<A: Family>(
     send(skb, packet.source_mac.tag(), decision)
 }
 
-/// What a packet's way through the manager changes in its hop limit.
+/// The difference that forwarding makes to the hop limit.
 #[inline(always)]
 fn hop_limit_change<A: Address>(packet: &PacketMeta, decision: &Decision<A>) -> Difference {
     let before = packet.time_to_live;
@@ -233,7 +232,7 @@ fn hop_limit_change<A: Address>(packet: &PacketMeta, decision: &Decision<A>) -> 
     Difference::of_u16([0, before], [0, after])
 }
 
-/// Writes the link addresses that the kernel does not.
+/// Writes link addresses, unless the kernel does.
 #[inline(always)]
 fn set_link_addresses<A>(ethernet: &mut EthernetHeader, decision: &Decision<A>) {
     match decision.exit {
@@ -241,13 +240,13 @@ fn set_link_addresses<A>(ethernet: &mut EthernetHeader, decision: &Decision<A>) 
             ethernet.destination = decision.destination_mac.bytes();
             ethernet.source = decision.source_mac.bytes();
         }
-        // The link address of `lo`, without which the stack takes the frame for another's.
+        // The link address of `lo`: the stack drops frames to another one.
         Exit::Loopback => ethernet.destination = [0; 6],
         _ => {}
     }
 }
 
-/// Sends a rewritten packet where the decision says.
+/// Sends a rewritten packet to the decision's exit.
 #[inline(always)]
 fn send<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i32 {
     match decision.exit {
@@ -285,7 +284,7 @@ fn redirect_to_client<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Deci
     redirect(decision.interface, 0)
 }
 
-/// The frame, for the trace: its first bytes may lie anywhere.
+/// The frame for the trace. Its first bytes may be outside the linear part.
 #[derive(Clone, Copy)]
 struct Skb(*mut __sk_buff);
 
@@ -296,8 +295,8 @@ impl Frame for Skb {
     fn copy_head(self, head: &mut [u8; HEAD]) -> usize {
         // SAFETY: a valid context, of which the field may be read.
         let length = u64::from(unsafe { (*self.0).len }).min(HEAD as u64);
-        // No frame is shorter. Older verifiers (Linux 6.1) want to see that there is anything to copy, and
-        // in the very register that is compared; the compiler would take a copy of it.
+        // Never true. The verifier of Linux 6.1 demands a lower bound of the length, in the same register that is
+        // passed to the helper; without `barrier_var` the compiler compares a copy.
         let length = barrier_var(length);
         if length < ETHERNET_LEN as u64 {
             return 0;
@@ -321,22 +320,21 @@ extern "C" fn trace_skb(skb: *mut __sk_buff) -> u32 {
     trace::emit(Skb(skb))
 }
 
-/// What there is to know of a packet beside its bytes.
+/// Metadata of a packet from its socket buffer.
 #[derive(Clone, Copy)]
 struct SkbContext {
     frame: Skb,
     hook_context: HookContext,
     extent: Extent,
-    /// On its way through the manager, not from it.
+    /// The packet is being forwarded, not sent by this host.
     is_forwarded: bool,
 }
 
 impl SkbContext {
-    /// Looks at the context, which may say already that the packet is none of ours.
+    /// Reads the context. Returns the result for packets that the context excludes.
     #[inline(always)]
     fn parse(skb: *mut __sk_buff, hook: Hook) -> Result<Self, Parsed> {
-        // SAFETY: the kernel hands a valid context to the program; fields are read by the verifier's
-        // leave.
+        // SAFETY: the kernel passes a valid context; the verifier checks the fields.
         let (length, interface, received_on, steered, kind, gso_size, gso_segments) = unsafe {
             (
                 (*skb).len,
@@ -378,7 +376,7 @@ impl SkbContext {
         if hook == Hook::Ingress && kind != PACKET_HOST {
             return Err(context.pass(Verdict::NotForUs));
         }
-        // The kernel keeps the outermost tag beside the frame.
+        // The kernel keeps the outermost tag outside the frame.
         if tagged != 0 && tag_protocol != u32::from(ETHERTYPE_VLAN.to_be()) {
             return Err(context.pass(Verdict::NotIp));
         }
@@ -391,7 +389,7 @@ impl SkbContext {
         TC_ACT_UNSPEC
     }
 
-    /// Counts a packet that is left alone. What is forwarded was seen, and counted, on its way in.
+    /// Counts a packet that is passed. Forwarded packets were counted at ingress.
     #[inline(always)]
     fn pass(&self, verdict: Verdict) -> Parsed {
         if self.is_forwarded {

@@ -1,5 +1,5 @@
-//! Packets that are too large for the next link. What a redirect sends meets neither the kernel's check nor its
-//! fragmentation, and would vanish in the driver or behind it.
+//! Packets that are larger than the next link's MTU. The kernel neither checks nor fragments redirected packets, so
+//! the driver or the link would drop them.
 
 use core::ffi::c_void;
 
@@ -21,17 +21,16 @@ use lb_common::{
     steer::{Decision, Hook, PacketMeta},
 };
 
-/// A frame of this length fits every link that IPv6 goes over (RFC 8200, section 5), and is not looked at.
+/// Frames up to this length are not checked: every IPv6 link carries them (RFC 8200, section 5).
 const FITS: u32 = ETHERNET_LEN as u32 + 1280;
 
-/// Whether a packet may be larger than the next link takes.
+/// Whether a packet may exceed the next link's MTU.
 #[inline(always)]
 pub fn may_exceed<A: Address>(packet: &PacketMeta, decision: &Decision<A>) -> bool {
     packet.bytes > FITS && packet.hook == Hook::Ingress && decision.is_forwarded()
 }
 
-/// Returns what the interface takes, if the packet is larger; 0 if it fits. Of a socket buffer that stands for
-/// several packets, each is looked at.
+/// Returns the interface's MTU if the packet exceeds it, else 0. With `segments`, checks each packet of a GSO packet.
 ///
 /// # Minimum kernel version
 ///
@@ -44,7 +43,7 @@ pub fn exceeded(ctx: *mut c_void, interface: u32, segments: bool) -> u32 {
     if found > 0 { mtu } else { 0 }
 }
 
-/// Tells a packet's sender how large one may be; where it may be fragmented, it is merely dropped.
+/// Sends an ICMP error with the MTU to the packet's sender. Packets that may be fragmented are dropped.
 #[inline(always)]
 pub fn send_error<A: Address>(skb: *mut __sk_buff, mtu: u32) -> i32 {
     if size_of::<A>() == size_of::<V4>() {
@@ -81,7 +80,7 @@ fn send_error_v6(skb: *mut __sk_buff, mtu: u32) -> i32 {
     replace(skb, frame)
 }
 
-/// Where an answer is made: on the stack, the verifier wants every access aligned.
+/// Scratch space for an error: on the stack, the verifier would demand aligned accesses.
 #[repr(C)]
 struct ErrorScratch {
     head: [u8; HEAD_V6_LEN],
@@ -93,21 +92,20 @@ static ERROR_SCRATCH: PerCpuArray<ErrorScratch, 1> = PerCpuArray::new();
 
 #[inline(always)]
 fn error_scratch() -> Option<&'static mut ErrorScratch> {
-    // SAFETY: the slot belongs to this CPU, where one packet is answered at a time: bottom halves are off at
-    // every hook.
+    // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because every hook runs with bottom halves off.
     ERROR_SCRATCH
         .get_ptr_mut(0)
         .map(|error_scratch| unsafe { &mut *error_scratch })
 }
 
-/// Copies the beginning of a frame; returns whether there is as much.
+/// Copies the beginning of a frame; returns whether the frame is long enough.
 #[inline(always)]
 fn load<const N: usize>(skb: *mut __sk_buff, head: &mut [u8; N]) -> bool {
     // SAFETY: a valid context, and room for as many bytes.
     unsafe { bpf_skb_load_bytes(skb.cast(), 0, head.as_mut_ptr().cast(), N as u32) == 0 }
 }
 
-/// Puts a frame in the packet's place and sends it back.
+/// Replaces the packet by a frame and sends it back.
 #[inline(always)]
 fn replace<const N: usize>(skb: *mut __sk_buff, frame: &[u8; N]) -> i32 {
     // SAFETY: a valid context, no pointer into which is used afterwards, and a frame of that length.

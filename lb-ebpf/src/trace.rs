@@ -1,7 +1,7 @@
-//! The trace: tells of single packets, when somebody asks for it, what became of them.
+//! The packet trace.
 //!
-//! While nobody does, a packet costs one load and one branch for it. So that it stays so, whatever
-//! telling takes is done behind the branch, and stored in a scratch map instead of the stack.
+//! While it is off, it costs a packet one load and one branch. Everything else happens behind the branch, with a
+//! scratch map instead of the stack.
 
 use core::{arch::asm, hint::cold_path};
 
@@ -26,7 +26,7 @@ use crate::{
     packet::HookContext,
 };
 
-/// Map `trace`. A variable is read without a look-up.
+/// Map `trace`. Reading a variable needs no look-up.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".bss.trace")]
 static mut TRACE: TraceConfig = TraceConfig::OFF;
@@ -40,27 +40,27 @@ static EVENTS: RingBuf<TraceEvent, { TRACE_BYTES as usize }> = RingBuf::new();
 #[btf_map(name = "trace_scratch")]
 static TRACE_SCRATCH: PerCpuArray<TraceScratch, 1> = PerCpuArray::new();
 
-/// What is told of the packet at hand.
+/// Scratch space for the event of the present packet.
 #[repr(C)]
 struct TraceScratch {
     event: TraceEvent,
     head: [u8; HEAD],
 }
 
-/// A frame, as its program gets it.
+/// A frame with the context of its program.
 pub trait Frame: Copy {
-    /// Whether XDP met it, before any hook of TC.
+    /// Whether the program is XDP.
     const IS_XDP: bool;
 
-    /// Copies its first bytes, and returns how many those are.
+    /// Copies the frame's first bytes, and returns their number.
     fn copy_head(self, head: &mut [u8; HEAD]) -> usize;
 
-    /// [`emit`] as a function that the verifier looks at by itself, not on each way that leads to it:
-    /// a global one, of the context alone.
+    /// [`emit`] as a global function of the context alone, which the verifier checks once instead of on each path to
+    /// it.
     fn emit(self);
 }
 
-/// Tells of a packet that was decided on, and is still as it arrived.
+/// Records a packet after the decision and before it is rewritten.
 #[inline(always)]
 pub fn steered<A: Address>(
     frame: impl Frame,
@@ -96,7 +96,7 @@ pub fn steered<A: Address>(
     record(frame, hook_context, decision.verdict);
 }
 
-/// Tells of a packet that was left alone.
+/// Records a packet that is passed.
 #[inline(always)]
 pub fn passed(frame: impl Frame, hook_context: HookContext, verdict: Verdict) {
     if !is_enabled() {
@@ -114,10 +114,10 @@ pub fn passed(frame: impl Frame, hook_context: HookContext, verdict: Verdict) {
     record(frame, hook_context, verdict);
 }
 
-/// Whether somebody may want to be told of packets.
+/// Whether the trace may be on.
 #[inline(always)]
 pub fn is_enabled() -> bool {
-    // SAFETY: an aligned word of a map, which others write whole.
+    // SAFETY: an aligned word of a map, written at once.
     unsafe { core::ptr::read_volatile(&raw const TRACE.expires_ns) != 0 }
 }
 
@@ -139,7 +139,7 @@ fn record<F: Frame>(frame: F, hook_context: HookContext, verdict: Verdict) {
     frame.emit();
 }
 
-/// Tells the event in the scratch map, if it is wanted. Returns what nobody needs.
+/// Emits the event in the scratch map if the filter matches. The result is unused.
 #[inline(always)]
 pub fn emit(frame: impl Frame) -> u32 {
     let (Some(TraceScratch { event, head }), Some(counts)) =
@@ -147,13 +147,12 @@ pub fn emit(frame: impl Frame) -> u32 {
     else {
         return 0;
     };
-    // SAFETY: a map's value; the manager may write it meanwhile, which at worst tells one packet
-    // too many.
+    // SAFETY: the value of a map. A concurrent write by the manager at worst records one packet too many.
     let config = unsafe { &mut *config() };
     // SAFETY: the helper takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
     if now > config.expires_ns {
-        // Whoever asked is gone without a word: from here on it costs nothing again.
+        // The trace has expired without being renewed: switch it off.
         config.expires_ns = 0;
         return 0;
     }
@@ -172,7 +171,7 @@ pub fn emit(frame: impl Frame) -> u32 {
             (*counts).taken = 0;
         }
         atomic_add(&raw mut (*counts).taken, 1);
-        // With others' packets that came since, so that it is never too few.
+        // Includes packets that other processors added meanwhile, so that the limit holds.
         if core::ptr::read_volatile(&raw const (*counts).taken) > config.rate.into() {
             atomic_add(&raw mut (*counts).over_rate, 1);
             return 0;
@@ -191,7 +190,7 @@ fn is_sampled(sample: u32) -> bool {
     sample <= 1 || unsafe { bpf_get_prandom_u32() }.checked_rem(sample) == Some(0)
 }
 
-/// The same number, of which the compiler knows nothing.
+/// Hides a number from the compiler's optimizer (libbpf's `barrier_var`).
 #[inline(always)]
 pub fn barrier_var(mut number: u64) -> u64 {
     // SAFETY: moves a register to itself.
@@ -199,7 +198,7 @@ pub fn barrier_var(mut number: u64) -> u64 {
     number
 }
 
-/// Where the order is; the compiler shall not believe that it is what it was when this was built.
+/// Pointer to the configuration, hidden from the optimizer, which would use the initial value.
 #[inline(always)]
 fn config() -> *mut TraceConfig {
     let mut config = &raw mut TRACE;
@@ -210,8 +209,7 @@ fn config() -> *mut TraceConfig {
 
 #[inline(always)]
 fn trace_scratch() -> Option<&'static mut TraceScratch> {
-    // SAFETY: the slot belongs to this CPU, where one packet is met at a time: bottom halves are off at
-    // every hook.
+    // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because every hook runs with bottom halves off.
     TRACE_SCRATCH
         .get_ptr_mut(0)
         .map(|trace_scratch| unsafe { &mut *trace_scratch })

@@ -1,4 +1,4 @@
-//! XDP: the driver's edge. Checksums are complete here and updated in place (RFC 1624).
+//! The XDP program. Checksums are complete and updated in place (RFC 1624).
 
 use aya_ebpf::{
     bindings::{
@@ -30,12 +30,12 @@ use crate::{
     trace::{self, Frame},
 };
 
-/// 1 to send by redirect even where `XDP_TX` would do; set by the loader for drivers that need it.
+/// 1: send by redirect even where `XDP_TX` is possible. The loader sets it for drivers that need it.
 #[unsafe(no_mangle)]
 static XDP_REDIRECTS: u8 = 0;
 
-/// Steers one packet. What needs a next hop that no reply has shown yet, or the loopback interface, or
-/// has a VLAN tag, is left untouched to the TC program behind.
+/// Steers one packet. Passes packets to the TC program if the next hop's link address is unknown, for the loopback
+/// interface, or with a VLAN tag.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> u32 {
     let verdict = match packet_bytes(ctx.ctx).at::<EthernetHeader>(0) {
@@ -62,12 +62,11 @@ pub fn run(ctx: &XdpContext) -> u32 {
     XDP_PASS
 }
 
-/// What [`fast_path`] returns instead of an action.
+/// Result of [`fast_path`] other than an action.
 const USE_SLOW_PATH: u32 = u32::MAX;
 
-/// Steers what most packets are, TCP of an established flow over IPv4, by the shortest way: the steps
-/// are those of all packets, but nothing is stored in the scratch map between them. Packets that are to be told
-/// of go the other way, so that this one has no room to keep for it.
+/// Steers packets of established TCP flows over IPv4. The steps are the same as in [`slow_path`], but without the
+/// scratch map between them. Traced packets take the slow path.
 #[inline(never)]
 fn fast_path(ctx: *mut xdp_md) -> u32 {
     if trace::is_enabled() {
@@ -119,7 +118,7 @@ fn slow_path<A: Family>(ctx: *mut xdp_md) -> u32 {
     }
 }
 
-/// Looks at a packet, and stores in the scratch map what the decision needs.
+/// Parses a packet into the scratch map.
 #[inline(never)]
 fn parse<A: Family>(ctx: *mut xdp_md, scratch: &mut PacketScratch<A>) -> Parsed {
     let bytes = packet_bytes(ctx);
@@ -137,7 +136,7 @@ fn parse<A: Family>(ctx: *mut xdp_md, scratch: &mut PacketScratch<A>) -> Parsed 
     }
 }
 
-/// Does what was decided.
+/// Carries out the decision.
 #[inline(never)]
 fn act<A: Family>(ctx: *mut xdp_md, scratch: &PacketScratch<A>, parsed: Parsed) -> u32 {
     let PacketScratch {
@@ -172,7 +171,7 @@ fn act<A: Family>(ctx: *mut xdp_md, scratch: &PacketScratch<A>, parsed: Parsed) 
         }
         return action;
     }
-    // In two branches to the end: the verifier must not forget which header it is.
+    // Two branches to the end, so that the verifier keeps the type of the header.
     let forwarded = if located.protocol == PROTOCOL_TCP {
         segment::<A>(bytes, located.as_tcp()).map(|segment| forward(segment, packet, decision))
     } else {
@@ -181,7 +180,7 @@ fn act<A: Family>(ctx: *mut xdp_md, scratch: &PacketScratch<A>, parsed: Parsed) 
     forwarded.unwrap_or(XDP_DROP)
 }
 
-/// Rewrites a segment or datagram and sends it on.
+/// Rewrites and sends a segment or datagram.
 #[inline(always)]
 fn forward<A: Family>(
     mut segment: Segment<'_, A>,
@@ -193,7 +192,7 @@ fn forward<A: Family>(
     send(decision, packet)
 }
 
-/// Learns the link addresses of a worker that answers.
+/// Learns link addresses from a worker's reply.
 #[inline(always)]
 fn learn<A: Family>(maps: &Maps<A>, packet: &PacketMeta, decision: &Decision<A>) {
     if decision.verdict == Verdict::ToClient && decision.plausible != 0 {
@@ -208,8 +207,8 @@ fn learn<A: Family>(maps: &Maps<A>, packet: &PacketMeta, decision: &Decision<A>)
     }
 }
 
-/// Counts the packet, `trace_packet`s of it, and writes its link addresses. Returns the action at once where there is nothing
-/// to rewrite, or what is to be done is beyond XDP.
+/// Counts and traces the packet, and writes its link addresses. Returns the action if there is nothing to rewrite, or
+/// if TC must send the packet.
 #[inline(always)]
 fn prepare<A: Family>(
     ctx: *mut xdp_md,
@@ -222,7 +221,7 @@ fn prepare<A: Family>(
     if decision.is_forwarded() {
         let link = link(&maps, decision).filter(|_| fits(ctx, packet, decision));
         let Some(Neighbour { worker, manager }) = link else {
-            // TC will find the connection begun.
+            // TC finds the connection already begun.
             maps.count_connections(decision.backend, decision.new_connection.into());
             return Err(pass_action(ctx, Verdict::HandedOver));
         };
@@ -238,7 +237,7 @@ fn prepare<A: Family>(
     }
 }
 
-/// Whether the next link takes the packet; TC answers one that it does not.
+/// Whether the packet fits the next link. If not, TC sends the error.
 #[inline(always)]
 fn fits<A: Family>(ctx: *mut xdp_md, packet: &PacketMeta, decision: &Decision<A>) -> bool {
     decision.interface == packet.interface
@@ -246,7 +245,7 @@ fn fits<A: Family>(ctx: *mut xdp_md, packet: &PacketMeta, decision: &Decision<A>
         || too_large::exceeded(ctx.cast(), decision.interface, false) == 0
 }
 
-/// The link addresses to leave with, destination first; nothing where only TC knows the way.
+/// The link addresses of the outgoing frame; `None` if only TC can send it.
 #[inline(always)]
 fn link<A: Family>(maps: &Maps<A>, decision: &Decision<A>) -> Option<Neighbour> {
     match decision.exit {
@@ -259,14 +258,14 @@ fn link<A: Family>(maps: &Maps<A>, decision: &Decision<A>) -> Option<Neighbour> 
     }
 }
 
-/// The frame, for the trace.
+/// The frame for the trace.
 #[derive(Clone, Copy)]
 struct Xdp(*mut xdp_md);
 
 impl Frame for Xdp {
     const IS_XDP: bool = true;
 
-    /// Copies pairs of bytes, because the verifier knows no length but a constant one.
+    /// Copies pairs of bytes, because the verifier demands accesses of constant size.
     #[inline(always)]
     fn copy_head(self, head: &mut [u8; HEAD]) -> usize {
         let (start, end) = packet_bytes(self.0).bounds();
@@ -318,7 +317,7 @@ fn pass_action(ctx: *mut xdp_md, verdict: Verdict) -> u32 {
     XDP_PASS
 }
 
-/// Counts a packet that is left alone.
+/// Counts a packet that is passed.
 #[inline(always)]
 fn pass(ctx: *mut xdp_md, verdict: Verdict) -> Parsed {
     let (hook_context, _) = parse_context(ctx);
@@ -341,14 +340,14 @@ fn packet_bytes(ctx: *mut xdp_md) -> PacketBytes {
     unsafe { PacketBytes::new(ctx.data(), ctx.data_end()) }
 }
 
-/// Sends a rewritten packet where the decision says.
+/// Sends a rewritten packet to the decision's exit.
 #[inline(always)]
 fn send<A>(decision: &Decision<A>, packet: &PacketMeta) -> u32 {
     let interface = decision.interface;
     if !decision.is_forwarded() {
         return XDP_PASS;
     }
-    // SAFETY: a constant for the verifier, but not for the compiler.
+    // SAFETY: a global variable that the loader sets.
     let redirects = unsafe { core::ptr::read_volatile(&raw const XDP_REDIRECTS) };
     if interface == packet.interface && redirects == 0 {
         XDP_TX

@@ -1,4 +1,4 @@
-//! What the programs count.
+//! Counters of the programs.
 
 /// Value of `verdicts`, per CPU, indexed by [`crate::verdict::Verdict`].
 #[repr(C)]
@@ -17,7 +17,7 @@ pub struct Traffic {
     pub bytes_in: u64,
     pub packets_out: u64,
     pub bytes_out: u64,
-    /// Handshakes that the client went on with although no answer of the backend had passed here: it
-    /// repeated its SYN, or acknowledged a SYN-ACK that came another way.
+    /// Handshakes in which the client repeated its SYN, or acknowledged a SYN-ACK, while no reply of the backend had
+    /// passed the manager.
     pub unanswered: u64,
 }

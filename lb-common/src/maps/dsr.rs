@@ -1,4 +1,4 @@
-//! What a worker's DSR translator keeps: services that it translates, and whom they are translated for.
+//! Maps of a worker's DSR translator: translated services and their clients.
 
 use crate::address::{Address, V4, V6};
 
@@ -25,7 +25,7 @@ pub const MAX_PEERS: u32 = 65_536;
 /// Capacity of `new_peers` and of `new_peers6`.
 pub const MAX_NEW_PEERS: u32 = 16_384;
 
-/// Value of `translations`, by [`super::ServiceKey`]: where the worker's own server listens.
+/// Value of `translations`, by [`super::ServiceKey`]: the socket of the worker's own server.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
@@ -35,23 +35,23 @@ pub struct Translation {
     pub reserved: [u8; 6],
 }
 
-/// Value of `peers` and of `new_peers`, by the tuple of the server's answers: the service that a client
-/// takes the server for, or [`Peer::DIRECT`].
+/// Value of `peers` and `new_peers`, by the tuple of the server's replies: the service that the client uses, or
+/// [`Peer::DIRECT`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer<A = V4> {
     pub service: A,
     pub port: [u8; 2],
-    /// Bits of [`super::ended`], of the client's direction.
+    /// Bits of [`super::ended`] of the client's direction.
     pub client_ended: u8,
-    /// The same of the server's: each has one writer.
+    /// The same of the server's direction. Each field has one writer.
     pub server_ended: u8,
-    /// As [`coarse_time`] has it.
+    /// In units of [`coarse_time`].
     pub last_seen: u32,
 }
 
 impl<A: Address> Peer<A> {
-    /// A client that has begun a connection to the server's own address and port.
+    /// A client that connected to the server's own address and port.
     pub const DIRECT: Self = Self {
         service: A::NONE,
         port: [0; 2],

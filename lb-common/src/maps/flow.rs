@@ -1,4 +1,4 @@
-//! Flows: connections under way, as two entries each.
+//! Flows: established connections, two entries each.
 
 use super::Mac;
 use crate::{
@@ -19,7 +19,7 @@ pub struct FlowKey<A = V4> {
 }
 
 impl<A: Address> FlowKey<A> {
-    /// The tuple of nothing.
+    /// The empty tuple.
     pub const NONE: Self = Self {
         source: A::NONE,
         destination: A::NONE,
@@ -28,7 +28,7 @@ impl<A: Address> FlowKey<A> {
         protocol: 0,
     };
 
-    /// Equality by one comparison, which is one way to go for the verifier instead of four.
+    /// Equality by a single comparison: one branch for the verifier instead of four.
     #[inline(always)]
     pub fn is(&self, other: &Self) -> bool {
         self.source.difference(other.source)
@@ -38,7 +38,7 @@ impl<A: Address> FlowKey<A> {
             == 0
     }
 
-    /// All of it as one word, mixed.
+    /// A hash of the tuple.
     #[inline(always)]
     pub(super) fn mixed(&self) -> u64 {
         let word = |high: A, low: u32| u64::from(high.word()) << 32 | u64::from(low);
@@ -51,13 +51,13 @@ impl<A: Address> FlowKey<A> {
             | u32::from(u16::from_ne_bytes(self.destination_port))
     }
 
-    /// Whether it is one of datagrams, which know no handshake.
+    /// Whether the protocol is UDP.
     #[inline(always)]
     pub fn is_datagram(&self) -> bool {
         self.protocol == PROTOCOL_UDP as u32
     }
 
-    /// The tuple of the answers to this one.
+    /// The tuple of replies.
     #[inline(always)]
     pub fn reversed(self) -> Self {
         Self {
@@ -70,53 +70,51 @@ impl<A: Address> FlowKey<A> {
     }
 }
 
-/// Value of `flows` and `flows6`. Each connection has two entries, one a direction, and either can rebuild the
-/// other. An entry outlives its connection, until the next one takes its place or it is evicted.
+/// Value of `flows` and `flows6`. Each connection has one entry for each direction, and each can rebuild the other.
+/// An entry remains after its connection has ended, until a new connection replaces it or the kernel evicts it.
 ///
-/// For IPv4 these are 64 bytes, which makes an element of the kernel's hash table, with its 48 bytes of
-/// header and the key, two whole cache lines: with many flows, lines not in the cache are what a packet costs.
+/// An IPv4 entry has 64 bytes. With the key and the 48 bytes of the kernel's hash element it fills two cache lines:
+/// with many flows, cache misses dominate the cost of a packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow<A = V4> {
-    /// The tuple the packet leaves with.
+    /// The tuple after translation.
     pub translated: FlowKey<A>,
-    /// Link address of the client, or of the router to it, as its packets show it.
+    /// Link address from which the client's packets come: the client's or a router's.
     pub client_mac: Mac,
     /// The manager's link address towards the client.
     pub manager_mac: Mac,
     pub backend: u32,
-    /// Index of the interface on which the client is; [`super::LOOPBACK`] for the manager itself. With
-    /// [`BY_ROUTE`] in a reply's entry, the manager's route to the client is used, not `client_mac`; with
-    /// [`IN_FRAGMENTS`], its path is narrow.
+    /// Index of the client's interface; [`super::LOOPBACK`] for clients on the manager. Reply entries may add
+    /// [`BY_ROUTE`] (send by the manager's route to the client instead of to `client_mac`) and [`IN_FRAGMENTS`].
     pub client_interface: u32,
     /// One of [`direction`].
     pub direction: u8,
     /// Bits of [`ended`].
     pub ended: u8,
-    /// 1 while `active` counts the connection; of requests only.
+    /// 1 while `active` counts the connection; in request entries only.
     pub counted: u8,
-    /// 1 once the tuple is free for the next connection: no packet goes this way any more.
+    /// 1: the entry matches no packet any more, and its tuple is free for a new connection.
     pub superseded: u8,
     /// When the connection began, in [`ticks`].
     pub created_ticks: u32,
     /// When the entry last carried a packet, in [`ticks`].
     pub last_seen_ticks: u32,
-    /// The sequence number of the last packet that its sender may have sent, by which others are judged; of
-    /// a direction that has ended, one that is no smaller than its last. 0 for datagrams.
+    /// Sequence number of the last plausible packet, to which the next ones are compared. After the direction's end:
+    /// a number not below its last. 0 for datagrams.
     pub sequence: u32,
     pub bytes: u64,
 }
 
-/// The bit of a reply's `client_interface` that is set while the client does not acknowledge. Like the
-/// next, it is above all indices of interfaces, so that one comparison tells the usual interface from all others.
+/// Bit of a reply entry's `client_interface`, set while the client does not acknowledge. Both bits are above all
+/// interface indices, so that one comparison detects the usual case.
 pub const BY_ROUTE: u32 = 1 << 31;
 
-/// The bit of a reply's `client_interface` that is set once the client's path is known to be too narrow for the
-/// worker's segments: they then leave so that routers may cut them up.
+/// Bit of a reply entry's `client_interface`, set when the client's path is too narrow for the worker's segments. The
+/// segments then leave without the DF bit.
 pub const IN_FRAGMENTS: u32 = 1 << 30;
 
-/// A tick in nanoseconds, about 17 ms: so short that it tells between two selections, so long that a word
-/// counts them for two years.
+/// A tick in nanoseconds, about 17 ms: shorter than the time between two selections, and 32 bits last for two years.
 pub const TICK_NS: u64 = 1 << 24;
 
 /// A time of CLOCK_MONOTONIC, in units of [`TICK_NS`].
@@ -125,7 +123,7 @@ pub const fn ticks(nanoseconds: u64) -> u32 {
     (nanoseconds / TICK_NS) as u32
 }
 
-/// How many nanoseconds before `now_ns` it was `then`; none where another processor's clock was ahead.
+/// Nanoseconds from the tick `then` to `now_ns`; 0 if another processor's clock was ahead.
 #[inline(always)]
 pub const fn elapsed_ns(now_ns: u64, then: u32) -> u64 {
     let passed = ticks(now_ns).wrapping_sub(then);
@@ -143,15 +141,15 @@ pub mod direction {
     pub const REPLY: u8 = 1;
 }
 
-/// How one side has ended its part of a connection.
+/// Bits that record how one direction of a connection has ended.
 pub mod ended {
     pub const FIN: u8 = 1;
     pub const RESET: u8 = 2;
-    /// The other side has [`RESET`] the connection. The only bit that the other direction's packets write,
-    /// and so written atomically.
+    /// The other side has [`RESET`] the connection. Packets of the other direction write this bit, so writes are
+    /// atomic.
     pub const BY_RESET: u8 = 4;
 
-    /// What of one side's bits follows from what the other one's have lost.
+    /// The bits to clear in the other direction after `cleared` were cleared in this one.
     #[inline(always)]
     pub fn of_other(lost: u8) -> u8 {
         let reset = if lost & BY_RESET != 0 { RESET } else { 0 };
@@ -159,7 +157,7 @@ pub mod ended {
         reset | by_reset
     }
 
-    /// Whether a connection is over whose two sides have ended thus.
+    /// Whether a connection is over, given the bits of both directions.
     #[inline(always)]
     pub fn both(one: u8, other: u8) -> bool {
         (one | other) & RESET != 0 || one & other & FIN != 0

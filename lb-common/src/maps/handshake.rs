@@ -1,18 +1,16 @@
-//! Handshakes: connections whose client has not proved yet that it is there.
+//! Handshakes: connections whose client has not yet proved that it receives packets.
 
 use super::{FlowKey, Mac};
 use crate::address::{Address, V4};
 
-/// Value of `half_open` and, for IPv6, of `half_open6`: a connection whose client has not proved yet that it is there.
-///
-/// Each of the manager's ports towards the workers has one slot; see `steer::slot`. Nothing is ever
-/// full here: the oldest handshake makes room.
+/// Value of `half_open` and, for IPv6, of `half_open6`. The table never refuses a handshake: a new one replaces the
+/// oldest of its bucket, see `steer::slot`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake<A = V4> {
     /// The tuple of the client's packets.
     pub client: FlowKey<A>,
-    /// The tuple they leave with.
+    /// The tuple after translation.
     pub translated: FlowKey<A>,
     pub client_mac: Mac,
     pub manager_mac: Mac,
@@ -22,30 +20,30 @@ pub struct Handshake<A = V4> {
     pub client_interface: u32,
     /// The client's initial sequence number.
     pub client_sequence: u32,
-    /// Mixed from what identifies the handshake, to recognize one that two processors wrote at once.
+    /// A hash of tuples, backend and service. It does not match if two processors wrote the slot at the same time.
     pub integrity_tag: u64,
     pub created_ns: u64,
     /// When the client sent its last SYN.
     pub syn_ns: u64,
-    /// The worker's initial sequence number, once it has answered.
+    /// The worker's initial sequence number, once it has replied.
     pub worker_sequence: u32,
-    /// 1 once the worker has answered the SYN, or may have where its answers do not come by here.
+    /// 1: the worker has replied to the SYN, or may have, in mode `dsr`.
     pub answered: u8,
-    /// Bits of [`super::ended`], of the worker's direction.
+    /// Bits of [`super::ended`] of the worker's direction.
     pub ended: u8,
-    /// How often the SYN, or an unanswered datagram, was repeated and another worker chosen.
+    /// How often a repeated SYN or datagram led to another worker.
     pub retries: u8,
-    /// 1 once the client has proved that it is there: set by one only of the processors that see it.
+    /// 1: the client has completed the handshake. Exactly one processor sets it.
     pub completed: u8,
     pub bytes_in: u32,
     pub bytes_out: u32,
-    /// How far client and worker have gone on since the first answer: one of [`progress`].
+    /// One of [`progress`].
     pub progress: u8,
     pub reserved: [u8; 7],
 }
 
 impl<A: Address> Handshake<A> {
-    /// A slot without a handshake.
+    /// A free slot.
     pub const FREE: Self = Self {
         client: FlowKey::NONE,
         translated: FlowKey::NONE,
@@ -69,7 +67,7 @@ impl<A: Address> Handshake<A> {
         reserved: [0; 7],
     };
 
-    /// What `integrity_tag` must be.
+    /// The tag of these contents.
     #[inline(always)]
     pub fn compute_integrity_tag(&self) -> u64 {
         let ends = self.client.mixed() ^ self.translated.mixed().rotate_left(17);
@@ -77,19 +75,18 @@ impl<A: Address> Handshake<A> {
         ends ^ backend.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// Whether this is a handshake, and whole.
+    /// Whether the slot holds a handshake that one processor wrote.
     #[inline(always)]
     pub fn is_valid(&self) -> bool {
         self.backend != 0 && self.integrity_tag == self.compute_integrity_tag()
     }
 }
 
-/// How far the two sides of a handshake have gone on since the first answer, or what may have been one. A flood of
-/// forged packets gets no further than the first step, and displaces only what is not established, either.
+/// How far a handshake has come after the first reply. A flood of spoofed packets reaches the first step only.
 pub mod progress {
     pub const NONE: u8 = 0;
-    /// The client has gone on: its next datagram, or its first acknowledgement where answers do not come by here.
+    /// The client has sent its next datagram or, in mode `dsr`, its first acknowledgement.
     pub const CLIENT: u8 = 1;
-    /// The worker has answered again; of datagrams only.
+    /// The worker has replied again; datagrams only.
     pub const WORKER: u8 = 2;
 }

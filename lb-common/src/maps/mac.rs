@@ -1,13 +1,13 @@
 //! Link addresses.
 
-/// A link address as one word, first byte lowest, so that the datapath copies and compares it whole.
-/// In the two bytes above stands the VLAN tag of the frames that it was seen in; 0 for none.
+/// A link address as one word, first byte lowest, so that the datapath copies and compares it at once. The two bytes
+/// above hold the VLAN tag of its frames; 0: untagged.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mac(u64);
 
 impl Mac {
-    /// The address of nobody.
+    /// No address.
     pub const NONE: Self = Self(0);
 
     #[inline(always)]
@@ -18,8 +18,7 @@ impl Mac {
 }
 
 impl Mac {
-    /// Marks a tag as present; its own bit says something that no network cares for (the DEI, IEEE
-    /// 802.1Q, section 9.6).
+    /// Marks a tag as present. Replaces the DEI bit (IEEE 802.1Q, section 9.6), which memlb ignores.
     const TAGGED: u16 = 0x1000;
 
     /// A VLAN tag's control information, marked as present.
@@ -34,19 +33,19 @@ impl Mac {
         tag & !Self::TAGGED
     }
 
-    /// The same address, in frames with this tag.
+    /// The same address in frames with this tag.
     #[inline(always)]
     pub fn tagged(self, tag: u16) -> Self {
         Self(self.0 | u64::from(tag) << 48)
     }
 
-    /// Whether a frame's sender can have it: it is no group's and not zero (IEEE 802, section 8.2).
+    /// Whether it can be a frame's source: neither multicast nor zero (IEEE 802, section 8.2).
     #[inline(always)]
     pub fn is_station(self) -> bool {
         self.0 & 1 == 0 && self.0 << 16 != 0
     }
 
-    /// The tag, marked as present; 0 for none.
+    /// The tag, marked as present; 0: untagged.
     #[inline(always)]
     pub fn tag(self) -> u16 {
         (self.0 >> 48) as u16

@@ -79,24 +79,25 @@ pub mod name {
 pub const DEFAULT_SERVICES: u32 = 64;
 /// Most slots of one generation of a service's choices.
 pub const CHOICE_SLOTS: u32 = 4_096;
-/// How many entries of `choices` a service takes: two generations.
+/// Entries of `choices` for each service: two generations.
 pub const SERVICE_CHOICES: u32 = 2 * CHOICE_SLOTS;
 /// Capacity of `backends`, `neighbours` and `traffic` unless configured.
 pub const DEFAULT_BACKENDS: u32 = 256;
-/// Capacity of `source_filter`: addresses of the manager's own and of workers, as in other maps of both families, each
-/// with the index of the only interface by which its packets come, or 0.
+/// Capacity of `source_filter`: addresses of the manager and of workers, each with the index of the only interface on
+/// which packets from it may arrive; 0: none.
 pub const SOURCE_FILTER_ENTRIES: u32 = 4_096;
 /// Capacity of `flows` unless configured; a connection takes two entries.
 pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
-/// Capacity of `half_open`, smaller than the range of ports, so that a flood leaves ports to others: with 60,000
-/// SYNs a second, a handshake stays for a quarter of a second.
+/// Capacity of `half_open`. It is smaller than the range of NAT ports, so that a SYN flood leaves ports to
+/// established clients: at 60,000 SYNs a second, a handshake lasts for a quarter of a second.
 pub const DEFAULT_HANDSHAKES: u32 = 16_384;
-/// Capacity of `deny`, the prefixes of clients that are denied. An entry takes memory only while it is there.
+/// Capacity of `deny`, the denied client prefixes. Only present entries use memory.
 pub const DENIED_PREFIXES: u32 = 16_384;
-/// How many slots of `half_open` a connection may take. A further handshake replaces the oldest one there.
+/// Slots in a bucket of `half_open`. A further handshake replaces the oldest one of its bucket.
 pub const SLOTS_PER_BUCKET: u32 = 16;
 
-/// Value of `owner_tags` and `owner_tags6`, by bucket of `half_open` and `half_open6`: a word for each slot that tells whose handshake is there.
+/// Value of `owner_tags` and `owner_tags6`, by bucket of `half_open` and `half_open6`: for each slot, hash bits of
+/// the client whose handshake it holds.
 pub type OwnerTags = [u32; SLOTS_PER_BUCKET as usize];
 
 /// The single value of `settings`.
@@ -104,30 +105,29 @@ pub type OwnerTags = [u32; SLOTS_PER_BUCKET as usize];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     pub layout_version: u32,
-    /// First source port used towards workers, and how many follow it.
+    /// First NAT port, and the number of NAT ports.
     pub nat_port_first: u16,
     pub nat_port_count: u16,
-    /// A flow without packets for this long, in nanoseconds, gives its port away when one is needed.
+    /// Idle time in nanoseconds after which a flow's port may be reused.
     pub established_idle_ns: u64,
-    /// The same for a flow of datagrams; after it, the client's next one begins anew.
+    /// The same for datagrams. The client's next datagram then begins a new flow.
     pub datagram_idle_ns: u64,
-    /// The same for a flow that both sides have closed or one has reset.
+    /// The same for a flow that is closed or reset.
     pub closing_idle_ns: u64,
-    /// The same for a handshake that was never completed.
+    /// The same for a handshake.
     pub half_open_idle_ns: u64,
-    /// `net.ipv4.conf.lo.accept_local` as it was before memlb, to be put back when memlb goes.
+    /// `net.ipv4.conf.lo.accept_local` before memlb, restored on unload.
     pub accept_local_before: u32,
-    /// How many buckets of [`SLOTS_PER_BUCKET`] slots `half_open` has.
+    /// Buckets of `half_open`, with [`SLOTS_PER_BUCKET`] slots each.
     pub half_open_buckets: u32,
-    /// Key of the hash that places handshakes, drawn when the maps are made: without it, no sender can choose
-    /// whose handshakes it displaces.
+    /// Key of the hash that selects a handshake's bucket, drawn at random when the maps are created. Without it, no
+    /// sender can choose whose handshakes it displaces.
     pub secret: [u64; 2],
-    /// How many words of `port_words` a pool has.
+    /// Words of `port_words` in a pool.
     pub pool_words: u32,
-    /// How many of these each address takes.
+    /// Words of a pool for each NAT address.
     pub source_words: u32,
-    /// How many addresses for NAT are configured, of IPv4 and of IPv6; with 0 it is the one that the route to
-    /// the worker names.
+    /// Configured NAT addresses of IPv4 and of IPv6; 0: the source address of the route to the worker.
     pub nat_sources: [u16; 2],
     pub reserved: u32,
 }

@@ -1,10 +1,10 @@
-//! Ports: which ones concern memlb at all, and which of the manager's ports are in use towards a worker.
+//! The ports that memlb tracks, and the NAT ports in use towards workers.
 
 use crate::headers::PROTOCOL_UDP;
 
-/// Index in `ports` of the word in which a port of a protocol has its bit: first the ports that a
-/// client or a worker may send to, then those from which the manager's own servers and the workers of mode `routed` answer; first those
-/// of TCP, then those of UDP. A packet without its bit is nobody's business here.
+/// Index in `ports` of the word with the bit of a port. The order is: TCP destination ports (services, NAT ports),
+/// TCP source ports (the manager's own servers, workers of mode `routed`), then the same for UDP. Packets whose bits
+/// are not set are unrelated to memlb.
 #[inline(always)]
 pub fn port_word(protocol: u8, port: [u8; 2], is_source: bool) -> u32 {
     let field = u32::from(protocol == PROTOCOL_UDP) * 2 + u32::from(is_source);
@@ -22,42 +22,42 @@ const FIELD_WORDS: u32 = 65_536 / 64;
 /// Capacity of `ports`.
 pub const PORT_WORDS: u32 = 4 * FIELD_WORDS;
 
-/// Value of `port_pools`, by pool: where the searches for a port go on. A pool holds the ports of all of the
-/// manager's addresses for NAT towards one endpoint of a worker, and `endpoints` names it.
+/// Value of `port_pools`: the positions at which the next searches begin. A pool holds the ports of all of the
+/// manager's NAT addresses towards one endpoint of a worker; `endpoints` holds its index.
 ///
-/// Positions number the ports of a pool: [`Settings::source_words`](super::Settings) words of 64 positions for
-/// each address.
+/// Positions number the ports of a pool: [`Settings::source_words`](super::Settings) words of 64 positions for each
+/// address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortPool {
     /// Position at which the search for a free port begins.
     pub next_free: u32,
-    /// The same of a port that the worker may still keep in TIME_WAIT.
+    /// The same for a port that the worker may hold in TIME_WAIT.
     pub next_waiting: u32,
 }
 
-/// Value of `port_words`: the states of 64 ports of a pool, a bit each, lowest position first.
+/// Value of `port_words`: the states of 64 ports of a pool, one bit each, lowest position first.
 ///
-/// The words say where to look for a port. Whether a port is in use, the flow table says: a wrong bit costs
-/// a look-up or leaves a port unused for a while, and never gives a port to two connections.
+/// The words are hints. The flow table decides whether a port is in use: a wrong bit costs a look-up or leaves a port
+/// unused for a while, but never gives a port to two connections.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortWord {
-    /// Ports that are in use, or that the worker may still keep. The others are known to be free: never used,
-    /// or the last connection was reset or closed by the client first.
+    /// Ports in use, or that the worker may hold in TIME_WAIT. The others are free: never used, or the last
+    /// connection was reset or closed by the client first.
     pub used: u64,
-    /// Those of `used` whose connection is over on this side. The worker may keep the tuple in TIME_WAIT
-    /// (RFC 9293, section 3.6.1).
+    /// The ports of `used` whose connection is over. The worker may hold the tuple in TIME_WAIT (RFC 9293, section
+    /// 3.6.1).
     pub waiting: u64,
 }
 
-/// How long Linux keeps TIME_WAIT, in nanoseconds (`TCP_TIMEWAIT_LEN`, include/net/tcp.h).
+/// Duration of TIME_WAIT in Linux, in nanoseconds (`TCP_TIMEWAIT_LEN`, include/net/tcp.h).
 pub const TIME_WAIT_NS: u64 = 60_000_000_000;
-/// How many addresses of one family the manager may use for NAT.
+/// Most NAT addresses of one family.
 pub const MAX_NAT_SOURCES: u32 = 8;
-/// Capacity of `nat_sources`: those of IPv4, then those of IPv6.
+/// Capacity of `nat_sources`: IPv4 addresses, then IPv6 addresses.
 pub const NAT_SOURCES: u32 = 2 * MAX_NAT_SOURCES;
-/// How many ports a [`PortWord`] describes.
+/// Ports in a [`PortWord`].
 pub const PORTS_PER_WORD: u32 = u64::BITS;
 /// Capacity of `port_words` for a backend with the default range of ports and one address.
 pub const DEFAULT_SOURCE_WORDS: u32 = 28_672 / PORTS_PER_WORD;

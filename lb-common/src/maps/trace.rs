@@ -1,45 +1,45 @@
-//! The trace: which packets an operator wants told, and what is told of one.
+//! The packet trace: configuration, counts and events.
 
 use super::FlowKey;
 use crate::address::V6;
 
-/// The section of the programs' object that is map `trace`.
+/// Section of the object that becomes map `trace`.
 pub const TRACE_SECTION: &str = ".bss.trace";
 
-/// Size of map `trace_events`, in bytes: room for two thousand packets.
+/// Size of map `trace_events` in bytes: about 2,000 packets.
 pub const TRACE_BYTES: u32 = 256 * 1024;
 
-/// A service's or a backend's number that stands for none, or for any.
+/// Service or backend number: any in a [`TraceConfig`], none in a [`TraceEvent`].
 pub const NO_ID: u32 = u32::MAX;
 
-/// How many backends may be named.
+/// Most backends in a [`TraceConfig`].
 pub const TRACED_BACKENDS: usize = 16;
 
-/// Over which time the rate counts, in nanoseconds.
+/// Window of the rate limit, in nanoseconds.
 pub const TRACE_WINDOW_NS: u64 = 1_000_000_000;
 
-/// The single value of `trace`: which packets are told. All zeros tell nothing.
+/// The single value of `trace`: filter and expiry. All zeros: off.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceConfig {
-    /// CLOCK_MONOTONIC, in nanoseconds, after which nothing is told any more; 0 for never.
+    /// Expiry, CLOCK_MONOTONIC in nanoseconds; 0: off.
     pub expires_ns: u64,
     pub client: V6,
-    /// Which bits of the client's address count.
+    /// Bits of the client's address that are compared.
     pub client_mask: V6,
-    /// 0 for any.
+    /// 0: any.
     pub client_port: [u8; 2],
     pub reserved: [u8; 2],
     /// A bit for each [`crate::verdict::Verdict`].
     pub verdicts: u32,
-    /// [`NO_ID`] for any.
+    /// [`NO_ID`]: any.
     pub service: u32,
-    /// How many of `backends` are named; 0 for any.
+    /// Filled entries of `backends`; 0: any backend.
     pub backend_count: u32,
     pub backends: [u32; TRACED_BACKENDS],
-    /// How many packets are told in a second at most.
+    /// Most packets in a second.
     pub rate: u32,
-    /// One packet in so many is told, by lot; 0 and 1 for all.
+    /// One packet in so many is recorded, at random; 0 and 1: all.
     pub sample: u32,
 }
 
@@ -47,32 +47,32 @@ pub struct TraceConfig {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TraceCounts {
-    /// When the present second began, and how many packets it had.
+    /// Begin of the current window, and its packets.
     pub window_ns: u64,
     pub taken: u64,
-    /// Packets that were wanted, but beyond the rate.
+    /// Matching packets beyond the rate limit.
     pub over_rate: u64,
-    /// Those for which `trace_events` had no room.
+    /// Matching packets for which `trace_events` was full.
     pub no_room: u64,
 }
 
-/// What is told of a packet: an entry of `trace_events`.
+/// An entry of `trace_events`: one packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceEvent {
     /// CLOCK_MONOTONIC, in nanoseconds.
     pub time_ns: u64,
-    /// IPv4 as IPv4-mapped addresses; of an ICMP error that was steered, the tuple it was steered by.
-    /// Ports are 0 where there are none; all is 0 where the packet is not IP.
+    /// Tuple on arrival, IPv4 as IPv4-mapped addresses. For ICMP errors that are steered, the tuple of replies to the
+    /// quoted packet. Ports are 0 for other protocols, everything is 0 for packets that are not IP.
     pub original: FlowKey<V6>,
-    /// All 0 where the packet did not leave by memlb.
+    /// Tuple after translation; 0: memlb did not forward the packet.
     pub translated: FlowKey<V6>,
     pub interface: u32,
-    /// 0 for none.
+    /// 0: none.
     pub backend: u32,
-    /// [`NO_ID`] for none.
+    /// [`NO_ID`]: none.
     pub service: u32,
-    /// On the wire, as everywhere.
+    /// Packets and bytes on the wire.
     pub packets: u32,
     pub bytes: u32,
     pub ether_type: u16,
@@ -81,14 +81,14 @@ pub struct TraceEvent {
     pub hook: u8,
     /// IANA number of the packet's own protocol.
     pub protocol: u8,
-    /// The flags of a TCP segment, the type of an ICMP message.
+    /// TCP flags or ICMP type.
     pub kind: u8,
-    /// Of an ICMP message.
+    /// ICMP code.
     pub code: u8,
     pub reserved: u8,
 }
 
-/// Where a program met a packet.
+/// The hook at which a program ran.
 pub mod trace_hook {
     pub const XDP: u8 = 0;
     pub const INGRESS: u8 = 1;
@@ -97,7 +97,7 @@ pub mod trace_hook {
 }
 
 impl TraceConfig {
-    /// Nothing is told.
+    /// No packet is recorded.
     pub const OFF: Self = Self {
         expires_ns: 0,
         client: [0; 16],
@@ -112,7 +112,7 @@ impl TraceConfig {
         sample: 0,
     };
 
-    /// Every packet is told, as long as the time allows.
+    /// Every packet matches; the caller sets the expiry.
     pub const ALL: Self = Self {
         verdicts: u32::MAX,
         service: NO_ID,
@@ -122,7 +122,7 @@ impl TraceConfig {
 }
 
 impl TraceEvent {
-    /// Nothing is known of the packet yet.
+    /// An empty event.
     pub const NONE: Self = Self {
         time_ns: 0,
         original: FlowKey::NONE,

@@ -1,4 +1,4 @@
-//! IP headers of both families: where the transport header is, and how addresses are replaced.
+//! IP headers of both families: location of the transport header, replacement of addresses.
 
 use super::{Extent, FrameBytes, Header};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     verdict::Verdict,
 };
 
-/// How many IPv6 extension headers are passed over at most, and how many bytes of them.
+/// Most IPv6 extension headers that are skipped, and their bytes.
 const MAX_EXTENSION_HEADERS: usize = 4;
 pub const MAX_EXTENSION_BYTES: usize = 256;
 
@@ -55,37 +55,35 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
     const ETHERTYPE: u16;
     /// The protocol number of the family's ICMP.
     const ICMP: u8;
-    /// Whether the header has a checksum of its own. Where it has none, those of the protocols above
-    /// cover its addresses, ICMP's included.
+    /// Whether the header has a checksum. If not, the checksums of the protocols above cover its addresses, including
+    /// ICMP's.
     const HAS_CHECKSUM: bool;
 
     fn source(&self) -> Self::Address;
     fn destination(&self) -> Self::Address;
     fn time_to_live(&self) -> u8;
 
-    /// Length of the datagram as its header has it, this header included, in bytes.
+    /// Length of the packet according to its header, this header included, in bytes.
     fn claimed_length(&self) -> u32;
 
-    /// Finds the transport header, or says why the packet is none to be steered.
+    /// Finds the transport header, or returns the verdict of a packet that is not steered.
     fn locate<'a>(&self, bytes: impl FrameBytes<'a>, extent: Extent) -> Result<Located, Verdict>;
 
-    /// TCP or UDP, if its ports follow right behind this header.
+    /// TCP or UDP, if the ports follow this header directly.
     fn plain_protocol(&self) -> Option<u8>;
 
-    /// Whether an ICMP message tells of an error with a packet that it quotes.
+    /// Whether an ICMP message is an error that quotes a packet.
     fn is_error(icmp: &IcmpHeader) -> bool;
 
-    /// Whether such a message says that a packet was too big for the next link, and that routers may cut it up
-    /// if its sender lets them.
+    /// Whether such an error is IPv4's "fragmentation needed".
     fn fragmentation_needed(icmp: &IcmpHeader) -> bool;
 
-    /// Lets routers cut the packet up. Its checksum, if it has one, is brought up to date. `number` identifies
-    /// the packet, where its sender did not mean it to be cut up and gave it none.
+    /// Clears the DF bit and updates the header's checksum. `number` becomes the identification if the sender set
+    /// none.
     fn allow_fragments(&mut self, number: u16);
 
-    /// Replaces the addresses and, when the packet is forwarded, takes one hop off its time to live, as
-    /// [`after_hop`] has it.
-    /// Its own checksum, if it has one, is brought up to date. Returns what changed of the addresses.
+    /// Replaces the addresses, reduces the time to live of a forwarded packet as [`after_hop`] does, and updates the
+    /// header's checksum. Returns the difference of the addresses.
     fn replace(
         &mut self,
         source: Self::Address,
@@ -93,7 +91,7 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
         forwarded: bool,
     ) -> Difference;
 
-    /// Refuses a header that claims more than there is.
+    /// Rejects a header that claims more bytes than there are.
     #[inline(always)]
     fn fits(&self, extent: Extent) -> Result<(), Verdict> {
         let present = extent.bytes - (ETHERNET_LEN as u32);
@@ -276,7 +274,7 @@ impl IpHeader for Ipv6Header {
         matches!(icmp.kind, 1..=4)
     }
 
-    /// Only the sender cuts packets up (RFC 8200, section 5).
+    /// Only the sender fragments (RFC 8200, section 5).
     #[inline(always)]
     fn fragmentation_needed(_icmp: &IcmpHeader) -> bool {
         false
@@ -298,9 +296,8 @@ impl IpHeader for Ipv6Header {
     }
 }
 
-/// The time to live or hop limit of a packet that came with `before` as it leaves the manager. What is
-/// addressed to the service, or to the manager's port, has arrived (RFC 1122, section 3.2.1.7): so its time
-/// to live never runs out here.
+/// The time to live of a forwarded packet that arrived with `before`. A packet to the service has reached its
+/// destination (RFC 1122, section 3.2.1.7), so its time to live does not expire here.
 #[inline(always)]
 pub fn after_hop(before: u8) -> u8 {
     before.max(2) - 1

@@ -1,5 +1,4 @@
-//! Packets as views of their headers: are they ours to steer, under which tuple, and how are they
-//! rewritten.
+//! Packets as views of their headers: validation, tuple, rewriting.
 
 mod bytes;
 mod icmp_error;
@@ -14,27 +13,27 @@ pub use segment::{PortsFrame, Segment, TcpFrame, Transport};
 
 use crate::checksum::Difference;
 
-/// How much of a frame there is.
+/// The size of a frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     /// Length of the whole frame, link header included, in bytes.
     pub bytes: u32,
-    /// Whether it stands for several packets (GSO), so that its length fields may not describe it.
+    /// Whether it is a GSO packet, whose length fields may not match.
     pub coalesced: bool,
 }
 
-/// What a rewrite changed, as far as the checksum of the transport header covers it. The checksum is
-/// the caller's, because only the kernel knows whether it is complete or half computed.
+/// Differences of a rewrite that the transport checksum covers. The caller updates the checksum, because only the
+/// kernel knows whether it is complete or partial.
 #[derive(Clone, Copy, Debug)]
 pub struct Rewritten {
     /// In the pseudo header.
     pub addresses: Difference,
-    /// In the transport header and behind it.
+    /// In the transport header and after it.
     pub ports: Difference,
 }
 
 impl Rewritten {
-    /// Brings a complete checksum up to date.
+    /// Updates a complete checksum.
     #[inline(always)]
     pub fn apply(self, checksum: [u8; 2]) -> [u8; 2] {
         self.addresses.plus(self.ports).apply(checksum)

@@ -12,7 +12,7 @@ use crate::{
     verdict::Verdict,
 };
 
-/// As much of a frame as tells whether it could be ours.
+/// The part of a frame that decides whether it is related to memlb.
 #[repr(C)]
 #[derive(Debug)]
 pub struct PortsFrame<H> {
@@ -21,7 +21,7 @@ pub struct PortsFrame<H> {
     pub ports: QuotedPorts,
 }
 
-/// Ethernet, IPv4 without options, and TCP: what most packets begin with, as one view.
+/// Ethernet, IPv4 without options, and TCP as one view: the usual packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpFrame {
@@ -31,7 +31,7 @@ pub struct TcpFrame {
 }
 
 impl TcpFrame {
-    /// Whether it is what its name says.
+    /// Whether the bytes are IPv4 without options and TCP.
     #[inline(always)]
     pub fn is_tcp_ipv4(&self) -> bool {
         self.ethernet.ether_type() == Ipv4Header::ETHERTYPE
@@ -65,8 +65,8 @@ pub enum Transport<'a> {
 }
 
 impl<A: Address> Segment<'_, A> {
-    /// Says why the packet is none of ours, if its headers tell. Its transport header begins `headers`
-    /// bytes after its IP header.
+    /// Returns the verdict of a packet with invalid headers. The transport header begins `headers` bytes after the IP
+    /// header.
     #[inline(always)]
     pub fn check(&self, headers: u32, extent: Extent) -> Result<(), Verdict> {
         let claimed = self.ip.claimed_length();
@@ -89,7 +89,7 @@ impl<A: Address> Segment<'_, A> {
         Ok(())
     }
 
-    /// The tuple to steer the packet by.
+    /// The packet's tuple.
     #[inline(always)]
     pub fn tuple(&self) -> FlowKey<A> {
         let (source_port, destination_port, protocol) = match &self.transport {
@@ -105,8 +105,8 @@ impl<A: Address> Segment<'_, A> {
         }
     }
 
-    /// Replaces the tuple and, when the packet is forwarded, takes one hop off its time to live. The
-    /// checksum of the transport header is left to the caller.
+    /// Replaces the tuple, and reduces the time to live of a forwarded packet. The caller updates the transport
+    /// checksum.
     #[inline(always)]
     pub fn rewrite(&mut self, translated: &FlowKey<A>, forwarded: bool) -> Rewritten {
         let addresses = self
@@ -126,7 +126,7 @@ impl<A: Address> Segment<'_, A> {
 }
 
 impl Transport<'_> {
-    /// Where in the header the checksum is, in bytes.
+    /// Offset of the checksum in the header, in bytes.
     #[inline(always)]
     pub fn checksum_offset(&self) -> usize {
         match self {
@@ -135,8 +135,8 @@ impl Transport<'_> {
         }
     }
 
-    /// Brings a complete checksum up to date. That of a datagram may be missing, and is then left so
-    /// (RFC 768); one that comes out as 0 is written as all ones.
+    /// Updates a complete checksum. A datagram without one stays without (RFC 768); a result of 0 is written as all
+    /// ones.
     #[inline(always)]
     pub fn apply(&mut self, rewritten: Rewritten) {
         match self {

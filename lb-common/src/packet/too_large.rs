@@ -1,34 +1,33 @@
-//! The answer to a packet that is too large for the next link: an ICMP error that quotes its beginning.
-//!
-//! It goes back where the packet came from, in the name of whom it was sent to, which is this host.
+//! The ICMP error for a packet that is too large for the next link. It goes back to the packet's link address, with
+//! the packet's destination as its source.
 
 use crate::{
     checksum::Difference,
     headers::{ETHERNET_LEN, Ipv4Header, Ipv6Header, PROTOCOL_ICMP, PROTOCOL_ICMPV6},
 };
 
-/// Of what follows the IP header: ports and, of TCP, the sequence number (RFC 792).
+/// Quoted bytes after the IP header: ports and, for TCP, the sequence number (RFC 792).
 const QUOTED: usize = 8;
 const ICMP_LEN: usize = 8;
 const HOPS: u8 = 64;
 
-/// How much of an IPv4 frame an error is made of, and the length of the frame that carries it.
+/// Bytes of an IPv4 frame that an error quotes, and the length of the error's frame.
 pub const HEAD_V4_LEN: usize = ETHERNET_LEN + size_of::<Ipv4Header>() + QUOTED;
 pub const ERROR_V4_LEN: usize = HEAD_V4_LEN + size_of::<Ipv4Header>() + ICMP_LEN;
-/// The same of IPv6.
+/// The same for IPv6.
 pub const HEAD_V6_LEN: usize = ETHERNET_LEN + size_of::<Ipv6Header>() + QUOTED;
 pub const ERROR_V6_LEN: usize = HEAD_V6_LEN + size_of::<Ipv6Header>() + ICMP_LEN;
 
 const IP: usize = ETHERNET_LEN;
 
-/// Whether an IPv4 packet may be fragmented: its sender then expects no error.
+/// Whether an IPv4 packet may be fragmented. Its sender then expects no error.
 #[inline(always)]
 pub fn may_be_fragmented(head: &[u8; HEAD_V4_LEN]) -> bool {
     const DO_NOT_FRAGMENT: u8 = 0x40;
     head[IP + 6] & DO_NOT_FRAGMENT == 0
 }
 
-/// Writes the frame that says that fragmentation is needed (RFC 1191).
+/// Writes the frame of "fragmentation needed" (RFC 1191).
 #[inline(always)]
 pub fn icmp_error_v4(frame: &mut [u8; ERROR_V4_LEN], head: &[u8; HEAD_V4_LEN], mtu: u16) {
     const ICMP: usize = IP + size_of::<Ipv4Header>();
@@ -56,7 +55,7 @@ pub fn icmp_error_v4(frame: &mut [u8; ERROR_V4_LEN], head: &[u8; HEAD_V4_LEN], m
     frame[ICMP + 2..ICMP + 4].copy_from_slice(&checksum);
 }
 
-/// Writes the frame that says that a packet is too big (RFC 4443, section 3.2).
+/// Writes the frame of "packet too big" (RFC 4443, section 3.2).
 #[inline(always)]
 pub fn icmp_error_v6(frame: &mut [u8; ERROR_V6_LEN], head: &[u8; HEAD_V6_LEN], mtu: u32) {
     const ICMP: usize = IP + size_of::<Ipv6Header>();
@@ -81,7 +80,7 @@ pub fn icmp_error_v6(frame: &mut [u8; ERROR_V6_LEN], head: &[u8; HEAD_V6_LEN], m
     frame[ICMP + 2..ICMP + 4].copy_from_slice(&covered.apply([0xff; 2]));
 }
 
-/// The one's-complement sum of bytes, an even number of them.
+/// The one's-complement sum of an even number of bytes.
 #[inline(always)]
 fn sum(bytes: &[u8]) -> Difference {
     let (words, _) = bytes.as_chunks::<2>();

@@ -1,14 +1,14 @@
-//! Which backend a new connection goes to: the service's selection, or what its policy draws.
+//! The backend of a new connection: the service's selection, or a choice by its policy.
 
 use super::{ChoiceTables, Step};
 use crate::address::Address;
 use crate::maps::{CHOICE_SLOTS, FlowKey, Policy, SPREAD, first_choice, policy, state};
 
-/// How many slots are looked at, from a random one on, to find the backend with the fewest connections, or
-/// another one than that which did not answer.
+/// Most slots that a search compares, from a random one on: for the backend with the fewest connections, or for
+/// another backend after an unanswered SYN.
 pub const COMPARED: u32 = 256;
 
-/// How many slots are tried until one holds a backend that is up.
+/// Most slots tried until one holds a backend that is up.
 const SLOTS_TRIED: u32 = 4;
 
 /// Returns the id of the backend for a new connection with the client's tuple `key`; 0 for none.
@@ -49,8 +49,8 @@ pub fn choose<T: ChoiceTables, A: Address>(tables: &T, key: &FlowKey<A>, service
     }
 }
 
-/// Returns another backend than `tried`, which did not answer, for a client that repeats its SYN for
-/// the `retries + 1`st time; 0 if there is none.
+/// Returns another backend than `tried`, which did not answer the client's SYN `retries + 1` times; 0 if there is
+/// none.
 #[inline(never)]
 pub(super) fn choose_another<T: ChoiceTables>(
     tables: &T,
@@ -81,7 +81,7 @@ pub(super) fn choose_another<T: ChoiceTables>(
     search.found
 }
 
-/// The slots of one service's choices that are in force.
+/// The active slots of a service's choices.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct SlotRange {
@@ -96,7 +96,7 @@ impl SlotRange {
         tables.choice(self.first + slot).unwrap_or(0)
     }
 
-    /// The backend at a slot or, while it is not up, at one of the slots that follow.
+    /// The backend in a slot or, if it is not up, in one of the next slots.
     #[inline(always)]
     fn up<T: ChoiceTables>(self, tables: &T, number: u32) -> u32 {
         for step in 0..SLOTS_TRIED {
@@ -109,7 +109,7 @@ impl SlotRange {
     }
 }
 
-/// The search for a backend other than the one that was tried: many slots in a row may be its own.
+/// The search for a backend other than `tried`, which may fill many slots in a row.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct OtherBackendSearch {
@@ -141,7 +141,7 @@ struct LeastLoadedSearch {
 }
 
 impl<T: ChoiceTables> Step<T> for LeastLoadedSearch {
-    /// Compares the next slot with what was found so far; of equals the first one met stays.
+    /// Compares the next slot with the best so far; of equal ones, the first stays.
     #[inline(always)]
     fn step(&mut self, tables: &T, number: u32) -> bool {
         let id = self.slots.at(tables, self.start.wrapping_add(number));
@@ -150,7 +150,7 @@ impl<T: ChoiceTables> Step<T> for LeastLoadedSearch {
     }
 }
 
-/// The one of two backends with fewer open connections for its weight, this one included.
+/// Of two backends, the one with fewer connections for its weight, the new one included.
 #[inline(always)]
 fn less_loaded<T: ChoiceTables>(tables: &T, one: u32, other: u32) -> u32 {
     let (first, second) = (weight_if_up(tables, one), weight_if_up(tables, other));
@@ -162,7 +162,7 @@ fn less_loaded<T: ChoiceTables>(tables: &T, one: u32, other: u32) -> u32 {
     }
 }
 
-/// The weight of a backend; 0 unless it takes connections.
+/// The weight of a backend; 0 unless it is up.
 #[inline(always)]
 fn weight_if_up<T: ChoiceTables>(tables: &T, id: u32) -> u64 {
     let Some(backend) = tables.backend(id) else {
@@ -172,7 +172,7 @@ fn weight_if_up<T: ChoiceTables>(tables: &T, id: u32) -> u64 {
     up * u64::from(backend.weight)
 }
 
-/// Whether a backend takes new connections.
+/// Whether a backend receives new connections.
 #[inline(always)]
 pub(super) fn is_up<T: ChoiceTables>(tables: &T, id: u32) -> bool {
     let Some(backend) = tables.backend(id) else {
@@ -181,7 +181,7 @@ pub(super) fn is_up<T: ChoiceTables>(tables: &T, id: u32) -> bool {
     backend.state == state::UP && id != 0
 }
 
-/// A well-mixed number from the client's address (the finalizer of MurmurHash3).
+/// A hash of the client's address (the finalizer of MurmurHash3).
 #[inline(always)]
 fn hash<A: Address>(key: &FlowKey<A>) -> u32 {
     let mut mixed = key.source.word();

@@ -1,4 +1,4 @@
-//! The way of packets of established flows: one look-up of the flow, one of its backend.
+//! Packets of established flows: one look-up of the flow, one of its backend.
 
 use super::{
     Decision, Forwarding, Hook, PacketMeta, Tables, decide_exit,
@@ -16,20 +16,17 @@ use crate::{
     verdict::Verdict,
 };
 
-/// A flow looks after its other direction's entry with its first packet of each period of so many
-/// ticks, so that the two cannot be parted for long by the table's eviction. A power of two spares
-/// the flow a note of when it last did.
+/// Period in ticks in which a flow checks its reverse entry once, because the kernel may have evicted it. A power of
+/// two, so that no field is needed for the time of the last check.
 const REVERSE_SYNC_PERIOD: u32 = ticks(1 << 30);
 
-/// A client that has not acknowledged replies for so long may be behind a router that has died, or that no
-/// longer forwards.
+/// Ticks without acknowledgement after which the router to the client may have failed.
 const CLIENT_TIMEOUT: u32 = ticks(2_000_000_000);
 
-/// A client may keep an acknowledgement back for so long (RFC 9293, section 3.8.6.3).
+/// Ticks by which a client may delay an acknowledgement (RFC 9293, section 3.8.6.3).
 const LATEST_ACKNOWLEDGEMENT: u32 = ticks(500_000_000);
 
-/// The way of an established flow's packet; `None` if the flow is over and the packet may belong to
-/// the next one.
+/// Decides on a packet of an established flow; `None` if the flow is over and the packet may begin the next one.
 #[inline(always)]
 pub(super) fn established<T: Tables>(
     tables: &T,
@@ -50,14 +47,14 @@ pub(super) fn established<T: Tables>(
     }
     let keeps = keeps_flows(backend);
     let now = ticks(tables.now_ns());
-    // Only a silence that could have been too long is looked at closely.
+    // Check the exact idle times only after a possibly long silence.
     let was_idle =
         key.is_datagram() && now.wrapping_sub(flow.last_seen_ticks) > REVERSE_SYNC_PERIOD;
     let may_be_over = if is_request {
         packet.flags.is_syn() || !keeps || was_idle
     } else {
-        // The manager's own server may answer another connection of the same port: one that came to it
-        // directly, or by another service.
+        // The manager's own server may reply to another connection of the same port: a direct one, or one of another
+        // service.
         backend.mode == mode::LOCAL && (packet.flags.is_syn_ack() || was_idle)
     };
     if may_be_over {
@@ -71,7 +68,7 @@ pub(super) fn established<T: Tables>(
         }
     }
 
-    // What its sender cannot have sent is left to the receiver's judgement, and changes nothing here.
+    // An implausible packet is forwarded, because the receiver checks its own window, but changes no state here.
     let plausible = is_plausible(&flow, packet);
     if plausible {
         decision.plausible = 1;
@@ -98,8 +95,8 @@ pub(super) fn established<T: Tables>(
     Some(decide_exit(&forwarding(&flow), backend, decision))
 }
 
-/// The way of a packet that belonged to no flow when it came, and belongs to no handshake: another processor
-/// may have made the one from the other meanwhile. If not, its verdict is `otherwise`.
+/// Looks up the flow again for a packet that matched neither flow nor handshake: another processor may have
+/// established it meanwhile. Returns `otherwise` if not.
 #[inline(never)]
 pub(super) fn recheck_established<T: Tables>(
     tables: &T,
@@ -131,17 +128,17 @@ fn forwarding<A: Address>(flow: &Flow<A>) -> Forwarding<A> {
     }
 }
 
-/// Whether an established flow had to go.
+/// Whether a flow ended.
 #[repr(u32)]
 enum FlowEnd {
     Continues,
-    /// It was over, and its client begins a new one.
+    /// It was over, and the packet may begin a new one.
     Over,
     BackendDown,
 }
 
-/// Supersedes a flow that a SYN, a SYN-ACK or a datagram finds over, or whose backend is down, from which
-/// a SYN leads to another one. Datagrams have no RST: theirs begins anew.
+/// Supersedes a flow that is over, when a SYN, SYN-ACK or datagram arrives, or whose backend is down. A SYN or
+/// datagram may then begin a new flow.
 #[inline(never)]
 fn end_if_over<T: Tables>(
     tables: &T,
@@ -159,7 +156,7 @@ fn end_if_over<T: Tables>(
     let now = tables.now_ns();
     let is_request = flow.direction == direction::REQUEST;
     let begins = flags.is_syn() || flags.is_syn_ack() || key.is_datagram();
-    // What has ended counts no more, even where the entry that showed the other end was evicted since.
+    // An ended connection is not counted, even if the entry with the other direction's end was evicted.
     let ended = is_request && flow.counted == 0;
     let over = begins && (ended || is_over(settings, flow, reverse.as_deref(), now));
     if !over && (keeps || !is_request) {
@@ -187,8 +184,8 @@ fn end_if_over<T: Tables>(
     }
 }
 
-/// Brings the other direction's entry in line with `flow`, and back if it was evicted. Returns whether
-/// the flow may go on: not when another one has taken the place of an evicted entry.
+/// Updates the reverse entry from `flow`, and restores it if it was evicted. Returns whether the flow continues: not
+/// if another flow has replaced an evicted reverse entry.
 #[inline(never)]
 fn sync_reverse_entry<T: Tables>(
     tables: &T,
@@ -210,7 +207,7 @@ fn sync_reverse_entry<T: Tables>(
         } else if !key.is_datagram() {
             flow.client_interface = interface_to_client(flow, reverse.last_seen_ticks, now);
         }
-        // Who knows the other side's number is heard: that of an entry that was made anew may be wrong.
+        // A packet that acknowledges the other side's number is genuine; the number in a restored entry may be wrong.
         let is_known = is_in_window(packet.acknowledgement, reverse.sequence);
         if packet.flags.is_ack() && is_known && flow.ended == 0 {
             flow.sequence = packet.sequence;
@@ -218,14 +215,15 @@ fn sync_reverse_entry<T: Tables>(
     } else if flow.direction == direction::REQUEST
         && find_by_reply(tables, Hook::Ingress, &reverse_key) != NO_SLOT
     {
-        // Without its entry, the port was free for the next client's handshake.
+        // The entry was evicted, and another client's handshake uses the port.
         return false;
     } else if let Some(mut scratch) = tables.flow_scratch() {
         scratch.reply = reverse_entry(key, flow, packet);
-        // What was evicted is still in the count until the next recount: the new entry is one more.
+        // The evicted entry remains counted until the manager reconciles the counts, so the new one is counted in
+        // addition.
         let counts = flow.direction == direction::REPLY && flow.ended == 0;
         scratch.reply.counted = counts.into();
-        // A full table is counted where a connection is refused, not where one goes on.
+        // Verdict `table_full` counts refused connections only, and this one continues.
         if tables.add_established(&reverse_key, &scratch.reply).is_ok() && counts {
             tables.count_active(flow.backend, true);
         }
@@ -233,16 +231,16 @@ fn sync_reverse_entry<T: Tables>(
     true
 }
 
-/// The interface by which replies leave, with [`BY_ROUTE`] or without. While the client does not
-/// acknowledge, they take the manager's route and the client's last link address by turns, one period of
-/// [`REVERSE_SYNC_PERIOD`] each: either may be the one that works. The client's next packet ends that.
+/// The interface of replies, with or without [`BY_ROUTE`]. While the client does not acknowledge, replies alternate
+/// between the manager's route and the client's last link address, one [`REVERSE_SYNC_PERIOD`] each, because either
+/// may work. The client's next packet ends this.
 #[inline(always)]
 fn interface_to_client<A>(reply: &Flow<A>, client_seen: u32, now: u32) -> u32 {
     let interface = reply.client_interface;
     let later_by = |than: u32, then: u32| than.wrapping_sub(then) as i32;
     let unanswered = later_by(reply.last_seen_ticks, client_seen) > LATEST_ACKNOWLEDGEMENT as i32;
     let silent = later_by(now, client_seen) > CLIENT_TIMEOUT as i32;
-    // The route's interface has no tag; the frames of this one have.
+    // A tagged client is on another VLAN than the route's interface.
     let has_route = interface != LOOPBACK && reply.client_mac.tag() == 0;
     if unanswered && silent && has_route {
         interface ^ BY_ROUTE

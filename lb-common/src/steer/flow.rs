@@ -1,4 +1,4 @@
-//! What can be said of an established flow by looking at its entries, and how it ends.
+//! State of established flows, and their end.
 
 use super::{
     Hook, PacketMeta, Tables,
@@ -10,17 +10,17 @@ use crate::{
     maps::{Backend, Flow, FlowKey, Settings, direction, elapsed_ns, ended, state},
 };
 
-/// How far, in bytes, a segment's number may lie from the last one of the same sender: more than the
-/// largest segment that a card makes, and than what a sender repeats or a network loses at once. Who does not
-/// know the number hits this range once in 2,048 attempts (RFC 5961, section 1).
+/// Greatest distance in bytes between sequence numbers of plausible segments of one sender. It exceeds the largest
+/// GSO segment and a burst of losses or repetitions. A blind attacker hits this range once in 2,048 attempts (RFC
+/// 5961, section 1).
 const WINDOW: u32 = 1 << 20;
 
-/// How long, in nanoseconds, packets may be under way to one that has reset its connection.
+/// Time in nanoseconds in which packets may still arrive after a reset.
 const ROUND_TRIP_NS: u64 = 1_500_000_000;
 
-/// The entry of the other direction, from an entry, its key and a packet of it, which acknowledges what the
-/// other side sent last. Where the tuple stays as it is, as in mode `dsr`, answers do not come by here:
-/// theirs counts as ended from the beginning.
+/// Builds the reverse entry from an entry, its key and a packet, whose acknowledgement number is the other side's
+/// sequence number. If the tuple is not translated, as in mode `dsr`, replies do not pass the manager: the reverse
+/// direction counts as ended.
 #[inline(always)]
 pub(super) fn reverse_entry<A: Address>(
     key: &FlowKey<A>,
@@ -39,25 +39,25 @@ pub(super) fn reverse_entry<A: Address>(
     }
 }
 
-/// Whether `other`, stored where the answers to the flow of `key` are looked up, belongs to it.
+/// Whether `other`, found under the reverse key of the flow of `key`, belongs to that flow.
 #[inline(always)]
 pub(super) fn is_reverse_of<A: Address>(key: &FlowKey<A>, other: &Flow<A>) -> bool {
     other.translated.reversed() == *key
 }
 
-/// Whether packets still go this way.
+/// Whether the entry still matches packets.
 #[inline(always)]
 pub(super) fn is_live<A>(flow: &Flow<A>) -> bool {
     flow.superseded == 0
 }
 
-/// Whether packets of existing flows still go to `backend`.
+/// Whether `backend` receives packets of existing flows.
 #[inline(always)]
 pub(super) fn keeps_flows(backend: &Backend) -> bool {
     matches!(backend.state, state::UP | state::DRAINING)
 }
 
-/// Which bits of [`ended`] a segment sets.
+/// The bits of [`ended`] that a segment sets.
 #[inline(always)]
 pub(super) fn end_bits(flags: TcpFlags) -> u8 {
     let fin = if flags.has_fin() { ended::FIN } else { 0 };
@@ -65,7 +65,8 @@ pub(super) fn end_bits(flags: TcpFlags) -> u8 {
     fin | reset
 }
 
-/// Whether the client's packets now come from another link address, which is a station's, or interface.
+/// Whether the client's packets come from another link address or interface than before. A link address must be a
+/// station's.
 #[inline(always)]
 pub(super) fn has_moved<A>(flow: &Flow<A>, packet: &PacketMeta) -> bool {
     let differs = flow.client_mac != packet.source_mac
@@ -74,8 +75,8 @@ pub(super) fn has_moved<A>(flow: &Flow<A>, packet: &PacketMeta) -> bool {
     differs && (packet.hook != Hook::Ingress || packet.source_mac.is_station())
 }
 
-/// Whether the sender that a packet names may have sent it, as far as its number tells (RFC 5961, section 3):
-/// the receiver judges by its window, which is not known here. Datagrams have no number.
+/// Whether the sequence number is plausible (RFC 5961, section 3). The receiver checks its window, which is not known
+/// here. Datagrams have no number.
 #[inline(always)]
 pub(super) fn is_plausible<A>(flow: &Flow<A>, packet: &PacketMeta) -> bool {
     is_in_window(packet.sequence, flow.sequence)
@@ -87,26 +88,25 @@ pub(super) fn is_in_window(number: u32, other: u32) -> bool {
     number.wrapping_sub(other).wrapping_add(WINDOW) < 2 * WINDOW
 }
 
-/// How far, in bytes, a segment that an error message quotes may lie behind the last one of the same sender: twice
-/// what Linux lets a sender have unacknowledged by default (`net.ipv4.tcp_wmem`). A path may become narrow while as
-/// much is under way, and its sender then repeats the first of it.
+/// Greatest distance in bytes from a segment that an ICMP error quotes to the sender's last one: twice Linux's
+/// default send buffer (`net.ipv4.tcp_wmem`), because a path may become narrow while a full buffer is in flight.
 const UNACKNOWLEDGED: u32 = 1 << 23;
 
-/// Whether a message can quote a segment with this number after `last` (RFC 5927, section 4.1). Who does not know
-/// the number hits it once in 455 attempts.
+/// Whether an ICMP error may quote a segment with this number when `last` is the sender's last one (RFC 5927, section
+/// 4.1). A blind attacker hits the range once in 455 attempts.
 #[inline(always)]
 pub(super) fn is_recent(number: u32, last: u32) -> bool {
     number.wrapping_sub(last).wrapping_add(UNACKNOWLEDGED) < UNACKNOWLEDGED + WINDOW
 }
 
-/// A sequence number past the end of a segment: its headers are counted, too.
+/// A sequence number not below the segment's end: the length includes the headers.
 #[inline(always)]
 pub(super) fn sequence_end(packet: &PacketMeta) -> u32 {
     packet.sequence.wrapping_add(packet.bytes)
 }
 
-/// Whether a packet of a worker comes on another interface than the one to which its packets belong: then its
-/// sender is forged, or its way back another than the one there. Each is left to the kernel.
+/// Whether a worker's packet arrives on another interface than the route to the worker. Either its source is spoofed,
+/// or the routing is asymmetric; the kernel handles both.
 #[inline(always)]
 pub(super) fn is_wrong_interface(backend: &Backend, packet: &PacketMeta) -> bool {
     backend.reply_interface != 0 && backend.reply_interface != packet.interface
@@ -119,7 +119,7 @@ pub(super) fn account<A>(flow: &mut Flow<A>, packet: &PacketMeta, now_ticks: u32
     flow.bytes += u64::from(packet.bytes);
 }
 
-/// How long both directions have been silent.
+/// Time in nanoseconds since the last packet of either direction.
 #[inline(always)]
 pub(super) fn idle_ns<A>(flow: &Flow<A>, reverse: Option<&Flow<A>>, now: u64) -> u64 {
     let idle = elapsed_ns(now, flow.last_seen_ticks);
@@ -128,9 +128,8 @@ pub(super) fn idle_ns<A>(flow: &Flow<A>, reverse: Option<&Flow<A>>, now: u64) ->
     })
 }
 
-/// Whether a new connection of the tuple's own client may take its place: the flow has ended, or both
-/// directions have been silent for long. Where the worker has ended its part, the client has little time to
-/// answer: one that is gone says nothing any more.
+/// Whether a new connection of the same tuple may replace the flow: it has ended, or both directions have been idle
+/// for too long. After the worker's FIN, the limit is `closing_idle_ns`.
 #[inline(always)]
 pub(super) fn is_over<A: Address>(
     settings: &Settings,
@@ -142,7 +141,7 @@ pub(super) fn is_over<A: Address>(
     let by_worker = if flow.direction == direction::REPLY {
         flow.ended & ended::FIN
     } else if reverse.is_some_and(|reverse| reverse.translated.reversed().is(&flow.translated)) {
-        // Of a worker that answers past the manager, nothing is seen.
+        // Replies in mode `dsr` do not pass the manager.
         0
     } else {
         reverse_ended & ended::FIN
@@ -157,8 +156,8 @@ pub(super) fn is_over<A: Address>(
     ended::both(flow.ended, reverse_ended) || idle_ns(flow, reverse, now) > longest
 }
 
-/// Whether the pending connection may have its tuple towards a worker that sees the client's own port: only
-/// the client itself may have had it. What is left of its earlier connection is superseded.
+/// Whether the tuple of the pending connection is free in mode `routed`, where the worker sees the client's port.
+/// Supersedes an earlier connection of the same client.
 #[inline(never)]
 pub(super) fn supersede_own<T: Tables>(tables: &T) -> bool {
     let Some(scratch) = tables.flow_scratch() else {
@@ -177,8 +176,8 @@ pub(super) fn supersede_own<T: Tables>(tables: &T) -> bool {
     true
 }
 
-/// Takes a connection out of its backend's count of open ones, once, even if both sides end it at once;
-/// returns whether it was counted.
+/// Removes a connection from its backend's count, exactly once even if both sides end it at the same time. Returns
+/// whether it was counted.
 #[inline(always)]
 pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) -> bool {
     let was_open = request.counted == 1 && tables.clear_counted(request);
@@ -188,10 +187,10 @@ pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) -> 
     was_open
 }
 
-/// A plausible packet that ends its direction, or follows an end.
+/// Handles a plausible packet that ends its direction, or that follows such an end.
 ///
-/// A RST or FIN that is forged with a number near enough is its sender's for the programs only: the sender
-/// goes on, and so does the other side, and with them the connection.
+/// A spoofed RST or FIN with a plausible number ends nothing for good: genuine packets of either side revive the
+/// connection.
 #[inline(never)]
 pub(super) fn close<T: Tables>(
     tables: &T,
@@ -206,7 +205,7 @@ pub(super) fn close<T: Tables>(
         .established(&reverse_key)
         .filter(|reverse| is_reverse_of(key, reverse));
     if ends != 0 {
-        // Atomically, so that of two sides that end at once, one sees the other's end.
+        // Atomic, so that of two directions that end at the same time, one sees the other's end.
         tables.set_ended(flow, ends);
         if ends & ended::FIN != 0 {
             flow.sequence = sequence_end(packet);
@@ -214,11 +213,11 @@ pub(super) fn close<T: Tables>(
         apply_end(tables, key, flow, reverse.as_deref_mut());
         return 0;
     }
-    // Nothing follows a RST.
+    // No packet follows a genuine RST.
     flow.ended &= !ended::RESET;
     let goes_beyond = packet.sequence.wrapping_sub(flow.sequence).wrapping_sub(1) < WINDOW;
     if goes_beyond {
-        // No new data follows a FIN.
+        // No new data follows a genuine FIN.
         flow.ended &= !ended::FIN;
     }
     if flow.ended & ended::FIN == 0 {
@@ -228,15 +227,15 @@ pub(super) fn close<T: Tables>(
         elapsed_ns(tables.now_ns(), reverse.last_seen_ticks)
     });
     if idle > ROUND_TRIP_NS {
-        // It would be answered with another RST.
+        // The other side would have replied with another RST.
         flow.ended &= !ended::BY_RESET;
     }
     revive(tables, flow, reverse.as_deref_mut(), before & !flow.ended);
     0
 }
 
-/// Notes that one side has ended its part: with both, the connection is no longer open, and its port is given
-/// back. The only place where an end becomes final.
+/// Applies the end of one direction. If both have ended, uncounts the connection and releases its port. No other
+/// function does this.
 #[inline(always)]
 fn apply_end<T: Tables>(
     tables: &T,
@@ -265,8 +264,8 @@ fn apply_end<T: Tables>(
     }
 }
 
-/// Lets a connection live again whose end was none, and keep its port: the entry of the packet that shows it has lost these bits
-/// of [`ended`]. The only place where one is revived.
+/// Revives a connection after its entry has lost the `cleared` bits of [`ended`]: counts it again and reclaims its
+/// port. No other function does this.
 #[inline(always)]
 fn revive<T: Tables>(
     tables: &T,
@@ -284,7 +283,7 @@ fn revive<T: Tables>(
     if ended::both(flow.ended, reverse_ended) {
         return;
     }
-    // In branches of their own: Linux 6.1 does not see that the other entry is there where it is needed.
+    // Two branches, because the verifier of Linux 6.1 loses the null check of a merged pointer.
     if flow.direction == direction::REQUEST {
         if tables.set_counted(flow) {
             tables.count_active(flow.backend, true);

@@ -1,4 +1,4 @@
-//! The way of packets of handshakes, until the client has proved that it is there.
+//! Packets of handshakes, until the client has proved that it receives packets.
 
 use super::{
     Decision, Forwarding, InsertError, PacketMeta, Tables, decide_exit,
@@ -15,14 +15,14 @@ use crate::{
     verdict::Verdict,
 };
 
-/// How far, in bytes, an acknowledgement may lie beyond the SYN or the SYN-ACK: either may carry data, and
-/// a worker may send more before the handshake is complete (RFC 7413).
+/// Greatest distance in bytes from a SYN or SYN-ACK to its acknowledgement: both may carry data, and the worker may
+/// send more before the handshake completes (RFC 7413).
 const EARLY_DATA: u32 = 65_536;
 
-/// How far, in bytes, sequence numbers of one connection may lie apart (RFC 7323, section 2.2).
+/// Greatest distance in bytes between sequence numbers of one connection (RFC 7323, section 2.2).
 const MAX_WINDOW: u32 = 1 << 30;
 
-/// A packet from the worker, or from the manager's own server, of the handshake at `slot`.
+/// Handles a packet from the worker, or from the manager's own server, of the handshake in `slot`.
 #[inline(never)]
 pub(super) fn handle_worker_packet<T: Tables>(
     tables: &T,
@@ -66,7 +66,7 @@ pub(super) fn handle_worker_packet<T: Tables>(
     decide_exit(&forwarding, backend, decision)
 }
 
-/// Ends the handshake at `slot`, and gives its port back.
+/// Ends the handshake in `slot` and releases its port.
 #[inline(never)]
 pub(super) fn end_handshake<T: Tables>(tables: &T, slot: u32, time_wait: TimeWait) -> u32 {
     let Some(mut handshake) = tables.handshake(slot) else {
@@ -81,9 +81,9 @@ pub(super) fn end_handshake<T: Tables>(tables: &T, slot: u32, time_wait: TimeWai
     release(tables, backend, &translated, time_wait)
 }
 
-/// Whether what a worker sends is about this connection, and not the last words of the one before on the
-/// same tuple, or forged: it acknowledges the client's SYN (RFC 9293, section 3.10.7.3), or follows what
-/// did. Datagrams have no number.
+/// Whether a worker's packet belongs to this handshake, not to an earlier connection of the same tuple, and is not
+/// spoofed: it acknowledges the client's SYN (RFC 9293, section 3.10.7.3), or follows a packet that did. Datagrams
+/// have no number.
 #[inline(always)]
 fn belongs_to<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool {
     if handshake.answered == 1 {
@@ -96,7 +96,7 @@ fn belongs_to<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool
     beyond < EARLY_DATA || handshake.client.is_datagram()
 }
 
-/// A packet of the client that begins nothing, of the handshake at `slot`.
+/// Handles a client's packet, not a SYN, of the handshake in `slot`.
 #[inline(never)]
 pub(super) fn handle_client_packet<T: Tables>(
     tables: &T,
@@ -144,7 +144,7 @@ pub(super) fn handle_client_packet<T: Tables>(
         manager_mac: packet.destination_mac,
         ..forwarding(&handshake)
     };
-    // Another processor may be at it. It may even have finished, and the slot be another client's.
+    // Another processor may complete it at the same time, and the slot may already hold another client's handshake.
     let is_first = tables.mark_completed(&mut handshake);
     if !handshake.is_valid() || !handshake.client.is(key) {
         return recheck_established(tables, key, Verdict::NoFlow, decision);
@@ -155,13 +155,13 @@ pub(super) fn handle_client_packet<T: Tables>(
             end_handshake(tables, slot, TimeWait::Possible);
             return Verdict::TableFull;
         }
-        // The port is the connection's from now on.
+        // The port now belongs to the flow.
         handshake.backend = 0;
     }
     decide_exit(&forwarding, backend, decision)
 }
 
-/// Sends a client's packet on to the worker of the handshake at `slot`.
+/// Forwards a client's packet to the worker of the handshake in `slot`.
 #[inline(never)]
 pub(super) fn forward_request<T: Tables>(
     tables: &T,
@@ -187,15 +187,15 @@ pub(super) fn forward_request<T: Tables>(
     handshake.manager_mac = packet.destination_mac;
     handshake.bytes_in = handshake.bytes_in.wrapping_add(packet.bytes);
     if backend.mode == mode::DSR {
-        // Answers do not come by here, nor is it seen how they end. The worker may have answered: a second
-        // one would, too, and the client believe the one and speak to the other.
+        // Replies do not pass the manager, nor does their end. The worker may have replied: with a second worker, the
+        // client would accept one's SYN-ACK and send to the other.
         handshake.answered = 1;
         handshake.ended = ended::FIN;
     }
     decide_exit(&forwarding, backend, decision)
 }
 
-/// The client's way to the worker.
+/// Forwarding from the client to the worker.
 #[inline(always)]
 fn forwarding<A: Address>(handshake: &Handshake<A>) -> Forwarding<A> {
     Forwarding {
@@ -208,8 +208,8 @@ fn forwarding<A: Address>(handshake: &Handshake<A>) -> Forwarding<A> {
     }
 }
 
-/// Whether the client proves that it is there: it acknowledges the worker's SYN-ACK, which only its
-/// true receiver can, or goes on after a second answer. Where answers do not come by here, it must go on twice.
+/// Whether the packet proves that the client receives packets: it acknowledges the worker's SYN-ACK, or it is a
+/// datagram after the worker's second reply. In mode `dsr`, where replies do not pass, the client must send twice.
 #[inline(always)]
 fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, packet: &PacketMeta) -> bool {
     let is_direct = backend.mode == mode::DSR;
@@ -232,7 +232,7 @@ fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, packet: &P
     )
 }
 
-/// Whether the client acknowledges, with a number that follows `start`, what a worker has answered.
+/// Whether the client acknowledges the worker's reply with a `number` after `start`.
 #[inline(always)]
 fn acknowledges_after<A: Address>(
     start: u32,
@@ -244,15 +244,14 @@ fn acknowledges_after<A: Address>(
     handshake.answered == 1 && packet.flags.is_ack() && beyond < EARLY_DATA
 }
 
-/// Whether the client acknowledges a SYN-ACK that did not pass here.
+/// Whether the client acknowledges a SYN-ACK that did not pass the manager.
 #[inline(always)]
 fn is_half_seen<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool {
     let is_segment = !handshake.client.is_datagram();
     is_segment && handshake.answered == 0 && packet.flags.is_ack()
 }
 
-/// Whether a client whose answers do not come by here goes on after its first acknowledgement: it acknowledges
-/// more, or has sent more.
+/// In mode `dsr`: whether the client acknowledges more, or has sent more, than with its first acknowledgement.
 #[inline(always)]
 fn has_advanced<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool {
     let sent = packet
@@ -269,7 +268,7 @@ fn has_advanced<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bo
         && (has_sent || has_received)
 }
 
-/// Notes that a client has gone on that has not proved yet that it is there.
+/// Records the progress of a handshake that is not complete.
 #[inline(always)]
 fn record_progress<T: Tables>(
     tables: &T,
@@ -298,7 +297,7 @@ fn record_progress<T: Tables>(
     handshake.syn_ns = tables.now_ns();
 }
 
-/// Makes both entries of a completed handshake's flow.
+/// Creates both entries of a completed handshake's flow.
 #[inline(always)]
 fn establish<T: Tables>(
     tables: &T,
@@ -308,14 +307,14 @@ fn establish<T: Tables>(
 ) -> Result<(), InsertError> {
     let now = tables.now_ns();
     let reply_key = handshake.translated.reversed();
-    // Both sides may have said all they had to say with their first segments.
+    // Both sides may have ended already with their first segments.
     let is_open = !ended::both(end_bits(packet.flags), handshake.ended);
     let mut sequences = [handshake.client_sequence, handshake.worker_sequence];
     if packet.flags.has_fin() {
         sequences[0] = sequence_end(packet);
     }
     if handshake.ended != 0 {
-        // All that the worker has sent is counted, and its headers.
+        // `bytes_out` includes headers, so this is not below the worker's last number.
         sequences[1] = sequences[1].wrapping_add(handshake.bytes_out);
     }
     let mut scratch = tables.flow_scratch().ok_or(InsertError::Full)?;
@@ -354,8 +353,8 @@ fn establish<T: Tables>(
     Ok(())
 }
 
-/// Stores an entry, in the place of one that is free for it; not over another live flow. Whoever finds it
-/// there finds it whole.
+/// Stores an entry, or replaces a superseded one; never another live flow. Other processors see the entry only when
+/// it is complete.
 #[inline(never)]
 fn store<T: Tables>(
     tables: &T,

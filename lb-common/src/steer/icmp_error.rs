@@ -1,4 +1,4 @@
-//! The way of ICMP error messages about flows: they go where the packet came from that they tell of.
+//! ICMP errors about flows: they are forwarded to the sender of the quoted packet.
 
 use super::{
     Decision, Exit, Forwarding, Hook, PacketMeta, Tables, decide_exit,
@@ -10,9 +10,8 @@ use crate::{
     verdict::Verdict,
 };
 
-/// Decides what becomes of an error message about the packet that `key` is the answering tuple of:
-/// it goes on like a packet with that tuple, and tells of one with the reverse of the decision's
-/// `translated`.
+/// Decides on an ICMP error. `key` is the tuple of replies to the quoted packet: the error is forwarded like a packet
+/// with that tuple, and afterwards quotes the reverse of the decision's `translated`.
 #[inline(always)]
 pub fn steer_error<T: Tables>(
     tables: &T,
@@ -40,7 +39,7 @@ fn related<T: Tables>(
     };
     match tables.backend(forwarding.backend) {
         Some(backend) if keeps_flows(backend) => {
-            // Of a worker that answers past the manager, no number is known.
+            // In mode `dsr`, the worker's numbers are unknown.
             let is_judged = !key.is_datagram() && backend.mode != mode::DSR;
             if is_judged && !is_recent(packet.sequence, last) {
                 decision.backend = forwarding.backend;
@@ -65,9 +64,9 @@ fn related<T: Tables>(
     }
 }
 
-/// Marks the connection as one whose worker's segments must be cut up on their way to the client. To its worker all
-/// clients have the manager's address: told of one narrow path, it would take it for all of theirs. Says whether
-/// there is such a connection: datagrams have no numbers of their own to be put together by (RFC 6864).
+/// Marks the connection so that the worker's segments leave without the DF bit. The worker sees all clients at the
+/// manager's address, and would apply one narrow path to all of them. Returns whether there is such a connection;
+/// datagrams are excluded, because their identification is not unique (RFC 6864).
 #[inline(always)]
 fn mark_narrow_path<T: Tables>(
     tables: &T,
@@ -85,7 +84,7 @@ fn mark_narrow_path<T: Tables>(
     true
 }
 
-/// The way of an established flow, with the last sequence number of the quoted packet's sender, or `unknown`.
+/// Forwarding of an established flow, and the last sequence number of the quoted packet's sender, or `unknown`.
 #[inline(always)]
 fn flow_forwarding<T: Tables>(
     tables: &T,
@@ -97,7 +96,7 @@ fn flow_forwarding<T: Tables>(
         is_request: flow.direction == direction::REQUEST,
         translated: flow.translated,
         backend: flow.backend,
-        // What is to become of replies does not concern a message.
+        // The flags concern replies only.
         client_interface: flow.client_interface & !(BY_ROUTE | IN_FRAGMENTS),
         client_mac: flow.client_mac,
         manager_mac: flow.manager_mac,
@@ -109,7 +108,7 @@ fn flow_forwarding<T: Tables>(
     Some((forwarding, sender.map_or(unknown, |sender| sender.sequence)))
 }
 
-/// The same of a handshake.
+/// The same for a handshake.
 #[inline(always)]
 fn handshake_forwarding<T: Tables>(
     tables: &T,

@@ -1,9 +1,8 @@
-//! The steering decision: which flow a packet belongs to, which backend serves it, how it leaves.
+//! The steering decision: the packet's flow, its backend, and how it leaves.
 //!
-//! Pure over [`Tables`], so that the TC program, the XDP program and the host tests run the same
-//! code. A connection begins as a [`Handshake`] in a table of fixed slots, which a flood can fill
-//! without harm, and becomes two entries of the flow table when the client proves that it received
-//! the worker's SYN-ACK.
+//! Pure over [`Tables`], so that TC, XDP and host tests run the same code. A connection begins as a [`Handshake`] in
+//! a table of fixed size, which a flood may fill without harm. It becomes two entries of the flow table when the
+//! client proves that it received the worker's SYN-ACK.
 
 mod choice;
 mod established;
@@ -35,7 +34,7 @@ pub use icmp_error::steer_error;
 pub use new_connection::PendingConnection;
 pub use port::PortState;
 
-/// Where the packet met the program.
+/// The hook at which a program runs.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
@@ -47,26 +46,26 @@ pub enum Hook {
     Loopback,
 }
 
-/// A packet, as far as the decision needs it.
+/// Metadata of a packet for the decision.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PacketMeta {
     /// With the VLAN tag of the frame.
     pub source_mac: Mac,
     pub destination_mac: Mac,
-    /// Index of the interface it met the program on.
+    /// Index of the interface at which the program runs.
     pub interface: u32,
     pub hook: Hook,
     pub time_to_live: u8,
-    /// None where the packet is no TCP segment.
+    /// [`TcpFlags::NONE`] unless the packet is a TCP segment.
     pub flags: TcpFlags,
-    /// Whether it met XDP, behind which TC meets what XDP cannot send.
+    /// Whether the program is XDP. TC then handles what XDP cannot send.
     pub in_driver: bool,
-    /// Of an error message: the packet that it quotes would get through in fragments.
+    /// The packet is IPv4's ICMP error "fragmentation needed".
     pub fragmentation_needed: bool,
     pub sequence: u32,
     pub acknowledgement: u32,
-    /// Packets and bytes on the wire that this one stands for.
+    /// Packets and bytes on the wire; more than one packet with GSO.
     pub packets: u32,
     pub bytes: u32,
 }
@@ -75,51 +74,51 @@ pub struct PacketMeta {
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// Untouched, to whoever comes next in the kernel.
+    /// Unchanged, to the next program or the kernel.
     Pass,
     Drop,
-    /// Rewritten, on the way it was going.
+    /// Rewritten, to the local stack or from it.
     Local,
     /// Rewritten, to the decision's next hop.
     Backend,
-    /// As it came, but for its time to live, to the decision's next hop.
+    /// Only with a reduced time to live, to the decision's next hop.
     Dsr,
-    /// Rewritten, to the decision's link addresses: back to where the client's packets come from.
+    /// Rewritten, to the decision's link addresses: where the client's packets come from.
     Client,
-    /// Rewritten, to where the manager's own route to the client leads.
+    /// Rewritten, by the manager's route to the client.
     ClientByRoute,
-    /// As [`Exit::Client`], but so that routers may cut the packet up.
+    /// As [`Exit::Client`], but without the DF bit.
     ClientInFragments,
     /// Rewritten, to a client on the manager itself.
     Loopback,
 }
 
-/// What becomes of a packet. Flat, with every field always set: the verifier refuses to copy what
-/// an enum leaves undefined. On the stack it also wants whole words in their places, which zeros all
-/// over are written by.
+/// The decision on a packet. A flat structure whose fields are always set, because the verifier rejects copies of
+/// uninitialized bytes, which an enum has. All zeros are written as whole aligned words, which it demands on the
+/// stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Decision<A = V4> {
-    /// The tuple to leave with, unless the packet passes or is dropped.
+    /// The tuple after translation, unless the packet is passed or dropped.
     pub translated: FlowKey<A>,
-    /// With the VLAN tag to leave with.
+    /// With the VLAN tag of the outgoing frame.
     pub destination_mac: Mac,
     pub source_mac: Mac,
     pub next_hop: A,
-    /// Index of the interface to leave by.
+    /// Index of the outgoing interface.
     pub interface: u32,
-    /// The backend concerned; 0 for none.
+    /// The packet's backend; 0: none.
     pub backend: u32,
     pub verdict: Verdict,
     pub exit: Exit,
-    /// 1 if this packet began a connection.
+    /// 1: the packet began a connection.
     pub new_connection: u8,
-    /// 1 if the packet's sender knows the connection's numbers: from others, nothing is learnt.
+    /// 1: the sequence number is plausible. Link addresses are learned from such packets only.
     pub plausible: u8,
 }
 
 impl<A: Address> Decision<A> {
-    /// Nothing decided yet.
+    /// An empty decision.
     pub const NONE: Self = Self {
         translated: FlowKey::NONE,
         destination_mac: Mac::NONE,
@@ -135,7 +134,7 @@ impl<A: Address> Decision<A> {
 }
 
 impl<A> Decision<A> {
-    /// Whether the packet leaves the way that it was going.
+    /// Whether the packet leaves the manager rewritten.
     #[inline(always)]
     pub fn is_forwarded(&self) -> bool {
         !matches!(self.exit, Exit::Pass | Exit::Drop | Exit::Local)
@@ -149,7 +148,7 @@ pub enum InsertError {
     Full,
 }
 
-/// What a connection is made of while it is made.
+/// Scratch space for a new connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlowScratch<A = V4> {
@@ -158,7 +157,7 @@ pub struct FlowScratch<A = V4> {
     pub pending: PendingConnection<A>,
 }
 
-/// A loop's body, with what it works on.
+/// The body of a loop and its state.
 pub trait Step<T> {
     /// Takes one step; returns whether it was the last.
     fn step(&mut self, tables: &T, number: u32) -> bool;
@@ -169,7 +168,7 @@ pub trait ChoiceTables: Sized {
     fn selection(&self, service: u32) -> Option<u32>;
     fn policy(&self, service: u32) -> Option<Policy>;
     fn choice(&self, index: u32) -> Option<u32>;
-    /// The number of this service's round-robin choices before this one.
+    /// Returns the service's round-robin counter, and increments it.
     fn next_round_robin(&self, service: u32) -> u32;
     fn random(&self) -> u32;
     /// Takes the steps 0 to `count - 1`, until one says that it was the last. The verifier cannot
@@ -185,26 +184,26 @@ pub trait ChoiceTables: Sized {
     fn backend(&self, id: u32) -> Option<&Backend>;
 }
 
-/// The maps of one family of addresses and the clock, as the decision needs them.
+/// The maps of one address family, and the clock.
 pub trait Tables: ChoiceTables {
     type Address: Address;
 
-    /// An entry of a flow table, writable in place.
+    /// A writable entry of a flow table.
     type Entry<'a>: DerefMut<Target = Flow<Self::Address>>
     where
         Self: 'a;
-    /// The owner tags of a bucket, writable in place.
+    /// The writable owner tags of a bucket.
     type OwnerTags<'a>: DerefMut<Target = OwnerTags>
     where
         Self: 'a;
-    /// A slot of the half-open table, writable in place.
+    /// A writable slot of the handshake table.
     type Slot<'a>: DerefMut<Target = Handshake<Self::Address>>
     where
         Self: 'a;
     type FlowScratch<'a>: DerefMut<Target = FlowScratch<Self::Address>>
     where
         Self: 'a;
-    /// A pool of ports, writable in place.
+    /// A writable pool of ports.
     type Pool<'a>: DerefMut<Target = PortPool>
     where
         Self: 'a;
@@ -213,40 +212,40 @@ pub trait Tables: ChoiceTables {
     fn now_ns(&self) -> u64;
     fn settings(&self) -> Option<&Settings>;
     fn service(&self, key: &ServiceKey) -> Option<Service>;
-    /// The interface by which packets of this address come: 0 for one of the manager's own, which come by none;
-    /// nothing if it may be any client's.
+    /// The only interface on which packets from this address may arrive; 0: none, for the manager's own addresses.
+    /// `None`: no restriction.
     fn expected_interface(&self, address: Self::Address) -> Option<u32>;
-    /// Whether the operator has denied the client at this address.
+    /// Whether the operator has denied this client.
     fn is_denied(&self, client: &V6) -> bool;
-    /// Whether the link addresses of a backend are known, without which XDP sends nothing there.
+    /// Whether the link addresses of a backend are known. XDP needs them.
     fn has_neighbour(&self, backend: u32) -> bool;
 
-    /// Room for what is being made: it is too large for the stack of a BPF program.
+    /// Scratch space, because a new connection does not fit on a BPF program's stack.
     fn flow_scratch(&self) -> Option<Self::FlowScratch<'_>>;
 
-    /// Whose handshakes are in a bucket of the half-open table.
+    /// The owner tags of a bucket of the handshake table.
     fn owner_tags(&self, bucket: u32) -> Option<Self::OwnerTags<'_>>;
-    /// A slot of the half-open table.
+    /// A slot of the handshake table.
     fn handshake(&self, slot: u32) -> Option<Self::Slot<'_>>;
 
-    /// The number of the pool of ports towards a worker's endpoint.
+    /// The pool of ports towards a worker's endpoint.
     fn pool_of(&self, endpoint: &ServiceKey) -> Option<u32>;
     fn pool(&self, number: u32) -> Option<Self::Pool<'_>>;
     fn port_word(&self, index: u32) -> Option<PortWord>;
-    /// Sets bits of a word of ports, and returns those set before, in one step.
+    /// Sets bits of a word of ports atomically, and returns the former bits.
     fn set_ports(&self, index: u32, state: PortState, bits: u64) -> u64;
-    /// The same, but clears them.
+    /// Clears bits of a word of ports atomically, and returns the former bits.
     fn clear_ports(&self, index: u32, state: PortState, bits: u64) -> u64;
-    /// The slot, plus 1, of the last handshake that was begun from a port; 0 for none.
+    /// The slot, plus 1, of the last handshake from a port; 0: none.
     fn port_handshake(&self, index: u32) -> Option<u32>;
     fn set_port_handshake(&self, index: u32, slot: u32);
-    /// One of the manager's addresses for NAT.
+    /// One of the manager's NAT addresses.
     fn nat_source(&self, index: u32) -> Option<V6>;
 
     fn established(&self, key: &FlowKey<Self::Address>) -> Option<Self::Entry<'_>>;
-    /// Lets packets go the way of an entry that was superseded, after all that was written of it before.
+    /// Makes a superseded entry live, after all earlier writes to it.
     fn publish(&self, flow: &mut Flow<Self::Address>);
-    /// Stores an entry unless one of the same key exists.
+    /// Stores an entry unless the key exists.
     fn add_established(
         &self,
         key: &FlowKey<Self::Address>,
@@ -254,24 +253,23 @@ pub trait Tables: ChoiceTables {
     ) -> Result<(), InsertError>;
     fn remove_established(&self, key: &FlowKey<Self::Address>);
 
-    /// Sets bits of [`ended`](crate::maps::ended), which two processors may do at once.
+    /// Sets bits of [`ended`](crate::maps::ended) atomically.
     fn set_ended(&self, flow: &mut Flow<Self::Address>, bits: u8);
-    /// Clears them.
+    /// Clears bits of [`ended`](crate::maps::ended) atomically.
     fn clear_ended(&self, flow: &mut Flow<Self::Address>, bits: u8);
-    /// Takes the mark away that says that the connection is counted, and returns whether it was there: to
-    /// one only of two processors that ask at once.
+    /// Clears `counted` atomically; returns true to exactly one processor.
     fn clear_counted(&self, request: &mut Flow<Self::Address>) -> bool;
-    /// Puts the mark back; returns whether it was not there: to one only of two that ask at once.
+    /// Sets `counted` atomically; returns true to exactly one processor.
     fn set_counted(&self, request: &mut Flow<Self::Address>) -> bool;
-    /// Marks a handshake as completed; returns whether it was not: to one only of two that ask at once.
+    /// Sets `completed` atomically; returns true to exactly one processor.
     fn mark_completed(&self, handshake: &mut Handshake<Self::Address>) -> bool;
-    /// Counts a backend's open connection, or no longer.
+    /// Adds an open connection to a backend's count, or removes one.
     fn count_active(&self, backend: u32, open: bool);
-    /// Counts a handshake that the client went on with although no answer of the backend had passed here.
+    /// Counts a handshake that the client continued although no reply of the backend had passed.
     fn count_unanswered(&self, backend: u32);
 }
 
-/// Decides what becomes of the packet that arrived with the tuple `key`.
+/// Decides on a packet with the tuple `key`.
 #[inline(always)]
 pub fn steer<T: Tables>(
     tables: &T,
@@ -284,7 +282,7 @@ pub fn steer<T: Tables>(
     }
 }
 
-/// The first half of [`steer`]: returns whether the packet is one of an established flow.
+/// The first half of [`steer`]: returns whether the packet belongs to an established flow.
 #[inline(always)]
 pub fn steer_established<T: Tables>(
     tables: &T,
@@ -305,7 +303,7 @@ pub fn steer_established<T: Tables>(
     }
 }
 
-/// The second half: the packet is none of an established flow.
+/// The second half of [`steer`]: the packet belongs to no established flow.
 #[inline(always)]
 pub fn steer_unestablished<T: Tables>(
     tables: &T,
@@ -316,12 +314,11 @@ pub fn steer_unestablished<T: Tables>(
     decision.verdict = unestablished(tables, packet, key, decision);
 }
 
-/// A packet of no established flow: part of a handshake, a stray one, or none of ours.
+/// Decides on a packet of no established flow: part of a handshake, a stray packet, or an unrelated one.
 ///
-/// What this calls stands apart from the way of established flows, so that theirs stays short and
-/// the stack of a BPF program suffices. It takes room for the decision and returns a part that the
-/// caller needs: the verifier lets no function leave a pointer to its caller's stack in the result
-/// register, as a function that returns a structure, or nothing, does.
+/// The functions that it calls are not inlined, so that the path of established flows stays short and the stack of a
+/// BPF program suffices. They write to the caller's decision and return a scalar: the verifier rejects a pointer to
+/// the caller's stack in the result register, which a function without a scalar result leaves there.
 #[inline(always)]
 fn unestablished<T: Tables>(
     tables: &T,
@@ -352,11 +349,11 @@ fn unestablished<T: Tables>(
         return recheck_established(tables, key, Verdict::NotOurs, decision);
     };
     if packet.hook == Hook::Ingress && !packet.source_mac.is_station() {
-        // An answer would go to a group, or to nobody.
+        // A reply would go to a multicast address or to none.
         decision.exit = Exit::Drop;
         return Verdict::Malformed;
     }
-    // The manager ends the established flows of whom it denies: their packets come by here, too.
+    // The manager ends the established flows of denied clients, so their packets arrive here, too.
     if is_denied(tables, key) {
         decision.exit = Exit::Drop;
         return Verdict::Denied;
@@ -376,7 +373,7 @@ fn is_denied<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> bool {
     tables.is_denied(&key.source.mapped())
 }
 
-/// Whether a datagram goes where those before it went: the worker has answered, and still does.
+/// Whether a datagram follows its handshake: the worker has replied and serves existing flows.
 #[inline(always)]
 fn continues_exchange<T: Tables>(tables: &T, slot: u32) -> bool {
     let Some(handshake) = tables.handshake(slot) else {
@@ -386,7 +383,7 @@ fn continues_exchange<T: Tables>(tables: &T, slot: u32) -> bool {
     handshake.answered == 1 && backend.is_some_and(keeps_flows)
 }
 
-/// What it takes to send a packet on.
+/// How to forward a packet of a flow or handshake.
 #[derive(Clone, Copy)]
 struct Forwarding<A> {
     is_request: bool,
@@ -397,7 +394,7 @@ struct Forwarding<A> {
     manager_mac: Mac,
 }
 
-/// Whether XDP leaves the packet to TC, which decides once more: so this time, it may change nothing.
+/// Whether XDP passes the packet to TC, which decides again. Then this decision must not change state.
 #[inline(always)]
 fn is_left_to_tc<T: Tables>(
     tables: &T,
@@ -415,7 +412,7 @@ fn is_left_to_tc<T: Tables>(
     }
 }
 
-/// Takes back what a packet that XDP leaves to TC has added to its flow.
+/// Subtracts a packet that XDP passes to TC from its flow's bytes.
 #[inline(always)]
 pub fn undo_accounting<T: Tables>(tables: &T, packet: &PacketMeta, key: &FlowKey<T::Address>) {
     if let Some(mut flow) = tables.established(key) {

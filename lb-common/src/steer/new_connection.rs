@@ -1,4 +1,4 @@
-//! The beginning of a connection: a backend, a source port towards it, a slot for the handshake.
+//! New connections: backend, source port, slot for the handshake.
 
 use super::{
     Decision, Exit, Hook, PacketMeta, Tables,
@@ -14,33 +14,31 @@ use crate::{
     verdict::Verdict,
 };
 
-/// A SYN that follows another one sooner than this is a duplicate made by the network, or the same
-/// packet met by XDP and by TC: no client repeats its SYN so soon (RFC 6298, section 2.1).
+/// A SYN sooner than this after another one is a duplicate by the network, or the same packet at XDP and TC: clients
+/// repeat later (RFC 6298, section 2.1).
 const MIN_RETRY_INTERVAL_NS: u64 = 200_000_000;
 
-/// The tuples of a connection that looks for a slot. It stands in the flow scratch: with it on the
-/// stack, the calls below would not fit.
+/// The tuples of a connection that is being created, in the flow scratch because the stack is too small.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PendingConnection<A = V4> {
     pub(super) client: FlowKey<A>,
     pub(super) translated: FlowKey<A>,
-    /// The tuples by which the port's last connection is looked up.
+    /// The keys of the port's last connection.
     pub(super) reply_key: FlowKey<A>,
     pub(super) request_key: FlowKey<A>,
-    /// Of the client, by which its handshake finds a slot.
+    /// Hash of the client, which selects the bucket.
     pub(super) hash: u64,
-    /// The client's address, as one word, of the connection that holds the port looked at last.
+    /// Address, as one word, of the client that holds the port inspected last.
     pub(super) holder: u32,
     pub(super) reserved: u32,
 }
 
-/// How often a client's unanswered datagrams make it try another worker. A client that never expects
-/// an answer is then left in peace.
+/// How often unanswered datagrams lead to another worker. Some clients expect no reply.
 const MAX_DATAGRAM_RETRIES: u8 = 3;
 
-/// A SYN to a service, or a datagram that nobody has answered yet: the first one of a connection, or a
-/// repeated one of the handshake at `existing`.
+/// Handles a SYN to a service, or a datagram without a reply yet: the first of a connection, or a repetition for the
+/// handshake in slot `existing`.
 #[inline(never)]
 pub(super) fn handle_new_connection<T: Tables>(
     tables: &T,
@@ -50,12 +48,12 @@ pub(super) fn handle_new_connection<T: Tables>(
     existing: u32,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    // The kernel would drop it, and so it does.
+    // Passed to the kernel, which drops it.
     let sender = classify_sender(tables, packet, key);
     if matches!(sender, Sender::Impossible) {
         return Verdict::Malformed;
     }
-    // What memlb managers send each other in a circle ends when its time to live does.
+    // Ends loops between memlb managers.
     if matches!(sender, Sender::Worker) && packet.time_to_live <= 1 {
         decision.exit = Exit::Drop;
         return Verdict::TimeToLive;
@@ -87,12 +85,12 @@ pub(super) fn handle_new_connection<T: Tables>(
     }
 }
 
-/// Who sent the first packet of a connection.
+/// The sender of a connection's first packet.
 #[repr(u32)]
 enum Sender {
     Client,
     Worker,
-    /// A packet from the network that names a sender that cannot be there.
+    /// The source address is not possible on this interface.
     Impossible,
 }
 
@@ -115,19 +113,19 @@ fn classify_sender<T: Tables>(
     }
 }
 
-/// What a handshake begins with beside its tuples.
+/// Service and backend of a new handshake.
 struct Attempt {
     service: u32,
     backend: u32,
     retries: u8,
 }
 
-/// What [`allocate_slot`] returns instead of a slot.
+/// Results of [`allocate_slot`] other than a slot.
 const PORTS_EXHAUSTED: u32 = NO_SLOT;
 const NO_BACKEND: u32 = NO_SLOT - 1;
 const NO_ROUTE: u32 = NO_SLOT - 2;
 
-/// Finds a slot, and a source port towards the backend, that no other connection uses.
+/// Allocates a slot, and an unused source port towards the backend.
 #[inline(never)]
 fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
     let Some(settings) = tables.settings() else {
@@ -168,9 +166,9 @@ fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
     find_slot(tables, hash)
 }
 
-/// Whether a client's packets can reach a worker and be answered. From a client on the manager itself, a
-/// worker that answers past the manager is out of reach (the kernel accepts nothing from the network that
-/// its own address sent), and so is one that sees a loopback address as its client's.
+/// Whether packets reach the worker and replies reach the client. A client on the manager cannot use mode `dsr`,
+/// because the kernel rejects packets from the network with its own source address, nor mode `routed` from a loopback
+/// address.
 #[inline(always)]
 fn is_reachable<A: Address>(backend: &Backend, packet: &PacketMeta, client: A) -> bool {
     let from_here = packet.hook == Hook::Loopback || packet.interface == LOOPBACK;
@@ -182,9 +180,9 @@ fn is_reachable<A: Address>(backend: &Backend, packet: &PacketMeta, client: A) -
     backend.interface != 0 && (!from_here || is_answered)
 }
 
-/// Whether a SYN whose client has a handshake under way begins another one, and with which backend: it
-/// is a new connection from the same port, or the worker takes none any more, or it has surely not
-/// answered and another one is tried. Else the SYN goes where the first one went.
+/// Whether a SYN replaces the client's pending handshake: it begins a new connection from the same port, or the
+/// worker receives none any more, or has not replied. In the last case another backend is tried. Otherwise the SYN
+/// follows the first one.
 #[inline(always)]
 fn restarts<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32, attempt: &mut Attempt) -> bool {
     let Some(handshake) = tables.handshake(slot) else {
@@ -223,11 +221,11 @@ fn restarts<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32, attempt: &mut
     attempt.backend != 0
 }
 
-/// Writes a handshake whose tuples are in the flow scratch to `slot`.
+/// Writes the pending connection to `slot`.
 #[inline(never)]
 fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt, slot: u32) {
     let now = tables.now_ns();
-    // Whose slot it was has no more of its handshake.
+    // The former handshake of the slot ends.
     end_handshake(tables, slot, TimeWait::Possible);
     let (Some(scratch), Some(mut handshake)) = (tables.flow_scratch(), tables.handshake(slot))
     else {

@@ -1,17 +1,16 @@
-//! Which of the manager's ports a new connection takes towards its worker.
+//! Allocation of the source port of a new connection to a worker.
 //!
-//! A worker may keep a connection that it closed first in TIME_WAIT for a minute, and answers a SYN of another
-//! client on the same tuple with a bare ACK. So a pool keeps its ports in three states, and a new connection
-//! takes the first that there is of:
+//! A worker that closes a connection first may hold the tuple in TIME_WAIT for a minute. It answers another
+//! client's SYN on that tuple with a bare ACK. So a new connection takes the first available of:
 //!
-//! 1. a port known to be free: never used, or its last connection was reset or closed by the client first;
-//! 2. a port whose connection is over, the longest silent one of those looked at;
-//! 3. a port whose connection is over without a packet that told so: idle for too long, evicted, or a
-//!    handshake that was abandoned. Where none is, the oldest handshake, or else the longest silent connection
-//!    of a client that holds most ports, gives its port up.
+//! 1. a free port: never used, or its last connection was reset or closed by the client first;
+//! 2. of some ports whose connection is over, the one that has been idle for longest;
+//! 3. a port whose connection is over without a closing packet: idle for too long, evicted, or an abandoned
+//!    handshake. If there is none: the port of the oldest handshake, or of the connection idle for longest of
+//!    a client that holds most ports.
 //!
-//! A search goes round: it begins where the last one ended, so that a port rests for as long as it can. The
-//! bits only say where to look: [`inspect`] asks the tables whether a port is in use.
+//! A search begins where the last one ended, so that a port rests for as long as possible. The bits are hints:
+//! [`inspect`] looks up whether a port is in use.
 
 use super::{
     Step, Tables,
@@ -26,27 +25,27 @@ use crate::{
     },
 };
 
-/// No port at all.
+/// No port.
 pub(super) const NO_PORT: u32 = u32::MAX;
 
-/// How many ports whose connection is over are looked at for one that was silent for long enough.
+/// Most ports in TIME_WAIT that a search compares.
 const WAITING_COMPARED: u32 = 8;
-/// How many ports in use are looked at for one whose connection is over.
+/// Most ports in use that a search inspects.
 const USED_COMPARED: u32 = 32;
-/// A connection that was silent for less gives its port to nobody.
+/// A connection that was idle for less keeps its port.
 const MIN_IDLE_NS: u64 = 60_000_000_000;
 
-/// What the end of a connection leaves of it at the worker.
+/// Whether the worker may hold the tuple after a connection's end.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum TimeWait {
     None,
-    /// TIME_WAIT, a half-open connection, or whatever else an end without a word leaves.
+    /// In TIME_WAIT, or as a connection whose end it has not seen.
     Possible,
 }
 
 impl TimeWait {
-    /// After both sides have ended with these bits, the second of them in this direction: who closes first keeps
+    /// From the bits of both directions, and the direction that ended second: the side that closes first enters
     /// TIME_WAIT (RFC 9293, section 3.6).
     #[inline(always)]
     pub(super) fn after(ended_bits: u8, second: u8) -> Self {
@@ -58,7 +57,7 @@ impl TimeWait {
     }
 }
 
-/// The slot of the handshake that was begun from the port to which the packet with the tuple `key` is sent.
+/// The slot of the last handshake from the port that a packet with the tuple `key` is sent to.
 #[inline(always)]
 pub(super) fn handshake_at<T: Tables>(
     tables: &T,
@@ -78,12 +77,12 @@ pub(super) fn handshake_at<T: Tables>(
         return NO_SLOT;
     };
     let index = index(settings, pool, position);
-    // 0 stands for none.
+    // 0: none.
     let slot = tables.port_handshake(index).unwrap_or(0);
     slot.wrapping_sub(1)
 }
 
-/// Notes that the handshake at `slot` was begun from the port that it leaves with.
+/// Records `slot` as the last handshake of its port.
 #[inline(always)]
 pub(super) fn record_handshake<T: Tables>(
     tables: &T,
@@ -103,7 +102,7 @@ pub(super) fn record_handshake<T: Tables>(
     }
 }
 
-/// Gives back the port of a connection to `backend` that left with the tuple `translated`.
+/// Releases the port of a connection to `backend` with the tuple `translated`.
 #[inline(never)]
 pub(super) fn release<T: Tables>(
     tables: &T,
@@ -135,7 +134,7 @@ pub(super) fn release<T: Tables>(
     position
 }
 
-/// Takes back the port of a connection that has not ended after all.
+/// Marks the port of a revived connection as used again.
 #[inline(never)]
 pub(super) fn reclaim<T: Tables>(
     tables: &T,
@@ -159,15 +158,14 @@ pub(super) fn reclaim<T: Tables>(
     position
 }
 
-/// The two sets that a [`PortWord`](crate::maps::PortWord) keeps.
+/// The two sets of a [`PortWord`](crate::maps::PortWord).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortState {
     Used,
     Waiting,
 }
 
-/// Takes a port out of `pool` for the pending connection, which then leaves with it; returns its position, or
-/// [`NO_PORT`].
+/// Allocates a port of `pool` for the pending connection and sets its source. Returns the position, or [`NO_PORT`].
 #[inline(never)]
 pub(super) fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
     let Some(settings) = tables.settings() else {
@@ -194,7 +192,7 @@ fn allocate_free<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
         first: tables.pool(pool).map_or(0, |it| it.next_free),
         found: tables.barrier_var(NO_PORT),
     };
-    // Once more the first word, whose positions before the first one come last.
+    // The first word is visited again at the end, for its positions before the first one.
     tables.repeat(settings.pool_words + 1, &mut search);
     if search.found != NO_PORT
         && let Some(mut pool) = tables.pool(pool)
@@ -204,7 +202,7 @@ fn allocate_free<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
     search.found
 }
 
-/// The search for a port that is known to be free, one word a step.
+/// The search for a free port, one word a step.
 #[repr(C)]
 struct FreeSearch {
     pool: u32,
@@ -228,7 +226,7 @@ impl<T: Tables> Step<T> for FreeSearch {
             return false;
         }
         let bit = free & free.wrapping_neg();
-        // Another processor may have taken it since.
+        // Another processor may have allocated it meanwhile.
         if tables.set_ports(index, PortState::Used, bit) & bit != 0 {
             return false;
         }
@@ -261,14 +259,14 @@ fn allocate_waiting<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u3
     }
     let index = pool * settings.pool_words + found / PORTS_PER_WORD;
     let bit = 1 << (found % PORTS_PER_WORD);
-    // Another processor may have taken it since.
+    // Another processor may have allocated it meanwhile.
     if tables.clear_ports(index, PortState::Waiting, bit) & bit == 0 {
         return NO_PORT;
     }
     found
 }
 
-/// The search for a port whose connection is over for long enough, one word a step.
+/// The search for the port that has been in TIME_WAIT for longest, one word a step.
 #[repr(C)]
 struct WaitingSearch {
     longest_ns: u64,
@@ -329,19 +327,19 @@ fn allocate_used<T: Tables>(tables: &T, settings: &Settings, pool: u32) -> u32 {
     search.found
 }
 
-/// How many of [`USED_COMPARED`] connections make their client one that holds most ports.
+/// Matches among [`USED_COMPARED`] connections from which a client counts as the one that holds most ports.
 const SUSPICIOUS: u32 = USED_COMPARED / 4;
 
-/// The search for a port in use whose holder may lose it, one position a step.
+/// The search for a port to take from its holder, one position a step.
 #[repr(C)]
 struct UsedSearch {
-    /// How much speaks for `found`.
+    /// Score of `found`.
     score: u64,
     pool: u32,
     first: u32,
     found: u32,
-    /// The client that holds most of the ports looked at, if one holds more than half (Boyer and Moore, 1981),
-    /// and how many it was seen to hold.
+    /// Candidate for the client that holds more than half of the inspected ports, and its votes (Boyer and Moore,
+    /// 1981).
     suspect: u32,
     matches: u32,
     compared: u32,
@@ -389,7 +387,7 @@ impl<T: Tables> Step<T> for UsedSearch {
     }
 }
 
-/// What [`inspect`] says of a port beside the silence of its holder, in nanoseconds.
+/// Flags that [`inspect`] returns with the holder's idle time in nanoseconds.
 const IDLE_MASK: u64 = HALF_OPEN - 1;
 const HALF_OPEN: u64 = 1 << 61;
 const NOT_IN_USE: u64 = 1 << 62;
@@ -399,8 +397,8 @@ fn is_in_use(seen: u64) -> bool {
     seen & NOT_IN_USE == 0
 }
 
-/// Looks up who holds the port with which the pending connection leaves, and since when no packet came. The keys
-/// stand in the flow scratch: on the stack is no room for them.
+/// Looks up the holder of the pending connection's port, and its idle time. The keys are in the flow scratch, because
+/// the stack is too small.
 #[inline(never)]
 fn inspect<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
     let (Some(settings), Some(mut scratch)) = (tables.settings(), tables.flow_scratch()) else {
@@ -430,8 +428,7 @@ fn inspect<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
     idle_ns
 }
 
-/// Takes the port with which the pending connection leaves from its last holder: no packet of that connection
-/// goes on from here.
+/// Supersedes the last holder of the pending connection's port.
 #[inline(never)]
 fn supersede<T: Tables>(tables: &T, settings: &Settings, pool: u32, position: u32) -> u32 {
     let Some(mut scratch) = tables.flow_scratch() else {
@@ -459,7 +456,7 @@ fn supersede<T: Tables>(tables: &T, settings: &Settings, pool: u32, position: u3
     0
 }
 
-/// The last handshake that was begun from a port of a pool.
+/// The last handshake from a port of a pool.
 #[inline(always)]
 fn handshake_from<'a, T: Tables>(
     tables: &'a T,
@@ -471,7 +468,7 @@ fn handshake_from<'a, T: Tables>(
     tables.handshake(slot.wrapping_sub(1))
 }
 
-/// Makes the pending connection leave from the port at `position`.
+/// Sets the pending connection's source to the port at `position`.
 #[inline(always)]
 fn set_source<T: Tables>(tables: &T, settings: &Settings, position: u32) {
     let Some(mut scratch) = tables.flow_scratch() else {
@@ -488,7 +485,7 @@ fn set_source<T: Tables>(tables: &T, settings: &Settings, position: u32) {
     }
 }
 
-/// The position of one of the manager's ports towards workers.
+/// The position of a NAT port of the manager.
 #[inline(always)]
 fn position<T: Tables>(
     tables: &T,
@@ -510,14 +507,14 @@ fn position<T: Tables>(
     Some(number * settings.source_words * PORTS_PER_WORD + u32::from(offset))
 }
 
-/// How many addresses for NAT are configured of this family.
+/// Configured NAT addresses of this family.
 #[inline(always)]
 fn sources<A: Address>(settings: &Settings) -> u32 {
     let [v4, v6] = settings.nat_sources;
     if A::IS_V4 { v4.into() } else { v6.into() }
 }
 
-/// Where the addresses of this family begin in map `nat_sources`.
+/// Index in map `nat_sources` of this family's first address.
 #[inline(always)]
 fn family_offset<A: Address>() -> u32 {
     if A::IS_V4 { 0 } else { MAX_NAT_SOURCES }

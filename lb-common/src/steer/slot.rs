@@ -1,9 +1,9 @@
-//! Where a handshake is kept, and how the packets of either side find it.
+//! The table of handshakes, and how packets of either side find theirs.
 //!
-//! A keyed hash of the client's address and port names a bucket of slots. Beside each bucket stand notes,
-//! a word for each slot, which tell whose handshake is there: a client's packet finds its handshake by one
-//! look at them. A worker's packet finds it by the manager's port that it is sent to. Nothing is ever full
-//! here: a new handshake replaces the oldest one of its bucket.
+//! A keyed hash of the client's address and port selects a bucket of slots. Each bucket has owner tags, one word for
+//! each slot with hash bits of its client, so that a client's packet finds its handshake with one look-up of the
+//! tags. A worker's packet finds it by the manager's port. The table never refuses: a new handshake replaces the
+//! oldest of its bucket.
 
 use super::{Hook, Step, Tables, port};
 use crate::{
@@ -11,13 +11,12 @@ use crate::{
     maps::{FlowKey, Handshake, SLOTS_PER_BUCKET, Settings, mode, progress},
 };
 
-/// No slot at all.
+/// No slot.
 pub(super) const NO_SLOT: u32 = u32::MAX;
 
-/// The slot of the handshake that the answer with the tuple `key` belongs to.
+/// The slot of the handshake that a reply with the tuple `key` belongs to.
 ///
-/// A worker answers to the manager's port; the manager's own server, met on its way out, answers to
-/// the client.
+/// A worker replies to the manager's port. The manager's own server, seen at egress, replies to the client.
 #[inline(never)]
 pub(super) fn find_by_reply<T: Tables>(tables: &T, hook: Hook, key: &FlowKey<T::Address>) -> u32 {
     let Some(settings) = tables.settings() else {
@@ -39,8 +38,8 @@ pub(super) fn find_by_reply<T: Tables>(tables: &T, hook: Hook, key: &FlowKey<T::
     NO_SLOT
 }
 
-/// The same for a worker that answers to the client's own address by way of the manager, which
-/// [`find_by_reply`] knows nothing of: only a packet to no service is looked up thus.
+/// The same in mode `routed`, where the worker replies to the client's address. Only packets that are not for a
+/// service are looked up here.
 #[inline(never)]
 pub(super) fn find_by_routed_reply<T: Tables>(
     tables: &T,
@@ -69,8 +68,7 @@ pub(super) fn find_by_client<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -
     find_in_bucket(tables, settings, key, |handshake| handshake.client.is(key))
 }
 
-/// Looks through the bucket of the client whose packets have the tuple `client`, or leave with it
-/// where its address stays.
+/// Searches the bucket of the client with the source address and port of `client`.
 #[inline(always)]
 fn find_in_bucket<T: Tables>(
     tables: &T,
@@ -98,7 +96,7 @@ fn find_in_bucket<T: Tables>(
     NO_SLOT
 }
 
-/// Notes whose handshake is kept at `slot`.
+/// Writes the owner tag of `slot`.
 #[inline(always)]
 pub(super) fn write_owner_tag<T: Tables>(tables: &T, slot: u32, hash: u64) {
     if let Some(mut owner_tags) = tables.owner_tags(slot / SLOTS_PER_BUCKET) {
@@ -106,8 +104,7 @@ pub(super) fn write_owner_tag<T: Tables>(tables: &T, slot: u32, hash: u64) {
     }
 }
 
-/// Returns a slot for a handshake of the client with this hash: a free one of its bucket, or else the one
-/// whose handshake is the first to go.
+/// Returns a slot for a new handshake of the client with this hash: a free slot of its bucket, or the one to replace.
 #[inline(never)]
 pub(super) fn find_slot<T: Tables>(tables: &T, hash: u64) -> u32 {
     let Some(settings) = tables.settings() else {
@@ -123,16 +120,16 @@ pub(super) fn find_slot<T: Tables>(tables: &T, hash: u64) -> u32 {
     search.slot
 }
 
-/// The search for a slot, one slot of a bucket a step.
+/// The search for a slot, one slot a step.
 #[repr(C)]
 struct SlotSearch {
-    /// The best until now, and how much speaks for it.
+    /// The best slot so far, and its score.
     best_score: u64,
     slot: u32,
     first: u32,
 }
 
-/// A handshake that its worker has not answered for this long goes before the answered ones.
+/// A handshake without a reply for this long is replaced before handshakes with a reply.
 const UNANSWERED_NS: u64 = 1_000_000_000;
 
 impl<T: Tables> Step<T> for SlotSearch {
@@ -155,8 +152,8 @@ impl<T: Tables> Step<T> for SlotSearch {
     }
 }
 
-/// Whether packets still belong to a handshake. A connection whose answers do not come by here may be one that is just
-/// silent; it goes when its slot is needed.
+/// Whether the slot holds a handshake that has not expired. In mode `dsr` an acknowledged handshake may be an idle
+/// connection, and has the limit of established ones.
 #[inline(always)]
 pub(super) fn is_pending<A: Address>(
     handshake: &Handshake<A>,
@@ -179,14 +176,14 @@ fn bucket(settings: &Settings, hash: u64) -> u32 {
         .unwrap_or(0)
 }
 
-/// What a bucket notes of a handshake, never 0.
+/// The owner tag of a hash, never 0.
 #[inline(always)]
 fn owner_tag(hash: u64) -> u32 {
     (hash >> 32) as u32 | 1
 }
 
-/// Hashes a client's address and port with the secret of these maps (SipHash-1-3; Aumasson and Bernstein,
-/// 2012), so that nobody else can say which connections share a bucket.
+/// Hashes a client's address and port with the maps' secret (SipHash-1-3; Aumasson and Bernstein, 2012), so that an
+/// attacker cannot predict which connections share a bucket.
 #[inline(always)]
 pub(super) fn client_hash<A: Address>(settings: &Settings, client: &FlowKey<A>) -> u64 {
     let [high, low] = client.source.words();

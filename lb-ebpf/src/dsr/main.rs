@@ -1,7 +1,6 @@
-//! A worker's DSR translator: lets its own server answer the clients of a service directly.
+//! A worker's DSR translator: lets the worker's own server reply to clients of a service directly.
 //!
-//! `memlb_dsr_in` and `memlb_dsr_out` are attached to the interfaces by which requests come and
-//! answers go.
+//! `memlb_dsr_in` and `memlb_dsr_out` are attached to the interfaces on which requests arrive and replies leave.
 #![no_std]
 #![no_main]
 
@@ -24,11 +23,11 @@ pub fn memlb_dsr_out(ctx: TcContext) -> i32 {
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
-    // Never linked: the verifier refuses an endless loop.
+    // Never linked: the verifier would reject an endless loop.
     loop {}
 }
 
-/// Helpers such as `bpf_ktime_get_coarse_ns` want a licence compatible with the GPL.
+/// Helpers such as `bpf_ktime_get_coarse_ns` require a GPL-compatible licence.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

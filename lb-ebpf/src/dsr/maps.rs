@@ -1,4 +1,4 @@
-//! The DSR translator's maps, and its decision's view of them.
+//! The DSR translator's maps, and the implementation of [`DsrTables`] over them.
 
 use core::marker::PhantomData;
 
@@ -21,7 +21,7 @@ use lb_ebpf::packet_bytes::HeaderOffset;
 
 use crate::direction::Direction;
 
-/// Never read here: it tells an agent what the other maps are like.
+/// Layout version of the maps. Only agents read it.
 #[btf_map(name = "version")]
 static VERSION: Array<u32, 1> = Array::new();
 
@@ -45,7 +45,7 @@ static NEW_PEERS: LruHashMap<FlowKey, Peer, { MAX_NEW_PEERS as usize }> = LruHas
 static NEW_PEERS6: LruHashMap<FlowKey<V6>, Peer<V6>, { MAX_NEW_PEERS as usize }> =
     LruHashMap::new();
 
-/// Which service the client of a socket asks.
+/// The service that the client of a socket uses.
 #[btf_map(name = "sockets")]
 static SOCKETS: SkStorage<ServiceKey> = SkStorage::new();
 
@@ -58,14 +58,14 @@ static PACKET_SCRATCH: PerCpuArray<PacketScratch<V4>, 1> = PerCpuArray::new();
 #[btf_map(name = "packet_scratch6")]
 static PACKET_SCRATCH6: PerCpuArray<PacketScratch<V6>, 1> = PerCpuArray::new();
 
-/// What is known of the packet at hand.
+/// Scratch space for the present packet.
 #[repr(C)]
 pub struct PacketScratch<A> {
     pub packet: DsrPacket<A>,
     pub header_offset: HeaderOffset,
 }
 
-/// A family of addresses with maps of its own.
+/// An address family with its maps.
 pub trait Family: Address {
     fn packet_scratch() -> Option<&'static mut PacketScratch<Self>>;
     fn peer(table: PeerTable, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>>;
@@ -79,12 +79,12 @@ macro_rules! families {
             impl Family for $address {
                 #[inline(always)]
                 fn packet_scratch() -> Option<&'static mut PacketScratch<Self>> {
-                    // SAFETY: the slot belongs to this CPU, where one packet is decided at a time:
-                    // bottom halves are off at both hooks.
+                    // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because both hooks run with
+                    // bottom halves off.
                     $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
                 }
 
-                // Each map has call sites of its own: a site that serves two is not inlined.
+                // Each map has its own call sites, because shared ones are not inlined.
                 #[inline(always)]
                 fn peer(table: PeerTable, answers: &FlowKey<Self>) -> Option<*mut Peer<Self>> {
                     match table {
@@ -105,7 +105,7 @@ macro_rules! families {
 
                 #[inline(always)]
                 fn remove_peer(table: PeerTable, answers: &FlowKey<Self>) {
-                    // An entry that is gone already is as good as forgotten.
+                    // The entry may already be gone.
                     _ = match table {
                         PeerTable::Known => $known.remove(answers),
                         PeerTable::New => $new.remove(answers),
@@ -121,7 +121,7 @@ families! {
     V6: PACKET_SCRATCH6 PEERS6 NEW_PEERS6;
 }
 
-/// The pinned maps, as a packet of one family sees them.
+/// The maps of one address family, and the packet's socket.
 pub struct Maps<A> {
     skb: *mut __sk_buff,
     family: PhantomData<A>,
@@ -136,19 +136,18 @@ impl<A: Family> Maps<A> {
         }
     }
 
-    /// What is kept for the socket of a connection that sends the packet; with `flags` to create it, if need be.
+    /// Storage of the TCP socket that sends the packet. `flags` may ask to create it.
     #[inline(always)]
     fn socket(&self, flags: u64) -> Option<*mut ServiceKey> {
         const SOCK_STREAM: u32 = 1;
-        // SAFETY: a valid context; the helpers take nothing but checked pointers. Linux 5.1, 46f8bc92758c, and 5.2,
-        // 6ac99e8f23d4.
+        // SAFETY: a valid context, and pointers that are checked. Linux 5.1, 46f8bc92758c, and 5.2, 6ac99e8f23d4.
         let socket_service = unsafe {
             let socket = (*self.skb).__bindgen_anon_2.sk;
             if socket.is_null() {
                 return None;
             }
             let whole = bpf_sk_fullsock(socket);
-            // The kernel sends RSTs through a socket of its own.
+            // RSTs come from a socket of the kernel.
             if whole.is_null() || (*whole).type_ != SOCK_STREAM {
                 return None;
             }
@@ -159,8 +158,7 @@ impl<A: Family> Maps<A> {
         (!socket_service.is_null()).then_some(socket_service)
     }
 
-    /// Whether the packet's ports leave the possibility that it is translated. This spares everybody
-    /// else's packets the look-ups.
+    /// Whether the packet's port is tracked. Other packets need no further look-up.
     #[inline(always)]
     pub fn is_tracked_port(&self, direction: Direction, key: &FlowKey<A>) -> bool {
         let is_source = direction == Direction::Egress;
@@ -194,8 +192,8 @@ impl<A: Family> DsrTables for Maps<A> {
     #[inline(always)]
     fn peer(&self, table: PeerTable, answers: &FlowKey<A>) -> Option<&mut Peer<A>> {
         let peer = A::peer(table, answers)?;
-        // SAFETY: the slot stays readable and writable while the program runs (RCU); an eviction
-        // meanwhile can at worst misplace a time stamp.
+        // SAFETY: the element stays readable and writable while the program runs (RCU). After a concurrent eviction,
+        // writes may go to another entry's time stamp.
         Some(unsafe { &mut *peer })
     }
 
@@ -211,7 +209,7 @@ impl<A: Family> DsrTables for Maps<A> {
 
     #[inline(always)]
     fn socket_service(&self) -> Option<ServiceKey> {
-        // SAFETY: it lives as long as the socket, which the packet holds.
+        // SAFETY: the storage lives as long as the socket, to which the packet holds a reference.
         self.socket(0)
             .map(|socket_service| unsafe { *socket_service })
     }
@@ -229,7 +227,7 @@ impl<A: Family> DsrTables for Maps<A> {
 #[inline(always)]
 pub fn count(verdict: Verdict, packets: u32, bytes: u32) {
     if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
-        // SAFETY: the slot belongs to this CPU, and the program is not preempted by itself.
+        // SAFETY: a per-CPU slot.
         let counter = unsafe { &mut *counter };
         counter.packets += u64::from(packets);
         counter.bytes += u64::from(bytes);

@@ -1,5 +1,5 @@
-//! A packet's way through the DSR translator: looked at, decided on, rewritten. It goes on to the next program, unless
-//! it would show a client the server in place of the service.
+//! The DSR translator's program: parse, decide, rewrite. Packets go on to the next program, unless they would reach a
+//! client with the server's address instead of the service's.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -49,7 +49,7 @@ fn run_family<A: Family>(skb: *mut __sk_buff, direction: Direction) -> i32 {
         }
     }
     count_packet(skb, verdict);
-    // An answer that would show the client the server instead of the service.
+    // A reply that would reach the client with the server's address.
     if verdict == Verdict::NoFlow {
         TC_ACT_SHOT
     } else {
@@ -57,7 +57,7 @@ fn run_family<A: Family>(skb: *mut __sk_buff, direction: Direction) -> i32 {
     }
 }
 
-/// Not a verdict yet: the packet is in the scratch map.
+/// Result of `parse` for a packet in the scratch map; not a verdict.
 const PARSED: Verdict = Verdict::HandedOver;
 
 #[inline(always)]
@@ -65,7 +65,7 @@ fn is_translated(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::ToBackend | Verdict::ToClient)
 }
 
-/// Parses the packet into the scratch map, or says why it is none to be translated.
+/// Parses the packet into the scratch map, or returns the verdict of a packet that is not translated.
 #[inline(never)]
 fn parse<A: Family>(
     skb: *mut __sk_buff,
@@ -137,7 +137,7 @@ fn decide<A: Family>(
     }
 }
 
-/// Gives the packet the tuple that was decided.
+/// Rewrites the packet to the decision's tuple.
 #[inline(never)]
 fn rewrite<A: Family>(
     skb: *mut __sk_buff,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::config::{Identity, Pinned};
 
-/// The numbers, selections and states in force; empty where nothing was pinned.
+/// The pinned ids, selections and states; empty if nothing is pinned.
 #[derive(Debug, Clone, Default)]
 pub struct Adoption {
     pub pinned: Pinned,
@@ -91,7 +91,7 @@ fn endpoint(key: &ServiceKey) -> Endpoint {
     }
 }
 
-/// A backend's protocol is its service's; of one that is no longer there it does not matter.
+/// A backend has the protocol of its service. Without the service it does not matter.
 fn identity(backend: &Backend, services: &[(ServiceId, Endpoint)]) -> Identity {
     let service = services.iter().find(|(id, _)| id.0 == backend.service);
     Identity {
@@ -118,7 +118,7 @@ pub fn settings(pin_path: &Path) -> Result<Settings> {
     settings.get(&0, 0).context("read map settings")
 }
 
-/// Reads the numbers of the services that are open, with their endpoints.
+/// Reads ids and endpoints of the open services.
 ///
 /// # Errors
 ///
@@ -133,7 +133,7 @@ pub fn service_numbers(pin_path: &Path) -> Result<Vec<(ServiceId, Endpoint)>> {
     services.iter().map(number).collect()
 }
 
-/// Returns the settings of the earlier manager of these pins, if there was one.
+/// Returns the settings of an earlier manager of these pins.
 pub fn previous_settings(pin_path: &Path) -> Option<Settings> {
     settings(pin_path)
         .ok()

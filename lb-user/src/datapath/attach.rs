@@ -1,4 +1,4 @@
-//! One program at one interface: TC or native XDP, chosen, attached, pinned, replaced.
+//! Attachment of one program to one interface by TC or native XDP.
 
 use std::{
     fs, io,
@@ -24,18 +24,19 @@ use super::{
 };
 use crate::config::Attach;
 
-/// Subdirectory of the pins in which links are pinned.
+/// Subdirectory of the pin directory with the pinned links.
 pub const LINKS: &str = "links";
 
 pub const INGRESS: &str = "memlb_ingress";
 pub const EGRESS: &str = "memlb_egress";
 pub const LOOPBACK: &str = "memlb_loopback";
 pub const XDP: &str = "memlb_xdp";
-/// Those of a worker's DSR translator.
+/// Programs of a worker's DSR translator.
 pub const DSR_IN: &str = "memlb_dsr_in";
 pub const DSR_OUT: &str = "memlb_dsr_out";
 
-/// Priority of memlb's clsact filters, fixed like their handles, so that a restart replaces them in place.
+/// Priority of memlb's clsact filters. Priority and handles are constant, so that a restart replaces the filters in
+/// place.
 const CLSACT_PRIORITY: u16 = 808;
 
 /// The kind of program that receives an interface's packets.
@@ -54,14 +55,14 @@ impl AttachMode {
     }
 }
 
-/// A program, and the direction of the packets that it meets; nothing for XDP.
+/// A program and the direction of its packets; `None` for XDP.
 pub type Program = (&'static str, Option<TcAttachType>);
 
-/// Attaches a program, in the place of an earlier one of its kind.
+/// Attaches a program, replacing an earlier one of its kind.
 ///
 /// # Errors
 ///
-/// Says which program could not be attached where.
+/// Names program and interface.
 pub fn attach(
     ebpf: &mut Ebpf,
     links: &Path,
@@ -74,11 +75,11 @@ pub fn attach(
     }
 }
 
-/// Whether a program is attached where it should be, as the kernel has it.
+/// Whether the kernel has the program attached to the interface.
 ///
 /// # Errors
 ///
-/// Says that the kernel does not tell.
+/// The kernel does not answer.
 pub fn is_attached(links: &Path, program: Program, target: InterfaceRef<'_>) -> Result<bool> {
     let (name, direction) = program;
     match direction {
@@ -98,12 +99,12 @@ fn is_linked(path: &Path, target: InterfaceRef<'_>) -> Result<bool> {
     Ok(interface == Some(target.index))
 }
 
-/// Names the pins of all links after their interfaces as these are called now, and says whether any was
-/// renamed. Two interfaces may have exchanged names.
+/// Renames the pins of all links to the present names of their interfaces, and returns whether there was any. Two
+/// interfaces may have exchanged names.
 ///
 /// # Errors
 ///
-/// Names the pin that could not be looked at or renamed.
+/// Names the pin that could not be read or renamed.
 pub fn rename_pins(links: &Path) -> Result<bool> {
     let mut moves = Vec::new();
     for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {
@@ -144,8 +145,8 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
     Ok(program.try_into()?)
 }
 
-/// Decides between TC and XDP for all interfaces alike, since XDP can send only to interfaces that
-/// run it too; with XDP, attaches it. One reason an interface.
+/// Chooses TC or XDP for all interfaces, because XDP can send only to interfaces that run it, too. Attaches XDP if
+/// chosen. Returns one reason for each interface.
 pub fn choose_mode(
     ebpf: &mut Ebpf,
     links: &Path,
@@ -197,7 +198,7 @@ pub fn choose_mode(
     }
 }
 
-/// Why TC is the better choice on an interface, if it is.
+/// Why TC is better than XDP on an interface; `None` if it is not.
 pub fn unsuited_to_xdp(interface: &Interface) -> Option<String> {
     let Some(kind) = &interface.kind else {
         let vlan = vlan_above(Path::new("/sys/class/net"), &interface.name)?;
@@ -210,7 +211,7 @@ pub fn unsuited_to_xdp(interface: &Interface) -> Option<String> {
     ))
 }
 
-/// What goes wrong where XDP runs on an interface although TC is the better choice.
+/// What fails if XDP runs on an interface for which TC is better.
 pub fn harm_of_xdp(interface: &Interface) -> Option<String> {
     if interface.kind.as_deref() == Some("veth") {
         return Some(
@@ -222,7 +223,7 @@ pub fn harm_of_xdp(interface: &Interface) -> Option<String> {
     unsuited_to_xdp(interface)
 }
 
-/// A VLAN interface on top of an interface, as the links in `classes`, of sysfs, tell.
+/// A VLAN interface on top of an interface, by the links in sysfs directory `classes`.
 fn vlan_above(classes: &Path, interface: &str) -> Option<String> {
     let links = fs::read_dir(classes.join(interface)).ok()?;
     links.flatten().find_map(|link| {
@@ -242,7 +243,7 @@ fn attach_xdp(program: &mut Xdp, links: &Path, target: InterfaceRef<'_>) -> Resu
         let replaced = link.and_then(|link| Ok(program.attach_to_link(link)?));
         match replaced {
             Ok(id) => {
-                // The pin stays; the replaced link is its second owner only.
+                // The pin keeps the link alive.
                 drop(program.take_link(id)?);
                 return Ok(());
             }
@@ -258,7 +259,7 @@ fn attach_xdp(program: &mut Xdp, links: &Path, target: InterfaceRef<'_>) -> Resu
     Ok(())
 }
 
-/// Attaches a TC program; its link is pinned, where there is one (clsact makes none).
+/// Attaches a TC program and pins its link. clsact has no links.
 fn attach_tc(
     ebpf: &mut Ebpf,
     links: &Path,
@@ -284,7 +285,7 @@ fn attach_tc(
             Err(error) => remove_stale_pin(&path, &format!("{error:#}"))?,
         }
     }
-    // First of all: what another program steered or dropped before, memlb would not see.
+    // First, because memlb would not see packets that an earlier program redirects or drops.
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program
         .attach_with_options(target.name, direction, order)
@@ -299,13 +300,12 @@ fn attach_tc(
     Ok(())
 }
 
-/// tcx came with Linux 6.6 (e420bed02507); `MEMLB_NO_TCX=1` does without, as on older kernels.
+/// Whether to use tcx, Linux 6.6 (e420bed02507). `MEMLB_NO_TCX=1` disables it for tests.
 fn has_tcx() -> Result<bool> {
     Ok(std::env::var_os("MEMLB_NO_TCX").is_none() && kernel::is_at_least(6, 6)?)
 }
 
-/// Attaches by a netlink filter, which stays when this process ends; one of the same priority and
-/// handle is replaced in place.
+/// Attaches by a netlink filter, which outlives this process. A filter of the same priority and handle is replaced.
 fn attach_clsact(
     program: &mut SchedClassifier,
     handle: u32,
@@ -314,7 +314,7 @@ fn attach_clsact(
 ) -> Result<()> {
     match tc::qdisc_add_clsact(interface) {
         Ok(()) => {}
-        // It is there already.
+        // The qdisc exists already.
         Err(TcError::NetlinkError(_)) => {}
         Err(error) => return Err(error.into()),
     }
@@ -336,7 +336,7 @@ fn attach_clsact(
     Ok(())
 }
 
-/// Handle of a program's filters: a manager and a DSR translator may be on one machine.
+/// Handle of a program's filters. A manager and a DSR translator may run on one machine.
 fn clsact_handle(name: &str) -> u32 {
     if [DSR_IN, DSR_OUT].contains(&name) {
         2
@@ -345,7 +345,7 @@ fn clsact_handle(name: &str) -> u32 {
     }
 }
 
-/// Removes the manager's clsact filters from all interfaces; says whether there were any.
+/// Removes the manager's clsact filters from all interfaces; returns whether there were any.
 pub fn detach_clsact() -> Result<bool> {
     detach_filters(&[
         (INGRESS, TcAttachType::Ingress),
@@ -354,7 +354,7 @@ pub fn detach_clsact() -> Result<bool> {
     ])
 }
 
-/// The same of a DSR translator's.
+/// The same for a DSR translator.
 pub fn detach_dsr_clsact() -> Result<bool> {
     detach_filters(&[
         (DSR_IN, TcAttachType::Ingress),
@@ -362,7 +362,7 @@ pub fn detach_dsr_clsact() -> Result<bool> {
     ])
 }
 
-/// The queueing discipline itself stays: it does nothing by itself, and others may use it by now.
+/// The qdisc stays, because other programs may use it.
 fn detach_filters(programs: &[(&str, TcAttachType)]) -> Result<bool> {
     let mut found = false;
     for interface in nix::net::if_::if_nameindex()
@@ -371,7 +371,7 @@ fn detach_filters(programs: &[(&str, TcAttachType)]) -> Result<bool> {
     {
         let interface = interface.name().to_string_lossy();
         for &(name, direction) in programs {
-            // An interface without clsact has nothing to detach.
+            // Fails on interfaces without clsact, which have nothing to detach.
             found |= tc::qdisc_detach_program(&interface, direction, name).is_ok();
         }
     }
@@ -385,12 +385,12 @@ pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
     Ok(program.try_into()?)
 }
 
-/// Path of the pin of a program's link to an interface; bpffs allows no dot in a name.
+/// Path of the pin of a program's link to an interface. bpffs does not allow dots in names.
 pub fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
     links.join(format!("{program}@{}", interface.replace('.', "%2e")))
 }
 
-/// Opens the link pinned at `path` if it is one to this interface; removes it if not.
+/// Opens the link pinned at `path`; removes it if it belongs to another interface.
 fn pinned(path: &Path, target: InterfaceRef<'_>) -> Result<Option<PinnedLink>> {
     if !path.exists() {
         return Ok(None);
@@ -408,7 +408,7 @@ fn pinned(path: &Path, target: InterfaceRef<'_>) -> Result<Option<PinnedLink>> {
     }
 }
 
-/// A pinned link that takes no program any more: its interface is gone, or somebody detached it.
+/// Removes the pin of a link that is detached, or whose interface is gone.
 fn remove_stale_pin(path: &Path, why: &str) -> Result<()> {
     info!("{} is stale ({why}): attaching anew", path.display());
     remove_pin(path)
@@ -427,7 +427,7 @@ fn remove_pin(path: &Path) -> Result<()> {
     removed
 }
 
-/// Detaches what an earlier manager attached elsewhere, and says whether there was any.
+/// Detaches programs of an earlier manager from other interfaces; returns whether there were any.
 pub fn remove_unlisted_pins(links: &Path, kept: &[PathBuf]) -> Result<bool> {
     let mut found = false;
     for entry in fs::read_dir(links).with_context(|| format!("list {}", links.display()))? {

@@ -1,5 +1,5 @@
-//! The interfaces that packets are met at: attached to, followed when they are renamed, and attached to
-//! again when a program was taken off.
+//! Attachments to all interfaces: attached at start, renamed with the interface, and restored when another program
+//! detaches them.
 
 use std::{
     fmt, fs,
@@ -22,22 +22,22 @@ const OF_TC: [Program; 2] = [
     (EGRESS, Some(TcAttachType::Egress)),
 ];
 
-/// An interface, and how memlb meets its packets.
+/// An interface and its programs.
 #[derive(Debug, Clone)]
 pub struct Attachment {
-    /// Its own name, as it is now.
+    /// Its present own name.
     pub interface: String,
     pub mode: AttachMode,
-    /// Why this way.
+    /// Why this mode.
     pub reason: String,
-    /// Nothing while it is gone.
+    /// `None` while the interface is gone.
     pub index: Option<u32>,
-    /// The programs that are not there, and that cannot be put back.
+    /// Programs that are not attached and cannot be attached again.
     pub missing: Vec<&'static str>,
-    /// The name in the configuration; nothing once another interface has that name.
+    /// The name in the configuration; `None` once another interface has that name.
     configured: Option<String>,
     programs: Vec<Program>,
-    /// Whether it is back since it was last attached to.
+    /// Whether the interface has returned and is not attached yet.
     is_new: bool,
 }
 
@@ -53,31 +53,31 @@ impl fmt::Display for Attachment {
     }
 }
 
-/// What was found changed at an interface; each change is told once.
+/// A change at an interface; each is reported once.
 #[derive(Debug)]
 pub enum AttachmentChange {
     Gone(String),
-    /// And attached to.
+    /// The interface is back and attached.
     Back(String),
     Renamed {
         was: String,
         interface: String,
     },
-    /// Another interface has this name now, and is attached to, too.
+    /// Another interface has this name now, and is attached, too.
     Replaced {
         interface: String,
         former: String,
     },
-    /// Somebody had taken these programs off.
+    /// Another program had detached these programs.
     Restored {
         interface: String,
         programs: Vec<&'static str>,
     },
-    /// There, but a program cannot be attached.
+    /// The interface exists, but a program cannot be attached.
     Failed(String, anyhow::Error),
 }
 
-/// All of them.
+/// All attachments.
 #[derive(Debug)]
 pub struct Attachments {
     /// Where the links are pinned.
@@ -87,11 +87,11 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// Attaches to every interface and to `lo`, replacing what an earlier manager attached.
+    /// Attaches to every interface and to `lo`, replacing programs of an earlier manager.
     ///
     /// # Errors
     ///
-    /// Says which program could not be attached where.
+    /// Names program and interface.
     pub fn start(
         ebpf: &mut Ebpf,
         pin_path: &Path,
@@ -138,7 +138,7 @@ impl Attachments {
         Ok(attachments)
     }
 
-    /// The pins of all links that there should be.
+    /// The expected pins of links.
     fn pins(&self) -> Vec<PathBuf> {
         let pins = |it: &Attachment| {
             let pin = |(program, _): &Program| attach::pin(&self.links, program, &it.interface);
@@ -152,14 +152,13 @@ impl Attachments {
         &self.interfaces
     }
 
-    /// Those that an operator should know of: the configured ones, and `lo` where it lacks its program.
+    /// The attachments to report: configured interfaces, and `lo` if its program is missing.
     pub fn reportable(&self) -> impl Iterator<Item = &Attachment> {
         let loopback = Some(&self.loopback).filter(|it| !it.missing.is_empty());
         self.interfaces.iter().chain(loopback)
     }
 
-    /// Looks whether every interface is still there, how it is called, and whether all programs are where
-    /// they should be; puts right what is not.
+    /// Checks existence and name of every interface, and attaches missing programs.
     pub fn reconcile(&mut self, ebpf: &mut Ebpf) -> Vec<AttachmentChange> {
         let mut changes = Vec::new();
         for attachment in &mut self.interfaces {
@@ -175,13 +174,13 @@ impl Attachments {
         changes.extend(self.attach_namesakes());
         let all = [&mut self.loopback].into_iter().chain(&mut self.interfaces);
         changes.extend(all.filter_map(|it| it.restore(ebpf, &self.links)));
-        // One whose name another has is nothing to wait for.
+        // Do not wait for an interface whose name another one has.
         let is_awaited = |it: &Attachment| it.index.is_some() || it.configured.is_some();
         self.interfaces.retain(is_awaited);
         changes
     }
 
-    /// Finds the interfaces that have a configured name now and are not attached to yet.
+    /// Finds interfaces that now have a configured name and are not attached yet.
     fn attach_namesakes(&mut self) -> Vec<AttachmentChange> {
         let mut changes = Vec::new();
         for position in 0..self.interfaces.len() {
@@ -254,7 +253,7 @@ impl Attachment {
         })
     }
 
-    /// Looks whether the interface is still there, and how it is called.
+    /// Checks existence and name of the interface.
     fn refresh_name(&mut self) -> Option<AttachmentChange> {
         let name = name_of(self.index?);
         match name {
@@ -271,7 +270,7 @@ impl Attachment {
         }
     }
 
-    /// Attaches what is not attached.
+    /// Attaches missing programs.
     fn restore(&mut self, ebpf: &mut Ebpf, links: &Path) -> Option<AttachmentChange> {
         let target = self.target()?;
         let mut missing = Vec::new();
@@ -281,7 +280,7 @@ impl Attachment {
             let outcome = match attach::is_attached(links, *program, target) {
                 Ok(true) => continue,
                 Ok(false) => attach::attach(ebpf, links, *program, target),
-                // To attach once more what may be there would be worse.
+                // Do not attach a program that may be attached.
                 Err(error) => Err(error),
             };
             match outcome {

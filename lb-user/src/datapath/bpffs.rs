@@ -22,8 +22,8 @@ use super::attach::LINKS;
 
 pub const USUAL_MOUNT: &str = "/sys/fs/bpf";
 
-/// Makes `pin_path` a directory in a BPF file system, which is mounted at its usual place if need be.
-/// Returns whether there is nothing in it yet.
+/// Creates directory `pin_path` in a BPF file system, which it mounts if necessary. Returns whether the directory is
+/// empty.
 pub fn ensure(pin_path: &Path) -> Result<bool> {
     let usual = Path::new(USUAL_MOUNT);
     if pin_path.starts_with(usual) && !is_bpffs(nearest(pin_path))? {
@@ -45,8 +45,7 @@ pub fn ensure(pin_path: &Path) -> Result<bool> {
     Ok(entries.next().is_none())
 }
 
-/// Checks that `pin_path`, which need not exist yet, can be memlb's own: it is removed as a whole
-/// some day.
+/// Checks that `pin_path`, which may not exist yet, can belong to memlb alone, because unloading removes it.
 pub fn check(pin_path: &Path) -> Result<()> {
     let existing = nearest(pin_path);
     if !is_bpffs(existing)? {
@@ -66,13 +65,12 @@ pub fn check(pin_path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The path itself, or the directory nearest to it that exists.
+/// The path, or its nearest ancestor that exists.
 fn nearest(path: &Path) -> &Path {
     path.ancestors().find(|it| it.exists()).unwrap_or(path)
 }
 
-/// Whether a file system is mounted at `path` with its root, not just with a directory below it, as a
-/// service may get that shall not see the rest.
+/// Whether the root of a file system is mounted at `path`, not only a directory of it.
 fn is_valid(path: &Path) -> Result<bool> {
     let context = || format!("look at {}", path.display());
     let path = path.canonicalize().with_context(context)?;
@@ -88,12 +86,12 @@ pub fn is_bpffs(path: &Path) -> Result<bool> {
     Ok(status.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// The right to write the maps pinned in a directory, held by one manager at a time.
+/// The lock of a pin directory. Only its owner writes the maps.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 
 impl Lock {
-    /// Takes the lock at once.
+    /// Acquires the lock, or fails at once.
     pub fn acquire(pin_path: &Path) -> Result<Self> {
         let directory = File::open(pin_path)
             .with_context(|| format!("open the pin directory {}", pin_path.display()))?;
@@ -110,7 +108,7 @@ impl Lock {
     }
 }
 
-/// Returns the process that holds the pins, without so much as touching its lock.
+/// Returns the process that holds the lock, without trying to acquire it.
 pub fn locked_by(pin_path: &Path) -> Option<i32> {
     let about = fs::metadata(pin_path).ok()?;
     let (major, minor) = (

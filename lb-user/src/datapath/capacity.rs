@@ -1,8 +1,7 @@
-//! How large the maps are made, and whether those that an earlier manager made are large enough.
+//! Capacities of the maps, and the check of pinned maps against the configuration.
 //!
-//! A family of addresses that no service has gets tables without room, since full ones would take
-//! tens of megabytes for nothing. The first service of that family has them made anew at the
-//! manager's next start: they are empty, so that no connection is lost by it.
+//! The connection tables of an address family without services have one entry, which saves tens of megabytes. They
+//! are created again at the first start with a service of that family; they are empty, so no connection is lost.
 
 use std::{fs, net::IpAddr, path::Path};
 
@@ -15,10 +14,10 @@ use tracing::info;
 use super::{layout::open_map, pool_layout::PoolLayout};
 use crate::config::{Config, Limits};
 
-/// Entries of the tables of a family without services; a map cannot have none.
+/// Entries of the tables of a family without services; 0 is not allowed.
 const UNALLOCATED: u32 = 1;
 
-/// Where the programs keep round robin's turns; nobody else reads it.
+/// The programs' round-robin counters.
 const TURNS: &str = "round_robin";
 
 /// The connection tables of one family.
@@ -55,12 +54,12 @@ impl FamilyTables {
     }
 }
 
-/// Whether a table of this many entries was made for a family that services have.
+/// Whether a table with this capacity belongs to a family with services.
 pub fn is_allocated(entries: u32) -> bool {
     entries > UNALLOCATED
 }
 
-/// Returns how many entries each map has whose size is configured.
+/// Returns the capacity of each map whose size depends on the configuration.
 pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
     let Limits {
         services,
@@ -95,7 +94,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
             false => UNALLOCATED,
         };
         sizes.extend([
-            // Every connection has an entry for each direction.
+            // A connection has an entry for each direction.
             (tables.flows, room(flows.saturating_mul(2))),
             (tables.half_open, room(columns * SLOTS_PER_BUCKET)),
             (tables.notes, room(columns)),
@@ -104,12 +103,13 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
     sizes
 }
 
-/// Makes what an earlier manager has pinned fit for this configuration. Tables without room that need some are
-/// removed, to be made anew. So are the states of ports of another number: the flow table says which are in use.
+/// Adapts the pins of an earlier manager to this configuration. Removes connection tables that need more than one
+/// entry, and port states for another number of ports; both are created again. The flow table decides which ports are
+/// in use.
 ///
 /// # Errors
 ///
-/// Names the setting that these maps have no room for, and what to do.
+/// Names the setting that exceeds the pinned maps, and the remedy.
 pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
     let pinned = |map: &str| -> Result<Option<u32>> {
         if !pin_path.join(map).exists() {

@@ -1,4 +1,4 @@
-//! The slots of services that spread connections: filled out of force, put in force by one write.
+//! The slots of services that spread connections. The inactive generation is filled, then activated by one write.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,7 @@ use lb_common::maps::{CHOICE_SLOTS, Policy, first_choice};
 pub struct ChoiceTable {
     policies: Array<MapData, Policy>,
     choices: Array<MapData, u32>,
-    /// What stands in `choices`, as far as it was written or read here: a write that would change
-    /// nothing is spared.
+    /// Known contents of `choices`, to skip writes that change nothing.
     written: BTreeMap<u32, u32>,
 }
 
@@ -24,8 +23,7 @@ impl ChoiceTable {
         }
     }
 
-    /// Puts backends into a service's slots, in the generation that is not in force, and then that
-    /// generation in force.
+    /// Writes backends to the slots of a service's inactive generation, and activates it.
     pub fn replace(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
         let before = self
             .policies
@@ -41,8 +39,8 @@ impl ChoiceTable {
         if policy.slots == 0 {
             return Ok(());
         }
-        // A packet that comes in the middle of the one write may see the old generation with the new
-        // number of slots, or the other way round: what it finds there must be a backend, too.
+        // During the one write, a packet may see the old generation with the new number of slots, or the reverse.
+        // Those slots must hold backends, too.
         let first = first_choice(service, policy.generation);
         let more = before.slots.min(CHOICE_SLOTS).max(policy.slots);
         for (slot, backend) in (first..first + more).zip(backends.iter().cycle()) {

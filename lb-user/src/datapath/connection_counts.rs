@@ -1,5 +1,5 @@
-//! Keeps the programs' counts of open connections true: what the kernel evicts from the flow tables, and
-//! what its client has long left, ends without a packet that could be counted.
+//! Reconciles the programs' counts of open connections with the flow tables: evicted and abandoned connections end
+//! without a packet that the programs could count.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -19,17 +19,17 @@ use super::{
     layout::open_map,
 };
 
-/// How many of the first keys of a table are known again when they come once more.
+/// How many of a table's first keys are remembered to detect a restart of the iteration.
 const LANDMARKS: usize = 16;
 
-/// How often a table is read anew before it is left to the next time.
+/// Attempts to read a table without a restart of the iteration.
 const ATTEMPTS: usize = 4;
 
-/// Counts the flow tables' open connections, and writes into map `evicted` how many of those in `active`
-/// are no longer there. Nothing else writes `evicted`.
+/// Counts the open connections in the flow tables, and writes to map `evicted` how many of `active` are gone. Nothing
+/// else writes `evicted`.
 ///
-/// Connections come and go meanwhile. What came is told from what was there, so that a crowd that opens
-/// connections takes none for lost; what else that falsifies is put right the next time.
+/// Connections begin and end meanwhile. Connections that began after the count started are distinguished by their
+/// time; other errors are corrected by the next call.
 ///
 /// # Errors
 ///
@@ -54,11 +54,11 @@ pub fn reconcile_connection_counts(pin_path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A backend's connections that `active` counts and that are still there.
+/// A backend's connections that `active` counts and that the table has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Present {
     old: u64,
-    /// Begun since counting began: not in the count of that moment.
+    /// Begun after the count started, so not in the former value of `active`.
     new: u64,
 }
 
@@ -97,8 +97,7 @@ where
     bail!("map {} loses its entries too fast to be read", A::FLOWS)
 }
 
-/// Whether a flow has been silent for too long. Its other direction is worth a look-up only if this one has
-/// been silent for a while.
+/// Whether a flow has timed out. Looks up the reverse entry only if this direction has been idle for a while.
 fn is_past<A: Family>(
     flows: &HashMap<MapData, FlowKey<A>, Flow<A>>,
     key: &FlowKey<A>,
@@ -115,8 +114,8 @@ where
     }
 }
 
-/// The first keys of a table that is read. Where the kernel has just evicted the entry that was read last, it
-/// goes on with the first one, and everything would count twice.
+/// Detects that the kernel restarts an iteration. It does so if it has evicted the entry that was read last, and
+/// everything would count twice.
 #[derive(Debug)]
 struct RestartDetector<K> {
     keys: Vec<K>,
@@ -127,7 +126,7 @@ impl<K: PartialEq> RestartDetector<K> {
         Self { keys: Vec::new() }
     }
 
-    /// Takes note of the next key; returns whether it is one of the first.
+    /// Records the next key; returns whether it is one of the first keys.
     fn is_repeated(&mut self, key: K) -> bool {
         let again = self.keys.contains(&key);
         if self.keys.len() < LANDMARKS {

@@ -1,7 +1,7 @@
-//! The map of denied prefixes, and the end of the connections that their clients have open.
+//! The map of denied prefixes, and the end of denied clients' connections.
 //!
-//! The programs look a client up only where it has no established flow, so that nobody else's packets pay
-//! for the list. Hence flows are ended here.
+//! The programs look up only clients without an established flow, which keeps the list off the fast path. So the
+//! manager ends flows.
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
@@ -25,10 +25,10 @@ use super::{
 };
 use crate::deny::Prefix;
 
-/// Of `bpf_map_update_elem`: only an entry that is there is written.
+/// Flag of `bpf_map_update_elem`: write existing entries only.
 const BPF_EXIST: u64 = 2;
 
-/// So often flows are looked for again that a packet may have made while others were ended.
+/// Passes over the tables, because packets may create flows during a pass.
 const ATTEMPTS: usize = 3;
 
 #[derive(Debug)]
@@ -88,8 +88,8 @@ fn is_absent(error: &aya::maps::MapError) -> bool {
     }
 }
 
-/// Ends the connections of clients with these prefixes, which must be in the map already, and returns how many
-/// there were. A worker is answered with RST at its next packet; the client's own packets are dropped.
+/// Ends the connections of clients with these prefixes and returns their number. The prefixes must be in the map. The
+/// worker's next packet is answered with RST, the client's packets are dropped.
 ///
 /// # Errors
 ///
@@ -107,8 +107,7 @@ pub fn end_connections(pin_path: &Path, prefixes: &[Prefix]) -> Result<u64> {
     Ok(ended)
 }
 
-/// Marks both entries of a family's connections as superseded: without the mark, either would bring the other
-/// one back.
+/// Marks both entries of each connection as superseded. Without the mark, one would restore the other.
 fn end<A: Family>(pin_path: &Path, denied: impl Fn(IpAddr) -> bool) -> Result<u64>
 where
     FlowKey<A>: Pod,

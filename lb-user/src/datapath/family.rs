@@ -1,4 +1,4 @@
-//! The two families of addresses, each with connection tables of its own.
+//! The two address families with their connection tables.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ use lb_common::{
     maps::name,
 };
 
-/// A family's tables, and its addresses as the rest of the manager has them.
+/// An address family: map names and conversion to [`IpAddr`].
 pub trait Family: Address {
     const FLOWS: &'static str;
     const HALF_OPEN: &'static str;
@@ -33,7 +33,7 @@ impl Family for V6 {
     }
 }
 
-/// Returns the address as it stands in the maps that serve both families.
+/// Returns the address as in maps of both families.
 pub fn mapped(ip: IpAddr) -> V6 {
     match ip {
         IpAddr::V4(ip) => ip.octets().mapped(),
@@ -41,7 +41,7 @@ pub fn mapped(ip: IpAddr) -> V6 {
     }
 }
 
-/// The other way round.
+/// The reverse of [`mapped`].
 pub fn from_mapped(mapped: V6) -> IpAddr {
     Ipv6Addr::from(mapped).to_canonical()
 }

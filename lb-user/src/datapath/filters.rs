@@ -1,4 +1,4 @@
-//! Which clsact filters are where, on kernels without tcx.
+//! Look-up of clsact filters, for kernels without tcx.
 
 use std::io;
 
@@ -17,12 +17,12 @@ use rtnetlink::{
 const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
 
-/// Whether an interface has a filter of kind `bpf` with this priority and handle. It waits for nobody: the
-/// kernel answers in the very call.
+/// Whether an interface has a filter of kind `bpf` with this priority and handle. Does not block: the kernel replies
+/// within the call.
 ///
 /// # Errors
 ///
-/// Says what the kernel answered instead.
+/// The kernel's error.
 pub fn has(interface: u32, direction: TcAttachType, priority: u16, handle: u32) -> Result<bool> {
     let parent = match direction {
         TcAttachType::Ingress => INGRESS,

@@ -1,4 +1,4 @@
-//! Single connections, read from the pinned flow tables by whoever asks.
+//! Connections, read from the pinned flow tables.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
@@ -24,7 +24,7 @@ pub struct Connection {
     pub client: SocketAddr,
     pub service: SocketAddr,
     pub backend: u32,
-    /// Where its packets are sent; nothing where they go on to a worker under the service's address.
+    /// Destination of its packets; `None` in mode `dsr`, where it is the service's address.
     pub backend_address: Option<SocketAddr>,
     pub state: ConnectionState,
     pub age: Duration,
@@ -38,10 +38,10 @@ pub struct Connection {
 #[serde(rename_all = "snake_case")]
 pub enum ConnectionState {
     Open,
-    /// One side has said that it sends no more.
+    /// One side has sent a FIN.
     Closing,
-    /// Both have, or one has reset the connection, or nothing was seen of it for too long. The entry stays
-    /// until its place is needed.
+    /// Both sides have, or one has reset the connection, or it has timed out. The entry remains until it is replaced
+    /// or evicted.
     Ended,
 }
 
@@ -55,8 +55,7 @@ impl ConnectionState {
     }
 }
 
-/// Reads all connections, the youngest first. The tables change while they are read; what vanishes
-/// meanwhile is left out.
+/// Reads all connections, the youngest first. Entries that vanish meanwhile are left out.
 ///
 /// # Errors
 ///
@@ -103,8 +102,7 @@ where
     HashMap::try_from(Map::LruHashMap(data)).with_context(|| format!("open map {}", A::FLOWS))
 }
 
-/// Each connection of a flow table by its entry of the client's direction, and the other one if it is
-/// there.
+/// Each connection of a flow table: key and entry of the client's direction, and the reverse entry if present.
 pub(super) fn requests<A: Family>(
     entries: &BTreeMap<FlowKey<A>, Flow<A>>,
 ) -> impl Iterator<Item = (&FlowKey<A>, &Flow<A>, Option<&Flow<A>>)> {
@@ -114,7 +112,7 @@ pub(super) fn requests<A: Family>(
     requests.map(|(key, flow)| (key, flow, entries.get(&flow.translated.reversed())))
 }
 
-/// By what the age of flows is judged.
+/// Time and idle limits by which flows are judged.
 pub(super) struct FlowClock {
     pub now_ns: u64,
     pub settings: Settings,
@@ -128,14 +126,14 @@ impl FlowClock {
         })
     }
 
-    /// How long ago the last packet of either direction was.
+    /// Nanoseconds since the last packet of either direction.
     pub fn silence_ns<A>(&self, flow: &Flow<A>, reverse: Option<&Flow<A>>) -> u64 {
         let silence = |flow: &Flow<A>| elapsed_ns(self.now_ns, flow.last_seen_ticks);
         reverse.map_or(silence(flow), |reverse| silence(flow).min(silence(reverse)))
     }
 
-    /// Whether a flow has been silent for too long, as the programs judge: where its worker has ended it,
-    /// its client has little time left.
+    /// Whether a flow has timed out, by the rules of the programs: after the worker's FIN, the limit is
+    /// `closing_idle`.
     pub fn is_past<A: Family>(
         &self,
         key: &FlowKey<A>,
@@ -153,14 +151,13 @@ impl FlowClock {
         self.silence_ns(flow, reverse) > longest
     }
 
-    /// Whether an ended flow that is silent for so long has no packets under way any more.
+    /// Whether an ended flow with this idle time has no packets in flight.
     pub fn has_closed(&self, silence_ns: u64) -> bool {
         silence_ns > self.settings.closing_idle_ns
     }
 }
 
-/// Whether a flow has ended on both sides, as far as that is seen: of a worker that answers past the
-/// manager, its own end is not.
+/// Whether both directions have ended. In mode `dsr`, the worker's end is not seen.
 pub(super) fn is_over<A: Family>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
@@ -173,8 +170,8 @@ pub(super) fn is_over<A: Family>(
     }
 }
 
-/// What a flow is to the programs: open as long as they count it. One that was evicted by half while it
-/// was closing is not counted again, because it no longer shows who has ended it.
+/// State of a flow: open while the programs count it. A closing flow with one evicted entry is not counted again,
+/// because the end of that direction is lost.
 fn state<A: Family>(
     key: &FlowKey<A>,
     flow: &Flow<A>,

@@ -1,4 +1,4 @@
-//! Programs that another memlb has left attached on this machine: who finds them tells of them.
+//! Attached programs of another memlb on this machine.
 
 use std::{
     collections::BTreeSet,
@@ -30,15 +30,15 @@ use crate::{
     sockets::{Holder, holder},
 };
 
-/// How deep below a BPF file system's root pins are looked for.
+/// Depth of the search below the root of a BPF file system.
 const DEPTH: u32 = 4;
 
-/// A directory of pins whose programs meet packets in this network namespace.
+/// A pin directory whose programs are attached in this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignPrograms {
     pub pin_path: PathBuf,
     pub interfaces: BTreeSet<String>,
-    /// The manager that holds the pins; nothing if none runs any more.
+    /// The manager that holds the pins; `None` if none runs.
     pub holder: Option<Holder>,
 }
 

@@ -1,4 +1,4 @@
-//! What the kernel and this process must offer, checked before anything is touched.
+//! Requirements on kernel and process, checked before any change.
 
 use std::fs;
 
@@ -24,11 +24,11 @@ pub fn check() -> Result<()> {
     }
 }
 
-/// What decides whether a kernel will do. Asked of it, since distributions add to old kernels.
+/// Required features of the kernel. Probed, because distributions backport features.
 pub struct KernelSupport {
     pub release: String,
     classifiers: bool,
-    /// `bpf_loop`, the newest thing the programs need (e6f2dd0f8067).
+    /// `bpf_loop`, the newest required feature (e6f2dd0f8067).
     loops: bool,
 }
 
@@ -45,7 +45,7 @@ impl KernelSupport {
         })
     }
 
-    /// Says what it lacks, if it lacks anything.
+    /// Describes the missing feature, if any.
     pub fn shortcoming(&self) -> Option<String> {
         let Self { release, .. } = self;
         if !self.classifiers {
@@ -89,20 +89,20 @@ pub fn privileges() -> Result<u64> {
     Ok(status.capeff)
 }
 
-/// Returns the names of the capabilities that a manager needs beside these.
+/// Returns the names of missing capabilities.
 pub fn missing_privileges(effective: u64) -> Vec<&'static str> {
     let has = |capability| effective & capability != 0;
     let needed = [
         ("CAP_BPF", has(CAP_BPF) || has(CAP_SYS_ADMIN)),
         ("CAP_NET_ADMIN", has(CAP_NET_ADMIN)),
-        // The programs compare packet pointers, which without it the verifier forbids.
+        // Without it, the verifier rejects comparisons of packet pointers.
         ("CAP_PERFMON", has(CAP_PERFMON) || has(CAP_SYS_ADMIN)),
     ];
     let missing = needed.into_iter().filter(|(_, has)| !has);
     missing.map(|(name, _)| name).collect()
 }
 
-/// Says whether they let a process mount a file system.
+/// Whether a process with these capabilities may mount a file system.
 pub fn may_mount(effective: u64) -> bool {
     effective & CAP_SYS_ADMIN != 0
 }

@@ -1,4 +1,4 @@
-//! Where a pinned BPF link is attached, which aya does not tell.
+//! The interface of a pinned BPF link, which aya does not expose.
 
 use std::{
     ffi::CString,
@@ -42,12 +42,12 @@ struct InfoGet {
     info: u64,
 }
 
-/// Returns the index of the interface that the link pinned at `path` is attached to; nothing if it was
-/// detached, as when the interface has gone, or if nothing is pinned there.
+/// Returns the index of the interface of the link pinned at `path`; `None` if the link is detached, if the interface
+/// is gone, or if nothing is pinned.
 ///
 /// # Errors
 ///
-/// Says that the pin cannot be opened, or is none of a link.
+/// The pin cannot be opened or is not a link.
 ///
 /// # Minimum kernel version
 ///
@@ -76,13 +76,12 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
         flags: 0,
     };
     let fd = bpf(BPF_OBJ_GET, &mut request)?;
-    // SAFETY: the kernel has just opened it for nobody else.
+    // SAFETY: the kernel has just opened it, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn bpf<T>(command: libc::c_int, request: &mut T) -> io::Result<i32> {
-    // SAFETY: the kernel reads and writes within the request, and what its fields point to, which outlives
-    // the call.
+    // SAFETY: the kernel accesses only the request and what its fields point to. Both outlive the call.
     let answer =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *request, size_of::<T>()) };
     if answer < 0 {

@@ -1,4 +1,4 @@
-//! This machine's network interfaces as the kernel has them now: their names, and which carries which.
+//! This machine's network interfaces: names and stacking.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,13 +14,13 @@ pub struct Links(BTreeMap<u32, Link>);
 #[derive(Debug, Clone)]
 pub struct Link {
     pub name: String,
-    /// Further names that it can be called by.
+    /// Alternative names.
     pub alternative_names: Vec<String>,
-    /// What a virtual interface is; nothing for a physical one.
+    /// Kind of a virtual interface; `None` for a physical one.
     pub kind: Option<String>,
     layer: LinkLayerType,
     address: Vec<u8>,
-    /// The interface beneath a virtual one, or a veth's other end.
+    /// The lower interface of a virtual one, or a veth's other end.
     below: Option<u32>,
     /// The bridge or bond that this is a port of.
     master: Option<u32>,
@@ -31,7 +31,7 @@ impl Links {
     ///
     /// # Errors
     ///
-    /// Says that there is none, or that it does not carry Ethernet.
+    /// The interface does not exist, or does not carry Ethernet.
     pub fn interface(&self, name: &str) -> Result<Interface> {
         let Some((&index, link)) = self.by_name(name) else {
             let others = self.0.values().map(|link| link.name.as_str());
@@ -61,8 +61,8 @@ impl Links {
         own.or_else(|| self.0.iter().find(|(_, link)| is_alternative(link)))
     }
 
-    /// The interfaces that carry `interface` as its VLAN's parent or as ports of its bridge or bond, with
-    /// its link address: what is sent to it arrives at them for this host, too.
+    /// The interfaces below `interface` with its link address: parents of VLANs, ports of bridges and bonds. Packets
+    /// to `interface` arrive at them, too.
     pub fn lower_interfaces(&self, interface: u32) -> BTreeSet<u32> {
         let mut found = BTreeSet::new();
         let mut to_do = vec![interface];
@@ -70,7 +70,7 @@ impl Links {
             let Some(link) = self.0.get(&upper) else {
                 continue;
             };
-            // A veth names its other end there, a tunnel the interface that its packets take.
+            // For a veth this is the other end, for a tunnel the outgoing interface.
             let is_stacked = matches!(link.kind.as_deref(), Some("vlan" | "ipvlan" | "macvlan"));
             let below = link.below.filter(|_| is_stacked);
             let carries = |(index, it): &(&u32, &Link)| {
@@ -128,7 +128,7 @@ impl From<&LinkMessage> for Link {
     }
 }
 
-/// Returns the alternative name that a property of an interface is.
+/// Returns the alternative name in a property of an interface.
 pub fn alternative(property: &Prop) -> Option<String> {
     match property {
         Prop::AltIfName(name) => Some(name.clone()),

@@ -1,8 +1,8 @@
-//! The loopback interface's part in serving clients on the manager itself.
+//! Setting `accept_local` of `lo`, for clients on the manager.
 //!
-//! A worker's answer to such a client comes in from the network and is moved to `lo`, bearing the
-//! service's address as its source. The kernel refuses its own addresses as sources unless
-//! `accept_local` is set; on `lo`, where only the machine itself can send, that opens nothing.
+//! A worker's reply to such a client is redirected to `lo` with the service's address as its source. The kernel drops
+//! packets with its own addresses as source unless `accept_local` is set. On `lo` only this machine can send, so the
+//! setting is safe.
 
 use std::fs;
 

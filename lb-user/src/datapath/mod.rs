@@ -1,4 +1,4 @@
-//! The kernel side as the manager sees it: loaded, attached, pinned, adopted, and written to.
+//! The manager's access to programs and maps: load, attach, pin, adopt, write.
 //!
 //! Only [`Datapath`] writes maps that steer packets, and only the manager's main task owns one.
 
@@ -78,7 +78,7 @@ use tables::{PersistentSettings, Tables};
 /// The attached programs and their maps.
 #[derive(Debug)]
 pub struct Datapath {
-    /// The loaded programs, to be attached again.
+    /// The loaded programs, for attaching them again.
     ebpf: Ebpf,
     tables: Tables,
     backends: BTreeMap<BackendId, BackendState>,
@@ -88,16 +88,16 @@ pub struct Datapath {
     deny: DenyMap,
     /// Backends that are no longer configured, but still have connections.
     retiring: BTreeSet<u32>,
-    /// Of all backends that were configured while this manager runs and may have connections. The maps
-    /// alone do not tell the service of one whose service is gone.
+    /// Identities of all backends that were configured in this process and may have connections. The maps do not hold
+    /// the service of a backend whose service was removed.
     identities: BTreeMap<BackendId, Identity>,
-    /// How often backends were removed or put back: what was counted before then says nothing of them.
+    /// Number of changes of the configuration. Counts from before the last change are stale.
     generation: u64,
-    /// Held as long as this manager writes the maps.
+    /// Held while this manager writes the maps.
     _lock: bpffs::Lock,
 }
 
-/// What is known of a backend, from three sources: configuration, core and routing table.
+/// State of a backend from configuration, core and routing table.
 #[derive(Debug, Clone)]
 struct BackendState {
     address: SocketAddr,
@@ -105,19 +105,19 @@ struct BackendState {
     mode: Mode,
     service: u32,
     is_fallback: bool,
-    /// Nothing until the core has described it; until then an adopted entry stays as it is.
+    /// `None` until the core has emitted it. An adopted entry stays unchanged until then.
     health: Option<Health>,
     memory: Option<Memory>,
     weight: u32,
-    /// Whether its connections go on while nothing is heard of it under its present name: a worker that
-    /// was renamed, or removed and put back.
+    /// Whether its connections continue before the first heartbeat: the worker was renamed, or removed and added
+    /// again.
     keeps_flows: bool,
     route: Option<Route>,
-    /// Whether the kernel has said that there is that route, or none.
+    /// Whether the route was looked up.
     looked_up: bool,
 }
 
-/// A directory of pins that is ready to be loaded into, and what it holds already.
+/// A locked pin directory and its contents.
 #[derive(Debug)]
 pub struct Prepared {
     pub adoption: Adoption,
@@ -126,11 +126,10 @@ pub struct Prepared {
     lock: bpffs::Lock,
 }
 
-/// What the first manager of these pins has changed on its way to work; undone when dropped before
-/// it got there.
+/// Undoes the first start with these pins, if dropped before the start has succeeded.
 #[derive(Debug)]
 struct RollbackGuard {
-    /// Nothing when there is nothing to undo.
+    /// `None`: nothing to undo.
     pin_path: Option<PathBuf>,
     accept_local_before: Option<u32>,
 }
@@ -140,7 +139,7 @@ impl Drop for RollbackGuard {
         let Some(pin_path) = &self.pin_path else {
             return;
         };
-        // Best effort: the error that matters is the one that led here.
+        // Best effort: the first error is reported.
         _ = attach::detach_clsact();
         if let Some(before) = self.accept_local_before {
             _ = loopback::set_accept_local(before);
@@ -149,12 +148,12 @@ impl Drop for RollbackGuard {
     }
 }
 
-/// Checks the machine, makes the pin directory, takes its lock and reads what is pinned there.
+/// Checks the machine, creates and locks the pin directory, and reads the pins.
 ///
 /// # Errors
 ///
-/// Says what is missing (privileges, kernel, BPF file system), that another manager holds the
-/// pins, or that they have another layout.
+/// Says what is missing (privileges, kernel, BPF file system), that another manager holds the pins, or that they have
+/// another layout.
 pub fn prepare(config: &Config) -> Result<Prepared> {
     kernel::check()?;
     let pin_path = config.manager.pin_path.clone();
@@ -234,7 +233,7 @@ impl Datapath {
         })
     }
 
-    /// Returns the numbers in use, for a changed configuration to be numbered by.
+    /// Returns the ids in use, from which a changed configuration gets its ids.
     ///
     /// # Errors
     ///
@@ -249,27 +248,26 @@ impl Datapath {
         Ok(pinned)
     }
 
-    /// Prepares for a changed configuration: who stays keeps what is known of it. The core's
-    /// commands follow, and [`Self::publish_services`] last.
+    /// Replaces the backends by those of a changed configuration. Backends that stay keep their state. The core's
+    /// updates follow, and [`Self::publish_services`] last.
     pub fn prepare_reload(&mut self, settings: &CoreSettings, numbers: &Pinned) {
         self.backends = replace_backends(&self.backends, settings, numbers);
         self.identities.extend(identities(settings));
         self.generation += 1;
     }
 
-    /// How many backends that are no longer configured have connections as far as is known.
+    /// Number of backends that are no longer configured and may have connections.
     pub fn retiring(&self) -> usize {
         self.retiring.len()
     }
 
-    /// What [`Self::sweep`] is to be told with what is counted from now on.
+    /// The generation to pass to [`Self::sweep`] with counts that begin now.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Forgets the backends that are no longer configured and have no connection any more. What was
-    /// counted before the last change of the configuration, in another `generation`, is ignored: a
-    /// backend may have been removed since, with connections that it got after it was counted.
+    /// Removes backends that are not configured and have no connections. Ignores counts of another `generation`,
+    /// because a backend may have been removed since, with connections that are not in the counts.
     ///
     /// # Errors
     ///
@@ -329,8 +327,7 @@ impl Datapath {
         }
     }
 
-    /// Denies the clients with these prefixes, and no others. Their open connections are left to
-    /// [`end_connections`].
+    /// Denies exactly the clients with these prefixes. [`end_connections`] ends their connections.
     ///
     /// # Errors
     ///
@@ -358,7 +355,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Returns how many connections each backend has open.
+    /// Returns the number of open connections of each backend.
     ///
     /// # Errors
     ///
@@ -368,14 +365,14 @@ impl Datapath {
         self.backends.keys().map(open).collect()
     }
 
-    /// Returns how many connections a backend in mode `nat` can have at once; nothing in other modes.
+    /// Returns the most connections of a backend in mode `nat`; `None` in other modes.
     pub fn nat_ports(&self, backend: BackendId) -> Option<u64> {
         let known = self.backends.get(&backend)?;
         let is_nat = known.mode == Mode::Nat && !known.is_fallback;
         is_nat.then(|| self.tables.nat_ports(known.address.is_ipv4()))
     }
 
-    /// Returns what the programs have counted of the answers of each worker in mode `routed`.
+    /// Returns the counts of replies of each worker in mode `routed`.
     ///
     /// # Errors
     ///
@@ -389,7 +386,7 @@ impl Datapath {
             .collect()
     }
 
-    /// Opens the services to clients, and closes those that are no longer configured.
+    /// Adds the services to map `services`, and removes services that are no longer configured.
     ///
     /// # Errors
     ///
@@ -413,7 +410,7 @@ impl Datapath {
         workers.map(|known| known.address.ip()).collect()
     }
 
-    /// Returns how each worker is reached that the kernel has told the way to.
+    /// Returns the link to each worker whose route was looked up.
     pub fn links(&self) -> BTreeMap<BackendId, WorkerRoute> {
         let attached = self
             .attachments
@@ -427,7 +424,7 @@ impl Datapath {
             .collect()
     }
 
-    /// Returns why this configuration cannot be taken over without a restart; empty if it can.
+    /// Returns why this configuration needs a restart; empty if it does not.
     pub fn restart_reasons(&self, config: &Config) -> Vec<String> {
         let refusal = |family| {
             format!(
@@ -444,9 +441,9 @@ impl Datapath {
         lacking.chain(conflicts.map(|it| it.to_string())).collect()
     }
 
-    /// Writes the ways to the workers as they were found. Link addresses that XDP has learnt are
-    /// forgotten: the next packet asks the kernel, whose answer the reply then teaches anew. A worker
-    /// whose link address changed would otherwise be lost until it missed heartbeats.
+    /// Writes the routes to the workers, and clears the link addresses that XDP has learned. The next packet is sent
+    /// by the kernel's neighbour table, and the reply teaches the address again. Otherwise a worker with a new link
+    /// address would be unreachable until it misses heartbeats.
     ///
     /// # Errors
     ///
@@ -460,14 +457,14 @@ impl Datapath {
         outcome.and(self.update_source_filter(routes))
     }
 
-    /// Writes which addresses are the manager's own, and by which interfaces workers come.
+    /// Writes the manager's own addresses, and the interfaces of the routes to workers.
     fn update_source_filter(&mut self, routes: &Routes) -> Result<()> {
         let own = addresses::of_nobody_else()?;
         self.tables
             .write_source_filter(&source_filter::expected_interfaces(&own, routes))
     }
 
-    /// Says what is new of the ways to the workers.
+    /// Logs changed routes to workers.
     fn log_routes(&self, routes: &Routes) {
         let workers = self.backends.values().filter(|known| !known.is_fallback);
         let is_new = |it: &&BackendState| {
@@ -486,8 +483,7 @@ impl Datapath {
         }
     }
 
-    /// Forgets the link addresses that XDP has learnt of the workers behind this next hop, whose own has
-    /// changed.
+    /// Clears the learned link addresses of workers behind this next hop, whose link address has changed.
     ///
     /// # Errors
     ///
@@ -519,13 +515,12 @@ impl Datapath {
         self.tables.forget_neighbour(id.0)
     }
 
-    /// Looks whether all programs are attached where they should be, and puts right what is not. Returns
-    /// what has changed, each change once.
+    /// Attaches missing programs. Returns the changes, each once.
     pub fn reconcile_attachments(&mut self) -> Vec<AttachmentChange> {
         self.attachments.reconcile(&mut self.ebpf)
     }
 
-    /// The attachments that an operator should know of.
+    /// The attachments to report.
     pub fn attachments(&self) -> impl Iterator<Item = &Attachment> {
         self.attachments.reportable()
     }
@@ -543,7 +538,7 @@ impl Datapath {
         };
         let mut backend = known.value(health);
         if !known.looked_up && !known.is_fallback {
-            // Until the kernel is asked, the connections of one that is put back go where they went.
+            // Until the route is looked up, connections of a backend that was added again keep the former route.
             let before = self.tables.backend(id.0)?;
             if is_at(&before, known) {
                 backend.mode = before.mode;
@@ -555,8 +550,8 @@ impl Datapath {
         if backend.mode == mode::NAT {
             backend.port_pool = self.tables.port_pool(known.endpoint())?;
         }
-        // Where the programs do not meet the packets of the route's own interface, they meet them below it,
-        // on a bridge's port or with a VLAN tag.
+        // If the programs are not attached to the route's interface, they see its packets at a lower one, on a
+        // bridge's port or with a VLAN tag.
         let meets = |it: &Attachment| it.index == Some(backend.interface);
         if matches!(backend.mode, mode::NAT | mode::ROUTED)
             && self.attachments.interfaces().iter().any(meets)
@@ -567,7 +562,7 @@ impl Datapath {
     }
 }
 
-/// Whether an entry describes a backend at this one's address.
+/// Whether an entry has this backend's address and port.
 fn is_at(entry: &Backend, known: &BackendState) -> bool {
     entry.address == mapped(known.address.ip()) && entry.port == known.address.port()
 }
@@ -600,7 +595,7 @@ fn initial_backends(settings: &CoreSettings) -> BTreeMap<BackendId, BackendState
         .collect()
 }
 
-/// Returns the backends of a changed configuration, with what is known of those that stay.
+/// Returns the backends of a changed configuration, with the state of those that stay.
 fn replace_backends(
     before: &BTreeMap<BackendId, BackendState>,
     settings: &CoreSettings,
@@ -614,7 +609,7 @@ fn replace_backends(
         .collect();
     for (id, new) in &mut backends {
         new.keeps_flows = numbers.flows_go_on.contains(id);
-        // The way to a worker is the same for each of its services.
+        // The route to a worker is the same for each of its services.
         if !new.is_fallback
             && let Some(route) = routes.get(&new.address.ip())
         {
@@ -641,7 +636,7 @@ impl BackendState {
         }
     }
 
-    /// Whether what was found of its route is anything new.
+    /// Whether the route has changed.
     fn differs(&self, found: &Option<Route>) -> bool {
         !self.looked_up || self.route != *found
     }
@@ -657,7 +652,7 @@ impl BackendState {
         }
     }
 
-    /// The backend as the programs read it.
+    /// The value of map `backends`.
     fn value(&self, health: Health) -> Backend {
         let route = self.route.as_ref();
         let is_local = self.is_fallback || route.is_some_and(|route| route.is_local);
@@ -703,7 +698,7 @@ impl BackendState {
     }
 }
 
-/// Draws the key of the programs' hash.
+/// Draws the key of the programs' hash at random.
 fn secret() -> Result<[u64; 2]> {
     let draw = || getrandom::u64().context("draw a random number");
     Ok([draw()?, draw()?])
@@ -713,7 +708,7 @@ fn secret() -> Result<[u64; 2]> {
 ///
 /// # Errors
 ///
-/// Says what could not be removed, and that a manager still runs.
+/// Says what could not be removed, or that a manager still runs.
 pub fn unload(pin_path: &std::path::Path) -> Result<bool> {
     kernel::check_privileges()?;
     let pinned = pin_path.join(name::SETTINGS).exists() || pin_path.join(attach::LINKS).exists();

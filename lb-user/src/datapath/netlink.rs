@@ -1,4 +1,4 @@
-//! What the kernel's tables of routes and links say.
+//! The kernel's routes, links and neighbours.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,37 +24,35 @@ use super::{
     links::Links,
 };
 
-/// Where packets to a worker go.
+/// A route to a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// Index of the interface.
     pub interface: u32,
-    /// Those that carry it, on which packets that come from there are met, too.
+    /// The interfaces below it, on which its packets arrive, too.
     pub lower_interfaces: BTreeSet<u32>,
-    /// The worker itself, or the router on the way to it, whose address may be of the other family (RFC
-    /// 8950).
+    /// The worker, or the router on the route to it, whose address may be of the other family (RFC 8950).
     pub next_hop: IpAddr,
-    /// The manager's own address on that way.
+    /// The manager's source address.
     pub source: IpAddr,
     /// The address is one of the manager's own.
     pub is_local: bool,
 }
 
 impl Route {
-    /// Whether a router is on the way to `address`.
+    /// Whether there is a router on the route to `address`.
     pub fn has_router(&self, address: IpAddr) -> bool {
         !self.is_local && self.next_hop != address
     }
 
-    /// Whether replies from there meet the programs at one of these interfaces. What is on this machine
-    /// needs none.
+    /// Whether replies arrive at one of these interfaces. Local addresses need none.
     pub fn arrives_at(&self, attached: &BTreeSet<u32>) -> bool {
         self.is_local
             || attached.contains(&self.interface)
             || !self.lower_interfaces.is_disjoint(attached)
     }
 
-    /// The interface's name as it is now.
+    /// The interface's present name.
     pub fn interface_name(&self) -> String {
         named(self.interface)
     }
@@ -79,25 +77,25 @@ impl fmt::Display for Route {
     }
 }
 
-/// Returns an interface's name as it is now, or its number if it has gone.
+/// Returns an interface's present name, or its index if it is gone.
 fn named(interface: u32) -> String {
     name_of(interface).unwrap_or_else(|| format!("interface {interface}"))
 }
 
-/// A connection to the kernel's tables.
+/// A netlink connection.
 pub struct Netlink {
     handle: Handle,
-    /// Those that the kernel reports.
+    /// Changes that the kernel reports.
     changes: BoxStream<'static, NetlinkChange>,
     connection: JoinHandle<()>,
 }
 
-/// What the kernel reports.
+/// A change that the kernel reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetlinkChange {
-    /// Links, addresses or routes may be others.
+    /// Links, addresses or routes may have changed.
     Tables,
-    /// What it knows of a neighbour, possibly nothing new.
+    /// A neighbour entry, possibly unchanged.
     Neighbour(Neighbour),
 }
 
@@ -109,7 +107,7 @@ pub struct Neighbour {
     pub link_address: Vec<u8>,
 }
 
-/// The way to each address that was asked for; nothing where there is none.
+/// The route to each requested address; `None` if there is none.
 pub type Routes = BTreeMap<IpAddr, Option<Route>>;
 
 impl Netlink {
@@ -124,7 +122,7 @@ impl Netlink {
         ])
     }
 
-    /// Connects without being told of changes, which would pile up where nobody waits for them.
+    /// Connects without subscribing to changes, which would queue up if not read.
     pub fn connect_without_events() -> Result<Self> {
         Self::subscribe(&[])
     }
@@ -152,11 +150,11 @@ impl Netlink {
         Ok(links.context("list the interfaces")?.into_iter().collect())
     }
 
-    /// Looks up the interfaces of these names, own or alternative ones.
+    /// Looks up interfaces by own or alternative names.
     ///
     /// # Errors
     ///
-    /// Says which does not exist, does not carry Ethernet, or is named twice.
+    /// Names the interface that does not exist, does not carry Ethernet, or is named twice.
     pub async fn interfaces(&mut self, names: &[String]) -> Result<Vec<Interface>> {
         let links = self.links().await?;
         let mut interfaces = Vec::<Interface>::new();
@@ -174,7 +172,7 @@ impl Netlink {
         Ok(interfaces)
     }
 
-    /// Waits for a change; nothing if the connection is over.
+    /// Waits for a change; `None` if the connection is closed.
     pub async fn next_change(&mut self) -> Option<NetlinkChange> {
         self.changes.next().await
     }

@@ -1,4 +1,4 @@
-//! The compiled kernel programs, embedded in this binary, and how they are loaded.
+//! The compiled kernel programs, embedded in this binary.
 
 use std::path::Path;
 
@@ -12,10 +12,10 @@ use crate::config::Config;
 /// The ELF object with all programs and maps.
 pub static OBJECT: &[u8] = include_bytes_aligned!(env!("MEMLB_EBPF_OBJECT"));
 
-/// Loads the object; maps that are pinned already are used as they are.
+/// Loads the object. Reuses pinned maps.
 pub fn load(pin_path: &Path, config: &Config, interfaces: &[Interface]) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
-    // veth delivers XDP_TX only to a peer that runs XDP, and a redirect to any that has NAPI.
+    // veth delivers XDP_TX only to a peer that runs XDP, and redirects to any peer with NAPI.
     let redirects = u8::from(
         interfaces
             .iter()
@@ -25,7 +25,7 @@ pub fn load(pin_path: &Path, config: &Config, interfaces: &[Interface]) -> Resul
     for MapLayout { name, .. } in MANAGER_MAPS {
         loader.map_pin_path(name, pin_path.join(name));
     }
-    // A variable of the programs, which is a map under the name of its section.
+    // A variable of the programs: a map with the name of its section.
     loader.map_pin_path(TRACE_SECTION, pin_path.join(name::TRACE));
     for (map, capacity) in capacity::sizes(config) {
         loader.map_max_entries(map, capacity);

@@ -1,6 +1,5 @@
-//! The pins of maps and links, put back should somebody remove them: whoever reads the maps looks there, and
-//! so does the next manager or agent, which would begin without a flow. A link without a pin ends with the
-//! process that holds it.
+//! The pins of maps and links, restored if they are removed. Readers of the maps and the next manager or agent need
+//! them, and a link without a pin ends with its process.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +15,7 @@ use aya::{
 
 use super::attach::LINKS;
 
-/// Every pinned map and link, held beside its pin.
+/// References to every pinned map and link.
 #[derive(Debug)]
 pub struct Pins {
     directory: PathBuf,
@@ -26,7 +25,7 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Takes hold of all maps and links that are pinned in `directory`.
+    /// Opens all maps and links that are pinned in `directory`.
     ///
     /// # Errors
     ///
@@ -47,7 +46,7 @@ impl Pins {
         Ok(pins)
     }
 
-    /// Takes hold of the links as they are pinned now. A kernel without tcx has none.
+    /// Opens the links that are pinned now. Kernels without tcx have none.
     ///
     /// # Errors
     ///
@@ -66,7 +65,7 @@ impl Pins {
         &self.directory
     }
 
-    /// Pins again what is not pinned any more, and returns what that was.
+    /// Restores missing pins, and returns their names.
     ///
     /// # Errors
     ///
@@ -88,7 +87,7 @@ impl Pins {
         let links: Vec<String> = self.links.keys().filter(is_missing).cloned().collect();
         for link in links {
             let path = self.directory.join(&link);
-            // Made before the link leaves its place: a link that cannot be pinned ends.
+            // Create the directory first: a link that cannot be pinned is lost.
             fs::create_dir_all(self.directory.join(LINKS))
                 .with_context(|| format!("pin {} again", path.display()))?;
             if let Some(held) = self.links.remove(&link) {
@@ -102,7 +101,7 @@ impl Pins {
     }
 }
 
-/// The files of a directory, without those below it.
+/// The files of a directory, not recursive.
 fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let entries = fs::read_dir(directory);

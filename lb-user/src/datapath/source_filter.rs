@@ -1,4 +1,4 @@
-//! The map `source_filter`: addresses from which no client's packet comes, or only by one interface.
+//! Map `source_filter`: source addresses with the only interface on which their packets may arrive.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,11 +21,11 @@ impl SourceFilter {
         Self(map)
     }
 
-    /// Writes what is new, and removes what is no longer so.
+    /// Writes changed entries, and removes others.
     ///
     /// # Errors
     ///
-    /// Says that the map could not be read or written.
+    /// The map could not be read or written.
     pub fn replace(&mut self, wanted: &BTreeMap<V6, u32>) -> Result<()> {
         let present = self.0.iter().collect::<Result<BTreeMap<_, _>, _>>();
         let present = present.with_context(|| format!("read map {}", name::SOURCE_FILTER))?;
@@ -44,12 +44,12 @@ impl SourceFilter {
     }
 }
 
-/// What the map should hold: the manager's `own` addresses and broadcast addresses, and the workers that have a
-/// route. More than fit are left out, since the map only refuses what a sender has forged.
+/// The expected entries: the manager's `own` and broadcast addresses, and the workers with a route. Entries beyond
+/// the map's capacity are left out: the map only excludes spoofed packets.
 pub fn expected_interfaces(own: &BTreeSet<IpAddr>, routes: &Routes) -> BTreeMap<V6, u32> {
     let own = own.iter().map(|address| (mapped(*address), 0));
     let workers = routes.iter().filter_map(|(address, route)| {
-        // What comes through another interface beneath is met there.
+        // Packets through a lower interface arrive there.
         let is_bound = |route: &&Route| !route.is_local && route.lower_interfaces.is_empty();
         let route = route.as_ref().filter(is_bound)?;
         Some((mapped(*address), route.interface))

@@ -1,4 +1,4 @@
-//! What the programs counted, read from the pins by whoever asks; nothing here writes.
+//! Counters of the programs, read from the pins. Read only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,20 +27,20 @@ use super::{
     layout::{LayoutError, open_map},
 };
 
-/// Counters since the maps were made, and connections at this moment.
+/// Counters since the maps were created, and present connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
     pub backends: BTreeMap<u32, BackendTraffic>,
     pub verdicts: BTreeMap<&'static str, Packets>,
     pub maps: BTreeMap<&'static str, MapFill>,
-    /// The backends that entries of the connection tables still lead to, counted as open or not, late
-    /// packets of ended ones included: a number is nobody else's until then.
+    /// The backends with entries in the connection tables, including recently ended connections. Their ids must not
+    /// be reused.
     pub occupied: BTreeSet<u32>,
     /// Why there are no counters: the pins have another layout.
     pub problem: Option<String>,
 }
 
-/// How full a map is; one that forgets its longest unused entry is often full in good health.
+/// How full a map is. LRU maps are often full in normal operation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MapFill {
     pub entries: u64,
@@ -50,20 +50,20 @@ pub struct MapFill {
 /// One backend's share. `in` is towards the backend; bytes are those of whole frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendTraffic {
-    /// Connections open now, as the programs count them and go by.
+    /// Open connections, as the programs count them.
     pub flows: u64,
     /// Handshakes begun and not completed yet.
     pub half_open: u64,
-    /// Connections begun since the maps were made.
+    /// Connections begun since the maps were created.
     pub connections: u64,
     pub packets_in: u64,
     pub bytes_in: u64,
     pub packets_out: u64,
     pub bytes_out: u64,
-    /// How many connections it can have at once in mode `nat`; 0 in other modes.
+    /// Most connections in mode `nat`; 0 in other modes.
     #[serde(default)]
     pub nat_ports: u64,
-    /// SYNs that a client repeated because no answer of the backend had passed here.
+    /// SYNs that clients repeated because no reply of the backend had passed.
     #[serde(default)]
     pub unanswered: u64,
 }
@@ -95,7 +95,7 @@ impl Stats {
         }
     }
 
-    /// Reads only what the programs count, which is cheap at any number of flows.
+    /// Reads only the counters, which is cheap at any number of flows.
     pub fn read_totals(pin_path: &Path) -> Result<Self> {
         let mut stats = Self::default();
         let verdicts: PerCpuArray<_, Counter> = per_cpu(pin_path, name::VERDICTS)?;
@@ -141,8 +141,7 @@ impl Stats {
         Ok(stats)
     }
 
-    /// Reads a family's connection tables: how full they are, and whose connections are in there. The
-    /// tables change while they are read; what vanishes meanwhile is left out.
+    /// Reads fill and backends of a family's connection tables. Entries that vanish meanwhile are left out.
     fn read_family<A: Family>(&mut self, pin_path: &Path, clock: &FlowClock) -> Result<()>
     where
         FlowKey<A>: Pod,
@@ -197,7 +196,7 @@ fn per_cpu<V: Pod>(pin_path: &Path, map: &str) -> Result<PerCpuArray<MapData, V>
         .with_context(|| format!("open map {map}"))
 }
 
-/// How many connections a backend can have at once in mode `nat`; 0 in other modes.
+/// Most connections of a backend in mode `nat`; 0 in other modes.
 fn nat_ports(settings: &Settings, backend: &Backend) -> u64 {
     if backend.port == 0 || backend.mode != mode::NAT {
         return 0;

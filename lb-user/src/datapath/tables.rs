@@ -1,4 +1,4 @@
-//! The maps that the manager writes, each under its own name.
+//! The maps that the manager writes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,12 +45,12 @@ pub struct Tables {
     nat_sources: Array<MapData, V6>,
     port_words: Array<MapData, PortWord>,
     endpoints: HashMap<MapData, ServiceKey, u32>,
-    /// What stands in `endpoints`.
+    /// Contents of `endpoints`.
     pools: BTreeMap<ServiceKey, u32>,
     layout: PoolLayout,
-    /// From which the manager speaks to workers.
+    /// The source ports of connections to workers.
     nat_ports: RangeInclusive<u16>,
-    /// Only for their capacity, like the next.
+    /// Used for its capacity only, like the next.
     half_open: Array<MapData, Handshake>,
     half_open6: Array<MapData, Handshake<V6>>,
 }
@@ -95,7 +95,7 @@ impl Tables {
         })
     }
 
-    /// Writes the settings and the addresses for NAT.
+    /// Writes the settings and the NAT addresses.
     pub fn write_settings(
         &mut self,
         config: &Config,
@@ -133,7 +133,7 @@ impl Tables {
             .context("write map settings")
     }
 
-    /// How many buckets there are, as far as the tables of handshakes have room for them.
+    /// The number of buckets that the handshake tables have room for.
     fn half_open_buckets(&self) -> u32 {
         let rooms = [self.half_open.len(), self.half_open6.len()];
         let rooms = rooms.into_iter().filter(|entries| is_allocated(*entries));
@@ -142,7 +142,7 @@ impl Tables {
             .fold(DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET, u32::min)
     }
 
-    /// Returns the number of the pool of ports towards an endpoint of a worker, which it makes if need be.
+    /// Returns the pool of ports towards an endpoint of a worker; creates it if necessary.
     pub fn port_pool(&mut self, endpoint: Endpoint) -> Result<u32> {
         let endpoint = service_key(endpoint);
         if let Some(pool) = self.pools.get(&endpoint) {
@@ -158,7 +158,7 @@ impl Tables {
         Ok(pool)
     }
 
-    /// Returns how many ports there are towards one endpoint of this family.
+    /// Returns the number of ports towards one endpoint of this family.
     pub fn nat_ports(&self, is_ipv4: bool) -> u64 {
         let [v4, v6] = self.layout.sources;
         let sources = if is_ipv4 { v4 } else { v6 };
@@ -191,8 +191,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Returns the families that services of this configuration have, but whose connections have no
-    /// room in the maps.
+    /// Returns the families of this configuration's services whose connection tables were created without capacity.
     pub fn missing_families(&self, config: &Config) -> Vec<&'static str> {
         let rooms = [self.half_open.len(), self.half_open6.len()];
         let lacking = FAMILIES
@@ -202,8 +201,7 @@ impl Tables {
         lacking.map(|(tables, _)| tables.family).collect()
     }
 
-    /// Lets the programs look at packets to these ports, or from them. Never taken back: a port that
-    /// was used once may still have connections.
+    /// Tracks ports. Never undone, because a port may still have connections.
     fn track_ports(
         &mut self,
         protocol: u8,
@@ -244,8 +242,7 @@ impl Tables {
         entry.with_context(|| format!("read entry {id} of map backends"))
     }
 
-    /// Drains the backends that are no longer `wanted`, and returns who they are: their connections
-    /// may end in peace.
+    /// Drains the backends that are no longer `wanted`, so that their connections can finish, and returns their ids.
     pub fn retire_missing(&mut self, wanted: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>> {
         let mut retired = BTreeSet::new();
         for id in (1..self.backends.len()).filter(|id| !wanted(*id)) {
@@ -287,7 +284,7 @@ impl Tables {
         self.source_filter.replace(expected)
     }
 
-    /// Returns what was counted of a backend's answers.
+    /// Returns the counts of a backend's replies.
     pub fn answers(&self, backend: u32) -> Result<ReplyCounters> {
         let counted = self.traffic.get(&backend, 0);
         let counted =
@@ -303,7 +300,7 @@ impl Tables {
         self.choices.replace(service, kind, backends)
     }
 
-    /// Writes the services first and removes the others afterwards, so that none is missed meanwhile.
+    /// Writes the services first and removes others afterwards, so that none is missing meanwhile.
     pub fn write_services(&mut self, services: &[(u32, Endpoint)]) -> Result<()> {
         let wanted: Vec<_> = services
             .iter()
@@ -317,7 +314,7 @@ impl Tables {
                 .collect();
             if !ports.is_empty() {
                 self.track_ports(protocol, ports, false)?;
-                // Where the workers of such a service answer to.
+                // The destination ports of the workers' replies.
                 self.track_ports(protocol, self.nat_ports.clone(), false)?;
             }
         }
@@ -340,7 +337,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Drops the link addresses learnt for a backend: XDP leaves its packets to TC until it answers.
+    /// Clears the learned link addresses of a backend. XDP passes its packets to TC until it replies.
     pub fn forget_neighbour(&mut self, backend: u32) -> Result<()> {
         self.neighbours
             .set(backend, Neighbour::default(), 0)
@@ -348,7 +345,7 @@ impl Tables {
     }
 }
 
-/// The state of a backend that is no longer configured: its connections go on, if they did before.
+/// The state of a backend that is no longer configured: an up backend drains.
 pub(super) fn retired_state(backend: &Backend) -> u8 {
     match backend.state {
         state::UP => state::DRAINING,
@@ -356,7 +353,7 @@ pub(super) fn retired_state(backend: &Backend) -> u8 {
     }
 }
 
-/// What the programs' settings keep of an earlier manager's.
+/// Settings that a new manager keeps.
 #[derive(Debug, Clone, Copy)]
 pub struct PersistentSettings {
     pub accept_local_before: u32,

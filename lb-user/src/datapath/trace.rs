@@ -1,6 +1,6 @@
-//! The trace of single packets, switched on and read through the pins by whoever traces.
+//! Access to the packet trace through the pins.
 //!
-//! Its maps are the only ones that another task than the manager's main one writes: they steer nothing.
+//! Other tasks than the manager's main task may write its maps, because they steer nothing.
 
 use std::{fmt, path::Path};
 
@@ -11,10 +11,10 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{clock::monotonic_ns, layout::open_map};
 
-/// For how long an order stands that is not renewed.
+/// Time after which a trace expires unless renewed.
 const EXPIRY_NS: u64 = 3_000_000_000;
 
-/// A trace under way. Dropping it ends it; should that not happen, it lapses.
+/// A running trace. Dropping it ends it; otherwise it expires.
 pub struct KernelTrace {
     config: TraceConfig,
     configs: Array<MapData, TraceConfig>,
@@ -32,7 +32,7 @@ impl fmt::Debug for KernelTrace {
 }
 
 impl KernelTrace {
-    /// Has the packets told that `config` wants, from now on.
+    /// Starts to record the packets that match `config`.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl KernelTrace {
         let open = |map| format!("open map {map}");
         let ring = RingBuf::try_from(Map::RingBuf(open_map(pin_path, name::TRACE_EVENTS)?))
             .with_context(|| open(name::TRACE_EVENTS))?;
-        // SAFETY: the ring owns its descriptor, keeps it for as long as it lives, and is not replaced.
+        // SAFETY: the ring owns its descriptor for its lifetime and is not replaced.
         let events = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         let mut tracing = Self {
             config,
@@ -52,7 +52,7 @@ impl KernelTrace {
             events: events.context("wait for map trace_events")?,
             started_ns: monotonic_ns()?,
         };
-        // What an earlier one has left unread.
+        // Discard unread events of an earlier trace.
         while tracing.events.get_mut().next().is_some() {}
         tracing
             .counts
@@ -62,11 +62,11 @@ impl KernelTrace {
         Ok(tracing)
     }
 
-    /// Lets the order stand for a while longer.
+    /// Postpones the expiry.
     ///
     /// # Errors
     ///
-    /// Says that the map cannot be written.
+    /// The map cannot be written.
     pub fn renew(&mut self) -> Result<()> {
         self.config.expires_ns = monotonic_ns()? + EXPIRY_NS;
         self.configs
@@ -74,11 +74,11 @@ impl KernelTrace {
             .context("write map trace")
     }
 
-    /// Waits for a packet. Cancelled, it loses none.
+    /// Waits for an event. Cancel safe.
     ///
     /// # Errors
     ///
-    /// Says that the map cannot be waited for.
+    /// The map cannot be waited for.
     pub async fn next(&mut self) -> Result<TraceEvent> {
         loop {
             let ready = self.events.readable_mut().await;
@@ -94,11 +94,11 @@ impl KernelTrace {
         }
     }
 
-    /// What was wanted and is not told, since it began.
+    /// Returns the number of matching packets that were not recorded.
     ///
     /// # Errors
     ///
-    /// Says that the map cannot be read.
+    /// The map cannot be read.
     pub fn counts(&self) -> Result<TraceCounts> {
         self.counts.get(&0, 0).context("read map trace_counts")
     }
@@ -106,16 +106,16 @@ impl KernelTrace {
 
 impl Drop for KernelTrace {
     fn drop(&mut self) {
-        // It lapses otherwise.
+        // On failure it expires.
         _ = self.configs.set(0, TraceConfig::OFF, 0);
     }
 }
 
-/// An entry of the ring as what it is; nothing if it has another size.
+/// Parses an entry of the ring; `None` if it has another size.
 fn event(bytes: &[u8]) -> Option<TraceEvent> {
     if bytes.len() < size_of::<TraceEvent>() {
         return None;
     }
-    // SAFETY: as many bytes as are read, of which any are a value, as `Pod` says.
+    // SAFETY: the length is checked, and every bit pattern is a value (`Pod`).
     Some(unsafe { bytes.as_ptr().cast::<TraceEvent>().read_unaligned() })
 }

@@ -1,4 +1,4 @@
-//! What an operator wants a DSR translator to translate, and what that means on this machine.
+//! A configured translation: service and socket of the worker's own server.
 
 use std::{
     fmt,
@@ -11,21 +11,21 @@ use lb_core::Endpoint;
 
 use crate::datapath::{name_of, netlink::Routes};
 
-/// A service, and where this worker's own server listens.
+/// A service, and the socket of this worker's own server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DsrMapping {
     pub service: Endpoint,
-    /// Nothing means the worker's address on the way to the service's.
+    /// `None`: the source address of the route to the service.
     address: Option<IpAddr>,
     port: u16,
 }
 
 impl DsrMapping {
-    /// Returns the interface by which the service's packets come, and where they go.
+    /// Returns the interface of the service's packets, and the socket of the server.
     ///
     /// # Errors
     ///
-    /// Says why there is no such thing.
+    /// Says why the service cannot be translated.
     pub(super) fn target(&self, routes: &Routes) -> Result<(String, SocketAddr)> {
         let service = self.service;
         let address = service.address.ip();
@@ -45,7 +45,7 @@ impl DsrMapping {
     }
 }
 
-/// A text that is no wish.
+/// The text is not a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InvalidDsrMapping;
 

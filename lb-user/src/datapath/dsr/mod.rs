@@ -1,7 +1,7 @@
-//! A worker's DSR translator: lets its own server answer the clients of services of mode `dsr` directly.
+//! A worker's DSR translator: lets the worker's own server reply to clients of services of mode `dsr` directly.
 //!
-//! Like the manager's programs it is pinned, and carries on without the agent; the next agent adopts
-//! it. It leaves with its agent unless connections are open, which would break.
+//! Its programs and maps are pinned and work without the agent; the next agent adopts them. An agent that stops
+//! removes them, unless connections are open.
 
 mod mapping;
 mod tables;
@@ -39,14 +39,14 @@ const PROGRAMS: [Program; 2] = [
     (DSR_OUT, Some(TcAttachType::Egress)),
 ];
 
-/// Where the DSR translator is pinned, unless told.
+/// Default pin directory.
 pub const USUAL_PINS: &str = "/sys/fs/bpf/memlb-agent";
 
-/// What a DSR translator is told at its start.
+/// Settings of a DSR translator.
 #[derive(Debug, Clone)]
 pub struct DsrSettings {
     pub mappings: Vec<DsrMapping>,
-    /// Interfaces to attach to beside those by which the services' addresses are reached.
+    /// Interfaces to attach to, in addition to those of the routes to the services.
     pub interfaces: Vec<String>,
     pub pin_path: PathBuf,
 }
@@ -58,19 +58,19 @@ pub struct DsrTranslator {
     tables: Tables,
     netlink: Netlink,
     settings: DsrSettings,
-    /// The interfaces attached to, by index, with the names that they had.
+    /// Attached interfaces by index, with their last known names.
     attached: BTreeMap<u32, String>,
     pins: Pins,
     /// The services that are translated now.
     translates: BTreeSet<Endpoint>,
-    /// What is wrong, so that each thing is said once.
+    /// Known problems, so that each is logged once.
     problems: BTreeSet<String>,
     _lock: bpffs::Lock,
 }
 
 impl DsrTranslator {
-    /// Loads the programs into maps of their own or into those that an earlier agent left, and attaches
-    /// them. What cannot be translated yet, as for want of a route, is tried again by [`Self::reconcile`].
+    /// Loads the programs with new maps or with those of an earlier agent, and attaches them. [`Self::reconcile`]
+    /// retries services that cannot be translated yet, for example without a route.
     ///
     /// # Errors
     ///
@@ -118,13 +118,12 @@ impl DsrTranslator {
         Ok(translator)
     }
 
-    /// The services whose clients the worker's own server answers now.
+    /// The services that are translated now.
     pub fn translates(&self) -> Vec<Endpoint> {
         self.translates.iter().copied().collect()
     }
 
-    /// Looks how the services are reached, and whether the programs are attached and everything is pinned
-    /// there; brings it in line. What is translated may be other than before.
+    /// Checks routes, attachments and pins, and restores them. May change which services are translated.
     pub async fn reconcile(&mut self) {
         match self.pins.restore() {
             Ok(pins) if pins.is_empty() => {}
@@ -140,7 +139,7 @@ impl DsrTranslator {
             .collect();
         match self.netlink.routes(&services).await {
             Ok(routes) => self.apply_routes(&routes).await,
-            // What is there stays.
+            // Keep the present state.
             Err(error) => {
                 let translates = self.translates.clone();
                 self.report(translates, [format!("{error:#}")].into());
@@ -183,7 +182,7 @@ impl DsrTranslator {
         self.report(translates, problems);
     }
 
-    /// Translates what is wished. What cannot be reached for a while stays as it was.
+    /// Writes the translations. Services without a route keep theirs.
     fn translate(&mut self, targets: &BTreeMap<Endpoint, SocketAddr>) -> Result<()> {
         for (service, target) in targets {
             self.tables.translate(*service, *target)?;
@@ -193,7 +192,7 @@ impl DsrTranslator {
             .retain(&mappings.map(|mapping| mapping.service).collect())
     }
 
-    /// Attaches to the interfaces of these names, as far as that is not done or was undone by somebody.
+    /// Attaches missing programs to the interfaces of these names.
     async fn attach(&mut self, names: &BTreeSet<String>) -> Result<()> {
         let links = self.netlink.links().await?;
         let mut interfaces = Vec::new();
@@ -248,7 +247,7 @@ impl DsrTranslator {
         Ok(())
     }
 
-    /// Detaches what is attached elsewhere, by an earlier agent or before a route changed.
+    /// Detaches programs from interfaces that are no longer used.
     fn detach_unused(&mut self) -> Result<()> {
         let links = self.settings.pin_path.join(LINKS);
         if self.attached.is_empty() {
@@ -278,7 +277,7 @@ impl DsrTranslator {
         self.translates = translates;
     }
 
-    /// Removes the DSR translator, or leaves it to the connections that are open, and to the next agent.
+    /// Removes the DSR translator, or leaves it in place while connections are open.
     ///
     /// # Errors
     ///
@@ -299,11 +298,11 @@ impl DsrTranslator {
     }
 }
 
-/// Detaches a DSR translator's programs and removes its pins; says whether there were any.
+/// Detaches a DSR translator's programs and removes its pins; returns whether there were any.
 ///
 /// # Errors
 ///
-/// Says what could not be removed, and that an agent still runs.
+/// Says what could not be removed, or that an agent still runs.
 pub fn unload(pin_path: &Path) -> Result<bool> {
     kernel::check_privileges()?;
     if !pin_path.exists() {

@@ -1,4 +1,4 @@
-//! The DSR translator's maps as the agent sees them.
+//! The agent's access to the DSR translator's maps.
 
 use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
@@ -69,7 +69,7 @@ impl Tables {
             .context("write map translations")
     }
 
-    /// Translates no other services than these any more.
+    /// Removes the translations of other services.
     pub fn retain(&mut self, services: &BTreeSet<Endpoint>) -> Result<()> {
         let wanted: BTreeSet<_> = services.iter().copied().map(service_key).collect();
         let present: Vec<_> = self.translations.keys().filter_map(Result::ok).collect();
@@ -81,8 +81,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Lets the programs look at packets to this port, or from it. Never taken back: a port that is
-    /// nobody's business any more costs a look-up.
+    /// Tracks a port. Never undone: an unused tracked port costs a look-up.
     fn track_port(&mut self, protocol: u8, port: [u8; 2], is_source: bool) -> Result<()> {
         let index = port_word(protocol, port, is_source);
         let known = self.ports.get(&index, 0).context("read map ports")?;
