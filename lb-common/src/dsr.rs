@@ -144,7 +144,7 @@ pub fn handle_request<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Addres
     packet.answers = packet.translated.reversed();
     if packet.is_message == 1 {
         let known =
-            find_peer(tables, &packet.answers).is_some_and(|peer| came_by(&peer, &packet.key));
+            find_peer(tables, &packet.answers).is_some_and(|peer| uses_service(&peer, &packet.key));
         return if known {
             Verdict::ToBackend
         } else {
@@ -231,7 +231,7 @@ fn store_peer<M: DsrTables>(tables: &M, packet: &mut DsrPacket<M::Address>) -> b
     let now = tables.now();
     let is_syn = packet.flags.is_syn();
     if let Some(mut peer) = tables.peer(PeerTable::Known, &packet.answers) {
-        if is_syn || !came_by(&peer, &packet.key) {
+        if is_syn || !uses_service(&peer, &packet.key) {
             peer.service = packet.key.destination;
             peer.port = packet.key.destination_port;
             peer.client_ended = 0;
@@ -271,7 +271,7 @@ fn find_peer<'a, M: DsrTables>(
 
 /// Whether the peer uses the service that `request` is sent to.
 #[inline(always)]
-fn came_by<A: Address>(peer: &Peer<A>, request: &FlowKey<A>) -> bool {
+fn uses_service<A: Address>(peer: &Peer<A>, request: &FlowKey<A>) -> bool {
     peer.service.difference(request.destination) == 0 && peer.port == request.destination_port
 }
 
@@ -287,6 +287,6 @@ pub fn is_open<A: Address>(answers: &FlowKey<A>, peer: &Peer<A>, now: u32) -> bo
     } else {
         OPEN_SEGMENTS
     };
-    let silence = now.saturating_sub(peer.last_seen);
-    !ended::both(peer.client_ended, peer.server_ended) && silence <= longest
+    let idle = now.saturating_sub(peer.last_seen);
+    !ended::both(peer.client_ended, peer.server_ended) && idle <= longest
 }

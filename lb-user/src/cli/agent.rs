@@ -128,7 +128,7 @@ struct DsrArgs {
     interfaces: Vec<String>,
 
     /// Pin the programs of --dsr in this directory
-    #[arg(long, value_name = "DIRECTORY", default_value = dsr::USUAL_PINS, requires = "dsr")]
+    #[arg(long, value_name = "DIRECTORY", default_value = dsr::DEFAULT_PIN_PATH, requires = "dsr")]
     pin_path: PathBuf,
 }
 

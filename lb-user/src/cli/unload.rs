@@ -40,7 +40,7 @@ fn only_what_finds_the_pins(option: Arg) -> Arg {
 
 pub fn run(args: &Args) -> CliResult {
     if args.agent {
-        let usual = Path::new(dsr::USUAL_PINS);
+        let usual = Path::new(dsr::DEFAULT_PIN_PATH);
         let pin_path = args.source.pin_path().unwrap_or(usual);
         return report(dsr::unload(pin_path)?, pin_path, args.json);
     }

@@ -20,12 +20,12 @@ use tracing::info;
 
 use super::attach::LINKS;
 
-pub const USUAL_MOUNT: &str = "/sys/fs/bpf";
+pub const DEFAULT_MOUNT: &str = "/sys/fs/bpf";
 
 /// Creates directory `pin_path` in a BPF file system, which it mounts if necessary. Returns whether the directory is
 /// empty.
 pub fn ensure(pin_path: &Path) -> Result<bool> {
-    let usual = Path::new(USUAL_MOUNT);
+    let usual = Path::new(DEFAULT_MOUNT);
     if pin_path.starts_with(usual) && !is_bpffs(nearest(pin_path))? {
         mount(
             Some("bpf"),
@@ -34,8 +34,8 @@ pub fn ensure(pin_path: &Path) -> Result<bool> {
             MsFlags::empty(),
             None::<&str>,
         )
-        .with_context(|| format!("mount the BPF file system at {USUAL_MOUNT}"))?;
-        info!("mounted the BPF file system at {USUAL_MOUNT}");
+        .with_context(|| format!("mount the BPF file system at {DEFAULT_MOUNT}"))?;
+        info!("mounted the BPF file system at {DEFAULT_MOUNT}");
     }
     check(pin_path)?;
     fs::create_dir_all(pin_path)
@@ -51,7 +51,7 @@ pub fn check(pin_path: &Path) -> Result<()> {
     if !is_bpffs(existing)? {
         bail!(
             "manager.pin_path {} is not in a BPF file system: choose a directory below \
-             {USUAL_MOUNT}, or mount one there (mount -t bpf bpf DIRECTORY)",
+             {DEFAULT_MOUNT}, or mount one there (mount -t bpf bpf DIRECTORY)",
             pin_path.display()
         );
     }

@@ -79,7 +79,7 @@ where
         let mut entries = flows.iter().filter_map(Result::ok);
         let complete = entries.all(|(key, flow)| {
             let is_counted = flow.direction == direction::REQUEST && flow.counted == 1;
-            if is_counted && !is_past(&flows, &key, &flow, clock) {
+            if is_counted && !has_timed_out(&flows, &key, &flow, clock) {
                 let present = counted.entry(flow.backend).or_default();
                 let began = flow.created_ticks.wrapping_sub(ticks(clock.now_ns));
                 match 0 < began && began <= u32::MAX / 2 {
@@ -98,7 +98,7 @@ where
 }
 
 /// Whether a flow has timed out. Looks up the reverse entry only if this direction has been idle for a while.
-fn is_past<A: Family>(
+fn has_timed_out<A: Family>(
     flows: &HashMap<MapData, FlowKey<A>, Flow<A>>,
     key: &FlowKey<A>,
     flow: &Flow<A>,
@@ -108,9 +108,9 @@ where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    clock.has_closed(clock.silence_ns(flow, None)) && {
+    clock.has_closed(clock.idle_ns(flow, None)) && {
         let reverse = flows.get(&flow.translated.reversed(), 0).ok();
-        clock.is_past(key, flow, reverse.as_ref())
+        clock.has_timed_out(key, flow, reverse.as_ref())
     }
 }
 

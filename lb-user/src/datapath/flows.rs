@@ -127,14 +127,14 @@ impl FlowClock {
     }
 
     /// Nanoseconds since the last packet of either direction.
-    pub fn silence_ns<A>(&self, flow: &Flow<A>, reverse: Option<&Flow<A>>) -> u64 {
-        let silence = |flow: &Flow<A>| elapsed_ns(self.now_ns, flow.last_seen_ticks);
-        reverse.map_or(silence(flow), |reverse| silence(flow).min(silence(reverse)))
+    pub fn idle_ns<A>(&self, flow: &Flow<A>, reverse: Option<&Flow<A>>) -> u64 {
+        let idle = |flow: &Flow<A>| elapsed_ns(self.now_ns, flow.last_seen_ticks);
+        reverse.map_or(idle(flow), |reverse| idle(flow).min(idle(reverse)))
     }
 
     /// Whether a flow has timed out, by the rules of the programs: after the worker's FIN, the limit is
     /// `closing_idle`.
-    pub fn is_past<A: Family>(
+    pub fn has_timed_out<A: Family>(
         &self,
         key: &FlowKey<A>,
         flow: &Flow<A>,
@@ -148,12 +148,12 @@ impl FlowClock {
         } else {
             self.settings.established_idle_ns
         };
-        self.silence_ns(flow, reverse) > longest
+        self.idle_ns(flow, reverse) > longest
     }
 
     /// Whether an ended flow with this idle time has no packets in flight.
-    pub fn has_closed(&self, silence_ns: u64) -> bool {
-        silence_ns > self.settings.closing_idle_ns
+    pub fn has_closed(&self, idle_ns: u64) -> bool {
+        idle_ns > self.settings.closing_idle_ns
     }
 }
 
@@ -178,7 +178,7 @@ fn state<A: Family>(
     reverse: Option<&Flow<A>>,
     clock: &FlowClock,
 ) -> ConnectionState {
-    if flow.counted == 0 || clock.is_past(key, flow, reverse) {
+    if flow.counted == 0 || clock.has_timed_out(key, flow, reverse) {
         return ConnectionState::Ended;
     }
     let unseen = flow.translated.is(key);
@@ -207,7 +207,7 @@ fn connection<A: Family>(
             .then(|| address(leaves.destination, leaves.destination_port)),
         state: state(key, flow, reverse, clock),
         age: Duration::from_nanos(elapsed_ns(clock.now_ns, flow.created_ticks)),
-        idle: Duration::from_nanos(clock.silence_ns(flow, reverse)),
+        idle: Duration::from_nanos(clock.idle_ns(flow, reverse)),
         bytes_in: flow.bytes,
         bytes_out: reverse.map_or(0, |reverse| reverse.bytes),
     }
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(state(None), ConnectionState::Ended);
         let tcp = key(PROTOCOL_TCP, v6(1), v6(3), 53);
         let rests = flow(tcp, 930, 0, direction::REQUEST);
-        assert!(!clock().is_past(&tcp, &rests, None));
+        assert!(!clock().has_timed_out(&tcp, &rests, None));
     }
 
     #[test]
@@ -318,11 +318,11 @@ mod tests {
         let leaves = key(PROTOCOL_TCP, v6(1), v6(3), 8081);
         let ended = |seen_s| flow(arrives.reversed(), seen_s, ended::FIN, direction::REPLY);
         let request = flow(leaves, 900, 0, direction::REQUEST);
-        let is_past = |reverse| clock().is_past(&arrives, &request, Some(&reverse));
-        assert_eq!([ended(989), ended(991)].map(is_past), [true, false]);
+        let has_timed_out = |reverse| clock().has_timed_out(&arrives, &request, Some(&reverse));
+        assert_eq!([ended(989), ended(991)].map(has_timed_out), [true, false]);
         // Where a worker answers past the manager, its end is never seen.
         let direct = flow(arrives, 900, 0, direction::REQUEST);
-        assert!(!clock().is_past(&arrives, &direct, Some(&ended(900))));
+        assert!(!clock().has_timed_out(&arrives, &direct, Some(&ended(900))));
     }
 
     #[test]

@@ -165,8 +165,8 @@ impl Stats {
         self.maps.insert(A::FLOWS, fill);
         for (key, flow, reverse) in requests(&entries) {
             let is_free =
-                is_over(key, flow, reverse) && clock.has_closed(clock.silence_ns(flow, reverse));
-            if !is_free && !clock.is_past(key, flow, reverse) {
+                is_over(key, flow, reverse) && clock.has_closed(clock.idle_ns(flow, reverse));
+            if !is_free && !clock.has_timed_out(key, flow, reverse) {
                 self.occupied.insert(flow.backend);
             }
         }
@@ -174,8 +174,8 @@ impl Stats {
         let longest = clock.settings.half_open_idle_ns;
         let mut present = 0;
         for handshake in half_open.iter().filter_map(Result::ok) {
-            let silence = clock.now_ns.saturating_sub(handshake.syn_ns);
-            if handshake.is_valid() && silence <= longest {
+            let idle = clock.now_ns.saturating_sub(handshake.syn_ns);
+            if handshake.is_valid() && idle <= longest {
                 present += 1;
                 self.occupied.insert(handshake.backend);
                 let backend = self.backends.entry(handshake.backend).or_default();

@@ -14,7 +14,7 @@ use super::Finding;
 use crate::{
     datapath::{
         ForeignPrograms, LayoutError, adopt,
-        bpffs::{self, USUAL_MOUNT},
+        bpffs::{self, DEFAULT_MOUNT},
         foreign_programs, kernel,
     },
     sockets::{Holder, holder},
@@ -81,7 +81,7 @@ pub fn gather(pin_path: &Path, privileges: u64, asked: Option<i32>) -> Facts {
 }
 
 fn directory(pin_path: &Path, may_mount: bool) -> PinDirectory {
-    let usual = Path::new(USUAL_MOUNT);
+    let usual = Path::new(DEFAULT_MOUNT);
     if pin_path.starts_with(usual) && !bpffs::is_bpffs(usual).unwrap_or(false) {
         return PinDirectory::Unmounted { may_mount };
     }
@@ -126,7 +126,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
 
 fn bpffs(facts: &Facts) -> Finding {
     let path = facts.pin_path.display();
-    let mount = format!("mount -t bpf bpf {USUAL_MOUNT}");
+    let mount = format!("mount -t bpf bpf {DEFAULT_MOUNT}");
     match &facts.directory {
         PinDirectory::Fit => {
             Finding::ok("bpffs", format!("{path} is in a BPF file system, writable"))
@@ -134,7 +134,7 @@ fn bpffs(facts: &Facts) -> Finding {
         PinDirectory::Unmounted { may_mount: true } => Finding::warning(
             "bpffs",
             format!(
-                "no BPF file system is mounted at {USUAL_MOUNT}: a manager run as root mounts it at \
+                "no BPF file system is mounted at {DEFAULT_MOUNT}: a manager run as root mounts it at \
                  its start"
             ),
             mount,
@@ -142,14 +142,14 @@ fn bpffs(facts: &Facts) -> Finding {
         PinDirectory::Unmounted { may_mount: false } => Finding::problem(
             "bpffs",
             format!(
-                "no BPF file system is mounted at {USUAL_MOUNT}, and this user may not mount it"
+                "no BPF file system is mounted at {DEFAULT_MOUNT}, and this user may not mount it"
             ),
             mount,
         ),
         PinDirectory::ReadOnly => Finding::problem(
             "bpffs",
             format!("{path} cannot be written: its file system is read-only"),
-            format!("mount -o remount,rw {USUAL_MOUNT}"),
+            format!("mount -o remount,rw {DEFAULT_MOUNT}"),
         ),
         PinDirectory::Forbidden => Finding::problem(
             "bpffs",
@@ -159,7 +159,7 @@ fn bpffs(facts: &Facts) -> Finding {
         PinDirectory::Unfit(why) => Finding::problem(
             "bpffs",
             why.clone(),
-            format!("memlb manager --pin-path {USUAL_MOUNT}/memlb"),
+            format!("memlb manager --pin-path {DEFAULT_MOUNT}/memlb"),
         ),
     }
 }

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_wish() {
+    fn rejects_an_invalid_mapping() {
         for wrong in [
             "",
             "192.168.56.101:80",

@@ -40,7 +40,7 @@ const PROGRAMS: [Program; 2] = [
 ];
 
 /// Default pin directory.
-pub const USUAL_PINS: &str = "/sys/fs/bpf/memlb-agent";
+pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/memlb-agent";
 
 /// Settings of a DSR translator.
 #[derive(Debug, Clone)]
