@@ -407,7 +407,7 @@ fn finish_waiting(
     let worker = &target.worker;
     super::print(&match terminated {
         true => format!(
-            "the last {left} connections of {worker} are reset, each at its next packet, as \
+            "each of the last {left} connections of {worker} is reset at its next packet, as \
              long as {worker} stays drained\n"
         ),
         false => format!("{worker} has no connection left\n"),
