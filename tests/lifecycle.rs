@@ -481,6 +481,8 @@ impl Elsewhere {
         // Without interfaces and log, which the command line gives.
         let text = fs::read_to_string(directory.join("memlb.toml")).unwrap();
         let text = text.replace("[manager]\n", "[manager]\nevent_log = \"\"\n");
+        // A service of its own: the cluster's manager serves the other one.
+        let text = text.replace(":80\"", ":81\"");
         fs::write(&configuration, text).unwrap();
         Self {
             socket: directory.join("elsewhere.sock"),

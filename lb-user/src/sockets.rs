@@ -3,10 +3,12 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use procfs::{
+    Current,
     net::TcpState,
     process::{FDTarget, Process, all_processes},
 };
@@ -66,6 +68,26 @@ pub struct Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (process {})", self.program, self.pid)
+    }
+}
+
+impl Holder {
+    /// Returns the process and for how long it runs.
+    pub fn with_age(&self) -> String {
+        match self.age() {
+            Some(age) => format!("{self}, for {}", humantime::format_duration(age)),
+            None => self.to_string(),
+        }
+    }
+
+    /// Returns for how long the process runs, in whole seconds.
+    fn age(&self) -> Option<Duration> {
+        let started = Process::new(self.pid).ok()?.stat().ok()?.starttime;
+        let started = Duration::from_secs(started / procfs::ticks_per_second());
+        let uptime = procfs::Uptime::current().ok()?.uptime_duration();
+        Some(Duration::from_secs(
+            uptime.saturating_sub(started).as_secs(),
+        ))
     }
 }
 

@@ -291,13 +291,13 @@ fn two_managers() {
     let diagnosis = diagnose(command);
     let belongs = format!("UDP 0.0.0.0:9999 belongs to memlb (process {first}), a second manager");
     let found = diagnosis.problem("heartbeats", &belongs);
-    found.expect_remedy(&format!("kill {first}"));
+    found.expect_remedy("choose another: --heartbeat-listen");
     diagnosis.problem("manager", "is a manager, but not with the control socket");
 
-    // The same workers, from the same ports.
-    let second = || {
+    // The same service, and the same workers from the same ports.
+    let second = |file: &str| {
         let mut command = cluster.topology.manager.command(&cluster.binary);
-        command.args(["manager", "--config", &file, "--control-socket", &socket]);
+        command.args(["manager", "--config", file, "--control-socket", &socket]);
         command.args([
             "--pin-path",
             &format!("{}-second", cluster.paths.pin_path.display()),
@@ -311,19 +311,42 @@ fn two_managers() {
         command.args(["--event-log", "", "--state-file", &elsewhere("second.json")]);
         command
     };
-    let refused = second().output().unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success(), "{said}");
-    for part in [
-        "limits.nat_ports: 4096-32767 overlap 4096-32767 of memlb",
-        "192.168.56.103:8081",
-        "--set limits.nat_ports=",
-    ] {
-        assert!(said.contains(part), "{said}");
-    }
+    let expect_refusal = |file: &str, parts: &[&str]| {
+        let refused = second(file).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success(), "{said}");
+        for part in parts {
+            assert!(said.contains(part), "{said}");
+        }
+    };
+    let served =
+        format!("192.168.56.101:80/tcp at eth1 is served by memlb (process {first}), for ");
+    expect_refusal(
+        &file,
+        &[
+            "service web: ",
+            &served,
+            "another address or port than 192.168.56.101:80",
+        ],
+    );
+    let other = elsewhere("second.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(
+        &other,
+        text.replace("192.168.56.101:80\"", "192.168.56.101:81\""),
+    )
+    .unwrap();
+    expect_refusal(
+        &other,
+        &[
+            "limits.nat_ports: 4096-32767 overlap 4096-32767 of memlb",
+            "192.168.56.103:8081",
+            "--set limits.nat_ports=",
+        ],
+    );
 
     // Nothing in common but the packets.
-    let mut command = second();
+    let mut command = second(&other);
     command.args(["--set", "limits.nat_ports=61000-62000"]);
     let log = cluster.paths.directory.join("second.log");
     let mut second = Process::start("a second manager", &mut command, &log).unwrap();
@@ -337,14 +360,23 @@ fn two_managers() {
     );
     let diagnosis = manager(&cluster);
     let held = diagnosis.problem("pins", &format!("held by memlb (process {})", second.pid()));
-    assert_eq!(held.remedy, format!("kill {}; {unload}", second.pid()));
+    assert!(
+        held.found.contains("serving 192.168.56.101:81/tcp"),
+        "{held:?}"
+    );
+    let remedy = format!("if one manager is enough, stop the other one and {unload}");
+    assert_eq!(held.remedy, remedy);
     let found = diagnosis.problem(
         "manager",
-        &format!("two managers run here: memlb (process {})", second.pid()),
+        &format!("two managers run here: memlb (process {first}), for "),
     );
-    found.expect_remedy(&format!("kill {}", second.pid()));
-    found.mend(&cluster.topology.manager);
-    second.wait(SOON).unwrap();
+    assert!(
+        found
+            .found
+            .contains(&format!("and memlb (process {}), for ", second.pid())),
+        "{found:?}"
+    );
+    second.terminate(SOON).unwrap();
     // Its programs go on without it.
     let diagnosis = manager(&cluster);
     let left = diagnosis.problem("pins", "another memlb's programs are attached to eth1");

@@ -14,7 +14,7 @@ use aya::programs::{
     links::{FdLink, PinnedLink},
 };
 use lb_common::maps::{Backend, Settings, mode, name};
-use lb_core::Mode;
+use lb_core::{Endpoint, Mode};
 use procfs::process::Process;
 
 use super::{
@@ -22,11 +22,12 @@ use super::{
     attach::{INGRESS, LINKS},
     bpffs,
     family::from_mapped,
-    interface::name_of,
+    interface::{index_of, name_of},
     layout, link_info,
 };
 use crate::{
-    config::{Config, PortRange},
+    config::Config,
+    config::{PortRange, Service},
     sockets::{Holder, holder},
 };
 
@@ -40,31 +41,38 @@ pub struct ForeignPrograms {
     pub interfaces: BTreeSet<String>,
     /// The manager that holds the pins; `None` if none runs.
     pub holder: Option<Holder>,
+    /// What it serves, as far as its maps can be read.
+    pub services: BTreeSet<Endpoint>,
 }
 
 impl fmt::Display for ForeignPrograms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let interfaces: Vec<&str> = self.interfaces.iter().map(String::as_str).collect();
+        let services: Vec<String> = self.services.iter().map(Endpoint::to_string).collect();
         write!(
             f,
-            "another memlb's programs are attached to {} (pins {}, {}): they steer packets before or \
+            "another memlb's programs are attached to {} (pins {}, {}, serving {}): they steer packets before or \
              after this one's",
             interfaces.join(", "),
             self.pin_path.display(),
             match &self.holder {
-                Some(holder) => format!("held by {holder}"),
+                Some(holder) => format!("held by {}", holder.with_age()),
                 None => "left of a manager that no longer runs".to_owned(),
+            },
+            match services.is_empty() {
+                true => "nothing that can be read".to_owned(),
+                false => services.join(", "),
             }
         )
     }
 }
 
 impl ForeignPrograms {
-    /// The command that takes the programs out.
+    /// What to do about the programs. A manager that runs may be the one that should.
     pub fn remedy(&self) -> String {
         let unload = format!("memlb unload --pin-path {}", self.pin_path.display());
         match &self.holder {
-            Some(holder) => format!("kill {}; {unload}", holder.pid),
+            Some(_) => format!("if one manager is enough, stop the other one and {unload}"),
             None => unload,
         }
     }
@@ -81,43 +89,76 @@ pub fn foreign_programs(pin_path: &Path) -> Vec<ForeignPrograms> {
     found
 }
 
-/// Another manager that sends to the same workers from the same ports: a worker cannot tell the connections of one
-/// from those of the other.
+/// What this configuration has in common with another manager that runs in this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortConflict {
+pub struct Conflict {
+    /// The check of `memlb doctor` that reports it.
+    pub check: &'static str,
     pub found: String,
     pub remedy: String,
 }
 
-impl fmt::Display for PortConflict {
+impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}\n  to do: {}", self.found, self.remedy)
     }
 }
 
-/// Finds the managers that run in this network namespace, too, and are in conflict with this configuration.
-pub fn port_conflicts(config: &Config) -> Vec<PortConflict> {
+/// Finds the managers that run in this network namespace, too, and serve the same address, or send to the same
+/// workers from the same ports. The maps of another layout cannot be read, and so are in no conflict.
+pub fn conflicts(config: &Config) -> Vec<Conflict> {
+    let mut conflicts = Vec::new();
+    for programs in foreign_programs(&config.manager.pin_path) {
+        let Some(holder) = &programs.holder else {
+            continue;
+        };
+        conflicts.extend(service_conflict(config, &programs, holder));
+        conflicts.extend(port_conflict(config, &programs, holder));
+    }
+    conflicts
+}
+
+/// Of two managers, the program that meets a packet first would steer it, and the other one would serve nothing.
+fn service_conflict(
+    config: &Config,
+    programs: &ForeignPrograms,
+    holder: &Holder,
+) -> Option<Conflict> {
+    let own_name = |name: &String| index_of(name).and_then(name_of);
+    let mut interfaces = config.manager.interfaces.iter().filter_map(own_name);
+    let interface = interfaces.find(|it| programs.interfaces.contains(it))?;
+    let mut services = config.services.iter();
+    let service = services.find(|it| programs.services.contains(&it.endpoint()))?;
+    let Service { name, address, .. } = service;
+    Some(Conflict {
+        check: "service",
+        found: format!(
+            "service {name}: {} at {interface} is served by {} already (pins {}): only one of two managers can \
+             steer its packets",
+            service.endpoint(),
+            holder.with_age(),
+            programs.pin_path.display()
+        ),
+        remedy: format!(
+            "give this service another address or port than {address}, or stop the other manager and memlb unload \
+             --pin-path {}",
+            programs.pin_path.display()
+        ),
+    })
+}
+
+/// A worker cannot tell the connections of one manager from those of the other.
+fn port_conflict(config: &Config, programs: &ForeignPrograms, holder: &Holder) -> Option<Conflict> {
+    let ports = config.limits.nat_ports;
     let services = config.services.iter().filter(|it| it.mode == Mode::Nat);
     let workers: BTreeSet<SocketAddr> = services
         .flat_map(|service| service.workers.iter().map(|worker| worker.address))
         .collect();
-    let foreign = foreign_programs(&config.manager.pin_path).into_iter();
-    foreign
-        .filter_map(|programs| port_conflict(config.limits.nat_ports, &workers, &programs))
-        .collect()
-}
-
-fn port_conflict(
-    ports: PortRange,
-    workers: &BTreeSet<SocketAddr>,
-    programs: &ForeignPrograms,
-) -> Option<PortConflict> {
-    let holder = programs.holder.as_ref()?;
-    // The ports and workers of another layout cannot be read.
     let (theirs, their_workers) = ports_and_workers(&programs.pin_path).ok()?;
     let common = workers.intersection(&their_workers).next()?;
     let path = programs.pin_path.display();
-    ports.overlaps(theirs).then(|| PortConflict {
+    ports.overlaps(theirs).then(|| Conflict {
+        check: "ports",
         found: format!(
             "limits.nat_ports: {ports} overlap {theirs} of {holder} (pins {path}), which sends to {common}, \
              too: the two managers would use the same ports, and break each other's connections"
@@ -126,6 +167,13 @@ fn port_conflict(
                  18432-32767, or stop one"
             .to_owned(),
     })
+}
+
+/// What a manager serves.
+fn served(pin_path: &Path) -> Result<BTreeSet<Endpoint>> {
+    layout::check(pin_path)?;
+    let services = adopt::service_numbers(pin_path)?;
+    Ok(services.into_iter().map(|(_, endpoint)| endpoint).collect())
 }
 
 /// From which ports a manager sends to which workers.
@@ -176,6 +224,7 @@ fn scan(
             pin_path: directory.to_owned(),
             interfaces,
             holder: bpffs::locked_by(directory).and_then(holder),
+            services: served(directory).unwrap_or_default(),
         });
     }
     if depth == 0 {
@@ -218,6 +267,7 @@ mod tests {
             pin_path: "/sys/fs/bpf/memlb2".into(),
             interfaces: ["eth1".to_owned(), "eth2".to_owned()].into(),
             holder: None,
+            services: BTreeSet::new(),
         };
         assert!(
             left.to_string()
@@ -233,6 +283,9 @@ mod tests {
             ..left
         };
         assert!(held.to_string().contains("held by memlb (process 7)"));
-        assert!(held.remedy().starts_with("kill 7; memlb unload "));
+        assert!(
+            held.remedy()
+                .starts_with("if one manager is enough, stop the other one")
+        );
     }
 }

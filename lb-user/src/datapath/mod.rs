@@ -38,7 +38,7 @@ pub use attachments::{Attachment, AttachmentChange};
 pub use connection_counts::reconcile_connection_counts;
 pub use deny_map::end_connections;
 pub use flows::{Connection, ConnectionState, read_connections};
-pub use foreign_programs::{ForeignPrograms, foreign_programs, port_conflicts};
+pub use foreign_programs::{ForeignPrograms, conflicts, foreign_programs};
 pub use interface::Interface;
 pub(crate) use interface::name_of;
 pub use layout::LayoutError;
@@ -164,7 +164,7 @@ pub fn prepare(config: &Config) -> Result<Prepared> {
         accept_local_before: None,
     };
     let adoption = adopt::read(&pin_path)?;
-    if let Some(conflict) = port_conflicts(config).first() {
+    if let Some(conflict) = conflicts(config).first() {
         bail!("{conflict}");
     }
     capacity::fit(&pin_path, config)?;
@@ -437,8 +437,8 @@ impl Datapath {
             .missing_families(config)
             .into_iter()
             .map(refusal);
-        let conflicts = port_conflicts(config).into_iter();
-        lacking.chain(conflicts.map(|it| it.to_string())).collect()
+        let common = conflicts(config).into_iter();
+        lacking.chain(common.map(|it| it.to_string())).collect()
     }
 
     /// Writes the routes to the workers, and clears the link addresses that XDP has learned. The next packet is sent

@@ -187,9 +187,10 @@ fn receiving(facts: &Facts) -> Option<Finding> {
                     false => ": heartbeats do not reach the manager",
                 }
             ),
-            format!(
-                "kill {}    (or choose another: --heartbeat-listen 0.0.0.0:PORT, and the same for the agents)",
-                holder.pid
+            free_the_port(
+                facts,
+                holder,
+                "--heartbeat-listen 0.0.0.0:PORT, and the same for the agents",
             ),
         ),
         Receiver::Unknown if is_running && facts.pid.is_none() => {
@@ -233,9 +234,10 @@ fn serving(facts: &Facts) -> Option<Finding> {
                     false => ": no manager starts with this http_listen",
                 }
             ),
-            format!(
-                "kill {}    (or choose another: --http-listen 127.0.0.1:PORT, or none: --http-listen \"\")",
-                holder.pid
+            free_the_port(
+                facts,
+                holder,
+                "--http-listen 127.0.0.1:PORT, or none: --http-listen \"\"",
             ),
         ),
         Receiver::Unknown if is_running && facts.pid.is_none() => {
@@ -254,6 +256,14 @@ fn serving(facts: &Facts) -> Option<Finding> {
     })
 }
 
+/// A manager that works is not ended: which of two should serve, the operator knows.
+fn free_the_port(facts: &Facts, holder: &Holder, another: &str) -> String {
+    match facts.managers.contains(holder) {
+        true => format!("choose another: {another}"),
+        false => format!("kill {}    (or choose another: {another})", holder.pid),
+    }
+}
+
 /// Two managers would steer the same packets twice.
 fn alone(facts: &Facts) -> Option<Finding> {
     let others: Vec<&Holder> = facts
@@ -261,20 +271,20 @@ fn alone(facts: &Facts) -> Option<Finding> {
         .iter()
         .filter(|it| Some(it.pid) != facts.pid)
         .collect();
-    let second = match (&facts.answer, others.as_slice()) {
-        (ControlReply::Nobody, [_, second, ..]) => second,
+    let asked = facts.managers.iter().find(|it| Some(it.pid) == facts.pid);
+    let (first, second) = match (&facts.answer, others.as_slice()) {
+        (ControlReply::Nobody, [first, second, ..]) => (Some(*first), second),
         (ControlReply::Nobody, _) | (_, []) => return None,
-        (_, [second, ..]) => second,
+        (_, [second, ..]) => (asked, second),
     };
     Some(Finding::problem(
         "manager",
         format!(
-            "two managers run here: {second} beside the one that is asked; packets that both see are steered twice"
+            "two managers run here: {}, and {}; packets that both see are steered twice",
+            first.map_or_else(|| "the one that answers".to_owned(), |it| it.with_age()),
+            second.with_age()
         ),
-        format!(
-            "kill {}    (memlb unload --pin-path ITS_PINS takes out what it attached)",
-            second.pid
-        ),
+        "stop the one that should not serve, and memlb unload --pin-path ITS_PINS",
     ))
 }
 

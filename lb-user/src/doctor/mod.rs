@@ -40,7 +40,7 @@ pub use finding::{Diagnosis, Finding, Severity};
 
 use crate::{
     config::{Config, PortRange},
-    datapath::{Netlink, Route, port_conflicts},
+    datapath::{Netlink, Route, conflicts},
 };
 use host::Host;
 use machine::Clocks;
@@ -184,8 +184,8 @@ async fn network(
         sockets: &host.sockets,
         workers: &workers.iter().map(|worker| worker.address).collect(),
     }));
-    let conflicts = port_conflicts(config).into_iter();
-    findings.extend(conflicts.map(|it| Finding::problem("ports", it.found, it.remedy)));
+    let conflicts = conflicts(config).into_iter();
+    findings.extend(conflicts.map(|it| Finding::problem(it.check, it.found, it.remedy)));
     Ok(findings)
 }
 

@@ -206,6 +206,8 @@ fn pins(facts: &Facts) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::doctor::Severity;
 
@@ -258,6 +260,7 @@ mod tests {
             pin_path: "/sys/fs/bpf/memlb2".into(),
             interfaces: ["eth1".to_owned()].into(),
             holder: None,
+            services: BTreeSet::new(),
         };
         let facts = Facts {
             others: vec![left],
