@@ -60,7 +60,6 @@ fn leaving(worker: &str, boot: u64, seq: u64) -> Heartbeat {
             cgroup: None,
             pressure: None,
         },
-        load: None,
         state: WorkerState::Leaving,
         healthy: true,
         translates: Vec::new(),

@@ -1,4 +1,4 @@
-//! Where an agent reads memory, pressure and load.
+//! Where an agent reads memory and pressure.
 
 use std::{
     fs,
@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use lb_core::Pressure;
-use procfs::{Current, FromRead, LoadAverage, MemoryPressure};
+use procfs::{Current, FromRead, MemoryPressure};
 
 use super::cgroup::Cgroup;
-use crate::heartbeat::{Load, MemoryReport, PressureReport};
+use crate::heartbeat::{MemoryReport, PressureReport};
 
 const MEMINFO: &str = "/proc/meminfo";
 const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
@@ -88,12 +88,6 @@ impl Sensors {
             stale_ms: None,
             pressure,
         })
-    }
-
-    /// Reads the one-minute load average.
-    pub fn load(&self) -> Option<Load> {
-        let load = LoadAverage::current().ok()?;
-        Some(Load(hundredths(load.one)))
     }
 }
 
@@ -184,7 +178,6 @@ mod tests {
         let sensors = Sensors::open(Sources::default()).unwrap();
         let memory = sensors.memory().unwrap();
         assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes);
-        assert!(sensors.load().is_some());
         let measured = fs::read_to_string("/proc/pressure/memory").is_ok();
         assert_eq!(memory.pressure.is_some(), measured);
     }

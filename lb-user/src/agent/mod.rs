@@ -282,7 +282,6 @@ impl Agent {
             seq: self.seq,
             interval: self.settings.interval,
             memory,
-            load: self.sensors.load(),
             state,
             healthy: self.healthy,
             translates: self

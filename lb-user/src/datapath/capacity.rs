@@ -59,6 +59,14 @@ pub fn is_allocated(entries: u32) -> bool {
     entries > UNALLOCATED
 }
 
+/// Returns how many connections of mode `nat` there can be to one endpoint of a worker. `sources` are the
+/// numbers of IPv4 and IPv6 source addresses; without any, the kernel's choice is the only one.
+pub fn nat_port_count(ports_per_source: u64, sources: [u16; 2], is_ipv4: bool) -> u64 {
+    let [v4, v6] = sources;
+    let sources = if is_ipv4 { v4 } else { v6 };
+    ports_per_source * u64::from(sources.max(1))
+}
+
 /// Returns the capacity of each map whose size depends on the configuration.
 pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
     let Limits {

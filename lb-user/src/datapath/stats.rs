@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     adopt::settings,
-    capacity::is_allocated,
+    capacity::{is_allocated, nat_port_count},
     connection_counts::counts,
     family::{Family, from_mapped},
     flows::{FlowClock, is_over, read_flows, requests},
@@ -201,11 +201,10 @@ fn nat_ports(settings: &Settings, backend: &Backend) -> u64 {
     if backend.port == 0 || backend.mode != mode::NAT {
         return 0;
     }
-    let [v4, v6] = settings.nat_sources;
-    let sources = if from_mapped(backend.address).is_ipv4() {
-        v4
-    } else {
-        v6
-    };
-    u64::from(settings.nat_port_count) * u64::from(sources.max(1))
+    let is_ipv4 = from_mapped(backend.address).is_ipv4();
+    nat_port_count(
+        settings.nat_port_count.into(),
+        settings.nat_sources,
+        is_ipv4,
+    )
 }

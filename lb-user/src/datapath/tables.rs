@@ -22,7 +22,7 @@ use lb_common::{
 use lb_core::{Endpoint, Protocol, ReplyCounters};
 
 use super::{
-    capacity::{FAMILIES, is_allocated},
+    capacity::{FAMILIES, is_allocated, nat_port_count},
     choice_table::ChoiceTable,
     family::mapped,
     pool_layout::PoolLayout,
@@ -160,9 +160,7 @@ impl Tables {
 
     /// Returns the number of ports towards one endpoint of this family.
     pub fn nat_ports(&self, is_ipv4: bool) -> u64 {
-        let [v4, v6] = self.layout.sources;
-        let sources = if is_ipv4 { v4 } else { v6 };
-        self.nat_ports.len() as u64 * u64::from(sources.max(1))
+        nat_port_count(self.nat_ports.len() as u64, self.layout.sources, is_ipv4)
     }
 
     /// Removes the pools of endpoints without a backend. Reads every backend's entry.

@@ -34,8 +34,7 @@ pub use nonce::Nonce;
 pub use ping::{Ping, Pong};
 pub use refusal::Refusal;
 pub use v1::{
-    CgroupMemory, Heartbeat, Load, MOST_TRANSLATED, MemoryReport, PressureReport, VERSION,
-    check_pause,
+    CgroupMemory, Heartbeat, MOST_TRANSLATED, MemoryReport, PressureReport, VERSION, check_pause,
 };
 
 use std::time::Duration;

@@ -17,7 +17,7 @@ const COMPLETE: &str = concat!(
     r#"{"memlb":1,"worker":"worker1","boot":"00c0ffee00c0ffee","seq":17,"interval_ms":100,"#,
     r#""memory":{"available_bytes":413138944,"total_bytes":734003200,"#,
     r#""cgroup":{"limit_bytes":268435456,"current_bytes":104857600,"inactive_file_bytes":20971520},"#,
-    r#""pressure":{"some_avg10":1.25,"full_avg10":0.07}},"load1":0.52,"#,
+    r#""pressure":{"some_avg10":1.25,"full_avg10":0.07}},"#,
     r#""state":"ready","healthy":true,"dsr":["192.168.56.101:80/tcp","[2001:db8::1]:53/udp"],"#,
     r#""version":"0.1.0"}"#
 );
@@ -40,7 +40,6 @@ pub(super) fn heartbeat() -> Heartbeat {
             cgroup: None,
             pressure: None,
         },
-        load: None,
         state: WorkerState::Ready,
         healthy: true,
         translates: Vec::new(),
@@ -105,7 +104,6 @@ fn a_complete_version_1_is_these_very_bytes() {
             }),
             ..heartbeat().memory
         },
-        load: Some(Load(52)),
         translates: endpoints(&["192.168.56.101:80/tcp", "[2001:db8::1]:53/udp"]),
         ..heartbeat()
     };
@@ -190,7 +188,6 @@ fn the_services_that_a_dsr_translator_translates_are_bounded() {
                 full_avg10: Pressure(9_999),
             }),
         },
-        load: Some(Load(400_000_099)),
         state: WorkerState::Maintenance,
         healthy: false,
         translates: endpoints(&[worst; MOST_TRANSLATED]),
@@ -215,7 +212,7 @@ fn fields_of_a_later_day_are_ignored() {
     );
     let null = with(
         r#""total_bytes":734003200}"#,
-        r#""total_bytes":734003200,"cgroup":null,"pressure":null,"swap":1},"load1":null"#,
+        r#""total_bytes":734003200,"cgroup":null,"pressure":null,"swap":1},"load1":0.52"#,
     );
     assert_eq!(
         decode(null.as_bytes(), false),
@@ -430,7 +427,6 @@ fn the_size_limit_holds_both_ways() {
                 full_avg10: Pressure(9_999),
             }),
         },
-        load: Some(Load(419_430_399)),
         state: WorkerState::Maintenance,
         version: "9".repeat(32),
         pause: Some(Duration::from_secs(3_600)),
@@ -601,7 +597,6 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
         cgroup,
         pressure,
     });
-    let load = prop::option::of((0..400_000_000u32).prop_map(Load));
     let state = prop::sample::select(vec![
         WorkerState::Ready,
         WorkerState::Leaving,
@@ -611,7 +606,7 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
         "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}",
         any::<(u64, u64, bool)>(),
         1..3_600_000u64,
-        (memory, load, any::<Option<u64>>()),
+        (memory, any::<Option<u64>>()),
         (
             state,
             prop::collection::vec(endpoint(), 0..=MOST_TRANSLATED),
@@ -623,7 +618,7 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
                 worker,
                 (boot, seq, healthy),
                 interval,
-                (memory, load, nonce),
+                (memory, nonce),
                 (state, translates),
                 version,
             )| {
@@ -633,7 +628,6 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
                     seq,
                     interval: Duration::from_millis(interval),
                     memory,
-                    load,
                     state,
                     healthy,
                     translates,

@@ -31,8 +31,6 @@ pub struct Heartbeat {
     /// How often this agent sends; counted in whole milliseconds.
     pub interval: Duration,
     pub memory: MemoryReport,
-    /// The one-minute load average, if the agent can read it.
-    pub load: Option<Load>,
     pub state: WorkerState,
     /// Whether the worker's service answers its agent.
     pub healthy: bool,
@@ -85,10 +83,6 @@ pub struct PressureReport {
     #[serde(with = "wire::percent")]
     pub full_avg10: Pressure,
 }
-
-/// A load average, in hundredths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Load(pub u32);
 
 impl MemoryReport {
     /// Returns what the manager decides by: the host's figures, or the tighter ones of the limit.

@@ -7,7 +7,7 @@ use lb_core::{BootId, Endpoint, WorkerState};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::nonce::Nonce;
-use super::v1::{Heartbeat, Load, MemoryReport, VERSION};
+use super::v1::{Heartbeat, MemoryReport, VERSION};
 use super::{Refusal, SIZE_LIMIT};
 
 /// Writes a heartbeat that was checked.
@@ -19,7 +19,6 @@ pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
         seq: heartbeat.seq,
         interval_ms: u64::try_from(heartbeat.interval.as_millis()).unwrap_or(u64::MAX),
         memory: heartbeat.memory,
-        load: heartbeat.load,
         state: heartbeat.state,
         healthy: heartbeat.healthy,
         dsr: Translated(heartbeat.translates.clone()),
@@ -61,7 +60,6 @@ pub(super) fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
         seq: wire.seq,
         interval: Duration::from_millis(wire.interval_ms),
         memory: wire.memory,
-        load: wire.load,
         state: wire.state,
         healthy: wire.healthy,
         translates: wire.dsr.0,
@@ -89,13 +87,6 @@ struct Wire<'a> {
     seq: u64,
     interval_ms: u64,
     memory: MemoryReport,
-    #[serde(
-        rename = "load1",
-        default,
-        with = "hundredths",
-        skip_serializing_if = "Option::is_none"
-    )]
-    load: Option<Load>,
     state: WorkerState,
     healthy: bool,
     #[serde(default, skip_serializing_if = "Translated::is_empty")]
@@ -167,32 +158,5 @@ pub(super) mod percent {
             return Err(D::Error::custom("a pressure is not between 0 and 100"));
         }
         Ok(Pressure((percent * 100.0).round() as u16))
-    }
-}
-
-/// A load average as a number with two decimals.
-mod hundredths {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use super::Load;
-
-    /// More tasks than a kernel can have.
-    const MOST: f64 = (1 << 22) as f64;
-
-    pub fn serialize<S: Serializer>(load: &Option<Load>, to: S) -> Result<S::Ok, S::Error> {
-        match load {
-            Some(Load(hundredths)) => to.serialize_f64(f64::from(*hundredths) / 100.0),
-            None => to.serialize_none(),
-        }
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Load>, D::Error> {
-        let Some(load) = Option::<f64>::deserialize(from)? else {
-            return Ok(None);
-        };
-        if !(0.0..=MOST).contains(&load) {
-            return Err(D::Error::custom("the load average is absurd"));
-        }
-        Ok(Some(Load((load * 100.0).round() as u32)))
     }
 }

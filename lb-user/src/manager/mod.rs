@@ -168,7 +168,10 @@ impl Manager {
             return;
         }
         match self.datapath.open_connections() {
-            Ok(open) => self.core.handle_connections(&open),
+            Ok(open) => {
+                self.core.handle_connections(&open);
+                self.nat_ports.record(open, now);
+            }
             Err(error) => warn!("{error:#}"),
         }
     }

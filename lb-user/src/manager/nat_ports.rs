@@ -1,24 +1,37 @@
 //! Reports workers that have few ports left for connections in mode `nat`.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use tracing::warn;
 
-use super::Manager;
+use super::{Manager, TICK};
 use lb_core::{BackendId, Event};
 
 /// Ports of a worker in use, in percent, from which on they are scarce, and below which they no longer are.
 const SCARCE_PERCENT: u64 = 80;
 const SUFFICIENT_PERCENT: u64 = 70;
 
-/// The backends whose ports are scarce.
 #[derive(Debug, Default)]
-pub(super) struct NatPorts(BTreeSet<BackendId>);
+pub(super) struct NatPorts {
+    /// The backends whose ports are scarce.
+    scarce: BTreeSet<BackendId>,
+    /// The open connections that were last read for the core, and when.
+    open: Option<(Instant, Vec<(BackendId, u64)>)>,
+}
+
+impl NatPorts {
+    pub fn record(&mut self, open: Vec<(BackendId, u64)>, now: Instant) {
+        self.open = Some((now, open));
+    }
+}
 
 impl Manager {
-    /// Compares the open connections of each backend with its ports.
+    /// Compares the open connections of each backend with its ports. Reads them only if they were not read for
+    /// the core since the last check.
     pub(super) fn check_nat_ports(&mut self) {
-        let open = match self.datapath.open_connections() {
+        let recent = self.nat_ports.open.take();
+        let recent = recent.filter(|(read, _)| read.elapsed() < TICK);
+        let open = match recent.map_or_else(|| self.datapath.open_connections(), |it| Ok(it.1)) {
             Ok(open) => open,
             Err(error) => return warn!("count the ports in use: {error:#}"),
         };
@@ -27,11 +40,11 @@ impl Manager {
                 continue;
             };
             let percent = open * 100 / ports.max(1);
-            let was_scarce = self.nat_ports.0.contains(&backend);
+            let was_scarce = self.nat_ports.scarce.contains(&backend);
             if percent >= SCARCE_PERCENT && !was_scarce {
-                self.nat_ports.0.insert(backend);
+                self.nat_ports.scarce.insert(backend);
             } else if percent < SUFFICIENT_PERCENT && was_scarce {
-                self.nat_ports.0.remove(&backend);
+                self.nat_ports.scarce.remove(&backend);
             } else {
                 continue;
             }
@@ -44,7 +57,7 @@ impl Manager {
             return;
         };
         let (service, worker) = (service.to_owned(), worker.to_owned());
-        let event = match self.nat_ports.0.contains(&backend) {
+        let event = match self.nat_ports.scarce.contains(&backend) {
             true => Event::NatPortsScarce {
                 service,
                 worker,
