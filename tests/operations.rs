@@ -191,7 +191,7 @@ fn without_any_worker_the_manager_serves_and_the_operator_is_told() {
     let json = succeed(&cluster, &["weight", "worker1", "50", "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["without_worker"][0], "web");
-    assert_eq!(json["not_kept"], Value::Null);
+    assert_eq!(json["not_saved"], Value::Null);
     let worker1 = cluster.backend("worker1").unwrap();
     assert_eq!(worker1["weight_percent"]["value"], 50);
     succeed(&cluster, &["undrain", "worker2"]);

@@ -16,14 +16,14 @@ use tokio::sync::broadcast;
 use tracing::warn;
 
 /// How many events are kept for later listeners.
-pub const KEPT: usize = 256;
+pub const CAPACITY: usize = 256;
 
 /// How many events a listener may be behind before it loses some.
 const BACKLOG: usize = 64;
 
 /// An event with its text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Entry {
+pub struct EventRecord {
     /// Grows from event to event, also over restarts of the manager.
     pub id: u64,
     /// By the manager's clock, RFC 3339.
@@ -43,14 +43,14 @@ pub struct EventStream(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     recent: Mutex<Recent>,
-    sender: broadcast::Sender<Arc<Entry>>,
+    sender: broadcast::Sender<Arc<EventRecord>>,
 }
 
 #[derive(Debug)]
 struct Recent {
     first_id: u64,
     next_id: u64,
-    entries: VecDeque<Arc<Entry>>,
+    entries: VecDeque<Arc<EventRecord>>,
 }
 
 /// The events for one listener: past ones, then new ones.
@@ -58,8 +58,8 @@ struct Recent {
 pub struct Subscription {
     /// How many events after the requested one are no longer kept.
     pub lost: u64,
-    pub missed: Vec<Arc<Entry>>,
-    pub coming: broadcast::Receiver<Arc<Entry>>,
+    pub past: Vec<Arc<EventRecord>>,
+    pub live: broadcast::Receiver<Arc<EventRecord>>,
 }
 
 impl Default for EventStream {
@@ -72,7 +72,7 @@ impl Default for EventStream {
             recent: Mutex::new(Recent {
                 first_id,
                 next_id: first_id,
-                entries: VecDeque::with_capacity(KEPT),
+                entries: VecDeque::with_capacity(CAPACITY),
             }),
             sender: broadcast::channel(BACKLOG).0,
         }))
@@ -89,7 +89,7 @@ impl EventStream {
             Err(error) => return warn!("encode an event: {error}"),
         };
         let mut recent = self.recent();
-        let entry = Arc::new(Entry {
+        let entry = Arc::new(EventRecord {
             id: recent.next_id,
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             severity,
@@ -97,7 +97,7 @@ impl EventStream {
             event,
         });
         recent.next_id += 1;
-        if recent.entries.len() == KEPT {
+        if recent.entries.len() == CAPACITY {
             recent.entries.pop_front();
         }
         recent.entries.push_back(entry.clone());
@@ -107,7 +107,7 @@ impl EventStream {
     }
 
     /// Returns the kept events later than `id`, at most the last `limit` of them.
-    pub fn after(&self, id: u64, limit: usize) -> Vec<Arc<Entry>> {
+    pub fn after(&self, id: u64, limit: usize) -> Vec<Arc<EventRecord>> {
         let later = self.recent().after(id);
         let first = later.len().saturating_sub(limit);
         later[first..].to_vec()
@@ -116,15 +116,15 @@ impl EventStream {
     /// Subscribes, beginning with the kept events after the one with `id`, if given.
     pub fn subscribe(&self, id: Option<u64>) -> Subscription {
         let recent = self.recent();
-        let missed = id.map_or_else(Vec::new, |id| recent.after(id));
-        let lost = match (id, missed.first()) {
+        let past = id.map_or_else(Vec::new, |id| recent.after(id));
+        let lost = match (id, past.first()) {
             (Some(id), Some(first)) => first.id - recent.first_id.max(id.saturating_add(1)),
             _ => 0,
         };
         Subscription {
             lost,
-            missed,
-            coming: self.0.sender.subscribe(),
+            past,
+            live: self.0.sender.subscribe(),
         }
     }
 
@@ -136,7 +136,7 @@ impl EventStream {
 }
 
 impl Recent {
-    fn after(&self, id: u64) -> Vec<Arc<Entry>> {
+    fn after(&self, id: u64) -> Vec<Arc<EventRecord>> {
         let first = self.entries.partition_point(|entry| entry.id <= id);
         self.entries.range(first..).cloned().collect()
     }
@@ -153,7 +153,7 @@ mod tests {
         }
     }
 
-    fn counts(entries: &[Arc<Entry>]) -> Vec<u64> {
+    fn counts(entries: &[Arc<EventRecord>]) -> Vec<u64> {
         let counts = entries.iter().map(|entry| entry.event["gap_ms"].as_u64());
         counts.map(Option::unwrap_or_default).collect()
     }
@@ -175,11 +175,11 @@ mod tests {
     #[test]
     fn keeps_the_last_events_for_those_who_come_later() {
         let stream = EventStream::default();
-        publish(&stream, 0..KEPT + 10);
+        publish(&stream, 0..CAPACITY + 10);
         let kept = stream.after(0, usize::MAX);
-        assert_eq!(kept.len(), KEPT);
+        assert_eq!(kept.len(), CAPACITY);
         assert_eq!(counts(&stream.after(0, 2)), [264, 265]);
-        assert_eq!(counts(&stream.after(kept[KEPT - 2].id, 9)), [265]);
+        assert_eq!(counts(&stream.after(kept[CAPACITY - 2].id, 9)), [265]);
         assert_eq!(counts(&stream.after(u64::MAX, 9)), [0; 0]);
     }
 
@@ -190,20 +190,20 @@ mod tests {
         let seen = stream.after(0, 1)[0].id;
         publish(&stream, 1..4);
         let back = stream.subscribe(Some(seen));
-        assert_eq!((back.lost, counts(&back.missed)), (0, vec![1, 2, 3]));
-        publish(&stream, 4..KEPT + 6);
+        assert_eq!((back.lost, counts(&back.past)), (0, vec![1, 2, 3]));
+        publish(&stream, 4..CAPACITY + 6);
         let late = stream.subscribe(Some(seen));
-        assert_eq!((late.lost, late.missed.len()), (5, KEPT));
-        // An id of an earlier manager: all of this one's events were missed.
+        assert_eq!((late.lost, late.past.len()), (5, CAPACITY));
+        // An id of an earlier manager: all of this one's events were past.
         assert_eq!(stream.subscribe(Some(17)).lost, 6);
         let newcomer = stream.subscribe(None);
-        assert_eq!((newcomer.lost, newcomer.missed.len()), (0, 0));
+        assert_eq!((newcomer.lost, newcomer.past.len()), (0, 0));
     }
 
     #[test]
     fn a_slow_listener_loses_the_oldest_and_blocks_nobody() {
         let stream = EventStream::default();
-        let mut slow = stream.subscribe(None).coming;
+        let mut slow = stream.subscribe(None).live;
         publish(&stream, 0..BACKLOG + 36);
         assert!(matches!(
             slow.try_recv(),

@@ -6,7 +6,7 @@ use lb_core::{ALL_WORKERS, BackendSnapshot, Bytes, MANAGER, ServiceSnapshot};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    flows::{Client, Filter, FlowRow, Flows},
+    flows::{Client, FlowFilter, FlowRow, Flows},
     history::{Decision, History, now_ms},
 };
 
@@ -48,7 +48,7 @@ impl Explanation {
         service: Option<&str>,
         history: &History,
     ) -> Self {
-        let filter = Filter {
+        let filter = FlowFilter {
             client: Some(client.into()),
             service: service.map(str::to_owned),
             worker: None,

@@ -19,7 +19,7 @@ use crate::{
 /// Which connections are meant; everything given must fit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Filter {
+pub struct FlowFilter {
     pub client: Option<Clients>,
     pub worker: Option<String>,
     pub service: Option<String>,
@@ -73,7 +73,7 @@ impl fmt::Display for Client {
     }
 }
 
-/// Connections that fit a [`Filter`], the youngest first.
+/// Connections that fit a [`FlowFilter`], the youngest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flows {
     /// How many fit; more than are listed if that was limited.
@@ -103,7 +103,7 @@ impl Flows {
     pub fn new(
         connections: Vec<Connection>,
         services: &[ServiceSnapshot],
-        filter: &Filter,
+        filter: &FlowFilter,
         limit: usize,
     ) -> Self {
         let mut known: BTreeMap<u32, (&str, &BackendSnapshot)> = BTreeMap::new();
@@ -114,10 +114,14 @@ impl Flows {
         }
         let connections = connections.into_iter();
         let mut flows: Vec<FlowRow> = connections
-            .filter(|it| filter.client.is_none_or(|clients| clients.are(it.client)))
+            .filter(|it| {
+                filter
+                    .client
+                    .is_none_or(|clients| clients.contains(it.client))
+            })
             .filter(|it| filter.ended || it.state != ConnectionState::Ended)
             .map(|it| row(&it, known.get(&it.backend).copied()))
-            .filter(|row| filter.fits(row))
+            .filter(|row| filter.matches(row))
             .collect();
         let total = flows.len();
         flows.truncate(limit);
@@ -125,8 +129,8 @@ impl Flows {
     }
 }
 
-impl Filter {
-    fn fits(&self, row: &FlowRow) -> bool {
+impl FlowFilter {
+    fn matches(&self, row: &FlowRow) -> bool {
         let service = self.service.as_ref();
         let worker = self.worker.as_ref();
         service.is_none_or(|service| row.service == *service)
@@ -161,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_client_is_an_address_with_or_without_a_port() {
-        let is = |client: Client, other: &str| Clients::from(client).are(other.parse().unwrap());
+        let is =
+            |client: Client, other: &str| Clients::from(client).contains(other.parse().unwrap());
         let client: Client = "10.0.0.7:4711".parse().unwrap();
         assert!(is(client, "10.0.0.7:4711"));
         assert!(!is(client, "10.0.0.7:4712"));

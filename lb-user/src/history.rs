@@ -10,10 +10,10 @@ use lb_core::ServiceSnapshot;
 use serde::{Deserialize, Serialize};
 
 /// How many decisions are kept for each service.
-const KEPT: usize = 64;
+const CAPACITY: usize = 64;
 
 /// How many of a service's workers are kept with a decision.
-const CANDIDATES: usize = 32;
+const MAX_BACKENDS: usize = 32;
 
 /// One decision of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,10 +31,10 @@ pub struct History(Arc<Mutex<BTreeMap<String, VecDeque<Decision>>>>);
 
 impl History {
     pub fn record(&self, message: String, mut service: ServiceSnapshot) {
-        service.backends.truncate(CANDIDATES);
+        service.backends.truncate(MAX_BACKENDS);
         let mut services = self.services();
         let decisions = services.entry(service.name.clone()).or_default();
-        if decisions.len() == KEPT {
+        if decisions.len() == CAPACITY {
             decisions.pop_front();
         }
         decisions.push_back(Decision {
@@ -78,12 +78,12 @@ mod tests {
         let service = core.snapshot(now).services.remove(0);
         let history = History::default();
         let before = now_ms() - 1;
-        for number in 0..KEPT + 5 {
+        for number in 0..CAPACITY + 5 {
             history.record(number.to_string(), service.clone());
         }
         assert_eq!(history.at("web", before), None);
         assert_eq!(history.at("web", now_ms()).unwrap().message, "68");
         assert_eq!(history.at("other", now_ms()), None);
-        assert_eq!(history.services()["web"].len(), KEPT);
+        assert_eq!(history.services()["web"].len(), CAPACITY);
     }
 }

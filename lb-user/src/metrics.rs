@@ -142,20 +142,22 @@ impl Metrics {
                 .share_changes
                 .with_label_values(&[service, &name(*cause)])
                 .inc(),
-            Event::WorkerUp { worker, .. } => self.came_to(worker, Health::Up),
-            Event::WorkerUnhealthy { worker, .. } => self.came_to(worker, Health::Unhealthy),
-            Event::WorkerLeaving { worker, .. } => self.came_to(worker, Health::Leaving),
-            Event::WorkerMaintenance { worker, .. } => self.came_to(worker, Health::Maintenance),
+            Event::WorkerUp { worker, .. } => self.count_state(worker, Health::Up),
+            Event::WorkerUnhealthy { worker, .. } => self.count_state(worker, Health::Unhealthy),
+            Event::WorkerLeaving { worker, .. } => self.count_state(worker, Health::Leaving),
+            Event::WorkerMaintenance { worker, .. } => {
+                self.count_state(worker, Health::Maintenance)
+            }
             // After a pause the silence was expected, and not detected late.
             Event::WorkerDown {
                 worker,
                 was: Health::Paused,
                 ..
-            } => self.came_to(worker, Health::Down),
+            } => self.count_state(worker, Health::Down),
             Event::WorkerDown {
                 worker, silent_ms, ..
             } => {
-                self.came_to(worker, Health::Down);
+                self.count_state(worker, Health::Down);
                 let silence = Duration::from_millis(*silent_ms);
                 self.detection.observe(silence.as_secs_f64());
             }
@@ -179,7 +181,7 @@ impl Metrics {
         self.registry.gather()
     }
 
-    fn came_to(&self, worker: &str, state: Health) {
+    fn count_state(&self, worker: &str, state: Health) {
         let labels = [worker, state.name()];
         self.state_changes.with_label_values(&labels).inc();
     }

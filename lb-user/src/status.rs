@@ -75,7 +75,7 @@ pub struct RefusedDatagram {
 
 impl Heartbeats {
     /// Returns what was refused lately, but for what is usual at every start of an agent.
-    pub fn worrying(&self) -> impl Iterator<Item = (&str, &RefusedDatagram)> {
+    pub fn unexpected_refusals(&self) -> impl Iterator<Item = (&str, &RefusedDatagram)> {
         let lately = self.refused_lately.iter();
         let lately = lately.map(|(reason, refused)| (reason.as_str(), refused));
         lately.filter(|(reason, _)| *reason != "not_fresh")
@@ -95,7 +95,7 @@ impl fmt::Display for RefusedDatagram {
 }
 
 /// The verdicts of packets that reached a backend or came from one, which the programs count there.
-const CARRIED: [Verdict; 4] = [
+const FORWARDED: [Verdict; 4] = [
     Verdict::ToBackend,
     Verdict::ToClient,
     Verdict::ToManager,
@@ -143,7 +143,7 @@ impl Interface {
 }
 
 impl Status {
-    pub fn new(decided: ManagerSnapshot, stats: &Stats) -> Self {
+    pub fn new(snapshot: ManagerSnapshot, stats: &Stats) -> Self {
         let backend = |seen: BackendSnapshot| Backend {
             traffic: stats
                 .backends
@@ -152,7 +152,7 @@ impl Status {
                 .unwrap_or_default(),
             seen,
         };
-        let services: Vec<ServiceSnapshot<Backend>> = decided
+        let services: Vec<ServiceSnapshot<Backend>> = snapshot
             .services
             .into_iter()
             .map(|service| service.map_backends(backend))
@@ -163,7 +163,7 @@ impl Status {
             .map(|(name, packets)| ((*name).to_owned(), *packets))
             .collect();
         for Backend { seen, traffic } in services.iter().flat_map(|service| &service.backends) {
-            let [to_backend, to_client, to_manager, from_manager] = CARRIED;
+            let [to_backend, to_client, to_manager, from_manager] = FORWARDED;
             let (inward, outward) = if seen.name == MANAGER {
                 (to_manager, from_manager)
             } else {
@@ -179,12 +179,12 @@ impl Status {
         }
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_ms: decided.uptime_ms,
-            config_file: decided.config_file,
-            interfaces: decided.interfaces,
+            uptime_ms: snapshot.uptime_ms,
+            config_file: snapshot.config_file,
+            interfaces: snapshot.interfaces,
             services,
-            heartbeats: decided.heartbeats,
-            denied_prefixes: decided.denied_prefixes,
+            heartbeats: snapshot.heartbeats,
+            denied_prefixes: snapshot.denied_prefixes,
             verdicts,
             maps: stats
                 .maps
@@ -222,7 +222,7 @@ impl fmt::Display for Status {
         }
         write!(f, "other packets:")?;
         let counted = self.verdicts.iter().filter(|(name, count)| {
-            let shown_with_backends = CARRIED.iter().any(|verdict| verdict.name() == *name);
+            let shown_with_backends = FORWARDED.iter().any(|verdict| verdict.name() == *name);
             count.packets > 0 && !shown_with_backends
         });
         let mut none = true;
@@ -241,7 +241,7 @@ impl fmt::Display for Heartbeats {
             write!(f, ", {count} {reason}")?;
         }
         writeln!(f, "; authentication {}", self.authentication)?;
-        for (reason, refused) in self.worrying() {
+        for (reason, refused) in self.unexpected_refusals() {
             writeln!(f, "refused lately ({reason}): {refused}")?;
         }
         if !self.unsigned.is_empty() {

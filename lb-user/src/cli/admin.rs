@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use lb_core::{AdminAction, AdminState, check_reason};
 use memlb::{
-    control::{ClientError, ControlClient, Ordered, Refused, Request},
-    flows::{Filter, Flows},
+    control::{ClientError, ControlClient, AdminReply, ErrorReply, Request},
+    flows::{FlowFilter, Flows},
     status::Status,
 };
 use serde::Serialize;
@@ -165,7 +165,7 @@ struct WaitOptions {
 #[derive(Serialize)]
 struct OrderReport {
     #[serde(flatten)]
-    ordered: Ordered,
+    ordered: AdminReply,
     /// Of the worker, after waiting; nothing without `--wait`.
     connections_left: Option<u64>,
     /// The connections left at the deadline that have been silent for long.
@@ -280,10 +280,10 @@ fn send_command(
     remote: &Remote,
     target: &WorkerSelector,
     action: AdminAction,
-) -> Result<Ordered, ClientError> {
+) -> Result<AdminReply, ClientError> {
     if let Some(reason) = &target.reason {
         check_reason(reason).map_err(|problem| {
-            ClientError::Refused(Refused {
+            ClientError::Refused(ErrorReply {
                 error: format!("--reason: {problem}"),
                 is_usage: true,
             })
@@ -332,10 +332,10 @@ async fn silent_connections(
     target: &WorkerSelector,
 ) -> Result<Vec<SilentConnection>, ClientError> {
     let request = Request::Flows {
-        filter: Filter {
+        filter: FlowFilter {
             worker: Some(target.worker.clone()),
             service: target.service.clone(),
-            ..Filter::default()
+            ..FlowFilter::default()
         },
         limit: MAX_LISTED,
     };
@@ -384,7 +384,7 @@ fn connections(status: &Status, target: &WorkerSelector) -> u64 {
         .sum()
 }
 
-fn finish(remote: &Remote, ordered: Ordered, left: Option<u64>, terminated: bool) -> CliResult {
+fn finish(remote: &Remote, ordered: AdminReply, left: Option<u64>, terminated: bool) -> CliResult {
     let report = OrderReport {
         ordered,
         connections_left: left,
@@ -396,7 +396,7 @@ fn finish(remote: &Remote, ordered: Ordered, left: Option<u64>, terminated: bool
 
 fn finish_waiting(
     remote: &Remote,
-    ordered: Ordered,
+    ordered: AdminReply,
     target: &WorkerSelector,
     left: u64,
     terminated: bool,
@@ -416,12 +416,12 @@ fn finish_waiting(
 }
 
 /// Returns an order as text, with its warnings.
-fn shown(ordered: &Ordered) -> String {
+fn shown(ordered: &AdminReply) -> String {
     let mut text = format!("{}\n", ordered.order);
     for warning in &ordered.warnings {
         text += &format!("warning: {warning}\n");
     }
-    if let Some(why) = &ordered.not_kept {
+    if let Some(why) = &ordered.not_saved {
         text += &format!("warning: the order is lost at a restart of the manager: {why}\n");
     }
     text

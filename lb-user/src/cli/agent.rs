@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf, time::Durat
 use memlb::{
     agent::{self, Check, Settings, Sources, Target},
     datapath::dsr::{self, DsrMapping},
-    heartbeat::{MOST_TRANSLATED, check_name, check_pause},
+    heartbeat::{MAX_TRANSLATED, check_name, check_pause},
     keys::{credential, read_key},
 };
 
@@ -135,9 +135,9 @@ struct DsrArgs {
 impl DsrArgs {
     fn settings(self) -> Result<Option<dsr::DsrSettings>, CliError> {
         let usage = |text| Err(CliError::Usage(anyhow::anyhow!("{text}")));
-        if self.dsr.len() > MOST_TRANSLATED {
+        if self.dsr.len() > MAX_TRANSLATED {
             return usage(format!(
-                "--dsr can be given {MOST_TRANSLATED} times at most"
+                "--dsr can be given {MAX_TRANSLATED} times at most"
             ));
         }
         let mut seen = BTreeSet::new();

@@ -3,7 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use memlb::{
-    control::{DenyAnswer, Request},
+    control::{DenyReply, Request},
     deny::{Denied, DenyList, Prefix},
 };
 
@@ -84,21 +84,21 @@ pub fn run(args: Args) -> CliResult {
 fn change(
     remote: &Remote,
     prefixes: &[Prefix],
-    told: impl Fn(&DenyAnswer) -> String,
+    told: impl Fn(&DenyReply) -> String,
     request: impl Fn(Vec<Prefix>) -> Request,
 ) -> CliResult {
-    let mut all = DenyAnswer::default();
+    let mut all = DenyReply::default();
     for prefixes in prefixes.chunks(PREFIXES_PER_REQUEST) {
-        let answer: DenyAnswer = remote.request(&request(prefixes.to_vec()))?;
+        let answer: DenyReply = remote.request(&request(prefixes.to_vec()))?;
         all.changed.extend(answer.changed);
         all.connections_ended += answer.connections_ended;
         all.warnings.extend(answer.warnings);
-        all.not_kept = answer.not_kept.or(all.not_kept);
+        all.not_saved = answer.not_saved.or(all.not_saved);
     }
     remote.print(&all, |answer| told(answer) + &warnings(answer))
 }
 
-fn added(answer: &DenyAnswer) -> String {
+fn added(answer: &DenyReply) -> String {
     let lines = answer.changed.iter().map(|denied| format!("{denied}\n"));
     let ended = match answer.connections_ended {
         0 => String::new(),
@@ -108,17 +108,17 @@ fn added(answer: &DenyAnswer) -> String {
     lines.chain([ended]).collect()
 }
 
-fn removed(answer: &DenyAnswer) -> String {
+fn removed(answer: &DenyReply) -> String {
     let prefixes = answer.changed.iter().map(|denied| denied.prefix);
     prefixes
         .map(|prefix| format!("{prefix} is no longer denied\n"))
         .collect()
 }
 
-fn warnings(answer: &DenyAnswer) -> String {
-    let not_kept = answer.not_kept.as_ref();
-    let not_kept = not_kept.map(|why| format!("a restarted manager would not know of it: {why}"));
-    let all = answer.warnings.iter().cloned().chain(not_kept);
+fn warnings(answer: &DenyReply) -> String {
+    let not_saved = answer.not_saved.as_ref();
+    let not_saved = not_saved.map(|why| format!("a restarted manager would not know of it: {why}"));
+    let all = answer.warnings.iter().cloned().chain(not_saved);
     all.map(|warning| format!("warning: {warning}\n")).collect()
 }
 

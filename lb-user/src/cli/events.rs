@@ -1,7 +1,7 @@
 //! `memlb events`: what has happened, and what happens.
 
 use anyhow::Context;
-use memlb::{control::Request, event_stream::Entry};
+use memlb::{control::Request, event_stream::EventRecord};
 
 use super::{CliResult, block_on, print, remote::Remote};
 
@@ -37,7 +37,7 @@ async fn show(args: &Args) -> anyhow::Result<()> {
             print(&format!("{line}\n"));
             continue;
         }
-        let entry: Entry = memlb::control::parse_reply(&line)?;
+        let entry: EventRecord = memlb::control::parse_reply(&line)?;
         let severity = match entry.severity {
             lb_core::Severity::Info => "",
             lb_core::Severity::Warn => "warning: ",

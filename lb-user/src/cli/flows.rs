@@ -5,7 +5,7 @@ use lb_core::Bytes;
 use memlb::{
     control::Request,
     explain::Explanation,
-    flows::{Client, Filter, FlowRow, Flows},
+    flows::{Client, FlowFilter, FlowRow, Flows},
     trace::Clients,
 };
 
@@ -59,7 +59,7 @@ pub struct ExplainArgs {
 
 pub fn run(args: Args) -> CliResult {
     let flows: Flows = args.remote.request(&Request::Flows {
-        filter: Filter {
+        filter: FlowFilter {
             client: args.client,
             worker: args.worker,
             service: args.service,

@@ -5,7 +5,7 @@ use clap::builder::PossibleValuesParser;
 use lb_common::verdict::Verdict;
 use memlb::{
     control::{Request, parse_reply},
-    trace::{Clients, DEFAULT_RATE, Dropped, Line, MOST_RATE, TraceFilter},
+    trace::{Clients, DEFAULT_RATE, Dropped, Line, MAX_RATE, TraceFilter},
 };
 use tokio::{
     select,
@@ -54,7 +54,7 @@ pub struct Args {
         long,
         value_name = "PACKETS",
         default_value_t = DEFAULT_RATE,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_RATE))
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE))
     )]
     rate: u32,
 

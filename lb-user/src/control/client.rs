@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Refused, Request};
+use super::{ErrorReply, Request};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -24,7 +24,7 @@ pub struct ControlClient {
 #[derive(Debug)]
 pub enum ClientError {
     /// The manager refused the request, for example because of an unknown worker.
-    Refused(Refused),
+    Refused(ErrorReply),
     Failed(anyhow::Error),
 }
 
@@ -95,9 +95,9 @@ impl ControlClient {
 ///
 /// # Errors
 ///
-/// Returns the refusal, or says that the line is not a reply of this type.
+/// Returns the error, or says that the line is not a reply of this type.
 pub fn parse_reply<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
-    if let Ok(refused) = serde_json::from_str::<Refused>(line) {
+    if let Ok(refused) = serde_json::from_str::<ErrorReply>(line) {
         return Err(ClientError::Refused(refused));
     }
     let reply = serde_json::from_str(line).context(

@@ -6,29 +6,29 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::{DenyAnswer, Ordered, Request};
+use super::{AdminReply, DenyReply, Request};
 use crate::{
     deny::{Denied, Prefix},
     explain::Explanation,
-    flows::{Client, Filter, Flows},
+    flows::{Client, FlowFilter, Flows},
     history::now_ms,
-    manager::{DenyChange, DenyOutcome, ManagerHandle, OrderOutcome, ReloadError},
+    manager::{CommandReceipt, DenyChange, DenyOutcome, ManagerHandle, ReloadError},
 };
 use lb_core::{AdminCommand, AdminError, ServiceSnapshot, check_reason, unknown_name};
 
 /// Why a request has no reply of its own type.
-pub(super) enum Refusal {
+pub(super) enum RequestError {
     Usage(anyhow::Error),
     RunTime(anyhow::Error),
 }
 
-impl From<anyhow::Error> for Refusal {
+impl From<anyhow::Error> for RequestError {
     fn from(error: anyhow::Error) -> Self {
         Self::RunTime(error)
     }
 }
 
-impl From<ReloadError> for Refusal {
+impl From<ReloadError> for RequestError {
     fn from(error: ReloadError) -> Self {
         match error {
             ReloadError::RunTime(_) => Self::RunTime(error.into()),
@@ -37,7 +37,7 @@ impl From<ReloadError> for Refusal {
     }
 }
 
-impl From<AdminError> for Refusal {
+impl From<AdminError> for RequestError {
     fn from(error: AdminError) -> Self {
         Self::Usage(error.into())
     }
@@ -48,7 +48,7 @@ pub(super) async fn reply(
     request: Request,
     user: String,
     manager: &ManagerHandle,
-) -> Result<Vec<u8>, Refusal> {
+) -> Result<Vec<u8>, RequestError> {
     Ok(match request {
         Request::Status => line_of(&manager.status(Duration::ZERO).await?)?,
         Request::Order {
@@ -57,7 +57,7 @@ pub(super) async fn reply(
             order: action,
             reason,
         } => {
-            let order = AdminCommand {
+            let command = AdminCommand {
                 worker,
                 service,
                 action,
@@ -65,7 +65,7 @@ pub(super) async fn reply(
                 at_ms: now_ms(),
                 reason,
             };
-            line_of(&give_order(order, manager).await?)?
+            line_of(&apply_command(command, manager).await?)?
         }
         Request::Deny { prefixes, reason } => {
             line_of(&deny(prefixes, user, reason, manager).await?)?
@@ -80,12 +80,16 @@ pub(super) async fn reply(
         Request::Reload => line_of(&manager.reload().await?)?,
         Request::Events { .. } | Request::Trace(_) => {
             let error = anyhow::anyhow!("its reply is a stream");
-            return Err(Refusal::RunTime(error));
+            return Err(RequestError::RunTime(error));
         }
     })
 }
 
-async fn flows(filter: Filter, limit: usize, manager: &ManagerHandle) -> Result<Vec<u8>, Refusal> {
+async fn flows(
+    filter: FlowFilter,
+    limit: usize,
+    manager: &ManagerHandle,
+) -> Result<Vec<u8>, RequestError> {
     let services = manager.snapshot().await?.services;
     check_names(
         &services,
@@ -103,7 +107,7 @@ async fn explain(
     client: Client,
     service: Option<String>,
     manager: &ManagerHandle,
-) -> Result<Vec<u8>, Refusal> {
+) -> Result<Vec<u8>, RequestError> {
     let services = manager.snapshot().await?.services;
     check_names(&services, service.as_deref(), None)?;
     let denied = manager.denied().await?;
@@ -126,7 +130,7 @@ pub(super) fn check_names(
     services: &[ServiceSnapshot],
     service: Option<&str>,
     worker: Option<&str>,
-) -> Result<(), Refusal> {
+) -> Result<(), RequestError> {
     let workers = services.iter().flat_map(|it| &it.backends);
     let workers: BTreeSet<&str> = workers.map(|it| it.name.as_str()).collect();
     let services: BTreeSet<&str> = services.iter().map(|it| it.name.as_str()).collect();
@@ -134,7 +138,7 @@ pub(super) fn check_names(
     for (kind, wanted, known) in names {
         if let Some(wanted) = wanted.filter(|wanted| !known.contains(wanted)) {
             let known: Vec<&str> = known.into_iter().collect();
-            return Err(Refusal::Usage(anyhow::anyhow!(unknown_name(
+            return Err(RequestError::Usage(anyhow::anyhow!(unknown_name(
                 kind, wanted, &known
             ))));
         }
@@ -142,14 +146,17 @@ pub(super) fn check_names(
     Ok(())
 }
 
-async fn give_order(order: AdminCommand, manager: &ManagerHandle) -> Result<Ordered, Refusal> {
-    let text = order.to_string();
-    let OrderOutcome { obeyed, version } = manager.order(order).await??;
-    Ok(Ordered {
+async fn apply_command(
+    command: AdminCommand,
+    manager: &ManagerHandle,
+) -> Result<AdminReply, RequestError> {
+    let text = command.to_string();
+    let CommandReceipt { result, version } = manager.apply_command(command).await??;
+    Ok(AdminReply {
         order: text,
-        without_worker: obeyed.without_worker,
-        warnings: obeyed.warnings,
-        not_kept: manager.orders_flushed(version).await,
+        without_worker: result.without_worker,
+        warnings: result.warnings,
+        not_saved: manager.overrides_flushed(version).await,
     })
 }
 
@@ -158,7 +165,7 @@ async fn deny(
     user: String,
     reason: Option<String>,
     manager: &ManagerHandle,
-) -> Result<DenyAnswer, Refusal> {
+) -> Result<DenyReply, RequestError> {
     if let Some(reason) = &reason {
         check_reason(reason)?;
     }
@@ -170,24 +177,27 @@ async fn deny(
         reason: reason.clone(),
     });
     let answer = change_denied(DenyChange::Add(new.collect()), manager).await?;
-    Ok(DenyAnswer {
+    Ok(DenyReply {
         connections_ended: manager.end_connections(prefixes).await?,
         ..answer
     })
 }
 
-async fn change_denied(change: DenyChange, manager: &ManagerHandle) -> Result<DenyAnswer, Refusal> {
+async fn change_denied(
+    change: DenyChange,
+    manager: &ManagerHandle,
+) -> Result<DenyReply, RequestError> {
     let outcome = manager.change_denied(change).await?;
     let DenyOutcome {
         changed,
         warnings,
         version,
-    } = outcome.map_err(|error| Refusal::Usage(error.into()))?;
-    Ok(DenyAnswer {
+    } = outcome.map_err(|error| RequestError::Usage(error.into()))?;
+    Ok(DenyReply {
         changed,
         connections_ended: 0,
         warnings,
-        not_kept: manager.denied_flushed(version).await,
+        not_saved: manager.denied_flushed(version).await,
     })
 }
 

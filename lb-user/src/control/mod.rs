@@ -2,7 +2,7 @@
 //!
 //! A connection carries one request, a JSON object on one line, and one reply of the same form. The reply to
 //! [`Request::Events`] with `follow` is one line for each event, without end; that to [`Request::Trace`] is one line
-//! for each packet. [`Refused`] is the reply to a request that is refused or fails.
+//! for each packet. [`ErrorReply`] is the reply to a request that is refused or fails.
 
 mod client;
 mod handlers;
@@ -20,7 +20,7 @@ pub use server::Server;
 
 use crate::{
     deny::{Denied, Prefix},
-    flows::{Client, Filter},
+    flows::{Client, FlowFilter},
     trace::TraceFilter,
 };
 use lb_core::AdminAction;
@@ -31,7 +31,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// The reply to a request that is refused or fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Refused {
+pub struct ErrorReply {
     pub error: String,
     /// Whether the request was wrong; otherwise it failed at run time.
     #[serde(default)]
@@ -44,7 +44,7 @@ pub struct Refused {
 pub enum Request {
     /// Answered by [`crate::status::Status`].
     Status,
-    /// Answered by [`Ordered`].
+    /// Answered by [`AdminReply`].
     Order {
         worker: String,
         /// Nothing means all of the worker's services.
@@ -54,20 +54,20 @@ pub enum Request {
         #[serde(default)]
         reason: Option<String>,
     },
-    /// Answered by [`DenyAnswer`].
+    /// Answered by [`DenyReply`].
     Deny {
         prefixes: Vec<Prefix>,
         #[serde(default)]
         reason: Option<String>,
     },
-    /// Allows denied clients again; answered by [`DenyAnswer`].
+    /// Allows denied clients again; answered by [`DenyReply`].
     Allow { prefixes: Vec<Prefix> },
     /// Answered by [`crate::deny::DenyList`].
     ListDenied,
     /// Answered by [`crate::flows::Flows`].
     Flows {
         #[serde(default)]
-        filter: Filter,
+        filter: FlowFilter,
         limit: usize,
     },
     /// Answered by [`crate::explain::Explanation`].
@@ -78,7 +78,7 @@ pub enum Request {
     },
     /// Answered by [`crate::manager::Reloaded`].
     Reload,
-    /// Answered by one [`crate::event_stream::Entry`] a line.
+    /// Answered by one [`crate::event_stream::EventRecord`] a line.
     Events {
         /// The number of past events, from those that the manager keeps in memory.
         #[serde(default)]
@@ -93,7 +93,7 @@ pub enum Request {
 
 /// An order in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ordered {
+pub struct AdminReply {
     /// In one sentence.
     pub order: String,
     /// Services without a worker for new connections.
@@ -102,12 +102,12 @@ pub struct Ordered {
     #[serde(default)]
     pub warnings: Vec<String>,
     /// Why a restarted manager would not have it, if so.
-    pub not_kept: Option<String>,
+    pub not_saved: Option<String>,
 }
 
 /// A change of the denied clients in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DenyAnswer {
+pub struct DenyReply {
     /// What was added, or removed.
     pub changed: Vec<Denied>,
     /// Number of open connections that it ended.
@@ -115,7 +115,7 @@ pub struct DenyAnswer {
     /// Effects that the operator may not have intended, one sentence each.
     pub warnings: Vec<String>,
     /// Why a restarted manager would not have it, if so.
-    pub not_kept: Option<String>,
+    pub not_saved: Option<String>,
 }
 
 /// Sends one line of a reply.

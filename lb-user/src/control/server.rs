@@ -23,8 +23,8 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    Refused, Request, TIMEOUT,
-    handlers::{Refusal, line_of, reply},
+    ErrorReply, Request, TIMEOUT,
+    handlers::{RequestError, line_of, reply},
     send,
     trace::{self, TraceLocks},
 };
@@ -143,19 +143,19 @@ async fn serve_client(
         }
         Ok(Request::Trace(filter)) => match trace::start(&filter, user, &locks, &manager).await {
             Ok(session) => return session.run(&mut reader, &mut writer, &manager).await,
-            Err(refusal) => Err(refusal),
+            Err(error) => Err(error),
         },
         Ok(request) => reply(request, user, &manager).await,
-        Err(refusal) => Err(refusal),
+        Err(error) => Err(error),
     };
     let reply = match reply {
         Ok(line) => line,
-        Err(refusal) => {
-            let (is_usage, error) = match refusal {
-                Refusal::Usage(error) => (true, error),
-                Refusal::RunTime(error) => (false, error),
+        Err(error) => {
+            let (is_usage, error) = match error {
+                RequestError::Usage(error) => (true, error),
+                RequestError::RunTime(error) => (false, error),
             };
-            line_of(&Refused {
+            line_of(&ErrorReply {
                 error: format!("{error:#}"),
                 is_usage,
             })?
@@ -164,9 +164,9 @@ async fn serve_client(
     send(&mut writer, &reply).await
 }
 
-fn parse_request(line: &[u8]) -> Result<Request, Refusal> {
+fn parse_request(line: &[u8]) -> Result<Request, RequestError> {
     if line.len() as u64 == REQUEST_LIMIT && !line.ends_with(b"\n") {
-        return Err(Refusal::Usage(anyhow!(
+        return Err(RequestError::Usage(anyhow!(
             "the request is too long: at most {REQUEST_LIMIT} bytes, with a newline at the end"
         )));
     }
@@ -176,7 +176,7 @@ fn parse_request(line: &[u8]) -> Result<Request, Refusal> {
              {{\"verb\":\"status\"}})",
             env!("CARGO_PKG_VERSION")
         ));
-        Refusal::Usage(error)
+        RequestError::Usage(error)
     })
 }
 
@@ -198,23 +198,21 @@ async fn events(
     limit: Option<usize>,
     follow: bool,
 ) -> Result<()> {
-    let Subscription {
-        missed, mut coming, ..
-    } = stream.subscribe(Some(0));
-    let first = missed
+    let Subscription { past, mut live, .. } = stream.subscribe(Some(0));
+    let first = past
         .len()
-        .saturating_sub(limit.unwrap_or(event_stream::KEPT));
-    for entry in &missed[first..] {
+        .saturating_sub(limit.unwrap_or(event_stream::CAPACITY));
+    for entry in &past[first..] {
         send(writer, &line_of(&**entry)?).await?;
     }
     if !follow {
         return Ok(());
     }
     loop {
-        match coming.recv().await {
+        match live.recv().await {
             Ok(entry) => send(writer, &line_of(&*entry)?).await?,
             Err(RecvError::Lagged(count)) => {
-                debug!("a client that follows the events has missed {count}");
+                debug!("a client that follows the events has past {count}");
             }
             Err(RecvError::Closed) => return Ok(()),
         }
@@ -249,7 +247,7 @@ mod tests {
     #[test]
     fn tells_a_long_request_from_an_unknown_one() {
         let said = |line: &[u8]| match parse_request(line) {
-            Err(Refusal::Usage(error)) => format!("{error:#}"),
+            Err(RequestError::Usage(error)) => format!("{error:#}"),
             _ => panic!("it is understood"),
         };
         let limit = usize::try_from(REQUEST_LIMIT).unwrap();

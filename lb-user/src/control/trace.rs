@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    handlers::{Refusal, check_names, line_of},
+    handlers::{RequestError, check_names, line_of},
     send,
 };
 use crate::{
@@ -35,10 +35,10 @@ pub struct TraceLocks(Arc<Mutex<Option<String>>>);
 struct TraceLock(TraceLocks);
 
 impl TraceLocks {
-    fn acquire(&self, user: String) -> Result<TraceLock, Refusal> {
+    fn acquire(&self, user: String) -> Result<TraceLock, RequestError> {
         let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(other) = &*present {
-            return Err(Refusal::RunTime(anyhow::anyhow!(
+            return Err(RequestError::RunTime(anyhow::anyhow!(
                 "{other} runs a trace, and only one can run at a time: end that one first"
             )));
         }
@@ -69,7 +69,7 @@ pub(super) async fn start(
     user: String,
     locks: &TraceLocks,
     manager: &ManagerHandle,
-) -> Result<TraceSession, Refusal> {
+) -> Result<TraceSession, RequestError> {
     let services = manager.snapshot().await?.services;
     check_names(
         &services,
@@ -83,7 +83,7 @@ pub(super) async fn start(
         };
         numbers.iter().find(is_it).map(|(id, _)| *id)
     });
-    let order = order.map_err(|error| Refusal::Usage(error.into()))?;
+    let order = order.map_err(|error| RequestError::Usage(error.into()))?;
     let lock = locks.acquire(user)?;
     Ok(TraceSession {
         tracing: KernelTrace::start(manager.pin_path(), order)?,

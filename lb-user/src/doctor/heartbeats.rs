@@ -26,7 +26,7 @@ struct Refusal<'a> {
 }
 
 pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
-    let lately = facts.status.heartbeats.worrying();
+    let lately = facts.status.heartbeats.unexpected_refusals();
     let refusals: Vec<Refusal<'_>> = lately
         .map(|(reason, last)| Refusal {
             reason,

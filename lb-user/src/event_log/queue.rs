@@ -73,7 +73,7 @@ impl Queue {
             .wait_timeout_while(self.state(), TIMEOUT, |state| !state.ended);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let mut left = mem::take(&mut state.lines);
-        left.extend(state.gap());
+        left.extend(state.lost_line());
         left
     }
 
@@ -89,12 +89,12 @@ impl Queue {
         });
         let mut state = waited.unwrap_or_else(PoisonError::into_inner);
         let line = state.lines.pop_front();
-        line.or_else(|| state.gap())
+        line.or_else(|| state.lost_line())
     }
 
     /// Puts back a line that could not be written, and waits until the next attempt; returns whether there is
     /// one.
-    fn put_back(&self, line: Vec<u8>) -> bool {
+    fn requeue(&self, line: Vec<u8>) -> bool {
         let mut state = self.state();
         state.lines.push_front(line);
         if state.closed {
@@ -108,7 +108,7 @@ impl Queue {
     }
 
     /// Puts the lines that another queue has left before its own.
-    fn inherit(&self, mut left: VecDeque<Vec<u8>>) {
+    fn prepend(&self, mut left: VecDeque<Vec<u8>>) {
         let mut state = self.state();
         left.append(&mut state.lines);
         let excess = left.len().saturating_sub(MAX_WAITING);
@@ -124,7 +124,7 @@ impl Queue {
 
 impl State {
     /// Returns a line in place of lost ones, if any.
-    fn gap(&mut self) -> Option<Vec<u8>> {
+    fn lost_line(&mut self) -> Option<Vec<u8>> {
         let count = mem::take(&mut self.lost);
         if count == 0 {
             return None;
@@ -139,7 +139,7 @@ impl State {
 /// A failed write is logged once and repeated, so that a full disk loses no line that has room in the queue.
 pub(super) fn write(queue: &Queue, mut file: LogFile, before: Option<&Queue>) {
     if let Some(before) = before {
-        queue.inherit(before.finish());
+        queue.prepend(before.finish());
         file.close();
     }
     let mut failing = false;
@@ -158,7 +158,7 @@ pub(super) fn write(queue: &Queue, mut file: LogFile, before: Option<&Queue>) {
                          are kept for it"
                     );
                 }
-                if !queue.put_back(line) {
+                if !queue.requeue(line) {
                     break;
                 }
             }

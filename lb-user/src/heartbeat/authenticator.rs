@@ -14,7 +14,7 @@ use super::acknowledgement::Acknowledgement;
 use super::envelope::{Envelope, Kind};
 use super::limits::SourceLimits;
 use super::nonce::{Freshness, Nonces};
-use super::ping::{self, Asked, Ping};
+use super::ping::{self, Ping, PingDatagram};
 use super::{Decoded, Heartbeat, Refusal, SIZE_LIMIT, decode};
 use crate::keys::{Key, KeyId, KeyRing};
 
@@ -173,8 +173,8 @@ impl Authenticator {
             let bytes = datagram.len();
             return Err(Refusal::Oversized { bytes }.into());
         }
-        if let Some(asked) = ping::asked(datagram) {
-            return Err(self.handle_ping(asked?));
+        if let Some(ping) = ping::parse(datagram) {
+            return Err(self.handle_ping(ping?));
         }
         if !datagram.starts_with(Kind::Heartbeat.mark()) {
             return Ok(self.unsigned(datagram, now)?);
@@ -211,23 +211,25 @@ impl Authenticator {
 
     /// Answers a ping if a heartbeat of its sender would count: signed with a known key, or unsigned where
     /// that is allowed. Only a signed answer says whether the worker exists, unless authentication is off.
-    fn handle_ping(&self, asked: Asked<'_>) -> Refused {
-        let answer = match (asked, self.authentication) {
-            (Asked::Unsigned(_), Authentication::Enforce) => Err(Refusal::Unsigned),
-            (Asked::Unsigned(body), Authentication::Permissive) => {
+    fn handle_ping(&self, ping: PingDatagram<'_>) -> Refused {
+        let answer = match (ping, self.authentication) {
+            (PingDatagram::Unsigned(_), Authentication::Enforce) => Err(Refusal::Unsigned),
+            (PingDatagram::Unsigned(body), Authentication::Permissive) => {
                 Ping::decode(body).and_then(|ping| Ok((ping.answer(None, false)?, None)))
             }
-            (Asked::Unsigned(body), Authentication::Off) => {
+            (PingDatagram::Unsigned(body), Authentication::Off) => {
                 Ping::decode(body).and_then(|ping| both_answers(ping, None))
             }
-            (Asked::Signed(envelope), Authentication::Off) => {
+            (PingDatagram::Signed(envelope), Authentication::Off) => {
                 Ping::decode(envelope.body).and_then(|ping| both_answers(ping, None))
             }
-            (Asked::Signed(envelope), _) => self.verify_signature(&envelope).and_then(|key| {
-                let ping = Ping::decode(envelope.body)?;
-                check_owner(key, &ping.worker)?;
-                both_answers(ping, Some(key))
-            }),
+            (PingDatagram::Signed(envelope), _) => {
+                self.verify_signature(&envelope).and_then(|key| {
+                    let ping = Ping::decode(envelope.body)?;
+                    check_owner(key, &ping.worker)?;
+                    both_answers(ping, Some(key))
+                })
+            }
         };
         match answer {
             Ok((answer, sender)) => Refused {

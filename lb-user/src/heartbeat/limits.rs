@@ -19,7 +19,7 @@ const BUCKETS: usize = 4_096;
 
 /// How long an accepted heartbeat exempts its source, and how many sources are exempt at most.
 const PROVEN_FOR: Duration = Duration::from_secs(30);
-const MOST_PROVEN: usize = 16_384;
+const MAX_PROVEN: usize = 16_384;
 
 /// The limits of all sources.
 #[derive(Debug)]
@@ -73,13 +73,13 @@ impl SourceLimits {
             return;
         }
         // Once a second at most: it takes time with many sources.
-        let full = self.proven.len() >= MOST_PROVEN;
+        let full = self.proven.len() >= MAX_PROVEN;
         if full && now.saturating_duration_since(self.swept) >= Duration::from_secs(1) {
             self.swept = now;
             self.proven
                 .retain(|_, at| now.saturating_duration_since(*at) < PROVEN_FOR);
         }
-        if self.proven.len() < MOST_PROVEN {
+        if self.proven.len() < MAX_PROVEN {
             self.proven.insert(from, now);
         }
     }
@@ -167,7 +167,7 @@ mod tests {
         for port in 0..u16::MAX {
             limits.accepted(source(port), now);
         }
-        assert!(limits.proven.len() <= MOST_PROVEN);
+        assert!(limits.proven.len() <= MAX_PROVEN);
         // Room is made again for who comes later.
         let later = now + PROVEN_FOR;
         limits.accepted(([10, 0, 0, 1], 1).into(), later);

@@ -34,7 +34,7 @@ pub use nonce::Nonce;
 pub use ping::{Ping, Pong};
 pub use refusal::Refusal;
 pub use v1::{
-    CgroupMemory, Heartbeat, MOST_TRANSLATED, MemoryReport, PressureReport, VERSION, check_pause,
+    CgroupMemory, Heartbeat, MAX_TRANSLATED, MemoryReport, PressureReport, VERSION, check_pause,
 };
 
 use std::time::Duration;

@@ -30,19 +30,19 @@ pub struct Pong {
 }
 
 /// A question taken apart; whether it is to be answered is not known yet.
-pub(super) enum Asked<'a> {
+pub(super) enum PingDatagram<'a> {
     Signed(Envelope<'a>),
     Unsigned(&'a [u8]),
 }
 
 /// Tells a question from everything else; nothing if it is none.
-pub(super) fn asked(datagram: &[u8]) -> Option<Result<Asked<'_>, Refusal>> {
+pub(super) fn parse(datagram: &[u8]) -> Option<Result<PingDatagram<'_>, Refusal>> {
     if let Some(body) = datagram.strip_prefix(UNSIGNED_PING) {
-        return Some(Ok(Asked::Unsigned(body)));
+        return Some(Ok(PingDatagram::Unsigned(body)));
     }
     datagram
         .starts_with(Kind::Ping.mark())
-        .then(|| Envelope::parse(Kind::Ping, datagram).map(Asked::Signed))
+        .then(|| Envelope::parse(Kind::Ping, datagram).map(PingDatagram::Signed))
 }
 
 impl Ping {

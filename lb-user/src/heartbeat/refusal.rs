@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::name::NameProblem;
-use super::{MOST_TRANSLATED, SIZE_LIMIT, VERSION};
+use super::{MAX_TRANSLATED, SIZE_LIMIT, VERSION};
 use crate::keys::KeyId;
 
 /// How much of a parser's own words is kept: they may quote what a stranger sent.
@@ -192,7 +192,7 @@ impl fmt::Display for Refusal {
             Self::BadNonce => f.write_str("\"nonce\" is not 16 hexadecimal digits"),
             Self::TooManyTranslated { services } => write!(
                 f,
-                "\"dsr\" names {services} services, not at most {MOST_TRANSLATED}"
+                "\"dsr\" names {services} services, not at most {MAX_TRANSLATED}"
             ),
             Self::BadEnvelope => f.write_str(
                 "the line before the heartbeat is not \"memlb1 KEY-ID TAG\" in 8 and 64 hexadecimal \

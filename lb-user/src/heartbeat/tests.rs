@@ -158,9 +158,9 @@ fn the_services_that_a_dsr_translator_translates_are_bounded() {
     };
     let service = r#""192.168.56.101:80/tcp""#;
     let list = |count| format!("[{}]", [service].repeat(count).join(","));
-    assert!(decode(with_dsr(&list(MOST_TRANSLATED)).as_bytes(), false).is_ok());
+    assert!(decode(with_dsr(&list(MAX_TRANSLATED)).as_bytes(), false).is_ok());
     for (wrong, why) in [
-        (list(MOST_TRANSLATED + 1).as_str(), "too_many_translated"),
+        (list(MAX_TRANSLATED + 1).as_str(), "too_many_translated"),
         (r#"["192.168.56.101"]"#, "malformed"),
         (r#"["192.168.56.101:80/sctp"]"#, "malformed"),
         (r#"["web.example:80/tcp"]"#, "malformed"),
@@ -190,7 +190,7 @@ fn the_services_that_a_dsr_translator_translates_are_bounded() {
         },
         state: WorkerState::Maintenance,
         healthy: false,
-        translates: endpoints(&[worst; MOST_TRANSLATED]),
+        translates: endpoints(&[worst; MAX_TRANSLATED]),
         version: "\"".repeat(32),
         nonce: Some(Nonce(u64::MAX)),
         ..heartbeat()
@@ -607,10 +607,7 @@ fn any_heartbeat() -> impl Strategy<Value = Heartbeat> {
         any::<(u64, u64, bool)>(),
         1..3_600_000u64,
         (memory, any::<Option<u64>>()),
-        (
-            state,
-            prop::collection::vec(endpoint(), 0..=MOST_TRANSLATED),
-        ),
+        (state, prop::collection::vec(endpoint(), 0..=MAX_TRANSLATED)),
         "[!-~]{1,32}",
     )
         .prop_map(

@@ -17,7 +17,7 @@ pub const VERSION: u64 = 1;
 
 /// How many services of mode `dsr` a worker may translate: with as many IPv6 addresses a heartbeat still
 /// fits into its datagram.
-pub const MOST_TRANSLATED: usize = 8;
+pub const MAX_TRANSLATED: usize = 8;
 
 const LONGEST_INTERVAL: Duration = Duration::from_secs(3_600);
 const LONGEST_AGENT_VERSION: usize = 32;
@@ -192,7 +192,7 @@ impl Heartbeat {
                 pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
             });
         }
-        if self.translates.len() > MOST_TRANSLATED {
+        if self.translates.len() > MAX_TRANSLATED {
             return Err(Refusal::TooManyTranslated {
                 services: self.translates.len(),
             });

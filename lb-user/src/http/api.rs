@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{MAX_AGE, Shared, error::Error, events, openapi, timeline::Timeline};
 use crate::{
-    event_stream::{Entry, KEPT},
+    event_stream::{CAPACITY, EventRecord},
     status::{Backend, Status},
 };
 use lb_core::ServiceSnapshot;
@@ -29,11 +29,11 @@ pub struct Services {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Events {
     /// The oldest first.
-    pub events: Vec<Arc<Entry>>,
+    pub events: Vec<Arc<EventRecord>>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Range {
+struct EventQuery {
     after: Option<u64>,
     limit: Option<usize>,
 }
@@ -44,7 +44,7 @@ pub fn router() -> Router<Shared> {
         .route("/services", get(services))
         .route("/services/{service}", get(service))
         .route("/timeline", get(timeline))
-        .route("/events", get(recent))
+        .route("/events", get(events))
         .route(events::ROUTE, get(events::stream))
         .route("/openapi.json", get(openapi::document))
 }
@@ -78,20 +78,20 @@ async fn timeline(State(shared): State<Shared>) -> Json<Timeline> {
     Json(shared.recorder.timeline())
 }
 
-async fn recent(
+async fn events(
     State(shared): State<Shared>,
-    query: Result<Query<Range>, QueryRejection>,
+    query: Result<Query<EventQuery>, QueryRejection>,
 ) -> Result<Json<Events>, Error> {
     let refuse = |why: String| Error::new(StatusCode::BAD_REQUEST, why);
     let numbers = "after and limit must be whole numbers, as in ?after=42&limit=10";
-    let Query(Range { after, limit }) = query.map_err(|_| refuse(numbers.to_owned()))?;
-    let limit = limit.unwrap_or(KEPT);
-    if !(1..=KEPT).contains(&limit) {
-        return Err(refuse(format!("limit must be from 1 to {KEPT}")));
+    let Query(EventQuery { after, limit }) = query.map_err(|_| refuse(numbers.to_owned()))?;
+    let limit = limit.unwrap_or(CAPACITY);
+    if !(1..=CAPACITY).contains(&limit) {
+        return Err(refuse(format!("limit must be from 1 to {CAPACITY}")));
     }
-    let events = shared
+    let found = shared
         .manager
         .event_stream()
         .after(after.unwrap_or(0), limit);
-    Ok(Json(Events { events }))
+    Ok(Json(Events { events: found }))
 }

@@ -1,4 +1,4 @@
-//! Takes connections in, a bounded number of them, each with a bounded patience.
+//! Takes connections in, a bounded number of them, each with a bounded timeout.
 //!
 //! Nobody waits for a slot. Where all are taken, or all that one address may have, the connection that
 //! has asked for nothing for longest makes room. Where none does, a few further ones are still taken that
@@ -40,13 +40,13 @@ use super::{
 
 /// A client has this long to send a request's header, and to take in what it asked for; a kept-alive
 /// connection is closed when nothing is asked for this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same once half of the slots are taken.
-const SHORT_PATIENCE: Duration = Duration::from_secs(1);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often a client that has shut down its side is looked at.
-const LEAVING: Duration = Duration::from_secs(1);
+const CLOSE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A request's header may be no longer than this, in bytes.
 const HEADER_LIMIT: usize = 16 * 1024;
@@ -62,17 +62,17 @@ pub async fn serve(listener: TcpListener, app: Router) {
         match listener.accept().await {
             Ok((stream, from)) => {
                 let (app, slots) = (app.clone(), slots.clone());
-                let slot = slots.take(site(from.ip()));
+                let slot = slots.acquire(client_network(from.ip()));
                 let task = tokio::spawn({
                     let slot = slot.clone();
                     async move {
-                        if let Err(error) = answer(stream, app, &slot).await {
+                        if let Err(error) = serve_client(stream, app, &slot).await {
                             debug!("the HTTP connection of {from} ended early: {error}");
                         }
-                        slots.leave(&slot);
+                        slots.release(&slot);
                     }
                 });
-                slot.is_served_by(task.abort_handle());
+                slot.set_task(task.abort_handle());
             }
             // Out of descriptors, for one: others may close theirs meanwhile.
             Err(error) => {
@@ -84,25 +84,29 @@ pub async fn serve(listener: TcpListener, app: Router) {
 }
 
 /// Whom an address belongs to: of IPv6, one client has a whole /64.
-fn site(address: IpAddr) -> IpAddr {
+fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) & !u128::from(u64::MAX)).into(),
     }
 }
 
-async fn answer(stream: TcpStream, app: Router, slot: &Arc<ConnectionSlot>) -> anyhow::Result<()> {
+async fn serve_client(
+    stream: TcpStream,
+    app: Router,
+    slot: &Arc<ConnectionSlot>,
+) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
-    let patience = u32::try_from(PATIENCE.as_millis())?;
-    setsockopt(&stream, TcpUserTimeout, &patience)?;
+    let timeout = u32::try_from(TIMEOUT.as_millis())?;
+    setsockopt(&stream, TcpUserTimeout, &timeout)?;
     let watched = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
     let watched = TcpStream::from_std(watched)?;
-    let service = service_fn(|request| ask(app.clone(), slot.clone(), request));
+    let service = service_fn(|request| handle(app.clone(), slot.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(match slot.is_hurried() {
-            true => SHORT_PATIENCE,
-            false => PATIENCE,
+        .header_read_timeout(match slot.needs_short_timeout() {
+            true => SHORT_TIMEOUT,
+            false => TIMEOUT,
         })
         .max_buf_size(HEADER_LIMIT)
         // Probes shut down their side once they have asked.
@@ -111,14 +115,14 @@ async fn answer(stream: TcpStream, app: Router, slot: &Arc<ConnectionSlot>) -> a
         .serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         served = connection => served?,
-        () = listener_leaves(watched, slot) => {}
+        () = listener_closed(watched, slot) => {}
     }
     Ok(())
 }
 
 /// Waits until a client that listens to events has shut down its side, or gone. It gets nothing more than it
 /// would by asking anew, while its seat may be another's.
-async fn listener_leaves(client: TcpStream, slot: &ConnectionSlot) {
+async fn listener_closed(client: TcpStream, slot: &ConnectionSlot) {
     while let Ok(ready) = client.ready(Interest::READABLE).await {
         if ready.is_read_closed() {
             break;
@@ -127,12 +131,12 @@ async fn listener_leaves(client: TcpStream, slot: &ConnectionSlot) {
         let none = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         _ = client.try_io(Interest::READABLE, none);
     }
-    while !slot.is_listening() {
-        sleep(LEAVING).await;
+    while !slot.is_streaming() {
+        sleep(CLOSE_CHECK_INTERVAL).await;
     }
 }
 
-async fn ask(
+async fn handle(
     app: Router,
     slot: Arc<ConnectionSlot>,
     request: Request<Incoming>,
@@ -142,9 +146,9 @@ async fn ask(
         let full = "too many connections; only /healthz and /readyz are answered now";
         return Ok(Error::new(StatusCode::SERVICE_UNAVAILABLE, full).into_response());
     }
-    slot.enters(match path.ends_with(events::ROUTE) {
-        true => Stage::Listening,
-        false => Stage::Asked,
+    slot.set_stage(match path.ends_with(events::ROUTE) {
+        true => Stage::Streaming,
+        false => Stage::Serving,
     });
     TowerToHyperService::new(app).call(request).await
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 /// The body of every answer that is no success.
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Refusal {
+pub struct ErrorBody {
     /// What went wrong, in a sentence.
     pub error: String,
 }
@@ -40,7 +40,7 @@ impl From<anyhow::Error> for Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let body = Json(Refusal {
+        let body = Json(ErrorBody {
             error: self.message,
         });
         let mut response = (self.status, body).into_response();

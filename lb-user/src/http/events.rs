@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, broadcast::error::RecvError};
 
 use super::{Shared, error::Error};
-use crate::event_stream::{Entry, Subscription};
+use crate::event_stream::{EventRecord, Subscription};
 
 /// Where they are, below `/api/v1`.
 pub const ROUTE: &str = "/events/stream";
@@ -25,7 +25,7 @@ pub const LISTENERS: usize = 32;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Deserialize)]
-pub struct From {
+pub struct StreamQuery {
     /// Begin with the kept events later than this one.
     after: Option<u64>,
 }
@@ -33,10 +33,10 @@ pub struct From {
 /// Sends each event as it happens. A client that comes back says which it had last.
 pub async fn stream(
     State(shared): State<Shared>,
-    query: Result<Query<From>, QueryRejection>,
+    query: Result<Query<StreamQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Error> {
-    let Query(From { after }) = query.map_err(|_| {
+    let Query(StreamQuery { after }) = query.map_err(|_| {
         let number = "after must be a whole number, as in ?after=42";
         Error::new(StatusCode::BAD_REQUEST, number)
     })?;
@@ -61,8 +61,8 @@ pub async fn stream(
 struct Listener {
     greeted: bool,
     lost: u64,
-    missed: std::vec::IntoIter<Arc<Entry>>,
-    coming: tokio::sync::broadcast::Receiver<Arc<Entry>>,
+    past: std::vec::IntoIter<Arc<EventRecord>>,
+    live: tokio::sync::broadcast::Receiver<Arc<EventRecord>>,
     /// Given back when the client goes.
     _permit: OwnedSemaphorePermit,
 }
@@ -72,8 +72,8 @@ impl Listener {
         Self {
             greeted: false,
             lost: subscription.lost,
-            missed: subscription.missed.into_iter(),
-            coming: subscription.coming,
+            past: subscription.past.into_iter(),
+            live: subscription.live,
             _permit: permit,
         }
     }
@@ -88,10 +88,10 @@ impl Listener {
         if self.lost > 0 {
             return Some(lost(std::mem::take(&mut self.lost)));
         }
-        if let Some(entry) = self.missed.next() {
+        if let Some(entry) = self.past.next() {
             return Some(encode(&entry));
         }
-        match self.coming.recv().await {
+        match self.live.recv().await {
             Ok(entry) => Some(encode(&entry)),
             Err(RecvError::Lagged(events)) => Some(lost(events)),
             Err(RecvError::Closed) => None,
@@ -99,7 +99,7 @@ impl Listener {
     }
 }
 
-fn encode(entry: &Entry) -> Event {
+fn encode(entry: &EventRecord) -> Event {
     let event = Event::default().id(entry.id.to_string());
     // Text keys and JSON values: there is nothing that could not be encoded.
     event.json_data(entry).unwrap_or_else(|_| lost(1))

@@ -34,13 +34,13 @@ const HEADERS: [(HeaderName, &str); 7] = [
 /// By which names this server answers. Any other one may be that of a page on the Internet that points it at
 /// our address, and has the operator's browser read our answers to it (DNS rebinding).
 #[derive(Debug)]
-pub struct Names {
+pub struct HostNames {
     on_loopback: bool,
     /// Those of the configuration and, beyond loopback, the machine's own.
     names: Vec<String>,
 }
 
-impl Names {
+impl HostNames {
     /// Returns the names of a server that listens at `address`, beside those of the configuration.
     pub fn new(address: IpAddr, configured: &[String]) -> Self {
         let on_loopback = address.is_loopback();
@@ -53,7 +53,7 @@ impl Names {
     }
 
     /// Whether `host`, with a port or without, is one of them. Nobody else's page has an address for its name.
-    fn contain(&self, host: &str) -> bool {
+    fn contains(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
             _ => host,
@@ -69,12 +69,12 @@ impl Names {
         names.any(|it| name.eq_ignore_ascii_case(it)) || name.eq_ignore_ascii_case("localhost")
     }
 
-    fn are_meant_by(&self, request: &Request) -> bool {
+    fn match_host_of(&self, request: &Request) -> bool {
         let mut hosts = request.headers().get_all(header::HOST).iter();
-        let named = hosts.all(|host| host.to_str().is_ok_and(|host| self.contain(host)));
+        let named = hosts.all(|host| host.to_str().is_ok_and(|host| self.contains(host)));
         // The absolute form of a request names the host once more.
         let authority = request.uri().authority();
-        named && authority.is_none_or(|it| self.contain(it.as_str()))
+        named && authority.is_none_or(|it| self.contains(it.as_str()))
     }
 
     fn refusal(&self) -> Error {
@@ -92,9 +92,9 @@ impl Names {
 
 /// Answers requests that are meant for this server, with the headers every answer carries. Health checks of
 /// others send any name, and learn nothing that is worth keeping from them.
-pub async fn guard(State(names): State<Arc<Names>>, request: Request, next: Next) -> Response {
+pub async fn guard(State(names): State<Arc<HostNames>>, request: Request, next: Next) -> Response {
     let is_probe = !names.on_loopback && health::is_probe(request.uri().path());
-    let mut response = match is_probe || names.are_meant_by(&request) {
+    let mut response = match is_probe || names.match_host_of(&request) {
         true => next.run(request).await,
         false => names.refusal().into_response(),
     };
@@ -111,8 +111,8 @@ mod tests {
 
     use super::*;
 
-    fn names(address: Ipv4Addr) -> Names {
-        Names::new(address.into(), &["lb.example.com".to_owned()])
+    fn names(address: Ipv4Addr) -> HostNames {
+        HostNames::new(address.into(), &["lb.example.com".to_owned()])
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
             "127.1.2.3",
             "[::1]:80",
         ] {
-            assert!(names.contain(host), "{host}");
+            assert!(names.contains(host), "{host}");
         }
         for host in [
             "",
@@ -140,7 +140,7 @@ mod tests {
             "localhost@evil.example",
             "localhost:9998:evil",
         ] {
-            assert!(!names.contain(host), "{host}");
+            assert!(!names.contains(host), "{host}");
         }
     }
 
@@ -157,7 +157,7 @@ mod tests {
             &own,
             &format!("{}:9998", own.to_uppercase()),
         ] {
-            assert!(names.contain(host), "{host}");
+            assert!(names.contains(host), "{host}");
         }
         for host in [
             "",
@@ -165,7 +165,7 @@ mod tests {
             "192.168.56.101.evil.example",
             &format!("{own}.evil.example"),
         ] {
-            assert!(!names.contain(host), "{host}");
+            assert!(!names.contains(host), "{host}");
         }
     }
 }

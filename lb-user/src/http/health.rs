@@ -38,7 +38,7 @@ async fn healthz(State(shared): State<Shared>) -> Response {
 /// Says whether packets are met, and every service's choice is an informed one.
 async fn readyz(State(shared): State<Shared>) -> Response {
     match shared.manager.snapshot().await {
-        Ok(decided) => match unready(&decided) {
+        Ok(snapshot) => match not_ready_reason(&snapshot) {
             None => "ready\n".into_response(),
             Some(reason) => unavailable(&reason),
         },
@@ -52,16 +52,16 @@ fn unavailable(reason: &str) -> Response {
 
 /// A manager that was never told of a worker is not ready, and another should serve. One whose
 /// workers have all gone down is: it serves by itself, as would any other.
-fn unready(decided: &ManagerSnapshot) -> Option<String> {
-    let mut interfaces = decided.interfaces.iter();
+fn not_ready_reason(snapshot: &ManagerSnapshot) -> Option<String> {
+    let mut interfaces = snapshot.interfaces.iter();
     if let Some(Interface { name, reason, .. }) = interfaces.find(|it| !it.is_attached()) {
         return Some(format!("not ready: no packet is met at {name}: {reason}"));
     }
-    let unheard = |rule| rule == Rule::NothingHeard;
-    let waiting: Vec<&str> = decided
+    let is_unheard = |rule| rule == Rule::NothingHeard;
+    let waiting: Vec<&str> = snapshot
         .services
         .iter()
-        .filter(|service| unheard(service.rule))
+        .filter(|service| is_unheard(service.rule))
         .map(|service| service.name.as_str())
         .collect();
     (!waiting.is_empty()).then(|| {

@@ -27,7 +27,7 @@ use anyhow::{Context, Result};
 use axum::{Router, middleware, routing::get};
 use tokio::sync::{Semaphore, oneshot};
 
-use self::{guard::Names, timeline::Recorder};
+use self::{guard::HostNames, timeline::Recorder};
 use crate::{
     manager::ManagerHandle,
     sockets::{Receiver, listener},
@@ -55,7 +55,7 @@ struct Shared {
 
 /// The serving thread, which ends when this is dropped.
 #[derive(Debug)]
-pub struct Running {
+pub struct ServerThread {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -67,7 +67,7 @@ impl Server {
     ///
     /// Says why the address cannot be used, and what to do.
     pub fn bind(address: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(address).map_err(|error| explain(address, &error))?;
+        let listener = TcpListener::bind(address).map_err(|error| bind_error(address, &error))?;
         listener
             .set_nonblocking(true)
             .context("make the HTTP socket non-blocking")?;
@@ -83,14 +83,14 @@ impl Server {
     /// # Errors
     ///
     /// Says why the thread cannot be started.
-    pub fn start(self, manager: ManagerHandle, names: &[String]) -> Result<Running> {
+    pub fn start(self, manager: ManagerHandle, names: &[String]) -> Result<ServerThread> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(1)
             .build()
             .context("start the runtime of the HTTP server")?;
         let recorder = Recorder::default();
-        let names = Names::new(self.address.ip(), names);
+        let names = HostNames::new(self.address.ip(), names);
         let app = router(manager.clone(), recorder.clone(), names);
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
@@ -108,14 +108,14 @@ impl Server {
                 runtime.shutdown_background();
             })
             .context("start the thread of the HTTP server")?;
-        Ok(Running {
+        Ok(ServerThread {
             stop: Some(stop),
             thread: Some(thread),
         })
     }
 }
 
-impl Drop for Running {
+impl Drop for ServerThread {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take()
@@ -126,7 +126,7 @@ impl Drop for Running {
     }
 }
 
-fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
+fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => {
             let holder = match listener(address.ip(), address.port()) {
@@ -149,7 +149,7 @@ fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     anyhow::anyhow!("serve HTTP at {address}: {error}{hint}")
 }
 
-fn router(manager: ManagerHandle, recorder: Recorder, names: Names) -> Router {
+fn router(manager: ManagerHandle, recorder: Recorder, names: HostNames) -> Router {
     let shared = Shared {
         manager,
         recorder,

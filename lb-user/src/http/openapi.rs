@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 
 use super::{
     api::{Events, Service, Services},
-    error::Refusal,
+    error::ErrorBody,
     timeline::Timeline,
 };
 use crate::{
-    event_stream::{Entry, KEPT},
+    event_stream::{CAPACITY, EventRecord},
     status::Status,
 };
 
@@ -73,7 +73,7 @@ fn describe() -> Value {
                     "name": "limit",
                     "in": "query",
                     "description": "The last so many of them",
-                    "schema": { "type": "integer", "minimum": 1, "maximum": KEPT, "default": KEPT },
+                    "schema": { "type": "integer", "minimum": 1, "maximum": CAPACITY, "default": CAPACITY },
                 }],
                 "responses": responses::<Events>(
                     &mut schemas, &[("400", "A parameter cannot be understood")],
@@ -84,7 +84,7 @@ fn describe() -> Value {
             "get": {
                 "operationId": "stream",
                 "summary": "Each event as it happens, as Server-Sent Events",
-                "description": "The data of each is an Entry. A client that is too slow gets, in \
+                "description": "The data of each is an EventRecord. A client that is too slow gets, in \
                     place of the events it lost, one of type `lost`, with their number in `events`.",
                 "parameters": [after(), {
                     "name": "Last-Event-ID",
@@ -140,7 +140,7 @@ fn responses<T: JsonSchema>(schemas: &mut SchemaGenerator, refusals: &[(&str, &s
 
 fn stream_responses(schemas: &mut SchemaGenerator) -> Value {
     // So that the entry is described, too.
-    schemas.subschema_for::<Entry>();
+    schemas.subschema_for::<EventRecord>();
     json!({
         "200": {
             "description": "The stream, which does not end by itself",
@@ -155,7 +155,7 @@ fn stream_responses(schemas: &mut SchemaGenerator) -> Value {
 fn refused(schemas: &mut SchemaGenerator, description: &str) -> Value {
     json!({
         "description": description,
-        "content": { "application/json": { "schema": schemas.subschema_for::<Refusal>() } },
+        "content": { "application/json": { "schema": schemas.subschema_for::<ErrorBody>() } },
     })
 }
 
@@ -194,6 +194,6 @@ mod tests {
         check_references(&document, &document);
         let schemas = document["components"]["schemas"].as_object().unwrap();
         assert!(schemas.contains_key("Status"), "{schemas:?}");
-        assert!(schemas.contains_key("Entry"), "{schemas:?}");
+        assert!(schemas.contains_key("EventRecord"), "{schemas:?}");
     }
 }

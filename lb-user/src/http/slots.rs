@@ -21,10 +21,10 @@ const SLOTS_PER_ADDRESS: usize = 48;
 const PROBE_SLOTS: usize = 8;
 
 /// From so many on, clients have to be quick.
-const CROWD: usize = SLOTS / 2;
+const BUSY: usize = SLOTS / 2;
 
 /// An answer is sent within this time, or its client is not waited for where slots are wanted.
-const ANSWER_TIME: Duration = Duration::from_secs(1);
+const SERVING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The connections, by number in the order in which they came.
 #[derive(Debug, Default, Clone)]
@@ -42,7 +42,7 @@ pub struct ConnectionSlot {
     number: u64,
     from: IpAddr,
     is_for_probes: bool,
-    is_hurried: bool,
+    needs_short_timeout: bool,
     stage: Mutex<(Stage, Instant)>,
     task: OnceLock<AbortHandle>,
 }
@@ -51,15 +51,15 @@ pub struct ConnectionSlot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// No whole request has come yet.
-    Silent,
-    Asked,
+    Idle,
+    Serving,
     /// It gets events as they happen, for as long as its client likes.
-    Listening,
+    Streaming,
 }
 
 impl ConnectionSlots {
     /// Returns a slot for a connection from this address. Somebody else's connection may be closed for it.
-    pub fn take(&self, from: IpAddr) -> Arc<ConnectionSlot> {
+    pub fn acquire(&self, from: IpAddr) -> Arc<ConnectionSlot> {
         let mut state = self.lock();
         let ordinary = |slot: &&Arc<ConnectionSlot>| !slot.is_for_probes;
         let taken = state.taken.values().filter(ordinary).count();
@@ -79,8 +79,8 @@ impl ConnectionSlots {
             number: state.next,
             from,
             is_for_probes: !found,
-            is_hurried: !found || taken >= CROWD,
-            stage: Mutex::new((Stage::Silent, Instant::now())),
+            needs_short_timeout: !found || taken >= BUSY,
+            stage: Mutex::new((Stage::Idle, Instant::now())),
             task: OnceLock::new(),
         });
         state.taken.insert(slot.number, slot.clone());
@@ -88,7 +88,7 @@ impl ConnectionSlots {
     }
 
     /// Gives a slot back.
-    pub fn leave(&self, slot: &ConnectionSlot) {
+    pub fn release(&self, slot: &ConnectionSlot) {
         self.lock().taken.remove(&slot.number);
     }
 
@@ -100,12 +100,12 @@ impl ConnectionSlots {
 
 impl State {
     /// Closes the connection among these that has been idle for longest; returns whether there was one.
-    fn close_longest_idle(&mut self, are_meant: impl Fn(&ConnectionSlot) -> bool) -> bool {
+    fn close_longest_idle(&mut self, filter: impl Fn(&ConnectionSlot) -> bool) -> bool {
         let now = Instant::now();
         let idle = self
             .taken
             .values()
-            .filter(|slot| !slot.is_for_probes && are_meant(slot))
+            .filter(|slot| !slot.is_for_probes && filter(slot))
             .filter_map(|slot| Some((slot.idle_since(now)?, slot.number)));
         let longest = idle.min();
         longest.is_some_and(|(_, number)| self.close(number))
@@ -135,21 +135,21 @@ impl ConnectionSlot {
     }
 
     /// Whether its client must send its request at once.
-    pub fn is_hurried(&self) -> bool {
-        self.is_hurried
+    pub fn needs_short_timeout(&self) -> bool {
+        self.needs_short_timeout
     }
 
     /// Names the task that is ended where the connection is to be closed.
-    pub fn is_served_by(&self, task: AbortHandle) {
+    pub fn set_task(&self, task: AbortHandle) {
         // Set once, by who spawned it.
         _ = self.task.set(task);
     }
 
-    pub fn is_listening(&self) -> bool {
-        self.stage().0 == Stage::Listening
+    pub fn is_streaming(&self) -> bool {
+        self.stage().0 == Stage::Streaming
     }
 
-    pub fn enters(&self, stage: Stage) {
+    pub fn set_stage(&self, stage: Stage) {
         *self.stage() = (stage, Instant::now());
     }
 
@@ -157,9 +157,9 @@ impl ConnectionSlot {
     fn idle_since(&self, now: Instant) -> Option<Instant> {
         let (stage, since) = *self.stage();
         match stage {
-            Stage::Silent => Some(since),
-            Stage::Asked if now.duration_since(since) > ANSWER_TIME => Some(since),
-            Stage::Asked | Stage::Listening => None,
+            Stage::Idle => Some(since),
+            Stage::Serving if now.duration_since(since) > SERVING_TIMEOUT => Some(since),
+            Stage::Serving | Stage::Streaming => None,
         }
     }
 
@@ -184,14 +184,16 @@ mod tests {
     async fn one_address_leaves_room_for_others() {
         let slots = ConnectionSlots::default();
         let greedy: Vec<_> = (0..SLOTS_PER_ADDRESS)
-            .map(|_| slots.take(address(1)))
+            .map(|_| slots.acquire(address(1)))
             .collect();
-        greedy.iter().for_each(|slot| slot.enters(Stage::Asked));
-        assert!(slots.take(address(1)).is_for_probes());
-        assert!(!slots.take(address(2)).is_for_probes());
+        greedy
+            .iter()
+            .for_each(|slot| slot.set_stage(Stage::Serving));
+        assert!(slots.acquire(address(1)).is_for_probes());
+        assert!(!slots.acquire(address(2)).is_for_probes());
         // Those that were answered long ago make room for their own address first.
-        advance(2 * ANSWER_TIME).await;
-        assert!(!slots.take(address(1)).is_for_probes());
+        advance(2 * SERVING_TIMEOUT).await;
+        assert!(!slots.acquire(address(1)).is_for_probes());
         assert!(!slots.lock().taken.contains_key(&greedy[0].number));
     }
 
@@ -199,18 +201,20 @@ mod tests {
     async fn who_says_nothing_makes_room_and_who_listens_does_not() {
         let slots = ConnectionSlots::default();
         let take = |from| {
-            let slot = slots.take(address(from));
-            slot.enters(Stage::Listening);
+            let slot = slots.acquire(address(from));
+            slot.set_stage(Stage::Streaming);
             slot
         };
         let listeners: Vec<_> = (0..SLOTS - 1).map(|it| take((it % 8) as u8)).collect();
-        let silent = slots.take(address(9));
-        assert!(silent.is_hurried() && !silent.is_for_probes());
+        let silent = slots.acquire(address(9));
+        assert!(silent.needs_short_timeout() && !silent.is_for_probes());
         advance(Duration::from_millis(1)).await;
         assert!(!take(10).is_for_probes());
         assert!(!slots.lock().taken.contains_key(&silent.number));
         // Now nobody makes room, but probes get through, the latest ones first.
-        let probes: Vec<_> = (0..=PROBE_SLOTS).map(|_| slots.take(address(11))).collect();
+        let probes: Vec<_> = (0..=PROBE_SLOTS)
+            .map(|_| slots.acquire(address(11)))
+            .collect();
         assert!(probes.iter().all(|slot| slot.is_for_probes()));
         let state = slots.lock();
         assert!(!state.taken.contains_key(&probes[0].number));

@@ -13,8 +13,8 @@ use tracing::debug;
 
 use crate::{manager::ManagerHandle, status::Status};
 
-const PACE: Duration = Duration::from_secs(5);
-const KEPT: usize = 120;
+const INTERVAL: Duration = Duration::from_secs(5);
+const MAX_SAMPLES: usize = 120;
 
 /// Figures over time, one for each instant of `at_ms`; null where one was not known.
 #[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
@@ -56,12 +56,12 @@ struct Figures {
 impl Recorder {
     /// Takes samples for as long as it is polled.
     pub async fn record(&self, manager: ManagerHandle) {
-        let mut ticks = interval(PACE);
+        let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             match manager.totals().await {
-                Ok(status) => self.take(&status, now_ms()),
+                Ok(status) => self.sample(&status, now_ms()),
                 // A gap in the figures shows it.
                 Err(error) => debug!("no sample for the timeline: {error:#}"),
             }
@@ -75,7 +75,7 @@ impl Recorder {
             at_ms: samples.iter().map(|sample| sample.at_ms).collect(),
             services: BTreeMap::new(),
         };
-        for (place, sample) in samples.iter().enumerate() {
+        for (index, sample) in samples.iter().enumerate() {
             for figures in &sample.figures {
                 let service = timeline.services.entry(figures.service.clone());
                 let track = service.or_default().entry(figures.backend.clone());
@@ -83,14 +83,14 @@ impl Recorder {
                     memory_available_bytes: vec![None; samples.len()],
                     connections: vec![None; samples.len()],
                 });
-                track.memory_available_bytes[place] = figures.memory_available_bytes;
-                track.connections[place] = Some(figures.connections);
+                track.memory_available_bytes[index] = figures.memory_available_bytes;
+                track.connections[index] = Some(figures.connections);
             }
         }
         timeline
     }
 
-    fn take(&self, status: &Status, at_ms: u64) {
+    fn sample(&self, status: &Status, at_ms: u64) {
         let figures = status.services.iter().flat_map(|service| {
             service.backends.iter().map(|backend| Figures {
                 service: service.name.clone(),
@@ -104,7 +104,7 @@ impl Recorder {
             figures: figures.collect(),
         };
         let mut samples = self.samples();
-        if samples.len() == KEPT {
+        if samples.len() == MAX_SAMPLES {
             samples.pop_front();
         }
         samples.push_back(sample);

@@ -59,6 +59,7 @@ impl Manager {
                 removed
             }
         };
+        warnings.extend(self.recovery.warning());
         let version = self.state_files.denied.save(self.denied.clone());
         Ok(DenyOutcome {
             changed,

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    DenyChange, DenyOutcome, FlushProgress, ManagerRequest, OrderOutcome, ReloadError, Reloaded,
+    CommandReceipt, DenyChange, DenyOutcome, FlushProgress, ManagerRequest, ReloadError, Reloaded,
     reload::Reloader,
 };
 use crate::{
@@ -31,7 +31,7 @@ use lb_core::{AdminCommand, AdminError};
 /// The loop answers in well under a millisecond, if it runs.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a disk may take to store an order.
+/// How long a disk may take to store a command.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends requests to the manager's task, and reads maps and shared records in the caller's. Clones share one
@@ -39,7 +39,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct ManagerHandle {
     requests: mpsc::Sender<ManagerRequest>,
-    orders_progress: watch::Receiver<FlushProgress>,
+    overrides_progress: watch::Receiver<FlushProgress>,
     denied_progress: watch::Receiver<FlushProgress>,
     reloader: Reloader,
     pin_path: PathBuf,
@@ -58,7 +58,7 @@ impl fmt::Debug for ManagerHandle {
 /// The records that the manager's task writes and the handle reads.
 #[derive(Debug)]
 pub(super) struct Records {
-    pub orders_progress: watch::Receiver<FlushProgress>,
+    pub overrides_progress: watch::Receiver<FlushProgress>,
     pub denied_progress: watch::Receiver<FlushProgress>,
     pub pin_path: PathBuf,
     pub event_stream: EventStream,
@@ -74,7 +74,7 @@ impl ManagerHandle {
     ) -> Self {
         Self {
             requests,
-            orders_progress: records.orders_progress,
+            overrides_progress: records.overrides_progress,
             denied_progress: records.denied_progress,
             reloader,
             pin_path: records.pin_path,
@@ -117,13 +117,16 @@ impl ManagerHandle {
         Ok(Status::new(self.snapshot().await?, &stats))
     }
 
-    /// Gives an order. Returns when it is in force.
+    /// Applies an operator's command. Returns when it is in force.
     ///
     /// # Errors
     ///
-    /// Says that the manager ends; the inner result refuses the order.
-    pub async fn order(&self, order: AdminCommand) -> Result<Result<OrderOutcome, AdminError>> {
-        self.request(|reply| ManagerRequest::Order(order, reply))
+    /// Says that the manager ends; the inner result refuses the command.
+    pub async fn apply_command(
+        &self,
+        command: AdminCommand,
+    ) -> Result<Result<CommandReceipt, AdminError>> {
+        self.request(|reply| ManagerRequest::Admin(command, reply))
             .await
     }
 
@@ -156,9 +159,9 @@ impl ManagerHandle {
         self.reloader.reload(&self.requests).await
     }
 
-    /// Waits until a version of the orders is on disk, or returns why it is not.
-    pub async fn orders_flushed(&self, version: u64) -> Option<String> {
-        flushed(self.orders_progress.clone(), version).await
+    /// Waits until a version of the overrides is on disk, or returns why it is not.
+    pub async fn overrides_flushed(&self, version: u64) -> Option<String> {
+        flushed(self.overrides_progress.clone(), version).await
     }
 
     /// The same of the denied clients.
@@ -259,7 +262,7 @@ impl ManagerHandle {
         let (requests, inputs) = mpsc::channel(1);
         let (_, progress) = watch::channel(FlushProgress::default());
         let records = Records {
-            orders_progress: progress.clone(),
+            overrides_progress: progress.clone(),
             denied_progress: progress,
             pin_path: PathBuf::new(),
             event_stream: EventStream::default(),

@@ -69,7 +69,7 @@ impl Manager {
         if self.core.admin_overrides().pauses().any(is_this) {
             return;
         }
-        let order = AdminCommand {
+        let command = AdminCommand {
             worker: worker.to_owned(),
             service: None,
             action: AdminAction::Pause {
@@ -79,7 +79,7 @@ impl Manager {
             at_ms: now_ms(),
             reason: None,
         };
-        if let Err(error) = self.apply_order(&order) {
+        if let Err(error) = self.apply_admin_command(&command) {
             warn!("{worker} announces a pause: {error}");
         }
     }

@@ -51,8 +51,8 @@ use lb_core::{Core, CoreSettings, Event};
 use nat_ports::NatPorts;
 use recovery::Recovery;
 pub use reload::{ReadConfig, ReloadError, Reloaded};
+pub use request::CommandReceipt;
 pub(crate) use request::ManagerRequest;
-pub use request::OrderOutcome;
 use start::StateFiles;
 pub use start::{Prepared, prepare};
 pub use state_file::FlushProgress;
@@ -186,7 +186,7 @@ impl Manager {
         while let Some(event) = self.core.poll_event() {
             if matches!(event, Event::PauseEnded { .. }) {
                 let overrides = self.core.admin_overrides().clone();
-                self.state_files.orders.save(overrides);
+                self.state_files.overrides.save(overrides);
             }
             self.record_decision(&event);
             self.emitter.emit(&event);

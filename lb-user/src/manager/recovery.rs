@@ -34,8 +34,10 @@ impl Recovery {
         }
     }
 
-    pub fn writes_fail(&self) -> bool {
-        self.writes_fail
+    /// Returns a warning for the author of a command while maps cannot be written.
+    pub fn warning(&self) -> Option<String> {
+        let warning = "the maps cannot be written now: this takes effect when they can be";
+        self.writes_fail.then(|| warning.to_owned())
     }
 }
 

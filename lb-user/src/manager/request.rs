@@ -18,9 +18,9 @@ use lb_core::{AdminCommand, AdminError, CommandResult};
 #[derive(Debug)]
 pub(crate) enum ManagerRequest {
     Snapshot(oneshot::Sender<ManagerSnapshot>),
-    Order(
+    Admin(
         AdminCommand,
-        oneshot::Sender<Result<OrderOutcome, AdminError>>,
+        oneshot::Sender<Result<CommandReceipt, AdminError>>,
     ),
     Deny(DenyChange, oneshot::Sender<Result<DenyOutcome, DenyError>>),
     ListDenied(oneshot::Sender<DenyList>),
@@ -31,10 +31,10 @@ pub(crate) enum ManagerRequest {
     ),
 }
 
-/// An order in force.
+/// A command in force.
 #[derive(Debug)]
-pub struct OrderOutcome {
-    pub obeyed: CommandResult,
+pub struct CommandReceipt {
+    pub result: CommandResult,
     /// The version of the state file that holds it, see [`super::FlushProgress`].
     pub version: u64,
 }
@@ -43,7 +43,9 @@ impl Manager {
     pub(super) fn handle_request(&mut self, request: ManagerRequest) {
         let is_received = match request {
             ManagerRequest::Snapshot(reply) => reply.send(self.snapshot()).is_ok(),
-            ManagerRequest::Order(order, reply) => reply.send(self.apply_order(&order)).is_ok(),
+            ManagerRequest::Admin(command, reply) => {
+                reply.send(self.apply_admin_command(&command)).is_ok()
+            }
             ManagerRequest::Deny(change, reply) => reply.send(self.change_denied(change)).is_ok(),
             ManagerRequest::ListDenied(reply) => reply.send(self.denied.clone()).is_ok(),
             ManagerRequest::Reload(prepared, reply) => reply.send(self.reload(prepared)).is_ok(),
@@ -53,18 +55,16 @@ impl Manager {
         }
     }
 
-    /// Applies an order and writes it to the maps.
-    pub(super) fn apply_order(&mut self, order: &AdminCommand) -> Result<OrderOutcome, AdminError> {
-        let mut obeyed = self.core.handle_admin_command(order, Instant::now())?;
-        let version = self
-            .state_files
-            .orders
-            .save(self.core.admin_overrides().clone());
+    /// Applies an operator's command and writes it to the maps.
+    pub(super) fn apply_admin_command(
+        &mut self,
+        command: &AdminCommand,
+    ) -> Result<CommandReceipt, AdminError> {
+        let mut result = self.core.handle_admin_command(command, Instant::now())?;
+        let overrides = self.core.admin_overrides().clone();
+        let version = self.state_files.overrides.save(overrides);
         self.apply_outputs();
-        if self.recovery.writes_fail() {
-            let warning = "the maps cannot be written now: the order takes effect when they can be";
-            obeyed.warnings.push(warning.to_owned());
-        }
-        Ok(OrderOutcome { obeyed, version })
+        result.warnings.extend(self.recovery.warning());
+        Ok(CommandReceipt { result, version })
     }
 }

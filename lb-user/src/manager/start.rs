@@ -49,7 +49,7 @@ pub struct Prepared {
 /// The files that a restarted manager reads.
 #[derive(Debug)]
 pub(super) struct StateFiles {
-    pub orders: StateFile<AdminOverrides>,
+    pub overrides: StateFile<AdminOverrides>,
     pub membership: StateFile<Membership>,
     pub denied: StateFile<DenyList>,
     pub liveness: StateFile<LivenessRecord>,
@@ -58,7 +58,7 @@ pub(super) struct StateFiles {
 
 /// The content of the state files at the start.
 struct Saved {
-    orders: AdminOverrides,
+    overrides: AdminOverrides,
     membership: Membership,
     denied: DenyList,
     liveness: LivenessRecord,
@@ -106,7 +106,7 @@ impl StateFiles {
         (membership_file, membership): (StateFile<Membership>, Membership),
     ) -> Result<(Self, Saved)> {
         let lock = StateLock::acquire(&config.manager.state_file)?;
-        let (orders_file, orders) = StateFile::load(
+        let (overrides_file, overrides) = StateFile::load(
             &config.manager.state_file,
             "the operator's orders",
             "mend or remove the file (it says which workers are drained), or name another with \
@@ -123,14 +123,14 @@ impl StateFiles {
             "remove the file; silent workers have down_after again to be heard",
         )?;
         let files = Self {
-            orders: orders_file,
+            overrides: overrides_file,
             membership: membership_file,
             denied: denied_file,
             liveness: liveness_file,
             _lock: lock,
         };
         let saved = Saved {
-            orders,
+            overrides,
             membership,
             denied,
             liveness,
@@ -170,7 +170,7 @@ impl Prepared {
                 config.manager.pin_path.display()
             );
         }
-        log_orders(&saved.orders, &config);
+        log_overrides(&saved.overrides, &config);
         let settings = config.settings(&adoption.pinned);
         let adopted = adopted(adoption, &saved);
         let mut datapath = Datapath::start(self.datapath, &config, &settings, &self.interfaces)?;
@@ -181,7 +181,7 @@ impl Prepared {
         let (request_sender, requests) = mpsc::channel(QUEUE);
         let (result_sender, results) = mpsc::channel(QUEUE);
         let records = Records {
-            orders_progress: state_files.orders.progress(),
+            overrides_progress: state_files.overrides.progress(),
             denied_progress: state_files.denied.progress(),
             pin_path: pin_path.clone(),
             event_stream,
@@ -255,12 +255,12 @@ impl Manager {
 /// Returns what the core continues with: the pinned maps, and the saved files.
 fn adopted(adoption: &Adoption, saved: &Saved) -> AdoptedState {
     let now_ms = now_ms();
-    let pauses = saved.orders.pauses();
+    let pauses = saved.overrides.pauses();
     AdoptedState {
         pauses: pauses
             .map(|(worker, pause)| (worker.to_owned(), pause.pause_left(now_ms)))
             .collect(),
-        overrides: saved.orders.clone(),
+        overrides: saved.overrides.clone(),
         silences: saved.liveness.silences(),
         ..adoption.adopted.clone()
     }
@@ -315,20 +315,20 @@ fn deny(datapath: &mut Datapath, denied: &DenyList) -> Result<()> {
     Ok(())
 }
 
-/// Logs the orders in force: an operator who restarts a manager may have forgotten them.
-fn log_orders(orders: &AdminOverrides, config: &Config) {
-    for order in orders.commands() {
+/// Logs the commands in force: an operator who restarts a manager may have forgotten them.
+fn log_overrides(overrides: &AdminOverrides, config: &Config) {
+    for command in overrides.commands() {
         let mut workers = config.services.iter().flat_map(|service| &service.workers);
-        let is_unknown = !workers.any(|worker| worker.name == order.worker);
-        let remedy = match order.action {
+        let is_unknown = !workers.any(|worker| worker.name == command.worker);
+        let remedy = match command.action {
             _ if !is_unknown => String::new(),
             AdminAction::Weight { .. } => {
-                format!(" (no service has it: memlb weight {} 100)", order.worker)
+                format!(" (no service has it: memlb weight {} 100)", command.worker)
             }
             AdminAction::Pause { .. } => String::new(),
-            _ => format!(" (no service has it: memlb undrain {})", order.worker),
+            _ => format!(" (no service has it: memlb undrain {})", command.worker),
         };
-        warn!("still in force: {order}{remedy}");
+        warn!("still in force: {command}{remedy}");
     }
 }
 

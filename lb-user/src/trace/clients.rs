@@ -25,12 +25,12 @@ impl Clients {
     }
 
     /// Whether that client is among them.
-    pub fn are(self, client: SocketAddr) -> bool {
+    pub fn contains(self, client: SocketAddr) -> bool {
         self.network.contains(&client.ip()) && self.port.is_none_or(|port| port == client.port())
     }
 
     /// Makes it the order's client.
-    pub(super) fn put_into(self, order: &mut TraceConfig) {
+    pub(super) fn apply_to(self, order: &mut TraceConfig) {
         let ones = match self.network {
             IpNet::V4(net) => 96 + net.prefix_len(),
             IpNet::V6(net) => net.prefix_len(),
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(clients.to_string().parse(), Ok(clients), "{clients}");
         let client: SocketAddr = client.parse().unwrap();
         let mut order = TraceConfig::ALL;
-        clients.put_into(&mut order);
+        clients.apply_to(&mut order);
         let mut event = TraceEvent::NONE;
         event.original.source = mapped(client.ip());
         event.original.source_port = client.port().to_be_bytes();
@@ -139,7 +139,7 @@ mod tests {
         ] {
             let are = |client: &str| {
                 let clients: Clients = clients.parse().unwrap();
-                clients.are(client.parse().unwrap())
+                clients.contains(client.parse().unwrap())
             };
             assert!(are(inside), "{clients} {inside}");
             assert!(!are(outside) || clients == "::/0", "{clients} {outside}");

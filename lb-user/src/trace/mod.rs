@@ -20,7 +20,7 @@ pub use packet::Packet;
 
 /// How many packets a second are told unless the operator says otherwise, and at most.
 pub const DEFAULT_RATE: u32 = 100;
-pub const MOST_RATE: u32 = 10_000;
+pub const MAX_RATE: u32 = 10_000;
 
 /// Which packets are told, and for how long; everything given must fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl fmt::Display for Dropped {
 pub enum TraceFilterError {
     #[error("there is no verdict {0:?}: there are {names}", names = names_of_verdicts())]
     NoVerdict(String),
-    #[error("a rate of {0} packets a second: expected 1 to {MOST_RATE}")]
+    #[error("a rate of {0} packets a second: expected 1 to {MAX_RATE}")]
     Rate(u32),
     #[error("worker {worker:?} does not serve {service:?}")]
     ServesNot { worker: String, service: String },
@@ -131,7 +131,7 @@ impl TraceFilter {
         services: &[ServiceSnapshot],
         number: impl Fn(&ServiceSnapshot) -> Option<ServiceId>,
     ) -> Result<TraceConfig, TraceFilterError> {
-        if !(1..=MOST_RATE).contains(&self.rate) {
+        if !(1..=MAX_RATE).contains(&self.rate) {
             return Err(TraceFilterError::Rate(self.rate));
         }
         let mut order = TraceConfig {
@@ -141,7 +141,7 @@ impl TraceFilter {
             ..TraceConfig::ALL
         };
         if let Some(client) = self.client {
-            client.put_into(&mut order);
+            client.apply_to(&mut order);
         }
         let named =
             |it: &&ServiceSnapshot| self.service.as_ref().is_none_or(|name| it.name == *name);

@@ -37,7 +37,7 @@ pub struct Packet {
     pub worker: Option<String>,
     pub worker_address: Option<String>,
     /// Under which addresses it was sent on, if it was.
-    pub leaves: Option<Ends>,
+    pub leaves: Option<AddressPair>,
     pub verdict: String,
     /// How many packets on the wire it stands for, and their bytes.
     pub packets: u32,
@@ -45,7 +45,7 @@ pub struct Packet {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ends {
+pub struct AddressPair {
     pub source: String,
     pub destination: String,
 }
@@ -118,7 +118,7 @@ impl Packet {
             service: backend(|it| &it.service).or(addressed),
             worker: backend(|it| &it.name),
             worker_address: backend(|it| &it.address),
-            leaves: leaves.map(|it| Ends {
+            leaves: leaves.map(|it| AddressPair {
                 source: show(it.source),
                 destination: show(it.destination),
             }),

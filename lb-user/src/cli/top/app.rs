@@ -4,8 +4,8 @@ use std::{collections::VecDeque, time::Instant};
 
 use lb_core::{AdminAction, AdminState, MANAGER, ServiceSnapshot};
 use memlb::{
-    control::{ClientError, Ordered, Request},
-    event_stream::Entry,
+    control::{AdminReply, ClientError, Request},
+    event_stream::EventRecord,
     status::{Backend, Status},
 };
 use ratatui::{
@@ -30,7 +30,7 @@ pub struct App {
     pub status: Option<Status>,
     pub rates: Rates,
     /// The newest first.
-    pub entries: VecDeque<Entry>,
+    pub entries: VecDeque<EventRecord>,
     /// Why the manager does not answer.
     pub trouble: Option<String>,
     /// What became of the last order.
@@ -55,12 +55,12 @@ impl App {
         self.trouble = Some(why);
     }
 
-    pub fn add_event(&mut self, entry: Entry) {
+    pub fn add_event(&mut self, entry: EventRecord) {
         self.entries.push_front(entry);
         self.entries.truncate(ENTRIES);
     }
 
-    pub fn handle_reply(&mut self, answer: Result<Ordered, ClientError>) {
+    pub fn handle_reply(&mut self, answer: Result<AdminReply, ClientError>) {
         self.note = Some(match answer {
             Ok(ordered) => {
                 let warnings = ordered

@@ -11,8 +11,8 @@ use std::{io::IsTerminal, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context, ensure};
 use memlb::{
-    control::{ClientError, ControlClient, Ordered, Request, parse_reply},
-    event_stream::Entry,
+    control::{AdminReply, ClientError, ControlClient, Request, parse_reply},
+    event_stream::EventRecord,
 };
 use ratatui::{
     DefaultTerminal,
@@ -85,7 +85,7 @@ async fn watch(terminal: &mut DefaultTerminal, client: &ControlClient) -> anyhow
                 Some(Some(key)) => match app.handle_key(key) {
                     Some(UserAction::Leave) => return Ok(()),
                     Some(UserAction::Order(request)) => {
-                        app.handle_reply(client.request::<Ordered>(&request).await);
+                        app.handle_reply(client.request::<AdminReply>(&request).await);
                         refresh(&mut app, client).await;
                     }
                     None => {}
@@ -124,7 +124,7 @@ fn keys() -> mpsc::UnboundedReceiver<Option<KeyEvent>> {
 }
 
 /// Follows the manager's events, and looks for it again when it has gone.
-fn entries(client: ControlClient) -> mpsc::Receiver<Entry> {
+fn entries(client: ControlClient) -> mpsc::Receiver<EventRecord> {
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
         let mut last = 0;
@@ -140,7 +140,7 @@ fn entries(client: ControlClient) -> mpsc::Receiver<Entry> {
 
 async fn follow(
     client: &ControlClient,
-    sender: &mpsc::Sender<Entry>,
+    sender: &mpsc::Sender<EventRecord>,
     last: &mut u64,
 ) -> Result<(), ClientError> {
     let request = Request::Events {
@@ -149,7 +149,7 @@ async fn follow(
     };
     let mut lines = client.stream(&request).await?;
     while let Some(line) = lines.next_line().await.context("wait for events")? {
-        let entry: Entry = parse_reply(&line)?;
+        let entry: EventRecord = parse_reply(&line)?;
         if entry.id > *last {
             *last = entry.id;
             sender.send(entry).await.context("the screen is gone")?;

@@ -11,9 +11,9 @@ use std::{
 use lb_core::{AdminAction, AdminState, Core, Memory, Pressure, Report, Severity, WorkerState};
 use memlb::{
     config::{Config, Overrides, Pinned},
-    control::{Ordered, Request},
+    control::{AdminReply, Request},
     datapath::{BackendTraffic, Packets, Stats},
-    event_stream::Entry,
+    event_stream::EventRecord,
     status::{Heartbeats, Interface, ManagerSnapshot, Status},
 };
 use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyCode};
@@ -61,11 +61,11 @@ fn asks_before_it_orders() {
             reason: None,
         }))
     );
-    app.handle_reply(Ok(Ordered {
+    app.handle_reply(Ok(AdminReply {
         order: "worker2 is drained".to_owned(),
         without_worker: vec!["web".to_owned()],
         warnings: Vec::new(),
-        not_kept: None,
+        not_saved: None,
     }));
     let screen = screen(&mut app, 80, 24);
     assert!(
@@ -139,7 +139,7 @@ fn lab() -> App {
             "worker3 is down: nothing heard for 1501 ms",
         ),
     ] {
-        app.add_event(Entry {
+        app.add_event(EventRecord {
             id,
             time: format!("2026-11-23T04:05:0{id}.123Z"),
             severity,
