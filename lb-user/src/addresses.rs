@@ -12,7 +12,7 @@ pub struct Addresses(pub Vec<(IpAddr, String)>);
 ///
 /// # Errors
 ///
-/// Says that the kernel does not tell.
+/// Returns the kernel's error.
 pub fn own() -> Result<Addresses> {
     let interfaces = getifaddrs().context("list this machine's addresses")?;
     let own = interfaces.filter_map(|interface| {
@@ -22,12 +22,12 @@ pub fn own() -> Result<Addresses> {
     Ok(Addresses(own.collect()))
 }
 
-/// Returns the addresses from which no other machine sends: this one's own, and the broadcast addresses of its
-/// networks.
+/// Returns the addresses that no other machine sends from: this machine's own, and the broadcast addresses of
+/// its networks.
 ///
 /// # Errors
 ///
-/// Says that the kernel does not tell.
+/// Returns the kernel's error.
 pub fn of_nobody_else() -> Result<BTreeSet<IpAddr>> {
     let interfaces = getifaddrs().context("list this machine's addresses")?;
     let addresses = interfaces.flat_map(|it| [it.address, it.broadcast]);
@@ -59,7 +59,7 @@ impl Addresses {
     }
 }
 
-/// Says that a service's address is none of this machine's, and which command gives it one.
+/// Returns the message that this machine lacks a service's address, and the command that adds it.
 pub fn absent(service: &str, address: IpAddr, interface: &str) -> (String, String) {
     let found = format!(
         "{service}: {address} is not an address of this host, so that no client's packet finds its way \

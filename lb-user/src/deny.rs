@@ -1,4 +1,4 @@
-//! Clients that the operator has denied: what of them is ordered, shown and kept for the next manager.
+//! Denied clients: prefixes, and the list that commands change and the state file holds.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -7,7 +7,7 @@ use lb_common::maps::DENIED_PREFIXES;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The addresses of clients, one or a network of them.
+/// An address or a network of clients.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub struct Prefix(IpNet);
 
 impl Prefix {
-    /// Returns its first address and its length in the form that serves both families.
+    /// Returns its first address and its length, of IPv4 as mapped into IPv6.
     pub fn mapped(self) -> (IpAddr, u32) {
         let length = u32::from(self.0.prefix_len());
         match self.0 {
@@ -91,7 +91,7 @@ impl From<Prefix> for String {
     }
 }
 
-/// A prefix that is denied, by whom, when and why.
+/// A denied prefix, with author, time and reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Denied {
     pub prefix: Prefix,
@@ -112,7 +112,7 @@ impl fmt::Display for Denied {
     }
 }
 
-/// Everything that is denied, in the order of addresses. The JSON form is what survives the manager.
+/// All denied prefixes, in the order of addresses. The state file holds its JSON form.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<Denied>", into = "Vec<Denied>")]
 pub struct DenyList(Vec<Denied>);
@@ -168,14 +168,14 @@ impl DenyList {
         denying.max_by_key(|it| it.prefix.mapped().1)
     }
 
-    /// Returns the prefixes that deny some of what this one holds.
+    /// Returns the prefixes that overlap this one.
     pub fn overlapping(&self, prefix: Prefix) -> impl Iterator<Item = Prefix> {
         let overlaps =
             move |other: &Prefix| other.0.contains(&prefix.0) || prefix.0.contains(&other.0);
         self.prefixes().filter(overlaps)
     }
 
-    /// Adds to the list; a prefix that is there already is denied anew.
+    /// Adds prefixes; a known prefix is replaced.
     ///
     /// # Errors
     ///
@@ -196,7 +196,7 @@ impl DenyList {
         Ok(())
     }
 
-    /// Takes prefixes off the list, and returns what they were.
+    /// Removes prefixes, and returns them.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! UDP sockets that carry both families of addresses.
+//! UDP sockets for both address families.
 
 use std::{io, net, net::SocketAddr, os::fd::AsRawFd};
 
@@ -12,7 +12,7 @@ use nix::sys::socket::{
 ///
 /// # Errors
 ///
-/// As the kernel says it.
+/// Returns the kernel's error.
 pub fn both_families(address: SocketAddr) -> io::Result<net::UdpSocket> {
     let socket = socket(
         AddressFamily::Inet6,

@@ -5,14 +5,14 @@ use std::fmt;
 /// U+FEFF in UTF-8, which Windows editors put first.
 pub const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Why a file is no text in UTF-8.
+/// Why a file is not UTF-8 text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotUtf8 {
     /// Of the named byte order.
     Utf16(&'static str),
-    /// Bytes that no UTF-8 has, as Latin-1 and Windows-1252 write letters beyond ASCII.
+    /// Bytes that are not UTF-8, such as letters in Latin-1 and Windows-1252.
     Bytes { line: usize, first: u8 },
-    /// A zero byte, which no text has.
+    /// A zero byte.
     Binary { line: usize },
 }
 
@@ -60,7 +60,7 @@ impl fmt::Display for NotUtf8 {
 ///
 /// # Errors
 ///
-/// Says in which encoding they may be instead.
+/// Returns the encoding that they may have instead.
 pub fn check(bytes: &[u8]) -> Result<&str, NotUtf8> {
     let line = |at: usize| bytes[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
     if let Some(name) = utf16(bytes) {
@@ -80,7 +80,7 @@ pub fn check(bytes: &[u8]) -> Result<&str, NotUtf8> {
     }
 }
 
-/// Tells UTF-16 by its byte order mark, or by its first two characters, which are ASCII in any file that
+/// Detects UTF-16 by its byte order mark, or by its first two characters, which are ASCII in every file that
 /// memlb reads.
 fn utf16(bytes: &[u8]) -> Option<&'static str> {
     match bytes {

@@ -1,4 +1,4 @@
-//! Why a client's connections are where they are, and where its next one would go.
+//! `memlb explain`: why a client's connections are where they are, and where its next one would go.
 
 use std::{fmt, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     history::{Decision, History, now_ms},
 };
 
-/// So many connections are explained one by one.
+/// The most connections that are explained.
 const MOST: usize = 20;
 
 /// The answer to `memlb explain`.
@@ -108,7 +108,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Who gets a service's new connections: one, or one of several.
+/// Which backend gets a service's new connections: one, or one of several.
 fn chosen(service: &ServiceSnapshot) -> String {
     if service.selected != ALL_WORKERS {
         return service.selected.clone();
@@ -165,7 +165,7 @@ impl fmt::Display for Explained {
     }
 }
 
-/// What was known of the workers.
+/// The state of the workers at that time.
 fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Result {
     let workers = service.backends.iter().filter(|it| it.name != MANAGER);
     for BackendSnapshot {
@@ -207,7 +207,7 @@ fn policy(service: &ServiceSnapshot) -> String {
     policy.as_str().unwrap_or("unknown").to_owned()
 }
 
-/// A time as people say it: milliseconds only where there are no seconds.
+/// A duration as text: milliseconds only below one second.
 fn spoken(milliseconds: u64) -> String {
     let rounded = match milliseconds {
         0..1000 => milliseconds,

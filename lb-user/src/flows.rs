@@ -1,4 +1,4 @@
-//! Connections under the names of services and workers, as `memlb flows` shows them.
+//! `memlb flows`: connections with the names of services and workers.
 
 use std::{
     collections::BTreeMap,
@@ -16,14 +16,14 @@ use crate::{
     trace::Clients,
 };
 
-/// Which connections are meant; everything given must fit.
+/// Selects connections; all given criteria must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FlowFilter {
     pub client: Option<Clients>,
     pub worker: Option<String>,
     pub service: Option<String>,
-    /// Also those that have ended and whose entries merely linger.
+    /// Also ended ones whose entries are still in the table.
     #[serde(default)]
     pub ended: bool,
 }
@@ -73,10 +73,10 @@ impl fmt::Display for Client {
     }
 }
 
-/// Connections that fit a [`FlowFilter`], the youngest first.
+/// Connections that match a [`FlowFilter`], the youngest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flows {
-    /// How many fit; more than are listed if that was limited.
+    /// How many match; more than are listed if the list is limited.
     pub total: usize,
     pub flows: Vec<FlowRow>,
 }

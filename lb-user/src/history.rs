@@ -1,4 +1,4 @@
-//! The decisions of late, each with what was known when it was made: the memory of `memlb explain`.
+//! The last decisions, each with the state at that time, for `memlb explain`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// How many decisions are kept for each service.
 const CAPACITY: usize = 64;
 
-/// How many of a service's workers are kept with a decision.
+/// How many backends of a service are kept with a decision.
 const MAX_BACKENDS: usize = 32;
 
 /// One decision of a service.
@@ -25,7 +25,7 @@ pub struct Decision {
     pub service: ServiceSnapshot,
 }
 
-/// Shared by the manager, which writes it, and by all who ask.
+/// Clones share the decisions.
 #[derive(Debug, Clone, Default)]
 pub struct History(Arc<Mutex<BTreeMap<String, VecDeque<Decision>>>>);
 
@@ -44,7 +44,7 @@ impl History {
         });
     }
 
-    /// Returns the decision of a service that was in force at a time, if it is remembered.
+    /// Returns the decision of a service that was in force at a time, if it is still kept.
     pub fn at(&self, service: &str, at_ms: u64) -> Option<Decision> {
         let services = self.services();
         let decisions = services.get(service)?.iter().rev();
@@ -52,13 +52,13 @@ impl History {
         before.next().cloned()
     }
 
-    /// Held for moments only, never over an `await`.
+    /// Never held over an `await`.
     fn services(&self) -> MutexGuard<'_, BTreeMap<String, VecDeque<Decision>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Returns the time by the clock of this machine, in milliseconds since 1970.
+/// Returns the time in milliseconds since 1970.
 pub fn now_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since_1970.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX))

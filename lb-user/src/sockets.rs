@@ -1,4 +1,4 @@
-//! This machine's sockets and whose they are, so that messages can name who stands in the way.
+//! This machine's sockets and their processes, so that messages can name the process that uses a port.
 
 use std::{
     fmt,
@@ -21,11 +21,11 @@ pub struct Socket {
     pub is_listening: bool,
 }
 
-/// Returns the TCP sockets of both families, but for those that only wait to be forgotten.
+/// Returns the TCP sockets of both families, except those in TIME_WAIT.
 ///
 /// # Errors
 ///
-/// Says that the kernel does not tell.
+/// Returns the kernel's error.
 pub fn tcp() -> Result<Vec<Socket>> {
     let sockets = procfs::net::tcp().context("read /proc/net/tcp")?;
     // A kernel without IPv6 has no such file.
@@ -41,7 +41,7 @@ pub fn tcp() -> Result<Vec<Socket>> {
         .collect())
 }
 
-/// Returns the addresses at which somebody waits for connections to this port.
+/// Returns the local addresses of the sockets that listen at this port.
 pub fn listeners(sockets: &[Socket], port: u16) -> Vec<IpAddr> {
     let listening = sockets
         .iter()
@@ -52,12 +52,12 @@ pub fn listeners(sockets: &[Socket], port: u16) -> Vec<IpAddr> {
     addresses
 }
 
-/// Says whether a port is listened to, but for this machine alone.
+/// Whether sockets listen at this port, but at loopback addresses only.
 pub fn is_only_local(listeners: &[IpAddr]) -> bool {
     !listeners.is_empty() && listeners.iter().all(IpAddr::is_loopback)
 }
 
-/// A process that holds something.
+/// A process that has a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     pub pid: i32,
@@ -91,16 +91,16 @@ impl Holder {
     }
 }
 
-/// Who receives the datagrams to a UDP port, or the connections to a TCP port.
+/// The process that receives the datagrams to a UDP port, or the connections to a TCP port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Receiver {
     Nobody,
     Known(Holder),
-    /// Somebody whose sockets this user may not see.
+    /// A process whose sockets this user may not see.
     Unknown,
 }
 
-/// Returns who has bound a UDP port at this address, or at one that includes it.
+/// Returns the process that has bound a UDP port at this address, or at one that includes it.
 pub fn receiver(address: IpAddr, port: u16) -> Receiver {
     let sockets = procfs::net::udp().unwrap_or_default().into_iter();
     let sockets = sockets.chain(procfs::net::udp6().unwrap_or_default());
@@ -110,7 +110,7 @@ pub fn receiver(address: IpAddr, port: u16) -> Receiver {
     )
 }
 
-/// Returns who waits for connections to a TCP port at this address, or at one that includes it.
+/// Returns the process that listens at a TCP port at this address, or at one that includes it.
 pub fn listener(address: IpAddr, port: u16) -> Receiver {
     let sockets = procfs::net::tcp().unwrap_or_default().into_iter();
     let sockets = sockets.chain(procfs::net::tcp6().unwrap_or_default());
@@ -133,14 +133,14 @@ fn bound(mut sockets: impl Iterator<Item = (SocketAddr, u64)>, wanted: SocketAdd
     }
 }
 
-/// Returns the process of this number.
+/// Returns the process with this id.
 pub fn holder(pid: i32) -> Option<Holder> {
     let program = Process::new(pid).ok()?.stat().ok()?.comm;
     Some(Holder { pid, program })
 }
 
 fn holder_of(inode: u64) -> Option<Holder> {
-    // Processes end while one looks, and others may not be looked into.
+    // Processes may end meanwhile, and some may not be read.
     let mut processes = all_processes().ok()?.flatten();
     let process = processes.find(|process| {
         let files = process.fd().into_iter().flatten().flatten();

@@ -190,7 +190,6 @@ pub fn heartbeat(worker: &str, seq: u64, interval: Duration, available_bytes: u6
             cgroup: None,
             pressure: None,
         },
-        load: None,
         state: WorkerState::Ready,
         healthy: true,
         translates: Vec::new(),

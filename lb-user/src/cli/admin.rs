@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lb_core::{AdminAction, AdminState, check_reason};
 use memlb::{
-    control::{ClientError, ControlClient, AdminReply, ErrorReply, Request},
+    control::{AdminReply, ClientError, ControlClient, ErrorReply, Request},
     flows::{FlowFilter, Flows},
     status::Status,
 };

@@ -136,9 +136,7 @@ impl DsrArgs {
     fn settings(self) -> Result<Option<dsr::DsrSettings>, CliError> {
         let usage = |text| Err(CliError::Usage(anyhow::anyhow!("{text}")));
         if self.dsr.len() > MAX_TRANSLATED {
-            return usage(format!(
-                "--dsr can be given {MAX_TRANSLATED} times at most"
-            ));
+            return usage(format!("--dsr can be given {MAX_TRANSLATED} times at most"));
         }
         let mut seen = BTreeSet::new();
         if let Some(twice) = self

@@ -1,4 +1,4 @@
-//! The file of the event log, moved aside when it has grown.
+//! The file of the event log, and its rotation.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// A file grown to this size is renamed to `NAME.1`, replacing the one before.
+/// A file of this size is renamed to `NAME.1`, which replaces the former one.
 const ROTATE_AT_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Whole lines only are in it, whatever fails.
+/// It has complete lines only, also after failures.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
@@ -30,7 +30,7 @@ impl LogFile {
         Ok(log)
     }
 
-    /// Opens the file anew for the next line.
+    /// Closes the file; the next line opens it again.
     pub(super) fn close(&mut self) {
         self.file = None;
     }
@@ -44,7 +44,7 @@ impl LogFile {
         }
         let file = self.file.as_mut().context("no file")?;
         if let Err(error) = file.write_all(line) {
-            // Half a line would spoil the next. A file that cannot be cut short is no regular one.
+            // Removes half a line. A file that cannot be truncated is no regular file.
             _ = file.set_len(self.bytes);
             self.file = None;
             return Err(error.into());
@@ -58,7 +58,7 @@ impl LogFile {
         old.push(".1");
         self.file = None;
         match fs::rename(&self.path, &old) {
-            // Somebody else has moved or removed it.
+            // Another program has moved or removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             renamed => renamed.with_context(|| format!("rename {}", self.path.display())),
         }?;

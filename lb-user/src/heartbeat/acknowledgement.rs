@@ -1,4 +1,4 @@
-//! What a manager answers to a signed heartbeat: which one it heard, and the nonce to carry next.
+//! The acknowledgement of a signed heartbeat, with the nonce for the next ones.
 
 use lb_core::{BootId, Sequence};
 use serde::{Deserialize, Serialize};
@@ -8,18 +8,18 @@ use super::nonce::Nonce;
 use super::{Refusal, wire};
 use crate::keys::Key;
 
-/// The answer to one heartbeat. It is shorter than any heartbeat, so that nobody can use a manager
-/// to multiply traffic.
+/// The reply to one heartbeat. It is shorter than any heartbeat, so that a manager cannot be used to amplify
+/// traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Acknowledgement {
-    /// The heartbeat that is answered.
+    /// The heartbeat that it acknowledges.
     pub heartbeat: Sequence,
-    /// What the next heartbeats must carry.
+    /// The nonce of the next heartbeats.
     pub nonce: Nonce,
-    /// Whether the heartbeat counted; if not, the next one should follow at once.
+    /// Whether the heartbeat counted; if not, the agent sends the next one at once.
     pub fresh: bool,
-    /// Whether the agent should go on under a new boot id: after a silence its numbers are lower than
-    /// before.
+    /// Whether the agent must use a new boot id, because its sequence numbers are lower than before a
+    /// silence.
     pub new_boot: bool,
 }
 
@@ -28,7 +28,7 @@ impl Acknowledgement {
     ///
     /// # Errors
     ///
-    /// None that is known of: it is made of numbers only.
+    /// None: it consists of numbers.
     pub fn encode(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
         let wire = Wire {
             boot: self.heartbeat.boot.to_string(),
@@ -45,7 +45,7 @@ impl Acknowledgement {
     ///
     /// # Errors
     ///
-    /// Returns the reason why it is not to be believed.
+    /// Returns why it is not valid.
     pub fn decode(datagram: &[u8], key: &Key) -> Result<Self, Refusal> {
         let envelope = Envelope::parse(Kind::Acknowledgement, datagram)?;
         if envelope.key != key.id() {
@@ -78,7 +78,7 @@ struct Wire {
     seq: u64,
     nonce: String,
     fresh: bool,
-    /// Absent in answers of managers that do not know it.
+    /// Absent in replies of older managers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     new_boot: bool,
 }

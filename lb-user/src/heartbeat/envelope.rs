@@ -1,4 +1,4 @@
-//! The line before the JSON that says who signed it: `memlb1 KEY-ID TAG`, checked before parsing.
+//! The line before the JSON with its signature: `memlb1 KEY-ID TAG`. It is verified before parsing.
 //!
 //! The JSON stays readable on the wire. The tag is the HMAC-SHA256 over the first word, the space,
 //! the key's id, a line feed and the JSON: everything but the tag itself and the space before it.
@@ -6,7 +6,7 @@
 use super::Refusal;
 use crate::keys::{Key, KeyId, TAG_BYTES, hex, write_hex};
 
-/// What is signed. A signature of the one never passes for one of the other.
+/// The kind of a signed datagram. The signature covers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Heartbeat,
@@ -27,7 +27,7 @@ impl Kind {
     }
 }
 
-/// A signed datagram taken apart; whether the signature is right is not known yet.
+/// The parts of a signed datagram. The signature is not verified yet.
 #[derive(Debug, Clone, Copy)]
 pub struct Envelope<'a> {
     pub key: KeyId,
@@ -38,11 +38,11 @@ pub struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Takes a datagram apart, without looking at what was signed and without memory of its own.
+    /// Splits a datagram without parsing the body and without allocation.
     ///
     /// # Errors
     ///
-    /// Refuses anything that is not exactly of this form.
+    /// Refuses everything that does not have exactly this form.
     pub fn parse(kind: Kind, datagram: &'a [u8]) -> Result<Self, Refusal> {
         Self::take_apart(kind, datagram).ok_or(Refusal::BadEnvelope)
     }
@@ -64,7 +64,7 @@ impl<'a> Envelope<'a> {
         })
     }
 
-    /// Says whether `key` signed exactly this.
+    /// Whether `key` signed exactly this.
     pub fn is_signed_by(&self, key: &Key) -> bool {
         key.id() == self.key
             && key.verify(&[self.kind.mark(), self.id, b"\n", self.body], &self.tag)

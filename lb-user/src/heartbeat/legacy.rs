@@ -1,4 +1,4 @@
-//! The 2018 workers' form: a datagram with a file's name, then one with that file's content.
+//! The format of 2018: a datagram with a file's name, then one with that file's content.
 //!
 //! `worker1_memory.json`, then
 //! `[{"NamaWorker": "worker1", "IP": "192.168.56.103", "Waktu": "2018-06-04 14:00:59", "freeMemory": "394"}]`.
@@ -16,7 +16,7 @@ use super::name::check_name;
 /// Far more than any machine has, far less than would overflow in bytes.
 const MOST_FREE_MIB: u64 = 1 << 40;
 const MIB: u64 = 1 << 20;
-/// How much of a claimed address or time is kept.
+/// The most characters of the claimed address or time.
 const CLAIM_LIMIT: usize = 40;
 
 /// A 2018 worker's heartbeat.
@@ -24,14 +24,14 @@ const CLAIM_LIMIT: usize = 40;
 pub struct LegacyHeartbeat {
     pub worker: String,
     pub free_memory_bytes: u64,
-    /// The address it says it has, made printable.
+    /// The address that it claims, in printable characters.
     pub claimed_address: Option<String>,
-    /// What its clock says, made printable.
+    /// The time that it claims, in printable characters.
     pub claimed_time: Option<String>,
 }
 
 impl LegacyHeartbeat {
-    /// Decodes the second datagram, whose size was checked.
+    /// Decodes the second datagram. The caller has checked its size.
     pub(super) fn decode(datagram: &[u8]) -> Result<Self, Refusal> {
         let list: Vec<Entry> =
             serde_json::from_slice(datagram).map_err(|error| Refusal::of_parser(&error))?;
@@ -46,7 +46,7 @@ impl LegacyHeartbeat {
         })
     }
 
-    /// Returns what it tells the core.
+    /// Returns the report for the core.
     pub fn report(&self) -> Report {
         Report {
             worker: self.worker.clone(),

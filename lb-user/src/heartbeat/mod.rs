@@ -8,11 +8,11 @@
 //!  "state":"ready","healthy":true,"version":"0.1.0"}
 //! ```
 //!
-//! docs/heartbeat.md describes every field. Fields not known here are ignored, so that the format can grow; a field must never change its
-//! meaning without a new number in `memlb`. The 2018 form is in [`legacy`](LegacyHeartbeat).
+//! docs/heartbeat.md describes every field. Unknown fields are ignored, so that the format can grow; a field must
+//! never change its meaning without a new number in `memlb`. The format of 2018 is in [`legacy`](LegacyHeartbeat).
 //!
-//! Anybody can send to the manager's port: decoding never panics, bounds everything it keeps, and
-//! quotes nothing that could move a terminal's cursor.
+//! Everyone can send to the manager's port: decoding never panics, bounds everything that it stores, and quotes
+//! no control characters.
 
 mod acknowledgement;
 mod authenticator;
@@ -41,21 +41,21 @@ use std::time::Duration;
 
 use lb_core::Report;
 
-/// A datagram must be shorter than this. A receive buffer of this size is enough to see that one is not.
+/// A datagram must be shorter than this. A receive buffer of this size shows whether one is.
 pub const SIZE_LIMIT: usize = 1_200;
 
-/// A datagram that made sense.
+/// A decoded datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
     Heartbeat(Heartbeat),
-    /// The second datagram of the 2018 form, which is the heartbeat.
+    /// The second datagram of the 2018 format, which is the heartbeat.
     Legacy(LegacyHeartbeat),
-    /// The first datagram of the 2018 form: only the name of a file, which tells nothing.
+    /// The first datagram of the 2018 format: only the name of a file.
     LegacyFileName(String),
 }
 
 impl Decoded {
-    /// Returns the name of the worker that it claims to come from.
+    /// Returns the name of the worker that it claims.
     pub fn worker(&self) -> Option<&str> {
         match self {
             Self::Heartbeat(heartbeat) => Some(&heartbeat.worker),
@@ -64,7 +64,7 @@ impl Decoded {
         }
     }
 
-    /// Returns for how long the worker announces to be silent.
+    /// Returns how long the worker announces to be silent.
     pub fn pause(&self) -> Option<Duration> {
         match self {
             Self::Heartbeat(heartbeat) => heartbeat.pause,
@@ -72,7 +72,7 @@ impl Decoded {
         }
     }
 
-    /// Returns what it tells the core.
+    /// Returns the report for the core.
     pub fn report(&self) -> Option<Report> {
         match self {
             Self::Heartbeat(heartbeat) => Some(heartbeat.report()),
@@ -82,11 +82,11 @@ impl Decoded {
     }
 }
 
-/// Decodes one datagram; `legacy` tells whether the 2018 form is accepted too.
+/// Decodes one datagram; `legacy` accepts the 2018 format, too.
 ///
 /// # Errors
 ///
-/// Returns the reason why the datagram is not a heartbeat, or not one to believe.
+/// Returns why the datagram is not a valid heartbeat.
 pub fn decode(datagram: &[u8], legacy: bool) -> Result<Decoded, Refusal> {
     if datagram.len() >= SIZE_LIMIT {
         return Err(Refusal::Oversized {

@@ -1,4 +1,4 @@
-//! Which names a worker may have, in heartbeats and in the configuration alike.
+//! The names that a worker may have, in heartbeats and in the configuration.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ impl fmt::Display for NameProblem {
 }
 
 /// Checks a worker's name: 1 to 64 ASCII letters, digits, dots, underscores and hyphens,
-/// the first of them no dot.
+/// the first one not a dot.
 ///
 /// Such a name can stand in a log line, a file name and a shell command as it is.
 ///

@@ -1,5 +1,5 @@
-//! The question whether a manager is there, and its answer. The question says nothing of a worker, so
-//! that whoever asks changes nothing.
+//! The ping by which an agent asks whether a manager is there, and its answer, the pong. A ping has no figures of
+//! a worker and changes nothing.
 
 use lb_core::{BootId, Sequence};
 use serde::{Deserialize, Serialize};
@@ -8,34 +8,34 @@ use super::envelope::{self, Envelope, Kind};
 use super::{Refusal, check_name, v1::VERSION, wire};
 use crate::keys::Key;
 
-/// The first line of an unsigned question and of its answer.
+/// The first lines of an unsigned ping and pong.
 const UNSIGNED_PING: &[u8] = b"memlb1-ping\n";
 const UNSIGNED_PONG: &[u8] = b"memlb1-pong\n";
 
-/// A worker's question.
+/// An agent's ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ping {
     pub worker: String,
     pub sequence: Sequence,
 }
 
-/// A manager's answer: to which question. It is always shorter.
+/// A manager's answer to a ping. It is always shorter than the ping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pong {
     pub ping: Sequence,
-    /// Whether the manager knows the key.
+    /// Whether the manager has signed it with the worker's key.
     pub is_signed: bool,
-    /// Whether it says that no service has such a worker.
+    /// Whether no service has such a worker.
     pub is_unknown: bool,
 }
 
-/// A question taken apart; whether it is to be answered is not known yet.
+/// A ping whose signature is not verified yet.
 pub(super) enum PingDatagram<'a> {
     Signed(Envelope<'a>),
     Unsigned(&'a [u8]),
 }
 
-/// Tells a question from everything else; nothing if it is none.
+/// Recognises a ping; nothing if the datagram is something else.
 pub(super) fn parse(datagram: &[u8]) -> Option<Result<PingDatagram<'_>, Refusal>> {
     if let Some(body) = datagram.strip_prefix(UNSIGNED_PING) {
         return Some(Ok(PingDatagram::Unsigned(body)));
@@ -50,7 +50,7 @@ impl Ping {
     ///
     /// # Errors
     ///
-    /// Refuses a name that cannot be one.
+    /// Refuses an invalid name.
     pub fn encode(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
         check_name(&self.worker)?;
         let body = json(&WirePing {
@@ -78,7 +78,7 @@ impl Ping {
         })
     }
 
-    /// Encodes the answer to it, which may tell that no service has such a worker.
+    /// Encodes the answer. `is_unknown` says that no service has such a worker.
     pub(super) fn answer(&self, key: Option<&Key>, is_unknown: bool) -> Result<Vec<u8>, Refusal> {
         let body = json(&WirePong {
             place: self.sequence.into(),
@@ -96,7 +96,7 @@ impl Pong {
     ///
     /// # Errors
     ///
-    /// Returns the reason why it is none, or signed with another key than `key`.
+    /// Returns why it is not a pong, or that `key` did not sign it.
     pub fn decode(datagram: &[u8], key: Option<&Key>) -> Result<Self, Refusal> {
         let (body, is_signed) = match datagram.strip_prefix(UNSIGNED_PONG) {
             Some(body) => (body, false),

@@ -6,10 +6,10 @@ use super::name::NameProblem;
 use super::{MAX_TRANSLATED, SIZE_LIMIT, VERSION};
 use crate::keys::KeyId;
 
-/// How much of a parser's own words is kept: they may quote what a stranger sent.
+/// The most characters of a parser's message: it may quote what a stranger sent.
 const QUOTE_LIMIT: usize = 120;
 
-/// One reason each, under a stable name for counters.
+/// The reasons, each with a stable name for counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     Empty,
@@ -52,33 +52,33 @@ pub enum Refusal {
     TooManyTranslated {
         services: usize,
     },
-    /// The line that signs is not of its form.
+    /// The line with the signature does not have its form.
     BadEnvelope,
-    /// Nobody signed it, and somebody must.
+    /// It is unsigned, and signatures are required.
     Unsigned,
-    /// Nobody signed it, while the same worker's signed heartbeats are heard.
+    /// It is unsigned, while the same worker sends signed ones.
     UnsignedBesideSigned,
     UnknownKey {
         key: KeyId,
     },
-    /// Changed on its way, or signed by someone who only knows the key's id.
+    /// It was changed on its way, or its sender knows only the key's id.
     BadSignature {
         key: KeyId,
     },
-    /// Signed with the right key of another worker.
+    /// Signed with a valid key of another worker.
     OtherWorkersKey {
         key: KeyId,
         of: String,
     },
-    /// Rightly signed, but without proof that it is not an old one.
+    /// The signature is valid, but without proof that it is not a recording.
     NotFresh,
-    /// No heartbeat but a question, which is answered and changes nothing.
+    /// A ping.
     Ping,
-    /// Its source sent too much that was refused; it was not looked at.
+    /// Too many datagrams of its source were refused; it was not processed.
     RateLimited,
-    /// The 2018 form, which is not switched on.
+    /// The 2018 format, which is not enabled.
     LegacyOff,
-    /// A list in the 2018 form must hold exactly one worker.
+    /// A list in the 2018 format must have exactly one worker.
     LegacyLength {
         length: usize,
     },
@@ -86,7 +86,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Returns the name under which this reason is counted; it never changes.
+    /// Returns the name of the counter; it never changes.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Empty => "empty",
@@ -122,7 +122,7 @@ impl Refusal {
         }
     }
 
-    /// Sorts a parser's complaint: not JSON at all, or JSON of another shape.
+    /// Classifies a parser's error: no JSON, or JSON with another structure.
     pub(super) fn of_parser(error: &serde_json::Error) -> Self {
         if !error.is_data() {
             return Self::NotJson;
@@ -162,7 +162,7 @@ impl fmt::Display for Refusal {
             Self::Malformed { problem } => write!(f, "the heartbeat is malformed: {problem}"),
             Self::EmptyWorkerName => NameProblem::Empty.fmt(f),
             Self::OverlongWorkerName { bytes } => NameProblem::Overlong { bytes: *bytes }.fmt(f),
-            // Elsewhere in a name a dot is allowed.
+            // A dot is allowed elsewhere in a name.
             Self::BadWorkerName { character: '.' } => NameProblem::LeadingDot.fmt(f),
             Self::BadWorkerName { character } => NameProblem::BadCharacter {
                 character: *character,
@@ -218,12 +218,12 @@ impl fmt::Display for Refusal {
                 "the heartbeat is signed with key {key} of {of}, but speaks for another worker"
             ),
             Self::NotFresh => f.write_str(
-                "the heartbeat does not prove that it is new; its sender was asked to (usual at the \
+                "the heartbeat does not prove that it is new; the manager has sent a nonce (usual at the \
                  start of an agent or of the manager)",
             ),
-            Self::Ping => f.write_str("the datagram only asks whether a manager is here"),
+            Self::Ping => f.write_str("the datagram is a ping"),
             Self::RateLimited => f.write_str(
-                "its source has sent too much that was refused, and is not listened to for now",
+                "too many datagrams of its source were refused; it is ignored for now",
             ),
             Self::LegacyOff => f.write_str(
                 "the datagram is in the 2018 form, which legacy_heartbeats = true would accept",

@@ -1,4 +1,4 @@
-//! The version-1 heartbeat: what it says, and what it tells the core.
+//! The version-1 heartbeat, and the report for the core.
 
 use std::fmt;
 use std::time::Duration;
@@ -22,13 +22,13 @@ pub const MAX_TRANSLATED: usize = 8;
 const LONGEST_INTERVAL: Duration = Duration::from_secs(3_600);
 const LONGEST_AGENT_VERSION: usize = 32;
 
-/// What a worker's agent says at each interval.
+/// What an agent sends at each interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heartbeat {
     pub worker: String,
     pub boot: BootId,
     pub seq: u64,
-    /// How often this agent sends; counted in whole milliseconds.
+    /// The agent's interval, in whole milliseconds.
     pub interval: Duration,
     pub memory: MemoryReport,
     pub state: WorkerState,
@@ -38,9 +38,9 @@ pub struct Heartbeat {
     pub translates: Vec<Endpoint>,
     /// The agent's own version, for display.
     pub version: String,
-    /// For how long the worker will be silent; the manager believes it only if it is signed.
+    /// How long the worker will be silent; it counts only if it is signed.
     pub pause: Option<Duration>,
-    /// The manager's nonce that came last; nothing before one came, and without a key.
+    /// The manager's last nonce; nothing before the first one, and without a key.
     pub nonce: Option<Nonce>,
 }
 
@@ -57,7 +57,7 @@ pub struct MemoryReport {
     /// Present where the kernel measures it: of the limited cgroup, else of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure: Option<PressureReport>,
-    /// Present where the figures could not be read anew: how old they are.
+    /// The age of the figures, if the agent cannot read new ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_ms: Option<u64>,
 }
@@ -85,7 +85,7 @@ pub struct PressureReport {
 }
 
 impl MemoryReport {
-    /// Returns what the manager decides by: the host's figures, or the tighter ones of the limit.
+    /// Returns the figures for decisions: the host's, or the smaller ones of the limit.
     ///
     /// Cache that the kernel gives up first counts as available, as in `MemAvailable`.
     pub fn effective(&self) -> Memory {
@@ -134,14 +134,14 @@ impl Heartbeat {
         wire::check_size(datagram)
     }
 
-    /// Decodes a datagram whose size was checked.
+    /// Decodes a datagram. The caller has checked its size.
     pub(super) fn decode(datagram: &[u8]) -> Result<Self, Refusal> {
         let heartbeat = wire::decode(datagram)?;
         heartbeat.check()?;
         Ok(heartbeat)
     }
 
-    /// Returns what it tells the core.
+    /// Returns the report for the core.
     pub fn report(&self) -> Report {
         Report {
             worker: self.worker.clone(),
@@ -206,11 +206,11 @@ impl Heartbeat {
     }
 }
 
-/// Checks for how long a worker announces that it will be silent.
+/// Checks how long a worker announces to be silent.
 ///
 /// # Errors
 ///
-/// Says what is allowed.
+/// Returns the allowed range.
 pub fn check_pause(pause: Duration) -> Result<(), String> {
     let format = humantime::format_duration;
     match (MIN_PAUSE..=MAX_PAUSE).contains(&pause) {

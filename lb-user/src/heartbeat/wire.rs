@@ -1,4 +1,4 @@
-//! The version-1 JSON, byte for byte: docs/heartbeat.md describes what stands here.
+//! The version-1 JSON, byte for byte, as in docs/heartbeat.md.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
     check_size(datagram)
 }
 
-/// Keeps a datagram that is too long from being sent.
+/// Refuses a datagram that is too long.
 pub(super) fn check_size(datagram: Vec<u8>) -> Result<Vec<u8>, Refusal> {
     if datagram.len() >= SIZE_LIMIT {
         return Err(Refusal::Oversized {
@@ -41,10 +41,10 @@ pub(super) fn check_size(datagram: Vec<u8>) -> Result<Vec<u8>, Refusal> {
     Ok(datagram)
 }
 
-/// Reads a heartbeat, which is yet to be checked.
+/// Reads a heartbeat. The caller checks its values.
 pub(super) fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
     let wire: Wire<'_> = serde_json::from_slice(datagram).map_err(|error| {
-        // Of another version nothing else can be expected to make sense.
+        // The fields of another version may differ.
         match serde_json::from_slice(datagram) {
             Ok(Versioned { memlb }) => refuse_version(memlb),
             Err(_) => None,
@@ -99,7 +99,7 @@ struct Wire<'a> {
     nonce: Option<Cow<'a, str>>,
 }
 
-/// Services, each as its endpoint is written.
+/// Services, each as the text of its endpoint.
 #[derive(Default)]
 struct Translated(Vec<Endpoint>);
 
@@ -137,7 +137,7 @@ fn refuse_version(version: Option<u64>) -> Option<Refusal> {
 
 /// Reads a number written as exactly 16 hexadecimal digits.
 pub(super) fn number(text: &str) -> Option<u64> {
-    // `from_str_radix` alone would take a sign, too.
+    // `from_str_radix` alone would accept a sign.
     let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     digits.then(|| u64::from_str_radix(text, 16).ok())?
 }

@@ -1,8 +1,8 @@
-//! Takes connections in, a bounded number of them, each with a bounded timeout.
+//! Accepts a bounded number of connections, each with timeouts.
 //!
-//! Nobody waits for a slot. Where all are taken, or all that one address may have, the connection that
-//! has asked for nothing for longest makes room. Where none does, a few further ones are still taken that
-//! get health checks answered and nothing else: a probe that fails would have a healthy manager replaced.
+//! No connection waits for a slot. If all slots are taken, or all of one address, the connection that has been idle
+//! for longest is closed. If none is idle, a few further connections are accepted for health checks only: a failed
+//! check would make another machine replace a healthy manager.
 
 use std::{
     convert::Infallible,
@@ -38,20 +38,20 @@ use super::{
     slots::{ConnectionSlot, ConnectionSlots, Stage},
 };
 
-/// A client has this long to send a request's header, and to take in what it asked for; a kept-alive
-/// connection is closed when nothing is asked for this long.
+/// The time for a client to send a request's header, and to receive the response; a kept-alive connection is
+/// closed after it without a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same once half of the slots are taken.
+/// The same, while half of the slots are taken.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often a client that has shut down its side is looked at.
+/// How often a client that has shut down its side is checked.
 const CLOSE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A request's header may be no longer than this, in bytes.
+/// The longest header of a request, in bytes.
 const HEADER_LIMIT: usize = 16 * 1024;
 
-/// Serves one connection after another, each in a task of its own, for as long as it is polled.
+/// Serves connections, each in a task of its own, until this future is dropped.
 pub async fn serve(listener: TcpListener, app: Router) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
@@ -74,7 +74,7 @@ pub async fn serve(listener: TcpListener, app: Router) {
                 });
                 slot.set_task(task.abort_handle());
             }
-            // Out of descriptors, for one: others may close theirs meanwhile.
+            // For example without free descriptors; other connections may close theirs.
             Err(error) => {
                 debug!("accept an HTTP connection: {error}");
                 sleep(Duration::from_millis(100)).await;
@@ -83,7 +83,7 @@ pub async fn serve(listener: TcpListener, app: Router) {
     }
 }
 
-/// Whom an address belongs to: of IPv6, one client has a whole /64.
+/// The network of one client: an IPv4 address, or the /64 of an IPv6 address.
 fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -109,7 +109,7 @@ async fn serve_client(
             false => TIMEOUT,
         })
         .max_buf_size(HEADER_LIMIT)
-        // Probes shut down their side once they have asked.
+        // Health checks shut down their side after the request.
         .half_close(true)
         .keep_alive(!slot.is_for_probes())
         .serve_connection(TokioIo::new(stream), service);
@@ -120,14 +120,14 @@ async fn serve_client(
     Ok(())
 }
 
-/// Waits until a client that listens to events has shut down its side, or gone. It gets nothing more than it
-/// would by asking anew, while its seat may be another's.
+/// Waits until a client that listens to events has shut down its side or closed the connection. It would get
+/// nothing more, while another client may need its slot.
 async fn listener_closed(client: TcpStream, slot: &ConnectionSlot) {
     while let Ok(ready) = client.ready(Interest::READABLE).await {
         if ready.is_read_closed() {
             break;
         }
-        // What has come is the server's to read: only the next change is waited for.
+        // The server reads what has arrived; here only the next change counts.
         let none = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         _ = client.try_io(Interest::READABLE, none);
     }

@@ -1,4 +1,4 @@
-//! What a client is told when it does not get what it asked for.
+//! Error responses.
 
 use axum::{
     Json,
@@ -8,14 +8,14 @@ use axum::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// The body of every answer that is no success.
+/// The body of every error response.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ErrorBody {
     /// What went wrong, in a sentence.
     pub error: String,
 }
 
-/// A status with the sentence that goes with it.
+/// A status with its message.
 #[derive(Debug)]
 pub struct Error {
     status: StatusCode,
@@ -32,7 +32,7 @@ impl Error {
 }
 
 impl From<anyhow::Error> for Error {
-    /// The manager or its maps cannot be read now; perhaps later.
+    /// The manager or its maps cannot be read now; the client may try again.
     fn from(error: anyhow::Error) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}"))
     }

@@ -1,4 +1,4 @@
-//! The event stream: Server-Sent Events, one for each entry of the event_stream.
+//! The event stream over HTTP: Server-Sent Events.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -15,22 +15,22 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast::error::RecvError};
 use super::{Shared, error::Error};
 use crate::event_stream::{EventRecord, Subscription};
 
-/// Where they are, below `/api/v1`.
+/// The path below `/api/v1`.
 pub const ROUTE: &str = "/events/stream";
 
-/// How many may listen at a time; less than the connections, so that others get through.
+/// The most listeners at a time; fewer than the connection slots, so that other requests get one.
 pub const LISTENERS: usize = 32;
 
-/// So often something is sent in any case, so that either side finds out when the other is gone.
+/// How often something is sent in any case, so that either side notices a broken connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Deserialize)]
 pub struct StreamQuery {
-    /// Begin with the kept events later than this one.
+    /// The id of the last event that the client has.
     after: Option<u64>,
 }
 
-/// Sends each event as it happens. A client that comes back says which it had last.
+/// Sends each event as it happens. A client that connects again names the last event that it has.
 pub async fn stream(
     State(shared): State<Shared>,
     query: Result<Query<StreamQuery>, QueryRejection>,
@@ -63,7 +63,7 @@ struct Listener {
     lost: u64,
     past: std::vec::IntoIter<Arc<EventRecord>>,
     live: tokio::sync::broadcast::Receiver<Arc<EventRecord>>,
-    /// Given back when the client goes.
+    /// Released with the connection.
     _permit: OwnedSemaphorePermit,
 }
 
@@ -82,7 +82,7 @@ impl Listener {
     async fn next(&mut self) -> Option<Event> {
         if !self.greeted {
             self.greeted = true;
-            // What lies between shows the client that it is connected only when something comes.
+            // A proxy may report the connection to the client only after the first data.
             return Some(Event::default().comment("listening"));
         }
         if self.lost > 0 {
@@ -101,11 +101,11 @@ impl Listener {
 
 fn encode(entry: &EventRecord) -> Event {
     let event = Event::default().id(entry.id.to_string());
-    // Text keys and JSON values: there is nothing that could not be encoded.
+    // Text keys and JSON values can always be encoded.
     event.json_data(entry).unwrap_or_else(|_| lost(1))
 }
 
-/// The marker in place of events that the client did not take in time.
+/// The marker in place of events that the client was too slow for.
 fn lost(events: u64) -> Event {
     let data = json!({ "events": events }).to_string();
     Event::default().event("lost").data(data)

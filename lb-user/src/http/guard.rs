@@ -1,4 +1,4 @@
-//! Keeps foreign web pages out, and tells browsers to be strict with ours.
+//! Refuses requests of foreign web pages, and sets the security headers of responses.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -31,17 +31,17 @@ const HEADERS: [(HeaderName, &str); 7] = [
     ),
 ];
 
-/// By which names this server answers. Any other one may be that of a page on the Internet that points it at
-/// our address, and has the operator's browser read our answers to it (DNS rebinding).
+/// The host names of this server. A page on the Internet could point another name at its address, and read its
+/// responses in the operator's browser (DNS rebinding).
 #[derive(Debug)]
 pub struct HostNames {
     on_loopback: bool,
-    /// Those of the configuration and, beyond loopback, the machine's own.
+    /// Those of the configuration, and the machine's own unless the server listens on loopback.
     names: Vec<String>,
 }
 
 impl HostNames {
-    /// Returns the names of a server that listens at `address`, beside those of the configuration.
+    /// Returns the names of a server that listens at `address`: `configured` ones and its own.
     pub fn new(address: IpAddr, configured: &[String]) -> Self {
         let on_loopback = address.is_loopback();
         let own = (!on_loopback).then(|| nix::unistd::gethostname().ok());
@@ -52,7 +52,7 @@ impl HostNames {
         }
     }
 
-    /// Whether `host`, with a port or without, is one of them. Nobody else's page has an address for its name.
+    /// Whether `host`, with a port or without, is one of them. An address is: a foreign page has a name.
     fn contains(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -72,7 +72,7 @@ impl HostNames {
     fn match_host_of(&self, request: &Request) -> bool {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let named = hosts.all(|host| host.to_str().is_ok_and(|host| self.contains(host)));
-        // The absolute form of a request names the host once more.
+        // The absolute form of a request also names the host.
         let authority = request.uri().authority();
         named && authority.is_none_or(|it| self.contains(it.as_str()))
     }
@@ -90,8 +90,8 @@ impl HostNames {
     }
 }
 
-/// Answers requests that are meant for this server, with the headers every answer carries. Health checks of
-/// others send any name, and learn nothing that is worth keeping from them.
+/// Handles requests to this server, and adds the security headers to responses. Health checks of other machines
+/// may send any name, because their responses are not confidential.
 pub async fn guard(State(names): State<Arc<HostNames>>, request: Request, next: Next) -> Response {
     let is_probe = !names.on_loopback && health::is_probe(request.uri().path());
     let mut response = match is_probe || names.match_host_of(&request) {

@@ -22,12 +22,12 @@ pub fn router() -> Router<Shared> {
         .route(READYZ, get(readyz))
 }
 
-/// Whether this is asked by health checks.
+/// Whether this is the path of a health check.
 pub fn is_probe(path: &str) -> bool {
     matches!(path, HEALTHZ | READYZ)
 }
 
-/// Says whether the manager's loop runs.
+/// Reports whether the manager's loop runs.
 async fn healthz(State(shared): State<Shared>) -> Response {
     match shared.manager.snapshot().await {
         Ok(_) => "ok\n".into_response(),
@@ -35,7 +35,7 @@ async fn healthz(State(shared): State<Shared>) -> Response {
     }
 }
 
-/// Says whether packets are met, and every service's choice is an informed one.
+/// Reports whether the programs are attached, and every service has heard of a worker.
 async fn readyz(State(shared): State<Shared>) -> Response {
     match shared.manager.snapshot().await {
         Ok(snapshot) => match not_ready_reason(&snapshot) {
@@ -50,8 +50,8 @@ fn unavailable(reason: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
 }
 
-/// A manager that was never told of a worker is not ready, and another should serve. One whose
-/// workers have all gone down is: it serves by itself, as would any other.
+/// A manager that has received no heartbeat is not ready, and another one should serve. One whose workers are
+/// all down is ready: another manager would not have more.
 fn not_ready_reason(snapshot: &ManagerSnapshot) -> Option<String> {
     let mut interfaces = snapshot.interfaces.iter();
     if let Some(Interface { name, reason, .. }) = interfaces.find(|it| !it.is_attached()) {

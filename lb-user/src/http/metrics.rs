@@ -1,4 +1,4 @@
-//! `/metrics`: what the manager counts as it goes, and its state at the moment of the scrape.
+//! `/metrics`: the manager's counters, and its state at the time of the scrape.
 //!
 //! Labels are the names of services, workers, rules and verdicts: they come from the configuration,
 //! from the program, or from workers that joined with a key, so that their number is bounded.
@@ -343,7 +343,7 @@ impl Scrape {
     }
 }
 
-/// Each worker once, though it may work for several services.
+/// Each worker once, even if it serves several services.
 fn workers(status: &Status) -> BTreeMap<&str, &BackendSnapshot> {
     let backends = status.services.iter().flat_map(|service| &service.backends);
     backends

@@ -1,4 +1,4 @@
-//! `/api/v1/openapi.json`: what the API has, with the schemas of the very types it sends.
+//! `/api/v1/openapi.json`: the description of the API, with schemas of the types that it sends.
 
 use axum::Json;
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
@@ -139,7 +139,7 @@ fn responses<T: JsonSchema>(schemas: &mut SchemaGenerator, refusals: &[(&str, &s
 }
 
 fn stream_responses(schemas: &mut SchemaGenerator) -> Value {
-    // So that the entry is described, too.
+    // The event stream has no response schema that would refer to it.
     schemas.subschema_for::<EventRecord>();
     json!({
         "200": {

@@ -1,4 +1,4 @@
-//! Who has a connection, and who gives it up for another.
+//! The slots of connections, and which connection is closed for another one.
 
 use std::{
     collections::BTreeMap,
@@ -11,19 +11,19 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-/// So many connections are served at a time.
+/// The most connections at a time.
 const SLOTS: usize = 64;
 
-/// So many of them from one address, less than all, so that others always get through.
+/// The most connections of one address.
 const SLOTS_PER_ADDRESS: usize = 48;
 
-/// So many further ones have health checks answered.
+/// The most further connections for health checks.
 const PROBE_SLOTS: usize = 8;
 
-/// From so many on, clients have to be quick.
+/// The number of connections from which clients get a short timeout.
 const BUSY: usize = SLOTS / 2;
 
-/// An answer is sent within this time, or its client is not waited for where slots are wanted.
+/// After this time a response that is not sent yet no longer protects its connection.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The connections, by number in the order in which they came.
@@ -47,18 +47,18 @@ pub struct ConnectionSlot {
     task: OnceLock<AbortHandle>,
 }
 
-/// How far a connection has got.
+/// What a connection does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// No whole request has come yet.
+    /// It waits for a request.
     Idle,
     Serving,
-    /// It gets events as they happen, for as long as its client likes.
+    /// It streams events.
     Streaming,
 }
 
 impl ConnectionSlots {
-    /// Returns a slot for a connection from this address. Somebody else's connection may be closed for it.
+    /// Returns a slot for a connection from this address. Another connection may be closed for it.
     pub fn acquire(&self, from: IpAddr) -> Arc<ConnectionSlot> {
         let mut state = self.lock();
         let ordinary = |slot: &&Arc<ConnectionSlot>| !slot.is_for_probes;
@@ -87,13 +87,13 @@ impl ConnectionSlots {
         slot
     }
 
-    /// Gives a slot back.
+    /// Releases a slot.
     pub fn release(&self, slot: &ConnectionSlot) {
         self.lock().taken.remove(&slot.number);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing is left half done by a panic.
+        // A panic leaves the state consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -134,14 +134,14 @@ impl ConnectionSlot {
         self.is_for_probes
     }
 
-    /// Whether its client must send its request at once.
+    /// Whether its client gets a short timeout.
     pub fn needs_short_timeout(&self) -> bool {
         self.needs_short_timeout
     }
 
-    /// Names the task that is ended where the connection is to be closed.
+    /// Sets the task that is aborted to close the connection.
     pub fn set_task(&self, task: AbortHandle) {
-        // Set once, by who spawned it.
+        // Set once, after the task is spawned.
         _ = self.task.set(task);
     }
 
@@ -153,7 +153,7 @@ impl ConnectionSlot {
         *self.stage() = (stage, Instant::now());
     }
 
-    /// Returns since when nothing is being done for its client; nothing if something is.
+    /// Returns since when it is idle; nothing if it is not.
     fn idle_since(&self, now: Instant) -> Option<Instant> {
         let (stage, since) = *self.stage();
         match stage {
@@ -211,7 +211,7 @@ mod tests {
         advance(Duration::from_millis(1)).await;
         assert!(!take(10).is_for_probes());
         assert!(!slots.lock().taken.contains_key(&silent.number));
-        // Now nobody makes room, but probes get through, the latest ones first.
+        // No connection is idle now, but health checks get slots, the latest ones first.
         let probes: Vec<_> = (0..=PROBE_SLOTS)
             .map(|_| slots.acquire(address(11)))
             .collect();

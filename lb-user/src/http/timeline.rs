@@ -16,7 +16,7 @@ use crate::{manager::ManagerHandle, status::Status};
 const INTERVAL: Duration = Duration::from_secs(5);
 const MAX_SAMPLES: usize = 120;
 
-/// Figures over time, one for each instant of `at_ms`; null where one was not known.
+/// Figures over time, one for each time of `at_ms`; null where one was unknown.
 #[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Timeline {
     /// Now, in milliseconds since 1970 by the manager's clock.
@@ -27,7 +27,7 @@ pub struct Timeline {
     pub services: BTreeMap<String, BTreeMap<String, Track>>,
 }
 
-/// What became of one backend.
+/// The figures of one backend.
 #[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Track {
     pub memory_available_bytes: Vec<Option<u64>>,
@@ -35,7 +35,7 @@ pub struct Track {
     pub connections: Vec<Option<u64>>,
 }
 
-/// What is remembered; copies share it.
+/// The samples; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Recorder(Arc<Mutex<VecDeque<Sample>>>);
 
@@ -54,7 +54,7 @@ struct Figures {
 }
 
 impl Recorder {
-    /// Takes samples for as long as it is polled.
+    /// Takes samples until this future is dropped.
     pub async fn record(&self, manager: ManagerHandle) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -62,7 +62,7 @@ impl Recorder {
             ticks.tick().await;
             match manager.totals().await {
                 Ok(status) => self.sample(&status, now_ms()),
-                // A gap in the figures shows it.
+                // The timeline has a gap then.
                 Err(error) => debug!("no sample for the timeline: {error:#}"),
             }
         }
@@ -110,7 +110,7 @@ impl Recorder {
         samples.push_back(sample);
     }
 
-    /// Held for moments only, never over an `await`.
+    /// Never held over an `await`.
     fn samples(&self) -> MutexGuard<'_, VecDeque<Sample>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Whose packets: one client, a network of them, or one of their ports.
+//! The clients of a trace: an address, a network, or either with a port.
 
 use std::{
     fmt,
@@ -24,12 +24,12 @@ impl Clients {
         Self { network, port }
     }
 
-    /// Whether that client is among them.
+    /// Whether this client is one of them.
     pub fn contains(self, client: SocketAddr) -> bool {
         self.network.contains(&client.ip()) && self.port.is_none_or(|port| port == client.port())
     }
 
-    /// Makes it the order's client.
+    /// Sets the clients of the kernel's filter.
     pub(super) fn apply_to(self, order: &mut TraceConfig) {
         let ones = match self.network {
             IpNet::V4(net) => 96 + net.prefix_len(),
@@ -55,7 +55,7 @@ impl FromStr for Clients {
             network,
             port: None,
         };
-        // Without brackets, all of an IPv6 address is address.
+        // An IPv6 address without brackets has no port.
         let has_port = text.parse::<SocketAddr>().is_ok() || text.contains('/');
         let parted = text.rsplit_once(':').filter(|_| has_port);
         let with_port = parted.and_then(|(address, port)| {

@@ -1,5 +1,4 @@
-//! What `memlb trace` asks for, and what it is told of each packet, under the names of services and
-//! workers.
+//! `memlb trace`: its filter, and the lines of its output with the names of services and workers.
 
 mod clients;
 mod names;
@@ -18,24 +17,24 @@ pub use clients::Clients;
 pub use names::Names;
 pub use packet::Packet;
 
-/// How many packets a second are told unless the operator says otherwise, and at most.
+/// Packets a second: the default and the most.
 pub const DEFAULT_RATE: u32 = 100;
 pub const MAX_RATE: u32 = 10_000;
 
-/// Which packets are told, and for how long; everything given must fit.
+/// Selects packets, and limits the trace; all given criteria must match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TraceFilter {
     pub client: Option<Clients>,
     pub service: Option<String>,
     pub worker: Option<String>,
-    /// None means all.
+    /// Empty means all.
     pub verdicts: Vec<String>,
-    /// Packets a second at most.
+    /// The most packets a second.
     pub rate: u32,
-    /// One packet in so many, by lot.
+    /// One packet in so many, at random.
     pub sample: u32,
-    /// It ends after so many packets, or after this time.
+    /// The trace ends after so many packets, or after this time.
     pub count: Option<u64>,
     pub duration_ms: Option<u64>,
 }
@@ -59,10 +58,10 @@ impl Default for TraceFilter {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Line {
-    /// From here on packets are told.
+    /// The trace runs.
     Begun,
     Packet(Box<Packet>),
-    /// Packets since it began that were wanted and are not told.
+    /// Matching packets since the start that are not shown.
     Dropped(Dropped),
     End {
         packets: u64,
@@ -72,9 +71,9 @@ pub enum Line {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
-    /// Because there were more in a second than the rate.
+    /// More packets in a second than the rate.
     pub over_rate: u64,
-    /// Because they came faster than they were read.
+    /// No room in the ring buffer.
     pub no_room: u64,
 }
 
@@ -97,7 +96,7 @@ impl fmt::Display for Dropped {
     }
 }
 
-/// What of a [`TraceFilter`] makes no sense.
+/// Why a [`TraceFilter`] cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TraceFilterError {
     #[error("there is no verdict {0:?}: there are {names}", names = names_of_verdicts())]
@@ -120,12 +119,12 @@ fn names_of_verdicts() -> String {
 }
 
 impl TraceFilter {
-    /// As the kernel programs understand it. The names of service and worker must be known; `numbers`
-    /// are those of the services.
+    /// Returns the filter of the kernel programs. The names of service and worker must be known; `number` returns
+    /// the id of a service.
     ///
     /// # Errors
     ///
-    /// Says what makes no sense.
+    /// Says what cannot be applied.
     pub fn order(
         &self,
         services: &[ServiceSnapshot],

@@ -1,4 +1,4 @@
-//! What the numbers of a trace are called.
+//! The names for the ids in a trace.
 
 use std::{
     collections::BTreeMap,
@@ -11,13 +11,13 @@ use lb_core::{Protocol, ServiceSnapshot};
 
 use crate::datapath::monotonic_ns;
 
-/// As the manager sees it now, by its clock.
+/// The services and backends as the manager has them now.
 #[derive(Debug, Clone)]
 pub struct Names {
     backends: BTreeMap<u32, Backend>,
-    /// By address and protocol, as they are written.
+    /// By address and protocol, as texts.
     services: BTreeMap<(String, String), String>,
-    /// When CLOCK_MONOTONIC was 0.
+    /// The time at which CLOCK_MONOTONIC was 0.
     epoch: SystemTime,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Backend {
 impl Names {
     /// # Errors
     ///
-    /// Says that the clock cannot be read.
+    /// Returns the error of the clock.
     pub fn new(services: &[ServiceSnapshot]) -> Result<Self> {
         let mut names = Self {
             backends: BTreeMap::new(),

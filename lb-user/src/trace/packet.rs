@@ -1,4 +1,4 @@
-//! One packet, as people and programs read it.
+//! One packet of a trace.
 
 use std::{fmt, net::SocketAddr};
 
@@ -29,17 +29,17 @@ pub struct Packet {
     /// The flags of a segment, as in `SYN ACK`; type and code of an ICMP message.
     pub kind: String,
     pub direction: Direction,
-    /// Whoever sent it, where it is neither a client's nor to one; as it arrived.
+    /// The client; of other packets, the source as it arrived.
     pub client: Option<String>,
-    /// Whoever it is for, where there is no service.
+    /// The service's address; of other packets, the destination.
     pub service_address: Option<String>,
     pub service: Option<String>,
     pub worker: Option<String>,
     pub worker_address: Option<String>,
-    /// Under which addresses it was sent on, if it was.
+    /// Its addresses after translation, if it was forwarded.
     pub leaves: Option<AddressPair>,
     pub verdict: String,
-    /// How many packets on the wire it stands for, and their bytes.
+    /// The number of packets on the wire (segments of one offloaded packet), and their bytes.
     pub packets: u32,
     pub bytes: u32,
 }
@@ -50,7 +50,7 @@ pub struct AddressPair {
     pub destination: String,
 }
 
-/// Which program met it, and where.
+/// The program and hook that saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edge {
@@ -171,7 +171,7 @@ struct Tuple {
 }
 
 impl Tuple {
-    /// Nothing where there is none.
+    /// Nothing for the empty key.
     fn new(key: &FlowKey<V6>) -> Option<Self> {
         if *key == FlowKey::NONE {
             return None;

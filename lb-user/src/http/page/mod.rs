@@ -1,4 +1,4 @@
-//! The web page: a few small files, built into the program and served as they are.
+//! The web page: a few static files in the program.
 
 use axum::{
     Router,
