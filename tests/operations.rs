@@ -249,7 +249,9 @@ fn shows_the_events_and_follows_them() {
     let mut following = Process::start("memlb events", command, &log).unwrap();
     following.wait_for_log(SOON, "selection_changed").unwrap();
     succeed(&cluster, &["drain", "worker1"]);
-    following.wait_for_log(SOON, "operator_order").unwrap();
+    following
+        .wait_for_log(SOON, "admin_command_applied")
+        .unwrap();
     following
         .wait_for_log(SOON, "worker1 is drained by root")
         .unwrap();
@@ -497,7 +499,7 @@ fn a_log_that_does_not_drain_stops_nothing() {
     let mut orders = 0;
     let down = loop {
         let event: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-        if event["event"] == "operator_order" {
+        if event["event"] == "admin_command_applied" {
             orders += 1;
         } else if event["event"] == "worker_down" {
             break humantime::parse_rfc3339(event["time"].as_str().unwrap()).unwrap();

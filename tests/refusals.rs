@@ -53,7 +53,12 @@ fn tells_who_may_not_give_orders_what_to_do() {
         }
     }
     assert_eq!(cluster.backend("worker1").unwrap()["state"], "up");
-    assert!(cluster.events_of("operator_order").unwrap().is_empty());
+    assert!(
+        cluster
+            .events_of("admin_command_applied")
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[root_test]

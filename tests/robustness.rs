@@ -53,7 +53,7 @@ fn attaches_again_to_an_interface_that_comes_back(attach: &str) {
     let log = cluster.manager.as_mut().unwrap().log();
     assert_eq!(log.matches("eth1 is gone").count(), 2, "{log}");
     assert_eq!(log.matches("eth1 is back").count(), 2, "{log}");
-    for kind in ["interface_gone", "interface_back"] {
+    for kind in ["interface_removed", "interface_restored"] {
         assert_eq!(cluster.events_of(kind).unwrap().len(), 2);
     }
 }
@@ -240,7 +240,7 @@ fn no_event_is_lost_to_a_full_disk() {
         1
     );
     // Every line is whole, in order, and there.
-    let orders = cluster.events_of("operator_order").unwrap();
+    let orders = cluster.events_of("admin_command_applied").unwrap();
     assert_eq!(orders.len(), 20);
     let times: Vec<&str> = orders.iter().filter_map(|it| it["time"].as_str()).collect();
     assert!(times.is_sorted(), "{times:?}");
@@ -365,7 +365,7 @@ fn pins_that_vanish_stop_nothing() {
     // It puts the pins back, and says so.
     let manager = cluster.manager.as_mut().unwrap();
     manager
-        .wait_for_log(SOON, "somebody removed the pins")
+        .wait_for_log(SOON, "another program removed the pins")
         .unwrap();
     output(&mut cluster.memlb("status")).unwrap();
     assert_eq!(cluster.events_of("pins_restored").unwrap().len(), 1);

@@ -167,11 +167,11 @@ events! {
     INFO, "{service}: {worker} can serve again";
 
     AgentRestarted { worker: String, boot: String }
-    INFO, "the agent of {worker} was started anew (boot {boot})";
+    INFO, "the agent of {worker} was restarted (boot {boot})";
 
     /// After a silence, unsigned heartbeats with the same boot id have lower sequence numbers.
     SequenceReset { worker: String }
-    INFO, "the heartbeats of {worker} begin anew with lower numbers: its machine was restored from a \
+    INFO, "the sequence numbers of {worker} restarted at a lower number: its machine was restored from a \
            snapshot";
 
     MemoryStale { worker: String }
@@ -185,10 +185,10 @@ events! {
            {down_after_ms} ms: lower its --interval or raise down_after to three intervals";
 
     WorkerJoined { worker: String, address: IpAddr }
-    INFO, "{worker} has joined by itself, at {address}";
+    INFO, "{worker} has joined at {address}";
 
-    WorkerForgotten { worker: String }
-    INFO, "{worker}, which had joined by itself, is gone and forgotten";
+    WorkerRemoved { worker: String }
+    INFO, "{worker}, which had joined, was silent for an hour and is removed";
 
     SelectionChanged {
         service: String,
@@ -228,7 +228,7 @@ events! {
            ({}), fewest to {least} ({})", Pressure(*most_share), Pressure(*least_share);
 
     AllWorkersHot { service: String }
-    WARN, "{service}: no worker has memory to spare, so all are treated alike";
+    WARN, "{service}: no worker has memory to spare, so all get equal weight";
 
     AllWorkersDown { service: String, fallback: String }
     WARN, "{service}: no worker is up any more; {}", fallback_outcome(fallback);
@@ -247,7 +247,7 @@ events! {
         Bytes(one_memory_available_bytes.unwrap_or(0)),
         Bytes(other_memory_available_bytes.unwrap_or(0));
 
-    OperatorOrder {
+    AdminCommandApplied {
         #[serde(flatten)]
         order: AdminCommand,
     }
@@ -287,9 +287,9 @@ events! {
         Bytes(*memory_available_bytes);
 
     /// Heartbeats come from another address, perhaps from a second machine with the same name.
-    HeartbeatsMoved { worker: String, from: IpAddr, before: IpAddr }
-    WARN, "{worker} is heard from {from}, and was from {before}: unless it has moved, two machines have \
-           that name";
+    HeartbeatSourceChanged { worker: String, from: IpAddr, before: IpAddr }
+    WARN, "heartbeats of {worker} come from {from} now, and came from {before}: unless it has moved, two \
+           machines have this name";
 
     HeartbeatRefused {
         reason: &'static str,
@@ -307,7 +307,7 @@ events! {
     LOG_ONLY, "stopped; the packet programs continue with the last selection (memlb unload removes them)";
 
     /// The manager's loop did not run. The gap counts against no worker.
-    ManagerOverslept { gap_ms: u64 }
+    ManagerStalled { gap_ms: u64 }
     WARN, "the manager did not run for {gap_ms} ms; that time counts against no worker";
 
     ConfigurationReloaded { changes: Vec<String> }
@@ -323,27 +323,28 @@ events! {
     MapsWritten {}
     INFO, "the maps can be written again, and hold what they should";
 
-    InterfaceGone { interface: String }
-    WARN, "interface {interface} is gone: its clients and workers are not reached until it is back";
+    InterfaceRemoved { interface: String }
+    WARN, "interface {interface} is gone: its clients and workers cannot be reached until it is back";
 
-    InterfaceBack { interface: String }
-    INFO, "interface {interface} is back, and attached to again";
+    InterfaceRestored { interface: String }
+    INFO, "interface {interface} is back; the programs are attached again";
 
     InterfaceNotAttached { interface: String, error: String }
-    WARN, "interface {interface} cannot be attached to: {error}; trying again every second";
+    WARN, "programs cannot be attached to interface {interface}: {error}; trying again every second";
 
     InterfaceRenamed { interface: String, was: String }
-    WARN, "interface {was} is now called {interface}: its programs stay; name it so in \
-           manager.interfaces before the manager is restarted";
+    WARN, "interface {was} is called {interface} now; its programs stay attached. Use the new name in \
+           manager.interfaces before the next start";
 
     /// Another interface has the configured name.
     InterfaceReplaced { interface: String, former: String }
-    WARN, "another interface is now called {interface}: attaching to it, too; the former one is {former}";
+    WARN, "another interface is called {interface} now; the programs are attached to it, too. The former one \
+           is called {former}";
 
     /// Another program had detached them.
     ProgramsRestored { interface: String, programs: Vec<&'static str> }
-    WARN, "somebody took {} off interface {interface}: attached again; find out which program does that \
-           (tc, bpftool, another agent)", programs.join(", ");
+    WARN, "another program detached {} from interface {interface}; attached again. Find out which one it \
+           was (tc, bpftool, another agent)", programs.join(", ");
 
     NatPortsScarce { service: String, worker: String, open: u64, ports: u64 }
     WARN, "worker {worker} of service {service} uses {open} of {ports} NAT ports: with all in use, memlb \
@@ -354,8 +355,8 @@ events! {
     INFO, "worker {worker} of service {service} uses {open} of {ports} NAT ports";
 
     PinsRestored { directory: String, pins: Vec<String> }
-    WARN, "somebody removed the pins of {} from {directory}: they are back; `memlb unload` removes all \
-           that is memlb's", pins.join(", ");
+    WARN, "another program removed the pins of {} from {directory}; restored. `memlb unload` removes \
+           memlb completely", pins.join(", ");
 
     /// Stands in the event log in place of events that found no room in its queue.
     EventsLost { count: u64 }

@@ -149,7 +149,7 @@ mod tests {
     fn publish(stream: &EventStream, counts: std::ops::Range<usize>) {
         for count in counts {
             let gap_ms = count as u64;
-            stream.publish(&Event::ManagerOverslept { gap_ms });
+            stream.publish(&Event::ManagerStalled { gap_ms });
         }
     }
 
@@ -163,7 +163,7 @@ mod tests {
         let stream = EventStream::default();
         publish(&stream, 3..4);
         let json = serde_json::to_value(&*stream.after(0, 10)[0]).unwrap();
-        assert_eq!(json["event"], "manager_overslept");
+        assert_eq!(json["event"], "manager_stalled");
         assert_eq!(json["gap_ms"], 3);
         assert_eq!(json["severity"], "warn");
         let message = json["message"].as_str().unwrap();

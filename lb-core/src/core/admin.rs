@@ -33,7 +33,7 @@ impl Core {
         };
         let before = self.overrides.commands();
         self.overrides.apply(command)?;
-        self.events.push_back(Event::OperatorOrder {
+        self.events.push_back(Event::AdminCommandApplied {
             order: command.clone(),
         });
         match command.action {

@@ -244,7 +244,7 @@ impl Core {
                 worker.extend_deadline(gap, now);
                 self.deadlines.set(index, worker.deadline(self.down_after));
             }
-            self.events.push_back(Event::ManagerOverslept {
+            self.events.push_back(Event::ManagerStalled {
                 gap_ms: milliseconds(gap),
             });
         }

@@ -123,7 +123,7 @@ mod tests {
 
     fn event(count: usize) -> Event {
         let gap_ms = count as u64;
-        Event::ManagerOverslept { gap_ms }
+        Event::ManagerStalled { gap_ms }
     }
 
     fn start(path: &Path) -> EventLog {
@@ -147,7 +147,7 @@ mod tests {
         log.finish();
         let lines = events(BufReader::new(File::open(&path).unwrap()));
         assert_eq!(lines.len(), 2);
-        assert_eq!(lines[1]["event"], "manager_overslept");
+        assert_eq!(lines[1]["event"], "manager_stalled");
         assert_eq!(lines[1]["gap_ms"], 2);
         assert!(lines[0]["time"].as_str().unwrap().ends_with('Z'));
     }

@@ -401,7 +401,7 @@ impl HeartbeatReceiver {
         let boot = report.sequence.map(|sequence| sequence.boot);
         let moved = worker_log.moved(now, from.ip(), boot);
         self.events
-            .extend(moved.map(|before| Event::HeartbeatsMoved {
+            .extend(moved.map(|before| Event::HeartbeatSourceChanged {
                 worker: report.worker.clone(),
                 from: from.ip(),
                 before,

@@ -131,7 +131,7 @@ impl Manager {
         }
         for worker in absent {
             self.membership.remove(&worker);
-            self.emitter.emit(&Event::WorkerForgotten { worker });
+            self.emitter.emit(&Event::WorkerRemoved { worker });
         }
         self.apply_membership(&Routes::new());
     }

@@ -135,8 +135,8 @@ impl Manager {
 
     fn report_attachment(&self, change: AttachmentChange) {
         let event = match change {
-            AttachmentChange::Gone(interface) => Event::InterfaceGone { interface },
-            AttachmentChange::Back(interface) => Event::InterfaceBack { interface },
+            AttachmentChange::Gone(interface) => Event::InterfaceRemoved { interface },
+            AttachmentChange::Back(interface) => Event::InterfaceRestored { interface },
             AttachmentChange::Renamed { was, interface } => {
                 Event::InterfaceRenamed { interface, was }
             }

@@ -267,7 +267,7 @@ fn a_suspended_manager_with_a_full_queue_raises_no_alarm() {
     }
     world.wake();
     assert_eq!(world.selected(), "worker1");
-    assert_eq!(world.kinds(), ["manager_overslept"]);
+    assert_eq!(world.kinds(), ["manager_stalled"]);
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn a_suspended_manager_with_an_empty_queue_listens_before_it_judges() {
     world.now += asleep;
     world.next_beat += asleep;
     world.wake();
-    assert_eq!(world.kinds(), ["manager_overslept"]);
+    assert_eq!(world.kinds(), ["manager_stalled"]);
     // Of the silence it had 1,450 ms left, which it now gets.
     world.pass(ms(1_450));
     assert_eq!(world.selected(), "worker1");
@@ -314,5 +314,5 @@ fn a_flood_that_keeps_the_shell_from_its_timeouts_hides_no_death() {
     world.now += DOWN_AFTER / 3;
     world.wake();
     assert_eq!(world.state("worker1"), Health::Down);
-    assert!(!world.kinds().contains(&"manager_overslept".to_owned()));
+    assert!(!world.kinds().contains(&"manager_stalled".to_owned()));
 }
