@@ -32,3 +32,4 @@ mod sockets;
 pub mod status;
 pub mod systemd;
 pub mod trace;
+mod worker_name;

@@ -19,17 +19,16 @@ mod authenticator;
 mod envelope;
 mod legacy;
 mod limits;
-mod name;
 mod nonce;
 mod ping;
 mod refusal;
 mod v1;
 mod wire;
 
+pub use crate::worker_name::{MAX_NAME_BYTES, NameProblem, check_name};
 pub use acknowledgement::Acknowledgement;
 pub use authenticator::{Authentication, Authenticator, PingSender, Refused, Signature, Verified};
 pub use legacy::LegacyHeartbeat;
-pub use name::{MAX_NAME_BYTES, NameProblem, check_name};
 pub use nonce::Nonce;
 pub use ping::{Ping, Pong};
 pub use refusal::Refusal;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::name::NameProblem;
 use super::{MAX_TRANSLATED, SIZE_LIMIT, VERSION};
 use crate::keys::KeyId;
+use crate::worker_name::NameProblem;
 
 /// The most characters of a parser's message: it may quote what a stranger sent.
 const QUOTE_LIMIT: usize = 120;

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::{Key, KeyId, KeyRing, SECRET_BYTES, hex};
 use crate::{
     encoding::{self, BYTE_ORDER_MARK},
-    heartbeat::check_name,
+    worker_name::check_name,
 };
 
 /// The first word of a key's line: what it is, and the version of its form.
