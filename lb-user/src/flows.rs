@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use lb_core::{BackendSnapshot, Protocol, ServiceSnapshot};
+use lb_core::{BackendSnapshot, Protocol, ServiceSnapshot, milliseconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -139,8 +139,6 @@ impl FlowFilter {
 }
 
 fn row(connection: &Connection, known: Option<(&str, &BackendSnapshot)>) -> FlowRow {
-    let milliseconds =
-        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let configured = || known.map(|(_, backend)| backend.address.clone());
     let address = connection.backend_address.map(|it| it.to_string());
     FlowRow {

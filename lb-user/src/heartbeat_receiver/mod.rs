@@ -26,7 +26,7 @@ use crate::{
     keys::{KeyRing, read_keys},
     status::{Heartbeats, RefusedDatagram},
 };
-use lb_core::{Event, HeartbeatOutcome, Report};
+use lb_core::{Event, HeartbeatOutcome, Report, milliseconds};
 use rate_limit::{LastRefused, RateLimiter, WorkerLog};
 use socket::{DatagramPath, Socket};
 
@@ -225,7 +225,7 @@ impl HeartbeatReceiver {
         let recent = last.filter_map(|(reason, refused)| {
             let age = now.saturating_duration_since(refused.at);
             let refused = RefusedDatagram {
-                age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+                age_ms: milliseconds(age),
                 from: refused.from.to_string(),
                 detail: refused.detail.clone(),
             };

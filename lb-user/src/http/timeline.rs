@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use schemars::JsonSchema;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
-use crate::{manager::ManagerHandle, status::Status};
+use crate::{history::now_ms, manager::ManagerHandle, status::Status};
 
 const INTERVAL: Duration = Duration::from_secs(5);
 const MAX_SAMPLES: usize = 120;
@@ -114,11 +114,4 @@ impl Recorder {
     fn samples(&self) -> MutexGuard<'_, VecDeque<Sample>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since_1970.map_or(0, |time| {
-        u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-    })
 }

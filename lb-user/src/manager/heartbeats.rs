@@ -9,7 +9,7 @@ use crate::{
     heartbeat_receiver::{Received, ReceivedHeartbeat, ReceivedPing},
     history::now_ms,
 };
-use lb_core::{AdminAction, AdminCommand, Audited, HeartbeatOutcome};
+use lb_core::{AdminAction, AdminCommand, Audited, HeartbeatOutcome, milliseconds};
 
 /// The most datagrams in one round, so that deadlines and requests get their turn.
 const BATCH: usize = 256;
@@ -73,7 +73,7 @@ impl Manager {
             worker: worker.to_owned(),
             service: None,
             action: AdminAction::Pause {
-                for_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+                for_ms: milliseconds(pause),
             },
             by: AGENT.to_owned(),
             at_ms: now_ms(),

@@ -47,7 +47,7 @@ pub use deny::{DenyChange, DenyOutcome};
 use emitter::Emitter;
 pub use handle::ManagerHandle;
 use joining::JoinRequests;
-use lb_core::{Core, CoreSettings, Event};
+use lb_core::{Core, CoreSettings, Event, milliseconds};
 use nat_ports::NatPorts;
 use recovery::Recovery;
 pub use reload::{ReadConfig, ReloadError, Reloaded};
@@ -206,7 +206,7 @@ impl Manager {
     fn snapshot(&self) -> ManagerSnapshot {
         let now = Instant::now();
         ManagerSnapshot {
-            uptime_ms: u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX),
+            uptime_ms: milliseconds(now - self.started),
             config_file: self.configuration.path.clone(),
             interfaces: self.interfaces.clone(),
             services: self.core.snapshot(now).services,

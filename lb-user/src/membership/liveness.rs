@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use lb_core::milliseconds;
 use serde::{Deserialize, Serialize};
 
 /// The silence of each late worker, in milliseconds; empty most of the time.
@@ -12,7 +13,6 @@ pub struct LivenessRecord(BTreeMap<String, u64>);
 
 impl LivenessRecord {
     pub fn new<'a>(late: impl Iterator<Item = (&'a str, Duration)>) -> Self {
-        let milliseconds = |it: Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
         Self(
             late.map(|(worker, silence)| (worker.to_owned(), milliseconds(silence)))
                 .collect(),
