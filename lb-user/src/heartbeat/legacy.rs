@@ -11,7 +11,7 @@ use lb_core::{Bytes, Memory, Report, WorkerState};
 use serde::Deserialize;
 
 use super::Refusal;
-use super::name::check_name;
+use crate::worker_name::check_name;
 
 /// Far more than any machine has, far less than would overflow in bytes.
 const MOST_FREE_MIB: u64 = 1 << 40;

@@ -8,9 +8,9 @@ use lb_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::name::check_name;
 use super::{Refusal, envelope, nonce::Nonce, wire};
 use crate::keys::Key;
+use crate::worker_name::check_name;
 
 /// The number in `memlb` that this code writes and reads.
 pub const VERSION: u64 = 1;
