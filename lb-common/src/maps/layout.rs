@@ -55,7 +55,7 @@ impl MapLayout {
     }
 
     const fn verdicts(name: &'static str) -> Self {
-        Self::new::<u32, Counter>(name, MapKind::PerCpuArray, Some(Verdict::COUNT as u32))
+        Self::new::<u32, Counter>(name, MapKind::PerCpuArray, Some(Verdict::COUNT))
     }
 
     /// Compares a map with this layout. Returns what differs, or `None`.

@@ -1,7 +1,7 @@
 //! `memlb import`: the configuration of nginx, HAProxy or keepalived, as a `memlb.toml`.
 //!
-//! The three formats share words, quotes and comments ([`statement`]). Each becomes [`service::Import`], from which
-//! [`document`] writes the file. No existing parser keeps the lines of all three, which every comment and note names.
+//! The three formats share words, quotes and comments (`statement`). Each becomes `service::Import`, from which
+//! `document` writes the file. No existing parser keeps the lines of all three, which every comment and note names.
 
 mod document;
 mod haproxy;

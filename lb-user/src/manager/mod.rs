@@ -2,7 +2,7 @@
 //!
 //! Heartbeats, deadlines and requests go into the core. Its commands are written to the maps at once. Other
 //! tasks and threads reach the manager by its [`ManagerHandle`] only. Whatever may block or take long happens
-//! in their tasks, or in background tasks that report a [`BackgroundResult`].
+//! in their tasks, or in background tasks that report a `BackgroundResult`.
 
 mod background;
 mod connection_count;
