@@ -146,7 +146,7 @@ impl Metrics {
             Event::WorkerUnhealthy { worker, .. } => self.count_state(worker, Health::Unhealthy),
             Event::WorkerLeaving { worker, .. } => self.count_state(worker, Health::Leaving),
             Event::WorkerMaintenance { worker, .. } => {
-                self.count_state(worker, Health::Maintenance)
+                self.count_state(worker, Health::Maintenance);
             }
             // After a pause the silence was expected, and not detected late.
             Event::WorkerDown {

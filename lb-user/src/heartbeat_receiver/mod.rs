@@ -58,7 +58,7 @@ pub struct HeartbeatReceiver {
 /// What one read of the socket gave.
 #[derive(Debug)]
 pub enum Received {
-    Heartbeat(ReceivedHeartbeat),
+    Heartbeat(Box<ReceivedHeartbeat>),
     Ping(ReceivedPing),
     /// A datagram that is handled completely: refused, or without meaning for the core.
     Handled,
@@ -302,12 +302,12 @@ impl HeartbeatReceiver {
             return Received::Handled;
         };
         report.signed = verified.signature.is_some();
-        Received::Heartbeat(ReceivedHeartbeat {
+        Received::Heartbeat(Box::new(ReceivedHeartbeat {
             report,
             at: now,
             path,
             verified,
-        })
+        }))
     }
 
     /// Answers a ping. `is_unknown` says that no service has or would accept such a worker.

@@ -423,7 +423,7 @@ fn server_at(
             ),
             "max_conns" => import.note(statement, "memlb does not limit a worker's connections"),
             "slow_start" => {
-                import.note(statement, "the service's ramp_up does this for all workers")
+                import.note(statement, "the service's ramp_up does this for all workers");
             }
             _ => {}
         }

@@ -285,7 +285,7 @@ pub fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
 /// Splits `HOST:PORT`, `[IPv6]:PORT`, `:PORT` or `HOST`; the port is nothing where it is not a number.
 pub fn host_and_port(text: &str) -> (&str, Option<u16>) {
     if let Some((host, port)) = text.rsplit_once(':')
-        && !(host.contains(':') && !host.ends_with(']'))
+        && (!host.contains(':') || host.ends_with(']'))
         && let Ok(port) = port.parse()
     {
         return (host, Some(port));

@@ -34,6 +34,9 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a disk may take to store a command.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Counters, and when they were read.
+type TimedStats = (Instant, Arc<Stats>);
+
 /// Sends requests to the manager's task, and reads maps and shared records in the caller's. Clones share one
 /// cache of counters.
 #[derive(Clone)]
@@ -46,7 +49,7 @@ pub struct ManagerHandle {
     event_stream: EventStream,
     history: History,
     metrics: Metrics,
-    last_stats: Arc<Mutex<Option<(Instant, Arc<Stats>)>>>,
+    last_stats: Arc<Mutex<Option<TimedStats>>>,
 }
 
 impl fmt::Debug for ManagerHandle {

@@ -21,7 +21,7 @@ impl Manager {
     pub(super) fn receive_heartbeats(&mut self) {
         for _ in 0..BATCH {
             match self.receiver.receive() {
-                Received::Heartbeat(heartbeat) => self.handle_heartbeat(heartbeat),
+                Received::Heartbeat(heartbeat) => self.handle_heartbeat(*heartbeat),
                 Received::Ping(ping) => self.handle_ping(&ping),
                 Received::Handled => {}
                 Received::Nothing => break,

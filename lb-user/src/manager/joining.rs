@@ -33,16 +33,16 @@ impl JoinRequests {
     }
 
     /// Adds a request if none of this worker waits. Returns it if it cannot wait.
-    fn add(&mut self, heartbeat: ReceivedHeartbeat) -> Result<(), ReceivedHeartbeat> {
+    fn add(&mut self, heartbeat: ReceivedHeartbeat) -> Option<ReceivedHeartbeat> {
         let worker = &heartbeat.report.worker;
         let waiting = self.0.iter().find(|it| it.report.worker == *worker);
         match waiting.map(ReceivedHeartbeat::address) {
-            Some(address) if address == heartbeat.address() => Ok(()),
+            Some(address) if address == heartbeat.address() => None,
             None if self.0.len() < MAX_JOIN_REQUESTS => {
                 self.0.push(heartbeat);
-                Ok(())
+                None
             }
-            _ => Err(heartbeat),
+            _ => Some(heartbeat),
         }
     }
 
@@ -66,7 +66,7 @@ impl Manager {
     pub(super) fn request_join(&mut self, heartbeat: ReceivedHeartbeat) {
         let may_join = heartbeat.report.signed && self.configuration.may_join(heartbeat.address());
         let refused = match may_join {
-            true => self.join_requests.add(heartbeat).err(),
+            true => self.join_requests.add(heartbeat),
             false => Some(heartbeat),
         };
         if let Some(heartbeat) = refused {

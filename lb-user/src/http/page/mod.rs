@@ -74,7 +74,8 @@ mod tests {
     #[test]
     fn the_lists_of_verdicts_follow_their_classes() {
         let script = include_str!("lists.js");
-        let lists: [(&str, fn(VerdictClass) -> bool); 2] = [
+        type HasClass = fn(VerdictClass) -> bool;
+        let lists: [(&str, HasClass); 2] = [
             ("CARRIED", |class| class == VerdictClass::Forwarded),
             ("LOSSES", VerdictClass::is_loss),
         ];
