@@ -590,7 +590,7 @@ fn a_denied_client_is_cut_off_until_it_is_allowed_again() {
     expect_failure(&everybody, 2, &["everybody"]);
     deny(&cluster, &["remove", "192.168.56.0/28", "2001:db8::/32"]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
-    assert_eq!(deny(&cluster, &["list"]), "nobody is denied\n");
+    assert_eq!(deny(&cluster, &["list"]), "no client is denied\n");
     let events = succeed(&cluster, &["events"]);
     assert!(
         events.contains("192.168.56.0/28 is no longer denied, by root"),

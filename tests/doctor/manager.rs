@@ -111,11 +111,11 @@ fn a_service_address_that_is_not_local() {
 }
 
 #[root_test]
-fn a_fallback_that_nobody_serves() {
+fn a_fallback_without_a_server() {
     let mut cluster = start(Shape::OneArm);
     cluster.fallback.process.kill().unwrap();
     manager(&cluster)
-        .problem("fallback", "web: nobody listens at 192.168.56.101:8080")
+        .problem("fallback", "web: no server listens at 192.168.56.101:8080")
         .expect_remedy("--set service.web.fallback=reject");
 }
 
@@ -437,11 +437,7 @@ fn the_silence_of_a_worker_in_maintenance_is_no_problem() {
     let diagnosis = manager(&cluster);
     let because = "because worker1 is in maintenance, worker2 is leaving";
     diagnosis.problem("selection", because);
-    diagnosis.finding(
-        "warning",
-        "heartbeats",
-        "worker2 has taken its leave (leaving)",
-    );
+    diagnosis.finding("warning", "heartbeats", "worker2 left (state leaving)");
 }
 
 #[root_test]

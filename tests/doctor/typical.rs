@@ -170,7 +170,7 @@ fn a_manager_that_the_agent_cannot_reach() {
         ),
         (
             "192.168.56.10",
-            "nobody receives at its UDP port 9999",
+            "its UDP port 9999 is closed",
             "systemctl start memlb-manager",
         ),
         (
@@ -236,7 +236,7 @@ fn a_server_that_listens_on_127_0_0_1_only() {
         "worker1: 192.168.56.103 refuses connections to port 8081",
     );
     let diagnosis = worker(&cluster, 0);
-    diagnosis.problem("server", "nobody listens at port 8081");
+    diagnosis.problem("server", "no server listens at port 8081");
 
     let _server = cluster.topology.workers[0]
         .enter(|| TcpListener::bind("127.0.0.1:8081"))

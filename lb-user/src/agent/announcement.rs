@@ -98,7 +98,7 @@ async fn serve(listener: UnixListener, requests: mpsc::Sender<PauseRequest>) {
 }
 
 async fn answer(mut socket: UnixStream, requests: &mpsc::Sender<PauseRequest>) -> Result<()> {
-    let user = socket.peer_cred().context("ask who it is")?.uid();
+    let user = socket.peer_cred().context("read the peer's user")?.uid();
     let answer = if user == 0 || user == geteuid().as_raw() {
         let for_ms = socket.read_u64().await.context("read")?;
         let (reply, outcome) = oneshot::channel();

@@ -197,7 +197,7 @@ impl Check {
         }
     }
 
-    /// Asks for ever; tells each change, and the first answer in any case.
+    /// Checks periodically; publishes the first result and every change.
     pub(super) async fn watch(self, healthy: watch::Sender<Option<bool>>) {
         let mut failures = 0;
         loop {
@@ -211,7 +211,7 @@ impl Check {
                         None => self.warn_of_local_server(),
                         Some(true) => {}
                     }
-                    tell(&healthy, true);
+                    publish(&healthy, true);
                 }
                 Err(error) => {
                     failures += 1;
@@ -222,7 +222,7 @@ impl Check {
                                 "the service does not answer ({failures} times in a row): {error:#}"
                             );
                         }
-                        tell(&healthy, false);
+                        publish(&healthy, false);
                     }
                 }
             }
@@ -231,7 +231,7 @@ impl Check {
     }
 }
 
-fn tell(healthy: &watch::Sender<Option<bool>>, now: bool) {
+fn publish(healthy: &watch::Sender<Option<bool>>, now: bool) {
     healthy.send_if_modified(|known| known.replace(now) != Some(now));
 }
 
@@ -395,33 +395,33 @@ mod tests {
     #[tokio::test]
     async fn changes_are_told_once_they_are_sure() {
         let address = serve("HTTP/1.1 200 OK\r\n\r\n").await;
-        let (tell, mut told) = watch::channel(None);
-        let watching = tokio::spawn(check(&format!("http://{address}/health?a=b")).watch(tell));
-        told.changed().await.unwrap();
-        assert_eq!(*told.borrow_and_update(), Some(true));
+        let (publish, mut published) = watch::channel(None);
+        let watching = tokio::spawn(check(&format!("http://{address}/health?a=b")).watch(publish));
+        published.changed().await.unwrap();
+        assert_eq!(*published.borrow_and_update(), Some(true));
         watching.abort();
 
-        // Nobody there from the start: said at once.
-        let (tell, mut told) = watch::channel(None);
-        let watching = tokio::spawn(check("tcp://127.0.0.1:1").watch(tell));
-        told.changed().await.unwrap();
-        assert_eq!(*told.borrow_and_update(), Some(false));
+        // No server from the start: published at once.
+        let (publish, mut published) = watch::channel(None);
+        let watching = tokio::spawn(check("tcp://127.0.0.1:1").watch(publish));
+        published.changed().await.unwrap();
+        assert_eq!(*published.borrow_and_update(), Some(false));
         watching.abort();
 
         // Once alive, dead only after as many failures as were asked for.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (tell, mut told) = watch::channel(None);
+        let (publish, mut published) = watch::channel(None);
         let patient = Check {
             failures: 5,
             ..check(&format!("tcp://{address}"))
         };
         let begun = Instant::now();
-        let watching = tokio::spawn(patient.watch(tell));
-        told.changed().await.unwrap();
+        let watching = tokio::spawn(patient.watch(publish));
+        published.changed().await.unwrap();
         drop(listener);
-        told.changed().await.unwrap();
-        assert_eq!(*told.borrow_and_update(), Some(false));
+        published.changed().await.unwrap();
+        assert_eq!(*published.borrow_and_update(), Some(false));
         assert!(begun.elapsed() >= Duration::from_millis(40));
         watching.abort();
     }

@@ -1,4 +1,4 @@
-//! Finds a manager by its name, beside the heartbeats: a slow name server holds up none.
+//! Resolves a manager's name in a task of its own: a slow name server delays no heartbeat.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -95,7 +95,7 @@ async fn look_up(name: &str) -> Result<SocketAddr> {
         .context("no answer to the lookup of its name")?
         .context("look up its name")?
         .collect();
-    // A manager listens at IPv4 addresses unless it is told otherwise.
+    // A manager listens at IPv4 addresses by default.
     let usual = found.iter().find(|address| address.is_ipv4());
     let address = usual.or(found.first());
     address.copied().context("its name has no address")

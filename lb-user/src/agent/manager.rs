@@ -124,7 +124,7 @@ impl ManagerPeer {
         self.lookup.changed().await;
     }
 
-    /// Takes note that the world may have changed while nobody looked.
+    /// Resolves the name again, as after a suspension.
     pub fn refresh_address(&self) {
         self.lookup.refresh();
     }
@@ -250,14 +250,14 @@ impl ManagerPeer {
         match key {
             Some(key) => warn!(
                 "{} does not acknowledge: is it running and reachable, with authentication on, and \
-                 does it know key {} of {}? {DOCTOR} tells more",
+                 does it know key {} of {}? {DOCTOR} examines it",
                 self.name,
                 key.id(),
                 key.worker()
             ),
             None => warn!(
                 "{} does not answer: is the address right, does the manager run, does a firewall drop \
-                 UDP, or does it take only signed heartbeats (--key)? {DOCTOR} tells more",
+                 UDP, or does it take only signed heartbeats (--key)? {DOCTOR} examines it",
                 self.name
             ),
         }
@@ -390,7 +390,7 @@ mod tests {
     async fn believes_each_answer_once_and_only_to_what_it_sent() {
         let boot = BootId(7);
         let (answers, _) = mpsc::channel(1);
-        // Nobody needs to listen there.
+        // No server is needed there.
         let mut manager = ManagerPeer::new("127.0.0.1:9", 0, None, answers)
             .await
             .unwrap();

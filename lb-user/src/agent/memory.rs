@@ -43,7 +43,7 @@ pub(super) struct Sensors {
 }
 
 impl Sensors {
-    /// Looks for what there is to read.
+    /// Opens the sources that this machine has.
     ///
     /// # Errors
     ///

@@ -50,7 +50,7 @@ const ANNOUNCEMENT_INTERVAL: Duration = Duration::from_millis(50);
 /// what was signed under it still counts as fresh.
 const MIN_BOOT_LIFETIME: Duration = Duration::from_secs(2);
 
-/// What an agent is told at its start.
+/// The settings of an agent.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Addresses or names, with or without a port.
@@ -60,7 +60,7 @@ pub struct Settings {
     pub sources: Sources,
     /// Whether the worker's own service is asked, and how.
     pub check: Option<Check>,
-    /// What the worker's DSR translator is told, if it has one.
+    /// The settings of the DSR translator, if the worker has one.
     pub dsr: Option<dsr::DsrSettings>,
     /// With which heartbeats are signed.
     pub key: Option<Key>,
@@ -84,8 +84,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     let (mut agent, mut answers) = Agent::new(settings).await?;
     let mut healthy = match agent.settings.check.clone() {
         Some(check) => {
-            let (tell, healthy) = watch::channel(None);
-            tokio::spawn(check.watch(tell));
+            let (publish, healthy) = watch::channel(None);
+            tokio::spawn(check.watch(publish));
             healthy
         }
         None => watch::channel(Some(true)).1,
@@ -260,7 +260,7 @@ impl Agent {
         self.send(state, &all);
     }
 
-    /// Reads how the worker is, and tells the managers at these places.
+    /// Reads the worker's state and sends it to the managers with these indices.
     fn send(&mut self, state: WorkerState, indices: &[usize]) {
         match self.try_send(state, indices) {
             Ok(()) => self.failing = false,

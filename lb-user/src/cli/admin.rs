@@ -1,4 +1,4 @@
-//! `memlb drain`, `maintenance`, `undrain`, `weight`, `pause` and `resume`: what an operator orders of a worker.
+//! `memlb drain`, `maintenance`, `undrain`, `weight`, `pause` and `resume`: the operator's commands about a worker.
 
 use std::time::{Duration, Instant};
 
@@ -84,10 +84,10 @@ pub struct WeightArgs {
 
 /// Expect a worker to be silent for a while, as when its machine or container is moved
 ///
-/// It gets no new connection, its open ones are kept and go on to its address, and its silence alarms
-/// nobody. The pause ends at its deadline, `memlb resume`, or when the worker was silent for
-/// failover.down_after and has sent failover.up_after good heartbeats again. A worker that is silent
-/// then is down as usual: its connections are reset.
+/// It gets no new connection, its open ones continue to its address, and its silence raises no alarm.
+/// The pause ends at its deadline, at `memlb resume`, or when the worker was silent for
+/// failover.down_after and has sent failover.up_after good heartbeats again. A worker that is still
+/// silent at the end is down as usual: its connections are reset.
 #[derive(clap::Args)]
 pub struct PauseArgs {
     /// The worker's name
@@ -97,7 +97,7 @@ pub struct PauseArgs {
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     duration: Duration,
 
-    /// Why, for those who see the order later: one line of at most 1000 bytes
+    /// The reason, shown with the pause: one line of at most 1000 bytes
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
@@ -115,7 +115,7 @@ pub struct ResumeArgs {
     remote: Remote,
 }
 
-/// Whom the order is about.
+/// The worker, and the reason of the command.
 #[derive(clap::Args)]
 struct WorkerSelector {
     /// The worker's name

@@ -122,7 +122,7 @@ struct DsrArgs {
     #[arg(long, value_name = "SERVICE=PORT")]
     dsr: Vec<DsrMapping>,
 
-    /// Also attach to this interface, beside those of the routes to the services' addresses; may be
+    /// Also attach to this interface, in addition to those of the routes to the services' addresses; may be
     /// repeated
     #[arg(long = "interface", value_name = "NAME", requires = "dsr")]
     interfaces: Vec<String>,

@@ -1,4 +1,4 @@
-//! `memlb check`: is a configuration right?
+//! `memlb check`: validates a configuration.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::{CliResult, print_json, source::kernel_ports};
 
-/// So many workers without a key are named.
+/// How many workers without a key are named.
 const SHOWN: usize = 5;
 
 /// Validate a configuration file
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> CliResult {
     Ok(())
 }
 
-/// Says what is wrong with the keys, as far as this user and this machine can tell.
+/// Returns a warning of the keys, as far as this user and this machine can read them.
 fn missing_keys(config: &Config) -> Option<String> {
     let Heartbeats {
         authentication,
@@ -96,9 +96,7 @@ fn missing_keys(config: &Config) -> Option<String> {
     let keys = match keys::read_keys(path) {
         Ok(keys) => keys,
         Err(error) if is_secret(&error) => {
-            return Some(format!(
-                "{error:#}: whether the keys are right, root can tell"
-            ));
+            return Some(format!("{error:#}: run as root to check the keys"));
         }
         Err(error) => {
             return Some(format!(
@@ -142,7 +140,7 @@ fn without_key(config: &Config, keys: &KeyRing) -> Option<String> {
     ))
 }
 
-/// Whether only this user cannot look.
+/// Whether this user lacks the permission to read it.
 fn is_secret(error: &anyhow::Error) -> bool {
     let causes = error
         .chain()

@@ -14,7 +14,7 @@ const PREFIXES_PER_REQUEST: usize = 40;
 
 /// Deny clients: their packets to any service are dropped
 ///
-/// What memlb forwards never meets the manager's own firewall, so that a ban there binds nobody. A denied
+/// What memlb forwards never meets the manager's own firewall, so that a ban there has no effect. A denied
 /// client is dropped by memlb itself, its open connections included. It stays denied until it is removed, also
 /// over restarts of the manager and of the machine.
 #[derive(clap::Args)]
@@ -37,7 +37,7 @@ struct AddArgs {
     #[arg(required = true)]
     prefixes: Vec<Prefix>,
 
-    /// Why, for those who see it later: one line of at most 1000 bytes
+    /// The reason, shown with the entry: one line of at most 1000 bytes
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
@@ -56,7 +56,7 @@ struct RemoveArgs {
     remote: Remote,
 }
 
-/// Show who is denied, by whom, since when and why
+/// Show the denied prefixes: by whom, since when and why
 #[derive(clap::Args)]
 struct ListArgs {
     #[command(flatten)]
@@ -84,7 +84,7 @@ pub fn run(args: Args) -> CliResult {
 fn change(
     remote: &Remote,
     prefixes: &[Prefix],
-    told: impl Fn(&DenyReply) -> String,
+    text: impl Fn(&DenyReply) -> String,
     request: impl Fn(Vec<Prefix>) -> Request,
 ) -> CliResult {
     let mut all = DenyReply::default();
@@ -95,7 +95,7 @@ fn change(
         all.warnings.extend(answer.warnings);
         all.not_saved = answer.not_saved.or(all.not_saved);
     }
-    remote.print(&all, |answer| told(answer) + &warnings(answer))
+    remote.print(&all, |answer| text(answer) + &warnings(answer))
 }
 
 fn added(answer: &DenyReply) -> String {
@@ -124,7 +124,7 @@ fn warnings(answer: &DenyReply) -> String {
 
 fn listed(list: &DenyList) -> String {
     if list.is_empty() {
-        return "nobody is denied\n".to_owned();
+        return "no client is denied\n".to_owned();
     }
     let rows: Vec<Vec<String>> = list.iter().map(row).collect();
     table(&["prefix", "since", "by", "reason"], &rows)
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn shows_who_is_denied_and_why() {
-        assert_eq!(listed(&DenyList::default()), "nobody is denied\n");
+        assert_eq!(listed(&DenyList::default()), "no client is denied\n");
         let denied = Denied {
             prefix: "10.0.0.0/8".parse().unwrap(),
             by: "root".to_owned(),

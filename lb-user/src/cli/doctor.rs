@@ -1,4 +1,4 @@
-//! `memlb doctor`: what keeps this host from working, and what mends it.
+//! `memlb doctor`: faults of this host, and their remedies.
 
 use std::{path::PathBuf, process::exit, time::Duration};
 
@@ -31,7 +31,7 @@ pub struct Args {
     source: Source,
 }
 
-/// What a worker's agent is told, too.
+/// Options that a worker's agent has, too.
 #[derive(clap::Args)]
 struct WorkerArgs {
     /// Examine a worker's host

@@ -19,7 +19,7 @@ pub fn start(format: Format) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        // Whoever closes the log early, as `head` does, has seen enough of it.
+        // A reader that closes the log early, as `head` does, is no error.
         .log_internal_errors(false)
         .with_ansi(std::io::stdout().is_terminal());
     let is_json = match format {
@@ -34,12 +34,12 @@ pub fn start(format: Format) {
     }
 }
 
-/// Whether standard output is the journal's own: systemd tells its device and inode, which a child
+/// Whether standard output is the journal's own: systemd passes its device and inode, which a child
 /// with another output inherits, too.
 fn is_journal() -> bool {
-    let Ok(told) = std::env::var("JOURNAL_STREAM") else {
+    let Ok(journal) = std::env::var("JOURNAL_STREAM") else {
         return false;
     };
     let output = std::fs::metadata("/proc/self/fd/1");
-    output.is_ok_and(|it| told == format!("{}:{}", it.dev(), it.ino()))
+    output.is_ok_and(|it| journal == format!("{}:{}", it.dev(), it.ino()))
 }

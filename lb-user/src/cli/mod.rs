@@ -49,7 +49,7 @@ struct Cli {
 const EXIT_STATUS: &str = "Exit status: 0 success, 1 failure at run time, 2 wrong usage or \
 configuration.\nLog level: RUST_LOG=debug, RUST_LOG=info, RUST_LOG=warn.";
 
-/// How long what still blocks at the end is waited for.
+/// How long blocking tasks may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Subcommand)]
@@ -83,7 +83,7 @@ enum Verb {
     Man(generate::ManArgs),
 }
 
-/// Why a verb failed, which tells the exit status.
+/// Why a verb failed; decides the exit status.
 enum CliError {
     /// Wrong usage or configuration.
     Usage(anyhow::Error),
@@ -159,7 +159,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Prints to standard output. Who closes it early, as `head` does, has seen enough.
+/// Prints to standard output. A reader that closes it early, as `head` does, is no error.
 fn print(text: &str) {
     let mut output = std::io::stdout().lock();
     let written = output
@@ -174,7 +174,7 @@ fn print(text: &str) {
     }
 }
 
-/// Says something beside the answer; where nobody can be told, the exit status must do.
+/// Prints a line to standard error; if that fails, only the exit status remains.
 fn print_error(line: &str) {
     _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! What the verbs have in common that speak with a running manager.
+//! The connection of verbs to a running manager.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -9,7 +9,7 @@ use super::{block_on, source::USUAL_CONFIG};
 
 const USUAL_SOCKET: &str = "/run/memlb/manager.sock";
 
-/// Which manager is asked, and how it is answered.
+/// Which manager is asked, and the form of the output.
 #[derive(clap::Args)]
 pub struct Remote {
     /// Print JSON
@@ -30,7 +30,7 @@ impl Remote {
         block_on(self.client().request(request))
     }
 
-    /// Prints `value`, as JSON if that is wished, else as `text` has it.
+    /// Prints `value` as JSON with `--json`, else as `text` formats it.
     pub fn print<T: Serialize>(
         &self,
         value: &T,
@@ -44,21 +44,20 @@ impl Remote {
     }
 }
 
-/// Speaks with the manager at `socket`, or else at the usual one.
+/// Connects to the manager at `socket`, or else at the usual one.
 pub fn client(socket: Option<PathBuf>) -> ControlClient {
     let path = socket.or_else(configured_socket);
     ControlClient::new(path.unwrap_or_else(|| PathBuf::from(USUAL_SOCKET)))
 }
 
-/// The socket of a manager that runs with the usual file; whether the rest of that file makes sense
-/// is not for who merely asks.
+/// The socket of a manager that runs with the usual file. The rest of the file is not validated.
 fn configured_socket() -> Option<PathBuf> {
     let text = std::fs::read_to_string(USUAL_CONFIG).ok()?;
     let file: toml::Table = text.parse().ok()?;
     Some(file.get("manager")?.get("control_socket")?.as_str()?.into())
 }
 
-/// A duration in whole seconds, as people say it.
+/// Formats a duration in whole seconds, such as `2m 5s`.
 pub fn format_seconds(milliseconds: u64) -> String {
     let rounded = Duration::from_secs(milliseconds / 1000);
     humantime::format_duration(rounded).to_string()

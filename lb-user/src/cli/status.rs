@@ -22,7 +22,7 @@ pub struct Args {
     remote: Remote,
 }
 
-/// List the services: who serves each, since when and why
+/// List the services: the serving worker, since when and why
 #[derive(clap::Args)]
 pub struct ServicesArgs {
     /// Only this service

@@ -1,4 +1,4 @@
-//! A worker's side: does every manager answer, and what can be told of this machine's memory?
+//! A worker's host: whether every manager answers, and which memory figures can be read.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ use crate::{
     keys::{Key, read_key},
 };
 
-/// What the doctor is told of a worker, as its agent is.
+/// A worker, with the settings of its agent.
 #[derive(Debug, Clone)]
 pub struct Worker {
     /// Addresses or names, with a port.
@@ -63,7 +63,7 @@ pub enum Reachability {
     },
     /// No answer, and no word of anything on the way.
     Silent,
-    /// Its host says that nobody has this port.
+    /// Its host says that the port is closed.
     PortClosed,
     /// Something on the way says that it cannot be reached.
     Unreachable(String),
@@ -261,7 +261,7 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
                 within.as_secs_f64() * 1000.0,
                 match (knows_key, key) {
                     (true, _) => ", and knows the key",
-                    (false, Some(_)) => ", and does not look at signatures",
+                    (false, Some(_)) => ", and does not verify signatures",
                     (false, None) => "",
                 }
             ),
@@ -269,7 +269,7 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
         (Reachability::PortClosed, _) => Finding::problem(
             "manager",
             format!(
-                "{ip} is there, but nobody receives at its UDP port {port}: no manager runs, or it listens elsewhere"
+                "{ip} is there, but its UDP port {port} is closed: no manager runs, or it listens elsewhere"
             ),
             format!("on {ip}: systemctl start memlb-manager; ss -lunp 'sport = :{port}'"),
         ),
@@ -333,13 +333,10 @@ pub fn sources(sources: &Sources) -> Vec<Finding> {
         Err(why) => Finding::problem("memory", why.clone(), "ls -l /proc/meminfo"),
     };
     let pressure = match sources.has_pressure {
-        true => Finding::ok(
-            "pressure",
-            "the kernel tells how much tasks wait for memory (PSI)",
-        ),
+        true => Finding::ok("pressure", "the kernel reports memory pressure (PSI)"),
         false => Finding::warning(
             "pressure",
-            "the kernel does not tell how much tasks wait for memory: policy balanced does without",
+            "the kernel does not report memory pressure (PSI): policy balanced works without it",
             "add psi=1 to the kernel's command line (GRUB_CMDLINE_LINUX in /etc/default/grub), update-grub, restart",
         ),
     };
@@ -401,7 +398,7 @@ mod tests {
             (
                 Reachability::PortClosed,
                 None,
-                "nobody receives",
+                "is closed",
                 "systemctl start memlb-manager",
             ),
             (

@@ -19,7 +19,7 @@ use lb_core::MANAGER;
 ///
 /// # Errors
 ///
-/// None that is known of: who does not answer is examined by others.
+/// Nothing if the manager does not answer; another check reports that.
 pub async fn config_file(control_socket: &Path) -> Result<Option<PathBuf>> {
     let client = ControlClient::new(control_socket.to_owned());
     let status: Option<Status> = client.request(&Request::Status).await.ok();
@@ -112,9 +112,9 @@ mod tests {
         assert_eq!(with_joined(&config, None), config);
         let joined = with_joined(&config, Some(&status));
         assert_eq!(joined.services[0].workers[0].name, "worker1");
-        // Who is named is examined where the file has him.
+        // A configured worker is examined at its address in the file.
         assert_eq!(with_joined(&joined, Some(&status)), joined);
-        // Another manager's worker has not joined a service that takes nobody in.
+        // A worker of another manager has not joined a service without auto_join.
         let mut closed = config;
         closed.services[0].auto_join = None;
         assert_eq!(with_joined(&closed, Some(&status)), closed);

@@ -1,4 +1,4 @@
-//! What a check has found: how bad it is, what it is, and the command that mends it.
+//! The finding of a check: its severity, what was found, and the remedy.
 
 use std::fmt;
 
@@ -27,10 +27,10 @@ impl Severity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub severity: Severity,
-    /// What was looked at: `kernel`, `interface`, `worker`, …
+    /// The name of the check: `kernel`, `interface`, `worker`, …
     pub check: &'static str,
     pub found: String,
-    /// The command that mends it, or what to do where no command can.
+    /// The command that repairs it, or what to do where no command can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }

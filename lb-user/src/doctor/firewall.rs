@@ -15,7 +15,7 @@ pub struct RequiredPort {
     pub protocol: &'static str,
     pub port: u16,
     pub is_ipv6: bool,
-    /// Who is kept out, and what becomes of them.
+    /// What is blocked, and the effect.
     pub what: String,
 }
 

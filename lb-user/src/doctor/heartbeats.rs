@@ -1,4 +1,4 @@
-//! Does the running manager hear every worker, and what does it refuse?
+//! Whether the running manager receives every worker's heartbeats, and which it refuses.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -83,7 +83,7 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
         return Finding::warning(
             "heartbeats",
             format!(
-                "{name} is in maintenance and {}: that alarms nobody",
+                "{name} is in maintenance and {}: that raises no alarm",
                 heard(seen)
             ),
             format!("memlb undrain {name}    (when it is back)"),
@@ -93,7 +93,7 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
         let left = seen.pause_left_ms.unwrap_or(0) / 1_000;
         return Finding::warning(
             "heartbeats",
-            format!("{name} is paused and {}: that alarms nobody", heard(seen)),
+            format!("{name} is paused and {}: that raises no alarm", heard(seen)),
             format!(
                 "memlb resume {name}    (when it is back; the pause ends by itself in {left} s)"
             ),
@@ -166,7 +166,7 @@ fn heard(seen: &BackendSnapshot) -> String {
     }
 }
 
-/// A worker that is heard too seldom to be taken for alive in between.
+/// A worker whose heartbeats are too rare for `down_after`.
 fn slow(facts: &Facts<'_>, seen: &BackendSnapshot) -> Option<Finding> {
     let (name, interval) = (&seen.name, seen.interval_ms?);
     let down_after = milliseconds(facts.down_after);
@@ -192,12 +192,12 @@ fn slow(facts: &Facts<'_>, seen: &BackendSnapshot) -> Option<Finding> {
     })
 }
 
-/// One that said that it goes, or of which a former manager left that it was not to be chosen.
+/// A worker that left, or that a former manager had out of service.
 fn absent(seen: &BackendSnapshot) -> Finding {
     let name = &seen.name;
     let found = match seen.age_ms {
         Some(_) => format!(
-            "{name} has taken its leave ({}), and {}",
+            "{name} left (state {}), and {}",
             seen.health.name(),
             heard(seen)
         ),
@@ -396,7 +396,7 @@ pub mod tests {
     fn tells_why_one_that_has_left_is_not_back() {
         let left = &examine(Some(9_000), "leaving", None)[0];
         assert_eq!(left.severity, Severity::Warning);
-        let says = "has taken its leave (leaving), and was last heard 9 s ago";
+        let says = "left (state leaving), and was last heard 9 s ago";
         assert!(left.found.contains(says), "{left:?}");
         let before = &examine(None, "leaving", None)[0];
         let says = "was leaving or drained when this manager started";

@@ -49,7 +49,7 @@ pub struct Link {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Neighbour {
     Known,
-    /// It was asked for, and nobody answered.
+    /// It was asked for without an answer.
     Silent,
 }
 

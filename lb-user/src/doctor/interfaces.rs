@@ -125,7 +125,7 @@ fn way(facts: &Facts<'_>, name: &str, link: &Link) -> Finding {
             let driver = link.driver.as_deref().unwrap_or("unknown");
             let else_what = match wish {
                 Attach::Xdp => "the manager does not start if it cannot",
-                _ => "tc if it cannot; memlb status tells after the start",
+                _ => "tc if it cannot; memlb status shows it after the start",
             };
             Finding::ok(
                 "attachment",
@@ -170,7 +170,7 @@ fn mtu(facts: &Facts<'_>) -> Option<Finding> {
     Some(Finding::warning(
         "mtu",
         format!(
-            "the interfaces differ ({}): the senders of full packets from the larger are told to \
+            "the interfaces differ ({}): the senders of full packets from the larger get ICMP errors to \
              send smaller ones, and what may be fragmented is dropped",
             all.join(", ")
         ),

@@ -26,7 +26,7 @@ pub enum KeyState {
         count: usize,
         /// Workers of the configuration that have none.
         without: BTreeSet<String>,
-        /// Says which other files lie beside them.
+        /// Names the other files in the directory.
         others: Option<String>,
     },
     Bad {
@@ -106,7 +106,7 @@ fn finding(facts: &Facts) -> Finding {
     match (authentication, keys) {
         (Authentication::Off, _) => Finding::warning(
             "keys",
-            "heartbeats are not authenticated: whoever reaches the port can steer the balancer",
+            "heartbeats are not authenticated: any host that reaches the port can steer the balancer",
             "keep the port to a trusted network; or memlb keygen --name WORKER for each, and \
              --set heartbeats.authentication=permissive",
         ),
@@ -136,7 +136,7 @@ fn finding(facts: &Facts) -> Finding {
     }
 }
 
-/// The command that mends a key file or a directory of them, given what reading them said.
+/// Returns the command that repairs a key file or a directory of them, by the error of reading them.
 pub fn remedy_for(path: &Path, error: &anyhow::Error) -> String {
     let at = path.display();
     if !path.exists() {
@@ -151,13 +151,13 @@ pub fn remedy_for(path: &Path, error: &anyhow::Error) -> String {
     if !open.is_empty() {
         let files: Vec<String> = open.iter().map(|file| file.display().to_string()).collect();
         return format!(
-            "chmod 600 {}    (and draw a new key if somebody may have read it)",
+            "chmod 600 {}    (and make a new key if another user may have read it)",
             files.join(" ")
         );
     }
     match is_others(path) {
         true => format!("chown -R root: {at} && chmod 700 {at}; ls -la {at}"),
-        false => format!("ls -la {at}    (and remove or mend the file that is named)"),
+        false => format!("ls -la {at}    (and remove or repair the named file)"),
     }
 }
 
@@ -174,7 +174,7 @@ fn apart(DuplicateKey { first, second, .. }: &DuplicateKey) -> String {
     }
 }
 
-/// Whether somebody else may put keys there, or owns one.
+/// Whether another user may put keys there, or owns one.
 fn is_others(path: &Path) -> bool {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let mut all = entries.map(|entry| entry.path()).chain([path.to_owned()]);

@@ -13,7 +13,7 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// A clock that says less was never set: 2025-01-01.
 const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
 
-/// So much may the wall clock be slewed, or a look at both clocks take.
+/// How much the wall clock may be slewed, or reading both clocks may take.
 const MOST_APART: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone)]
@@ -77,7 +77,7 @@ fn kernel(facts: &Facts) -> Finding {
         ),
         None => Finding::warning(
             "kernel",
-            format!("Linux {release} does not tell this user what it offers to BPF"),
+            format!("this user may not read which BPF features Linux {release} has"),
             "sudo memlb doctor",
         ),
     }

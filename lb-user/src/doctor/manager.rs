@@ -1,4 +1,4 @@
-//! Is a manager running, is it the only one, and who receives the heartbeats?
+//! Whether exactly one manager runs, and which process receives the heartbeats.
 
 use std::{
     net::SocketAddr,
@@ -22,7 +22,7 @@ use crate::{
 pub struct Facts {
     pub control_socket: PathBuf,
     pub answer: ControlReply,
-    /// Who has the control socket.
+    /// What the control socket answers.
     pub pid: Option<i32>,
     pub heartbeat_listen: SocketAddr,
     pub receiver: Receiver,
@@ -36,7 +36,7 @@ pub struct Facts {
 #[derive(Debug, Clone)]
 pub enum ControlReply {
     Status(Box<Status>),
-    /// Somebody has it, but gives no answer that is understood.
+    /// A process has it, but its answer is not understood.
     Confused(String),
     Forbidden,
     Nobody,
@@ -134,7 +134,7 @@ fn manager(facts: &Facts) -> Option<Finding> {
         ),
         ControlReply::Confused(why) => Finding::problem(
             "manager",
-            format!("who has {socket} does not answer as this memlb would: {why}"),
+            format!("the process at {socket} does not answer like this memlb: {why}"),
             "memlb --version; systemctl restart memlb-manager",
         ),
         ControlReply::Forbidden => Finding::problem(
@@ -153,7 +153,7 @@ fn manager(facts: &Facts) -> Option<Finding> {
             ),
             None => Finding::warning(
                 "manager",
-                format!("none runs (nobody answers at {socket})"),
+                format!("none runs (no answer at {socket})"),
                 "systemctl start memlb-manager, or: memlb manager",
             ),
         },
@@ -194,11 +194,11 @@ fn receiving(facts: &Facts) -> Option<Finding> {
             ),
         ),
         Receiver::Unknown if is_running && facts.pid.is_none() => {
-            Finding::ok("heartbeats", format!("somebody receives at UDP {listen}"))
+            Finding::ok("heartbeats", format!("a process receives at UDP {listen}"))
         }
         Receiver::Unknown if matches!(facts.answer, ControlReply::Forbidden) => Finding::warning(
             "heartbeats",
-            format!("who receives at UDP {listen} is not told to this user"),
+            format!("this user may not see which process receives at UDP {listen}"),
             "sudo memlb doctor",
         ),
         Receiver::Unknown => Finding::problem(
@@ -241,11 +241,11 @@ fn serving(facts: &Facts) -> Option<Finding> {
             ),
         ),
         Receiver::Unknown if is_running && facts.pid.is_none() => {
-            Finding::ok("http", format!("somebody serves at TCP {listen}"))
+            Finding::ok("http", format!("a process serves at TCP {listen}"))
         }
         Receiver::Unknown if matches!(facts.answer, ControlReply::Forbidden) => Finding::warning(
             "http",
-            format!("who serves at TCP {listen} is not told to this user"),
+            format!("this user may not see which process serves at TCP {listen}"),
             "sudo memlb doctor",
         ),
         Receiver::Unknown => Finding::problem(
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_two_managers() {
+    fn reports_two_managers() {
         let found = problems(&running(Receiver::Known(memlb(7)), &[7, 8]));
         assert_eq!(found.len(), 1);
         assert!(

@@ -1,4 +1,4 @@
-//! `memlb doctor`: what keeps this host from being a good manager or worker, and what mends it.
+//! `memlb doctor`: what keeps this host from working as a manager or worker, and the remedies.
 //!
 //! One file a family of checks. Each gathers facts, which it may not change, and draws findings from
 //! them, which needs no machine. Nothing here disturbs a running manager or agent.
@@ -49,7 +49,7 @@ use machine::Clocks;
 ///
 /// # Errors
 ///
-/// Says what this host does not even tell of itself.
+/// Says which facts of this host cannot be read.
 pub async fn examine_manager(
     config: &Config,
     file: Option<&Path>,
@@ -97,7 +97,7 @@ pub async fn examine_manager(
 ///
 /// # Errors
 ///
-/// Says what this host does not even tell of itself.
+/// Says which facts of this host cannot be read.
 pub async fn examine_worker(worker: &Worker) -> Result<Diagnosis> {
     let clocks = Clocks::now();
     let host = Host::gather().await?;
@@ -268,7 +268,7 @@ fn required_ports(config: &Config) -> Vec<firewall::RequiredPort> {
         let refused = format!(
             "clients of {name} hang where they should be refused, and where their worker is down: {hangs}"
         );
-        let unserved = format!("the fallback of {name} serves nobody");
+        let unserved = format!("clients do not reach the fallback of {name}");
         let fallback = service.fallback.map(|it| needed(it.port(), unserved));
         [needed(service.address.port(), refused)]
             .into_iter()

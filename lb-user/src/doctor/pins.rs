@@ -1,4 +1,4 @@
-//! The BPF file system and what is pinned there: by whom, of which layout.
+//! The BPF file system and the pins: their manager and their layout.
 
 use std::{
     fs, io,
@@ -50,11 +50,11 @@ pub enum PinDirectory {
 pub enum PinState {
     Nothing,
     Ours,
-    /// This user may not look.
+    /// This user lacks the permission to read it.
     Hidden,
     /// By a memlb of another layout version.
     OtherLayout(String),
-    /// It could not be looked at, and why.
+    /// It could not be read, and why.
     Unreadable(String),
 }
 
@@ -171,7 +171,7 @@ fn pins(facts: &Facts) -> Finding {
         (PinState::Nothing, _) => Finding::ok("pins", format!("nothing is pinned at {path} yet")),
         (PinState::Hidden, _) => Finding::warning(
             "pins",
-            format!("this user may not look at what is pinned at {path}"),
+            format!("this user may not read the pins at {path}"),
             "sudo memlb doctor",
         ),
         (PinState::Ours, Some(holder)) => {
@@ -180,8 +180,8 @@ fn pins(facts: &Facts) -> Finding {
         (PinState::Ours, None) => Finding::warning(
             "pins",
             format!(
-                "{path} is left of a manager that no longer runs: it goes on steering with its last \
-                 choice, and notices no failure"
+                "{path} is left of a manager that no longer runs: its programs steer with the last \
+                 selection, and detect no failure"
             ),
             format!(
                 "start the manager, which takes over (memlb manager); or take it out, which ends open connections: {unload}"
@@ -190,7 +190,7 @@ fn pins(facts: &Facts) -> Finding {
         (PinState::OtherLayout(found), _) => Finding::problem(
             "pins",
             format!(
-                "what is pinned at {path} has {found}, and this memlb has layout {}: no manager of this version \
+                "the pins at {path} have {found}, and this memlb has layout {}: no manager of this version \
                  starts",
                 lb_common::maps::LAYOUT_VERSION
             ),
@@ -198,7 +198,7 @@ fn pins(facts: &Facts) -> Finding {
         ),
         (PinState::Unreadable(why), _) => Finding::problem(
             "pins",
-            format!("what is pinned at {path} cannot be looked at: {why}"),
+            format!("the pins at {path} cannot be read: {why}"),
             format!("sudo memlb doctor; if it is damaged: {unload}"),
         ),
     }
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_where_pins_cannot_be() {
+    fn reports_where_pins_cannot_be() {
         let cases = [
             (PinDirectory::Fit, Severity::Ok, ""),
             (
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_is_attached_from_elsewhere() {
+    fn reports_what_is_attached_from_elsewhere() {
         let left = ForeignPrograms {
             pin_path: "/sys/fs/bpf/memlb2".into(),
             interfaces: ["eth1".to_owned()].into(),
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_whose_the_pins_are() {
+    fn reports_whose_the_pins_are() {
         let left = &findings(&facts(PinDirectory::Fit, PinState::Ours))[1];
         assert_eq!(left.severity, Severity::Warning);
         assert!(left.found.contains("no longer runs"));

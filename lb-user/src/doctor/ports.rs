@@ -31,7 +31,7 @@ fn range(facts: &Facts<'_>) -> Finding {
     let Some(kernel) = kernel_ports else {
         return Finding::warning(
             "ports",
-            "the kernel does not tell which ports it gives to this host's own connections",
+            "the kernel's range of ports for this host's own connections cannot be read",
             "sysctl net.ipv4.ip_local_port_range",
         );
     };

@@ -10,13 +10,13 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{net::TcpStream, time::timeout};
 
-/// A repeated SYN comes after a second; who needs a third is not well.
+/// A repeated SYN comes after a second; a server that needs a third is not healthy.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attempt {
     Connected(Duration),
-    /// Somebody is there and says that nobody listens.
+    /// The host answers that no server listens.
     Refused,
     /// No answer at all.
     Silent,

@@ -1,4 +1,4 @@
-//! Who serves each service at present, where it should be a worker?
+//! Services that no worker serves at present.
 
 use std::time::Duration;
 

@@ -16,7 +16,7 @@ pub struct Facts {
     /// Why it does not answer the check, if it does not.
     pub failure: Option<String>,
     pub port: u16,
-    /// Where somebody listens to that port.
+    /// The addresses at which a server listens on that port.
     pub listeners: Vec<IpAddr>,
     /// This host's address that the manager knows, tried as the manager would.
     pub from_outside: Option<(SocketAddr, Attempt)>,
@@ -40,7 +40,7 @@ pub fn findings(facts: Option<&Facts>) -> Vec<Finding> {
     let Some(facts) = facts else {
         return vec![Finding::warning(
             "server",
-            "not looked at: nothing says where this worker's server is",
+            "not checked: no option says where this worker's server is",
             "memlb doctor --agent … --check http://127.0.0.1:8081/",
         )];
     };
@@ -56,7 +56,7 @@ fn answers(facts: &Facts) -> Finding {
         None => Finding::ok("server", format!("{target} answers")),
         Some(why) if facts.listeners.is_empty() => Finding::problem(
             "server",
-            format!("{target} does not answer ({why}), and nobody listens at port {port}"),
+            format!("{target} does not answer ({why}), and no server listens at port {port}"),
             format!("start the server; ss -ltnp 'sport = :{port}' shows when it listens"),
         ),
         Some(why) => Finding::problem(
@@ -91,7 +91,7 @@ fn listens(facts: &Facts) -> Option<Finding> {
         _ if listeners.is_empty() => return None,
         _ => Finding::problem(
             "server",
-            format!("somebody listens at port {port}, but {address} does not answer"),
+            format!("a server listens at port {port}, but {address} does not answer"),
             "nft list ruleset; iptables -S INPUT",
         ),
     })
@@ -149,7 +149,7 @@ mod tests {
         )));
         assert_eq!(gone.len(), 1);
         assert!(
-            gone[0].found.contains("nobody listens at port 8081"),
+            gone[0].found.contains("no server listens at port 8081"),
             "{gone:?}"
         );
         assert_eq!(findings(None)[0].severity, Severity::Warning);

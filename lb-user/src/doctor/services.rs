@@ -1,4 +1,4 @@
-//! The services' addresses and the manager's own servers: are they here, does somebody listen?
+//! Whether this host has the services' addresses, and the manager's own servers listen.
 
 use std::{
     collections::BTreeMap,
@@ -71,7 +71,7 @@ fn fallback(facts: &Facts<'_>, service: &Service) -> Option<Finding> {
         None => return None,
         Some(Attempt::Connected(_)) => Finding::ok(
             "fallback",
-            format!("{name}: somebody listens at {fallback}"),
+            format!("{name}: a server listens at {fallback}"),
         ),
         Some(_) if only_loopback => Finding::problem(
             "fallback",
@@ -86,7 +86,7 @@ fn fallback(facts: &Facts<'_>, service: &Service) -> Option<Finding> {
         Some(_) => Finding::problem(
             "fallback",
             format!(
-                "{name}: nobody listens at {fallback}: with all workers down, clients are refused"
+                "{name}: no server listens at {fallback}: with all workers down, clients are refused"
             ),
             format!("start the server there; or, if that is as it should be: {reject}"),
         ),
@@ -193,7 +193,7 @@ pub mod tests {
             &service,
         )
         .unwrap();
-        assert!(found.found.contains("nobody listens"));
+        assert!(found.found.contains("no server listens"));
         assert!(
             found
                 .remedy

@@ -33,7 +33,7 @@ pub struct Facts {
     /// The file itself, or the nearest directory above it that exists.
     pub existing: PathBuf,
     pub obstacle: Option<StorageProblem>,
-    /// In its file system; nothing where that does not tell.
+    /// In its file system, if that reports it.
     pub free_bytes: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ pub fn gather(what: &'static str, option: &'static str, path: &Path) -> Facts {
         Some(path) => path,
         None => Path::new("."),
     };
-    // Sockets and drafts are made beside, so that there the directory counts.
+    // Sockets and temporary files are created in the directory, whose permissions count.
     let directory = match existing.is_dir() {
         true => existing,
         false => existing.parent().unwrap_or(existing),

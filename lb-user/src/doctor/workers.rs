@@ -32,7 +32,7 @@ pub struct Worker {
     pub is_tcp: bool,
     /// Whether it answers clients itself (mode dsr).
     pub is_direct: bool,
-    /// Whether the operator has it in maintenance, so that what it lacks alarms nobody.
+    /// Whether the operator has it in maintenance, so that its faults raise no alarm.
     pub in_maintenance: bool,
 }
 
@@ -119,7 +119,7 @@ fn finding(facts: &Facts<'_>, worker: &Worker) -> Finding {
         None if !worker.is_tcp => Finding::ok(
             "worker",
             format!(
-                "{name}: {} (whether anybody receives UDP at {address} cannot be told from here)",
+                "{name}: {} (from here, memlb cannot check whether a server receives UDP at {address})",
                 way(route, &interface, ip, next_hop)
             ),
         ),

@@ -47,7 +47,7 @@ pub fn read_key(path: &Path, worker: &str) -> Result<Key> {
             key.worker()
         ),
         _ => bail!(
-            "{} holds {} keys: an agent signs with one; the manager is who knows several",
+            "{} holds {} keys: an agent signs with one; only the manager uses several",
             path.display(),
             keys.len()
         ),
@@ -73,7 +73,7 @@ pub fn read_keys(path: &Path) -> Result<KeyRing> {
         read_into(&mut keys, path)?;
         return Ok(keys);
     }
-    // Who may put a file there can make a worker.
+    // A user who may put a file there can create a worker.
     let mode = about.mode();
     ensure!(
         ours(about.uid()) && mode & 0o022 == 0,
@@ -151,7 +151,7 @@ fn read_into(keys: &mut KeyRing, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads one line. What is wrong is told without quoting it: it is a secret.
+/// Parses one line. Errors do not quote it: it is a secret.
 fn parse(line: &str) -> Result<Key> {
     let mut words = line.split_whitespace();
     let parts = (
@@ -184,7 +184,7 @@ fn parse(line: &str) -> Result<Key> {
     Ok(Key::new(worker.to_owned(), id, &secret))
 }
 
-/// Reads a file that nobody but its owner, who is root or this user, can read or write.
+/// Reads a file that only its owner, root or this user, can read or write.
 fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     // Without waiting for the other end, should it be a pipe.
     let file = OpenOptions::new()
@@ -201,7 +201,7 @@ fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-/// Looks at the open file, so that nobody can exchange it meanwhile; returns its length.
+/// Checks the open file, which cannot be exchanged meanwhile; returns its length.
 fn check_permissions(path: &Path, file: &File) -> Result<usize> {
     let shown = path.display();
     let about = file

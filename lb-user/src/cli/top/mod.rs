@@ -73,7 +73,7 @@ async fn watch(terminal: &mut DefaultTerminal, client: &ControlClient) -> anyhow
             _ = ticks.tick() => refresh(&mut app, client).await,
             Some(entry) = entries.recv() => {
                 app.add_event(entry);
-                // What it tells of is to be seen at once; one look is enough for many.
+                // An event is shown at once; one refresh covers several.
                 while let Ok(entry) = entries.try_recv() {
                     app.add_event(entry);
                 }
@@ -123,7 +123,7 @@ fn keys() -> mpsc::UnboundedReceiver<Option<KeyEvent>> {
     receiver
 }
 
-/// Follows the manager's events, and looks for it again when it has gone.
+/// Follows the manager's events, and reconnects after an error.
 fn entries(client: ControlClient) -> mpsc::Receiver<EventRecord> {
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {

@@ -47,7 +47,7 @@ impl Rates {
         if seconds < 0.5 {
             return;
         }
-        // Counters begin anew when the maps do.
+        // Counters restart at 0 with new maps.
         let rate = |after: u64, before: u64| after.saturating_sub(before) as f64 / seconds;
         let known = counts.traffic.iter().filter_map(|(id, after)| {
             let before = before.traffic.get(id)?;

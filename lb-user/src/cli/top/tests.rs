@@ -1,6 +1,6 @@
-//! The screen as text, beside the screens that people found good; and what keys do.
+//! The screen as text, compared with approved screens, and the keys.
 //!
-//! With `MEMLB_NEW_SCREENS=1` the files in `screens/` are written anew, to be looked at.
+//! With `MEMLB_NEW_SCREENS=1` the files in `screens/` are written, to be reviewed.
 
 use std::{
     fmt::Write,
