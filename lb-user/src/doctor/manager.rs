@@ -389,11 +389,12 @@ mod tests {
     fn reports_two_managers() {
         let found = problems(&running(Receiver::Known(memlb(7)), &[7, 8]));
         assert_eq!(found.len(), 1);
+        let text = &found[0].found;
         assert!(
-            found[0]
-                .found
-                .contains("two managers run here: memlb (process 8)")
+            text.contains("two managers run here: memlb (process 7)"),
+            "{text}"
         );
+        assert!(text.contains(" and memlb (process 8)"), "{text}");
         let found = problems(&absent(Receiver::Known(memlb(7)), &[7]));
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].found.contains("not with the control socket"));

@@ -384,8 +384,6 @@ fn absurd_figures_are_refused() {
         (with("1.25", "1e400"), "not_json"),
         (with("1.25", "null"), "malformed"),
         (with("0.07", "\"0.07\""), "malformed"),
-        (with("0.52", "-1"), "malformed"),
-        (with("0.52", "1e300"), "malformed"),
     ] {
         assert_eq!(refusal(datagram.as_bytes(), false), reason, "{datagram}");
     }
