@@ -77,7 +77,7 @@ pub struct TraceEvent {
     pub bytes: u32,
     pub ether_type: u16,
     pub verdict: u8,
-    /// One of [`place`].
+    /// One of [`trace_hook`].
     pub hook: u8,
     /// IANA number of the packet's own protocol.
     pub protocol: u8,
