@@ -35,6 +35,9 @@ pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
     /// The address in maps that hold both families: IPv4 as an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2).
     fn mapped(self) -> V6;
 
+    /// The client of this address in map `clients`: the address as [`Self::mapped`], of IPv6 the first 64 bits.
+    fn prefix(self) -> V6;
+
     /// Whether it is an IPv4-mapped IPv6 address. No packet may carry one.
     fn is_mapped(self) -> bool;
 
@@ -73,6 +76,11 @@ impl Address for V4 {
     fn mapped(self) -> V6 {
         let [a, b, c, d] = self;
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    }
+
+    #[inline(always)]
+    fn prefix(self) -> V6 {
+        self.mapped()
     }
 
     #[inline(always)]
@@ -132,6 +140,12 @@ impl Address for V6 {
     #[inline(always)]
     fn mapped(self) -> V6 {
         self
+    }
+
+    #[inline(always)]
+    fn prefix(self) -> V6 {
+        let [a, b, c, d, e, f, g, h, ..] = self;
+        [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0]
     }
 
     #[inline(always)]

@@ -95,6 +95,7 @@ verdicts! {
     NoBackend = "no_backend", Refused, "New connection while no backend is selected and up: the kernel answers with RST, or ICMP for UDP.";
     NoRoute = "no_route", Refused, "New connection to a worker without a known route: the kernel answers with RST.";
     PortsExhausted = "ports_exhausted", Refused, "No free source port towards the worker: the kernel answers with RST.";
+    ClientLimit = "client_limit", Refused, "New connection of a client that has as many as limits.per_client allows: the kernel answers with RST, or ICMP for UDP.";
     TableFull = "table_full", Refused, "The flow could not be stored: the kernel answers with RST.";
     TimeToLive = "time_to_live", Dropped, "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
     WrongInterface = "wrong_interface", Passed, "With a worker's address, but on another interface than the one that leads to it: passed to the kernel.";

@@ -34,10 +34,11 @@ macro_rules! assert_layout {
 fn the_layout_of_version_5_is_as_pinned() {
     assert_eq!(LAYOUT_VERSION, 5, "pin the new layout here");
     assert_layout!(
-        Settings, 80,
+        Settings, 88,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
         datagram_idle_ns 16, closing_idle_ns 24, half_open_idle_ns 32, accept_local_before 40,
-        half_open_buckets 44, secret 48, pool_words 64, source_words 68, nat_sources 72, reserved 76
+        half_open_buckets 44, secret 48, pool_words 64, source_words 68, nat_sources 72, per_client 76,
+        direct_flows 80, reserved 84
     );
     assert_layout!(PortPool, 8, next_free 0, next_waiting 4);
     assert_layout!(PortWord, 16, used 0, waiting 8);
@@ -137,6 +138,7 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "no_backend",
             "no_route",
             "ports_exhausted",
+            "client_limit",
             "table_full",
             "time_to_live",
             "wrong_interface",
@@ -162,7 +164,7 @@ fn the_maps_of_version_5_are_as_pinned() {
     assert_eq!(
         rows(MANAGER_MAPS),
         [
-            ("settings", Array, 4, 80, Some(1)),
+            ("settings", Array, 4, 88, Some(1)),
             ("services", Hash, 20, 4, None),
             ("selection", Array, 4, 4, None),
             ("policies", Array, 4, 16, None),
@@ -185,7 +187,8 @@ fn the_maps_of_version_5_are_as_pinned() {
             ("active", Array, 4, 8, None),
             ("evicted", Array, 4, 8, None),
             ("deny", LpmTrie, 20, 4, Some(16_384)),
-            ("verdicts", PerCpuArray, 4, 16, Some(26)),
+            ("clients", LruHash, 16, 8, None),
+            ("verdicts", PerCpuArray, 4, 16, Some(27)),
             ("traffic", PerCpuArray, 4, 48, None),
             ("trace", Array, 4, 128, Some(1)),
             ("trace_counts", Array, 4, 32, Some(1)),
@@ -204,7 +207,7 @@ fn the_maps_of_version_5_are_as_pinned() {
             ("new_peers", LruHash, 16, 12, Some(16_384)),
             ("new_peers6", LruHash, 40, 24, Some(16_384)),
             ("sockets", SkStorage, 4, 20, Some(0)),
-            ("verdicts", PerCpuArray, 4, 16, Some(26)),
+            ("verdicts", PerCpuArray, 4, 16, Some(27)),
         ]
     );
 }
@@ -213,16 +216,16 @@ fn the_maps_of_version_5_are_as_pinned() {
 fn a_map_that_differs_in_any_property_is_named() {
     let verdicts = MANAGER_MAPS.iter().find(|it| it.name == name::VERDICTS);
     let verdicts = verdicts.unwrap();
-    assert_eq!(verdicts.difference(6, [4, 16], 26), None);
+    assert_eq!(verdicts.difference(6, [4, 16], 27), None);
     for (kind, sizes, entries, said) in [
-        (2, [4, 16], 26, "map verdicts has type 2, not 6"),
-        (6, [8, 16], 26, "map verdicts has key size 8, not 4"),
-        (6, [4, 8], 26, "map verdicts has value size 8, not 16"),
+        (2, [4, 16], 27, "map verdicts has type 2, not 6"),
+        (6, [8, 16], 27, "map verdicts has key size 8, not 4"),
+        (6, [4, 8], 27, "map verdicts has value size 8, not 16"),
         (
             6,
             [4, 16],
-            25,
-            "map verdicts has number of entries 25, not 26",
+            26,
+            "map verdicts has number of entries 26, not 27",
         ),
     ] {
         let found = verdicts.difference(kind, sizes, entries).unwrap();

@@ -433,10 +433,12 @@ proptest! {
         events in prop::collection::vec(event(false), 1..200),
     ) {
         let mut memory = small_lab();
+        memory.settings.per_client = u32::MAX;
         serves_by(&mut memory, mode);
         for event in events {
             happens(&mut memory, &event)?;
             every_entry_has_its_twin(&memory)?;
+            every_connection_counts_for_its_client(&memory)?;
         }
     }
 
@@ -737,6 +739,22 @@ fn every_entry_has_its_twin(memory: &Memory) -> Result<(), TestCaseError> {
             );
         }
     }
+    Ok(())
+}
+
+fn every_connection_counts_for_its_client(memory: &Memory) -> Result<(), TestCaseError> {
+    let mut present: BTreeMap<_, u64> = BTreeMap::new();
+    let entries = memory.established.entries();
+    let open = entries.iter().filter(|(_, flow)| flow.counted == 1);
+    let open = open.map(|(key, _)| key.source);
+    let half_open = memory.handshakes();
+    let half_open = half_open.iter().map(|it| it.client.source);
+    for client in open.chain(half_open) {
+        *present.entry(client.prefix()).or_default() += 1;
+    }
+    let mut counted = memory.clients.borrow().clone();
+    counted.retain(|_, count| *count != 0);
+    prop_assert_eq!(counted, present);
     Ok(())
 }
 

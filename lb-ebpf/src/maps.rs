@@ -11,11 +11,11 @@ use aya_ebpf::{
 use lb_common::{
     address::{Address, V4, V6},
     maps::{
-        Backend, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES,
-        DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow, FlowKey, Handshake,
-        NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS, PORTS_PER_WORD, Policy, PortPool,
-        PortWord, SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
-        Settings, TraceEvent, Traffic, port_bit, port_word,
+        Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
+        DEFAULT_HANDSHAKES, DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow, FlowKey,
+        Handshake, NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS, PORTS_PER_WORD, Policy,
+        PortPool, PortWord, SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service,
+        ServiceKey, Settings, TraceEvent, Traffic, port_bit, port_word,
     },
     steer::{
         ChoiceTables, Decision, FlowScratch, Hook, InsertError, PacketMeta, PortState, Step, Tables,
@@ -89,6 +89,10 @@ const CLIENT_BITS: u32 = 8 * size_of::<V6>() as u32;
 /// Denied client prefixes of both families.
 #[btf_map(name = "deny")]
 static DENY: LpmTrie<V6, u32, { DENIED_PREFIXES as usize }> = LpmTrie::new();
+
+/// How many connections each client has, by [`Address::prefix`], where they are limited.
+#[btf_map(name = "clients")]
+static CLIENTS: LruHashMap<V6, u64, { COUNTED_CLIENTS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "ports")]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
@@ -453,6 +457,25 @@ impl<A: Family> Tables for Maps<A> {
         };
         // SAFETY: a word of a map.
         unsafe { atomic_add(active, if open { 1 } else { -1 }) };
+    }
+
+    #[inline(always)]
+    fn client_connections(&self, client: &V6) -> u64 {
+        // SAFETY: a word of a map, read whole.
+        let count = CLIENTS.get_ptr(client).map_or(0, |count| unsafe { *count });
+        // Below 0 where the entry was evicted meanwhile.
+        count.cast_signed().max(0).cast_unsigned()
+    }
+
+    #[inline(always)]
+    fn count_client(&self, client: &V6, begins: bool) {
+        if let Some(count) = CLIENTS.get_ptr_mut(client) {
+            // SAFETY: a word of a map.
+            unsafe { atomic_add(count, if begins { 1 } else { -1 }) };
+        } else if begins {
+            // Where another processor is first, or there is no room, the manager puts the count right.
+            _ = CLIENTS.insert(client, 1, BPF_NOEXIST.into());
+        }
     }
 
     #[inline(always)]

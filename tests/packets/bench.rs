@@ -156,6 +156,10 @@ impl Bench {
             self.datapath.maps.homes.remove(&home).unwrap();
         }
         self.allows_all();
+        let clients = &mut self.datapath.maps.clients;
+        for client in clients.keys().map(Result::unwrap).collect::<Vec<_>>() {
+            clients.remove(&client).unwrap();
+        }
         for handshake in self.handshakes() {
             self.forget(handshake.client);
         }
@@ -252,6 +256,7 @@ impl Bench {
             secret: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
             pool_words: DEFAULT_SOURCE_WORDS,
             source_words: DEFAULT_SOURCE_WORDS,
+            direct_flows: u32::MAX,
             ..Settings::default()
         };
         change(&mut settings);

@@ -15,6 +15,7 @@ mod sniffer;
 mod tables;
 
 mod bytes;
+mod clients;
 mod closing;
 mod datagrams;
 mod deny;

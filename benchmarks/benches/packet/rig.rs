@@ -447,6 +447,7 @@ fn furnish(memlb: &mut Ebpf, baseline: &mut Ebpf, size: Size) -> Result<()> {
         secret: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
         pool_words: DEFAULT_SOURCE_WORDS,
         source_words: DEFAULT_SOURCE_WORDS,
+        direct_flows: u32::MAX,
         ..Settings::default()
     };
     let neighbour = Neighbour {

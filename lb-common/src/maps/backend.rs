@@ -45,6 +45,9 @@ pub mod state {
     pub const DRAINING: u8 = 3;
 }
 
+/// Index in `active` and in `evicted` of the sum over all backends of mode [`mode::DSR`].
+pub const ALL_DIRECT: u32 = 0;
+
 /// Forwarding modes of a backend.
 pub mod mode {
     /// Both addresses are translated; the worker replies to the manager.

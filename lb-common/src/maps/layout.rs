@@ -133,6 +133,7 @@ pub const MANAGER_MAPS: &[MapLayout] = &[
     MapLayout::array::<u64>(name::ACTIVE),
     MapLayout::array::<u64>(name::EVICTED),
     MapLayout::new::<PrefixKey, u32>(name::DENY, MapKind::LpmTrie, Some(DENIED_PREFIXES)),
+    MapLayout::new::<V6, u64>(name::CLIENTS, MapKind::LruHash, None),
     MapLayout::verdicts(name::VERDICTS),
     MapLayout::new::<u32, Traffic>(name::TRAFFIC, MapKind::PerCpuArray, None),
     MapLayout::fixed_array::<TraceConfig>(name::TRACE, 1),

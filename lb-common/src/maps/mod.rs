@@ -16,7 +16,7 @@ mod ports;
 mod service;
 mod trace;
 
-pub use backend::{Backend, Neighbour, mode, state};
+pub use backend::{ALL_DIRECT, Backend, Neighbour, mode, state};
 pub use counters::{Counter, Traffic};
 pub use dsr::{
     DSR_LAYOUT_VERSION, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, Peer, Translation, coarse_time,
@@ -62,6 +62,7 @@ pub mod name {
     pub const ACTIVE: &str = "active";
     pub const EVICTED: &str = "evicted";
     pub const DENY: &str = "deny";
+    pub const CLIENTS: &str = "clients";
     pub const PORTS: &str = "ports";
     pub const ENDPOINTS: &str = "endpoints";
     pub const PORT_POOLS: &str = "port_pools";
@@ -93,6 +94,8 @@ pub const DEFAULT_FLOW_ENTRIES: u32 = 2 * 131_072;
 pub const DEFAULT_HANDSHAKES: u32 = 16_384;
 /// Capacity of `deny`, the denied client prefixes. Only present entries use memory.
 pub const DENIED_PREFIXES: u32 = 16_384;
+/// Capacity of `clients` if connections are limited by client.
+pub const COUNTED_CLIENTS: u32 = 65_536;
 /// Slots in a bucket of `half_open`. A further handshake replaces the oldest one of its bucket.
 pub const SLOTS_PER_BUCKET: u32 = 16;
 
@@ -129,6 +132,10 @@ pub struct Settings {
     pub source_words: u32,
     /// Configured NAT addresses of IPv4 and of IPv6; 0: the source address of the route to the worker.
     pub nat_sources: [u16; 2],
+    /// Most connections of one client; 0: no limit.
+    pub per_client: u32,
+    /// Most open connections of mode `dsr`, which a forger can imitate, so that they leave room for other modes.
+    pub direct_flows: u32,
     pub reserved: u32,
 }
 
@@ -136,7 +143,7 @@ pub struct Settings {
 pub const LOOPBACK: u32 = 1;
 
 const _: () = {
-    assert!(size_of::<Settings>() == 80 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 88 && align_of::<Settings>() == 8);
     assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
     assert!(size_of::<Service>() == 4);
     assert!(size_of::<Policy>() == 16);

@@ -1,10 +1,10 @@
 //! Packets of established flows: one look-up of the flow, one of its backend.
 
 use super::{
-    Decision, Forwarding, Hook, PacketMeta, Tables, decide_exit,
+    Decision, Forwarding, Hook, PacketMeta, Tables, client, decide_exit,
     flow::{
-        account, close, end_bits, has_moved, is_in_window, is_live, is_over, is_plausible,
-        is_reverse_of, is_wrong_interface, keeps_flows, reverse_entry, uncount,
+        account, close, count_open, end_bits, has_moved, is_in_window, is_live, is_over,
+        is_plausible, is_reverse_of, is_wrong_interface, keeps_flows, reverse_entry, uncount,
     },
     port::{TimeWait, release},
     slot::{NO_SLOT, find_by_reply},
@@ -86,7 +86,7 @@ pub(super) fn established<T: Tables>(
     }
     let is_due = now / REVERSE_SYNC_PERIOD != flow.last_seen_ticks / REVERSE_SYNC_PERIOD;
     if (moved || is_due) && !sync_reverse_entry(tables, packet, key, &mut flow, now) {
-        uncount(tables, &mut flow);
+        uncount(tables, &key.source, &mut flow);
         drop(flow);
         tables.remove_established(key);
         return Some(Verdict::NoFlow);
@@ -163,10 +163,10 @@ fn end_if_over<T: Tables>(
         return FlowEnd::Continues;
     }
     flow.superseded = 1;
-    let mut was_open = uncount(tables, flow);
+    let mut was_open = uncount(tables, &key.source, flow);
     if let Some(reverse) = reverse.as_deref_mut() {
         reverse.superseded = 1;
-        was_open |= uncount(tables, reverse);
+        was_open |= uncount(tables, &flow.translated.destination, reverse);
     }
     drop(reverse);
     if was_open {
@@ -225,7 +225,8 @@ fn sync_reverse_entry<T: Tables>(
         scratch.reply.counted = counts.into();
         // Verdict `table_full` counts refused connections only, and this one continues.
         if tables.add_established(&reverse_key, &scratch.reply).is_ok() && counts {
-            tables.count_active(flow.backend, true);
+            count_open(tables, flow.backend, true);
+            client::count(tables, &reverse_key.source, true);
         }
     }
     true

@@ -1,13 +1,15 @@
 //! State of established flows, and their end.
 
 use super::{
-    Hook, PacketMeta, Tables,
+    Hook, PacketMeta, Tables, client,
     port::{TimeWait, reclaim, release},
 };
 use crate::{
     address::Address,
     headers::TcpFlags,
-    maps::{Backend, Flow, FlowKey, Settings, direction, elapsed_ns, ended, state},
+    maps::{
+        ALL_DIRECT, Backend, Flow, FlowKey, Settings, direction, elapsed_ns, ended, mode, state,
+    },
 };
 
 /// Greatest distance in bytes between sequence numbers of plausible segments of one sender. It exceeds the largest
@@ -176,13 +178,28 @@ pub(super) fn supersede_own<T: Tables>(tables: &T) -> bool {
     true
 }
 
-/// Removes a connection from its backend's count, exactly once even if both sides end it at the same time. Returns
-/// whether it was counted.
+/// Adds an open connection to its backend's count, and to the sum of mode `dsr`, or removes one.
 #[inline(always)]
-pub(super) fn uncount<T: Tables>(tables: &T, request: &mut Flow<T::Address>) -> bool {
+pub(super) fn count_open<T: Tables>(tables: &T, backend: u32, is_open: bool) {
+    tables.count_active(backend, is_open);
+    let is_direct = |it: &Backend| it.mode == mode::DSR;
+    if tables.backend(backend).is_some_and(is_direct) {
+        tables.count_active(ALL_DIRECT, is_open);
+    }
+}
+
+/// Removes a connection from its backend's count and its client's, exactly once even if both sides end it at the same
+/// time. Returns whether it was counted.
+#[inline(always)]
+pub(super) fn uncount<T: Tables>(
+    tables: &T,
+    client: &T::Address,
+    request: &mut Flow<T::Address>,
+) -> bool {
     let was_open = request.counted == 1 && tables.clear_counted(request);
     if was_open {
-        tables.count_active(request.backend, false);
+        count_open(tables, request.backend, false);
+        client::count(tables, client, false);
     }
     was_open
 }
@@ -230,7 +247,13 @@ pub(super) fn close<T: Tables>(
         // The other side would have replied with another RST.
         flow.ended &= !ended::BY_RESET;
     }
-    revive(tables, flow, reverse.as_deref_mut(), before & !flow.ended);
+    revive(
+        tables,
+        key,
+        flow,
+        reverse.as_deref_mut(),
+        before & !flow.ended,
+    );
     0
 }
 
@@ -253,9 +276,10 @@ fn apply_end<T: Tables>(
         tables.set_ended(reverse, ended::BY_RESET);
     }
     let (was_open, translated) = if flow.direction == direction::REQUEST {
-        (uncount(tables, flow), flow.translated)
+        (uncount(tables, &key.source, flow), flow.translated)
     } else {
-        let was_open = reverse.is_some_and(|request| uncount(tables, request));
+        let client = &flow.translated.destination;
+        let was_open = reverse.is_some_and(|request| uncount(tables, client, request));
         (was_open, key.reversed())
     };
     if was_open {
@@ -269,6 +293,7 @@ fn apply_end<T: Tables>(
 #[inline(always)]
 fn revive<T: Tables>(
     tables: &T,
+    key: &FlowKey<T::Address>,
     flow: &mut Flow<T::Address>,
     mut reverse: Option<&mut Flow<T::Address>>,
     cleared: u8,
@@ -286,13 +311,15 @@ fn revive<T: Tables>(
     // Two branches, because the verifier of Linux 6.1 loses the null check of a merged pointer.
     if flow.direction == direction::REQUEST {
         if tables.set_counted(flow) {
-            tables.count_active(flow.backend, true);
+            count_open(tables, flow.backend, true);
+            client::count(tables, &key.source, true);
             reclaim(tables, flow.backend, &flow.translated);
         }
     } else if let Some(request) = reverse
         && tables.set_counted(request)
     {
-        tables.count_active(flow.backend, true);
+        count_open(tables, flow.backend, true);
+        client::count(tables, &flow.translated.destination, true);
         reclaim(tables, request.backend, &request.translated);
     }
 }

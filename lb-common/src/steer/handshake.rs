@@ -1,17 +1,20 @@
 //! Packets of handshakes, until the client has proved that it receives packets.
 
 use super::{
-    Decision, Forwarding, InsertError, PacketMeta, Tables, decide_exit,
+    Decision, Forwarding, InsertError, PacketMeta, Tables, client, decide_exit,
     established::recheck_established,
     flow::{
-        end_bits, is_in_window, is_live, is_wrong_interface, keeps_flows, sequence_end, uncount,
+        count_open, end_bits, is_in_window, is_live, is_wrong_interface, keeps_flows, sequence_end,
+        uncount,
     },
     is_left_to_tc,
     port::{TimeWait, release},
 };
 use crate::{
     address::Address,
-    maps::{Backend, Flow, FlowKey, Handshake, direction, ended, mode, progress, ticks},
+    maps::{
+        ALL_DIRECT, Backend, Flow, FlowKey, Handshake, direction, ended, mode, progress, ticks,
+    },
     verdict::Verdict,
 };
 
@@ -77,6 +80,7 @@ pub(super) fn end_handshake<T: Tables>(tables: &T, slot: u32, time_wait: TimeWai
     }
     let (backend, translated) = (handshake.backend, handshake.translated);
     handshake.backend = 0;
+    client::count(tables, &handshake.client.source, false);
     drop(handshake);
     release(tables, backend, &translated, time_wait)
 }
@@ -121,7 +125,7 @@ pub(super) fn handle_client_packet<T: Tables>(
         return Verdict::BackendDown;
     };
     let left_to_tc = is_left_to_tc(tables, &forwarding(&handshake), backend, packet);
-    if left_to_tc || !completes(&handshake, backend, packet) {
+    if left_to_tc || !completes(tables, &handshake, backend, packet) {
         if !left_to_tc && is_half_seen(&handshake, packet) {
             tables.count_unanswered(handshake.backend);
         }
@@ -210,9 +214,18 @@ fn forwarding<A: Address>(handshake: &Handshake<A>) -> Forwarding<A> {
 
 /// Whether the packet proves that the client receives packets: it acknowledges the worker's SYN-ACK, or it is a
 /// datagram after the worker's second reply. In mode `dsr`, where replies do not pass, the client must send twice.
+/// A forger can imitate that, so these connections stay handshakes while the flow table has no room for more of them.
 #[inline(always)]
-fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, packet: &PacketMeta) -> bool {
+fn completes<T: Tables>(
+    tables: &T,
+    handshake: &Handshake<T::Address>,
+    backend: &Backend,
+    packet: &PacketMeta,
+) -> bool {
     let is_direct = backend.mode == mode::DSR;
+    if is_direct && !has_room(tables) {
+        return false;
+    }
     if handshake.client.is_datagram() {
         return handshake.progress
             == if is_direct {
@@ -230,6 +243,13 @@ fn completes<A: Address>(handshake: &Handshake<A>, backend: &Backend, packet: &P
         handshake,
         packet,
     )
+}
+
+/// Whether the flow table may take another connection of mode `dsr`.
+#[inline(always)]
+fn has_room<T: Tables>(tables: &T) -> bool {
+    let most = tables.settings().map_or(0, |it| it.direct_flows);
+    tables.active_connections(ALL_DIRECT) < most
 }
 
 /// Whether the client acknowledges the worker's reply with a `number` after `start`.
@@ -309,7 +329,12 @@ fn establish<T: Tables>(
     let reply_key = handshake.translated.reversed();
     // Both sides may have ended already with their first segments.
     let is_open = !ended::both(end_bits(packet.flags), handshake.ended);
-    let mut sequences = [handshake.client_sequence, handshake.worker_sequence];
+    let mut sequences = if handshake.translated.is(key) && !key.is_datagram() {
+        // It may have been among the handshakes for long.
+        [packet.sequence, packet.acknowledgement]
+    } else {
+        [handshake.client_sequence, handshake.worker_sequence]
+    };
     if packet.flags.has_fin() {
         sequences[0] = sequence_end(packet);
     }
@@ -348,7 +373,9 @@ fn establish<T: Tables>(
         return Err(error);
     }
     if is_open {
-        tables.count_active(scratch.request.backend, true);
+        count_open(tables, scratch.request.backend, true);
+    } else {
+        client::count(tables, &key.source, false);
     }
     Ok(())
 }
@@ -366,7 +393,7 @@ fn store<T: Tables>(
             Err(InsertError::Exists)
         }
         Some(mut present) => {
-            uncount(tables, &mut present);
+            uncount(tables, &key.source, &mut present);
             present.superseded = 1;
             *present = Flow {
                 superseded: 1,

@@ -5,6 +5,7 @@
 //! client proves that it received the worker's SYN-ACK.
 
 mod choice;
+mod client;
 mod established;
 mod flow;
 mod handshake;
@@ -265,6 +266,10 @@ pub trait Tables: ChoiceTables {
     fn mark_completed(&self, handshake: &mut Handshake<Self::Address>) -> bool;
     /// Adds an open connection to a backend's count, or removes one.
     fn count_active(&self, backend: u32, open: bool);
+    /// The counted connections of the client with this [`prefix`](Address::prefix).
+    fn client_connections(&self, client: &V6) -> u64;
+    /// Adds a connection to a client's count, or removes one.
+    fn count_client(&self, client: &V6, begins: bool);
     /// Counts a handshake that the client continued although no reply of the backend had passed.
     fn count_unanswered(&self, backend: u32);
 }

@@ -3,6 +3,7 @@
 use super::{
     Decision, Exit, Hook, PacketMeta, Tables,
     choice::{choose, choose_another, is_up},
+    client,
     flow::{keeps_flows, supersede_own},
     handshake::{end_handshake, forward_request},
     port::{self, NO_PORT, TimeWait},
@@ -76,6 +77,7 @@ pub(super) fn handle_new_connection<T: Tables>(
     match slot {
         NO_BACKEND => Verdict::NoBackend,
         NO_ROUTE => Verdict::NoRoute,
+        AT_LIMIT => Verdict::ClientLimit,
         PORTS_EXHAUSTED => Verdict::PortsExhausted,
         slot => {
             decision.new_connection = 1;
@@ -124,6 +126,7 @@ struct Attempt {
 const PORTS_EXHAUSTED: u32 = NO_SLOT;
 const NO_BACKEND: u32 = NO_SLOT - 1;
 const NO_ROUTE: u32 = NO_SLOT - 2;
+const AT_LIMIT: u32 = NO_SLOT - 3;
 
 /// Allocates a slot, and an unused source port towards the backend.
 #[inline(never)]
@@ -152,6 +155,9 @@ fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
     pending.hash = client_hash(settings, &pending.client);
     let (hash, client) = (pending.hash, pending.client.source);
     drop(scratch);
+    if client::is_at_limit(tables, &client) {
+        return AT_LIMIT;
+    }
     if backend.mode != mode::LOCAL && !is_reachable(backend, packet, client) {
         return NO_ROUTE;
     }
@@ -246,6 +252,7 @@ fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt
         ..Handshake::FREE
     };
     handshake.integrity_tag = handshake.compute_integrity_tag();
+    client::count(tables, &handshake.client.source, true);
     write_owner_tag(tables, slot, scratch.pending.hash);
     port::record_handshake(tables, attempt.backend, &handshake.translated, slot);
 }

@@ -13,7 +13,7 @@
 //! [`inspect`] looks up whether a port is in use.
 
 use super::{
-    Step, Tables,
+    Step, Tables, client,
     flow::{idle_ns, is_over, is_reverse_of, uncount},
     slot::{NO_SLOT, is_pending},
 };
@@ -438,6 +438,9 @@ fn supersede<T: Tables>(tables: &T, settings: &Settings, pool: u32, position: u3
     if let Some(mut handshake) = handshake_from(tables, settings, pool, position)
         && handshake.translated.is(&pending.translated)
     {
+        if handshake.is_valid() {
+            client::count(tables, &handshake.client.source, false);
+        }
         handshake.backend = 0;
     }
     pending.reply_key = pending.translated.reversed();
@@ -451,7 +454,7 @@ fn supersede<T: Tables>(tables: &T, settings: &Settings, pool: u32, position: u3
         && is_reverse_of(&pending.reply_key, &reverse)
     {
         reverse.superseded = 1;
-        uncount(tables, &mut reverse);
+        uncount(tables, &pending.request_key.source, &mut reverse);
     }
     0
 }

@@ -40,6 +40,8 @@ pub struct Memory {
     pub choices: BTreeMap<u32, u32>,
     pub active: RefCell<BTreeMap<u32, u32>>,
     pub unanswered: RefCell<BTreeMap<u32, u32>>,
+    /// Connections of each client.
+    pub clients: RefCell<BTreeMap<V6, u64>>,
     next_round_robin: Cell<u32>,
     pub backends: Vec<Backend>,
     /// Addresses that come by one interface only, or, with 0, by none.
@@ -100,6 +102,8 @@ impl Memory {
                 pool_words: WORDS,
                 source_words: WORDS,
                 nat_sources: [0; 2],
+                per_client: 0,
+                direct_flows: u32::MAX,
                 reserved: 0,
             },
             services: BTreeMap::new(),
@@ -108,6 +112,7 @@ impl Memory {
             choices: BTreeMap::new(),
             active: RefCell::default(),
             unanswered: RefCell::default(),
+            clients: RefCell::default(),
             next_round_robin: Cell::new(0),
             backends: vec![Backend::default(); 4],
             homes: BTreeMap::new(),
@@ -378,6 +383,16 @@ impl Tables for Memory {
         let mut active = self.active.borrow_mut();
         let count = active.entry(backend).or_default();
         *count = if open { *count + 1 } else { *count - 1 };
+    }
+
+    fn client_connections(&self, client: &V6) -> u64 {
+        self.clients.borrow().get(client).copied().unwrap_or(0)
+    }
+
+    fn count_client(&self, client: &V6, begins: bool) {
+        let mut clients = self.clients.borrow_mut();
+        let count = clients.entry(*client).or_default();
+        *count = if begins { *count + 1 } else { *count - 1 };
     }
 
     fn count_unanswered(&self, backend: u32) {

@@ -228,6 +228,12 @@ sections! {
         /// The same for a handshake that was never completed; at most established_idle. Too short: slow
         /// clients cannot connect. Too long: a flood of them makes honest clients try again.
         half_open_idle: Duration = Duration::from_secs(30), Time::above_zero(MONTH), Restart;
+
+        /// Most connections, half open or open, of one client address through all services; of IPv6, its first 64
+        /// bits. A further one is refused and counted as client_limit. 0: no limit. Low: proxies and networks
+        /// behind NAT are refused, and so is a client whose address an attacker forges. High: one client can use
+        /// most ports of nat_ports.
+        per_client: u32 = 0, Integer(0..=1 << 24), Restart;
     }
 
     /// A service: one address that clients use. Repeat the table for more of them.

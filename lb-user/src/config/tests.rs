@@ -111,7 +111,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 11 + 2 + 3 + 8 + 15);
+    assert_eq!(settings, 11 + 2 + 3 + 9 + 15);
 }
 
 #[test]
@@ -309,6 +309,7 @@ fn each_mistake_has_its_own_error_at_its_own_line() {
         (Kind::OutOfRange, "up_after = 2", "up_after = 0"),
         (Kind::OutOfRange, "up_after = 2", "up_after = -1"),
         (Kind::OutOfRange, "flows = 131072", "flows = 0"),
+        (Kind::OutOfRange, "per_client = 0", "per_client = -1"),
         (
             Kind::IdleTimesReversed,
             "half_open_idle = \"30s\"",

@@ -7,7 +7,7 @@ use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result, bail};
 use lb_common::maps::{
-    DEFAULT_HANDSHAKES, PORTS_PER_WORD, SERVICE_CHOICES, SLOTS_PER_BUCKET, name,
+    COUNTED_CLIENTS, DEFAULT_HANDSHAKES, PORTS_PER_WORD, SERVICE_CHOICES, SLOTS_PER_BUCKET, name,
 };
 use tracing::info;
 
@@ -73,10 +73,15 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         services,
         backends,
         flows,
+        per_client,
         ..
     } = config.limits;
     let columns = DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET;
     let pool_words = PoolLayout::of(config).pool_words;
+    let clients = match per_client {
+        0 => UNALLOCATED,
+        _ => COUNTED_CLIENTS,
+    };
     let mut sizes = vec![
         (name::SERVICES, services),
         (name::SELECTION, services),
@@ -88,6 +93,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         (name::TRAFFIC, backends),
         (name::ACTIVE, backends),
         (name::EVICTED, backends),
+        (name::CLIENTS, clients),
         (name::ENDPOINTS, backends),
         (name::PORT_POOLS, backends),
         (name::PORT_WORDS, backends * pool_words),
@@ -112,8 +118,8 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
 }
 
 /// Adapts the pins of an earlier manager to this configuration. Removes connection tables that need more than one
-/// entry, and port states for another number of ports; both are created again. The flow table decides which ports are
-/// in use.
+/// entry, port states for another number of ports, and counts of clients that need another capacity; all are created
+/// again. The flow table decides which ports are in use.
 ///
 /// # Errors
 ///
@@ -147,9 +153,14 @@ pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
         name::PORT_HANDSHAKES,
     ];
     let sizes = sizes(config);
-    for (map, wanted) in sizes.into_iter().filter(|(map, _)| ports.contains(map)) {
+    for (map, wanted) in sizes {
+        let others: &[_] = match map {
+            name::CLIENTS => &[name::CLIENTS],
+            _ if ports.contains(&map) => &ports,
+            _ => continue,
+        };
         if pinned(map)?.is_some_and(|entries| entries != wanted) {
-            for map in ports {
+            for map in others {
                 remove(pin_path, map)?;
             }
         }

@@ -1,7 +1,10 @@
-//! Reconciles the programs' counts of open connections with the flow tables: evicted and abandoned connections end
-//! without a packet that the programs could count.
+//! Reconciles the programs' counts of connections with the tables: evicted and abandoned connections end without a
+//! packet that the programs could count.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -10,10 +13,12 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Flow, FlowKey, direction, name, ticks},
+    maps::{ALL_DIRECT, Backend, Flow, FlowKey, Handshake, direction, mode, name, ticks},
 };
 
 use super::{
+    adopt::array,
+    client_counts::ClientCounts,
     family::Family,
     flows::{FlowClock, open_flows},
     layout::open_map,
@@ -26,7 +31,7 @@ const LANDMARKS: usize = 16;
 const ATTEMPTS: usize = 4;
 
 /// Counts the open connections in the flow tables, and writes to map `evicted` how many of `active` are gone. Nothing
-/// else writes `evicted`.
+/// else writes `evicted`. Corrects the counts of clients.
 ///
 /// Connections begin and end meanwhile. Connections that began after the count started are distinguished by their
 /// time; other errors are corrected by the next call.
@@ -40,10 +45,31 @@ pub fn reconcile_connection_counts(pin_path: &Path) -> Result<()> {
     let read = |id: u32| active.get(&id, 0).context("read map active");
     let before: Vec<u64> = (0..active.len()).map(read).collect::<Result<_>>()?;
     let clock = FlowClock::read(pin_path)?;
-    let mut present = BTreeMap::new();
-    count::<V4>(pin_path, &clock, &mut present)?;
-    count::<V6>(pin_path, &clock, &mut present)?;
-    for (id, before) in (0..).zip(before).skip(1) {
+    let mut clients = ClientCounts::read(pin_path, &clock.settings)?;
+    let direct = direct_backends(pin_path)?;
+    let direct_open = read(ALL_DIRECT)?.saturating_sub(
+        evicted
+            .get(&ALL_DIRECT, 0)
+            .with_context(|| format!("read map {}", name::EVICTED))?,
+    );
+    let is_crowded = direct_open >= clock.settings.direct_flows.into();
+    let mut count = Count {
+        clock: &clock,
+        is_crowded,
+        present: BTreeMap::new(),
+        clients: BTreeMap::new(),
+    };
+    count.family::<V4>(pin_path)?;
+    count.family::<V6>(pin_path)?;
+    let Count {
+        mut present,
+        clients: counted,
+        ..
+    } = count;
+    let of_direct = present.iter().filter(|(id, _)| direct.contains(id));
+    let all_direct = of_direct.fold(Present::default(), |sum, (_, one)| sum.plus(*one));
+    present.insert(ALL_DIRECT, all_direct);
+    for (id, before) in (0..).zip(before) {
         let Present { old, new } = present.get(&id).copied().unwrap_or_default();
         let gone = before.saturating_sub(old);
         let gone = gone.min(read(id)?.saturating_sub(old + new));
@@ -51,50 +77,121 @@ pub fn reconcile_connection_counts(pin_path: &Path) -> Result<()> {
             evicted.set(id, gone, 0).context("write map evicted")?;
         }
     }
-    Ok(())
+    clients.correct(&counted)
 }
 
-/// A backend's connections that `active` counts and that the table has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Present {
-    old: u64,
-    /// Begun after the count started, so not in the former value of `active`.
-    new: u64,
-}
-
-/// Counts a family's connections by backend.
-fn count<A: Family>(
-    pin_path: &Path,
-    clock: &FlowClock,
-    present: &mut BTreeMap<u32, Present>,
-) -> Result<()>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    let flows = open_flows::<A>(pin_path)?;
-    for _ in 0..ATTEMPTS {
-        let mut counted = present.clone();
-        let mut detector = RestartDetector::new();
-        let mut entries = flows.iter().filter_map(Result::ok);
-        let complete = entries.all(|(key, flow)| {
-            let is_counted = flow.direction == direction::REQUEST && flow.counted == 1;
-            if is_counted && !has_timed_out(&flows, &key, &flow, clock) {
-                let present = counted.entry(flow.backend).or_default();
-                let began = flow.created_ticks.wrapping_sub(ticks(clock.now_ns));
-                match 0 < began && began <= u32::MAX / 2 {
-                    true => present.new += 1,
-                    false => present.old += 1,
-                }
-            }
-            !detector.is_repeated(key)
-        });
-        if complete {
-            *present = counted;
-            return Ok(());
+/// The backends of mode `dsr`.
+fn direct_backends(pin_path: &Path) -> Result<BTreeSet<u32>> {
+    let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
+    let mut direct = BTreeSet::new();
+    for (id, backend) in (0..).zip(backends.iter()) {
+        if backend.context("read map backends")?.mode == mode::DSR {
+            direct.insert(id);
         }
     }
-    bail!("map {} loses its entries too fast to be read", A::FLOWS)
+    Ok(direct)
+}
+
+/// Connections that the programs count and that the tables have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Present {
+    pub old: u64,
+    /// Begun after the count started, so not in the former value of the count.
+    pub new: u64,
+}
+
+impl Present {
+    fn add(&mut self, is_new: bool) {
+        match is_new {
+            true => self.new += 1,
+            false => self.old += 1,
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            old: self.old + other.old,
+            new: self.new + other.new,
+        }
+    }
+}
+
+/// The counts of the connections in the tables.
+struct Count<'a> {
+    clock: &'a FlowClock,
+    /// Whether connections of mode `dsr` take their whole share of the flow table.
+    is_crowded: bool,
+    /// By backend.
+    present: BTreeMap<u32, Present>,
+    clients: BTreeMap<V6, Present>,
+}
+
+impl Count<'_> {
+    /// Counts a family's connections.
+    fn family<A: Family>(&mut self, pin_path: &Path) -> Result<()>
+    where
+        FlowKey<A>: Pod,
+        Flow<A>: Pod,
+        Handshake<A>: Pod,
+    {
+        let mut flows = open_flows::<A>(pin_path)?;
+        let unproven = self.flows(&flows)?;
+        for (key, flow) in unproven {
+            for entry in [key, flow.translated.reversed()] {
+                // It may have been evicted meanwhile.
+                _ = flows.remove(&entry);
+            }
+        }
+        if self.clock.settings.per_client != 0 {
+            let half_open: Array<_, Handshake<A>> = array(pin_path, A::HALF_OPEN)?;
+            for handshake in half_open.iter().filter_map(Result::ok) {
+                if handshake.is_valid() && self.clock.is_pending(&handshake) {
+                    let is_new = handshake.created_ns > self.clock.now_ns;
+                    let client = handshake.client.source.prefix();
+                    self.clients.entry(client).or_default().add(is_new);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the open connections of a flow table, and returns those of mode `dsr` to remove.
+    fn flows<A: Family>(
+        &mut self,
+        flows: &HashMap<MapData, FlowKey<A>, Flow<A>>,
+    ) -> Result<Vec<(FlowKey<A>, Flow<A>)>>
+    where
+        FlowKey<A>: Pod,
+        Flow<A>: Pod,
+    {
+        let is_limited = self.clock.settings.per_client != 0;
+        for _ in 0..ATTEMPTS {
+            let (mut present, mut clients) = (self.present.clone(), self.clients.clone());
+            let mut unproven = Vec::new();
+            let mut detector = RestartDetector::new();
+            let mut entries = flows.iter().filter_map(Result::ok);
+            let complete = entries.all(|(key, flow)| {
+                let is_counted = flow.direction == direction::REQUEST && flow.counted == 1;
+                if is_counted && self.is_crowded && self.clock.is_unproven(&key, &flow) {
+                    unproven.push((key, flow));
+                } else if is_counted && !has_timed_out(flows, &key, &flow, self.clock) {
+                    let began = flow.created_ticks.wrapping_sub(ticks(self.clock.now_ns));
+                    let is_new = 0 < began && began <= u32::MAX / 2;
+                    present.entry(flow.backend).or_default().add(is_new);
+                    if is_limited {
+                        let client = clients.entry(key.source.prefix()).or_default();
+                        client.add(is_new);
+                    }
+                }
+                !detector.is_repeated(key)
+            });
+            if complete {
+                (self.present, self.clients) = (present, clients);
+                return Ok(unproven);
+            }
+        }
+        bail!("map {} loses its entries too fast to be read", A::FLOWS)
+    }
 }
 
 /// Whether a flow has timed out. Looks up the reverse entry only if this direction has been idle for a while.

@@ -9,7 +9,7 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Flow, FlowKey, Settings, direction, elapsed_ns, ended},
+    maps::{Flow, FlowKey, Handshake, Settings, direction, elapsed_ns, ended, progress, ticks},
 };
 use lb_core::Protocol;
 use schemars::JsonSchema;
@@ -112,6 +112,11 @@ pub(super) fn requests<A: Family>(
     requests.map(|(key, flow)| (key, flow, entries.get(&flow.translated.reversed())))
 }
 
+/// An unproven flow's last packet comes at most this long after its first one.
+const BRIEF_NS: u64 = 4_000_000_000;
+/// An unproven flow is idle for longer than this.
+const UNPROVEN_IDLE_NS: u64 = 60_000_000_000;
+
 /// Time and idle limits by which flows are judged.
 pub(super) struct FlowClock {
     pub now_ns: u64,
@@ -149,6 +154,25 @@ impl FlowClock {
             self.settings.established_idle_ns
         };
         self.idle_ns(flow, reverse) > longest
+    }
+
+    /// Whether a flow of mode `dsr` shows no more than a forger can imitate: it was brief, and has been idle since.
+    pub fn is_unproven<A: Family>(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        let lasted = flow.last_seen_ticks.wrapping_sub(flow.created_ticks);
+        flow.translated.is(key)
+            && lasted < ticks(BRIEF_NS)
+            && self.idle_ns(flow, None) > UNPROVEN_IDLE_NS
+    }
+
+    /// Whether a handshake has not timed out, by the rules of the programs.
+    pub fn is_pending<A: Family>(&self, handshake: &Handshake<A>) -> bool {
+        let is_acknowledged =
+            handshake.progress != progress::NONE && !handshake.client.is_datagram();
+        let longest = match is_acknowledged {
+            true => self.settings.established_idle_ns,
+            false => self.settings.half_open_idle_ns,
+        };
+        self.now_ns.saturating_sub(handshake.syn_ns) <= longest
     }
 
     /// Whether an ended flow with this idle time has no packets in flight.

@@ -8,6 +8,7 @@ mod attachments;
 pub(crate) mod bpffs;
 mod capacity;
 mod choice_table;
+mod client_counts;
 mod clock;
 mod connection_counts;
 mod deny_map;

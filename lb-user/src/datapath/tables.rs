@@ -126,6 +126,8 @@ impl Tables {
             pool_words: self.layout.pool_words,
             source_words: self.layout.source_words,
             nat_sources: self.layout.sources,
+            per_client: limits.per_client,
+            direct_flows: limits.flows / 4 * 3,
             reserved: 0,
         };
         self.settings

@@ -12,6 +12,7 @@ const LOSSES = new Set([
   "no_backend",
   "no_route",
   "ports_exhausted",
+  "client_limit",
   "table_full",
   "time_to_live",
   "denied",

@@ -1,0 +1,31 @@
+//! Counts of each client's connections if `limits.per_client` is set: half open or open, of every mode.
+//!
+//! A connection is counted at its begin and its end, so other packets of established connections cost nothing. The
+//! manager corrects the counts of connections that end without a packet.
+
+use super::Tables;
+use crate::{address::Address, maps::Settings};
+
+/// Whether the client of this address has as many connections as allowed.
+#[inline(never)]
+pub(super) fn is_at_limit<T: Tables>(tables: &T, client: &T::Address) -> bool {
+    let Some(settings) = tables.settings().filter(is_limited) else {
+        return false;
+    };
+    let connections = tables.client_connections(&client.prefix());
+    connections >= settings.per_client.into()
+}
+
+/// Adds a connection to the client's count, or removes one. Returns 0.
+#[inline(never)]
+pub(super) fn count<T: Tables>(tables: &T, client: &T::Address, begins: bool) -> u32 {
+    if tables.settings().is_some_and(|it| is_limited(&it)) {
+        tables.count_client(&client.prefix(), begins);
+    }
+    0
+}
+
+#[inline(always)]
+fn is_limited(settings: &&Settings) -> bool {
+    settings.per_client != 0
+}

@@ -1,0 +1,82 @@
+//! Corrects the programs' counts of each client's connections, if `limits.per_client` is set.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, Map, MapData};
+use lb_common::{
+    address::V6,
+    maps::{Settings, name},
+};
+
+use super::{connection_counts::Present, layout::open_map};
+
+/// The counts at the time before the tables are read.
+pub(super) struct ClientCounts {
+    /// `None` without `limits.per_client`.
+    map: Option<HashMap<MapData, V6, u64>>,
+    before: BTreeMap<V6, u64>,
+}
+
+impl ClientCounts {
+    pub fn read(pin_path: &Path, settings: &Settings) -> Result<Self> {
+        if settings.per_client == 0 {
+            return Ok(Self {
+                map: None,
+                before: BTreeMap::new(),
+            });
+        }
+        let map = HashMap::try_from(Map::LruHashMap(open_map(pin_path, name::CLIENTS)?));
+        let map: HashMap<_, V6, u64> = map.context("open map clients")?;
+        let before = map.iter().filter_map(Result::ok).collect();
+        Ok(Self {
+            map: Some(map),
+            before,
+        })
+    }
+
+    /// Corrects each count by its difference from the connections that were `present` at that time.
+    pub fn correct(&mut self, present: &BTreeMap<V6, Present>) -> Result<()> {
+        let Some(map) = &mut self.map else {
+            return Ok(());
+        };
+        let absent = self.before.keys().filter(|it| !present.contains_key(*it));
+        for client in present.keys().chain(absent) {
+            let before = self.before.get(client).copied().unwrap_or(0);
+            let Present { old, new } = present.get(client).copied().unwrap_or_default();
+            let now = map.get(client, 0).unwrap_or(0);
+            match corrected(before, old, now) {
+                0 if new == 0 => {
+                    // It may have been evicted meanwhile.
+                    _ = map.remove(client);
+                }
+                count if count != now => {
+                    map.insert(client, count, 0).context("write map clients")?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the count `now`, less the connections that were counted `before` but are not among the `old` ones. Counts
+/// below 0, of an evicted entry, wrap around.
+fn corrected(before: u64, old: u64, now: u64) -> u64 {
+    let count = now.wrapping_add(old).wrapping_sub(before);
+    count.cast_signed().max(0).cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::corrected;
+
+    #[test]
+    fn takes_out_what_is_gone_and_keeps_what_came_meanwhile() {
+        assert_eq!(corrected(10, 7, 12), 9);
+        // The entry was evicted and created again.
+        assert_eq!(corrected(0, 7, 2), 9);
+        assert_eq!(corrected(u64::MAX, 7, u64::MAX), 7);
+        assert_eq!(corrected(10, 0, 3), 0);
+    }
+}
