@@ -1,5 +1,6 @@
-//! Everything at once: workers die, links are cut, heartbeats stop or get lost, the manager is killed,
-//! reloaded and told to drain, all by a seed, while clients ask without pause and check what they get.
+//! Everything at once: workers die, links are cut, heartbeats stop or get lost, the manager is killed, reloaded with other
+//! policies and workers, and told to drain, its programs are detached and its interface is renamed, all by a seed, while
+//! clients ask without pause and check what they get.
 //!
 //! `MEMLB_CHAOS_SECONDS` (60) says how long, `MEMLB_CHAOS_SEED` (1) which history, `MEMLB_KILLS` (10)
 //! how often the manager is killed where that is all that happens.
@@ -16,6 +17,7 @@ use lb_core::ALL_WORKERS;
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, LossyLink, Nginx, Probe, Process, Report,
     cluster::{worker_name, worker_port},
+    observe::bpftool,
     probe::Request,
     root_test,
     transfer::random_bytes,
@@ -40,6 +42,13 @@ const NEARLY: Duration = Duration::from_millis(50);
 /// How long the network may take to find a worker again whose cable is back; what was said meanwhile
 /// arrives late.
 const FOUND_AGAIN: Duration = Duration::from_secs(1);
+
+/// The time in which a manager detects a detached program and attaches it again.
+const RESTORED: Duration = Duration::from_millis(1_000 + 500);
+
+/// The manager's interface, and its other name.
+const INTERFACE: &str = "eth1";
+const OTHER_NAME: &str = "lan1";
 
 /// How long the connection that is kept waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -162,12 +171,15 @@ enum Ailment {
     Cut,
     /// Its agent says nothing; its server is fine.
     Mute,
+    /// A program is detached, so no worker is reached.
+    Detached,
 }
 
 /// A time in which requests to a worker may fail, and why.
 #[derive(Debug)]
 struct Excuse {
-    worker: usize,
+    /// `None`: all workers.
+    worker: Option<usize>,
     from: Instant,
     until: Instant,
     ailment: Ailment,
@@ -240,6 +252,10 @@ struct Chaos {
     links: Vec<LossyLink>,
     ailing: [Option<Ailment>; WORKERS],
     drained: [bool; WORKERS],
+    /// Not in the configuration.
+    removed: [bool; WORKERS],
+    policy: &'static str,
+    is_renamed: bool,
     excuses: Vec<Excuse>,
     ailments: Vec<(Spell, Ailment)>,
     /// When each worker was well and not drained.
@@ -277,6 +293,9 @@ impl Chaos {
             links,
             ailing: [None; WORKERS],
             drained: [false; WORKERS],
+            removed: [false; WORKERS],
+            policy: "memory",
+            is_renamed: false,
             excuses: Vec::new(),
             ailments: Vec::new(),
             serving: Vec::new(),
@@ -307,7 +326,7 @@ impl Chaos {
     /// One thing happens.
     fn happen(&mut self) {
         let index = usize::try_from(self.random.below(WORKERS as u64)).unwrap();
-        match self.random.below(11) {
+        match self.random.below(15) {
             0..5 => match self.ailing[index] {
                 Some(_) => self.heal(index),
                 None => self.ail(index),
@@ -316,6 +335,9 @@ impl Chaos {
             7 => self.reload(),
             8 => self.order(index, "drain"),
             9 => self.order(index, "undrain"),
+            10 | 11 => self.reconfigure(index),
+            12 => self.detach(),
+            13 => self.rename(),
             _ => self.lose(index),
         }
     }
@@ -331,7 +353,7 @@ impl Chaos {
                 self.cluster.kill_agent(index).unwrap();
             }
             Ailment::Cut => self.cluster.topology.workers[index].cut_off().unwrap(),
-            Ailment::Mute => self.signal_agent(index, Signal::SIGSTOP),
+            _ => self.signal_agent(index, Signal::SIGSTOP),
         }
         self.ailing[index] = Some(ailment);
         let spell = Spell {
@@ -356,14 +378,15 @@ impl Chaos {
     }
 
     fn is_thought_up(&self, index: usize) -> bool {
-        self.cluster.backend(&worker_name(index)).unwrap()["state"] == "up"
+        let backend = self.cluster.backend(&worker_name(index));
+        !self.removed[index] && backend.unwrap()["state"] == "up"
     }
 
     /// Excuses failures by a worker that cannot answer; one that is only not heard does.
     fn excuse_from(&mut self, index: usize, from: Instant, until: Instant) {
         if let Some(ailment @ (Ailment::Dead | Ailment::Cut)) = self.ailing[index] {
             self.excuses.push(Excuse {
-                worker: index,
+                worker: Some(index),
                 from,
                 until,
                 ailment,
@@ -383,7 +406,7 @@ impl Chaos {
             if let Some((spell, ailment @ (Ailment::Dead | Ailment::Cut))) = ailing {
                 let noticed = *at + DETECTION;
                 self.excuses.push(Excuse {
-                    worker: spell.worker,
+                    worker: Some(spell.worker),
                     from: *at,
                     until: spell.until.map_or(noticed, |until| until.min(noticed)),
                     ailment: *ailment,
@@ -397,7 +420,8 @@ impl Chaos {
             .serving
             .iter()
             .any(|it| it.worker == index && it.until.is_none());
-        if self.ailing[index].is_none() && !self.drained[index] && !open {
+        let is_well = self.ailing[index].is_none() && !self.drained[index];
+        if is_well && !self.removed[index] && !open {
             self.serving.push(Spell {
                 worker: index,
                 from: Instant::now(),
@@ -432,7 +456,7 @@ impl Chaos {
                 self.start_agent(index);
             }
             Ailment::Cut => self.cluster.topology.workers[index].reconnect().unwrap(),
-            Ailment::Mute => self.signal_agent(index, Signal::SIGCONT),
+            _ => self.signal_agent(index, Signal::SIGCONT),
         }
         let now = Instant::now();
         let (spell, _) = self
@@ -446,7 +470,8 @@ impl Chaos {
         } else {
             now
         };
-        for excuse in self.excuses.iter_mut().filter(|it| it.worker == index) {
+        let excuses = self.excuses.iter_mut();
+        for excuse in excuses.filter(|it| it.worker == Some(index)) {
             excuse.until = excuse.until.min(noticed);
         }
         self.serves(index);
@@ -463,8 +488,14 @@ impl Chaos {
     }
 
     fn heal_all(&mut self) {
+        if self.is_renamed {
+            self.rename();
+        }
         for index in 0..WORKERS {
             self.heal(index);
+            if self.removed[index] {
+                self.reconfigure(index);
+            }
             self.order(index, "undrain");
         }
     }
@@ -541,17 +572,97 @@ impl Chaos {
             "least_connections",
             "source_hash",
         ];
-        let policy = policies[usize::try_from(self.random.below(5)).unwrap()];
-        self.tell("reloads", format!("reloaded with policy {policy}"));
-        let wanted = format!("policy = \"{policy}\"");
+        self.policy = policies[usize::try_from(self.random.below(5)).unwrap()];
+        self.tell("reloads", format!("reloaded with policy {}", self.policy));
+        self.write_configuration();
+    }
+
+    /// Removes a worker from the configuration, or adds it again. Its open connections continue.
+    fn reconfigure(&mut self, index: usize) {
+        let configured = self.removed.iter().filter(|removed| !**removed).count();
+        let is_removal = !self.removed[index];
+        if is_removal && configured == 1 {
+            return;
+        }
+        let verb = match is_removal {
+            true => "removed",
+            false => "added",
+        };
+        let worker = worker_name(index);
+        self.tell("workers removed and added", format!("{worker} is {verb}"));
+        if is_removal {
+            self.serves_no_more(index, Instant::now());
+        }
+        self.removed[index] = is_removal;
+        self.write_configuration();
+        if !is_removal {
+            self.order(index, "undrain");
+        }
+    }
+
+    fn write_configuration(&mut self) {
+        let wanted = format!("policy = \"{}\"", self.policy);
         let text = self.configuration.replace("policy = \"memory\"", &wanted);
-        fs::write(self.cluster.paths.directory.join("memlb.toml"), text).unwrap();
+        let is_removed = |line: &str| {
+            (0..WORKERS).any(|index| {
+                let name = format!("name = \"{}\"", worker_name(index));
+                self.removed[index] && line.contains(&name)
+            })
+        };
+        let lines: Vec<_> = text.lines().filter(|line| !is_removed(line)).collect();
+        let file = self.cluster.paths.directory.join("memlb.toml");
+        fs::write(file, lines.join("\n")).unwrap();
         let reloaded = self.cluster.memlb("reload").output().unwrap();
         assert!(reloaded.status.success(), "{reloaded:?}");
         self.try_kept("a reload");
     }
 
+    /// Another tool detaches a program.
+    fn detach(&mut self) {
+        let links = fs::read_dir(self.cluster.paths.pin_path.join("links")).unwrap();
+        let mut links: Vec<_> = links.map(|link| link.unwrap().path()).collect();
+        links.sort();
+        let chosen = usize::try_from(self.random.below(links.len() as u64)).unwrap();
+        let link = &links[chosen];
+        self.tell(
+            "programs detached",
+            format!("{} is detached", link.display()),
+        );
+        let from = Instant::now();
+        self.excuses.push(Excuse {
+            worker: None,
+            from,
+            until: from + RESTORED,
+            ailment: Ailment::Detached,
+        });
+        // Meanwhile the kernel resets its connections.
+        self.kept.connection = None;
+        bpftool(&["link", "detach", "pinned", link.to_str().unwrap()]).unwrap();
+    }
+
+    /// Renames the manager's interface, or restores its name. Both names lead to it.
+    fn rename(&mut self) {
+        let (from, to) = match self.is_renamed {
+            true => (OTHER_NAME, INTERFACE),
+            false => (INTERFACE, OTHER_NAME),
+        };
+        self.tell("interfaces renamed", format!("{from} is now {to}"));
+        let ip = |line: &[&str]| self.cluster.topology.manager.run("ip", line).unwrap();
+        if self.is_renamed {
+            ip(&["link", "property", "del", "dev", from, "altname", to]);
+        }
+        ip(&["link", "set", from, "name", to]);
+        if !self.is_renamed {
+            ip(&["link", "property", "add", "dev", to, "altname", from]);
+        }
+        self.is_renamed = !self.is_renamed;
+        self.try_kept("a renamed interface");
+    }
+
     fn order(&mut self, index: usize, verb: &'static str) {
+        if self.removed[index] {
+            return;
+        }
         let worker = worker_name(index);
         self.tell("orders", format!("{verb} {worker}"));
         let begun = Instant::now();
@@ -602,7 +713,9 @@ impl Chaos {
         let excuse = excuses.find(|it| {
             request.sent_at + UNDER_WAY >= it.from
                 && request.sent_at <= it.until
-                && told.could_serve(it.worker, request.sent_at)
+                && it
+                    .worker
+                    .is_none_or(|worker| told.could_serve(worker, request.sent_at))
         });
         let cut_short = || {
             told.down.iter().any(|(at, name)| {

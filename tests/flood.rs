@@ -1,4 +1,4 @@
-//! Half a million SYNs that nobody means, while clients work.
+//! Half a million forged SYNs, and forged connections of mode `dsr`, while clients work.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -12,10 +12,10 @@ use std::{
 
 use anyhow::{Result, bail};
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Namespace, Probe, Report,
+    Cluster, ClusterOptions, Connection, Namespace, Node, Probe, Report,
     cluster::SERVICE_PORT,
     root_test,
-    syn::flood,
+    syn::{flood, forge_connections},
     transfer::{Download, random_bytes},
 };
 
@@ -52,12 +52,7 @@ fn serves_through_a_flood_of_syns(attach: &str) {
     let open = || Connection::open_here(site, PATIENCE).unwrap();
     let idle = || -> Vec<Connection> { (0..IDLE).map(|_| open()).collect() };
     let mut idle = cluster.topology.client.enter(idle).unwrap();
-    let attacker = Namespace::create(format!("{}attacker", cluster.paths.prefix)).unwrap();
-    let address = Ipv4Addr::new(192, 168, 56, 66);
-    let attacker = cluster
-        .topology
-        .join(attacker, address, "attacker")
-        .unwrap();
+    let attacker = attacker(&cluster);
 
     let is_over = AtomicBool::new(false);
     let (downloads, report) = thread::scope(|scope| {
@@ -90,6 +85,55 @@ fn serves_through_a_flood_of_syns(attach: &str) {
         failures * 100 <= requests,
         "{failures} of {requests} failed"
     );
+}
+
+/// A forger can imitate every packet of a client of mode `dsr` that passes the manager.
+#[root_test]
+fn open_connections_of_mode_dsr_outlive_a_flood_of_forged_ones() {
+    const FLOWS: u32 = 4_096;
+    const TRUE: usize = 200;
+    let cluster = Cluster::start(&ClusterOptions {
+        direct: true,
+        manager_arguments: ["--set".into(), format!("limits.flows={FLOWS}")].into(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let begin = || -> Vec<Connection> {
+        let mut connections: Vec<_> = (0..TRUE)
+            .map(|_| Connection::open_here(cluster.service(), PATIENCE).unwrap())
+            .collect();
+        for connection in &mut connections {
+            connection.get("/").unwrap();
+        }
+        connections
+    };
+    let mut connections = cluster.topology.client.enter(begin).unwrap();
+    let attacker = attacker(&cluster);
+    let target = SocketAddrV4::new(cluster.topology.manager.address(), SERVICE_PORT);
+    forge_connections(&attacker, target, 0..4 * FLOWS, 4_000).unwrap();
+    let is_lost = |connection: &mut Connection| {
+        let page = connection.get("/");
+        !page.is_ok_and(|page| page.first_line() == "Worker1")
+    };
+    let lost = connections.iter_mut().map(is_lost).filter(|it| *it).count();
+    println!(
+        "{} forged connections, {lost} of {TRUE} true ones lost",
+        4 * FLOWS
+    );
+    assert_eq!(lost, 0);
+    // New connections succeed.
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+}
+
+/// A host in the clients' network.
+fn attacker(cluster: &Cluster) -> Node {
+    let attacker = Namespace::create(format!("{}attacker", cluster.paths.prefix)).unwrap();
+    let address = Ipv4Addr::new(192, 168, 56, 66);
+    cluster
+        .topology
+        .join(attacker, address, "attacker")
+        .unwrap()
 }
 
 /// Floods until the datapath has seen enough: where it is more than the network takes, some get lost.

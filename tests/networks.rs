@@ -291,9 +291,22 @@ fn knows_the_way_to_a_worker_by_every_kind_of_route(attach: &str) {
 
 #[root_test]
 fn a_client_that_only_listens_is_found_behind_another_router() {
+    listens_behind_another_router(ClusterOptions::default());
+}
+
+#[root_test]
+fn a_client_of_mode_routed_that_only_listens_is_found_behind_another_router() {
+    listens_behind_another_router(ClusterOptions {
+        shape: Shape::TwoArm,
+        routed: true,
+        ..ClusterOptions::default()
+    });
+}
+
+fn listens_behind_another_router(options: ClusterOptions) {
     let cluster = Cluster::start(&ClusterOptions {
         ports: vec![9_000],
-        ..ClusterOptions::default()
+        ..options
     })
     .unwrap();
     let far = far_client(&cluster, "tc");

@@ -77,6 +77,43 @@ pub fn flood_from(
     Ok(())
 }
 
+/// Sends the client's packets of forged connections to `server`, one for each of `numbers`, at most `rate` connections a
+/// second: a SYN, an acknowledgement, and another one with a higher number.
+///
+/// # Errors
+/// When the kernel refuses a packet.
+pub fn forge_connections(
+    namespace: &Namespace,
+    server: SocketAddrV4,
+    numbers: Range<u32>,
+    rate: u32,
+) -> Result<()> {
+    let socket = namespace.enter(raw_socket)??;
+    let destination = SockAddr::from(server);
+    let mut due = Instant::now();
+    for number in numbers {
+        let start = number.wrapping_mul(0x85eb_ca6b);
+        for (flags, offset, acknowledged) in [(SYN, 0, 0), (ACK, 1, 1), (ACK, 1, 101)] {
+            let segment = Segment {
+                source: anywhere(number),
+                destination: server,
+                sequence: start.wrapping_add(offset),
+                acknowledged,
+                flags,
+                data: &[],
+            };
+            socket
+                .send_to(&segment.packet(), &destination)
+                .with_context(|| format!("send packets of connection {number}"))?;
+        }
+        if number % (BURST / 3) == 0 {
+            due = Instant::now().max(due + Duration::from_secs((BURST / 3).into()) / rate);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+    }
+    Ok(())
+}
+
 /// Another address of 10.0.0.0/8 for each number.
 pub fn anywhere(number: u32) -> SocketAddrV4 {
     // Odd factors make a permutation of the numbers, so that no address comes twice.
