@@ -5,7 +5,7 @@ use super::{
     established::recheck_established,
     flow::{
         count_open, end_bits, is_in_window, is_live, is_wrong_interface, keeps_flows, sequence_end,
-        uncount,
+        uncount_backend,
     },
     is_left_to_tc,
     port::{TimeWait, release},
@@ -367,10 +367,16 @@ fn establish<T: Tables>(
         bytes: handshake.bytes_out.into(),
         ..scratch.request
     };
-    store(tables, &reply_key, &scratch.reply)?;
-    if let Err(error) = store(tables, key, &scratch.request) {
-        tables.remove_established(&reply_key);
-        return Err(error);
+    if store(tables, &reply_key, &scratch.reply)? {
+        client::count(tables, &reply_key.source, false);
+    }
+    match store(tables, key, &scratch.request) {
+        Ok(true) => _ = client::count(tables, &key.source, false),
+        Ok(false) => {}
+        Err(error) => {
+            tables.remove_established(&reply_key);
+            return Err(error);
+        }
     }
     if is_open {
         count_open(tables, scratch.request.backend, true);
@@ -381,27 +387,29 @@ fn establish<T: Tables>(
 }
 
 /// Stores an entry, or replaces a superseded one; never another live flow. Other processors see the entry only when
-/// it is complete.
+/// it is complete. Returns whether
+/// the former entry was counted: the caller removes it from its client's count, because Linux 6.1 allows 512 bytes of
+/// stack for all nested calls.
 #[inline(never)]
 fn store<T: Tables>(
     tables: &T,
     key: &FlowKey<T::Address>,
     flow: &Flow<T::Address>,
-) -> Result<(), InsertError> {
+) -> Result<bool, InsertError> {
     match tables.established(key) {
         Some(present) if is_live(&present) && present.translated != flow.translated => {
             Err(InsertError::Exists)
         }
         Some(mut present) => {
-            uncount(tables, &key.source, &mut present);
+            let was_open = uncount_backend(tables, &mut present);
             present.superseded = 1;
             *present = Flow {
                 superseded: 1,
                 ..*flow
             };
             tables.publish(&mut present);
-            Ok(())
+            Ok(was_open)
         }
-        None => tables.add_established(key, flow),
+        None => tables.add_established(key, flow).map(|()| false),
     }
 }
