@@ -17,13 +17,13 @@ fn example(name: &str) -> Imported {
     import(&path, &Options::default(), &machine()).unwrap()
 }
 
-/// Compares with the file that a person has read. `MEMLB_WRITE=1` writes the file anew.
+/// Compares with the file that a person has read. `MEMLB_UPDATE=1` writes the file anew.
 fn is_as_expected(name: &str) {
     let imported = example(name);
     let config = Config::parse(&imported.toml, "imported", &Overrides::default(), None);
     assert_eq!(config.unwrap().services.len(), imported.services);
     let expected = Path::new("src/import/examples").join(format!("{name}.toml"));
-    if std::env::var_os("MEMLB_WRITE").is_some() {
+    if std::env::var_os("MEMLB_UPDATE").is_some() {
         fs::write(&expected, &imported.toml).unwrap();
     }
     assert_eq!(imported.toml, fs::read_to_string(expected).unwrap());
