@@ -188,7 +188,7 @@ fn pins_that_were_left_behind() {
     ];
     output(Command::new("bpftool").args(key).args(bytes)).unwrap();
     let diagnosis = manager(&cluster);
-    let found = diagnosis.problem("pins", "has layout 99");
+    let found = diagnosis.problem("pins", "have layout 99");
     let unload = format!(
         "memlb unload --pin-path {}",
         cluster.paths.pin_path.display()
@@ -295,7 +295,7 @@ fn a_firewall_that_lets_no_heartbeat_in() {
     let found = diagnosis.finding("warning", "firewall", "no rule lets in udp 9999");
     found.expect_remedy("nft insert rule inet filter input udp dport 9999 accept");
     found.mend(node);
-    for port in ["tcp 8080: the fallback", "tcp 80: clients of web hang"] {
+    for port in ["tcp 8080: clients do not reach the fallback", "tcp 80: clients of web hang"] {
         let found = diagnosis.finding("warning", "firewall", port);
         found.mend(node);
     }

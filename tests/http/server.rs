@@ -103,9 +103,14 @@ fn a_port_in_use_is_said_and_nothing_is_left() {
     let cluster = start(ClusterOptions::default());
     let directory = &cluster.paths.directory;
     let pins = format!("{}-other", cluster.paths.pin_path.display());
+    // A service of its own: the cluster's manager serves the other one.
+    let configuration = directory.join("other.toml");
+    let text = std::fs::read_to_string(directory.join("memlb.toml")).unwrap();
+    std::fs::write(&configuration, text.replace(":80\"", ":81\"")).unwrap();
     let mut command = cluster.topology.manager.command(&cluster.binary);
     command
-        .args(["manager", "--interface", "eth1", "--event-log", ""])
+        .args(["manager", "--event-log", "", "--config"])
+        .arg(&configuration)
         .args(["--heartbeat-listen", "0.0.0.0:9997", "--pin-path", &pins])
         .args(["--set", "limits.nat_ports=61000-62000"])
         .arg("--control-socket")
