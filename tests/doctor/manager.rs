@@ -295,7 +295,10 @@ fn a_firewall_that_lets_no_heartbeat_in() {
     let found = diagnosis.finding("warning", "firewall", "no rule lets in udp 9999");
     found.expect_remedy("nft insert rule inet filter input udp dport 9999 accept");
     found.mend(node);
-    for port in ["tcp 8080: clients do not reach the fallback", "tcp 80: clients of web hang"] {
+    for port in [
+        "tcp 8080: clients do not reach the fallback",
+        "tcp 80: clients of web hang",
+    ] {
         let found = diagnosis.finding("warning", "firewall", port);
         found.mend(node);
     }

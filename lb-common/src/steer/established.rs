@@ -46,7 +46,7 @@ pub(super) fn established<T: Tables>(
         return Some(Verdict::WrongInterface);
     }
     let keeps = keeps_flows(backend);
-    let now = ticks(tables.now_ns());
+    let mut now = ticks(tables.now_ns());
     // Check the exact idle times only after a possibly long silence.
     let was_idle =
         key.is_datagram() && now.wrapping_sub(flow.last_seen_ticks) > REVERSE_SYNC_PERIOD;
@@ -74,8 +74,8 @@ pub(super) fn established<T: Tables>(
         decision.plausible = 1;
         if flow.ended | end_bits(packet.flags) == 0 {
             flow.sequence = packet.sequence;
-        } else {
-            close(tables, packet, key, &mut flow);
+        } else if close(tables, packet, key, &mut flow) != 0 {
+            now = flow.last_seen_ticks;
         }
     }
     let moved = plausible && is_request && has_moved(&flow, packet);

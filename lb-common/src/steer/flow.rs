@@ -9,6 +9,7 @@ use crate::{
     headers::TcpFlags,
     maps::{
         ALL_DIRECT, Backend, Flow, FlowKey, Settings, direction, elapsed_ns, ended, mode, state,
+        ticks,
     },
 };
 
@@ -19,6 +20,9 @@ const WINDOW: u32 = 1 << 20;
 
 /// Time in nanoseconds in which packets may still arrive after a reset.
 const ROUND_TRIP_NS: u64 = 1_500_000_000;
+
+/// Ticks after a RST in which a packet of the same side may be older than the RST: another processor handled it.
+const REORDER_TICKS: u32 = 2;
 
 /// Builds the reverse entry from an entry, its key and a packet, whose acknowledgement number is the other side's
 /// sequence number. If the tuple is not translated, as in mode `dsr`, replies do not pass the manager: the reverse
@@ -216,7 +220,8 @@ pub(super) fn uncount_backend<T: Tables>(tables: &T, request: &mut Flow<T::Addre
 /// Handles a plausible packet that ends its direction, or that follows such an end.
 ///
 /// A spoofed RST or FIN with a plausible number ends nothing for good: genuine packets of either side revive the
-/// connection.
+/// connection. Returns 1 for a packet that may be older than the RST of its own side, and must not renew the time of
+/// that RST; else 0.
 #[inline(never)]
 pub(super) fn close<T: Tables>(
     tables: &T,
@@ -239,6 +244,11 @@ pub(super) fn close<T: Tables>(
         apply_end(tables, key, flow, reverse.as_deref_mut());
         return 0;
     }
+    let now = tables.now_ns();
+    let since_last = ticks(now).wrapping_sub(flow.last_seen_ticks);
+    if flow.ended & ended::RESET != 0 && since_last <= REORDER_TICKS {
+        return 1;
+    }
     // No packet follows a genuine RST.
     flow.ended &= !ended::RESET;
     let goes_beyond = packet.sequence.wrapping_sub(flow.sequence).wrapping_sub(1) < WINDOW;
@@ -249,9 +259,9 @@ pub(super) fn close<T: Tables>(
     if flow.ended & ended::FIN == 0 {
         flow.sequence = packet.sequence;
     }
-    let idle = reverse.as_deref().map_or(u64::MAX, |reverse| {
-        elapsed_ns(tables.now_ns(), reverse.last_seen_ticks)
-    });
+    let idle = reverse
+        .as_deref()
+        .map_or(u64::MAX, |reverse| elapsed_ns(now, reverse.last_seen_ticks));
     if idle > ROUND_TRIP_NS {
         // The other side would have replied with another RST.
         flow.ended &= !ended::BY_RESET;
