@@ -160,7 +160,7 @@ fn a_side_that_goes_on_after_its_reset_has_not_sent_it() {
             // Another processor may have handled the RST before an older packet.
             sends(bench, ACK);
             assert_eq!(bench.active(WORKER1.id), 0);
-            bench.wait(Duration::from_millis(100));
+            bench.wait(Duration::from_millis(300));
             sends(bench, ACK);
             assert_eq!(bench.active(WORKER1.id), 1);
             sends(bench, ACK);

@@ -28,6 +28,9 @@ const CLIENT_SILENCE: Duration = Duration::from_millis(1_500);
 /// For so long, packets may be under way to one that has reset its connection.
 const ROUND_TRIP: Duration = Duration::from_millis(1_500);
 
+/// For so long after a RST, a packet of the same side may be an older one.
+const REORDER: Duration = Duration::from_millis(200);
+
 /// How often datagrams that nobody answers go to another worker.
 const DATAGRAM_RETRIES: u8 = 3;
 
@@ -535,8 +538,13 @@ impl Connection {
 impl Side {
     /// Takes note of a packet that this side sends, and that it may have sent as far as its number tells.
     fn sees(&mut self, other: &mut Self, flags: u8, now: Duration) {
+        let ends = flags & (FIN | RST) != 0;
+        // Another processor may have handled the RST before this packet.
+        if self.has_reset && !ends && now - self.last_seen <= REORDER {
+            return;
+        }
         self.last_seen = now;
-        if flags & (FIN | RST) != 0 {
+        if ends {
             self.has_finished |= flags & FIN != 0;
             self.has_reset |= flags & RST != 0;
             return;

@@ -21,8 +21,8 @@ const WINDOW: u32 = 1 << 20;
 /// Time in nanoseconds in which packets may still arrive after a reset.
 const ROUND_TRIP_NS: u64 = 1_500_000_000;
 
-/// Ticks after a RST in which a packet of the same side may be older than the RST: another processor handled it.
-const REORDER_TICKS: u32 = 2;
+/// Ticks (0.2 s) after a RST in which a packet of the same side may be older than the RST: another processor handled it.
+const REORDER_TICKS: u32 = 12;
 
 /// Builds the reverse entry from an entry, its key and a packet, whose acknowledgement number is the other side's
 /// sequence number. If the tuple is not translated, as in mode `dsr`, replies do not pass the manager: the reverse
