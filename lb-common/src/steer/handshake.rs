@@ -387,9 +387,8 @@ fn establish<T: Tables>(
 }
 
 /// Stores an entry, or replaces a superseded one; never another live flow. Other processors see the entry only when
-/// it is complete. Returns whether
-/// the former entry was counted: the caller removes it from its client's count, because Linux 6.1 allows 512 bytes of
-/// stack for all nested calls.
+/// it is complete. Returns whether the former entry was counted: the caller removes it from its client's count, because
+/// Linux 6.1 allows 512 bytes of stack for all nested calls.
 #[inline(never)]
 fn store<T: Tables>(
     tables: &T,

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     ImportError, directory_of, name_in,
-    service::{Balance, Check, Forwarding, Import, Origin, Server, Service, Transport, address},
+    service::{Balance, Check, Forwarding, Import, Origin, Server, Service, Transport},
     statement::{Statement, Terminator, parse},
 };
 
@@ -230,11 +230,9 @@ fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Opti
             "weight 0 means drained: memlb drain keeps new connections away",
         );
     }
-    // keepalived's names cannot be resolved: it takes addresses only.
-    let address = address(&at.ip().to_string(), at.port()).ok()?;
     Some(Server {
-        name: address.ip().to_string(),
-        address,
+        name: at.ip().to_string(),
+        address: at,
         weight,
         check,
         origin: Origin::from(real),
