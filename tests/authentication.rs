@@ -62,6 +62,7 @@ fn leaving(worker: &str, boot: u64, seq: u64) -> Heartbeat {
         },
         state: WorkerState::Leaving,
         healthy: true,
+        checked: false,
         translates: Vec::new(),
         version: "0.1.0".to_owned(),
         pause: None,

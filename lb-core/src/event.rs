@@ -412,7 +412,8 @@ impl Event {
             | Health::Terminated
             | Health::Paused
             | Health::Ineligible
-            | Health::Unreachable => return None,
+            | Health::Unreachable
+            | Health::Failing => return None,
             Health::Up => Self::WorkerUp {
                 worker,
                 was,

@@ -33,6 +33,8 @@ pub enum Health {
     Ineligible,
     /// Up, but the manager has no route to it. It keeps its connections: the route may come back.
     Unreachable,
+    /// Up, but its server refuses or does not answer clients' handshakes. It keeps its connections.
+    Failing,
 }
 
 impl Health {
@@ -58,6 +60,7 @@ impl Health {
             Self::Paused => "paused",
             Self::Ineligible => "ineligible",
             Self::Unreachable => "unreachable",
+            Self::Failing => "failing",
         }
     }
 }

@@ -9,6 +9,8 @@
 //!
 //! The same inputs always give the same outputs.
 
+// A test compares a whole snapshot with its JSON.
+#![cfg_attr(test, recursion_limit = "256")]
 // Listed with reasons in .clippy.toml.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -29,6 +31,7 @@ mod return_path;
 mod sequence;
 mod service;
 mod settings;
+mod share_reason;
 mod snapshot;
 mod worker;
 
@@ -57,6 +60,7 @@ pub use settings::{
     AdoptedState, BackendId, BackendSettings, CoreSettings, DEFAULT_DOWN_AFTER, FallbackSettings,
     Mode, ServiceId, ServiceSettings,
 };
+pub use share_reason::{ShareReason, ShareReasonKind};
 pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot, WaitingSnapshot};
 
 /// Returns a duration in whole milliseconds.

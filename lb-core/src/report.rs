@@ -24,6 +24,8 @@ pub struct Report {
     pub state: WorkerState,
     /// Whether the worker's server answers its agent.
     pub healthy: bool,
+    /// Whether its agent checks that; without a check, `healthy` is always true.
+    pub checked: bool,
     /// The services of mode `dsr` that the worker's DSR translator translates.
     pub translates: Vec<Endpoint>,
     /// The heartbeat interval; `None` in the 2018 format.

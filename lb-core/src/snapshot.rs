@@ -16,6 +16,7 @@ use crate::policy::Policy;
 use crate::reason::Rule;
 use crate::service::{Selection, Service};
 use crate::settings::{BackendId, BackendSettings, FallbackSettings, Mode};
+use crate::share_reason::ShareReason;
 use crate::worker::Worker;
 
 /// All services, in the order of the configuration.
@@ -80,6 +81,12 @@ pub struct BackendSnapshot {
     /// Why a worker that is up cannot serve.
     #[serde(default)]
     pub ineligible_reason: Option<String>,
+    /// Why it gets no new connection, or less than its share.
+    #[serde(default)]
+    pub reason: Option<ShareReason>,
+    /// Up, and no check of its agent says whether its server answers.
+    #[serde(default)]
+    pub unchecked: bool,
     /// The operator's drain or maintenance.
     pub admin_state: Option<Audited<AdminState>>,
     /// The operator's weight; `null` means 100.
@@ -171,6 +178,8 @@ impl Service {
             state: self.state(backend, worker),
             health: worker.health,
             ineligible_reason: self.ineligible_reason(backend, worker),
+            reason: self.share_reason(backend, workers, now),
+            unchecked: worker.health.is_up() && !worker.checked,
             admin_state: self.overrides[backend].state.clone(),
             weight_percent: self.overrides[backend].weight_percent.clone(),
             pause: self.overrides[backend].pause.clone(),
@@ -198,6 +207,8 @@ impl Service {
             state: Health::Up,
             health: Health::Up,
             ineligible_reason: None,
+            reason: None,
+            unchecked: false,
             admin_state: None,
             weight_percent: None,
             pause: None,
@@ -215,7 +226,7 @@ impl Service {
         }
     }
 
-    fn share(&self, of: Selection) -> u16 {
+    pub(super) fn share(&self, of: Selection) -> u16 {
         match (self.selection, &self.spread, of) {
             (Selection::Spread, Some(spread), Selection::Backend(backend)) => spread.share(backend),
             (target, _, of) if target == of => 10_000,

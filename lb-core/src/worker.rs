@@ -27,6 +27,8 @@ pub(super) struct Worker {
     pub memory_stale: Option<Duration>,
     /// The services of mode `dsr` that its DSR translator translates.
     pub translates: Vec<Endpoint>,
+    /// Whether its agent checks its server.
+    pub checked: bool,
     pub last_heartbeat: Option<Instant>,
     pub sequence: SequenceWindow,
     pub backends: Vec<BackendIndex>,
@@ -55,6 +57,7 @@ impl Worker {
             pressure: None,
             memory_stale: None,
             translates: Vec::new(),
+            checked: false,
             last_heartbeat: None,
             sequence: SequenceWindow::default(),
             backends: Vec::new(),
@@ -96,6 +99,7 @@ impl Worker {
         self.pressure = report.pressure;
         self.memory_stale = report.memory_stale;
         self.translates.clone_from(&report.translates);
+        self.checked = report.checked;
         self.memory_per_connection.note_report();
         self.last_heartbeat = Some(now);
         self.silent_from = now;

@@ -175,7 +175,7 @@ fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Res
         memory_available_bytes,
         share,
         weight_percent,
-        ineligible_reason,
+        reason,
         ..
     } in workers
     {
@@ -195,8 +195,8 @@ fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Res
             Some(weight) => writeln!(f, ", weight {}% by {}", weight.value, weight.by)?,
             None => writeln!(f)?,
         }
-        if let Some(ineligible_reason) = ineligible_reason {
-            writeln!(f, "      {ineligible_reason}")?;
+        if let Some(reason) = reason {
+            writeln!(f, "      {}", reason.text)?;
         }
     }
     Ok(())

@@ -337,10 +337,6 @@ fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>)
         for remark in remarks(seen) {
             writeln!(f, "      {remark}")?;
         }
-        if seen.ramp_percent < 100 && seen.share > 0 && seen.share < 10_000 {
-            let ramp = seen.ramp_percent;
-            writeln!(f, "      came back lately: takes {ramp}% of its share")?;
-        }
     }
     Ok(())
 }
@@ -354,7 +350,7 @@ fn share(seen: &BackendSnapshot) -> String {
     }
 }
 
-/// Returns what the operator has ordered of a backend, what keeps it from serving, and that its memory
+/// Returns what the operator has ordered of a backend, why it gets less than its share, and that its memory
 /// figures are stale, one sentence each.
 pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
     let hold = seen.admin_state.as_ref().map(|mark| {
@@ -372,7 +368,10 @@ pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
         );
         format!("paused for {whole} {}, {left} are left", given(mark))
     });
-    let ineligible = seen.ineligible_reason.clone();
+    // The order says it, with its author and time.
+    let is_ordered = hold.is_some() || weight.is_some() || pause.is_some();
+    let reason = seen.reason.as_ref();
+    let reason = reason.filter(|it| !is_ordered || !it.kind.is_order());
     let stale = seen.memory_stale_ms.map(|age| {
         let age = seconds(age);
         format!("its memory figures are {age} old: its agent cannot read new ones")
@@ -381,7 +380,7 @@ pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
         .into_iter()
         .chain(weight)
         .chain(pause)
-        .chain(ineligible);
+        .chain(reason.map(|it| it.text.clone()));
     remarks.chain(stale).collect()
 }
 

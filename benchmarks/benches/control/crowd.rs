@@ -192,6 +192,7 @@ pub fn heartbeat(worker: &str, seq: u64, interval: Duration, available_bytes: u6
         },
         state: WorkerState::Ready,
         healthy: true,
+        checked: false,
         translates: Vec::new(),
         version: "0.1.0".to_owned(),
         pause: None,

@@ -42,7 +42,7 @@ pub struct Service {
     /// State, memory and weight of each backend as last emitted.
     emitted: Vec<Option<(Health, Option<Memory>, u32)>>,
     /// What policy `memory` compares at every heartbeat.
-    candidates: Vec<Candidate>,
+    pub(super) candidates: Vec<Candidate>,
     pub overrides: Vec<AdminOverride>,
     pub(super) routes: Vec<WorkerRoute>,
     return_paths: Vec<ReturnPath>,

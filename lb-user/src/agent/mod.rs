@@ -284,6 +284,7 @@ impl Agent {
             memory,
             state,
             healthy: self.healthy,
+            checked: self.settings.check.is_some(),
             translates: self
                 .dsr
                 .iter()

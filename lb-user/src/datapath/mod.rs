@@ -672,7 +672,8 @@ impl BackendState {
                 | Health::Maintenance
                 | Health::Draining
                 | Health::Paused
-                | Health::Unreachable => state::DRAINING,
+                | Health::Unreachable
+                | Health::Failing => state::DRAINING,
             },
             mode: match self.mode {
                 _ if is_local => mode::LOCAL,

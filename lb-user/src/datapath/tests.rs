@@ -265,6 +265,7 @@ impl World {
                 pressure: None,
                 state: WorkerState::Ready,
                 healthy: true,
+                checked: false,
                 translates: translated(),
                 signed: true,
                 memory_stale: None,

@@ -60,6 +60,7 @@ impl LegacyHeartbeat {
             pressure: None,
             state: WorkerState::Ready,
             healthy: true,
+            checked: false,
             translates: Vec::new(),
             interval: None,
         }

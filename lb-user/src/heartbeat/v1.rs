@@ -34,6 +34,8 @@ pub struct Heartbeat {
     pub state: WorkerState,
     /// Whether the worker's service answers its agent.
     pub healthy: bool,
+    /// Whether the agent checks that; without a check, `healthy` is always true.
+    pub checked: bool,
     /// The services of mode `dsr` that the agent's DSR translator translates.
     pub translates: Vec<Endpoint>,
     /// The agent's own version, for display.
@@ -155,6 +157,7 @@ impl Heartbeat {
             pressure: self.memory.pressure.map(|pressure| pressure.some_avg10),
             state: self.state,
             healthy: self.healthy,
+            checked: self.checked,
             translates: self.translates.clone(),
             interval: Some(self.interval),
         }

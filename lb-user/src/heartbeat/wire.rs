@@ -21,6 +21,7 @@ pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
         memory: heartbeat.memory,
         state: heartbeat.state,
         healthy: heartbeat.healthy,
+        checked: heartbeat.checked,
         dsr: Translated(heartbeat.translates.clone()),
         version: Cow::Borrowed(&heartbeat.version),
         pause_ms: (heartbeat.pause)
@@ -62,6 +63,7 @@ pub(super) fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
         memory: wire.memory,
         state: wire.state,
         healthy: wire.healthy,
+        checked: wire.checked,
         translates: wire.dsr.0,
         version: wire.version.into_owned(),
         pause: wire.pause_ms.map(Duration::from_millis),
@@ -89,6 +91,8 @@ struct Wire<'a> {
     memory: MemoryReport,
     state: WorkerState,
     healthy: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    checked: bool,
     #[serde(default, skip_serializing_if = "Translated::is_empty")]
     dsr: Translated,
     #[serde(borrow)]

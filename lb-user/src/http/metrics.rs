@@ -20,7 +20,7 @@ use crate::status::Status;
 use lb_common::verdict::Verdict;
 use lb_core::{BackendSnapshot, Health, MANAGER, Pressure};
 
-const STATES: [Health; 9] = [
+const STATES: [Health; 10] = [
     Health::Unknown,
     Health::Up,
     Health::Down,
@@ -30,6 +30,7 @@ const STATES: [Health; 9] = [
     Health::Draining,
     Health::Terminated,
     Health::Paused,
+    Health::Failing,
 ];
 
 pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {

@@ -258,6 +258,7 @@ impl Simulation<'_> {
             pressure: None,
             state: WorkerState::Ready,
             healthy: true,
+            checked: false,
             translates: Vec::new(),
             interval: Some(self.interval),
         };

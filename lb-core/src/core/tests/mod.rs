@@ -88,6 +88,7 @@ pub(super) fn report(worker: &str, boot: u64, number: u64, available_mib: u64) -
         pressure: None,
         state: WorkerState::Ready,
         healthy: true,
+        checked: false,
         translates: Vec::new(),
         interval: Some(BEAT),
     }

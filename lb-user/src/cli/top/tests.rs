@@ -179,6 +179,7 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
             pressure: Some(Pressure(125)),
             state: WorkerState::Ready,
             healthy: true,
+            checked: false,
             translates: Vec::new(),
             interval: None,
         };

@@ -269,7 +269,7 @@ fn state(health: Health) -> String {
     let sign = match health {
         Health::Up => "●",
         Health::Down | Health::Terminated => "✕",
-        Health::Unhealthy | Health::Ineligible | Health::Unreachable => "▲",
+        Health::Unhealthy | Health::Ineligible | Health::Unreachable | Health::Failing => "▲",
         Health::Leaving | Health::Draining => "◐",
         Health::Maintenance | Health::Paused => "■",
         Health::Unknown => "○",
@@ -284,7 +284,8 @@ fn style(health: Health) -> Style {
         | Health::Unhealthy
         | Health::Terminated
         | Health::Ineligible
-        | Health::Unreachable => Color::Red,
+        | Health::Unreachable
+        | Health::Failing => Color::Red,
         Health::Leaving | Health::Draining | Health::Maintenance | Health::Paused => Color::Yellow,
         Health::Unknown => Color::DarkGray,
     })

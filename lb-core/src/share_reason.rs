@@ -1,0 +1,251 @@
+//! Why a backend gets no new connection, or less than its share: one wording for every view.
+
+use std::time::{Duration, Instant};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::health::Health;
+use crate::milliseconds;
+use crate::policy::{MaxShare, Policy};
+use crate::service::{Selection, Service};
+use crate::worker::Worker;
+
+/// A reason, and the sentence part that tells it. The text does not name the worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ShareReason {
+    pub kind: ShareReasonKind,
+    pub text: String,
+}
+
+/// What limits a backend's share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ShareReasonKind {
+    /// No heartbeat since the manager started.
+    Unknown,
+    /// Its heartbeats are missing.
+    Down,
+    /// Its agent's check fails.
+    Unhealthy,
+    /// Its agent stops.
+    Leaving,
+    /// Maintenance, announced by its agent or ordered by an operator.
+    Maintenance,
+    Draining,
+    /// The operator's weight is 0.
+    ZeroWeight,
+    /// Drained, with its connections reset.
+    Terminated,
+    Paused,
+    /// Up, but it lacks what the service's mode needs.
+    Ineligible,
+    /// Up, but no packet reaches it, or none comes back.
+    Unreachable,
+    /// Up, but its server refuses or does not answer handshakes.
+    Failing,
+    /// A backup, while a primary worker can serve.
+    Backup,
+    /// Policy `memory` selects another worker.
+    NotSelected,
+    /// Policy `memory` would select it, and waits for the end of the hold.
+    Waiting,
+    /// No memory above the reserve.
+    Reserve,
+    /// Its memory pressure reaches the limit.
+    Pressure,
+    /// It has as many connections as it may have.
+    Full,
+    /// It came back lately and takes less than its share.
+    Ramp,
+    /// `max_share` limits its share.
+    Cap,
+}
+
+impl ShareReasonKind {
+    /// Whether an operator should look at the worker: nobody ordered it, and it does not end by itself.
+    pub fn is_trouble(self) -> bool {
+        match self {
+            Self::Down
+            | Self::Unhealthy
+            | Self::Terminated
+            | Self::Ineligible
+            | Self::Unreachable
+            | Self::Failing
+            | Self::Reserve
+            | Self::Pressure
+            | Self::Full => true,
+            Self::Unknown
+            | Self::Leaving
+            | Self::Maintenance
+            | Self::Draining
+            | Self::ZeroWeight
+            | Self::Paused
+            | Self::Backup
+            | Self::NotSelected
+            | Self::Waiting
+            | Self::Ramp
+            | Self::Cap => false,
+        }
+    }
+
+    /// Whether an operator's order is the reason.
+    pub fn is_order(self) -> bool {
+        matches!(
+            self,
+            Self::Maintenance | Self::Draining | Self::ZeroWeight | Self::Terminated | Self::Paused
+        )
+    }
+}
+
+impl ShareReason {
+    fn new(kind: ShareReasonKind, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { kind, text }
+    }
+
+    /// The reason of a worker that has as many connections as it may have.
+    pub fn full(limit: u64) -> Self {
+        Self::new(
+            ShareReasonKind::Full,
+            format!("has as many connections as max_connections allows, {limit}"),
+        )
+    }
+}
+
+impl Service {
+    /// Returns why a backend gets no new connection, or less than its share.
+    pub fn share_reason(
+        &self,
+        backend: usize,
+        workers: &[Worker],
+        now: Instant,
+    ) -> Option<ShareReason> {
+        let worker = &workers[self.workers[backend]];
+        match self.state(backend, worker) {
+            Health::Up => match self.share(Selection::Backend(backend)) {
+                0 => Some(self.idle_reason(backend, workers, now)),
+                share => self.limit_reason(worker, share, now),
+            },
+            state => Some(self.state_reason(backend, worker, state, now)),
+        }
+    }
+
+    /// The reason of a worker that is not up, or cannot serve.
+    fn state_reason(
+        &self,
+        backend: usize,
+        worker: &Worker,
+        state: Health,
+        now: Instant,
+    ) -> ShareReason {
+        use ShareReasonKind as Kind;
+        let ineligible = || self.ineligible_reason(backend, worker).unwrap_or_default();
+        let silent = || seconds(worker.silent_for(now));
+        let ordered = self.overrides[backend].effective_state().is_some();
+        let is_weightless = self.overrides[backend].state.is_none() && ordered;
+        let (kind, text) = match state {
+            Health::Unknown => (Kind::Unknown, "no heartbeat received yet".to_owned()),
+            Health::Down => (Kind::Down, format!("no heartbeat for {}", silent())),
+            Health::Unhealthy => (Kind::Unhealthy, "its agent's check fails".to_owned()),
+            Health::Leaving => (Kind::Leaving, "its agent stops".to_owned()),
+            Health::Maintenance if ordered => (
+                Kind::Maintenance,
+                "in maintenance by the operator".to_owned(),
+            ),
+            Health::Maintenance => (
+                Kind::Maintenance,
+                "its agent announced maintenance".to_owned(),
+            ),
+            Health::Draining if is_weightless => {
+                (Kind::ZeroWeight, "the operator's weight is 0%".to_owned())
+            }
+            Health::Draining => (Kind::Draining, "drained by the operator".to_owned()),
+            Health::Terminated => (
+                Kind::Terminated,
+                "drained by the operator, and its connections are reset".to_owned(),
+            ),
+            Health::Paused => {
+                let left = worker
+                    .paused_until
+                    .map(|it| it.saturating_duration_since(now));
+                let left = seconds(left.unwrap_or_default());
+                (Kind::Paused, format!("paused, {left} are left"))
+            }
+            Health::Ineligible => (Kind::Ineligible, ineligible()),
+            Health::Unreachable => (Kind::Unreachable, ineligible()),
+            Health::Up | Health::Failing => (Kind::Failing, "failing".to_owned()),
+        };
+        ShareReason::new(kind, text)
+    }
+
+    /// The reason of a worker that is up and gets nothing.
+    fn idle_reason(&self, backend: usize, workers: &[Worker], now: Instant) -> ShareReason {
+        use ShareReasonKind as Kind;
+        let worker = &workers[self.workers[backend]];
+        if self.settings.policy == Policy::Memory {
+            return match self.waiting(now).filter(|(waiting, _)| *waiting == backend) {
+                Some((_, left)) => ShareReason::new(
+                    Kind::Waiting,
+                    format!(
+                        "has more memory and waits for the hold to end, in {} ms",
+                        milliseconds(left)
+                    ),
+                ),
+                None => ShareReason::new(
+                    Kind::NotSelected,
+                    format!("policy memory selects {}", self.reason.to.name),
+                ),
+            };
+        }
+        if !self.candidates[backend].has_no_headroom {
+            return ShareReason::new(Kind::Ramp, "came up just now: gets its share in a moment");
+        }
+        let limit = self.settings.spread.pressure_limit;
+        match worker.pressure.filter(|pressure| *pressure >= limit) {
+            Some(pressure) => ShareReason::new(
+                Kind::Pressure,
+                format!("its memory pressure, {pressure}, reaches pressure_limit, {limit}"),
+            ),
+            None => ShareReason::new(
+                Kind::Reserve,
+                format!(
+                    "no memory above its reserve of {}%",
+                    self.settings.spread.reserve_percent
+                ),
+            ),
+        }
+    }
+
+    /// The reason of a worker that gets less than its memory deserves.
+    fn limit_reason(&self, worker: &Worker, share: u16, now: Instant) -> Option<ShareReason> {
+        use ShareReasonKind as Kind;
+        let ramp = worker.ramp_percent(self.settings.spread.ramp_up, now);
+        if ramp < 100 && share < 10_000 {
+            let text = format!("came back lately: takes {ramp}% of its share");
+            return Some(ShareReason::new(Kind::Ramp, text));
+        }
+        let most = self.largest_share()?;
+        let text = format!("max_share limits its share to {}%", most / 100);
+        (u64::from(share) + 1 >= most).then(|| ShareReason::new(Kind::Cap, text))
+    }
+
+    /// Returns the share that `max_share` allows, in hundredths of a percent; `None` where it is not more
+    /// than an equal share, or limits nothing.
+    fn largest_share(&self) -> Option<u64> {
+        let spread = self.spread.as_ref()?;
+        let backends = 0..self.settings.backends.len();
+        let takers = backends.filter(|it| spread.weight(*it) > 0).count() as u64;
+        let most = match self.settings.spread.max_share {
+            MaxShare::Auto if !spread.follows_memory() => return None,
+            MaxShare::Auto => 60_000 / (takers + 5),
+            MaxShare::Percent(percent) => u64::from(percent) * 100,
+        };
+        (takers > 1 && most < 10_000 && most * takers > 10_000).then_some(most)
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    let tenths = duration.as_millis() / 100;
+    format!("{}.{} s", tenths / 10, tenths % 10)
+}
