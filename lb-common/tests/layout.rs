@@ -31,8 +31,8 @@ macro_rules! assert_layout {
 }
 
 #[test]
-fn the_layout_of_version_5_is_as_pinned() {
-    assert_eq!(LAYOUT_VERSION, 5, "pin the new layout here");
+fn the_layout_of_version_6_is_as_pinned() {
+    assert_eq!(LAYOUT_VERSION, 6, "pin the new layout here");
     assert_layout!(
         Settings, 88,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
@@ -86,8 +86,9 @@ fn the_layout_of_version_5_is_as_pinned() {
     );
     assert_layout!(Counter, 16, packets 0, bytes 8);
     assert_layout!(
-        Traffic, 48,
-        connections 0, packets_in 8, bytes_in 16, packets_out 24, bytes_out 32, unanswered 40
+        Traffic, 96,
+        connections 0, packets_in 8, bytes_in 16, packets_out 24, bytes_out 32, unanswered 40, answered 48,
+        refused 56, expired 64, resets 72, retried 80, last_answer_ns 88
     );
     assert_eq!(size_of::<Mac>(), 8);
     assert_layout!(

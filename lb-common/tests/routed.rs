@@ -42,7 +42,7 @@ fn only_the_destination_is_translated_and_no_port_is_taken() {
     assert_eq!(memory.established.entries().len(), 2);
     let reply = steer(&memory, &packet(ACK), &key(WORKERS[0], CLIENT));
     assert_eq!(reply.translated, key(SERVICE, CLIENT));
-    assert!(memory.unanswered.borrow().is_empty());
+    assert_eq!(memory.counted(WORKER1).unanswered, 0);
 }
 
 #[test]
@@ -137,8 +137,8 @@ fn a_repeated_syn_goes_to_another_worker_and_is_counted() {
     let retried = steer(&memory, &packet(SYN), &client);
     assert_eq!(retried.backend, WORKER2);
     assert_eq!(retried.translated, key(CLIENT, WORKERS[1]));
-    assert_eq!(memory.unanswered.borrow()[&WORKER1], 1);
-    assert_eq!(memory.unanswered.borrow().get(&WORKER2), None);
+    assert_eq!(memory.counted(WORKER1).unanswered, 1);
+    assert_eq!(memory.counted(WORKER2).unanswered, 0);
 
     // The first one answers late: it is nobody's any more.
     let late = steer(&memory, &answer_to_syn(), &key(WORKERS[0], CLIENT));
@@ -154,7 +154,7 @@ fn an_acknowledgement_of_an_answer_that_passed_elsewhere_is_counted() {
     _ = steer(&memory, &packet(SYN), &client);
     let ack = steer(&memory, &packet(ACK), &client);
     assert_eq!(ack.verdict, Verdict::ToBackend);
-    assert_eq!(memory.unanswered.borrow()[&WORKER1], 1);
+    assert_eq!(memory.counted(WORKER1).unanswered, 1);
     assert_eq!(memory.established.entries().len(), 0);
 }
 

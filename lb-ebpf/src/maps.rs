@@ -479,10 +479,10 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
-    fn count_unanswered(&self, backend: u32) {
+    fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic)) {
         if let Some(traffic) = TRAFFIC.get_ptr_mut(backend) {
-            // SAFETY: a per-CPU slot.
-            unsafe { (*traffic).unanswered += 1 };
+            // SAFETY: a per-CPU slot, see `flow_scratch`.
+            change(unsafe { &mut *traffic });
         }
     }
 }

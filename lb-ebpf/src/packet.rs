@@ -50,6 +50,7 @@ impl HookContext {
             hook: self.hook,
             in_driver: self.in_driver,
             fragmentation_needed: false,
+            port_unreachable: false,
             interface: self.interface,
             source_mac: match self.tag {
                 0 => source_mac,
@@ -83,6 +84,7 @@ impl<A: Family> PacketScratch<A> {
             self.check_ports(hook_context.hook)?;
             self.packet = PacketMeta {
                 fragmentation_needed: message.fragmentation_needed(),
+                port_unreachable: message.port_unreachable(),
                 sequence: message.sequence(),
                 ..hook_context.link_and_ip_meta(message.ethernet, message.ip)
             };

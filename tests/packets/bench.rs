@@ -21,7 +21,7 @@ use lb_common::{
     maps::{
         Backend, DEFAULT_SOURCE_WORDS, LAYOUT_VERSION, MAX_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
         Policy, PortPool, PortWord, SLOTS_PER_BUCKET, SPREAD, Service, ServiceKey, Settings,
-        TraceConfig, TraceCounts, TraceEvent, first_choice, mode, policy, port_bit, port_word,
+        TraceConfig, TraceCounts, TraceEvent, Traffic, first_choice, mode, policy, port_bit, port_word,
         state, ticks,
     },
     verdict::Verdict,
@@ -548,8 +548,18 @@ impl Bench {
 
     /// How many handshakes a client went on with although no answer of this backend had passed.
     pub fn unanswered(&self, backend: u32) -> u64 {
-        let of = |counters: &Counters| counters.traffic[backend as usize].unanswered;
+        self.tally(backend, |traffic| traffic.unanswered)
+    }
+
+    /// One of a backend's counters, since the test began.
+    pub fn tally(&self, backend: u32, field: fn(&Traffic) -> u64) -> u64 {
+        let of = |counters: &Counters| field(&counters.traffic[backend as usize]);
         of(&self.datapath.counters()) - of(&self.counted_before)
+    }
+
+    /// When a backend was last heard, by CLOCK_MONOTONIC.
+    pub fn last_answer_ns(&self, backend: u32) -> u64 {
+        self.datapath.counters().traffic[backend as usize].last_answer_ns
     }
 
     /// Connections counted for a backend since the test began.

@@ -171,14 +171,7 @@ impl Datapath {
         });
         let traffic = (0..BACKENDS).map(|id| {
             let values = self.maps.traffic.get(&id, 0).unwrap();
-            values.iter().fold(Traffic::default(), |sum, one| Traffic {
-                connections: sum.connections + one.connections,
-                packets_in: sum.packets_in + one.packets_in,
-                bytes_in: sum.bytes_in + one.bytes_in,
-                packets_out: sum.packets_out + one.packets_out,
-                bytes_out: sum.bytes_out + one.bytes_out,
-                unanswered: sum.unanswered + one.unanswered,
-            })
+            Traffic::sum(values.iter())
         });
         Counters {
             verdicts: verdicts.collect(),

@@ -14,6 +14,7 @@ mod segment;
 mod sniffer;
 mod tables;
 
+mod answers;
 mod bytes;
 mod clients;
 mod closing;

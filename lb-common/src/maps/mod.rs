@@ -41,7 +41,7 @@ pub use trace::{
 use crate::address::V6;
 
 /// Version of everything in this module and of [`MANAGER_MAPS`]. A manager refuses pins of another version.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Names of the maps, and of their pins.
 pub mod name {
@@ -158,7 +158,7 @@ const _: () = {
     assert!(size_of::<Handshake>() == 112 && align_of::<Handshake>() == 8);
     assert!(size_of::<Handshake<V6>>() == 160 && align_of::<Handshake<V6>>() == 8);
     assert!(size_of::<Counter>() == 16);
-    assert!(size_of::<Traffic>() == 48);
+    assert!(size_of::<Traffic>() == 96);
     assert!(size_of::<TraceConfig>() == 128 && align_of::<TraceConfig>() == 8);
     assert!(size_of::<TraceCounts>() == 32);
     assert!(size_of::<TraceEvent>() == 120 && align_of::<TraceEvent>() == 8);

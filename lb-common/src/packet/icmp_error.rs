@@ -84,6 +84,12 @@ impl<'a, A: Address> IcmpError<'a, A> {
         A::Header::fragmentation_needed(&self.message.icmp)
     }
 
+    /// Whether it says that no socket has the quoted packet's destination port.
+    #[inline(always)]
+    pub fn port_unreachable(&self) -> bool {
+        A::Header::port_unreachable(&self.message.icmp)
+    }
+
     /// Of TCP, the sequence number of the quoted segment.
     #[inline(always)]
     pub fn sequence(&self) -> u32 {

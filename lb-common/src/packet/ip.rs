@@ -78,6 +78,9 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
     /// Whether such an error is IPv4's "fragmentation needed".
     fn fragmentation_needed(icmp: &IcmpHeader) -> bool;
 
+    /// Whether an ICMP error says that no socket has the quoted packet's destination port.
+    fn port_unreachable(icmp: &IcmpHeader) -> bool;
+
     /// Clears the DF bit and updates the header's checksum. `number` becomes the identification if the sender set
     /// none.
     fn allow_fragments(&mut self, number: u16);
@@ -165,6 +168,11 @@ impl IpHeader for Ipv4Header {
     #[inline(always)]
     fn fragmentation_needed(icmp: &IcmpHeader) -> bool {
         icmp.kind == 3 && icmp.code == 4
+    }
+
+    #[inline(always)]
+    fn port_unreachable(icmp: &IcmpHeader) -> bool {
+        icmp.kind == 3 && icmp.code == 3
     }
 
     #[inline(always)]
@@ -278,6 +286,11 @@ impl IpHeader for Ipv6Header {
     #[inline(always)]
     fn fragmentation_needed(_icmp: &IcmpHeader) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn port_unreachable(icmp: &IcmpHeader) -> bool {
+        icmp.kind == 1 && icmp.code == 4
     }
 
     #[inline(always)]

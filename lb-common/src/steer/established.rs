@@ -195,6 +195,11 @@ fn sync_reverse_entry<T: Tables>(
     now: u32,
 ) -> bool {
     let reverse_key = flow.translated.reversed();
+    let is_reset = packet.flags.has_rst();
+    if flow.direction == direction::REPLY && !is_reset && is_plausible(flow, packet) {
+        let now = tables.now_ns();
+        tables.count_traffic(flow.backend, |traffic| traffic.last_answer_ns = now);
+    }
     if let Some(mut reverse) = tables.established(&reverse_key) {
         if !is_reverse_of(key, &reverse) || !is_live(&reverse) {
             return false;

@@ -302,6 +302,9 @@ fn apply_end<T: Tables>(
         (was_open, key.reversed())
     };
     if was_open {
+        if flow.direction == direction::REPLY && flow.ended & ended::RESET != 0 {
+            tables.count_traffic(flow.backend, |traffic| traffic.resets += 1);
+        }
         let time_wait = TimeWait::after(flow.ended | reverse_ended, flow.direction);
         release(tables, flow.backend, &translated, time_wait);
     }

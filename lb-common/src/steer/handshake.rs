@@ -9,6 +9,7 @@ use super::{
     },
     is_left_to_tc,
     port::{TimeWait, release},
+    slot::UNANSWERED_NS,
 };
 use crate::{
     address::Address,
@@ -56,17 +57,36 @@ pub(super) fn handle_worker_packet<T: Tables>(
         handshake.ended |= end_bits(packet.flags);
         if packet.flags.is_syn_ack() || handshake.client.is_datagram() {
             handshake.worker_sequence = packet.sequence;
+            if handshake.answered == 0 {
+                count_answered(tables, handshake.backend);
+            }
             handshake.answered = 1;
         }
         if handshake.progress == progress::CLIENT {
             handshake.progress = progress::WORKER;
         }
         if packet.flags.has_rst() {
+            let was_answered = u64::from(handshake.answered);
+            handshake.answered = 1;
+            tables.count_traffic(handshake.backend, |traffic| {
+                traffic.resets += was_answered;
+                traffic.refused += 1 - was_answered;
+            });
             drop(handshake);
             end_handshake(tables, slot, TimeWait::None);
         }
     }
     decide_exit(&forwarding, backend, decision)
+}
+
+/// Counts the answer to a handshake.
+#[inline(always)]
+fn count_answered<T: Tables>(tables: &T, backend: u32) {
+    let now = tables.now_ns();
+    tables.count_traffic(backend, |traffic| {
+        traffic.answered += 1;
+        traffic.last_answer_ns = now;
+    });
 }
 
 /// Ends the handshake in `slot` and releases its port.
@@ -79,6 +99,10 @@ pub(super) fn end_handshake<T: Tables>(tables: &T, slot: u32, time_wait: TimeWai
         return 0;
     }
     let (backend, translated) = (handshake.backend, handshake.translated);
+    let age_ns = tables.now_ns().saturating_sub(handshake.created_ns);
+    if handshake.answered == 0 && age_ns >= UNANSWERED_NS {
+        tables.count_traffic(backend, |traffic| traffic.expired += 1);
+    }
     handshake.backend = 0;
     client::count(tables, &handshake.client.source, false);
     drop(handshake);
@@ -127,7 +151,7 @@ pub(super) fn handle_client_packet<T: Tables>(
     let left_to_tc = is_left_to_tc(tables, &forwarding(&handshake), backend, packet);
     if left_to_tc || !completes(tables, &handshake, backend, packet) {
         if !left_to_tc && is_half_seen(&handshake, packet) {
-            tables.count_unanswered(handshake.backend);
+            tables.count_traffic(handshake.backend, |traffic| traffic.unanswered += 1);
         }
         if !left_to_tc {
             record_progress(tables, &mut handshake, backend, packet);
@@ -313,6 +337,7 @@ fn record_progress<T: Tables>(
         }
         handshake.progress = progress::CLIENT;
         handshake.worker_sequence = packet.acknowledgement;
+        count_answered(tables, handshake.backend);
     }
     handshake.syn_ns = tables.now_ns();
 }

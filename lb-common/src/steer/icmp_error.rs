@@ -30,9 +30,12 @@ fn related<T: Tables>(
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let found = match flow_forwarding(tables, key, packet.sequence) {
-        Some(found) => Some(found),
-        None => handshake_forwarding(tables, packet.hook, key, packet.sequence),
+    let (found, is_pending) = match flow_forwarding(tables, key, packet.sequence) {
+        Some(found) => (Some(found), false),
+        None => {
+            let found = handshake_forwarding(tables, packet.hook, key, packet.sequence);
+            (found, true)
+        }
     };
     let Some((forwarding, last)) = found else {
         return Verdict::NotOurs;
@@ -45,6 +48,9 @@ fn related<T: Tables>(
                 decision.backend = forwarding.backend;
                 decision.exit = Exit::Drop;
                 return Verdict::ImplausibleError;
+            }
+            if packet.port_unreachable && !forwarding.is_request {
+                count_refusal(tables, forwarding.backend, is_pending, key.is_datagram());
             }
             let is_shared = forwarding.is_request && backend.mode == mode::NAT;
             if is_shared
@@ -62,6 +68,18 @@ fn related<T: Tables>(
             Verdict::BackendDown
         }
     }
+}
+
+/// Counts a worker's error "port unreachable". About an established segment it has no effect.
+#[inline(always)]
+fn count_refusal<T: Tables>(tables: &T, backend: u32, is_pending: bool, is_datagram: bool) {
+    tables.count_traffic(backend, |traffic| {
+        if is_pending {
+            traffic.refused += 1;
+        } else if is_datagram {
+            traffic.resets += 1;
+        }
+    });
 }
 
 /// Marks the connection so that the worker's segments leave without the DF bit. The worker sees all clients at the

@@ -21,7 +21,7 @@ use crate::{
     headers::TcpFlags,
     maps::{
         BY_ROUTE, Backend, Flow, FlowKey, Handshake, IN_FRAGMENTS, LOOPBACK, Mac, OwnerTags,
-        Policy, PortPool, PortWord, Service, ServiceKey, Settings, mode,
+        Policy, PortPool, PortWord, Service, ServiceKey, Settings, Traffic, mode,
     },
     verdict::Verdict,
 };
@@ -64,6 +64,8 @@ pub struct PacketMeta {
     pub in_driver: bool,
     /// The packet is IPv4's ICMP error "fragmentation needed".
     pub fragmentation_needed: bool,
+    /// The packet is the ICMP error "port unreachable".
+    pub port_unreachable: bool,
     pub sequence: u32,
     pub acknowledgement: u32,
     /// Packets and bytes on the wire; more than one packet with GSO.
@@ -270,8 +272,8 @@ pub trait Tables: ChoiceTables {
     fn client_connections(&self, client: &V6) -> u64;
     /// Adds a connection to a client's count, or removes one.
     fn count_client(&self, client: &V6, begins: bool);
-    /// Counts a handshake that the client continued although no reply of the backend had passed.
-    fn count_unanswered(&self, backend: u32);
+    /// Changes a backend's counters.
+    fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic));
 }
 
 /// Decides on a packet with the tuple `key`.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     address::{Address, V4},
-    maps::{Backend, FlowKey, Handshake, LOOPBACK, mode, state},
+    maps::{Backend, FlowKey, Handshake, LOOPBACK, mode, progress, state},
     verdict::Verdict,
 };
 
@@ -199,6 +199,13 @@ fn restarts<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32, attempt: &mut
     let answered = handshake.answered == 1;
     let syn_ns = handshake.syn_ns;
     let is_datagram = handshake.client.is_datagram();
+    // In mode `dsr`, the client's acknowledgement shows the answer.
+    let is_unseen = !is_datagram
+        && if handshake.client.is(&handshake.translated) {
+            handshake.progress == progress::NONE
+        } else {
+            !answered
+        };
     let gives_up = is_datagram && retries >= MAX_DATAGRAM_RETRIES;
     drop(handshake);
     let Some(worker) = tables.backend(tried) else {
@@ -207,18 +214,18 @@ fn restarts<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32, attempt: &mut
     if !is_same || !keeps_flows(worker) {
         return true;
     }
+    let idle = tables.now_ns().saturating_sub(syn_ns);
+    if is_unseen && idle >= MIN_RETRY_INTERVAL_NS {
+        tables.count_traffic(tried, |traffic| traffic.unanswered += 1);
+    }
     if answered {
         return false;
     }
     if worker.state != state::UP {
         return true;
     }
-    let idle = tables.now_ns().saturating_sub(syn_ns);
     if gives_up || idle < MIN_RETRY_INTERVAL_NS {
         return false;
-    }
-    if !is_datagram {
-        tables.count_unanswered(tried);
     }
     if attempt.backend == tried || !is_up(tables, attempt.backend) {
         attempt.backend = choose_another(tables, attempt.service, tried, retries);

@@ -130,7 +130,7 @@ struct SlotSearch {
 }
 
 /// A handshake without a reply for this long is replaced before handshakes with a reply.
-const UNANSWERED_NS: u64 = 1_000_000_000;
+pub(super) const UNANSWERED_NS: u64 = 1_000_000_000;
 
 impl<T: Tables> Step<T> for SlotSearch {
     #[inline(always)]

@@ -65,6 +65,7 @@ pub fn packet(flags: u8) -> PacketMeta {
         time_to_live: 64,
         in_driver: false,
         fragmentation_needed: false,
+        port_unreachable: false,
         flags: TcpFlags(flags),
         sequence: 0,
         acknowledgement: WORKER_START + 1,

@@ -12,7 +12,7 @@ use lb_common::{
     maps::{
         Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, NAT_SOURCES, OwnerTags,
         PORTS_PER_WORD, Policy, PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
-        Settings,
+        Settings, Traffic,
     },
     steer::{
         ChoiceTables, Decision, FlowScratch, InsertError, PacketMeta, PendingConnection, PortState,
@@ -39,7 +39,7 @@ pub struct Memory {
     pub policies: Vec<Policy>,
     pub choices: BTreeMap<u32, u32>,
     pub active: RefCell<BTreeMap<u32, u32>>,
-    pub unanswered: RefCell<BTreeMap<u32, u32>>,
+    pub traffic: RefCell<BTreeMap<u32, Traffic>>,
     /// Connections of each client.
     pub clients: RefCell<BTreeMap<V6, u64>>,
     next_round_robin: Cell<u32>,
@@ -85,6 +85,12 @@ struct Position {
 }
 
 impl Memory {
+    /// The counters of a backend.
+    pub fn counted(&self, backend: u32) -> Traffic {
+        let traffic = self.traffic.borrow();
+        traffic.get(&backend).copied().unwrap_or_default()
+    }
+
     pub fn new(capacity: usize) -> Self {
         Self {
             now_ns: Cell::new(1_000 * SECOND),
@@ -111,7 +117,7 @@ impl Memory {
             policies: vec![Policy::default(); 4],
             choices: BTreeMap::new(),
             active: RefCell::default(),
-            unanswered: RefCell::default(),
+            traffic: RefCell::default(),
             clients: RefCell::default(),
             next_round_robin: Cell::new(0),
             backends: vec![Backend::default(); 4],
@@ -395,8 +401,8 @@ impl Tables for Memory {
         *count = if begins { *count + 1 } else { *count - 1 };
     }
 
-    fn count_unanswered(&self, backend: u32) {
-        *self.unanswered.borrow_mut().entry(backend).or_default() += 1;
+    fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic)) {
+        change(self.traffic.borrow_mut().entry(backend).or_default());
     }
 }
 

@@ -66,6 +66,44 @@ pub struct BackendTraffic {
     /// SYNs that clients repeated because no reply of the backend had passed.
     #[serde(default)]
     pub unanswered: u64,
+    /// Handshakes that the backend answered.
+    #[serde(default)]
+    pub answered: u64,
+    /// Handshakes that the backend answered with RST, or with the ICMP error "port unreachable".
+    #[serde(default)]
+    pub refused: u64,
+    /// Refused handshakes whose SYN went to another backend instead.
+    #[serde(default)]
+    pub retried: u64,
+    /// Handshakes that ended without an answer.
+    #[serde(default)]
+    pub expired: u64,
+    /// Answered connections that the backend ended with RST.
+    #[serde(default)]
+    pub resets: u64,
+    /// When the backend was last heard in traffic, to about a second, in nanoseconds of CLOCK_MONOTONIC; 0: never.
+    #[serde(default)]
+    pub last_answer_ns: u64,
+}
+
+impl From<Traffic> for BackendTraffic {
+    fn from(counted: Traffic) -> Self {
+        Self {
+            connections: counted.connections,
+            packets_in: counted.packets_in,
+            bytes_in: counted.bytes_in,
+            packets_out: counted.packets_out,
+            bytes_out: counted.bytes_out,
+            unanswered: counted.unanswered,
+            answered: counted.answered,
+            refused: counted.refused,
+            retried: counted.retried,
+            expired: counted.expired,
+            resets: counted.resets,
+            last_answer_ns: counted.last_answer_ns,
+            ..Self::default()
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -121,19 +159,14 @@ impl Stats {
                 .context("open map backends")?;
         for id in 1..traffic.len() {
             let values = traffic.get(&id, 0).context("read map traffic")?;
-            let mut sum = BackendTraffic::default();
-            for cpu in values.iter() {
-                sum.connections += cpu.connections;
-                sum.packets_in += cpu.packets_in;
-                sum.bytes_in += cpu.bytes_in;
-                sum.packets_out += cpu.packets_out;
-                sum.bytes_out += cpu.bytes_out;
-                sum.unanswered += cpu.unanswered;
-            }
             let active = active.get(&id, 0).context("read map active")?;
-            sum.flows = active.saturating_sub(evicted.get(&id, 0).context("read map evicted")?);
+            let evicted = evicted.get(&id, 0).context("read map evicted")?;
             let backend = backends.get(&id, 0).context("read map backends")?;
-            sum.nat_ports = nat_ports(&settings, &backend);
+            let sum = BackendTraffic {
+                flows: active.saturating_sub(evicted),
+                nat_ports: nat_ports(&settings, &backend),
+                ..Traffic::sum(values.iter()).into()
+            };
             if sum != BackendTraffic::default() {
                 stats.backends.insert(id, sum);
             }

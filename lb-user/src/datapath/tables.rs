@@ -284,15 +284,20 @@ impl Tables {
         self.source_filter.replace(expected)
     }
 
-    /// Returns the counts of a backend's replies.
-    pub fn answers(&self, backend: u32) -> Result<ReplyCounters> {
+    /// Returns a backend's counters, summed over the processors.
+    pub fn traffic(&self, backend: u32) -> Result<Traffic> {
         let counted = self.traffic.get(&backend, 0);
         let counted =
             counted.with_context(|| format!("read entry {backend} of map {}", name::TRAFFIC))?;
-        let sum = |of: fn(&Traffic) -> u64| counted.iter().map(of).sum();
+        Ok(Traffic::sum(counted.iter()))
+    }
+
+    /// Returns the counts of a backend's replies.
+    pub fn answers(&self, backend: u32) -> Result<ReplyCounters> {
+        let traffic = self.traffic(backend)?;
         Ok(ReplyCounters {
-            packets: sum(|traffic| traffic.packets_out),
-            unanswered: sum(|traffic| traffic.unanswered),
+            packets: traffic.packets_out,
+            unanswered: traffic.unanswered,
         })
     }
 

@@ -193,6 +193,22 @@ impl Scrape {
             "SYNs that clients repeated because no answer of the backend had passed, since the maps were made.",
             &by_backend,
         )?;
+        let handshakes = self.counters(
+            "memlb_backend_handshakes_total",
+            "Handshakes by result since the maps were made: answered, refused by the backend, or expired without an \
+             answer.",
+            &["service", "backend", "result"],
+        )?;
+        let retried = self.counters(
+            "memlb_backend_retried_total",
+            "Refused handshakes whose SYN went to another backend instead, since the maps were made.",
+            &by_backend,
+        )?;
+        let resets = self.counters(
+            "memlb_backend_resets_total",
+            "Answered connections that a backend ended with RST since the maps were made.",
+            &by_backend,
+        )?;
         let packets = self.counters(
             "memlb_backend_packets_total",
             "Packets to a backend (in) and from it (out) since the maps were made.",
@@ -232,6 +248,16 @@ impl Scrape {
                 unanswered
                     .with_label_values(&labels)
                     .inc_by(traffic.unanswered);
+                retried.with_label_values(&labels).inc_by(traffic.retried);
+                resets.with_label_values(&labels).inc_by(traffic.resets);
+                for (result, count) in [
+                    ("answered", traffic.answered),
+                    ("refused", traffic.refused),
+                    ("expired", traffic.expired),
+                ] {
+                    let labels = [service_name, name, result];
+                    handshakes.with_label_values(&labels).inc_by(count);
+                }
                 for (direction, packet_count, byte_count) in [
                     ("in", traffic.packets_in, traffic.bytes_in),
                     ("out", traffic.packets_out, traffic.bytes_out),

@@ -198,7 +198,7 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
         bytes_in: 21 * MIB + connections * 1000,
         packets_out: 8000,
         bytes_out: 64 * MIB + connections * 20_000,
-        unanswered: 0,
+        ..BackendTraffic::default()
     };
     let packets = |packets| Packets {
         packets,
