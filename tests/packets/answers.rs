@@ -185,10 +185,8 @@ fn refusal(call: &Call) -> Segment {
 #[track_caller]
 fn begins_with(bench: &Bench, call: &Call, syn: &Segment) -> u16 {
     let outcome = bench.receives(syn);
-    let call = Call {
-        nat_port: outcome.nat_port(),
-        ..call.clone()
-    };
-    outcome.opens(WORKER1, &call.at_worker(WORKER1, syn));
-    call.nat_port
+    let mut begun = call.clone();
+    begun.nat_port = outcome.nat_port();
+    outcome.opens(WORKER1, &begun.at_worker(WORKER1, syn));
+    begun.nat_port
 }

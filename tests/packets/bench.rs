@@ -21,8 +21,8 @@ use lb_common::{
     maps::{
         Backend, DEFAULT_SOURCE_WORDS, LAYOUT_VERSION, MAX_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
         Policy, PortPool, PortWord, SLOTS_PER_BUCKET, SPREAD, Service, ServiceKey, Settings,
-        TraceConfig, TraceCounts, TraceEvent, Traffic, first_choice, mode, policy, port_bit, port_word,
-        state, ticks,
+        TraceConfig, TraceCounts, TraceEvent, Traffic, first_choice, mode, policy, port_bit,
+        port_word, state, ticks,
     },
     verdict::Verdict,
 };
