@@ -35,7 +35,7 @@ pub enum Rule {
     PolicyChanged,
 }
 
-/// The figures of a decision, displayed as a sentence.
+/// The figures of a decision, displayed as a sentence; with `{:#}` in the past tense, for a display long after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     pub rule: Rule,
@@ -57,6 +57,10 @@ pub struct BackendSummary {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let to = &self.to.name;
+        let (is, has) = match f.alternate() {
+            false => ("is", "has"),
+            true => ("was", "had"),
+        };
         match (self.rule, &self.from) {
             (Rule::NothingHeard, _) => {
                 write!(f, "no worker was heard yet, so {}", fallback_outcome(to))
@@ -69,29 +73,29 @@ impl fmt::Display for Reason {
             }
             (Rule::PolicyChanged, _) => write!(
                 f,
-                "the policy was switched; {to} is up with {}",
+                "the policy was switched; {to} {is} up with {}",
                 self.to.available()
             ),
             (Rule::Adopted, _) => {
                 write!(f, "{to} was selected before the restart and is kept")
             }
             (Rule::MoreMemory | Rule::SelectedHot, Some(from)) => {
-                self.more_memory(from, f)?;
+                self.more_memory(from, has, f)?;
                 if let Some(threshold) = self.threshold_bytes {
                     write!(f, ", above the threshold of {}", Bytes(threshold))?;
                 }
                 match self.rule {
-                    Rule::SelectedHot => write!(f, "; {} has none to spare", from.name),
+                    Rule::SelectedHot => write!(f, "; {} {has} none to spare", from.name),
                     _ => Ok(()),
                 }
             }
             (Rule::FirstComparison, Some(from)) => {
-                self.more_memory(from, f)?;
+                self.more_memory(from, has, f)?;
                 f.write_str(", which was merely heard first")
             }
             (Rule::Failover, Some(from)) => write!(
                 f,
-                "{} is {}; of the workers up {to} has the most memory ({})",
+                "{} {is} {}; of the workers up {to} {has} the most memory ({})",
                 from.name,
                 from.state,
                 self.to.available()
@@ -101,13 +105,18 @@ impl fmt::Display for Reason {
             }
             (Rule::NoWorkerUp, Some(from)) => write!(
                 f,
-                "{} is {} and no other worker is up, so {}",
+                "{} {is} {} and no other worker {is} up, so {}",
                 from.name,
                 from.state,
                 fallback_outcome(to)
             ),
             (_, None) | (Rule::FirstUp, Some(_)) => {
-                write!(f, "{to} is {} with {}", self.to.state, self.to.available())
+                write!(
+                    f,
+                    "{to} {is} {} with {}",
+                    self.to.state,
+                    self.to.available()
+                )
             }
         }
     }
@@ -122,7 +131,12 @@ pub fn fallback_outcome(fallback: &str) -> String {
 }
 
 impl Reason {
-    fn more_memory(&self, from: &BackendSummary, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn more_memory(
+        &self,
+        from: &BackendSummary,
+        has: &str,
+        f: &mut fmt::Formatter<'_>,
+    ) -> fmt::Result {
         let lead = self
             .to
             .available_bytes
@@ -130,7 +144,7 @@ impl Reason {
             .saturating_sub(from.available_bytes.unwrap_or(0));
         write!(
             f,
-            "{} has {}, {} more than {} ({})",
+            "{} {has} {}, {} more than {} ({})",
             self.to.name,
             self.to.available(),
             Bytes(lead),

@@ -162,7 +162,7 @@ impl Service {
             }),
             selected: self.reason.to.name.clone(),
             rule: self.reason.rule,
-            reason: self.reason.to_string(),
+            reason: format!("{:#}", self.reason),
             since_ms: milliseconds(now.saturating_duration_since(self.since)),
             backends,
         }

@@ -112,7 +112,7 @@ fn the_snapshot_shows_workers_in_their_order_and_the_manager_last() {
             "policy": "memory", "threshold": "auto", "threshold_bytes": null,
             "hold_ms": 0, "waiting": null,
             "selected": "worker1", "rule": "first_up",
-            "reason": "worker1 is up with 394.0 MiB available", "since_ms": 250,
+            "reason": "worker1 was up with 394.0 MiB available", "since_ms": 250,
             "backends": [
                 {"name": "worker1", "backend_id": 1, "address": "192.168.57.1:8080",
                  "state": "up", "health": "up", "ineligible_reason": null,
