@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::BufReader,
+    io::{BufReader, IsTerminal, Write},
     path::PathBuf,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use clap::{ArgAction, Parser};
 use lb_core::{MemorySettings, SpreadSettings};
 use memlb::{
     config::{size, threshold},
-    simulate::{Contender, Recording, Scenario, WorkerModel, compare, plot},
+    simulate::{Contender, Recording, Results, Scenario, WorkerModel, compare_with, plot},
 };
 
 use super::{CliError, CliResult, print, print_json};
@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> CliResult {
             "--intervals: each must be 1ms at least"
         )));
     }
-    let results = compare(&scenario, &contenders, &intervals);
+    let results = simulated(&scenario, &contenders, &intervals);
     if let Some(file) = &args.svg {
         fs::write(file, plot(&results))
             .with_context(|| format!("write the picture {}", file.display()))?;
@@ -108,6 +108,32 @@ pub fn run(args: &Args) -> CliResult {
     }
     print(&results.to_string());
     Ok(())
+}
+
+/// Simulates, and says on a terminal how far it is.
+fn simulated(scenario: &Scenario, contenders: &[Contender], intervals: &[Duration]) -> Results {
+    let all = contenders.len() * intervals.len();
+    let is_shown = std::io::stderr().is_terminal();
+    // Without it, only the progress is missing.
+    let show = |line: &str| _ = write!(std::io::stderr(), "\r\x1b[K{line}");
+    let results = compare_with(
+        scenario,
+        contenders,
+        intervals,
+        |done, contender, interval| {
+            if is_shown {
+                let interval = humantime::format_duration(interval);
+                let name = contender.name();
+                show(&format!(
+                    "{done} of {all} simulated; now {name}, reports every {interval}"
+                ));
+            }
+        },
+    );
+    if is_shown {
+        show("");
+    }
+    results
 }
 
 fn scenario(args: &Args) -> anyhow::Result<Scenario> {

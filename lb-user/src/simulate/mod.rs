@@ -22,9 +22,20 @@ use std::time::Duration;
 
 /// Simulates each contender at each report interval.
 pub fn compare(scenario: &Scenario, contenders: &[Contender], intervals: &[Duration]) -> Results {
+    compare_with(scenario, contenders, intervals, |_, _, _| {})
+}
+
+/// The same; calls `progress` before each simulation, with the number of those that are done.
+pub fn compare_with(
+    scenario: &Scenario,
+    contenders: &[Contender],
+    intervals: &[Duration],
+    mut progress: impl FnMut(usize, Contender, Duration),
+) -> Results {
     let mut outcomes = Vec::new();
     for &interval in intervals {
         for &contender in contenders {
+            progress(outcomes.len(), contender, interval);
             outcomes.push(simulation::simulate(scenario, contender, interval));
         }
     }

@@ -66,6 +66,14 @@ impl Meter {
     }
 }
 
+impl Outcome {
+    /// Refused connections in percent of all.
+    pub fn refused_percent(&self) -> f64 {
+        let all = self.accepted + self.rejected;
+        100.0 * self.rejected as f64 / all.max(1) as f64
+    }
+}
+
 impl Results {
     pub fn of(&self, policy: &str, report_interval_ms: u64) -> Option<&Outcome> {
         let mut outcomes = self.outcomes.iter();

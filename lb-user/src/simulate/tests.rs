@@ -182,8 +182,15 @@ fn the_picture_shows_every_policy() {
     for contender in Contender::all() {
         assert!(picture.contains(&format!(">{}</text>", contender.name())));
     }
-    assert_eq!(picture.matches("<polyline").count(), 6);
-    assert_eq!(picture.matches("<circle").count(), 12);
+    // Two panels, each with a line for each policy and its name at the end.
+    assert_eq!(picture.matches("<polyline").count(), 12);
+    assert_eq!(picture.matches(">random</text>").count(), 2);
+    let dashes = picture.split("stroke-dasharray=").skip(1);
+    let dashes: std::collections::BTreeSet<_> =
+        dashes.filter_map(|it| it.split('>').next()).collect();
+    assert_eq!(dashes.len(), 6);
+    assert!(picture.contains(">refused, % of all</text>"));
+    assert!(picture.contains(">6 workers of 700.0 MiB; 450 connections/s"));
     assert!(picture.contains(">500ms</text>") && picture.ends_with("</svg>\n"));
     let table = results.to_string();
     assert_eq!(table.matches("least_connections").count(), 2);
