@@ -142,7 +142,7 @@ fn waits_until_the_drained_workers_connections_are_gone() {
         &cluster,
         &["drain", "worker1", "--wait", "--deadline", "1s"],
     );
-    expect_failure(&left, 1, &["1 connections of worker1 are left"]);
+    expect_failure(&left, 1, &["1 connection of worker1 is left"]);
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
 
     // It returns as soon as the last connection ends, and not before.

@@ -1,11 +1,9 @@
-//! What `memlb status` shows: the core's view joined with the datapath's counters.
+//! What views of the manager show: the core's view joined with the datapath's counters.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use lb_common::verdict::Verdict;
-use lb_core::{
-    ALL_WORKERS, Audited, BackendSnapshot, Bytes, MANAGER, Mode, Policy, ServiceSnapshot,
-};
+use lb_core::{Audited, BackendSnapshot, MANAGER, ServiceSnapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +20,9 @@ pub struct Status {
     pub config_file: Option<PathBuf>,
     pub interfaces: Vec<Interface>,
     pub services: Vec<ServiceSnapshot<Backend>>,
+    /// The services of which the kernel's map selects something else than the manager.
+    #[serde(default)]
+    pub kernel_selections: Vec<KernelSelection>,
     pub heartbeats: Heartbeats,
     /// How many prefixes of clients the operator has denied.
     #[serde(default)]
@@ -40,6 +41,16 @@ pub struct Interface {
     /// `tc` or `xdp`, or `none` while the interface is gone or its programs cannot be attached.
     pub attachment: String,
     pub reason: String,
+}
+
+/// Another program, such as bpftool, has written map `selection`. The manager writes it again with its next choice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelSelection {
+    pub service: String,
+    /// A name as in `selected` of the service.
+    pub selected: String,
+    /// How long the manager has seen it.
+    pub since_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -95,7 +106,7 @@ impl fmt::Display for RefusedDatagram {
 }
 
 /// The verdicts of packets that reached a backend or came from one, which the programs count there.
-const FORWARDED: [Verdict; 4] = [
+pub const FORWARDED: [Verdict; 4] = [
     Verdict::ToBackend,
     Verdict::ToClient,
     Verdict::ToManager,
@@ -109,6 +120,7 @@ pub struct ManagerSnapshot {
     pub config_file: Option<PathBuf>,
     pub interfaces: Vec<Interface>,
     pub services: Vec<ServiceSnapshot>,
+    pub kernel_selections: Vec<KernelSelection>,
     pub heartbeats: Heartbeats,
     pub denied_prefixes: usize,
 }
@@ -183,6 +195,7 @@ impl Status {
             config_file: snapshot.config_file,
             interfaces: snapshot.interfaces,
             services,
+            kernel_selections: snapshot.kernel_selections,
             heartbeats: snapshot.heartbeats,
             denied_prefixes: snapshot.denied_prefixes,
             verdicts,
@@ -193,160 +206,6 @@ impl Status {
                 .collect(),
             counters_problem: stats.problem.clone(),
         }
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "memlb {}, up {}", self.version, seconds(self.uptime_ms))?;
-        for Interface {
-            name,
-            attachment,
-            reason,
-        } in &self.interfaces
-        {
-            writeln!(f, "interface {name}: {attachment} ({reason})")?;
-        }
-        for service in &self.services {
-            writeln!(f)?;
-            service_lines(f, service)?;
-        }
-        writeln!(f)?;
-        self.heartbeats.fmt(f)?;
-        if self.denied_prefixes > 0 {
-            let count = self.denied_prefixes;
-            writeln!(f, "denied: {count} prefixes of clients (memlb deny list)")?;
-        }
-        if let Some(problem) = &self.counters_problem {
-            return writeln!(f, "counters: none can be read: {problem}");
-        }
-        write!(f, "other packets:")?;
-        let counted = self.verdicts.iter().filter(|(name, count)| {
-            let shown_with_backends = FORWARDED.iter().any(|verdict| verdict.name() == *name);
-            count.packets > 0 && !shown_with_backends
-        });
-        let mut none = true;
-        for (name, count) in counted {
-            none = false;
-            write!(f, " {name} {}", count.packets)?;
-        }
-        writeln!(f, "{}", if none { " none" } else { "" })
-    }
-}
-
-impl fmt::Display for Heartbeats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "heartbeats: {} accepted", self.accepted)?;
-        for (reason, count) in &self.refused {
-            write!(f, ", {count} {reason}")?;
-        }
-        writeln!(f, "; authentication {}", self.authentication)?;
-        for (reason, refused) in self.unexpected_refusals() {
-            writeln!(f, "refused lately ({reason}): {refused}")?;
-        }
-        if !self.unsigned.is_empty() {
-            write!(f, "not signed yet:")?;
-            for (worker, count) in &self.unsigned {
-                write!(f, " {worker} ({count})")?;
-            }
-            writeln!(f)?;
-        }
-        Ok(())
-    }
-}
-
-fn service_lines(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot<Backend>) -> fmt::Result {
-    writeln!(
-        f,
-        "service {} {}/{}{}  policy {}{}",
-        service.name,
-        service.address,
-        service.protocol,
-        match service.mode {
-            Mode::Nat => String::new(),
-            mode => format!("  mode {mode}"),
-        },
-        service.policy,
-        match (service.policy, service.threshold_bytes) {
-            (Policy::Memory, Some(bytes)) if service.threshold == "auto" => {
-                format!(", threshold auto = {}", Bytes(bytes))
-            }
-            (Policy::Memory, _) => format!(", threshold {}", service.threshold),
-            _ => String::new(),
-        }
-    )?;
-    writeln!(
-        f,
-        "  selected: {} for {}: {}",
-        match service.selected.as_str() {
-            ALL_WORKERS => "all that are up",
-            name => name,
-        },
-        seconds(service.since_ms),
-        service.reason
-    )?;
-    if let Some(waiting) = &service.waiting {
-        writeln!(f, "  waiting: {waiting}")?;
-    }
-    // As wide as an IPv4 address with its port, at least.
-    let widths = service.backends.iter().map(|it| it.seen.address.len());
-    let address_width = widths.fold(21, usize::max);
-    writeln!(
-        f,
-        "  {:<1} {:<12} {:>3} {:<width$} {:<11} {:>7} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
-        "",
-        "backend",
-        "id",
-        "address",
-        "state",
-        "share",
-        "age",
-        "available memory",
-        "flows",
-        "total",
-        "in",
-        "out",
-        width = address_width
-    )?;
-    for Backend { seen, traffic } in &service.backends {
-        let memory = match (seen.memory_available_bytes, seen.memory_total_bytes) {
-            (Some(available), Some(total)) => {
-                format!("{} of {}", Bytes(available), Bytes(total))
-            }
-            (Some(available), None) => Bytes(available).to_string(),
-            _ => "-".to_owned(),
-        };
-        writeln!(
-            f,
-            "  {:<1} {:<12} {:>3} {:<width$} {:<11} {:>7} {:>8} {:>21} {:>6} {:>9} {:>10} {:>10}",
-            if seen.share > 0 { "*" } else { "" },
-            seen.name,
-            seen.backend_id,
-            seen.address,
-            seen.state.name(),
-            share(seen),
-            seen.age_ms
-                .map_or("-".to_owned(), |age| format!("{age} ms")),
-            memory,
-            traffic.flows,
-            traffic.connections,
-            Bytes(traffic.bytes_in).to_string(),
-            Bytes(traffic.bytes_out).to_string(),
-            width = address_width,
-        )?;
-        for remark in remarks(seen) {
-            writeln!(f, "      {remark}")?;
-        }
-    }
-    Ok(())
-}
-
-/// Its part of the new connections.
-fn share(seen: &BackendSnapshot) -> String {
-    match seen.share {
-        0 => "-".to_owned(),
-        10_000 => "100%".to_owned(),
-        share => format!("{}.{}%", share / 100, share / 10 % 10),
     }
 }
 

@@ -1,7 +1,11 @@
 //! `memlb drain`, `maintenance`, `undrain`, `weight`, `pause` and `resume`: the operator's commands about a worker.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{IsTerminal, Write},
+    time::{Duration, Instant},
+};
 
+use anyhow::Context;
 use lb_core::{AdminAction, AdminState, check_reason};
 use memlb::{
     control::{AdminReply, ClientError, ControlClient, ErrorReply, Request},
@@ -9,10 +13,12 @@ use memlb::{
     status::Status,
 };
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     CliError, CliResult, block_on,
     remote::{Remote, format_seconds},
+    terminal::Output,
 };
 
 /// How often a draining worker's connections are counted.
@@ -20,6 +26,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often the silent connections are named while `--wait` waits.
 const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// At most so often, a line counts down where it cannot be replaced.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A connection without a packet for this long is silent.
 const SILENT_AFTER: Duration = Duration::from_secs(30);
@@ -248,7 +257,13 @@ fn set_state(
     if !remote.json {
         super::print(&shown(&ordered));
     }
-    let left = block_on(wait(&remote.client(), &target, wait_options.deadline))?;
+    let progress = Progress::new(&target.worker, !remote.json);
+    let left = block_on(wait(
+        &remote.client(),
+        &target,
+        wait_options.deadline,
+        progress,
+    ))?;
     if left == 0 {
         return finish_waiting(remote, ordered, &target, 0, false);
     }
@@ -259,6 +274,7 @@ fn set_state(
         let ordered = send_command(remote, &target, action)?;
         return finish_waiting(remote, ordered, &target, left, true);
     }
+    let worker = &target.worker;
     let silent = block_on(silent_connections(&remote.client(), &target))?;
     let named = silent_sentence(&silent);
     if remote.json {
@@ -270,9 +286,11 @@ fn set_state(
         })?;
     }
     Err(CliError::RunTime(anyhow::anyhow!(
-        "the deadline has passed and {left} connections of {} are left{named}; it stays drained. \
-         `memlb flows --worker {0}` lists them; --terminate with --deadline ends them",
-        target.worker
+        "the deadline has passed and {} of {worker} {} left{named}; it stays drained. `memlb flows \
+         --worker {worker}` lists {}; --terminate with --deadline ends {2}",
+        plural(left),
+        if left == 1 { "is" } else { "are" },
+        if left == 1 { "it" } else { "them" },
     )))
 }
 
@@ -299,30 +317,134 @@ fn send_command(
 
 /// Waits until the worker has no connection, and returns how many it has at the end. Names the silent ones
 /// from time to time.
+///
+/// # Errors
+///
+/// At an interrupt, says that the order stays.
 async fn wait(
     client: &ControlClient,
     target: &WorkerSelector,
     deadline: Option<Duration>,
+    mut progress: Progress,
 ) -> Result<u64, ClientError> {
     let start = Instant::now();
     let mut next_report = REPORT_INTERVAL;
+    let mut interrupts = signal(SignalKind::interrupt()).context("catch SIGINT")?;
     loop {
         let status: Status = client.request(&Request::Status).await?;
         let left = connections(&status, target);
         let remaining = deadline.map(|deadline| deadline.saturating_sub(start.elapsed()));
         if left == 0 || remaining == Some(Duration::ZERO) {
+            progress.clear();
             return Ok(left);
         }
         if start.elapsed() >= next_report {
             next_report += REPORT_INTERVAL;
             let silent = silent_sentence(&silent_connections(client, target).await?);
-            super::print_error(&format!(
-                "waiting for {left} connections of {}{silent}",
-                target.worker
-            ));
+            progress.report(left, &silent);
         }
+        progress.show(left, start.elapsed(), remaining);
         let pause = remaining.map_or(POLL_INTERVAL, |it| it.min(POLL_INTERVAL));
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = interrupts.recv() => {
+                progress.clear();
+                return Err(interrupted(target, left).into());
+            }
+        }
+    }
+}
+
+fn interrupted(target: &WorkerSelector, left: u64) -> anyhow::Error {
+    let worker = &target.worker;
+    let of_service = match &target.service {
+        Some(service) => format!(" --service {service}"),
+        None => String::new(),
+    };
+    anyhow::anyhow!(
+        "interrupted, with {} of {worker} left; {worker} stays drained: `memlb undrain \
+         {worker}{of_service}` ends that, the same command waits again",
+        plural(left)
+    )
+}
+
+fn plural(connections: u64) -> String {
+    match connections {
+        1 => "1 connection".to_owned(),
+        count => format!("{count} connections"),
+    }
+}
+
+/// Counts the connections down on standard error: in one place on a terminal, else in a line when their number has
+/// changed.
+struct Progress {
+    worker: String,
+    is_shown: bool,
+    output: Output,
+    is_terminal: bool,
+    last: Option<(u64, Instant)>,
+}
+
+impl Progress {
+    fn new(worker: &str, is_shown: bool) -> Self {
+        Self {
+            worker: worker.to_owned(),
+            is_shown,
+            output: Output::stderr(),
+            is_terminal: std::io::stderr().is_terminal(),
+            last: None,
+        }
+    }
+
+    fn show(&mut self, left: u64, waited: Duration, remaining: Option<Duration>) {
+        let is_due = match self.last {
+            None => true,
+            Some((before, at)) => {
+                self.is_terminal || before != left && at.elapsed() >= LINE_INTERVAL
+            }
+        };
+        if !self.is_shown || !is_due {
+            return;
+        }
+        let seconds = |it: Duration| format_seconds(u64::try_from(it.as_millis()).unwrap_or(0));
+        let deadline = remaining.map(|it| format!(", {} until the deadline", seconds(it)));
+        let (worker, waited) = (&self.worker, seconds(waited));
+        let line = format!(
+            "{worker}: {} left after {waited}{}",
+            plural(left),
+            deadline.unwrap_or_default()
+        );
+        match self.is_terminal {
+            true => {
+                let width = self.output.width.unwrap_or(80).saturating_sub(1);
+                // A line that is broken by the terminal could not be replaced.
+                let short: String = match line.chars().count() > width {
+                    true => format!("{} left", plural(left)),
+                    false => line,
+                };
+                self.print(&format!("\r\x1b[K{short}"));
+            }
+            false => super::print_error(&line),
+        }
+        self.last = Some((left, Instant::now()));
+    }
+
+    /// Prints a line that stays.
+    fn report(&self, left: u64, silent: &str) {
+        self.clear();
+        let line = format!("waiting for {} of {}{silent}", plural(left), self.worker);
+        super::print_error(&self.output.wrap(&line, 2));
+    }
+
+    fn clear(&self) {
+        if self.is_shown && self.is_terminal {
+            self.print("\r\x1b[K");
+        }
+    }
+
+    /// If standard error cannot be written, only the result remains.
+    fn print(&self, text: &str) {
+        _ = write!(std::io::stderr(), "{text}").and_then(|()| std::io::stderr().flush());
     }
 }
 
@@ -391,7 +513,9 @@ fn finish(remote: &Remote, ordered: AdminReply, left: Option<u64>, terminated: b
         silent: Vec::new(),
         terminated,
     };
-    remote.print(&report, |report| shown(&report.ordered))
+    remote.print(&report, |report| {
+        Output::stdout().wrap_lines(&shown(&report.ordered))
+    })
 }
 
 fn finish_waiting(
@@ -407,8 +531,9 @@ fn finish_waiting(
     let worker = &target.worker;
     super::print(&match terminated {
         true => format!(
-            "each of the last {left} connections of {worker} is reset at its next packet, as \
-             long as {worker} stays drained\n"
+            "{} of {worker} left: each is reset at its next packet, as long as {worker} stays \
+             drained\n",
+            plural(left)
         ),
         false => format!("{worker} has no connection left\n"),
     });

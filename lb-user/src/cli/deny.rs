@@ -7,7 +7,12 @@ use memlb::{
     deny::{Denied, DenyList, Prefix},
 };
 
-use super::{CliResult, remote::Remote, table::table};
+use super::{
+    CliResult,
+    remote::Remote,
+    table::{Column, Row, table},
+    terminal::Output,
+};
 
 /// Prefixes that go into one request, with a reason as long as it may be.
 const PREFIXES_PER_REQUEST: usize = 40;
@@ -76,7 +81,7 @@ pub fn run(args: Args) -> CliResult {
         }),
         Action::List(ListArgs { remote }) => {
             let list: DenyList = remote.request(&Request::ListDenied)?;
-            remote.print(&list, listed)
+            remote.print(&list, |list| listed(list, Output::stdout()))
         }
     }
 }
@@ -122,22 +127,29 @@ fn warnings(answer: &DenyReply) -> String {
     all.map(|warning| format!("warning: {warning}\n")).collect()
 }
 
-fn listed(list: &DenyList) -> String {
+fn listed(list: &DenyList, output: Output) -> String {
     if list.is_empty() {
         return "no client is denied\n".to_owned();
     }
-    let rows: Vec<Vec<String>> = list.iter().map(row).collect();
-    table(&["prefix", "since", "by", "reason"], &rows)
+    let columns = [
+        Column::word("prefix", 0),
+        Column::word("since", 2),
+        Column::name("by", 1),
+        Column::remark("reason"),
+    ];
+    let rows: Vec<Row> = list.iter().map(row).collect();
+    table(&columns, &rows, 0, output)
 }
 
-fn row(denied: &Denied) -> Vec<String> {
+fn row(denied: &Denied) -> Row {
     let since = UNIX_EPOCH + Duration::from_millis(denied.at_ms);
-    vec![
+    let cells = [
         denied.prefix.to_string(),
         humantime::format_rfc3339_seconds(since).to_string(),
         denied.by.clone(),
         denied.reason.clone().unwrap_or_default(),
-    ]
+    ];
+    Row::of(cells)
 }
 
 #[cfg(test)]
@@ -146,6 +158,10 @@ mod tests {
 
     #[test]
     fn shows_who_is_denied_and_why() {
+        let listed = |list: &DenyList| {
+            let (width, has_color) = (None, false);
+            super::listed(list, Output { width, has_color })
+        };
         assert_eq!(listed(&DenyList::default()), "no client is denied\n");
         let denied = Denied {
             prefix: "10.0.0.0/8".parse().unwrap(),

@@ -1,9 +1,18 @@
 //! `memlb events`: what has happened, and what happens.
 
 use anyhow::Context;
-use memlb::{control::Request, event_stream::EventRecord};
+use lb_core::Severity;
+use memlb::{
+    control::{ClientError, Request},
+    event_filter::EventFilter,
+    event_stream::EventRecord,
+};
 
-use super::{CliResult, block_on, print, remote::Remote};
+use super::{
+    CliResult, block_on, print,
+    remote::Remote,
+    terminal::{Output, Paint},
+};
 
 /// Show the last events: decisions with their reasons, workers' states, orders
 ///
@@ -14,36 +23,70 @@ pub struct Args {
     #[arg(long, short)]
     follow: bool,
 
-    /// Show only the last COUNT events
+    /// Show only the last COUNT events, of those that match
     #[arg(long, short = 'n', value_name = "COUNT")]
     limit: Option<usize>,
 
+    /// Only events that name this worker
+    #[arg(long)]
+    worker: Option<String>,
+
+    /// Only events of this service, and of its workers
+    #[arg(long)]
+    service: Option<String>,
+
+    /// Only events of this severity or a higher one
+    #[arg(long, value_name = "SEVERITY", value_enum)]
+    severity: Option<LeastSeverity>,
+
     #[command(flatten)]
     remote: Remote,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum LeastSeverity {
+    Info,
+    #[value(alias = "warning")]
+    Warn,
 }
 
 pub fn run(args: &Args) -> CliResult {
     Ok(block_on(show(args))?)
 }
 
-async fn show(args: &Args) -> anyhow::Result<()> {
+async fn show(args: &Args) -> Result<(), ClientError> {
     let request = Request::Events {
         limit: args.limit,
         follow: args.follow,
+        filter: EventFilter {
+            worker: args.worker.clone(),
+            service: args.service.clone(),
+            severity: args.severity.map(|it| match it {
+                LeastSeverity::Info => Severity::Info,
+                LeastSeverity::Warn => Severity::Warn,
+            }),
+        },
     };
     let mut lines = args.remote.client().stream(&request).await?;
     while let Some(line) = lines.next_line().await.context("wait for events")? {
-        if args.remote.json {
-            print(&format!("{line}\n"));
-            continue;
-        }
         let entry: EventRecord = memlb::control::parse_reply(&line)?;
-        let severity = match entry.severity {
-            lb_core::Severity::Info => "",
-            lb_core::Severity::Warn => "warning: ",
-        };
-        print(&format!("{}  {severity}{}\n", entry.time, entry.message));
+        match args.remote.json {
+            true => print(&format!("{line}\n")),
+            false => print(&event_text(&entry, Output::stdout())),
+        }
     }
-    anyhow::ensure!(!args.follow, "the manager has gone");
+    if args.follow {
+        return Err(anyhow::anyhow!("the manager has gone").into());
+    }
     Ok(())
+}
+
+pub(super) fn event_text(entry: &EventRecord, output: Output) -> String {
+    let (sign, paint) = match entry.severity {
+        Severity::Info => ("", Paint::Plain),
+        Severity::Warn => ("warning: ", Paint::Warning),
+    };
+    let time = &entry.time;
+    let message = output.wrap(&format!("{sign}{}", entry.message), time.len() + 2);
+    format!("{time}  {}\n", output.paint(&message, paint))
 }

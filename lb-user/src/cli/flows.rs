@@ -1,7 +1,5 @@
 //! `memlb flows` and `memlb explain`: single connections, and why they are where they are.
 
-use lb_core::Bytes;
-
 use memlb::{
     control::Request,
     explain::Explanation,
@@ -12,7 +10,9 @@ use memlb::{
 use super::{
     CliResult,
     remote::{Remote, format_seconds},
-    table::table,
+    status_view::bytes,
+    table::{Cell, Column, Row, table},
+    terminal::Output,
 };
 
 /// List connections: client, worker, age, traffic
@@ -67,32 +67,44 @@ pub fn run(args: Args) -> CliResult {
         },
         limit: args.limit,
     })?;
-    args.remote.print(&flows, |flows| {
-        let row = |row: &FlowRow| {
-            vec![
-                row.client.clone(),
-                row.protocol.to_string(),
-                row.service.clone(),
-                row.worker.clone().unwrap_or_else(|| "(removed)".to_owned()),
-                row.worker_address.clone(),
-                row.state.name().to_owned(),
-                format_seconds(row.age_ms),
-                format_seconds(row.idle_ms),
-                Bytes(row.bytes_in).to_string(),
-                Bytes(row.bytes_out).to_string(),
-            ]
-        };
-        let heads = [
-            "client", "protocol", "service", "worker", "address", "state", ">age", ">idle", ">in",
-            ">out",
-        ];
-        let rows: Vec<_> = flows.flows.iter().map(row).collect();
-        let mut text = table(&heads, &rows);
-        if flows.total > rows.len() {
-            text += &format!("{} of {}; see --limit\n", rows.len(), flows.total);
-        }
-        text
-    })
+    args.remote
+        .print(&flows, |flows| flows_text(flows, Output::stdout()))
+}
+
+pub(super) fn flows_text(flows: &Flows, output: Output) -> String {
+    let row = |row: &FlowRow| Row {
+        cells: vec![
+            Cell::new(row.client.clone()),
+            Cell::new(row.protocol.to_string()),
+            Cell::new(row.service.clone()),
+            Cell::new(row.worker.as_deref().unwrap_or("(removed)")),
+            Cell::new(row.worker_address.clone()),
+            Cell::new(row.state.name()),
+            Cell::new(format_seconds(row.age_ms)),
+            Cell::new(format_seconds(row.idle_ms)),
+            bytes(row.bytes_in),
+            bytes(row.bytes_out),
+        ],
+        notes: Vec::new(),
+    };
+    let columns = [
+        Column::name("client", 0),
+        Column::word("protocol", 7),
+        Column::name("service", 5),
+        Column::name("worker", 0),
+        Column::name("address", 6),
+        Column::word("state", 0),
+        Column::figure("age", 1),
+        Column::figure("idle", 2),
+        Column::figure("in", 3),
+        Column::figure("out", 3),
+    ];
+    let rows: Vec<Row> = flows.flows.iter().map(row).collect();
+    let mut text = table(&columns, &rows, 0, output);
+    if flows.total > rows.len() {
+        text += &format!("{} of {}; see --limit\n", rows.len(), flows.total);
+    }
+    text
 }
 
 pub fn explain(args: &ExplainArgs) -> CliResult {
@@ -100,5 +112,7 @@ pub fn explain(args: &ExplainArgs) -> CliResult {
         client: args.client,
         service: args.service.clone(),
     })?;
-    args.remote.print(&explanation, Explanation::to_string)
+    args.remote.print(&explanation, |explanation| {
+        Output::stdout().wrap_lines(&explanation.to_string())
+    })
 }

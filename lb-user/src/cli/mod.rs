@@ -8,19 +8,26 @@ mod doctor;
 mod events;
 mod flows;
 mod generate;
+mod health;
 mod import;
 mod keygen;
 mod log;
 mod manager;
+mod pinned;
 mod reload;
 mod remote;
+mod shorten;
 mod simulate;
 mod source;
 mod status;
+mod status_view;
 mod table;
+mod terminal;
 mod top;
 mod trace;
 mod unload;
+#[cfg(test)]
+mod widths;
 
 use std::{
     future::Future,
@@ -41,6 +48,10 @@ struct Cli {
     /// Format of log lines; auto: JSON where systemd's journal receives them, else text
     #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = log::Format::Auto)]
     log_format: log::Format,
+
+    /// Colours of states and problems
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
+    color: terminal::Color,
 
     #[command(subcommand)]
     verb: Verb,
@@ -118,6 +129,7 @@ type CliResult = Result<(), CliError>;
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     log::start(cli.log_format);
+    terminal::set_color(cli.color);
     let outcome = match cli.verb {
         Verb::Manager(args) => manager::run(args),
         Verb::Agent(args) => agent::run(args),

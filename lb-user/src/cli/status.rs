@@ -1,23 +1,34 @@
 //! `memlb status`, `services` and `workers`: what a running manager knows.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
-use lb_core::{Bytes, MANAGER, ServiceSnapshot, unknown_name};
+use lb_core::{MANAGER, ServiceSnapshot, unknown_name};
 use memlb::{
-    control::Request,
+    control::{ClientError, Request},
     status::{Backend, Status},
 };
 use serde::Serialize;
 
 use super::{
-    CliError, CliResult,
+    CliError, CliResult, health,
+    pinned::{pinned, pinned_text},
     remote::{Remote, format_seconds},
-    table::table,
+    shorten,
+    status_view::{count, heard, memory, remark_paint, status_text},
+    table::{Cell, Column, Row, table},
+    terminal::{Output, Paint},
 };
 
 /// Show workers, memory, the selection and its reason, flows and counters
+///
+/// While no manager answers, it shows what the pinned maps say, and returns 1.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Where the maps are pinned, read while no manager answers [default: that of /etc/memlb/memlb.toml, else
+    /// /sys/fs/bpf/memlb]
+    #[arg(long, value_name = "DIRECTORY")]
+    pin_path: Option<PathBuf>,
+
     #[command(flatten)]
     remote: Remote,
 }
@@ -48,7 +59,7 @@ pub struct WorkersArgs {
 
 /// A worker in one service.
 #[derive(Serialize)]
-struct WorkerRow {
+pub(super) struct WorkerRow {
     service: String,
     selected: bool,
     #[serde(flatten)]
@@ -56,41 +67,87 @@ struct WorkerRow {
 }
 
 pub fn run(args: &Args) -> CliResult {
-    let status: Status = args.remote.request(&Request::Status)?;
-    args.remote.print(&status, Status::to_string)
+    match args.remote.request::<Status>(&Request::Status) {
+        Ok(status) => args
+            .remote
+            .print(&status, |status| status_text(status, Output::stdout())),
+        Err(ClientError::Failed(error)) => {
+            if let Some(pinned) = pinned(args.pin_path.as_deref()) {
+                args.remote
+                    .print(&pinned, |pinned| pinned_text(pinned, Output::stdout()))?;
+            }
+            Err(error.into())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub fn services(args: &ServicesArgs) -> CliResult {
     let status: Status = args.remote.request(&Request::Status)?;
     let services = chosen(status.services, args.service.as_deref())?;
     args.remote.print(&services, |services| {
-        let row = |service: &ServiceSnapshot<Backend>| {
-            let flows: u64 = service.backends.iter().map(|it| it.traffic.flows).sum();
-            let workers = || service.backends.iter().filter(|it| it.seen.name != MANAGER);
-            let up = workers().filter(|it| it.seen.state.is_up()).count();
-            vec![
-                service.name.clone(),
-                format!("{}/{}", service.address, service.protocol),
-                format!("{up}/{}", workers().count()),
-                flows.to_string(),
-                service.selected.clone(),
-                format_seconds(service.since_ms),
-                service.reason.clone(),
-            ]
-        };
-        let rows: Vec<_> = services.iter().map(row).collect();
-        table(
-            &[
-                "service", "address", ">up", ">flows", "selected", "for", "because",
-            ],
-            &rows,
-        )
+        services_text(services, Output::stdout())
     })
+}
+
+pub(super) fn services_text(services: &[ServiceSnapshot<Backend>], output: Output) -> String {
+    let row = |service: &ServiceSnapshot<Backend>| {
+        let flows: u64 = service.backends.iter().map(|it| it.traffic.flows).sum();
+        let workers = || service.backends.iter().filter(|it| it.seen.name != MANAGER);
+        let (up, all) = (
+            workers().filter(|it| it.seen.state.is_up()).count(),
+            workers().count(),
+        );
+        let paint = match (up, all) {
+            (0, _) => Paint::Bad,
+            (up, all) if up < all => Paint::Warning,
+            _ => Paint::Good,
+        };
+        Row {
+            cells: vec![
+                Cell::new(service.name.clone()),
+                Cell::new(format!("{}/{}", service.address, service.protocol)),
+                Cell::new(format!("{up}/{all}")).paint(paint),
+                count(flows),
+                Cell::new(service.selected.clone()),
+                Cell::new(format_seconds(service.since_ms)),
+                Cell::new(service.reason.clone()),
+            ],
+            notes: Vec::new(),
+        }
+    };
+    let columns = [
+        Column::name("service", 0),
+        Column::name("address", 2),
+        Column::figure("up", 0),
+        Column::figure("flows", 1),
+        Column::name("selected", 0),
+        Column::word("for", 0),
+        Column::remark("because"),
+    ];
+    let rows: Vec<Row> = services.iter().map(row).collect();
+    table(&columns, &rows, 0, output)
 }
 
 pub fn workers(args: &WorkersArgs) -> CliResult {
     let status: Status = args.remote.request(&Request::Status)?;
     let services = chosen(status.services, args.service.as_deref())?;
+    let mut rows = worker_rows(services);
+    if let Some(wanted) = &args.worker {
+        let known: BTreeMap<&str, ()> = rows
+            .iter()
+            .map(|row| (row.backend.seen.name.as_str(), ()))
+            .collect();
+        if !known.contains_key(wanted.as_str()) {
+            return Err(unknown("worker", wanted, known.into_keys()));
+        }
+        rows.retain(|row| row.backend.seen.name == *wanted);
+    }
+    args.remote
+        .print(&rows, |rows| workers_text(rows, Output::stdout()))
+}
+
+pub(super) fn worker_rows(services: Vec<ServiceSnapshot<Backend>>) -> Vec<WorkerRow> {
     let rows = services.into_iter().flat_map(|service| {
         let name = service.name;
         let workers = service.backends.into_iter();
@@ -102,56 +159,49 @@ pub fn workers(args: &WorkersArgs) -> CliResult {
                 backend,
             })
     });
-    let mut rows: Vec<WorkerRow> = rows.collect();
-    if let Some(wanted) = &args.worker {
-        let known: BTreeMap<&str, ()> = rows
-            .iter()
-            .map(|row| (row.backend.seen.name.as_str(), ()))
-            .collect();
-        if !known.contains_key(wanted.as_str()) {
-            return Err(unknown("worker", wanted, known.into_keys()));
-        }
-        rows.retain(|row| row.backend.seen.name == *wanted);
-    }
-    args.remote.print(&rows, |rows| {
-        let rows: Vec<_> = rows.iter().map(worker_row).collect();
-        table(
-            &[
-                "worker",
-                "service",
-                "address",
-                "state",
-                ">age",
-                ">available memory",
-                ">weight",
-                ">flows",
-                "remarks",
-            ],
-            &rows,
-        )
-    })
+    rows.collect()
 }
 
-fn worker_row(row: &WorkerRow) -> Vec<String> {
+pub(super) fn workers_text(rows: &[WorkerRow], output: Output) -> String {
+    let columns = [
+        Column::name("worker", 0),
+        Column::name("service", 0),
+        Column::name("address", 5),
+        Column::word("state", 0),
+        Column::figure("age", 3),
+        Column::figure("available", 2),
+        Column::figure("share", 1),
+        Column::figure("weight", 4),
+        Column::figure("flows", 0),
+        Column::remark("remarks"),
+    ];
+    let rows: Vec<Row> = rows.iter().map(worker_row).collect();
+    table(&columns, &rows, 0, output)
+}
+
+fn worker_row(row: &WorkerRow) -> Row {
     let Backend { seen, traffic } = &row.backend;
-    let memory = match (seen.memory_available_bytes, seen.memory_total_bytes) {
-        (Some(available), Some(total)) => format!("{} of {}", Bytes(available), Bytes(total)),
-        (Some(available), None) => Bytes(available).to_string(),
-        _ => "-".to_owned(),
-    };
     let weight = seen.weight_percent.as_ref().map_or(100, |it| it.value);
-    vec![
-        seen.name.clone(),
-        row.service.clone(),
-        seen.address.clone(),
-        seen.state.name().to_owned(),
-        seen.age_ms
-            .map_or("-".to_owned(), |age| format!("{age} ms")),
-        memory,
-        format!("{weight}%"),
-        (traffic.flows + traffic.half_open).to_string(),
-        memlb::status::remarks(seen).join("; "),
-    ]
+    let mut remarks = memlb::status::remarks(seen);
+    if seen.unchecked {
+        remarks.push("unchecked".to_owned());
+    }
+    let remarks = remarks.join("; ");
+    Row {
+        cells: vec![
+            Cell::new(seen.name.clone()),
+            Cell::new(row.service.clone()),
+            Cell::new(seen.address.clone()),
+            Cell::new(seen.state.name()).paint(health::paint(seen.state)),
+            heard(seen.age_ms),
+            memory(seen),
+            Cell::new(shorten::share(seen.share)),
+            Cell::new(format!("{weight}%")),
+            count(traffic.flows + traffic.half_open),
+            Cell::new(remarks).paint(remark_paint(seen)),
+        ],
+        notes: Vec::new(),
+    }
 }
 
 fn chosen(

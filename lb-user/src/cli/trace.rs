@@ -2,21 +2,26 @@
 
 use anyhow::{Context, anyhow};
 use clap::builder::PossibleValuesParser;
-use lb_common::verdict::Verdict;
+use lb_common::verdict::{Verdict, VerdictClass};
 use memlb::{
     control::{Request, parse_reply},
-    trace::{Clients, DEFAULT_RATE, Dropped, Line, MAX_RATE, TraceFilter},
+    trace::{Clients, DEFAULT_RATE, Dropped, Line, MAX_RATE, Packet, TraceFilter},
 };
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
 };
 
-use super::{CliError, CliResult, block_on, print, remote::Remote};
+use super::{
+    CliError, CliResult, block_on, print,
+    remote::Remote,
+    terminal::{Output, Paint},
+};
 
 /// Show single packets as they arrive: source, destination and outcome
 ///
-/// A trace runs only while this command runs, and costs nothing otherwise. One trace runs at a time.
+/// Without a filter, it shows packets of services only. A trace runs only while this command runs, and costs
+/// nothing otherwise. One trace runs at a time.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only packets from or to these clients
@@ -40,6 +45,10 @@ pub struct Args {
         hide_possible_values = true
     )]
     verdict: Vec<String>,
+
+    /// Without a filter: also packets that belong to no service, which pass untouched
+    #[arg(long, conflicts_with_all = ["client", "service", "worker", "verdict"])]
+    all: bool,
 
     /// End after this number of packets
     #[arg(long, short = 'n', value_parser = clap::value_parser!(u64).range(1..))]
@@ -77,16 +86,22 @@ pub fn run(args: Args) -> CliResult {
 
 async fn show(args: Args) -> CliResult {
     let milliseconds = |it: std::time::Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
-    let request = Request::Trace(TraceFilter {
+    let filter = TraceFilter {
         client: args.client,
         service: args.service,
         worker: args.worker,
         verdicts: args.verdict,
+        all: args.all,
         rate: args.rate,
         sample: args.sample,
         count: args.count,
         duration_ms: args.duration.map(milliseconds),
-    });
+    };
+    let begin = match filter.is_of_services() {
+        true => "tracing packets of services (--all: of others, too); Ctrl-C ends it",
+        false => "tracing; Ctrl-C ends it",
+    };
+    let request = Request::Trace(filter);
     let mut lines = args.remote.client().stream(&request).await?;
     // One listener for all the loop: a signal between two listeners would be lost.
     let mut interrupts = signal(SignalKind::interrupt()).context("catch SIGINT")?;
@@ -106,7 +121,7 @@ async fn show(args: Args) -> CliResult {
         if args.remote.json {
             print(&format!("{text}\n"));
         } else {
-            print_line(&line);
+            print_line(&line, begin);
         }
         match line {
             Line::Begun => {}
@@ -118,13 +133,23 @@ async fn show(args: Args) -> CliResult {
 }
 
 /// Packets go to standard output, what is said about them to standard error.
-fn print_line(line: &Line) {
+fn print_line(line: &Line, begin: &str) {
     match line {
-        Line::Begun => super::print_error("tracing; Ctrl-C ends it"),
-        Line::Packet(packet) => print(&format!("{packet}\n")),
+        Line::Begun => super::print_error(begin),
+        Line::Packet(packet) => print(&packet_text(packet, Output::stdout())),
         Line::Dropped(dropped) => super::print_error(&format!("not shown until now: {dropped}")),
         Line::End { packets, dropped } => {
             super::print_error(&format!("{packets} packets; not shown: {dropped}"));
         }
     }
+}
+
+pub(super) fn packet_text(packet: &Packet, output: Output) -> String {
+    let class = Verdict::from_name(&packet.verdict).map(Verdict::class);
+    let paint = match class.is_some_and(VerdictClass::is_loss) {
+        true => Paint::Bad,
+        false => Paint::Plain,
+    };
+    let line = output.wrap(&packet.to_string(), 2);
+    output.paint(&line, paint) + "\n"
 }

@@ -20,6 +20,7 @@ pub use server::Server;
 
 use crate::{
     deny::{Denied, Prefix},
+    event_filter::EventFilter,
     flows::{Client, FlowFilter},
     trace::TraceFilter,
 };
@@ -86,6 +87,8 @@ pub enum Request {
         /// Whether future events follow.
         #[serde(default)]
         follow: bool,
+        #[serde(default)]
+        filter: EventFilter,
     },
     /// Answered by one [`crate::trace::Line`] a line.
     Trace(TraceFilter),

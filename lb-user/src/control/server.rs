@@ -24,11 +24,12 @@ use tracing::debug;
 
 use super::{
     ErrorReply, Request, TIMEOUT,
-    handlers::{RequestError, line_of, reply},
+    handlers::{RequestError, check_names, line_of, reply},
     send,
     trace::{self, TraceLocks},
 };
 use crate::{
+    event_filter::{EventFilter, EventSelector},
     event_stream::{self, EventStream, Subscription},
     manager::ManagerHandle,
 };
@@ -138,9 +139,17 @@ async fn serve_client(
         .await
         .context("wait for the request")??;
     let reply = match parse_request(&line) {
-        Ok(Request::Events { limit, follow }) => {
-            return events(&mut writer, manager.event_stream(), limit, follow).await;
-        }
+        Ok(Request::Events {
+            limit,
+            follow,
+            filter,
+        }) => match selector(filter, &manager).await {
+            Ok(selector) => {
+                let stream = manager.event_stream();
+                return events(&mut writer, stream, limit, follow, &selector).await;
+            }
+            Err(error) => Err(error),
+        },
         Ok(Request::Trace(filter)) => match trace::start(&filter, user, &locks, &manager).await {
             Ok(session) => return session.run(&mut reader, &mut writer, &manager).await,
             Err(error) => Err(error),
@@ -192,13 +201,34 @@ async fn user(stream: &UnixStream) -> Result<String> {
     Ok(name.map_or_else(|| format!("user {uid}"), |user| user.name))
 }
 
+/// Refuses unknown names. The names that joined workers have later are not known to it.
+async fn selector(
+    filter: EventFilter,
+    manager: &ManagerHandle,
+) -> Result<EventSelector, RequestError> {
+    if filter == EventFilter::default() {
+        return Ok(EventSelector::default());
+    }
+    let services = manager.snapshot().await?.services;
+    check_names(
+        &services,
+        filter.service.as_deref(),
+        filter.worker.as_deref(),
+    )?;
+    Ok(EventSelector::new(filter, &services))
+}
+
 async fn events(
     writer: &mut WriteHalf<'_>,
     stream: &EventStream,
     limit: Option<usize>,
     follow: bool,
+    selector: &EventSelector,
 ) -> Result<()> {
-    let Subscription { past, mut live, .. } = stream.subscribe(Some(0));
+    let Subscription {
+        mut past, mut live, ..
+    } = stream.subscribe(Some(0));
+    past.retain(|entry| selector.matches(entry));
     let first = past
         .len()
         .saturating_sub(limit.unwrap_or(event_stream::CAPACITY));
@@ -210,7 +240,8 @@ async fn events(
     }
     loop {
         match live.recv().await {
-            Ok(entry) => send(writer, &line_of(&*entry)?).await?,
+            Ok(entry) if selector.matches(&entry) => send(writer, &line_of(&*entry)?).await?,
+            Ok(_) => {}
             Err(RecvError::Lagged(count)) => {
                 debug!("a client that follows the events has past {count}");
             }

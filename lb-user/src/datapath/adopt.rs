@@ -108,7 +108,7 @@ fn identity(backend: &Backend, services: &[(ServiceId, Endpoint)]) -> Identity {
     }
 }
 
-pub(super) fn array<V: Pod>(pin_path: &Path, map: &str) -> Result<Array<MapData, V>> {
+pub(crate) fn array<V: Pod>(pin_path: &Path, map: &str) -> Result<Array<MapData, V>> {
     Array::try_from(Map::Array(open_map(pin_path, map)?)).with_context(|| format!("open map {map}"))
 }
 

@@ -61,7 +61,7 @@ use aya::Ebpf;
 use lb_common::maps::{Backend, SPREAD, mode, name, state};
 use lb_core::{
     BackendId, CoreSettings, Endpoint, Health, MapUpdate, Memory, Mode, Protocol, ReplyCounters,
-    WorkerRoute,
+    ServiceId, WorkerRoute,
 };
 use tracing::{info, warn};
 
@@ -364,6 +364,15 @@ impl Datapath {
     pub fn open_connections(&self) -> Result<Vec<(BackendId, u64)>> {
         let open = |id: &BackendId| Ok((*id, self.tables.open_connections(id.0)?));
         self.backends.keys().map(open).collect()
+    }
+
+    /// Returns what map `selection` holds for a service.
+    ///
+    /// # Errors
+    ///
+    /// Says that the map could not be read.
+    pub fn selected(&self, service: ServiceId) -> Result<u32> {
+        self.tables.selected(service.0)
     }
 
     /// Returns the most connections of a backend in mode `nat`; `None` in other modes.

@@ -271,6 +271,12 @@ impl Tables {
             .with_context(|| format!("write entry {service} of map selection"))
     }
 
+    pub fn selected(&self, service: u32) -> Result<u32> {
+        self.selection
+            .get(&service, 0)
+            .with_context(|| format!("read entry {service} of map selection"))
+    }
+
     pub fn open_connections(&self, backend: u32) -> Result<u64> {
         let read = |map: &Array<MapData, u64>, name| {
             map.get(&backend, 0)

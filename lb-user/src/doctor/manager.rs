@@ -306,6 +306,7 @@ mod tests {
             uptime_ms: 90_000,
             config_file: None,
             interfaces: Vec::new(),
+            kernel_selections: Vec::new(),
             services: Vec::new(),
             heartbeats: Heartbeats::default(),
             denied_prefixes: 0,

@@ -11,6 +11,7 @@ mod emitter;
 mod handle;
 mod heartbeats;
 mod joining;
+mod kernel_selection;
 mod nat_ports;
 mod recovery;
 mod reload;
@@ -47,6 +48,7 @@ pub use deny::{DenyChange, DenyOutcome};
 use emitter::Emitter;
 pub use handle::ManagerHandle;
 use joining::JoinRequests;
+use kernel_selection::Moved;
 use lb_core::{Core, CoreSettings, Event, milliseconds};
 use nat_ports::NatPorts;
 use recovery::Recovery;
@@ -84,6 +86,8 @@ pub struct Manager {
     recovery: Recovery,
     background: Background,
     nat_ports: NatPorts,
+    /// The services whose selection another program has written.
+    moved: Vec<Moved>,
     interfaces: Vec<Interface>,
     started: Instant,
     inputs: Inputs,
@@ -157,6 +161,7 @@ impl Manager {
     fn handle_tick(&mut self, late: Duration) {
         self.remove_absent_members();
         self.check_nat_ports();
+        self.check_selections();
         self.emitter.metrics.lag(late);
         self.count_removed_backends();
         self.check_return_paths();
@@ -205,11 +210,13 @@ impl Manager {
 
     fn snapshot(&self) -> ManagerSnapshot {
         let now = Instant::now();
+        let services = self.core.snapshot(now).services;
         ManagerSnapshot {
+            kernel_selections: self.kernel_selections(&services, now),
             uptime_ms: milliseconds(now - self.started),
             config_file: self.configuration.path.clone(),
             interfaces: self.interfaces.clone(),
-            services: self.core.snapshot(now).services,
+            services,
             heartbeats: self.receiver.counts(now),
             denied_prefixes: self.denied.len(),
         }

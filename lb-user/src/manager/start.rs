@@ -212,6 +212,7 @@ impl Prepared {
                 result_sender,
             ),
             nat_ports: NatPorts::default(),
+            moved: Vec::new(),
             started: Instant::now(),
             configuration: Configuration {
                 effective: config,

@@ -21,6 +21,14 @@ pub use packet::Packet;
 pub const DEFAULT_RATE: u32 = 100;
 pub const MAX_RATE: u32 = 10_000;
 
+/// The verdicts of packets that belong to no service.
+const OF_NO_SERVICE: [Verdict; 4] = [
+    Verdict::NotIp,
+    Verdict::OtherProtocol,
+    Verdict::NotOurs,
+    Verdict::NotForUs,
+];
+
 /// Selects packets, and limits the trace; all given criteria must match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -28,8 +36,10 @@ pub struct TraceFilter {
     pub client: Option<Clients>,
     pub service: Option<String>,
     pub worker: Option<String>,
-    /// Empty means all.
+    /// Empty means all; without any criterion, those of services' packets.
     pub verdicts: Vec<String>,
+    /// Without any criterion: packets that belong to no service, too.
+    pub all: bool,
     /// The most packets a second.
     pub rate: u32,
     /// One packet in so many, at random.
@@ -46,6 +56,7 @@ impl Default for TraceFilter {
             service: None,
             worker: None,
             verdicts: Vec::new(),
+            all: false,
             rate: DEFAULT_RATE,
             sample: 1,
             count: None,
@@ -167,7 +178,24 @@ impl TraceFilter {
         Ok(order)
     }
 
+    /// Whether only packets that belong to a service are shown.
+    pub fn is_of_services(&self) -> bool {
+        let Self {
+            client,
+            service,
+            worker,
+            verdicts,
+            all,
+            ..
+        } = self;
+        client.is_none() && service.is_none() && worker.is_none() && verdicts.is_empty() && !all
+    }
+
     fn verdict_bits(&self) -> Result<u32, TraceFilterError> {
+        if self.is_of_services() {
+            let others = OF_NO_SERVICE.iter().map(|it| 1 << *it as u32);
+            return Ok(others.fold(u32::MAX, |all, bit: u32| all & !bit));
+        }
         if self.verdicts.is_empty() {
             return Ok(u32::MAX);
         }

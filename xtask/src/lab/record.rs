@@ -9,8 +9,8 @@ use memlb_tests::{Cluster, command::output};
 /// Where the README looks for it.
 pub const PICTURE: &str = "docs/session.svg";
 
-/// How many characters fit into a line of it.
-const COLUMNS: usize = 112;
+/// How many characters fit into a line of it. The verbs break their lines at words.
+const COLUMNS: &str = "100";
 
 /// Dark, and yet to be told from a dark page.
 const BACKGROUND: anstyle::RgbColor = anstyle::RgbColor(22, 27, 34);
@@ -49,16 +49,20 @@ pub fn record(cluster: &Cluster, file: &Path) -> Result<()> {
             Manager(typed) => (&cluster.topology.manager, "manager", typed),
         };
         let memlb = format!(
-            "memlb() {{ {} \"$@\" --control-socket {}; }}",
+            "memlb() {{ {} \"$@\" --color always --control-socket {}; }}",
             cluster.binary.display(),
             cluster.paths.control_socket().display()
         );
         let printed = output(
             node.command("bash")
-                .args(["-c", &format!("{memlb}; {typed}")]),
+                .args(["-c", &format!("{memlb}; {typed}")])
+                .env("COLUMNS", COLUMNS),
         )?;
         screen += &format!("\x1b[92m{name}\x1b[0m $ \x1b[1m{typed}\x1b[0m\n");
-        screen += &wrapped(&printed);
+        screen += &printed;
+        if !printed.ends_with('\n') {
+            screen.push('\n');
+        }
     }
     let picture = Term::new()
         .palette(WIN10_CONSOLE)
@@ -66,33 +70,4 @@ pub fn record(cluster: &Cluster, file: &Path) -> Result<()> {
         .fg_color(TEXT.into())
         .render_svg(screen.trim_end());
     fs::write(file, picture).with_context(|| format!("write {}", file.display()))
-}
-
-/// Breaks lines where a terminal of that width does.
-fn wrapped(text: &str) -> String {
-    let mut lines = String::new();
-    for line in text.lines() {
-        let characters: Vec<char> = line.chars().collect();
-        let mut parts = characters.chunks(COLUMNS);
-        lines.extend(parts.next().into_iter().flatten());
-        for part in parts {
-            lines.push('\n');
-            lines.extend(part);
-        }
-        lines.push('\n');
-    }
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{COLUMNS, wrapped};
-
-    #[test]
-    fn breaks_what_is_too_long_and_keeps_the_rest() {
-        let long = "x".repeat(COLUMNS + 1);
-        let text = format!("a\n\n{long}\n");
-        let broken = format!("a\n\n{}\nx\n", &long[1..]);
-        assert_eq!(wrapped(&text), broken);
-    }
 }

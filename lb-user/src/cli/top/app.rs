@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use lb_core::{AdminAction, AdminState, MANAGER, ServiceSnapshot};
+use lb_core::{AdminAction, AdminState, BackendId, MANAGER, ServiceSnapshot};
 use memlb::{
     control::{AdminReply, ClientError, Request},
     event_stream::EventRecord,
@@ -13,7 +13,7 @@ use ratatui::{
     widgets::TableState,
 };
 
-use super::rates::Rates;
+use super::{order::Order, rates::Rates};
 
 /// How many events are kept for the screen.
 const ENTRIES: usize = 200;
@@ -37,18 +37,35 @@ pub struct App {
     pub note: Option<String>,
     /// An order that waits for its yes.
     pub asked: Option<(String, AdminAction)>,
+    pub has_color: bool,
+    /// The cursor in the rows that are shown.
     pub rows: TableState,
+    pub order: Order,
+    pub is_reversed: bool,
+    /// Only workers with this in their name, address or state are shown.
+    pub search: String,
+    /// Whether keys go to the search.
+    pub is_searching: bool,
+    pub shows_help: bool,
+    /// The worker under the cursor: the cursor follows it when the order changes. Nothing before the cursor was
+    /// moved.
+    pointed: Option<BackendId>,
     service: usize,
 }
 
 impl App {
+    pub fn new(has_color: bool) -> Self {
+        Self {
+            has_color,
+            ..Self::default()
+        }
+    }
+
     pub fn update_status(&mut self, status: Status, now: Instant) {
         self.rates.update(&status, now);
         self.status = Some(status);
         self.trouble = None;
-        let last = self.workers().saturating_sub(1);
-        self.rows
-            .select(Some(self.rows.selected().unwrap_or(0).min(last)));
+        self.follow_pointed();
     }
 
     pub fn set_disconnected(&mut self, why: String) {
@@ -80,6 +97,25 @@ impl App {
         Some((&services[place], place, services.len()))
     }
 
+    /// Returns the backends on the screen, in their order.
+    pub fn shown(&self) -> Vec<&Backend> {
+        let Some((service, ..)) = self.service() else {
+            return Vec::new();
+        };
+        let backends = &service.backends;
+        let places = self.order.places(backends, &self.rates, &self.search);
+        let mut shown: Vec<&Backend> = places.iter().map(|it| &backends[*it]).collect();
+        if self.is_reversed {
+            shown.reverse();
+        }
+        shown
+    }
+
+    /// Returns the backend that the cursor is on.
+    pub fn pointed(&self) -> Option<&Backend> {
+        self.shown().get(self.rows.selected()?).copied()
+    }
+
     pub fn handle_key(&mut self, key: KeyEvent) -> Option<UserAction> {
         let control_c = key.code == KeyCode::Char('c') && key.modifiers == KeyModifiers::CONTROL;
         if control_c {
@@ -94,7 +130,39 @@ impl App {
             }));
         }
         self.note = None;
-        match key.code {
+        if self.is_searching {
+            self.handle_search_key(key.code);
+            return None;
+        }
+        if std::mem::take(&mut self.shows_help) {
+            return None;
+        }
+        self.handle_command_key(key.code)
+    }
+
+    fn handle_search_key(&mut self, key: KeyCode) {
+        match key {
+            KeyCode::Char(character) => self.search.push(character),
+            KeyCode::Backspace => {
+                self.search.pop();
+            }
+            KeyCode::Enter => self.is_searching = false,
+            KeyCode::Esc => self.end_search(),
+            _ => {}
+        }
+        self.pointed = None;
+        self.follow_pointed();
+    }
+
+    fn end_search(&mut self) {
+        self.search.clear();
+        self.is_searching = false;
+        self.follow_pointed();
+    }
+
+    fn handle_command_key(&mut self, key: KeyCode) -> Option<UserAction> {
+        match key {
+            KeyCode::Esc if !self.search.is_empty() => self.end_search(),
             KeyCode::Char('q') | KeyCode::Esc => return Some(UserAction::Leave),
             KeyCode::Up | KeyCode::Char('k') => self.move_selection(-1),
             KeyCode::Down | KeyCode::Char('j') => self.move_selection(1),
@@ -104,6 +172,19 @@ impl App {
             KeyCode::End => self.move_selection(isize::MAX),
             KeyCode::Left | KeyCode::BackTab => self.switch_service(-1),
             KeyCode::Right | KeyCode::Tab => self.switch_service(1),
+            KeyCode::Char('?' | 'h') => self.shows_help = true,
+            KeyCode::Char('/') => {
+                self.search.clear();
+                self.is_searching = true;
+            }
+            KeyCode::Char('s') => {
+                self.order = self.order.next();
+                self.follow_pointed();
+            }
+            KeyCode::Char('r') => {
+                self.is_reversed = !self.is_reversed;
+                self.follow_pointed();
+            }
             KeyCode::Char('d') => self.request_command(AdminAction::SetState {
                 state: AdminState::Drain,
             }),
@@ -116,38 +197,45 @@ impl App {
         None
     }
 
-    fn workers(&self) -> usize {
-        self.service()
-            .map_or(0, |(service, ..)| service.backends.len())
+    fn move_selection(&mut self, by: isize) {
+        let shown = self.shown();
+        let from = self.rows.selected().unwrap_or(0);
+        let last = shown.len().saturating_sub(1);
+        let place = from.saturating_add_signed(by).min(last);
+        self.pointed = shown.get(place).map(|it| it.seen.backend_id);
+        self.rows.select(Some(place));
     }
 
-    fn move_selection(&mut self, by: isize) {
-        let last = self.workers().saturating_sub(1);
-        let from = self.rows.selected().unwrap_or(0);
-        self.rows
-            .select(Some(from.saturating_add_signed(by).min(last)));
+    /// Puts the cursor on the worker that it was on, or else on the row where it was.
+    fn follow_pointed(&mut self) {
+        let shown = self.shown();
+        let last = shown.len().saturating_sub(1);
+        let place = match self.pointed {
+            None => 0,
+            Some(id) => (shown.iter().position(|it| it.seen.backend_id == id))
+                .unwrap_or_else(|| self.rows.selected().unwrap_or(0).min(last)),
+        };
+        self.rows.select(Some(place));
     }
 
     fn switch_service(&mut self, by: isize) {
         if let Some((_, place, count)) = self.service() {
             self.service = (place + count).saturating_add_signed(by) % count;
-            self.rows.select(Some(0));
+            self.pointed = None;
+            self.follow_pointed();
         }
     }
 
     fn request_command(&mut self, action: AdminAction) {
-        let Some((service, ..)) = self.service() else {
-            return;
-        };
-        let backend = self
-            .rows
-            .selected()
-            .and_then(|row| service.backends.get(row));
-        match backend.map(|backend| backend.seen.name.clone()) {
-            Some(name) if name == MANAGER => {
+        let pointed = self.pointed().map(|backend| &backend.seen);
+        match pointed.map(|seen| (seen.name.clone(), seen.backend_id)) {
+            Some((name, _)) if name == MANAGER => {
                 self.note = Some("the manager itself cannot be held".to_owned());
             }
-            Some(name) => self.asked = Some((name, action)),
+            Some((name, id)) => {
+                self.pointed = Some(id);
+                self.asked = Some((name, action));
+            }
             None => {}
         }
     }

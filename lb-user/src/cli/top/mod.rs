@@ -2,9 +2,13 @@
 
 mod app;
 mod bar;
+mod columns;
+mod order;
+#[cfg(test)]
+mod picture;
 mod rates;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod view;
 
 use std::{io::IsTerminal, path::PathBuf, thread, time::Duration};
@@ -12,6 +16,7 @@ use std::{io::IsTerminal, path::PathBuf, thread, time::Duration};
 use anyhow::{Context, ensure};
 use memlb::{
     control::{AdminReply, ClientError, ControlClient, Request, parse_reply},
+    event_filter::EventFilter,
     event_stream::EventRecord,
 };
 use ratatui::{
@@ -25,15 +30,15 @@ use tokio::{
 };
 
 use self::app::{App, UserAction};
-use super::{CliResult, block_on, remote};
+use super::{CliResult, block_on, remote, terminal::Output};
 
 /// How often the manager is asked.
 const PACE: Duration = Duration::from_secs(1);
 
 /// Show services, workers, traffic and events live on the whole terminal
 ///
-/// Keys: arrows to move, d to drain a worker, m for maintenance, u to end either, q to quit. Orders need
-/// a confirmation.
+/// Workers in trouble come first. Keys: ? for help, arrows to move, s to sort, / to search, d to drain a
+/// worker, m for maintenance, u to end either, q to quit. Orders need a confirmation.
 #[derive(clap::Args)]
 pub struct Args {
     /// The manager's control socket [default: the one in /etc/memlb/memlb.toml, else /run/memlb/manager.sock]
@@ -61,7 +66,7 @@ fn ensure_terminal() -> anyhow::Result<()> {
 }
 
 async fn watch(terminal: &mut DefaultTerminal, client: &ControlClient) -> anyhow::Result<()> {
-    let mut app = App::default();
+    let mut app = App::new(Output::stdout().has_color);
     let mut keys = keys();
     let mut entries = entries(client.clone());
     let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
@@ -146,6 +151,7 @@ async fn follow(
     let request = Request::Events {
         limit: None,
         follow: true,
+        filter: EventFilter::default(),
     };
     let mut lines = client.stream(&request).await?;
     while let Some(line) = lines.next_line().await.context("wait for events")? {

@@ -1,6 +1,6 @@
 //! The screen as text, compared with approved screens, and the keys.
 //!
-//! With `MEMLB_NEW_SCREENS=1` the files in `screens/` are written, to be reviewed.
+//! With `MEMLB_NEW_SCREENS=1` the files in `screens/` and `docs/top.svg` are written, to be reviewed.
 
 use std::{
     fmt::Write,
@@ -16,10 +16,12 @@ use memlb::{
     event_stream::EventRecord,
     status::{Heartbeats, Interface, ManagerSnapshot, Status},
 };
-use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyCode};
+use proptest::prelude::*;
+use ratatui::{Terminal, backend::TestBackend, buffer::Buffer, crossterm::event::KeyCode};
 
 use super::{
     app::{App, UserAction},
+    columns::row,
     view,
 };
 
@@ -36,6 +38,12 @@ fn shows_more_on_a_wide_one() {
 }
 
 #[test]
+fn leaves_columns_out_on_a_narrow_one() {
+    expect("60x24", &mut lab(), 60, 24);
+    expect("40x24", &mut lab(), 40, 24);
+}
+
+#[test]
 fn two_hundred_workers_scroll() {
     let mut app = app(200, 0);
     for _ in 0..120 {
@@ -47,6 +55,8 @@ fn two_hundred_workers_scroll() {
 #[test]
 fn asks_before_it_orders() {
     let mut app = lab();
+    // Below worker3, which is down, and worker1.
+    app.handle_key(KeyCode::Down.into());
     app.handle_key(KeyCode::Down.into());
     assert_eq!(app.handle_key(KeyCode::Char('d').into()), None);
     expect("asked", &mut app, 80, 24);
@@ -97,6 +107,133 @@ fn the_manager_itself_cannot_be_held() {
     assert_eq!(app.handle_key(KeyCode::Char('d').into()), None);
     assert_eq!(app.asked, None);
     assert!(screen(&mut app, 80, 24).contains("the manager itself cannot be held"));
+}
+
+#[test]
+fn trouble_comes_first_and_the_cursor_stays_on_its_worker() {
+    let mut app = app(200, 0);
+    let first = |app: &App| app.shown()[0].seen.name.clone();
+    assert_eq!(first(&app), "worker3");
+    app.handle_key(KeyCode::Down.into());
+    let pointed = |app: &App| app.pointed().map(|it| it.seen.name.clone());
+    assert_eq!(pointed(&app).as_deref(), Some("worker1"));
+    app.handle_key(KeyCode::Char('s').into());
+    assert_eq!(first(&app), "worker1");
+    app.handle_key(KeyCode::Char('s').into());
+    // Of those with the least memory, the first.
+    assert_eq!(first(&app), "worker4");
+    assert_eq!(pointed(&app).as_deref(), Some("worker1"));
+    app.handle_key(KeyCode::Char('r').into());
+    assert_eq!(first(&app), "manager");
+    assert_eq!(pointed(&app).as_deref(), Some("worker1"));
+    let text = screen(&mut app, 80, 24);
+    assert!(text.contains("sorted: least memory, reversed"), "{text}");
+}
+
+#[test]
+fn searches_by_name_address_or_state() {
+    let mut app = app(200, 0);
+    let search = |app: &mut App, text: &str| {
+        app.handle_key(KeyCode::Char('/').into());
+        for character in text.chars() {
+            app.handle_key(KeyCode::Char(character).into());
+        }
+        app.handle_key(KeyCode::Enter.into());
+        app.shown().len()
+    };
+    assert_eq!(search(&mut app, "WORKER20"), 2);
+    assert_eq!(search(&mut app, ":8280"), 1);
+    assert_eq!(search(&mut app, "down"), 1);
+    assert_eq!(search(&mut app, "nothing"), 0);
+    let text = screen(&mut app, 80, 24);
+    assert!(text.contains("no worker matches \"nothing\""), "{text}");
+    assert_eq!(app.handle_key(KeyCode::Esc.into()), None);
+    assert_eq!(app.shown().len(), 201);
+    assert_eq!(app.handle_key(KeyCode::Esc.into()), Some(UserAction::Leave));
+}
+
+#[test]
+fn explains_its_keys() {
+    let mut app = lab();
+    app.handle_key(KeyCode::Char('?').into());
+    expect("help", &mut app, 80, 24);
+    // A key closes the window, and does nothing else.
+    assert_eq!(app.handle_key(KeyCode::Char('q').into()), None);
+    assert!(!app.shows_help);
+}
+
+#[test]
+fn the_picture_in_the_documents_is_of_this_screen() {
+    let mut app = lab();
+    app.has_color = true;
+    let picture = super::picture::svg(&buffer(&mut app, 100, 24));
+    expect_file("../docs/top.svg", &picture);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn no_figure_is_cut_at_any_width(
+        width in 40_u16..200,
+        workers in 1_usize..30,
+        figures in prop::array::uniform4(0_u64..u64::MAX / 4),
+        shares in prop::collection::vec(0_u16..=10_000, 30),
+        long_names: bool,
+    ) {
+        let start = Instant::now();
+        let mut status = status(workers, 90, start);
+        for (place, backend) in status.services[0].backends.iter_mut().enumerate() {
+            let scale = |figure: u64| figure >> (7 * place).min(63);
+            backend.traffic = BackendTraffic {
+                flows: scale(figures[0]),
+                connections: scale(figures[1]),
+                ..backend.traffic
+            };
+            backend.seen.memory_total_bytes = Some(scale(figures[2]));
+            backend.seen.memory_available_bytes = Some(scale(figures[3]));
+            backend.seen.age_ms = Some(scale(figures[2]));
+            backend.seen.share = shares[place];
+            if long_names {
+                backend.seen.name = format!("worker-of-the-rack-{place}-in-the-first-hall");
+                backend.seen.address = format!("[2001:db8:1234:5678::{place:x}]:8080");
+            }
+        }
+        let mut app = App::default();
+        app.update_status(status.clone(), start);
+        for backend in &mut status.services[0].backends {
+            backend.traffic.bytes_in += figures[0];
+            backend.traffic.connections += figures[1] >> 20;
+        }
+        app.update_status(status.clone(), start + Duration::from_secs(1));
+        let text = screen(&mut app, width, 60);
+        let mut whole = format!(
+            "memlb {} 2h 14m eth1 {} {} {} ",
+            status.version, status.services[0].address, status.services[0].reason, "0s:"
+        );
+        let service = format!("{}/{} ", status.services[0].address, status.services[0].protocol);
+        whole += &service;
+        for (name, count) in &status.verdicts {
+            whole += &format!("{name} {} ", count.packets);
+        }
+        for backend in app.shown() {
+            whole += &format!("{} {} ", backend.seen.name, backend.seen.address);
+            for cell in row(backend, app.rates.of(backend.seen.backend_id.0)).cells {
+                whole += &format!("{} {} ", cell.text, cell.short.unwrap_or_default());
+            }
+        }
+        let words: std::collections::BTreeSet<&str> = whole.split_whitespace().collect();
+        for word in text.split_whitespace() {
+            let word = word.trim_end_matches(',');
+            let is_figure = word.contains(|it: char| it.is_ascii_digit()) && !word.contains('…');
+            prop_assert!(!is_figure || words.contains(word), "{} in {}", word, text);
+        }
+        // Every worker is on the screen, and different from the others.
+        let rows = text.lines().skip_while(|it| !it.starts_with("backend")).skip(1);
+        let names = rows.take(workers).map(|it| it.trim_start_matches([' ', '▸']));
+        let names = names.filter_map(|it| it.split_whitespace().next());
+        let names: std::collections::BTreeSet<&str> = names.collect();
+        prop_assert!(names.len() >= workers.min(20), "{}", text);
+    }
 }
 
 #[test]
@@ -163,7 +300,7 @@ fn app(workers: usize, connections: u64) -> App {
     app
 }
 
-fn status(workers: usize, connections: u64, start: Instant) -> Status {
+pub fn status(workers: usize, connections: u64, start: Instant) -> Status {
     let config = Config::parse(&configuration(workers), "test", &Overrides::default(), None);
     let mut core = Core::new(config.unwrap().settings(&Pinned::default()), start);
     for number in 1..=workers as u64 {
@@ -223,6 +360,7 @@ fn status(workers: usize, connections: u64, start: Instant) -> Status {
             reason: String::new(),
         }],
         services: core.snapshot(now).services,
+        kernel_selections: Vec::new(),
         heartbeats: Heartbeats::default(),
     };
     let mut status = Status::new(decided, &stats);
@@ -247,11 +385,8 @@ address = \"192.168.56.101:80\"\nfallback = \"192.168.56.101:8080\"\nworkers = [
 }
 
 fn screen(app: &mut App, width: u16, height: u16) -> String {
-    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-    terminal.draw(|frame| view::draw(frame, app)).unwrap();
-    let buffer = terminal.backend().buffer();
     let mut text = String::new();
-    for row in buffer.content.chunks(width.into()) {
+    for row in buffer(app, width, height).content.chunks(width.into()) {
         let line: String = row.iter().map(|cell| cell.symbol()).collect();
         text += line.trim_end();
         text.push('\n');
@@ -259,16 +394,25 @@ fn screen(app: &mut App, width: u16, height: u16) -> String {
     text
 }
 
+fn buffer(app: &mut App, width: u16, height: u16) -> Buffer {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal.draw(|frame| view::draw(frame, app)).unwrap();
+    terminal.backend().buffer().clone()
+}
+
 fn expect(name: &str, app: &mut App, width: u16, height: u16) {
     let screen = screen(app, width, height);
-    let file =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/cli/top/screens/{name}.txt"));
+    expect_file(&format!("src/cli/top/screens/{name}.txt"), &screen);
+}
+
+fn expect_file(name: &str, now: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     if std::env::var_os("MEMLB_NEW_SCREENS").is_some() {
-        std::fs::write(&file, &screen).unwrap();
+        std::fs::write(&file, now).unwrap();
     }
     let expected = std::fs::read_to_string(&file).unwrap();
     assert!(
-        screen == expected,
-        "{name} is now:\n{screen}\nand was:\n{expected}"
+        now == expected,
+        "{name} is now:\n{now}\nand was:\n{expected}"
     );
 }

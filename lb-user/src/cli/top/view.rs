@@ -1,218 +1,262 @@
-//! Draws the screen.
+//! Draws the screen. Whatever has no room is left out or abbreviated: no figure is cut.
 
 use lb_common::verdict::Verdict;
-use lb_core::{AdminAction, AdminState, Bytes, Health, MANAGER, ServiceSnapshot, Severity};
+use lb_core::{AdminAction, AdminState, ServiceSnapshot, Severity};
 use memlb::status::{Backend, Status, remarks};
 use ratatui::{
     Frame,
-    layout::{Constraint, Layout, Rect},
+    layout::{Constraint, Layout, Margin, Rect},
     style::{Color, Modifier, Style, Stylize},
     text::{Line, Span},
-    widgets::{Paragraph, Row, Table, Wrap},
+    widgets::{Block, Clear, Paragraph, Row, Table},
 };
 
-use super::{app::App, bar::bar, rates::Rate};
-use crate::cli::remote::format_seconds;
+use super::{
+    app::App,
+    columns::{COLUMNS, row},
+};
+use crate::cli::{
+    remote::format_seconds,
+    status_view::remark_paint,
+    table::fit,
+    terminal::{Output, Paint},
+};
 
-/// From this width on, there is room for every column.
-const WIDE: u16 = 130;
+/// A space within a phrase that stays in one line.
+const NO_BREAK: char = '\u{a0}';
 
-const BAR: usize = 12;
+const HELP: &str = "\
+↑ ↓ j k     move to another worker
+PgUp PgDn   ten workers up or down
+Home End    first or last worker
+← → Tab     another service
+s           sort by the next: trouble first, name,
+            least memory, largest share,
+            most connections, most new ones
+r           reverse the order
+/           search by name, address or state;
+            Enter keeps it, Esc ends it
+d           drain the worker
+m           maintenance of the worker
+u           end drain or maintenance
+q Esc       quit
+
+▸ gets new connections now
+● up  ✕ down  ▲ cannot serve  ◐ draining
+■ maintenance or paused  ○ not heard yet
+Figures: k, M, G are 1000 to 1000³ connections;
+K, M, G are 1024 to 1024³ bytes.";
 
 pub fn draw(frame: &mut Frame, app: &mut App) {
-    let events = frame.area().height / 3;
-    let [head, workers, packets, entries, foot] = Layout::vertical([
-        Constraint::Length(4),
-        Constraint::Min(3),
-        Constraint::Length(3),
-        Constraint::Length(events),
-        Constraint::Length(1),
-    ])
-    .areas(frame.area());
-    self::head(frame, app, head);
-    self::workers(frame, app, workers);
-    self::packets(frame, app, packets);
-    self::entries(frame, app, entries);
-    self::foot(frame, app, foot);
-}
-
-fn head(frame: &mut Frame, app: &App, area: Rect) {
-    let Some(status) = &app.status else {
-        return frame.render_widget("asking the manager …", area);
+    let area = frame.area();
+    let events = area.height / 3;
+    let (head, packets, foot) = (
+        self::head(app, area.width),
+        self::packets(app, area.width),
+        self::foot(app, area.width),
+    );
+    let height = |lines: &[Line], most: u16| {
+        Constraint::Length(u16::try_from(lines.len()).unwrap_or(most).min(most))
     };
-    let mut lines = vec![title(status, app)];
-    if let Some((service, place, count)) = app.service() {
-        lines.extend(decision(service, place, count));
+    let [
+        head_area,
+        workers_area,
+        packets_area,
+        entries_area,
+        foot_area,
+    ] = Layout::vertical([
+        height(&head, (area.height / 3).max(3)),
+        Constraint::Min(3),
+        height(&packets, (area.height / 4).max(3)),
+        Constraint::Length(events),
+        height(&foot, 3),
+    ])
+    .areas(area);
+    frame.render_widget(Paragraph::new(head), head_area);
+    frame.render_widget(Paragraph::new(packets), packets_area);
+    frame.render_widget(Paragraph::new(foot), foot_area);
+    self::workers(frame, app, workers_area);
+    self::entries(frame, app, entries_area);
+    if app.shows_help {
+        help(frame, area);
     }
-    frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }), area);
+    if !app.has_color {
+        remove_color(frame);
+    }
 }
 
-fn title<'a>(status: &'a Status, app: &App) -> Line<'a> {
+/// Breaks texts at spaces, so that no figure is cut. Words that are longer than a line are shortened.
+fn wrapped(spans: &[Span<'static>], width: u16) -> Vec<Line<'static>> {
+    let width = usize::from(width.max(1));
+    let mut lines: Vec<Line<'static>> = vec![Line::default()];
+    let mut used = 0;
+    for span in spans {
+        for (at, word) in span.content.split(' ').enumerate() {
+            let length = word.chars().count();
+            if at > 0 && used + 1 + length > width {
+                lines.push(Line::default());
+                used = 0;
+            } else if at > 0 && used > 0 {
+                add(&mut lines, Span::styled(" ", span.style));
+                used += 1;
+            } else if used > 0 && used + length > width {
+                lines.push(Line::default());
+                used = 0;
+            }
+            let word = match length > width {
+                true => crate::cli::shorten::shorten(&[word.to_owned()], width).concat(),
+                false => word.to_owned(),
+            };
+            let word = word.replace(NO_BREAK, " ");
+            used += word.chars().count();
+            add(&mut lines, Span::styled(word, span.style));
+        }
+    }
+    lines
+}
+
+fn add(lines: &mut [Line<'static>], span: Span<'static>) {
+    if let Some(line) = lines.last_mut() {
+        line.push_span(span);
+    }
+}
+
+fn head(app: &App, width: u16) -> Vec<Line<'static>> {
+    let Some(status) = &app.status else {
+        return vec![Line::from("asking the manager …")];
+    };
+    let mut lines = wrapped(&title(status, app), width);
+    if let Some((service, place, count)) = app.service() {
+        for part in decision(service, place, count) {
+            lines.extend(wrapped(&part, width));
+        }
+    }
+    lines.push(Line::default());
+    lines
+}
+
+fn title(status: &Status, app: &App) -> Vec<Span<'static>> {
     let interfaces = status
         .interfaces
         .iter()
         .map(|one| format!("  {} on {}", one.attachment, one.name));
     let mut spans = vec![
         "memlb ".bold(),
-        status.version.as_str().into(),
+        Span::raw(status.version.clone()),
         format!("  up {}", format_seconds(status.uptime_ms)).into(),
         interfaces.collect::<String>().dim(),
     ];
     if let Some(trouble) = &app.trouble {
         spans.push(format!("  ✕ {trouble}").red().bold());
     }
-    Line::from(spans)
+    spans
 }
 
-fn decision(service: &ServiceSnapshot<Backend>, place: usize, count: usize) -> [Line<'_>; 2] {
+fn decision(
+    service: &ServiceSnapshot<Backend>,
+    place: usize,
+    count: usize,
+) -> [Vec<Span<'static>>; 2] {
     let which = match count {
         1 => String::new(),
         _ => format!("  service {} of {count} ◂▸", place + 1),
     };
-    let first = Line::from(vec![
-        service.name.as_str().bold().cyan(),
+    let first = vec![
+        service.name.clone().bold().cyan(),
         format!(" {}/{}", service.address, service.protocol).into(),
         format!("  policy {}{which}", service.policy).dim(),
-    ]);
-    let second = Line::from(vec![
+    ];
+    let second = vec![
         format!("for {}: ", format_seconds(service.since_ms)).dim(),
-        service.reason.as_str().into(),
-    ]);
+        Span::raw(service.reason.clone()),
+    ];
     [first, second]
 }
 
 fn workers(frame: &mut Frame, app: &mut App, area: Rect) {
-    let wide = area.width >= WIDE;
-    let Some((service, ..)) = app.service() else {
-        return;
-    };
-    let (head, widths): (Vec<_>, Vec<_>) = columns(service, wide).into_iter().unzip();
-    let rows: Vec<Row> = service
-        .backends
-        .iter()
-        .map(|backend| row(backend, app.rates.of(backend.seen.backend_id.0), wide))
+    let rows: Vec<_> = (app.shown().into_iter())
+        .map(|backend| row(backend, app.rates.of(backend.seen.backend_id.0)))
         .collect();
+    let fitted = fit(COLUMNS, &rows, 1, Some(area.width.into()));
+    let line = |place: &usize, text: String, style: Style| {
+        let line = Line::from(text).style(style);
+        match COLUMNS[*place].is_right {
+            true => line.right_aligned(),
+            false => line,
+        }
+    };
+    let head = fitted.shown.iter();
+    let head = head.map(|it| line(it, COLUMNS[*it].head.to_owned(), Style::new().dim()));
+    let head = Row::new(head.collect::<Vec<_>>());
+    let rows = rows.iter().zip(fitted.texts).map(|(row, texts)| {
+        let cells = fitted.shown.iter().zip(texts);
+        let cells = cells.map(|(place, text)| line(place, text, style(row.cells[*place].paint)));
+        Row::new(cells.collect::<Vec<_>>())
+    });
+    let widths = fitted.widths.iter();
+    let widths = widths.map(|it| Constraint::Length(u16::try_from(*it).unwrap_or(u16::MAX)));
     let table = Table::new(rows, widths)
-        .header(Row::new(head).dim())
+        .header(head)
         .row_highlight_style(Modifier::REVERSED)
         .column_spacing(1);
     frame.render_stateful_widget(table, area, &mut app.rows);
 }
 
-/// Returns the columns' heads and widths.
-fn columns(service: &ServiceSnapshot<Backend>, wide: bool) -> Vec<(&'static str, Constraint)> {
-    let length = Constraint::Length;
-    let mut columns = vec![
-        ("backend", Constraint::Min(8)),
-        ("state", length(13)),
-        ("memory", length(12)),
-        ("available", length(9)),
-        (" heard", length(7)),
-        ("share", length(5)),
-        ("  open", length(6)),
-        (" new/s", length(6)),
-    ];
-    if wide {
-        let addresses = service.backends.iter().map(|it| it.seen.address.len());
-        // As wide as an IPv4 address with its port, at least.
-        let widest = addresses.fold(21, usize::max);
-        let widest = u16::try_from(widest).unwrap_or(u16::MAX);
-        columns.insert(1, ("address", length(widest)));
-        columns.insert(5, ("       of", length(9)));
-        columns.insert(6, (" waits", length(6)));
-        columns.push(("      in/s", length(10)));
-        columns.push(("     out/s", length(10)));
-        columns.push(("   in all", length(9)));
+fn style(paint: Paint) -> Style {
+    match paint {
+        Paint::Plain => Style::new(),
+        Paint::Good => Style::new().fg(Color::Green),
+        Paint::Warning => Style::new().fg(Color::Yellow),
+        Paint::Bad => Style::new().fg(Color::Red),
+        Paint::Dim => Style::new().fg(Color::DarkGray),
+        Paint::Bold => Style::new().bold(),
     }
-    columns
 }
 
-fn row(backend: &Backend, rate: Option<Rate>, wide: bool) -> Row<'static> {
-    let Backend { seen, traffic } = backend;
-    let style = style(seen.state);
-    let bytes = |bytes: Option<u64>| bytes.map_or("-".to_owned(), |it| Bytes(it).to_string());
-    let share = match (seen.memory_available_bytes, seen.memory_total_bytes) {
-        (Some(available), Some(total)) if total > 0 => available as f64 / total as f64,
-        _ => 0.0,
-    };
-    let is_worker = seen.name != MANAGER;
-    let mark = if seen.share > 0 { "▸" } else { " " };
-    let speed = |figure: fn(Rate) -> f64| {
-        rate.map_or("-".to_owned(), |it| Bytes(figure(it) as u64).to_string())
-    };
-    let fresh = rate.map_or("-".to_owned(), |rate| format!("{:.1}", rate.connections));
-    let mut cells = vec![
-        Line::from(format!("{mark}{}", seen.name)).style(match seen.share {
-            0 => Style::new(),
-            _ => Style::new().bold(),
-        }),
-        Line::styled(state(seen.state), style),
-        match is_worker {
-            true => Line::styled(bar(share, BAR), style),
-            false => Line::default(),
-        },
-        Line::from(bytes(seen.memory_available_bytes)).right_aligned(),
-        Line::from(age(seen.age_ms)).right_aligned(),
-        Line::from(part(seen.share)).right_aligned(),
-        Line::from(traffic.flows.to_string()).right_aligned(),
-        Line::from(fresh).right_aligned(),
-    ];
-    if wide {
-        let waits = seen
-            .memory_pressure
-            .map_or("-".to_owned(), |it| it.to_string());
-        cells.insert(1, Line::from(seen.address.clone()));
-        cells.insert(
-            5,
-            Line::from(bytes(seen.memory_total_bytes)).right_aligned(),
-        );
-        cells.insert(6, Line::from(waits).right_aligned());
-        cells.push(Line::from(speed(|rate| rate.bytes_in)).right_aligned());
-        cells.push(Line::from(speed(|rate| rate.bytes_out)).right_aligned());
-        cells.push(Line::from(traffic.connections.to_string()).right_aligned());
-    }
-    Row::new(cells)
-}
-
-fn packets(frame: &mut Frame, app: &App, area: Rect) {
+/// The worker under the cursor, and the packets that are not forwarded.
+fn packets(app: &App, width: u16) -> Vec<Line<'static>> {
     let Some(status) = &app.status else {
-        return;
+        return Vec::new();
     };
-    let mut refused = vec!["refused: ".dim()];
-    let mut others = vec!["packets/s: ".dim()];
+    let mut refused = vec!["refused:".dim()];
+    let mut others = vec!["packets/s:".dim()];
     for (name, count) in &status.verdicts {
         if Verdict::from_name(name).is_some_and(|it| it.class().is_loss()) {
             if count.packets > 0 {
-                refused.push(format!("{name} {}  ", count.packets).yellow());
+                refused.push(format!(" {name} {}", count.packets).yellow());
             }
         } else if let Some(rate) = app.rates.of_verdict(name).filter(|rate| *rate > 0.0) {
-            others.push(Span::raw(format!("{name} {rate:.0}  ")));
+            others.push(Span::raw(format!(" {name} {rate:.0}")));
         }
     }
-    if refused.len() == 1 {
-        refused.push("none".dim());
+    for spans in [&mut refused, &mut others] {
+        if spans.len() == 1 {
+            spans.push(" none".dim());
+        }
     }
-    let lines = vec![pointed(app), Line::from(others), Line::from(refused)];
-    frame.render_widget(Paragraph::new(lines), area);
+    let lines = [pointed(app), others, refused];
+    lines
+        .iter()
+        .flat_map(|spans| wrapped(spans, width))
+        .collect()
 }
 
 /// What there is no column for, of the worker that the cursor is on.
-fn pointed(app: &App) -> Line<'static> {
-    let backend = app.service().and_then(|(service, ..)| {
-        let row = app.rows.selected()?;
-        service.backends.get(row)
-    });
-    let Some(Backend { seen, .. }) = backend else {
-        return Line::default();
+fn pointed(app: &App) -> Vec<Span<'static>> {
+    let Some(Backend { seen, .. }) = app.pointed() else {
+        return match app.search.is_empty() {
+            true => Vec::new(),
+            false => vec![format!("no worker matches {:?}", app.search).yellow()],
+        };
     };
-    let remarks = remarks(seen)
-        .into_iter()
-        .map(|remark| format!(", {remark}"));
-    Line::from(vec![
+    let unchecked = seen.unchecked.then(|| "unchecked".to_owned());
+    let remarks = remarks(seen).into_iter().chain(unchecked);
+    let remarks = remarks.map(|remark| format!(", {remark}"));
+    vec![
         seen.name.clone().bold(),
         format!(" at {}", seen.address).into(),
-        remarks.collect::<String>().yellow(),
-    ])
+        Span::styled(remarks.collect::<String>(), style(remark_paint(seen))),
+    ]
 }
 
 fn entries(frame: &mut Frame, app: &App, area: Rect) {
@@ -221,89 +265,90 @@ fn entries(frame: &mut Frame, app: &App, area: Rect) {
         "─".repeat(area.width.saturating_sub(10).into())
     );
     let mut lines = vec![Line::from(title).dim()];
-    let room = usize::from(area.height.saturating_sub(1));
-    for entry in app.entries.iter().take(room) {
+    for entry in app.entries.iter().take(area.height.into()) {
         let time = entry.time.get(11..19).unwrap_or(&entry.time);
         let message = match entry.severity {
             Severity::Info => Span::raw(format!("  {}", entry.message)),
             Severity::Warn => format!("▲ {}", entry.message).red(),
         };
-        lines.push(Line::from(vec![format!("{time} ").dim(), message]));
+        lines.extend(wrapped(&[format!("{time} ").dim(), message], area.width));
     }
-    let events = Paragraph::new(lines).wrap(Wrap { trim: false });
-    frame.render_widget(events, area);
+    frame.render_widget(Paragraph::new(lines), area);
 }
 
-fn foot(frame: &mut Frame, app: &App, area: Rect) {
-    let line = match (&app.asked, &app.note) {
-        (Some((worker, action)), _) => {
-            let what = match action {
-                AdminAction::SetState {
-                    state: AdminState::Drain,
-                } => "drain",
-                AdminAction::SetState {
-                    state: AdminState::Maintenance,
-                } => "take into maintenance",
-                AdminAction::SetState {
-                    state: AdminState::Terminate,
-                } => "terminate",
-                AdminAction::Undrain => "give new connections again to",
-                AdminAction::Weight { .. } => "weigh",
-                AdminAction::Pause { .. } => "pause",
-                AdminAction::Resume => "end the pause of",
-            };
-            Line::from(format!(
-                " {what} {worker} in all its services? y to do it, any other key not to "
-            ))
-            .style(Style::new().fg(Color::Black).bg(Color::Yellow))
-        }
-        (None, Some(note)) => Line::from(note.as_str()).bold(),
-        (None, None) => {
-            Line::from("↑↓ worker  ←→ service  d drain  m maintenance  u undrain  q quit").dim()
-        }
-    };
-    frame.render_widget(line, area);
+fn foot(app: &App, width: u16) -> Vec<Line<'static>> {
+    let bar = Style::new().fg(Color::Black).bg(Color::Yellow);
+    if let Some((worker, action)) = &app.asked {
+        let question = format!(
+            "{} {worker} in all its services? y to do it, any other key not to",
+            asked(action)
+        );
+        return wrapped(&[Span::styled(question, bar)], width);
+    }
+    if app.is_searching {
+        let search = format!("search: {}█  (Enter keeps it, Esc ends it)", app.search);
+        return wrapped(&[search.bold()], width);
+    }
+    if let Some(note) = &app.note {
+        return wrapped(&[note.clone().bold()], width);
+    }
+    let mut order = format!("sorted: {}", app.order.name());
+    if app.is_reversed {
+        order += ", reversed";
+    }
+    if !app.search.is_empty() {
+        order += &format!(", only {:?} (Esc shows all)", app.search);
+    }
+    let keys = "  ?\u{a0}help  /\u{a0}search  s\u{a0}sort  d\u{a0}drain  m\u{a0}maintenance  u\u{a0}undrain  \
+                q\u{a0}quit";
+    wrapped(&[order.into(), keys.dim()], width)
 }
 
-fn state(health: Health) -> String {
-    let sign = match health {
-        Health::Up => "●",
-        Health::Down | Health::Terminated => "✕",
-        Health::Unhealthy | Health::Ineligible | Health::Unreachable | Health::Failing => "▲",
-        Health::Leaving | Health::Draining => "◐",
-        Health::Maintenance | Health::Paused => "■",
-        Health::Unknown => "○",
-    };
-    format!("{sign} {}", health.name())
-}
-
-fn style(health: Health) -> Style {
-    Style::new().fg(match health {
-        Health::Up => Color::Green,
-        Health::Down
-        | Health::Unhealthy
-        | Health::Terminated
-        | Health::Ineligible
-        | Health::Unreachable
-        | Health::Failing => Color::Red,
-        Health::Leaving | Health::Draining | Health::Maintenance | Health::Paused => Color::Yellow,
-        Health::Unknown => Color::DarkGray,
-    })
-}
-
-fn age(age_ms: Option<u64>) -> String {
-    match age_ms {
-        None => "-".to_owned(),
-        Some(ms) if ms < 10_000 => format!("{ms} ms"),
-        Some(ms) if ms < 600_000 => format!("{} s", ms / 1000),
-        Some(ms) => format!("{} min", ms / 60_000),
+fn asked(action: &AdminAction) -> &'static str {
+    match action {
+        AdminAction::SetState {
+            state: AdminState::Drain,
+        } => "drain",
+        AdminAction::SetState {
+            state: AdminState::Maintenance,
+        } => "take into maintenance",
+        AdminAction::SetState {
+            state: AdminState::Terminate,
+        } => "terminate",
+        AdminAction::Undrain => "give new connections again to",
+        AdminAction::Weight { .. } => "weigh",
+        AdminAction::Pause { .. } => "pause",
+        AdminAction::Resume => "end the pause of",
     }
 }
 
-/// A part of the whole, given in hundredths of a percent.
-fn part(share: u16) -> String {
-    match share {
-        0 => "-".to_owned(),
-        share => format!("{}%", (share + 50) / 100),
+fn help(frame: &mut Frame, area: Rect) {
+    let lines: Vec<&str> = HELP.lines().collect();
+    let widest = lines.iter().map(|it| it.chars().count()).max().unwrap_or(0);
+    let fit = |length: usize, room: u16| u16::try_from(length + 2).unwrap_or(room).min(room);
+    let (width, height) = (fit(widest + 2, area.width), fit(lines.len(), area.height));
+    let output = Output {
+        width: Some(usize::from(width.saturating_sub(4))),
+        has_color: false,
+    };
+    let text = output.wrap_lines(HELP);
+    let window = Rect {
+        x: (area.width - width) / 2,
+        y: (area.height - height) / 2,
+        width,
+        height,
+    };
+    frame.render_widget(Clear, window);
+    frame.render_widget(Block::bordered().title("keys; any key closes"), window);
+    frame.render_widget(Paragraph::new(text), window.inner(Margin::new(2, 1)));
+}
+
+/// What had a colour behind it is shown reversed.
+fn remove_color(frame: &mut Frame) {
+    for cell in &mut frame.buffer_mut().content {
+        if cell.bg != Color::Reset {
+            cell.modifier |= Modifier::REVERSED;
+        }
+        (cell.fg, cell.bg) = (Color::Reset, Color::Reset);
     }
 }

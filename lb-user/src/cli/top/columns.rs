@@ -1,0 +1,87 @@
+//! The columns of the workers, and which of them go first where there is no room.
+
+use lb_core::{Bytes, MANAGER};
+use memlb::status::Backend;
+
+use super::{bar::bar, rates::Rate};
+use crate::cli::{
+    health::{paint, sign},
+    shorten::{age, bytes, count, share},
+    table::{Cell, Column, Row},
+    terminal::Paint,
+};
+
+const BAR: usize = 12;
+
+pub const COLUMNS: &[Column] = &[
+    Column::name("backend", 0),
+    Column::name("address", 8),
+    Column::word("state", 0),
+    Column::word("memory", 6),
+    Column::figure("available", 3).at_least(9),
+    Column::figure("of", 7).at_least(9),
+    Column::figure("waits", 10).at_least(6),
+    Column::figure("heard", 4).at_least(7),
+    Column::figure("share", 1).at_least(5),
+    Column::figure("open", 0).at_least(5),
+    Column::figure("new/s", 2).at_least(5),
+    Column::figure("in/s", 5).at_least(5),
+    Column::figure("out/s", 5).at_least(5),
+    Column::figure("in all", 9).at_least(6),
+];
+
+pub fn row(backend: &Backend, rate: Option<Rate>) -> Row {
+    let Backend { seen, traffic } = backend;
+    let state = paint(seen.state);
+    let figure = |bytes: Option<u64>| {
+        bytes.map_or(Cell::new("-"), |it| {
+            Cell::new(Bytes(it).to_string()).short(self::bytes(Bytes(it)))
+        })
+    };
+    let whole = |number: u64| Cell::new(number.to_string()).short(count(number));
+    let full = match (seen.memory_available_bytes, seen.memory_total_bytes) {
+        (Some(available), Some(total)) if total > 0 => available as f64 / total as f64,
+        _ => 0.0,
+    };
+    let mark = if seen.share > 0 { "▸" } else { " " };
+    let name = Cell::new(format!("{mark}{}", seen.name));
+    let heard = age(seen.age_ms);
+    let waits = seen
+        .memory_pressure
+        .map_or("-".to_owned(), |it| it.to_string());
+    let rate_of = |figure: fn(Rate) -> f64| rate.map(|it| figure(it) as u64);
+    let cells = vec![
+        name.paint(match seen.share {
+            0 => Paint::Plain,
+            _ => Paint::Bold,
+        }),
+        Cell::new(seen.address.clone()),
+        Cell::new(format!("{} {}", sign(seen.state), seen.state.name())).paint(state),
+        match seen.name == MANAGER {
+            true => Cell::default(),
+            false => Cell::new(bar(full, BAR)).paint(state),
+        },
+        figure(seen.memory_available_bytes),
+        figure(seen.memory_total_bytes),
+        Cell::new(waits),
+        Cell::new(heard.clone()).short(heard.replace(' ', "")),
+        Cell::new(share(seen.share)),
+        whole(traffic.flows),
+        rate.map_or(Cell::new("-"), |it| fresh(it.connections)),
+        figure(rate_of(|it| it.bytes_in)),
+        figure(rate_of(|it| it.bytes_out)),
+        whole(traffic.connections),
+    ];
+    Row {
+        cells,
+        notes: Vec::new(),
+    }
+}
+
+/// New connections a second.
+fn fresh(rate: f64) -> Cell {
+    match rate < 1_000.0 {
+        true => Cell::new(format!("{rate:.1}")),
+        false => Cell::new(format!("{rate:.0}")).short(count(rate as u64)),
+    }
+}

@@ -1,0 +1,136 @@
+//! What the pinned maps say, for a display while no manager runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use aya::maps::Array;
+use lb_common::maps::{Backend, SPREAD, mode, name, state};
+use lb_core::{BackendId, Endpoint, MANAGER, NO_BACKEND, ServiceId};
+use serde::Serialize;
+
+use crate::{
+    config::Config,
+    datapath::{BackendTraffic, Stats, adopt, from_mapped},
+};
+
+/// How the packet programs steer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PinnedStatus {
+    pub pin_path: PathBuf,
+    pub services: Vec<PinnedService>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PinnedService {
+    /// The maps have no names: those are of the configuration, by address.
+    pub name: Option<String>,
+    pub address: String,
+    pub protocol: String,
+    /// Whether new connections are spread over the backends that are up.
+    pub is_spread: bool,
+    pub backends: Vec<PinnedBackend>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PinnedBackend {
+    pub name: Option<String>,
+    pub backend_id: u32,
+    pub address: String,
+    /// `up`, `down`, `draining` or `unknown`.
+    pub state: String,
+    pub is_selected: bool,
+    #[serde(flatten)]
+    pub traffic: BackendTraffic,
+}
+
+impl PinnedStatus {
+    /// Reads the pins; nothing if there are none. Names are those of `config`.
+    ///
+    /// # Errors
+    ///
+    /// Says which map cannot be read, or that the pins have another layout.
+    pub fn read(pin_path: &Path, config: Option<&Config>) -> Result<Option<Self>> {
+        let adoption = adopt::read(pin_path)?;
+        if adoption.is_empty() {
+            return Ok(None);
+        }
+        let stats = Stats::read_totals(pin_path)?;
+        let backends: Array<_, Backend> = adopt::array(pin_path, name::BACKENDS)?;
+        let selection: Array<_, u32> = adopt::array(pin_path, name::SELECTION)?;
+        let mut services = Vec::new();
+        for (ServiceId(id), endpoint) in &adoption.pinned.services {
+            let selected = selection.get(id, 0).context("read map selection")?;
+            let mut found = Vec::new();
+            for (BackendId(backend_id), _) in &adoption.pinned.backends {
+                let backend = backends.get(backend_id, 0).context("read map backends")?;
+                if backend.service != *id {
+                    continue;
+                }
+                let traffic = stats.backends.get(backend_id).copied();
+                let is_selected = match selected {
+                    SPREAD => backend.state == state::UP && backend.mode != mode::LOCAL,
+                    selected => selected == *backend_id,
+                };
+                found.push(PinnedBackend {
+                    name: name_of(&backend, *endpoint, config),
+                    backend_id: *backend_id,
+                    address: address(&backend),
+                    state: state_name(backend.state).to_owned(),
+                    is_selected,
+                    traffic: traffic.unwrap_or_default(),
+                });
+            }
+            services.push(PinnedService {
+                name: configured(*endpoint, config).map(|it| it.name.clone()),
+                address: endpoint.address.to_string(),
+                protocol: endpoint.protocol.to_string(),
+                is_spread: selected == SPREAD,
+                backends: found,
+            });
+        }
+        services.sort_by(|one, other| one.address.cmp(&other.address));
+        Ok(Some(Self {
+            pin_path: pin_path.to_owned(),
+            services,
+        }))
+    }
+}
+
+impl PinnedService {
+    /// Where new connections go, by name or else by address.
+    pub fn selected(&self) -> String {
+        if self.is_spread {
+            return "all that are up".to_owned();
+        }
+        let selected = self.backends.iter().find(|it| it.is_selected);
+        let name = |it: &PinnedBackend| it.name.clone().unwrap_or_else(|| it.address.clone());
+        selected.map_or_else(|| NO_BACKEND.to_owned(), name)
+    }
+}
+
+fn configured(endpoint: Endpoint, config: Option<&Config>) -> Option<&crate::config::Service> {
+    let mut services = config?.services.iter();
+    services.find(|it| it.endpoint() == endpoint)
+}
+
+fn name_of(backend: &Backend, endpoint: Endpoint, config: Option<&Config>) -> Option<String> {
+    if backend.mode == mode::LOCAL {
+        return Some(MANAGER.to_owned());
+    }
+    let mut workers = configured(endpoint, config)?.workers.iter();
+    let worker = workers.find(|it| it.address.to_string() == address(backend));
+    worker.map(|it| it.name.clone())
+}
+
+fn address(backend: &Backend) -> String {
+    std::net::SocketAddr::new(from_mapped(backend.address), backend.port).to_string()
+}
+
+fn state_name(state: u8) -> &'static str {
+    match state {
+        state::UP => "up",
+        state::DOWN => "down",
+        state::DRAINING => "draining",
+        _ => "unknown",
+    }
+}
