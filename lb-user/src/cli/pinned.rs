@@ -62,7 +62,7 @@ fn backends(service: &PinnedService, output: Output) -> String {
         Column::name("address", 4),
         Column::word("state", 0),
         Column::figure("flows", 0),
-        Column::figure("total", 3),
+        Column::figure("total", 5),
         Column::figure("in", 2),
         Column::figure("out", 2),
     ];

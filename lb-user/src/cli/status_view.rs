@@ -25,7 +25,7 @@ const COLUMNS: [Column; 11] = [
     Column::figure("age", 3),
     Column::figure("available", 1),
     Column::figure("flows", 0),
-    Column::figure("total", 5),
+    Column::figure("total", 8),
     Column::figure("in", 4),
     Column::figure("out", 4),
 ];

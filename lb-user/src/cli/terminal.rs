@@ -47,20 +47,19 @@ pub struct Output {
 
 impl Output {
     pub fn stdout() -> Self {
-        let is_terminal = io::stdout().is_terminal();
+        Self::of(io::stdout().is_terminal())
+    }
+
+    pub fn stderr() -> Self {
+        Self::of(io::stderr().is_terminal())
+    }
+
+    fn of(is_terminal: bool) -> Self {
         let size = || terminal::size().ok().map(|(width, _)| usize::from(width));
         Self {
             width: columns(env::var("COLUMNS").ok().as_deref())
                 .or_else(|| is_terminal.then(size).flatten().filter(|width| *width > 0)),
             has_color: has_color(is_terminal),
-        }
-    }
-
-    /// Only its width and colour are of standard error: a line that is printed again in place.
-    pub fn stderr() -> Self {
-        Self {
-            has_color: has_color(io::stderr().is_terminal()),
-            ..Self::stdout()
         }
     }
 
