@@ -1,6 +1,6 @@
 //! `memlb explain`: why a client's connections are where they are, and where its next one would go.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use lb_core::{ALL_WORKERS, BackendSnapshot, Bytes, MANAGER, ServiceSnapshot};
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     flows::{Client, FlowFilter, FlowRow, Flows},
     history::{Decision, History, now_ms},
+    status::{Backend, Status, failures},
 };
 
 /// The most connections that are explained.
@@ -38,6 +39,9 @@ pub struct Explained {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Next {
     pub service: ServiceSnapshot,
+    /// What clients got from its workers instead of a service, by worker.
+    #[serde(default)]
+    pub failures: BTreeMap<String, String>,
 }
 
 impl Explanation {
@@ -67,9 +71,32 @@ impl Explanation {
             denied: None,
             connections: explained.collect(),
             total,
-            next: next.map(|service| Next { service }).collect(),
+            next: next
+                .map(|service| Next {
+                    service,
+                    failures: BTreeMap::new(),
+                })
+                .collect(),
         }
     }
+}
+
+impl Explanation {
+    /// Adds what clients got from workers instead of a service.
+    pub fn add_failures(&mut self, status: &Status) {
+        for next in &mut self.next {
+            let mut services = status.services.iter();
+            let service = services.find(|it| it.name == next.service.name);
+            next.failures = service.map(failures_of).unwrap_or_default();
+        }
+    }
+}
+
+/// What clients got from a service's workers instead of a service, by worker.
+pub fn failures_of(service: &ServiceSnapshot<Backend>) -> BTreeMap<String, String> {
+    let backends = service.backends.iter();
+    let failing = backends.filter_map(|it| Some((it.seen.name.clone(), failures(&it.traffic)?)));
+    failing.collect()
 }
 
 impl fmt::Display for Explanation {
@@ -87,7 +114,7 @@ impl fmt::Display for Explanation {
             let more = self.total - self.connections.len();
             writeln!(f, "{more} more: memlb flows --client {}\n", self.client)?;
         }
-        for Next { service } in &self.next {
+        for Next { service, failures } in &self.next {
             writeln!(
                 f,
                 "A new connection to {} ({}/{}) would go to {}, policy {}, for {}:\n  {}",
@@ -103,6 +130,9 @@ impl fmt::Display for Explanation {
                 writeln!(f, "  {waiting}")?;
             }
             candidates(f, service)?;
+            for (worker, failures) in failures {
+                writeln!(f, "    {worker}: {failures}")?;
+            }
         }
         Ok(())
     }

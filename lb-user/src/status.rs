@@ -7,7 +7,9 @@ use lb_core::{Audited, BackendSnapshot, MANAGER, ServiceSnapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::{AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats};
+use crate::datapath::{
+    AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats, monotonic_ns,
+};
 
 /// The whole state of a manager at one instant; also its JSON form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -207,6 +209,41 @@ impl Status {
             counters_problem: stats.problem.clone(),
         }
     }
+}
+
+/// Says how many handshakes a backend has refused or left unanswered, and when it was last heard in traffic. Nothing if
+/// there were none.
+pub fn failures(traffic: &BackendTraffic) -> Option<String> {
+    let BackendTraffic {
+        refused,
+        retried,
+        unanswered,
+        resets,
+        last_answer_ns,
+        ..
+    } = *traffic;
+    let parts = [
+        (refused, "refused"),
+        (retried, "of these sent on to another worker"),
+        (unanswered, "unanswered"),
+        (resets, "reset after the answer"),
+    ];
+    let parts = parts.iter().filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = parts
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    if refused + unanswered == 0 {
+        return None;
+    }
+    let heard = match (last_answer_ns, monotonic_ns()) {
+        (0, _) => "never heard in traffic".to_owned(),
+        (_, Err(_)) => return Some(format!("handshakes: {}", parts.join(", "))),
+        (at, Ok(now)) => {
+            let age = seconds(now.saturating_sub(at) / 1_000_000);
+            format!("last heard in traffic {age} ago")
+        }
+    };
+    Some(format!("handshakes: {}; {heard}", parts.join(", ")))
 }
 
 /// Returns what the operator has ordered of a backend, why it gets less than its share, and that its memory

@@ -2,8 +2,9 @@
 
 use memlb::{
     control::Request,
-    explain::Explanation,
+    explain::{Explanation, failures_of},
     flows::{Client, FlowFilter, FlowRow, Flows},
+    status::Status,
     trace::Clients,
 };
 
@@ -58,6 +59,7 @@ pub struct ExplainArgs {
 }
 
 pub fn run(args: Args) -> CliResult {
+    let (service, worker) = (args.service.clone(), args.worker.clone());
     let flows: Flows = args.remote.request(&Request::Flows {
         filter: FlowFilter {
             client: args.client,
@@ -67,8 +69,26 @@ pub fn run(args: Args) -> CliResult {
         },
         limit: args.limit,
     })?;
-    args.remote
-        .print(&flows, |flows| flows_text(flows, Output::stdout()))
+    let failed = match args.ended && !args.remote.json {
+        true => failed(&args.remote.request(&Request::Status)?, service, worker),
+        false => String::new(),
+    };
+    args.remote.print(&flows, |flows| {
+        let output = Output::stdout();
+        flows_text(flows, output) + &output.wrap_lines(&failed)
+    })
+}
+
+/// The handshakes that became no connection, by service and worker.
+fn failed(status: &Status, service: Option<String>, worker: Option<String>) -> String {
+    let is = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|it| it == name);
+    let services = status.services.iter().filter(|it| is(&service, &it.name));
+    let lines = services.flat_map(|it| {
+        let workers = failures_of(it).into_iter();
+        let workers = workers.filter(|(name, _)| is(&worker, name));
+        workers.map(|(name, failures)| format!("{}, {name}: {failures}\n", it.name))
+    });
+    lines.collect()
 }
 
 pub(super) fn flows_text(flows: &Flows, output: Output) -> String {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use lb_core::{ALL_WORKERS, BackendSnapshot, Bytes, Mode, Policy, ServiceSnapshot, ShareReason};
-use memlb::status::{Backend, FORWARDED, Heartbeats, Interface, Status, remarks};
+use memlb::status::{Backend, FORWARDED, Heartbeats, Interface, Status, failures, remarks};
 
 use super::{
     health,
@@ -223,6 +223,7 @@ fn row(Backend { seen, traffic }: &Backend) -> Row {
         ],
         notes: notes
             .map(|note| Cell::new(note).paint(remark_paint(seen)))
+            .chain(failures(traffic).map(|note| Cell::new(note).paint(Paint::Dim)))
             .collect(),
     }
 }

@@ -85,6 +85,7 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
         next: next
             .map(|service| Next {
                 service: service.map_backends(|backend| backend.seen),
+                failures: Default::default(),
             })
             .collect(),
     };

@@ -114,13 +114,16 @@ async fn explain(
     let denied = denied.of(client.address).map(ToString::to_string);
     let connections = manager.connections().await?;
     let history = manager.history().clone();
+    let status = manager.totals().await?;
     let explanation = spawn_blocking(move || {
         let service = service.as_deref();
         let explanation = Explanation::new(client, connections, services, service, &history);
-        line_of(&Explanation {
+        let mut explanation = Explanation {
             denied,
             ..explanation
-        })
+        };
+        explanation.add_failures(&status);
+        line_of(&explanation)
     });
     Ok(explanation.await.context("explain the flows")??)
 }

@@ -25,6 +25,7 @@ pub const COLUMNS: &[Column] = &[
     Column::figure("share", 1).at_least(5),
     Column::figure("open", 0).at_least(5),
     Column::figure("new/s", 2).at_least(5),
+    Column::figure("fail/s", 3).at_least(6),
     Column::figure("in/s", 5).at_least(5),
     Column::figure("out/s", 5).at_least(5),
     Column::figure("in all", 9).at_least(6),
@@ -68,6 +69,10 @@ pub fn row(backend: &Backend, rate: Option<Rate>) -> Row {
         Cell::new(share(seen.share)),
         whole(traffic.flows),
         rate.map_or(Cell::new("-"), |it| fresh(it.connections)),
+        rate.map_or(Cell::new("-"), |it| match it.failed > 0.0 {
+            true => fresh(it.failed).paint(Paint::Bad),
+            false => Cell::new("0"),
+        }),
         figure(rate_of(|it| it.bytes_in)),
         figure(rate_of(|it| it.bytes_out)),
         whole(traffic.connections),

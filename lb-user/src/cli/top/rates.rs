@@ -8,6 +8,8 @@ use memlb::{datapath::BackendTraffic, status::Status};
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Rate {
     pub connections: f64,
+    /// Handshakes that were refused or left unanswered.
+    pub failed: f64,
     pub bytes_in: f64,
     pub bytes_out: f64,
 }
@@ -53,6 +55,10 @@ impl Rates {
             let before = before.traffic.get(id)?;
             let rate = Rate {
                 connections: rate(after.connections, before.connections),
+                failed: rate(
+                    after.refused + after.unanswered,
+                    before.refused + before.unanswered,
+                ),
                 bytes_in: rate(after.bytes_in, before.bytes_in),
                 bytes_out: rate(after.bytes_out, before.bytes_out),
             };

@@ -166,6 +166,7 @@ fn explains_its_keys() {
 fn the_picture_in_the_documents_is_of_this_screen() {
     let mut app = lab();
     app.has_color = true;
+    app.handle_key(KeyCode::Down.into());
     let picture = super::picture::svg(&buffer(&mut app, 100, 24));
     expect_file("../docs/top.svg", &picture);
 }

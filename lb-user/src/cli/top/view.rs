@@ -2,7 +2,7 @@
 
 use lb_common::verdict::Verdict;
 use lb_core::{AdminAction, AdminState, ServiceSnapshot, Severity};
-use memlb::status::{Backend, Status, remarks};
+use memlb::status::{Backend, Status, failures, remarks};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Margin, Rect},
@@ -44,6 +44,7 @@ q Esc       quit
 ▸ gets new connections now
 ● up  ✕ down  ▲ cannot serve  ◐ draining
 ■ maintenance or paused  ○ not heard yet
+fail/s: handshakes refused or unanswered
 Figures: k, M, G are 1000 to 1000³ connections;
 K, M, G are 1024 to 1024³ bytes.";
 
@@ -243,7 +244,7 @@ fn packets(app: &App, width: u16) -> Vec<Line<'static>> {
 
 /// What there is no column for, of the worker that the cursor is on.
 fn pointed(app: &App) -> Vec<Span<'static>> {
-    let Some(Backend { seen, .. }) = app.pointed() else {
+    let Some(Backend { seen, traffic }) = app.pointed() else {
         return match app.search.is_empty() {
             true => Vec::new(),
             false => vec![format!("no worker matches {:?}", app.search).yellow()],
@@ -251,6 +252,7 @@ fn pointed(app: &App) -> Vec<Span<'static>> {
     };
     let unchecked = seen.unchecked.then(|| "unchecked".to_owned());
     let remarks = remarks(seen).into_iter().chain(unchecked);
+    let remarks = remarks.chain(failures(traffic));
     let remarks = remarks.map(|remark| format!(", {remark}"));
     vec![
         seen.name.clone().bold(),
