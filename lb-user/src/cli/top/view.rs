@@ -36,8 +36,7 @@ s           sort by the next: trouble first, name,
 r           reverse the order
 /           search by name, address or state;
             Enter keeps it, Esc ends it
-d           drain the worker
-m           maintenance of the worker
+d m         drain the worker; maintenance
 u           end drain or maintenance
 q Esc       quit
 
