@@ -75,6 +75,17 @@ fn remembers_the_last_minutes() {
     assert_eq!(memory[1], 450 * 1024 * 1024);
     assert_eq!(connections[1], 1);
     assert!(timeline["services"]["web"]["manager"].is_object());
+    for figure in ["open", "refused", "bytes"] {
+        let known = track[figure].as_array().unwrap();
+        assert!(known.iter().all(Value::is_u64), "{figure}: {known:?}");
+    }
+    assert_eq!(timeline["interval_ms"], 5000);
+    let hour = get(&cluster, "/api/v1/timeline?range=1h&service=web").json();
+    assert_eq!(hour["range"], "1h");
+    assert!(hour["services"]["web"]["worker1"].is_object());
+    let other = get(&cluster, "/api/v1/timeline?range=24h&service=mail").json();
+    assert_eq!(other["services"], serde_json::json!({}));
+    assert_eq!(get(&cluster, "/api/v1/timeline?range=1y").status, 400);
 }
 
 fn keys(object: &Value) -> Vec<&String> {

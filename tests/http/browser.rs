@@ -166,6 +166,7 @@ impl Browser {
             "Enter" => 13,
             "Tab" => 9,
             "ArrowLeft" => 37,
+            "ArrowRight" => 39,
             _ => 0,
         };
         for kind in ["keyDown", "keyUp"] {

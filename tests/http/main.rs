@@ -6,6 +6,7 @@ mod api;
 mod browser;
 mod contract;
 mod events;
+mod fleet;
 mod health;
 mod metrics;
 mod monitoring;

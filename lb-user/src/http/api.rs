@@ -11,7 +11,12 @@ use axum::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_AGE, Shared, error::Error, events, openapi, timeline::Timeline};
+use super::{
+    MAX_AGE, Shared,
+    error::Error,
+    events, openapi,
+    timeline::{Range, Timeline},
+};
 use crate::{
     event_stream::{CAPACITY, EventRecord},
     status::{Backend, Status},
@@ -36,6 +41,13 @@ pub struct Events {
 struct EventQuery {
     after: Option<u64>,
     limit: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TimelineQuery {
+    #[serde(default)]
+    range: Range,
+    service: Option<String>,
 }
 
 pub fn router() -> Router<Shared> {
@@ -74,8 +86,15 @@ async fn service(
     found.map(Json).ok_or_else(|| unknown(&name))
 }
 
-async fn timeline(State(shared): State<Shared>) -> Json<Timeline> {
-    Json(shared.recorder.timeline())
+async fn timeline(
+    State(shared): State<Shared>,
+    query: Result<Query<TimelineQuery>, QueryRejection>,
+) -> Result<Json<Timeline>, Error> {
+    let Query(TimelineQuery { range, service }) = query.map_err(|_| {
+        let why = "range must be 10m, 1h or 24h, and service a name, as in ?range=1h&service=web";
+        Error::new(StatusCode::BAD_REQUEST, why)
+    })?;
+    Ok(Json(shared.recorder.timeline(range, service.as_deref())))
 }
 
 async fn events(

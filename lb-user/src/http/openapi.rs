@@ -1,13 +1,14 @@
 //! `/api/v1/openapi.json`: the description of the API, with schemas of the types that it sends.
 
 use axum::Json;
-use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
     api::{Events, Service, Services},
     error::ErrorBody,
-    timeline::Timeline,
+    timeline::{Range, Timeline},
 };
 use crate::{
     event_stream::{CAPACITY, EventRecord},
@@ -61,8 +62,21 @@ fn describe() -> Value {
         "/api/v1/timeline": {
             "get": {
                 "operationId": "timeline",
-                "summary": "Memory and connections of the last ten minutes, every five seconds",
-                "responses": responses::<Timeline>(&mut schemas, &[]),
+                "summary": "Memory, connections, refusals and bytes of every backend over time",
+                "parameters": [{
+                    "name": "range",
+                    "in": "query",
+                    "description": "How far back",
+                    "schema": with_default(schemas.subschema_for::<Range>(), Range::default()),
+                }, {
+                    "name": "service",
+                    "in": "query",
+                    "description": "Only this service; one that is not known has no figures",
+                    "schema": { "type": "string" },
+                }],
+                "responses": responses::<Timeline>(
+                    &mut schemas, &[("400", "A parameter cannot be understood")],
+                ),
             },
         },
         "/api/v1/events": {
@@ -157,6 +171,10 @@ fn refused(schemas: &mut SchemaGenerator, description: &str) -> Value {
         "description": description,
         "content": { "application/json": { "schema": schemas.subschema_for::<ErrorBody>() } },
     })
+}
+
+fn with_default(schema: Schema, default: impl Serialize) -> Value {
+    json!({ "allOf": [schema], "default": default })
 }
 
 fn after() -> Value {

@@ -1,37 +1,39 @@
 // Puts the page together: what comes in from the manager goes to the parts that show it.
 
-import { Chart, binaryStep, decimalStep } from "./charts.js";
-import { byId, bytes, duration, rate, write } from "./format.js";
-import { History } from "./history.js";
+import { Events } from "./events.js";
+import { byId, duration, write } from "./format.js";
+import { Graphs } from "./graphs.js";
 import * as lists from "./lists.js";
 import { Live } from "./live.js";
+import { Overview } from "./overview.js";
 import { Picture } from "./picture.js";
+import { Series } from "./series.js";
+import * as service from "./service.js";
+import { Workers } from "./workers.js";
 
-const history = new History();
-const picture = new Picture((name) => {
-  picked = name;
-  show();
-});
-const memory = new Chart(byId("memory"), byId("memory-readout"), (value) => bytes(value, 0), binaryStep);
-const connections = new Chart(byId("connections"), byId("connections-readout"), rate, decimalStep);
+const series = new Series();
+const events = new Events();
+const overview = new Overview(events);
+const picture = new Picture(new Workers(pick));
+const graphs = new Graphs(series, show);
 
 let status = null;
-/** The chosen service's name, written as it stands in the address. */
-let chosen = location.hash.slice(1);
-let picked = null;
+/** The service and the worker that the address names. */
+let place = read();
+/** How far each view was scrolled when the reader left it. */
+const scrolled = new Map();
 
 new Live({
-  timeline: (timeline) => history.recall(timeline),
   status(news) {
     status = news;
-    history.add(news);
+    series.add(news);
     show();
   },
   event(entry) {
-    lists.event(entry);
-    if (entry.event === "selection_changed") history.mark(entry.service, Date.parse(entry.time));
+    events.add(entry);
+    if (entry.event === "selection_changed") series.mark(entry.service, Date.parse(entry.time));
   },
-  lost: lists.lost,
+  lost: (number) => events.lost(number),
   live(word, why) {
     const sign = byId("live");
     sign.dataset.live = word;
@@ -41,45 +43,63 @@ new Live({
 
 function show() {
   if (!status) return;
-  const wanted = status.services.find(({ name }) => encodeURIComponent(name) === chosen);
-  const service = wanted ?? status.services[0];
-  if (!service) return;
   write(byId("about"), `version ${status.version}, up ${duration(status.uptime_ms)}`);
-  document.title = `${service.selected === "*" ? "all" : service.selected} · ${service.name} · memlb`;
-  lists.services(status, service.name, choose);
-  lists.decision(service);
-  picture.update(service, history, status.interfaces, picked);
-  const stands = (name) => name === service.selected || name === picked;
-  const marks = history.marks.filter((mark) => mark.service === service.name).map(({ at }) => at);
-  const workers = service.backends.filter(({ name }) => name !== "manager");
-  memory.update(
-    workers.map(({ name }) => ({
-      name,
-      points: history.memory(service.name, name),
-      strong: stands(name),
-    })),
-    marks,
-  );
-  connections.update(
-    service.backends.map(({ name }) => ({
-      name,
-      points: history.connections(service.name, name),
-      strong: stands(name),
-    })),
-    marks,
-  );
-  lists.packets(status, history);
+  const wanted = place.service ?? (status.services.length === 1 ? status.services[0].name : null);
+  const chosen = status.services.find(({ name }) => name === wanted) ?? null;
+  byId("overview").hidden = chosen !== null;
+  byId("service").hidden = chosen === null;
+  byId("back").hidden = status.services.length < 2;
+  service.risks(status);
+  if (chosen) {
+    document.title = `${chosen.selected === "*" ? "all" : chosen.selected} · ${chosen.name} · memlb`;
+    service.service(chosen, series.ratesOf(chosen).refused);
+    picture.update(chosen, series, status.interfaces, place.worker);
+    graphs.update(chosen, place.worker);
+    lists.figures(chosen, series);
+  } else {
+    overview.update(status, series, wanted);
+    document.title = `${byId("fleet-title").textContent} · memlb`;
+  }
+  events.update(status, chosen);
+  lists.packets(status, series);
   lists.heartbeats(status);
   lists.maps(status);
-  lists.figures(service, history);
 }
 
-function choose(name) {
-  chosen = encodeURIComponent(name);
-  picked = null;
-  location.replace(`#${chosen}`);
+/** The address is #SERVICE or #SERVICE/WORKER. */
+function read() {
+  const parts = location.hash.slice(1).split("/").map(decoded);
+  return { service: parts[0] || null, worker: parts[1] || null };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+function pick(name) {
+  place.worker = name;
+  const service = place.service ?? status.services[0].name;
+  const parts = name === null ? [service] : [service, name];
+  history.replaceState(null, "", `#${parts.map(encodeURIComponent).join("/")}`);
+  place = read();
   show();
 }
+
+addEventListener("hashchange", () => {
+  const before = place;
+  place = read();
+  if (before.service !== place.service) scrolled.set(before.service, scrollY);
+  show();
+  if (before.service === place.service) return;
+  byId("main").focus({ preventScroll: true });
+  scrollTo(0, place.service === null ? (scrolled.get(null) ?? 0) : 0);
+});
+
+byId("skip").addEventListener("click", () => byId("main").focus());
 
 const THEMES = ["auto", "light", "dark"];
 function dress(theme) {

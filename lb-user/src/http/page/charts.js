@@ -1,19 +1,26 @@
 // Lines over time on a canvas, readable by pointer and by keyboard.
 
-const MARGIN = { top: 10, bottom: 22, left: 58 };
+import { shorten } from "./names.js";
+
+const MARGIN = { top: 12, bottom: 24 };
 const SHORTEST_MS = 60_000;
-/** So many lines have a colour and a name of their own; of more, only those that stand out. */
+/** Up to so many lines have a colour and a name each. Of more, these few, and a band from lowest to highest. */
 const COLOURS = 8;
+const NAMED = 6;
+/** Of which at most so many because their workers are in trouble. */
+const TROUBLED = 2;
+const TIME_STEPS_S = [15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 14400, 21600];
 
 export class Chart {
-  /** `format` writes a figure, `steps(top)` says how far apart the lines of the scale are. */
-  constructor(canvas, readout, format, step) {
+  /** `low` says that the lowest lines matter, not the highest. */
+  constructor(canvas, readout, low = false) {
+    this.short = new Map();
+    this.named = [];
     this.canvas = canvas;
     this.readout = readout;
-    this.format = format;
-    this.step = step;
-    this.series = [];
-    this.marks = [];
+    this.low = low;
+    this.data = { times: [], lines: [], marks: [], span: SHORTEST_MS };
+    this.slots = new Map();
     this.cursor = null;
     new ResizeObserver(() => this.draw()).observe(canvas);
     canvas.addEventListener("pointermove", (event) => this.point(event.offsetX));
@@ -22,49 +29,81 @@ export class Chart {
     canvas.addEventListener("keydown", (event) => this.key(event));
   }
 
-  /** `series` are {name, points, strong, muted}; `marks` are times at which the selection changed. */
-  update(series, marks) {
-    this.series = series;
-    this.marks = marks;
+  /** `data` is {times, lines, marks, span, format, step, most, fill}; a line is {name, values, strong, trouble}. */
+  update(data) {
+    this.data = data;
+    this.choose();
     this.draw();
   }
 
+  /** Chooses the lines that get a name, and keeps the colour of each as long as it has one. */
+  choose() {
+    const { lines } = this.data;
+    const last = ({ values }) => values.findLast((value) => value !== null) ?? 0;
+    const byValue = [...lines].sort((one, other) => (this.low ? last(one) - last(other) : last(other) - last(one)));
+    const strong = byValue.filter((line) => line.strong);
+    const troubled = byValue.filter((line) => !line.strong && line.trouble).slice(0, TROUBLED);
+    const first = new Set([...strong, ...troubled, ...byValue.filter((line) => this.low || last(line) > 0)]);
+    this.named = lines.length <= COLOURS ? lines : [...first].slice(0, NAMED);
+    const names = new Set(this.named.map(({ name }) => name));
+    for (const name of this.slots.keys()) if (!names.has(name)) this.slots.delete(name);
+    // In the order of the service, so that a line has the same colour in every chart.
+    for (const { name } of lines) {
+      if (!names.has(name) || this.slots.has(name)) continue;
+      const used = new Set(this.slots.values());
+      this.slots.set(name, Array.from({ length: COLOURS }, (_, slot) => slot).find((slot) => !used.has(slot)));
+    }
+  }
+
+  /** Shortens the names until those of the named lines fit in `room` pixels; returns the widest. */
+  fit(pen, room) {
+    const names = this.data.lines.map(({ name }) => name);
+    const key = [room, pen.font, ...this.named.map(({ name }) => name), names.length].join();
+    if (this.fitted?.key === key) return this.fitted.width;
+    let width = 0;
+    for (const letters of [18, 16, 14, 12, 10, 8]) {
+      this.short = shorten(names, letters);
+      width = Math.max(0, ...this.named.map(({ name }) => pen.measureText(this.short.get(name)).width));
+      if (width <= room) break;
+    }
+    this.fitted = { key, width: Math.min(width, room) };
+    return this.fitted.width;
+  }
+
   point(x) {
+    if (!this.frame) return;
     const { first, last, left, width } = this.frame;
     const at = first + ((x - left) / width) * (last - first);
-    const times = this.series[0]?.points ?? [];
-    let nearest = null;
-    times.forEach(([time], index) => {
-      if (nearest === null || Math.abs(time - at) < Math.abs(times[nearest][0] - at)) nearest = index;
+    const { times } = this.data;
+    let nearest = -1;
+    times.forEach((time, index) => {
+      if (nearest < 0 || Math.abs(time - at) < Math.abs(times[nearest] - at)) nearest = index;
     });
-    this.set(nearest === null ? null : times.length - 1 - nearest);
+    this.set(nearest < 0 ? null : times.length - 1 - nearest);
   }
 
   key(event) {
-    const length = this.series[0]?.points.length ?? 0;
+    const { length } = this.data.times;
     const by = { ArrowLeft: 1, ArrowRight: -1, PageUp: 30, PageDown: -30 }[event.key];
-    if (by !== undefined) {
-      const from = this.cursor ?? -1;
-      this.set(Math.min(Math.max(from + by, 0), length - 1));
-    } else if (event.key === "Escape") {
-      this.set(null);
-    } else {
-      return;
-    }
+    if (by !== undefined) this.set(Math.min(Math.max((this.cursor ?? -1) + by, 0), length - 1));
+    else if (event.key === "Escape") this.set(null);
+    else return;
     event.preventDefault();
   }
 
   /** The cursor counts samples back from now. */
   set(cursor) {
     this.cursor = cursor;
+    this.readout.setAttribute("aria-live", cursor === null ? "off" : "polite");
     this.draw();
   }
 
   draw() {
     const { canvas } = this;
+    const { times, lines, span, format, step: stepOf, most: fixed } = this.data;
     const scale = window.devicePixelRatio || 1;
     const { clientWidth: width, clientHeight: height } = canvas;
-    if (width === 0) return;
+    if (width === 0 || !format) return;
     if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
       canvas.width = Math.round(width * scale);
       canvas.height = Math.round(height * scale);
@@ -75,110 +114,164 @@ export class Chart {
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, height);
     pen.font = `${style.fontSize} ${style.fontFamily}`;
-    const names = this.series.length <= COLOURS;
-    const longest = Math.max(0, ...this.series.map(({ name }) => pen.measureText(name).width));
-    const right = names ? Math.min(longest + 30, width * 0.3) : 14;
+    const right = lines.length > 1 ? this.fit(pen, width * 0.34 - 28) + 28 : 16;
+    if (lines.length === 1) this.short = new Map([[lines[0].name, lines[0].name]]);
 
-    const last = this.series[0]?.points.at(-1)?.[0] ?? Date.now();
-    const first = Math.min(this.series[0]?.points[0]?.[0] ?? last, last - SHORTEST_MS);
-    const most = Math.max(0, ...this.series.flatMap(({ points }) => points.map(([, y]) => y ?? 0)));
-    const step = this.step(most);
-    const top = Math.max(step, Math.ceil((most * 1.05) / step) * step);
-    this.frame = {
-      first,
-      last,
-      left: MARGIN.left,
-      width: width - MARGIN.left - right,
-    };
-    const x = (time) => MARGIN.left + ((time - first) / (last - first)) * this.frame.width;
-    const y = (value) => height - MARGIN.bottom - (value / top) * (height - MARGIN.top - MARGIN.bottom);
+    const last = times.at(-1) ?? Date.now();
+    const first = Math.max(last - span, Math.min(times[0] ?? last, last - SHORTEST_MS));
+    const highest = fixed ?? lines.reduce((top, { values }) => values.reduce((max, y) => Math.max(max, y ?? 0), top), 0);
+    const step = stepOf(highest);
+    const top = fixed ?? Math.max(step, Math.ceil((highest * 1.05) / step) * step);
+    const scaleTexts = Array.from({ length: Math.round(top / step) + 1 }, (_, place) => format(place * step));
+    const left = Math.max(30, ...scaleTexts.map((text) => pen.measureText(text).width)) + 12;
+    this.frame = { first, last, left, width: width - left - right };
+    const bottom = height - MARGIN.bottom;
+    const x = (time) => this.frame.left + ((time - first) / (last - first)) * this.frame.width;
+    const y = (value) => bottom - (Math.min(value, top) / top) * (bottom - MARGIN.top);
+    const view = { pen, colour, x, y, top, step, bottom, width, right: width - right };
 
-    this.grid(pen, colour, { x, y, top, step, first, last, width: width - right });
-    pen.strokeStyle = colour("--line-strong");
-    pen.setLineDash([2, 3]);
-    for (const time of this.marks.filter((time) => time >= first && time <= last)) {
-      line(pen, [[x(time), MARGIN.top], [x(time), height - MARGIN.bottom]]);
-    }
-    pen.setLineDash([]);
-    const order = this.series.map((one, index) => ({ ...one, index }));
-    order.sort((one, other) => Boolean(one.strong) - Boolean(other.strong));
-    for (const { points, strong, index } of order) {
-      const own = names ? colour(`--series-${(index % COLOURS) + 1}`) : colour("--series-other");
-      pen.strokeStyle = strong && !names ? colour("--accent") : own;
-      pen.lineWidth = strong ? 2.5 : names ? 1.5 : 1;
-      pen.globalAlpha = strong || names ? 1 : 0.35;
-      for (const part of parts(points)) line(pen, part.map(([time, value]) => [x(time), y(value)]));
-    }
-    pen.globalAlpha = 1;
-    pen.lineWidth = 1;
-    if (names) this.names(pen, colour, y, width - right + 8);
-    this.mark(pen, colour, x, y, height);
+    this.grid(view);
+    pen.save();
+    pen.beginPath();
+    pen.rect(this.frame.left - 1, 0, this.frame.width + 2, height);
+    pen.clip();
+    this.lines(view);
+    pen.restore();
+    if (lines.length > 1) this.labels(view);
+    this.mark(view);
   }
 
-  grid(pen, colour, { x, y, top, step, first, last, width }) {
+  grid({ pen, colour, x, y, top, step, right }) {
+    const { format } = this.data;
     pen.strokeStyle = colour("--line");
     pen.fillStyle = colour("--muted");
     pen.textAlign = "right";
     pen.textBaseline = "middle";
-    for (let value = 0; value <= top; value += step) {
-      line(pen, [[MARGIN.left, y(value)], [width, y(value)]]);
-      pen.fillText(this.format(value), MARGIN.left - 8, y(value));
+    for (let value = 0; value <= top * 1.001; value += step) {
+      stroke(pen, [[this.frame.left, y(value)], [right, y(value)]]);
+      pen.fillText(format(value), this.frame.left - 8, y(value));
     }
-    const minutes = Math.max(1, Math.ceil((last - first) / 60_000 / 5));
+    const { first, last, width } = this.frame;
+    const seconds = (last - first) / 1000;
+    const apart = TIME_STEPS_S.find((it) => (width * it) / seconds >= 58) ?? TIME_STEPS_S.at(-1);
     pen.textBaseline = "alphabetic";
-    for (let back = 0; last - back * 60_000 >= first; back += minutes) {
-      const at = x(last - back * 60_000);
-      const text = back === 0 ? "now" : `−${back} min`;
+    for (let back = 0; back <= seconds; back += apart) {
+      const text = back === 0 ? "now" : ago(back);
       pen.textAlign = back === 0 ? "right" : "center";
       const half = pen.measureText(text).width / 2;
-      pen.fillText(text, Math.max(at, MARGIN.left + half), y(0) + 16);
+      const at = x(last - back * 1000);
+      if (back === 0 || (at - half >= this.frame.left - 8 && at + half < right - 34)) pen.fillText(text, at, y(0) + 17);
     }
   }
 
-  names(pen, colour, y, left) {
-    const labels = this.series
-      .map(({ name, points, strong }, index) => {
-        const value = points.findLast(([, value]) => value !== null)?.[1];
-        return { name, strong, index, at: value === undefined ? null : y(value) };
-      })
-      .filter(({ at }) => at !== null)
+  lines({ pen, colour, x, y, bottom }) {
+    const { times, lines, marks, fill } = this.data;
+    pen.strokeStyle = colour("--line-strong");
+    pen.setLineDash([2, 3]);
+    for (const time of marks) stroke(pen, [[x(time), MARGIN.top], [x(time), bottom]]);
+    pen.setLineDash([]);
+    if (lines.length > COLOURS) this.band({ pen, colour, x, y });
+    const order = [...this.named].sort((one, other) => Boolean(one.strong) - Boolean(other.strong));
+    pen.lineJoin = "round";
+    for (const { name, values, strong } of order) {
+      const points = values.map((value, index) => (value === null ? null : [x(times[index]), y(value)]));
+      pen.strokeStyle = pen.fillStyle = colour(`--series-${this.slots.get(name) + 1}`);
+      pen.lineWidth = strong ? 2.75 : 1.75;
+      for (const part of parts(points)) {
+        if (fill) area(pen, part, bottom);
+        stroke(pen, part);
+      }
+      const end = points.findLastIndex((point) => point !== null);
+      if (end >= 0 && end < points.length - 1) this.end(pen, points[end], name);
+    }
+    pen.lineWidth = 1;
+  }
+
+  /** The end of a line: a cross, and its name beside it. */
+  end(pen, [x, y], name) {
+    const size = 4;
+    pen.lineWidth = 2;
+    stroke(pen, [[x - size, y - size], [x + size, y + size]]);
+    stroke(pen, [[x - size, y + size], [x + size, y - size]]);
+    const text = `${this.short.get(name)} ended`;
+    const room = this.frame.left + this.frame.width - x - 10;
+    const fits = pen.measureText(text).width <= room;
+    pen.textAlign = fits ? "left" : "right";
+    pen.textBaseline = "bottom";
+    const at = [fits ? x + 8 : x - 8, Math.max(y - 3, MARGIN.top + 12)];
+    pen.save();
+    pen.strokeStyle = getComputedStyle(this.canvas).getPropertyValue("--surface").trim();
+    pen.lineWidth = 4;
+    pen.strokeText(text, ...at);
+    pen.restore();
+    pen.fillText(text, ...at);
+  }
+
+  band({ pen, colour, x, y }) {
+    const { times } = this.data;
+    const extremes = times.map((time, index) => extent(this.data.lines, index));
+    const points = extremes.map((it, index) => it && [x(times[index]), y(it.most), y(it.least)]);
+    pen.fillStyle = colour("--band");
+    for (const part of parts(points)) {
+      pen.beginPath();
+      part.forEach(([at, upper], index) => (index === 0 ? pen.moveTo(at, upper) : pen.lineTo(at, upper)));
+      [...part].reverse().forEach(([at, , lower]) => pen.lineTo(at, lower));
+      pen.fill();
+    }
+  }
+
+  labels({ pen, colour, y, right, bottom, width }) {
+    const labels = this.named
+      .filter(({ values }) => values.length > 0 && values.at(-1) !== null)
+      .map(({ name, values, strong }) => ({ name, strong, at: y(values.at(-1)) }))
       .sort((one, other) => one.at - other.at);
-    // Names that would lie on each other make room upwards.
-    for (let place = labels.length - 2; place >= 0; place -= 1) {
-      labels[place].at = Math.min(labels[place].at, labels[place + 1].at - 14);
+    // Names that would lie on each other make room: first downwards, then back up from the bottom.
+    const apart = 15;
+    labels.forEach((label, place) => {
+      const above = place === 0 ? MARGIN.top - apart : labels[place - 1].at;
+      label.at = Math.max(label.at, above + apart);
+    });
+    for (let place = labels.length - 1, limit = bottom; place >= 0; place -= 1, limit = labels[place + 1].at - apart) {
+      labels[place].at = Math.min(labels[place].at, limit);
     }
     pen.textAlign = "left";
     pen.textBaseline = "middle";
-    for (const { name, strong, index, at } of labels) {
-      pen.fillStyle = colour(`--series-${(index % COLOURS) + 1}`);
-      pen.fillText(strong ? `${name} ◂` : name, left, at);
+    for (const { name, strong, at } of labels) {
+      pen.fillStyle = colour(`--series-${this.slots.get(name) + 1}`);
+      const text = this.short.get(name);
+      pen.fillText(strong ? `${text} ◂` : text, right + 8, at, width - right - 8);
     }
   }
 
   /** Draws the cursor and writes what lies under it; without a cursor, the latest. */
-  mark(pen, colour, x, y, height) {
-    const length = this.series[0]?.points.length ?? 0;
-    if (length === 0) return;
-    const index = length - 1 - Math.min(this.cursor ?? 0, length - 1);
-    const time = this.series[0].points[index][0];
+  mark({ pen, colour, x, bottom }) {
+    const { times, lines, format, sum } = this.data;
+    if (times.length === 0) return;
+    const index = times.length - 1 - Math.min(this.cursor ?? 0, times.length - 1);
     if (this.cursor !== null) {
       pen.strokeStyle = colour("--ink");
-      line(pen, [[x(time), MARGIN.top], [x(time), height - MARGIN.bottom]]);
+      stroke(pen, [[x(times[index]), MARGIN.top], [x(times[index]), bottom]]);
     }
-    const shown = this.series.length <= COLOURS ? this.series : this.series.filter(({ strong }) => strong);
-    const figures = shown.map(({ name, points }) => {
-      const value = points[index]?.[1];
-      return `${name} ${value === null || value === undefined ? "–" : this.format(value)}`;
-    });
-    const at = this.cursor === null ? "" : `${new Date(time).toLocaleTimeString([], { hour12: false })} · `;
-    const text = at + figures.join(" · ");
+    const value = ({ values }) => (values[index] === null ? "–" : format(values[index]));
+    const figures = lines.length === 1 ? [value(lines[0])] : [];
+    if (lines.length > COLOURS) {
+      const range = extent(lines, index);
+      if (range) figures.push(`${lines.length} lines: ${format(range.least)} to ${format(range.most)}`);
+    }
+    if (lines.length > 1) {
+      if (sum) figures.push(`total ${format(total(lines, index))}`);
+      const shown = lines.length <= COLOURS || this.cursor !== null ? this.named : [];
+      figures.push(...shown.map((line) => `${this.short.get(line.name)} ${value(line)}`));
+    }
+    const at = this.cursor === null ? [] : [new Date(times[index]).toLocaleTimeString([], { hour12: false })];
+    const text = [...at, ...figures].join(" · ");
     if (this.readout.textContent !== text) this.readout.textContent = text;
   }
 }
 
 /** Steps of a scale that suits bytes: about four, each a power of two. */
 export function binaryStep(most) {
-  return 2 ** Math.ceil(Math.log2(Math.max(most, 2 ** 20) / 4));
+  return 2 ** Math.ceil(Math.log2(Math.max(most, 1024) / 4));
 }
 
 /** Steps of 1, 2 or 5 times a power of ten; at most five of them. */
@@ -188,17 +281,48 @@ export function decimalStep(most) {
   return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= rough);
 }
 
-/** The stretches of points in which nothing is missing. */
+export function total(lines, index) {
+  return lines.reduce((sum, { values }) => sum + (values[index] ?? 0), 0);
+}
+
+function extent(lines, index) {
+  let range = null;
+  for (const { values } of lines) {
+    const value = values[index];
+    if (value === null || value === undefined) continue;
+    if (range === null) range = { least: value, most: value };
+    else range = { least: Math.min(range.least, value), most: Math.max(range.most, value) };
+  }
+  return range;
+}
+
+function ago(seconds) {
+  if (seconds < 60) return `−${seconds} s`;
+  return seconds < 3600 ? `−${seconds / 60} min` : `−${seconds / 3600} h`;
+}
+
+/** The stretches in which nothing is missing. */
 function parts(points) {
   const all = [[]];
   for (const point of points) {
-    if (point[1] === null) all.push([]);
+    if (point === null) all.push([]);
     else all.at(-1).push(point);
   }
   return all.filter((part) => part.length > 1);
 }
 
-function line(pen, points) {
+function area(pen, points, bottom) {
+  pen.save();
+  pen.globalAlpha = 0.12;
+  pen.beginPath();
+  pen.moveTo(points[0][0], bottom);
+  for (const [x, y] of points) pen.lineTo(x, y);
+  pen.lineTo(points.at(-1)[0], bottom);
+  pen.fill();
+  pen.restore();
+}
+
+function stroke(pen, points) {
   pen.beginPath();
   points.forEach(([x, y], index) => (index === 0 ? pen.moveTo(x, y) : pen.lineTo(x, y)));
   pen.stroke();

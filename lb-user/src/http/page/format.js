@@ -15,12 +15,28 @@ export function bytes(count, digits = 1) {
 export function rate(perSecond) {
   if (perSecond === null) return "–";
   if (perSecond === 0) return "0";
-  return perSecond < 10 ? perSecond.toFixed(1) : Math.round(perSecond).toLocaleString("en");
+  if (perSecond < 0.05) return "< 0.1";
+  return perSecond < 10 && !Number.isInteger(perSecond) ? perSecond.toFixed(1) : Math.round(perSecond).toLocaleString("en");
+}
+
+export function byteRate(perSecond) {
+  return perSecond === null ? "–" : `${brief(perSecond)}/s`;
+}
+
+/** Bytes, without a decimal where there is none. */
+export function brief(count) {
+  const text = bytes(count);
+  return text.replace(".0 ", " ");
+}
+
+export function percent(value) {
+  return `${value.toFixed(value < 10 && !Number.isInteger(value) ? 1 : 0)} %`;
 }
 
 /** A part of the whole, given in hundredths of a percent. */
 export function part100(hundredths) {
-  return `${(hundredths / 100).toFixed(hundredths < 1000 ? 1 : 0)} %`;
+  const digits = hundredths < 100 ? 2 : hundredths < 1000 ? 1 : 0;
+  return `${(hundredths / 100).toFixed(digits)} %`;
 }
 
 export function count(number) {
@@ -44,6 +60,7 @@ export function age(ms) {
 export const STATES = {
   up: ["●", "up"],
   down: ["✕", "down"],
+  failing: ["▲", "failing"],
   unhealthy: ["▲", "unhealthy"],
   leaving: ["◐", "leaving"],
   maintenance: ["■", "maintenance"],
@@ -61,6 +78,15 @@ export function state(name) {
 
 export function byId(id) {
   return document.getElementById(id);
+}
+
+/** Words of an identifier of the API. */
+export function words(name) {
+  return name.replaceAll("_", " ");
+}
+
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 /** Makes an element; nothing here is ever read as HTML. */
@@ -92,4 +118,19 @@ export function keep(parent, items, key, create, update) {
     if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
   });
   known.forEach((child) => child.remove());
+}
+
+/** Shows pairs of a label and a value. */
+export function facts(list, pairs) {
+  keep(
+    list,
+    pairs,
+    ([name]) => name,
+    ([name]) => {
+      const item = make("li");
+      item.append(make("span", "label", name), make("span", "value"));
+      return item;
+    },
+    (item, [, value]) => write(item.lastElementChild, value),
+  );
 }

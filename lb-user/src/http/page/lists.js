@@ -1,8 +1,8 @@
-// What is shown as lists and tables: services, events, packets, heartbeats, all figures.
+// What is shown as lists and tables: packets, heartbeats, connection tables, all figures.
 
-import { age, byId, bytes, count, duration, keep, make, part100, rate, state, write } from "./format.js";
+import { age, byId, bytes, count, facts, keep, make, part100, rate, state, words, write } from "./format.js";
+import { refusals } from "./series.js";
 
-const EVENTS = 200;
 /** Verdicts of class forwarded. A test compares these lists with the code. */
 const CARRIED = new Set(["to_backend", "to_client", "to_manager", "from_manager"]);
 /** Verdicts of classes refused, reset and dropped. */
@@ -20,73 +20,7 @@ const LOSSES = new Set([
   "too_large",
 ]);
 
-export function services(status, chosen, choose) {
-  const nav = byId("services");
-  nav.hidden = status.services.length < 2;
-  keep(
-    nav,
-    status.services,
-    (service) => service.name,
-    (service) => {
-      const button = make("button", "service", service.name);
-      button.type = "button";
-      button.addEventListener("click", () => choose(service.name));
-      return button;
-    },
-    (button, service) => {
-      if (service.name === chosen) button.setAttribute("aria-current", "true");
-      else button.removeAttribute("aria-current");
-    },
-  );
-}
-
-export function decision(service) {
-  const serves = service.selected === "manager";
-  write(byId("eyebrow"), `${service.name} · ${service.address}/${service.protocol}`);
-  const takers = service.backends.filter(({ share }) => share > 0).length;
-  const spread = service.selected === "*";
-  const whither = spread ? `are spread over ${takers} workers` : `go to ${service.selected}`;
-  write(byId("choice"), serves ? "The manager serves by itself" : `New connections ${whither}`);
-  byId("decision").toggleAttribute("data-fallback", serves);
-  write(byId("reason"), service.reason.charAt(0).toUpperCase() + service.reason.slice(1) + ".");
-  const threshold =
-    service.threshold_bytes === null || service.threshold !== "auto"
-      ? service.threshold
-      : `auto = ${bytes(service.threshold_bytes)}`;
-  facts(byId("facts"), [
-    ["for", duration(service.since_ms)],
-    ["rule", words(service.rule)],
-    ["policy", words(service.policy)],
-    ...(service.policy === "memory" ? [["threshold", threshold]] : []),
-    ...(service.waiting ? [["waiting for the hold to end", service.waiting.worker]] : []),
-    ...(service.mode === "nat" ? [] : [["mode", service.mode]]),
-  ]);
-}
-
-export function event(entry) {
-  const item = make("li");
-  item.dataset.severity = entry.severity;
-  item.dataset.event = entry.event;
-  const time = make("time", "", new Date(entry.time).toLocaleTimeString([], { hour12: false }));
-  time.dateTime = entry.time;
-  time.title = entry.time;
-  const sign = make("span", "sign", entry.severity === "warn" ? "▲ warning" : "● info");
-  item.append(time, sign, make("span", "message", entry.message));
-  prepend(item);
-}
-
-export function lost(events) {
-  const item = make("li", "lost", `${events} events were too fast for this page; the event log has them`);
-  prepend(item);
-}
-
-function prepend(item) {
-  const list = byId("events");
-  list.prepend(item);
-  while (list.children.length > EVENTS) list.lastElementChild.remove();
-}
-
-export function packets(status, history) {
+export function packets(status, series) {
   const rows = Object.entries(status.verdicts)
     .filter(([, { packets }]) => packets > 0)
     .sort(([one], [other]) => rank(one) - rank(other));
@@ -102,7 +36,7 @@ export function packets(status, history) {
       return row;
     },
     (row, [name, { packets }]) => {
-      write(row.children[1], rate(history.rate((sample) => sample.verdicts[name])));
+      write(row.children[1], rate(series.rate((sample) => sample.verdicts[name])));
       write(row.children[2], count(packets));
     },
   );
@@ -122,6 +56,7 @@ export function heartbeats(status) {
     ...(unsigned > 0 ? [["not signed", count(unsigned)]] : []),
     ...refusals,
   ]);
+  byId("heartbeats").firstElementChild.toggleAttribute("data-bad", status.heartbeats.authentication === "off");
 }
 
 export function maps(status) {
@@ -149,7 +84,7 @@ export function maps(status) {
   );
 }
 
-export function figures(service, history) {
+export function figures(service, series) {
   keep(
     byId("figures").tBodies[0],
     service.backends,
@@ -159,7 +94,7 @@ export function figures(service, history) {
       const head = make("th", "", backend.name);
       head.scope = "row";
       row.append(head);
-      for (let column = 1; column < 14; column += 1) row.append(make("td"));
+      for (let column = 1; column < 16; column += 1) row.append(make("td"));
       return row;
     },
     (row, backend) => {
@@ -175,7 +110,9 @@ export function figures(service, history) {
         backend.share === 0 ? "–" : part100(backend.share),
         count(backend.flows),
         count(backend.half_open),
-        rate(history.rateOf(service.name, backend.name, "connections")),
+        rate(series.rateOf(service.name, backend.name, "connections")),
+        rate(series.rateOf(service.name, backend.name, "refused")),
+        count(refusals(backend)),
         count(backend.connections),
         bytes(backend.bytes_in),
         bytes(backend.bytes_out),
@@ -183,22 +120,4 @@ export function figures(service, history) {
       texts.forEach((text, index) => write(row.children[index + 1], text));
     },
   );
-}
-
-function facts(list, pairs) {
-  keep(
-    list,
-    pairs,
-    ([name]) => name,
-    ([name]) => {
-      const item = make("li");
-      item.append(make("span", "label", name), make("span", "value"));
-      return item;
-    },
-    (item, [, value]) => write(item.lastElementChild, value),
-  );
-}
-
-function words(name) {
-  return name.replaceAll("_", " ");
 }

@@ -5,7 +5,7 @@ const PATIENCE_MS = 4000;
 const AGAIN_MS = 2000;
 
 export class Live {
-  /** `on` has timeline(timeline), status(status), event(entry), lost(count) and live(word). */
+  /** `on` has status(status), event(entry), lost(count) and live(word). */
   constructor(on) {
     this.on = on;
     this.last = null;
@@ -40,10 +40,9 @@ export class Live {
     if (!document.hidden) this.timer = setTimeout(() => this.ask(), wait);
   }
 
-  /** Shows what was before, then listens. */
+  /** Asks for the events that were before, then listens. */
   async recall() {
     try {
-      this.on.timeline(await json("/api/v1/timeline"));
       const { events } = await json("/api/v1/events");
       for (const entry of events) this.take(entry);
       this.listen();
@@ -71,6 +70,11 @@ export class Live {
     this.last = entry.id;
     this.on.event(entry);
   }
+}
+
+/** Asks what the manager remembers of a service. */
+export function timeline(service, range) {
+  return json(`/api/v1/timeline?range=${range}&service=${encodeURIComponent(service)}`);
 }
 
 async function json(path) {

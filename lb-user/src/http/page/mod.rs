@@ -15,17 +15,24 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 /// Path, type and content.
-const FILES: [(&str, &str, &str); 10] = [
+const FILES: [(&str, &str, &str); 17] = [
     ("/", HTML, include_str!("index.html")),
     ("/page/style.css", CSS, include_str!("style.css")),
     ("/page/icon.svg", SVG, include_str!("icon.svg")),
     ("/page/app.js", SCRIPT, include_str!("app.js")),
     ("/page/charts.js", SCRIPT, include_str!("charts.js")),
+    ("/page/events.js", SCRIPT, include_str!("events.js")),
     ("/page/format.js", SCRIPT, include_str!("format.js")),
-    ("/page/history.js", SCRIPT, include_str!("history.js")),
-    ("/page/live.js", SCRIPT, include_str!("live.js")),
-    ("/page/picture.js", SCRIPT, include_str!("picture.js")),
+    ("/page/graphs.js", SCRIPT, include_str!("graphs.js")),
     ("/page/lists.js", SCRIPT, include_str!("lists.js")),
+    ("/page/live.js", SCRIPT, include_str!("live.js")),
+    ("/page/names.js", SCRIPT, include_str!("names.js")),
+    ("/page/overview.js", SCRIPT, include_str!("overview.js")),
+    ("/page/picture.js", SCRIPT, include_str!("picture.js")),
+    ("/page/series.js", SCRIPT, include_str!("series.js")),
+    ("/page/service.js", SCRIPT, include_str!("service.js")),
+    ("/page/trouble.js", SCRIPT, include_str!("trouble.js")),
+    ("/page/workers.js", SCRIPT, include_str!("workers.js")),
 ];
 
 pub fn router() -> Router<Shared> {
@@ -44,6 +51,7 @@ fn file(kind: &'static str, content: &'static str) -> Response {
 #[cfg(test)]
 mod tests {
     use lb_common::verdict::{Verdict, VerdictClass};
+    use lb_core::ShareReasonKind;
 
     use super::*;
 
@@ -72,6 +80,28 @@ mod tests {
     }
 
     #[test]
+    fn the_list_of_trouble_follows_the_reasons() {
+        let schema = serde_json::to_string(&schemars::schema_for!(ShareReasonKind)).unwrap();
+        let names = schema.split("\"const\":\"").skip(1);
+        let names = names.map(|rest| rest.split('"').next().unwrap());
+        let is_trouble = |name: &&str| {
+            let kind: ShareReasonKind = serde_json::from_value((*name).into()).unwrap();
+            kind.is_trouble()
+        };
+        let expected: Vec<&str> = names.filter(is_trouble).collect();
+        assert_eq!(list(include_str!("trouble.js"), "TROUBLE"), expected);
+    }
+
+    /// The texts of a set in a script.
+    fn list<'a>(script: &'a str, name: &str) -> Vec<&'a str> {
+        let (_, set) = script
+            .split_once(&format!("const {name} = new Set(["))
+            .expect("the list");
+        let (set, _) = set.split_once("])").expect("the end of the list");
+        set.split('"').skip(1).step_by(2).collect()
+    }
+
+    #[test]
     fn the_lists_of_verdicts_follow_their_classes() {
         let script = include_str!("lists.js");
         type HasClass = fn(VerdictClass) -> bool;
@@ -79,15 +109,10 @@ mod tests {
             ("CARRIED", |class| class == VerdictClass::Forwarded),
             ("LOSSES", VerdictClass::is_loss),
         ];
-        for (list, has) in lists {
-            let (_, set) = script
-                .split_once(&format!("const {list} = new Set(["))
-                .expect("the list");
-            let (set, _) = set.split_once("])").expect("the end of the list");
-            let names: Vec<&str> = set.split('"').skip(1).step_by(2).collect();
+        for (name, has) in lists {
             let verdicts = Verdict::ALL.iter().filter(|it| has(it.class()));
             let expected: Vec<&str> = verdicts.map(|it| it.name()).collect();
-            assert_eq!(names, expected, "{list} in lists.js");
+            assert_eq!(list(script, name), expected, "{name} in lists.js");
         }
     }
 }

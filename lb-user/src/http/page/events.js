@@ -1,0 +1,106 @@
+// Events: the list, its filters, and the one that stands for each service.
+
+import { byId, keep, make, write } from "./format.js";
+import { natural } from "./names.js";
+import { workersOf } from "./trouble.js";
+
+const KEPT = 500;
+const SHOWN = 200;
+/** A warning older than this does not stand for a service any more. */
+const RECENT_MS = 3_600_000;
+/** Fields of an event in which a worker can be named. */
+const NAMING = ["worker", "from", "to", "most", "least", "one", "other"];
+
+export class Events {
+  constructor() {
+    /** The newest first. */
+    this.entries = [];
+    this.service = null;
+    this.workers = [];
+    this.filter = byId("event-worker");
+    byId("event-filters").addEventListener("change", () => this.show());
+  }
+
+  add(entry) {
+    this.entries.unshift({ ...entry, at: Date.parse(entry.time) });
+    this.entries.length = Math.min(this.entries.length, KEPT);
+    this.stale = true;
+  }
+
+  lost(events) {
+    const message = `${events} events were too fast for this page; the event log has them`;
+    const time = new Date().toISOString();
+    this.add({ id: `lost ${time}`, time, severity: "warn", message, event: "lost" });
+  }
+
+  /** Shows the events of `service` and its workers; of all services if there is none. */
+  update(status, service) {
+    const workers = service ? workersOf(service) : status.services.flatMap(workersOf);
+    const names = [...new Set(workers.map(({ name }) => name))].sort(natural);
+    const title = service ? `Events of ${service.name} and its workers` : "Events";
+    write(byId("events-title"), title);
+    if (this.service !== service?.name || names.join() !== this.workers.join()) {
+      this.service = service?.name;
+      this.workers = names;
+      this.options();
+      this.stale = true;
+    }
+    if (this.stale) this.show();
+  }
+
+  options() {
+    const before = this.filter.value;
+    const all = make("option", "", "every worker");
+    all.value = "";
+    const options = this.workers.map((name) => make("option", "", name));
+    this.filter.replaceChildren(all, ...options);
+    this.filter.value = this.workers.includes(before) ? before : "";
+  }
+
+  show() {
+    this.stale = false;
+    const severity = byId("event-filters").querySelector("input:checked").value;
+    const worker = this.filter.value;
+    const own = new Set(this.workers);
+    const wanted = this.entries.filter(
+      (entry) =>
+        (severity === "all" || entry.severity === severity) &&
+        (worker === "" || NAMING.some((field) => entry[field] === worker)) &&
+        (!this.service || concerns(entry, this.service, own)),
+    );
+    keep(byId("events"), wanted.slice(0, SHOWN), ({ id }) => id, item, () => {});
+    byId("no-events").hidden = wanted.length > 0;
+  }
+
+  /** The latest warning of the last hour that concerns a service, or else its latest event. */
+  worst(service) {
+    const own = new Set(workersOf(service).map(({ name }) => name));
+    const about = this.entries.filter((entry) => named(entry) && concerns(entry, service.name, own));
+    const recent = Date.now() - RECENT_MS;
+    return about.find(({ severity, at }) => severity === "warn" && at > recent) ?? about[0];
+  }
+}
+
+function concerns(entry, service, workers) {
+  if (entry.service) return entry.service === service;
+  return entry.worker ? workers.has(entry.worker) : true;
+}
+
+function named(entry) {
+  return Boolean(entry.service ?? entry.worker);
+}
+
+function item(entry) {
+  const item = make("li");
+  item.dataset.severity = entry.severity;
+  item.dataset.event = entry.event;
+  const at = new Date(entry.time);
+  const today = at.toDateString() === new Date().toDateString();
+  const day = today ? "" : `${at.toLocaleDateString([], { month: "short", day: "numeric" })} `;
+  const time = make("time", "", day + at.toLocaleTimeString([], { hour12: false }));
+  time.dateTime = entry.time;
+  time.title = entry.time;
+  const sign = make("span", "sign", entry.severity === "warn" ? "▲ warning" : "● info");
+  item.append(time, sign, make("span", "message", entry.message));
+  return item;
+}
