@@ -87,6 +87,7 @@ function pick(name) {
   history.replaceState(null, "", `#${parts.map(encodeURIComponent).join("/")}`);
   place = read();
   show();
+  if (name !== null) byId("worker").scrollIntoView({ block: "nearest" });
 }
 
 addEventListener("hashchange", () => {
