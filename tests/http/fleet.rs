@@ -260,17 +260,21 @@ fn configure(workers: usize) -> String {
     let mut text = "[manager]\ninterfaces = [\"eth1\"]\n\n[limits]\nbackends = 512\n".to_owned();
     for service in 0..SERVICES {
         let is_ipv6 = service % 3 == 1;
-        let address = |host: usize, port: usize| match is_ipv6 {
-            true => format!("[2001:db8:85a3:8d3:1319:8a2e:370:{host:x}]:{port}"),
-            false => format!("192.168.56.{host}:{port}"),
+        // The lab's link has fd00::/96 as well.
+        let host = |number: usize| match is_ipv6 {
+            true => format!("[fd00::c0a8:38{number:02x}]"),
+            false => format!("192.168.56.{number}"),
         };
-        let manager = if is_ipv6 { 0x7334 } else { 101 };
+        let manager = match is_ipv6 {
+            true => "[2001:db8:85a3:8d3:1319:8a2e:370:7334]".to_owned(),
+            false => host(101),
+        };
         writeln!(
             text,
             "\n[[service]]\nname = \"{}\"\naddress = \"{}\"\nfallback = \"{}\"\npolicy = \"balanced\"\nworkers = [",
             name(service),
-            address(manager, 80 + service),
-            address(manager, 8080 + service),
+            format!("{manager}:{}", 80 + service),
+            format!("{manager}:{}", 8080 + service),
         )
         .unwrap();
         let numbers = match service {
@@ -281,8 +285,8 @@ fn configure(workers: usize) -> String {
             _ => 1..=2,
         };
         for number in numbers {
-            let host = if is_ipv6 { 0x7400 } else { 105 } + number % 100;
-            let (worker, at) = (worker(number), address(host, 9000 + number));
+            let at = format!("{}:{}", host(105 + number % 100), 9000 + number);
+            let worker = worker(number);
             writeln!(text, "    {{ name = \"{worker}\", address = \"{at}\" }},").unwrap();
         }
         text += "]\n";

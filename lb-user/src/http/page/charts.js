@@ -55,19 +55,18 @@ export class Chart {
     }
   }
 
-  /** Shortens the names until those of the named lines fit in `room` pixels; returns the widest. */
+  /** Shortens the names until those of the named lines fit in `room` pixels; returns them, and the widest. */
   fit(pen, room) {
     const names = this.data.lines.map(({ name }) => name);
     const key = [room, pen.font, ...this.named.map(({ name }) => name), names.length].join();
-    if (this.fitted?.key === key) return this.fitted.width;
-    let width = 0;
+    if (this.fitted?.key === key) return this.fitted;
     for (const letters of [18, 16, 14, 12, 10, 8]) {
-      this.short = shorten(names, letters);
-      width = Math.max(0, ...this.named.map(({ name }) => pen.measureText(this.short.get(name)).width));
+      const short = shorten(names, letters);
+      const width = Math.max(0, ...this.named.map(({ name }) => pen.measureText(short.get(name)).width));
+      this.fitted = { key, short, width: Math.min(width, room) };
       if (width <= room) break;
     }
-    this.fitted = { key, width: Math.min(width, room) };
-    return this.fitted.width;
+    return this.fitted;
   }
 
   point(x) {
@@ -114,8 +113,9 @@ export class Chart {
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, height);
     pen.font = `${style.fontSize} ${style.fontFamily}`;
-    const right = lines.length > 1 ? this.fit(pen, width * 0.34 - 28) + 28 : 16;
-    if (lines.length === 1) this.short = new Map([[lines[0].name, lines[0].name]]);
+    const { short, width: longest } = this.fit(pen, width * 0.34 - 28);
+    this.short = short;
+    const right = lines.length > 1 ? longest + 28 : 16;
 
     const last = times.at(-1) ?? Date.now();
     const first = Math.max(last - span, Math.min(times[0] ?? last, last - SHORTEST_MS));

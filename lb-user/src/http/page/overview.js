@@ -74,8 +74,8 @@ function headline(rows) {
 function sums(status, rows) {
   const sum = (read) => rows.reduce((total, row) => total + (read(row) ?? 0), 0);
   const workers = new Map();
-  for (const { name, state } of status.services.flatMap(workersOf)) {
-    workers.set(name, state === "up" && workers.get(name) !== false);
+  for (const { name, health } of status.services.flatMap(workersOf)) {
+    workers.set(name, health === "up");
   }
   const up = [...workers.values()].filter(Boolean).length;
   return [
