@@ -155,7 +155,7 @@ fn shows_how_connections_are_spread_and_who_is_held() {
         format!("document.querySelector('#workers [data-key={worker}] .state').textContent")
     };
     browser.wait_for(&format!(
-        "/up, takes [0-9.]+ %$/.test({})",
+        "/up, unchecked, takes [0-9.]+ %$/.test({})",
         state("worker1")
     ));
     // Every worker gets some; the fifth link is the one from the clients.
