@@ -253,7 +253,7 @@ impl Figures {
             memory_kib: memory.map_or(UNKNOWN, |bytes| known(bytes / 1024)),
             open: known(traffic.flows),
             connections: traffic.connections,
-            refused: traffic.unanswered,
+            refused: traffic.refused + traffic.unanswered,
             bytes: traffic.bytes_in + traffic.bytes_out,
         })
     }

@@ -1,7 +1,6 @@
 // What is shown as lists and tables: packets, heartbeats, connection tables, all figures.
 
 import { age, byId, bytes, count, facts, keep, make, part100, rate, state, words, write } from "./format.js";
-import { refusals } from "./series.js";
 
 /** Verdicts of class forwarded. A test compares these lists with the code. */
 const CARRIED = new Set(["to_backend", "to_client", "to_manager", "from_manager"]);
@@ -94,7 +93,7 @@ export function figures(service, series) {
       const head = make("th", "", backend.name);
       head.scope = "row";
       row.append(head);
-      for (let column = 1; column < 16; column += 1) row.append(make("td"));
+      for (let column = 1; column < 18; column += 1) row.append(make("td"));
       return row;
     },
     (row, backend) => {
@@ -112,7 +111,9 @@ export function figures(service, series) {
         count(backend.half_open),
         rate(series.rateOf(service.name, backend.name, "connections")),
         rate(series.rateOf(service.name, backend.name, "refused")),
-        count(refusals(backend)),
+        count(backend.refused),
+        count(backend.unanswered),
+        count(backend.resets),
         count(backend.connections),
         bytes(backend.bytes_in),
         bytes(backend.bytes_out),

@@ -60,7 +60,7 @@ export class Series {
           memory: heard ? backend.memory_available_bytes : null,
           open: backend.flows,
           connections: backend.connections,
-          refused: refusals(backend),
+          refused: backend.refused + backend.unanswered,
           bytes: backend.bytes_in + backend.bytes_out,
           in: backend.bytes_in,
           out: backend.bytes_out,
@@ -140,11 +140,6 @@ export class Series {
   marksOf(service) {
     return this.marks.filter((mark) => mark.service === service).map(({ time }) => time + this.ahead);
   }
-}
-
-/** Handshakes that a backend refused or left unanswered. */
-export function refusals(backend) {
-  return (backend.refused ?? 0) + (backend.unanswered ?? 0);
 }
 
 /** The place of the sample before `end` from which a rate is taken; -1 if there is none. */

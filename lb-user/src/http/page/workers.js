@@ -2,7 +2,6 @@
 
 import { age, brief, byId, byteRate, bytes, capital, count, duration, facts, keep, make, part100, rate, state, write } from "./format.js";
 import { natural, shorten } from "./names.js";
-import { refusals } from "./series.js";
 import { rankOf, whyNot } from "./trouble.js";
 
 /** With more workers than these, each is a tile, and one line leads to all of them. */
@@ -179,7 +178,12 @@ function detail(worker, flow) {
     ["new", `${rate(flow.connections)}/s`],
     ["open", count(worker.flows)],
     ["half open", count(worker.half_open)],
-    ["refused", `${rate(flow.refused)}/s, ${count(refusals(worker))} in all`],
+    ["refused or unanswered", `${rate(flow.refused)}/s`],
+    ["answered", count(worker.answered)],
+    ["refused", count(worker.refused)],
+    ["of which retried elsewhere", count(worker.retried)],
+    ["unanswered", count(worker.unanswered)],
+    ["reset by it", count(worker.resets)],
     ["in", byteRate(flow.in)],
     ["out", byteRate(flow.out)],
     ...optional.filter(([, value]) => value !== null),
