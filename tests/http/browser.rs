@@ -178,7 +178,7 @@ impl Browser {
         }
     }
 
-    /// Keeps a picture of the whole page for people to look at, where one is wanted.
+    /// Keeps a picture of the whole page for people to look at, as PNG and as SVG, where one is wanted.
     pub fn picture(&mut self, name: &str) {
         let Some(directory) = std::env::var_os("MEMLB_PICTURES") else {
             return;
@@ -193,7 +193,9 @@ impl Browser {
             .output()
             .unwrap();
         fs::write(encoded.with_extension("png"), decoded.stdout).unwrap();
-        fs::remove_file(encoded).unwrap();
+        fs::remove_file(&encoded).unwrap();
+        let drawing = self.value(include_str!("snapshot.js"));
+        fs::write(encoded.with_extension("svg"), drawing.as_str().unwrap()).unwrap();
     }
 
     fn note(&mut self, message: &Value) {

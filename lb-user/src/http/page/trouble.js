@@ -36,7 +36,7 @@ export function stateOf(service, refused) {
   if (service.selected === "manager") return { level: 4, sign: "▲", word: "fallback serves", troubled };
   if (service.problem) return { level: 4, sign: "▲", word: "heartbeats missing", troubled };
   if (troubled > 0) return { level: 3, sign: "▲", word: `${of(troubled)} in trouble`, troubled };
-  if (refused > 0) return { level: 2, sign: "▲", word: "connections refused", troubled };
+  if (refused > 0) return { level: 2, sign: "▲", word: "refusals", troubled };
   if (held > 0) return { level: 1, sign: "◐", word: `${of(held)} not serving`, troubled };
   return { level: 0, sign: "●", word: "in order", troubled };
 }
