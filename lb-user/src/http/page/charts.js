@@ -168,7 +168,7 @@ export class Chart {
     const { times, lines, marks, fill } = this.data;
     pen.strokeStyle = colour("--line-strong");
     pen.setLineDash([2, 3]);
-    for (const time of marks) stroke(pen, [[x(time), MARGIN.top], [x(time), bottom]]);
+    for (const time of marks.filter((time) => time >= this.frame.first)) stroke(pen, [[x(time), MARGIN.top], [x(time), bottom]]);
     pen.setLineDash([]);
     if (lines.length > COLOURS) this.band({ pen, colour, x, y });
     const order = [...this.named].sort((one, other) => Boolean(one.strong) - Boolean(other.strong));
