@@ -72,12 +72,13 @@ export class Events {
     byId("no-events").hidden = wanted.length > 0;
   }
 
-  /** The latest warning of the last hour that concerns a service, or else its latest event. */
+  /** The latest warning of the last hour that concerns a service, or else its latest event but for moves of shares. */
   worst(service) {
     const own = new Set(workersOf(service).map(({ name }) => name));
     const about = this.entries.filter((entry) => named(entry) && concerns(entry, service.name, own));
     const recent = Date.now() - RECENT_MS;
-    return about.find(({ severity, at }) => severity === "warn" && at > recent) ?? about[0];
+    const warning = about.find(({ severity, at }) => severity === "warn" && at > recent);
+    return warning ?? about.find(({ event }) => event !== "shares_changed");
   }
 }
 

@@ -129,10 +129,13 @@ export class Series {
   rows(service, from, step) {
     const recalled = this.recalled.service === service ? (this.recalled.ranges[from] ?? []) : [];
     const live = this.live.map(({ at, services }) => ({ at, backends: services[service] ?? {} }));
-    const rows = step === 0 ? recalled.filter(({ at }) => at < (live[0]?.at ?? Infinity)) : [...recalled];
+    // All that there is of a manager that has just started.
+    const isShort = (live.at(-1)?.at ?? 0) - (recalled[0]?.at ?? live[0]?.at ?? 0) < KEPT_MS;
+    const apartMs = isShort ? 0 : step * 0.9;
+    const rows = apartMs === 0 ? recalled.filter(({ at }) => at < (live[0]?.at ?? Infinity)) : [...recalled];
     live.forEach((row, index) => {
       const apart = row.at - (rows.at(-1)?.at ?? 0);
-      if (apart > 0 && (apart >= step * 0.9 || index === live.length - 1)) rows.push(row);
+      if (apart > 0 && (apart >= apartMs || index === live.length - 1)) rows.push(row);
     });
     return rows;
   }

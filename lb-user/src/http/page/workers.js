@@ -124,7 +124,7 @@ export class Workers {
 
 function fill(card, worker, flow, name, dense) {
   const [sign, word] = state(worker.state);
-  const unchecked = worker.unchecked ? ", unchecked" : "";
+  const unchecked = worker.unchecked && worker.state === "up" ? ", unchecked" : "";
   const share = worker.share === 10000 ? ", selected" : `, takes ${part100(worker.share)}`;
   const part = (name) => card.querySelector(`.${name}`);
   write(part("name"), name);
