@@ -64,7 +64,12 @@ fn start(task: Task) -> Result<ExitCode> {
         Task::BuildEbpf => build_ebpf::build_ebpf().map(drop)?,
         Task::Run { arguments } => run::manager(&arguments)?,
         Task::Lab(lab) => return lab.run(),
-        Task::Package { check } => package::make(check)?,
+        Task::Package { check } => {
+            let package = package::make()?;
+            if check {
+                test::check_package(&package)?;
+            }
+        }
         Task::Test { parts } => return test::all(parts),
         Task::Kernels(options) => kernels::run(&options)?,
         Task::TryPackage(task) => test::try_package(&task)?,

@@ -1,4 +1,4 @@
-//! Makes the Debian package: what cargo-deb cannot make by itself, then cargo-deb.
+//! Makes the Debian package: generated files, then cargo-deb.
 
 use std::{
     env, fs,
@@ -7,34 +7,28 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use memlb_tests::command::{output, run};
+use memlb_tests::command::output;
 
 use crate::{
-    build, setup, test,
-    workspace::{cargo, cargo_bin, find_program, root, say, target},
+    build, setup,
+    workspace::{cargo, root, say, target},
 };
 
-/// `.invalid` is nobody's (RFC 2606).
-const NOBODY: &str = "Local build of memlb <nobody@memlb.invalid>";
+/// `.invalid` belongs to no one (RFC 2606).
+const PLACEHOLDER: &str = "Local build of memlb <nobody@memlb.invalid>";
 
-const CARGO_DEB_VERSION: &str = "3.8.0";
-
-/// Builds memlb and its package, and tries that if it shall.
-pub fn make(check: bool) -> Result<()> {
-    let memlb = build::memlb()?;
-    let package = package_of(&memlb)?;
+/// Builds memlb and its package, and returns the package's path.
+pub fn make() -> Result<PathBuf> {
+    let package = package_of(&build::memlb()?)?;
     say(format!("made {}", package.display()));
-    if check {
-        test::check_package(&package)?;
-    }
-    Ok(())
+    Ok(package)
 }
 
 /// Makes the package of the `memlb` that cargo has built.
 pub fn package_of(memlb: &Path) -> Result<PathBuf> {
     setup::for_packaging()?;
     make_contents(memlb, &target().join("package"))?;
-    // Says nothing but the package's path.
+    // Prints only the package's path.
     let package = output(
         cargo()
             .args([
@@ -49,29 +43,7 @@ pub fn package_of(memlb: &Path) -> Result<PathBuf> {
     Ok(package.trim().into())
 }
 
-/// Installs cargo-deb where it is missing.
-pub fn provide_cargo_deb() -> Result<()> {
-    let is_here = |program: PathBuf| {
-        output(Command::new(program).arg("--version"))
-            .is_ok_and(|version| version.trim().ends_with(CARGO_DEB_VERSION))
-    };
-    if find_program("cargo-deb").is_some_and(is_here) {
-        return Ok(());
-    }
-    say(format!(
-        "cargo-deb {CARGO_DEB_VERSION} is missing: it makes the package; building it takes a minute or two"
-    ));
-    run(cargo().args([
-        "install",
-        "cargo-deb",
-        "--version",
-        CARGO_DEB_VERSION,
-        "--locked",
-    ]))
-    .with_context(|| format!("build cargo-deb to {}", cargo_bin().display()))
-}
-
-/// Writes what the program itself knows best, and the package's changelog.
+/// Writes what the program generates (manual pages, completions, example), and the package's changelog.
 fn make_contents(memlb: &Path, contents: &Path) -> Result<()> {
     let (man, completions) = (contents.join("man"), contents.join("completions"));
     if contents.exists() {
@@ -97,7 +69,7 @@ fn changelog() -> Result<String> {
     )
     .context("ask for the date of the last commit")?;
     if date.trim().is_empty() {
-        bail!("git tells no date of the last commit");
+        bail!("git prints no date of the last commit");
     }
     Ok(format!(
         "memlb ({}) unstable; urgency=medium\n\n  * See CHANGELOG.md for what is new.\n\n \
@@ -108,12 +80,12 @@ fn changelog() -> Result<String> {
     ))
 }
 
-/// Who answers for the package: who makes it, if they say so as Debian's own tools are told; nobody else.
+/// The package's maintainer, from the variables that Debian's tools use; else a placeholder.
 fn maintainer() -> String {
     let given = |variable| env::var(variable).ok().filter(|value| !value.is_empty());
     match (given("DEBFULLNAME"), given("DEBEMAIL")) {
         (Some(name), Some(address)) => format!("{name} <{address}>"),
-        _ => NOBODY.to_owned(),
+        _ => PLACEHOLDER.to_owned(),
     }
 }
 

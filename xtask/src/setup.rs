@@ -1,13 +1,18 @@
 //! Installs what a task needs and this machine lacks; fast when nothing is missing.
 
-use anyhow::Result;
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context, Result};
+use memlb_tests::command::{output, run};
 
 use crate::{
     ebpf_compiler::{self, Compiler},
-    package,
     packages::{Tool, provide_packages, provide_tools},
     privilege::refuse_to_run_under_sudo,
+    workspace::{cargo, cargo_bin, find_program, say},
 };
+
+const CARGO_DEB_VERSION: &str = "3.8.0";
 
 const BUILD_TOOLS: &[Tool] = &[Tool {
     program: "curl",
@@ -220,7 +225,7 @@ pub fn for_kernels() -> Result<()> {
 /// Provides what making the package takes beside the build.
 pub fn for_packaging() -> Result<()> {
     provide_tools(PACKAGE_TOOLS)?;
-    package::provide_cargo_deb()
+    provide_cargo_deb()
 }
 
 /// Provides what any task takes.
@@ -232,4 +237,26 @@ pub fn for_tests() -> Result<Compiler> {
     // Has no program of its own by which it could be noticed.
     provide_packages(&["python3-venv"])?;
     Ok(compiler)
+}
+
+/// Installs cargo-deb where it is missing.
+fn provide_cargo_deb() -> Result<()> {
+    let is_here = |program: PathBuf| {
+        output(Command::new(program).arg("--version"))
+            .is_ok_and(|version| version.trim().ends_with(CARGO_DEB_VERSION))
+    };
+    if find_program("cargo-deb").is_some_and(is_here) {
+        return Ok(());
+    }
+    say(format!(
+        "cargo-deb {CARGO_DEB_VERSION} is missing: it makes the package; building it takes a minute or two"
+    ));
+    run(cargo().args([
+        "install",
+        "cargo-deb",
+        "--version",
+        CARGO_DEB_VERSION,
+        "--locked",
+    ]))
+    .with_context(|| format!("build cargo-deb to {}", cargo_bin().display()))
 }

@@ -1,13 +1,16 @@
 //! Packets of established flows: one look-up of the flow, one of its backend.
 
 use super::{
-    Decision, Forwarding, Hook, PacketMeta, Tables, client, decide_exit,
+    Decision, Forwarding, Hook, PacketMeta, Tables, client,
+    closing::close,
+    decide_exit,
     flow::{
-        account, close, count_open, end_bits, has_moved, is_in_window, is_live, is_over,
-        is_plausible, is_reverse_of, is_wrong_interface, keeps_flows, reverse_entry, uncount,
+        account, count_open, end_bits, has_moved, is_in_window, is_live, is_over, is_plausible,
+        is_reverse_of, is_wrong_interface, keeps_flows, reverse_entry, uncount,
     },
     port::{TimeWait, release},
-    slot::{NO_SLOT, find_by_reply},
+    reply::find_by_reply,
+    slot::NO_SLOT,
 };
 use crate::{
     address::Address,

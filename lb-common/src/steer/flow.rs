@@ -1,28 +1,18 @@
-//! State of established flows, and their end.
+//! State of established flows.
 
-use super::{
-    Hook, PacketMeta, Tables, client,
-    port::{TimeWait, reclaim, release},
-};
+use super::{Hook, PacketMeta, Tables, client};
 use crate::{
     address::Address,
     headers::TcpFlags,
     maps::{
         ALL_DIRECT, Backend, Flow, FlowKey, Settings, direction, elapsed_ns, ended, mode, state,
-        ticks,
     },
 };
 
 /// Greatest distance in bytes between sequence numbers of plausible segments of one sender. It exceeds the largest
 /// GSO segment and a burst of losses or repetitions. A blind attacker hits this range once in 2,048 attempts (RFC
 /// 5961, section 1).
-const WINDOW: u32 = 1 << 20;
-
-/// Time in nanoseconds in which packets may still arrive after a reset.
-const ROUND_TRIP_NS: u64 = 1_500_000_000;
-
-/// Ticks (0.2 s) after a RST in which a packet of the same side may be older than the RST: another processor handled it.
-const REORDER_TICKS: u32 = 12;
+pub(super) const WINDOW: u32 = 1 << 20;
 
 /// Builds the reverse entry from an entry, its key and a packet, whose acknowledgement number is the other side's
 /// sequence number. If the tuple is not translated, as in mode `dsr`, replies do not pass the manager: the reverse
@@ -215,133 +205,4 @@ pub(super) fn uncount_backend<T: Tables>(tables: &T, request: &mut Flow<T::Addre
         count_open(tables, request.backend, false);
     }
     was_open
-}
-
-/// Handles a plausible packet that ends its direction, or that follows such an end.
-///
-/// A spoofed RST or FIN with a plausible number ends nothing for good: genuine packets of either side revive the
-/// connection. Returns 1 for a packet that may be older than the RST of its own side, and must not renew the time of
-/// that RST; else 0.
-#[inline(never)]
-pub(super) fn close<T: Tables>(
-    tables: &T,
-    packet: &PacketMeta,
-    key: &FlowKey<T::Address>,
-    flow: &mut Flow<T::Address>,
-) -> u32 {
-    let before = flow.ended;
-    let ends = end_bits(packet.flags);
-    let reverse_key = flow.translated.reversed();
-    let mut reverse = tables
-        .established(&reverse_key)
-        .filter(|reverse| is_reverse_of(key, reverse));
-    if ends != 0 {
-        // Atomic, so that of two directions that end at the same time, one sees the other's end.
-        tables.set_ended(flow, ends);
-        if ends & ended::FIN != 0 {
-            flow.sequence = sequence_end(packet);
-        }
-        apply_end(tables, key, flow, reverse.as_deref_mut());
-        return 0;
-    }
-    let now = tables.now_ns();
-    let since_last = ticks(now).wrapping_sub(flow.last_seen_ticks);
-    if flow.ended & ended::RESET != 0 && since_last <= REORDER_TICKS {
-        return 1;
-    }
-    // No packet follows a genuine RST.
-    flow.ended &= !ended::RESET;
-    let goes_beyond = packet.sequence.wrapping_sub(flow.sequence).wrapping_sub(1) < WINDOW;
-    if goes_beyond {
-        // No new data follows a genuine FIN.
-        flow.ended &= !ended::FIN;
-    }
-    if flow.ended & ended::FIN == 0 {
-        flow.sequence = packet.sequence;
-    }
-    let idle = reverse
-        .as_deref()
-        .map_or(u64::MAX, |reverse| elapsed_ns(now, reverse.last_seen_ticks));
-    if idle > ROUND_TRIP_NS {
-        // The other side would have replied with another RST.
-        flow.ended &= !ended::BY_RESET;
-    }
-    revive(
-        tables,
-        key,
-        flow,
-        reverse.as_deref_mut(),
-        before & !flow.ended,
-    );
-    0
-}
-
-/// Applies the end of one direction. If both have ended, uncounts the connection and releases its port. No other
-/// function does this.
-#[inline(always)]
-fn apply_end<T: Tables>(
-    tables: &T,
-    key: &FlowKey<T::Address>,
-    flow: &mut Flow<T::Address>,
-    mut reverse: Option<&mut Flow<T::Address>>,
-) {
-    let reverse_ended = reverse.as_deref().map_or(0, |reverse| reverse.ended);
-    if !ended::both(flow.ended, reverse_ended) {
-        return;
-    }
-    if let Some(reverse) = reverse.as_deref_mut()
-        && flow.ended & ended::RESET != 0
-    {
-        tables.set_ended(reverse, ended::BY_RESET);
-    }
-    let (was_open, translated) = if flow.direction == direction::REQUEST {
-        (uncount(tables, &key.source, flow), flow.translated)
-    } else {
-        let client = &flow.translated.destination;
-        let was_open = reverse.is_some_and(|request| uncount(tables, client, request));
-        (was_open, key.reversed())
-    };
-    if was_open {
-        if flow.direction == direction::REPLY && flow.ended & ended::RESET != 0 {
-            tables.count_traffic(flow.backend, |traffic| traffic.resets += 1);
-        }
-        let time_wait = TimeWait::after(flow.ended | reverse_ended, flow.direction);
-        release(tables, flow.backend, &translated, time_wait);
-    }
-}
-
-/// Revives a connection after its entry has lost the `cleared` bits of [`ended`]: counts it again and reclaims its
-/// port. No other function does this.
-#[inline(always)]
-fn revive<T: Tables>(
-    tables: &T,
-    key: &FlowKey<T::Address>,
-    flow: &mut Flow<T::Address>,
-    mut reverse: Option<&mut Flow<T::Address>>,
-    cleared: u8,
-) {
-    if cleared == 0 {
-        return;
-    }
-    if let Some(reverse) = reverse.as_deref_mut() {
-        tables.clear_ended(reverse, ended::of_other(cleared));
-    }
-    let reverse_ended = reverse.as_deref().map_or(0, |reverse| reverse.ended);
-    if ended::both(flow.ended, reverse_ended) {
-        return;
-    }
-    // Two branches, because the verifier of Linux 6.1 loses the null check of a merged pointer.
-    if flow.direction == direction::REQUEST {
-        if tables.set_counted(flow) {
-            count_open(tables, flow.backend, true);
-            client::count(tables, &key.source, true);
-            reclaim(tables, flow.backend, &flow.translated);
-        }
-    } else if let Some(request) = reverse
-        && tables.set_counted(request)
-    {
-        count_open(tables, flow.backend, true);
-        client::count(tables, &flow.translated.destination, true);
-        reclaim(tables, request.backend, &request.translated);
-    }
 }

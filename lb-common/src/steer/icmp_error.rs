@@ -3,7 +3,8 @@
 use super::{
     Decision, Exit, Forwarding, Hook, PacketMeta, Tables, decide_exit,
     flow::{is_live, is_recent, is_reverse_of, keeps_flows},
-    slot::{NO_SLOT, find_by_client, find_by_reply, find_by_routed_reply},
+    reply::{find_by_reply, find_by_routed_reply},
+    slot::{NO_SLOT, find_by_client},
 };
 use crate::{
     maps::{BY_ROUTE, FlowKey, IN_FRAGMENTS, direction, mode},

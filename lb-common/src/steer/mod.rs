@@ -6,12 +6,14 @@
 
 mod choice;
 mod client;
+mod closing;
 mod established;
 mod flow;
 mod handshake;
 mod icmp_error;
 mod new_connection;
 mod port;
+mod reply;
 mod slot;
 
 use core::ops::DerefMut;
@@ -28,7 +30,8 @@ use crate::{
 use established::{established, recheck_established};
 use flow::keeps_flows;
 use new_connection::handle_new_connection;
-use slot::{NO_SLOT, find_by_client, find_by_reply, find_by_routed_reply};
+use reply::{find_by_reply, find_by_routed_reply};
+use slot::{NO_SLOT, find_by_client};
 
 pub use choice::{COMPARED, choose};
 pub use icmp_error::steer_error;

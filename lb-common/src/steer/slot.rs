@@ -1,63 +1,17 @@
-//! The table of handshakes, and how packets of either side find theirs.
+//! The table of handshakes, and how a client's packet finds its own.
 //!
 //! A keyed hash of the client's address and port selects a bucket of slots. Each bucket has owner tags, one word for
 //! each slot with hash bits of its client, so that a client's packet finds its handshake with one look-up of the
-//! tags. A worker's packet finds it by the manager's port. The table never refuses: a new handshake replaces the
-//! oldest of its bucket.
+//! tags. The table never refuses: a new handshake replaces the oldest of its bucket.
 
-use super::{Hook, Step, Tables, port};
+use super::{Step, Tables};
 use crate::{
     address::Address,
-    maps::{FlowKey, Handshake, SLOTS_PER_BUCKET, Settings, mode, progress},
+    maps::{FlowKey, Handshake, SLOTS_PER_BUCKET, Settings, progress},
 };
 
 /// No slot.
 pub(super) const NO_SLOT: u32 = u32::MAX;
-
-/// The slot of the handshake that a reply with the tuple `key` belongs to.
-///
-/// A worker replies to the manager's port. The manager's own server, seen at egress, replies to the client.
-#[inline(never)]
-pub(super) fn find_by_reply<T: Tables>(tables: &T, hook: Hook, key: &FlowKey<T::Address>) -> u32 {
-    let Some(settings) = tables.settings() else {
-        return NO_SLOT;
-    };
-    let translated = key.reversed();
-    if hook != Hook::Ingress {
-        return find_in_bucket(tables, settings, &translated, |handshake| {
-            handshake.translated.is(&translated)
-        });
-    }
-    let slot = port::handshake_at(tables, settings, key);
-    if let Some(handshake) = tables.handshake(slot)
-        && handshake.translated.is(&translated)
-        && is_pending(&handshake, settings, tables.now_ns())
-    {
-        return slot;
-    }
-    NO_SLOT
-}
-
-/// The same in mode `routed`, where the worker replies to the client's address. Only packets that are not for a
-/// service are looked up here.
-#[inline(never)]
-pub(super) fn find_by_routed_reply<T: Tables>(
-    tables: &T,
-    hook: Hook,
-    key: &FlowKey<T::Address>,
-) -> u32 {
-    let Some(settings) = tables.settings() else {
-        return NO_SLOT;
-    };
-    if hook != Hook::Ingress {
-        return NO_SLOT;
-    }
-    let translated = key.reversed();
-    find_in_bucket(tables, settings, &translated, |handshake| {
-        let backend = tables.backend(handshake.backend);
-        handshake.translated.is(&translated) && backend.is_some_and(|it| it.mode == mode::ROUTED)
-    })
-}
 
 /// The slot of the handshake of the client with the tuple `key`.
 #[inline(never)]
@@ -70,7 +24,7 @@ pub(super) fn find_by_client<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -
 
 /// Searches the bucket of the client with the source address and port of `client`.
 #[inline(always)]
-fn find_in_bucket<T: Tables>(
+pub(super) fn find_in_bucket<T: Tables>(
     tables: &T,
     settings: &Settings,
     client: &FlowKey<T::Address>,

@@ -9,7 +9,7 @@ use lb_common::{
     maps::{Settings, name},
 };
 
-use super::{connection_counts::Present, layout::open_map};
+use super::layout::open_map;
 
 /// The counts at the time before the tables are read.
 pub(super) struct ClientCounts {
@@ -57,6 +57,30 @@ impl ClientCounts {
             }
         }
         Ok(())
+    }
+}
+
+/// Connections that the programs count and that the tables have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Present {
+    pub old: u64,
+    /// Begun after the count started, so not in the former value of the count.
+    pub new: u64,
+}
+
+impl Present {
+    pub fn add(&mut self, is_new: bool) {
+        match is_new {
+            true => self.new += 1,
+            false => self.old += 1,
+        }
+    }
+
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            old: self.old + other.old,
+            new: self.new + other.new,
+        }
     }
 }
 

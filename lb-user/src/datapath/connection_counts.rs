@@ -18,7 +18,7 @@ use lb_common::{
 
 use super::{
     adopt::array,
-    client_counts::ClientCounts,
+    client_counts::{ClientCounts, Present},
     family::Family,
     flows::{FlowClock, open_flows},
     layout::open_map,
@@ -90,30 +90,6 @@ fn direct_backends(pin_path: &Path) -> Result<BTreeSet<u32>> {
         }
     }
     Ok(direct)
-}
-
-/// Connections that the programs count and that the tables have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Present {
-    pub old: u64,
-    /// Begun after the count started, so not in the former value of the count.
-    pub new: u64,
-}
-
-impl Present {
-    fn add(&mut self, is_new: bool) {
-        match is_new {
-            true => self.new += 1,
-            false => self.old += 1,
-        }
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self {
-            old: self.old + other.old,
-            new: self.new + other.new,
-        }
-    }
 }
 
 /// The counts of the connections in the tables.

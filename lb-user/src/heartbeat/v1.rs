@@ -8,8 +8,7 @@ use lb_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Refusal, envelope, nonce::Nonce, wire};
-use crate::keys::Key;
+use super::{Refusal, nonce::Nonce};
 use crate::worker_name::check_name;
 
 /// The number in `memlb` that this code writes and reads.
@@ -79,10 +78,10 @@ pub struct CgroupMemory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PressureReport {
     /// Some task waited.
-    #[serde(with = "wire::percent")]
+    #[serde(with = "percent")]
     pub some_avg10: Pressure,
     /// All tasks waited.
-    #[serde(with = "wire::percent")]
+    #[serde(with = "percent")]
     pub full_avg10: Pressure,
 }
 
@@ -116,33 +115,6 @@ impl CgroupMemory {
 }
 
 impl Heartbeat {
-    /// Encodes it as one datagram.
-    ///
-    /// # Errors
-    ///
-    /// Refuses to send what a manager would refuse to accept.
-    pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
-        self.check()?;
-        wire::encode(self)
-    }
-
-    /// Encodes it as one datagram and signs it.
-    ///
-    /// # Errors
-    ///
-    /// Refuses to send what a manager would refuse to accept.
-    pub fn encode_signed(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
-        let datagram = envelope::seal(envelope::Kind::Heartbeat, key, &self.encode()?);
-        wire::check_size(datagram)
-    }
-
-    /// Decodes a datagram. The caller has checked its size.
-    pub(super) fn decode(datagram: &[u8]) -> Result<Self, Refusal> {
-        let heartbeat = wire::decode(datagram)?;
-        heartbeat.check()?;
-        Ok(heartbeat)
-    }
-
     /// Returns the report for the core.
     pub fn report(&self) -> Report {
         Report {
@@ -163,7 +135,8 @@ impl Heartbeat {
         }
     }
 
-    fn check(&self) -> Result<(), Refusal> {
+    /// Checks the bounds of each value.
+    pub(super) fn check(&self) -> Result<(), Refusal> {
         check_name(&self.worker)?;
         let MemoryReport {
             available_bytes,
@@ -261,5 +234,24 @@ impl fmt::Display for Heartbeat {
             f.write_str(", service does not answer")?;
         }
         Ok(())
+    }
+}
+
+/// A percentage as a number with two decimals, from 0 to 100.
+mod percent {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use lb_core::Pressure;
+
+    pub fn serialize<S: Serializer>(pressure: &Pressure, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(f64::from(pressure.0) / 100.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Pressure, D::Error> {
+        let percent = f64::deserialize(from)?;
+        if !(0.0..=100.0).contains(&percent) {
+            return Err(D::Error::custom("a pressure is not between 0 and 100"));
+        }
+        Ok(Pressure((percent * 100.0).round() as u16))
     }
 }

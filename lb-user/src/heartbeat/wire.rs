@@ -8,10 +8,43 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::nonce::Nonce;
 use super::v1::{Heartbeat, MemoryReport, VERSION};
-use super::{Refusal, SIZE_LIMIT};
+use super::{Refusal, SIZE_LIMIT, envelope};
+use crate::keys::Key;
+
+impl Heartbeat {
+    /// Encodes it as one datagram.
+    ///
+    /// # Errors
+    ///
+    /// Refuses to send what a manager would refuse to accept.
+    pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
+        self.check()?;
+        encode(self)
+    }
+
+    /// Encodes it as one datagram and signs it.
+    ///
+    /// # Errors
+    ///
+    /// Refuses to send what a manager would refuse to accept.
+    pub fn encode_signed(&self, key: &Key) -> Result<Vec<u8>, Refusal> {
+        check_size(envelope::seal(
+            envelope::Kind::Heartbeat,
+            key,
+            &self.encode()?,
+        ))
+    }
+
+    /// Decodes a datagram. The caller has checked its size.
+    pub(super) fn decode(datagram: &[u8]) -> Result<Self, Refusal> {
+        let heartbeat = decode(datagram)?;
+        heartbeat.check()?;
+        Ok(heartbeat)
+    }
+}
 
 /// Writes a heartbeat that was checked.
-pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
+fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
     let wire = Wire {
         memlb: Some(VERSION),
         worker: Cow::Borrowed(&heartbeat.worker),
@@ -33,7 +66,7 @@ pub(super) fn encode(heartbeat: &Heartbeat) -> Result<Vec<u8>, Refusal> {
 }
 
 /// Refuses a datagram that is too long.
-pub(super) fn check_size(datagram: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+fn check_size(datagram: Vec<u8>) -> Result<Vec<u8>, Refusal> {
     if datagram.len() >= SIZE_LIMIT {
         return Err(Refusal::Oversized {
             bytes: datagram.len(),
@@ -43,7 +76,7 @@ pub(super) fn check_size(datagram: Vec<u8>) -> Result<Vec<u8>, Refusal> {
 }
 
 /// Reads a heartbeat. The caller checks its values.
-pub(super) fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
+fn decode(datagram: &[u8]) -> Result<Heartbeat, Refusal> {
     let wire: Wire<'_> = serde_json::from_slice(datagram).map_err(|error| {
         // The fields of another version may differ.
         match serde_json::from_slice(datagram) {
@@ -144,23 +177,4 @@ pub(super) fn number(text: &str) -> Option<u64> {
     // `from_str_radix` alone would accept a sign.
     let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     digits.then(|| u64::from_str_radix(text, 16).ok())?
-}
-
-/// A percentage as a number with two decimals, from 0 to 100.
-pub(super) mod percent {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use lb_core::Pressure;
-
-    pub fn serialize<S: Serializer>(pressure: &Pressure, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_f64(f64::from(pressure.0) / 100.0)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Pressure, D::Error> {
-        let percent = f64::deserialize(from)?;
-        if !(0.0..=100.0).contains(&percent) {
-            return Err(D::Error::custom("a pressure is not between 0 and 100"));
-        }
-        Ok(Pressure((percent * 100.0).round() as u16))
-    }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     MAX_AGE, Shared,
     error::Error,
-    events, openapi,
+    events,
     timeline::{Range, Timeline},
 };
 use crate::{
@@ -58,7 +58,6 @@ pub fn router() -> Router<Shared> {
         .route("/timeline", get(timeline))
         .route("/events", get(events))
         .route(events::ROUTE, get(events::stream))
-        .route("/openapi.json", get(openapi::document))
 }
 
 async fn status(State(shared): State<Shared>) -> Result<Json<Status>, Error> {

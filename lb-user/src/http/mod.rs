@@ -158,6 +158,7 @@ fn router(manager: ManagerHandle, recorder: Recorder, names: HostNames) -> Route
     Router::new()
         .route("/metrics", get(metrics::metrics))
         .nest("/api/v1", api::router())
+        .route("/api/v1/openapi.json", get(openapi::document))
         .merge(health::router())
         .merge(page::router())
         .fallback(error::not_found)
