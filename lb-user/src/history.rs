@@ -67,14 +67,14 @@ pub fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Overrides, Pinned};
+    use crate::config::{Config, Overrides, PinnedIds};
     use lb_core::Core;
 
     #[test]
     fn finds_the_decision_that_was_in_force() {
         let config = Config::example(&Overrides::default(), None).unwrap();
         let now = std::time::Instant::now();
-        let core = Core::new(config.settings(&Pinned::default()), now);
+        let core = Core::new(config.settings(&PinnedIds::default()), now);
         let service = core.snapshot(now).services.remove(0);
         let history = History::default();
         let before = now_ms() - 1;

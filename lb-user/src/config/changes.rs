@@ -1,6 +1,7 @@
 //! The differences between two configurations: what a running manager applies, and what it cannot.
 
-use super::section::{Difference, Reload, Section};
+use super::key::Reload;
+use super::section::{Difference, Section};
 use super::{Config, Service, Worker};
 
 /// The differences between two configurations, one sentence each.

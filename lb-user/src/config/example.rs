@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use super::key::{OptionForm, Reload};
 use super::keys::{Failover, Heartbeats, Limits, Manager, Service};
-use super::section::{Described, OptionForm, Reload, Section};
+use super::section::{Described, Section};
 
 const HEADER: &str = "\
 # The configuration of memlb, with every setting explained.

@@ -12,7 +12,7 @@ use super::Config;
 
 /// The numbers in use in the pinned maps, where flows refer to them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pinned {
+pub struct PinnedIds {
     pub services: Vec<(ServiceId, Endpoint)>,
     pub backends: Vec<(BackendId, Identity)>,
     /// The backends whose flows go on: they are up or draining.
@@ -59,7 +59,7 @@ pub fn identities(settings: &CoreSettings) -> impl Iterator<Item = (BackendId, I
     })
 }
 
-impl Pinned {
+impl PinnedIds {
     /// Returns how many backends of `settings` have a number that flows of another backend refer to.
     pub fn reused_by(&self, settings: &CoreSettings) -> usize {
         let reused = |(id, identity): &(BackendId, Identity)| {
@@ -71,13 +71,13 @@ impl Pinned {
 }
 
 impl Config {
-    /// Returns what the core is told, with every service and backend numbered.
+    /// Returns the core's settings, with an id for every service and backend.
     ///
     /// What is pinned under the same address, protocol and mode keeps its number, and flows with it. A number that is
     /// pinned for anything else is given away only when no other is left, since flows may still
     /// refer to it, see [`Pinned::reused_by`]. Otherwise services count from 0, backends from 1, in the order of the file, each
     /// service's fallback after its workers.
-    pub fn settings(&self, pinned: &Pinned) -> CoreSettings {
+    pub fn settings(&self, pinned: &PinnedIds) -> CoreSettings {
         let mut services = Numbers::new(
             0..self.limits.services,
             pinned.services.iter().map(|(id, at)| (id.0, *at)),

@@ -1,4 +1,4 @@
-//! Every key of the configuration file, declared once.
+//! Every key of the configuration file, declared once; those of tables within a service are in `nested`.
 //!
 //! A declaration has the field, its type, its default, its kind with the bounds, whether a reload applies it,
 //! its command-line option, and what the example file says. Parsing, defaults, options, the reload comparison
@@ -13,55 +13,32 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use lb_common::maps::{DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_SERVICES};
 use lb_core::{
     DEFAULT_DOWN_AFTER, DEFAULT_HOLD, MaxShare, Mode, Policy, Pressure, Protocol, SpreadSettings,
     Threshold,
 };
 
-use super::fields::Fields;
+use super::key::{Key, Reload};
 use super::kinds::{
     AbsolutePath, Choice, Fallback, FilePath, Flag, HostAddress, HostNames, Integer, Interfaces,
-    Joining, Kind, ListenAddress, MemoryThreshold, Name, NatSources, Networks,
-    OptionalListenAddress, OptionalPath, Percent, Port, Ports, PressureLimit, ShareLimit,
-    SocketPath, Time, WorkerName, Workers,
+    Kind, ListenAddress, MemoryThreshold, Name, NatSources, OptionalListenAddress, OptionalPath,
+    Percent, Ports, PressureLimit, ShareLimit, SocketPath, Time,
 };
-use super::section::{Described, Difference, Key, Reload, Section, sections};
-use super::values::PortRange;
+use super::nested::{AutoJoin, Joining, NO_ADDRESS, Worker, Workers};
+use super::section::{Described, Difference, Fields, Section, sections};
+use super::values::{Attach, PortRange};
 use crate::heartbeat::Authentication;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The entry that means "none", a worker and a fallback.
 const LEAST_BACKENDS: u32 = 3;
-/// Stands in for an address that is missing.
-const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 const EXAMPLE_WORKERS: &str = r#"[
     { name = "worker1", address = "192.168.56.103:8081" },
     { name = "worker2", address = "192.168.56.104:8082" },
 ]"#;
-
-/// Where in the kernel the programs attach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attach {
-    Auto,
-    Tc,
-    Xdp,
-}
-
-impl Attach {
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Tc, Self::Xdp];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Tc => "tc",
-            Self::Xdp => "xdp",
-        }
-    }
-}
 
 sections! {
     /// Where the manager attaches, listens and writes.
@@ -149,7 +126,7 @@ sections! {
     /// Which heartbeats count.
     pub struct Heartbeats {
         /// Whether heartbeats must be signed with a worker's key; `memlb keygen` makes keys. "off": the manager
-        /// validates no signature, and whoever can reach heartbeat_listen can steer the balancer; the manager
+        /// validates no signature, and any host that reaches heartbeat_listen can steer the balancer; the manager
         /// warns at its start. "permissive", for the transition: unsigned heartbeats still count, and the manager
         /// names their workers; wrong signatures are refused. "enforce": only correctly signed heartbeats count.
         /// 2018 heartbeats cannot be signed. docs/heartbeat.md has the steps of a transition without a gap.
@@ -216,7 +193,7 @@ sections! {
             Time::above_zero(MONTH), Restart;
 
         /// The same for the datagrams that one port of a client exchanges with a UDP service. As long as no pause
-        /// is longer, all of them go to one worker; after it, the next one begins anew. Too short: a client that
+        /// is longer, all of them go to one worker; after it, the next one begins a new flow. Too short: a client that
         /// pauses reaches another worker. Too long: clients that sent one request keep their ports in use.
         datagram_idle: Duration = Duration::from_secs(60), Time::above_zero(MONTH), Restart;
 
@@ -226,7 +203,7 @@ sections! {
         closing_idle: Duration = Duration::from_secs(10), Time::above_zero(MONTH), Restart;
 
         /// The same for a handshake that was never completed; at most established_idle. Too short: slow
-        /// clients cannot connect. Too long: a flood of them makes honest clients try again.
+        /// clients cannot connect. Too long: a flood of them makes genuine clients try again.
         half_open_idle: Duration = Duration::from_secs(30), Time::above_zero(MONTH), Restart;
 
         /// Most connections, half open or open, of one client address through all services; of IPv6, its first 64
@@ -270,8 +247,8 @@ sections! {
 
         /// How much more available memory another worker must have before new connections move to it: a size
         /// ("64MiB"; a bare number counts bytes), a percentage of the selected worker's available memory
-        /// ("10%"), or "auto": the difference between the first two workers heard, but at least a hundredth of
-        /// the smaller one's total, and 1 MiB, measured anew at each start of the manager. Too low: the selection
+        /// ("10%"), or "auto": the difference between the first two workers that report, but at least a hundredth of
+        /// the smaller one's total, and 1 MiB, measured again at each start of the manager. Too low: the selection
         /// changes at every small difference. Too high: a worker fills up while another idles. It never delays a
         /// failover. Of policy "memory" only.
         threshold: Threshold = Threshold::Auto, MemoryThreshold, Live,
@@ -334,7 +311,7 @@ sections! {
 
         /// The workers: the name in the agent's heartbeats, and the address of the server on that machine. At
         /// least one; names and addresses are unique within a service. The same worker may be in several
-        /// services. "manager" and "nobody" are reserved names: they mean the fallback. Of two workers with equal
+        /// services. "manager" and "none" are reserved names: they mean the fallback. Of two workers with equal
         /// memory, the one named first is chosen. A worker may have a weight, as in weight = "50%": what it takes
         /// beside others that are as good, from 1% to 1000%, by default "100%". Policy "memory" counts that much of
         /// its memory.
@@ -350,26 +327,5 @@ sections! {
         /// join. Too wide a network: an agent on a machine that should not serve gets connections. For instance
         /// ["192.168.56.0/24"].
         auto_join: Option<AutoJoin> = None, Joining, Live;
-    }
-
-    /// A worker of a service.
-    pub struct Worker {
-        /// The name in its agent's heartbeats.
-        name: String = String::new(), WorkerName, Live, required("\"worker1\"");
-
-        /// The address of its server.
-        address: SocketAddr = NO_ADDRESS, HostAddress, Live, required("\"192.168.56.103:8081\"");
-
-        /// Its share beside others that are as good.
-        weight_percent as "weight": u32 = 100, Percent(1..=1_000), Live;
-    }
-
-    /// The agents that become workers by starting: those with a key, in these networks.
-    pub struct AutoJoin {
-        /// The networks that their heartbeats may come from.
-        networks: Vec<IpNet> = Vec::new(), Networks, Live;
-
-        /// The port of their servers; the address is the one that their heartbeats come from.
-        port: u16 = 8081, Port, Live, required("8081");
     }
 }

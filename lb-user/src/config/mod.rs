@@ -1,20 +1,23 @@
 //! The configuration: from a TOML file and the command line to validated settings.
 //!
-//! `keys` declares every key once. `document` has the values as written, `fields` reads them, `kinds` parses
+//! `keys` declares every key once. `document` has the values as written, `section` reads them, `kinds` parses
 //! and bounds them, and `rules` checks the relations between them.
 
 mod changes;
 mod document;
 mod error;
 mod example;
-mod fields;
 mod ids;
+mod key;
 mod keys;
 mod kinds;
+mod nested;
+mod options;
 mod overrides;
 mod retired;
 mod rules;
 mod section;
+mod validator;
 mod values;
 mod words;
 
@@ -31,13 +34,15 @@ use crate::encoding;
 
 pub use changes::Changes;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
-pub use ids::{Identity, Pinned, identities};
-pub use keys::{Attach, AutoJoin, Failover, Heartbeats, Limits, Manager, Service, Worker};
+pub use ids::{Identity, PinnedIds, identities};
+pub use keys::{Failover, Heartbeats, Limits, Manager, Service};
+pub use nested::{AutoJoin, Worker};
 pub use overrides::Overrides;
-pub use values::{PortRange, size};
+pub use values::{Attach, PortRange, size};
 
 use document::{RawTable, RawValue};
-use fields::Validator;
+use section::{REWRITE, read_table, read_tables};
+use validator::Validator;
 
 /// Parses a threshold as the file has it.
 pub fn threshold(text: &str) -> Option<Threshold> {
@@ -188,11 +193,11 @@ impl Config {
         validator.report_unknown("", values, &TABLES);
         let table = |name| values.get(name).copied();
         Self {
-            manager: validator.section("manager", table("manager")),
-            heartbeats: validator.section("heartbeats", table("heartbeats")),
-            failover: validator.section("failover", table("failover")),
-            limits: validator.section("limits", table("limits")),
-            services: validator.sections(SERVICE, table(SERVICE)),
+            manager: read_table(validator, "manager", table("manager")),
+            heartbeats: read_table(validator, "heartbeats", table("heartbeats")),
+            failover: read_table(validator, "failover", table("failover")),
+            limits: read_table(validator, "limits", table("limits")),
+            services: read_services(validator, table(SERVICE)),
         }
     }
 
@@ -230,6 +235,24 @@ impl Config {
         }
         warnings
     }
+}
+
+fn read_services<'a>(validator: &mut Validator<'a>, given: Option<RawValue<'a>>) -> Vec<Service> {
+    let origin = given.map_or(validator.absent(), |given| given.source.origin());
+    validator.note(SERVICE, origin);
+    let Some(given) = given else {
+        return Vec::new();
+    };
+    read_tables(validator, SERVICE, given).unwrap_or_else(|| {
+        validator.reject(
+            SERVICE,
+            ProblemKind::WrongType,
+            format!("each {SERVICE} has a table of its own, with two brackets on either side"),
+            format!("[[{SERVICE}]]"),
+            REWRITE,
+        );
+        Vec::new()
+    })
 }
 
 #[cfg(test)]

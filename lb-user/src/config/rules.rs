@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use lb_core::{Endpoint, Mode, Protocol};
 
 use super::error::{Origin, ProblemKind};
-use super::fields::Validator;
+use super::validator::Validator;
 use super::values::{self, PortRange, show_duration};
 use super::{Config, Service};
 use crate::heartbeat::Authentication;
@@ -455,7 +455,7 @@ fn listens_at(own: SocketAddr, address: SocketAddr) -> bool {
     address.port() == own.port() && (is_any || address.ip() == own.ip())
 }
 
-/// The manager tells the services of one endpoint apart by its own ports. Where the client's are kept, an
+/// The manager distinguishes the services of one endpoint by its own ports. Where the client's are kept, an
 /// answer that passes the manager does not say which service it belongs to.
 fn distinct_endpoints(validator: &mut Validator<'_>, config: &Config) {
     let mut seen: BTreeMap<(Protocol, SocketAddr), (Mode, &str)> = BTreeMap::new();
@@ -477,7 +477,7 @@ fn distinct_endpoints(validator: &mut Validator<'_>, config: &Config) {
                     &path,
                     ProblemKind::SharedEndpoint,
                     format!(
-                        "{} already serves service {other}, and mode \"routed\" could not tell the two apart",
+                        "{} already serves service {other}, and mode \"routed\" could not distinguish the two",
                         it.address
                     ),
                     "a port of the worker's for each service of mode \"routed\"",

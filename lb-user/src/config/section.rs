@@ -1,117 +1,15 @@
-//! What is declared of a configuration key, and the macro that declares it.
+//! Reads the tables of the file: the trait of a table, and the macro that declares one.
 
-use super::fields::Fields;
+use std::collections::BTreeSet;
 
-/// What is declared of a key, beside its type, kind and default.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Key {
-    pub name: &'static str,
-    /// Lines of the example file.
-    pub doc: &'static [&'static str],
-    pub reload: Reload,
-    pub option: Option<CommandLineOption>,
-    /// What the example file has, as TOML, where that is not the default.
-    pub example: Option<&'static str>,
-    /// The file must have it; the default only stands in for a missing value until all is validated.
-    pub is_required: bool,
-}
+use super::document::{RawTable, RawValue, Source};
+use super::error::{Origin, ProblemKind};
+use super::key::Key;
+use super::kinds::{Input, Kind};
+use super::validator::{Validator, public};
 
-/// The option of the command line that goes before the file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct CommandLineOption {
-    /// With its dashes.
-    pub flag: &'static str,
-    pub value_name: &'static str,
-    pub help: &'static str,
-    pub form: OptionForm,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OptionForm {
-    Value,
-    /// May be repeated.
-    List,
-    /// Takes no value.
-    Switch,
-}
-
-/// Whether a running manager applies a changed value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reload {
-    Live,
-    /// After a restart of the manager.
-    Restart,
-    /// The maps are made with it.
-    Unload,
-}
-
-impl Key {
-    pub const fn new(name: &'static str, doc: &'static [&'static str], reload: Reload) -> Self {
-        Self {
-            name,
-            doc,
-            reload,
-            option: None,
-            example: None,
-            is_required: false,
-        }
-    }
-
-    pub const fn example(self, toml: &'static str) -> Self {
-        Self {
-            example: Some(toml),
-            ..self
-        }
-    }
-
-    /// A required key needs an example.
-    pub const fn required(self, example: &'static str) -> Self {
-        Self {
-            is_required: true,
-            ..self.example(example)
-        }
-    }
-
-    pub const fn option(
-        self,
-        flag: &'static str,
-        value_name: &'static str,
-        help: &'static str,
-    ) -> Self {
-        self.with_option(flag, value_name, help, OptionForm::Value)
-    }
-
-    pub const fn list_option(
-        self,
-        flag: &'static str,
-        value_name: &'static str,
-        help: &'static str,
-    ) -> Self {
-        self.with_option(flag, value_name, help, OptionForm::List)
-    }
-
-    pub const fn switch(self, flag: &'static str, help: &'static str) -> Self {
-        self.with_option(flag, "", help, OptionForm::Switch)
-    }
-
-    const fn with_option(
-        self,
-        flag: &'static str,
-        value_name: &'static str,
-        help: &'static str,
-        form: OptionForm,
-    ) -> Self {
-        Self {
-            option: Some(CommandLineOption {
-                flag,
-                value_name,
-                help,
-                form,
-            }),
-            ..self
-        }
-    }
-}
+/// The remedy for a table or a list that was written as something else.
+pub(super) const REWRITE: &str = "write it so; `memlb check --example` prints a whole file";
 
 /// A key with its default as TOML, and its bounds as a sentence.
 #[derive(Debug)]
@@ -136,6 +34,124 @@ pub(super) trait Section: Sized {
     fn read(fields: &mut Fields<'_, '_>) -> Self;
     fn describe() -> Vec<Described>;
     fn differences(&self, new: &Self) -> Vec<Difference>;
+}
+
+/// Reads a table, absent ones too: the command line may set their keys.
+pub(super) fn read_table<'a, T: Section>(
+    validator: &mut Validator<'a>,
+    path: &str,
+    given: Option<RawValue<'a>>,
+) -> T {
+    let origin = given.map_or(validator.absent(), |given| given.source.origin());
+    validator.note(path, origin.clone());
+    let mut values = match given.map(RawValue::table) {
+        Some(Ok(values)) => values,
+        None => RawTable::new(),
+        Some(Err(_)) => {
+            validator.reject(
+                path,
+                ProblemKind::WrongType,
+                "it is one table, with one bracket on either side",
+                format!("[{path}]"),
+                REWRITE,
+            );
+            RawTable::new()
+        }
+    };
+    assign(validator, path, &mut values);
+    let names: Vec<&'static str> = T::describe().iter().map(|it| it.key.name).collect();
+    let misspelt = validator.report_unknown(path, &values, &names);
+    T::read(&mut Fields {
+        path,
+        values,
+        origin,
+        misspelt,
+        validator,
+    })
+}
+
+/// Reads a list of tables; `None` if the value is something else.
+pub(super) fn read_tables<'a, T: Section>(
+    validator: &mut Validator<'a>,
+    path: &str,
+    given: RawValue<'a>,
+) -> Option<Vec<T>> {
+    let tables = given.list().ok()?;
+    if tables.iter().any(|it| it.table().is_err()) {
+        return None;
+    }
+    let table = |(number, table)| read_table(validator, &format!("{path}.{number}"), Some(table));
+    Some(tables.into_iter().enumerate().map(table).collect())
+}
+
+/// Lays the values of `--set` over those of the file.
+fn assign<'a>(validator: &Validator<'a>, path: &str, values: &mut RawTable<'a>) {
+    let name = values.get("name").and_then(|name| name.text().ok());
+    let table = match (path.strip_prefix("service."), name) {
+        (Some(number), Some(name)) if !number.contains('.') => format!("service.{name}"),
+        _ => path.to_owned(),
+    };
+    for it in validator.assignments.iter().filter(|it| it.table == table) {
+        values.insert(it.key, RawValue::toml(&it.value, Source::Set(it.set)));
+    }
+}
+
+/// The keys of one table, while they are read.
+pub(super) struct Fields<'v, 'a> {
+    path: &'v str,
+    values: RawTable<'a>,
+    origin: Origin,
+    misspelt: BTreeSet<&'static str>,
+    validator: &'v mut Validator<'a>,
+}
+
+impl<'a> Fields<'_, 'a> {
+    /// Reads the value of a key: the command line's, or else the file's, or else the default.
+    pub fn read<K: Kind>(&mut self, key: Key, kind: &K, default: K::Value) -> K::Value {
+        let path = format!("{}.{}", self.path, key.name);
+        let option = key.option.and_then(|option| {
+            let values = self.validator.overrides.values(&public(&path))?;
+            Some(RawValue::option(values, option.flag))
+        });
+        let Some(given) = option.or_else(|| self.values.get(key.name).copied()) else {
+            self.absent(key, &path);
+            return default;
+        };
+        self.validator.note(&path, given.source.origin());
+        let value = kind.read(&mut Input {
+            given,
+            path: &path,
+            validator: self.validator,
+        });
+        value.unwrap_or_else(|| {
+            self.validator.advise_default(&kind.show(&default));
+            default
+        })
+    }
+
+    fn absent(&mut self, key: Key, path: &str) {
+        // Of a table that may be repeated, the line says which one it is.
+        let origin = match path.starts_with("service.") || key.is_required {
+            true => self.origin.clone(),
+            false => self.validator.absent(),
+        };
+        self.validator.note(path, origin);
+        if !key.is_required {
+            return;
+        }
+        if self.misspelt.contains(key.name) {
+            // The unknown key was reported.
+            self.validator.forget(path);
+            return;
+        }
+        self.validator.reject(
+            path,
+            ProblemKind::Missing,
+            "the setting is missing",
+            format!("{} = {}", key.name, key.example.unwrap_or_default()),
+            "add it to this table",
+        );
+    }
 }
 
 /// Declares tables. A key is declared as

@@ -17,18 +17,18 @@ use super::{
     family::from_mapped,
     layout::{self, open_map},
 };
-use crate::config::{Identity, Pinned};
+use crate::config::{Identity, PinnedIds};
 
 /// The pinned ids, selections and states; empty if nothing is pinned.
 #[derive(Debug, Clone, Default)]
 pub struct Adoption {
-    pub pinned: Pinned,
+    pub pinned: PinnedIds,
     pub adopted: AdoptedState,
 }
 
 impl Adoption {
     pub fn is_empty(&self) -> bool {
-        self.pinned == Pinned::default()
+        self.pinned == PinnedIds::default()
     }
 }
 

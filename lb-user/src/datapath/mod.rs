@@ -67,7 +67,7 @@ use tracing::{info, warn};
 
 use crate::{
     addresses,
-    config::{Config, Identity, Pinned, identities},
+    config::{Config, Identity, PinnedIds, identities},
     deny::Prefix,
 };
 use attachments::Attachments;
@@ -239,7 +239,7 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map that could not be read.
-    pub fn numbers(&self) -> Result<Pinned> {
+    pub fn numbers(&self) -> Result<PinnedIds> {
         let mut pinned = adopt::read(&self.pin_path)?.pinned;
         for (id, identity) in &mut pinned.backends {
             if let Some(known) = self.identities.get(id) {
@@ -251,7 +251,7 @@ impl Datapath {
 
     /// Replaces the backends by those of a changed configuration. Backends that stay keep their state. The core's
     /// updates follow, and [`Self::publish_services`] last.
-    pub fn prepare_reload(&mut self, settings: &CoreSettings, numbers: &Pinned) {
+    pub fn prepare_reload(&mut self, settings: &CoreSettings, numbers: &PinnedIds) {
         self.backends = replace_backends(&self.backends, settings, numbers);
         self.identities.extend(identities(settings));
         self.generation += 1;
@@ -609,7 +609,7 @@ fn initial_backends(settings: &CoreSettings) -> BTreeMap<BackendId, BackendState
 fn replace_backends(
     before: &BTreeMap<BackendId, BackendState>,
     settings: &CoreSettings,
-    numbers: &Pinned,
+    numbers: &PinnedIds,
 ) -> BTreeMap<BackendId, BackendState> {
     let mut backends = initial_backends(settings);
     let known = before.values().filter(|it| !it.is_fallback);

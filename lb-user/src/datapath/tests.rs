@@ -168,10 +168,10 @@ impl World {
         }
     }
 
-    fn numbers(&self) -> Pinned {
+    fn numbers(&self) -> PinnedIds {
         let id = |id: &u32| BackendId(*id);
         let goes_on = |it: &&Backend| matches!(it.state, state::UP | state::DRAINING);
-        Pinned {
+        PinnedIds {
             services: self.services.clone(),
             backends: self
                 .entries

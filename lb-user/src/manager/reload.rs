@@ -22,7 +22,7 @@ use tracing::warn;
 
 use super::{Manager, ManagerRequest};
 use crate::{
-    config::{Changes, Config, ConfigError, Pinned},
+    config::{Changes, Config, ConfigError, PinnedIds},
     datapath::{Netlink, Routes},
     event_log::{self, LogFile},
     heartbeat_receiver,
@@ -222,7 +222,7 @@ impl Manager {
 
     /// Brings core and datapath in line with a configuration that differs only in what can change while a
     /// manager runs. `routes` are those to new workers; the route monitor looks up missing ones later.
-    pub(super) fn apply_config(&mut self, config: Config, numbers: &Pinned, routes: &Routes) {
+    pub(super) fn apply_config(&mut self, config: Config, numbers: &PinnedIds, routes: &Routes) {
         let settings = config.settings(numbers);
         self.datapath.prepare_reload(&settings, numbers);
         // The core may select a new worker at its first heartbeat, or a moved one at once.

@@ -10,7 +10,7 @@ use std::{
 
 use lb_core::{AdminAction, AdminState, Core, Memory, Pressure, Report, Severity, WorkerState};
 use memlb::{
-    config::{Config, Overrides, Pinned},
+    config::{Config, Overrides, PinnedIds},
     control::{AdminReply, Request},
     datapath::{BackendTraffic, Packets, Stats},
     event_stream::EventRecord,
@@ -303,7 +303,7 @@ fn app(workers: usize, connections: u64) -> App {
 
 pub fn status(workers: usize, connections: u64, start: Instant) -> Status {
     let config = Config::parse(&configuration(workers), "test", &Overrides::default(), None);
-    let mut core = Core::new(config.unwrap().settings(&Pinned::default()), start);
+    let mut core = Core::new(config.unwrap().settings(&PinnedIds::default()), start);
     for number in 1..=workers as u64 {
         let report = Report {
             worker: format!("worker{number}"),

@@ -5,31 +5,29 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_common::maps::MAX_NAT_SOURCES;
 
-use super::{Kind, list};
-use crate::config::document::RawValue;
+use super::{Input, Kind, list};
 use crate::config::error::{BadValue, ProblemKind};
-use crate::config::fields::Validator;
 
 /// `ALTIFNAMSIZ` of linux/if.h less its final NUL; alternative names may be longer than others.
 const LONGEST_INTERFACE_NAME: usize = 127;
 
-/// Reads the items of a list of texts; an item that has a problem is left out.
-fn items<T: PartialEq>(
-    given: RawValue<'_>,
-    path: &str,
-    validator: &mut Validator<'_>,
-    parse: impl Fn(&str, &[T]) -> Result<T, BadValue>,
-) -> Option<Vec<T>> {
-    let given = validator.check(path, given.list())?;
-    let mut items = Vec::new();
-    for item in given {
-        validator.note(path, item.source.origin());
-        let Some(text) = validator.check(path, item.text()) else {
-            continue;
-        };
-        items.extend(validator.check(path, parse(text.trim(), &items)));
+impl Input<'_, '_> {
+    /// Reads the items of a list of texts; an item that has a problem is left out.
+    fn items<T: PartialEq>(
+        &mut self,
+        parse: impl Fn(&str, &[T]) -> Result<T, BadValue>,
+    ) -> Option<Vec<T>> {
+        let given = self.check(self.given.list())?;
+        let mut items = Vec::new();
+        for item in given {
+            self.validator.note(self.path, item.source.origin());
+            let Some(text) = self.check(item.text()) else {
+                continue;
+            };
+            items.extend(self.check(parse(text.trim(), &items)));
+        }
+        Some(items)
     }
-    Some(items)
 }
 
 /// The names of interfaces, at least one.
@@ -38,13 +36,8 @@ pub struct Interfaces;
 impl Kind for Interfaces {
     type Value = Vec<String>;
 
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Vec<String>> {
-        items(given, path, validator, |name, before: &[String]| {
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Vec<String>> {
+        input.items(|name, before: &[String]| {
             let fits = (1..=LONGEST_INTERFACE_NAME).contains(&name.len());
             let allowed = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
             if !fits || !name.chars().all(allowed) {
@@ -85,15 +78,10 @@ pub struct HostNames;
 impl Kind for HostNames {
     type Value = Vec<String>;
 
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Vec<String>> {
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Vec<String>> {
         let allowed = |it: char| it.is_ascii_alphanumeric() || matches!(it, '.' | '-' | '_');
-        items(given, path, validator, |name, _: &[String]| {
-            match !name.is_empty() && name.chars().all(allowed) {
+        input.items(
+            |name, _: &[String]| match !name.is_empty() && name.chars().all(allowed) {
                 true => Ok(name.to_owned()),
                 false => Err(BadValue {
                     kind: ProblemKind::BadName,
@@ -102,8 +90,8 @@ impl Kind for HostNames {
                         .into(),
                     remedy: "write only the name; addresses need no entry".to_owned(),
                 }),
-            }
-        })
+            },
+        )
     }
 
     fn show(&self, value: &Vec<String>) -> String {
@@ -117,35 +105,27 @@ pub struct NatSources;
 impl Kind for NatSources {
     type Value = Vec<IpAddr>;
 
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Vec<IpAddr>> {
-        let sources = items(given, path, validator, |text, before: &[IpAddr]| match text
-            .parse()
-            .ok()
-            .filter(|ip| is_host(*ip))
-        {
-            Some(ip) if before.contains(&ip) => Err(repeated(text, ProblemKind::BadNatSource)),
-            Some(ip) => Ok(ip),
-            None => Err(BadValue {
-                kind: ProblemKind::BadNatSource,
-                what: format!("{text:?} is no address of one host"),
-                expected: "IP addresses of this manager without ports, as in \
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Vec<IpAddr>> {
+        let sources = input.items(|text, before: &[IpAddr]| {
+            match text.parse().ok().filter(|ip| is_host(*ip)) {
+                Some(ip) if before.contains(&ip) => Err(repeated(text, ProblemKind::BadNatSource)),
+                Some(ip) => Ok(ip),
+                None => Err(BadValue {
+                    kind: ProblemKind::BadNatSource,
+                    what: format!("{text:?} is no address of one host"),
+                    expected: "IP addresses of this manager without ports, as in \
                                [\"192.168.56.101\"]"
-                    .into(),
-                remedy: "write the addresses that `ip address` shows at the interface towards \
+                        .into(),
+                    remedy: "write the addresses that `ip address` shows at the interface towards \
                              the workers"
-                    .to_owned(),
-            }),
+                        .to_owned(),
+                }),
+            }
         })?;
         for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
             let count = sources.iter().filter(|ip| ip.is_ipv4() == is_v4).count();
             if count > MAX_NAT_SOURCES as usize {
-                validator.reject(
-                    path,
+                input.reject(
                     ProblemKind::BadNatSource,
                     format!("{count} {family} addresses are named"),
                     format!("at most {MAX_NAT_SOURCES} of each family"),
@@ -176,13 +156,8 @@ pub struct Networks;
 impl Kind for Networks {
     type Value = Vec<IpNet>;
 
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Vec<IpNet>> {
-        items(given, path, validator, |text, _: &[IpNet]| {
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Vec<IpNet>> {
+        input.items(|text, _: &[IpNet]| {
             let (what, remedy) = match text.parse::<IpNet>() {
                 Ok(network) if network == network.trunc() => return Ok(network),
                 Ok(network) => (

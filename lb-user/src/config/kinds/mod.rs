@@ -1,7 +1,6 @@
 //! The kinds of values: how each is parsed, which bounds it has, and how the file shows it.
 
 mod lists;
-mod tables;
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -12,30 +11,48 @@ use std::time::Duration;
 
 use lb_core::{MANAGER, MaxShare, Mode, NO_BACKEND, Policy, Pressure, Protocol, Threshold};
 
-use super::Attach;
 use super::document::RawValue;
 use super::error::{BadValue, ProblemKind};
-use super::fields::Validator;
-use super::values::{self, PortRange, show_duration};
+use super::validator::Validator;
+use super::values::{self, Attach, PortRange, show_duration};
 use super::words::nearest;
 use crate::heartbeat::{Authentication, check_name};
 
 pub(super) use lists::{HostNames, Interfaces, NatSources, Networks};
-pub(super) use tables::{Joining, Port, Workers};
 
 /// `sun_path` of `struct sockaddr_un`, less its final NUL.
 const LONGEST_SOCKET_PATH: usize = 107;
 
+/// A value as written, and where its problems go.
+pub(super) struct Input<'v, 'a> {
+    pub given: RawValue<'a>,
+    pub path: &'v str,
+    pub validator: &'v mut Validator<'a>,
+}
+
+impl Input<'_, '_> {
+    /// Returns the value, or reports what is wrong with it.
+    fn check<T>(&mut self, value: Result<T, BadValue>) -> Option<T> {
+        self.validator.check(self.path, value)
+    }
+
+    pub fn reject(
+        &mut self,
+        kind: ProblemKind,
+        what: impl Into<String>,
+        expected: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.validator
+            .reject(self.path, kind, what, expected, remedy);
+    }
+}
+
 pub(super) trait Kind {
     type Value;
 
-    /// Parses the value at `path`; problems go to the validator.
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Self::Value>;
+    /// Parses the value, or reports its problems.
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Self::Value>;
 
     /// Returns the value as TOML.
     fn show(&self, value: &Self::Value) -> String;
@@ -50,7 +67,7 @@ fn quoted(text: impl AsRef<str>) -> String {
     format!("{:?}", text.as_ref())
 }
 
-fn list<T: ToString>(items: &[T]) -> String {
+pub(super) fn list<T: ToString>(items: &[T]) -> String {
     let items: Vec<String> = items.iter().map(|it| quoted(it.to_string())).collect();
     format!("[{}]", items.join(", "))
 }
@@ -61,14 +78,9 @@ macro_rules! simple_kind {
         impl Kind for $kind {
             type Value = $value;
 
-            fn read<'a>(
-                &self,
-                given: RawValue<'a>,
-                path: &str,
-                validator: &mut Validator<'a>,
-            ) -> Option<$value> {
+            fn read(&self, input: &mut Input<'_, '_>) -> Option<$value> {
                 let parse = |$this: &Self, $given: RawValue<'_>| -> Result<$value, BadValue> { $parse };
-                validator.check(path, parse(self, given))
+                input.check(parse(self, input.given))
             }
 
             fn show(&self, $shown: &$value) -> String {
@@ -218,25 +230,17 @@ pub(super) struct Integer(pub RangeInclusive<u32>);
 impl Kind for Integer {
     type Value = u32;
 
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<u32> {
-        let number = validator.check(path, given.integer())?;
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<u32> {
+        let number = input.check(input.given.integer())?;
         let value = u32::try_from(number).ok();
         let value = value.filter(|number| self.0.contains(number));
         let (least, most) = (self.0.start(), self.0.end());
-        validator.check(
-            path,
-            value.ok_or_else(|| BadValue {
-                kind: ProblemKind::OutOfRange,
-                what: format!("{number} is out of range"),
-                expected: format!("from {least} to {most}").into(),
-                remedy: "write one that is in this range".to_owned(),
-            }),
-        )
+        input.check(value.ok_or_else(|| BadValue {
+            kind: ProblemKind::OutOfRange,
+            what: format!("{number} is out of range"),
+            expected: format!("from {least} to {most}").into(),
+            remedy: "write one that is in this range".to_owned(),
+        }))
     }
 
     fn show(&self, value: &u32) -> String {
@@ -273,14 +277,9 @@ impl Time {
 impl Kind for Time {
     type Value = Duration;
 
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Duration> {
-        let text = validator.check(path, given.scalar())?;
-        let time = validator.check(path, values::duration(&text))?;
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Duration> {
+        let text = input.check(input.given.scalar())?;
+        let time = input.check(values::duration(&text))?;
         let longest = show_duration(self.longest);
         let (kind, what, expected) = match time {
             Duration::ZERO if !self.may_be_zero => (
@@ -295,7 +294,7 @@ impl Kind for Time {
             ),
             time => return Some(time),
         };
-        validator.reject(path, kind, what, expected, "write a duration in this range");
+        input.reject(kind, what, expected, "write a duration in this range");
         None
     }
 
@@ -319,14 +318,9 @@ pub(super) struct Percent(pub RangeInclusive<u32>);
 impl Kind for Percent {
     type Value = u32;
 
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<u32> {
-        let text = validator.check(path, given.scalar())?;
-        validator.check(path, values::percent(&text, self.0.clone()))
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<u32> {
+        let text = input.check(input.given.scalar())?;
+        input.check(values::percent(&text, self.0.clone()))
     }
 
     fn show(&self, value: &u32) -> String {
@@ -349,13 +343,8 @@ impl PressureLimit {
 impl Kind for PressureLimit {
     type Value = Pressure;
 
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<Pressure> {
-        let percent = Self::PERCENT.read(given, path, validator)?;
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Pressure> {
+        let percent = Self::PERCENT.read(input)?;
         Some(Pressure::percent(percent))
     }
 
@@ -409,13 +398,8 @@ impl<T> Choice<T> {
 impl<T: Named> Kind for Choice<T> {
     type Value = T;
 
-    fn read<'a>(
-        &self,
-        given: RawValue<'a>,
-        path: &str,
-        validator: &mut Validator<'a>,
-    ) -> Option<T> {
-        let text = validator.check(path, given.text())?;
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<T> {
+        let text = input.check(input.given.text())?;
         if let Some(value) = T::ALL.iter().find(|value| value.name() == text) {
             return Some(*value);
         }
@@ -433,13 +417,7 @@ impl<T: Named> Kind for Choice<T> {
             None => "write one that is known; `memlb check --example` explains them".to_owned(),
         };
         let known: Vec<String> = known.iter().map(quoted).collect();
-        validator.reject(
-            path,
-            kind,
-            what,
-            format!("one of {}", known.join(", ")),
-            remedy,
-        );
+        input.reject(kind, what, format!("one of {}", known.join(", ")), remedy);
         None
     }
 

@@ -1,0 +1,112 @@
+//! The tables within a service: its workers, and the agents that may join.
+
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the documentation is that of the example file"
+)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::error::ProblemKind;
+use super::key::{Key, Reload};
+use super::kinds::{HostAddress, Input, Integer, Kind, Networks, Percent, WorkerName, list};
+use super::section::{
+    Described, Difference, Fields, REWRITE, Section, read_table, read_tables, sections,
+};
+
+/// Stands in for an address that is missing.
+pub(super) const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+sections! {
+    /// A worker of a service.
+    pub struct Worker {
+        /// The name in its agent's heartbeats.
+        name: String = String::new(), WorkerName, Live, required("\"worker1\"");
+
+        /// The address of its server.
+        address: SocketAddr = NO_ADDRESS, HostAddress, Live, required("\"192.168.56.103:8081\"");
+
+        /// Its share beside others that are as good.
+        weight_percent as "weight": u32 = 100, Percent(1..=1_000), Live;
+    }
+
+    /// The agents that become workers by starting: those with a key, in these networks.
+    pub struct AutoJoin {
+        /// The networks that their heartbeats may come from.
+        networks: Vec<IpNet> = Vec::new(), Networks, Live;
+
+        /// The port of their servers; the address is the one that their heartbeats come from.
+        port: u16 = 8081, Port, Live, required("8081");
+    }
+}
+
+/// The agents that may join; none where no network is named.
+pub(super) struct Joining;
+
+impl Kind for Joining {
+    type Value = Option<AutoJoin>;
+
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Option<AutoJoin>> {
+        if input.given.table().is_err() {
+            input.reject(
+                ProblemKind::WrongType,
+                "it is networks and a port, in braces",
+                "auto_join = { networks = [\"192.168.56.0/24\"], port = 8081 }",
+                REWRITE,
+            );
+            return None;
+        }
+        let auto_join: AutoJoin = read_table(input.validator, input.path, Some(input.given));
+        Some((!auto_join.networks.is_empty()).then_some(auto_join))
+    }
+
+    fn show(&self, value: &Option<AutoJoin>) -> String {
+        let AutoJoin { networks, port } = value.clone().unwrap_or_default();
+        format!("{{ networks = {}, port = {port} }}", list(&networks))
+    }
+}
+
+/// A port, or 0 where none is named.
+pub(super) struct Port;
+
+impl Kind for Port {
+    type Value = u16;
+
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<u16> {
+        let number = Integer(1..=65_535).read(input)?;
+        u16::try_from(number).ok()
+    }
+
+    fn show(&self, value: &u16) -> String {
+        value.to_string()
+    }
+}
+
+/// The workers of a service.
+pub(super) struct Workers;
+
+impl Kind for Workers {
+    type Value = Vec<Worker>;
+
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Vec<Worker>> {
+        let workers = read_tables(input.validator, input.path, input.given);
+        if workers.is_none() {
+            input.reject(
+                ProblemKind::WrongType,
+                "a worker is a name with an address",
+                "workers = [{ name = \"worker1\", address = \"192.168.56.103:8081\" }]",
+                REWRITE,
+            );
+        }
+        workers
+    }
+
+    fn show(&self, value: &Vec<Worker>) -> String {
+        let worker =
+            |it: &Worker| format!("{{ name = {:?}, address = \"{}\" }}", it.name, it.address);
+        let workers: Vec<String> = value.iter().map(worker).collect();
+        format!("[{}]", workers.join(", "))
+    }
+}
