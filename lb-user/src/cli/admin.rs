@@ -37,24 +37,9 @@ const SILENT_AFTER: Duration = Duration::from_secs(30);
 const MAX_LISTED: usize = 10_000;
 const MAX_NAMED: usize = 5;
 
-/// Send no new connections to a worker; open ones continue
-///
-/// The order is in force until `memlb undrain`, also after a restart of the manager or of the machine.
+// Of `drain` and `maintenance`; `Verb` has their texts.
 #[derive(clap::Args)]
 pub struct DrainArgs {
-    #[command(flatten)]
-    target: WorkerSelector,
-
-    #[command(flatten)]
-    wait_options: WaitOptions,
-
-    #[command(flatten)]
-    remote: Remote,
-}
-
-/// Drain a worker for maintenance: its silence or bad health raises no alarm
-#[derive(clap::Args)]
-pub struct MaintenanceArgs {
     #[command(flatten)]
     target: WorkerSelector,
 
@@ -192,45 +177,35 @@ struct SilentConnection {
 }
 
 pub fn drain(args: DrainArgs) -> CliResult {
-    set_state(
-        args.target,
-        args.wait_options,
-        &args.remote,
-        AdminState::Drain,
-    )
+    set_state(args, AdminState::Drain)
 }
 
-pub fn maintenance(args: MaintenanceArgs) -> CliResult {
-    set_state(
-        args.target,
-        args.wait_options,
-        &args.remote,
-        AdminState::Maintenance,
-    )
+pub fn maintenance(args: DrainArgs) -> CliResult {
+    set_state(args, AdminState::Maintenance)
 }
 
 pub fn undrain(args: UndrainArgs) -> CliResult {
-    let ordered = send_command(&args.remote, &args.target, AdminAction::Undrain)?;
-    finish(&args.remote, ordered, None, false)
+    execute(&args.remote, &args.target, AdminAction::Undrain)
 }
 
 pub fn weight(args: WeightArgs) -> CliResult {
     let percent = args.percent;
-    let ordered = send_command(&args.remote, &args.target, AdminAction::Weight { percent })?;
-    finish(&args.remote, ordered, None, false)
+    execute(&args.remote, &args.target, AdminAction::Weight { percent })
 }
 
 pub fn pause(args: PauseArgs) -> CliResult {
     let for_ms = u64::try_from(args.duration.as_millis()).unwrap_or(u64::MAX);
     let target = WorkerSelector::in_all_services(args.worker, args.reason);
-    let ordered = send_command(&args.remote, &target, AdminAction::Pause { for_ms })?;
-    finish(&args.remote, ordered, None, false)
+    execute(&args.remote, &target, AdminAction::Pause { for_ms })
 }
 
 pub fn resume(args: ResumeArgs) -> CliResult {
     let target = WorkerSelector::in_all_services(args.worker, None);
-    let ordered = send_command(&args.remote, &target, AdminAction::Resume)?;
-    finish(&args.remote, ordered, None, false)
+    execute(&args.remote, &target, AdminAction::Resume)
+}
+
+fn execute(remote: &Remote, target: &WorkerSelector, action: AdminAction) -> CliResult {
+    finish(remote, send_command(remote, target, action)?, None, false)
 }
 
 fn percent(text: &str) -> Result<u32, String> {
@@ -240,12 +215,13 @@ fn percent(text: &str) -> Result<u32, String> {
         .map_err(|_| "expected a whole number of percent, such as 50 or 50%".to_owned())
 }
 
-fn set_state(
-    target: WorkerSelector,
-    wait_options: WaitOptions,
-    remote: &Remote,
-    state: AdminState,
-) -> CliResult {
+fn set_state(args: DrainArgs, state: AdminState) -> CliResult {
+    let DrainArgs {
+        target,
+        wait_options,
+        remote,
+    } = args;
+    let remote = &remote;
     if wait_options.cut {
         let error = anyhow::anyhow!("--cut was renamed: use --terminate");
         return Err(CliError::Usage(error));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use memlb::{
-    agent::{self, Check, Settings, Sources, Target},
+    agent::{self, AgentSettings, Check, CheckTarget, Sources},
     datapath::dsr::{self, DsrMapping},
     heartbeat::{MAX_TRANSLATED, check_name, check_pause},
     keys::{credential, read_key},
@@ -88,7 +88,7 @@ struct CheckArgs {
     /// Check this worker's own service, and report when it does not answer: tcp://HOST:PORT or
     /// http://HOST[:PORT][/PATH]
     #[arg(long = "check", value_name = "URL")]
-    target: Option<Target>,
+    target: Option<CheckTarget>,
 
     /// HTTP status, or range of statuses, that counts as success
     #[arg(long, value_name = "N[-M]", default_value = "200-399", value_parser = agent::parse_status, requires = "target")]
@@ -186,7 +186,7 @@ pub fn run(args: Args) -> CliResult {
         check_timeout,
         check_failures,
     } = args.check;
-    Ok(block_on(agent::run(Settings {
+    Ok(block_on(agent::run(AgentSettings {
         managers: args.managers,
         name,
         interval: args.interval,

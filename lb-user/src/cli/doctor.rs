@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::exit, time::Duration};
 
 use anyhow::Context;
 use memlb::{
-    agent::{self, Check, Target},
+    agent::{self, Check, CheckTarget},
     doctor::{self, Diagnosis},
 };
 
@@ -52,7 +52,7 @@ struct WorkerArgs {
 
     /// With --agent: this worker's own server, tcp://HOST:PORT or http://HOST[:PORT][/PATH]
     #[arg(long = "check", value_name = "URL", requires = "agent")]
-    target: Option<Target>,
+    target: Option<CheckTarget>,
 }
 
 pub fn run(args: &Args) -> CliResult {

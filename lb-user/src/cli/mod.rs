@@ -71,8 +71,12 @@ enum Verb {
     Top(top::Args),
     Services(status::ServicesArgs),
     Workers(status::WorkersArgs),
+    /// Send no new connections to a worker; open ones continue
+    ///
+    /// The order is in force until `memlb undrain`, also after a restart of the manager or of the machine.
     Drain(admin::DrainArgs),
-    Maintenance(admin::MaintenanceArgs),
+    /// Drain a worker for maintenance: its silence or bad health raises no alarm
+    Maintenance(admin::DrainArgs),
     Undrain(admin::UndrainArgs),
     Weight(admin::WeightArgs),
     Pause(admin::PauseArgs),
