@@ -135,11 +135,11 @@ fn serves_by_itself_until_a_worker_is_heard() {
         service["reason"]
             .as_str()
             .unwrap()
-            .contains("no worker was heard yet")
+            .contains("no worker has sent a heartbeat yet")
     );
     cluster.start_agent(1).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
-    // It was merely heard first; with two to compare the better one is taken.
+    // Its heartbeat only came first; with two to compare, the better one is selected.
     cluster.start_agent(0).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
 }

@@ -194,7 +194,7 @@ events! {
         service: String,
         /// Nothing at the manager's start.
         from: Option<String>,
-        /// A worker, `manager`, `nobody`, or `*` where connections are spread.
+        /// A worker, `manager`, `none`, or `*` where connections are spread.
         to: String,
         /// Nothing where connections are spread.
         backend: Option<BackendId>,

@@ -7,4 +7,4 @@ pub const MANAGER: &str = "manager";
 pub const ALL_WORKERS: &str = "*";
 
 /// What is selected while no worker is up and there is no fallback: new connections are refused.
-pub const NO_BACKEND: &str = "nobody";
+pub const NO_BACKEND: &str = "none";

@@ -63,7 +63,11 @@ impl fmt::Display for Reason {
         };
         match (self.rule, &self.from) {
             (Rule::NothingHeard, _) => {
-                write!(f, "no worker was heard yet, so {}", fallback_outcome(to))
+                write!(
+                    f,
+                    "no worker has sent a heartbeat yet, so {}",
+                    fallback_outcome(to)
+                )
             }
             (Rule::Spread, _) => {
                 f.write_str("new connections are spread over the workers that are up")
@@ -91,7 +95,7 @@ impl fmt::Display for Reason {
             }
             (Rule::FirstComparison, Some(from)) => {
                 self.more_memory(from, has, f)?;
-                f.write_str(", which was merely heard first")
+                f.write_str(", which was selected because its heartbeat came first")
             }
             (Rule::Failover, Some(from)) => write!(
                 f,

@@ -42,7 +42,7 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     /// A worker that has more memory by more than the threshold, and waits for the end of the hold.
     #[serde(default)]
     pub waiting: Option<WaitingSnapshot>,
-    /// The selected worker, `manager`, `nobody`, or `*` while connections are spread.
+    /// The selected worker, `manager`, `none`, or `*` while connections are spread.
     pub selected: String,
     pub rule: Rule,
     pub reason: String,

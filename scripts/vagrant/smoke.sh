@@ -20,12 +20,12 @@ main() {
     report "$first has the most memory" "$first"
 
     step "$first's memory is filled" "$second" fill_memory "${first,}"
-    step "$second is cut off without a word" "$first" cut_off "${second,}"
-    step "$first is cut off, too" Manager cut_off "${first,}"
+    step "the link of $second is cut" "$first" cut_off "${second,}"
+    step "the link of $first is cut, too" Manager cut_off "${first,}"
     step "$first is back" "$first" reconnect "${first,}"
     step "$second is back, with more memory" "$second" reconnect "${second,}"
     show_status
-    echo "All was as it should be."
+    echo "Every step had the expected outcome."
 }
 
 # step WHAT PAGE COMMAND...: does something and waits until clients get PAGE.

@@ -12,7 +12,10 @@ fn ready_once_a_worker_is_heard_and_while_all_are_down() {
     });
     let early = get(&cluster, "/readyz");
     assert_eq!(early.status, 503);
-    assert_eq!(early.body, "not ready: no worker was heard yet for web\n");
+    assert_eq!(
+        early.body,
+        "not ready: no worker has sent a heartbeat yet for web\n"
+    );
     assert_eq!(get(&cluster, "/healthz").body, "ok\n");
 
     cluster.start_agent(0).unwrap();

@@ -1,4 +1,4 @@
-//! When a service's connections are spread anew, and what is emitted then.
+//! When a service's weights and slots are computed again, and what is emitted then.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
+use lb_core::{MANAGER, NO_BACKEND};
+
 use super::statement::{Location, Statement};
 use crate::addresses::Addresses;
 
@@ -258,7 +260,7 @@ fn valid_name(name: &str) -> String {
         .collect();
     match valid.trim_matches(['.', '-']) {
         "" => "service".to_owned(),
-        "manager" | "nobody" => format!("{valid}-1"),
+        MANAGER | NO_BACKEND => format!("{valid}-1"),
         name => name.to_owned(),
     }
 }

@@ -13,7 +13,7 @@ root=${DESTDIR:-}
 if [[ -n $root ]]; then
     dpkg-deb --extract "$package" "$root"
 else
-    # Again, should the same version have been built anew; a package for a newer Debian is refused here.
+    # Again, if the same version was built again; a package for a newer Debian is refused here.
     DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --reinstall \
         --option=Dpkg::Options::=--force-confold "$package"
 fi

@@ -1,6 +1,7 @@
 //! Mode `dsr`: who can answer clients directly serves, and who cannot is told why.
 
 use super::*;
+use HeartbeatOutcome::Accepted;
 
 fn settings(mode: Mode) -> CoreSettings {
     let mut settings = lab(Threshold::Bytes(64 * MIB));
@@ -29,24 +30,15 @@ fn ineligible_reason(world: &World, worker: &str) -> Option<String> {
 #[test]
 fn a_worker_without_dsr_translator_is_not_chosen_and_told_why_once() {
     let mut world = World::new(settings(Mode::Dsr));
-    assert_eq!(
-        world.hear(&report("worker1", 1, 1, 600)),
-        HeartbeatOutcome::Accepted
-    );
-    assert_eq!(
-        world.hear(&equipped("worker2", 1, 1, 300)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 1, 1, 600), Accepted);
+    assert_eq!(world.hear(&equipped("worker2", 1, 1, 300)), Accepted);
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.state("worker1"), Health::Ineligible);
     assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Ineligible);
     let why = "worker1 has no DSR translator for 192.168.56.101:80/tcp: start its agent with --dsr";
     assert_eq!(ineligible_reason(&world, "worker1").as_deref(), Some(why));
     assert_eq!(ineligible_reason(&world, "worker2"), None);
-    assert_eq!(
-        world.hear(&report("worker1", 1, 2, 600)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 1, 2, 600), Accepted);
     let told: Vec<String> = world
         .events
         .iter()
@@ -63,20 +55,14 @@ fn a_worker_without_dsr_translator_is_not_chosen_and_told_why_once() {
     };
     let mut elsewhere = report("worker1", 1, 3, 600);
     elsewhere.translates = vec![other];
-    assert_eq!(world.hear(&elsewhere), HeartbeatOutcome::Accepted);
+    assert_eq!(world.hear(&elsewhere), Accepted);
     assert_eq!(world.selected(), "worker2");
-    assert_eq!(
-        world.hear(&equipped("worker1", 1, 4, 600)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.hear(&equipped("worker1", 1, 4, 600)), Accepted);
     assert_eq!(world.selected(), "worker1");
     assert_eq!(world.kinds(), ["worker_eligible", "selection_changed"]);
 
     // The DSR translator is gone: so are the connections.
-    assert_eq!(
-        world.hear(&report("worker1", 1, 5, 600)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 1, 5, 600), Accepted);
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.maps.backends[&BackendId(1)].0, Health::Ineligible);
     assert_eq!(world.kinds(), ["worker_ineligible", "selection_changed"]);
@@ -86,10 +72,7 @@ fn a_worker_without_dsr_translator_is_not_chosen_and_told_why_once() {
 fn a_worker_behind_a_router_is_not_chosen() {
     let mut world = World::new(settings(Mode::Dsr));
     for (worker, mib) in [("worker1", 600), ("worker2", 300)] {
-        assert_eq!(
-            world.hear(&equipped(worker, 1, 1, mib)),
-            HeartbeatOutcome::Accepted
-        );
+        assert_eq!(world.hear(&equipped(worker, 1, 1, mib)), Accepted);
     }
     assert_eq!(world.selected(), "worker1");
     let mut links = BTreeMap::from([
@@ -149,10 +132,7 @@ fn a_restart_trusts_only_who_served_directly_before() {
         !world.kinds().contains(&"worker_ineligible".to_owned()),
         "not heard yet"
     );
-    assert_eq!(
-        world.hear(&report("worker1", 1, 1, 600)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 1, 1, 600), Accepted);
     assert_eq!(world.kinds(), ["worker_ineligible", "selection_changed"]);
 }
 
@@ -167,10 +147,7 @@ fn a_restart_bars_nobody_before_it_was_heard() {
     let mut world = World::around(core, now);
     assert_eq!(world.selected(), "worker1");
     assert_eq!(world.state("worker1"), Health::Up);
-    assert_eq!(
-        world.hear(&report("worker1", 1, 1, 600)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 1, 1, 600), Accepted);
     assert_eq!(world.state("worker1"), Health::Ineligible);
     assert_eq!(world.selected(), MANAGER);
 }

@@ -1,16 +1,16 @@
 //! Heartbeats lost, repeated, out of order, late, replayed, and a manager that did not listen.
 
 use super::*;
+use HeartbeatOutcome::{
+    Accepted, Duplicate, OldBoot, Reordered, SequenceReset, Superseded, UnknownWorker,
+};
 
 #[test]
 fn losing_most_heartbeats_is_no_death() {
     let mut world = World::new(lab(Threshold::Auto));
     // 13 of 14 are lost.
     for number in (1..1000).step_by(14) {
-        assert_eq!(
-            world.hear(&report("worker1", 7, number, 400)),
-            HeartbeatOutcome::Accepted
-        );
+        assert_eq!(world.receive("worker1", 7, number, 400), Accepted);
         world.pass(ms(1_400));
         assert_eq!(world.state("worker1"), Health::Up);
     }
@@ -20,31 +20,19 @@ fn losing_most_heartbeats_is_no_death() {
 #[test]
 fn repeated_and_late_heartbeats_refresh_neither_memory_nor_life() {
     let mut world = World::new(lab(Threshold::Auto));
-    assert_eq!(
-        world.hear(&report("worker1", 7, 5, 400)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 7, 5, 400), Accepted);
     let deadline = world.core.poll_timeout();
     world.pass(ms(1_000));
     let before = world.core.snapshot(world.now);
-    assert_eq!(
-        world.hear(&report("worker1", 7, 5, 100)),
-        HeartbeatOutcome::Duplicate
-    );
-    assert_eq!(
-        world.hear(&report("worker1", 7, 4, 100)),
-        HeartbeatOutcome::Reordered
-    );
+    assert_eq!(world.receive("worker1", 7, 5, 100), Duplicate);
+    assert_eq!(world.receive("worker1", 7, 4, 100), Reordered);
     assert_eq!(world.core.snapshot(world.now), before);
     assert_eq!(world.core.poll_timeout(), deadline);
     world.pass(ms(1_000));
     assert_eq!(world.state("worker1"), Health::Down);
     // Nor do they bring a dead worker back.
     for number in [5, 4, 3, 2, 1] {
-        assert_ne!(
-            world.hear(&report("worker1", 7, number, 400)),
-            HeartbeatOutcome::Accepted
-        );
+        assert_ne!(world.receive("worker1", 7, number, 400), Accepted);
     }
     assert_eq!(world.state("worker1"), Health::Down);
 }
@@ -52,23 +40,11 @@ fn repeated_and_late_heartbeats_refresh_neither_memory_nor_life() {
 #[test]
 fn a_restarted_agent_begins_anew_and_its_earlier_life_is_over() {
     let mut world = World::new(lab(Threshold::Auto));
-    assert_eq!(
-        world.hear(&report("worker1", 7, 900, 400)),
-        HeartbeatOutcome::Accepted
-    );
-    assert_eq!(
-        world.hear(&report("worker1", 8, 1, 300)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 7, 900, 400), Accepted);
+    assert_eq!(world.receive("worker1", 8, 1, 300), Accepted);
     // A straggler from before the restart, newer by its number.
-    assert_eq!(
-        world.hear(&report("worker1", 7, 901, 400)),
-        HeartbeatOutcome::OldBoot
-    );
-    assert_eq!(
-        world.hear(&report("worker1", 8, 2, 300)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 7, 901, 400), OldBoot);
+    assert_eq!(world.receive("worker1", 8, 2, 300), Accepted);
     let kinds = world.kinds();
     let restarts = kinds.iter().filter(|kind| *kind == "agent_restarted");
     assert_eq!(restarts.count(), 1);
@@ -81,17 +57,17 @@ fn after_a_silence_unsigned_numbers_may_begin_anew() {
         ..report("worker1", 7, number, 400)
     };
     let mut world = World::new(lab(Threshold::Auto));
-    assert_eq!(world.hear(&unsigned(36_000)), HeartbeatOutcome::Accepted);
+    assert_eq!(world.hear(&unsigned(36_000)), Accepted);
     world.pass(DOWN_AFTER);
-    assert_eq!(world.hear(&unsigned(1_000)), HeartbeatOutcome::Reordered);
+    assert_eq!(world.hear(&unsigned(1_000)), Reordered);
     world.pass(ms(1));
     assert_eq!(world.state("worker1"), Health::Down);
     for number in 1_001..1_003 {
-        assert_eq!(world.hear(&unsigned(number)), HeartbeatOutcome::Accepted);
+        assert_eq!(world.hear(&unsigned(number)), Accepted);
         world.pass(BEAT);
     }
     assert_eq!(world.state("worker1"), Health::Up);
-    assert_eq!(world.hear(&unsigned(1_001)), HeartbeatOutcome::Reordered);
+    assert_eq!(world.hear(&unsigned(1_001)), Reordered);
     let kinds = world.kinds();
     let resets = kinds.iter().filter(|kind| *kind == "sequence_reset");
     assert_eq!(resets.count(), 1);
@@ -100,29 +76,26 @@ fn after_a_silence_unsigned_numbers_may_begin_anew() {
 #[test]
 fn after_a_silence_a_signed_worker_needs_a_new_boot() {
     let mut world = World::new(lab(Threshold::Auto));
-    assert_eq!(
-        world.hear(&report("worker1", 7, 36_000, 400)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 7, 36_000, 400), Accepted);
     world.pass(ms(60_000));
     for number in 1_000..1_010 {
-        let recorded = world.hear(&report("worker1", 7, number, 400));
-        assert_eq!(recorded, HeartbeatOutcome::SequenceReset);
+        let recorded = world.receive("worker1", 7, number, 400);
+        assert_eq!(recorded, SequenceReset);
     }
-    let last = world.hear(&report("worker1", 7, 36_000, 400));
-    assert_eq!(last, HeartbeatOutcome::Duplicate);
+    let last = world.receive("worker1", 7, 36_000, 400);
+    assert_eq!(last, Duplicate);
     assert_eq!(world.state("worker1"), Health::Down);
     for number in 1_010..1_012 {
-        let restored = world.hear(&report("worker1", 8, number, 400));
-        assert_eq!(restored, HeartbeatOutcome::Accepted);
+        let restored = world.receive("worker1", 8, number, 400);
+        assert_eq!(restored, Accepted);
         world.pass(BEAT);
     }
     assert_eq!(world.state("worker1"), Health::Up);
     // What was recorded of the boot before counts no more, now or after the next silence.
     let before = report("worker1", 7, 1_009, 400);
-    assert_eq!(world.hear(&before), HeartbeatOutcome::OldBoot);
+    assert_eq!(world.hear(&before), OldBoot);
     world.pass(ms(60_000));
-    assert_eq!(world.hear(&before), HeartbeatOutcome::SequenceReset);
+    assert_eq!(world.hear(&before), SequenceReset);
     assert_eq!(world.state("worker1"), Health::Down);
 }
 
@@ -151,45 +124,26 @@ fn stale_memory_figures_are_told_once_and_the_worker_stays_up() {
 fn of_two_agents_with_one_name_the_survivor_counts() {
     let mut world = World::new(lab(Threshold::Auto));
     for number in 1..10 {
-        let one = world.hear(&report("worker1", 7, number, 400));
-        let other = world.hear(&report("worker1", 8, number, 300));
-        let expected = if number == 1 {
-            HeartbeatOutcome::Accepted
-        } else {
-            HeartbeatOutcome::OldBoot
-        };
-        assert_eq!((one, other), (expected, HeartbeatOutcome::Accepted));
+        let one = world.receive("worker1", 7, number, 400);
+        let other = world.receive("worker1", 8, number, 300);
+        let expected = if number == 1 { Accepted } else { OldBoot };
+        assert_eq!((one, other), (expected, Accepted));
         world.pass(BEAT);
     }
     world.pass(ms(2_000));
     assert_eq!(world.state("worker1"), Health::Down);
-    assert_eq!(
-        world.hear(&report("worker1", 7, 9, 400)),
-        HeartbeatOutcome::Accepted
-    );
-    assert_eq!(
-        world.hear(&report("worker1", 7, 10, 400)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.receive("worker1", 7, 9, 400), Accepted);
+    assert_eq!(world.receive("worker1", 7, 10, 400), Accepted);
     assert_eq!(world.state("worker1"), Health::Up);
-    assert_eq!(
-        world.hear(&report("worker1", 8, 10, 300)),
-        HeartbeatOutcome::OldBoot
-    );
+    assert_eq!(world.receive("worker1", 8, 10, 300), OldBoot);
 }
 
 #[test]
 fn strangers_are_refused() {
     let mut world = World::new(lab(Threshold::Auto));
     let before = world.core.snapshot(world.now);
-    assert_eq!(
-        world.hear(&report("worker3", 7, 1, 400)),
-        HeartbeatOutcome::UnknownWorker
-    );
-    assert_eq!(
-        world.hear(&report("manager", 7, 1, 400)),
-        HeartbeatOutcome::UnknownWorker
-    );
+    assert_eq!(world.receive("worker3", 7, 1, 400), UnknownWorker);
+    assert_eq!(world.receive("manager", 7, 1, 400), UnknownWorker);
     assert_eq!(world.core.snapshot(world.now), before);
 }
 
@@ -205,10 +159,7 @@ fn legacy(worker: &str, available_mib: u64) -> Report {
 fn a_2018_worker_lives_by_the_same_rules() {
     let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
     world.start("worker1", 300);
-    assert_eq!(
-        world.hear(&legacy("worker2", 394)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.hear(&legacy("worker2", 394)), Accepted);
     assert_eq!(world.selected(), "worker2");
     world.pass(ms(1_500));
     assert_eq!(world.selected(), "worker2");
@@ -219,24 +170,12 @@ fn a_2018_worker_lives_by_the_same_rules() {
 #[test]
 fn a_worker_that_speaks_both_forms_is_judged_by_version_1() {
     let mut world = World::new(lab(Threshold::Auto));
-    assert_eq!(
-        world.hear(&legacy("worker1", 100)),
-        HeartbeatOutcome::Accepted
-    );
-    assert_eq!(
-        world.hear(&report("worker1", 7, 1, 400)),
-        HeartbeatOutcome::Accepted
-    );
-    assert_eq!(
-        world.hear(&legacy("worker1", 100)),
-        HeartbeatOutcome::Superseded
-    );
+    assert_eq!(world.hear(&legacy("worker1", 100)), Accepted);
+    assert_eq!(world.receive("worker1", 7, 1, 400), Accepted);
+    assert_eq!(world.hear(&legacy("worker1", 100)), Superseded);
     world.pass(ms(2_000));
     assert_eq!(world.state("worker1"), Health::Down);
-    assert_eq!(
-        world.hear(&legacy("worker1", 100)),
-        HeartbeatOutcome::Accepted
-    );
+    assert_eq!(world.hear(&legacy("worker1", 100)), Accepted);
 }
 
 #[test]
@@ -245,7 +184,7 @@ fn says_once_that_a_worker_sends_too_seldom() {
     for number in 1..5 {
         let mut slow = report("worker1", 7, number, 400);
         slow.interval = Some(ms(501));
-        assert_eq!(world.hear(&slow), HeartbeatOutcome::Accepted);
+        assert_eq!(world.hear(&slow), Accepted);
     }
     let kinds = world.kinds();
     let said = kinds.iter().filter(|kind| *kind == "interval_too_long");
@@ -308,7 +247,7 @@ fn a_flood_that_keeps_the_shell_from_its_timeouts_hides_no_death() {
     let flood = report("stranger", 0, 0, 1);
     for _ in 0..10_000 {
         world.now += ms(1);
-        assert_eq!(world.hear(&flood), HeartbeatOutcome::UnknownWorker);
+        assert_eq!(world.hear(&flood), UnknownWorker);
     }
     // A pause after the deadline was missed excuses nothing.
     world.now += DOWN_AFTER / 3;

@@ -136,7 +136,7 @@ fn a_reload_changes_the_hold_and_a_restart_begins_one() {
 }
 
 #[test]
-fn the_first_choice_binds_nobody() {
+fn the_first_choice_is_not_held() {
     let mut settings = lab(Threshold::Auto);
     settings.services[0].memory.hold = DEFAULT_HOLD;
     let mut world = World::new(settings);
@@ -145,6 +145,6 @@ fn the_first_choice_binds_nobody() {
     assert_eq!(
         world.selected(),
         "worker2",
-        "who was merely heard first does not stay"
+        "the worker of the first heartbeat does not stay selected"
     );
 }

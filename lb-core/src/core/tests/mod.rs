@@ -22,7 +22,7 @@ use crate::*;
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const DOWN_AFTER: Duration = DEFAULT_DOWN_AFTER;
 pub(super) const BEAT: Duration = Duration::from_millis(100);
-/// Nobody: what a service without a fallback selects while no worker is up.
+/// No backend: what a service without a fallback selects while no worker is up.
 pub(super) const REFUSED: BackendId = BackendId(0);
 pub(super) const WEB: ServiceId = ServiceId(0);
 
@@ -238,6 +238,17 @@ impl World {
         let outcome = self.core.handle_heartbeat(report, self.now);
         self.drain();
         outcome
+    }
+
+    /// Handles the heartbeat that [`report`] makes.
+    pub fn receive(
+        &mut self,
+        worker: &str,
+        boot: u64,
+        number: u64,
+        available_mib: u64,
+    ) -> HeartbeatOutcome {
+        self.hear(&report(worker, boot, number, available_mib))
     }
 
     /// Lets time pass: agents beat and deadlines fire, each at its own instant.

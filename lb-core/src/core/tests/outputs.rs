@@ -18,7 +18,7 @@ fn every_change_says_who_how_much_and_against_whom() {
     assert_eq!(
         lines,
         [
-            "service0: manager selected: no worker was heard yet, so the manager serves by itself",
+            "service0: manager selected: no worker has sent a heartbeat yet, so the manager serves by itself",
             "worker1 is up (was unknown), 394.0 MiB available of 700.0 MiB",
             "service0: manager -> worker1: worker1 is up with 394.0 MiB available",
             "worker2 is up (was unknown), 300.0 MiB available of 700.0 MiB",
@@ -79,7 +79,7 @@ fn events_are_flat_json_objects() {
         json!({
             "event": "selection_changed", "service": "service0", "from": null, "to": "manager",
             "backend": 3, "rule": "nothing_heard",
-            "reason": "no worker was heard yet, so the manager serves by itself",
+            "reason": "no worker has sent a heartbeat yet, so the manager serves by itself",
             "from_memory_available_bytes": null, "to_memory_available_bytes": null,
             "threshold_bytes": null,
         })

@@ -248,7 +248,7 @@ fn the_automatic_threshold_is_the_difference_first_seen() {
     assert_eq!(
         world.selected(),
         "worker2",
-        "the first comparison takes the best, not whoever was heard first"
+        "the first comparison selects the best worker, not the one whose heartbeat came first"
     );
     world.take(Memory("worker1", 454));
     assert_eq!(
