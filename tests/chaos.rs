@@ -1,9 +1,9 @@
-//! Everything at once: workers die, links are cut, heartbeats stop or get lost, the manager is killed, reloaded with other
-//! policies and workers, and told to drain, its programs are detached and its interface is renamed, all by a seed, while
-//! clients ask without pause and check what they get.
+//! Random faults under load: workers die, links are cut, heartbeats stop or get lost; the manager is killed, reloaded with
+//! other policies and workers, and gets orders; its programs are detached and its interface is renamed. A seed determines
+//! the sequence. Clients send requests all the time and check the replies.
 //!
-//! `MEMLB_CHAOS_SECONDS` (60) says how long, `MEMLB_CHAOS_SEED` (1) which history, `MEMLB_KILLS` (10)
-//! how often the manager is killed where that is all that happens.
+//! `MEMLB_CHAOS_SECONDS` (60) is the duration, `MEMLB_CHAOS_SEED` (1) selects the sequence, and `MEMLB_KILLS` (10) is
+//! the number of kills in the test that only kills the manager.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -30,34 +30,33 @@ const WORKERS: usize = 3;
 /// `down_after` by default, and what a busy machine may be late.
 const DETECTION: Duration = lb_core::DEFAULT_DOWN_AFTER.saturating_add(Duration::from_millis(400));
 
-/// How long a manager waits at least for a worker that was late when the one before it was killed.
-const HEARD_AGAIN: Duration = Duration::from_millis(300);
+/// The least time that a manager waits for a worker that was late when the former manager was killed.
+const RECOVERY_GRACE: Duration = Duration::from_millis(300);
 
-/// What a request may have been under way before the fault that ended it.
-const UNDER_WAY: Duration = Duration::from_millis(500);
+/// The longest duration of a request before the fault that ends it.
+const REQUEST_TIME: Duration = Duration::from_millis(500);
 
-/// By how much the manager's word of when something happened may differ from what a client saw.
-const NEARLY: Duration = Duration::from_millis(50);
+/// The greatest difference between an event's time and the client's observation.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(50);
 
-/// How long the network may take to find a worker again whose cable is back; what was said meanwhile
-/// arrives late.
-const FOUND_AGAIN: Duration = Duration::from_secs(1);
+/// The longest time until the network reaches a reconnected worker; its packets arrive late meanwhile.
+const RECONNECTED: Duration = Duration::from_secs(1);
 
 /// The time in which a manager detects a detached program and attaches it again.
-const RESTORED: Duration = Duration::from_millis(1_000 + 500);
+const REATTACHED: Duration = Duration::from_millis(1_000 + 500);
 
 /// The manager's interface, and its other name.
 const INTERFACE: &str = "eth1";
 const OTHER_NAME: &str = "lan1";
 
-/// How long the connection that is kept waits for an answer.
+/// How long the long connection waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a busy machine may keep clients waiting beside.
+/// The further delay that a busy machine may cause.
 const SLACK: Duration = Duration::from_millis(500);
 
 #[root_test]
-fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
+fn only_a_workers_own_failure_breaks_requests_and_only_until_it_is_detected() {
     let (seconds, seed) = (
         number("MEMLB_CHAOS_SECONDS", 60),
         number("MEMLB_CHAOS_SEED", 1),
@@ -68,40 +67,40 @@ fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
     let probe = Probe::start(client, chaos.cluster.service(), every, SOON).unwrap();
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {
-        chaos.keep();
-        chaos.happen();
+        chaos.maintain_long_connection();
+        chaos.act();
         let pause = chaos.random.below(900) + 100;
         thread::sleep(Duration::from_millis(pause));
     }
-    chaos.heal_all();
+    chaos.repair_all();
     for index in 0..WORKERS {
         let name = worker_name(index);
         chaos.cluster.wait_for_state(&name, "up", SOON).unwrap();
     }
     let report = probe.stop().unwrap();
-    let told = Told::read(&chaos.cluster);
-    chaos.excuse_late(&told);
+    let history = EventHistory::read(&chaos.cluster);
+    chaos.tolerate_late_news(&history);
     println!(
         "seed {seed}, {seconds} s: {}",
-        chaos.account(&report, &told)
+        chaos.summary(&report, &history)
     );
     if env::var_os("MEMLB_CHAOS_STORY").is_some() {
-        chaos.tell_failures(&report);
-        println!("{}", chaos.story());
+        chaos.record_failures(&report);
+        println!("{}", chaos.actions());
     }
-    let unexplained = chaos.judge(&report, &told);
+    let unexplained = chaos.unexplained_failures(&report, &history);
     assert!(
         unexplained.is_empty(),
         "seed {seed}: {} unexplained, the first: {:?}\n{}",
         unexplained.len(),
         unexplained[0],
-        chaos.story()
+        chaos.actions()
     );
-    let false_alarms = chaos.false_alarms(&told);
+    let false_alarms = chaos.false_alarms(&history);
     assert!(
         false_alarms.is_empty(),
         "seed {seed}: {false_alarms:?}\n{}",
-        chaos.story()
+        chaos.actions()
     );
     let page = |request: &Request| {
         request
@@ -111,31 +110,34 @@ fn only_a_workers_own_death_is_felt_and_only_until_it_is_noticed() {
     assert!(report.requests.iter().all(page));
     assert!(
         report.requests.len() as u64 > seconds * 20,
-        "too few to tell"
+        "too few requests"
     );
-    let (outage, bound) = (report.longest_outage(), chaos.longest_excuse() + SLACK);
+    let (outage, bound) = (report.longest_outage(), chaos.longest_tolerance() + SLACK);
     assert!(
         outage <= bound,
         "seed {seed}: out for {outage:?}, not {bound:?}\n{}",
-        chaos.story()
+        chaos.actions()
     );
-    let kept = &chaos.kept;
+    let long_connection = &chaos.long_connection;
     assert!(
-        kept.broken.is_empty(),
+        long_connection.broken.is_empty(),
         "seed {seed}: {:?}\n{}",
-        kept.broken,
-        chaos.story()
+        long_connection.broken,
+        chaos.actions()
     );
-    assert!(kept.uses > seconds / 4 && kept.trials > 0, "{kept:?}");
+    assert!(
+        long_connection.uses > seconds / 4 && long_connection.trials > 0,
+        "{long_connection:?}"
+    );
 }
 
 #[root_test]
-fn kills_at_any_instant_are_not_felt() {
+fn kills_at_any_instant_break_no_request() {
     let (kills, seed) = (number("MEMLB_KILLS", 10), number("MEMLB_CHAOS_SEED", 1));
     let mut random = Random(seed);
     let mut cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     let client = &cluster.topology.client;
-    let mut kept = Connection::open(client, cluster.service(), SOON).unwrap();
+    let mut long_connection = Connection::open(client, cluster.service(), SOON).unwrap();
     let probe = cluster.probe(Duration::from_millis(5)).unwrap();
     cluster.kill_manager().unwrap();
     for _ in 0..kills {
@@ -145,7 +147,7 @@ fn kills_at_any_instant_are_not_felt() {
         // From before its first instruction until well after it is ready.
         thread::sleep(Duration::from_millis(random.below(400)));
         manager.kill().unwrap();
-        assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+        assert_eq!(long_connection.get("/").unwrap().first_line(), "Worker1");
     }
     cluster.start_manager().unwrap();
     for worker in ["worker1", "worker2"] {
@@ -159,51 +161,51 @@ fn kills_at_any_instant_are_not_felt() {
     );
     report.expect_no_failure();
     assert_eq!(report.runs().len(), 1, "{:?}", report.runs());
-    assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+    assert_eq!(long_connection.get("/").unwrap().first_line(), "Worker1");
 }
 
-/// What is wrong with a worker.
+/// A fault of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ailment {
+enum Fault {
     /// Server and agent are killed.
     Dead,
-    /// Its cable is out.
+    /// Its link is cut.
     Cut,
-    /// Its agent says nothing; its server is fine.
-    Mute,
-    /// A program is detached, so no worker is reached.
+    /// Its agent is stopped; its server works.
+    Silent,
+    /// A program is detached, so that no worker is reached.
     Detached,
 }
 
-/// A time in which requests to a worker may fail, and why.
+/// A time in which requests to a worker may fail, and the fault that is the reason.
 #[derive(Debug)]
-struct Excuse {
+struct Tolerance {
     /// `None`: all workers.
     worker: Option<usize>,
     from: Instant,
     until: Instant,
-    ailment: Ailment,
+    fault: Fault,
 }
 
-/// A time in which something was so with a worker.
+/// A time in which a worker had a state.
 #[derive(Debug)]
-struct Spell {
+struct Period {
     worker: usize,
     from: Instant,
     until: Option<Instant>,
 }
 
-/// What the event log has to say of the whole time.
-struct Told {
-    /// To whom new connections went from when on.
+/// The events of the whole time.
+struct EventHistory {
+    /// When the selection changed, and to which backend.
     selected: Vec<(Instant, String)>,
-    /// Which workers went down, and when.
+    /// When which workers went down.
     down: Vec<(Instant, String)>,
-    /// Which came up.
+    /// When which workers came up.
     up: Vec<(Instant, String)>,
 }
 
-impl Told {
+impl EventHistory {
     fn read(cluster: &Cluster) -> Self {
         let (now, clock) = (Instant::now(), SystemTime::now());
         let (mut selected, mut down, mut up) = (Vec::new(), Vec::new(), Vec::new());
@@ -221,26 +223,27 @@ impl Told {
         Self { selected, down, up }
     }
 
-    /// Returns whether a new connection could go to that worker about then.
+    /// Whether a new connection could go to that worker at about that time.
     fn could_serve(&self, worker: usize, at: Instant) -> bool {
         let name = worker_name(worker);
         let next = self.selected.iter().skip(1).map(|(next, _)| Some(*next));
-        let spells = self.selected.iter().zip(next.chain([None]));
-        spells
+        let periods = self.selected.iter().zip(next.chain([None]));
+        periods
             .filter(|((from, _), until)| {
-                *from <= at + NEARLY && until.is_none_or(|until| until + NEARLY >= at)
+                *from <= at + CLOCK_TOLERANCE
+                    && until.is_none_or(|until| until + CLOCK_TOLERANCE >= at)
             })
             .any(|((_, to), _)| to == ALL_WORKERS || *to == name)
     }
 }
 
-/// A connection that must live as long as its worker, whatever becomes of the manager.
+/// A connection that must last as long as its worker, whatever happens to the manager.
 #[derive(Debug, Default)]
-struct Kept {
+struct LongConnection {
     connection: Option<(Connection, usize)>,
-    /// How often it has brought the whole blob.
+    /// How often it has transferred the whole blob.
     uses: u64,
-    /// How often it did after the manager was killed or reloaded.
+    /// How often it did so after the manager was killed or reloaded.
     trials: u64,
     broken: Vec<String>,
 }
@@ -250,20 +253,20 @@ struct Chaos {
     random: Random,
     /// Between each agent and the manager.
     links: Vec<LossyLink>,
-    ailing: [Option<Ailment>; WORKERS],
+    active_fault: [Option<Fault>; WORKERS],
     drained: [bool; WORKERS],
     /// Not in the configuration.
     removed: [bool; WORKERS],
     policy: &'static str,
     is_renamed: bool,
-    excuses: Vec<Excuse>,
-    ailments: Vec<(Spell, Ailment)>,
-    /// When each worker was well and not drained.
-    serving: Vec<Spell>,
-    kept: Kept,
+    tolerances: Vec<Tolerance>,
+    faults: Vec<(Period, Fault)>,
+    /// When each worker had no fault and was not drained.
+    serving: Vec<Period>,
+    long_connection: LongConnection,
     blob: Vec<u8>,
-    happened: BTreeMap<&'static str, u64>,
-    story: Vec<String>,
+    counts: BTreeMap<&'static str, u64>,
+    actions: Vec<String>,
     started: Instant,
     configuration: String,
 }
@@ -291,18 +294,18 @@ impl Chaos {
             cluster,
             random: Random(seed),
             links,
-            ailing: [None; WORKERS],
+            active_fault: [None; WORKERS],
             drained: [false; WORKERS],
             removed: [false; WORKERS],
             policy: "memory",
             is_renamed: false,
-            excuses: Vec::new(),
-            ailments: Vec::new(),
+            tolerances: Vec::new(),
+            faults: Vec::new(),
             serving: Vec::new(),
-            kept: Kept::default(),
+            long_connection: LongConnection::default(),
             blob,
-            happened: BTreeMap::new(),
-            story: Vec::new(),
+            counts: BTreeMap::new(),
+            actions: Vec::new(),
             started: Instant::now(),
         };
         for index in 0..WORKERS {
@@ -323,13 +326,13 @@ impl Chaos {
         self.cluster.agents[index] = Some(Process::start(&name, &mut command, &log).unwrap());
     }
 
-    /// One thing happens.
-    fn happen(&mut self) {
+    /// Performs one random action.
+    fn act(&mut self) {
         let index = usize::try_from(self.random.below(WORKERS as u64)).unwrap();
         match self.random.below(15) {
-            0..5 => match self.ailing[index] {
-                Some(_) => self.heal(index),
-                None => self.ail(index),
+            0..5 => match self.active_fault[index] {
+                Some(_) => self.repair(index),
+                None => self.inject_fault(index),
             },
             5 | 6 => self.kill_manager(),
             7 => self.reload(),
@@ -338,78 +341,78 @@ impl Chaos {
             10 | 11 => self.reconfigure(index),
             12 => self.detach(),
             13 => self.rename(),
-            _ => self.lose(index),
+            _ => self.set_loss(index),
         }
     }
 
-    fn ail(&mut self, index: usize) {
-        let ailment = [Ailment::Dead, Ailment::Cut, Ailment::Mute]
+    fn inject_fault(&mut self, index: usize) {
+        let fault = [Fault::Dead, Fault::Cut, Fault::Silent]
             [usize::try_from(self.random.below(3)).unwrap()];
-        self.tell("ailments", format!("{} is {ailment:?}", worker_name(index)));
+        self.record("faults", format!("{} is {fault:?}", worker_name(index)));
         let from = Instant::now();
-        match ailment {
-            Ailment::Dead => {
+        match fault {
+            Fault::Dead => {
                 self.cluster.servers[index].process.kill().unwrap();
                 self.cluster.kill_agent(index).unwrap();
             }
-            Ailment::Cut => self.cluster.topology.workers[index].cut_off().unwrap(),
+            Fault::Cut => self.cluster.topology.workers[index].cut_off().unwrap(),
             _ => self.signal_agent(index, Signal::SIGSTOP),
         }
-        self.ailing[index] = Some(ailment);
-        let spell = Spell {
+        self.active_fault[index] = Some(fault);
+        let period = Period {
             worker: index,
             from,
             until: None,
         };
-        self.ailments.push((spell, ailment));
-        self.serves_no_more(index, from);
+        self.faults.push((period, fault));
+        self.ends_serving(index, from);
         if self
-            .kept
+            .long_connection
             .connection
             .as_ref()
             .is_some_and(|it| it.1 == index)
         {
-            self.kept.connection = None;
+            self.long_connection.connection = None;
         }
-        // Who had no new connections, being drained or not heard of again, takes none with it.
-        if self.is_thought_up(index) {
-            self.excuse_from(index, from, from + DETECTION);
+        // A worker that is drained or still down has no new connections that could fail.
+        if self.is_considered_up(index) {
+            self.tolerate(index, from, from + DETECTION);
         }
     }
 
-    fn is_thought_up(&self, index: usize) -> bool {
+    fn is_considered_up(&self, index: usize) -> bool {
         let backend = self.cluster.backend(&worker_name(index));
         !self.removed[index] && backend.unwrap()["state"] == "up"
     }
 
-    /// Excuses failures by a worker that cannot answer; one that is only not heard does.
-    fn excuse_from(&mut self, index: usize, from: Instant, until: Instant) {
-        if let Some(ailment @ (Ailment::Dead | Ailment::Cut)) = self.ailing[index] {
-            self.excuses.push(Excuse {
+    /// Tolerates failures of a worker that cannot answer. A worker whose agent is silent still answers.
+    fn tolerate(&mut self, index: usize, from: Instant, until: Instant) {
+        if let Some(fault @ (Fault::Dead | Fault::Cut)) = self.active_fault[index] {
+            self.tolerances.push(Tolerance {
                 worker: Some(index),
                 from,
                 until,
-                ailment,
+                fault,
             });
         }
     }
 
-    /// Excuses failures by a worker that died before its own words of having come back were heard.
-    fn excuse_late(&mut self, told: &Told) {
-        for (at, name) in &told.up {
-            let ailing = self.ailments.iter().find(|(spell, _)| {
-                worker_name(spell.worker) == *name
-                    && spell.from <= *at
-                    && *at <= spell.from + FOUND_AGAIN
-                    && spell.until.is_none_or(|until| *at <= until)
+    /// Tolerates failures of a worker that died again before the manager received its first heartbeats.
+    fn tolerate_late_news(&mut self, history: &EventHistory) {
+        for (at, name) in &history.up {
+            let active_fault = self.faults.iter().find(|(period, _)| {
+                worker_name(period.worker) == *name
+                    && period.from <= *at
+                    && *at <= period.from + RECONNECTED
+                    && period.until.is_none_or(|until| *at <= until)
             });
-            if let Some((spell, ailment @ (Ailment::Dead | Ailment::Cut))) = ailing {
+            if let Some((period, fault @ (Fault::Dead | Fault::Cut))) = active_fault {
                 let noticed = *at + DETECTION;
-                self.excuses.push(Excuse {
-                    worker: Some(spell.worker),
+                self.tolerances.push(Tolerance {
+                    worker: Some(period.worker),
                     from: *at,
-                    until: spell.until.map_or(noticed, |until| until.min(noticed)),
-                    ailment: *ailment,
+                    until: period.until.map_or(noticed, |until| until.min(noticed)),
+                    fault: *fault,
                 });
             }
         }
@@ -420,9 +423,9 @@ impl Chaos {
             .serving
             .iter()
             .any(|it| it.worker == index && it.until.is_none());
-        let is_well = self.ailing[index].is_none() && !self.drained[index];
+        let is_well = self.active_fault[index].is_none() && !self.drained[index];
         if is_well && !self.removed[index] && !open {
-            self.serving.push(Spell {
+            self.serving.push(Period {
                 worker: index,
                 from: Instant::now(),
                 until: None,
@@ -430,23 +433,20 @@ impl Chaos {
         }
     }
 
-    fn serves_no_more(&mut self, index: usize, at: Instant) {
+    fn ends_serving(&mut self, index: usize, at: Instant) {
         let mut serving = self.serving.iter_mut();
-        if let Some(spell) = serving.find(|it| it.worker == index && it.until.is_none()) {
-            spell.until = Some(at);
+        if let Some(period) = serving.find(|it| it.worker == index && it.until.is_none()) {
+            period.until = Some(at);
         }
     }
 
-    fn heal(&mut self, index: usize) {
-        let Some(ailment) = self.ailing[index].take() else {
+    fn repair(&mut self, index: usize) {
+        let Some(fault) = self.active_fault[index].take() else {
             return;
         };
-        self.tell(
-            "recoveries",
-            format!("{} is well again", worker_name(index)),
-        );
-        match ailment {
-            Ailment::Dead => {
+        self.record("recoveries", format!("{} is repaired", worker_name(index)));
+        match fault {
+            Fault::Dead => {
                 let worker = &self.cluster.topology.workers[index];
                 let directory = self.cluster.paths.directory.join(worker_name(index));
                 let page = format!("Worker{}", index + 1);
@@ -455,44 +455,44 @@ impl Chaos {
                     Nginx::start(worker, port, &page, &directory).unwrap();
                 self.start_agent(index);
             }
-            Ailment::Cut => self.cluster.topology.workers[index].reconnect().unwrap(),
+            Fault::Cut => self.cluster.topology.workers[index].reconnect().unwrap(),
             _ => self.signal_agent(index, Signal::SIGCONT),
         }
         let now = Instant::now();
-        let (spell, _) = self
-            .ailments
+        let (period, _) = self
+            .faults
             .iter_mut()
             .rfind(|(it, _)| it.worker == index)
             .unwrap();
-        spell.until = Some(now);
-        let noticed = if ailment == Ailment::Cut {
-            now + FOUND_AGAIN
+        period.until = Some(now);
+        let noticed = if fault == Fault::Cut {
+            now + RECONNECTED
         } else {
             now
         };
-        let excuses = self.excuses.iter_mut();
-        for excuse in excuses.filter(|it| it.worker == Some(index)) {
-            excuse.until = excuse.until.min(noticed);
+        let tolerances = self.tolerances.iter_mut();
+        for tolerance in tolerances.filter(|it| it.worker == Some(index)) {
+            tolerance.until = tolerance.until.min(noticed);
         }
         self.serves(index);
     }
 
-    fn lose(&mut self, index: usize) {
+    fn set_loss(&mut self, index: usize) {
         let percent = [0, 15, 30][usize::try_from(self.random.below(3)).unwrap()];
         let worker = worker_name(index);
-        self.tell(
+        self.record(
             "losses",
             format!("{percent} % of {worker}'s heartbeats are lost"),
         );
         self.links[index].set_loss(percent);
     }
 
-    fn heal_all(&mut self) {
+    fn repair_all(&mut self) {
         if self.is_renamed {
             self.rename();
         }
         for index in 0..WORKERS {
-            self.heal(index);
+            self.repair(index);
             if self.removed[index] {
                 self.reconfigure(index);
             }
@@ -501,39 +501,39 @@ impl Chaos {
     }
 
     fn kill_manager(&mut self) {
-        self.tell("manager kills", "the manager is killed".to_owned());
+        self.record("manager kills", "the manager is killed".to_owned());
         let killed = Instant::now();
         self.cluster.kill_manager().unwrap();
         thread::sleep(Duration::from_millis(self.random.below(700)));
         self.cluster.start_manager().unwrap();
-        // The next manager goes on with what this one has waited for who died shortly before.
-        for excuse in &mut self.excuses {
-            if excuse.until > killed {
-                let left = excuse.until - killed + HEARD_AGAIN;
-                excuse.until = Instant::now() + left.min(DETECTION);
+        // The next manager continues the time for which this one has waited for a silent worker.
+        for tolerance in &mut self.tolerances {
+            if tolerance.until > killed {
+                let left = tolerance.until - killed + RECOVERY_GRACE;
+                tolerance.until = Instant::now() + left.min(DETECTION);
             }
         }
-        // Nobody was heard meanwhile: who had just become well must be heard first.
-        for spell in self.serving.iter_mut().filter(|it| it.until.is_none()) {
-            if spell.from + DETECTION > killed {
-                spell.from = Instant::now();
+        // No heartbeats arrived meanwhile: a worker that was just repaired needs its first ones.
+        for period in self.serving.iter_mut().filter(|it| it.until.is_none()) {
+            if period.from + DETECTION > killed {
+                period.from = Instant::now();
             }
         }
-        self.try_kept("the manager was killed");
+        self.check_long_connection("the manager was killed");
     }
 
-    /// Sees whether the connection that is kept has outlived what just happened.
-    fn try_kept(&mut self, after: &str) {
-        self.kept.trials += u64::from(self.kept.connection.is_some());
-        self.use_kept(after);
+    /// Checks that the long connection has outlasted the last action.
+    fn check_long_connection(&mut self, after: &str) {
+        self.long_connection.trials += u64::from(self.long_connection.connection.is_some());
+        self.use_long_connection(after);
     }
 
-    /// Fetches the blob over the connection that is kept.
-    fn use_kept(&mut self, after: &str) {
-        let Some((connection, index)) = &mut self.kept.connection else {
+    /// Fetches the blob over the long connection.
+    fn use_long_connection(&mut self, after: &str) {
+        let Some((connection, index)) = &mut self.long_connection.connection else {
             return;
         };
-        self.kept.uses += 1;
+        self.long_connection.uses += 1;
         let fetched = connection.get("/blob");
         if !fetched
             .as_ref()
@@ -541,15 +541,15 @@ impl Chaos {
         {
             let error = fetched.map(|it| (it.status, it.body.len()));
             let broken = format!("of {}, after {after}: {error:?}", worker_name(*index));
-            self.kept.broken.push(broken);
-            self.kept.connection = None;
+            self.long_connection.broken.push(broken);
+            self.long_connection.connection = None;
         }
     }
 
-    /// Opens a connection to keep where there is none, to a worker that is well.
-    fn keep(&mut self) {
-        if self.kept.connection.is_some() {
-            return self.use_kept("a while");
+    /// Uses the long connection, or opens one to a worker without a fault.
+    fn maintain_long_connection(&mut self) {
+        if self.long_connection.connection.is_some() {
+            return self.use_long_connection("a while");
         }
         let client = &self.cluster.topology.client;
         let Ok(mut connection) = Connection::open(client, self.cluster.service(), PATIENCE) else {
@@ -560,8 +560,8 @@ impl Chaos {
         };
         let page = page.first_line();
         let index = (0..WORKERS).find(|index| page == format!("Worker{}", index + 1));
-        let well = index.filter(|index| self.ailing[*index].is_none());
-        self.kept.connection = well.map(|index| (connection, index));
+        let well = index.filter(|index| self.active_fault[*index].is_none());
+        self.long_connection.connection = well.map(|index| (connection, index));
     }
 
     fn reload(&mut self) {
@@ -573,7 +573,7 @@ impl Chaos {
             "source_hash",
         ];
         self.policy = policies[usize::try_from(self.random.below(5)).unwrap()];
-        self.tell("reloads", format!("reloaded with policy {}", self.policy));
+        self.record("reloads", format!("reloaded with policy {}", self.policy));
         self.write_configuration();
     }
 
@@ -589,9 +589,9 @@ impl Chaos {
             false => "added",
         };
         let worker = worker_name(index);
-        self.tell("workers removed and added", format!("{worker} is {verb}"));
+        self.record("workers removed and added", format!("{worker} is {verb}"));
         if is_removal {
-            self.serves_no_more(index, Instant::now());
+            self.ends_serving(index, Instant::now());
         }
         self.removed[index] = is_removal;
         self.write_configuration();
@@ -614,7 +614,7 @@ impl Chaos {
         fs::write(file, lines.join("\n")).unwrap();
         let reloaded = self.cluster.memlb("reload").output().unwrap();
         assert!(reloaded.status.success(), "{reloaded:?}");
-        self.try_kept("a reload");
+        self.check_long_connection("a reload");
     }
 
     /// Another tool detaches a program.
@@ -624,19 +624,19 @@ impl Chaos {
         links.sort();
         let chosen = usize::try_from(self.random.below(links.len() as u64)).unwrap();
         let link = &links[chosen];
-        self.tell(
+        self.record(
             "programs detached",
             format!("{} is detached", link.display()),
         );
         let from = Instant::now();
-        self.excuses.push(Excuse {
+        self.tolerances.push(Tolerance {
             worker: None,
             from,
-            until: from + RESTORED,
-            ailment: Ailment::Detached,
+            until: from + REATTACHED,
+            fault: Fault::Detached,
         });
         // Meanwhile the kernel resets its connections.
-        self.kept.connection = None;
+        self.long_connection.connection = None;
         bpftool(&["link", "detach", "pinned", link.to_str().unwrap()]).unwrap();
     }
 
@@ -646,7 +646,7 @@ impl Chaos {
             true => (OTHER_NAME, INTERFACE),
             false => (INTERFACE, OTHER_NAME),
         };
-        self.tell("interfaces renamed", format!("{from} is now {to}"));
+        self.record("interfaces renamed", format!("{from} is now {to}"));
         let ip = |line: &[&str]| self.cluster.topology.manager.run("ip", line).unwrap();
         if self.is_renamed {
             ip(&["link", "property", "del", "dev", from, "altname", to]);
@@ -656,7 +656,7 @@ impl Chaos {
             ip(&["link", "property", "add", "dev", to, "altname", from]);
         }
         self.is_renamed = !self.is_renamed;
-        self.try_kept("a renamed interface");
+        self.check_long_connection("a renamed interface");
     }
 
     fn order(&mut self, index: usize, verb: &'static str) {
@@ -664,19 +664,19 @@ impl Chaos {
             return;
         }
         let worker = worker_name(index);
-        self.tell("orders", format!("{verb} {worker}"));
-        let begun = Instant::now();
+        self.record("orders", format!("{verb} {worker}"));
+        let started_at = Instant::now();
         if verb == "drain" {
-            self.serves_no_more(index, begun);
+            self.ends_serving(index, started_at);
         }
         let ordered = self.cluster.memlb(verb).arg(worker).output().unwrap();
         assert!(ordered.status.success(), "{ordered:?}");
         self.drained[index] = verb == "drain";
         if verb == "undrain" {
             self.serves(index);
-            // Whose death is not noticed yet takes connections again.
-            if self.is_thought_up(index) {
-                self.excuse_from(index, begun, Instant::now() + DETECTION);
+            // A dead worker that is not detected yet gets connections again.
+            if self.is_considered_up(index) {
+                self.tolerate(index, started_at, Instant::now() + DETECTION);
             }
         }
     }
@@ -686,17 +686,21 @@ impl Chaos {
         agent.signal(signal).unwrap();
     }
 
-    fn tell(&mut self, kind: &'static str, what: String) {
-        *self.happened.entry(kind).or_default() += 1;
+    fn record(&mut self, kind: &'static str, what: String) {
+        *self.counts.entry(kind).or_default() += 1;
         let at = self.started.elapsed().as_secs_f64();
-        self.story.push(format!("{at:7.3} {what}"));
+        self.actions.push(format!("{at:7.3} {what}"));
     }
 
     /// Returns the requests that failed, or were left to the manager's own server, without a reason.
-    fn judge<'a>(&self, report: &'a Report, told: &Told) -> Vec<&'a Request> {
+    fn unexplained_failures<'a>(
+        &self,
+        report: &'a Report,
+        history: &EventHistory,
+    ) -> Vec<&'a Request> {
         let wrong = |request: &Request| match request.page() {
-            None => self.reason(request, told).is_none(),
-            Some("Manager") => self.had_a_worker(request),
+            None => self.reason(request, history).is_none(),
+            Some("Manager") => self.had_available_worker(request),
             Some(_) => false,
         };
         report
@@ -706,74 +710,78 @@ impl Chaos {
             .collect()
     }
 
-    /// A failure is explained by a worker that could have been asked while its death was not noticed
-    /// yet, or by one that was not heard of any more while it was answering.
-    fn reason(&self, request: &Request, told: &Told) -> Option<Ailment> {
-        let mut excuses = self.excuses.iter().rev();
-        let excuse = excuses.find(|it| {
-            request.sent_at + UNDER_WAY >= it.from
+    /// A failure is explained by a worker that could get the request before its fault was detected, or by
+    /// one that counted as down while it was answering.
+    fn reason(&self, request: &Request, history: &EventHistory) -> Option<Fault> {
+        let mut tolerances = self.tolerances.iter().rev();
+        let tolerance = tolerances.find(|it| {
+            request.sent_at + REQUEST_TIME >= it.from
                 && request.sent_at <= it.until
                 && it
                     .worker
-                    .is_none_or(|worker| told.could_serve(worker, request.sent_at))
+                    .is_none_or(|worker| history.could_serve(worker, request.sent_at))
         });
         let cut_short = || {
-            told.down.iter().any(|(at, name)| {
-                request.sent_at <= *at + NEARLY
-                    && request.ended_at + NEARLY >= *at
-                    && self.ailment_of(name, *at) == Some(Ailment::Mute)
+            history.down.iter().any(|(at, name)| {
+                request.sent_at <= *at + CLOCK_TOLERANCE
+                    && request.ended_at + CLOCK_TOLERANCE >= *at
+                    && self.fault_of(name, *at) == Some(Fault::Silent)
             })
         };
-        excuse
-            .map(|it| it.ailment)
-            .or_else(|| cut_short().then_some(Ailment::Mute))
+        tolerance
+            .map(|it| it.fault)
+            .or_else(|| cut_short().then_some(Fault::Silent))
     }
 
-    fn ailment_of(&self, name: &str, at: Instant) -> Option<Ailment> {
-        let mut ailments = self.ailments.iter();
-        let found = ailments.find(|(spell, _)| {
-            worker_name(spell.worker) == name
-                && spell.from <= at
-                && spell.until.is_none_or(|until| at <= until + FOUND_AGAIN)
+    fn fault_of(&self, name: &str, at: Instant) -> Option<Fault> {
+        let mut faults = self.faults.iter();
+        let found = faults.find(|(period, _)| {
+            worker_name(period.worker) == name
+                && period.from <= at
+                && period.until.is_none_or(|until| at <= until + RECONNECTED)
         });
-        found.map(|(_, ailment)| *ailment)
+        found.map(|(_, fault)| *fault)
     }
 
-    /// Returns whether a worker was well, and had been for long enough to be known to be.
-    fn had_a_worker(&self, request: &Request) -> bool {
+    /// Whether a worker was without fault for long enough to be up.
+    fn had_available_worker(&self, request: &Request) -> bool {
         self.serving.iter().any(|it| {
             it.from + DETECTION <= request.sent_at
                 && it.until.is_none_or(|until| request.ended_at <= until)
         })
     }
 
-    /// Returns the workers that were thought dead without being so.
-    fn false_alarms<'a>(&self, told: &'a Told) -> Vec<&'a str> {
-        let alarms = told.down.iter();
-        let wrong = alarms.filter(|(at, name)| self.ailment_of(name, *at).is_none());
+    /// Returns the workers that went down without a fault.
+    fn false_alarms<'a>(&self, history: &'a EventHistory) -> Vec<&'a str> {
+        let alarms = history.down.iter();
+        let wrong = alarms.filter(|(at, name)| self.fault_of(name, *at).is_none());
         wrong.map(|(_, name)| name.as_str()).collect()
     }
 
-    /// Returns how long at a stretch requests could fail: one worker after the other may die while
-    /// the first one's death is not noticed yet.
-    fn longest_excuse(&self) -> Duration {
-        let mut spells: Vec<_> = self.excuses.iter().map(|it| (it.from, it.until)).collect();
-        spells.sort();
+    /// Returns the longest time without a gap in which requests could fail: further workers may die before
+    /// the first one is detected.
+    fn longest_tolerance(&self) -> Duration {
+        let mut periods: Vec<_> = self
+            .tolerances
+            .iter()
+            .map(|it| (it.from, it.until))
+            .collect();
+        periods.sort();
         let mut longest = Duration::ZERO;
         let mut run: Option<(Instant, Instant)> = None;
-        for (from, until) in spells {
-            let (begun, end) = run.filter(|(_, end)| from <= *end).unwrap_or((from, until));
-            let joined = (begun, end.max(until));
+        for (from, until) in periods {
+            let (started_at, end) = run.filter(|(_, end)| from <= *end).unwrap_or((from, until));
+            let joined = (started_at, end.max(until));
             longest = longest.max(joined.1.saturating_duration_since(joined.0));
             run = Some(joined);
         }
         longest
     }
 
-    fn account(&self, report: &Report, told: &Told) -> String {
+    fn summary(&self, report: &Report, history: &EventHistory) -> String {
         let mut causes: BTreeMap<String, u64> = BTreeMap::new();
         for request in report.failures() {
-            let why = self.reason(request, told);
+            let why = self.reason(request, history);
             let why = why.map_or("unexplained".to_owned(), |it| format!("{it:?}"));
             let error = request.answer.as_ref().err().map_or("", String::as_str);
             *causes.entry(format!("{why}: {error}")).or_default() += 1;
@@ -784,32 +792,32 @@ impl Chaos {
             .filter(|it| it.page() == Some("Manager"));
         format!(
             "{:?}; {} requests, {} of them answered by the manager's own server, {} failures {causes:?}, \
-             longest outage {:?} where {:?} is excused; the kept connections brought {} blobs, {} of them \
+             longest outage {:?} where {:?} is tolerated; the long connections transferred {} blobs, {} of them \
              after a kill or a reload",
-            self.happened,
+            self.counts,
             report.requests.len(),
             by_the_manager.count(),
             report.failures().count(),
             report.longest_outage(),
-            self.longest_excuse(),
-            self.kept.uses,
-            self.kept.trials,
+            self.longest_tolerance(),
+            self.long_connection.uses,
+            self.long_connection.trials,
         )
     }
 
-    /// Adds to the story when requests failed.
-    fn tell_failures(&mut self, report: &Report) {
+    /// Adds the failed requests to the actions.
+    fn record_failures(&mut self, report: &Report) {
         for request in report.failures() {
             let at = (request.sent_at - self.started).as_secs_f64();
             let took = request.ended_at - request.sent_at;
             let line = format!("{at:7.3}   failed after {took:?}: {:?}", request.answer);
-            self.story.push(line);
+            self.actions.push(line);
         }
-        self.story.sort();
+        self.actions.sort();
     }
 
-    fn story(&self) -> String {
-        self.story.join("\n")
+    fn actions(&self) -> String {
+        self.actions.join("\n")
     }
 }
 

@@ -1,8 +1,9 @@
-//! How long clients are without an answer when the selected worker is cut off without a word.
+//! How long clients are without an answer when the link of the selected worker is cut.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use lb_core::DEFAULT_DOWN_AFTER;
 use memlb_tests::{Cluster, Probe, cluster::worker_name};
 use serde::Serialize;
 use serde_json::Value;
@@ -10,18 +11,16 @@ use serde_json::Value;
 use super::{laboratory::Laboratory, statistics::Spread};
 use xtask::{interrupt::Interrupt, workspace::say};
 
-/// How often the client asks, whether it has got an answer or not.
+/// How often the client sends a request, answered or not.
 const ASK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Shorter than the second after which TCP repeats a SYN: a request that was
-/// lost must not be saved by it.
+/// Shorter than the second after which TCP repeats a SYN: a lost SYN counts as a failure.
 const PATIENCE: Duration = Duration::from_millis(400);
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// memlb's default.
-const DOWN_AFTER_MS: u64 = 1500;
-const EXPECTED_MS: u64 = DOWN_AFTER_MS + 100;
+/// Until the manager detects the failure, and 100 ms for the change and the next request.
+const EXPECTED_MS: u64 = DEFAULT_DOWN_AFTER.as_millis() as u64 + 100;
 
 #[derive(Debug, Serialize)]
 pub struct Outage {

@@ -125,7 +125,7 @@ pub fn all(parts: Vec<String>) -> Result<ExitCode> {
 
 /// What was checked, and with what outcome.
 struct Suite {
-    /// Texts of which the name of a part has one to be run; all are run if there are none.
+    /// Runs the parts whose name contains one of these texts; without texts, all.
     parts: Vec<String>,
     interrupt: Interrupt,
     outcomes: Vec<Outcome>,

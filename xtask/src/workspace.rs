@@ -1,4 +1,4 @@
-//! Where things lie in the workspace, and the cargo that builds it.
+//! Paths of the workspace, and the cargo that builds it.
 
 use std::{
     env,
@@ -16,7 +16,7 @@ pub fn say(what: impl std::fmt::Display) {
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
-        .expect("xtask lies in the workspace")
+        .expect("xtask is in the workspace")
 }
 
 /// Returns where cargo puts what it builds for this machine.
@@ -41,7 +41,7 @@ pub fn cargo_bin() -> PathBuf {
 }
 
 /// Returns the file of the program `name`: on `PATH`, where `cargo install` puts
-/// it, or where administrators' tools lie that an ordinary user's `PATH` leaves out.
+/// it, or in the directories of administrators' tools that an ordinary user's `PATH` leaves out.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

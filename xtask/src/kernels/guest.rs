@@ -94,7 +94,7 @@ impl Guest {
     pub fn run(&self, deadline: Duration, interrupt: &Interrupt) -> Result<(String, Duration)> {
         say(format!("booting Linux {}", self.kernel.release));
         let took = self.machine.run(deadline, interrupt);
-        // Large, and made anew each time.
+        // Large, and made again each time.
         fs::remove_file(&self.machine.initramfs).context("remove the guest's files")?;
         Ok((self.machine.report()?, took?))
     }

@@ -1,4 +1,4 @@
-//! What the guest says of its tests, and whether that is what was to be heard.
+//! The guest's report of its tests, and whether it is complete and all passed.
 //!
 //! Nothing passes by silence: every suite must have ended by itself, in success, with exactly as many
 //! tests passed as it has, and the guest must have come to its end.

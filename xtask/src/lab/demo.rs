@@ -1,4 +1,4 @@
-//! A story of memory and failures, seen by a client that asks every 10 ms.
+//! The demo: changes of memory and failures, seen by a client that sends a request every 10 ms.
 
 use std::{
     io::{self, Write},
@@ -6,34 +6,31 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use lb_core::DEFAULT_DOWN_AFTER;
 use memlb_tests::{Cluster, Probe, Report, probe::Request, wait_for};
 
 use crate::interrupt::Interrupt;
 
-/// The story's own times, whatever the example configuration says.
-pub const MANAGER_ARGUMENTS: &[&str] = &["--down-after", "1500ms", "--threshold", "auto"];
+/// How long a client may go without a page when a worker's link is cut: `down_after`, and 100 ms for the change and
+/// the next request.
+const FAILOVER: Duration = DEFAULT_DOWN_AFTER.saturating_add(Duration::from_millis(100));
 
-/// How long a client may go without a page when a worker is cut off: the
-/// manager's `down_after`, and 100 ms to act and be asked again.
-const FAILOVER: Duration = Duration::from_millis(1600);
-
-/// The same when nothing is lost; a busy machine may keep the client waiting.
-const HICCUP: Duration = Duration::from_millis(250);
+/// The same when nothing is lost; a busy machine may delay the client.
+const JITTER: Duration = Duration::from_millis(250);
 
 const EVERY: Duration = Duration::from_millis(10);
 
-/// Less than the second after which TCP asks again by itself: what a client
-/// would notice is a failure here.
+/// Less than the second after which TCP repeats a SYN: a lost packet counts as a failure.
 const PATIENCE: Duration = Duration::from_millis(900);
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// How many answers in a row show that the service has come to rest.
+/// How many answers in a row show that the service is stable.
 const STEADY: usize = 30;
 
 const MIB_IN_KB: u64 = 1024;
 
-/// One turn of the story, and what a client must see of it.
+/// One step of the demo, and what a client must see of it.
 struct Step {
     what: &'static str,
     act: fn(&mut Cluster) -> Result<()>,
@@ -43,18 +40,18 @@ struct Step {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// The client gets the same page on.
+    /// The client continues to get the same page.
     Stays,
     /// The client gets another page, and every request has its answer.
     Moves,
     /// As [`Outcome::Moves`], but connections open at that instant are reset,
     /// because their worker counts as dead.
     MovesWithReset,
-    /// Requests go unanswered until the manager knows.
+    /// Requests are unanswered until the manager detects the failure.
     FailsOver,
 }
 
-const STORY: &[Step] = &[
+const STEPS: &[Step] = &[
     Step {
         what: "worker1 has 450 MiB available, worker2 350 MiB",
         act: |_| Ok(()),
@@ -65,7 +62,7 @@ const STORY: &[Step] = &[
         what: "worker2 rises to 500 MiB, within the threshold",
         act: |cluster| {
             set_memory(cluster, 1, 500)?;
-            wait_until_heard(cluster, 1, 500)
+            wait_until_reported(cluster, 1, 500)
         },
         page: "Worker1",
         outcome: Outcome::Stays,
@@ -83,7 +80,7 @@ const STORY: &[Step] = &[
         outcome: Outcome::Moves,
     },
     Step {
-        what: "worker1 is cut off without a word",
+        what: "the link of worker1 is cut",
         act: |cluster| cluster.topology.workers[0].cut_off(),
         page: "Worker2",
         outcome: Outcome::FailsOver,
@@ -113,13 +110,13 @@ const STORY: &[Step] = &[
         outcome: Outcome::Moves,
     },
     Step {
-        what: "worker2 is cut off without a word",
+        what: "the link of worker2 is cut",
         act: |cluster| cluster.topology.workers[1].cut_off(),
         page: "Worker1",
         outcome: Outcome::FailsOver,
     },
     Step {
-        what: "worker1 is cut off, too: the manager serves",
+        what: "the link of worker1 is cut, too: the manager serves",
         act: |cluster| cluster.topology.workers[0].cut_off(),
         page: "Manager",
         outcome: Outcome::FailsOver,
@@ -138,37 +135,37 @@ const STORY: &[Step] = &[
     },
 ];
 
-/// Plays the story on a fresh `cluster`, prints what the client sees, and
-/// returns whether all of it was as it should be.
+/// Runs all steps on a new `cluster`, prints what the client sees, and
+/// returns whether every step had the expected outcome.
 pub fn play(mut cluster: Cluster, interrupt: &Interrupt) -> Result<bool> {
     let client = &cluster.topology.client;
     let probe = Probe::start(client, cluster.service(), EVERY, PATIENCE)?;
     println!(
-        "A client asks http://{}/ every {EVERY:?}, each time on a new connection.",
+        "A client requests http://{}/ every {EVERY:?}, each time on a new connection.",
         cluster.service().ip()
     );
     println!(
         "  {:<48}{:<9}{:>10}{:>13}{:>16}",
         "what happens", "page", "after", "longest gap", "without page"
     );
-    let mut as_it_should_be = true;
-    for step in STORY {
+    let mut as_expected = true;
+    for step in STEPS {
         interrupt.check()?;
         print!("  {:<48}", step.what);
         io::stdout().flush()?;
         let seen = step.play(&mut cluster, &probe)?;
         println!("{seen}");
-        as_it_should_be &= seen.complaint.is_none();
+        as_expected &= seen.difference.is_none();
     }
     println!(
         "{}",
-        if as_it_should_be {
-            "All was as it should be."
+        if as_expected {
+            "Every step had the expected outcome."
         } else {
-            "Not all was as it should be."
+            "Not every step had the expected outcome."
         }
     );
-    Ok(as_it_should_be)
+    Ok(as_expected)
 }
 
 impl Step {
@@ -186,7 +183,7 @@ impl Step {
             let report = probe.report().since(first.ended_at);
             (report.requests.len() >= STEADY).then(Instant::now)
         })?;
-        // What was asked while nobody answered counts as well.
+        // Requests without an answer yet count, too.
         probe.wait_for_answers(steady, DEADLINE)?;
         let report = probe.report().since(since);
         Ok(Observation {
@@ -195,17 +192,16 @@ impl Step {
             outage: report.longest_outage(),
             asked: report.requests.len(),
             failed: report.failures().count(),
-            complaint: self.complain(&report, first.ended_at),
+            difference: self.difference(&report, first.ended_at),
         })
     }
 
-    /// Returns what was not as it should be. From the instant `moved_at` on the
-    /// client must get the page of this turn alone.
-    fn complain(&self, report: &Report, moved_at: Instant) -> Option<String> {
+    /// Returns what was not as expected. From the instant `moved_at` on, the client must get only the page of this step.
+    fn difference(&self, report: &Report, moved_at: Instant) -> Option<String> {
         let afterwards = report.since(moved_at);
         let (outage, failures, reliable) = match self.outcome {
-            Outcome::Stays | Outcome::Moves => (HICCUP, 0, report),
-            Outcome::MovesWithReset => (HICCUP, 1, report),
+            Outcome::Stays | Outcome::Moves => (JITTER, 0, report),
+            Outcome::MovesWithReset => (JITTER, 1, report),
             Outcome::FailsOver => (FAILOVER, 0, &afterwards),
         };
         if report.longest_outage() > outage {
@@ -220,14 +216,14 @@ impl Step {
     }
 }
 
-/// What the client saw of one turn.
+/// What the client saw of one step.
 struct Observation {
     page: &'static str,
     after: Option<Duration>,
     outage: Duration,
     asked: usize,
     failed: usize,
-    complaint: Option<String>,
+    difference: Option<String>,
 }
 
 impl std::fmt::Display for Observation {
@@ -236,9 +232,9 @@ impl std::fmt::Display for Observation {
         let outage = milliseconds(self.outage);
         let failed = format!("{} of {}", self.failed, self.asked);
         write!(f, "{:<9}{after:>10}{outage:>13}{failed:>16}", self.page)?;
-        match &self.complaint {
+        match &self.difference {
             None => write!(f, "  ok"),
-            Some(complaint) => write!(f, "  WRONG: {complaint}"),
+            Some(difference) => write!(f, "  WRONG: {difference}"),
         }
     }
 }
@@ -251,9 +247,9 @@ fn set_memory(cluster: &Cluster, index: usize, available_mib: u64) -> Result<()>
     cluster.memory[index].set_available_kb(available_mib * MIB_IN_KB)
 }
 
-fn wait_until_heard(cluster: &Cluster, index: usize, available_mib: u64) -> Result<()> {
+fn wait_until_reported(cluster: &Cluster, index: usize, available_mib: u64) -> Result<()> {
     let bytes = available_mib * MIB_IN_KB * 1024;
-    cluster.wait_for_status(DEADLINE, "the new figure to be heard", |status| {
+    cluster.wait_for_status(DEADLINE, "the new figure to be reported", |status| {
         status["services"][0]["backends"][index]["memory_available_bytes"] == bytes
     })?;
     Ok(())

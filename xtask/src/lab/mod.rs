@@ -92,7 +92,7 @@ impl Lab {
 
 fn live(options: &Options) -> Result<()> {
     let interrupt = prepare()?;
-    let cluster = start(options.attach, options.config.as_deref(), &[])?;
+    let cluster = start(options.attach, options.config.as_deref())?;
     let page = window::open(&cluster)?;
     let shown = view::show(&cluster, page.as_deref(), &interrupt);
     say("taking the lab down");
@@ -102,9 +102,9 @@ fn live(options: &Options) -> Result<()> {
 
 fn demo(attach: Attach) -> Result<ExitCode> {
     let interrupt = prepare()?;
-    let cluster = start(attach, None, demo::MANAGER_ARGUMENTS)?;
-    let as_it_should_be = demo::play(cluster, &interrupt)?;
-    Ok(if as_it_should_be {
+    let cluster = start(attach, None)?;
+    let as_expected = demo::play(cluster, &interrupt)?;
+    Ok(if as_expected {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -113,7 +113,7 @@ fn demo(attach: Attach) -> Result<ExitCode> {
 
 fn record() -> Result<()> {
     let interrupt = prepare()?;
-    let cluster = start(Attach::Auto, None, demo::MANAGER_ARGUMENTS)?;
+    let cluster = start(Attach::Auto, None)?;
     interrupt.check()?;
     let picture = workspace::root().join(record::PICTURE);
     record::record(&cluster, &picture)?;
@@ -123,7 +123,7 @@ fn record() -> Result<()> {
 
 fn up(options: &Options) -> Result<()> {
     let interrupt = prepare()?;
-    let cluster = start(options.attach, options.config.as_deref(), &[])?;
+    let cluster = start(options.attach, options.config.as_deref())?;
     interrupt.check()?;
     let page = window::open(&cluster)?;
     println!("{}", by_hand(&cluster, page.as_deref()));
@@ -174,7 +174,7 @@ fn prepare() -> Result<Interrupt> {
     Err(privilege::become_root_with(&memlb))
 }
 
-fn start(attach: Attach, config: Option<&Path>, manager_arguments: &[&str]) -> Result<Cluster> {
+fn start(attach: Attach, config: Option<&Path>) -> Result<Cluster> {
     let configuration = match config {
         Some(file) => file
             .canonicalize()
@@ -187,7 +187,6 @@ fn start(attach: Attach, config: Option<&Path>, manager_arguments: &[&str]) -> R
         &ClusterOptions {
             attach: attach.name().into(),
             configuration: Some(configuration),
-            manager_arguments: manager_arguments.iter().map(|&a| a.into()).collect(),
             ..ClusterOptions::default()
         },
     )
@@ -240,7 +239,7 @@ fn by_hand(cluster: &Cluster, page: Option<&str>) -> String {
 and as root:
 
   $EDITOR {directory}/worker1.meminfo        move worker1's memory; its agent reads it there
-  tail -f {directory}/manager.log            what the manager hears and decides; as JSON: events.jsonl
+  tail -f {directory}/manager.log            what the manager receives and decides; as JSON: events.jsonl
   nsenter --net=/run/netns/{PREFIX}worker1     be on worker1, and likewise on the others
   bpftool map dump pinned {pins}/backends
   {memlb} status --control-socket {socket}"

@@ -12,7 +12,7 @@ pub const PICTURE: &str = "docs/session.svg";
 /// How many characters fit into a line of it. The verbs break their lines at words.
 const COLUMNS: &str = "100";
 
-/// Dark, and yet to be told from a dark page.
+/// Dark, but distinguishable from a dark page.
 const BACKGROUND: anstyle::RgbColor = anstyle::RgbColor(22, 27, 34);
 const TEXT: anstyle::RgbColor = anstyle::RgbColor(201, 209, 217);
 

@@ -31,7 +31,7 @@ pub fn open(cluster: &Cluster) -> Result<Option<String>> {
         .find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
         .context("find a free port for the web page")?;
     let address = listener.local_addr().context("ask for the port")?;
-    // What systemd tells a service of its sockets: how many from descriptor 3 on, and for which process.
+    // systemd's protocol for passed sockets: their number from descriptor 3 on, and the process they are for.
     cluster
         .topology
         .manager

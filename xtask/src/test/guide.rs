@@ -54,7 +54,10 @@ impl Guide {
 
     /// Returns the name of the package to which it upgrades.
     pub fn next_package(&self) -> Result<&str> {
-        let command = self.upgrade.first().context("it tells how to upgrade")?;
+        let command = self
+            .upgrade
+            .first()
+            .context("the guide has no command to upgrade")?;
         let (_, package) = command
             .trim()
             .split_once("./")

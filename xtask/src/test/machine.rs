@@ -63,7 +63,7 @@ impl Machine {
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
             .arg(format!("--bind={}:/sys/fs/bpf", pins.display()));
         if !Path::new("/run/systemd/system").exists() {
-            // There is nobody to ask for a unit.
+            // No service manager is there to query a unit.
             nspawn.arg("--keep-unit");
         }
         let log = directory.join(name).join("boot.log");

@@ -100,7 +100,7 @@ fn run_together<'a>(
     failed.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the variables that tell the tests where programs are, as arguments of `env`.
+/// Returns the variables with the paths of programs for the tests, as arguments of `env`.
 fn environment(memlb: &Path) -> Result<Vec<String>> {
     let xtask = env::current_exe().context("find this program")?;
     let mut environment = vec![

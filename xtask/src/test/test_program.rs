@@ -46,7 +46,7 @@ impl TestProgram {
         let verdict = if passed { "passed" } else { "FAILED" };
         let mut stdout = std::io::stdout().lock();
         let heading = format!("--- {}: {verdict} after {seconds:.1} s ---", self.name);
-        // Where nothing can be printed, the exit status still tells.
+        // If nothing can be printed, the exit status remains.
         write!(stdout, "\n{heading}{output}").ok();
         if passed {
             return Ok(());

@@ -152,7 +152,7 @@ impl PackageTest<'_> {
         Ok(())
     }
 
-    /// An agent that was told nothing says so once, and is not started again and again.
+    /// An agent without arguments says so once, and is not restarted.
     fn start_unconfigured(&self) -> Result<()> {
         let worker = &self.workers[0];
         let started = worker.run("systemctl", &["start", AGENT]);
@@ -314,7 +314,7 @@ impl PackageTest<'_> {
         }
         self.page().context("while the manager hangs")?;
         for (machine, unit) in hung {
-            wait_until(PATIENCE, &format!("{unit} to be started anew"), || {
+            wait_until(PATIENCE, &format!("{unit} to be restarted"), || {
                 machine.expect(unit, "NRestarts", "1").is_ok()
                     && machine.expect(unit, "ActiveState", "active").is_ok()
             })?;
@@ -346,7 +346,7 @@ impl PackageTest<'_> {
         let report = probe.stop()?;
         let failed: Vec<_> = report.failures().take(3).collect();
         ensure!(failed.is_empty(), "requests failed meanwhile: {failed:?}");
-        ensure!(report.requests.len() > 100, "too few requests to tell");
+        ensure!(report.requests.len() > 100, "too few requests to judge");
         Ok(())
     }
 
@@ -378,7 +378,7 @@ impl PackageTest<'_> {
 
 /// Makes the package that upgrades `package`, as file `name` in `folder`.
 fn next_package(package: &Path, name: &str, folder: &Path) -> Result<PathBuf> {
-    let version = name.split('_').nth(1).context("the name tells a version")?;
+    let version = name.split('_').nth(1).context("the name has no version")?;
     let (contents, next) = (folder.join("next"), folder.join(name));
     output(
         Command::new("dpkg-deb")
