@@ -115,7 +115,7 @@ pub const FORWARDED: [Verdict; 4] = [
     Verdict::FromManager,
 ];
 
-/// What the manager's main task contributes; the counters are read by whoever answers.
+/// What the manager's main task contributes; the task that answers reads the counters.
 #[derive(Debug, Clone)]
 pub struct ManagerSnapshot {
     pub uptime_ms: u64,

@@ -9,7 +9,7 @@ use super::{ErrorMessage, IpHeader, PortsFrame, TcpFrame};
 
 /// The bytes of a frame from its link header on, as far as they can be reached.
 ///
-/// A value is a capability: whoever makes one, by an unsafe constructor, promises that no two views of the same
+/// A value is a capability: the caller of its unsafe constructor promises that no two views of the same
 /// bytes are in use at a time.
 pub trait FrameBytes<'a>: Copy {
     /// The header at `offset`, if all of it is there.

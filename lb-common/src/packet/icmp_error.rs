@@ -1,4 +1,4 @@
-//! An ICMP error message, with the beginning of the packet that it tells of.
+//! An ICMP error message, with the beginning of the packet that it quotes.
 
 use super::{FrameBytes, IpHeader, Located, Rewritten};
 use crate::{

@@ -1,7 +1,7 @@
 //! What the packet benchmark runs beside memlb's own programs: two baselines, and a wrapper.
 //!
 //! `BPF_PROG_TEST_RUN` repeats a program on what its last run has left of the packet. So the
-//! wrapper writes the headers anew each time and then tail-calls the program in question. Around a
+//! wrapper writes the headers again each time and then tail-calls the program in question. Around a
 //! program that returns at once it is the first baseline; the second is the least a balancer with full
 //! address translation and connection tracking does.
 #![no_std]

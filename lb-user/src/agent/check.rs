@@ -20,7 +20,7 @@ const MOST_HEADERS: usize = 64;
 /// What an agent asks its own service, and how often.
 #[derive(Debug, Clone)]
 pub struct Check {
-    pub target: Target,
+    pub target: CheckTarget,
     /// Which answers of HTTP are good.
     pub expect_status: RangeInclusive<u16>,
     pub interval: Duration,
@@ -32,7 +32,7 @@ pub struct Check {
 
 /// Where the service is: `tcp://HOST:PORT` or `http://HOST[:PORT][/PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum CheckTarget {
     Tcp {
         address: String,
     },
@@ -43,7 +43,7 @@ pub enum Target {
     },
 }
 
-impl Target {
+impl CheckTarget {
     pub fn port(&self) -> u16 {
         let (Self::Tcp { address } | Self::Http { address, .. }) = self;
         let port = address.rsplit_once(':').map(|(_, port)| port.parse());
@@ -61,7 +61,7 @@ impl Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for CheckTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { address } => write!(f, "tcp://{address}"),
@@ -70,7 +70,7 @@ impl fmt::Display for Target {
     }
 }
 
-impl FromStr for Target {
+impl FromStr for CheckTarget {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -154,11 +154,11 @@ impl Check {
 
     async fn attempt(&self) -> Result<()> {
         match &self.target {
-            Target::Tcp { address } => {
+            CheckTarget::Tcp { address } => {
                 TcpStream::connect(address).await.context("connect")?;
                 Ok(())
             }
-            Target::Http {
+            CheckTarget::Http {
                 address,
                 host,
                 path,
@@ -294,7 +294,7 @@ mod tests {
                     stream.write_all(answer.as_bytes()).await?;
                 }
             }
-            #[expect(unreachable_code, reason = "it tells the block's type")]
+            #[expect(unreachable_code, reason = "it gives the block its type")]
             Ok::<(), io::Error>(())
         });
         address
@@ -302,12 +302,12 @@ mod tests {
 
     #[test]
     fn targets_are_read() {
-        let http = |address: &str, host: &str, path: &str| Target::Http {
+        let http = |address: &str, host: &str, path: &str| CheckTarget::Http {
             address: address.to_owned(),
             host: host.to_owned(),
             path: path.to_owned(),
         };
-        let tcp = |address: &str| Target::Tcp {
+        let tcp = |address: &str| CheckTarget::Tcp {
             address: address.to_owned(),
         };
         for (text, target) in [
@@ -321,7 +321,7 @@ mod tests {
             ("http://localhost", http("localhost:80", "localhost", "/")),
             ("http://[::1]/", http("[::1]:80", "[::1]", "/")),
         ] {
-            assert_eq!(text.parse::<Target>().unwrap(), target, "{text}");
+            assert_eq!(text.parse::<CheckTarget>().unwrap(), target, "{text}");
         }
         for text in [
             "127.0.0.1:80",
@@ -337,7 +337,7 @@ mod tests {
             "http://a/\r\nX: y",
             "tcp://::1:80",
         ] {
-            assert!(text.parse::<Target>().is_err(), "{text}");
+            assert!(text.parse::<CheckTarget>().is_err(), "{text}");
         }
     }
 

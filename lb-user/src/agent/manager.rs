@@ -52,7 +52,7 @@ pub(super) enum Reply {
 pub(super) enum FollowUp {
     Nothing,
     Heartbeat,
-    /// A heartbeat under a new boot id: the manager has heard higher numbers under this one.
+    /// A heartbeat under a new boot id: the manager has received higher numbers under this one.
     NewBoot,
 }
 
@@ -81,7 +81,7 @@ pub(super) struct ManagerPeer {
 
 impl ManagerPeer {
     /// Opens a socket towards the manager of this name or address; what comes back goes to
-    /// `answers`. A socket of its own tells its answers from those of another manager with the same key.
+    /// `answers`. A socket of its own separates its answers from those of another manager with the same key.
     ///
     /// # Errors
     ///

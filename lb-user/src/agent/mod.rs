@@ -26,7 +26,7 @@ use crate::{
     systemd::{self, Watchdog},
 };
 pub use announcement::announce_pause;
-pub use check::{Check, Target, parse_status};
+pub use check::{Check, CheckTarget, parse_status};
 pub use manager::{PORT, with_port};
 pub use memory::{Sources, memory_now};
 
@@ -52,7 +52,7 @@ const MIN_BOOT_LIFETIME: Duration = Duration::from_secs(2);
 
 /// The settings of an agent.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct AgentSettings {
     /// Addresses or names, with or without a port.
     pub managers: Vec<String>,
     pub name: String,
@@ -76,7 +76,7 @@ pub struct Settings {
 /// # Errors
 ///
 /// Says which setting is wrong, or why no socket can be opened or signal be caught.
-pub async fn run(settings: Settings) -> Result<()> {
+pub async fn run(settings: AgentSettings) -> Result<()> {
     check_name(&settings.name).map_err(|problem| {
         anyhow::anyhow!("--name {:?} cannot name a worker: {problem}", settings.name)
     })?;
@@ -188,7 +188,7 @@ impl StopSignal {
 }
 
 struct Agent {
-    settings: Settings,
+    settings: AgentSettings,
     sensors: Sensors,
     key: Option<Key>,
     managers: Vec<ManagerPeer>,
@@ -206,7 +206,7 @@ struct Agent {
 }
 
 impl Agent {
-    async fn new(settings: Settings) -> Result<(Self, mpsc::Receiver<ReceivedReply>)> {
+    async fn new(settings: AgentSettings) -> Result<(Self, mpsc::Receiver<ReceivedReply>)> {
         let sensors = Sensors::open(settings.sources.clone())?;
         let key = settings.key.clone();
         let (answers, answered) = mpsc::channel(64);
@@ -434,7 +434,7 @@ impl Agent {
             Ok(boot) => {
                 self.boot = boot;
                 info!(
-                    "{} has heard higher sequence numbers: this machine was restored from a snapshot; \
+                    "{} has received higher sequence numbers: this machine was restored from a snapshot; \
                      going on with boot {boot}",
                     self.managers[manager].name()
                 );

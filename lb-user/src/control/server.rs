@@ -270,7 +270,7 @@ mod tests {
 
         fs::remove_file(&path).unwrap();
         drop(UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "a socket that nobody answers at");
+        assert!(path.exists(), "a socket without a listener");
         drop(Server::bind(&path).await.unwrap());
         assert!(!path.exists());
     }

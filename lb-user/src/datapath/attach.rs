@@ -410,7 +410,7 @@ fn pinned(path: &Path, target: InterfaceRef<'_>) -> Result<Option<PinnedLink>> {
 
 /// Removes the pin of a link that is detached, or whose interface is gone.
 fn remove_stale_pin(path: &Path, why: &str) -> Result<()> {
-    info!("{} is stale ({why}): attaching anew", path.display());
+    info!("{} is stale ({why}): attaching again", path.display());
     remove_pin(path)
 }
 

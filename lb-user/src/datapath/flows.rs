@@ -358,7 +358,7 @@ mod tests {
         let state =
             |request: &Flow<V6>| connection(&arrives, request, Some(&reply), &clock()).state;
         assert_eq!(state(&request), ConnectionState::Closing);
-        // Its entry was evicted with what it knew of the client's end, and made anew.
+        // Its entry was evicted with the client's end, and restored without it.
         request.counted = 0;
         assert_eq!(state(&request), ConnectionState::Ended);
         assert!(!is_over(&arrives, &request, Some(&reply)));

@@ -147,7 +147,7 @@ fn service_conflict(
     })
 }
 
-/// A worker cannot tell the connections of one manager from those of the other.
+/// A worker cannot distinguish the connections of one manager from those of the other.
 fn port_conflict(config: &Config, programs: &ForeignPrograms, holder: &Holder) -> Option<Conflict> {
     let ports = config.limits.nat_ports;
     let services = config.services.iter().filter(|it| it.mode == Mode::Nat);
@@ -203,7 +203,7 @@ fn mounts() -> Vec<PathBuf> {
         .collect()
 }
 
-/// What tells a directory from all others, however it is mounted.
+/// Identifies a directory, however it is mounted.
 fn device_and_inode(directory: &Path) -> Option<(u64, u64)> {
     let about = fs::metadata(directory).ok()?;
     Some((about.dev(), about.ino()))

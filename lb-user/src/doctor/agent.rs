@@ -183,7 +183,7 @@ async fn ask(
                 return Ok((Reachability::PortClosed, own));
             }
             Ok(Err(error)) => return Ok((Reachability::Unreachable(error.to_string()), own)),
-            // Not heard in time: once more.
+            // No answer in time: try again.
             Err(_) => {}
         }
     }
@@ -209,7 +209,7 @@ fn signature(worker: &Worker, facts: &Facts) -> Finding {
             "heartbeats would not be signed: anybody could send them in this worker's name",
             format!("memlb keygen --name {}", worker.name),
         ),
-        Some(Ok(id)) => Finding::ok("key", format!("key {id} speaks for {}", worker.name)),
+        Some(Ok(id)) => Finding::ok("key", format!("key {id} belongs to {}", worker.name)),
         Some(Err(problem)) => Finding::problem("key", problem.why.clone(), problem.remedy.clone()),
     }
 }
@@ -329,7 +329,7 @@ pub fn gather_sources() -> Sources {
 
 pub fn sources(sources: &Sources) -> Vec<Finding> {
     let memory = match &sources.memory {
-        Ok(told) => Finding::ok("memory", told.clone()),
+        Ok(figures) => Finding::ok("memory", figures.clone()),
         Err(why) => Finding::problem("memory", why.clone(), "ls -l /proc/meminfo"),
     };
     let pressure = match sources.has_pressure {

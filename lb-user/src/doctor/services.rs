@@ -51,7 +51,7 @@ fn address(facts: &Facts<'_>, service: &Service) -> Finding {
             "service",
             format!(
                 "{name}: {ip} is at {own}, and memlb looks at {listed}: clients' packets arrive where \
-                     nobody steers them"
+                     no policy steers them"
             ),
             format!("memlb manager --interface {own}    (or several: --interface A --interface B)"),
         ),

@@ -1,6 +1,6 @@
 //! Decides which datagrams count as heartbeats: rate of the source, size, signature, format, freshness.
 //!
-//! In this order, so that a datagram from a stranger costs little: nothing is parsed or allocated before
+//! In this order, so that an unauthenticated datagram costs little: nothing is parsed or allocated before
 //! the signature is verified.
 
 use std::collections::BTreeMap;
@@ -114,7 +114,7 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Creates one; `legacy` tells whether the unsigned 2018 format is accepted.
+    /// Creates one; `legacy` is whether the unsigned 2018 format is accepted.
     ///
     /// # Errors
     ///

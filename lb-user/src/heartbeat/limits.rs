@@ -1,7 +1,7 @@
 //! Limits how many refused datagrams of one source the manager processes.
 //!
 //! Each source (address and port) has a token bucket: a refused datagram takes a token. A source with a
-//! recently accepted heartbeat is never limited, so that a stranger who spoofs its address cannot silence it.
+//! recently accepted heartbeat is never limited, so that spoofed datagrams with its address do not suppress it.
 //! Memory is fixed.
 
 use std::collections::HashMap;

@@ -6,7 +6,7 @@ use super::{MAX_TRANSLATED, SIZE_LIMIT, VERSION};
 use crate::keys::KeyId;
 use crate::worker_name::NameProblem;
 
-/// The most characters of a parser's message: it may quote what a stranger sent.
+/// The most characters of a parser's message: it may quote unauthenticated input.
 const QUOTE_LIMIT: usize = 120;
 
 /// The reasons, each with a stable name for counters.
@@ -203,7 +203,7 @@ impl fmt::Display for Refusal {
                  --key",
             ),
             Self::UnsignedBesideSigned => f.write_str(
-                "the heartbeat is not signed, while signed ones of the same worker are heard",
+                "the heartbeat is not signed, while the same worker sends signed ones",
             ),
             Self::UnknownKey { key } => write!(
                 f,
@@ -215,7 +215,7 @@ impl fmt::Display for Refusal {
             ),
             Self::OtherWorkersKey { key, of } => write!(
                 f,
-                "the heartbeat is signed with key {key} of {of}, but speaks for another worker"
+                "the heartbeat is signed with key {key} of {of}, but names another worker"
             ),
             Self::NotFresh => f.write_str(
                 "the heartbeat does not prove that it is new; the manager has sent a nonce (usual at the \

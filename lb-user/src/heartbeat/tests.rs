@@ -50,6 +50,35 @@ pub(super) fn heartbeat() -> Heartbeat {
     }
 }
 
+/// The longest heartbeat without services of mode `dsr`.
+fn longest() -> Heartbeat {
+    Heartbeat {
+        worker: "w".repeat(MAX_NAME_BYTES),
+        seq: u64::MAX,
+        interval: Duration::from_secs(3_600),
+        memory: MemoryReport {
+            available_bytes: u64::MAX,
+            total_bytes: u64::MAX,
+            stale_ms: Some(u64::MAX),
+            cgroup: Some(CgroupMemory {
+                limit_bytes: u64::MAX,
+                current_bytes: u64::MAX,
+                inactive_file_bytes: u64::MAX,
+            }),
+            pressure: Some(PressureReport {
+                some_avg10: Pressure(10_000),
+                full_avg10: Pressure(9_999),
+            }),
+        },
+        state: WorkerState::Maintenance,
+        healthy: false,
+        version: "9".repeat(32),
+        pause: Some(Duration::from_secs(3_600)),
+        nonce: Some(Nonce(u64::MAX)),
+        ..heartbeat()
+    }
+}
+
 fn endpoints(texts: &[&str]) -> Vec<Endpoint> {
     let endpoint = |text: &&str| text.parse().expect("an endpoint");
     texts.iter().map(endpoint).collect()
@@ -172,30 +201,15 @@ fn the_services_that_a_dsr_translator_translates_are_bounded() {
     }
     let worst = "[1111:2222:3333:4444:5555:6666:7777:8888]:65535/udp";
     let longest = Heartbeat {
-        worker: "w".repeat(64),
-        seq: u64::MAX,
-        interval: Duration::from_secs(3_600),
         memory: MemoryReport {
-            available_bytes: u64::MAX,
-            total_bytes: u64::MAX,
             stale_ms: None,
-            cgroup: Some(CgroupMemory {
-                limit_bytes: u64::MAX,
-                current_bytes: u64::MAX,
-                inactive_file_bytes: u64::MAX,
-            }),
-            pressure: Some(PressureReport {
-                some_avg10: Pressure(10_000),
-                full_avg10: Pressure(9_999),
-            }),
+            ..longest().memory
         },
-        state: WorkerState::Maintenance,
-        healthy: false,
         checked: true,
         translates: endpoints(&[worst; MAX_TRANSLATED]),
         version: "\"".repeat(32),
-        nonce: Some(Nonce(u64::MAX)),
-        ..heartbeat()
+        pause: None,
+        ..longest()
     };
     // The line that signs takes 82 bytes more.
     let bytes = longest.encode().expect("it fits").len();
@@ -225,7 +239,7 @@ fn fields_of_a_later_day_are_ignored() {
 }
 
 #[test]
-fn figures_that_could_not_be_read_anew_say_how_old_they_are() {
+fn figures_that_could_not_be_read_again_say_how_old_they_are() {
     let memory = MemoryReport {
         stale_ms: Some(12_345),
         ..heartbeat().memory
@@ -409,31 +423,7 @@ fn the_size_limit_holds_both_ways() {
     assert_eq!(refusal(padded(1_200).as_bytes(), false), "oversized");
     assert_eq!(refusal(&[b'x'; 65_507], true), "oversized");
 
-    let longest = Heartbeat {
-        worker: "w".repeat(MAX_NAME_BYTES),
-        seq: u64::MAX,
-        interval: Duration::from_secs(3_600),
-        memory: MemoryReport {
-            available_bytes: u64::MAX,
-            total_bytes: u64::MAX,
-            stale_ms: Some(u64::MAX),
-            cgroup: Some(CgroupMemory {
-                limit_bytes: u64::MAX,
-                current_bytes: u64::MAX,
-                inactive_file_bytes: u64::MAX,
-            }),
-            pressure: Some(PressureReport {
-                some_avg10: Pressure(9_999),
-                full_avg10: Pressure(9_999),
-            }),
-        },
-        state: WorkerState::Maintenance,
-        version: "9".repeat(32),
-        pause: Some(Duration::from_secs(3_600)),
-        nonce: Some(Nonce(u64::MAX)),
-        ..heartbeat()
-    };
-    assert!(longest.encode().expect("it fits").len() < 700);
+    assert!(longest().encode().expect("it fits").len() < 700);
 }
 
 #[test]

@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(after(2, one, Some(1)), None, "said just now");
         assert_eq!(after(62, other, None), Some(one));
         assert_eq!(after(130, one, None), Some(other));
-        // The same agent has another path, or an agent was started anew.
+        // The same agent has another path, or an agent was restarted.
         assert_eq!(after(200, other, Some(3)), Some(one));
         assert_eq!(after(270, one, Some(3)), None);
         assert_eq!(after(280, one, Some(4)), None);

@@ -35,7 +35,7 @@ async fn healthz(State(shared): State<Shared>) -> Response {
     }
 }
 
-/// Reports whether the programs are attached, and every service has heard of a worker.
+/// Reports whether the programs are attached, and every service has a worker that reports or an adopted selection.
 async fn readyz(State(shared): State<Shared>) -> Response {
     match shared.manager.snapshot().await {
         Ok(snapshot) => match not_ready_reason(&snapshot) {
@@ -66,7 +66,7 @@ fn not_ready_reason(snapshot: &ManagerSnapshot) -> Option<String> {
         .collect();
     (!waiting.is_empty()).then(|| {
         format!(
-            "not ready: no worker was heard yet for {}",
+            "not ready: no worker has sent a heartbeat yet for {}",
             waiting.join(", ")
         )
     })

@@ -1,7 +1,7 @@
 //! Keys that sign heartbeats and their acknowledgements: one or two for each worker.
 //!
-//! A key belongs to one worker's name and never speaks for another. Two of them may hold at a time,
-//! so that a new key can be brought out before the old one is withdrawn. docs/heartbeat.md tells how.
+//! A key belongs to one worker's name and authenticates no other. Two of them may hold at a time,
+//! so that a new key can be brought out before the old one is withdrawn. docs/heartbeat.md says how.
 
 mod file;
 mod generate;
@@ -74,7 +74,7 @@ impl Key {
         }
     }
 
-    /// Returns the only worker for which this key speaks.
+    /// Returns the only worker that this key authenticates.
     pub fn worker(&self) -> &str {
         &self.worker
     }

@@ -51,13 +51,13 @@ impl Manager {
         self.repeat_writes();
     }
 
-    /// Tells the core how the workers are reached.
+    /// Passes the workers' routes to the core.
     pub(super) fn update_links(&mut self) {
         let links = self.datapath.links();
         self.core.handle_routes(&links, Instant::now());
     }
 
-    /// Tells the core whether the answers of workers in mode `routed` pass this machine.
+    /// Passes to the core whether the answers of workers in mode `routed` pass this machine.
     pub(super) fn check_return_paths(&mut self) {
         match self.datapath.answers() {
             Ok(answers) => self.core.handle_reply_counters(&answers, Instant::now()),

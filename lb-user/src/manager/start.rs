@@ -78,7 +78,7 @@ pub async fn prepare(
     let membership = StateFile::<Membership>::load(
         &file.manager.state_file.with_file_name("joined.json"),
         "the workers that joined by themselves",
-        "mend or remove the file; who has an agent running joins again",
+        "repair or remove the file; workers whose agents run join again",
     )?;
     let config = membership.1.apply_to(&file);
     let receiver = HeartbeatReceiver::bind(&config)?;
@@ -109,18 +109,18 @@ impl StateFiles {
         let (overrides_file, overrides) = StateFile::load(
             &config.manager.state_file,
             "the operator's orders",
-            "mend or remove the file (it says which workers are drained), or name another with \
+            "repair or remove the file (it says which workers are drained), or name another with \
              --state-file",
         )?;
         let (denied_file, denied) = StateFile::load(
             &config.manager.state_file.with_file_name("denied.json"),
             "the denied clients",
-            "mend or remove the file; nobody is denied without it",
+            "repair or remove the file; without it, no client is denied",
         )?;
         let (liveness_file, liveness) = StateFile::load(
             &config.manager.control_socket.with_extension("liveness"),
             "the silences of workers",
-            "remove the file; silent workers have down_after again to be heard",
+            "remove the file; silent workers get down_after again to send a heartbeat",
         )?;
         let files = Self {
             overrides: overrides_file,

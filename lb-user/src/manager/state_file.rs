@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn open(path: &Path) -> Result<(StateFile<AdminOverrides>, AdminOverrides)> {
-        StateFile::load(path, "the orders", "mend or remove the file")
+        StateFile::load(path, "the orders", "repair or remove the file")
     }
 
     async fn settled(file: &StateFile<AdminOverrides>, version: u64) -> FlushProgress {
@@ -284,7 +284,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("operator.json");
         for (text, says) in [
-            ("{\"form\":1,", "mend or remove"),
+            ("{\"form\":1,", "repair or remove"),
             ("{\"form\":2,\"orders\":[]}", "version 2"),
         ] {
             fs::write(&path, text).unwrap();

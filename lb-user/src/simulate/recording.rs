@@ -40,7 +40,7 @@ impl Recording {
     ///
     /// # Errors
     ///
-    /// Names the line that is no event, or says that no heartbeat tells a worker's memory.
+    /// Names the line that is no event, or says that no heartbeat has a worker's memory.
     pub fn read(log: impl BufRead) -> Result<Self> {
         let mut heard: BTreeMap<String, Heard> = BTreeMap::new();
         for (number, line) in (1..).zip(log.lines()) {

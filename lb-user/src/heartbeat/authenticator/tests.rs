@@ -1,4 +1,4 @@
-//! What forgers, eavesdroppers and broken networks send, and what passes.
+//! Forged, recorded, damaged and genuine datagrams, and which of them pass.
 
 use lb_core::BootId;
 use proptest::prelude::*;
@@ -62,15 +62,26 @@ impl World {
         self.verify(datagram).expect_err("refused").refusal.name()
     }
 
-    /// Opens what must pass; returns what the core's acceptance makes the authenticator answer.
-    fn hear(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
+    /// Verifies a datagram that must pass, and returns the authenticator's acknowledgement.
+    fn receive(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
         let verified = self.verify(datagram).expect("a good heartbeat");
-        self.authenticator.accepted(&verified, FROM, self.now)
+        self.accept(&verified)
+    }
+
+    fn accept(&mut self, verified: &Verified) -> Option<Vec<u8>> {
+        self.authenticator.accepted(verified, FROM, self.now)
     }
 
     fn signed(&self, key: &Key, seq: u64) -> Vec<u8> {
         let heartbeat = heartbeat(key.worker(), 1, seq, self.nonce());
         heartbeat.encode_signed(key).expect("a good heartbeat")
+    }
+}
+
+fn sequence(boot: u64, number: u64) -> Sequence {
+    Sequence {
+        boot: BootId(boot),
+        number,
     }
 }
 
@@ -137,63 +148,43 @@ fn forgeries_are_refused_by_their_reasons() {
     let foreign = heartbeat("worker2", 1, 1, world.nonce());
     let outsider = Key::new("worker1".to_owned(), KeyId(0xa1), &Zeroizing::new([7; 32]));
     let unsigned = heartbeat("worker1", 1, 1, world.nonce()).encode().unwrap();
-    let of_another_key = text.replace("000000a1", "000000a2");
+    let with = |piece: &str, other: &str| text.replacen(piece, other, 1).into_bytes();
+    let own = key("worker1", 0xa1);
+    let twice = super::super::envelope::seal(Kind::Heartbeat, &own, &good);
+    let acknowledgement = Acknowledgement {
+        heartbeat: sequence(1, 1),
+        nonce: Nonce(1),
+        fresh: true,
+        new_boot: false,
+    };
+    let echo = acknowledgement.encode(&own).unwrap();
     for (datagram, reason) in [
         (unsigned, "unsigned"),
         (Vec::new(), "unsigned"),
         (b"[{}]".to_vec(), "unsigned"),
         (b"memlb1 ".to_vec(), "bad_envelope"),
-        (
-            text.replace("000000a1 ", "000000A1 ").into(),
-            "bad_envelope",
-        ),
-        (text.replace("000000a1 ", "a1 ").into(), "bad_envelope"),
-        (text.replacen('\n', "\r\n", 1).into(), "bad_envelope"),
-        (text.replacen('\n', " ", 1).into(), "bad_envelope"),
+        (with("000000a1 ", "000000A1 "), "bad_envelope"),
+        (with("000000a1 ", "a1 "), "bad_envelope"),
+        (with("\n", "\r\n"), "bad_envelope"),
+        (with("\n", " "), "bad_envelope"),
         (good[..50].to_vec(), "bad_envelope"),
-        (text.replace("000000a1 ", "000000c1 ").into(), "unknown_key"),
-        (of_another_key.into(), "bad_signature"),
+        (with("000000a1 ", "000000c1 "), "unknown_key"),
+        (with("000000a1", "000000a2"), "bad_signature"),
         (world.signed(&outsider, 1), "bad_signature"),
         (good[..good.len() - 1].to_vec(), "bad_signature"),
         ([&good[..], b" "].concat(), "bad_signature"),
-        (
-            text.replace("\"seq\":1", "\"seq\":2").into(),
-            "bad_signature",
-        ),
-        (text.replace("worker1", "worker2").into(), "bad_signature"),
+        (with("\"seq\":1", "\"seq\":2"), "bad_signature"),
+        (with("worker1", "worker2"), "bad_signature"),
         // Signed twice over.
-        (
-            super::super::envelope::seal(Kind::Heartbeat, &key("worker1", 0xa1), &good),
-            "not_json",
-        ),
-        // An acknowledgement sent back, as it is and under the other mark.
-        (
-            Acknowledgement {
-                heartbeat: Sequence {
-                    boot: BootId(1),
-                    number: 1,
-                },
-                nonce: Nonce(1),
-                fresh: true,
-                new_boot: false,
-            }
-            .encode(&key("worker1", 0xa1))
-            .unwrap(),
-            "unsigned",
-        ),
-        (
-            foreign.encode_signed(&key("worker1", 0xa1)).unwrap(),
-            "other_workers_key",
-        ),
+        (twice, "not_json"),
+        // An acknowledgement sent back.
+        (echo, "unsigned"),
+        (foreign.encode_signed(&own).unwrap(), "other_workers_key"),
         ([&good[..], &[b' '; 1_200]].concat(), "oversized"),
     ] {
         let refused = world.verify(&datagram).expect_err("refused");
-        assert_eq!(
-            refused.refusal.name(),
-            reason,
-            "{}",
-            String::from_utf8_lossy(&datagram)
-        );
+        let datagram = String::from_utf8_lossy(&datagram);
+        assert_eq!(refused.refusal.name(), reason, "{datagram}");
         assert_eq!(refused.reply, None, "answers {reason}");
         assert!(!refused.refusal.to_string().contains(char::is_control));
     }
@@ -227,18 +218,12 @@ fn a_first_heartbeat_is_challenged_and_the_next_one_counts() {
         let reply = refused.reply.expect("an answer");
         assert!(reply.len() < first.len(), "amplifies");
         let answer = Acknowledgement::decode(&reply, &key).expect("a signed answer");
-        assert_eq!(
-            answer.heartbeat,
-            Sequence {
-                boot: BootId(1),
-                number: 1
-            }
-        );
+        assert_eq!(answer.heartbeat, sequence(1, 1));
         assert!(!answer.fresh);
 
         let second = heartbeat("worker1", 1, 2, Some(answer.nonce));
         let answer = world
-            .hear(&second.encode_signed(&key).unwrap())
+            .receive(&second.encode_signed(&key).unwrap())
             .expect("an answer");
         let answer = Acknowledgement::decode(&answer, &key).expect("a signed answer");
         assert_eq!((answer.heartbeat.number, answer.fresh), (2, true));
@@ -280,14 +265,16 @@ fn answers_once_a_second_and_whenever_the_nonce_ages() {
     let mut world = World::new(Authentication::Enforce);
     let key = key("worker1", 0xa1);
     let datagram = world.signed(&key, 1);
-    assert!(world.hear(&datagram).is_some());
+    assert!(world.receive(&datagram).is_some());
     world.now += Duration::from_millis(999);
-    assert!(world.hear(&datagram).is_none());
+    assert!(world.receive(&datagram).is_none());
     world.now += Duration::from_millis(1);
-    assert!(world.hear(&datagram).is_some());
+    assert!(world.receive(&datagram).is_some());
     world.pass(9);
     for _ in 0..3 {
-        let answer = world.hear(&datagram).expect("an answer to the older nonce");
+        let answer = world
+            .receive(&datagram)
+            .expect("an answer to the older nonce");
         let answer = Acknowledgement::decode(&answer, &key).expect("a signed answer");
         assert_eq!((Some(answer.nonce), answer.fresh), (world.nonce(), true));
     }
@@ -302,10 +289,7 @@ fn an_acknowledgement_is_shorter_than_any_heartbeat_and_cannot_be_forged() {
     shortest.memory.total_bytes = 1;
     shortest.version = "0".to_owned();
     let answer = Acknowledgement {
-        heartbeat: Sequence {
-            boot: BootId(u64::MAX),
-            number: u64::MAX,
-        },
+        heartbeat: sequence(u64::MAX, u64::MAX),
         nonce: Nonce(u64::MAX),
         fresh: false,
         new_boot: true,
@@ -329,11 +313,8 @@ fn permissive_accepts_the_unsigned_but_not_the_badly_signed() {
     let verified = world.verify(&unsigned).expect("a good heartbeat");
     assert_eq!(verified.signature, None);
     assert!(
-        world
-            .authenticator
-            .accepted(&verified, FROM, world.now)
-            .is_none(),
-        "answers a stranger"
+        world.accept(&verified).is_none(),
+        "answers an unsigned heartbeat"
     );
 
     let mut wrong = world.signed(&key("worker1", 0xa1), 2);
@@ -341,9 +322,9 @@ fn permissive_accepts_the_unsigned_but_not_the_badly_signed() {
     wrong[last] ^= 1;
     assert_eq!(world.refusal(&wrong), "bad_signature");
 
-    // Who signs is not spoken for by who does not.
+    // An unsigned heartbeat of a worker that signs is refused.
     let signed = world.signed(&key("worker1", 0xa1), 3);
-    world.hear(&signed);
+    world.receive(&signed);
     assert_eq!(world.refusal(&unsigned), "unsigned_beside_signed");
     let of_another = heartbeat("worker2", 1, 1, None).encode().unwrap();
     assert!(world.verify(&of_another).is_ok());
@@ -352,28 +333,23 @@ fn permissive_accepts_the_unsigned_but_not_the_badly_signed() {
 }
 
 #[test]
-fn off_looks_at_no_signature() {
+fn off_ignores_signatures() {
     let mut world = World::new(Authentication::Off);
     let outsider = Key::new("worker1".to_owned(), KeyId(0xff), &Zeroizing::new([7; 32]));
     let datagram = world.signed(&outsider, 1);
     let verified = world.verify(&datagram).expect("a good heartbeat");
     assert_eq!(verified.signature, None);
-    assert!(
-        world
-            .authenticator
-            .accepted(&verified, FROM, world.now)
-            .is_none()
-    );
+    assert!(world.accept(&verified).is_none());
     let unsigned = heartbeat("worker1", 1, 2, None).encode().unwrap();
     assert!(world.verify(&unsigned).is_ok());
     assert_eq!(world.refusal(b"memlb1 000000a1 "), "bad_envelope");
 }
 
 #[test]
-fn a_flood_of_garbage_is_not_even_looked_at_while_the_honest_are_heard() {
+fn a_flood_of_garbage_is_rate_limited_and_genuine_heartbeats_pass() {
     let mut world = World::new(Authentication::Enforce);
-    let honest = world.signed(&key("worker1", 0xa1), 1);
-    world.hear(&honest);
+    let genuine = world.signed(&key("worker1", 0xa1), 1);
+    world.receive(&genuine);
     let flooder: SocketAddr = ([192, 168, 56, 66], 4_000).into();
     let mut reasons = BTreeMap::new();
     for _ in 0..100_000 {
@@ -386,11 +362,11 @@ fn a_flood_of_garbage_is_not_even_looked_at_while_the_honest_are_heard() {
     }
     assert_eq!(reasons["unsigned"], 1_000);
     assert_eq!(reasons["rate_limited"], 99_000);
-    // Nor does it help to forge the honest one's address.
+    // Garbage with the forged address of the genuine agent does not limit it.
     for _ in 0..100_000 {
         assert_eq!(world.refusal(b"garbage"), "unsigned");
     }
-    assert!(world.verify(&honest).is_ok());
+    assert!(world.verify(&genuine).is_ok());
 }
 
 proptest! {
@@ -423,10 +399,7 @@ proptest! {
 fn ping(worker: &str) -> Ping {
     Ping {
         worker: worker.to_owned(),
-        sequence: Sequence {
-            boot: BootId(u64::MAX),
-            number: u64::MAX,
-        },
+        sequence: sequence(u64::MAX, u64::MAX),
     }
 }
 
@@ -457,7 +430,7 @@ fn answers_who_asks_as_far_as_it_would_hear_them_and_lets_nothing_through() {
 }
 
 #[test]
-fn tells_only_who_signs_or_need_not_whether_there_is_such_a_worker() {
+fn says_whether_a_worker_exists_only_to_a_ping_that_is_signed_where_it_must_be() {
     let key = key("w", 0xe1);
     for (authentication, signer, expected) in [
         (Authentication::Off, None, true),
@@ -531,12 +504,12 @@ fn a_new_boot_is_demanded_with_the_workers_own_key() {
     );
     assert!(answer.new_boot && !answer.fresh);
     assert!(Acknowledgement::decode(&demand, &key("worker2", 0xb1)).is_err());
-    // One that a manager of an earlier day sends asks for none.
-    let usual = world.hear(&world.signed(&own, 10)).expect("an answer");
+    // A usual acknowledgement, as of an older manager, asks for none.
+    let usual = world.receive(&world.signed(&own, 10)).expect("an answer");
     let text = String::from_utf8(usual.clone()).unwrap();
     assert!(!text.contains("new_boot"), "{text}");
     assert!(!Acknowledgement::decode(&usual, &own).unwrap().new_boot);
-    // Nobody who did not sign is answered.
+    // An unsigned heartbeat gets no demand.
     let mut off = World::new(Authentication::Off);
     let unsigned = heartbeat("worker1", 1, 1, None).encode().unwrap();
     let verified = off.verify(&unsigned).expect("unsigned");

@@ -55,7 +55,7 @@ mod tests {
 
     use super::*;
 
-    /// The policy of the guard allows nothing else, and nobody must wait for the Internet.
+    /// The guard's Content-Security-Policy allows nothing else, and the page must work without the Internet.
     #[test]
     fn refers_to_nothing_but_its_own_files() {
         for (path, _, content) in FILES {
