@@ -179,7 +179,7 @@ fn need_no_privileges_and_no_name() {
     );
     let mut command = cluster.topology.workers[0].command("unshare");
     command.args(["--uts", "sh", "-c", &script]);
-    let mut agent = start(&cluster, "nobody", &mut command);
+    let mut agent = start(&cluster, "unknown", &mut command);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
     assert!(agent.terminate(SOON).unwrap().success());
     cluster.wait_for_state("worker1", "leaving", SOON).unwrap();
@@ -189,13 +189,13 @@ fn need_no_privileges_and_no_name() {
 fn are_held_up_by_no_manager_that_is_not_there() {
     let mut cluster = without_agents();
     let mut command = cluster.agent_command(0, cluster.heartbeat_address());
-    for nobody in [
+    for unreachable in [
         "no-such-manager.invalid",
         "192.168.56.250",
         "192.168.56.103:9",
         "203.0.113.1",
     ] {
-        command.args(["--manager", nobody]);
+        command.args(["--manager", unreachable]);
     }
     let agent = start(&cluster, "patient", &mut command);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
@@ -246,7 +246,7 @@ fn are_not_thought_dead_when_their_clock_jumps() {
     command.env("LD_PRELOAD", "/usr/$LIB/faketime/libfaketime.so.1");
     command.env("FAKETIME_TIMESTAMP_FILE", &clock);
     command.env("FAKETIME_NO_CACHE", "1");
-    // Nobody sets the clock that only counts.
+    // The monotonic clock cannot be set.
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     let agent = start(&cluster, "jumping", &mut command);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();

@@ -224,7 +224,7 @@ fn recordings_bring_nobody_back() {
     }
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
 
-    // Nor after the manager was started anew, which has forgotten all that it had heard.
+    // Nor after a restart of the manager, which has forgotten all heartbeats.
     cluster.kill_manager().unwrap();
     cluster.start_manager().unwrap();
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
@@ -272,7 +272,7 @@ fn the_agent_of_a_restored_machine_goes_on_under_a_new_boot() {
     agent.wait_for_log(SOON, "going on with boot").unwrap();
     assert_eq!(cluster.events_of("agent_restarted").unwrap().len(), 1);
 
-    // What was recorded before brings nobody back after its end.
+    // Recordings bring no worker back after its end.
     agent.kill().unwrap();
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
     let resets = refused(&cluster.status().unwrap(), "sequence_reset");
@@ -421,7 +421,7 @@ fn a_new_key_takes_over_from_the_old_one_without_a_gap() {
     outlast_down_after();
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
 
-    // Without its last key it will not be heard, which whoever reloads is told.
+    // Without its last key, its heartbeats will be refused; the reply to the reload says so.
     fs::remove_file(&new_file).unwrap();
     let said = reload(&cluster);
     assert!(said.contains(&of_worker1("removed")), "{said}");
@@ -636,7 +636,7 @@ fn the_way_from_unsigned_to_enforced_has_no_gap() {
     let shown = output(&mut cluster.memlb("status")).unwrap();
     assert!(shown.contains("authentication permissive"), "{shown}");
     assert!(shown.contains("not signed yet: worker2 ("), "{shown}");
-    // Nobody speaks for who signs.
+    // Unsigned datagrams do not count for a worker that signs.
     let stranger = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
     let goodbye = leaving("worker1", 1, 1).encode().unwrap();
     stranger.send(&goodbye).unwrap();

@@ -32,7 +32,7 @@ fn no_way_in_which_connections_end_makes_the_count_drift() {
     let mut cluster = start(&[]);
     let flows = flows() / 2;
     let (kills, failed) = come_and_go(&mut cluster, flows);
-    assert_eq!(failed, 0, "nobody's connection breaks");
+    assert_eq!(failed, 0, "no connection breaks");
     // The programs alone have counted right: nothing had to be put right.
     wait_until(SOON, "the last to end", || {
         counts(&cluster, "active") == [0, 0]
@@ -51,7 +51,7 @@ fn no_way_in_which_connections_end_makes_the_count_drift() {
 fn evictions_do_not_make_the_count_drift() {
     const TABLE: usize = 2_048;
     let mut cluster = start(&["--set", &format!("limits.flows={TABLE}")]);
-    // More than fit, and nobody says a word on them any more.
+    // More than fit, and silent from now on.
     let mut held: Vec<_> = (0..2 * TABLE).filter_map(|_| open(&cluster)).collect();
     let flows = flows() / 2;
     let (kills, failed) = come_and_go(&mut cluster, flows);

@@ -317,7 +317,7 @@ impl Deref for Lab {
 }
 
 impl Lab {
-    /// Where agents are restarted, or much is transferred, nobody shall be down meanwhile.
+    /// No worker may go down while agents are restarted or much is transferred.
     fn start(patient: bool) -> Self {
         Self::start_with("tc", if patient { "20s" } else { "1500ms" })
     }

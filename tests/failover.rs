@@ -12,7 +12,7 @@ const DETECTED: Duration = Duration::from_millis(2500);
 const SOON: Duration = Duration::from_secs(5);
 const MIB: u64 = 1024;
 
-/// The datapath knows by itself whom to try next: no heartbeat is missed yet, and nobody looks.
+/// The datapath tries the next worker itself: no heartbeat is missed yet, and no manager acts.
 #[root_test]
 fn a_repeated_syn_reaches_another_worker_without_the_manager() {
     let mut cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
@@ -64,7 +64,7 @@ fn dies_and_returns(cluster: &Cluster, index: usize) {
     assert!(took <= DETECTED, "{took:?} without a page");
     cluster.wait_for_state(&name, "down", SOON).unwrap();
 
-    // Once it is known, nobody is sent there.
+    // Once it is down, no client is sent there.
     let known_at = Instant::now();
     cluster.topology.workers[index].reconnect().unwrap();
     cluster.wait_for_state(&name, "up", SOON).unwrap();

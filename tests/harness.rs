@@ -88,8 +88,8 @@ fn opens_connections_at_a_rate_and_many_at_once() {
         let second = Duration::from_secs(1);
         load::open_at_rate(&topology.client, load, 200, second).unwrap()
     };
-    let nobody = short(load(Sources::EverNew, Ending::ClientFin));
-    assert_eq!((nobody.refused(), nobody.answer_us.len()), (200, 0));
+    let refused = short(load(Sources::EverNew, Ending::ClientFin));
+    assert_eq!((refused.refused(), refused.answer_us.len()), (200, 0));
 
     let _server = Server::start(&topology.workers[0], PORT).unwrap();
     for ending in [

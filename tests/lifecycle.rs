@@ -136,7 +136,7 @@ fn stops_and_leaves_the_datapath_at_work() {
     assert_eq!(cluster.page().unwrap(), "Worker1");
     assert_eq!(cluster.events_of("manager_stopped").unwrap().len(), 1);
     assert!(!cluster.paths.control_socket().exists());
-    // The worker dies while nobody looks; the next manager sees it.
+    // The worker dies while no manager runs; the next manager detects it.
     cluster.kill_agent(0).unwrap();
     cluster.start_manager().unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
@@ -373,7 +373,7 @@ fn removes_everything(attach: &str, shape: Shape, way: &str) {
     expect_gone(&cluster, &links);
     assert_eq!(accept_local(&cluster.topology.manager), "0");
     expect_untouched(&cluster.topology.manager);
-    wait_until(SOON, "nobody to serve", || cluster.page().is_err()).unwrap();
+    wait_until(SOON, "no server to answer", || cluster.page().is_err()).unwrap();
 
     // Once more does no harm.
     let again = finish(&mut cluster.memlb("unload"));

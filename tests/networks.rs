@@ -1,5 +1,5 @@
 //! Where clients and workers can be: on the manager itself, behind other
-//! interfaces, behind routers, at link addresses nobody knows.
+//! interfaces, behind routers, at unknown link addresses.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -374,8 +374,8 @@ fn leaves_the_managers_own_connections_alone(attach: &str) {
         scope.spawn(|| ask(&cluster.topology.client, fallback, "Manager"));
     });
     // What is no TCP passes, too: the refusal is an ICMP message.
-    let nobody = SocketAddrV4::new(manager.address(), 80).into();
-    let sender = Sender::open(&cluster.topology.client, nobody).unwrap();
+    let unused = SocketAddrV4::new(manager.address(), 80).into();
+    let sender = Sender::open(&cluster.topology.client, unused).unwrap();
     wait_until(SOON, "UDP to be refused", || sender.send("hello").is_err()).unwrap();
 }
 

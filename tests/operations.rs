@@ -208,7 +208,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
             &["drain", "worker1", "--service", &long],
             "the request is too long: at most 4096 bytes",
         ),
-        (&["drain", "nobody"], ", only worker1, worker2"),
+        (&["drain", "unknown"], ", only worker1, worker2"),
         (
             &["drain", "worker1", "--service", "wep"],
             "did you mean web?",
@@ -219,7 +219,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
         (&["pause", "worker1", "--for", "2h"], "expected 1s to 1h"),
         (&["pause", "worker3", "--for", "5s"], "did you mean worker"),
         (&["pause", "worker1"], "--for <DURATION>"),
-        (&["workers", "nobody"], ", only worker1, worker2"),
+        (&["workers", "unknown"], ", only worker1, worker2"),
         (&["services", "nothing"], "only web"),
     ];
     for (arguments, says) in cases {
@@ -340,7 +340,7 @@ fn lists_connections_and_explains_them() {
         &["expected ADDRESS"],
     );
     expect_failure(
-        &memlb(&cluster, &["flows", "--worker", "nobody"]),
+        &memlb(&cluster, &["flows", "--worker", "unknown"]),
         2,
         &["only manager"],
     );
@@ -437,7 +437,7 @@ fn a_reload_that_waits_for_the_disk_delays_no_deadline() {
         cluster.paths.directory.join("moved"),
     );
     fs::rename(&path, &moved).unwrap();
-    // To be opened anew by a reload, which nobody helps to.
+    // A reload opens it again without help.
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     thread::scope(|scope| {
         let reloading = scope.spawn(|| ask(&socket, r#"{"verb":"reload"}"#));

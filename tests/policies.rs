@@ -1,4 +1,4 @@
-//! Policies with real servers: who gets the connections, and that nobody notices a change of policy.
+//! Policies with real servers: which workers get the connections, and changes of policy without an effect on clients.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -126,7 +126,7 @@ fn weights_are_the_operators() {
     assert!((36..=44).contains(&counts["Worker2"]), "{counts:?}");
 }
 
-/// The worker that nobody knows to be dead has nearly all places: to draw again would be to draw it again.
+/// A dead worker that is not detected yet has nearly all slots: a second draw would draw it again.
 #[root_test]
 fn a_repeated_syn_reaches_another_worker_than_the_one_that_was_drawn() {
     for attach in ["tc", "xdp"] {

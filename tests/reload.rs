@@ -1,4 +1,4 @@
-//! A changed configuration under load: taken over as a whole or not at all, and nobody notices.
+//! A changed configuration under load: applied as a whole or not at all, without an effect on clients.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -138,7 +138,11 @@ fn the_first_service_of_another_family_takes_a_restart_and_no_connection() {
         let info = memlb_tests::observe::bpftool(&["map", "show", "pinned", &cluster.map(map)]);
         info.unwrap()["max_entries"].as_u64().unwrap()
     };
-    assert_eq!(room(&cluster, "flows6"), 1, "nothing is kept for nobody");
+    assert_eq!(
+        room(&cluster, "flows6"),
+        1,
+        "no room is kept for an unused family"
+    );
     let both = format!(
         "{}\n[[service]]\nname = \"web6\"\naddress = \"[2001:db8::1]:80\"\nfallback = \"reject\"\n\
          workers = [{{ name = \"worker1\", address = \"[2001:db8::3]:80\" }}]\n",

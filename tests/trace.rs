@@ -180,7 +180,7 @@ fn ends_after_its_time_and_counts_what_is_beyond_the_rate() {
 fn a_wish_that_makes_no_sense_is_refused_with_what_would() {
     let cluster = start();
     let cases: [(&[&str], &str); 8] = [
-        (&["--worker", "nobody"], "only manager, worker1, worker2"),
+        (&["--worker", "unknown"], "only manager, worker1, worker2"),
         (&["--service", "wep"], "did you mean web?"),
         (
             &["--worker", "manager", "--service", "tcp-4000"],

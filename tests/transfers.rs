@@ -280,7 +280,7 @@ fn resets_a_connection_at_once_when_its_worker_is_down(attach: &str) {
 fn options(attach: &str) -> ClusterOptions {
     ClusterOptions {
         attach: attach.into(),
-        // An automatic one would be learnt anew at each restart.
+        // An automatic one would be learnt again at each restart.
         manager_arguments: vec!["--threshold".into(), "90MiB".into()],
         ..ClusterOptions::default()
     }

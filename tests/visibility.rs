@@ -46,8 +46,9 @@ fn an_agent_needs_no_privileges_and_reads_the_machines_memory() {
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&program)
         .args(["agent", "--name", "worker1", "--manager", "192.168.56.101"]);
-    let log = cluster.paths.directory.join("nobody.log");
-    cluster.agents[0] = Some(Process::start("agent of nobody", &mut command, &log).unwrap());
+    let log = cluster.paths.directory.join("unknown.log");
+    cluster.agents[0] =
+        Some(Process::start("agent of an unknown worker", &mut command, &log).unwrap());
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
     let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"));
     let total_kb: u64 = line

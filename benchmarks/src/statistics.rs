@@ -1,4 +1,4 @@
-//! What is told of several measurements of one thing.
+//! Statistics of repeated measurements.
 
 use serde::Serialize;
 

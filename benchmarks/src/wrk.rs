@@ -92,7 +92,7 @@ impl Wrk {
     /// Puts `load` on `server` from inside `client` and returns what came of it.
     ///
     /// # Errors
-    /// When wrk fails, as it does when nobody listens.
+    /// When wrk fails, as it does without a listener.
     pub fn measure(&self, client: &Namespace, server: SocketAddr, load: Load) -> Result<Figures> {
         figures(&output(&mut self.command(client, server, load))?)
     }

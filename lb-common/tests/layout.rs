@@ -1,5 +1,5 @@
-//! The bytes of every map's keys and values, as bpftool, pins and older programs see them. Whoever
-//! changes one changes `LAYOUT_VERSION` with it.
+//! The bytes of every map's keys and values, as bpftool, pins and older programs see them. A change
+//! of one needs a new `LAYOUT_VERSION`.
 
 use std::mem::{offset_of, size_of};
 

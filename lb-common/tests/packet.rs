@@ -138,7 +138,7 @@ fn extension_headers_are_passed_over_up_to_a_bound() {
         ("five",                     &[eight(OPTIONS); 5],                  Err(Verdict::ExtensionHeaders)),
         ("one of too many bytes",    &[(OPTIONS, 264)],                     Err(Verdict::ExtensionHeaders)),
         ("two of too many bytes",    &[(OPTIONS, 128), (OPTIONS, 136)],     Err(Verdict::ExtensionHeaders)),
-        ("one that nobody knows",    &[eight(MOBILITY)],                    Err(Verdict::OtherProtocol)),
+        ("an unsupported one",       &[eight(MOBILITY)],                    Err(Verdict::OtherProtocol)),
     ];
     for (what, extensions, expected) in rows {
         for protocol in [TCP, UDP] {
@@ -287,8 +287,8 @@ fn rewritten_equals_made_anew<A: wire::Family>(
     } else {
         hops
     };
-    let anew = frame(to, protocol, left, payload);
-    assert_eq!(wire.0, anew.0);
+    let fresh = frame(to, protocol, left, payload);
+    assert_eq!(wire.0, fresh.0);
 }
 
 fn error_rewritten_equals_made_anew<A: wire::Family>(
@@ -309,9 +309,9 @@ fn error_rewritten_equals_made_anew<A: wire::Family>(
 
     let hides = translated.source != key.source;
     let sender = if hides { translated.source } else { router };
-    let mut anew = error(translated.reversed(), protocol, sender);
-    anew.hop::<A>();
-    assert_eq!(wire.0, anew.0);
+    let mut fresh = error(translated.reversed(), protocol, sender);
+    fresh.hop::<A>();
+    assert_eq!(wire.0, fresh.0);
 }
 
 fn ends<A: Address + Arbitrary>() -> impl Strategy<Value = Ends<A>> {

@@ -1,4 +1,4 @@
-//! Which ports connections get: as many as there are, whoever asks, and in which order.
+//! Which ports connections get, how many, and in which order.
 
 mod laboratory;
 
@@ -53,7 +53,7 @@ fn what_a_client_has_reset_it_gets_again_at_once() {
     }
 }
 
-/// A flood of SYNs takes every port, and gives each up to whoever comes next.
+/// A flood of SYNs takes every port, and later connections reuse each of them.
 #[test]
 fn handshakes_give_their_ports_up() {
     let memory = lab();
@@ -70,7 +70,7 @@ fn handshakes_give_their_ports_up() {
     }
 }
 
-/// Who holds most ports and says nothing for a minute loses some of them; nobody else does.
+/// A client that holds most ports and is silent for a minute loses some of them; no other client does.
 #[test]
 fn silent_connections_of_one_client_give_their_ports_up_to_others() {
     let memory = lab();

@@ -140,7 +140,7 @@ fn a_repeated_syn_goes_to_another_worker_and_is_counted() {
     assert_eq!(memory.counted(WORKER1).unanswered, 1);
     assert_eq!(memory.counted(WORKER2).unanswered, 0);
 
-    // The first one answers late: it is nobody's any more.
+    // The first one answers late: its handshake is gone.
     let late = steer(&memory, &answer_to_syn(), &key(WORKERS[0], CLIENT));
     assert_eq!(late.verdict, Verdict::NotOurs);
     let answer = steer(&memory, &answer_to_syn(), &key(WORKERS[1], CLIENT));

@@ -57,7 +57,7 @@ fn a_new_connection_does_not_go_on_in_the_half_of_one_that_has_ended() {
     _ = steer(&memory, &packet(FIN | ACK), &client);
     _ = steer(&memory, &packet(FIN | ACK), &translated.reversed());
     assert_eq!(memory.active.borrow()[&WORKER1], 0);
-    // What showed the worker's end goes, and is made anew without it at the client's last packet.
+    // The entry with the worker's end is evicted, and restored without it at the client's last packet.
     memory.established.remove(&translated.reversed());
     memory.now_ns.set(memory.now_ns.get() + 2 * SECOND);
     _ = steer(&memory, &packet(ACK), &client);
@@ -628,7 +628,7 @@ fn happens(memory: &mut Memory, event: &Event) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// What a client's packet was sent on as must bring the worker's answer to that client, or to nobody.
+/// The worker's answer to a forwarded packet must reach the packet's client, or no client.
 fn the_answer_reaches(
     memory: &Memory,
     client: usize,

@@ -73,7 +73,7 @@ impl Finding {
     }
 
     /// Types the command it gives, as a person would who leaves the explanation behind it away.
-    pub fn mend(&self, at: &Namespace) {
+    pub fn run_remedies(&self, at: &Namespace) {
         let command = self.remedy.split("    (").next().unwrap();
         at.run("sh", &["-ec", command]).unwrap();
     }

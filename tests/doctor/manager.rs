@@ -32,7 +32,7 @@ fn finds_and_mends(cluster: &Cluster, check: &str, says: &str, remedy: &str) {
     let diagnosis = manager(cluster);
     let found = diagnosis.problem(check, says);
     found.expect_remedy(remedy);
-    found.mend(&cluster.topology.manager);
+    found.run_remedies(&cluster.topology.manager);
     let diagnosis = manager(cluster);
     let left = diagnosis.findings.iter();
     let left: Vec<_> = left
@@ -41,7 +41,7 @@ fn finds_and_mends(cluster: &Cluster, check: &str, says: &str, remedy: &str) {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Writes the configuration anew with `from` as `to`; the running manager does not read it.
+/// Replaces `from` with `to` in the configuration; the running manager does not read it.
 fn reword(cluster: &Cluster, from: &str, to: &str) {
     let file = cluster.paths.directory.join("memlb.toml");
     let text = fs::read_to_string(&file).unwrap();
@@ -73,7 +73,7 @@ fn unequal_mtus() {
     let diagnosis = manager(&cluster);
     let found = diagnosis.finding("warning", "mtu", "eth1 1500, eth2 1400");
     found.expect_remedy("ip link set eth1 mtu 1400");
-    found.mend(node);
+    found.run_remedies(node);
     assert!(
         manager(&cluster)
             .findings
@@ -294,13 +294,13 @@ fn a_firewall_that_lets_no_heartbeat_in() {
     diagnosis.problem("heartbeats", "worker1 was last heard");
     let found = diagnosis.finding("warning", "firewall", "no rule lets in udp 9999");
     found.expect_remedy("nft insert rule inet filter input udp dport 9999 accept");
-    found.mend(node);
+    found.run_remedies(node);
     for port in [
         "tcp 8080: clients do not reach the fallback",
         "tcp 80: clients of web hang",
     ] {
         let found = diagnosis.finding("warning", "firewall", port);
-        found.mend(node);
+        found.run_remedies(node);
     }
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
     manager(&cluster).finding("ok", "firewall", "lets in what memlb needs");
@@ -434,7 +434,7 @@ fn the_silence_of_a_worker_in_maintenance_is_no_problem() {
     diagnosis.finding("warning", "heartbeats", "worker1 is in maintenance");
     diagnosis.finding("warning", "worker", "worker1: 192.168.56.103 refuses");
 
-    // The other one leaves by itself: nobody serves any more.
+    // The other one leaves by itself: no manager serves any more.
     cluster.agents[1].as_mut().unwrap().terminate(SOON).unwrap();
     cluster.wait_for_state("worker2", "leaving", SOON).unwrap();
     let diagnosis = manager(&cluster);

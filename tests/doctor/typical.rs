@@ -161,7 +161,7 @@ fn a_wrong_key() {
 #[root_test]
 fn a_manager_that_the_agent_cannot_reach() {
     let cluster = without_agents(None);
-    // Nobody has the address; a host has it, but no manager; no name.
+    // No host has the address; a host without a manager has it; no such name.
     for (address, says, remedy) in [
         (
             "192.168.56.222",

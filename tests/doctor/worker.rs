@@ -18,6 +18,6 @@ fn a_key_that_others_can_read() {
     let diagnosis = worker(&cluster, 0);
     let found = diagnosis.problem("key", "can be used by others than its owner (mode 0644)");
     found.expect_remedy(&format!("chmod 600 {}", key.display()));
-    found.mend(&cluster.topology.workers[0]);
+    found.run_remedies(&cluster.topology.workers[0]);
     worker(&cluster, 0).expect_healthy();
 }

@@ -63,7 +63,7 @@ fn every_block_says_what_it_is() {
                 let typed = block.text.lines().find(|line| is_typed(line));
                 assert_eq!(typed, None, "{place}: a command belongs in ```sh");
             }
-            other => panic!("{place}: nobody knows what to do with ```{other}"),
+            other => panic!("{place}: unknown kind of block: ```{other}"),
         }
     }
 }

@@ -15,7 +15,7 @@ done
 mkdir -p /etc/memlb/keys /usr/share/man/man1 /usr/share/bash-completion/completions
 ";
 
-/// Runs `work` on a thread whose mounts, and those of all that it starts, are nobody else's.
+/// Runs `work` on a thread with a mount namespace of its own, which all processes that it starts share.
 pub fn with_private_mounts(work: impl FnOnce() + Send) {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();

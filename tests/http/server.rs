@@ -1,4 +1,4 @@
-//! The server itself: where it listens, whom it answers, and that nobody can wear it out.
+//! The HTTP server: where it listens, which requests it answers, and its limits.
 
 use std::{
     io::Write,

@@ -677,7 +677,7 @@ impl Bench {
         });
     }
 
-    /// Tells the kernel a worker's link address, which nobody is there to say.
+    /// Sets a worker's link address in the kernel, because no worker answers ARP here.
     pub fn resolves_neighbour(&self, worker: Server) {
         lan::resolve(worker, self.family).unwrap();
         lan::send_by_xdp().unwrap();

@@ -138,7 +138,7 @@ impl Call {
     }
 
     /// That message as it leaves for the worker: about the segment that the worker sent and, where the
-    /// worker knows nobody behind the manager, from that.
+    /// worker sees only the manager, from the manager.
     pub fn complaint_at_worker(&self, server: Server, message: &Message) -> Message {
         let mut translated = message.clone().about(self.at(server), self.nat_address());
         if !self.is_routed {

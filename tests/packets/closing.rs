@@ -226,7 +226,7 @@ fn a_side_that_sends_more_after_its_end_has_not_sent_it() {
     });
 }
 
-/// An entry that was evicted comes back without its number: whoever knows the other side's is believed.
+/// A restored entry has no sequence number: a packet with the other side's number is accepted.
 #[test]
 fn a_direction_that_was_evicted_finds_its_number_again() {
     at_both_edges(|bench| {

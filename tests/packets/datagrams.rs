@@ -1,4 +1,4 @@
-//! Flows of datagrams: how they begin, try another worker, go on, and begin anew.
+//! Flows of datagrams: how they begin, try another worker, continue, and begin again.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 const A_WHILE: Duration = Duration::from_millis(500);
-/// After so long a datagram that nobody has answered tries another worker.
+/// After this time, an unanswered datagram goes to another worker.
 const RETRY: Duration = Duration::from_millis(250);
 
 #[test]

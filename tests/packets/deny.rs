@@ -66,7 +66,7 @@ fn a_denied_network_is_all_of_its_clients_and_nobody_else() {
             let syn = bench.call(client, 40_000).syn();
             bench.receives(&syn).is_dropped(Verdict::Denied);
         }
-        // As long a prefix of the other family, and of a neighbour, deny nobody here.
+        // Prefixes of this length, of the other family and of a neighbour, deny no client here.
         bench.allows_all();
         let abroad = match bench.family {
             Family::V4 => Family::V6,

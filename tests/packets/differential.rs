@@ -74,7 +74,7 @@ enum Event {
         connection: Index,
         flags: u8,
     },
-    /// A worker sends to a port, whoever holds it.
+    /// A worker sends to a port, whichever connection holds it.
     Stray {
         worker: Server,
         protocol: Protocol,
@@ -93,7 +93,7 @@ enum Event {
         problem: Problem,
         quotes_the_least: bool,
     },
-    /// A worker tells of a packet from a port, whoever holds it.
+    /// A worker sends an ICMP error about a packet from a port, whichever connection holds it.
     StrayComplaint {
         worker: Server,
         protocol: Protocol,

@@ -394,8 +394,8 @@ impl Worker {
         }
     }
 
-    /// A packet as a translated message quotes it: the checksum of TCP, which few messages quote and nobody
-    /// looks at, stays as it was.
+    /// A packet as a translated message quotes it: the checksum of TCP, which few messages quote and no
+    /// receiver checks, stays as it was.
     fn quoted(&self, packet: &Segment, before: &Segment) -> Segment {
         match packet.protocol {
             Protocol::Tcp => packet.clone().checksum(before.written_checksum()),

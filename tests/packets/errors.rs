@@ -1,4 +1,4 @@
-//! ICMP errors about flows: they reach whoever sent the packet that they tell of.
+//! ICMP errors about flows: they reach the sender of the packet that they quote.
 
 use std::time::Duration;
 

@@ -61,11 +61,11 @@ fn addresses_that_hosts_may_have_are_clients() {
             bench.call(client, 40_000).connects(bench, WORKER1);
         }
         for address in [[0; 4], [127, 0, 0, 1], [239, 0, 0, 1], [255; 4]] {
-            let nobody = Station {
+            let spoofed = Station {
                 v4: address.into(),
                 ..CLIENT
             };
-            let syn = bench.call(nobody, 40_000).syn();
+            let syn = bench.call(spoofed, 40_000).syn();
             bench.receives(&syn).passes(Verdict::Malformed);
         }
     });

@@ -52,7 +52,7 @@ impl Problem {
 pub struct Message {
     pub from_mac: Mac,
     pub to_mac: Mac,
-    /// Whoever met the problem.
+    /// The host that reports the problem.
     pub source: IpAddr,
     pub problem: Problem,
     /// The packet, as it was met.

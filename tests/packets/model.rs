@@ -31,7 +31,7 @@ const ROUND_TRIP: Duration = Duration::from_millis(1_500);
 /// For so long after a RST, a packet of the same side may be an older one.
 const REORDER: Duration = Duration::from_millis(200);
 
-/// How often datagrams that nobody answers go to another worker.
+/// How often unanswered datagrams go to another worker.
 const DATAGRAM_RETRIES: u8 = 3;
 
 #[derive(Clone, Debug)]
@@ -509,7 +509,7 @@ impl Connection {
         self.established || self.answered
     }
 
-    /// Whether packets still belong to it: an abandoned handshake is nobody's.
+    /// Whether packets still belong to it: an abandoned handshake has no packets.
     pub fn is_under_way(&self, model: &Model) -> bool {
         self.established || model.silence(self) <= self.patience()
     }
@@ -549,7 +549,7 @@ impl Side {
             self.has_reset |= flags & RST != 0;
             return;
         }
-        // Whoever goes on has not reset the connection, and was not told of a reset.
+        // A side that continues has neither sent nor received a reset.
         self.has_reset = false;
         if now - other.last_seen > ROUND_TRIP {
             other.has_reset = false;

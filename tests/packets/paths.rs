@@ -243,7 +243,7 @@ fn an_evicted_entry_is_rebuilt_from_the_other_direction() {
                 bench.evict(call.request_key());
                 bench.receives(&call.ack()).passes(Verdict::NoFlow);
                 call.replies(bench, WORKER1, &reply);
-                // Else nobody would count it any more.
+                // Otherwise it would not be counted any more.
                 assert_eq!(bench.entry(call.request_key()).unwrap().counted, 1);
             } else {
                 bench.evict(call.reply_key(WORKER1));

@@ -1,4 +1,4 @@
-//! Which worker a policy's places give a new connection to, and when nobody gets it.
+//! Which worker a policy's slots give a new connection to, and when no worker gets it.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},

@@ -243,7 +243,7 @@ fn late_duplicates_of_the_connection_before_end_nothing_of_the_next() {
     });
 }
 
-/// RFC 9293, section 3.9.2.3, RFC 1122, section 3.2.1.3, and RFC 6890: nobody sends from there.
+/// RFC 9293, section 3.9.2.3, RFC 1122, section 3.2.1.3, and RFC 6890: no host sends from there.
 #[test]
 fn a_syn_from_where_no_sender_can_be_begins_nothing() {
     at_both_edges(|bench| {

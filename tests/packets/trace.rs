@@ -1,4 +1,4 @@
-//! The trace of single packets: nothing while nobody asks, and then exactly what became of each.
+//! The trace of single packets: nothing without a request, and then the exact outcome of each.
 
 use std::time::Duration;
 

@@ -36,7 +36,7 @@ pub fn play(attach: &str, ports: &[u16], scene: impl FnOnce(&mut Cluster)) {
 pub fn play_with(attach: &str, options: ClusterOptions, scene: impl FnOnce(&mut Cluster)) {
     let mut cluster = Cluster::start(&ClusterOptions {
         attach: attach.into(),
-        // An automatic one would be learnt anew at each restart.
+        // An automatic one would be learnt again at each restart.
         manager_arguments: vec!["--threshold".into(), "90MiB".into()],
         ..options
     })

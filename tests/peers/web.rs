@@ -144,7 +144,7 @@ fn http2(cluster: &mut Cluster) {
     for trouble in ["failed", "errored", "timeout"] {
         assert_eq!(count(trouble), 0, "{requests}");
     }
-    // None of them was on the other worker, unless by a connection made anew.
+    // None of them was on the other worker, except by a new connection.
     assert_eq!(worker1(cluster, HTTPS, "connections"), CONNECTIONS + 1);
 }
 

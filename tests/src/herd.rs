@@ -142,7 +142,7 @@ impl Herd<'_> {
                 while arrival <= now {
                     let stay = STAY.mul_f64(random.exponential()).min(LONGEST_STAY);
                     let (opened, leaves) = (opened.clone(), arrival + stay);
-                    // Whoever waits no longer has no use for it.
+                    // A client that no longer waits does not need it.
                     scope.spawn(move || _ = opened.send((leaves, hold(server))));
                     arrival += Duration::from_secs_f64(random.exponential() / ARRIVALS_PER_SECOND);
                 }

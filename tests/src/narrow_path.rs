@@ -14,7 +14,7 @@ use crate::{
 const NARROW: &str = "1280";
 
 /// A machine behind two routers that are joined by a link for narrow packets, while its own link
-/// and the cluster's network take 1500 bytes: whoever sends from either end must be told.
+/// and the cluster's network take 1500 bytes: senders at both ends need ICMP errors.
 #[derive(Debug)]
 pub struct NarrowPath {
     pub far: Namespace,

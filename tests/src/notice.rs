@@ -5,8 +5,8 @@ use std::{
     io::{self, Write},
 };
 
-/// Says `what` on stderr, past the capture of test output. Where nobody can
-/// hear it, as when the terminal is gone, cleaning up must go on all the same:
+/// Says `what` on stderr, past the capture of test output. If stderr
+/// is closed, as when the terminal is gone, cleaning up must continue:
 /// `eprintln` would panic.
 pub fn say(what: impl Display) {
     writeln!(io::stderr().lock(), "{what}").ok();

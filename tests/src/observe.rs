@@ -166,7 +166,7 @@ pub fn backend<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
     backends.iter().find(|backend| backend["name"] == name)
 }
 
-/// Returns the numbers of all BPF links in the kernel, whoever made them.
+/// Returns the numbers of all BPF links in the kernel.
 ///
 /// # Errors
 /// When bpftool fails.

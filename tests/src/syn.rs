@@ -29,7 +29,7 @@ const MSS: [u8; 4] = [2, 4, 0x05, 0xb4];
 const BURST: u32 = 50;
 
 /// Sends the SYNs of those `numbers` from `namespace` to `server`, at most `rate` a second, each from
-/// another address of 10.0.0.0/8, which must be nobody's.
+/// another address of 10.0.0.0/8, which must be unused.
 ///
 /// # Errors
 /// When the kernel refuses one.

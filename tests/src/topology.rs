@@ -149,7 +149,7 @@ impl Topology {
     ///
     /// A veth hands what XDP sends to its other end only if that end polls, as
     /// it does with GRO on; and XDP sees frames before any hardware would have
-    /// completed their checksums, so whoever sends them must: the nodes, and
+    /// completed their checksums, so the senders must: the nodes, and
     /// the switch's ports, where merged frames are split again. Its queue takes
     /// 256 frames and, since Linux 6.16, holds up a sender that has a queue of
     /// its own where it would else drop.

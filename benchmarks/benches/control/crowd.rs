@@ -24,7 +24,7 @@ pub const WORKERS: usize = 1_000;
 /// The agents' default.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Who speaks for all of them.
+/// The sender of all their heartbeats.
 #[derive(Debug)]
 pub struct Crowd {
     keys: KeyRing,
@@ -45,7 +45,7 @@ struct SignedWorker {
 }
 
 impl Crowd {
-    /// Starts a manager with one service of all of them, and speaks for nobody yet.
+    /// Starts a manager with one service of all of them, and sends nothing yet.
     ///
     /// # Errors
     ///

@@ -80,7 +80,7 @@ pub struct FlowTable {
 #[derive(Clone, Copy, Debug)]
 struct Position {
     slot: usize,
-    /// When it was last looked up, by which the kernel chooses whom to evict.
+    /// When it was last looked up; the kernel evicts by this time.
     touched_ns: u64,
 }
 
@@ -181,7 +181,7 @@ impl FlowTable {
             .collect()
     }
 
-    /// Entries that nobody looked up since `before_ns`.
+    /// Entries without a look-up since `before_ns`.
     pub fn untouched_since(&self, before_ns: u64) -> Vec<FlowKey> {
         let positions = self.positions.borrow();
         positions

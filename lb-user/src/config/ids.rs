@@ -1,6 +1,7 @@
 //! Numbers for services and backends that stay the same over restarts and changed files.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use lb_core::{
@@ -42,21 +43,35 @@ impl Identity {
 /// Returns the identity of every backend in `settings`.
 pub fn identities(settings: &CoreSettings) -> impl Iterator<Item = (BackendId, Identity)> {
     settings.services.iter().flat_map(|service| {
-        let identity = |address, mode| Identity {
-            endpoint: Endpoint {
-                address,
-                protocol: service.protocol,
-            },
-            mode,
-            service: Some(service.endpoint()),
-        };
-        let workers = service.backends.iter();
-        workers
-            .map(move |it| (it.id, identity(it.address, service.mode)))
-            .chain(
-                (service.fallback.iter()).map(move |it| (it.id, identity(it.address, Mode::Nat))),
-            )
+        let (workers, fallback) = (&service.backends, &service.fallback);
+        let ids = workers.iter().map(|it| it.id);
+        let ids = ids.chain(fallback.iter().map(|it| it.id));
+        let addresses = workers.iter().map(|it| it.address);
+        let fallback = fallback.as_ref().map(|it| it.address);
+        ids.zip(of_service(
+            service.endpoint(),
+            service.mode,
+            addresses,
+            fallback,
+        ))
     })
+}
+
+/// Returns the identities of a service's backends: its workers, then its fallback.
+fn of_service(
+    service: Endpoint,
+    mode: Mode,
+    workers: impl Iterator<Item = SocketAddr>,
+    fallback: Option<SocketAddr>,
+) -> impl Iterator<Item = Identity> {
+    let identity = move |(address, mode)| Identity {
+        endpoint: Endpoint { address, ..service },
+        mode,
+        service: Some(service),
+    };
+    let workers = workers.map(move |address| (address, mode));
+    let fallback = fallback.map(|address| (address, Mode::Nat));
+    workers.chain(fallback).map(identity)
 }
 
 impl PinnedIds {
@@ -75,7 +90,7 @@ impl Config {
     ///
     /// What is pinned under the same address, protocol and mode keeps its number, and flows with it. A number that is
     /// pinned for anything else is given away only when no other is left, since flows may still
-    /// refer to it, see [`Pinned::reused_by`]. Otherwise services count from 0, backends from 1, in the order of the file, each
+    /// refer to it, see [`PinnedIds::reused_by`]. Otherwise services count from 0, backends from 1, in the order of the file, each
     /// service's fallback after its workers.
     pub fn settings(&self, pinned: &PinnedIds) -> CoreSettings {
         let mut services = Numbers::new(
@@ -88,18 +103,13 @@ impl Config {
             1..self.limits.backends,
             pinned.backends.iter().map(|(id, at)| (id.0, *at)),
             self.services.iter().flat_map(|service| {
-                let identity = |address, mode| Identity {
-                    endpoint: Endpoint {
-                        address,
-                        protocol: service.protocol,
-                    },
-                    mode,
-                    service: Some(service.endpoint()),
-                };
-                let workers = service.workers.iter();
-                workers
-                    .map(move |worker| identity(worker.address, service.mode))
-                    .chain(service.fallback.map(|address| identity(address, Mode::Nat)))
+                let addresses = service.workers.iter().map(|it| it.address);
+                of_service(
+                    service.endpoint(),
+                    service.mode,
+                    addresses,
+                    service.fallback,
+                )
             }),
             Identity::continues,
         );

@@ -5,123 +5,38 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc};
 use super::{
     ImportError, directory_of, name_in,
     service::{
-        Balance, Check, Forwarding, Import, Origin, Server, Service, Transport, address,
+        Balance, Check, Forwarding, Import, Origin, Server, Service, Transport, address, advice,
         host_and_port,
     },
     statement::{Location, Statement, words},
 };
 
-const SECTIONS: [&str; 15] = [
-    "global",
-    "defaults",
-    "frontend",
-    "backend",
-    "listen",
-    "peers",
-    "resolvers",
-    "userlist",
-    "mailers",
-    "cache",
-    "program",
-    "http-errors",
-    "ring",
-    "log-forward",
-    "fcgi-app",
-];
+const SECTIONS: &str = "global defaults frontend backend listen peers resolvers userlist mailers cache program \
+    http-errors ring log-forward fcgi-app";
 
-/// Lines without an equal, by the beginning of the line, and what to do about them.
-const NO_EQUAL: [(&str, &str); 16] = [
-    (
-        "use_backend",
-        "memlb does not route by request: the backend of default_backend gets all of them",
-    ),
-    ("use-server", "memlb does not route by request"),
-    (
-        "cookie",
-        "memlb reads no cookies; policy \"source_hash\" keeps clients of one address with one worker",
-    ),
-    (
-        "stick",
-        "policy \"source_hash\" keeps clients of one address with one worker",
-    ),
-    ("http-request", REQUESTS),
-    ("http-response", REQUESTS),
-    ("http-after-response", REQUESTS),
-    ("redirect", REQUESTS),
-    (
-        "option forwardfor",
-        "in modes \"routed\" and \"dsr\" workers see the client's address",
-    ),
-    (
-        "option redispatch",
-        "memlb repeats a SYN at another worker, and no request",
-    ),
-    ("option ssl-hello-chk", "memlb's agent checks TCP and HTTP"),
-    ("option smtpchk", "memlb's agent checks TCP and HTTP"),
-    ("option mysql-check", "memlb's agent checks TCP and HTTP"),
-    (
-        "tcp-request",
-        "memlb deny bans networks; it inspects no content",
-    ),
-    (
-        "compression",
-        "memlb does not compress: let the workers do it",
-    ),
-    (
-        "stats enable",
-        "memlb has a page at http_listen, memlb top, and Prometheus metrics",
-    ),
-];
+/// Lines without an equal, by the beginning of the line, and what to do about them. The first match counts.
+const NO_EQUAL: &str = "\
+use_backend: memlb does not route by request: the backend of default_backend gets all of them
+use-server: memlb does not route by request
+cookie: memlb reads no cookies; policy \"source_hash\" keeps clients of one address with one worker
+stick: policy \"source_hash\" keeps clients of one address with one worker
+http-request, http-response, http-after-response, redirect: memlb reads no requests: the workers must do it, or HAProxy keeps this service
+option forwardfor: in modes \"routed\" and \"dsr\" workers see the client's address
+option redispatch: memlb repeats a SYN at another worker, and no request
+option ssl-hello-chk, option smtpchk, option mysql-check: memlb's agent checks TCP and HTTP
+tcp-request: memlb deny bans networks; it inspects no content
+compression: memlb does not compress: let the workers do it
+stats enable: memlb has a page at http_listen, memlb top, and Prometheus metrics";
 
-const REQUESTS: &str =
-    "memlb reads no requests: the workers must do it, or HAProxy keeps this service";
 const TLS: &str = "memlb does not terminate TLS: the workers must, or HAProxy keeps this service";
 const PROXY: &str =
     "memlb sends no PROXY header; in modes \"routed\" and \"dsr\" workers see the client's address";
 
 /// Parameters of `server` that have a value.
-const WITH_VALUE: [&str; 40] = [
-    "addr",
-    "agent-addr",
-    "agent-inter",
-    "agent-port",
-    "agent-send",
-    "alpn",
-    "ca-file",
-    "check-alpn",
-    "check-proto",
-    "check-sni",
-    "ciphers",
-    "cookie",
-    "crt",
-    "downinter",
-    "error-limit",
-    "fall",
-    "fastinter",
-    "id",
-    "init-addr",
-    "inter",
-    "log-proto",
-    "maxconn",
-    "maxqueue",
-    "minconn",
-    "namespace",
-    "observe",
-    "on-error",
-    "on-marked-down",
-    "pool-max-conn",
-    "port",
-    "proto",
-    "redir",
-    "resolvers",
-    "rise",
-    "slowstart",
-    "sni",
-    "source",
-    "track",
-    "verify",
-    "weight",
-];
+const WITH_VALUE: &str = "addr agent-addr agent-inter agent-port agent-send alpn ca-file check-alpn check-proto check-sni ciphers \
+    cookie crt downinter error-limit fall fastinter id init-addr inter log-proto maxconn maxqueue minconn \
+    namespace observe on-error on-marked-down pool-max-conn port proto redir resolvers rise slowstart sni \
+    source track verify weight";
 
 /// Reads the file.
 ///
@@ -195,7 +110,7 @@ fn sections(text: &str, path: &Path) -> Result<Vec<Section>, ImportError> {
             words,
             block: Vec::new(),
         };
-        if SECTIONS.contains(&statement.name()) {
+        if is_among(SECTIONS, statement.name()) {
             let defaults = sections.iter().rfind(|it| it.kind() == "defaults");
             sections.push(Section {
                 defaults: defaults
@@ -239,11 +154,8 @@ impl Section {
     fn report(&self, import: &mut Import) {
         for line in self.lines.iter().chain(self.defaults.iter()) {
             let text = line.to_string();
-            let found = NO_EQUAL
-                .iter()
-                .find(|(beginning, _)| text.starts_with(beginning));
-            if let Some((_, advice)) = found {
-                import.note(line, *advice);
+            if let Some(advice) = advice(NO_EQUAL, |beginning| text.starts_with(beginning)) {
+                import.note(line, advice);
             }
         }
     }
@@ -257,11 +169,10 @@ impl Section {
         let unconditional = self.own("use_backend").find(|it| it.arguments().len() == 1);
         let Some(chosen) = unconditional.or_else(|| self.setting(&["default_backend"])) else {
             if self.own("server").next().is_none() {
-                import.note(
+                return import.leave_out(
                     &self.header,
                     "this section has neither default_backend nor servers; it is left out",
                 );
-                return None;
             }
             return Some(self);
         };
@@ -334,6 +245,10 @@ impl Section {
     }
 }
 
+fn is_among(words: &str, word: &str) -> bool {
+    words.split(' ').any(|it| it == word)
+}
+
 fn value_of(words: &[String], name: &str) -> Option<String> {
     let at = words.iter().position(|it| it == name)?;
     words.get(at + 1).cloned()
@@ -347,7 +262,7 @@ impl<'a> Parameters<'a> {
         let mut words = words.map(String::as_str);
         let mut parameters = Vec::new();
         while let Some(name) = words.next() {
-            let value = match WITH_VALUE.contains(&name) {
+            let value = match is_among(WITH_VALUE, name) {
                 true => words.next().unwrap_or_default(),
                 false => "",
             };
@@ -378,18 +293,16 @@ fn server(
     let own = line.arguments().get(2..).unwrap_or_default();
     let parameters = Parameters::new(defaults.iter().chain(own));
     if parameters.flag("disabled") {
-        import.note(
+        return import.leave_out(
             line,
             "left out, because it is disabled: add it, and drain it (memlb maintenance)",
         );
-        return None;
     }
     if parameters.flag("backup") {
-        import.note(
+        return import.leave_out(
             line,
             "memlb has no backup workers yet; this one is left out",
         );
-        return None;
     }
     for (name, advice) in [
         (
@@ -424,11 +337,10 @@ fn server(
     }
     let (host, own_port) = host_and_port(strip_family(line.argument(1)));
     if host.starts_with('/') || host.contains('@') {
-        import.note(
+        return import.leave_out(
             line,
             "a worker is another machine, not a UNIX socket; left out",
         );
-        return None;
     }
     let weight = parameters
         .value("weight")
@@ -454,10 +366,7 @@ fn server(
             check,
             origin: Origin::from(line),
         }),
-        Err(why) => {
-            import.note(line, why);
-            None
-        }
+        Err(why) => import.leave_out(line, why),
     }
 }
 
@@ -487,24 +396,17 @@ fn bind_address(one: &str, bind: &Statement, import: &mut Import) -> Option<(Opt
     }
     let (host, port) = one.rsplit_once(':').unwrap_or((one, ""));
     let Ok(port) = port.parse::<u16>() else {
-        import.note(
+        return import.leave_out(
             bind,
             "memlb serves single ports of IP addresses; this one is left out",
         );
-        return None;
     };
     match strip_family(host) {
         "" | "*" | "0.0.0.0" => Some((None, port)),
-        "::" | "[::]" => {
-            import.note(bind, "a service has one address: for IPv6 add a service with the IPv6 address of the manager");
-            None
-        }
+        "::" | "[::]" => import.leave_out(bind, "a service has one address: for IPv6 add a service with the IPv6 address of the manager"),
         host => match address(host, port) {
             Ok(address) => Some((Some(address.ip()), port)),
-            Err(why) => {
-                import.note(bind, why);
-                None
-            }
+            Err(why) => import.leave_out(bind, why),
         },
     }
 }

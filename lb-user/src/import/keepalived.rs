@@ -109,11 +109,10 @@ fn service(
         None | Some("TCP") => Transport::Tcp,
         Some("UDP") => Transport::Udp,
         Some(_) => {
-            import.note(
+            return import.leave_out(
                 statement,
                 "memlb balances TCP and UDP; this server is left out",
             );
-            return None;
         }
     };
     let forwarding = match value(&["lb_kind", "lvs_method"]).map(|it| (it, it.argument(0))) {
@@ -202,11 +201,10 @@ fn balance(
 
 fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Option<Server> {
     let Some(at) = ip_and_port(real.arguments()) else {
-        import.note(
+        return import.leave_out(
             real,
             "expected an address and a port that is not 0; this server is left out",
         );
-        return None;
     };
     let mut weight = 1;
     let mut check = None;

@@ -9,7 +9,8 @@ use std::{
 use super::{
     ImportError, directory_of, name_in,
     service::{
-        Balance, Forwarding, Import, Origin, Server, Service, Transport, address, host_and_port,
+        Balance, Forwarding, Import, Origin, Server, Service, Transport, address, advice,
+        host_and_port,
     },
     statement::{Statement, Terminator, parse},
 };
@@ -17,64 +18,22 @@ use super::{
 /// nginx itself has no limit; a file that includes itself must end.
 const MAX_INCLUDES: usize = 200;
 
-/// Directives without an equal, by the beginning of their names, and what to do about them.
-const NO_EQUAL: [(&str, &str); 24] = [
-    ("ssl_", TLS),
-    (
-        "proxy_ssl",
-        "memlb passes bytes on: the client's own TLS reaches the worker",
-    ),
-    ("fastcgi_pass", PROTOCOL),
-    ("uwsgi_pass", PROTOCOL),
-    ("scgi_pass", PROTOCOL),
-    ("grpc_pass", PROTOCOL),
-    ("memcached_pass", PROTOCOL),
-    (
-        "proxy_cache",
-        "memlb keeps no cache: let the workers or a cache behind memlb do it",
-    ),
-    ("proxy_set_header", HEADERS),
-    ("proxy_protocol", HEADERS),
-    ("add_header", HEADERS),
-    (
-        "proxy_next_upstream",
-        "memlb repeats no request; it repeats a SYN at another worker",
-    ),
-    (
-        "proxy_bind",
-        "memlb's mode \"routed\" keeps the client's address",
-    ),
-    ("limit_req", LIMITS),
-    ("limit_conn", LIMITS),
-    ("limit_rate", LIMITS),
-    (
-        "auth_",
-        "memlb reads no requests: let the workers authenticate",
-    ),
-    ("rewrite", REQUESTS),
-    ("return", REQUESTS),
-    ("sub_filter", REQUESTS),
-    ("gzip", "memlb does not compress: let the workers do it"),
-    (
-        "root",
-        "memlb serves no files: let a server on a worker or on the manager do it",
-    ),
-    (
-        "sticky",
-        "policy \"source_hash\" keeps clients of one address with one worker",
-    ),
-    (
-        "health_check",
-        "memlb's agent checks the server on its own machine: memlb agent --check",
-    ),
-];
-
-const TLS: &str = "memlb does not terminate TLS: the workers must, or nginx keeps this service";
-const PROTOCOL: &str = "memlb passes bytes on: the worker must speak HTTP itself";
-const HEADERS: &str =
-    "memlb changes no data; in modes \"routed\" and \"dsr\" workers see the client's address";
-const LIMITS: &str = "memlb limits no requests: let the workers do it";
-const REQUESTS: &str = "memlb reads no requests: let the workers do it";
+/// Directives without an equal, by the beginning of their names, and what to do about them. The first match counts.
+const NO_EQUAL: &str = "\
+ssl_: memlb does not terminate TLS: the workers must, or nginx keeps this service
+proxy_ssl: memlb passes bytes on: the client's own TLS reaches the worker
+fastcgi_pass, uwsgi_pass, scgi_pass, grpc_pass, memcached_pass: memlb passes bytes on: the worker must speak HTTP itself
+proxy_cache: memlb keeps no cache: let the workers or a cache behind memlb do it
+proxy_set_header, proxy_protocol, add_header: memlb changes no data; in modes \"routed\" and \"dsr\" workers see the client's address
+proxy_next_upstream: memlb repeats no request; it repeats a SYN at another worker
+proxy_bind: memlb's mode \"routed\" keeps the client's address
+limit_req, limit_conn, limit_rate: memlb limits no requests: let the workers do it
+auth_: memlb reads no requests: let the workers authenticate
+rewrite, return, sub_filter: memlb reads no requests: let the workers do it
+gzip: memlb does not compress: let the workers do it
+root: memlb serves no files: let a server on a worker or on the manager do it
+sticky: policy \"source_hash\" keeps clients of one address with one worker
+health_check: memlb's agent checks the server on its own machine: memlb agent --check";
 
 /// Reads the file and what it includes.
 ///
@@ -343,10 +302,13 @@ fn listen_address(
     import: &mut Import,
 ) -> Option<(Option<std::net::IpAddr>, u16)> {
     for option in listen.arguments() {
-        match option.as_str() {
-            "ssl" => import.note(listen, TLS),
-            "proxy_protocol" => import.note(listen, HEADERS),
-            _ => {}
+        let directive = match option.as_str() {
+            "ssl" => "ssl_",
+            "proxy_protocol" => "proxy_protocol",
+            _ => continue,
+        };
+        if let Some(advice) = no_equal(directive) {
+            import.note(listen, advice);
         }
     }
     let given = listen.argument(0);
@@ -359,26 +321,19 @@ fn listen_address(
         None if given.contains("unix:")
             || given.rsplit(':').next().is_some_and(|it| it.contains('-')) =>
         {
-            import.note(
+            return import.leave_out(
                 listen,
                 "memlb serves single ports of IP addresses; this one is left out",
             );
-            return None;
         }
         None => 80,
     };
     let ip = match host {
         "*" | "0.0.0.0" | "" => None,
-        "[::]" => {
-            import.note(listen, "a service has one address: for IPv6 add a service with the IPv6 address of the manager");
-            return None;
-        }
+        "[::]" => return import.leave_out(listen, "a service has one address: for IPv6 add a service with the IPv6 address of the manager"),
         host => match address(host, port) {
             Ok(address) => Some(address.ip()),
-            Err(why) => {
-                import.note(listen, why);
-                return None;
-            }
+            Err(why) => return import.leave_out(listen, why),
         },
     };
     Some((ip, port))
@@ -404,18 +359,16 @@ fn server_at(
         match name {
             "weight" => weight = value.parse().unwrap_or(1),
             "down" => {
-                import.note(
+                return import.leave_out(
                     statement,
                     "left out, because it is down: add it, and drain it (memlb drain)",
                 );
-                return None;
             }
             "backup" => {
-                import.note(
+                return import.leave_out(
                     statement,
                     "memlb has no backup workers yet; this one is left out",
                 );
-                return None;
             }
             "max_fails" | "fail_timeout" => import.note(
                 statement,
@@ -430,11 +383,10 @@ fn server_at(
     }
     let (host, port) = host_and_port(given);
     if host.starts_with("unix:") {
-        import.note(
+        return import.leave_out(
             statement,
             "a worker is another machine, not a UNIX socket; left out",
         );
-        return None;
     }
     match address(host, port.unwrap_or(default_port)) {
         Ok(address) => Some(Server {
@@ -444,10 +396,7 @@ fn server_at(
             check: None,
             origin: Origin::from(statement),
         }),
-        Err(why) => {
-            import.note(statement, why);
-            None
-        }
+        Err(why) => import.leave_out(statement, why),
     }
 }
 
@@ -489,14 +438,15 @@ fn balance(upstream: &Statement, import: &mut Import) -> Balance {
 /// Notes the directives that have no equal.
 fn report(block: &[Statement], import: &mut Import) {
     for statement in block {
-        let found = NO_EQUAL.iter().find(|(name, _)| {
-            statement.name() == *name
-                || statement
-                    .name()
-                    .starts_with(&format!("{}_", name.trim_end_matches('_')))
-        });
-        if let Some((_, advice)) = found {
-            import.note(statement, *advice);
+        if let Some(advice) = no_equal(statement.name()) {
+            import.note(statement, advice);
         }
     }
+}
+
+fn no_equal(directive: &str) -> Option<&'static str> {
+    advice(NO_EQUAL, |name| {
+        let prefix = format!("{}_", name.trim_end_matches('_'));
+        directive == name || directive.starts_with(&prefix)
+    })
 }

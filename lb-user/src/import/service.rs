@@ -116,6 +116,16 @@ impl Import {
         }
     }
 
+    /// Notes why the line is left out.
+    pub fn leave_out<T>(
+        &mut self,
+        origin: impl Into<Origin>,
+        advice: impl Into<String>,
+    ) -> Option<T> {
+        self.note(origin, advice);
+        None
+    }
+
     /// Fills in what the files leave open: the address behind "every address", names that are taken, and servers
     /// that memlb cannot have as workers.
     pub fn resolve(&mut self, machine: &Addresses, address: Option<IpAddr>) {
@@ -263,6 +273,13 @@ fn valid_name(name: &str) -> String {
         MANAGER | NO_BACKEND => format!("{valid}-1"),
         name => name.to_owned(),
     }
+}
+
+/// Looks up the advice in a table whose rows are names, separated by commas, and the advice after a colon.
+pub fn advice(table: &'static str, is_it: impl Fn(&str) -> bool) -> Option<&'static str> {
+    let rows = table.lines().filter_map(|row| row.split_once(": "));
+    let mut found = rows.filter(|(names, _)| names.split(',').any(|name| is_it(name.trim())));
+    found.next().map(|(_, advice)| advice)
 }
 
 /// Returns the address of `host`, which may be a name, and the first one if it has several.

@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 use super::Tally;
 use crate::syn::{ACK, PSH, RST, SYN, Segment, raw_socket};
 
-/// Their addresses, which must lead to the namespace they are in, and be nobody's there.
+/// Their addresses, which must be routed to their namespace and be unused there.
 pub const DISTANT_NETWORK: &str = "172.16.0.0/16";
 const FIRST: u32 = 0xac10_0000;
 pub const FIRST_PORT: u16 = 20_000;

@@ -1,4 +1,4 @@
-//! The operator's overrides: what they stop, what they let be, what outlasts a restart.
+//! The operator's overrides: what they stop, what they do not affect, what outlasts a restart.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! A restarted manager: what was selected stays, until there is a reason.
+//! A restarted manager: the selection stays until there is a reason to change it.
 
 use super::*;
 
@@ -39,7 +39,7 @@ fn a_restart_alone_changes_nothing() {
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.maps.selection[&WEB], Some(BackendId(2)));
     assert_eq!(world.kinds(), ["selection_adopted"]);
-    // The other worker is heard first, and has far more memory than anybody knows of worker2.
+    // The other worker's heartbeat comes first, with far more memory than the maps have for worker2.
     world.start("worker1", 600);
     assert_eq!(world.selected(), "worker2");
     world.start("worker2", 550);
@@ -70,7 +70,7 @@ fn what_an_earlier_manager_has_waited_counts() {
         silences: [("worker2".to_owned(), silence)].into(),
         ..adopted(2, &[1, 2])
     };
-    // Each manager is killed after 400 ms; what it waited is what the next one goes on from.
+    // Each manager is killed after 400 ms; the next one continues its waiting time.
     let mut waited = Duration::ZERO;
     for life in 1..=3 {
         let mut world = restarted(&silent(waited));
@@ -113,7 +113,7 @@ fn an_adopted_worker_that_says_it_is_unhealthy_is_left_at_once() {
     assert_eq!(
         world.selected(),
         "worker1",
-        "adopted as up, though not heard"
+        "adopted as up, though without a heartbeat"
     );
 }
 

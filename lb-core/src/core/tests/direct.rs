@@ -1,4 +1,4 @@
-//! Mode `dsr`: who can answer clients directly serves, and who cannot is told why.
+//! Mode `dsr`: workers that can answer clients directly serve; an event says what the others lack.
 
 use super::*;
 use HeartbeatOutcome::Accepted;
@@ -85,7 +85,7 @@ fn a_worker_behind_a_router_is_not_chosen() {
     let why = ineligible_reason(&world, "worker1").expect("a reason");
     assert!(why.contains("behind a router"), "{why}");
 
-    // What is known of the ways outlasts a change of the configuration.
+    // Known routes outlast a change of the configuration.
     world.reconfigure(settings(Mode::Dsr));
     assert_eq!(world.state("worker1"), Health::Ineligible);
     links.insert(BackendId(1), WorkerRoute::Direct);

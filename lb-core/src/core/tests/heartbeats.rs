@@ -42,7 +42,7 @@ fn a_restarted_agent_begins_anew_and_its_earlier_life_is_over() {
     let mut world = World::new(lab(Threshold::Auto));
     assert_eq!(world.receive("worker1", 7, 900, 400), Accepted);
     assert_eq!(world.receive("worker1", 8, 1, 300), Accepted);
-    // A straggler from before the restart, newer by its number.
+    // A late one from before the restart, with a higher number.
     assert_eq!(world.receive("worker1", 7, 901, 400), OldBoot);
     assert_eq!(world.receive("worker1", 8, 2, 300), Accepted);
     let kinds = world.kinds();
@@ -198,7 +198,7 @@ fn a_suspended_manager_with_a_full_queue_raises_no_alarm() {
     world.start("worker2", 300);
     world.pass(ms(1_000));
     world.kinds();
-    // Stopped for ten seconds: then the queue is read, before time is looked at.
+    // Stopped for ten seconds: then the queue is read before the deadlines are checked.
     world.now += ms(10_000);
     for _ in 0..100 {
         world.beat("worker1");

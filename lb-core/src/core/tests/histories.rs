@@ -14,13 +14,13 @@ enum Input {
     Pass(Duration),
     /// Time passes, and the shell is not called.
     Oversleep(Duration),
-    /// The shell looks without need.
+    /// The shell calls without need.
     Timeout,
     /// The shell counts open connections.
     Connections(Vec<(BackendId, u64)>),
-    /// The way to a worker is found to be another one.
+    /// The route to a worker changes.
     WorkerRoute(BackendId, WorkerRoute),
-    /// Both services' policies and holds are configured anew.
+    /// Both services' policies and holds are reconfigured.
     Reconfigure([(Policy, Duration); 2]),
 }
 
@@ -185,7 +185,7 @@ fn input() -> impl Strategy<Value = Input> {
     ]
 }
 
-/// Lives through a history, checking all the way; returns everything that came out.
+/// Runs a history, checks the invariants after each step, and returns all outputs.
 fn live(
     settings: &CoreSettings,
     adopted: &AdoptedState,
@@ -258,7 +258,7 @@ fn live(
 }
 
 impl World {
-    /// Like [`World::pass`], and looks one nanosecond before each deadline, too.
+    /// Like [`World::pass`], but also calls one nanosecond before each deadline.
     fn pass_exactly(&mut self, duration: Duration) {
         let end = self.now + duration;
         while let Some(due) = self.core.poll_timeout().filter(|due| *due <= end) {
@@ -326,7 +326,7 @@ fn check(world: &World, settings: &CoreSettings) {
         }
         let selected = all().find(|backend| backend.name == service.selected);
         let selected = selected.expect("the selected backend");
-        // A manager that found its fallback selected keeps it until it hears somebody.
+        // A manager that adopted its fallback as selection keeps it until the first heartbeat.
         let heard = workers.iter().any(|worker| worker.age_ms.is_some());
         assert_eq!(
             selected.name == MANAGER,

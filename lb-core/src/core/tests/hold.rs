@@ -1,4 +1,4 @@
-//! Policy `memory` does not run to and fro: it keeps whom it switched to for the hold's time.
+//! Policy `memory` does not oscillate: it keeps a worker for the hold's time after a switch.
 
 use super::*;
 

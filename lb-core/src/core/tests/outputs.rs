@@ -1,4 +1,4 @@
-//! What people and programs read: events, reasons, snapshots.
+//! Events, reasons and snapshots.
 
 use serde_json::json;
 
@@ -41,7 +41,7 @@ fn every_change_says_who_how_much_and_against_whom() {
 }
 
 impl World {
-    /// Has a worker send one heartbeat with another figure, running or not.
+    /// Sends one heartbeat of a worker with another figure, whether its agent runs or not.
     fn hear_again(&mut self, worker: &str, available_mib: u64) {
         let mut next = report(worker, 99, 1, available_mib);
         if let Some(agent) = self.agents.get_mut(worker) {
@@ -49,7 +49,7 @@ impl World {
             return self.beat(worker);
         }
         next.sequence = None;
-        // The 2018 form is ignored while version 1 is fresh, so the agent speaks on instead.
+        // The 2018 form is ignored while version 1 is fresh, so the agent continues in version 1.
         let now = self.now;
         let boot = self.core.workers[self.core.by_name[worker]].sequence.boot();
         next.sequence = boot.map(|boot| Sequence {
@@ -181,7 +181,7 @@ fn commands_describe_before_they_select_and_leave_before_they_bury() {
         [
             set(1, Health::Up, Some(400)),
             select(1),
-            // Whom clients are sent to that it does not answer: nobody else yet.
+            // Clients whose SYNs it does not answer have no other worker yet.
             MapUpdate::SetSlots {
                 service: WEB,
                 kind: SlotKind::Ranked,

@@ -53,7 +53,7 @@ fn a_paused_worker_keeps_its_connections_while_it_is_silent_and_alarms_nobody() 
     world.give(&pause());
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.treated(), Health::Paused);
-    // It is heard for a while yet, as while its memory is copied.
+    // It sends heartbeats for a while, as while its memory is copied.
     world.pass(ms(10_000));
     assert_eq!(world.treated(), Health::Paused);
     world.agents.remove("worker1");

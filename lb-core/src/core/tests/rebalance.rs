@@ -1,4 +1,4 @@
-//! Services whose connections are spread: who takes them, when, and what is said of it.
+//! Services whose connections are spread: weights and slots, when they change, and the events.
 
 use super::*;
 
@@ -124,7 +124,7 @@ fn the_manager_serves_when_all_are_gone_and_the_first_back_takes_over() {
         let agents = std::mem::take(&mut world.agents);
         world.pass(ms(2_000));
         assert_eq!(world.selected(), MANAGER);
-        assert_eq!(world.core.poll_timeout(), None, "nothing left to look at");
+        assert_eq!(world.core.poll_timeout(), None, "no deadline is left");
         assert!(world.kinds().contains(&"all_workers_down".to_owned()));
         world.agents = agents;
         world.pass(ms(400));
@@ -252,7 +252,7 @@ fn the_same_settings_again_leave_the_shares_as_they_are() {
         !kinds.contains(&"selection_changed".to_owned()),
         "{kinds:?}"
     );
-    // A worker taken out is left at once, and nobody is left of none.
+    // A worker that is taken out loses its slots at once; without a worker, there are no slots.
     world.reconfigure(spread(Policy::Balanced, &names[..2]));
     assert_eq!(world.shares().len(), 3);
     assert!(!world.slots().contains(&3));
@@ -300,7 +300,7 @@ fn a_restart_goes_on_spreading_by_the_same_weights() {
     assert_eq!(
         world.shares(),
         [7_500, 2_500, 0, 0],
-        "as long as nobody is heard"
+        "until the first heartbeat"
     );
     world.start("worker1", 300);
     world.start("worker2", 300);

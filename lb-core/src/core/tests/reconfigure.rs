@@ -1,4 +1,4 @@
-//! A changed configuration: what is known stays known, and only what must change does.
+//! A changed configuration: known state stays, and only what must change changes.
 
 use super::*;
 
@@ -21,7 +21,7 @@ impl World {
         links: &BTreeMap<BackendId, WorkerRoute>,
     ) {
         self.core.reconfigure(settings, links, self.now);
-        // Everything is said once more.
+        // All map updates are emitted again.
         self.maps = Maps::default();
         self.wake();
     }
@@ -65,8 +65,8 @@ fn a_removed_worker_is_left_and_a_new_one_waits_to_be_heard() {
     assert_eq!(world.state("worker3"), Health::Unknown);
     assert_eq!(world.kinds(), ["selection_changed"]);
     world.agents.remove("worker1");
-    let stranger = report("worker1", 9, 1, 600);
-    assert_eq!(world.hear(&stranger), HeartbeatOutcome::UnknownWorker);
+    let unknown = report("worker1", 9, 1, 600);
+    assert_eq!(world.hear(&unknown), HeartbeatOutcome::UnknownWorker);
     world.start("worker3", 650);
     world.agents.remove("worker2");
     world.pass(DOWN_AFTER + ms(1));

@@ -1,4 +1,4 @@
-//! Mode `routed`: a worker whose answers do not pass the manager is not chosen, told why, and tried again.
+//! Mode `routed`: a worker whose answers do not pass the manager is not chosen; an event says why, and it is tried again.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! A worker without a route to it: not chosen, told why, and used again by itself.
+//! A worker without a route is not chosen; an event says why; it is chosen again once there is a route.
 
 use std::collections::BTreeSet;
 

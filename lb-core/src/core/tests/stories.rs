@@ -1,4 +1,4 @@
-//! The old system's own stories: who serves, while workers come, go and fill up.
+//! Scenarios of the system of 2018: which worker serves while workers come, go and fill up.
 
 use super::*;
 
@@ -6,9 +6,9 @@ use super::*;
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Nothing,
-    /// The agent starts and beats from now on.
+    /// The agent starts and sends heartbeats from now on.
     Start(&'static str, u64),
-    /// Nothing is heard any more, without a word.
+    /// The agent is silent from now on.
     Cut(&'static str),
     /// Available memory is another from the next heartbeat on, which is sent now.
     Memory(&'static str, u64),
@@ -56,12 +56,12 @@ impl World {
     }
 }
 
-/// At which millisecond, what happens, and who serves from then on.
+/// The millisecond, the action, and which worker serves from then on.
 type Story = &'static [(u64, Step, &'static str)];
 
 const STORIES: &[(&str, Story)] = &[
     (
-        "nobody was heard, so the manager serves; the first worker heard takes over at once",
+        "the manager serves until the first heartbeat; its worker takes over at once",
         &[
             (0, Nothing, "manager"),
             (60_000, Nothing, "manager"),
@@ -164,7 +164,7 @@ const STORIES: &[(&str, Story)] = &[
         ],
     ),
     (
-        "maintenance acts at once and lasts as long as it is said",
+        "maintenance acts at once and lasts as long as heartbeats say so",
         &[
             (0, Start("worker1", 400), "worker1"),
             (10, Start("worker2", 100), "worker1"),
@@ -269,7 +269,7 @@ fn idle_twins_do_not_make_a_threshold_of_nothing() {
     let mut world = World::new(lab(Threshold::Auto));
     world.start("worker1", 400);
     world.start("worker2", 400);
-    // Twins differ by up to a hundredth of their total.
+    // Equal workers differ by up to a hundredth of their total.
     world.take(Memory("worker2", 407));
     assert_eq!(world.selected(), "worker1");
     world.take(Memory("worker2", 408));
