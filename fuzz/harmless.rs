@@ -29,15 +29,15 @@ pub fn check(datagram: &[u8]) {
     let key = key();
     assert!(
         Acknowledgement::decode(datagram, &key).is_err(),
-        "nobody can forge one"
+        "an acknowledgement was forged"
     );
     let mut authenticator = authenticator(&key);
     let from = SocketAddr::from(([192, 0, 2, 1], 9));
     let refused = authenticator
         .verify(datagram, from, Instant::now())
-        .expect_err("nobody can forge a heartbeat");
+        .expect_err("a heartbeat was forged");
     printable(&refused.refusal);
-    assert_eq!(refused.reply, None, "strangers are not answered");
+    assert_eq!(refused.reply, None, "an unsigned datagram was answered");
 
     // As if the worker itself had sent it.
     let mut signed = Vec::from("memlb1 000000a1 ");
@@ -48,7 +48,7 @@ pub fn check(datagram: &[u8]) {
     signed.extend_from_slice(datagram);
     let refused = authenticator
         .verify(&signed, from, Instant::now())
-        .expect_err("nobody can guess the nonce");
+        .expect_err("the nonce was guessed");
     printable(&refused.refusal);
     if let Some(challenge) = refused.reply {
         assert_eq!(refused.refusal, Refusal::NotFresh);

@@ -106,7 +106,7 @@ fn outlast_down_after() {
 }
 
 #[root_test]
-fn only_the_rightly_signed_are_heard() {
+fn only_rightly_signed_heartbeats_count() {
     let mut cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     // Each agent was challenged once and then heard; acknowledgements tell the way's length.
@@ -167,7 +167,7 @@ fn only_the_rightly_signed_are_heard() {
 }
 
 #[root_test]
-fn recordings_bring_nobody_back() {
+fn recordings_bring_no_worker_back() {
     let mut cluster = Cluster::start(&ClusterOptions {
         authentication: Some("enforce"),
         agents: false,
@@ -336,7 +336,7 @@ fn a_restarted_manager_hears_its_workers_again_within_a_heartbeat() {
 }
 
 #[root_test]
-fn a_long_pause_of_the_managers_own_makes_nobody_stale_or_dead() {
+fn a_long_pause_of_the_manager_makes_no_worker_stale_or_dead() {
     let mut cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let manager = cluster.manager.as_mut().unwrap();

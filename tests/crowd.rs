@@ -18,7 +18,7 @@ const LATE: Duration = Duration::from_millis(20);
 const TOLERANCE: Duration = Duration::from_millis(180);
 
 #[root_test]
-fn a_thousand_signed_workers_are_heard_and_one_death_among_them_is_noticed() {
+fn a_thousand_signed_workers_report_and_one_death_among_them_is_detected() {
     let (cluster, mut crowd) = Crowd::start("memory").unwrap();
     let (cost, begun) = (processor_time(&cluster).unwrap(), Instant::now());
     crowd.send_for(Duration::from_secs(3)).unwrap();

@@ -121,7 +121,7 @@ fn shows_the_managers_page_while_both_workers_are_down(attach: &str) {
 }
 
 #[root_test]
-fn serves_by_itself_until_a_worker_is_heard() {
+fn the_manager_serves_until_a_worker_reports() {
     let mut cluster = Cluster::start(&ClusterOptions {
         agents: false,
         ..options("tc")

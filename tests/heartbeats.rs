@@ -191,7 +191,7 @@ fn forgives_the_workers_a_pause_of_the_managers_own() {
 }
 
 #[root_test]
-fn follows_an_agent_that_is_started_anew() {
+fn follows_an_agent_that_is_restarted() {
     let mut cluster = Cluster::start_serving(&ClusterOptions::default()).unwrap();
     cluster.kill_agent(0).unwrap();
     cluster.memory[0].set_available_kb(440 * 1024).unwrap();

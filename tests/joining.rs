@@ -83,7 +83,7 @@ fn an_agent_with_a_key_becomes_a_worker_by_starting_and_stays_one() {
 }
 
 #[root_test]
-fn nobody_else_does() {
+fn no_other_agent_joins() {
     let mut cluster = open_to("192.168.56.104/32");
     cluster.start_agent(0).unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();

@@ -179,7 +179,7 @@ fn waits_until_the_drained_workers_connections_are_gone() {
 }
 
 #[root_test]
-fn without_any_worker_the_manager_serves_and_the_operator_is_told() {
+fn without_any_worker_the_manager_serves_and_the_order_says_so() {
     let cluster = start();
     succeed(&cluster, &["drain", "worker1"]);
     let said = succeed(&cluster, &["maintenance", "worker2"]);

@@ -147,7 +147,7 @@ fn a_repeated_syn_reaches_another_worker_than_the_one_that_was_drawn() {
 }
 
 #[root_test]
-fn the_policy_changes_under_load_and_nobody_notices() {
+fn the_policy_changes_under_load_without_an_effect_on_clients() {
     let mut cluster = start("memory", &[600, 300, 300]);
     let node = &cluster.topology.client;
     let mut kept = Connection::open(node, cluster.service(), SOON).unwrap();

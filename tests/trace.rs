@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(10);
 const REFUSING_PORT: u16 = 4000;
 
 #[root_test]
-fn shows_how_a_connection_begins_and_with_whom() {
+fn shows_how_a_connection_begins_and_its_worker() {
     let cluster = start();
     let client = cluster.topology.client.address().to_string();
     let carried = ["--verdict", "to_backend", "--verdict", "to_client"];
@@ -144,7 +144,7 @@ fn says_at_the_end_what_was_shown_even_if_interrupted() {
 
 /// A reader that reads no more is not waited for: neither the manager nor packets are held up.
 #[root_test]
-fn a_reader_that_stops_reading_holds_up_nobody() {
+fn a_reader_that_stops_reading_delays_nothing() {
     let cluster = start();
     let mut trace = tracing(&cluster, &["--rate", "10000"]);
     trace.signal(Signal::SIGSTOP).unwrap();

@@ -142,7 +142,7 @@ fn a_client_becomes_known_by_its_second_packet() {
 }
 
 #[test]
-fn a_repeated_syn_makes_nobody_known() {
+fn a_repeated_syn_makes_no_client_known() {
     let maps = Maps::default();
     for _ in 0..3 {
         maps.receives(SERVICES[0], PROTOCOL_TCP, SYN);

@@ -69,7 +69,7 @@ fn numbers_and_flags_are_those_of_a_segment() {
 }
 
 #[test]
-fn what_is_not_ours_is_told_apart() {
+fn what_is_not_ours_is_distinguished() {
     #[rustfmt::skip]
     let rows: &[(&str, usize, &[u8], Verdict)] = &[
         ("version 6 in an IPv4 frame",        14, &[0x65],             Verdict::Malformed),
@@ -271,7 +271,7 @@ fn rewrite<A: Address>(wire: &mut Wire, translated: &FlowKey<A>, forwarded: bool
     segment.transport.apply(rewritten);
 }
 
-fn rewritten_equals_made_anew<A: wire::Family>(
+fn rewritten_equals_rebuilt<A: wire::Family>(
     from: Ends<A>,
     to: Ends<A>,
     protocol: u8,
@@ -291,7 +291,7 @@ fn rewritten_equals_made_anew<A: wire::Family>(
     assert_eq!(wire.0, fresh.0);
 }
 
-fn error_rewritten_equals_made_anew<A: wire::Family>(
+fn rewritten_error_equals_rebuilt<A: wire::Family>(
     about: Ends<A>,
     protocol: u8,
     router: A,
@@ -340,8 +340,8 @@ proptest! {
         payload in prop::collection::vec(any::<u8>(), 0..64),
         forwarded in any::<bool>(),
     ) {
-        rewritten_equals_made_anew(four_from, four_to, protocol, hops, &payload, forwarded);
-        rewritten_equals_made_anew(six_from, six_to, protocol, hops, &payload, forwarded);
+        rewritten_equals_rebuilt(four_from, four_to, protocol, hops, &payload, forwarded);
+        rewritten_equals_rebuilt(six_from, six_to, protocol, hops, &payload, forwarded);
     }
 
     #[test]
@@ -357,12 +357,12 @@ proptest! {
             ..translated
         };
         let leaves4 = translated(four.1, four_about, four_leaves);
-        error_rewritten_equals_made_anew(four_about, protocol, four.0, leaves4);
+        rewritten_error_equals_rebuilt(four_about, protocol, four.0, leaves4);
         let leaves6 = Ends {
             source: if six.1 { six_about.destination } else { six_leaves.source },
             ..six_leaves
         };
-        error_rewritten_equals_made_anew(six_about, protocol, six.0, leaves6);
+        rewritten_error_equals_rebuilt(six_about, protocol, six.0, leaves6);
     }
 }
 

@@ -210,7 +210,7 @@ fn a_refusal_by_the_worker_passes_xdp_and_tc() {
 }
 
 #[test]
-fn nobody_connects_from_where_no_host_can_be() {
+fn no_client_connects_from_where_no_host_can_be() {
     let memory = lab(16);
     for source in [
         [0, 0, 0, 0],
@@ -312,7 +312,7 @@ fn a_link_local_sender_reaches_a_link_local_service_only() {
 }
 
 #[test]
-fn nothing_is_answered_to_a_group_or_to_nobody() {
+fn nothing_is_answered_to_a_group_or_to_no_host() {
     let mut memory = lab(16);
     let client = key(([10, 0, 0, 9], 40_000), SERVICE);
     for mac in [

@@ -28,7 +28,7 @@ pub fn own() -> Result<Addresses> {
 /// # Errors
 ///
 /// Returns the kernel's error.
-pub fn of_nobody_else() -> Result<BTreeSet<IpAddr>> {
+pub fn sent_by_this_host_only() -> Result<BTreeSet<IpAddr>> {
     let interfaces = getifaddrs().context("list this machine's addresses")?;
     let addresses = interfaces.flat_map(|it| [it.address, it.broadcast]);
     Ok(addresses.flatten().filter_map(|it| ip(&it)).collect())
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_which_interface_has_an_address() {
+    fn reports_which_interface_has_an_address() {
         let own = own().unwrap();
         assert_eq!(own.interface_of(Ipv4Addr::LOCALHOST.into()), Some("lo"));
         assert_eq!(own.interface_of(Ipv4Addr::new(192, 0, 2, 1).into()), None);

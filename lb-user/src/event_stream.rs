@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_gets_what_it_missed_and_is_told_what_is_lost() {
+    fn a_listener_that_comes_back_gets_the_events_since_or_the_number_of_lost_ones() {
         let stream = EventStream::default();
         publish(&stream, 0..1);
         let seen = stream.after(0, 1)[0].id;
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_listener_loses_the_oldest_and_blocks_nobody() {
+    fn a_slow_listener_loses_the_oldest_and_blocks_no_other() {
         let stream = EventStream::default();
         let mut slow = stream.subscribe(None).live;
         publish(&stream, 0..BACKLOG + 36);

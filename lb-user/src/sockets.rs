@@ -94,7 +94,8 @@ impl Holder {
 /// The process that receives the datagrams to a UDP port, or the connections to a TCP port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Receiver {
-    Nobody,
+    /// No process: the port is free.
+    Free,
     Known(Holder),
     /// A process whose sockets this user may not see.
     Unknown,
@@ -128,7 +129,7 @@ fn bound(mut sockets: impl Iterator<Item = (SocketAddr, u64)>, wanted: SocketAdd
         own.port() == wanted.port() && meets
     });
     match found {
-        None => Receiver::Nobody,
+        None => Receiver::Free,
         Some((_, inode)) => holder_of(inode).map_or(Receiver::Unknown, Receiver::Known),
     }
 }
@@ -170,7 +171,7 @@ mod tests {
             assert!(!holder.program.is_empty());
         }
         drop(socket);
-        assert_eq!(receiver(Ipv4Addr::LOCALHOST.into(), port), Receiver::Nobody);
+        assert_eq!(receiver(Ipv4Addr::LOCALHOST.into(), port), Receiver::Free);
 
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();

@@ -5,7 +5,7 @@ use memlb_tests::{ClusterOptions, root_test, wait_until};
 use super::{SOON, get, start};
 
 #[root_test]
-fn ready_once_a_worker_is_heard_and_while_all_are_down() {
+fn ready_once_a_worker_reports_and_while_all_are_down() {
     let mut cluster = start(ClusterOptions {
         agents: false,
         ..ClusterOptions::default()

@@ -60,7 +60,7 @@ fn answers_to_loopback_names_only_and_changes_nothing() {
 }
 
 #[root_test]
-fn listens_where_it_is_told() {
+fn listens_at_the_configured_address() {
     let listen = |address: &str| ClusterOptions {
         manager_arguments: vec!["--http-listen".into(), address.into()],
         ..ClusterOptions::default()
@@ -126,7 +126,7 @@ fn a_port_in_use_is_said_and_nothing_is_left() {
 /// Half-sent requests, silent connections and listeners that do not read take no other client's turn, and
 /// the manager notices nothing.
 #[root_test]
-fn clients_that_do_nothing_hold_up_nobody() {
+fn idle_clients_delay_no_other_client() {
     let mut cluster = start(ClusterOptions::default());
     let idle: Vec<TcpStream> = cluster
         .topology

@@ -291,7 +291,7 @@ fn a_syn_on_a_tuple_that_was_long_silent_begins_a_new_flow() {
 }
 
 #[test]
-fn a_silent_flow_goes_on_as_long_as_nobody_wants_its_port() {
+fn a_silent_flow_continues_until_its_port_is_needed() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
@@ -302,7 +302,7 @@ fn a_silent_flow_goes_on_as_long_as_nobody_wants_its_port() {
 }
 
 #[test]
-fn a_forgotten_handshake_begins_anew() {
+fn a_forgotten_handshake_begins_again() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);

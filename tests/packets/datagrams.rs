@@ -232,7 +232,7 @@ fn a_draining_worker_keeps_its_datagrams_and_gets_no_new_ones() {
 }
 
 #[test]
-fn a_silent_flow_begins_anew_after_its_time() {
+fn a_silent_flow_begins_again_after_its_time() {
     at_both_edges(|bench| {
         let mut call = bench.datagrams(CLIENT, 40_000);
         call.connects(bench, WORKER1);

@@ -58,7 +58,7 @@ fn a_denied_client_begins_nothing() {
 }
 
 #[test]
-fn a_denied_network_is_all_of_its_clients_and_nobody_else() {
+fn a_denied_network_is_all_of_its_clients_and_no_other() {
     at_both_edges(|bench| {
         let address = CLIENT.address(bench.family);
         bench.denies(address, network(bench.family));

@@ -240,16 +240,16 @@ fn an_error_about_the_workers_answer_goes_on_to_it() {
     at_both_edges(|bench| {
         for call in [directly(bench), directly(bench).of_datagrams()] {
             begins(bench, &call);
-            is_told(bench, &call);
+            gets_error(bench, &call);
             requests(bench, &call, &call.ack());
-            is_told(bench, &call);
+            gets_error(bench, &call);
         }
     });
 }
 
 /// The worker must get the messages about what it has sent to the client.
 #[track_caller]
-fn is_told(bench: &Bench, call: &Call) {
+fn gets_error(bench: &Bench, call: &Call) {
     let answer = call.segment(call.service(), call.client_address(), SYN | ACK);
     for problem in Problem::ALL {
         let message = call.complains(problem, &answer);

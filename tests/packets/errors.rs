@@ -26,8 +26,8 @@ fn every_error_about_an_established_flow_is_translated_both_ways() {
     in_both_modes(|bench| {
         for call in connected(bench) {
             for problem in Problem::ALL {
-                worker_is_told(bench, &call, &from_the_clients_side(&call, problem));
-                client_is_told(bench, &call, &from_the_workers_side(&call, problem));
+                worker_gets_error(bench, &call, &from_the_clients_side(&call, problem));
+                client_gets_error(bench, &call, &from_the_workers_side(&call, problem));
             }
         }
     });
@@ -41,13 +41,13 @@ fn every_error_about_a_handshake_is_translated_both_ways() {
             for problem in Problem::ALL {
                 let syn = call.syn();
                 let message = call.worker_complains(WORKER1, problem, &syn);
-                client_is_told(bench, &call, &message);
+                client_gets_error(bench, &call, &message);
             }
             call.is_answered(bench, WORKER1);
             for problem in Problem::ALL {
                 let syn_ack = call.at_client(&call.syn_ack(WORKER1));
-                worker_is_told(bench, &call, &call.complains(problem, &syn_ack));
-                client_is_told(bench, &call, &from_the_workers_side(&call, problem));
+                worker_gets_error(bench, &call, &call.complains(problem, &syn_ack));
+                client_gets_error(bench, &call, &from_the_workers_side(&call, problem));
             }
             call.requests(bench, WORKER1, &call.ack());
         }
@@ -61,9 +61,9 @@ fn a_quote_of_any_length_from_the_least_on_is_translated() {
             let least = bench.family.header_bytes() + 8;
             for quoted in least..least + 40 {
                 let message = from_the_clients_side(&call, Problem::TooBig(1_280));
-                worker_is_told(bench, &call, &message.quotes(quoted));
+                worker_gets_error(bench, &call, &message.quotes(quoted));
                 let message = from_the_workers_side(&call, Problem::TooBig(1_280));
-                client_is_told(bench, &call, &message.quotes(quoted));
+                client_gets_error(bench, &call, &message.quotes(quoted));
             }
         }
     });
@@ -75,9 +75,9 @@ fn every_next_hops_mtu_is_handed_on() {
         for call in connected(bench) {
             for mtu in [0, 68, 576, 1_280, 1_492, 9_000, 65_535] {
                 let message = from_the_clients_side(&call, Problem::TooBig(mtu));
-                worker_is_told(bench, &call, &message.quotes_the_least());
+                worker_gets_error(bench, &call, &message.quotes_the_least());
                 let message = from_the_workers_side(&call, Problem::TooBig(mtu));
-                client_is_told(bench, &call, &message.quotes_the_least());
+                client_gets_error(bench, &call, &message.quotes_the_least());
             }
         }
     });
@@ -90,8 +90,8 @@ fn an_error_leaves_the_flow_as_it_is() {
             let before = bench.entries();
             for problem in &Problem::ALL[1..] {
                 let problem = *problem;
-                worker_is_told(bench, &call, &from_the_clients_side(&call, problem));
-                client_is_told(bench, &call, &from_the_workers_side(&call, problem));
+                worker_gets_error(bench, &call, &from_the_clients_side(&call, problem));
+                client_gets_error(bench, &call, &from_the_workers_side(&call, problem));
             }
             assert_eq!(bench.entries(), before);
             // Replies still go to the client, not to the router.
@@ -115,7 +115,7 @@ fn a_narrow_path_is_the_matter_of_one_connection() {
             .collect();
         for mtu in [0, 296, 1_280] {
             let message = from_the_clients_side(&narrow, Problem::TooBig(mtu));
-            worker_is_told(bench, &narrow, &message.quotes_the_least());
+            worker_gets_error(bench, &narrow, &message.quotes_the_least());
         }
         for _ in 0..2 {
             let reply = narrow.reply(WORKER1, PSH | ACK).payload([b'x'; 1_400]);
@@ -206,7 +206,7 @@ fn an_error_of_a_router_on_the_workers_side_comes_from_the_service() {
             let router = ROUTER.address(call.family);
             let mut message = from_the_workers_side(&call, Problem::TooBig(1_280));
             (message.source, message.from_mac) = (router, ROUTER.mac);
-            client_is_told(bench, &call, &message);
+            client_gets_error(bench, &call, &message);
             // A router's link address is not the worker's.
             let known = bench.known_neighbour(WORKER1.id);
             assert_eq!(known.worker.bytes(), WORKER1.station.mac);
@@ -215,7 +215,7 @@ fn an_error_of_a_router_on_the_workers_side_comes_from_the_service() {
 }
 
 #[test]
-fn the_managers_own_server_is_told_in_place() {
+fn the_managers_own_server_gets_the_error_in_place() {
     at_both_edges(|bench| {
         bench.select(FALLBACK.id);
         for call in both_protocols(bench) {
@@ -289,7 +289,7 @@ fn an_error_about_a_flow_whose_worker_is_down_is_left_to_the_kernel() {
         for call in connected(bench) {
             let told = from_the_clients_side(&call, Problem::TooBig(1_280));
             bench.state(WORKER1.id, state::DRAINING);
-            worker_is_told(bench, &call, &told);
+            worker_gets_error(bench, &call, &told);
             for state in [state::DOWN, state::UNKNOWN] {
                 bench.state(WORKER1.id, state);
                 bench.receives(&told).passes(Verdict::BackendDown);
@@ -433,10 +433,10 @@ fn an_error_behind_extension_headers_is_translated() {
             for extensions in [vec![(HOP_BY_HOP, 8)], vec![(DESTINATION_OPTIONS, 128); 2]] {
                 let mut message = from_the_clients_side(&call, Problem::TooBig(1_280));
                 message.ip.extensions = extensions.clone();
-                worker_is_told(bench, &call, &message);
+                worker_gets_error(bench, &call, &message);
                 let mut message = from_the_workers_side(&call, Problem::TimeExceeded);
                 message.ip.extensions = extensions;
-                client_is_told(bench, &call, &message);
+                client_gets_error(bench, &call, &message);
             }
         }
     });
@@ -448,9 +448,9 @@ fn no_time_to_live_of_an_error_runs_out_at_the_manager() {
         for call in connected(bench) {
             for hops in [0, 1, 2] {
                 let message = from_the_clients_side(&call, Problem::TimeExceeded);
-                worker_is_told(bench, &call, &message.time_to_live(hops));
+                worker_gets_error(bench, &call, &message.time_to_live(hops));
                 let message = from_the_workers_side(&call, Problem::TimeExceeded);
-                client_is_told(bench, &call, &message.time_to_live(hops));
+                client_gets_error(bench, &call, &message.time_to_live(hops));
             }
         }
     });
@@ -485,7 +485,7 @@ fn xdp_leaves_an_error_for_a_worker_that_it_has_not_met_to_tc() {
             bench.behind_xdp(&message).goes_to(WORKER1, &unresolved);
             // Nor does it learn from one.
             let message = from_the_workers_side(&call, Problem::TimeExceeded);
-            client_is_told(bench, &call, &message);
+            client_gets_error(bench, &call, &message);
             assert!(!bench.known_neighbour(WORKER1.id).is_known());
             call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
         }
@@ -532,7 +532,7 @@ fn from_the_workers_side(call: &Call, problem: Problem) -> Message {
 /// The worker gets the message, unless it says that the path to the client of an established connection is narrow,
 /// which all clients would suffer for.
 #[track_caller]
-fn worker_is_told(bench: &Bench, call: &Call, message: &Message) {
+fn worker_gets_error(bench: &Bench, call: &Call, message: &Message) {
     let is_too_big = matches!(message.problem, Problem::TooBig(_));
     let is_shared = !call.is_routed;
     let may_be_cut_up = is_shared && call.family == Family::V4 && call.protocol == Protocol::Tcp;
@@ -545,7 +545,7 @@ fn worker_is_told(bench: &Bench, call: &Call, message: &Message) {
 }
 
 #[track_caller]
-fn client_is_told(bench: &Bench, call: &Call, message: &Message) {
+fn client_gets_error(bench: &Bench, call: &Call, message: &Message) {
     bench
         .receives(message)
         .comes_from(WORKER1, &call.complaint_at_client(message));

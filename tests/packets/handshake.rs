@@ -312,7 +312,7 @@ fn a_refused_connection_reaches_the_client_and_can_be_tried_again() {
 }
 
 #[test]
-fn a_client_that_gives_up_can_begin_anew() {
+fn a_client_that_gives_up_can_begin_again() {
     in_both_modes(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);

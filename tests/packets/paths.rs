@@ -337,7 +337,7 @@ fn a_handshake_that_lost_its_port_by_eviction_does_not_take_it_back() {
 }
 
 #[test]
-fn a_handshake_that_was_pushed_out_begins_anew() {
+fn a_handshake_that_was_replaced_begins_again() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);

@@ -113,7 +113,7 @@ fn a_worker_that_is_not_up_is_passed_over() {
                 assert_eq!(takers(bench, 12), [TWO; 12], "kind {kind}, state {unfit}");
             }
             bench.state(TWO, state::DOWN);
-            nobody_takes(bench);
+            no_worker_takes(bench);
             bench.state(ONE, state::UP);
             bench.state(TWO, state::UP);
         }
@@ -121,27 +121,27 @@ fn a_worker_that_is_not_up_is_passed_over() {
 }
 
 #[test]
-fn places_that_name_nobody_are_passed_over() {
+fn slots_without_a_worker_are_skipped() {
     at_both_edges(|bench| {
         for kind in KINDS {
             bench.spreads(kind, &[0, 7, 1_000, TWO]);
             assert_eq!(takers(bench, 12), [TWO; 12], "kind {kind}");
             bench.spreads(kind, &[0, 7, 1_000, u32::MAX]);
-            nobody_takes(bench);
+            no_worker_takes(bench);
         }
     });
 }
 
 #[test]
-fn without_places_or_with_an_unknown_kind_nobody_takes_a_connection() {
+fn without_slots_or_with_an_unknown_kind_no_worker_takes_a_connection() {
     at_both_edges(|bench| {
         for kind in KINDS {
             bench.spreads(kind, &[]);
-            nobody_takes(bench);
+            no_worker_takes(bench);
         }
         for kind in [0, 77, u32::MAX] {
             bench.spreads(kind, &[ONE, TWO]);
-            nobody_takes(bench);
+            no_worker_takes(bench);
         }
     });
 }
@@ -204,7 +204,7 @@ fn taker(bench: &Bench, client: Station) -> Option<u32> {
 }
 
 #[track_caller]
-fn nobody_takes(bench: &Bench) {
+fn no_worker_takes(bench: &Bench) {
     for number in 0..8 {
         let call = bench.call(client(number), fresh_port());
         bench.receives(&call.syn()).passes(Verdict::NoBackend);

@@ -65,7 +65,7 @@ fn a_closing_flow_of_a_worker_that_is_down_ends_too() {
 }
 
 #[test]
-fn a_handshake_with_a_worker_that_goes_down_begins_anew_with_another() {
+fn a_handshake_with_a_worker_that_goes_down_begins_again_with_another() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.begins(bench, WORKER1);

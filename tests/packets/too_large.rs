@@ -57,7 +57,7 @@ fn is_answered(outcome: Outcome, about: &Segment) {
 }
 
 #[test]
-fn the_sender_of_a_packet_too_large_is_told() {
+fn the_sender_of_a_packet_too_large_gets_an_error() {
     at_both_edges(|bench| {
         let (call, large) = too_large(bench);
         let before = bench.entry(call.request_key()).unwrap().bytes;

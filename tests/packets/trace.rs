@@ -23,7 +23,7 @@ use crate::{
 const LONG: Duration = Duration::from_secs(600);
 
 #[test]
-fn nothing_is_told_unless_somebody_asks() {
+fn nothing_is_traced_without_a_request() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
@@ -38,7 +38,7 @@ fn nothing_is_told_unless_somebody_asks() {
 }
 
 #[test]
-fn a_call_is_told_packet_by_packet() {
+fn a_call_is_traced_packet_by_packet() {
     at_both_edges(|bench| {
         bench.traces(TraceConfig::ALL, LONG);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -54,20 +54,20 @@ fn a_call_is_told_packet_by_packet() {
             let edge = bench.edge;
             let to = |kind| expected(edge, &call, Verdict::ToBackend, request, kind);
             let from = |kind| expected(edge, &call, Verdict::ToClient, reply, kind);
-            is_told(bench, &[to(flags(SYN))]);
+            is_traced(bench, &[to(flags(SYN))]);
             call.is_answered(bench, WORKER1);
-            is_told(bench, &[from(flags(SYN | ACK))]);
+            is_traced(bench, &[from(flags(SYN | ACK))]);
             call.requests(bench, WORKER1, &call.ack());
             call.requests(bench, WORKER1, &call.request(PSH | ACK).payload([1; 100]));
-            is_told(bench, &[to(flags(ACK)), to(flags(PSH | ACK))]);
+            is_traced(bench, &[to(flags(ACK)), to(flags(PSH | ACK))]);
             call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
-            is_told(bench, &[from(flags(ACK))]);
+            is_traced(bench, &[from(flags(ACK))]);
         }
     });
 }
 
 #[test]
-fn an_error_about_a_connection_is_told_with_its_tuple() {
+fn an_error_about_a_connection_is_traced_with_its_tuple() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
@@ -87,13 +87,13 @@ fn an_error_about_a_connection_is_told_with_its_tuple() {
             code,
             ..expected(bench.edge, &call, Verdict::ToBackend, tuples, kind)
         };
-        is_told(bench, &[told]);
+        is_traced(bench, &[told]);
     });
 }
 
 /// Each as often as it is counted, and under the same name.
 #[test]
-fn whatever_is_left_alone_is_told_under_the_verdict_that_counts_it() {
+fn packets_that_pass_are_traced_under_the_verdict_that_counts_them() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
@@ -124,7 +124,7 @@ fn whatever_is_left_alone_is_told_under_the_verdict_that_counts_it() {
 }
 
 #[test]
-fn refusals_are_told_with_whom_they_are_about() {
+fn refusals_are_traced_with_their_client() {
     at_both_edges(|bench| {
         bench.traces(TraceConfig::ALL, LONG);
         let stray = bench.call(OTHER_CLIENT, 40_000);
@@ -156,7 +156,7 @@ fn refusals_are_told_with_whom_they_are_about() {
 }
 
 #[test]
-fn what_the_manager_sends_is_told_at_the_hook_that_meets_it() {
+fn what_the_manager_sends_is_traced_at_its_hook() {
     at_edge(Edge::Tc, |bench| {
         bench.select(FALLBACK.id);
         let call = bench.call(CLIENT, 40_000);
@@ -196,7 +196,7 @@ fn what_the_manager_sends_is_told_at_the_hook_that_meets_it() {
 }
 
 #[test]
-fn only_what_is_wanted_is_told() {
+fn only_packets_that_match_the_filter_are_traced() {
     at_both_edges(|bench| {
         let mut call = bench.call(CLIENT, 40_000);
         call.connects(bench, WORKER1);
@@ -246,7 +246,7 @@ fn only_what_is_wanted_is_told() {
 }
 
 #[test]
-fn no_more_is_told_than_the_rate_allows_and_the_rest_is_counted() {
+fn no_more_is_traced_than_the_rate_allows_and_the_rest_is_counted() {
     at_both_edges(|bench| {
         let call = bench.call(CLIENT, 40_000);
         let order = TraceConfig {
@@ -288,7 +288,7 @@ fn a_sample_is_about_as_large_as_it_is_meant_to_be() {
 }
 
 #[test]
-fn an_order_that_nobody_renews_lapses_and_costs_nothing_any_more() {
+fn a_filter_that_is_not_renewed_expires_and_costs_nothing_any_more() {
     at_both_edges(|bench| {
         let call = bench.call(CLIENT, 40_000);
         bench.traces(TraceConfig::ALL, Duration::ZERO);
@@ -343,7 +343,7 @@ fn expected(
 
 /// As expected, but for the time and the length.
 #[track_caller]
-fn is_told(bench: &mut Bench, expected: &[TraceEvent]) {
+fn is_traced(bench: &mut Bench, expected: &[TraceEvent]) {
     let told = bench.told();
     let timeless: Vec<_> = told
         .iter()

@@ -97,8 +97,8 @@ impl<'a, A: Address> IcmpError<'a, A> {
     }
 
     /// Makes it a message about the packet that `translated` answers to, in place of the one that `key`
-    /// answers to. Where the flow's translation replaces the sender, it does so here, too: nobody
-    /// behind it knows the routers before it. The checksum of the ICMP header is left to the caller.
+    /// answers to. Where the flow's translation replaces the sender, it does so here, too: the
+    /// receiver does not know the routers on the other side. The checksum of the ICMP header is left to the caller.
     #[inline(always)]
     pub fn rewrite(
         &mut self,
@@ -120,7 +120,7 @@ impl<'a, A: Address> IcmpError<'a, A> {
         );
         ports.source_port = quoted.source_port;
         ports.destination_port = quoted.destination_port;
-        // That of TCP lies beyond what every message quotes, and nobody looks at it there.
+        // That of TCP lies beyond what every message quotes, and no receiver checks it.
         if self.protocol == PROTOCOL_UDP && ports.checksum != [0, 0] {
             let checksum = udp_checksum(addresses.plus(changed).apply(ports.checksum));
             changed = changed.plus(Difference::of_u16(ports.checksum, checksum));

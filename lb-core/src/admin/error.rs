@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_many_names_only_the_nearest_are_told() {
+    fn of_many_names_only_the_nearest_are_listed() {
         let said = unknown_name("worker", "nosuch", &["a", "b"]);
         assert_eq!(said, "there is no worker \"nosuch\", only a, b");
         let many: Vec<String> = (0..300).map(|it| format!("worker{it}")).collect();

@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn changes_are_told_once_they_are_sure() {
+    async fn changes_are_reported_once_they_are_sure() {
         let address = serve("HTTP/1.1 200 OK\r\n\r\n").await;
         let (publish, mut published) = watch::channel(None);
         let watching = tokio::spawn(check(&format!("http://{address}/health?a=b")).watch(publish));

@@ -122,7 +122,7 @@ fn the_example_explains_every_setting() {
 }
 
 #[test]
-fn what_nobody_can_sign_cannot_be_enforced() {
+fn signatures_cannot_be_enforced_with_2018_heartbeats() {
     let text = |authentication: &str| {
         format!(
             "heartbeats.authentication = \"{authentication}\"\nmanager.legacy_heartbeats = true\n{LEAST}"
@@ -379,7 +379,7 @@ fn assert_at_the_changed_line(problem: &Problem, text: &str) {
 }
 
 #[test]
-fn nobody_else_is_served_where_the_manager_listens() {
+fn no_service_has_an_address_at_which_the_manager_listens() {
     let udp = |address: &str, fallback: &str, listen: &str| {
         format!(
             r#"
@@ -674,7 +674,7 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn a_file_in_another_encoding_is_told_with_its_remedy() {
+fn a_file_in_another_encoding_is_reported_with_its_remedy() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("memlb.toml");
     let read = |bytes: Vec<u8>| {

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_long_request_from_an_unknown_one() {
+    fn reports_a_long_request_from_an_unknown_one() {
         let said = |line: &[u8]| match parse_request(line) {
             Err(RequestError::Usage(error)) => format!("{error:#}"),
             _ => panic!("it is understood"),

@@ -469,7 +469,7 @@ impl Datapath {
 
     /// Writes the manager's own addresses, and the interfaces of the routes to workers.
     fn update_source_filter(&mut self, routes: &Routes) -> Result<()> {
-        let own = addresses::of_nobody_else()?;
+        let own = addresses::sent_by_this_host_only()?;
         self.tables
             .write_source_filter(&source_filter::expected_interfaces(&own, routes))
     }

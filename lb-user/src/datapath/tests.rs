@@ -401,7 +401,7 @@ fn a_renamed_worker_keeps_its_connections_however_late_its_agent_follows() {
 }
 
 #[test]
-fn a_dead_worker_that_is_put_back_stays_dead_until_it_is_heard() {
+fn a_dead_worker_that_is_put_back_stays_dead_until_it_reports() {
     let mut world = started(&[(0, false), (1, false)]);
     world.entries.get_mut(&2).expect("worker1").state = state::DOWN;
     world.connections.clear();
@@ -412,7 +412,7 @@ fn a_dead_worker_that_is_put_back_stays_dead_until_it_is_heard() {
 }
 
 #[test]
-fn a_number_with_connections_is_given_to_nobody_else() {
+fn an_id_with_connections_is_given_to_no_other_backend() {
     let all = [(0, false), (1, false), (2, false)];
     let mut world = started(&all);
     let [web_service, ..] = web(&all);

@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_why_a_manager_is_not_reached() {
+    fn reports_why_a_manager_is_not_reached() {
         let answers = Reachability::Answers {
             within: Duration::from_millis(1),
             knows_key: true,
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_name_that_means_nothing_and_a_kernel_without_pressure() {
+    fn reports_a_name_that_means_nothing_and_a_kernel_without_pressure() {
         let facts = Facts {
             key: None,
             managers: vec![Manager {

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_port_that_is_closed_by_default() {
+    fn reports_a_port_that_is_closed_by_default() {
         let needed = [heartbeats(false), heartbeats(true)];
         let examine = |ruleset: Value| {
             let mut found = findings(Some(&ruleset), &needed, &[]);

@@ -335,7 +335,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_worker_that_is_heard_is_well() {
+    fn a_worker_that_reports_is_ok() {
         let heard = examine(Some(44), "up", Some(("not_fresh", Duration::ZERO)));
         assert_eq!(
             heard,
@@ -345,7 +345,7 @@ pub mod tests {
 
     #[test]
     fn joins_a_worker_with_what_is_refused_of_it() {
-        for (reason, mends) in [
+        for (reason, remedy) in [
             (
                 "unsigned",
                 "memlb keygen --name worker1; on 192.168.56.103: memlb agent --key",
@@ -360,7 +360,7 @@ pub mod tests {
             assert_eq!(found[0].severity, Severity::Problem);
             assert!(found[0].found.contains(reason), "{found:?}");
             assert!(
-                found[0].remedy.as_ref().unwrap().contains(mends),
+                found[0].remedy.as_ref().unwrap().contains(remedy),
                 "{found:?}"
             );
             assert_eq!(found[1].severity, Severity::Warning);
@@ -368,7 +368,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_restored_worker_that_is_heard_again_is_well() {
+    fn a_restored_worker_that_reports_again_is_ok() {
         let mut status = status(Some(44), "up");
         let last = RefusedDatagram {
             age_ms: 20_000,
@@ -384,7 +384,7 @@ pub mod tests {
     }
 
     #[test]
-    fn tells_stale_memory_figures() {
+    fn reports_stale_memory_figures() {
         let mut status = status(Some(44), "up");
         status.services[0].backends[0].seen.memory_stale_ms = Some(5_000);
         let found = &examine_status(&status, None)[0];
@@ -393,7 +393,7 @@ pub mod tests {
     }
 
     #[test]
-    fn tells_why_one_that_has_left_is_not_back() {
+    fn reports_why_one_that_has_left_is_not_back() {
         let left = &examine(Some(9_000), "leaving", None)[0];
         assert_eq!(left.severity, Severity::Warning);
         let says = "left (state leaving), and was last heard 9 s ago";
@@ -410,7 +410,7 @@ pub mod tests {
     }
 
     #[test]
-    fn tells_an_interval_that_is_too_long() {
+    fn reports_an_interval_that_is_too_long() {
         for (health, interval, verdict) in [
             ("leaving", 5_000, Severity::Problem),
             ("up", 5_000, Severity::Problem),
@@ -431,7 +431,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_silence_of_one_in_maintenance_alarms_nobody() {
+    fn silence_in_maintenance_raises_no_alarm() {
         let mut status = status(Some(9_000), "down");
         let hold = json!({"value": "maintenance", "by": "root", "at_ms": 1});
         status.services[0].backends[0].seen.admin_state = serde_json::from_value(hold).unwrap();
@@ -449,7 +449,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_silence_of_a_paused_one_alarms_nobody() {
+    fn silence_during_a_pause_raises_no_alarm() {
         let mut status = status(Some(9_000), "down");
         let seen = &mut status.services[0].backends[0].seen;
         let pause = json!({"value": 30_000, "by": "root", "at_ms": 1});
@@ -462,7 +462,7 @@ pub mod tests {
     }
 
     #[test]
-    fn tells_silence_from_refusal() {
+    fn reports_silence_from_refusal() {
         for refused in [None, Some(("not_fresh", Duration::ZERO))] {
             let found = examine(Some(9_000), "down", refused);
             assert_eq!(found.len(), 1, "{found:?}");

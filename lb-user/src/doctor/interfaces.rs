@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_is_wrong_with_an_interface() {
+    fn reports_what_is_wrong_with_an_interface() {
         let cases: [(Link, &str, &str); 4] = [
             (
                 Link {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_how_packets_would_be_met_and_why() {
+    fn reports_how_packets_would_be_met_and_why() {
         let veth = Link {
             kind: Some("veth".to_owned()),
             ..link()

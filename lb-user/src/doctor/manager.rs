@@ -39,7 +39,7 @@ pub enum ControlReply {
     /// A process has it, but its answer is not understood.
     Confused(String),
     Forbidden,
-    Nobody,
+    NoManager,
 }
 
 impl Facts {
@@ -73,7 +73,7 @@ async fn ask(control_socket: &Path) -> (ControlReply, Option<i32>) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             return (ControlReply::Forbidden, None);
         }
-        Err(_) => return (ControlReply::Nobody, None),
+        Err(_) => return (ControlReply::NoManager, None),
     };
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     drop(stream);
@@ -142,7 +142,7 @@ fn manager(facts: &Facts) -> Option<Finding> {
             format!("this user may not ask at {socket}"),
             "sudo memlb doctor",
         ),
-        ControlReply::Nobody => match facts.managers.first() {
+        ControlReply::NoManager => match facts.managers.first() {
             Some(other) => Finding::problem(
                 "manager",
                 format!("{other} is a manager, but not with the control socket {socket}"),
@@ -164,16 +164,14 @@ fn receiving(facts: &Facts) -> Option<Finding> {
     let listen = facts.heartbeat_listen;
     let is_running = matches!(facts.answer, ControlReply::Status(..));
     Some(match &facts.receiver {
-        Receiver::Nobody if is_running => Finding::problem(
+        Receiver::Free if is_running => Finding::problem(
             "heartbeats",
             format!(
                 "the manager does not receive at UDP {listen}, where this configuration has it"
             ),
             "systemctl restart memlb-manager    (the file was changed since its start)",
         ),
-        Receiver::Nobody => {
-            Finding::ok("heartbeats", format!("UDP {listen} is free for a manager"))
-        }
+        Receiver::Free => Finding::ok("heartbeats", format!("UDP {listen} is free for a manager")),
         Receiver::Known(holder) if facts.pid == Some(holder.pid) => Finding::ok(
             "heartbeats",
             format!("the manager receives at UDP {listen}"),
@@ -214,14 +212,14 @@ fn serving(facts: &Facts) -> Option<Finding> {
     let (listen, receiver) = facts.http.as_ref()?;
     let is_running = matches!(facts.answer, ControlReply::Status(..));
     Some(match receiver {
-        Receiver::Nobody if is_running => Finding::warning(
+        Receiver::Free if is_running => Finding::warning(
             "http",
             format!(
                 "the manager does not serve its page at TCP {listen}, where this configuration has it"
             ),
             "systemctl restart memlb-manager    (the file was changed since its start)",
         ),
-        Receiver::Nobody => Finding::ok("http", format!("TCP {listen} is free for a manager")),
+        Receiver::Free => Finding::ok("http", format!("TCP {listen} is free for a manager")),
         Receiver::Known(holder) if facts.pid == Some(holder.pid) => {
             Finding::ok("http", format!("the manager serves http://{listen}/"))
         }
@@ -273,8 +271,8 @@ fn alone(facts: &Facts) -> Option<Finding> {
         .collect();
     let asked = facts.managers.iter().find(|it| Some(it.pid) == facts.pid);
     let (first, second) = match (&facts.answer, others.as_slice()) {
-        (ControlReply::Nobody, [first, second, ..]) => (Some(*first), second),
-        (ControlReply::Nobody, _) | (_, []) => return None,
+        (ControlReply::NoManager, [first, second, ..]) => (Some(*first), second),
+        (ControlReply::NoManager, _) | (_, []) => return None,
         (_, [second, ..]) => (asked, second),
     };
     Some(Finding::problem(
@@ -327,7 +325,7 @@ mod tests {
 
     fn absent(receiver: Receiver, managers: &[i32]) -> Facts {
         Facts {
-            answer: ControlReply::Nobody,
+            answer: ControlReply::NoManager,
             pid: None,
             ..running(receiver, managers)
         }
@@ -342,7 +340,7 @@ mod tests {
     #[test]
     fn one_manager_that_receives_is_well() {
         assert_eq!(problems(&running(Receiver::Known(memlb(7)), &[7])), []);
-        assert_eq!(problems(&absent(Receiver::Nobody, &[])), []);
+        assert_eq!(problems(&absent(Receiver::Free, &[])), []);
     }
 
     #[test]
@@ -354,7 +352,7 @@ mod tests {
         let found = problems(&absent(Receiver::Known(python), &[]));
         assert!(found[0].found.contains("belongs to python3 (process 99)"));
         assert!(found[0].remedy.as_ref().unwrap().starts_with("kill 99 "));
-        let deaf = problems(&running(Receiver::Nobody, &[7]));
+        let deaf = problems(&running(Receiver::Free, &[7]));
         assert!(deaf[0].found.contains("does not receive"));
     }
 
@@ -367,7 +365,7 @@ mod tests {
         };
         let taken = Facts {
             http: at(Receiver::Known(nginx)),
-            ..absent(Receiver::Nobody, &[])
+            ..absent(Receiver::Free, &[])
         };
         let found = problems(&taken);
         let says = "TCP 127.0.0.1:9998 belongs to nginx (process 99)";
@@ -380,8 +378,8 @@ mod tests {
         };
         assert_eq!(problems(&own), []);
         let free = Facts {
-            http: at(Receiver::Nobody),
-            ..absent(Receiver::Nobody, &[])
+            http: at(Receiver::Free),
+            ..absent(Receiver::Free, &[])
         };
         assert_eq!(problems(&free), []);
     }

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_ranges_that_overlap_and_how_to_part_them() {
+    fn reports_ranges_that_overlap_and_how_to_part_them() {
         let usual = (32_768, 60_999);
         let fine = examine((4096, 32_767), usual, &[]);
         assert_eq!(fine.len(), 1);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_port_that_is_taken_already() {
+    fn reports_a_port_that_is_taken_already() {
         let socket = |port, remote: &str, is_listening| Socket {
             local: ([192, 168, 56, 101], port).into(),
             remote: remote.parse().unwrap(),

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_service_that_no_worker_serves() {
+    fn reports_a_service_that_no_worker_serves() {
         assert_eq!(examine("worker1", |_| {}), []);
         let found = examine(MANAGER, |_| {});
         assert_eq!(found[0].severity, Severity::Problem);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_of_a_worker_that_cannot_answer_as_the_mode_asks() {
+    fn reports_of_a_worker_that_cannot_answer_as_the_mode_asks() {
         let found = examine("worker1", |status| {
             status.services[0].mode = Mode::Routed;
             let why = "no answer of worker1 passes the manager".to_owned();

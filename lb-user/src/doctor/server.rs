@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_server_that_only_this_host_reaches() {
+    fn reports_a_server_that_only_this_host_reaches() {
         let connected = Attempt::Connected(Duration::from_millis(1));
         let fine = findings(Some(&facts(&[Ipv4Addr::UNSPECIFIED], None, connected)));
         assert!(
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_server_that_does_not_run() {
+    fn reports_a_server_that_does_not_run() {
         let gone = findings(Some(&facts(
             &[],
             Some("connect: refused"),

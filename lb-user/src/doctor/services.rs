@@ -138,7 +138,7 @@ pub mod tests {
     }
 
     #[test]
-    fn tells_where_the_address_is_not() {
+    fn reports_where_the_address_is_not() {
         let good = Attempt::Connected(Duration::from_millis(1));
         let fine = examine("192.168.56.101:80", &["eth1"], good.clone());
         assert!(
@@ -167,15 +167,15 @@ pub mod tests {
     }
 
     #[test]
-    fn tells_a_fallback_that_nobody_or_only_this_host_reaches() {
+    fn reports_a_fallback_that_no_host_or_only_this_host_reaches() {
         let found = examine("192.168.56.101:80", &["eth1"], Attempt::Refused).remove(1);
         assert_eq!(found.severity, Severity::Problem);
         assert!(
             found.found.contains("listens on 127.0.0.1 only"),
             "{found:?}"
         );
-        let mut nobody = host();
-        nobody.sockets.clear();
+        let mut without_server = host();
+        without_server.sockets.clear();
         let service = Service {
             name: "web".to_owned(),
             address: "192.168.56.101:80".parse().unwrap(),
@@ -187,7 +187,7 @@ pub mod tests {
             &Facts {
                 services: &[],
                 interfaces: vec!["eth1"],
-                host: &nobody,
+                host: &without_server,
                 attempts: &attempts,
             },
             &service,

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_cannot_be_written_and_what_is_full() {
+    fn reports_what_cannot_be_written_and_what_is_full() {
         let facts = Facts {
             what: "event log",
             option: "--event-log",

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_was_removed_begins_anew_when_it_is_full() {
+    fn a_log_that_was_removed_begins_again_when_it_is_full() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.jsonl");
         let mut log = LogFile::open(&path).unwrap();

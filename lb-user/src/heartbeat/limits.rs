@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn spoofed_sources_silence_nobody_and_take_no_memory() {
+    fn spoofed_sources_limit_no_agent_and_take_no_memory() {
         let start = Instant::now();
         let mut limits = SourceLimits::new(start);
         let mut now = start;

@@ -280,7 +280,7 @@ fn an_announced_pause_is_between_a_second_and_an_hour() {
 }
 
 #[test]
-fn states_and_health_are_told() {
+fn states_and_health_are_sent() {
     for (state, healthy, shown) in [
         (WorkerState::Ready, false, "service does not answer"),
         (WorkerState::Leaving, true, "leaving"),

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn any_number_of_half_sent_requests_hold_up_nobody() {
+    async fn any_number_of_half_sent_requests_delays_no_other_client() {
         let address = start().await;
         let mut held = Vec::new();
         for _ in 0..200 {

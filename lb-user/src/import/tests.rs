@@ -17,7 +17,7 @@ fn example(name: &str) -> Imported {
     import(&path, &Options::default(), &machine()).unwrap()
 }
 
-/// Compares with the file that a person has read. `MEMLB_UPDATE=1` writes the file anew.
+/// Compares with the file, which a person has reviewed. `MEMLB_UPDATE=1` writes the file.
 fn is_as_expected(name: &str) {
     let imported = example(name);
     let config = Config::parse(&imported.toml, "imported", &Overrides::default(), None);

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connects_anew_when_the_connection_breaks() {
+    async fn reconnects_when_the_connection_breaks() {
         let loopback = IpAddr::from(std::net::Ipv6Addr::LOCALHOST);
         let mut broken = Netlink::connect().unwrap();
         broken.sever();

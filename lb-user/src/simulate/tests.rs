@@ -53,7 +53,7 @@ fn the_emptiest_by_old_reports_is_worse_than_chance() {
 }
 
 #[test]
-fn the_default_hold_fills_nobody_and_a_long_one_is_like_old_reports() {
+fn the_default_hold_fills_no_worker_and_a_long_one_is_like_old_reports() {
     let peak = |hold| {
         let mut scenario = short();
         scenario.memory.hold = hold;

@@ -73,7 +73,7 @@ fn every_hold_over_every_health() {
 }
 
 #[test]
-fn says_when_nobody_is_left_for_new_connections() {
+fn says_when_no_worker_is_left_for_new_connections() {
     let mut world = started();
     world.order(&order("worker1", set_state(AdminState::Drain)));
     let result = world.order(&order("worker2", set_state(AdminState::Maintenance)));
@@ -188,7 +188,7 @@ fn refuses_what_it_cannot_do_and_says_what_there_is() {
             "did you mean worker1?",
         ),
         (
-            order("nobody", AdminAction::Undrain),
+            order("unknown", AdminAction::Undrain),
             "only worker1, worker2",
         ),
         (

@@ -17,7 +17,7 @@ fn adopted(selected: u32, up: &[u32]) -> AdoptedState {
 }
 
 #[test]
-fn an_adopted_drain_goes_on_until_the_worker_is_heard() {
+fn an_adopted_drain_continues_until_the_worker_reports() {
     let mut world = restarted(&AdoptedState {
         draining: [BackendId(1)].into(),
         ..adopted(2, &[2])
@@ -54,7 +54,7 @@ fn a_restart_alone_changes_nothing() {
 }
 
 #[test]
-fn an_adopted_worker_has_down_after_to_be_heard() {
+fn an_adopted_worker_has_down_after_to_report() {
     let mut world = restarted(&adopted(2, &[2]));
     world.start("worker1", 300);
     world.pass(DOWN_AFTER);
@@ -92,7 +92,7 @@ fn what_an_earlier_manager_has_waited_counts() {
 }
 
 #[test]
-fn whoever_was_late_has_a_moment_to_be_heard_again() {
+fn a_late_worker_has_a_moment_to_report_again() {
     let mut world = restarted(&AdoptedState {
         silences: [("worker2".to_owned(), ms(60_000))].into(),
         ..adopted(2, &[2])
@@ -118,7 +118,7 @@ fn an_adopted_worker_that_says_it_is_unhealthy_is_left_at_once() {
 }
 
 #[test]
-fn normal_rules_hold_once_both_are_heard() {
+fn normal_rules_hold_once_both_report() {
     let mut world = restarted(&adopted(2, &[1, 2]));
     world.start("worker2", 300);
     world.start("worker1", 365);
@@ -126,7 +126,7 @@ fn normal_rules_hold_once_both_are_heard() {
 }
 
 #[test]
-fn an_adopted_fallback_stays_until_a_worker_is_heard() {
+fn an_adopted_fallback_stays_until_a_worker_reports() {
     let mut world = restarted(&adopted(3, &[3]));
     assert_eq!(world.selected(), "manager");
     world.start("worker1", 300);
@@ -134,7 +134,7 @@ fn an_adopted_fallback_stays_until_a_worker_is_heard() {
 }
 
 #[test]
-fn a_selection_of_nobody_known_is_not_adopted() {
+fn a_selection_of_an_unknown_backend_is_not_adopted() {
     let mut world = restarted(&adopted(99, &[98]));
     assert_eq!(world.selected(), "manager");
     assert_eq!(world.kinds(), ["selection_changed"]);

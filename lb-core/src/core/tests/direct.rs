@@ -28,7 +28,7 @@ fn ineligible_reason(world: &World, worker: &str) -> Option<String> {
 }
 
 #[test]
-fn a_worker_without_dsr_translator_is_not_chosen_and_told_why_once() {
+fn a_worker_without_dsr_translator_is_not_chosen_and_one_event_says_why() {
     let mut world = World::new(settings(Mode::Dsr));
     assert_eq!(world.receive("worker1", 1, 1, 600), Accepted);
     assert_eq!(world.hear(&equipped("worker2", 1, 1, 300)), Accepted);
@@ -95,7 +95,7 @@ fn a_worker_behind_a_router_is_not_chosen() {
 }
 
 #[test]
-fn with_nobody_fit_the_manager_serves_by_itself() {
+fn without_an_eligible_worker_the_manager_serves() {
     let mut world = World::new(settings(Mode::Dsr));
     world.start("worker1", 600);
     assert_eq!(world.selected(), MANAGER);
@@ -137,7 +137,7 @@ fn a_restart_trusts_only_who_served_directly_before() {
 }
 
 #[test]
-fn a_restart_bars_nobody_before_it_was_heard() {
+fn a_restart_makes_no_worker_ineligible_before_its_first_heartbeat() {
     let now = Instant::now();
     let adopted = AdoptedState {
         selections: [(WEB, BackendId(1))].into(),

@@ -38,7 +38,7 @@ fn repeated_and_late_heartbeats_refresh_neither_memory_nor_life() {
 }
 
 #[test]
-fn a_restarted_agent_begins_anew_and_its_earlier_life_is_over() {
+fn a_restarted_agent_starts_again_and_its_former_boot_is_refused() {
     let mut world = World::new(lab(Threshold::Auto));
     assert_eq!(world.receive("worker1", 7, 900, 400), Accepted);
     assert_eq!(world.receive("worker1", 8, 1, 300), Accepted);
@@ -51,7 +51,7 @@ fn a_restarted_agent_begins_anew_and_its_earlier_life_is_over() {
 }
 
 #[test]
-fn after_a_silence_unsigned_numbers_may_begin_anew() {
+fn after_a_silence_unsigned_numbers_may_start_again() {
     let unsigned = |number| Report {
         signed: false,
         ..report("worker1", 7, number, 400)
@@ -100,7 +100,7 @@ fn after_a_silence_a_signed_worker_needs_a_new_boot() {
 }
 
 #[test]
-fn stale_memory_figures_are_told_once_and_the_worker_stays_up() {
+fn stale_memory_figures_are_reported_once_and_the_worker_stays_up() {
     let mut world = World::new(lab(Threshold::Auto));
     world.start("worker1", 400);
     world.kinds();

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn every_change_says_who_how_much_and_against_whom() {
+fn every_change_names_both_workers_and_their_memory() {
     let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
     world.start("worker1", 394);
     world.start("worker2", 300);

@@ -48,7 +48,7 @@ fn started() -> World {
 }
 
 #[test]
-fn a_paused_worker_keeps_its_connections_while_it_is_silent_and_alarms_nobody() {
+fn a_paused_worker_keeps_its_connections_while_it_is_silent_without_an_alarm() {
     let mut world = started();
     world.give(&pause());
     assert_eq!(world.selected(), "worker2");
@@ -242,7 +242,7 @@ fn a_pause_that_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn an_operator_is_told_of_a_worker_that_is_down_already() {
+fn an_order_warns_of_a_worker_that_is_down_already() {
     let mut world = started();
     world.agents.remove("worker1");
     world.pass(ms(5_000));

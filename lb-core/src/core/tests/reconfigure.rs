@@ -47,7 +47,7 @@ fn the_same_settings_change_nothing() {
 }
 
 #[test]
-fn a_removed_worker_is_left_and_a_new_one_waits_to_be_heard() {
+fn a_removed_worker_is_left_and_a_new_one_waits_for_its_heartbeat() {
     let mut world = started();
     assert_eq!(world.selected(), "worker1");
     let mut settings = lab(Threshold::Auto);

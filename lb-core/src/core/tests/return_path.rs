@@ -70,7 +70,7 @@ fn one_answer_tells_that_there_is_a_way_back() {
 }
 
 #[test]
-fn a_worker_that_was_down_begins_anew() {
+fn a_worker_that_was_down_begins_again() {
     let mut world = world();
     count(&mut world, 0, 3);
     assert_eq!(world.state("worker1"), Health::Unreachable);

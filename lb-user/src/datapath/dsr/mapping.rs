@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn sends_packets_to_the_address_towards_the_service_unless_told() {
+    fn sends_packets_to_the_address_towards_the_service_by_default() {
         for (text, expected) in [
             ("192.168.56.101:80=8081", "192.168.56.103:8081"),
             ("192.168.56.101:80/udp=10.0.0.3:53", "10.0.0.3:53"),

@@ -102,7 +102,7 @@ export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Brings the children of `parent` in line with `items`, one for each, made anew only when needed. */
+/** Brings the children of `parent` in line with `items`, one for each, made again only when needed. */
 export function keep(parent, items, key, create, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   items.forEach((item, index) => {
