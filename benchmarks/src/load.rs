@@ -4,25 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use xtask::packages::Tool;
+use xtask::{packages::Tool, tools};
 
-pub const TOOLS: &[Tool] = &[
-    Tool {
-        program: "haproxy",
-        package: "haproxy",
-        purpose: "is one of the contenders",
-    },
-    Tool {
-        program: "nft",
-        package: "nftables",
-        purpose: "is one of the contenders",
-    },
-    Tool {
-        program: "sysctl",
-        package: "procps",
-        purpose: "makes the manager forward packets, and queues long",
-    },
-];
+pub const TOOLS: &[Tool] = tools! {
+    "haproxy" "haproxy" "is one of the contenders";
+    "nft" "nftables" "is one of the contenders";
+    "sysctl" "procps" "makes the manager forward packets, and queues long";
+};
 
 #[derive(Debug, Args)]
 pub struct Options {

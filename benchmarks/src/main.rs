@@ -48,45 +48,21 @@ use xtask::{
     interrupt::Interrupt,
     packages::{Tool, provide_tools},
     privilege::{become_root_with, is_root},
-    setup,
+    setup, tools,
     workspace::say,
 };
 
-const TOOLS: &[Tool] = &[
-    Tool {
-        program: "wrk",
-        package: "wrk",
-        purpose: "puts load on the contenders and measures",
-    },
-    Tool {
-        program: "haproxy",
-        package: "haproxy",
-        purpose: "is one of the contenders",
-    },
-    Tool {
-        program: "nft",
-        package: "nftables",
-        purpose: "is one of the contenders",
-    },
-];
+const TOOLS: &[Tool] = tools! {
+    "wrk" "wrk" "puts load on the contenders and measures";
+    "haproxy" "haproxy" "is one of the contenders";
+    "nft" "nftables" "is one of the contenders";
+};
 
-const IPVS_TOOLS: &[Tool] = &[
-    Tool {
-        program: "wrk",
-        package: "wrk",
-        purpose: "puts load on the contenders and measures",
-    },
-    Tool {
-        program: "ipvsadm",
-        package: "ipvsadm",
-        purpose: "sets IPVS up",
-    },
-    Tool {
-        program: "sysctl",
-        package: "procps",
-        purpose: "makes the manager forward packets",
-    },
-];
+const IPVS_TOOLS: &[Tool] = tools! {
+    "wrk" "wrk" "puts load on the contenders and measures";
+    "ipvsadm" "ipvsadm" "sets IPVS up";
+    "sysctl" "procps" "makes the manager forward packets";
+};
 
 /// Compares memlb with other balancers on this machine
 #[derive(Debug, Parser)]

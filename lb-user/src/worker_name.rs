@@ -1,33 +1,21 @@
 //! The names that a worker may have, in heartbeats and in the configuration.
 
-use std::fmt;
+use thiserror::Error;
 
 /// The longest name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
 
 /// What is wrong with a worker's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NameProblem {
+    #[error("the name is empty")]
     Empty,
+    #[error("the name has {bytes} bytes, more than {MAX_NAME_BYTES}")]
     Overlong { bytes: usize },
+    #[error("the name contains {character:?}; allowed are ASCII letters, digits and . _ -")]
     BadCharacter { character: char },
+    #[error("the name begins with a dot, as hidden files do")]
     LeadingDot,
-}
-
-impl fmt::Display for NameProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("the name is empty"),
-            Self::Overlong { bytes } => {
-                write!(f, "the name has {bytes} bytes, more than {MAX_NAME_BYTES}")
-            }
-            Self::BadCharacter { character } => write!(
-                f,
-                "the name contains {character:?}; allowed are ASCII letters, digits and . _ -"
-            ),
-            Self::LeadingDot => f.write_str("the name begins with a dot, as hidden files do"),
-        }
-    }
 }
 
 /// Checks a worker's name: 1 to 64 ASCII letters, digits, dots, underscores and hyphens,

@@ -23,6 +23,14 @@ pub struct Tool {
     pub purpose: &'static str,
 }
 
+/// Lists tools, each with its program, package and purpose.
+#[macro_export]
+macro_rules! tools {
+    ($($program:literal $package:literal $purpose:literal;)+) => {
+        &[$($crate::packages::Tool { program: $program, package: $package, purpose: $purpose }),+]
+    };
+}
+
 /// Installs those of `tools` that are not here yet.
 pub fn provide_tools(tools: &[Tool]) -> Result<()> {
     let missing: Vec<&Tool> = tools

@@ -9,198 +9,61 @@ use crate::{
     ebpf_compiler::{self, Compiler},
     packages::{Tool, provide_packages, provide_tools},
     privilege::refuse_to_run_under_sudo,
+    tools,
     workspace::{cargo, cargo_bin, find_program, say},
 };
 
 const CARGO_DEB_VERSION: &str = "3.8.0";
 
-const BUILD_TOOLS: &[Tool] = &[Tool {
-    program: "curl",
-    package: "curl",
-    purpose: "finds out whether rustup's server can be reached, and is a client of the lab",
-}];
+const BUILD_TOOLS: &[Tool] = tools! {
+    "curl" "curl" "finds out whether rustup's server can be reached, and is a client of the lab";
+};
 
-const LAB_TOOLS: &[Tool] = &[
-    Tool {
-        program: "ip",
-        package: "iproute2",
-        purpose: "makes the network namespaces of the lab",
-    },
-    Tool {
-        program: "nginx",
-        package: "nginx-light",
-        purpose: "serves a page on every node of the lab",
-    },
-    Tool {
-        program: "ethtool",
-        package: "ethtool",
-        purpose: "switches offloads off where XDP runs on virtual interfaces",
-    },
-    Tool {
-        program: "systemctl",
-        package: "systemd",
-        purpose: "relays the manager's web page to this machine",
-    },
-    Tool {
-        program: "bpftool",
-        package: "bpftool",
-        purpose: "shows memlb's maps to people",
-    },
-];
+const LAB_TOOLS: &[Tool] = tools! {
+    "ip" "iproute2" "makes the network namespaces of the lab";
+    "nginx" "nginx-light" "serves a page on every node of the lab";
+    "ethtool" "ethtool" "switches offloads off where XDP runs on virtual interfaces";
+    "systemctl" "systemd" "relays the manager's web page to this machine";
+    "bpftool" "bpftool" "shows memlb's maps to people";
+};
 
-const PACKAGE_TOOLS: &[Tool] = &[
-    Tool {
-        program: "git",
-        package: "git",
-        purpose: "dates the package",
-    },
-    Tool {
-        program: "dpkg-shlibdeps",
-        package: "dpkg-dev",
-        purpose: "finds the libraries that the package depends on",
-    },
-];
+const PACKAGE_TOOLS: &[Tool] = tools! {
+    "git" "git" "dates the package";
+    "dpkg-shlibdeps" "dpkg-dev" "finds the libraries that the package depends on";
+};
 
-const TEST_TOOLS: &[Tool] = &[
-    Tool {
-        program: "shellcheck",
-        package: "shellcheck",
-        purpose: "checks the shell scripts",
-    },
-    Tool {
-        program: "vagrant",
-        package: "vagrant",
-        purpose: "checks scripts/vagrant/Vagrantfile",
-    },
-    Tool {
-        program: "promtool",
-        package: "prometheus",
-        purpose: "checks memlb's metrics and alert rules, and scrapes them",
-    },
-    Tool {
-        program: "chromium",
-        package: "chromium",
-        purpose: "looks at the manager's web page",
-    },
-    Tool {
-        program: "systemd-analyze",
-        package: "systemd",
-        purpose: "checks the services",
-    },
-    Tool {
-        program: "lintian",
-        package: "lintian",
-        purpose: "checks the package",
-    },
-    Tool {
-        program: "debootstrap",
-        package: "debootstrap",
-        purpose: "makes a clean Debian to install the package in",
-    },
-    Tool {
-        program: "systemd-nspawn",
-        package: "systemd-container",
-        purpose: "boots that Debian",
-    },
-    Tool {
-        program: "nft",
-        package: "nftables",
-        purpose: "closes ports, which memlb doctor must find",
-    },
-    Tool {
-        program: "wrk",
-        package: "wrk",
-        purpose: "is a client of memlb that asks as fast as it can",
-    },
-    Tool {
-        program: "h2load",
-        package: "nghttp2-client",
-        purpose: "is a client of memlb that speaks HTTP/2",
-    },
-    Tool {
-        program: "openssl",
-        package: "openssl",
-        purpose: "makes certificates for the web servers behind memlb",
-    },
-    Tool {
-        program: "iperf3",
-        package: "iperf3",
-        purpose: "sends as much as it can through memlb",
-    },
-    Tool {
-        program: "ping",
-        package: "iputils-ping",
-        purpose: "asks whether a service's address answers",
-    },
-    Tool {
-        program: "ssh",
-        package: "openssh-client",
-        purpose: "holds a session through memlb",
-    },
-    Tool {
-        program: "sshd",
-        package: "openssh-server",
-        purpose: "is the other end of that session; its service is not started",
-    },
-    Tool {
-        program: "dig",
-        package: "bind9-dnsutils",
-        purpose: "asks name servers behind memlb",
-    },
-    Tool {
-        program: "faketime",
-        package: "faketime",
-        purpose: "makes clocks jump",
-    },
-    Tool {
-        program: "dnsmasq",
-        package: "dnsmasq-base",
-        purpose: "is such a name server",
-    },
-    Tool {
-        program: "gtlsclient",
-        package: "ngtcp2-client",
-        purpose: "downloads through memlb over QUIC",
-    },
-    Tool {
-        program: "gtlsserver",
-        package: "ngtcp2-server",
-        purpose: "is what it downloads from",
-    },
-];
+const TEST_TOOLS: &[Tool] = tools! {
+    "shellcheck" "shellcheck" "checks the shell scripts";
+    "vagrant" "vagrant" "checks scripts/vagrant/Vagrantfile";
+    "promtool" "prometheus" "checks memlb's metrics and alert rules, and scrapes them";
+    "chromium" "chromium" "looks at the manager's web page";
+    "systemd-analyze" "systemd" "checks the services";
+    "lintian" "lintian" "checks the package";
+    "debootstrap" "debootstrap" "makes a clean Debian to install the package in";
+    "systemd-nspawn" "systemd-container" "boots that Debian";
+    "nft" "nftables" "closes ports, which memlb doctor must find";
+    "wrk" "wrk" "is a client of memlb that asks as fast as it can";
+    "h2load" "nghttp2-client" "is a client of memlb that speaks HTTP/2";
+    "openssl" "openssl" "makes certificates for the web servers behind memlb";
+    "iperf3" "iperf3" "sends as much as it can through memlb";
+    "ping" "iputils-ping" "asks whether a service's address answers";
+    "ssh" "openssh-client" "holds a session through memlb";
+    "sshd" "openssh-server" "is the other end of that session; its service is not started";
+    "dig" "bind9-dnsutils" "asks name servers behind memlb";
+    "faketime" "faketime" "makes clocks jump";
+    "dnsmasq" "dnsmasq-base" "is such a name server";
+    "gtlsclient" "ngtcp2-client" "downloads through memlb over QUIC";
+    "gtlsserver" "ngtcp2-server" "is what it downloads from";
+};
 
-const KERNEL_TOOLS: &[Tool] = &[
-    Tool {
-        program: "qemu-system-x86_64",
-        package: "qemu-system-x86",
-        purpose: "emulates a machine for other kernels",
-    },
-    Tool {
-        program: "busybox",
-        package: "busybox-static",
-        purpose: "is the shell there",
-    },
-    Tool {
-        program: "cpio",
-        package: "cpio",
-        purpose: "packs the files for there",
-    },
-    Tool {
-        program: "modprobe",
-        package: "kmod",
-        purpose: "knows which modules those kernels need",
-    },
-    Tool {
-        program: "strip",
-        package: "binutils",
-        purpose: "makes the programs for there small",
-    },
-    Tool {
-        program: "xz",
-        package: "xz-utils",
-        purpose: "unpacks the modules",
-    },
-];
+const KERNEL_TOOLS: &[Tool] = tools! {
+    "qemu-system-x86_64" "qemu-system-x86" "emulates a machine for other kernels";
+    "busybox" "busybox-static" "is the shell there";
+    "cpio" "cpio" "packs the files for there";
+    "modprobe" "kmod" "knows which modules those kernels need";
+    "strip" "binutils" "makes the programs for there small";
+    "xz" "xz-utils" "unpacks the modules";
+};
 
 /// Provides what building takes.
 pub fn for_building() -> Result<Compiler> {

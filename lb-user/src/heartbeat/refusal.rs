@@ -1,6 +1,6 @@
 //! Why a datagram is not accepted as a heartbeat.
 
-use std::fmt;
+use thiserror::Error;
 
 use super::{MAX_TRANSLATED, SIZE_LIMIT, VERSION};
 use crate::keys::KeyId;
@@ -9,119 +9,92 @@ use crate::worker_name::NameProblem;
 /// The most characters of a parser's message: it may quote unauthenticated input.
 const QUOTE_LIMIT: usize = 120;
 
-/// The reasons, each with a stable name for counters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    Empty,
-    Oversized {
-        bytes: usize,
-    },
-    NotJson,
+/// Declares the reasons: the name of the counter, which never changes, and the text.
+macro_rules! refusals {
+    ($($(#[doc = $doc:literal])* $variant:ident $({ $($field:ident: $type:ty),+ })? = $name:literal, $text:literal;)+) => {
+        /// The reasons, each with a stable name for counters.
+        #[derive(Debug, Clone, PartialEq, Eq, Error)]
+        pub enum Refusal {
+            /// The worker's name is not allowed.
+            #[error(transparent)]
+            WorkerName(#[from] NameProblem),
+            $(
+                $(#[doc = $doc])*
+                #[error($text)]
+                $variant $({ $($field: $type),+ })?,
+            )+
+        }
+
+        impl Refusal {
+            /// Returns the name of the counter; it never changes.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    Self::WorkerName(NameProblem::Empty) => "empty_worker_name",
+                    Self::WorkerName(NameProblem::Overlong { .. }) => "overlong_worker_name",
+                    Self::WorkerName(NameProblem::BadCharacter { .. } | NameProblem::LeadingDot) => "bad_worker_name",
+                    $(Self::$variant { .. } => $name,)+
+                }
+            }
+        }
+    };
+}
+
+refusals! {
+    Empty = "empty", "the datagram is empty";
+    Oversized { bytes: usize } = "oversized", "the datagram has {bytes} bytes, not under {SIZE_LIMIT}";
+    NotJson = "not_json", "the datagram is not JSON";
     /// A JSON object without a version number.
-    NoVersion,
-    OtherVersion {
-        version: u64,
-    },
+    NoVersion = "no_version", "the datagram has no version number in \"memlb\"";
+    OtherVersion { version: u64 } = "other_version",
+        "the heartbeat is of version {version}, this manager understands version {VERSION}";
     /// A field is missing or has the wrong type.
-    Malformed {
-        problem: String,
-    },
-    EmptyWorkerName,
-    OverlongWorkerName {
-        bytes: usize,
-    },
-    BadWorkerName {
-        character: char,
-    },
-    BadBoot,
-    ZeroTotalMemory,
-    ZeroMemoryLimit,
-    AvailableExceedsTotal {
-        available_bytes: u64,
-        total_bytes: u64,
-    },
-    AbsurdInterval {
-        interval_ms: u64,
-    },
-    AbsurdPause {
-        pause_ms: u64,
-    },
-    BadAgentVersion,
-    BadNonce,
+    Malformed { problem: String } = "malformed", "the heartbeat is malformed: {problem}";
+    BadBoot = "bad_boot", "\"boot\" is not 16 hexadecimal digits";
+    ZeroTotalMemory = "zero_total_memory", "the total memory is 0";
+    ZeroMemoryLimit = "zero_memory_limit", "the cgroup's memory limit is 0";
+    AvailableExceedsTotal { available_bytes: u64, total_bytes: u64 } = "available_exceeds_total",
+        "more memory is available ({available_bytes} bytes) than there is ({total_bytes})";
+    AbsurdInterval { interval_ms: u64 } = "absurd_interval",
+        "the interval is {interval_ms} ms, not between 1 ms and one hour";
+    AbsurdPause { pause_ms: u64 } = "absurd_pause",
+        "the pause is {pause_ms} ms, not between one second and one hour";
+    BadAgentVersion = "bad_agent_version", "\"version\" is not 1 to 32 visible ASCII characters";
+    BadNonce = "bad_nonce", "\"nonce\" is not 16 hexadecimal digits";
     /// More services of mode `dsr` than a heartbeat may name.
-    TooManyTranslated {
-        services: usize,
-    },
+    TooManyTranslated { services: usize } = "too_many_translated",
+        "\"dsr\" names {services} services, not at most {MAX_TRANSLATED}";
     /// The line with the signature does not have its form.
-    BadEnvelope,
+    BadEnvelope = "bad_envelope",
+        "the line before the heartbeat is not \"memlb1 KEY-ID TAG\" in 8 and 64 hexadecimal digits";
     /// It is unsigned, and signatures are required.
-    Unsigned,
+    Unsigned = "unsigned",
+        "the heartbeat is not signed, and authentication = \"enforce\"; give the agent its --key";
     /// It is unsigned, while the same worker sends signed ones.
-    UnsignedBesideSigned,
-    UnknownKey {
-        key: KeyId,
-    },
+    UnsignedBesideSigned = "unsigned_beside_signed",
+        "the heartbeat is not signed, while the same worker sends signed ones";
+    UnknownKey { key: KeyId } = "unknown_key",
+        "the heartbeat is signed with key {key}, which is not among the manager's keys";
     /// It was changed on its way, or its sender knows only the key's id.
-    BadSignature {
-        key: KeyId,
-    },
+    BadSignature { key: KeyId } = "bad_signature",
+        "the signature is wrong: changed on its way, or not made with key {key}";
     /// Signed with a valid key of another worker.
-    OtherWorkersKey {
-        key: KeyId,
-        of: String,
-    },
+    OtherWorkersKey { key: KeyId, of: String } = "other_workers_key",
+        "the heartbeat is signed with key {key} of {of}, but names another worker";
     /// The signature is valid, but without proof that it is not a recording.
-    NotFresh,
+    NotFresh = "not_fresh",
+        "the heartbeat does not prove that it is new; the manager has sent a nonce (usual at the start of an agent or of the manager)";
     /// A ping.
-    Ping,
+    Ping = "ping", "the datagram is a ping";
     /// Too many datagrams of its source were refused; it was not processed.
-    RateLimited,
+    RateLimited = "rate_limited", "too many datagrams of its source were refused; it is ignored for now";
     /// The 2018 format, which is not enabled.
-    LegacyOff,
+    LegacyOff = "legacy_off", "the datagram is in the 2018 form, which legacy_heartbeats = true would accept";
     /// A list in the 2018 format must have exactly one worker.
-    LegacyLength {
-        length: usize,
-    },
-    AbsurdFreeMemory,
+    LegacyLength { length: usize } = "legacy_length", "the list in the 2018 form has {length} entries, not one";
+    AbsurdFreeMemory = "absurd_free_memory", "\"freeMemory\" is not a believable number of MiB";
 }
 
 impl Refusal {
-    /// Returns the name of the counter; it never changes.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Empty => "empty",
-            Self::Oversized { .. } => "oversized",
-            Self::NotJson => "not_json",
-            Self::NoVersion => "no_version",
-            Self::OtherVersion { .. } => "other_version",
-            Self::Malformed { .. } => "malformed",
-            Self::EmptyWorkerName => "empty_worker_name",
-            Self::OverlongWorkerName { .. } => "overlong_worker_name",
-            Self::BadWorkerName { .. } => "bad_worker_name",
-            Self::BadBoot => "bad_boot",
-            Self::ZeroTotalMemory => "zero_total_memory",
-            Self::ZeroMemoryLimit => "zero_memory_limit",
-            Self::AvailableExceedsTotal { .. } => "available_exceeds_total",
-            Self::AbsurdInterval { .. } => "absurd_interval",
-            Self::AbsurdPause { .. } => "absurd_pause",
-            Self::BadAgentVersion => "bad_agent_version",
-            Self::BadNonce => "bad_nonce",
-            Self::TooManyTranslated { .. } => "too_many_translated",
-            Self::BadEnvelope => "bad_envelope",
-            Self::Unsigned => "unsigned",
-            Self::UnsignedBesideSigned => "unsigned_beside_signed",
-            Self::UnknownKey { .. } => "unknown_key",
-            Self::BadSignature { .. } => "bad_signature",
-            Self::OtherWorkersKey { .. } => "other_workers_key",
-            Self::NotFresh => "not_fresh",
-            Self::Ping => "ping",
-            Self::RateLimited => "rate_limited",
-            Self::LegacyOff => "legacy_off",
-            Self::LegacyLength { .. } => "legacy_length",
-            Self::AbsurdFreeMemory => "absurd_free_memory",
-        }
-    }
-
     /// Classifies a parser's error: no JSON, or JSON with another structure.
     pub(super) fn of_parser(error: &serde_json::Error) -> Self {
         if !error.is_data() {
@@ -134,108 +107,3 @@ impl Refusal {
         }
     }
 }
-
-impl From<NameProblem> for Refusal {
-    fn from(problem: NameProblem) -> Self {
-        match problem {
-            NameProblem::Empty => Self::EmptyWorkerName,
-            NameProblem::Overlong { bytes } => Self::OverlongWorkerName { bytes },
-            NameProblem::BadCharacter { character } => Self::BadWorkerName { character },
-            NameProblem::LeadingDot => Self::BadWorkerName { character: '.' },
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("the datagram is empty"),
-            Self::Oversized { bytes } => {
-                write!(f, "the datagram has {bytes} bytes, not under {SIZE_LIMIT}")
-            }
-            Self::NotJson => f.write_str("the datagram is not JSON"),
-            Self::NoVersion => f.write_str("the datagram has no version number in \"memlb\""),
-            Self::OtherVersion { version } => write!(
-                f,
-                "the heartbeat is of version {version}, this manager understands version {VERSION}"
-            ),
-            Self::Malformed { problem } => write!(f, "the heartbeat is malformed: {problem}"),
-            Self::EmptyWorkerName => NameProblem::Empty.fmt(f),
-            Self::OverlongWorkerName { bytes } => NameProblem::Overlong { bytes: *bytes }.fmt(f),
-            // A dot is allowed elsewhere in a name.
-            Self::BadWorkerName { character: '.' } => NameProblem::LeadingDot.fmt(f),
-            Self::BadWorkerName { character } => NameProblem::BadCharacter {
-                character: *character,
-            }
-            .fmt(f),
-            Self::BadBoot => f.write_str("\"boot\" is not 16 hexadecimal digits"),
-            Self::ZeroTotalMemory => f.write_str("the total memory is 0"),
-            Self::ZeroMemoryLimit => f.write_str("the cgroup's memory limit is 0"),
-            Self::AvailableExceedsTotal {
-                available_bytes,
-                total_bytes,
-            } => write!(
-                f,
-                "more memory is available ({available_bytes} bytes) than there is ({total_bytes})"
-            ),
-            Self::AbsurdInterval { interval_ms } => write!(
-                f,
-                "the interval is {interval_ms} ms, not between 1 ms and one hour"
-            ),
-            Self::AbsurdPause { pause_ms } => write!(
-                f,
-                "the pause is {pause_ms} ms, not between one second and one hour"
-            ),
-            Self::BadAgentVersion => {
-                f.write_str("\"version\" is not 1 to 32 visible ASCII characters")
-            }
-            Self::BadNonce => f.write_str("\"nonce\" is not 16 hexadecimal digits"),
-            Self::TooManyTranslated { services } => write!(
-                f,
-                "\"dsr\" names {services} services, not at most {MAX_TRANSLATED}"
-            ),
-            Self::BadEnvelope => f.write_str(
-                "the line before the heartbeat is not \"memlb1 KEY-ID TAG\" in 8 and 64 hexadecimal \
-                 digits",
-            ),
-            Self::Unsigned => f.write_str(
-                "the heartbeat is not signed, and authentication = \"enforce\"; give the agent its \
-                 --key",
-            ),
-            Self::UnsignedBesideSigned => f.write_str(
-                "the heartbeat is not signed, while the same worker sends signed ones",
-            ),
-            Self::UnknownKey { key } => write!(
-                f,
-                "the heartbeat is signed with key {key}, which is not among the manager's keys"
-            ),
-            Self::BadSignature { key } => write!(
-                f,
-                "the signature is wrong: changed on its way, or not made with key {key}"
-            ),
-            Self::OtherWorkersKey { key, of } => write!(
-                f,
-                "the heartbeat is signed with key {key} of {of}, but names another worker"
-            ),
-            Self::NotFresh => f.write_str(
-                "the heartbeat does not prove that it is new; the manager has sent a nonce (usual at the \
-                 start of an agent or of the manager)",
-            ),
-            Self::Ping => f.write_str("the datagram is a ping"),
-            Self::RateLimited => f.write_str(
-                "too many datagrams of its source were refused; it is ignored for now",
-            ),
-            Self::LegacyOff => f.write_str(
-                "the datagram is in the 2018 form, which legacy_heartbeats = true would accept",
-            ),
-            Self::LegacyLength { length } => {
-                write!(f, "the list in the 2018 form has {length} entries, not one")
-            }
-            Self::AbsurdFreeMemory => {
-                f.write_str("\"freeMemory\" is not a believable number of MiB")
-            }
-        }
-    }
-}
-
-impl std::error::Error for Refusal {}
