@@ -2,34 +2,8 @@
 
 use super::*;
 
-fn order(worker: &str, action: AdminAction) -> AdminCommand {
-    AdminCommand {
-        worker: worker.to_owned(),
-        service: None,
-        action,
-        by: "root".to_owned(),
-        at_ms: 1_000,
-        reason: Some("new disk".to_owned()),
-    }
-}
-
 const fn set_state(state: AdminState) -> AdminAction {
     AdminAction::SetState { state }
-}
-
-fn started() -> World {
-    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
-    world.start("worker1", 600);
-    world.start("worker2", 300);
-    world
-}
-
-impl World {
-    fn order(&mut self, order: &AdminCommand) -> CommandResult {
-        let result = self.core.handle_admin_command(order, self.now).unwrap();
-        self.wake();
-        result
-    }
 }
 
 #[test]
@@ -152,10 +126,8 @@ fn an_order_for_one_service_leaves_the_others_alone() {
     // A general order cannot be taken back in part, but takes the special one back with it.
     world.order(&order("worker1", set_state(AdminState::Drain)));
     assert_eq!(world.maps.selection[&WEB], Some(BackendId(2)));
-    let refused = world
-        .core
-        .handle_admin_command(&for_service(AdminAction::Undrain), world.now);
-    assert!(matches!(refused, Err(AdminError::SetForAllServices { .. })));
+    let refused = world.refusal(&for_service(AdminAction::Undrain));
+    assert!(matches!(refused, AdminError::SetForAllServices { .. }));
     world.order(&order("worker1", AdminAction::Undrain));
     assert_eq!(world.maps.selection[&WEB], Some(BackendId(1)));
     assert_eq!(world.maps.selection[&ServiceId(1)], Some(BackendId(4)));
@@ -204,10 +176,7 @@ fn refuses_what_it_cannot_do_and_says_what_there_is() {
         ),
     ];
     for (order, says) in cases {
-        let refused = world
-            .core
-            .handle_admin_command(&order, world.now)
-            .unwrap_err();
+        let refused = world.refusal(&order);
         assert!(refused.to_string().contains(says), "{refused}");
     }
     assert!(world.core.admin_overrides().is_empty());
@@ -222,10 +191,8 @@ fn an_order_for_who_is_configured_no_longer_can_be_taken_back() {
     settings.services[0].backends.truncate(1);
     world.reconfigure(settings);
     let refused = |world: &mut World, action| {
-        let outcome = world
-            .core
-            .handle_admin_command(&order("worker2", action), world.now);
-        assert!(matches!(outcome, Err(AdminError::UnknownWorker { .. })));
+        let refused = world.refusal(&order("worker2", action));
+        assert!(matches!(refused, AdminError::UnknownWorker { .. }));
     };
     refused(&mut world, set_state(AdminState::Maintenance));
     refused(&mut world, AdminAction::Weight { percent: 20 });

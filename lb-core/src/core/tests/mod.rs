@@ -100,6 +100,27 @@ pub(super) fn slot_kind(policy: Policy) -> Option<SlotKind> {
     spread.map(|it| it.slot_kind())
 }
 
+/// An operator's command for a worker in all services.
+pub(super) fn order(worker: &str, action: AdminAction) -> AdminCommand {
+    AdminCommand {
+        worker: worker.to_owned(),
+        service: None,
+        action,
+        by: "root".to_owned(),
+        at_ms: 1_000,
+        reason: Some("new disk".to_owned()),
+    }
+}
+
+/// The lab with both workers up, and worker1 selected.
+pub(super) fn started() -> World {
+    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
+    world.start("worker1", 600);
+    world.start("worker2", 300);
+    world.events.clear();
+    world
+}
+
 pub(super) fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
@@ -249,6 +270,19 @@ impl World {
         available_mib: u64,
     ) -> HeartbeatOutcome {
         self.hear(&report(worker, boot, number, available_mib))
+    }
+
+    /// Handles a command that must succeed.
+    pub fn order(&mut self, order: &AdminCommand) -> CommandResult {
+        let result = self.core.handle_admin_command(order, self.now).unwrap();
+        self.wake();
+        result
+    }
+
+    /// Handles a command that must be refused.
+    pub fn refusal(&mut self, order: &AdminCommand) -> AdminError {
+        let refused = self.core.handle_admin_command(order, self.now);
+        refused.unwrap_err()
     }
 
     /// Lets time pass: agents beat and deadlines fire, each at its own instant.

@@ -4,29 +4,12 @@ use super::*;
 
 const PAUSE: Duration = Duration::from_secs(30);
 
-fn order(action: AdminAction) -> AdminCommand {
-    AdminCommand {
-        worker: "worker1".to_owned(),
-        service: None,
-        action,
-        by: "root".to_owned(),
-        at_ms: 1_000,
-        reason: Some("moves to another host".to_owned()),
-    }
-}
-
 fn pause() -> AdminCommand {
     let for_ms = milliseconds(PAUSE);
-    order(AdminAction::Pause { for_ms })
+    order("worker1", AdminAction::Pause { for_ms })
 }
 
 impl World {
-    fn give(&mut self, order: &AdminCommand) -> CommandResult {
-        let result = self.core.handle_admin_command(order, self.now).unwrap();
-        self.wake();
-        result
-    }
-
     /// How the datapath treats worker1.
     fn treated(&self) -> Health {
         self.maps.backends[&BackendId(1)].0
@@ -39,18 +22,10 @@ impl World {
     }
 }
 
-fn started() -> World {
-    let mut world = World::new(lab(Threshold::Bytes(64 * MIB)));
-    world.start("worker1", 600);
-    world.start("worker2", 300);
-    world.events.clear();
-    world
-}
-
 #[test]
 fn a_paused_worker_keeps_its_connections_while_it_is_silent_without_an_alarm() {
     let mut world = started();
-    world.give(&pause());
+    world.order(&pause());
     assert_eq!(world.selected(), "worker2");
     assert_eq!(world.treated(), Health::Paused);
     // It sends heartbeats for a while, as while its memory is copied.
@@ -80,7 +55,7 @@ fn a_paused_worker_keeps_its_connections_while_it_is_silent_without_an_alarm() {
 #[test]
 fn at_the_deadline_a_silent_worker_is_down_as_usual() {
     let mut world = started();
-    world.give(&pause());
+    world.order(&pause());
     world.agents.remove("worker1");
     world.pass(PAUSE - Duration::from_nanos(1));
     assert_eq!(world.treated(), Health::Paused);
@@ -96,25 +71,25 @@ fn at_the_deadline_a_silent_worker_is_down_as_usual() {
 #[test]
 fn a_worker_that_was_never_silent_is_up_again_at_the_deadline_or_by_order() {
     let mut world = started();
-    world.give(&pause());
+    world.order(&pause());
     world.pass(PAUSE);
     assert_eq!(
         (world.treated(), world.selected().as_str()),
         (Health::Up, "worker1")
     );
-    world.give(&pause());
+    world.order(&pause());
     assert_eq!(world.selected(), "worker2");
-    world.give(&order(AdminAction::Resume));
+    world.order(&order("worker1", AdminAction::Resume));
     assert_eq!(
         (world.treated(), world.selected().as_str()),
         (Health::Up, "worker1")
     );
     // By order a silent one is down at once.
-    world.give(&pause());
+    world.order(&pause());
     world.agents.remove("worker1");
     world.pass(ms(5_000));
     world.events.clear();
-    world.give(&order(AdminAction::Resume));
+    world.order(&order("worker1", AdminAction::Resume));
     assert_eq!(world.treated(), Health::Down);
     assert_eq!(world.alarms().len(), 1);
 }
@@ -157,7 +132,7 @@ fn a_pause_over_every_health_and_every_hold() {
 #[test]
 fn a_pause_goes_on_over_a_restart_for_what_is_left_of_it() {
     let mut world = started();
-    world.give(&pause());
+    world.order(&pause());
     world.agents.remove("worker1");
     world.pass(ms(10_000));
     let kept = serde_json::to_string(world.core.admin_overrides()).unwrap();
@@ -196,7 +171,7 @@ fn a_pause_goes_on_over_a_restart_for_what_is_left_of_it() {
 #[test]
 fn a_pause_outlasts_a_reload_without_its_worker() {
     let mut world = started();
-    world.give(&pause());
+    world.order(&pause());
     let mut without = lab(Threshold::Auto);
     without.services[0].backends.remove(0);
     world.agents.remove("worker1");
@@ -215,26 +190,23 @@ fn a_pause_that_makes_no_sense_is_refused() {
         service: Some("service0".to_owned()),
         ..pause()
     };
-    let stranger = AdminCommand {
+    let unknown = AdminCommand {
         worker: "worker3".to_owned(),
         ..pause()
     };
     for (order, says) in [
         (
-            order(AdminAction::Pause { for_ms: 999 }),
+            order("worker1", AdminAction::Pause { for_ms: 999 }),
             "a pause of 999ms is not possible: expected 1s to 1h",
         ),
         (
-            order(AdminAction::Pause { for_ms: 3_600_001 }),
+            order("worker1", AdminAction::Pause { for_ms: 3_600_001 }),
             "expected 1s to 1h",
         ),
         (for_service, "leave out --service"),
-        (stranger, "did you mean worker1?"),
+        (unknown, "did you mean worker1?"),
     ] {
-        let refused = world
-            .core
-            .handle_admin_command(&order, world.now)
-            .unwrap_err();
+        let refused = world.refusal(&order);
         assert!(refused.to_string().contains(says), "{refused}");
     }
     assert!(world.core.admin_overrides().is_empty());
@@ -246,7 +218,7 @@ fn an_order_warns_of_a_worker_that_is_down_already() {
     let mut world = started();
     world.agents.remove("worker1");
     world.pass(ms(5_000));
-    let result = world.give(&pause());
+    let result = world.order(&pause());
     assert_eq!(result.warnings.len(), 1, "{:?}", result.warnings);
     assert!(
         result.warnings[0].contains("is down already"),
