@@ -50,7 +50,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// The severity of a kind, and whether it also goes to listeners beside the event log.
+/// The severity of a kind, and whether it also goes to listeners, not only to the event log.
 type Level = (Severity, Audience);
 
 const INFO: Level = (Severity::Info, Audience::Everyone);

@@ -1,4 +1,4 @@
-//! Names that stand where a worker's name stands otherwise; no worker may have them.
+//! Names that have the place of a worker's name; no worker may have them.
 
 /// Every service's fallback.
 pub const MANAGER: &str = "manager";

@@ -63,7 +63,7 @@ pub enum ShareReasonKind {
 }
 
 impl ShareReasonKind {
-    /// Whether an operator should look at the worker: nobody ordered it, and it does not end by itself.
+    /// Whether an operator should look at the worker: no operator ordered it, and it does not end by itself.
     pub fn is_trouble(self) -> bool {
         match self {
             Self::Down

@@ -51,8 +51,8 @@ impl Addresses {
             .map(|(_, interface)| interface.as_str())
     }
 
-    /// Returns the interface that has this address, if none of `interfaces` has it. What is at `lo` is
-    /// met wherever it arrives.
+    /// Returns the interface that has this address, if none of `interfaces` has it. An address of `lo` is
+    /// reachable through every interface.
     pub fn elsewhere<'a>(&'a self, address: IpAddr, interfaces: &[&str]) -> Option<&'a str> {
         let own = self.interface_of(address)?;
         (own != "lo" && !interfaces.contains(&own)).then_some(own)

@@ -147,7 +147,7 @@ impl From<&Attachment> for Interface {
     }
 }
 
-/// How an interface is attached to whose packets are not met.
+/// The attachment of an interface without programs.
 const NOT_ATTACHED: &str = "none";
 
 impl Interface {

@@ -1,4 +1,4 @@
-//! Ctrl-C as a wish to be asked for, so that everything is taken down in order.
+//! Ctrl-C as a flag that tasks check, so that they remove everything in order.
 
 use std::sync::{
     Arc,

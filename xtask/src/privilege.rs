@@ -44,7 +44,7 @@ pub fn with_memlb_as_root(memlb: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// Starts this very task again as root, with the `memlb` it shall use.
+/// Starts this task again as root, with the `memlb` to use.
 /// Returns only when that fails.
 pub fn become_root_with(memlb: &Path) -> anyhow::Error {
     match with_memlb_as_root(memlb) {

@@ -65,7 +65,7 @@ const KERNEL_TOOLS: &[Tool] = tools! {
     "xz" "xz-utils" "unpacks the modules";
 };
 
-/// Provides what building takes.
+/// Provides the tools of the build.
 pub fn for_building() -> Result<Compiler> {
     refuse_to_run_under_sudo()?;
     provide_tools(BUILD_TOOLS)?;
@@ -74,24 +74,24 @@ pub fn for_building() -> Result<Compiler> {
     Ok(compiler)
 }
 
-/// Provides what the lab takes beside the build.
+/// Provides the tools of the lab, without those of the build.
 pub fn for_the_lab() -> Result<()> {
     provide_tools(LAB_TOOLS)
 }
 
-/// Provides what other kernels take beside the build.
+/// Provides the tools of other kernels, without those of the build.
 pub fn for_kernels() -> Result<()> {
     for_the_lab()?;
     provide_tools(KERNEL_TOOLS)
 }
 
-/// Provides what making the package takes beside the build.
+/// Provides the tools of the package, without those of the build.
 pub fn for_packaging() -> Result<()> {
     provide_tools(PACKAGE_TOOLS)?;
     provide_cargo_deb()
 }
 
-/// Provides what any task takes.
+/// Provides the tools of all tasks.
 pub fn for_tests() -> Result<Compiler> {
     let compiler = for_building()?;
     for_kernels()?;

@@ -36,7 +36,7 @@ use crate::{
 
 const OTHER_KERNELS: &str = "other kernels";
 
-/// Runs the `parts`, or everything, whatever fails, and returns success only when nothing did.
+/// Runs the `parts`, or everything, also after a failure, and returns success only if nothing failed.
 ///
 /// # Errors
 /// When there is nothing to test: setting up or building failed.

@@ -151,7 +151,7 @@ impl AdminState {
     }
 }
 
-/// A value with who set it, when and why.
+/// A value with the user who set it, the time and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Audited<T> {
     pub value: T,

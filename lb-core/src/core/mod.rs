@@ -299,7 +299,7 @@ impl Core {
         self.emit_backends(&backends, false);
     }
 
-    /// Updates a worker's deadline and what its services know of it.
+    /// Updates a worker's deadline, and its state in its services.
     fn propagate(&mut self, index: usize) {
         let worker = &self.workers[index];
         self.deadlines.set(index, worker.deadline(self.down_after));

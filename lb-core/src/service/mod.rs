@@ -145,7 +145,7 @@ impl Service {
             .is_none_or(|index| self.candidates[index].is_up)
     }
 
-    /// Updates what the policies know of a backend's worker.
+    /// Updates the policies' data about a backend's worker.
     pub fn update(&mut self, backend: usize, worker: &Worker) {
         let has_no_headroom =
             |memory| has_no_headroom(memory, worker.pressure, &self.settings.spread);

@@ -1,4 +1,4 @@
-//! `memlb agent pause`: a hook on the worker asks the running agent to announce a pause.
+//! `memlb agent pause`: a hook on the worker requests that the running agent announces a pause.
 //!
 //! The socket is in the abstract namespace, so that it needs no directory; root and the agent's own
 //! user may use it.
@@ -44,7 +44,7 @@ pub(super) fn listen(worker: &str) -> mpsc::Receiver<PauseRequest> {
 ///
 /// # Errors
 ///
-/// Says that there is no such agent, that it may not be asked, or which manager did not confirm.
+/// Says that there is no such agent, that the user may not send to it, or which manager did not confirm.
 pub async fn announce_pause(worker: &str, duration: Duration) -> Result<()> {
     let address = address(worker)?;
     let socket = std_unix::UnixStream::connect_addr(&address).with_context(|| {

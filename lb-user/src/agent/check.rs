@@ -1,4 +1,4 @@
-//! Does the worker's own service answer? A TCP connection or an HTTP request now and then.
+//! The health check of the worker's own service: a periodic TCP connection or HTTP request.
 
 use std::{fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::sockets;
 const MOST_HEAD_BYTES: usize = 8 << 10;
 const MOST_HEADERS: usize = 64;
 
-/// What an agent asks its own service, and how often.
+/// How an agent checks its own service, and how often.
 #[derive(Debug, Clone)]
 pub struct Check {
     pub target: CheckTarget,
@@ -408,7 +408,7 @@ mod tests {
         assert_eq!(*published.borrow_and_update(), Some(false));
         watching.abort();
 
-        // Once alive, dead only after as many failures as were asked for.
+        // Once healthy, unhealthy only after the configured number of failures.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (publish, mut published) = watch::channel(None);

@@ -25,7 +25,7 @@ pub const PORT: u16 = 9999;
 /// How many heartbeats wait for their acknowledgement at most.
 const MAX_UNANSWERED: usize = 64;
 
-/// How long a manager that should acknowledge may be silent before that is said.
+/// How long a manager that should acknowledge may be silent before the agent logs it.
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// What finds out why.
@@ -200,7 +200,7 @@ impl ManagerPeer {
         }
         match fresh {
             _ if new_boot => FollowUp::NewBoot,
-            // A manager that refuses its own nonce would be asked for ever.
+            // Without this, heartbeats to a manager that refuses its own nonce would follow each other for ever.
             false if carried != Some(nonce) => FollowUp::Heartbeat,
             _ => FollowUp::Nothing,
         }
@@ -277,7 +277,7 @@ fn open_socket() -> Result<UdpSocket> {
     UdpSocket::from_std(socket).context(context)
 }
 
-/// Receives what comes back; with a key, only what is rightly signed goes on.
+/// Receives replies; with a key, only those with a valid signature.
 async fn listen(
     socket: Arc<UdpSocket>,
     key: Option<Key>,
@@ -403,7 +403,7 @@ mod tests {
         assert_eq!(follows(answer(8, 2, 1, false)), FollowUp::Nothing);
         assert_eq!(manager.nonce, None);
 
-        // A challenge is met at once.
+        // A challenge is answered at once.
         assert_eq!(
             manager.handle_acknowledgement(answer(7, 2, 1, false), later(5), boot),
             FollowUp::Heartbeat
@@ -431,7 +431,7 @@ mod tests {
             FollowUp::Nothing
         );
         assert_eq!(manager.nonce, Some(Nonce(2)));
-        // A manager that does not know its own nonce is not asked for ever.
+        // No endless exchange with a manager that does not know its own nonce.
         manager.send(5, b"heartbeat");
         assert_eq!(
             manager.handle_acknowledgement(answer(7, 5, 2, false), later(5), boot),

@@ -47,7 +47,7 @@ impl Sensors {
     ///
     /// # Errors
     ///
-    /// Says which source that was asked for cannot be read.
+    /// Says which configured source cannot be read.
     pub fn open(sources: Sources) -> Result<Self> {
         let cgroup = match (&sources.cgroup, &sources.memory_file) {
             (Some(directory), _) => Some(Cgroup::at(directory)?),
@@ -92,7 +92,7 @@ impl Sensors {
 }
 
 /// Reads available and total memory of the host, or of a file in the form of `/proc/meminfo`. Sandboxes
-/// show few of its lines: no others are asked for than these two.
+/// show few of its lines: the agent needs only these two.
 fn host(file: Option<&Path>) -> Result<(u64, u64)> {
     let path = file.unwrap_or(Path::new(MEMINFO));
     let text = fs::read_to_string(path).with_context(|| match file {

@@ -58,7 +58,7 @@ pub struct AgentSettings {
     pub name: String,
     pub interval: Duration,
     pub sources: Sources,
-    /// Whether the worker's own service is asked, and how.
+    /// Whether and how the worker's own service is checked.
     pub check: Option<Check>,
     /// The settings of the DSR translator, if the worker has one.
     pub dsr: Option<dsr::DsrSettings>,
@@ -91,7 +91,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         None => watch::channel(Some(true)).1,
     };
     agent.log_start();
-    // Nothing is said of a service before it was asked.
+    // No heartbeat before the first result of the check.
     if healthy.borrow().is_none() {
         tokio::select! {
             changed = healthy.changed() => changed.context("ask the service")?,
@@ -201,7 +201,7 @@ struct Agent {
     pause: Option<Duration>,
     /// The memory figures that were read last, and when.
     memory: Option<(MemoryReport, Instant)>,
-    /// Whether the last heartbeat could not be made, so that this is said once.
+    /// Whether the last heartbeat could not be made, so that this is logged once.
     failing: bool,
 }
 
@@ -348,7 +348,7 @@ impl Agent {
         format!(", round trip {}", times.join(", "))
     }
 
-    /// Takes an acknowledgement in; a challenge is met at once.
+    /// Handles an acknowledgement; a challenge is answered at once.
     fn handle_reply(&mut self, answer: &ReceivedReply, state: WorkerState) {
         let manager = &mut self.managers[answer.manager];
         match answer.word {
@@ -424,7 +424,7 @@ impl Agent {
         missing(self)
     }
 
-    /// Goes on under a new boot id. Sequence numbers go on, so that no late answer fits a new heartbeat.
+    /// Continues under a new boot id. Sequence numbers continue, so that no late answer matches a new heartbeat.
     fn start_new_boot(&mut self, state: WorkerState, manager: usize) {
         if self.boot_drawn.elapsed() < MIN_BOOT_LIFETIME {
             return;

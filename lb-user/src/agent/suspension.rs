@@ -18,7 +18,7 @@ impl Suspension {
         Self { slept: slept() }
     }
 
-    /// Returns how long the machine slept since this was last asked, if it did.
+    /// Returns how long the machine slept since the last call, if it did.
     pub fn detect(&mut self) -> Option<Duration> {
         self.compare(slept())
     }

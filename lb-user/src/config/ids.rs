@@ -16,11 +16,11 @@ use super::Config;
 pub struct PinnedIds {
     pub services: Vec<(ServiceId, Endpoint)>,
     pub backends: Vec<(BackendId, Identity)>,
-    /// The backends whose flows go on: they are up or draining.
+    /// The backends whose flows continue: they are up or draining.
     pub flows_go_on: BTreeSet<BackendId>,
 }
 
-/// By what flows know a backend: with any other it is another one.
+/// What identifies a backend to its flows: if one value differs, it is another backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     pub endpoint: Endpoint,
@@ -31,7 +31,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whether flows of `other` may go on with this backend. Packets of mode `dsr` carry the service's
+    /// Whether flows of `other` may continue with this backend. Packets of mode `dsr` carry the service's
     /// address to the worker, so that flows of another service need another backend.
     fn continues(&self, other: &Self) -> bool {
         self.endpoint == other.endpoint

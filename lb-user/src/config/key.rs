@@ -1,6 +1,6 @@
 //! What is declared of a configuration key.
 
-/// What is declared of a key, beside its type, kind and default.
+/// The declaration of a key, without its type, kind and default.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Key {
     pub name: &'static str,

@@ -28,7 +28,7 @@ sections! {
         /// The address of its server.
         address: SocketAddr = NO_ADDRESS, HostAddress, Live, required("\"192.168.56.103:8081\"");
 
-        /// Its share beside others that are as good.
+        /// Its share compared with other workers that are as good.
         weight_percent as "weight": u32 = 100, Percent(1..=1_000), Live;
     }
 

@@ -1,4 +1,4 @@
-//! Configurations, good and bad, and what is said of them.
+//! Valid and invalid configurations, and their problems.
 
 use std::path::PathBuf;
 
@@ -81,7 +81,7 @@ const LEAST: &str = r#"
 #[test]
 fn the_example_says_what_holds_without_it() {
     assert_eq!(parse(Config::example_text()), Ok(lab()));
-    // The lab is that of 2018; who does not say gets the policy that proved best.
+    // The lab is that of 2018; the default policy is the one that proved best.
     let mut least = lab();
     least.services[0].policy = Policy::Balanced;
     assert_eq!(parse(LEAST), Ok(least));
@@ -92,7 +92,7 @@ fn the_example_says_what_holds_without_it() {
     assert_eq!(lab().warnings(), Vec::<String>::new());
 }
 
-/// What serde knows of the schema is asked through its complaint about a key that cannot be.
+/// The problem of an unknown key lists the keys of its table.
 #[test]
 fn the_example_explains_every_setting() {
     let mut settings = 0;

@@ -1,4 +1,4 @@
-//! Handles each request: asks the manager, and encodes the reply.
+//! Handles each request: calls the manager, and encodes the reply.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -195,7 +195,7 @@ async fn user(stream: &UnixStream) -> Result<String> {
         .peer_cred()
         .context("read the peer credentials")?
         .uid();
-    // The look-up may read a disk or ask a server.
+    // The look-up may read a disk or wait for a server.
     let name = spawn_blocking(move || User::from_uid(Uid::from_raw(uid))).await;
     let name = name.context("look up the user name")?.ok().flatten();
     Ok(name.map_or_else(|| format!("user {uid}"), |user| user.name))

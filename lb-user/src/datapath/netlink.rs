@@ -262,7 +262,7 @@ fn change_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<NetlinkCha
     };
     let message = match message {
         RouteNetlinkMessage::NewNeighbour(message) => message,
-        // What is forgotten here is asked for again.
+        // What is removed here is requested again.
         RouteNetlinkMessage::DelNeighbour(_) => return None,
         _ => return Some(NetlinkChange::Tables),
     };

@@ -21,7 +21,7 @@ struct WantedService {
     mode: Mode,
     policy: Policy,
     has_fallback: bool,
-    /// Each with whether it stands there under its other name.
+    /// Each with whether it has its other name there.
     workers: Vec<(usize, bool)>,
 }
 

@@ -168,7 +168,7 @@ mod tests {
             limits.accepted(source(port), now);
         }
         assert!(limits.proven.len() <= MAX_PROVEN);
-        // Room is made again for who comes later.
+        // Later sources find room again.
         let later = now + PROVEN_FOR;
         limits.accepted(([10, 0, 0, 1], 1).into(), later);
         assert_eq!(limits.proven.len(), 1);

@@ -1,4 +1,4 @@
-//! The ping by which an agent asks whether a manager is there, and its answer, the pong. A ping has no figures of
+//! The ping with which an agent tests whether it reaches a manager, and the reply, the pong. A ping has no figures of
 //! a worker and changes nothing.
 
 use lb_core::{BootId, Sequence};

@@ -471,7 +471,7 @@ fn the_2018_form_is_a_heartbeat_when_switched_on() {
         }
     );
     assert_eq!((report.sequence, report.interval), (None, None));
-    // Version 1 is understood beside it.
+    // Version 1 is accepted, too.
     assert!(decode(VERSION_1.as_bytes(), true).is_ok());
 }
 

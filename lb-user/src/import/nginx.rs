@@ -54,7 +54,7 @@ pub fn import(text: &str, path: &Path) -> Result<Import, ImportError> {
     for context in statements.iter().filter(|it| it.name() == "stream") {
         Context::new(context, true).services(&mut import);
     }
-    // A file of conf.d stands in `http`.
+    // The content of a file of conf.d belongs to `http`.
     if statements
         .iter()
         .any(|it| matches!(it.name(), "server" | "upstream"))

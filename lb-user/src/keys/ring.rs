@@ -14,7 +14,7 @@ pub const KEYS_PER_WORKER: usize = 2;
 pub struct KeyRing {
     keys: BTreeMap<KeyId, Key>,
     places: BTreeMap<KeyId, String>,
-    /// Names of files that lie beside the keys and were not read.
+    /// Names of files in the directory of keys that were not read.
     skipped: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ impl KeyRing {
         self.skipped = names;
     }
 
-    /// Says which files beside the keys were not read, if there are any.
+    /// Says which files in the directory of keys were not read, if there are any.
     pub fn warning(&self, path: &Path) -> Option<String> {
         const SHOWN: usize = 5;
         let count = self.skipped.len();

@@ -273,7 +273,7 @@ mod tests {
         assert!(error.contains("manager.state_file"), "{error}");
         drop(lock);
         assert!(StateLock::acquire(&path).unwrap().is_some());
-        // What stands in its place stops no manager.
+        // Another kind of file in its place stops no manager.
         fs::create_dir(directory.path().join("other.lock")).unwrap();
         let other = StateLock::acquire(&directory.path().join("other.json"));
         assert!(other.unwrap().is_none());

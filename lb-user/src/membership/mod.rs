@@ -189,7 +189,7 @@ fn named(config: &Config, worker: &str) -> bool {
     workers.any(|it| it.name == worker)
 }
 
-/// How many backends there can be beside those of the file; id 0 means "none".
+/// How many backends there can be in addition to those of the file; id 0 means "none".
 fn room(file: &Config) -> usize {
     // Each service has a fallback.
     let services = file.services.iter();

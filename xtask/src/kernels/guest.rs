@@ -15,7 +15,7 @@ use crate::{
     workspace::{find_program, say},
 };
 
-/// What the guest's kernel needs for a laboratory, beside what is built into it.
+/// The modules that the guest's kernel needs for a laboratory.
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_net",
@@ -25,7 +25,7 @@ const MODULES: &[&str] = &[
     "cls_bpf",
 ];
 
-/// What a laboratory is made of, beside memlb.
+/// The programs of a laboratory, without memlb.
 const PROGRAMS: &[&str] = &["busybox", "ip", "tc", "ethtool", "nsenter", "nginx"];
 
 const SHOWN_LINES: usize = 100;
@@ -34,7 +34,7 @@ const SHOWN_LINES: usize = 100;
 #[derive(Debug)]
 pub struct Load<'a> {
     pub memlb: &'a Path,
-    /// Modules and programs of this machine beside the usual ones.
+    /// Further modules and programs of this machine.
     pub modules: &'a [&'a str],
     pub programs: &'a [&'a str],
     /// Files of this machine, each with its place in the guest.

@@ -60,7 +60,7 @@ impl Machine {
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
             // KVM is not everywhere, and not everywhere where it seems to be.
             .args(["-accel", "tcg", "-smp", "1", "-m", "1024"])
-            // What a newer one could do beside is emulated slowly, and used at every turn.
+            // A newer one has further features that are emulated slowly and used often.
             .args(["-cpu", "qemu64"])
             // Its time passes by its instructions, so that no load on this machine is a silence there.
             .args(["-icount", "shift=0,sleep=off"])

@@ -29,7 +29,7 @@ use crate::{
     workspace::{say, target},
 };
 
-/// Debian's kernels that memlb is tried on, beside the one of the machine at hand: without tcx, and
+/// Debian's kernels that memlb is tested on, in addition to the one of this machine: without tcx, and
 /// with it.
 const SERIES: [Series; 2] = [
     Series { major: 6, minor: 1 },
@@ -101,7 +101,7 @@ impl Background {
     }
 }
 
-/// Where kernels are kept, and what guests have said.
+/// The directory of kernels and of the guests' output.
 pub fn cache() -> PathBuf {
     target().join("kernels")
 }

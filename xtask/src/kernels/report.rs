@@ -16,7 +16,7 @@ pub struct Suite {
     pub tests: usize,
 }
 
-/// What the guest's script says, beside the tests.
+/// The output of the guest's script, without the tests.
 const END: &str = "memlb: the end";
 
 /// The lines that the guest's script reads: a suite each.

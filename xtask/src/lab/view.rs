@@ -17,7 +17,7 @@ use crate::interrupt::Interrupt;
 /// The pace of the view; the client's is twice that.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Less than the second after which TCP asks again by itself.
+/// Less than the second after which TCP repeats a SYN.
 const PATIENCE: Duration = Duration::from_millis(900);
 
 /// How many answers are shown.

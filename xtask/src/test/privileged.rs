@@ -40,7 +40,7 @@ const LONGEST: &[&str] = &[
     "policies",
 ];
 
-/// Runs every test of the package `memlb-tests`, whatever fails.
+/// Runs every test of the package `memlb-tests`, also after a failure.
 pub fn run_all(memlb: &Path, interrupt: &Interrupt) -> Result<()> {
     let environment = environment(memlb)?;
     // The tests of documents start them.

@@ -1,4 +1,4 @@
-//! Checks every file of the repository, whatever it is written in.
+//! Checks every file of the repository, in any language.
 
 use std::process::Command;
 
