@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 #[derive(
     Debug,
@@ -59,19 +60,12 @@ impl fmt::Display for Endpoint {
 }
 
 /// The text is not an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "expected an address in numbers, a port, and the protocol unless it is tcp: 192.168.56.101:80, or \
+     [2001:db8::1]:53/udp"
+)]
 pub struct ParseEndpointError;
-
-impl fmt::Display for ParseEndpointError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "expected an address in numbers, a port, and the protocol unless it is tcp: \
-             192.168.56.101:80, or [2001:db8::1]:53/udp",
-        )
-    }
-}
-
-impl std::error::Error for ParseEndpointError {}
 
 impl FromStr for Endpoint {
     type Err = ParseEndpointError;

@@ -1,102 +1,56 @@
 //! Why a command is refused.
 
-use std::fmt;
 use std::time::Duration;
+
+use humantime::format_duration;
+use thiserror::Error;
 
 use super::{AdminState, MAX_PAUSE, MAX_REASON_BYTES, MAX_WEIGHT_PERCENT, MIN_PAUSE};
 
 /// Why a command is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AdminError {
-    UnknownWorker {
-        worker: String,
-        known: Vec<String>,
-    },
-    UnknownService {
-        service: String,
-        known: Vec<String>,
-    },
+    #[error("{}", unknown_name("worker", .worker, .known))]
+    UnknownWorker { worker: String, known: Vec<String> },
+    #[error("{}", unknown_name("service", .service, .known))]
+    UnknownService { service: String, known: Vec<String> },
+    #[error("{worker} does not serve {service}: it serves {}", .services.join(", "))]
     NotInService {
         worker: String,
         service: String,
         services: Vec<String>,
     },
+    #[error(
+        "{worker} is {} for all its services: undrain it without --service, and drain it for the services other \
+         than {service} if need be",
+        .state.description()
+    )]
     SetForAllServices {
         worker: String,
         service: String,
         state: AdminState,
     },
-    WeightTooLarge {
-        percent: u32,
-    },
-    PauseOutOfRange {
-        for_ms: u64,
-    },
+    #[error("a weight of {percent} percent is too large: expected 0 to {MAX_WEIGHT_PERCENT}")]
+    WeightTooLarge { percent: u32 },
+    #[error(
+        "a pause of {} is not possible: expected {} to {}",
+        format_duration(Duration::from_millis(*.for_ms)),
+        format_duration(MIN_PAUSE),
+        format_duration(MAX_PAUSE)
+    )]
+    PauseOutOfRange { for_ms: u64 },
     /// A paused worker is silent in all its services.
+    #[error(
+        "a worker is paused in all its services, since it is silent in all of them: leave out --service"
+    )]
     PauseOfOneService,
-    ReasonTooLong {
-        bytes: usize,
-    },
-    ReasonUnprintable {
-        character: char,
-    },
+    #[error("the reason has {bytes} bytes: at most {MAX_REASON_BYTES} are kept")]
+    ReasonTooLong { bytes: usize },
+    #[error(
+        "the reason contains {character:?}: expected one line of text, without control characters"
+    )]
+    ReasonUnprintable { character: char },
 }
-
-impl fmt::Display for AdminError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownWorker { worker, known } => f.write_str(&unknown_name("worker", worker, known)),
-            Self::UnknownService { service, known } => {
-                f.write_str(&unknown_name("service", service, known))
-            }
-            Self::NotInService {
-                worker,
-                service,
-                services,
-            } => write!(
-                f,
-                "{worker} does not serve {service}: it serves {}",
-                services.join(", ")
-            ),
-            Self::SetForAllServices {
-                worker,
-                service,
-                state,
-            } => write!(
-                f,
-                "{worker} is {} for all its services: undrain it without --service, and drain it \
-                 for the services other than {service} if need be",
-                state.description()
-            ),
-            Self::WeightTooLarge { percent } => write!(
-                f,
-                "a weight of {percent} percent is too large: expected 0 to {MAX_WEIGHT_PERCENT}"
-            ),
-            Self::PauseOutOfRange { for_ms } => write!(
-                f,
-                "a pause of {} is not possible: expected {} to {}",
-                humantime::format_duration(Duration::from_millis(*for_ms)),
-                humantime::format_duration(MIN_PAUSE),
-                humantime::format_duration(MAX_PAUSE)
-            ),
-            Self::PauseOfOneService => f.write_str(
-                "a worker is paused in all its services, since it is silent in all of them: leave out \
-                 --service",
-            ),
-            Self::ReasonTooLong { bytes } => write!(
-                f,
-                "the reason has {bytes} bytes: at most {MAX_REASON_BYTES} are kept"
-            ),
-            Self::ReasonUnprintable { character } => write!(
-                f,
-                "the reason contains {character:?}: expected one line of text, without control \
-                 characters"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for AdminError {}
 
 /// Returns an error text for an unknown `name`, with the most similar known ones.
 pub fn unknown_name(kind: &str, name: &str, known: &[impl AsRef<str>]) -> String {

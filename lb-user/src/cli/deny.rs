@@ -19,7 +19,7 @@ const PREFIXES_PER_REQUEST: usize = 40;
 
 /// Deny clients: their packets to any service are dropped
 ///
-/// What memlb forwards never meets the manager's own firewall, so that a ban there has no effect. A denied
+/// The manager's own firewall does not see packets that memlb forwards: a ban there has no effect. A denied
 /// client is dropped by memlb itself, its open connections included. It stays denied until it is removed, also
 /// over restarts of the manager and of the machine.
 #[derive(clap::Args)]

@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> CliResult {
     Ok(())
 }
 
-/// Says where else the key is needed than where it is.
+/// Says where the key is also needed.
 fn advice(path: &Path, name: &str, id: KeyId, keys: &Path) -> String {
     let (file, keys_directory) = (path.display(), keys.display());
     let is_managers = is_in(path, keys) && path.extension().is_some_and(|it| it == "key");
@@ -94,7 +94,7 @@ one from the manager.
     )
 }
 
-/// The file as it is called where it is brought to.
+/// The file's name at its destination.
 fn copy_of(path: &Path) -> std::path::Display<'_> {
     Path::new(path.file_name().unwrap_or_default()).display()
 }

@@ -1,9 +1,10 @@
 //! The client of the control socket.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use serde::de::DeserializeOwned;
+use thiserror::Error;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     net::{UnixStream, unix::OwnedReadHalf},
@@ -21,23 +22,14 @@ pub struct ControlClient {
 }
 
 /// Why a request has no reply.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum ClientError {
     /// The manager refused the request, for example because of an unknown worker.
+    #[error("{}", .0.error)]
     Refused(ErrorReply),
+    #[error("{0:#}")]
     Failed(anyhow::Error),
 }
-
-impl fmt::Display for ClientError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused(refused) => f.write_str(&refused.error),
-            Self::Failed(error) => write!(f, "{error:#}"),
-        }
-    }
-}
-
-impl std::error::Error for ClientError {}
 
 impl From<anyhow::Error> for ClientError {
     fn from(error: anyhow::Error) -> Self {

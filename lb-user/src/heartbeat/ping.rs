@@ -56,7 +56,7 @@ impl Ping {
         let body = json(&WirePing {
             memlb: VERSION,
             worker: self.worker.clone(),
-            place: self.sequence.into(),
+            sequence: self.sequence.into(),
         })?;
         Ok(match key {
             Some(key) => envelope::seal(Kind::Ping, key, &body),
@@ -73,7 +73,7 @@ impl Ping {
         }
         check_name(&wire.worker)?;
         Ok(Self {
-            sequence: wire.place.sequence()?,
+            sequence: wire.sequence.parse()?,
             worker: wire.worker,
         })
     }
@@ -81,7 +81,7 @@ impl Ping {
     /// Encodes the answer. `is_unknown` says that no service has such a worker.
     pub(super) fn answer(&self, key: Option<&Key>, is_unknown: bool) -> Result<Vec<u8>, Refusal> {
         let body = json(&WirePong {
-            place: self.sequence.into(),
+            sequence: self.sequence.into(),
             unknown: is_unknown,
         })?;
         Ok(match key {
@@ -112,7 +112,7 @@ impl Pong {
         let wire: WirePong =
             serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
         Ok(Self {
-            ping: wire.place.sequence()?,
+            ping: wire.sequence.parse()?,
             is_signed,
             is_unknown: wire.unknown,
         })
@@ -128,24 +128,24 @@ struct WirePing {
     memlb: u64,
     worker: String,
     #[serde(flatten)]
-    place: Place,
+    sequence: WireSequence,
 }
 
 #[derive(Serialize, Deserialize)]
 struct WirePong {
     #[serde(flatten)]
-    place: Place,
+    sequence: WireSequence,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unknown: bool,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Place {
+struct WireSequence {
     boot: String,
     seq: u64,
 }
 
-impl From<Sequence> for Place {
+impl From<Sequence> for WireSequence {
     fn from(sequence: Sequence) -> Self {
         Self {
             boot: sequence.boot.to_string(),
@@ -154,8 +154,8 @@ impl From<Sequence> for Place {
     }
 }
 
-impl Place {
-    fn sequence(&self) -> Result<Sequence, Refusal> {
+impl WireSequence {
+    fn parse(&self) -> Result<Sequence, Refusal> {
         Ok(Sequence {
             boot: wire::number(&self.boot)
                 .map(BootId)

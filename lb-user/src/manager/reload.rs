@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,6 +12,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     task::spawn_blocking,
@@ -67,30 +67,17 @@ pub struct Reloaded {
 }
 
 /// Why nothing was changed.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum ReloadError {
     /// The file is not valid.
+    #[error("nothing was changed: {0}")]
     Configuration(ConfigError),
-    /// CoreSettings that only a restart can change.
+    /// Settings that only a restart can change.
+    #[error("nothing was changed: these settings cannot change while the manager runs\n{}", .0.join("\n"))]
     Refused(Vec<String>),
+    #[error("nothing was changed: {0:#}")]
     RunTime(anyhow::Error),
 }
-
-impl fmt::Display for ReloadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nothing was changed: ")?;
-        match self {
-            Self::Configuration(error) => error.fmt(f),
-            Self::Refused(refused) => {
-                f.write_str("these settings cannot change while the manager runs")?;
-                refused.iter().try_for_each(|it| write!(f, "\n{it}"))
-            }
-            Self::RunTime(error) => write!(f, "{error:#}"),
-        }
-    }
-}
-
-impl std::error::Error for ReloadError {}
 
 impl Reloader {
     pub fn new(read_config: ReadConfig, in_force: Config) -> Self {

@@ -1,13 +1,13 @@
 //! A configured translation: service and socket of the worker's own server.
 
 use std::{
-    fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
 };
 
 use anyhow::{Context, Result, bail};
 use lb_core::Endpoint;
+use thiserror::Error;
 
 use crate::datapath::{name_of, netlink::Routes};
 
@@ -46,20 +46,12 @@ impl DsrMapping {
 }
 
 /// The text is not a mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "expected the service's address, port and, unless it is tcp, protocol, then where this worker's own server \
+     listens: 192.168.56.101:80=8081, [2001:db8::1]:53/udp=5353, or 192.168.56.101:80=192.168.56.103:8081"
+)]
 pub struct InvalidDsrMapping;
-
-impl fmt::Display for InvalidDsrMapping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "expected the service's address, port and, unless it is tcp, protocol, then where this \
-             worker's own server listens: 192.168.56.101:80=8081, [2001:db8::1]:53/udp=5353, or \
-             192.168.56.101:80=192.168.56.103:8081",
-        )
-    }
-}
-
-impl std::error::Error for InvalidDsrMapping {}
 
 impl FromStr for DsrMapping {
     type Err = InvalidDsrMapping;
