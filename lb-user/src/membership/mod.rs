@@ -4,11 +4,11 @@ mod liveness;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::{IpAddr, SocketAddr},
 };
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::config::{Config, Worker};
 use lb_core::{MANAGER, NO_BACKEND};
@@ -21,40 +21,23 @@ pub use liveness::LivenessRecord;
 pub struct Membership(BTreeMap<String, IpAddr>);
 
 /// Why an authenticated agent does not become a worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum JoinError {
-    /// No service has `auto_join` for its network.
+    #[error("no service has auto_join for its address")]
     NotAllowed,
-    /// The name of every service's fallback.
+    #[error("{MANAGER:?} is the name of every service's fallback")]
     ReservedName,
+    #[error(
+        "its address is link-local: let the agent send to an address of the manager that is not link-local"
+    )]
     LinkLocal,
-    /// A service has the same address.
+    #[error("its address is the manager's")]
     ManagersAddress,
-    /// A live worker has the same name or address.
-    Occupied {
-        by: String,
-    },
-    NoRoom {
-        backends: u32,
-    },
-}
-
-impl fmt::Display for JoinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotAllowed => f.write_str("no service has auto_join for its address"),
-            Self::ReservedName => write!(f, "{MANAGER:?} is the name of every service's fallback"),
-            Self::LinkLocal => f.write_str(
-                "its address is link-local: let the agent send to an address of the manager that is \
-                 not link-local",
-            ),
-            Self::ManagersAddress => f.write_str("its address is the manager's"),
-            Self::Occupied { by } => write!(f, "{by} has its name or address"),
-            Self::NoRoom { backends } => {
-                write!(f, "there are no more backends: raise limits.backends ({backends})")
-            }
-        }
-    }
+    /// A live worker.
+    #[error("{by} has its name or address")]
+    Occupied { by: String },
+    #[error("there are no more backends: raise limits.backends ({backends})")]
+    NoRoom { backends: u32 },
 }
 
 impl Membership {
