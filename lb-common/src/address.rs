@@ -12,8 +12,14 @@ pub type V4 = [u8; 4];
 /// An IPv6 address, network byte order.
 pub type V6 = [u8; 16];
 
-/// An address of either family.
-pub trait Address: Copy + Debug + Default + Eq + Hash + Ord + 'static {
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::V4 {}
+    impl Sealed for super::V6 {}
+}
+
+/// An address of either family. Only [`V4`] and [`V6`] implement it.
+pub trait Address: sealed::Sealed + Copy + Debug + Default + Eq + Hash + Ord + 'static {
     /// The header that carries it.
     type Header: IpHeader<Address = Self>;
 

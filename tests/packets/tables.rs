@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv6Addr};
 
-use aya::{
-    Pod,
-    maps::{Array, HashMap, MapData},
-};
+use aya::maps::{Array, HashMap, MapData};
 use lb_common::{
     address::{Address, V4, V6},
     maps::{Flow, FlowKey, Handshake},
@@ -29,7 +26,7 @@ pub struct Handshakes {
 
 /// Where a handshake is.
 #[derive(Clone, Copy, Debug)]
-pub struct Place(Family, u32);
+pub struct SlotIndex(Family, u32);
 
 impl Flows {
     pub fn entries(&self) -> BTreeMap<Key, Entry> {
@@ -64,13 +61,13 @@ impl Flows {
 }
 
 impl Handshakes {
-    pub fn places(&self) -> Vec<(Place, Opening)> {
+    pub fn places(&self) -> Vec<(SlotIndex, Opening)> {
         let mut places = whole(&self.v4, Family::V4);
         places.extend(whole(&self.v6, Family::V6));
         places
     }
 
-    pub fn put(&mut self, Place(family, index): Place, value: &Opening) {
+    pub fn put(&mut self, SlotIndex(family, index): SlotIndex, value: &Opening) {
         match family {
             Family::V4 => self.v4.set(index, handshake::<V6, V4>(value), 0).unwrap(),
             Family::V6 => self.v6.set(index, value, 0).unwrap(),
@@ -78,14 +75,14 @@ impl Handshakes {
     }
 }
 
-fn whole<A: Address>(table: &Array<MapData, Handshake<A>>, family: Family) -> Vec<(Place, Opening)>
-where
-    Handshake<A>: Pod,
-{
+fn whole<A: Address>(
+    table: &Array<MapData, Handshake<A>>,
+    family: Family,
+) -> Vec<(SlotIndex, Opening)> {
     (0..)
         .zip(table.iter().map(Result::unwrap))
         .filter(|(_, it)| it.is_valid())
-        .map(|(index, it)| (Place(family, index), handshake(&it)))
+        .map(|(index, it)| (SlotIndex(family, index), handshake(&it)))
         .collect()
 }
 

@@ -80,13 +80,11 @@ const _: () = {
 
 #[cfg(feature = "aya")]
 mod pod {
-    use super::{Peer, Translation, V6};
+    use super::{Address, Peer, Translation};
 
     // SAFETY: `repr(C)`, integers and byte arrays only, and no padding, as the sizes asserted above
     // show: every bit pattern is a value.
     unsafe impl aya::Pod for Translation {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Peer {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Peer<V6> {}
+    // SAFETY: as above, for both families: no other type implements the sealed trait `Address`.
+    unsafe impl<A: Address> aya::Pod for Peer<A> {}
 }

@@ -167,6 +167,7 @@ const _: () = {
 #[cfg(feature = "aya")]
 mod pod {
     use super::*;
+    use crate::address::Address;
 
     macro_rules! pod {
         ($($type:ty),+) => {
@@ -188,16 +189,17 @@ mod pod {
         Backend,
         Mac,
         Neighbour,
-        FlowKey,
-        FlowKey<V6>,
-        Flow,
-        Flow<V6>,
-        Handshake,
-        Handshake<V6>,
         Counter,
         Traffic,
         TraceConfig,
         TraceCounts,
         TraceEvent
     );
+
+    // SAFETY: as above, for both families: no other type implements the sealed trait `Address`.
+    unsafe impl<A: Address> aya::Pod for FlowKey<A> {}
+    // SAFETY: as above.
+    unsafe impl<A: Address> aya::Pod for Flow<A> {}
+    // SAFETY: as above.
+    unsafe impl<A: Address> aya::Pod for Handshake<A> {}
 }

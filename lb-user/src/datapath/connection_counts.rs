@@ -7,10 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use aya::{
-    Pod,
-    maps::{Array, HashMap, Map, MapData},
-};
+use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::{
     address::{V4, V6},
     maps::{ALL_DIRECT, Backend, Flow, FlowKey, Handshake, direction, mode, name, ticks},
@@ -104,12 +101,7 @@ struct Count<'a> {
 
 impl Count<'_> {
     /// Counts a family's connections.
-    fn family<A: Family>(&mut self, pin_path: &Path) -> Result<()>
-    where
-        FlowKey<A>: Pod,
-        Flow<A>: Pod,
-        Handshake<A>: Pod,
-    {
+    fn family<A: Family>(&mut self, pin_path: &Path) -> Result<()> {
         let mut flows = open_flows::<A>(pin_path)?;
         let unproven = self.flows(&flows)?;
         for (key, flow) in unproven {
@@ -135,11 +127,7 @@ impl Count<'_> {
     fn flows<A: Family>(
         &mut self,
         flows: &HashMap<MapData, FlowKey<A>, Flow<A>>,
-    ) -> Result<Vec<(FlowKey<A>, Flow<A>)>>
-    where
-        FlowKey<A>: Pod,
-        Flow<A>: Pod,
-    {
+    ) -> Result<Vec<(FlowKey<A>, Flow<A>)>> {
         let is_limited = self.clock.settings.per_client != 0;
         for _ in 0..ATTEMPTS {
             let (mut present, mut clients) = (self.present.clone(), self.clients.clone());
@@ -176,11 +164,7 @@ fn has_timed_out<A: Family>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
     clock: &FlowClock,
-) -> bool
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
+) -> bool {
     clock.has_closed(clock.idle_ns(flow, None)) && {
         let reverse = flows.get(&flow.translated.reversed(), 0).ok();
         clock.has_timed_out(key, flow, reverse.as_ref())

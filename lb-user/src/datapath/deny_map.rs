@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result};
 use aya::{
-    Ebpf, Pod,
+    Ebpf,
     maps::{
         MapData,
         lpm_trie::{Key, LpmTrie},
@@ -108,11 +108,7 @@ pub fn end_connections(pin_path: &Path, prefixes: &[Prefix]) -> Result<u64> {
 }
 
 /// Marks both entries of each connection as superseded. Without the mark, one would restore the other.
-fn end<A: Family>(pin_path: &Path, denied: impl Fn(IpAddr) -> bool) -> Result<u64>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
+fn end<A: Family>(pin_path: &Path, denied: impl Fn(IpAddr) -> bool) -> Result<u64> {
     let write = || format!("write map {}", A::FLOWS);
     let mut flows = open_flows::<A>(pin_path)?;
     let entries = read_flows::<A>(pin_path)?;

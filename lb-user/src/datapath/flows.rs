@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
-use aya::{
-    Pod,
-    maps::{HashMap, Map, MapData},
-};
+use aya::maps::{HashMap, Map, MapData};
 use lb_common::{
     address::{V4, V6},
     maps::{Flow, FlowKey, Handshake, Settings, direction, elapsed_ns, ended, progress, ticks},
@@ -68,11 +65,7 @@ pub fn read_connections(pin_path: &Path) -> Result<Vec<Connection>> {
     Ok(connections)
 }
 
-fn of_family<A: Family>(pin_path: &Path, clock: &FlowClock) -> Result<Vec<Connection>>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
+fn of_family<A: Family>(pin_path: &Path, clock: &FlowClock) -> Result<Vec<Connection>> {
     let entries = read_flows::<A>(pin_path)?;
     let requests = requests(&entries);
     Ok(requests
@@ -81,11 +74,7 @@ where
 }
 
 /// Reads a family's flow table.
-pub(super) fn read_flows<A: Family>(pin_path: &Path) -> Result<BTreeMap<FlowKey<A>, Flow<A>>>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
+pub(super) fn read_flows<A: Family>(pin_path: &Path) -> Result<BTreeMap<FlowKey<A>, Flow<A>>> {
     let flows = open_flows(pin_path)?;
     Ok(flows.iter().filter_map(Result::ok).collect())
 }
@@ -93,11 +82,7 @@ where
 /// Opens a family's pinned flow table.
 pub(super) fn open_flows<A: Family>(
     pin_path: &Path,
-) -> Result<HashMap<MapData, FlowKey<A>, Flow<A>>>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
+) -> Result<HashMap<MapData, FlowKey<A>, Flow<A>>> {
     let data = open_map(pin_path, A::FLOWS)?;
     HashMap::try_from(Map::LruHashMap(data)).with_context(|| format!("open map {}", A::FLOWS))
 }

@@ -175,12 +175,7 @@ impl Stats {
     }
 
     /// Reads fill and backends of a family's connection tables. Entries that vanish meanwhile are left out.
-    fn read_family<A: Family>(&mut self, pin_path: &Path, clock: &FlowClock) -> Result<()>
-    where
-        FlowKey<A>: Pod,
-        Flow<A>: Pod,
-        Handshake<A>: Pod,
-    {
+    fn read_family<A: Family>(&mut self, pin_path: &Path, clock: &FlowClock) -> Result<()> {
         let half_open: Array<_, Handshake<A>> =
             Array::try_from(Map::Array(open_map(pin_path, A::HALF_OPEN)?))
                 .with_context(|| format!("open map {}", A::HALF_OPEN))?;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
 use anyhow::{Context, Result};
 use aya::{
-    Ebpf, Pod,
+    Ebpf,
     maps::{Array, HashMap, MapData},
 };
 use lb_common::{
@@ -99,11 +99,7 @@ impl Tables {
     }
 }
 
-fn open<A: Address>(peers: &HashMap<MapData, FlowKey<A>, Peer<A>>, now: u32) -> Result<usize>
-where
-    FlowKey<A>: Pod,
-    Peer<A>: Pod,
-{
+fn open<A: Address>(peers: &HashMap<MapData, FlowKey<A>, Peer<A>>, now: u32) -> Result<usize> {
     let mut open = 0;
     for entry in peers.iter() {
         let (key, peer) = entry.context("read map peers")?;
