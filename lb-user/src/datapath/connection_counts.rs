@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use lb_common::{
     address::{V4, V6},
     maps::{ALL_DIRECT, Backend, Flow, FlowKey, Handshake, direction, mode, name, ticks},
@@ -18,7 +18,6 @@ use super::{
     client_counts::{ClientCounts, Present},
     family::Family,
     flows::{FlowClock, open_flows},
-    layout::open_map,
 };
 
 /// How many of a table's first keys are remembered to detect a restart of the iteration.
@@ -37,8 +36,8 @@ const ATTEMPTS: usize = 4;
 ///
 /// Names the map that could not be read or written.
 pub fn reconcile_connection_counts(pin_path: &Path) -> Result<()> {
-    let active: Array<_, u64> = counts(pin_path, name::ACTIVE)?;
-    let mut evicted: Array<_, u64> = counts(pin_path, name::EVICTED)?;
+    let active: Array<_, u64> = array(pin_path, name::ACTIVE)?;
+    let mut evicted: Array<_, u64> = array(pin_path, name::EVICTED)?;
     let read = |id: u32| active.get(&id, 0).context("read map active");
     let before: Vec<u64> = (0..active.len()).map(read).collect::<Result<_>>()?;
     let clock = FlowClock::read(pin_path)?;
@@ -191,11 +190,6 @@ impl<K: PartialEq> RestartDetector<K> {
         }
         again
     }
-}
-
-/// Opens a pinned map of counts by backend.
-pub(super) fn counts(pin_path: &Path, map: &str) -> Result<Array<MapData, u64>> {
-    Array::try_from(Map::Array(open_map(pin_path, map)?)).with_context(|| format!("open map {map}"))
 }
 
 #[cfg(test)]

@@ -19,9 +19,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    adopt::settings,
+    adopt::{array, settings},
     capacity::{is_allocated, nat_port_count},
-    connection_counts::counts,
     family::{Family, from_mapped},
     flows::{FlowClock, is_over, read_flows, requests},
     layout::{LayoutError, open_map},
@@ -149,14 +148,10 @@ impl Stats {
             stats.verdicts.insert(verdict.name(), sum);
         }
         let traffic: PerCpuArray<_, Traffic> = per_cpu(pin_path, name::TRAFFIC)?;
-        let (active, evicted) = (
-            counts(pin_path, name::ACTIVE)?,
-            counts(pin_path, name::EVICTED)?,
-        );
+        let active: Array<_, u64> = array(pin_path, name::ACTIVE)?;
+        let evicted: Array<_, u64> = array(pin_path, name::EVICTED)?;
         let settings = settings(pin_path)?;
-        let backends: Array<_, Backend> =
-            Array::try_from(Map::Array(open_map(pin_path, name::BACKENDS)?))
-                .context("open map backends")?;
+        let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
         for id in 1..traffic.len() {
             let values = traffic.get(&id, 0).context("read map traffic")?;
             let active = active.get(&id, 0).context("read map active")?;
@@ -176,9 +171,7 @@ impl Stats {
 
     /// Reads fill and backends of a family's connection tables. Entries that vanish meanwhile are left out.
     fn read_family<A: Family>(&mut self, pin_path: &Path, clock: &FlowClock) -> Result<()> {
-        let half_open: Array<_, Handshake<A>> =
-            Array::try_from(Map::Array(open_map(pin_path, A::HALF_OPEN)?))
-                .with_context(|| format!("open map {}", A::HALF_OPEN))?;
+        let half_open: Array<_, Handshake<A>> = array(pin_path, A::HALF_OPEN)?;
         if !is_allocated(half_open.len()) {
             return Ok(());
         }
