@@ -15,7 +15,7 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Flow, FlowKey, direction, name},
+    maps::{Flow, direction, name},
 };
 use nix::libc;
 

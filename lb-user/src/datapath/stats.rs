@@ -12,7 +12,7 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Backend, Counter, Flow, FlowKey, Handshake, Settings, Traffic, mode, name},
+    maps::{Backend, Counter, Handshake, Settings, Traffic, mode, name},
     verdict::Verdict,
 };
 use schemars::JsonSchema;
