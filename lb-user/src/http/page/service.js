@@ -12,7 +12,7 @@ export function service(service, refused) {
   const serves = service.selected === "manager";
   write(byId("eyebrow"), `${service.name} · ${service.address}/${service.protocol}`);
   write(byId("choice"), headline(service));
-  byId("decision").toggleAttribute("data-fallback", serves || service.selected === "nobody");
+  byId("decision").toggleAttribute("data-fallback", serves || service.selected === "none");
   write(byId("now"), now(service));
   byId("now").hidden = byId("now").textContent === "";
   const lasting = LASTING.has(service.rule);
@@ -39,7 +39,7 @@ export function service(service, refused) {
 function headline(service) {
   const workers = workersOf(service);
   const takers = workers.filter(({ share }) => share > 0).length;
-  if (service.selected === "nobody") return "New connections are refused";
+  if (service.selected === "none") return "New connections are refused";
   if (service.selected === "manager") return "The manager serves by itself";
   if (service.selected !== "*") return `New connections go to ${service.selected}`;
   const over = takers === workers.length ? `${takers}` : `${takers} of ${workers.length}`;
@@ -91,7 +91,7 @@ export function risks(status) {
     found.push([
       "authentication",
       "Risk: heartbeats are not authenticated",
-      "Whoever can send to the manager's heartbeat port can declare workers up or down, and so move or stop " +
+      "Any host that can send to the manager's heartbeat port can declare workers up or down, and so move or stop " +
         "traffic. memlb keygen makes keys; then set authentication = \"enforce\" under [heartbeats].",
     ]);
   } else if (authentication === "permissive") {

@@ -32,7 +32,7 @@ export function stateOf(service, refused) {
   const number = (kinds) => workers.filter(({ reason }) => kinds.has(reason?.kind)).length;
   const [troubled, held] = [number(TROUBLE), number(HELD)];
   const of = (count) => `${count} of ${workers.length}`;
-  if (service.selected === "nobody") return { level: 5, sign: "✕", word: "refuses clients", troubled };
+  if (service.selected === "none") return { level: 5, sign: "✕", word: "refuses clients", troubled };
   if (service.selected === "manager") return { level: 4, sign: "▲", word: "fallback serves", troubled };
   if (service.problem) return { level: 4, sign: "▲", word: "heartbeats missing", troubled };
   if (troubled > 0) return { level: 3, sign: "▲", word: `${of(troubled)} in trouble`, troubled };
