@@ -1,4 +1,4 @@
-//! Pinned maps, opened only where they have the layout of this version.
+//! PinnedIds maps, opened only where they have the layout of this version.
 
 use std::path::{Path, PathBuf};
 

@@ -297,7 +297,7 @@ impl Track {
 mod tests {
     use super::*;
     use crate::{
-        config::{Config, Overrides, Pinned},
+        config::{Config, Overrides, PinnedIds},
         datapath::Stats,
         status::{Heartbeats, ManagerSnapshot},
     };
@@ -307,7 +307,7 @@ mod tests {
     fn status() -> Status {
         let config = Config::example(&Overrides::default(), None).unwrap();
         let now = std::time::Instant::now();
-        let core = Core::new(config.settings(&Pinned::default()), now);
+        let core = Core::new(config.settings(&PinnedIds::default()), now);
         let snapshot = ManagerSnapshot {
             uptime_ms: 0,
             config_file: None,
