@@ -1,4 +1,4 @@
-//! PinnedIds maps, opened only where they have the layout of this version.
+//! Pinned maps, opened only where they have the layout of this version.
 
 use std::path::{Path, PathBuf};
 

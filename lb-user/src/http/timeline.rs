@@ -315,6 +315,7 @@ mod tests {
             services: core.snapshot(now).services,
             heartbeats: Heartbeats::default(),
             denied_prefixes: 0,
+            kernel_selections: Vec::new(),
         };
         let mut status = Status::new(snapshot, &Stats::default());
         for backend in &mut status.services[0].backends {
