@@ -206,7 +206,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
         (&["drain", "worker3"], "did you mean worker"),
         (
             &["drain", "worker1", "--service", &long],
-            "the request is too long: at most 4096 bytes",
+            ", only web",
         ),
         (&["drain", "unknown"], ", only worker1, worker2"),
         (

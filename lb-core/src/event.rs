@@ -190,6 +190,25 @@ events! {
     WorkerRemoved { worker: String }
     INFO, "{worker}, which had joined, was silent for an hour and is removed";
 
+    /// A source outside of memlb gave another list of workers; each is `service/worker`.
+    WorkersChanged { source: String, added: Vec<String>, changed: Vec<String>, removed: Vec<String> }
+    INFO, "workers of {source}: {}", changes_text(added, changed, removed);
+
+    /// A source says why something that might be expected to be a worker is none, or the manager has no place for
+    /// it.
+    WorkerNotAdmitted { source: String, what: String, reason: String }
+    WARN, "workers of {source}: {what} is not a worker: {reason}";
+
+    WorkerListRefused { source: String, error: String }
+    WARN, "workers of {source}: {error}";
+
+    /// A source cannot say which workers there are.
+    SourceFailed { source: String, problem: String }
+    WARN, "workers of {source}: {problem}; its last workers stay";
+
+    SourceRecovered { source: String }
+    INFO, "workers of {source}: the list is up to date again";
+
     SelectionChanged {
         service: String,
         /// Nothing at the manager's start.
@@ -375,6 +394,15 @@ fn memory_text(available: Option<u64>, total: Option<u64>) -> String {
     let available = available.map(|it| format!(", {} available", Bytes(it)));
     let total = total.map(|it| format!(" of {}", Bytes(it)));
     available.into_iter().chain(total).collect()
+}
+
+fn changes_text(added: &[String], changed: &[String], removed: &[String]) -> String {
+    let lists = [("added", added), ("changed", changed), ("removed", removed)];
+    let lists = lists.iter().filter(|(_, names)| !names.is_empty());
+    let texts: Vec<String> = lists
+        .map(|(verb, names)| format!("{verb} {}", names.join(", ")))
+        .collect();
+    texts.join("; ")
 }
 
 fn switch_text(from: Option<&str>, to: &str) -> String {

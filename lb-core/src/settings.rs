@@ -8,7 +8,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::admin::AdminOverrides;
+use crate::admin::{AdminOverrides, AdminState, Audited};
 use crate::endpoint::{Endpoint, Protocol};
 use crate::policy::{MemorySettings, Policy, SpreadSettings};
 
@@ -92,6 +92,10 @@ pub struct BackendSettings {
     pub address: SocketAddr,
     /// In percent; usually 100.
     pub weight_percent: u32,
+    /// Which source outside of the configuration file gave it, if one did.
+    pub source: Option<String>,
+    /// The state that its source wants; of this and the operator's, the one that stops more is in force.
+    pub source_state: Option<Audited<AdminState>>,
 }
 
 /// How packets reach a service's workers.

@@ -74,6 +74,9 @@ pub struct BackendSnapshot {
     pub name: String,
     pub backend_id: BackendId,
     pub address: String,
+    /// Which source outside of the configuration file gave it: `joined` stands for `auto_join`, `null` for the file.
+    #[serde(default)]
+    pub source: Option<String>,
     /// The health under the operator's commands and the network's limits.
     pub state: Health,
     /// The worker's own health, by its heartbeats.
@@ -170,11 +173,17 @@ impl Service {
 
     fn backend(&self, backend: usize, workers: &[Worker], now: Instant) -> BackendSnapshot {
         let worker = &workers[self.workers[backend]];
-        let BackendSettings { id, address, .. } = &self.settings.backends[backend];
+        let BackendSettings {
+            id,
+            address,
+            source,
+            ..
+        } = &self.settings.backends[backend];
         BackendSnapshot {
             name: worker.name.clone(),
             backend_id: *id,
             address: address.to_string(),
+            source: source.clone(),
             state: self.state(backend, worker),
             health: worker.health,
             ineligible_reason: self.ineligible_reason(backend, worker),
@@ -204,6 +213,7 @@ impl Service {
             name: MANAGER.to_owned(),
             backend_id: *id,
             address: address.to_string(),
+            source: None,
             state: Health::Up,
             health: Health::Up,
             ineligible_reason: None,

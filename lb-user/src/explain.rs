@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     flows::{Client, FlowFilter, FlowRow, Flows},
     history::{Decision, History, now_ms},
-    status::{Backend, Status, failures},
+    membership::AbsentWorker,
+    status::{Backend, Status, WorkerSource, failures},
 };
 
 /// The most connections that are explained.
@@ -42,6 +43,9 @@ pub struct Next {
     /// What clients got from its workers instead of a service, by worker.
     #[serde(default)]
     pub failures: BTreeMap<String, String>,
+    /// What is not a worker of the service although it might be expected to be one.
+    #[serde(default)]
+    pub absent: Vec<AbsentWorker>,
 }
 
 impl Explanation {
@@ -75,9 +79,24 @@ impl Explanation {
                 .map(|service| Next {
                     service,
                     failures: BTreeMap::new(),
+                    absent: Vec::new(),
                 })
                 .collect(),
         }
+    }
+
+    /// Adds to each service what its sources say is not a worker.
+    #[must_use]
+    pub fn with_absent(mut self, sources: &[WorkerSource]) -> Self {
+        for Next {
+            service, absent, ..
+        } in &mut self.next
+        {
+            let all = sources.iter().flat_map(|source| &source.absent);
+            let of_service = all.filter(|it| it.service.as_ref() == Some(&service.name));
+            absent.extend(of_service.cloned());
+        }
+        self
     }
 }
 
@@ -114,7 +133,12 @@ impl fmt::Display for Explanation {
             let more = self.total - self.connections.len();
             writeln!(f, "{more} more: memlb flows --client {}\n", self.client)?;
         }
-        for Next { service, failures } in &self.next {
+        for Next {
+            service,
+            failures,
+            absent,
+        } in &self.next
+        {
             writeln!(
                 f,
                 "A new connection to {} ({}/{}) would go to {}, policy {}, for {}:\n  {}",
@@ -133,6 +157,7 @@ impl fmt::Display for Explanation {
             for (worker, failures) in failures {
                 writeln!(f, "    {worker}: {failures}")?;
             }
+            (absent.iter()).try_for_each(|absent| writeln!(f, "    not a worker: {absent}"))?;
         }
         Ok(())
     }
@@ -200,6 +225,7 @@ fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Res
     let workers = service.backends.iter().filter(|it| it.name != MANAGER);
     for BackendSnapshot {
         name,
+        source,
         state,
         age_ms,
         memory_available_bytes,
@@ -222,7 +248,11 @@ fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Res
             state.name()
         )?;
         match weight_percent {
-            Some(weight) => writeln!(f, ", weight {}% by {}", weight.value, weight.by)?,
+            Some(weight) => write!(f, ", weight {}% by {}", weight.value, weight.by)?,
+            None => {}
+        }
+        match source {
+            Some(source) => writeln!(f, ", from source {source}")?,
             None => writeln!(f)?,
         }
         if let Some(reason) = reason {

@@ -32,6 +32,8 @@ pub mod pinned;
 pub mod simulate;
 mod sockets;
 pub mod status;
+pub mod swarm;
 pub mod systemd;
 pub mod trace;
 mod worker_name;
+pub mod worker_source;

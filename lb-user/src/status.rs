@@ -7,8 +7,11 @@ use lb_core::{Audited, BackendSnapshot, MANAGER, ServiceSnapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::{
-    AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats, monotonic_ns,
+use crate::{
+    datapath::{
+        AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats, monotonic_ns,
+    },
+    membership::AbsentWorker,
 };
 
 /// The whole state of a manager at one instant; also its JSON form.
@@ -29,6 +32,9 @@ pub struct Status {
     /// How many prefixes of clients the operator has denied.
     #[serde(default)]
     pub denied_prefixes: usize,
+    /// The sources outside of the configuration file that give workers.
+    #[serde(default)]
+    pub sources: Vec<WorkerSource>,
     pub verdicts: BTreeMap<String, Packets>,
     /// How full the connection tables are.
     pub maps: BTreeMap<String, MapFill>,
@@ -61,6 +67,47 @@ pub struct Backend {
     pub seen: BackendSnapshot,
     #[serde(flatten)]
     pub traffic: BackendTraffic,
+}
+
+/// The most workers of a source that the text names.
+const MAX_NAMED: usize = 12;
+
+/// A source that gives workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerSource {
+    pub name: String,
+    /// Its workers in force, as `service/worker`.
+    pub workers: Vec<String>,
+    /// Since it last gave its workers; `null` if that was to an earlier manager.
+    pub heard_ms: Option<u64>,
+    /// Why it cannot say which workers there are. The last ones stay meanwhile.
+    pub problem: Option<String>,
+    /// What is not a worker although it might be expected to be one.
+    pub absent: Vec<AbsentWorker>,
+}
+
+impl fmt::Display for WorkerSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heard = self
+            .heard_ms
+            .map_or("before this manager started".to_owned(), |age| {
+                format!("{} ago", seconds(age))
+            });
+        let names = self.workers.iter().take(MAX_NAMED).map(String::as_str);
+        let mut names: Vec<&str> = names.collect();
+        if self.workers.len() > MAX_NAMED {
+            names.push("...");
+        }
+        let workers = match names.as_slice() {
+            [] => "no worker".to_owned(),
+            names => format!("{} workers ({})", self.workers.len(), names.join(", ")),
+        };
+        writeln!(f, "source {}: {workers}, last heard {heard}", self.name)?;
+        if let Some(problem) = &self.problem {
+            writeln!(f, "  {problem}; its last workers stay")?;
+        }
+        (self.absent.iter()).try_for_each(|absent| writeln!(f, "  not a worker: {absent}"))
+    }
 }
 
 /// Datagrams since the manager started.
@@ -125,6 +172,7 @@ pub struct ManagerSnapshot {
     pub kernel_selections: Vec<KernelSelection>,
     pub heartbeats: Heartbeats,
     pub denied_prefixes: usize,
+    pub sources: Vec<WorkerSource>,
 }
 
 impl From<&Attachment> for Interface {
@@ -200,6 +248,7 @@ impl Status {
             kernel_selections: snapshot.kernel_selections,
             heartbeats: snapshot.heartbeats,
             denied_prefixes: snapshot.denied_prefixes,
+            sources: snapshot.sources,
             verdicts,
             maps: stats
                 .maps

@@ -27,6 +27,16 @@ impl AdminOverride {
         hold.or(weightless.then_some(AdminState::Drain))
     }
 
+    /// Adds the state that the worker's source wants, unless this one stops as much.
+    #[must_use]
+    pub fn at_least(mut self, wanted: Option<&Audited<AdminState>>) -> Self {
+        let wanted = wanted.filter(|it| self.effective_state() < Some(it.value));
+        if let Some(wanted) = wanted {
+            self.state = Some(wanted.clone());
+        }
+        self
+    }
+
     /// Returns the state of a backend whose worker has this health.
     pub fn effective_health(&self, health: Health) -> Health {
         match (self.effective_state(), &self.pause) {

@@ -102,9 +102,11 @@ impl Core {
         worker.in_maintenance = !worker.backends.is_empty();
         for at in &worker.backends {
             let service = &mut self.services[at.service];
+            let wanted = service.settings.backends[at.backend].source_state.as_ref();
             let set = self
                 .overrides
-                .effective(&worker.name, &service.settings.name);
+                .effective(&worker.name, &service.settings.name)
+                .at_least(wanted);
             worker.in_maintenance &= set
                 .effective_state()
                 .is_some_and(|state| state >= AdminState::Maintenance);

@@ -19,8 +19,10 @@ mod remote;
 mod shorten;
 mod simulate;
 mod source;
+mod sources;
 mod status;
 mod status_view;
+mod swarm;
 mod table;
 mod terminal;
 mod top;
@@ -71,6 +73,8 @@ enum Verb {
     Top(top::Args),
     Services(status::ServicesArgs),
     Workers(status::WorkersArgs),
+    Sources(sources::Args),
+    Swarm(swarm::Args),
     /// Send no new connections to a worker; open ones continue
     ///
     /// The order is in force until `memlb undrain`, also after a restart of the manager or of the machine.
@@ -141,6 +145,8 @@ pub fn run() -> ExitCode {
         Verb::Top(args) => top::run(&args),
         Verb::Services(args) => status::services(&args),
         Verb::Workers(args) => status::workers(&args),
+        Verb::Sources(args) => sources::run(args),
+        Verb::Swarm(args) => swarm::run(args),
         Verb::Drain(args) => admin::drain(args),
         Verb::Maintenance(args) => admin::maintenance(args),
         Verb::Undrain(args) => admin::undrain(args),

@@ -58,6 +58,11 @@ pub fn status_text(status: &Status, output: Output) -> String {
         self::service(&mut text, service, status);
     }
     text.text.push('\n');
+    let sources: String = status.sources.iter().map(ToString::to_string).collect();
+    for line in sources.lines() {
+        let indent = line.len() - line.trim_start().len();
+        text.line(indent, line.trim_start());
+    }
     heartbeats(&mut text, &status.heartbeats);
     if status.denied_prefixes > 0 {
         let prefixes = match status.denied_prefixes {

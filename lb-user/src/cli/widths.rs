@@ -86,6 +86,7 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
             .map(|service| Next {
                 service: service.map_backends(|backend| backend.seen),
                 failures: Default::default(),
+                absent: Default::default(),
             })
             .collect(),
     };

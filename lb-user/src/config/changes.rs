@@ -27,6 +27,7 @@ impl Changes {
             failover,
             limits,
             services,
+            origins: _,
         } = new;
         let mut changes = Self::default();
         changes.table("manager", old.manager.differences(manager));

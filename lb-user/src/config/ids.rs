@@ -133,6 +133,9 @@ impl Config {
                     worker: worker.name.clone(),
                     address: worker.address,
                     weight_percent: worker.weight_percent,
+                    source: (self.origin(&service.name, &worker.name)).map(|it| it.source.clone()),
+                    source_state: (self.origin(&service.name, &worker.name))
+                        .and_then(|it| it.state.clone()),
                 })
                 .collect(),
             fallback: service.fallback.map(|address| FallbackSettings {

@@ -23,7 +23,8 @@ use super::key::{Key, Reload};
 use super::kinds::{
     AbsolutePath, Choice, Fallback, FilePath, Flag, HostAddress, HostNames, Integer, Interfaces,
     Kind, ListenAddress, MemoryThreshold, Name, NatSources, OptionalListenAddress, OptionalPath,
-    Percent, Ports, PressureLimit, ShareLimit, SocketPath, Time,
+    Percent, Ports, PressureLimit, ShareLimit, SocketPath,
+    SourceNames, Time,
 };
 use super::nested::{AutoJoin, Joining, NO_ADDRESS, Worker, Workers};
 use super::section::{Described, Difference, Fields, Section, sections};
@@ -327,5 +328,10 @@ sections! {
         /// join. Too wide a network: an agent on a machine that should not serve gets connections. For instance
         /// ["192.168.56.0/24"].
         auto_join: Option<AutoJoin> = None, Joining, Live;
+
+        /// Which sources outside of this file may give workers to the service: "swarm" for `memlb swarm`, "file"
+        /// for `memlb sources apply`, or the name that another one uses. With a source, workers may be left out.
+        /// The manager remembers the last list of each source over restarts, beside state_file.
+        worker_sources: Vec<String> = Vec::new(), SourceNames, Live;
     }
 }

@@ -13,6 +13,7 @@ mod keys;
 mod kinds;
 mod nested;
 mod options;
+mod origin;
 mod overrides;
 mod retired;
 mod rules;
@@ -21,6 +22,7 @@ mod validator;
 mod values;
 mod words;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -37,12 +39,22 @@ pub use error::{ConfigError, Origin, Problem, ProblemKind};
 pub use ids::{Identity, PinnedIds, identities};
 pub use keys::{Failover, Heartbeats, Limits, Manager, Service};
 pub use nested::{AutoJoin, Worker};
+pub use origin::{JOINED, WorkerOrigin, check_source};
 pub use overrides::Overrides;
 pub use values::{Attach, PortRange, size};
 
 use document::{RawTable, RawValue};
 use section::{REWRITE, read_table, read_tables};
 use validator::Validator;
+
+/// Parses the address of a worker's server.
+///
+/// # Errors
+///
+/// Says what is wrong with it, and what to write.
+pub fn worker_address(text: &str) -> Result<SocketAddr, String> {
+    values::host_address(text).map_err(|bad| format!("{}; {}", bad.what, bad.remedy))
+}
 
 /// Parses a threshold as the file has it.
 pub fn threshold(text: &str) -> Option<Threshold> {
@@ -60,6 +72,8 @@ pub struct Config {
     pub failover: Failover,
     pub limits: Limits,
     pub services: Vec<Service>,
+    /// Where the workers come from that the file does not name, by service and worker.
+    pub origins: BTreeMap<(String, String), WorkerOrigin>,
 }
 
 impl Service {
@@ -132,6 +146,19 @@ impl fmt::Display for AutoJoin {
 }
 
 impl Config {
+    /// Adds a worker that the file does not name to the service with this index.
+    pub fn add_worker(&mut self, service: usize, worker: Worker, origin: WorkerOrigin) {
+        let service = &mut self.services[service];
+        let key = (service.name.clone(), worker.name.clone());
+        self.origins.insert(key, origin);
+        service.workers.push(worker);
+    }
+
+    /// Where a worker comes from; nothing if the file names it.
+    pub fn origin(&self, service: &str, worker: &str) -> Option<&WorkerOrigin> {
+        self.origins.get(&(service.to_owned(), worker.to_owned()))
+    }
+
     /// Returns the documented example, the three-node lab: what runs when no file is given.
     pub fn example_text() -> &'static str {
         static TEXT: LazyLock<String> = LazyLock::new(example::render);
@@ -198,6 +225,7 @@ impl Config {
             failover: read_table(validator, "failover", table("failover")),
             limits: read_table(validator, "limits", table("limits")),
             services: read_services(validator, table(SERVICE)),
+            origins: BTreeMap::new(),
         }
     }
 

@@ -294,8 +294,11 @@ impl ServiceRules<'_> {
     fn workers(&self, validator: &mut Validator<'_>, config: &Config) {
         let service = self.service;
         let key = self.key("workers");
-        let is_empty = service.workers.is_empty() && service.auto_join.is_none();
-        if is_empty && validator.are_good(&[&key, &self.key("auto_join")]) {
+        let is_empty = service.workers.is_empty()
+            && service.auto_join.is_none()
+            && service.worker_sources.is_empty();
+        let keys = [&key, &self.key("auto_join"), &self.key("worker_sources")];
+        if is_empty && validator.are_good(&keys.map(String::as_str)) {
             validator.reject(
                 &key,
                 ProblemKind::NoWorker,

@@ -63,6 +63,7 @@ fn lab() -> Config {
             ],
             ..Service::default()
         }],
+        origins: Default::default(),
     }
 }
 

@@ -6,13 +6,16 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::{AdminReply, DenyReply, Request};
+use super::{AdminReply, DenyReply, Request, WorkersReply};
 use crate::{
     deny::{Denied, Prefix},
     explain::Explanation,
     flows::{Client, FlowFilter, Flows},
     history::now_ms,
-    manager::{CommandReceipt, DenyChange, DenyOutcome, ManagerHandle, ReloadError},
+    manager::{
+        CommandReceipt, DenyChange, DenyOutcome, ManagerHandle, ReloadError, SourceError,
+        SourceUpdate,
+    },
 };
 use lb_core::{AdminCommand, AdminError, ServiceSnapshot, check_reason, unknown_name};
 
@@ -33,6 +36,15 @@ impl From<ReloadError> for RequestError {
         match error {
             ReloadError::RunTime(_) => Self::RunTime(error.into()),
             ReloadError::Configuration(_) | ReloadError::Refused(_) => Self::Usage(error.into()),
+        }
+    }
+}
+
+impl From<SourceError> for RequestError {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::RunTime(_) => Self::RunTime(error.into()),
+            _ => Self::Usage(error.into()),
         }
     }
 }
@@ -77,6 +89,30 @@ pub(super) async fn reply(
         Request::ListDenied => line_of(&manager.denied().await?)?,
         Request::Flows { filter, limit } => flows(filter, limit, manager).await?,
         Request::Explain { client, service } => explain(client, service, manager).await?,
+        Request::SetWorkers {
+            source,
+            list,
+            partial,
+        } => {
+            let update = SourceUpdate {
+                source,
+                list: Some(list),
+                partial,
+            };
+            line_of(&set_workers(update, manager).await?)?
+        }
+        Request::RemoveSource { source } => {
+            let update = SourceUpdate {
+                source,
+                list: None,
+                partial: false,
+            };
+            line_of(&set_workers(update, manager).await?)?
+        }
+        Request::SourceProblem { source, problem } => {
+            check_reason(&problem)?;
+            line_of(&manager.source_failed(source, problem).await??)?
+        }
         Request::Reload => line_of(&manager.reload().await?)?,
         Request::Events { .. } | Request::Trace(_) => {
             let error = anyhow::anyhow!("its reply is a stream");
@@ -108,7 +144,8 @@ async fn explain(
     service: Option<String>,
     manager: &ManagerHandle,
 ) -> Result<Vec<u8>, RequestError> {
-    let services = manager.snapshot().await?.services;
+    let snapshot = manager.snapshot().await?;
+    let (services, sources) = (snapshot.services, snapshot.sources);
     check_names(&services, service.as_deref(), None)?;
     let denied = manager.denied().await?;
     let denied = denied.of(client.address).map(ToString::to_string);
@@ -117,7 +154,8 @@ async fn explain(
     let status = manager.totals().await?;
     let explanation = spawn_blocking(move || {
         let service = service.as_deref();
-        let explanation = Explanation::new(client, connections, services, service, &history);
+        let explanation = Explanation::new(client, connections, services, service, &history)
+            .with_absent(&sources);
         let mut explanation = Explanation {
             denied,
             ..explanation
@@ -160,6 +198,21 @@ async fn apply_command(
         without_worker: result.without_worker,
         warnings: result.warnings,
         not_saved: manager.overrides_flushed(version).await,
+    })
+}
+
+async fn set_workers(
+    update: SourceUpdate,
+    manager: &ManagerHandle,
+) -> Result<WorkersReply, RequestError> {
+    let receipt = manager.set_workers(update).await??;
+    Ok(WorkersReply {
+        changes: receipt.changes,
+        absent: receipt.absent,
+        not_saved: match receipt.version {
+            Some(version) => manager.workers_flushed(version).await,
+            None => None,
+        },
     })
 }
 

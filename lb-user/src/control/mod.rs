@@ -22,6 +22,7 @@ use crate::{
     deny::{Denied, Prefix},
     event_filter::EventFilter,
     flows::{Client, FlowFilter},
+    membership::{AbsentWorker, WorkerChanges, WorkerList},
     trace::TraceFilter,
 };
 use lb_core::AdminAction;
@@ -77,6 +78,18 @@ pub enum Request {
         #[serde(default)]
         service: Option<String>,
     },
+    /// A source's whole list of workers, in place of its former one; answered by [`WorkersReply`].
+    SetWorkers {
+        source: String,
+        list: WorkerList,
+        /// Whether workers that are not valid are left out; otherwise each of them refuses the list.
+        #[serde(default)]
+        partial: bool,
+    },
+    /// Removes a source with all of its workers; answered by [`WorkersReply`].
+    RemoveSource { source: String },
+    /// Why a source cannot say which workers there are: its last ones stay. Answered by `null`.
+    SourceProblem { source: String, problem: String },
     /// Answered by [`crate::manager::Reloaded`].
     Reload,
     /// Answered by one [`crate::event_stream::EventRecord`] a line.
@@ -117,6 +130,17 @@ pub struct DenyReply {
     pub connections_ended: u64,
     /// Effects that the operator may not have intended, one sentence each.
     pub warnings: Vec<String>,
+    /// Why a restarted manager would not have it, if so.
+    pub not_saved: Option<String>,
+}
+
+/// A list of workers in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkersReply {
+    #[serde(flatten)]
+    pub changes: WorkerChanges,
+    /// What is not a worker, and why.
+    pub absent: Vec<AbsentWorker>,
     /// Why a restarted manager would not have it, if so.
     pub not_saved: Option<String>,
 }

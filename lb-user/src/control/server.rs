@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// The longest request, in bytes.
-const REQUEST_LIMIT: u64 = 4096;
+const REQUEST_LIMIT: u64 = 1024 * 1024;
 
 /// The most connections at a time; others wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -285,7 +285,7 @@ mod tests {
         let mut line = vec![b'r'; limit];
         assert_eq!(
             said(&line),
-            "the request is too long: at most 4096 bytes, with a newline at the end"
+            "the request is too long: at most 1048576 bytes, with a newline at the end"
         );
         line[limit - 1] = b'\n';
         assert!(said(&line).starts_with("not a request that this manager knows"));

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::Finding;
 use crate::{
-    config::{Config, Worker},
+    config::{Config, Service, Worker},
     control::{ControlClient, Request},
     status::Status,
 };
@@ -50,13 +50,14 @@ fn is_same(one: &Path, other: &Path) -> bool {
     one == other || real(one).is_some_and(|one| Some(one) == real(other))
 }
 
-/// Returns the configuration with the workers that have joined a running manager by themselves.
+/// Returns the configuration with the workers that have joined a running manager by themselves, or that other
+/// sources gave it.
 pub fn with_joined(config: &Config, manager: Option<&Status>) -> Config {
     let mut config = config.clone();
     for served in manager.into_iter().flat_map(|status| &status.services) {
         let mut services = config.services.iter_mut();
-        let Some(service) = services.find(|it| it.auto_join.is_some() && it.name == served.name)
-        else {
+        let takes = |it: &Service| it.auto_join.is_some() || !it.worker_sources.is_empty();
+        let Some(service) = services.find(|it| takes(it) && it.name == served.name) else {
             continue;
         };
         for backend in &served.backends {

@@ -308,6 +308,7 @@ mod tests {
             services: Vec::new(),
             heartbeats: Heartbeats::default(),
             denied_prefixes: 0,
+            sources: Vec::new(),
             verdicts: Default::default(),
             maps: Default::default(),
             counters_problem: None,

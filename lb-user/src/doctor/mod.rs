@@ -22,6 +22,7 @@ mod ruleset;
 mod selections;
 mod server;
 mod services;
+mod sources;
 mod storage;
 mod workers;
 
@@ -70,6 +71,7 @@ pub async fn examine_manager(
     findings.extend(network(config, kernel_ports, &manager).await?);
     if let Some(status) = manager.status() {
         findings.extend(selections::findings(status, config.failover.down_after));
+        findings.extend(sources::findings(config, status));
         findings.extend(heartbeats::findings(&heartbeats::Facts {
             status,
             down_after: config.failover.down_after,

@@ -316,6 +316,7 @@ mod tests {
             heartbeats: Heartbeats::default(),
             denied_prefixes: 0,
             kernel_selections: Vec::new(),
+            sources: Vec::new(),
         };
         let mut status = Status::new(snapshot, &Stats::default());
         for backend in &mut status.services[0].backends {

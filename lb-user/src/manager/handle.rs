@@ -16,7 +16,8 @@ use tokio::{
 
 use super::{
     CommandReceipt, DenyChange, DenyOutcome, FlushProgress, ManagerRequest, ReloadError, Reloaded,
-    reload::Reloader,
+    SourceError, SourceReceipt, SourceUpdate,
+    reload::{self, Reloader},
 };
 use crate::{
     datapath::{self, Connection, Stats},
@@ -44,6 +45,7 @@ pub struct ManagerHandle {
     requests: mpsc::Sender<ManagerRequest>,
     overrides_progress: watch::Receiver<FlushProgress>,
     denied_progress: watch::Receiver<FlushProgress>,
+    workers_progress: watch::Receiver<FlushProgress>,
     reloader: Reloader,
     pin_path: PathBuf,
     event_stream: EventStream,
@@ -63,6 +65,7 @@ impl fmt::Debug for ManagerHandle {
 pub(super) struct Records {
     pub overrides_progress: watch::Receiver<FlushProgress>,
     pub denied_progress: watch::Receiver<FlushProgress>,
+    pub workers_progress: watch::Receiver<FlushProgress>,
     pub pin_path: PathBuf,
     pub event_stream: EventStream,
     pub history: History,
@@ -79,6 +82,7 @@ impl ManagerHandle {
             requests,
             overrides_progress: records.overrides_progress,
             denied_progress: records.denied_progress,
+            workers_progress: records.workers_progress,
             reloader,
             pin_path: records.pin_path,
             event_stream: records.event_stream,
@@ -160,6 +164,40 @@ impl ManagerHandle {
     /// Says why nothing was changed.
     pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
         self.reloader.reload(&self.requests).await
+    }
+
+    /// Replaces a source's list of workers, as a whole or not at all. Returns when that is in force.
+    ///
+    /// # Errors
+    ///
+    /// Says that the manager ends; the inner result refuses the list.
+    pub async fn set_workers(
+        &self,
+        update: SourceUpdate,
+    ) -> Result<Result<SourceReceipt, SourceError>> {
+        let routes = reload::routes(&update.addresses()).await;
+        let update = Box::new(update);
+        self.request(|reply| ManagerRequest::SetWorkers(update, routes, reply))
+            .await
+    }
+
+    /// Records why a source cannot say which workers there are; its last ones stay.
+    ///
+    /// # Errors
+    ///
+    /// Says that the manager ends; the inner result refuses the source's name.
+    pub async fn source_failed(
+        &self,
+        source: String,
+        problem: String,
+    ) -> Result<Result<(), SourceError>> {
+        self.request(|reply| ManagerRequest::SourceProblem(source, problem, reply))
+            .await
+    }
+
+    /// The same as [`Self::overrides_flushed`] of the workers of sources.
+    pub async fn workers_flushed(&self, version: u64) -> Option<String> {
+        flushed(self.workers_progress.clone(), version).await
     }
 
     /// Waits until a version of the overrides is on disk, or returns why it is not.
@@ -266,7 +304,8 @@ impl ManagerHandle {
         let (_, progress) = watch::channel(FlushProgress::default());
         let records = Records {
             overrides_progress: progress.clone(),
-            denied_progress: progress,
+            denied_progress: progress.clone(),
+            workers_progress: progress,
             pin_path: PathBuf::new(),
             event_stream: EventStream::default(),
             history: History::default(),

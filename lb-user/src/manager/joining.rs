@@ -9,7 +9,11 @@ use std::{
 use tracing::warn;
 
 use super::{Configuration, Manager};
-use crate::{datapath::Routes, heartbeat_receiver::ReceivedHeartbeat, membership::JoinError};
+use crate::{
+    datapath::Routes,
+    heartbeat_receiver::ReceivedHeartbeat,
+    membership::{Applied, JoinError},
+};
 use lb_core::Event;
 
 /// How long a member may be silent before it is removed.
@@ -106,9 +110,9 @@ impl Manager {
                 .is_some_and(|silence| silence <= down_after)
         };
         let parting = self.datapath.retiring();
-        let file = &self.configuration.file;
+        let base = self.with_sources(&self.configuration.file).config;
         self.membership
-            .admit(file, worker, address, parting, present)?;
+            .admit(&base, worker, address, parting, present)?;
         self.emitter.emit(&Event::WorkerJoined {
             worker: worker.to_owned(),
             address,
@@ -141,8 +145,9 @@ impl Manager {
         self.state_files.membership.save(self.membership.clone());
         match self.datapath.numbers() {
             Ok(numbers) => {
-                let config = self.membership.apply_to(&self.configuration.file);
+                let Applied { config, absent } = self.compose(&self.configuration.file);
                 self.apply_config(config, &numbers, routes);
+                self.note_absent(absent);
             }
             Err(error) => warn!("backend ids for the workers that joined: {error:#}"),
         }

@@ -17,6 +17,7 @@ mod recovery;
 mod reload;
 mod request;
 mod route_monitor;
+mod sources;
 mod start;
 mod state_file;
 
@@ -55,6 +56,8 @@ use recovery::Recovery;
 pub use reload::{ReadConfig, ReloadError, Reloaded};
 pub use request::CommandReceipt;
 pub(crate) use request::ManagerRequest;
+use sources::Sources;
+pub use sources::{SourceError, SourceReceipt, SourceUpdate};
 use start::StateFiles;
 pub use start::{Prepared, prepare};
 pub use state_file::FlushProgress;
@@ -76,6 +79,7 @@ pub struct Manager {
     datapath: Datapath,
     receiver: HeartbeatReceiver,
     membership: Membership,
+    sources: Sources,
     join_requests: JoinRequests,
     denied: DenyList,
     /// As last saved.
@@ -219,6 +223,7 @@ impl Manager {
             services,
             heartbeats: self.receiver.counts(now),
             denied_prefixes: self.denied.len(),
+            sources: self.sources.statuses(&self.configuration.effective, now),
         }
     }
 

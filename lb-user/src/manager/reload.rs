@@ -27,6 +27,7 @@ use crate::{
     event_log::{self, LogFile},
     heartbeat_receiver,
     keys::KeyRing,
+    membership::Applied,
 };
 use lb_core::Event;
 
@@ -173,7 +174,7 @@ impl Manager {
             routes,
         } = reload;
         // Workers may have joined since the reload was prepared.
-        let config = self.membership.apply_to(&file);
+        let Applied { config, absent } = self.compose(&file);
         let mut changes = Changes::between(&self.configuration.effective, &config);
         changes
             .refused
@@ -200,6 +201,7 @@ impl Manager {
         self.state_files.membership.save(self.membership.clone());
         self.configuration.file = file;
         self.apply_config(config, &numbers, &routes);
+        self.note_absent(absent);
         let warnings = self.receiver.missing_keys(&self.configuration.effective);
         Ok(Reloaded {
             changes: changes.accepted,
@@ -228,7 +230,7 @@ impl Manager {
         self.configuration.effective = config;
     }
 
-    fn lacks_backends(&self, lacking: usize) -> String {
+    pub(super) fn lacks_backends(&self, lacking: usize) -> String {
         let backends = self.configuration.effective.limits.backends;
         let parting = self.datapath.retiring();
         format!(

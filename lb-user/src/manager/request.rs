@@ -6,8 +6,12 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use super::{DenyChange, DenyOutcome, Manager, ReloadError, Reloaded, reload::Reload};
+use super::{
+    DenyChange, DenyOutcome, Manager, ReloadError, Reloaded, SourceError, SourceReceipt,
+    SourceUpdate, reload::Reload,
+};
 use crate::{
+    datapath::Routes,
     deny::{DenyError, DenyList},
     status::ManagerSnapshot,
 };
@@ -29,6 +33,14 @@ pub(crate) enum ManagerRequest {
         Result<Box<Reload>, ReloadError>,
         oneshot::Sender<Result<Reloaded, ReloadError>>,
     ),
+    /// A source's whole list of workers, with the routes to them.
+    SetWorkers(
+        Box<SourceUpdate>,
+        Routes,
+        oneshot::Sender<Result<SourceReceipt, SourceError>>,
+    ),
+    /// Why a source cannot say which workers there are.
+    SourceProblem(String, String, oneshot::Sender<Result<(), SourceError>>),
 }
 
 /// A command in force.
@@ -48,6 +60,12 @@ impl Manager {
             }
             ManagerRequest::Deny(change, reply) => reply.send(self.change_denied(change)).is_ok(),
             ManagerRequest::ListDenied(reply) => reply.send(self.denied.clone()).is_ok(),
+            ManagerRequest::SetWorkers(update, routes, reply) => {
+                reply.send(self.set_workers(*update, &routes)).is_ok()
+            }
+            ManagerRequest::SourceProblem(source, problem, reply) => {
+                reply.send(self.source_failed(&source, problem)).is_ok()
+            }
             ManagerRequest::Reload(prepared, reply) => reply.send(self.reload(prepared)).is_ok(),
         };
         if !is_received {

@@ -1,6 +1,6 @@
 //! How a manager starts: everything is opened, loaded, attached and adopted, or nothing is.
 
-use std::{fmt, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Instant};
 
 use anyhow::Result;
 use tokio::sync::mpsc;
@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{
     Background, Configuration, Emitter, Inputs, JoinRequests, Manager, ManagerHandle, NatPorts,
-    ReadConfig, Recovery,
+    ReadConfig, Recovery, Sources,
     connection_count::ConnectionCountReconciler,
     handle::Records,
     reload::Reloader,
@@ -24,7 +24,7 @@ use crate::{
     event_stream::EventStream,
     heartbeat_receiver::HeartbeatReceiver,
     history::{History, now_ms},
-    membership::{LivenessRecord, Membership},
+    membership::{AbsentWorker, Applied, ExternalWorkers, LivenessRecord, Membership},
     metrics::Metrics,
     status,
 };
@@ -44,6 +44,8 @@ pub struct Prepared {
     interfaces: Vec<Interface>,
     datapath: datapath::Prepared,
     membership: (StateFile<Membership>, Membership),
+    workers: (StateFile<ExternalWorkers>, ExternalWorkers),
+    absent: BTreeMap<String, Vec<AbsentWorker>>,
 }
 
 /// The files that a restarted manager reads.
@@ -51,6 +53,7 @@ pub struct Prepared {
 pub(super) struct StateFiles {
     pub overrides: StateFile<AdminOverrides>,
     pub membership: StateFile<Membership>,
+    pub workers: StateFile<ExternalWorkers>,
     pub denied: StateFile<DenyList>,
     pub liveness: StateFile<LivenessRecord>,
     _lock: Option<StateLock>,
@@ -60,6 +63,7 @@ pub(super) struct StateFiles {
 struct Saved {
     overrides: AdminOverrides,
     membership: Membership,
+    workers: ExternalWorkers,
     denied: DenyList,
     liveness: LivenessRecord,
 }
@@ -80,7 +84,13 @@ pub async fn prepare(
         "the workers that joined by themselves",
         "repair or remove the file; workers whose agents run join again",
     )?;
-    let config = membership.1.apply_to(&file);
+    let workers = StateFile::<ExternalWorkers>::load(
+        &file.manager.state_file.with_file_name("workers.json"),
+        "the workers of sources",
+        "mend or remove the file; each source gives its workers again",
+    )?;
+    let Applied { config, absent } = workers.1.apply_to(&file, &membership.1, 0);
+    let config = membership.1.apply_to(&config);
     let receiver = HeartbeatReceiver::bind(&config)?;
     let mut netlink = Netlink::connect()?;
     let interfaces = netlink.interfaces(&config.manager.interfaces).await?;
@@ -97,6 +107,8 @@ pub async fn prepare(
         interfaces,
         datapath,
         membership,
+        workers,
+        absent,
     })
 }
 
@@ -104,6 +116,7 @@ impl StateFiles {
     fn load(
         config: &Config,
         (membership_file, membership): (StateFile<Membership>, Membership),
+        (workers_file, workers): (StateFile<ExternalWorkers>, ExternalWorkers),
     ) -> Result<(Self, Saved)> {
         let lock = StateLock::acquire(&config.manager.state_file)?;
         let (overrides_file, overrides) = StateFile::load(
@@ -125,6 +138,7 @@ impl StateFiles {
         let files = Self {
             overrides: overrides_file,
             membership: membership_file,
+            workers: workers_file,
             denied: denied_file,
             liveness: liveness_file,
             _lock: lock,
@@ -132,6 +146,7 @@ impl StateFiles {
         let saved = Saved {
             overrides,
             membership,
+            workers,
             denied,
             liveness,
         };
@@ -162,7 +177,7 @@ impl Prepared {
             event_stream: event_stream.clone(),
             metrics: Metrics::new(&config)?,
         };
-        let (state_files, saved) = StateFiles::load(&config, self.membership)?;
+        let (state_files, saved) = StateFiles::load(&config, self.membership, self.workers)?;
         let adoption = &self.datapath.adoption;
         if !adoption.is_empty() {
             info!(
@@ -183,6 +198,7 @@ impl Prepared {
         let records = Records {
             overrides_progress: state_files.overrides.progress(),
             denied_progress: state_files.denied.progress(),
+            workers_progress: state_files.workers.progress(),
             pin_path: pin_path.clone(),
             event_stream,
             history: history.clone(),
@@ -200,6 +216,7 @@ impl Prepared {
             datapath,
             receiver: self.receiver,
             membership: saved.membership,
+            sources: Sources::new(saved.workers, self.absent),
             join_requests: JoinRequests::default(),
             denied: saved.denied,
             liveness: saved.liveness,

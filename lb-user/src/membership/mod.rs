@@ -1,5 +1,7 @@
-//! The workers that joined by starting an agent, and how long workers have been silent.
+//! The workers that joined by starting an agent, those that other sources gave, and how long workers have been
+//! silent.
 
+mod external;
 mod liveness;
 
 use std::{
@@ -10,7 +12,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::config::{Config, Worker};
+use crate::config::{Config, Worker, WorkerOrigin};
+pub use external::{
+    AbsentWorker, Applied, ExternalWorker, ExternalWorkers, JOINED, WorkerChanges, WorkerList,
+    check_source, parse_weight,
+};
 use lb_core::{MANAGER, NO_BACKEND};
 pub use liveness::LivenessRecord;
 
@@ -138,9 +144,13 @@ impl Membership {
     pub fn apply_to(&self, file: &Config) -> Config {
         let mut config = file.clone();
         for (service, worker) in self.candidates(file).into_iter().take(room(file)) {
-            let workers = &mut config.services[service].workers;
-            if !workers.iter().any(|it| it.address == worker.address) {
-                workers.push(worker);
+            let mut workers = config.services[service].workers.iter();
+            if !workers.any(|it| it.address == worker.address) {
+                let origin = WorkerOrigin {
+                    source: JOINED.to_owned(),
+                    state: None,
+                };
+                config.add_worker(service, worker, origin);
             }
         }
         config
@@ -148,14 +158,16 @@ impl Membership {
 
     /// The members that the file does not name, each with the index of a service that it may join.
     fn candidates(&self, file: &Config) -> Vec<(usize, Worker)> {
-        let unnamed = self.0.iter().filter(|(worker, _)| !named(file, worker));
+        let unnamed = self.0.iter();
+        let unnamed = unnamed.filter(|(worker, _)| !named_by_file(file, worker));
         let mut candidates = Vec::new();
         for (name, address) in unnamed {
             for (index, service) in file.services.iter().enumerate() {
                 let Some(auto_join) = &service.auto_join else {
                     continue;
                 };
-                if auto_join.allows(*address) {
+                let is_there = service.workers.iter().any(|it| it.name == *name);
+                if auto_join.allows(*address) && !is_there {
                     candidates.push((
                         index,
                         Worker::joining(name.clone(), SocketAddr::new(*address, auto_join.port)),
@@ -165,6 +177,15 @@ impl Membership {
         }
         candidates
     }
+}
+
+/// Whether the file itself names the worker in a service.
+fn named_by_file(config: &Config, worker: &str) -> bool {
+    let mut services = config.services.iter();
+    services.any(|service| {
+        let mut workers = service.workers.iter();
+        workers.any(|it| it.name == worker) && config.origin(&service.name, worker).is_none()
+    })
 }
 
 fn named(config: &Config, worker: &str) -> bool {

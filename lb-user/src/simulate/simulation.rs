@@ -103,6 +103,8 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
         worker: worker.name.clone(),
         address: address(number, 8080),
         weight_percent: 100,
+        source: None,
+        source_state: None,
     };
     let backends: Vec<_> = (1..).zip(&scenario.workers).map(backend).collect();
     let fallback = BackendId(u32::try_from(backends.len()).unwrap_or(u32::MAX - 1) + 1);

@@ -50,6 +50,8 @@ pub(super) fn service(
             worker: (*worker).to_owned(),
             address: ([192, 168, 57, u8::try_from(id).expect("few")], 8080).into(),
             weight_percent: 100,
+            source: None,
+            source_state: None,
         })
         .collect();
     ServiceSettings {

@@ -353,6 +353,7 @@ pub fn status(workers: usize, connections: u64, start: Instant) -> Status {
     };
     let decided = ManagerSnapshot {
         denied_prefixes: 0,
+        sources: Vec::new(),
         uptime_ms: 8_040_000,
         config_file: None,
         interfaces: vec![Interface {

@@ -7,6 +7,7 @@ use lb_common::maps::MAX_NAT_SOURCES;
 
 use super::{Input, Kind, list};
 use crate::config::error::{BadValue, ProblemKind};
+use crate::config::origin::check_source;
 
 /// `ALTIFNAMSIZ` of linux/if.h less its final NUL; alternative names may be longer than others.
 const LONGEST_INTERFACE_NAME: usize = 127;
@@ -148,6 +149,32 @@ fn is_host(ip: IpAddr) -> bool {
         IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some(),
     };
     !(is_special || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
+}
+
+/// Names of sources of workers.
+pub struct SourceNames;
+
+impl Kind for SourceNames {
+    type Value = Vec<String>;
+
+    fn read(&self, input: &mut Input<'_, '_>) -> Option<Vec<String>> {
+        input.items(|name, before: &[String]| {
+            if before.iter().any(|it| it == name) {
+                return Err(repeated(name, ProblemKind::BadName));
+            }
+            let checked = check_source(name).map_err(|what| BadValue {
+                kind: ProblemKind::BadName,
+                what,
+                expected: "names of sources, as in [\"swarm\"]".into(),
+                remedy: "write the name that the source uses".to_owned(),
+            });
+            checked.map(|()| name.to_owned())
+        })
+    }
+
+    fn show(&self, value: &Vec<String>) -> String {
+        list(value)
+    }
 }
 
 /// Networks of agents that may join.

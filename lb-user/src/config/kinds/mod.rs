@@ -18,7 +18,7 @@ use super::values::{self, Attach, PortRange, show_duration};
 use super::words::nearest;
 use crate::heartbeat::{Authentication, check_name};
 
-pub(super) use lists::{HostNames, Interfaces, NatSources, Networks};
+pub(super) use lists::{HostNames, Interfaces, NatSources, Networks, SourceNames};
 
 /// `sun_path` of `struct sockaddr_un`, less its final NUL.
 const LONGEST_SOCKET_PATH: usize = 107;

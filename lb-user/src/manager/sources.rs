@@ -1,0 +1,271 @@
+//! How the lists of workers that sources outside of memlb give are applied: each as a whole, or not at all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    time::Instant,
+};
+
+use anyhow::anyhow;
+use lb_core::{Event, milliseconds};
+
+use super::Manager;
+use crate::{
+    config::{Changes, Config, worker_address},
+    datapath::Routes,
+    history::now_ms,
+    membership::{AbsentWorker, Applied, ExternalWorkers, WorkerChanges, WorkerList, check_source},
+    status::WorkerSource,
+};
+
+/// The most entries of a list that are left out of it, so that a source cannot fill the manager's memory.
+const MAX_ABSENT: usize = 1_000;
+
+/// What the manager knows of each source.
+#[derive(Debug)]
+pub(super) struct Sources {
+    lists: ExternalWorkers,
+    /// What is not a worker, by source, as last applied.
+    absent: BTreeMap<String, Vec<AbsentWorker>>,
+    heard: BTreeMap<String, Instant>,
+    problems: BTreeMap<String, String>,
+}
+
+/// A source's new list.
+#[derive(Debug)]
+pub struct SourceUpdate {
+    pub source: String,
+    /// Nothing removes the source with all of its workers.
+    pub list: Option<WorkerList>,
+    /// Whether workers that are not valid are left out; otherwise each of them refuses the list.
+    pub partial: bool,
+}
+
+/// A list in force.
+#[derive(Debug)]
+pub struct SourceReceipt {
+    pub changes: WorkerChanges,
+    pub absent: Vec<AbsentWorker>,
+    /// The version of the state file that holds it, if it is a new one.
+    pub version: Option<u64>,
+}
+
+/// Why nothing was changed.
+#[derive(Debug)]
+pub enum SourceError {
+    Name(String),
+    Workers(Vec<AbsentWorker>),
+    /// What the running manager cannot change.
+    Refused(Vec<String>),
+    RunTime(anyhow::Error),
+}
+
+impl fmt::Display for SourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing was changed: ")?;
+        match self {
+            Self::Name(problem) => f.write_str(problem),
+            Self::Workers(problems) => {
+                let texts: Vec<String> = problems.iter().map(AbsentWorker::to_string).collect();
+                f.write_str(&texts.join("\n"))
+            }
+            Self::Refused(problems) => f.write_str(&problems.join("\n")),
+            Self::RunTime(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl std::error::Error for SourceError {}
+
+impl SourceUpdate {
+    /// The addresses to which routes are needed.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let workers = self.list.iter().flat_map(|list| &list.workers);
+        workers
+            .filter_map(|it| worker_address(&it.address).ok())
+            .map(|address| address.ip())
+            .collect()
+    }
+}
+
+impl Sources {
+    pub fn new(lists: ExternalWorkers, absent: BTreeMap<String, Vec<AbsentWorker>>) -> Self {
+        Self {
+            lists,
+            absent,
+            heard: BTreeMap::new(),
+            problems: BTreeMap::new(),
+        }
+    }
+
+    pub fn statuses(&self, effective: &Config, now: Instant) -> Vec<WorkerSource> {
+        let status = |name: &str| WorkerSource {
+            name: name.to_owned(),
+            workers: (effective.origins.iter())
+                .filter(|(_, origin)| origin.source == name)
+                .map(|((service, worker), _)| format!("{service}/{worker}"))
+                .collect(),
+            heard_ms: (self.heard.get(name))
+                .map(|at| milliseconds(now.saturating_duration_since(*at))),
+            problem: self.problems.get(name).cloned(),
+            absent: self.absent.get(name).cloned().unwrap_or_default(),
+        };
+        let names: BTreeSet<&str> = self
+            .lists
+            .sources()
+            .chain(self.problems.keys().map(String::as_str))
+            .collect();
+        names.into_iter().map(status).collect()
+    }
+}
+
+impl Manager {
+    /// Returns a configuration file's content with the workers of all sources, without those that joined.
+    pub(super) fn with_sources(&self, file: &Config) -> Applied {
+        let parting = self.datapath.retiring();
+        (self.sources.lists).apply_to(file, &self.membership, parting)
+    }
+
+    /// Returns a configuration file's content with the workers of all sources and those that joined.
+    pub(super) fn compose(&self, file: &Config) -> Applied {
+        let Applied { config, absent } = self.with_sources(file);
+        Applied {
+            config: self.membership.apply_to(&config),
+            absent,
+        }
+    }
+
+    /// Replaces a source's list; returns what that changed.
+    pub(super) fn set_workers(
+        &mut self,
+        update: SourceUpdate,
+        routes: &Routes,
+    ) -> Result<SourceReceipt, SourceError> {
+        let source = update.source.clone();
+        let outcome = self.apply_workers(update, routes);
+        match &outcome {
+            Ok(_) => {
+                self.sources.heard.insert(source.clone(), Instant::now());
+                if self.sources.problems.remove(&source).is_some() {
+                    self.emitter.emit(&Event::SourceRecovered { source });
+                }
+            }
+            Err(error) => self.emitter.emit(&Event::WorkerListRefused {
+                source,
+                error: error.to_string(),
+            }),
+        }
+        outcome
+    }
+
+    fn apply_workers(
+        &mut self,
+        update: SourceUpdate,
+        routes: &Routes,
+    ) -> Result<SourceReceipt, SourceError> {
+        let SourceUpdate {
+            source,
+            list,
+            partial,
+        } = update;
+        check_source(&source).map_err(SourceError::Name)?;
+        let mut lists = self.sources.lists.clone();
+        let given = list
+            .as_ref()
+            .map_or(0, |it| it.absent.len().min(MAX_ABSENT));
+        match list {
+            Some(mut list) => {
+                list.absent.truncate(MAX_ABSENT);
+                lists.set(&source, list, now_ms());
+            }
+            None if lists.remove(&source) => {}
+            None => {
+                let known: Vec<&str> = lists.sources().collect();
+                let problem = lb_core::unknown_name("source", &source, &known);
+                return Err(SourceError::Name(problem));
+            }
+        }
+        let parting = self.datapath.retiring();
+        let file = &self.configuration.file;
+        let Applied { config, absent } = lists.apply_to(file, &self.membership, parting);
+        let own = absent.get(&source).cloned().unwrap_or_default();
+        if !partial && own.len() > given {
+            return Err(SourceError::Workers(own[given..].to_vec()));
+        }
+        let config = self.membership.apply_to(&config);
+        let changes = WorkerChanges::between(&source, &self.configuration.effective, &config);
+        if config != self.configuration.effective {
+            self.apply_checked(config, routes)?;
+        }
+        let is_new = lists != self.sources.lists;
+        self.sources.lists = lists;
+        let version = is_new.then(|| self.state_files.workers.save(self.sources.lists.clone()));
+        if !changes.is_empty() {
+            self.emitter.emit(&Event::WorkersChanged {
+                source,
+                added: changes.added.clone(),
+                changed: changes.changed.clone(),
+                removed: changes.removed.clone(),
+            });
+        }
+        self.note_absent(absent);
+        Ok(SourceReceipt {
+            changes,
+            absent: own,
+            version,
+        })
+    }
+
+    /// Applies a configuration with other workers, unless the running manager cannot.
+    fn apply_checked(&mut self, config: Config, routes: &Routes) -> Result<(), SourceError> {
+        let mut refused = Changes::between(&self.configuration.effective, &config).refused;
+        refused.extend(self.datapath.restart_reasons(&config));
+        if !refused.is_empty() {
+            return Err(SourceError::Refused(refused));
+        }
+        let numbers = self.datapath.numbers().map_err(SourceError::RunTime)?;
+        let lacking = numbers.reused_by(&config.settings(&numbers));
+        if lacking > 0 {
+            return Err(SourceError::RunTime(anyhow!(self.lacks_backends(lacking))));
+        }
+        self.apply_config(config, &numbers, routes);
+        Ok(())
+    }
+
+    /// Records what is not a worker, and emits what is new of that.
+    pub(super) fn note_absent(&mut self, absent: BTreeMap<String, Vec<AbsentWorker>>) {
+        for (source, entries) in &absent {
+            let before = self.sources.absent.get(source);
+            let is_new = |it: &&AbsentWorker| before.is_none_or(|before| !before.contains(it));
+            for AbsentWorker { what, reason, .. } in entries.iter().filter(is_new) {
+                self.emitter.emit(&Event::WorkerNotAdmitted {
+                    source: source.clone(),
+                    what: what.clone(),
+                    reason: reason.clone(),
+                });
+            }
+        }
+        self.sources.absent = absent;
+    }
+
+    /// Records why a source cannot say which workers there are.
+    pub(super) fn source_failed(
+        &mut self,
+        source: &str,
+        problem: String,
+    ) -> Result<(), SourceError> {
+        check_source(source).map_err(SourceError::Name)?;
+        let before = self
+            .sources
+            .problems
+            .insert(source.to_owned(), problem.clone());
+        if before.as_ref() != Some(&problem) {
+            self.emitter.emit(&Event::SourceFailed {
+                source: source.to_owned(),
+                problem,
+            });
+        }
+        Ok(())
+    }
+}

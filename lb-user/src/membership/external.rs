@@ -1,0 +1,601 @@
+//! The workers that sources outside of memlb give: a file, Docker Swarm. Each source gives all of its workers at
+//! once, and a later list replaces its earlier one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+};
+
+use lb_core::{AdminState, Audited, MANAGER, NO_BACKEND, unknown_name};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::{Membership, room};
+use crate::{
+    config::{Config, Service, Worker, WorkerOrigin, worker_address},
+    heartbeat::check_name,
+};
+
+/// The source of a worker that joined by starting its agent.
+pub const JOINED: &str = "joined";
+
+/// Names that no source may have: they stand for memlb's own workers.
+const RESERVED_SOURCES: [&str; 2] = ["configuration", JOINED];
+
+const LEAST_WEIGHT: u32 = 1;
+const MOST_WEIGHT: u32 = 1_000;
+
+/// One worker of one service, as its source gives it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalWorker {
+    pub service: String,
+    /// The name in its agent's heartbeats.
+    pub name: String,
+    /// The address and port of its server.
+    pub address: String,
+    /// In percent.
+    #[serde(
+        default = "full_weight",
+        deserialize_with = "percent",
+        skip_serializing_if = "is_full"
+    )]
+    pub weight: u32,
+    /// Why it gets no new connection, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<String>,
+}
+
+fn full_weight() -> u32 {
+    100
+}
+
+/// Reads a weight as the configuration file has it, `"50%"`, or as a number.
+fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Weight {
+        Number(u32),
+        Text(String),
+    }
+    match Weight::deserialize(deserializer) {
+        Ok(Weight::Number(percent)) => Ok(percent),
+        Ok(Weight::Text(text)) => parse_weight(&text).map_err(de::Error::custom),
+        Err(_) => Err(de::Error::custom(WEIGHT_FORM)),
+    }
+}
+
+const WEIGHT_FORM: &str = "a weight is a whole number of percent, as in 50 or \"50%\"";
+
+/// Parses a weight in percent, with or without its sign.
+///
+/// # Errors
+///
+/// Says how a weight is written.
+pub fn parse_weight(text: &str) -> Result<u32, String> {
+    let number = text.trim().strip_suffix('%').unwrap_or(text).trim();
+    number
+        .parse()
+        .map_err(|_| format!("{WEIGHT_FORM}, and not {text:?}"))
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_full(weight: &u32) -> bool {
+    *weight == full_weight()
+}
+
+/// What is not a worker although it might be expected to be one, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct AbsentWorker {
+    /// As the source calls it: `web/node2`, or a task or service of Swarm.
+    pub what: String,
+    /// The service that it would serve, where that is known.
+    #[serde(default)]
+    pub service: Option<String>,
+    pub reason: String,
+}
+
+impl fmt::Display for AbsentWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.reason)
+    }
+}
+
+/// All workers of a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerList {
+    pub workers: Vec<ExternalWorker>,
+    /// What the source itself left out.
+    #[serde(default)]
+    pub absent: Vec<AbsentWorker>,
+}
+
+/// The last list of a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Source {
+    #[serde(flatten)]
+    list: WorkerList,
+    /// When each drained worker was first given as such, in milliseconds since 1970, by service and name.
+    #[serde(default)]
+    drained_at_ms: Vec<(String, String, u64)>,
+}
+
+/// The lists of all sources, by their names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ExternalWorkers(BTreeMap<String, Source>);
+
+/// A configuration with the workers of the sources, and those for which there is no place in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    pub config: Config,
+    /// By source.
+    pub absent: BTreeMap<String, Vec<AbsentWorker>>,
+}
+
+/// Checks a source's name.
+///
+/// # Errors
+///
+/// Says what is wrong with it.
+pub fn check_source(name: &str) -> Result<(), String> {
+    check_name(name).map_err(|problem| format!("{name:?} cannot name a source: {problem}"))?;
+    match RESERVED_SOURCES.contains(&name) {
+        true => Err(format!(
+            "{name:?} cannot name a source: it stands for memlb's own workers"
+        )),
+        false => Ok(()),
+    }
+}
+
+impl ExternalWorkers {
+    /// Replaces the list of a source. The time of a drain stays that of the first list with it.
+    pub fn set(&mut self, source: &str, list: WorkerList, now_ms: u64) {
+        let before = self.0.remove(source).unwrap_or_default();
+        let drained = list.workers.iter().filter(|it| it.drain.is_some());
+        let drained_at_ms = drained
+            .map(|it| {
+                let at_ms = before.drained_at_ms(&it.service, &it.name);
+                (it.service.clone(), it.name.clone(), at_ms.unwrap_or(now_ms))
+            })
+            .collect();
+        let source_now = Source {
+            list,
+            drained_at_ms,
+        };
+        self.0.insert(source.to_owned(), source_now);
+    }
+
+    pub fn remove(&mut self, source: &str) -> bool {
+        self.0.remove(source).is_some()
+    }
+
+    pub fn list(&self, source: &str) -> Option<&WorkerList> {
+        self.0.get(source).map(|it| &it.list)
+    }
+
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// Returns the configuration with the workers of all sources. `joined` are the workers that joined by
+    /// themselves; `parting` is the number of backend ids that removed workers still hold.
+    ///
+    /// A worker stays out if the file, a joined worker or an earlier source has its name or address in the service,
+    /// and if anything about it is not valid.
+    pub fn apply_to(&self, file: &Config, joined: &Membership, parting: usize) -> Applied {
+        let mut config = file.clone();
+        let joins = joined.apply_to(file);
+        let taken = joins.services.iter().zip(&file.services);
+        let taken: usize = taken
+            .map(|(with, without)| with.workers.len() - without.workers.len())
+            .sum();
+        let room = room(file).saturating_sub(taken);
+        let mut added = 0;
+        let mut absent: BTreeMap<String, Vec<AbsentWorker>> = BTreeMap::new();
+        for (name, source) in &self.0 {
+            let left_out = absent.entry(name.clone()).or_default();
+            left_out.extend(source.list.absent.iter().cloned());
+            for given in &source.list.workers {
+                let placed = match added + parting < room || Self::is_repeated(&config, given) {
+                    true => place(&config, &joins, name, source, given),
+                    false => Err(format!(
+                        "there are no more backends: raise limits.backends ({})",
+                        file.limits.backends
+                    )),
+                };
+                match placed {
+                    Ok((service, worker, origin)) => {
+                        config.add_worker(service, worker, origin);
+                        added += 1;
+                    }
+                    Err(reason) => left_out.push(AbsentWorker {
+                        what: format!("{}/{}", given.service, given.name),
+                        service: Some(given.service.clone()),
+                        reason,
+                    }),
+                }
+            }
+        }
+        Applied { config, absent }
+    }
+
+    /// Whether its problem is another one than a lack of room.
+    fn is_repeated(config: &Config, given: &ExternalWorker) -> bool {
+        let mut services = config.services.iter();
+        let service = services.find(|it| it.name == given.service);
+        service.is_none_or(|it| it.workers.iter().any(|worker| worker.name == given.name))
+    }
+}
+
+impl Source {
+    fn drained_at_ms(&self, service: &str, worker: &str) -> Option<u64> {
+        let mut drained = self.drained_at_ms.iter();
+        let found = drained.find(|it| it.0 == service && it.1 == worker)?;
+        Some(found.2)
+    }
+}
+
+/// Returns the worker with the index of its service, or why it cannot be one.
+fn place(
+    config: &Config,
+    joins: &Config,
+    source_name: &str,
+    source: &Source,
+    given: &ExternalWorker,
+) -> Result<(usize, Worker, WorkerOrigin), String> {
+    let services = &config.services;
+    let Some(index) = services.iter().position(|it| it.name == given.service) else {
+        let known: Vec<&str> = services.iter().map(|it| it.name.as_str()).collect();
+        return Err(unknown_name("service", &given.service, &known));
+    };
+    let service = &services[index];
+    if !service.worker_sources.iter().any(|it| it == source_name) {
+        return Err(format!(
+            "service {} takes no workers of source {source_name:?}: add it to the service's \
+             worker_sources",
+            service.name
+        ));
+    }
+    check_worker_name(&given.name)?;
+    let address = check_address(given, service, config)?;
+    if !(LEAST_WEIGHT..=MOST_WEIGHT).contains(&given.weight) {
+        return Err(format!(
+            "its weight is {}, and must be from {LEAST_WEIGHT} to {MOST_WEIGHT} percent",
+            given.weight
+        ));
+    }
+    let occupied = |at: &Config| {
+        let mut others = at.services[index].workers.iter();
+        let other = others.find(|it| it.name == given.name || it.address == address)?;
+        let origin = at.origin(&service.name, &other.name);
+        Some(occupied(
+            other,
+            origin.map(|it| it.source.as_str()),
+            given,
+            source_name,
+        ))
+    };
+    if let Some(problem) = occupied(config).or_else(|| occupied(joins)) {
+        return Err(problem);
+    }
+    let state = given.drain.clone().map(|reason| Audited {
+        value: AdminState::Drain,
+        by: source_name.to_owned(),
+        at_ms: source
+            .drained_at_ms(&given.service, &given.name)
+            .unwrap_or_default(),
+        reason: Some(reason),
+    });
+    let worker = Worker {
+        name: given.name.clone(),
+        address,
+        weight_percent: given.weight,
+    };
+    let origin = WorkerOrigin {
+        source: source_name.to_owned(),
+        state,
+    };
+    Ok((index, worker, origin))
+}
+
+fn check_worker_name(name: &str) -> Result<(), String> {
+    check_name(name).map_err(|problem| format!("{name:?} cannot name a worker: {problem}"))?;
+    match [MANAGER, NO_BACKEND].contains(&name) {
+        true => Err(format!("{name:?} is the name of every service's fallback")),
+        false => Ok(()),
+    }
+}
+
+fn check_address(
+    given: &ExternalWorker,
+    service: &Service,
+    config: &Config,
+) -> Result<SocketAddr, String> {
+    let address = worker_address(&given.address)?;
+    let (ip, own) = (address.ip(), service.address.ip());
+    if config.services.iter().any(|it| it.address.ip() == ip) {
+        return Err(format!(
+            "{ip} is the manager's own address, and a worker is another machine"
+        ));
+    }
+    let family = |is_ipv4| if is_ipv4 { "IPv4" } else { "IPv6" };
+    match ip.is_ipv4() == own.is_ipv4() {
+        true => Ok(address),
+        false => Err(format!(
+            "{ip} is an {} address, and the service's, {own}, an {} one",
+            family(ip.is_ipv4()),
+            family(own.is_ipv4())
+        )),
+    }
+}
+
+fn occupied(other: &Worker, owner: Option<&str>, given: &ExternalWorker, source: &str) -> String {
+    let has = match other.name == given.name {
+        true => format!("there is a worker {} already", other.name),
+        false => format!(
+            "worker {} has its address {} already",
+            other.name, other.address
+        ),
+    };
+    let owner = match owner {
+        None => "of the configuration file".to_owned(),
+        Some(JOINED) => "that joined by auto_join".to_owned(),
+        Some(own) if own == source => "of this list".to_owned(),
+        Some(other) => format!("of source {other:?}"),
+    };
+    format!("{has}, {owner}")
+}
+
+/// What a new list changes, each as `service/worker`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerChanges {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+}
+
+impl WorkerChanges {
+    /// Compares the workers of a source in two configurations.
+    pub fn between(source: &str, old: &Config, new: &Config) -> Self {
+        let workers = |config: &Config| -> BTreeMap<String, (Worker, WorkerOrigin)> {
+            let services = config.services.iter();
+            services
+                .flat_map(|service| service.workers.iter().map(move |it| (service, it)))
+                .filter_map(|(service, worker)| {
+                    let origin = config.origin(&service.name, &worker.name)?;
+                    let name = format!("{}/{}", service.name, worker.name);
+                    let is_its = origin.source == source;
+                    is_its.then(|| (name, (worker.clone(), origin.clone())))
+                })
+                .collect()
+        };
+        let (old, new) = (workers(old), workers(new));
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        let mut changes = Self::default();
+        for name in names {
+            match (old.get(name), new.get(name)) {
+                (None, Some((worker, _))) => {
+                    changes.added.push(format!("{name} at {}", worker.address));
+                }
+                (Some(_), None) => changes.removed.push(name.clone()),
+                (Some(before), Some(after)) if before != after => {
+                    changes
+                        .changed
+                        .push(format!("{name} ({})", difference(before, after)));
+                }
+                _ => {}
+            }
+        }
+        changes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    }
+}
+
+fn difference(before: &(Worker, WorkerOrigin), after: &(Worker, WorkerOrigin)) -> String {
+    let ((old, was), (new, is)) = (before, after);
+    let address =
+        (old.address != new.address).then(|| format!("address {} -> {}", old.address, new.address));
+    let (before, now) = (old.weight_percent, new.weight_percent);
+    let weight = (before != now).then(|| format!("weight {before}% -> {now}%"));
+    let reason = |origin: &WorkerOrigin| origin.state.as_ref().and_then(|it| it.reason.clone());
+    let drain = match (reason(was), reason(is)) {
+        (before, now) if before == now => None,
+        (_, Some(reason)) => Some(format!("drained: {reason}")),
+        (_, None) => Some("no longer drained".to_owned()),
+    };
+    let changes: Vec<String> = address.into_iter().chain(weight).chain(drain).collect();
+    changes.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    fn file() -> Config {
+        let text = r#"
+            manager.interfaces = ["eth1"]
+            heartbeats.authentication = "enforce"
+            limits.backends = 9
+            [[service]]
+            name = "web"
+            address = "192.168.56.101:80"
+            fallback = "192.168.56.101:8080"
+            workers = [{ name = "worker1", address = "192.168.56.103:8081" }]
+            auto_join = { networks = ["192.168.56.200/32"], port = 8081 }
+            worker_sources = ["swarm", "file"]
+            [[service]]
+            name = "api"
+            address = "192.168.56.101:81"
+            fallback = "192.168.56.101:8080"
+            worker_sources = ["swarm"]
+            "#;
+        Config::parse(text, "memlb.toml", &Overrides::default(), None).unwrap()
+    }
+
+    fn worker(service: &str, name: &str, address: &str) -> ExternalWorker {
+        ExternalWorker {
+            service: service.to_owned(),
+            name: name.to_owned(),
+            address: address.to_owned(),
+            weight: 100,
+            drain: None,
+        }
+    }
+
+    fn list(workers: &[ExternalWorker]) -> WorkerList {
+        WorkerList {
+            workers: workers.to_vec(),
+            absent: Vec::new(),
+        }
+    }
+
+    fn problems(source: &str, workers: &[ExternalWorker]) -> Vec<String> {
+        let mut external = ExternalWorkers::default();
+        external.set(source, list(workers), 0);
+        let mut joined = Membership::default();
+        let here = [192, 168, 56, 200].into();
+        joined.admit(&file(), "joined1", here, 0, |_| true).unwrap();
+        let mut applied = external.apply_to(&file(), &joined, 0);
+        let absent = applied.absent.remove(source).unwrap();
+        absent.into_iter().map(|it| it.reason).collect()
+    }
+
+    #[test]
+    fn each_bad_worker_has_its_reason() {
+        let weightless = ExternalWorker {
+            weight: 0,
+            ..worker("web", "a", "192.168.56.110:80")
+        };
+        for (given, says) in [
+            (worker("wep", "a", "192.168.56.110:80"), "did you mean web?"),
+            (
+                worker("web", "a b", "192.168.56.110:80"),
+                "cannot name a worker",
+            ),
+            (worker("web", "manager", "192.168.56.110:80"), "fallback"),
+            (worker("web", "a", "192.168.56.110"), "has no port"),
+            (worker("web", "a", "192.168.56.110:0"), "port 0"),
+            (
+                worker("web", "a", "192.168.56.110:70000"),
+                "is not an address",
+            ),
+            (worker("web", "a", "0.0.0.0:80"), "means any address"),
+            (
+                worker("web", "a", "192.168.56.101:80"),
+                "manager's own address",
+            ),
+            (worker("web", "a", "[2001:db8::1]:80"), "IPv6"),
+            (weightless, "from 1 to 1000 percent"),
+            (
+                worker("web", "worker1", "192.168.56.110:80"),
+                "a worker worker1 already, of the configuration file",
+            ),
+            (
+                worker("web", "a", "192.168.56.103:8081"),
+                "worker worker1 has its address 192.168.56.103:8081 already, of the configuration",
+            ),
+            (
+                worker("web", "joined1", "192.168.56.110:80"),
+                "joined1 already, that joined by auto_join",
+            ),
+        ] {
+            let found = problems("swarm", std::slice::from_ref(&given));
+            assert_eq!(found.len(), 1, "{given:?}: {found:?}");
+            assert!(found[0].contains(says), "{given:?}: {}", found[0]);
+        }
+        let good = worker("api", "a", "192.168.56.110:80");
+        let found = problems("file", std::slice::from_ref(&good));
+        assert!(
+            found[0].contains("takes no workers of source \"file\""),
+            "{found:?}"
+        );
+        let twice = [good.clone(), worker("api", "a", "192.168.56.111:80")];
+        let found = problems("swarm", &twice);
+        assert_eq!(found, ["there is a worker a already, of this list"]);
+        // One worker may serve several services.
+        assert!(problems("swarm", &[good, worker("web", "a", "192.168.56.110:80")]).is_empty());
+        for name in ["joined", "configuration", "", "a b"] {
+            assert!(check_source(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_list_leaves_other_workers_alone() {
+        let mut external = ExternalWorkers::default();
+        let drained = ExternalWorker {
+            drain: Some("node2 is drained".to_owned()),
+            ..worker("web", "b", "192.168.56.111:80")
+        };
+        let first = [worker("web", "a", "192.168.56.110:80"), drained.clone()];
+        external.set("swarm", list(&first), 7);
+        external.set("file", list(&[worker("web", "a", "192.168.56.112:80")]), 7);
+        let none = Membership::default();
+        let old = external.apply_to(&file(), &none, 0);
+        // Of two sources, the one whose name comes first has the worker.
+        assert_eq!(old.absent["swarm"].len(), 1);
+        let reason = &old.absent["swarm"][0].reason;
+        assert!(reason.contains("already, of source \"file\""), "{reason}");
+        let origin = old.config.origin("web", "b").unwrap();
+        assert_eq!(origin.state.as_ref().map(|it| it.at_ms), Some(7));
+
+        // What is taken back makes room for the other source's.
+        assert!(external.remove("file"));
+        external.set("swarm", list(&first), 9);
+        let new = external.apply_to(&file(), &none, 0);
+        let origin = new.config.origin("web", "b").unwrap();
+        assert_eq!(origin.state.as_ref().map(|it| it.at_ms), Some(7));
+        let changes = WorkerChanges::between("swarm", &old.config, &new.config);
+        assert_eq!(changes.added, ["web/a at 192.168.56.110:80"]);
+        assert!(changes.changed.is_empty() && changes.removed.is_empty());
+        let names: Vec<&str> = new.config.services[0]
+            .workers
+            .iter()
+            .map(|it| it.name.as_str())
+            .collect();
+        assert_eq!(names, ["worker1", "a", "b"]);
+
+        // Both may be said of one worker.
+        external.set(
+            "swarm",
+            list(&[worker("web", "b", "192.168.56.111:81")]),
+            11,
+        );
+        let last = external.apply_to(&file(), &none, 0);
+        let changes = WorkerChanges::between("swarm", &new.config, &last.config);
+        assert_eq!(changes.removed, ["web/a"]);
+        let both = "web/b (address 192.168.56.111:80 -> 192.168.56.111:81, no longer drained)";
+        assert_eq!(changes.changed, [both]);
+    }
+
+    #[test]
+    fn workers_need_room() {
+        // "none", two fallbacks and worker1 leave room for five; a joined worker takes one.
+        let mut joined = Membership::default();
+        let here = [192, 168, 56, 200].into();
+        joined.admit(&file(), "joined1", here, 0, |_| true).unwrap();
+        let workers =
+            (1..=6).map(|it| worker("api", &format!("a{it}"), &format!("10.0.0.{it}:80")));
+        let mut external = ExternalWorkers::default();
+        external.set("swarm", list(&workers.collect::<Vec<_>>()), 0);
+        let left_out = |parting| {
+            let applied = external.apply_to(&file(), &joined, parting);
+            let with_joined = joined.apply_to(&applied.config);
+            assert!(
+                with_joined.services[0]
+                    .workers
+                    .iter()
+                    .any(|it| it.name == "joined1")
+            );
+            applied.absent["swarm"].len()
+        };
+        assert_eq!(left_out(0), 2);
+        assert_eq!(left_out(1), 3);
+    }
+}

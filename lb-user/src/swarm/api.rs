@@ -1,0 +1,160 @@
+//! What is read of the answers of Docker's API.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// Everything of one poll.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub services: Vec<Service>,
+    pub nodes: Vec<Node>,
+    pub tasks: Vec<Task>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Service {
+    #[serde(rename = "ID")]
+    pub id: String,
+    pub spec: ServiceSpec,
+    #[serde(default)]
+    pub endpoint: Endpoint,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ServiceSpec {
+    pub name: String,
+    #[serde(default)]
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Endpoint {
+    #[serde(default)]
+    pub ports: Option<Vec<Port>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Port {
+    pub protocol: String,
+    /// The container's own.
+    #[serde(default)]
+    pub target_port: u16,
+    /// That of the node.
+    #[serde(default)]
+    pub published_port: u16,
+    /// `host` or `ingress`.
+    #[serde(default)]
+    pub publish_mode: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Node {
+    #[serde(rename = "ID")]
+    pub id: String,
+    pub spec: NodeSpec,
+    #[serde(default)]
+    pub description: NodeDescription,
+    #[serde(default)]
+    pub status: NodeStatus,
+    #[serde(default)]
+    pub manager_status: Option<ManagerStatus>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NodeSpec {
+    #[serde(default)]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// `active`, `pause` or `drain`.
+    pub availability: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NodeDescription {
+    #[serde(default)]
+    pub hostname: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NodeStatus {
+    /// `ready`, `down`, `disconnected`, or `unknown` after a change of Swarm's leader.
+    #[serde(default)]
+    pub state: String,
+    #[serde(default)]
+    pub addr: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ManagerStatus {
+    #[serde(default)]
+    pub addr: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Task {
+    #[serde(rename = "ID")]
+    pub id: String,
+    #[serde(rename = "ServiceID", default)]
+    pub service_id: String,
+    /// Empty until the task has a node.
+    #[serde(rename = "NodeID", default)]
+    pub node_id: String,
+    /// Of replicated services.
+    #[serde(default)]
+    pub slot: Option<u64>,
+    #[serde(default)]
+    pub created_at: String,
+    pub desired_state: String,
+    pub status: TaskStatus,
+    #[serde(default)]
+    pub networks_attachments: Option<Vec<NetworkAttachment>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct TaskStatus {
+    pub state: String,
+    #[serde(default)]
+    pub err: Option<String>,
+    #[serde(default)]
+    pub port_status: Option<Endpoint>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NetworkAttachment {
+    pub network: Network,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Network {
+    pub spec: NetworkSpec,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NetworkSpec {
+    #[serde(default)]
+    pub name: String,
+}
+
+impl Task {
+    /// Whether its ports are those of its node.
+    pub fn is_on_host_network(&self) -> bool {
+        let networks = self.networks_attachments.iter().flatten();
+        networks
+            .map(|it| it.network.spec.name.as_str())
+            .any(|name| name == "host")
+    }
+}

@@ -1,0 +1,125 @@
+//! The source that is a file: TOML or JSON, read again when it changes.
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::WorkerSource;
+use crate::membership::WorkerList;
+
+/// How often the file is looked at.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Reads the workers of a file: JSON if its name ends in `.json`, else TOML.
+///
+/// # Errors
+///
+/// Says what cannot be read, with line and column.
+pub fn read(path: &Path) -> Result<WorkerList> {
+    let context = || format!("read the workers of {}", path.display());
+    let text = fs::read_to_string(path).with_context(context)?;
+    match path.extension().is_some_and(|it| it == "json") {
+        true => serde_json::from_str(&text).with_context(context),
+        false => toml::from_str(&text).with_context(context),
+    }
+}
+
+/// Gives the workers of a file to the manager whenever the file has changed; never returns. A file that cannot be read
+/// leaves the last list in force.
+pub async fn watch(mut source: WorkerSource, path: &Path) {
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = None;
+    let mut content = None;
+    loop {
+        ticks.tick().await;
+        let version = version(path);
+        if content.is_none() || version.is_none() || version != seen {
+            content = Some(read(path).map_err(|error| format!("{error:#}")));
+            seen = version;
+        }
+        match &content {
+            Some(Ok(list)) => source.give(list).await,
+            Some(Err(problem)) => source.fail(shortened(problem)).await,
+            None => {}
+        }
+    }
+}
+
+/// What differs when a file was written or replaced.
+fn version(path: &Path) -> Option<(u64, u64, i64, i64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((
+        metadata.ino(),
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+    ))
+}
+
+/// The manager takes one line of limited length.
+fn shortened(problem: &str) -> String {
+    const MOST: usize = 500;
+    let line = problem.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(MOST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(name: &str, text: &str) -> Result<WorkerList> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        read(&path)
+    }
+
+    #[test]
+    fn reads_toml_and_json() {
+        let toml = r#"
+            [[workers]]
+            service = "web"
+            name = "worker1"
+            address = "192.168.56.103:8081"
+            [[workers]]
+            service = "web"
+            name = "worker2"
+            address = "192.168.56.104:8081"
+            weight = "50%"
+            drain = "its disk is full"
+        "#;
+        let json = r#"{"workers": [
+            {"service": "web", "name": "worker1", "address": "192.168.56.103:8081"},
+            {"service": "web", "name": "worker2", "address": "192.168.56.104:8081", "weight": 50,
+             "drain": "its disk is full"}
+        ]}"#;
+        let list = parse("workers.toml", toml).unwrap();
+        assert_eq!(list, parse("workers.json", json).unwrap());
+        let weights: Vec<u32> = list.workers.iter().map(|it| it.weight).collect();
+        assert_eq!(weights, [100, 50]);
+        assert_eq!(
+            parse("workers.toml", "workers = []").unwrap(),
+            WorkerList::default()
+        );
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_where() {
+        for (text, says) in [
+            ("", "missing field `workers`"),
+            ("workers = [{ name = \"a\" }]", "missing field `service`"),
+            ("workers = []\nworker = []", "unknown field `worker`"),
+            (
+                "workers = [{ service = \"web\", name = \"a\", address = \"1\", weight = \"half\" }]",
+                "a whole number of percent, as in 50 or \"50%\", and not \"half\"",
+            ),
+            ("workers = [", "line 1"),
+        ] {
+            let error = format!("{:#}", parse("workers.toml", text).unwrap_err());
+            assert!(error.contains(says), "{text}: {error}");
+            assert!(error.contains("workers.toml"), "{error}");
+        }
+    }
+}
