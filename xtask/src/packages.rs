@@ -99,6 +99,11 @@ fn install(packages: &[&str]) -> Result<()> {
     if packages.contains(&"prometheus") {
         keep_from_starting_at_boot("prometheus.service")?;
     }
+    if packages.contains(&"docker.io") {
+        for service in ["docker.service", "docker.socket", "containerd.service"] {
+            keep_from_starting_at_boot(service)?;
+        }
+    }
     if packages.contains(&"openssh-server") {
         keep_from_starting_at_boot("ssh.service")?;
     }

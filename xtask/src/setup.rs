@@ -33,6 +33,8 @@ const PACKAGE_TOOLS: &[Tool] = tools! {
 };
 
 const TEST_TOOLS: &[Tool] = tools! {
+    "dockerd" "docker.io" "makes the Swarm whose tasks become workers";
+    "busybox" "busybox-static" "is the server of the Swarm's tasks";
     "shellcheck" "shellcheck" "checks the shell scripts";
     "vagrant" "vagrant" "checks scripts/vagrant/Vagrantfile";
     "promtool" "prometheus" "checks memlb's metrics and alert rules, and scrapes them";

@@ -37,7 +37,7 @@ pub struct Endpoint {
     pub ports: Option<Vec<Port>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Port {
     pub protocol: String,

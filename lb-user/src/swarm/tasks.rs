@@ -197,41 +197,32 @@ impl OfService<'_> {
                     .to_owned()
             });
         }
-        let ports = |it: &super::api::Endpoint| it.ports.clone().unwrap_or_default();
-        let is_host = |it: &Port| it.publish_mode == "host";
-        let asked: Vec<Port> = ports(&self.service.endpoint);
-        let Some(status) = &task.status.port_status else {
-            return Err(match asked.first() {
-                None => "it publishes no port: publish one with mode=host, or use the network host"
-                    .to_owned(),
-                Some(_) if asked.iter().any(is_host) => {
-                    "Docker has opened no port for it: does its daemon run with --bridge=none?"
+        let asked = self.service.endpoint.ports.as_deref().unwrap_or_default();
+        let opened = task.status.port_status.as_ref();
+        let opened = opened.and_then(|it| it.ports.as_deref());
+        let mut opened: Vec<&Port> = opened.unwrap_or_default().iter().collect();
+        opened.retain(|it| it.is_of_host());
+        // Docker names each once for each family of addresses.
+        opened.sort();
+        opened.dedup();
+        match opened.is_empty() {
+            false => self.choose(&opened, asked),
+            true => Err(match asked.iter().find(|it| !it.is_of_host()) {
+                Some(port) => ingress(port),
+                None if asked.is_empty() => {
+                    "it publishes no port: publish one with mode=host, or use the network host"
                         .to_owned()
                 }
-                Some(port) => ingress(port),
-            });
-        };
-        let mut opened: Vec<Port> = ports(status);
-        opened.retain(is_host);
-        // Once for each family of addresses.
-        opened.dedup();
-        let mut seen = Vec::new();
-        opened.retain(|it| {
-            let is_new = !seen.contains(it);
-            seen.push(it.clone());
-            is_new
-        });
-        self.choose(&opened, &asked)
+                None => "Docker has opened no port for it: does its daemon run with --bridge=none?"
+                    .to_owned(),
+            }),
+        }
     }
 
-    fn choose(&self, opened: &[Port], asked: &[Port]) -> Result<u16, String> {
+    fn choose(&self, opened: &[&Port], asked: &[Port]) -> Result<u16, String> {
         let Some((wanted, protocol)) = self.labels.port else {
             return match opened {
                 [one] => Ok(one.published_port),
-                [] => Err(asked.first().map_or_else(
-                    || "it publishes no port: publish one with mode=host".to_owned(),
-                    ingress,
-                )),
                 several => Err(format!(
                     "it publishes {} ports: choose the container's port with the label memlb.port",
                     several.len()
@@ -286,6 +277,12 @@ fn ingress(port: &Port) -> String {
         "its port {} is published by the routing mesh, where other nodes answer, too: publish it with mode=host",
         port.published_port
     )
+}
+
+impl Port {
+    fn is_of_host(&self) -> bool {
+        self.publish_mode == "host"
+    }
 }
 
 impl Task {

@@ -1,0 +1,182 @@
+//! Workers that a source gives: a file, once and watched, and what the manager refuses.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use memlb_tests::{Cluster, ClusterOptions, Process, command::output, root_test, wait_until};
+use serde_json::{Value, json};
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Two agents of which the file names worker1 only.
+fn start() -> Cluster {
+    let settings = [
+        r#"service.web.workers=[{ name = "worker1", address = "192.168.56.103:8081" }]"#,
+        r#"service.web.worker_sources=["file", "other"]"#,
+        r#"service.web.policy="round_robin""#,
+    ];
+    let mut cluster = Cluster::start(&ClusterOptions {
+        agents: false,
+        manager_arguments: settings
+            .into_iter()
+            .flat_map(|setting| ["--set".to_owned(), setting.to_owned()])
+            .collect(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    cluster.start_agent(0).unwrap();
+    cluster.start_agent(1).unwrap();
+    cluster.wait_for_state("worker1", "up", SOON).unwrap();
+    cluster
+}
+
+fn sources(cluster: &Cluster, arguments: &[&str]) -> Command {
+    let mut command = cluster.topology.manager.command(&cluster.binary);
+    command.arg("sources").args(arguments);
+    command
+        .arg("--control-socket")
+        .arg(cluster.paths.control_socket());
+    command
+}
+
+fn worker(name: &str, address: &str) -> Value {
+    json!({"service": "web", "name": name, "address": address})
+}
+
+fn write(path: &Path, workers: &[Value]) {
+    let draft = path.with_extension("new");
+    fs::write(&draft, json!({ "workers": workers }).to_string()).unwrap();
+    fs::rename(&draft, path).unwrap();
+}
+
+fn names(cluster: &Cluster) -> Vec<String> {
+    let status = cluster.status().unwrap();
+    let backends = status["services"][0]["backends"].as_array().unwrap();
+    let names = backends
+        .iter()
+        .map(|it| it["name"].as_str().unwrap().to_owned());
+    names.filter(|it| it != "manager").collect()
+}
+
+#[root_test]
+fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
+    let mut cluster = start();
+    let file = cluster.paths.directory.join("workers.json");
+    let path = file.to_str().unwrap().to_owned();
+    let apply = |cluster: &Cluster| output(&mut sources(cluster, &["apply", &path]));
+    let second = || worker("worker2", "192.168.56.104:8082");
+
+    write(
+        &file,
+        &[
+            second(),
+            worker("worker1", "192.168.56.105:80"),
+            worker("a", "192.168.56.101:80"),
+        ],
+    );
+    let refused = format!("{:#}", apply(&cluster).unwrap_err());
+    for says in [
+        "nothing was changed",
+        "web/worker1: there is a worker worker1 already, of the configuration file",
+        "web/a: 192.168.56.101 is the manager's own address",
+    ] {
+        assert!(refused.contains(says), "{refused}");
+    }
+    assert_eq!(names(&cluster), ["worker1"]);
+    assert_eq!(cluster.events_of("worker_list_refused").unwrap().len(), 1);
+
+    write(&file, &[second()]);
+    assert_eq!(
+        apply(&cluster).unwrap(),
+        "added web/worker2 at 192.168.56.104:8082\n"
+    );
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+    assert_eq!(cluster.backend("worker2").unwrap()["source"], "file");
+    let mut kept = cluster.connection_to("Worker2").unwrap();
+    assert_eq!(apply(&cluster).unwrap(), "nothing has changed\n");
+    assert_eq!(cluster.events_of("workers_changed").unwrap().len(), 1);
+
+    // Another source cannot have it; a reload and another manager keep it.
+    let refused = output(&mut sources(
+        &cluster,
+        &["apply", &path, "--source", "other"],
+    ));
+    let refused = format!("{:#}", refused.unwrap_err());
+    assert!(
+        refused.contains("worker2 already, of source \"file\""),
+        "{refused}"
+    );
+    let mut reload = cluster.topology.manager.command(&cluster.binary);
+    output(
+        reload
+            .args(["reload", "--control-socket"])
+            .arg(cluster.paths.control_socket()),
+    )
+    .unwrap();
+    assert_eq!(names(&cluster), ["worker1", "worker2"]);
+    cluster.kill_manager().unwrap();
+    cluster.start_manager().unwrap();
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
+    let shown = output(&mut sources(&cluster, &[])).unwrap();
+    assert!(
+        shown.contains("source file: 1 workers (web/worker2), last heard before"),
+        "{shown}"
+    );
+
+    // It is drained at once, and leaves with its open connections kept.
+    let mut drained = second();
+    drained["drain"] = "new disk".into();
+    write(&file, &[drained]);
+    let said = apply(&cluster).unwrap();
+    assert_eq!(said, "changed web/worker2 (drained: new disk)\n");
+    let backend = cluster.backend("worker2").unwrap();
+    assert_eq!(
+        (&backend["state"], &backend["admin_state"]["by"]),
+        (&"draining".into(), &"file".into())
+    );
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
+    output(&mut sources(&cluster, &["remove", "file"])).unwrap();
+    assert_eq!(names(&cluster), ["worker1"]);
+    assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
+    let refused = output(&mut sources(&cluster, &["remove", "file"])).unwrap_err();
+    assert!(format!("{refused:#}").contains("source"), "{refused:#}");
+}
+
+#[root_test]
+fn a_watched_file_is_followed_and_its_last_list_stays() {
+    let cluster = start();
+    let file = cluster.paths.directory.join("workers.json");
+    let second = worker("worker2", "192.168.56.104:8082");
+    write(&file, std::slice::from_ref(&second));
+    let mut command = sources(&cluster, &["apply", file.to_str().unwrap(), "--watch"]);
+    let log = cluster.paths.directory.join("sources.log");
+    let mut watching = Process::start("memlb sources", &mut command, &log).unwrap();
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+
+    fs::write(&file, "{\"workers\": [").unwrap();
+    let problem = |status: &Value| status["sources"][0]["problem"].is_string();
+    cluster
+        .wait_for_status(SOON, "the bad file to be known", problem)
+        .unwrap();
+    watching.wait_for_log(SOON, "EOF while parsing").unwrap();
+    assert_eq!(names(&cluster), ["worker1", "worker2"]);
+    assert_eq!(cluster.events_of("source_failed").unwrap().len(), 1);
+
+    write(&file, &[]);
+    wait_until(SOON, "the worker to leave", || {
+        names(&cluster) == ["worker1"]
+    })
+    .unwrap();
+    cluster
+        .wait_for_status(SOON, "the file to be good", |status| !problem(status))
+        .unwrap();
+    assert_eq!(cluster.events_of("source_recovered").unwrap().len(), 1);
+    fs::remove_file(&file).unwrap();
+    cluster
+        .wait_for_status(SOON, "the file to be missed", problem)
+        .unwrap();
+    write(&file, &[second]);
+    cluster.wait_for_state("worker2", "up", SOON).unwrap();
+}

@@ -1,0 +1,435 @@
+//! The tasks of a Docker Swarm as workers: three real Docker daemons in namespaces, and checked traffic throughout.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use memlb_tests::{
+    Cluster, ClusterOptions, Node, Probe, Process, command::output, observe, root_test, wait_until,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(10);
+/// Swarm holds a node for dead after about 12 s, and starts its tasks again some seconds after it is back.
+const LATE: Duration = Duration::from_secs(60);
+/// `failover.down_after`, with time for the machine that runs all of this.
+const DOWN_AFTER: Duration = Duration::from_millis(2_500);
+const PORT: u16 = 8085;
+
+/// A Docker daemon as a machine of its own has it. Its process and all that it starts end with it.
+struct Daemon {
+    process: Process,
+    socket: PathBuf,
+    address: String,
+}
+
+impl Daemon {
+    fn start(node: &Node, name: &str, directory: &Path) -> Self {
+        let home = directory.join(name);
+        fs::create_dir(&home).unwrap();
+        let (socket, log) = (home.join("sock"), home.join("log"));
+        let at = |file: &str| home.join(file).display().to_string();
+        // Not `ip netns exec`, which hides the control groups.
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", node.name()))
+            .args(["unshare", "--mount", "--uts", "--pid", "--fork"])
+            .args(["--kill-child", "--mount-proc", "sh", "-c"])
+            .arg(format!("hostname {name}; exec \"$@\""))
+            .args(["sh", "dockerd", "--storage-driver", "vfs"])
+            .args(["--data-root", &at("data"), "--exec-root", &at("exec")])
+            .args(["--pidfile", &at("pid")])
+            .arg("--host")
+            .arg(format!("unix://{}", socket.display()));
+        let mut process = Process::start(name, &mut command, &log).unwrap();
+        process.wait_for_log(LATE, "API listen on").unwrap();
+        Self {
+            process,
+            socket,
+            address: node.address().to_string(),
+        }
+    }
+
+    fn docker(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("docker");
+        command
+            .arg("--host")
+            .arg(format!("unix://{}", self.socket.display()));
+        output(command.args(arguments)).unwrap().trim().to_owned()
+    }
+}
+
+/// An image with busybox alone, which every daemon has.
+fn image(directory: &Path) -> PathBuf {
+    let root = directory.join("image");
+    for folder in ["bin", "www", "tmp"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    let found = output(Command::new("sh").args(["-c", "command -v busybox"])).unwrap();
+    fs::copy(found.trim(), root.join("bin/busybox")).unwrap();
+    symlink("busybox", root.join("bin/sh")).unwrap();
+    let archive = directory.join("image.tar");
+    output(
+        Command::new("tar")
+            .arg("-C")
+            .arg(&root)
+            .arg("-cf")
+            .arg(&archive)
+            .arg("."),
+    )
+    .unwrap();
+    archive
+}
+
+struct Swarm {
+    cluster: Cluster,
+    daemons: Vec<Daemon>,
+    following: Option<Process>,
+    directory: tempfile::TempDir,
+}
+
+impl Swarm {
+    fn start() -> Self {
+        let settings = [
+            "service.web.workers=[]",
+            r#"service.web.worker_sources=["swarm"]"#,
+            r#"service.web.policy="round_robin""#,
+            r#"service.web.fallback="reject""#,
+        ];
+        let mut cluster = Cluster::start(&ClusterOptions {
+            agents: false,
+            available_kb: vec![400 * 1024; 3],
+            manager_arguments: settings
+                .into_iter()
+                .flat_map(|setting| ["--set".to_owned(), setting.to_owned()])
+                .collect(),
+            ..ClusterOptions::default()
+        })
+        .unwrap();
+        for index in 0..3 {
+            cluster.start_agent(index).unwrap();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let archive = image(directory.path());
+        let nodes = cluster.topology.workers.iter().zip(1..);
+        let daemons: Vec<Daemon> = nodes
+            .map(|(node, number)| Daemon::start(node, &format!("worker{number}"), directory.path()))
+            .collect();
+        for daemon in &daemons {
+            daemon.docker(&["import", archive.to_str().unwrap(), "server:1"]);
+        }
+        daemons[0].docker(&["swarm", "init", "--advertise-addr", &daemons[0].address]);
+        let token = daemons[0].docker(&["swarm", "join-token", "--quiet", "worker"]);
+        let manager = format!("{}:2377", daemons[0].address);
+        for daemon in &daemons[1..] {
+            let own = ["swarm", "join", "--advertise-addr", &daemon.address];
+            daemon.docker(&[&own[..], &["--token", &token, &manager]].concat());
+        }
+        let mut swarm = Self {
+            cluster,
+            daemons,
+            following: None,
+            directory,
+        };
+        swarm.follow();
+        swarm
+    }
+
+    /// Starts `memlb swarm`.
+    fn follow(&mut self) {
+        let mut command = self.cluster.topology.manager.command(&self.cluster.binary);
+        command
+            .args(["swarm", "--docker-socket"])
+            .arg(&self.daemons[0].socket);
+        command
+            .arg("--control-socket")
+            .arg(self.cluster.paths.control_socket());
+        let log = self.directory.path().join("swarm.log");
+        self.following = Some(Process::start("memlb swarm", &mut command, &log).unwrap());
+    }
+
+    fn manage(&self, arguments: &[&str]) -> String {
+        self.daemons[0].docker(arguments)
+    }
+
+    fn create(&self, name: &str, options: &[&str], port: u16) {
+        let create = [
+            "service",
+            "create",
+            "--detach",
+            "--no-resolve-image",
+            "--name",
+            name,
+        ];
+        let server = format!("hostname >/www/index.html; exec busybox httpd -f -p {port} -h /www");
+        let image = ["server:1", "/bin/busybox", "sh", "-c", &server];
+        self.manage(&[&create[..], options, &image].concat());
+    }
+
+    fn update(&self, arguments: &[&str]) {
+        self.manage(
+            &[
+                &["service", "update", "--detach", "--no-resolve-image"],
+                arguments,
+            ]
+            .concat(),
+        );
+    }
+
+    /// The names of the workers in this state.
+    fn workers(&self, state: &str) -> Vec<String> {
+        let status = self.cluster.status().unwrap();
+        let backends = status["services"][0]["backends"].as_array().unwrap();
+        let in_state = backends.iter().filter(|it| it["state"] == state);
+        let mut names: Vec<String> = in_state
+            .map(|it| it["name"].as_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until these are the workers that are up.
+    fn wait_for_up(&self, names: &[&str], deadline: Duration) -> Duration {
+        let what = format!("{names:?} to be up");
+        wait_until(deadline, &what, || self.workers("up") == names).unwrap_or_else(|error| {
+            panic!(
+                "{error}\n{}\n{}",
+                self.cluster.status().unwrap(),
+                self.manage(&["node", "ls"])
+            )
+        })
+    }
+
+    fn absent(&self) -> String {
+        self.cluster.status().unwrap()["sources"][0]["absent"].to_string()
+    }
+
+    fn probe(&self) -> Probe {
+        self.cluster.probe(Duration::from_millis(10)).unwrap()
+    }
+}
+
+/// Stops the client, and says how many of its requests failed.
+fn stopped(what: &str, probe: Probe) -> Vec<Instant> {
+    let report = probe.stop().unwrap();
+    let failures: Vec<Instant> = report.failures().map(|it| it.sent_at).collect();
+    println!(
+        "{what}: {} of {} new connections failed",
+        failures.len(),
+        report.requests.len()
+    );
+    failures
+}
+
+const ALL: [&str; 3] = ["worker1", "worker2", "worker3"];
+
+#[root_test]
+fn tasks_of_a_swarm_come_and_go_without_a_failed_connection() {
+    let mut swarm = Swarm::start();
+    let shop = [
+        "--replicas",
+        "3",
+        "--replicas-max-per-node",
+        "1",
+        "--network",
+        "host",
+        "--stop-grace-period",
+        "2s",
+        "--update-delay",
+        "1s",
+        "--restart-delay",
+        "500ms",
+        "--label",
+        "memlb.service=web",
+        "--label",
+        "memlb.port=8085",
+    ];
+    swarm.create("shop", &shop, PORT);
+    println!("created: up after {:?}", swarm.wait_for_up(&ALL, LATE));
+    let backend = swarm.cluster.backend("worker2").unwrap();
+    assert_eq!(backend["source"], "swarm");
+    assert_eq!(
+        backend["address"],
+        format!("{}:{PORT}", swarm.daemons[1].address)
+    );
+    // The task of each node answers.
+    wait_until(SOON, "every task to answer", || {
+        swarm.cluster.page().is_ok()
+    })
+    .unwrap();
+
+    let probe = swarm.probe();
+    swarm.manage(&["service", "scale", "--detach", "shop=2"]);
+    let took = wait_until(SOON, "one to leave", || swarm.workers("up").len() == 2).unwrap();
+    println!("scaled down: drained after {took:?}");
+    wait_until(SOON, "one to be removed", || {
+        swarm.workers("draining").is_empty()
+    })
+    .unwrap();
+    swarm.manage(&["service", "scale", "--detach", "shop=3"]);
+    println!("scaled up: up after {:?}", swarm.wait_for_up(&ALL, SOON));
+    assert!(stopped("scaled down and up", probe).is_empty());
+
+    let probe = swarm.probe();
+    let before = swarm.manage(&[
+        "service",
+        "ps",
+        "--quiet",
+        "--filter",
+        "desired-state=running",
+        "shop",
+    ]);
+    swarm.update(&["--force", "shop"]);
+    let took = wait_until(LATE, "the update to end", || {
+        let now = swarm.manage(&[
+            "service",
+            "ps",
+            "--quiet",
+            "--filter",
+            "desired-state=running",
+            "shop",
+        ]);
+        let is_new = !before.lines().any(|task| now.contains(task));
+        is_new && swarm.workers("up") == ALL
+    });
+    println!("updated after {:?}", took.unwrap());
+    assert!(stopped("updated", probe).is_empty());
+
+    // Swarm sends no event of it.
+    let probe = swarm.probe();
+    let container = swarm.daemons[2].docker(&["ps", "--quiet"]);
+    let killed = Instant::now();
+    swarm.daemons[2].docker(&["kill", &container]);
+    wait_until(SOON, "the killed task to be missed", || {
+        swarm.workers("up").len() == 2
+    })
+    .unwrap();
+    println!(
+        "killed: without new connections after {:?}",
+        killed.elapsed()
+    );
+    println!("killed: up again after {:?}", swarm.wait_for_up(&ALL, LATE));
+    let failures = stopped("killed", probe);
+    assert!(
+        failures.iter().all(|at| *at < killed + DOWN_AFTER),
+        "{failures:?}"
+    );
+
+    let probe = swarm.probe();
+    let drained = Instant::now();
+    swarm.manage(&["node", "update", "--availability", "drain", "worker2"]);
+    swarm.wait_for_up(&["worker1", "worker3"], SOON);
+    println!(
+        "node drained: without new connections after {:?}",
+        drained.elapsed()
+    );
+    wait_until(SOON, "its task to be removed", || {
+        swarm.workers("draining").is_empty()
+    })
+    .unwrap();
+    swarm.manage(&["node", "update", "--availability", "active", "worker2"]);
+    println!("node active: up after {:?}", swarm.wait_for_up(&ALL, LATE));
+    assert!(stopped("node drained and active", probe).is_empty());
+
+    api_is_silent(&mut swarm);
+    refused(&swarm);
+    node_is_cut_off(&swarm);
+    manager_starts_again(&mut swarm);
+    swarm.manage(&["service", "rm", "shop"]);
+    let gone = || swarm.workers("up").is_empty() && swarm.workers("draining").is_empty();
+    wait_until(SOON, "all workers to leave", gone).unwrap();
+}
+
+/// The last list stays while the API does not answer, and that is said.
+fn api_is_silent(swarm: &mut Swarm) {
+    let probe = swarm.probe();
+    let pid = fs::read_to_string(swarm.daemons[0].socket.with_file_name("pid")).unwrap();
+    assert!(!pid.is_empty());
+    // The process group has all of the daemon's processes that are no containers.
+    swarm.daemons[0].process.signal(Signal::SIGSTOP).unwrap();
+    let problem = |status: &Value| status["sources"][0]["problem"].is_string();
+    let cluster = &swarm.cluster;
+    let said = cluster.wait_for_status(LATE, "the API to be missed", problem);
+    swarm.daemons[0].process.signal(Signal::SIGCONT).unwrap();
+    said.unwrap();
+    assert_eq!(swarm.workers("up"), ALL);
+    assert!(!cluster.events_of("source_failed").unwrap().is_empty());
+    let good = |status: &Value| !problem(status);
+    cluster
+        .wait_for_status(LATE, "the API to be back", good)
+        .unwrap();
+    assert!(stopped("API silent", probe).is_empty());
+}
+
+/// What is no worker has its reason.
+fn refused(swarm: &Swarm) {
+    let web = ["--label", "memlb.service=web"];
+    swarm.create("portless", &web, 8086);
+    swarm.create("mesh", &[&web[..], &["--publish", "8090:80"]].concat(), 80);
+    swarm.update(&["--label-add", "memlb.weigth=5", "mesh"]);
+    for says in [
+        "it publishes no port: publish one with mode=host",
+        "did you mean memlb.weight?",
+    ] {
+        wait_until(SOON, says, || swarm.absent().contains(says)).unwrap();
+    }
+    swarm.update(&["--label-rm", "memlb.weigth", "mesh"]);
+    let says = "its port 8090 is published by the routing mesh";
+    wait_until(LATE, says, || swarm.absent().contains(says)).unwrap();
+    assert_eq!(swarm.workers("up"), ALL);
+    let events = swarm.cluster.events_of("worker_not_admitted").unwrap();
+    assert!(
+        events.iter().any(|it| it["what"] == "service mesh"),
+        "{events:?}"
+    );
+    swarm.manage(&["service", "rm", "portless", "mesh"]);
+    wait_until(SOON, "nothing to be left out", || swarm.absent() == "[]").unwrap();
+}
+
+/// The agent says at once what Swarm says late.
+fn node_is_cut_off(swarm: &Swarm) {
+    let probe = swarm.probe();
+    let node = &swarm.cluster.topology.workers[2];
+    let cut = Instant::now();
+    node.cut_off().unwrap();
+    swarm.wait_for_up(&["worker1", "worker2"], SOON);
+    println!(
+        "node cut off: without new connections after {:?}",
+        cut.elapsed()
+    );
+    wait_until(LATE, "Swarm to miss the node", || {
+        observe::backend(&swarm.cluster.status().unwrap(), "worker3").is_none()
+    })
+    .unwrap();
+    println!("node cut off: removed after {:?}", cut.elapsed());
+    node.reconnect().unwrap();
+    println!("node back: up after {:?}", swarm.wait_for_up(&ALL, LATE));
+    let failures = stopped("node cut off", probe);
+    assert!(
+        failures.iter().all(|at| *at < cut + DOWN_AFTER),
+        "{failures:?}"
+    );
+}
+
+/// Without its source, another manager has the last list.
+fn manager_starts_again(swarm: &mut Swarm) {
+    drop(swarm.following.take());
+    let probe = swarm.probe();
+    swarm.cluster.kill_manager().unwrap();
+    swarm.cluster.start_manager().unwrap();
+    swarm.wait_for_up(&ALL, SOON);
+    assert!(stopped("manager started again", probe).is_empty());
+    swarm.follow();
+    let heard = |status: &Value| status["sources"][0]["heard_ms"].is_u64();
+    swarm
+        .cluster
+        .wait_for_status(SOON, "the source to be heard", heard)
+        .unwrap();
+}
