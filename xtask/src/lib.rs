@@ -3,6 +3,7 @@
 pub mod build;
 pub mod build_ebpf;
 pub mod ebpf_compiler;
+pub mod image;
 pub mod interrupt;
 pub mod kernels;
 pub mod lab;

@@ -4,7 +4,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser;
-use xtask::{build, build_ebpf, kernels, lab, package, privilege, run, setup, test, workspace};
+use xtask::{build, build_ebpf, image, kernels, lab, package, privilege, run, setup, test, workspace};
 
 /// Sets up, builds, shows and tests memlb on this machine.
 #[derive(Parser)]
@@ -30,6 +30,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Makes the agent's image for containers, to target/image/memlb-agent.tar
+    Image,
     /// Runs every test at every level
     Test {
         /// Only the parts with one of these texts in their names, such as "network namespaces"
@@ -70,6 +72,7 @@ fn start(task: Task) -> Result<ExitCode> {
                 test::check_package(&package)?;
             }
         }
+        Task::Image => image::make().map(drop)?,
         Task::Test { parts } => return test::all(parts),
         Task::Kernels(options) => kernels::run(&options)?,
         Task::TryPackage(task) => test::try_package(&task)?,

@@ -30,6 +30,8 @@ pub(super) struct Sources {
     absent: BTreeMap<String, Vec<AbsentWorker>>,
     heard: BTreeMap<String, Instant>,
     problems: BTreeMap<String, String>,
+    /// Why the last list of a source was refused: a source may give it again and again.
+    refused: BTreeMap<String, String>,
 }
 
 /// A source's new list.
@@ -96,6 +98,7 @@ impl Sources {
             absent,
             heard: BTreeMap::new(),
             problems: BTreeMap::new(),
+            refused: BTreeMap::new(),
         }
     }
 
@@ -123,8 +126,7 @@ impl Sources {
 impl Manager {
     /// Returns a configuration file's content with the workers of all sources, without those that joined.
     pub(super) fn with_sources(&self, file: &Config) -> Applied {
-        let parting = self.datapath.retiring();
-        (self.sources.lists).apply_to(file, &self.membership, parting)
+        self.sources.lists.apply_to(file, &self.membership)
     }
 
     /// Returns a configuration file's content with the workers of all sources and those that joined.
@@ -147,14 +149,19 @@ impl Manager {
         match &outcome {
             Ok(_) => {
                 self.sources.heard.insert(source.clone(), Instant::now());
+                self.sources.refused.remove(&source);
                 if self.sources.problems.remove(&source).is_some() {
                     self.emitter.emit(&Event::SourceRecovered { source });
                 }
             }
-            Err(error) => self.emitter.emit(&Event::WorkerListRefused {
-                source,
-                error: error.to_string(),
-            }),
+            Err(error) => {
+                let error = error.to_string();
+                let before = self.sources.refused.insert(source.clone(), error.clone());
+                if before.as_ref() != Some(&error) {
+                    self.emitter
+                        .emit(&Event::WorkerListRefused { source, error });
+                }
+            }
         }
         outcome
     }
@@ -186,9 +193,8 @@ impl Manager {
                 return Err(SourceError::Name(problem));
             }
         }
-        let parting = self.datapath.retiring();
         let file = &self.configuration.file;
-        let Applied { config, absent } = lists.apply_to(file, &self.membership, parting);
+        let Applied { config, absent } = lists.apply_to(file, &self.membership);
         let own = absent.get(&source).cloned().unwrap_or_default();
         if !partial && own.len() > given {
             return Err(SourceError::Workers(own[given..].to_vec()));

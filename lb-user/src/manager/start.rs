@@ -89,7 +89,7 @@ pub async fn prepare(
         "the workers of sources",
         "mend or remove the file; each source gives its workers again",
     )?;
-    let Applied { config, absent } = workers.1.apply_to(&file, &membership.1, 0);
+    let Applied { config, absent } = workers.1.apply_to(&file, &membership.1);
     let config = membership.1.apply_to(&config);
     let receiver = HeartbeatReceiver::bind(&config)?;
     let mut netlink = Netlink::connect()?;

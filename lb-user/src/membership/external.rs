@@ -1,11 +1,7 @@
 //! The workers that sources outside of memlb give: a file, Docker Swarm. Each source gives all of its workers at
 //! once, and a later list replaces its earlier one.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::SocketAddr,
-};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use lb_core::{AdminState, Audited, MANAGER, NO_BACKEND, unknown_name};
 use schemars::JsonSchema;
@@ -181,11 +177,11 @@ impl ExternalWorkers {
     }
 
     /// Returns the configuration with the workers of all sources. `joined` are the workers that joined by
-    /// themselves; `parting` is the number of backend ids that removed workers still hold.
+    /// themselves.
     ///
     /// A worker stays out if the file, a joined worker or an earlier source has its name or address in the service,
     /// and if anything about it is not valid.
-    pub fn apply_to(&self, file: &Config, joined: &Membership, parting: usize) -> Applied {
+    pub fn apply_to(&self, file: &Config, joined: &Membership) -> Applied {
         let mut config = file.clone();
         let joins = joined.apply_to(file);
         let taken = joins.services.iter().zip(&file.services);
@@ -199,7 +195,7 @@ impl ExternalWorkers {
             let left_out = absent.entry(name.clone()).or_default();
             left_out.extend(source.list.absent.iter().cloned());
             for given in &source.list.workers {
-                let placed = match added + parting < room || Self::is_repeated(&config, given) {
+                let placed = match added < room || Self::is_repeated(&config, given) {
                     true => place(&config, &joins, name, source, given),
                     false => Err(format!(
                         "there are no more backends: raise limits.backends ({})",
@@ -349,253 +345,5 @@ fn occupied(other: &Worker, owner: Option<&str>, given: &ExternalWorker, source:
     format!("{has}, {owner}")
 }
 
-/// What a new list changes, each as `service/worker`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerChanges {
-    pub added: Vec<String>,
-    pub changed: Vec<String>,
-    pub removed: Vec<String>,
-}
-
-impl WorkerChanges {
-    /// Compares the workers of a source in two configurations.
-    pub fn between(source: &str, old: &Config, new: &Config) -> Self {
-        let workers = |config: &Config| -> BTreeMap<String, (Worker, WorkerOrigin)> {
-            let services = config.services.iter();
-            services
-                .flat_map(|service| service.workers.iter().map(move |it| (service, it)))
-                .filter_map(|(service, worker)| {
-                    let origin = config.origin(&service.name, &worker.name)?;
-                    let name = format!("{}/{}", service.name, worker.name);
-                    let is_its = origin.source == source;
-                    is_its.then(|| (name, (worker.clone(), origin.clone())))
-                })
-                .collect()
-        };
-        let (old, new) = (workers(old), workers(new));
-        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-        let mut changes = Self::default();
-        for name in names {
-            match (old.get(name), new.get(name)) {
-                (None, Some((worker, _))) => {
-                    changes.added.push(format!("{name} at {}", worker.address));
-                }
-                (Some(_), None) => changes.removed.push(name.clone()),
-                (Some(before), Some(after)) if before != after => {
-                    changes
-                        .changed
-                        .push(format!("{name} ({})", difference(before, after)));
-                }
-                _ => {}
-            }
-        }
-        changes
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
-    }
-}
-
-fn difference(before: &(Worker, WorkerOrigin), after: &(Worker, WorkerOrigin)) -> String {
-    let ((old, was), (new, is)) = (before, after);
-    let address =
-        (old.address != new.address).then(|| format!("address {} -> {}", old.address, new.address));
-    let (before, now) = (old.weight_percent, new.weight_percent);
-    let weight = (before != now).then(|| format!("weight {before}% -> {now}%"));
-    let reason = |origin: &WorkerOrigin| origin.state.as_ref().and_then(|it| it.reason.clone());
-    let drain = match (reason(was), reason(is)) {
-        (before, now) if before == now => None,
-        (_, Some(reason)) => Some(format!("drained: {reason}")),
-        (_, None) => Some("no longer drained".to_owned()),
-    };
-    let changes: Vec<String> = address.into_iter().chain(weight).chain(drain).collect();
-    changes.join(", ")
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Overrides;
-
-    fn file() -> Config {
-        let text = r#"
-            manager.interfaces = ["eth1"]
-            heartbeats.authentication = "enforce"
-            limits.backends = 9
-            [[service]]
-            name = "web"
-            address = "192.168.56.101:80"
-            fallback = "192.168.56.101:8080"
-            workers = [{ name = "worker1", address = "192.168.56.103:8081" }]
-            auto_join = { networks = ["192.168.56.200/32"], port = 8081 }
-            worker_sources = ["swarm", "file"]
-            [[service]]
-            name = "api"
-            address = "192.168.56.101:81"
-            fallback = "192.168.56.101:8080"
-            worker_sources = ["swarm"]
-            "#;
-        Config::parse(text, "memlb.toml", &Overrides::default(), None).unwrap()
-    }
-
-    fn worker(service: &str, name: &str, address: &str) -> ExternalWorker {
-        ExternalWorker {
-            service: service.to_owned(),
-            name: name.to_owned(),
-            address: address.to_owned(),
-            weight: 100,
-            drain: None,
-        }
-    }
-
-    fn list(workers: &[ExternalWorker]) -> WorkerList {
-        WorkerList {
-            workers: workers.to_vec(),
-            absent: Vec::new(),
-        }
-    }
-
-    fn problems(source: &str, workers: &[ExternalWorker]) -> Vec<String> {
-        let mut external = ExternalWorkers::default();
-        external.set(source, list(workers), 0);
-        let mut joined = Membership::default();
-        let here = [192, 168, 56, 200].into();
-        joined.admit(&file(), "joined1", here, 0, |_| true).unwrap();
-        let mut applied = external.apply_to(&file(), &joined, 0);
-        let absent = applied.absent.remove(source).unwrap();
-        absent.into_iter().map(|it| it.reason).collect()
-    }
-
-    #[test]
-    fn each_bad_worker_has_its_reason() {
-        let weightless = ExternalWorker {
-            weight: 0,
-            ..worker("web", "a", "192.168.56.110:80")
-        };
-        for (given, says) in [
-            (worker("wep", "a", "192.168.56.110:80"), "did you mean web?"),
-            (
-                worker("web", "a b", "192.168.56.110:80"),
-                "cannot name a worker",
-            ),
-            (worker("web", "manager", "192.168.56.110:80"), "fallback"),
-            (worker("web", "a", "192.168.56.110"), "has no port"),
-            (worker("web", "a", "192.168.56.110:0"), "port 0"),
-            (
-                worker("web", "a", "192.168.56.110:70000"),
-                "is not an address",
-            ),
-            (worker("web", "a", "0.0.0.0:80"), "means any address"),
-            (
-                worker("web", "a", "192.168.56.101:80"),
-                "manager's own address",
-            ),
-            (worker("web", "a", "[2001:db8::1]:80"), "IPv6"),
-            (weightless, "from 1 to 1000 percent"),
-            (
-                worker("web", "worker1", "192.168.56.110:80"),
-                "a worker worker1 already, of the configuration file",
-            ),
-            (
-                worker("web", "a", "192.168.56.103:8081"),
-                "worker worker1 has its address 192.168.56.103:8081 already, of the configuration",
-            ),
-            (
-                worker("web", "joined1", "192.168.56.110:80"),
-                "joined1 already, that joined by auto_join",
-            ),
-        ] {
-            let found = problems("swarm", std::slice::from_ref(&given));
-            assert_eq!(found.len(), 1, "{given:?}: {found:?}");
-            assert!(found[0].contains(says), "{given:?}: {}", found[0]);
-        }
-        let good = worker("api", "a", "192.168.56.110:80");
-        let found = problems("file", std::slice::from_ref(&good));
-        assert!(
-            found[0].contains("takes no workers of source \"file\""),
-            "{found:?}"
-        );
-        let twice = [good.clone(), worker("api", "a", "192.168.56.111:80")];
-        let found = problems("swarm", &twice);
-        assert_eq!(found, ["there is a worker a already, of this list"]);
-        // One worker may serve several services.
-        assert!(problems("swarm", &[good, worker("web", "a", "192.168.56.110:80")]).is_empty());
-        for name in ["joined", "configuration", "", "a b"] {
-            assert!(check_source(name).is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_list_leaves_other_workers_alone() {
-        let mut external = ExternalWorkers::default();
-        let drained = ExternalWorker {
-            drain: Some("node2 is drained".to_owned()),
-            ..worker("web", "b", "192.168.56.111:80")
-        };
-        let first = [worker("web", "a", "192.168.56.110:80"), drained.clone()];
-        external.set("swarm", list(&first), 7);
-        external.set("file", list(&[worker("web", "a", "192.168.56.112:80")]), 7);
-        let none = Membership::default();
-        let old = external.apply_to(&file(), &none, 0);
-        // Of two sources, the one whose name comes first has the worker.
-        assert_eq!(old.absent["swarm"].len(), 1);
-        let reason = &old.absent["swarm"][0].reason;
-        assert!(reason.contains("already, of source \"file\""), "{reason}");
-        let origin = old.config.origin("web", "b").unwrap();
-        assert_eq!(origin.state.as_ref().map(|it| it.at_ms), Some(7));
-
-        // What is taken back makes room for the other source's.
-        assert!(external.remove("file"));
-        external.set("swarm", list(&first), 9);
-        let new = external.apply_to(&file(), &none, 0);
-        let origin = new.config.origin("web", "b").unwrap();
-        assert_eq!(origin.state.as_ref().map(|it| it.at_ms), Some(7));
-        let changes = WorkerChanges::between("swarm", &old.config, &new.config);
-        assert_eq!(changes.added, ["web/a at 192.168.56.110:80"]);
-        assert!(changes.changed.is_empty() && changes.removed.is_empty());
-        let names: Vec<&str> = new.config.services[0]
-            .workers
-            .iter()
-            .map(|it| it.name.as_str())
-            .collect();
-        assert_eq!(names, ["worker1", "a", "b"]);
-
-        // Both may be said of one worker.
-        external.set(
-            "swarm",
-            list(&[worker("web", "b", "192.168.56.111:81")]),
-            11,
-        );
-        let last = external.apply_to(&file(), &none, 0);
-        let changes = WorkerChanges::between("swarm", &new.config, &last.config);
-        assert_eq!(changes.removed, ["web/a"]);
-        let both = "web/b (address 192.168.56.111:80 -> 192.168.56.111:81, no longer drained)";
-        assert_eq!(changes.changed, [both]);
-    }
-
-    #[test]
-    fn workers_need_room() {
-        // "none", two fallbacks and worker1 leave room for five; a joined worker takes one.
-        let mut joined = Membership::default();
-        let here = [192, 168, 56, 200].into();
-        joined.admit(&file(), "joined1", here, 0, |_| true).unwrap();
-        let workers =
-            (1..=6).map(|it| worker("api", &format!("a{it}"), &format!("10.0.0.{it}:80")));
-        let mut external = ExternalWorkers::default();
-        external.set("swarm", list(&workers.collect::<Vec<_>>()), 0);
-        let left_out = |parting| {
-            let applied = external.apply_to(&file(), &joined, parting);
-            let with_joined = joined.apply_to(&applied.config);
-            assert!(
-                with_joined.services[0]
-                    .workers
-                    .iter()
-                    .any(|it| it.name == "joined1")
-            );
-            applied.absent["swarm"].len()
-        };
-        assert_eq!(left_out(0), 2);
-        assert_eq!(left_out(1), 3);
-    }
-}
+mod tests;

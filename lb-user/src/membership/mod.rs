@@ -1,6 +1,7 @@
 //! The workers that joined by starting an agent, those that other sources gave, and how long workers have been
 //! silent.
 
+mod changes;
 mod external;
 mod liveness;
 
@@ -13,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::{Config, Worker, WorkerOrigin};
+pub use changes::WorkerChanges;
 pub use external::{
-    AbsentWorker, Applied, ExternalWorker, ExternalWorkers, JOINED, WorkerChanges, WorkerList,
-    check_source, parse_weight,
+    AbsentWorker, Applied, ExternalWorker, ExternalWorkers, JOINED, WorkerList, check_source,
+    parse_weight,
 };
 use lb_core::{MANAGER, NO_BACKEND};
 pub use liveness::LivenessRecord;
