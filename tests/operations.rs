@@ -204,10 +204,7 @@ fn an_order_that_makes_no_sense_is_refused_with_what_would() {
     let long = "s".repeat(5000);
     let cases: [(&[&str], &str); 12] = [
         (&["drain", "worker3"], "did you mean worker"),
-        (
-            &["drain", "worker1", "--service", &long],
-            ", only web",
-        ),
+        (&["drain", "worker1", "--service", &long], ", only web"),
         (&["drain", "unknown"], ", only worker1, worker2"),
         (
             &["drain", "worker1", "--service", "wep"],

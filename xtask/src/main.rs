@@ -4,7 +4,9 @@ use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser;
-use xtask::{build, build_ebpf, image, kernels, lab, package, privilege, run, setup, test, workspace};
+use xtask::{
+    build, build_ebpf, image, kernels, lab, package, privilege, run, setup, test, workspace,
+};
 
 /// Sets up, builds, shows and tests memlb on this machine.
 #[derive(Parser)]

@@ -243,7 +243,8 @@ impl OfService<'_> {
                 port.target_port
             ));
         }
-        let meshed = asked.iter().find(|it| it.target_port == wanted);
+        let meshed = asked.iter();
+        let meshed = (meshed.filter(|it| !it.is_of_host())).find(|it| it.target_port == wanted);
         Err(meshed.map_or_else(
             || format!("it publishes no port {wanted}/{name} with mode=host"),
             ingress,
