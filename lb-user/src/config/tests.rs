@@ -119,7 +119,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 11 + 2 + 3 + 9 + 15);
+    assert_eq!(settings, 11 + 2 + 3 + 9 + 16);
 }
 
 #[test]
