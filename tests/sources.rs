@@ -132,10 +132,8 @@ fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
     let said = apply(&cluster).unwrap();
     assert_eq!(said, "changed web/worker2 (drained: new disk)\n");
     let backend = cluster.backend("worker2").unwrap();
-    assert_eq!(
-        (&backend["state"], &backend["admin_state"]["by"]),
-        (&"draining".into(), &"file".into())
-    );
+    assert_eq!(backend["state"], "draining");
+    assert_eq!(backend["admin_state"]["by"], "file");
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
     output(&mut sources(&cluster, &["remove", "file"])).unwrap();
     assert_eq!(names(&cluster), ["worker1"]);
