@@ -174,13 +174,8 @@ impl Swarm {
     }
 
     fn update(&self, arguments: &[&str]) {
-        self.manage(
-            &[
-                &["service", "update", "--detach", "--no-resolve-image"],
-                arguments,
-            ]
-            .concat(),
-        );
+        let update = ["service", "update", "--detach", "--no-resolve-image"];
+        self.manage(&[&update[..], arguments].concat());
     }
 
     /// The names of the workers in this state.
