@@ -241,6 +241,10 @@ fn tasks_of_a_swarm_come_and_go_without_a_failed_connection() {
         "1s",
         "--restart-delay",
         "500ms",
+        "--health-cmd",
+        "busybox wget -q -O /dev/null 127.0.0.1:8085",
+        "--health-interval",
+        "500ms",
         "--label",
         "memlb.service=web",
         "--label",
@@ -269,7 +273,7 @@ fn tasks_of_a_swarm_come_and_go_without_a_failed_connection() {
     })
     .unwrap();
     swarm.manage(&["service", "scale", "--detach", "shop=3"]);
-    println!("scaled up: up after {:?}", swarm.wait_for_up(&ALL, SOON));
+    println!("scaled up: up after {:?}", swarm.wait_for_up(&ALL, LATE));
     assert!(stopped("scaled down and up", probe).is_empty());
 
     let probe = swarm.probe();

@@ -71,7 +71,7 @@ impl WorkerSource {
         match self.send(list.clone()).await {
             Ok(reply) => {
                 if self.trouble.take().is_some() {
-                    info!("the manager takes the workers again");
+                    info!("the manager has the list of workers again");
                 }
                 log(&reply);
                 self.given = Some(list.clone());
