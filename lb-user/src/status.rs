@@ -8,9 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{
-        AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats, monotonic_ns,
-    },
+    datapath::{AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats, monotonic_ns},
     membership::AbsentWorker,
 };
 
