@@ -247,9 +247,8 @@ fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Res
             "    {name:<12} {:<11} {memory}, {age}, share {share:.0}%",
             state.name()
         )?;
-        match weight_percent {
-            Some(weight) => write!(f, ", weight {}% by {}", weight.value, weight.by)?,
-            None => {}
+        if let Some(weight) = weight_percent {
+            write!(f, ", weight {}% by {}", weight.value, weight.by)?;
         }
         match source {
             Some(source) => writeln!(f, ", from source {source}")?,
