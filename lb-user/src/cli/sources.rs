@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use memlb::{
+    config::check_source,
     control::{Request, WorkersReply},
-    membership::{WorkerList, check_source},
+    membership::WorkerList,
     status::{Status, WorkerSource},
     worker_source,
 };

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use memlb::{
-    membership::check_source,
+    config::check_source,
     swarm::{self, Docker},
     systemd,
     worker_source::WorkerSource,

@@ -23,8 +23,7 @@ use super::key::{Key, Reload};
 use super::kinds::{
     AbsolutePath, Choice, Fallback, FilePath, Flag, HostAddress, HostNames, Integer, Interfaces,
     Kind, ListenAddress, MemoryThreshold, Name, NatSources, OptionalListenAddress, OptionalPath,
-    Percent, Ports, PressureLimit, ShareLimit, SocketPath,
-    SourceNames, Time,
+    Percent, Ports, PressureLimit, ShareLimit, SocketPath, SourceNames, Time,
 };
 use super::nested::{AutoJoin, Joining, NO_ADDRESS, Worker, Workers};
 use super::section::{Described, Difference, Fields, Section, sections};

@@ -12,10 +12,10 @@ use lb_core::{Event, milliseconds};
 
 use super::Manager;
 use crate::{
-    config::{Changes, Config, worker_address},
+    config::{Changes, Config, check_source, worker_address},
     datapath::Routes,
     history::now_ms,
-    membership::{AbsentWorker, Applied, ExternalWorkers, WorkerChanges, WorkerList, check_source},
+    membership::{AbsentWorker, Applied, ExternalWorkers, WorkerChanges, WorkerList},
     status::WorkerSource,
 };
 

@@ -9,15 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{Membership, room};
 use crate::{
-    config::{Config, Service, Worker, WorkerOrigin, worker_address},
+    config::{Config, JOINED, Service, Worker, WorkerOrigin, worker_address},
     heartbeat::check_name,
 };
-
-/// The source of a worker that joined by starting its agent.
-pub const JOINED: &str = "joined";
-
-/// Names that no source may have: they stand for memlb's own workers.
-const RESERVED_SOURCES: [&str; 2] = ["configuration", JOINED];
 
 const LEAST_WEIGHT: u32 = 1;
 const MOST_WEIGHT: u32 = 1_000;
@@ -129,21 +123,6 @@ pub struct Applied {
     pub config: Config,
     /// By source.
     pub absent: BTreeMap<String, Vec<AbsentWorker>>,
-}
-
-/// Checks a source's name.
-///
-/// # Errors
-///
-/// Says what is wrong with it.
-pub fn check_source(name: &str) -> Result<(), String> {
-    check_name(name).map_err(|problem| format!("{name:?} cannot name a source: {problem}"))?;
-    match RESERVED_SOURCES.contains(&name) {
-        true => Err(format!(
-            "{name:?} cannot name a source: it stands for memlb's own workers"
-        )),
-        false => Ok(()),
-    }
 }
 
 impl ExternalWorkers {

@@ -13,11 +13,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::config::{Config, Worker, WorkerOrigin};
+use crate::config::{Config, JOINED, Worker, WorkerOrigin};
 pub use changes::WorkerChanges;
 pub use external::{
-    AbsentWorker, Applied, ExternalWorker, ExternalWorkers, JOINED, WorkerList, check_source,
-    parse_weight,
+    AbsentWorker, Applied, ExternalWorker, ExternalWorkers, WorkerList, parse_weight,
 };
 use lb_core::{MANAGER, NO_BACKEND};
 pub use liveness::LivenessRecord;

@@ -1,5 +1,8 @@
 use super::*;
-use crate::{config::Overrides, membership::WorkerChanges};
+use crate::{
+    config::{Overrides, check_source},
+    membership::WorkerChanges,
+};
 
 fn file() -> Config {
     let text = r#"
