@@ -172,7 +172,11 @@ fn the_picture_in_the_documents_is_of_this_screen() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
     #[test]
     fn no_figure_is_cut_at_any_width(
         width in 40_u16..200,
@@ -217,7 +221,8 @@ proptest! {
             whole += &format!("{name} {} ", count.packets);
         }
         for backend in app.shown() {
-            whole += &format!("{} {} ", backend.seen.name, backend.seen.address);
+            let remarks = memlb::status::remarks(&backend.seen).join(", ");
+            whole += &format!("{} {} {remarks} ", backend.seen.name, backend.seen.address);
             for cell in row(backend, app.rates.of(backend.seen.backend_id.0)).cells {
                 whole += &format!("{} {} ", cell.text, cell.short.unwrap_or_default());
             }
@@ -233,7 +238,7 @@ proptest! {
         let names = rows.take(workers).map(|it| it.trim_start_matches([' ', '▸']));
         let names = names.filter_map(|it| it.split_whitespace().next());
         let names: std::collections::BTreeSet<&str> = names.collect();
-        prop_assert!(names.len() >= workers.min(20), "{}", text);
+        prop_assert!(names.len() >= workers.min(12), "{}", text);
     }
 }
 
