@@ -284,7 +284,47 @@ fn a_person_moves_the_service_by_hand() {
         .unwrap();
         assert_eq!(cluster.page().unwrap(), page);
         assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
+        let shown = output(&mut cluster.memlb("status")).unwrap();
+        let moved = format!("kernel: map selection says {name} for ");
+        assert_eq!(shown.contains(&moved), name != "worker1", "{shown}");
     }
+}
+
+#[root_test]
+fn without_a_manager_status_reads_the_pins() {
+    let mut cluster = start();
+    cluster.page().unwrap();
+    cluster.kill_manager().unwrap();
+    let pins = cluster.map("selection");
+    let pins = pins.strip_suffix("/selection").unwrap();
+    let shown = cluster.memlb("status").args(["--pin-path", pins]).output();
+    let shown = shown.unwrap();
+    assert_eq!(shown.status.code(), Some(1), "{shown:?}");
+    let text = String::from_utf8(shown.stdout).unwrap();
+    for words in [
+        "no manager: this is read from the maps in ",
+        "service 192.168.56.101:80/tcp",
+        "selected: 192.168.56.103:8081",
+    ] {
+        assert!(text.contains(words), "no {words:?} in:\n{text}");
+    }
+    let failure = String::from_utf8(shown.stderr).unwrap();
+    assert!(failure.contains("no manager answers at "), "{failure}");
+}
+
+#[root_test]
+fn events_are_selected_by_what_they_are_about() {
+    let cluster = start();
+    let events = |arguments: &[&str]| {
+        let mut command = cluster.memlb("events");
+        output(command.args(arguments)).unwrap()
+    };
+    let of_worker2 = events(&["--worker", "worker2"]);
+    assert!(of_worker2.contains("worker2 is up"), "{of_worker2}");
+    assert!(!of_worker2.contains("worker1 is up"), "{of_worker2}");
+    let of_web = events(&["--service", "web", "--limit", "1"]);
+    assert_eq!(of_web.lines().count(), 1, "{of_web}");
+    assert_eq!(events(&["--severity", "warn", "--worker", "worker1"]), "");
 }
 
 fn start() -> Cluster {
