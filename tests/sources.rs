@@ -4,7 +4,9 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use memlb_tests::{Cluster, ClusterOptions, Process, command::output, root_test, wait_until};
+use memlb_tests::{
+    Cluster, ClusterOptions, Process, command::output, root_test, wait::wait_for, wait_until,
+};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -93,7 +95,10 @@ fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
     );
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
     assert_eq!(cluster.backend("worker2").unwrap()["source"], "file");
-    let mut kept = cluster.connection_to("Worker2").unwrap();
+    let mut kept = wait_for(SOON, "a connection to worker2", || {
+        cluster.connection_to("Worker2").ok()
+    })
+    .unwrap();
     assert_eq!(apply(&cluster).unwrap(), "nothing has changed\n");
     assert_eq!(cluster.events_of("workers_changed").unwrap().len(), 1);
 
