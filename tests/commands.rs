@@ -211,13 +211,59 @@ fn without_a_manager_every_verb_says_so() {
         let mut arguments = verb.to_vec();
         arguments.extend(["--control-socket", "/nonexistent/manager.sock"]);
         let failed = memlb(&arguments);
+        arguments.push("--json");
+        let json = error_as_json(&memlb(&arguments), 1);
         let said = String::from_utf8_lossy(&failed.stderr);
+        assert_eq!(
+            said,
+            format!("memlb: {}\n", json["error"].as_str().unwrap())
+        );
         assert_eq!(failed.status.code(), Some(1), "{said}");
         assert!(
             said.contains("no manager answers at /nonexistent"),
             "{said}"
         );
     }
+}
+
+/// Returns the error that a verb with `--json` printed.
+fn error_as_json(failed: &Output, status: i32) -> serde_json::Value {
+    assert_eq!(failed.status.code(), Some(status), "{failed:?}");
+    assert!(failed.stdout.is_empty(), "{failed:?}");
+    let json: serde_json::Value = serde_json::from_slice(&failed.stderr).unwrap();
+    assert_eq!(json["exit_status"], status);
+    json
+}
+
+#[test]
+fn errors_are_json_where_that_is_asked_for() {
+    let usage = error_as_json(&memlb(&["drain", "--json"]), 2);
+    assert!(
+        usage["error"].as_str().unwrap().contains("<WORKER>"),
+        "{usage}"
+    );
+
+    let directory = Scratch::new("mistakes");
+    let file = directory.0.join("memlb.toml");
+    let example = String::from_utf8(memlb(&["check", "--example"]).stdout).unwrap();
+    let text = example
+        .replace("up_after = 2", "up_after = two")
+        .replace("\"1500ms\"", "\"soon\"");
+    fs::write(&file, text).unwrap();
+    let json = error_as_json(&memlb(&["check", "--json", &file.display().to_string()]), 2);
+    let problems = json["problems"].as_array().unwrap();
+    let kinds: Vec<_> = problems
+        .iter()
+        .map(|it| it["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["syntax", "bad_duration"], "{json}");
+
+    fs::write(&file, example).unwrap();
+    let checked = memlb(&["check", &file.display().to_string()]);
+    let warned = String::from_utf8(checked.stderr).unwrap();
+    assert!(warned.contains("authentication is \"off\""), "{warned}");
+    let summary = String::from_utf8(checked.stdout).unwrap();
+    assert!(summary.contains("1 service with 2 backends"), "{summary}");
 }
 
 /// A directory of this test's own, gone when dropped.

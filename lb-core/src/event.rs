@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::AdminCommand;
+use crate::counted;
 use crate::eligibility::Ineligibility;
 use crate::health::Health;
 use crate::memory::{Bytes, Memory, Pressure};
@@ -243,8 +244,8 @@ events! {
         least: String,
         least_share: u16,
     }
-    INFO, "{service}: {policy} spreads connections over {workers} workers ({cause}): most go to {most} \
-           ({}), fewest to {least} ({})", Pressure(*most_share), Pressure(*least_share);
+    INFO, "{service}: {policy} spreads connections over {} ({cause}): most go to {most} \
+           ({}), fewest to {least} ({})", counted(*workers, "worker"), Pressure(*most_share), Pressure(*least_share);
 
     AllWorkersHot { service: String }
     WARN, "{service}: no worker has memory to spare, so all get equal weight";
@@ -302,8 +303,8 @@ events! {
         /// Heartbeats of this worker since the last sample.
         heartbeats: u64,
     }
-    LOG_ONLY, "received {worker}: {} available ({heartbeats} heartbeats since the last line, from {from})",
-        Bytes(*memory_available_bytes);
+    LOG_ONLY, "received {worker}: {} available ({} since the last line, from {from})",
+        Bytes(*memory_available_bytes), counted(*heartbeats, "heartbeat");
 
     /// Heartbeats come from another address, perhaps from a second machine with the same name.
     HeartbeatSourceChanged { worker: String, from: IpAddr, before: IpAddr }
@@ -379,7 +380,7 @@ events! {
 
     /// Stands in the event log in place of events that found no room in its queue.
     EventsLost { count: u64 }
-    LOG_ONLY, "{count} events are missing in the event log";
+    LOG_ONLY, "{} missing in the event log", if *count == 1 { "1 event is".to_owned() } else { format!("{count} events are") };
 }
 
 /// An interface and how it is attached, at the manager's start.

@@ -16,6 +16,7 @@
 
 mod admin;
 mod core;
+mod counted;
 mod deadlines;
 mod eligibility;
 mod endpoint;
@@ -43,6 +44,7 @@ pub use admin::{
     unknown_name,
 };
 pub use core::{Core, HeartbeatOutcome};
+pub use counted::counted;
 pub use eligibility::{Ineligibility, WorkerRoute};
 pub use endpoint::{Endpoint, ParseEndpointError, Protocol};
 pub use event::{AttachedInterface, Audience, Cause, Event, EventKind, Severity};

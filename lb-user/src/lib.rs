@@ -29,6 +29,7 @@ pub mod manager;
 pub mod membership;
 pub mod metrics;
 pub mod pinned;
+pub mod processes;
 pub mod simulate;
 mod sockets;
 pub mod status;

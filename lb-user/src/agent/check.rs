@@ -3,6 +3,7 @@
 use std::{fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
+use lb_core::counted;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -219,7 +220,8 @@ impl Check {
                     if before != Some(true) || failures >= self.failures {
                         if before != Some(false) {
                             warn!(
-                                "the service does not answer ({failures} times in a row): {error:#}"
+                                "the service does not answer ({} in a row): {error:#}",
+                                counted(failures, "time")
                             );
                         }
                         publish(&healthy, false);

@@ -132,11 +132,12 @@ impl ManagerPeer {
     /// Sends one heartbeat; one that cannot go out is lost, like one that the network loses. Says
     /// whether it went out.
     pub fn send(&mut self, seq: u64, datagram: &[u8]) -> bool {
-        let sent = self
-            .lookup
-            .address()
-            .context("its address is not known yet")
-            .and_then(|to| Ok(self.socket.try_send_to(datagram, self.socket_address(to))?));
+        let Some(to) = self.lookup.address() else {
+            // At the start, the lookup has just begun; it reports its failure itself.
+            debug!("heartbeat to {}: its address is not known yet", self.name);
+            return false;
+        };
+        let sent = self.socket.try_send_to(datagram, self.socket_address(to));
         let was_sent = sent.is_ok();
         match (sent, self.failing) {
             (Ok(_), failing) => {
@@ -150,11 +151,11 @@ impl ManagerPeer {
             (Err(error), false) => {
                 self.failing = true;
                 warn!(
-                    "heartbeats to {} cannot be sent, trying on: {error:#}",
+                    "heartbeats to {} cannot be sent, trying on: {error}",
                     self.name
                 );
             }
-            (Err(error), true) => debug!("heartbeat to {}: {error:#}", self.name),
+            (Err(error), true) => debug!("heartbeat to {}: {error}", self.name),
         }
         was_sent
     }

@@ -31,8 +31,8 @@ pub struct Sources {
 /// # Errors
 ///
 /// Says what `/proc/meminfo` lacks.
-pub fn memory_now() -> Result<MemoryReport> {
-    Sensors::open(Sources::default())?.memory()
+pub fn memory_now(sources: Sources) -> Result<MemoryReport> {
+    Sensors::open(sources)?.memory()
 }
 
 /// Reads what a heartbeat says of the machine.

@@ -12,7 +12,7 @@ use memlb::{
 use super::{CliError, CliResult, block_on};
 
 /// Under which name the packaged unit hands over `/etc/memlb/agent.key`.
-const CREDENTIAL: &str = "memlb-agent.key";
+pub const CREDENTIAL: &str = "memlb-agent.key";
 
 /// Report this worker's available memory and the health of its service to the managers
 #[derive(clap::Args)]
@@ -23,11 +23,11 @@ pub struct Args {
 
     /// Address or name of a manager; may be repeated
     #[arg(long = "manager", value_name = "ADDR[:PORT]", required = true)]
-    managers: Vec<String>,
+    pub managers: Vec<String>,
 
     /// This worker's name in the configuration of the managers [default: the host's name]
     #[arg(long)]
-    name: Option<String>,
+    pub name: Option<String>,
 
     /// Interval between heartbeats
     #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = humantime::parse_duration)]
@@ -36,7 +36,7 @@ pub struct Args {
     /// Sign heartbeats with the key in this file; `memlb keygen` makes one, and no other user may read it
     /// [default: the systemd credential memlb-agent.key, if there is one]
     #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    pub key: Option<PathBuf>,
 
     #[command(flatten)]
     check: CheckArgs,
@@ -59,6 +59,34 @@ pub struct Args {
     /// Do not print each heartbeat
     #[arg(long)]
     quiet: bool,
+}
+
+impl Args {
+    /// Whether it runs an agent, and is no hook.
+    pub fn runs(&self) -> bool {
+        self.hook.is_none()
+    }
+
+    /// Whether and how the agent checks the worker's own service.
+    pub fn check(&self) -> Option<Check> {
+        let check = &self.check;
+        Some(Check {
+            target: check.target.clone()?,
+            expect_status: check.expect_status.clone(),
+            interval: check.check_interval,
+            timeout: check.check_timeout,
+            failures: check.check_failures,
+        })
+    }
+
+    /// Where the agent reads memory and pressure.
+    pub fn sources(&self) -> Sources {
+        Sources {
+            memory_file: self.memory_file.clone(),
+            pressure_file: self.pressure_file.clone(),
+            cgroup: self.cgroup.clone(),
+        }
+    }
 }
 
 /// What a hook on the worker has the running agent do.
@@ -170,6 +198,7 @@ pub fn run(args: Args) -> CliResult {
             return Err(usage(format!("{option} must be from 1ms to 1h")));
         }
     }
+    let (check, sources) = (args.check(), args.sources());
     let name = worker_name(args.name)?;
     for manager in &args.managers {
         agent::with_port(manager).map_err(|error| usage(format!("--manager {error}")))?;
@@ -179,29 +208,12 @@ pub fn run(args: Args) -> CliResult {
         None => None,
     };
     let dsr = args.dsr.settings()?;
-    let CheckArgs {
-        target,
-        expect_status,
-        check_interval,
-        check_timeout,
-        check_failures,
-    } = args.check;
     Ok(block_on(agent::run(AgentSettings {
         managers: args.managers,
         name,
         interval: args.interval,
-        sources: Sources {
-            memory_file: args.memory_file,
-            pressure_file: args.pressure_file,
-            cgroup: args.cgroup,
-        },
-        check: target.map(|target| Check {
-            target,
-            expect_status,
-            interval: check_interval,
-            timeout: check_timeout,
-            failures: check_failures,
-        }),
+        sources,
+        check,
         dsr,
         key,
         quiet: args.quiet,

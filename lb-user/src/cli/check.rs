@@ -13,7 +13,12 @@ use memlb::{
 };
 use serde::Serialize;
 
-use super::{CliResult, print_json, source::kernel_ports};
+use lb_core::counted;
+
+use super::{
+    CliResult, print_json,
+    source::{USUAL_CONFIG, kernel_ports},
+};
 
 /// How many workers without a key are named.
 const SHOWN: usize = 5;
@@ -24,8 +29,7 @@ const SHOWN: usize = 5;
 /// that needs them may run on another machine.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The file to validate
-    #[arg(required_unless_present = "example")]
+    /// The file to validate [default: /etc/memlb/memlb.toml]
     config: Option<PathBuf>,
 
     /// Print the documented example instead
@@ -47,13 +51,15 @@ struct Checked<'a> {
 }
 
 pub fn run(args: &Args) -> CliResult {
-    let Some(path) = &args.config else {
+    if args.example {
         super::print(Config::example_text());
         return Ok(());
-    };
+    }
+    let path = args.config.as_deref();
+    let path = path.unwrap_or_else(|| Path::new(USUAL_CONFIG));
     let config = Config::read(path, &Overrides::default(), kernel_ports())?;
     let warnings = config.warnings().into_iter();
-    let warnings: Vec<String> = warnings.chain(missing_keys(&config)).collect();
+    let warnings: Vec<String> = warnings.chain(authentication(&config)).collect();
     let backends: usize = config
         .services
         .iter()
@@ -77,21 +83,29 @@ pub fn run(args: &Args) -> CliResult {
         count => format!("no error, but {count} warnings"),
     };
     super::print(&format!(
-        "{}: {verdict}; {} services with {backends} backends\n",
+        "{}: {verdict}; {} with {}\n",
         path.display(),
-        checked.services
+        counted(checked.services, "service"),
+        counted(backends, "backend")
     ));
     Ok(())
 }
 
-/// Returns a warning of the keys, as far as this user and this machine can read them.
-fn missing_keys(config: &Config) -> Option<String> {
+/// Returns a warning of heartbeats that anybody can send, or of the keys, as far as this user and this machine can
+/// read them.
+fn authentication(config: &Config) -> Option<String> {
     let Heartbeats {
         authentication,
         keys: path,
     } = &config.heartbeats;
     if *authentication == Authentication::Off {
-        return None;
+        let listen = config.manager.heartbeat_listen;
+        return (!listen.ip().is_loopback()).then(|| {
+            format!(
+                "heartbeats.authentication is \"off\": everyone who can reach UDP {listen} can steer connections; \
+                 make keys with memlb keygen and set \"enforce\", or keep the port to a trusted network"
+            )
+        });
     }
     let keys = match keys::read_keys(path) {
         Ok(keys) => keys,

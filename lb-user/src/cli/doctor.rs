@@ -4,12 +4,15 @@ use std::{path::PathBuf, process::exit, time::Duration};
 
 use anyhow::Context;
 use memlb::{
-    agent::{self, Check, CheckTarget},
+    agent::{Check, CheckTarget, with_port},
     doctor::{self, Diagnosis},
 };
 
 use super::{
-    CliError, CliResult, agent::worker_name, block_on, print, print_json, source::Source,
+    CliError, CliResult,
+    agent::{self, worker_name},
+    agent_settings, block_on, print, print_json,
+    source::Source,
     source::kernel_ports,
 };
 
@@ -34,8 +37,9 @@ pub struct Args {
 /// Options that a worker's agent has, too.
 #[derive(clap::Args)]
 struct WorkerArgs {
-    /// Examine a worker's host
-    #[arg(long, requires = "managers")]
+    /// Examine a worker's host. What the options below leave out is taken from the agent that runs here, or else from
+    /// the service's arguments in /etc/default/memlb-agent and its key /etc/memlb/agent.key
+    #[arg(long)]
     agent: bool,
 
     /// With --agent: address or name of a manager; may be repeated
@@ -88,22 +92,50 @@ fn examine_manager(source: &Source) -> Result<Diagnosis, CliError> {
 }
 
 fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, CliError> {
-    let managers: anyhow::Result<Vec<String>> = args
-        .managers
+    let found = agent_settings::find(args.name.as_deref())?;
+    let own = found.arguments.as_ref();
+    let managers = match (args.managers.is_empty(), own) {
+        (false, _) => &args.managers,
+        (true, Some(own)) => &own.managers,
+        (true, None) => {
+            return Err(CliError::Usage(anyhow::anyhow!(
+                "no agent runs here, and /etc/default/memlb-agent names no manager: give --manager ADDRESS"
+            )));
+        }
+    };
+    let managers: anyhow::Result<Vec<String>> = managers
         .iter()
-        .map(|manager| agent::with_port(manager).context("--manager"))
+        .map(|manager| with_port(manager).context("--manager"))
         .collect();
     let worker = doctor::Worker {
         managers: managers.map_err(CliError::Usage)?,
-        name: worker_name(args.name.clone())?,
-        key: args.key.clone(),
-        check: args.target.clone().map(|target| Check {
-            target,
-            expect_status: 200..=399,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(2),
-            failures: 1,
-        }),
+        name: worker_name(
+            args.name
+                .clone()
+                .or_else(|| own.and_then(|it| it.name.clone())),
+        )?,
+        key: args
+            .key
+            .clone()
+            .or_else(|| own.and_then(|it| it.key.clone()))
+            .or(found.usual_key),
+        check: args
+            .target
+            .clone()
+            .map(check_of)
+            .or_else(|| own.and_then(agent::Args::check)),
+        sources: own.map(agent::Args::sources).unwrap_or_default(),
+        origin: found.origin,
     };
     Ok(block_on(doctor::examine_worker(&worker))?)
+}
+
+fn check_of(target: CheckTarget) -> Check {
+    Check {
+        target,
+        expect_status: 200..=399,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(2),
+        failures: 1,
+    }
 }

@@ -5,14 +5,12 @@ use std::path::{Path, PathBuf};
 use memlb::{
     config::Heartbeats,
     heartbeat::check_name,
-    keys::{self, KeyId, TAKE_UP},
+    keys::{self, AGENT_KEY, KeyId, TAKE_UP, take_up_here},
+    processes::Unit,
 };
 use serde::Serialize;
 
 use super::{CliError, CliResult, print_json};
-
-/// Where an agent's key usually is.
-const AGENTS: &str = "/etc/memlb/agent.key";
 
 /// Make a key with which a worker signs its heartbeats, and write it to a new file
 #[derive(clap::Args)]
@@ -71,23 +69,29 @@ fn advice(path: &Path, name: &str, id: KeyId, keys: &Path) -> String {
         true => copy_of(path),
         false => path.display(),
     };
-    let (managers, to_manager) = match is_managers {
-        true => (here, String::new()),
+    let (managers, to_manager, take_up) = match is_managers {
+        true => (here, String::new(), take_up_here()),
         false => (
             "",
             format!("    install -D -m 600 {copy} {keys_directory}/{name}-{id}.key\n"),
+            TAKE_UP.to_owned(),
         ),
     };
-    let (workers, to_worker) = match is_agents {
-        true => (here, String::new()),
-        false => ("", format!("    install -D -m 600 {copy} {AGENTS}\n")),
+    let by_hand = format!("memlb agent --manager MANAGER --name {name} --key {AGENT_KEY}");
+    let (workers, to_worker, start) = match is_agents {
+        true => (here, String::new(), Unit::Agent.restart(&by_hand)),
+        false => (
+            "",
+            format!("    install -D -m 600 {copy} {AGENT_KEY}\n"),
+            format!("{by_hand}    (with the package's service: systemctl restart memlb-agent)"),
+        ),
     };
     format!(
         "{file}: key {id} of {name}. Keep it secret; it is needed in two places, in one as a copy:
 on the manager (heartbeats.keys in its configuration){managers}:
-{to_manager}    {TAKE_UP}
+{to_manager}    {take_up}
 on {name}{workers}:
-{to_worker}    memlb agent --manager MANAGER --name {name} --key {AGENTS}
+{to_worker}    {start}
 To replace an older key, install this one on the manager first, then on {name}; then remove the older
 one from the manager.
 "
@@ -138,7 +142,13 @@ mod tests {
             "{said}"
         );
         assert!(said.contains("memlb reload"), "{said}");
-        assert!(said.contains("systemctl restart memlb-manager"), "{said}");
+        // A manager on this machine is run in one way.
+        assert!(
+            !said.contains("(with the package's service: systemctl restart memlb-manager"),
+            "{said}"
+        );
+        let agents = "(with the package's service: systemctl restart memlb-agent)";
+        assert!(said.contains(agents), "{said}");
 
         let elsewhere = directory.path().join("worker1.key");
         for path in [elsewhere, keys.join("worker1")] {

@@ -1,11 +1,20 @@
-//! The log: for people on a terminal and in files, as JSON for systemd's journal.
+//! The log: as text for people, as JSON, or to systemd's journal with severity and fields.
 
-use std::{io::IsTerminal, os::unix::fs::MetadataExt};
+use std::{io::IsTerminal, os::unix::fs::MetadataExt, path::Path};
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    fmt::format::debug_fn,
+    layer::{Layered, SubscriberExt},
+    registry::Registry,
+    util::SubscriberInitExt,
+};
 
-/// How log lines look; [`Format::Auto`] is JSON where the log goes to systemd's journal, else text.
+use super::journal::{EVENT_FIELD, Journal, SOCKET};
+
+/// How log lines look; [`Format::Auto`] is the journal's own protocol where systemd's journal receives the log, else
+/// text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Auto,
@@ -13,25 +22,38 @@ pub enum Format {
     Json,
 }
 
-/// Sends the log to standard output; `RUST_LOG` says how much of it.
+/// Sends the log to standard output, or to the journal that reads it; `RUST_LOG` says how much of it.
 pub fn start(format: Format) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let journal = match format {
+        Format::Auto if is_journal() => Journal::connect(Path::new(SOCKET)).ok(),
+        _ => None,
+    };
+    let layer = match (format, journal) {
+        (_, Some(journal)) => journal.boxed(),
+        (Format::Json, None) => lines().json().flatten_event(true).boxed(),
+        (Format::Auto | Format::Text, None) => lines()
+            .with_ansi(std::io::stdout().is_terminal())
+            .fmt_fields(debug_fn(|writer, field, value| match field.name() {
+                "message" => write!(writer, "{value:?}"),
+                // The message says the same.
+                EVENT_FIELD => Ok(()),
+                name => write!(writer, " {name}={value:?}"),
+            }))
+            .boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(layer)
+        .init();
+}
+
+fn lines() -> tracing_subscriber::fmt::Layer<Layered<EnvFilter, Registry>> {
+    tracing_subscriber::fmt::layer()
         .with_target(false)
         // A reader that closes the log early, as `head` does, is no error.
         .log_internal_errors(false)
-        .with_ansi(std::io::stdout().is_terminal());
-    let is_json = match format {
-        Format::Auto => is_journal(),
-        Format::Text => false,
-        Format::Json => true,
-    };
-    if is_json {
-        log.json().flatten_event(true).init();
-    } else {
-        log.init();
-    }
+        .with_ansi(false)
 }
 
 /// Whether standard output is the journal's own: systemd passes its device and inode, which a child

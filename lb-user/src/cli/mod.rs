@@ -2,6 +2,7 @@
 
 mod admin;
 mod agent;
+mod agent_settings;
 mod check;
 mod deny;
 mod doctor;
@@ -10,6 +11,7 @@ mod flows;
 mod generate;
 mod health;
 mod import;
+mod journal;
 mod keygen;
 mod log;
 mod manager;
@@ -39,15 +41,18 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
-use memlb::{config::ConfigError, control::ClientError};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use memlb::{
+    config::{ConfigError, Problem},
+    control::ClientError,
+};
 use serde::Serialize;
 
 /// A load balancer in the kernel, steered by the memory of its workers
 #[derive(Parser)]
 #[command(name = "memlb", version, after_help = EXIT_STATUS)]
 struct Cli {
-    /// Format of log lines; auto: JSON where systemd's journal receives them, else text
+    /// Format of log lines; auto: entries with severity and fields where systemd's journal receives them, else text
     #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = log::Format::Auto)]
     log_format: log::Format,
 
@@ -60,7 +65,7 @@ struct Cli {
 }
 
 const EXIT_STATUS: &str = "Exit status: 0 success, 1 failure at run time, 2 wrong usage or \
-configuration.\nLog level: RUST_LOG=debug, RUST_LOG=info, RUST_LOG=warn.";
+configuration. With --json, an error is a line of JSON on standard error.\nLog level: RUST_LOG=debug, RUST_LOG=info, RUST_LOG=warn.";
 
 /// How long blocking tasks may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -134,11 +139,61 @@ impl From<ClientError> for CliError {
 
 type CliResult = Result<(), CliError>;
 
+/// An error as `--json` prints it, on one line of standard error.
+#[derive(Serialize)]
+struct ErrorReport<'a> {
+    error: String,
+    exit_status: u8,
+    /// What is wrong in a configuration.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    problems: &'a [Problem],
+}
+
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) if error.use_stderr() && std::env::args().any(|it| it == "--json") => {
+            return report(&CliError::Usage(anyhow::anyhow!("{error}")), true);
+        }
+        Err(error) => error.exit(),
+    };
+    let is_json = wants_json(&matches);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     log::start(cli.log_format);
     terminal::set_color(cli.color);
-    let outcome = match cli.verb {
+    match run_verb(cli.verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error, is_json),
+    }
+}
+
+/// Whether the verb has `--json`.
+fn wants_json(matches: &ArgMatches) -> bool {
+    let is_set = matches!(matches.try_get_one::<bool>("json"), Ok(Some(true)));
+    is_set || matches.subcommand().is_some_and(|(_, it)| wants_json(it))
+}
+
+/// Prints an error, and returns the exit status that it means.
+fn report(error: &CliError, is_json: bool) -> ExitCode {
+    let (error, exit_status) = match error {
+        CliError::RunTime(error) => (error, 1),
+        CliError::Usage(error) => (error, 2),
+    };
+    let config = error.downcast_ref::<ConfigError>();
+    let json = ErrorReport {
+        error: format!("{error:#}"),
+        exit_status,
+        problems: config.map_or(&[], |it| &it.problems),
+    };
+    match serde_json::to_string(&json) {
+        Ok(json) if is_json => print_error(&json),
+        _ => print_error(&format!("memlb: {error:#}")),
+    }
+    ExitCode::from(exit_status)
+}
+
+fn run_verb(verb: Verb) -> CliResult {
+    match verb {
         Verb::Manager(args) => manager::run(args),
         Verb::Agent(args) => agent::run(args),
         Verb::Status(args) => status::run(&args),
@@ -167,17 +222,6 @@ pub fn run() -> ExitCode {
         Verb::Keygen(args) => keygen::run(&args),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(CliError::RunTime(error)) => {
-            print_error(&format!("memlb: {error:#}"));
-            ExitCode::from(1)
-        }
-        Err(CliError::Usage(error)) => {
-            print_error(&format!("memlb: {error:#}"));
-            ExitCode::from(2)
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, anyhow};
 use clap::builder::PossibleValuesParser;
 use lb_common::verdict::{Verdict, VerdictClass};
+use lb_core::counted;
 use memlb::{
     control::{Request, parse_reply},
     trace::{Clients, DEFAULT_RATE, Dropped, Line, MAX_RATE, Packet, TraceFilter},
@@ -139,7 +140,10 @@ fn print_line(line: &Line, begin: &str) {
         Line::Packet(packet) => print(&packet_text(packet, Output::stdout())),
         Line::Dropped(dropped) => super::print_error(&format!("not shown until now: {dropped}")),
         Line::End { packets, dropped } => {
-            super::print_error(&format!("{packets} packets; not shown: {dropped}"));
+            super::print_error(&format!(
+                "{}; not shown: {dropped}",
+                counted(*packets, "packet")
+            ));
         }
     }
 }

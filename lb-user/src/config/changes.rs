@@ -1,5 +1,7 @@
 //! The differences between two configurations: what a running manager applies, and what it cannot.
 
+use lb_core::counted;
+
 use super::key::Reload;
 use super::section::{Difference, Section};
 use super::{Config, Service, Worker};
@@ -60,10 +62,10 @@ impl Changes {
             match old.iter().find(|it| it.name == service.name) {
                 Some(before) => self.service(before, service),
                 None => self.accepted.push(format!(
-                    "service {} added at {} with {} workers",
+                    "service {} added at {} with {}",
                     service.name,
                     service.endpoint(),
-                    service.workers.len()
+                    counted(service.workers.len(), "worker")
                 )),
             }
         }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::{BadValue, ConfigError, Origin, Problem, ProblemKind};
+use super::error::{BadValue, Origin, Problem, ProblemKind};
 
 /// A value as written.
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +47,10 @@ impl Source<'_> {
                 file: name.to_owned(),
                 line: line(text, byte),
             },
-            Self::Set(set) => Origin::Set(set.to_owned()),
-            Self::Option(flag) => Origin::Flag(flag),
+            Self::Set(set) => Origin::Set {
+                set: set.to_owned(),
+            },
+            Self::Option(option) => Origin::Flag { option },
         }
     }
 }
@@ -189,13 +191,10 @@ fn spanned<'a>(value: &'a Spanned<DeValue<'a>>, around: Source<'a>) -> RawValue<
     RawValue::toml(value.get_ref(), source)
 }
 
-/// Parses the file's text.
-///
-/// # Errors
-///
-/// Names the line that is not TOML.
-pub(super) fn parse<'a>(text: &'a str, name: &str) -> Result<Spanned<DeTable<'a>>, ConfigError> {
-    DeTable::parse(text).map_err(|error| {
+/// Parses the file's text. Returns what can be read of it, and a problem for each place that is not TOML.
+pub(super) fn parse<'a>(text: &'a str, name: &str) -> (Spanned<DeTable<'a>>, Vec<Problem>) {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let problem = |error: &toml::de::Error| {
         let origin = Origin::Line {
             file: name.to_owned(),
             line: line(text, error.span().map_or(0, |span| span.start)),
@@ -209,8 +208,11 @@ pub(super) fn parse<'a>(text: &'a str, name: &str) -> Result<Spanned<DeTable<'a>
             expected: "TOML: tables in brackets, key = value, text in quotes".to_owned(),
             remedy: "correct this line, then run `memlb check FILE`".to_owned(),
         }
-        .into()
-    })
+    };
+    // One mistake may confuse the parser several times in its line.
+    let mut problems: Vec<Problem> = errors.iter().map(problem).collect();
+    problems.dedup_by(|next, first| next.origin == first.origin);
+    (table, problems)
 }
 
 /// Returns the line, counted from 1, in which a byte of the text is.

@@ -3,18 +3,21 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use serde::Serialize;
+
 use crate::encoding::NotUtf8;
 
 /// Every problem that was found, in the order of the checks; never empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConfigError {
     pub problems: Vec<Problem>,
 }
 
 /// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     pub kind: ProblemKind,
+    #[serde(flatten)]
     pub origin: Origin,
     /// The key, as `table.key`; empty if the text is not TOML.
     pub key: String,
@@ -24,20 +27,22 @@ pub struct Problem {
 }
 
 /// Where a value came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum Origin {
     /// A file, at a line counted from 1.
     Line { file: String, line: usize },
     /// A file that does not give the value, so that a default holds or something is missing.
     File { file: String },
     /// An option of the command line.
-    Flag(&'static str),
+    Flag { option: &'static str },
     /// A setting given with `--set`.
-    Set(String),
+    Set { set: String },
 }
 
 /// The kinds of problems, each with its own message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ProblemKind {
     Unreadable,
     NotUtf8,
@@ -82,6 +87,17 @@ pub enum ProblemKind {
     SharedEndpoint,
     TooManyBackends,
     TooManyServices,
+}
+
+impl ProblemKind {
+    /// Whether a place that is not TOML can cause it elsewhere: what was written there is missing.
+    pub(super) fn may_follow_from_syntax(self) -> bool {
+        use ProblemKind as Kind;
+        matches!(
+            self,
+            Kind::Missing | Kind::NoInterface | Kind::NoService | Kind::NoWorker
+        )
+    }
 }
 
 /// Why a value was not accepted.
@@ -155,7 +171,8 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.origin.fmt(f)?;
         // A flag names its setting by itself.
-        if !self.key.is_empty() && !matches!(self.origin, Origin::Flag(_) | Origin::Set(_)) {
+        if !self.key.is_empty() && !matches!(self.origin, Origin::Flag { .. } | Origin::Set { .. })
+        {
             write!(f, ", {}", self.key)?;
         }
         write!(f, ": {}", self.what)?;
@@ -169,8 +186,8 @@ impl fmt::Display for Origin {
         match self {
             Self::Line { file, line } => write!(f, "{file}, line {line}"),
             Self::File { file } => f.write_str(file),
-            Self::Flag(flag) => f.write_str(flag),
-            Self::Set(set) => write!(f, "--set {set}"),
+            Self::Flag { option } => f.write_str(option),
+            Self::Set { set } => write!(f, "--set {set}"),
         }
     }
 }

@@ -195,7 +195,7 @@ impl Config {
         overrides: &Overrides,
         kernel_ports: Option<PortRange>,
     ) -> Result<Self, ConfigError> {
-        let document = document::parse(text, name)?;
+        let (document, syntax) = document::parse(text, name);
         let values = RawValue::file(&document, name, text);
         let services = values.get("service").and_then(|it| it.list().ok());
         let services = services.unwrap_or_default();
@@ -210,7 +210,7 @@ impl Config {
                 None => table != SERVICE && TABLES.contains(&table),
             }
         })?;
-        let mut validator = Validator::new(name, overrides, &assignments);
+        let mut validator = Validator::new(name, overrides, &assignments, syntax);
         let config = Self::assemble(&mut validator, &values);
         rules::check(&mut validator, &config, kernel_ports);
         validator.finish(config)

@@ -98,7 +98,7 @@ fn assignment<'a>(
 fn bad_assignment(set: &str, what: &str) -> ConfigError {
     Problem {
         kind: ProblemKind::UnknownKey,
-        origin: Origin::Flag("--set"),
+        origin: Origin::Flag { option: "--set" },
         key: String::new(),
         what: format!("cannot set {set:?}: {what}"),
         expected:

@@ -360,6 +360,33 @@ fn rows(table: &'static str) -> impl Iterator<Item = (&'static str, &'static str
     rows.map(|(kind, text)| (kind, text.trim()))
 }
 
+#[test]
+fn every_mistake_of_a_file_is_reported_at_once() {
+    let text = example_with("up_after = 2", "up_after = 2 two")
+        .replacen("attach = \"auto\"", "attach = auto", 1)
+        .replacen("down_after = \"1500ms\"", "down_after = \"soon\"", 1)
+        .replacen("policy = \"memory\"", "polcy = \"memory\"", 1);
+    let found = problems(&text);
+    let kinds: Vec<Kind> = found.iter().map(|it| it.kind).collect();
+    assert_eq!(
+        kinds,
+        [
+            Kind::Syntax,
+            Kind::Syntax,
+            Kind::BadDuration,
+            Kind::UnknownKey
+        ],
+        "{found:#?}"
+    );
+    let json = serde_json::to_value(&found[2]).expect("JSON");
+    assert_eq!(json["file"], "memlb.toml");
+    assert_eq!(json["key"], "failover.down_after");
+    assert!(
+        json["line"].is_u64() && json["kind"] == "bad_duration",
+        "{json}"
+    );
+}
+
 /// Where a line of the example was changed, the error points to it.
 fn assert_at_the_changed_line(problem: &Problem, text: &str) {
     let Origin::Line { line, .. } = &problem.origin else {

@@ -17,6 +17,7 @@ pub(super) struct Validator<'a> {
     pub assignments: &'a [Assignment<'a>],
     entries: BTreeMap<String, Entry>,
     problems: Vec<Problem>,
+    syntax: Vec<Problem>,
 }
 
 struct Entry {
@@ -25,22 +26,41 @@ struct Entry {
 }
 
 impl<'a> Validator<'a> {
-    pub fn new(file: &'a str, overrides: &'a Overrides, assignments: &'a [Assignment<'a>]) -> Self {
+    /// `syntax` has the places of the file that are not TOML.
+    pub fn new(
+        file: &'a str,
+        overrides: &'a Overrides,
+        assignments: &'a [Assignment<'a>],
+        syntax: Vec<Problem>,
+    ) -> Self {
         Self {
             file,
             overrides,
             assignments,
             entries: BTreeMap::new(),
             problems: Vec::new(),
+            syntax,
         }
     }
 
     pub fn finish<T>(self, config: T) -> Result<T, ConfigError> {
-        match self.problems.is_empty() {
+        let mut problems = self.syntax;
+        match problems.is_empty() {
+            true => problems = self.problems,
+            // What is missing, or stands in a line that is not TOML, may follow from that line alone.
+            false => {
+                let lines: Vec<Origin> = problems.iter().map(|it| it.origin.clone()).collect();
+                let others = self.problems.into_iter();
+                problems.extend(others.filter(|it| {
+                    matches!(it.origin, Origin::Line { .. })
+                        && !it.kind.may_follow_from_syntax()
+                        && !lines.contains(&it.origin)
+                }));
+            }
+        }
+        match problems.is_empty() {
             true => Ok(config),
-            false => Err(ConfigError {
-                problems: self.problems,
-            }),
+            false => Err(ConfigError { problems }),
         }
     }
 

@@ -1,7 +1,7 @@
 //! A worker's host: whether every manager answers, and which memory figures can be read.
 
 use std::{
-    fs,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -21,9 +21,11 @@ use tokio::{
 
 use super::{Finding, keys};
 use crate::{
-    agent::{Check, memory_now},
+    agent::{self, Check, memory_now},
     heartbeat::{self, Ping, Pong},
-    keys::{Key, read_key},
+    keys::{AGENT_KEY, Key, read_key},
+    processes::Unit,
+    sockets::Holder,
 };
 
 /// A worker, with the settings of its agent.
@@ -34,6 +36,19 @@ pub struct Worker {
     pub name: String,
     pub key: Option<PathBuf>,
     pub check: Option<Check>,
+    pub sources: agent::Sources,
+    pub origin: AgentOrigin,
+}
+
+/// Where the settings of the worker's agent come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentOrigin {
+    /// The agent that runs here.
+    Process(Holder),
+    /// The file with the arguments of the package's service; none runs here.
+    File(PathBuf),
+    /// Only the options of the command line; none runs here.
+    Options,
 }
 
 /// A question or its answer may be lost: it is asked so often, this far apart. All together is longer
@@ -99,6 +114,9 @@ pub async fn gather(worker: &Worker) -> Facts {
 }
 
 fn remedy_for(path: &Path, name: &str, error: &anyhow::Error) -> String {
+    if is_forbidden(error) {
+        return "sudo memlb doctor --agent".to_owned();
+    }
     match keys::open_to_others(path).is_empty() {
         false => keys::remedy_for(path, error),
         true => format!(
@@ -196,10 +214,45 @@ pub fn own_address(facts: &Facts) -> Option<IpAddr> {
 }
 
 pub fn findings(worker: &Worker, facts: &Facts) -> Vec<Finding> {
-    let mut findings = vec![signature(worker, facts)];
+    let mut findings = vec![origin(worker), signature(worker, facts)];
     let managers = facts.managers.iter();
     findings.extend(managers.map(|manager| reach(worker, facts, manager)));
     findings
+}
+
+/// Says which agent is examined.
+fn origin(worker: &Worker) -> Finding {
+    let name = &worker.name;
+    let start = match worker.managers.first() {
+        Some(manager) => format!("memlb agent --manager {manager} --name {name}"),
+        None => format!("memlb agent --manager MANAGER --name {name}"),
+    };
+    match &worker.origin {
+        AgentOrigin::Process(holder) => {
+            Finding::ok("agent", format!("{} runs as {name}", holder.with_age()))
+        }
+        AgentOrigin::File(file) => Finding::warning(
+            "agent",
+            format!(
+                "none runs here; examining the arguments in {}",
+                file.display()
+            ),
+            Unit::Agent.start(&start),
+        ),
+        AgentOrigin::Options => Finding::warning(
+            "agent",
+            "none runs here; examining the options of this command",
+            Unit::Agent.start(&start),
+        ),
+    }
+}
+
+/// Whether this user may not read a file.
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    let mut causes = error
+        .chain()
+        .filter_map(|it| it.downcast_ref::<io::Error>());
+    causes.any(|it| it.kind() == io::ErrorKind::PermissionDenied)
 }
 
 fn signature(worker: &Worker, facts: &Facts) -> Finding {
@@ -207,7 +260,10 @@ fn signature(worker: &Worker, facts: &Facts) -> Finding {
         None => Finding::warning(
             "key",
             "heartbeats would not be signed: anybody could send them in this worker's name",
-            format!("memlb keygen --name {}", worker.name),
+            format!(
+                "memlb keygen --name {}    (the key goes to {AGENT_KEY}, and to the manager)",
+                worker.name
+            ),
         ),
         Some(Ok(id)) => Finding::ok("key", format!("key {id} belongs to {}", worker.name)),
         Some(Err(problem)) => Finding::problem("key", problem.why.clone(), problem.remedy.clone()),
@@ -271,7 +327,9 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
             format!(
                 "{ip} is there, but its UDP port {port} is closed: no manager runs, or it listens elsewhere"
             ),
-            format!("on {ip}: systemctl start memlb-manager; ss -lunp 'sport = :{port}'"),
+            format!(
+                "on {ip}: systemctl start memlb-manager, or memlb manager; ss -lunp 'sport = :{port}'"
+            ),
         ),
         (Reachability::Unreachable(why), _) => Finding::problem(
             "manager",
@@ -289,14 +347,20 @@ fn reach(worker: &Worker, facts: &Facts, manager: &Manager) -> Finding {
                 "on {ip}: memlb doctor    (names what it refuses; keys there: /etc/memlb/keys); here: ping -c 3 {ip}"
             ),
         ),
-        (Reachability::Silent, _) => Finding::problem(
+        // The ping was not signed, and the manager may want that.
+        (Reachability::Silent, Some(Err(_))) => Finding::warning(
+            "manager",
+            format!("{name} does not answer an unsigned ping, and the key cannot be used"),
+            "repair the key, then: memlb doctor --agent",
+        ),
+        (Reachability::Silent, None) => Finding::problem(
             "manager",
             format!(
                 "{name} does not answer: datagrams to its UDP port {port} are lost on the way, or it takes \
                  only signed heartbeats"
             ),
             format!(
-                "ping -c 3 {ip}; on {ip}: memlb doctor, nft list ruleset; with a key: --key /etc/memlb/agent.key"
+                "ping -c 3 {ip}; on {ip}: memlb doctor, nft list ruleset; with a key: --key {AGENT_KEY}"
             ),
         ),
     }
@@ -310,9 +374,11 @@ pub struct Sources {
     pub has_pressure: bool,
 }
 
-pub fn gather_sources() -> Sources {
+pub fn gather_sources(agent: &agent::Sources) -> Sources {
+    let pressure = agent.pressure_file.as_deref();
+    let pressure = pressure.unwrap_or(Path::new("/proc/pressure/memory"));
     Sources {
-        memory: memory_now()
+        memory: memory_now(agent.clone())
             .map_err(|error| format!("{error:#}"))
             .map(|memory| {
                 let limit = memory
@@ -323,7 +389,7 @@ pub fn gather_sources() -> Sources {
                 let memory = memory.effective();
                 format!("{} available, {limit}", Bytes(memory.available_bytes))
             }),
-        has_pressure: fs::read_to_string("/proc/pressure/memory").is_ok(),
+        has_pressure: fs::read_to_string(pressure).is_ok(),
     }
 }
 
@@ -354,6 +420,11 @@ mod tests {
             name: "worker1".to_owned(),
             key: None,
             check: None,
+            sources: agent::Sources::default(),
+            origin: AgentOrigin::Process(Holder {
+                pid: 7,
+                program: "memlb".to_owned(),
+            }),
         }
     }
 
@@ -421,7 +492,7 @@ mod tests {
             ),
         ];
         for (reach, key, says, remedy) in cases {
-            let found = examine(reach, key).remove(1);
+            let found = examine(reach, key).remove(2);
             assert_eq!(found.severity, Severity::Problem);
             assert!(found.found.contains(says), "{found:?}");
             assert!(found.remedy.as_ref().unwrap().contains(remedy), "{found:?}");
@@ -439,7 +510,7 @@ mod tests {
                 own: None,
             }],
         };
-        let found = findings(&worker(), &facts).remove(1);
+        let found = findings(&worker(), &facts).remove(2);
         assert!(
             found
                 .remedy

@@ -6,7 +6,7 @@ use lb_core::{AdminState, BackendSnapshot, Health, MANAGER, milliseconds};
 
 use super::Finding;
 use crate::{
-    keys::TAKE_UP,
+    keys::take_up_here,
     status::{Backend, RefusedDatagram, Status},
 };
 
@@ -253,13 +253,14 @@ fn remedy(refusal: &Refusal<'_>, worker: &str) -> String {
             "memlb keygen --name {worker}; on {from}: memlb agent --key /etc/memlb/agent.key …"
         ),
         "unknown_key" => format!(
-            "install -m 600 {worker}.key /etc/memlb/keys/{worker}.key && memlb reload    (the file that the \
-             agent on {from} signs with; the package's service takes it up at systemctl restart \
-             memlb-manager)"
+            "install -m 600 {worker}.key /etc/memlb/keys/{worker}.key && {}    (the file that the agent on {from} \
+             signs with)",
+            take_up_here()
         ),
         "bad_signature" | "other_workers_key" => format!(
             "memlb keygen --name {worker}, and install the same file on both: --key on {from}, \
-             /etc/memlb/keys/ here; then {TAKE_UP}"
+             /etc/memlb/keys/ here; then {}",
+            take_up_here()
         ),
         "unknown_worker" => format!(
             "on {from}: memlb agent --name NAME, with a NAME that `memlb workers` lists; or add the worker \

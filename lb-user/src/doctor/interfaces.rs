@@ -6,6 +6,7 @@ use super::{Finding, host::Link};
 use crate::{
     config::Attach,
     datapath::{Interface, harm_of_xdp, unsuited_to_xdp},
+    processes::Unit,
     status,
 };
 
@@ -100,7 +101,11 @@ fn way(facts: &Facts<'_>, name: &str, link: &Link) -> Finding {
     if let Some(now) = attached.find(|it| it.name == name) {
         let found = format!("{name}: {} ({})", now.attachment, now.reason);
         return match (now.attachment.as_str(), harm) {
-            ("none", _) => Finding::problem("attachment", found, "systemctl restart memlb-manager"),
+            ("none", _) => Finding::problem(
+                "attachment",
+                found,
+                Unit::Manager.restart("restart the manager"),
+            ),
             ("xdp", Some(harm)) => {
                 Finding::warning("attachment", format!("{name}: xdp, but it is {harm}"), AUTO)
             }

@@ -7,10 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use lb_core::counted;
+
 use super::Finding;
 use crate::{
     heartbeat::Authentication,
-    keys::{DuplicateKey, TAKE_UP, read_keys},
+    keys::{DuplicateKey, read_keys, take_up_here},
 };
 
 #[derive(Debug, Clone)]
@@ -118,7 +120,10 @@ fn finding(facts: &Facts) -> Finding {
         ),
         (_, KeyState::Read { count, without, .. }) if without.is_empty() => Finding::ok(
             "keys",
-            format!("{count} keys at {at}, one or more for every worker"),
+            format!(
+                "{} at {at}, one or more for every worker",
+                counted(*count, "key")
+            ),
         ),
         (_, KeyState::Read { without, .. }) => {
             let names: Vec<&str> = without.iter().map(String::as_str).collect();
@@ -127,7 +132,7 @@ fn finding(facts: &Facts) -> Finding {
                 .map(|name| format!("memlb keygen --name {name} --output {at}/{name}.key"))
                 .collect();
             let found = format!("there is no key of {} at {at}", names.join(", "));
-            let remedy = format!("{}; {TAKE_UP}", made.join("; "));
+            let remedy = format!("{}; {}", made.join("; "), take_up_here());
             match authentication {
                 Authentication::Enforce => Finding::problem("keys", found, remedy),
                 _ => Finding::warning("keys", found, remedy),

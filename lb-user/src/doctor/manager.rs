@@ -2,18 +2,17 @@
 
 use std::{
     net::SocketAddr,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use procfs::process::all_processes;
 use tokio::net::UnixStream;
 
 use super::Finding;
 use crate::{
     config,
     control::{ControlClient, Request},
-    sockets::{Holder, Receiver, holder, listener, receiver},
+    processes::{self, MemlbProcess, Unit},
+    sockets::{Holder, Receiver, listener, receiver},
     status::Status,
 };
 
@@ -30,6 +29,8 @@ pub struct Facts {
     pub http: Option<(SocketAddr, Receiver)>,
     /// All managers in this network namespace.
     pub managers: Vec<Holder>,
+    /// Those in other network namespaces.
+    pub elsewhere: Vec<Holder>,
 }
 
 /// What came back from the control socket.
@@ -53,6 +54,10 @@ impl Facts {
 
 pub async fn gather(manager: &config::Manager) -> Facts {
     let (answer, pid) = ask(&manager.control_socket).await;
+    let (managers, elsewhere): (Vec<_>, Vec<_>) = processes::of_verb("manager")
+        .into_iter()
+        .partition(|it| it.is_in_this_network);
+    let holders = |found: Vec<MemlbProcess>| found.into_iter().map(|it| it.holder).collect();
     let heartbeat_listen = manager.heartbeat_listen;
     Facts {
         control_socket: manager.control_socket.clone(),
@@ -63,7 +68,8 @@ pub async fn gather(manager: &config::Manager) -> Facts {
             .http_listen
             .map(|listen| (listen, listener(listen.ip(), listen.port()))),
         receiver: receiver(heartbeat_listen.ip(), heartbeat_listen.port()),
-        managers: managers(),
+        managers: holders(managers),
+        elsewhere: holders(elsewhere),
     }
 }
 
@@ -85,37 +91,13 @@ async fn ask(control_socket: &Path) -> (ControlReply, Option<i32>) {
     (answer, pid)
 }
 
-/// Finds the processes that run `memlb manager` in this network namespace.
-fn managers() -> Vec<Holder> {
-    let network = |process: &str| {
-        let about = std::fs::metadata(format!("/proc/{process}/ns/net")).ok()?;
-        Some((about.dev(), about.ino()))
-    };
-    let own = network("self");
-    let processes = all_processes().into_iter().flatten().flatten();
-    processes
-        .filter(|process| {
-            let arguments = process.cmdline().unwrap_or_default();
-            let is_manager = arguments.iter().any(|it| it == "manager")
-                && arguments.first().is_some_and(|program| {
-                    Path::new(program).file_name() == Some("memlb".as_ref())
-                });
-            is_manager && process.is_alive() && network(&process.pid.to_string()) == own
-        })
-        .filter_map(|process| holder(process.pid))
-        .collect()
-}
-
 pub fn findings(facts: &Facts) -> Vec<Finding> {
-    vec![
-        manager(facts),
-        receiving(facts),
-        serving(facts),
-        alone(facts),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let rest = [receiving(facts), serving(facts), alone(facts)];
+    let other = other_network(facts);
+    // What is examined in this network says nothing about a manager in another one.
+    let rest = rest.into_iter().filter(|_| other.is_none());
+    let all = [manager(facts)].into_iter().chain(rest).flatten();
+    all.chain(other.clone()).collect()
 }
 
 fn manager(facts: &Facts) -> Option<Finding> {
@@ -135,7 +117,7 @@ fn manager(facts: &Facts) -> Option<Finding> {
         ControlReply::Confused(why) => Finding::problem(
             "manager",
             format!("the process at {socket} does not answer like this memlb: {why}"),
-            "memlb --version; systemctl restart memlb-manager",
+            format!("memlb --version; {}", Unit::Manager.restart(RESTART)),
         ),
         ControlReply::Forbidden => Finding::problem(
             "manager",
@@ -154,7 +136,7 @@ fn manager(facts: &Facts) -> Option<Finding> {
             None => Finding::warning(
                 "manager",
                 format!("none runs (no answer at {socket})"),
-                "systemctl start memlb-manager, or: memlb manager",
+                Unit::Manager.start("memlb manager"),
             ),
         },
     })
@@ -169,7 +151,7 @@ fn receiving(facts: &Facts) -> Option<Finding> {
             format!(
                 "the manager does not receive at UDP {listen}, where this configuration has it"
             ),
-            "systemctl restart memlb-manager    (the file was changed since its start)",
+            restart_for_file(),
         ),
         Receiver::Free => Finding::ok("heartbeats", format!("UDP {listen} is free for a manager")),
         Receiver::Known(holder) if facts.pid == Some(holder.pid) => Finding::ok(
@@ -207,6 +189,14 @@ fn receiving(facts: &Facts) -> Option<Finding> {
     })
 }
 
+/// How an operator restarts a manager that systemd does not run.
+const RESTART: &str = "end the manager, and start it again";
+
+fn restart_for_file() -> String {
+    let restart = Unit::Manager.restart(RESTART);
+    format!("{restart}    (the file was changed since its start)")
+}
+
 /// Without its port for the web page, no manager starts.
 fn serving(facts: &Facts) -> Option<Finding> {
     let (listen, receiver) = facts.http.as_ref()?;
@@ -217,7 +207,7 @@ fn serving(facts: &Facts) -> Option<Finding> {
             format!(
                 "the manager does not serve its page at TCP {listen}, where this configuration has it"
             ),
-            "systemctl restart memlb-manager    (the file was changed since its start)",
+            restart_for_file(),
         ),
         Receiver::Free => Finding::ok("http", format!("TCP {listen} is free for a manager")),
         Receiver::Known(holder) if facts.pid == Some(holder.pid) => {
@@ -260,6 +250,31 @@ fn free_the_port(facts: &Facts, holder: &Holder, another: &str) -> String {
         true => format!("choose another: {another}"),
         false => format!("kill {}    (or choose another: {another})", holder.pid),
     }
+}
+
+/// Finds the manager in another network namespace, and says how to examine it there.
+fn other_network(facts: &Facts) -> Option<Finding> {
+    let answers = |it: &&Holder| facts.pid == Some(it.pid);
+    let there =
+        |holder: &Holder| format!("nsenter --target {} --net --mount memlb doctor", holder.pid);
+    if let Some(holder) = facts.elsewhere.iter().find(answers) {
+        return Some(Finding::problem(
+            "manager",
+            format!(
+                "{} runs in another network namespace: interfaces, routes, ports and firewall examined here are \
+                 not its own",
+                holder.with_age()
+            ),
+            there(holder),
+        ));
+    }
+    let is_absent = matches!(facts.answer, ControlReply::Nobody) && facts.managers.is_empty();
+    let holder = facts.elsewhere.first().filter(|_| is_absent)?;
+    Some(Finding::warning(
+        "manager",
+        format!("{} runs in another network namespace", holder.with_age()),
+        there(holder),
+    ))
 }
 
 /// Two managers would steer the same packets twice.
@@ -321,6 +336,7 @@ mod tests {
             receiver,
             http: None,
             managers: managers.iter().map(|pid| memlb(*pid)).collect(),
+            elsewhere: Vec::new(),
         }
     }
 
@@ -383,6 +399,22 @@ mod tests {
             ..absent(Receiver::Free, &[])
         };
         assert_eq!(problems(&free), []);
+    }
+
+    #[test]
+    fn says_where_a_manager_in_another_network_is_examined() {
+        let elsewhere = |facts: Facts| Facts {
+            elsewhere: vec![memlb(7)],
+            ..facts
+        };
+        let found = problems(&elsewhere(running(Receiver::Nobody, &[])));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].found.contains("in another network namespace"));
+        let remedy = "nsenter --target 7 --net --mount memlb doctor";
+        assert_eq!(found[0].remedy.as_deref(), Some(remedy));
+        let absent = findings(&elsewhere(absent(Receiver::Nobody, &[])));
+        assert_eq!(absent.last().unwrap().severity, Severity::Warning);
+        assert_eq!(absent.last().unwrap().remedy.as_deref(), Some(remedy));
     }
 
     #[test]

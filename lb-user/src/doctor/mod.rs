@@ -35,7 +35,7 @@ use std::{
 use anyhow::Result;
 use lb_core::{Mode, Protocol};
 
-pub use agent::Worker;
+pub use agent::{AgentOrigin, Worker};
 pub use configuration::config_file;
 pub use finding::{Diagnosis, Finding, Severity};
 
@@ -107,7 +107,7 @@ pub async fn examine_worker(worker: &Worker) -> Result<Diagnosis> {
     let mut findings = agent::findings(worker, &managers);
     let server = server::gather(worker.check.as_ref(), &host, agent::own_address(&managers)).await;
     findings.extend(server::findings(server.as_ref()));
-    findings.extend(agent::sources(&agent::gather_sources()));
+    findings.extend(agent::sources(&agent::gather_sources(&worker.sources)));
     findings.push(machine::clock(clocks, Clocks::now()));
     Ok(findings.into())
 }

@@ -14,7 +14,7 @@ use tracing::warn;
 pub use file::LogFile;
 use queue::Queue;
 
-use lb_core::Event;
+use lb_core::{Event, counted};
 
 /// Appends events to a file, if there is one.
 #[derive(Debug)]
@@ -83,7 +83,10 @@ impl EventLog {
         };
         match queue.finish().len() {
             0 => {}
-            left => warn!("the event log cannot be written: its last {left} events are lost"),
+            left => warn!(
+                "the event log cannot be written; lost at its end: {}",
+                counted(left, "event")
+            ),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lb_core::Event;
+use lb_core::{Event, counted};
 use tracing::{info, warn};
 
 use super::file::LogFile;
@@ -129,7 +129,10 @@ impl State {
         if count == 0 {
             return None;
         }
-        info!("the event log is written again; {count} events are lost");
+        info!(
+            "the event log is written again; lost: {}",
+            counted(count, "event")
+        );
         super::line(&Event::EventsLost { count }).ok()
     }
 }

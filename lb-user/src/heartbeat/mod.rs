@@ -30,7 +30,7 @@ pub use acknowledgement::Acknowledgement;
 pub use authenticator::{Authentication, Authenticator, PingSender, Refused, Signature, Verified};
 pub use legacy::LegacyHeartbeat;
 pub use nonce::Nonce;
-pub use ping::{Ping, Pong};
+pub use ping::{Ping, Pong, is_ping};
 pub use refusal::Refusal;
 pub use v1::{
     CgroupMemory, Heartbeat, MAX_TRANSLATED, MemoryReport, PressureReport, VERSION, check_pause,

@@ -45,6 +45,11 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Result<PingDatagram<'_>, Refusal>
         .then(|| Envelope::parse(Kind::Ping, datagram).map(PingDatagram::Signed))
 }
 
+/// Whether a datagram is a ping, valid or not.
+pub fn is_ping(datagram: &[u8]) -> bool {
+    parse(datagram).is_some()
+}
+
 impl Ping {
     /// Encodes it, and signs it if there is a key.
     ///

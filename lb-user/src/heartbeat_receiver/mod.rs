@@ -26,7 +26,7 @@ use crate::{
     keys::{KeyRing, read_keys},
     status::{Heartbeats, RefusedDatagram},
 };
-use lb_core::{Event, HeartbeatOutcome, Report, milliseconds};
+use lb_core::{Event, HeartbeatOutcome, Report, counted, milliseconds};
 use rate_limit::{LastRefused, RateLimiter, WorkerLog};
 use socket::{DatagramPath, Socket};
 
@@ -196,8 +196,8 @@ impl HeartbeatReceiver {
             return;
         }
         info!(
-            "{} keys read from {}",
-            keys.len(),
+            "{} read from {}",
+            counted(keys.len(), "key"),
             config.heartbeats.keys.display()
         );
         let without = self.without_key(config);
@@ -288,6 +288,12 @@ impl HeartbeatReceiver {
                     answer,
                     sender,
                 });
+            }
+            // No heartbeat is lost with it.
+            Err(Refused { refusal, .. }) if heartbeat::is_ping(datagram) => {
+                debug!("a ping from {} is not answered: {refusal}", path.from);
+                self.authenticator.refused(path.from, now);
+                return Received::Handled;
             }
             Err(Refused { refusal, reply, .. }) => {
                 if let Some(challenge) = reply {

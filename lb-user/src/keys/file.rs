@@ -47,9 +47,9 @@ pub fn read_key(path: &Path, worker: &str) -> Result<Key> {
             key.worker()
         ),
         _ => bail!(
-            "{} holds {} keys: an agent signs with one; only the manager uses several",
+            "{} holds {}: an agent signs with one; only the manager uses several",
             path.display(),
-            keys.len()
+            lb_core::counted(keys.len(), "key")
         ),
     }
 }

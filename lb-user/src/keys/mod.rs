@@ -13,15 +13,25 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::processes::Unit;
+
 pub use file::{credential, read_key, read_keys};
 pub use generate::write_new;
 pub use ring::{DuplicateKey, KEYS_PER_WORKER, KeyRing};
 
-/// What lets a running manager take up a changed key.
+/// Where an agent's key usually is; the package's service hands this one to its agent.
+pub const AGENT_KEY: &str = "/etc/memlb/agent.key";
+
+/// What lets a running manager on any machine take up a changed key.
 ///
 /// systemd hands the package's service its keys when it starts.
 pub const TAKE_UP: &str =
     "memlb reload    (with the package's service: systemctl restart memlb-manager)";
+
+/// The same for the manager of this machine.
+pub fn take_up_here() -> String {
+    Unit::Manager.restart("memlb reload")
+}
 
 /// Bytes of a key's secret: as many as SHA-256 gives.
 pub const SECRET_BYTES: usize = 32;

@@ -14,9 +14,10 @@ pub(super) struct Emitter {
 
 impl Emitter {
     pub fn emit(&self, event: &Event) {
+        // The log to the journal has the event's fields, too.
         match event.severity() {
-            Severity::Info => info!("{event}"),
-            Severity::Warn => warn!("{event}"),
+            Severity::Info => info!(event = fields(event), "{event}"),
+            Severity::Warn => warn!(event = fields(event), "{event}"),
         }
         self.metrics.count(event);
         self.event_log.append(event);
@@ -24,4 +25,9 @@ impl Emitter {
             self.event_stream.publish(event);
         }
     }
+}
+
+/// Returns an event as JSON; as the log's field `event`, it is no part of its text.
+fn fields(event: &Event) -> String {
+    serde_json::to_string(event).unwrap_or_default()
 }

@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     status,
 };
-use lb_core::{AdminAction, AdminOverrides, AdoptedState, AttachedInterface, Core, Event};
+use lb_core::{AdminAction, AdminOverrides, AdoptedState, AttachedInterface, Core, Event, counted};
 
 /// How many requests, or results, wait before their senders do.
 const QUEUE: usize = 16;
@@ -327,7 +327,10 @@ fn deny(datapath: &mut Datapath, denied: &DenyList) -> Result<()> {
     if denied.is_empty() {
         return Ok(());
     }
-    info!("{} prefixes of clients are still denied", denied.len());
+    info!(
+        "still denied: {} of clients",
+        counted(denied.len(), "prefix")
+    );
     let prefixes: Vec<_> = denied.prefixes().collect();
     datapath::end_connections(datapath.pin_path(), &prefixes)?;
     Ok(())
@@ -353,10 +356,10 @@ fn log_overrides(overrides: &AdminOverrides, config: &Config) {
 fn log_services(config: &Config) {
     for service in &config.services {
         info!(
-            "ready: {} at {} for {} workers, heartbeats at UDP {}",
+            "ready: {} at {} for {}, heartbeats at UDP {}",
             service.name,
             service.endpoint(),
-            service.workers.len(),
+            counted(service.workers.len(), "worker"),
             config.manager.heartbeat_listen
         );
     }

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use lb_core::{Bytes, DEFAULT_HOLD, MaxShare, MemorySettings, Policy, SpreadSettings, Threshold};
+use lb_core::{
+    Bytes, DEFAULT_HOLD, MaxShare, MemorySettings, Policy, SpreadSettings, Threshold, counted,
+};
 
 /// Everything but the policy and the interval between reports.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,7 +111,7 @@ impl WorkerModel {
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} workers of ", self.workers.len())?;
+        write!(f, "{} of ", counted(self.workers.len(), "worker"))?;
         let sizes: Vec<u64> = self.workers.iter().map(|it| it.total_bytes).collect();
         match sizes.first() {
             Some(first) if sizes.iter().all(|size| size == first) => {

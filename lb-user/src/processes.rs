@@ -1,0 +1,122 @@
+//! The memlb processes of this machine, and whether systemd runs them, so that advice fits.
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
+
+use procfs::process::{Process, all_processes};
+
+use crate::sockets::{Holder, holder};
+
+/// A process that runs a verb of memlb.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemlbProcess {
+    pub holder: Holder,
+    /// With the program's own name first.
+    pub arguments: Vec<String>,
+    /// Whether it runs in this process's network namespace.
+    pub is_in_this_network: bool,
+}
+
+/// Finds the processes that run `memlb VERB`, as far as this user may see them.
+pub fn of_verb(verb: &str) -> Vec<MemlbProcess> {
+    let own = network("self");
+    let processes = all_processes().into_iter().flatten().flatten();
+    let found = processes.filter_map(|process| {
+        let arguments = process.cmdline().ok()?;
+        let program = Path::new(arguments.first()?).file_name()?;
+        let runs_it = program == "memlb" && arguments.iter().any(|it| it == verb);
+        // A process that ends, or that this user may not examine, has no known network.
+        let network = (runs_it && process.is_alive())
+            .then(|| network(&process.pid.to_string()))
+            .flatten()?;
+        Some(MemlbProcess {
+            holder: holder(process.pid)?,
+            arguments,
+            is_in_this_network: Some(network) == own,
+        })
+    });
+    found.collect()
+}
+
+/// Returns a number that two processes have in common only in the same network namespace.
+fn network(process: &str) -> Option<(u64, u64)> {
+    let about = fs::metadata(format!("/proc/{process}/ns/net")).ok()?;
+    Some((about.dev(), about.ino()))
+}
+
+/// A service of the package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    Manager,
+    Agent,
+}
+
+impl Unit {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Manager => "manager",
+            Self::Agent => "agent",
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Manager => "memlb-manager",
+            Self::Agent => "memlb-agent",
+        }
+    }
+
+    /// Whether systemd runs it on this machine, or would if it is not running.
+    pub fn is_in_use(self) -> bool {
+        let unit = format!("{}.service", self.name());
+        let running = of_verb(self.verb());
+        let mut here = running.iter().filter(|it| it.is_in_this_network).peekable();
+        if here.peek().is_some() {
+            return here.any(|it| is_of_unit(it.holder.pid, &unit));
+        }
+        let is_booted = Path::new("/run/systemd/system").exists();
+        let folders = ["/etc/systemd/system", "/usr/lib/systemd/system"];
+        is_booted && folders.iter().any(|it| Path::new(it).join(&unit).exists())
+    }
+
+    /// The command that starts it on this machine; `by_hand` is the one without systemd.
+    pub fn start(self, by_hand: &str) -> String {
+        match self.is_in_use() {
+            true => format!("systemctl start {}", self.name()),
+            false => by_hand.to_owned(),
+        }
+    }
+
+    /// The command that starts it again on this machine; `by_hand` is the one without systemd.
+    pub fn restart(self, by_hand: &str) -> String {
+        match self.is_in_use() {
+            true => format!("systemctl restart {}", self.name()),
+            false => by_hand.to_owned(),
+        }
+    }
+}
+
+fn is_of_unit(pid: i32, unit: &str) -> bool {
+    let groups = Process::new(pid).and_then(|process| process.cgroups());
+    let groups = groups.into_iter().flat_map(|it| it.0);
+    groups
+        .flat_map(|it| {
+            it.pathname
+                .split('/')
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .any(|part| part == unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_no_memlb_is_not_found() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut agents = of_verb("agent").into_iter();
+        assert!(agents.all(|it| it.holder.pid != own));
+        assert!(!is_of_unit(own, "memlb-agent.service"));
+    }
+}
