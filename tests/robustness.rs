@@ -58,6 +58,49 @@ fn attaches_again_to_an_interface_that_comes_back(attach: &str) {
     }
 }
 
+/// As the package's service, which systemd restarts.
+#[root_test]
+fn a_restarted_service_waits_for_its_interface() {
+    let mut cluster = Cluster::start(&ClusterOptions {
+        agents: false,
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    cluster.kill_manager().unwrap();
+    let manager = &cluster.topology.manager;
+    let runtime = cluster.paths.directory.join("runtime");
+    std::fs::create_dir(&runtime).unwrap();
+    let start = || {
+        let mut command = cluster.manager_command();
+        command.env("RUNTIME_DIRECTORY", &runtime);
+        command
+    };
+    manager
+        .run("ip", &["link", "set", "eth1", "down", "name", "eth9"])
+        .unwrap();
+    let failed = start().output().unwrap();
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert_eq!(failed.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("interface eth1 does not exist here"),
+        "{said}"
+    );
+
+    let log = cluster.paths.directory.join("waiting.log");
+    let mut waiting = memlb_tests::Process::start("waiting", &mut start(), &log).unwrap();
+    waiting
+        .wait_for_log(SOON, "waiting for it, checked every second")
+        .unwrap();
+    manager
+        .run("ip", &["link", "set", "eth9", "name", "eth1", "up"])
+        .unwrap();
+    waiting
+        .wait_for_log(SOON, "all interfaces exist now: eth1")
+        .unwrap();
+    waiting.wait_for_log(SOON, "ready: web").unwrap();
+    waiting.terminate(SOON).unwrap();
+}
+
 #[root_test]
 fn programs_that_are_taken_off_are_put_back() {
     let cluster = start(&ClusterOptions {

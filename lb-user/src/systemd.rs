@@ -1,14 +1,30 @@
 //! Notifies systemd, if it started this process: ready, stopping, and the watchdog.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
+/// How much longer a start may take after [`waiting`].
+const START_EXTENSION: Duration = Duration::from_secs(30);
+
 /// Notifies that the service works (`Type=notify`).
 pub fn ready() {
     notify(NotifyState::Ready);
+}
+
+/// Notifies what the start waits for, and that it may take longer.
+pub fn waiting(for_what: &str) {
+    let more = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
+    notify(NotifyState::Status(for_what));
+    notify(NotifyState::ExtendTimeoutUsec(more));
+}
+
+/// The directory in /run that systemd made for this service, if it started it.
+pub fn runtime_directory() -> Option<PathBuf> {
+    let directory = PathBuf::from(std::env::var_os("RUNTIME_DIRECTORY")?);
+    directory.is_absolute().then_some(directory)
 }
 
 /// Notifies that the service ends.

@@ -373,6 +373,30 @@ fn a_worker_that_is_not_in_the_configuration() {
 }
 
 #[root_test]
+fn a_manager_in_another_network_is_found_by_the_variable() {
+    let cluster = start(Shape::OneArm);
+    let run = |at: &memlb_tests::Namespace| {
+        let mut command = at.command(&cluster.binary);
+        command.arg("doctor");
+        command.env("MEMLB_CONTROL_SOCKET", cluster.paths.control_socket());
+        diagnose(command)
+    };
+    let elsewhere = run(&cluster.topology.client);
+    elsewhere
+        .problem("manager", "runs in another network namespace")
+        .expect_remedy("--net --mount memlb doctor");
+    // There, the values in force count, which options of the command line gave.
+    let here = run(&cluster.topology.manager);
+    here.expect_healthy();
+    here.finding("ok", "config", "the values that the running manager uses");
+
+    let mut status = cluster.topology.client.command(&cluster.binary);
+    status.arg("status");
+    status.env("MEMLB_CONTROL_SOCKET", cluster.paths.control_socket());
+    assert!(output(&mut status).unwrap().contains("service web"));
+}
+
+#[root_test]
 fn a_port_for_the_page_that_another_has() {
     let mut cluster = start(Shape::OneArm);
     cluster.kill_manager().unwrap();

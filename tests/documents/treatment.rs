@@ -33,6 +33,7 @@ pub const NOT_RUN: &[(&str, &str)] = &[
         "needs the name of what `cargo test --no-run` has built",
     ),
     ("ssh ", "needs another machine"),
+    ("journalctl ", "needs the journal of systemd"),
 ];
 
 const WITH_OTHER_TESTS: &str = "`cargo xtask package --check` runs it on machines that boot";

@@ -8,6 +8,7 @@ pub mod interrupt;
 pub mod kernels;
 pub mod lab;
 pub mod package;
+mod packaged_documents;
 pub mod packages;
 pub mod privilege;
 pub mod run;

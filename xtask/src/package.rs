@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use memlb_tests::command::output;
 
 use crate::{
-    build, setup,
+    build, packaged_documents, setup,
     workspace::{cargo, root, say, target},
 };
 
@@ -57,6 +57,7 @@ fn make_contents(memlb: &Path, contents: &Path) -> Result<()> {
     }
     let example = output(Command::new(memlb).args(["check", "--example"]))?;
     write(&contents.join("memlb.toml"), &example)?;
+    packaged_documents::write(&root(), &contents.join("doc"))?;
     write(&contents.join("changelog"), &changelog()?)
 }
 

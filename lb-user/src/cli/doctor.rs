@@ -5,20 +5,22 @@ use std::{path::PathBuf, process::exit, time::Duration};
 use anyhow::Context;
 use memlb::{
     agent::{Check, CheckTarget, with_port},
-    doctor::{self, Diagnosis},
+    config::Config,
+    doctor::{self, Diagnosis, Examined, Finding},
 };
 
 use super::{
     CliError, CliResult,
     agent::{self, worker_name},
     agent_settings, block_on, print, print_json,
+    remote::socket_variable,
     source::Source,
     source::kernel_ports,
 };
 
 /// Examine this host as a manager, or with --agent as a worker; print faults and remedies
 ///
-/// Without --config, doctor examines the file of the running manager. Each line has ok, warning or
+/// Without --config, doctor examines the values of the running manager, or the usual file if none runs. Each line has ok, warning or
 /// problem, the finding, and after => the command that repairs it. Doctor changes nothing and does not
 /// disturb a running manager or agent. Exit status: 0 without a problem, 1 with one, 2 for wrong usage.
 #[derive(clap::Args)]
@@ -76,8 +78,14 @@ pub fn run(args: &Args) -> CliResult {
     Ok(())
 }
 
-/// Examines by the file that is named, else by the one that a running manager was started with.
+/// Examines by the file that is named, else by the values of the running manager, or those of the usual file.
 fn examine_manager(source: &Source) -> Result<Diagnosis, CliError> {
+    if !source.says_anything()
+        && let Some((config, finding)) = in_force(source)?
+    {
+        let examined = doctor::examine_manager(&config, Examined::InForce(finding), kernel_ports());
+        return Ok(block_on(examined)?);
+    }
     let mut file = source.file();
     let mut config = source.read_for(None)?;
     if !source.is_given()
@@ -87,8 +95,39 @@ fn examine_manager(source: &Source) -> Result<Diagnosis, CliError> {
         config = source.read_file(&other, None)?;
         file = Some(other);
     }
-    let examined = doctor::examine_manager(&config, file.as_deref(), kernel_ports());
-    Ok(block_on(examined)?)
+    let examined = Examined::File(file.as_deref());
+    Ok(block_on(doctor::examine_manager(
+        &config,
+        examined,
+        kernel_ports(),
+    ))?)
+}
+
+/// Returns the values of the running manager, and how they differ from its file; nothing if none answers.
+fn in_force(source: &Source) -> Result<Option<(Config, Finding)>, CliError> {
+    // A file with mistakes says so below, where no manager runs.
+    let usual = source.read_for(None).ok();
+    let usual = usual.as_ref().map(|it| it.manager.control_socket.clone());
+    let Some(socket) = socket_variable().or(usual) else {
+        return Ok(None);
+    };
+    let asked = async { Ok::<_, CliError>(doctor::in_force(&socket).await?) };
+    let Some(mut config) = block_on(asked)? else {
+        return Ok(None);
+    };
+    config.manager.control_socket.clone_from(&socket);
+    let path = block_on(doctor::config_file(&socket))?;
+    let file = path.as_deref().map(|it| (it, source.read_file(it, None)));
+    let finding = match &file {
+        Some((path, Err(error))) => Finding::problem(
+            "config",
+            format!("the manager cannot be started again or reloaded with its file: {error}"),
+            format!("$EDITOR {}; memlb check {0}", path.display()),
+        ),
+        Some((path, Ok(file))) => doctor::in_force_finding(&config, Some((*path, file))),
+        None => doctor::in_force_finding(&config, None),
+    };
+    Ok(Some((config, finding)))
 }
 
 fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, CliError> {

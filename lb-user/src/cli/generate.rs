@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
+use memlb::config::Config;
 
 use super::{Cli, CliResult, print};
 
@@ -17,10 +18,10 @@ pub struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Write the manual pages into a directory
+/// Write the manual pages below a directory: man1/memlb.1 and its verbs, man5/memlb.toml.5
 #[derive(clap::Args)]
 pub struct ManArgs {
-    /// The directory; created if it does not exist
+    /// The directory, such as /usr/share/man; created if it does not exist
     directory: PathBuf,
 }
 
@@ -34,7 +35,11 @@ pub fn completions(args: &CompletionsArgs) -> CliResult {
 pub fn man(args: &ManArgs) -> CliResult {
     let directory = &args.directory;
     let context = || format!("write manual pages to {}", directory.display());
-    std::fs::create_dir_all(directory).with_context(context)?;
-    clap_mangen::generate_to(Cli::command(), directory).with_context(context)?;
+    let (verbs, files) = (directory.join("man1"), directory.join("man5"));
+    for folder in [&verbs, &files] {
+        std::fs::create_dir_all(folder).with_context(context)?;
+    }
+    clap_mangen::generate_to(Cli::command(), verbs).with_context(context)?;
+    std::fs::write(files.join("memlb.toml.5"), Config::manual()).with_context(context)?;
     Ok(())
 }

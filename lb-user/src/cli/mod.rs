@@ -65,7 +65,7 @@ struct Cli {
 }
 
 const EXIT_STATUS: &str = "Exit status: 0 success, 1 failure at run time, 2 wrong usage or \
-configuration. With --json, an error is a line of JSON on standard error.\nLog level: RUST_LOG=debug, RUST_LOG=info, RUST_LOG=warn.";
+configuration. With --json, an error is a line of JSON on standard error.\nMEMLB_CONTROL_SOCKET names the manager for every verb. Log level: RUST_LOG=debug, RUST_LOG=info, RUST_LOG=warn.";
 
 /// How long blocking tasks may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);

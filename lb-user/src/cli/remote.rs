@@ -9,6 +9,9 @@ use super::{block_on, source::USUAL_CONFIG};
 
 const USUAL_SOCKET: &str = "/run/memlb/manager.sock";
 
+/// Names the control socket for every verb.
+pub const SOCKET_VARIABLE: &str = "MEMLB_CONTROL_SOCKET";
+
 /// Which manager is asked, and the form of the output.
 #[derive(clap::Args)]
 pub struct Remote {
@@ -16,7 +19,8 @@ pub struct Remote {
     #[arg(long)]
     pub json: bool,
 
-    /// The manager's control socket [default: the one in /etc/memlb/memlb.toml, else /run/memlb/manager.sock]
+    /// The manager's control socket [default: $MEMLB_CONTROL_SOCKET, else the one in /etc/memlb/memlb.toml, else
+    /// /run/memlb/manager.sock]
     #[arg(long, value_name = "PATH")]
     control_socket: Option<PathBuf>,
 }
@@ -46,8 +50,14 @@ impl Remote {
 
 /// Connects to the manager at `socket`, or else at the usual one.
 pub fn client(socket: Option<PathBuf>) -> ControlClient {
-    let path = socket.or_else(configured_socket);
+    let path = socket.or_else(socket_variable).or_else(configured_socket);
     ControlClient::new(path.unwrap_or_else(|| PathBuf::from(USUAL_SOCKET)))
+}
+
+/// The socket that the environment names.
+pub fn socket_variable() -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os(SOCKET_VARIABLE)?);
+    (!path.as_os_str().is_empty()).then_some(path)
 }
 
 /// The socket of a manager that runs with the usual file. The rest of the file is not validated.

@@ -56,6 +56,11 @@ impl Source {
         self.config.is_some()
     }
 
+    /// Whether the command line says anything of the configuration.
+    pub fn says_anything(&self) -> bool {
+        self.is_given() || !self.overrides.is_empty()
+    }
+
     fn chosen(&self) -> Option<&Path> {
         let usual = Path::new(USUAL_CONFIG);
         match &self.config {

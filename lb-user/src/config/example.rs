@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 
+use super::Config;
 use super::key::{OptionForm, Reload};
 use super::keys::{Failover, Heartbeats, Limits, Manager, Service};
-use super::section::{Described, Section};
+use super::section::{Described, Difference, Section};
 
-const HEADER: &str = "\
+pub(super) const HEADER: &str = "\
 # The configuration of memlb, with every setting explained.
 #
 # This file is the three-node lab: a manager at 192.168.56.101, two workers at .103 and .104. The
@@ -22,8 +23,8 @@ const HEADER: &str = "\
 /// A table of the file, with its keys.
 pub(super) struct Table {
     pub name: &'static str,
-    header: &'static str,
-    about: &'static [&'static str],
+    pub header: &'static str,
+    pub about: &'static [&'static str],
     pub keys: Vec<Described>,
 }
 
@@ -65,16 +66,61 @@ pub fn render() -> String {
     text
 }
 
+/// Returns a file with every value of a configuration that is not its default.
+pub(super) fn render_values(config: &Config) -> String {
+    let Config {
+        manager,
+        heartbeats,
+        failover,
+        limits,
+        services,
+    } = config;
+    let tables = [
+        ("[manager]", values(manager)),
+        ("[heartbeats]", values(heartbeats)),
+        ("[failover]", values(failover)),
+        ("[limits]", values(limits)),
+    ];
+    let services = services.iter().map(|it| ("[[service]]", values(it)));
+    let tables = tables.into_iter().chain(services);
+    tables.fold(String::new(), |text, (header, values)| {
+        text + header + "\n" + &values
+    })
+}
+
+/// The lines of a table; a required key stands there with its default, too.
+fn values<T: Section + Default>(section: &T) -> String {
+    let different = T::default().differences(section);
+    let mut lines = String::new();
+    for Described { key, default, .. } in T::describe() {
+        let new = different.iter().find(|it| it.key.name == key.name);
+        match new {
+            Some(Difference { new, .. }) => _ = writeln!(lines, "{} = {new}", key.name),
+            None if key.is_required => _ = writeln!(lines, "{} = {default}", key.name),
+            None => {}
+        }
+    }
+    lines
+}
+
 fn setting(described: &Described, is_repeated: bool) -> String {
-    let Described {
-        key,
-        default,
-        bounds,
-    } = described;
+    let Described { key, default, .. } = described;
     let mut text = "\n".to_owned();
     for line in key.doc {
         text += &format!("#{line}\n");
     }
+    let facts = facts(described, is_repeated);
+    if !facts.is_empty() {
+        text += &format!("# {}\n", facts.join(" "));
+    }
+    let value = key.example.unwrap_or(default);
+    _ = writeln!(text, "{} = {value}", key.name);
+    text
+}
+
+/// Bounds, option and reload class of a key, one sentence each.
+pub(super) fn facts(described: &Described, is_repeated: bool) -> Vec<String> {
+    let Described { key, bounds, .. } = described;
     let option = key.option.map(|option| match option.form {
         _ if is_repeated => format!("Option {}, for all tables.", option.flag),
         OptionForm::Value | OptionForm::Switch => format!("Option {}.", option.flag),
@@ -85,23 +131,44 @@ fn setting(described: &Described, is_repeated: bool) -> String {
         Reload::Restart => Some("A change needs a restart of the manager.".to_owned()),
         Reload::Unload => Some("A change needs `memlb unload` once.".to_owned()),
     };
-    let facts: Vec<String> = bounds
-        .clone()
-        .into_iter()
-        .chain(option)
-        .chain(reload)
-        .collect();
-    if !facts.is_empty() {
-        text += &format!("# {}\n", facts.join(" "));
-    }
-    let value = key.example.unwrap_or(default);
-    _ = writeln!(text, "{} = {value}", key.name);
-    text
+    let facts = bounds.clone().into_iter();
+    facts.chain(option).chain(reload).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Overrides;
+
+    #[test]
+    fn a_configuration_is_read_back_as_it_was_written() {
+        let parse = |text: &str| Config::parse(text, "memlb.toml", &Overrides::default(), None);
+        let example = parse(Config::example_text()).unwrap();
+        let text = r#"
+            manager = { interfaces = ["eth1", "eth2"], http_listen = "" }
+            heartbeats.authentication = "enforce"
+            failover.down_after = "3s"
+            [[service]]
+            name = "web"
+            address = "[2001:db8::1]:80"
+            fallback = "reject"
+            threshold = "10%"
+            max_share = "50%"
+            workers = [{ name = "worker1", address = "[2001:db8::3]:8081", weight = "50%" }]
+            auto_join = { networks = ["2001:db8::/64"], port = 8081 }
+            [[service]]
+            name = "dns"
+            address = "192.168.56.101:53"
+            fallback = "192.168.56.101:5353"
+            protocol = "udp"
+            mode = "dsr"
+            workers = [{ name = "worker1", address = "192.168.56.103:53" }]
+        "#;
+        for config in [example, parse(text).unwrap()] {
+            let text = config.to_toml();
+            assert_eq!(parse(&text).as_ref(), Ok(&config), "{text}");
+        }
+    }
 
     /// Run with MEMLB_UPDATE=1 to write the file.
     #[test]

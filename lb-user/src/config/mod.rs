@@ -11,6 +11,7 @@ mod ids;
 mod key;
 mod keys;
 mod kinds;
+mod manual;
 mod nested;
 mod options;
 mod origin;
@@ -163,6 +164,16 @@ impl Config {
     pub fn example_text() -> &'static str {
         static TEXT: LazyLock<String> = LazyLock::new(example::render);
         &TEXT
+    }
+
+    /// Returns the manual page of the file, in roff.
+    pub fn manual() -> String {
+        manual::render()
+    }
+
+    /// Returns the configuration as a file: every value that is not its default.
+    pub fn to_toml(&self) -> String {
+        example::render_values(self)
     }
 
     /// Reads and validates a configuration file. The command line's settings go before the file's.

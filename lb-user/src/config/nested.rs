@@ -104,8 +104,13 @@ impl Kind for Workers {
     }
 
     fn show(&self, value: &Vec<Worker>) -> String {
-        let worker =
-            |it: &Worker| format!("{{ name = {:?}, address = \"{}\" }}", it.name, it.address);
+        let worker = |it: &Worker| {
+            let values = Worker::default().differences(it).into_iter();
+            let values: Vec<String> = values
+                .map(|it| format!("{} = {}", it.key.name, it.new))
+                .collect();
+            format!("{{ {} }}", values.join(", "))
+        };
         let workers: Vec<String> = value.iter().map(worker).collect();
         format!("[{}]", workers.join(", "))
     }

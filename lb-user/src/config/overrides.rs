@@ -43,6 +43,11 @@ impl Overrides {
         self
     }
 
+    /// Whether the command line sets anything.
+    pub fn is_empty(&self) -> bool {
+        self.options.is_empty() && self.set.is_empty()
+    }
+
     /// The directory of pins, if the command line names it.
     pub fn pin_path(&self) -> Option<&Path> {
         match self.values("manager.pin_path") {

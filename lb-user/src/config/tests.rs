@@ -362,7 +362,8 @@ fn rows(table: &'static str) -> impl Iterator<Item = (&'static str, &'static str
 
 #[test]
 fn every_mistake_of_a_file_is_reported_at_once() {
-    let text = example_with("up_after = 2", "up_after = 2 two")
+    let text = Config::example_text()
+        .replacen("up_after = 2", "up_after = 2 two", 1)
         .replacen("attach = \"auto\"", "attach = auto", 1)
         .replacen("down_after = \"1500ms\"", "down_after = \"soon\"", 1)
         .replacen("policy = \"memory\"", "polcy = \"memory\"", 1);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::{AdminReply, DenyReply, Request, WorkersReply};
+use super::{AdminReply, ConfigurationReply, DenyReply, Request, WorkersReply};
 use crate::{
     deny::{Denied, Prefix},
     explain::Explanation,
@@ -63,6 +63,9 @@ pub(super) async fn reply(
 ) -> Result<Vec<u8>, RequestError> {
     Ok(match request {
         Request::Status => line_of(&manager.status(Duration::ZERO).await?)?,
+        Request::Configuration => line_of(&ConfigurationReply {
+            toml: manager.configuration().await.to_toml(),
+        })?,
         Request::Order {
             worker,
             service,

@@ -46,6 +46,8 @@ pub struct ErrorReply {
 pub enum Request {
     /// Answered by [`crate::status::Status`].
     Status,
+    /// Answered by [`ConfigurationReply`].
+    Configuration,
     /// Answered by [`AdminReply`].
     Order {
         worker: String,
@@ -105,6 +107,13 @@ pub enum Request {
     },
     /// Answered by one [`crate::trace::Line`] a line.
     Trace(TraceFilter),
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationReply {
+    /// The values that are no defaults, options of the manager's command line included.
+    pub toml: String,
 }
 
 /// An order in force.

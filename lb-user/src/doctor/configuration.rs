@@ -9,8 +9,8 @@ use anyhow::Result;
 
 use super::Finding;
 use crate::{
-    config::{Config, Service, Worker},
-    control::{ControlClient, Request},
+    config::{Changes, Config, ConfigError, Overrides, Service, Worker},
+    control::{ConfigurationReply, ControlClient, Request},
     status::Status,
 };
 use lb_core::MANAGER;
@@ -24,6 +24,48 @@ pub async fn config_file(control_socket: &Path) -> Result<Option<PathBuf>> {
     let client = ControlClient::new(control_socket.to_owned());
     let status: Option<Status> = client.request(&Request::Status).await.ok();
     Ok(status.and_then(|status| status.config_file))
+}
+
+/// Returns the values that a manager at this control socket runs with, if one answers. One of an older version does
+/// not.
+///
+/// # Errors
+///
+/// The values cannot be read back.
+pub async fn in_force(control_socket: &Path) -> Result<Option<Config>, ConfigError> {
+    let client = ControlClient::new(control_socket.to_owned());
+    let reply: Option<ConfigurationReply> = client.request(&Request::Configuration).await.ok();
+    let parse = |it: ConfigurationReply| {
+        Config::parse(&it.toml, "the running manager", &Overrides::default(), None)
+    };
+    reply.map(parse).transpose()
+}
+
+/// Says that the running manager's values are examined, and how they differ from those of its file.
+pub fn in_force_finding(in_force: &Config, file: Option<(&Path, &Config)>) -> Finding {
+    let examined = "examining the values that the running manager uses";
+    let Some((path, file)) = file else {
+        return Finding::ok("config", examined);
+    };
+    let changes = Changes::between(file, in_force);
+    let differences: Vec<&str> = changes
+        .accepted
+        .iter()
+        .chain(&changes.refused)
+        .filter_map(|it| it.lines().next())
+        .collect();
+    let path = path.display();
+    Finding::ok(
+        "config",
+        match differences.is_empty() {
+            true => format!("{examined}, which are those of {path}"),
+            false => format!(
+                "{examined}; options of its command line, or changes of {path} since, make them differ from the \
+                 file: {}",
+                differences.join(", ")
+            ),
+        },
+    )
 }
 
 /// Says which configuration is examined.
@@ -78,10 +120,7 @@ pub fn with_joined(config: &Config, manager: Option<&Status>) -> Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::Overrides,
-        doctor::{Severity, heartbeats::tests::status},
-    };
+    use crate::doctor::{Severity, heartbeats::tests::status};
 
     #[test]
     fn says_what_is_examined_and_what_the_manager_has_instead() {
@@ -95,6 +134,24 @@ mod tests {
         assert_eq!(other.severity, Severity::Warning);
         let remedy = "memlb doctor --config /etc/memlb/memlb.toml";
         assert_eq!(other.remedy.as_deref(), Some(remedy));
+    }
+
+    #[test]
+    fn names_what_differs_from_the_file() {
+        let file = Config::example(&Overrides::default(), None).unwrap();
+        let path = Path::new("/etc/memlb/memlb.toml");
+        let same = in_force_finding(&file, Some((path, &file)));
+        assert!(
+            same.found
+                .ends_with("which are those of /etc/memlb/memlb.toml")
+        );
+        let overrides = Overrides::default().option("failover.down_after", "3s");
+        let in_force = Config::example(&overrides, None).unwrap();
+        let found = in_force_finding(&in_force, Some((path, &file))).found;
+        assert!(
+            found.ends_with("failover.down_after: 1500ms -> 3s"),
+            "{found}"
+        );
     }
 
     #[test]

@@ -36,7 +36,7 @@ use anyhow::Result;
 use lb_core::{Mode, Protocol};
 
 pub use agent::{AgentOrigin, Worker};
-pub use configuration::config_file;
+pub use configuration::{config_file, in_force, in_force_finding};
 pub use finding::{Diagnosis, Finding, Severity};
 
 use crate::{
@@ -46,21 +46,33 @@ use crate::{
 use host::Host;
 use machine::Clocks;
 
-/// Examines a manager's host, whether or not a manager runs; `file` is where its configuration was read.
+/// Which configuration is examined.
+#[derive(Debug)]
+pub enum Examined<'a> {
+    /// The one in this file, or the built-in example.
+    File(Option<&'a Path>),
+    /// The running manager's own values; the finding says so.
+    InForce(Finding),
+}
+
+/// Examines a manager's host, whether or not a manager runs.
 ///
 /// # Errors
 ///
 /// Says which facts of this host cannot be read.
 pub async fn examine_manager(
     config: &Config,
-    file: Option<&Path>,
+    examined: Examined<'_>,
     kernel_ports: Option<PortRange>,
 ) -> Result<Diagnosis> {
     let clocks = Clocks::now();
     let machine = machine::gather()?;
     let manager = manager::gather(&config.manager).await;
     let config = &configuration::with_joined(config, manager.status());
-    let mut findings = vec![configuration::finding(file, manager.status())];
+    let mut findings = vec![match examined {
+        Examined::File(file) => configuration::finding(file, manager.status()),
+        Examined::InForce(finding) => finding,
+    }];
     findings.extend(machine::findings(&machine));
     findings.extend(pins::findings(&pins::gather(
         &config.manager.pin_path,

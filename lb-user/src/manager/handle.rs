@@ -20,6 +20,7 @@ use super::{
     reload::{self, Reloader},
 };
 use crate::{
+    config::Config,
     datapath::{self, Connection, Stats},
     deny::{DenyError, DenyList, Prefix},
     event_stream::EventStream,
@@ -90,6 +91,11 @@ impl ManagerHandle {
             metrics: records.metrics,
             last_stats: Arc::default(),
         }
+    }
+
+    /// Returns the configuration in force, options of the command line included, and without workers that joined.
+    pub async fn configuration(&self) -> Config {
+        self.reloader.in_force().await
     }
 
     /// Returns what the manager's task knows now.

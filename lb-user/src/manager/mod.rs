@@ -4,6 +4,7 @@
 //! tasks and threads reach the manager by its [`ManagerHandle`] only. Whatever may block or take long happens
 //! in their tasks, or in background tasks that report a `BackgroundResult`.
 
+mod absent_interface;
 mod background;
 mod connection_count;
 mod deny;

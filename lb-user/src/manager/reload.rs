@@ -81,6 +81,11 @@ pub enum ReloadError {
 }
 
 impl Reloader {
+    /// Returns the configuration in force; waits for the end of a reload.
+    pub async fn in_force(&self) -> Config {
+        self.in_force.lock().await.clone()
+    }
+
     pub fn new(read_config: ReadConfig, in_force: Config) -> Self {
         Self {
             read_config,

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use super::{
     Background, Configuration, Emitter, Inputs, JoinRequests, Manager, ManagerHandle, NatPorts,
     ReadConfig, Recovery, Sources,
+    absent_interface::wait_for_interfaces,
     connection_count::ConnectionCountReconciler,
     handle::Records,
     reload::Reloader,
@@ -91,8 +92,9 @@ pub async fn prepare(
     )?;
     let Applied { config, absent } = workers.1.apply_to(&file, &membership.1);
     let config = membership.1.apply_to(&config);
-    let receiver = HeartbeatReceiver::bind(&config)?;
     let mut netlink = Netlink::connect()?;
+    wait_for_interfaces(&mut netlink, &config.manager.interfaces).await?;
+    let receiver = HeartbeatReceiver::bind(&config)?;
     let interfaces = netlink.interfaces(&config.manager.interfaces).await?;
     warn_of_misplaced_addresses(&config, &interfaces);
     let datapath = datapath::prepare(&config)?;

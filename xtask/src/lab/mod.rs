@@ -10,6 +10,8 @@ mod window;
 use std::{
     env,
     ffi::OsString,
+    fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -50,6 +52,11 @@ enum Verb {
     Record,
     /// Starts the lab and leaves it running
     Up(Options),
+    /// Starts a shell on the lab's manager, in which `memlb VERB` speaks to it; or runs a command there
+    Shell {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
     /// Runs a command on the lab's client
     Exec {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -83,6 +90,7 @@ impl Lab {
             Some(Verb::Demo { attach }) => return demo(attach),
             Some(Verb::Record) => record()?,
             Some(Verb::Up(options)) => up(&options)?,
+            Some(Verb::Shell { command }) => shell(command)?,
             Some(Verb::Exec { command }) => exec(&command)?,
             Some(Verb::Down) => down()?,
         }
@@ -126,9 +134,40 @@ fn up(options: &Options) -> Result<()> {
     let cluster = start(options.attach, options.config.as_deref())?;
     interrupt.check()?;
     let page = window::open(&cluster)?;
+    let link = programs(&cluster.paths).join("memlb");
+    fs::create_dir_all(programs(&cluster.paths)).context("make room for the shell's programs")?;
+    symlink(&cluster.binary, &link).with_context(|| format!("make {}", link.display()))?;
     println!("{}", by_hand(&cluster, page.as_deref()));
     cluster.keep();
     Ok(())
+}
+
+/// The directory that [`Verb::Shell`] puts into `PATH`.
+fn programs(paths: &ClusterPaths) -> PathBuf {
+    paths.directory.join("bin")
+}
+
+/// With the manager's network, and with the file system that belongs to it.
+fn shell(mut command: Vec<OsString>) -> Result<()> {
+    client()?;
+    let paths = paths();
+    if command.is_empty() {
+        say(
+            "on the lab's manager: `memlb status` and every other verb speak to it; `exit` returns",
+        );
+        command.push(env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into()));
+    }
+    let path = env::var("PATH").unwrap_or_default();
+    let mut inside = as_root("ip");
+    inside
+        .args(["netns", "exec", &format!("{PREFIX}manager"), "env"])
+        .arg(format!("PATH={}:{path}", programs(&paths).display()))
+        .arg(format!(
+            "MEMLB_CONTROL_SOCKET={}",
+            paths.control_socket().display()
+        ))
+        .args(command);
+    Err(become_command(inside))
 }
 
 fn exec(command: &[OsString]) -> Result<()> {
@@ -225,23 +264,31 @@ fn by_hand(cluster: &Cluster, page: Option<&str>) -> String {
     let page = page.unwrap_or("(its configuration serves no web page)");
     let service = cluster.service().ip();
     let directory = cluster.paths.directory.display();
-    let socket = cluster.paths.control_socket();
-    let socket = socket.display();
     let pins = cluster.paths.pin_path.display();
-    let memlb = cluster.binary.display();
     format!(
         "The lab is up.
 
   {page:<51} see it in a browser on this machine
   cargo xtask lab exec -- curl -s http://{service}/   be the client
+  cargo xtask lab shell                               be on the manager; there, for instance:
   cargo xtask lab down                                take it down
+
+  memlb status                       what is selected, and why
+  memlb top                          the same, live
+  memlb explain 192.168.56.10        why the client's connections are where they are
+  memlb flows                        open connections
+  memlb events --follow              decisions as they happen
+  memlb trace --count 10             single packets and what became of them
+  memlb drain worker1                no new connections for worker1
+  memlb undrain worker1              ends that
+  memlb workers                      state and memory of each worker
+  memlb doctor                       faults, and the commands that repair them
 
 and as root:
 
   $EDITOR {directory}/worker1.meminfo        move worker1's memory; its agent reads it there
   tail -f {directory}/manager.log            what the manager receives and decides; as JSON: events.jsonl
   nsenter --net=/run/netns/{PREFIX}worker1     be on worker1, and likewise on the others
-  bpftool map dump pinned {pins}/backends
-  {memlb} status --control-socket {socket}"
+  bpftool map dump pinned {pins}/backends"
     )
 }

@@ -45,6 +45,7 @@ const FILES: &[&str] = &[
     "/usr/share/doc/memlb/scripts/monitoring/memlb.rules.yml",
     "/usr/share/man/man1/memlb.1.gz",
     "/usr/share/man/man1/memlb-manager.1.gz",
+    "/usr/share/man/man5/memlb.toml.5.gz",
 ];
 
 /// What is left when the package is removed, and gone when it is purged.
@@ -143,7 +144,7 @@ impl PackageTest<'_> {
             self.manager
                 .run("systemd-analyze", &["verify", "--man=no", unit])?;
         }
-        for unit in [MANAGER, AGENT] {
+        for unit in [MANAGER, AGENT, "memlb-pins.service"] {
             let file = format!("/usr/lib/systemd/system/{unit}");
             let arguments = ["security", "--offline=true", MOST_EXPOSURE, &file];
             let found = self.manager.run("systemd-analyze", &arguments)?;
@@ -179,6 +180,28 @@ impl PackageTest<'_> {
         self.wait_for_all()?;
         let page = self.page()?;
         ensure!(page.starts_with("worker"), "clients get {page:?}");
+        for worker in &self.workers {
+            let said = worker.run("memlb", &["doctor", "--agent"])?;
+            ensure!(said.contains("and knows the key"), "doctor says {said}");
+            let warnings = ["-u", AGENT, "-p", "warning", "--quiet", "-o", "cat"];
+            let warnings = worker.run("journalctl", &[&warnings[..], &["-g", "memlb"]].concat());
+            let warnings = warnings.unwrap_or_default();
+            ensure!(warnings.is_empty(), "a healthy agent warns: {warnings}");
+        }
+        let events = [
+            "-u",
+            MANAGER,
+            "MEMLB_EVENT=worker_up",
+            "-p",
+            "info",
+            "-o",
+            "cat",
+        ];
+        let events = manager.run("journalctl", &events)?;
+        ensure!(
+            events.contains("worker1 is up"),
+            "the journal has {events:?}"
+        );
         manager.run("systemctl", &["reload", MANAGER])?;
         manager.run("memlb", &["doctor"])?;
         Ok(())
