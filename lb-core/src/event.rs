@@ -362,6 +362,15 @@ events! {
            is called {former}";
 
     /// Another program had detached them.
+    /// Programs of another memlb receive the packets of an interface first.
+    OtherManagerFirst { interface: String, programs: Vec<String>, manager: String }
+    WARN, "at {interface}, programs of another memlb receive packets before this manager's: {} ({manager}); memlb \
+           doctor says which manager serves what", programs.join(", ");
+
+    /// They are gone.
+    OtherManagerGone { interface: String }
+    INFO, "at {interface}, this manager's programs receive packets first again";
+
     ProgramsRestored { interface: String, programs: Vec<&'static str> }
     WARN, "another program detached {} from interface {interface}; attached again. Find out which one it \
            was (tc, bpftool, another agent)", programs.join(", ");

@@ -81,7 +81,7 @@ impl Holder {
     }
 
     /// Returns for how long the process runs, in whole seconds.
-    fn age(&self) -> Option<Duration> {
+    pub fn age(&self) -> Option<Duration> {
         let started = Process::new(self.pid).ok()?.stat().ok()?.starttime;
         let started = Duration::from_secs(started / procfs::ticks_per_second());
         let uptime = procfs::Uptime::current().ok()?.uptime_duration();

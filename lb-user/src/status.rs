@@ -47,6 +47,9 @@ pub struct Interface {
     /// `tc` or `xdp`, or `none` while the interface is gone or its programs cannot be attached.
     pub attachment: String,
     pub reason: String,
+    /// Programs of another memlb that receive the packets of the interface first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preceded_by: Vec<String>,
 }
 
 /// Another program, such as bpftool, has written map `selection`. The manager writes it again with its next choice.
@@ -176,6 +179,7 @@ pub struct ManagerSnapshot {
 impl From<&Attachment> for Interface {
     fn from(attachment: &Attachment) -> Self {
         let name = attachment.interface.clone();
+        let preceded_by = attachment.preceding.clone();
         let missing = attachment.missing.as_slice();
         let lacks = || format!("{} cannot be attached, see the log", missing.join(", "));
         let (attachment, reason) = match (attachment.index, missing) {
@@ -186,6 +190,7 @@ impl From<&Attachment> for Interface {
             (Some(_), _) => (NOT_ATTACHED, lacks()),
         };
         Self {
+            preceded_by,
             name,
             attachment: attachment.to_owned(),
             reason,

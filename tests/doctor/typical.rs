@@ -2,7 +2,9 @@
 
 use std::{fs, net::TcpListener};
 
-use memlb_tests::{Cluster, ClusterOptions, Process, Shape, command::output, root_test};
+use memlb_tests::{
+    Cluster, ClusterOptions, Process, Shape, command::output, root_test, wait_until,
+};
 
 use crate::{
     SOON,
@@ -368,7 +370,7 @@ fn two_managers() {
     assert_eq!(held.remedy, remedy);
     let found = diagnosis.problem(
         "manager",
-        &format!("two managers run here: memlb (process {first}), for "),
+        &format!("2 managers run here, the first one first: memlb (process {first}), for "),
     );
     assert!(
         found
@@ -376,7 +378,23 @@ fn two_managers() {
             .contains(&format!("and memlb (process {}), for ", second.pid())),
         "{found:?}"
     );
+    let serves = "(serves 192.168.56.101:81/tcp)";
+    assert!(found.found.contains(serves), "{found:?}");
+    assert!(!found.remedy.contains("kill"), "{found:?}");
+    // It leaves the first one's service alone.
+    assert_eq!(cluster.events_of("other_manager_first").unwrap().len(), 0);
     second.terminate(SOON).unwrap();
+    // What it serves cannot be read any more, as with an older version: perhaps the same.
+    let services = format!("{}-second/services", cluster.paths.pin_path.display());
+    fs::remove_file(services).unwrap();
+    cluster
+        .wait_for_status(SOON, "the first one to notice", |status| {
+            status["interfaces"][0]["preceded_by"][0].is_string()
+        })
+        .unwrap();
+    let noticed = cluster.events_of("other_manager_first").unwrap();
+    assert_eq!(noticed.len(), 1, "{noticed:?}");
+    assert_eq!(noticed[0]["interface"], "eth1");
     // Its programs go on without it.
     let diagnosis = manager(&cluster);
     let left = diagnosis.problem("pins", "another memlb's programs are attached to eth1");
@@ -387,4 +405,10 @@ fn two_managers() {
     unload.arg(format!("{}-second", cluster.paths.pin_path.display()));
     output(&mut unload).unwrap();
     manager(&cluster).expect_healthy();
+    wait_until(SOON, "the end to be noticed", || {
+        cluster
+            .events_of("other_manager_gone")
+            .is_ok_and(|it| it.len() == 1)
+    })
+    .unwrap();
 }

@@ -42,6 +42,7 @@ pub fn status_text(status: &Status, output: Output) -> String {
             name,
             attachment,
             reason,
+            preceded_by,
         } = interface;
         let paint = match interface.is_attached() {
             true => Paint::Plain,
@@ -52,6 +53,13 @@ pub fn status_text(status: &Status, output: Output) -> String {
             &format!("interface {name}: {attachment} ({reason})"),
             paint,
         );
+        if !preceded_by.is_empty() {
+            let line = format!(
+                "another memlb's programs receive its packets first: {} (memlb doctor)",
+                preceded_by.join(", ")
+            );
+            text.painted(2, &line, Paint::Bad);
+        }
     }
     for service in &status.services {
         text.text.push('\n');

@@ -74,6 +74,8 @@ pub(super) fn render_values(config: &Config) -> String {
         failover,
         limits,
         services,
+        // Workers of other origins do not stand in a file.
+        origins: _,
     } = config;
     let tables = [
         ("[manager]", values(manager)),

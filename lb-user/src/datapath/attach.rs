@@ -301,7 +301,7 @@ fn attach_tc(
 }
 
 /// Whether to use tcx, Linux 6.6 (e420bed02507). `MEMLB_NO_TCX=1` disables it for tests.
-fn has_tcx() -> Result<bool> {
+pub(super) fn has_tcx() -> Result<bool> {
     Ok(std::env::var_os("MEMLB_NO_TCX").is_none() && kernel::is_at_least(6, 6)?)
 }
 

@@ -9,10 +9,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::{Ebpf, programs::TcAttachType};
+use tracing::debug;
 
 use super::{
     attach::{self, AttachMode, EGRESS, INGRESS, LINKS, LOOPBACK, Program, XDP},
+    foreign_programs::serve_others,
     interface::{Interface, InterfaceRef, index_of, name_of},
+    precedence::preceding,
 };
 use crate::config::Attach;
 
@@ -34,6 +37,8 @@ pub struct Attachment {
     pub index: Option<u32>,
     /// Programs that are not attached and cannot be attached again.
     pub missing: Vec<&'static str>,
+    /// Programs of another memlb that receive the packets first, and may serve the same addresses.
+    pub preceding: Vec<String>,
     /// The name in the configuration; `None` once another interface has that name.
     configured: Option<String>,
     programs: Vec<Program>,
@@ -73,6 +78,13 @@ pub enum AttachmentChange {
         interface: String,
         programs: Vec<&'static str>,
     },
+    /// Programs of another memlb receive the interface's packets before this manager's.
+    Preceded {
+        interface: String,
+        programs: Vec<String>,
+    },
+    /// They are gone.
+    First(String),
     /// The interface exists, but a program cannot be attached.
     Failed(String, anyhow::Error),
 }
@@ -174,6 +186,8 @@ impl Attachments {
         changes.extend(self.attach_namesakes());
         let all = [&mut self.loopback].into_iter().chain(&mut self.interfaces);
         changes.extend(all.filter_map(|it| it.restore(ebpf, &self.links)));
+        let interfaces = self.interfaces.iter_mut();
+        changes.extend(interfaces.filter_map(|it| it.refresh_preceding(&self.links)));
         // Do not wait for an interface whose name another one has.
         let is_awaited = |it: &Attachment| it.index.is_some() || it.configured.is_some();
         self.interfaces.retain(is_awaited);
@@ -232,6 +246,7 @@ impl Attachment {
             reason,
             index: Some(index),
             missing: Vec::new(),
+            preceding: Vec::new(),
             configured: Some(name.to_owned()),
             programs: OF_TC.into_iter().chain(xdp).collect(),
             is_new: false,
@@ -267,6 +282,38 @@ impl Attachment {
                 was: std::mem::replace(&mut self.interface, name.clone()),
                 interface: name,
             }),
+        }
+    }
+
+    /// Looks for programs of another memlb before this one's; each change from none or to none is reported.
+    fn refresh_preceding(&mut self, links: &Path) -> Option<AttachmentChange> {
+        let found = match self.target() {
+            Some(target) => match preceding(links, target, self.mode) {
+                Ok(found) if found.is_empty() => found,
+                Ok(_)
+                    if links
+                        .parent()
+                        .is_some_and(|it| serve_others(it, target.name)) =>
+                {
+                    Vec::new()
+                }
+                Ok(found) => found,
+                Err(error) => {
+                    debug!("{error:#}");
+                    return None;
+                }
+            },
+            None => Vec::new(),
+        };
+        let before = std::mem::replace(&mut self.preceding, found);
+        let interface = self.interface.clone();
+        match (before.is_empty(), self.preceding.is_empty()) {
+            (true, false) => Some(AttachmentChange::Preceded {
+                interface,
+                programs: self.preceding.clone(),
+            }),
+            (false, true) => Some(AttachmentChange::First(interface)),
+            _ => None,
         }
     }
 

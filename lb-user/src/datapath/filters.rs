@@ -1,13 +1,14 @@
-//! Look-up of clsact filters, for kernels without tcx.
+//! Look-up of clsact filters, for kernels without tcx, and of XDP programs.
 
 use std::io;
 
 use anyhow::{Context, Result};
 use aya::programs::TcAttachType;
 use rtnetlink::{
-    packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
+        link::{LinkAttribute, LinkMessage, LinkXdp},
         tc::{TcAttribute, TcMessage},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
@@ -39,19 +40,53 @@ pub fn has(interface: u32, direction: TcAttachType, priority: u16, handle: u32) 
     }))
 }
 
+/// Returns the number of the XDP program attached to an interface, if there is one.
+///
+/// # Errors
+///
+/// The kernel's error.
+pub fn xdp_program(interface: u32) -> Result<Option<u32>> {
+    let mut request = LinkMessage::default();
+    request.header.index = interface;
+    let replies = ask(RouteNetlinkMessage::GetLink(request), NLM_F_ACK)
+        .with_context(|| format!("look at interface {interface}"))?;
+    let links = replies.into_iter().filter_map(|reply| match reply {
+        RouteNetlinkMessage::NewLink(link) => Some(link.attributes),
+        _ => None,
+    });
+    let xdp = links.flatten().filter_map(|attribute| match attribute {
+        LinkAttribute::Xdp(xdp) => Some(xdp),
+        _ => None,
+    });
+    Ok(xdp.flatten().find_map(|it| match it {
+        LinkXdp::ProgId(id) => Some(id),
+        _ => None,
+    }))
+}
+
 fn list(interface: u32, parent: u32) -> Result<Vec<TcMessage>> {
+    let mut request = TcMessage::with_index(interface.cast_signed());
+    request.header.parent = parent.into();
+    let replies = ask(RouteNetlinkMessage::GetTrafficFilter(request), NLM_F_DUMP)?;
+    let filters = replies.into_iter().filter_map(|reply| match reply {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter),
+        _ => None,
+    });
+    Ok(filters.collect())
+}
+
+/// Sends a request, and returns the kernel's replies to the end of the dump or the acknowledgement.
+fn ask(request: RouteNetlinkMessage, flags: u16) -> Result<Vec<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = TcMessage::with_index(interface.cast_signed());
-    request.header.parent = parent.into();
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetTrafficFilter(request));
-    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut request = NetlinkMessage::from(request);
+    request.header.flags = NLM_F_REQUEST | flags;
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
-    let mut filters = Vec::new();
+    let mut replies = Vec::new();
     loop {
         let (reply, _) = socket.recv_from_full()?;
         let mut rest = reply.as_slice();
@@ -60,10 +95,9 @@ fn list(interface: u32, parent: u32) -> Result<Vec<TcMessage>> {
             let length = (message.header.length as usize).next_multiple_of(4);
             rest = rest.get(length..).unwrap_or_default();
             match message.payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) => {
-                    filters.push(filter);
-                }
-                NetlinkPayload::Done(_) => return Ok(filters),
+                NetlinkPayload::InnerMessage(reply) => replies.push(reply),
+                NetlinkPayload::Done(_) => return Ok(replies),
+                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(replies),
                 NetlinkPayload::Error(error) => return Err(io::Error::from(error).into()),
                 _ => {}
             }
@@ -80,5 +114,7 @@ mod tests {
         for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
             assert!(!has(lb_common::maps::LOOPBACK, direction, 60_000, 1).unwrap());
         }
+        assert_eq!(xdp_program(lb_common::maps::LOOPBACK).unwrap(), None);
+        assert!(xdp_program(1 << 30).is_err());
     }
 }

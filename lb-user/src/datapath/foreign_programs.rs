@@ -9,10 +9,7 @@ use std::{
 };
 
 use anyhow::Result;
-use aya::programs::{
-    SchedClassifier, TcAttachType,
-    links::{FdLink, PinnedLink},
-};
+use aya::programs::{SchedClassifier, TcAttachType};
 use lb_common::maps::{Backend, Settings, mode, name};
 use lb_core::{Endpoint, Mode};
 use procfs::process::Process;
@@ -39,6 +36,8 @@ const DEPTH: u32 = 4;
 pub struct ForeignPrograms {
     pub pin_path: PathBuf,
     pub interfaces: BTreeSet<String>,
+    /// Those of them at which the programs receive packets before this manager's.
+    pub first_at: BTreeSet<String>,
     /// The manager that holds the pins; `None` if none runs.
     pub holder: Option<Holder>,
     /// What it serves, as far as its maps can be read.
@@ -51,23 +50,32 @@ impl fmt::Display for ForeignPrograms {
         let services: Vec<String> = self.services.iter().map(Endpoint::to_string).collect();
         write!(
             f,
-            "another memlb's programs are attached to {} (pins {}, {}, serving {}): they steer packets before or \
-             after this one's",
+            "another memlb's programs are attached to {} ({}, serving {}): they steer packets {} this one's",
             interfaces.join(", "),
-            self.pin_path.display(),
-            match &self.holder {
-                Some(holder) => format!("held by {}", holder.with_age()),
-                None => "left of a manager that no longer runs".to_owned(),
-            },
+            self.origin(),
             match services.is_empty() {
                 true => "nothing that can be read".to_owned(),
                 false => services.join(", "),
+            },
+            match (self.first_at.len(), self.interfaces.len()) {
+                (0, _) => "after",
+                (first, all) if first == all => "before",
+                _ => "before or after",
             }
         )
     }
 }
 
 impl ForeignPrograms {
+    /// Names the pins and who holds them.
+    pub fn origin(&self) -> String {
+        let pins = self.pin_path.display();
+        match &self.holder {
+            Some(holder) => format!("pins {pins}, held by {}", holder.with_age()),
+            None => format!("pins {pins}, left of a manager that no longer runs"),
+        }
+    }
+
     /// What to do about the programs. A manager that runs may be the one that should.
     pub fn remedy(&self) -> String {
         let unload = format!("memlb unload --pin-path {}", self.pin_path.display());
@@ -82,9 +90,10 @@ impl ForeignPrograms {
 /// them. A kernel without tcx has no such: there one manager's programs take the place of another's.
 pub fn foreign_programs(pin_path: &Path) -> Vec<ForeignPrograms> {
     let mut seen: BTreeSet<(u64, u64)> = device_and_inode(pin_path).into_iter().collect();
+    let own = pinned_programs(&pin_path.join(LINKS));
     let mut found = Vec::new();
     for mount in mounts() {
-        scan(&mount, DEPTH, &mut seen, &mut found);
+        scan(&mount, DEPTH, &own, &mut seen, &mut found);
     }
     found
 }
@@ -169,6 +178,20 @@ fn port_conflict(config: &Config, programs: &ForeignPrograms, holder: &Holder) -
     })
 }
 
+/// Whether all programs of other managers that receive the packets of an interface first leave those of this manager's
+/// services alone: two managers may share an interface, and each serves its own addresses.
+pub(super) fn serve_others(pin_path: &Path, interface: &str) -> bool {
+    let own = served(pin_path).unwrap_or_default();
+    let programs = foreign_programs(pin_path);
+    let mut first = programs
+        .iter()
+        .filter(|it| it.first_at.contains(interface))
+        .peekable();
+    let leaves_alone =
+        |it: &ForeignPrograms| !it.services.is_empty() && it.services.is_disjoint(&own);
+    first.peek().is_some() && first.all(leaves_alone)
+}
+
 /// What a manager serves.
 fn served(pin_path: &Path) -> Result<BTreeSet<Endpoint>> {
     layout::check(pin_path)?;
@@ -212,17 +235,19 @@ fn device_and_inode(directory: &Path) -> Option<(u64, u64)> {
 fn scan(
     directory: &Path,
     depth: u32,
+    own: &BTreeSet<u32>,
     seen: &mut BTreeSet<(u64, u64)>,
     found: &mut Vec<ForeignPrograms>,
 ) {
     if !device_and_inode(directory).is_some_and(|id| seen.insert(id)) {
         return;
     }
-    let interfaces = attached(&directory.join(LINKS));
+    let (interfaces, first_at) = attached(&directory.join(LINKS), own);
     if !interfaces.is_empty() {
         found.push(ForeignPrograms {
             pin_path: directory.to_owned(),
             interfaces,
+            first_at,
             holder: bpffs::locked_by(directory).and_then(holder),
             services: served(directory).unwrap_or_default(),
         });
@@ -232,29 +257,44 @@ fn scan(
     }
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|it| it.is_dir()) {
-            scan(&entry.path(), depth - 1, seen, found);
+            scan(&entry.path(), depth - 1, own, seen, found);
         }
     }
 }
 
-/// The interfaces here at which a program of these pinned links meets what arrives. An interface of
-/// another network namespace may have the same name.
-fn attached(links: &Path) -> BTreeSet<String> {
-    let links = fs::read_dir(links).into_iter().flatten().flatten();
-    links
-        .filter_map(|link| {
-            let name = link.file_name().into_string().ok()?;
-            let is_ingress = name.split('@').next() == Some(INGRESS);
-            let index = link_info::interface_of(&link.path()).ok()??;
-            let interface = is_ingress.then(|| name_of(index))??;
-            let pinned = FdLink::from(PinnedLink::from_pin(link.path()).ok()?);
-            let program = pinned.info().ok()?.program_id();
+/// The interfaces here at which a program of these pinned links meets what arrives, and those of them where it does so
+/// before the programs with the numbers `own`. An interface of another network namespace may have the same name.
+fn attached(links: &Path, own: &BTreeSet<u32>) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut all, mut first_at) = (BTreeSet::new(), BTreeSet::new());
+    for link in ingress_links(links) {
+        let attached = || {
+            let interface = name_of(link_info::interface_of(&link).ok()??)?;
+            let program = link_info::program_of(&link).ok()??;
             let (_, here) = SchedClassifier::query_tcx(&interface, TcAttachType::Ingress).ok()?;
-            here.iter()
-                .any(|it| it.id() == program)
-                .then_some(interface)
-        })
-        .collect()
+            let theirs = here.iter().position(|it| it.id() == program)?;
+            let ours = here.iter().position(|it| own.contains(&it.id()));
+            Some((interface, ours.is_none_or(|ours| theirs < ours)))
+        };
+        if let Some((interface, is_first)) = attached() {
+            first_at.extend(is_first.then(|| interface.clone()));
+            all.insert(interface);
+        }
+    }
+    (all, first_at)
+}
+
+/// The numbers of the programs of these pinned links.
+fn pinned_programs(links: &Path) -> BTreeSet<u32> {
+    let programs = ingress_links(links).map(|link| link_info::program_of(&link));
+    programs.flatten().flatten().collect()
+}
+
+fn ingress_links(links: &Path) -> impl Iterator<Item = PathBuf> {
+    let links = fs::read_dir(links).into_iter().flatten().flatten();
+    let is_ingress = |name: &str| name.split('@').next() == Some(INGRESS);
+    links
+        .filter(move |link| link.file_name().to_str().is_some_and(is_ingress))
+        .map(|link| link.path())
 }
 
 #[cfg(test)]
@@ -266,13 +306,13 @@ mod tests {
         let left = ForeignPrograms {
             pin_path: "/sys/fs/bpf/memlb2".into(),
             interfaces: ["eth1".to_owned(), "eth2".to_owned()].into(),
+            first_at: ["eth1".to_owned()].into(),
             holder: None,
             services: BTreeSet::new(),
         };
-        assert!(
-            left.to_string()
-                .contains("attached to eth1, eth2 (pins /sys/fs/bpf/memlb2, left of")
-        );
+        let text = left.to_string();
+        assert!(text.contains("attached to eth1, eth2 (pins /sys/fs/bpf/memlb2, left of"));
+        assert!(text.ends_with("they steer packets before or after this one's"));
         assert_eq!(left.remedy(), "memlb unload --pin-path /sys/fs/bpf/memlb2");
         let holder = Holder {
             pid: 7,

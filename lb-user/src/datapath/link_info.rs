@@ -53,6 +53,20 @@ struct InfoGet {
 ///
 /// Linux 5.8 (f2e10bff16a0).
 pub fn interface_of(path: &Path) -> io::Result<Option<u32>> {
+    let info = read(path)?;
+    Ok(info.map(|it| it.interface).filter(|it| *it != 0))
+}
+
+/// Returns the number of the program of the link pinned at `path`, as [`interface_of`] does.
+///
+/// # Errors
+///
+/// The pin cannot be opened or is not a link.
+pub fn program_of(path: &Path) -> io::Result<Option<u32>> {
+    Ok(read(path)?.map(|it| it.program))
+}
+
+fn read(path: &Path) -> io::Result<Option<LinkInfo>> {
     let link = match open(path) {
         Ok(link) => link,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -65,7 +79,7 @@ pub fn interface_of(path: &Path) -> io::Result<Option<u32>> {
         info: (&raw mut info).expose_provenance() as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut request)?;
-    Ok((info.interface != 0).then_some(info.interface))
+    Ok(Some(info))
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {

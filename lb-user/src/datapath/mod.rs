@@ -27,6 +27,7 @@ mod netlink;
 mod object;
 mod pins;
 mod pool_layout;
+mod precedence;
 mod source_filter;
 mod stats;
 mod tables;

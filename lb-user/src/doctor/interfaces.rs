@@ -319,6 +319,7 @@ mod tests {
             name: "eth1".to_owned(),
             attachment: attachment.to_owned(),
             reason: "because".to_owned(),
+            preceded_by: Vec::new(),
         };
         let findings = examine(Attach::Tc, &[("eth1", link())], &[attached("xdp")]);
         assert_eq!(findings[1].found, "eth1: xdp (because)");

@@ -5,12 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use lb_core::counted;
 use tokio::net::UnixStream;
 
 use super::Finding;
 use crate::{
     config,
     control::{ControlClient, Request},
+    datapath::{ForeignPrograms, foreign_programs},
     processes::{self, MemlbProcess, Unit},
     sockets::{Holder, Receiver, listener, receiver},
     status::Status,
@@ -31,6 +33,8 @@ pub struct Facts {
     pub managers: Vec<Holder>,
     /// Those in other network namespaces.
     pub elsewhere: Vec<Holder>,
+    /// What other managers have attached here.
+    pub others: Vec<ForeignPrograms>,
 }
 
 /// What came back from the control socket.
@@ -70,6 +74,7 @@ pub async fn gather(manager: &config::Manager) -> Facts {
         receiver: receiver(heartbeat_listen.ip(), heartbeat_listen.port()),
         managers: holders(managers),
         elsewhere: holders(elsewhere),
+        others: foreign_programs(&manager.pin_path),
     }
 }
 
@@ -268,7 +273,7 @@ fn other_network(facts: &Facts) -> Option<Finding> {
             there(holder),
         ));
     }
-    let is_absent = matches!(facts.answer, ControlReply::Nobody) && facts.managers.is_empty();
+    let is_absent = matches!(facts.answer, ControlReply::NoManager) && facts.managers.is_empty();
     let holder = facts.elsewhere.first().filter(|_| is_absent)?;
     Some(Finding::warning(
         "manager",
@@ -277,28 +282,52 @@ fn other_network(facts: &Facts) -> Option<Finding> {
     ))
 }
 
-/// Two managers would steer the same packets twice.
+/// Two managers would steer the same packets twice. The operator decides which one stays; this says which came first and
+/// what each serves.
 fn alone(facts: &Facts) -> Option<Finding> {
-    let others: Vec<&Holder> = facts
-        .managers
-        .iter()
-        .filter(|it| Some(it.pid) != facts.pid)
-        .collect();
-    let asked = facts.managers.iter().find(|it| Some(it.pid) == facts.pid);
-    let (first, second) = match (&facts.answer, others.as_slice()) {
-        (ControlReply::NoManager, [first, second, ..]) => (Some(*first), second),
-        (ControlReply::NoManager, _) | (_, []) => return None,
-        (_, [second, ..]) => (asked, second),
+    let is_asked = |it: &Holder| Some(it.pid) == facts.pid;
+    let unseen = match facts.answer {
+        ControlReply::NoManager => false,
+        _ => !facts.managers.iter().any(is_asked),
     };
+    // One that answers is a manager, even where this user may not see its process.
+    if facts.managers.len() + usize::from(unseen) < 2 {
+        return None;
+    }
+    let mut managers: Vec<&Holder> = facts.managers.iter().collect();
+    managers.sort_by_key(|it| std::cmp::Reverse(it.age()));
+    let named: Vec<String> = managers
+        .iter()
+        .map(|it| format!("{} ({})", it.with_age(), serving_of(facts, it)))
+        .collect();
     Some(Finding::problem(
         "manager",
         format!(
-            "two managers run here: {}, and {}; packets that both see are steered twice",
-            first.map_or_else(|| "the one that answers".to_owned(), |it| it.with_age()),
-            second.with_age()
+            "{} run here, the first one first: {}; packets that both see are steered twice",
+            counted(managers.len(), "manager"),
+            named.join(", and "),
         ),
-        "stop the one that should not serve, and memlb unload --pin-path ITS_PINS",
+        "decide which one should serve; stop the other one, and memlb unload --pin-path ITS_PINS",
     ))
+}
+
+/// Says what a manager serves, as far as it answers or its pins can be read.
+fn serving_of(facts: &Facts, manager: &Holder) -> String {
+    let own = facts.status().filter(|_| facts.pid == Some(manager.pid));
+    let own = own.map(|status| status.services.iter());
+    let mut others = facts.others.iter();
+    let other = others.find(|it| it.holder.as_ref() == Some(manager));
+    let services: Vec<String> = match (own, other) {
+        (Some(services), _) => services
+            .map(|it| format!("{} {}", it.name, it.address))
+            .collect(),
+        (None, Some(other)) => other.services.iter().map(ToString::to_string).collect(),
+        (None, None) => return "its pins are not visible here".to_owned(),
+    };
+    match services.is_empty() {
+        true => "serves nothing that can be read".to_owned(),
+        false => format!("serves {}", services.join(", ")),
+    }
 }
 
 #[cfg(test)]
@@ -337,6 +366,7 @@ mod tests {
             http: None,
             managers: managers.iter().map(|pid| memlb(*pid)).collect(),
             elsewhere: Vec::new(),
+            others: Vec::new(),
         }
     }
 
@@ -407,12 +437,12 @@ mod tests {
             elsewhere: vec![memlb(7)],
             ..facts
         };
-        let found = problems(&elsewhere(running(Receiver::Nobody, &[])));
+        let found = problems(&elsewhere(running(Receiver::Free, &[])));
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].found.contains("in another network namespace"));
         let remedy = "nsenter --target 7 --net --mount memlb doctor";
         assert_eq!(found[0].remedy.as_deref(), Some(remedy));
-        let absent = findings(&elsewhere(absent(Receiver::Nobody, &[])));
+        let absent = findings(&elsewhere(absent(Receiver::Free, &[])));
         assert_eq!(absent.last().unwrap().severity, Severity::Warning);
         assert_eq!(absent.last().unwrap().remedy.as_deref(), Some(remedy));
     }
@@ -423,10 +453,14 @@ mod tests {
         assert_eq!(found.len(), 1);
         let text = &found[0].found;
         assert!(
-            text.contains("two managers run here: memlb (process 7)"),
+            text.contains("2 managers run here, the first one first: "),
             "{text}"
         );
-        assert!(text.contains(" and memlb (process 8)"), "{text}");
+        assert!(text.contains("memlb (process 7)"), "{text}");
+        assert!(text.contains("memlb (process 8)"), "{text}");
+        assert!(text.contains("serves nothing that can be read"), "{text}");
+        let remedy = found[0].remedy.as_ref().unwrap();
+        assert!(!remedy.contains("kill"), "{remedy}");
         let found = problems(&absent(Receiver::Known(memlb(7)), &[7]));
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].found.contains("not with the control socket"));

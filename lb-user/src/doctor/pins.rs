@@ -258,6 +258,7 @@ mod tests {
     fn reports_what_is_attached_from_elsewhere() {
         let left = ForeignPrograms {
             pin_path: "/sys/fs/bpf/memlb2".into(),
+            first_at: BTreeSet::new(),
             interfaces: ["eth1".to_owned()].into(),
             holder: None,
             services: BTreeSet::new(),

@@ -74,6 +74,17 @@ impl Scrape {
                 .with_label_values(&[reason.as_str()])
                 .inc_by(*count);
         }
+        let preceding = self.gauges(
+            "memlb_programs_of_other_managers",
+            "Programs of another memlb that receive an interface's packets before this manager's.",
+            &["interface"],
+        )?;
+        for interface in &status.interfaces {
+            let programs = interface.preceded_by.len();
+            preceding
+                .with_label_values(&[interface.name.as_str()])
+                .set(i64::try_from(programs)?);
+        }
         let unsigned = self.counters(
             "memlb_heartbeats_unsigned_total",
             "Accepted heartbeats that carried no signature.",

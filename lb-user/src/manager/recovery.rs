@@ -7,7 +7,7 @@ use tracing::{debug, error, warn};
 
 use super::Manager;
 use crate::{
-    datapath::{AttachmentChange, Pins, Routes},
+    datapath::{AttachmentChange, Pins, Routes, foreign_programs},
     status::Interface,
 };
 use lb_core::Event;
@@ -150,11 +150,29 @@ impl Manager {
                 interface,
                 programs,
             },
+            AttachmentChange::Preceded {
+                interface,
+                programs,
+            } => Event::OtherManagerFirst {
+                manager: self.manager_at(&interface),
+                interface,
+                programs,
+            },
+            AttachmentChange::First(interface) => Event::OtherManagerGone { interface },
             AttachmentChange::Failed(interface, error) => Event::InterfaceNotAttached {
                 interface,
                 error: format!("{error:#}"),
             },
         };
         self.emitter.emit(&event);
+    }
+
+    /// Names the manager whose programs are attached at an interface, beside this one.
+    fn manager_at(&self, interface: &str) -> String {
+        let mut others = foreign_programs(self.datapath.pin_path()).into_iter();
+        match others.find(|it| it.interfaces.contains(interface)) {
+            Some(other) => other.origin(),
+            None => "its pins are not visible to this manager".to_owned(),
+        }
     }
 }

@@ -365,6 +365,7 @@ pub fn status(workers: usize, connections: u64, start: Instant) -> Status {
             name: "eth1".to_owned(),
             attachment: "tc".to_owned(),
             reason: String::new(),
+            preceded_by: Vec::new(),
         }],
         services: core.snapshot(now).services,
         kernel_selections: Vec::new(),
