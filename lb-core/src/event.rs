@@ -167,6 +167,69 @@ events! {
     WorkerEligible { worker: String, service: String }
     INFO, "{service}: {worker} can serve again";
 
+    /// A worker that is up gets no new connection of a service, because handshakes fail.
+    WorkerFailing {
+        worker: String,
+        service: String,
+        /// Handshakes in a row without an answer between them.
+        refused: u64,
+        unanswered: u64,
+        within_ms: u64,
+        text: String,
+        /// Until the manager opens a connection to it.
+        trial_in_ms: u64,
+    }
+    WARN, "{service}: {worker} is failing: it {text}; no new connection, tried in {trial_in_ms} ms";
+
+    /// The same of a worker that keeps its connections, because too many others are failing.
+    FailingWorkerKept {
+        worker: String,
+        service: String,
+        refused: u64,
+        unanswered: u64,
+        within_ms: u64,
+        text: String,
+        failing: usize,
+        workers: usize,
+    }
+    WARN, "{service}: {worker} {text}, and still gets connections: {failing} of {workers} workers are failing";
+
+    /// The trial of a failing worker was answered.
+    WorkerRecovered {
+        worker: String,
+        service: String,
+        failing_ms: u64,
+        /// Until one was answered.
+        trials: u32,
+    }
+    INFO, "{service}: {worker} answers again after {failing_ms} ms (trial {trials})";
+
+    /// Most workers fell silent together, and the programs hear some of them answer clients.
+    HeartbeatsMissing {
+        /// Workers without heartbeats, of how many, and those whose packets arrive, which stay up.
+        silent: usize,
+        workers: usize,
+        heard: usize,
+        silent_ms: u64,
+    }
+    WARN, "the heartbeats of {silent} of {workers} workers stopped {silent_ms} ms ago, all at once, while packets of \
+           {heard} of them still arrive: those stay up. Look for a firewall rule or a broken link on the way of \
+           the heartbeats (memlb doctor)";
+
+    HeartbeatsBack {
+        /// The last of the workers that sends heartbeats again.
+        worker: String,
+        missing_ms: u64,
+    }
+    INFO, "the heartbeats arrive again, the last those of {worker}, after {missing_ms} ms";
+
+    BackupsServe { service: String, backups: usize }
+    WARN, "{service}: no primary worker can serve; new connections go to {backups} backup{}",
+        if *backups == 1 { "" } else { "s" };
+
+    PrimariesServe { service: String, workers: usize }
+    INFO, "{service}: a primary worker can serve again ({workers} now); the backups get no new connection";
+
     AgentRestarted { worker: String, boot: String }
     INFO, "the agent of {worker} was restarted (boot {boot})";
 

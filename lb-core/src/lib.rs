@@ -5,7 +5,8 @@
 //! 1. [`Core::handle_heartbeat`] for each valid datagram, until the socket is empty;
 //! 2. [`Core::handle_timeout`] once, with the same clock;
 //! 3. [`Core::poll_map_update`] and [`Core::poll_event`] until both are empty, carrying each out;
-//! 4. sleep until [`Core::poll_timeout`] or the next datagram.
+//! 4. [`Core::poll_trial`] until it is empty: open a connection to each, and report the outcome;
+//! 5. sleep until [`Core::poll_timeout`] or the next datagram.
 //!
 //! The same inputs always give the same outputs.
 
@@ -21,6 +22,7 @@ mod deadlines;
 mod eligibility;
 mod endpoint;
 mod event;
+mod handshakes;
 mod health;
 mod map_update;
 mod memory;
@@ -48,6 +50,7 @@ pub use counted::counted;
 pub use eligibility::{Ineligibility, WorkerRoute};
 pub use endpoint::{Endpoint, ParseEndpointError, Protocol};
 pub use event::{AttachedInterface, Audience, Cause, Event, EventKind, Severity};
+pub use handshakes::{FailingSettings, TrafficCounters, TrialOutcome};
 pub use health::Health;
 pub use map_update::MapUpdate;
 pub use memory::{Bytes, Memory, Pressure};
@@ -63,7 +66,7 @@ pub use settings::{
     Mode, ServiceId, ServiceSettings,
 };
 pub use share_reason::{ShareReason, ShareReasonKind};
-pub use snapshot::{BackendSnapshot, ServiceSnapshot, Snapshot, WaitingSnapshot};
+pub use snapshot::{BackendSnapshot, FailingSnapshot, ServiceSnapshot, Snapshot, WaitingSnapshot};
 
 /// Returns a duration in whole milliseconds.
 pub fn milliseconds(duration: Duration) -> u64 {

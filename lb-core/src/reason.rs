@@ -29,6 +29,8 @@ pub enum Rule {
     Failover,
     /// The selected worker is not up any more, and no other is.
     NoWorkerUp,
+    /// A backup was selected, and a primary worker is up again.
+    PrimaryUp,
     /// The policy spreads connections over the workers that are up.
     Spread,
     /// A reload changed the policy to one that selects one worker.
@@ -102,6 +104,12 @@ impl fmt::Display for Reason {
                 "{} {is} {}; of the workers up {to} {has} the most memory ({})",
                 from.name,
                 from.state,
+                self.to.available()
+            ),
+            (Rule::PrimaryUp, Some(from)) => write!(
+                f,
+                "{} {is} a backup, and {to} {is} up with {}",
+                from.name,
                 self.to.available()
             ),
             (Rule::NoWorkerUp, Some(from)) if from.name == ALL_WORKERS => {

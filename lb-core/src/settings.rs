@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::admin::{AdminOverrides, AdminState, Audited};
 use crate::endpoint::{Endpoint, Protocol};
+use crate::handshakes::FailingSettings;
 use crate::policy::{MemorySettings, Policy, SpreadSettings};
 
 /// The default of [`CoreSettings::down_after`].
@@ -39,6 +40,10 @@ pub struct CoreSettings {
     pub down_after: Duration,
     /// Consecutive good heartbeats that bring a worker back; 0 counts as 1.
     pub up_after: u32,
+    pub failing: FailingSettings,
+    /// At this part of a service's workers that fall silent together, those that the programs hear stay
+    /// up; `None` never.
+    pub panic_percent: Option<u32>,
     pub services: Vec<ServiceSettings>,
 }
 
@@ -63,6 +68,8 @@ pub struct ServiceSettings {
     pub policy: Policy,
     pub memory: MemorySettings,
     pub spread: SpreadSettings,
+    /// Whether handshakes that a worker refuses or does not answer make it failing.
+    pub passive_checks: bool,
     /// The manager's own server, used while no worker is up. Without it, new connections are refused then.
     pub fallback: Option<FallbackSettings>,
     /// Of two equal workers the first here is taken.
@@ -96,6 +103,10 @@ pub struct BackendSettings {
     pub source: Option<String>,
     /// The state that its source wants; of this and the operator's, the one that stops more is in force.
     pub source_state: Option<Audited<AdminState>>,
+    /// It takes connections only while no other worker can.
+    pub backup: bool,
+    /// Whether heartbeats are expected; without an agent, the worker is up until its packets say otherwise.
+    pub agent: bool,
 }
 
 /// How packets reach a service's workers.

@@ -125,7 +125,7 @@ impl Service {
         match self.state(backend, worker) {
             Health::Up => match self.share(Selection::Backend(backend)) {
                 0 => Some(self.idle_reason(backend, workers, now)),
-                share => self.limit_reason(worker, share, now),
+                share => self.limit_reason(self.ramp_percent(backend, workers, now), share),
             },
             state => Some(self.state_reason(backend, worker, state, now)),
         }
@@ -174,15 +174,33 @@ impl Service {
             }
             Health::Ineligible => (Kind::Ineligible, ineligible()),
             Health::Unreachable => (Kind::Unreachable, ineligible()),
-            Health::Up | Health::Failing => (Kind::Failing, "failing".to_owned()),
+            Health::Up | Health::Failing => (Kind::Failing, self.failing_text(backend, now)),
         };
         ShareReason::new(kind, text)
+    }
+
+    fn failing_text(&self, backend: usize, now: Instant) -> String {
+        let Some(ejection) = self.handshakes[backend].ejection() else {
+            return "failing".to_owned();
+        };
+        let trial = match ejection.next_trial {
+            Some(at) => format!("tried in {}", seconds(at.saturating_duration_since(now))),
+            None => "tried now".to_owned(),
+        };
+        format!(
+            "{} {} ago, {trial}",
+            ejection.evidence,
+            seconds(now.saturating_duration_since(ejection.since))
+        )
     }
 
     /// The reason of a worker that is up and gets nothing.
     fn idle_reason(&self, backend: usize, workers: &[Worker], now: Instant) -> ShareReason {
         use ShareReasonKind as Kind;
         let worker = &workers[self.workers[backend]];
+        if self.is_idle_backup(backend) {
+            return ShareReason::new(Kind::Backup, "a backup, and a primary worker serves");
+        }
         if self.settings.policy == Policy::Memory {
             return match self.waiting(now).filter(|(waiting, _)| *waiting == backend) {
                 Some((_, left)) => ShareReason::new(
@@ -218,9 +236,8 @@ impl Service {
     }
 
     /// The reason of a worker that gets less than its memory deserves.
-    fn limit_reason(&self, worker: &Worker, share: u16, now: Instant) -> Option<ShareReason> {
+    fn limit_reason(&self, ramp: u32, share: u16) -> Option<ShareReason> {
         use ShareReasonKind as Kind;
-        let ramp = worker.ramp_percent(self.settings.spread.ramp_up, now);
         if ramp < 100 && share < 10_000 {
             let text = format!("came back lately: takes {ramp}% of its share");
             return Some(ShareReason::new(Kind::Ramp, text));

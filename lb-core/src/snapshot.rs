@@ -13,7 +13,7 @@ use crate::memory::Pressure;
 use crate::milliseconds;
 use crate::names::MANAGER;
 use crate::policy::Policy;
-use crate::reason::Rule;
+use crate::reason::{Rule, fallback_outcome};
 use crate::service::{Selection, Service};
 use crate::settings::{BackendId, BackendSettings, FallbackSettings, Mode};
 use crate::share_reason::ShareReason;
@@ -48,6 +48,9 @@ pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub reason: String,
     /// Age of the selection.
     pub since_ms: u64,
+    /// What an operator must know of the service now: no worker serves, or heartbeats are missing.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// The workers in the order of the configuration, then the fallback if there is one.
     pub backends: Vec<B>,
 }
@@ -90,6 +93,18 @@ pub struct BackendSnapshot {
     /// Up, and no check of its agent says whether its server answers.
     #[serde(default)]
     pub unchecked: bool,
+    /// Of a failing worker: what failed, and when it is tried again.
+    #[serde(default)]
+    pub failing: Option<FailingSnapshot>,
+    /// It takes connections only while no other worker can.
+    #[serde(default)]
+    pub backup: bool,
+    /// Whether heartbeats are expected.
+    #[serde(default = "expected")]
+    pub agent: bool,
+    /// Its heartbeats are missing, and its packets keep it up.
+    #[serde(default)]
+    pub heartbeats_missing: bool,
     /// The operator's drain or maintenance.
     pub admin_state: Option<Audited<AdminState>>,
     /// The operator's weight; `null` means 100.
@@ -122,6 +137,32 @@ pub struct BackendSnapshot {
     pub ramp_percent: u32,
 }
 
+fn expected() -> bool {
+    true
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FailingSnapshot {
+    /// Handshakes in a row that made it failing.
+    pub refused: u64,
+    pub unanswered: u64,
+    pub since_ms: u64,
+    /// Trials that failed.
+    pub trials: u32,
+    /// Until the next trial; `null` while one runs.
+    pub next_trial_ms: Option<u64>,
+}
+
+impl BackendSnapshot {
+    /// Returns the state for tables, and whether no check covers a worker that is up.
+    pub fn state_text(&self) -> String {
+        match (self.state.name(), self.unchecked) {
+            (state, true) if self.state.is_up() => format!("{state} unchecked"),
+            (state, _) => state.to_owned(),
+        }
+    }
+}
+
 impl<B> ServiceSnapshot<B> {
     /// Returns the same service with other backends.
     pub fn map_backends<C>(self, map: impl FnMut(B) -> C) -> ServiceSnapshot<C> {
@@ -139,6 +180,7 @@ impl<B> ServiceSnapshot<B> {
             rule: self.rule,
             reason: self.reason,
             since_ms: self.since_ms,
+            problem: self.problem,
             backends: self.backends.into_iter().map(map).collect(),
         }
     }
@@ -167,6 +209,7 @@ impl Service {
             rule: self.reason.rule,
             reason: format!("{:#}", self.reason),
             since_ms: milliseconds(now.saturating_duration_since(self.since)),
+            problem: self.problem(workers),
             backends,
         }
     }
@@ -189,6 +232,10 @@ impl Service {
             ineligible_reason: self.ineligible_reason(backend, worker),
             reason: self.share_reason(backend, workers, now),
             unchecked: worker.health.is_up() && !worker.checked,
+            failing: self.failing(backend, now),
+            backup: self.settings.backends[backend].backup,
+            agent: worker.agent,
+            heartbeats_missing: worker.held_since.is_some(),
             admin_state: self.overrides[backend].state.clone(),
             weight_percent: self.overrides[backend].weight_percent.clone(),
             pause: self.overrides[backend].pause.clone(),
@@ -203,8 +250,44 @@ impl Service {
             weight: self.weight(backend),
             share: self.share(Selection::Backend(backend)),
             manual_weight_percent: self.manual_percent(backend),
-            ramp_percent: worker.ramp_percent(self.settings.spread.ramp_up, now),
+            ramp_percent: self.ramp_percent(backend, workers, now),
         }
+    }
+
+    fn failing(&self, backend: usize, now: Instant) -> Option<FailingSnapshot> {
+        let ejection = self.handshakes[backend].ejection()?;
+        Some(FailingSnapshot {
+            refused: ejection.evidence.refused,
+            unanswered: ejection.evidence.unanswered,
+            since_ms: milliseconds(now.saturating_duration_since(ejection.since)),
+            trials: ejection.trials,
+            next_trial_ms: (ejection.next_trial)
+                .map(|at| milliseconds(at.saturating_duration_since(now))),
+        })
+    }
+
+    /// Says that no worker, or no primary worker, serves, with the failing ones.
+    fn problem(&self, workers: &[Worker]) -> Option<String> {
+        let outcome = match self.selection {
+            _ if self.is_on_backups() => "the backups serve".to_owned(),
+            Selection::Fallback if self.reason.rule == Rule::NoWorkerUp => {
+                fallback_outcome(self.fallback_name())
+            }
+            _ => return None,
+        };
+        let all = self.workers.iter().enumerate();
+        let failing = all.filter(|(backend, worker)| {
+            self.state(*backend, &workers[**worker]) == Health::Failing
+        });
+        let failing: Vec<&str> = failing.map(|(_, it)| workers[*it].name.as_str()).collect();
+        let what = match self.is_on_backups() {
+            true => "no primary worker can serve",
+            false => "no worker can serve",
+        };
+        Some(match failing.is_empty() {
+            true => format!("{what}: {outcome}"),
+            false => format!("{what} ({} failing): {outcome}", failing.join(", ")),
+        })
     }
 
     fn fallback(&self, fallback: &FallbackSettings) -> BackendSnapshot {
@@ -219,6 +302,10 @@ impl Service {
             ineligible_reason: None,
             reason: None,
             unchecked: false,
+            failing: None,
+            backup: false,
+            agent: false,
+            heartbeats_missing: false,
             admin_state: None,
             weight_percent: None,
             pause: None,

@@ -40,6 +40,10 @@ pub(super) struct Worker {
     pub in_maintenance: bool,
     /// The end of its pause.
     pub paused_until: Option<Instant>,
+    /// Since when its packets keep it up although its heartbeats are missing.
+    pub held_since: Option<Instant>,
+    /// Whether heartbeats are expected; without an agent, it is up until its packets say otherwise.
+    pub agent: bool,
     /// When it came up, if it gets less than its share for a while.
     pub came_up: Option<Instant>,
     pub memory_per_connection: MemoryPerConnection,
@@ -65,6 +69,8 @@ impl Worker {
             slow: false,
             in_maintenance: false,
             paused_until: None,
+            held_since: None,
+            agent: true,
             came_up: None,
             memory_per_connection: MemoryPerConnection::default(),
             silent_from: now,
@@ -121,35 +127,43 @@ impl Worker {
         let before = self.health;
         self.good_in_a_row = 0;
         self.health = health::transition(before, HealthEvent::Timeout);
+        if !self.agent {
+            self.assume_up();
+        }
         before
+    }
+
+    /// Sets whether heartbeats are expected. A worker without an agent is up; one that should have an agent
+    /// now has `down_after` to send a heartbeat.
+    pub fn set_agent(&mut self, agent: bool, now: Instant) {
+        if self.agent && !agent && !self.health.needs_deadline() {
+            self.assume_up();
+        } else if agent && !self.agent && self.is_assumed_up() {
+            self.silent_from = now;
+        }
+        self.agent = agent;
+    }
+
+    fn assume_up(&mut self) {
+        self.health = Health::Up;
+        (self.memory, self.pressure) = (None, None);
+    }
+
+    /// Whether it has no agent and is up because nothing says otherwise.
+    pub fn is_assumed_up(&self) -> bool {
+        !self.agent && self.health.is_up() && self.memory.is_none()
     }
 
     /// Returns the deadline of the next heartbeat: one nanosecond after `down_after`, because at exactly
     /// `down_after` the worker is still up.
     pub fn deadline(&self, down_after: Duration) -> Option<Instant> {
-        if !self.health.needs_deadline() {
+        let is_expected = self.health.needs_deadline() && !self.is_assumed_up();
+        if !is_expected || self.held_since.is_some() {
             return None;
         }
         self.silent_from
             .checked_add(down_after)?
             .checked_add(Duration::from_nanos(1))
-    }
-
-    /// Returns how much of its share it gets: a quarter more after each third of `ramp_up`.
-    pub fn ramp_percent(&self, ramp_up: Duration, now: Instant) -> u32 {
-        let Some(came_up) = self.came_up else {
-            return 100;
-        };
-        let thirds = now.saturating_duration_since(came_up).as_nanos() * 3;
-        let steps = thirds.checked_div(ramp_up.as_nanos()).unwrap_or(3);
-        25 * (u32::try_from(steps).unwrap_or(3).min(3) + 1)
-    }
-
-    /// Returns when the ramp takes its next step, if it is not over.
-    pub fn next_ramp(&self, ramp_up: Duration, now: Instant) -> Option<Instant> {
-        let came_up = self.came_up?;
-        let mut steps = (1..=3).map(|step| came_up + third(ramp_up * step));
-        steps.find(|at| *at > now)
     }
 
     /// Continues with the silence that the former manager observed, but leaves a fifth of `down_after`
@@ -168,6 +182,11 @@ impl Worker {
         }
     }
 
+    /// Returns since when it is silent: its last heartbeat, moved by the time in which the manager did not run.
+    pub fn silent_from(&self) -> Instant {
+        self.silent_from
+    }
+
     pub fn silent_for(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.silent_from)
     }
@@ -180,6 +199,22 @@ impl Worker {
     pub fn available_bytes(&self) -> Option<u64> {
         self.memory.map(|memory| memory.available_bytes)
     }
+}
+
+/// Returns how much of its share a worker gets that came up: a quarter more after each third of `ramp_up`.
+pub(super) fn ramp_percent(came_up: Option<Instant>, ramp_up: Duration, now: Instant) -> u32 {
+    let Some(came_up) = came_up else {
+        return 100;
+    };
+    let thirds = now.saturating_duration_since(came_up).as_nanos() * 3;
+    let steps = thirds.checked_div(ramp_up.as_nanos()).unwrap_or(3);
+    25 * (u32::try_from(steps).unwrap_or(3).min(3) + 1)
+}
+
+/// Returns when the ramp takes its next step, if it is not over.
+pub(super) fn next_ramp(came_up: Instant, ramp_up: Duration, now: Instant) -> Option<Instant> {
+    let mut steps = (1..=3).map(|step| came_up + third(ramp_up * step));
+    steps.find(|at| *at > now)
 }
 
 /// Rounded up, so that the third is over at the returned time.

@@ -223,18 +223,17 @@ impl fmt::Display for Explained {
 /// The state of the workers at that time.
 fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Result {
     let workers = service.backends.iter().filter(|it| it.name != MANAGER);
-    for BackendSnapshot {
-        name,
-        source,
-        state,
-        age_ms,
-        memory_available_bytes,
-        share,
-        weight_percent,
-        reason,
-        ..
-    } in workers
-    {
+    for worker in workers {
+        let BackendSnapshot {
+            name,
+            source,
+            age_ms,
+            memory_available_bytes,
+            share,
+            weight_percent,
+            reason,
+            ..
+        } = worker;
         let memory = memory_available_bytes.map_or("memory unknown".to_owned(), |bytes| {
             format!("{} available", Bytes(bytes))
         });
@@ -244,8 +243,8 @@ fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Res
         let share = f64::from(*share) / 100.0;
         write!(
             f,
-            "    {name:<12} {:<11} {memory}, {age}, share {share:.0}%",
-            state.name()
+            "    {name:<12} {:<12} {memory}, {age}, share {share:.0}%",
+            worker.state_text()
         )?;
         if let Some(weight) = weight_percent {
             write!(f, ", weight {}% by {}", weight.value, weight.by)?;

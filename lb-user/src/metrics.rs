@@ -14,12 +14,13 @@ use crate::config::Config;
 /// Rules by which a service leaves a worker. They are 0 from the start, so that the first one is an
 /// increase.
 const LEAVING_RULES: [&str; 3] = ["failover", "no_worker_up", "more_memory"];
-const STATES: [Health; 5] = [
+const STATES: [Health; 6] = [
     Health::Up,
     Health::Down,
     Health::Unhealthy,
     Health::Leaving,
     Health::Maintenance,
+    Health::Failing,
 ];
 
 const DETECTION_SECONDS: [f64; 12] = [
@@ -148,6 +149,7 @@ impl Metrics {
             Event::WorkerMaintenance { worker, .. } => {
                 self.count_state(worker, Health::Maintenance);
             }
+            Event::WorkerFailing { worker, .. } => self.count_state(worker, Health::Failing),
             // After a pause the silence was expected, and not detected late.
             Event::WorkerDown {
                 worker,

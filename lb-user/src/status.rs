@@ -329,7 +329,11 @@ pub fn remarks(seen: &BackendSnapshot) -> Vec<String> {
         .chain(weight)
         .chain(pause)
         .chain(reason.map(|it| it.text.clone()));
-    remarks.chain(stale).collect()
+    let missing = seen.heartbeats_missing.then(|| {
+        let text = "its heartbeats are missing, and its packets keep it up";
+        text.to_owned()
+    });
+    remarks.chain(stale).chain(missing).collect()
 }
 
 fn given<T>(mark: &Audited<T>) -> String {

@@ -1,6 +1,8 @@
 //! The core: what it knows, and its inputs and outputs.
 
 mod admin;
+mod failing;
+mod outage;
 mod pause;
 mod rebalance;
 mod reconfigure;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::admin::AdminOverrides;
 use crate::deadlines::Deadlines;
 use crate::event::Event;
+use crate::handshakes::FailingSettings;
 use crate::health::Health;
 use crate::map_update::MapUpdate;
 use crate::milliseconds;
@@ -66,6 +69,8 @@ impl HeartbeatOutcome {
 pub struct Core {
     down_after: Duration,
     up_after: u32,
+    failing: FailingSettings,
+    panic_percent: Option<u32>,
     workers: Vec<Worker>,
     by_name: BTreeMap<String, usize>,
     /// The worker of each backend.
@@ -77,6 +82,12 @@ pub struct Core {
     /// The pauses in force; each is among `overrides`, too.
     pauses: BTreeMap<String, Pause>,
     deadlines: Deadlines,
+    /// The failing backends.
+    ejected: BTreeSet<BackendId>,
+    /// Trials to be made.
+    trials: VecDeque<BackendId>,
+    /// Since when packets keep workers up whose heartbeats are missing.
+    outage_since: Option<Instant>,
     /// When the caller last called; a long gap means that the manager itself did not run.
     last_call: Instant,
     started: Instant,
@@ -127,6 +138,7 @@ impl Core {
             let early = now.saturating_duration_since(self.started) <= self.down_after;
             worker.came_up = (before != Health::Unknown || !early).then_some(now);
         }
+        self.release(index, now);
         self.emit_health(index, before, now);
         self.update_pause(index, now);
         self.sync_services(&[index], now);
@@ -142,6 +154,7 @@ impl Core {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.detect_stall(now);
         let silent = self.deadlines.due(now);
+        let silent = self.hold_by_traffic(silent, now);
         for &index in &silent {
             let before = self.workers[index].expire();
             self.emit_health(index, before, now);
@@ -151,12 +164,13 @@ impl Core {
             self.sync_services(&silent, now);
         }
         self.end_due_pauses(now);
+        self.begin_due_trials(now);
         self.rebalance_due(now);
         self.end_due_holds(now);
     }
 
     /// Returns when [`Self::handle_timeout`] is next due: a worker's deadline, a rebalance, the end of a
-    /// pause, or the end of a hold that a better worker waits for.
+    /// pause, a trial, or the end of a hold that a better worker waits for.
     ///
     /// It is later than the `now` of the last [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -165,6 +179,7 @@ impl Core {
             self.deadlines.earliest(),
             self.poll_rebalance(),
             self.poll_pause(),
+            self.poll_next_trial(),
             waiting.map(|(_, until)| until).min(),
         ];
         next.into_iter().flatten().min()
@@ -190,7 +205,8 @@ impl Core {
     /// Returns the workers that have a deadline and have been silent for a fifth of `down_after`, with
     /// how long: the next manager continues from there, see [`crate::AdoptedState::silences`].
     pub fn overdue_workers(&self, now: Instant) -> impl Iterator<Item = (&str, Duration)> {
-        let workers = self.workers.iter().filter(|it| it.health.needs_deadline());
+        let has_deadline = |it: &&Worker| it.deadline(self.down_after).is_some();
+        let workers = self.workers.iter().filter(has_deadline);
         let silences = workers.map(move |worker| (worker.name.as_str(), worker.silent_for(now)));
         silences.filter(|(_, silence)| *silence >= self.down_after / 5)
     }
@@ -200,7 +216,7 @@ impl Core {
         let services = self.services.iter();
         Snapshot {
             services: services
-                .map(|service| service.snapshot(&self.workers, now))
+                .map(|service| self.service_snapshot(service, now))
                 .collect(),
         }
     }
@@ -209,17 +225,32 @@ impl Core {
     pub fn snapshot_of(&self, service: &str, now: Instant) -> Option<ServiceSnapshot> {
         let mut services = self.services.iter();
         let service = services.find(|it| it.settings.name == service)?;
-        Some(service.snapshot(&self.workers, now))
+        Some(self.service_snapshot(service, now))
+    }
+
+    fn service_snapshot(&self, service: &Service, now: Instant) -> ServiceSnapshot {
+        let mut snapshot = service.snapshot(&self.workers, now);
+        let workers = service.workers.iter().map(|it| &self.workers[*it]);
+        if let Some(outage) = self.outage_text(workers, now) {
+            let problem = snapshot.problem.take();
+            snapshot.problem = Some(problem.map_or(outage.clone(), |it| format!("{it}; {outage}")));
+        }
+        snapshot
     }
 
     fn add_service(&mut self, settings: ServiceSettings, now: Instant) {
         let service = self.services.len();
         let mut workers = Vec::with_capacity(settings.backends.len());
-        for (backend, BackendSettings { worker, id, .. }) in settings.backends.iter().enumerate() {
+        for (backend, settings) in settings.backends.iter().enumerate() {
+            let BackendSettings { worker, id, .. } = settings;
             let index = *self.by_name.entry(worker.clone()).or_insert_with(|| {
                 self.workers.push(Worker::new(worker.clone(), now));
                 self.workers.len() - 1
             });
+            // One entry that expects heartbeats is enough.
+            let is_first = self.workers[index].backends.is_empty();
+            let agent = settings.agent || (self.workers[index].agent && !is_first);
+            self.workers[index].set_agent(agent, now);
             let at = BackendIndex { service, backend };
             self.workers[index].backends.push(at);
             self.by_backend.insert(*id, index);
@@ -268,6 +299,9 @@ impl Core {
     }
 
     fn emit_health(&mut self, index: usize, before: Health, now: Instant) {
+        if self.workers[index].health != before {
+            self.reset_ejections(index);
+        }
         let worker = &self.workers[index];
         if worker.health != before {
             self.events.extend(Event::of_worker(
@@ -308,6 +342,7 @@ impl Core {
             service.update(at.backend, worker);
             self.events
                 .extend(service.eligibility_event(at.backend, worker));
+            self.events.extend(service.tier_event());
         }
     }
 

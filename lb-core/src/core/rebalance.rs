@@ -93,22 +93,16 @@ impl Core {
     pub(super) fn rebalance(&mut self, index: usize, cause: Cause, now: Instant) {
         let service = &mut self.services[index];
         let inputs = service.weight_inputs(&self.workers, now);
+        let next_ramp = service.next_ramp(&inputs, &self.workers, now);
         let Some(spread) = &mut service.spread else {
             return;
         };
         let changes = spread.rebalance(&inputs, self.down_after, cause != Cause::Weights);
         let was_hot = std::mem::replace(&mut service.hot, spread.is_hot(&inputs));
         spread.unschedule();
-        let next_ramp = || {
-            let ramp_up = service.settings.spread.ramp_up;
-            let workers = service.workers.iter().map(|worker| &self.workers[*worker]);
-            let up = workers.zip(&inputs).filter(|(_, it)| it.is_some());
-            up.filter_map(|(worker, _)| worker.next_ramp(ramp_up, now))
-                .min()
-        };
         if spread.follows_memory() {
             spread.schedule(now + service.settings.spread.rebalance_interval);
-        } else if let Some(at) = next_ramp() {
+        } else if let Some(at) = next_ramp {
             spread.schedule(at);
         }
         service.forget_changes();

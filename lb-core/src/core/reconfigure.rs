@@ -40,6 +40,8 @@ impl Core {
         self.detect_stall(now);
         self.down_after = settings.down_after;
         self.up_after = settings.up_after;
+        self.failing = settings.failing;
+        self.panic_percent = settings.panic_percent;
         let services = mem::take(&mut self.services).into_iter();
         let mut old_services: BTreeMap<ServiceId, Service> =
             services.map(|it| (it.settings.id, it)).collect();
@@ -56,6 +58,7 @@ impl Core {
             if let Some(old) = old_workers.remove(&worker.name) {
                 let new = mem::replace(worker, old);
                 worker.backends = new.backends;
+                worker.set_agent(new.agent, now);
             } else if let Some(removed) = self.removed.remove(&worker.name) {
                 worker.sequence = removed.sequence;
             }
@@ -67,6 +70,7 @@ impl Core {
             }
             service.update_routes(routes);
         }
+        self.inherit_ejections();
         for index in 0..self.workers.len() {
             self.apply_admin_states(index);
             self.propagate(index);

@@ -35,7 +35,7 @@ impl Core {
         self.sync_changed(changed, now);
     }
 
-    fn sync_changed(&mut self, changed: BTreeSet<usize>, now: Instant) {
+    pub(super) fn sync_changed(&mut self, changed: BTreeSet<usize>, now: Instant) {
         if !changed.is_empty() {
             self.sync_services(&changed.into_iter().collect::<Vec<_>>(), now);
         }

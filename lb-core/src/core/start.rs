@@ -1,6 +1,6 @@
 //! The core's start: with nothing, or with what the pinned maps hold.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use super::Core;
@@ -8,7 +8,9 @@ use super::pause::Pause;
 use crate::deadlines::Deadlines;
 use crate::event::Cause;
 use crate::health::Health;
+use crate::service::Selection;
 use crate::settings::{AdoptedState, CoreSettings};
+use crate::worker::Worker;
 
 impl Core {
     /// Starts without pinned maps: every service uses its fallback, and an event says so.
@@ -27,6 +29,8 @@ impl Core {
         let mut core = Self {
             down_after: settings.down_after,
             up_after: settings.up_after,
+            failing: settings.failing,
+            panic_percent: settings.panic_percent,
             workers: Vec::new(),
             by_name: BTreeMap::new(),
             by_backend: BTreeMap::new(),
@@ -35,6 +39,9 @@ impl Core {
             overrides: adopted.overrides.clone(),
             pauses: BTreeMap::new(),
             deadlines: Deadlines::default(),
+            ejected: BTreeSet::new(),
+            trials: VecDeque::new(),
+            outage_since: None,
             last_call: now,
             started: now,
             map_updates: VecDeque::new(),
@@ -77,7 +84,7 @@ impl Core {
                 .collect();
             if ids.clone().any(|id| up.contains(&id)) {
                 worker.health = Health::Up;
-            } else if ids.clone().any(|id| adopted.draining.contains(&id)) {
+            } else if worker.agent && ids.clone().any(|id| adopted.draining.contains(&id)) {
                 // A worker that is silent at the end of its pause is down.
                 worker.health = match worker.paused_until {
                     Some(_) => Health::Up,
@@ -103,7 +110,11 @@ impl Core {
     /// Moves adopted selections away from workers that the operator has drained since.
     fn reselect_unusable(&mut self, now: Instant) {
         for service in &mut self.services {
-            if service.spread.is_none() && !service.selected_is_up() {
+            // A worker without an agent sends no heartbeat that would select it.
+            let workers = || service.workers.iter().map(|it| &self.workers[*it]);
+            let is_fallback = service.selection == Selection::Fallback;
+            let is_wrong = is_fallback && workers().any(Worker::is_assumed_up);
+            if service.spread.is_none() && (is_wrong || !service.selected_is_up()) {
                 service.reselect(&self.workers, now);
             }
         }

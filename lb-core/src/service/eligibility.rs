@@ -77,13 +77,15 @@ impl Service {
         )
     }
 
-    /// Takes over routes, return paths and emitted events of the backends that stay.
+    /// Takes over routes, return paths, handshakes and emitted events of the backends that stay.
     pub fn inherit_routes(&mut self, old: &Self) {
+        self.inherit_tier(old);
         for index in 0..self.settings.backends.len() {
             let Some(before) = old.index_of(self.settings.backends[index].id) else {
                 continue;
             };
             self.routes[index] = old.routes[before].clone();
+            self.handshakes[index] = old.handshakes[before];
             if self.settings.mode == old.settings.mode {
                 self.return_paths[index] = old.return_paths[before];
                 self.emitted_ineligibility[index] = old.emitted_ineligibility[before];

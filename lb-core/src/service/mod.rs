@@ -2,12 +2,14 @@
 
 mod eligibility;
 mod return_path;
+mod tier;
 
 use std::time::{Duration, Instant};
 
 use crate::admin::AdminOverride;
 use crate::eligibility::{Ineligibility, WorkerRoute};
 use crate::event::Event;
+use crate::handshakes::Handshakes;
 use crate::health::Health;
 use crate::map_update::MapUpdate;
 use crate::memory::Memory;
@@ -16,7 +18,8 @@ use crate::policy::{Candidate, Choice, MemoryPolicy, Spread, WeightInput, has_no
 use crate::reason::{BackendSummary, Reason, Rule};
 use crate::return_path::ReturnPath;
 use crate::settings::{BackendId, ServiceSettings};
-use crate::worker::Worker;
+use crate::worker::{Worker, next_ramp, ramp_percent};
+use tier::Tier;
 
 /// Where a service's new connections go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,9 @@ pub struct Service {
     emitted: Vec<Option<(Health, Option<Memory>, u32)>>,
     /// What policy `memory` compares at every heartbeat.
     pub(super) candidates: Vec<Candidate>,
+    /// What the packets say of each backend.
+    pub handshakes: Vec<Handshakes>,
+    pub(super) tier: Tier,
     pub overrides: Vec<AdminOverride>,
     pub(super) routes: Vec<WorkerRoute>,
     return_paths: Vec<ReturnPath>,
@@ -64,6 +70,8 @@ impl Service {
         Self {
             emitted: vec![None; workers.len()],
             candidates: vec![Candidate::default(); workers.len()],
+            handshakes: vec![Handshakes::default(); workers.len()],
+            tier: Tier::new(workers.len()),
             overrides: vec![AdminOverride::default(); workers.len()],
             routes: vec![WorkerRoute::Direct; workers.len()],
             return_paths: vec![ReturnPath::default(); workers.len()],
@@ -134,8 +142,10 @@ impl Service {
     pub fn state(&self, backend: usize, worker: &Worker) -> Health {
         let health = self.overrides[backend].effective_health(worker.health);
         match self.ineligibility(backend, worker) {
-            Some(ineligibility) if health.is_up() => ineligibility.state(),
-            Some(_) | None => health,
+            _ if !health.is_up() => health,
+            Some(ineligibility) => ineligibility.state(),
+            None if self.handshakes[backend].ejection().is_some() => Health::Failing,
+            None => health,
         }
     }
 
@@ -147,10 +157,12 @@ impl Service {
 
     /// Updates the policies' data about a backend's worker.
     pub fn update(&mut self, backend: usize, worker: &Worker) {
+        let is_usable = self.state(backend, worker).is_up();
+        self.set_usable(backend, is_usable);
         let has_no_headroom =
             |memory| has_no_headroom(memory, worker.pressure, &self.settings.spread);
         let candidate = Candidate {
-            is_up: self.state(backend, worker).is_up(),
+            is_up: is_usable && self.is_in_tier(backend),
             available_bytes: self.weighted_bytes(backend, worker),
             has_no_headroom: worker.memory.is_some_and(has_no_headroom),
         };
@@ -181,11 +193,37 @@ impl Service {
                 pressure: worker.pressure,
                 age: worker.age(now).unwrap_or_default(),
                 drift_bytes: worker.memory_per_connection.drift_bytes(),
-                ramp_percent: worker.ramp_percent(self.settings.spread.ramp_up, now),
+                ramp_percent: self.ramp_percent(backend, workers, now),
                 manual_percent: self.manual_percent(backend),
             })
         };
         self.workers.iter().enumerate().map(input).collect()
+    }
+
+    /// Returns when a backend's worker came up, or its server answered again, for the ramp.
+    pub fn came_up(&self, backend: usize, workers: &[Worker]) -> Option<Instant> {
+        let worker = &workers[self.workers[backend]];
+        worker.came_up.max(self.handshakes[backend].returned())
+    }
+
+    /// Returns when the ramp of a backend that is up takes its next step.
+    pub fn next_ramp(
+        &self,
+        inputs: &[Option<WeightInput>],
+        workers: &[Worker],
+        now: Instant,
+    ) -> Option<Instant> {
+        let ramp_up = self.settings.spread.ramp_up;
+        let up = (0..inputs.len()).filter(|backend| inputs[*backend].is_some());
+        up.filter_map(|backend| self.came_up(backend, workers))
+            .filter_map(|came_up| next_ramp(came_up, ramp_up, now))
+            .min()
+    }
+
+    /// Returns how much of its share a backend gets.
+    pub fn ramp_percent(&self, backend: usize, workers: &[Worker], now: Instant) -> u32 {
+        let came_up = self.came_up(backend, workers);
+        ramp_percent(came_up, self.settings.spread.ramp_up, now)
     }
 
     /// Returns the update that fills the slots of a policy that spreads connections.
@@ -279,6 +317,10 @@ impl Service {
         };
         if self.selection == Selection::Spread {
             rule = Rule::PolicyChanged;
+        } else if rule == Rule::Failover
+            && self.selected().is_some_and(|it| self.is_idle_backup(it))
+        {
+            rule = Rule::PrimaryUp;
         }
         let to = to.map_or(Selection::Fallback, Selection::Backend);
         self.switch_to(to, rule, workers, now);

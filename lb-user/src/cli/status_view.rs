@@ -173,6 +173,9 @@ fn service(text: &mut Text, service: &ServiceSnapshot<Backend>, status: &Status)
         );
         text.painted(2, &line, Paint::Bad);
     }
+    if let Some(problem) = &service.problem {
+        text.line(2, &format!("PROBLEM: {problem}"));
+    }
     if let Some(waiting) = &service.waiting {
         text.line(2, &format!("waiting: {waiting}"));
     }

@@ -143,6 +143,8 @@ mod tests {
             name: "worker3".to_owned(),
             address: "192.168.56.106:8083".parse().unwrap(),
             weight_percent: 100,
+            backup: false,
+            agent: true,
         });
         let changes = Changes::between(&old, &new);
         assert_eq!(

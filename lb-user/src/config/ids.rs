@@ -125,6 +125,7 @@ impl Config {
                 hold: service.hold,
             },
             spread: service.spread(),
+            passive_checks: service.passive_checks,
             backends: service
                 .workers
                 .iter()
@@ -136,6 +137,8 @@ impl Config {
                     source: (self.origin(&service.name, &worker.name)).map(|it| it.source.clone()),
                     source_state: (self.origin(&service.name, &worker.name))
                         .and_then(|it| it.state.clone()),
+                    backup: worker.backup,
+                    agent: worker.agent,
                 })
                 .collect(),
             fallback: service.fallback.map(|address| FallbackSettings {
@@ -146,6 +149,8 @@ impl Config {
         CoreSettings {
             down_after: self.failover.down_after,
             up_after: self.failover.up_after,
+            failing: self.failover.failing(),
+            panic_percent: Some(self.failover.panic_threshold).filter(|percent| *percent > 0),
             services: self.services.iter().map(&mut settings).collect(),
         }
     }

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use lb_common::maps::{DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES, DEFAULT_SERVICES};
 use lb_core::{
-    DEFAULT_DOWN_AFTER, DEFAULT_HOLD, MaxShare, Mode, Policy, Pressure, Protocol, SpreadSettings,
-    Threshold,
+    DEFAULT_DOWN_AFTER, DEFAULT_HOLD, FailingSettings, MaxShare, Mode, Policy, Pressure, Protocol,
+    SpreadSettings, Threshold,
 };
 
 use super::key::{Key, Reload};
@@ -159,6 +159,39 @@ sections! {
         /// needs only one. 1: a flapping worker flaps the service. High: a recovered worker idles for up_after
         /// times heartbeat_interval.
         up_after: u32 = 2, Integer(1..=1000), Live;
+
+        /// A worker that is up by its heartbeats is "failing" after so many handshakes in a row that its server
+        /// refused or did not answer, with no answer between them: it gets no new connection of that service, and keeps
+        /// its open ones. 0 disables that. Low: a few clients on a bad network look like a bad server. High: more
+        /// clients wait, or reach another worker only at a second try.
+        failing_after: u32 = FailingSettings::default().after, Integer(0..=1_000), Live;
+
+        /// The first of those handshakes is not older than this. Too short: a dead server with few clients is not
+        /// noticed. Too long: failures that have nothing to do with each other count together.
+        failing_window: Duration = FailingSettings::default().window, Time::above_zero(DAY), Live;
+
+        /// When the manager tries a failing worker, by a connection of its own: no client waits for it. The pause doubles
+        /// with each trial that fails, up to failing_max_pause, and starts longer for a worker that fails again soon
+        /// after its return. One answered trial ends the failure. Short: a flapping server flaps the service. Long: a
+        /// server that was restarted idles.
+        failing_pause: Duration = FailingSettings::default().pause, Time::above_zero(DAY), Live;
+
+        /// The longest of these pauses; at least failing_pause.
+        failing_max_pause: Duration = FailingSettings::default().max_pause, Time::above_zero(DAY), Live;
+
+        /// The largest part of a service's workers that may be failing at a time. One of several always may; the last one
+        /// stays unless a fallback or a backup serves instead. Where one does, refusals are not limited. Low: clients
+        /// meet dead servers. High: overload that delays answers takes one worker after the other out, and the rest gets
+        /// still more.
+        max_failing: u32 = FailingSettings::default().max_percent, Percent(1..=100), Live;
+
+        /// When at least this part of a service's workers (and two at least) fall silent at the same time while their
+        /// packets to clients still arrive, the fault is likelier the manager's own, as a firewall rule for
+        /// heartbeat_listen: those workers stay up, with a warning, until their handshakes fail. The same part of all
+        /// workers counts, too. A worker that falls silent alone is down after down_after in any case. "0%": never. Low:
+        /// agents that were stopped on purpose look like such a fault. High: a few agents that still reach the
+        /// manager make the others down.
+        panic_threshold: u32 = 60, Percent(0..=100), Live;
     }
 
     /// Sizes of the tables in the kernel, and times of their entries.
@@ -303,6 +336,10 @@ sections! {
         /// manager gets no connection. A worker's address and port may serve one such service only.
         mode: Mode = Mode::Nat, Choice::<Mode>::new(), Live;
 
+        /// Whether handshakes that a worker refuses or does not answer make it failing, see failing_after. Set it to false
+        /// for a server that refuses connections on purpose.
+        passive_checks: bool = true, Flag, Live;
+
         /// The manager's own server, used while no worker is up and until the first heartbeat arrives. Required;
         /// the service's own IP address with another port, because memlb translates only the port on this way.
         /// "reject": there is none, and new connections are refused meanwhile (RST, so that clients fail at once).
@@ -314,7 +351,9 @@ sections! {
         /// services. "manager" and "none" are reserved names: they mean the fallback. Of two workers with equal
         /// memory, the one named first is chosen. A worker may have a weight, as in weight = "50%": what it takes
         /// beside others that are as good, from 1% to 1000%, by default "100%". Policy "memory" counts that much of
-        /// its memory.
+        /// its memory. A worker with backup = true takes connections only while no other worker can serve. One with
+        /// agent = false needs no agent and counts as up until its handshakes fail: backup = true, agent = false is a
+        /// fallback on another machine.
         workers: Vec<Worker> = Vec::new(), Workers, Live,
             example(EXAMPLE_WORKERS);
 

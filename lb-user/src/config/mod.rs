@@ -31,7 +31,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lb_core::{DEFAULT_HOLD, Endpoint, Policy, SpreadSettings, Threshold};
+use lb_core::{DEFAULT_HOLD, Endpoint, FailingSettings, Policy, SpreadSettings, Threshold};
 
 use crate::encoding;
 
@@ -75,6 +75,19 @@ pub struct Config {
     pub services: Vec<Service>,
     /// Where the workers come from that the file does not name, by service and worker.
     pub origins: BTreeMap<(String, String), WorkerOrigin>,
+}
+
+impl Failover {
+    /// The settings of passive ejection.
+    pub fn failing(&self) -> FailingSettings {
+        FailingSettings {
+            after: self.failing_after,
+            window: self.failing_window,
+            pause: self.failing_pause,
+            max_pause: self.failing_max_pause,
+            max_percent: self.max_failing,
+        }
+    }
 }
 
 impl Service {

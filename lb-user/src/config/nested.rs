@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::error::ProblemKind;
 use super::key::{Key, Reload};
-use super::kinds::{HostAddress, Input, Integer, Kind, Networks, Percent, WorkerName, list};
+use super::kinds::{Flag, HostAddress, Input, Integer, Kind, Networks, Percent, WorkerName, list};
 use super::section::{
     Described, Difference, Fields, REWRITE, Section, read_table, read_tables, sections,
 };
@@ -30,6 +30,12 @@ sections! {
 
         /// Its share compared with other workers that are as good.
         weight_percent as "weight": u32 = 100, Percent(1..=1_000), Live;
+
+        /// Whether it takes connections only while no other worker can serve.
+        backup: bool = false, Flag, Live;
+
+        /// Whether heartbeats are expected; in all services that name this worker if in one.
+        agent: bool = true, Flag, Live;
     }
 
     /// The agents that become workers by starting: those with a key, in these networks.

@@ -63,7 +63,7 @@ fn manager(validator: &mut Validator<'_>, config: &Config) {
     }
 }
 
-/// Two lost datagrams in a row must not count as a failure.
+/// Two lost datagrams in a row must not count as a failure, and pauses grow.
 fn failover(validator: &mut Validator<'_>, config: &Config) {
     let (interval, down_after) = (
         config.failover.heartbeat_interval,
@@ -82,6 +82,24 @@ fn failover(validator: &mut Validator<'_>, config: &Config) {
             ),
             format!("at least {}", show_duration(least)),
             "raise down_after, or lower heartbeat_interval here and --interval of the agents",
+        );
+    }
+    let (first, longest) = (
+        config.failover.failing_pause,
+        config.failover.failing_max_pause,
+    );
+    let keys = ["failover.failing_pause", "failover.failing_max_pause"];
+    if longest < first && validator.are_good(&keys) {
+        validator.reject(
+            "failover.failing_max_pause",
+            ProblemKind::FailingPausesReversed,
+            format!(
+                "{} is shorter than the first pause, failing_pause, {}",
+                show_duration(longest),
+                show_duration(first)
+            ),
+            format!("at least {}", show_duration(first)),
+            "raise failing_max_pause, or lower failing_pause",
         );
     }
 }
@@ -323,6 +341,18 @@ impl ServiceRules<'_> {
             ProblemKind::DuplicateBackendAddress,
             whose,
         );
+        for (number, worker) in service.workers.iter().enumerate() {
+            let path = self.key(&format!("workers.{number}.agent"));
+            if !worker.agent && service.mode == Mode::Dsr && validator.are_good(&[&path]) {
+                validator.reject(
+                    &path,
+                    ProblemKind::DsrNeedsAgent,
+                    format!("mode \"dsr\" needs an agent on {}", worker.name),
+                    "agent = true, or another mode",
+                    "start `memlb agent --dsr` there, or set mode = \"nat\" for the service",
+                );
+            }
+        }
         for (path, worker) in self.workers_with("address") {
             self.family(validator, &path, worker);
             self.elsewhere(validator, &path, worker, config);
@@ -402,7 +432,8 @@ impl ServiceRules<'_> {
                 ),
                 "the service's own address with another port",
                 format!(
-                    "write \"{}\"; a server elsewhere is a worker",
+                    "write \"{}\"; a server elsewhere is a worker with backup = true, and with agent = false where \
+                     no agent runs",
                     SocketAddr::new(service.ip(), fallback.port())
                 ),
             );

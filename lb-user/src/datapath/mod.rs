@@ -55,6 +55,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -62,7 +63,7 @@ use aya::Ebpf;
 use lb_common::maps::{Backend, SPREAD, mode, name, state};
 use lb_core::{
     BackendId, CoreSettings, Endpoint, Health, MapUpdate, Memory, Mode, Protocol, ReplyCounters,
-    ServiceId, WorkerRoute,
+    ServiceId, TrafficCounters, WorkerRoute,
 };
 use tracing::{info, warn};
 
@@ -381,6 +382,29 @@ impl Datapath {
         let known = self.backends.get(&backend)?;
         let is_nat = known.mode == Mode::Nat && !known.is_fallback;
         is_nat.then(|| self.tables.nat_ports(known.address.is_ipv4()))
+    }
+
+    /// Returns what the handshakes of each worker have come to.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that could not be read.
+    pub fn traffic(&self) -> Result<Vec<(BackendId, TrafficCounters)>> {
+        let (now, now_ns) = (Instant::now(), monotonic_ns()?);
+        let workers = self.backends.iter().filter(|(_, it)| !it.is_fallback);
+        let read = |(id, _): (&BackendId, _)| {
+            let counted = self.tables.traffic(id.0)?;
+            let age = Duration::from_nanos(now_ns.saturating_sub(counted.last_answer_ns));
+            let heard = now.checked_sub(age).filter(|_| counted.last_answer_ns > 0);
+            let counters = TrafficCounters {
+                answered: counted.answered,
+                refused: counted.refused,
+                unanswered: counted.unanswered,
+                heard,
+            };
+            Ok((*id, counters))
+        };
+        workers.map(read).collect()
     }
 
     /// Returns the counts of replies of each worker in mode `routed`.

@@ -153,6 +153,8 @@ impl World {
         let nothing = CoreSettings {
             down_after: lb_core::DEFAULT_DOWN_AFTER,
             up_after: 2,
+            failing: lb_core::FailingSettings::default(),
+            panic_percent: None,
             services: Vec::new(),
         };
         Self {

@@ -99,6 +99,13 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
             ),
         );
     }
+    if !seen.agent && !is_heard {
+        let text = format!(
+            "{name} needs no heartbeats (agent = false), and is {}",
+            seen.state
+        );
+        return Finding::ok("heartbeats", text);
+    }
     match (seen.health, refused, slow(facts, seen)) {
         (Health::Up, _, Some(slow)) if is_heard => slow,
         (Health::Up, _, None) if is_heard && seen.memory_stale_ms.is_some() => Finding::warning(

@@ -39,7 +39,7 @@ async fn healthz(State(shared): State<Shared>) -> Response {
 async fn readyz(State(shared): State<Shared>) -> Response {
     match shared.manager.snapshot().await {
         Ok(snapshot) => match not_ready_reason(&snapshot) {
-            None => "ready\n".into_response(),
+            None => ready_text(&snapshot).into_response(),
             Some(reason) => unavailable(&reason),
         },
         Err(error) => unavailable(&format!("{error:#}")),
@@ -48,6 +48,16 @@ async fn readyz(State(shared): State<Shared>) -> Response {
 
 fn unavailable(reason: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
+}
+
+/// Says what an operator must know of services although another manager would not do better.
+fn ready_text(snapshot: &ManagerSnapshot) -> String {
+    let services = snapshot.services.iter();
+    let problems =
+        services.filter_map(|it| Some(format!("{}: {}\n", it.name, it.problem.as_ref()?)));
+    std::iter::once("ready\n".to_owned())
+        .chain(problems)
+        .collect()
 }
 
 /// A manager that has received no heartbeat is not ready, and another one should serve. One whose workers are

@@ -129,6 +129,11 @@ impl Scrape {
             "1 while an operator lets a worker have no new connections.",
             &["worker"],
         )?;
+        let missing = self.gauges(
+            "memlb_worker_heartbeats_missing",
+            "1 while a worker's heartbeats are missing and its packets keep it up.",
+            &["worker"],
+        )?;
         for worker in workers(status).values() {
             let name = worker.name.as_str();
             // Ineligible in one service, a worker may serve another.
@@ -140,6 +145,9 @@ impl Scrape {
                 let is_in = i64::from(treated == state);
                 states.with_label_values(&[name, state.name()]).set(is_in);
             }
+            missing
+                .with_label_values(&[name])
+                .set(worker.heartbeats_missing.into());
             held.with_label_values(&[name])
                 .set((worker.admin_state.is_some() || worker.pause.is_some()).into());
             if let Some(age) = worker.age_ms {
@@ -176,6 +184,11 @@ impl Scrape {
         let ineligible = self.gauges(
             "memlb_backend_ineligible",
             "1 for a backend that is up, but has no route to it or does not answer as its mode asks.",
+            &by_backend,
+        )?;
+        let failing = self.gauges(
+            "memlb_backend_failing",
+            "1 for a backend that is up, but whose server refuses or does not answer handshakes.",
             &by_backend,
         )?;
         let weights = self.gauges(
@@ -243,6 +256,9 @@ impl Scrape {
                 ineligible
                     .with_label_values(&labels)
                     .set(backend.seen.ineligible_reason.is_some().into());
+                failing
+                    .with_label_values(&labels)
+                    .set((backend.seen.state == Health::Failing).into());
                 weights.with_label_values(&labels).set(weight.into());
                 flows.with_label_values(&labels).set(whole(traffic.flows));
                 half_open
@@ -387,7 +403,14 @@ fn workers(status: &Status) -> BTreeMap<&str, &BackendSnapshot> {
     backends
         .map(|backend| (backend.seen.name.as_str(), &backend.seen))
         .filter(|(name, _)| *name != MANAGER)
-        .collect()
+        .fold(BTreeMap::new(), |mut workers, (name, seen)| {
+            // Failing in one service goes before up in another.
+            let known = workers.entry(name).or_insert(seen);
+            if known.state != Health::Failing {
+                *known = seen;
+            }
+            workers
+        })
 }
 
 fn whole(figure: u64) -> i64 {

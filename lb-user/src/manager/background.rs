@@ -14,6 +14,7 @@ use super::{
     Manager, connection_count::ConnectionCountReconciler, reload, route_monitor::RouteMonitor,
 };
 use crate::datapath::{Routes, Stats};
+use lb_core::{BackendId, TrialOutcome};
 
 /// How often the connections of removed workers are counted.
 const REMOVED_BACKENDS_INTERVAL: Duration = Duration::from_secs(10);
@@ -30,6 +31,8 @@ pub(super) enum BackgroundResult {
     /// The connections of all backends, removed ones among them, and the generation of backend ids at the
     /// time of the count, see [`crate::datapath::Datapath::sweep`].
     ConnectionCounts(Stats, u64),
+    /// A trial of a failing worker.
+    Trial(BackendId, TrialOutcome),
 }
 
 /// The background tasks that run all the time, and the state of the others.
@@ -58,6 +61,10 @@ impl Background {
             removed_counted: Instant::now(),
         }
     }
+
+    pub fn results(&self) -> mpsc::Sender<BackgroundResult> {
+        self.results.clone()
+    }
 }
 
 impl Manager {
@@ -67,6 +74,9 @@ impl Manager {
                 self.handle_join_routes(&addresses, &routes);
             }
             BackgroundResult::Routes(routes) => self.reconcile(&routes),
+            BackgroundResult::Trial(backend, outcome) => {
+                self.core.handle_trial(backend, outcome, Instant::now());
+            }
             BackgroundResult::NextHopMoved(next_hop) => {
                 if let Err(error) = self.datapath.forget_link_of(next_hop) {
                     self.map_write_failed(&error);

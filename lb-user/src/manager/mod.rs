@@ -21,6 +21,7 @@ mod route_monitor;
 mod sources;
 mod start;
 mod state_file;
+mod traffic;
 
 use std::{
     future::Future,
@@ -62,6 +63,7 @@ pub use sources::{SourceError, SourceReceipt, SourceUpdate};
 use start::StateFiles;
 pub use start::{Prepared, prepare};
 pub use state_file::FlushProgress;
+use traffic::TRAFFIC_INTERVAL;
 
 /// How often the loop measures its lag and does what is not urgent.
 const TICK: Duration = Duration::from_secs(2);
@@ -129,6 +131,7 @@ impl Manager {
         let mut ticks = every(TICK);
         let mut liveness = every(LIVENESS_INTERVAL);
         let mut attachments = every(ATTACHMENT_INTERVAL);
+        let mut traffic = every(TRAFFIC_INTERVAL);
         let mut watchdog = Watchdog::start();
         loop {
             let deadline = self.core.poll_timeout();
@@ -144,6 +147,7 @@ impl Manager {
                 Some(result) = self.inputs.results.recv() => self.handle_result(result),
                 due = ticks.tick() => self.handle_tick(due.elapsed()),
                 _ = liveness.tick() => self.save_liveness(),
+                _ = traffic.tick() => self.read_traffic(),
                 _ = attachments.tick() => self.reconcile_attachments(),
                 () = watchdog.is_due() => watchdog.notify(),
             }
@@ -154,8 +158,12 @@ impl Manager {
                 self.emitter.metrics.lag(late);
             }
             self.count_connections(now);
+            if self.core.wants_traffic(now) {
+                self.read_traffic();
+            }
             self.core.handle_timeout(now);
             self.apply_outputs();
+            self.begin_trials();
         }
         self.emitter.emit(&Event::ManagerStopped {});
         self.emitter.event_log.finish();

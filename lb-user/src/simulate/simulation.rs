@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use lb_common::steer::ChoiceTables;
 use lb_core::{
-    BackendId, BackendSettings, BootId, Core, CoreSettings, FallbackSettings, Memory, Mode, Policy,
-    Protocol, Report, Sequence, ServiceId, ServiceSettings, WorkerState,
+    BackendId, BackendSettings, BootId, Core, CoreSettings, FailingSettings, FallbackSettings,
+    Memory, Mode, Policy, Protocol, Report, Sequence, ServiceId, ServiceSettings, WorkerState,
 };
 
 use super::random::Random;
@@ -105,6 +105,8 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
         weight_percent: 100,
         source: None,
         source_state: None,
+        backup: false,
+        agent: true,
     };
     let backends: Vec<_> = (1..).zip(&scenario.workers).map(backend).collect();
     let fallback = BackendId(u32::try_from(backends.len()).unwrap_or(u32::MAX - 1) + 1);
@@ -117,6 +119,8 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
         // As many intervals as by default.
         down_after: interval * default_intervals(),
         up_after: 1,
+        failing: FailingSettings::default(),
+        panic_percent: None,
         services: vec![ServiceSettings {
             id: ServiceId(0),
             name: "simulated".to_owned(),
@@ -126,6 +130,7 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
             policy,
             memory: scenario.memory,
             spread: scenario.spread,
+            passive_checks: true,
             fallback: Some(FallbackSettings {
                 id: fallback,
                 address: address(0, 8080),

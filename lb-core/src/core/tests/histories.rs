@@ -44,6 +44,8 @@ fn settings() -> impl Strategy<Value = CoreSettings> {
             CoreSettings {
                 down_after: DOWN_AFTER,
                 up_after,
+                failing: FailingSettings::default(),
+                panic_percent: None,
                 services,
             }
         },

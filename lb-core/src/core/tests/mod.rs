@@ -3,9 +3,11 @@
 mod admin;
 mod adoption;
 mod direct;
+mod failing;
 mod heartbeats;
 mod histories;
 mod hold;
+mod outage;
 mod outputs;
 mod pauses;
 mod rebalance;
@@ -13,6 +15,7 @@ mod reconfigure;
 mod return_path;
 mod routes;
 mod stories;
+mod tiers;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -31,6 +34,8 @@ pub(super) fn lab(threshold: Threshold) -> CoreSettings {
     CoreSettings {
         down_after: DOWN_AFTER,
         up_after: 2,
+        failing: FailingSettings::default(),
+        panic_percent: Some(60),
         services: vec![service(0, 1, &["worker1", "worker2"], threshold)],
     }
 }
@@ -52,6 +57,8 @@ pub(super) fn service(
             weight_percent: 100,
             source: None,
             source_state: None,
+            backup: false,
+            agent: true,
         })
         .collect();
     ServiceSettings {
@@ -66,6 +73,7 @@ pub(super) fn service(
             hold: Duration::ZERO,
         },
         spread: SpreadSettings::default(),
+        passive_checks: true,
         fallback: Some(FallbackSettings {
             id: BackendId(first_backend + workers.len() as u32),
             address: address(8080),

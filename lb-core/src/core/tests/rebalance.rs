@@ -15,6 +15,8 @@ fn spread(policy: Policy, workers: &[&str]) -> CoreSettings {
     CoreSettings {
         down_after: DOWN_AFTER,
         up_after: 2,
+        failing: FailingSettings::default(),
+        panic_percent: None,
         services: vec![service],
     }
 }

@@ -1,0 +1,105 @@
+//! Backups, and workers without an agent.
+
+use super::*;
+
+fn settings(policy: Policy) -> CoreSettings {
+    let mut settings = lab(Threshold::Bytes(64 * MIB));
+    settings.services = vec![service(
+        0,
+        1,
+        &["worker1", "worker2", "sorry"],
+        Threshold::Auto,
+    )];
+    let service = &mut settings.services[0];
+    service.policy = policy;
+    service.fallback = None;
+    service.backends[2].backup = true;
+    service.backends[2].agent = false;
+    settings
+}
+
+fn shares(world: &World) -> Vec<u16> {
+    let snapshot = world.core.snapshot(world.now);
+    snapshot.services[0]
+        .backends
+        .iter()
+        .map(|it| it.share)
+        .collect()
+}
+
+#[test]
+fn a_backup_serves_while_no_primary_can() {
+    for policy in Policy::ALL {
+        let mut world = World::new(settings(policy));
+        assert_eq!(shares(&world), [0, 0, 10_000], "{policy}");
+        world.start("worker1", 300);
+        world.pass(ms(200));
+        assert_eq!(shares(&world), [10_000, 0, 0], "{policy}");
+        let snapshot = world.core.snapshot(world.now);
+        let reason = snapshot.services[0].backends[2].reason.clone();
+        assert_eq!(reason.map(|it| it.kind), Some(ShareReasonKind::Backup));
+        world.kinds();
+
+        world.agents.clear();
+        world.pass(ms(2_000));
+        assert_eq!(shares(&world), [0, 0, 10_000], "{policy}");
+        assert!(
+            world.kinds().contains(&"backups_serve".to_owned()),
+            "{policy}"
+        );
+        let problem = world.core.snapshot(world.now).services[0].problem.clone();
+        assert_eq!(
+            problem.as_deref(),
+            Some("no primary worker can serve: the backups serve")
+        );
+
+        world.start("worker2", 300);
+        world.pass(ms(200));
+        assert_eq!(shares(&world), [0, 10_000, 0], "{policy}");
+        assert!(
+            world.kinds().contains(&"primaries_serve".to_owned()),
+            "{policy}"
+        );
+    }
+}
+
+#[test]
+fn a_worker_without_an_agent_is_up_until_its_packets_say_otherwise() {
+    let mut world = World::new(settings(Policy::Balanced));
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.state("sorry"), Health::Up);
+    // Heartbeats count while they come.
+    world.start("sorry", 100);
+    world.agents.get_mut("sorry").expect("an agent").healthy = false;
+    world.pass(ms(200));
+    assert_eq!(world.state("sorry"), Health::Unhealthy);
+    world.agents.clear();
+    world.pass(ms(2_000));
+    assert_eq!(world.state("sorry"), Health::Up);
+}
+
+#[test]
+fn a_restart_keeps_a_worker_without_an_agent_up() {
+    let now = Instant::now();
+    let adopted = AdoptedState {
+        draining: [BackendId(3)].into(),
+        ..AdoptedState::default()
+    };
+    let world = World::around(Core::resume(settings(Policy::Memory), &adopted, now), now);
+    assert_eq!(world.state("sorry"), Health::Up);
+    assert_eq!(world.selected(), "sorry");
+}
+
+#[test]
+fn a_reload_expects_heartbeats_of_a_worker_or_no_longer() {
+    let mut world = World::new(settings(Policy::Memory));
+    let mut with_agent = settings(Policy::Memory);
+    with_agent.services[0].backends[2].agent = true;
+    world.reconfigure(with_agent);
+    world.pass(DOWN_AFTER);
+    assert_eq!(world.state("sorry"), Health::Up);
+    world.pass(ms(1));
+    assert_eq!(world.state("sorry"), Health::Down);
+    world.reconfigure(settings(Policy::Memory));
+    assert_eq!(world.state("sorry"), Health::Up);
+}

@@ -1,0 +1,236 @@
+//! Passive ejection: what a backend's answers to its clients' handshakes say of its server, and when a
+//! failing one is tried again. Pure: counters and time come from the caller.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// How many handshakes without an answer make a backend failing, and when it is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailingSettings {
+    /// So many handshakes in a row that were refused or not answered; 0 disables passive ejection.
+    pub after: u32,
+    /// The first of them is not older than this.
+    pub window: Duration,
+    /// The time until the first trial; it doubles with each trial that fails, and with each ejection soon
+    /// after a return.
+    pub pause: Duration,
+    pub max_pause: Duration,
+    /// The largest part of a service's workers that fails at a time; one always may, if another is left.
+    pub max_percent: u32,
+}
+
+impl Default for FailingSettings {
+    fn default() -> Self {
+        Self {
+            after: 3,
+            window: Duration::from_secs(10),
+            pause: Duration::from_secs(1),
+            max_pause: Duration::from_secs(30),
+            max_percent: 50,
+        }
+    }
+}
+
+/// The programs' counters of a backend.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TrafficCounters {
+    /// Handshakes that it answered.
+    pub answered: u64,
+    /// Handshakes that it answered by RST.
+    pub refused: u64,
+    /// SYNs that were repeated, or expired, without an answer.
+    pub unanswered: u64,
+    /// When its last packet passed.
+    pub heard: Option<Instant>,
+}
+
+/// What the handshakes of a failing backend had in common.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Evidence {
+    pub refused: u64,
+    pub unanswered: u64,
+    /// From the first of them to the last.
+    pub within: Duration,
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            refused,
+            unanswered,
+            within,
+        } = self;
+        match (refused, unanswered) {
+            (refused, 0) => write!(f, "refused {refused} handshakes")?,
+            (0, unanswered) => write!(f, "did not answer {unanswered} handshakes")?,
+            (refused, unanswered) => write!(
+                f,
+                "refused {refused} handshakes and did not answer {unanswered}"
+            )?,
+        }
+        write!(f, " in a row within {} ms", within.as_millis())
+    }
+}
+
+/// What came of a trial: a connection that the manager itself opens to the backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrialOutcome {
+    Answered,
+    /// Refused, unreachable or without an answer.
+    Failed,
+}
+
+/// The handshakes of one backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Handshakes {
+    last: Option<TrafficCounters>,
+    /// Without an answer since the last answer.
+    refused: u64,
+    unanswered: u64,
+    /// When the first of them was seen.
+    first: Option<Instant>,
+    ejection: Option<Ejection>,
+    /// How often it was ejected or its trial failed, without a lasting return.
+    failures: u32,
+    returned: Option<Instant>,
+    /// Whether an event says that it fails and still takes connections.
+    pub kept: bool,
+}
+
+/// A backend that gets no new connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejection {
+    pub evidence: Evidence,
+    pub since: Instant,
+    /// Trials that failed.
+    pub trials: u32,
+    /// When the next trial is due; `None` while one runs.
+    pub next_trial: Option<Instant>,
+}
+
+impl Handshakes {
+    pub fn ejection(&self) -> Option<&Ejection> {
+        self.ejection.as_ref()
+    }
+
+    pub fn heard(&self) -> Option<Instant> {
+        self.last?.heard
+    }
+
+    /// When it came back, for the ramp.
+    pub fn returned(&self) -> Option<Instant> {
+        self.returned
+    }
+
+    /// Counts what has happened since the last call. Returns the evidence if the backend should be ejected.
+    ///
+    /// An answer resets the count, wherever it stands among the handshakes of one interval: a server that
+    /// answers some is overloaded rather than dead.
+    pub fn observe(
+        &mut self,
+        counters: TrafficCounters,
+        settings: &FailingSettings,
+        now: Instant,
+    ) -> Option<Evidence> {
+        let before = self.last.replace(counters)?;
+        if self.ejection.is_some() || settings.after == 0 {
+            return None;
+        }
+        let more = |of: fn(&TrafficCounters) -> u64| of(&counters).saturating_sub(of(&before));
+        let (refused, unanswered) = (more(|it| it.refused), more(|it| it.unanswered));
+        if more(|it| it.answered) > 0 {
+            self.forget();
+            return None;
+        }
+        if refused + unanswered == 0 {
+            return None;
+        }
+        let is_old = |first| now.saturating_duration_since(first) > settings.window;
+        if self.first.is_some_and(is_old) {
+            self.forget();
+        }
+        let first = *self.first.get_or_insert(now);
+        self.refused += refused;
+        self.unanswered += unanswered;
+        let evidence = Evidence {
+            refused: self.refused,
+            unanswered: self.unanswered,
+            within: now.saturating_duration_since(first),
+        };
+        (self.refused + self.unanswered >= u64::from(settings.after)).then_some(evidence)
+    }
+
+    /// Ejects the backend. Returns the pause until the first trial.
+    pub fn eject(
+        &mut self,
+        evidence: Evidence,
+        settings: &FailingSettings,
+        now: Instant,
+    ) -> Duration {
+        let lasted = |at| now.saturating_duration_since(at) >= settings.max_pause;
+        if self.returned.is_none_or(lasted) {
+            self.failures = 0;
+        }
+        self.forget();
+        let pause = self.next_pause(settings);
+        self.ejection = Some(Ejection {
+            evidence,
+            since: now,
+            trials: 0,
+            next_trial: now.checked_add(pause),
+        });
+        pause
+    }
+
+    /// Begins the trial that is due.
+    pub fn begin_trial(&mut self, now: Instant) -> bool {
+        let Some(ejection) = &mut self.ejection else {
+            return false;
+        };
+        let is_due = ejection.next_trial.is_some_and(|at| at <= now);
+        if is_due {
+            ejection.next_trial = None;
+        }
+        is_due
+    }
+
+    /// Handles the outcome of a trial. Returns the ejection that it ends.
+    pub fn end_trial(
+        &mut self,
+        outcome: TrialOutcome,
+        settings: &FailingSettings,
+        now: Instant,
+    ) -> Option<Ejection> {
+        let mut ejection = self.ejection?;
+        match outcome {
+            TrialOutcome::Answered => {
+                self.returned = Some(now);
+                self.ejection.take()
+            }
+            TrialOutcome::Failed => {
+                ejection.trials += 1;
+                ejection.next_trial = now.checked_add(self.next_pause(settings));
+                self.ejection = Some(ejection);
+                None
+            }
+        }
+    }
+
+    /// Ends an ejection without a trial: the worker itself came back, or passive ejection is off. Returns
+    /// the ejection.
+    pub fn reset(&mut self) -> Option<Ejection> {
+        self.forget();
+        self.ejection.take()
+    }
+
+    /// Forgets the handshakes without an answer.
+    fn forget(&mut self) {
+        (self.refused, self.unanswered, self.first, self.kept) = (0, 0, None, false);
+    }
+
+    fn next_pause(&mut self, settings: &FailingSettings) -> Duration {
+        let doubled = settings.pause * 2u32.saturating_pow(self.failures.min(16));
+        self.failures = self.failures.saturating_add(1);
+        doubled.min(settings.max_pause.max(settings.pause))
+    }
+}
