@@ -57,7 +57,8 @@ pub fn notes(import: &Import) -> Vec<String> {
 pub fn agents(import: &Import) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
-    for server in import.services.iter().flat_map(|it| &it.servers) {
+    let servers = import.services.iter().flat_map(|it| &it.servers);
+    for server in servers.filter(|it| it.agent) {
         if seen.contains(&server.name.as_str()) {
             continue;
         }
@@ -193,9 +194,11 @@ fn of_service(service: &Service) -> String {
             100 => String::new(),
             percent => format!(", weight = \"{percent}%\""),
         };
+        let backup = if server.backup { ", backup = true" } else { "" };
+        let agent = if server.agent { "" } else { ", agent = false" };
         _ = writeln!(
             text,
-            "    {{ name = \"{}\", address = \"{}\"{weight} }},  # {}",
+            "    {{ name = \"{}\", address = \"{}\"{weight}{backup}{agent} }},  # {}",
             server.name,
             server.address,
             comment(&server.origin)

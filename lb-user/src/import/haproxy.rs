@@ -298,12 +298,6 @@ fn server(
             "left out, because it is disabled: add it, and drain it (memlb maintenance)",
         );
     }
-    if parameters.flag("backup") {
-        return import.leave_out(
-            line,
-            "memlb has no backup workers yet; this one is left out",
-        );
-    }
     for (name, advice) in [
         (
             "ssl",
@@ -364,6 +358,8 @@ fn server(
             address,
             weight,
             check,
+            backup: parameters.flag("backup"),
+            agent: true,
             origin: Origin::from(line),
         }),
         Err(why) => import.leave_out(line, why),

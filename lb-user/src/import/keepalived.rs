@@ -233,6 +233,8 @@ fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Opti
         address: at,
         weight,
         check,
+        backup: false,
+        agent: true,
         origin: Origin::from(real),
     })
 }

@@ -353,7 +353,7 @@ fn server_at(
     statement: &Statement,
     import: &mut Import,
 ) -> Option<Server> {
-    let mut weight = 1;
+    let (mut weight, mut backup) = (1, false);
     for parameter in parameters.iter().skip(1) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         match name {
@@ -364,15 +364,10 @@ fn server_at(
                     "left out, because it is down: add it, and drain it (memlb drain)",
                 );
             }
-            "backup" => {
-                return import.leave_out(
-                    statement,
-                    "memlb has no backup workers yet; this one is left out",
-                );
-            }
+            "backup" => backup = true,
             "max_fails" | "fail_timeout" => import.note(
                 statement,
-                "memlb's agent checks the server on its own machine: memlb agent --check",
+                "memlb counts handshakes that fail (failing_after), and its agent checks the server: memlb agent --check",
             ),
             "max_conns" => import.note(statement, "memlb does not limit a worker's connections"),
             "slow_start" => {
@@ -394,6 +389,8 @@ fn server_at(
             address,
             weight,
             check: None,
+            backup,
+            agent: true,
             origin: Origin::from(statement),
         }),
         Err(why) => import.leave_out(statement, why),

@@ -79,6 +79,10 @@ pub struct Server {
     /// Relative to the other servers of the service.
     pub weight: u32,
     pub check: Option<Check>,
+    /// It takes connections only while no other server can.
+    pub backup: bool,
+    /// Whether an agent is to run beside it.
+    pub agent: bool,
     pub origin: Origin,
 }
 
@@ -202,13 +206,51 @@ impl Import {
             if address.ip() == ip && address.port() != service.port {
                 service.fallback = Some((address, origin));
             } else {
-                self.note(
-                    origin,
-                    "memlb's fallback is a server on the manager, at the service's own address with another port; \
-                     without it, new connections are refused while no worker is up",
-                );
+                self.add_sorry_server(service, ip, address, origin);
             }
         }
+    }
+
+    /// A server of last resort on another machine is a backup without an agent.
+    fn add_sorry_server(
+        &mut self,
+        service: &mut Service,
+        ip: IpAddr,
+        address: SocketAddr,
+        origin: Origin,
+    ) {
+        if service.forwarding == Forwarding::Dsr {
+            self.note(
+                origin,
+                "mode \"dsr\" needs an agent on every worker: run one there, and add it as a worker with backup = true",
+            );
+            return;
+        }
+        let is_known = service.servers.iter().any(|it| it.address == address);
+        if address.ip() == ip || address.is_ipv4() != ip.is_ipv4() || is_known {
+            self.note(
+                origin,
+                "it cannot serve beside the service's own address and workers; without it, new connections are \
+                 refused while no worker is up",
+            );
+            return;
+        }
+        let server = Server {
+            name: "sorry".to_owned(),
+            address,
+            weight: service
+                .servers
+                .iter()
+                .map(|it| it.weight)
+                .max()
+                .unwrap_or(1),
+            check: None,
+            backup: true,
+            agent: false,
+            origin,
+        };
+        let name = self.worker_name(&server, service);
+        service.servers.push(Server { name, ..server });
     }
 
     /// Returns a name that is this machine's alone: that of an earlier service, if there is one.
