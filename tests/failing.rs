@@ -1,0 +1,164 @@
+//! Health by the packets: a server that dies beside its agent, and heartbeats that do not arrive.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::time::{Duration, Instant};
+
+use memlb_tests::{Cluster, ClusterOptions, Nginx, client, command::output, root_test, wait_until};
+
+const SOON: Duration = Duration::from_secs(5);
+const NOTICED: Duration = Duration::from_secs(1);
+
+fn metrics(cluster: &Cluster) -> String {
+    let address = "127.0.0.1:9998".parse().unwrap();
+    let response = client::get(&cluster.topology.manager, address, "/metrics", SOON).unwrap();
+    String::from_utf8_lossy(&response.body).into_owned()
+}
+
+fn readyz(cluster: &Cluster) -> String {
+    let address = "127.0.0.1:9998".parse().unwrap();
+    let response = client::get(&cluster.topology.manager, address, "/readyz", SOON).unwrap();
+    String::from_utf8_lossy(&response.body).into_owned()
+}
+
+/// 200 requests a second while the server of the selected worker dies and returns; its agent checks nothing.
+#[root_test(tc, xdp)]
+fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
+    let mut cluster = Cluster::start_serving(&ClusterOptions {
+        attach: attach.into(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let probe = cluster.probe(Duration::from_millis(5)).unwrap();
+    probe
+        .wait_for_page("Worker1", Instant::now(), SOON)
+        .unwrap();
+    assert_eq!(cluster.backend("worker1").unwrap()["unchecked"], true);
+
+    cluster.servers[0].process.kill().unwrap();
+    let noticed = cluster.wait_for_state("worker1", "failing", SOON).unwrap();
+    assert!(noticed <= NOTICED, "{noticed:?}");
+    let failing = "memlb_backend_failing{backend=\"worker1\",service=\"web\"} 1";
+    wait_until(NOTICED, failing, || metrics(&cluster).contains(failing)).unwrap();
+    let events = cluster.events_of("worker_failing").unwrap();
+    assert_eq!(events.len(), 1, "{events:?}");
+    let reason = &cluster.backend("worker1").unwrap()["reason"];
+    assert_eq!(reason["kind"], "failing", "{reason}");
+    println!("noticed after {noticed:?}: {}", events[0]["text"]);
+
+    let since = Instant::now();
+    probe.wait_for_page("Worker2", since, SOON).unwrap();
+    // Nobody waits for the trials.
+    wait_until(SOON, "a failed trial", || {
+        cluster.backend("worker1").unwrap()["failing"]["trials"]
+            .as_u64()
+            .is_some_and(|trials| trials >= 2)
+    })
+    .unwrap();
+    let server = Nginx::start(
+        &cluster.topology.workers[0],
+        cluster.servers[0].port(),
+        "Worker1",
+        &cluster.paths.directory.join("worker1-again"),
+    )
+    .unwrap();
+    cluster.wait_for_state("worker1", "up", SOON * 2).unwrap();
+    probe
+        .wait_for_page("Worker1", Instant::now(), SOON)
+        .unwrap();
+    assert_eq!(cluster.events_of("worker_recovered").unwrap().len(), 1);
+    let report = probe.stop().unwrap();
+    let refused = report.failures().count() - report.since(since).failures().count();
+    println!("{refused} requests failed before it was noticed");
+    report.since(since).expect_no_failure();
+    cluster.servers[0] = server;
+}
+
+/// A rule drops all heartbeats under load; then a worker dies.
+#[root_test]
+fn a_rule_that_drops_heartbeats_costs_no_request() {
+    let mut cluster = Cluster::start_serving(&ClusterOptions {
+        manager_arguments: vec!["--policy".into(), "balanced".into()],
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let probe = cluster.probe(Duration::from_millis(5)).unwrap();
+    probe
+        .wait_for_page("Worker2", Instant::now(), SOON)
+        .unwrap();
+    let node = &cluster.topology.manager;
+    let rules = "add table inet slip; add chain inet slip input { type filter hook input priority 0; }; \
+                 add rule inet slip input udp dport 9999 drop";
+    node.run("nft", &[rules]).unwrap();
+    wait_until(SOON, "the event", || {
+        !cluster.events_of("heartbeats_missing").unwrap().is_empty()
+    })
+    .unwrap();
+    // Twice as long as a worker may be silent.
+    let until = Instant::now() + Duration::from_secs(3);
+    wait_until(SOON, "more requests", || Instant::now() >= until).unwrap();
+    for worker in ["worker1", "worker2"] {
+        let backend = cluster.backend(worker).unwrap();
+        assert_eq!(backend["state"], "up", "{backend}");
+        assert_eq!(backend["heartbeats_missing"], true, "{backend}");
+    }
+    assert!(cluster.events_of("worker_down").unwrap().is_empty());
+    let ready = readyz(&cluster);
+    assert!(
+        ready.contains("web: the heartbeats of most workers are missing"),
+        "{ready}"
+    );
+    let report = probe.report();
+    report.expect_no_failure();
+    println!(
+        "{} requests without heartbeats, none failed",
+        report.runs().iter().map(|it| it.1).sum::<usize>()
+    );
+    let mut doctor = cluster.configured("doctor");
+    let said = doctor.output().unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("has a rule that stops udp 9999"), "{said}");
+
+    // One worker's true death is seen in the packets.
+    cluster.servers[0].process.kill().unwrap();
+    cluster.wait_for_state("worker1", "failing", SOON).unwrap();
+
+    output(
+        node.command("nft")
+            .args(["delete", "table", "inet", "slip"]),
+    )
+    .unwrap();
+    wait_until(SOON, "the heartbeats to be back", || {
+        !cluster.events_of("heartbeats_back").unwrap().is_empty()
+    })
+    .unwrap();
+}
+
+/// A sorry server without an agent, on another machine.
+#[root_test]
+fn a_backup_without_an_agent_serves_while_no_primary_can() {
+    let mut cluster = Cluster::start(&ClusterOptions {
+        available_kb: vec![450 * 1024, 350 * 1024, 350 * 1024],
+        agents: false,
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let file = cluster.paths.directory.join("memlb.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let sorry = text.replace(
+        "name = \"worker3\"",
+        "backup = true, agent = false, name = \"worker3\"",
+    );
+    assert_ne!(text, sorry, "{text}");
+    std::fs::write(&file, sorry).unwrap();
+    output(&mut cluster.memlb("reload")).unwrap();
+    cluster.wait_for_page("Worker3", SOON).unwrap();
+    cluster.start_agent(0).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    let reason = &cluster.backend("worker3").unwrap()["reason"];
+    assert_eq!(reason["kind"], "backup", "{reason}");
+    cluster.kill_agent(0).unwrap();
+    cluster.wait_for_page("Worker3", SOON).unwrap();
+    assert!(!cluster.events_of("backups_serve").unwrap().is_empty());
+    assert!(readyz(&cluster).contains("no primary worker can serve"));
+}
