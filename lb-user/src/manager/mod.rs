@@ -97,6 +97,7 @@ pub struct Manager {
     moved: Vec<Moved>,
     interfaces: Vec<Interface>,
     started: Instant,
+    traffic_read: Instant,
     inputs: Inputs,
 }
 
@@ -159,7 +160,7 @@ impl Manager {
             }
             self.count_connections(now);
             if self.core.wants_traffic(now) {
-                self.read_traffic();
+                self.read_traffic_again(now);
             }
             self.core.handle_timeout(now);
             self.apply_outputs();

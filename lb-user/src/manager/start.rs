@@ -233,6 +233,7 @@ impl Prepared {
             nat_ports: NatPorts::default(),
             moved: Vec::new(),
             started: Instant::now(),
+            traffic_read: Instant::now(),
             configuration: Configuration {
                 effective: config,
                 file: self.file,

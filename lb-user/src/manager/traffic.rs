@@ -17,6 +17,9 @@ use lb_core::{BackendId, Protocol, TrialOutcome};
 /// How often the counters are read: a dead server is noticed within this time after its third refusal.
 pub(super) const TRAFFIC_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Counters of this age are good enough to say that a worker answered after its last heartbeat.
+const FRESH: Duration = Duration::from_millis(50);
+
 /// How long a trial waits for an answer.
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -24,8 +27,17 @@ const TRIAL_TIMEOUT: Duration = Duration::from_secs(1);
 const UDP_TIMEOUT: Duration = Duration::from_millis(300);
 
 impl Manager {
+    /// Reads the counters before a worker's deadline, unless they were read just now: many workers may fall silent one
+    /// after the other.
+    pub(super) fn read_traffic_again(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.traffic_read) >= FRESH {
+            self.read_traffic();
+        }
+    }
+
     /// Passes the counters of handshakes to the core.
     pub(super) fn read_traffic(&mut self) {
+        self.traffic_read = Instant::now();
         match self.datapath.traffic() {
             Ok(counters) => self.core.handle_traffic(counters, Instant::now()),
             Err(error) => warn!("{error:#}"),
