@@ -119,7 +119,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 11 + 2 + 3 + 9 + 16);
+    assert_eq!(settings, 11 + 2 + 9 + 9 + 17);
 }
 
 #[test]
@@ -606,7 +606,8 @@ fn an_error_says_what_where_what_was_expected_and_what_to_do() {
         parse(&text).expect_err("unknown").to_string(),
         format!(
             "memlb.toml, line {line}, failover.downafter: there is no setting \"downafter\" here\n  \
-             expected: one of heartbeat_interval, down_after, up_after\n  to do: did you mean \
+             expected: one of heartbeat_interval, down_after, up_after, failing_after, failing_window, \
+             failing_pause, failing_max_pause, max_failing, panic_threshold\n  to do: did you mean \
              \"down_after\"?"
         )
     );

@@ -183,13 +183,13 @@ fn of_service(service: &Service) -> String {
         ),
     }
     text.push_str("workers = [\n");
-    let most = service
-        .servers
-        .iter()
-        .map(|it| it.weight)
-        .max()
-        .unwrap_or(1);
     for server in &service.servers {
+        // The two tiers never share connections.
+        let tier = service
+            .servers
+            .iter()
+            .filter(|it| it.backup == server.backup);
+        let most = tier.map(|it| it.weight).max().unwrap_or(1);
         let weight = match percent(server.weight, most) {
             100 => String::new(),
             percent => format!(", weight = \"{percent}%\""),

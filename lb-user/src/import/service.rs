@@ -238,12 +238,7 @@ impl Import {
         let server = Server {
             name: "sorry".to_owned(),
             address,
-            weight: service
-                .servers
-                .iter()
-                .map(|it| it.weight)
-                .max()
-                .unwrap_or(1),
+            weight: 1,
             check: None,
             backup: true,
             agent: false,
