@@ -49,7 +49,7 @@ pub struct TrafficCounters {
 pub struct Evidence {
     pub refused: u64,
     pub unanswered: u64,
-    /// From the first of them to the last.
+    /// At most so long passed from the first of them to the last.
     pub within: Duration,
 }
 
@@ -84,10 +84,12 @@ pub enum TrialOutcome {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Handshakes {
     last: Option<TrafficCounters>,
+    /// When they were read.
+    read: Option<Instant>,
     /// Without an answer since the last answer.
     refused: u64,
     unanswered: u64,
-    /// When the first of them was seen.
+    /// Before the first of them.
     first: Option<Instant>,
     ejection: Option<Ejection>,
     /// How often it was ejected or its trial failed, without a lasting return.
@@ -132,6 +134,7 @@ impl Handshakes {
         settings: &FailingSettings,
         now: Instant,
     ) -> Option<Evidence> {
+        let since = self.read.replace(now);
         let before = self.last.replace(counters)?;
         if self.ejection.is_some() || settings.after == 0 {
             return None;
@@ -149,7 +152,7 @@ impl Handshakes {
         if self.first.is_some_and(is_old) {
             self.forget();
         }
-        let first = *self.first.get_or_insert(now);
+        let first = *self.first.get_or_insert(since.unwrap_or(now));
         self.refused += refused;
         self.unanswered += unanswered;
         let evidence = Evidence {
