@@ -268,6 +268,8 @@ fn place(
         name: given.name.clone(),
         address,
         weight_percent: given.weight,
+        backup: false,
+        agent: true,
     };
     let origin = WorkerOrigin {
         source: source_name.to_owned(),
