@@ -99,7 +99,7 @@ async fn show(args: Args) -> CliResult {
         duration_ms: args.duration.map(milliseconds),
     };
     let begin = match filter.is_of_services() {
-        true => "tracing packets of services (--all: of others, too); Ctrl-C ends it",
+        true => "tracing; only packets of services (--all: of others, too); Ctrl-C ends it",
         false => "tracing; Ctrl-C ends it",
     };
     let request = Request::Trace(filter);
