@@ -154,10 +154,10 @@ fn the_numbers_in_the_maps_are_as_pinned() {
 
 /// A change of any of these numbers, the last verdict's included, needs another layout version.
 #[test]
-fn the_maps_of_version_5_are_as_pinned() {
+fn the_maps_of_version_6_are_as_pinned() {
     use MapKind::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf, SkStorage};
 
-    assert_eq!(LAYOUT_VERSION, 5, "pin the new layout here");
+    assert_eq!(LAYOUT_VERSION, 6, "pin the new layout here");
     let rows = |maps: &[MapLayout]| {
         let row = |it: &MapLayout| (it.name, it.kind, it.key_size, it.value_size, it.entries);
         maps.iter().map(row).collect::<Vec<_>>()
@@ -190,7 +190,7 @@ fn the_maps_of_version_5_are_as_pinned() {
             ("deny", LpmTrie, 20, 4, Some(16_384)),
             ("clients", LruHash, 16, 8, None),
             ("verdicts", PerCpuArray, 4, 16, Some(27)),
-            ("traffic", PerCpuArray, 4, 48, None),
+            ("traffic", PerCpuArray, 4, 96, None),
             ("trace", Array, 4, 128, Some(1)),
             ("trace_counts", Array, 4, 32, Some(1)),
             ("trace_events", RingBuf, 0, 0, Some(262_144)),

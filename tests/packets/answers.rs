@@ -127,7 +127,7 @@ fn an_established_worker_is_heard_once_a_second() {
         let key = call.reply_key(WORKER1);
         // A RST, and a packet that its worker cannot have sent, show nothing.
         bench.was_silent(key, 2 * CLIENT_PATIENCE);
-        let implausible = call.reply(WORKER1, ACK).numbers(1 << 30, 0);
+        let implausible = call.reply(WORKER1, ACK).numbers(1 << 30, 1 << 30);
         call.replies(bench, WORKER1, &implausible);
         assert_eq!(bench.last_answer_ns(WORKER1.id), begun);
         bench.was_silent(key, 2 * CLIENT_PATIENCE);
