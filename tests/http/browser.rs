@@ -1,6 +1,7 @@
 //! A headless Chromium in a namespace, spoken to by the DevTools protocol over a pair of pipes.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader, Write},
     path::Path,
@@ -180,7 +181,7 @@ impl Browser {
 
     /// Keeps a picture of the whole page for people to look at, as PNG and as SVG, where one is wanted.
     pub fn picture(&mut self, name: &str) {
-        let Some(directory) = std::env::var_os("MEMLB_PICTURES") else {
+        let Some(directory) = Self::pictures() else {
             return;
         };
         let parameters = json!({ "format": "png", "captureBeyondViewport": true });
@@ -196,6 +197,11 @@ impl Browser {
         fs::remove_file(&encoded).unwrap();
         let drawing = self.value(include_str!("snapshot.js"));
         fs::write(encoded.with_extension("svg"), drawing.as_str().unwrap()).unwrap();
+    }
+
+    /// Returns the folder for pictures, where some are wanted.
+    pub fn pictures() -> Option<OsString> {
+        std::env::var_os("MEMLB_PICTURES")
     }
 
     fn note(&mut self, message: &Value) {

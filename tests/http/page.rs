@@ -1,6 +1,6 @@
 //! The web page, in a real browser.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use memlb_tests::{Cluster, ClusterOptions, Probe, command::output, root_test};
 
@@ -176,6 +176,10 @@ fn shows_how_connections_are_spread_and_who_is_held() {
     browser.wait_for(&format!(
         "{CHOICE} == 'New connections are spread over 3 of 4 workers'"
     ));
+    if Browser::pictures().is_some() {
+        // Its charts need some figures: docs/page.svg is this picture.
+        thread::sleep(Duration::from_secs(75));
+    }
     browser.picture("drained");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
