@@ -45,7 +45,7 @@ fn shows_a_failover_within_a_second() {
     // The record of the decision has its age, and the present figures stand before it.
     let reason = "document.getElementById('reason').textContent";
     browser.wait_for(&format!(
-        "/^Decided [0-9]+ s ago: worker1 is down; /.test({reason})"
+        "/^Decided [0-9]+ s ago: worker1 was down; /.test({reason})"
     ));
     let now = "document.getElementById('now').textContent";
     browser.wait_for(&format!(

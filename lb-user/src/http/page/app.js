@@ -26,6 +26,9 @@ const scrolled = new Map();
 new Live({
   status(news) {
     status = news;
+    for (const service of news.services) {
+      service.moved = news.kernel_selections.find((moved) => moved.service === service.name);
+    }
     series.add(news);
     show();
   },

@@ -39,6 +39,7 @@ export function service(service, refused) {
 function headline(service) {
   const workers = workersOf(service);
   const takers = workers.filter(({ share }) => share > 0).length;
+  if (service.moved) return `New connections go to ${service.moved.selected}`;
   if (service.selected === "none") return "New connections are refused";
   if (service.selected === "manager") return "The manager serves by itself";
   if (service.selected !== "*") return `New connections go to ${service.selected}`;
@@ -48,6 +49,13 @@ function headline(service) {
 
 /** The present figures of a selection. */
 function now(service) {
+  if (service.moved) {
+    const { selected, since_ms: since } = service.moved;
+    return (
+      `▲ Another program wrote ${selected} to the kernel's map ${duration(since)} ago. The manager had chosen ` +
+      `${service.selected === "*" ? "all workers" : service.selected}, and writes the map with its next choice.`
+    );
+  }
   if (service.problem) return `▲ ${capital(service.problem)}`;
   const workers = workersOf(service);
   const selected = workers.find(({ name }) => name === service.selected);
