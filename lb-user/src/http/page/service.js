@@ -39,7 +39,7 @@ export function service(service, refused) {
 function headline(service) {
   const workers = workersOf(service);
   const takers = workers.filter(({ share }) => share > 0).length;
-  if (service.moved) return `New connections go to ${service.moved.selected}`;
+  if (service.moved) return `New connections go to ${spoken(service.moved.selected)}`;
   if (service.selected === "none") return "New connections are refused";
   if (service.selected === "manager") return "The manager serves by itself";
   if (service.selected !== "*") return `New connections go to ${service.selected}`;
@@ -47,13 +47,17 @@ function headline(service) {
   return `New connections are spread over ${over} workers`;
 }
 
+function spoken(selected) {
+  return { "*": "all workers", none: "no worker" }[selected] ?? selected;
+}
+
 /** The present figures of a selection. */
 function now(service) {
   if (service.moved) {
     const { selected, since_ms: since } = service.moved;
     return (
-      `▲ Another program wrote ${selected} to the kernel's map ${duration(since)} ago. The manager had chosen ` +
-      `${service.selected === "*" ? "all workers" : service.selected}, and writes the map with its next choice.`
+      `▲ Another program wrote ${spoken(selected)} to the kernel's map ${duration(since)} ago. The manager had chosen ` +
+      `${spoken(service.selected)}, and writes the map with its next choice.`
     );
   }
   if (service.problem) return `▲ ${capital(service.problem)}`;
