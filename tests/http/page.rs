@@ -177,7 +177,7 @@ fn shows_how_connections_are_spread_and_who_is_held() {
         "{CHOICE} == 'New connections are spread over 3 of 4 workers'"
     ));
     if Browser::pictures().is_some() {
-        // Its charts need some figures: docs/page.svg is this picture.
+        // Its charts need some figures.
         thread::sleep(Duration::from_secs(75));
     }
     browser.picture("drained");
