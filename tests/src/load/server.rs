@@ -124,8 +124,9 @@ impl Serving {
         Ok(())
     }
 
+    /// Accepts some connections: more may come as fast as these are accepted, and ended ones must be closed meanwhile.
     fn accept(&mut self) -> Result<()> {
-        loop {
+        for _ in 0..EVENTS {
             let accepted = self
                 .listener
                 .accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
@@ -142,6 +143,7 @@ impl Serving {
                 .add(&connection, EpollEvent::new(readable, key))?;
             self.connections.insert(key, connection);
         }
+        Ok(())
     }
 
     /// Answers a request, or closes a connection that its client has ended.
