@@ -12,8 +12,9 @@ use std::{
 
 use anyhow::{Result, bail};
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Namespace, Node, Probe, Report,
-    cluster::SERVICE_PORT,
+    Cluster, ClusterOptions, Connection, Namespace, Node, Probe, Report, Shape,
+    cluster::{SERVICE_PORT, worker_port},
+    load::{Flood, Server, prepare_flood},
     root_test,
     syn::{flood, forge_connections},
     transfer::{Download, random_bytes},
@@ -85,6 +86,49 @@ fn serves_through_a_flood_of_syns(attach: &str) {
         failures * 100 <= requests,
         "{failures} of {requests} failed"
     );
+}
+
+/// The workers' queues are long, so that they keep the half-open connections of the flood.
+#[root_test]
+fn distant_clients_connect_through_a_flood() {
+    const ROUND_TRIP: Duration = Duration::from_millis(100);
+    const IN_TIME: Duration = Duration::from_millis(1_300);
+    for (mode, in_time) in [("nat", 95.0), ("routed", 99.0), ("dsr", 99.0)] {
+        let mut cluster = Cluster::start(&ClusterOptions {
+            direct: mode == "dsr",
+            routed: mode == "routed",
+            shape: match mode {
+                "routed" => Shape::TwoArm,
+                _ => Shape::OneArm,
+            },
+            ..ClusterOptions::default()
+        })
+        .unwrap();
+        cluster.wait_for_page("Worker1", SOON).unwrap();
+        cluster.servers.clear();
+        let topology = &cluster.topology;
+        let attacker = prepare_flood(topology).unwrap();
+        let servers: Vec<_> = topology
+            .workers
+            .iter()
+            .enumerate()
+            .map(|(index, worker)| Server::start(worker, worker_port(index).unwrap()).unwrap())
+            .collect();
+        let flood = Flood {
+            server: SocketAddrV4::new(topology.manager.address(), SERVICE_PORT),
+            syns_per_second: 30_000,
+            is_aimed: false,
+            clients_per_second: 100,
+            duration: Duration::from_secs(4),
+            round_trip: ROUND_TRIP,
+            stop: &AtomicBool::new(false),
+        };
+        let (tally, rate) = flood.run(&topology.client, &attacker).unwrap();
+        drop(servers);
+        let answered = tally.answered_percent(IN_TIME);
+        println!("{mode}: {rate:.0} SYNs/s, {answered:.1} % answered in time");
+        assert!(answered >= in_time, "{mode}: {answered:.1} %");
+    }
 }
 
 /// A forger can imitate every packet of a client of mode `dsr` that passes the manager.

@@ -1,6 +1,8 @@
 //! Ethernet, IP, TCP, UDP and ICMP headers as byte arrays: alignment 1, network byte order inside, host
 //! order through the accessors.
 
+use crate::checksum::Difference;
+
 /// Length of an Ethernet II header without a VLAN tag, in bytes.
 pub const ETHERNET_LEN: usize = size_of::<EthernetHeader>();
 
@@ -235,6 +237,22 @@ impl TcpHeader {
     #[inline(always)]
     pub fn flags(&self) -> TcpFlags {
         TcpFlags(self.flags)
+    }
+
+    /// Makes the segment a RST with this sequence number and returns the difference for its checksum. Options become
+    /// data.
+    #[inline(always)]
+    pub fn make_reset(&mut self, sequence: u32) -> Difference {
+        const HEADER_WORDS: u8 = 5;
+        let sequence = sequence.to_be_bytes();
+        let control = [HEADER_WORDS << 4, TcpFlags::RST];
+        let difference = Difference::of_u32(self.sequence, sequence)
+            .plus(Difference::of_u32(self.acknowledgement, [0; 4]))
+            .plus(Difference::of_u16([self.data_offset, self.flags], control));
+        self.sequence = sequence;
+        self.acknowledgement = [0; 4];
+        [self.data_offset, self.flags] = control;
+        difference
     }
 }
 

@@ -103,6 +103,7 @@ verdicts! {
     HandedOver = "handed_over", Passed, "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
     Denied = "denied", Dropped, "From a client that the operator has denied: dropped.";
     ImplausibleError = "implausible_error", Dropped, "An error message quotes a segment that its sender cannot have sent just now: dropped.";
+    HandshakeEvicted = "handshake_evicted", Passed, "The table of handshakes was full: the oldest handshake ended with a RST to its worker, and a new connection took its slot.";
     TooLarge = "too_large", Dropped, "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";
 }
 

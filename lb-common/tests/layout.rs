@@ -147,6 +147,7 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "handed_over",
             "denied",
             "implausible_error",
+            "handshake_evicted",
             "too_large",
         ]
     );
@@ -189,7 +190,7 @@ fn the_maps_of_version_6_are_as_pinned() {
             ("evicted", Array, 4, 8, None),
             ("deny", LpmTrie, 20, 4, Some(16_384)),
             ("clients", LruHash, 16, 8, None),
-            ("verdicts", PerCpuArray, 4, 16, Some(27)),
+            ("verdicts", PerCpuArray, 4, 16, Some(28)),
             ("traffic", PerCpuArray, 4, 96, None),
             ("trace", Array, 4, 128, Some(1)),
             ("trace_counts", Array, 4, 32, Some(1)),
@@ -208,7 +209,7 @@ fn the_maps_of_version_6_are_as_pinned() {
             ("new_peers", LruHash, 16, 12, Some(16_384)),
             ("new_peers6", LruHash, 40, 24, Some(16_384)),
             ("sockets", SkStorage, 4, 20, Some(0)),
-            ("verdicts", PerCpuArray, 4, 16, Some(27)),
+            ("verdicts", PerCpuArray, 4, 16, Some(28)),
         ]
     );
 }
@@ -217,16 +218,16 @@ fn the_maps_of_version_6_are_as_pinned() {
 fn a_map_that_differs_in_any_property_is_named() {
     let verdicts = MANAGER_MAPS.iter().find(|it| it.name == name::VERDICTS);
     let verdicts = verdicts.unwrap();
-    assert_eq!(verdicts.difference(6, [4, 16], 27), None);
+    assert_eq!(verdicts.difference(6, [4, 16], 28), None);
     for (kind, sizes, entries, said) in [
-        (2, [4, 16], 27, "map verdicts has type 2, not 6"),
-        (6, [8, 16], 27, "map verdicts has key size 8, not 4"),
-        (6, [4, 8], 27, "map verdicts has value size 8, not 16"),
+        (2, [4, 16], 28, "map verdicts has type 2, not 6"),
+        (6, [8, 16], 28, "map verdicts has key size 8, not 4"),
+        (6, [4, 8], 28, "map verdicts has value size 8, not 16"),
         (
             6,
             [4, 16],
             26,
-            "map verdicts has number of entries 26, not 27",
+            "map verdicts has number of entries 26, not 28",
         ),
     ] {
         let found = verdicts.difference(kind, sizes, entries).unwrap();

@@ -2,7 +2,7 @@
 
 mod laboratory;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use laboratory::{
     Memory, RST, SECOND, SERVICE, SYN, backend, completes, key, laboratory, packet, steer,
@@ -10,6 +10,7 @@ use laboratory::{
 use lb_common::{
     address::Address,
     maps::{FlowKey, mode},
+    steer::{Exit, PacketMeta},
     verdict::Verdict,
 };
 
@@ -125,6 +126,46 @@ fn connects(memory: &Memory, client: FlowKey) -> Option<u16> {
     assert_eq!(syn.verdict, Verdict::ToBackend);
     completes(memory, &client, &syn.translated);
     Some(u16::from_be_bytes(syn.translated.source_port))
+}
+
+/// The worker of an evicted handshake would keep it, and answer the port's next SYN with a bare ACK.
+#[test]
+fn the_worker_of_an_evicted_handshake_receives_a_rst() {
+    const INTERVAL: u64 = SECOND / 1_000;
+    let mut memory = laboratory(64, &[backend(([10, 0, 0, 101], 8_081), mode::NAT)]);
+    memory.settings.half_open_buckets = 16;
+    let syn = |number: u32| PacketMeta {
+        sequence: 1_000 * number,
+        ..packet(SYN)
+    };
+    let mut begun = BTreeMap::new();
+    let mut evictions = 0;
+    for number in 0..4_000_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        let client = key(([11, 2, high, low], 40_000), SERVICE);
+        let mut decision = steer(&memory, &syn(number), &client);
+        if decision.verdict == Verdict::HandshakeEvicted {
+            evictions += 1;
+            assert_eq!((decision.exit, decision.new_connection), (Exit::Reset, 0));
+            let evicted: u32 = begun.remove(&decision.translated).unwrap();
+            assert_eq!(memory.reset_sequence(), 1_000 * evicted + 1);
+            decision = steer(&memory, &syn(number), &client);
+        }
+        assert_eq!(decision.verdict, Verdict::ToBackend);
+        begun.insert(decision.translated, number);
+        memory.wait(INTERVAL);
+    }
+    assert!(evictions > 1_000, "{evictions}");
+    let driver = PacketMeta {
+        in_driver: true,
+        ..syn(0)
+    };
+    // XDP cannot copy packets.
+    let handed_over = (0..1_000).any(|port| {
+        let client = key(([11, 3, 0, 1], 40_000 + port), SERVICE);
+        steer(&memory, &driver, &client).verdict == Verdict::HandedOver
+    });
+    assert!(handed_over);
 }
 
 fn lab() -> Memory {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::generated::{bpf_get_prandom_u32, bpf_skb_load_bytes},
+    helpers::generated::{bpf_clone_redirect, bpf_get_prandom_u32, bpf_skb_load_bytes},
     programs::TcContext,
 };
 use lb_common::{
@@ -10,8 +10,8 @@ use lb_common::{
     checksum::Difference,
     headers::{ETHERNET_LEN, ETHERTYPE_VLAN, EthernetHeader, Ipv4Header, Ipv6Header},
     maps::{LOOPBACK, Mac},
-    packet::{Extent, FrameBytes, IcmpError, IpHeader, Segment, TcpFrame, after_hop},
-    steer::{Decision, Exit, Hook, PacketMeta, steer_established, undo_accounting},
+    packet::{Extent, FrameBytes, IcmpError, IpHeader, Segment, TcpFrame, Transport, after_hop},
+    steer::{Decision, Exit, Hook, PacketMeta, Tables, steer_established, undo_accounting},
     trace::HEAD,
     verdict::Verdict,
 };
@@ -95,7 +95,14 @@ fn fast_path(skb: *mut __sk_buff, hook: Hook) -> i32 {
     match decision.exit {
         Exit::Pass => TC_ACT_UNSPEC,
         Exit::Drop => TC_ACT_SHOT,
-        _ => forward(skb, offset, segment, &packet, &decision),
+        _ => forward(
+            skb,
+            offset,
+            segment,
+            &packet,
+            &decision,
+            Difference::default(),
+        ),
     }
 }
 
@@ -178,6 +185,7 @@ fn act<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>, parsed: Parse
     match decision.exit {
         Exit::Pass => return TC_ACT_UNSPEC,
         Exit::Drop => return TC_ACT_SHOT,
+        Exit::Reset => return reset_worker(skb, scratch),
         _ => {}
     }
     if parsed == Parsed::Message {
@@ -194,12 +202,40 @@ fn act<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>, parsed: Parse
         return send(skb, packet.source_mac.tag(), decision);
     }
     match segment::<A>(bytes, located) {
-        Some(segment) => forward(skb, located.offset, segment, packet, decision),
+        Some(segment) => forward(
+            skb,
+            located.offset,
+            segment,
+            packet,
+            decision,
+            Difference::default(),
+        ),
         None => TC_ACT_SHOT,
     }
 }
 
-/// Rewrites and sends a segment or datagram.
+/// Lets a copy of a SYN arrive once more, and makes the SYN a RST to the worker of an evicted handshake.
+#[inline(always)]
+fn reset_worker<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>) -> i32 {
+    // SAFETY: a valid context, no pointer into which is used afterwards; programs may read the field.
+    let failed = unsafe { bpf_clone_redirect(skb, (*skb).ifindex, BPF_F_INGRESS.into()) };
+    let located = scratch.header_offset.located();
+    let (0, Some(mut segment), Some(flow_scratch)) = (
+        failed,
+        segment::<A>(packet_bytes(skb), located.as_tcp()),
+        Maps::<A>::NEW.flow_scratch(),
+    ) else {
+        return TC_ACT_SHOT;
+    };
+    let changed = match &mut segment.transport {
+        Transport::Tcp(tcp) => tcp.make_reset(flow_scratch.pending.reset_sequence),
+        Transport::Udp(_) => return TC_ACT_SHOT,
+    };
+    let (packet, decision) = (&scratch.packet, &scratch.decision);
+    forward(skb, located.offset, segment, packet, decision, changed)
+}
+
+/// Rewrites and sends a segment or datagram whose transport header has already been `changed`.
 #[inline(always)]
 fn forward<A: Family>(
     skb: *mut __sk_buff,
@@ -207,9 +243,11 @@ fn forward<A: Family>(
     mut segment: Segment<'_, A>,
     packet: &PacketMeta,
     decision: &Decision<A>,
+    changed: Difference,
 ) -> i32 {
     set_link_addresses(segment.ethernet, decision);
-    let rewritten = segment.rewrite(&decision.translated, decision.is_forwarded());
+    let mut rewritten = segment.rewrite(&decision.translated, decision.is_forwarded());
+    rewritten.ports = rewritten.ports.plus(changed);
     if decision.exit != Exit::Dsr {
         update_transport(skb, offset, &segment.transport, rewritten);
     }
@@ -252,7 +290,7 @@ fn send<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i3
     match decision.exit {
         Exit::Pass | Exit::Local => TC_ACT_UNSPEC,
         Exit::Drop => TC_ACT_SHOT,
-        Exit::Backend | Exit::Dsr => {
+        Exit::Backend | Exit::Dsr | Exit::Reset => {
             mark(skb);
             set_vlan(skb, tag, 0);
             redirect_to_neighbour(decision.interface, decision.next_hop)

@@ -225,7 +225,7 @@ pub(super) fn forward_request<T: Tables>(
 
 /// Forwarding from the client to the worker.
 #[inline(always)]
-fn forwarding<A: Address>(handshake: &Handshake<A>) -> Forwarding<A> {
+pub(super) fn forwarding<A: Address>(handshake: &Handshake<A>) -> Forwarding<A> {
     Forwarding {
         is_request: true,
         translated: handshake.translated,

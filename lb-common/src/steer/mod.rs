@@ -89,6 +89,9 @@ pub enum Exit {
     Backend,
     /// Only with a reduced time to live, to the decision's next hop.
     Dsr,
+    /// A copy arrives once more. The packet itself becomes a RST with the number [`PendingConnection::reset_sequence`],
+    /// to the decision's next hop.
+    Reset,
     /// Rewritten, to the decision's link addresses: where the client's packets come from.
     Client,
     /// Rewritten, by the manager's route to the client.

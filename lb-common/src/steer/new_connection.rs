@@ -3,11 +3,11 @@
 use super::{
     Decision, Exit, Hook, PacketMeta, Tables,
     choice::{choose, choose_another, is_up},
-    client,
+    client, decide_exit,
     flow::{keeps_flows, supersede_own},
-    handshake::{end_handshake, forward_request},
+    handshake::{end_handshake, forward_request, forwarding},
     port::{self, NO_PORT, TimeWait},
-    slot::{NO_SLOT, client_hash, find_slot, write_owner_tag},
+    slot::{NO_SLOT, client_hash, find_slot, is_pending, write_owner_tag},
 };
 use crate::{
     address::{Address, V4},
@@ -32,7 +32,11 @@ pub struct PendingConnection<A = V4> {
     pub(super) hash: u64,
     /// Address, as one word, of the client that holds the port inspected last.
     pub(super) holder: u32,
-    pub(super) reserved: u32,
+    /// Slot for the handshake.
+    slot: u32,
+    /// Sequence number of the RST that ends an evicted handshake.
+    pub reset_sequence: u32,
+    reserved: u32,
 }
 
 /// How often unanswered datagrams lead to another worker. Some clients expect no reply.
@@ -79,6 +83,9 @@ pub(super) fn handle_new_connection<T: Tables>(
         NO_ROUTE => Verdict::NoRoute,
         AT_LIMIT => Verdict::ClientLimit,
         PORTS_EXHAUSTED => Verdict::PortsExhausted,
+        // Only TC can copy packets.
+        EVICTS if packet.in_driver => Verdict::HandedOver,
+        EVICTS => evict(tables, decision),
         slot => {
             decision.new_connection = 1;
             write_handshake(tables, packet, &attempt, slot);
@@ -127,6 +134,8 @@ const PORTS_EXHAUSTED: u32 = NO_SLOT;
 const NO_BACKEND: u32 = NO_SLOT - 1;
 const NO_ROUTE: u32 = NO_SLOT - 2;
 const AT_LIMIT: u32 = NO_SLOT - 3;
+/// The slot of an unexpired handshake must be cleared first.
+const EVICTS: u32 = NO_SLOT - 4;
 
 /// Allocates a slot, and an unused source port towards the backend.
 #[inline(never)]
@@ -161,6 +170,9 @@ fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
     if backend.mode != mode::LOCAL && !is_reachable(backend, packet, client) {
         return NO_ROUTE;
     }
+    if find_pending_slot(tables, packet, hash) {
+        return EVICTS;
+    }
     let has_tuple = match backend.mode {
         mode::NAT => port::allocate(tables, backend.port_pool) != NO_PORT,
         mode::ROUTED => supersede_own(tables),
@@ -169,7 +181,58 @@ fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
     if !has_tuple {
         return PORTS_EXHAUSTED;
     }
-    find_slot(tables, hash)
+    tables
+        .flow_scratch()
+        .map_or(NO_BACKEND, |it| it.pending.slot)
+}
+
+/// Handshakes younger than this are replaced without a RST: a flood that fills the table as fast leaves no time for
+/// handshakes, and each RST costs as much as a SYN.
+const MIN_RESET_AGE_NS: u64 = 50_000_000;
+
+/// Finds the slot for the pending connection. Returns whether it holds a handshake whose worker must receive a RST: else
+/// the worker keeps it for a minute, and answers the next SYN from the same port with a bare ACK.
+#[inline(never)]
+fn find_pending_slot<T: Tables>(tables: &T, packet: &PacketMeta, hash: u64) -> bool {
+    let slot = find_slot(tables, hash);
+    let Some(mut scratch) = tables.flow_scratch() else {
+        return false;
+    };
+    scratch.pending.slot = slot;
+    drop(scratch);
+    let (Some(settings), Some(handshake)) = (tables.settings(), tables.handshake(slot)) else {
+        return false;
+    };
+    let now = tables.now_ns();
+    let is_nat = |id| tables.backend(id).is_some_and(|it| it.mode == mode::NAT);
+    packet.hook == Hook::Ingress
+        && packet.flags.is_syn()
+        && !handshake.client.is_datagram()
+        && is_pending(&handshake, settings, now)
+        && now.saturating_sub(handshake.created_ns) >= MIN_RESET_AGE_NS
+        && is_nat(handshake.backend)
+}
+
+/// Ends the handshake in the pending connection's slot and decides on the RST to its worker.
+#[inline(never)]
+fn evict<T: Tables>(tables: &T, decision: &mut Decision<T::Address>) -> Verdict {
+    let Some(mut scratch) = tables.flow_scratch() else {
+        return Verdict::NoBackend;
+    };
+    let slot = scratch.pending.slot;
+    let Some(handshake) = tables.handshake(slot) else {
+        return Verdict::NoBackend;
+    };
+    let Some(backend) = tables.backend(handshake.backend) else {
+        return Verdict::NoBackend;
+    };
+    scratch.pending.reset_sequence = handshake.client_sequence.wrapping_add(1);
+    decide_exit(&forwarding(&handshake), backend, decision);
+    decision.exit = Exit::Reset;
+    drop(handshake);
+    drop(scratch);
+    end_handshake(tables, slot, TimeWait::None);
+    Verdict::HandshakeEvicted
 }
 
 /// Whether packets reach the worker and replies reach the client. A client on the manager cannot use mode `dsr`,

@@ -142,6 +142,11 @@ impl Memory {
         }
     }
 
+    /// Sequence number of the RST to the worker of the evicted handshake.
+    pub fn reset_sequence(&self) -> u32 {
+        self.flow_scratch.borrow().pending.reset_sequence
+    }
+
     /// The handshakes under way.
     pub fn handshakes(&self) -> Vec<Handshake> {
         let positions = self.half_open.iter().map(|slot| *slot.borrow());
