@@ -10,13 +10,18 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{maps::ended, verdict::Verdict};
+use lb_common::{
+    maps::{SLOTS_PER_BUCKET, ended},
+    verdict::Verdict,
+};
 
 use crate::{
     bench::{Bench, CLOSING_IDLE, ESTABLISHED_IDLE, HALF_OPEN_IDLE, at_both_edges, in_both_modes},
     call::{CLIENT_START, Call, WORKER_START},
+    datapath::Edge,
     frame::{ACK, FIN, PSH, RST},
     lan::{CLIENT, MANAGER, OTHER_CLIENT, OTHER_SOURCE, Station, WORKER1, WORKER2},
+    outcome::Action,
 };
 
 const A_WHILE: Duration = Duration::from_millis(500);
@@ -498,6 +503,39 @@ fn the_oldest_handshake_makes_room_where_all_places_are_taken() {
             call.requests(bench, WORKER1, &call.ack());
         }
         assert_eq!(bench.entries().len(), 4);
+    });
+}
+
+/// Else the worker would answer the next SYN from the same port with a bare ACK.
+#[test]
+fn the_worker_of_an_evicted_handshake_is_reset() {
+    const APART: Duration = Duration::from_millis(100);
+    at_both_edges(|bench| {
+        bench.settings(|settings| settings.half_open_buckets = 1);
+        let ports = 40_000..40_000 + SLOTS_PER_BUCKET as u16;
+        let mut calls: Vec<_> = ports.map(|port| bench.call(CLIENT, port)).collect();
+        for call in &mut calls {
+            call.begins(bench, WORKER1);
+            bench.wait(APART);
+        }
+        let oldest = &calls[0];
+        let mut next = bench.call(OTHER_CLIENT, 40_000);
+        let syn = next.syn();
+        let outcome = bench.receives(&syn);
+        if outcome.edge == Edge::Xdp {
+            return outcome.passes(Verdict::HandedOver);
+        }
+        outcome.is(Action::Redirect);
+        outcome.is_counted_as(Verdict::HandshakeEvicted);
+        let mut reset = oldest
+            .request(RST)
+            .numbers(CLIENT_START.wrapping_add(1), 0)
+            .payload(syn.tcp_options);
+        reset.from_mac = syn.from_mac;
+        outcome.leaves_as(&oldest.at_worker(WORKER1, &reset));
+        // The copy.
+        next.begins(bench, WORKER1);
+        assert_eq!(bench.handshakes().len(), SLOTS_PER_BUCKET as usize);
     });
 }
 
