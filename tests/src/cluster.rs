@@ -284,11 +284,18 @@ impl Cluster {
         }
         if self.direct {
             let (service, server) = (self.service(), self.servers[index].port());
-            let pins = self.paths.pin_path.join(worker_name(index));
+            let pins = self.agent_pins(index);
             command.arg("--dsr").arg(format!("{service}={server}"));
             command.arg("--pin-path").arg(pins);
         }
         command
+    }
+
+    /// Returns where the agent of the worker of that `index` pins its DSR translator.
+    pub fn agent_pins(&self, index: usize) -> PathBuf {
+        self.paths
+            .pin_path
+            .join(self.topology.workers[index].name())
     }
 
     /// Returns the file of the key of the worker of that `index`, if the workers have keys.

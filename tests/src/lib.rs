@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod load;
 pub mod lossy_link;
 pub mod memory_file;
+pub mod migration;
 pub mod mounts;
 pub mod namespace;
 pub mod narrow_path;

@@ -145,6 +145,34 @@ impl Topology {
         Ok(node)
     }
 
+    /// Moves the cable of the worker of that `index` to a further switch, which a cable joins to the first one.
+    ///
+    /// # Errors
+    /// When the links cannot be made.
+    pub fn move_cable(&mut self, index: usize) -> Result<()> {
+        let front = self
+            .switches
+            .first()
+            .context("cards have no switch to join")?;
+        let further = switch(Namespace::create(format!("{}-further", front.name()))?)?;
+        output(
+            front
+                .ip()
+                .args(["link", "add", "further", "type", "veth"])
+                .args(["peer", "name", "front", "netns", further.name()]),
+        )?;
+        for (switch, port) in [(front, "further"), (&further, "front")] {
+            output(
+                switch
+                    .ip()
+                    .args(["link", "set", port, "master", "switch", "up"]),
+            )?;
+        }
+        self.workers[index].plug_into(&further)?;
+        self.switches.push(further);
+        Ok(())
+    }
+
     /// Makes virtual interfaces behave as XDP expects of real ones; cards do by themselves.
     ///
     /// A veth hands what XDP sends to its other end only if that end polls, as
@@ -280,6 +308,50 @@ impl Node {
             let Port { name, switch } = interface.port()?;
             output(Command::new("ip").args(["-netns", switch, "link", "set", name, state]))?;
         }
+        Ok(())
+    }
+
+    /// Gives `eth1` another address in the place of its own.
+    ///
+    /// # Errors
+    /// When there is no such interface, or the address is refused.
+    pub fn take_address(&mut self, address: Ipv4Addr) -> Result<()> {
+        self.drop_address()?;
+        give_addresses(&self.namespace, "eth1", address)?;
+        let first = self.interfaces.first_mut();
+        first.context("the node has no interface")?.address = address;
+        Ok(())
+    }
+
+    /// Takes the address of `eth1` away.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn drop_address(&self) -> Result<()> {
+        let address = self.address();
+        for address in [format!("{address}/24"), format!("{}/120", sister(address))] {
+            output(
+                self.ip()
+                    .args(["address", "delete", &address, "dev", "eth1"]),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Moves the cable of `eth1` to a port of another switch.
+    fn plug_into(&mut self, switch: &Namespace) -> Result<()> {
+        let interface = self.interfaces.first_mut();
+        let port = interface.and_then(|it| it.port.as_mut());
+        let port = port.context("the node has no cable")?;
+        let moved = ["link", "set", &port.name, "netns", switch.name()];
+        output(
+            Command::new("ip")
+                .args(["-netns", &port.switch])
+                .args(moved),
+        )?;
+        let up = ["link", "set", &port.name, "master", "switch", "up"];
+        output(switch.ip().args(up))?;
+        port.switch = switch.name().into();
         Ok(())
     }
 
