@@ -4,21 +4,15 @@
 
 use std::time::{Duration, Instant};
 
-use memlb_tests::{Cluster, ClusterOptions, Nginx, client, command::output, root_test, wait_until};
+use memlb_tests::{Cluster, ClusterOptions, Nginx, command::output, root_test, wait_until};
 
 const SOON: Duration = Duration::from_secs(5);
 const NOTICED: Duration = Duration::from_secs(1);
 
-fn metrics(cluster: &Cluster) -> String {
-    let address = "127.0.0.1:9998".parse().unwrap();
-    let response = client::get(&cluster.topology.manager, address, "/metrics", SOON).unwrap();
-    String::from_utf8_lossy(&response.body).into_owned()
-}
-
-fn readyz(cluster: &Cluster) -> String {
-    let address = "127.0.0.1:9998".parse().unwrap();
-    let response = client::get(&cluster.topology.manager, address, "/readyz", SOON).unwrap();
-    String::from_utf8_lossy(&response.body).into_owned()
+fn fetch(cluster: &Cluster, path: &str) -> String {
+    let mut curl = cluster.topology.manager.command("curl");
+    curl.args(["--silent", "--show-error", "--max-time", "5"]);
+    output(curl.arg(format!("http://127.0.0.1:9998{path}"))).unwrap()
 }
 
 /// 200 requests a second while the server of the selected worker dies and returns; its agent checks nothing.
@@ -39,7 +33,10 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
     let noticed = cluster.wait_for_state("worker1", "failing", SOON).unwrap();
     assert!(noticed <= NOTICED, "{noticed:?}");
     let failing = "memlb_backend_failing{backend=\"worker1\",service=\"web\"} 1";
-    wait_until(NOTICED, failing, || metrics(&cluster).contains(failing)).unwrap();
+    wait_until(NOTICED, failing, || {
+        fetch(&cluster, "/metrics").contains(failing)
+    })
+    .unwrap();
     let events = cluster.events_of("worker_failing").unwrap();
     assert_eq!(events.len(), 1, "{events:?}");
     let reason = &cluster.backend("worker1").unwrap()["reason"];
@@ -103,7 +100,7 @@ fn a_rule_that_drops_heartbeats_costs_no_request() {
         assert_eq!(backend["heartbeats_missing"], true, "{backend}");
     }
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
-    let ready = readyz(&cluster);
+    let ready = fetch(&cluster, "/readyz");
     assert!(
         ready.contains("web: the heartbeats of most workers are missing"),
         "{ready}"
@@ -160,5 +157,5 @@ fn a_backup_without_an_agent_serves_while_no_primary_can() {
     cluster.kill_agent(0).unwrap();
     cluster.wait_for_page("Worker3", SOON).unwrap();
     assert!(!cluster.events_of("backups_serve").unwrap().is_empty());
-    assert!(readyz(&cluster).contains("no primary worker can serve"));
+    assert!(fetch(&cluster, "/readyz").contains("no primary worker can serve"));
 }

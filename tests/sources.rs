@@ -64,7 +64,7 @@ fn names(cluster: &Cluster) -> Vec<String> {
 #[root_test]
 fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
     let mut cluster = start();
-    let file = cluster.paths.directory.join("workers.json");
+    let file = cluster.paths.directory.join("list.json");
     let path = file.to_str().unwrap().to_owned();
     let apply = |cluster: &Cluster| output(&mut sources(cluster, &["apply", &path]));
     let second = || worker("worker2", "192.168.56.104:8082");
@@ -150,7 +150,7 @@ fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
 #[root_test]
 fn a_watched_file_is_followed_and_its_last_list_stays() {
     let cluster = start();
-    let file = cluster.paths.directory.join("workers.json");
+    let file = cluster.paths.directory.join("list.json");
     let second = worker("worker2", "192.168.56.104:8082");
     write(&file, std::slice::from_ref(&second));
     let mut command = sources(&cluster, &["apply", file.to_str().unwrap(), "--watch"]);

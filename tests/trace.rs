@@ -90,7 +90,7 @@ fn shows_a_refusal_and_nothing_of_others() {
     let words = format!("> {service} {address}  tcp SYN  no_backend  ");
     assert!(line.contains(&words), "{line}");
     assert!(
-        log.contains("1 packets; not shown: 0 over the rate"),
+        log.contains("1 packet; not shown: 0 over the rate"),
         "{log}"
     );
 }

@@ -106,13 +106,17 @@ impl Core {
         })
     }
 
-    /// Counts the workers of a group that fell silent within half of `down_after` of a worker.
+    /// Counts the workers of a group that fell silent within half of `down_after` of a worker. A worker without an
+    /// agent is always silent, and does not count.
     fn silent_with(&self, index: usize, group: impl Iterator<Item = usize>) -> Silent {
         let from = self.workers[index].silent_from();
         let near = self.down_after / 2;
         let mut count = Silent::default();
         for other in group {
             let worker = &self.workers[other];
+            if !worker.agent {
+                continue;
+            }
             let is_near = distance(worker.silent_from(), from) <= near;
             let is_silent = match worker.health {
                 Health::Up | Health::Unhealthy => is_near,

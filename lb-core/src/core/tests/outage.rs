@@ -69,6 +69,16 @@ fn one_silent_worker_is_down_at_down_after_whatever_it_answers() {
 }
 
 #[test]
+fn a_worker_without_an_agent_is_not_silent_with_another_one() {
+    let (mut world, mut counted) = world(&["worker1", "sorry"], |settings| {
+        settings.services[0].backends[1].agent = false;
+    });
+    world.agents.clear();
+    pass(&mut world, &mut counted, ms(2_000), &[1, 2]);
+    assert_eq!(world.state("worker1"), Health::Down);
+}
+
+#[test]
 fn a_death_during_the_outage_is_seen_in_the_packets() {
     let (mut world, mut counted) = world(&["worker1", "worker2"], |settings| {
         settings.services[0].fallback = None;
