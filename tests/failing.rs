@@ -60,6 +60,8 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
     )
     .unwrap();
     cluster.wait_for_state("worker1", "up", SOON * 2).unwrap();
+    // It is selected again if it has more memory by more than the threshold.
+    cluster.memory[0].set_available_kb(650 * 1024).unwrap();
     probe
         .wait_for_page("Worker1", Instant::now(), SOON)
         .unwrap();
