@@ -60,6 +60,18 @@ impl Difference {
     }
 }
 
+/// The one's-complement sum of an even number of bytes.
+#[inline(always)]
+pub fn sum(bytes: &[u8]) -> Difference {
+    let (words, _) = bytes.as_chunks::<2>();
+    let mut sum = Difference::default();
+    for word in words {
+        // From 0, whose complement adds nothing to a one's-complement sum.
+        sum = sum.plus(Difference::of_u16([0; 2], *word));
+    }
+    sum
+}
+
 /// A checksum for a UDP header, in which 0 means that there is no checksum (RFC 768).
 #[inline(always)]
 pub fn udp_checksum(checksum: [u8; 2]) -> [u8; 2] {

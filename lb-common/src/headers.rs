@@ -297,6 +297,11 @@ impl TcpFlags {
     }
 
     #[inline(always)]
+    pub fn has_ack(self) -> bool {
+        self.0 & Self::ACK != 0
+    }
+
+    #[inline(always)]
     pub fn has_fin(self) -> bool {
         self.0 & Self::FIN != 0
     }

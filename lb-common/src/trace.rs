@@ -7,11 +7,12 @@ use crate::{
         PROTOCOL_UDP,
     },
     maps::{NO_ID, TraceConfig, TraceEvent},
+    packet::SYN_LEN,
     verdict::Verdict,
 };
 
-/// Bytes of a frame that are parsed: the longest IPv4 header, and a TCP header up to its flags.
-pub const HEAD: usize = 96;
+/// Bytes of a frame that are copied: at least the longest IPv4 header, and a TCP header up to its flags.
+pub const HEAD: usize = SYN_LEN;
 
 impl TraceConfig {
     /// Whether the filter matches a packet.

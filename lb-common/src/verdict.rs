@@ -105,6 +105,8 @@ verdicts! {
     ImplausibleError = "implausible_error", Dropped, "An error message quotes a segment that its sender cannot have sent just now: dropped.";
     HandshakeEvicted = "handshake_evicted", Passed, "The table of handshakes was full: the oldest handshake ended with a RST to its worker, and a new connection took its slot.";
     TooLarge = "too_large", Dropped, "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";
+    Retried = "retried", Passed, "A worker refused a connection: its RST is dropped, and the client's SYN goes to another worker.";
+    WorkersFull = "workers_full", Refused, "New connection while every worker has its max_connections: the kernel answers with RST, or ICMP for UDP.";
 }
 
 impl Verdict {

@@ -26,7 +26,7 @@ fn lab() -> Memory {
     let mut memory = Memory::new(64);
     memory
         .services
-        .insert(service_key(SERVICE), Service { id: 2 });
+        .insert(service_key(SERVICE), Service { id: 2, flags: 0 });
     for id in 1..4_u8 {
         memory.backends[usize::from(id)] = Backend {
             weight: 100,
@@ -46,7 +46,7 @@ fn spread(memory: &mut Memory, kind: u32, places: &[u32]) {
         kind,
         generation,
         slots: u32::try_from(places.len()).unwrap(),
-        reserved: 0,
+        fallback: 0,
     };
 }
 

@@ -133,7 +133,7 @@ fn lab(mode: u8, per_client: u32) -> Memory {
     };
     memory
         .services
-        .insert(datagrams(SERVICE), Service { id: 0 });
+        .insert(datagrams(SERVICE), Service { id: 0, flags: 0 });
     memory.endpoints.insert(datagrams(WORKER), 1);
     memory
 }

@@ -43,14 +43,14 @@ fn the_layout_of_version_6_is_as_pinned() {
     assert_layout!(PortPool, 8, next_free 0, next_waiting 4);
     assert_layout!(PortWord, 16, used 0, waiting 8);
     assert_layout!(ServiceKey, 20, address 0, port 16, protocol 18, reserved 19);
-    assert_layout!(Service, 4, id 0);
+    assert_layout!(Service, 8, id 0, flags 4);
     assert_layout!(
-        Backend, 88,
+        Backend, 96,
         port 0, state 2, mode 3, interface 4, weight 8, service 12, next_hop 16, address 32,
         source 48, memory_available_bytes 64, memory_total_bytes 72, port_pool 80,
-        reply_interface 84
+        reply_interface 84, max_connections 88, reserved 92
     );
-    assert_layout!(Policy, 16, kind 0, generation 4, slots 8, reserved 12);
+    assert_layout!(Policy, 16, kind 0, generation 4, slots 8, fallback 12);
     assert_layout!(Neighbour, 16, worker 0, manager 8);
     assert_layout!(
         FlowKey, 16,
@@ -71,18 +71,18 @@ fn the_layout_of_version_6_is_as_pinned() {
         ended 65, counted 66, superseded 67, created_ticks 68, last_seen_ticks 72, sequence 76, bytes 80
     );
     assert_layout!(
-        Handshake, 112,
+        Handshake, 120,
         client 0, translated 16, client_mac 32, manager_mac 40, backend 48, service 52,
         client_interface 56, client_sequence 60, integrity_tag 64, created_ns 72, syn_ns 80,
         worker_sequence 88, answered 92, ended 93, retries 94, completed 95, bytes_in 96,
-        bytes_out 100, progress 104, reserved 105
+        bytes_out 100, progress 104, keeps_syn 105, reserved 106, refused_by 108
     );
     assert_layout!(
-        Handshake<V6>, 160,
+        Handshake<V6>, 168,
         client 0, translated 40, client_mac 80, manager_mac 88, backend 96, service 100,
         client_interface 104, client_sequence 108, integrity_tag 112, created_ns 120, syn_ns 128,
         worker_sequence 136, answered 140, ended 141, retries 142, completed 143, bytes_in 144,
-        bytes_out 148, progress 152, reserved 153
+        bytes_out 148, progress 152, keeps_syn 153, reserved 154, refused_by 156
     );
     assert_layout!(Counter, 16, packets 0, bytes 8);
     assert_layout!(
@@ -149,6 +149,8 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "implausible_error",
             "handshake_evicted",
             "too_large",
+            "retried",
+            "workers_full",
         ]
     );
 }
@@ -167,11 +169,11 @@ fn the_maps_of_version_6_are_as_pinned() {
         rows(MANAGER_MAPS),
         [
             ("settings", Array, 4, 88, Some(1)),
-            ("services", Hash, 20, 4, None),
+            ("services", Hash, 20, 8, None),
             ("selection", Array, 4, 4, None),
             ("policies", Array, 4, 16, None),
             ("choices", Array, 4, 4, None),
-            ("backends", Array, 4, 88, None),
+            ("backends", Array, 4, 96, None),
             ("neighbours", Array, 4, 16, None),
             ("ports", Array, 4, 8, Some(4096)),
             ("source_filter", Hash, 16, 4, Some(4096)),
@@ -182,22 +184,22 @@ fn the_maps_of_version_6_are_as_pinned() {
             ("nat_sources", Array, 4, 16, Some(16)),
             ("flows", LruHash, 16, 64, None),
             ("flows6", LruHash, 40, 88, None),
-            ("half_open", Array, 4, 112, None),
-            ("half_open6", Array, 4, 160, None),
+            ("half_open", Array, 4, 120, None),
+            ("half_open6", Array, 4, 168, None),
             ("owner_tags", Array, 4, 64, None),
             ("owner_tags6", Array, 4, 64, None),
             ("active", Array, 4, 8, None),
             ("evicted", Array, 4, 8, None),
             ("deny", LpmTrie, 20, 4, Some(16_384)),
             ("clients", LruHash, 16, 8, None),
-            ("verdicts", PerCpuArray, 4, 16, Some(28)),
+            ("verdicts", PerCpuArray, 4, 16, Some(30)),
             ("traffic", PerCpuArray, 4, 96, None),
             ("trace", Array, 4, 128, Some(1)),
             ("trace_counts", Array, 4, 32, Some(1)),
             ("trace_events", RingBuf, 0, 0, Some(262_144)),
         ]
     );
-    assert_eq!(DSR_LAYOUT_VERSION, 2, "pin the new layout here");
+    assert_eq!(DSR_LAYOUT_VERSION, 3, "pin the new layout here");
     assert_eq!(
         rows(DSR_MAPS),
         [
@@ -209,7 +211,7 @@ fn the_maps_of_version_6_are_as_pinned() {
             ("new_peers", LruHash, 16, 12, Some(16_384)),
             ("new_peers6", LruHash, 40, 24, Some(16_384)),
             ("sockets", SkStorage, 4, 20, Some(0)),
-            ("verdicts", PerCpuArray, 4, 16, Some(28)),
+            ("verdicts", PerCpuArray, 4, 16, Some(30)),
         ]
     );
 }
@@ -218,16 +220,16 @@ fn the_maps_of_version_6_are_as_pinned() {
 fn a_map_that_differs_in_any_property_is_named() {
     let verdicts = MANAGER_MAPS.iter().find(|it| it.name == name::VERDICTS);
     let verdicts = verdicts.unwrap();
-    assert_eq!(verdicts.difference(6, [4, 16], 28), None);
+    assert_eq!(verdicts.difference(6, [4, 16], 30), None);
     for (kind, sizes, entries, said) in [
-        (2, [4, 16], 28, "map verdicts has type 2, not 6"),
-        (6, [8, 16], 28, "map verdicts has key size 8, not 4"),
-        (6, [4, 8], 28, "map verdicts has value size 8, not 16"),
+        (2, [4, 16], 30, "map verdicts has type 2, not 6"),
+        (6, [8, 16], 30, "map verdicts has key size 8, not 4"),
+        (6, [4, 8], 30, "map verdicts has value size 8, not 16"),
         (
             6,
             [4, 16],
-            26,
-            "map verdicts has number of entries 26, not 28",
+            28,
+            "map verdicts has number of entries 28, not 30",
         ),
     ] {
         let found = verdicts.difference(kind, sizes, entries).unwrap();

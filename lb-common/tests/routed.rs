@@ -52,7 +52,7 @@ fn a_datagram_is_answered_by_way_of_the_manager() {
         protocol: PROTOCOL_UDP,
         ..service_key(SERVICE)
     };
-    memory.services.insert(service, Service { id: 0 });
+    memory.services.insert(service, Service { id: 0, flags: 0 });
     let datagram = |key: FlowKey| FlowKey {
         protocol: PROTOCOL_UDP.into(),
         ..key
@@ -181,7 +181,7 @@ fn two_services_do_not_share_a_tuple() {
     let mut memory = lab();
     memory
         .services
-        .insert(service_key(OTHER_SERVICE), Service { id: 1 });
+        .insert(service_key(OTHER_SERVICE), Service { id: 1, flags: 0 });
     memory.selection[1] = WORKER1;
     connects(&memory, &key(CLIENT, SERVICE));
     let syn = steer(&memory, &packet(SYN), &key(CLIENT, OTHER_SERVICE));

@@ -164,7 +164,7 @@ fn what_xdp_leaves_to_tc_is_decided_once() {
         protocol: PROTOCOL_UDP,
         ..*memory.services.keys().next().unwrap()
     };
-    memory.services.insert(service, Service { id: 0 });
+    memory.services.insert(service, Service { id: 0, flags: 0 });
     let meets_both = |flags: u8, client: &FlowKey| {
         for in_driver in [true, false] {
             let original = PacketMeta {
@@ -306,7 +306,7 @@ fn a_link_local_sender_reaches_a_link_local_service_only() {
         address: local.0.mapped(),
         ..*memory.services.keys().next().unwrap()
     };
-    memory.services.insert(service, Service { id: 0 });
+    memory.services.insert(service, Service { id: 0, flags: 0 });
     let syn = steer(&memory, &packet(SYN), &key(sender, local));
     assert_eq!(syn.verdict, Verdict::ToBackend);
 }
@@ -527,7 +527,7 @@ fn forged_datagrams_refuse_no_other_client() {
         protocol: PROTOCOL_UDP,
         ..*memory.services.keys().next().unwrap()
     };
-    memory.services.insert(service, Service { id: 0 });
+    memory.services.insert(service, Service { id: 0, flags: 0 });
     let of_datagrams = |(endpoint, pool): (&ServiceKey, &u32)| {
         let endpoint = ServiceKey {
             protocol: PROTOCOL_UDP,

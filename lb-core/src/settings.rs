@@ -72,6 +72,8 @@ pub struct ServiceSettings {
     pub passive_checks: bool,
     /// The manager's own server, used while no worker is up. Without it, new connections are refused then.
     pub fallback: Option<FallbackSettings>,
+    /// Whether the programs send a SYN that a worker answers with RST to another worker.
+    pub retry_refused: bool,
     /// Of two equal workers the first here is taken.
     pub backends: Vec<BackendSettings>,
 }
@@ -107,6 +109,8 @@ pub struct BackendSettings {
     pub backup: bool,
     /// Whether heartbeats are expected; without an agent, the worker is up until its packets say otherwise.
     pub agent: bool,
+    /// Most open connections; 0: no limit.
+    pub max_connections: u32,
 }
 
 /// How packets reach a service's workers.

@@ -11,6 +11,7 @@ mod maps;
 mod packet;
 mod packet_scratch;
 mod redirect;
+mod retry;
 mod tc;
 mod too_large;
 mod trace;

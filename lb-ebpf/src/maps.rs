@@ -17,6 +17,7 @@ use lb_common::{
         PortPool, PortWord, SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service,
         ServiceKey, Settings, TraceEvent, Traffic, port_bit, port_word,
     },
+    packet::Syn,
     steer::{
         ChoiceTables, Decision, FlowScratch, Hook, InsertError, PacketMeta, PortState, Step, Tables,
     },
@@ -74,6 +75,13 @@ static OWNER_TAGS: Array<OwnerTags, { (DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET) as
 #[btf_map(name = "owner_tags6")]
 static OWNER_TAGS6: Array<OwnerTags, { (DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET) as usize }> =
     Array::new();
+
+/// The SYNs of handshakes that may be sent again, by slot.
+#[btf_map(name = "syns")]
+static SYNS: Array<Syn, { DEFAULT_HANDSHAKES as usize }> = Array::new();
+
+#[btf_map(name = "syns6")]
+static SYNS6: Array<Syn, { DEFAULT_HANDSHAKES as usize }> = Array::new();
 
 /// Established connections that have not ended, by backend.
 #[btf_map(name = "active")]
@@ -145,10 +153,11 @@ pub trait Family: Address {
     fn owner_tags()
     -> &'static Array<OwnerTags, { (DEFAULT_HANDSHAKES / SLOTS_PER_BUCKET) as usize }>;
     fn flow_scratch() -> &'static PerCpuArray<FlowScratch<Self>, 1>;
+    fn syns() -> &'static Array<Syn, { DEFAULT_HANDSHAKES as usize }>;
 }
 
 macro_rules! families {
-    ($($address:ty: $scratch:ident $flows:ident $half_open:ident $owner_tags:ident $flow_scratch:ident;)+) => {
+    ($($address:ty: $scratch:ident $flows:ident $half_open:ident $owner_tags:ident $flow_scratch:ident $syns:ident;)+) => {
         $(
             impl Family for $address {
                 #[inline(always)]
@@ -179,14 +188,19 @@ macro_rules! families {
                 fn flow_scratch() -> &'static PerCpuArray<FlowScratch<Self>, 1> {
                     &$flow_scratch
                 }
+
+                #[inline(always)]
+                fn syns() -> &'static Array<Syn, { DEFAULT_HANDSHAKES as usize }> {
+                    &$syns
+                }
             }
         )+
     };
 }
 
 families! {
-    V4: PACKET_SCRATCH FLOWS HALF_OPEN OWNER_TAGS FLOW_SCRATCH;
-    V6: PACKET_SCRATCH6 FLOWS6 HALF_OPEN6 OWNER_TAGS6 FLOW_SCRATCH6;
+    V4: PACKET_SCRATCH FLOWS HALF_OPEN OWNER_TAGS FLOW_SCRATCH SYNS;
+    V6: PACKET_SCRATCH6 FLOWS6 HALF_OPEN6 OWNER_TAGS6 FLOW_SCRATCH6 SYNS6;
 }
 
 /// The maps of one address family.
@@ -353,6 +367,13 @@ impl<A: Family> Tables for Maps<A> {
         let owner_tags = A::owner_tags().get_ptr_mut(bucket)?;
         // SAFETY: array elements live as long as the map. A wrong tag after concurrent writes only hides a handshake.
         Some(unsafe { &mut *owner_tags })
+    }
+
+    #[inline(always)]
+    fn keeps_syn(&self, slot: u32, client: &FlowKey<A>, sequence: u32) -> bool {
+        A::syns()
+            .get(slot)
+            .is_some_and(|syn| syn.is_of(client, sequence))
     }
 
     #[inline(always)]
@@ -666,6 +687,13 @@ impl<A: Family> Maps<A> {
             unsafe { (*traffic).connections += u64::from(connections) };
         }
     }
+}
+
+/// The SYN of the handshake in a slot.
+#[inline(always)]
+pub fn syn<A: Family>(slot: u32) -> Option<&'static mut Syn> {
+    // SAFETY: array elements live as long as the map. `Syn::is_of` and checksums detect concurrent writes.
+    A::syns().get_ptr_mut(slot).map(|syn| unsafe { &mut *syn })
 }
 
 /// Counts a packet under its verdict.

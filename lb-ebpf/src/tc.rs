@@ -25,7 +25,7 @@ use crate::{
     packet::{HookContext, decide, is_unrelated},
     packet_scratch::{PacketScratch, Parsed},
     redirect::{STEERED, mark, redirect, redirect_by_route, redirect_to_neighbour, set_vlan},
-    too_large,
+    retry, too_large,
     trace::{self, Frame, barrier_var},
 };
 
@@ -115,6 +115,15 @@ fn slow_path<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
         Parsed::Passed | Parsed::Skipped => TC_ACT_UNSPEC,
         parsed => {
             decide(scratch, parsed);
+            if scratch.decision.new_connection != 0 {
+                retry::keep_syn::<A>(Skb(skb));
+            }
+            if scratch.decision.verdict == Verdict::Retried {
+                retry::decide(scratch);
+            }
+            if scratch.decision.verdict == Verdict::Retried {
+                return send_again(skb, scratch);
+            }
             let mtu = match parsed {
                 Parsed::Segment => exceeded(skb, &scratch.packet, &scratch.decision),
                 // No error about an error (RFC 1122, section 3.2.2).
@@ -134,6 +143,20 @@ fn slow_path<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
             too_large::send_error::<A>(skb, mtu)
         }
     }
+}
+
+/// Counts and traces a RST, and sends a SYN in its place.
+#[inline(never)]
+fn send_again<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>) -> i32 {
+    let PacketScratch {
+        key,
+        packet,
+        decision,
+        ..
+    } = scratch;
+    Maps::<A>::NEW.account(decision, packet);
+    trace::steered(Skb(skb), key, packet, decision, true);
+    retry::send_again(skb, scratch)
 }
 
 /// The next link's MTU if the packet exceeds it, else 0.

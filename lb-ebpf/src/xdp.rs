@@ -26,7 +26,7 @@ use crate::{
     maps::{Family, Maps, count},
     packet::{HookContext, decide, is_unrelated},
     packet_scratch::{PacketScratch, Parsed},
-    too_large,
+    retry, too_large,
     trace::{self, Frame},
 };
 
@@ -113,6 +113,9 @@ fn slow_path<A: Family>(ctx: *mut xdp_md) -> u32 {
         Parsed::Passed | Parsed::Skipped => XDP_PASS,
         parsed => {
             decide(scratch, parsed);
+            if scratch.decision.new_connection != 0 {
+                retry::keep_syn::<A>(Xdp(ctx));
+            }
             act(ctx, scratch, parsed)
         }
     }

@@ -22,7 +22,7 @@ use lb_common::{
         Backend, DEFAULT_SOURCE_WORDS, LAYOUT_VERSION, MAX_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
         Policy, PortPool, PortWord, SLOTS_PER_BUCKET, SPREAD, Service, ServiceKey, Settings,
         TraceConfig, TraceCounts, TraceEvent, Traffic, first_choice, mode, policy, port_bit,
-        port_word, state, ticks,
+        port_word, service_flag, state, ticks,
     },
     verdict::Verdict,
 };
@@ -171,8 +171,8 @@ impl Bench {
             Family::V4 => Family::V6,
             Family::V6 => Family::V4,
         };
-        self.serves(self.family, SERVICE_ID);
-        self.serves(abroad, FOREIGN_SERVICE_ID);
+        self.serves(self.family, SERVICE_ID, 0);
+        self.serves(abroad, FOREIGN_SERVICE_ID, 0);
         for worker in [lan::WORKER1, lan::WORKER2] {
             self.enlist(worker, lan::backend(worker, self.family));
             self.enlist(worker.abroad(), lan::backend(worker, abroad));
@@ -183,7 +183,9 @@ impl Bench {
         self.select(lan::WORKER1.id);
         self.traces(TraceConfig::OFF, Duration::ZERO);
         let policies = &mut self.datapath.maps.policies;
-        policies.set(SERVICE_ID, Policy::default(), 0).unwrap();
+        for service in [SERVICE_ID, FOREIGN_SERVICE_ID] {
+            policies.set(service, Policy::default(), 0).unwrap();
+        }
     }
 
     /// Makes every port known to be free.
@@ -201,7 +203,7 @@ impl Bench {
     }
 
     /// Names what the service's packets of both protocols are selected by.
-    fn serves(&mut self, family: Family, id: u32) {
+    fn serves(&mut self, family: Family, id: u32, flags: u32) {
         let address = lan::service(family);
         for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
             let key = ServiceKey {
@@ -211,7 +213,7 @@ impl Bench {
                 reserved: 0,
             };
             let services = &mut self.datapath.maps.services;
-            services.insert(key, Service { id }, 0).unwrap();
+            services.insert(key, Service { id, flags }, 0).unwrap();
         }
     }
 
@@ -329,10 +331,27 @@ impl Bench {
         selection.set(FOREIGN_SERVICE_ID, backend, 0).unwrap();
     }
 
+    /// Sends SYNs that a worker refuses to the next one of these; those of the other family likewise.
+    pub fn retries_refused(&mut self, servers: &[Server]) {
+        let abroad = match self.family {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
+        };
+        self.serves(self.family, SERVICE_ID, service_flag::RETRY_REFUSED);
+        self.serves(abroad, FOREIGN_SERVICE_ID, service_flag::RETRY_REFUSED);
+        self.ranks(servers);
+        let foreign: Vec<_> = servers.iter().map(|server| server.abroad()).collect();
+        self.ranks_of(FOREIGN_SERVICE_ID, &foreign);
+    }
+
     /// Says whom to try after the selected backend.
     pub fn ranks(&mut self, servers: &[Server]) {
+        self.ranks_of(SERVICE_ID, servers);
+    }
+
+    fn ranks_of(&mut self, service: u32, servers: &[Server]) {
         let maps = &mut self.datapath.maps;
-        let first = first_choice(SERVICE_ID, 0);
+        let first = first_choice(service, 0);
         for (place, server) in (first..).zip(servers) {
             maps.choices.set(place, server.id, 0).unwrap();
         }
@@ -340,9 +359,9 @@ impl Bench {
             kind: policy::RANKED,
             generation: 0,
             slots: servers.len().try_into().unwrap(),
-            reserved: 0,
+            fallback: 0,
         };
-        maps.policies.set(SERVICE_ID, ranked, 0).unwrap();
+        maps.policies.set(service, ranked, 0).unwrap();
     }
 
     /// Leaves new connections to a policy over these places.
@@ -352,7 +371,7 @@ impl Bench {
             kind,
             generation: 1,
             slots: places.len().try_into().unwrap(),
-            reserved: 0,
+            fallback: 0,
         });
         self.select(SPREAD);
     }
@@ -368,6 +387,12 @@ impl Bench {
     pub fn policy(&mut self, policy: Policy) {
         let policies = &mut self.datapath.maps.policies;
         policies.set(SERVICE_ID, policy, 0).unwrap();
+    }
+
+    /// Gives new connections to this backend while the others are full; 0: to none.
+    pub fn overflows_to(&mut self, fallback: u32) {
+        let before = self.datapath.maps.policies.get(&SERVICE_ID, 0).unwrap();
+        self.policy(Policy { fallback, ..before });
     }
 
     /// Makes the programs believe that a backend has so many connections open.

@@ -24,7 +24,7 @@ use crate::{
     lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, Server, Station, WORKER1, WORKER2},
     message::{Message, Problem},
     model::{Client, Connection, Expected, Model, ModelServer, Reach},
-    outcome::{Action, Outcome},
+    outcome::{Action, Counted, Outcome},
     segment::{Protocol, Segment},
     tables::{Key, Opening},
 };
@@ -297,7 +297,9 @@ fn begins(bench: &mut Bench, reached: [Reach; 4]) -> Model {
         });
     }
     let selected = [(HOME, WORKER1.id), (Family::V6, WORKER1.abroad().id)];
-    Model::new(PORTS, clients.into(), servers, selected.into())
+    bench.retries_refused(&WORKERS);
+    let workers = at_home_and_abroad(&WORKERS);
+    Model::new(PORTS, clients.into(), servers, selected.into(), workers)
 }
 
 fn apply(bench: &mut Bench, model: &mut Model, event: &Event) {
@@ -430,7 +432,9 @@ fn request(bench: &Bench, model: &mut Model, client: Client, flags: u8, guesses:
             }
             model.opened(client, server, port, retries);
         }
-        Expected::Comes(..) => unreachable!("a request goes to no client"),
+        Expected::Comes(..) | Expected::Retries { .. } => {
+            unreachable!("a request goes to no client")
+        }
     }
 }
 
@@ -481,13 +485,26 @@ fn reply(
         .reply(server, flags)
         .numbers(WORKER_START, CLIENT_START.wrapping_add(1));
     let is_deaf = waits_for_client(model, asked, server, seen);
+    let is_refusal = model.is_refusal(flags, |one| match seen {
+        Some(client) => one.is_routed(server, client),
+        None => one.holds(server, asked.protocol, asked.nat_port),
+    });
     let expected = match seen {
         Some(client) => model.routed_reply(server, client, flags),
         None => model.reply(server, asked.protocol, asked.nat_port, flags),
     };
-    let outcome = bench.receives(&segment);
+    let mut outcome = bench.receives(&segment);
+    if is_refusal && bench.edge == Edge::Xdp {
+        outcome.passes(Verdict::HandedOver);
+        outcome = bench.behind_xdp(&segment);
+    }
     match expected {
         Expected::Passes(verdict) => outcome.passes(verdict),
+        Expected::Retries {
+            client,
+            server,
+            ports,
+        } => is_sent_again(bench, model, &outcome, client, server, &ports),
         Expected::Comes(client, server) => {
             let restored = call(bench, client).at_client(&segment).frame();
             reaches(outcome, server, restored, is_deaf);
@@ -496,6 +513,44 @@ fn reply(
             unreachable!("a reply goes to no server: {}", Verdict::ToBackend.name())
         }
     }
+}
+
+/// A client's SYN leaves in place of the RST that refused it.
+fn is_sent_again(
+    bench: &Bench,
+    model: &mut Model,
+    outcome: &Outcome,
+    client: Client,
+    server: Server,
+    ports: &BTreeSet<u16>,
+) {
+    outcome.is(Action::Redirect);
+    let [
+        Counted::Verdict {
+            verdict: Verdict::Retried,
+            packets: 1,
+            ..
+        },
+        Counted::ToBackend {
+            id,
+            connections: 1,
+            packets: 1,
+            bytes,
+        },
+    ] = outcome.counted[..]
+    else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!((id, bytes), (server.id, outcome.left.len() as u64));
+    let port = (!ports.is_empty()).then(|| outcome.nat_port());
+    if let Some(port) = port {
+        assert!(ports.contains(&port), "{port} is not one of {ports:?}");
+        let live = bench.keys();
+        model.gave_way(server, Protocol::Tcp, |one| {
+            keys_of(bench, one).iter().all(|key| !live.contains(key))
+        });
+    }
+    model.retried(client, server, port);
 }
 
 /// The manager's own server answers.

@@ -33,6 +33,7 @@ mod local;
 mod paths;
 mod policies;
 mod rare;
+mod retry;
 mod routed;
 mod selection;
 mod summed;

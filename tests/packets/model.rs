@@ -42,6 +42,8 @@ pub struct Model {
     servers: Vec<ModelServer>,
     /// By family.
     selected: BTreeMap<Family, u32>,
+    /// The workers that a refused or repeated SYN may go to.
+    workers: Vec<Server>,
     pub connections: Vec<Connection>,
 }
 
@@ -79,6 +81,10 @@ pub struct Connection {
     /// When the client sent its last SYN, or unanswered datagram.
     begun: Duration,
     retries: u8,
+    /// Whether its SYN may be sent again.
+    keeps_syn: bool,
+    /// The servers that have refused it.
+    refused_by: Vec<Server>,
     /// Whether the server has accepted, as far as that can be seen.
     answered: bool,
     progress: Progress,
@@ -114,6 +120,12 @@ pub enum Expected {
     Goes(Server, Option<u16>),
     /// To this client, from this server.
     Comes(Client, Server),
+    /// Replaced by the client's SYN, to this server, from one of these ports if it needs one.
+    Retries {
+        client: Client,
+        server: Server,
+        ports: BTreeSet<u16>,
+    },
     /// As the first of a connection to this server, from one of these ports if it needs one.
     Opens {
         server: Server,
@@ -128,6 +140,7 @@ impl Model {
         clients: Vec<(Family, Protocol)>,
         servers: Vec<ModelServer>,
         selected: BTreeMap<Family, u32>,
+        workers: Vec<Server>,
     ) -> Self {
         Self {
             now: Duration::ZERO,
@@ -135,6 +148,7 @@ impl Model {
             clients,
             servers,
             selected,
+            workers,
             connections: Vec::new(),
         }
     }
@@ -156,7 +170,7 @@ impl Model {
     /// more, or not, than the handshake.
     pub fn request(&mut self, client: Client, flags: u8, proves: bool, advanced: bool) -> Expected {
         let Some(at) = self.connections.iter().position(|one| one.client == client) else {
-            return self.stranger(client, flags, 0);
+            return self.stranger(client, flags, 0, self.chosen(client));
         };
         let connection = &self.connections[at];
         let state = self.state_of(connection.server);
@@ -167,15 +181,18 @@ impl Model {
             connection.established && connection.has_ended() || silence > connection.patience();
         if !connection.established && is_over {
             self.connections.remove(at);
-            return self.stranger(client, flags, 0);
+            return self.stranger(client, flags, 0, self.chosen(client));
         }
         // A worker that does not answer is left for another one that can be had, if it can be known.
         let chosen = self.chosen(client);
+        let other = chosen
+            .filter(|other| other.server != connection.server)
+            .or_else(|| self.next(client, connection.retries + 1, &[connection.server]));
         let tries_another = !silence.is_zero()
             && !connection.answered
             && connection.reach != Reach::Directly
             && (!connection.is_of_datagrams() || connection.retries < DATAGRAM_RETRIES)
-            && chosen.is_some_and(|other| other.server != connection.server);
+            && other.is_some();
         let is_answered = connection.answered || connection.reach == Reach::Directly;
         let is_proven = if connection.is_of_datagrams() {
             connection.is_proven()
@@ -184,13 +201,13 @@ impl Model {
         };
         let is_left = !keeps || !is_proven && (state != state::UP || tries_another);
         if opens && (is_over || is_left) {
-            let retries = if !is_over && state == state::UP {
-                connection.retries + 1
+            let (retries, server) = if !is_over && state == state::UP {
+                (connection.retries + 1, other)
             } else {
-                0
+                (0, chosen)
             };
             self.connections.remove(at);
-            return self.stranger(client, flags, retries);
+            return self.stranger(client, flags, retries, server);
         }
         if !keeps {
             self.connections.remove(at);
@@ -264,6 +281,16 @@ impl Model {
             self.connections.remove(at);
             return Expected::Passes(Verdict::NotOurs);
         }
+        if connection.is_refused_by(flags)
+            && let Some(next) = self.next_after_refusal(connection)
+            && let Ok(ports) = self.ports(connection.client, next)
+        {
+            return Expected::Retries {
+                client: connection.client,
+                server: next.server,
+                ports,
+            };
+        }
         let connection = &mut self.connections[at];
         let Connection {
             from_client,
@@ -280,6 +307,48 @@ impl Model {
             self.connections.remove(at);
         }
         comes
+    }
+
+    /// Whether a worker's segment refuses a connection whose SYN can be sent again.
+    pub fn is_refusal(&self, flags: u8, is_part_of: impl Fn(&Connection) -> bool) -> bool {
+        let about = self.connections.iter().find(|one| is_part_of(one));
+        about.is_some_and(|one| one.is_refused_by(flags) && one.is_under_way(self))
+    }
+
+    /// The worker that a refused SYN goes to.
+    fn next_after_refusal(&self, connection: &Connection) -> Option<ModelServer> {
+        let mut tried = connection.refused_by.clone();
+        tried.push(connection.server);
+        self.next(connection.client, 0, &tried)
+            .filter(|next| next.reach != Reach::Directly)
+    }
+
+    /// The first worker from this rank on that is up and has not been tried.
+    fn next(&self, client: Client, rank: u8, tried: &[Server]) -> Option<ModelServer> {
+        let (family, _) = self.clients[client];
+        let of_family: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| self.server(*worker))
+            .filter(|spot| spot.family == family)
+            .collect();
+        let ranked = of_family.iter().cycle().skip(rank.into());
+        let mut ranked = ranked.take(of_family.len()).copied();
+        ranked.find(|spot| spot.state == state::UP && !tried.contains(&spot.server))
+    }
+
+    /// The SYN that [`Expected::Retries`] announced took this port.
+    pub fn retried(&mut self, client: Client, server: Server, port: Option<u16>) {
+        let (now, reach) = (self.now, self.server(server).reach);
+        let (_, protocol) = self.clients[client];
+        if let Some(port) = port {
+            self.connections
+                .retain(|one| !one.holds(server, protocol, port));
+        }
+        let mut connections = self.connections.iter_mut();
+        let one = connections.find(|one| one.client == client).unwrap();
+        one.refused_by.push(one.server);
+        (one.server, one.reach, one.port, one.begun) = (server, reach, port, now);
     }
 
     /// A router tells of a problem with a packet of the service to a client.
@@ -344,6 +413,9 @@ impl Model {
             established: false,
             begun: self.now,
             retries,
+            keeps_syn: protocol == Protocol::Tcp
+                && matches!(reach, Reach::Translated | Reach::Routed),
+            refused_by: Vec::new(),
             answered: unseen && protocol == Protocol::Udp,
             progress: Progress::None,
             from_client: begun,
@@ -407,30 +479,44 @@ impl Model {
         protocol == Protocol::Udp || flags & (SYN | ACK | RST | FIN) == SYN
     }
 
-    fn stranger(&self, client: Client, flags: u8, retries: u8) -> Expected {
+    fn stranger(
+        &self,
+        client: Client,
+        flags: u8,
+        retries: u8,
+        server: Option<ModelServer>,
+    ) -> Expected {
         if !self.opens(client, flags) {
             return Expected::Passes(Verdict::NoFlow);
         }
-        let Some(ModelServer { server, reach, .. }) = self.chosen(client) else {
+        let Some(spot) = server else {
             return Expected::Passes(Verdict::NoBackend);
         };
+        match self.ports(client, spot) {
+            Err(verdict) => Expected::Passes(verdict),
+            Ok(ports) => Expected::Opens {
+                server: spot.server,
+                ports,
+                retries,
+            },
+        }
+    }
+
+    /// The ports that a new connection of a client may take towards a server; none where it needs none.
+    fn ports(&self, client: Client, spot: ModelServer) -> Result<BTreeSet<u16>, Verdict> {
         let mut ports = BTreeSet::new();
-        if reach == Reach::Translated {
+        if spot.reach == Reach::Translated {
             let (_, protocol) = self.clients[client];
             let free = self.ports.clone();
-            ports.extend(free.filter(|port| self.is_free(server, protocol, *port)));
+            ports.extend(free.filter(|port| self.is_free(spot.server, protocol, *port)));
             if ports.is_empty() {
-                ports.extend(self.port_of_oldest_handshake(server, protocol));
+                ports.extend(self.port_of_oldest_handshake(spot.server, protocol));
             }
             if ports.is_empty() {
-                return Expected::Passes(Verdict::PortsExhausted);
+                return Err(Verdict::PortsExhausted);
             }
         }
-        Expected::Opens {
-            server,
-            ports,
-            retries,
-        }
+        Ok(ports)
     }
 
     fn port_of_oldest_handshake(&self, server: Server, protocol: Protocol) -> Option<u16> {
@@ -473,6 +559,12 @@ impl Connection {
     /// Whether this is the connection that `worker` knows under the client's own address.
     pub fn is_routed(&self, worker: Server, client: Client) -> bool {
         self.reach == Reach::Routed && self.server == worker && self.client == client
+    }
+
+    /// Whether a segment of the server refuses it, and its SYN can be sent again.
+    fn is_refused_by(&self, flags: u8) -> bool {
+        let refuses = flags & (RST | ACK) == RST | ACK;
+        refuses && self.keeps_syn && !self.established && !self.answered
     }
 
     /// The client sends more before it has proved that it is there.

@@ -16,7 +16,7 @@ use nix::{
 
 use crate::{
     bench::{Bench, at_both_edges},
-    lan::{CLIENT, Station, WORKER1, WORKER2},
+    lan::{CLIENT, FALLBACK, Station, WORKER1, WORKER2},
     outcome::Counted,
 };
 
@@ -121,6 +121,57 @@ fn a_worker_that_is_not_up_is_passed_over() {
 }
 
 #[test]
+fn a_worker_with_all_its_connections_is_passed_over() {
+    at_both_edges(|bench| {
+        for kind in KINDS {
+            bench.spreads(kind, &[ONE, TWO, ONE, TWO]);
+            limits(bench, 5);
+            assert_eq!(takers(bench, 12), [TWO; 12], "kind {kind}");
+            bench.has_open(ONE, 4);
+            bench.has_open(TWO, 4);
+            assert!(count(&takers(bench, 60), ONE) > 0, "kind {kind}");
+            bench.has_open(ONE, 5);
+            bench.has_open(TWO, 6);
+            overflows(bench, kind);
+        }
+    });
+}
+
+#[test]
+fn a_selected_worker_with_all_its_connections_is_passed_over() {
+    at_both_edges(|bench| {
+        bench.ranks(&[WORKER1, WORKER2]);
+        limits(bench, 5);
+        assert_eq!(takers(bench, 3), [TWO; 3]);
+        bench.has_open(TWO, 5);
+        overflows(bench, policy::RANKED);
+        // A repeated SYN goes nowhere else, either, and an open connection is not concerned.
+        bench.has_open(TWO, 4);
+        let mut call = bench.call(CLIENT, 39_999);
+        call.connects(bench, WORKER2);
+        call.requests(bench, WORKER2, &call.ack());
+    });
+}
+
+/// Worker 1 has as many connections as both workers may have, worker 2 none.
+fn limits(bench: &mut Bench, most: u32) {
+    for (id, open) in [(ONE, most), (TWO, 0)] {
+        bench.backend(id, |backend| backend.max_connections = most);
+        bench.has_open(id, open.into());
+    }
+}
+
+/// Both workers are full: the fallback serves, or nobody.
+fn overflows(bench: &mut Bench, kind: u32) {
+    let call = bench.call(CLIENT, 39_998);
+    bench.receives(&call.syn()).passes(Verdict::WorkersFull);
+    bench.overflows_to(FALLBACK.id);
+    let takers = takers(bench, 3);
+    assert_eq!(takers, [FALLBACK.id; 3], "kind {kind}");
+    bench.overflows_to(0);
+}
+
+#[test]
 fn slots_without_a_worker_are_skipped() {
     at_both_edges(|bench| {
         for kind in KINDS {
@@ -154,7 +205,7 @@ fn the_generation_in_force_counts_alone() {
                 kind,
                 generation,
                 slots: 2,
-                reserved: 0,
+                fallback: 0,
             };
             bench.fills(0, &[ONE, ONE]);
             bench.fills(1, &[TWO, TWO]);

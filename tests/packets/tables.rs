@@ -137,7 +137,9 @@ fn handshake<A: Address, B: Address>(handshake: &Handshake<A>) -> Handshake<B> {
         retries: handshake.retries,
         completed: handshake.completed,
         progress: handshake.progress,
+        keeps_syn: handshake.keeps_syn,
         reserved: handshake.reserved,
+        refused_by: handshake.refused_by,
         bytes_in: handshake.bytes_in,
         bytes_out: handshake.bytes_out,
     }

@@ -15,7 +15,7 @@ use lb_common::{
         Backend, Counter, DEFAULT_FLOW_ENTRIES, DEFAULT_HANDSHAKES, DEFAULT_SERVICES,
         DEFAULT_SOURCE_WORDS, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, Neighbour, PortWord,
         SLOTS_PER_BUCKET, Service, ServiceKey, Settings, Traffic, direction, mode, name, port_bit,
-        port_word, state,
+        port_word, service_flag, state,
     },
 };
 
@@ -466,7 +466,14 @@ fn furnish(memlb: &mut Ebpf, baseline: &mut Ebpf, size: Size) -> Result<()> {
             protocol: PROTOCOL_TCP,
             reserved: 0,
         };
-        services.insert(service, Service { id }, 0)?;
+        services.insert(
+            service,
+            Service {
+                id,
+                flags: service_flag::RETRY_REFUSED,
+            },
+            0,
+        )?;
         selection.set(id, size.backend(id), 0)?;
     }
     let endpoint = ServiceKey {

@@ -31,6 +31,9 @@ pub struct Backend {
     pub port_pool: u32,
     /// Index of the only interface on which the worker's replies are accepted; 0: any.
     pub reply_interface: u32,
+    /// Most open connections; 0: no limit.
+    pub max_connections: u32,
+    pub reserved: u32,
 }
 
 /// States of a backend.

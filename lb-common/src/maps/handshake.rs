@@ -39,8 +39,15 @@ pub struct Handshake<A = V4> {
     pub bytes_out: u32,
     /// One of [`progress`].
     pub progress: u8,
-    pub reserved: [u8; 7],
+    /// 1: `syns` holds the SYN, unless it cannot be sent again. Another backend gets it after a RST.
+    pub keeps_syn: u8,
+    pub reserved: [u8; 2],
+    /// The backends that refused the handshake, in order; 0: none.
+    pub refused_by: [u32; MAX_REFUSALS],
 }
+
+/// Most backends that may refuse a handshake before its client gets the RST, less one.
+pub const MAX_REFUSALS: usize = 3;
 
 impl<A: Address> Handshake<A> {
     /// A free slot.
@@ -64,7 +71,9 @@ impl<A: Address> Handshake<A> {
         bytes_in: 0,
         bytes_out: 0,
         progress: progress::NONE,
-        reserved: [0; 7],
+        keeps_syn: 0,
+        reserved: [0; 2],
+        refused_by: [0; MAX_REFUSALS],
     };
 
     /// The tag of these contents.

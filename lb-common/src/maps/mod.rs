@@ -25,14 +25,14 @@ pub use dsr::{
 pub use flow::{
     BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, TICK_NS, direction, elapsed_ns, ended, ticks,
 };
-pub use handshake::{Handshake, progress};
+pub use handshake::{Handshake, MAX_REFUSALS, progress};
 pub use layout::{DSR_MAPS, Difference, MANAGER_MAPS, MapKind, MapLayout};
 pub use mac::Mac;
 pub use ports::{
     DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,
     PortWord, TIME_WAIT_NS, port_bit, port_word,
 };
-pub use service::{Policy, SPREAD, Service, ServiceKey, first_choice, policy};
+pub use service::{Policy, SPREAD, Service, ServiceKey, first_choice, policy, service_flag};
 pub use trace::{
     NO_ID, TRACE_BYTES, TRACE_SECTION, TRACE_WINDOW_NS, TRACED_BACKENDS, TraceConfig, TraceCounts,
     TraceEvent, trace_hook,
@@ -145,18 +145,18 @@ pub const LOOPBACK: u32 = 1;
 const _: () = {
     assert!(size_of::<Settings>() == 88 && align_of::<Settings>() == 8);
     assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
-    assert!(size_of::<Service>() == 4);
+    assert!(size_of::<Service>() == 8);
     assert!(size_of::<Policy>() == 16);
     assert!(size_of::<PortPool>() == 8 && align_of::<PortPool>() == 4);
     assert!(size_of::<PortWord>() == 16 && align_of::<PortWord>() == 8);
-    assert!(size_of::<Backend>() == 88 && align_of::<Backend>() == 8);
+    assert!(size_of::<Backend>() == 96 && align_of::<Backend>() == 8);
     assert!(size_of::<Neighbour>() == 16);
     assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 8);
     assert!(size_of::<FlowKey<V6>>() == 40 && align_of::<FlowKey<V6>>() == 8);
     assert!(size_of::<Flow>() == 64 && align_of::<Flow>() == 8);
     assert!(size_of::<Flow<V6>>() == 88 && align_of::<Flow<V6>>() == 8);
-    assert!(size_of::<Handshake>() == 112 && align_of::<Handshake>() == 8);
-    assert!(size_of::<Handshake<V6>>() == 160 && align_of::<Handshake<V6>>() == 8);
+    assert!(size_of::<Handshake>() == 120 && align_of::<Handshake>() == 8);
+    assert!(size_of::<Handshake<V6>>() == 168 && align_of::<Handshake<V6>>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Traffic>() == 96);
     assert!(size_of::<TraceConfig>() == 128 && align_of::<TraceConfig>() == 8);

@@ -15,11 +15,20 @@ pub struct ServiceKey {
     pub reserved: u8,
 }
 
-/// Value of `services`: the index in `selection` and `policies`.
+/// Value of `services`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
+    /// The index in `selection` and `policies`.
     pub id: u32,
+    /// Bits of [`service_flag`].
+    pub flags: u32,
+}
+
+/// Flags of a [`Service`].
+pub mod service_flag {
+    /// A SYN that its worker answers with RST goes to another worker.
+    pub const RETRY_REFUSED: u32 = 1;
 }
 
 /// Value of `selection`, indexed by service id: the [`Policy`] chooses for each new connection. Any other value is
@@ -37,7 +46,8 @@ pub struct Policy {
     pub generation: u32,
     /// Filled slots of that half, from the first on.
     pub slots: u32,
-    pub reserved: u32,
+    /// The backend that receives new connections while all others have their `max_connections`; 0: none.
+    pub fallback: u32,
 }
 
 /// Kinds of a [`Policy`]. Slots hold backend ids.

@@ -4,12 +4,14 @@ mod bytes;
 mod icmp_error;
 mod ip;
 mod segment;
+mod syn;
 pub mod too_large;
 
 pub use bytes::{FrameBytes, Header};
 pub use icmp_error::{ErrorMessage, IcmpError};
 pub use ip::{IpHeader, Located, MAX_EXTENSION_BYTES, after_hop};
 pub use segment::{PortsFrame, Segment, TcpFrame, Transport};
+pub use syn::{SYN_LEN, Syn};
 
 use crate::checksum::Difference;
 

@@ -2,7 +2,7 @@
 //! the packet's destination as its source.
 
 use crate::{
-    checksum::Difference,
+    checksum::{Difference, sum},
     headers::{ETHERNET_LEN, Ipv4Header, Ipv6Header, PROTOCOL_ICMP, PROTOCOL_ICMPV6},
 };
 
@@ -78,16 +78,4 @@ pub fn icmp_error_v6(frame: &mut [u8; ERROR_V6_LEN], head: &[u8; HEAD_V6_LEN], m
         Difference::of_u16([0; 2], LENGTH).plus(Difference::of_u16([0; 2], [0, PROTOCOL_ICMPV6]));
     let covered = sum(&frame[IP + 8..]).plus(pseudo);
     frame[ICMP + 2..ICMP + 4].copy_from_slice(&covered.apply([0xff; 2]));
-}
-
-/// The one's-complement sum of an even number of bytes.
-#[inline(always)]
-fn sum(bytes: &[u8]) -> Difference {
-    let (words, _) = bytes.as_chunks::<2>();
-    let mut sum = Difference::default();
-    for word in words {
-        // From 0, whose complement adds nothing to a one's-complement sum.
-        sum = sum.plus(Difference::of_u16([0; 2], *word));
-    }
-    sum
 }

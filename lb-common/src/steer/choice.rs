@@ -2,7 +2,9 @@
 
 use super::{ChoiceTables, Step};
 use crate::address::Address;
-use crate::maps::{CHOICE_SLOTS, FlowKey, Policy, SPREAD, first_choice, policy, state};
+use crate::maps::{
+    CHOICE_SLOTS, FlowKey, MAX_REFUSALS, Policy, SPREAD, first_choice, policy, state,
+};
 
 /// Most slots that a search compares, from a random one on: for the backend with the fewest connections, or for
 /// another backend after an unanswered SYN.
@@ -11,9 +13,29 @@ pub const COMPARED: u32 = 256;
 /// Most slots tried until one holds a backend that is up.
 const SLOTS_TRIED: u32 = 4;
 
-/// Returns the id of the backend for a new connection with the client's tuple `key`; 0 for none.
+/// Returns the id of the backend for a new connection with the client's tuple `key`; 0 for none. A backend that is full
+/// is returned only if there is neither another one nor a fallback.
 #[inline(never)]
 pub fn choose<T: ChoiceTables, A: Address>(tables: &T, key: &FlowKey<A>, service: u32) -> u32 {
+    let chosen = preferred(tables, key, service);
+    if !is_full(tables, chosen) {
+        return chosen;
+    }
+    let another = choose_another(tables, service, &Tried([chosen, 0, 0, 0]), 0);
+    if another != 0 {
+        return another;
+    }
+    let fallback = tables.policy(service).map_or(0, |policy| policy.fallback);
+    if is_up(tables, fallback) {
+        fallback
+    } else {
+        chosen
+    }
+}
+
+/// The choice of selection and policy. If all that it considers are full, one of them.
+#[inline(always)]
+fn preferred<T: ChoiceTables, A: Address>(tables: &T, key: &FlowKey<A>, service: u32) -> u32 {
     let selected = tables.selection(service).unwrap_or(0);
     if selected != SPREAD {
         return selected;
@@ -49,14 +71,14 @@ pub fn choose<T: ChoiceTables, A: Address>(tables: &T, key: &FlowKey<A>, service
     }
 }
 
-/// Returns another backend than `tried`, which did not answer the client's SYN `retries + 1` times; 0 if there is
-/// none.
+/// Returns another backend than those in `tried`; 0 if there is none. Of ranked backends, the search begins with the
+/// one at `rank`.
 #[inline(never)]
 pub(super) fn choose_another<T: ChoiceTables>(
     tables: &T,
     service: u32,
-    tried: u32,
-    retries: u8,
+    tried: &Tried,
+    rank: u32,
 ) -> u32 {
     let Some(policy) = tables.policy(service) else {
         return 0;
@@ -71,10 +93,10 @@ pub(super) fn choose_another<T: ChoiceTables>(
     let mut search = OtherBackendSearch {
         slots,
         start: match policy.kind {
-            policy::RANKED => u32::from(retries) + 1,
+            policy::RANKED => rank,
             _ => tables.random(),
         },
-        tried,
+        tried: *tried,
         found: tables.barrier_var(0),
     };
     tables.repeat(slots.count.min(COMPARED), &mut search);
@@ -96,26 +118,35 @@ impl SlotRange {
         tables.choice(self.first + slot).unwrap_or(0)
     }
 
-    /// The backend in a slot or, if it is not up, in one of the next slots.
+    /// The backend in a slot or, if it is not up or full, in one of the next slots. If all of them are full, the last.
     #[inline(always)]
     fn up<T: ChoiceTables>(self, tables: &T, number: u32) -> u32 {
+        let mut full = 0;
         for step in 0..SLOTS_TRIED {
             let id = self.at(tables, number.wrapping_add(step));
             if is_up(tables, id) {
-                return id;
+                if !is_full(tables, id) {
+                    return id;
+                }
+                full = id;
             }
         }
-        0
+        full
     }
 }
 
-/// The search for a backend other than `tried`, which may fill many slots in a row.
+/// Backends that a client's SYN has reached; 0: none. Aligned, because the verifier demands aligned words on the stack.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tried(pub [u32; 1 + MAX_REFUSALS]);
+
+/// The search for a backend other than those in `tried`, which may fill many slots in a row.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct OtherBackendSearch {
     slots: SlotRange,
+    tried: Tried,
     start: u32,
-    tried: u32,
     found: u32,
 }
 
@@ -123,7 +154,9 @@ impl<T: ChoiceTables> Step<T> for OtherBackendSearch {
     #[inline(always)]
     fn step(&mut self, tables: &T, number: u32) -> bool {
         let id = self.slots.at(tables, self.start.wrapping_add(number));
-        let is_another = id != self.tried && is_up(tables, id);
+        let Tried([a, b, c, d]) = self.tried;
+        let is_tried = (id == a) | (id == b) | (id == c) | (id == d);
+        let is_another = !is_tried && is_up(tables, id) && !is_full(tables, id);
         if is_another {
             self.found = id;
         }
@@ -150,9 +183,22 @@ impl<T: ChoiceTables> Step<T> for LeastLoadedSearch {
     }
 }
 
-/// Of two backends, the one with fewer connections for its weight, the new one included.
+/// Whether a backend has all connections that it may have. Half-open ones do not count: else forged SYNs would fill it.
+#[inline(always)]
+pub(super) fn is_full<T: ChoiceTables>(tables: &T, id: u32) -> bool {
+    let most = tables.backend(id).map_or(0, |it| it.max_connections);
+    most != 0 && tables.active_connections(id) >= most
+}
+
+/// Of two backends, the one with fewer connections for its weight, the new one included; rather one that is not full.
 #[inline(always)]
 fn less_loaded<T: ChoiceTables>(tables: &T, one: u32, other: u32) -> u32 {
+    if one != 0 && is_full(tables, other) {
+        return one;
+    }
+    if is_up(tables, other) && is_full(tables, one) {
+        return other;
+    }
     let (first, second) = (weight_if_up(tables, one), weight_if_up(tables, other));
     let load = |id| u64::from(tables.active_connections(id)) + 1;
     if load(other) * first < load(one) * second {

@@ -9,6 +9,7 @@ use super::{
     },
     is_left_to_tc,
     port::{TimeWait, release},
+    retry::{begin_retry, is_retriable},
     slot::UNANSWERED_NS,
 };
 use crate::{
@@ -50,6 +51,11 @@ pub(super) fn handle_worker_packet<T: Tables>(
     };
     if is_left_to_tc(tables, &forwarding, backend, packet) {
         return decide_exit(&forwarding, backend, decision);
+    }
+    if is_retriable(&handshake, packet) {
+        decision.backend = handshake.backend;
+        drop(handshake);
+        return begin_retry(tables, packet, slot);
     }
     handshake.bytes_out = handshake.bytes_out.wrapping_add(packet.bytes);
     if belongs_to(&handshake, packet) {

@@ -14,6 +14,7 @@ mod icmp_error;
 mod new_connection;
 mod port;
 mod reply;
+mod retry;
 mod slot;
 
 use core::ops::DerefMut;
@@ -37,6 +38,7 @@ pub use choice::{COMPARED, choose};
 pub use icmp_error::steer_error;
 pub use new_connection::PendingConnection;
 pub use port::PortState;
+pub use retry::{kept_slot, retry_refused};
 
 /// The hook at which a program runs.
 #[repr(u8)]
@@ -234,6 +236,8 @@ pub trait Tables: ChoiceTables {
 
     /// The owner tags of a bucket of the handshake table.
     fn owner_tags(&self, bucket: u32) -> Option<Self::OwnerTags<'_>>;
+    /// Whether the SYN of the handshake in a slot is kept.
+    fn keeps_syn(&self, slot: u32, client: &FlowKey<Self::Address>, sequence: u32) -> bool;
     /// A slot of the handshake table.
     fn handshake(&self, slot: u32) -> Option<Self::Slot<'_>>;
 
@@ -292,6 +296,9 @@ pub fn steer<T: Tables>(
 ) {
     if !steer_established(tables, packet, key, decision) {
         steer_unestablished(tables, packet, key, decision);
+        if decision.verdict == Verdict::Retried {
+            retry_refused(tables, packet, decision);
+        }
     }
 }
 
@@ -316,7 +323,8 @@ pub fn steer_established<T: Tables>(
     }
 }
 
-/// The second half of [`steer`]: the packet belongs to no established flow.
+/// The second half of [`steer`]: the packet belongs to no established flow. After [`Verdict::Retried`],
+/// [`retry_refused`] completes the decision.
 #[inline(always)]
 pub fn steer_unestablished<T: Tables>(
     tables: &T,
@@ -373,6 +381,9 @@ fn unestablished<T: Tables>(
     }
     let slot = find_by_client(tables, key);
     if packet.flags.is_syn() || key.is_datagram() && !continues_exchange(tables, slot) {
+        if let Some(mut scratch) = tables.flow_scratch() {
+            scratch.pending.flags = service.flags;
+        }
         return handle_new_connection(tables, packet, key, service.id, slot, decision);
     }
     if slot == NO_SLOT {

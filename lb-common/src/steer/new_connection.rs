@@ -2,7 +2,7 @@
 
 use super::{
     Decision, Exit, Hook, PacketMeta, Tables,
-    choice::{choose, choose_another, is_up},
+    choice::{Tried, choose, choose_another, is_full, is_up},
     client, decide_exit,
     flow::{keeps_flows, supersede_own},
     handshake::{end_handshake, forward_request, forwarding},
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     address::{Address, V4},
-    maps::{Backend, FlowKey, Handshake, LOOPBACK, mode, progress, state},
+    maps::{Backend, FlowKey, Handshake, LOOPBACK, mode, progress, service_flag, state},
     verdict::Verdict,
 };
 
@@ -32,12 +32,30 @@ pub struct PendingConnection<A = V4> {
     pub(super) hash: u64,
     /// Address, as one word, of the client that holds the port inspected last.
     pub(super) holder: u32,
-    /// Slot for the handshake.
-    slot: u32,
+    /// Bits of [`service_flag`] of the service.
+    pub(super) flags: u32,
+    /// The slot of the handshake.
+    pub(super) slot: u32,
+    /// 1: the SYN is kept.
+    pub(super) keeps_syn: u32,
     /// Sequence number of the RST that ends an evicted handshake.
     pub reset_sequence: u32,
     reserved: u32,
 }
+
+impl<A: Address> PendingConnection<A> {
+    /// Sets the tuple towards a backend, except the port of the manager.
+    #[inline(always)]
+    pub(super) fn translate(&mut self, backend: &Backend) {
+        self.translated = self.client;
+        if backend.mode != mode::DSR {
+            self.translated.destination = A::from_mapped(&backend.address);
+            self.translated.destination_port = backend.port.to_be_bytes();
+        }
+        if backend.mode == mode::NAT {
+            self.translated.source = A::from_mapped(&backend.source);
+        }
+    }
 
 /// How often unanswered datagrams lead to another worker. Some clients expect no reply.
 const MAX_DATAGRAM_RETRIES: u8 = 3;
@@ -82,6 +100,7 @@ pub(super) fn handle_new_connection<T: Tables>(
         NO_BACKEND => Verdict::NoBackend,
         NO_ROUTE => Verdict::NoRoute,
         AT_LIMIT => Verdict::ClientLimit,
+        FULL => Verdict::WorkersFull,
         PORTS_EXHAUSTED => Verdict::PortsExhausted,
         // Only TC can copy packets.
         EVICTS if packet.in_driver => Verdict::HandedOver,
@@ -136,6 +155,7 @@ const NO_ROUTE: u32 = NO_SLOT - 2;
 const AT_LIMIT: u32 = NO_SLOT - 3;
 /// The slot of an unexpired handshake must be cleared first.
 const EVICTS: u32 = NO_SLOT - 4;
+const FULL: u32 = NO_SLOT - 5;
 
 /// Allocates a slot, and an unused source port towards the backend.
 #[inline(never)]
@@ -153,19 +173,19 @@ fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
         return NO_BACKEND;
     };
     let pending = &mut scratch.pending;
-    pending.translated = pending.client;
-    if backend.mode != mode::DSR {
-        pending.translated.destination = T::Address::from_mapped(&backend.address);
-        pending.translated.destination_port = backend.port.to_be_bytes();
-    }
-    if backend.mode == mode::NAT {
-        pending.translated.source = T::Address::from_mapped(&backend.source);
-    }
+    pending.translate(backend);
+    let is_sent_again = pending.flags & service_flag::RETRY_REFUSED != 0
+        && matches!(backend.mode, mode::NAT | mode::ROUTED)
+        && !pending.client.is_datagram();
+    pending.keeps_syn = is_sent_again.into();
     pending.hash = client_hash(settings, &pending.client);
     let (hash, client) = (pending.hash, pending.client.source);
     drop(scratch);
     if client::is_at_limit(tables, &client) {
         return AT_LIMIT;
+    }
+    if is_full(tables, id) {
+        return FULL;
     }
     if backend.mode != mode::LOCAL && !is_reachable(backend, packet, client) {
         return NO_ROUTE;
@@ -291,7 +311,12 @@ fn restarts<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32, attempt: &mut
         return false;
     }
     if attempt.backend == tried || !is_up(tables, attempt.backend) {
-        attempt.backend = choose_another(tables, attempt.service, tried, retries);
+        attempt.backend = choose_another(
+            tables,
+            attempt.service,
+            &Tried([tried, 0, 0, 0]),
+            u32::from(retries) + 1,
+        );
     }
     attempt.retries = retries.wrapping_add(1);
     attempt.backend != 0
@@ -303,7 +328,7 @@ fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt
     let now = tables.now_ns();
     // The former handshake of the slot ends.
     end_handshake(tables, slot, TimeWait::Possible);
-    let (Some(scratch), Some(mut handshake)) = (tables.flow_scratch(), tables.handshake(slot))
+    let (Some(mut scratch), Some(mut handshake)) = (tables.flow_scratch(), tables.handshake(slot))
     else {
         return;
     };
@@ -319,8 +344,10 @@ fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt
         created_ns: now,
         syn_ns: now,
         retries: attempt.retries,
+        keeps_syn: scratch.pending.keeps_syn as u8,
         ..Handshake::FREE
     };
+    scratch.pending.slot = slot;
     handshake.integrity_tag = handshake.compute_integrity_tag();
     client::count(tables, &handshake.client.source, true);
     write_owner_tag(tables, slot, scratch.pending.hash);

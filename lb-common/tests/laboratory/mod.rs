@@ -102,7 +102,7 @@ pub fn laboratory(capacity: usize, backends: &[Backend]) -> Memory {
     let mut memory = Memory::new(capacity);
     memory
         .services
-        .insert(service_key(SERVICE), Service { id: 0 });
+        .insert(service_key(SERVICE), Service { id: 0, flags: 0 });
     for (id, backend) in (1..).zip(backends) {
         let mut backend = *backend;
         if backend.mode == mode::NAT {

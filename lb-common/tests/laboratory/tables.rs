@@ -40,6 +40,8 @@ pub struct Memory {
     pub choices: BTreeMap<u32, u32>,
     pub active: RefCell<BTreeMap<u32, u32>>,
     pub traffic: RefCell<BTreeMap<u32, Traffic>>,
+    /// Whether SYNs can be sent again.
+    pub keeps_syns: bool,
     /// Connections of each client.
     pub clients: RefCell<BTreeMap<V6, u64>>,
     next_round_robin: Cell<u32>,
@@ -118,6 +120,7 @@ impl Memory {
             choices: BTreeMap::new(),
             active: RefCell::default(),
             traffic: RefCell::default(),
+            keeps_syns: true,
             clients: RefCell::default(),
             next_round_robin: Cell::new(0),
             backends: vec![Backend::default(); 4],
@@ -332,6 +335,10 @@ impl Tables for Memory {
         self.owner_tags
             .get(bucket as usize)
             .map(RefCell::borrow_mut)
+    }
+
+    fn keeps_syn(&self, _slot: u32, _client: &FlowKey, _sequence: u32) -> bool {
+        self.keeps_syns
     }
 
     fn handshake(&self, slot: u32) -> Option<RefMut<'_, Handshake>> {

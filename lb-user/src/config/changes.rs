@@ -145,6 +145,7 @@ mod tests {
             weight_percent: 100,
             backup: false,
             agent: true,
+            max_connections: 0,
         });
         let changes = Changes::between(&old, &new);
         assert_eq!(

@@ -126,6 +126,7 @@ impl Config {
             },
             spread: service.spread(),
             passive_checks: service.passive_checks,
+            retry_refused: service.retry_refused,
             backends: service
                 .workers
                 .iter()
@@ -139,6 +140,7 @@ impl Config {
                         .and_then(|it| it.state.clone()),
                     backup: worker.backup,
                     agent: worker.agent,
+                    max_connections: worker.max_connections,
                 })
                 .collect(),
             fallback: service.fallback.map(|address| FallbackSettings {

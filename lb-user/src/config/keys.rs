@@ -340,6 +340,13 @@ sections! {
         /// for a server that refuses connections on purpose.
         passive_checks: bool = true, Flag, Live;
 
+        /// Whether a new connection that its worker refuses (RST in answer to the SYN) goes to another worker at once,
+        /// up to three times. The client then gets the RST of the last one only. Switch it off where workers refuse
+        /// single clients on purpose, by a packet filter that answers with RST: each refused client would try several
+        /// workers. A SYN with data (TCP Fast Open) is never sent to a second worker. In mode "dsr", and of datagrams,
+        /// the manager does not see or repeat refusals.
+        retry_refused: bool = true, Flag, Live;
+
         /// The manager's own server, used while no worker is up and until the first heartbeat arrives. Required;
         /// the service's own IP address with another port, because memlb translates only the port on this way.
         /// "reject": there is none, and new connections are refused meanwhile (RST, so that clients fail at once).
@@ -354,6 +361,9 @@ sections! {
         /// its memory. A worker with backup = true takes connections only while no other worker can serve. One with
         /// agent = false needs no agent and counts as up until its handshakes fail: backup = true, agent = false is a
         /// fallback on another machine.
+        /// its memory. With max_connections = 500, a worker with as many open connections gets no new one until some
+        /// have ended: those go to other workers, or to the fallback while all are full; without a fallback they are
+        /// refused and counted as workers_full. Connections that are being established may exceed the number.
         workers: Vec<Worker> = Vec::new(), Workers, Live,
             example(EXAMPLE_WORKERS);
 

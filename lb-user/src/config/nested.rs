@@ -36,6 +36,9 @@ sections! {
 
         /// Whether heartbeats are expected; in all services that name this worker if in one.
         agent: bool = true, Flag, Live;
+
+        /// The most open connections that it may have; 0: no limit.
+        max_connections: u32 = 0, Integer(0..=1 << 24), Live;
     }
 
     /// The agents that become workers by starting: those with a key, in these networks.

@@ -127,7 +127,7 @@ pub fn service_numbers(pin_path: &Path) -> Result<Vec<(ServiceId, Endpoint)>> {
     let services: HashMap<_, ServiceKey, Service> =
         HashMap::try_from(Map::HashMap(open_map(pin_path, name::SERVICES)?))?;
     let number = |entry| {
-        let (key, Service { id }) = Result::context(entry, "read map services")?;
+        let (key, Service { id, .. }) = Result::context(entry, "read map services")?;
         Ok((ServiceId(id), endpoint(&key)))
     };
     services.iter().map(number).collect()

@@ -26,6 +26,8 @@ pub struct FamilyTables {
     flows: &'static str,
     half_open: &'static str,
     notes: &'static str,
+    /// SYNs by slot of `half_open`; not pinned.
+    syns: &'static str,
     has: fn(IpAddr) -> bool,
 }
 
@@ -35,6 +37,7 @@ pub const FAMILIES: [FamilyTables; 2] = [
         flows: name::FLOWS,
         half_open: name::HALF_OPEN,
         notes: name::OWNER_TAGS,
+        syns: "syns",
         has: |ip| ip.is_ipv4(),
     },
     FamilyTables {
@@ -42,6 +45,7 @@ pub const FAMILIES: [FamilyTables; 2] = [
         flows: name::FLOWS6,
         half_open: name::HALF_OPEN6,
         notes: name::OWNER_TAGS6,
+        syns: "syns6",
         has: |ip| ip.is_ipv6(),
     },
 ];
@@ -112,6 +116,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
             (tables.flows, room(flows.saturating_mul(2))),
             (tables.half_open, room(columns * SLOTS_PER_BUCKET)),
             (tables.notes, room(columns)),
+            (tables.syns, room(columns * SLOTS_PER_BUCKET)),
         ]);
     }
     sizes

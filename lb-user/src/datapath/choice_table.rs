@@ -23,8 +23,14 @@ impl ChoiceTable {
         }
     }
 
-    /// Writes backends to the slots of a service's inactive generation, and activates it.
-    pub fn replace(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
+    /// Writes backends to the slots of a service's inactive generation, and activates it with its fallback.
+    pub fn replace(
+        &mut self,
+        service: u32,
+        kind: u32,
+        backends: &[u32],
+        fallback: u32,
+    ) -> Result<()> {
         let before = self
             .policies
             .get(&service, 0)
@@ -34,7 +40,7 @@ impl ChoiceTable {
             kind,
             generation: (before.generation & 1) ^ 1,
             slots: slots.min(CHOICE_SLOTS),
-            reserved: 0,
+            fallback,
         };
         if policy.slots == 0 {
             return Ok(());

@@ -60,10 +60,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
-use lb_common::maps::{Backend, SPREAD, mode, name, state};
+use lb_common::maps::{Backend, SPREAD, Service, mode, name, service_flag, state};
 use lb_core::{
     BackendId, CoreSettings, Endpoint, Health, MapUpdate, Memory, Mode, Protocol, ReplyCounters,
-    ServiceId, TrafficCounters, WorkerRoute,
+    ServiceId, ServiceSettings, TrafficCounters, WorkerRoute,
 };
 use tracing::{info, warn};
 
@@ -112,6 +112,7 @@ struct BackendState {
     health: Option<Health>,
     memory: Option<Memory>,
     weight: u32,
+    max_connections: u32,
     /// Whether its connections continue before the first heartbeat: the worker was renamed, or removed and added
     /// again.
     keeps_flows: bool,
@@ -324,7 +325,11 @@ impl Datapath {
                 slots,
             } => {
                 let ids: Vec<u32> = slots.iter().map(|backend| backend.0).collect();
-                self.tables.write_choices(service.0, kind as u32, &ids)
+                let mut backends = self.backends.iter();
+                let fallback = backends.find(|(_, it)| it.is_fallback && it.service == service.0);
+                let fallback = fallback.map_or(0, |(id, _)| id.0);
+                self.tables
+                    .write_choices(service.0, kind as u32, &ids, fallback)
             }
             MapUpdate::Spread { service } => self.tables.select(service.0, SPREAD),
         }
@@ -430,7 +435,7 @@ impl Datapath {
         let services: Vec<_> = settings
             .services
             .iter()
-            .map(|service| (service.id.0, service.endpoint()))
+            .map(|service| (service.endpoint(), map_service(service)))
             .collect();
         self.tables.write_services(&services)?;
         let wanted = |id| self.backends.contains_key(&BackendId(id));
@@ -612,6 +617,7 @@ fn initial_backends(settings: &CoreSettings) -> BTreeMap<BackendId, BackendState
         health: None,
         memory: None,
         weight: 1,
+        max_connections: 0,
         keeps_flows: false,
         route: None,
         looked_up: false,
@@ -620,10 +626,13 @@ fn initial_backends(settings: &CoreSettings) -> BTreeMap<BackendId, BackendState
         .services
         .iter()
         .flat_map(|service| {
-            let workers = service
-                .backends
-                .iter()
-                .map(move |backend| (backend.id, known(backend.address, service, false)));
+            let workers = service.backends.iter().map(move |backend| {
+                let worker = BackendState {
+                    max_connections: backend.max_connections,
+                    ..known(backend.address, service, false)
+                };
+                (backend.id, worker)
+            });
             let fallback = service.fallback.as_ref();
             workers.chain(fallback.map(|it| (it.id, known(it.address, service, true))))
         })
@@ -730,7 +739,20 @@ impl BackendState {
                 .unwrap_or(0),
             port_pool: 0,
             reply_interface: 0,
+            max_connections: self.max_connections,
+            reserved: 0,
         }
+    }
+}
+
+/// The value of map `services`.
+fn map_service(service: &ServiceSettings) -> Service {
+    Service {
+        id: service.id.0,
+        flags: match service.retry_refused {
+            true => service_flag::RETRY_REFUSED,
+            false => 0,
+        },
     }
 }
 

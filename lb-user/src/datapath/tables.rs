@@ -307,15 +307,21 @@ impl Tables {
         })
     }
 
-    pub fn write_choices(&mut self, service: u32, kind: u32, backends: &[u32]) -> Result<()> {
-        self.choices.replace(service, kind, backends)
+    pub fn write_choices(
+        &mut self,
+        service: u32,
+        kind: u32,
+        backends: &[u32],
+        fallback: u32,
+    ) -> Result<()> {
+        self.choices.replace(service, kind, backends, fallback)
     }
 
     /// Writes the services first and removes others afterwards, so that none is missing meanwhile.
-    pub fn write_services(&mut self, services: &[(u32, Endpoint)]) -> Result<()> {
+    pub fn write_services(&mut self, services: &[(Endpoint, Service)]) -> Result<()> {
         let wanted: Vec<_> = services
             .iter()
-            .map(|(id, endpoint)| (service_key(*endpoint), Service { id: *id }))
+            .map(|(endpoint, service)| (service_key(*endpoint), *service))
             .collect();
         for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {
             let keys = wanted.iter().map(|(key, _)| key);

@@ -270,6 +270,7 @@ fn place(
         weight_percent: given.weight,
         backup: false,
         agent: true,
+        max_connections: 0,
     };
     let origin = WorkerOrigin {
         source: source_name.to_owned(),

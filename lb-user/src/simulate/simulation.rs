@@ -107,6 +107,7 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
         source_state: None,
         backup: false,
         agent: true,
+        max_connections: 0,
     };
     let backends: Vec<_> = (1..).zip(&scenario.workers).map(backend).collect();
     let fallback = BackendId(u32::try_from(backends.len()).unwrap_or(u32::MAX - 1) + 1);
@@ -131,6 +132,7 @@ fn settings(scenario: &Scenario, contender: Contender, interval: Duration) -> Co
             memory: scenario.memory,
             spread: scenario.spread,
             passive_checks: true,
+            retry_refused: true,
             fallback: Some(FallbackSettings {
                 id: fallback,
                 address: address(0, 8080),

@@ -59,6 +59,7 @@ pub(super) fn service(
             source_state: None,
             backup: false,
             agent: true,
+            max_connections: 0,
         })
         .collect();
     ServiceSettings {
@@ -74,6 +75,7 @@ pub(super) fn service(
         },
         spread: SpreadSettings::default(),
         passive_checks: true,
+        retry_refused: true,
         fallback: Some(FallbackSettings {
             id: BackendId(first_backend + workers.len() as u32),
             address: address(8080),

@@ -1,0 +1,145 @@
+//! Refused handshakes: the SYN goes to another worker at once, and the client does not get the RST.
+//!
+//! Two functions do that, because Linux 6.1 allows 512 bytes of stack for all nested calls: [`begin_retry`] at the end
+//! of the search for the packet's handshake, and then [`retry_refused`]. The kept SYN has no data, so no server has seen
+//! any of the client's.
+
+use super::{
+    Decision, PacketMeta, Tables,
+    choice::{Tried, choose_another},
+    decide_exit,
+    flow::supersede_own,
+    handshake::{forwarding, handle_worker_packet},
+    port::{self, NO_PORT, TimeWait, record_handshake, release},
+};
+use crate::{
+    address::Address,
+    maps::{Handshake, MAX_REFUSALS, mode},
+    packet::SYN_LEN,
+    verdict::Verdict,
+};
+
+/// Whether the packet refuses the handshake with a SYN that can be sent again: a RST that acknowledges exactly the SYN
+/// (RFC 9293, section 3.10.7.1), before any other reply. The SYN takes the place of the RST, which must not be longer.
+#[inline(always)]
+pub(super) fn is_retriable<A: Address>(handshake: &Handshake<A>, packet: &PacketMeta) -> bool {
+    let expected = handshake.client_sequence.wrapping_add(1);
+    handshake.keeps_syn & !handshake.answered & 1 != 0
+        && packet.flags.has_rst()
+        && packet.flags.has_ack()
+        && packet.acknowledgement == expected
+        && packet.bytes < SYN_LEN as u32
+}
+
+/// Begins a retry of the handshake in `slot`. XDP leaves it to TC, which can resize every packet.
+#[inline(always)]
+pub(super) fn begin_retry<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32) -> Verdict {
+    if packet.in_driver {
+        return Verdict::HandedOver;
+    }
+    if let Some(mut scratch) = tables.flow_scratch() {
+        scratch.pending.slot = slot;
+        scratch.pending.keeps_syn = 1;
+    }
+    Verdict::Retried
+}
+
+/// The slot of the handshake that the packet has begun, if its SYN must be kept.
+#[inline(always)]
+pub fn kept_slot<T: Tables>(tables: &T) -> Option<u32> {
+    let scratch = tables.flow_scratch()?;
+    (scratch.pending.keeps_syn != 0).then_some(scratch.pending.slot)
+}
+
+/// Completes the decision on a RST with [`Verdict::Retried`]: the SYN replaces it, or, where no worker is left, the
+/// client gets it.
+#[inline(always)]
+pub fn retry_refused<T: Tables>(
+    tables: &T,
+    packet: &PacketMeta,
+    decision: &mut Decision<T::Address>,
+) {
+    let slot = tables.flow_scratch().map_or(0, |it| it.pending.slot);
+    if move_handshake(tables, slot) == 0 {
+        if let Some(mut handshake) = tables.handshake(slot) {
+            handshake.keeps_syn = 0;
+        }
+        decision.verdict = handle_worker_packet(tables, packet, slot, decision);
+        return;
+    }
+    let Some(handshake) = tables.handshake(slot) else {
+        return;
+    };
+    if let Some(backend) = tables.backend(handshake.backend) {
+        decide_exit(&forwarding(&handshake), backend, decision);
+        decision.verdict = Verdict::Retried;
+    }
+}
+
+/// Moves the handshake in `slot` to a worker that has not refused it. Returns the worker's id, or 0 if there is none.
+#[inline(never)]
+fn move_handshake<T: Tables>(tables: &T, slot: u32) -> u32 {
+    let (Some(mut scratch), Some(handshake)) = (tables.flow_scratch(), tables.handshake(slot))
+    else {
+        return 0;
+    };
+    let [a, b, c] = handshake.refused_by;
+    let is_kept = tables.keeps_syn(slot, &handshake.client, handshake.client_sequence);
+    if !handshake.is_valid() || !is_kept || c != 0 {
+        return 0;
+    }
+    let (service, refusing) = (handshake.service, handshake.backend);
+    scratch.pending.client = handshake.client;
+    drop((scratch, handshake));
+    let next = choose_another(tables, service, &Tried([refusing, a, b, c]), 0);
+    if !takes_pending(tables, next) {
+        return 0;
+    }
+    let (Some(scratch), Some(mut handshake)) = (tables.flow_scratch(), tables.handshake(slot))
+    else {
+        return 0;
+    };
+    release(tables, refusing, &handshake.translated, TimeWait::None);
+    handshake.translated = scratch.pending.translated;
+    handshake.backend = next;
+    handshake.refused_by = refusals([a, b, c], refusing);
+    handshake.syn_ns = tables.now_ns();
+    handshake.integrity_tag = handshake.compute_integrity_tag();
+    record_handshake(tables, next, &handshake.translated, slot);
+    tables.count_traffic(refusing, |traffic| {
+        traffic.refused += 1;
+        traffic.retried += 1;
+    });
+    tables.count_traffic(next, |traffic| traffic.connections += 1);
+    next
+}
+
+/// Takes a tuple towards a backend for the pending connection. Returns whether the backend can have it.
+#[inline(always)]
+fn takes_pending<T: Tables>(tables: &T, id: u32) -> bool {
+    let (Some(backend), Some(mut scratch)) = (tables.backend(id), tables.flow_scratch()) else {
+        return false;
+    };
+    if id == 0 || backend.interface == 0 {
+        return false;
+    }
+    scratch.pending.translate(backend);
+    drop(scratch);
+    match backend.mode {
+        mode::NAT => port::allocate(tables, backend.port_pool) != NO_PORT,
+        mode::ROUTED => supersede_own(tables),
+        _ => false,
+    }
+}
+
+/// The backends that have refused, with one more.
+#[inline(always)]
+fn refusals([a, b, c]: [u32; MAX_REFUSALS], one_more: u32) -> [u32; MAX_REFUSALS] {
+    if a == 0 {
+        [one_more, 0, 0]
+    } else if b == 0 {
+        [a, one_more, 0]
+    } else {
+        [a, b, if c == 0 { one_more } else { c }]
+    }
+}

@@ -1,0 +1,238 @@
+//! Refused handshakes: the SYN goes to another worker in place of the RST.
+
+use std::time::Duration;
+
+use lb_common::{maps::Traffic, verdict::Verdict};
+
+use crate::{
+    bench::{Bench, Edge, in_both_modes, over},
+    call::{CLIENT_START, Call},
+    frame::{ACK, CWR, ECE, Family, PSH, RST, SYN},
+    lan::{CLIENT, Server, WORKER1, WORKER2},
+    local::ITSELF,
+    outcome::{Action, Counted, Outcome},
+    segment::Segment,
+};
+
+const BOTH: [Server; 2] = [WORKER1, WORKER2];
+
+#[test]
+fn a_refused_syn_goes_to_another_worker_at_once() {
+    in_both_modes(|bench| {
+        bench.retries_refused(&BOTH);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        let before = call.clone();
+        goes_on(bench, &mut call, &before.syn());
+        let [handshake] = bench.handshakes()[..] else {
+            panic!("{:?}", bench.handshakes());
+        };
+        assert_eq!(handshake.refused_by, [WORKER1.id, 0, 0]);
+        assert_eq!(refused(bench), [[1, 1], [0, 0]]);
+
+        // The first worker has no part in it any more.
+        let late = before.syn_ack(WORKER1);
+        bench.receives(&late).passes(Verdict::NotOurs);
+        call.is_answered(bench, WORKER2);
+        call.requests(bench, WORKER2, &call.ack());
+        call.requests(bench, WORKER2, &call.request(PSH | ACK).payload(*b"hello"));
+        assert!(bench.handshakes().is_empty());
+        assert_eq!(bench.active(WORKER1.id), 0);
+        assert_eq!(bench.active(WORKER2.id), 1);
+    });
+}
+
+#[test]
+fn the_last_refusal_reaches_the_client() {
+    in_both_modes(|bench| {
+        bench.retries_refused(&BOTH);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        let syn = call.syn();
+        goes_on(bench, &mut call, &syn);
+        passes_on(bench, &call, WORKER2, &refusal(&call, WORKER2));
+        assert!(bench.handshakes().is_empty());
+        assert_eq!(refused(bench), [[1, 1], [1, 0]]);
+    });
+}
+
+#[test]
+fn options_flags_and_fields_of_the_syn_are_kept() {
+    in_both_modes(|bench| {
+        bench.retries_refused(&BOTH);
+        for words in 0..=10_u16 {
+            let mut call = bench.call(CLIENT, 40_000 + words);
+            let options: Vec<u8> = (0..4 * words).map(|at| 1 + (at % 7) as u8).collect();
+            let mut syn = call.syn().tcp_options(&options);
+            if words % 2 == 1 {
+                syn = syn.flags(SYN | ECE | CWR);
+            }
+            syn.ip.time_to_live = 2 + words as u8;
+            begins_with(bench, &mut call, &syn);
+            goes_on(bench, &mut call, &syn);
+        }
+    });
+}
+
+#[test]
+fn a_padded_refusal_is_one() {
+    in_both_modes(|bench| {
+        bench.retries_refused(&BOTH);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        let mut padded = refusal(&call, WORKER1).frame();
+        padded.resize(padded.len().max(60), 0xa5);
+        let syn = call.syn();
+        is_sent_again(decides(bench, padded), &mut call, &syn);
+    });
+}
+
+#[test]
+fn no_other_refusal_leads_to_another_worker() {
+    in_both_modes(|bench| {
+        bench.retries_refused(&BOTH);
+        // With data, which the worker may have taken before it reset the connection.
+        let mut with_data = bench.call(CLIENT, 40_001);
+        let syn = with_data.syn().payload(*b"GET /");
+        begins_with(bench, &mut with_data, &syn);
+        passes_on(bench, &with_data, WORKER1, &refusal(&with_data, WORKER1));
+
+        // Forged: they acknowledge something else.
+        for acknowledged in [0, 2, 7] {
+            let mut forged = bench.call(CLIENT, 40_010 + acknowledged as u16);
+            forged.begins(bench, WORKER1);
+            let number = CLIENT_START.wrapping_add(acknowledged);
+            let segment = forged.reply(WORKER1, RST | ACK).numbers(0, number);
+            forged.replies(bench, WORKER1, &segment);
+        }
+        // After an answer.
+        let mut answered = bench.call(CLIENT, 40_003);
+        answered.begins(bench, WORKER1);
+        answered.is_answered(bench, WORKER1);
+        answered.replies(bench, WORKER1, &answered.reply(WORKER1, RST | ACK));
+    });
+}
+
+#[test]
+fn where_no_other_worker_is_up_the_client_is_refused() {
+    in_both_modes(|bench| {
+        bench.retries_refused(&BOTH);
+        bench.goes_down(WORKER2.id);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        passes_on(bench, &call, WORKER1, &refusal(&call, WORKER1));
+        assert_eq!(refused(bench), [[1, 0], [0, 0]]);
+    });
+}
+
+#[test]
+fn without_the_setting_refusals_reach_the_client() {
+    in_both_modes(|bench| {
+        bench.ranks(&BOTH);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        call.replies(bench, WORKER1, &refusal(&call, WORKER1));
+        assert!(bench.handshakes().is_empty());
+        assert_eq!(refused(bench), [[1, 0], [0, 0]]);
+    });
+}
+
+/// The SYN that the client repeats meanwhile stays with the worker that has its first one.
+#[test]
+fn a_repeated_syn_follows() {
+    in_both_modes(|bench| {
+        bench.retries_refused(&BOTH);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        let syn = call.syn();
+        goes_on(bench, &mut call, &syn);
+        call.is_answered(bench, WORKER2);
+        bench.waited(call.request_key(), Duration::from_secs(1));
+        call.requests(bench, WORKER2, &call.syn());
+    });
+}
+
+#[test]
+fn a_client_on_the_manager_gets_another_worker() {
+    over(Family::V4, |bench| {
+        bench.retries_refused(&BOTH);
+        let mut call = bench.call(ITSELF, 40_000);
+        let syn = call.syn();
+        let outcome = bench.loops(&syn);
+        call.nat_port = outcome.nat_port();
+        outcome.is(Action::Redirect);
+        goes_on(bench, &mut call, &syn);
+    });
+}
+
+/// Sends a SYN, which must begin a connection to the first worker.
+#[track_caller]
+fn begins_with(bench: &Bench, call: &mut Call, syn: &Segment) {
+    let outcome = bench.receives(syn);
+    call.nat_port = outcome.nat_port();
+    outcome.opens(WORKER1, &call.at_worker(WORKER1, syn));
+}
+
+/// The RST of a worker on which no server listens.
+fn refusal(call: &Call, server: Server) -> Segment {
+    let acknowledgement = CLIENT_START.wrapping_add(1);
+    call.reply(server, RST | ACK).numbers(0, acknowledgement)
+}
+
+/// Feeds a refusal; XDP leaves those that it could act upon to TC.
+#[track_caller]
+fn decides(bench: &Bench, frame: impl Into<Vec<u8>>) -> Outcome {
+    let frame = frame.into();
+    if bench.edge == Edge::Xdp {
+        bench.receives(frame.clone()).passes(Verdict::HandedOver);
+    }
+    bench.behind_xdp(frame)
+}
+
+/// The first worker refuses, and the SYN must reach the second one.
+#[track_caller]
+fn goes_on(bench: &Bench, call: &mut Call, syn: &Segment) {
+    let outcome = decides(bench, &refusal(call, WORKER1));
+    is_sent_again(outcome, call, syn);
+}
+
+#[track_caller]
+fn is_sent_again(outcome: Outcome, call: &mut Call, syn: &Segment) {
+    outcome.is(Action::Redirect);
+    call.nat_port = outcome.nat_port();
+    let mut expected = call.at_worker(WORKER2, syn);
+    (expected.from_mac, expected.to_mac) = (syn.from_mac, syn.to_mac);
+    let expected = expected.frame();
+    assert_eq!(
+        outcome.counted,
+        [
+            Counted::Verdict {
+                verdict: Verdict::Retried,
+                packets: 1,
+                bytes: outcome.sent.len() as u64,
+            },
+            Counted::ToBackend {
+                id: WORKER2.id,
+                connections: 1,
+                packets: 1,
+                bytes: expected.len() as u64,
+            },
+        ]
+    );
+    outcome.leaves_as(expected);
+}
+
+/// A refusal that XDP leaves to TC must reach the client.
+#[track_caller]
+fn passes_on(bench: &Bench, call: &Call, server: Server, refusal: &Segment) {
+    let outcome = decides(bench, refusal);
+    outcome.is(Action::Redirect);
+    outcome.was_sent_by(server);
+    outcome.leaves_as(&call.at_client(refusal));
+}
+
+/// How many handshakes each worker refused, and how many of these went to another one.
+fn refused(bench: &Bench) -> [[u64; 2]; 2] {
+    let fields: [fn(&Traffic) -> u64; 2] = [|traffic| traffic.refused, |traffic| traffic.retried];
+    BOTH.map(|server| fields.map(|field| bench.tally(server.id, field)))
+}
