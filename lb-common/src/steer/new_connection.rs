@@ -56,6 +56,7 @@ impl<A: Address> PendingConnection<A> {
             self.translated.source = A::from_mapped(&backend.source);
         }
     }
+}
 
 /// How often unanswered datagrams lead to another worker. Some clients expect no reply.
 const MAX_DATAGRAM_RETRIES: u8 = 3;
