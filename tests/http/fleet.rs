@@ -271,10 +271,10 @@ fn configure(workers: usize) -> String {
         };
         writeln!(
             text,
-            "\n[[service]]\nname = \"{}\"\naddress = \"{}\"\nfallback = \"{}\"\npolicy = \"balanced\"\nworkers = [",
+            "\n[[service]]\nname = \"{}\"\naddress = \"{manager}:{}\"\nfallback = \"{manager}:{}\"\npolicy = \"balanced\"\nworkers = [",
             name(service),
-            format!("{manager}:{}", 80 + service),
-            format!("{manager}:{}", 8080 + service),
+            80 + service,
+            8080 + service,
         )
         .unwrap();
         let numbers = match service {

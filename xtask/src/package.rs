@@ -57,7 +57,7 @@ fn make_contents(memlb: &Path, contents: &Path) -> Result<()> {
     }
     let example = output(Command::new(memlb).args(["check", "--example"]))?;
     write(&contents.join("memlb.toml"), &example)?;
-    packaged_documents::write(&root(), &contents.join("doc"))?;
+    packaged_documents::write(root(), &contents.join("doc"))?;
     write(&contents.join("changelog"), &changelog()?)
 }
 

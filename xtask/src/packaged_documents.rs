@@ -127,8 +127,8 @@ mod tests {
     #[test]
     fn every_packaged_link_leads_somewhere() {
         let folder = tempfile::tempdir().unwrap();
-        write(&root(), folder.path()).unwrap();
-        for document in documents(&root()).unwrap() {
+        write(root(), folder.path()).unwrap();
+        for document in documents(root()).unwrap() {
             let text = fs::read_to_string(folder.path().join(&document)).unwrap();
             for link in text.split("](").skip(1) {
                 let target = link.split([')', '#']).next().unwrap();

@@ -97,11 +97,11 @@ fn parse(command_line: &[String]) -> Option<agent::Args> {
 /// Returns the value of [`VARIABLE`] in an environment file (systemd.exec(5)), the last one if there are several.
 fn variable(text: &str) -> Option<String> {
     let text = text.replace("\\\n", " ");
-    let values = text.lines().filter_map(|line| {
+    let mut values = text.lines().filter_map(|line| {
         let (name, value) = line.trim().split_once('=')?;
         (name.trim() == VARIABLE).then(|| value.trim().trim_matches(['"', '\'']).to_owned())
     });
-    values.last()
+    values.next_back()
 }
 
 #[cfg(test)]

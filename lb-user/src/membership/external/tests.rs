@@ -119,7 +119,7 @@ fn a_list_leaves_other_workers_alone() {
         drain: Some("node2 is drained".to_owned()),
         ..worker("web", "b", "192.168.56.111:80")
     };
-    let first = [worker("web", "a", "192.168.56.110:80"), drained.clone()];
+    let first = [worker("web", "a", "192.168.56.110:80"), drained];
     external.set("swarm", list(&first), 7);
     external.set("file", list(&[worker("web", "a", "192.168.56.112:80")]), 7);
     let none = Membership::default();
