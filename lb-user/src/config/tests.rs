@@ -119,7 +119,7 @@ fn the_example_explains_every_setting() {
             settings += 1;
         }
     }
-    assert_eq!(settings, 11 + 2 + 9 + 9 + 17);
+    assert_eq!(settings, 11 + 2 + 9 + 9 + 18);
 }
 
 #[test]

@@ -17,6 +17,7 @@ const LOSSES = new Set([
   "denied",
   "implausible_error",
   "too_large",
+  "workers_full",
 ]);
 
 export function packets(status, series) {
