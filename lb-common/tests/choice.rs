@@ -119,7 +119,7 @@ fn open_connections_decide_by_weight() {
 }
 
 #[test]
-fn whoever_repeats_its_syn_gets_another_worker() {
+fn a_repeated_syn_gets_another_worker() {
     for kind in KINDS {
         // One worker has nearly all slots, the third is down.
         let mut memory = lab();
@@ -150,7 +150,7 @@ fn a_selection_goes_before_any_policy() {
 
 proptest! {
     #[test]
-    fn whoever_is_up_within_four_places_gets_the_connection(
+    fn the_first_one_up_within_four_places_gets_the_connection(
         kind in prop::sample::select(&KINDS),
         places in prop::collection::vec(prop_oneof![6 => 0..4_u32, 1 => any::<u32>()], 1..12),
         states in prop::collection::vec(0..5_u8, 3),

@@ -88,7 +88,7 @@ pub async fn prepare(
     let workers = StateFile::<ExternalWorkers>::load(
         &file.manager.state_file.with_file_name("workers.json"),
         "the workers of sources",
-        "mend or remove the file; each source gives its workers again",
+        "correct or remove the file; each source gives its workers again",
     )?;
     let Applied { config, absent } = workers.1.apply_to(&file, &membership.1);
     let config = membership.1.apply_to(&config);
