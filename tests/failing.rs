@@ -78,6 +78,7 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
 fn a_rule_that_drops_heartbeats_costs_no_request() {
     let mut cluster = Cluster::start_serving(&ClusterOptions {
         manager_arguments: vec!["--policy".into(), "balanced".into()],
+        panic_threshold: 60,
         ..ClusterOptions::default()
     })
     .unwrap();

@@ -58,6 +58,9 @@ pub struct ClusterOptions {
     pub routed: bool,
     /// Further addresses of the manager on its last interface.
     pub manager_addresses: Vec<Ipv4Addr>,
+    /// `failover.panic_threshold`, in percent. 0 lets a test silence all workers by ending their agents, while their
+    /// servers go on.
+    pub panic_threshold: u8,
     /// Further arguments for `memlb manager`.
     pub manager_arguments: Vec<String>,
     /// Whether the workers run agents from the start.
@@ -85,6 +88,7 @@ impl Default for ClusterOptions {
             direct: false,
             routed: false,
             manager_addresses: Vec::new(),
+            panic_threshold: 0,
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),
@@ -486,6 +490,10 @@ fn manager_arguments(
         ),
         ("--state-file", paths.state_file().display().to_string()),
         ("--event-log", paths.event_log().display().to_string()),
+        (
+            "--set",
+            format!("failover.panic_threshold=\"{}%\"", options.panic_threshold),
+        ),
     ];
     settings
         .into_iter()

@@ -224,6 +224,7 @@ fn start(attach: Attach, config: Option<&Path>) -> Result<Cluster> {
     Cluster::start_at(
         paths(),
         &ClusterOptions {
+            panic_threshold: 60,
             attach: attach.name().into(),
             configuration: Some(configuration),
             ..ClusterOptions::default()
