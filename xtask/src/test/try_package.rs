@@ -183,8 +183,17 @@ impl PackageTest<'_> {
         for worker in &self.workers {
             let said = worker.run("memlb", &["doctor", "--agent"])?;
             ensure!(said.contains("and knows the key"), "doctor says {said}");
-            let warnings = ["-u", AGENT, "-p", "warning", "--quiet", "-o", "cat"];
-            let warnings = worker.run("journalctl", &[&warnings[..], &["-g", "memlb"]].concat());
+            // Of the agent that runs, and not of an earlier start without its key.
+            let warnings = worker.run(
+                "sh",
+                &[
+                    "-c",
+                    &format!(
+                        "journalctl --quiet -o cat -p warning \
+                         _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID {AGENT})"
+                    ),
+                ],
+            );
             let warnings = warnings.unwrap_or_default();
             ensure!(warnings.is_empty(), "a healthy agent warns: {warnings}");
         }
