@@ -76,7 +76,7 @@ pub fn read_keys(path: &Path) -> Result<KeyRing> {
     // A user who may put a file there can create a worker.
     let mode = about.mode();
     ensure!(
-        ours(about.uid()) && mode & 0o022 == 0,
+        ours(about.uid(), path) && mode & 0o022 == 0,
         "{}: others may write to this directory of keys (owner {}, mode {:04o}): chown root and \
          chmod 700 it",
         path.display(),
@@ -209,7 +209,7 @@ fn check_permissions(path: &Path, file: &File) -> Result<usize> {
         .with_context(|| format!("look at the key file {shown}"))?;
     ensure!(about.is_file(), "{shown} is not a regular file");
     ensure!(
-        ours(about.uid()),
+        ours(about.uid(), path),
         "{shown} belongs to user {}: chown it to the user that reads it, or to root",
         about.uid()
     );
@@ -228,8 +228,9 @@ fn check_permissions(path: &Path, file: &File) -> Result<usize> {
     Ok(usize::try_from(about.len())?)
 }
 
-fn ours(owner: u32) -> bool {
-    owner == 0 || owner == geteuid().as_raw()
+fn ours(owner: u32, path: &Path) -> bool {
+    // Only root may write where systemd keeps the credentials of services, whose users own them (systemd.exec(5)).
+    owner == 0 || owner == geteuid().as_raw() || path.starts_with("/run/credentials")
 }
 
 fn is_credential(path: &Path) -> bool {
