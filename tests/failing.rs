@@ -45,7 +45,7 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
 
     let since = Instant::now();
     probe.wait_for_page("Worker2", since, SOON).unwrap();
-    // Nobody waits for the trials.
+    // A trial is a connection of the manager: it delays no client.
     wait_until(SOON, "a failed trial", || {
         cluster.backend("worker1").unwrap()["failing"]["trials"]
             .as_u64()

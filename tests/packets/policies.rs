@@ -161,7 +161,7 @@ fn limits(bench: &mut Bench, most: u32) {
     }
 }
 
-/// Both workers are full: the fallback serves, or nobody.
+/// Both workers are full: the fallback serves, or the connection is refused.
 fn overflows(bench: &mut Bench, kind: u32) {
     let call = bench.call(CLIENT, 39_998);
     bench.receives(&call.syn()).passes(Verdict::WorkersFull);
