@@ -28,6 +28,7 @@ pub mod keys;
 pub mod manager;
 pub mod membership;
 pub mod metrics;
+pub mod peer;
 pub mod pinned;
 pub mod processes;
 pub mod simulate;

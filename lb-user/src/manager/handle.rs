@@ -26,6 +26,7 @@ use crate::{
     event_stream::EventStream,
     history::History,
     metrics::Metrics,
+    peer::{PeerStatus, Peers},
     status::{ManagerSnapshot, Status},
 };
 use lb_core::{AdminCommand, AdminError};
@@ -52,6 +53,7 @@ pub struct ManagerHandle {
     event_stream: EventStream,
     history: History,
     metrics: Metrics,
+    peers: Peers,
     last_stats: Arc<Mutex<Option<TimedStats>>>,
 }
 
@@ -71,6 +73,7 @@ pub(super) struct Records {
     pub event_stream: EventStream,
     pub history: History,
     pub metrics: Metrics,
+    pub peers: Peers,
 }
 
 impl ManagerHandle {
@@ -89,6 +92,7 @@ impl ManagerHandle {
             event_stream: records.event_stream,
             history: records.history,
             metrics: records.metrics,
+            peers: records.peers,
             last_stats: Arc::default(),
         }
     }
@@ -255,6 +259,20 @@ impl ManagerHandle {
         &self.metrics
     }
 
+    /// Returns the state of every peer.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.peers.statuses()
+    }
+
+    /// Waits until every peer knows all connections of this manager and has acknowledged the last record.
+    ///
+    /// # Errors
+    ///
+    /// Says of each peer what is missing after `wait`, in a sentence.
+    pub async fn peers_acknowledged(&self, wait: Duration) -> Result<(), Vec<String>> {
+        self.peers.acknowledged(wait).await
+    }
+
     async fn request<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<T>) -> ManagerRequest,
@@ -316,6 +334,7 @@ impl ManagerHandle {
             event_stream: EventStream::default(),
             history: History::default(),
             metrics: Metrics::new(&config).unwrap(),
+            peers: Peers::default(),
         };
         let read_config = {
             let config = config.clone();

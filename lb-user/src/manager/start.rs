@@ -27,6 +27,7 @@ use crate::{
     history::{History, now_ms},
     membership::{AbsentWorker, Applied, ExternalWorkers, LivenessRecord, Membership},
     metrics::Metrics,
+    peer::Peers,
     status,
 };
 use lb_core::{AdminAction, AdminOverrides, AdoptedState, AttachedInterface, Core, Event, counted};
@@ -205,6 +206,7 @@ impl Prepared {
             event_stream,
             history: history.clone(),
             metrics: emitter.metrics.clone(),
+            peers: Peers::default(),
         };
         let reloader = Reloader::new(self.read_config, self.file.clone());
         let handle = ManagerHandle::new(request_sender, reloader, records);

@@ -1,0 +1,85 @@
+//! What views show of the peers.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The state of the link to a peer.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerState {
+    /// No session: the peer cannot be reached, or has not answered yet.
+    #[default]
+    Connecting,
+    /// One of the two refuses the other: another key, another protocol.
+    Refused,
+    /// Records are exchanged.
+    Connected,
+}
+
+impl PeerState {
+    pub const ALL: [Self; 3] = [Self::Connecting, Self::Refused, Self::Connected];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Refused => "refused",
+            Self::Connected => "connected",
+        }
+    }
+}
+
+/// The replication with one peer, in both directions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PeerStatus {
+    pub name: String,
+    /// Where the peer listens.
+    pub address: String,
+    pub state: PeerState,
+    pub state_since_ms: u64,
+    /// Why there is no session, in a sentence.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Version of the protocol that both speak.
+    #[serde(default)]
+    pub protocol: Option<u16>,
+    /// Whether the peer knows all connections of this manager.
+    pub complete: bool,
+    /// Whether this manager knows all connections of the peer.
+    pub received_complete: bool,
+    /// Age of the oldest record that the peer has not acknowledged; 0: all are acknowledged.
+    #[serde(default)]
+    pub lag_us: Option<u64>,
+    /// From reading a record to its acknowledgement, of the last 1,024 frames: half of them took at most so long.
+    #[serde(default)]
+    pub lag_p50_us: Option<u64>,
+    /// The same, of 99 % of them.
+    #[serde(default)]
+    pub lag_p99_us: Option<u64>,
+    /// Records that wait to be sent.
+    pub queue_records: u64,
+    pub records_sent: u64,
+    pub records_received: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// How often all connections were sent to the peer.
+    pub resyncs: u64,
+    /// Records for which the queue or the kernel's ring had no room.
+    pub lost_records: u64,
+    /// Frames and hellos that were refused, by reason.
+    pub refused_frames: BTreeMap<String, u64>,
+    /// What became of the peer's records here, by outcome.
+    pub intake: BTreeMap<String, u64>,
+    /// Packets of unknown connections that were sent on to the peer.
+    pub relayed_packets: u64,
+    /// Whether both have equal settings of services and workers; nothing before the first session.
+    #[serde(default)]
+    pub configuration_matches: Option<bool>,
+    /// The addresses from which the peer connects to workers in mode `nat`.
+    pub nat_sources: Vec<IpAddr>,
+    /// The peer's version of memlb; empty before the first session.
+    pub version: String,
+}
