@@ -25,8 +25,8 @@ const SHOWN: usize = 5;
 
 /// Validate a configuration file
 ///
-/// Also reads the keys that the file names. A fault of the keys is a warning, not an error: the manager
-/// that needs them may run on another machine.
+/// Also reads the keys that the file names, of workers and of peers. A fault of the keys is a warning, not an error: the
+/// manager that needs them may run on another machine.
 #[derive(clap::Args)]
 pub struct Args {
     /// The file to validate [default: /etc/memlb/memlb.toml]
@@ -36,8 +36,12 @@ pub struct Args {
     #[arg(long, conflicts_with = "config")]
     example: bool,
 
-    /// Print JSON
+    /// Print the settings that must be equal on all managers of a pair, and their digest
     #[arg(long, conflicts_with = "example")]
+    shared: bool,
+
+    /// Print JSON
+    #[arg(long, conflicts_with_all = ["example", "shared"])]
     json: bool,
 }
 
@@ -47,6 +51,9 @@ struct Checked<'a> {
     file: &'a Path,
     services: usize,
     backends: usize,
+    peers: usize,
+    /// Of the settings that are equal on all managers of a pair.
+    digest: String,
     warnings: Vec<String>,
 }
 
@@ -58,8 +65,16 @@ pub fn run(args: &Args) -> CliResult {
     let path = args.config.as_deref();
     let path = path.unwrap_or_else(|| Path::new(USUAL_CONFIG));
     let config = Config::read(path, &Overrides::default(), kernel_ports())?;
+    if args.shared {
+        let (shared, digest) = (config.shared_settings(), config.digest());
+        super::print(&format!("{shared}# digest {digest}\n"));
+        return Ok(());
+    }
     let warnings = config.warnings().into_iter();
-    let warnings: Vec<String> = warnings.chain(authentication(&config)).collect();
+    let warnings: Vec<String> = warnings
+        .chain(authentication(&config))
+        .chain(peer_keys(&config))
+        .collect();
     let backends: usize = config
         .services
         .iter()
@@ -69,6 +84,8 @@ pub fn run(args: &Args) -> CliResult {
         file: path,
         services: config.services.len(),
         backends,
+        peers: config.peers.len(),
+        digest: config.digest().to_string(),
         warnings,
     };
     if args.json {
@@ -82,13 +99,34 @@ pub fn run(args: &Args) -> CliResult {
         1 => "no error, but a warning".to_owned(),
         count => format!("no error, but {count} warnings"),
     };
+    let peers = match checked.peers {
+        0 => String::new(),
+        count => format!(", {}", counted(count, "peer")),
+    };
     super::print(&format!(
-        "{}: {verdict}; {} with {}\n",
+        "{}: {verdict}; {} with {}{peers}\n",
         path.display(),
         counted(checked.services, "service"),
         counted(backends, "backend")
     ));
     Ok(())
+}
+
+/// Returns warnings of the peers' keys, as far as this user and this machine can read them.
+fn peer_keys(config: &Config) -> Vec<String> {
+    let files: BTreeSet<&Path> = config.peers.iter().map(|it| it.key.as_path()).collect();
+    let errors = files
+        .into_iter()
+        .filter_map(|it| keys::read_peer_keys(it).err());
+    errors.map(|error| unusable(&error)).collect()
+}
+
+/// Says why a key cannot be used.
+fn unusable(error: &anyhow::Error) -> String {
+    match is_secret(error) {
+        true => format!("{error:#}: run as root to check the keys"),
+        false => format!("with these keys the manager would not start here: {error:#}"),
+    }
 }
 
 /// Returns a warning of heartbeats that anybody can send, or of the keys, as far as this user and this machine can
@@ -109,14 +147,7 @@ fn authentication(config: &Config) -> Option<String> {
     }
     let keys = match keys::read_keys(path) {
         Ok(keys) => keys,
-        Err(error) if is_secret(&error) => {
-            return Some(format!("{error:#}: run as root to check the keys"));
-        }
-        Err(error) => {
-            return Some(format!(
-                "with these keys the manager would not start here: {error:#}"
-            ));
-        }
+        Err(error) => return Some(unusable(&error)),
     };
     // What is missing matters more than what is superfluous.
     without_key(config, &keys).or_else(|| keys.warning(path))

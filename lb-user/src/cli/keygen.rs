@@ -1,25 +1,29 @@
-//! `memlb keygen`: a new key for a worker.
+//! `memlb keygen`: a new key for a worker, or for managers that are peers.
 
 use std::path::{Path, PathBuf};
 
 use memlb::{
     config::Heartbeats,
     heartbeat::check_name,
-    keys::{self, AGENT_KEY, KeyId, TAKE_UP, take_up_here},
+    keys::{self, AGENT_KEY, KeyId, PEER_KEY, TAKE_UP, take_up_here},
     processes::Unit,
 };
 use serde::Serialize;
 
 use super::{CliError, CliResult, print_json};
 
-/// Make a key with which a worker signs its heartbeats, and write it to a new file
+/// Make a key with which a worker signs its heartbeats, or managers authenticate each other, and write it to a new file
 #[derive(clap::Args)]
 pub struct Args {
     /// The worker that the key authenticates
-    #[arg(long)]
-    name: String,
+    #[arg(long, required_unless_present = "peer")]
+    name: Option<String>,
 
-    /// The file to write [default: NAME.key]
+    /// Make a key for managers that are peers of each other, see [[peer]] in the configuration
+    #[arg(long, conflicts_with = "name")]
+    peer: bool,
+
+    /// The file to write [default: NAME.key, or peer.key]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -31,32 +35,64 @@ pub struct Args {
 /// What was made, as `--json` prints it; nothing that is secret.
 #[derive(Serialize)]
 struct GeneratedKey<'a> {
-    worker: &'a str,
+    /// Absent of a key of managers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<&'a str>,
     key: String,
     file: &'a Path,
 }
 
 pub fn run(args: &Args) -> CliResult {
-    let Args { name, output, json } = args;
-    if let Err(problem) = check_name(name) {
+    let name = args.name.as_deref();
+    if let Some(name) = name
+        && let Err(problem) = check_name(name)
+    {
         return Err(CliError::Usage(anyhow::anyhow!(
             "--name {name:?} cannot name a worker: {problem}"
         )));
     }
-    let path = match output {
+    let path = match &args.output {
         Some(path) => path.clone(),
-        None => PathBuf::from(format!("{name}.key")),
+        None => PathBuf::from(format!("{}.key", name.unwrap_or("peer"))),
     };
-    let id = keys::write_new(&path, name)?;
-    if *json {
+    let id = match name {
+        Some(name) => keys::write_new(&path, name)?,
+        None => keys::write_new_peer(&path)?,
+    };
+    if args.json {
         return print_json(&GeneratedKey {
             worker: name,
             key: id.to_string(),
             file: &path,
         });
     }
-    super::print(&advice(&path, name, id, &Heartbeats::default().keys));
+    super::print(&match name {
+        Some(name) => advice(&path, name, id, &Heartbeats::default().keys),
+        None => advice_for_peers(&path, id),
+    });
     Ok(())
+}
+
+/// Says that each of the managers needs the key.
+fn advice_for_peers(path: &Path, id: KeyId) -> String {
+    let file = path.display();
+    let is_in_place = is_in(path, Path::new("/etc/memlb")) && path.ends_with("peer.key");
+    let (here, install) = match is_in_place {
+        true => (", where it is already", String::new()),
+        false => ("", format!("    install -D -m 600 {file} {PEER_KEY}\n")),
+    };
+    let (copy, restart) = (copy_of(path), Unit::Manager.restart("restart the manager"));
+    format!(
+        "{file}: key {id} of managers. Keep it secret; both managers need the same file.
+on this manager, with a [[peer]] table in its configuration{here}:
+{install}    {restart}
+on the peer, where a copy of the file lies:
+    install -D -m 600 {copy} {PEER_KEY}
+    restart the manager    (with the package's service: systemctl restart memlb-manager)
+To replace an older key without a gap, let both files hold two lines, the older key first; restart both managers; put
+the new line first on both, and restart them; then remove the older line.
+"
+    )
 }
 
 /// Says where the key is also needed.

@@ -4,7 +4,7 @@ use lb_core::counted;
 
 use super::key::Reload;
 use super::section::{Difference, Section};
-use super::{Config, Service, Worker};
+use super::{Config, Peer, Service, Worker};
 
 /// The differences between two configurations, one sentence each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +25,7 @@ impl Changes {
         // Destructured, so that a new table must be compared here.
         let Config {
             manager,
+            peers,
             heartbeats,
             failover,
             limits,
@@ -33,6 +34,7 @@ impl Changes {
         } = new;
         let mut changes = Self::default();
         changes.table("manager", old.manager.differences(manager));
+        changes.peers(&old.peers, peers);
         changes.table("heartbeats", old.heartbeats.differences(heartbeats));
         changes.table("failover", old.failover.differences(failover));
         changes.table("limits", old.limits.differences(limits));
@@ -52,9 +54,28 @@ impl Changes {
         let change = format!("{name}: {} -> {}", plain(old), plain(new));
         match key.reload {
             Reload::Live => self.accepted.push(change),
-            Reload::Restart => self.refused.push(format!("{change}\n  to do: {RESTART}")),
+            Reload::Restart => self.refuse(&change),
             Reload::Unload => self.refused.push(format!("{change}\n  to do: {UNLOAD}")),
         }
+    }
+
+    fn peers(&mut self, old: &[Peer], new: &[Peer]) {
+        for peer in new {
+            match old.iter().find(|it| it.name == peer.name) {
+                Some(before) => {
+                    self.table(&format!("peer {}", peer.name), before.differences(peer))
+                }
+                None => self.refuse(&format!("peer {} added at {}", peer.name, peer.address)),
+            }
+        }
+        let is_gone = |it: &&Peer| !new.iter().any(|new| new.name == it.name);
+        for peer in old.iter().filter(is_gone) {
+            self.refuse(&format!("peer {} removed", peer.name));
+        }
+    }
+
+    fn refuse(&mut self, change: &str) {
+        self.refused.push(format!("{change}\n  to do: {RESTART}"));
     }
 
     fn services(&mut self, old: &[Service], new: &[Service]) {

@@ -89,6 +89,11 @@ pub enum ProblemKind {
     SharedEndpoint,
     TooManyBackends,
     TooManyServices,
+    PeerWithoutListen,
+    PeerIsThisManager,
+    PeersWithoutNatSources,
+    DuplicatePeer,
+    TooManyPeers,
 }
 
 impl ProblemKind {

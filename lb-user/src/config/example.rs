@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Config;
 use super::key::{OptionForm, Reload};
-use super::keys::{Failover, Heartbeats, Limits, Manager, Service};
+use super::keys::{Failover, Heartbeats, Limits, Manager, Peer, Service};
 use super::section::{Described, Difference, Section};
 
 pub(super) const HEADER: &str = "\
@@ -26,6 +26,8 @@ pub(super) struct Table {
     pub header: &'static str,
     pub about: &'static [&'static str],
     pub keys: Vec<Described>,
+    /// Whether the example stands in comments, because most configurations lack the table.
+    is_optional: bool,
 }
 
 impl Table {
@@ -35,14 +37,19 @@ impl Table {
             header,
             about: T::ABOUT,
             keys: T::describe(),
+            is_optional: false,
         }
     }
 }
 
 /// Returns every table, in the order of the file.
-pub(super) fn tables() -> [Table; 5] {
+pub(super) fn tables() -> [Table; 6] {
     [
         Table::of::<Manager>("manager", "[manager]"),
+        Table {
+            is_optional: true,
+            ..Table::of::<Peer>("peer", "[[peer]]")
+        },
         Table::of::<Heartbeats>("heartbeats", "[heartbeats]"),
         Table::of::<Failover>("failover", "[failover]"),
         Table::of::<Limits>("limits", "[limits]"),
@@ -58,9 +65,11 @@ pub fn render() -> String {
         for line in table.about {
             text += &format!("#{line}\n");
         }
-        text += &format!("{}\n", table.header);
+        let comment = if table.is_optional { "#" } else { "" };
+        _ = writeln!(text, "{comment}{}", table.header);
         for described in table.keys {
-            text += &setting(&described, table.header.starts_with("[["));
+            let is_repeated = table.header.starts_with("[[");
+            text += &setting(&described, is_repeated, comment);
         }
     }
     text
@@ -70,6 +79,7 @@ pub fn render() -> String {
 pub(super) fn render_values(config: &Config) -> String {
     let Config {
         manager,
+        peers,
         heartbeats,
         failover,
         limits,
@@ -83,15 +93,16 @@ pub(super) fn render_values(config: &Config) -> String {
         ("[failover]", values(failover)),
         ("[limits]", values(limits)),
     ];
+    let peers = peers.iter().map(|it| ("[[peer]]", values(it)));
     let services = services.iter().map(|it| ("[[service]]", values(it)));
-    let tables = tables.into_iter().chain(services);
+    let tables = tables.into_iter().chain(peers).chain(services);
     tables.fold(String::new(), |text, (header, values)| {
         text + header + "\n" + &values
     })
 }
 
 /// The lines of a table; a required key stands there with its default, too.
-fn values<T: Section + Default>(section: &T) -> String {
+pub(super) fn values<T: Section + Default>(section: &T) -> String {
     let different = T::default().differences(section);
     let mut lines = String::new();
     for Described { key, default, .. } in T::describe() {
@@ -105,7 +116,7 @@ fn values<T: Section + Default>(section: &T) -> String {
     lines
 }
 
-fn setting(described: &Described, is_repeated: bool) -> String {
+fn setting(described: &Described, is_repeated: bool, comment: &str) -> String {
     let Described { key, default, .. } = described;
     let mut text = "\n".to_owned();
     for line in key.doc {
@@ -116,7 +127,7 @@ fn setting(described: &Described, is_repeated: bool) -> String {
         text += &format!("# {}\n", facts.join(" "));
     }
     let value = key.example.unwrap_or(default);
-    _ = writeln!(text, "{} = {value}", key.name);
+    _ = writeln!(text, "{comment}{} = {value}", key.name);
     text
 }
 
@@ -147,9 +158,18 @@ mod tests {
         let parse = |text: &str| Config::parse(text, "memlb.toml", &Overrides::default(), None);
         let example = parse(Config::example_text()).unwrap();
         let text = r#"
-            manager = { interfaces = ["eth1", "eth2"], http_listen = "" }
-            heartbeats.authentication = "enforce"
-            failover.down_after = "3s"
+            [manager]
+            interfaces = ["eth1", "eth2"]
+            http_listen = ""
+            nat_sources = ["2001:db8::21"]
+            peer_listen = "10.0.9.1:9997"
+            [heartbeats]
+            authentication = "enforce"
+            [failover]
+            down_after = "3s"
+            [[peer]]
+            name = "manager2"
+            address = "10.0.9.2:9997"
             [[service]]
             name = "web"
             address = "[2001:db8::1]:80"

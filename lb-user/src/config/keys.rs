@@ -22,13 +22,15 @@ use lb_core::{
 use super::key::{Key, Reload};
 use super::kinds::{
     AbsolutePath, Choice, Fallback, FilePath, Flag, HostAddress, HostNames, Integer, Interfaces,
-    Kind, ListenAddress, MemoryThreshold, Name, NatSources, OptionalListenAddress, OptionalPath,
-    Percent, Ports, PressureLimit, ShareLimit, SocketPath, SourceNames, Time,
+    Kind, ListenAddress, MemoryThreshold, Name, NatSources, OptionalListenAddress, OptionalName,
+    OptionalPath, OptionalPeerAddress, PeerAddress, Percent, Ports, PressureLimit, ShareLimit,
+    SocketPath, SourceNames, Time,
 };
 use super::nested::{AutoJoin, Joining, NO_ADDRESS, Worker, Workers};
 use super::section::{Described, Difference, Fields, Section, sections};
 use super::values::{Attach, PortRange};
 use crate::heartbeat::Authentication;
+use crate::keys::PEER_KEY;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -43,6 +45,10 @@ const EXAMPLE_WORKERS: &str = r#"[
 sections! {
     /// Where the manager attaches, listens and writes.
     pub struct Manager {
+        /// The name by which peers know this manager; see [[peer]]. "" means the machine's host name. It differs from
+        /// the names of all peers.
+        name: Option<String> = None, OptionalName, Restart;
+
         /// The network interfaces that clients and workers are reached through. Required, here or by
         /// --interface. One is enough where both are on one network; name both where they are on two. memlb
         /// does not balance clients of an interface that is left out, and its workers are "unreachable"; nothing
@@ -69,7 +75,8 @@ sections! {
         /// The manager's own addresses from which it connects to workers in mode "nat". Each address gives nat_ports
         /// connections to one worker at a time, so that several multiply what a worker can take; at most 8 of each
         /// family. They must stand on the interface towards the workers, and workers must reach them. Empty: the
-        /// address that the route to a worker names. Two managers of one pair need addresses of their own.
+        /// address that the route to a worker names. With a [[peer]], services of mode "nat" need them: each manager has
+        /// addresses of its own, and its keepalived moves them together with the service addresses.
         nat_sources: Vec<IpAddr> = Vec::new(), NatSources, Restart;
 
         /// The directory, on a BPF file system, in which maps and links are pinned. They stay there when the
@@ -121,6 +128,35 @@ sections! {
         /// could point its own name here and read the answers in your browser. Beyond loopback, health checks may
         /// use any name.
         http_names: Vec<String> = Vec::new(), HostNames, Restart;
+
+        /// This manager's own TCP address, at which its peers connect to it; "" for none. Required with a [[peer]].
+        /// The best is an address on a link of its own between the managers, so that the loss of a client or worker
+        /// network does not separate them. Open the port to the peers only: everything on it is authenticated, but not
+        /// encrypted.
+        peer_listen: Option<SocketAddr> = None, OptionalPeerAddress, Restart;
+
+        /// The file that `memlb handover` writes for keepalived's track_file: an integer, 0 while this manager is in
+        /// normal operation, and -1 after it handed over. keepalived multiplies it by the weight that its own
+        /// configuration gives, and adds that to the priority. Written only where a peer is configured.
+        track_file: PathBuf = "/run/memlb/vrrp-weight".into(),
+            FilePath("a file, as /run/memlb/vrrp-weight"), Restart;
+    }
+
+    /// A peer: another manager of the same services, which learns this one's connections and passes on its own, so
+    /// that either can carry all of them on. Repeat the table for more of them, at most 7. keepalived or a router decides
+    /// which manager gets packets; docs/high-availability.md has the whole set-up. All managers have equal settings of
+    /// services, workers, policies, failover and heartbeats: `memlb check --shared` prints what is compared.
+    pub struct Peer {
+        /// The peer's manager.name. Required; unique.
+        name: String = String::new(), Name, Restart, required("\"manager2\"");
+
+        /// The peer's manager.peer_listen. Required.
+        address: SocketAddr = NO_ADDRESS, PeerAddress, Restart, required("\"10.0.9.2:9997\"");
+
+        /// The file of the key that both managers share; `memlb keygen --peer` makes it. It belongs to root, and no
+        /// other user may read it. A worker's key is refused.
+        key: PathBuf = PEER_KEY.into(),
+            FilePath("a key file, as /etc/memlb/peer.key"), Restart;
     }
 
     /// Which heartbeats count.

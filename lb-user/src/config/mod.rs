@@ -4,6 +4,7 @@
 //! and bounds them, and `rules` checks the relations between them.
 
 mod changes;
+mod digest;
 mod document;
 mod error;
 mod example;
@@ -30,22 +31,25 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use anyhow::Context;
 use ipnet::IpNet;
 use lb_core::{DEFAULT_HOLD, Endpoint, FailingSettings, Policy, SpreadSettings, Threshold};
 
 use crate::encoding;
+use crate::heartbeat::check_name;
 
 pub use changes::Changes;
+pub use digest::ConfigDigest;
 pub use error::{ConfigError, Origin, Problem, ProblemKind};
 pub use ids::{Identity, PinnedIds, identities};
-pub use keys::{Failover, Heartbeats, Limits, Manager, Service};
+pub use keys::{Failover, Heartbeats, Limits, Manager, Peer, Service};
 pub use nested::{AutoJoin, Worker};
 pub use origin::{JOINED, WorkerOrigin, check_source};
 pub use overrides::Overrides;
 pub use values::{Attach, PortRange, size};
 
 use document::{RawTable, RawValue};
-use section::{REWRITE, read_table, read_tables};
+use section::{REWRITE, Section, read_table, read_tables};
 use validator::Validator;
 
 /// Parses the address of a worker's server.
@@ -63,12 +67,18 @@ pub fn threshold(text: &str) -> Option<Threshold> {
 }
 
 const SERVICE: &str = "service";
-const TABLES: [&str; 5] = ["manager", "heartbeats", "failover", "limits", SERVICE];
+const PEER: &str = "peer";
+const TABLES: [&str; 6] = ["manager", PEER, "heartbeats", "failover", "limits", SERVICE];
+
+/// The tables that may be repeated, each with a name.
+const REPEATED: [&str; 2] = [PEER, SERVICE];
 
 /// A validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub manager: Manager,
+    /// The other managers of the same services.
+    pub peers: Vec<Peer>,
     pub heartbeats: Heartbeats,
     pub failover: Failover,
     pub limits: Limits,
@@ -87,6 +97,25 @@ impl Failover {
             max_pause: self.failing_max_pause,
             max_percent: self.max_failing,
         }
+    }
+}
+
+impl Manager {
+    /// Returns the name by which peers know this manager.
+    ///
+    /// # Errors
+    ///
+    /// Says why the host name, which stands in for a missing `manager.name`, is not one.
+    pub fn own_name(&self) -> anyhow::Result<String> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        let host = nix::unistd::gethostname().context("read the host name")?;
+        let host = host.to_string_lossy();
+        check_name(&host).with_context(|| {
+            format!("the host name {host:?} cannot name a manager: set manager.name")
+        })?;
+        Ok(host.into_owned())
     }
 }
 
@@ -221,18 +250,9 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let (document, syntax) = document::parse(text, name);
         let values = RawValue::file(&document, name, text);
-        let services = values.get("service").and_then(|it| it.list().ok());
-        let services = services.unwrap_or_default();
-        let assignments = overrides.assignments(|table| {
-            let is_called = |service: &RawValue<'_>, name: &str| {
-                let service = service.table().unwrap_or_default();
-                let found = service.get("name").and_then(|it| it.text().ok());
-                found.is_some_and(|found| found == name)
-            };
-            match table.strip_prefix("service.") {
-                Some(name) => services.iter().any(|it| is_called(it, name)),
-                None => table != SERVICE && TABLES.contains(&table),
-            }
+        let assignments = overrides.assignments(|table| match table.split_once('.') {
+            Some((list, name)) => REPEATED.contains(&list) && has_table(&values, list, name),
+            None => !REPEATED.contains(&table) && TABLES.contains(&table),
         })?;
         let mut validator = Validator::new(name, overrides, &assignments, syntax);
         let config = Self::assemble(&mut validator, &values);
@@ -245,10 +265,11 @@ impl Config {
         let table = |name| values.get(name).copied();
         Self {
             manager: read_table(validator, "manager", table("manager")),
+            peers: read_repeated(validator, PEER, table(PEER)),
             heartbeats: read_table(validator, "heartbeats", table("heartbeats")),
             failover: read_table(validator, "failover", table("failover")),
             limits: read_table(validator, "limits", table("limits")),
-            services: read_services(validator, table(SERVICE)),
+            services: read_repeated(validator, SERVICE, table(SERVICE)),
             origins: BTreeMap::new(),
         }
     }
@@ -282,6 +303,11 @@ impl Config {
                 values::show_duration(self.failover.down_after)
             ));
         }
+        if let Some(listen) = self.manager.peer_listen.filter(|_| self.peers.is_empty()) {
+            warnings.push(format!(
+                "manager.peer_listen = \"{listen}\" has no effect without a [[peer]]"
+            ));
+        }
         for service in &self.services {
             warnings.extend(service.idle_settings());
         }
@@ -289,18 +315,33 @@ impl Config {
     }
 }
 
-fn read_services<'a>(validator: &mut Validator<'a>, given: Option<RawValue<'a>>) -> Vec<Service> {
+/// Whether the file has a table of that name in a list of tables.
+fn has_table(values: &RawTable<'_>, list: &str, name: &str) -> bool {
+    let tables = values.get(list).and_then(|it| it.list().ok());
+    tables.unwrap_or_default().iter().any(|table| {
+        let table = table.table().unwrap_or_default();
+        let found = table.get("name").and_then(|it| it.text().ok());
+        found.is_some_and(|found| found == name)
+    })
+}
+
+/// Reads a list of tables, absent ones too.
+fn read_repeated<'a, T: Section>(
+    validator: &mut Validator<'a>,
+    name: &'static str,
+    given: Option<RawValue<'a>>,
+) -> Vec<T> {
     let origin = given.map_or(validator.absent(), |given| given.source.origin());
-    validator.note(SERVICE, origin);
+    validator.note(name, origin);
     let Some(given) = given else {
         return Vec::new();
     };
-    read_tables(validator, SERVICE, given).unwrap_or_else(|| {
+    read_tables(validator, name, given).unwrap_or_else(|| {
         validator.reject(
-            SERVICE,
+            name,
             ProblemKind::WrongType,
-            format!("each {SERVICE} has a table of its own, with two brackets on either side"),
-            format!("[[{SERVICE}]]"),
+            format!("each {name} has a table of its own, with two brackets on either side"),
+            format!("[[{name}]]"),
             REWRITE,
         );
         Vec::new()

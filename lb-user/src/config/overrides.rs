@@ -106,10 +106,9 @@ fn bad_assignment(set: &str, what: &str) -> ConfigError {
         origin: Origin::Flag { option: "--set" },
         key: String::new(),
         what: format!("cannot set {set:?}: {what}"),
-        expected:
-            "manager.KEY=VALUE, heartbeats.KEY=VALUE, failover.KEY=VALUE, limits.KEY=VALUE or \
-             service.NAME.KEY=VALUE"
-                .to_owned(),
+        expected: "manager.KEY=VALUE, heartbeats.KEY=VALUE, failover.KEY=VALUE, limits.KEY=VALUE, \
+             peer.NAME.KEY=VALUE or service.NAME.KEY=VALUE"
+            .to_owned(),
         remedy: "memlb check --example prints every table with its settings".to_owned(),
     }
     .into()

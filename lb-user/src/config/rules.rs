@@ -1,5 +1,7 @@
 //! Relations between keys: what one value means for another.
 
+mod peers;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -21,6 +23,7 @@ pub(super) fn check(
     kernel_ports: Option<PortRange>,
 ) {
     manager(validator, config);
+    peers::check(validator, config);
     failover(validator, config);
     nat_ports(validator, config, kernel_ports);
     idle_times(validator, config);
@@ -40,6 +43,19 @@ pub(super) fn check(
 }
 
 fn manager(validator: &mut Validator<'_>, config: &Config) {
+    let (http, peers) = (config.manager.http_listen, config.manager.peer_listen);
+    if let (Some(http), Some(peers)) = (http, peers)
+        && listens_at(http, peers)
+        && validator.are_good(&["manager.peer_listen"])
+    {
+        validator.reject(
+            "manager.peer_listen",
+            ProblemKind::ManagersOwnAddress,
+            format!("{peers} is where the manager itself serves HTTP (http_listen = \"{http}\")"),
+            "an address and port at which the manager does not listen",
+            "choose another port for one of the two",
+        );
+    }
     let key = "manager.interfaces";
     if config.manager.interfaces.is_empty() && validator.are_good(&[key]) {
         validator.reject(
@@ -443,17 +459,25 @@ impl ServiceRules<'_> {
     /// Where the manager itself listens, no service is: its heartbeats would go to the workers.
     fn not_the_managers(&self, validator: &mut Validator<'_>, config: &Config) {
         let manager = &config.manager;
-        let (own, what, setting) = match self.service.protocol {
-            Protocol::Udp => (
+        let listening: &[(Option<SocketAddr>, &str, &str)] = match self.service.protocol {
+            Protocol::Udp => &[(
                 Some(manager.heartbeat_listen),
                 "receives heartbeats",
                 "heartbeat_listen",
-            ),
-            Protocol::Tcp => (manager.http_listen, "serves HTTP", "http_listen"),
+            )],
+            Protocol::Tcp => &[
+                (manager.http_listen, "serves HTTP", "http_listen"),
+                (manager.peer_listen, "listens for its peers", "peer_listen"),
+            ],
         };
-        let Some(own) = own else {
-            return;
-        };
+        for &(own, what, setting) in listening {
+            if let Some(own) = own {
+                self.not_at(validator, own, what, setting);
+            }
+        }
+    }
+
+    fn not_at(&self, validator: &mut Validator<'_>, own: SocketAddr, what: &str, setting: &str) {
         let address = ("address", Some(self.service.address));
         for (name, address) in [address, ("fallback", self.service.fallback)] {
             let key = self.key(name);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::REPEATED;
 use super::document::{RawTable, RawValue, Source};
 use super::error::{Origin, ProblemKind};
 use super::key::Key;
@@ -87,8 +88,8 @@ pub(super) fn read_tables<'a, T: Section>(
 /// Lays the values of `--set` over those of the file.
 fn assign<'a>(validator: &Validator<'a>, path: &str, values: &mut RawTable<'a>) {
     let name = values.get("name").and_then(|name| name.text().ok());
-    let table = match (path.strip_prefix("service."), name) {
-        (Some(number), Some(name)) if !number.contains('.') => format!("service.{name}"),
+    let table = match (path.split_once('.'), name) {
+        (Some((list, number)), Some(name)) if !number.contains('.') => format!("{list}.{name}"),
         _ => path.to_owned(),
     };
     for it in validator.assignments.iter().filter(|it| it.table == table) {
@@ -131,7 +132,8 @@ impl<'a> Fields<'_, 'a> {
 
     fn absent(&mut self, key: Key, path: &str) {
         // Of a table that may be repeated, the line says which one it is.
-        let origin = match path.starts_with("service.") || key.is_required {
+        let is_repeated = REPEATED.iter().any(|list| self.path.starts_with(list));
+        let origin = match is_repeated || key.is_required {
             true => self.origin.clone(),
             false => self.validator.absent(),
         };

@@ -17,18 +17,13 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, "memlb.toml", &Overrides::default(), Some(KERNEL))
 }
 
-/// The example with another value of a setting, given as `key = value`.
+/// The example with another value of a setting, given as `key = value`; of several tables' keys, the last one's.
 fn example_with(setting: &str) -> String {
     let key = setting.split(' ').next().unwrap_or_default();
     let is_it = |line: &&str| line.starts_with(&format!("{key} = "));
-    let lines: Vec<&str> = Config::example_text().lines().filter(is_it).collect();
-    assert_eq!(
-        lines.len(),
-        1,
-        "{key} stands {} times in memlb.toml",
-        lines.len()
-    );
-    Config::example_text().replacen(&format!("\n{}\n", lines[0]), &format!("\n{setting}\n"), 1)
+    let line = Config::example_text().lines().rfind(is_it);
+    let line = line.unwrap_or_else(|| panic!("{key} is not in memlb.toml"));
+    Config::example_text().replacen(&format!("\n{line}\n"), &format!("\n{setting}\n"), 1)
 }
 
 fn problems(text: &str) -> Vec<Problem> {
@@ -49,6 +44,7 @@ fn lab() -> Config {
             interfaces: vec!["eth1".to_owned()],
             ..Manager::default()
         },
+        peers: Vec::new(),
         heartbeats: Heartbeats::default(),
         failover: Failover::default(),
         limits: Limits::default(),
@@ -99,6 +95,7 @@ fn the_example_explains_every_setting() {
     let mut settings = 0;
     for (table, probe) in [
         ("[manager]", "[manager]\nx-x = 1"),
+        ("#[[peer]]", "[[peer]]\nx-x = 1"),
         ("[heartbeats]", "[heartbeats]\nx-x = 1"),
         ("[failover]", "[failover]\nx-x = 1"),
         ("[limits]", "[limits]\nx-x = 1"),
@@ -110,16 +107,17 @@ fn the_example_explains_every_setting() {
         let section = section.split("\n[").next().expect("a section");
         let lines: Vec<&str> = section.lines().collect();
         for key in expected.trim_start_matches("one of ").split(", ") {
-            let given = lines
-                .iter()
-                .position(|line| line.starts_with(&format!("{key} = ")));
+            let given = lines.iter().position(|line| {
+                line.trim_start_matches('#')
+                    .starts_with(&format!("{key} = "))
+            });
             let given = given.unwrap_or_else(|| panic!("{table} {key} is not in memlb.toml"));
             let above = lines[given - 1];
             assert!(above.starts_with("# "), "{table} {key} is not explained");
             settings += 1;
         }
     }
-    assert_eq!(settings, 11 + 2 + 9 + 9 + 18);
+    assert_eq!(settings, 14 + 3 + 2 + 9 + 9 + 18);
 }
 
 #[test]
@@ -640,8 +638,7 @@ fn the_command_line_goes_before_the_file() {
         event_log: None,
         legacy_heartbeats: true,
         http_listen: None,
-        http_names: Vec::new(),
-        nat_sources: Vec::new(),
+        ..Manager::default()
     };
     expected.failover.down_after = Duration::from_secs(20);
     expected.services[0].threshold = Threshold::Percent(10);
@@ -1026,4 +1023,110 @@ fn a_retired_key_says_what_took_its_place() {
         found.remedy.starts_with("remove it: memlb sizes"),
         "{found}"
     );
+}
+
+const PEERS: &str = r#"
+    [manager]
+    interfaces = ["eth1"]
+    nat_sources = ["192.168.56.21"]
+    name = "manager1"
+    peer_listen = "10.0.9.1:9997"
+    [[peer]]
+    name = "manager2"
+    address = "10.0.9.2:9997"
+    [[peer]]
+    name = "manager3"
+    address = "10.0.9.3:9997"
+    key = "/etc/memlb/manager3.key"
+    [[service]]
+    name = "web"
+    address = "192.168.56.101:80"
+    fallback = "reject"
+    workers = [{ name = "worker1", address = "192.168.56.103:8081" }]
+"#;
+
+#[test]
+fn peers_are_other_managers() {
+    let config = parse(PEERS).expect("a good configuration");
+    let peers: Vec<&str> = config.peers.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(peers, ["manager2", "manager3"]);
+    assert_eq!(config.peers[0].key.as_os_str(), "/etc/memlb/peer.key");
+    assert_eq!(config.manager.own_name().expect("a name"), "manager1");
+    for (kind, right, wrong) in [
+        (
+            Kind::PeerWithoutListen,
+            "peer_listen = \"10.0.9.1:9997\"",
+            "",
+        ),
+        (
+            Kind::PeersWithoutNatSources,
+            "nat_sources = [\"192.168.56.21\"]",
+            "",
+        ),
+        (
+            Kind::PeersWithoutNatSources,
+            "\"192.168.56.21\"",
+            "\"2001:db8::21\"",
+        ),
+        (
+            Kind::PeerIsThisManager,
+            "name = \"manager1\"",
+            "name = \"manager2\"",
+        ),
+        (Kind::PeerIsThisManager, "10.0.9.2:9997", "10.0.9.1:9997"),
+        (Kind::DuplicatePeer, "\"manager3\"", "\"manager2\""),
+        (Kind::DuplicatePeer, "10.0.9.3:9997", "10.0.9.2:9997"),
+        (Kind::BadAddress, "10.0.9.1:9997", "0.0.0.0:9997"),
+        (Kind::BadAddress, "10.0.9.2:9997", "10.0.9.2"),
+        (Kind::BadName, "manager3\"", "manager 3\""),
+        (Kind::BadPath, "/etc/memlb/manager3.key", "manager3.key"),
+        (Kind::Missing, "address = \"10.0.9.2:9997\"", ""),
+        (
+            Kind::ManagersOwnAddress,
+            "10.0.9.1:9997",
+            "192.168.56.101:80",
+        ),
+        (Kind::ManagersOwnAddress, "10.0.9.1:9997", "127.0.0.1:9998"),
+    ] {
+        let problems = problems(&PEERS.replacen(right, wrong, 1));
+        let kinds: Vec<Kind> = problems.iter().map(|it| it.kind).collect();
+        assert_eq!(kinds, [kind], "{wrong:?} for {right:?}: {problems:?}");
+    }
+    let routed = PEERS
+        .replace("nat_sources = [\"192.168.56.21\"]", "")
+        .replace(
+            "fallback = \"reject\"",
+            "fallback = \"reject\"\nmode = \"routed\"",
+        );
+    parse(&routed).expect("routed services need no addresses of the manager");
+    let more: String = (4..10)
+        .map(|it| format!("[[peer]]\nname = \"m{it}\"\naddress = \"10.0.9.{it}:9997\"\n"))
+        .collect();
+    assert_eq!(
+        problems(&format!("{PEERS}\n{more}"))[0].kind,
+        Kind::TooManyPeers
+    );
+}
+
+#[test]
+fn peers_can_be_set_on_the_command_line() {
+    let set = |set: &str| {
+        let overrides = Overrides::default().set(set);
+        Config::parse(PEERS, "memlb.toml", &overrides, Some(KERNEL))
+    };
+    let config = set("peer.manager3.address=10.0.9.9:9997").expect("a good configuration");
+    assert_eq!(config.peers[1].address.to_string(), "10.0.9.9:9997");
+    assert!(set("peer.manager4.address=10.0.9.9:9997").is_err());
+    assert!(set("peer.address=10.0.9.9:9997").is_err());
+}
+
+#[test]
+fn peers_change_with_a_restart() {
+    let old = parse(PEERS).expect("a good configuration");
+    let mut new = old.clone();
+    new.peers[0].address = "10.0.9.9:9997".parse().expect("an address");
+    new.peers.remove(1);
+    let refused = Changes::between(&old, &new).refused;
+    assert!(refused[0].starts_with("peer manager2.address: 10.0.9.2:9997 -> 10.0.9.9:9997"));
+    assert!(refused[1].starts_with("peer manager3 removed\n  to do: restart the manager"));
 }

@@ -267,6 +267,22 @@ pub(super) fn host_address(text: &str) -> Result<SocketAddr, BadValue> {
     }
 }
 
+/// Parses an address at which one manager listens for its peers.
+pub(super) fn peer_address(text: &str) -> Result<SocketAddr, BadValue> {
+    let address = address(text)?;
+    let ip = address.ip();
+    match ip.is_unspecified() || ip.is_multicast() {
+        false => Ok(address),
+        true => Err(BadValue {
+            kind: ProblemKind::BadAddress,
+            what: format!("{ip} is not the address of one machine"),
+            expected: "one address of that manager, best on a link of the managers' own".into(),
+            remedy: "write an address that `ip address` shows there, as in \"10.0.9.1:9997\""
+                .to_owned(),
+        }),
+    }
+}
+
 /// The name of an address's family.
 pub(super) fn family(address: IpAddr) -> &'static str {
     match address {

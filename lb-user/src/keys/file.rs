@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{fcntl::OFlag, unistd::geteuid};
 use zeroize::Zeroizing;
 
-use super::{Key, KeyId, KeyRing, SECRET_BYTES, hex};
+use super::{Key, KeyId, KeyRing, SECRET_BYTES, hex, peer::PEER_MARK};
 use crate::{
     encoding::{self, BYTE_ORDER_MARK},
     worker_name::check_name,
@@ -123,6 +123,18 @@ fn files(directory: &Path) -> Result<Files> {
 }
 
 fn read_into(keys: &mut KeyRing, path: &Path) -> Result<()> {
+    let made = "memlb keygen --name WORKER";
+    read_lines(path, made, |line, place| {
+        keys.add(parse(line).with_context(|| place.to_owned())?, place)
+    })
+}
+
+/// Reads the lines of a key file that only its owner can read; `made` is the command that makes such a file.
+pub(super) fn read_lines(
+    path: &Path,
+    made: &str,
+    mut each: impl FnMut(&str, &str) -> Result<()>,
+) -> Result<()> {
     let bytes = read_private(path)?;
     let text = encoding::check(&bytes).map_err(|found| {
         let shown = path.display().to_string();
@@ -141,11 +153,11 @@ fn read_into(keys: &mut KeyRing, path: &Path) -> Result<()> {
         }
         lines += 1;
         let place = format!("{}, line {}", path.display(), index + 1);
-        keys.add(parse(line).with_context(|| place.clone())?, &place)?;
+        each(line, &place)?;
     }
     ensure!(
         lines > 0,
-        "{} holds no key: `memlb keygen --name WORKER` writes one",
+        "{} holds no key: `{made}` writes one",
         path.display()
     );
     Ok(())
@@ -162,6 +174,10 @@ fn parse(line: &str) -> Result<Key> {
         words.next(),
     );
     let (Some(MARK), Some(worker), Some(id), Some(digits), None) = parts else {
+        ensure!(
+            parts.0 != Some(PEER_MARK),
+            "a key of managers, not of a worker: [[peer]] names its file, and no worker has it"
+        );
         bail!(
             "not a key: expected \"{MARK} WORKER ID SECRET\" as `memlb keygen` writes it, with the \
              secret in 64 hexadecimal digits"
@@ -170,6 +186,15 @@ fn parse(line: &str) -> Result<Key> {
     if let Err(problem) = check_name(worker) {
         bail!("the worker's name cannot be one: {problem}");
     }
+    let (id, secret) = parse_secret(id, digits)?;
+    Ok(Key::new(worker.to_owned(), id, &secret))
+}
+
+/// Parses the id and the secret of a key.
+pub(super) fn parse_secret(
+    id: &str,
+    digits: &str,
+) -> Result<(KeyId, Zeroizing<[u8; SECRET_BYTES]>)> {
     let id = KeyId::parse(id.as_bytes())
         .context("the key's id is not 8 hexadecimal digits in lower case")?;
     let mut secret = Zeroizing::new([0; SECRET_BYTES]);
@@ -181,7 +206,7 @@ fn parse(line: &str) -> Result<Key> {
         secret.iter().any(|byte| *byte != secret[0]),
         "the secret is one byte repeated: `memlb keygen` draws one at random"
     );
-    Ok(Key::new(worker.to_owned(), id, &secret))
+    Ok((id, secret))
 }
 
 /// Reads a file that only its owner, root or this user, can read or write.

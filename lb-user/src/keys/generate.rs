@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use zeroize::Zeroizing;
 
-use super::{KeyId, SECRET_BYTES, file::MARK, write_hex};
+use super::{KeyId, SECRET_BYTES, file::MARK, peer::PEER_MARK, write_hex};
 
 /// Writes a new key of `worker` to a new file that only this user can read; returns the key's id.
 ///
@@ -18,12 +18,25 @@ use super::{KeyId, SECRET_BYTES, file::MARK, write_hex};
 ///
 /// Says why the file cannot be made; one that exists is never touched.
 pub fn write_new(path: &Path, worker: &str) -> Result<KeyId> {
+    write(path, &format!("{MARK} {worker}"))
+}
+
+/// Writes a new key of managers to a new file that only this user can read; returns the key's id.
+///
+/// # Errors
+///
+/// Says why the file cannot be made; one that exists is never touched.
+pub fn write_new_peer(path: &Path) -> Result<KeyId> {
+    write(path, PEER_MARK)
+}
+
+fn write(path: &Path, beginning: &str) -> Result<KeyId> {
     let id = KeyId(getrandom::u32().context("draw a key's id")?);
     let mut secret = Zeroizing::new([0; SECRET_BYTES]);
     getrandom::fill(secret.as_mut()).context("draw a secret")?;
     // Room for all of it at once: growing would leave copies behind.
     let mut line = Zeroizing::new(Vec::with_capacity(256));
-    line.extend_from_slice(format!("{MARK} {worker} {id} ").as_bytes());
+    line.extend_from_slice(format!("{beginning} {id} ").as_bytes());
     write_hex(secret.as_ref(), &mut line);
     line.push(b'\n');
     let mut file = OpenOptions::new()

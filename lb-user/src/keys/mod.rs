@@ -1,10 +1,11 @@
-//! Keys that sign heartbeats and their acknowledgements: one or two for each worker.
+//! Keys that sign heartbeats and their acknowledgements, one or two for each worker; and those of peers.
 //!
 //! A key belongs to one worker's name and authenticates no other. Two of them may hold at a time,
 //! so that a new key can be brought out before the old one is withdrawn. docs/heartbeat.md says how.
 
 mod file;
 mod generate;
+mod peer;
 mod ring;
 
 use std::fmt;
@@ -16,7 +17,8 @@ use zeroize::Zeroizing;
 use crate::processes::Unit;
 
 pub use file::{credential, read_key, read_keys};
-pub use generate::write_new;
+pub use generate::{write_new, write_new_peer};
+pub use peer::{PEER_KEY, PeerKeys, read_peer_keys};
 pub use ring::{DuplicateKey, KEYS_PER_WORKER, KeyRing};
 
 /// Where an agent's key usually is; the package's service hands this one to its agent.
@@ -61,32 +63,32 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// One worker's key, ready to sign: the schedule of its HMAC is computed once.
+/// A secret with its id, ready to sign: the schedule of its HMAC is computed once.
 ///
-/// Its memory is overwritten when it is dropped, and it shows its name and id only.
+/// Its memory is overwritten when it is dropped, and it shows its id only.
 #[derive(Clone)]
-pub struct Key {
-    worker: String,
+pub struct SigningKey {
     id: KeyId,
     schedule: Hmac<Sha256>,
 }
 
-impl Key {
-    pub fn new(worker: String, id: KeyId, secret: &Zeroizing<[u8; SECRET_BYTES]>) -> Self {
+/// One worker's key.
+#[derive(Clone)]
+pub struct Key {
+    worker: String,
+    key: SigningKey,
+}
+
+impl SigningKey {
+    pub fn new(id: KeyId, secret: &Zeroizing<[u8; SECRET_BYTES]>) -> Self {
         // HMAC fills a key up with zeros to SHA-256's block.
         let mut block = Zeroizing::new([0; 2 * SECRET_BYTES]);
         block[..SECRET_BYTES].copy_from_slice(secret.as_ref());
         let block: &[u8; 2 * SECRET_BYTES] = &block;
         Self {
-            worker,
             id,
             schedule: <Hmac<Sha256> as KeyInit>::new(block.into()),
         }
-    }
-
-    /// Returns the only worker that this key authenticates.
-    pub fn worker(&self) -> &str {
-        &self.worker
     }
 
     pub fn id(&self) -> KeyId {
@@ -94,8 +96,8 @@ impl Key {
     }
 
     /// Whether that is this key, its secret included.
-    fn is(&self, other: &Self) -> bool {
-        self.worker == other.worker && self.id == other.id && self.verify(&[], &other.sign(&[]))
+    pub fn is(&self, other: &Self) -> bool {
+        self.id == other.id && self.verify(&[], &other.sign(&[]))
     }
 
     /// Returns the HMAC-SHA256 over the parts, one after another.
@@ -117,9 +119,46 @@ impl Key {
     }
 }
 
+impl Key {
+    pub fn new(worker: String, id: KeyId, secret: &Zeroizing<[u8; SECRET_BYTES]>) -> Self {
+        let key = SigningKey::new(id, secret);
+        Self { worker, key }
+    }
+
+    /// Returns the only worker that this key authenticates.
+    pub fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    pub fn id(&self) -> KeyId {
+        self.key.id
+    }
+
+    /// Returns the HMAC-SHA256 over the parts, one after another.
+    pub fn sign(&self, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
+        self.key.sign(parts)
+    }
+
+    /// Compares in a time that does not depend on where a wrong tag differs.
+    pub fn verify(&self, parts: &[&[u8]], tag: &[u8; TAG_BYTES]) -> bool {
+        self.key.verify(parts, tag)
+    }
+
+    /// Whether that is this key, its secret included.
+    fn is(&self, other: &Self) -> bool {
+        self.worker == other.worker && self.key.is(&other.key)
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({})", self.id)
+    }
+}
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({} of {})", self.id, self.worker)
+        write!(f, "Key({} of {})", self.id(), self.worker)
     }
 }
 

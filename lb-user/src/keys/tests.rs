@@ -241,3 +241,40 @@ fn says_what_is_different_in_a_ring() {
         ]
     );
 }
+
+#[test]
+fn a_key_of_peers_is_not_a_workers_and_may_have_a_successor() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let id = write_new_peer(&at("peer.key")).unwrap();
+    let keys = read_peer_keys(&at("peer.key")).unwrap();
+    assert_eq!(keys.signing().id(), id);
+    assert!(keys.find(KeyId(!id.0)).is_none());
+    assert!(refusal(write_new_peer(&at("peer.key"))).contains("never overwritten"));
+
+    write_new_peer(&at("next.key")).unwrap();
+    let text = |name: &str| fs::read_to_string(at(name)).unwrap();
+    let both = text("next.key") + &text("peer.key");
+    write(&at("both.key"), &both, 0o600);
+    let both_keys = read_peer_keys(&at("both.key")).unwrap();
+    assert_ne!(both_keys.signing().id(), id);
+    assert!(both_keys.find(id).is_some_and(|key| key.is(keys.signing())));
+    assert!(!format!("{both_keys:?}").contains(&text("peer.key")[26..]));
+
+    let line = format!("memlb-peer-key-1 0000000a {SECRET}\n");
+    for (text, said) in [
+        (self::line("worker1", "0000000a"), "a worker's key"),
+        (format!("{both}{line}"), "has 2 keys already"),
+        (format!("{line}{line}"), "0000000a is there twice"),
+        (line.replace(" 0000000a", ""), "not a key"),
+        (String::new(), "memlb keygen --peer"),
+    ] {
+        write(&at("bad.key"), &text, 0o600);
+        let refused = refusal(read_peer_keys(&at("bad.key")));
+        assert!(refused.contains(said), "{text:?}: {refused}");
+    }
+    write(&at("bad.key"), &line, 0o600);
+    assert!(refusal(read_keys(&at("bad.key"))).contains("a key of managers"));
+    write(&at("bad.key"), &line, 0o640);
+    assert!(refusal(read_peer_keys(&at("bad.key"))).contains("mode 0640"));
+}

@@ -96,12 +96,18 @@ pub(super) struct Flag;
 pub(super) struct ListenAddress;
 /// An address, or "" for none.
 pub(super) struct OptionalListenAddress;
+/// An address at which a manager listens for its peers.
+pub(super) struct PeerAddress;
+/// The same, or "" for none.
+pub(super) struct OptionalPeerAddress;
 /// An address of one machine on a network.
 pub(super) struct HostAddress;
 /// An address, or "reject" for none.
 pub(super) struct Fallback;
-/// A name of a service or a worker.
+/// A name of a service, a worker or a manager.
 pub(super) struct Name;
+/// A name, or "" for none.
+pub(super) struct OptionalName;
 /// A worker's name: none that stands for a fallback.
 pub(super) struct WorkerName;
 /// An absolute path, with an example of one.
@@ -124,6 +130,13 @@ simple_kind! {
             text => values::address(text).map(Some),
         },
         |value| quoted(value.map_or(String::new(), |it| it.to_string()));
+    PeerAddress: SocketAddr, |_this, given| values::peer_address(&given.text()?), |value| quoted(value.to_string());
+    OptionalPeerAddress: Option<SocketAddr>,
+        |_this, given| match given.text()?.as_ref() {
+            "" => Ok(None),
+            text => values::peer_address(text).map(Some),
+        },
+        |value| quoted(value.map_or(String::new(), |it| it.to_string()));
     HostAddress: SocketAddr, |_this, given| values::host_address(&given.text()?), |value| quoted(value.to_string());
     Fallback: Option<SocketAddr>,
         |_this, given| match given.text()?.as_ref() {
@@ -132,6 +145,12 @@ simple_kind! {
         },
         |value| quoted(value.map_or("reject".to_owned(), |it| it.to_string()));
     Name: String, |_this, given| name(given), |value| quoted(value);
+    OptionalName: Option<String>,
+        |_this, given| match given.text()?.as_ref() {
+            "" => Ok(None),
+            _ => name(given).map(Some),
+        },
+        |value| quoted(value.as_deref().unwrap_or_default());
     WorkerName: String, |_this, given| worker_name(given), |value| quoted(value);
     AbsolutePath: PathBuf, |this, given| absolute(given.path()?, this.0), |value| quoted(value.to_string_lossy());
     FilePath: PathBuf, |this, given| file(given.path()?, this.0), |value| quoted(value.to_string_lossy());

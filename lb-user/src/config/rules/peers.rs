@@ -1,0 +1,113 @@
+//! Relations of the peers' settings.
+
+use lb_core::Mode;
+
+use super::super::error::ProblemKind;
+use super::super::validator::Validator;
+use super::super::{Config, PEER};
+use super::distinct;
+
+/// More managers than that would send each connection to too many others.
+const MAX_PEERS: usize = 7;
+
+pub(super) fn check(validator: &mut Validator<'_>, config: &Config) {
+    if config.peers.is_empty() {
+        return;
+    }
+    listen(validator, config);
+    distinct_peers(validator, config);
+    nat_sources(validator, config);
+    for (number, peer) in config.peers.iter().enumerate() {
+        let name = format!("{PEER}.{number}.name");
+        if config.manager.name.as_ref() == Some(&peer.name) && validator.are_good(&[&name]) {
+            validator.reject(
+                &name,
+                ProblemKind::PeerIsThisManager,
+                format!("{:?} is this manager's own name (manager.name)", peer.name),
+                "the name of another manager",
+                "name each manager differently, in manager.name of its own file and in [[peer]] of the others",
+            );
+        }
+        let address = format!("{PEER}.{number}.address");
+        if config.manager.peer_listen == Some(peer.address) && validator.are_good(&[&address]) {
+            validator.reject(
+                &address,
+                ProblemKind::PeerIsThisManager,
+                format!("{} is this manager's own peer_listen", peer.address),
+                "the peer_listen of another manager",
+                "write the peer's address here, and this machine's in manager.peer_listen",
+            );
+        }
+    }
+}
+
+fn listen(validator: &mut Validator<'_>, config: &Config) {
+    let key = "manager.peer_listen";
+    if config.manager.peer_listen.is_none() && validator.are_good(&[key]) {
+        validator.reject(
+            key,
+            ProblemKind::PeerWithoutListen,
+            "a peer is configured, but no address at which it reaches this manager",
+            "this machine's address on the link to the peers, as in \"10.0.9.1:9997\"",
+            "add peer_listen to [manager]; it is what the peers' files have as this manager's address",
+        );
+    }
+}
+
+fn distinct_peers(validator: &mut Validator<'_>, config: &Config) {
+    let peers = || config.peers.iter().enumerate();
+    let names = peers().map(|(number, it)| (format!("{PEER}.{number}.name"), it.name.clone()));
+    let kind = ProblemKind::DuplicatePeer;
+    distinct(validator, names.collect(), kind, "a peer");
+    let addresses = peers().map(|(number, it)| {
+        let path = format!("{PEER}.{number}.address");
+        (path, it.address.to_string())
+    });
+    distinct(validator, addresses.collect(), kind, "a peer");
+    let count = config.peers.len();
+    if count > MAX_PEERS {
+        validator.reject(
+            &format!("{PEER}.{MAX_PEERS}"),
+            ProblemKind::TooManyPeers,
+            format!("{count} peers are configured"),
+            format!("at most {MAX_PEERS}"),
+            "remove some; every manager sends each of its connections to all of them",
+        );
+    }
+}
+
+/// Replies to the route's own address would be lost with this machine.
+fn nat_sources(validator: &mut Validator<'_>, config: &Config) {
+    let key = "manager.nat_sources";
+    for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
+        let mut services = config.services.iter().enumerate();
+        let in_nat = services.find(|(number, it)| {
+            let path = format!("service.{number}.address");
+            it.mode == Mode::Nat
+                && it.address.is_ipv4() == is_v4
+                && !it.address.ip().is_unspecified()
+                && validator.are_good(&[&path])
+        });
+        let mut sources = config.manager.nat_sources.iter();
+        let Some((_, service)) = in_nat.filter(|_| !sources.any(|it| it.is_ipv4() == is_v4)) else {
+            continue;
+        };
+        if !validator.are_good(&[key]) {
+            return;
+        }
+        validator.reject(
+            key,
+            ProblemKind::PeersWithoutNatSources,
+            format!(
+                "service {} has mode \"nat\" and there is a peer, but no {family} address here moves to the peer",
+                service.name
+            ),
+            format!(
+                "one {family} address or more of this manager's own, which keepalived moves together with the \
+                 service's"
+            ),
+            "add such an address to nat_sources (and to virtual_ipaddress of the one vrrp_instance): replies to the \
+             machine's fixed address would be lost with it",
+        );
+    }
+}
