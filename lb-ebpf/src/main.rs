@@ -10,6 +10,7 @@
 mod maps;
 mod packet;
 mod packet_scratch;
+mod peer;
 mod redirect;
 mod retry;
 mod tc;

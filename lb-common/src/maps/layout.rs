@@ -3,8 +3,9 @@
 use core::fmt;
 
 use super::{
-    Backend, Counter, DENIED_PREFIXES, Flow, FlowKey, Handshake, MAX_NEW_PEERS, MAX_PEERS,
-    MAX_TRANSLATIONS, NAT_SOURCES, Neighbour, OwnerTags, PORT_WORDS, Peer, Policy, PortPool,
+    ASKED_ENTRIES, ASKED_EVENT_BYTES, Asked, Backend, Counter, DENIED_PREFIXES, Flow, FlowKey,
+    Handshake, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, NAT_SOURCES, Neighbour, OwnerTags,
+    PEER_ADDRESSES, PEER_INTERFACES, PORT_WORDS, Peer, PeerLinks, PeerSwitch, Policy, PortPool,
     PortWord, SOURCE_FILTER_ENTRIES, Service, ServiceKey, Settings, TRACE_BYTES, TraceConfig,
     TraceCounts, Traffic, Translation, dsr_name, name,
 };
@@ -139,6 +140,17 @@ pub const MANAGER_MAPS: &[MapLayout] = &[
     MapLayout::fixed_array::<TraceConfig>(name::TRACE, 1),
     MapLayout::fixed_array::<TraceCounts>(name::TRACE_COUNTS, 1),
     MapLayout::new::<(), ()>(name::TRACE_EVENTS, MapKind::RingBuf, Some(TRACE_BYTES)),
+    MapLayout::fixed_array::<PeerSwitch>(name::PEER_SWITCH, 1),
+    MapLayout::new::<u32, PeerLinks>(name::PEERS, MapKind::Hash, Some(PEER_INTERFACES)),
+    MapLayout::new::<V6, u32>(name::PEER_ADDRESSES, MapKind::Hash, Some(PEER_ADDRESSES)),
+    MapLayout::new::<(), ()>(name::FLOW_EVENTS, MapKind::RingBuf, None),
+    MapLayout::new::<u32, u64>(name::FLOW_EVENTS_LOST, MapKind::PerCpuArray, Some(1)),
+    MapLayout::new::<FlowKey<V6>, Asked>(name::ASKED, MapKind::LruHash, Some(ASKED_ENTRIES)),
+    MapLayout::new::<(), ()>(
+        name::ASKED_EVENTS,
+        MapKind::RingBuf,
+        Some(ASKED_EVENT_BYTES),
+    ),
 ];
 
 /// The maps that an agent pins for its DSR programs.

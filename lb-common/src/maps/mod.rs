@@ -12,6 +12,7 @@ mod flow;
 mod handshake;
 mod layout;
 mod mac;
+mod peer;
 mod ports;
 mod service;
 mod trace;
@@ -28,6 +29,11 @@ pub use flow::{
 pub use handshake::{Handshake, MAX_REFUSALS, progress};
 pub use layout::{DSR_MAPS, Difference, MANAGER_MAPS, MapKind, MapLayout};
 pub use mac::Mac;
+pub use peer::{
+    ASKED_AGAIN_NS, ASKED_ENTRIES, ASKED_EVENT_BYTES, ASKED_NS, Admission, Asked, FLOW_EVENT_BYTES,
+    FlowRecord, MAX_PEER_MANAGERS, PEER_ADDRESSES, PEER_INTERFACES, PeerLink, PeerLinks,
+    PeerSwitch, record_kind,
+};
 pub use ports::{
     DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,
     PortWord, TIME_WAIT_NS, port_bit, port_word,
@@ -41,7 +47,7 @@ pub use trace::{
 use crate::address::V6;
 
 /// Version of everything in this module and of [`MANAGER_MAPS`]. A manager refuses pins of another version.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Names of the maps, and of their pins.
 pub mod name {
@@ -74,6 +80,13 @@ pub mod name {
     pub const TRACE: &str = "trace";
     pub const TRACE_COUNTS: &str = "trace_counts";
     pub const TRACE_EVENTS: &str = "trace_events";
+    pub const PEER_SWITCH: &str = "peer_switch";
+    pub const PEERS: &str = "peers";
+    pub const PEER_ADDRESSES: &str = "peer_addresses";
+    pub const FLOW_EVENTS: &str = "flow_events";
+    pub const FLOW_EVENTS_LOST: &str = "flow_events_lost";
+    pub const ASKED: &str = "asked";
+    pub const ASKED_EVENTS: &str = "asked_events";
 }
 
 /// Capacity of `services`, `selection` and `policies` unless configured.
