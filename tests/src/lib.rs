@@ -24,6 +24,7 @@ pub mod narrow_path;
 pub mod nginx;
 pub mod notice;
 pub mod observe;
+pub mod pair;
 pub mod paths;
 pub mod peers;
 pub mod privilege;

@@ -185,26 +185,7 @@ impl Topology {
     /// # Errors
     /// When ethtool or tc is missing or refuses.
     pub fn prepare_for_xdp(&self) -> Result<()> {
-        for node in self.nodes() {
-            for interface in &node.interfaces {
-                let Some(port) = &interface.port else {
-                    continue;
-                };
-                let mut switches = self.switches.iter();
-                let switch = switches
-                    .find(|switch| switch.name() == port.switch)
-                    .context("every port has its switch")?;
-                for (end, name) in [(&node.namespace, &interface.name), (switch, &port.name)] {
-                    end.run("ethtool", &["--offload", name, "gro", "on", "tx", "off"])?;
-                    let queue = ["root", "pfifo", "limit", "10000"];
-                    end.run(
-                        "tc",
-                        &[&["qdisc", "replace", "dev", name], &queue[..]].concat(),
-                    )?;
-                }
-            }
-        }
-        Ok(())
+        prepare_for_xdp(self.nodes(), &self.switches)
     }
 
     /// Where br_netfilter is loaded, as by Docker, a bridge shows every frame to netfilter, as no switch
@@ -256,7 +237,7 @@ pub struct Card {
 }
 
 impl Node {
-    fn new(namespace: Namespace) -> Self {
+    pub(crate) fn new(namespace: Namespace) -> Self {
         Self {
             namespace,
             interfaces: Vec::new(),
@@ -356,7 +337,7 @@ impl Node {
     }
 
     /// Connects the node to a port of a switch or, without one, by a card of this machine.
-    fn connect(
+    pub(crate) fn connect(
         &mut self,
         interface: &str,
         address: Ipv4Addr,
@@ -437,11 +418,38 @@ impl Node {
         Ok(())
     }
 
-    fn route_by(&self, gateway: Ipv4Addr) -> Result<()> {
+    pub(crate) fn route_by(&self, gateway: Ipv4Addr) -> Result<()> {
         let gateway = gateway.to_string();
         output(self.ip().args(["route", "add", "default", "via", &gateway]))?;
         Ok(())
     }
+}
+
+/// Does what [`Topology::prepare_for_xdp`] does at the ports of those `nodes`.
+pub(crate) fn prepare_for_xdp<'a>(
+    nodes: impl Iterator<Item = &'a Node>,
+    switches: &[Namespace],
+) -> Result<()> {
+    for node in nodes {
+        for interface in &node.interfaces {
+            let Some(port) = &interface.port else {
+                continue;
+            };
+            let switch = switches
+                .iter()
+                .find(|switch| switch.name() == port.switch)
+                .context("every port has its switch")?;
+            for (end, name) in [(&node.namespace, &interface.name), (switch, &port.name)] {
+                end.run("ethtool", &["--offload", name, "gro", "on", "tx", "off"])?;
+                let queue = ["root", "pfifo", "limit", "10000"];
+                end.run(
+                    "tc",
+                    &[&["qdisc", "replace", "dev", name], &queue[..]].concat(),
+                )?;
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Interface {
@@ -500,7 +508,7 @@ pub(crate) fn give_addresses(node: &Namespace, interface: &str, address: Ipv4Add
 
 /// Makes `namespace` a switch. It is a namespace of its own because on the
 /// host the bridge's traffic could pass the host's firewall.
-fn switch(namespace: Namespace) -> Result<Namespace> {
+pub(crate) fn switch(namespace: Namespace) -> Result<Namespace> {
     output(
         namespace
             .ip()

@@ -104,6 +104,9 @@ fn install(packages: &[&str]) -> Result<()> {
             keep_from_starting_at_boot(service)?;
         }
     }
+    if packages.contains(&"keepalived") {
+        keep_from_starting_at_boot("keepalived.service")?;
+    }
     if packages.contains(&"openssh-server") {
         keep_from_starting_at_boot("ssh.service")?;
     }

@@ -4,7 +4,7 @@
 //! The first byte a client sends names who ends the connection, and how; the server answers
 //! [`ANSWER_BYTES`] bytes and acts on it.
 
-mod attempt;
+pub(crate) mod attempt;
 mod client;
 mod distant;
 mod flood;

@@ -1,4 +1,4 @@
-//! A server of echoes and of a byte pattern that can be frozen on one host and go on on another one.
+//! A server of echoes and of a byte pattern, both ways, that can be frozen on one host and go on on another one.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -19,8 +19,11 @@ use socket2::{Domain, Socket, Type};
 use super::checkpoint::Checkpoint;
 use crate::{namespace::Namespace, notice::say, transfer::random_bytes};
 
-/// A client that begins with this byte gets the pattern again and again; any other gets its bytes back.
+/// A client that begins with this byte gets the pattern again and again.
 pub const DOWNLOAD: u8 = b'd';
+/// A client that begins with this byte sends the pattern again and again, and gets the number of its bytes (8 bytes, big
+/// endian) when it ends. Any other client gets its bytes back.
+pub const UPLOAD: u8 = b'u';
 /// Length of the pattern, which is `random_bytes(PATTERN_SEED, PATTERN_BYTES)`. It is prime: a lost or repeated part
 /// does not go unnoticed.
 pub const PATTERN_BYTES: usize = 65_521;
@@ -58,6 +61,8 @@ enum Task {
     Echo(Vec<u8>),
     /// The pattern, from here on.
     Download(usize),
+    /// It sends the pattern, and has sent so much.
+    Upload(u64),
 }
 
 impl Application {
@@ -200,7 +205,7 @@ impl Server {
             let for_what = match &served.task {
                 Task::Download(_) => PollFlags::POLLOUT,
                 Task::Echo(rest) if !rest.is_empty() => PollFlags::POLLOUT,
-                Task::Unknown | Task::Echo(_) => PollFlags::POLLIN,
+                Task::Unknown | Task::Echo(_) | Task::Upload(_) => PollFlags::POLLIN,
             };
             PollFd::new(served.stream.as_fd(), for_what)
         }));
@@ -253,6 +258,7 @@ impl Served {
                 }
                 self.task = match buffer[0] {
                     DOWNLOAD => Task::Download(0),
+                    UPLOAD => Task::Upload(verify(0, &buffer[1..length], pattern)?),
                     _ => Task::Echo(buffer[..length].to_vec()),
                 };
             }
@@ -267,6 +273,14 @@ impl Served {
                 }
                 rest.extend(&buffer[..length]);
             }
+            Task::Upload(position) => {
+                let length = self.stream.read(&mut buffer)?;
+                if length == 0 {
+                    self.stream.write_all(&position.to_be_bytes())?;
+                    return Ok(false);
+                }
+                *position = verify(*position, &buffer[..length], pattern)?;
+            }
             Task::Download(position) => {
                 let written = self.stream.write(&pattern[*position..])?;
                 *position = (*position + written) % pattern.len();
@@ -274,4 +288,21 @@ impl Served {
         }
         Ok(true)
     }
+}
+
+/// Returns how much of the pattern has come after `bytes`, before which so much had come.
+///
+/// # Errors
+/// When they are not the pattern.
+pub fn verify(position: u64, bytes: &[u8], pattern: &[u8]) -> io::Result<u64> {
+    let mut start = (position % pattern.len() as u64) as usize;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let length = rest.len().min(pattern.len() - start);
+        if rest[..length] != pattern[start..start + length] {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        (start, rest) = (0, &rest[length..]);
+    }
+    Ok(position + bytes.len() as u64)
 }

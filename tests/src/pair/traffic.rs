@@ -1,0 +1,622 @@
+//! Clients whose connections live while managers change: each lost one is known, with its age.
+
+use std::{
+    collections::VecDeque,
+    io::{self, ErrorKind, Read, Write},
+    mem,
+    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use socket2::Socket;
+
+use super::network::{APPLICATION_PORT, LOAD_PORT, SERVICE_ADDRESS};
+use crate::{
+    load::{ANSWER_BYTES, attempt, raise_open_files},
+    migration::{DOWNLOAD, PATTERN_BYTES, PATTERN_SEED, UPLOAD, verify},
+    namespace::Namespace,
+    transfer::random_bytes,
+};
+
+/// What [`crate::load::Server`] takes for "answer, and wait for more".
+const ASK: &[u8] = b"w";
+/// How long a connection may go without the answer it waits for.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Connections that say nothing between two checks.
+#[derive(Debug)]
+pub struct Idle(Vec<TcpStream>);
+
+impl Idle {
+    /// Opens so many, from the one client address, and has each answered once.
+    ///
+    /// # Errors
+    /// When one is refused or not answered.
+    pub fn open(client: &Namespace, connections: usize) -> Result<Self> {
+        raise_open_files()?;
+        let open = || -> io::Result<Self> {
+            let target = SocketAddr::from(SocketAddrV4::new(SERVICE_ADDRESS, LOAD_PORT));
+            let streams = (0..connections).map(|_| {
+                let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                Ok(stream)
+            });
+            streams.collect::<io::Result<_>>().map(Self)
+        };
+        let mut idle = client.enter(open)?.context("open idle connections")?;
+        let lost = idle.check();
+        ensure!(
+            lost == 0,
+            "{lost} of {connections} idle connections were never answered"
+        );
+        Ok(idle)
+    }
+
+    /// Uses every connection once, drops the broken ones, and returns how many these are.
+    pub fn check(&mut self) -> usize {
+        let before = self.0.len();
+        let mut asked = mem::take(&mut self.0);
+        asked.retain_mut(|stream| stream.write_all(ASK).is_ok());
+        asked.retain_mut(|stream| stream.read_exact(&mut [0; ANSWER_BYTES]).is_ok());
+        self.0 = asked;
+        before - self.0.len()
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// How long each connection of a [`Turnover`] lives, and how often it asks.
+const LIFE: u32 = 3;
+const INTERVAL: Duration = Duration::from_secs(1);
+const EVENTS: usize = 1024;
+
+/// A connection that has come to its end.
+#[derive(Debug, Clone, Copy)]
+pub struct Record {
+    pub started: Instant,
+    /// When the handshake was complete at the client.
+    pub established: Option<Instant>,
+    /// When the first answer was there.
+    pub answered: Option<Instant>,
+    pub ended: Instant,
+    pub failure: Option<ErrorKind>,
+}
+
+/// A client that opens connections at a rate, each of which lives for some seconds and asks once a second.
+#[derive(Debug)]
+pub struct Turnover {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<Vec<Record>>>>,
+}
+
+/// What became of the connections of a [`Turnover`], in the order of their ends.
+#[derive(Debug)]
+pub struct TurnoverReport(pub Vec<Record>);
+
+impl Turnover {
+    /// Starts to open so many connections a second from `client`.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn start(client: &Namespace, per_second: u32) -> Result<Self> {
+        raise_open_files()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = client.spawn(move || Rotation::new()?.run(per_second, &stopped))?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Opens no more, waits for the last to end, and returns what became of all.
+    ///
+    /// # Errors
+    /// When the client itself has failed.
+    pub fn finish(mut self) -> Result<TurnoverReport> {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().context("the client has ended")?;
+        thread
+            .join()
+            .map_err(|_| anyhow!("the client panicked"))?
+            .map(TurnoverReport)
+    }
+}
+
+impl Drop for Turnover {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl TurnoverReport {
+    /// Returns the connections that were established before `event` and not at their end then.
+    pub fn open_at(&self, event: Instant) -> impl Iterator<Item = &Record> {
+        let was_open = move |record: &&Record| {
+            record.established.is_some_and(|it| it <= event) && record.ended > event
+        };
+        self.0.iter().filter(was_open)
+    }
+
+    /// Returns the ages at `event` of the connections that were open then and failed later, in ascending order.
+    pub fn ages_of_lost(&self, event: Instant) -> Vec<Duration> {
+        let lost = self
+            .open_at(event)
+            .filter(|record| record.failure.is_some());
+        let age = |record: &Record| Some(event.duration_since(record.established?));
+        let mut ages: Vec<_> = lost.filter_map(age).collect();
+        ages.sort_unstable();
+        ages
+    }
+
+    /// Returns how long after `event` a connection was answered that was begun after it.
+    pub fn first_answer_after(&self, event: Instant) -> Option<Duration> {
+        let begun = self.0.iter().filter(|record| record.started > event);
+        let answers = begun.filter_map(|record| record.answered);
+        answers.min().map(|it| it.duration_since(event))
+    }
+
+    pub fn failures(&self) -> Vec<Record> {
+        let failed = self.0.iter().filter(|record| record.failure.is_some());
+        failed.copied().collect()
+    }
+
+    /// # Panics
+    /// When a connection failed, or there was none.
+    pub fn expect_no_failure(&self) {
+        let failures = self.failures();
+        assert!(!self.0.is_empty(), "there was no connection");
+        assert!(
+            failures.is_empty(),
+            "{} of {} connections failed, as {:?}",
+            failures.len(),
+            self.0.len(),
+            &failures[..failures.len().min(5)]
+        );
+    }
+}
+
+/// The connections of a [`Turnover`] on its thread.
+struct Rotation {
+    epoll: Epoll,
+    connections: Vec<Option<Open>>,
+    vacant: Vec<usize>,
+    /// When which connection asks again, and which is given up: ascending, since all wait equally long.
+    to_ask: VecDeque<(Instant, usize, u64)>,
+    to_expire: VecDeque<(Instant, usize, u64)>,
+    records: Vec<Record>,
+    next: u64,
+}
+
+struct Open {
+    socket: Socket,
+    number: u64,
+    record: Record,
+    asked: u32,
+    /// How much of the current answer is missing.
+    missing: usize,
+}
+
+impl Rotation {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            connections: Vec::new(),
+            vacant: Vec::new(),
+            to_ask: VecDeque::new(),
+            to_expire: VecDeque::new(),
+            records: Vec::new(),
+            next: 0,
+        })
+    }
+
+    fn run(mut self, per_second: u32, stop: &AtomicBool) -> Result<Vec<Record>> {
+        let begun = Instant::now();
+        loop {
+            let stopped = stop.load(Ordering::Relaxed);
+            let due = begun.elapsed().as_secs_f64() * f64::from(per_second);
+            while !stopped && (self.next as f64) < due {
+                self.start();
+            }
+            if stopped && self.connections.iter().all(Option::is_none) {
+                return Ok(self.records);
+            }
+            self.poll()?;
+            self.ask_again();
+            self.expire();
+        }
+    }
+
+    fn start(&mut self) {
+        let number = self.next;
+        self.next += 1;
+        let target = SocketAddrV4::new(SERVICE_ADDRESS, LOAD_PORT);
+        let slot = self.vacant.pop().unwrap_or(self.connections.len());
+        let begun = attempt::connect(None::<Ipv4Addr>, target).and_then(|(socket, started)| {
+            let changes = EpollFlags::EPOLLIN
+                | EpollFlags::EPOLLOUT
+                | EpollFlags::EPOLLRDHUP
+                | EpollFlags::EPOLLET;
+            self.epoll
+                .add(&socket, EpollEvent::new(changes, slot as u64))?;
+            Ok((socket, started))
+        });
+        let now = Instant::now();
+        let mut record = Record {
+            started: now,
+            established: None,
+            answered: None,
+            ended: now,
+            failure: None,
+        };
+        match begun {
+            Ok((socket, started)) => {
+                record.started = started;
+                if slot == self.connections.len() {
+                    self.connections.push(None);
+                }
+                self.connections[slot] = Some(Open {
+                    socket,
+                    number,
+                    record,
+                    asked: 0,
+                    missing: 0,
+                });
+                self.to_expire.push_back((started + PATIENCE, slot, number));
+            }
+            Err(error) => {
+                record.failure = Some(error.kind());
+                self.records.push(record);
+                self.vacant.push(slot);
+            }
+        }
+    }
+
+    fn poll(&mut self) -> Result<()> {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let count = match self.epoll.wait(&mut events, 1_u8) {
+            Err(nix::Error::EINTR) => 0,
+            other => other?,
+        };
+        let now = Instant::now();
+        for event in &events[..count] {
+            let slot = event.data() as usize;
+            let Some(open) = &mut self.connections[slot] else {
+                continue;
+            };
+            match open.advance(now) {
+                Ok(false) => {}
+                Ok(true) if open.asked > LIFE => self.end(slot, None),
+                Ok(true) => self.to_ask.push_back((now + INTERVAL, slot, open.number)),
+                Err(error) => self.end(slot, Some(error.kind())),
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_again(&mut self) {
+        let now = Instant::now();
+        while let Some((_, slot, number)) = self.to_ask.pop_front_if(|it| it.0 <= now) {
+            let Some(open) = self.connections[slot]
+                .as_mut()
+                .filter(|it| it.number == number)
+            else {
+                continue;
+            };
+            self.to_expire.push_back((now + PATIENCE, slot, number));
+            if let Err(error) = open.ask() {
+                self.end(slot, Some(error.kind()));
+            }
+        }
+    }
+
+    /// Gives up connections that have waited for too long for an answer.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        while let Some((due, slot, number)) = self.to_expire.pop_front_if(|it| it.0 <= now) {
+            let open = self.connections[slot].as_ref();
+            let waits = open.filter(|it| it.number == number && it.is_waiting());
+            // A later request has a later entry.
+            if waits.is_some_and(|it| it.waits_since() + PATIENCE <= due) {
+                self.end(slot, Some(ErrorKind::TimedOut));
+            }
+        }
+    }
+
+    fn end(&mut self, slot: usize, failure: Option<ErrorKind>) {
+        let Some(mut open) = self.connections[slot].take() else {
+            return;
+        };
+        open.record.failure = failure;
+        open.record.ended = Instant::now();
+        self.records.push(open.record);
+        self.vacant.push(slot);
+    }
+}
+
+impl Open {
+    /// Goes on after an event. Returns whether an answer is complete.
+    fn advance(&mut self, now: Instant) -> io::Result<bool> {
+        if self.record.established.is_none() {
+            if let Some(error) = self.socket.take_error()? {
+                return Err(error);
+            }
+            self.record.established = Some(now);
+            self.ask()?;
+            return Ok(false);
+        }
+        let mut answer = [0; ANSWER_BYTES];
+        loop {
+            match self.socket.read(&mut answer) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(length) if length < self.missing => self.missing -= length,
+                Ok(_) => {
+                    self.missing = 0;
+                    self.record.answered.get_or_insert(now);
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn ask(&mut self) -> io::Result<()> {
+        self.socket.write_all(ASK)?;
+        self.record.ended = Instant::now();
+        self.asked += 1;
+        self.missing = ANSWER_BYTES;
+        Ok(())
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.record.established.is_none() || self.missing > 0
+    }
+
+    fn waits_since(&self) -> Instant {
+        match self.asked {
+            0 => self.record.started,
+            _ => self.record.ended,
+        }
+    }
+}
+
+/// How many streams of each kind a [`Streams`] has.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamCounts {
+    pub downloads: usize,
+    pub uploads: usize,
+    /// Both ends send, as over a WebSocket.
+    pub dialogues: usize,
+}
+
+/// Bytes of each download and upload in each turn, so that a stream lasts as long as it must.
+const PORTION: usize = 2048;
+const TURN: Duration = Duration::from_millis(20);
+
+/// A client with steady streams, every byte of which is checked.
+#[derive(Debug)]
+pub struct Streams {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<StreamsReport>>>,
+}
+
+/// What became of streams.
+#[derive(Debug, Clone)]
+pub struct StreamsReport {
+    /// What broke, with how far it had come.
+    pub broken: Vec<String>,
+    pub bytes: u64,
+    /// The longest time in which a stream did not move.
+    pub longest_pause: Duration,
+}
+
+impl StreamsReport {
+    /// # Panics
+    /// When a stream broke, or nothing was transferred.
+    pub fn expect_no_failure(&self) {
+        assert!(self.broken.is_empty(), "{:#?}", self.broken);
+        assert!(self.bytes > 0, "nothing was transferred");
+    }
+}
+
+impl Streams {
+    /// Opens the streams from `client` and lets them run.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn start(client: &Namespace, counts: StreamCounts) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = client.spawn(move || run_streams(counts, &stopped))?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Ends the streams, uploads with the server's confirmation.
+    ///
+    /// # Errors
+    /// When the client itself has failed, or a stream could not be opened.
+    pub fn finish(mut self) -> Result<StreamsReport> {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().context("the client has ended")?;
+        thread.join().map_err(|_| anyhow!("the client panicked"))?
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Download,
+    Upload,
+    Dialogue,
+}
+
+#[derive(Debug)]
+struct Stream {
+    socket: TcpStream,
+    kind: Kind,
+    sent: u64,
+    received: u64,
+    moved: Instant,
+    longest_pause: Duration,
+    broken: Option<io::Error>,
+}
+
+fn run_streams(counts: StreamCounts, stop: &AtomicBool) -> Result<StreamsReport> {
+    let pattern = random_bytes(PATTERN_SEED, PATTERN_BYTES);
+    let mut streams = Vec::new();
+    for (kind, count) in [
+        (Kind::Download, counts.downloads),
+        (Kind::Upload, counts.uploads),
+        (Kind::Dialogue, counts.dialogues),
+    ] {
+        for _ in 0..count {
+            streams.push(Stream::open(kind).with_context(|| format!("open a {kind:?}"))?);
+        }
+    }
+    while !stop.load(Ordering::Relaxed) {
+        for stream in &mut streams {
+            stream.proceed(&pattern);
+        }
+        thread::sleep(TURN);
+    }
+    let bytes = streams.iter().map(|it| it.sent + it.received).sum();
+    let longest_pause = streams.iter().map(Stream::pause).max().unwrap_or_default();
+    let broken = streams.into_iter().filter_map(Stream::finish).collect();
+    Ok(StreamsReport {
+        broken,
+        bytes,
+        longest_pause,
+    })
+}
+
+impl Stream {
+    fn open(kind: Kind) -> io::Result<Self> {
+        let target = SocketAddr::from(SocketAddrV4::new(SERVICE_ADDRESS, APPLICATION_PORT));
+        let mut socket = TcpStream::connect_timeout(&target, PATIENCE)?;
+        socket.set_nodelay(true)?;
+        match kind {
+            Kind::Download => socket.write_all(&[DOWNLOAD])?,
+            Kind::Upload => socket.write_all(&[UPLOAD])?,
+            // A byte that is neither of these.
+            Kind::Dialogue => {
+                socket.write_all(b"=")?;
+                socket.read_exact(&mut [0])?;
+            }
+        }
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            kind,
+            sent: 0,
+            received: 0,
+            moved: Instant::now(),
+            longest_pause: Duration::ZERO,
+            broken: None,
+        })
+    }
+
+    fn proceed(&mut self, pattern: &[u8]) {
+        if self.broken.is_some() {
+            return;
+        }
+        let moved = match self.kind {
+            Kind::Download => self.receive(PORTION, pattern),
+            Kind::Upload => self.send(PORTION, pattern),
+            // What has come back; then something new, whether or not all has.
+            Kind::Dialogue => self.receive(PORTION, pattern).and_then(|received| {
+                let ahead = self.sent - self.received;
+                match ahead < PORTION as u64 {
+                    true => self.send(64, pattern).map(|_| received),
+                    false => Ok(received),
+                }
+            }),
+        };
+        match moved {
+            Ok(0) if self.moved.elapsed() > PATIENCE => {
+                self.broken = Some(ErrorKind::TimedOut.into());
+            }
+            Ok(0) => {}
+            Ok(_) => {
+                self.longest_pause = self.pause();
+                self.moved = Instant::now();
+            }
+            Err(error) => self.broken = Some(error),
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        self.longest_pause.max(self.moved.elapsed())
+    }
+
+    fn receive(&mut self, most: usize, pattern: &[u8]) -> io::Result<usize> {
+        let mut buffer = [0; PORTION];
+        match self.socket.read(&mut buffer[..most]) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(length) => {
+                self.received = verify(self.received, &buffer[..length], pattern)?;
+                Ok(length)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn send(&mut self, most: usize, pattern: &[u8]) -> io::Result<usize> {
+        let start = (self.sent % pattern.len() as u64) as usize;
+        let end = (start + most).min(pattern.len());
+        match self.socket.write(&pattern[start..end]) {
+            Ok(length) => {
+                self.sent += length as u64;
+                Ok(length)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the stream, and returns what was wrong with it.
+    fn finish(mut self) -> Option<String> {
+        let broken = match self.broken.take() {
+            None if self.kind == Kind::Upload => self.confirm().err(),
+            other => other,
+        };
+        let Self {
+            kind,
+            sent,
+            received,
+            ..
+        } = self;
+        broken
+            .map(|error| format!("{kind:?} after {sent} bytes sent, {received} received: {error}"))
+    }
+
+    fn confirm(&mut self) -> io::Result<()> {
+        self.socket.set_nonblocking(false)?;
+        self.socket.set_read_timeout(Some(PATIENCE))?;
+        self.socket.shutdown(Shutdown::Write)?;
+        let mut count = [0; 8];
+        self.socket.read_exact(&mut count)?;
+        match u64::from_be_bytes(count) == self.sent {
+            true => Ok(()),
+            false => Err(ErrorKind::InvalidData.into()),
+        }
+    }
+}
