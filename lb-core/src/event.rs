@@ -450,6 +450,63 @@ events! {
     WARN, "another program removed the pins of {} from {directory}; restored. `memlb unload` removes \
            memlb completely", pins.join(", ");
 
+    PeerConnected { peer: String, address: SocketAddr, version: String, protocol: u16 }
+    INFO, "peer {peer} at {address} is connected (memlb {version}, protocol {protocol})";
+
+    PeerLost {
+        peer: String,
+        reason: String,
+        /// The peer said that it stops.
+        expected: bool,
+    }
+    WARN unless expected, "peer {peer} is lost: {reason}; it learns of no new connection until it is back";
+
+    /// One of the two refuses the other.
+    PeerRefused { peer: String, reason: String }
+    WARN, "no session with peer {peer}: {reason}";
+
+    /// Some records had no room. All connections are sent again.
+    PeerIncomplete { peer: String, reason: String, lost_records: u64 }
+    WARN, "peer {peer} does not know all connections of this manager: {reason}; they are sent again";
+
+    PeerComplete { peer: String, records: u64, took_ms: u64 }
+    INFO, "peer {peer} knows all connections of this manager ({records} sent in {took_ms} ms)";
+
+    /// The other direction.
+    PeerConnectionsReceived { peer: String, records: u64, took_ms: u64 }
+    INFO, "all connections of peer {peer} are known here ({records} received in {took_ms} ms)";
+
+    PeerConfigurationDiffers { peer: String }
+    WARN, "the configuration of peer {peer} differs in what both must have in common: compare what `memlb check --shared` \
+           prints on both";
+
+    PeerConfigurationMatches { peer: String }
+    INFO, "the configuration of peer {peer} is equal in what both must have in common";
+
+    PeerFramesRefused {
+        /// The configured name, or nothing of a sender that is no peer.
+        peer: Option<String>,
+        from: IpAddr,
+        reason: String,
+        detail: String,
+        /// Frames refused for this reason since the last event.
+        frames: u64,
+    }
+    WARN, "refused {frames} frames ({reason}), the last from {from}: {detail}";
+
+    HandedOver {
+        by: String,
+        /// Peers may lack connections.
+        forced: bool,
+        /// Until every peer had acknowledged the last record.
+        waited_ms: u64,
+    }
+    INFO, "handed over by {by}: the track file lowers this manager's priority{}",
+        if *forced { ", although peers may lack connections" } else { "" };
+
+    HandoverUndone { by: String }
+    INFO, "the handover is undone by {by}: this manager has its usual priority again";
+
     /// Stands in the event log in place of events that found no room in its queue.
     EventsLost { count: u64 }
     LOG_ONLY, "{} missing in the event log", if *count == 1 { "1 event is".to_owned() } else { format!("{count} events are") };

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::{AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats, monotonic_ns},
+    handover::HandedOver,
     membership::AbsentWorker,
+    peer::PeerStatus,
 };
 
 /// The whole state of a manager at one instant; also its JSON form.
@@ -33,6 +35,12 @@ pub struct Status {
     /// The sources outside of the configuration file that give workers.
     #[serde(default)]
     pub sources: Vec<WorkerSource>,
+    /// The other managers of the same services.
+    #[serde(default)]
+    pub peers: Vec<PeerStatus>,
+    /// Since when this manager asks keepalived for a lower priority, if it does.
+    #[serde(default)]
+    pub handed_over: Option<HandedOver>,
     pub verdicts: BTreeMap<String, Packets>,
     /// How full the connection tables are.
     pub maps: BTreeMap<String, MapFill>,
@@ -252,6 +260,8 @@ impl Status {
             heartbeats: snapshot.heartbeats,
             denied_prefixes: snapshot.denied_prefixes,
             sources: snapshot.sources,
+            peers: Vec::new(),
+            handed_over: None,
             verdicts,
             maps: stats
                 .maps

@@ -9,6 +9,7 @@ mod doctor;
 mod events;
 mod flows;
 mod generate;
+mod handover;
 mod health;
 mod import;
 mod journal;
@@ -23,6 +24,7 @@ mod simulate;
 mod source;
 mod sources;
 mod status;
+mod status_peers;
 mod status_view;
 mod swarm;
 mod table;
@@ -90,6 +92,7 @@ enum Verb {
     Weight(admin::WeightArgs),
     Pause(admin::PauseArgs),
     Resume(admin::ResumeArgs),
+    Handover(handover::Args),
     Deny(deny::Args),
     Flows(flows::Args),
     Explain(flows::ExplainArgs),
@@ -208,6 +211,7 @@ fn run_verb(verb: Verb) -> CliResult {
         Verb::Weight(args) => admin::weight(args),
         Verb::Pause(args) => admin::pause(args),
         Verb::Resume(args) => admin::resume(args),
+        Verb::Handover(args) => handover::run(&args),
         Verb::Deny(args) => deny::run(args),
         Verb::Flows(args) => flows::run(args),
         Verb::Explain(args) => flows::explain(&args),

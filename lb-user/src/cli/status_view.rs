@@ -8,7 +8,7 @@ use memlb::status::{Backend, FORWARDED, Heartbeats, Interface, Status, failures,
 use super::{
     health,
     remote::format_seconds,
-    shorten,
+    shorten, status_peers,
     table::{Cell, Column, Row, table},
     terminal::{Output, Paint},
 };
@@ -71,6 +71,7 @@ pub fn status_text(status: &Status, output: Output) -> String {
         let indent = line.len() - line.trim_start().len();
         text.line(indent, line.trim_start());
     }
+    status_peers::peers(&mut text, status);
     heartbeats(&mut text, &status.heartbeats);
     if status.denied_prefixes > 0 {
         let prefixes = match status.denied_prefixes {
@@ -93,17 +94,17 @@ pub fn status_text(status: &Status, output: Output) -> String {
 }
 
 /// Lines that fit the width.
-struct Text {
+pub struct Text {
     text: String,
     output: Output,
 }
 
 impl Text {
-    fn line(&mut self, indent: usize, line: &str) {
+    pub fn line(&mut self, indent: usize, line: &str) {
         self.painted(indent, line, Paint::Plain);
     }
 
-    fn painted(&mut self, indent: usize, line: &str, paint: Paint) {
+    pub fn painted(&mut self, indent: usize, line: &str, paint: Paint) {
         let line = self.output.wrap(line, indent + 2);
         self.text += &format!("{:indent$}{}\n", "", self.output.paint(&line, paint));
     }

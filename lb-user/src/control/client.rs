@@ -48,8 +48,21 @@ impl ControlClient {
     ///
     /// Says that no manager answers, or why it refused the request.
     pub async fn request<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
+        self.request_within(request, Duration::ZERO).await
+    }
+
+    /// The same of a request that takes up to `more` than usual.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::request`].
+    pub async fn request_within<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        more: Duration,
+    ) -> Result<T, ClientError> {
         let mut lines = self.stream(request).await?;
-        let line = timeout(TIMEOUT, lines.next_line())
+        let line = timeout(TIMEOUT.saturating_add(more), lines.next_line())
             .await
             .context("wait for the manager's answer")?
             .context("wait for the manager's answer")?

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::{AdminReply, ConfigurationReply, DenyReply, Request, WorkersReply};
+use super::{AdminReply, ConfigurationReply, DenyReply, Request, WorkersReply, handover};
 use crate::{
     deny::{Denied, Prefix},
     explain::Explanation,
@@ -115,6 +115,17 @@ pub(super) async fn reply(
         Request::SourceProblem { source, problem } => {
             check_reason(&problem)?;
             line_of(&manager.source_failed(source, problem).await??)?
+        }
+        Request::HandOver {
+            wait_ms,
+            force,
+            undo,
+        } => {
+            let wait = Duration::from_millis(wait_ms);
+            line_of(&match undo {
+                false => handover::hand_over(wait, force, user, manager).await?,
+                true => handover::undo(wait, force, user, manager).await?,
+            })?
         }
         Request::Reload => line_of(&manager.reload().await?)?,
         Request::Events { .. } | Request::Trace(_) => {

@@ -6,6 +6,7 @@
 
 mod client;
 mod handlers;
+mod handover;
 mod server;
 mod trace;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, net::unix::WriteHalf, time::timeout};
 
 pub use client::{ClientError, ControlClient, parse_reply};
+pub use handover::HandoverReply;
 pub use server::Server;
 
 use crate::{
@@ -92,6 +94,17 @@ pub enum Request {
     RemoveSource { source: String },
     /// Why a source cannot say which workers there are: its last ones stay. Answered by `null`.
     SourceProblem { source: String, problem: String },
+    /// Answered by [`HandoverReply`].
+    HandOver {
+        /// How long the peers may take to acknowledge the last record.
+        wait_ms: u64,
+        /// Whether peers may lack connections.
+        #[serde(default)]
+        force: bool,
+        /// Whether a former handover is undone instead.
+        #[serde(default)]
+        undo: bool,
+    },
     /// Answered by [`crate::manager::Reloaded`].
     Reload,
     /// Answered by one [`crate::event_stream::EventRecord`] a line.

@@ -353,6 +353,8 @@ mod tests {
             heartbeats: Heartbeats::default(),
             denied_prefixes: 0,
             sources: Vec::new(),
+            peers: Vec::new(),
+            handed_over: None,
             verdicts: Default::default(),
             maps: Default::default(),
             counters_problem: None,

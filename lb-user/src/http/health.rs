@@ -1,30 +1,40 @@
-//! `/healthz` and `/readyz`, for keepalived and orchestrators.
+//! `/healthz`, `/readyz` and `/syncz`, for keepalived and orchestrators.
+
+use std::time::Duration;
 
 use axum::{
     Router,
-    extract::State,
+    extract::{RawQuery, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
 
 use super::Shared;
-use crate::status::{Interface, ManagerSnapshot};
+use crate::{
+    peer::{PeerState, PeerStatus},
+    status::{Interface, ManagerSnapshot},
+};
 use lb_core::Rule;
 
 const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
+const SYNCZ: &str = "/syncz";
+
+/// How long a peer that has never answered may still be about to.
+const FIRST_CONTACT: Duration = Duration::from_secs(3);
 
 /// The routes of health checks.
 pub fn router() -> Router<Shared> {
     Router::new()
         .route(HEALTHZ, get(healthz))
         .route(READYZ, get(readyz))
+        .route(SYNCZ, get(syncz))
 }
 
 /// Whether this is the path of a health check.
 pub fn is_probe(path: &str) -> bool {
-    matches!(path, HEALTHZ | READYZ)
+    matches!(path, HEALTHZ | READYZ | SYNCZ)
 }
 
 /// Reports whether the manager's loop runs.
@@ -43,6 +53,50 @@ async fn readyz(State(shared): State<Shared>) -> Response {
             Some(reason) => unavailable(&reason),
         },
         Err(error) => unavailable(&format!("{error:#}")),
+    }
+}
+
+/// Reports whether this manager knows all connections of its peers, and so can take over. `/syncz?weight` answers 0
+/// or -1 instead, as keepalived's track_file has it.
+async fn syncz(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Response {
+    let peers = shared.manager.peers();
+    let incomplete: Vec<String> = peers.iter().filter_map(incomplete).collect();
+    match (query.as_deref(), incomplete.is_empty()) {
+        (Some("weight"), true) => "0\n".into_response(),
+        (Some("weight"), false) => "-1\n".into_response(),
+        (_, true) => complete_text(&peers).into_response(),
+        (_, false) => unavailable(&format!("incomplete: {}", incomplete.join("; "))),
+    }
+}
+
+/// Says what is not known of a peer that lives. One that cannot be reached has nothing that this manager could wait
+/// for.
+fn incomplete(peer: &PeerStatus) -> Option<String> {
+    let name = &peer.name;
+    let was_never_reached = peer.version.is_empty();
+    match peer.state {
+        PeerState::Connected => (!peer.received_complete)
+            .then(|| format!("not all connections of {name} are known here yet")),
+        PeerState::Refused => {
+            let reason = peer
+                .reason
+                .as_deref()
+                .unwrap_or("no common key or protocol");
+            Some(format!("no session with {name}: {reason}"))
+        }
+        PeerState::Connecting => (was_never_reached
+            && Duration::from_millis(peer.state_since_ms) < FIRST_CONTACT)
+            .then(|| format!("connecting to {name}")),
+    }
+}
+
+fn complete_text(peers: &[PeerStatus]) -> String {
+    let unreachable = peers.iter().filter(|it| it.state != PeerState::Connected);
+    let unreachable: Vec<&str> = unreachable.map(|it| it.name.as_str()).collect();
+    match (peers.is_empty(), unreachable.is_empty()) {
+        (true, _) => "complete: no peer is configured\n".to_owned(),
+        (false, true) => "complete\n".to_owned(),
+        (false, false) => format!("complete; unreachable: {}\n", unreachable.join(", ")),
     }
 }
 
@@ -105,5 +159,27 @@ mod tests {
             let answer = healthz(State(shared.clone())).await;
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
         }
+    }
+
+    #[test]
+    fn incomplete_while_a_living_peer_has_connections_that_are_unknown_here() {
+        let peer = |state, since, received_complete, version: &str| PeerStatus {
+            name: "manager2".to_owned(),
+            state,
+            state_since_ms: since,
+            received_complete,
+            version: version.to_owned(),
+            ..PeerStatus::default()
+        };
+        let now = |it: &PeerStatus| incomplete(it).is_some();
+        assert!(now(&peer(PeerState::Connected, 9_000, false, "1")));
+        assert!(!now(&peer(PeerState::Connected, 9_000, true, "1")));
+        assert!(now(&peer(PeerState::Connecting, 100, false, "")));
+        assert!(!now(&peer(PeerState::Connecting, 9_000, false, "")));
+        let dead = peer(PeerState::Connecting, 100, false, "1");
+        assert!(!now(&dead));
+        assert!(now(&peer(PeerState::Refused, 9_000, false, "")));
+        assert_eq!(complete_text(&[dead]), "complete; unreachable: manager2\n");
+        assert_eq!(complete_text(&[]), "complete: no peer is configured\n");
     }
 }

@@ -3,6 +3,8 @@
 //! Labels are the names of services, workers, rules and verdicts: they come from the configuration,
 //! from the program, or from workers that joined with a key, so that their number is bounded.
 
+mod peers;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
@@ -41,6 +43,7 @@ pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {
     scrape.workers(&status)?;
     scrape.services(&status)?;
     scrape.datapath(&status)?;
+    scrape.peers(&status)?;
     scrape.process()?;
     families.extend(scrape.registry.gather());
     families.sort_by(|one, other| one.name().cmp(other.name()));

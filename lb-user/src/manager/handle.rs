@@ -24,12 +24,13 @@ use crate::{
     datapath::{self, Connection, Stats},
     deny::{DenyError, DenyList, Prefix},
     event_stream::EventStream,
+    handover::TrackFile,
     history::History,
     metrics::Metrics,
     peer::{PeerStatus, Peers},
     status::{ManagerSnapshot, Status},
 };
-use lb_core::{AdminCommand, AdminError};
+use lb_core::{AdminCommand, AdminError, Event};
 
 /// The loop answers in well under a millisecond, if it runs.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -54,6 +55,7 @@ pub struct ManagerHandle {
     history: History,
     metrics: Metrics,
     peers: Peers,
+    track_file: TrackFile,
     last_stats: Arc<Mutex<Option<TimedStats>>>,
 }
 
@@ -74,6 +76,7 @@ pub(super) struct Records {
     pub history: History,
     pub metrics: Metrics,
     pub peers: Peers,
+    pub track_file: TrackFile,
 }
 
 impl ManagerHandle {
@@ -93,6 +96,7 @@ impl ManagerHandle {
             history: records.history,
             metrics: records.metrics,
             peers: records.peers,
+            track_file: records.track_file,
             last_stats: Arc::default(),
         }
     }
@@ -121,7 +125,7 @@ impl ManagerHandle {
     /// Says that the manager's loop does not answer, or which map cannot be read.
     pub async fn status(&self, max_age: Duration) -> Result<Status> {
         let stats = self.stats(max_age).await?;
-        Ok(Status::new(self.snapshot().await?, &stats))
+        self.status_with(&stats).await
     }
 
     /// Returns the status without the figures of connection tables, which take time to read.
@@ -131,7 +135,15 @@ impl ManagerHandle {
     /// As [`Self::status`].
     pub async fn totals(&self) -> Result<Status> {
         let stats = self.read(Stats::read_totals).await?;
-        Ok(Status::new(self.snapshot().await?, &stats))
+        self.status_with(&stats).await
+    }
+
+    async fn status_with(&self, stats: &Stats) -> Result<Status> {
+        Ok(Status {
+            peers: self.peers(),
+            handed_over: self.track_file.handed_over(),
+            ..Status::new(self.snapshot().await?, stats)
+        })
     }
 
     /// Applies an operator's command. Returns when it is in force.
@@ -259,6 +271,21 @@ impl ManagerHandle {
         &self.metrics
     }
 
+    /// Publishes an event of a caller's task.
+    ///
+    /// # Errors
+    ///
+    /// Says that the manager ends.
+    pub async fn emit(&self, event: Event) -> Result<()> {
+        self.request(|reply| ManagerRequest::Emit(Box::new(event), reply))
+            .await
+    }
+
+    /// Returns the file by which this manager asks keepalived for a lower priority.
+    pub fn track_file(&self) -> &TrackFile {
+        &self.track_file
+    }
+
     /// Returns the state of every peer.
     pub fn peers(&self) -> Vec<PeerStatus> {
         self.peers.statuses()
@@ -335,6 +362,7 @@ impl ManagerHandle {
             history: History::default(),
             metrics: Metrics::new(&config).unwrap(),
             peers: Peers::default(),
+            track_file: TrackFile::default(),
         };
         let read_config = {
             let config = config.clone();

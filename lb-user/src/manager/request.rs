@@ -15,7 +15,7 @@ use crate::{
     deny::{DenyError, DenyList},
     status::ManagerSnapshot,
 };
-use lb_core::{AdminCommand, AdminError, CommandResult};
+use lb_core::{AdminCommand, AdminError, CommandResult, Event};
 
 /// Each request carries the sender of its reply. The reply is sent after the maps are written, so that a
 /// command is in force when its caller continues.
@@ -39,6 +39,8 @@ pub(crate) enum ManagerRequest {
         Routes,
         oneshot::Sender<Result<SourceReceipt, SourceError>>,
     ),
+    /// An event of another task.
+    Emit(Box<Event>, oneshot::Sender<()>),
     /// Why a source cannot say which workers there are.
     SourceProblem(String, String, oneshot::Sender<Result<(), SourceError>>),
 }
@@ -59,6 +61,7 @@ impl Manager {
                 reply.send(self.apply_admin_command(&command)).is_ok()
             }
             ManagerRequest::Deny(change, reply) => reply.send(self.change_denied(change)).is_ok(),
+            ManagerRequest::Emit(event, reply) => reply.send(self.emitter.emit(&event)).is_ok(),
             ManagerRequest::ListDenied(reply) => reply.send(self.denied.clone()).is_ok(),
             ManagerRequest::SetWorkers(update, routes, reply) => {
                 reply.send(self.set_workers(*update, &routes)).is_ok()

@@ -23,6 +23,7 @@ use crate::{
     deny::DenyList,
     event_log::{self, EventLog},
     event_stream::EventStream,
+    handover::TrackFile,
     heartbeat_receiver::HeartbeatReceiver,
     history::{History, now_ms},
     membership::{AbsentWorker, Applied, ExternalWorkers, LivenessRecord, Membership},
@@ -206,6 +207,10 @@ impl Prepared {
             event_stream,
             history: history.clone(),
             metrics: emitter.metrics.clone(),
+            track_file: match config.peers.is_empty() {
+                true => TrackFile::default(),
+                false => TrackFile::open(&config.manager.track_file),
+            },
             peers: Peers::default(),
         };
         let reloader = Reloader::new(self.read_config, self.file.clone());

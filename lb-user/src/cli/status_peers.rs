@@ -1,0 +1,34 @@
+//! The peers in the text of `memlb status`.
+
+use memlb::{
+    handover::HandedOver,
+    peer::PeerStatus,
+    peer_report::{exchanged, problems, summary},
+    status::Status,
+};
+
+use super::{status_view::Text, terminal::Paint};
+
+pub fn peers(text: &mut Text, status: &Status) {
+    if let Some(handed_over) = &status.handed_over {
+        text.painted(0, &sentence(handed_over), Paint::Warning);
+    }
+    for peer in &status.peers {
+        let PeerStatus { name, address, .. } = peer;
+        text.line(0, &format!("peer {name} {address}: {}", summary(peer)));
+        text.painted(2, &exchanged(peer), Paint::Dim);
+        for problem in problems(peer) {
+            text.painted(2, &problem, Paint::Bad);
+        }
+    }
+}
+
+fn sentence(HandedOver { by, at_ms }: &HandedOver) -> String {
+    let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(*at_ms);
+    let at = humantime::format_rfc3339_seconds(at);
+    let by = match by {
+        Some(by) => format!("by {by} since {at}"),
+        None => "since before this manager started".to_owned(),
+    };
+    format!("handed over {by}: lower priority until memlb handover --undo")
+}

@@ -1,0 +1,145 @@
+//! What views say of a peer.
+
+use std::time::Duration;
+
+use lb_core::Bytes;
+
+use crate::peer::{PeerState, PeerStatus};
+
+/// A lag that keeps a take-over from carrying nearly all connections on.
+const LATE: Duration = Duration::from_secs(1);
+
+/// Returns the state and its figures in a line.
+pub fn summary(peer: &PeerStatus) -> String {
+    let since = humantime::format_duration(Duration::from_secs(peer.state_since_ms / 1000));
+    let state = format!("{} for {since}", peer.state.name());
+    if peer.state != PeerState::Connected {
+        return state;
+    }
+    let lags = [
+        ("lag", peer.lag_us),
+        ("p50", peer.lag_p50_us),
+        ("p99", peer.lag_p99_us),
+    ];
+    let lags = lags
+        .iter()
+        .filter_map(|(name, us)| Some(format!("{name} {}", lag((*us)?))));
+    let lags: Vec<String> = lags.collect();
+    let figures = match lags.is_empty() {
+        true => String::new(),
+        false => format!(", {}", lags.join(", ")),
+    };
+    format!("{state}{figures}; memlb {}", peer.version)
+}
+
+/// Returns what passed between the two, in a line.
+pub fn exchanged(peer: &PeerStatus) -> String {
+    let mut parts = vec![
+        format!(
+            "sent {} records ({})",
+            peer.records_sent,
+            Bytes(peer.bytes_sent)
+        ),
+        format!(
+            "received {} ({})",
+            peer.records_received,
+            Bytes(peer.bytes_received)
+        ),
+    ];
+    for (count, what) in [
+        (peer.queue_records, "wait"),
+        (peer.lost_records, "lost and sent again"),
+        (peer.resyncs, "whole transfers"),
+        (peer.relayed_packets, "packets relayed"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    let refused = peer.refused_frames.iter().filter(|it| *it.1 > 0);
+    parts.extend(refused.map(|(reason, count)| format!("{count} frames refused ({reason})")));
+    parts.join(", ")
+}
+
+/// Returns what an operator should look at, a sentence each.
+pub fn problems(peer: &PeerStatus) -> Vec<String> {
+    let PeerStatus { name, .. } = peer;
+    let mut problems = Vec::new();
+    if peer.state != PeerState::Connected {
+        let reason = peer.reason.as_deref().unwrap_or("it has not answered yet");
+        problems.push(format!("{name} is not connected: {reason}"));
+    } else {
+        if !peer.complete {
+            problems.push(format!(
+                "{name} does not know all connections of this manager yet"
+            ));
+        }
+        if !peer.received_complete {
+            problems.push(format!("not all connections of {name} are known here yet"));
+        }
+        if let Some(us) = peer.lag_us.filter(|us| Duration::from_micros(*us) >= LATE) {
+            problems.push(format!(
+                "{name} acknowledges late: its lag is {}, and so much would be lost at this machine's death",
+                lag(us)
+            ));
+        }
+    }
+    if peer.configuration_matches == Some(false) {
+        problems.push(format!(
+            "the configuration of {name} differs: compare what memlb check --shared prints on both"
+        ));
+    }
+    problems
+}
+
+/// A lag as a person reads it.
+pub fn lag(us: u64) -> String {
+    match us {
+        0 => "0 ms".to_owned(),
+        us if us < 10_000 => format!("{}.{} ms", us / 1000, us % 1000 / 100),
+        us if us < 10_000_000 => format!("{} ms", us / 1000),
+        us => format!("{} s", us / 1_000_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_missing_and_nothing_of_a_complete_peer() {
+        let mut peer = PeerStatus {
+            name: "manager2".to_owned(),
+            state: PeerState::Connected,
+            state_since_ms: 65_000,
+            complete: true,
+            received_complete: true,
+            lag_us: Some(420),
+            lag_p99_us: Some(12_345),
+            records_sent: 3,
+            configuration_matches: Some(true),
+            version: "0.1.0".to_owned(),
+            ..PeerStatus::default()
+        };
+        assert_eq!(
+            summary(&peer),
+            "connected for 1m 5s, lag 0.4 ms, p99 12 ms; memlb 0.1.0"
+        );
+        assert_eq!(problems(&peer), [""; 0]);
+        peer.lag_us = Some(2_500_000);
+        peer.received_complete = false;
+        peer.configuration_matches = Some(false);
+        peer.refused_frames.insert("bad_tag".to_owned(), 2);
+        assert!(exchanged(&peer).ends_with("2 frames refused (bad_tag)"));
+        let problems_now = problems(&peer);
+        assert_eq!(problems_now.len(), 3, "{problems_now:?}");
+        assert!(problems_now[1].contains("its lag is 2500 ms"));
+        peer.state = PeerState::Refused;
+        peer.reason = Some("it has another key".to_owned());
+        assert_eq!(
+            problems(&peer)[0],
+            "manager2 is not connected: it has another key"
+        );
+        assert_eq!(summary(&peer), "refused for 1m 5s");
+    }
+}
