@@ -10,6 +10,7 @@ mod ipvs;
 mod laboratory;
 mod load;
 mod machine;
+mod migration;
 mod outage;
 mod peers;
 mod picture;
@@ -18,6 +19,7 @@ mod report;
 mod rounds;
 mod started;
 mod statistics;
+mod svg;
 mod table;
 mod thesis;
 mod wrk;
@@ -126,6 +128,11 @@ enum Other {
     },
     /// Measures connection rates and many connections at once, beside nftables and HAProxy
     Load(load::Options),
+    /// Moves a worker to another host while clients use it, behind memlb, HAProxy, nftables and nothing
+    Migration(migration::Options),
+    /// Serves in a virtual machine that moves
+    #[command(hide = true)]
+    Serve { port: u16 },
     /// Compares memlb with IPVS on Debian's Linux 6.12 under emulation, by instructions
     Ipvs {
         /// Number of rounds; each round measures every contender once
@@ -179,6 +186,9 @@ fn main() -> ExitCode {
 
 /// Sets everything up and measures.
 fn bench(options: &Options) -> Result<()> {
+    if let Some(Other::Serve { port }) = options.other {
+        return migration::serve(port);
+    }
     // What is built and written belongs to the user; what measures is root's.
     for file in options.files() {
         File::create(file).with_context(|| format!("create {}", file.display()))?;
@@ -209,6 +219,11 @@ fn bench(options: &Options) -> Result<()> {
         println!("\n{table}");
         return write_json(json.as_deref(), &report);
     }
+    if let Some(Other::Migration(migration)) = &options.other
+        && migration.needs_machines()
+    {
+        setup::for_kernels()?;
+    }
     let memlb = provide(options.tools())?;
     if let Some(Other::Control { json }) = &options.other {
         return started::of_the_manager(&memlb, json.as_deref());
@@ -230,6 +245,12 @@ fn bench(options: &Options) -> Result<()> {
             ensure!(missed == 0, "{missed} figures are missed");
             Ok(())
         }
+        Some(Other::Migration(migration)) => {
+            let measured = migration::measure(migration, Machine::describe(&memlb), &interrupt)?;
+            println!("{}", migration::text(&measured));
+            write_json(migration.json.as_deref(), &measured)?;
+            write_svg(migration.svg.as_deref(), || migration::draw(&measured))
+        }
         Some(Other::Thesis { seconds, json }) => {
             let duration = Duration::from_secs(*seconds);
             let measured = thesis::measure(directory.path(), duration, &interrupt)?;
@@ -246,6 +267,7 @@ impl Options {
         match self.other {
             Some(Other::Control { .. } | Other::Herd { .. }) => &[],
             Some(Other::Load(_)) => load::TOOLS,
+            Some(Other::Migration(_)) => migration::TOOLS,
             _ => TOOLS,
         }
     }
@@ -260,9 +282,15 @@ impl Options {
                 | Other::Herd { json },
             ) => json,
             Some(Other::Load(load)) => &load.json,
+            Some(Other::Migration(migration)) => &migration.json,
+            Some(Other::Serve { .. }) => &None,
             None => &self.comparison.json,
         };
-        json.iter().chain(&self.comparison.svg)
+        let svg = match &self.other {
+            Some(Other::Migration(migration)) => &migration.svg,
+            _ => &self.comparison.svg,
+        };
+        json.iter().chain(svg)
     }
 }
 
@@ -387,11 +415,14 @@ fn compare(
     };
     println!("{}", report.text());
     write_json(options.json.as_deref(), &report)?;
-    if let Some(file) = &options.svg {
-        fs::write(file, picture::draw(&report))
-            .with_context(|| format!("write {}", file.display()))?;
-    }
-    Ok(())
+    write_svg(options.svg.as_deref(), || picture::draw(&report))
+}
+
+fn write_svg(file: Option<&Path>, draw: impl FnOnce() -> String) -> Result<()> {
+    let Some(file) = file else {
+        return Ok(());
+    };
+    fs::write(file, draw()).with_context(|| format!("write {}", file.display()))
 }
 
 fn write_json(file: Option<&Path>, report: &impl Serialize) -> Result<()> {

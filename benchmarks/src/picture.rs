@@ -1,11 +1,10 @@
 //! The comparison as a picture: a panel for each row, a bar for each contender.
 
-use std::fmt::Write;
-
 use super::{
     report::{Median, Report, goal},
     rounds::Row,
     statistics::Spread,
+    svg::Svg,
 };
 
 const WIDTH: f64 = 860.0;
@@ -34,7 +33,7 @@ pub fn draw(report: &Report) -> String {
             .map(|(_, medians)| PANEL_HEADING + PITCH * medians.len() as f64)
             .sum::<f64>();
     let scale = scale(report);
-    let mut svg = Svg::new(height);
+    let mut svg = Svg::new(WIDTH, height);
     svg.text(
         20.0,
         28.0,
@@ -101,7 +100,7 @@ fn panel(svg: &mut Svg, top: f64, row: Row, medians: &[&Median], scale: f64) -> 
 }
 
 fn bar(svg: &mut Svg, y: f64, class: &str, ratio: Spread, scale: f64) {
-    svg.bar(LABELS, y, ratio.median * scale, class);
+    svg.bar(LABELS, y, (ratio.median * scale, BAR), class);
     let middle = y + BAR / 2.0;
     let (least, most) = (LABELS + ratio.least * scale, LABELS + ratio.most * scale);
     svg.line(least, middle, most, middle, "spread");
@@ -116,51 +115,4 @@ fn scale(report: &Report) -> f64 {
         .map(|ratio| ratio.most)
         .fold(1.0, f64::max);
     (WIDTH - LABELS - FIGURES) / most
-}
-
-struct Svg(String);
-
-impl Svg {
-    fn new(height: f64) -> Self {
-        Self(format!(
-            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="13">
-<style>
-.ground {{ fill: #ffffff }} .title {{ font-size: 16px; font-weight: bold }} .panel {{ font-weight: bold }}
-.note {{ font-size: 11px; fill: #555555 }} .figure {{ font-size: 12px; fill: #333333 }}
-.memlb {{ fill: #1f6fb2 }} .peer {{ fill: #b8bec6 }}
-.grid {{ stroke: #888888; stroke-dasharray: 2 3 }} .spread {{ stroke: #222222; stroke-width: 1.5 }} .goal {{ stroke: #d1420b; stroke-width: 2.5 }}
-</style>
-<rect class="ground" width="100%" height="100%"/>
-"#
-        ))
-    }
-
-    fn text(&mut self, x: f64, y: f64, class: &str, anchor: &str, text: &str) {
-        let text = text.replace('&', "&amp;").replace('<', "&lt;");
-        self.put(format_args!(
-            r#"<text x="{x:.1}" y="{y:.1}" class="{class}" text-anchor="{anchor}" xml:space="preserve">{text}</text>"#
-        ));
-    }
-
-    fn bar(&mut self, x: f64, y: f64, width: f64, class: &str) {
-        self.put(format_args!(
-            r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{BAR}" class="{class}"/>"#
-        ));
-    }
-
-    fn line(&mut self, x1: f64, y1: f64, x2: f64, y2: f64, class: &str) {
-        self.put(format_args!(
-            r#"<line x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}" class="{class}"/>"#
-        ));
-    }
-
-    fn put(&mut self, element: std::fmt::Arguments<'_>) {
-        // Writing to a String cannot fail.
-        _ = writeln!(self.0, "{element}");
-    }
-
-    fn finish(mut self) -> String {
-        self.0 += "</svg>\n";
-        self.0
-    }
 }

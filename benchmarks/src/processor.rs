@@ -1,7 +1,7 @@
 //! What serving a gigabyte costs the balancer's machine: the time of its processes, and of the programs that
 //! the kernel runs for it. What the network itself costs there is left out, for all alike.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fmt::Display, fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use memlb_tests::command::output;
@@ -136,14 +136,15 @@ pub fn text(costs: &[Cost]) -> String {
 }
 
 /// While it lives, the kernel takes the time of every program, which costs each run some time more.
-struct Timing {
+#[derive(Debug)]
+pub struct Timing {
     before: String,
 }
 
 impl Timing {
     const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
-    fn start() -> Result<Self> {
+    pub fn start() -> Result<Self> {
         let change = format!("have the kernel time programs: {}", Self::SWITCH);
         let before = fs::read_to_string(Self::SWITCH).with_context(|| change.clone())?;
         fs::write(Self::SWITCH, "1").context(change)?;
@@ -151,7 +152,7 @@ impl Timing {
     }
 
     /// Returns how long all managers' programs on this machine have run while they were timed.
-    fn of_managers(&self) -> Result<Duration> {
+    pub fn of_managers(&self) -> Result<Duration> {
         let programs = output(Command::new("bpftool").args(["--json", "prog", "show"]))?;
         let programs: Vec<Value> =
             serde_json::from_str(&programs).context("bpftool prints JSON")?;
@@ -179,21 +180,33 @@ impl Drop for Timing {
 
 /// Returns how long a process has run on a processor, and its children that have ended.
 pub fn of_process(pid: u32) -> Result<Duration> {
+    ticks(&stat(pid)?[11..15])
+}
+
+/// Returns how long the thread of that directory below /proc has run on a processor.
+pub fn of_thread(directory: &Path) -> Result<Duration> {
+    ticks(&stat(directory.display())?[11..13])
+}
+
+fn ticks(fields: &[String]) -> Result<Duration> {
     // USER_HZ, which Linux has fixed at 100 wherever memlb runs.
     const TICK: Duration = Duration::from_millis(10);
-    let fields = stat(pid)?;
     let mut sum = 0;
-    for field in &fields[11..15] {
+    for field in fields {
         sum += field.parse::<u32>().context("a number of ticks")?;
     }
     Ok(TICK * sum)
 }
 
 /// The same of all processes of a group.
-fn of_group(group: u32) -> Result<Duration> {
+pub fn of_group(group: u32) -> Result<Duration> {
     let mut sum = Duration::ZERO;
     for entry in fs::read_dir("/proc").context("read /proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|it| it.parse().ok()) else {
+        let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|it| it.parse::<u32>().ok())
+        else {
             continue;
         };
         // It may have ended meanwhile: its parent has the time then.
@@ -204,11 +217,20 @@ fn of_group(group: u32) -> Result<Duration> {
     Ok(sum)
 }
 
+/// Returns how many bytes of a process are in memory.
+pub fn resident(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mut lines = status.lines();
+    let size = lines.find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"));
+    let size = size.context("a process has a size")?;
+    Ok(size.trim().parse::<u64>().context("a size in KiB")? * 1024)
+}
+
 /// The fields of proc_pid_stat(5) after the name in parentheses, which may hold anything.
-fn stat(pid: u32) -> Result<Vec<String>> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+fn stat(directory: impl Display) -> Result<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{directory}/stat"))?;
     let (_, fields) = stat.rsplit_once(')').context("a process has a name")?;
     let fields: Vec<_> = fields.split_whitespace().map(str::to_owned).collect();
-    anyhow::ensure!(fields.len() > 15, "/proc/{pid}/stat is cut short");
+    anyhow::ensure!(fields.len() > 15, "a stat of /proc is cut short");
     Ok(fields)
 }

@@ -34,6 +34,8 @@ pub const NOT_RUN: &[(&str, &str)] = &[
     ),
     ("ssh ", "needs another machine"),
     ("journalctl ", "needs the journal of systemd"),
+    ("memlb-migrate ", "needs a hypervisor"),
+    ("podman-move ", "needs Podman, CRIU and another machine"),
 ];
 
 const WITH_OTHER_TESTS: &str = "`cargo xtask package --check` runs it on machines that boot";

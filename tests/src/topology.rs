@@ -292,6 +292,32 @@ impl Node {
         Ok(())
     }
 
+    /// Keeps packets from passing the switch's ports, whose links stay up.
+    ///
+    /// # Errors
+    /// When the ports cannot be changed.
+    pub fn block(&self) -> Result<()> {
+        self.set_forwarding("0")
+    }
+
+    /// Lets packets pass again.
+    ///
+    /// # Errors
+    /// When the ports cannot be changed.
+    pub fn unblock(&self) -> Result<()> {
+        self.set_forwarding("3")
+    }
+
+    fn set_forwarding(&self, state: &str) -> Result<()> {
+        for interface in &self.interfaces {
+            let Port { name, switch } = interface.port()?;
+            let mut bridge = Command::new("bridge");
+            bridge.args(["-netns", switch, "link", "set", "dev", name, "state", state]);
+            output(&mut bridge)?;
+        }
+        Ok(())
+    }
+
     /// Gives `eth1` another address in the place of its own.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ const DOCUMENTS: [&str; 4] = [
 const ELSEWHERE: [(&str, &str); 1] = [("lb-user/memlb.toml", "/etc/memlb/memlb.toml")];
 
 /// Folders beside the documents whose files the package has at the same place.
-const BESIDE: [&str; 2] = ["docs", "scripts/monitoring"];
+const BESIDE: [&str; 3] = ["docs", "scripts/monitoring", "scripts/migration"];
 
 /// Writes the documents of the repository `root` to `folder`.
 pub fn write(root: &Path, folder: &Path) -> Result<()> {

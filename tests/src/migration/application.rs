@@ -1,9 +1,11 @@
 //! A server of echoes and of a byte pattern, both ways, that can be frozen on one host and go on on another one.
 
 use std::{
+    fs,
     io::{self, ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -36,6 +38,7 @@ const BUFFER: usize = 16 * 1024;
 pub struct Application {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<Vec<Served>>>>,
+    directory: PathBuf,
     port: u16,
 }
 
@@ -71,11 +74,19 @@ impl Application {
     /// # Errors
     /// When the port is in use.
     pub fn start(namespace: &Namespace, port: u16) -> Result<Self> {
-        Self::start_with(namespace, port, Vec::new())
+        Self::start_with(Some(namespace), port, Vec::new())
+    }
+
+    /// Starts such a server in the namespace of this thread.
+    ///
+    /// # Errors
+    /// When the port is in use.
+    pub fn start_here(port: u16) -> Result<Self> {
+        Self::start_with(None, port, Vec::new())
     }
 
     fn start_with(
-        namespace: &Namespace,
+        namespace: Option<&Namespace>,
         port: u16,
         connections: Vec<(Checkpoint, Task)>,
     ) -> Result<Self> {
@@ -89,21 +100,32 @@ impl Application {
                 stream.set_nonblocking(true)?;
                 server.connections.push(Served { stream, task });
             }
-            serves.send(())?;
+            serves.send(fs::read_link("/proc/thread-self")?)?;
             server.serve(&stopped)?;
             Ok(server.connections)
         };
         // Threads inherit the namespace of the thread that starts them, and here the table of open files, too.
-        let thread = namespace.enter(|| thread::spawn(work))?;
+        let thread = match namespace {
+            Some(namespace) => namespace.enter(|| thread::spawn(work))?,
+            None => thread::spawn(work),
+        };
+        let directory = serving.recv();
+        let failed = directory.is_err();
         let mut application = Self {
             stop,
             thread: Some(thread),
+            directory: directory.unwrap_or_default(),
             port,
         };
-        if serving.recv().is_err() {
+        if failed {
             application.end()?;
         }
         Ok(application)
+    }
+
+    /// Returns the directory below /proc of the thread that serves.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Takes the server off its host, with its connections. Their packets must not reach the host any more.
@@ -142,7 +164,7 @@ impl Frozen {
     /// # Errors
     /// When a connection cannot be restored.
     pub fn thaw(self, namespace: &Namespace) -> Result<Application> {
-        Application::start_with(namespace, self.port, self.connections)
+        Application::start_with(Some(namespace), self.port, self.connections)
     }
 
     pub fn connections(&self) -> usize {

@@ -55,7 +55,7 @@ pub fn depart(topology: &mut Topology, application: Application) -> Result<Depar
     // From here on, no packet reaches the connections: the old host would answer by RST.
     old.drop_address()?;
     let application = application.freeze().context("freeze the application")?;
-    new.cut_off()?;
+    new.block()?;
     new.take_address(address)?;
     let last = topology.workers.len() - 1;
     topology.workers.swap(0, last);
@@ -76,7 +76,7 @@ pub fn arrive(
     thread::sleep(pause.saturating_sub(at.elapsed()));
     let host = topology.workers.first().context("there is a worker")?;
     let application = application.thaw(host).context("thaw the application")?;
-    host.reconnect()?;
+    host.unblock()?;
     let moved = Moved {
         pause: at.elapsed(),
         connections,

@@ -61,32 +61,12 @@ impl Guest {
                 .with_context(|| format!("remove {}", directory.display()))?;
         }
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        let files = Initramfs::new(&directory)?;
-        files.add_text(include_str!("guest.sh"), "/init")?;
-        files.add_text("root:x:0:0:root:/tmp:/bin/false\n", "/etc/passwd")?;
-        files.add_text("root:x:0:\n", "/etc/group")?;
-        let modules = [MODULES, load.modules].concat();
-        for (number, module) in (100..).zip(kernel.modules(&modules)?) {
-            files.add_module(&module, &format!("/modules/{number}.ko"))?;
-        }
-        for name in [PROGRAMS, load.programs].concat() {
-            let program = find_program(name).with_context(|| format!("there is no {name}"))?;
-            files.add_program(&program, &format!("/bin/{name}"))?;
-        }
-        files.add_program(load.memlb, "/bin/memlb")?;
-        for (place, file) in &load.files {
-            files.add_file(file, place)?;
-        }
-        for (name, program) in &load.tasks {
-            files.add_program(program, &format!("/tasks/{name}"))?;
-        }
-        files.add_text(&load.script, "/tasks/list")?;
+        let initramfs = pack(&kernel, &directory, include_str!("guest.sh"), load)?;
         let machine = Machine {
             kernel: kernel.image(),
-            initramfs: directory.join("initramfs.cpio"),
+            initramfs,
             directory,
         };
-        files.pack(&machine.initramfs)?;
         Ok(Self { kernel, machine })
     }
 
@@ -118,4 +98,34 @@ impl Guest {
             self.machine.directory.display()
         ));
     }
+}
+
+/// Packs the guest's files to an archive in `directory`, and returns it. The script `init` is the first process.
+///
+/// # Errors
+/// When a program, a module or a file is missing.
+pub fn pack(kernel: &Kernel, directory: &Path, init: &str, load: &Load<'_>) -> Result<PathBuf> {
+    let files = Initramfs::new(directory)?;
+    files.add_text(init, "/init")?;
+    files.add_text("root:x:0:0:root:/tmp:/bin/false\n", "/etc/passwd")?;
+    files.add_text("root:x:0:\n", "/etc/group")?;
+    let modules = [MODULES, load.modules].concat();
+    for (number, module) in (100..).zip(kernel.modules(&modules)?) {
+        files.add_module(&module, &format!("/modules/{number}.ko"))?;
+    }
+    for name in [PROGRAMS, load.programs].concat() {
+        let program = find_program(name).with_context(|| format!("there is no {name}"))?;
+        files.add_program(&program, &format!("/bin/{name}"))?;
+    }
+    files.add_program(load.memlb, "/bin/memlb")?;
+    for (place, file) in &load.files {
+        files.add_file(file, place)?;
+    }
+    for (name, program) in &load.tasks {
+        files.add_program(program, &format!("/tasks/{name}"))?;
+    }
+    files.add_text(&load.script, "/tasks/list")?;
+    let archive = directory.join("initramfs.cpio");
+    files.pack(&archive)?;
+    Ok(archive)
 }

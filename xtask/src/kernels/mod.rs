@@ -7,7 +7,7 @@ mod machine;
 mod package;
 mod report;
 
-pub use guest::{Guest, Load};
+pub use guest::{Guest, Load, pack};
 pub use package::Kernel;
 
 use std::{

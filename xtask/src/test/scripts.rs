@@ -21,6 +21,7 @@ pub fn shellcheck() -> Result<()> {
     for script in ["test/nodes.sh", "kernels/guest.sh"] {
         scripts.push(root().join("xtask/src").join(script));
     }
+    scripts.push(root().join("benchmarks/src/migration/machine.sh"));
     scripts.retain(|file| is_shell_script(file));
     run(Command::new("shellcheck")
         .args(["--external-sources", "--source-path=SCRIPTDIR"])

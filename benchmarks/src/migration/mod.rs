@@ -1,0 +1,185 @@
+//! Moves a worker while clients use it, behind memlb and behind others, and measures what they notice.
+
+mod clients;
+mod grade;
+mod machine;
+mod picture;
+mod qmp;
+mod quantities;
+mod scenario;
+mod scene;
+mod text;
+
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use memlb_tests::migration::Application;
+use serde::Serialize;
+
+use self::{
+    clients::{Clients, PIECE},
+    grade::Grades,
+    machine::MachineScene,
+    quantities::{Noticed, Phase, Times},
+    scenario::{Between, Scenario, Silence, What},
+    scene::{Moved, ProcessScene, Scene, wait_until_served},
+};
+use crate::{machine::Machine, processor::Timing};
+use xtask::{interrupt::Interrupt, packages::Tool, tools, workspace::say};
+
+pub use self::{picture::draw, text::text};
+
+pub const TOOLS: &[Tool] = tools! {
+    "haproxy" "haproxy" "is one of the balancers";
+    "nft" "nftables" "is one of the balancers";
+    "sysctl" "procps" "makes the manager forward packets";
+};
+
+/// Everything starts, and every client is known, before anything is measured.
+const WARM_UP: Duration = Duration::from_millis(700);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What is measured during a migration is measured for so long at least.
+const DURING: Duration = Duration::from_secs(1);
+/// Emulation takes its time.
+const BOOTING: Duration = Duration::from_secs(90);
+/// A client whose packets were lost for 3 s sends again after up to as long.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Move only these
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    what: Vec<What>,
+    /// Put only these between clients and worker
+    #[arg(long, value_name = "BALANCER", value_delimiter = ',')]
+    between: Vec<Between>,
+    /// Let the worker stand still only for so long
+    #[arg(long, value_name = "SILENCE", value_delimiter = ',')]
+    silence: Vec<Silence>,
+    /// Duration of the measurement before a migration, and of the one after it
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Write all measurements to this file (JSON)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a picture of all measurements to this file (SVG)
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+impl Options {
+    fn scenarios(&self) -> Vec<Scenario> {
+        Scenario::of(&self.what, &self.between, &self.silence)
+    }
+
+    /// Returns whether a virtual machine is among what moves.
+    pub fn needs_machines(&self) -> bool {
+        self.scenarios().iter().any(|it| it.what == What::Machine)
+    }
+}
+
+/// Serves as the worker of a virtual machine does, in there. Returns only when that fails.
+///
+/// # Errors
+/// When the port is in use.
+pub fn serve(port: u16) -> Result<()> {
+    let _application = Application::start_here(port)?;
+    loop {
+        thread::park();
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    machine: Machine,
+    migrations: Vec<Migration>,
+}
+
+/// One migration, measured.
+#[derive(Debug, Serialize)]
+pub struct Migration {
+    scenario: Scenario,
+    moved: Moved,
+    /// From the beginning until every client was answered again, or a second.
+    took_ms: f64,
+    noticed: Noticed,
+    /// Before, during and after.
+    phases: [Phase; 3],
+    grades: [Grades; 3],
+}
+
+/// Carries out every migration that is asked for.
+///
+/// # Errors
+/// When one of them fails, which is not that connections are lost.
+pub fn measure(options: &Options, machine: Machine, interrupt: &Interrupt) -> Result<Report> {
+    let timing = Timing::start()?;
+    let scenarios = options.scenarios();
+    let mut migrations = Vec::new();
+    for (number, scenario) in (1..).zip(&scenarios) {
+        interrupt.check()?;
+        let label = scenario.label();
+        say(format!("{number} of {}: {label}", scenarios.len()));
+        let migration = migrate(*scenario, Duration::from_secs(options.seconds), &timing);
+        migrations.push(migration.with_context(|| label)?);
+    }
+    Ok(Report {
+        machine,
+        migrations,
+    })
+}
+
+fn migrate(scenario: Scenario, around: Duration, timing: &Timing) -> Result<Migration> {
+    let mut scene: Box<dyn Scene> = match scenario.what {
+        What::Process => Box::new(ProcessScene::build(scenario.between)?),
+        What::Machine => Box::new(MachineScene::build(scenario.between)?),
+    };
+    wait_until_served(&*scene, BOOTING)?;
+    let clients = Clients::start(scene.client(), scene.targets())?;
+    thread::sleep(WARM_UP);
+    clients.wait_for_answers(Instant::now(), PATIENCE)?;
+
+    let mut used = vec![scene.usage(timing)?];
+    let measured_from = Instant::now();
+    thread::sleep(around);
+    used.push(scene.usage(timing)?);
+    let began = Instant::now();
+    let moved = scene.migrate(scenario.silence)?;
+    clients.wait_for_answers(Instant::now(), ANSWERED_WITHIN)?;
+    thread::sleep(DURING.saturating_sub(began.elapsed()));
+    let ended = Instant::now();
+    used.push(scene.usage(timing)?);
+    thread::sleep(around);
+    used.push(scene.usage(timing)?);
+    let times = Times {
+        measured_from,
+        began,
+        ended,
+        measured_to: Instant::now(),
+    };
+
+    let log = clients.stop()?;
+    let spans = [
+        (times.measured_from, times.began),
+        (times.began, times.ended),
+        (times.ended, times.measured_to),
+    ];
+    let phase = |index: usize| {
+        let used = [used[index], used[index + 1]];
+        Phase::of(&log, PIECE, spans[index], used)
+    };
+    let phases = [0, 1, 2].map(phase);
+    Ok(Migration {
+        scenario,
+        moved,
+        took_ms: quantities::milliseconds(ended - began),
+        noticed: Noticed::of(&log, &times),
+        grades: [0, 1, 2].map(|index| Grades::of(&phases[index])),
+        phases,
+    })
+}

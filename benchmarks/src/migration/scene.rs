@@ -1,0 +1,349 @@
+//! A worker, the hosts between which it moves, and what stands between it and its clients.
+
+use std::{
+    fs,
+    net::{SocketAddr, UdpSocket},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use memlb_tests::{
+    Cluster, ClusterOptions, Namespace, Process, Shape, Topology,
+    command::output,
+    migration::{Application, add_host, arrive, depart},
+    namespace::unique_prefix,
+    peers::forward,
+};
+use serde::Serialize;
+use tempfile::TempDir;
+
+use super::{
+    clients::Targets,
+    quantities::Usage,
+    scenario::{Between, PORT, Silence},
+};
+use crate::processor::{Timing, of_group, of_thread, resident};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the hosts noted of the move.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Moved {
+    /// For how long the worker stood still.
+    pub still_ms: f64,
+    /// How many bytes went from host to host.
+    pub bytes: u64,
+}
+
+/// A worker that can move while clients use it.
+pub trait Scene {
+    fn client(&self) -> &Namespace;
+    fn targets(&self) -> Targets;
+    fn usage(&self, timing: &Timing) -> Result<Usage>;
+    /// Moves the worker, which stands still for as long as `silence` says.
+    fn migrate(&mut self, silence: Silence) -> Result<Moved>;
+}
+
+/// A process that moves with its connections by TCP_REPAIR.
+#[derive(Debug)]
+pub struct ProcessScene {
+    // In the order in which they end.
+    application: Option<Application>,
+    _other: Application,
+    system: System,
+    between: Between,
+    /// Processor time of the worker on its first host.
+    used_before: Duration,
+}
+
+/// The network with what balances in it.
+#[derive(Debug)]
+pub enum System {
+    Memlb(Box<Cluster>),
+    Peer(Box<Peer>),
+}
+
+#[derive(Debug)]
+pub struct Peer {
+    // In the order in which they end.
+    balancer: Option<Process>,
+    topology: Topology,
+    _files: TempDir,
+}
+
+impl ProcessScene {
+    pub fn build(between: Between) -> Result<Self> {
+        let mut system = System::build(between, true)?;
+        let prefix = system.prefix()?;
+        let topology = system.topology_mut();
+        let start = |index: usize| Application::start(&topology.workers[index], PORT);
+        let (application, other) = (start(0)?, start(1)?);
+        add_host(topology, &prefix)?;
+        if between == Between::MemlbXdp {
+            topology.prepare_for_xdp()?;
+        }
+        Ok(Self {
+            application: Some(application),
+            _other: other,
+            system,
+            between,
+            used_before: Duration::ZERO,
+        })
+    }
+
+    fn worker_time(&self) -> Result<Duration> {
+        let Some(application) = &self.application else {
+            return Ok(self.used_before);
+        };
+        Ok(self.used_before + of_thread(application.directory())?)
+    }
+}
+
+impl Scene for ProcessScene {
+    fn client(&self) -> &Namespace {
+        &self.system.topology().client
+    }
+
+    fn targets(&self) -> Targets {
+        self.system.targets(self.between)
+    }
+
+    fn usage(&self, timing: &Timing) -> Result<Usage> {
+        let worker_time = self.worker_time()?;
+        self.system.usage(timing, worker_time, None)
+    }
+
+    fn migrate(&mut self, silence: Silence) -> Result<Moved> {
+        self.system.announce(silence)?;
+        self.used_before = self.worker_time()?;
+        if let System::Memlb(cluster) = &mut self.system {
+            cluster.kill_agent(0)?;
+        }
+        let application = self.application.take().context("the worker serves")?;
+        let departed = depart(self.system.topology_mut(), application)?;
+        if let System::Memlb(cluster) = &mut self.system {
+            cluster.start_agent(0)?;
+            if self.between == Between::MemlbDsr {
+                // A socket that is there before the DSR translator is attached answers from its own address.
+                let agent = cluster.agents[0].as_mut().context("the agent runs")?;
+                agent.wait_for_log(PATIENCE, "the DSR translator is attached")?;
+            }
+        }
+        let (application, moved) = arrive(self.system.topology(), departed, silence.duration())?;
+        self.application = Some(application);
+        self.system.announce_address()?;
+        self.system.announce_end(silence)?;
+        Ok(Moved {
+            still_ms: moved.pause.as_secs_f64() * 1e3,
+            bytes: moved.bytes as u64,
+        })
+    }
+}
+
+impl System {
+    /// Sets the network up with two workers, whose servers are still missing, and their agents, too, if so.
+    pub fn build(between: Between, agents: bool) -> Result<Self> {
+        let Some((attach, direct)) = between.memlb() else {
+            return Ok(Self::Peer(Box::new(Peer::build(between)?)));
+        };
+        let translations = between.translations().into_iter();
+        let cluster = Cluster::start(&ClusterOptions {
+            attach: attach.into(),
+            direct,
+            ports: vec![PORT],
+            datagram_ports: vec![PORT],
+            agents,
+            agent_arguments: translations.flat_map(|it| ["--dsr".into(), it]).collect(),
+            ..ClusterOptions::default()
+        })?;
+        if agents {
+            cluster.wait_for_selection("worker1", PATIENCE)?;
+        }
+        cluster.topology.keep_netfilter_off_the_switches()?;
+        Ok(Self::Memlb(Box::new(cluster)))
+    }
+
+    pub fn topology(&self) -> &Topology {
+        match self {
+            Self::Memlb(cluster) => &cluster.topology,
+            Self::Peer(peer) => &peer.topology,
+        }
+    }
+
+    pub fn topology_mut(&mut self) -> &mut Topology {
+        match self {
+            Self::Memlb(cluster) => &mut cluster.topology,
+            Self::Peer(peer) => &mut peer.topology,
+        }
+    }
+
+    pub fn prefix(&self) -> Result<String> {
+        let client = self.topology().client.name();
+        let prefix = client
+            .strip_suffix("client")
+            .context("a name of the client")?;
+        Ok(prefix.to_owned())
+    }
+
+    pub fn targets(&self, between: Between) -> Targets {
+        let topology = self.topology();
+        let at = match between {
+            Between::Nothing => topology.workers[0].address(),
+            _ => topology.manager.address(),
+        };
+        let at = SocketAddr::from((at, PORT));
+        let datagrams = (between != Between::Haproxy).then_some(at);
+        Targets {
+            connections: at,
+            datagrams,
+        }
+    }
+
+    /// Returns what everything has used, the worker as given.
+    pub fn usage(
+        &self,
+        timing: &Timing,
+        worker_time: Duration,
+        worker_bytes: Option<u64>,
+    ) -> Result<Usage> {
+        let (balancer, programs) = match self {
+            Self::Memlb(cluster) => (cluster.manager.as_ref(), timing.of_managers()?),
+            Self::Peer(peer) => (peer.balancer.as_ref(), Duration::ZERO),
+        };
+        let pid = balancer.map(Process::pid);
+        Ok(Usage {
+            balancer_time: pid.map(of_group).transpose()?.map(|it| it + programs),
+            balancer_bytes: pid.map(resident).transpose()?,
+            worker_time,
+            worker_bytes,
+        })
+    }
+
+    /// Gives the order that goes before a silence, if one does.
+    pub fn announce(&self, silence: Silence) -> Result<()> {
+        let orders = [
+            "worker1",
+            "--for",
+            "1m",
+            "--reason",
+            "moves to another host",
+        ];
+        self.order("pause", &orders, silence)
+    }
+
+    pub fn announce_end(&self, silence: Silence) -> Result<()> {
+        self.order("resume", &["worker1"], silence)
+    }
+
+    fn order(&self, verb: &str, arguments: &[&str], silence: Silence) -> Result<()> {
+        match self {
+            Self::Memlb(cluster) if silence == Silence::Announced => {
+                output(cluster.memlb(verb).args(arguments)).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the network learn where the worker's address is, as a hypervisor does. memlb needs none of that.
+    fn announce_address(&self) -> Result<()> {
+        let Self::Peer(peer) = self else {
+            return Ok(());
+        };
+        let worker = peer.topology.workers.first().context("there is a worker")?;
+        let client = SocketAddr::from((peer.topology.client.address(), 9));
+        // Its ARP request is a broadcast.
+        worker.enter(|| UdpSocket::bind("0.0.0.0:0")?.send_to(b"here", client))??;
+        Ok(())
+    }
+}
+
+impl Peer {
+    fn build(between: Between) -> Result<Self> {
+        let files = tempfile::Builder::new().prefix("memlb-bench-").tempdir();
+        let files = files.context("make a directory for the balancer")?;
+        let topology = Topology::create_as(&unique_prefix(), Shape::OneArm, 2)?;
+        topology.keep_netfilter_off_the_switches()?;
+        let balancer = match between {
+            Between::Haproxy => Some(haproxy(&topology, files.path())?),
+            Between::Nftables => {
+                translate(&topology, files.path())?;
+                None
+            }
+            _ => None,
+        };
+        Ok(Self {
+            balancer,
+            topology,
+            _files: files,
+        })
+    }
+}
+
+/// HAProxy with a health check that takes as long as memlb's `failover.down_after`, and connections that outlive it.
+fn haproxy(topology: &Topology, directory: &Path) -> Result<Process> {
+    let [worker, other] = [0, 1].map(|index: usize| topology.workers[index].address());
+    let file = directory.join("haproxy.cfg");
+    let configuration = format!(
+        "defaults
+    mode tcp
+    timeout connect 1s
+    retries 3
+    option redispatch 1
+    timeout client 60s
+    timeout server 60s
+frontend service
+    bind {}:{PORT}
+    default_backend workers
+backend workers
+    default-server check inter 500ms fall 3 rise 2
+    server worker1 {worker}:{PORT}
+    server worker2 {other}:{PORT} backup
+",
+        topology.manager.address()
+    );
+    fs::write(&file, configuration).with_context(|| format!("write {}", file.display()))?;
+    let mut command = topology.manager.command("haproxy");
+    command.arg("-db").arg("-f").arg(&file);
+    Process::start("haproxy", &mut command, &directory.join("haproxy.log"))
+}
+
+/// DNAT and masquerade of TCP and UDP, which know no health.
+fn translate(topology: &Topology, directory: &Path) -> Result<()> {
+    forward(topology)?;
+    let (service, worker) = (topology.manager.address(), topology.workers[0].address());
+    let ports = format!("meta l4proto {{ tcp, udp }} th dport {PORT}");
+    let rules = format!(
+        "table ip nat {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat;
+        ip daddr {service} {ports} dnat to {worker}
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat;
+        ip daddr {worker} {ports} masquerade
+    }}
+}}
+"
+    );
+    let file = directory.join("nat.nft");
+    fs::write(&file, rules).with_context(|| format!("write {}", file.display()))?;
+    output(topology.manager.command("nft").arg("--file").arg(&file)).context("load the rules")?;
+    Ok(())
+}
+
+/// Waits until the service answers a client.
+pub fn wait_until_served(scene: &dyn Scene, patience: Duration) -> Result<()> {
+    let target = scene.targets().connections;
+    let deadline = Instant::now() + patience;
+    scene.client().enter(|| {
+        loop {
+            match super::clients::ask_once(target) {
+                Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(50))
+                }
+                answer => return answer.with_context(|| format!("get an answer from {target}")),
+            }
+        }
+    })?
+}
