@@ -137,7 +137,12 @@ fn links_lead_somewhere() {
     .into_iter()
     .map(|it| root().join(it))
     .collect::<Vec<_>>();
-    for folder in ["docs", "scripts/monitoring", "scripts/vagrant"] {
+    for folder in [
+        "docs",
+        "scripts/ha",
+        "scripts/monitoring",
+        "scripts/vagrant",
+    ] {
         let files = fs::read_dir(root().join(folder)).unwrap();
         let files = files.map(|it| it.unwrap().path());
         documents.extend(files.filter(|it| it.extension().is_some_and(|it| it == "md")));

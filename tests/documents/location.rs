@@ -14,6 +14,8 @@ pub enum Location {
     Worker,
     /// On machines that systemd boots, where `cargo xtask test` tries the package.
     Machines,
+    /// On the machines of a pair.
+    Pair,
     /// On a machine with Vagrant and VirtualBox.
     VirtualBox,
 }
@@ -28,6 +30,7 @@ pub fn location_of(block: &Block) -> Location {
         Some("on worker1, while its agent does not run") => Location::Worker,
         Some(other) => panic!("{place}: there is no location {other:?}"),
         None if place.starts_with("docs/installing.md:") => Location::Machines,
+        None if place.starts_with("docs/high-availability.md:") => Location::Pair,
         None if place.starts_with("scripts/vagrant/") => Location::VirtualBox,
         None => Location::Manager,
     }

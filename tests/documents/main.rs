@@ -38,7 +38,7 @@ fn documents() -> Vec<Document> {
         let name = entry.unwrap().file_name().into_string().unwrap();
         names.extend(name.ends_with(".md").then(|| format!("docs/{name}")));
     }
-    for folder in ["monitoring", "vagrant"] {
+    for folder in ["ha", "monitoring", "vagrant"] {
         names.push(format!("scripts/{folder}/README.md"));
     }
     names[1..].sort();
@@ -144,7 +144,10 @@ fn what_operators_type_works() {
                         runner.run_all(block, |program| lab.on_the_manager(program));
                     }
                     Location::Worker => runner.run_all(block, |program| lab.on_worker1(program)),
-                    Location::Repository | Location::Machines | Location::VirtualBox => {}
+                    Location::Repository
+                    | Location::Machines
+                    | Location::Pair
+                    | Location::VirtualBox => {}
                 }
             }
         }

@@ -8,10 +8,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 /// The documents, besides all of `docs`.
-const DOCUMENTS: [&str; 4] = [
+const DOCUMENTS: [&str; 5] = [
     "README.md",
     "SECURITY.md",
     "CHANGELOG.md",
+    "scripts/ha/README.md",
     "scripts/monitoring/README.md",
 ];
 
@@ -19,7 +20,12 @@ const DOCUMENTS: [&str; 4] = [
 const ELSEWHERE: [(&str, &str); 1] = [("lb-user/memlb.toml", "/etc/memlb/memlb.toml")];
 
 /// Folders beside the documents whose files the package has at the same place.
-const BESIDE: [&str; 3] = ["docs", "scripts/monitoring", "scripts/migration"];
+const BESIDE: [&str; 4] = [
+    "docs",
+    "scripts/ha",
+    "scripts/migration",
+    "scripts/monitoring",
+];
 
 /// Writes the documents of the repository `root` to `folder`.
 pub fn write(root: &Path, folder: &Path) -> Result<()> {

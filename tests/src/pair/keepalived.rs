@@ -36,7 +36,7 @@ pub struct Transition {
 }
 
 impl Keepalived {
-    /// Writes the files of the manager of that `index` to its `directory`. The first one has the highest priority.
+    /// Writes the files of the manager of that `index` to its `directory`.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -59,8 +59,7 @@ impl Keepalived {
             );
         }
         let head = format!(
-            "$PRIORITY={}
-$CLIENTS={clients}
+            "$CLIENTS={clients}
 $WORKERS={workers}
 $ROUTER_ID=56
 $ADDRESSES= \\
@@ -71,7 +70,6 @@ $WEIGHT_FILE={}
 $NOTIFY={}
 include {}
 ",
-            150 - 50 * index.min(2),
             Self::weight_file(directory).display(),
             directory.join(NOTIFY).display(),
             shared.display()

@@ -202,15 +202,20 @@ impl Manager {
         })
     }
 
-    /// Waits until every peer is connected and has all that this manager knows, and the other way round.
+    /// Waits until every peer is connected, knows all that this manager knows, and has told all that it knows.
     ///
     /// # Errors
     /// When that does not come to pass within `deadline`; the error carries the last status.
     pub fn wait_until_complete(&self, deadline: Duration) -> Result<Duration> {
         self.wait_for_status(deadline, "complete peers", |status| {
-            let mut peers = status["peers"].as_array().into_iter().flatten().peekable();
-            peers.peek().is_some()
-                && peers.all(|peer| peer["state"] == "connected" && peer["complete"] == true)
+            let peers = status["peers"].as_array().into_iter().flatten();
+            let is_complete = |peer: &Value| {
+                peer["state"] == "connected"
+                    && peer["complete"] == true
+                    && peer["received_complete"] == true
+            };
+            let complete: Vec<bool> = peers.map(is_complete).collect();
+            !complete.is_empty() && complete.iter().all(|it| *it)
         })
     }
 

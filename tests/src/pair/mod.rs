@@ -245,6 +245,15 @@ impl Pair {
             .with_context(|| format!("active: {:?}", self.active()))
     }
 
+    /// Waits until every manager knows all that the others know.
+    ///
+    /// # Errors
+    /// When that does not come to pass within `deadline`.
+    pub fn wait_until_complete(&self, deadline: Duration) -> Result<()> {
+        let mut managers = self.managers.iter();
+        managers.try_for_each(|manager| manager.wait_until_complete(deadline).map(drop))
+    }
+
     /// Returns the service of that `port`.
     pub fn service(port: u16) -> SocketAddr {
         SocketAddrV4::new(SERVICE_ADDRESS, port).into()

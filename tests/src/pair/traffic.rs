@@ -102,6 +102,16 @@ pub struct Turnover {
 #[derive(Debug)]
 pub struct TurnoverReport(pub Vec<Record>);
 
+impl Record {
+    /// Returns how long before `event` the connection was established; zero if it was later, or never.
+    pub fn age_at(&self, event: Instant) -> Duration {
+        let age = self
+            .established
+            .map(|it| event.saturating_duration_since(it));
+        age.unwrap_or_default()
+    }
+}
+
 impl Turnover {
     /// Starts to open so many connections a second from `client`.
     ///
@@ -152,8 +162,7 @@ impl TurnoverReport {
         let lost = self
             .open_at(event)
             .filter(|record| record.failure.is_some());
-        let age = |record: &Record| Some(event.duration_since(record.established?));
-        let mut ages: Vec<_> = lost.filter_map(age).collect();
+        let mut ages: Vec<_> = lost.map(|record| record.age_at(event)).collect();
         ages.sort_unstable();
         ages
     }
@@ -163,6 +172,14 @@ impl TurnoverReport {
         let begun = self.0.iter().filter(|record| record.started > event);
         let answers = begun.filter_map(|record| record.answered);
         answers.min().map(|it| it.duration_since(event))
+    }
+
+    /// Returns the longest time without an answer to a new connection, up to the last of these answers.
+    pub fn longest_gap(&self) -> Duration {
+        let mut answers: Vec<_> = self.0.iter().filter_map(|it| it.answered).collect();
+        answers.sort_unstable();
+        let gaps = answers.windows(2).map(|pair| pair[1] - pair[0]);
+        gaps.max().unwrap_or_default()
     }
 
     pub fn failures(&self) -> Vec<Record> {

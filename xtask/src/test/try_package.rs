@@ -42,6 +42,7 @@ const FILES: &[&str] = &[
     "/usr/share/doc/memlb/changelog.gz",
     "/usr/share/doc/memlb/README.md",
     "/usr/share/doc/memlb/docs/operations.md",
+    "/usr/share/doc/memlb/scripts/ha/memlb-pair.conf",
     "/usr/share/doc/memlb/scripts/monitoring/memlb.rules.yml",
     "/usr/share/man/man1/memlb.1.gz",
     "/usr/share/man/man1/memlb-manager.1.gz",
