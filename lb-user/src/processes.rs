@@ -1,6 +1,6 @@
 //! The memlb processes of this machine, and whether systemd runs them, so that advice fits.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path};
 
 use procfs::process::{Process, all_processes};
 
@@ -35,6 +35,18 @@ pub fn of_verb(verb: &str) -> Vec<MemlbProcess> {
         })
     });
     found.collect()
+}
+
+/// Returns those of the programs that run in this network namespace.
+pub fn running(programs: &[&'static str]) -> Vec<&'static str> {
+    let own = network("self");
+    let processes = all_processes().into_iter().flatten().flatten();
+    let found: BTreeSet<String> = processes
+        .filter(|it| network(&it.pid.to_string()) == own && it.is_alive())
+        .filter_map(|it| Some(it.stat().ok()?.comm))
+        .collect();
+    let programs = programs.iter().copied();
+    programs.filter(|it| found.contains(*it)).collect()
 }
 
 /// Returns a number that two processes have in common only in the same network namespace.

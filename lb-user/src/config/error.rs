@@ -90,6 +90,7 @@ pub enum ProblemKind {
     TooManyBackends,
     TooManyServices,
     PeerWithoutListen,
+    PeerListenMoves,
     PeerIsThisManager,
     PeersWithoutNatSources,
     DuplicatePeer,

@@ -459,25 +459,17 @@ impl ServiceRules<'_> {
     /// Where the manager itself listens, no service is: its heartbeats would go to the workers.
     fn not_the_managers(&self, validator: &mut Validator<'_>, config: &Config) {
         let manager = &config.manager;
-        let listening: &[(Option<SocketAddr>, &str, &str)] = match self.service.protocol {
-            Protocol::Udp => &[(
+        let (own, what, setting) = match self.service.protocol {
+            Protocol::Udp => (
                 Some(manager.heartbeat_listen),
                 "receives heartbeats",
                 "heartbeat_listen",
-            )],
-            Protocol::Tcp => &[
-                (manager.http_listen, "serves HTTP", "http_listen"),
-                (manager.peer_listen, "listens for its peers", "peer_listen"),
-            ],
+            ),
+            Protocol::Tcp => (manager.http_listen, "serves HTTP", "http_listen"),
         };
-        for &(own, what, setting) in listening {
-            if let Some(own) = own {
-                self.not_at(validator, own, what, setting);
-            }
-        }
-    }
-
-    fn not_at(&self, validator: &mut Validator<'_>, own: SocketAddr, what: &str, setting: &str) {
+        let Some(own) = own else {
+            return;
+        };
         let address = ("address", Some(self.service.address));
         for (name, address) in [address, ("fallback", self.service.fallback)] {
             let key = self.key(name);

@@ -1082,10 +1082,11 @@ fn peers_are_other_managers() {
         (Kind::BadPath, "/etc/memlb/manager3.key", "manager3.key"),
         (Kind::Missing, "address = \"10.0.9.2:9997\"", ""),
         (
-            Kind::ManagersOwnAddress,
+            Kind::PeerListenMoves,
             "10.0.9.1:9997",
-            "192.168.56.101:80",
+            "192.168.56.101:9997",
         ),
+        (Kind::PeerListenMoves, "10.0.9.1:9997", "192.168.56.21:9997"),
         (Kind::ManagersOwnAddress, "10.0.9.1:9997", "127.0.0.1:9998"),
     ] {
         let problems = problems(&PEERS.replacen(right, wrong, 1));

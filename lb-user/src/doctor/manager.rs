@@ -331,7 +331,7 @@ fn serving_of(facts: &Facts, manager: &Holder) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::{doctor::Severity, status::Heartbeats};
 
@@ -342,8 +342,8 @@ mod tests {
         }
     }
 
-    fn running(receiver: Receiver, managers: &[i32]) -> Facts {
-        let status = Status {
+    pub fn status() -> Status {
+        Status {
             version: "0.1.0".to_owned(),
             uptime_ms: 90_000,
             config_file: None,
@@ -358,10 +358,13 @@ mod tests {
             verdicts: Default::default(),
             maps: Default::default(),
             counters_problem: None,
-        };
+        }
+    }
+
+    fn running(receiver: Receiver, managers: &[i32]) -> Facts {
         Facts {
             control_socket: "/run/memlb/manager.sock".into(),
-            answer: ControlReply::Status(Box::new(status)),
+            answer: ControlReply::Status(Box::new(status())),
             pid: Some(7),
             heartbeat_listen: ([0, 0, 0, 0], 9999).into(),
             receiver,

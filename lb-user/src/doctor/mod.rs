@@ -15,6 +15,7 @@ mod keys;
 mod machine;
 mod manager;
 mod nat_sources;
+mod peers;
 mod pins;
 mod ports;
 mod probe;
@@ -24,6 +25,7 @@ mod server;
 mod services;
 mod sources;
 mod storage;
+mod vrrp;
 mod workers;
 
 use std::{
@@ -178,6 +180,7 @@ async fn network(
             .collect(),
         host: &host,
         attempts: &attempts,
+        has_peers: !config.peers.is_empty(),
     }));
     findings.extend(workers::findings(&workers::Facts {
         workers: &workers,
@@ -191,6 +194,10 @@ async fn network(
         &config.manager.nat_sources,
         &host.addresses,
         interfaces.last().map_or("NAME", String::as_str),
+        !config.peers.is_empty(),
+    ));
+    findings.extend(peers::findings(
+        &peers::gather(config, &host.addresses, manager.status()).await?,
     ));
     findings.extend(ports::findings(&ports::Facts {
         nat_ports: config.limits.nat_ports,
@@ -288,5 +295,14 @@ fn required_ports(config: &Config) -> Vec<firewall::RequiredPort> {
             .into_iter()
             .chain(fallback)
     });
-    heartbeats.chain(services).collect()
+    let peers = config
+        .manager
+        .peer_listen
+        .map(|listen| firewall::RequiredPort {
+            protocol: "tcp",
+            port: listen.port(),
+            is_ipv6: listen.is_ipv6(),
+            what: "no peer reaches this manager".to_owned(),
+        });
+    heartbeats.chain(services).chain(peers).collect()
 }

@@ -6,14 +6,25 @@ use super::Finding;
 use crate::addresses::Addresses;
 
 /// Checks `manager.nat_sources`. `interface` is the one that a missing address is likely meant for.
-pub fn findings(sources: &[IpAddr], addresses: &Addresses, interface: &str) -> Vec<Finding> {
-    let finding = |source: &IpAddr| finding(*source, addresses, interface);
+///
+/// With peers, a standby lacks the addresses until it takes over.
+pub fn findings(
+    sources: &[IpAddr],
+    addresses: &Addresses,
+    interface: &str,
+    has_peers: bool,
+) -> Vec<Finding> {
+    let finding = |source: &IpAddr| finding(*source, addresses, interface, has_peers);
     sources.iter().map(finding).collect()
 }
 
-fn finding(source: IpAddr, addresses: &Addresses, interface: &str) -> Finding {
+fn finding(source: IpAddr, addresses: &Addresses, interface: &str, has_peers: bool) -> Finding {
     if let Some(interface) = addresses.interface_of(source) {
         return Finding::ok("nat_sources", format!("{source} is on {interface}"));
+    }
+    if has_peers {
+        let found = format!("{source} is not here, as on a standby");
+        return Finding::ok("nat_sources", found);
     }
     let length = if source.is_ipv4() { 32 } else { 128 };
     Finding::problem(
@@ -42,7 +53,9 @@ mod tests {
             [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
         ];
         let own = Addresses(vec![(sources[0], "eth1".to_owned())]);
-        let found = findings(&sources, &own, "eth2");
+        let standby = findings(&sources, &own, "eth2", true);
+        assert!(standby.iter().all(|it| it.severity == Severity::Ok));
+        let found = findings(&sources, &own, "eth2", false);
         assert_eq!(found[0].severity, Severity::Ok);
         assert_eq!(found[0].found, "10.0.0.1 is on eth1");
         for (finding, remedy) in [

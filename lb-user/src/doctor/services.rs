@@ -16,6 +16,8 @@ pub struct Facts<'a> {
     pub interfaces: Vec<&'a str>,
     pub host: &'a Host,
     pub attempts: &'a BTreeMap<SocketAddr, Attempt>,
+    /// With peers, a standby lacks the addresses until it takes over.
+    pub has_peers: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,10 @@ fn address(facts: &Facts<'_>, service: &Service) -> Finding {
     let strayed =
         !facts.interfaces.is_empty() && addresses.elsewhere(ip, &facts.interfaces).is_some();
     match addresses.interface_of(ip) {
+        None if facts.has_peers => Finding::ok(
+            "service",
+            format!("{name}: {ip} is not here, as on a standby"),
+        ),
         None => {
             let interface = facts.interfaces.first().unwrap_or(&"INTERFACE");
             let (found, remedy) = absent(name, ip, interface);
@@ -67,6 +73,17 @@ fn fallback(facts: &Facts<'_>, service: &Service) -> Option<Finding> {
     let only_loopback = sockets::is_only_local(&listeners);
     let reject = format!("memlb manager --set service.{name}.fallback=reject");
     Some(match facts.attempts.get(&fallback) {
+        None if facts.has_peers && service.is_tcp && listeners.is_empty() => Finding::warning(
+            "fallback",
+            format!(
+                "{name}: no server listens at port {port} here: after a take-over with all workers down, clients are \
+                 refused"
+            ),
+            format!(
+                "start the server; let it listen at all addresses, or set net.ipv4.ip_nonlocal_bind=1 (sysctl) so \
+                 that it can listen at {fallback} before the address is here"
+            ),
+        ),
         // Without its address here there is nothing to try, and UDP cannot be tried.
         None => return None,
         Some(Attempt::Connected(_)) => Finding::ok(
@@ -134,6 +151,7 @@ pub mod tests {
             interfaces: interfaces.to_vec(),
             host: &host(),
             attempts: &BTreeMap::from([(fallback, attempt)]),
+            has_peers: false,
         })
     }
 
@@ -189,6 +207,7 @@ pub mod tests {
                 interfaces: vec!["eth1"],
                 host: &without_server,
                 attempts: &attempts,
+                has_peers: false,
             },
             &service,
         )
@@ -199,6 +218,32 @@ pub mod tests {
                 .remedy
                 .unwrap()
                 .contains("service.web.fallback=reject")
+        );
+    }
+
+    #[test]
+    fn a_standby_lacks_the_address_and_needs_the_fallbacks_server_all_the_same() {
+        let service = Service {
+            name: "web".to_owned(),
+            address: "192.168.56.102:80".parse().unwrap(),
+            fallback: Some("192.168.56.102:8082".parse().unwrap()),
+            is_tcp: true,
+        };
+        let found = findings(&Facts {
+            services: &[service],
+            interfaces: vec!["eth1"],
+            host: &host(),
+            attempts: &BTreeMap::new(),
+            has_peers: true,
+        });
+        assert_eq!(found[0].severity, Severity::Ok, "{found:?}");
+        assert_eq!(found[1].severity, Severity::Warning);
+        assert!(
+            found[1]
+                .remedy
+                .as_ref()
+                .unwrap()
+                .contains("ip_nonlocal_bind")
         );
     }
 }

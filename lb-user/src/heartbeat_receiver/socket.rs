@@ -70,7 +70,9 @@ impl Socket {
                     )
                 }
                 io::ErrorKind::AddrNotAvailable => {
-                    ": this machine does not have that address; see --heartbeat-listen".to_owned()
+                    ": this machine does not have that address now; see --heartbeat-listen. An address that \
+                     moves between managers cannot receive a standby's heartbeats"
+                        .to_owned()
                 }
                 _ => String::new(),
             };

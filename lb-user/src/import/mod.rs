@@ -8,7 +8,7 @@ mod haproxy;
 mod keepalived;
 mod nginx;
 mod service;
-mod statement;
+pub(crate) mod statement;
 #[cfg(test)]
 mod tests;
 

@@ -303,7 +303,12 @@ fn warn_of_misplaced_addresses(config: &Config, interfaces: &[Interface]) {
     let interfaces: Vec<&str> = interfaces.iter().map(|it| it.name.as_str()).collect();
     for service in &config.services {
         let ip = service.address.ip();
-        if addresses.interface_of(ip).is_none() {
+        if addresses.interface_of(ip).is_none() && !config.peers.is_empty() {
+            info!(
+                "service {}: {ip} is not here now, as on a standby",
+                service.name
+            );
+        } else if addresses.interface_of(ip).is_none() {
             let interface = interfaces.first().unwrap_or(&"INTERFACE");
             let (found, remedy) = addresses::absent(&service.name, ip, interface);
             warn!("service {found}: {remedy}");

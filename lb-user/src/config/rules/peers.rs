@@ -52,6 +52,21 @@ fn listen(validator: &mut Validator<'_>, config: &Config) {
             "add peer_listen to [manager]; it is what the peers' files have as this manager's address",
         );
     }
+    let Some(listen) = config.manager.peer_listen else {
+        return;
+    };
+    let mut services = config.services.iter().map(|it| it.address.ip());
+    let moves =
+        services.any(|it| it == listen.ip()) || config.manager.nat_sources.contains(&listen.ip());
+    if moves && validator.are_good(&[key]) {
+        validator.reject(
+            key,
+            ProblemKind::PeerListenMoves,
+            format!("{} moves to the peer when that takes over", listen.ip()),
+            "an address that this machine always has, as in \"10.0.9.1:9997\"",
+            "write this machine's own address on the link to the peers",
+        );
+    }
 }
 
 fn distinct_peers(validator: &mut Validator<'_>, config: &Config) {

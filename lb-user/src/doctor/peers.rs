@@ -1,0 +1,430 @@
+//! The other managers of the same services: reachable, with the same key and settings, and with keepalived on the way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+
+use super::{
+    Finding,
+    keys::open_to_others,
+    probe::{self, Attempt},
+    vrrp::{self, Vrrp},
+};
+use crate::{
+    addresses::Addresses,
+    config::{Config, Peer},
+    datapath::Netlink,
+    handover,
+    keys::read_peer_keys,
+    peer::{PeerState, PeerStatus},
+    peer_report::{problems, summary},
+    processes,
+    status::Status,
+};
+
+const CHECK: &str = "peer";
+const VRRP: &str = "vrrp";
+const KEEPALIVED: &str = "/etc/keepalived/keepalived.conf";
+
+/// Programs that move addresses or routes.
+const MOVERS: [&str; 3] = ["keepalived", "bird", "bgpd"];
+
+#[derive(Debug)]
+pub struct Facts<'a> {
+    pub config: &'a Config,
+    pub addresses: &'a Addresses,
+    /// Nothing while no manager answers.
+    pub status: Option<&'a Status>,
+    /// The ids of each file's keys, or why it cannot be read.
+    pub keys: BTreeMap<PathBuf, Result<String, String>>,
+    /// The interface that leads to each peer.
+    pub links: BTreeMap<IpAddr, String>,
+    /// Of peers without a session.
+    pub attempts: BTreeMap<SocketAddr, Attempt>,
+    /// Of the programs that move addresses or routes, those that run.
+    pub movers: Vec<&'static str>,
+    pub vrrp: Result<Option<Vrrp>, String>,
+    pub track_file: Result<Option<i32>, String>,
+}
+
+/// Gathers what is known of the peers.
+///
+/// # Errors
+///
+/// Says that routes cannot be looked up.
+pub async fn gather<'a>(
+    config: &'a Config,
+    addresses: &'a Addresses,
+    status: Option<&'a Status>,
+) -> Result<Facts<'a>> {
+    let files: BTreeSet<&PathBuf> = config.peers.iter().map(|it| &it.key).collect();
+    let keys = files.into_iter().map(|file| {
+        let ids = read_peer_keys(file).map(|keys| {
+            let ids: Vec<String> = keys.iter().map(|it| it.id().to_string()).collect();
+            ids.join(" and ")
+        });
+        (file.clone(), ids.map_err(|error| format!("{error:#}")))
+    });
+    let peers = config.peers.iter().map(|it| it.address);
+    let routes = Netlink::connect()?
+        .routes(&peers.clone().map(|it| it.ip()).collect())
+        .await?;
+    let links = routes
+        .into_iter()
+        .filter_map(|(ip, route)| Some((ip, route?.interface_name())));
+    let connected = |it: &&Peer| {
+        let status = status_of(status, it);
+        status.is_some_and(|it| it.state == PeerState::Connected)
+    };
+    let unconnected = config.peers.iter().filter(|it| !connected(it));
+    Ok(Facts {
+        config,
+        addresses,
+        status,
+        keys: keys.collect(),
+        links: links.collect(),
+        attempts: probe::connect(unconnected.map(|it| it.address)).await,
+        movers: processes::running(&MOVERS),
+        vrrp: vrrp::read(Path::new(KEEPALIVED)).map_err(|error| format!("{error:#}")),
+        track_file: handover::read(&config.manager.track_file)
+            .map_err(|error| format!("{error:#}")),
+    })
+}
+
+fn status_of<'a>(status: Option<&'a Status>, peer: &Peer) -> Option<&'a PeerStatus> {
+    let peers = &status?.peers;
+    peers.iter().find(|it| it.name == peer.name)
+}
+
+pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
+    if facts.config.peers.is_empty() {
+        return Vec::new();
+    }
+    let mut findings = listen(facts);
+    findings.extend(facts.keys.iter().map(|(file, ids)| key(file, ids)));
+    for peer in &facts.config.peers {
+        findings.extend(session(facts, peer));
+        findings.extend(own_link(facts, peer));
+    }
+    findings.extend(placement(facts));
+    findings.extend(movers(facts));
+    findings.extend(instances(facts));
+    findings.extend(track_file(facts));
+    findings
+}
+
+fn listen(facts: &Facts<'_>) -> Vec<Finding> {
+    let Some(listen) = facts.config.manager.peer_listen else {
+        return Vec::new();
+    };
+    let is_here = facts.addresses.interface_of(listen.ip()).is_some();
+    (!is_here)
+        .then(|| {
+            Finding::problem(
+                CHECK,
+                format!("manager.peer_listen, {listen}, is not an address of this machine"),
+                format!(
+                    "write this machine's own address on the link to the peers; or ip address add {}/24 dev INTERFACE",
+                    listen.ip()
+                ),
+            )
+        })
+        .into_iter()
+        .collect()
+}
+
+fn key(file: &Path, ids: &Result<String, String>) -> Finding {
+    let shown = file.display();
+    match ids {
+        Ok(ids) => Finding::ok(CHECK, format!("{shown} has key {ids} of managers")),
+        Err(why) => {
+            let remedy = match (file.exists(), open_to_others(file).is_empty()) {
+                (false, _) => format!(
+                    "memlb keygen --peer --output {shown}, on one of the managers, and copy the file to the other"
+                ),
+                (true, false) => {
+                    format!(
+                        "chmod 600 {shown}    (and make a new key if another user may have read it)"
+                    )
+                }
+                (true, true) => format!("ls -la {shown}    (and repair or replace the file)"),
+            };
+            Finding::problem(CHECK, why.clone(), remedy)
+        }
+    }
+}
+
+/// Whether records are exchanged with the peer.
+fn session(facts: &Facts<'_>, peer: &Peer) -> Vec<Finding> {
+    let Peer { name, address, .. } = peer;
+    let Some(status) = facts.status else {
+        return vec![reach(facts, peer, "no manager runs here")];
+    };
+    let Some(seen) = status_of(Some(status), peer) else {
+        return vec![Finding::warning(
+            CHECK,
+            format!("the running manager does not know peer {name}"),
+            processes::Unit::Manager.restart("restart the manager"),
+        )];
+    };
+    if seen.state != PeerState::Connected {
+        let reason = seen.reason.as_deref().unwrap_or("it has not answered yet");
+        return vec![reach(facts, peer, reason)];
+    }
+    let mut findings = vec![Finding::ok(
+        CHECK,
+        format!("{name} at {address}: {}", summary(seen)),
+    )];
+    findings.extend(problems(seen).into_iter().map(|problem| {
+        let remedy = match problem.contains("configuration") {
+            true => "memlb check --shared    (on both; correct the file of one, and memlb reload there)",
+            false => "memlb status    (it shall end by itself within seconds; if not, see the log of both managers)",
+        };
+        Finding::warning(CHECK, problem, remedy)
+    }));
+    if seen.version != status.version {
+        findings.push(Finding::warning(
+            CHECK,
+            format!(
+                "{name} runs memlb {}, and this manager {}",
+                seen.version, status.version
+            ),
+            "upgrade the standby first, then hand over and upgrade the other",
+        ));
+    }
+    findings
+}
+
+/// Says why there is no session, by whether its port answers.
+fn reach(facts: &Facts<'_>, peer: &Peer, reason: &str) -> Finding {
+    let Peer { name, address, .. } = peer;
+    let (found, remedy) = match facts.attempts.get(address) {
+        Some(Attempt::Connected(_)) if facts.status.is_none() => {
+            return Finding::ok(CHECK, format!("{name} answers at {address}; {reason}"));
+        }
+        Some(Attempt::Connected(_)) => (
+            "it answers there",
+            "compare the key files of both managers (memlb doctor on the peer), and the names in manager.name and [[peer]]",
+        ),
+        Some(Attempt::Refused) => (
+            "nothing listens there",
+            "start the manager on the peer, with this address as its manager.peer_listen",
+        ),
+        _ => (
+            "nothing answers there",
+            "see whether the peer's machine and the link to it are up, and whether a firewall drops the port",
+        ),
+    };
+    Finding::problem(
+        CHECK,
+        format!("no session with {name} at {address} ({found}): {reason}"),
+        remedy,
+    )
+}
+
+fn own_link(facts: &Facts<'_>, peer: &Peer) -> Option<Finding> {
+    let Peer { name, address, .. } = peer;
+    let interfaces = &facts.config.manager.interfaces;
+    let link = facts.links.get(&address.ip());
+    let Some(link) = link else {
+        return Some(Finding::problem(
+            CHECK,
+            format!("there is no route to {name} at {address}"),
+            "ip route get ADDRESS    (and bring the link to the peer up)",
+        ));
+    };
+    interfaces.contains(link).then(|| {
+        Finding::warning(
+            CHECK,
+            format!(
+                "the way to {name} is {link}, which carries clients or workers, too: its failure also separates the \
+                 managers"
+            ),
+            "give the managers a link of their own, and its addresses to peer_listen and [[peer]]",
+        )
+    })
+}
+
+/// The addresses of services and of NAT move together: all are here, or none.
+fn placement(facts: &Facts<'_>) -> Option<Finding> {
+    let config = facts.config;
+    let is_here = |ip: &IpAddr| facts.addresses.interface_of(*ip).is_some();
+    let services: BTreeSet<IpAddr> = config.services.iter().map(|it| it.address.ip()).collect();
+    let sources: BTreeSet<IpAddr> = config.manager.nat_sources.iter().copied().collect();
+    let all: Vec<IpAddr> = services.union(&sources).copied().collect();
+    let (here, absent): (Vec<IpAddr>, Vec<IpAddr>) = all.iter().partition(|ip| is_here(ip));
+    let peers = facts.status.map_or(&[][..], |it| &it.peers);
+    let is_any_connected = peers.iter().any(|it| it.state == PeerState::Connected);
+    match (here.is_empty(), absent.is_empty()) {
+        (_, true) => Some(Finding::ok(
+            VRRP,
+            format!("this machine has the addresses: {}", list(&here)),
+        )),
+        (true, false) if is_any_connected || facts.status.is_none() => Some(Finding::ok(
+            VRRP,
+            format!("standby: {} are not here", list(&absent)),
+        )),
+        (true, false) => Some(Finding::warning(
+            VRRP,
+            format!(
+                "{} are not here, and no peer is connected that could have them",
+                list(&absent)
+            ),
+            "systemctl status keepalived    (here and on the peer)",
+        )),
+        (false, false) => Some(Finding::problem(
+            VRRP,
+            format!(
+                "the addresses are torn apart: {} here, and {} not: connections reach one manager on their way to the \
+                 worker and another one on their way back",
+                list(&here),
+                list(&absent)
+            ),
+            "let one vrrp_instance of keepalived have all of them, on both machines",
+        )),
+    }
+}
+
+fn movers(facts: &Facts<'_>) -> Option<Finding> {
+    let has_configuration = !matches!(facts.vrrp, Ok(None));
+    match (facts.movers.as_slice(), has_configuration) {
+        ([], true) => Some(Finding::problem(
+            VRRP,
+            "keepalived does not run: this machine neither gives the addresses away nor takes them over",
+            "systemctl enable --now keepalived",
+        )),
+        ([], false) => Some(Finding::warning(
+            VRRP,
+            "neither keepalived nor a routing daemon runs here: no program moves the addresses when a machine dies",
+            "set keepalived up as docs/high-availability.md has it",
+        )),
+        (running, _) => Some(Finding::ok(VRRP, format!("{} runs", running.join(" and ")))),
+    }
+}
+
+/// Whether one vrrp_instance moves all addresses, or instances that move together.
+fn instances(facts: &Facts<'_>) -> Vec<Finding> {
+    let vrrp = match &facts.vrrp {
+        Ok(Some(vrrp)) => vrrp,
+        Ok(None) => return Vec::new(),
+        Err(why) => {
+            return vec![Finding::warning(
+                VRRP,
+                format!("keepalived's configuration cannot be read: {why}"),
+                "run memlb doctor as root; keepalived --config-test",
+            )];
+        }
+    };
+    let config = facts.config;
+    let services = config.services.iter().map(|it| it.address.ip());
+    let peers = facts.status.map_or(&[][..], |it| &it.peers);
+    let sources = config.manager.nat_sources.iter().copied();
+    let sources = sources.chain(peers.iter().flat_map(|it| it.nat_sources.clone()));
+    let all: BTreeSet<IpAddr> = services.chain(sources).collect();
+    let lacking: Vec<IpAddr> = all
+        .iter()
+        .filter(|it| vrrp.instance_of(**it).is_none())
+        .copied()
+        .collect();
+    let names: BTreeSet<&str> = all
+        .iter()
+        .filter_map(|it| Some(vrrp.instance_of(*it)?.name.as_str()))
+        .collect();
+    if !lacking.is_empty() && !names.is_empty() {
+        return vec![Finding::problem(
+            VRRP,
+            format!(
+                "no vrrp_instance in {KEEPALIVED} has {}: a peer that takes over does not get it",
+                list(&lacking)
+            ),
+            "add it to virtual_ipaddress of the instance that has the service's address, on both machines",
+        )];
+    }
+    let Some(first) = names.first() else {
+        return vec![Finding::warning(
+            VRRP,
+            format!("no vrrp_instance in {KEEPALIVED} has an address of a service"),
+            "set keepalived up as docs/high-availability.md has it",
+        )];
+    };
+    let mut findings = Vec::new();
+    if let Some(apart) = names.iter().find(|it| !vrrp.move_together(first, it)) {
+        findings.push(Finding::problem(
+            VRRP,
+            format!(
+                "addresses of services and of NAT are in two vrrp_instances, {first} and {apart}, which may have \
+                 different active machines"
+            ),
+            "put all of them into one vrrp_instance (the other family's into virtual_ipaddress_excluded)",
+        ));
+    } else {
+        findings.push(Finding::ok(
+            VRRP,
+            format!(
+                "one vrrp_instance ({first}) moves {}",
+                list(&Vec::from_iter(all))
+            ),
+        ));
+    }
+    let instances = vrrp.instances.iter();
+    let used: Vec<_> = instances
+        .filter(|it| names.contains(it.name.as_str()))
+        .collect();
+    let file = &config.manager.track_file;
+    if let Some(deaf) = used.iter().find(|it| !it.track_files.contains(file)) {
+        findings.push(Finding::warning(
+            VRRP,
+            format!(
+                "vrrp_instance {} does not track {}: memlb handover would move nothing",
+                deaf.name,
+                file.display()
+            ),
+            "add track_file to it, as docs/high-availability.md has it",
+        ));
+    }
+    if let Some(deaf) = used.iter().find(|it| it.has_nopreempt) {
+        findings.push(Finding::warning(
+            VRRP,
+            format!(
+                "vrrp_instance {} has nopreempt: its standby ignores the lower priority after memlb handover",
+                deaf.name
+            ),
+            "give both machines the same priority, without nopreempt: the active one stays active all the same",
+        ));
+    }
+    findings
+}
+
+fn track_file(facts: &Facts<'_>) -> Option<Finding> {
+    let path = facts.config.manager.track_file.display();
+    match &facts.track_file {
+        Err(why) => Some(Finding::problem(
+            VRRP,
+            why.clone(),
+            format!("ls -la {path}    (a running manager writes it at its start)"),
+        )),
+        Ok(Some(value)) if *value < 0 => Some(Finding::warning(
+            VRRP,
+            format!("handed over: {path} says {value}, and keepalived has a lower priority here"),
+            "memlb handover --undo    (when this machine shall be preferred as before)",
+        )),
+        Ok(None) if facts.status.is_some() => Some(Finding::warning(
+            VRRP,
+            format!("the track file {path} is missing: memlb handover may not be able to write it"),
+            "see the manager's log for why it could not be written",
+        )),
+        Ok(_) => None,
+    }
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    addresses.join(", ")
+}
+
+#[cfg(test)]
+mod tests;
