@@ -33,7 +33,7 @@ pub struct Identity {
 impl Identity {
     /// Whether flows of `other` may continue with this backend. Packets of mode `dsr` carry the service's
     /// address to the worker, so that flows of another service need another backend.
-    fn continues(&self, other: &Self) -> bool {
+    pub(crate) fn continues(&self, other: &Self) -> bool {
         self.endpoint == other.endpoint
             && self.mode == other.mode
             && (self.mode != Mode::Dsr || self.service == other.service)

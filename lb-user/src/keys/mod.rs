@@ -110,6 +110,11 @@ impl SigningKey {
         self.over(parts).verify_slice(tag).is_ok()
     }
 
+    /// The same for the first bytes of a tag, at least one.
+    pub fn verify_left(&self, parts: &[&[u8]], tag: &[u8]) -> bool {
+        self.over(parts).verify_truncated_left(tag).is_ok()
+    }
+
     fn over(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
         let mut mac = self.schedule.clone();
         for part in parts {

@@ -34,6 +34,13 @@ impl PeerKeys {
         &self.signing
     }
 
+    /// A file with a single key.
+    #[cfg(test)]
+    pub(crate) fn single(signing: SigningKey) -> Self {
+        let other = None;
+        Self { signing, other }
+    }
+
     /// Returns the key with this id, which verifies what a peer signed.
     pub fn find(&self, id: KeyId) -> Option<&SigningKey> {
         self.iter().find(|key| key.id() == id)

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -26,6 +27,7 @@ use crate::{
     event_stream::EventStream,
     handover::TrackFile,
     history::History,
+    membership::JoinError,
     metrics::Metrics,
     peer::{PeerStatus, Peers},
     status::{ManagerSnapshot, Status},
@@ -177,6 +179,22 @@ impl ManagerHandle {
     /// Says that the manager ends.
     pub async fn denied(&self) -> Result<DenyList> {
         self.request(ManagerRequest::ListDenied).await
+    }
+
+    /// Adds a worker that joined a peer, or with no address removes one that a peer has removed. Returns when that is
+    /// in force.
+    ///
+    /// # Errors
+    ///
+    /// Says that the manager ends; the inner result says why it stays as it is.
+    pub async fn join(
+        &self,
+        worker: String,
+        address: Option<IpAddr>,
+    ) -> Result<Result<(), JoinError>> {
+        let routes = reload::routes(&address.into_iter().collect()).await;
+        self.request(|reply| ManagerRequest::Join(worker, address, routes, reply))
+            .await
     }
 
     /// Reads the configuration again and applies it.

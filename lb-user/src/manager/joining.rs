@@ -83,7 +83,7 @@ impl Manager {
         self.background.looking_up_joins = false;
         let mut admitted = Vec::new();
         for heartbeat in self.join_requests.remove(addresses) {
-            match self.admit(&heartbeat) {
+            match self.admit(&heartbeat.report.worker, heartbeat.address()) {
                 Ok(()) => admitted.push(heartbeat),
                 Err(error) => self.receiver.refuse_join(&heartbeat, &error),
             }
@@ -100,9 +100,30 @@ impl Manager {
         self.apply_outputs();
     }
 
-    fn admit(&mut self, heartbeat: &ReceivedHeartbeat) -> Result<(), JoinError> {
-        let worker = heartbeat.report.worker.as_str();
-        let address = heartbeat.address();
+    /// Adds or removes a worker as a peer did.
+    pub(super) fn join_as_told(
+        &mut self,
+        worker: String,
+        address: Option<IpAddr>,
+        routes: &Routes,
+    ) -> Result<(), JoinError> {
+        match address {
+            Some(address) => self.admit(&worker, address)?,
+            None => {
+                let silence = self.core.silent_for(&worker, Instant::now());
+                let down_after = self.configuration.file.failover.down_after;
+                if silence.is_some_and(|silence| silence <= down_after) {
+                    return Err(JoinError::Occupied { by: worker });
+                }
+                self.membership.remove(&worker);
+                self.emitter.emit(&Event::WorkerRemoved { worker });
+            }
+        }
+        self.apply_membership(routes);
+        Ok(())
+    }
+
+    fn admit(&mut self, worker: &str, address: IpAddr) -> Result<(), JoinError> {
         let now = Instant::now();
         let (core, down_after) = (&self.core, self.configuration.file.failover.down_after);
         let present = |worker: &str| {

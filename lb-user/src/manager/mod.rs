@@ -62,7 +62,7 @@ use sources::Sources;
 pub use sources::{SourceError, SourceReceipt, SourceUpdate};
 use start::StateFiles;
 pub use start::{Prepared, prepare};
-pub use state_file::FlushProgress;
+pub use state_file::{FlushProgress, StateFile};
 use traffic::TRAFFIC_INTERVAL;
 
 /// How often the loop measures its lag and does what is not urgent.

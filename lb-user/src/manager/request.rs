@@ -1,7 +1,7 @@
 //! Requests to the manager's task. It handles each in one short step; whatever takes time happens before or
 //! after that, in the caller's task.
 
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 
 use tokio::sync::oneshot;
 use tracing::debug;
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     datapath::Routes,
     deny::{DenyError, DenyList},
+    membership::JoinError,
     status::ManagerSnapshot,
 };
 use lb_core::{AdminCommand, AdminError, CommandResult, Event};
@@ -41,6 +42,13 @@ pub(crate) enum ManagerRequest {
     ),
     /// An event of another task.
     Emit(Box<Event>, oneshot::Sender<()>),
+    /// A worker that joined a peer, with its route, or without an address one that a peer has removed.
+    Join(
+        String,
+        Option<IpAddr>,
+        Routes,
+        oneshot::Sender<Result<(), JoinError>>,
+    ),
     /// Why a source cannot say which workers there are.
     SourceProblem(String, String, oneshot::Sender<Result<(), SourceError>>),
 }
@@ -66,6 +74,9 @@ impl Manager {
             ManagerRequest::SetWorkers(update, routes, reply) => {
                 reply.send(self.set_workers(*update, &routes)).is_ok()
             }
+            ManagerRequest::Join(worker, address, routes, reply) => reply
+                .send(self.join_as_told(worker, address, &routes))
+                .is_ok(),
             ManagerRequest::SourceProblem(source, problem, reply) => {
                 reply.send(self.source_failed(&source, problem)).is_ok()
             }

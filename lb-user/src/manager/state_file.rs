@@ -80,6 +80,11 @@ where
         version
     }
 
+    /// Returns the content as it is saved from now on, with its version.
+    pub fn contents(&self) -> watch::Receiver<(u64, T)> {
+        self.latest.subscribe()
+    }
+
     pub fn progress(&self) -> watch::Receiver<FlushProgress> {
         self.progress.clone()
     }

@@ -1,25 +1,50 @@
 //! What the replication's thread and views of the manager share.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep};
 
-use super::{PeerState, PeerStatus};
+use super::{PeerSettings, PeerState, PeerStatus, slot::Slot, wire::Refusal};
 
-/// How often a waiting handover looks again.
+/// How often a waiting handover looks again; longer than the time from an event to the queue.
 const POLL: Duration = Duration::from_millis(5);
 
-/// The state of all peers. Clones share it.
+/// The state of all peers, in the order of the configuration. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Peers(Arc<Mutex<Vec<PeerStatus>>>);
+pub struct Peers(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    slots: Vec<Slot>,
+    strangers: Mutex<BTreeMap<String, u64>>,
+}
 
 impl Peers {
-    /// Returns the state of every peer, in the order of the configuration.
+    pub fn new(peers: impl IntoIterator<Item = PeerSettings>) -> Self {
+        Self(Arc::new(Shared {
+            slots: peers.into_iter().map(Slot::new).collect(),
+            strangers: Mutex::default(),
+        }))
+    }
+
+    /// Returns how many hellos were refused that came from no peer's address, by reason.
+    pub fn strangers(&self) -> BTreeMap<String, u64> {
+        let strangers = self.0.strangers.lock();
+        strangers.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn refuse_stranger(&self, refusal: &Refusal) {
+        let strangers = self.0.strangers.lock();
+        let mut strangers = strangers.unwrap_or_else(PoisonError::into_inner);
+        *strangers.entry(refusal.name().to_owned()).or_default() += 1;
+    }
+
     pub fn statuses(&self) -> Vec<PeerStatus> {
-        self.lock().clone()
+        self.0.slots.iter().map(Slot::status).collect()
     }
 
     /// Waits until every peer is connected, knows all connections of this manager and has acknowledged the last
@@ -31,21 +56,23 @@ impl Peers {
     pub async fn acknowledged(&self, wait: Duration) -> Result<(), Vec<String>> {
         let end = Instant::now() + wait;
         loop {
-            let missing: Vec<String> = self.lock().iter().filter_map(missing).collect();
+            // What happened before this call is in the queues then.
+            sleep(POLL).await;
+            let missing: Vec<String> = self.statuses().iter().filter_map(missing).collect();
             match missing.is_empty() {
                 true => return Ok(()),
                 false if Instant::now() >= end => return Err(missing),
-                false => sleep(POLL).await,
+                false => {}
             }
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<PeerStatus>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.0.slots
     }
 }
 
-/// What keeps a peer from taking over every connection.
+/// What keeps a peer from carrying on every connection.
 fn missing(peer: &PeerStatus) -> Option<String> {
     let PeerStatus { name, .. } = peer;
     if peer.state != PeerState::Connected {
@@ -56,43 +83,60 @@ fn missing(peer: &PeerStatus) -> Option<String> {
         return Some(format!("{name} does not know all connections yet"));
     }
     let waiting = peer.queue_records;
-    (waiting > 0 || peer.lag_us.is_some_and(|lag| lag > 0))
+    (waiting > 0 || peer.lag_us != Some(0))
         .then(|| format!("{name} has not acknowledged the last records ({waiting} wait)"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use zeroize::Zeroizing;
 
-    #[tokio::test(start_paused = true)]
+    use super::*;
+    use crate::{
+        keys::{KeyId, PeerKeys, SigningKey},
+        peer::slot::Sent,
+    };
+
+    #[tokio::test]
     async fn a_handover_waits_for_the_last_acknowledgement() {
-        let peers = Peers::default();
-        assert_eq!(peers.acknowledged(Duration::ZERO).await, Ok(()));
-        peers.lock().push(PeerStatus {
+        assert_eq!(Peers::default().acknowledged(Duration::ZERO).await, Ok(()));
+        let peers = Peers::new([PeerSettings {
             name: "manager2".to_owned(),
-            ..PeerStatus::default()
-        });
-        let missing = peers
-            .acknowledged(Duration::from_secs(1))
-            .await
-            .unwrap_err();
+            address: ([127, 0, 0, 1], 1).into(),
+            keys: PeerKeys::single(SigningKey::new(KeyId(1), &Zeroizing::new([7; 32]))),
+        }]);
+        let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
         assert_eq!(
             missing,
             ["manager2 is not connected: it has not answered yet"]
         );
-        let waiting = {
-            let peers = peers.clone();
-            tokio::spawn(async move { peers.acknowledged(Duration::from_secs(10)).await })
+        let link = || peers.slots()[0].lock();
+        link().connected(1);
+        let losses = link().losses;
+        let now = std::time::Instant::now();
+        let sent = |sequence, completes| Sent {
+            sequence,
+            bytes: 100,
+            at: now,
+            matters: true,
+            completes,
         };
-        let set = |complete, lag| {
-            let peer = &mut peers.lock()[0];
-            peer.state = PeerState::Connected;
-            (peer.complete, peer.lag_us) = (complete, Some(lag));
-        };
-        set(true, 700);
-        sleep(Duration::from_millis(100)).await;
-        assert!(!waiting.is_finished());
-        set(true, 0);
-        assert_eq!(waiting.await.unwrap(), Ok(()));
+        link().sent(sent(0, Some(losses)));
+        link().sent(sent(1, None));
+        let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
+        assert_eq!(missing, ["manager2 does not know all connections yet"]);
+        link().acknowledged(0, now);
+        let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
+        assert_eq!(
+            missing,
+            ["manager2 has not acknowledged the last records (0 wait)"]
+        );
+        link().acknowledged(1, now);
+        assert_eq!(peers.acknowledged(Duration::ZERO).await, Ok(()));
+        // What was lost meanwhile is still missing after the end of a transmission.
+        link().lost(3);
+        link().sent(sent(2, Some(losses)));
+        link().acknowledged(2, now);
+        assert!(peers.acknowledged(Duration::ZERO).await.is_err());
     }
 }

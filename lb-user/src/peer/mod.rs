@@ -1,8 +1,34 @@
 //! Replication between managers of the same services: each sends its peers what it knows of its connections, so that
 //! any of them can carry them on. docs/peer-protocol.md describes the frames.
+//!
+//! A thread of its own does it, so that neither it nor the manager's loop delays the other. For each peer there are two
+//! connections: [`sender`] opens one and sends records, [`receiver`] accepts the other and acknowledges.
 
+#![cfg_attr(
+    not(test),
+    allow(dead_code, reason = "the datapath's part of the replication starts it")
+)]
+
+mod confirmed;
+mod dictionary;
 mod handle;
+mod hub;
+mod kernel;
+mod orders;
+mod receiver;
+mod sender;
+mod session;
+mod slot;
 mod status;
+mod topology;
+pub mod wire;
 
 pub use handle::Peers;
+pub use kernel::{Kernel, Outcomes, Scan};
+pub use orders::{InForce, Registers};
+pub use slot::{PeerSettings, QUEUE_RECORDS};
 pub use status::{PeerState, PeerStatus};
+pub use topology::{OwnInterface, Topology};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! Which connections peers still speak of. One that its peer leaves out of three refreshes is forgotten, unless its
+//! packets pass this manager.
+
+use std::collections::HashMap;
+
+use lb_common::maps::{FlowRecord, record_kind};
+
+/// In how many refreshes a connection may be missing.
+const MISSED: u32 = 3;
+
+/// More connections than this are not watched; the kernel evicts those that nothing uses.
+const MOST: usize = 1 << 20;
+
+/// A client's tuple.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Tuple {
+    client: [u8; 16],
+    client_port: [u8; 2],
+    protocol: u8,
+    service: u16,
+}
+
+/// What is needed to forget a connection.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    backend: u32,
+    source: u16,
+    source_port: [u8; 2],
+    created_ticks: u32,
+    /// The peer that carries it, and its refresh in which it spoke of the connection.
+    peer: u16,
+    round: u32,
+}
+
+/// The connections that peers carry.
+#[derive(Debug, Default)]
+pub struct Confirmed {
+    marks: HashMap<Tuple, Mark>,
+    endpoints: Vec<([u8; 16], [u8; 2])>,
+    numbers: HashMap<([u8; 16], [u8; 2]), u16>,
+    /// How many refreshes of each peer are complete.
+    rounds: HashMap<u16, u32>,
+}
+
+impl Confirmed {
+    /// Notes what a peer said, as translated for this manager.
+    pub fn note(&mut self, peer: u16, record: &FlowRecord) {
+        let Some(tuple) = self.tuple(record) else {
+            return;
+        };
+        if record.kind == record_kind::ENDED {
+            self.marks.remove(&tuple);
+            return;
+        }
+        // Another manager that only knows of the connection is no proof that it is still there.
+        let is_new = !self.marks.contains_key(&tuple);
+        if record.carried == 0 || is_new && self.marks.len() >= MOST {
+            return;
+        }
+        let Some(source) = self.number((record.source, [0; 2])) else {
+            return;
+        };
+        let mark = Mark {
+            backend: record.backend,
+            source,
+            source_port: record.source_port,
+            created_ticks: record.created_ticks,
+            peer,
+            round: self.round(peer),
+        };
+        self.marks.insert(tuple, mark);
+    }
+
+    /// Notes that a peer has spoken of all that it carries; returns what it has left out too often.
+    pub fn finish(&mut self, peer: u16) -> Vec<FlowRecord> {
+        let round = self.round(peer) + 1;
+        self.rounds.insert(peer, round);
+        let is_missing = |mark: &Mark| mark.peer == peer && mark.round + MISSED < round;
+        let missing = self.marks.extract_if(|_, mark| is_missing(mark));
+        let endpoint = |number: u16| self.endpoints[usize::from(number)];
+        missing
+            .map(|(tuple, mark)| {
+                let (service_address, service_port) = endpoint(tuple.service);
+                FlowRecord {
+                    kind: record_kind::FORGOTTEN,
+                    client: tuple.client,
+                    client_port: tuple.client_port,
+                    service_address,
+                    service_port,
+                    protocol: tuple.protocol,
+                    source: endpoint(mark.source).0,
+                    source_port: mark.source_port,
+                    backend: mark.backend,
+                    created_ticks: mark.created_ticks,
+                    last_seen_ticks: mark.created_ticks,
+                    ..FlowRecord::default()
+                }
+            })
+            .collect()
+    }
+
+    fn round(&self, peer: u16) -> u32 {
+        self.rounds.get(&peer).copied().unwrap_or_default()
+    }
+
+    fn tuple(&mut self, record: &FlowRecord) -> Option<Tuple> {
+        Some(Tuple {
+            client: record.client,
+            client_port: record.client_port,
+            protocol: record.protocol,
+            service: self.number((record.service_address, record.service_port))?,
+        })
+    }
+
+    fn number(&mut self, endpoint: ([u8; 16], [u8; 2])) -> Option<u16> {
+        if let Some(number) = self.numbers.get(&endpoint) {
+            return Some(*number);
+        }
+        let number = u16::try_from(self.endpoints.len()).ok()?;
+        self.endpoints.push(endpoint);
+        self.numbers.insert(endpoint, number);
+        Some(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kind: u8, client: u8, carried: u8) -> FlowRecord {
+        FlowRecord {
+            kind,
+            carried,
+            client: [client; 16],
+            source: [9; 16],
+            backend: 3,
+            ..FlowRecord::default()
+        }
+    }
+
+    #[test]
+    fn forgets_what_its_peer_left_out_of_three_refreshes() {
+        let mut confirmed = Confirmed::default();
+        for client in [1, 2, 3] {
+            confirmed.note(0, &record(record_kind::OPENED, client, 1));
+        }
+        confirmed.note(0, &record(record_kind::PRESENT, 4, 0));
+        // Another peer knows of it, too, but does not carry it.
+        confirmed.note(1, &record(record_kind::PRESENT, 1, 0));
+        confirmed.note(0, &record(record_kind::ENDED, 3, 1));
+        for _ in 0..9 {
+            assert_eq!(confirmed.finish(1), []);
+        }
+        for _ in 0..3 {
+            confirmed.note(0, &record(record_kind::PRESENT, 2, 1));
+            assert_eq!(confirmed.finish(0), []);
+        }
+        confirmed.note(0, &record(record_kind::PRESENT, 2, 1));
+        let forgotten = confirmed.finish(0);
+        let [
+            FlowRecord {
+                kind,
+                client,
+                source,
+                backend,
+                ..
+            },
+        ] = forgotten[..]
+        else {
+            panic!("{forgotten:?}");
+        };
+        assert_eq!(
+            (kind, client, source, backend),
+            (record_kind::FORGOTTEN, [1; 16], [9; 16], 3)
+        );
+        // A peer that is gone has no refreshes, and so its connections stay.
+        assert_eq!(confirmed.finish(1), []);
+    }
+}

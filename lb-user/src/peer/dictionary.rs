@@ -1,0 +1,237 @@
+//! Translates connections between the ids, interface indices and clocks of two managers.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::maps::{FlowRecord, Mac, record_kind};
+use lb_core::Protocol;
+
+use super::{
+    topology::{OwnInterface, Topology},
+    wire::{BackendName, Live, Message, OWN_ADDRESS, Record, RecordKind},
+};
+use crate::{
+    config::Identity,
+    datapath::{from_mapped, mapped},
+};
+
+/// The sender's side of a session: numbers for backends and endpoints, each explained before it is used.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    identities: HashMap<u32, Identity>,
+    places: HashMap<u32, u8>,
+    /// The backends that the peer knows by their ids.
+    told: HashMap<u32, Identity>,
+    endpoints: HashMap<SocketAddr, u16>,
+}
+
+impl Outgoing {
+    /// Takes over what the manager is now.
+    pub fn set_topology(&mut self, topology: &Topology) {
+        self.identities = topology.backends.iter().copied().collect();
+        let interfaces = topology.interfaces.iter().map(|it| it.index);
+        self.places = interfaces
+            .zip(0..)
+            .filter(|(index, _)| *index != 0)
+            .collect();
+    }
+
+    /// Translates what the tables hold; appends to `explained` what the peer must learn before.
+    ///
+    /// Returns nothing for a connection that the peer cannot carry on: of the manager itself, or of a backend or
+    /// an interface that is not configured.
+    pub fn translate(
+        &mut self,
+        flow: &FlowRecord,
+        now_ticks: u32,
+        explained: &mut Vec<Message>,
+    ) -> Option<Record> {
+        let kind = match flow.kind {
+            record_kind::OPENED => RecordKind::Opened,
+            record_kind::ENDED => RecordKind::Ended,
+            record_kind::PRESENT => RecordKind::Present,
+            _ => return None,
+        };
+        let service = endpoint(&flow.service_address, flow.service_port);
+        let source = from_mapped(flow.source);
+        let client = from_mapped(flow.client);
+        let live = match kind {
+            RecordKind::Ended => Live::default(),
+            RecordKind::Opened | RecordKind::Present => Live {
+                place: *self.places.get(&flow.client_interface)?,
+                mac: flow.client_mac.bytes(),
+                tag: flow.client_mac.tag(),
+                seen_age: now_ticks.wrapping_sub(flow.last_seen_ticks),
+                sequences: flow.sequences,
+            },
+        };
+        Some(Record {
+            kind,
+            ended: flow.ended,
+            carried: flow.carried != 0,
+            backend: self.backend(flow.backend, explained)?,
+            service: self.endpoint(service, explained)?,
+            source: match source == client {
+                true => OWN_ADDRESS,
+                false => self.endpoint((source, 0).into(), explained)?,
+            },
+            client,
+            client_port: u16::from_be_bytes(flow.client_port),
+            source_port: u16::from_be_bytes(flow.source_port),
+            created_age: now_ticks.wrapping_sub(flow.created_ticks),
+            live,
+        })
+    }
+
+    fn backend(&mut self, id: u32, explained: &mut Vec<Message>) -> Option<u16> {
+        let identity = *self.identities.get(&id)?;
+        let reference = u16::try_from(id).ok()?;
+        if self.told.insert(id, identity) != Some(identity) {
+            let name = BackendName {
+                reference,
+                identity,
+            };
+            explained.push(Message::Backends(vec![name]));
+        }
+        Some(reference)
+    }
+
+    fn endpoint(&mut self, endpoint: SocketAddr, explained: &mut Vec<Message>) -> Option<u16> {
+        if let Some(reference) = self.endpoints.get(&endpoint) {
+            return Some(*reference);
+        }
+        // From 1: 0 is the client's own address.
+        let reference = u16::try_from(self.endpoints.len() + 1).ok()?;
+        self.endpoints.insert(endpoint, reference);
+        explained.push(Message::Endpoints(vec![(reference, endpoint)]));
+        Some(reference)
+    }
+}
+
+/// Why a record of a peer is not for this manager's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untranslated {
+    /// No service here has such a worker.
+    Backend,
+    /// `manager.interfaces` has fewer entries here.
+    Interface,
+    /// The peer has not explained a number.
+    Reference,
+}
+
+/// The receiver's side of a session.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    /// The peer's backends, and their ids here.
+    backends: HashMap<u16, (Identity, Option<u32>)>,
+    endpoints: HashMap<u16, SocketAddr>,
+    own: Vec<(u32, Identity)>,
+    interfaces: Vec<OwnInterface>,
+}
+
+impl Incoming {
+    /// Takes over what the manager is now; returns whether it has a backend now that it lacked before.
+    pub fn set_topology(&mut self, topology: &Topology) -> bool {
+        self.own.clone_from(&topology.backends);
+        self.interfaces.clone_from(&topology.interfaces);
+        let mut is_found = false;
+        for (identity, id) in self.backends.values_mut() {
+            let found = find(&self.own, identity);
+            is_found |= id.is_none() && found.is_some();
+            *id = found;
+        }
+        is_found
+    }
+
+    pub fn name_backend(&mut self, name: BackendName) {
+        let found = find(&self.own, &name.identity);
+        self.backends.insert(name.reference, (name.identity, found));
+    }
+
+    pub fn name_endpoint(&mut self, reference: u16, endpoint: SocketAddr) {
+        self.endpoints.insert(reference, endpoint);
+    }
+
+    /// Translates a record into what the tables of this manager hold.
+    ///
+    /// # Errors
+    ///
+    /// Says what is unknown here.
+    pub fn translate(&self, record: &Record, now_ticks: u32) -> Result<FlowRecord, Untranslated> {
+        let (identity, backend) = self
+            .backends
+            .get(&record.backend)
+            .ok_or(Untranslated::Reference)?;
+        let service = self.endpoint(record.service)?;
+        let source = match record.source {
+            OWN_ADDRESS => record.client,
+            reference => self.endpoint(reference)?.ip(),
+        };
+        let Live {
+            place,
+            mac,
+            tag,
+            seen_age,
+            sequences,
+        } = record.live;
+        let interface = match record.kind {
+            RecordKind::Ended => OwnInterface::default(),
+            RecordKind::Opened | RecordKind::Present => {
+                let own = self.interfaces.get(usize::from(place));
+                own.filter(|it| it.index != 0)
+                    .copied()
+                    .ok_or(Untranslated::Interface)?
+            }
+        };
+        Ok(FlowRecord {
+            client: mapped(record.client),
+            service_address: mapped(service.ip()),
+            source: mapped(source),
+            client_mac: Mac::from(mac).tagged(tag),
+            manager_mac: interface.mac,
+            backend: backend.ok_or(Untranslated::Backend)?,
+            client_interface: interface.index,
+            created_ticks: now_ticks.wrapping_sub(record.created_age),
+            last_seen_ticks: now_ticks.wrapping_sub(seen_age),
+            sequences,
+            client_port: record.client_port.to_be_bytes(),
+            service_port: service.port().to_be_bytes(),
+            source_port: record.source_port.to_be_bytes(),
+            protocol: protocol_number(identity.endpoint.protocol),
+            kind: match record.kind {
+                RecordKind::Opened => record_kind::OPENED,
+                RecordKind::Ended => record_kind::ENDED,
+                RecordKind::Present => record_kind::PRESENT,
+            },
+            ended: record.ended,
+            carried: record.carried.into(),
+            ..FlowRecord::default()
+        })
+    }
+
+    fn endpoint(&self, reference: u16) -> Result<SocketAddr, Untranslated> {
+        let endpoint = self.endpoints.get(&reference).copied();
+        endpoint.ok_or(Untranslated::Reference)
+    }
+}
+
+/// Returns the backend here with which connections of the peer's can go on: best the one of the same service.
+fn find(own: &[(u32, Identity)], wanted: &Identity) -> Option<u32> {
+    let same = own.iter().find(|(_, it)| it == wanted);
+    let same = same.or_else(|| own.iter().find(|(_, it)| it.continues(wanted)));
+    same.map(|(id, _)| *id)
+}
+
+fn endpoint(address: &[u8; 16], port: [u8; 2]) -> SocketAddr {
+    let ip: IpAddr = from_mapped(*address);
+    SocketAddr::new(ip, u16::from_be_bytes(port))
+}
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => lb_common::headers::PROTOCOL_TCP,
+        Protocol::Udp => lb_common::headers::PROTOCOL_UDP,
+    }
+}

@@ -1,0 +1,232 @@
+//! What the tasks of the replication share.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::IpAddr,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use lb_common::maps::{FlowRecord, PeerLink};
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::{
+    confirmed::Confirmed,
+    handle::Peers,
+    kernel::{Kernel, Outcomes, Scan},
+    slot::Slot,
+    topology::Topology,
+    wire::{Hello, PROTOCOLS},
+};
+
+/// The index of an interface of this manager, and link addresses.
+type Link = (u32, PeerLink);
+
+/// Who this manager is, and when it acts.
+#[derive(Debug, Clone)]
+pub struct Own {
+    pub name: String,
+    /// When it started, in milliseconds since 1970.
+    pub epoch: u64,
+    /// How often all carried connections are sent again.
+    pub refresh: Duration,
+}
+
+/// Shared by all tasks of the replication.
+pub struct Hub {
+    pub own: Own,
+    pub peers: Peers,
+    pub topology: watch::Receiver<Topology>,
+    tables: Mutex<Tables>,
+    /// The number of the newest incoming session of each peer.
+    incoming: Vec<AtomicU64>,
+}
+
+struct Tables {
+    kernel: Box<dyn Kernel>,
+    confirmed: Confirmed,
+    /// As last written.
+    links: Vec<Link>,
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    pub fn new(
+        own: Own,
+        peers: Peers,
+        topology: watch::Receiver<Topology>,
+        kernel: Box<dyn Kernel>,
+    ) -> Self {
+        Self {
+            incoming: peers.slots().iter().map(|_| AtomicU64::new(0)).collect(),
+            own,
+            peers,
+            topology,
+            tables: Mutex::new(Tables {
+                kernel,
+                confirmed: Confirmed::default(),
+                links: Vec::new(),
+                addresses: BTreeSet::new(),
+            }),
+        }
+    }
+
+    pub fn slot(&self, peer: usize) -> &Slot {
+        &self.peers.slots()[peer]
+    }
+
+    /// Passes what happened to connections here to all peers.
+    pub fn publish(&self, records: &[FlowRecord]) {
+        self.peers
+            .slots()
+            .iter()
+            .for_each(|slot| slot.push(records));
+    }
+
+    /// Notes that events of the kernel were lost.
+    pub fn lost(&self, records: u64) {
+        for slot in self.peers.slots() {
+            slot.lock().lost(records);
+            slot.wake.notify_one();
+        }
+    }
+
+    /// Returns a new hello.
+    ///
+    /// # Errors
+    ///
+    /// The kernel gives no random number.
+    pub fn hello(&self) -> Result<Hello> {
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).context("draw a nonce")?;
+        Ok(Hello {
+            protocols: (*PROTOCOLS.start(), *PROTOCOLS.end()),
+            nonce,
+            answers: [0; 16],
+            epoch: self.own.epoch,
+            name: self.own.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            about: self.topology.borrow().about(),
+        })
+    }
+
+    /// Returns the number of a new incoming session; older ones of the peer are over.
+    pub fn begin_incoming(&self, peer: usize) -> u64 {
+        self.incoming[peer].fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn is_newest(&self, peer: usize, session: u64) -> bool {
+        self.incoming[peer].load(Ordering::Relaxed) == session
+    }
+
+    /// Writes connections of a peer to the tables.
+    ///
+    /// # Errors
+    ///
+    /// Says why they were not written.
+    pub fn admit(&self, peer: usize, records: &[FlowRecord]) -> Result<Outcomes> {
+        let mut outcomes = Outcomes::new();
+        let mut tables = self.tables();
+        tables.kernel.admit(records, &mut outcomes)?;
+        for record in records {
+            tables.confirmed.note(peer as u16, record);
+        }
+        Ok(outcomes)
+    }
+
+    /// Notes that a peer has sent all that it carries, and removes what it does not carry any more.
+    ///
+    /// # Errors
+    ///
+    /// Says why nothing was removed.
+    pub fn finish(&self, peer: usize) -> Result<Outcomes> {
+        let mut outcomes = Outcomes::new();
+        let mut tables = self.tables();
+        let forgotten = tables.confirmed.finish(peer as u16);
+        if !forgotten.is_empty() {
+            tables.kernel.admit(&forgotten, &mut outcomes)?;
+        }
+        Ok(outcomes)
+    }
+
+    /// Begins to read all connections.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that cannot be read.
+    pub fn scan(&self) -> Result<Box<dyn Scan>> {
+        self.tables().kernel.scan()
+    }
+
+    /// Returns the time of the tables in ticks.
+    ///
+    /// # Errors
+    ///
+    /// The clock cannot be read.
+    pub fn now_ticks(&self) -> Result<u32> {
+        self.tables().kernel.now_ticks()
+    }
+
+    /// Writes which peers live, and the addresses towards workers, where they have changed.
+    pub fn update_tables(&self, now: Instant) {
+        let topology = self.topology.borrow();
+        let mut addresses: BTreeSet<IpAddr> = topology.nat_sources.iter().copied().collect();
+        let mut links = Vec::new();
+        for slot in self.peers.slots() {
+            let mut link = slot.lock();
+            let Some(about) = link.about.clone() else {
+                continue;
+            };
+            link.shown.configuration_matches = Some(about.digest == topology.digest);
+            link.shown.nat_sources.clone_from(&about.nat_sources);
+            addresses.extend(&about.nat_sources);
+            if !link.is_living(now) {
+                continue;
+            }
+            for (mac, own) in about.interfaces.iter().zip(&topology.interfaces) {
+                if *mac != [0; 6] && own.index != 0 {
+                    let mac = (*mac).into();
+                    let own_mac = own.mac;
+                    links.push((own.index, PeerLink { mac, own_mac }));
+                }
+            }
+        }
+        drop(topology);
+        self.tables().write(links, addresses);
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tables {
+    /// What cannot be written is tried again at the next change or tick.
+    fn write(&mut self, links: Vec<Link>, addresses: BTreeSet<IpAddr>) {
+        if addresses != self.addresses {
+            let list: Vec<IpAddr> = addresses.iter().copied().collect();
+            match self.kernel.set_addresses(&list) {
+                Ok(()) => self.addresses = addresses,
+                Err(error) => warn!("addresses of peers: {error:#}"),
+            }
+        }
+        if links != self.links {
+            match self.kernel.set_links(&links) {
+                Ok(()) => self.links = links,
+                Err(error) => warn!("living peers: {error:#}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Operators' orders, joined workers and denied clients, the same on all managers: for each worker and each prefix,
+//! the last change wins.
+//!
+//! Every manager compares what is in force with the register of what it knows. A difference is a change made here, gets
+//! a stamp, and goes to the peers. A newer entry of a peer is applied like an order of an operator's, and then is in
+//! force and no difference: nothing is sent back and forth.
+
+mod apply;
+mod register;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lb_core::AdminOverrides;
+use tokio::{
+    sync::{mpsc, watch},
+    time::interval,
+};
+use tracing::{debug, warn};
+
+use crate::{
+    deny::DenyList,
+    history::now_ms,
+    manager::{ManagerHandle, StateFile},
+    membership::Membership,
+};
+pub use register::{Entry, Registers};
+
+/// The most bytes of JSON in a frame.
+const FRAME_BYTES: usize = 32 * 1024;
+
+/// How often what could not be applied is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Orders that a peer has sent.
+#[derive(Debug)]
+pub struct Received {
+    pub peer: usize,
+    pub json: Vec<u8>,
+}
+
+/// What is in force here, with the number of its version.
+#[derive(Debug)]
+pub struct InForce {
+    pub overrides: watch::Receiver<(u64, AdminOverrides)>,
+    pub membership: watch::Receiver<(u64, Membership)>,
+    pub denied: watch::Receiver<(u64, DenyList)>,
+}
+
+/// What the task of the orders and the senders share.
+#[derive(Debug, Clone)]
+pub struct Book {
+    registers: Arc<Mutex<Registers>>,
+    changes: watch::Sender<()>,
+}
+
+impl Book {
+    pub fn new(registers: Registers) -> Self {
+        Self {
+            registers: Arc::new(Mutex::new(registers)),
+            changes: watch::Sender::new(()),
+        }
+    }
+
+    /// Returns what is to be sent to a peer.
+    pub fn outbox(&self, peer: usize) -> Outbox {
+        Outbox {
+            peer,
+            book: self.clone(),
+            changes: self.changes.subscribe(),
+            sent: 0,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registers> {
+        self.registers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The changes that one peer does not know yet.
+#[derive(Debug)]
+pub struct Outbox {
+    peer: usize,
+    book: Book,
+    changes: watch::Receiver<()>,
+    /// The last change that was sent.
+    sent: u64,
+}
+
+impl Outbox {
+    /// Begins again with everything.
+    pub fn restart(&mut self) {
+        self.sent = 0;
+    }
+
+    /// Waits for a change. Cancel safe.
+    pub async fn changed(&mut self) {
+        if self.changes.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Returns the next entries as JSON, as many as fit into a frame.
+    pub fn next(&mut self) -> Option<Vec<u8>> {
+        let registers = self.book.lock();
+        let mut json = Vec::new();
+        for (change, entry) in registers.since(self.sent) {
+            if entry.from == Some(self.peer) {
+                self.sent = change;
+                continue;
+            }
+            let Ok(next) = serde_json::to_vec(entry) else {
+                continue;
+            };
+            if !json.is_empty() && json.len() + next.len() + 2 > FRAME_BYTES {
+                break;
+            }
+            json.push(if json.is_empty() { b'[' } else { b',' });
+            json.extend_from_slice(&next);
+            self.sent = change;
+        }
+        json.push(b']');
+        (json.len() > 1).then_some(json)
+    }
+}
+
+/// Keeps registers and what is in force the same, until the manager ends.
+pub async fn run(
+    book: Book,
+    mut in_force: InForce,
+    mut received: mpsc::Receiver<Received>,
+    manager: ManagerHandle,
+    own_name: String,
+    file: StateFile<Registers>,
+) {
+    let mut orders = Orders {
+        book,
+        manager,
+        own_name,
+        file,
+    };
+    let mut retry = interval(RETRY);
+    loop {
+        orders.note_changes(&mut in_force);
+        tokio::select! {
+            changed = in_force.overrides.changed() => if changed.is_err() { return },
+            changed = in_force.membership.changed() => if changed.is_err() { return },
+            changed = in_force.denied.changed() => if changed.is_err() { return },
+            Some(news) = received.recv() => orders.receive(news, &mut in_force).await,
+            _ = retry.tick() => {
+                orders.book.lock().expire(now_ms());
+                orders.apply(&mut in_force).await;
+            }
+        }
+    }
+}
+
+struct Orders {
+    book: Book,
+    manager: ManagerHandle,
+    own_name: String,
+    file: StateFile<Registers>,
+}
+
+impl Orders {
+    /// Stamps what was changed here.
+    fn note_changes(&mut self, in_force: &mut InForce) {
+        let now = register::InForce {
+            overrides: in_force.overrides.borrow_and_update().1.clone(),
+            membership: in_force.membership.borrow_and_update().1.clone(),
+            denied: in_force.denied.borrow_and_update().1.clone(),
+        };
+        let changed = self.book.lock().note(&now, now_ms(), &self.own_name);
+        if changed {
+            self.changed();
+        }
+    }
+
+    fn changed(&self) {
+        let registers = self.book.lock().clone();
+        self.file.save(registers);
+        self.book.changes.send_replace(());
+    }
+
+    async fn receive(&mut self, news: Received, in_force: &mut InForce) {
+        let entries: Vec<Entry> = match serde_json::from_slice(&news.json) {
+            Ok(entries) => entries,
+            // The frame is signed: a version that has other kinds of entries sent it.
+            Err(error) => return warn!("orders of a peer: {error}"),
+        };
+        let mut is_newer = false;
+        for entry in entries {
+            is_newer |= self.book.lock().merge(entry, news.peer);
+        }
+        if is_newer {
+            self.apply(in_force).await;
+            self.changed();
+        }
+    }
+
+    /// Brings what is in force in line with the registers.
+    async fn apply(&mut self, in_force: &mut InForce) {
+        let pending = self.book.lock().pending();
+        for entry in pending {
+            let applied = apply::apply(&entry, in_force, &self.manager).await;
+            match applied {
+                Ok(()) => self.book.lock().applied(&entry),
+                // Such as an order for a worker that only the peer has; tried again later.
+                Err(error) => debug!("an order of {}: {error:#}", entry.manager),
+            }
+        }
+    }
+}

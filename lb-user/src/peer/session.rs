@@ -1,0 +1,210 @@
+//! A session: two hellos over a TCP connection, then frames with the session's keys.
+
+use std::{io, time::Duration};
+
+use thiserror::Error;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::timeout,
+};
+
+use super::wire::{
+    Hello, MAX_FRAME, MAX_HELLO, Message, Opener, Refusal, Role, Sealer, SessionKeys,
+    common_protocol,
+};
+use crate::keys::PeerKeys;
+
+/// How long the other side may take to answer.
+pub const HELLO_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// Why a session ends, or does not begin.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// The listener does not say why.
+    #[error(
+        "it closed the connection without an answer: it has no [[peer]] of this manager's name, or another key \
+         for it; its log says which"
+    )]
+    Unanswered,
+    #[error("it has closed the connection")]
+    Closed,
+    #[error("it does not answer")]
+    Silent,
+}
+
+/// An established session.
+#[derive(Debug)]
+pub struct Session {
+    pub hello: Hello,
+    pub protocol: u16,
+    pub frames: FrameReader,
+    pub writer: OwnedWriteHalf,
+    pub sealer: Sealer,
+}
+
+/// Opens a session with a peer of this name.
+///
+/// # Errors
+///
+/// Says why there is none.
+pub async fn connect(
+    stream: TcpStream,
+    own: &Hello,
+    keys: &PeerKeys,
+    expected: &str,
+) -> Result<Session, SessionError> {
+    stream.set_nodelay(true)?;
+    let (mut reader, mut writer) = stream.into_split();
+    let key = keys.signing();
+    let sent = own.seal(Role::Connector, key);
+    writer.write_all(&sent).await?;
+    let mut buffer = Vec::new();
+    let answer = timeout(HELLO_TIMEOUT, read_hello(&mut reader, &mut buffer));
+    let length = match answer.await.map_err(|_| SessionError::Silent)? {
+        Err(SessionError::Closed) => return Err(SessionError::Unanswered),
+        length => length?,
+    };
+    let keys_of = |name: &str| match name == expected {
+        true => Ok(keys),
+        false => Err(Refusal::OtherName {
+            name: name.to_owned(),
+            expected: expected.to_owned(),
+        }),
+    };
+    let received = &buffer[..length];
+    let (hello, signed_with) = Hello::open(received, Role::Listener, keys_of)?;
+    if signed_with.id() != key.id() {
+        return Err(Refusal::OtherKey.into());
+    }
+    if hello.answers != own.nonce {
+        return Err(Refusal::Replayed.into());
+    }
+    let protocol = common_protocol(hello.protocols)?;
+    let (sealer, opener) = SessionKeys::derive(key, &sent, received).of(Role::Connector);
+    buffer.drain(..length);
+    Ok(Session {
+        hello,
+        protocol,
+        frames: FrameReader::new(reader, buffer, opener),
+        writer,
+        sealer,
+    })
+}
+
+/// Answers a connection. `keys_of` returns the keys of the peer with a name.
+///
+/// The connector has proved that it is there, and not a recording, only with its first frame.
+///
+/// # Errors
+///
+/// Says why there is no session.
+pub async fn accept<'k>(
+    stream: TcpStream,
+    own: &Hello,
+    keys_of: impl FnOnce(&str) -> Result<&'k PeerKeys, Refusal>,
+) -> Result<Session, SessionError> {
+    stream.set_nodelay(true)?;
+    let (mut reader, mut writer) = stream.into_split();
+    let mut buffer = Vec::new();
+    let length = timeout(HELLO_TIMEOUT, read_hello(&mut reader, &mut buffer));
+    let length = length.await.map_err(|_| Refusal::Late)??;
+    let received = buffer[..length].to_vec();
+    let (hello, key) = Hello::open(&received, Role::Connector, keys_of)?;
+    let answer = Hello {
+        answers: hello.nonce,
+        ..own.clone()
+    };
+    let sent = answer.seal(Role::Listener, key);
+    writer.write_all(&sent).await?;
+    let protocol = common_protocol(hello.protocols)?;
+    let (sealer, opener) = SessionKeys::derive(key, &received, &sent).of(Role::Listener);
+    buffer.drain(..length);
+    Ok(Session {
+        hello,
+        protocol,
+        frames: FrameReader::new(reader, buffer, opener),
+        writer,
+        sealer,
+    })
+}
+
+/// Reads until a whole hello is in the buffer; returns its length.
+async fn read_hello(
+    reader: &mut OwnedReadHalf,
+    buffer: &mut Vec<u8>,
+) -> Result<usize, SessionError> {
+    loop {
+        if let Some(length) = Hello::length(buffer)?
+            && buffer.len() >= length
+        {
+            return Ok(length);
+        }
+        buffer.reserve(MAX_HELLO);
+        if reader.read_buf(buffer).await? == 0 {
+            return Err(match buffer.is_empty() {
+                true => SessionError::Closed,
+                false => Refusal::Cut.into(),
+            });
+        }
+    }
+}
+
+/// The frames that come in.
+#[derive(Debug)]
+pub struct FrameReader {
+    reader: OwnedReadHalf,
+    buffer: Vec<u8>,
+    /// How much of the buffer is read.
+    read: usize,
+    opener: Opener,
+}
+
+impl FrameReader {
+    fn new(reader: OwnedReadHalf, buffer: Vec<u8>, opener: Opener) -> Self {
+        Self {
+            reader,
+            buffer,
+            read: 0,
+            opener,
+        }
+    }
+
+    /// Waits for more bytes; returns how many came.
+    ///
+    /// # Errors
+    ///
+    /// Says that the connection has ended, and whether within a frame.
+    pub async fn fill(&mut self) -> Result<usize, SessionError> {
+        self.buffer.drain(..self.read);
+        self.read = 0;
+        // Room for the rest of the longest frame.
+        self.buffer.reserve(MAX_FRAME);
+        match self.reader.read_buf(&mut self.buffer).await? {
+            0 if self.buffer.is_empty() => Err(SessionError::Closed),
+            0 => Err(Refusal::Cut.into()),
+            bytes => Ok(bytes),
+        }
+    }
+
+    /// Returns the next frame that is whole: its sequence and, if this memlb knows its type, what it holds.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with it. The session ends then.
+    pub fn next(&mut self) -> Result<Option<(u64, Option<Message>)>, Refusal> {
+        let Some((frame, length)) = self.opener.open(&self.buffer[self.read..])? else {
+            return Ok(None);
+        };
+        let message = (frame.sequence, Message::decode(&frame)?);
+        self.read += length;
+        Ok(Some(message))
+    }
+}

@@ -1,0 +1,237 @@
+//! The contents of frames.
+
+use std::net::SocketAddr;
+
+use lb_common::headers::{PROTOCOL_TCP, PROTOCOL_UDP};
+use lb_core::{Endpoint, Mode, Protocol};
+
+use super::{
+    About, FRAME_OVERHEAD, Frame, Input, MAX_FRAME, Record, Refusal, Sealer, bytes::put_endpoint,
+};
+use crate::config::Identity;
+
+/// Version of all contents. A receiver skips frames of other versions and of unknown types.
+pub(super) const VERSION: u8 = 1;
+
+/// The longest content of a frame of orders.
+pub const MAX_ORDERS_BYTES: usize = MAX_FRAME - FRAME_OVERHEAD;
+
+/// Types of frames.
+mod kind {
+    pub const RECORDS: u8 = 1;
+    pub const BACKENDS: u8 = 2;
+    pub const ENDPOINTS: u8 = 3;
+    pub const ACKNOWLEDGE: u8 = 4;
+    pub const RESYNC: u8 = 5;
+    pub const PING: u8 = 6;
+    pub const ABOUT: u8 = 7;
+    pub const ORDERS: u8 = 8;
+}
+
+/// What the following records mean by a backend's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackendName {
+    pub reference: u16,
+    /// The service's endpoint is always there.
+    pub identity: Identity,
+}
+
+/// Which connections a transmission has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All that the sender knows.
+    Full,
+    /// All that the sender has carried packets of.
+    Carried,
+}
+
+/// The steps of a transmission of all connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resync {
+    /// The listener asks for one.
+    Requested,
+    Begun(Scope),
+    /// The receiver has all of them now.
+    Finished(Scope),
+    /// The transmission ended, and some may be missing.
+    Partial(Scope),
+}
+
+/// The content of a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    Records(Vec<Record>),
+    Backends(Vec<BackendName>),
+    /// Endpoints of services, and addresses towards workers with port 0, each with its number.
+    Endpoints(Vec<(u16, SocketAddr)>),
+    /// Everything up to the frame with this sequence is applied.
+    Acknowledge(u64),
+    Resync(Resync),
+    /// Nothing but a sign of life.
+    Ping,
+    /// What has changed since the hello.
+    About(About),
+    /// JSON, see [`crate::peer`].
+    Orders(Vec<u8>),
+}
+
+impl Message {
+    /// Reads a frame; nothing if this memlb does not know its type or version.
+    ///
+    /// # Errors
+    ///
+    /// Says that it does not hold what its header says.
+    pub fn decode(frame: &Frame<'_>) -> Result<Option<Self>, Refusal> {
+        let known = kind::RECORDS..=kind::ORDERS;
+        if frame.version != VERSION || !known.contains(&frame.kind) {
+            return Ok(None);
+        }
+        let mut input = Input(frame.content);
+        let message = Self::read(frame, &mut input).filter(|_| input.is_empty());
+        let malformed = Refusal::Malformed { kind: frame.kind };
+        message.ok_or(malformed).map(Some)
+    }
+
+    fn read(frame: &Frame<'_>, input: &mut Input<'_>) -> Option<Self> {
+        Some(match frame.kind {
+            kind::RECORDS => Self::Records(many(frame, || Record::decode(input))?),
+            kind::BACKENDS => Self::Backends(many(frame, || BackendName::decode(input))?),
+            kind::ENDPOINTS => {
+                Self::Endpoints(many(frame, || Some((input.u16()?, input.endpoint()?)))?)
+            }
+            kind::ACKNOWLEDGE => Self::Acknowledge(input.u64()?),
+            kind::RESYNC => Self::Resync(Resync::decode(input)?),
+            kind::PING => Self::Ping,
+            kind::ABOUT => Self::About(About::decode(input)?),
+            kind::ORDERS => Self::Orders(input.take(input.0.len())?.to_vec()),
+            _ => return None,
+        })
+    }
+
+    /// Appends it as a frame; returns the frame's sequence. Whoever makes a message bounds its size.
+    pub fn seal(&self, sealer: &mut Sealer, out: &mut Vec<u8>) -> u64 {
+        let mut content = Vec::new();
+        let (kind, count) = match self {
+            Self::Records(records) => {
+                records.iter().for_each(|it| it.encode(&mut content));
+                (kind::RECORDS, records.len())
+            }
+            Self::Backends(backends) => {
+                backends.iter().for_each(|it| it.encode(&mut content));
+                (kind::BACKENDS, backends.len())
+            }
+            Self::Endpoints(endpoints) => {
+                for (reference, endpoint) in endpoints {
+                    content.extend_from_slice(&reference.to_be_bytes());
+                    put_endpoint(*endpoint, &mut content);
+                }
+                (kind::ENDPOINTS, endpoints.len())
+            }
+            Self::Acknowledge(sequence) => {
+                content.extend_from_slice(&sequence.to_be_bytes());
+                (kind::ACKNOWLEDGE, 1)
+            }
+            Self::Resync(step) => {
+                content.extend_from_slice(&step.encode());
+                (kind::RESYNC, 1)
+            }
+            Self::Ping => (kind::PING, 0),
+            Self::About(about) => {
+                about.encode(&mut content);
+                (kind::ABOUT, 1)
+            }
+            Self::Orders(json) => {
+                content.extend_from_slice(json);
+                (kind::ORDERS, 1)
+            }
+        };
+        sealer.seal(kind, count as u16, &content, out)
+    }
+}
+
+fn many<T>(frame: &Frame<'_>, mut one: impl FnMut() -> Option<T>) -> Option<Vec<T>> {
+    (0..frame.count).map(|_| one()).collect()
+}
+
+impl BackendName {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let Identity {
+            endpoint,
+            mode,
+            service,
+        } = self.identity;
+        let protocol = match endpoint.protocol {
+            Protocol::Tcp => PROTOCOL_TCP,
+            Protocol::Udp => PROTOCOL_UDP,
+        };
+        let mode = match mode {
+            Mode::Nat => 0,
+            Mode::Dsr => 1,
+            Mode::Routed => 2,
+        };
+        out.extend_from_slice(&self.reference.to_be_bytes());
+        out.extend_from_slice(&[protocol, mode]);
+        put_endpoint(endpoint.address, out);
+        put_endpoint(service.unwrap_or(endpoint).address, out);
+    }
+
+    fn decode(input: &mut Input<'_>) -> Option<Self> {
+        let reference = input.u16()?;
+        let protocol = match input.u8()? {
+            PROTOCOL_TCP => Protocol::Tcp,
+            PROTOCOL_UDP => Protocol::Udp,
+            _ => return None,
+        };
+        let mode = match input.u8()? {
+            0 => Mode::Nat,
+            1 => Mode::Dsr,
+            2 => Mode::Routed,
+            _ => return None,
+        };
+        let endpoint = |address| Endpoint { address, protocol };
+        Some(Self {
+            reference,
+            identity: Identity {
+                endpoint: endpoint(input.endpoint()?),
+                mode,
+                service: Some(endpoint(input.endpoint()?)),
+            },
+        })
+    }
+}
+
+impl Scope {
+    fn number(self) -> u8 {
+        match self {
+            Self::Full => 0,
+            Self::Carried => 1,
+        }
+    }
+}
+
+impl Resync {
+    fn encode(self) -> [u8; 2] {
+        match self {
+            Self::Requested => [0, 0],
+            Self::Begun(scope) => [1, scope.number()],
+            Self::Finished(scope) => [2, scope.number()],
+            Self::Partial(scope) => [3, scope.number()],
+        }
+    }
+
+    fn decode(input: &mut Input<'_>) -> Option<Self> {
+        let [step, scope] = input.array()?;
+        let scope = match scope {
+            0 => Scope::Full,
+            1 => Scope::Carried,
+            _ => return None,
+        };
+        Some(match step {
+            0 if scope == Scope::Full => Self::Requested,
+            1 => Self::Begun(scope),
+            2 => Self::Finished(scope),
+            3 => Self::Partial(scope),
+            _ => return None,
+        })
+    }
+}
