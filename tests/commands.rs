@@ -166,6 +166,67 @@ fn a_check_looks_at_the_keys_of_this_machine() {
 }
 
 #[test]
+fn the_managers_of_a_pair_have_one_key_and_equal_settings() {
+    let directory = Scratch::new("pair");
+    let at = |name: &str| directory.0.join(name).display().to_string();
+    let made = memlb(&["keygen", "--peer", "--output", &at("peer.key")]);
+    let said = String::from_utf8(made.stdout).unwrap();
+    assert!(said.contains("both managers need the same file"), "{said}");
+    let neither = memlb(&["keygen", "--peer", "--name", "worker1"]);
+    assert_eq!(neither.status.code(), Some(2), "{neither:?}");
+
+    let example = String::from_utf8(memlb(&["check", "--example"]).stdout).unwrap();
+    let write = |number: u8, key: &str| {
+        let other = 3 - number;
+        let text = example
+            .replace(
+                "nat_sources = []",
+                &format!("nat_sources = [\"192.168.56.2{number}\"]"),
+            )
+            .replace(
+                "peer_listen = \"\"",
+                &format!("peer_listen = \"10.0.9.{number}:9997\""),
+            )
+            .replace("#[[peer]]", "[[peer]]")
+            .replace(
+                "#name = \"manager2\"",
+                &format!("name = \"manager{other}\""),
+            )
+            .replace(
+                "#address = \"10.0.9.2:9997\"",
+                &format!("address = \"10.0.9.{other}:9997\""),
+            )
+            .replace(
+                "#key = \"/etc/memlb/peer.key\"",
+                &format!("key = \"{key}\""),
+            );
+        let file = at(&format!("manager{number}.toml"));
+        fs::write(&file, text).unwrap();
+        file
+    };
+    let files = [write(1, &at("peer.key")), write(2, &at("none.key"))];
+    let shared = files
+        .each_ref()
+        .map(|it| memlb(&["check", "--shared", it]).stdout);
+    assert_eq!(shared[0], shared[1]);
+    let shared = String::from_utf8_lossy(&shared[0]);
+    assert!(
+        shared.contains("# digest ") && shared.contains("worker2"),
+        "{shared}"
+    );
+    assert!(!shared.contains("10.0.9"), "{shared}");
+
+    let checked = files.each_ref().map(|it| memlb(&["check", it]));
+    let verdict = String::from_utf8_lossy(&checked[0].stdout);
+    assert!(verdict.contains("1 peer"), "{verdict}");
+    let warnings = checked
+        .each_ref()
+        .map(|it| String::from_utf8_lossy(&it.stderr).into_owned());
+    assert!(!warnings[0].contains("peer.key"), "{warnings:?}");
+    assert!(warnings[1].contains("none.key"), "{warnings:?}");
+}
+
+#[test]
 fn a_weight_is_given_with_or_without_a_percent_sign() {
     for percent in ["50", "50%"] {
         let failed = memlb(&[

@@ -9,6 +9,7 @@ use crate::{
     flows::{Client, FlowFilter, FlowRow, Flows},
     history::{Decision, History, now_ms},
     membership::AbsentWorker,
+    peer::PeerStatus,
     status::{Backend, Status, WorkerSource, failures},
 };
 
@@ -83,6 +84,21 @@ impl Explanation {
                 })
                 .collect(),
         }
+    }
+
+    /// Names the peers that admitted connections.
+    #[must_use]
+    pub fn with_peers(mut self, peers: &[PeerStatus]) -> Self {
+        let flows = self.connections.iter().map(|it| it.connection.clone());
+        let named = Flows {
+            total: self.total,
+            flows: flows.collect(),
+        };
+        let named = named.with_peers(peers).flows;
+        for (explained, connection) in self.connections.iter_mut().zip(named) {
+            explained.connection = connection;
+        }
+        self
     }
 
     /// Adds to each service what its sources say is not a worker.
@@ -190,6 +206,7 @@ impl fmt::Display for Explained {
             idle_ms,
             bytes_in,
             bytes_out,
+            admitted_by,
             ..
         } = &self.connection;
         let worker = worker.as_deref().unwrap_or("a worker no longer configured");
@@ -203,6 +220,16 @@ impl fmt::Display for Explained {
             Bytes(*bytes_in),
             Bytes(*bytes_out)
         )?;
+        if let Some(peer) = admitted_by {
+            let passed = match self.connection.is_carried() {
+                true => "packets of it have passed here, too",
+                false => "no packet of it has passed here",
+            };
+            return writeln!(
+                f,
+                "  because peer {peer} admitted it ({passed}); memlb explain there says why"
+            );
+        }
         let Some(decision) = &self.decision else {
             return writeln!(
                 f,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::{Connection, ConnectionState},
+    peer::PeerStatus,
     trace::Clients,
 };
 
@@ -96,6 +97,12 @@ pub struct FlowRow {
     pub idle_ms: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// The manager's address from which its packets reach the worker; absent where that is the client's.
+    #[serde(default)]
+    pub nat_source: Option<IpAddr>,
+    /// The peer that admitted it, as far as its NAT address or the absence of packets here says so.
+    #[serde(default)]
+    pub admitted_by: Option<String>,
 }
 
 impl Flows {
@@ -129,6 +136,30 @@ impl Flows {
     }
 }
 
+impl Flows {
+    /// Names the peers that admitted connections: by their NAT addresses, or because no packet has passed here yet.
+    #[must_use]
+    pub fn with_peers(mut self, peers: &[PeerStatus]) -> Self {
+        for row in &mut self.flows {
+            row.admitted_by = match row.nat_source {
+                Some(source) => peers.iter().find(|it| it.nat_sources.contains(&source)),
+                None => peers
+                    .first()
+                    .filter(|_| peers.len() == 1 && !row.is_carried()),
+            }
+            .map(|it| it.name.clone());
+        }
+        self
+    }
+}
+
+impl FlowRow {
+    /// Whether packets of it have passed here; otherwise a peer has told of it.
+    pub fn is_carried(&self) -> bool {
+        self.bytes_in + self.bytes_out > 0
+    }
+}
+
 impl FlowFilter {
     fn matches(&self, row: &FlowRow) -> bool {
         let service = self.service.as_ref();
@@ -154,6 +185,8 @@ fn row(connection: &Connection, known: Option<(&str, &BackendSnapshot)>) -> Flow
         idle_ms: milliseconds(connection.idle),
         bytes_in: connection.bytes_in,
         bytes_out: connection.bytes_out,
+        nat_source: connection.nat_source,
+        admitted_by: None,
     }
 }
 
@@ -188,5 +221,49 @@ mod tests {
         ] {
             assert!(wrong.parse::<Client>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_connection_names_the_peer_that_admitted_it() {
+        let row = |nat_source: Option<&str>, bytes_in| FlowRow {
+            protocol: Protocol::Tcp,
+            client: "10.0.0.7:4711".to_owned(),
+            service: "web".to_owned(),
+            service_address: "192.168.56.101:80".to_owned(),
+            worker: None,
+            backend_id: 1,
+            worker_address: String::new(),
+            state: ConnectionState::Open,
+            age_ms: 0,
+            idle_ms: 0,
+            bytes_in,
+            bytes_out: 0,
+            nat_source: nat_source.map(|it| it.parse().unwrap()),
+            admitted_by: None,
+        };
+        let peer = |name: &str, source: &str| PeerStatus {
+            name: name.to_owned(),
+            nat_sources: vec![source.parse().unwrap()],
+            ..PeerStatus::default()
+        };
+        let rows = vec![
+            row(Some("10.0.1.1"), 9),
+            row(Some("10.0.1.2"), 9),
+            row(None, 0),
+            row(None, 9),
+        ];
+        let admitted = |peers: &[PeerStatus]| -> Vec<Option<String>> {
+            let flows = Flows {
+                total: rows.len(),
+                flows: rows.clone(),
+            };
+            let flows = flows.with_peers(peers).flows.into_iter();
+            flows.map(|it| it.admitted_by).collect()
+        };
+        let two = [peer("manager2", "10.0.1.2"), peer("manager3", "10.0.1.3")];
+        let manager2 = || Some("manager2".to_owned());
+        assert_eq!(admitted(&two), [None, manager2(), None, None]);
+        assert_eq!(admitted(&two[..1]), [None, manager2(), manager2(), None]);
+        assert_eq!(admitted(&[]), [None, None, None, None]);
     }
 }

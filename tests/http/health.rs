@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`.
+//! `/healthz`, `/readyz` and `/syncz`.
 
 use memlb_tests::{ClusterOptions, root_test, wait_until};
 
@@ -17,6 +17,12 @@ fn ready_once_a_worker_reports_and_while_all_are_down() {
         "not ready: no worker has sent a heartbeat yet for web\n"
     );
     assert_eq!(get(&cluster, "/healthz").body, "ok\n");
+    let alone = get(&cluster, "/syncz");
+    assert_eq!(
+        (alone.status, alone.body.as_str()),
+        (200, "complete: no peer is configured\n")
+    );
+    assert_eq!(get(&cluster, "/syncz?weight").body, "0\n");
 
     cluster.start_agent(0).unwrap();
     wait_until(SOON, "readiness", || get(&cluster, "/readyz").status == 200).unwrap();

@@ -92,8 +92,9 @@ fn failed(status: &Status, service: Option<String>, worker: Option<String>) -> S
 }
 
 pub(super) fn flows_text(flows: &Flows, output: Output) -> String {
+    let is_any_of_peer = flows.flows.iter().any(|it| it.admitted_by.is_some());
     let row = |row: &FlowRow| Row {
-        cells: vec![
+        cells: [
             Cell::new(row.client.clone()),
             Cell::new(row.protocol.to_string()),
             Cell::new(row.service.clone()),
@@ -104,10 +105,13 @@ pub(super) fn flows_text(flows: &Flows, output: Output) -> String {
             Cell::new(format_seconds(row.idle_ms)),
             bytes(row.bytes_in),
             bytes(row.bytes_out),
-        ],
+        ]
+        .into_iter()
+        .chain(is_any_of_peer.then(|| Cell::new(row.admitted_by.as_deref().unwrap_or("-"))))
+        .collect(),
         notes: Vec::new(),
     };
-    let columns = [
+    let mut columns = vec![
         Column::name("client", 0),
         Column::word("protocol", 7),
         Column::name("service", 5),
@@ -119,6 +123,9 @@ pub(super) fn flows_text(flows: &Flows, output: Output) -> String {
         Column::figure("in", 3),
         Column::figure("out", 3),
     ];
+    if is_any_of_peer {
+        columns.push(Column::name("admitted by", 1));
+    }
     let rows: Vec<Row> = flows.flows.iter().map(row).collect();
     let mut text = table(&columns, &rows, 0, output);
     if flows.total > rows.len() {

@@ -147,9 +147,11 @@ async fn flows(
         filter.worker.as_deref(),
     )?;
     let connections = manager.connections().await?;
+    let peers = manager.peers();
     // To name and sort many connections takes a while, and must not delay heartbeats.
-    let flows =
-        spawn_blocking(move || line_of(&Flows::new(connections, &services, &filter, limit)));
+    let flows = spawn_blocking(move || {
+        line_of(&Flows::new(connections, &services, &filter, limit).with_peers(&peers))
+    });
     Ok(flows.await.context("list the flows")??)
 }
 
@@ -169,7 +171,8 @@ async fn explain(
     let explanation = spawn_blocking(move || {
         let service = service.as_deref();
         let explanation = Explanation::new(client, connections, services, service, &history)
-            .with_absent(&sources);
+            .with_absent(&sources)
+            .with_peers(&status.peers);
         let mut explanation = Explanation {
             denied,
             ..explanation

@@ -1,6 +1,11 @@
 //! Connections, read from the pinned flow tables.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
@@ -23,6 +28,8 @@ pub struct Connection {
     pub backend: u32,
     /// Destination of its packets; `None` in mode `dsr`, where it is the service's address.
     pub backend_address: Option<SocketAddr>,
+    /// The manager's address from which its packets reach the worker; `None` where that is the client's.
+    pub nat_source: Option<IpAddr>,
     pub state: ConnectionState,
     pub age: Duration,
     /// Since the last packet in either direction.
@@ -214,6 +221,7 @@ fn connection<A: Family>(
         backend: flow.backend,
         backend_address: (!leaves.is(key))
             .then(|| address(leaves.destination, leaves.destination_port)),
+        nat_source: (leaves.source != key.source).then(|| leaves.source.ip()),
         state: state(key, flow, reverse, clock),
         age: Duration::from_nanos(elapsed_ns(clock.now_ns, flow.created_ticks)),
         idle: Duration::from_nanos(clock.idle_ns(flow, reverse)),

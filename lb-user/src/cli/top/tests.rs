@@ -14,6 +14,7 @@ use memlb::{
     control::{AdminReply, Request},
     datapath::{BackendTraffic, Packets, Stats},
     event_stream::EventRecord,
+    peer::{PeerState, PeerStatus},
     status::{Heartbeats, Interface, ManagerSnapshot, Status},
 };
 use proptest::prelude::*;
@@ -41,6 +42,23 @@ fn shows_more_on_a_wide_one() {
 fn leaves_columns_out_on_a_narrow_one() {
     expect("60x24", &mut lab(), 60, 24);
     expect("40x24", &mut lab(), 40, 24);
+}
+
+#[test]
+fn shows_the_peers_and_what_they_lack() {
+    let mut app = lab();
+    let peer = |name: &str, complete| PeerStatus {
+        name: name.to_owned(),
+        state: PeerState::Connected,
+        complete,
+        received_complete: true,
+        lag_us: Some(420),
+        ..PeerStatus::default()
+    };
+    if let Some(status) = &mut app.status {
+        status.peers = vec![peer("manager2", true), peer("manager3", false)];
+    }
+    expect("peers", &mut app, 80, 24);
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use lb_common::verdict::Verdict;
 use lb_core::{AdminAction, AdminState, ServiceSnapshot, Severity};
-use memlb::status::{Backend, Status, failures, remarks};
+use memlb::{
+    peer::PeerState,
+    peer_report::{lag, problems},
+    status::{Backend, Status, failures, remarks},
+};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Margin, Rect},
@@ -126,6 +130,10 @@ fn head(app: &App, width: u16) -> Vec<Line<'static>> {
         return vec![Line::from("asking the manager …")];
     };
     let mut lines = wrapped(&title(status, app), width);
+    let peers = peers(status);
+    if !peers.is_empty() {
+        lines.extend(wrapped(&peers, width));
+    }
     if let Some((service, place, count)) = app.service() {
         for part in decision(service, place, count) {
             lines.extend(wrapped(&part, width));
@@ -148,6 +156,26 @@ fn title(status: &Status, app: &App) -> Vec<Span<'static>> {
     ];
     if let Some(trouble) = &app.trouble {
         spans.push(format!("  ✕ {trouble}").red().bold());
+    }
+    spans
+}
+
+/// The other managers, and what they lack.
+fn peers(status: &Status) -> Vec<Span<'static>> {
+    let mut spans = Vec::new();
+    if status.handed_over.is_some() {
+        spans.push("handed over  ".yellow().bold());
+    }
+    for peer in &status.peers {
+        let lag = peer.lag_us.map(|us| format!(" lag {}", lag(us)));
+        let lag = lag.filter(|_| peer.state == PeerState::Connected);
+        spans.push("peer ".dim());
+        spans.push(peer.name.clone().bold());
+        let faults = problems(peer);
+        spans.push(match faults.is_empty() {
+            true => format!(" ● complete{}  ", lag.unwrap_or_default()).green(),
+            false => format!(" ▲ {}  ", faults.join("; ")).red(),
+        });
     }
     spans
 }

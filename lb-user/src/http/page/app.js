@@ -6,6 +6,7 @@ import { Graphs } from "./graphs.js";
 import * as lists from "./lists.js";
 import { Live } from "./live.js";
 import { Overview } from "./overview.js";
+import { peers } from "./peers.js";
 import { Picture } from "./picture.js";
 import { Series } from "./series.js";
 import * as service from "./service.js";
@@ -63,6 +64,7 @@ function show() {
     overview.update(status, series, wanted);
     document.title = `${byId("fleet-title").textContent} · memlb`;
   }
+  peers(status);
   events.update(status, chosen);
   lists.packets(status, series);
   lists.heartbeats(status);

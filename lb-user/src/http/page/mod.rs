@@ -15,7 +15,7 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 /// Path, type and content.
-const FILES: [(&str, &str, &str); 17] = [
+const FILES: [(&str, &str, &str); 18] = [
     ("/", HTML, include_str!("index.html")),
     ("/page/style.css", CSS, include_str!("style.css")),
     ("/page/icon.svg", SVG, include_str!("icon.svg")),
@@ -28,6 +28,7 @@ const FILES: [(&str, &str, &str); 17] = [
     ("/page/live.js", SCRIPT, include_str!("live.js")),
     ("/page/names.js", SCRIPT, include_str!("names.js")),
     ("/page/overview.js", SCRIPT, include_str!("overview.js")),
+    ("/page/peers.js", SCRIPT, include_str!("peers.js")),
     ("/page/picture.js", SCRIPT, include_str!("picture.js")),
     ("/page/series.js", SCRIPT, include_str!("series.js")),
     ("/page/service.js", SCRIPT, include_str!("service.js")),

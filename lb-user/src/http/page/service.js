@@ -1,6 +1,7 @@
 // What holds for a service now, why, and since when.
 
 import { byId, bytes, capital, duration, facts, keep, make, words, write } from "./format.js";
+import { peerRisks } from "./peers.js";
 import { ATTENTION, rankOf, stateOf, whyNot, workersOf } from "./trouble.js";
 
 /** Rules whose reason holds as long as the selection. That of any other rule is a record of its time. */
@@ -114,6 +115,7 @@ export function risks(status) {
   for (const { name, attachment, reason } of status.interfaces) {
     if (attachment === "none") found.push([`interface ${name}`, `Interface ${name} is not served`, capital(reason)]);
   }
+  found.push(...peerRisks(status));
   if (status.counters_problem) found.push(["counters", "There are no counters", capital(status.counters_problem)]);
   for (const [reason, { from, detail }] of Object.entries(lately ?? {})) {
     if (reason === "not_fresh") continue;
