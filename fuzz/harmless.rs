@@ -4,8 +4,8 @@ use std::{net::SocketAddr, time::Instant};
 
 use memlb::{
     heartbeat::{
-        Acknowledgement, Authentication, Authenticator, Decoded, MAX_NAME_BYTES, Refusal,
-        SIZE_LIMIT, check_name, decode,
+        Acknowledgement, Authentication, Authenticator, Decoded, MAX_CLIENTS, MAX_NAME_BYTES,
+        Refusal, SIZE_LIMIT, Whose, check_name, decode,
     },
     keys::{Key, KeyId, KeyRing},
 };
@@ -31,8 +31,11 @@ pub fn check(datagram: &[u8]) {
         Acknowledgement::decode(datagram, &key).is_err(),
         "an acknowledgement was forged"
     );
+    asks(datagram, &key);
     let mut authenticator = authenticator(&key);
     let from = SocketAddr::from(([192, 0, 2, 1], 9));
+    let answer = authenticator.verify_mine(datagram, from, Instant::now());
+    printable(&answer.expect_err("an answer was forged"));
     let refused = authenticator
         .verify(datagram, from, Instant::now())
         .expect_err("a heartbeat was forged");
@@ -54,6 +57,27 @@ pub fn check(datagram: &[u8]) {
         assert_eq!(refused.refusal, Refusal::NotFresh);
         assert!(challenge.len() < signed.len(), "the answer amplifies");
         assert!(Acknowledgement::decode(&challenge, &key).is_ok());
+    }
+}
+
+/// As a manager's question whose connections these are.
+fn asks(datagram: &[u8], key: &Key) {
+    assert!(
+        !matches!(Whose::decode(datagram, Some(key)), Some(Ok(_))),
+        "a question was forged"
+    );
+    match Whose::decode(datagram, None) {
+        None => {}
+        Some(Err(refusal)) => printable(&refusal),
+        Some(Ok(mut question)) => {
+            assert!((1..=MAX_CLIENTS).contains(&question.clients.len()));
+            let clients = question.clients.clone();
+            let again = question
+                .encode(None)
+                .expect("what was accepted can be sent");
+            assert!(again.len() < SIZE_LIMIT && clients.starts_with(&question.clients));
+            assert_eq!(Whose::decode(&again, None), Some(Ok(question)));
+        }
     }
 }
 

@@ -34,6 +34,7 @@ pub mod peer_report;
 pub mod pinned;
 pub mod processes;
 pub mod simulate;
+mod sock_diag;
 mod sockets;
 pub mod status;
 pub mod swarm;

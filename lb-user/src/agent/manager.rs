@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::lookup::Resolver;
 use crate::{
     dual_stack::both_families,
-    heartbeat::{Acknowledgement, Nonce, Pong, SIZE_LIMIT},
+    heartbeat::{Acknowledgement, Nonce, Pong, Refusal, SIZE_LIMIT, Whose},
     keys::Key,
 };
 
@@ -40,11 +40,13 @@ pub(super) struct ReceivedReply {
     pub at: Instant,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Reply {
     /// Its signature is right.
     Acknowledgement(Acknowledgement),
     Pong(Pong),
+    /// A question whose connections these are, or why it does not count.
+    Whose(Result<Whose, Refusal>),
 }
 
 /// What should follow an acknowledgement at once.
@@ -207,12 +209,12 @@ impl ManagerPeer {
         }
     }
 
-    /// Asks whether it is there; a question that cannot go out is lost, as its heartbeats are.
-    pub fn ping(&self, ping: &[u8]) {
+    /// Sends a datagram that is no heartbeat; one that cannot go out is lost, as heartbeats are.
+    pub fn send_other(&self, datagram: &[u8]) {
         if let Some(to) = self.lookup.address()
-            && let Err(error) = self.socket.try_send_to(ping, self.socket_address(to))
+            && let Err(error) = self.socket.try_send_to(datagram, self.socket_address(to))
         {
-            debug!("ask {}: {error}", self.name);
+            debug!("send to {}: {error}", self.name);
         }
     }
 
@@ -297,9 +299,10 @@ async fn listen(
             }
         };
         let datagram = &buffer[..length];
-        let word = match &key {
-            Some(key) => Acknowledgement::decode(datagram, key).map(Reply::Acknowledgement),
-            None => Pong::decode(datagram, None).map(Reply::Pong),
+        let word = match (Whose::decode(datagram, key.as_ref()), &key) {
+            (Some(question), _) => Ok(Reply::Whose(question)),
+            (None, Some(key)) => Acknowledgement::decode(datagram, key).map(Reply::Acknowledgement),
+            (None, None) => Pong::decode(datagram, None).map(Reply::Pong),
         };
         match word {
             Ok(word) => {

@@ -7,6 +7,7 @@ mod lookup;
 mod manager;
 mod memory;
 mod suspension;
+mod whose;
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 
 use crate::{
     datapath::dsr::{self, DsrTranslator},
-    heartbeat::{Heartbeat, MemoryReport, Ping, check_name, check_pause},
+    heartbeat::{Heartbeat, MemoryReport, Ping, Whose, check_name, check_pause},
     keys::Key,
     systemd::{self, Watchdog},
 };
@@ -34,6 +35,7 @@ use announcement::PauseRequest;
 use manager::{FollowUp, ManagerPeer, ReceivedReply, Reply};
 use memory::Sensors;
 use suspension::Suspension;
+use whose::Questions;
 
 /// How often the agent says that it leaves, and how far apart: a lost datagram or four do no harm.
 const LEAVING_COUNT: u32 = 5;
@@ -193,6 +195,7 @@ struct Agent {
     key: Option<Key>,
     managers: Vec<ManagerPeer>,
     dsr: Option<DsrTranslator>,
+    questions: Questions,
     boot: BootId,
     boot_drawn: Instant,
     seq: u64,
@@ -224,6 +227,7 @@ impl Agent {
             key,
             managers,
             dsr,
+            questions: Questions::new(Instant::now()),
             boot: random_boot_id()?,
             boot_drawn: Instant::now(),
             seq: 0,
@@ -348,20 +352,38 @@ impl Agent {
         format!(", round trip {}", times.join(", "))
     }
 
-    /// Handles an acknowledgement; a challenge is answered at once.
+    /// Handles a manager's datagram; a challenge is answered at once.
     fn handle_reply(&mut self, answer: &ReceivedReply, state: WorkerState) {
         let manager = &mut self.managers[answer.manager];
-        match answer.word {
+        match &answer.word {
             Reply::Acknowledgement(acknowledgement) => {
-                match manager.handle_acknowledgement(acknowledgement, answer.at, self.boot) {
+                match manager.handle_acknowledgement(*acknowledgement, answer.at, self.boot) {
                     FollowUp::Nothing => {}
                     FollowUp::Heartbeat => self.send(state, &[answer.manager]),
                     FollowUp::NewBoot => self.start_new_boot(state, answer.manager),
                 }
             }
             Reply::Pong(pong) => {
-                manager.handle_pong(pong, &self.settings.name, answer.at, self.boot);
+                manager.handle_pong(*pong, &self.settings.name, answer.at, self.boot);
             }
+            Reply::Whose(Ok(question)) => self.answer(question, answer),
+            Reply::Whose(Err(refusal)) => {
+                self.questions.refuse(refusal.name(), refusal, answer.at);
+            }
+        }
+    }
+
+    /// Answers a question of a manager. Without a DSR translator, the worker has no such connections.
+    fn answer(&mut self, question: &Whose, received: &ReceivedReply) {
+        let Some(dsr) = &self.dsr else { return };
+        let sent = Sequence {
+            boot: self.boot,
+            number: self.seq,
+        };
+        let key = self.key.as_ref();
+        let answer = self.questions.answer(question, sent, dsr, key, received.at);
+        if let Some(datagram) = answer {
+            self.managers[received.manager].send_other(&datagram);
         }
     }
 
@@ -476,7 +498,7 @@ impl Agent {
             },
         };
         match ping.encode(None) {
-            Ok(datagram) => self.managers.iter().for_each(|it| it.ping(&datagram)),
+            Ok(datagram) => self.managers.iter().for_each(|it| it.send_other(&datagram)),
             Err(refusal) => warn!("ask the managers: {refusal}"),
         }
     }

@@ -15,6 +15,7 @@ use super::envelope::{Envelope, Kind};
 use super::limits::SourceLimits;
 use super::nonce::{Freshness, Nonces};
 use super::ping::{self, Ping, PingDatagram};
+use super::whose::{self, Mine};
 use super::{Decoded, Heartbeat, Refusal, SIZE_LIMIT, decode};
 use crate::keys::{Key, KeyId, KeyRing};
 
@@ -239,6 +240,30 @@ impl Authenticator {
             },
             Err(refusal) => refusal.into(),
         }
+    }
+
+    /// Verifies an agent's answer to a question; returns the key that signed it. An unsigned one counts where
+    /// unsigned heartbeats do.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason why it does not count.
+    pub fn verify_mine(
+        &mut self,
+        datagram: &[u8],
+        from: SocketAddr,
+        now: Instant,
+    ) -> Result<(Mine, Option<KeyId>), Refusal> {
+        if !self.limits.allows(from, now) {
+            return Err(Refusal::RateLimited);
+        }
+        let keys = |id| self.keys.find(id);
+        let keys = (self.authentication != Authentication::Off).then_some(keys);
+        let (mine, key) = whose::decode_mine(datagram, keys)?;
+        if key.is_none() && self.authentication == Authentication::Enforce {
+            return Err(Refusal::Unsigned);
+        }
+        Ok((mine, key.map(Key::id)))
     }
 
     /// Returns the key that signed it.

@@ -13,6 +13,8 @@ pub enum Kind {
     Acknowledgement,
     Ping,
     Pong,
+    Whose,
+    Mine,
 }
 
 impl Kind {
@@ -23,6 +25,8 @@ impl Kind {
             Self::Acknowledgement => b"memlb1-ack ",
             Self::Ping => b"memlb1-ping ",
             Self::Pong => b"memlb1-pong ",
+            Self::Whose => b"memlb1-whose ",
+            Self::Mine => b"memlb1-mine ",
         }
     }
 }

@@ -23,6 +23,7 @@ mod nonce;
 mod ping;
 mod refusal;
 mod v1;
+mod whose;
 mod wire;
 
 pub use crate::worker_name::{MAX_NAME_BYTES, NameProblem, check_name};
@@ -35,6 +36,7 @@ pub use refusal::Refusal;
 pub use v1::{
     CgroupMemory, Heartbeat, MAX_TRANSLATED, MemoryReport, PressureReport, VERSION, check_pause,
 };
+pub use whose::{MAX_CLIENTS, Mine, Whose, is_mine};
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{MAX_TRANSLATED, SIZE_LIMIT, VERSION};
+use super::{MAX_CLIENTS, MAX_TRANSLATED, SIZE_LIMIT, VERSION};
 use crate::keys::KeyId;
 use crate::worker_name::NameProblem;
 
@@ -85,6 +85,13 @@ refusals! {
         "the heartbeat does not prove that it is new; the manager has sent a nonce (usual at the start of an agent or of the manager)";
     /// A ping.
     Ping = "ping", "the datagram is a ping";
+    /// A question about no client or too many.
+    AbsurdClients { clients: usize } = "absurd_clients",
+        "the question names {clients} clients, not 1 to {MAX_CLIENTS}";
+    /// An answer to a question that was not asked, or no longer counts.
+    NotAsked = "not_asked", "the answer belongs to no question of the last second";
+    /// A question that does not name one of the agent's last heartbeats.
+    OldQuestion = "old_question", "the question names none of this agent's last heartbeats";
     /// Too many datagrams of its source were refused; it was not processed.
     RateLimited = "rate_limited", "too many datagrams of its source were refused; it is ignored for now";
     /// The 2018 format, which is not enabled.

@@ -21,9 +21,10 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Config,
     heartbeat::{
-        self, Authentication, Authenticator, Decoded, PingSender, Refusal, Refused, Verified,
+        self, Authentication, Authenticator, Decoded, Mine, PingSender, Refusal, Refused, Verified,
+        Whose,
     },
-    keys::{KeyRing, read_keys},
+    keys::{KeyId, KeyRing, read_keys},
     status::{Heartbeats, RefusedDatagram},
 };
 use lb_core::{Event, HeartbeatOutcome, Report, counted, milliseconds};
@@ -60,6 +61,7 @@ pub struct HeartbeatReceiver {
 pub enum Received {
     Heartbeat(Box<ReceivedHeartbeat>),
     Ping(ReceivedPing),
+    Mine(ReceivedMine),
     /// A datagram that is handled completely: refused, or without meaning for the core.
     Handled,
     /// No datagram is waiting.
@@ -84,9 +86,31 @@ pub struct ReceivedPing {
     sender: Option<PingSender>,
 }
 
+/// An agent's answer to a question whose connections these are.
+#[derive(Debug)]
+pub struct ReceivedMine {
+    pub mine: Mine,
+    pub agent: Agent,
+}
+
+/// Where an agent sends from, and the key of what it sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Agent {
+    path: DatagramPath,
+    key: Option<KeyId>,
+}
+
 impl ReceivedHeartbeat {
     pub fn address(&self) -> IpAddr {
         self.path.from.ip()
+    }
+
+    /// Returns where a question to its agent goes.
+    pub fn agent(&self) -> Agent {
+        Agent {
+            path: self.path,
+            key: self.verified.signature.map(|signature| signature.key),
+        }
     }
 
     /// Returns how long the worker will be silent, if it announces that and has signed it. Unsigned
@@ -275,6 +299,18 @@ impl HeartbeatReceiver {
     }
 
     fn handle_datagram(&mut self, datagram: &[u8], path: DatagramPath, now: Instant) -> Received {
+        if heartbeat::is_mine(datagram) {
+            return match self.authenticator.verify_mine(datagram, path.from, now) {
+                Ok((mine, key)) => Received::Mine(ReceivedMine {
+                    mine,
+                    agent: Agent { path, key },
+                }),
+                Err(refusal) => {
+                    self.refuse(refusal.name(), &refusal, path, now);
+                    Received::Handled
+                }
+            };
+        }
         let verified = match self.authenticator.verify(datagram, path.from, now) {
             Ok(verified) => verified,
             Err(Refused {
@@ -323,6 +359,35 @@ impl HeartbeatReceiver {
             _ => &ping.answer,
         };
         self.socket.reply(ping.path, answer);
+    }
+
+    /// Asks an agent whose connections these are; returns about how many of the clients.
+    ///
+    /// # Errors
+    ///
+    /// Says that there is no client to ask about, or that the agent's key is no longer known.
+    pub fn ask(&self, agent: Agent, question: &mut Whose) -> Result<usize, Refusal> {
+        let key = match agent.key {
+            Some(id) => {
+                let key = self.authenticator.keys().find(id);
+                Some(key.ok_or(Refusal::UnknownKey { key: id })?)
+            }
+            None => None,
+        };
+        let datagram = question.encode(key)?;
+        self.socket.reply(agent.path, &datagram);
+        Ok(question.clients.len())
+    }
+
+    /// Refuses an answer that belongs to no question.
+    pub fn refuse_mine(&mut self, received: &ReceivedMine) {
+        let refusal = Refusal::NotAsked;
+        self.refuse(
+            refusal.name(),
+            &refusal,
+            received.agent.path,
+            Instant::now(),
+        );
     }
 
     /// Acknowledges, counts and logs a heartbeat by what the core made of it.

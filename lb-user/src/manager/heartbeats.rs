@@ -23,6 +23,7 @@ impl Manager {
             match self.receiver.receive() {
                 Received::Heartbeat(heartbeat) => self.handle_heartbeat(*heartbeat),
                 Received::Ping(ping) => self.handle_ping(&ping),
+                Received::Mine(answer) => self.receiver.refuse_mine(&answer),
                 Received::Handled => {}
                 Received::Nothing => break,
             }

@@ -4,6 +4,7 @@
 //! removes them, unless connections are open.
 
 mod mapping;
+mod ownership;
 mod tables;
 
 pub use mapping::{DsrMapping, InvalidDsrMapping};

@@ -17,13 +17,29 @@ use lb_common::{
 };
 use lb_core::Endpoint;
 
-use crate::datapath::{clock::monotonic_ns, family::mapped, tables::service_key};
+use crate::datapath::{
+    clock::monotonic_ns,
+    family::{from_mapped, mapped},
+    tables::service_key,
+};
 
 pub struct Tables {
     translations: HashMap<MapData, ServiceKey, Translation>,
     ports: Array<MapData, u64>,
     peers: HashMap<MapData, FlowKey, Peer>,
     peers6: HashMap<MapData, FlowKey<V6>, Peer<V6>>,
+    new_peers: HashMap<MapData, FlowKey, Peer>,
+    new_peers6: HashMap<MapData, FlowKey<V6>, Peer<V6>>,
+}
+
+/// What the DSR translator knows of a client's connection with a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownClient {
+    Open,
+    /// No entry, or a connection that has ended or was idle for long.
+    Unknown,
+    /// The client uses the server's own address with this port, or another service.
+    Elsewhere,
 }
 
 impl fmt::Debug for Tables {
@@ -47,6 +63,8 @@ impl Tables {
             ports: map(name::PORTS)?.try_into()?,
             peers: map(name::PEERS)?.try_into()?,
             peers6: map(name::PEERS6)?.try_into()?,
+            new_peers: map(name::NEW_PEERS)?.try_into()?,
+            new_peers6: map(name::NEW_PEERS6)?.try_into()?,
         })
     }
 
@@ -92,10 +110,54 @@ impl Tables {
         self.ports.set(index, word, 0).context("write map ports")
     }
 
+    /// Returns where the packets of a service go; nothing if it is not translated.
+    pub fn target(&self, service: Endpoint) -> Option<SocketAddr> {
+        let translation = self.translations.get(&service_key(service), 0).ok()?;
+        let port = u16::from_be_bytes(translation.port);
+        Some((from_mapped(translation.address), port).into())
+    }
+
+    /// Looks for a client's connection with a service whose packets go to `target`.
+    pub fn client(&self, service: Endpoint, target: SocketAddr, client: SocketAddr) -> KnownClient {
+        match target.is_ipv4() {
+            true => known([&self.peers, &self.new_peers], service, target, client),
+            false => known([&self.peers6, &self.new_peers6], service, target, client),
+        }
+    }
+
     /// Returns how many connections would break without the DSR translator.
     pub fn open_connections(&self) -> Result<usize> {
         let now = maps::coarse_time(monotonic_ns()?);
         Ok(open(&self.peers, now)? + open(&self.peers6, now)?)
+    }
+}
+
+fn known<A: Address>(
+    tables: [&HashMap<MapData, FlowKey<A>, Peer<A>>; 2],
+    service: Endpoint,
+    target: SocketAddr,
+    client: SocketAddr,
+) -> KnownClient {
+    let key = service_key(service);
+    let answers = FlowKey {
+        source: A::from_mapped(&mapped(target.ip())),
+        destination: A::from_mapped(&mapped(client.ip())),
+        source_port: target.port().to_be_bytes(),
+        destination_port: client.port().to_be_bytes(),
+        protocol: key.protocol.into(),
+    };
+    let mut peers = tables
+        .iter()
+        .filter_map(|table| table.get(&answers, 0).ok());
+    let now = monotonic_ns().map_or(0, maps::coarse_time);
+    match peers.next() {
+        Some(peer) if peer.is_direct() => KnownClient::Elsewhere,
+        Some(peer) if !is_open(&answers, &peer, now) => KnownClient::Unknown,
+        Some(peer) if peer.service.mapped() == key.address && peer.port == key.port => {
+            KnownClient::Open
+        }
+        Some(_) => KnownClient::Elsewhere,
+        None => KnownClient::Unknown,
     }
 }
 

@@ -1,0 +1,158 @@
+//! Answers managers that ask whose connections these are.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use lb_core::Sequence;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::{
+    datapath::dsr::DsrTranslator,
+    heartbeat::{Mine, Refusal, Whose},
+    keys::Key,
+};
+
+/// The most clients a second about which the agent answers: twice what one manager asks about.
+const CLIENTS_PER_SECOND: u32 = 4_000;
+
+/// How many heartbeats ago the one may be that a question names.
+const LAST_HEARTBEATS: u64 = 128;
+
+/// The least time between two log lines about refused questions.
+const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Questions of managers: their limit, and the refused ones.
+#[derive(Debug)]
+pub(super) struct Questions {
+    left: u32,
+    filled: Instant,
+    refused: BTreeMap<&'static str, u64>,
+    logged: Option<Instant>,
+}
+
+impl Questions {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            left: CLIENTS_PER_SECOND,
+            filled: now,
+            refused: BTreeMap::new(),
+            logged: None,
+        }
+    }
+
+    /// Answers a question with the datagram for the manager; `None` if it is refused.
+    pub fn answer(
+        &mut self,
+        question: &Whose,
+        sent: Sequence,
+        dsr: &DsrTranslator,
+        key: Option<&Key>,
+        now: Instant,
+    ) -> Option<Vec<u8>> {
+        let answer = self.check(question, sent, now).and_then(|()| {
+            let mine = Mine {
+                nonce: question.nonce,
+                mine: dsr.own_connections(question.service, &question.clients),
+            };
+            debug!(
+                "{} of {} clients have connections here",
+                mine.mine.count_ones(),
+                question.clients.len()
+            );
+            mine.encode(key)
+        });
+        match answer {
+            Ok(datagram) => Some(datagram),
+            Err(refusal) => {
+                self.refuse(refusal.name(), &refusal, now);
+                None
+            }
+        }
+    }
+
+    /// Refuses a question that is old, or one too many. `sent` is the agent's last heartbeat.
+    fn check(&mut self, question: &Whose, sent: Sequence, now: Instant) -> Result<(), Refusal> {
+        let Sequence { boot, number } = question.heartbeat;
+        let ago = sent.number.checked_sub(number);
+        if boot != sent.boot || !ago.is_some_and(|ago| ago < LAST_HEARTBEATS) {
+            return Err(Refusal::OldQuestion);
+        }
+        let waited = now.saturating_duration_since(self.filled).as_millis();
+        let gained = waited * u128::from(CLIENTS_PER_SECOND) / 1_000;
+        if gained > 0 {
+            let gained = u32::try_from(gained).unwrap_or(CLIENTS_PER_SECOND);
+            self.left = self.left.saturating_add(gained).min(CLIENTS_PER_SECOND);
+            self.filled = now;
+        }
+        let clients = u32::try_from(question.clients.len()).unwrap_or(u32::MAX);
+        self.left = self.left.checked_sub(clients).ok_or(Refusal::RateLimited)?;
+        Ok(())
+    }
+
+    /// Counts a refused question, and logs the counts from time to time.
+    pub fn refuse(&mut self, reason: &'static str, detail: &dyn fmt::Display, now: Instant) {
+        *self.refused.entry(reason).or_default() += 1;
+        let is_due = |at| now.saturating_duration_since(at) >= REFUSAL_INTERVAL;
+        if !self.logged.is_none_or(is_due) {
+            return;
+        }
+        self.logged = Some(now);
+        let counts = self.refused.iter();
+        let counts: Vec<String> = counts
+            .map(|(reason, count)| format!("{reason} {count}"))
+            .collect();
+        warn!(
+            "a manager's question about connections was refused ({}): {detail}",
+            counts.join(", ")
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::BootId;
+
+    use super::*;
+
+    fn heartbeat(boot: u64, number: u64) -> Sequence {
+        Sequence {
+            boot: BootId(boot),
+            number,
+        }
+    }
+
+    fn question(heartbeat: Sequence, clients: usize) -> Whose {
+        Whose {
+            heartbeat,
+            nonce: 1,
+            service: "192.168.56.101:80".parse().unwrap(),
+            clients: vec![([192, 168, 56, 10], 40_000).into(); clients],
+        }
+    }
+
+    #[tokio::test]
+    async fn refuses_an_old_question_and_too_many() {
+        let start = Instant::now();
+        let mut questions = Questions::new(start);
+        let sent = heartbeat(7, 1_000);
+        let mut check = |heartbeat, after| {
+            let now = start + Duration::from_millis(after);
+            let outcome = questions.check(&question(heartbeat, 40), sent, now);
+            outcome.err().map(|refusal| refusal.name())
+        };
+        assert_eq!(check(heartbeat(7, 1_000), 0), None);
+        assert_eq!(check(heartbeat(7, 873), 0), None);
+        for old in [heartbeat(7, 872), heartbeat(8, 1_000), heartbeat(7, 1_001)] {
+            assert_eq!(check(old, 0), Some("old_question"));
+        }
+        let accepted = |after, check: &mut dyn FnMut(Sequence, u64) -> Option<&'static str>| {
+            (0..200)
+                .filter(|_| check(heartbeat(7, 1_000), after).is_none())
+                .count()
+        };
+        assert_eq!(accepted(0, &mut check), 98);
+        assert_eq!(accepted(500, &mut check), 50);
+        assert_eq!(accepted(60_000, &mut check), 100);
+        assert_eq!(check(heartbeat(7, 1_000), 60_000), Some("rate_limited"));
+    }
+}

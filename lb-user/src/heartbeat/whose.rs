@@ -1,0 +1,377 @@
+//! The question of a manager whose connections these are, and the agent's answer, in mode `dsr`.
+//!
+//! A manager that lost its table of connections asks the agents. docs/heartbeat.md specifies both datagrams.
+
+use std::{borrow::Cow, net::SocketAddr};
+
+use lb_core::{BootId, Endpoint, Sequence};
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{self, Envelope, Kind};
+use super::{Refusal, SIZE_LIMIT, wire};
+use crate::keys::{Key, KeyId};
+
+/// The first lines of an unsigned question and answer.
+const UNSIGNED_WHOSE: &[u8] = b"memlb1-whose\n";
+const UNSIGNED_MINE: &[u8] = b"memlb1-mine\n";
+
+/// The most clients of a question.
+pub const MAX_CLIENTS: usize = 45;
+
+/// A manager's question which of these clients have a connection with the worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whose {
+    /// The last heartbeat that the manager accepted from the agent. It proves that the question is new.
+    pub heartbeat: Sequence,
+    /// Identifies the question; random.
+    pub nonce: u64,
+    pub service: Endpoint,
+    pub clients: Vec<SocketAddr>,
+}
+
+/// An agent's answer. It is shorter than the question, so that an agent cannot be used to amplify traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mine {
+    /// That of the question.
+    pub nonce: u64,
+    /// Bit `n`: the worker has the connection of the question's client `n`.
+    pub mine: u64,
+}
+
+impl Whose {
+    /// Encodes a question about as many of the clients as one datagram holds, and signs it if there is a key. The
+    /// other clients are removed from the question.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a question about no client.
+    pub fn encode(&mut self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
+        self.clients.truncate(MAX_CLIENTS);
+        loop {
+            self.check()?;
+            let datagram = self.encode_all(key)?;
+            if datagram.len() < SIZE_LIMIT {
+                return Ok(datagram);
+            }
+            self.clients.pop();
+        }
+    }
+
+    fn encode_all(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
+        let wire = WireWhose {
+            boot: Cow::Owned(self.heartbeat.boot.to_string()),
+            seq: self.heartbeat.number,
+            nonce: Cow::Owned(format!("{:016x}", self.nonce)),
+            service: Cow::Owned(self.service.to_string()),
+            clients: self.clients.clone(),
+        };
+        seal(Kind::Whose, UNSIGNED_WHOSE, key, &wire)
+    }
+
+    /// Checks the signature, then decodes. With a key, only a signed question counts; without one, only an unsigned
+    /// one. `None`: the datagram is no question.
+    ///
+    /// # Errors
+    ///
+    /// Returns why it is not valid.
+    pub fn decode(datagram: &[u8], key: Option<&Key>) -> Option<Result<Self, Refusal>> {
+        let is_question =
+            datagram.starts_with(UNSIGNED_WHOSE) || datagram.starts_with(Kind::Whose.mark());
+        is_question.then(|| Self::decode_question(datagram, key))
+    }
+
+    fn decode_question(datagram: &[u8], key: Option<&Key>) -> Result<Self, Refusal> {
+        check_size(datagram)?;
+        let body = match (key, datagram.strip_prefix(UNSIGNED_WHOSE)) {
+            (None, Some(body)) => body,
+            (Some(_), Some(_)) => return Err(Refusal::Unsigned),
+            (key, None) => signed_body(Kind::Whose, datagram, key)?,
+        };
+        let wire: WireWhose<'_> =
+            serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
+        let question = Self {
+            heartbeat: Sequence {
+                boot: wire::number(&wire.boot)
+                    .map(BootId)
+                    .ok_or(Refusal::BadBoot)?,
+                number: wire.seq,
+            },
+            nonce: wire::number(&wire.nonce).ok_or(Refusal::BadNonce)?,
+            service: wire.service.parse().map_err(|_| Refusal::Malformed {
+                problem: "\"service\" is no endpoint".to_owned(),
+            })?,
+            clients: wire.clients,
+        };
+        question.check()?;
+        Ok(question)
+    }
+
+    fn check(&self) -> Result<(), Refusal> {
+        let clients = self.clients.len();
+        match clients {
+            1..=MAX_CLIENTS => Ok(()),
+            _ => Err(Refusal::AbsurdClients { clients }),
+        }
+    }
+}
+
+impl Mine {
+    /// Encodes it, and signs it if there is a key.
+    ///
+    /// # Errors
+    ///
+    /// None: it consists of numbers.
+    pub fn encode(&self, key: Option<&Key>) -> Result<Vec<u8>, Refusal> {
+        let wire = WireMine {
+            nonce: Cow::Owned(format!("{:016x}", self.nonce)),
+            mine: Cow::Owned(format!("{:016x}", self.mine)),
+        };
+        seal(Kind::Mine, UNSIGNED_MINE, key, &wire)
+    }
+
+    /// Decodes the body of an answer.
+    fn decode(body: &[u8]) -> Result<Self, Refusal> {
+        let wire: WireMine<'_> =
+            serde_json::from_slice(body).map_err(|error| Refusal::of_parser(&error))?;
+        let number = |text| wire::number(text).ok_or(Refusal::BadNonce);
+        Ok(Self {
+            nonce: number(&wire.nonce)?,
+            mine: number(&wire.mine)?,
+        })
+    }
+}
+
+/// Whether a datagram is an answer, valid or not.
+pub fn is_mine(datagram: &[u8]) -> bool {
+    datagram.starts_with(UNSIGNED_MINE) || datagram.starts_with(Kind::Mine.mark())
+}
+
+/// Checks and decodes an answer. `key` finds the keys; `None`: signatures are not verified. Returns the key that signed
+/// it, too.
+pub(super) fn decode_mine<'a>(
+    datagram: &[u8],
+    keys: Option<impl Fn(KeyId) -> Option<&'a Key>>,
+) -> Result<(Mine, Option<&'a Key>), Refusal> {
+    check_size(datagram)?;
+    if let Some(body) = datagram.strip_prefix(UNSIGNED_MINE) {
+        return Ok((Mine::decode(body)?, None));
+    }
+    let envelope = Envelope::parse(Kind::Mine, datagram)?;
+    let Some(keys) = keys else {
+        return Ok((Mine::decode(envelope.body)?, None));
+    };
+    let id = envelope.key;
+    let key = keys(id).ok_or(Refusal::UnknownKey { key: id })?;
+    let body = signed_body(Kind::Mine, datagram, Some(key))?;
+    Ok((Mine::decode(body)?, Some(key)))
+}
+
+fn check_size(datagram: &[u8]) -> Result<(), Refusal> {
+    let bytes = datagram.len();
+    match bytes < SIZE_LIMIT {
+        true => Ok(()),
+        false => Err(Refusal::Oversized { bytes }),
+    }
+}
+
+fn seal(
+    kind: Kind,
+    unsigned: &[u8],
+    key: Option<&Key>,
+    body: &impl Serialize,
+) -> Result<Vec<u8>, Refusal> {
+    let body = serde_json::to_vec(body).map_err(|error| Refusal::of_parser(&error))?;
+    Ok(match key {
+        Some(key) => envelope::seal(kind, key, &body),
+        None => [unsigned, &body].concat(),
+    })
+}
+
+/// Returns the body of a datagram that this key signed.
+fn signed_body<'a>(kind: Kind, datagram: &'a [u8], key: Option<&Key>) -> Result<&'a [u8], Refusal> {
+    let envelope = Envelope::parse(kind, datagram)?;
+    let id = envelope.key;
+    match key {
+        Some(key) if envelope.is_signed_by(key) => Ok(envelope.body),
+        Some(key) if key.id() == id => Err(Refusal::BadSignature { key: id }),
+        _ => Err(Refusal::UnknownKey { key: id }),
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireWhose<'a> {
+    #[serde(borrow)]
+    boot: Cow<'a, str>,
+    seq: u64,
+    #[serde(borrow)]
+    nonce: Cow<'a, str>,
+    #[serde(borrow)]
+    service: Cow<'a, str>,
+    clients: Vec<SocketAddr>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireMine<'a> {
+    #[serde(borrow)]
+    nonce: Cow<'a, str>,
+    #[serde(borrow)]
+    mine: Cow<'a, str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn key(id: u32, secret: u8) -> Key {
+        Key::new(
+            "worker1".to_owned(),
+            KeyId(id),
+            &Zeroizing::new([secret; 32]),
+        )
+    }
+
+    fn question(clients: impl IntoIterator<Item = SocketAddr>) -> Whose {
+        Whose {
+            heartbeat: Sequence {
+                boot: BootId(0x00c0_ffee),
+                number: 17,
+            },
+            nonce: 0x0123_4567_89ab_cdef,
+            service: "192.168.56.101:80".parse().unwrap(),
+            clients: clients.into_iter().collect(),
+        }
+    }
+
+    fn client(number: u8) -> SocketAddr {
+        (Ipv4Addr::new(192, 168, 56, number), 40_000).into()
+    }
+
+    #[test]
+    fn is_written_as_documented() {
+        let datagram = question([client(10)]).encode(None).unwrap();
+        assert_eq!(
+            String::from_utf8(datagram).unwrap(),
+            "memlb1-whose\n{\"boot\":\"0000000000c0ffee\",\"seq\":17,\"nonce\":\"0123456789abcdef\",\
+             \"service\":\"192.168.56.101:80/tcp\",\"clients\":[\"192.168.56.10:40000\"]}"
+        );
+        let answer = Mine { nonce: 1, mine: 5 }.encode(None).unwrap();
+        assert_eq!(
+            String::from_utf8(answer).unwrap(),
+            "memlb1-mine\n{\"nonce\":\"0000000000000001\",\"mine\":\"0000000000000005\"}"
+        );
+    }
+
+    #[test]
+    fn asks_about_as_many_clients_as_fit_and_gets_a_shorter_answer() {
+        let key = key(0xa1, 7);
+        let long6 = SocketAddr::from((Ipv6Addr::from([0xfd; 16]), 65_535));
+        let long4 = SocketAddr::from((Ipv4Addr::from([255; 4]), 65_535));
+        for (client, least) in [(client(10), MAX_CLIENTS), (long4, 38), (long6, 18)] {
+            for key in [None, Some(&key)] {
+                let mut asked = question(vec![client; 100]);
+                let datagram = asked.encode(key).unwrap();
+                assert!(datagram.len() < SIZE_LIMIT);
+                assert!(asked.clients.len() >= least, "{}", asked.clients.len());
+                assert_eq!(Whose::decode(&datagram, key), Some(Ok(asked)));
+            }
+        }
+        for key in [None, Some(&key)] {
+            let asked = question([client(1)]).encode(key).unwrap();
+            let answer = Mine {
+                nonce: u64::MAX,
+                mine: u64::MAX,
+            };
+            assert!(answer.encode(key).unwrap().len() < asked.len());
+        }
+        assert_eq!(
+            question([]).encode(None),
+            Err(Refusal::AbsurdClients { clients: 0 })
+        );
+    }
+
+    #[test]
+    fn an_agent_with_a_key_believes_its_manager_only() {
+        let (own, forged, other) = (key(0xa1, 7), key(0xa1, 8), key(0xa2, 7));
+        let refused = |datagram: &[u8], key| match Whose::decode(datagram, key) {
+            Some(Err(refusal)) => refusal.name(),
+            _ => "",
+        };
+        let mut asked = question([client(1)]);
+        let signed = asked.encode(Some(&forged)).unwrap();
+        assert_eq!(refused(&signed, Some(&own)), "bad_signature");
+        let signed = asked.encode(Some(&other)).unwrap();
+        assert_eq!(refused(&signed, Some(&own)), "unknown_key");
+        assert_eq!(refused(&signed, None), "unknown_key");
+        let unsigned = asked.encode(None).unwrap();
+        assert_eq!(refused(&unsigned, Some(&own)), "unsigned");
+        let signed = asked.encode(Some(&own)).unwrap();
+        for end in 0..signed.len() {
+            assert!(!matches!(
+                Whose::decode(&signed[..end], Some(&own)),
+                Some(Ok(_))
+            ));
+        }
+        // What an agent of an older version receives is no acknowledgement and no pong.
+        assert!(super::super::Acknowledgement::decode(&signed, &own).is_err());
+        assert!(super::super::Pong::decode(&unsigned, None).is_err());
+    }
+
+    #[test]
+    fn an_answer_is_believed_with_a_known_key_only() {
+        let own = key(0xa1, 7);
+        let known = |id| (id == own.id()).then_some(&own);
+        let answer = Mine { nonce: 9, mine: 1 };
+        let decode = |datagram: &[u8]| match decode_mine(datagram, Some(known)) {
+            Ok((mine, key)) => {
+                assert_eq!(mine, answer);
+                key.map_or("unsigned", Key::worker)
+            }
+            Err(refusal) => refusal.name(),
+        };
+        for (key, expected) in [
+            (Some(&own), "worker1"),
+            (Some(&key(0xa1, 8)), "bad_signature"),
+            (Some(&key(0xa2, 7)), "unknown_key"),
+            (None, "unsigned"),
+        ] {
+            let datagram = answer.encode(key).unwrap();
+            assert!(is_mine(&datagram));
+            assert_eq!(decode(&datagram), expected);
+        }
+    }
+
+    #[test]
+    fn refuses_an_absurd_question() {
+        let text = |boot: &str, nonce: &str, service: &str, clients: &str| {
+            format!(
+                "memlb1-whose\n{{\"boot\":{boot},\"seq\":1,\"nonce\":{nonce},\"service\":{service},\
+                 \"clients\":{clients}}}"
+            )
+        };
+        let (number, service, some) = (
+            "\"0123456789abcdef\"",
+            "\"10.0.0.1:80\"",
+            "[\"10.0.0.9:1\"]",
+        );
+        let many = format!("[{}]", vec!["\"1.1.1.1:1\""; 46].join(","));
+        for (question, reason) in [
+            (text("\"12\"", number, service, some), "bad_boot"),
+            (text(number, "\"12\"", service, some), "bad_nonce"),
+            (text(number, number, "\"web\"", some), "malformed"),
+            (text(number, number, service, "[\"web\"]"), "malformed"),
+            (text(number, number, service, "[]"), "absurd_clients"),
+            (text(number, number, service, &many), "absurd_clients"),
+            ("memlb1-whose\nnonsense".to_owned(), "not_json"),
+        ] {
+            let refused = Whose::decode(question.as_bytes(), None)
+                .unwrap()
+                .unwrap_err();
+            assert_eq!(refused.name(), reason, "{question}");
+        }
+        assert_eq!(Whose::decode(b"memlb1-who", None), None);
+    }
+}
