@@ -99,6 +99,11 @@ fn install(packages: &[&str]) -> Result<()> {
     if packages.contains(&"prometheus") {
         keep_from_starting_at_boot("prometheus.service")?;
     }
+    for (package, service) in [("bird2", "bird.service"), ("frr", "frr.service")] {
+        if packages.contains(&package) {
+            keep_from_starting_at_boot(service)?;
+        }
+    }
     if packages.contains(&"docker.io") {
         for service in ["docker.service", "docker.socket", "containerd.service"] {
             keep_from_starting_at_boot(service)?;

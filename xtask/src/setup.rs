@@ -49,6 +49,8 @@ const TEST_TOOLS: &[Tool] = tools! {
     "h2load" "nghttp2-client" "is a client of memlb that speaks HTTP/2";
     "openssl" "openssl" "makes certificates for the web servers behind memlb";
     "iperf3" "iperf3" "sends as much as it can through memlb";
+    "bird" "bird2" "announces the addresses of several managers; its service is not started";
+    "vtysh" "frr" "checks FRR's configuration for such managers; its service is not started";
     "ping" "iputils-ping" "asks whether a service's address answers";
     "ssh" "openssh-client" "holds a session through memlb";
     "sshd" "openssh-server" "is the other end of that session; its service is not started";

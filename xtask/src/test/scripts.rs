@@ -74,12 +74,16 @@ pub fn units() -> Result<()> {
     let mut copies = Vec::new();
     let mut units = files_below(&root().join("scripts/package/systemd"))?;
     units.extend(files_below(&directory().join("systemd"))?);
+    let mut others = files_below(&root().join("scripts/ha"))?;
+    others.retain(|file| file.extension().is_some_and(|it| it == "service"));
+    units.extend(others);
     for unit in units {
         let text = fs::read_to_string(&unit).with_context(|| format!("read {}", unit.display()))?;
         // systemd wants the programs to be there; here any will do.
         let text = text
             .replace("/usr/bin/memlb", "/bin/true")
-            .replace("/usr/bin/docker", "/bin/true");
+            .replace("/usr/bin/docker", "/bin/true")
+            .replace("/usr/local/sbin/memlb-announce", "/bin/true");
         let copy = folder
             .path()
             .join(unit.file_name().context("every unit has a name")?);
