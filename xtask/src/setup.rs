@@ -27,6 +27,12 @@ const LAB_TOOLS: &[Tool] = tools! {
     "bpftool" "bpftool" "shows memlb's maps to people";
 };
 
+const PAIR_TOOLS: &[Tool] = tools! {
+    "keepalived" "keepalived" "moves addresses between the managers of a pair; its service is not started";
+    "busybox" "busybox-static" "announces the lab's router by ARP";
+    "nft" "nftables" "closes ports, which memlb doctor must find, and keeps managers from hearing each other";
+};
+
 const PACKAGE_TOOLS: &[Tool] = tools! {
     "git" "git" "dates the package";
     "dpkg-shlibdeps" "dpkg-dev" "finds the libraries that the package depends on";
@@ -84,6 +90,12 @@ pub fn for_the_lab() -> Result<()> {
     provide_tools(LAB_TOOLS)
 }
 
+/// Provides the tools of the lab with two managers, without those of the build.
+pub fn for_the_pair() -> Result<()> {
+    for_the_lab()?;
+    provide_tools(PAIR_TOOLS)
+}
+
 /// Provides the tools of other kernels, without those of the build.
 pub fn for_kernels() -> Result<()> {
     for_the_lab()?;
@@ -100,6 +112,7 @@ pub fn for_packaging() -> Result<()> {
 pub fn for_tests() -> Result<Compiler> {
     let compiler = for_building()?;
     for_kernels()?;
+    for_the_pair()?;
     for_packaging()?;
     provide_tools(TEST_TOOLS)?;
     // Has no program of its own by which it could be noticed.

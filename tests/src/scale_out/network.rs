@@ -82,11 +82,24 @@ impl Network {
             router.run("sysctl", &["--quiet", "--write", setting])?;
         }
         for (bridge, mac, v4, v6) in [
-            ("managers", "02:00:00:00:01:01", "192.0.2.1/24", "2001:db8:1::1/64"),
-            ("workers", "02:00:00:00:02:01", "10.20.0.1/24", "2001:db8:20::1/64"),
+            (
+                "managers",
+                "02:00:00:00:01:01",
+                "192.0.2.1/24",
+                "2001:db8:1::1/64",
+            ),
+            (
+                "workers",
+                "02:00:00:00:02:01",
+                "10.20.0.1/24",
+                "2001:db8:20::1/64",
+            ),
         ] {
             // A bridge without an address of its own changes it with its ports.
-            ip(&router, &format!("link add {bridge} address {mac} type bridge"))?;
+            ip(
+                &router,
+                &format!("link add {bridge} address {mac} type bridge"),
+            )?;
             ip(&router, &format!("link set {bridge} up"))?;
             address(&router, bridge, v4, v6)?;
         }

@@ -2,6 +2,7 @@
 
 mod demo;
 mod log_tail;
+mod pair;
 mod record;
 mod screen;
 mod view;
@@ -48,6 +49,8 @@ enum Verb {
         #[arg(long, value_enum, default_value_t = Attach::Auto)]
         attach: Attach,
     },
+    /// Shows a lab with two managers, keepalived and peers, live, until Ctrl-C
+    Pair(pair::PairLab),
     /// Records a session in the lab as the README's picture
     Record,
     /// Starts the lab and leaves it running
@@ -88,6 +91,7 @@ impl Lab {
         match self.verb {
             None => live(&self.options)?,
             Some(Verb::Demo { attach }) => return demo(attach),
+            Some(Verb::Pair(lab)) => return lab.run(),
             Some(Verb::Record) => record()?,
             Some(Verb::Up(options)) => up(&options)?,
             Some(Verb::Shell { command }) => shell(command)?,
@@ -99,7 +103,7 @@ impl Lab {
 }
 
 fn live(options: &Options) -> Result<()> {
-    let interrupt = prepare()?;
+    let interrupt = prepare(setup::for_the_lab)?;
     let cluster = start(options.attach, options.config.as_deref())?;
     let page = window::open(&cluster)?;
     let shown = view::show(&cluster, page.as_deref(), &interrupt);
@@ -109,7 +113,7 @@ fn live(options: &Options) -> Result<()> {
 }
 
 fn demo(attach: Attach) -> Result<ExitCode> {
-    let interrupt = prepare()?;
+    let interrupt = prepare(setup::for_the_lab)?;
     let cluster = start(attach, None)?;
     let as_expected = demo::play(cluster, &interrupt)?;
     Ok(if as_expected {
@@ -120,7 +124,7 @@ fn demo(attach: Attach) -> Result<ExitCode> {
 }
 
 fn record() -> Result<()> {
-    let interrupt = prepare()?;
+    let interrupt = prepare(setup::for_the_lab)?;
     let cluster = start(Attach::Auto, None)?;
     interrupt.check()?;
     let picture = workspace::root().join(record::PICTURE);
@@ -130,7 +134,7 @@ fn record() -> Result<()> {
 }
 
 fn up(options: &Options) -> Result<()> {
-    let interrupt = prepare()?;
+    let interrupt = prepare(setup::for_the_lab)?;
     let cluster = start(options.attach, options.config.as_deref())?;
     interrupt.check()?;
     let page = window::open(&cluster)?;
@@ -192,7 +196,7 @@ fn down() -> Result<()> {
 }
 
 /// Goes on as root with everything built and installed, if there is room for a lab.
-fn prepare() -> Result<Interrupt> {
+fn prepare(provide_tools: fn() -> Result<()>) -> Result<Interrupt> {
     let paths = paths();
     ensure!(
         !paths.is_taken(),
@@ -209,7 +213,7 @@ fn prepare() -> Result<Interrupt> {
         return Interrupt::catch();
     }
     let memlb = given.map_or_else(build::memlb, Ok)?;
-    setup::for_the_lab()?;
+    provide_tools()?;
     Err(privilege::become_root_with(&memlb))
 }
 

@@ -15,13 +15,13 @@ use super::{log_tail::LogTail, screen::Screen};
 use crate::interrupt::Interrupt;
 
 /// The pace of the view; the client's is twice that.
-const TICK: Duration = Duration::from_millis(200);
+pub(super) const TICK: Duration = Duration::from_millis(200);
 
 /// Less than the second after which TCP repeats a SYN.
-const PATIENCE: Duration = Duration::from_millis(900);
+pub(super) const PATIENCE: Duration = Duration::from_millis(900);
 
 /// How many answers are shown.
-const TRACE: usize = 70;
+pub(super) const TRACE: usize = 70;
 
 /// Shows `cluster` at work until someone wants it to end: redrawn on a
 /// terminal, else one line for each change.
@@ -145,7 +145,7 @@ impl View for Lines {
     }
 }
 
-fn keep_last<T>(items: &mut VecDeque<T>, item: T, count: usize) {
+pub(super) fn keep_last<T>(items: &mut VecDeque<T>, item: T, count: usize) {
     items.push_back(item);
     while items.len() > count {
         items.pop_front();
@@ -154,7 +154,7 @@ fn keep_last<T>(items: &mut VecDeque<T>, item: T, count: usize) {
 
 /// Shortens a line of the manager's log for the view: the time of day is
 /// enough, and heartbeats show in the status.
-fn decision(line: &str) -> Option<String> {
+pub(super) fn decision(line: &str) -> Option<String> {
     let (time, message) = line.split_once('Z')?;
     let (_, time) = time.split_once('T')?;
     let message = message.trim_start().trim_start_matches("INFO").trim_start();
@@ -162,7 +162,7 @@ fn decision(line: &str) -> Option<String> {
     (!message.starts_with("received ")).then(|| format!("{milliseconds} {message}"))
 }
 
-fn answer(ask: &Request) -> String {
+pub(super) fn answer(ask: &Request) -> String {
     match &ask.answer {
         Ok(page) => {
             let took = ask.ended_at - ask.sent_at;
@@ -172,7 +172,7 @@ fn answer(ask: &Request) -> String {
     }
 }
 
-fn sign(ask: &Request) -> char {
+pub(super) fn sign(ask: &Request) -> char {
     match ask.page() {
         None => '.',
         Some("Manager") => 'M',

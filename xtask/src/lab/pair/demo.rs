@@ -1,0 +1,282 @@
+//! The story of a pair: who has the address after each step, and what clients saw of it.
+
+use std::{
+    fmt,
+    io::{self, Write},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use memlb_tests::{
+    Probe,
+    command::output,
+    pair::{Idle, Pair, StreamCounts, Streams, StreamsReport, Turnover, TurnoverReport, WEB_PORT},
+};
+
+use crate::interrupt::Interrupt;
+
+/// Connections that say nothing but for a check after each step.
+const IDLE: usize = 500;
+/// Connections a second, each of which lives for some seconds.
+const TURNOVER: u32 = 200;
+const STREAMS: StreamCounts = StreamCounts {
+    downloads: 10,
+    uploads: 5,
+    dialogues: 5,
+};
+
+const EVERY: Duration = Duration::from_millis(10);
+/// Less than the second after which TCP repeats a SYN.
+const PATIENCE: Duration = Duration::from_millis(900);
+const DEADLINE: Duration = Duration::from_secs(20);
+/// How long clients work before and after the change.
+const BEFORE: Duration = Duration::from_millis(1500);
+const AFTER: Duration = Duration::from_secs(2);
+
+/// A planned change takes the time between keepalived's messages, and a busy machine may delay the client.
+const PLANNED: Duration = Duration::from_millis(300);
+/// keepalived's three missed messages, and the same.
+const SUDDEN: Duration = Duration::from_millis(800);
+
+/// Connections of that age have reached the peer.
+const REPLICATED: Duration = Duration::from_secs(1);
+const SPLIT: Duration = Duration::from_secs(4);
+
+/// One step of the story.
+struct Step {
+    what: &'static str,
+    act: fn(&mut Pair) -> Result<()>,
+    /// Which manager has the address afterwards.
+    active: usize,
+    /// How long clients may go without a page.
+    outage: Duration,
+    survives: Survival,
+}
+
+/// Which connections must survive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Survival {
+    All,
+    /// Those that have been open for [`REPLICATED`].
+    Older,
+}
+
+const STEPS: &[Step] = &[
+    Step {
+        what: "manager1 has the address, manager2 waits",
+        act: |_| Ok(()),
+        active: 0,
+        outage: PLANNED,
+        survives: Survival::All,
+    },
+    Step {
+        what: "on manager1: memlb handover",
+        act: |pair| hand_over(pair, 0),
+        active: 1,
+        outage: PLANNED,
+        survives: Survival::All,
+    },
+    Step {
+        what: "on manager2: memlb handover",
+        act: |pair| hand_over(pair, 1),
+        active: 0,
+        outage: PLANNED,
+        survives: Survival::All,
+    },
+    Step {
+        what: "manager1 is cut off",
+        act: |pair| pair.network.cut_off(0),
+        active: 1,
+        outage: SUDDEN,
+        survives: Survival::Older,
+    },
+    Step {
+        what: "manager1 boots, learns, and takes nothing away",
+        act: boot,
+        active: 1,
+        outage: PLANNED,
+        survives: Survival::All,
+    },
+    Step {
+        what: "on manager2: memlb handover",
+        act: |pair| hand_over(pair, 1),
+        active: 0,
+        outage: PLANNED,
+        survives: Survival::All,
+    },
+    Step {
+        what: "both have the address for 4 s (split brain)",
+        act: split,
+        active: 0,
+        outage: SUDDEN,
+        survives: Survival::All,
+    },
+];
+
+/// Plays all steps on a new `pair`, prints what clients see, and returns whether every step had the expected outcome.
+pub fn play(mut pair: Pair, interrupt: &Interrupt) -> Result<bool> {
+    complete(&pair)?;
+    let mut idle = Idle::open(&pair.network.client, IDLE)?;
+    println!(
+        "{IDLE} idle connections, {TURNOVER} new ones a second, {} transfers, and a page every {EVERY:?}.",
+        STREAMS.downloads + STREAMS.uploads + STREAMS.dialogues
+    );
+    println!(
+        "  {:<50}{:<10}{:>9}{:>13}{:>12}{:>13}",
+        "what happens", "active", "after", "longest gap", "idle lost", "others lost"
+    );
+    let mut as_expected = true;
+    for step in STEPS {
+        interrupt.check()?;
+        print!("  {:<50}", step.what);
+        io::stdout().flush()?;
+        let seen = step.play(&mut pair, &mut idle)?;
+        println!("{seen}");
+        as_expected &= seen.difference.is_none();
+    }
+    println!(
+        "{}",
+        if as_expected {
+            "Every step had the expected outcome."
+        } else {
+            "Not every step had the expected outcome."
+        }
+    );
+    Ok(as_expected)
+}
+
+impl Step {
+    fn play(&self, pair: &mut Pair, idle: &mut Idle) -> Result<Observation> {
+        let client = &pair.network.client;
+        let probe = Probe::start(client, Pair::service(WEB_PORT), EVERY, PATIENCE)?;
+        let turnover = Turnover::start(client, TURNOVER)?;
+        let streams = Streams::start(client, STREAMS)?;
+        thread::sleep(BEFORE);
+
+        let event = Instant::now();
+        (self.act)(pair).with_context(|| format!("\"{}\"", self.what))?;
+        pair.wait_until_active(self.active, DEADLINE)?;
+        let after = event.elapsed();
+        thread::sleep(AFTER);
+
+        probe.wait_for_answers(Instant::now(), DEADLINE)?;
+        let outage = probe.stop()?.since(event).longest_outage();
+        let seen = Seen {
+            outage,
+            idle: idle.check(),
+            turnover: turnover.finish()?,
+            streams: streams.finish()?,
+            event,
+        };
+        Ok(Observation {
+            active: self.active,
+            after,
+            difference: self.difference(&seen),
+            outage,
+            idle: seen.idle,
+            others: seen.turnover.failures().len() + seen.streams.broken.len(),
+        })
+    }
+
+    /// Returns what was not as expected.
+    fn difference(&self, seen: &Seen) -> Option<String> {
+        if seen.outage > self.outage {
+            return Some(format!("longer without a page than {:?}", self.outage));
+        }
+        if seen.idle > 0 {
+            return Some("an idle connection was lost".into());
+        }
+        if let Some(broken) = seen.streams.broken.first() {
+            return Some(broken.clone());
+        }
+        let ages = seen.turnover.ages_of_lost(seen.event);
+        let lost = match self.survives {
+            Survival::All => seen.turnover.failures().len(),
+            Survival::Older => ages.iter().filter(|age| **age > REPLICATED).count(),
+        };
+        (lost > 0).then(|| format!("{lost} connections were lost, of the ages {ages:?}"))
+    }
+}
+
+/// What clients saw of a step.
+struct Seen {
+    event: Instant,
+    outage: Duration,
+    idle: usize,
+    turnover: TurnoverReport,
+    streams: StreamsReport,
+}
+
+struct Observation {
+    active: usize,
+    after: Duration,
+    outage: Duration,
+    idle: usize,
+    others: usize,
+    difference: Option<String>,
+}
+
+impl fmt::Display for Observation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let active = format!("manager{}", self.active + 1);
+        let (after, outage) = (milliseconds(self.after), milliseconds(self.outage));
+        let Self { idle, others, .. } = self;
+        write!(
+            f,
+            "{active:<10}{after:>9}{outage:>13}{idle:>12}{others:>13}"
+        )?;
+        match &self.difference {
+            None => write!(f, "  ok"),
+            Some(difference) => write!(f, "  WRONG: {difference}"),
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> String {
+    format!("{} ms", duration.as_millis())
+}
+
+fn hand_over(pair: &mut Pair, index: usize) -> Result<()> {
+    output(&mut pair.managers[index].memlb("handover")).map(drop)
+}
+
+/// Starts the first manager's machine anew: the kernel has nothing of memlb's, and everything starts.
+fn boot(pair: &mut Pair) -> Result<()> {
+    let manager = &mut pair.managers[0];
+    manager.kill_keepalived()?;
+    manager.kill_controller()?;
+    output(&mut manager.memlb("unload"))?;
+    pair.network.managers[0].reconnect()?;
+    let manager = &mut pair.managers[0];
+    manager.start_controller()?;
+    manager.start_keepalived()?;
+    complete(pair)
+}
+
+/// Keeps keepalived's messages from both for a while.
+fn split(pair: &mut Pair) -> Result<()> {
+    const BLOCK: &str = "table inet split {
+        chain input { type filter hook input priority 0; meta l4proto vrrp drop; }
+    }";
+    for manager in &pair.network.managers {
+        manager.run("nft", &[BLOCK])?;
+    }
+    thread::sleep(SPLIT);
+    let active = pair.active();
+    for manager in &pair.network.managers {
+        manager.run("nft", &["delete table inet split"])?;
+    }
+    ensure!(
+        active.len() == 2,
+        "active while they were split: {active:?}"
+    );
+    Ok(())
+}
+
+fn complete(pair: &Pair) -> Result<()> {
+    for manager in &pair.managers {
+        manager.wait_until_complete(DEADLINE)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! The live view of both managers: who has the address, what peers know of each other, and what a client gets.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IsTerminal},
+    thread,
+    time::Duration,
+};
+
+use anyhow::Result;
+use memlb_tests::{
+    Probe,
+    pair::{Manager, Pair, WEB_PORT},
+    probe::Request,
+};
+use serde_json::Value;
+
+use super::super::{
+    log_tail::LogTail,
+    screen::Screen,
+    view::{PATIENCE, TICK, TRACE, answer, decision, keep_last, sign},
+};
+use crate::interrupt::Interrupt;
+
+const DECISIONS: usize = 100;
+
+/// Shows `pair` at work until someone wants it to end: redrawn on a terminal, else one line for each change.
+///
+/// # Errors
+/// When it cannot be watched any more.
+pub fn show(pair: &Pair, interrupt: &Interrupt) -> Result<()> {
+    let client = &pair.network.client;
+    let probe = Probe::start(client, Pair::service(WEB_PORT), TICK / 2, PATIENCE)?;
+    let mut logs = Vec::new();
+    for manager in &pair.managers {
+        let log = pair.paths.directory.join(format!("{}.log", manager.name));
+        logs.push((manager.name.as_str(), LogTail::open(&log)?));
+    }
+    let screen = io::stdout().is_terminal().then(Screen::open).transpose()?;
+    let (mut requests, mut decisions) = (VecDeque::new(), VecDeque::new());
+    let mut last = Vec::new();
+    while !interrupt.is_asked() {
+        for (name, log) in &mut logs {
+            while let Some(line) = log.next_line()? {
+                if let Some(decision) = decision(&line) {
+                    keep_last(&mut decisions, format!("{name} {decision}"), DECISIONS);
+                }
+            }
+        }
+        for request in probe.take() {
+            keep_last(&mut requests, request, TRACE);
+        }
+        let managers = managers(pair);
+        match &screen {
+            Some(screen) => screen.draw(&page(pair, &managers, &requests, &decisions, screen))?,
+            None => {
+                decisions.drain(..).for_each(|line| println!("{line}"));
+                let roles: Vec<_> = pair.active();
+                if last != roles {
+                    managers.iter().for_each(|line| println!("{line}"));
+                    last = roles;
+                }
+            }
+        }
+        thread::sleep(TICK);
+    }
+    Ok(())
+}
+
+fn page(
+    pair: &Pair,
+    managers: &[String],
+    requests: &VecDeque<Request>,
+    decisions: &VecDeque<String>,
+    screen: &Screen,
+) -> Vec<String> {
+    let namespaces = pair.network.managers.iter().map(|it| it.name());
+    let mut lines = vec!["memlb lab: two managers; Ctrl-C takes it down".into()];
+    lines.extend(namespaces.zip(&pair.managers).map(|(namespace, manager)| {
+        let socket = manager.paths.control_socket();
+        format!(
+            "as root: nsenter --net=/run/netns/{namespace} -- {} handover --control-socket {}",
+            pair.binary.display(),
+            socket.display()
+        )
+    }));
+    lines.push(String::new());
+    lines.extend(managers.iter().cloned());
+    lines.extend([
+        String::new(),
+        format!(
+            "client: http://{}/ {}",
+            Pair::service(WEB_PORT).ip(),
+            requests.back().map(answer).unwrap_or_default()
+        ),
+        format!("  {}", requests.iter().map(sign).collect::<String>()),
+        "  one sign a request, ten a second: the worker's number, . no answer".into(),
+        String::new(),
+    ]);
+    let room = screen.height().saturating_sub(lines.len());
+    let first = decisions.len().saturating_sub(room);
+    lines.extend(decisions.range(first..).cloned());
+    lines
+}
+
+/// Returns a line for each manager.
+fn managers(pair: &Pair) -> Vec<String> {
+    let active = pair.active();
+    let managers = pair.managers.iter().enumerate();
+    managers
+        .map(|(index, manager)| line(manager, active.contains(&index)))
+        .collect()
+}
+
+fn line(manager: &Manager, is_active: bool) -> String {
+    let role = if is_active {
+        "has the address"
+    } else {
+        "waits"
+    };
+    let name = &manager.name;
+    match manager.status() {
+        Ok(status) => format!("{name}  {role:<16} {}", peers(&status)),
+        Err(_) => format!("{name}  {role:<16} its process does not answer"),
+    }
+}
+
+/// Says what a manager knows of its peers.
+fn peers(status: &Value) -> String {
+    let peers = status["peers"].as_array().into_iter().flatten();
+    let said = peers.map(|peer| {
+        let figure = |name: &str| peer[name].as_u64().unwrap_or_default();
+        let knows = match peer["complete"].as_bool() {
+            Some(true) => "has every connection",
+            _ => "does not have every connection",
+        };
+        format!(
+            "{} {}: {knows}; lag {:.1} ms, sent {}, received {}",
+            peer["name"].as_str().unwrap_or("?"),
+            peer["state"].as_str().unwrap_or("?"),
+            figure("lag_us") as f64 / 1e3,
+            figure("records_sent"),
+            figure("records_received"),
+        )
+    });
+    said.collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::peers;
+
+    #[test]
+    fn says_what_peers_know() {
+        let status = json!({ "peers": [{
+            "name": "manager2", "state": "connected", "complete": true, "lag_us": 1500,
+            "records_sent": 7, "records_received": 3,
+        }] });
+        assert_eq!(
+            peers(&status),
+            "manager2 connected: has every connection; lag 1.5 ms, sent 7, received 3"
+        );
+        assert_eq!(peers(&json!({})), "");
+    }
+}
