@@ -17,7 +17,7 @@ use memlb_tests::{
     command::{output, run},
     notice::say,
     root_test,
-    scale_out::{Laboratory, SERVICE4, SERVICE6},
+    scale_out::{Held, Laboratory, SERVICE4, SERVICE6},
 };
 
 const MANAGERS: u8 = 3;
@@ -25,7 +25,12 @@ const MANAGERS: u8 = 3;
 const ROUTED: Duration = Duration::from_secs(3);
 const SOON: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections of that age have reached every peer.
+const OLD: Duration = Duration::from_secs(1);
 const FLOWS: u16 = 600;
+/// Connections that are open all the time, some of which must survive everything.
+const HELD: usize = 1_200;
+const SURVIVE: f64 = 0.999;
 
 #[root_test]
 fn bird_and_frr_accept_the_files() {
@@ -53,102 +58,175 @@ fn bird_and_frr_accept_the_files() {
 
 #[root_test]
 fn managers_come_and_go_behind_ecmp() {
-    let mut laboratory = Laboratory::start(MANAGERS).unwrap();
+    let mut scene = Scene::start();
     for service in [SERVICE4, SERVICE6] {
-        let mut client = laboratory.connect(service, PATIENCE).unwrap();
+        let mut client = scene.laboratory.connect(service, PATIENCE).unwrap();
         assert!(client.get("/").unwrap().first_line().starts_with("Worker"));
     }
-    for manager in &laboratory.managers {
-        assert_eq!(hops(&laboratory, manager.nat4()), [manager.address4()]);
+    for manager in &scene.laboratory.managers {
+        assert_eq!(scene.hops(manager.nat4()), [manager.address4()]);
     }
-    let before = laboratory.spread(FLOWS).unwrap();
+    let before = scene.laboratory.spread(FLOWS).unwrap();
     let used: BTreeSet<_> = before.iter().collect();
     assert_eq!(used.len(), usize::from(MANAGERS));
 
-    let probe = probe(&laboratory);
-    dies(&mut laboratory, &probe);
-    moved(
-        &laboratory,
-        &before,
-        "without resilient hashing, one of three has died",
-    );
-    returns(&mut laboratory, &probe);
-    withdraws(&mut laboratory, &probe);
-    restarts(&mut laboratory, &probe);
+    scene.one_dies();
+    scene.say_what_moved(&before);
+    scene.it_returns();
+    scene.one_withdraws();
+    scene.a_process_restarts();
+    scene.bird_dies();
 }
 
-/// The first manager's machine is cut off.
-fn dies(laboratory: &mut Laboratory, probe: &Probe) {
-    let dead = laboratory.managers[0].nat4();
-    let cut_at = Instant::now();
-    laboratory.managers[0].cut_off().unwrap();
-    let took = routes(laboratory, 2);
-    let longest = longest_outage(probe, cut_at);
-    say(format_args!(
-        "a manager dies: its routes are gone after {took:?}; a client's longest time without a page is {longest:?}"
-    ));
-    // Its NAT address is with the others.
-    let others = [
-        laboratory.managers[1].address4(),
-        laboratory.managers[2].address4(),
-    ];
-    assert_eq!(hops(laboratory, dead), others);
+/// The laboratory, and its clients: some hold connections, one opens a new one every 10 ms.
+struct Scene {
+    laboratory: Laboratory,
+    held: Held,
+    probe: Probe,
+    /// Whether the managers know each other's connections.
+    peers: bool,
 }
 
-/// The machine boots, and its manager takes connections again.
-fn returns(laboratory: &mut Laboratory, probe: &Probe) {
-    let began = Instant::now();
-    let first = &mut laboratory.managers[0];
-    first.boot().unwrap();
-    first.start().unwrap();
-    routes(laboratory, 3);
-    settle(laboratory, probe);
-    probe.report().since(began).expect_no_failure();
-}
+impl Scene {
+    fn start() -> Self {
+        let laboratory = Laboratory::start(MANAGERS).unwrap();
+        let (client, service) = (&laboratory.network.client, laboratory.service().unwrap());
+        let held = Held::open(client, service, HELD, PATIENCE).unwrap();
+        let every = Duration::from_millis(10);
+        let probe = Probe::start(client, service, every, PATIENCE).unwrap();
+        thread::sleep(OLD);
+        let status = laboratory.managers[0].status().unwrap();
+        let peers = status["peers"]
+            .as_array()
+            .is_some_and(|peers| !peers.is_empty());
+        Self {
+            laboratory,
+            held,
+            probe,
+            peers,
+        }
+    }
 
-/// The second manager withdraws, and announces again.
-fn withdraws(laboratory: &mut Laboratory, probe: &Probe) {
-    let began = Instant::now();
-    laboratory.managers[1].withdraw().unwrap();
-    let took = routes(laboratory, 2);
-    say(format_args!(
-        "a manager withdraws: its routes are gone after {took:?}"
-    ));
-    settle(laboratory, probe);
-    laboratory.managers[1].announce().unwrap();
-    routes(laboratory, 3);
-    settle(laboratory, probe);
-    probe.report().since(began).expect_no_failure();
-}
+    /// The first manager's machine is cut off.
+    fn one_dies(&mut self) {
+        let dead = self.laboratory.managers[0].nat4();
+        let cut_at = Instant::now();
+        self.laboratory.managers[0].cut_off().unwrap();
+        let took = self.routes(2);
+        // Its NAT address is with the others.
+        let others = [1, 2].map(|index: usize| self.laboratory.managers[index].address4());
+        assert_eq!(self.hops(dead), others);
+        let outcome = self.held.ask().unwrap();
+        self.wait_for_answers();
+        let longest = self.probe.report().since(cut_at).longest_outage();
+        say(format_args!(
+            "a manager dies: its routes are gone after {took:?}; a client's longest time without a page is \
+             {longest:?}; {outcome:?}"
+        ));
+        assert!(longest < ROUTED, "{longest:?} without a page");
+        if self.peers {
+            let lost = outcome.lost as f64 / outcome.asked as f64;
+            assert!(lost <= 1.0 - SURVIVE, "{outcome:?}");
+        }
+    }
 
-/// A manager process that is killed and started again is no reason to withdraw; one that stays away is.
-fn restarts(laboratory: &mut Laboratory, probe: &Probe) {
-    let began = Instant::now();
-    laboratory.managers[2].kill_memlb().unwrap();
-    thread::sleep(Duration::from_secs(1));
-    laboratory.managers[2].start_memlb().unwrap();
-    assert_eq!(laboratory.next_hops(SERVICE4).unwrap().len(), 3);
-    laboratory.managers[2].kill_memlb().unwrap();
-    routes(laboratory, 2);
-    settle(laboratory, probe);
-    laboratory.managers[2].start_memlb().unwrap();
-    routes(laboratory, 3);
-    // BIRD's death is one of BFD, too.
-    laboratory.managers[2].kill_bird().unwrap();
-    let took = routes(laboratory, 2);
-    say(format_args!(
-        "BIRD is killed: its routes are gone after {took:?}"
-    ));
-    laboratory.managers[2].start_bird().unwrap();
-    routes(laboratory, 3);
-    settle(laboratory, probe);
-    probe.report().since(began).expect_no_failure();
-}
+    /// The machine boots, and its manager takes connections again.
+    fn it_returns(&mut self) {
+        self.without_loss("a manager returns", |laboratory| {
+            let first = &mut laboratory.managers[0];
+            first.boot().unwrap();
+            first.start().unwrap();
+            routes(laboratory, 3)
+        });
+    }
 
-fn probe(laboratory: &Laboratory) -> Probe {
-    let service = laboratory.service().unwrap();
-    let every = Duration::from_millis(10);
-    Probe::start(&laboratory.network.client, service, every, PATIENCE).unwrap()
+    /// The second manager withdraws, and announces again.
+    fn one_withdraws(&mut self) {
+        self.without_loss("a manager withdraws", |laboratory| {
+            laboratory.managers[1].withdraw().unwrap();
+            routes(laboratory, 2)
+        });
+        self.without_loss("it announces again", |laboratory| {
+            laboratory.managers[1].announce().unwrap();
+            routes(laboratory, 3)
+        });
+    }
+
+    /// A manager process that is killed and started again is no reason to withdraw; one that stays away is.
+    fn a_process_restarts(&mut self) {
+        self.without_loss("a manager's process is killed", |laboratory| {
+            laboratory.managers[2].kill_memlb().unwrap();
+            thread::sleep(Duration::from_secs(1));
+            assert_eq!(laboratory.next_hops(SERVICE4).unwrap().len(), 3);
+            routes(laboratory, 2)
+        });
+        self.without_loss("it is started again", |laboratory| {
+            laboratory.managers[2].start_memlb().unwrap();
+            routes(laboratory, 3)
+        });
+    }
+
+    /// BIRD's death is one of BFD, too.
+    fn bird_dies(&mut self) {
+        self.without_loss("BIRD is killed", |laboratory| {
+            laboratory.managers[2].kill_bird().unwrap();
+            routes(laboratory, 2)
+        });
+        self.without_loss("it is started again", |laboratory| {
+            laboratory.managers[2].start_bird().unwrap();
+            routes(laboratory, 3)
+        });
+    }
+
+    /// Lets `act` change something, after which every connection must be there and no request may have failed.
+    fn without_loss(&mut self, what: &str, act: impl FnOnce(&mut Laboratory) -> Duration) {
+        let began = Instant::now();
+        let took = act(&mut self.laboratory);
+        let outcome = self.held.ask().unwrap();
+        self.wait_for_answers();
+        let report = self.probe.report().since(began);
+        say(format_args!(
+            "{what}: routes as they should be after {took:?}; a client's longest time without a page is {:?}; {outcome:?}",
+            report.longest_outage()
+        ));
+        if self.peers {
+            report.expect_no_failure();
+            assert_eq!(outcome.lost, 0);
+        }
+    }
+
+    fn routes(&self, managers: usize) -> Duration {
+        routes(&self.laboratory, managers)
+    }
+
+    fn hops(&self, address: IpAddr) -> Vec<IpAddr> {
+        self.laboratory.next_hops(&address.to_string()).unwrap()
+    }
+
+    fn wait_for_answers(&self) {
+        let now = Instant::now();
+        self.probe.wait_for_answers(now, PATIENCE * 2).unwrap();
+    }
+
+    /// Says how many connections have another manager now than `before`, although theirs is there.
+    fn say_what_moved(&self, before: &[IpAddr]) {
+        let after = self.laboratory.spread(FLOWS).unwrap();
+        let living: BTreeSet<_> = after.iter().collect();
+        let moved: Vec<_> = before
+            .iter()
+            .zip(&after)
+            .filter(|(before, after)| before != after)
+            .collect();
+        let needless = moved
+            .iter()
+            .filter(|(before, _)| living.contains(before))
+            .count();
+        say(format_args!(
+            "one of three gone, without resilient hashing: {} of {FLOWS} connections moved, {needless} of them although \
+             their manager lives",
+            moved.len()
+        ));
+    }
 }
 
 /// Waits until the router has so many routes to both addresses of the service.
@@ -157,37 +235,4 @@ fn routes(laboratory: &Laboratory, managers: usize) -> Duration {
     let took = wait(SERVICE4).unwrap();
     wait(SERVICE6).unwrap();
     took
-}
-
-/// Waits until the answers to all requests until now are there.
-fn settle(_: &Laboratory, probe: &Probe) {
-    probe
-        .wait_for_answers(Instant::now(), PATIENCE * 2)
-        .unwrap();
-}
-
-fn longest_outage(probe: &Probe, since: Instant) -> Duration {
-    probe
-        .wait_for_answers(Instant::now(), PATIENCE * 2)
-        .unwrap();
-    let longest = probe.report().since(since).longest_outage();
-    assert!(longest < ROUTED, "{longest:?} without a page");
-    longest
-}
-
-fn hops(laboratory: &Laboratory, address: IpAddr) -> Vec<IpAddr> {
-    laboratory.next_hops(&address.to_string()).unwrap()
-}
-
-/// Says how many connections go to another manager than before, although theirs is there.
-fn moved(laboratory: &Laboratory, before: &[IpAddr], what: &str) {
-    let after = laboratory.spread(FLOWS).unwrap();
-    let living: BTreeSet<_> = after.iter().collect();
-    let pairs = || before.iter().zip(&after);
-    let moved = pairs().filter(|(before, after)| before != after).count();
-    let needless = pairs().filter(|(before, after)| before != after && living.contains(before));
-    say(format_args!(
-        "{what}: {moved} of {FLOWS} connections moved, {} of them although their manager lives",
-        needless.count()
-    ));
 }

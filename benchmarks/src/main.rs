@@ -12,6 +12,7 @@ mod load;
 mod machine;
 mod migration;
 mod outage;
+mod pair;
 mod peers;
 mod picture;
 mod processor;
@@ -122,6 +123,16 @@ enum Other {
     },
     /// Measures how full real workers get, by policy and by report interval
     Herd {
+        /// Write all measurements to this file (JSON)
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Measures two managers: what it costs them to know each other's connections, how late they do, and what a
+    /// sudden death loses
+    Pair {
+        /// Duration of one measurement at a rate
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
         /// Write all measurements to this file (JSON)
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -251,6 +262,14 @@ fn bench(options: &Options) -> Result<()> {
             write_json(migration.json.as_deref(), &measured)?;
             write_svg(migration.svg.as_deref(), || migration::draw(&measured))
         }
+        Some(Other::Pair { seconds, json }) => {
+            let outcome = pair::measure(Duration::from_secs(*seconds), &interrupt)?;
+            println!("\n{outcome}");
+            write_json(json.as_deref(), &outcome)?;
+            let missed = outcome.missed();
+            ensure!(missed == 0, "{missed} figures are missed");
+            Ok(())
+        }
         Some(Other::Thesis { seconds, json }) => {
             let duration = Duration::from_secs(*seconds);
             let measured = thesis::measure(directory.path(), duration, &interrupt)?;
@@ -268,6 +287,7 @@ impl Options {
             Some(Other::Control { .. } | Other::Herd { .. }) => &[],
             Some(Other::Load(_)) => load::TOOLS,
             Some(Other::Migration(_)) => migration::TOOLS,
+            Some(Other::Pair { .. }) => pair::TOOLS,
             _ => TOOLS,
         }
     }
@@ -277,6 +297,7 @@ impl Options {
             Some(
                 Other::Thesis { json, .. }
                 | Other::Packet { json, .. }
+                | Other::Pair { json, .. }
                 | Other::Control { json }
                 | Other::Ipvs { json, .. }
                 | Other::Herd { json },

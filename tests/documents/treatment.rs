@@ -20,6 +20,10 @@ pub const NOT_RUN: &[(&str, &str)] = &[
         "takes a minute, and is a step of `cargo xtask test`",
     ),
     (
+        "cargo xtask lab pair",
+        "the laboratory of the other commands has its place",
+    ),
+    (
         "cargo xtask package",
         "builds for minutes, and is a step of `cargo xtask test`",
     ),

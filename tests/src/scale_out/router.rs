@@ -46,12 +46,9 @@ pub(super) fn bird(namespace: &Namespace, configuration: &Path, files: &Path) ->
 
 /// Returns the next hops of the route to `address`; none without a route.
 pub(super) fn next_hops(router: &Namespace, address: IpAddr) -> Result<Vec<IpAddr>> {
-    let text = output(
-        router
-            .ip()
-            .args(["-json", "route", "show"])
-            .arg(address.to_string()),
-    )?;
+    let family = if address.is_ipv4() { "-4" } else { "-6" };
+    let show = [family, "-json", "route", "show", &address.to_string()];
+    let text = output(router.ip().args(show))?;
     let routes: Vec<Value> = match text.trim() {
         "" => Vec::new(),
         text => serde_json::from_str(text).with_context(|| format!("not JSON: {text}"))?,

@@ -4,7 +4,6 @@ use std::{
     collections::VecDeque,
     io::{self, IsTerminal},
     thread,
-    time::Duration,
 };
 
 use anyhow::Result;

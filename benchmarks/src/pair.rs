@@ -1,0 +1,337 @@
+//! What it costs two managers to know each other's connections, how late they do, and what a sudden death loses.
+
+use std::{
+    fmt,
+    net::SocketAddrV4,
+    sync::atomic::AtomicBool,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use memlb_tests::{
+    load::{Ending, Load, Sources, open_at_rate, raise_open_files},
+    pair::{LOAD_PORT, Pair, PairOptions, SERVICE_ADDRESS, Turnover},
+};
+use serde::Serialize;
+
+use super::{processor, table::Table};
+use xtask::{interrupt::Interrupt, packages::Tool, tools, workspace::say};
+
+pub const TOOLS: &[Tool] = tools! {
+    "keepalived" "keepalived" "moves the addresses when a manager dies; its service is not started";
+    "busybox" "busybox-static" "announces the laboratory's router by ARP";
+    "sysctl" "procps" "gives the client more ports";
+};
+
+/// Connections a second.
+const RATES: [u32; 2] = [5_000, 20_000];
+/// What peers may cost the sender and the receiver, of one core, at the higher rate.
+const SENDER_AT_MOST: f64 = 0.02;
+const RECEIVER_AT_MOST: f64 = 0.04;
+/// How late a record may be acknowledged at the lower rate: half of all, and 99 of 100.
+const LAG_AT_MOST: [Duration; 2] = [Duration::from_millis(3), Duration::from_millis(10)];
+
+/// Connections a second at the sudden death, each of which lives for three seconds.
+const TURNOVER: u32 = 1_000;
+const BEFORE_DEATH: Duration = Duration::from_secs(6);
+const AFTER_DEATH: Duration = Duration::from_secs(2);
+/// A connection of that age should survive.
+const OLD: Duration = Duration::from_secs(1);
+const SURVIVES_AT_LEAST: f64 = 0.999;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    costs: Vec<Cost>,
+    deaths: Vec<Death>,
+}
+
+/// One measurement at a rate. Shares are of one core; the manager process with the system calls that it makes.
+#[derive(Debug, Serialize)]
+struct Cost {
+    rate: u32,
+    peers: bool,
+    active_share: f64,
+    waiting_share: f64,
+    connections: u64,
+    failed: u64,
+    skipped: u64,
+    records_sent: u64,
+    lag_p50_ms: f64,
+    lag_p99_ms: f64,
+}
+
+/// What became of connections when the active manager's machine was cut off.
+#[derive(Debug, Serialize)]
+struct Death {
+    peers: bool,
+    open: usize,
+    lost: usize,
+    old: usize,
+    old_lost: usize,
+    oldest_lost_ms: f64,
+    new_connection_ms: f64,
+}
+
+/// Measures everything with and without peers.
+///
+/// # Errors
+/// When a laboratory cannot be made, or a client fails.
+pub fn measure(duration: Duration, interrupt: &Interrupt) -> Result<Outcome> {
+    raise_open_files()?;
+    let (mut costs, mut deaths) = (Vec::new(), Vec::new());
+    for peers in [false, true] {
+        let pair = start(peers)?;
+        for rate in RATES {
+            interrupt.check()?;
+            say(format!("{rate} connections a second, {}", with(peers)));
+            costs.push(cost(&pair, rate, duration)?);
+        }
+        say(format!("sudden death, {}", with(peers)));
+        deaths.push(death(pair)?);
+    }
+    Ok(Outcome { costs, deaths })
+}
+
+fn start(peers: bool) -> Result<Pair> {
+    let pair = Pair::start(&PairOptions {
+        peers,
+        ..PairOptions::default()
+    })?;
+    pair.wait_until_active(0, PATIENCE)?;
+    if peers {
+        for manager in &pair.managers {
+            manager.wait_until_complete(PATIENCE)?;
+        }
+    }
+    let ports = "net.ipv4.ip_local_port_range=1024 65535";
+    let client = &pair.network.client;
+    client.run("sysctl", &["--quiet", "--write", ports])?;
+    Ok(pair)
+}
+
+fn cost(pair: &Pair, rate: u32, duration: Duration) -> Result<Cost> {
+    let target = [SocketAddrV4::new(SERVICE_ADDRESS, LOAD_PORT)];
+    let stop = AtomicBool::new(false);
+    let load = Load {
+        targets: &target,
+        sources: Sources::One,
+        // Leaves no port in TIME_WAIT.
+        ending: Ending::ClientReset,
+        stop: &stop,
+    };
+    let used = || -> Result<[Duration; 2]> { Ok([used(pair, 0)?, used(pair, 1)?]) };
+    let (began, before) = (Instant::now(), used()?);
+    let tally = open_at_rate(&pair.network.client, load, rate, duration)?;
+    let after = used()?;
+    let seconds = began.elapsed().as_secs_f64();
+    let share = |index: usize| (after[index] - before[index]).as_secs_f64() / seconds;
+    let peers = pair.options().peers;
+    let figure = |name: &str| -> Result<u64> {
+        match peers {
+            true => Ok(pair.managers[0].peer(name)?.as_u64().unwrap_or_default()),
+            false => Ok(0),
+        }
+    };
+    Ok(Cost {
+        rate,
+        peers,
+        active_share: share(0),
+        waiting_share: share(1),
+        connections: tally.attempts,
+        failed: tally.failed(),
+        skipped: tally.skipped,
+        records_sent: figure("records_sent")?,
+        lag_p50_ms: figure("lag_p50_us")? as f64 / 1e3,
+        lag_p99_ms: figure("lag_p99_us")? as f64 / 1e3,
+    })
+}
+
+fn used(pair: &Pair, index: usize) -> Result<Duration> {
+    let controller = pair.managers[index].controller.as_ref();
+    processor::of_group(controller.context("the controller runs")?.pid())
+}
+
+fn death(pair: Pair) -> Result<Death> {
+    let turnover = Turnover::start(&pair.network.client, TURNOVER)?;
+    thread::sleep(BEFORE_DEATH);
+    let event = Instant::now();
+    pair.network.cut_off(0)?;
+    thread::sleep(AFTER_DEATH);
+    let report = turnover.finish()?;
+    let lost = report.ages_of_lost(event);
+    let is_old = |age: &Duration| *age > OLD;
+    let ages = report.open_at(event).filter_map(|it| it.established);
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    Ok(Death {
+        peers: pair.options().peers,
+        open: report.open_at(event).count(),
+        lost: lost.len(),
+        old: ages.filter(|it| is_old(&event.duration_since(*it))).count(),
+        old_lost: lost.iter().filter(|age| is_old(age)).count(),
+        oldest_lost_ms: lost.last().copied().map_or(0.0, milliseconds),
+        new_connection_ms: report
+            .first_answer_after(event)
+            .map_or(f64::INFINITY, milliseconds),
+    })
+}
+
+fn with(peers: bool) -> &'static str {
+    if peers { "with peers" } else { "without peers" }
+}
+
+impl Outcome {
+    /// Returns how many figures are missed.
+    pub fn missed(&self) -> usize {
+        let missed = self.verdicts().into_iter().filter(|(_, reached)| !reached);
+        missed.count()
+    }
+
+    /// Returns what is expected, and whether it is so.
+    fn verdicts(&self) -> Vec<(String, bool)> {
+        let cost = |rate, peers| {
+            let mut costs = self.costs.iter();
+            costs.find(|it| it.rate == rate && it.peers == peers)
+        };
+        let [lower, higher] = RATES;
+        let mut verdicts = Vec::new();
+        if let (Some(without), Some(with)) = (cost(higher, false), cost(higher, true)) {
+            for (who, more, most) in [
+                (
+                    "sender",
+                    with.active_share - without.active_share,
+                    SENDER_AT_MOST,
+                ),
+                (
+                    "receiver",
+                    with.waiting_share - without.waiting_share,
+                    RECEIVER_AT_MOST,
+                ),
+            ] {
+                let text = format!(
+                    "peers cost the {who} {:.1} % of a core, at most {:.0} %",
+                    more * 100.0,
+                    most * 100.0
+                );
+                verdicts.push((text, more <= most));
+            }
+        }
+        if let Some(cost) = cost(lower, true) {
+            let [half, most] = LAG_AT_MOST.map(|it| it.as_secs_f64() * 1e3);
+            let text = format!(
+                "acknowledged after {:.1} and {:.1} ms, at most {half} and {most} ms",
+                cost.lag_p50_ms, cost.lag_p99_ms
+            );
+            verdicts.push((text, cost.lag_p50_ms <= half && cost.lag_p99_ms <= most));
+        }
+        if let Some(death) = self.deaths.iter().find(|it| it.peers) {
+            let share = 1.0 - death.old_lost as f64 / death.old.max(1) as f64;
+            let text = format!(
+                "{:.2} % of the connections older than {OLD:?} survive, at least {:.1} %",
+                share * 100.0,
+                SURVIVES_AT_LEAST * 100.0
+            );
+            verdicts.push((text, share >= SURVIVES_AT_LEAST));
+        }
+        verdicts
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new(&[
+            "connections/s",
+            "active",
+            "waiting",
+            "failed",
+            "not opened",
+            "records",
+            "lag p50",
+            "lag p99",
+        ]);
+        for cost in &self.costs {
+            table.row([
+                format!("{} {}", cost.rate, with(cost.peers)),
+                format!("{:.1} %", cost.active_share * 100.0),
+                format!("{:.1} %", cost.waiting_share * 100.0),
+                format!("{} of {}", cost.failed, cost.connections),
+                cost.skipped.to_string(),
+                cost.records_sent.to_string(),
+                format!("{:.1} ms", cost.lag_p50_ms),
+                format!("{:.1} ms", cost.lag_p99_ms),
+            ]);
+        }
+        writeln!(f, "the manager processes, of one core\n\n{table}")?;
+        let mut table = Table::new(&[
+            "sudden death",
+            "open",
+            "lost",
+            "older than 1 s",
+            "lost",
+            "oldest lost",
+            "new after",
+        ]);
+        for death in &self.deaths {
+            table.row([
+                with(death.peers).to_owned(),
+                death.open.to_string(),
+                death.lost.to_string(),
+                death.old.to_string(),
+                death.old_lost.to_string(),
+                format!("{:.1} ms", death.oldest_lost_ms),
+                format!("{:.0} ms", death.new_connection_ms),
+            ]);
+        }
+        writeln!(f, "{table}")?;
+        for (text, reached) in self.verdicts() {
+            let verdict = if reached { "reached" } else { "MISSED" };
+            writeln!(f, "  {text}: {verdict}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cost, Death, Outcome, RATES};
+
+    #[test]
+    fn judges_what_was_measured() {
+        let cost = |rate, peers, share| Cost {
+            rate,
+            peers,
+            active_share: share,
+            waiting_share: share,
+            connections: 1,
+            failed: 0,
+            skipped: 0,
+            records_sent: 2,
+            lag_p50_ms: 1.0,
+            lag_p99_ms: 11.0,
+        };
+        let death = Death {
+            peers: true,
+            open: 3000,
+            lost: 3,
+            old: 2000,
+            old_lost: 2,
+            oldest_lost_ms: 1100.0,
+            new_connection_ms: 400.0,
+        };
+        let outcome = Outcome {
+            costs: vec![
+                cost(RATES[1], false, 0.01),
+                cost(RATES[0], true, 0.02),
+                cost(RATES[1], true, 0.04),
+            ],
+            deaths: vec![death],
+        };
+        let reached: Vec<bool> = outcome.verdicts().iter().map(|it| it.1).collect();
+        // Sender, receiver, lag, survival.
+        assert_eq!(reached, [false, true, false, true]);
+        assert_eq!(outcome.missed(), 2);
+    }
+}
