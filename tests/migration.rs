@@ -43,8 +43,9 @@ fn a_paused_worker_moves_for_longer_than_a_dead_one_is_waited_for() {
     let mut clients = Clients::open(&scene.cluster, scene.downloads());
     succeed(&scene.cluster, &["pause", "worker1", "--for", "1m"]);
     scene.move_for(LONG);
-    clients.check();
+    // As a hook does, before the worker's first heartbeat.
     succeed(&scene.cluster, &["resume", "worker1"]);
+    clients.check();
     scene.cluster.wait_for_state("worker1", "up", SOON).unwrap();
 }
 

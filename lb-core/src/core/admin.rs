@@ -31,6 +31,11 @@ impl Core {
             Err(_) if self.overrides.is_removed_by(command) => None,
             Err(error) => return Err(error),
         };
+        if command.action == AdminAction::Resume
+            && let Some(index) = index.filter(|&index| self.is_silent_in_pause(index, now))
+        {
+            return Ok(self.resume_when_back(index, command, now));
+        }
         let before = self.overrides.commands();
         self.overrides.apply(command)?;
         self.events.push_back(Event::AdminCommandApplied {

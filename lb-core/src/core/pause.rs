@@ -3,11 +3,13 @@
 //!
 //! Until the pause ends, the worker gets no new connection, its open ones stay, and its silence raises
 //! no alarm. A pause ends at its deadline, when the worker is back, or by command. A worker that is
-//! silent then is down as usual.
+//! silent at the deadline is down as usual. A command gives a silent worker `down_after` to be back: it
+//! comes from a hook at the end of a move, which is before the worker's first heartbeat.
 
 use std::time::{Duration, Instant};
 
 use super::Core;
+use crate::admin::{AdminCommand, CommandResult};
 use crate::event::Event;
 use crate::health::Health;
 
@@ -40,6 +42,41 @@ impl Core {
         if let Some(&index) = self.by_name.get(worker) {
             self.update_pause(index, now);
         }
+    }
+
+    /// Returns whether a paused worker may be silent: it is, or has missed heartbeats.
+    pub(super) fn is_silent_in_pause(&self, index: usize, now: Instant) -> bool {
+        let worker = &self.workers[index];
+        self.pauses.contains_key(&worker.name)
+            && worker.agent
+            && (matches!(worker.health, Health::Down | Health::Leaving)
+                || worker.silent_for(now) >= self.down_after / 4)
+    }
+
+    /// Ends the pause of a silent worker when it is back, or soon.
+    pub(super) fn resume_when_back(
+        &mut self,
+        index: usize,
+        command: &AdminCommand,
+        now: Instant,
+    ) -> CommandResult {
+        self.events.push_back(Event::AdminCommandApplied {
+            order: command.clone(),
+        });
+        let patience = self.down_after + self.down_after / 4;
+        if let Some(pause) = self.pauses.get_mut(&command.worker) {
+            pause.until = now
+                .checked_add(patience)
+                .map_or(pause.until, |soon| pause.until.min(soon));
+        }
+        self.apply_admin_states(index);
+        let mut result = CommandResult::default();
+        result.warnings.push(format!(
+            "{} is silent: its pause ends when it is back, or in {} ms",
+            command.worker,
+            patience.as_millis()
+        ));
+        result
     }
 
     /// Updates a worker's pause by its health: a worker that was away and is up again ends it.

@@ -84,14 +84,46 @@ fn a_worker_that_was_never_silent_is_up_again_at_the_deadline_or_by_order() {
         (world.treated(), world.selected().as_str()),
         (Health::Up, "worker1")
     );
-    // By order a silent one is down at once.
+}
+
+#[test]
+fn a_silent_worker_that_is_resumed_has_time_to_be_back() {
+    let mut world = started();
     world.order(&pause());
     world.agents.remove("worker1");
     world.pass(ms(5_000));
     world.events.clear();
+    // The hook at the end of a move comes before the first heartbeat.
     world.order(&order("worker1", AdminAction::Resume));
+    assert_eq!(world.treated(), Health::Paused);
+    world.pass(ms(1_000));
+    assert_eq!(world.treated(), Health::Paused);
+    world.start("worker1", 600);
+    world.pass(BEAT);
+    assert_eq!(world.treated(), Health::Up);
+    assert!(world.core.admin_overrides().is_empty());
+    assert_eq!(world.alarms(), [""; 0]);
+    // One that does not come is down soon.
+    world.order(&pause());
+    world.agents.remove("worker1");
+    world.pass(ms(5_000));
+    world.order(&order("worker1", AdminAction::Resume));
+    world.pass(DOWN_AFTER * 5 / 4);
     assert_eq!(world.treated(), Health::Down);
     assert_eq!(world.alarms().len(), 1);
+    assert!(world.core.admin_overrides().is_empty());
+}
+
+#[test]
+fn a_worker_that_has_missed_heartbeats_is_not_resumed_at_once() {
+    let mut world = started();
+    world.order(&pause());
+    world.agents.remove("worker1");
+    // Not yet long enough to be down.
+    world.pass(DOWN_AFTER * 3 / 4);
+    world.order(&order("worker1", AdminAction::Resume));
+    world.pass(DOWN_AFTER);
+    assert_eq!(world.treated(), Health::Paused);
 }
 
 #[test]
