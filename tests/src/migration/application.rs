@@ -98,6 +98,7 @@ impl Application {
             for (checkpoint, task) in connections {
                 let stream = checkpoint.restore()?;
                 stream.set_nonblocking(true)?;
+                stream.set_nodelay(true)?;
                 server.connections.push(Served { stream, task });
             }
             serves.send(fs::read_link("/proc/thread-self")?)?;
