@@ -8,7 +8,7 @@ use super::{
 };
 use crate::svg::Svg;
 
-const LABELS: f64 = 190.0;
+const LABELS: f64 = 210.0;
 const TIMELINE: f64 = 300.0;
 const GAP: f64 = 24.0;
 const COLUMN: f64 = 116.0;
@@ -118,10 +118,7 @@ fn row(svg: &mut Svg, top: f64, migration: &Migration, most: &[f64]) {
     svg.text(LABELS - 12.0, top + 20.0, "label", "end", &label);
     let (class, lost) = match noticed.held_lost {
         0 => ("note", "no connection lost".to_owned()),
-        some => (
-            "bad",
-            format!("{some} of {} connections lost", noticed.held),
-        ),
+        some => ("bad", format!("{some} of {} lost", noticed.held)),
     };
     svg.text(LABELS - 12.0, top + 35.0, class, "end", &lost);
     let still = migration.moved.still_ms / 1e3 * scale();
