@@ -18,7 +18,7 @@ impl TraceConfig {
     /// Whether the filter matches a packet.
     #[inline(always)]
     pub fn matches(&self, event: &TraceEvent) -> bool {
-        self.verdicts & 1 << (event.verdict & 31) != 0
+        self.verdicts & 1 << (event.verdict & 63) != 0
             && (self.service == NO_ID || self.service == event.service)
             && self.matches_backend(event.backend)
             && self.matches_client(event)

@@ -107,6 +107,9 @@ verdicts! {
     TooLarge = "too_large", Dropped, "Too large for the next link: answered with an ICMP error, or dropped where it may be fragmented.";
     Retried = "retried", Passed, "A worker refused a connection: its RST is dropped, and the client's SYN goes to another worker.";
     WorkersFull = "workers_full", Refused, "New connection while every worker has its max_connections: the kernel answers with RST, or ICMP for UDP.";
+    ToPeer = "to_peer", Forwarded, "Of a connection that is not known here: sent to the peers as it is, one of which may know it.";
+    UnknownToPeer = "unknown_to_peer", Dropped, "From a peer, of a connection that is not known here either: dropped.";
+    Asked = "asked", Dropped, "Of a connection that is not known here, while the workers' agents are asked whose it is: dropped, and the client sends it again.";
 }
 
 impl Verdict {

@@ -6,10 +6,10 @@ use std::mem::{offset_of, size_of};
 use lb_common::{
     address::V6,
     maps::{
-        Backend, Counter, DSR_LAYOUT_VERSION, DSR_MAPS, Flow, FlowKey, Handshake, LAYOUT_VERSION,
-        MANAGER_MAPS, Mac, MapKind, MapLayout, Neighbour, Policy, PortPool, PortWord, Service,
-        ServiceKey, Settings, TraceConfig, TraceCounts, TraceEvent, Traffic, direction, ended,
-        mode, name, state,
+        Asked, Backend, Counter, DSR_LAYOUT_VERSION, DSR_MAPS, Flow, FlowKey, FlowRecord,
+        Handshake, IntakeHeader, LAYOUT_VERSION, MANAGER_MAPS, Mac, MapKind, MapLayout, Neighbour,
+        PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey, Settings,
+        TraceConfig, TraceCounts, TraceEvent, Traffic, direction, ended, mode, name, state,
     },
     verdict::Verdict,
 };
@@ -32,7 +32,7 @@ macro_rules! assert_layout {
 
 #[test]
 fn the_layout_of_version_6_is_as_pinned() {
-    assert_eq!(LAYOUT_VERSION, 6, "pin the new layout here");
+    assert_eq!(LAYOUT_VERSION, 7, "pin the new layout here");
     assert_layout!(
         Settings, 88,
         layout_version 0, nat_port_first 4, nat_port_count 6, established_idle_ns 8,
@@ -92,9 +92,9 @@ fn the_layout_of_version_6_is_as_pinned() {
     );
     assert_eq!(size_of::<Mac>(), 8);
     assert_layout!(
-        TraceConfig, 128,
-        expires_ns 0, client 8, client_mask 24, client_port 40, reserved 42, verdicts 44, service 48,
-        backend_count 52, backends 56, rate 120, sample 124
+        TraceConfig, 136,
+        expires_ns 0, client 8, client_mask 24, verdicts 40, client_port 48, reserved 50, service 56,
+        backend_count 60, backends 64, rate 128, sample 132
     );
     assert_layout!(TraceCounts, 32, window_ns 0, taken 8, over_rate 16, no_room 24);
     assert_layout!(
@@ -103,6 +103,17 @@ fn the_layout_of_version_6_is_as_pinned() {
         bytes 104, ether_type 108, verdict 110, hook 111, protocol 112, kind 113, code 114,
         reserved 115
     );
+    assert_layout!(
+        FlowRecord, 104,
+        client 0, service_address 16, source 32, client_mac 48, manager_mac 56, backend 64,
+        client_interface 68, created_ticks 72, last_seen_ticks 76, sequences 80, client_port 88,
+        service_port 90, source_port 92, protocol 94, kind 95, ended 96, carried 98, reserved 99
+    );
+    assert_layout!(IntakeHeader, 40, link 0, next 16, outcomes 18, reserved 36);
+    assert_layout!(PeerSwitch, 8, reports 0, interfaces 4);
+    assert_layout!(PeerLinks, 112, links 0);
+    assert_layout!(PeerLink, 16, mac 0, own_mac 8);
+    assert_layout!(Asked, 16, first_ns 0, told 8, reserved 12);
 }
 
 #[test]
@@ -151,16 +162,19 @@ fn the_numbers_in_the_maps_are_as_pinned() {
             "too_large",
             "retried",
             "workers_full",
+            "to_peer",
+            "unknown_to_peer",
+            "asked",
         ]
     );
 }
 
 /// A change of any of these numbers, the last verdict's included, needs another layout version.
 #[test]
-fn the_maps_of_version_6_are_as_pinned() {
+fn the_maps_of_version_7_are_as_pinned() {
     use MapKind::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf, SkStorage};
 
-    assert_eq!(LAYOUT_VERSION, 6, "pin the new layout here");
+    assert_eq!(LAYOUT_VERSION, 7, "pin the new layout here");
     let rows = |maps: &[MapLayout]| {
         let row = |it: &MapLayout| (it.name, it.kind, it.key_size, it.value_size, it.entries);
         maps.iter().map(row).collect::<Vec<_>>()
@@ -192,14 +206,21 @@ fn the_maps_of_version_6_are_as_pinned() {
             ("evicted", Array, 4, 8, None),
             ("deny", LpmTrie, 20, 4, Some(16_384)),
             ("clients", LruHash, 16, 8, None),
-            ("verdicts", PerCpuArray, 4, 16, Some(30)),
+            ("verdicts", PerCpuArray, 4, 16, Some(33)),
             ("traffic", PerCpuArray, 4, 96, None),
-            ("trace", Array, 4, 128, Some(1)),
+            ("trace", Array, 4, 136, Some(1)),
             ("trace_counts", Array, 4, 32, Some(1)),
             ("trace_events", RingBuf, 0, 0, Some(262_144)),
+            ("peer_switch", Array, 4, 8, Some(1)),
+            ("peers", Hash, 4, 112, Some(64)),
+            ("peer_addresses", Hash, 16, 4, Some(128)),
+            ("flow_events", RingBuf, 0, 0, None),
+            ("flow_events_lost", PerCpuArray, 4, 8, Some(1)),
+            ("asked", LruHash, 40, 16, Some(16_384)),
+            ("asked_events", RingBuf, 0, 0, Some(65_536)),
         ]
     );
-    assert_eq!(DSR_LAYOUT_VERSION, 3, "pin the new layout here");
+    assert_eq!(DSR_LAYOUT_VERSION, 4, "pin the new layout here");
     assert_eq!(
         rows(DSR_MAPS),
         [
@@ -211,7 +232,7 @@ fn the_maps_of_version_6_are_as_pinned() {
             ("new_peers", LruHash, 16, 12, Some(16_384)),
             ("new_peers6", LruHash, 40, 24, Some(16_384)),
             ("sockets", SkStorage, 4, 20, Some(0)),
-            ("verdicts", PerCpuArray, 4, 16, Some(30)),
+            ("verdicts", PerCpuArray, 4, 16, Some(33)),
         ]
     );
 }
@@ -220,16 +241,16 @@ fn the_maps_of_version_6_are_as_pinned() {
 fn a_map_that_differs_in_any_property_is_named() {
     let verdicts = MANAGER_MAPS.iter().find(|it| it.name == name::VERDICTS);
     let verdicts = verdicts.unwrap();
-    assert_eq!(verdicts.difference(6, [4, 16], 30), None);
+    assert_eq!(verdicts.difference(6, [4, 16], 33), None);
     for (kind, sizes, entries, said) in [
-        (2, [4, 16], 30, "map verdicts has type 2, not 6"),
-        (6, [8, 16], 30, "map verdicts has key size 8, not 4"),
-        (6, [4, 8], 30, "map verdicts has value size 8, not 16"),
+        (2, [4, 16], 33, "map verdicts has type 2, not 6"),
+        (6, [8, 16], 33, "map verdicts has key size 8, not 4"),
+        (6, [4, 8], 33, "map verdicts has value size 8, not 16"),
         (
             6,
             [4, 16],
             28,
-            "map verdicts has number of entries 28, not 30",
+            "map verdicts has number of entries 28, not 33",
         ),
     ] {
         let found = verdicts.difference(kind, sizes, entries).unwrap();

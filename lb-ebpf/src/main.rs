@@ -7,6 +7,7 @@
 // For atomic operations, which Rust lacks for this target.
 #![feature(asm_experimental_arch)]
 
+mod intake;
 mod maps;
 mod packet;
 mod packet_scratch;
@@ -42,6 +43,12 @@ pub fn memlb_loopback(ctx: TcContext) -> i32 {
 #[xdp_program]
 pub fn memlb_xdp(ctx: XdpContext) -> u32 {
     xdp::run(&ctx)
+}
+
+/// Takes in records of connections from peers. Never attached: the manager runs it.
+#[classifier]
+pub fn memlb_intake(ctx: TcContext) -> i32 {
+    intake::run(ctx.skb.skb)
 }
 
 #[panic_handler]

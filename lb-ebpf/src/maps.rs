@@ -11,11 +11,12 @@ use aya_ebpf::{
 use lb_common::{
     address::{Address, V4, V6},
     maps::{
-        Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
+        Asked, Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
         DEFAULT_HANDSHAKES, DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow, FlowKey,
-        Handshake, NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS, PORTS_PER_WORD, Policy,
-        PortPool, PortWord, SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service,
-        ServiceKey, Settings, TraceEvent, Traffic, port_bit, port_word,
+        FlowRecord, Handshake, NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS,
+        PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, SERVICE_CHOICES,
+        SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey, Settings, TraceEvent,
+        Traffic, port_bit, port_word,
     },
     packet::Syn,
     steer::{
@@ -24,7 +25,7 @@ use lb_common::{
     verdict::Verdict,
 };
 
-use crate::packet_scratch::PacketScratch;
+use crate::{packet_scratch::PacketScratch, peer};
 
 #[btf_map(name = "settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();
@@ -500,6 +501,41 @@ impl<A: Family> Tables for Maps<A> {
     }
 
     #[inline(always)]
+    fn peer_switch(&self) -> PeerSwitch {
+        peer::switch()
+    }
+
+    #[inline(always)]
+    fn peers(&self, interface: u32) -> Option<&PeerLinks> {
+        peer::links(interface)
+    }
+
+    #[inline(always)]
+    fn is_peer_address(&self, address: &V6) -> bool {
+        peer::is_address(address)
+    }
+
+    #[inline(always)]
+    fn report(&self, record: &FlowRecord) {
+        peer::report(record);
+    }
+
+    #[inline(always)]
+    fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked> {
+        peer::asked(tuple)
+    }
+
+    #[inline(always)]
+    fn set_asked(&self, tuple: &FlowKey<V6>, asked: &Asked) {
+        peer::set_asked(tuple, asked);
+    }
+
+    #[inline(always)]
+    fn tell(&self, record: &FlowRecord) -> bool {
+        peer::tell(record)
+    }
+
+    #[inline(always)]
     fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic)) {
         if let Some(traffic) = TRAFFIC.get_ptr_mut(backend) {
             // SAFETY: a per-CPU slot, see `flow_scratch`.
@@ -646,6 +682,7 @@ impl<A: Family> Maps<A> {
         let known = unsafe { &mut *known };
         if *known != *seen
             && seen.worker.is_station()
+            && !peer::is_peer(interface, seen.worker)
             && BACKENDS
                 .get(backend)
                 .is_some_and(|it| it.interface == interface)

@@ -1,16 +1,20 @@
 //! Peers: records of connections for them, and packets of connections that only they may know.
 
 use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    helpers::generated::{bpf_clone_redirect, bpf_skb_store_bytes},
     macros::btf_map,
 };
 use lb_common::{
     address::V6,
     maps::{
-        ASKED_ENTRIES, ASKED_EVENT_BYTES, Asked, FLOW_EVENT_BYTES, FlowKey, FlowRecord,
-        PEER_ADDRESSES, PEER_INTERFACES, PeerLinks, PeerSwitch,
+        ASKED_ENTRIES, ASKED_EVENT_BYTES, Asked, FLOW_EVENT_BYTES, FlowKey, FlowRecord, Mac,
+        PEER_ADDRESSES, PEER_INTERFACES, PeerLink, PeerLinks, PeerSwitch,
     },
 };
+
+use crate::redirect::mark;
 
 #[btf_map(name = "peer_switch")]
 static SWITCH: Array<PeerSwitch, 1> = Array::new();
@@ -36,3 +40,97 @@ static ASKED: LruHashMap<FlowKey<V6>, Asked, { ASKED_ENTRIES as usize }> = LruHa
 
 #[btf_map(name = "asked_events")]
 static ASKED_EVENTS: RingBuf<FlowRecord, { ASKED_EVENT_BYTES as usize }> = RingBuf::new();
+
+/// What the manager has switched on.
+#[inline(always)]
+pub fn switch() -> PeerSwitch {
+    SWITCH.get(0).copied().unwrap_or_default()
+}
+
+/// The living peers on the network of an interface.
+#[inline(always)]
+pub fn links(interface: u32) -> Option<&'static PeerLinks> {
+    // SAFETY: words that the manager writes; after a concurrent write, a frame goes to the former or the next peers.
+    unsafe { PEERS.get(interface) }
+}
+
+/// Whether a link address is a peer's.
+#[inline(never)]
+pub fn is_peer(interface: u32, mac: Mac) -> bool {
+    let mut is_known = false;
+    if switch().interfaces != 0
+        && let Some(peers) = links(interface)
+    {
+        for link in &peers.links {
+            is_known |= link.mac.is_same_station(mac);
+        }
+    }
+    is_known
+}
+
+#[inline(always)]
+pub fn is_address(address: &V6) -> bool {
+    // SAFETY: only whether there is an entry matters.
+    unsafe { ADDRESSES.get(address) }.is_some()
+}
+
+/// Adds a record to `flow_events`.
+#[inline(always)]
+pub fn report(record: &FlowRecord) {
+    if EVENTS.output(record, 0).is_err()
+        && let Some(lost) = LOST.get_ptr_mut(0)
+    {
+        // SAFETY: a per-CPU slot. Each CPU handles one packet at a time, because every hook runs with bottom halves off.
+        unsafe { *lost += 1 };
+    }
+}
+
+#[inline(always)]
+pub fn asked(tuple: &FlowKey<V6>) -> Option<Asked> {
+    // SAFETY: copied at once. A torn value at worst asks once more.
+    unsafe { ASKED.get(tuple) }.copied()
+}
+
+#[inline(always)]
+pub fn set_asked(tuple: &FlowKey<V6>, asked: &Asked) {
+    // Without room, the next packet asks again.
+    _ = ASKED.insert(tuple, asked, 0);
+}
+
+/// Adds a record to `asked_events`; returns whether there was room.
+#[inline(always)]
+pub fn tell(record: &FlowRecord) -> bool {
+    ASKED_EVENTS.output(record, 0).is_ok()
+}
+
+/// Sends a copy of the frame to each living peer on the network of its interface, with other link addresses only.
+#[inline(never)]
+pub fn relay(skb: *mut __sk_buff, interface: u32) -> i32 {
+    mark(skb);
+    let Some(peers) = links(interface) else {
+        return TC_ACT_SHOT;
+    };
+    for PeerLink { mac, own_mac } in &peers.links {
+        if *mac == Mac::NONE {
+            continue;
+        }
+        let addresses = frame_addresses(*mac, *own_mac);
+        // SAFETY: a valid context, no pointer into which is used afterwards, and twelve bytes to read.
+        unsafe {
+            bpf_skb_store_bytes(skb, 0, addresses.as_ptr().cast(), 12, 0);
+            bpf_clone_redirect(skb, interface, 0);
+        }
+    }
+    TC_ACT_SHOT
+}
+
+/// The first twelve bytes of a frame, in words, because the verifier demands aligned words on the stack.
+#[inline(always)]
+fn frame_addresses(destination: Mac, source: Mac) -> [u64; 2] {
+    let word = |mac: Mac| {
+        let [a, b, c, d, e, f] = mac.bytes();
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    };
+    let (destination, source) = (word(destination), word(source));
+    [(destination | source << 48).to_le(), (source >> 16).to_le()]
+}

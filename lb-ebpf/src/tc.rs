@@ -24,6 +24,7 @@ use crate::{
     maps::{Family, Maps, count},
     packet::{HookContext, decide, is_unrelated},
     packet_scratch::{PacketScratch, Parsed},
+    peer,
     redirect::{STEERED, mark, redirect, redirect_by_route, redirect_to_neighbour, set_vlan},
     retry, too_large,
     trace::{self, Frame, barrier_var},
@@ -209,6 +210,7 @@ fn act<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>, parsed: Parse
         Exit::Pass => return TC_ACT_UNSPEC,
         Exit::Drop => return TC_ACT_SHOT,
         Exit::Reset => return reset_worker(skb, scratch),
+        Exit::Peers => return peer::relay(skb, packet.interface),
         _ => {}
     }
     if parsed == Parsed::Message {
@@ -312,7 +314,7 @@ fn set_link_addresses<A>(ethernet: &mut EthernetHeader, decision: &Decision<A>) 
 fn send<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i32 {
     match decision.exit {
         Exit::Pass | Exit::Local => TC_ACT_UNSPEC,
-        Exit::Drop => TC_ACT_SHOT,
+        Exit::Drop | Exit::Peers => TC_ACT_SHOT,
         Exit::Backend | Exit::Dsr | Exit::Reset => {
             mark(skb);
             set_vlan(skb, tag, 0);

@@ -86,7 +86,7 @@ pub fn steered<A: Address>(
     };
     event.original = mapped(key);
     event.translated = match decision.exit {
-        Exit::Pass | Exit::Drop => FlowKey::NONE,
+        Exit::Pass | Exit::Drop | Exit::Peers => FlowKey::NONE,
         _ => mapped(&decision.translated),
     };
     event.backend = decision.backend;

@@ -19,13 +19,15 @@ use aya::{
 use lb_common::{
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
     maps::{
-        Backend, DEFAULT_SOURCE_WORDS, LAYOUT_VERSION, MAX_NAT_SOURCES, Neighbour, PORTS_PER_WORD,
-        Policy, PortPool, PortWord, SLOTS_PER_BUCKET, SPREAD, Service, ServiceKey, Settings,
-        TraceConfig, TraceCounts, TraceEvent, Traffic, first_choice, mode, policy, port_bit,
-        port_word, service_flag, state, ticks,
+        Backend, DEFAULT_SOURCE_WORDS, FlowRecord, LAYOUT_VERSION, MAX_NAT_SOURCES, Neighbour,
+        PORTS_PER_WORD, PeerLink, PeerLinks, PeerSwitch, Policy, PortPool, PortWord,
+        SLOTS_PER_BUCKET, SPREAD, Service, ServiceKey, Settings, TraceConfig, TraceCounts,
+        TraceEvent, Traffic, first_choice, mode, policy, port_bit, port_word, service_flag, state,
+        ticks,
     },
     verdict::Verdict,
 };
+use memlb::datapath::IntakeOutcome;
 use memlb_tests::require_root;
 use nix::{
     sched::{CloneFlags, unshare},
@@ -36,7 +38,7 @@ pub use crate::datapath::{Circumstances, Edge, Hook};
 use crate::{
     call::Call,
     datapath::{BACKENDS, BUCKETS, Counters, Datapath},
-    frame::Family,
+    frame::{Family, Mac},
     lan::{self, Server, Station},
     outcome::{Counted, Outcome},
     tables::{Entry, Key, Opening},
@@ -145,6 +147,7 @@ impl Bench {
     /// Forgets every flow and every change but the settings.
     pub fn reset(&mut self) {
         self.datapath.maps.flows.clear();
+        self.forgets_peers();
         let homes: Vec<_> = self
             .datapath
             .maps
@@ -666,6 +669,72 @@ impl Bench {
 
     pub fn put(&mut self, key: Key, flow: Entry) {
         self.datapath.maps.flows.put(key, &flow);
+    }
+
+    /// Has connections reported, and forgets what was reported before.
+    pub fn reports(&mut self) {
+        self.switches(|switch| switch.reports = 1);
+        self.records();
+    }
+
+    fn switches(&mut self, change: impl FnOnce(&mut PeerSwitch)) {
+        let map = &mut self.datapath.maps.peer_switch;
+        let mut switch = map.get(&0, 0).unwrap();
+        change(&mut switch);
+        map.set(0, switch, 0).unwrap();
+    }
+
+    /// The connections that were reported since last asked.
+    pub fn records(&mut self) -> Vec<FlowRecord> {
+        let mut records = Vec::new();
+        while let Some(entry) = self.datapath.maps.flow_events.next() {
+            assert_eq!(entry.len(), size_of::<FlowRecord>());
+            // SAFETY: as long as a record, of which any bytes are one.
+            records.push(unsafe { entry.as_ptr().cast::<FlowRecord>().read_unaligned() });
+        }
+        records
+    }
+
+    /// Has the program take in what a peer reported.
+    pub fn admits(&mut self, records: &[FlowRecord]) -> IntakeOutcome {
+        self.datapath.intake.admit(records).unwrap()
+    }
+
+    /// Lets peers with these link addresses live on the first interface's network, and their NAT address be this
+    /// one's.
+    pub fn has_peers(&mut self, macs: &[Mac]) {
+        let mut links = PeerLinks::default();
+        for (link, mac) in links.links.iter_mut().zip(macs) {
+            *link = PeerLink {
+                mac: (*mac).into(),
+                own_mac: lan::MANAGER.mac.into(),
+            };
+        }
+        let maps = &mut self.datapath.maps;
+        maps.peers.insert(lan::ETH1, links, 0).unwrap();
+        let address = lan::mapped(lan::MANAGER.address(self.family));
+        maps.peer_addresses.insert(address, 1, 0).unwrap();
+        self.switches(|switch| switch.interfaces = 1);
+    }
+
+    /// Forgets all peers, and what was asked of them.
+    fn forgets_peers(&mut self) {
+        self.switches(|switch| *switch = PeerSwitch::default());
+        self.records();
+        let asked = &mut self.datapath.maps.asked;
+        for tuple in asked.keys().map(Result::unwrap).collect::<Vec<_>>() {
+            asked.remove(&tuple).unwrap();
+        }
+    }
+
+    /// Lets time pass for what was asked of peers.
+    pub fn waits_for_peers(&mut self, duration: Duration) {
+        let asked = &mut self.datapath.maps.asked;
+        for tuple in asked.keys().map(Result::unwrap).collect::<Vec<_>>() {
+            let mut value = asked.get(&tuple, 0).unwrap();
+            value.first_ns -= u64::try_from(duration.as_nanos()).unwrap();
+            asked.insert(tuple, value, 0).unwrap();
+        }
     }
 
     /// Lets time pass, as far as flows can tell.

@@ -15,12 +15,13 @@ use aya::{
 use lb_common::{
     address::V6,
     maps::{
-        Backend, Counter, DEFAULT_SOURCE_WORDS, Neighbour, PORTS_PER_WORD, Policy, PortPool,
-        PortWord, SLOTS_PER_BUCKET, Service, ServiceKey, Settings, TRACE_SECTION, TraceConfig,
-        TraceCounts, Traffic, name,
+        Asked, Backend, Counter, DEFAULT_SOURCE_WORDS, FlowKey, Neighbour, PORTS_PER_WORD,
+        PeerLinks, PeerSwitch, Policy, PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
+        Settings, TRACE_SECTION, TraceConfig, TraceCounts, Traffic, name,
     },
     verdict::Verdict,
 };
+use memlb::datapath::Intake;
 
 use crate::{
     outcome::{Action, Counted, Outcome},
@@ -39,6 +40,7 @@ pub const POOL_WORDS: u32 = 2 * DEFAULT_SOURCE_WORDS;
 pub struct Datapath {
     ebpf: Ebpf,
     pub maps: Maps,
+    pub intake: Intake,
 }
 
 /// Datapaths that no test uses just now: verifying the programs takes longer than most tests.
@@ -68,6 +70,11 @@ pub struct Maps {
     pub trace: Array<MapData, TraceConfig>,
     pub trace_counts: Array<MapData, TraceCounts>,
     pub trace_events: RingBuf<MapData>,
+    pub peer_switch: Array<MapData, PeerSwitch>,
+    pub peers: HashMap<MapData, u32, PeerLinks>,
+    pub peer_addresses: HashMap<MapData, V6, u32>,
+    pub flow_events: RingBuf<MapData>,
+    pub asked: HashMap<MapData, FlowKey<V6>, Asked>,
 }
 
 /// All counters at one moment, summed over the CPUs.
@@ -148,8 +155,9 @@ impl Datapath {
             classifier_mut(&mut ebpf, program).load()?;
         }
         xdp_mut(&mut ebpf).load()?;
+        let intake = Intake::load(&mut ebpf)?;
         let maps = Maps::take(&mut ebpf)?;
-        Ok(Self { ebpf, maps })
+        Ok(Self { ebpf, maps, intake })
     }
 
     pub fn attach_xdp(&mut self, interfaces: &[u32]) -> anyhow::Result<Vec<XdpLink>> {
@@ -316,6 +324,11 @@ impl Maps {
             trace: map(TRACE_SECTION).try_into()?,
             trace_counts: map(name::TRACE_COUNTS).try_into()?,
             trace_events: map(name::TRACE_EVENTS).try_into()?,
+            peer_switch: map(name::PEER_SWITCH).try_into()?,
+            peers: map(name::PEERS).try_into()?,
+            peer_addresses: map(name::PEER_ADDRESSES).try_into()?,
+            flow_events: map(name::FLOW_EVENTS).try_into()?,
+            asked: map(name::ASKED).try_into()?,
         })
     }
 }

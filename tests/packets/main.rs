@@ -31,6 +31,7 @@ mod ipv6;
 mod live;
 mod local;
 mod paths;
+mod peer;
 mod policies;
 mod rare;
 mod retry;

@@ -42,7 +42,7 @@ fn figures() -> Vec<(String, u64)> {
     let mut figures = datapath.verified_instructions();
     datapath.put_by();
     figures.extend(verified_instructions(&dsr_translator::load().unwrap()));
-    assert_eq!(figures.len(), 6, "{figures:?}");
+    assert_eq!(figures.len(), 7, "{figures:?}");
     figures
 }
 

@@ -3,7 +3,7 @@
 use crate::address::{Address, V4, V6};
 
 /// Version of this file's layouts and of [`super::DSR_MAPS`]. An agent replaces pins of another version.
-pub const DSR_LAYOUT_VERSION: u32 = 3;
+pub const DSR_LAYOUT_VERSION: u32 = 4;
 
 /// Names of the DSR translator's maps, and of their pins.
 pub mod dsr_name {

@@ -45,6 +45,12 @@ impl Mac {
         self.0 & 1 == 0 && self.0 << 16 != 0
     }
 
+    /// Whether both are the same address, whatever their tags.
+    #[inline(always)]
+    pub fn is_same_station(self, other: Self) -> bool {
+        (self.0 ^ other.0) << 16 == 0
+    }
+
     /// The tag, marked as present; 0: untagged.
     #[inline(always)]
     pub fn tag(self) -> u16 {

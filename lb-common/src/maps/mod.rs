@@ -31,8 +31,8 @@ pub use layout::{DSR_MAPS, Difference, MANAGER_MAPS, MapKind, MapLayout};
 pub use mac::Mac;
 pub use peer::{
     ASKED_AGAIN_NS, ASKED_ENTRIES, ASKED_EVENT_BYTES, ASKED_NS, Admission, Asked, FLOW_EVENT_BYTES,
-    FlowRecord, MAX_PEER_MANAGERS, PEER_ADDRESSES, PEER_INTERFACES, PeerLink, PeerLinks,
-    PeerSwitch, record_kind,
+    FlowRecord, INTAKE_RECORDS, IntakeHeader, MAX_PEER_MANAGERS, PEER_ADDRESSES, PEER_INTERFACES,
+    PeerLink, PeerLinks, PeerSwitch, record_kind,
 };
 pub use ports::{
     DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,
@@ -172,7 +172,7 @@ const _: () = {
     assert!(size_of::<Handshake<V6>>() == 168 && align_of::<Handshake<V6>>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Traffic>() == 96);
-    assert!(size_of::<TraceConfig>() == 128 && align_of::<TraceConfig>() == 8);
+    assert!(size_of::<TraceConfig>() == 136 && align_of::<TraceConfig>() == 8);
     assert!(size_of::<TraceCounts>() == 32);
     assert!(size_of::<TraceEvent>() == 120 && align_of::<TraceEvent>() == 8);
 };

@@ -1,7 +1,7 @@
 //! Peers: other managers that serve the same services. Records of connections go to them, and packets of connections
 //! that only they know.
 
-use super::{Flow, FlowKey, Mac, direction};
+use super::{BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, Mac, direction};
 use crate::address::{Address, V6};
 
 /// Most peers of a manager.
@@ -73,6 +73,32 @@ pub mod record_kind {
     pub const FORGOTTEN: u8 = 5;
 }
 
+/// Most records of one run of program `memlb_intake`. A test run takes at most a page.
+pub const INTAKE_RECORDS: usize = 32;
+
+/// The first bytes of what program `memlb_intake` is run on; the records follow. It is run once for each record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IntakeHeader {
+    /// The kernel takes this for link addresses and a protocol. Zero.
+    pub link: [u8; 16],
+    /// The next record, in the machine's byte order, like the next.
+    pub next: [u8; 2],
+    /// How many records had each [`Admission`].
+    pub outcomes: [[u8; 2]; Admission::ALL.len()],
+    pub reserved: [u8; 4],
+}
+
+impl IntakeHeader {
+    /// Before the first record.
+    pub const NEW: Self = Self {
+        link: [0; 16],
+        next: [0; 2],
+        outcomes: [[0; 2]; Admission::ALL.len()],
+        reserved: [0; 4],
+    };
+}
+
 /// What the intake made of a [`FlowRecord`].
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,32 +151,75 @@ impl Admission {
 }
 
 impl FlowRecord {
-    /// A record from one entry of a connection and the tuple of the client's packets. The sequence number and the end
-    /// of the other direction stay 0.
+    /// An empty record.
+    pub const NONE: Self = Self {
+        client: [0; 16],
+        service_address: [0; 16],
+        source: [0; 16],
+        client_mac: Mac::NONE,
+        manager_mac: Mac::NONE,
+        backend: 0,
+        client_interface: 0,
+        created_ticks: 0,
+        last_seen_ticks: 0,
+        sequences: [0; 2],
+        client_port: [0; 2],
+        service_port: [0; 2],
+        source_port: [0; 2],
+        protocol: 0,
+        kind: 0,
+        ended: [0; 2],
+        carried: 0,
+        reserved: [0; 5],
+    };
+
+    /// Describes a connection by one of its entries. Sequence number and end of the other direction become 0.
     #[inline(always)]
-    pub fn of<A: Address>(kind: u8, client: &FlowKey<A>, flow: &Flow<A>) -> Self {
-        let is_request = flow.direction == direction::REQUEST;
-        // The reply's `translated` is the reverse of the client's tuple.
-        let mut record = Self {
-            kind,
-            backend: flow.backend,
-            ..Self::default()
-        };
-        record.client = client.source.mapped();
-        record.client_port = client.source_port;
-        record.service_address = client.destination.mapped();
-        record.service_port = client.destination_port;
-        record.protocol = client.protocol as u8;
-        record.client_mac = flow.client_mac;
-        record.manager_mac = flow.manager_mac;
-        record.client_interface = flow.client_interface & !(super::BY_ROUTE | super::IN_FRAGMENTS);
-        record.created_ticks = flow.created_ticks;
-        record.last_seen_ticks = flow.last_seen_ticks;
-        let own = usize::from(!is_request);
-        record.sequences[own] = flow.sequence;
-        record.ended[own] = flow.ended;
-        record.carried = u8::from(flow.bytes > 0);
-        record
+    pub fn describe<A: Address>(&mut self, kind: u8, key: &FlowKey<A>, flow: &Flow<A>) {
+        if flow.direction == direction::REQUEST {
+            self.set_client(key);
+            self.source = flow.translated.source.mapped();
+            self.source_port = flow.translated.source_port;
+            self.sequences = [flow.sequence, 0];
+            self.ended = [flow.ended, 0];
+        } else {
+            self.set_client(&flow.translated.reversed());
+            self.source = key.destination.mapped();
+            self.source_port = key.destination_port;
+            self.sequences = [0, flow.sequence];
+            self.ended = [0, flow.ended];
+        }
+        self.kind = kind;
+        self.client_mac = flow.client_mac;
+        self.manager_mac = flow.manager_mac;
+        self.backend = flow.backend;
+        self.client_interface = flow.client_interface & !(BY_ROUTE | IN_FRAGMENTS);
+        self.created_ticks = flow.created_ticks;
+        self.last_seen_ticks = flow.last_seen_ticks;
+        self.carried = u8::from(flow.bytes > 0);
+        self.reserved = [0; 5];
+    }
+
+    /// Sets the tuple of the client's packets.
+    #[inline(always)]
+    pub fn set_client<A: Address>(&mut self, key: &FlowKey<A>) {
+        self.client = key.source.mapped();
+        self.client_port = key.source_port;
+        self.service_address = key.destination.mapped();
+        self.service_port = key.destination_port;
+        self.protocol = key.protocol as u8;
+    }
+
+    /// The tuple of the client's packets. Meaningless if they are of the other family.
+    #[inline(always)]
+    pub fn client_key<A: Address>(&self) -> FlowKey<A> {
+        FlowKey {
+            source: A::from_mapped(&self.client),
+            destination: A::from_mapped(&self.service_address),
+            source_port: self.client_port,
+            destination_port: self.service_port,
+            protocol: self.protocol.into(),
+        }
     }
 }
 
@@ -195,6 +264,7 @@ pub struct Asked {
 
 const _: () = {
     assert!(size_of::<FlowRecord>() == 104 && align_of::<FlowRecord>() == 8);
+    assert!(size_of::<IntakeHeader>() == 40 && align_of::<IntakeHeader>() == 1);
     assert!(size_of::<PeerSwitch>() == 8);
     assert!(size_of::<PeerLinks>() == 112 && align_of::<PeerLinks>() == 8);
     assert!(size_of::<Asked>() == 16);

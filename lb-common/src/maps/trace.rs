@@ -27,11 +27,11 @@ pub struct TraceConfig {
     pub client: V6,
     /// Bits of the client's address that are compared.
     pub client_mask: V6,
+    /// A bit for each [`crate::verdict::Verdict`].
+    pub verdicts: u64,
     /// 0: any.
     pub client_port: [u8; 2],
-    pub reserved: [u8; 2],
-    /// A bit for each [`crate::verdict::Verdict`].
-    pub verdicts: u32,
+    pub reserved: [u8; 6],
     /// [`NO_ID`]: any.
     pub service: u32,
     /// Filled entries of `backends`; 0: any backend.
@@ -102,9 +102,9 @@ impl TraceConfig {
         expires_ns: 0,
         client: [0; 16],
         client_mask: [0; 16],
-        client_port: [0; 2],
-        reserved: [0; 2],
         verdicts: 0,
+        client_port: [0; 2],
+        reserved: [0; 6],
         service: 0,
         backend_count: 0,
         backends: [0; TRACED_BACKENDS],
@@ -114,7 +114,7 @@ impl TraceConfig {
 
     /// Every packet matches; the caller sets the expiry.
     pub const ALL: Self = Self {
-        verdicts: u32::MAX,
+        verdicts: u64::MAX,
         service: NO_ID,
         rate: u32::MAX,
         ..Self::OFF

@@ -1,8 +1,11 @@
 //! Views of headers in the bytes of a frame.
 
-use crate::headers::{
-    EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header, QuotedPorts, TcpHeader,
-    UdpHeader,
+use crate::{
+    headers::{
+        EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header, QuotedPorts,
+        TcpHeader, UdpHeader,
+    },
+    maps::IntakeHeader,
 };
 
 use super::{ErrorMessage, IpHeader, PortsFrame, TcpFrame};
@@ -42,6 +45,7 @@ headers!(
     EthernetHeader,
     ExtensionHeader,
     IcmpHeader,
+    IntakeHeader,
     Ipv4Header,
     Ipv6Header,
     QuotedPorts,

@@ -4,8 +4,9 @@ use super::{
     PacketMeta, Tables, client,
     flow::{WINDOW, count_open, end_bits, is_reverse_of, sequence_end, uncount},
     port::{TimeWait, reclaim, release},
+    report::{other_side, report, report_end},
 };
-use crate::maps::{Flow, FlowKey, direction, elapsed_ns, ended, ticks};
+use crate::maps::{Flow, FlowKey, direction, elapsed_ns, ended, record_kind, ticks};
 
 /// Time in nanoseconds in which packets may still arrive after a reset.
 const ROUND_TRIP_NS: u64 = 1_500_000_000;
@@ -103,6 +104,7 @@ fn apply_end<T: Tables>(
         }
         let time_wait = TimeWait::after(flow.ended | reverse_ended, flow.direction);
         release(tables, flow.backend, &translated, time_wait);
+        report_end(tables, key, flow, reverse_ended);
     }
 }
 
@@ -126,12 +128,16 @@ fn revive<T: Tables>(
     if ended::both(flow.ended, reverse_ended) {
         return;
     }
+    let other = reverse
+        .as_deref()
+        .map_or(0, |reverse| other_side(reverse.sequence, reverse.ended));
     // Two branches, because the verifier of Linux 6.1 loses the null check of a merged pointer.
     if flow.direction == direction::REQUEST {
         if tables.set_counted(flow) {
             count_open(tables, flow.backend, true);
             client::count(tables, &key.source, true);
             reclaim(tables, flow.backend, &flow.translated);
+            report(tables, record_kind::OPENED, key, flow, other);
         }
     } else if let Some(request) = reverse
         && tables.set_counted(request)
@@ -139,5 +145,6 @@ fn revive<T: Tables>(
         count_open(tables, flow.backend, true);
         client::count(tables, &flow.translated.destination, true);
         reclaim(tables, request.backend, &request.translated);
+        report(tables, record_kind::OPENED, key, flow, other);
     }
 }

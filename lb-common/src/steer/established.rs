@@ -10,12 +10,14 @@ use super::{
     },
     port::{TimeWait, release},
     reply::find_by_reply,
+    report::{other_side, report, report_end},
     slot::NO_SLOT,
+    unknown::is_from_peer,
 };
 use crate::{
     address::Address,
     headers::TcpFlags,
-    maps::{BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, LOOPBACK, direction, mode, ticks},
+    maps::{BY_ROUTE, Flow, FlowKey, IN_FRAGMENTS, LOOPBACK, direction, mode, record_kind, ticks},
     verdict::Verdict,
 };
 
@@ -80,8 +82,12 @@ pub(super) fn established<T: Tables>(
         } else if close(tables, packet, key, &mut flow) != 0 {
             now = flow.last_seen_ticks;
         }
+    } else if flow.bytes == 0 && flow.ended == 0 {
+        // A peer carried the connection, which has gone on since its record.
+        flow.sequence = packet.sequence;
     }
-    let moved = plausible && is_request && has_moved(&flow, packet);
+    let moved =
+        plausible && is_request && has_moved(&flow, packet) && !is_from_peer(tables, packet);
     if moved {
         flow.client_interface = packet.interface;
         flow.client_mac = packet.source_mac;
@@ -89,13 +95,22 @@ pub(super) fn established<T: Tables>(
     }
     let is_due = now / REVERSE_SYNC_PERIOD != flow.last_seen_ticks / REVERSE_SYNC_PERIOD;
     if (moved || is_due) && !sync_reverse_entry(tables, packet, key, &mut flow, now) {
-        uncount(tables, &key.source, &mut flow);
+        abandon(tables, key, &mut flow);
         drop(flow);
         tables.remove_established(key);
         return Some(Verdict::NoFlow);
     }
     account(&mut flow, packet, now);
     Some(decide_exit(&forwarding(&flow), backend, decision))
+}
+
+/// Ends a connection whose other entry another connection has replaced. Returns 0.
+#[inline(never)]
+fn abandon<T: Tables>(tables: &T, key: &FlowKey<T::Address>, flow: &mut Flow<T::Address>) -> u32 {
+    if uncount(tables, &key.source, flow) {
+        report_end(tables, key, flow, 0);
+    }
+    0
 }
 
 /// Looks up the flow again for a packet that matched neither flow nor handshake: another processor may have
@@ -171,8 +186,10 @@ fn end_if_over<T: Tables>(
         reverse.superseded = 1;
         was_open |= uncount(tables, &flow.translated.destination, reverse);
     }
+    let other_ended = reverse.as_deref().map_or(0, |reverse| reverse.ended);
     drop(reverse);
     if was_open {
+        report_end(tables, key, flow, other_ended);
         let translated = if is_request {
             flow.translated
         } else {
@@ -214,6 +231,11 @@ fn sync_reverse_entry<T: Tables>(
             reverse.manager_mac = flow.manager_mac;
         } else if !key.is_datagram() {
             flow.client_interface = interface_to_client(flow, reverse.last_seen_ticks, now);
+        }
+        if is_from_peer(tables, packet) {
+            // It has sent the packet here because it does not know the connection.
+            let other = other_side(reverse.sequence, reverse.ended);
+            report(tables, record_kind::PRESENT, key, flow, other);
         }
         // A packet that acknowledges the other side's number is genuine; the number in a restored entry may be wrong.
         let is_known = is_in_window(packet.acknowledgement, reverse.sequence);

@@ -9,6 +9,7 @@ use super::{
     },
     is_left_to_tc,
     port::{TimeWait, release},
+    report::report_opened,
     retry::{begin_retry, is_retriable},
     slot::UNANSWERED_NS,
 };
@@ -172,18 +173,14 @@ pub(super) fn handle_client_packet<T: Tables>(
         }
         return verdict;
     }
-    let forwarding = Forwarding {
-        client_interface: packet.interface,
-        client_mac: packet.source_mac,
-        manager_mac: packet.destination_mac,
-        ..forwarding(&handshake)
-    };
+    let forwarding = forwarding(&handshake);
     // Another processor may complete it at the same time, and the slot may already hold another client's handshake.
     let is_first = tables.mark_completed(&mut handshake);
     if !handshake.is_valid() || !handshake.client.is(key) {
         return recheck_established(tables, key, Verdict::NoFlow, decision);
     }
     if is_first {
+        learn_client(&mut handshake, packet);
         if establish(tables, packet, key, &handshake).is_err() {
             drop(handshake);
             end_handshake(tables, slot, TimeWait::Possible);
@@ -216,9 +213,7 @@ pub(super) fn forward_request<T: Tables>(
     if packet.flags.is_syn() || handshake.client.is_datagram() {
         handshake.syn_ns = tables.now_ns();
     }
-    handshake.client_interface = packet.interface;
-    handshake.client_mac = packet.source_mac;
-    handshake.manager_mac = packet.destination_mac;
+    learn_client(&mut handshake, packet);
     handshake.bytes_in = handshake.bytes_in.wrapping_add(packet.bytes);
     if backend.mode == mode::DSR {
         // Replies do not pass the manager, nor does their end. The worker may have replied: with a second worker, the
@@ -227,6 +222,16 @@ pub(super) fn forward_request<T: Tables>(
         handshake.ended = ended::FIN;
     }
     decide_exit(&forwarding, backend, decision)
+}
+
+/// Notes where the client's packets come from. A peer's frame does not say it.
+#[inline(always)]
+fn learn_client<A: Address>(handshake: &mut Handshake<A>, packet: &PacketMeta) {
+    if !packet.from_peer {
+        handshake.client_interface = packet.interface;
+        handshake.client_mac = packet.source_mac;
+        handshake.manager_mac = packet.destination_mac;
+    }
 }
 
 /// Forwarding from the client to the worker.
@@ -376,10 +381,10 @@ fn establish<T: Tables>(
     let mut scratch = tables.flow_scratch().ok_or(InsertError::Full)?;
     scratch.request = Flow {
         translated: handshake.translated,
-        client_mac: packet.source_mac,
-        manager_mac: packet.destination_mac,
+        client_mac: handshake.client_mac,
+        manager_mac: handshake.manager_mac,
         backend: handshake.backend,
-        client_interface: packet.interface,
+        client_interface: handshake.client_interface,
         direction: direction::REQUEST,
         ended: end_bits(packet.flags),
         counted: is_open.into(),
@@ -409,8 +414,10 @@ fn establish<T: Tables>(
             return Err(error);
         }
     }
+    drop(scratch);
     if is_open {
-        count_open(tables, scratch.request.backend, true);
+        count_open(tables, handshake.backend, true);
+        report_opened(tables, key);
     } else {
         client::count(tables, &key.source, false);
     }

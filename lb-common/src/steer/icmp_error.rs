@@ -5,6 +5,7 @@ use super::{
     flow::{is_live, is_recent, is_reverse_of, keeps_flows},
     reply::{find_by_reply, find_by_routed_reply},
     slot::{NO_SLOT, find_by_client},
+    unknown::{is_from_peer, unknown},
 };
 use crate::{
     maps::{BY_ROUTE, FlowKey, IN_FRAGMENTS, direction, mode},
@@ -16,12 +17,16 @@ use crate::{
 #[inline(always)]
 pub fn steer_error<T: Tables>(
     tables: &T,
-    packet: &PacketMeta,
+    packet: &mut PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) {
     *decision = Decision::NONE;
     decision.verdict = related(tables, packet, key, decision);
+    if decision.verdict == Verdict::NotOurs {
+        packet.from_peer = is_from_peer(tables, packet);
+        decision.verdict = unknown(tables, packet, key, Verdict::NotOurs, decision);
+    }
 }
 
 #[inline(never)]

@@ -4,6 +4,7 @@
 //! a table of fixed size, which a flood may fill without harm. It becomes two entries of the flow table when the
 //! client proves that it received the worker's SYN-ACK.
 
+mod admit;
 mod choice;
 mod client;
 mod closing;
@@ -14,8 +15,10 @@ mod icmp_error;
 mod new_connection;
 mod port;
 mod reply;
+mod report;
 mod retry;
 mod slot;
+mod unknown;
 
 use core::ops::DerefMut;
 
@@ -23,8 +26,9 @@ use crate::{
     address::{Address, V4, V6},
     headers::TcpFlags,
     maps::{
-        BY_ROUTE, Backend, Flow, FlowKey, Handshake, IN_FRAGMENTS, LOOPBACK, Mac, OwnerTags,
-        Policy, PortPool, PortWord, Service, ServiceKey, Settings, Traffic, mode,
+        Asked, BY_ROUTE, Backend, Flow, FlowKey, FlowRecord, Handshake, IN_FRAGMENTS, LOOPBACK,
+        Mac, OwnerTags, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey,
+        Settings, Traffic, mode,
     },
     verdict::Verdict,
 };
@@ -33,7 +37,9 @@ use flow::keeps_flows;
 use new_connection::handle_new_connection;
 use reply::{find_by_reply, find_by_routed_reply};
 use slot::{NO_SLOT, find_by_client};
+use unknown::{is_from_peer, unknown};
 
+pub use admit::admit;
 pub use choice::{COMPARED, choose};
 pub use icmp_error::steer_error;
 pub use new_connection::PendingConnection;
@@ -76,6 +82,8 @@ pub struct PacketMeta {
     /// Packets and bytes on the wire; more than one packet with GSO.
     pub packets: u32,
     pub bytes: u32,
+    /// Whether a peer has sent the frame. Set for packets of no established flow.
+    pub from_peer: bool,
 }
 
 /// How a packet leaves.
@@ -102,6 +110,8 @@ pub enum Exit {
     ClientInFragments,
     /// Rewritten, to a client on the manager itself.
     Loopback,
+    /// With other link addresses only, to every living peer on the network of its interface.
+    Peers,
 }
 
 /// The decision on a packet. A flat structure whose fields are always set, because the verifier rejects copies of
@@ -148,7 +158,10 @@ impl<A> Decision<A> {
     /// Whether the packet leaves the manager rewritten.
     #[inline(always)]
     pub fn is_forwarded(&self) -> bool {
-        !matches!(self.exit, Exit::Pass | Exit::Drop | Exit::Local)
+        !matches!(
+            self.exit,
+            Exit::Pass | Exit::Drop | Exit::Local | Exit::Peers
+        )
     }
 }
 
@@ -166,6 +179,7 @@ pub struct FlowScratch<A = V4> {
     pub request: Flow<A>,
     pub reply: Flow<A>,
     pub pending: PendingConnection<A>,
+    pub record: FlowRecord,
 }
 
 /// The body of a loop and its state.
@@ -282,6 +296,19 @@ pub trait Tables: ChoiceTables {
     fn client_connections(&self, client: &V6) -> u64;
     /// Adds a connection to a client's count, or removes one.
     fn count_client(&self, client: &V6, begins: bool);
+    /// What the manager has switched on for its peers.
+    fn peer_switch(&self) -> PeerSwitch;
+    /// The living peers on the network of an interface.
+    fn peers(&self, interface: u32) -> Option<&PeerLinks>;
+    /// Whether it is a NAT address of this manager or of a peer.
+    fn is_peer_address(&self, address: &V6) -> bool;
+    /// Reports a connection to the peers.
+    fn report(&self, record: &FlowRecord);
+    /// Whether and since when a connection is asked about.
+    fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked>;
+    fn set_asked(&self, tuple: &FlowKey<V6>, asked: &Asked);
+    /// Tells the manager of an unknown client; returns whether there was room.
+    fn tell(&self, record: &FlowRecord) -> bool;
     /// Changes a backend's counters.
     fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic));
 }
@@ -295,9 +322,10 @@ pub fn steer<T: Tables>(
     decision: &mut Decision<T::Address>,
 ) {
     if !steer_established(tables, packet, key, decision) {
-        steer_unestablished(tables, packet, key, decision);
+        let mut packet = *packet;
+        steer_unestablished(tables, &mut packet, key, decision);
         if decision.verdict == Verdict::Retried {
-            retry_refused(tables, packet, decision);
+            retry_refused(tables, &packet, decision);
         }
     }
 }
@@ -328,11 +356,16 @@ pub fn steer_established<T: Tables>(
 #[inline(always)]
 pub fn steer_unestablished<T: Tables>(
     tables: &T,
-    packet: &PacketMeta,
+    packet: &mut PacketMeta,
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) {
-    decision.verdict = unestablished(tables, packet, key, decision);
+    packet.from_peer = is_from_peer(tables, packet);
+    let verdict = unestablished(tables, packet, key, decision);
+    decision.verdict = match verdict {
+        Verdict::NoFlow | Verdict::NotOurs => unknown(tables, packet, key, verdict, decision),
+        verdict => verdict,
+    };
 }
 
 /// Decides on a packet of no established flow: part of a handshake, a stray packet, or an unrelated one.

@@ -500,12 +500,17 @@ fn position<T: Tables>(
     if offset >= settings.nat_port_count {
         return None;
     }
-    let mut number = 0;
-    for source in 0..sources::<T::Address>(settings).min(MAX_NAT_SOURCES) {
+    let sources = sources::<T::Address>(settings).min(MAX_NAT_SOURCES);
+    // A peer's address is none of them.
+    let mut number = if sources == 0 { 0 } else { NO_PORT };
+    for source in 0..sources {
         let candidate = tables.nat_source(family_offset::<T::Address>() + source)?;
         if T::Address::from_mapped(&candidate) == address {
             number = source;
         }
+    }
+    if number == NO_PORT {
+        return None;
     }
     Some(number * settings.source_words * PORTS_PER_WORD + u32::from(offset))
 }

@@ -4,7 +4,7 @@
 
 mod tables;
 
-pub use tables::{Memory, SECOND, steer};
+pub use tables::{Memory, SECOND, admit, steer};
 
 use lb_common::{
     address::{Address, V4},
@@ -63,6 +63,7 @@ pub fn packet(flags: u8) -> PacketMeta {
         hook: Hook::Ingress,
         interface: ETH,
         time_to_live: 64,
+        from_peer: false,
         in_driver: false,
         fragmentation_needed: false,
         port_unreachable: false,

@@ -10,9 +10,9 @@ use std::{
 use lb_common::{
     address::{V4, V6},
     maps::{
-        Backend, Flow, FlowKey, Handshake, LAYOUT_VERSION, Mac, NAT_SOURCES, OwnerTags,
-        PORTS_PER_WORD, Policy, PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
-        Settings, Traffic,
+        Admission, Asked, Backend, Flow, FlowKey, FlowRecord, Handshake, LAYOUT_VERSION, Mac,
+        NAT_SOURCES, OwnerTags, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPool, PortWord,
+        SLOTS_PER_BUCKET, Service, ServiceKey, Settings, Traffic,
     },
     steer::{
         ChoiceTables, Decision, FlowScratch, InsertError, PacketMeta, PendingConnection, PortState,
@@ -61,7 +61,22 @@ pub struct Memory {
     words: Vec<Cell<PortWord>>,
     port_handshakes: Vec<Cell<u32>>,
     pub nat_sources: Vec<V6>,
+    pub switch: PeerSwitch,
+    /// By interface.
+    pub peers: BTreeMap<u32, PeerLinks>,
+    pub peer_addresses: Vec<V6>,
+    /// What peers are told.
+    pub records: RefCell<Vec<FlowRecord>>,
+    pub asked: RefCell<BTreeMap<FlowKey<V6>, Asked>>,
+    /// What the manager is told of unknown clients.
+    pub told: RefCell<Vec<FlowRecord>>,
     flow_scratch: RefCell<FlowScratch>,
+}
+
+/// Takes in a record of a peer.
+pub fn admit(memory: &Memory, record: &FlowRecord) -> Admission {
+    let mut scratch = *memory.flow_scratch.borrow();
+    lb_common::steer::admit(memory, record, &mut scratch)
 }
 
 /// Decides on one packet.
@@ -137,10 +152,17 @@ impl Memory {
             words: vec![Cell::default(); (POOLS * WORDS) as usize],
             port_handshakes: vec![Cell::new(0); (POOLS * WORDS * PORTS_PER_WORD) as usize],
             nat_sources: vec![[0; 16]; NAT_SOURCES as usize],
+            switch: PeerSwitch::default(),
+            peers: BTreeMap::new(),
+            peer_addresses: Vec::new(),
+            records: RefCell::default(),
+            asked: RefCell::default(),
+            told: RefCell::default(),
             flow_scratch: RefCell::new(FlowScratch {
                 request: empty(),
                 reply: empty(),
                 pending: PendingConnection::default(),
+                record: FlowRecord::NONE,
             }),
         }
     }
@@ -411,6 +433,35 @@ impl Tables for Memory {
         let mut clients = self.clients.borrow_mut();
         let count = clients.entry(*client).or_default();
         *count = if begins { *count + 1 } else { *count - 1 };
+    }
+
+    fn peer_switch(&self) -> PeerSwitch {
+        self.switch
+    }
+
+    fn peers(&self, interface: u32) -> Option<&PeerLinks> {
+        self.peers.get(&interface)
+    }
+
+    fn is_peer_address(&self, address: &V6) -> bool {
+        self.peer_addresses.contains(address)
+    }
+
+    fn report(&self, record: &FlowRecord) {
+        self.records.borrow_mut().push(*record);
+    }
+
+    fn asked(&self, tuple: &FlowKey<V6>) -> Option<Asked> {
+        self.asked.borrow().get(tuple).copied()
+    }
+
+    fn set_asked(&self, tuple: &FlowKey<V6>, asked: &Asked) {
+        self.asked.borrow_mut().insert(*tuple, *asked);
+    }
+
+    fn tell(&self, record: &FlowRecord) -> bool {
+        self.told.borrow_mut().push(*record);
+        true
     }
 
     fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic)) {

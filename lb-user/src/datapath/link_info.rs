@@ -10,11 +10,7 @@ use std::{
     path::Path,
 };
 
-use nix::libc;
-
-/// Commands of bpf(2).
-const BPF_OBJ_GET: libc::c_int = 7;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+use super::bpf_call::{BPF_OBJ_GET, BPF_OBJ_GET_INFO_BY_FD, bpf};
 
 /// `struct bpf_link_info` as far as XDP and tcx use it.
 #[repr(C)]
@@ -92,14 +88,4 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &mut request)?;
     // SAFETY: the kernel has just opened it, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn bpf<T>(command: libc::c_int, request: &mut T) -> io::Result<i32> {
-    // SAFETY: the kernel accesses only the request and what its fields point to. Both outlive the call.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *request, size_of::<T>()) };
-    if answer < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    i32::try_from(answer).map_err(io::Error::other)
 }

@@ -191,22 +191,22 @@ impl TraceFilter {
         client.is_none() && service.is_none() && worker.is_none() && verdicts.is_empty() && !all
     }
 
-    fn verdict_bits(&self) -> Result<u32, TraceFilterError> {
+    fn verdict_bits(&self) -> Result<u64, TraceFilterError> {
         if self.is_of_services() {
             let others = OF_NO_SERVICE.iter().map(|it| 1 << *it as u32);
-            return Ok(others.fold(u32::MAX, |all, bit: u32| all & !bit));
+            return Ok(others.fold(u64::MAX, |all, bit: u64| all & !bit));
         }
         if self.verdicts.is_empty() {
-            return Ok(u32::MAX);
+            return Ok(u64::MAX);
         }
         let bit = |name: &String| {
             let verdict = Verdict::from_name(name);
             let verdict = verdict.ok_or_else(|| TraceFilterError::NoVerdict(name.clone()))?;
             Ok(1 << verdict as u32)
         };
-        let bits: Result<Vec<u32>, _> = self.verdicts.iter().map(bit).collect();
+        let bits: Result<Vec<u64>, _> = self.verdicts.iter().map(bit).collect();
         Ok(bits?.into_iter().fold(0, |all, bit| all | bit))
     }
 }
 
-const _: () = assert!(Verdict::COUNT <= 32 && NO_ID == u32::MAX);
+const _: () = assert!(Verdict::COUNT <= 64 && NO_ID == u32::MAX);

@@ -1,0 +1,87 @@
+//! Records of connections for the peers.
+
+use super::{FlowScratch, Tables};
+use crate::maps::{Backend, Flow, FlowKey, LOOPBACK, direction, mode, record_kind};
+
+/// What a record says of the entry of the other direction: sequence number, and in the upper half the bits of
+/// [`ended`](crate::maps::ended). One word, because a BPF function has at most five arguments.
+#[inline(always)]
+pub(super) fn other_side(sequence: u32, ended: u8) -> u64 {
+    u64::from(ended) << 32 | u64::from(sequence)
+}
+
+/// Reports a connection by one of its entries. Not those to the manager's own server, or from clients on the manager:
+/// they end with the manager. Returns 0.
+#[inline(never)]
+pub(super) fn report<T: Tables>(
+    tables: &T,
+    kind: u8,
+    key: &FlowKey<T::Address>,
+    flow: &Flow<T::Address>,
+    other: u64,
+) -> u32 {
+    if !is_reported(tables, flow) {
+        return 0;
+    }
+    let Some(mut scratch) = tables.flow_scratch() else {
+        return 0;
+    };
+    let record = &mut scratch.record;
+    record.describe(kind, key, flow);
+    let side = if flow.direction == direction::REQUEST {
+        1
+    } else {
+        0
+    };
+    record.sequences[side] = other as u32;
+    record.ended[side] = (other >> 32) as u8;
+    tables.report(record);
+    0
+}
+
+/// Reports the connection that has just begun, whose entries are in the flow scratch. Returns 0.
+#[inline(never)]
+pub(super) fn report_opened<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> u32 {
+    let Some(mut scratch) = tables.flow_scratch() else {
+        return 0;
+    };
+    let FlowScratch {
+        request,
+        reply,
+        record,
+        ..
+    } = &mut *scratch;
+    if is_reported(tables, request) {
+        record.describe(record_kind::OPENED, key, request);
+        record.sequences[1] = reply.sequence;
+        record.ended[1] = reply.ended;
+        tables.report(record);
+    }
+    0
+}
+
+/// Whether peers are told of the connection.
+#[inline(always)]
+fn is_reported<T: Tables>(tables: &T, flow: &Flow<T::Address>) -> bool {
+    let is_local = |it: &Backend| it.mode == mode::LOCAL;
+    tables.peer_switch().reports != 0
+        && flow.client_interface != LOOPBACK
+        && tables.backend(flow.backend).is_some_and(|it| !is_local(it))
+}
+
+/// Reports the end of a connection. Returns 0.
+#[inline(always)]
+pub(super) fn report_end<T: Tables>(
+    tables: &T,
+    key: &FlowKey<T::Address>,
+    flow: &Flow<T::Address>,
+    other_ended: u8,
+) -> u32 {
+    report(
+        tables,
+        record_kind::ENDED,
+        key,
+        flow,
+        other_side(0, other_ended),
+    )
+}

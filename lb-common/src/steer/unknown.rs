@@ -1,0 +1,144 @@
+//! Packets of connections that are not known here. A peer may know them, or, in mode `dsr`, a worker.
+
+use super::{Decision, Exit, Hook, PacketMeta, Tables};
+use crate::{
+    address::{Address, V6},
+    maps::{
+        ASKED_AGAIN_NS, ASKED_NS, Asked, FlowKey, FlowRecord, ServiceKey, record_kind,
+        service_flag, ticks,
+    },
+    verdict::Verdict,
+};
+
+/// Whether the frame comes from a peer. Its link addresses say nothing of the client or the worker.
+#[inline(never)]
+pub(super) fn is_from_peer<T: Tables>(tables: &T, packet: &PacketMeta) -> bool {
+    if tables.peer_switch().interfaces == 0 || packet.hook != Hook::Ingress {
+        return false;
+    }
+    let Some(peers) = tables.peers(packet.interface) else {
+        return false;
+    };
+    let mut is_known = false;
+    for link in &peers.links {
+        is_known |= link.mac.is_same_station(packet.source_mac);
+    }
+    is_known && packet.source_mac.is_station()
+}
+
+/// Decides on a packet that belongs to nothing known here; `otherwise` is the verdict if no one is asked.
+///
+/// For [`ASKED_NS`], packets of a connection go to the peers as they are, or wait for an agent's answer. They go no
+/// further than one peer, and never back.
+#[inline(never)]
+pub(super) fn unknown<T: Tables>(
+    tables: &T,
+    packet: &PacketMeta,
+    key: &FlowKey<T::Address>,
+    otherwise: Verdict,
+    decision: &mut Decision<T::Address>,
+) -> Verdict {
+    let has_peers = tables.peer_switch().interfaces != 0;
+    if packet.hook != Hook::Ingress
+        || packet.flags.is_syn()
+        || !has_peers && otherwise != Verdict::NoFlow
+    {
+        return otherwise;
+    }
+    let service = tables.service(&ServiceKey {
+        address: key.destination.mapped(),
+        port: key.destination_port,
+        protocol: key.protocol as u8,
+        reserved: 0,
+    });
+    let flags = service.map_or(0, |service| service.flags);
+    let asks =
+        flags & service_flag::ASKS != 0 && otherwise == Verdict::NoFlow && !packet.flags.has_rst();
+    let is_ours = service.is_some() || is_nat_port(tables, key);
+    if !(has_peers || asks) || !is_ours {
+        return otherwise;
+    }
+    if packet.from_peer {
+        decision.exit = Exit::Drop;
+        return Verdict::UnknownToPeer;
+    }
+    // Only TC can copy packets.
+    if packet.in_driver {
+        return Verdict::HandedOver;
+    }
+    if !ask(tables, packet, key, asks) {
+        return otherwise;
+    }
+    decision.exit = if has_peers { Exit::Peers } else { Exit::Drop };
+    if has_peers {
+        Verdict::ToPeer
+    } else {
+        Verdict::Asked
+    }
+}
+
+/// Whether the packet is for a NAT port of a manager, which no server and no client of its own uses.
+#[inline(always)]
+fn is_nat_port<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> bool {
+    let Some(settings) = tables.settings() else {
+        return false;
+    };
+    let port = u16::from_be_bytes(key.destination_port);
+    port.wrapping_sub(settings.nat_port_first) < settings.nat_port_count
+        && tables.is_peer_address(&key.destination.mapped())
+}
+
+/// Notes that the connection is asked about, and tells the manager if agents are to be `asked`. Returns whether an
+/// answer may still come.
+#[inline(never)]
+fn ask<T: Tables>(
+    tables: &T,
+    packet: &PacketMeta,
+    key: &FlowKey<T::Address>,
+    agents: bool,
+) -> bool {
+    let now = tables.now_ns();
+    let tuple: FlowKey<V6> = FlowKey {
+        source: key.source.mapped(),
+        destination: key.destination.mapped(),
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        protocol: key.protocol,
+    };
+    let fresh = Asked {
+        first_ns: now,
+        ..Asked::default()
+    };
+    let mut asked = match tables.asked(&tuple) {
+        Some(asked) if now.saturating_sub(asked.first_ns) < ASKED_AGAIN_NS => asked,
+        _ => fresh,
+    };
+    if now.saturating_sub(asked.first_ns) >= ASKED_NS {
+        return false;
+    }
+    let tells = agents && asked.told == 0 && tell(tables, packet, key, now);
+    if tells || asked.first_ns == now {
+        asked.told |= u32::from(tells);
+        tables.set_asked(&tuple, &asked);
+    }
+    true
+}
+
+/// Tells the manager of an unknown client. Returns whether there was room.
+#[inline(always)]
+fn tell<T: Tables>(tables: &T, packet: &PacketMeta, key: &FlowKey<T::Address>, now: u64) -> bool {
+    let Some(mut scratch) = tables.flow_scratch() else {
+        return false;
+    };
+    let record = &mut scratch.record;
+    *record = FlowRecord::NONE;
+    record.set_client(key);
+    record.kind = record_kind::ASKED;
+    record.client_mac = packet.source_mac;
+    record.manager_mac = packet.destination_mac;
+    record.client_interface = packet.interface;
+    record.created_ticks = ticks(now);
+    record.last_seen_ticks = ticks(now);
+    record.sequences = [packet.sequence, packet.acknowledgement];
+    tables.tell(record)
+}

@@ -1,0 +1,148 @@
+//! The rings in which the programs report connections.
+
+use std::{fmt, io, path::Path};
+
+use anyhow::{Context, Result};
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use lb_common::maps::{FlowRecord, name};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::datapath::layout::open_map;
+
+/// Most records of one batch.
+const BATCH: usize = 4_096;
+
+/// Map `flow_events`: connections that begin, end, or are unknown to a peer.
+#[derive(Debug)]
+pub struct FlowEvents {
+    ring: RecordRing,
+    lost: PerCpuArray<MapData, u64>,
+}
+
+impl FlowEvents {
+    /// Opens the pinned map. It may have one reader only.
+    ///
+    /// # Errors
+    ///
+    /// Names the map that cannot be opened.
+    pub fn open(pin_path: &Path) -> Result<Self> {
+        let lost = open_map(pin_path, name::FLOW_EVENTS_LOST)?;
+        Ok(Self {
+            ring: RecordRing::open(pin_path, name::FLOW_EVENTS)?,
+            lost: PerCpuArray::try_from(Map::PerCpuArray(lost))
+                .context("open map flow_events_lost")?,
+        })
+    }
+
+    /// Waits for records and appends those that are there, at most 4,096. Cancel safe. Must be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be waited for.
+    pub async fn next_batch(&mut self, into: &mut Vec<FlowRecord>) -> io::Result<()> {
+        self.ring.next_batch(into).await
+    }
+
+    /// Returns how many records found no room since the maps were made.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn lost(&self) -> Result<u64> {
+        let lost = self.lost.get(&0, 0).context("read map flow_events_lost")?;
+        Ok(lost.iter().sum())
+    }
+}
+
+/// Map `asked_events`: unknown clients of services of mode `dsr`.
+#[derive(Debug)]
+pub struct AskedEvents(RecordRing);
+
+impl AskedEvents {
+    /// Opens the pinned map. It may have one reader only.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be opened.
+    pub fn open(pin_path: &Path) -> Result<Self> {
+        Ok(Self(RecordRing::open(pin_path, name::ASKED_EVENTS)?))
+    }
+
+    /// As [`FlowEvents::next_batch`].
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be waited for.
+    pub async fn next_batch(&mut self, into: &mut Vec<FlowRecord>) -> io::Result<()> {
+        self.0.next_batch(into).await
+    }
+}
+
+/// A ring of records.
+struct RecordRing {
+    state: State,
+}
+
+/// The first wait registers the ring with the runtime.
+enum State {
+    Opened(Option<RingBuf<MapData>>),
+    Registered(AsyncFd<RingBuf<MapData>>),
+}
+
+impl fmt::Debug for RecordRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordRing").finish_non_exhaustive()
+    }
+}
+
+impl RecordRing {
+    fn open(pin_path: &Path, map: &str) -> Result<Self> {
+        let ring = RingBuf::try_from(Map::RingBuf(open_map(pin_path, map)?));
+        let ring = ring.with_context(|| format!("open map {map}"))?;
+        Ok(Self {
+            state: State::Opened(Some(ring)),
+        })
+    }
+
+    async fn next_batch(&mut self, into: &mut Vec<FlowRecord>) -> io::Result<()> {
+        let events = self.register()?;
+        loop {
+            let mut ready = events.readable_mut().await?;
+            let ring = ready.get_inner_mut();
+            let mut taken = 0;
+            while taken < BATCH
+                && let Some(entry) = ring.next()
+            {
+                into.extend(record(&entry));
+                taken += 1;
+            }
+            if taken > 0 {
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
+    }
+
+    fn register(&mut self) -> io::Result<&mut AsyncFd<RingBuf<MapData>>> {
+        if let State::Opened(ring) = &mut self.state {
+            let ring = ring.take();
+            let ring = ring.ok_or_else(|| io::Error::other("the ring could not be registered"))?;
+            // SAFETY: the ring owns its descriptor for its lifetime and is not replaced.
+            let events = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+            self.state = State::Registered(events);
+        }
+        match &mut self.state {
+            State::Registered(events) => Ok(events),
+            State::Opened(_) => Err(io::Error::other("the ring is not registered")),
+        }
+    }
+}
+
+/// Parses an entry of a ring; `None` if it has another size.
+fn record(bytes: &[u8]) -> Option<FlowRecord> {
+    if bytes.len() < size_of::<FlowRecord>() {
+        return None;
+    }
+    // SAFETY: the length is checked, and every bit pattern is a value (`Pod`).
+    Some(unsafe { bytes.as_ptr().cast::<FlowRecord>().read_unaligned() })
+}

@@ -1,0 +1,153 @@
+//! Runs of program `memlb_intake`.
+
+use std::{
+    io,
+    ops::AddAssign,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    programs::{ProgramFd, SchedClassifier},
+};
+use lb_common::maps::{Admission, FlowRecord, INTAKE_RECORDS, IntakeHeader};
+
+use crate::datapath::bpf_call::{BPF_PROG_TEST_RUN, bpf};
+
+const PROGRAM: &str = "memlb_intake";
+
+/// Takes in connections that peers have reported.
+#[derive(Debug)]
+pub struct Intake {
+    program: ProgramFd,
+    frame: Vec<u8>,
+}
+
+/// How many records had each [`Admission`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IntakeOutcome([u64; Admission::ALL.len()]);
+
+impl IntakeOutcome {
+    pub fn count(&self, outcome: Admission) -> u64 {
+        self.0[outcome as usize]
+    }
+
+    /// Every outcome with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (Admission, u64)> {
+        Admission::ALL.into_iter().zip(self.0)
+    }
+}
+
+impl AddAssign for IntakeOutcome {
+    fn add_assign(&mut self, other: Self) {
+        for (sum, count) in self.0.iter_mut().zip(other.0) {
+            *sum += count;
+        }
+    }
+}
+
+/// The kernel's `union bpf_attr` for a test run.
+#[repr(C)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_in_size: u32,
+    context_out_size: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    processor: u32,
+    batch_size: u32,
+    reserved: u32,
+}
+
+impl Intake {
+    /// Loads the program, or opens it again.
+    ///
+    /// # Errors
+    ///
+    /// The kernel rejects the program.
+    pub fn load(ebpf: &mut Ebpf) -> Result<Self> {
+        let program = ebpf.program_mut(PROGRAM);
+        let program = program.with_context(|| format!("there is no program {PROGRAM}"))?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        if program.fd().is_err() {
+            let loaded = program.load();
+            loaded.with_context(|| format!("load the program {PROGRAM}"))?;
+        }
+        Ok(Self {
+            program: program.fd()?.try_clone()?,
+            frame: Vec::new(),
+        })
+    }
+
+    /// Takes in records, whose backends, interfaces, link addresses and times are this manager's.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run.
+    pub fn admit(&mut self, records: &[FlowRecord]) -> Result<IntakeOutcome> {
+        let mut sum = IntakeOutcome::default();
+        for records in records.chunks(INTAKE_RECORDS) {
+            sum += self
+                .run(records)
+                .with_context(|| format!("run the program {PROGRAM}"))?;
+        }
+        Ok(sum)
+    }
+
+    fn run(&mut self, records: &[FlowRecord]) -> io::Result<IntakeOutcome> {
+        self.frame.clear();
+        self.frame.extend(bytes_of(&IntakeHeader::NEW));
+        for record in records {
+            self.frame.extend(bytes_of(record));
+        }
+        let mut header = IntakeHeader::NEW;
+        let mut run = TestRun {
+            program: self.program.as_fd().as_raw_fd().cast_unsigned(),
+            result: 0,
+            size_in: self.frame.len() as u32,
+            size_out: size_of::<IntakeHeader>() as u32,
+            data_in: self.frame.as_ptr().expose_provenance() as u64,
+            data_out: (&raw mut header).expose_provenance() as u64,
+            repeat: records.len() as u32,
+            duration: 0,
+            context_in_size: 0,
+            context_out_size: 0,
+            context_in: 0,
+            context_out: 0,
+            flags: 0,
+            processor: 0,
+            batch_size: 0,
+            reserved: 0,
+        };
+        loop {
+            match bpf(BPF_PROG_TEST_RUN, &mut run) {
+                Ok(_) => break,
+                // A record that is taken in twice changes nothing.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    run.size_out = size_of::<IntakeHeader>() as u32;
+                }
+                // The output has room for the header only.
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOSPC) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(IntakeOutcome(
+            header.outcomes.map(|it| u16::from_ne_bytes(it).into()),
+        ))
+    }
+}
+
+/// The bytes of a value without padding.
+fn bytes_of<T: aya::Pod>(value: &T) -> &[u8] {
+    // SAFETY: a value of that size, and without padding (`Pod`).
+    unsafe { std::slice::from_raw_parts((&raw const *value).cast(), size_of::<T>()) }
+}
