@@ -218,8 +218,8 @@ fn a_peers_packet_is_forwarded_and_teaches_no_link_address() {
         // The peer is told of it once a second.
         bench.records();
         bench.wait(Duration::from_secs(2));
-        bench.receives(from_peer(&request));
-        bench.receives(from_peer(&request));
+        bench.receives(from_peer(&request)).was_sent_to(WORKER1, 0);
+        bench.receives(from_peer(&request)).was_sent_to(WORKER1, 0);
         let records = bench.records();
         let [record] = records[..] else {
             panic!("one record: {records:?}");

@@ -272,11 +272,13 @@ const _: () = {
 
 #[cfg(feature = "aya")]
 mod pod {
-    use super::{Asked, FlowRecord, PeerLinks, PeerSwitch};
+    use super::{Asked, FlowRecord, IntakeHeader, PeerLinks, PeerSwitch};
 
     // SAFETY: `repr(C)`, integers and byte arrays only, and no padding, as the sizes asserted above show: every bit
     // pattern is a value.
     unsafe impl aya::Pod for FlowRecord {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for IntakeHeader {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PeerLinks {}
     // SAFETY: as above.

@@ -7,7 +7,8 @@ use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result, bail};
 use lb_common::maps::{
-    COUNTED_CLIENTS, DEFAULT_HANDSHAKES, PORTS_PER_WORD, SERVICE_CHOICES, SLOTS_PER_BUCKET, name,
+    COUNTED_CLIENTS, DEFAULT_HANDSHAKES, FLOW_EVENT_BYTES, PORTS_PER_WORD, SERVICE_CHOICES,
+    SLOTS_PER_BUCKET, name,
 };
 use tracing::info;
 
@@ -16,6 +17,9 @@ use crate::config::{Config, Limits};
 
 /// Entries of the tables of a family without services; 0 is not allowed.
 const UNALLOCATED: u32 = 1;
+
+/// Size of the smallest ring.
+const PAGE_BYTES: u32 = 4_096;
 
 /// The programs' round-robin counters.
 const TURNS: &str = "round_robin";
@@ -86,6 +90,11 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         0 => UNALLOCATED,
         _ => COUNTED_CLIENTS,
     };
+    // The least that the kernel allows is a page.
+    let flow_event_bytes = match config.peers.is_empty() {
+        true => PAGE_BYTES,
+        false => FLOW_EVENT_BYTES,
+    };
     let mut sizes = vec![
         (name::SERVICES, services),
         (name::SELECTION, services),
@@ -98,6 +107,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         (name::ACTIVE, backends),
         (name::EVICTED, backends),
         (name::CLIENTS, clients),
+        (name::FLOW_EVENTS, flow_event_bytes),
         (name::ENDPOINTS, backends),
         (name::PORT_POOLS, backends),
         (name::PORT_WORDS, backends * pool_words),
@@ -123,8 +133,8 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
 }
 
 /// Adapts the pins of an earlier manager to this configuration. Removes connection tables that need more than one
-/// entry, port states for another number of ports, and counts of clients that need another capacity; all are created
-/// again. The flow table decides which ports are in use.
+/// entry, port states for another number of ports, counts of clients and records for peers that need another
+/// capacity; all are created again. The flow table decides which ports are in use.
 ///
 /// # Errors
 ///
@@ -161,6 +171,7 @@ pub fn fit(pin_path: &Path, config: &Config) -> Result<()> {
     for (map, wanted) in sizes {
         let others: &[_] = match map {
             name::CLIENTS => &[name::CLIENTS],
+            name::FLOW_EVENTS => &[name::FLOW_EVENTS],
             _ if ports.contains(&map) => &ports,
             _ => continue,
         };

@@ -13,10 +13,15 @@ use crate::datapath::layout::open_map;
 const BATCH: usize = 4_096;
 
 /// Map `flow_events`: connections that begin, end, or are unknown to a peer.
-#[derive(Debug)]
 pub struct FlowEvents {
     ring: RecordRing,
     lost: PerCpuArray<MapData, u64>,
+}
+
+impl fmt::Debug for FlowEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowEvents").finish_non_exhaustive()
+    }
 }
 
 impl FlowEvents {
