@@ -15,8 +15,8 @@ use lb_common::{
         DEFAULT_HANDSHAKES, DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow, FlowKey,
         FlowRecord, Handshake, NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS,
         PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, SERVICE_CHOICES,
-        SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey, Settings, TraceEvent,
-        Traffic, port_bit, port_word,
+        SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey, ServiceRefusals, Settings,
+        TraceEvent, Traffic, port_bit, port_word,
     },
     packet::Syn,
     steer::{
@@ -131,6 +131,10 @@ static VERDICTS: PerCpuArray<Counter, { Verdict::COUNT as usize }> = PerCpuArray
 
 #[btf_map(name = "traffic")]
 static TRAFFIC: PerCpuArray<Traffic, { DEFAULT_BACKENDS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "service_refusals")]
+static SERVICE_REFUSALS: PerCpuArray<ServiceRefusals, { DEFAULT_SERVICES as usize }> =
+    PerCpuArray::new();
 
 #[btf_map(name = "flow_scratch")]
 static FLOW_SCRATCH: PerCpuArray<FlowScratch, 1> = PerCpuArray::new();
@@ -540,6 +544,14 @@ impl<A: Family> Tables for Maps<A> {
         if let Some(traffic) = TRAFFIC.get_ptr_mut(backend) {
             // SAFETY: a per-CPU slot, see `flow_scratch`.
             change(unsafe { &mut *traffic });
+        }
+    }
+
+    #[inline(always)]
+    fn count_refusal(&self, service: u32, change: impl FnOnce(&mut ServiceRefusals)) {
+        if let Some(refusals) = SERVICE_REFUSALS.get_ptr_mut(service) {
+            // SAFETY: a per-CPU slot, see `flow_scratch`.
+            change(unsafe { &mut *refusals });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! SYNs that are kept, and sent to another worker in place of the RST of the first one.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT},
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT},
     btf_maps::PerCpuArray,
     helpers::generated::{
         bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
@@ -9,14 +9,15 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
+    maps::LOOPBACK,
     packet::{SYN_LEN, Syn},
-    steer::{Tables as _, kept_slot, retry_refused},
+    steer::{Exit, Tables as _, kept_slot, retry_refused},
 };
 
 use crate::{
     maps::{Family, Maps, syn},
     packet_scratch::PacketScratch,
-    redirect::{mark, redirect_to_neighbour, set_vlan},
+    redirect::{mark, redirect, redirect_to_neighbour, set_vlan},
     trace::Frame,
 };
 
@@ -43,7 +44,8 @@ pub fn decide<A: Family>(scratch: &mut PacketScratch<A>) -> u32 {
     0
 }
 
-/// Replaces a RST by the SYN of its handshake, and sends it to the decision's backend.
+/// Replaces a RST by the SYN of its handshake, and sends it to the decision's backend. A SYN for a server of this host
+/// arrives once more.
 #[inline(never)]
 pub fn send_again<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>) -> i32 {
     let maps = Maps::<A>::NEW;
@@ -60,6 +62,12 @@ pub fn send_again<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>) ->
     sent.translate(&decision.translated);
     if !replace::<A>(skb, sent) {
         return TC_ACT_SHOT;
+    }
+    if decision.exit == Exit::Local {
+        set_vlan(skb, tag, decision.destination_mac.tag());
+        let is_from_here = decision.interface == LOOPBACK;
+        let direction = if is_from_here { 0 } else { BPF_F_INGRESS };
+        return redirect(decision.interface, direction.into());
     }
     maps.count_traffic(decision.backend, |traffic| {
         traffic.packets_in += 1;

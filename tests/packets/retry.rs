@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use lb_common::{maps::Traffic, verdict::Verdict};
+use lb_common::{
+    maps::{Traffic, mode},
+    verdict::Verdict,
+};
 
 use crate::{
-    bench::{Bench, Edge, in_both_modes, over},
+    bench::{Bench, Edge, at_both_edges, in_both_modes, over},
     call::{CLIENT_START, Call},
     frame::{ACK, CWR, ECE, Family, PSH, RST, SYN},
-    lan::{CLIENT, Server, WORKER1, WORKER2},
+    lan::{CLIENT, MANAGER, Server, WORKER1, WORKER2},
     local::ITSELF,
     outcome::{Action, Counted, Outcome},
     segment::Segment,
@@ -163,6 +166,79 @@ fn a_client_on_the_manager_gets_another_worker() {
         outcome.is(Action::Redirect);
         goes_on(bench, &mut call, &syn);
     });
+}
+
+#[test]
+fn a_refusal_of_a_server_on_the_manager_leads_to_another_worker() {
+    at_both_edges(|bench| {
+        bench.retries_refused(&BOTH);
+        is_on_the_manager(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000);
+        let syn = call.syn();
+        bench.receives(&syn).was_sent_to(WORKER1, 1);
+        let outcome = bench.sends(&refusal_here(&call, WORKER1));
+        is_sent_again(outcome, &mut call, &syn);
+        assert_eq!(refused(bench), [[1, 1], [0, 0]]);
+        call.is_answered(bench, WORKER2);
+        call.requests(bench, WORKER2, &call.ack());
+
+        // The last refusal reaches the client.
+        bench.goes_down(WORKER2.id);
+        let call = bench.call(CLIENT, 40_001);
+        bench.receives(&call.syn()).was_sent_to(WORKER1, 1);
+        let outcome = bench.sends(&refusal_here(&call, WORKER1));
+        outcome.was_sent_by(WORKER1);
+        outcome.is(Action::Pass);
+    });
+}
+
+#[test]
+fn a_client_on_the_manager_whose_server_there_refuses_gets_another_worker() {
+    over(Family::V4, |bench| {
+        bench.retries_refused(&BOTH);
+        is_on_the_manager(bench, WORKER1);
+        let mut call = bench.call(ITSELF, 40_000);
+        let syn = call.syn();
+        bench.loops(&syn).was_sent_to(WORKER1, 1);
+        let outcome = bench.loops(&refusal_here(&call, WORKER1));
+        is_sent_again(outcome, &mut call, &syn);
+    });
+}
+
+#[test]
+fn a_refused_syn_arrives_once_more_for_a_server_on_the_manager() {
+    at_both_edges(|bench| {
+        bench.retries_refused(&BOTH);
+        is_on_the_manager(bench, WORKER2);
+        let mut call = bench.call(CLIENT, 40_000);
+        call.begins(bench, WORKER1);
+        let outcome = decides(bench, &refusal(&call, WORKER1));
+        outcome.is(Action::Redirect);
+        let mut syn = call.syn();
+        syn.ip.time_to_live -= 1;
+        outcome.leaves_as(&syn);
+        assert_eq!(refused(bench), [[1, 1], [0, 0]]);
+        assert_eq!(bench.tally(WORKER2.id, |traffic| traffic.connections), 1);
+
+        let outcome = bench.behind_xdp(&syn);
+        outcome.was_sent_to(WORKER2, 0);
+        outcome.is(Action::Pass);
+        outcome.leaves_as(&syn.to(WORKER2.address(bench.family)));
+    });
+}
+
+fn is_on_the_manager(bench: &mut Bench, server: Server) {
+    bench.backend(server.id, |backend| {
+        backend.mode = mode::LOCAL;
+        (backend.interface, backend.reply_interface) = (0, 0);
+    });
+}
+
+/// The RST of the manager itself, where no server listens.
+fn refusal_here(call: &Call, server: Server) -> Segment {
+    call.segment(call.at(server), call.client_address(), RST | ACK)
+        .macs(MANAGER.mac, call.client.mac)
+        .numbers(0, CLIENT_START.wrapping_add(1))
 }
 
 /// Sends a SYN, which must begin a connection to the first worker.

@@ -1,11 +1,50 @@
 //! Counters of the programs.
 
+use crate::verdict::Verdict;
+
 /// Value of `verdicts`, per CPU, indexed by [`crate::verdict::Verdict`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counter {
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// Value of `service_refusals`, per CPU, indexed by service id: first packets of connections that the manager refused,
+/// by verdict.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceRefusals {
+    pub no_backend: u64,
+    pub no_route: u64,
+    pub client_limit: u64,
+    pub workers_full: u64,
+    pub ports_exhausted: u64,
+}
+
+impl ServiceRefusals {
+    /// The sum over processors.
+    pub fn sum<'a>(processors: impl IntoIterator<Item = &'a Self>) -> Self {
+        let add = |sum: Self, one: &Self| Self {
+            no_backend: sum.no_backend + one.no_backend,
+            no_route: sum.no_route + one.no_route,
+            client_limit: sum.client_limit + one.client_limit,
+            workers_full: sum.workers_full + one.workers_full,
+            ports_exhausted: sum.ports_exhausted + one.ports_exhausted,
+        };
+        processors.into_iter().fold(Self::default(), add)
+    }
+
+    /// The counts by verdict.
+    pub fn by_verdict(&self) -> [(Verdict, u64); 5] {
+        [
+            (Verdict::NoBackend, self.no_backend),
+            (Verdict::NoRoute, self.no_route),
+            (Verdict::ClientLimit, self.client_limit),
+            (Verdict::WorkersFull, self.workers_full),
+            (Verdict::PortsExhausted, self.ports_exhausted),
+        ]
+    }
 }
 
 /// Value of `traffic`, per CPU, indexed by backend id. `in` is towards the backend.

@@ -6,8 +6,8 @@ use super::{
     ASKED_ENTRIES, ASKED_EVENT_BYTES, Asked, Backend, Counter, DENIED_PREFIXES, Flow, FlowKey,
     Handshake, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, NAT_SOURCES, Neighbour, OwnerTags,
     PEER_ADDRESSES, PEER_INTERFACES, PORT_WORDS, Peer, PeerLinks, PeerSwitch, Policy, PortPool,
-    PortWord, SOURCE_FILTER_ENTRIES, Service, ServiceKey, Settings, TRACE_BYTES, TraceConfig,
-    TraceCounts, Traffic, Translation, dsr_name, name,
+    PortWord, SOURCE_FILTER_ENTRIES, Service, ServiceKey, ServiceRefusals, Settings, TRACE_BYTES,
+    TraceConfig, TraceCounts, Traffic, Translation, dsr_name, name,
 };
 use crate::{address::V6, verdict::Verdict};
 
@@ -137,6 +137,7 @@ pub const MANAGER_MAPS: &[MapLayout] = &[
     MapLayout::new::<V6, u64>(name::CLIENTS, MapKind::LruHash, None),
     MapLayout::verdicts(name::VERDICTS),
     MapLayout::new::<u32, Traffic>(name::TRAFFIC, MapKind::PerCpuArray, None),
+    MapLayout::new::<u32, ServiceRefusals>(name::SERVICE_REFUSALS, MapKind::PerCpuArray, None),
     MapLayout::fixed_array::<TraceConfig>(name::TRACE, 1),
     MapLayout::fixed_array::<TraceCounts>(name::TRACE_COUNTS, 1),
     MapLayout::new::<(), ()>(name::TRACE_EVENTS, MapKind::RingBuf, Some(TRACE_BYTES)),

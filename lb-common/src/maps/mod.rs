@@ -18,7 +18,7 @@ mod service;
 mod trace;
 
 pub use backend::{ALL_DIRECT, Backend, Neighbour, mode, state};
-pub use counters::{Counter, Traffic};
+pub use counters::{Counter, ServiceRefusals, Traffic};
 pub use dsr::{
     DSR_LAYOUT_VERSION, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, Peer, Translation, coarse_time,
     dsr_name,
@@ -77,6 +77,7 @@ pub mod name {
     pub const NAT_SOURCES: &str = "nat_sources";
     pub const VERDICTS: &str = "verdicts";
     pub const TRAFFIC: &str = "traffic";
+    pub const SERVICE_REFUSALS: &str = "service_refusals";
     pub const TRACE: &str = "trace";
     pub const TRACE_COUNTS: &str = "trace_counts";
     pub const TRACE_EVENTS: &str = "trace_events";
@@ -172,6 +173,7 @@ const _: () = {
     assert!(size_of::<Handshake<V6>>() == 168 && align_of::<Handshake<V6>>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Traffic>() == 96);
+    assert!(size_of::<ServiceRefusals>() == 40);
     assert!(size_of::<TraceConfig>() == 136 && align_of::<TraceConfig>() == 8);
     assert!(size_of::<TraceCounts>() == 32);
     assert!(size_of::<TraceEvent>() == 120 && align_of::<TraceEvent>() == 8);
@@ -204,6 +206,7 @@ mod pod {
         Neighbour,
         Counter,
         Traffic,
+        ServiceRefusals,
         TraceConfig,
         TraceCounts,
         TraceEvent

@@ -28,7 +28,7 @@ use crate::{
     maps::{
         Asked, BY_ROUTE, Backend, Flow, FlowKey, FlowRecord, Handshake, IN_FRAGMENTS, LOOPBACK,
         Mac, OwnerTags, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, Service, ServiceKey,
-        Settings, Traffic, mode,
+        ServiceRefusals, Settings, Traffic, mode,
     },
     verdict::Verdict,
 };
@@ -311,6 +311,8 @@ pub trait Tables: ChoiceTables {
     fn tell(&self, record: &FlowRecord) -> bool;
     /// Changes a backend's counters.
     fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic));
+    /// Changes a service's counters of refused connections.
+    fn count_refusal(&self, service: u32, change: impl FnOnce(&mut ServiceRefusals));
 }
 
 /// Decides on a packet with the tuple `key`.

@@ -98,11 +98,7 @@ pub(super) fn handle_new_connection<T: Tables>(
     }
     let slot = allocate_slot(tables, packet, attempt.backend);
     match slot {
-        NO_BACKEND => Verdict::NoBackend,
-        NO_ROUTE => Verdict::NoRoute,
-        AT_LIMIT => Verdict::ClientLimit,
-        FULL => Verdict::WorkersFull,
-        PORTS_EXHAUSTED => Verdict::PortsExhausted,
+        NO_BACKEND | NO_ROUTE | AT_LIMIT | FULL | PORTS_EXHAUSTED => refuse(tables, service, slot),
         // Only TC can copy packets.
         EVICTS if packet.in_driver => Verdict::HandedOver,
         EVICTS => evict(tables, decision),
@@ -158,6 +154,24 @@ const AT_LIMIT: u32 = NO_SLOT - 3;
 const EVICTS: u32 = NO_SLOT - 4;
 const FULL: u32 = NO_SLOT - 5;
 
+/// Counts the refusal of a connection to `service`, for the reason that [`allocate_slot`] gave.
+#[inline(always)]
+fn refuse<T: Tables>(tables: &T, service: u32, reason: u32) -> Verdict {
+    let mut verdict = Verdict::NoBackend;
+    tables.count_refusal(service, |refused| {
+        let counter;
+        (verdict, counter) = match reason {
+            NO_ROUTE => (Verdict::NoRoute, &mut refused.no_route),
+            AT_LIMIT => (Verdict::ClientLimit, &mut refused.client_limit),
+            FULL => (Verdict::WorkersFull, &mut refused.workers_full),
+            PORTS_EXHAUSTED => (Verdict::PortsExhausted, &mut refused.ports_exhausted),
+            _ => (Verdict::NoBackend, &mut refused.no_backend),
+        };
+        *counter += 1;
+    });
+    verdict
+}
+
 /// Allocates a slot, and an unused source port towards the backend.
 #[inline(never)]
 fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
@@ -176,7 +190,7 @@ fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
     let pending = &mut scratch.pending;
     pending.translate(backend);
     let is_sent_again = pending.flags & service_flag::RETRY_REFUSED != 0
-        && matches!(backend.mode, mode::NAT | mode::ROUTED)
+        && backend.mode != mode::DSR
         && !pending.client.is_datagram();
     pending.keeps_syn = is_sent_again.into();
     pending.hash = client_hash(settings, &pending.client);

@@ -5,7 +5,7 @@
 //! any of the client's.
 
 use super::{
-    Decision, PacketMeta, Tables,
+    Decision, Exit, PacketMeta, Tables,
     choice::{Tried, choose_another},
     decide_exit,
     flow::supersede_own,
@@ -74,6 +74,12 @@ pub fn retry_refused<T: Tables>(
         decide_exit(&forwarding(&handshake), backend, decision);
         decision.verdict = Verdict::Retried;
     }
+    if decision.exit == Exit::Local {
+        // The SYN arrives once more where the client's packets arrive, and follows its handshake to the local stack.
+        decision.translated = handshake.client;
+        decision.interface = handshake.client_interface;
+        decision.destination_mac = handshake.client_mac;
+    }
 }
 
 /// Moves the handshake in `slot` to a worker that has not refused it. Returns the worker's id, or 0 if there is none.
@@ -120,12 +126,13 @@ fn takes_pending<T: Tables>(tables: &T, id: u32) -> bool {
     let (Some(backend), Some(mut scratch)) = (tables.backend(id), tables.flow_scratch()) else {
         return false;
     };
-    if id == 0 || backend.interface == 0 {
+    if id == 0 || backend.interface == 0 && backend.mode != mode::LOCAL {
         return false;
     }
     scratch.pending.translate(backend);
     drop(scratch);
     match backend.mode {
+        mode::LOCAL => true,
         mode::NAT => port::allocate(tables, backend.port_pool) != NO_PORT,
         mode::ROUTED => supersede_own(tables),
         _ => false,

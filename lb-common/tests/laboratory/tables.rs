@@ -12,7 +12,7 @@ use lb_common::{
     maps::{
         Admission, Asked, Backend, Flow, FlowKey, FlowRecord, Handshake, LAYOUT_VERSION, Mac,
         NAT_SOURCES, OwnerTags, PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPool, PortWord,
-        SLOTS_PER_BUCKET, Service, ServiceKey, Settings, Traffic,
+        SLOTS_PER_BUCKET, Service, ServiceKey, ServiceRefusals, Settings, Traffic,
     },
     steer::{
         ChoiceTables, Decision, FlowScratch, InsertError, PacketMeta, PendingConnection, PortState,
@@ -40,6 +40,7 @@ pub struct Memory {
     pub choices: BTreeMap<u32, u32>,
     pub active: RefCell<BTreeMap<u32, u32>>,
     pub traffic: RefCell<BTreeMap<u32, Traffic>>,
+    pub refusals: RefCell<BTreeMap<u32, ServiceRefusals>>,
     /// Whether SYNs can be sent again.
     pub keeps_syns: bool,
     /// Connections of each client.
@@ -135,6 +136,7 @@ impl Memory {
             choices: BTreeMap::new(),
             active: RefCell::default(),
             traffic: RefCell::default(),
+            refusals: RefCell::default(),
             keeps_syns: true,
             clients: RefCell::default(),
             next_round_robin: Cell::new(0),
@@ -466,6 +468,10 @@ impl Tables for Memory {
 
     fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic)) {
         change(self.traffic.borrow_mut().entry(backend).or_default());
+    }
+
+    fn count_refusal(&self, service: u32, change: impl FnOnce(&mut ServiceRefusals)) {
+        change(self.refusals.borrow_mut().entry(service).or_default());
     }
 }
 

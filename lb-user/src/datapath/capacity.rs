@@ -101,6 +101,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         (name::POLICIES, services),
         (name::CHOICES, services * SERVICE_CHOICES),
         (TURNS, services),
+        (name::SERVICE_REFUSALS, services),
         (name::BACKENDS, backends),
         (name::NEIGHBOURS, backends),
         (name::TRAFFIC, backends),
