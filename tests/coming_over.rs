@@ -1,4 +1,4 @@
-//! The way from nginx to memlb on one machine, and back, as docs/coming-over.md describes it.
+//! The way from nginx or HAProxy to memlb on one machine, and back, as docs/coming-over.md describes it.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -16,8 +16,32 @@ use memlb_tests::{
 
 const SOON: Duration = Duration::from_secs(10);
 
+/// The balancer of before: its configuration, and the log with a line for each connection that has ended.
+struct Former {
+    configuration: &'static str,
+    log: &'static str,
+    start: fn(&Cluster, &Path) -> Process,
+}
+
 #[root_test]
 fn nginx_keeps_its_connections_while_memlb_takes_over_and_leaves() {
+    memlb_takes_over_and_leaves(&Former {
+        configuration: "nginx.conf",
+        log: "access.log",
+        start: start_nginx,
+    });
+}
+
+#[root_test]
+fn haproxy_keeps_its_connections_while_memlb_takes_over_and_leaves() {
+    memlb_takes_over_and_leaves(&Former {
+        configuration: "haproxy.cfg",
+        log: "haproxy.log",
+        start: start_haproxy,
+    });
+}
+
+fn memlb_takes_over_and_leaves(former: &Former) {
     let options = ClusterOptions {
         agents: false,
         ..ClusterOptions::default()
@@ -30,11 +54,12 @@ fn nginx_keeps_its_connections_while_memlb_takes_over_and_leaves() {
         fs::write(server.root().join("blob"), &blob).unwrap();
     }
     let directory = cluster.paths.directory.join("proxy");
-    let _proxy = start_proxy(&cluster, &directory);
-    wait_until(SOON, "nginx to answer", || cluster.page().is_ok()).unwrap();
-    let by_nginx = download(&cluster);
+    let _former = (former.start)(&cluster, &directory);
+    wait_until(SOON, "an answer", || cluster.page().is_ok()).unwrap();
+    let by_former = download(&cluster);
 
-    cluster.manager = Some(start_imported(&cluster, &directory));
+    let configuration = directory.join(former.configuration);
+    cluster.manager = Some(start_imported(&cluster, &configuration, &directory));
     let agents: Vec<Process> = (0..2)
         .map(|index| start_agent(&cluster, index, &directory))
         .collect();
@@ -54,25 +79,48 @@ fn nginx_keeps_its_connections_while_memlb_takes_over_and_leaves() {
     let by_memlb = download(&cluster);
     assert_eq!(connections(), 2);
     // Both connections were open while the other balancer took the new ones.
-    assert!(by_nginx.finish().unwrap() == blob);
+    assert!(by_former.finish().unwrap() == blob);
     assert!(by_memlb.finish().unwrap() == blob);
 
-    let by_nginx_before = fs::read_to_string(directory.join("access.log")).unwrap();
+    let logged = || {
+        fs::read_to_string(directory.join(former.log))
+            .unwrap()
+            .len()
+    };
+    let logged_before = logged();
     drop(agents);
     cluster.manager = None;
     run(&mut cluster.memlb("unload")).unwrap();
     cluster.page().unwrap();
-    wait_until(SOON, "nginx to serve again", || {
-        fs::read_to_string(directory.join("access.log"))
-            .unwrap()
-            .len()
-            > by_nginx_before.len()
+    wait_until(SOON, "the former balancer to serve again", || {
+        logged() > logged_before
     })
     .unwrap();
 }
 
-/// Starts the balancer of before, on the address that memlb will serve.
-fn start_proxy(cluster: &Cluster, directory: &Path) -> Process {
+/// Starts HAProxy on the address that memlb will serve.
+fn start_haproxy(cluster: &Cluster, directory: &Path) -> Process {
+    let servers = cluster.topology.workers.iter().zip(&cluster.servers);
+    let servers: String = servers
+        .map(|(node, server)| {
+            let address = node.address();
+            format!("    server {address} {address}:{}\n", server.port())
+        })
+        .collect();
+    let text = format!(
+        "defaults\n    mode tcp\n    log stdout format raw local0\n    option tcplog\n    timeout connect 5s\n    \
+         timeout client 1m\n    timeout server 1m\nlisten shop\n    bind :80\n    balance leastconn\n{servers}"
+    );
+    fs::create_dir_all(directory).unwrap();
+    let file = directory.join("haproxy.cfg");
+    fs::write(&file, text).unwrap();
+    let mut command = cluster.topology.manager.command("haproxy");
+    command.arg("-db").arg("-f").arg(file);
+    Process::start("haproxy", &mut command, &directory.join("haproxy.log")).unwrap()
+}
+
+/// Starts nginx there.
+fn start_nginx(cluster: &Cluster, directory: &Path) -> Process {
     let servers = cluster.topology.workers.iter().zip(&cluster.servers);
     let servers: String = servers
         .map(|(node, server)| format!("        server {}:{};\n", node.address(), server.port()))
@@ -85,12 +133,12 @@ fn start_proxy(cluster: &Cluster, directory: &Path) -> Process {
     nginx::start(&cluster.topology.manager, &http, directory).unwrap()
 }
 
-/// Translates nginx's configuration and starts a manager with it.
-fn start_imported(cluster: &Cluster, directory: &Path) -> Process {
+/// Translates a configuration and starts a manager with it.
+fn start_imported(cluster: &Cluster, former: &Path, directory: &Path) -> Process {
     let configuration = directory.join("memlb.toml");
     run(cluster
         .memlb("import")
-        .arg(directory.join("nginx.conf"))
+        .arg(former)
         .arg("--output")
         .arg(&configuration))
     .unwrap();

@@ -49,6 +49,7 @@ const TEST_TOOLS: &[Tool] = tools! {
     "lintian" "lintian" "checks the package";
     "debootstrap" "debootstrap" "makes a clean Debian to install the package in";
     "systemd-nspawn" "systemd-container" "boots that Debian";
+    "haproxy" "haproxy" "is the balancer that memlb takes over from";
     "wrk" "wrk" "is a client of memlb that asks as fast as it can";
     "h2load" "nghttp2-client" "is a client of memlb that speaks HTTP/2";
     "openssl" "openssl" "makes certificates for the web servers behind memlb";

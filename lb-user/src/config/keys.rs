@@ -396,8 +396,7 @@ sections! {
         /// beside others that are as good, from 1% to 1000%, by default "100%". Policy "memory" counts that much of
         /// its memory. A worker with backup = true takes connections only while no other worker can serve. One with
         /// agent = false needs no agent and counts as up until its handshakes fail: backup = true, agent = false is a
-        /// fallback on another machine.
-        /// its memory. With max_connections = 500, a worker with as many open connections gets no new one until some
+        /// fallback on another machine. With max_connections = 500, a worker with as many open connections gets no new one until some
         /// have ended: those go to other workers, or to the fallback while all are full; without a fallback they are
         /// refused and counted as workers_full. Connections that are being established may exceed the number.
         workers: Vec<Worker> = Vec::new(), Workers, Live,

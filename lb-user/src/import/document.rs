@@ -196,9 +196,13 @@ fn of_service(service: &Service) -> String {
         };
         let backup = if server.backup { ", backup = true" } else { "" };
         let agent = if server.agent { "" } else { ", agent = false" };
+        let limit = match server.max_connections {
+            0 => String::new(),
+            most => format!(", max_connections = {most}"),
+        };
         _ = writeln!(
             text,
-            "    {{ name = \"{}\", address = \"{}\"{weight}{backup}{agent} }},  # {}",
+            "    {{ name = \"{}\", address = \"{}\"{weight}{backup}{agent}{limit} }},  # {}",
             server.name,
             server.address,
             comment(&server.origin)

@@ -319,7 +319,6 @@ fn server(
             "cookie",
             "memlb reads no cookies; policy \"source_hash\" keeps clients of one address with one worker",
         ),
-        ("maxconn", "memlb does not limit a worker's connections"),
         (
             "slowstart",
             "the service's ramp_up does this for all workers",
@@ -352,6 +351,9 @@ fn server(
         failures: parameters.value("fall").and_then(|it| it.parse().ok()),
         ..http.cloned().unwrap_or_default()
     });
+    let max_connections = parameters
+        .value("maxconn")
+        .map_or(0, |given| import.max_connections(line, given));
     match address(host, own_port.unwrap_or(port)) {
         Ok(address) => Some(Server {
             name: line.argument(0).to_owned(),
@@ -360,6 +362,7 @@ fn server(
             check,
             backup: parameters.flag("backup"),
             agent: true,
+            max_connections,
             origin: Origin::from(line),
         }),
         Err(why) => import.leave_out(line, why),

@@ -206,13 +206,14 @@ fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Opti
             "expected an address and a port that is not 0; this server is left out",
         );
     };
-    let mut weight = 1;
+    let (mut weight, mut max_connections) = (1, 0);
     let mut check = None;
     for line in &real.block {
         match line.name() {
             "weight" => weight = line.argument(0).parse().unwrap_or(1),
             "HTTP_GET" | "TCP_CHECK" => check = Some(of_checker(line, interval)),
-            "uthreshold" | "lthreshold" => import.note(line, "memlb does not limit a worker's connections"),
+            "uthreshold" => max_connections = import.max_connections(line, line.argument(0)),
+            "lthreshold" => import.note(line, "a full worker takes connections again as soon as one has ended"),
             "inhibit_on_failure" => import.note(line, "memlb resets the connections of a worker that is down"),
             "notify_up" | "notify_down" => import.note(line, "memlb events --follow --json gives every change to a script"),
             name if name.ends_with("_CHECK") || name == "SSL_GET" => import.note(
@@ -235,6 +236,7 @@ fn server(real: &Statement, interval: Option<&str>, import: &mut Import) -> Opti
         check,
         backup: false,
         agent: true,
+        max_connections,
         origin: Origin::from(real),
     })
 }

@@ -353,7 +353,7 @@ fn server_at(
     statement: &Statement,
     import: &mut Import,
 ) -> Option<Server> {
-    let (mut weight, mut backup) = (1, false);
+    let (mut weight, mut backup, mut max_connections) = (1, false, 0);
     for parameter in parameters.iter().skip(1) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         match name {
@@ -369,7 +369,7 @@ fn server_at(
                 statement,
                 "memlb counts handshakes that fail (failing_after), and its agent checks the server: memlb agent --check",
             ),
-            "max_conns" => import.note(statement, "memlb does not limit a worker's connections"),
+            "max_conns" => max_connections = import.max_connections(statement, value),
             "slow_start" => {
                 import.note(statement, "the service's ramp_up does this for all workers");
             }
@@ -391,6 +391,7 @@ fn server_at(
             check: None,
             backup,
             agent: true,
+            max_connections,
             origin: Origin::from(statement),
         }),
         Err(why) => import.leave_out(statement, why),

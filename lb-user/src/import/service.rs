@@ -7,6 +7,9 @@ use lb_core::{MANAGER, NO_BACKEND};
 use super::statement::{Location, Statement};
 use crate::addresses::Addresses;
 
+/// The greatest value of `max_connections`.
+const MAX_CONNECTIONS: u32 = 1 << 24;
+
 /// What a line of the other configuration becomes, with the line itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -83,6 +86,8 @@ pub struct Server {
     pub backup: bool,
     /// Whether an agent is to run beside it.
     pub agent: bool,
+    /// Most open connections; 0: no limit.
+    pub max_connections: u32,
     pub origin: Origin,
 }
 
@@ -128,6 +133,30 @@ impl Import {
     ) -> Option<T> {
         self.note(origin, advice);
         None
+    }
+
+    /// Returns the most connections of a server, and notes what becomes of further ones.
+    pub fn max_connections(&mut self, line: &Statement, given: &str) -> u32 {
+        match given.parse() {
+            Ok(0) => 0,
+            Ok(most) if most <= MAX_CONNECTIONS => {
+                self.note(
+                    line,
+                    format!(
+                        "max_connections = {most}: further connections do not wait, but go to other workers, then to \
+                         the fallback, or are refused (workers_full)"
+                    ),
+                );
+                most
+            }
+            _ => {
+                self.note(
+                    line,
+                    format!("{given} is no limit that max_connections takes; left out"),
+                );
+                0
+            }
+        }
     }
 
     /// Fills in what the files leave open: the address behind "every address", names that are taken, and servers
@@ -242,6 +271,7 @@ impl Import {
             check: None,
             backup: true,
             agent: false,
+            max_connections: 0,
             origin,
         };
         let name = self.worker_name(&server, service);

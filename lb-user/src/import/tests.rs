@@ -166,3 +166,22 @@ fn says_what_is_wrong_with_a_file() {
             .starts_with("read /nowhere/a.conf: ")
     );
 }
+
+#[test]
+fn limits_of_connections_become_max_connections() {
+    let nginx = "http { upstream a { server 192.168.56.103 max_conns=200; }\n\
+                 server { listen 81; location / { proxy_pass http://a; } } }";
+    let haproxy = "listen a\n  bind 192.168.56.101:81\n  default-server maxconn 200\n  \
+                   server one 192.168.56.103:80\n  server two 192.168.56.104:80 maxconn 0\n";
+    let keepalived = "virtual_server 192.168.56.101 81 {\n  real_server 192.168.56.103 80 {\n    \
+                      uthreshold 200\n  }\n}\n";
+    for text in [nginx, haproxy, keepalived] {
+        let imported = from_text(text, &Options::default()).unwrap();
+        let limited = imported.toml.matches(", max_connections = 200 }").count();
+        assert_eq!(limited, 1, "{}", imported.toml);
+        let notes = imported.notes.join("\n");
+        assert!(notes.contains("max_connections = 200: "), "{notes}");
+        let config = Config::parse(&imported.toml, "imported", &Overrides::default(), None);
+        assert_eq!(config.unwrap().services[0].workers[0].max_connections, 200);
+    }
+}
