@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::admin::AdminCommand;
 use crate::counted;
 use crate::eligibility::Ineligibility;
+use crate::handshakes::Evidence;
 use crate::health::Health;
 use crate::memory::{Bytes, Memory, Pressure};
 use crate::names::ALL_WORKERS;
@@ -172,27 +173,21 @@ events! {
         worker: String,
         service: String,
         /// Handshakes in a row without an answer between them.
-        refused: u64,
-        unanswered: u64,
-        within_ms: u64,
-        text: String,
+        evidence: Evidence,
         /// Until the manager opens a connection to it.
         trial_in_ms: u64,
     }
-    WARN, "{service}: {worker} is failing: it {text}; no new connection, tried in {trial_in_ms} ms";
+    WARN, "{service}: {worker} is failing: it {evidence}; no new connection, tried in {trial_in_ms} ms";
 
     /// The same of a worker that keeps its connections, because too many others are failing.
     FailingWorkerKept {
         worker: String,
         service: String,
-        refused: u64,
-        unanswered: u64,
-        within_ms: u64,
-        text: String,
+        evidence: Evidence,
         failing: usize,
         workers: usize,
     }
-    WARN, "{service}: {worker} {text}, and still gets connections: {failing} of {workers} workers are failing";
+    WARN, "{service}: {worker} {evidence}, and still gets connections: {failing} of {workers} workers are failing";
 
     /// The trial of a failing worker was answered.
     WorkerRecovered {

@@ -4,6 +4,10 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use serde::{Serialize, Serializer};
+
+use crate::milliseconds;
+
 /// How many handshakes without an answer make a backend failing, and when it is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FailingSettings {
@@ -45,12 +49,17 @@ pub struct TrafficCounters {
 }
 
 /// What the handshakes of a failing backend had in common.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Evidence {
     pub refused: u64,
     pub unanswered: u64,
     /// At most so long passed from the first of them to the last.
+    #[serde(rename = "within_ms", serialize_with = "serialize_milliseconds")]
     pub within: Duration,
+}
+
+fn serialize_milliseconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(milliseconds(*time))
 }
 
 impl fmt::Display for Evidence {
@@ -110,7 +119,40 @@ pub struct Ejection {
     pub next_trial: Option<Instant>,
 }
 
+/// An ejection that a restarted manager continues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdoptedEjection {
+    pub evidence: Evidence,
+    pub age: Duration,
+    /// Trials that failed.
+    pub trials: u32,
+    /// How often the backend was ejected or its trial failed, without a lasting return.
+    pub failures: u32,
+}
+
 impl Handshakes {
+    /// Continues an ejection of a former manager. The next trial is due at once.
+    pub fn adopt(&mut self, adopted: &AdoptedEjection, now: Instant) {
+        self.failures = adopted.failures;
+        self.ejection = Some(Ejection {
+            evidence: adopted.evidence,
+            since: now.checked_sub(adopted.age).unwrap_or(now),
+            trials: adopted.trials,
+            next_trial: Some(now),
+        });
+    }
+
+    /// Returns what a restarted manager has to know.
+    pub fn to_adopt(&self, now: Instant) -> Option<AdoptedEjection> {
+        let ejection = self.ejection?;
+        Some(AdoptedEjection {
+            evidence: ejection.evidence,
+            age: now.saturating_duration_since(ejection.since),
+            trials: ejection.trials,
+            failures: self.failures,
+        })
+    }
+
     pub fn ejection(&self) -> Option<&Ejection> {
         self.ejection.as_ref()
     }

@@ -50,10 +50,10 @@ pub use counted::counted;
 pub use eligibility::{Ineligibility, WorkerRoute};
 pub use endpoint::{Endpoint, ParseEndpointError, Protocol};
 pub use event::{AttachedInterface, Audience, Cause, Event, EventKind, Severity};
-pub use handshakes::{FailingSettings, TrafficCounters, TrialOutcome};
+pub use handshakes::{AdoptedEjection, Evidence, FailingSettings, TrafficCounters, TrialOutcome};
 pub use health::Health;
 pub use map_update::MapUpdate;
-pub use memory::{Bytes, Memory, Pressure};
+pub use memory::{Bytes, Memory, Pressure, Share};
 pub use names::{ALL_WORKERS, MANAGER, NO_BACKEND};
 pub use policy::{
     DEFAULT_HOLD, MaxShare, MemorySettings, Policy, SlotKind, SpreadSettings, Threshold,

@@ -39,6 +39,21 @@ impl fmt::Display for Pressure {
     }
 }
 
+/// Displays a share, given in hundredths of a percent, so that no share but 0 is shown as 0: `0%`, `0.07%`, `33.3%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share(pub u16);
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(share) = *self;
+        match share {
+            0 | 10_000 => write!(f, "{}%", share / 100),
+            1..100 => write!(f, "0.{share:02}%"),
+            _ => write!(f, "{}.{}%", share / 100, share / 10 % 10),
+        }
+    }
+}
+
 /// Displays bytes in the largest binary unit in which they are at least 1: `394.0 MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bytes(pub u64);
@@ -67,6 +82,14 @@ mod tests {
     fn shows_pressure_as_the_kernel_does() {
         assert_eq!(Pressure(7).to_string(), "0.07%");
         assert_eq!(Pressure::MOST.to_string(), "100.00%");
+    }
+
+    #[test]
+    fn shows_every_share_but_none_as_more_than_0() {
+        let shown = [(0, "0%"), (7, "0.07%"), (100, "1.0%"), (3_333, "33.3%")];
+        for (share, text) in shown.into_iter().chain([(10_000, "100%")]) {
+            assert_eq!(Share(share).to_string(), text);
+        }
     }
 
     #[test]

@@ -10,14 +10,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::admin::{AdminOverrides, AdminState, Audited};
 use crate::endpoint::{Endpoint, Protocol};
-use crate::handshakes::FailingSettings;
+use crate::handshakes::{AdoptedEjection, FailingSettings};
 use crate::policy::{MemorySettings, Policy, SpreadSettings};
 
 /// The default of [`CoreSettings::down_after`].
 pub const DEFAULT_DOWN_AFTER: Duration = Duration::from_millis(1500);
 
 /// A service in the maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
 #[serde(transparent)]
 pub struct ServiceId(pub u32);
 
@@ -165,4 +178,6 @@ pub struct AdoptedState {
     pub pauses: BTreeMap<String, Duration>,
     /// The silence of the workers of [`crate::Core::overdue_workers`].
     pub silences: BTreeMap<String, Duration>,
+    /// The failing backends of [`crate::Core::ejections`].
+    pub ejections: BTreeMap<BackendId, AdoptedEjection>,
 }

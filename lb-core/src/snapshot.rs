@@ -15,7 +15,7 @@ use crate::names::MANAGER;
 use crate::policy::Policy;
 use crate::reason::{Rule, fallback_outcome};
 use crate::service::{Selection, Service};
-use crate::settings::{BackendId, BackendSettings, FallbackSettings, Mode};
+use crate::settings::{BackendId, BackendSettings, FallbackSettings, Mode, ServiceId};
 use crate::share_reason::ShareReason;
 use crate::worker::Worker;
 
@@ -28,6 +28,8 @@ pub struct Snapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceSnapshot<B = BackendSnapshot> {
     pub name: String,
+    #[serde(default)]
+    pub service_id: ServiceId,
     pub address: String,
     pub protocol: Protocol,
     pub mode: Mode,
@@ -168,6 +170,7 @@ impl<B> ServiceSnapshot<B> {
     pub fn map_backends<C>(self, map: impl FnMut(B) -> C) -> ServiceSnapshot<C> {
         ServiceSnapshot {
             name: self.name,
+            service_id: self.service_id,
             address: self.address,
             protocol: self.protocol,
             mode: self.mode,
@@ -194,6 +197,7 @@ impl Service {
         backends.extend(self.settings.fallback.as_ref().map(|it| self.fallback(it)));
         ServiceSnapshot {
             name: self.settings.name.clone(),
+            service_id: self.settings.id,
             address: self.settings.address.to_string(),
             protocol: self.settings.protocol,
             mode: self.settings.mode,

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use super::Core;
 use crate::event::Event;
-use crate::handshakes::{Evidence, FailingSettings, TrafficCounters, TrialOutcome};
+use crate::handshakes::{
+    AdoptedEjection, Evidence, FailingSettings, TrafficCounters, TrialOutcome,
+};
 use crate::health::Health;
 use crate::milliseconds;
 use crate::service::Service;
@@ -71,6 +73,16 @@ impl Core {
             trials: ejection.trials + 1,
         });
         self.sync_changed(BTreeSet::from([index]), now);
+    }
+
+    /// Returns the failing backends: the next manager continues from there, see
+    /// [`crate::AdoptedState::ejections`].
+    pub fn ejections(&self, now: Instant) -> impl Iterator<Item = (BackendId, AdoptedEjection)> {
+        self.ejected.iter().filter_map(move |id| {
+            let at = self.find_backend(*id)?;
+            let handshakes = &self.services[at.service].handshakes[at.backend];
+            Some((*id, handshakes.to_adopt(now)?))
+        })
     }
 
     /// Begins the trials that are due.
@@ -140,13 +152,6 @@ impl Core {
         let may_eject = is_held || is_certain || (is_left && failing < limit);
         let (worker, name) = (worker.name.clone(), service.settings.name.clone());
         let handshakes = &mut service.handshakes[at.backend];
-        let Evidence {
-            refused,
-            unanswered,
-            within,
-        } = evidence;
-        let within_ms = milliseconds(within);
-        let text = evidence.to_string();
         if may_eject {
             let pause = handshakes.eject(evidence, &self.failing, now);
             self.ejected
@@ -154,20 +159,14 @@ impl Core {
             self.events.push_back(Event::WorkerFailing {
                 worker,
                 service: name,
-                refused,
-                unanswered,
-                within_ms,
-                text,
+                evidence,
                 trial_in_ms: milliseconds(pause),
             });
         } else if !std::mem::replace(&mut handshakes.kept, true) {
             self.events.push_back(Event::FailingWorkerKept {
                 worker,
                 service: name,
-                refused,
-                unanswered,
-                within_ms,
-                text,
+                evidence,
                 failing,
                 workers,
             });
@@ -175,7 +174,7 @@ impl Core {
         may_eject
     }
 
-    fn find_backend(&self, id: BackendId) -> Option<BackendIndex> {
+    pub(super) fn find_backend(&self, id: BackendId) -> Option<BackendIndex> {
         let worker = &self.workers[*self.by_backend.get(&id)?];
         let mut backends = worker.backends.iter();
         let is_it =

@@ -22,7 +22,8 @@ impl Core {
     ///
     /// Adopted selections stay, and adopted workers count as up for `down_after` from `now` on, so that
     /// a restart by itself changes nothing. Only the silence that the former manager had already
-    /// observed counts, so that repeated restarts do not keep a dead worker up. Adopted drains continue
+    /// observed counts, so that repeated restarts do not keep a dead worker up. Failing backends are tried
+    /// at once. Adopted drains continue
     /// as [`Health::Leaving`] until the worker's first heartbeat. A pause lasts at least until the
     /// worker had time to send one.
     pub fn resume(settings: CoreSettings, adopted: &AdoptedState, now: Instant) -> Self {
@@ -59,14 +60,30 @@ impl Core {
         for index in 0..core.workers.len() {
             core.apply_admin_states(index);
         }
-        core.adopt(adopted);
+        core.adopt(adopted, now);
         core.reselect_unusable(now);
         core.emit_initial_state(adopted, now);
         core
     }
 
-    fn adopt(&mut self, adopted: &AdoptedState) {
+    fn adopt_ejections(&mut self, adopted: &AdoptedState, now: Instant) {
+        for (id, ejection) in &adopted.ejections {
+            let Some(at) = self.find_backend(*id) else {
+                continue;
+            };
+            let service = &mut self.services[at.service];
+            if service.failing_settings(&self.failing).after > 0 {
+                service.handshakes[at.backend].adopt(ejection, now);
+                self.ejected.insert(*id);
+            }
+        }
+    }
+
+    fn adopt(&mut self, adopted: &AdoptedState, now: Instant) {
+        self.adopt_ejections(adopted, now);
+        // A failing backend has its state in the maps for its handshakes, not for its worker's health.
         let mut up = adopted.up.clone();
+        up.extend(self.ejected.iter());
         for service in &self.services {
             up.extend(adopted.selections.get(&service.settings.id));
         }

@@ -12,6 +12,7 @@ use aya::{Ebpf, programs::TcAttachType};
 use tracing::debug;
 
 use super::{
+    announcement::Announcement,
     attach::{self, AttachMode, EGRESS, INGRESS, LINKS, LOOPBACK, Program, XDP},
     foreign_programs::serve_others,
     interface::{Interface, InterfaceRef, index_of, name_of},
@@ -26,7 +27,7 @@ const OF_TC: [Program; 2] = [
 ];
 
 /// An interface and its programs.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Attachment {
     /// Its present own name.
     pub interface: String,
@@ -44,6 +45,8 @@ pub struct Attachment {
     programs: Vec<Program>,
     /// Whether the interface has returned and is not attached yet.
     is_new: bool,
+    /// Tells other managers of this one, once it is attached.
+    announcement: Option<Announcement>,
 }
 
 impl fmt::Display for Attachment {
@@ -250,6 +253,20 @@ impl Attachment {
             configured: Some(name.to_owned()),
             programs: OF_TC.into_iter().chain(xdp).collect(),
             is_new: false,
+            announcement: None,
+        }
+    }
+
+    /// Announces this manager at the interface's present index.
+    fn announce(&mut self) {
+        let known = self.announcement.as_ref().map(|it| it.interface);
+        if known == self.index {
+            return;
+        }
+        self.announcement = None;
+        match self.index.map(Announcement::new).transpose() {
+            Ok(announcement) => self.announcement = announcement,
+            Err(error) => debug!("announce this manager at {}: {error}", self.interface),
         }
     }
 
@@ -287,6 +304,7 @@ impl Attachment {
 
     /// Looks for programs of another memlb before this one's; each change from none or to none is reported.
     fn refresh_preceding(&mut self, links: &Path) -> Option<AttachmentChange> {
+        self.announce();
         let found = match self.target() {
             Some(target) => match preceding(links, target, self.mode) {
                 Ok(found) if found.is_empty() => found,

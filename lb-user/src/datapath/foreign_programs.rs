@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::Result;
-use aya::programs::{SchedClassifier, TcAttachType};
 use lb_common::maps::{Backend, Settings, mode, name};
 use lb_core::{Endpoint, Mode};
 use procfs::process::Process;
@@ -268,11 +267,12 @@ fn attached(links: &Path, own: &BTreeSet<u32>) -> (BTreeSet<String>, BTreeSet<St
     let (mut all, mut first_at) = (BTreeSet::new(), BTreeSet::new());
     for link in ingress_links(links) {
         let attached = || {
-            let interface = name_of(link_info::interface_of(&link).ok()??)?;
+            let index = link_info::interface_of(&link).ok()??;
+            let interface = name_of(index)?;
             let program = link_info::program_of(&link).ok()??;
-            let (_, here) = SchedClassifier::query_tcx(&interface, TcAttachType::Ingress).ok()?;
-            let theirs = here.iter().position(|it| it.id() == program)?;
-            let ours = here.iter().position(|it| own.contains(&it.id()));
+            let here = link_info::ingress_programs(index).ok()?;
+            let theirs = here.iter().position(|id| *id == program)?;
+            let ours = here.iter().position(|id| own.contains(id));
             Some((interface, ours.is_none_or(|ours| theirs < ours)))
         };
         if let Some((interface, is_first)) = attached() {

@@ -10,7 +10,13 @@ use std::{
     path::Path,
 };
 
-use super::bpf_call::{BPF_OBJ_GET, BPF_OBJ_GET_INFO_BY_FD, bpf};
+use super::bpf_call::{BPF_OBJ_GET, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_QUERY, bpf};
+
+/// `enum bpf_attach_type`.
+const BPF_TCX_INGRESS: u32 = 46;
+
+/// The most programs at one place (`BPF_MPROG_MAX`).
+const MAX_PROGRAMS: usize = 64;
 
 /// `struct bpf_link_info` as far as XDP and tcx use it.
 #[repr(C)]
@@ -22,6 +28,23 @@ struct LinkInfo {
     reserved: u32,
     interface: u32,
     attach_type: u32,
+}
+
+/// The part of `union bpf_attr` for `BPF_PROG_QUERY`.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramQuery {
+    interface: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    reserved: u32,
+    program_flags: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
 }
 
 #[repr(C)]
@@ -60,6 +83,30 @@ pub fn interface_of(path: &Path) -> io::Result<Option<u32>> {
 /// The pin cannot be opened or is not a link.
 pub fn program_of(path: &Path) -> io::Result<Option<u32>> {
     Ok(read(path)?.map(|it| it.program))
+}
+
+/// Returns the numbers of the tcx programs for what arrives at an interface, in the order in which they run. Needs
+/// `CAP_NET_ADMIN` only.
+///
+/// # Errors
+///
+/// The kernel's error.
+///
+/// # Minimum kernel version
+///
+/// Linux 6.6 (e420bed02507).
+pub fn ingress_programs(interface: u32) -> io::Result<Vec<u32>> {
+    let mut programs = vec![0_u32; MAX_PROGRAMS];
+    let mut request = ProgramQuery {
+        interface,
+        attach_type: BPF_TCX_INGRESS,
+        programs: programs.as_mut_ptr().expose_provenance() as u64,
+        count: MAX_PROGRAMS as u32,
+        ..ProgramQuery::default()
+    };
+    bpf(BPF_PROG_QUERY, &mut request)?;
+    programs.truncate(request.count as usize);
+    Ok(programs)
 }
 
 fn read(path: &Path) -> io::Result<Option<LinkInfo>> {

@@ -3,6 +3,7 @@
 //! Only [`Datapath`] writes maps that steer packets, and only the manager's main task owns one.
 
 pub(crate) mod adopt;
+mod announcement;
 mod attach;
 mod attachments;
 mod bpf_call;
@@ -63,7 +64,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
-use lb_common::maps::{Backend, SPREAD, Service, mode, name, service_flag, state};
+use lb_common::maps::{Backend, SPREAD, Service, Traffic, mode, name, service_flag, state};
 use lb_core::{
     BackendId, CoreSettings, Endpoint, Health, MapUpdate, Memory, Mode, Protocol, ReplyCounters,
     ServiceId, ServiceSettings, TrafficCounters, WorkerRoute,
@@ -88,6 +89,8 @@ pub struct Datapath {
     ebpf: Ebpf,
     tables: Tables,
     backends: BTreeMap<BackendId, BackendState>,
+    /// The workers' counters when they were read last.
+    sampled: BTreeMap<BackendId, Traffic>,
     attachments: Attachments,
     pin_path: PathBuf,
     rollback: RollbackGuard,
@@ -229,6 +232,7 @@ impl Datapath {
             ebpf,
             tables,
             backends,
+            sampled: BTreeMap::new(),
             attachments,
             pin_path,
             rollback,
@@ -397,11 +401,13 @@ impl Datapath {
     /// # Errors
     ///
     /// Names the map that could not be read.
-    pub fn traffic(&self) -> Result<Vec<(BackendId, TrafficCounters)>> {
+    pub fn traffic(&mut self) -> Result<Vec<(BackendId, TrafficCounters)>> {
         let (now, now_ns) = (Instant::now(), monotonic_ns()?);
         let workers = self.backends.iter().filter(|(_, it)| !it.is_fallback);
-        let read = |(id, _): (&BackendId, _)| {
-            let counted = self.tables.traffic(id.0)?;
+        let sampled = workers.map(|(id, _)| Ok((*id, self.tables.traffic(id.0)?)));
+        let sampled: Result<_> = sampled.collect();
+        self.sampled = sampled?;
+        let counters = |(id, counted): (&BackendId, &Traffic)| {
             let age = Duration::from_nanos(now_ns.saturating_sub(counted.last_answer_ns));
             let heard = now.checked_sub(age).filter(|_| counted.last_answer_ns > 0);
             let counters = TrafficCounters {
@@ -410,23 +416,23 @@ impl Datapath {
                 unanswered: counted.unanswered,
                 heard,
             };
-            Ok((*id, counters))
+            (*id, counters)
         };
-        workers.map(read).collect()
+        Ok(self.sampled.iter().map(counters).collect())
     }
 
-    /// Returns the counts of replies of each worker in mode `routed`.
-    ///
-    /// # Errors
-    ///
-    /// Names the map that could not be read.
-    pub fn answers(&self) -> Result<BTreeMap<BackendId, ReplyCounters>> {
-        let routed = self.backends.iter().filter(|(_, known)| {
-            !known.is_fallback && known.mode == Mode::Routed && known.health.is_some()
+    /// Returns the counts of replies of each worker in mode `routed`, from the last call of [`Self::traffic`].
+    pub fn answers(&self) -> BTreeMap<BackendId, ReplyCounters> {
+        let is_routed = |known: &BackendState| known.mode == Mode::Routed && known.health.is_some();
+        let routed = self.sampled.iter().filter(|(id, _)| {
+            let known = self.backends.get(id);
+            known.is_some_and(is_routed)
         });
-        routed
-            .map(|(id, _)| Ok((*id, self.tables.answers(id.0)?)))
-            .collect()
+        let counters = |traffic: &Traffic| ReplyCounters {
+            packets: traffic.packets_out,
+            unanswered: traffic.unanswered,
+        };
+        routed.map(|(id, it)| (*id, counters(it))).collect()
     }
 
     /// Adds the services to map `services`, and removes services that are no longer configured.

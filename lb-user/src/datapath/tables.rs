@@ -19,7 +19,7 @@ use lb_common::{
         SLOTS_PER_BUCKET, Service, ServiceKey, Traffic, mode, name, state,
     },
 };
-use lb_core::{Endpoint, Protocol, ReplyCounters};
+use lb_core::{Endpoint, Protocol};
 
 use super::{
     capacity::{FAMILIES, is_allocated, nat_port_count},
@@ -296,15 +296,6 @@ impl Tables {
         let counted =
             counted.with_context(|| format!("read entry {backend} of map {}", name::TRAFFIC))?;
         Ok(Traffic::sum(counted.iter()))
-    }
-
-    /// Returns the counts of a backend's replies.
-    pub fn answers(&self, backend: u32) -> Result<ReplyCounters> {
-        let traffic = self.traffic(backend)?;
-        Ok(ReplyCounters {
-            packets: traffic.packets_out,
-            unanswered: traffic.unanswered,
-        })
     }
 
     pub fn write_choices(

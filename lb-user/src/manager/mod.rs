@@ -41,8 +41,8 @@ use crate::{
     datapath::Datapath,
     deny::DenyList,
     heartbeat_receiver::HeartbeatReceiver,
-    history::History,
-    membership::{LivenessRecord, Membership},
+    history::{History, now_ms},
+    membership::{EjectionRecord, LivenessRecord, Membership},
     status::{Interface, ManagerSnapshot},
     systemd::Watchdog,
 };
@@ -87,6 +87,8 @@ pub struct Manager {
     denied: DenyList,
     /// As last saved.
     liveness: LivenessRecord,
+    /// As it was saved.
+    ejections: EjectionRecord,
     state_files: StateFiles,
     emitter: Emitter,
     history: History,
@@ -237,9 +239,16 @@ impl Manager {
         }
     }
 
-    /// Saves the silence of late workers, if it has changed.
+    /// Saves the silence of late workers and the ejections, if they have changed.
     fn save_liveness(&mut self) {
-        let liveness = LivenessRecord::new(self.core.overdue_workers(Instant::now()));
+        let now = Instant::now();
+        let ejections = self.core.ejections(now);
+        let ejections = EjectionRecord::new(ejections, &self.ejections, now_ms());
+        if ejections != self.ejections {
+            self.state_files.ejections.save(ejections.clone());
+            self.ejections = ejections;
+        }
+        let liveness = LivenessRecord::new(self.core.overdue_workers(now));
         if liveness != self.liveness {
             self.state_files.liveness.save(liveness.clone());
             self.liveness = liveness;

@@ -59,10 +59,8 @@ impl Manager {
 
     /// Passes to the core whether the answers of workers in mode `routed` pass this machine.
     pub(super) fn check_return_paths(&mut self) {
-        match self.datapath.answers() {
-            Ok(answers) => self.core.handle_reply_counters(&answers, Instant::now()),
-            Err(error) => warn!("{error:#}"),
-        }
+        let answers = self.datapath.answers();
+        self.core.handle_reply_counters(&answers, Instant::now());
     }
 
     /// Records that a map could not be written. Everything is written again later.

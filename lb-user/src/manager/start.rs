@@ -26,7 +26,9 @@ use crate::{
     handover::TrackFile,
     heartbeat_receiver::HeartbeatReceiver,
     history::{History, now_ms},
-    membership::{AbsentWorker, Applied, ExternalWorkers, LivenessRecord, Membership},
+    membership::{
+        AbsentWorker, Applied, EjectionRecord, ExternalWorkers, LivenessRecord, Membership,
+    },
     metrics::Metrics,
     peer::Peers,
     status,
@@ -59,6 +61,7 @@ pub(super) struct StateFiles {
     pub workers: StateFile<ExternalWorkers>,
     pub denied: StateFile<DenyList>,
     pub liveness: StateFile<LivenessRecord>,
+    pub ejections: StateFile<EjectionRecord>,
     _lock: Option<StateLock>,
 }
 
@@ -69,6 +72,7 @@ struct Saved {
     workers: ExternalWorkers,
     denied: DenyList,
     liveness: LivenessRecord,
+    ejections: EjectionRecord,
 }
 
 /// Opens the heartbeat socket and checks interfaces, kernel and pins. `path` is the configuration file, and
@@ -139,12 +143,18 @@ impl StateFiles {
             "the silences of workers",
             "remove the file; silent workers get down_after again to send a heartbeat",
         )?;
+        let (ejections_file, ejections) = StateFile::load(
+            &config.manager.control_socket.with_extension("failing"),
+            "the failing workers",
+            "remove the file; failing workers get new connections until some fail again",
+        )?;
         let files = Self {
             overrides: overrides_file,
             membership: membership_file,
             workers: workers_file,
             denied: denied_file,
             liveness: liveness_file,
+            ejections: ejections_file,
             _lock: lock,
         };
         let saved = Saved {
@@ -153,6 +163,7 @@ impl StateFiles {
             workers,
             denied,
             liveness,
+            ejections,
         };
         Ok((files, saved))
     }
@@ -229,6 +240,7 @@ impl Prepared {
             join_requests: JoinRequests::default(),
             denied: saved.denied,
             liveness: saved.liveness,
+            ejections: saved.ejections,
             state_files,
             emitter,
             history,
@@ -290,6 +302,7 @@ fn adopted(adoption: &Adoption, saved: &Saved) -> AdoptedState {
             .collect(),
         overrides: saved.overrides.clone(),
         silences: saved.liveness.silences(),
+        ejections: saved.ejections.ejections(now_ms),
         ..adoption.adopted.clone()
     }
 }

@@ -2,6 +2,7 @@
 //! silent.
 
 mod changes;
+mod ejections;
 mod external;
 mod liveness;
 
@@ -15,6 +16,7 @@ use thiserror::Error;
 
 use crate::config::{Config, JOINED, Worker, WorkerOrigin};
 pub use changes::WorkerChanges;
+pub use ejections::EjectionRecord;
 pub use external::{
     AbsentWorker, Applied, ExternalWorker, ExternalWorkers, WorkerList, parse_weight,
 };

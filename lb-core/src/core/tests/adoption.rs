@@ -139,3 +139,45 @@ fn a_selection_of_an_unknown_backend_is_not_adopted() {
     assert_eq!(world.selected(), "manager");
     assert_eq!(world.kinds(), ["selection_changed"]);
 }
+
+#[test]
+fn an_ejection_continues_with_a_trial_at_once() {
+    let ejection = AdoptedEjection {
+        evidence: Evidence {
+            refused: 3,
+            unanswered: 0,
+            within: ms(200),
+        },
+        age: ms(60_000),
+        trials: 4,
+        failures: 5,
+    };
+    let mut world = restarted(&AdoptedState {
+        draining: [BackendId(1)].into(),
+        ejections: [(BackendId(1), ejection), (BackendId(99), ejection)].into(),
+        ..adopted(2, &[2])
+    });
+    for (worker, mib) in [("worker1", 600), ("worker2", 300)] {
+        world.start(worker, mib);
+    }
+    assert_eq!(world.state("worker1"), Health::Failing);
+    assert_eq!(world.selected(), "worker2");
+    let now = world.now;
+    let saved: Vec<_> = world.core.ejections(now).collect();
+    assert_eq!(saved, [(BackendId(1), ejection)]);
+
+    // The next trial that fails has the pause that the former manager had reached.
+    assert_eq!(world.core.poll_trial(), Some(BackendId(1)));
+    world
+        .core
+        .handle_trial(BackendId(1), TrialOutcome::Failed, world.now);
+    world.pass(ms(29_000));
+    assert_eq!(world.core.poll_trial(), None);
+    world.pass(ms(1_100));
+    assert_eq!(world.core.poll_trial(), Some(BackendId(1)));
+    world
+        .core
+        .handle_trial(BackendId(1), TrialOutcome::Answered, world.now);
+    world.wake();
+    assert_eq!(world.state("worker1"), Health::Up);
+}

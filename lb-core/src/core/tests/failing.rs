@@ -77,17 +77,19 @@ fn refusals_in_a_row_eject_until_a_trial_is_answered() {
     assert_eq!(world.state("worker1"), Health::Failing);
     assert_eq!(world.selected(), "worker2");
     let Event::WorkerFailing {
-        refused,
-        unanswered,
-        within_ms,
+        evidence,
         trial_in_ms,
         ..
     } = &world.events[0]
     else {
         panic!("{:?}", world.events);
     };
-    let evidence = (*refused, *unanswered, *within_ms, *trial_in_ms);
-    assert_eq!(evidence, (3, 0, 200, 1_000));
+    let expected = Evidence {
+        refused: 3,
+        unanswered: 0,
+        within: ms(200),
+    };
+    assert_eq!((*evidence, *trial_in_ms), (expected, 1_000));
     assert_eq!(world.kinds(), ["worker_failing", "selection_changed"]);
     let backend = world.core.snapshot(world.now).services[0].backends[0].clone();
     assert_eq!(

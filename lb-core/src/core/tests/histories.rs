@@ -100,6 +100,7 @@ fn adopted() -> impl Strategy<Value = AdoptedState> {
                 overrides: AdminOverrides::default(),
                 pauses: BTreeMap::new(),
                 silences,
+                ejections: BTreeMap::new(),
             }
         },
     )

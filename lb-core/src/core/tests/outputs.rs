@@ -108,7 +108,7 @@ fn the_snapshot_shows_workers_in_their_order_and_the_manager_last() {
     assert_eq!(
         serde_json::to_value(&snapshot).expect("a snapshot is JSON"),
         json!({"services": [{
-            "name": "service0", "address": "192.168.56.101:80", "protocol": "tcp", "mode": "nat",
+            "name": "service0", "service_id": 0, "address": "192.168.56.101:80", "protocol": "tcp", "mode": "nat",
             "policy": "memory", "threshold": "auto", "threshold_bytes": null,
             "hold_ms": 0, "waiting": null,
             "selected": "worker1", "rule": "first_up",
