@@ -1,13 +1,14 @@
 //! `memlb explain`: why a client's connections are where they are, and where its next one would go.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive, time::Duration};
 
-use lb_core::{ALL_WORKERS, BackendSnapshot, Bytes, MANAGER, ServiceSnapshot};
+use lb_common::maps::TICK_NS;
+use lb_core::{ALL_WORKERS, BackendSnapshot, Bytes, MANAGER, ServiceSnapshot, Share};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     flows::{Client, FlowFilter, FlowRow, Flows},
-    history::{Decision, History, now_ms},
+    history::{Decision, History},
     membership::AbsentWorker,
     peer::PeerStatus,
     status::{Backend, Status, WorkerSource, failures},
@@ -34,6 +35,9 @@ pub struct Explanation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explained {
     pub connection: FlowRow,
+    /// When it began, in milliseconds since 1970 by the manager's clock.
+    #[serde(default)]
+    pub begun_ms: u64,
     /// Made before the connection, and in force then; nothing if it is older than what is kept.
     pub decision: Option<Decision>,
 }
@@ -49,10 +53,15 @@ pub struct Next {
     pub absent: Vec<AbsentWorker>,
 }
 
+/// How exactly the begin of a connection is known, in milliseconds.
+const TICK_MS: u64 = TICK_NS.div_ceil(1_000_000);
+
 impl Explanation {
+    /// `read_ms` is the time within which the connections were read, by [`now_ms`].
     pub fn new(
         client: Client,
         connections: Vec<crate::datapath::Connection>,
+        read_ms: &RangeInclusive<u64>,
         services: Vec<ServiceSnapshot>,
         service: Option<&str>,
         history: &History,
@@ -64,10 +73,18 @@ impl Explanation {
             ended: true,
         };
         let Flows { total, flows } = Flows::new(connections, &services, &filter, MOST);
-        let now = now_ms();
-        let explained = flows.into_iter().map(|connection| Explained {
-            decision: history.at(&connection.service, now.saturating_sub(connection.age_ms)),
-            connection,
+        let explained = flows.into_iter().map(|connection| {
+            let earliest = read_ms.start().saturating_sub(connection.age_ms + TICK_MS);
+            let latest = (read_ms.end() + TICK_MS).saturating_sub(connection.age_ms);
+            let worker = connection.worker.as_deref();
+            let decision = history.at(&connection.service, &(earliest..=latest), worker);
+            let begun_ms = read_ms.end().saturating_sub(connection.age_ms);
+            let decided_ms = decision.as_ref().map_or(0, |it| it.at_ms);
+            Explained {
+                begun_ms: begun_ms.max(decided_ms),
+                decision,
+                connection,
+            }
         });
         let wanted = |it: &ServiceSnapshot| service.is_none_or(|service| it.name == service);
         let next = services.into_iter().filter(wanted);
@@ -236,11 +253,10 @@ impl fmt::Display for Explained {
                 "  because of a decision older than what this manager remembers; see the event log"
             );
         };
-        let before = now_ms().saturating_sub(*age_ms);
         writeln!(
             f,
             "  because, {} before: {}",
-            spoken(before.saturating_sub(decision.at_ms)),
+            spoken(self.begun_ms.saturating_sub(decision.at_ms)),
             decision.message
         )?;
         candidates(f, &decision.service)
@@ -267,11 +283,11 @@ fn candidates(f: &mut fmt::Formatter<'_>, service: &ServiceSnapshot) -> fmt::Res
         let age = age_ms.map_or("never heard".to_owned(), |age| {
             format!("heard {age} ms before")
         });
-        let share = f64::from(*share) / 100.0;
         write!(
             f,
-            "    {name:<12} {:<12} {memory}, {age}, share {share:.0}%",
-            worker.state_text()
+            "    {name:<12} {:<12} {memory}, {age}, share {}",
+            worker.state_text(),
+            Share(*share)
         )?;
         if let Some(weight) = weight_percent {
             write!(f, ", weight {}% by {}", weight.value, weight.by)?;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -25,6 +26,14 @@ pub struct Decision {
     pub service: ServiceSnapshot,
 }
 
+impl Decision {
+    /// Whether a new connection may go to the worker.
+    fn selects(&self, worker: Option<&str>) -> bool {
+        let mut backends = self.service.backends.iter();
+        backends.any(|it| it.share > 0 && worker == Some(it.name.as_str()))
+    }
+}
+
 /// Clones share the decisions.
 #[derive(Debug, Clone, Default)]
 pub struct History(Arc<Mutex<BTreeMap<String, VecDeque<Decision>>>>);
@@ -44,12 +53,30 @@ impl History {
         });
     }
 
-    /// Returns the decision of a service that was in force at a time, if it is still kept.
-    pub fn at(&self, service: &str, at_ms: u64) -> Option<Decision> {
+    /// Returns the decision of a service that was in force when a connection to `worker` began, at a time in
+    /// `begun_ms`, if it is still kept. If several were in force in that time, the last that selects the worker.
+    pub fn at(
+        &self,
+        service: &str,
+        begun_ms: &RangeInclusive<u64>,
+        worker: Option<&str>,
+    ) -> Option<Decision> {
         let services = self.services();
         let decisions = services.get(service)?.iter().rev();
-        let mut before = decisions.filter(|it| it.at_ms <= at_ms);
-        before.next().cloned()
+        let mut before = decisions.skip_while(|it| it.at_ms > *begun_ms.end());
+        let last = before.next()?;
+        let is_within = |it: &&Decision| it.at_ms > *begun_ms.start();
+        let mut possible = vec![last];
+        if is_within(&last) {
+            for earlier in before {
+                possible.push(earlier);
+                if !is_within(&earlier) {
+                    break;
+                }
+            }
+        }
+        let selecting = possible.iter().find(|it| it.selects(worker));
+        Some((*selecting.unwrap_or(&last)).clone())
     }
 
     /// Never held over an `await`.
@@ -81,9 +108,40 @@ mod tests {
         for number in 0..CAPACITY + 5 {
             history.record(number.to_string(), service.clone());
         }
-        assert_eq!(history.at("web", before), None);
-        assert_eq!(history.at("web", now_ms()).unwrap().message, "68");
-        assert_eq!(history.at("other", now_ms()), None);
+        let at = |service, at_ms| history.at(service, &(at_ms..=at_ms), None);
+        assert_eq!(at("web", before), None);
+        assert_eq!(at("web", now_ms()).unwrap().message, "68");
+        assert_eq!(at("other", now_ms()), None);
         assert_eq!(history.services()["web"].len(), CAPACITY);
+    }
+
+    /// The programs keep the time of a connection's begin in ticks of 17 ms.
+    #[test]
+    fn a_connection_that_began_about_the_time_of_a_decision_has_the_one_that_selects_its_worker() {
+        let config = Config::example(&Overrides::default(), None).unwrap();
+        let now = std::time::Instant::now();
+        let core = Core::new(config.settings(&PinnedIds::default()), now);
+        let service = core.snapshot(now).services.remove(0);
+        let history = History::default();
+        for (at_ms, selected) in [(1_000, 0), (2_000, 1), (3_000, 0)] {
+            let mut service = service.clone();
+            for (place, backend) in service.backends.iter_mut().enumerate() {
+                backend.share = if place == selected { 10_000 } else { 0 };
+            }
+            history.record(at_ms.to_string(), service);
+            let mut services = history.services();
+            services.get_mut("web").unwrap().back_mut().unwrap().at_ms = at_ms;
+        }
+        let [one, other] = [0, 1].map(|it| service.backends[it].name.as_str());
+        let at = |begun: RangeInclusive<u64>, worker| {
+            let decision = history.at("web", &begun, Some(worker));
+            decision.map(|it| it.message)
+        };
+        assert_eq!(at(1_990..=2_010, one).as_deref(), Some("1000"));
+        assert_eq!(at(1_990..=2_010, other).as_deref(), Some("2000"));
+        assert_eq!(at(2_990..=3_010, one).as_deref(), Some("3000"));
+        assert_eq!(at(2_500..=2_510, one).as_deref(), Some("2000"));
+        assert_eq!(at(900..=990, one), None);
+        assert_eq!(at(900..=1_010, one).as_deref(), Some("1000"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_core::Bytes;
+use lb_core::{Bytes, Share};
 
 const ELLIPSIS: &str = "…";
 
@@ -95,9 +95,7 @@ fn scaled(number: u128, scale: u128) -> String {
 pub fn share(share: u16) -> String {
     match share {
         0 => "-".to_owned(),
-        10_000 => "100%".to_owned(),
-        1..100 => format!("0.{share:02}%"),
-        _ => format!("{}.{}%", share / 100, share / 10 % 10),
+        _ => Share(share).to_string(),
     }
 }
 

@@ -165,14 +165,17 @@ async fn explain(
     check_names(&services, service.as_deref(), None)?;
     let denied = manager.denied().await?;
     let denied = denied.of(client.address).map(ToString::to_string);
+    let before_ms = now_ms();
     let connections = manager.connections().await?;
+    let read_ms = before_ms..=now_ms();
     let history = manager.history().clone();
     let status = manager.totals().await?;
     let explanation = spawn_blocking(move || {
         let service = service.as_deref();
-        let explanation = Explanation::new(client, connections, services, service, &history)
-            .with_absent(&sources)
-            .with_peers(&status.peers);
+        let explanation =
+            Explanation::new(client, connections, &read_ms, services, service, &history)
+                .with_absent(&sources)
+                .with_peers(&status.peers);
         let mut explanation = Explanation {
             denied,
             ..explanation
