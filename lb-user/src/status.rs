@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats, monotonic_ns},
+    datapath::{AttachMode, Attachment, BackendTraffic, MapFill, Packets, Stats},
     handover::HandedOver,
     membership::AbsentWorker,
     peer::PeerStatus,
@@ -42,6 +42,9 @@ pub struct Status {
     #[serde(default)]
     pub handed_over: Option<HandedOver>,
     pub verdicts: BTreeMap<String, Packets>,
+    /// By service, then by verdict: first packets of connections that the manager refused since the maps were made.
+    #[serde(default)]
+    pub refusals: BTreeMap<String, BTreeMap<String, u64>>,
     /// How full the connection tables are.
     pub maps: BTreeMap<String, MapFill>,
     /// Why there are no counters: the pinned maps have another layout.
@@ -225,6 +228,13 @@ impl Status {
                 .unwrap_or_default(),
             seen,
         };
+        let refusals = snapshot.services.iter().filter_map(|service| {
+            let counts = stats.refusals.get(&service.service_id.0)?.by_verdict();
+            let counts = counts.into_iter().filter(|(_, count)| *count > 0);
+            let counts = counts.map(|(verdict, count)| (verdict.name().to_owned(), count));
+            Some((service.name.clone(), counts.collect()))
+        });
+        let refusals = refusals.collect();
         let services: Vec<ServiceSnapshot<Backend>> = snapshot
             .services
             .into_iter()
@@ -263,6 +273,7 @@ impl Status {
             peers: Vec::new(),
             handed_over: None,
             verdicts,
+            refusals,
             maps: stats
                 .maps
                 .iter()
@@ -273,6 +284,14 @@ impl Status {
     }
 }
 
+/// Says how many connections to a service the manager itself has refused, and why. Nothing if there were none.
+pub fn refusals(status: &Status, service: &str) -> Option<String> {
+    let counts = status.refusals.get(service)?.iter();
+    let counts = counts.map(|(verdict, count)| format!("{verdict} {count}"));
+    let counts: Vec<String> = counts.collect();
+    (!counts.is_empty()).then(|| format!("refused by the manager: {}", counts.join(", ")))
+}
+
 /// Says how many handshakes a backend has refused or left unanswered, and when it was last heard in traffic. Nothing if
 /// there were none.
 pub fn failures(traffic: &BackendTraffic) -> Option<String> {
@@ -281,7 +300,7 @@ pub fn failures(traffic: &BackendTraffic) -> Option<String> {
         retried,
         unanswered,
         resets,
-        last_answer_ns,
+        last_answer_ms,
         ..
     } = *traffic;
     let parts = [
@@ -297,13 +316,9 @@ pub fn failures(traffic: &BackendTraffic) -> Option<String> {
     if refused + unanswered == 0 {
         return None;
     }
-    let heard = match (last_answer_ns, monotonic_ns()) {
-        (0, _) => "never heard in traffic".to_owned(),
-        (_, Err(_)) => return Some(format!("handshakes: {}", parts.join(", "))),
-        (at, Ok(now)) => {
-            let age = seconds(now.saturating_sub(at) / 1_000_000);
-            format!("last heard in traffic {age} ago")
-        }
+    let heard = match last_answer_ms {
+        None => "never heard in traffic".to_owned(),
+        Some(age) => format!("last heard in traffic {} ago", seconds(age)),
     };
     Some(format!("handshakes: {}; {heard}", parts.join(", ")))
 }

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use lb_core::{ALL_WORKERS, BackendSnapshot, Bytes, Mode, Policy, ServiceSnapshot, ShareReason};
-use memlb::status::{Backend, FORWARDED, Heartbeats, Interface, Status, failures, remarks};
+use memlb::status::{
+    Backend, FORWARDED, Heartbeats, Interface, Status, failures, refusals, remarks,
+};
 
 use super::{
     health,
@@ -176,6 +178,9 @@ fn service(text: &mut Text, service: &ServiceSnapshot<Backend>, status: &Status)
     }
     if let Some(problem) = &service.problem {
         text.line(2, &format!("PROBLEM: {problem}"));
+    }
+    if let Some(refused) = refusals(status, &service.name) {
+        text.painted(2, &refused, Paint::Dim);
     }
     if let Some(waiting) = &service.waiting {
         text.line(2, &format!("waiting: {waiting}"));

@@ -12,7 +12,7 @@ use aya::{
 };
 use lb_common::{
     address::{V4, V6},
-    maps::{Backend, Counter, Handshake, Settings, Traffic, mode, name},
+    maps::{Backend, Counter, Handshake, ServiceRefusals, Settings, Traffic, mode, name},
     verdict::Verdict,
 };
 use schemars::JsonSchema;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     adopt::{array, settings},
     capacity::{is_allocated, nat_port_count},
+    clock::monotonic_ns,
     family::{Family, from_mapped},
     flows::{FlowClock, is_over, read_flows, requests},
     layout::{LayoutError, open_map},
@@ -30,6 +31,8 @@ use super::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
     pub backends: BTreeMap<u32, BackendTraffic>,
+    /// By service id: the services of which the manager has refused connections.
+    pub refusals: BTreeMap<u32, ServiceRefusals>,
     pub verdicts: BTreeMap<&'static str, Packets>,
     pub maps: BTreeMap<&'static str, MapFill>,
     /// The backends with entries in the connection tables, including recently ended connections. Their ids must not
@@ -83,6 +86,9 @@ pub struct BackendTraffic {
     /// When the backend was last heard in traffic, to about a second, in nanoseconds of CLOCK_MONOTONIC; 0: never.
     #[serde(default)]
     pub last_answer_ns: u64,
+    /// Since then, in milliseconds; nothing: never.
+    #[serde(default)]
+    pub last_answer_ms: Option<u64>,
 }
 
 impl From<Traffic> for BackendTraffic {
@@ -147,20 +153,34 @@ impl Stats {
             }
             stats.verdicts.insert(verdict.name(), sum);
         }
+        let refusals: PerCpuArray<_, ServiceRefusals> = per_cpu(pin_path, name::SERVICE_REFUSALS)?;
+        for id in 0..refusals.len() {
+            let values = refusals.get(&id, 0);
+            let values = values.context("read map service_refusals")?;
+            let sum = ServiceRefusals::sum(values.iter());
+            if sum != ServiceRefusals::default() {
+                stats.refusals.insert(id, sum);
+            }
+        }
         let traffic: PerCpuArray<_, Traffic> = per_cpu(pin_path, name::TRAFFIC)?;
         let active: Array<_, u64> = array(pin_path, name::ACTIVE)?;
         let evicted: Array<_, u64> = array(pin_path, name::EVICTED)?;
         let settings = settings(pin_path)?;
         let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
+        let now_ns = monotonic_ns()?;
         for id in 1..traffic.len() {
             let values = traffic.get(&id, 0).context("read map traffic")?;
             let active = active.get(&id, 0).context("read map active")?;
             let evicted = evicted.get(&id, 0).context("read map evicted")?;
             let backend = backends.get(&id, 0).context("read map backends")?;
+            let traffic = Traffic::sum(values.iter());
+            let last_answer_ns = traffic.last_answer_ns;
             let sum = BackendTraffic {
+                last_answer_ms: (last_answer_ns > 0)
+                    .then(|| now_ns.saturating_sub(last_answer_ns) / 1_000_000),
                 flows: active.saturating_sub(evicted),
                 nat_ports: nat_ports(&settings, &backend),
-                ..Traffic::sum(values.iter()).into()
+                ..traffic.into()
             };
             if sum != BackendTraffic::default() {
                 stats.backends.insert(id, sum);

@@ -356,6 +356,7 @@ pub mod tests {
             peers: Vec::new(),
             handed_over: None,
             verdicts: Default::default(),
+            refusals: Default::default(),
             maps: Default::default(),
             counters_problem: None,
         }

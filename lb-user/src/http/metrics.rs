@@ -246,6 +246,17 @@ impl Scrape {
             "Bytes of whole frames to a backend (in) and from it (out) since the maps were made.",
             &by_direction,
         )?;
+        let refusals = self.counters(
+            "memlb_service_refused_connections_total",
+            "First packets of connections that the manager itself refused, by verdict, since the maps were made.",
+            &["service", "verdict"],
+        )?;
+        for (service, counts) in &status.refusals {
+            for (verdict, count) in counts {
+                let labels = [service.as_str(), verdict.as_str()];
+                refusals.with_label_values(&labels).inc_by(*count);
+            }
+        }
         for service in &status.services {
             for backend in &service.backends {
                 let (service_name, name) = (service.name.as_str(), backend.seen.name.as_str());

@@ -56,7 +56,7 @@ function show() {
   service.risks(status);
   if (chosen) {
     document.title = `${chosen.selected === "*" ? "all" : chosen.selected} · ${chosen.name} · memlb`;
-    service.service(chosen, series.ratesOf(chosen).refused);
+    service.service(chosen, series.ratesOf(chosen).refused, status.refusals?.[chosen.name]);
     picture.update(chosen, series, status.interfaces, place.worker);
     graphs.update(chosen, place.worker);
     lists.figures(chosen, series);

@@ -82,7 +82,7 @@ function sums(status, rows) {
     ["workers up", `${count(up)} of ${count(workers.size)}`],
     ["new connections", `${rate(sum(({ rates }) => rates.connections))}/s`],
     ["open", count(sum(({ service }) => service.backends.reduce((all, { flows }) => all + flows, 0)))],
-    ["refused by workers", `${rate(sum(({ rates }) => rates.refused))}/s`],
+    ["refused", `${rate(sum(({ rates }) => rates.refused))}/s`],
     ["traffic", byteRate(sum(({ rates }) => rates.bytes))],
   ];
 }

@@ -67,9 +67,13 @@ export class Series {
         };
       }
     }
+    const refusals = {};
+    for (const [name, counts] of Object.entries(status.refusals ?? {})) {
+      refusals[name] = Object.values(counts).reduce((sum, count) => sum + count, 0);
+    }
     const verdicts = {};
     for (const [name, { packets }] of Object.entries(status.verdicts)) verdicts[name] = packets;
-    this.live.push({ at, services, verdicts });
+    this.live.push({ at, services, refusals, verdicts });
     while (at - this.live[0].at > KEPT_MS) this.live.shift();
   }
 
@@ -91,13 +95,19 @@ export class Series {
     return this.rate((sample) => sample.services[service]?.[backend]?.[counter]);
   }
 
-  /** The sums of a service's rates a second: {connections, refused, bytes}. */
+  /** How many connections to a service the manager itself refuses a second. */
+  refusedByManager(service) {
+    return this.rate((sample) => sample.refusals[service] ?? 0) ?? 0;
+  }
+
+  /** The sums of a service's rates a second: {connections, refused, bytes}; `refused` with those of the manager. */
   ratesOf(service) {
     const sums = {};
     for (const counter of COUNTERS) {
       const rates = service.backends.map(({ name }) => this.rateOf(service.name, name, counter));
       sums[counter] = rates.every((rate) => rate === null) ? null : rates.reduce((sum, rate) => sum + rate, 0);
     }
+    if (sums.refused !== null) sums.refused += this.refusedByManager(service.name);
     return sums;
   }
 

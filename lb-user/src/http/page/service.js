@@ -1,6 +1,6 @@
 // What holds for a service now, why, and since when.
 
-import { byId, bytes, capital, duration, facts, keep, make, words, write } from "./format.js";
+import { byId, bytes, capital, count, duration, facts, keep, make, words, write } from "./format.js";
 import { peerRisks } from "./peers.js";
 import { ATTENTION, rankOf, stateOf, whyNot, workersOf } from "./trouble.js";
 
@@ -8,7 +8,7 @@ import { ATTENTION, rankOf, stateOf, whyNot, workersOf } from "./trouble.js";
 const LASTING = new Set(["nothing_heard", "no_worker_up", "spread"]);
 const REMARKS = 5;
 
-export function service(service, refused) {
+export function service(service, refused, refusals) {
   const state = stateOf(service, refused);
   const serves = service.selected === "manager";
   write(byId("eyebrow"), `${service.name} · ${service.address}/${service.protocol}`);
@@ -32,6 +32,7 @@ export function service(service, refused) {
     ...(service.policy === "memory" ? [["threshold", threshold]] : []),
     ...(service.waiting ? [["waiting for the hold to end", service.waiting.worker]] : []),
     ...(service.mode === "nat" ? [] : [["mode", service.mode]]),
+    ...Object.entries(refusals ?? {}).map(([verdict, number]) => [`refused: ${words(verdict)}`, count(number)]),
   ]);
   byId("facts").firstElementChild.toggleAttribute("data-bad", state.level >= ATTENTION);
   remarks(service);

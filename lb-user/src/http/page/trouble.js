@@ -15,10 +15,10 @@ const TROUBLE = new Set([
 /** Reasons that keep a worker from serving, and are wanted or pass. */
 const HELD = new Set(["unknown", "leaving", "maintenance", "draining", "zero_weight", "paused"]);
 
-/** 3: in trouble; 2: refuses connections; 1: kept from serving; 0: in order. */
+/** 3: in trouble; 2: refuses connections, or its heartbeats are missing; 1: kept from serving; 0: in order. */
 export function rankOf(worker, refused) {
   if (TROUBLE.has(worker.reason?.kind)) return 3;
-  if (refused > 0) return 2;
+  if (refused > 0 || worker.heartbeats_missing) return 2;
   return HELD.has(worker.reason?.kind) ? 1 : 0;
 }
 

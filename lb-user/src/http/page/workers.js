@@ -141,7 +141,8 @@ function fill(card, worker, flow, name, dense) {
   const refused = flow.refused > 0 ? [`▲ ${rate(flow.refused)} refused/s`] : [];
   // That another worker is selected stands in the headline.
   const why = worker.reason?.kind === "not_selected" ? "" : whyNot(worker);
-  write(part("why"), [...refused, ...(why ? [why] : [])].join(" · "));
+  const missing = worker.heartbeats_missing ? ["▲ heartbeats missing"] : [];
+  write(part("why"), [...refused, ...missing, ...(why ? [why] : [])].join(" · "));
   card.title = [worker.name, word, whyNot(worker), worker.address].filter(Boolean).join(", ");
 }
 
@@ -149,6 +150,13 @@ function tally(workers) {
   const counts = new Map();
   for (const worker of workers) counts.set(worker.state, (counts.get(worker.state) ?? 0) + 1);
   return [...counts].map(([name, number]) => `${number} ${state(name).join(" ")}`).join(" · ");
+}
+
+/** When its agent was last heard. */
+function heartbeat({ agent, age_ms: ms, heartbeats_missing: missing }) {
+  if (agent === false) return "none expected: agent = false";
+  const last = ms === null ? "never heard" : `${age(ms)} ago`;
+  return missing ? `missing, last ${last}; its packets keep it up` : last;
 }
 
 /** The worker that the reader points out, in full. */
@@ -173,7 +181,8 @@ function detail(worker, flow) {
     ["state", state(worker.state).join(" ")],
     ["share", worker.share === 0 ? "none" : part100(worker.share)],
     ["address", worker.address],
-    ["heartbeat", worker.age_ms === null ? "never heard" : `${age(worker.age_ms)} ago`],
+    ["heartbeat", heartbeat(worker)],
+    ["last heard in traffic", worker.last_answer_ms == null ? "never" : `${duration(worker.last_answer_ms)} ago`],
     ["available", `${bytes(worker.memory_available_bytes)} of ${brief(worker.memory_total_bytes)}`],
     ["new", `${rate(flow.connections)}/s`],
     ["open", count(worker.flows)],
