@@ -18,6 +18,7 @@ use lb_core::counted;
 use super::{
     CliResult, print_json,
     source::{USUAL_CONFIG, kernel_ports},
+    terminal::{Output, Paint},
 };
 
 /// How many workers without a key are named.
@@ -47,14 +48,14 @@ pub struct Args {
 
 /// What a right configuration has, as `--json` prints it.
 #[derive(Serialize)]
-struct Checked<'a> {
-    file: &'a Path,
-    services: usize,
-    backends: usize,
-    peers: usize,
+pub(super) struct Checked<'a> {
+    pub file: &'a Path,
+    pub services: usize,
+    pub backends: usize,
+    pub peers: usize,
     /// Of the settings that are equal on all managers of a pair.
-    digest: String,
-    warnings: Vec<String>,
+    pub digest: String,
+    pub warnings: Vec<String>,
 }
 
 pub fn run(args: &Args) -> CliResult {
@@ -92,24 +93,29 @@ pub fn run(args: &Args) -> CliResult {
         return print_json(&checked);
     }
     for warning in &checked.warnings {
-        super::print_error(&format!("warning: {warning}"));
+        super::print_warning(warning);
     }
-    let verdict = match checked.warnings.len() {
-        0 => "fine".to_owned(),
-        1 => "no error, but a warning".to_owned(),
-        count => format!("no error, but {count} warnings"),
+    super::print(&verdict(&checked, Output::stdout()));
+    Ok(())
+}
+
+pub(super) fn verdict(checked: &Checked, output: Output) -> String {
+    let (verdict, paint) = match checked.warnings.len() {
+        0 => ("fine".to_owned(), Paint::Good),
+        1 => ("no error, but a warning".to_owned(), Paint::Warning),
+        count => (format!("no error, but {count} warnings"), Paint::Warning),
     };
     let peers = match checked.peers {
         0 => String::new(),
         count => format!(", {}", counted(count, "peer")),
     };
-    super::print(&format!(
-        "{}: {verdict}; {} with {}{peers}\n",
-        path.display(),
+    output.wrap_lines(&format!(
+        "{}: {}; {} with {}{peers}",
+        checked.file.display(),
+        output.paint(&verdict, paint),
         counted(checked.services, "service"),
-        counted(backends, "backend")
-    ));
-    Ok(())
+        counted(checked.backends, "backend")
+    ))
 }
 
 /// Returns warnings of the peers' keys, as far as this user and this machine can read them.

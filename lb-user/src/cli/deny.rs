@@ -89,7 +89,7 @@ pub fn run(args: Args) -> CliResult {
 fn change(
     remote: &Remote,
     prefixes: &[Prefix],
-    text: impl Fn(&DenyReply) -> String,
+    text: impl Fn(&DenyReply, Output) -> String,
     request: impl Fn(Vec<Prefix>) -> Request,
 ) -> CliResult {
     let mut all = DenyReply::default();
@@ -100,31 +100,33 @@ fn change(
         all.warnings.extend(answer.warnings);
         all.not_saved = answer.not_saved.or(all.not_saved);
     }
-    remote.print(&all, |answer| text(answer) + &warnings(answer))
+    remote.print(&all, |answer| text(answer, Output::stdout()))
 }
 
-fn added(answer: &DenyReply) -> String {
+pub(super) fn added(answer: &DenyReply, output: Output) -> String {
     let lines = answer.changed.iter().map(|denied| format!("{denied}\n"));
     let ended = match answer.connections_ended {
         0 => String::new(),
         1 => "1 open connection has ended with that\n".to_owned(),
         count => format!("{count} open connections have ended with that\n"),
     };
-    lines.chain([ended]).collect()
+    let text: String = lines.chain([ended]).collect();
+    output.wrap_lines(&text) + &warnings(answer, output)
 }
 
-fn removed(answer: &DenyReply) -> String {
+fn removed(answer: &DenyReply, output: Output) -> String {
     let prefixes = answer.changed.iter().map(|denied| denied.prefix);
-    prefixes
+    let text: String = prefixes
         .map(|prefix| format!("{prefix} is no longer denied\n"))
-        .collect()
+        .collect();
+    output.wrap_lines(&text) + &warnings(answer, output)
 }
 
-fn warnings(answer: &DenyReply) -> String {
+fn warnings(answer: &DenyReply, output: Output) -> String {
     let not_saved = answer.not_saved.as_ref();
     let not_saved = not_saved.map(|why| format!("a restarted manager would not know of it: {why}"));
     let all = answer.warnings.iter().cloned().chain(not_saved);
-    all.map(|warning| format!("warning: {warning}\n")).collect()
+    all.map(|warning| output.warning(&warning) + "\n").collect()
 }
 
 fn listed(list: &DenyList, output: Output) -> String {

@@ -3,10 +3,11 @@
 use std::{path::PathBuf, process::exit, time::Duration};
 
 use anyhow::Context;
+use lb_core::counted;
 use memlb::{
     agent::{Check, CheckTarget, with_port},
     config::Config,
-    doctor::{self, Diagnosis, Examined, Finding},
+    doctor::{self, Diagnosis, Examined, Finding, Severity},
 };
 
 use super::{
@@ -16,6 +17,7 @@ use super::{
     remote::socket_variable,
     source::Source,
     source::kernel_ports,
+    terminal::{Output, Paint},
 };
 
 /// Examine this host as a manager, or with --agent as a worker; print faults and remedies
@@ -70,12 +72,61 @@ pub fn run(args: &Args) -> CliResult {
     if args.json {
         print_json(&diagnosis)?;
     } else {
-        print(&diagnosis.to_string());
+        print(&diagnosis_text(&diagnosis, Output::stdout()));
     }
     if diagnosis.problems > 0 {
         exit(1);
     }
     Ok(())
+}
+
+/// Of severity, check and what separates them.
+const FOUND: usize = 23;
+
+/// In fewer columns, what was found begins further to the left from its second line on.
+const NARROW: usize = 60;
+
+/// Each finding on a line, with its remedy below, and their numbers. A remedy stays in one line, to be copied.
+pub(super) fn diagnosis_text(diagnosis: &Diagnosis, output: Output) -> String {
+    let mut text = String::new();
+    for Finding {
+        severity,
+        check,
+        found,
+        remedy,
+    } in &diagnosis.findings
+    {
+        let paint = severity_paint(*severity);
+        let severity = output.paint(&format!("{:<7}", severity.name()), paint);
+        let line = format!("{severity}  {check:<12}  {found}");
+        let is_narrow = output.width.is_some_and(|width| width < NARROW);
+        text += &match is_narrow {
+            true => output.wrap_lines(&line),
+            false => format!("{severity}  {check:<12}  {}\n", output.wrap(found, FOUND)),
+        };
+        if let Some(remedy) = remedy {
+            let indent = if is_narrow { 2 } else { FOUND };
+            let remedy = output.paint(&format!("=> {remedy}"), Paint::Bold);
+            text += &format!("{:indent$}{remedy}\n", "");
+        }
+    }
+    let count = |count: usize, what, bad| match count {
+        0 => counted(count, what),
+        _ => output.paint(&counted(count, what), bad),
+    };
+    text + &format!(
+        "{}, {}\n",
+        count(diagnosis.problems, "problem", Paint::Bad),
+        count(diagnosis.warnings, "warning", Paint::Warning)
+    )
+}
+
+fn severity_paint(severity: Severity) -> Paint {
+    match severity {
+        Severity::Ok => Paint::Good,
+        Severity::Warning => Paint::Warning,
+        Severity::Problem => Paint::Bad,
+    }
 }
 
 /// Examines by the file that is named, else by the values of the running manager, or those of the usual file.

@@ -14,7 +14,11 @@ use memlb::{
     import::{Format, Options, import},
 };
 
-use super::{CliError, CliResult, print_json, source::kernel_ports};
+use super::{
+    CliError, CliResult, print_json,
+    source::kernel_ports,
+    terminal::{Output, Paint},
+};
 
 /// Translate a configuration of nginx, HAProxy or keepalived
 ///
@@ -65,10 +69,12 @@ pub fn run(args: &Args) -> CliResult {
         super::print(&imported.toml);
     }
     for note in &imported.notes {
-        super::print_error(&format!("warning: {note}"));
+        super::print_warning(note);
     }
+    let label = Output::stderr().paint("on the worker:", Paint::Bold);
     for agent in &imported.agents {
-        super::print_error(&format!("on the worker: {agent}"));
+        // A command stays in one line, to be copied.
+        super::print_error(&format!("{label} {agent}"));
     }
     // What it cannot accept, a person has to correct.
     let name = args

@@ -49,6 +49,7 @@ use memlb::{
     control::ClientError,
 };
 use serde::Serialize;
+use terminal::{Output, Paint};
 
 /// A load balancer in the kernel, steered by the memory of its workers
 #[derive(Parser)]
@@ -190,7 +191,12 @@ fn report(error: &CliError, is_json: bool) -> ExitCode {
     };
     match serde_json::to_string(&json) {
         Ok(json) if is_json => print_error(&json),
-        _ => print_error(&format!("memlb: {error:#}")),
+        _ => {
+            let output = Output::stderr();
+            let sign = output.paint("memlb:", Paint::Bad);
+            let text = output.wrap_lines(&format!("{sign} {error:#}"));
+            print_error(text.trim_end());
+        }
     }
     ExitCode::from(exit_status)
 }
@@ -247,6 +253,11 @@ fn print(text: &str) {
 /// Prints a line to standard error; if that fails, only the exit status remains.
 fn print_error(line: &str) {
     _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Prints a warning to standard error.
+fn print_warning(text: &str) {
+    print_error(&Output::stderr().warning(text));
 }
 
 fn print_json(value: &impl Serialize) -> CliResult {

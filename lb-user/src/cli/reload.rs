@@ -2,7 +2,7 @@
 
 use memlb::{control::Request, manager::Reloaded};
 
-use super::{CliResult, remote::Remote};
+use super::{CliResult, remote::Remote, terminal::Output};
 
 /// Make the manager read its configuration again; no connection is lost
 ///
@@ -16,15 +16,16 @@ pub struct Args {
 
 pub fn run(args: &Args) -> CliResult {
     let reloaded: Reloaded = args.remote.request(&Request::Reload)?;
-    args.remote
-        .print(&reloaded, |Reloaded { changes, warnings }| {
-            let mut text: String = changes.iter().map(|change| format!("{change}\n")).collect();
-            if changes.is_empty() {
-                text += "nothing has changed\n";
-            }
-            for warning in warnings {
-                text += &format!("warning: {warning}\n");
-            }
-            text
-        })
+    let text = |reloaded: &Reloaded| reloaded_text(reloaded, Output::stdout());
+    args.remote.print(&reloaded, text)
+}
+
+pub(super) fn reloaded_text(Reloaded { changes, warnings }: &Reloaded, output: Output) -> String {
+    let changed = match changes.is_empty() {
+        true => "nothing has changed\n".to_owned(),
+        false => output.wrap_lines(&changes.join("\n")),
+    };
+    let warnings = warnings.iter();
+    let warnings = warnings.map(|warning| output.warning(warning) + "\n");
+    changed + &warnings.collect::<String>()
 }

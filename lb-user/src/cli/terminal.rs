@@ -78,6 +78,12 @@ impl Output {
         }
     }
 
+    /// A warning in lines that fit.
+    pub fn warning(self, text: &str) -> String {
+        let lines = self.wrap_lines(&format!("warning: {text}"));
+        self.paint(lines.trim_end(), Paint::Warning)
+    }
+
     /// Breaks a paragraph at spaces, and indents each line but the first, which begins `indent` columns to the
     /// right already. A word that is longer than a line stays whole.
     pub fn wrap(self, text: &str, indent: usize) -> String {

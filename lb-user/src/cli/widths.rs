@@ -3,9 +3,12 @@
 use std::time::Instant;
 
 use memlb::{
+    control::DenyReply,
+    doctor::{Diagnosis, Finding},
     event_stream::EventRecord,
     explain::{Explained, Explanation, Next},
     flows::{FlowRow, Flows},
+    manager::Reloaded,
     pinned::{PinnedBackend, PinnedService, PinnedStatus},
     status::{KernelSelection, Status},
     trace::Packet,
@@ -13,9 +16,13 @@ use memlb::{
 use serde_json::{Value, json};
 
 use super::{
+    check::{self, Checked},
+    deny,
+    doctor::diagnosis_text,
     events::event_text,
     flows::flows_text,
     pinned::pinned_text,
+    reload::reloaded_text,
     status::{services_text, worker_rows, workers_text},
     status_view::status_text,
     terminal::Output,
@@ -79,6 +86,7 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
         denied: None,
         connections: vec![Explained {
             connection: row(),
+            begun_ms: 0,
             decision: None,
         }],
         total: 1,
@@ -108,7 +116,31 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
             backends: vec![backend("worker1"), backend("worker2")],
         }],
     };
+    let long = "heartbeats.authentication is \"off\": everyone who can reach UDP 0.0.0.0:9999 can steer \
+                connections; make keys with memlb keygen";
+    let diagnosis = Diagnosis::from(vec![
+        Finding::ok("kernel", "Linux 6.18"),
+        Finding::problem("heartbeats", long, "memlb keygen"),
+        Finding::warning("interface", long, "ip link set eth1 up"),
+    ]);
+    let checked = Checked {
+        file: "/etc/memlb/memlb.toml".as_ref(),
+        services: 12,
+        backends: 40,
+        peers: 1,
+        digest: String::new(),
+        warnings: vec![long.to_owned()],
+    };
+    let reloaded: Reloaded = from(json!({ "changes": [long, long], "warnings": [long] }));
+    let denied: DenyReply = from(json!({
+        "changed": [{ "prefix": "2001:db8:1234:5678::/64", "by": "root", "at_ms": 1_700_000_000_000_u64, "reason": long }],
+        "connections_ended": 3, "warnings": [long], "not_saved": long,
+    }));
     vec![
+        ("doctor", diagnosis_text(&diagnosis, output)),
+        ("check", check::verdict(&checked, output)),
+        ("reload", reloaded_text(&reloaded, output)),
+        ("deny", deny::added(&denied, output)),
         ("status", status_text(&status, output)),
         ("services", services_text(&services, output)),
         ("workers", workers_text(&rows, output)),
@@ -150,6 +182,12 @@ fn states_and_problems_have_colours_where_there_are_some() {
     assert!(!text(false).contains('\x1b'));
     let painted = text(true);
     assert!(painted.contains("\x1b[32mup\x1b[0m"), "{painted}");
+    for part in [
+        "\x1b[31mproblem\x1b[0m  heartbeats",
+        "\x1b[31m1 problem\x1b[0m",
+    ] {
+        assert!(painted.contains(part), "{painted}");
+    }
     assert!(
         painted.contains("\x1b[33mwarning: worker1 is down"),
         "{painted}"
