@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -28,6 +31,9 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// Where systemd puts what a unit's `LoadCredential=` names.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// Where systemd keeps the credentials of services.
+const SERVICES: &str = "/run/credentials";
 
 /// Reads an agent's key file, which holds the one key of `worker`.
 ///
@@ -75,8 +81,9 @@ pub fn read_keys(path: &Path) -> Result<KeyRing> {
     }
     // A user who may put a file there can create a worker.
     let mode = about.mode();
+    let real = fs::canonicalize(path).unwrap_or_default();
     ensure!(
-        ours(about.uid(), path) && mode & 0o022 == 0,
+        ours(about.uid(), &real) && mode & 0o022 == 0,
         "{}: others may write to this directory of keys (owner {}, mode {:04o}): chown root and \
          chmod 700 it",
         path.display(),
@@ -233,8 +240,11 @@ fn check_permissions(path: &Path, file: &File) -> Result<usize> {
         .metadata()
         .with_context(|| format!("look at the key file {shown}"))?;
     ensure!(about.is_file(), "{shown} is not a regular file");
+    // Where the open file is, whatever links led there.
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let real = fs::read_link(link).unwrap_or_default();
     ensure!(
-        ours(about.uid(), path),
+        ours(about.uid(), &real),
         "{shown} belongs to user {}: chown it to the user that reads it, or to root",
         about.uid()
     );
@@ -253,9 +263,17 @@ fn check_permissions(path: &Path, file: &File) -> Result<usize> {
     Ok(usize::try_from(about.len())?)
 }
 
-fn ours(owner: u32, path: &Path) -> bool {
-    // Only root may write where systemd keeps the credentials of services, whose users own them (systemd.exec(5)).
-    owner == 0 || owner == geteuid().as_raw() || path.starts_with("/run/credentials")
+/// `real` is the path without links.
+fn ours(owner: u32, real: &Path) -> bool {
+    owner == 0 || owner == geteuid().as_raw() || is_of_a_service(real)
+}
+
+/// Whether systemd has put it there: only root may write where it keeps the credentials of services, whose users own
+/// them (systemd.exec(5)).
+fn is_of_a_service(real: &Path) -> bool {
+    let is_roots =
+        || fs::metadata(SERVICES).is_ok_and(|it| it.uid() == 0 && it.mode() & 0o022 == 0);
+    real.starts_with(SERVICES) && is_roots()
 }
 
 fn is_credential(path: &Path) -> bool {
