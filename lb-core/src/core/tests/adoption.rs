@@ -167,6 +167,7 @@ fn an_ejection_continues_with_a_trial_at_once() {
     assert_eq!(saved, [(BackendId(1), ejection)]);
 
     // The next trial that fails has the pause that the former manager had reached.
+    world.wake();
     assert_eq!(world.core.poll_trial(), Some(BackendId(1)));
     world
         .core
