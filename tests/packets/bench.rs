@@ -304,7 +304,7 @@ impl Bench {
     }
 
     /// Makes the programs look at packets to these ports, or from them.
-    fn uses(&mut self, ports: impl IntoIterator<Item = u16>, is_source: bool) {
+    pub fn uses(&mut self, ports: impl IntoIterator<Item = u16>, is_source: bool) {
         let mut words = BTreeMap::<u32, u64>::new();
         for port in ports {
             let port = port.to_be_bytes();

@@ -232,6 +232,7 @@ fn is_on_the_manager(bench: &mut Bench, server: Server) {
         backend.mode = mode::LOCAL;
         (backend.interface, backend.reply_interface) = (0, 0);
     });
+    bench.uses([server.port], true);
 }
 
 /// The RST of the manager itself, where no server listens.
