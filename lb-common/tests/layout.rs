@@ -208,6 +208,7 @@ fn the_maps_of_version_7_are_as_pinned() {
             ("clients", LruHash, 16, 8, None),
             ("verdicts", PerCpuArray, 4, 16, Some(33)),
             ("traffic", PerCpuArray, 4, 96, None),
+            ("service_refusals", PerCpuArray, 4, 40, None),
             ("trace", Array, 4, 136, Some(1)),
             ("trace_counts", Array, 4, 32, Some(1)),
             ("trace_events", RingBuf, 0, 0, Some(262_144)),
