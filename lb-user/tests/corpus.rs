@@ -1,4 +1,4 @@
-//! The fuzz target's corpus, and damaged copies of it, where there is no fuzzer.
+//! The fuzz targets' corpora, and damaged copies of them, where there is no fuzzer.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -7,11 +7,16 @@ use std::{fs, path::Path};
 #[path = "../../fuzz/harmless.rs"]
 mod harmless;
 
+#[path = "../../fuzz/peer_harmless.rs"]
+mod peer_harmless;
+
 /// Damaged copies of each datagram of the corpus.
 const COPIES: u64 = 400;
 
-fn corpus() -> Vec<(String, Vec<u8>)> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/decode");
+fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../fuzz/corpus")
+        .join(target);
     let mut files: Vec<_> = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -74,15 +79,43 @@ fn damage(datagram: &[u8], other: &[u8], dice: &mut Dice) -> Vec<u8> {
 
 #[test]
 fn the_corpus_and_its_damaged_copies_do_no_harm() {
-    let corpus = corpus();
+    try_all("decode", harmless::check);
+}
+
+#[test]
+fn what_peers_send_and_damaged_copies_do_no_harm() {
+    try_all("peer_frame", peer_harmless::check);
+}
+
+#[test]
+fn the_corpus_of_peers_holds_what_is_accepted_and_what_is_not() {
+    use memlb::peer::wire::{Frame, Message};
+    for (name, bytes) in corpus("peer_frame") {
+        let ([kind, count @ ..], content) = bytes.split_first_chunk::<3>().unwrap();
+        let frame = Frame {
+            kind: *kind,
+            version: 1,
+            count: u16::from_be_bytes(*count),
+            sequence: 0,
+            content,
+        };
+        let read = Message::decode(&frame);
+        let is_read = matches!(read, Ok(Some(_)));
+        assert_eq!(is_read, name.starts_with("good-"), "{name}: {read:?}");
+        assert_eq!(read.is_err(), name.starts_with("bad-"), "{name}: {read:?}");
+    }
+}
+
+fn try_all(target: &str, check: impl Fn(&[u8])) {
+    let corpus = corpus(target);
     assert!(corpus.len() >= 20, "the corpus is not there");
     for (number, (name, datagram)) in corpus.iter().enumerate() {
         println!("{name}");
-        harmless::check(datagram);
+        check(datagram);
         let mut dice = Dice(0x9e37_79b9_7f4a_7c15 ^ number as u64);
         for _ in 0..COPIES {
             let other = &corpus[dice.roll(corpus.len())].1;
-            harmless::check(&damage(datagram, other, &mut dice));
+            check(&damage(datagram, other, &mut dice));
         }
     }
 }
@@ -91,7 +124,7 @@ fn the_corpus_and_its_damaged_copies_do_no_harm() {
 fn the_corpus_holds_what_is_accepted_and_what_is_not() {
     use memlb::heartbeat::decode;
     let (mut accepted, mut reasons) = (0, std::collections::BTreeSet::new());
-    for (name, datagram) in corpus() {
+    for (name, datagram) in corpus("decode") {
         let result = decode(&datagram, true);
         assert_eq!(
             result.is_ok(),

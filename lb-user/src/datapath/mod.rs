@@ -574,6 +574,18 @@ impl Datapath {
         self.attachments.reportable()
     }
 
+    /// The configured interfaces in their order, each with its present name and, unless it is gone, its index.
+    pub fn interfaces(&self) -> impl Iterator<Item = (&str, Option<u32>)> {
+        let interfaces = self.attachments.interfaces().iter();
+        interfaces.map(|it| (it.interface.as_str(), it.index))
+    }
+
+    /// The backends that may have connections, as far as this process knows what they are.
+    pub fn identities(&self) -> impl Iterator<Item = (u32, Identity)> {
+        let identities = self.identities.iter();
+        identities.map(|(id, identity)| (id.0, *identity))
+    }
+
     pub fn pin_path(&self) -> &std::path::Path {
         &self.pin_path
     }

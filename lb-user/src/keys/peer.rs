@@ -34,9 +34,8 @@ impl PeerKeys {
         &self.signing
     }
 
-    /// A file with a single key.
-    #[cfg(test)]
-    pub(crate) fn single(signing: SigningKey) -> Self {
+    /// Only this key, of which no second one takes the place.
+    pub fn single(signing: SigningKey) -> Self {
         let other = None;
         Self { signing, other }
     }

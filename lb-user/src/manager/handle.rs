@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use lb_common::verdict::Verdict;
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     task::spawn_blocking,
@@ -141,10 +142,20 @@ impl ManagerHandle {
     }
 
     async fn status_with(&self, stats: &Stats) -> Result<Status> {
+        let status = Status::new(self.snapshot().await?, stats);
+        let relayed = status.verdicts.get(Verdict::ToPeer.name());
+        let relayed_packets = relayed.map_or(0, |it| it.packets);
+        let peers = self.peers().into_iter();
         Ok(Status {
-            peers: self.peers(),
+            // A packet goes to all living peers.
+            peers: peers
+                .map(|peer| PeerStatus {
+                    relayed_packets,
+                    ..peer
+                })
+                .collect(),
             handed_over: self.track_file.handed_over(),
-            ..Status::new(self.snapshot().await?, stats)
+            ..status
         })
     }
 

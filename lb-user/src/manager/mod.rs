@@ -14,6 +14,7 @@ mod heartbeats;
 mod joining;
 mod kernel_selection;
 mod nat_ports;
+mod peers;
 mod recovery;
 mod reload;
 mod request;
@@ -54,6 +55,7 @@ use joining::JoinRequests;
 use kernel_selection::Moved;
 use lb_core::{Core, CoreSettings, Event, milliseconds};
 use nat_ports::NatPorts;
+use peers::Replicated;
 use recovery::Recovery;
 pub use reload::{ReadConfig, ReloadError, Reloaded};
 pub use request::CommandReceipt;
@@ -98,6 +100,8 @@ pub struct Manager {
     /// The services whose selection another program has written.
     moved: Vec<Moved>,
     interfaces: Vec<Interface>,
+    /// `None` without a peer.
+    replicated: Option<Replicated>,
     started: Instant,
     traffic_read: Instant,
     inputs: Inputs,
@@ -181,6 +185,7 @@ impl Manager {
         self.emitter.metrics.lag(late);
         self.count_removed_backends();
         self.check_return_paths();
+        self.update_topology();
     }
 
     /// Passes the numbers of open connections to the core, if it is about to compare weights.

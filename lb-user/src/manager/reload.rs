@@ -233,6 +233,7 @@ impl Manager {
         }
         self.configuration.settings = settings;
         self.configuration.effective = config;
+        self.update_topology();
     }
 
     pub(super) fn lacks_backends(&self, lacking: usize) -> String {

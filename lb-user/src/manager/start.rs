@@ -12,6 +12,7 @@ use super::{
     absent_interface::wait_for_interfaces,
     connection_count::ConnectionCountReconciler,
     handle::Records,
+    peers,
     reload::Reloader,
     route_monitor::RouteMonitor,
     state_file::{StateFile, StateLock},
@@ -30,7 +31,7 @@ use crate::{
         AbsentWorker, Applied, EjectionRecord, ExternalWorkers, LivenessRecord, Membership,
     },
     metrics::Metrics,
-    peer::Peers,
+    peer::PeerListener,
     status,
 };
 use lb_core::{AdminAction, AdminOverrides, AdoptedState, AttachedInterface, Core, Event, counted};
@@ -45,6 +46,7 @@ pub struct Prepared {
     read_config: ReadConfig,
     config: Config,
     receiver: HeartbeatReceiver,
+    peers: Option<PeerListener>,
     netlink: Netlink,
     interfaces: Vec<Interface>,
     datapath: datapath::Prepared,
@@ -101,6 +103,7 @@ pub async fn prepare(
     let mut netlink = Netlink::connect()?;
     wait_for_interfaces(&mut netlink, &config.manager.interfaces).await?;
     let receiver = HeartbeatReceiver::bind(&config)?;
+    let peers = PeerListener::bind(&config)?;
     let interfaces = netlink.interfaces(&config.manager.interfaces).await?;
     warn_of_misplaced_addresses(&config, &interfaces);
     let datapath = datapath::prepare(&config)?;
@@ -111,6 +114,7 @@ pub async fn prepare(
         read_config,
         config,
         receiver,
+        peers,
         netlink,
         interfaces,
         datapath,
@@ -222,11 +226,23 @@ impl Prepared {
                 true => TrackFile::default(),
                 false => TrackFile::open(&config.manager.track_file),
             },
-            peers: Peers::default(),
+            peers: self
+                .peers
+                .as_ref()
+                .map(PeerListener::peers)
+                .unwrap_or_default(),
         };
         let reloader = Reloader::new(self.read_config, self.file.clone());
         let handle = ManagerHandle::new(request_sender, reloader, records);
+        let replicated = peers::start(
+            self.peers,
+            &config,
+            &mut datapath,
+            &state_files,
+            handle.clone(),
+        )?;
         let manager = Manager {
+            replicated,
             interfaces: datapath
                 .attachments()
                 .map(status::Interface::from)

@@ -4,11 +4,6 @@
 //! A thread of its own does it, so that neither it nor the manager's loop delays the other. For each peer there are two
 //! connections: [`sender`] opens one and sends records, [`receiver`] accepts the other and acknowledges.
 
-#![cfg_attr(
-    not(test),
-    allow(dead_code, reason = "the datapath's part of the replication starts it")
-)]
-
 mod confirmed;
 mod dictionary;
 mod handle;
@@ -20,6 +15,8 @@ mod sender;
 mod session;
 mod slot;
 mod status;
+mod tables;
+mod thread;
 mod topology;
 pub mod wire;
 
@@ -28,6 +25,7 @@ pub use kernel::{Kernel, Outcomes, Scan};
 pub use orders::{InForce, Registers};
 pub use slot::{PeerSettings, QUEUE_RECORDS};
 pub use status::{PeerState, PeerStatus};
+pub use thread::{PeerListener, Replication, Replicator};
 pub use topology::{OwnInterface, Topology};
 
 #[cfg(test)]

@@ -215,3 +215,6 @@ impl Orders {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

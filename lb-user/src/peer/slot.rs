@@ -120,12 +120,6 @@ impl Slot {
         }
     }
 
-    /// Asks the sender to send all connections.
-    pub fn request_all(&self) {
-        self.lock().lost(0);
-        self.wake.notify_one();
-    }
-
     pub fn status(&self) -> PeerStatus {
         self.lock().status(Instant::now())
     }

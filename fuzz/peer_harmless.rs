@@ -1,0 +1,68 @@
+//! What must hold of any bytes from a peer: shared by the fuzz target and by the test over its corpus.
+
+use memlb::{
+    keys::{KeyId, PeerKeys, SigningKey},
+    peer::wire::{Hello, MAX_FRAME, Message, Role, SessionKeys},
+};
+use zeroize::Zeroizing;
+
+/// Reads bytes as a hello, as frames, and as the content of a frame of their first byte's type and their next two
+/// bytes' count; checks what comes out.
+///
+/// # Panics
+///
+/// If a promise is broken.
+pub fn check(bytes: &[u8]) {
+    let keys = PeerKeys::single(SigningKey::new(KeyId(0xa1), &Zeroizing::new([0xfb; 32])));
+    let session = || SessionKeys::derive(keys.signing(), b"one", b"other");
+    for role in [Role::Connector, Role::Listener] {
+        let refused = Hello::open(bytes, role, |_| Ok(&keys)).expect_err("a hello was forged");
+        printable(&refused);
+    }
+    match session().of(Role::Listener).1.open(bytes) {
+        Ok(opened) => assert_eq!(opened, None, "a frame was forged"),
+        Err(refused) => printable(&refused),
+    }
+    let Some(([kind, count @ ..], content)) = bytes.split_first_chunk::<3>() else {
+        return;
+    };
+    if content.len() > MAX_FRAME / 2 {
+        return;
+    }
+    // As if the peer itself had sent it.
+    let mut frame = Vec::new();
+    let count = u16::from_be_bytes(*count);
+    session()
+        .of(Role::Connector)
+        .0
+        .seal(*kind, count, content, &mut frame);
+    let mut opener = session().of(Role::Listener).1;
+    let (read, length) = opener.open(&frame).expect("its own key").expect("whole");
+    assert_eq!(length, frame.len());
+    match Message::decode(&read) {
+        Ok(Some(message)) => {
+            // What is understood can be said again, and means the same then.
+            let mut again = Vec::new();
+            message.seal(&mut session().of(Role::Connector).0, &mut again);
+            let mut opener = session().of(Role::Listener).1;
+            let (read, _) = opener.open(&again).expect("its own key").expect("whole");
+            assert_eq!(Message::decode(&read), Ok(Some(message)));
+        }
+        Ok(None) => {}
+        Err(refused) => printable(&refused),
+    }
+    assert!(opener.open(&frame).is_err(), "a frame was repeated");
+}
+
+fn printable(refused: &memlb::peer::wire::Refusal) {
+    let shown = refused.to_string();
+    assert!(
+        !shown.contains(char::is_control) && shown.len() < 500,
+        "{shown:?}"
+    );
+    let name = refused.name();
+    assert!(
+        name.bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    );
+}

@@ -1,0 +1,179 @@
+use std::net::IpAddr;
+
+use lb_core::{AdminAction, AdminCommand, AdminOverrides, AdminState};
+
+use super::{
+    Book,
+    apply::commands,
+    register::{Entry, InForce, Registers},
+};
+use crate::{
+    deny::{Denied, DenyList},
+    membership::Membership,
+};
+
+fn command(service: Option<&str>, action: AdminAction) -> AdminCommand {
+    AdminCommand {
+        worker: "worker1".to_owned(),
+        service: service.map(str::to_owned),
+        action,
+        by: "root".to_owned(),
+        at_ms: 5,
+        reason: None,
+    }
+}
+
+const DRAIN: AdminAction = AdminAction::SetState {
+    state: AdminState::Drain,
+};
+
+fn in_force(drained: &[&str], joined: &[(&str, IpAddr)], denied: &[&str]) -> InForce {
+    let entry = |worker| {
+        serde_json::json!({
+            "worker": worker, "service": null,
+            "state": { "value": "drain", "by": "root", "at_ms": 1 },
+        })
+    };
+    let overrides: Vec<_> = drained.iter().map(entry).collect();
+    let overrides: AdminOverrides = serde_json::from_value(overrides.into()).unwrap();
+    let joined: std::collections::BTreeMap<_, _> = joined.iter().copied().collect();
+    let membership: Membership =
+        serde_json::from_value(serde_json::to_value(joined).unwrap()).unwrap();
+    let denied = denied.iter().map(|prefix| Denied {
+        prefix: prefix.parse().unwrap(),
+        by: "root".to_owned(),
+        at_ms: 1,
+        reason: None,
+    });
+    InForce {
+        overrides,
+        membership,
+        denied: DenyList::from(denied.collect::<Vec<_>>()),
+    }
+}
+
+/// Passes on what the peer does not know.
+fn pass(from: &mut super::Outbox, to: &mut Registers) -> usize {
+    let mut newer = 0;
+    while let Some(json) = from.next() {
+        let entries: Vec<Entry> = serde_json::from_slice(&json).unwrap();
+        for entry in entries {
+            newer += usize::from(to.merge(entry, 0));
+        }
+    }
+    newer
+}
+
+#[test]
+fn the_last_change_wins_and_a_removal_is_one() {
+    let (one, other) = (
+        Book::new(Registers::default()),
+        Book::new(Registers::default()),
+    );
+    let (mut to_other, mut to_one) = (one.outbox(0), other.outbox(0));
+    let drained = in_force(
+        &["worker1"],
+        &[("worker9", [10, 0, 1, 9].into())],
+        &["203.0.113.0/24"],
+    );
+    assert!(one.lock().note(&drained, 1_000, "manager1"));
+    assert!(!one.lock().note(&drained, 1_001, "manager1"));
+    assert_eq!(pass(&mut to_other, &mut other.lock()), 3);
+    let pending = other.lock().pending();
+    assert_eq!(pending.len(), 3);
+    // What cannot be applied yet is no change made here.
+    assert!(!other.lock().note(&InForce::default(), 1_002, "manager2"));
+    pending.iter().for_each(|entry| other.lock().applied(entry));
+    assert!(!other.lock().note(&drained, 1_003, "manager2"));
+    // Nothing is sent back.
+    assert_eq!(pass(&mut to_one, &mut one.lock()), 0);
+
+    // The other operator ends it, with a clock that is behind.
+    let ended = in_force(&[], &[("worker9", [10, 0, 1, 9].into())], &[]);
+    assert!(other.lock().note(&ended, 7, "manager2"));
+    assert_eq!(pass(&mut to_one, &mut one.lock()), 2);
+    let pending = one.lock().pending();
+    assert!(pending.iter().all(|it| it.value.is_none()), "{pending:?}");
+    pending.iter().for_each(|entry| one.lock().applied(entry));
+    assert!(!one.lock().note(&ended, 2_000, "manager1"));
+
+    // An old copy changes nothing, also after a restart, for which the file holds the removals.
+    let saved = serde_json::to_string(&*one.lock()).unwrap();
+    let mut restarted: Registers = serde_json::from_str(&saved).unwrap();
+    assert!(!restarted.note(&ended, 3_000, "manager1"));
+    let old = Book::new(Registers::default());
+    old.lock().note(&drained, 900, "manager3");
+    assert_eq!(pass(&mut old.outbox(0), &mut restarted), 0);
+    restarted.expire(40 * 24 * 3_600_000);
+    assert_eq!(pass(&mut old.outbox(0), &mut restarted), 2);
+}
+
+#[test]
+fn entries_are_bounded_and_checked() {
+    let book = Book::new(Registers::default());
+    let prefixes: Vec<String> = (0..900)
+        .map(|it| format!("10.{}.{}.0/24", it / 200, it % 200))
+        .collect();
+    let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
+    book.lock()
+        .note(&in_force(&[], &[], &prefixes), 1, "manager1");
+    let mut outbox = book.outbox(0);
+    let mut frames = 0;
+    while let Some(json) = outbox.next() {
+        assert!(json.len() <= super::super::wire::MAX_ORDERS_BYTES);
+        frames += 1;
+    }
+    assert!(frames > 1);
+    let unsound = serde_json::json!({
+        "subject": { "orders": "worker1" },
+        "value": { "orders": [command(None, AdminAction::Weight { percent: 5_000 })] },
+        "stamp": 9, "manager": "manager1",
+    });
+    let unsound: Entry = serde_json::from_value(unsound).unwrap();
+    assert!(!Registers::default().merge(unsound, 0));
+}
+
+#[test]
+fn the_commands_lead_from_one_state_to_the_other() {
+    let actions = |in_force: &[AdminCommand], wanted: &[AdminCommand]| -> Vec<_> {
+        let commands = commands("worker1", in_force, wanted, "manager2");
+        commands
+            .into_iter()
+            .map(|it| (it.service, it.action))
+            .collect()
+    };
+    let drain = command(None, DRAIN);
+    let state = AdminState::Maintenance;
+    let maintenance = command(None, AdminAction::SetState { state });
+    let weight = |service, percent| command(service, AdminAction::Weight { percent });
+    assert_eq!(actions(&[], &[]), []);
+    assert_eq!(actions(&[drain.clone()], &[drain.clone()]), []);
+    assert_eq!(actions(&[], &[drain.clone()]), [(None, DRAIN)]);
+    assert_eq!(
+        actions(&[drain.clone()], &[]),
+        [(None, AdminAction::Undrain)]
+    );
+    // Never in service between the two.
+    assert_eq!(
+        actions(&[drain], &[maintenance.clone()]),
+        [(None, maintenance.action)]
+    );
+    let web = Some("web".to_owned());
+    assert_eq!(
+        actions(
+            &[weight(Some("api"), 30), weight(Some("web"), 50)],
+            &[weight(None, 70), weight(Some("web"), 50)]
+        ),
+        [
+            (None, AdminAction::Weight { percent: 100 }),
+            (None, AdminAction::Weight { percent: 70 }),
+            (web, AdminAction::Weight { percent: 50 })
+        ]
+    );
+    let pause = command(None, AdminAction::Pause { for_ms: 9_000 });
+    assert_eq!(
+        actions(&[pause.clone()], &[]),
+        [(None, AdminAction::Resume)]
+    );
+    assert_eq!(actions(&[], &[pause.clone()]), [(None, pause.action)]);
+}

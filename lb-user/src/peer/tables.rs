@@ -1,0 +1,103 @@
+//! The replication's access to the kernel.
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use lb_common::maps::{FlowRecord, PeerLink, ticks};
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::{
+    hub::Hub,
+    kernel::{Kernel, Outcomes, Scan},
+};
+use crate::datapath::{FlowEvents, FlowScan, Intake, PeerTables, monotonic_ns};
+
+/// How long the reader waits after it has read, so that one frame carries many records.
+const COALESCING: Duration = Duration::from_millis(1);
+
+/// How often lost events are looked for.
+const LOST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long after an error the events are read again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Entries of a table that are read at once, in well under a millisecond.
+const SCAN_ENTRIES: usize = 1_024;
+
+/// The pinned maps and the intake program.
+#[derive(Debug)]
+pub struct KernelTables {
+    pub intake: Intake,
+    pub tables: PeerTables,
+    pub pin_path: PathBuf,
+}
+
+impl Kernel for KernelTables {
+    fn admit(&mut self, records: &[FlowRecord], outcomes: &mut Outcomes) -> Result<()> {
+        for (outcome, count) in self.intake.admit(records)?.iter() {
+            if count > 0 {
+                *outcomes.entry(outcome.name()).or_default() += count;
+            }
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self) -> Result<Box<dyn Scan>> {
+        Ok(Box::new(FlowScan::open(&self.pin_path)?))
+    }
+
+    fn set_links(&mut self, links: &[(u32, PeerLink)]) -> Result<()> {
+        self.tables.set_links(links)
+    }
+
+    fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<()> {
+        self.tables.set_addresses(addresses)
+    }
+
+    fn now_ticks(&self) -> Result<u32> {
+        Ok(ticks(monotonic_ns()?))
+    }
+}
+
+impl Scan for FlowScan {
+    fn next(&mut self, into: &mut Vec<FlowRecord>) -> Result<bool> {
+        self.next_chunk(SCAN_ENTRIES, into)
+    }
+}
+
+/// Passes on what happens to connections, until the manager ends.
+pub async fn read_events(mut events: FlowEvents, hub: Arc<Hub>) {
+    let mut records = Vec::new();
+    let mut lost_before = events.lost().unwrap_or_default();
+    let mut looked = Instant::now();
+    loop {
+        tokio::select! {
+            read = events.next_batch(&mut records) => if let Err(error) = read {
+                warn!("map flow_events: {error}");
+                hub.lost(0);
+                sleep(RETRY).await;
+            },
+            () = sleep(LOST_INTERVAL) => {}
+        }
+        hub.publish(&records);
+        records.clear();
+        if looked.elapsed() >= LOST_INTERVAL {
+            looked = Instant::now();
+            match events.lost() {
+                Ok(lost) if lost > lost_before => {
+                    hub.lost(lost - lost_before);
+                    lost_before = lost;
+                }
+                Ok(_) => {}
+                Err(error) => warn!("{error:#}"),
+            }
+        }
+        sleep(COALESCING).await;
+    }
+}

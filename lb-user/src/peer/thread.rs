@@ -1,0 +1,233 @@
+//! The thread of the replication.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{MissedTickBehavior, interval},
+};
+use tracing::error;
+
+use super::{
+    handle::Peers,
+    hub::{Hub, Own},
+    orders::{self, Book, InForce, Registers},
+    receiver, sender,
+    slot::PeerSettings,
+    tables::{KernelTables, read_events},
+    topology::Topology,
+};
+use crate::{
+    config::Config,
+    datapath::{self, FlowEvents},
+    history::now_ms,
+    keys::read_peer_keys,
+    manager::{ManagerHandle, StateFile},
+};
+
+/// How often all carried connections are sent again.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// How often it is checked whether machines still live.
+const CHECK: Duration = Duration::from_millis(100);
+
+/// How many frames of orders wait.
+const ORDERS: usize = 64;
+
+/// The socket at which peers connect.
+#[derive(Debug)]
+pub struct PeerListener {
+    listener: TcpListener,
+    peers: Peers,
+    name: String,
+}
+
+impl PeerListener {
+    /// Reads the keys of the configured peers, and listens; nothing without a peer.
+    ///
+    /// # Errors
+    ///
+    /// Says which key cannot be used, or why the address cannot.
+    pub fn bind(config: &Config) -> Result<Option<Self>> {
+        if config.peers.is_empty() {
+            return Ok(None);
+        }
+        let mut peers = Vec::new();
+        for peer in &config.peers {
+            peers.push(PeerSettings {
+                name: peer.name.clone(),
+                address: peer.address,
+                keys: read_peer_keys(&peer.key)
+                    .with_context(|| format!("the key of peer {}", peer.name))?,
+            });
+        }
+        let address = config.manager.peer_listen;
+        let address = address.context("a [[peer]] needs manager.peer_listen")?;
+        let listener = TcpListener::bind(address).map_err(|error| bind_error(address, &error))?;
+        listener
+            .set_nonblocking(true)
+            .context("make the peers' socket non-blocking")?;
+        Ok(Some(Self {
+            listener,
+            peers: Peers::new(peers),
+            name: config.manager.own_name()?,
+        }))
+    }
+
+    pub fn peers(&self) -> Peers {
+        self.peers.clone()
+    }
+}
+
+fn bind_error(address: SocketAddr, error: &io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "; another process uses it, perhaps another manager",
+        io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+        _ => "",
+    };
+    anyhow::anyhow!("listen for peers at {address} (manager.peer_listen): {error}{hint}")
+}
+
+/// What the replication works with.
+#[derive(Debug)]
+pub struct Replication {
+    events: FlowEvents,
+    tables: KernelTables,
+    topology: watch::Receiver<Topology>,
+    in_force: InForce,
+    registers: (StateFile<Registers>, Registers),
+    manager: ManagerHandle,
+}
+
+impl Replication {
+    pub fn new(
+        kernel: datapath::Replication,
+        pin_path: &Path,
+        topology: watch::Receiver<Topology>,
+        in_force: InForce,
+        registers: (StateFile<Registers>, Registers),
+        manager: ManagerHandle,
+    ) -> Self {
+        Self {
+            events: kernel.events,
+            tables: KernelTables {
+                intake: kernel.intake,
+                tables: kernel.tables,
+                pin_path: pin_path.to_owned(),
+            },
+            topology,
+            in_force,
+            registers,
+            manager,
+        }
+    }
+}
+
+/// The running replication; ends when this is dropped.
+#[derive(Debug)]
+pub struct Replicator {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Replicator {
+    /// Starts the replication in a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// Says why the thread cannot be started.
+    pub fn start(listener: PeerListener, replication: Replication) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()
+            .context("start the runtime of the replication")?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("peers".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        // The sender is dropped, and never sends.
+                        _ = stopped => {}
+                        () = run(listener, replication) => {}
+                    }
+                });
+                runtime.shutdown_background();
+            })
+            .context("start the thread of the replication")?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Replicator {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the replication has panicked");
+        }
+    }
+}
+
+async fn run(listener: PeerListener, replication: Replication) {
+    let PeerListener {
+        listener,
+        peers,
+        name,
+    } = listener;
+    let own = Own {
+        name: name.clone(),
+        epoch: now_ms(),
+        refresh: REFRESH,
+    };
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return error!("listen for peers: {error}"),
+    };
+    let (file, registers) = replication.registers;
+    let book = Book::new(registers);
+    let hub = Hub::new(
+        own,
+        peers,
+        replication.topology,
+        Box::new(replication.tables),
+    );
+    let hub = Arc::new(hub);
+    let (sender, received) = mpsc::channel(ORDERS);
+    for peer in 0..hub.peers.slots().len() {
+        tokio::spawn(sender::run(hub.clone(), peer, book.outbox(peer)));
+    }
+    tokio::spawn(receiver::serve(hub.clone(), listener, sender));
+    tokio::spawn(check_lives(hub.clone()));
+    let orders = orders::run(
+        book,
+        replication.in_force,
+        received,
+        replication.manager,
+        name,
+        file,
+    );
+    tokio::join!(orders, read_events(replication.events, hub));
+}
+
+async fn check_lives(hub: Arc<Hub>) {
+    let mut ticks = interval(CHECK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        hub.update_tables(Instant::now());
+    }
+}
