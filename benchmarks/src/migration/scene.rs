@@ -340,7 +340,7 @@ pub fn wait_until_served(scene: &dyn Scene, patience: Duration) -> Result<()> {
         loop {
             match super::clients::ask_once(target) {
                 Err(_) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(50))
+                    std::thread::sleep(Duration::from_millis(50));
                 }
                 answer => return answer.with_context(|| format!("get an answer from {target}")),
             }
