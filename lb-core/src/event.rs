@@ -445,31 +445,32 @@ events! {
     WARN, "another program removed the pins of {} from {directory}; restored. `memlb unload` removes \
            memlb completely", pins.join(", ");
 
-    PeerConnected { peer: String, address: SocketAddr, version: String, protocol: u16 }
-    INFO, "peer {peer} at {address} is connected (memlb {version}, protocol {protocol})";
+    PeerConnected { peer: String, address: Option<SocketAddr>, version: String, protocol: u16 }
+    INFO, "peer {peer}{} is connected (memlb {version}, protocol {protocol})",
+        address.map(|it| format!(" at {it}")).unwrap_or_default();
 
-    PeerLost {
-        peer: String,
-        reason: String,
-        /// The peer said that it stops.
-        expected: bool,
-    }
-    WARN unless expected, "peer {peer} is lost: {reason}; it learns of no new connection until it is back";
+    PeerLost { peer: String, reason: String }
+    WARN, "peer {peer} is lost: {reason}; it learns of no new connection until it is back";
 
     /// One of the two refuses the other.
     PeerRefused { peer: String, reason: String }
     WARN, "no session with peer {peer}: {reason}";
 
-    /// Some records had no room. All connections are sent again.
-    PeerIncomplete { peer: String, reason: String, lost_records: u64 }
-    WARN, "peer {peer} does not know all connections of this manager: {reason}; they are sent again";
+    /// All connections are sent again.
+    PeerIncomplete {
+        peer: String,
+        /// Records that had no room.
+        lost_records: u64,
+    }
+    WARN, "peer {peer} does not know all connections of this manager ({lost_records} records had no room); they are \
+           sent again";
 
-    PeerComplete { peer: String, records: u64, took_ms: u64 }
-    INFO, "peer {peer} knows all connections of this manager ({records} sent in {took_ms} ms)";
+    PeerComplete { peer: String }
+    INFO, "peer {peer} knows all connections of this manager";
 
     /// The other direction.
-    PeerConnectionsReceived { peer: String, records: u64, took_ms: u64 }
-    INFO, "all connections of peer {peer} are known here ({records} received in {took_ms} ms)";
+    PeerConnectionsReceived { peer: String }
+    INFO, "all connections of peer {peer} are known here";
 
     PeerConfigurationDiffers { peer: String }
     WARN, "the configuration of peer {peer} differs in what both must have in common: compare what `memlb check --shared` \
@@ -479,15 +480,12 @@ events! {
     INFO, "the configuration of peer {peer} is equal in what both must have in common";
 
     PeerFramesRefused {
-        /// The configured name, or nothing of a sender that is no peer.
-        peer: Option<String>,
-        from: IpAddr,
+        peer: String,
         reason: String,
-        detail: String,
         /// Frames refused for this reason since the last event.
         frames: u64,
     }
-    WARN, "refused {frames} frames ({reason}), the last from {from}: {detail}";
+    WARN, "refused {frames} frames in the name of peer {peer} ({reason})";
 
     HandedOver {
         by: String,

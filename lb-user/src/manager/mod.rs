@@ -14,6 +14,7 @@ mod heartbeats;
 mod joining;
 mod kernel_selection;
 mod nat_ports;
+mod peer_events;
 mod peers;
 mod recovery;
 mod reload;
@@ -55,6 +56,7 @@ use joining::JoinRequests;
 use kernel_selection::Moved;
 use lb_core::{Core, CoreSettings, Event, milliseconds};
 use nat_ports::NatPorts;
+use peer_events::PeerEvents;
 use peers::Replicated;
 use recovery::Recovery;
 pub use reload::{ReadConfig, ReloadError, Reloaded};
@@ -97,6 +99,7 @@ pub struct Manager {
     recovery: Recovery,
     background: Background,
     nat_ports: NatPorts,
+    peer_events: PeerEvents,
     /// The services whose selection another program has written.
     moved: Vec<Moved>,
     interfaces: Vec<Interface>,
@@ -153,7 +156,10 @@ impl Manager {
                 Some(request) = self.inputs.requests.recv() => self.handle_request(request),
                 Some(result) = self.inputs.results.recv() => self.handle_result(result),
                 due = ticks.tick() => self.handle_tick(due.elapsed()),
-                _ = liveness.tick() => self.save_liveness(),
+                _ = liveness.tick() => {
+                    self.save_liveness();
+                    self.report_peers();
+                }
                 _ = traffic.tick() => self.read_traffic(),
                 _ = attachments.tick() => self.reconcile_attachments(),
                 () = watchdog.is_due() => watchdog.notify(),

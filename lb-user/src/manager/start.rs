@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{
     Background, Configuration, Emitter, Inputs, JoinRequests, Manager, ManagerHandle, NatPorts,
-    ReadConfig, Recovery, Sources,
+    PeerEvents, ReadConfig, Recovery, Sources,
     absent_interface::wait_for_interfaces,
     connection_count::ConnectionCountReconciler,
     handle::Records,
@@ -232,6 +232,7 @@ impl Prepared {
                 .map(PeerListener::peers)
                 .unwrap_or_default(),
         };
+        let peer_events = PeerEvents::new(records.peers.clone());
         let reloader = Reloader::new(self.read_config, self.file.clone());
         let handle = ManagerHandle::new(request_sender, reloader, records);
         let replicated = peers::start(
@@ -266,6 +267,7 @@ impl Prepared {
                 result_sender,
             ),
             nat_ports: NatPorts::default(),
+            peer_events,
             moved: Vec::new(),
             started: Instant::now(),
             traffic_read: Instant::now(),

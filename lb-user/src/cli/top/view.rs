@@ -170,12 +170,13 @@ fn peers(status: &Status) -> Vec<Span<'static>> {
         let lag = peer.lag_us.map(|us| format!(" lag {}", lag(us)));
         let lag = lag.filter(|_| peer.state == PeerState::Connected);
         spans.push("peer ".dim());
-        spans.push(peer.name.clone().bold());
         let faults = problems(peer);
-        spans.push(match faults.is_empty() {
-            true => format!(" ● complete{}  ", lag.unwrap_or_default()).green(),
-            false => format!(" ▲ {}  ", faults.join("; ")).red(),
-        });
+        if faults.is_empty() {
+            spans.push(peer.name.clone().bold());
+            spans.push(format!(" ● complete{}  ", lag.unwrap_or_default()).green());
+        } else {
+            spans.push(format!("▲ {}  ", faults.join("; ")).red());
+        }
     }
     spans
 }
