@@ -143,7 +143,7 @@ impl Handshakes {
     }
 
     /// Returns what a restarted manager has to know.
-    pub fn to_adopt(&self, now: Instant) -> Option<AdoptedEjection> {
+    pub fn adoptable(&self, now: Instant) -> Option<AdoptedEjection> {
         let ejection = self.ejection?;
         Some(AdoptedEjection {
             evidence: ejection.evidence,

@@ -81,7 +81,7 @@ impl Core {
         self.ejected.iter().filter_map(move |id| {
             let at = self.find_backend(*id)?;
             let handshakes = &self.services[at.service].handshakes[at.backend];
-            Some((*id, handshakes.to_adopt(now)?))
+            Some((*id, handshakes.adoptable(now)?))
         })
     }
 

@@ -4,6 +4,7 @@ use std::{
     io,
     ops::AddAssign,
     os::fd::{AsFd, AsRawFd},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -68,6 +69,9 @@ struct TestRun {
     reserved: u32,
 }
 
+/// Held during a run of the program: two runs on one processor would share its scratch space.
+static ONE_RUN: Mutex<()> = Mutex::new(());
+
 impl Intake {
     /// Loads the program, or opens it again.
     ///
@@ -104,6 +108,7 @@ impl Intake {
     }
 
     fn run(&mut self, records: &[FlowRecord]) -> io::Result<IntakeOutcome> {
+        let _one_run = ONE_RUN.lock().unwrap_or_else(PoisonError::into_inner);
         self.frame.clear();
         self.frame.extend(bytes_of(&IntakeHeader::NEW));
         for record in records {

@@ -41,8 +41,7 @@ impl Datapath {
         })
     }
 
-    /// Returns a way to take in connections. Intakes must not work at the same time: on one processor they share their
-    /// scratch space.
+    /// Returns a way to take in connections.
     ///
     /// # Errors
     ///
