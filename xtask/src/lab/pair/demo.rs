@@ -108,7 +108,8 @@ const STEPS: &[Step] = &[
     Step {
         what: "both have the address for 4 s (split brain)",
         act: split,
-        active: 0,
+        // Of equals, keepalived prefers the one with the higher address.
+        active: 1,
         outage: SUDDEN,
         survives: Survival::All,
     },
@@ -237,8 +238,11 @@ fn milliseconds(duration: Duration) -> String {
     format!("{} ms", duration.as_millis())
 }
 
+/// Lets the other manager take over, and makes this one equal to it again, which moves nothing.
 fn hand_over(pair: &mut Pair, index: usize) -> Result<()> {
-    output(&mut pair.managers[index].memlb("handover")).map(drop)
+    output(&mut pair.managers[index].memlb("handover"))?;
+    pair.wait_until_active(1 - index, DEADLINE)?;
+    output(pair.managers[index].memlb("handover").arg("--undo")).map(drop)
 }
 
 /// Starts the first manager's machine anew: the kernel has nothing of memlb's, and everything starts.
