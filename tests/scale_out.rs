@@ -83,8 +83,6 @@ struct Scene {
     laboratory: Laboratory,
     held: Held,
     probe: Probe,
-    /// Whether the managers know each other's connections.
-    peers: bool,
 }
 
 impl Scene {
@@ -95,15 +93,10 @@ impl Scene {
         let every = Duration::from_millis(10);
         let probe = Probe::start(client, service, every, PATIENCE).unwrap();
         thread::sleep(OLD);
-        let status = laboratory.managers[0].status().unwrap();
-        let peers = status["peers"]
-            .as_array()
-            .is_some_and(|peers| !peers.is_empty());
         Self {
             laboratory,
             held,
             probe,
-            peers,
         }
     }
 
@@ -124,10 +117,8 @@ impl Scene {
              {longest:?}; {outcome:?}"
         ));
         assert!(longest < ROUTED, "{longest:?} without a page");
-        if self.peers {
-            let lost = outcome.lost as f64 / outcome.asked as f64;
-            assert!(lost <= 1.0 - SURVIVE, "{outcome:?}");
-        }
+        let lost = outcome.lost as f64 / outcome.asked as f64;
+        assert!(lost <= 1.0 - SURVIVE, "{outcome:?}");
     }
 
     /// The machine boots, and its manager takes connections again.
@@ -136,6 +127,7 @@ impl Scene {
             let first = &mut laboratory.managers[0];
             first.boot().unwrap();
             first.start().unwrap();
+            first.wait_until_ready().unwrap();
             routes(laboratory, 3)
         });
     }
@@ -189,10 +181,8 @@ impl Scene {
             "{what}: routes as they should be after {took:?}; a client's longest time without a page is {:?}; {outcome:?}",
             report.longest_outage()
         ));
-        if self.peers {
-            report.expect_no_failure();
-            assert_eq!(outcome.lost, 0);
-        }
+        report.expect_no_failure();
+        assert_eq!(outcome.lost, 0);
     }
 
     fn routes(&self, managers: usize) -> Duration {

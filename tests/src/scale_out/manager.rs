@@ -26,7 +26,8 @@ use crate::{
     wait::wait_until,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The kernel checks the programs of several managers at the same time.
+const PATIENCE: Duration = Duration::from_secs(60);
 const BRIDGE: &str = "memlb0";
 const PEER_PORT: u16 = 9997;
 
@@ -97,14 +98,23 @@ impl Manager {
         nat4(self.number).into()
     }
 
-    /// Starts everything on this machine.
+    /// Starts everything on this machine, and waits for nothing.
     ///
     /// # Errors
-    /// When a part does not start; the error carries what it printed.
+    /// When a part cannot be started.
     pub fn start(&mut self) -> Result<()> {
-        self.start_memlb()?;
+        self.launch()?;
         self.start_bird()?;
         self.announce()
+    }
+
+    /// Waits until the manager process is ready.
+    ///
+    /// # Errors
+    /// When it is not in time; the error carries what it printed.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        let memlb = self.memlb.as_mut().context("no manager runs")?;
+        memlb.wait_for_log(PATIENCE, "ready: ")
     }
 
     /// Starts the manager process, which must not be running.
@@ -112,6 +122,11 @@ impl Manager {
     /// # Errors
     /// When it is not ready in time; the error carries what it printed.
     pub fn start_memlb(&mut self) -> Result<()> {
+        self.launch()?;
+        self.wait_until_ready()
+    }
+
+    fn launch(&mut self) -> Result<()> {
         let mut command = self.namespace.command(&self.binary);
         command.arg("manager");
         command
@@ -127,10 +142,8 @@ impl Manager {
             .arg("--event-log")
             .arg(self.directory.join("events.jsonl"));
         let log = self.directory.with_extension("log");
-        let memlb = self
-            .memlb
-            .insert(Process::start("memlb manager", &mut command, &log)?);
-        memlb.wait_for_log(PATIENCE, "ready")
+        self.memlb = Some(Process::start("memlb manager", &mut command, &log)?);
+        Ok(())
     }
 
     /// Starts BIRD, which must not be running.
@@ -157,7 +170,7 @@ impl Manager {
             .env("ADDRESSES", &self.addresses)
             .env("BRIDGE", BRIDGE)
             .env("PIN_PATH", &self.pins)
-            .env("START_WAIT", "5")
+            .env("START_WAIT", "60")
             .env("WITHDRAW_AFTER", "3")
             .env("LINGER", "0");
         let log = self.directory.with_extension("announce.log");
@@ -225,8 +238,9 @@ impl Manager {
     /// When they are not within `deadline`; the error has their status.
     pub fn wait_for_peers(&self, deadline: Duration) -> Result<Duration> {
         let complete = |status: Value| {
-            let mut peers = status["peers"].as_array().into_iter().flatten();
-            peers.all(|peer| peer["state"] == "connected" && peer["complete"] == true)
+            let mut peers = status["peers"].as_array().into_iter().flatten().peekable();
+            peers.peek().is_some()
+                && peers.all(|peer| peer["state"] == "connected" && peer["complete"] == true)
         };
         let what = format!("the peers of manager{} to be complete", self.number);
         wait_until(deadline, &what, || self.status().is_ok_and(complete))

@@ -33,7 +33,7 @@ pub const SERVICE6: &str = "2001:db8:80::80";
 
 const WORKERS: usize = 2;
 const AVAILABLE_KB: u64 = 450 * 1024;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The running system. Dropping it takes everything down.
 #[derive(Debug)]
@@ -84,7 +84,10 @@ impl Laboratory {
             manager.start()?;
             Ok(manager)
         });
-        let managers = started.collect::<Result<Vec<_>>>()?;
+        let mut managers = started.collect::<Result<Vec<_>>>()?;
+        for manager in &mut managers {
+            manager.wait_until_ready()?;
+        }
         let mut agents = Vec::new();
         for (index, worker) in network.workers.iter().enumerate() {
             let mut command = worker.command(&binary);
