@@ -86,13 +86,6 @@ fn orders_of_one_manager_are_in_force_on_the_other() {
     .unwrap();
     output(other.memlb("undrain").arg("worker1")).unwrap();
     wait_until(SOON, "its end on the one", || state(one) == "up").unwrap();
-    output(one.memlb("deny").arg("203.0.113.0/24")).unwrap();
-    wait_until(SOON, "the denied prefix on the other", || {
-        other
-            .status()
-            .is_ok_and(|status| status["denied_prefixes"] == 1)
-    })
-    .unwrap();
 }
 
 #[root_test]
@@ -122,9 +115,9 @@ fn a_stopped_receiver_costs_bounded_memory_and_then_knows_all() {
     pair.wait_until_complete(SOON).unwrap();
     let after = pair.managers[0].peer("resyncs").unwrap().as_u64().unwrap();
     assert!(after > resyncs);
-    let open = connections(&pair.managers[0]);
-    wait_until(SOON, "as many connections", || {
-        connections(&pair.managers[1]).abs_diff(connections(&pair.managers[0])) <= open / 10
+    // What has ended meanwhile is forgotten three refreshes later.
+    wait_until(SOON, "all connections on the other manager", || {
+        connections(&pair.managers[1]) >= connections(&pair.managers[0])
     })
     .unwrap();
     load.finish().unwrap().expect_no_failure();

@@ -40,9 +40,18 @@ pub struct Confirmed {
     numbers: HashMap<([u8; 16], [u8; 2]), u16>,
     /// How many refreshes of each peer are complete.
     rounds: HashMap<u16, u32>,
+    epochs: HashMap<u16, u64>,
 }
 
 impl Confirmed {
+    /// Notes that a session with a peer begins, which started at `epoch`. One that has started again may have lost its
+    /// tables: what it does not speak of any more may still be open.
+    pub fn begin(&mut self, peer: u16, epoch: u64) {
+        if self.epochs.insert(peer, epoch) != Some(epoch) {
+            self.marks.retain(|_, mark| mark.peer != peer);
+        }
+    }
+
     /// Notes what a peer said, as translated for this manager.
     pub fn note(&mut self, peer: u16, record: &FlowRecord) {
         let Some(tuple) = self.tuple(record) else {
@@ -52,9 +61,15 @@ impl Confirmed {
             self.marks.remove(&tuple);
             return;
         }
-        // Another manager that only knows of the connection is no proof that it is still there.
-        let is_new = !self.marks.contains_key(&tuple);
-        if record.carried == 0 || is_new && self.marks.len() >= MOST {
+        if record.carried == 0 {
+            // A manager that only knows of the connection is no proof that it is still there, and will not speak of it
+            // again: after a loss of its tables, it has it from another manager.
+            if self.marks.get(&tuple).is_some_and(|mark| mark.peer == peer) {
+                self.marks.remove(&tuple);
+            }
+            return;
+        }
+        if !self.marks.contains_key(&tuple) && self.marks.len() >= MOST {
             return;
         }
         let Some(source) = self.number((record.source, [0; 2])) else {
@@ -173,6 +188,16 @@ mod tests {
             (kind, client, source, backend),
             (record_kind::FORGOTTEN, [1; 16], [9; 16], 3)
         );
+        // A peer that has started again may have lost what it carried.
+        confirmed.note(0, &record(record_kind::OPENED, 5, 1));
+        confirmed.note(0, &record(record_kind::OPENED, 6, 1));
+        confirmed.note(0, &record(record_kind::PRESENT, 6, 0));
+        confirmed.begin(0, 7);
+        confirmed.note(0, &record(record_kind::OPENED, 7, 1));
+        confirmed.begin(0, 7);
+        let forgotten: Vec<_> = (0..9).flat_map(|_| confirmed.finish(0)).collect();
+        let clients: Vec<u8> = forgotten.iter().map(|it| it.client[0]).collect();
+        assert_eq!(clients, [7]);
         // A peer that is gone has no refreshes, and so its connections stay.
         assert_eq!(confirmed.finish(1), []);
     }

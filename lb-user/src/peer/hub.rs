@@ -122,8 +122,9 @@ impl Hub {
         })
     }
 
-    /// Returns the number of a new incoming session; older ones of the peer are over.
-    pub fn begin_incoming(&self, peer: usize) -> u64 {
+    /// Returns the number of a new incoming session of a peer that started at `epoch`; older ones of the peer are over.
+    pub fn begin_incoming(&self, peer: usize, epoch: u64) -> u64 {
+        self.tables().confirmed.begin(peer as u16, epoch);
         self.incoming[peer].fetch_add(1, Ordering::Relaxed) + 1
     }
 

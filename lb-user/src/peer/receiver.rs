@@ -24,7 +24,7 @@ use super::{
     session::{self, Session, SessionError},
     slot::Slot,
     topology::Topology,
-    wire::{About, Message, Record, Refusal, Resync, Scope, Sealer},
+    wire::{Hello, Message, Record, Refusal, Resync, Scope, Sealer},
 };
 
 /// The most connections that have not sent their hello.
@@ -126,7 +126,7 @@ async fn receive(hub: &Hub, peer: usize, session: Session, orders: mpsc::Sender<
         orders,
         topology: hub.topology.clone(),
         dictionary: Incoming::default(),
-        hello: session.hello.about,
+        hello: session.hello,
         sealer: session.sealer,
         out: Vec::new(),
         number: None,
@@ -174,7 +174,7 @@ struct Receiver<'a> {
     topology: watch::Receiver<Topology>,
     dictionary: Incoming,
     /// What the peer said of itself at the beginning.
-    hello: About,
+    hello: Hello,
     sealer: Sealer,
     out: Vec<u8>,
     /// Of this session among the peer's, after its first frame.
@@ -232,12 +232,12 @@ impl Receiver<'_> {
         let number = match self.number {
             Some(number) => number,
             None => {
-                let number = self.hub.begin_incoming(self.peer);
+                let number = self.hub.begin_incoming(self.peer, self.hello.epoch);
                 self.number = Some(number);
                 // The first frame that is right shows that the hello is no recording.
                 let mut link = self.slot.lock();
                 link.shown.received_complete = false;
-                link.about = Some(self.hello.clone());
+                link.about = Some(self.hello.about.clone());
                 number
             }
         };
