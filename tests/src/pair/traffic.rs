@@ -339,12 +339,13 @@ impl Rotation {
     /// Gives up connections that have waited for too long for an answer.
     fn expire(&mut self) {
         let now = Instant::now();
-        while let Some((due, slot, number)) = self.to_expire.pop_front_if(|it| it.0 <= now) {
+        while let Some((_, slot, number)) = self.to_expire.pop_front_if(|it| it.0 <= now) {
             let open = self.connections[slot].as_ref();
             let waits = open.filter(|it| it.number == number && it.is_waiting());
-            // A later request has a later entry.
-            if waits.is_some_and(|it| it.waits_since() + PATIENCE <= due) {
-                self.end(slot, Some(ErrorKind::TimedOut));
+            match waits.map(|it| it.waits_since() + PATIENCE) {
+                Some(due) if due <= now => self.end(slot, Some(ErrorKind::TimedOut)),
+                Some(due) => self.to_expire.push_back((due, slot, number)),
+                None => {}
             }
         }
     }
