@@ -378,6 +378,19 @@ events! {
     }
     WARN, "refused {datagrams} datagrams ({reason}), the last from {from}: {detail}";
 
+    /// Agents were asked whose connections unknown clients of services of mode `dsr` have.
+    AgentsAsked {
+        /// A worker has the connection, and it continues.
+        found: u64,
+        /// No agent claimed the connection within a second.
+        not_found: u64,
+        /// Not asked about, because there were too many.
+        limited: u64,
+    }
+    INFO, "asked the agents whose connections these are: {found} continue at their workers, {not_found} are of no \
+           worker{}",
+        if *limited > 0 { format!(", and {limited} were too many to ask about") } else { String::new() };
+
     ManagerStarted { version: &'static str, interfaces: Vec<AttachedInterface> }
     INFO, "the manager has started";
 

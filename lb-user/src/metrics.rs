@@ -41,6 +41,7 @@ pub struct Metrics {
     lag: Histogram,
     map_write_failures: IntCounter,
     programs_restored: IntCounterVec,
+    asked: IntCounterVec,
 }
 
 impl Metrics {
@@ -98,8 +99,16 @@ impl Metrics {
                 ),
                 &["interface"],
             )?,
+            asked: IntCounterVec::new(
+                Opts::new(
+                    "memlb_asked_connections_total",
+                    "Unknown connections of services of mode dsr about which agents were asked, by what became of them.",
+                ),
+                &["outcome"],
+            )?,
         };
         metrics.register()?;
+        metrics.asked(0, 0, 0);
         for interface in &config.manager.interfaces {
             metrics
                 .programs_restored
@@ -129,6 +138,7 @@ impl Metrics {
         registry.register(Box::new(self.detection.clone()))?;
         registry.register(Box::new(self.lag.clone()))?;
         registry.register(Box::new(self.programs_restored.clone()))?;
+        registry.register(Box::new(self.asked.clone()))?;
         registry.register(Box::new(self.map_write_failures.clone()))
     }
 
@@ -173,6 +183,17 @@ impl Metrics {
     /// Records how late the loop served a deadline.
     pub fn lag(&self, lag: Duration) {
         self.lag.observe(lag.as_secs_f64());
+    }
+
+    /// Counts connections that a worker has, that no worker has, and that were too many to ask about.
+    pub fn asked(&self, found: u64, not_found: u64, limited: u64) {
+        for (outcome, connections) in [
+            ("found", found),
+            ("not_found", not_found),
+            ("limited", limited),
+        ] {
+            self.asked.with_label_values(&[outcome]).inc_by(connections);
+        }
     }
 
     pub fn map_write_failed(&self) {

@@ -586,6 +586,15 @@ impl Datapath {
         identities.map(|(id, identity)| (id.0, *identity))
     }
 
+    /// Whether packets of its connections go to a backend.
+    pub fn keeps_flows(&self, backend: BackendId) -> bool {
+        let backend = self.backends.get(&backend);
+        backend.is_some_and(|it| {
+            let health = it.health.unwrap_or(Health::Unknown);
+            matches!(it.state(health), state::UP | state::DRAINING)
+        })
+    }
+
     pub fn pin_path(&self) -> &std::path::Path {
         &self.pin_path
     }
@@ -717,6 +726,24 @@ impl BackendState {
         }
     }
 
+    /// One of [`state`].
+    fn state(&self, health: Health) -> u8 {
+        match health {
+            Health::Up => state::UP,
+            Health::Unknown if self.keeps_flows => state::DRAINING,
+            Health::Unknown => state::UNKNOWN,
+            Health::Down | Health::Unhealthy | Health::Terminated | Health::Ineligible => {
+                state::DOWN
+            }
+            Health::Leaving
+            | Health::Maintenance
+            | Health::Draining
+            | Health::Paused
+            | Health::Unreachable
+            | Health::Failing => state::DRAINING,
+        }
+    }
+
     /// The value of map `backends`.
     fn value(&self, health: Health) -> Backend {
         let route = self.route.as_ref();
@@ -725,20 +752,7 @@ impl BackendState {
         Backend {
             address: mapped(self.address.ip()),
             port: self.address.port(),
-            state: match health {
-                Health::Up => state::UP,
-                Health::Unknown if self.keeps_flows => state::DRAINING,
-                Health::Unknown => state::UNKNOWN,
-                Health::Down | Health::Unhealthy | Health::Terminated | Health::Ineligible => {
-                    state::DOWN
-                }
-                Health::Leaving
-                | Health::Maintenance
-                | Health::Draining
-                | Health::Paused
-                | Health::Unreachable
-                | Health::Failing => state::DRAINING,
-            },
+            state: self.state(health),
             mode: match self.mode {
                 _ if is_local => mode::LOCAL,
                 Mode::Nat => mode::NAT,
@@ -768,12 +782,11 @@ impl BackendState {
 
 /// The value of map `services`.
 fn map_service(service: &ServiceSettings) -> Service {
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
     Service {
         id: service.id.0,
-        flags: match service.retry_refused {
-            true => service_flag::RETRY_REFUSED,
-            false => 0,
-        },
+        flags: flag(service.retry_refused, service_flag::RETRY_REFUSED)
+            | flag(service.mode == Mode::Dsr, service_flag::ASKS),
     }
 }
 

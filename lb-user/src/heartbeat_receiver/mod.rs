@@ -100,6 +100,17 @@ pub struct Agent {
     key: Option<KeyId>,
 }
 
+#[cfg(test)]
+impl Agent {
+    /// An agent without a key that sends from this port.
+    pub(crate) fn example(port: u16) -> Self {
+        Self {
+            path: DatagramPath::example(port),
+            key: None,
+        }
+    }
+}
+
 impl ReceivedHeartbeat {
     pub fn address(&self) -> IpAddr {
         self.path.from.ip()

@@ -38,6 +38,17 @@ pub struct DatagramPath {
     to: IpAddr,
 }
 
+#[cfg(test)]
+impl DatagramPath {
+    /// The path from this port of a worker.
+    pub(super) fn example(port: u16) -> Self {
+        Self {
+            from: ([192, 168, 56, 103], port).into(),
+            to: Ipv4Addr::new(192, 168, 56, 101).into(),
+        }
+    }
+}
+
 /// The UDP socket of heartbeats.
 #[derive(Debug)]
 pub struct Socket {

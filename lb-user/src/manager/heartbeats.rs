@@ -23,7 +23,7 @@ impl Manager {
             match self.receiver.receive() {
                 Received::Heartbeat(heartbeat) => self.handle_heartbeat(*heartbeat),
                 Received::Ping(ping) => self.handle_ping(&ping),
-                Received::Mine(answer) => self.receiver.refuse_mine(&answer),
+                Received::Mine(answer) => self.handle_mine(&answer),
                 Received::Handled => {}
                 Received::Nothing => break,
             }
@@ -51,6 +51,9 @@ impl Manager {
             return self.request_join(heartbeat);
         }
         self.receiver.finish(&heartbeat, outcome);
+        if outcome == HeartbeatOutcome::Accepted {
+            self.asking.note_agent(&heartbeat);
+        }
         if outcome == HeartbeatOutcome::Accepted
             && let Some(pause) = heartbeat.pause()
         {

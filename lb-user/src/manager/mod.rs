@@ -5,6 +5,7 @@
 //! in their tasks, or in background tasks that report a `BackgroundResult`.
 
 mod absent_interface;
+mod asking;
 mod background;
 mod connection_count;
 mod deny;
@@ -16,6 +17,7 @@ mod kernel_selection;
 mod nat_ports;
 mod peer_events;
 mod peers;
+mod questions;
 mod recovery;
 mod reload;
 mod request;
@@ -48,6 +50,7 @@ use crate::{
     status::{Interface, ManagerSnapshot},
     systemd::Watchdog,
 };
+use asking::Asking;
 use background::{Background, BackgroundResult};
 pub use deny::{DenyChange, DenyOutcome};
 use emitter::Emitter;
@@ -88,6 +91,7 @@ pub struct Manager {
     membership: Membership,
     sources: Sources,
     join_requests: JoinRequests,
+    asking: Asking,
     denied: DenyList,
     /// As last saved.
     liveness: LivenessRecord,
@@ -162,6 +166,7 @@ impl Manager {
                 }
                 _ = traffic.tick() => self.read_traffic(),
                 _ = attachments.tick() => self.reconcile_attachments(),
+                () = self.asking.due() => self.ask_agents(),
                 () = watchdog.is_due() => watchdog.notify(),
             }
             self.look_up_join_requests();
@@ -192,6 +197,7 @@ impl Manager {
         self.count_removed_backends();
         self.check_return_paths();
         self.update_topology();
+        self.report_outcome(Instant::now());
     }
 
     /// Passes the numbers of open connections to the core, if it is about to compare weights.

@@ -10,6 +10,7 @@ use super::{
     Background, Configuration, Emitter, Inputs, JoinRequests, Manager, ManagerHandle, NatPorts,
     PeerEvents, ReadConfig, Recovery, Sources,
     absent_interface::wait_for_interfaces,
+    asking::Asking,
     connection_count::ConnectionCountReconciler,
     handle::Records,
     peers,
@@ -242,6 +243,7 @@ impl Prepared {
             &state_files,
             handle.clone(),
         )?;
+        let asking = Asking::open(&mut datapath)?;
         let manager = Manager {
             replicated,
             interfaces: datapath
@@ -254,6 +256,7 @@ impl Prepared {
             receiver: self.receiver,
             membership: saved.membership,
             sources: Sources::new(saved.workers, self.absent),
+            asking,
             join_requests: JoinRequests::default(),
             denied: saved.denied,
             liveness: saved.liveness,

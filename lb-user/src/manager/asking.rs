@@ -1,0 +1,267 @@
+//! Asks the agents whose connections unknown clients of services of mode `dsr` have.
+//!
+//! The programs drop such a client's packets for a second and report the client. A worker that has the connection
+//! gets its flow, and the client's repeated packet continues it.
+
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use futures_util::FutureExt as _;
+use lb_common::{
+    headers::{PROTOCOL_TCP, PROTOCOL_UDP},
+    maps::{FlowRecord, elapsed_ns, ended, record_kind},
+};
+use lb_core::{BackendId, Endpoint, Event, Mode, Protocol, Sequence};
+use tokio::time::sleep_until;
+use tracing::{debug, warn};
+
+use super::{
+    Manager,
+    questions::{ASK_FOR, Candidate, Client, Outcome, Questions},
+};
+use crate::{
+    datapath::{AskedEvents, Datapath, Intake, from_mapped, monotonic_ns},
+    heartbeat::Whose,
+    heartbeat_receiver::{Agent, ReceivedHeartbeat, ReceivedMine},
+};
+
+/// How often unanswered questions, and workers that come up, are looked at.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The least time between two events about questions.
+const EVENT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The state of asking.
+#[derive(Debug)]
+pub(super) struct Asking {
+    /// Nothing if the map can no longer be read.
+    events: Option<AskedEvents>,
+    intake: Intake,
+    questions: Questions,
+    /// While clients wait for an answer.
+    next_look: Option<Instant>,
+    /// Read, and not asked about yet.
+    unknown: Vec<FlowRecord>,
+    /// By worker, those with a DSR translator.
+    agents: BTreeMap<String, (Agent, Sequence)>,
+    /// Not in an event yet.
+    outcome: Outcome,
+    emitted: Option<Instant>,
+}
+
+impl Asking {
+    /// Opens the ring of unknown clients, and the way to give them flows.
+    ///
+    /// # Errors
+    ///
+    /// Names the map or the program that cannot be opened.
+    pub fn open(datapath: &mut Datapath) -> Result<Self> {
+        Ok(Self {
+            events: Some(AskedEvents::open(datapath.pin_path())?),
+            intake: datapath.intake()?,
+            questions: Questions::new(Instant::now()),
+            next_look: None,
+            unknown: Vec::new(),
+            agents: BTreeMap::new(),
+            outcome: Outcome::default(),
+            emitted: None,
+        })
+    }
+
+    /// Waits until there is something to ask, or to look at again. Cancel safe.
+    pub async fn due(&mut self) {
+        let Some(events) = &mut self.events else {
+            return pending().await;
+        };
+        let read = match self.next_look {
+            // A flood wakes the manager no more often than this.
+            Some(next) => {
+                sleep_until(next.into()).await;
+                let batch = events.next_batch(&mut self.unknown);
+                batch.now_or_never().unwrap_or(Ok(()))
+            }
+            None => events.next_batch(&mut self.unknown).await,
+        };
+        if let Err(error) = read {
+            warn!("agents are no longer asked about unknown connections: {error}");
+            self.events = None;
+        }
+    }
+
+    /// Notes where the agent of a worker with a DSR translator sends from.
+    pub fn note_agent(&mut self, heartbeat: &ReceivedHeartbeat) {
+        let report = &heartbeat.report;
+        let Some(sequence) = report.sequence.filter(|_| !report.translates.is_empty()) else {
+            return;
+        };
+        let agent = (heartbeat.agent(), sequence);
+        match self.agents.get_mut(&report.worker) {
+            Some(known) => *known = agent,
+            None => {
+                self.agents.insert(report.worker.clone(), agent);
+            }
+        }
+    }
+}
+
+impl Manager {
+    /// Reads the unknown clients, and asks the agents.
+    pub(super) fn ask_agents(&mut self) {
+        let now = Instant::now();
+        let clock = monotonic_ns().unwrap_or(0);
+        // The kernel has reset the connections of older records, which a former manager left.
+        let is_recent = |record: &FlowRecord| {
+            u128::from(elapsed_ns(clock, record.created_ticks)) < ASK_FOR.as_nanos()
+        };
+        for record in self.asking.unknown.drain(..).filter(is_recent) {
+            if let Some(client) = client_of(&record) {
+                self.asking.questions.add(client, present(record), now);
+            }
+        }
+        for candidate in self.candidates() {
+            while self.ask(candidate, now) {}
+        }
+        self.asking.questions.expire(now);
+        let is_waiting = self.asking.questions.is_waiting();
+        self.asking.next_look = is_waiting.then(|| now + TICK);
+        self.report_outcome(now);
+    }
+
+    /// Asks one agent about as many clients as one datagram holds; returns whether there may be more.
+    fn ask(&mut self, candidate: Candidate, now: Instant) -> bool {
+        let clients = self.asking.questions.due(&candidate, now);
+        if clients.is_empty() {
+            return false;
+        }
+        let nonce = match getrandom::u64() {
+            Ok(nonce) => nonce,
+            Err(error) => {
+                warn!("ask the agents: {error}");
+                return false;
+            }
+        };
+        let mut question = Whose {
+            heartbeat: candidate.heartbeat,
+            nonce,
+            service: candidate.service,
+            clients,
+        };
+        if let Err(refusal) = self.receiver.ask(candidate.agent, &mut question) {
+            debug!("ask an agent: {refusal}");
+            return false;
+        }
+        self.asking
+            .questions
+            .asked(nonce, candidate, question.clients, now);
+        true
+    }
+
+    /// The workers that serve a service about which there are questions, and whose agents are known.
+    fn candidates(&self) -> Vec<Candidate> {
+        let asked = self.asking.questions.services();
+        let services = self.configuration.settings.services.iter();
+        let services = services
+            .filter(|service| service.mode == Mode::Dsr && asked.contains(&service.endpoint()));
+        let of = |service: Endpoint, backend: BackendId, worker: &str| {
+            let (agent, heartbeat) = *self.asking.agents.get(worker)?;
+            self.datapath.keeps_flows(backend).then_some(Candidate {
+                service,
+                backend,
+                agent,
+                heartbeat,
+            })
+        };
+        services
+            .flat_map(|service| {
+                let backends = service.backends.iter();
+                backends.filter_map(move |it| of(service.endpoint(), it.id, &it.worker))
+            })
+            .collect()
+    }
+
+    /// Writes the flows of an agent's answer.
+    pub(super) fn handle_mine(&mut self, received: &ReceivedMine) {
+        let questions = &mut self.asking.questions;
+        let Some(found) = questions.answer(received.mine, &received.agent, Instant::now()) else {
+            return self.receiver.refuse_mine(received);
+        };
+        if !found.is_empty()
+            && let Err(error) = self.admit_found(&found)
+        {
+            self.map_write_failed(&error);
+        }
+    }
+
+    fn admit_found(&mut self, found: &[FlowRecord]) -> Result<()> {
+        let outcome = self.asking.intake.admit(found)?;
+        debug!("connections that agents know: {outcome:?}");
+        Ok(())
+    }
+
+    /// Counts what became of the clients, and emits an event from time to time.
+    pub(super) fn report_outcome(&mut self, now: Instant) {
+        let Asking {
+            questions,
+            outcome,
+            emitted,
+            ..
+        } = &mut self.asking;
+        let new = questions.take_outcome();
+        self.emitter
+            .metrics
+            .asked(new.found, new.not_found, new.limited);
+        outcome.found += new.found;
+        outcome.not_found += new.not_found;
+        outcome.limited += new.limited;
+        let is_recent = |at| now.saturating_duration_since(at) < EVENT_INTERVAL;
+        if *outcome == Outcome::default()
+            || questions.is_waiting() && outcome.limited == 0
+            || emitted.is_some_and(is_recent)
+        {
+            return;
+        }
+        *emitted = Some(now);
+        let Outcome {
+            found,
+            not_found,
+            limited,
+        } = std::mem::take(outcome);
+        self.emitter.emit(&Event::AgentsAsked {
+            found,
+            not_found,
+            limited,
+        });
+    }
+}
+
+/// The client and the service of a record.
+fn client_of(record: &FlowRecord) -> Option<Client> {
+    let protocol = match record.protocol {
+        PROTOCOL_TCP => Protocol::Tcp,
+        PROTOCOL_UDP => Protocol::Udp,
+        _ => return None,
+    };
+    let socket = |address, port| SocketAddr::new(from_mapped(address), u16::from_be_bytes(port));
+    let service = Endpoint {
+        address: socket(record.service_address, record.service_port),
+        protocol,
+    };
+    Some((service, socket(record.client, record.client_port)))
+}
+
+/// The record of the connection for the intake, but for its backend. In mode `dsr`, a worker sees the client's own
+/// address, and its replies do not pass the manager.
+fn present(record: FlowRecord) -> FlowRecord {
+    FlowRecord {
+        kind: record_kind::PRESENT,
+        source: record.client,
+        source_port: record.client_port,
+        ended: [0, ended::FIN],
+        ..record
+    }
+}

@@ -1,0 +1,353 @@
+//! Which unknown clients the agents are asked about, and what they answer.
+//!
+//! Pure: sockets, maps and the clock are the caller's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use lb_common::maps::FlowRecord;
+use lb_core::{BackendId, Endpoint, Sequence};
+
+use crate::{
+    heartbeat::{MAX_CLIENTS, Mine},
+    heartbeat_receiver::Agent,
+};
+
+/// How long an unknown client is asked about. Afterwards the kernel resets its connection.
+pub(super) const ASK_FOR: Duration = Duration::from_secs(1);
+
+/// The most clients a second.
+const CLIENTS_PER_SECOND: u32 = 2_000;
+
+/// When an agent that has not answered is asked once more.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
+const MAX_ATTEMPTS: u8 = 2;
+
+/// A client of a service.
+pub(super) type Client = (Endpoint, SocketAddr);
+
+/// A worker whose agent can be asked about a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub service: Endpoint,
+    pub backend: BackendId,
+    pub agent: Agent,
+    /// The agent's last accepted heartbeat.
+    pub heartbeat: Sequence,
+}
+
+/// What became of the clients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// A worker has the connection.
+    pub found: u64,
+    /// No agent has claimed the connection within [`ASK_FOR`].
+    pub not_found: u64,
+    /// Not asked about, because there were too many.
+    pub limited: u64,
+}
+
+/// The open questions.
+#[derive(Debug)]
+pub(super) struct Questions {
+    pending: BTreeMap<Client, Pending>,
+    sent: BTreeMap<u64, Sent>,
+    left: u32,
+    filled: Instant,
+    outcome: Outcome,
+}
+
+#[derive(Debug)]
+struct Pending {
+    record: FlowRecord,
+    since: Instant,
+    asked: BTreeMap<BackendId, Asked>,
+}
+
+/// How often and when last an agent was asked about a client.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    attempts: u8,
+    at: Instant,
+    answered: bool,
+}
+
+#[derive(Debug)]
+struct Sent {
+    candidate: Candidate,
+    clients: Vec<SocketAddr>,
+    at: Instant,
+}
+
+impl Questions {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            pending: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            left: CLIENTS_PER_SECOND,
+            filled: now,
+            outcome: Outcome::default(),
+        }
+    }
+
+    /// Adds an unknown client, unless there are too many.
+    pub fn add(&mut self, client: Client, record: FlowRecord, now: Instant) {
+        if self.pending.contains_key(&client) {
+            return;
+        }
+        let waited = now.saturating_duration_since(self.filled).as_millis();
+        let gained = waited * u128::from(CLIENTS_PER_SECOND) / 1_000;
+        if gained > 0 {
+            let gained = u32::try_from(gained).unwrap_or(CLIENTS_PER_SECOND);
+            self.left = self.left.saturating_add(gained).min(CLIENTS_PER_SECOND);
+            self.filled = now;
+        }
+        let Some(left) = self.left.checked_sub(1) else {
+            self.outcome.limited += 1;
+            return;
+        };
+        self.left = left;
+        let pending = Pending {
+            record,
+            since: now,
+            asked: BTreeMap::new(),
+        };
+        self.pending.insert(client, pending);
+    }
+
+    /// Whether a client waits for an answer.
+    pub fn is_waiting(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The services of the clients that wait.
+    pub fn services(&self) -> BTreeSet<Endpoint> {
+        self.pending.keys().map(|(service, _)| *service).collect()
+    }
+
+    /// Returns about which clients this agent is to be asked now, at most [`MAX_CLIENTS`].
+    pub fn due(&self, candidate: &Candidate, now: Instant) -> Vec<SocketAddr> {
+        let is_due = |pending: &Pending| match pending.asked.get(&candidate.backend) {
+            None => true,
+            Some(asked) => {
+                let waited = now.saturating_duration_since(asked.at);
+                !asked.answered && asked.attempts < MAX_ATTEMPTS && waited >= ASK_AGAIN_AFTER
+            }
+        };
+        let pending = self.pending.iter();
+        let due = pending
+            .filter(|((service, _), pending)| *service == candidate.service && is_due(pending));
+        due.map(|((_, client), _)| *client)
+            .take(MAX_CLIENTS)
+            .collect()
+    }
+
+    /// Records that an agent was asked about these clients.
+    pub fn asked(
+        &mut self,
+        nonce: u64,
+        candidate: Candidate,
+        clients: Vec<SocketAddr>,
+        now: Instant,
+    ) {
+        for client in &clients {
+            if let Some(pending) = self.pending.get_mut(&(candidate.service, *client)) {
+                let asked = pending.asked.entry(candidate.backend).or_insert(Asked {
+                    attempts: 0,
+                    at: now,
+                    answered: false,
+                });
+                asked.attempts += 1;
+                asked.at = now;
+            }
+        }
+        let sent = Sent {
+            candidate,
+            clients,
+            at: now,
+        };
+        self.sent.insert(nonce, sent);
+    }
+
+    /// Takes an agent's answer; returns the records of its connections. `None`: it answers no question to this agent.
+    pub fn answer(&mut self, mine: Mine, agent: &Agent, now: Instant) -> Option<Vec<FlowRecord>> {
+        let is_timely = |sent: &Sent| now.saturating_duration_since(sent.at) < ASK_FOR;
+        let sent = self.sent.get(&mine.nonce)?;
+        if sent.candidate.agent != *agent || !is_timely(sent) {
+            return None;
+        }
+        let Sent {
+            candidate, clients, ..
+        } = self.sent.remove(&mine.nonce)?;
+        let mut found = Vec::new();
+        for (place, client) in clients.into_iter().enumerate() {
+            let key = (candidate.service, client);
+            if mine.mine >> place & 1 == 0 {
+                let asked = self.pending.get_mut(&key);
+                if let Some(asked) = asked.and_then(|it| it.asked.get_mut(&candidate.backend)) {
+                    asked.answered = true;
+                }
+            } else if let Some(pending) = self.pending.remove(&key) {
+                self.outcome.found += 1;
+                found.push(FlowRecord {
+                    backend: candidate.backend.0,
+                    ..pending.record
+                });
+            }
+        }
+        Some(found)
+    }
+
+    /// Forgets the clients whose time is over.
+    pub fn expire(&mut self, now: Instant) {
+        let is_over = |since| now.saturating_duration_since(since) >= ASK_FOR;
+        let before = self.pending.len();
+        self.pending.retain(|_, pending| !is_over(pending.since));
+        self.outcome.not_found += (before - self.pending.len()) as u64;
+        self.sent.retain(|_, sent| !is_over(sent.at));
+    }
+
+    /// Returns what became of the clients since the last call.
+    pub fn take_outcome(&mut self) -> Outcome {
+        std::mem::take(&mut self.outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::BootId;
+
+    use super::*;
+
+    fn client(number: u16) -> SocketAddr {
+        ([192, 168, 56, 10], number).into()
+    }
+
+    fn service() -> Endpoint {
+        "192.168.56.101:80".parse().unwrap()
+    }
+
+    fn candidate(backend: u32) -> Candidate {
+        Candidate {
+            service: service(),
+            backend: BackendId(backend),
+            agent: Agent::example(u16::try_from(backend).unwrap()),
+            heartbeat: Sequence {
+                boot: BootId(1),
+                number: 1,
+            },
+        }
+    }
+
+    fn add(questions: &mut Questions, numbers: std::ops::Range<u16>, now: Instant) {
+        for number in numbers {
+            questions.add((service(), client(number)), FlowRecord::NONE, now);
+        }
+    }
+
+    #[test]
+    fn asks_every_agent_once_and_a_silent_one_twice() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let (one, two) = (candidate(1), candidate(2));
+        let mut questions = Questions::new(start);
+        add(&mut questions, 1..4, start);
+        let all = [1, 2, 3].map(client).to_vec();
+        for candidate in [one, two] {
+            assert_eq!(questions.due(&candidate, start), all);
+            questions.asked(
+                u64::from(candidate.backend.0),
+                candidate,
+                all.clone(),
+                start,
+            );
+            assert_eq!(questions.due(&candidate, after(299)), []);
+        }
+        let none = Mine { nonce: 1, mine: 0 };
+        assert_eq!(questions.answer(none, &one.agent, after(5)), Some(vec![]));
+        // Each answer counts once, and from the agent that was asked.
+        assert_eq!(questions.answer(none, &one.agent, after(5)), None);
+        let some = Mine { nonce: 2, mine: 5 };
+        assert_eq!(questions.answer(some, &one.agent, after(5)), None);
+        let found = questions.answer(some, &two.agent, after(5)).unwrap();
+        assert_eq!(
+            found.iter().map(|it| it.backend).collect::<Vec<_>>(),
+            [2, 2]
+        );
+        assert_eq!(questions.due(&one, after(600)), []);
+        // An agent that comes up later is asked, too, and one that does not answer once more.
+        let three = candidate(3);
+        for (ms, due) in [(300, 1), (400, 0), (600, 1), (950, 0)] {
+            let clients = questions.due(&three, after(ms));
+            assert_eq!(clients.len(), due, "{ms}");
+            if due > 0 {
+                questions.asked(ms, three, clients, after(ms));
+            }
+        }
+        questions.expire(after(999));
+        assert!(questions.is_waiting());
+        questions.expire(after(1_000));
+        assert!(!questions.is_waiting());
+        let late = Mine {
+            nonce: 600,
+            mine: 1,
+        };
+        assert_eq!(questions.answer(late, &three.agent, after(1_600)), None);
+        let outcome = Outcome {
+            found: 2,
+            not_found: 1,
+            limited: 0,
+        };
+        assert_eq!(questions.take_outcome(), outcome);
+        assert_eq!(questions.take_outcome(), Outcome::default());
+    }
+
+    #[test]
+    fn an_agent_that_was_not_asked_gives_no_connection() {
+        let start = Instant::now();
+        let mut questions = Questions::new(start);
+        add(&mut questions, 1..2, start);
+        let guessed = Mine {
+            nonce: 9,
+            mine: u64::MAX,
+        };
+        assert_eq!(questions.answer(guessed, &candidate(1).agent, start), None);
+        questions.asked(9, candidate(1), vec![client(1)], start);
+        let found = questions
+            .answer(guessed, &candidate(1).agent, start)
+            .unwrap();
+        assert_eq!(found.len(), 1, "bits beyond the question mean nothing");
+    }
+
+    #[test]
+    fn a_flood_is_asked_about_up_to_the_limit() {
+        let start = Instant::now();
+        let mut questions = Questions::new(start);
+        let mut asked = 0;
+        for ms in 0..3_000u64 {
+            let now = start + Duration::from_millis(ms);
+            let first = u16::try_from(ms % 60 * 1_000).unwrap();
+            add(&mut questions, first..first + 100, now);
+            loop {
+                let clients = questions.due(&candidate(1), now);
+                if clients.is_empty() {
+                    break;
+                }
+                assert!(clients.len() <= MAX_CLIENTS);
+                asked += clients.len();
+                questions.asked(ms * 100 + asked as u64, candidate(1), clients, now);
+            }
+            questions.expire(now);
+        }
+        let Outcome {
+            not_found, limited, ..
+        } = questions.take_outcome();
+        // 2,000 at once, and as many in each second.
+        assert!(not_found + questions.pending.len() as u64 <= 8_000);
+        assert!(limited > 100_000, "{limited}");
+        assert!(asked <= 2 * 8_000, "{asked}");
+    }
+}
