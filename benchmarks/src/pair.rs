@@ -158,8 +158,8 @@ fn used(pair: &Pair, index: usize) -> Result<Duration> {
 fn death(pair: Pair) -> Result<Death> {
     let turnover = Turnover::start(&pair.network.client, TURNOVER)?;
     thread::sleep(BEFORE_DEATH);
-    let event = Instant::now();
     pair.network.cut_off(0)?;
+    let event = Instant::now();
     thread::sleep(AFTER_DEATH);
     let report = turnover.finish()?;
     let lost = report.ages_of_lost(event);
