@@ -24,7 +24,8 @@ use crate::{
 
 /// As many as can be peers of each other.
 pub const MOST: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the kernel may take to verify the programs.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A manager of a [`Pair`].
 #[derive(Debug)]
@@ -43,6 +44,7 @@ pub struct Manager {
 }
 
 impl Manager {
+    /// Starts the controller of the manager of that `index`, without waiting for it.
     pub(super) fn start(pair: &Pair, index: usize) -> Result<Self> {
         let name = format!("manager{}", index + 1);
         let paths = ClusterPaths {
@@ -66,10 +68,9 @@ impl Manager {
             binary: pair.binary.clone(),
             directory: pair.paths.directory.clone(),
         };
-        manager.start_controller()?;
+        manager.controller = Some(manager.spawn_controller()?);
         if pair.options.keepalived {
             Keepalived::configure(&manager.paths.directory, index, pair.options.managers)?;
-            manager.start_keepalived()?;
         }
         Ok(manager)
     }
@@ -79,14 +80,25 @@ impl Manager {
     /// # Errors
     /// When it is not ready in time; the error carries what it printed.
     pub fn start_controller(&mut self) -> Result<()> {
+        self.controller = Some(self.spawn_controller()?);
+        self.wait_until_ready()
+    }
+
+    fn spawn_controller(&self) -> Result<Process> {
         let mut command = self.command("manager");
         command.args(&self.arguments);
         let log = self.directory.join(format!("{}.log", self.name));
-        let name = format!("memlb manager of {}", self.name);
-        let process = Process::start(&name, &mut command, &log)?;
-        self.controller
-            .insert(process)
-            .wait_for_log(PATIENCE, "ready")
+        Process::start(
+            &format!("memlb manager of {}", self.name),
+            &mut command,
+            &log,
+        )
+    }
+
+    pub(super) fn wait_until_ready(&mut self) -> Result<()> {
+        let controller = self.controller.as_mut();
+        let controller = controller.context("no controller has been started")?;
+        controller.wait_for_log(PATIENCE, "ready")
     }
 
     /// Starts keepalived, which must not be running.

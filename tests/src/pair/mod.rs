@@ -148,6 +148,12 @@ impl Pair {
             let manager = Manager::start(&pair, index)?;
             pair.managers.push(manager);
         }
+        for manager in &mut pair.managers {
+            manager.wait_until_ready()?;
+            if options.keepalived {
+                manager.start_keepalived()?;
+            }
+        }
         for index in 0..options.workers {
             let agent = pair.start_agent(index)?;
             pair.agents.push(Some(agent));

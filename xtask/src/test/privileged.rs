@@ -27,6 +27,7 @@ const ALONE: &[&str] = &["chaos", "crowd", "drift", "flood", "herd"];
 
 /// The programs that take longest, the longest first: they start first, so that none runs alone at the end.
 const LONGEST: &[&str] = &[
+    "pair",
     "peers",
     "authentication",
     "lifecycle",
