@@ -207,6 +207,50 @@ fn a_connection_goes_on_at_the_other_manager() {
 }
 
 #[test]
+fn a_client_that_only_listens_goes_on_behind_another_router() {
+    for mode in [mode::NAT, mode::ROUTED] {
+        let first = manager(mode);
+        let record = opened(&first);
+        let second = second_manager(mode);
+        admit(&second, &record);
+        for memory in [&first, &second] {
+            let to_client = memory.established.entries()[&client()]
+                .translated
+                .reversed();
+            let answers = || {
+                let answer = PacketMeta {
+                    sequence: WORKER_START + 1,
+                    ..packet(ACK)
+                };
+                steer(memory, &answer, &to_client)
+            };
+            // The worker repeats its segment after 0.2 s, and each time after twice as long.
+            let mut exits = Vec::new();
+            for tenths in [2, 4, 8, 16] {
+                memory.wait(tenths * SECOND / 10);
+                exits.push(answers().exit);
+            }
+            let expected = [
+                Exit::Client,
+                Exit::Client,
+                Exit::Client,
+                Exit::ClientByRoute,
+            ];
+            assert_eq!(exits, expected, "{mode}, three seconds");
+            // The client acknowledges through its other router.
+            let moved = PacketMeta {
+                source_mac: Mac::from([2, 0, 0, 0, 0, 99]),
+                ..packet(ACK)
+            };
+            steer(memory, &moved, &client());
+            let decision = answers();
+            assert_eq!(decision.exit, Exit::Client);
+            assert_eq!(decision.destination_mac, moved.source_mac);
+        }
+    }
+}
+
+#[test]
 fn a_record_that_comes_twice_counts_once_and_renews_the_age() {
     let record = opened(&manager(mode::NAT));
     let second = second_manager(mode::NAT);
