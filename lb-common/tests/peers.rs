@@ -492,6 +492,17 @@ fn an_unknown_packet_goes_to_the_peers_for_a_second() {
 }
 
 #[test]
+fn packets_go_to_an_incomplete_peer_for_as_long_as_they_come() {
+    let mut memory = second_manager(mode::NAT);
+    memory.switch.incomplete = 1;
+    for _ in 0..8 {
+        let decision = steer(&memory, &packet(ACK), &client());
+        assert_eq!(decision.verdict, Verdict::ToPeer);
+        memory.wait(2 * SECOND);
+    }
+}
+
+#[test]
 fn no_peer_means_a_reset_at_once() {
     let mut memory = second_manager(mode::NAT);
     memory.switch = PeerSwitch::default();

@@ -17,7 +17,7 @@ pub const FLOW_EVENT_BYTES: u32 = 8 * 1024 * 1024;
 /// Size of map `asked_events` in bytes.
 pub const ASKED_EVENT_BYTES: u32 = 64 * 1024;
 
-/// Time in nanoseconds in which packets of an unknown connection go to the peers.
+/// Time in nanoseconds in which packets of an unknown connection go to the peers, if these have told of all theirs.
 pub const ASKED_NS: u64 = 1_000_000_000;
 /// Time in nanoseconds after which an unknown connection is asked about again.
 pub const ASKED_AGAIN_NS: u64 = 10_000_000_000;
@@ -230,7 +230,10 @@ pub struct PeerSwitch {
     /// 1: `flow_events` gets the records.
     pub reports: u32,
     /// Entries of `peers`; 0: no peer lives.
-    pub interfaces: u32,
+    pub interfaces: u16,
+    /// 1: a living peer has connections of which this manager does not know, as without its controller. Their packets
+    /// go to the peers for as long as they last.
+    pub incomplete: u16,
 }
 
 /// Value of `peers`, by the index of the manager's interface: the living peers on its network. Unused entries have no

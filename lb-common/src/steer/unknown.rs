@@ -28,8 +28,8 @@ pub(super) fn is_from_peer<T: Tables>(tables: &T, packet: &PacketMeta) -> bool {
 
 /// Decides on a packet that belongs to nothing known here; `otherwise` is the verdict if no one is asked.
 ///
-/// For [`ASKED_NS`], packets of a connection go to the peers as they are, or wait for an agent's answer. They go no
-/// further than one peer, and never back.
+/// For [`ASKED_NS`], packets of a connection go to the peers as they are, or wait for an agent's answer; for longer
+/// while a peer is incomplete. They go no further than one peer, and never back.
 #[inline(never)]
 pub(super) fn unknown<T: Tables>(
     tables: &T,
@@ -114,7 +114,7 @@ fn ask<T: Tables>(
         _ => fresh,
     };
     if now.saturating_sub(asked.first_ns) >= ASKED_NS {
-        return false;
+        return tables.peer_switch().incomplete != 0;
     }
     let tells = agents && asked.told == 0 && tell(tables, packet, key, now);
     if tells || asked.first_ns == now {

@@ -51,8 +51,8 @@ pub struct Hub {
 struct Tables {
     kernel: Box<dyn Kernel>,
     confirmed: Confirmed,
-    /// As last written.
-    links: Vec<Link>,
+    /// As last written: the living peers, and whether one is incomplete.
+    links: (Vec<Link>, bool),
     addresses: BTreeSet<IpAddr>,
 }
 
@@ -77,7 +77,7 @@ impl Hub {
             tables: Mutex::new(Tables {
                 kernel,
                 confirmed: Confirmed::default(),
-                links: Vec::new(),
+                links: (Vec::new(), false),
                 addresses: BTreeSet::new(),
             }),
         }
@@ -185,6 +185,7 @@ impl Hub {
         let topology = self.topology.borrow();
         let mut addresses: BTreeSet<IpAddr> = topology.nat_sources.iter().copied().collect();
         let mut links = Vec::new();
+        let mut incomplete = false;
         for slot in self.peers.slots() {
             let mut link = slot.lock();
             let Some(about) = link.about.clone() else {
@@ -196,6 +197,7 @@ impl Hub {
             if !link.is_living(now) {
                 continue;
             }
+            incomplete |= !link.shown.received_complete;
             for (mac, own) in about.interfaces.iter().zip(&topology.interfaces) {
                 if *mac != [0; 6] && own.index != 0 {
                     let mac = (*mac).into();
@@ -205,7 +207,7 @@ impl Hub {
             }
         }
         drop(topology);
-        self.tables().write(links, addresses);
+        self.tables().write((links, incomplete), addresses);
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -215,7 +217,7 @@ impl Hub {
 
 impl Tables {
     /// What cannot be written is tried again at the next change or tick.
-    fn write(&mut self, links: Vec<Link>, addresses: BTreeSet<IpAddr>) {
+    fn write(&mut self, links: (Vec<Link>, bool), addresses: BTreeSet<IpAddr>) {
         if addresses != self.addresses {
             let list: Vec<IpAddr> = addresses.iter().copied().collect();
             match self.kernel.set_addresses(&list) {
@@ -224,7 +226,7 @@ impl Tables {
             }
         }
         if links != self.links {
-            match self.kernel.set_links(&links) {
+            match self.kernel.set_links(&links.0, links.1) {
                 Ok(()) => self.links = links,
                 Err(error) => warn!("living peers: {error:#}"),
             }

@@ -24,12 +24,13 @@ pub trait Kernel: Send {
     /// Names the map that cannot be read.
     fn scan(&mut self) -> Result<Box<dyn Scan>>;
 
-    /// Replaces the living peers: of each the index of this manager's interface, and link addresses.
+    /// Replaces the living peers: of each the index of this manager's interface, and link addresses. `incomplete`: one
+    /// of them has not told of all its connections.
     ///
     /// # Errors
     ///
     /// Names the map that cannot be written.
-    fn set_links(&mut self, links: &[(u32, PeerLink)]) -> Result<()>;
+    fn set_links(&mut self, links: &[(u32, PeerLink)], incomplete: bool) -> Result<()>;
 
     /// Replaces the addresses towards workers that are this manager's or a peer's.
     ///

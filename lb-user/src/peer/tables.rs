@@ -52,8 +52,8 @@ impl Kernel for KernelTables {
         Ok(Box::new(FlowScan::open(&self.pin_path)?))
     }
 
-    fn set_links(&mut self, links: &[(u32, PeerLink)]) -> Result<()> {
-        self.tables.set_links(links)
+    fn set_links(&mut self, links: &[(u32, PeerLink)], incomplete: bool) -> Result<()> {
+        self.tables.set_links(links, incomplete)
     }
 
     fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<()> {

@@ -38,6 +38,7 @@ type Client = (IpAddr, u16);
 struct Memory {
     flows: BTreeMap<Client, FlowRecord>,
     links: Vec<(u32, PeerLink)>,
+    incomplete: bool,
     addresses: Vec<IpAddr>,
 }
 
@@ -84,8 +85,10 @@ impl Kernel for Tables {
         Ok(Box::new(Rest(memory.flows.values().map(present).collect())))
     }
 
-    fn set_links(&mut self, links: &[(u32, PeerLink)]) -> Result<()> {
-        self.memory.lock().unwrap().links = links.to_vec();
+    fn set_links(&mut self, links: &[(u32, PeerLink)], incomplete: bool) -> Result<()> {
+        let mut memory = self.memory.lock().unwrap();
+        memory.links = links.to_vec();
+        memory.incomplete = incomplete;
         Ok(())
     }
 
@@ -393,6 +396,7 @@ async fn packets_go_to_living_peers_only() {
     sleep(Duration::from_millis(600)).await;
     one.hub.update_tables(Instant::now());
     assert_eq!(links(), [(3, link)]);
+    assert!(one.memory.lock().unwrap().incomplete);
     // Nothing answers.
     one.hub.slot(0).lock().is_silent();
     one.hub.update_tables(Instant::now());

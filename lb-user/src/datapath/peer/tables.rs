@@ -59,12 +59,12 @@ impl PeerTables {
     }
 
     /// Sets the living peers, each with the index of the interface on whose network it is. Packets of unknown
-    /// connections go to them.
+    /// connections go to them, also for long if one is `incomplete`: it has connections of which it has not told.
     ///
     /// # Errors
     ///
     /// Names the map that cannot be written.
-    pub fn set_links(&mut self, links: &[(u32, PeerLink)]) -> Result<()> {
+    pub fn set_links(&mut self, links: &[(u32, PeerLink)], incomplete: bool) -> Result<()> {
         let mut wanted = BTreeMap::<u32, Vec<PeerLink>>::new();
         for (interface, link) in links {
             wanted.entry(*interface).or_default().push(*link);
@@ -87,7 +87,8 @@ impl PeerTables {
                 .context("write map peers")?;
         }
         self.switch(PeerSwitch {
-            interfaces: wanted.len() as u32,
+            interfaces: wanted.len() as u16,
+            incomplete: incomplete.into(),
             ..self.written
         })
     }
