@@ -150,9 +150,9 @@ impl Pair {
         }
         for manager in &mut pair.managers {
             manager.wait_until_ready()?;
-            if options.keepalived {
-                manager.start_keepalived()?;
-            }
+        }
+        if options.keepalived {
+            pair.start_keepalived()?;
         }
         for index in 0..options.workers {
             let agent = pair.start_agent(index)?;
@@ -160,6 +160,19 @@ impl Pair {
         }
         pair.wait_until_ready()?;
         Ok(pair)
+    }
+
+    /// The first manager is active: its keepalived hears no other when it starts.
+    fn start_keepalived(&mut self) -> Result<()> {
+        for (index, manager) in self.managers.iter_mut().enumerate() {
+            manager.start_keepalived()?;
+            let network = &self.network;
+            let is_active = || network.has_address(0, SERVICE_ADDRESS).unwrap_or_default();
+            if index == 0 {
+                wait_until(PATIENCE, "manager1 to be active", is_active)?;
+            }
+        }
+        Ok(())
     }
 
     fn start_servers(&mut self) -> Result<()> {
