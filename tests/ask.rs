@@ -3,18 +3,29 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
-    fs, thread,
+    fs,
+    net::{SocketAddr, SocketAddrV4},
+    thread,
     time::{Duration, Instant},
 };
 
+use lb_core::{BootId, Sequence};
+use memlb::{
+    heartbeat::{Mine, Whose},
+    keys::{self, Key},
+};
 use memlb_tests::{
     Cluster, ClusterOptions,
     client::Connection,
     command::output,
+    datagram::Sender,
     root_test,
+    syn::{ACK, Segment, anywhere, raw_socket},
     transfer::{Download, random_bytes},
     wait_until,
 };
+use socket2::SockAddr;
+use zeroize::Zeroizing;
 
 const SOON: Duration = Duration::from_secs(8);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -135,5 +146,124 @@ fn drop_packets(cluster: &Cluster, drops: bool) {
         ));
     } else {
         nft("delete table inet memlb-gap");
+    }
+}
+
+#[root_test]
+fn a_question_or_an_answer_with_a_wrong_key_does_nothing() {
+    let mut cluster = start("tc");
+    let key = keys::read_key(&cluster.key_file(0).unwrap(), "worker1").unwrap();
+    let forged = Key::new("worker1".to_owned(), key.id(), &Zeroizing::new([7; 32]));
+    let to_manager = Sender::open(&cluster.topology.client, cluster.heartbeat_address()).unwrap();
+    let mine = Mine { nonce: 1, mine: 1 };
+    for (key, reason) in [
+        (None, "unsigned"),
+        (Some(&forged), "bad_signature"),
+        (Some(&key), "not_asked"),
+    ] {
+        to_manager.send(mine.encode(key).unwrap()).unwrap();
+        wait_until(SOON, reason, || refused(&cluster, reason) == 1).unwrap();
+    }
+    let mut question = Whose {
+        heartbeat: Sequence {
+            boot: BootId(1),
+            number: 1,
+        },
+        nonce: 1,
+        service: "192.168.56.101:80".parse().unwrap(),
+        clients: vec!["192.168.56.10:40000".parse().unwrap()],
+    };
+    let to_agent = Sender::open(&cluster.topology.client, agent_socket(&cluster)).unwrap();
+    to_agent
+        .send(question.encode(Some(&forged)).unwrap())
+        .unwrap();
+    let agent = cluster.agents[0].as_mut().unwrap();
+    agent
+        .wait_for_log(SOON, "was refused (bad_signature 1)")
+        .unwrap();
+    // The right key, but a recording.
+    to_agent.send(question.encode(Some(&key)).unwrap()).unwrap();
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+    assert_eq!(refused(&cluster, "not_asked"), 1, "the agent has answered");
+}
+
+fn refused(cluster: &Cluster, reason: &str) -> u64 {
+    let status = cluster.status().unwrap();
+    status["heartbeats"]["refused"][reason]
+        .as_u64()
+        .unwrap_or(0)
+}
+
+/// Where the first worker's agent receives what managers send.
+fn agent_socket(cluster: &Cluster) -> SocketAddr {
+    let pid = cluster.agents[0].as_ref().unwrap().pid();
+    let sockets = fs::read_to_string(format!("/proc/{pid}/net/udp6")).unwrap();
+    let line = sockets.lines().nth(1).unwrap();
+    let local = line.split_whitespace().nth(1).unwrap();
+    let port = u16::from_str_radix(local.rsplit_once(':').unwrap().1, 16).unwrap();
+    SocketAddrV4::new(cluster.topology.workers[0].address(), port).into()
+}
+
+#[root_test(tc, xdp)]
+fn a_flood_of_unknown_packets_is_asked_about_up_to_the_limit(attach: &str) {
+    const PACKETS: u32 = 10_000;
+    let cluster = start(attach);
+    let target = SocketAddrV4::new(cluster.topology.manager.address(), 80);
+    let begun = Instant::now();
+    send_unknown(&cluster, target, 0..PACKETS);
+    wait_until(SOON, "the flood to be over", || {
+        asked(&cluster).iter().sum::<u64>() >= u64::from(PACKETS) * 9 / 10
+    })
+    .unwrap();
+    let [found, not_found, limited] = asked(&cluster);
+    let elapsed = begun.elapsed();
+    println!("{attach}: {not_found} asked about, {limited} not, in {elapsed:.1?}");
+    assert_eq!(found, 0);
+    assert!(limited > 0);
+    let most = 2_000 + (2_000.0 * elapsed.as_secs_f64()) as u64;
+    assert!(not_found <= most, "{not_found} > {most}");
+    // After a second, the kernel answers as for any unknown connection.
+    let (resets, late) = (no_flow(&cluster), PACKETS - 100..PACKETS);
+    thread::sleep(Duration::from_millis(1_100));
+    send_unknown(&cluster, target, late);
+    wait_until(SOON, "resets", || no_flow(&cluster) >= resets + 100).unwrap();
+    // Others are served meanwhile.
+    assert_eq!(cluster.page().unwrap(), "Worker1");
+}
+
+fn no_flow(cluster: &Cluster) -> u64 {
+    cluster.verdict("no_flow").unwrap()
+}
+
+/// The found, the not found and the limited connections so far.
+fn asked(cluster: &Cluster) -> [u64; 3] {
+    let mut curl = cluster.topology.manager.command("curl");
+    curl.args(["--silent", "--show-error", "http://127.0.0.1:9998/metrics"]);
+    let metrics = output(&mut curl).unwrap();
+    ["found", "not_found", "limited"].map(|outcome| {
+        let series = format!("memlb_asked_connections_total{{outcome=\"{outcome}\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
+        value.unwrap().parse().unwrap()
+    })
+}
+
+/// Sends an acknowledgement of a connection that does not exist, for each of `numbers`.
+fn send_unknown(cluster: &Cluster, target: SocketAddrV4, numbers: std::ops::Range<u32>) {
+    let socket = cluster.topology.client.enter(raw_socket).unwrap().unwrap();
+    for number in numbers {
+        let segment = Segment {
+            source: anywhere(number),
+            destination: target,
+            sequence: number,
+            acknowledged: 1,
+            flags: ACK,
+            data: &[],
+        };
+        socket
+            .send_to(&segment.packet(), &SockAddr::from(target))
+            .unwrap();
+        if number % 50 == 0 {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 }
