@@ -3,7 +3,7 @@
 import { age, byId, bytes, count, facts, keep, make, part100, rate, state, words, write } from "./format.js";
 
 /** Verdicts of class forwarded. A test compares these lists with the code. */
-const CARRIED = new Set(["to_backend", "to_client", "to_manager", "from_manager"]);
+const CARRIED = new Set(["to_backend", "to_client", "to_manager", "from_manager", "to_peer"]);
 /** Verdicts of classes refused, reset and dropped. */
 const LOSSES = new Set([
   "no_flow",
@@ -18,6 +18,8 @@ const LOSSES = new Set([
   "implausible_error",
   "too_large",
   "workers_full",
+  "unknown_to_peer",
+  "asked",
 ]);
 
 export function packets(status, series) {
