@@ -58,6 +58,9 @@ impl Config {
             service
                 .workers
                 .retain(|it| self.origin(name, &it.name).is_none());
+            service
+                .workers
+                .sort_by(|one, other| one.name.cmp(&other.name));
             _ = write!(text, "[[service]]\n{}", values(&service));
         }
         text
@@ -119,13 +122,18 @@ mod tests {
     }
 
     #[test]
-    fn does_not_depend_on_the_order_of_services() {
+    fn does_not_depend_on_the_order_of_services_and_workers() {
         let mut one = parse(Config::example_text());
         let mut other = one.services[0].clone();
         "web2".clone_into(&mut other.name);
         one.services.push(other);
         let mut reversed = one.clone();
         reversed.services.reverse();
+        reversed.services[0].workers.reverse();
+        assert_ne!(
+            one.services[1].workers[0].name,
+            reversed.services[0].workers[0].name
+        );
         assert_eq!(one.digest(), reversed.digest());
     }
 }
