@@ -32,7 +32,7 @@ const POLL: Duration = Duration::from_millis(10);
 pub struct HandoverReply {
     /// Whether this manager has a lower priority now.
     pub handed_over: bool,
-    /// Until every peer had acknowledged the last record; of an end, until all of theirs were known here.
+    /// Until every peer had acknowledged what happened before; of an end, until all of theirs were known here.
     pub waited_ms: u64,
     /// What was not known, one sentence for each peer; only with `force`.
     pub missing: Vec<String>,

@@ -320,7 +320,7 @@ impl ManagerHandle {
         self.peers.statuses()
     }
 
-    /// Waits until every peer knows all connections of this manager and has acknowledged the last record.
+    /// Waits until every peer knows all connections of this manager and has acknowledged what happened before.
     ///
     /// # Errors
     ///

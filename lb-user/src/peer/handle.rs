@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{PeerSettings, PeerState, PeerStatus, slot::Slot, wire::Refusal};
+use super::{PeerSettings, PeerStatus, slot::Slot, wire::Refusal};
 
 /// How often a waiting handover looks again; longer than the time from an event to the queue.
 const POLL: Duration = Duration::from_millis(5);
@@ -47,22 +47,25 @@ impl Peers {
         self.0.slots.iter().map(Slot::status).collect()
     }
 
-    /// Waits until every peer is connected, knows all connections of this manager and has acknowledged the last
-    /// record.
+    /// Waits until every peer is connected, knows all connections of this manager and has acknowledged every record of
+    /// what happened before the call.
     ///
     /// # Errors
     ///
     /// Says of each peer what is missing after `wait`, in a sentence.
     pub async fn acknowledged(&self, wait: Duration) -> Result<(), Vec<String>> {
         let end = Instant::now() + wait;
+        // What happened before this call is in the queues then.
+        sleep(POLL).await;
+        let reported: Vec<u64> = self.slots().iter().map(|it| it.lock().reported()).collect();
         loop {
-            // What happened before this call is in the queues then.
-            sleep(POLL).await;
-            let missing: Vec<String> = self.statuses().iter().filter_map(missing).collect();
+            let slots = self.slots().iter().zip(&reported);
+            let missing = slots.filter_map(|(slot, reported)| slot.lock().missing(*reported));
+            let missing: Vec<String> = missing.collect();
             match missing.is_empty() {
                 true => return Ok(()),
                 false if Instant::now() >= end => return Err(missing),
-                false => {}
+                false => sleep(POLL).await,
             }
         }
     }
@@ -72,23 +75,9 @@ impl Peers {
     }
 }
 
-/// What keeps a peer from carrying on every connection.
-fn missing(peer: &PeerStatus) -> Option<String> {
-    let PeerStatus { name, .. } = peer;
-    if peer.state != PeerState::Connected {
-        let reason = peer.reason.as_deref().unwrap_or("it has not answered yet");
-        return Some(format!("{name} is not connected: {reason}"));
-    }
-    if !peer.complete {
-        return Some(format!("{name} does not know all connections yet"));
-    }
-    let waiting = peer.queue_records;
-    (waiting > 0 || peer.lag_us != Some(0))
-        .then(|| format!("{name} has not acknowledged the last records ({waiting} wait)"))
-}
-
 #[cfg(test)]
 mod tests {
+    use lb_common::maps::FlowRecord;
     use zeroize::Zeroizing;
 
     use super::*;
@@ -119,20 +108,27 @@ mod tests {
             bytes: 100,
             at: now,
             matters: true,
+            taken: sequence,
             completes,
         };
         link().sent(sent(0, Some(losses)));
+        peers.slots()[0].push(&[FlowRecord::default()]);
+        link().take(1, &mut Vec::new());
         link().sent(sent(1, None));
         let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
         assert_eq!(missing, ["manager2 does not know all connections yet"]);
         link().acknowledged(0, now);
         let missing = peers.acknowledged(Duration::ZERO).await.unwrap_err();
-        assert_eq!(
-            missing,
-            ["manager2 has not acknowledged the last records (0 wait)"]
-        );
-        link().acknowledged(1, now);
-        assert_eq!(peers.acknowledged(Duration::ZERO).await, Ok(()));
+        assert_eq!(missing, ["manager2 has not acknowledged 1 records"]);
+        let waits = peers.acknowledged(Duration::from_secs(20));
+        let goes_on = async {
+            sleep(POLL * 3).await;
+            // What happens later is not waited for.
+            peers.slots()[0].push(&[FlowRecord::default(); 2]);
+            link().acknowledged(1, now);
+        };
+        let (waited, ()) = tokio::join!(waits, goes_on);
+        assert_eq!(waited, Ok(()));
         // What was lost meanwhile is still missing after the end of a transmission.
         link().lost(3);
         link().sent(sent(2, Some(losses)));

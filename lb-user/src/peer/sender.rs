@@ -151,6 +151,7 @@ async fn converse(
         sealer,
         out: Vec::new(),
         sent: Vec::new(),
+        taken: slot.lock().reported(),
         transmission: None,
         refreshed: Instant::now(),
         begin_after: Instant::now(),
@@ -215,6 +216,8 @@ struct Transmitter<'a> {
     out: Vec<u8>,
     /// The frames in `out`.
     sent: Vec<Sent>,
+    /// How many records have left the queue, those of the last frame included.
+    taken: u64,
     transmission: Option<Transmission>,
     /// When all connections were last sent.
     refreshed: Instant,
@@ -259,8 +262,8 @@ impl Transmitter<'_> {
     fn gather(&mut self, outbox: &mut Outbox) -> anyhow::Result<()> {
         self.tell_changes();
         let mut records = Vec::new();
-        let since = self.slot.lock().take(FRAME_RECORDS, &mut records);
-        self.add_records(&records, Some(since))?;
+        let taken = self.slot.lock().take(FRAME_RECORDS, &mut records);
+        self.add_records(&records, Some(taken))?;
         while let Some(orders) = outbox.next() {
             self.add(&Message::Orders(orders), None, None);
         }
@@ -361,8 +364,12 @@ impl Transmitter<'_> {
         self.begin_after = Instant::now() + if is_complete { Duration::ZERO } else { PAUSE };
     }
 
-    /// Adds connections; `since` they wait, of those that have changed just now.
-    fn add_records(&mut self, flows: &[FlowRecord], since: Option<Instant>) -> anyhow::Result<()> {
+    /// Adds connections; `taken` is what [`Link::take`](super::slot::Link::take) returned, of those from the queue.
+    fn add_records(
+        &mut self,
+        flows: &[FlowRecord],
+        taken: Option<(Instant, u64)>,
+    ) -> anyhow::Result<()> {
         if flows.is_empty() {
             return Ok(());
         }
@@ -373,6 +380,10 @@ impl Transmitter<'_> {
         for message in explained {
             self.add(&message, None, None);
         }
+        let since = taken.map(|(since, number)| {
+            self.taken = number;
+            since
+        });
         for part in records.chunks(FRAME_RECORDS) {
             self.add(&Message::Records(part.to_vec()), since, None);
         }
@@ -388,6 +399,7 @@ impl Transmitter<'_> {
             bytes: self.out.len() - begin,
             at: since.unwrap_or_else(Instant::now),
             matters: since.is_some(),
+            taken: self.taken,
             completes,
         });
     }

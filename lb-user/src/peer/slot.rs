@@ -55,6 +55,10 @@ pub struct Link {
     /// What the peer last said of itself.
     pub about: Option<About>,
     queue: VecDeque<FlowRecord>,
+    /// How many records have left the queue.
+    taken: u64,
+    /// How many of them the peer has acknowledged.
+    known: u64,
     /// Since when the first record of the queue waits.
     queued_at: Instant,
     /// Frames without acknowledgement: sequence, length, time, and whether they hold records.
@@ -76,8 +80,10 @@ pub struct Sent {
     pub sequence: u64,
     pub bytes: usize,
     pub at: Instant,
-    /// Whether a handover waits for it.
+    /// Whether it holds records of the queue.
     pub matters: bool,
+    /// How many records have left the queue up to its end.
+    pub taken: u64,
     /// The peer has everything when it acknowledges this.
     pub completes: Option<u64>,
 }
@@ -97,6 +103,8 @@ impl Slot {
                 since: Instant::now(),
                 about: None,
                 queue: VecDeque::new(),
+                taken: 0,
+                known: 0,
                 queued_at: Instant::now(),
                 unacknowledged: VecDeque::new(),
                 delays: VecDeque::with_capacity(DELAYS),
@@ -154,18 +162,45 @@ impl Link {
         self.losses += 1;
     }
 
-    /// Moves at most `most` records of the queue to `into`; returns since when they wait.
-    pub fn take(&mut self, most: usize, into: &mut Vec<FlowRecord>) -> Instant {
+    /// Moves at most `most` records of the queue to `into`. Returns since when they wait, and how many have left the
+    /// queue.
+    pub fn take(&mut self, most: usize, into: &mut Vec<FlowRecord>) -> (Instant, u64) {
         let taken = most.min(self.queue.len());
         into.extend(self.queue.drain(..taken));
-        self.queued_at
+        self.taken += taken as u64;
+        (self.queued_at, self.taken)
+    }
+
+    /// How many records there have been for the peer.
+    pub fn reported(&self) -> u64 {
+        self.taken + self.queue.len() as u64
+    }
+
+    /// Returns what keeps the peer from carrying on every connection among the first `reported` records, in a sentence.
+    pub fn missing(&self, reported: u64) -> Option<String> {
+        let PeerStatus { name, reason, .. } = &self.shown;
+        if !self.is_connected() {
+            let reason = reason.as_deref().unwrap_or("it has not answered yet");
+            return Some(format!("{name} is not connected: {reason}"));
+        }
+        if !self.shown.complete {
+            return Some(format!("{name} does not know all connections yet"));
+        }
+        let missing = reported.saturating_sub(self.known);
+        (missing > 0).then(|| format!("{name} has not acknowledged {missing} records"))
+    }
+
+    /// The next session begins with all connections, which the records are part of.
+    fn clear_queue(&mut self) {
+        self.taken = self.reported();
+        self.queue = VecDeque::new();
+        self.unacknowledged.clear();
     }
 
     /// Starts a session, after whose beginning all connections are sent.
     pub fn connected(&mut self, protocol: u16) {
         self.enter(PeerState::Connected, None);
-        self.queue.clear();
-        self.unacknowledged.clear();
+        self.clear_queue();
         self.shown.protocol = Some(protocol);
         self.lost(0);
     }
@@ -173,8 +208,7 @@ impl Link {
     /// Ends a session, or a try to begin one.
     pub fn disconnected(&mut self, state: PeerState, reason: String) {
         self.enter(state, Some(reason));
-        self.queue = VecDeque::new();
-        self.unacknowledged.clear();
+        self.clear_queue();
         self.shown.complete = false;
     }
 
@@ -199,6 +233,7 @@ impl Link {
                 break;
             }
             self.unacknowledged.pop_front();
+            self.known = frame.taken;
             if frame.completes == Some(self.losses) {
                 self.shown.complete = true;
             }
