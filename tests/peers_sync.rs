@@ -3,12 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
-    io::Write,
-    net::TcpStream,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
 
+use memlb::{
+    keys::{KeyId, SigningKey, read_peer_keys},
+    peer::wire::{About, Hello, Role, Sealer, SessionKeys},
+};
 use memlb_tests::{
     command::output,
     pair::{Idle, Manager, Pair, PairOptions, Turnover},
@@ -16,6 +21,7 @@ use memlb_tests::{
     wait::wait_until,
 };
 use nix::sys::signal::Signal;
+use zeroize::Zeroizing;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -35,6 +41,13 @@ fn connections(manager: &Manager) -> usize {
     let printed = output(manager.memlb("flows").arg("--json")).unwrap();
     let flows: serde_json::Value = serde_json::from_str(&printed).unwrap();
     flows["total"].as_u64().unwrap() as usize
+}
+
+/// Lets the other manager take over.
+fn hand_over(pair: &Pair, index: usize) {
+    output(&mut pair.managers[index].memlb("handover")).unwrap();
+    pair.wait_until_active(1 - index, SOON).unwrap();
+    output(pair.managers[index].memlb("handover").arg("--undo")).unwrap();
 }
 
 fn intake(manager: &Manager, outcome: &str) -> u64 {
@@ -70,6 +83,30 @@ fn a_connection_is_on_the_other_manager_until_it_ends() {
 }
 
 #[root_test]
+fn a_manager_whose_machine_started_again_learns_all_connections() {
+    let mut pair = pair();
+    let mut carried = Idle::open(&pair.network.client, 250).unwrap();
+    let mut silent = Idle::open(&pair.network.client, 250).unwrap();
+    hand_over(&pair, 0);
+    let load = Turnover::start(&pair.network.client, 200).unwrap();
+    assert_eq!(carried.check(), 0, "lost at the hand-over");
+
+    let manager = &mut pair.managers[0];
+    manager.kill_keepalived().unwrap();
+    manager.kill_controller().unwrap();
+    output(&mut manager.memlb("unload")).unwrap();
+    pair.network.managers[0].reconnect().unwrap();
+    let manager = &mut pair.managers[0];
+    manager.start_controller().unwrap();
+    manager.start_keepalived().unwrap();
+    pair.wait_until_complete(SOON).unwrap();
+    hand_over(&pair, 1);
+    let lost = (carried.check(), silent.check());
+    assert_eq!(lost, (0, 0));
+    load.finish().unwrap().expect_no_failure();
+}
+
+#[root_test]
 fn orders_of_one_manager_are_in_force_on_the_other() {
     let pair = pair();
     let [one, other] = &pair.managers[..] else {
@@ -86,6 +123,18 @@ fn orders_of_one_manager_are_in_force_on_the_other() {
     .unwrap();
     output(other.memlb("undrain").arg("worker1")).unwrap();
     wait_until(SOON, "its end on the one", || state(one) == "up").unwrap();
+
+    let denied = |manager: &Manager| {
+        let listed = output(manager.memlb("deny list").arg("--json")).unwrap();
+        listed.contains("203.0.113.0/24")
+    };
+    let deny = |manager: &Manager, verb| {
+        output(manager.memlb(verb).arg("203.0.113.0/24")).unwrap();
+    };
+    deny(one, "deny add");
+    wait_until(SOON, "the denied prefix on the other", || denied(other)).unwrap();
+    deny(other, "deny remove");
+    wait_until(SOON, "its removal on the one", || !denied(one)).unwrap();
 }
 
 #[root_test]
@@ -123,30 +172,128 @@ fn a_stopped_receiver_costs_bounded_memory_and_then_knows_all() {
     load.finish().unwrap().expect_no_failure();
 }
 
+/// What a stranger sends a manager, in the name of its peer.
+struct Stranger {
+    address: SocketAddr,
+    hello: Hello,
+    key: SigningKey,
+}
+
+impl Stranger {
+    /// Says hello. Returns the connection and both hellos; the answer is empty if there is none.
+    fn hello(&self, hello: &Hello, key: &SigningKey) -> (TcpStream, Vec<u8>, Vec<u8>) {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let sent = hello.seal(Role::Connector, key);
+        stream.write_all(&sent).unwrap();
+        let mut answer = vec![0; 4096];
+        let length = stream.read(&mut answer).unwrap_or(0);
+        answer.truncate(length);
+        (stream, sent, answer)
+    }
+
+    /// Says hello with the right key; `frames` makes the frames that follow.
+    fn session(&self, frames: impl Fn(&mut Sealer) -> Vec<u8>) -> Vec<u8> {
+        let (mut stream, sent, answer) = self.hello(&self.hello, &self.key);
+        let keys = SessionKeys::derive(&self.key, &sent, &answer);
+        let frames = frames(&mut keys.of(Role::Connector).0);
+        // The manager may have closed the connection.
+        _ = stream.write_all(&frames);
+        frames
+    }
+}
+
+/// A frame of a type that this memlb does not know.
+fn unknown(sealer: &mut Sealer) -> Vec<u8> {
+    let mut out = Vec::new();
+    sealer.seal(99, 1, &[7; 40], &mut out);
+    out
+}
+
 #[root_test]
-fn a_strangers_bytes_change_nothing_and_are_counted() {
+fn what_strangers_send_changes_nothing_and_is_counted() {
     let pair = pair();
+    let mut idle = Idle::open(&pair.network.client, 20).unwrap();
     let [one, other] = &pair.managers[..] else {
         panic!("two managers");
     };
-    let address = other.peer_address();
-    let send = |bytes: &'static [u8]| {
-        pair.network.managers[0].enter(move || {
-            let mut stream = TcpStream::connect(address).unwrap();
-            stream.write_all(bytes).unwrap();
-        })
+    let knows_all = || connections(other) == 20;
+    wait_until(SOON, "20 connections on the other manager", knows_all).unwrap();
+    let stranger = Stranger {
+        address: other.peer_address(),
+        hello: Hello {
+            protocols: (1, 1),
+            nonce: [3; 16],
+            answers: [0; 16],
+            epoch: 1,
+            name: "manager1".to_owned(),
+            version: "0.1.0".to_owned(),
+            about: About::default(),
+        },
+        key: read_peer_keys(&pair.key_file()).unwrap().signing().clone(),
     };
-    send(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    // The beginning of a hello.
-    send(b"memlbp1\n\x00\x90").unwrap();
     let refused = |reason: &str| {
         let refused = other.peer("refused_frames").unwrap();
         refused[reason].as_u64().unwrap_or(0)
     };
-    wait_until(SOON, "two refusals", || {
-        refused("not_hello") == 1 && refused("cut") == 1
-    })
-    .unwrap();
-    assert_eq!(one.peer("state").unwrap(), "connected");
+    let send = |reason: &str, action: &(dyn Fn() + Sync)| {
+        let before = refused(reason);
+        pair.network.managers[0].enter(action).unwrap();
+        wait_until(SOON, &format!("one more {reason}"), || {
+            refused(reason) == before + 1
+        })
+        .unwrap();
+        assert!(knows_all(), "{} after {reason}", connections(other));
+    };
+    let raw = |bytes: &[u8]| {
+        let mut stream = TcpStream::connect(stranger.address).unwrap();
+        stream.write_all(bytes).unwrap();
+    };
+    send("not_hello", &|| raw(b"GET / HTTP/1.1\r\n\r\n"));
+    // The beginning of a hello.
+    send("cut", &|| raw(b"memlbp1\n\x00\x90"));
+    send("other_key", &|| {
+        let key = SigningKey::new(KeyId(9), &Zeroizing::new([9; 32]));
+        let (_, _, answer) = stranger.hello(&stranger.hello, &key);
+        assert!(answer.is_empty(), "another key was answered");
+    });
+    send("bad_signature", &|| {
+        let key = SigningKey::new(stranger.key.id(), &Zeroizing::new([9; 32]));
+        stranger.hello(&stranger.hello, &key);
+    });
+    send("protocol", &|| {
+        let hello = Hello {
+            protocols: (7, 9),
+            ..stranger.hello.clone()
+        };
+        stranger.hello(&hello, &stranger.key);
+    });
+    // Without the key, a recorded hello begins no session, and the frames of its session are no use.
+    send("bad_signature", &|| {
+        stranger.session(|sealer| {
+            let mut forged = unknown(sealer);
+            forged[20] ^= 1;
+            forged
+        });
+    });
     assert_eq!(other.peer("received_complete").unwrap(), true);
+    // With the key: skipped, then repeated or cut.
+    let recorded = Mutex::default();
+    send("replayed", &|| {
+        *recorded.lock().unwrap() = stranger.session(|sealer| unknown(sealer).repeat(2));
+    });
+    send("bad_signature", &|| {
+        stranger.session(|_| recorded.lock().unwrap().clone());
+    });
+    send("cut", &|| {
+        stranger.session(|sealer| {
+            let mut cut = unknown(sealer);
+            cut.pop();
+            cut
+        });
+    });
+    pair.wait_until_complete(SOON).unwrap();
+    assert!(knows_all());
+    assert_eq!(one.peer("state").unwrap(), "connected");
+    assert_eq!(idle.check(), 0);
 }

@@ -132,7 +132,8 @@ impl Manager {
         keepalived.context("no keepalived has been started")?.kill()
     }
 
-    /// Returns a `memlb` command on this manager's node that works on this manager.
+    /// Returns a `memlb` command on this manager's node that works on this manager; `verb` may have two words, such as
+    /// `deny add`.
     pub fn memlb(&self, verb: &str) -> Command {
         let mut command = self.command(verb);
         match verb {
@@ -147,7 +148,7 @@ impl Manager {
 
     fn command(&self, verb: &str) -> Command {
         let mut command = self.in_namespace(&self.binary.display().to_string());
-        command.arg(verb);
+        command.args(verb.split(' '));
         command
     }
 
