@@ -74,7 +74,7 @@ impl Questions {
     fn check(&mut self, question: &Whose, sent: Sequence, now: Instant) -> Result<(), Refusal> {
         let Sequence { boot, number } = question.heartbeat;
         let ago = sent.number.checked_sub(number);
-        if boot != sent.boot || !ago.is_some_and(|ago| ago < LAST_HEARTBEATS) {
+        if boot != sent.boot || ago.is_none_or(|ago| ago >= LAST_HEARTBEATS) {
             return Err(Refusal::OldQuestion);
         }
         let waited = now.saturating_duration_since(self.filled).as_millis();

@@ -63,7 +63,7 @@ impl Changes {
         for peer in new {
             match old.iter().find(|it| it.name == peer.name) {
                 Some(before) => {
-                    self.table(&format!("peer {}", peer.name), before.differences(peer))
+                    self.table(&format!("peer {}", peer.name), before.differences(peer));
                 }
                 None => self.refuse(&format!("peer {} added at {}", peer.name, peer.address)),
             }

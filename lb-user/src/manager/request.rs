@@ -69,7 +69,10 @@ impl Manager {
                 reply.send(self.apply_admin_command(&command)).is_ok()
             }
             ManagerRequest::Deny(change, reply) => reply.send(self.change_denied(change)).is_ok(),
-            ManagerRequest::Emit(event, reply) => reply.send(self.emitter.emit(&event)).is_ok(),
+            ManagerRequest::Emit(event, reply) => {
+                self.emitter.emit(&event);
+                reply.send(()).is_ok()
+            }
             ManagerRequest::ListDenied(reply) => reply.send(self.denied.clone()).is_ok(),
             ManagerRequest::SetWorkers(update, routes, reply) => {
                 reply.send(self.set_workers(*update, &routes)).is_ok()

@@ -100,7 +100,7 @@ impl Outbox {
     /// Waits for a change. Cancel safe.
     pub async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

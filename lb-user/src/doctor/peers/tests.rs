@@ -132,8 +132,9 @@ fn a_pair_as_it_should_be_has_no_fault_on_either_machine() {
 
 #[test]
 fn each_fault_of_the_pair_has_its_remedy() {
+    type Fault = fn(&mut Facts<'_>);
     let pair = Pair::active();
-    let faults: [(&str, &str, fn(&mut Facts<'_>)); 8] = [
+    let faults: [(&str, &str, Fault); 8] = [
         ("peer.key: no", "--output /etc/memlb/none/peer.key", |it| {
             it.keys = [(
                 "/etc/memlb/none/peer.key".into(),
@@ -145,10 +146,10 @@ fn each_fault_of_the_pair_has_its_remedy() {
             it.links = [([10, 0, 9, 2].into(), "eth1".to_owned())].into();
         }),
         ("no route to manager2", "ip route get", |it| {
-            it.links.clear()
+            it.links.clear();
         }),
         ("keepalived does not run", "systemctl enable", |it| {
-            it.movers.clear()
+            it.movers.clear();
         }),
         ("has 192.168.56.22", "virtual_ipaddress", |it| {
             it.vrrp = Ok(Some(keepalived(&[(

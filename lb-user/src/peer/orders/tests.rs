@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::{net::IpAddr, slice};
 
 use lb_core::{AdminAction, AdminCommand, AdminOverrides, AdminState};
 
@@ -147,15 +147,18 @@ fn the_commands_lead_from_one_state_to_the_other() {
     let maintenance = command(None, AdminAction::SetState { state });
     let weight = |service, percent| command(service, AdminAction::Weight { percent });
     assert_eq!(actions(&[], &[]), []);
-    assert_eq!(actions(&[drain.clone()], &[drain.clone()]), []);
-    assert_eq!(actions(&[], &[drain.clone()]), [(None, DRAIN)]);
     assert_eq!(
-        actions(&[drain.clone()], &[]),
+        actions(slice::from_ref(&drain), slice::from_ref(&drain)),
+        []
+    );
+    assert_eq!(actions(&[], slice::from_ref(&drain)), [(None, DRAIN)]);
+    assert_eq!(
+        actions(slice::from_ref(&drain), &[]),
         [(None, AdminAction::Undrain)]
     );
     // Never in service between the two.
     assert_eq!(
-        actions(&[drain], &[maintenance.clone()]),
+        actions(&[drain], slice::from_ref(&maintenance)),
         [(None, maintenance.action)]
     );
     let web = Some("web".to_owned());
@@ -172,8 +175,11 @@ fn the_commands_lead_from_one_state_to_the_other() {
     );
     let pause = command(None, AdminAction::Pause { for_ms: 9_000 });
     assert_eq!(
-        actions(&[pause.clone()], &[]),
+        actions(slice::from_ref(&pause), &[]),
         [(None, AdminAction::Resume)]
     );
-    assert_eq!(actions(&[], &[pause.clone()]), [(None, pause.action)]);
+    assert_eq!(
+        actions(&[], slice::from_ref(&pause)),
+        [(None, pause.action)]
+    );
 }
