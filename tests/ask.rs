@@ -71,7 +71,7 @@ fn connections_outlive_the_maps(attach: &str) {
         download.go_on_to(MIB)?;
         Ok::<_, std::io::Error>(download)
     };
-    let mut download = cluster.topology.client.enter(begin).unwrap().unwrap();
+    let download = cluster.topology.client.enter(begin).unwrap().unwrap();
     cluster.memory[0].set_available_kb(100 * 1024).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
     connections.extend(idle_connections(&cluster));
