@@ -57,7 +57,7 @@ pub struct Next {
 const TICK_MS: u64 = TICK_NS.div_ceil(1_000_000);
 
 impl Explanation {
-    /// `read_ms` is the time within which the connections were read, by [`now_ms`].
+    /// `read_ms` is the time within which the connections were read, by `now_ms`.
     pub fn new(
         client: Client,
         connections: Vec<crate::datapath::Connection>,

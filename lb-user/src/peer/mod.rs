@@ -2,7 +2,7 @@
 //! any of them can carry them on. docs/peer-protocol.md describes the frames.
 //!
 //! A thread of its own does it, so that neither it nor the manager's loop delays the other. For each peer there are two
-//! connections: [`sender`] opens one and sends records, [`receiver`] accepts the other and acknowledges.
+//! connections: `sender` opens one and sends records, `receiver` accepts the other and acknowledges.
 
 mod confirmed;
 mod dictionary;
