@@ -500,10 +500,14 @@ fn position<T: Tables>(
     if offset >= settings.nat_port_count {
         return None;
     }
-    let sources = sources::<T::Address>(settings).min(MAX_NAT_SOURCES);
+    let sources = sources::<T::Address>(settings);
     // A peer's address is none of them.
     let mut number = if sources == 0 { 0 } else { NO_PORT };
-    for source in 0..sources {
+    // The verifier of Linux 6.1 needs a constant bound.
+    for source in 0..MAX_NAT_SOURCES {
+        if source >= sources {
+            break;
+        }
         let candidate = tables.nat_source(family_offset::<T::Address>() + source)?;
         if T::Address::from_mapped(&candidate) == address {
             number = source;

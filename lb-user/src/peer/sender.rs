@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long after a failed try the next one begins.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// The same after a refusal, which somebody must mend.
+/// The same after a refusal, which an operator must repair.
 const RETRY_REFUSED: Duration = Duration::from_secs(2);
 
 /// How long an acknowledgement may be missing.

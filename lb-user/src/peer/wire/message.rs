@@ -108,7 +108,7 @@ impl Message {
         })
     }
 
-    /// Appends it as a frame; returns the frame's sequence. Whoever makes a message bounds its size.
+    /// Appends it as a frame; returns the frame's sequence. The caller bounds its size.
     pub fn seal(&self, sealer: &mut Sealer, out: &mut Vec<u8>) -> u64 {
         let mut content = Vec::new();
         let (kind, count) = match self {

@@ -245,7 +245,7 @@ fn hand_over(pair: &mut Pair, index: usize) -> Result<()> {
     output(pair.managers[index].memlb("handover").arg("--undo")).map(drop)
 }
 
-/// Starts the first manager's machine anew: the kernel has nothing of memlb's, and everything starts.
+/// Starts the first manager's machine again: the kernel has nothing of memlb's, and everything starts.
 fn boot(pair: &mut Pair) -> Result<()> {
     let manager = &mut pair.managers[0];
     manager.kill_keepalived()?;
