@@ -1,6 +1,6 @@
 //! The five typical mistakes: doctor names each, and so does the tool that suffers from it.
 
-use std::{fs, net::TcpListener};
+use std::{fs, net::TcpListener, time::Duration};
 
 use memlb_tests::{
     Cluster, ClusterOptions, Process, Shape, command::output, root_test, wait_until,
@@ -352,7 +352,7 @@ fn two_managers() {
     command.args(["--set", "limits.nat_ports=61000-62000"]);
     let log = cluster.paths.directory.join("second.log");
     let mut second = Process::start("a second manager", &mut command, &log).unwrap();
-    second.wait_for_log(SOON, "ready").unwrap();
+    second.wait_for_log(Duration::from_secs(60), "ready").unwrap();
     second
         .wait_for_log(SOON, "another memlb's programs are attached to eth1")
         .unwrap();

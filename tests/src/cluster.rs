@@ -92,7 +92,7 @@ impl Default for ClusterOptions {
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),
-            patience: Duration::from_secs(20),
+            patience: Duration::from_secs(60),
             authentication: None,
         }
     }

@@ -40,7 +40,7 @@ use crate::{
 
 const AVAILABLE_KB: u64 = 400 * 1024;
 /// How long a part may take to start.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a [`Pair`] is made like.
 #[derive(Debug, Clone)]
