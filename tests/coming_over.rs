@@ -156,7 +156,9 @@ fn start_imported(cluster: &Cluster, former: &Path, directory: &Path) -> Process
     }
     let log = directory.join("manager.log");
     let mut manager = Process::start("memlb manager", &mut command, &log).unwrap();
-    manager.wait_for_log(Duration::from_secs(60), "ready").unwrap();
+    manager
+        .wait_for_log(Duration::from_secs(60), "ready")
+        .unwrap();
     manager
 }
 

@@ -352,7 +352,9 @@ fn two_managers() {
     command.args(["--set", "limits.nat_ports=61000-62000"]);
     let log = cluster.paths.directory.join("second.log");
     let mut second = Process::start("a second manager", &mut command, &log).unwrap();
-    second.wait_for_log(Duration::from_secs(60), "ready").unwrap();
+    second
+        .wait_for_log(Duration::from_secs(60), "ready")
+        .unwrap();
     second
         .wait_for_log(SOON, "another memlb's programs are attached to eth1")
         .unwrap();
