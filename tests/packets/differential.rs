@@ -568,6 +568,11 @@ fn own_reply(bench: &Bench, model: &mut Model, client: Client, server: Server, f
     let outcome = bench.sends(&segment);
     match expected {
         Expected::Passes(verdict) => outcome.passes(verdict),
+        Expected::Retries {
+            client,
+            server,
+            ports,
+        } => is_sent_again(bench, model, &outcome, client, server, &ports),
         _ => {
             outcome.is(Action::Pass);
             outcome.was_sent_by(server);

@@ -413,8 +413,7 @@ impl Model {
             established: false,
             begun: self.now,
             retries,
-            keeps_syn: protocol == Protocol::Tcp
-                && matches!(reach, Reach::Translated | Reach::Routed),
+            keeps_syn: protocol == Protocol::Tcp && reach != Reach::Directly,
             refused_by: Vec::new(),
             answered: unseen && protocol == Protocol::Udp,
             progress: Progress::None,
