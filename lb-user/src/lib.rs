@@ -39,6 +39,7 @@ mod sockets;
 pub mod status;
 pub mod swarm;
 pub mod systemd;
+mod token_bucket;
 pub mod trace;
 mod worker_name;
 pub mod worker_source;

@@ -10,6 +10,7 @@ use crate::{
     datapath::dsr::DsrTranslator,
     heartbeat::{Mine, Refusal, Whose},
     keys::Key,
+    token_bucket::TokenBucket,
 };
 
 /// The most clients a second about which the agent answers: twice what one manager asks about.
@@ -24,8 +25,7 @@ const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 /// Questions of managers: their limit, and the refused ones.
 #[derive(Debug)]
 pub(super) struct Questions {
-    left: u32,
-    filled: Instant,
+    limit: TokenBucket,
     refused: BTreeMap<&'static str, u64>,
     logged: Option<Instant>,
 }
@@ -33,8 +33,7 @@ pub(super) struct Questions {
 impl Questions {
     pub fn new(now: Instant) -> Self {
         Self {
-            left: CLIENTS_PER_SECOND,
-            filled: now,
+            limit: TokenBucket::new(CLIENTS_PER_SECOND, now.into_std()),
             refused: BTreeMap::new(),
             logged: None,
         }
@@ -77,16 +76,12 @@ impl Questions {
         if boot != sent.boot || ago.is_none_or(|ago| ago >= LAST_HEARTBEATS) {
             return Err(Refusal::OldQuestion);
         }
-        let waited = now.saturating_duration_since(self.filled).as_millis();
-        let gained = waited * u128::from(CLIENTS_PER_SECOND) / 1_000;
-        if gained > 0 {
-            let gained = u32::try_from(gained).unwrap_or(CLIENTS_PER_SECOND);
-            self.left = self.left.saturating_add(gained).min(CLIENTS_PER_SECOND);
-            self.filled = now;
-        }
         let clients = u32::try_from(question.clients.len()).unwrap_or(u32::MAX);
-        self.left = self.left.checked_sub(clients).ok_or(Refusal::RateLimited)?;
-        Ok(())
+        if self.limit.take(clients, now.into_std()) {
+            Ok(())
+        } else {
+            Err(Refusal::RateLimited)
+        }
     }
 
     /// Counts a refused question, and logs the counts from time to time.

@@ -14,6 +14,7 @@ use lb_core::{BackendId, Endpoint, Sequence};
 use crate::{
     heartbeat::{MAX_CLIENTS, Mine},
     heartbeat_receiver::Agent,
+    token_bucket::TokenBucket,
 };
 
 /// How long an unknown client is asked about. Afterwards the kernel resets its connection.
@@ -55,8 +56,7 @@ pub(super) struct Outcome {
 pub(super) struct Questions {
     pending: BTreeMap<Client, Pending>,
     sent: BTreeMap<u64, Sent>,
-    left: u32,
-    filled: Instant,
+    limit: TokenBucket,
     outcome: Outcome,
 }
 
@@ -87,8 +87,7 @@ impl Questions {
         Self {
             pending: BTreeMap::new(),
             sent: BTreeMap::new(),
-            left: CLIENTS_PER_SECOND,
-            filled: now,
+            limit: TokenBucket::new(CLIENTS_PER_SECOND, now),
             outcome: Outcome::default(),
         }
     }
@@ -98,18 +97,10 @@ impl Questions {
         if self.pending.contains_key(&client) {
             return;
         }
-        let waited = now.saturating_duration_since(self.filled).as_millis();
-        let gained = waited * u128::from(CLIENTS_PER_SECOND) / 1_000;
-        if gained > 0 {
-            let gained = u32::try_from(gained).unwrap_or(CLIENTS_PER_SECOND);
-            self.left = self.left.saturating_add(gained).min(CLIENTS_PER_SECOND);
-            self.filled = now;
-        }
-        let Some(left) = self.left.checked_sub(1) else {
+        if !self.limit.take(1, now) {
             self.outcome.limited += 1;
             return;
-        };
-        self.left = left;
+        }
         let pending = Pending {
             record,
             since: now,
