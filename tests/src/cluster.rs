@@ -374,13 +374,7 @@ impl Cluster {
         what: &str,
         condition: impl Fn(&Value) -> bool,
     ) -> Result<Duration> {
-        wait_until(deadline, what, || {
-            self.status().is_ok_and(|status| condition(&status))
-        })
-        .with_context(|| match self.status() {
-            Ok(status) => format!("the manager's status is {status:#}"),
-            Err(error) => format!("the manager has no status: {error:#}"),
-        })
+        wait_for_status(&self.paths.control_socket(), deadline, what, condition)
     }
 
     /// Waits until new connections go to `backend`, and returns how long that took.
@@ -430,6 +424,25 @@ pub fn status(control_socket: &Path) -> Result<Value> {
     let mut answer = String::new();
     BufReader::new(socket).read_line(&mut answer)?;
     serde_json::from_str(&answer).with_context(|| format!("the manager's answer {answer:?}"))
+}
+
+/// Waits until the status of the manager at `control_socket` fulfils `condition`, and returns how long that took.
+///
+/// # Errors
+/// When it does not within `deadline`; the error carries the last status.
+pub fn wait_for_status(
+    control_socket: &Path,
+    deadline: Duration,
+    what: &str,
+    condition: impl Fn(&Value) -> bool,
+) -> Result<Duration> {
+    wait_until(deadline, what, || {
+        status(control_socket).is_ok_and(|status| condition(&status))
+    })
+    .with_context(|| match status(control_socket) {
+        Ok(status) => format!("the manager's status is {status:#}"),
+        Err(error) => format!("the manager has no status: {error:#}"),
+    })
 }
 
 pub fn worker_name(index: usize) -> String {

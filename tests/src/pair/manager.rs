@@ -14,12 +14,11 @@ use super::{
     },
 };
 use crate::{
-    cluster::{status, worker_name, worker_port},
+    cluster::{status, wait_for_status, worker_name, worker_port},
     observe::backend,
     paths::ClusterPaths,
     process::Process,
     topology::sister,
-    wait::wait_until,
 };
 
 /// As many as can be peers of each other.
@@ -193,13 +192,7 @@ impl Manager {
         condition: impl Fn(&Value) -> bool,
     ) -> Result<Duration> {
         let what = format!("{} to have {what}", self.name);
-        wait_until(deadline, &what, || {
-            self.status().is_ok_and(|status| condition(&status))
-        })
-        .with_context(|| match self.status() {
-            Ok(status) => format!("the status of {} is {status:#}", self.name),
-            Err(error) => format!("{} has no status: {error:#}", self.name),
-        })
+        wait_for_status(&self.paths.control_socket(), deadline, &what, condition)
     }
 
     /// Waits until every worker is up.

@@ -157,6 +157,12 @@ pub fn play(mut cluster: Cluster, interrupt: &Interrupt) -> Result<bool> {
         println!("{seen}");
         as_expected &= seen.difference.is_none();
     }
+    conclude(as_expected);
+    Ok(as_expected)
+}
+
+/// Prints whether every step had the expected outcome.
+pub(super) fn conclude(as_expected: bool) {
     println!(
         "{}",
         if as_expected {
@@ -165,7 +171,6 @@ pub fn play(mut cluster: Cluster, interrupt: &Interrupt) -> Result<bool> {
             "Not every step had the expected outcome."
         }
     );
-    Ok(as_expected)
 }
 
 impl Step {

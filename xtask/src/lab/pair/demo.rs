@@ -14,7 +14,7 @@ use memlb_tests::{
     pair::{Idle, Pair, StreamCounts, Streams, StreamsReport, Turnover, TurnoverReport, WEB_PORT},
 };
 
-use crate::interrupt::Interrupt;
+use crate::{interrupt::Interrupt, lab::demo::conclude};
 
 /// Connections that say nothing but for a check after each step.
 const IDLE: usize = 500;
@@ -136,14 +136,7 @@ pub fn play(mut pair: Pair, interrupt: &Interrupt) -> Result<bool> {
         println!("{seen}");
         as_expected &= seen.difference.is_none();
     }
-    println!(
-        "{}",
-        if as_expected {
-            "Every step had the expected outcome."
-        } else {
-            "Not every step had the expected outcome."
-        }
-    );
+    conclude(as_expected);
     Ok(as_expected)
 }
 
