@@ -41,7 +41,8 @@ const EVENT_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Asking {
     /// Nothing if the map can no longer be read.
     events: Option<AskedEvents>,
-    intake: Intake,
+    /// Loaded when a service of mode `dsr` needs it: the verifier takes its time.
+    intake: Option<Intake>,
     questions: Questions,
     /// While clients wait for an answer.
     next_look: Option<Instant>,
@@ -55,15 +56,15 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    /// Opens the ring of unknown clients, and the way to give them flows.
+    /// Opens the ring of unknown clients, and the way to give them flows if a service `asks` about them.
     ///
     /// # Errors
     ///
     /// Names the map or the program that cannot be opened.
-    pub fn open(datapath: &mut Datapath) -> Result<Self> {
+    pub fn open(datapath: &mut Datapath, asks: bool) -> Result<Self> {
         Ok(Self {
             events: Some(AskedEvents::open(datapath.pin_path())?),
-            intake: datapath.intake()?,
+            intake: asks.then(|| datapath.intake()).transpose()?,
             questions: Questions::new(Instant::now()),
             next_look: None,
             unknown: Vec::new(),
@@ -198,7 +199,11 @@ impl Manager {
     }
 
     fn admit_found(&mut self, found: &[FlowRecord]) -> Result<()> {
-        let outcome = self.asking.intake.admit(found)?;
+        let intake = match &mut self.asking.intake {
+            Some(intake) => intake,
+            unloaded => unloaded.insert(self.datapath.intake()?),
+        };
+        let outcome = intake.admit(found)?;
         debug!("connections that agents know: {outcome:?}");
         Ok(())
     }

@@ -35,7 +35,9 @@ use crate::{
     peer::PeerListener,
     status,
 };
-use lb_core::{AdminAction, AdminOverrides, AdoptedState, AttachedInterface, Core, Event, counted};
+use lb_core::{
+    AdminAction, AdminOverrides, AdoptedState, AttachedInterface, Core, Event, Mode, counted,
+};
 
 /// How many requests, or results, wait before their senders do.
 const QUEUE: usize = 16;
@@ -243,7 +245,8 @@ impl Prepared {
             &state_files,
             handle.clone(),
         )?;
-        let asking = Asking::open(&mut datapath)?;
+        let asks = settings.services.iter().any(|it| it.mode == Mode::Dsr);
+        let asking = Asking::open(&mut datapath, asks)?;
         let manager = Manager {
             replicated,
             interfaces: datapath
