@@ -215,7 +215,7 @@ fn a_peers_packet_is_forwarded_and_teaches_no_link_address() {
         for entry in bench.entries().values() {
             assert_eq!(entry.client_mac, CLIENT.mac.into());
         }
-        // The peer is told of it once a second.
+        // It is reported to the peer once a second.
         bench.records();
         bench.wait(Duration::from_secs(2));
         bench.receives(from_peer(&request)).was_sent_to(WORKER1, 0);

@@ -60,7 +60,7 @@ pub(super) fn report_opened<T: Tables>(tables: &T, key: &FlowKey<T::Address>) ->
     0
 }
 
-/// Whether peers are told of the connection.
+/// Whether the connection is reported to peers.
 #[inline(always)]
 fn is_reported<T: Tables>(tables: &T, flow: &Flow<T::Address>) -> bool {
     let is_local = |it: &Backend| it.mode == mode::LOCAL;
