@@ -98,11 +98,18 @@ async fn ask(control_socket: &Path) -> (ControlReply, Option<i32>) {
 
 pub fn findings(facts: &Facts) -> Vec<Finding> {
     let rest = [receiving(facts), serving(facts), alone(facts)];
-    let other = other_network(facts);
-    // What is examined in this network says nothing about a manager in another one.
-    let rest = rest.into_iter().filter(|_| other.is_none());
+    // What is examined in this network says nothing about a manager that answers from another one.
+    let rest = rest
+        .into_iter()
+        .filter(|_| answering_elsewhere(facts).is_none());
     let all = [manager(facts)].into_iter().chain(rest).flatten();
-    all.chain(other.clone()).collect()
+    all.chain(other_network(facts)).collect()
+}
+
+/// The manager that answers, if it runs in another network namespace.
+fn answering_elsewhere(facts: &Facts) -> Option<&Holder> {
+    let mut elsewhere = facts.elsewhere.iter();
+    elsewhere.find(|it| facts.pid == Some(it.pid))
 }
 
 fn manager(facts: &Facts) -> Option<Finding> {
@@ -259,10 +266,9 @@ fn free_the_port(facts: &Facts, holder: &Holder, another: &str) -> String {
 
 /// Finds the manager in another network namespace, and says how to examine it there.
 fn other_network(facts: &Facts) -> Option<Finding> {
-    let answers = |it: &&Holder| facts.pid == Some(it.pid);
     let there =
         |holder: &Holder| format!("nsenter --target {} --net --mount memlb doctor", holder.pid);
-    if let Some(holder) = facts.elsewhere.iter().find(answers) {
+    if let Some(holder) = answering_elsewhere(facts) {
         return Some(Finding::problem(
             "manager",
             format!(
@@ -448,7 +454,14 @@ pub mod tests {
         assert!(found[0].found.contains("in another network namespace"));
         let remedy = "nsenter --target 7 --net --mount memlb doctor";
         assert_eq!(found[0].remedy.as_deref(), Some(remedy));
+        let stranger = Receiver::Known(Holder {
+            pid: 99,
+            program: "python3".to_owned(),
+        });
+        let taken = problems(&elsewhere(absent(stranger, &[])));
+        assert!(taken[0].found.contains("belongs to python3"), "{taken:?}");
         let absent = findings(&elsewhere(absent(Receiver::Free, &[])));
+        assert!(absent.iter().any(|it| it.found.contains("is free")));
         assert_eq!(absent.last().unwrap().severity, Severity::Warning);
         assert_eq!(absent.last().unwrap().remedy.as_deref(), Some(remedy));
     }
