@@ -14,6 +14,8 @@ use socket2::SockRef;
 pub const SOON: Duration = Duration::from_secs(10);
 /// How long a single step of a peer may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a peer may hear nothing: the other one waits while [`disturb`] restarts the manager.
+const SILENCE: Duration = Duration::from_secs(90);
 pub const MIB: usize = 1 << 20;
 
 /// The most that any program may take.
@@ -129,7 +131,7 @@ pub fn connect(namespace: &Namespace, server: SocketAddr) -> TcpStream {
 }
 
 fn with_patience(stream: TcpStream) -> TcpStream {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(SILENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
