@@ -38,6 +38,7 @@ pub use crate::datapath::{Circumstances, Edge, Hook};
 use crate::{
     call::Call,
     datapath::{BACKENDS, BUCKETS, Counters, Datapath},
+    entries,
     frame::{Family, Mac},
     lan::{self, Server, Station},
     outcome::{Counted, Outcome},
@@ -194,9 +195,9 @@ impl Bench {
     /// Makes every port known to be free.
     fn frees_ports(&mut self) {
         let words = &mut self.datapath.maps.port_words;
-        for word in 0..words.len() {
-            if words.get(&word, 0).unwrap() != PortWord::default() {
-                words.set(word, PortWord::default(), 0).unwrap();
+        for (index, word) in (0..).zip(entries::of(words)) {
+            if word != PortWord::default() {
+                words.set(index, PortWord::default(), 0).unwrap();
             }
         }
         for pool in 0..BACKENDS {
@@ -314,9 +315,12 @@ impl Bench {
             }
         }
         let known = &mut self.datapath.maps.ports;
+        let before = entries::of(known);
         for (index, bits) in words {
-            let before = known.get(&index, 0).unwrap();
-            known.set(index, before | bits, 0).unwrap();
+            let before = before[index as usize];
+            if before | bits != before {
+                known.set(index, before | bits, 0).unwrap();
+            }
         }
     }
 

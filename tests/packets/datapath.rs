@@ -19,11 +19,11 @@ use lb_common::{
         PeerLinks, PeerSwitch, Policy, PortPool, PortWord, SLOTS_PER_BUCKET, Service, ServiceKey,
         Settings, TRACE_SECTION, TraceConfig, TraceCounts, Traffic, name,
     },
-    verdict::Verdict,
 };
 use memlb::datapath::Intake;
 
 use crate::{
+    entries,
     outcome::{Action, Counted, Outcome},
     tables::{Flows, Handshakes},
 };
@@ -170,20 +170,9 @@ impl Datapath {
     }
 
     pub fn counters(&self) -> Counters {
-        let verdicts = Verdict::ALL.iter().map(|verdict| {
-            let values = self.maps.verdicts.get(&(*verdict as u32), 0).unwrap();
-            values.iter().fold(Counter::default(), |sum, one| Counter {
-                packets: sum.packets + one.packets,
-                bytes: sum.bytes + one.bytes,
-            })
-        });
-        let traffic = (0..BACKENDS).map(|id| {
-            let values = self.maps.traffic.get(&id, 0).unwrap();
-            Traffic::sum(values.iter())
-        });
         Counters {
-            verdicts: verdicts.collect(),
-            traffic: traffic.collect(),
+            verdicts: entries::sums(&self.maps.verdicts, total),
+            traffic: entries::sums(&self.maps.traffic, |values| Traffic::sum(values)),
         }
     }
 
@@ -280,6 +269,14 @@ impl Datapath {
         })?;
         Ok(())
     }
+}
+
+/// A counter's sum over the CPUs.
+pub fn total(values: &[Counter]) -> Counter {
+    values.iter().fold(Counter::default(), |sum, one| Counter {
+        packets: sum.packets + one.packets,
+        bytes: sum.bytes + one.bytes,
+    })
 }
 
 /// How many instructions the verifier went through for each of these programs.

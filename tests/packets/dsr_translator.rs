@@ -18,7 +18,8 @@ use memlb_tests::require_root;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::{
-    datapath::{Circumstances, socket_buffer},
+    datapath::{Circumstances, socket_buffer, total},
+    entries,
     frame::{ACK, FIN, Family, Mac, RST, SYN, arp_request},
     lan::{self, CLIENT, ETH1, MANAGER, OTHER_CLIENT, ROUTER, WORKER1, service},
     message::{Message, Problem},
@@ -456,14 +457,7 @@ impl Worker {
     }
 
     fn counters(&self) -> Vec<Counter> {
-        let sum = |verdict: &Verdict| {
-            let values = self.verdicts.get(&(*verdict as u32), 0).unwrap();
-            values.iter().fold(Counter::default(), |sum, one| Counter {
-                packets: sum.packets + one.packets,
-                bytes: sum.bytes + one.bytes,
-            })
-        };
-        Verdict::ALL.iter().map(sum).collect()
+        entries::sums(&self.verdicts, total)
     }
 }
 

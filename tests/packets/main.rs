@@ -5,6 +5,7 @@
 mod bench;
 mod call;
 mod datapath;
+mod entries;
 mod frame;
 mod lan;
 mod message;
