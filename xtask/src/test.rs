@@ -23,6 +23,7 @@ use std::{
 use anyhow::Result;
 use memlb_tests::command::run;
 
+use self::test_program::Durations;
 use crate::{
     build,
     build_ebpf::FOR_THE_KERNEL,
@@ -46,6 +47,7 @@ pub fn all(parts: Vec<String>) -> Result<ExitCode> {
     let package = package_of(&memlb)?;
 
     let interrupt = Interrupt::catch()?;
+    let durations = Durations::default();
     let mut suite = Suite {
         parts,
         interrupt: interrupt.clone(),
@@ -105,7 +107,7 @@ pub fn all(parts: Vec<String>) -> Result<ExitCode> {
         ]))
     });
     suite.check("tests in network namespaces", || {
-        privileged::run_all(&memlb, &interrupt)
+        privileged::run_all(&memlb, &interrupt, &durations)
     });
     suite.check("the story of the lab", || {
         run(with_memlb_as_root(&memlb)?.args(["lab", "demo"]))
@@ -120,6 +122,7 @@ pub fn all(parts: Vec<String>) -> Result<ExitCode> {
     if let Some(background) = other_kernels {
         suite.check(OTHER_KERNELS, || background?.join());
     }
+    durations.print();
     Ok(suite.conclude())
 }
 

@@ -170,8 +170,9 @@ fn pass(guest: &Guest, suites: &[Suite], interrupt: &Interrupt) -> Result<String
     let (report, took) = guest.run(DEADLINE, interrupt)?;
     let passed = report::passed(&report, release, suites)?;
     say(format!(
-        "Linux {release}: {passed} tests passed in {} s",
-        took.as_secs()
+        "Linux {release}: {passed} tests passed in {} s (by the guest's clock: {})",
+        took.as_secs(),
+        report::durations(&report)
     ));
     Ok(report)
 }

@@ -48,6 +48,19 @@ pub fn passed(report: &str, release: &str, suites: &[Suite]) -> Result<usize> {
     Ok(suites.iter().map(|suite| suite.tests).sum())
 }
 
+/// Returns how long the suites took by the guest's clock, as `packets 120 s, kernels 30 s`.
+pub fn durations(report: &str) -> String {
+    let mut durations: Vec<String> = Vec::new();
+    let mut suite = "";
+    for line in report.lines() {
+        suite = line.strip_prefix("memlb: running ").unwrap_or(suite);
+        if let Some((_, seconds)) = line.split_once("; finished in ") {
+            durations.push(format!("{suite} {seconds}"));
+        }
+    }
+    durations.join(", ")
+}
+
 fn check(report: &str, suite: &Suite) -> Result<()> {
     let Suite { name, tests, .. } = suite;
     let begins = format!("memlb: running {name}");
@@ -77,7 +90,7 @@ fn check(report: &str, suite: &Suite) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Suite, passed, script};
+    use super::{Suite, durations, passed, script};
 
     const RELEASE: &str = "6.1.0-56-cloud-amd64";
 
@@ -108,6 +121,11 @@ memlb: the end
     #[test]
     fn believes_a_complete_report() {
         assert_eq!(passed(GOOD, RELEASE, &suites()).ok(), Some(3));
+    }
+
+    #[test]
+    fn reads_how_long_the_suites_took() {
+        assert_eq!(durations(GOOD), "packets 1.00s, kernels 1.00s");
     }
 
     #[test]

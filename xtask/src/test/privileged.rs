@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use memlb_tests::{cluster::BINARY, command, document::XTASK, privilege::REQUIRED};
 
-use super::{python, test_program::TestProgram};
+use super::{
+    python,
+    test_program::{Durations, TestProgram},
+};
 use crate::{
     interrupt::Interrupt,
     test_binaries::build,
@@ -42,7 +45,7 @@ const LONGEST: &[&str] = &[
 ];
 
 /// Runs every test of the package `memlb-tests`, also after a failure.
-pub fn run_all(memlb: &Path, interrupt: &Interrupt) -> Result<()> {
+pub fn run_all(memlb: &Path, interrupt: &Interrupt, durations: &Durations) -> Result<()> {
     let environment = environment(memlb)?;
     // The tests of documents start them.
     command::run(cargo().args(["build", "--package=memlb-benchmarks"]))?;
@@ -59,12 +62,12 @@ pub fn run_all(memlb: &Path, interrupt: &Interrupt) -> Result<()> {
         .partition(|program| ALONE.contains(&program.name.as_str()));
 
     // A test that fails while others run may have lacked a processor. It must pass alone.
-    let mut second_run = run_together(&together, interrupt);
+    let mut second_run = run_together(&together, interrupt, durations);
     second_run.extend(alone.iter().map(|program| (program, Vec::new())));
     let mut failed = Vec::new();
     for (program, tests) in second_run {
         interrupt.check()?;
-        if program.run(&tests).is_err() {
+        if program.run(&tests, durations).is_err() {
             failed.push(program.name.as_str());
         }
     }
@@ -78,6 +81,7 @@ pub fn run_all(memlb: &Path, interrupt: &Interrupt) -> Result<()> {
 fn run_together<'a>(
     programs: &'a [TestProgram],
     interrupt: &Interrupt,
+    durations: &Durations,
 ) -> Vec<(&'a TestProgram, Vec<String>)> {
     let queue = Mutex::new(programs.iter());
     let failed = Mutex::new(Vec::new());
@@ -87,7 +91,7 @@ fn run_together<'a>(
             if interrupt.is_asked() {
                 return;
             }
-            if let Err(tests) = program.run(&[]) {
+            if let Err(tests) = program.run(&[], durations) {
                 let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
                 failed.push((program, tests));
             }

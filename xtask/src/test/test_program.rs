@@ -1,11 +1,13 @@
 //! One test program, run as root in namespaces of its own.
 
 use std::{
+    cmp::Reverse,
     fs::File,
     io::{Read, Seek, Write},
     path::PathBuf,
     process::Command,
-    time::Instant,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -15,6 +17,28 @@ use crate::{
     privilege::as_root,
     workspace::{root, say},
 };
+
+/// How long each run of a program took.
+#[derive(Default)]
+pub struct Durations(Mutex<Vec<(String, Duration)>>);
+
+impl Durations {
+    fn add(&self, program: &str, took: Duration) {
+        let mut durations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        durations.push((program.to_owned(), took));
+    }
+
+    /// Prints all, the longest first.
+    pub fn print(&self) {
+        let mut durations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        durations.sort_by_key(|(_, took)| Reverse(*took));
+        let durations: Vec<String> = durations
+            .iter()
+            .map(|(program, took)| format!("{program} {}", took.as_secs()))
+            .collect();
+        println!("\nseconds of test programs: {}", durations.join(", "));
+    }
+}
 
 pub struct TestProgram {
     pub name: String,
@@ -32,17 +56,19 @@ impl TestProgram {
         }
     }
 
-    /// Runs the named tests, or all, and prints their output when they have ended.
+    /// Runs the named tests, or all, prints their output when they have ended, and adds how long they took.
     ///
     /// # Errors
     /// The names of the tests that failed; none when the program did not report them.
-    pub fn run(&self, tests: &[String]) -> Result<(), Vec<String>> {
+    pub fn run(&self, tests: &[String], durations: &Durations) -> Result<(), Vec<String>> {
         say(format!("running {} as root {}", self.name, tests.join(" ")));
         let started = Instant::now();
         let (passed, output) = self
             .run_to_end(tests)
             .unwrap_or_else(|error| (false, format!("{error:#}\n")));
-        let seconds = started.elapsed().as_secs_f64();
+        let took = started.elapsed();
+        durations.add(&self.name, took);
+        let seconds = took.as_secs_f64();
         let verdict = if passed { "passed" } else { "FAILED" };
         let mut stdout = std::io::stdout().lock();
         let heading = format!("--- {}: {verdict} after {seconds:.1} s ---", self.name);
