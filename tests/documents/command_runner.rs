@@ -23,7 +23,8 @@ use super::{
     treatment::{Treatment, treatment_of},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a command may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a person would put in place of words in capitals.
 const FILLED_IN: &[(&str, &str)] = &[
