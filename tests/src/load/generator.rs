@@ -26,6 +26,8 @@ const MOST_TO_BE_HELD: usize = 256;
 const OPENING: Duration = Duration::from_secs(60);
 /// How long held connections are watched.
 const HELD: Duration = Duration::from_secs(1);
+/// How long after its time the last connection at a rate may begin.
+const LATE: Duration = Duration::from_millis(500);
 /// After so many attempts the generator looks what has become of earlier ones.
 const BATCH: u64 = 32;
 const EVENTS: usize = 1024;
@@ -90,7 +92,7 @@ impl<'a> Generator<'a> {
         let (begun, mut started) = (Instant::now(), 0);
         while started < whole {
             let elapsed = begun.elapsed();
-            if elapsed > duration {
+            if elapsed > duration + LATE {
                 // More than the machine can do.
                 self.tally.skipped += whole - started;
                 break;
