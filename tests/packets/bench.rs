@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    env,
     net::IpAddr,
     ops::RangeInclusive,
     panic::resume_unwind,
@@ -55,6 +56,11 @@ pub const DATAGRAM_IDLE: Duration = Duration::from_secs(60);
 pub const SERVICE_ID: u32 = 3;
 const FOREIGN_SERVICE_ID: u32 = 5;
 
+/// `1`: each story at each edge over one family, and a tenth of the random cases. This is for further kernels, where
+/// the same programs run: a kernel differs in how it loads and attaches them and in what it does for them. The
+/// differential test has both families at each edge.
+const SPARSE: &str = "MEMLB_SPARSE";
+
 pub struct Bench {
     pub edge: Edge,
     /// What clients, service and workers speak unless a test says otherwise.
@@ -87,10 +93,29 @@ pub fn in_both_modes(story: impl Fn(&mut Bench) + Sync) {
     });
 }
 
-/// Tells `story` over both families.
+/// Tells `story` over both families; where [`is_sparse`], with the TC program over IPv4, with the XDP program over IPv6.
 pub fn at_edge(edge: Edge, story: impl Fn(&mut Bench) + Sync) {
+    let sparse = match edge {
+        Edge::Tc => Family::V4,
+        Edge::Xdp => Family::V6,
+    };
     for family in Family::BOTH {
-        run_at(edge, family, &story);
+        if !is_sparse() || family == sparse {
+            run_at(edge, family, &story);
+        }
+    }
+}
+
+/// Whether [`SPARSE`] is set.
+fn is_sparse() -> bool {
+    env::var_os(SPARSE).is_some_and(|value| value == "1")
+}
+
+/// Returns how many random cases a test has instead of that many.
+pub fn cases(usual: u32) -> u32 {
+    match is_sparse() {
+        true => usual / 10,
+        false => usual,
     }
 }
 

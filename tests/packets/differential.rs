@@ -18,7 +18,7 @@ use proptest::{
 };
 
 use crate::{
-    bench::{Bench, ESTABLISHED_IDLE, Edge, HALF_OPEN_IDLE, run_at},
+    bench::{Bench, ESTABLISHED_IDLE, Edge, HALF_OPEN_IDLE, cases, run_at},
     call::{CLIENT_START, Call, WORKER_START},
     frame::{ACK, FIN, Family, PSH, RST, SYN},
     lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, Server, Station, WORKER1, WORKER2},
@@ -110,7 +110,7 @@ fn the_programs_do_as_the_model_does() {
         run_at(edge, HOME, |bench| {
             bench.nat_ports(PORTS);
             let mut runner = TestRunner::new(ProptestConfig {
-                cases: 128,
+                cases: cases(128),
                 failure_persistence: None,
                 ..ProptestConfig::default()
             });

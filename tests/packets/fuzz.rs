@@ -10,7 +10,7 @@ use proptest::{
 };
 
 use crate::{
-    bench::{Bench, Edge, at_both_edges},
+    bench::{Bench, Edge, at_both_edges, cases},
     frame::{
         ACK, CUSTOMER_TAG, DESTINATION_OPTIONS, FRAGMENT, Family, HOP_BY_HOP, ICMP, ICMPV6, IPV4,
         IPV6, PSH, ROUTING, SERVICE_TAG, TCP, UDP, at, checksum, tagged,
@@ -114,7 +114,7 @@ fn samples(bench: &Bench) -> Vec<Vec<u8>> {
 
 fn survives(bench: &mut Bench, frames: impl Strategy<Value = Vec<u8>>) {
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: 2_000,
+        cases: cases(2_000),
         failure_persistence: None,
         ..ProptestConfig::default()
     });

@@ -3,7 +3,7 @@
 # The guest's first and only process of its own: runs what /tasks/list names, and says on the
 # second serial port what becomes of them.
 export PATH=/bin HOME=/tmp TMPDIR=/tmp
-export MEMLB_BINARY=/bin/memlb MEMLB_REQUIRE_ROOT=1 RUST_BACKTRACE=1
+export MEMLB_BINARY=/bin/memlb MEMLB_REQUIRE_ROOT=1 MEMLB_SPARSE=1 RUST_BACKTRACE=1
 
 # By this, the shell finds its other commands.
 busybox mount -t proc proc /proc
