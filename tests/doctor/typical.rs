@@ -1,6 +1,6 @@
 //! The five typical mistakes: doctor names each, and so does the tool that suffers from it.
 
-use std::{fs, net::TcpListener, time::Duration};
+use std::{fs, net::TcpListener, process::Command, time::Duration};
 
 use memlb_tests::{
     Cluster, ClusterOptions, Process, Shape, command::output, root_test, wait_until,
@@ -313,8 +313,8 @@ fn two_managers() {
         command.args(["--event-log", "", "--state-file", &elsewhere("second.json")]);
         command
     };
-    let expect_refusal = |file: &str, parts: &[&str]| {
-        let refused = second(file).output().unwrap();
+    let expect_refusal = |mut command: Command, parts: &[&str]| {
+        let refused = command.output().unwrap();
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success(), "{said}");
         for part in parts {
@@ -324,12 +324,22 @@ fn two_managers() {
     let served =
         format!("192.168.56.101:80/tcp at eth1 is served by memlb (process {first}), for ");
     expect_refusal(
-        &file,
+        second(&file),
         &[
             "service web: ",
             &served,
             "another address or port than 192.168.56.101:80",
         ],
+    );
+    // A user who may not see the first one's pins.
+    let mut blind = cluster.topology.manager.command("unshare");
+    let script = "mount -t bpf bpf /sys/fs/bpf && exec \"$@\"";
+    blind.args(["--mount", "sh", "-c", script, "sh"]);
+    blind.arg(second(&file).get_program());
+    blind.args(second(&file).get_args());
+    expect_refusal(
+        blind,
+        &[&format!("service {served}"), "stop the other manager"],
     );
     let other = elsewhere("second.toml");
     let text = fs::read_to_string(&file).unwrap();
@@ -339,7 +349,7 @@ fn two_managers() {
     )
     .unwrap();
     expect_refusal(
-        &other,
+        second(&other),
         &[
             "limits.nat_ports: 4096-32767 overlap 4096-32767 of memlb",
             "192.168.56.103:8081",

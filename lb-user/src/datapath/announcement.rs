@@ -1,18 +1,28 @@
 //! How managers of one network namespace know of each other.
 //!
 //! The kernel gives the names of other programs only with `CAP_SYS_ADMIN`, which the package's manager lacks. So each
-//! manager holds a socket without a file whose name has the index of an interface (unix(7), abstract sockets): only
-//! processes of the same network namespace see it. Any of them can imitate it, and thereby cause a false warning.
+//! manager holds sockets without a file (unix(7), abstract sockets): one for each interface and one for each service,
+//! which their names tell. Only processes of the same network namespace see them. Any of them can imitate the former, and
+//! thereby cause a false warning. The latter prevent a start, and count only if root or this user holds them.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::{
         linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixDatagram},
+        unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream},
     },
     process,
 };
 
+use lb_core::Endpoint;
+use nix::{
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    unistd::Uid,
+};
+use tracing::debug;
+
+const SERVICE_PREFIX: &str = "memlb-service/";
 const PREFIX: &str = "memlb-manager/";
 
 /// Where the kernel lists the sockets of this network namespace.
@@ -55,14 +65,75 @@ pub fn is_other_at(interface: u32) -> io::Result<bool> {
     Ok(has_other(&sockets, &name(interface), interface))
 }
 
-/// Looks in the kernel's list, where such names begin with `@`.
 fn has_other(sockets: &str, own: &str, interface: u32) -> bool {
-    let names = sockets.lines().filter_map(|line| line.split_once('@'));
-    names.map(|(_, name)| name.trim_end()).any(|name| {
+    names(sockets).any(|name| {
         let parts = name.strip_prefix(PREFIX);
         let at = parts.and_then(|it| it.split_once('/')?.1.parse().ok());
         at == Some(interface) && name != own
     })
+}
+
+/// The services of this manager, as other managers see them; they end with the value.
+#[derive(Debug, Default)]
+pub struct ServiceAnnouncements(BTreeMap<Endpoint, UnixListener>);
+
+impl ServiceAnnouncements {
+    /// Announces these services, and no others.
+    pub fn update(&mut self, services: &BTreeSet<Endpoint>) {
+        self.0.retain(|service, _| services.contains(service));
+        for service in services {
+            if self.0.contains_key(service) {
+                continue;
+            }
+            let name = format!("{SERVICE_PREFIX}{}/{service}", process::id());
+            let bound = SocketAddr::from_abstract_name(name)
+                .and_then(|address| UnixListener::bind_addr(&address));
+            match bound {
+                Ok(socket) => drop(self.0.insert(*service, socket)),
+                Err(error) => debug!("announce service {service}: {error}"),
+            }
+        }
+    }
+}
+
+/// A manager, of root or of this user, that announces itself at the interface and announces a service among
+/// `services`: its process and that service. Managers of an older version do not.
+///
+/// # Errors
+///
+/// The list of sockets cannot be read.
+pub fn other_serving(
+    interface: u32,
+    services: &BTreeSet<Endpoint>,
+) -> io::Result<Option<(i32, Endpoint)>> {
+    let sockets = fs::read(SOCKETS)?;
+    let sockets = String::from_utf8_lossy(&sockets);
+    Ok(names(&sockets).find_map(|name| {
+        let (pid, service) = name.strip_prefix(SERVICE_PREFIX)?.split_once('/')?;
+        let service = service.parse().ok()?;
+        let is_at = |it: &str| it == format!("{PREFIX}{pid}/{interface}");
+        let is_same = services.contains(&service) && names(&sockets).any(is_at);
+        let is_other = pid != process::id().to_string();
+        Some((
+            trusted_holder(name).filter(|_| is_same && is_other)?,
+            service,
+        ))
+    }))
+}
+
+/// The process that holds a socket, if root or this user runs it.
+fn trusted_holder(name: &str) -> Option<i32> {
+    let address = SocketAddr::from_abstract_name(name).ok()?;
+    let socket = UnixStream::connect_addr(&address).ok()?;
+    let holder = getsockopt(&socket, PeerCredentials).ok()?;
+    let user = Uid::from_raw(holder.uid());
+    (user.is_root() || user == Uid::effective()).then(|| holder.pid())
+}
+
+/// The names in the kernel's list, without the `@` with which it begins them.
+fn names(sockets: &str) -> impl Iterator<Item = &str> {
+    let names = sockets.lines().filter_map(|line| line.split_once('@'));
+    names.map(|(_, name)| name.trim_end())
 }
 
 #[cfg(test)]
@@ -96,5 +167,32 @@ mod tests {
         assert!(!is_other_at(INTERFACE).unwrap());
         drop(announcement);
         assert!(!listed());
+    }
+
+    #[test]
+    fn finds_a_service_of_another_process_only() {
+        const INTERFACE: u32 = 987_654_322;
+        let services: BTreeSet<Endpoint> = ["192.0.2.1:80".parse().unwrap()].into();
+        let _interface = Announcement::new(INTERFACE).unwrap();
+        let mut own = ServiceAnnouncements::default();
+        own.update(&services);
+        assert_eq!(own.0.len(), 1);
+        assert_eq!(other_serving(INTERFACE, &services).unwrap(), None);
+
+        // No process has this number.
+        let bind = |name: &str| {
+            let address = SocketAddr::from_abstract_name(name).unwrap();
+            UnixListener::bind_addr(&address).unwrap()
+        };
+        let _service = bind("memlb-service/5000000/192.0.2.1:80/tcp");
+        assert_eq!(other_serving(INTERFACE, &services).unwrap(), None);
+        let _manager = bind(&format!("memlb-manager/5000000/{INTERFACE}"));
+        let found = other_serving(INTERFACE, &services).unwrap();
+        let holder = i32::try_from(process::id()).unwrap();
+        assert_eq!(found, Some((holder, "192.0.2.1:80".parse().unwrap())));
+        let others = ["192.0.2.1:80/udp".parse().unwrap()].into();
+        assert_eq!(other_serving(INTERFACE, &others).unwrap(), None);
+        own.update(&BTreeSet::new());
+        assert_eq!(own.0.len(), 0);
     }
 }

@@ -12,9 +12,10 @@ use anyhow::Result;
 use lb_common::maps::{Backend, Settings, mode, name};
 use lb_core::{Endpoint, Mode};
 use procfs::process::Process;
+use tracing::debug;
 
 use super::{
-    adopt,
+    adopt, announcement,
     attach::{INGRESS, LINKS},
     bpffs,
     family::from_mapped,
@@ -152,6 +153,26 @@ fn service_conflict(
              --pin-path {}",
             programs.pin_path.display()
         ),
+    })
+}
+
+/// A manager that announces a service of this configuration at one of its interfaces, although its pins cannot be read.
+pub fn announced_conflict(config: &Config) -> Option<Conflict> {
+    let services = config.services.iter().map(Service::endpoint).collect();
+    config.manager.interfaces.iter().find_map(|interface| {
+        let serving = announcement::other_serving(index_of(interface)?, &services);
+        let (pid, service) = serving
+            .inspect_err(|error| debug!("look for other managers: {error}"))
+            .ok()??;
+        let by = holder(pid).map_or_else(|| format!("process {pid}"), |it| it.with_age());
+        Some(Conflict {
+            check: "service",
+            found: format!(
+                "service {service} at {interface} is served by {by} already: only one of two managers can steer its \
+                 packets"
+            ),
+            remedy: "give this service another address or port, or stop the other manager".to_owned(),
+        })
     })
 }
 

@@ -76,10 +76,12 @@ use crate::{
     config::{Config, Identity, PinnedIds, identities},
     deny::Prefix,
 };
+use announcement::ServiceAnnouncements;
 use attachments::Attachments;
 pub(crate) use clock::monotonic_ns;
 use deny_map::DenyMap;
 pub(crate) use family::{from_mapped, mapped};
+use foreign_programs::announced_conflict;
 use tables::{PersistentSettings, Tables};
 
 /// The attached programs and their maps.
@@ -102,6 +104,8 @@ pub struct Datapath {
     identities: BTreeMap<BackendId, Identity>,
     /// Number of changes of the configuration. Counts from before the last change are stale.
     generation: u64,
+    /// Tells other managers what this one serves.
+    announcements: ServiceAnnouncements,
     /// Held while this manager writes the maps.
     _lock: bpffs::Lock,
 }
@@ -174,7 +178,8 @@ pub fn prepare(config: &Config) -> Result<Prepared> {
         accept_local_before: None,
     };
     let adoption = adopt::read(&pin_path)?;
-    if let Some(conflict) = conflicts(config).first() {
+    let mut conflicts = conflicts(config).into_iter();
+    if let Some(conflict) = conflicts.next().or_else(|| announced_conflict(config)) {
         bail!("{conflict}");
     }
     capacity::fit(&pin_path, config)?;
@@ -240,6 +245,7 @@ impl Datapath {
             retiring: BTreeSet::new(),
             identities: identities(settings).collect(),
             generation: 0,
+            announcements: ServiceAnnouncements::default(),
             _lock: lock,
         })
     }
@@ -450,6 +456,11 @@ impl Datapath {
         let wanted = |id| self.backends.contains_key(&BackendId(id));
         self.retiring = self.tables.retire_missing(wanted)?;
         self.rollback.pin_path = None;
+        let served = settings
+            .services
+            .iter()
+            .map(lb_core::ServiceSettings::endpoint);
+        self.announcements.update(&served.collect());
         Ok(())
     }
 

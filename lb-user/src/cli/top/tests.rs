@@ -62,6 +62,26 @@ fn shows_the_peers_and_what_they_lack() {
 }
 
 #[test]
+fn shows_the_refusals_of_the_service() {
+    let mut app = lab();
+    let of = |service: &str, count| {
+        (
+            service.to_owned(),
+            [("no_backend".to_owned(), count)].into(),
+        )
+    };
+    if let Some(status) = &mut app.status {
+        status.refusals = [of("web", 17), of("other", 5)].into();
+    }
+    let screen = screen(&mut app, 80, 24);
+    assert!(
+        screen.contains("refused by the manager: no_backend 17"),
+        "{screen}"
+    );
+    assert!(!screen.contains("no_backend 5"), "{screen}");
+}
+
+#[test]
 fn two_hundred_workers_scroll() {
     let mut app = app(200, 0);
     for _ in 0..120 {

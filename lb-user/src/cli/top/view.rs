@@ -5,7 +5,7 @@ use lb_core::{AdminAction, AdminState, ServiceSnapshot, Severity};
 use memlb::{
     peer::PeerState,
     peer_report::{lag, problems},
-    status::{Backend, Status, failures, remarks},
+    status::{Backend, Status, failures, refusals, remarks},
 };
 use ratatui::{
     Frame,
@@ -137,6 +137,9 @@ fn head(app: &App, width: u16) -> Vec<Line<'static>> {
     if let Some((service, place, count)) = app.service() {
         for part in decision(service, place, count) {
             lines.extend(wrapped(&part, width));
+        }
+        if let Some(refused) = refusals(status, &service.name) {
+            lines.extend(wrapped(&[refused.yellow()], width));
         }
     }
     lines.push(Line::default());
