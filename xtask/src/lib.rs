@@ -2,11 +2,13 @@
 
 pub mod build;
 pub mod build_ebpf;
+mod debian;
 pub mod ebpf_compiler;
 pub mod image;
 pub mod interrupt;
 pub mod kernels;
 pub mod lab;
+pub mod machines;
 pub mod package;
 mod packaged_documents;
 pub mod packages;

@@ -5,7 +5,8 @@ use std::{ffi::OsString, process::ExitCode};
 use anyhow::Result;
 use clap::Parser;
 use xtask::{
-    build, build_ebpf, image, kernels, lab, package, privilege, run, setup, test, workspace,
+    build, build_ebpf, image, kernels, lab, machines, package, privilege, run, setup, test,
+    workspace,
 };
 
 /// Sets up, builds, shows and tests memlb on this machine.
@@ -26,6 +27,9 @@ enum Task {
     },
     /// Shows the three-node lab in network namespaces, live, until Ctrl-C
     Lab(lab::Lab),
+    /// Runs the lab of scripts/vagrant on three Debian machines under QEMU, with systemd and Docker Swarm
+    #[command(subcommand)]
+    Machines(machines::Machines),
     /// Makes the Debian package, to target/debian/
     Package {
         /// Also test it on clean machines, as `test` does
@@ -68,6 +72,7 @@ fn start(task: Task) -> Result<ExitCode> {
         Task::BuildEbpf => build_ebpf::build_ebpf().map(drop)?,
         Task::Run { arguments } => run::manager(&arguments)?,
         Task::Lab(lab) => return lab.run(),
+        Task::Machines(task) => task.run()?,
         Task::Package { check } => {
             let package = package::make()?;
             if check {

@@ -66,7 +66,8 @@ pub fn become_root() -> Result<()> {
     Err(become_command(command))
 }
 
-fn this_program() -> Result<PathBuf> {
+/// Returns the file of this program.
+pub fn this_program() -> Result<PathBuf> {
     env::current_exe().context("find this program")
 }
 

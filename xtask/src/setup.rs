@@ -75,6 +75,13 @@ const KERNEL_TOOLS: &[Tool] = tools! {
     "xz" "xz-utils" "unpacks the modules";
 };
 
+const MACHINE_TOOLS: &[Tool] = tools! {
+    "qemu-system-x86_64" "qemu-system-x86" "runs the machines";
+    "debootstrap" "debootstrap" "makes the Debian that they boot";
+    "mkfs.ext4" "e2fsprogs" "makes a disk of it";
+    "ssh" "openssh-client" "reaches the machines";
+};
+
 /// Provides the tools of the build.
 pub fn for_building() -> Result<Compiler> {
     refuse_to_run_under_sudo()?;
@@ -99,6 +106,13 @@ pub fn for_the_pair() -> Result<()> {
 pub fn for_kernels() -> Result<()> {
     for_the_lab()?;
     provide_tools(KERNEL_TOOLS)
+}
+
+/// Provides the tools of the machines under QEMU, without those of the build.
+pub fn for_machines() -> Result<()> {
+    for_the_lab()?;
+    provide_tools(BUILD_TOOLS)?;
+    provide_tools(MACHINE_TOOLS)
 }
 
 /// Provides the tools of the package, without those of the build.

@@ -36,6 +36,8 @@ use crate::{
 };
 
 const OTHER_KERNELS: &str = "other kernels";
+/// Takes longer than everything else where machines are emulated, and so runs only if it is named: at night.
+const MACHINES: &str = "machines under QEMU";
 
 /// Runs the `parts`, or everything, also after a failure, and returns success only if nothing failed.
 ///
@@ -119,6 +121,9 @@ pub fn all(parts: Vec<String>) -> Result<ExitCode> {
     suite.check("systemd services", scripts::units);
     suite.check("provisioning", || scripts::provisioning(&package));
     suite.check("smoke test", || scripts::smoke(&memlb));
+    if !suite.parts.is_empty() {
+        suite.check(MACHINES, || crate::machines::test(&package));
+    }
     if let Some(background) = other_kernels {
         suite.check(OTHER_KERNELS, || background?.join());
     }

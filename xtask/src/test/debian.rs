@@ -6,15 +6,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use memlb_tests::command::{output, run};
+use memlb_tests::command::run;
 use nix::unistd::{getgid, getuid};
 
 use crate::{
+    debian::{SUITE, bootstrap},
     privilege::as_root,
     workspace::{say, target},
 };
-
-const SUITE: &str = "bookworm";
 
 /// Returns the archive.
 pub fn provide() -> Result<PathBuf> {
@@ -34,12 +33,7 @@ pub fn provide() -> Result<PathBuf> {
 }
 
 fn make(root: &Path, archive: &Path) -> Result<()> {
-    output(
-        as_root("debootstrap")
-            .args(["--variant=minbase", "--include=systemd,dbus", SUITE])
-            .arg(root),
-    )
-    .context("make a Debian 12")?;
+    bootstrap(&[], root)?;
     // Complete, or not there.
     let draft = archive.with_extension("draft");
     run(as_root("tar")

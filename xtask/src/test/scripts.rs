@@ -18,7 +18,12 @@ use crate::{
 pub fn shellcheck() -> Result<()> {
     let mut scripts = files_below(&root().join("scripts"))?;
     scripts.push(root().join(".ci/run"));
-    for script in ["test/nodes.sh", "kernels/guest.sh"] {
+    for script in [
+        "test/nodes.sh",
+        "kernels/guest.sh",
+        "machines/nodes.sh",
+        "machines/image.sh",
+    ] {
         scripts.push(root().join("xtask/src").join(script));
     }
     scripts.push(root().join("benchmarks/src/migration/machine.sh"));

@@ -1,0 +1,49 @@
+//! Whether this machine's KVM runs a machine. Where it is, or seems to be, says little: inside of some virtual machines
+//! it can be opened, but what is started by it never begins.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result};
+use memlb_tests::Process;
+
+use super::image::Image;
+use crate::workspace::say;
+
+const KVM: &[&str] = &["-accel", "kvm", "-cpu", "host"];
+const EMULATION: &[&str] = &["-accel", "tcg", "-cpu", "max"];
+
+/// A kernel says its first word within a fraction of that.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Returns QEMU's options for KVM if a kernel starts by it, else for emulation.
+pub fn choose(image: &Image, directory: &Path) -> Result<&'static [&'static str]> {
+    if Path::new("/dev/kvm").exists() && starts(image, directory)? {
+        return Ok(KVM);
+    }
+    say(
+        "KVM does not run machines here, so they are emulated: minutes instead of seconds for each step",
+    );
+    Ok(EMULATION)
+}
+
+fn starts(image: &Image, directory: &Path) -> Result<bool> {
+    let log = directory.join("kvm.log");
+    if log.exists() {
+        fs::remove_file(&log).with_context(|| format!("remove {}", log.display()))?;
+    }
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+    ])
+    .args(KVM)
+    .args(["-m", "256", "-serial", "stdio", "-append", "console=ttyS0"])
+    .arg("-kernel")
+    .arg(&image.kernel);
+    let mut qemu = Process::start("the trial of KVM", &mut qemu, &log)?;
+    let started = qemu.wait_for_log(PATIENCE, "Linux version").is_ok();
+    Ok(started)
+}

@@ -1,0 +1,155 @@
+//! The file system that all machines boot from, made once of Debian's packages and kept below the target folder.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use memlb_tests::command::{output, run};
+
+use crate::{debian, workspace::say};
+
+/// What the box and the provisioning would install, besides systemd.
+const PACKAGES: &[&str] = &[
+    "adduser",
+    "apache2-bin",
+    // Which the box has, too; Docker loads a profile for each container.
+    "apparmor",
+    "ca-certificates",
+    "curl",
+    "docker.io",
+    "initramfs-tools",
+    "iproute2",
+    "iptables",
+    "linux-image-cloud-amd64",
+    "openssh-server",
+    "procps",
+    "sudo",
+    "systemd-sysv",
+    "udev",
+];
+
+/// Of the file system; the file takes only what is used.
+const SIZE: &str = "6G";
+
+/// A disk's content, and how it is booted.
+#[derive(Debug)]
+pub struct Image {
+    pub disk: PathBuf,
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    /// The private key of the user `vagrant`.
+    pub key: PathBuf,
+}
+
+impl Image {
+    /// Returns the image below `directory`, which need not be there.
+    pub fn of(directory: &Path) -> Self {
+        let file = |name| directory.join("image").join(name);
+        Self {
+            disk: file("disk.ext4"),
+            kernel: file("vmlinuz"),
+            initrd: file("initrd.img"),
+            key: file("key"),
+        }
+    }
+
+    /// Makes the image below `directory` unless it is there. Needs root.
+    pub fn provide(directory: &Path) -> Result<Self> {
+        let image = Self::of(directory);
+        if image.disk.exists() {
+            return Ok(image);
+        }
+        say("making a Debian 12 with a kernel, Docker and Apache; this takes a few minutes, once");
+        let started = Instant::now();
+        let draft = directory.join("draft");
+        remove(&draft)?;
+        fs::create_dir_all(&draft).with_context(|| format!("make {}", draft.display()))?;
+        let made = make(&draft);
+        // Its files are many, and root's.
+        remove(&draft.join("root"))?;
+        made?;
+        let complete = directory.join("image");
+        fs::rename(&draft, &complete).with_context(|| format!("make {}", complete.display()))?;
+        say(format!(
+            "made {} in {} s",
+            complete.display(),
+            started.elapsed().as_secs()
+        ));
+        Ok(image)
+    }
+}
+
+fn make(draft: &Path) -> Result<()> {
+    let root = draft.join("root");
+    let key = draft.join("key");
+    debian::bootstrap(PACKAGES, &root)?;
+    output(
+        Command::new("ssh-keygen")
+            .args([
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                "memlb-machines",
+                "-f",
+            ])
+            .arg(&key),
+    )?;
+    finish(&root, &key.with_extension("pub"))?;
+    for (link, file) in [("vmlinuz", "vmlinuz"), ("initrd.img", "initrd.img")] {
+        fs::copy(root.join(link), draft.join(file)).with_context(|| format!("copy {link}"))?;
+    }
+    output(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-L", "memlb", "-d"])
+            .args([&root, &draft.join("disk.ext4")])
+            .arg(SIZE),
+    )
+    .context("make the disk")
+    .map(drop)
+}
+
+/// Runs image.sh inside of `root`.
+fn finish(root: &Path, key: &Path) -> Result<()> {
+    let script = root.join("image.sh");
+    fs::write(&script, include_str!("image.sh")).context("write image.sh")?;
+    let log = root.with_extension("log");
+    let said = File::create(&log).with_context(|| format!("make {}", log.display()))?;
+    let key = File::open(key).with_context(|| format!("open {}", key.display()))?;
+    let mut chroot = Command::new("chroot");
+    chroot
+        .arg(root)
+        .args(["env", "--ignore-environment"])
+        .arg("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .args(["sh", "/image.sh"])
+        .stdin(key)
+        .stdout(said.try_clone().context("share the log file")?)
+        .stderr(said);
+    run(&mut chroot).with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+    fs::remove_file(&script).context("remove image.sh")
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    ensure!(
+        !is_mounted_below(directory)?,
+        "something is still mounted below {}: unmount it first",
+        directory.display()
+    );
+    if !directory.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))
+}
+
+/// An aborted debootstrap leaves /proc mounted there.
+fn is_mounted_below(directory: &Path) -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("list the mounts")?;
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    Ok(places.map(Path::new).any(|it| it.starts_with(directory)))
+}

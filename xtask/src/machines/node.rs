@@ -1,0 +1,223 @@
+//! The machines: those of scripts/vagrant/Vagrantfile, as QEMU's.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use memlb_tests::{Namespace, Process, command::output, wait_for};
+
+use super::{image::Image, network};
+use crate::interrupt::Interrupt;
+
+/// A machine of the lab.
+#[derive(Debug)]
+pub struct Node {
+    pub name: &'static str,
+    /// On the lab's network, card eth1.
+    pub address: &'static str,
+    /// On the network of SSH, card eth0.
+    ssh: &'static str,
+    pub role: &'static str,
+}
+
+pub const NODES: [Node; 3] = [
+    Node {
+        name: "manager",
+        address: "192.168.56.101",
+        ssh: "10.56.0.101",
+        role: "manager",
+    },
+    Node {
+        name: "worker1",
+        address: "192.168.56.103",
+        ssh: "10.56.0.103",
+        role: "worker",
+    },
+    Node {
+        name: "worker2",
+        address: "192.168.56.104",
+        ssh: "10.56.0.104",
+        role: "worker",
+    },
+];
+
+/// As in the Vagrantfile.
+const MEMORY_MB: &str = "700";
+
+/// Where the machines find what is copied into them, as in the Vagrantfile.
+pub const UPLOADS: &str = "/tmp/memlb";
+
+/// How long a booting machine may take, even where others take most of the processors.
+const BOOTING: Duration = Duration::from_secs(15 * 60);
+
+/// Returns the machine `name`.
+pub fn find(name: &str) -> Result<&'static Node> {
+    let found = NODES.iter().find(|node| node.name == name);
+    found.with_context(|| {
+        let names = NODES.map(|node| node.name).join(", ");
+        format!("there is no machine {name}, but {names}")
+    })
+}
+
+impl Node {
+    /// Switches the machine on. What it writes is gone when it is switched off.
+    pub fn boot(
+        &self,
+        namespace: &Namespace,
+        image: &Image,
+        accelerator: &[&str],
+        directory: &Path,
+    ) -> Result<Process> {
+        let command_line = format!(
+            "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 panic=-1 mitigations=off systemd.default_timeout_start_sec=900 systemd.hostname={} \
+             ip={}:::255.255.255.0::eth0:none ip={}:::255.255.255.0::eth1:none",
+            self.name, self.ssh, self.address
+        );
+        // Whatever else runs on this machine goes first.
+        let mut qemu = namespace.command("nice");
+        qemu.args(["-n", "10", "qemu-system-x86_64"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(accelerator)
+            .args(["-smp", "1", "-m", MEMORY_MB])
+            .args(["-append", &command_line])
+            .arg("-kernel")
+            .arg(&image.kernel)
+            .arg("-initrd")
+            .arg(&image.initrd)
+            .arg("-drive")
+            .arg(format!(
+                "file={},format=raw,if=virtio,snapshot=on",
+                image.disk.display()
+            ))
+            .arg("-serial")
+            .arg(format!("file:{}", self.console(directory).display()))
+            .args(["-device", "virtio-rng-pci"])
+            // Where QEMU keeps what the machine writes.
+            .env("TMPDIR", directory);
+        for (number, tap) in network::taps(self).iter().enumerate() {
+            let last: u32 = self.address.rsplit('.').next().unwrap_or("0").parse()?;
+            qemu.arg("-netdev")
+                .arg(format!(
+                    "tap,id=eth{number},ifname={tap},script=no,downscript=no"
+                ))
+                .arg("-device")
+                .arg(format!(
+                    "virtio-net-pci,netdev=eth{number},mac=52:54:00:56:{number:02}:{last:02x},romfile="
+                ));
+        }
+        Process::start(
+            self.name,
+            &mut qemu,
+            &directory.join(format!("{}.log", self.name)),
+        )
+    }
+
+    /// Waits until systemd has started everything.
+    pub fn wait_until_booted(
+        &self,
+        process: &mut Process,
+        image: &Image,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        // Says "degraded" with a failure.
+        let command = "systemctl is-system-running --wait || true";
+        let state = wait_for(BOOTING, &format!("{} to boot", self.name), || {
+            if interrupt.is_asked() || !process.is_running() {
+                return Some(None);
+            }
+            let state = self.run(image, command).ok()?.trim().to_owned();
+            let is_final = ["running", "degraded"].contains(&state.as_str());
+            is_final.then_some(Some(state))
+        })?;
+        interrupt.check()?;
+        match state.as_deref() {
+            Some("running") => Ok(()),
+            Some(_) => {
+                let failed = self.run(image, "systemctl --failed --no-legend")?;
+                bail!("services of {} have failed: {failed}", self.name)
+            }
+            None => bail!("{} has ended: {}", self.name, process.log().trim()),
+        }
+    }
+
+    /// Runs a line of shell on the machine, and returns what it printed.
+    pub fn run(&self, image: &Image, script: &str) -> Result<String> {
+        output(self.ssh(image).arg(script))
+    }
+
+    /// Runs a script of the host on the machine as root, as Vagrant does.
+    pub fn run_script(&self, image: &Image, script: &Path, arguments: &[&str]) -> Result<String> {
+        let name = script.file_name().and_then(|name| name.to_str());
+        let name = name.with_context(|| format!("{} has no name", script.display()))?;
+        self.upload(image, script, name)?;
+        let arguments = arguments.join(" ");
+        self.run(image, &format!("sudo bash {UPLOADS}/{name} {arguments}"))
+    }
+
+    /// Copies a file to the machine's folder of uploads, as `name`.
+    pub fn upload(&self, image: &Image, file: &Path, name: &str) -> Result<()> {
+        let content = File::open(file).with_context(|| format!("open {}", file.display()))?;
+        let mut ssh = self.ssh(image);
+        ssh.arg(format!("mkdir -p {UPLOADS} && cat >{UPLOADS}/{name}"))
+            .stdin(content);
+        output(&mut ssh).map(drop)
+    }
+
+    /// Returns an SSH client of the machine, to be completed with a command.
+    pub fn ssh(&self, image: &Image) -> Command {
+        let mut ssh = Command::new("nsenter");
+        ssh.arg(format!("--net=/run/netns/{}", network::NAMESPACE))
+            .args(["ssh", "-o", "LogLevel=ERROR", "-i"])
+            .arg(&image.key)
+            // A machine of this lab has no secrets, and its host key is new with each image.
+            .args([
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+            ])
+            .args([
+                "-o",
+                "ConnectTimeout=60",
+                "-o",
+                "IdentitiesOnly=yes",
+                "-F",
+                "none",
+            ])
+            .arg(format!("vagrant@{}", self.ssh));
+        ssh
+    }
+
+    fn console(&self, directory: &Path) -> PathBuf {
+        directory.join(format!("{}.console", self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::NODES;
+    use crate::workspace::root;
+
+    #[test]
+    fn has_the_machines_of_the_vagrantfile() {
+        let file = root().join("scripts/vagrant/Vagrantfile");
+        let text = fs::read_to_string(file).expect("the Vagrantfile is there");
+        for node in NODES {
+            let address = match node.role {
+                "manager" => format!("MANAGER = \"{}\"", node.address),
+                _ => format!("address: \"{}\"", node.address),
+            };
+            assert!(
+                text.contains(&format!("\"{}\" => {{", node.name)),
+                "{node:?}"
+            );
+            assert!(text.contains(&address), "{node:?}");
+        }
+    }
+}
