@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod dsr;
 pub mod headers;
 pub mod maps;
+pub mod named;
 pub mod packet;
 pub mod steer;
 pub mod trace;

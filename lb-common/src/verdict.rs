@@ -1,32 +1,23 @@
 //! The outcomes of packets: name, class, counter and explanation of each.
 
-/// What a verdict means for the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VerdictClass {
-    /// The packet reaches its receiver.
-    Forwarded,
-    /// memlb leaves the packet to the kernel or to the next program; no connection through memlb suffers.
-    Passed,
-    /// A new connection is refused.
-    Refused,
-    /// An existing connection is reset.
-    Reset,
-    /// The packet is dropped.
-    Dropped,
+crate::named_enum! {
+    /// What a verdict means for the client.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum VerdictClass {
+        /// The packet reaches its receiver.
+        Forwarded = "forwarded",
+        /// memlb leaves the packet to the kernel or to the next program; no connection through memlb suffers.
+        Passed = "passed",
+        /// A new connection is refused.
+        Refused = "refused",
+        /// An existing connection is reset.
+        Reset = "reset",
+        /// The packet is dropped.
+        Dropped = "dropped",
+    }
 }
 
 impl VerdictClass {
-    /// The stable name, in snake case, used by metrics and documents.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Forwarded => "forwarded",
-            Self::Passed => "passed",
-            Self::Refused => "refused",
-            Self::Reset => "reset",
-            Self::Dropped => "dropped",
-        }
-    }
-
     /// Whether the client loses a packet or its connection.
     pub fn is_loss(self) -> bool {
         matches!(self, Self::Refused | Self::Reset | Self::Dropped)

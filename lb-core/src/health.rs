@@ -7,34 +7,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::{Report, WorkerState};
 
-/// The state of a worker, or of a backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Health {
-    /// No heartbeat since the manager started.
-    Unknown,
-    /// Ready, and its last heartbeat is not older than `down_after`. Only such a worker is selected.
-    Up,
-    /// No heartbeat within `down_after`, or fewer than `up_after` since.
-    Down,
-    /// Its agent reports that its server does not answer.
-    Unhealthy,
-    /// Its agent announced that it stops.
-    Leaving,
-    /// Its agent announced maintenance.
-    Maintenance,
-    /// Drained by the operator. This one and those below are states of a backend, not of a worker.
-    Draining,
-    /// Drained, and its open connections are reset.
-    Terminated,
-    /// Expected to be silent for a while: it keeps its connections, whatever its heartbeats say.
-    Paused,
-    /// Up, but cannot serve in the service's mode, see [`super::Ineligibility`].
-    Ineligible,
-    /// Up, but the manager has no route to it. It keeps its connections: the route may come back.
-    Unreachable,
-    /// Up, but its server refuses or does not answer clients' handshakes. It keeps its connections.
-    Failing,
+lb_common::named_enum! {
+    /// The state of a worker, or of a backend.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Health {
+        /// No heartbeat since the manager started.
+        Unknown = "unknown",
+        /// Ready, and its last heartbeat is not older than `down_after`. Only such a worker is selected.
+        Up = "up",
+        /// No heartbeat within `down_after`, or fewer than `up_after` since.
+        Down = "down",
+        /// Its agent reports that its server does not answer.
+        Unhealthy = "unhealthy",
+        /// Its agent announced that it stops.
+        Leaving = "leaving",
+        /// Its agent announced maintenance.
+        Maintenance = "maintenance",
+        /// Drained by the operator. This one and those below are states of a backend, not of a worker.
+        Draining = "draining",
+        /// Drained, and its open connections are reset.
+        Terminated = "terminated",
+        /// Expected to be silent for a while: it keeps its connections, whatever its heartbeats say.
+        Paused = "paused",
+        /// Up, but cannot serve in the service's mode, see [`super::Ineligibility`].
+        Ineligible = "ineligible",
+        /// Up, but the manager has no route to it. It keeps its connections: the route may come back.
+        Unreachable = "unreachable",
+        /// Up, but its server refuses or does not answer clients' handshakes. It keeps its connections.
+        Failing = "failing",
+    }
 }
 
 impl Health {
@@ -45,23 +47,6 @@ impl Health {
     /// Whether silence changes the state.
     pub fn needs_deadline(self) -> bool {
         transition(self, HealthEvent::Timeout) != self
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Up => "up",
-            Self::Down => "down",
-            Self::Unhealthy => "unhealthy",
-            Self::Leaving => "leaving",
-            Self::Maintenance => "maintenance",
-            Self::Draining => "draining",
-            Self::Terminated => "terminated",
-            Self::Paused => "paused",
-            Self::Ineligible => "ineligible",
-            Self::Unreachable => "unreachable",
-            Self::Failing => "failing",
-        }
     }
 }
 

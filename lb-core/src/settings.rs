@@ -126,30 +126,20 @@ pub struct BackendSettings {
     pub max_connections: u32,
 }
 
-/// How packets reach a service's workers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Both addresses are translated; a worker needs nothing installed.
-    #[default]
-    Nat,
-    /// Requests reach the worker as the client sent them, and its replies go directly to the client: its
-    /// agent's DSR translator translates.
-    Dsr,
-    /// Only the destination is translated: a worker sees the client's address, and its replies are routed
-    /// through the manager.
-    Routed,
-}
-
-impl Mode {
-    pub const ALL: [Self; 3] = [Self::Nat, Self::Dsr, Self::Routed];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nat => "nat",
-            Self::Dsr => "dsr",
-            Self::Routed => "routed",
-        }
+lb_common::named_enum! {
+    /// How packets reach a service's workers.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Mode {
+        /// Both addresses are translated; a worker needs nothing installed.
+        #[default]
+        Nat = "nat",
+        /// Requests reach the worker as the client sent them, and its replies go directly to the client: its
+        /// agent's DSR translator translates.
+        Dsr = "dsr",
+        /// Only the destination is translated: a worker sees the client's address, and its replies are routed
+        /// through the manager.
+        Routed = "routed",
     }
 }
 

@@ -99,54 +99,26 @@ impl IntakeHeader {
     };
 }
 
-/// What the intake made of a [`FlowRecord`].
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    Inserted,
-    /// Known: at most its age was renewed.
-    Refreshed,
-    /// Took the place of another connection of the same tuple.
-    Replaced,
-    /// Left out: the connection known here is newer, or is carried here.
-    Older,
-    /// Removed: no packet has passed here.
-    Removed,
-    /// Marked as ended.
-    Ended,
-    /// Not known here, so there is nothing to end.
-    Absent,
-    UnknownBackend,
-    TableFull,
-}
-
-impl Admission {
-    /// Every outcome, in order.
-    pub const ALL: [Self; 9] = [
-        Self::Inserted,
-        Self::Refreshed,
-        Self::Replaced,
-        Self::Older,
-        Self::Removed,
-        Self::Ended,
-        Self::Absent,
-        Self::UnknownBackend,
-        Self::TableFull,
-    ];
-
-    /// The stable name, in snake case.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Inserted => "inserted",
-            Self::Refreshed => "refreshed",
-            Self::Replaced => "replaced",
-            Self::Older => "older",
-            Self::Removed => "removed",
-            Self::Ended => "ended",
-            Self::Absent => "absent",
-            Self::UnknownBackend => "unknown_backend",
-            Self::TableFull => "table_full",
-        }
+crate::named_enum! {
+    /// What the intake made of a [`FlowRecord`].
+    #[repr(u32)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Admission {
+        Inserted = "inserted",
+        /// Known: at most its age was renewed.
+        Refreshed = "refreshed",
+        /// Took the place of another connection of the same tuple.
+        Replaced = "replaced",
+        /// Left out: the connection known here is newer, or is carried here.
+        Older = "older",
+        /// Removed: no packet has passed here.
+        Removed = "removed",
+        /// Marked as ended.
+        Ended = "ended",
+        /// Not known here, so there is nothing to end.
+        Absent = "absent",
+        UnknownBackend = "unknown_backend",
+        TableFull = "table_full",
     }
 }
 

@@ -118,29 +118,21 @@ impl AdminAction {
     }
 }
 
-/// Why a worker that may be up gets no new connection. A later one includes the earlier ones.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum AdminState {
-    /// It keeps its open connections.
-    Drain,
-    /// Its silence and bad health raise no alarm.
-    Maintenance,
-    /// Its open connections are reset.
-    Terminate,
+lb_common::named_enum! {
+    /// Why a worker that may be up gets no new connection. A later one includes the earlier ones.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum AdminState {
+        /// It keeps its open connections.
+        Drain = "drain",
+        /// Its silence and bad health raise no alarm.
+        Maintenance = "maintenance",
+        /// Its open connections are reset.
+        Terminate = "terminate",
+    }
 }
 
 impl AdminState {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Drain => "drain",
-            Self::Maintenance => "maintenance",
-            Self::Terminate => "terminate",
-        }
-    }
-
     /// As in "worker1 is …".
     pub fn description(self) -> &'static str {
         match self {

@@ -10,23 +10,13 @@ use lb_core::{MaxShare, Threshold};
 
 use super::error::{BadValue, ProblemKind};
 
-/// Where in the kernel the programs attach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attach {
-    Auto,
-    Tc,
-    Xdp,
-}
-
-impl Attach {
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Tc, Self::Xdp];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Tc => "tc",
-            Self::Xdp => "xdp",
-        }
+lb_common::named_enum! {
+    /// Where in the kernel the programs attach.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Attach {
+        Auto = "auto",
+        Tc = "tc",
+        Xdp = "xdp",
     }
 }
 

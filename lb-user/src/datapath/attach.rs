@@ -39,19 +39,12 @@ pub const DSR_OUT: &str = "memlb_dsr_out";
 /// place.
 const CLSACT_PRIORITY: u16 = 808;
 
-/// The kind of program that receives an interface's packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttachMode {
-    Tc,
-    Xdp,
-}
-
-impl AttachMode {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tc => "tc",
-            Self::Xdp => "xdp",
-        }
+lb_common::named_enum! {
+    /// The kind of program that receives an interface's packets.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum AttachMode {
+        Tc = "tc",
+        Xdp = "xdp",
     }
 }
 

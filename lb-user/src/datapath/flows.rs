@@ -38,24 +38,16 @@ pub struct Connection {
     pub bytes_out: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ConnectionState {
-    Open,
-    /// One side has sent a FIN.
-    Closing,
-    /// Both sides have, or one has reset the connection, or it has timed out. The entry remains until it is replaced
-    /// or evicted.
-    Ended,
-}
-
-impl ConnectionState {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Closing => "closing",
-            Self::Ended => "ended",
-        }
+lb_common::named_enum! {
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum ConnectionState {
+        Open = "open",
+        /// One side has sent a FIN.
+        Closing = "closing",
+        /// Both sides have, or one has reset the connection, or it has timed out. The entry remains until it is replaced
+        /// or evicted.
+        Ended = "ended",
     }
 }
 

@@ -26,26 +26,16 @@ const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
 /// How long after a signed heartbeat unsigned ones of the same worker are refused.
 const SIGNED_FOR: Duration = Duration::from_secs(10);
 
-/// Whether heartbeats must be signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Authentication {
-    /// Signatures are not verified.
-    Off,
-    /// Unsigned heartbeats count, unless the worker also sends signed ones.
-    Permissive,
-    /// Only signed heartbeats count.
-    Enforce,
-}
-
-impl Authentication {
-    pub const ALL: [Self; 3] = [Self::Off, Self::Permissive, Self::Enforce];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Permissive => "permissive",
-            Self::Enforce => "enforce",
-        }
+lb_common::named_enum! {
+    /// Whether heartbeats must be signed.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Authentication {
+        /// Signatures are not verified.
+        Off = "off",
+        /// Unsigned heartbeats count, unless the worker also sends signed ones.
+        Permissive = "permissive",
+        /// Only signed heartbeats count.
+        Enforce = "enforce",
     }
 }
 

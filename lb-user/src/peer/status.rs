@@ -5,30 +5,18 @@ use std::{collections::BTreeMap, net::IpAddr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The state of the link to a peer.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum PeerState {
-    /// No session: the peer cannot be reached, or has not answered yet.
-    #[default]
-    Connecting,
-    /// One of the two refuses the other: another key, another protocol.
-    Refused,
-    /// Records are exchanged.
-    Connected,
-}
-
-impl PeerState {
-    pub const ALL: [Self; 3] = [Self::Connecting, Self::Refused, Self::Connected];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Refused => "refused",
-            Self::Connected => "connected",
-        }
+lb_common::named_enum! {
+    /// The state of the link to a peer.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum PeerState {
+        /// No session: the peer cannot be reached, or has not answered yet.
+        #[default]
+        Connecting = "connecting",
+        /// One of the two refuses the other: another key, another protocol.
+        Refused = "refused",
+        /// Records are exchanged.
+        Connected = "connected",
     }
 }
 
