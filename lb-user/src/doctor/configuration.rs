@@ -141,17 +141,11 @@ mod tests {
         let file = Config::example(&Overrides::default(), None).unwrap();
         let path = Path::new("/etc/memlb/memlb.toml");
         let same = in_force_finding(&file, Some((path, &file)));
-        assert!(
-            same.found
-                .ends_with("which are those of /etc/memlb/memlb.toml")
-        );
+        same.assert(Severity::Ok, "which are those of /etc/memlb/memlb.toml", "");
         let overrides = Overrides::default().option("failover.down_after", "3s");
         let in_force = Config::example(&overrides, None).unwrap();
-        let found = in_force_finding(&in_force, Some((path, &file))).found;
-        assert!(
-            found.ends_with("failover.down_after: 1500ms -> 3s"),
-            "{found}"
-        );
+        let found = in_force_finding(&in_force, Some((path, &file)));
+        found.assert(Severity::Ok, "failover.down_after: 1500ms -> 3s", "");
     }
 
     #[test]

@@ -2,23 +2,15 @@
 
 use serde::Serialize;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    Ok,
-    /// It works, but perhaps not as meant, or not for long.
-    Warning,
-    /// Something does not work, or will not.
-    Problem,
-}
-
-impl Severity {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warning => "warning",
-            Self::Problem => "problem",
-        }
+lb_common::named_enum! {
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Severity {
+        Ok = "ok",
+        /// It works, but perhaps not as meant, or not for long.
+        Warning = "warning",
+        /// Something does not work, or will not.
+        Problem = "problem",
     }
 }
 
@@ -64,6 +56,18 @@ impl Finding {
             severity: Severity::Problem,
             ..Self::warning(check, found, remedy)
         }
+    }
+}
+
+#[cfg(test)]
+impl Finding {
+    /// Asserts the severity, and what the finding and its remedy contain.
+    #[track_caller]
+    pub fn assert(&self, severity: Severity, found: &str, remedy: &str) {
+        assert_eq!(self.severity, severity, "{self:?}");
+        assert!(self.found.contains(found), "{self:?}");
+        let given = self.remedy.as_deref().unwrap_or_default();
+        assert!(given.contains(remedy), "{self:?}");
     }
 }
 

@@ -220,62 +220,29 @@ mod tests {
     fn of_first(attach: Attach, link: Link) -> Vec<Finding> {
         let mut findings = examine(attach, &[("eth1", link)], &[]);
         // The second is missing in all of these.
-        let missing = findings.pop().unwrap();
-        assert!(
-            missing.found.starts_with("eth2 does not exist"),
-            "{missing:?}"
-        );
-        assert!(
-            missing
-                .remedy
-                .unwrap()
-                .starts_with("memlb manager --interface eth3")
-        );
+        let (says, remedy) = ("eth2 does not exist", "memlb manager --interface eth3");
+        (findings.pop().unwrap()).assert(Severity::Problem, says, remedy);
         findings
     }
 
     #[test]
     fn reports_what_is_wrong_with_an_interface() {
-        let cases: [(Link, &str, &str); 4] = [
+        let cases: [(fn(&mut Link), &str, &str); 4] = [
+            (|it| it.is_up = false, "down", "ip link set eth1 up"),
+            (|it| it.has_carrier = false, "carrier", "ethtool eth1"),
+            (|it| it.is_ethernet = false, "Ethernet", "--interface"),
             (
-                Link {
-                    is_up: false,
-                    ..link()
-                },
-                "down",
-                "ip link set eth1 up",
-            ),
-            (
-                Link {
-                    has_carrier: false,
-                    ..link()
-                },
-                "carrier",
-                "ethtool eth1",
-            ),
-            (
-                Link {
-                    is_ethernet: false,
-                    ..link()
-                },
-                "Ethernet",
-                "--interface",
-            ),
-            (
-                Link {
-                    merges_received: Some(true),
-                    ..link()
-                },
+                |it| it.merges_received = Some(true),
                 "LRO",
                 "ethtool -K eth1 lro off",
             ),
         ];
-        for (link, says, remedy) in cases {
+        for (break_link, says, remedy) in cases {
+            let mut link = link();
+            break_link(&mut link);
             let findings = of_first(Attach::Auto, link);
             let worst = findings.iter().max_by_key(|it| it.severity).unwrap();
-            assert_eq!(worst.severity, Severity::Problem);
-            assert!(worst.found.contains(says), "{worst:?}");
-            assert!(worst.remedy.as_ref().unwrap().contains(remedy), "{worst:?}");
+            worst.assert(Severity::Problem, says, remedy);
         }
     }
 
@@ -289,27 +256,21 @@ mod tests {
             driver: Some("ixgbe".to_owned()),
             ..link()
         };
+        let (ok, warning) = (Severity::Ok, Severity::Warning);
         let cases = [
-            (
-                Attach::Auto,
-                &veth,
-                Severity::Ok,
-                "tc (a virtual interface (veth)",
-            ),
-            (Attach::Xdp, &veth, Severity::Warning, "GRO on"),
-            (Attach::Tc, &nic, Severity::Ok, "is configured"),
+            (Attach::Auto, &veth, ok, "tc (a virtual interface (veth)"),
+            (Attach::Xdp, &veth, warning, "GRO on"),
+            (Attach::Tc, &nic, ok, "is configured"),
             (
                 Attach::Auto,
                 &nic,
-                Severity::Ok,
+                ok,
                 "native XDP if its driver (ixgbe) can, tc",
             ),
-            (Attach::Xdp, &nic, Severity::Ok, "does not start"),
+            (Attach::Xdp, &nic, ok, "does not start"),
         ];
         for (attach, link, verdict, says) in cases {
-            let way = &of_first(attach, link.clone())[1];
-            assert_eq!(way.severity, verdict);
-            assert!(way.found.contains(says), "{way:?}");
+            of_first(attach, link.clone())[1].assert(verdict, says, "");
         }
     }
 
@@ -328,8 +289,7 @@ mod tests {
             ..link()
         };
         let findings = examine(Attach::Xdp, &[("eth1", veth)], &[attached("xdp")]);
-        assert_eq!(findings[1].severity, Severity::Warning);
-        assert!(findings[1].found.contains("drops what XDP sends"));
+        findings[1].assert(Severity::Warning, "drops what XDP sends", "");
         let findings = examine(Attach::Tc, &[("eth1", link())], &[attached("none")]);
         assert_eq!(findings[1].severity, Severity::Problem);
     }

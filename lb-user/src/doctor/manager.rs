@@ -154,51 +154,107 @@ fn manager(facts: &Facts) -> Option<Finding> {
     })
 }
 
+/// A port that the manager receives at.
+struct Port<'a> {
+    check: &'static str,
+    /// Protocol and address.
+    at: String,
+    receiver: &'a Receiver,
+    /// What a process does at the port.
+    verb: &'static str,
+    /// What the manager does there.
+    own: String,
+    /// No process receives there, although a manager runs.
+    unused: Finding,
+    /// What another program at the port prevents.
+    prevented: &'static str,
+    /// The options that choose another port.
+    another: &'static str,
+    /// The command that lists what is at the port.
+    list: String,
+}
+
 fn receiving(facts: &Facts) -> Option<Finding> {
     let listen = facts.heartbeat_listen;
+    let unused =
+        format!("the manager does not receive at UDP {listen}, where this configuration has it");
+    Some(at_port(
+        facts,
+        Port {
+            check: "heartbeats",
+            at: format!("UDP {listen}"),
+            receiver: &facts.receiver,
+            verb: "receives",
+            own: format!("receives at UDP {listen}"),
+            unused: Finding::problem("heartbeats", unused, restart_for_file()),
+            prevented: "heartbeats do not reach the manager",
+            another: "--heartbeat-listen 0.0.0.0:PORT, and the same for the agents",
+            list: format!("sudo ss -lunp 'sport = :{}'", listen.port()),
+        },
+    ))
+}
+
+/// Without its port for the web page, no manager starts.
+fn serving(facts: &Facts) -> Option<Finding> {
+    let (listen, receiver) = facts.http.as_ref()?;
+    let unused = format!(
+        "the manager does not serve its page at TCP {listen}, where this configuration has it"
+    );
+    Some(at_port(
+        facts,
+        Port {
+            check: "http",
+            at: format!("TCP {listen}"),
+            receiver,
+            verb: "serves",
+            own: format!("serves http://{listen}/"),
+            unused: Finding::warning("http", unused, restart_for_file()),
+            prevented: "no manager starts with this http_listen",
+            another: "--http-listen 127.0.0.1:PORT, or none: --http-listen \"\"",
+            list: format!("sudo ss -ltnp 'sport = :{}'", listen.port()),
+        },
+    ))
+}
+
+fn at_port(facts: &Facts, port: Port<'_>) -> Finding {
+    let Port {
+        check, at, verb, ..
+    } = &port;
     let is_running = matches!(facts.answer, ControlReply::Status(..));
-    Some(match &facts.receiver {
-        Receiver::Free if is_running => Finding::problem(
-            "heartbeats",
-            format!(
-                "the manager does not receive at UDP {listen}, where this configuration has it"
-            ),
-            restart_for_file(),
-        ),
-        Receiver::Free => Finding::ok("heartbeats", format!("UDP {listen} is free for a manager")),
-        Receiver::Known(holder) if facts.pid == Some(holder.pid) => Finding::ok(
-            "heartbeats",
-            format!("the manager receives at UDP {listen}"),
+    match port.receiver {
+        Receiver::Free if is_running => port.unused,
+        Receiver::Free => Finding::ok(check, format!("{at} is free for a manager")),
+        Receiver::Known(holder) if facts.pid == Some(holder.pid) => {
+            Finding::ok(check, format!("the manager {}", port.own))
+        }
+        // A manager that works is not ended: which of two should serve, the operator knows.
+        Receiver::Known(holder) if facts.managers.contains(holder) => Finding::problem(
+            check,
+            format!("{at} belongs to {holder}, a second manager"),
+            format!("choose another: {}", port.another),
         ),
         Receiver::Known(holder) => Finding::problem(
-            "heartbeats",
+            check,
+            format!("{at} belongs to {holder}: {}", port.prevented),
             format!(
-                "UDP {listen} belongs to {holder}{}",
-                match facts.managers.contains(holder) {
-                    true => ", a second manager",
-                    false => ": heartbeats do not reach the manager",
-                }
-            ),
-            free_the_port(
-                facts,
-                holder,
-                "--heartbeat-listen 0.0.0.0:PORT, and the same for the agents",
+                "kill {}    (or choose another: {})",
+                holder.pid, port.another
             ),
         ),
         Receiver::Unknown if is_running && facts.pid.is_none() => {
-            Finding::ok("heartbeats", format!("a process receives at UDP {listen}"))
+            Finding::ok(check, format!("a process {verb} at {at}"))
         }
         Receiver::Unknown if matches!(facts.answer, ControlReply::Forbidden) => Finding::warning(
-            "heartbeats",
-            format!("this user may not see which process receives at UDP {listen}"),
+            check,
+            format!("this user may not see which process {verb} at {at}"),
             "sudo memlb doctor",
         ),
         Receiver::Unknown => Finding::problem(
-            "heartbeats",
-            format!("UDP {listen} belongs to another user's program"),
-            format!("sudo ss -lunp 'sport = :{}'", listen.port()),
+            check,
+            format!("{at} belongs to another user's program"),
+            port.list,
         ),
-    })
+    }
 }
 
 /// How an operator restarts a manager that systemd does not run.
@@ -207,61 +263,6 @@ const RESTART: &str = "end the manager, and start it again";
 fn restart_for_file() -> String {
     let restart = Unit::Manager.restart(RESTART);
     format!("{restart}    (the file was changed since its start)")
-}
-
-/// Without its port for the web page, no manager starts.
-fn serving(facts: &Facts) -> Option<Finding> {
-    let (listen, receiver) = facts.http.as_ref()?;
-    let is_running = matches!(facts.answer, ControlReply::Status(..));
-    Some(match receiver {
-        Receiver::Free if is_running => Finding::warning(
-            "http",
-            format!(
-                "the manager does not serve its page at TCP {listen}, where this configuration has it"
-            ),
-            restart_for_file(),
-        ),
-        Receiver::Free => Finding::ok("http", format!("TCP {listen} is free for a manager")),
-        Receiver::Known(holder) if facts.pid == Some(holder.pid) => {
-            Finding::ok("http", format!("the manager serves http://{listen}/"))
-        }
-        Receiver::Known(holder) => Finding::problem(
-            "http",
-            format!(
-                "TCP {listen} belongs to {holder}{}",
-                match facts.managers.contains(holder) {
-                    true => ", a second manager",
-                    false => ": no manager starts with this http_listen",
-                }
-            ),
-            free_the_port(
-                facts,
-                holder,
-                "--http-listen 127.0.0.1:PORT, or none: --http-listen \"\"",
-            ),
-        ),
-        Receiver::Unknown if is_running && facts.pid.is_none() => {
-            Finding::ok("http", format!("a process serves at TCP {listen}"))
-        }
-        Receiver::Unknown if matches!(facts.answer, ControlReply::Forbidden) => Finding::warning(
-            "http",
-            format!("this user may not see which process serves at TCP {listen}"),
-            "sudo memlb doctor",
-        ),
-        Receiver::Unknown => Finding::problem(
-            "http",
-            format!("TCP {listen} belongs to another user's program"),
-            format!("sudo ss -ltnp 'sport = :{}'", listen.port()),
-        ),
-    })
-}
-
-/// A manager that works is not ended: which of two should serve, the operator knows.
-fn free_the_port(facts: &Facts, holder: &Holder, another: &str) -> String {
-    match facts.managers.contains(holder) {
-        true => format!("choose another: {another}"),
-        false => format!("kill {}    (or choose another: {another})", holder.pid),
-    }
 }
 
 /// Finds the manager in another network namespace, and says how to examine it there.
@@ -409,8 +410,11 @@ pub mod tests {
             program: "python3".to_owned(),
         };
         let found = problems(&absent(Receiver::Known(python), &[]));
-        assert!(found[0].found.contains("belongs to python3 (process 99)"));
-        assert!(found[0].remedy.as_ref().unwrap().starts_with("kill 99 "));
+        found[0].assert(
+            Severity::Problem,
+            "belongs to python3 (process 99)",
+            "kill 99 ",
+        );
         let deaf = problems(&running(Receiver::Free, &[7]));
         assert!(deaf[0].found.contains("does not receive"));
     }
@@ -428,9 +432,8 @@ pub mod tests {
         };
         let found = problems(&taken);
         let says = "TCP 127.0.0.1:9998 belongs to nginx (process 99)";
-        assert!(found[0].found.contains(says), "{found:?}");
-        let remedy = found[0].remedy.as_ref().unwrap();
-        assert!(remedy.starts_with("kill 99 ") && remedy.contains("--http-listen"));
+        found[0].assert(Severity::Problem, says, "kill 99 ");
+        found[0].assert(Severity::Problem, says, "--http-listen");
         let own = Facts {
             http: at(Receiver::Known(memlb(7))),
             ..running(Receiver::Known(memlb(7)), &[7])
@@ -451,9 +454,9 @@ pub mod tests {
         };
         let found = problems(&elsewhere(running(Receiver::Free, &[])));
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].found.contains("in another network namespace"));
+        let says = "in another network namespace";
         let remedy = "nsenter --target 7 --net --mount memlb doctor";
-        assert_eq!(found[0].remedy.as_deref(), Some(remedy));
+        found[0].assert(Severity::Problem, says, remedy);
         let stranger = Receiver::Known(Holder {
             pid: 99,
             program: "python3".to_owned(),
@@ -462,8 +465,7 @@ pub mod tests {
         assert!(taken[0].found.contains("belongs to python3"), "{taken:?}");
         let absent = findings(&elsewhere(absent(Receiver::Free, &[])));
         assert!(absent.iter().any(|it| it.found.contains("is free")));
-        assert_eq!(absent.last().unwrap().severity, Severity::Warning);
-        assert_eq!(absent.last().unwrap().remedy.as_deref(), Some(remedy));
+        (absent.last().unwrap()).assert(Severity::Warning, says, remedy);
     }
 
     #[test]

@@ -62,9 +62,7 @@ mod tests {
             (&found[1], "ip address add 10.0.0.2/32 dev eth2 "),
             (&found[2], "ip address add fd00::1/128 dev eth2 "),
         ] {
-            assert_eq!(finding.severity, Severity::Problem);
-            let given = finding.remedy.as_deref().unwrap_or_default();
-            assert!(given.starts_with(remedy), "{given}");
+            finding.assert(Severity::Problem, "", remedy);
         }
     }
 }

@@ -121,20 +121,17 @@ fn listen(facts: &Facts<'_>) -> Vec<Finding> {
     let Some(listen) = facts.config.manager.peer_listen else {
         return Vec::new();
     };
-    let is_here = facts.addresses.interface_of(listen.ip()).is_some();
-    (!is_here)
-        .then(|| {
-            Finding::problem(
-                CHECK,
-                format!("manager.peer_listen, {listen}, is not an address of this machine"),
-                format!(
-                    "write this machine's own address on the link to the peers; or ip address add {}/24 dev INTERFACE",
-                    listen.ip()
-                ),
-            )
-        })
-        .into_iter()
-        .collect()
+    if facts.addresses.interface_of(listen.ip()).is_some() {
+        return Vec::new();
+    }
+    vec![Finding::problem(
+        CHECK,
+        format!("manager.peer_listen, {listen}, is not an address of this machine"),
+        format!(
+            "write this machine's own address on the link to the peers; or ip address add {}/24 dev INTERFACE",
+            listen.ip()
+        ),
+    )]
 }
 
 fn key(file: &Path, ids: &Result<String, String>) -> Finding {

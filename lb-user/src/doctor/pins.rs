@@ -223,34 +223,25 @@ mod tests {
 
     #[test]
     fn reports_where_pins_cannot_be() {
-        let cases = [
+        let unmounted = |may_mount| PinDirectory::Unmounted { may_mount };
+        let (unfit, usual) = (
+            PinDirectory::Unfit("no".to_owned()),
+            "--pin-path /sys/fs/bpf/memlb",
+        );
+        let mount = "mount -t bpf bpf /sys/fs/bpf";
+        for (directory, verdict, remedy) in [
             (PinDirectory::Fit, Severity::Ok, ""),
-            (
-                PinDirectory::Unmounted { may_mount: true },
-                Severity::Warning,
-                "mount -t bpf bpf /sys/fs/bpf",
-            ),
-            (
-                PinDirectory::Unmounted { may_mount: false },
-                Severity::Problem,
-                "mount -t bpf bpf /sys/fs/bpf",
-            ),
+            (unmounted(true), Severity::Warning, mount),
+            (unmounted(false), Severity::Problem, mount),
             (PinDirectory::ReadOnly, Severity::Problem, "remount,rw"),
             (
                 PinDirectory::Forbidden,
                 Severity::Problem,
                 "sudo memlb doctor",
             ),
-            (
-                PinDirectory::Unfit("no".to_owned()),
-                Severity::Problem,
-                "--pin-path /sys/fs/bpf/memlb",
-            ),
-        ];
-        for (directory, verdict, remedy) in cases {
-            let found = &findings(&facts(directory, PinState::Nothing))[0];
-            assert_eq!(found.severity, verdict, "{found:?}");
-            assert!(found.remedy.clone().unwrap_or_default().contains(remedy));
+            (unfit, Severity::Problem, usual),
+        ] {
+            findings(&facts(directory, PinState::Nothing))[0].assert(verdict, "", remedy);
         }
     }
 
@@ -267,17 +258,14 @@ mod tests {
             others: vec![left],
             ..facts(PinDirectory::Fit, PinState::Ours)
         };
-        let found = &findings(&facts)[2];
-        assert_eq!(found.severity, Severity::Problem);
         let remedy = "memlb unload --pin-path /sys/fs/bpf/memlb2";
-        assert_eq!(found.remedy.as_deref(), Some(remedy));
+        findings(&facts)[2].assert(Severity::Problem, "", remedy);
     }
 
     #[test]
     fn reports_whose_the_pins_are() {
-        let left = &findings(&facts(PinDirectory::Fit, PinState::Ours))[1];
-        assert_eq!(left.severity, Severity::Warning);
-        assert!(left.found.contains("no longer runs"));
+        let left = facts(PinDirectory::Fit, PinState::Ours);
+        findings(&left)[1].assert(Severity::Warning, "no longer runs", "");
         let held = Facts {
             holder: Some(Holder {
                 pid: 7,
@@ -286,12 +274,8 @@ mod tests {
             ..facts(PinDirectory::Fit, PinState::Ours)
         };
         assert_eq!(findings(&held)[1].severity, Severity::Ok);
-        let old = &findings(&facts(
-            PinDirectory::Fit,
-            PinState::OtherLayout("layout 3".to_owned()),
-        ))[1];
-        assert_eq!(old.severity, Severity::Problem);
-        let remedy = old.remedy.as_deref().unwrap();
-        assert!(remedy.starts_with("memlb unload --pin-path /sys/fs/bpf/memlb"));
+        let old = PinState::OtherLayout("layout 3".to_owned());
+        let remedy = "memlb unload --pin-path /sys/fs/bpf/memlb";
+        findings(&facts(PinDirectory::Fit, old))[1].assert(Severity::Problem, "", remedy);
     }
 }

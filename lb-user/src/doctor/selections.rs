@@ -116,11 +116,8 @@ mod tests {
             let why = "no answer of worker1 passes the manager".to_owned();
             status.services[0].backends[0].seen.ineligible_reason = Some(why);
         });
-        assert_eq!(found[0].severity, Severity::Problem);
-        assert_eq!(
-            found[0].found,
-            "web: no answer of worker1 passes the manager"
-        );
+        let says = "web: no answer of worker1 passes the manager";
+        found[0].assert(Severity::Problem, says, "");
         assert_eq!(found.len(), 1);
     }
 

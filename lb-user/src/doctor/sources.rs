@@ -78,11 +78,7 @@ mod tests {
         let config = Config::parse(text, "memlb.toml", &Overrides::default(), None).unwrap();
         let mut status = status(Some(44), "up");
         let found = findings(&config, &status);
-        assert_eq!(found[0].severity, Severity::Problem);
-        assert!(
-            found[0].found.contains("swarm has given no list"),
-            "{found:?}"
-        );
+        found[0].assert(Severity::Problem, "swarm has given no list", "");
 
         status.sources.push(WorkerSource {
             name: "swarm".to_owned(),

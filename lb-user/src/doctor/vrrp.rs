@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::import::statement::{Statement, Terminator, parse};
+use crate::import::{
+    matching,
+    statement::{Statement, Terminator, parse},
+};
 
 /// Includes within includes.
 const MOST_INCLUDES: usize = 8;
@@ -154,26 +157,6 @@ fn definition(line: &str) -> Option<(&str, &str)> {
     let (name, value) = line.strip_prefix('$')?.split_once('=')?;
     let is_name = |it: char| it.is_ascii_alphanumeric() || it == '_';
     name.chars().all(is_name).then_some((name, value.trim()))
-}
-
-/// The files of a path whose last part may have one `*`.
-fn matching(path: &Path) -> Vec<PathBuf> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let Some((first, last)) = name.split_once('*') else {
-        return vec![path.to_owned()];
-    };
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = entries
-        .filter(|it| {
-            let name = it.file_name();
-            let name = name.to_string_lossy();
-            name.starts_with(first) && name.ends_with(last)
-        })
-        .map(|it| it.path())
-        .collect();
-    files.sort();
-    files
 }
 
 #[cfg(test)]

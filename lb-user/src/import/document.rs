@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use super::service::{Check, Forwarding, Import, Origin, Server, Service, Transport};
+use lb_core::{Mode, Protocol};
+
+use super::service::{Check, Import, Origin, Server, Service};
 use crate::addresses::Addresses;
 
 /// memlb's weights are between 1 % and 1000 %.
@@ -74,11 +76,8 @@ fn agent(import: &Import, server: &Server) -> String {
     let manager = services.clone().find_map(|it| it.ip);
     let manager = manager.map_or_else(|| "MANAGER".to_owned(), |ip| ip.to_string());
     let mut command = format!("memlb agent --manager {manager} --name {}", server.name);
-    for service in services
-        .by_ref()
-        .filter(|it| it.forwarding == Forwarding::Dsr)
-    {
-        let suffix = if service.transport == Transport::Udp {
+    for service in services.by_ref().filter(|it| it.mode == Mode::Dsr) {
+        let suffix = if service.protocol == Protocol::Udp {
             "/udp"
         } else {
             ""
@@ -144,7 +143,7 @@ fn of_service(service: &Service) -> String {
         &listen(service),
         &comment(&service.listen),
     );
-    if service.transport == Transport::Udp {
+    if service.protocol == Protocol::Udp {
         text.push_str("protocol = \"udp\"\n");
     }
     setting(
@@ -153,15 +152,15 @@ fn of_service(service: &Service) -> String {
         service.balance.policy,
         &one_line(&service.balance.reason),
     );
-    match service.forwarding {
-        Forwarding::Nat => {}
-        Forwarding::Routed => setting(
+    match service.mode {
+        Mode::Nat => {}
+        Mode::Routed => setting(
             &mut text,
             "mode",
             "routed",
             "IPVS's NAT: workers route their answers through the manager",
         ),
-        Forwarding::Dsr => setting(
+        Mode::Dsr => setting(
             &mut text,
             "mode",
             "dsr",

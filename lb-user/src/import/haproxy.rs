@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc};
 
+use lb_core::{Mode, Protocol};
+
 use super::{
     ImportError, directory_of, name_in,
-    service::{
-        Balance, Check, Forwarding, Import, Origin, Server, Service, Transport, address, advice,
-        host_and_port,
-    },
+    service::{Balance, Check, Import, Origin, Server, Service, address, advice, host_and_port},
     statement::{Location, Statement, words},
 };
 
@@ -74,8 +73,8 @@ pub fn import(text: &str, path: &Path) -> Result<Import, ImportError> {
                     ip,
                     port,
                     listen: bind.into(),
-                    transport: Transport::Tcp,
-                    forwarding: Forwarding::Nat,
+                    protocol: Protocol::Tcp,
+                    mode: Mode::Nat,
                     balance: balance.clone(),
                     servers,
                     fallback: None,

@@ -5,9 +5,11 @@ use std::{
     path::Path,
 };
 
+use lb_core::{Mode, Protocol};
+
 use super::{
     ImportError, directory_of, name_in,
-    service::{Balance, Check, Forwarding, Import, Origin, Server, Service, Transport},
+    service::{Balance, Check, Import, Origin, Server, Service},
     statement::{Statement, Terminator, parse},
 };
 
@@ -105,9 +107,9 @@ fn service(
             .filter(|it| names.contains(&it.name()));
         lines.next_back()
     };
-    let transport = match value(&["protocol"]).map(|it| it.argument(0)) {
-        None | Some("TCP") => Transport::Tcp,
-        Some("UDP") => Transport::Udp,
+    let protocol = match value(&["protocol"]).map(|it| it.argument(0)) {
+        None | Some("TCP") => Protocol::Tcp,
+        Some("UDP") => Protocol::Udp,
         Some(_) => {
             return import.leave_out(
                 statement,
@@ -115,15 +117,15 @@ fn service(
             );
         }
     };
-    let forwarding = match value(&["lb_kind", "lvs_method"]).map(|it| (it, it.argument(0))) {
-        None | Some((_, "NAT")) => Forwarding::Routed,
-        Some((_, "DR")) => Forwarding::Dsr,
+    let mode = match value(&["lb_kind", "lvs_method"]).map(|it| (it, it.argument(0))) {
+        None | Some((_, "NAT")) => Mode::Routed,
+        Some((_, "DR")) => Mode::Dsr,
         Some((line, _)) => {
             import.note(
                 line,
                 "memlb has no tunnels; mode \"dsr\" needs workers on the manager's own link",
             );
-            Forwarding::Dsr
+            Mode::Dsr
         }
     };
     for line in &statement.block {
@@ -143,8 +145,8 @@ fn service(
         ip: Some(ip),
         port,
         listen: Origin::from(listen),
-        transport,
-        forwarding,
+        protocol,
+        mode,
         balance: balance(
             statement,
             value(&["persistence_timeout"]),

@@ -146,6 +146,26 @@ fn directory_of(path: &Path) -> PathBuf {
     path.parent().map(Path::to_owned).unwrap_or_default()
 }
 
+/// Returns the files of a path in the order of their names; its last part may have one `*`.
+pub(crate) fn matching(path: &Path) -> Vec<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some((first, last)) = name.split_once('*') else {
+        return vec![path.to_owned()];
+    };
+    let entries = fs::read_dir(directory_of(path))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let fits = |it: &fs::DirEntry| {
+        let name = it.file_name();
+        let name = name.to_string_lossy();
+        name.len() >= first.len() + last.len() && name.starts_with(first) && name.ends_with(last)
+    };
+    let mut files: Vec<PathBuf> = entries.filter(fits).map(|it| it.path()).collect();
+    files.sort();
+    files
+}
+
 fn read(path: &Path) -> Result<String, ImportError> {
     let bytes = fs::read(path).map_err(|error| ImportError::Unreadable {
         path: path.to_owned(),

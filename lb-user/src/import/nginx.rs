@@ -1,17 +1,13 @@
 //! nginx: `upstream`, `server` and `proxy_pass` of the contexts `http` and `stream`
 //! (<https://nginx.org/en/docs/>, modules `ngx_http_upstream_module` and `ngx_stream_upstream_module`).
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
+
+use lb_core::{Mode, Protocol};
 
 use super::{
-    ImportError, directory_of, name_in,
-    service::{
-        Balance, Forwarding, Import, Origin, Server, Service, Transport, address, advice,
-        host_and_port,
-    },
+    ImportError, directory_of, matching, name_in,
+    service::{Balance, Import, Origin, Server, Service, address, advice, host_and_port},
     statement::{Statement, Terminator, parse},
 };
 
@@ -103,7 +99,8 @@ impl Includes {
             if pattern.ends_with("mime.types") {
                 continue;
             }
-            let files = self.matching(&pattern);
+            let mut files = matching(&self.directory.join(&pattern));
+            files.retain(|it| it.is_file());
             if files.is_empty() && !pattern.contains('*') {
                 import.note(
                     &statement,
@@ -123,35 +120,6 @@ impl Includes {
             }
         }
         Ok(replaced)
-    }
-
-    /// Returns the files of a pattern in the order of their names; `*` may stand in the file's name only.
-    fn matching(&self, pattern: &str) -> Vec<PathBuf> {
-        let path = self.directory.join(pattern);
-        let name = path
-            .file_name()
-            .and_then(|it| it.to_str())
-            .unwrap_or_default();
-        let Some((before, after)) = name.split_once('*') else {
-            return Some(path).filter(|it| it.is_file()).into_iter().collect();
-        };
-        let entries = path.parent().and_then(|it| fs::read_dir(it).ok());
-        let mut files: Vec<PathBuf> = entries
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.is_file())
-            .filter(|path| {
-                let name = path.file_name().and_then(|it| it.to_str());
-                name.is_some_and(|it| {
-                    it.len() >= before.len() + after.len()
-                        && it.starts_with(before)
-                        && it.ends_with(after)
-                })
-            })
-            .collect();
-        files.sort();
-        files
     }
 }
 
@@ -275,15 +243,15 @@ impl<'a> Context<'a> {
                 ip,
                 port,
                 listen: listen.into(),
-                transport: match listen
+                protocol: match listen
                     .arguments()
                     .iter()
                     .any(|it| it == "udp" || it == "quic")
                 {
-                    true => Transport::Udp,
-                    false => Transport::Tcp,
+                    true => Protocol::Udp,
+                    false => Protocol::Tcp,
                 },
-                forwarding: Forwarding::Nat,
+                mode: Mode::Nat,
                 balance: balance.clone(),
                 servers: servers.clone(),
                 fallback: None,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
-use lb_core::{MANAGER, NO_BACKEND};
+use lb_core::{MANAGER, Mode, NO_BACKEND, Protocol};
 
 use super::statement::{Location, Statement};
 use crate::addresses::Addresses;
@@ -32,23 +32,6 @@ impl From<&Statement> for Origin {
 pub struct Note {
     pub origin: Origin,
     pub advice: String,
-}
-
-/// Layer 4.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Transport {
-    #[default]
-    Tcp,
-    Udp,
-}
-
-/// How packets reach the workers, as in `mode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Forwarding {
-    #[default]
-    Nat,
-    Routed,
-    Dsr,
 }
 
 /// A policy of memlb, and why it is the nearest one.
@@ -99,8 +82,8 @@ pub struct Service {
     pub ip: Option<IpAddr>,
     pub port: u16,
     pub listen: Origin,
-    pub transport: Transport,
-    pub forwarding: Forwarding,
+    pub protocol: Protocol,
+    pub mode: Mode,
     pub balance: Balance,
     pub servers: Vec<Server>,
     /// The server of last resort.
@@ -184,7 +167,7 @@ impl Import {
                 continue;
             }
             let taken = self.services.iter().any(|it| {
-                (it.ip, it.port, it.transport) == (service.ip, service.port, service.transport)
+                (it.ip, it.port, it.protocol) == (service.ip, service.port, service.protocol)
             });
             if taken {
                 self.note(
@@ -248,7 +231,7 @@ impl Import {
         address: SocketAddr,
         origin: Origin,
     ) {
-        if service.forwarding == Forwarding::Dsr {
+        if service.mode == Mode::Dsr {
             self.note(
                 origin,
                 "mode \"dsr\" needs an agent on every worker: run one there, and add it as a worker with backup = true",

@@ -35,6 +35,14 @@ pub fn take_up_here() -> String {
     Unit::Manager.restart("memlb reload")
 }
 
+/// Whether a key cannot be read because this user lacks the permission.
+pub fn is_forbidden(error: &anyhow::Error) -> bool {
+    let mut causes = error
+        .chain()
+        .filter_map(|it| it.downcast_ref::<std::io::Error>());
+    causes.any(|it| it.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
 /// Bytes of a key's secret: as many as SHA-256 gives.
 pub const SECRET_BYTES: usize = 32;
 
