@@ -51,63 +51,62 @@ impl Metrics {
     ///
     /// Never for the metrics named here.
     pub fn new(config: &Config) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            prometheus::Result::Ok(counters)
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let histogram = Histogram::with_opts(options)?;
+            registry.register(Box::new(histogram.clone()))?;
+            prometheus::Result::Ok(histogram)
+        };
+        let map_write_failures = IntCounter::new(
+            "memlb_map_write_failures_total",
+            "Writes to a BPF map that failed; the datapath lacks a decision then.",
+        )?;
+        registry.register(Box::new(map_write_failures.clone()))?;
         let metrics = Self {
-            registry: Registry::new(),
-            selections: IntCounterVec::new(
-                Opts::new(
-                    "memlb_selections_total",
-                    "Changes of a service's selection, by the rule that made them.",
-                ),
+            selections: counters(
+                "memlb_selections_total",
+                "Changes of a service's selection, by the rule that made them.",
                 &["service", "rule"],
             )?,
-            share_changes: IntCounterVec::new(
-                Opts::new(
-                    "memlb_share_changes_total",
-                    "Changes of the shares of a service that spreads connections, by their cause.",
-                ),
+            share_changes: counters(
+                "memlb_share_changes_total",
+                "Changes of the shares of a service that spreads connections, by their cause.",
                 &["service", "cause"],
             )?,
-            state_changes: IntCounterVec::new(
-                Opts::new(
-                    "memlb_worker_state_changes_total",
-                    "How often a worker came into a state.",
-                ),
+            state_changes: counters(
+                "memlb_worker_state_changes_total",
+                "How often a worker came into a state.",
                 &["worker", "state"],
             )?,
-            detection: Histogram::with_opts(
-                HistogramOpts::new(
-                    "memlb_detection_seconds",
-                    "Time from a worker's last heartbeat until the manager declared it down.",
-                )
-                .buckets(DETECTION_SECONDS.to_vec()),
+            detection: histogram(
+                "memlb_detection_seconds",
+                "Time from a worker's last heartbeat until the manager declared it down.",
+                &DETECTION_SECONDS,
             )?,
-            lag: Histogram::with_opts(
-                HistogramOpts::new(
-                    "memlb_manager_lag_seconds",
-                    "How late the manager's loop served a deadline or a tick.",
-                )
-                .buckets(LAG_SECONDS.to_vec()),
+            lag: histogram(
+                "memlb_manager_lag_seconds",
+                "How late the manager's loop served a deadline or a tick.",
+                &LAG_SECONDS,
             )?,
-            map_write_failures: IntCounter::new(
-                "memlb_map_write_failures_total",
-                "Writes to a BPF map that failed; the datapath lacks a decision then.",
-            )?,
-            programs_restored: IntCounterVec::new(
-                Opts::new(
-                    "memlb_programs_restored_total",
-                    "How often programs were attached again after another program had detached them.",
-                ),
+            programs_restored: counters(
+                "memlb_programs_restored_total",
+                "How often programs were attached again after another program had detached them.",
                 &["interface"],
             )?,
-            asked: IntCounterVec::new(
-                Opts::new(
-                    "memlb_asked_connections_total",
-                    "Unknown connections of services of mode dsr about which agents were asked, by what became of them.",
-                ),
+            asked: counters(
+                "memlb_asked_connections_total",
+                "Unknown connections of services of mode dsr about which agents were asked, by what became of them.",
                 &["outcome"],
             )?,
+            map_write_failures,
+            registry: registry.clone(),
         };
-        metrics.register()?;
         metrics.asked(0, 0, 0);
         for interface in &config.manager.interfaces {
             metrics
@@ -128,18 +127,6 @@ impl Metrics {
             }
         }
         Ok(metrics)
-    }
-
-    fn register(&self) -> prometheus::Result<()> {
-        let registry = &self.registry;
-        registry.register(Box::new(self.selections.clone()))?;
-        registry.register(Box::new(self.share_changes.clone()))?;
-        registry.register(Box::new(self.state_changes.clone()))?;
-        registry.register(Box::new(self.detection.clone()))?;
-        registry.register(Box::new(self.lag.clone()))?;
-        registry.register(Box::new(self.programs_restored.clone()))?;
-        registry.register(Box::new(self.asked.clone()))?;
-        registry.register(Box::new(self.map_write_failures.clone()))
     }
 
     /// Counts an event.

@@ -5,7 +5,10 @@
 
 mod peers;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use axum::{
@@ -13,35 +16,79 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use prometheus::{
-    Counter, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder,
-};
+use prometheus::{CounterVec, GaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
 use super::{MAX_AGE, Shared, error::Error};
-use crate::status::Status;
+use crate::status::{Backend, Status};
 use lb_common::verdict::Verdict;
 use lb_core::{BackendSnapshot, Health, MANAGER, Pressure};
 
-const STATES: [Health; 10] = [
-    Health::Unknown,
-    Health::Up,
-    Health::Down,
-    Health::Unhealthy,
-    Health::Leaving,
-    Health::Maintenance,
-    Health::Draining,
-    Health::Terminated,
-    Health::Paused,
-    Health::Failing,
-];
+/// Every family, with its help text. A name that ends in `_total` is a counter, every other one a gauge.
+const HELP: &str = "\
+memlb_backend_bytes_total: Bytes of whole frames to a backend (in) and from it (out) since the maps were made.
+memlb_backend_connections_total: Connections sent to a backend since the maps were made.
+memlb_backend_failing: 1 for a backend that is up, but whose server refuses or does not answer handshakes.
+memlb_backend_flows: Connections open now.
+memlb_backend_half_open_flows: Handshakes begun and not completed yet.
+memlb_backend_handshakes_total: Handshakes by result since the maps were made: answered, refused by the backend, or expired without an answer.
+memlb_backend_ineligible: 1 for a backend that is up, but has no route to it or does not answer as its mode asks.
+memlb_backend_nat_ports: Connections that a backend in mode nat can have at once; memlb refuses further ones.
+memlb_backend_packets_total: Packets to a backend (in) and from it (out) since the maps were made.
+memlb_backend_resets_total: Answered connections that a backend ended with RST since the maps were made.
+memlb_backend_retried_total: Refused handshakes whose SYN went to another backend instead, since the maps were made.
+memlb_backend_selected: 1 for each backend that a service's new connections may go to, 0 for the others.
+memlb_backend_share_ratio: A backend's part of the new connections, as far as the policy fixes it.
+memlb_backend_unanswered_total: SYNs that clients repeated because no answer of the backend had passed, since the maps were made.
+memlb_backend_weight: What a backend weighs against the others, where connections are spread.
+memlb_build_info: Always 1; what runs.
+memlb_denied_prefixes: Prefixes of clients that the operator has denied.
+memlb_handed_over: 1 while memlb handover keeps this manager's priority low.
+memlb_heartbeats_total: Heartbeats received, by what became of them.
+memlb_heartbeats_unsigned_total: Accepted heartbeats that carried no signature.
+memlb_map_capacity: Entries that a connection table has room for.
+memlb_map_entries: Entries of a connection table; a full one forgets the longest unused.
+memlb_peer_acknowledgement_seconds: From reading a record to its acknowledgement, of the last frames.
+memlb_peer_bytes_total: Bytes that were exchanged with a peer.
+memlb_peer_configuration_matches: Whether a peer's settings of services, workers, policies and failover equal this manager's.
+memlb_peer_frames_refused_total: Frames in a peer's name that were refused, by reason.
+memlb_peer_incomplete: 1 while a peer does not know all connections of this manager (sent), or this one not all of the peer's (received).
+memlb_peer_intake_total: What became of a peer's records in the connection tables here, by outcome.
+memlb_peer_lag_seconds: Age of the oldest record that a peer has not acknowledged; what began since then would be lost at this machine's death.
+memlb_peer_lost_records_total: Records for which the queue or the kernel's ring had no room; all connections were sent again.
+memlb_peer_queue_records: Records that wait to be sent to a peer.
+memlb_peer_records_total: Records of connections that were exchanged with a peer.
+memlb_peer_relayed_packets_total: Packets of connections unknown here that were passed on to a peer.
+memlb_peer_resyncs_total: How often all connections were sent to a peer.
+memlb_peer_state: 1 for the state that the session with a peer is in, 0 for the others.
+memlb_programs_of_other_managers: Programs of another memlb that receive an interface's packets before this manager's.
+memlb_service_refused_connections_total: First packets of connections that the manager itself refused, by verdict, since the maps were made.
+memlb_verdict_bytes_total: Bytes of whole frames by what became of them, since the maps were made.
+memlb_verdict_packets_total: Packets by what became of them, since the maps were made.
+memlb_worker_heartbeat_age_seconds: Time since a worker's last heartbeat.
+memlb_worker_heartbeats_missing: 1 while a worker's heartbeats are missing and its packets keep it up.
+memlb_worker_held: 1 while an operator lets a worker have no new connections.
+memlb_worker_memory_available_bytes: A worker's available memory, as last heard.
+memlb_worker_memory_pressure_ratio: Share of the last ten seconds in which some task of a worker waited for memory.
+memlb_worker_memory_total_bytes: A worker's memory, as last heard.
+memlb_worker_state: 1 for the state that a worker is in, 0 for the others.
+process_cpu_seconds_total: Processor time that the manager has used.
+process_open_fds: Open file descriptors.
+process_resident_memory_bytes: Memory of the manager itself.
+process_start_time_seconds: When the manager started, in seconds since 1970.";
 
 pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {
     let status = shared.manager.status(MAX_AGE).await?;
     let mut families = shared.manager.metrics().gather();
-    let scrape = Scrape::default();
+    let mut scrape = Scrape::default();
     scrape.manager(&status)?;
-    scrape.workers(&status)?;
-    scrape.services(&status)?;
+    for worker in workers(&status).values() {
+        scrape.worker(worker)?;
+    }
+    for service in &status.services {
+        for backend in &service.backends {
+            scrape.backend(&service.name, backend)?;
+        }
+    }
     scrape.datapath(&status)?;
     scrape.peers(&status)?;
     scrape.process()?;
@@ -53,361 +100,219 @@ pub async fn metrics(State(shared): State<Shared>) -> Result<Response, Error> {
     Ok(([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response())
 }
 
-/// One scrape's figures.
+/// One scrape's figures. A family begins with its first figure.
 #[derive(Default)]
 struct Scrape {
     registry: Registry,
+    families: BTreeMap<&'static str, Family>,
+}
+
+enum Family {
+    Gauge(GaugeVec),
+    Counter(CounterVec),
+}
+
+impl Family {
+    fn new(name: &'static str, labels: &[&str], registry: &Registry) -> Result<Self> {
+        let mut texts = HELP.lines().filter_map(|line| line.split_once(": "));
+        let (_, help) = texts
+            .find(|it| it.0 == name)
+            .with_context(|| format!("{name} has no help text"))?;
+        let options = Opts::new(name, help);
+        Ok(match name.ends_with("_total") {
+            true => {
+                let counters = CounterVec::new(options, labels)?;
+                registry.register(Box::new(counters.clone()))?;
+                Self::Counter(counters)
+            }
+            false => {
+                let gauges = GaugeVec::new(options, labels)?;
+                registry.register(Box::new(gauges.clone()))?;
+                Self::Gauge(gauges)
+            }
+        })
+    }
 }
 
 impl Scrape {
-    fn manager(&self, status: &Status) -> Result<()> {
-        self.gauges("memlb_build_info", "Always 1; what runs.", &["version"])?
-            .with_label_values(&[&status.version])
-            .set(1);
-        let heartbeats = self.counters(
-            "memlb_heartbeats_total",
-            "Heartbeats received, by what became of them.",
-            &["outcome"],
-        )?;
-        heartbeats
-            .with_label_values(&["accepted"])
-            .inc_by(status.heartbeats.accepted);
-        for (reason, count) in &status.heartbeats.refused {
-            heartbeats
-                .with_label_values(&[reason.as_str()])
-                .inc_by(*count);
+    /// Adds a figure of a family in [`HELP`], under its labels' names and values.
+    fn add(&mut self, name: &'static str, labels: &[(&str, &str)], figure: f64) -> Result<()> {
+        let family = match self.families.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let names: Vec<&str> = labels.iter().map(|it| it.0).collect();
+                new.insert(Family::new(name, &names, &self.registry)?)
+            }
+        };
+        let values: Vec<&str> = labels.iter().map(|it| it.1).collect();
+        match family {
+            Family::Gauge(gauges) => gauges.get_metric_with_label_values(&values)?.set(figure),
+            Family::Counter(all) => all.get_metric_with_label_values(&values)?.inc_by(figure),
         }
-        let preceding = self.gauges(
-            "memlb_programs_of_other_managers",
-            "Programs of another memlb that receive an interface's packets before this manager's.",
-            &["interface"],
-        )?;
+        Ok(())
+    }
+
+    fn manager(&mut self, status: &Status) -> Result<()> {
+        self.add("memlb_build_info", &[("version", &status.version)], 1.0)?;
+        let heartbeats = &status.heartbeats;
+        let accepted = ("accepted", heartbeats.accepted);
+        let refused = heartbeats.refused.iter();
+        let refused = refused.map(|(reason, count)| (reason.as_str(), *count));
+        for (outcome, count) in refused.chain([accepted]) {
+            self.add(
+                "memlb_heartbeats_total",
+                &[("outcome", outcome)],
+                whole(count),
+            )?;
+        }
         for interface in &status.interfaces {
+            let labels = [("interface", interface.name.as_str())];
             let programs = interface.preceded_by.len();
-            preceding
-                .with_label_values(&[interface.name.as_str()])
-                .set(i64::try_from(programs)?);
+            self.add("memlb_programs_of_other_managers", &labels, programs as f64)?;
         }
-        let unsigned = self.counters(
-            "memlb_heartbeats_unsigned_total",
-            "Accepted heartbeats that carried no signature.",
-            &["worker"],
-        )?;
-        for (worker, count) in &status.heartbeats.unsigned {
-            unsigned
-                .with_label_values(&[worker.as_str()])
-                .inc_by(*count);
+        for (worker, count) in &heartbeats.unsigned {
+            let labels = [("worker", worker.as_str())];
+            self.add("memlb_heartbeats_unsigned_total", &labels, whole(*count))?;
         }
         Ok(())
     }
 
-    fn workers(&self, status: &Status) -> Result<()> {
-        let states = self.gauges(
-            "memlb_worker_state",
-            "1 for the state that a worker is in, 0 for the others.",
-            &["worker", "state"],
-        )?;
-        let ages = self.fractions(
-            "memlb_worker_heartbeat_age_seconds",
-            "Time since a worker's last heartbeat.",
-            &["worker"],
-        )?;
-        let available = self.gauges(
-            "memlb_worker_memory_available_bytes",
-            "A worker's available memory, as last heard.",
-            &["worker"],
-        )?;
-        let total = self.gauges(
-            "memlb_worker_memory_total_bytes",
-            "A worker's memory, as last heard.",
-            &["worker"],
-        )?;
-        let pressure = self.fractions(
-            "memlb_worker_memory_pressure_ratio",
-            "Share of the last ten seconds in which some task of a worker waited for memory.",
-            &["worker"],
-        )?;
-        let held = self.gauges(
-            "memlb_worker_held",
-            "1 while an operator lets a worker have no new connections.",
-            &["worker"],
-        )?;
-        let missing = self.gauges(
-            "memlb_worker_heartbeats_missing",
-            "1 while a worker's heartbeats are missing and its packets keep it up.",
-            &["worker"],
-        )?;
-        for worker in workers(status).values() {
-            let name = worker.name.as_str();
-            // Ineligible in one service, a worker may serve another.
-            let treated = match worker.state {
-                Health::Ineligible | Health::Unreachable => worker.health,
-                treated => treated,
-            };
-            for state in STATES {
-                let is_in = i64::from(treated == state);
-                states.with_label_values(&[name, state.name()]).set(is_in);
-            }
-            missing
-                .with_label_values(&[name])
-                .set(worker.heartbeats_missing.into());
-            held.with_label_values(&[name])
-                .set((worker.admin_state.is_some() || worker.pause.is_some()).into());
-            if let Some(age) = worker.age_ms {
-                let age = std::time::Duration::from_millis(age);
-                ages.with_label_values(&[name]).set(age.as_secs_f64());
-            }
-            if let Some(bytes) = worker.memory_available_bytes {
-                available.with_label_values(&[name]).set(whole(bytes));
-            }
-            if let Some(bytes) = worker.memory_total_bytes {
-                total.with_label_values(&[name]).set(whole(bytes));
-            }
-            if let Some(Pressure(share)) = worker.memory_pressure {
-                let ratio = f64::from(share) / f64::from(Pressure::MOST.0);
-                pressure.with_label_values(&[name]).set(ratio);
+    fn worker(&mut self, worker: &BackendSnapshot) -> Result<()> {
+        let name = ("worker", worker.name.as_str());
+        // Ineligible in one service, a worker may serve another.
+        let is_of_service = |it: &Health| matches!(it, Health::Ineligible | Health::Unreachable);
+        let treated = match is_of_service(&worker.state) {
+            true => worker.health,
+            false => worker.state,
+        };
+        for state in Health::ALL.into_iter().filter(|it| !is_of_service(it)) {
+            let labels = [name, ("state", state.name())];
+            self.add("memlb_worker_state", &labels, (treated == state).into())?;
+        }
+        let is_held = worker.admin_state.is_some() || worker.pause.is_some();
+        let is_missing = worker.heartbeats_missing;
+        let pressure = |Pressure(share)| f64::from(share) / f64::from(Pressure::MOST.0);
+        let seconds = |ms| Duration::from_millis(ms).as_secs_f64();
+        for (family, figure) in [
+            ("memlb_worker_heartbeats_missing", Some(is_missing.into())),
+            ("memlb_worker_held", Some(is_held.into())),
+            (
+                "memlb_worker_heartbeat_age_seconds",
+                worker.age_ms.map(seconds),
+            ),
+            (
+                "memlb_worker_memory_available_bytes",
+                worker.memory_available_bytes.map(whole),
+            ),
+            (
+                "memlb_worker_memory_total_bytes",
+                worker.memory_total_bytes.map(whole),
+            ),
+            (
+                "memlb_worker_memory_pressure_ratio",
+                worker.memory_pressure.map(pressure),
+            ),
+        ] {
+            if let Some(figure) = figure {
+                self.add(family, &[name], figure)?;
             }
         }
         Ok(())
     }
 
-    fn services(&self, status: &Status) -> Result<()> {
-        let by_backend = ["service", "backend"];
-        let by_direction = ["service", "backend", "direction"];
-        let selected = self.gauges(
-            "memlb_backend_selected",
-            "1 for each backend that a service's new connections may go to, 0 for the others.",
-            &by_backend,
-        )?;
-        let shares = self.fractions(
-            "memlb_backend_share_ratio",
-            "A backend's part of the new connections, as far as the policy fixes it.",
-            &by_backend,
-        )?;
-        let ineligible = self.gauges(
-            "memlb_backend_ineligible",
-            "1 for a backend that is up, but has no route to it or does not answer as its mode asks.",
-            &by_backend,
-        )?;
-        let failing = self.gauges(
-            "memlb_backend_failing",
-            "1 for a backend that is up, but whose server refuses or does not answer handshakes.",
-            &by_backend,
-        )?;
-        let weights = self.gauges(
-            "memlb_backend_weight",
-            "What a backend weighs against the others, where connections are spread.",
-            &by_backend,
-        )?;
-        let flows = self.gauges("memlb_backend_flows", "Connections open now.", &by_backend)?;
-        let half_open = self.gauges(
-            "memlb_backend_half_open_flows",
-            "Handshakes begun and not completed yet.",
-            &by_backend,
-        )?;
-        let nat_ports = self.gauges(
-            "memlb_backend_nat_ports",
-            "Connections that a backend in mode nat can have at once; memlb refuses further ones.",
-            &by_backend,
-        )?;
-        let connections = self.counters(
-            "memlb_backend_connections_total",
-            "Connections sent to a backend since the maps were made.",
-            &by_backend,
-        )?;
-        let unanswered = self.counters(
-            "memlb_backend_unanswered_total",
-            "SYNs that clients repeated because no answer of the backend had passed, since the maps were made.",
-            &by_backend,
-        )?;
-        let handshakes = self.counters(
-            "memlb_backend_handshakes_total",
-            "Handshakes by result since the maps were made: answered, refused by the backend, or expired without an \
-             answer.",
-            &["service", "backend", "result"],
-        )?;
-        let retried = self.counters(
-            "memlb_backend_retried_total",
-            "Refused handshakes whose SYN went to another backend instead, since the maps were made.",
-            &by_backend,
-        )?;
-        let resets = self.counters(
-            "memlb_backend_resets_total",
-            "Answered connections that a backend ended with RST since the maps were made.",
-            &by_backend,
-        )?;
-        let packets = self.counters(
-            "memlb_backend_packets_total",
-            "Packets to a backend (in) and from it (out) since the maps were made.",
-            &by_direction,
-        )?;
-        let bytes = self.counters(
-            "memlb_backend_bytes_total",
-            "Bytes of whole frames to a backend (in) and from it (out) since the maps were made.",
-            &by_direction,
-        )?;
-        let refusals = self.counters(
-            "memlb_service_refused_connections_total",
-            "First packets of connections that the manager itself refused, by verdict, since the maps were made.",
-            &["service", "verdict"],
-        )?;
+    fn backend(&mut self, service: &str, Backend { seen, traffic }: &Backend) -> Result<()> {
+        let labels = [("service", service), ("backend", &seen.name)];
+        let [service, backend] = labels;
+        let is_ineligible = seen.ineligible_reason.is_some();
+        for (family, figure) in [
+            ("memlb_backend_selected", (seen.share > 0).into()),
+            (
+                "memlb_backend_share_ratio",
+                f64::from(seen.share) / 10_000.0,
+            ),
+            ("memlb_backend_ineligible", is_ineligible.into()),
+            (
+                "memlb_backend_failing",
+                (seen.state == Health::Failing).into(),
+            ),
+            ("memlb_backend_weight", seen.weight.into()),
+            ("memlb_backend_flows", whole(traffic.flows)),
+            ("memlb_backend_half_open_flows", whole(traffic.half_open)),
+            (
+                "memlb_backend_connections_total",
+                whole(traffic.connections),
+            ),
+            ("memlb_backend_unanswered_total", whole(traffic.unanswered)),
+            ("memlb_backend_retried_total", whole(traffic.retried)),
+            ("memlb_backend_resets_total", whole(traffic.resets)),
+        ] {
+            self.add(family, &labels, figure)?;
+        }
+        if traffic.nat_ports != 0 {
+            self.add("memlb_backend_nat_ports", &labels, whole(traffic.nat_ports))?;
+        }
+        for (result, count) in [
+            ("answered", traffic.answered),
+            ("refused", traffic.refused),
+            ("expired", traffic.expired),
+        ] {
+            let labels = [service, backend, ("result", result)];
+            self.add("memlb_backend_handshakes_total", &labels, whole(count))?;
+        }
+        for (direction, packets, bytes) in [
+            ("in", traffic.packets_in, traffic.bytes_in),
+            ("out", traffic.packets_out, traffic.bytes_out),
+        ] {
+            let labels = [service, backend, ("direction", direction)];
+            self.add("memlb_backend_packets_total", &labels, whole(packets))?;
+            self.add("memlb_backend_bytes_total", &labels, whole(bytes))?;
+        }
+        Ok(())
+    }
+
+    fn datapath(&mut self, status: &Status) -> Result<()> {
         for (service, counts) in &status.refusals {
             for (verdict, count) in counts {
-                let labels = [service.as_str(), verdict.as_str()];
-                refusals.with_label_values(&labels).inc_by(*count);
+                let labels = [("service", service.as_str()), ("verdict", verdict)];
+                self.add(
+                    "memlb_service_refused_connections_total",
+                    &labels,
+                    whole(*count),
+                )?;
             }
         }
-        for service in &status.services {
-            for backend in &service.backends {
-                let (service_name, name) = (service.name.as_str(), backend.seen.name.as_str());
-                let labels = [service_name, name];
-                let traffic = &backend.traffic;
-                let BackendSnapshot { share, weight, .. } = backend.seen;
-                selected.with_label_values(&labels).set((share > 0).into());
-                shares
-                    .with_label_values(&labels)
-                    .set(f64::from(share) / 10_000.0);
-                ineligible
-                    .with_label_values(&labels)
-                    .set(backend.seen.ineligible_reason.is_some().into());
-                failing
-                    .with_label_values(&labels)
-                    .set((backend.seen.state == Health::Failing).into());
-                weights.with_label_values(&labels).set(weight.into());
-                flows.with_label_values(&labels).set(whole(traffic.flows));
-                half_open
-                    .with_label_values(&labels)
-                    .set(whole(traffic.half_open));
-                if traffic.nat_ports != 0 {
-                    nat_ports
-                        .with_label_values(&labels)
-                        .set(whole(traffic.nat_ports));
-                }
-                connections
-                    .with_label_values(&labels)
-                    .inc_by(traffic.connections);
-                unanswered
-                    .with_label_values(&labels)
-                    .inc_by(traffic.unanswered);
-                retried.with_label_values(&labels).inc_by(traffic.retried);
-                resets.with_label_values(&labels).inc_by(traffic.resets);
-                for (result, count) in [
-                    ("answered", traffic.answered),
-                    ("refused", traffic.refused),
-                    ("expired", traffic.expired),
-                ] {
-                    let labels = [service_name, name, result];
-                    handshakes.with_label_values(&labels).inc_by(count);
-                }
-                for (direction, packet_count, byte_count) in [
-                    ("in", traffic.packets_in, traffic.bytes_in),
-                    ("out", traffic.packets_out, traffic.bytes_out),
-                ] {
-                    let labels = [service_name, name, direction];
-                    packets.with_label_values(&labels).inc_by(packet_count);
-                    bytes.with_label_values(&labels).inc_by(byte_count);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn datapath(&self, status: &Status) -> Result<()> {
-        let packets = self.counters(
-            "memlb_verdict_packets_total",
-            "Packets by what became of them, since the maps were made.",
-            &["verdict", "class"],
-        )?;
-        let bytes = self.counters(
-            "memlb_verdict_bytes_total",
-            "Bytes of whole frames by what became of them, since the maps were made.",
-            &["verdict", "class"],
-        )?;
-        let denied = self.gauges(
-            "memlb_denied_prefixes",
-            "Prefixes of clients that the operator has denied.",
-            &[],
-        )?;
-        let no_labels: [&str; 0] = [];
-        denied
-            .with_label_values(&no_labels)
-            .set(i64::try_from(status.denied_prefixes)?);
+        self.add("memlb_denied_prefixes", &[], status.denied_prefixes as f64)?;
         for (verdict, count) in &status.verdicts {
             let class = Verdict::from_name(verdict).map_or("", |it| it.class().name());
-            let labels = [verdict.as_str(), class];
-            packets.with_label_values(&labels).inc_by(count.packets);
-            bytes.with_label_values(&labels).inc_by(count.bytes);
+            let labels = [("verdict", verdict.as_str()), ("class", class)];
+            self.add("memlb_verdict_packets_total", &labels, whole(count.packets))?;
+            self.add("memlb_verdict_bytes_total", &labels, whole(count.bytes))?;
         }
-        let entries = self.gauges(
-            "memlb_map_entries",
-            "Entries of a connection table; a full one forgets the longest unused.",
-            &["map"],
-        )?;
-        let capacity = self.gauges(
-            "memlb_map_capacity",
-            "Entries that a connection table has room for.",
-            &["map"],
-        )?;
         for (map, fill) in &status.maps {
-            let labels = [map.as_str()];
-            entries.with_label_values(&labels).set(whole(fill.entries));
-            capacity
-                .with_label_values(&labels)
-                .set(whole(fill.capacity));
+            let labels = [("map", map.as_str())];
+            self.add("memlb_map_entries", &labels, whole(fill.entries))?;
+            self.add("memlb_map_capacity", &labels, whole(fill.capacity))?;
         }
         Ok(())
     }
 
     /// The names that every Prometheus client gives to its own process.
-    fn process(&self) -> Result<()> {
+    fn process(&mut self) -> Result<()> {
         let me = procfs::process::Process::myself().context("read /proc/self")?;
         let stat = me.stat().context("read /proc/self/stat")?;
-        let ticks = procfs::ticks_per_second() as f64;
-        let seconds = |ticks_since: u64| ticks_since as f64 / ticks;
-        let booted = procfs::boot_time_secs().context("read the time of boot")? as f64;
-        self.fractions(
-            "process_start_time_seconds",
-            "When the manager started, in seconds since 1970.",
-            &[],
-        )?
-        .with_label_values::<&str>(&[])
-        .set(booted + seconds(stat.starttime));
-        let cpu = Counter::new(
-            "process_cpu_seconds_total",
-            "Processor time that the manager has used.",
-        )?;
-        cpu.inc_by(seconds(stat.utime + stat.stime));
-        self.registry.register(Box::new(cpu))?;
-        self.gauges(
-            "process_resident_memory_bytes",
-            "Memory of the manager itself.",
-            &[],
-        )?
-        .with_label_values::<&str>(&[])
-        .set(whole(stat.rss * procfs::page_size()));
         let descriptors = me.fd_count().context("count /proc/self/fd")?;
-        self.gauges("process_open_fds", "Open file descriptors.", &[])?
-            .with_label_values::<&str>(&[])
-            .set(i64::try_from(descriptors)?);
-        Ok(())
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
-        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        self.registry.register(Box::new(gauges.clone()))?;
-        Ok(gauges)
-    }
-
-    fn fractions(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec> {
-        let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
-        self.registry.register(Box::new(gauges.clone()))?;
-        Ok(gauges)
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
-        let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-        self.registry.register(Box::new(counters.clone()))?;
-        Ok(counters)
+        let booted = procfs::boot_time_secs().context("read the time of boot")?;
+        let seconds = |ticks: u64| ticks as f64 / procfs::ticks_per_second() as f64;
+        let started = whole(booted) + seconds(stat.starttime);
+        let memory = whole(stat.rss * procfs::page_size());
+        self.add("process_start_time_seconds", &[], started)?;
+        self.add(
+            "process_cpu_seconds_total",
+            &[],
+            seconds(stat.utime + stat.stime),
+        )?;
+        self.add("process_resident_memory_bytes", &[], memory)?;
+        self.add("process_open_fds", &[], descriptors as f64)
     }
 }
 
@@ -427,6 +332,6 @@ fn workers(status: &Status) -> BTreeMap<&str, &BackendSnapshot> {
         })
 }
 
-fn whole(figure: u64) -> i64 {
-    i64::try_from(figure).unwrap_or(i64::MAX)
+fn whole(figure: u64) -> f64 {
+    figure as f64
 }

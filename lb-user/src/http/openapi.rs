@@ -27,101 +27,85 @@ fn describe() -> Value {
             settings.definitions_path = "/components/schemas".into();
         })
         .into_generator();
+    let unclear = [("400", "A parameter cannot be understood")];
+    let service = json!({
+        "name": "service",
+        "in": "path",
+        "required": true,
+        "description": "The service's name",
+        "example": "web",
+        "schema": { "type": "string", "minLength": 1 },
+    });
+    let timeline = json!([{
+        "name": "range",
+        "in": "query",
+        "description": "How far back",
+        "schema": with_default(schemas.subschema_for::<Range>(), Range::default()),
+    }, {
+        "name": "service",
+        "in": "query",
+        "description": "Only this service; one that is not known has no figures",
+        "schema": { "type": "string" },
+    }]);
+    let limit = json!({
+        "name": "limit",
+        "in": "query",
+        "description": "The last so many of them",
+        "schema": { "type": "integer", "minimum": 1, "maximum": CAPACITY, "default": CAPACITY },
+    });
     let paths = json!({
-        "/api/v1/status": {
-            "get": {
-                "operationId": "status",
-                "summary": "The whole state of the manager",
-                "responses": responses::<Status>(&mut schemas, &[]),
-            },
-        },
-        "/api/v1/services": {
-            "get": {
-                "operationId": "services",
-                "summary": "The services with their backends and traffic",
-                "responses": responses::<Services>(&mut schemas, &[]),
-            },
-        },
-        "/api/v1/services/{service}": {
-            "get": {
-                "operationId": "service",
-                "summary": "One service",
-                "parameters": [{
-                    "name": "service",
-                    "in": "path",
-                    "required": true,
-                    "description": "The service's name",
-                    "example": "web",
-                    "schema": { "type": "string", "minLength": 1 },
-                }],
-                "responses": responses::<Service>(
-                    &mut schemas, &[("404", "There is no such service")],
-                ),
-            },
-        },
-        "/api/v1/timeline": {
-            "get": {
-                "operationId": "timeline",
-                "summary": "Memory, connections, refusals and bytes of every backend over time",
-                "parameters": [{
-                    "name": "range",
-                    "in": "query",
-                    "description": "How far back",
-                    "schema": with_default(schemas.subschema_for::<Range>(), Range::default()),
-                }, {
-                    "name": "service",
-                    "in": "query",
-                    "description": "Only this service; one that is not known has no figures",
-                    "schema": { "type": "string" },
-                }],
-                "responses": responses::<Timeline>(
-                    &mut schemas, &[("400", "A parameter cannot be understood")],
-                ),
-            },
-        },
-        "/api/v1/events": {
-            "get": {
-                "operationId": "events",
-                "summary": "The last events, the oldest first",
-                "parameters": [after(), {
-                    "name": "limit",
-                    "in": "query",
-                    "description": "The last so many of them",
-                    "schema": { "type": "integer", "minimum": 1, "maximum": CAPACITY, "default": CAPACITY },
-                }],
-                "responses": responses::<Events>(
-                    &mut schemas, &[("400", "A parameter cannot be understood")],
-                ),
-            },
-        },
-        "/api/v1/events/stream": {
-            "get": {
-                "operationId": "stream",
-                "summary": "Each event as it happens, as Server-Sent Events",
-                "description": "The data of each is an EventRecord. A client that is too slow gets, in \
-                    place of the events it lost, one of type `lost`, with their number in `events`.",
-                "parameters": [after(), {
-                    "name": "Last-Event-ID",
-                    "in": "header",
-                    "description": "As browsers send it when they come back: goes before `after`",
-                    "schema": { "type": "string" },
-                }],
-                "responses": stream_responses(&mut schemas),
-            },
-        },
-        "/api/v1/openapi.json": {
-            "get": {
-                "operationId": "openapi",
-                "summary": "This document",
-                "responses": {
-                    "200": {
-                        "description": "An OpenAPI document",
-                        "content": { "application/json": { "schema": { "type": "object" } } },
-                    },
-                    "default": refused(&mut schemas, "No answer"),
+        "/api/v1/status": { "get": {
+            "operationId": "status",
+            "summary": "The whole state of the manager",
+            "responses": responses::<Status>(&mut schemas, &[]),
+        } },
+        "/api/v1/services": { "get": {
+            "operationId": "services",
+            "summary": "The services with their backends and traffic",
+            "responses": responses::<Services>(&mut schemas, &[]),
+        } },
+        "/api/v1/services/{service}": { "get": {
+            "operationId": "service",
+            "summary": "One service",
+            "parameters": [service],
+            "responses": responses::<Service>(&mut schemas, &[("404", "There is no such service")]),
+        } },
+        "/api/v1/timeline": { "get": {
+            "operationId": "timeline",
+            "summary": "Memory, connections, refusals and bytes of every backend over time",
+            "parameters": timeline,
+            "responses": responses::<Timeline>(&mut schemas, &unclear),
+        } },
+        "/api/v1/events": { "get": {
+            "operationId": "events",
+            "summary": "The last events, the oldest first",
+            "parameters": [after(), limit],
+            "responses": responses::<Events>(&mut schemas, &unclear),
+        } },
+        "/api/v1/events/stream": { "get": {
+            "operationId": "stream",
+            "summary": "Each event as it happens, as Server-Sent Events",
+            "description": "The data of each is an EventRecord. A client that is too slow gets, in \
+                place of the events it lost, one of type `lost`, with their number in `events`.",
+            "parameters": [after(), {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "As browsers send it when they come back: goes before `after`",
+                "schema": { "type": "string" },
+            }],
+            "responses": stream_responses(&mut schemas),
+        } },
+        "/api/v1/openapi.json": { "get": {
+            "operationId": "openapi",
+            "summary": "This document",
+            "responses": {
+                "200": {
+                    "description": "An OpenAPI document",
+                    "content": { "application/json": { "schema": { "type": "object" } } },
                 },
+                "default": refused(&mut schemas, "No answer"),
             },
-        },
+        } },
     });
     json!({
         "openapi": "3.1.0",
