@@ -52,7 +52,7 @@ pub async fn announce_pause(worker: &str, duration: Duration) -> Result<()> {
     })?;
     socket.set_nonblocking(true).context("open a socket")?;
     let mut socket = UnixStream::from_std(socket).context("open a socket")?;
-    let for_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let for_ms = lb_core::milliseconds(duration);
     let mut answer = String::new();
     let asked = async {
         socket.write_all(&for_ms.to_be_bytes()).await?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use lb_core::{AdminAction, AdminState, check_reason};
+use lb_core::{AdminAction, AdminState, check_reason, counted, milliseconds};
 use memlb::{
     control::{AdminReply, ClientError, ControlClient, ErrorReply, Request},
     flows::{FlowFilter, Flows},
@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    CliError, CliResult, block_on,
+    CliError, CliResult, and_more, block_on,
     remote::{Remote, format_seconds},
     terminal::Output,
 };
@@ -194,7 +194,7 @@ pub fn weight(args: WeightArgs) -> CliResult {
 }
 
 pub fn pause(args: PauseArgs) -> CliResult {
-    let for_ms = u64::try_from(args.duration.as_millis()).unwrap_or(u64::MAX);
+    let for_ms = milliseconds(args.duration);
     let target = WorkerSelector::in_all_services(args.worker, args.reason);
     execute(&args.remote, &target, AdminAction::Pause { for_ms })
 }
@@ -223,8 +223,7 @@ fn set_state(args: DrainArgs, state: AdminState) -> CliResult {
     } = args;
     let remote = &remote;
     if wait_options.cut {
-        let error = anyhow::anyhow!("--cut was renamed: use --terminate");
-        return Err(CliError::Usage(error));
+        return Err(CliError::usage("--cut was renamed: use --terminate"));
     }
     let ordered = send_command(remote, &target, AdminAction::SetState { state })?;
     if !wait_options.wait {
@@ -264,7 +263,7 @@ fn set_state(args: DrainArgs, state: AdminState) -> CliResult {
     Err(CliError::RunTime(anyhow::anyhow!(
         "the deadline has passed and {} of {worker} {} left{named}; it stays drained. `memlb flows \
          --worker {worker}` lists {}; --terminate with --deadline ends {2}",
-        plural(left),
+        counted(left, "connection"),
         if left == 1 { "is" } else { "are" },
         if left == 1 { "it" } else { "them" },
     )))
@@ -340,15 +339,8 @@ fn interrupted(target: &WorkerSelector, left: u64) -> anyhow::Error {
     anyhow::anyhow!(
         "interrupted, with {} of {worker} left; {worker} stays drained: `memlb undrain \
          {worker}{of_service}` ends that, the same command waits again",
-        plural(left)
+        counted(left, "connection")
     )
-}
-
-fn plural(connections: u64) -> String {
-    match connections {
-        1 => "1 connection".to_owned(),
-        count => format!("{count} connections"),
-    }
 }
 
 /// Counts the connections down on standard error: in one place on a terminal, else in a line when their number has
@@ -382,12 +374,12 @@ impl Progress {
         if !self.is_shown || !is_due {
             return;
         }
-        let seconds = |it: Duration| format_seconds(u64::try_from(it.as_millis()).unwrap_or(0));
+        let seconds = |it: Duration| format_seconds(milliseconds(it));
         let deadline = remaining.map(|it| format!(", {} until the deadline", seconds(it)));
         let (worker, waited) = (&self.worker, seconds(waited));
         let line = format!(
             "{worker}: {} left after {waited}{}",
-            plural(left),
+            counted(left, "connection"),
             deadline.unwrap_or_default()
         );
         match self.is_terminal {
@@ -395,7 +387,7 @@ impl Progress {
                 let width = self.output.width.unwrap_or(80).saturating_sub(1);
                 // A line that is broken by the terminal could not be replaced.
                 let short: String = match line.chars().count() > width {
-                    true => format!("{} left", plural(left)),
+                    true => format!("{} left", counted(left, "connection")),
                     false => line,
                 };
                 self.print(&format!("\r\x1b[K{short}"));
@@ -408,7 +400,11 @@ impl Progress {
     /// Prints a line that stays.
     fn report(&self, left: u64, silent: &str) {
         self.clear();
-        let line = format!("waiting for {} of {}{silent}", plural(left), self.worker);
+        let line = format!(
+            "waiting for {} of {}{silent}",
+            counted(left, "connection"),
+            self.worker
+        );
         super::print_error(&self.output.wrap(&line, 2));
     }
 
@@ -461,14 +457,10 @@ fn silent_sentence(silent: &[SilentConnection]) -> String {
         format!("{client} to {worker} for {since}")
     });
     let named: Vec<String> = named.collect();
-    let more = match silent.len() > MAX_NAMED {
-        true => format!(" and {} more", silent.len() - MAX_NAMED),
-        false => String::new(),
-    };
+    let (count, named) = (silent.len(), named.join(", "));
     format!(
-        ", {} of them silent: {}{more}",
-        silent.len(),
-        named.join(", ")
+        ", {count} of them silent: {named}{}",
+        and_more(count, MAX_NAMED)
     )
 }
 
@@ -509,7 +501,7 @@ fn finish_waiting(
         true => format!(
             "{} of {worker} left: each is reset at its next packet, as long as {worker} stays \
              drained\n",
-            plural(left)
+            counted(left, "connection")
         ),
         false => format!("{worker} has no connection left\n"),
     });

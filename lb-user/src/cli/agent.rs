@@ -162,16 +162,12 @@ struct DsrArgs {
 
 impl DsrArgs {
     fn settings(self) -> Result<Option<dsr::DsrSettings>, CliError> {
-        let usage = |text| Err(CliError::Usage(anyhow::anyhow!("{text}")));
+        let usage = |text| Err(CliError::usage(text));
         if self.dsr.len() > MAX_TRANSLATED {
             return usage(format!("--dsr can be given {MAX_TRANSLATED} times at most"));
         }
         let mut seen = BTreeSet::new();
-        if let Some(twice) = self
-            .dsr
-            .iter()
-            .find(|mapping| !seen.insert(mapping.service))
-        {
+        if let Some(twice) = self.dsr.iter().find(|it| !seen.insert(it.service)) {
             return usage(format!("--dsr names {} twice", twice.service));
         }
         let settings = dsr::DsrSettings {
@@ -187,7 +183,6 @@ pub fn run(args: Args) -> CliResult {
     if let Some(Hook::Pause(hook)) = args.hook {
         return pause(hook);
     }
-    let usage = |text: String| CliError::Usage(anyhow::anyhow!(text));
     let hour = Duration::from_secs(3_600);
     for (option, duration) in [
         ("--interval", args.interval),
@@ -195,13 +190,13 @@ pub fn run(args: Args) -> CliResult {
         ("--check-timeout", args.check.check_timeout),
     ] {
         if duration < Duration::from_millis(1) || duration > hour {
-            return Err(usage(format!("{option} must be from 1ms to 1h")));
+            return Err(CliError::usage(format!("{option} must be from 1ms to 1h")));
         }
     }
     let (check, sources) = (args.check(), args.sources());
     let name = worker_name(args.name)?;
     for manager in &args.managers {
-        agent::with_port(manager).map_err(|error| usage(format!("--manager {error}")))?;
+        agent::with_port(manager).map_err(|error| CliError::usage(format!("--manager {error}")))?;
     }
     let key = match args.key.or_else(|| credential(CREDENTIAL)).as_deref() {
         Some(path) => Some(read_key(path, &name).map_err(CliError::Usage)?),
@@ -222,8 +217,7 @@ pub fn run(args: Args) -> CliResult {
 
 fn pause(args: PauseArgs) -> CliResult {
     let name = worker_name(args.name)?;
-    check_pause(args.duration)
-        .map_err(|problem| CliError::Usage(anyhow::anyhow!("--for: {problem}")))?;
+    check_pause(args.duration).map_err(|problem| CliError::usage(format!("--for: {problem}")))?;
     Ok(block_on(agent::announce_pause(&name, args.duration))?)
 }
 
@@ -238,9 +232,10 @@ pub fn worker_name(given: Option<String>) -> Result<String, CliError> {
     };
     match check_name(&name) {
         Ok(()) => Ok(name),
-        Err(problem) => Err(CliError::Usage(anyhow::anyhow!(
-            "{origin}: {name:?} cannot name a worker: {problem}"
-        ))),
+        Err(problem) => {
+            let text = format!("{origin}: {name:?} cannot name a worker: {problem}");
+            Err(CliError::usage(text))
+        }
     }
 }
 

@@ -44,9 +44,8 @@ pub fn find(name: Option<&str>) -> Result<FoundSettings, CliError> {
         return Ok(of_the_service());
     };
     if several {
-        return Err(CliError::Usage(anyhow::anyhow!(
-            "several agents run here: say with --name which one to examine"
-        )));
+        let text = "several agents run here: say with --name which one to examine";
+        return Err(CliError::usage(text));
     }
     let usual_key = match Process::new(holder.pid).and_then(|it| it.environ()) {
         Ok(environment) => environment

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    io,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +15,7 @@ use serde::Serialize;
 use lb_core::counted;
 
 use super::{
-    CliResult, print_json,
+    CliResult, and_more, print_json,
     source::{USUAL_CONFIG, kernel_ports},
     terminal::{Output, Paint},
 };
@@ -129,7 +128,7 @@ fn peer_keys(config: &Config) -> Vec<String> {
 
 /// Says why a key cannot be used.
 fn unusable(error: &anyhow::Error) -> String {
-    match is_secret(error) {
+    match keys::is_forbidden(error) {
         true => format!("{error:#}: run as root to check the keys"),
         false => format!("with these keys the manager would not start here: {error:#}"),
     }
@@ -178,24 +177,11 @@ fn without_key(config: &Config, keys: &KeyRing) -> Option<String> {
         Authentication::Enforce => "what they send would be refused",
         _ => "anybody can send in their names",
     };
-    let count = without.len();
     let names: Vec<&str> = without.iter().copied().take(SHOWN).collect();
-    let more = match count > SHOWN {
-        true => format!(" and {} more", count - SHOWN),
-        false => String::new(),
-    };
+    let more = and_more(without.len(), SHOWN);
     Some(format!(
         "there is no key of {}{more} at {path}, on this machine: {fate}; memlb keygen --name {first} \
          --output {path}/{first}.key",
         names.join(", ")
     ))
-}
-
-/// Whether this user lacks the permission to read it.
-fn is_secret(error: &anyhow::Error) -> bool {
-    let causes = error
-        .chain()
-        .filter_map(|it| it.downcast_ref::<io::Error>());
-    let mut kinds = causes.map(io::Error::kind);
-    kinds.any(|kind| kind == io::ErrorKind::PermissionDenied)
 }

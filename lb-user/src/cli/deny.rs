@@ -10,7 +10,7 @@ use memlb::{
 use super::{
     CliResult,
     remote::Remote,
-    table::{Column, Row, table},
+    table::{Cell, Column, Row, table},
     terminal::Output,
 };
 
@@ -145,13 +145,12 @@ fn listed(list: &DenyList, output: Output) -> String {
 
 fn row(denied: &Denied) -> Row {
     let since = UNIX_EPOCH + Duration::from_millis(denied.at_ms);
-    let cells = [
-        denied.prefix.to_string(),
-        humantime::format_rfc3339_seconds(since).to_string(),
-        denied.by.clone(),
-        denied.reason.clone().unwrap_or_default(),
-    ];
-    Row::of(cells)
+    Row::new(vec![
+        Cell::new(denied.prefix.to_string()),
+        Cell::new(humantime::format_rfc3339_seconds(since).to_string()),
+        Cell::new(denied.by.clone()),
+        Cell::new(denied.reason.clone().unwrap_or_default()),
+    ])
 }
 
 #[cfg(test)]

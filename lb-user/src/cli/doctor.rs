@@ -131,11 +131,13 @@ fn severity_paint(severity: Severity) -> Paint {
 
 /// Examines by the file that is named, else by the values of the running manager, or those of the usual file.
 fn examine_manager(source: &Source) -> Result<Diagnosis, CliError> {
+    let examine = |config: &Config, examined| {
+        block_on(doctor::examine_manager(config, examined, kernel_ports())).map_err(CliError::from)
+    };
     if !source.says_anything()
         && let Some((config, finding)) = in_force(source)?
     {
-        let examined = doctor::examine_manager(&config, Examined::InForce(finding), kernel_ports());
-        return Ok(block_on(examined)?);
+        return examine(&config, Examined::InForce(finding));
     }
     let mut file = source.file();
     let mut config = source.read_for(None)?;
@@ -146,12 +148,7 @@ fn examine_manager(source: &Source) -> Result<Diagnosis, CliError> {
         config = source.read_file(&other, None)?;
         file = Some(other);
     }
-    let examined = Examined::File(file.as_deref());
-    Ok(block_on(doctor::examine_manager(
-        &config,
-        examined,
-        kernel_ports(),
-    ))?)
+    examine(&config, Examined::File(file.as_deref()))
 }
 
 /// Returns the values of the running manager, and how they differ from its file; nothing if none answers.
@@ -188,9 +185,8 @@ fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, CliError> {
         (false, _) => &args.managers,
         (true, Some(own)) => &own.managers,
         (true, None) => {
-            return Err(CliError::Usage(anyhow::anyhow!(
-                "no agent runs here, and /etc/default/memlb-agent names no manager: give --manager ADDRESS"
-            )));
+            let text = "no agent runs here, and /etc/default/memlb-agent names no manager: give --manager ADDRESS";
+            return Err(CliError::usage(text));
         }
     };
     let managers: anyhow::Result<Vec<String>> = managers
@@ -199,21 +195,11 @@ fn examine_worker(args: &WorkerArgs) -> Result<Diagnosis, CliError> {
         .collect();
     let worker = doctor::Worker {
         managers: managers.map_err(CliError::Usage)?,
-        name: worker_name(
-            args.name
-                .clone()
-                .or_else(|| own.and_then(|it| it.name.clone())),
-        )?,
-        key: args
-            .key
-            .clone()
-            .or_else(|| own.and_then(|it| it.key.clone()))
+        name: worker_name(args.name.clone().or_else(|| own?.name.clone()))?,
+        key: (args.key.clone())
+            .or_else(|| own?.key.clone())
             .or(found.usual_key),
-        check: args
-            .target
-            .clone()
-            .map(check_of)
-            .or_else(|| own.and_then(agent::Args::check)),
+        check: (args.target.clone().map(check_of)).or_else(|| own?.check()),
         sources: own.map(agent::Args::sources).unwrap_or_default(),
         origin: found.origin,
     };

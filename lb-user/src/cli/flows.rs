@@ -93,8 +93,8 @@ fn failed(status: &Status, service: Option<String>, worker: Option<String>) -> S
 
 pub(super) fn flows_text(flows: &Flows, output: Output) -> String {
     let is_any_of_peer = flows.flows.iter().any(|it| it.admitted_by.is_some());
-    let row = |row: &FlowRow| Row {
-        cells: [
+    let row = |row: &FlowRow| {
+        let mut cells = vec![
             Cell::new(row.client.clone()),
             Cell::new(row.protocol.to_string()),
             Cell::new(row.service.clone()),
@@ -105,11 +105,9 @@ pub(super) fn flows_text(flows: &Flows, output: Output) -> String {
             Cell::new(format_seconds(row.idle_ms)),
             bytes(row.bytes_in),
             bytes(row.bytes_out),
-        ]
-        .into_iter()
-        .chain(is_any_of_peer.then(|| Cell::new(row.admitted_by.as_deref().unwrap_or("-"))))
-        .collect(),
-        notes: Vec::new(),
+        ];
+        cells.extend(is_any_of_peer.then(|| Cell::new(row.admitted_by.as_deref().unwrap_or("-"))));
+        Row::new(cells)
     };
     let mut columns = vec![
         Column::name("client", 0),

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use lb_core::milliseconds;
 use memlb::control::{HandoverReply, Request};
 
 use super::{CliError, CliResult, block_on, remote::Remote};
@@ -32,7 +33,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> CliResult {
     let request = Request::HandOver {
-        wait_ms: u64::try_from(args.wait.as_millis()).unwrap_or(u64::MAX),
+        wait_ms: milliseconds(args.wait),
         force: args.force,
         undo: args.undo,
     };

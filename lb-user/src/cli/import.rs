@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use memlb::{
     addresses,
     config::{Config, Overrides},
@@ -77,12 +77,7 @@ pub fn run(args: &Args) -> CliResult {
         super::print_error(&format!("{label} {agent}"));
     }
     // What it cannot accept, a person has to correct.
-    let name = args
-        .output
-        .as_ref()
-        .unwrap_or(&args.file)
-        .display()
-        .to_string();
+    let name = args.output.as_ref().unwrap_or(&args.file).to_string_lossy();
     Config::parse(&imported.toml, &name, &Overrides::default(), kernel_ports())?;
     Ok(())
 }
@@ -90,13 +85,13 @@ pub fn run(args: &Args) -> CliResult {
 fn write_new(path: &PathBuf, text: &str) -> CliResult {
     let file = OpenOptions::new().write(true).create_new(true).open(path);
     let mut file = file.map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => CliError::Usage(anyhow!(
+        io::ErrorKind::AlreadyExists => CliError::usage(format!(
             "{} exists: name another file with --output, or remove it",
             path.display()
         )),
-        _ => CliError::RunTime(
-            anyhow::Error::new(error).context(format!("create {}", path.display())),
-        ),
+        _ => anyhow::Error::new(error)
+            .context(format!("create {}", path.display()))
+            .into(),
     })?;
     file.write_all(text.as_bytes())
         .with_context(|| format!("write {}", path.display()))?;

@@ -47,9 +47,8 @@ pub fn run(args: &Args) -> CliResult {
     if let Some(name) = name
         && let Err(problem) = check_name(name)
     {
-        return Err(CliError::Usage(anyhow::anyhow!(
-            "--name {name:?} cannot name a worker: {problem}"
-        )));
+        let text = format!("--name {name:?} cannot name a worker: {problem}");
+        return Err(CliError::usage(text));
     }
     let path = match &args.output {
         Some(path) => path.clone(),

@@ -36,6 +36,7 @@ mod unload;
 mod widths;
 
 use std::{
+    fmt::Display,
     future::Future,
     io::{self, Write},
     process::ExitCode,
@@ -118,6 +119,12 @@ enum CliError {
     RunTime(anyhow::Error),
 }
 
+impl CliError {
+    fn usage(text: impl Display) -> Self {
+        Self::Usage(anyhow::anyhow!("{text}"))
+    }
+}
+
 impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
         Self::RunTime(error)
@@ -133,9 +140,7 @@ impl From<ConfigError> for CliError {
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         match error {
-            ClientError::Refused(refused) if refused.is_usage => {
-                Self::Usage(anyhow::anyhow!(refused.error))
-            }
+            ClientError::Refused(refused) if refused.is_usage => Self::usage(refused.error),
             other => Self::RunTime(other.into()),
         }
     }
@@ -157,7 +162,7 @@ pub fn run() -> ExitCode {
     let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) if error.use_stderr() && std::env::args().any(|it| it == "--json") => {
-            return report(&CliError::Usage(anyhow::anyhow!("{error}")), true);
+            return report(&CliError::usage(error), true);
         }
         Err(error) => error.exit(),
     };
@@ -264,6 +269,14 @@ fn print_json(value: &impl Serialize) -> CliResult {
     let json = serde_json::to_string_pretty(value).context("encode the answer")?;
     print(&format!("{json}\n"));
     Ok(())
+}
+
+/// Ends a list of which only the first ones are named.
+fn and_more(count: usize, named: usize) -> String {
+    match count.saturating_sub(named) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    }
 }
 
 /// Runs a task to its end on this thread; blocking work has threads of its own.

@@ -19,12 +19,8 @@ const USUAL_PINS: &str = "/sys/fs/bpf/memlb";
 /// Reads the pins at `pin_path`, or else those of the usual configuration. Nothing if there are none, or if this user
 /// may not read them.
 pub fn pinned(pin_path: Option<&Path>) -> Option<PinnedStatus> {
-    let config = Config::read(
-        Path::new(USUAL_CONFIG),
-        &Overrides::default(),
-        kernel_ports(),
-    )
-    .ok();
+    let usual = Path::new(USUAL_CONFIG);
+    let config = Config::read(usual, &Overrides::default(), kernel_ports()).ok();
     let configured = config.as_ref().map(|it| it.manager.pin_path.clone());
     let pin_path = pin_path.map(Path::to_owned).or(configured);
     let pin_path = pin_path.unwrap_or_else(|| PathBuf::from(USUAL_PINS));
@@ -78,17 +74,14 @@ fn row(backend: &PinnedBackend) -> Row {
         "down" => Paint::Bad,
         _ => Paint::Warning,
     };
-    Row {
-        cells: vec![
-            Cell::new(format!("{mark} {name}")),
-            Cell::new(backend.backend_id.to_string()),
-            Cell::new(backend.address.clone()),
-            Cell::new(backend.state.clone()).paint(paint),
-            count(backend.traffic.flows),
-            count(backend.traffic.connections),
-            bytes(backend.traffic.bytes_in),
-            bytes(backend.traffic.bytes_out),
-        ],
-        notes: Vec::new(),
-    }
+    Row::new(vec![
+        Cell::new(format!("{mark} {name}")),
+        Cell::new(backend.backend_id.to_string()),
+        Cell::new(backend.address.clone()),
+        Cell::new(backend.state.clone()).paint(paint),
+        count(backend.traffic.flows),
+        count(backend.traffic.connections),
+        bytes(backend.traffic.bytes_in),
+        bytes(backend.traffic.bytes_out),
+    ])
 }

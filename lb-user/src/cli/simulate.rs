@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use clap::{ArgAction, Parser};
+use clap::Parser;
 use lb_core::{MemorySettings, SpreadSettings};
 use memlb::{
     config::{size, threshold},
@@ -81,7 +81,7 @@ pub struct Args {
     hold: humantime::Duration,
 
     /// Print JSON
-    #[arg(long, action = ArgAction::SetTrue)]
+    #[arg(long)]
     json: bool,
 
     /// Write a picture (SVG) to this file
@@ -94,9 +94,7 @@ pub fn run(args: &Args) -> CliResult {
     let contenders = contenders(&args.policies).map_err(CliError::Usage)?;
     let intervals: Vec<Duration> = args.intervals.iter().map(|it| **it).collect();
     if intervals.iter().any(|it| *it < Duration::from_millis(1)) {
-        return Err(CliError::Usage(anyhow!(
-            "--intervals: each must be 1ms at least"
-        )));
+        return Err(CliError::usage("--intervals: each must be 1ms at least"));
     }
     let results = simulated(&scenario, &contenders, &intervals);
     if let Some(file) = &args.svg {

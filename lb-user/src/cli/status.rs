@@ -1,6 +1,6 @@
 //! `memlb status`, `services` and `workers`: what a running manager knows.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use lb_core::{MANAGER, ServiceSnapshot, unknown_name};
 use memlb::{
@@ -103,18 +103,15 @@ pub(super) fn services_text(services: &[ServiceSnapshot<Backend>], output: Outpu
             (up, all) if up < all => Paint::Warning,
             _ => Paint::Good,
         };
-        Row {
-            cells: vec![
-                Cell::new(service.name.clone()),
-                Cell::new(format!("{}/{}", service.address, service.protocol)),
-                Cell::new(format!("{up}/{all}")).paint(paint),
-                count(flows),
-                Cell::new(service.selected.clone()),
-                Cell::new(format_seconds(service.since_ms)),
-                Cell::new(service.reason.clone()),
-            ],
-            notes: Vec::new(),
-        }
+        Row::new(vec![
+            Cell::new(service.name.clone()),
+            Cell::new(format!("{}/{}", service.address, service.protocol)),
+            Cell::new(format!("{up}/{all}")).paint(paint),
+            count(flows),
+            Cell::new(service.selected.clone()),
+            Cell::new(format_seconds(service.since_ms)),
+            Cell::new(service.reason.clone()),
+        ])
     };
     let columns = [
         Column::name("service", 0),
@@ -134,12 +131,10 @@ pub fn workers(args: &WorkersArgs) -> CliResult {
     let services = chosen(status.services, args.service.as_deref())?;
     let mut rows = worker_rows(services);
     if let Some(wanted) = &args.worker {
-        let known: BTreeMap<&str, ()> = rows
-            .iter()
-            .map(|row| (row.backend.seen.name.as_str(), ()))
-            .collect();
-        if !known.contains_key(wanted.as_str()) {
-            return Err(unknown("worker", wanted, known.into_keys()));
+        let known = rows.iter().map(|row| row.backend.seen.name.as_str());
+        let known: BTreeSet<&str> = known.collect();
+        if !known.contains(wanted.as_str()) {
+            return Err(unknown("worker", wanted, known.into_iter()));
         }
         rows.retain(|row| row.backend.seen.name == *wanted);
     }
@@ -187,21 +182,18 @@ fn worker_row(row: &WorkerRow) -> Row {
         remarks.push("unchecked".to_owned());
     }
     let remarks = remarks.join("; ");
-    Row {
-        cells: vec![
-            Cell::new(seen.name.clone()),
-            Cell::new(row.service.clone()),
-            Cell::new(seen.address.clone()),
-            Cell::new(seen.state.name()).paint(health::paint(seen.state)),
-            heard(seen.age_ms),
-            memory(seen),
-            Cell::new(shorten::share(seen.share)),
-            Cell::new(format!("{weight}%")),
-            count(traffic.flows + traffic.half_open),
-            Cell::new(remarks).paint(remark_paint(seen)),
-        ],
-        notes: Vec::new(),
-    }
+    Row::new(vec![
+        Cell::new(seen.name.clone()),
+        Cell::new(row.service.clone()),
+        Cell::new(seen.address.clone()),
+        Cell::new(seen.state.name()).paint(health::paint(seen.state)),
+        heard(seen.age_ms),
+        memory(seen),
+        Cell::new(shorten::share(seen.share)),
+        Cell::new(format!("{weight}%")),
+        count(traffic.flows + traffic.half_open),
+        Cell::new(remarks).paint(remark_paint(seen)),
+    ])
 }
 
 fn chosen(
@@ -221,5 +213,5 @@ fn chosen(
 
 fn unknown<'a>(kind: &str, wanted: &str, known: impl Iterator<Item = &'a str>) -> CliError {
     let known: Vec<&str> = known.collect();
-    CliError::Usage(anyhow::anyhow!(unknown_name(kind, wanted, &known)))
+    CliError::usage(unknown_name(kind, wanted, &known))
 }

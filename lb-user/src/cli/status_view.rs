@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use lb_core::{ALL_WORKERS, BackendSnapshot, Bytes, Mode, Policy, ServiceSnapshot, ShareReason};
+use lb_core::{
+    ALL_WORKERS, BackendSnapshot, Bytes, Mode, Policy, ServiceSnapshot, ShareReason, counted,
+};
 use memlb::status::{
     Backend, FORWARDED, Heartbeats, Interface, Status, failures, refusals, remarks,
 };
@@ -76,10 +78,7 @@ pub fn status_text(status: &Status, output: Output) -> String {
     status_peers::peers(&mut text, status);
     heartbeats(&mut text, &status.heartbeats);
     if status.denied_prefixes > 0 {
-        let prefixes = match status.denied_prefixes {
-            1 => "1 prefix".to_owned(),
-            count => format!("{count} prefixes"),
-        };
+        let prefixes = counted(status.denied_prefixes, "prefix");
         text.line(
             0,
             &format!("denied: {prefixes} of clients (memlb deny list)"),
@@ -269,12 +268,10 @@ pub fn heard(age_ms: Option<u64>) -> Cell {
 pub fn memory(seen: &BackendSnapshot) -> Cell {
     let short = |bytes| shorten::bytes(Bytes(bytes));
     match (seen.memory_available_bytes, seen.memory_total_bytes) {
-        (Some(available), Some(total)) => Cell::new(format!(
-            "{} of {}",
-            Bytes(available),
-            Bytes(total)
-        ))
-        .short(format!("{}/{}", short(available), short(total))),
+        (Some(available), Some(total)) => {
+            let whole = format!("{} of {}", Bytes(available), Bytes(total));
+            Cell::new(whole).short(format!("{}/{}", short(available), short(total)))
+        }
         (Some(available), None) => bytes(available),
         _ => Cell::new("-"),
     }

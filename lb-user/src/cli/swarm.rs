@@ -42,11 +42,11 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> CliResult {
-    let usage = |text: String| CliError::Usage(anyhow::anyhow!(text));
     if !(SHORTEST..=LONGEST).contains(&args.interval) {
-        return Err(usage("--interval must be from 50ms to 1m".to_owned()));
+        return Err(CliError::usage("--interval must be from 50ms to 1m"));
     }
-    check_source(&args.source).map_err(|problem| usage(format!("--source: {problem}")))?;
+    check_source(&args.source)
+        .map_err(|problem| CliError::usage(format!("--source: {problem}")))?;
     let client = remote::client(args.control_socket);
     let source = WorkerSource::new(client, args.source, true);
     block_on(async move {

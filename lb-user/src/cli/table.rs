@@ -116,10 +116,9 @@ pub struct Row {
 }
 
 impl Row {
-    /// A row of plain texts.
-    pub fn of<const N: usize>(texts: [String; N]) -> Self {
+    pub fn new(cells: Vec<Cell>) -> Self {
         Self {
-            cells: texts.map(Cell::new).into(),
+            cells,
             notes: Vec::new(),
         }
     }
@@ -296,15 +295,12 @@ mod tests {
     ];
 
     fn row(name: &str, address: &str, flows: &str, bytes: (&str, &str)) -> Row {
-        Row {
-            cells: vec![
-                Cell::new(name),
-                Cell::new(address),
-                Cell::new(flows),
-                Cell::new(bytes.0).short(bytes.1),
-            ],
-            notes: Vec::new(),
-        }
+        Row::new(vec![
+            Cell::new(name),
+            Cell::new(address),
+            Cell::new(flows),
+            Cell::new(bytes.0).short(bytes.1),
+        ])
     }
 
     fn shown(rows: &[Row], width: Option<usize>) -> String {

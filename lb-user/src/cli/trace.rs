@@ -3,7 +3,7 @@
 use anyhow::{Context, anyhow};
 use clap::builder::PossibleValuesParser;
 use lb_common::verdict::{Verdict, VerdictClass};
-use lb_core::counted;
+use lb_core::{counted, milliseconds};
 use memlb::{
     control::{Request, parse_reply},
     trace::{Clients, DEFAULT_RATE, Dropped, Line, MAX_RATE, Packet, TraceFilter},
@@ -86,7 +86,6 @@ pub fn run(args: Args) -> CliResult {
 }
 
 async fn show(args: Args) -> CliResult {
-    let milliseconds = |it: std::time::Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
     let filter = TraceFilter {
         client: args.client,
         service: args.service,

@@ -158,14 +158,14 @@ impl Heartbeat {
         }
         if self.interval < Duration::from_millis(1) || self.interval > LONGEST_INTERVAL {
             return Err(Refusal::AbsurdInterval {
-                interval_ms: u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX),
+                interval_ms: lb_core::milliseconds(self.interval),
             });
         }
         if let Some(pause) = self.pause
             && check_pause(pause).is_err()
         {
             return Err(Refusal::AbsurdPause {
-                pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+                pause_ms: lb_core::milliseconds(pause),
             });
         }
         if self.translates.len() > MAX_TRANSLATED {

@@ -57,7 +57,7 @@ impl Meter {
     pub fn outcome(&self, contender: Contender, interval: Duration) -> Outcome {
         Outcome {
             policy: contender.name(),
-            report_interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
+            report_interval_ms: lb_core::milliseconds(interval),
             peak_percent: self.peak * 100.0,
             imbalance: self.ratios / self.samples.max(1.0),
             accepted: self.accepted,

@@ -1,12 +1,13 @@
 //! The columns of the workers, and which of them go first where there is no room.
 
-use lb_core::{Bytes, MANAGER};
+use lb_core::MANAGER;
 use memlb::status::Backend;
 
 use super::{bar::bar, rates::Rate};
 use crate::cli::{
     health::{paint, sign},
-    shorten::{age, bytes, count, share},
+    shorten::{self, share},
+    status_view::{bytes, count, heard},
     table::{Cell, Column, Row},
     terminal::Paint,
 };
@@ -34,19 +35,13 @@ pub const COLUMNS: &[Column] = &[
 pub fn row(backend: &Backend, rate: Option<Rate>) -> Row {
     let Backend { seen, traffic } = backend;
     let state = paint(seen.state);
-    let figure = |bytes: Option<u64>| {
-        bytes.map_or(Cell::new("-"), |it| {
-            Cell::new(Bytes(it).to_string()).short(self::bytes(Bytes(it)))
-        })
-    };
-    let whole = |number: u64| Cell::new(number.to_string()).short(count(number));
+    let figure = |figure: Option<u64>| figure.map_or(Cell::new("-"), bytes);
     let full = match (seen.memory_available_bytes, seen.memory_total_bytes) {
         (Some(available), Some(total)) if total > 0 => available as f64 / total as f64,
         _ => 0.0,
     };
     let mark = if seen.share > 0 { "▸" } else { " " };
     let name = Cell::new(format!("{mark}{}", seen.name));
-    let heard = age(seen.age_ms);
     let waits = seen
         .memory_pressure
         .map_or("-".to_owned(), |it| it.to_string());
@@ -65,9 +60,9 @@ pub fn row(backend: &Backend, rate: Option<Rate>) -> Row {
         figure(seen.memory_available_bytes),
         figure(seen.memory_total_bytes),
         Cell::new(waits),
-        Cell::new(heard.clone()).short(heard.replace(' ', "")),
+        heard(seen.age_ms),
         Cell::new(share(seen.share)),
-        whole(traffic.flows),
+        count(traffic.flows),
         rate.map_or(Cell::new("-"), |it| fresh(it.connections)),
         rate.map_or(Cell::new("-"), |it| match it.failed > 0.0 {
             true => fresh(it.failed).paint(Paint::Bad),
@@ -75,7 +70,7 @@ pub fn row(backend: &Backend, rate: Option<Rate>) -> Row {
         }),
         figure(rate_of(|it| it.bytes_in)),
         figure(rate_of(|it| it.bytes_out)),
-        whole(traffic.connections),
+        count(traffic.connections),
     ];
     Row {
         cells,
@@ -87,6 +82,6 @@ pub fn row(backend: &Backend, rate: Option<Rate>) -> Row {
 fn fresh(rate: f64) -> Cell {
     match rate < 1_000.0 {
         true => Cell::new(format!("{rate:.1}")),
-        false => Cell::new(format!("{rate:.0}")).short(count(rate as u64)),
+        false => Cell::new(format!("{rate:.0}")).short(shorten::count(rate as u64)),
     }
 }
