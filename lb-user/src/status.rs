@@ -282,6 +282,11 @@ impl Status {
             counters_problem: stats.problem.clone(),
         }
     }
+
+    /// The backends of all services.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        self.services.iter().flat_map(|service| &service.backends)
+    }
 }
 
 /// Says how many connections to a service the manager itself has refused, and why. Nothing if there were none.

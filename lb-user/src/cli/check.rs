@@ -75,15 +75,10 @@ pub fn run(args: &Args) -> CliResult {
         .chain(authentication(&config))
         .chain(peer_keys(&config))
         .collect();
-    let backends: usize = config
-        .services
-        .iter()
-        .map(|service| service.workers.len())
-        .sum();
     let checked = Checked {
         file: path,
         services: config.services.len(),
-        backends,
+        backends: config.workers().count(),
         peers: config.peers.len(),
         digest: config.digest().to_string(),
         warnings,
@@ -164,11 +159,7 @@ fn without_key(config: &Config, keys: &KeyRing) -> Option<String> {
         authentication,
         keys: path,
     } = &config.heartbeats;
-    let workers = config.services.iter().flat_map(|it| &it.workers);
-    let without: BTreeSet<&str> = workers
-        .map(|worker| worker.name.as_str())
-        .filter(|worker| keys.of_worker(worker).next().is_none())
-        .collect();
+    let without = keys.lacking(config.workers().map(|worker| worker.name.as_str()));
     let path = path.display();
     let Some(first) = without.first() else {
         return (keys.is_empty()).then(|| format!("there are no keys at {path}, on this machine"));

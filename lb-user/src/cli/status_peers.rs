@@ -7,7 +7,7 @@ use memlb::{
     status::Status,
 };
 
-use super::{status_view::Text, terminal::Paint};
+use super::terminal::{Paint, Text};
 
 pub fn peers(text: &mut Text, status: &Status) {
     if let Some(handed_over) = &status.handed_over {

@@ -14,7 +14,7 @@ use super::{
     remote::format_seconds,
     shorten, status_peers,
     table::{Cell, Column, Row, table},
-    terminal::{Output, Paint},
+    terminal::{Output, Paint, Text},
 };
 
 /// What is said of more workers is said once.
@@ -92,23 +92,6 @@ pub fn status_text(status: &Status, output: Output) -> String {
         None => text.line(0, &other_packets(status)),
     }
     text.text
-}
-
-/// Lines that fit the width.
-pub struct Text {
-    text: String,
-    output: Output,
-}
-
-impl Text {
-    pub fn line(&mut self, indent: usize, line: &str) {
-        self.painted(indent, line, Paint::Plain);
-    }
-
-    pub fn painted(&mut self, indent: usize, line: &str, paint: Paint) {
-        let line = self.output.wrap(line, indent + 2);
-        self.text += &format!("{:indent$}{}\n", "", self.output.paint(&line, paint));
-    }
 }
 
 fn other_packets(status: &Status) -> String {

@@ -105,6 +105,23 @@ impl Output {
     }
 }
 
+/// Lines that fit the width.
+pub struct Text {
+    pub text: String,
+    pub output: Output,
+}
+
+impl Text {
+    pub fn line(&mut self, indent: usize, line: &str) {
+        self.painted(indent, line, Paint::Plain);
+    }
+
+    pub fn painted(&mut self, indent: usize, line: &str, paint: Paint) {
+        let line = self.output.wrap(line, indent + 2);
+        self.text += &format!("{:indent$}{}\n", "", self.output.paint(&line, paint));
+    }
+}
+
 /// Whether output has colours that goes to a terminal or not.
 pub fn has_color(is_terminal: bool) -> bool {
     let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());

@@ -197,6 +197,11 @@ impl Config {
         service.workers.push(worker);
     }
 
+    /// The workers of all services; one that serves several is there several times.
+    pub fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.services.iter().flat_map(|service| &service.workers)
+    }
+
     /// Where a worker comes from; nothing if the file names it.
     pub fn origin(&self, service: &str, worker: &str) -> Option<&WorkerOrigin> {
         self.origins.get(&(service.to_owned(), worker.to_owned()))

@@ -6,54 +6,18 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::{AdminReply, ConfigurationReply, DenyReply, Request, WorkersReply, handover};
+use super::{
+    AdminReply, ConfigurationReply, DenyReply, Request, WorkersReply, handover,
+    request_error::RequestError,
+};
 use crate::{
     deny::{Denied, Prefix},
     explain::Explanation,
     flows::{Client, FlowFilter, Flows},
     history::now_ms,
-    manager::{
-        CommandReceipt, DenyChange, DenyOutcome, ManagerHandle, ReloadError, SourceError,
-        SourceUpdate,
-    },
+    manager::{CommandReceipt, DenyChange, DenyOutcome, ManagerHandle, SourceUpdate},
 };
-use lb_core::{AdminCommand, AdminError, ServiceSnapshot, check_reason, unknown_name};
-
-/// Why a request has no reply of its own type.
-pub(super) enum RequestError {
-    Usage(anyhow::Error),
-    RunTime(anyhow::Error),
-}
-
-impl From<anyhow::Error> for RequestError {
-    fn from(error: anyhow::Error) -> Self {
-        Self::RunTime(error)
-    }
-}
-
-impl From<ReloadError> for RequestError {
-    fn from(error: ReloadError) -> Self {
-        match error {
-            ReloadError::RunTime(_) => Self::RunTime(error.into()),
-            ReloadError::Configuration(_) | ReloadError::Refused(_) => Self::Usage(error.into()),
-        }
-    }
-}
-
-impl From<SourceError> for RequestError {
-    fn from(error: SourceError) -> Self {
-        match error {
-            SourceError::RunTime(_) => Self::RunTime(error.into()),
-            _ => Self::Usage(error.into()),
-        }
-    }
-}
-
-impl From<AdminError> for RequestError {
-    fn from(error: AdminError) -> Self {
-        Self::Usage(error.into())
-    }
-}
+use lb_core::{AdminCommand, ServiceSnapshot, check_reason, unknown_name};
 
 /// Handles every request with a reply of one line.
 pub(super) async fn reply(

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use tokio::{task::spawn_blocking, time::sleep};
 
-use super::handlers::RequestError;
+use super::request_error::RequestError;
 use crate::{
     addresses,
     config::Config,

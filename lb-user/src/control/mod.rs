@@ -7,6 +7,7 @@
 mod client;
 mod handlers;
 mod handover;
+mod request_error;
 mod server;
 mod trace;
 

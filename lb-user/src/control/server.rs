@@ -24,7 +24,8 @@ use tracing::debug;
 
 use super::{
     ErrorReply, Request, TIMEOUT,
-    handlers::{RequestError, check_names, line_of, reply},
+    handlers::{check_names, line_of, reply},
+    request_error::RequestError,
     send,
     trace::{self, TraceLocks},
 };

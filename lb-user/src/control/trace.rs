@@ -15,7 +15,8 @@ use tokio::{
 };
 
 use super::{
-    handlers::{RequestError, check_names, line_of},
+    handlers::{check_names, line_of},
+    request_error::RequestError,
     send,
 };
 use crate::{

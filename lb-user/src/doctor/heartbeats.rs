@@ -36,8 +36,7 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
         .collect();
     let mut findings = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
-    let services = facts.status.services.iter();
-    for backend in services.flat_map(|service| &service.backends) {
+    for backend in facts.status.backends() {
         let name = backend.seen.name.as_str();
         if name != MANAGER && !seen.contains(&name) {
             seen.push(name);
@@ -51,8 +50,7 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
 
 /// Whether the agent of a restored machine has gone on under a new boot id since.
 fn is_settled(facts: &Facts<'_>, refusal: &Refusal<'_>) -> bool {
-    let services = facts.status.services.iter();
-    let mut workers = services.flat_map(|service| &service.backends);
+    let mut workers = facts.status.backends();
     let down_after = milliseconds(facts.down_after);
     refusal.reason == "sequence_reset"
         && workers.any(|it| {
@@ -148,17 +146,15 @@ fn worker(facts: &Facts<'_>, backend: &Backend, refusals: &[Refusal<'_>]) -> Fin
 
 /// Whether the operator expects that it may be silent.
 pub fn may_be_silent(status: &Status, worker: &str) -> bool {
-    let services = status.services.iter();
-    let mut places = services.flat_map(|service| &service.backends);
+    let mut places = status.backends();
     let is_paused = places.any(|it| it.seen.name == worker && it.seen.pause.is_some());
     is_paused || is_in_maintenance(status, worker)
 }
 
 /// Whether the operator has it in maintenance everywhere.
 fn is_in_maintenance(status: &Status, worker: &str) -> bool {
-    let services = status.services.iter();
-    let mut places = services
-        .flat_map(|service| &service.backends)
+    let mut places = status
+        .backends()
         .filter(|it| it.seen.name == worker)
         .map(|it| it.seen.admin_state.as_ref().map(|mark| mark.value))
         .peekable();

@@ -47,10 +47,8 @@ pub fn gather(authentication: Authentication, path: &Path, workers: &BTreeSet<&s
         _ => match read_keys(path) {
             Ok(keys) => KeyState::Read {
                 count: keys.len(),
-                without: workers
-                    .iter()
-                    .filter(|worker| keys.of_worker(worker).next().is_none())
-                    .map(|worker| (*worker).to_owned())
+                without: (keys.lacking(workers.iter().copied()).into_iter())
+                    .map(str::to_owned)
                     .collect(),
                 others: keys.warning(path),
             },

@@ -91,8 +91,10 @@ pub async fn examine_manager(
             down_after: config.failover.down_after,
         }));
     }
-    let names = config.services.iter().flat_map(|service| &service.workers);
-    let names: BTreeSet<&str> = names.map(|worker| worker.name.as_str()).collect();
+    let names: BTreeSet<&str> = config
+        .workers()
+        .map(|worker| worker.name.as_str())
+        .collect();
     let heartbeats = &config.heartbeats;
     findings.extend(keys::findings(&keys::gather(
         heartbeats.authentication,
@@ -221,8 +223,7 @@ fn service(service: &crate::config::Service) -> services::Service {
 
 /// Looks up the ways to all workers as the manager does.
 async fn routes(config: &Config) -> Result<BTreeMap<IpAddr, Option<Route>>> {
-    let workers = config.services.iter().flat_map(|service| &service.workers);
-    let addresses = workers.map(|worker| worker.address.ip()).collect();
+    let addresses = config.workers().map(|worker| worker.address.ip()).collect();
     Netlink::connect()?.routes(&addresses).await
 }
 

@@ -204,11 +204,8 @@ impl HeartbeatReceiver {
     }
 
     fn without_key<'a>(&self, config: &'a Config) -> BTreeSet<&'a str> {
-        let workers = config.services.iter().flat_map(|service| &service.workers);
-        workers
-            .map(|worker| worker.name.as_str())
-            .filter(|worker| self.authenticator.keys().of_worker(worker).next().is_none())
-            .collect()
+        let workers = config.workers().map(|worker| worker.name.as_str());
+        self.authenticator.keys().lacking(workers)
     }
 
     /// Logs which heartbeats count, and warns where unsigned ones do.

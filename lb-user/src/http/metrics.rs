@@ -318,8 +318,7 @@ impl Scrape {
 
 /// Each worker once, even if it serves several services.
 fn workers(status: &Status) -> BTreeMap<&str, &BackendSnapshot> {
-    let backends = status.services.iter().flat_map(|service| &service.backends);
-    backends
+    (status.backends())
         .map(|backend| (backend.seen.name.as_str(), &backend.seen))
         .filter(|(name, _)| *name != MANAGER)
         .fold(BTreeMap::new(), |mut workers, (name, seen)| {

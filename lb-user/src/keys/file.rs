@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{fcntl::OFlag, unistd::geteuid};
 use zeroize::Zeroizing;
 
-use super::{Key, KeyId, KeyRing, SECRET_BYTES, hex, peer::PEER_MARK};
+use super::{Key, KeyId, KeyRing, SECRET_BYTES, hex};
 use crate::{
     encoding::{self, BYTE_ORDER_MARK},
     worker_name::check_name,
@@ -22,6 +22,9 @@ use crate::{
 
 /// The first word of a key's line: what it is, and the version of its form.
 pub(super) const MARK: &str = "memlb-key-1";
+
+/// The first word of the line. It differs from that of a worker's key, so that neither stands for the other.
+pub(super) const PEER_MARK: &str = "memlb-peer-key-1";
 
 /// What the files in a directory of keys end in.
 const ENDING: &str = "key";

@@ -10,7 +10,11 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use zeroize::Zeroizing;
 
-use super::{KeyId, SECRET_BYTES, file::MARK, peer::PEER_MARK, write_hex};
+use super::{
+    KeyId, SECRET_BYTES,
+    file::{MARK, PEER_MARK},
+    write_hex,
+};
 
 /// Writes a new key of `worker` to a new file that only this user can read; returns the key's id.
 ///

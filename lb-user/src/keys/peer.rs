@@ -6,11 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     KeyId, SigningKey,
-    file::{MARK, credential, parse_secret, read_lines},
+    file::{MARK, PEER_MARK, credential, parse_secret, read_lines},
 };
-
-/// The first word of the line. It differs from that of a worker's key, so that neither stands for the other.
-pub(super) const PEER_MARK: &str = "memlb-peer-key-1";
 
 /// Where the key usually is.
 pub const PEER_KEY: &str = "/etc/memlb/peer.key";

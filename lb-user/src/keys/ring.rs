@@ -1,6 +1,9 @@
 //! The keys that a manager knows.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Result, ensure};
 
@@ -101,6 +104,12 @@ impl KeyRing {
 
     pub fn find(&self, id: KeyId) -> Option<&Key> {
         self.keys.get(&id)
+    }
+
+    /// Returns those of these workers that have no key.
+    pub fn lacking<'a>(&self, workers: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
+        let has_none = |worker: &&str| self.of_worker(worker).next().is_none();
+        workers.filter(has_none).collect()
     }
 
     pub fn of_worker(&self, worker: &str) -> impl Iterator<Item = &Key> {

@@ -49,16 +49,8 @@ type TimedStats = (Instant, Arc<Stats>);
 #[derive(Clone)]
 pub struct ManagerHandle {
     requests: mpsc::Sender<ManagerRequest>,
-    overrides_progress: watch::Receiver<FlushProgress>,
-    denied_progress: watch::Receiver<FlushProgress>,
-    workers_progress: watch::Receiver<FlushProgress>,
     reloader: Reloader,
-    pin_path: PathBuf,
-    event_stream: EventStream,
-    history: History,
-    metrics: Metrics,
-    peers: Peers,
-    track_file: TrackFile,
+    records: Records,
     last_stats: Arc<Mutex<Option<TimedStats>>>,
 }
 
@@ -69,7 +61,7 @@ impl fmt::Debug for ManagerHandle {
 }
 
 /// The records that the manager's task writes and the handle reads.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Records {
     pub overrides_progress: watch::Receiver<FlushProgress>,
     pub denied_progress: watch::Receiver<FlushProgress>,
@@ -90,16 +82,8 @@ impl ManagerHandle {
     ) -> Self {
         Self {
             requests,
-            overrides_progress: records.overrides_progress,
-            denied_progress: records.denied_progress,
-            workers_progress: records.workers_progress,
             reloader,
-            pin_path: records.pin_path,
-            event_stream: records.event_stream,
-            history: records.history,
-            metrics: records.metrics,
-            peers: records.peers,
-            track_file: records.track_file,
+            records,
             last_stats: Arc::default(),
         }
     }
@@ -154,7 +138,7 @@ impl ManagerHandle {
                     ..peer
                 })
                 .collect(),
-            handed_over: self.track_file.handed_over(),
+            handed_over: self.records.track_file.handed_over(),
             ..status
         })
     }
@@ -248,17 +232,17 @@ impl ManagerHandle {
 
     /// The same as [`Self::overrides_flushed`] of the workers of sources.
     pub async fn workers_flushed(&self, version: u64) -> Option<String> {
-        flushed(self.workers_progress.clone(), version).await
+        flushed(self.records.workers_progress.clone(), version).await
     }
 
     /// Waits until a version of the overrides is on disk, or returns why it is not.
     pub async fn overrides_flushed(&self, version: u64) -> Option<String> {
-        flushed(self.overrides_progress.clone(), version).await
+        flushed(self.records.overrides_progress.clone(), version).await
     }
 
     /// The same of the denied clients.
     pub async fn denied_flushed(&self, version: u64) -> Option<String> {
-        flushed(self.denied_progress.clone(), version).await
+        flushed(self.records.denied_progress.clone(), version).await
     }
 
     /// Reads the connection tables.
@@ -285,19 +269,19 @@ impl ManagerHandle {
     }
 
     pub fn pin_path(&self) -> &Path {
-        &self.pin_path
+        &self.records.pin_path
     }
 
     pub fn event_stream(&self) -> &EventStream {
-        &self.event_stream
+        &self.records.event_stream
     }
 
     pub fn history(&self) -> &History {
-        &self.history
+        &self.records.history
     }
 
     pub fn metrics(&self) -> &Metrics {
-        &self.metrics
+        &self.records.metrics
     }
 
     /// Publishes an event of a caller's task.
@@ -312,12 +296,12 @@ impl ManagerHandle {
 
     /// Returns the file by which this manager asks keepalived for a lower priority.
     pub fn track_file(&self) -> &TrackFile {
-        &self.track_file
+        &self.records.track_file
     }
 
     /// Returns the state of every peer.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        self.peers.statuses()
+        self.records.peers.statuses()
     }
 
     /// Waits until every peer knows all connections of this manager and has acknowledged what happened before.
@@ -326,7 +310,7 @@ impl ManagerHandle {
     ///
     /// Says of each peer what is missing after `wait`, in a sentence.
     pub async fn peers_acknowledged(&self, wait: Duration) -> Result<(), Vec<String>> {
-        self.peers.acknowledged(wait).await
+        self.records.peers.acknowledged(wait).await
     }
 
     async fn request<T>(
@@ -359,7 +343,7 @@ impl ManagerHandle {
         &self,
         read: impl FnOnce(&Path) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let pin_path = self.pin_path.clone();
+        let pin_path = self.records.pin_path.clone();
         let result = spawn_blocking(move || read(&pin_path)).await;
         result.context("read the maps")?
     }

@@ -25,6 +25,7 @@ mod route_monitor;
 mod sources;
 mod start;
 mod state_file;
+mod state_files;
 mod traffic;
 
 use std::{
@@ -67,9 +68,9 @@ pub use request::CommandReceipt;
 pub(crate) use request::ManagerRequest;
 use sources::Sources;
 pub use sources::{SourceError, SourceReceipt, SourceUpdate};
-use start::StateFiles;
 pub use start::{Prepared, prepare};
 pub use state_file::{FlushProgress, StateFile};
+use state_files::StateFiles;
 use traffic::TRAFFIC_INTERVAL;
 
 /// How often the loop measures its lag and does what is not urgent.

@@ -7,7 +7,7 @@ use nix::ifaddrs::getifaddrs;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::{Manager, ManagerHandle, start::StateFiles, state_file::StateFile};
+use super::{Manager, ManagerHandle, state_file::StateFile, state_files::StateFiles};
 use crate::{
     config::Config,
     datapath::{Datapath, PeerTables},

@@ -249,8 +249,7 @@ impl Manager {
 }
 
 async fn routes_to_workers(config: &Config) -> Routes {
-    let workers = config.services.iter().flat_map(|it| &it.workers);
-    routes(&workers.map(|worker| worker.address.ip()).collect()).await
+    routes(&config.workers().map(|it| it.address.ip()).collect()).await
 }
 
 /// Looks up the routes to workers that are not in force yet; none if the kernel does not answer.

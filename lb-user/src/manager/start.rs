@@ -8,15 +8,9 @@ use tracing::{info, warn};
 
 use super::{
     Background, Configuration, Emitter, Inputs, JoinRequests, Manager, ManagerHandle, NatPorts,
-    PeerEvents, ReadConfig, Recovery, Sources,
-    absent_interface::wait_for_interfaces,
-    asking::Asking,
-    connection_count::ConnectionCountReconciler,
-    handle::Records,
-    peers,
-    reload::Reloader,
-    route_monitor::RouteMonitor,
-    state_file::{StateFile, StateLock},
+    PeerEvents, ReadConfig, Recovery, Sources, absent_interface::wait_for_interfaces,
+    asking::Asking, connection_count::ConnectionCountReconciler, handle::Records, peers,
+    reload::Reloader, route_monitor::RouteMonitor, state_file::StateFile, state_files::StateFiles,
 };
 use crate::{
     addresses,
@@ -28,9 +22,7 @@ use crate::{
     handover::TrackFile,
     heartbeat_receiver::HeartbeatReceiver,
     history::{History, now_ms},
-    membership::{
-        AbsentWorker, Applied, EjectionRecord, ExternalWorkers, LivenessRecord, Membership,
-    },
+    membership::{AbsentWorker, Applied, ExternalWorkers, Membership},
     metrics::Metrics,
     peer::PeerListener,
     status,
@@ -53,31 +45,9 @@ pub struct Prepared {
     netlink: Netlink,
     interfaces: Vec<Interface>,
     datapath: datapath::Prepared,
-    membership: (StateFile<Membership>, Membership),
-    workers: (StateFile<ExternalWorkers>, ExternalWorkers),
+    membership: StateFile<Membership>,
+    workers: StateFile<ExternalWorkers>,
     absent: BTreeMap<String, Vec<AbsentWorker>>,
-}
-
-/// The files that a restarted manager reads.
-#[derive(Debug)]
-pub(super) struct StateFiles {
-    pub overrides: StateFile<AdminOverrides>,
-    pub membership: StateFile<Membership>,
-    pub workers: StateFile<ExternalWorkers>,
-    pub denied: StateFile<DenyList>,
-    pub liveness: StateFile<LivenessRecord>,
-    pub ejections: StateFile<EjectionRecord>,
-    _lock: Option<StateLock>,
-}
-
-/// The content of the state files at the start.
-struct Saved {
-    overrides: AdminOverrides,
-    membership: Membership,
-    workers: ExternalWorkers,
-    denied: DenyList,
-    liveness: LivenessRecord,
-    ejections: EjectionRecord,
 }
 
 /// Opens the heartbeat socket and checks interfaces, kernel and pins. `path` is the configuration file, and
@@ -91,18 +61,18 @@ pub async fn prepare(
     path: Option<PathBuf>,
     read_config: ReadConfig,
 ) -> Result<Prepared> {
-    let membership = StateFile::<Membership>::load(
+    let (membership, members) = StateFile::<Membership>::load(
         &file.manager.state_file.with_file_name("joined.json"),
         "the workers that joined by themselves",
         "repair or remove the file; workers whose agents run join again",
     )?;
-    let workers = StateFile::<ExternalWorkers>::load(
+    let (workers, given) = StateFile::<ExternalWorkers>::load(
         &file.manager.state_file.with_file_name("workers.json"),
         "the workers of sources",
         "correct or remove the file; each source gives its workers again",
     )?;
-    let Applied { config, absent } = workers.1.apply_to(&file, &membership.1);
-    let config = membership.1.apply_to(&config);
+    let Applied { config, absent } = given.apply_to(&file, &members);
+    let config = members.apply_to(&config);
     let mut netlink = Netlink::connect()?;
     wait_for_interfaces(&mut netlink, &config.manager.interfaces).await?;
     let receiver = HeartbeatReceiver::bind(&config)?;
@@ -125,55 +95,6 @@ pub async fn prepare(
         workers,
         absent,
     })
-}
-
-impl StateFiles {
-    fn load(
-        config: &Config,
-        (membership_file, membership): (StateFile<Membership>, Membership),
-        (workers_file, workers): (StateFile<ExternalWorkers>, ExternalWorkers),
-    ) -> Result<(Self, Saved)> {
-        let lock = StateLock::acquire(&config.manager.state_file)?;
-        let (overrides_file, overrides) = StateFile::load(
-            &config.manager.state_file,
-            "the operator's orders",
-            "repair or remove the file (it says which workers are drained), or name another with \
-             --state-file",
-        )?;
-        let (denied_file, denied) = StateFile::load(
-            &config.manager.state_file.with_file_name("denied.json"),
-            "the denied clients",
-            "repair or remove the file; without it, no client is denied",
-        )?;
-        let (liveness_file, liveness) = StateFile::load(
-            &config.manager.control_socket.with_extension("liveness"),
-            "the silences of workers",
-            "remove the file; silent workers get down_after again to send a heartbeat",
-        )?;
-        let (ejections_file, ejections) = StateFile::load(
-            &config.manager.control_socket.with_extension("failing"),
-            "the failing workers",
-            "remove the file; failing workers get new connections until some fail again",
-        )?;
-        let files = Self {
-            overrides: overrides_file,
-            membership: membership_file,
-            workers: workers_file,
-            denied: denied_file,
-            liveness: liveness_file,
-            ejections: ejections_file,
-            _lock: lock,
-        };
-        let saved = Saved {
-            overrides,
-            membership,
-            workers,
-            denied,
-            liveness,
-            ejections,
-        };
-        Ok((files, saved))
-    }
 }
 
 impl fmt::Debug for Prepared {
@@ -199,7 +120,7 @@ impl Prepared {
             event_stream: event_stream.clone(),
             metrics: Metrics::new(&config)?,
         };
-        let (state_files, saved) = StateFiles::load(&config, self.membership, self.workers)?;
+        let state_files = StateFiles::load(&config, self.membership, self.workers)?;
         let adoption = &self.datapath.adoption;
         if !adoption.is_empty() {
             info!(
@@ -207,13 +128,13 @@ impl Prepared {
                 config.manager.pin_path.display()
             );
         }
-        log_overrides(&saved.overrides, &config);
+        log_overrides(&state_files.overrides.content(), &config);
         let settings = config.settings(&adoption.pinned);
-        let adopted = adopted(adoption, &saved);
+        let adopted = adopted(adoption, &state_files);
         let mut datapath = Datapath::start(self.datapath, &config, &settings, &self.interfaces)?;
         let addresses = datapath.addresses();
         datapath.apply_routes(&self.netlink.routes(&addresses).await?)?;
-        deny(&mut datapath, &saved.denied)?;
+        deny(&mut datapath, &state_files.denied.content())?;
         let pin_path = datapath.pin_path().to_owned();
         let (request_sender, requests) = mpsc::channel(QUEUE);
         let (result_sender, results) = mpsc::channel(QUEUE);
@@ -257,13 +178,13 @@ impl Prepared {
             recovery: Recovery::new(Pins::hold(&pin_path)?),
             datapath,
             receiver: self.receiver,
-            membership: saved.membership,
-            sources: Sources::new(saved.workers, self.absent),
+            membership: state_files.membership.content(),
+            sources: Sources::new(state_files.workers.content(), self.absent),
             asking,
             join_requests: JoinRequests::default(),
-            denied: saved.denied,
-            liveness: saved.liveness,
-            ejections: saved.ejections,
+            denied: state_files.denied.content(),
+            liveness: state_files.liveness.content(),
+            ejections: state_files.ejections.content(),
             state_files,
             emitter,
             history,
@@ -317,16 +238,16 @@ impl Manager {
 }
 
 /// Returns what the core continues with: the pinned maps, and the saved files.
-fn adopted(adoption: &Adoption, saved: &Saved) -> AdoptedState {
-    let now_ms = now_ms();
-    let pauses = saved.overrides.pauses();
+fn adopted(adoption: &Adoption, saved: &StateFiles) -> AdoptedState {
+    let (now_ms, overrides) = (now_ms(), saved.overrides.content());
+    let pauses = overrides.pauses();
     AdoptedState {
         pauses: pauses
             .map(|(worker, pause)| (worker.to_owned(), pause.pause_left(now_ms)))
             .collect(),
-        overrides: saved.overrides.clone(),
-        silences: saved.liveness.silences(),
-        ejections: saved.ejections.ejections(now_ms),
+        silences: saved.liveness.content().silences(),
+        ejections: saved.ejections.content().ejections(now_ms),
+        overrides,
         ..adoption.adopted.clone()
     }
 }
@@ -391,8 +312,7 @@ fn deny(datapath: &mut Datapath, denied: &DenyList) -> Result<()> {
 /// Logs the commands in force: an operator who restarts a manager may have forgotten them.
 fn log_overrides(overrides: &AdminOverrides, config: &Config) {
     for command in overrides.commands() {
-        let mut workers = config.services.iter().flat_map(|service| &service.workers);
-        let is_unknown = !workers.any(|worker| worker.name == command.worker);
+        let is_unknown = !config.workers().any(|worker| worker.name == command.worker);
         let remedy = match command.action {
             _ if !is_unknown => String::new(),
             AdminAction::Weight { .. } => {

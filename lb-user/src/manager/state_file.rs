@@ -80,6 +80,11 @@ where
         version
     }
 
+    /// Returns the latest content.
+    pub fn content(&self) -> T {
+        self.latest.borrow().1.clone()
+    }
+
     /// Returns the content as it is saved from now on, with its version.
     pub fn contents(&self) -> watch::Receiver<(u64, T)> {
         self.latest.subscribe()

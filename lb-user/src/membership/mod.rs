@@ -192,8 +192,7 @@ fn named_by_file(config: &Config, worker: &str) -> bool {
 }
 
 fn named(config: &Config, worker: &str) -> bool {
-    let mut workers = config.services.iter().flat_map(|service| &service.workers);
-    workers.any(|it| it.name == worker)
+    config.workers().any(|it| it.name == worker)
 }
 
 /// How many backends there can be in addition to those of the file; id 0 means "none".

@@ -31,10 +31,9 @@ struct Counts {
 impl Rates {
     /// Takes a reading. One that follows too soon is left out: it would jump about.
     pub fn update(&mut self, status: &Status, now: Instant) {
-        let backends = status.services.iter().flat_map(|service| &service.backends);
         let verdicts = status.verdicts.iter();
         let counts = Counts {
-            traffic: backends
+            traffic: (status.backends())
                 .map(|backend| (backend.seen.backend_id.0, backend.traffic))
                 .collect(),
             packets: verdicts
