@@ -1,7 +1,5 @@
 //! The options of the benchmark of connections, which checks them itself.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
 use xtask::{packages::Tool, tools};
@@ -36,13 +34,10 @@ pub struct Options {
     /// A setting of memlb's configuration, as for `memlb manager --set`
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Writes everything measured to this file
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
 }
 
 impl Options {
-    /// Returns them, but for the file, as the benchmark's arguments.
+    /// Returns them as the benchmark's arguments.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![format!("--rounds={}", self.rounds)];
         for (option, values) in [

@@ -79,6 +79,9 @@ struct Options {
     other: Option<Other>,
     #[command(flatten)]
     comparison: Comparison,
+    /// Write all measurements to this file (JSON)
+    #[arg(long, value_name = "FILE", global = true)]
+    json: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -95,9 +98,6 @@ struct Comparison {
     /// Compare only these contenders
     #[arg(long, value_name = "CONTENDER", value_delimiter = ',')]
     with: Vec<Contender>,
-    /// Write all measurements to this file (JSON)
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     /// Write a picture of the comparison to this file (SVG)
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -110,32 +110,18 @@ enum Other {
         /// Duration of the measurement for each number of clients
         #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
-        /// Write all measurements to this file (JSON)
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
     },
     /// Measures the manager: its share of a core with 1,000 workers, how late it notices the death of one,
     /// and the effect of 1,000 decisions a second on clients
-    Control {
-        /// Write all measurements to this file (JSON)
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    Control,
     /// Measures how full real workers get, by policy and by report interval
-    Herd {
-        /// Write all measurements to this file (JSON)
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    Herd,
     /// Measures two managers: what it costs them to know each other's connections, how late they do, and what a
     /// sudden death loses
     Pair {
         /// Duration of one measurement at a rate
         #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
-        /// Write all measurements to this file (JSON)
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
     },
     /// Measures connection rates and many connections at once, beside nftables and HAProxy
     Load(load::Options),
@@ -152,9 +138,6 @@ enum Other {
         /// Duration of one measurement, by the emulated clock
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
-        /// Write all measurements to this file (JSON)
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
     },
     /// Measures the cost of a packet in the programs, and of the minimum
     Packet {
@@ -164,9 +147,6 @@ enum Other {
         /// Count instructions on Debian's Linux 6.12 under emulation, not nanoseconds here
         #[arg(long)]
         instructions: bool,
-        /// Write all measurements to this file (JSON)
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
     },
 }
 
@@ -204,31 +184,26 @@ fn bench(options: &Options) -> Result<()> {
     for file in options.files() {
         File::create(file).with_context(|| format!("create {}", file.display()))?;
     }
-    if let Some(Other::Packet {
-        rounds,
-        instructions,
-        json,
-    }) = &options.other
-    {
-        if !instructions {
-            return started::of_packets(rounds.unwrap_or(51), json.as_deref());
+    let json = options.json.as_deref();
+    match options.other {
+        Some(Other::Packet {
+            rounds,
+            instructions: false,
+        }) => return started::of_packets(rounds.unwrap_or(51), json),
+        Some(Other::Packet { rounds, .. }) => {
+            setup::for_kernels()?;
+            let (table, report) = instructions::of_packets(&build::memlb()?, rounds.unwrap_or(3))?;
+            println!("\n{table}");
+            return write_json(json, &report);
         }
-        setup::for_kernels()?;
-        let (table, report) = instructions::of_packets(&build::memlb()?, rounds.unwrap_or(3))?;
-        println!("\n{table}");
-        return write_json(json.as_deref(), &report);
-    }
-    if let Some(Other::Ipvs {
-        rounds,
-        seconds,
-        json,
-    }) = &options.other
-    {
-        setup::for_kernels()?;
-        provide_tools(IPVS_TOOLS)?;
-        let (table, report) = ipvs::compare(&build::memlb()?, *rounds, *seconds)?;
-        println!("\n{table}");
-        return write_json(json.as_deref(), &report);
+        Some(Other::Ipvs { rounds, seconds }) => {
+            setup::for_kernels()?;
+            provide_tools(IPVS_TOOLS)?;
+            let (table, report) = ipvs::compare(&build::memlb()?, rounds, seconds)?;
+            println!("\n{table}");
+            return write_json(json, &report);
+        }
+        _ => {}
     }
     if let Some(Other::Migration(migration)) = &options.other
         && migration.needs_machines()
@@ -236,11 +211,10 @@ fn bench(options: &Options) -> Result<()> {
         setup::for_kernels()?;
     }
     let memlb = provide(options.tools())?;
-    if let Some(Other::Control { json }) = &options.other {
-        return started::of_the_manager(&memlb, json.as_deref());
-    }
-    if let Some(Other::Load(load)) = &options.other {
-        return started::of_connections(&memlb, &load.arguments(), load.json.as_deref());
+    match &options.other {
+        Some(Other::Control) => return started::of_the_manager(&memlb, json),
+        Some(Other::Load(load)) => return started::of_connections(&memlb, &load.arguments(), json),
+        _ => {}
     }
     if !is_root() {
         return Err(become_root_with(&memlb));
@@ -248,35 +222,35 @@ fn bench(options: &Options) -> Result<()> {
     let interrupt = Interrupt::catch()?;
     let directory = tempfile::tempdir().context("make a directory for wrk")?;
     match &options.other {
-        Some(Other::Herd { json }) => {
+        Some(Other::Herd) => {
             let rows = herd::measure(&interrupt)?;
             let (text, missed) = herd::text(&rows);
             println!("\n{text}");
-            write_json(json.as_deref(), &rows)?;
+            write_json(json, &rows)?;
             ensure!(missed == 0, "{missed} figures are missed");
             Ok(())
         }
         Some(Other::Migration(migration)) => {
             let measured = migration::measure(migration, Machine::describe(&memlb), &interrupt)?;
             println!("{}", migration::text(&measured));
-            write_json(migration.json.as_deref(), &measured)?;
+            write_json(json, &measured)?;
             write_svg(migration.svg.as_deref(), || migration::draw(&measured))
         }
-        Some(Other::Pair { seconds, json }) => {
+        Some(Other::Pair { seconds }) => {
             let outcome = pair::measure(Duration::from_secs(*seconds), &interrupt)?;
             println!("\n{outcome}");
-            write_json(json.as_deref(), &outcome)?;
+            write_json(json, &outcome)?;
             let missed = outcome.missed();
             ensure!(missed == 0, "{missed} figures are missed");
             Ok(())
         }
-        Some(Other::Thesis { seconds, json }) => {
+        Some(Other::Thesis { seconds }) => {
             let duration = Duration::from_secs(*seconds);
             let measured = thesis::measure(directory.path(), duration, &interrupt)?;
             println!("\n{}{}", thesis::table(&measured), thesis::NOTE);
-            write_json(json.as_deref(), &measured)
+            write_json(json, &measured)
         }
-        _ => compare(&options.comparison, &memlb, directory.path(), &interrupt),
+        _ => compare(options, &memlb, directory.path(), &interrupt),
     }
 }
 
@@ -284,7 +258,7 @@ impl Options {
     /// Returns what is needed beside what the lab needs.
     fn tools(&self) -> &'static [Tool] {
         match self.other {
-            Some(Other::Control { .. } | Other::Herd { .. }) => &[],
+            Some(Other::Control | Other::Herd) => &[],
             Some(Other::Load(_)) => load::TOOLS,
             Some(Other::Migration(_)) => migration::TOOLS,
             Some(Other::Pair { .. }) => pair::TOOLS,
@@ -293,25 +267,11 @@ impl Options {
     }
 
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        let json = match &self.other {
-            Some(
-                Other::Thesis { json, .. }
-                | Other::Packet { json, .. }
-                | Other::Pair { json, .. }
-                | Other::Control { json }
-                | Other::Ipvs { json, .. }
-                | Other::Herd { json },
-            ) => json,
-            Some(Other::Load(load)) => &load.json,
-            Some(Other::Migration(migration)) => &migration.json,
-            Some(Other::Serve { .. }) => &None,
-            None => &self.comparison.json,
-        };
         let svg = match &self.other {
             Some(Other::Migration(migration)) => &migration.svg,
             _ => &self.comparison.svg,
         };
-        json.iter().chain(svg)
+        self.json.iter().chain(svg)
     }
 }
 
@@ -360,12 +320,8 @@ fn provide(tools: &[Tool]) -> Result<PathBuf> {
     build::memlb()
 }
 
-fn compare(
-    options: &Comparison,
-    memlb: &Path,
-    directory: &Path,
-    interrupt: &Interrupt,
-) -> Result<()> {
+fn compare(all: &Options, memlb: &Path, directory: &Path, interrupt: &Interrupt) -> Result<()> {
+    let options = &all.comparison;
     let machine = Machine::describe(memlb);
     let started = ProcessorTime::now();
     let wrk = Wrk::prepare(directory)?;
@@ -435,7 +391,7 @@ fn compare(
         stolen_percent: started.stolen_percent_since(),
     };
     println!("{}", report.text());
-    write_json(options.json.as_deref(), &report)?;
+    write_json(all.json.as_deref(), &report)?;
     write_svg(options.svg.as_deref(), || picture::draw(&report))
 }
 

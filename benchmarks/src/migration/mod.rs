@@ -64,9 +64,6 @@ pub struct Options {
     /// Duration of the measurement before a migration, and of the one after it
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Write all measurements to this file (JSON)
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
     /// Write a picture of all measurements to this file (SVG)
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
