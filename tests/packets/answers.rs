@@ -35,8 +35,7 @@ fn an_answer_is_counted_once() {
 #[test]
 fn a_reset_in_place_of_an_answer_is_a_refusal() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         // Forged: it does not acknowledge the SYN.
         let forged = refusal(&call).numbers(0, CLIENT_START);
         call.replies(bench, WORKER1, &forged);
@@ -64,8 +63,7 @@ fn a_message_that_no_socket_has_the_port_is_a_refusal() {
 #[test]
 fn a_worker_that_resets_a_connection_is_counted_once() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         call.replies(bench, WORKER1, &call.reply(WORKER1, RST | ACK));
         assert_eq!(counted(bench), [1, 0, 0, 1]);
@@ -104,8 +102,7 @@ fn a_message_about_established_datagrams_is_a_reset() {
 #[test]
 fn a_handshake_without_an_answer_expires() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         // A new connection from the same port: too soon to say anything of the worker.
         let again = call.syn().numbers(CLIENT_START + 7, 0);
         call.nat_port = begins_with(bench, &call, &again);
@@ -120,8 +117,7 @@ fn a_handshake_without_an_answer_expires() {
 #[test]
 fn an_established_worker_is_heard_once_a_second() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let begun = bench.last_answer_ns(WORKER1.id);
         std::thread::sleep(Duration::from_millis(20));
         let key = call.reply_key(WORKER1);

@@ -77,8 +77,7 @@ fn unsaid(segment: &Segment) -> Vec<u8> {
 #[test]
 fn a_checksum_of_zero_is_kept_right() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         // A payload that is the checksum itself makes the sum come out as nothing.
         let plain = call.request(ACK).payload([0, 0]);
         let zero_before = plain
@@ -96,8 +95,7 @@ fn a_checksum_of_zero_is_kept_right() {
 #[test]
 fn a_datagrams_checksum_never_becomes_none() {
     in_both_modes(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         // One that comes out as 0 is written as all ones.
         let plain = call.request(0).payload([0, 0]);
         let after = call.at_worker(WORKER1, &plain).written_checksum();
@@ -135,8 +133,7 @@ fn a_datagram_without_a_checksum_stays_without() {
 #[test]
 fn a_datagram_may_be_shorter_than_its_packet() {
     at_both_edges(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         let datagram = call.request(0).payload(*b"told");
         let long = |segment: &Segment| {
             let longer = segment.clone().payload(*b"told, and some more");

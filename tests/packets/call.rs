@@ -195,6 +195,20 @@ impl Call {
         outcome.opens(server, &self.at_worker(server, &syn));
     }
 
+    /// As [`Self::begins`], to go on with the call.
+    #[track_caller]
+    pub fn begun(mut self, bench: &Bench, server: Server) -> Self {
+        self.begins(bench, server);
+        self
+    }
+
+    /// As [`Self::connects`], to go on with the call.
+    #[track_caller]
+    pub fn connected(mut self, bench: &Bench, server: Server) -> Self {
+        self.connects(bench, server);
+        self
+    }
+
     /// Sends the SYN-ACK, which must reach the client.
     #[track_caller]
     pub fn is_answered(&self, bench: &Bench, server: Server) {

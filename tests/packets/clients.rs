@@ -14,8 +14,7 @@ use crate::{
 fn a_client_has_as_many_connections_as_it_may() {
     in_both_modes(|bench| {
         bench.settings(|settings| settings.per_client = 4);
-        let mut half_open = bench.call(CLIENT, 40_000);
-        half_open.begins(bench, WORKER1);
+        let half_open = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         let mut calls: Vec<_> = (1..4)
             .map(|number| match number {
                 3 => bench.datagrams(CLIENT, 40_003),
@@ -72,8 +71,7 @@ fn connections_past_the_manager_leave_room_for_others() {
                 outcome.leaves_as(&call.at_dsr_worker(WORKER1, &segment));
             }
         };
-        let mut proven = bench.call(OTHER_CLIENT, 40_000);
-        proven.connects(bench, WORKER1);
+        bench.call(OTHER_CLIENT, 40_000).connected(bench, WORKER1);
         bench.backend(WORKER1.id, |backend| backend.mode = mode::DSR);
         let honest = bench.call(CLIENT, 40_000);
         direct(bench, &honest);

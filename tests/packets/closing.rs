@@ -29,8 +29,7 @@ const A_WHILE: Duration = Duration::from_millis(500);
 #[test]
 fn a_closed_tuple_begins_a_new_flow_at_once() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         closes(&call, bench);
         bench.select(WORKER2.id);
         let old = call.reply_key(WORKER1);
@@ -43,8 +42,7 @@ fn a_closed_tuple_begins_a_new_flow_at_once() {
 #[test]
 fn a_closing_flow_carries_its_last_packets() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         call.requests(bench, WORKER1, &call.request(FIN | ACK));
         // Half closed: the worker may go on.
         call.replies(
@@ -66,8 +64,7 @@ fn a_closing_flow_carries_its_last_packets() {
 fn a_half_closed_flow_is_not_over() {
     in_both_modes(|bench| {
         for (port, client_closes) in [(40_000, true), (40_001, false)] {
-            let mut call = bench.call(CLIENT, port);
-            call.connects(bench, WORKER1);
+            let call = bench.call(CLIENT, port).connected(bench, WORKER1);
             if client_closes {
                 call.requests(bench, WORKER1, &call.request(FIN | ACK));
             } else {
@@ -132,8 +129,7 @@ fn an_end_whose_number_is_far_off_ends_nothing() {
 #[test]
 fn numbers_are_followed_as_far_as_a_connection_gets() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let step = 1 << 19;
         for number in 1..10_u32 {
             let sequence = CLIENT_START.wrapping_add(number * step);
@@ -214,8 +210,7 @@ fn a_side_that_goes_on_for_long_was_not_reset() {
 #[test]
 fn a_side_that_sends_more_after_its_end_has_not_sent_it() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         call.requests(bench, WORKER1, &call.request(FIN | ACK));
         call.replies(bench, WORKER1, &call.reply(WORKER1, FIN | ACK));
         // The last acknowledgement, and what was lost and is repeated.
@@ -235,8 +230,7 @@ fn a_side_that_sends_more_after_its_end_has_not_sent_it() {
 #[test]
 fn a_direction_that_was_evicted_finds_its_number_again() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.evict(call.reply_key(WORKER1));
         bench.wait(Duration::from_secs(2));
         // Its first packet after that acknowledges nothing.
@@ -257,8 +251,7 @@ fn a_direction_that_was_evicted_finds_its_number_again() {
 fn a_reset_from_either_side_ends_the_flow() {
     in_both_modes(|bench| {
         for (port, client_resets) in [(40_000, true), (40_001, false)] {
-            let mut call = bench.call(CLIENT, port);
-            call.connects(bench, WORKER1);
+            let mut call = bench.call(CLIENT, port).connected(bench, WORKER1);
             if client_resets {
                 call.requests(bench, WORKER1, &call.request(RST));
             } else {
@@ -272,8 +265,7 @@ fn a_reset_from_either_side_ends_the_flow() {
 #[test]
 fn a_syn_on_an_open_tuple_goes_to_the_same_worker() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.select(WORKER2.id);
         bench.wait(ESTABLISHED_IDLE - A_WHILE);
         call.requests(bench, WORKER1, &call.syn());
@@ -287,8 +279,7 @@ fn a_syn_on_an_open_tuple_goes_to_the_same_worker() {
 #[test]
 fn a_syn_on_a_tuple_that_was_long_silent_begins_a_new_flow() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.select(WORKER2.id);
         bench.wait(ESTABLISHED_IDLE + A_WHILE);
         call.connects(bench, WORKER2);
@@ -298,8 +289,7 @@ fn a_syn_on_a_tuple_that_was_long_silent_begins_a_new_flow() {
 #[test]
 fn a_silent_flow_continues_until_its_port_is_needed() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.wait(ESTABLISHED_IDLE * 2);
         call.requests(bench, WORKER1, &call.ack());
         call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
@@ -309,8 +299,7 @@ fn a_silent_flow_continues_until_its_port_is_needed() {
 #[test]
 fn a_forgotten_handshake_begins_again() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         bench.wait(HALF_OPEN_IDLE + A_WHILE);
         call.begins(bench, WORKER1);
     });
@@ -320,8 +309,7 @@ fn a_forgotten_handshake_begins_again() {
 fn a_port_is_refused_while_it_is_in_use() {
     at_both_edges(|bench| {
         bench.nat_ports(5_000..=5_000);
-        let mut holder = bench.call(CLIENT, 40_000);
-        holder.connects(bench, WORKER1);
+        let holder = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         assert_eq!(holder.nat_port, 5_000);
         let other = bench.call(OTHER_CLIENT, 40_000);
         bench.receives(&other.syn()).passes(Verdict::PortsExhausted);
@@ -366,8 +354,7 @@ fn every_port_of_a_small_range_is_given_once() {
 fn the_last_port_of_the_highest_range_is_valid() {
     at_both_edges(|bench| {
         bench.nat_ports(65_535..=65_535);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         assert_eq!(call.nat_port, 65_535);
     });
 }
@@ -433,8 +420,7 @@ fn each_address_for_nat_has_all_ports() {
     at_both_edges(|bench| {
         bench.nat_ports(5_000..=5_000);
         bench.nat_sources(&[MANAGER, OTHER_SOURCE]);
-        let mut first = bench.call(CLIENT, 40_000);
-        first.connects(bench, WORKER1);
+        bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let mut second = bench.call(CLIENT, 40_001);
         second.source = OTHER_SOURCE;
         second.connects(bench, WORKER1);
@@ -543,8 +529,7 @@ fn the_worker_of_an_evicted_handshake_is_reset() {
 fn an_abandoned_handshake_is_unrelated_after_its_time() {
     at_both_edges(|bench| {
         for answered in [false, true] {
-            let mut call = bench.call(CLIENT, 40_000);
-            call.begins(bench, WORKER1);
+            let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
             if answered {
                 call.is_answered(bench, WORKER1);
             }
@@ -574,15 +559,13 @@ fn the_port_of_a_live_flow_is_never_given_away() {
 }
 
 fn connected(bench: &Bench, client: Station, port: u16) -> Call {
-    let mut call = bench.call(client, port);
-    call.connects(bench, WORKER1);
+    let call = bench.call(client, port).connected(bench, WORKER1);
     call
 }
 
 fn holds_the_only_port(bench: &mut Bench) -> Call {
     bench.nat_ports(5_000..=5_000);
-    let mut holder = bench.call(CLIENT, 40_000);
-    holder.connects(bench, WORKER1);
+    let holder = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     holder
 }
 
@@ -594,8 +577,7 @@ fn is_refused(bench: &Bench) {
 
 #[track_caller]
 fn takes_the_port_from(holder: &Call, bench: &Bench) {
-    let mut other = bench.call(OTHER_CLIENT, 41_000);
-    other.connects(bench, WORKER1);
+    let other = bench.call(OTHER_CLIENT, 41_000).connected(bench, WORKER1);
     assert_eq!(other.nat_port, holder.nat_port);
     other.replies(bench, WORKER1, &other.reply(WORKER1, ACK));
     bench.receives(&holder.ack()).passes(Verdict::NoFlow);
@@ -616,8 +598,7 @@ fn a_connection_that_both_sides_end_at_once_is_counted_out_once() {
     let alone = thread::available_parallelism().unwrap().get() == 1;
     let rounds = if alone { 10 } else { 2_000 };
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.has_open(WORKER1.id, OTHERS + 1);
         let ends = [call.request(FIN | ACK), call.reply(WORKER1, FIN | ACK)].map(|it| it.frame());
         let beginning = [call.syn(), call.syn_ack(WORKER1), call.ack()].map(|it| it.frame());

@@ -20,8 +20,7 @@ const RETRY: Duration = Duration::from_millis(250);
 #[test]
 fn a_first_datagram_takes_a_place_among_the_handshakes() {
     at_both_edges(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.datagrams(CLIENT, 40_000).begun(bench, WORKER1);
         assert!(bench.entries().is_empty());
         let [handshake] = bench.handshakes()[..] else {
             panic!("{:?}", bench.handshakes());
@@ -36,8 +35,7 @@ fn a_first_datagram_takes_a_place_among_the_handshakes() {
 #[test]
 fn a_second_answer_and_the_clients_next_datagram_establish_the_flow() {
     in_both_modes(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.datagrams(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         assert_eq!(bench.handshake(call.request_key()).unwrap().answered, 1);
         for _ in 0..3 {
@@ -61,8 +59,7 @@ fn a_second_answer_and_the_clients_next_datagram_establish_the_flow() {
 #[test]
 fn datagrams_of_every_length_go_both_ways() {
     at_both_edges(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         for length in (0..40).chain([511, 512, 1_451, 1_452]) {
             let body: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
             call.requests(bench, WORKER1, &call.request(0).payload(body.clone()));
@@ -74,8 +71,7 @@ fn datagrams_of_every_length_go_both_ways() {
 #[test]
 fn several_answers_to_one_datagram_reach_the_client() {
     in_both_modes(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.datagrams(CLIENT, 40_000).begun(bench, WORKER1);
         for _ in 0..5 {
             call.is_answered(bench, WORKER1);
         }
@@ -87,8 +83,7 @@ fn several_answers_to_one_datagram_reach_the_client() {
 fn datagrams_that_follow_at_once_go_to_the_same_worker() {
     at_both_edges(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.datagrams(CLIENT, 40_000).begun(bench, WORKER1);
         bench.select(WORKER2.id);
         for _ in 0..5 {
             call.requests(bench, WORKER1, &call.request(0).payload(*b"more"));
@@ -101,8 +96,7 @@ fn datagrams_that_follow_at_once_go_to_the_same_worker() {
 fn unanswered_datagrams_try_other_workers_three_times_and_then_stay() {
     in_both_modes(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.datagrams(CLIENT, 40_000).begun(bench, WORKER1);
         for (retry, worker) in (1..).zip([WORKER2, WORKER1, WORKER2]) {
             bench.wait(RETRY);
             call.begins(bench, worker);
@@ -123,8 +117,7 @@ fn unanswered_datagrams_try_other_workers_three_times_and_then_stay() {
 fn an_answer_ends_the_search_for_another_worker() {
     at_both_edges(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.datagrams(CLIENT, 40_000).begun(bench, WORKER1);
         bench.wait(RETRY);
         call.begins(bench, WORKER2);
         call.is_answered(bench, WORKER2);
@@ -137,8 +130,7 @@ fn an_answer_ends_the_search_for_another_worker() {
 fn an_answer_that_comes_after_another_worker_was_tried_is_unrelated() {
     in_both_modes(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.datagrams(CLIENT, 40_000).begun(bench, WORKER1);
         let late = call.syn_ack(WORKER1);
         bench.wait(RETRY);
         call.begins(bench, WORKER2);
@@ -151,8 +143,7 @@ fn unanswered_datagrams_stay_where_no_other_worker_is_up() {
     at_both_edges(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
         bench.goes_down(WORKER2.id);
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.datagrams(CLIENT, 40_000).begun(bench, WORKER1);
         for _ in 0..5 {
             bench.wait(RETRY);
             call.requests(bench, WORKER1, &call.syn());
@@ -167,8 +158,7 @@ fn a_datagram_leaves_a_worker_that_went_down_before_the_flow_was_established() {
         for (port, answered) in [(40_000, false), (40_001, true)] {
             bench.state(WORKER1.id, state::UP);
             bench.select(WORKER1.id);
-            let mut call = bench.datagrams(CLIENT, port);
-            call.begins(bench, WORKER1);
+            let mut call = bench.datagrams(CLIENT, port).begun(bench, WORKER1);
             if answered {
                 call.is_answered(bench, WORKER1);
             }
@@ -182,8 +172,7 @@ fn a_datagram_leaves_a_worker_that_went_down_before_the_flow_was_established() {
 #[test]
 fn a_flow_leaves_a_worker_that_is_down_at_its_next_datagram() {
     in_both_modes(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         bench.goes_down(WORKER1.id);
         // What the worker has sent already still arrives.
         let last = call.reply(WORKER1, 0).payload(*b"last words");
@@ -200,8 +189,7 @@ fn a_flow_leaves_a_worker_that_is_down_at_its_next_datagram() {
 #[test]
 fn a_flow_whose_worker_is_down_is_unrelated_while_no_other_is_up() {
     at_both_edges(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         bench.goes_down(WORKER1.id);
         bench.receives(&call.ack()).passes(Verdict::NoBackend);
         assert!(bench.entries().is_empty());
@@ -213,13 +201,10 @@ fn a_flow_whose_worker_is_down_is_unrelated_while_no_other_is_up() {
 #[test]
 fn a_draining_worker_keeps_its_datagrams_and_gets_no_new_ones() {
     at_both_edges(|bench| {
-        let mut open = bench.datagrams(CLIENT, 40_000);
-        open.connects(bench, WORKER1);
-        let mut answered = bench.datagrams(CLIENT, 40_001);
-        answered.begins(bench, WORKER1);
+        let open = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
+        let answered = bench.datagrams(CLIENT, 40_001).begun(bench, WORKER1);
         answered.is_answered(bench, WORKER1);
-        let mut unanswered = bench.datagrams(CLIENT, 40_002);
-        unanswered.begins(bench, WORKER1);
+        let mut unanswered = bench.datagrams(CLIENT, 40_002).begun(bench, WORKER1);
 
         bench.state(WORKER1.id, state::DRAINING);
         bench.select(WORKER2.id);
@@ -234,8 +219,7 @@ fn a_draining_worker_keeps_its_datagrams_and_gets_no_new_ones() {
 #[test]
 fn a_silent_flow_begins_again_after_its_time() {
     at_both_edges(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         bench.select(WORKER2.id);
         bench.wait(DATAGRAM_IDLE - A_WHILE);
         call.requests(bench, WORKER1, &call.ack());
@@ -251,10 +235,8 @@ fn the_time_that_a_silent_flow_has_is_a_setting() {
     at_both_edges(|bench| {
         let idle = Duration::from_secs(3);
         bench.settings(|settings| settings.datagram_idle_ns = idle.as_nanos() as u64);
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
-        let mut tcp = bench.call(CLIENT, 40_000);
-        tcp.connects(bench, WORKER1);
+        let mut call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
+        let tcp = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.select(WORKER2.id);
         bench.wait(idle - A_WHILE);
         call.requests(bench, WORKER1, &call.ack());
@@ -267,8 +249,7 @@ fn the_time_that_a_silent_flow_has_is_a_setting() {
 #[test]
 fn a_flow_that_only_the_worker_speaks_on_is_not_silent() {
     at_both_edges(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         bench.select(WORKER2.id);
         for _ in 0..3 {
             bench.wait(DATAGRAM_IDLE - A_WHILE);
@@ -282,8 +263,7 @@ fn a_flow_that_only_the_worker_speaks_on_is_not_silent() {
 fn the_port_of_a_silent_flow_of_datagrams_is_given_away_after_its_time() {
     at_both_edges(|bench| {
         bench.nat_ports(5_000..=5_000);
-        let mut holder = bench.datagrams(CLIENT, 40_000);
-        holder.connects(bench, WORKER1);
+        let holder = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         let mut other = bench.datagrams(OTHER_CLIENT, 41_000);
         bench.wait(DATAGRAM_IDLE - A_WHILE);
         bench.receives(&other.syn()).passes(Verdict::PortsExhausted);

@@ -82,8 +82,7 @@ fn a_denied_network_is_all_of_its_clients_and_no_other() {
 #[test]
 fn a_handshake_of_a_denied_client_is_not_completed() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         let address = CLIENT.address(bench.family);
         bench.denies(address, all(address));
@@ -97,8 +96,7 @@ fn a_handshake_of_a_denied_client_is_not_completed() {
 #[test]
 fn an_ended_connection_of_a_denied_client_stays_ended() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let address = CLIENT.address(bench.family);
         bench.denies(address, all(address));
         ends_all(bench);

@@ -39,18 +39,14 @@ fn a_request_reaches_the_server_and_the_answer_comes_from_the_service() {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         on_a_worker(|worker| {
             let (request, answer) = (worker.request(protocol, SYN), worker.answer(protocol));
-            worker
-                .receives(&request)
-                .becomes(&worker.at_server(&request));
-            worker.sends(&answer).becomes(&worker.at_client(&answer));
+            worker.passes_in(&request);
+            worker.passes_out(&answer);
             let request = worker
                 .request(protocol, ACK)
                 .payload("GET / HTTP/1.1\r\n\r\n");
-            worker
-                .receives(&request)
-                .becomes(&worker.at_server(&request));
+            worker.passes_in(&request);
             let answer = answer.payload(vec![0x5a; 1_400]);
-            worker.sends(&answer).becomes(&worker.at_client(&answer));
+            worker.passes_out(&answer);
         });
     }
 }
@@ -59,11 +55,9 @@ fn a_request_reaches_the_server_and_the_answer_comes_from_the_service() {
 fn a_connection_that_began_before_the_dsr_translator_goes_on() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, ACK).payload("more");
-        worker
-            .receives(&request)
-            .becomes(&worker.at_server(&request));
+        worker.passes_in(&request);
         let answer = worker.answer(Protocol::Tcp);
-        worker.sends(&answer).becomes(&worker.at_client(&answer));
+        worker.passes_out(&answer);
     });
 }
 
@@ -71,9 +65,7 @@ fn a_connection_that_began_before_the_dsr_translator_goes_on() {
 fn a_coalesced_packet_is_translated_as_one() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, SYN);
-        worker
-            .receives(&request)
-            .becomes(&worker.at_server(&request));
+        worker.passes_in(&request);
         let answer = worker.answer(Protocol::Tcp).payload(vec![7; 2_800]);
         let mut circumstances = Circumstances::received_on(ETH1);
         circumstances.gso = Some((1_000, 3));
@@ -86,11 +78,9 @@ fn a_coalesced_packet_is_translated_as_one() {
 fn a_refusal_by_the_workers_stack_comes_from_the_service() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, SYN);
-        worker
-            .receives(&request)
-            .becomes(&worker.at_server(&request));
+        worker.passes_in(&request);
         let reset = worker.answer(Protocol::Tcp).flags(RST | ACK);
-        worker.sends(&reset).becomes(&worker.at_client(&reset));
+        worker.passes_out(&reset);
     });
 }
 
@@ -119,8 +109,8 @@ fn of_two_ways_from_one_client_port_the_newest_counts() {
                 worker.receives(&request).becomes(&direct);
                 // Which makes it a known one.
                 let more = worker.request(protocol, ACK);
-                worker.receives(&more).becomes(&worker.at_server(&more));
-                worker.sends(&answer).becomes(&worker.at_client(&answer));
+                worker.passes_in(&more);
+                worker.passes_out(&answer);
                 worker.receives(&direct).is_untouched(Verdict::NotOurs);
                 worker.sends(&answer).is_untouched(Verdict::NotOurs);
             }
@@ -132,14 +122,12 @@ fn of_two_ways_from_one_client_port_the_newest_counts() {
 fn another_clients_direct_connection_changes_nothing() {
     on_a_worker(|worker| {
         let request = worker.request(Protocol::Tcp, SYN);
-        worker
-            .receives(&request)
-            .becomes(&worker.at_server(&request));
+        worker.passes_in(&request);
         let mut other = worker.at_server(&request);
         other.source = OTHER_CLIENT.at(worker.family, CLIENT_PORT);
         worker.receives(&other).is_untouched(Verdict::NotOurs);
         let answer = worker.answer(Protocol::Tcp);
-        worker.sends(&answer).becomes(&worker.at_client(&answer));
+        worker.passes_out(&answer);
     });
 }
 
@@ -148,9 +136,7 @@ fn errors_on_the_way_to_the_client_reach_the_server() {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         on_a_worker(|worker| {
             let request = worker.request(protocol, SYN);
-            worker
-                .receives(&request)
-                .becomes(&worker.at_server(&request));
+            worker.passes_in(&request);
             let answer = worker.answer(protocol).payload(vec![1; 600]);
             let router = ROUTER.address(worker.family);
             for problem in Problem::ALL {
@@ -172,9 +158,7 @@ fn errors_of_the_worker_itself_reach_the_client_as_the_services() {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         on_a_worker(|worker| {
             let request = worker.request(protocol, SYN);
-            worker
-                .receives(&request)
-                .becomes(&worker.at_server(&request));
+            worker.passes_in(&request);
             for problem in Problem::ALL {
                 let own = WORKER1.station.address(worker.family);
                 let sent = Message::new(own, problem, worker.at_server(&request));
@@ -254,9 +238,7 @@ fn a_flood_of_new_clients_pushes_out_none_that_is_known() {
     on_a_worker(|worker| {
         for flags in [SYN, ACK] {
             let request = worker.request(Protocol::Tcp, flags);
-            worker
-                .receives(&request)
-                .becomes(&worker.at_server(&request));
+            worker.passes_in(&request);
         }
         for number in 0..3 * lb_common::maps::MAX_NEW_PEERS {
             let mut syn = worker.request(Protocol::Tcp, SYN);
@@ -271,7 +253,7 @@ fn a_flood_of_new_clients_pushes_out_none_that_is_known() {
             assert_ne!(left, syn.frame());
         }
         let answer = worker.answer(Protocol::Tcp);
-        worker.sends(&answer).becomes(&worker.at_client(&answer));
+        worker.passes_out(&answer);
     });
 }
 
@@ -282,11 +264,9 @@ fn a_datagram_without_a_checksum_gets_none() {
             return; // It must have one there (RFC 8200, section 8.1).
         }
         let request = worker.request(Protocol::Udp, 0).checksum(0);
-        worker
-            .receives(&request)
-            .becomes(&worker.at_server(&request));
+        worker.passes_in(&request);
         let answer = worker.answer(Protocol::Udp).checksum(0);
-        worker.sends(&answer).becomes(&worker.at_client(&answer));
+        worker.passes_out(&answer);
     });
 }
 
@@ -406,6 +386,16 @@ impl Worker {
 
     fn receives(&self, frame: impl Into<Vec<u8>>) -> Outcome {
         self.run("memlb_dsr_in", frame, Circumstances::received_on(ETH1))
+    }
+
+    /// Translates the request of the service to one of the server.
+    fn passes_in(&self, request: &Segment) {
+        self.receives(request).becomes(&self.at_server(request));
+    }
+
+    /// Translates the server's answer to one of the service.
+    fn passes_out(&self, answer: &Segment) {
+        self.sends(answer).becomes(&self.at_client(answer));
     }
 
     fn sends(&self, frame: impl Into<Vec<u8>>) -> Outcome {

@@ -105,8 +105,7 @@ fn an_error_leaves_the_flow_as_it_is() {
 fn a_narrow_path_is_the_matter_of_one_connection() {
     over(Family::V4, |bench| {
         let connected = |client, port| {
-            let mut call = bench.call(client, port);
-            call.connects(bench, WORKER1);
+            let call = bench.call(client, port).connected(bench, WORKER1);
             call
         };
         let narrow = connected(CLIENT, 40_000);
@@ -144,8 +143,7 @@ fn a_narrow_path_is_the_matter_of_one_connection() {
 #[test]
 fn an_error_about_what_was_not_sent_just_now_is_dropped() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         judges_by_number(bench, |offset| {
             let syn = call.syn().numbers(CLIENT_START.wrapping_add(offset), 0);
             call.worker_complains(WORKER1, Problem::HostUnreachable, &syn)
@@ -269,8 +267,7 @@ fn an_error_about_no_flow_is_left_to_the_kernel() {
 #[test]
 fn an_error_about_the_other_protocol_of_a_flows_ports_is_not_ours() {
     at_both_edges(|bench| {
-        let mut tcp = bench.call(CLIENT, 40_000);
-        tcp.connects(bench, WORKER1);
+        let tcp = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let mut udp = tcp.clone().of_datagrams();
         let message = from_the_clients_side(&udp, Problem::PortUnreachable);
         bench.receives(&message).passes(Verdict::NotOurs);
@@ -302,8 +299,7 @@ fn an_error_about_a_flow_whose_worker_is_down_is_left_to_the_kernel() {
 #[test]
 fn an_error_about_a_flow_that_is_gone_is_not_ours() {
     at_both_edges(|bench| {
-        let mut call = bench.datagrams(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         let about_old = from_the_workers_side(&call, Problem::PortUnreachable);
         bench.goes_down(WORKER1.id);
         bench.select(WORKER2.id);

@@ -28,8 +28,7 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(1);
 #[test]
 fn a_syn_begins_a_half_open_flow_to_the_selected_worker() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         assert!((FIRST_NAT_PORT..32_768).contains(&call.nat_port));
 
         assert!(bench.entries().is_empty());
@@ -74,8 +73,7 @@ fn addresses_that_hosts_may_have_are_clients() {
 #[test]
 fn the_syn_ack_is_restored_to_the_clients_tuple() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
 
         let request = bench.handshake(call.request_key()).unwrap();
@@ -90,8 +88,7 @@ fn the_syn_ack_is_restored_to_the_clients_tuple() {
 #[test]
 fn the_clients_acknowledgement_establishes_the_flow() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
 
         assert!(bench.handshakes().is_empty());
         let established = bench.entries();
@@ -112,8 +109,7 @@ fn the_clients_acknowledgement_establishes_the_flow() {
 #[test]
 fn data_flows_both_ways_at_every_length() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         for length in (0..40).chain([511, 512, 1_427, 1_428]) {
             let body: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
             let up = call.request(PSH | ACK).payload(body.clone());
@@ -127,8 +123,7 @@ fn data_flows_both_ways_at_every_length() {
 #[test]
 fn tcp_options_of_every_length_survive() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         for words in 0..=10 {
             let options = vec![1; 4 * words];
             let up = call.request(ACK).tcp_options(&options).payload(*b"odd");
@@ -169,8 +164,7 @@ fn a_handshake_with_congestion_notification_is_one() {
 #[test]
 fn a_wrong_acknowledgement_does_not_complete_the_handshake() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         // Before the SYN-ACK, any is wrong.
         call.requests(bench, WORKER1, &call.ack());
         assert!(bench.entries().is_empty());
@@ -195,8 +189,7 @@ fn a_wrong_acknowledgement_does_not_complete_the_handshake() {
 #[test]
 fn what_follows_an_early_answer_completes_the_handshake() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         let beyond = WORKER_START.wrapping_add(1 + 65_535);
         let late = call.request(ACK).numbers(1, beyond);
@@ -209,8 +202,7 @@ fn what_follows_an_early_answer_completes_the_handshake() {
 fn a_first_segment_with_data_or_fin_completes_the_handshake() {
     in_both_modes(|bench| {
         for (port, flags) in [(40_000, PSH | ACK), (40_001, FIN | ACK)] {
-            let mut call = bench.call(CLIENT, port);
-            call.begins(bench, WORKER1);
+            let call = bench.call(CLIENT, port).begun(bench, WORKER1);
             call.is_answered(bench, WORKER1);
             let first = call.request(flags).payload(*b"GET / HTTP/1.1\r\n\r\n");
             call.requests(bench, WORKER1, &first);
@@ -223,8 +215,7 @@ fn a_first_segment_with_data_or_fin_completes_the_handshake() {
 #[test]
 fn a_repeated_syn_keeps_port_and_worker() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         for _ in 0..3 {
             call.requests(bench, WORKER1, &call.syn());
         }
@@ -241,8 +232,7 @@ fn a_repeated_syn_keeps_port_and_worker() {
 #[test]
 fn another_syn_from_the_same_port_is_a_new_connection() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         bench.select(WORKER2.id);
         let other = call.syn().numbers(CLIENT_START.wrapping_add(1 << 20), 0);
         let outcome = bench.receives(&other);
@@ -256,8 +246,7 @@ fn another_syn_from_the_same_port_is_a_new_connection() {
 fn a_repeated_syn_that_the_worker_did_not_answer_goes_to_the_next_best() {
     in_both_modes(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         bench.wait(CLIENT_PATIENCE);
         call.begins(bench, WORKER2);
         // Too late.
@@ -278,8 +267,7 @@ fn a_repeated_syn_stays_where_no_other_worker_is_up() {
     in_both_modes(|bench| {
         bench.ranks(&[WORKER1, WORKER2]);
         bench.goes_down(WORKER2.id);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         bench.wait(CLIENT_PATIENCE);
         call.requests(bench, WORKER1, &call.syn());
         bench.select(0);
@@ -301,8 +289,7 @@ fn a_syn_with_data_is_forwarded_whole() {
 #[test]
 fn a_refused_connection_reaches_the_client_and_can_be_tried_again() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.replies(bench, WORKER1, &call.reply(WORKER1, RST | ACK));
         call.begins(bench, WORKER1);
         call.is_answered(bench, WORKER1);
@@ -314,8 +301,7 @@ fn a_refused_connection_reaches_the_client_and_can_be_tried_again() {
 #[test]
 fn a_client_that_gives_up_can_begin_again() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         call.requests(bench, WORKER1, &call.request(RST));
         call.begins(bench, WORKER1);
@@ -326,8 +312,7 @@ fn a_client_that_gives_up_can_begin_again() {
 fn clients_with_one_port_get_flows_of_their_own() {
     at_both_edges(|bench| {
         let calls = [CLIENT, OTHER_CLIENT].map(|client| {
-            let mut call = bench.call(client, 40_000);
-            call.connects(bench, WORKER1);
+            let call = bench.call(client, 40_000).connected(bench, WORKER1);
             call
         });
         assert_ne!(calls[0].nat_port, calls[1].nat_port);
@@ -367,8 +352,7 @@ fn what_is_no_syn_and_of_no_flow_is_left_to_the_kernel() {
 fn last_words_of_the_connection_before_end_nothing() {
     at_both_edges(|bench| {
         bench.nat_ports(5_000..=5_000);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         for last in [FIN | ACK, RST | ACK] {
             let last = call.reply(WORKER1, last);
             call.replies(bench, WORKER1, &last);
@@ -413,8 +397,7 @@ fn two_processors_that_finish_one_handshake_make_one_connection() {
     let alone = thread::available_parallelism().unwrap().get() == 1;
     let rounds = if alone { 10 } else { 1_000 };
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.has_open(WORKER1.id, OTHERS + 1);
         let end = call.request(RST).frame();
         let data = call.request(PSH | ACK).payload(*b"GET /");
@@ -454,8 +437,7 @@ fn two_processors_that_finish_one_handshake_make_one_connection() {
 #[test]
 fn answers_follow_a_client_whose_link_address_changes() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         let station = Station {
             mac: ROUTER.mac,
@@ -504,8 +486,7 @@ fn what_no_client_sends_begins_nothing() {
         assert!(bench.handshakes().is_empty());
 
         // From where it is, a worker is a client like any other.
-        let mut call = bench.call(WORKER1.station, 40_000);
-        call.begins(bench, WORKER1);
+        bench.call(WORKER1.station, 40_000).begun(bench, WORKER1);
         let last = bench.call(WORKER1.station, 40_001).syn().time_to_live(1);
         bench.receives(&last).is_dropped(Verdict::TimeToLive);
     });
@@ -514,8 +495,7 @@ fn what_no_client_sends_begins_nothing() {
 #[test]
 fn answers_do_not_follow_a_client_to_a_group_address() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let stray = call.ack().macs([0xff; 6], MANAGER.mac);
         bench.receives(&stray).was_sent_to(WORKER1, 0);
         call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));

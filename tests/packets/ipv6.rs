@@ -74,8 +74,7 @@ fn a_connection_begins_behind_extension_headers_too() {
 #[test]
 fn every_truncation_of_extension_headers_passes_untouched() {
     over(Family::V6, |bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let shortest = match bench.edge {
             Edge::Tc => at::EXTENSIONS,
             Edge::Xdp => at::IP,

@@ -103,8 +103,7 @@ fn the_last_hop_may_be_the_manager() {
 #[test]
 fn the_managers_own_traffic_is_left_alone() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         // A connection of its own to the very server that the service uses.
         let own = call
             .segment(MANAGER.at(bench.family, 50_000), call.at(WORKER1), SYN)
@@ -132,8 +131,7 @@ fn nothing_begins_at_the_egress_hook() {
 #[test]
 fn what_the_manager_forwards_is_not_looked_at_again() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let leaving = Circumstances {
             hook: Hook::Egress,
             forwarded_from: lan::ETH1,

@@ -25,8 +25,7 @@ const OVER_A_SECOND: Duration = Duration::from_millis(1_100);
 #[test]
 fn replies_follow_a_client_whose_link_address_changes() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         call.client.mac = OTHER_CLIENT.mac;
         call.requests(bench, WORKER1, &call.ack());
         call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
@@ -36,8 +35,7 @@ fn replies_follow_a_client_whose_link_address_changes() {
 #[test]
 fn replies_follow_a_client_to_another_interface() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let from_there = call.ack().macs(CLIENT.mac, MANAGER_ETH2);
         let outcome = bench.meets(&from_there, Circumstances::received_on(ETH2));
         outcome.is(Action::Redirect);
@@ -60,8 +58,7 @@ const OVER_TWO_SECONDS: Duration = Duration::from_millis(2_500);
 #[test]
 fn replies_take_the_managers_route_by_turns_while_the_client_does_not_acknowledge() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.wait(OVER_TWO_SECONDS);
         let reply = call.reply(WORKER1, PSH | ACK).payload(*b"event");
         // The client had nothing to acknowledge yet.
@@ -103,10 +100,8 @@ fn leaves_by_route(bench: &mut Bench, call: &Call, reply: &Segment) {
 #[test]
 fn replies_to_a_client_that_pauses_or_that_need_not_acknowledge_keep_their_way() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
-        let mut datagrams = bench.datagrams(CLIENT, 40_001);
-        datagrams.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+        let datagrams = bench.datagrams(CLIENT, 40_001).connected(bench, WORKER1);
         let event = call.reply(WORKER1, PSH | ACK).payload(*b"event");
         for _ in 0..3 {
             bench.wait(OVER_TWO_SECONDS);
@@ -121,8 +116,7 @@ fn replies_to_a_client_that_pauses_or_that_need_not_acknowledge_keep_their_way()
 fn a_worker_whose_next_hop_the_kernel_is_to_look_up_is_sent_to_by_route() {
     over(Family::V4, |bench| {
         bench.backend(WORKER1.id, |backend| backend.next_hop = [0; 16]);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
     });
 }
@@ -202,8 +196,7 @@ fn xdp_leaves_a_worker_that_it_has_not_met_to_tc() {
 #[test]
 fn xdp_learns_a_workers_new_link_address() {
     at_edge(Edge::Xdp, |bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let mut replaced = WORKER1;
         replaced.station.mac = [2, 0, 0, 0, 9, 9];
         call.replies(bench, replaced, &call.reply(replaced, ACK));
@@ -218,8 +211,7 @@ fn xdp_learns_a_workers_new_link_address() {
 #[test]
 fn xdp_learns_from_no_packet_but_a_flows() {
     at_edge(Edge::Xdp, |bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let mut stranger = call.reply(WORKER1, ACK);
         stranger.from_mac = [2, 0, 0, 0, 9, 9];
         stranger.destination.set_port(50_000);
@@ -233,8 +225,7 @@ fn xdp_learns_from_no_packet_but_a_flows() {
 fn an_evicted_entry_is_rebuilt_from_the_other_direction() {
     in_both_modes(|bench| {
         for (port, lost) in [(40_000, direction::REQUEST), (40_001, direction::REPLY)] {
-            let mut call = bench.call(CLIENT, port);
-            call.connects(bench, WORKER1);
+            let mut call = bench.call(CLIENT, port).connected(bench, WORKER1);
             call.client.mac = OTHER_CLIENT.mac;
             call.requests(bench, WORKER1, &call.ack());
             bench.wait(OVER_A_SECOND);
@@ -260,11 +251,9 @@ fn an_evicted_entry_is_rebuilt_from_the_other_direction() {
 fn a_flow_that_lost_its_port_by_eviction_does_not_speak_into_its_heirs() {
     at_both_edges(|bench| {
         bench.nat_ports(5_000..=5_000);
-        let mut evicted = bench.call(CLIENT, 40_000);
-        evicted.connects(bench, WORKER1);
+        let evicted = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.evict(evicted.reply_key(WORKER1));
-        let mut heir = bench.call(OTHER_CLIENT, 40_000);
-        heir.connects(bench, WORKER1);
+        let heir = bench.call(OTHER_CLIENT, 40_000).connected(bench, WORKER1);
         bench.wait(OVER_A_SECOND);
 
         bench.receives(&evicted.ack()).passes(Verdict::NoFlow);
@@ -308,11 +297,9 @@ fn giving_away_the_port_of_an_earlier_flow_leaves_the_present_one_alone() {
 /// A flow of which only the worker's side is left, and the client's next one from the same port.
 fn flows_of_one_tuple(bench: &mut Bench) -> (Call, Call) {
     bench.nat_ports(5_000..=5_001);
-    let mut earlier = bench.call(CLIENT, 40_000);
-    earlier.connects(bench, WORKER1);
+    let earlier = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     bench.evict(earlier.request_key());
-    let mut present = bench.call(CLIENT, 40_000);
-    present.connects(bench, WORKER1);
+    let present = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     assert_ne!(earlier.nat_port, present.nat_port);
     (earlier, present)
 }
@@ -321,12 +308,10 @@ fn flows_of_one_tuple(bench: &mut Bench) -> (Call, Call) {
 fn a_handshake_that_lost_its_port_by_eviction_does_not_take_it_back() {
     at_both_edges(|bench| {
         bench.nat_ports(5_000..=5_000);
-        let mut evicted = bench.call(CLIENT, 40_000);
-        evicted.begins(bench, WORKER1);
+        let evicted = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         evicted.is_answered(bench, WORKER1);
         bench.forget(evicted.request_key());
-        let mut heir = bench.call(OTHER_CLIENT, 40_000);
-        heir.connects(bench, WORKER1);
+        let heir = bench.call(OTHER_CLIENT, 40_000).connected(bench, WORKER1);
 
         let outcome = bench.receives(&evicted.ack());
         outcome.is(Action::Pass);
@@ -339,16 +324,14 @@ fn a_handshake_that_lost_its_port_by_eviction_does_not_take_it_back() {
 #[test]
 fn a_handshake_that_was_replaced_begins_again() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         bench.forget(call.request_key());
         bench
             .receives(&call.syn_ack(WORKER1))
             .passes(Verdict::NotOurs);
         call.connects(bench, WORKER1);
 
-        let mut call = bench.call(CLIENT, 40_001);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_001).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         bench.forget(call.request_key());
         bench.receives(&call.ack()).passes(Verdict::NoFlow);

@@ -24,8 +24,7 @@ const OTHER_PEER: Mac = [2, 0, 0, 0, 1, 78];
 /// Makes a connection, and returns it with its record.
 fn opened(bench: &mut Bench, port: u16) -> (Call, FlowRecord) {
     bench.reports();
-    let mut call = bench.call(CLIENT, port);
-    call.connects(bench, WORKER1);
+    let call = bench.call(CLIENT, port).connected(bench, WORKER1);
     let records = bench.records();
     let [record] = records[..] else {
         panic!("one record: {records:?}");
@@ -117,8 +116,7 @@ fn many_records_are_taken_in_at_once() {
 fn no_handshake_is_reported() {
     at_both_edges(|bench| {
         bench.reports();
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         assert_eq!(bench.records(), []);
         call.replies(bench, WORKER1, &call.reply(WORKER1, RST | ACK));
@@ -232,8 +230,7 @@ fn a_peers_packet_is_forwarded_and_teaches_no_link_address() {
 fn a_handshake_completes_by_a_peers_packet() {
     at_both_edges(|bench| {
         bench.has_peers(&[PEER]);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         bench
             .receives(from_peer(&call.syn_ack(WORKER1)))
             .was_sent_by(WORKER1);

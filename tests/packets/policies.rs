@@ -147,8 +147,7 @@ fn a_selected_worker_with_all_its_connections_is_passed_over() {
         overflows(bench, policy::RANKED);
         // A repeated SYN goes nowhere else, either, and an open connection is not concerned.
         bench.has_open(TWO, 4);
-        let mut call = bench.call(CLIENT, 39_999);
-        call.connects(bench, WORKER2);
+        let call = bench.call(CLIENT, 39_999).connected(bench, WORKER2);
         call.requests(bench, WORKER2, &call.ack());
     });
 }
@@ -221,8 +220,7 @@ fn the_generation_in_force_counts_alone() {
 #[test]
 fn open_connections_stay_when_the_policy_changes() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         for kind in KINDS {
             bench.spreads(kind, &[TWO]);
             call.requests(bench, WORKER1, &call.ack());

@@ -71,8 +71,7 @@ fn data_in_the_syn_is_carried_and_its_answer_completes_the_handshake() {
 #[test]
 fn both_sides_may_open_at_once_but_no_server_does() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         all_pass(
             bench,
             &call,
@@ -147,8 +146,7 @@ fn congestion_notification_is_negotiated_and_refused() {
 #[test]
 fn what_is_repeated_and_probed_ends_nothing() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let far = CLIENT_START.wrapping_add(1 << 28);
         all_pass(
             bench,
@@ -210,8 +208,7 @@ fn what_is_repeated_and_probed_ends_nothing() {
 #[test]
 fn late_duplicates_of_the_connection_before_end_nothing_of_the_next() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let (client, worker) = (1 << 30, 1 << 29);
         let first = [FIN | ACK, RST, PSH | ACK].map(|flags| call.request(flags));
         call.requests(bench, WORKER1, &first[0]);
@@ -297,8 +294,7 @@ fn a_workers_packet_is_one_on_its_own_interface_only() {
 #[test]
 fn answers_follow_no_forged_packet() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let known = bench.known_neighbour(WORKER1.id);
         let far = CLIENT_START.wrapping_add(1 << 28);
         let mut forger = bench.call(

@@ -23,8 +23,7 @@ const BOTH: [Server; 2] = [WORKER1, WORKER2];
 fn a_refused_syn_goes_to_another_worker_at_once() {
     in_both_modes(|bench| {
         bench.retries_refused(&BOTH);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         let before = call.clone();
         goes_on(bench, &mut call, &before.syn());
         let [handshake] = bench.handshakes()[..] else {
@@ -49,8 +48,7 @@ fn a_refused_syn_goes_to_another_worker_at_once() {
 fn the_last_refusal_reaches_the_client() {
     in_both_modes(|bench| {
         bench.retries_refused(&BOTH);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         let syn = call.syn();
         goes_on(bench, &mut call, &syn);
         passes_on(bench, &call, WORKER2, &refusal(&call, WORKER2));
@@ -81,8 +79,7 @@ fn options_flags_and_fields_of_the_syn_are_kept() {
 fn a_padded_refusal_is_one() {
     in_both_modes(|bench| {
         bench.retries_refused(&BOTH);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         let mut padded = refusal(&call, WORKER1).frame();
         padded.resize(padded.len().max(60), 0xa5);
         let syn = call.syn();
@@ -109,8 +106,7 @@ fn no_other_refusal_leads_to_another_worker() {
             forged.replies(bench, WORKER1, &segment);
         }
         // After an answer.
-        let mut answered = bench.call(CLIENT, 40_003);
-        answered.begins(bench, WORKER1);
+        let answered = bench.call(CLIENT, 40_003).begun(bench, WORKER1);
         answered.is_answered(bench, WORKER1);
         answered.replies(bench, WORKER1, &answered.reply(WORKER1, RST | ACK));
     });
@@ -121,8 +117,7 @@ fn where_no_other_worker_is_up_the_client_is_refused() {
     in_both_modes(|bench| {
         bench.retries_refused(&BOTH);
         bench.goes_down(WORKER2.id);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         passes_on(bench, &call, WORKER1, &refusal(&call, WORKER1));
         assert_eq!(refused(bench), [[1, 0], [0, 0]]);
     });
@@ -132,8 +127,7 @@ fn where_no_other_worker_is_up_the_client_is_refused() {
 fn without_the_setting_refusals_reach_the_client() {
     in_both_modes(|bench| {
         bench.ranks(&BOTH);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.replies(bench, WORKER1, &refusal(&call, WORKER1));
         assert!(bench.handshakes().is_empty());
         assert_eq!(refused(bench), [[1, 0], [0, 0]]);
@@ -145,8 +139,7 @@ fn without_the_setting_refusals_reach_the_client() {
 fn a_repeated_syn_follows() {
     in_both_modes(|bench| {
         bench.retries_refused(&BOTH);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         let syn = call.syn();
         goes_on(bench, &mut call, &syn);
         call.is_answered(bench, WORKER2);
@@ -210,8 +203,7 @@ fn a_refused_syn_arrives_once_more_for_a_server_on_the_manager() {
     at_both_edges(|bench| {
         bench.retries_refused(&BOTH);
         is_on_the_manager(bench, WORKER2);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         let outcome = decides(bench, &refusal(&call, WORKER1));
         outcome.is(Action::Redirect);
         let mut syn = call.syn();

@@ -55,8 +55,7 @@ fn what_a_worker_sends_to_others_passes_untouched() {
 fn a_handshake_whose_answer_passed_elsewhere_is_counted() {
     at_both_edges(|bench| {
         bench.routes();
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         assert_eq!(bench.unanswered(WORKER1.id), 0);
         // An acknowledgement of what never passed.
         call.requests(bench, WORKER1, &call.ack());

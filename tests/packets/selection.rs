@@ -14,14 +14,11 @@ use crate::{
 #[test]
 fn a_changed_selection_moves_new_connections_only() {
     in_both_modes(|bench| {
-        let mut early = bench.call(CLIENT, 40_000);
-        early.connects(bench, WORKER1);
-        let mut begun = bench.call(CLIENT, 40_001);
-        begun.begins(bench, WORKER1);
+        let early = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+        let begun = bench.call(CLIENT, 40_001).begun(bench, WORKER1);
 
         bench.select(WORKER2.id);
-        let mut late = bench.call(CLIENT, 40_002);
-        late.connects(bench, WORKER2);
+        bench.call(CLIENT, 40_002).connected(bench, WORKER2);
         let data = early.request(PSH | ACK).payload(*b"to worker 1");
         early.requests(bench, WORKER1, &data);
         early.replies(bench, WORKER1, &early.reply(WORKER1, ACK));
@@ -34,8 +31,7 @@ fn a_changed_selection_moves_new_connections_only() {
 #[test]
 fn a_worker_that_is_down_loses_its_flows_to_the_kernels_reset() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.goes_down(WORKER1.id);
         // What the worker has sent already still arrives.
         let last = call.reply(WORKER1, PSH | ACK).payload(*b"last words");
@@ -53,8 +49,7 @@ fn a_closing_flow_of_a_worker_that_is_down_ends_too() {
     at_both_edges(|bench| {
         for (port, flags) in [(40_000, FIN | ACK), (40_001, RST)] {
             bench.state(WORKER1.id, state::UP);
-            let mut call = bench.call(CLIENT, port);
-            call.connects(bench, WORKER1);
+            let call = bench.call(CLIENT, port).connected(bench, WORKER1);
             bench.goes_down(WORKER1.id);
             bench
                 .receives(&call.request(flags))
@@ -67,8 +62,7 @@ fn a_closing_flow_of_a_worker_that_is_down_ends_too() {
 #[test]
 fn a_handshake_with_a_worker_that_goes_down_begins_again_with_another() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         let old = call.reply_key(WORKER1);
         bench.goes_down(WORKER1.id);
         bench.select(WORKER2.id);
@@ -80,8 +74,7 @@ fn a_handshake_with_a_worker_that_goes_down_begins_again_with_another() {
 #[test]
 fn an_acknowledgement_to_a_worker_that_went_down_is_left_to_the_kernel() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         bench.goes_down(WORKER1.id);
         bench.receives(&call.ack()).passes(Verdict::BackendDown);
@@ -92,8 +85,7 @@ fn an_acknowledgement_to_a_worker_that_went_down_is_left_to_the_kernel() {
 #[test]
 fn a_syn_leads_from_a_worker_that_is_down_to_another_one() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.goes_down(WORKER1.id);
         bench.select(WORKER2.id);
         call.connects(bench, WORKER2);
@@ -104,8 +96,7 @@ fn a_syn_leads_from_a_worker_that_is_down_to_another_one() {
 #[test]
 fn a_duplicate_of_an_answered_syn_stays_with_a_draining_worker() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         call.is_answered(bench, WORKER1);
         bench.state(WORKER1.id, state::DRAINING);
         bench.select(WORKER2.id);
@@ -117,10 +108,8 @@ fn a_duplicate_of_an_answered_syn_stays_with_a_draining_worker() {
 #[test]
 fn a_draining_worker_keeps_its_flows_and_gets_no_new_one() {
     in_both_modes(|bench| {
-        let mut open = bench.call(CLIENT, 40_000);
-        open.connects(bench, WORKER1);
-        let mut answered = bench.call(CLIENT, 40_001);
-        answered.begins(bench, WORKER1);
+        let open = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+        let answered = bench.call(CLIENT, 40_001).begun(bench, WORKER1);
         answered.is_answered(bench, WORKER1);
 
         bench.state(WORKER1.id, state::DRAINING);
@@ -135,8 +124,7 @@ fn a_draining_worker_keeps_its_flows_and_gets_no_new_one() {
 #[test]
 fn a_repeated_syn_leaves_a_draining_worker() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.begins(bench, WORKER1);
+        let mut call = bench.call(CLIENT, 40_000).begun(bench, WORKER1);
         bench.state(WORKER1.id, state::DRAINING);
         bench.select(WORKER2.id);
         call.connects(bench, WORKER2);
@@ -173,8 +161,7 @@ fn a_worker_without_a_route_is_refused() {
 #[test]
 fn the_flows_of_a_backend_that_is_gone_end() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.backend(WORKER1.id, |backend| *backend = Backend::default());
         bench.receives(&call.ack()).passes(Verdict::BackendDown);
     });
@@ -183,8 +170,7 @@ fn the_flows_of_a_backend_that_is_gone_end() {
 #[test]
 fn a_flow_whose_backend_has_no_entry_is_left_to_the_kernel() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let mut flow = bench.entry(call.request_key()).unwrap();
         flow.backend = 4_000;
         bench.put(call.request_key(), flow);
@@ -196,8 +182,7 @@ fn a_flow_whose_backend_has_no_entry_is_left_to_the_kernel() {
 #[test]
 fn no_time_to_live_runs_out_at_the_manager() {
     in_both_modes(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         for hops in [0, 1, 2, 255] {
             call.requests(bench, WORKER1, &call.ack().time_to_live(hops));
             let reply = call.reply(WORKER1, ACK).time_to_live(hops);

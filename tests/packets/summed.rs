@@ -23,8 +23,7 @@ const CHECKSUM_COMPLETE: u32 = 1 << 2;
 #[test]
 fn the_sum_over_the_whole_packet_stays_right() {
     at_edge(Edge::Tc, |bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let request = call.request(PSH | ACK).payload(*b"hello");
         let reply = call.reply(WORKER1, PSH | ACK).payload(*b"odds!");
         if summed(bench, request.frame()) == Err(Errno::EINVAL) {
@@ -32,8 +31,7 @@ fn the_sum_over_the_whole_packet_stays_right() {
             return;
         }
         let message = call.complains(Problem::ALL[0], &call.at_client(&reply));
-        let mut datagrams = bench.datagrams(CLIENT, 40_001);
-        datagrams.connects(bench, WORKER1);
+        let datagrams = bench.datagrams(CLIENT, 40_001).connected(bench, WORKER1);
         for frame in [
             request.frame(),
             reply.frame(),

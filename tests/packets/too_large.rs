@@ -17,8 +17,7 @@ const MTU: u16 = 1_300;
 
 /// A connection to a worker behind a narrow link, and one of its segments that does not fit there.
 fn too_large(bench: &mut Bench) -> (Call, Segment) {
-    let mut call = bench.call(CLIENT, 40_000);
-    call.connects(bench, WORKER1);
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
     lan::narrow("eth2", MTU);
     bench.backend(WORKER1.id, |backend| backend.interface = ETH2);
     let headers = bench.family.header_bytes() + 20;

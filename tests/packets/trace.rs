@@ -25,8 +25,7 @@ const LONG: Duration = Duration::from_secs(600);
 #[test]
 fn nothing_is_traced_without_a_request() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         assert_eq!(bench.told(), []);
         bench.traces(TraceConfig::ALL, LONG);
         call.requests(bench, WORKER1, &call.ack());
@@ -69,8 +68,7 @@ fn a_call_is_traced_packet_by_packet() {
 #[test]
 fn an_error_about_a_connection_is_traced_with_its_tuple() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.traces(TraceConfig::ALL, LONG);
         let about = call.at_client(&call.reply(WORKER1, ACK));
         let message = call.complains(Problem::PortUnreachable, &about);
@@ -95,10 +93,8 @@ fn an_error_about_a_connection_is_traced_with_its_tuple() {
 #[test]
 fn packets_that_pass_are_traced_under_the_verdict_that_counts_them() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
-        let mut datagrams = bench.datagrams(CLIENT, 40_000);
-        datagrams.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+        let datagrams = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         bench.traces(TraceConfig::ALL, LONG);
         for (what, frame, ..) in untouched::rows(&call, &datagrams) {
             let outcome = bench.receives(frame);
@@ -129,8 +125,7 @@ fn refusals_are_traced_with_their_client() {
         bench.traces(TraceConfig::ALL, LONG);
         let stray = bench.call(OTHER_CLIENT, 40_000);
         bench.receives(&stray.ack()).passes(Verdict::NoFlow);
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         bench.told();
         bench.goes_down(WORKER1.id);
         bench.receives(&call.ack()).passes(Verdict::BackendDown);
@@ -198,8 +193,7 @@ fn what_the_manager_sends_is_traced_at_its_hook() {
 #[test]
 fn only_packets_that_match_the_filter_are_traced() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         let other = bench.call(OTHER_CLIENT, 40_000);
         let wants = |bench: &mut Bench, order, expected: &[Verdict]| {
             bench.traces(order, LONG);

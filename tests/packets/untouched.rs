@@ -25,10 +25,8 @@ pub fn both(what: &'static str, frame: impl Into<Vec<u8>>, verdict: Verdict) -> 
 #[test]
 fn every_other_packet_passes_untouched_under_its_own_verdict() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
-        let mut datagrams = bench.datagrams(CLIENT, 40_000);
-        datagrams.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+        let datagrams = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         let flows = bench.keys();
         for (what, frame, tc, xdp) in rows(&call, &datagrams) {
             println!("{what}");
@@ -273,8 +271,7 @@ fn contradicting_datagrams(datagrams: &Call) -> Vec<Row> {
 #[test]
 fn a_frame_to_another_station_is_not_for_us() {
     at_edge(Edge::Tc, |bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
         for segment in [
             call.syn(),
             call.ack(),
@@ -290,10 +287,8 @@ fn a_frame_to_another_station_is_not_for_us() {
 #[test]
 fn every_truncation_passes_untouched_and_is_counted_once() {
     at_both_edges(|bench| {
-        let mut call = bench.call(CLIENT, 40_000);
-        call.connects(bench, WORKER1);
-        let mut datagrams = bench.datagrams(CLIENT, 40_000);
-        datagrams.connects(bench, WORKER1);
+        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+        let datagrams = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
         for segment in [
             call.syn(),
             call.request(PSH | ACK).payload(*b"GET / HTTP/1.1\r\n\r\n"),
