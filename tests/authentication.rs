@@ -225,8 +225,7 @@ fn recordings_bring_no_worker_back() {
     cluster.wait_for_state("worker1", "down", SOON).unwrap();
 
     // Nor after a restart of the manager, which has forgotten all heartbeats.
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
     replay(&cluster, &all);
     wait_for_refusals(&cluster, "not_fresh", all.len() as u64);
@@ -318,8 +317,7 @@ fn a_restarted_manager_hears_its_workers_again_within_a_heartbeat() {
     let mut cluster = enforced();
     cluster.wait_for_page("Worker1", SOON).unwrap();
     for _ in 0..3 {
-        cluster.kill_manager().unwrap();
-        cluster.start_manager().unwrap();
+        cluster.restart_manager().unwrap();
         let accepted = |status: &Value| {
             let backends = status["services"][0]["backends"].as_array().unwrap();
             backends[..2]

@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use memlb_tests::{cluster::binary, command::output};
+use memlb_tests::{cli::expect_failure, cluster::binary, command::output};
 
 fn memlb(arguments: &[&str]) -> Output {
     let mut command = Command::new(binary().unwrap());
@@ -73,10 +73,7 @@ fn a_slip_of_the_finger_is_put_right() {
         (&["completions", "bahs"], "'bash'"),
     ];
     for (arguments, says) in cases {
-        let refused = memlb(arguments);
-        let said = String::from_utf8_lossy(&refused.stderr);
-        assert_eq!(refused.status.code(), Some(2), "{said}");
-        assert!(said.contains(says), "{says}: {said}");
+        expect_failure(&memlb(arguments), 2, &[says]);
     }
 }
 
@@ -239,8 +236,7 @@ fn a_weight_is_given_with_or_without_a_percent_sign() {
         assert_eq!(failed.status.code(), Some(1), "{failed:?}");
     }
     let refused = memlb(&["weight", "worker1", "half"]);
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("such as 50 or 50%"), "{said}");
+    expect_failure(&refused, 2, &["such as 50 or 50%"]);
 }
 
 #[test]

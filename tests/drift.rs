@@ -135,8 +135,7 @@ fn come_and_go(cluster: &mut Cluster, flows: usize) -> (usize, usize) {
                 since.elapsed() > BETWEEN_KILLS || done.load(Ordering::Relaxed) >= flows
             })
             .unwrap();
-            cluster.kill_manager().unwrap();
-            cluster.start_manager().unwrap();
+            cluster.restart_manager().unwrap();
             kills += 1;
         }
         failed = clients.into_iter().map(|it| it.join().unwrap()).sum();

@@ -138,7 +138,7 @@ fn open_connections_of_mode_dsr_outlive_a_flood_of_forged_ones() {
     const TRUE: usize = 200;
     let cluster = Cluster::start(&ClusterOptions {
         direct: true,
-        manager_arguments: ["--set".into(), format!("limits.flows={FLOWS}")].into(),
+        settings: vec![format!("limits.flows={FLOWS}")],
         ..ClusterOptions::default()
     })
     .unwrap();

@@ -25,10 +25,7 @@ fn open_under(authentication: &'static str, network: &str) -> Cluster {
     Cluster::start(&ClusterOptions {
         authentication: Some(authentication),
         agents: false,
-        manager_arguments: settings
-            .into_iter()
-            .flat_map(|setting| ["--set".to_owned(), setting])
-            .collect(),
+        settings: settings.into(),
         ..ClusterOptions::default()
     })
     .unwrap()
@@ -176,8 +173,7 @@ fn a_key_put_there_later_lets_its_worker_join_at_a_reload() {
     let key = cluster.key_file(1).unwrap();
     let elsewhere = cluster.paths.directory.join("later.key");
     fs::rename(&key, &elsewhere).unwrap();
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     let mut command = cluster.topology.workers[1].command(&cluster.binary);
     command.args(["agent", "--name", "worker2", "--manager"]);
     command.arg(cluster.heartbeat_address().to_string());

@@ -12,8 +12,8 @@ use std::{
 use aya::maps::{Array, Map, MapData};
 use lb_common::{maps::LAYOUT_VERSION, verdict::Verdict};
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Node, Shape, cluster::binary, command::output, observe,
-    root_test, wait_until,
+    Cluster, ClusterOptions, Connection, Node, Shape, cli::expect_failure, cluster::binary,
+    command::output, observe, root_test, wait_until,
 };
 use serde_json::Value;
 
@@ -57,7 +57,7 @@ fn loses_no_request_while_the_manager_is_killed_again_and_again(attach: &str) {
 fn counts_open_connections_right_although_some_are_evicted() {
     const FLOWS: usize = 512;
     let mut cluster = start(&ClusterOptions {
-        manager_arguments: vec!["--set".into(), format!("limits.flows={FLOWS}")],
+        settings: vec![format!("limits.flows={FLOWS}")],
         ..ClusterOptions::default()
     });
     let open = |cluster: &Cluster| {
@@ -115,8 +115,7 @@ fn a_death_is_noticed_however_often_the_manager_is_killed() {
         _ = wait_until(LIFE, "the death to be noticed", || noticed(&cluster));
         let noticed = noticed(&cluster);
         assert!(noticed || alive.elapsed() >= LIFE);
-        cluster.kill_manager().unwrap();
-        cluster.start_manager().unwrap();
+        cluster.restart_manager().unwrap();
         noticed
     });
     // Three lives are two seconds of listening; the last moments of each may be forgotten.
@@ -350,8 +349,7 @@ fn removes_everything(attach: &str, shape: Shape, way: &str) {
     });
     assert_eq!(accept_local(&cluster.topology.manager), "1");
     // Also after an adoption it is known what there was before.
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     let links = cluster.pinned_links().unwrap();
     let arms = if shape == Shape::TwoArm { 2 } else { 1 };
     let programs = if attach == "xdp" { 3 } else { 2 };
@@ -536,17 +534,6 @@ fn finish(command: &mut Command) -> Output {
         timed.current_dir(directory);
     }
     timed.output().unwrap()
-}
-
-fn expect_failure(output: &Output, status: i32, says: &[&str]) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said_all = says.iter().all(|words| said.contains(words));
-    assert!(
-        output.status.code() == Some(status) && said_all,
-        "{}, not {status}; wanted {says:?} in:\n{said}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout)
-    );
 }
 
 /// Expects that a system's links, pins and programs are gone.

@@ -16,7 +16,7 @@ use memlb_tests::{
     command::output,
     datagram::Sender,
     nginx, root_test,
-    transfer::{Download, Upload, random_bytes},
+    transfer::{Download, carry_both_ways, random_bytes},
     wait_until,
 };
 
@@ -397,26 +397,7 @@ fn connect(cluster: &Cluster, node: &Namespace) -> Connection {
 
 /// Carries `size` bytes from and to `worker1`, and looks at each of them.
 fn bulk(cluster: &Cluster, client: &Namespace, size: usize) {
-    let blob = random_bytes(7, size);
-    let root = cluster.servers[0].root();
-    fs::write(root.join("blob"), &blob).unwrap();
-    let server = cluster.service();
-    let (down, up) = client
-        .enter(|| {
-            let download = Download::begin(server, "/blob", PATIENCE)?.finish()?;
-            let upload = Upload::begin(server, "/upload/bulk", &blob, PATIENCE)?.finish()?;
-            Ok::<_, io::Error>((download, upload))
-        })
-        .unwrap()
-        .unwrap();
-    assert!(down == blob, "the download is broken");
-    assert!(
-        up.starts_with("HTTP/1.1 201") || up.starts_with("HTTP/1.1 204"),
-        "{up}"
-    );
-    let uploaded = fs::read(root.join("upload/bulk")).unwrap();
-    assert!(uploaded == blob, "the upload is broken");
-    fs::remove_file(root.join("upload/bulk")).unwrap();
+    carry_both_ways(client, cluster.service(), cluster.servers[0].root(), size).unwrap();
 }
 
 /// Makes a client in a network of its own, 192.168.58.0/24, to which the usual

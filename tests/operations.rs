@@ -50,8 +50,7 @@ fn a_drained_worker_keeps_its_connections_and_gets_no_new_one() {
 
     // Whatever becomes of the manager, the order stands, and is seen to stand.
     for _ in 0..3 {
-        cluster.kill_manager().unwrap();
-        cluster.start_manager().unwrap();
+        cluster.restart_manager().unwrap();
         for worker in ["worker1", "worker2"] {
             let heard =
                 |it: &Value| observe::backend(it, worker).is_some_and(|it| it["age_ms"].is_u64());
@@ -113,8 +112,7 @@ fn a_paused_worker_keeps_its_connections_while_it_is_silent() {
         assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
         assert_eq!(cluster.page().unwrap(), "Worker2");
         // The next manager knows it, too.
-        cluster.kill_manager().unwrap();
-        cluster.start_manager().unwrap();
+        cluster.restart_manager().unwrap();
     }
     let status = succeed(&cluster, &["status"]);
     assert!(
@@ -572,8 +570,7 @@ fn a_denied_client_is_cut_off_until_it_is_allowed_again() {
         "{explained}"
     );
 
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     assert!(connect(&cluster).is_err(), "a restart has forgotten it");
     let listed = deny(&cluster, &["list"]);
     assert!(

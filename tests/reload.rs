@@ -37,8 +37,7 @@ fn adds_removes_and_changes_without_losing_anything() {
     assert_eq!(cluster.page().unwrap(), "Worker2");
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
     // Even over a restart.
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
 
     // It comes back, and another service with it.
@@ -158,8 +157,7 @@ fn the_first_service_of_another_family_takes_a_restart_and_no_connection() {
     );
     assert!(said.contains("restart the manager"), "{said}");
 
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
     assert_eq!(room(&cluster, "flows6"), room(&cluster, "flows"));
     assert_eq!(room(&cluster, "half_open6"), room(&cluster, "half_open"));
@@ -201,8 +199,7 @@ fn a_worker_without_a_route_is_left_out_until_there_is_one() {
     let warning = format!("no route to {AWAY}");
     for restart in [false, true] {
         if restart {
-            cluster.kill_manager().unwrap();
-            cluster.start_manager().unwrap();
+            cluster.restart_manager().unwrap();
         }
         let manager = cluster.manager.as_mut().unwrap();
         manager.wait_for_log(SOON, &warning).unwrap();

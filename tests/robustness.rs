@@ -12,7 +12,9 @@ use std::{
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Probe, client,
+    Cluster, ClusterOptions, Connection, Probe,
+    cli::expect_failure,
+    client,
     command::output,
     observe::{self, bpftool},
     root_test, wait_until,
@@ -79,12 +81,7 @@ fn a_restarted_service_waits_for_its_interface() {
         .run("ip", &["link", "set", "eth1", "down", "name", "eth9"])
         .unwrap();
     let failed = start().output().unwrap();
-    let said = String::from_utf8_lossy(&failed.stderr);
-    assert_eq!(failed.status.code(), Some(1), "{said}");
-    assert!(
-        said.contains("interface eth1 does not exist here"),
-        "{said}"
-    );
+    expect_failure(&failed, 1, &["interface eth1 does not exist here"]);
 
     let log = cluster.paths.directory.join("waiting.log");
     let mut waiting = memlb_tests::Process::start("waiting", &mut start(), &log).unwrap();
@@ -208,8 +205,7 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
     assert_eq!(cluster.events_of("interface_replaced").unwrap().len(), 1);
 
     // The next manager goes by the configuration.
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     assert_eq!(names(&cluster.status().unwrap()), ["eth1"]);
     cluster.wait_for_page("Worker1", SOON).unwrap();
     let programs = cluster
@@ -231,8 +227,7 @@ fn an_alternative_name_is_as_good_as_an_interfaces_own() {
         .manager_command()
         .args(["--interface", "eth1", "--interface", name])
         .output();
-    let said = String::from_utf8(twice.unwrap().stderr).unwrap();
-    assert!(said.contains("is another name of interface eth1"), "{said}");
+    expect_failure(&twice.unwrap(), 1, &["is another name of interface eth1"]);
     let mut command = cluster.manager_command();
     command.args(["--interface", name]);
     cluster.start_manager_by(&mut command).unwrap();
@@ -416,8 +411,7 @@ fn pins_that_vanish_stop_nothing() {
     let report = probe.stop().unwrap();
     report.expect_no_failure();
     // So the next manager finds everything.
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker1");
     assert_eq!(cluster.pinned_links().unwrap(), links);
 }

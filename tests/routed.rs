@@ -3,18 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Connection, Shape, client,
-    command::output,
-    root_test,
-    topology::sister,
-    transfer::{Download, Upload, random_bytes},
-    wait_until,
+    Cluster, ClusterOptions, Connection, Shape, client, command::output, root_test,
+    topology::sister, transfer::carry_both_ways, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(8);
@@ -53,7 +49,8 @@ fn a_worker_behind_the_manager_sees_its_clients(attach: &str) {
             .run("ss", &["-Htn", "state", "established"])
             .unwrap();
         assert!(connections.contains(&address.to_string()), "{connections}");
-        bulk(&cluster, service);
+        let root = cluster.servers[0].root();
+        carry_both_ways(&cluster.topology.client, service, root, 8 * MIB).unwrap();
     }
     // The manager is a client, too.
     assert_eq!(cluster.page_at(manager).unwrap(), "Worker1");
@@ -115,28 +112,6 @@ fn start(attach: &str, shape: Shape) -> Cluster {
         ..ClusterOptions::default()
     })
     .unwrap()
-}
-
-/// Carries some bytes from and to `worker1`, and looks at each of them.
-fn bulk(cluster: &Cluster, service: SocketAddr) {
-    let blob = random_bytes(7, 8 * MIB);
-    let root = cluster.servers[0].root();
-    fs::write(root.join("blob"), &blob).unwrap();
-    let (down, up) = cluster
-        .topology
-        .client
-        .enter(|| {
-            let download = Download::begin(service, "/blob", PATIENCE)?.finish()?;
-            let upload = Upload::begin(service, "/upload/bulk", &blob, PATIENCE)?.finish()?;
-            Ok::<_, io::Error>((download, upload))
-        })
-        .unwrap()
-        .unwrap();
-    assert!(down == blob, "the download is broken");
-    assert!(up.starts_with("HTTP/1.1 20"), "{up}");
-    let uploaded = root.join("upload/bulk");
-    assert!(fs::read(&uploaded).unwrap() == blob, "the upload is broken");
-    fs::remove_file(uploaded).unwrap();
 }
 
 /// Questions and answers whose worker sees the client's own port.

@@ -20,10 +20,7 @@ fn start() -> Cluster {
     ];
     let mut cluster = Cluster::start(&ClusterOptions {
         agents: false,
-        manager_arguments: settings
-            .into_iter()
-            .flat_map(|setting| ["--set".to_owned(), setting.to_owned()])
-            .collect(),
+        settings: settings.map(str::to_owned).into(),
         ..ClusterOptions::default()
     })
     .unwrap();
@@ -120,8 +117,7 @@ fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
     )
     .unwrap();
     assert_eq!(names(&cluster), ["worker1", "worker2"]);
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
     let shown = output(&mut sources(&cluster, &[])).unwrap();

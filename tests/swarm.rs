@@ -106,10 +106,7 @@ impl Swarm {
         let mut cluster = Cluster::start(&ClusterOptions {
             agents: false,
             available_kb: vec![400 * 1024; 3],
-            manager_arguments: settings
-                .into_iter()
-                .flat_map(|setting| ["--set".to_owned(), setting.to_owned()])
-                .collect(),
+            settings: settings.map(str::to_owned).into(),
             ..ClusterOptions::default()
         })
         .unwrap();
@@ -277,24 +274,12 @@ fn tasks_of_a_swarm_come_and_go_without_a_failed_connection() {
     assert!(stopped("scaled down and up", probe).is_empty());
 
     let probe = swarm.probe();
-    let before = swarm.manage(&[
-        "service",
-        "ps",
-        "--quiet",
-        "--filter",
-        "desired-state=running",
-        "shop",
-    ]);
+    let wanted = "service ps --quiet --filter desired-state=running shop";
+    let wanted: Vec<_> = wanted.split(' ').collect();
+    let before = swarm.manage(&wanted);
     swarm.update(&["--force", "shop"]);
     let took = wait_until(LATE, "the update to end", || {
-        let now = swarm.manage(&[
-            "service",
-            "ps",
-            "--quiet",
-            "--filter",
-            "desired-state=running",
-            "shop",
-        ]);
+        let now = swarm.manage(&wanted);
         let is_new = !before.lines().any(|task| now.contains(task));
         is_new && swarm.workers("up") == ALL
     });
@@ -421,8 +406,7 @@ fn node_is_cut_off(swarm: &Swarm) {
 fn manager_starts_again(swarm: &mut Swarm) {
     drop(swarm.following.take());
     let probe = swarm.probe();
-    swarm.cluster.kill_manager().unwrap();
-    swarm.cluster.start_manager().unwrap();
+    swarm.cluster.restart_manager().unwrap();
     swarm.wait_for_up(&ALL, SOON);
     assert!(stopped("manager started again", probe).is_empty());
     swarm.follow();

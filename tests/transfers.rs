@@ -14,7 +14,7 @@ use std::{
 
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, root_test,
-    transfer::{Download, Upload, random_bytes},
+    transfer::{Download, Upload, carry_both_ways, random_bytes},
     wait_until,
 };
 
@@ -115,8 +115,7 @@ fn breaks_no_download_while_the_selection_moves_all_the_time() {
             cluster.memory[1].set_available_kb(memory * 1024).unwrap();
             cluster.wait_for_page(page, SOON).unwrap();
             if round % 5 == 3 {
-                cluster.kill_manager().unwrap();
-                cluster.start_manager().unwrap();
+                cluster.restart_manager().unwrap();
             }
         }
         drop(stopped);
@@ -156,8 +155,7 @@ fn takes_uploads_over_a_selection_change_and_a_manager_killed(attach: &str) {
     }
     cluster.memory[1].set_available_kb(650 * 1024).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     let answers: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = uploads
             .into_iter()
@@ -185,22 +183,8 @@ fn carries_64_mib_both_ways_whole(attach: &str) {
 
 fn bulk(attach: &str, size: usize) {
     let cluster = start(attach);
-    let [blob, _] = put_blobs(&cluster, size);
-    let server = cluster.service();
-    let (down, up) = cluster
-        .topology
-        .client
-        .enter(|| {
-            let download = Download::begin(server, "/blob", PATIENCE)?.finish()?;
-            let upload = Upload::begin(server, "/upload/bulk", &blob, PATIENCE)?.finish()?;
-            Ok::<_, io::Error>((download, upload))
-        })
-        .unwrap()
-        .unwrap();
-    assert!(down == blob, "the download is broken");
-    assert!(up.starts_with("HTTP/1.1 201"), "{up}");
-    let file = cluster.servers[0].root().join("upload/bulk");
-    assert!(fs::read(file).unwrap() == blob, "the upload is broken");
+    let root = cluster.servers[0].root();
+    carry_both_ways(&cluster.topology.client, cluster.service(), root, size).unwrap();
     for counter in ["bytes_in", "bytes_out"] {
         assert!(traffic(&cluster, "worker1", counter) > size as u64);
     }

@@ -9,6 +9,7 @@ use std::{
 
 use memlb_tests::{
     Cluster, ClusterOptions, Shape,
+    cli::expect_failure,
     command::output,
     observe::{self, bpftool},
     root_test,
@@ -276,8 +277,7 @@ fn a_stranger_at_the_heartbeats_port() {
     let found = diagnosis.problem("heartbeats", &format!("(process {own})"));
     found.expect_remedy(&format!("kill {own}"));
     let refused = cluster.manager_command().output().unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains(&format!("(process {own})")), "{said}");
+    expect_failure(&refused, 1, &[&format!("(process {own})")]);
 }
 
 #[root_test]
@@ -412,9 +412,8 @@ fn a_port_for_the_page_that_another_has() {
     let found = diagnosis.problem("http", &format!("(process {own}): no manager starts"));
     found.expect_remedy(&format!("kill {own}"));
     let refused = cluster.manager_command().output().unwrap();
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("serve HTTP at 127.0.0.1:9998"), "{said}");
-    assert!(said.contains(&format!("(process {own})")), "{said}");
+    let process = format!("(process {own})");
+    expect_failure(&refused, 1, &["serve HTTP at 127.0.0.1:9998", &process]);
 }
 
 #[root_test]
@@ -423,10 +422,9 @@ fn a_worker_that_joined_and_serves_itself_only() {
         r#"service.web.workers=[{ name = "worker1", address = "192.168.56.103:8081" }]"#,
         r#"service.web.auto_join={ networks = ["192.168.56.0/24"], port = 8082 }"#,
     ];
-    let settings = settings.into_iter().flat_map(|it| ["--set", it]);
     let mut cluster = Cluster::start(&ClusterOptions {
         authentication: Some("enforce"),
-        manager_arguments: settings.map(str::to_owned).collect(),
+        settings: settings.map(str::to_owned).into(),
         ..ClusterOptions::default()
     })
     .unwrap();

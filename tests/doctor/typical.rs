@@ -3,7 +3,8 @@
 use std::{fs, net::TcpListener, process::Command, time::Duration};
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Process, Shape, command::output, root_test, wait_until,
+    Cluster, ClusterOptions, Process, Shape, cli::expect_failure, command::output, root_test,
+    wait_until,
 };
 
 use crate::{
@@ -22,12 +23,10 @@ fn without_agents(authentication: Option<&'static str>) -> Cluster {
     .unwrap()
 }
 
-/// Runs a manager that cannot start, and returns what it says.
-fn refused(cluster: &Cluster, arguments: &[&str]) -> String {
+/// Runs a manager that cannot start, and says so.
+fn refuses(cluster: &Cluster, arguments: &[&str], says: &[&str]) {
     let mut command = cluster.configured("manager");
-    let output = command.args(arguments).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    expect_failure(&command.args(arguments).output().unwrap(), 1, says);
 }
 
 #[root_test]
@@ -48,11 +47,8 @@ fn a_wrong_interface() {
         "eth9 does not exist here; there are eth1, eth2",
     );
     found.expect_remedy("memlb manager --interface eth1");
-    let said = refused(&cluster, &["--interface", "eth9"]);
-    assert!(
-        said.contains("interface eth9 does not exist here"),
-        "{said}"
-    );
+    let says = ["interface eth9 does not exist here"];
+    refuses(&cluster, &["--interface", "eth9"], &says);
 
     // One that exists, but where no client comes.
     let mut command = cluster.configured("doctor");
@@ -283,9 +279,8 @@ fn two_managers() {
     let pins = format!("{}/second", cluster.paths.pin_path.display());
     let socket = elsewhere("second.sock");
     // The same settings but for the socket: the first one's port and pins are named as its.
-    let said = refused(&cluster, &[]);
-    assert!(said.contains(&format!("memlb (process {first})")), "{said}");
-    assert!(said.contains("another manager"), "{said}");
+    let process = format!("memlb (process {first})");
+    refuses(&cluster, &[], &[&process, "another manager"]);
     let mut command = cluster.topology.manager.command(&cluster.binary);
     let file = elsewhere("memlb.toml");
     command.args(["doctor", "--config", &file, "--control-socket", &socket]);
@@ -314,12 +309,7 @@ fn two_managers() {
         command
     };
     let expect_refusal = |mut command: Command, parts: &[&str]| {
-        let refused = command.output().unwrap();
-        let said = String::from_utf8_lossy(&refused.stderr);
-        assert!(!refused.status.success(), "{said}");
-        for part in parts {
-            assert!(said.contains(part), "{said}");
-        }
+        expect_failure(&command.output().unwrap(), 1, parts);
     };
     let served =
         format!("192.168.56.101:80/tcp at eth1 is served by memlb (process {first}), for ");

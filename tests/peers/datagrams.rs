@@ -1,6 +1,6 @@
 //! DNS, over both protocols, and QUIC: dig against dnsmasq, and ngtcp2's client against its server.
 
-use std::{fs, net::SocketAddr, path::PathBuf, process::Command};
+use std::{fs, net::SocketAddr, path::PathBuf};
 
 use memlb_tests::{
     Cluster, ClusterOptions, Node, Process, command::output, root_test, transfer::random_bytes,
@@ -9,7 +9,8 @@ use memlb_tests::{
 use nix::sys::signal::Signal;
 
 use crate::scene::{
-    MIB, PATIENCE, SOON, disturb, play_with, program, service, service6, wait_for_server,
+    MIB, PATIENCE, SOON, disturb, make_certificate, play_with, program, service, service6,
+    wait_for_server,
 };
 
 const DNS: u16 = 53;
@@ -103,11 +104,7 @@ fn quic(cluster: &mut Cluster) {
     let directory = cluster.paths.directory.join("quic");
     fs::create_dir(&directory).unwrap();
     let at = directory.display();
-    let certificate = format!(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=memlb \
-         -keyout {at}/tls.key -out {at}/tls.pem"
-    );
-    output(Command::new("openssl").args(certificate.split_whitespace())).unwrap();
+    make_certificate(&directory);
     let serve = |(index, worker): (usize, &Node)| {
         let root = cluster.servers[index].root().display();
         let line = format!("--quiet --htdocs={root} * {QUIC} {at}/tls.key {at}/tls.pem");

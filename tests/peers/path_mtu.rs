@@ -39,19 +39,15 @@ fn a_client_learns_how_narrow_the_way_to_a_worker_is(attach: &str) {
     let far = |service: &str, address: IpAddr| {
         let address = SocketAddr::new(address, 8081);
         let workers = format!("[{{ name = \"far\", address = \"{address}\" }}]");
-        [
-            "--set".into(),
-            format!("service.{service}.workers={workers}"),
-        ]
+        format!("service.{service}.workers={workers}")
     };
     let cluster = Cluster::start(&ClusterOptions {
         attach: attach.into(),
         agents: false,
-        manager_arguments: [
+        settings: vec![
             far("web", NarrowPath::FAR.into()),
             far("web-6", sister(NarrowPath::FAR).into()),
-        ]
-        .concat(),
+        ],
         ..both_families()
     })
     .unwrap();

@@ -2,12 +2,14 @@
 
 use std::{
     net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    path::Path,
     process::Command,
     time::Duration,
 };
 
 use memlb_tests::{
-    Cluster, ClusterOptions, Namespace, configuration::service_name, wait_for, wait_until,
+    Cluster, ClusterOptions, Namespace, command::output, configuration::service_name, wait_for,
+    wait_until,
 };
 use socket2::SockRef;
 
@@ -51,9 +53,18 @@ pub fn play_with(attach: &str, options: ClusterOptions, scene: impl FnOnce(&mut 
 pub fn disturb(cluster: &mut Cluster) {
     cluster.memory[1].set_available_kb(650 * 1024).unwrap();
     wait_for_selection(cluster, "worker2");
-    cluster.kill_manager().unwrap();
-    cluster.start_manager().unwrap();
+    cluster.restart_manager().unwrap();
     wait_for_selection(cluster, "worker2");
+}
+
+/// Makes `tls.key` and, for it, `tls.pem` in a directory.
+pub fn make_certificate(directory: &Path) {
+    let at = directory.display();
+    let certificate = format!(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=memlb \
+         -keyout {at}/tls.key -out {at}/tls.pem"
+    );
+    output(Command::new("openssl").args(certificate.split_whitespace())).unwrap();
 }
 
 /// Waits until every service's new connections go to `worker`.

@@ -1,6 +1,6 @@
 //! curl, wrk and h2load against nginx, in HTTP/1.1 and HTTP/2.
 
-use std::{fs, process::Command, thread};
+use std::{fs, thread};
 
 use memlb_tests::{
     Cluster, Node, Process, command::output, nginx, root_test, transfer::random_bytes, wait_until,
@@ -8,7 +8,8 @@ use memlb_tests::{
 use nix::sys::signal::Signal;
 
 use crate::scene::{
-    MIB, PATIENCE, SOON, disturb, play, program, service, wait_for_flows, wait_for_server, worker1,
+    MIB, PATIENCE, SOON, disturb, make_certificate, play, program, service, wait_for_flows,
+    wait_for_server, worker1,
 };
 
 const HTTPS: u16 = 443;
@@ -152,11 +153,7 @@ fn http2(cluster: &mut Cluster) {
 fn serve_https(cluster: &Cluster) -> Vec<Process> {
     let directory = &cluster.paths.directory;
     let at = directory.display();
-    let certificate = format!(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=memlb \
-         -keyout {at}/tls.key -out {at}/tls.pem"
-    );
-    output(Command::new("openssl").args(certificate.split_whitespace())).unwrap();
+    make_certificate(directory);
     let serve = |(index, worker): (usize, &Node)| {
         let root = cluster.servers[index].root();
         fs::write(root.join("blob"), random_bytes(2, MIB / 8)).unwrap();

@@ -18,7 +18,7 @@ use crate::{
     command::output,
     configuration,
     memory_file::MemoryFile,
-    namespace,
+    namespace::{self, Namespace},
     nginx::Nginx,
     paths::{Cleanup, ClusterPaths},
     process::Process,
@@ -61,6 +61,8 @@ pub struct ClusterOptions {
     /// `failover.panic_threshold`, in percent. 0 lets a test silence all workers by ending their agents, while their
     /// servers go on.
     pub panic_threshold: u8,
+    /// Settings of the manager beyond those of the configuration, such as `limits.flows=1000`.
+    pub settings: Vec<String>,
     /// Further arguments for `memlb manager`.
     pub manager_arguments: Vec<String>,
     /// Whether the workers run agents from the start.
@@ -89,6 +91,7 @@ impl Default for ClusterOptions {
             routed: false,
             manager_addresses: Vec::new(),
             panic_threshold: 0,
+            settings: Vec::new(),
             manager_arguments: Vec::new(),
             agents: true,
             agent_arguments: Vec::new(),
@@ -171,23 +174,10 @@ impl Cluster {
             "Manager",
             &paths.directory.join("manager"),
         )?;
-        let mut servers = Vec::new();
-        let mut memory = Vec::new();
-        for (index, worker) in topology.workers.iter().enumerate() {
-            let number = index + 1;
-            let directory = paths.directory.join(worker_name(index));
-            let page = format!("Worker{number}");
-            servers.push(Nginx::start(
-                worker,
-                worker_port(index)?,
-                &page,
-                &directory,
-            )?);
-            memory.push(MemoryFile::create(
-                paths.memory_file(number),
-                options.available_kb[index],
-            )?);
-        }
+        let started = topology.workers.iter().enumerate();
+        let started =
+            started.map(|(index, it)| start_server(it, index, &paths, options.available_kb[index]));
+        let (servers, memory) = started.collect::<Result<(Vec<_>, Vec<_>)>>()?;
         let configuration = match &options.configuration {
             Some(file) => file.clone(),
             None => configuration::write(&topology, &paths, options)?,
@@ -317,6 +307,15 @@ impl Cluster {
             .take()
             .context("no manager has been started")?
             .kill()
+    }
+
+    /// Kills the manager, and starts another.
+    ///
+    /// # Errors
+    /// When none is running, or the other does not start.
+    pub fn restart_manager(&mut self) -> Result<()> {
+        self.kill_manager()?;
+        self.start_manager()
     }
 
     /// Kills the agent of the worker of that `index` with `SIGKILL`.
@@ -457,6 +456,23 @@ pub fn worker_port(index: usize) -> Result<u16> {
     Ok(FALLBACK_PORT + 1 + u16::try_from(index)?)
 }
 
+/// Starts the web server of the worker of that `index`, and makes the file in which its agent reads its memory.
+///
+/// # Errors
+/// When the server does not start.
+pub fn start_server(
+    worker: &Namespace,
+    index: usize,
+    paths: &ClusterPaths,
+    available_kb: u64,
+) -> Result<(Nginx, MemoryFile)> {
+    let directory = paths.directory.join(worker_name(index));
+    let page = format!("Worker{}", index + 1);
+    let server = Nginx::start(worker, worker_port(index)?, &page, &directory)?;
+    let memory = MemoryFile::create(paths.memory_file(index + 1), available_kb)?;
+    Ok((server, memory))
+}
+
 /// Returns the `memlb` program under test.
 ///
 /// # Errors
@@ -493,7 +509,7 @@ fn manager_arguments(
     paths: &ClusterPaths,
     options: &ClusterOptions,
 ) -> Vec<String> {
-    let settings = [
+    let own = [
         ("--config", configuration.display().to_string()),
         ("--attach", options.attach.clone()),
         ("--pin-path", paths.pin_path.display().to_string()),
@@ -508,8 +524,9 @@ fn manager_arguments(
             format!("failover.panic_threshold=\"{}%\"", options.panic_threshold),
         ),
     ];
-    settings
-        .into_iter()
+    let settings = options.settings.iter().cloned();
+    own.into_iter()
+        .chain(settings.map(|it| ("--set", it)))
         .flat_map(|(name, value)| [name.to_owned(), value])
         .chain(options.manager_arguments.iter().cloned())
         .collect()

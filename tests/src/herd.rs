@@ -109,10 +109,7 @@ impl Herd<'_> {
             available_kb: SIZES_MIB.map(|mib| mib * 1024).to_vec(),
             agents: false,
             agent_arguments: vec!["--interval".to_owned(), format!("{interval}ms")],
-            manager_arguments: settings
-                .into_iter()
-                .flat_map(|setting| ["--set".to_owned(), setting])
-                .collect(),
+            settings: settings.into(),
             ..ClusterOptions::default()
         })
     }

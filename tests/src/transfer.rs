@@ -1,10 +1,43 @@
 //! Bulk data of which every byte is checked, and transfers that can be held half-way.
 
 use std::{
+    fs,
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
+    path::Path,
     time::Duration,
 };
+
+use anyhow::{Result, ensure};
+
+use crate::Namespace;
+
+/// How long a single step of [`carry_both_ways`] may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Downloads and uploads `size` bytes as a client whose server has this `root`, and looks at each of them.
+///
+/// # Errors
+/// When one is refused, or does not arrive whole.
+pub fn carry_both_ways(
+    client: &Namespace,
+    service: SocketAddr,
+    root: &Path,
+    size: usize,
+) -> Result<()> {
+    let blob = random_bytes(7, size);
+    fs::write(root.join("blob"), &blob)?;
+    let (down, up) = client.enter(|| -> io::Result<_> {
+        let download = Download::begin(service, "/blob", PATIENCE)?.finish()?;
+        let upload = Upload::begin(service, "/upload/bulk", &blob, PATIENCE)?.finish()?;
+        Ok((download, upload))
+    })??;
+    ensure!(down == blob, "the download is broken");
+    ensure!(up.starts_with("HTTP/1.1 20"), "{up}");
+    let uploaded = root.join("upload/bulk");
+    ensure!(fs::read(&uploaded)? == blob, "the upload is broken");
+    Ok(fs::remove_file(uploaded)?)
+}
 
 /// Returns bytes without any pattern, the same for the same `seed` (xorshift64*).
 pub fn random_bytes(seed: u64, length: usize) -> Vec<u8> {

@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 pub use self::{held::Held, manager::Manager, network::Network};
 use crate::{
     client::Connection,
-    cluster::{self, SERVICE_PORT, worker_name, worker_port},
+    cluster::{self, SERVICE_PORT, start_server, worker_name},
     memory_file::MemoryFile,
     namespace,
     nginx::Nginx,
@@ -64,20 +64,9 @@ impl Laboratory {
         let cleanup = Cleanup::of(&paths);
         let network = Network::create(&paths.prefix, managers, WORKERS)?;
         let router = router::start(&network.router, &paths.directory)?;
-        let mut servers = Vec::new();
-        let mut memory = Vec::new();
-        for (index, worker) in network.workers.iter().enumerate() {
-            let number = index + 1;
-            let directory = paths.directory.join(worker_name(index));
-            let page = format!("Worker{number}");
-            servers.push(Nginx::start(
-                worker,
-                worker_port(index)?,
-                &page,
-                &directory,
-            )?);
-            memory.push(MemoryFile::create(paths.memory_file(number), AVAILABLE_KB)?);
-        }
+        let started = network.workers.iter().enumerate();
+        let started = started.map(|(index, it)| start_server(it, index, &paths, AVAILABLE_KB));
+        let (servers, memory) = started.collect::<Result<(Vec<_>, Vec<_>)>>()?;
         let key = manager::make_peer_key(&binary, &paths.directory)?;
         let started = network.managers.iter().map(|node| {
             let mut manager = Manager::new(node, managers, WORKERS, &binary, &key, &paths)?;
