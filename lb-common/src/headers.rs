@@ -273,9 +273,10 @@ impl TcpFlags {
     /// The flags of a packet that is not a TCP segment.
     pub const NONE: Self = Self(0);
 
-    const FIN: u8 = 0x01;
+    pub const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;
+    pub const PSH: u8 = 0x08;
     const ACK: u8 = 0x10;
 
     /// A request for a new connection: SYN without ACK, RST or FIN.

@@ -90,7 +90,7 @@ verdicts! {
     TableFull = "table_full", Refused, "The flow could not be stored: the kernel answers with RST.";
     TimeToLive = "time_to_live", Dropped, "A worker's new connection to the service, with no time to live left, which may go round between managers: dropped.";
     WrongInterface = "wrong_interface", Passed, "With a worker's address, but on another interface than the one that leads to it: passed to the kernel.";
-    NarrowPath = "narrow_path", Passed, "An error message says that a client's path is too narrow for a worker's segments: dropped, and they leave so that routers may cut them up.";
+    NarrowPath = "narrow_path", Passed, "An error message says that a client's path is too narrow for a worker's segments: dropped, and they leave so that they fit or that routers may fragment them.";
     HandedOver = "handed_over", Passed, "XDP left the packet to the TC program (next hop not yet known, VLAN tag, …).";
     Denied = "denied", Dropped, "From a client that the operator has denied: dropped.";
     ImplausibleError = "implausible_error", Dropped, "An error message quotes a segment that its sender cannot have sent just now: dropped.";

@@ -9,6 +9,7 @@
 
 mod intake;
 mod maps;
+mod narrow;
 mod packet;
 mod packet_scratch;
 mod peer;

@@ -22,6 +22,7 @@ use lb_ebpf::{
 
 use crate::{
     maps::{Family, Maps, count},
+    narrow,
     packet::{HookContext, decide, is_unrelated},
     packet_scratch::{PacketScratch, Parsed},
     peer,
@@ -165,6 +166,15 @@ fn send_again<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>) -> i32
 fn exceeded<A: Address>(skb: *mut __sk_buff, packet: &PacketMeta, decision: &Decision<A>) -> u32 {
     if !too_large::may_exceed(packet, decision) {
         return 0;
+    }
+    // SAFETY: a valid context; programs may read the field.
+    let is_one_packet = unsafe { (*skb).gso_size } == 0;
+    if size_of::<A>() == size_of::<V6>()
+        && decision.exit == Exit::ClientInFragments
+        && is_one_packet
+        && packet.bytes > narrow::DIVISIBLE
+    {
+        return narrow::MTU;
     }
     too_large::exceeded(skb.cast(), decision.interface, true)
 }
@@ -326,6 +336,11 @@ fn send<A: Address>(skb: *mut __sk_buff, tag: u16, decision: &Decision<A>) -> i3
             redirect_by_route(decision.interface)
         }
         Exit::Client => redirect_to_client(skb, tag, decision),
+        Exit::ClientInFragments if size_of::<A>() == size_of::<V6>() => {
+            mark(skb);
+            set_vlan(skb, tag, decision.destination_mac.tag());
+            narrow::send(skb, decision.interface)
+        }
         Exit::ClientInFragments => {
             if let Some(ip) = packet_bytes(skb).at::<A::Header>(ETHERNET_LEN) {
                 // SAFETY: the helper takes no argument.

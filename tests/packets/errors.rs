@@ -11,13 +11,15 @@ use crate::{
     bench::{Bench, Edge, at_both_edges, at_edge, in_both_modes, over},
     call::{CLIENT_START, Call},
     frame::{
-        ACK, DESTINATION_OPTIONS, FRAGMENT, Family, HOP_BY_HOP, PSH, SYN, at, with, with_ip_field,
+        ACK, DESTINATION_OPTIONS, FIN, FRAGMENT, Family, HOP_BY_HOP, PSH, SYN, at, with,
+        with_ip_field,
     },
-    lan::{CLIENT, FALLBACK, MANAGER, OTHER_CLIENT, ROUTER, WORKER1, WORKER2},
+    lan::{CLIENT, FALLBACK, FAR1, MANAGER, OTHER_CLIENT, ROUTER, WORKER1, WORKER2},
     local::{answers, takes},
     message::{Message, Problem},
     outcome::{Action, Counted, Outcome},
-    segment::Protocol,
+    segment::{Protocol, Segment},
+    sniffer::Sniffer,
     untouched::shortest,
 };
 
@@ -136,6 +138,67 @@ fn a_narrow_path_is_the_matter_of_one_connection() {
             bench.wait(Duration::from_secs(2));
             narrow.requests(bench, WORKER1, &narrow.ack());
         }
+    });
+}
+
+/// Over IPv6, no router fragments: the manager divides the segments of that connection itself.
+#[test]
+fn a_narrow_path_over_ipv6_divides_segments_of_one_connection() {
+    over(Family::V6, |bench| {
+        let wire = Sniffer::on(FAR1).unwrap();
+        let connected = |client, port| {
+            let mut call = bench.call(client, port);
+            call.connects(bench, WORKER1);
+            call
+        };
+        let narrow = connected(CLIENT, 40_000);
+        let wide: Vec<_> = (40_000..40_020)
+            .map(|port| connected(OTHER_CLIENT, port))
+            .collect();
+        let message = from_the_clients_side(&narrow, Problem::TooBig(1_280));
+        worker_gets_error(bench, &narrow, &message.quotes_the_least());
+        let reply = |flags, payload: &[u8]| narrow.reply(WORKER1, flags).payload(payload);
+        let at_client = |segment: &Segment| narrow.at_client(segment).frame();
+        let data: Vec<u8> = (0..1_500).map(|at| (at % 251) as u8).collect();
+        let sums = Family::V6.transport() + 16..Family::V6.transport() + 18;
+        let longest_whole = 1_280 - Family::V6.header_bytes() - 20;
+        for length in [1, longest_whole] {
+            let whole = reply(PSH | ACK, &data[..length]);
+            sends_on(bench, &whole.frame()).comes_from(WORKER1, at_client(&whole));
+        }
+        for length in [longest_whole + 1, 1_400, 1_439, 1_440] {
+            let whole = reply(FIN | PSH | ACK, &data[..length]);
+            let mut frame = whole.frame();
+            for is_damaged in [false, true] {
+                let mut parts = [
+                    reply(ACK, &data[..1_024]),
+                    reply(FIN | PSH | ACK, &data[1_024..length]),
+                ];
+                parts[1].sequence = whole.sequence.wrapping_add(1_024);
+                let parts = parts.each_ref().map(at_client);
+                if is_damaged {
+                    frame[sums.start] ^= 0x55;
+                }
+                let outcome = sends_on(bench, &frame);
+                outcome.is(Action::Redirect);
+                let sent = wire.next().unwrap().frame;
+                if is_damaged {
+                    // The client drops both.
+                    assert_ne!(sent[sums.clone()], parts[0][sums.clone()]);
+                    assert_ne!(outcome.left[sums.clone()], parts[1][sums.clone()]);
+                } else {
+                    assert_eq!(sent, parts[0], "{length}");
+                    outcome.leaves_as(&*parts[1]);
+                }
+            }
+        }
+        for wide in &wide {
+            let whole = wide.reply(WORKER1, PSH | ACK).payload([b'x'; 1_400]);
+            wide.replies(bench, WORKER1, &whole);
+        }
+        // What two segments cannot carry: the worker gets an error.
+        let outcome = sends_on(bench, &reply(ACK, &[b'x'; 1_700]).frame());
+        outcome.is_counted_as(Verdict::TooLarge);
     });
 }
 
@@ -531,7 +594,7 @@ fn from_the_workers_side(call: &Call, problem: Problem) -> Message {
 fn worker_gets_error(bench: &Bench, call: &Call, message: &Message) {
     let is_too_big = matches!(message.problem, Problem::TooBig(_));
     let is_shared = !call.is_routed;
-    let may_be_cut_up = is_shared && call.family == Family::V4 && call.protocol == Protocol::Tcp;
+    let may_be_cut_up = is_shared && call.protocol == Protocol::Tcp;
     if is_too_big && may_be_cut_up && bench.entry(call.request_key()).is_some() {
         return bench.receives(message).is_dropped(Verdict::NarrowPath);
     }

@@ -111,7 +111,7 @@ pub struct Flow<A = V4> {
 pub const BY_ROUTE: u32 = 1 << 31;
 
 /// Bit of a reply entry's `client_interface`, set when the client's path is too narrow for the worker's segments. The
-/// segments then leave without the DF bit.
+/// segments then leave without the DF bit (IPv4), or as smaller ones (IPv6).
 pub const IN_FRAGMENTS: u32 = 1 << 30;
 
 /// A tick in nanoseconds, about 17 ms: shorter than the time between two selections, and 32 bits last for two years.

@@ -75,7 +75,7 @@ pub trait IpHeader: core::fmt::Debug + Header + Sized + 'static {
     /// Whether an ICMP message is an error that quotes a packet.
     fn is_error(icmp: &IcmpHeader) -> bool;
 
-    /// Whether such an error is IPv4's "fragmentation needed".
+    /// Whether such an error is IPv4's "fragmentation needed" or IPv6's "packet too big".
     fn fragmentation_needed(icmp: &IcmpHeader) -> bool;
 
     /// Whether an ICMP error says that no socket has the quoted packet's destination port.
@@ -282,10 +282,9 @@ impl IpHeader for Ipv6Header {
         matches!(icmp.kind, 1..=4)
     }
 
-    /// Only the sender fragments (RFC 8200, section 5).
     #[inline(always)]
-    fn fragmentation_needed(_icmp: &IcmpHeader) -> bool {
-        false
+    fn fragmentation_needed(icmp: &IcmpHeader) -> bool {
+        icmp.kind == 2
     }
 
     #[inline(always)]

@@ -73,7 +73,7 @@ pub struct PacketMeta {
     pub flags: TcpFlags,
     /// Whether the program is XDP. TC then handles what XDP cannot send.
     pub in_driver: bool,
-    /// The packet is IPv4's ICMP error "fragmentation needed".
+    /// The packet is the ICMP error "fragmentation needed" (IPv4) or "packet too big" (IPv6).
     pub fragmentation_needed: bool,
     /// The packet is the ICMP error "port unreachable".
     pub port_unreachable: bool,
@@ -106,7 +106,7 @@ pub enum Exit {
     Client,
     /// Rewritten, by the manager's route to the client.
     ClientByRoute,
-    /// As [`Exit::Client`], but without the DF bit.
+    /// As [`Exit::Client`], but without the DF bit (IPv4), or in smaller segments (IPv6).
     ClientInFragments,
     /// Rewritten, to a client on the manager itself.
     Loopback,
