@@ -194,7 +194,7 @@ fn the_maps_of_version_7_are_as_pinned() {
             ("endpoints", Hash, 20, 4, None),
             ("port_pools", Array, 4, 8, None),
             ("port_words", Array, 4, 16, None),
-            ("port_handshakes", Array, 4, 4, None),
+            ("port_handshakes", Array, 4, 8, None),
             ("nat_sources", Array, 4, 16, Some(16)),
             ("flows", LruHash, 16, 64, None),
             ("flows6", LruHash, 40, 88, None),

@@ -14,9 +14,9 @@ use lb_common::{
         Asked, Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
         DEFAULT_HANDSHAKES, DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow, FlowKey,
         FlowRecord, Handshake, NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS,
-        PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPool, PortWord, SERVICE_CHOICES,
-        SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey, ServiceRefusals, Settings,
-        TraceEvent, Traffic, port_bit, port_word,
+        PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPair, PortPool, PortWord,
+        SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
+        ServiceRefusals, Settings, TraceEvent, Traffic, port_bit, port_word,
     },
     packet::Syn,
     steer::{
@@ -120,7 +120,7 @@ static PORT_WORD_TABLE: Array<PortWord, { DEFAULT_POOL_WORDS as usize }> = Array
 
 /// The slot, plus 1, of the last handshake from each port of a pool.
 #[btf_map(name = "port_handshakes")]
-static PORT_HANDSHAKES: Array<u32, { (DEFAULT_POOL_WORDS * PORTS_PER_WORD) as usize }> =
+static PORT_HANDSHAKES: Array<PortPair, { (DEFAULT_POOL_WORDS * PORTS_PER_WORD / 2) as usize }> =
     Array::new();
 
 #[btf_map(name = "nat_sources")]
@@ -420,14 +420,14 @@ impl<A: Family> Tables for Maps<A> {
 
     #[inline(always)]
     fn port_handshake(&self, index: u32) -> Option<u32> {
-        PORT_HANDSHAKES.get(index).copied()
+        Some(PORT_HANDSHAKES.get(index / 2)?[(index % 2) as usize])
     }
 
     #[inline(always)]
     fn set_port_handshake(&self, index: u32, slot: u32) {
-        if let Some(word) = PORT_HANDSHAKES.get_ptr_mut(index) {
+        if let Some(pair) = PORT_HANDSHAKES.get_ptr_mut(index / 2) {
             // SAFETY: an aligned word of a map, written whole.
-            unsafe { *word = slot };
+            unsafe { (*pair)[(index % 2) as usize] = slot };
         }
     }
 

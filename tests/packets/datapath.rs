@@ -148,7 +148,7 @@ impl Datapath {
             .map_max_entries(name::PORT_WORDS, BACKENDS * POOL_WORDS)
             .map_max_entries(
                 name::PORT_HANDSHAKES,
-                BACKENDS * POOL_WORDS * PORTS_PER_WORD,
+                BACKENDS * POOL_WORDS * PORTS_PER_WORD / 2,
             )
             .load(memlb::datapath::OBJECT)?;
         for program in ["memlb_ingress", "memlb_egress", "memlb_loopback"] {

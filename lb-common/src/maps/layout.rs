@@ -5,9 +5,9 @@ use core::fmt;
 use super::{
     ASKED_ENTRIES, ASKED_EVENT_BYTES, Asked, Backend, Counter, DENIED_PREFIXES, Flow, FlowKey,
     Handshake, MAX_NEW_PEERS, MAX_PEERS, MAX_TRANSLATIONS, NAT_SOURCES, Neighbour, OwnerTags,
-    PEER_ADDRESSES, PEER_INTERFACES, PORT_WORDS, Peer, PeerLinks, PeerSwitch, Policy, PortPool,
-    PortWord, SOURCE_FILTER_ENTRIES, Service, ServiceKey, ServiceRefusals, Settings, TRACE_BYTES,
-    TraceConfig, TraceCounts, Traffic, Translation, dsr_name, name,
+    PEER_ADDRESSES, PEER_INTERFACES, PORT_WORDS, Peer, PeerLinks, PeerSwitch, Policy, PortPair,
+    PortPool, PortWord, SOURCE_FILTER_ENTRIES, Service, ServiceKey, ServiceRefusals, Settings,
+    TRACE_BYTES, TraceConfig, TraceCounts, Traffic, Translation, dsr_name, name,
 };
 use crate::{address::V6, verdict::Verdict};
 
@@ -123,7 +123,7 @@ pub const MANAGER_MAPS: &[MapLayout] = &[
     MapLayout::new::<ServiceKey, u32>(name::ENDPOINTS, MapKind::Hash, None),
     MapLayout::array::<PortPool>(name::PORT_POOLS),
     MapLayout::array::<PortWord>(name::PORT_WORDS),
-    MapLayout::array::<u32>(name::PORT_HANDSHAKES),
+    MapLayout::array::<PortPair>(name::PORT_HANDSHAKES),
     MapLayout::fixed_array::<V6>(name::NAT_SOURCES, NAT_SOURCES),
     MapLayout::new::<FlowKey, Flow>(name::FLOWS, MapKind::LruHash, None),
     MapLayout::new::<FlowKey<V6>, Flow<V6>>(name::FLOWS6, MapKind::LruHash, None),

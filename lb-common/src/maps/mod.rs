@@ -35,8 +35,8 @@ pub use peer::{
     PeerLink, PeerLinks, PeerSwitch, record_kind,
 };
 pub use ports::{
-    DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPool,
-    PortWord, TIME_WAIT_NS, port_bit, port_word,
+    DEFAULT_SOURCE_WORDS, MAX_NAT_SOURCES, NAT_SOURCES, PORT_WORDS, PORTS_PER_WORD, PortPair,
+    PortPool, PortWord, TIME_WAIT_NS, port_bit, port_word,
 };
 pub use service::{Policy, SPREAD, Service, ServiceKey, first_choice, policy, service_flag};
 pub use trace::{

@@ -36,6 +36,9 @@ pub struct PortPool {
     pub next_waiting: u32,
 }
 
+/// A value for each of two ports in turn: the kernel rounds each entry of an array up to 8 bytes.
+pub type PortPair = [u32; 2];
+
 /// Value of `port_words`: the states of 64 ports of a pool, one bit each, lowest position first.
 ///
 /// The words are hints. The flow table decides whether a port is in use: a wrong bit costs a look-up or leaves a port

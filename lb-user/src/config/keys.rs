@@ -232,7 +232,7 @@ sections! {
 
     /// Sizes of the tables in the kernel, and times of their entries.
     pub struct Limits {
-        /// The maximum number of services. Each needs 33 KiB of kernel memory, for the slots of spreading
+        /// The maximum number of services. Each needs 65 KiB of kernel memory, for the slots of spreading
         /// policies. Too low: a reload that adds one more is refused. Too high: memory that no service uses.
         services: u32 = DEFAULT_SERVICES, Integer(1..=1_024), Unload;
 

@@ -114,7 +114,7 @@ pub fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         (name::PORT_WORDS, backends * pool_words),
         (
             name::PORT_HANDSHAKES,
-            backends * pool_words * PORTS_PER_WORD,
+            backends * pool_words * PORTS_PER_WORD / 2,
         ),
     ];
     for tables in FAMILIES {
