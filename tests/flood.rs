@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use memlb_tests::{
     Cluster, ClusterOptions, Connection, Namespace, Node, Probe, Report, Shape,
     cluster::{SERVICE_PORT, worker_port},
-    load::{Flood, Server, prepare_flood},
+    load::{self, Ending, Flood, Load, Server, Sources, prepare_flood},
     root_test,
     syn::{flood, forge_connections},
     transfer::{Download, random_bytes},
@@ -168,6 +168,50 @@ fn open_connections_of_mode_dsr_outlive_a_flood_of_forged_ones() {
     assert_eq!(lost, 0);
     // New connections succeed.
     assert_eq!(cluster.page().unwrap(), "Worker1");
+}
+
+/// One address takes ports as fast as they become free: it resets each connection as soon as it is established.
+#[root_test]
+fn one_address_that_resets_6_000_connections_a_second_costs_others_none() {
+    const DURATION: Duration = Duration::from_secs(6);
+    let mut cluster = Cluster::start(&ClusterOptions::default()).unwrap();
+    cluster.wait_for_page("Worker1", SOON).unwrap();
+    cluster.servers.clear();
+    let topology = &cluster.topology;
+    load::prepare(topology).unwrap();
+    load::raise_open_files().unwrap();
+    let _servers: Vec<_> = topology
+        .workers
+        .iter()
+        .enumerate()
+        .map(|(index, worker)| Server::start(worker, worker_port(index).unwrap()).unwrap())
+        .collect();
+    let targets = [SocketAddrV4::new(topology.manager.address(), SERVICE_PORT)];
+    let stop = AtomicBool::new(false);
+    let open = |sources, ending, per_second| {
+        let load = Load {
+            targets: &targets,
+            sources,
+            ending,
+            stop: &stop,
+        };
+        load::open_at_rate(&topology.client, load, per_second, DURATION).unwrap()
+    };
+    let (hurried, others) = thread::scope(|scope| {
+        let hurried = scope.spawn(|| open(Sources::One, Ending::ClientResetAtOnce, 6_000));
+        let others = open(Sources::EverNew, Ending::ServerFin, 300);
+        (hurried.join().unwrap(), others)
+    });
+    println!(
+        "{} connections of one address, {} failed; {} of others, failed: {:?}",
+        hurried.attempts,
+        hurried.failed(),
+        others.attempts,
+        others.failures
+    );
+    assert!(hurried.attempts > 6_000, "{}", hurried.attempts);
+    assert!(others.attempts > 1_000, "{}", others.attempts);
+    assert_eq!(others.failed(), 0);
 }
 
 /// A host in the clients' network.
