@@ -45,6 +45,10 @@ const RECONNECTED: Duration = Duration::from_secs(1);
 /// The time in which a manager detects a detached program and attaches it again.
 const REATTACHED: Duration = Duration::from_millis(1_000 + 500);
 
+/// The time in which a trial finds that a failing worker serves again: the pause between trials, and what a trial
+/// takes that began before.
+const RECOVERY: Duration = Duration::from_millis(300 + 1_500);
+
 /// The manager's interface, and its other name.
 const INTERFACE: &str = "eth1";
 const OTHER_NAME: &str = "lan1";
@@ -100,6 +104,12 @@ fn only_a_workers_own_failure_breaks_requests_and_only_until_it_is_detected() {
     assert!(
         false_alarms.is_empty(),
         "seed {seed}: {false_alarms:?}\n{}",
+        chaos.actions()
+    );
+    let kept_out = chaos.kept_out(&history);
+    assert!(
+        kept_out.is_empty(),
+        "seed {seed}: {kept_out:?}\n{}",
         chaos.actions()
     );
     let page = |request: &Request| {
@@ -203,24 +213,57 @@ struct EventHistory {
     down: Vec<(Instant, String)>,
     /// When which workers came up.
     up: Vec<(Instant, String)>,
+    /// When which workers were failing: their servers did not serve, whatever their heartbeats said.
+    failing: Vec<(Period, String)>,
 }
 
 impl EventHistory {
     fn read(cluster: &Cluster) -> Self {
         let (now, clock) = (Instant::now(), SystemTime::now());
         let (mut selected, mut down, mut up) = (Vec::new(), Vec::new(), Vec::new());
+        let mut failing = Vec::<(Period, String)>::new();
         for event in cluster.events().unwrap() {
             let time = humantime::parse_rfc3339(event["time"].as_str().unwrap()).unwrap();
             let at = now - clock.duration_since(time).unwrap();
             let name = |field: &str| event[field].as_str().unwrap().to_owned();
-            match event["event"].as_str().unwrap() {
+            let kind = event["event"].as_str().unwrap();
+            if ["worker_recovered", "worker_down", "worker_up"].contains(&kind) {
+                let open = failing.iter_mut().filter(|it| it.0.until.is_none());
+                for (period, _) in open.filter(|it| it.1 == name("worker")) {
+                    period.until = Some(at);
+                }
+            }
+            match kind {
                 "selection_changed" | "selection_adopted" => selected.push((at, name("to"))),
                 "worker_down" => down.push((at, name("worker"))),
                 "worker_up" => up.push((at, name("worker"))),
+                "worker_failing" => {
+                    let period = Period {
+                        worker: (0..WORKERS)
+                            .find(|it| worker_name(*it) == name("worker"))
+                            .unwrap(),
+                        from: at,
+                        until: None,
+                    };
+                    failing.push((period, name("worker")));
+                }
                 _ => {}
             }
         }
-        Self { selected, down, up }
+        Self {
+            selected,
+            down,
+            up,
+            failing,
+        }
+    }
+
+    fn is_failing(&self, worker: usize, at: Instant) -> bool {
+        self.failing.iter().any(|(it, _)| {
+            it.worker == worker
+                && it.from <= at + CLOCK_TOLERANCE
+                && it.until.is_none_or(|until| until + CLOCK_TOLERANCE >= at)
+        })
     }
 
     /// Whether a new connection could go to that worker at about that time.
@@ -260,6 +303,8 @@ struct Chaos {
     policy: &'static str,
     is_renamed: bool,
     tolerances: Vec<Tolerance>,
+    /// When no manager ran.
+    absences: Vec<(Instant, Instant)>,
     faults: Vec<(Period, Fault)>,
     /// When each worker had no fault and was not drained.
     serving: Vec<Period>,
@@ -276,6 +321,11 @@ impl Chaos {
         let cluster = Cluster::start(&ClusterOptions {
             available_kb: vec![450 * 1024, 400 * 1024, 350 * 1024],
             agents: false,
+            // Otherwise a worker that fails often idles for long after its repair.
+            manager_arguments: ["failing_pause", "failing_max_pause"]
+                .into_iter()
+                .flat_map(|key| ["--set".to_owned(), format!("failover.{key}=300ms")])
+                .collect(),
             ..ClusterOptions::default()
         })
         .unwrap();
@@ -300,6 +350,7 @@ impl Chaos {
             policy: "memory",
             is_renamed: false,
             tolerances: Vec::new(),
+            absences: Vec::new(),
             faults: Vec::new(),
             serving: Vec::new(),
             long_connection: LongConnection::default(),
@@ -506,6 +557,7 @@ impl Chaos {
         self.cluster.kill_manager().unwrap();
         thread::sleep(Duration::from_millis(self.random.below(700)));
         self.cluster.start_manager().unwrap();
+        self.absences.push((killed, Instant::now()));
         // The next manager continues the time for which this one has waited for a silent worker.
         for tolerance in &mut self.tolerances {
             if tolerance.until > killed {
@@ -700,7 +752,7 @@ impl Chaos {
     ) -> Vec<&'a Request> {
         let wrong = |request: &Request| match request.page() {
             None => self.reason(request, history).is_none(),
-            Some("Manager") => self.had_available_worker(request),
+            Some("Manager") => self.had_available_worker(request, history),
             Some(_) => false,
         };
         report
@@ -743,19 +795,51 @@ impl Chaos {
         found.map(|(_, fault)| *fault)
     }
 
-    /// Whether a worker was without fault for long enough to be up.
-    fn had_available_worker(&self, request: &Request) -> bool {
+    /// Whether a worker was without fault for long enough to be up, and not failing since an earlier fault.
+    fn had_available_worker(&self, request: &Request, history: &EventHistory) -> bool {
         self.serving.iter().any(|it| {
             it.from + DETECTION <= request.sent_at
                 && it.until.is_none_or(|until| request.ended_at <= until)
+                && !history.is_failing(it.worker, request.sent_at)
         })
     }
 
-    /// Returns the workers that went down without a fault.
+    /// Returns the workers that went down or failed without a fault.
     fn false_alarms<'a>(&self, history: &'a EventHistory) -> Vec<&'a str> {
-        let alarms = history.down.iter();
+        let down = history.down.iter().map(|(at, name)| (*at, name));
+        let failing = history.failing.iter().map(|(it, name)| (it.from, name));
+        let failing = failing.filter(|(at, _)| !self.was_detached(*at));
+        let alarms = down.chain(failing);
         let wrong = alarms.filter(|(at, name)| self.fault_of(name, *at).is_none());
         wrong.map(|(_, name)| name.as_str()).collect()
+    }
+
+    /// Whether a program was detached at about that time, so that no worker answered.
+    fn was_detached(&self, at: Instant) -> bool {
+        let mut detached = self.tolerances.iter().filter(|it| it.worker.is_none());
+        detached.any(|it| it.from <= at && at <= it.until + RECONNECTED)
+    }
+
+    /// Returns the workers that were failing for longer than a trial takes although they served, with how long.
+    fn kept_out(&self, history: &EventHistory) -> Vec<(String, Duration)> {
+        let mut kept_out = Vec::new();
+        for (failing, name) in &history.failing {
+            let serving = self.serving.iter().filter(|it| it.worker == failing.worker);
+            for serving in serving {
+                let now = Instant::now();
+                let until = failing
+                    .until
+                    .unwrap_or(now)
+                    .min(serving.until.unwrap_or(now));
+                let both = until.saturating_duration_since(failing.from.max(serving.from));
+                let mut absences = self.absences.iter();
+                let tried = absences.all(|(from, to)| *to < failing.from || until < *from);
+                if both > RECOVERY && tried {
+                    kept_out.push((name.clone(), both));
+                }
+            }
+        }
+        kept_out
     }
 
     /// Returns the longest time without a gap in which requests could fail: further workers may die before

@@ -17,10 +17,11 @@ pub use try_package::{TryPackage, try_package};
 
 use std::{
     process::ExitCode,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use memlb_tests::command::run;
 
 use self::test_program::Durations;
@@ -38,6 +39,7 @@ use crate::{
 const OTHER_KERNELS: &str = "other kernels";
 /// Takes longer than everything else where machines are emulated, and so runs only if it is named: at night.
 const MACHINES: &str = "machines under QEMU";
+const PACKAGE: &str = "package";
 
 /// Runs the `parts`, or everything, also after a failure, and returns success only if nothing failed.
 ///
@@ -108,13 +110,23 @@ pub fn all(parts: Vec<String>) -> Result<ExitCode> {
             "--package=xtask",
         ]))
     });
+    // Its machines boot and wait beside the tests, which wait for most of their time, too.
+    let packaged = suite.has(PACKAGE).then(|| {
+        let package = package.clone();
+        thread::spawn(move || package::check(&package))
+    });
     suite.check("tests in network namespaces", || {
         privileged::run_all(&memlb, &interrupt, &durations)
     });
     suite.check("the story of the lab", || {
         run(with_memlb_as_root(&memlb)?.args(["lab", "demo"]))
     });
-    suite.check("package", || package::check(&package));
+    if let Some(packaged) = packaged {
+        suite.check(PACKAGE, || {
+            let outcome = packaged.join();
+            outcome.unwrap_or_else(|_| Err(anyhow!("panicked")))
+        });
+    }
     suite.check("alert rules", scripts::alert_rules);
     suite.check("shell scripts", scripts::shellcheck);
     suite.check("Vagrantfile", scripts::vagrant);

@@ -15,7 +15,7 @@ use memlb_tests::{
 };
 
 /// How long a machine may take for one step.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A booted machine, switched off when dropped. Its mounts end with the mount namespace of this process.
 pub struct Machine {
