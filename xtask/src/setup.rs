@@ -1,8 +1,8 @@
 //! Installs what a task needs and this machine lacks; fast when nothing is missing.
 
-use std::{path::PathBuf, process::Command};
+use std::{path::PathBuf, process::Command, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use memlb_tests::command::{output, run};
 
 use crate::{
@@ -123,14 +123,22 @@ pub fn for_packaging() -> Result<()> {
 
 /// Provides the tools of all tasks.
 pub fn for_tests() -> Result<Compiler> {
-    let compiler = for_building()?;
-    for_kernels()?;
-    for_the_pair()?;
-    for_packaging()?;
-    provide_tools(TEST_TOOLS)?;
-    // Has no program of its own by which it could be noticed.
-    provide_packages(&["python3-venv"])?;
-    Ok(compiler)
+    refuse_to_run_under_sudo()?;
+    provide_tools(BUILD_TOOLS)?;
+    // cargo-deb is built while other packages are downloaded and installed.
+    thread::scope(|scope| {
+        let cargo_deb = scope.spawn(provide_cargo_deb);
+        let compiler = for_building()?;
+        for_kernels()?;
+        for_the_pair()?;
+        provide_tools(PACKAGE_TOOLS)?;
+        provide_tools(TEST_TOOLS)?;
+        // Has no program of its own by which it could be noticed.
+        provide_packages(&["python3-venv"])?;
+        let built = cargo_deb.join();
+        built.unwrap_or_else(|_| Err(anyhow!("panicked")))?;
+        Ok(compiler)
+    })
 }
 
 /// Installs cargo-deb where it is missing.
