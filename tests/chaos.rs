@@ -19,6 +19,7 @@ use memlb_tests::{
     cluster::{worker_name, worker_port},
     observe::bpftool,
     probe::Request,
+    random::Random,
     root_test,
     transfer::random_bytes,
 };
@@ -902,19 +903,6 @@ impl Chaos {
 
     fn actions(&self) -> String {
         self.actions.join("\n")
-    }
-}
-
-/// The same numbers for the same seed (Steele, Lea and Flood's SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
     }
 }
 

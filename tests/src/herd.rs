@@ -22,6 +22,7 @@ use crate::{
     cluster::{Cluster, ClusterOptions, worker_name},
     memory_file::MemoryFile,
     nginx::HELD_PATH,
+    random::Random,
 };
 
 /// What the workers have for connections, of which half is used on average.
@@ -218,24 +219,4 @@ fn keep_metering(meters: &[Meter], over: &AtomicBool) -> Result<Vec<f64>> {
         thread::sleep(METER_INTERVAL);
     }
     Ok(peaks)
-}
-
-/// SplitMix64, Steele, Lea and Flood 2014.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    /// With a mean of 1.
-    fn exponential(&mut self) -> f64 {
-        let uniform = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
-        -(1.0 - uniform).ln()
-    }
 }

@@ -30,6 +30,7 @@ pub mod peers;
 pub mod privilege;
 pub mod probe;
 pub mod process;
+pub mod random;
 pub mod scale_out;
 pub mod syn;
 pub mod topology;
