@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     config::Config,
-    datapath::{BackendTraffic, Stats, adopt, from_mapped},
+    datapath::{BackendTraffic, PeerTables, Stats, adopt, from_mapped, name_of},
 };
 
 /// How the packet programs steer.
@@ -18,6 +18,15 @@ use crate::{
 pub struct PinnedStatus {
     pub pin_path: PathBuf,
     pub services: Vec<PinnedService>,
+    /// The managers that get the packets of unknown connections.
+    pub peers: Vec<PinnedPeer>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PinnedPeer {
+    pub interface: String,
+    /// The peer's link address there.
+    pub mac: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -72,7 +81,7 @@ impl PinnedStatus {
                     selected => selected == *backend_id,
                 };
                 found.push(PinnedBackend {
-                    name: name_of(&backend, *endpoint, config),
+                    name: backend_name(&backend, *endpoint, config),
                     backend_id: *backend_id,
                     address: address(&backend),
                     state: state_name(backend.state).to_owned(),
@@ -92,8 +101,18 @@ impl PinnedStatus {
         Ok(Some(Self {
             pin_path: pin_path.to_owned(),
             services,
+            peers: peers(pin_path)?,
         }))
     }
+}
+
+fn peers(pin_path: &Path) -> Result<Vec<PinnedPeer>> {
+    let links = PeerTables::open(pin_path)?.links();
+    let peers = links.into_iter().map(|(interface, link)| PinnedPeer {
+        interface: name_of(interface).unwrap_or_else(|| format!("interface {interface}")),
+        mac: link.mac.bytes().map(|byte| format!("{byte:02x}")).join(":"),
+    });
+    Ok(peers.collect())
 }
 
 impl PinnedService {
@@ -113,7 +132,7 @@ fn configured(endpoint: Endpoint, config: Option<&Config>) -> Option<&crate::con
     services.find(|it| it.endpoint() == endpoint)
 }
 
-fn name_of(backend: &Backend, endpoint: Endpoint, config: Option<&Config>) -> Option<String> {
+fn backend_name(backend: &Backend, endpoint: Endpoint, config: Option<&Config>) -> Option<String> {
     if backend.mode == mode::LOCAL {
         return Some(MANAGER.to_owned());
     }

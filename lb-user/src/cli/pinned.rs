@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use memlb::{
     config::{Config, Overrides},
-    pinned::{PinnedBackend, PinnedService, PinnedStatus},
+    pinned::{PinnedBackend, PinnedPeer, PinnedService, PinnedStatus},
 };
 
 use super::{
@@ -47,6 +47,13 @@ pub fn pinned_text(status: &PinnedStatus, output: Output) -> String {
         text += &format!("\n{}\n", output.paint(&line, Paint::Bold));
         text += &format!("  selected: {}\n", service.selected());
         text += &backends(service, output);
+    }
+    if !status.peers.is_empty() {
+        text.push('\n');
+    }
+    for PinnedPeer { interface, mac } in &status.peers {
+        let line = format!("peer {mac} at {interface}: gets packets of unknown connections");
+        text += &(output.wrap(&line, 2) + "\n");
     }
     text
 }

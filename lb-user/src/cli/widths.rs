@@ -9,7 +9,7 @@ use memlb::{
     explain::{Explained, Explanation, Next},
     flows::{FlowRow, Flows},
     manager::Reloaded,
-    pinned::{PinnedBackend, PinnedService, PinnedStatus},
+    pinned::{PinnedBackend, PinnedPeer, PinnedService, PinnedStatus},
     status::{KernelSelection, Status},
     trace::Packet,
 };
@@ -114,6 +114,10 @@ fn texts(output: Output) -> Vec<(&'static str, String)> {
             protocol: "tcp".to_owned(),
             is_spread: false,
             backends: vec![backend("worker1"), backend("worker2")],
+        }],
+        peers: vec![PinnedPeer {
+            interface: "enp0s31f6np0n1n2".to_owned(),
+            mac: "02:00:00:00:01:4d".to_owned(),
         }],
     };
     let long = "heartbeats.authentication is \"off\": everyone who can reach UDP 0.0.0.0:9999 can steer \

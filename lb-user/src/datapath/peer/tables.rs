@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::{
     address::V6,
-    maps::{MAX_PEER_MANAGERS, PeerLink, PeerLinks, PeerSwitch, name},
+    maps::{MAX_PEER_MANAGERS, Mac, PeerLink, PeerLinks, PeerSwitch, name},
 };
 
 use crate::datapath::{adopt::array, family::mapped, layout::open_map};
@@ -91,6 +91,14 @@ impl PeerTables {
             incomplete: incomplete.into(),
             ..self.written
         })
+    }
+
+    /// Returns the living peers, each with the index of this manager's interface.
+    pub fn links(&self) -> Vec<(u32, PeerLink)> {
+        let entries = self.peers.iter().filter_map(Result::ok);
+        let links =
+            entries.flat_map(|(interface, value)| value.links.map(|link| (interface, link)));
+        links.filter(|(_, link)| link.mac != Mac::NONE).collect()
     }
 
     /// Sets the NAT addresses of this manager and its peers: a packet to one of their NAT ports belongs to a connection
