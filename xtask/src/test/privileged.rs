@@ -42,6 +42,12 @@ const LONGEST: &[&str] = &[
     "robustness",
     "operations",
     "policies",
+    "failover",
+    "ask",
+    "reload",
+    "retry",
+    "dsr",
+    "agents",
 ];
 
 /// Runs every test of the package `memlb-tests`, also after a failure.

@@ -36,7 +36,9 @@ impl Durations {
             .iter()
             .map(|(program, took)| format!("{program} {}", took.as_secs()))
             .collect();
-        println!("\nseconds of test programs: {}", durations.join(", "));
+        if !durations.is_empty() {
+            println!("\nseconds of test programs: {}", durations.join(", "));
+        }
     }
 }
 
