@@ -172,7 +172,7 @@ impl Datapath {
     pub fn counters(&self) -> Counters {
         Counters {
             verdicts: entries::sums(&self.maps.verdicts, total),
-            traffic: entries::sums(&self.maps.traffic, |values| Traffic::sum(values)),
+            traffic: entries::sums(&self.maps.traffic, |values| Traffic::sum(values.iter())),
         }
     }
 
