@@ -176,6 +176,47 @@ fn waits_until_the_drained_workers_connections_are_gone() {
     assert_eq!(cluster.page().unwrap(), "Worker2");
 }
 
+/// The clients have vanished, and the worker has lost its sockets: its end is all that the manager hears, or nothing.
+#[root_test]
+fn connections_that_no_longer_exist_leave_a_drained_worker_free() {
+    const CONNECTIONS: usize = 200;
+    for (established_idle, is_ended) in [("2h", true), ("4s", false)] {
+        let limits = [
+            ("closing", "1s"),
+            ("half_open", "4s"),
+            ("established", established_idle),
+        ];
+        let set =
+            limits.map(|(limit, time)| ["--set".into(), format!("limits.{limit}_idle={time}")]);
+        let mut cluster = Cluster::start(&ClusterOptions {
+            manager_arguments: set.concat(),
+            ..ClusterOptions::default()
+        })
+        .unwrap();
+        cluster.wait_for_page("Worker1", SOON).unwrap();
+        let open = || -> Vec<Connection> {
+            let open = |_| Connection::open_here(cluster.service(), SOON).unwrap();
+            let mut connections: Vec<_> = (0..CONNECTIONS).map(open).collect();
+            for connection in &mut connections {
+                assert_eq!(connection.get("/").unwrap().first_line(), "Worker1");
+            }
+            connections
+        };
+        let vanished = cluster.topology.client.enter(open).unwrap();
+        cluster.topology.client.cut_off().unwrap();
+        if is_ended {
+            cluster.servers[0].process.kill().unwrap();
+        }
+        let said = succeed(
+            &cluster,
+            &["drain", "worker1", "--wait", "--deadline", "30s"],
+        );
+        assert!(said.contains("no connection left"), "{said}");
+        assert_eq!(cluster.backend("worker1").unwrap()["flows"], 0);
+        drop(vanished);
+    }
+}
+
 #[root_test]
 fn without_any_worker_the_manager_serves_and_the_order_says_so() {
     let cluster = start();
