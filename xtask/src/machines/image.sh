@@ -35,16 +35,20 @@ modules=/usr/lib/apache2/modules
 for file in /usr/sbin/apache2 $modules/mod_mpm_event.so $modules/mod_authz_core.so $modules/mod_dir.so; do
     ldd "$file" | grep --only-matching "/[^ ]*"
     echo "$file"
+    # Which its threads load at their end.
+    ldconfig --print-cache | grep --only-matching "/.*/libgcc_s.so.1" | head --lines=1
 done | sort --unique | while read -r file; do
     cp --dereference --parents "$file" "$web"
 done
-echo "root:x:0:0:root:/:/bin/false" >"$web/etc/passwd"
-echo "root:x:0:" >"$web/etc/group"
+printf "%s\n" "root:x:0:0:root:/:/bin/false" "www-data:x:33:33::/:/bin/false" >"$web/etc/passwd"
+printf "%s\n" "root:x:0:" "www-data:x:33:" >"$web/etc/group"
 cat >"$web/etc/httpd.conf" <<EOF
 LoadModule mpm_event_module $modules/mod_mpm_event.so
 LoadModule authz_core_module $modules/mod_authz_core.so
 LoadModule dir_module $modules/mod_dir.so
 ServerName localhost
+User www-data
+Group www-data
 ServerRoot /usr/local/apache2
 PidFile /tmp/httpd.pid
 ErrorLog /dev/stderr
@@ -52,5 +56,6 @@ Listen 80
 DocumentRoot /usr/local/apache2/htdocs
 DirectoryIndex index.html
 EOF
+chmod 755 "$web"
 tar --create --file=/usr/local/share/httpd.tar --directory="$web" .
 rm --recursive "$web"
