@@ -14,7 +14,7 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -151,9 +151,9 @@ fn programs(paths: &ClusterPaths) -> PathBuf {
     paths.directory.join("bin")
 }
 
-/// With the manager's network, and with the file system that belongs to it.
+/// With the manager's network. Not by `ip netns exec`, which hides the pinned maps.
 fn shell(mut command: Vec<OsString>) -> Result<()> {
-    client()?;
+    ensure_up()?;
     let paths = paths();
     if command.is_empty() {
         say(
@@ -162,9 +162,9 @@ fn shell(mut command: Vec<OsString>) -> Result<()> {
         command.push(env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into()));
     }
     let path = env::var("PATH").unwrap_or_default();
-    let mut inside = as_root("ip");
+    let mut inside = inside("manager");
     inside
-        .args(["netns", "exec", &format!("{PREFIX}manager"), "env"])
+        .arg("env")
         .arg(format!("PATH={}:{path}", programs(&paths).display()))
         .arg(format!(
             "MEMLB_CONTROL_SOCKET={}",
@@ -175,12 +175,17 @@ fn shell(mut command: Vec<OsString>) -> Result<()> {
 }
 
 fn exec(command: &[OsString]) -> Result<()> {
-    let client = client()?;
+    ensure_up()?;
+    let mut inside = inside("client");
+    inside.args(command);
+    Err(become_command(inside))
+}
+
+/// Returns a command as root with a node's network, to be completed with a program.
+fn inside(node: &str) -> Command {
     let mut nsenter = as_root("nsenter");
+    nsenter.args([&format!("--net=/run/netns/{PREFIX}{node}"), "--"]);
     nsenter
-        .args([&format!("--net=/run/netns/{client}"), "--"])
-        .args(command);
-    Err(become_command(nsenter))
 }
 
 fn down() -> Result<()> {
@@ -256,12 +261,12 @@ fn paths() -> ClusterPaths {
     }
 }
 
-fn client() -> Result<String> {
-    let name = format!("{PREFIX}client");
-    if !Namespace::exists(&name) {
-        bail!("no lab is up: `cargo xtask lab up` starts one");
-    }
-    Ok(name)
+fn ensure_up() -> Result<()> {
+    ensure!(
+        Namespace::exists(&format!("{PREFIX}client")),
+        "no lab is up: `cargo xtask lab up` starts one"
+    );
+    Ok(())
 }
 
 /// Returns what a person can do with a lab that is up.
