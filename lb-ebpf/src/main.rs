@@ -15,6 +15,7 @@ mod packet_scratch;
 mod peer;
 mod redirect;
 mod retry;
+mod stages;
 mod tc;
 mod too_large;
 mod trace;

@@ -10,22 +10,25 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::{Address, V4, V6},
+    for_stages,
     maps::{
         Asked, Backend, COUNTED_CLIENTS, Counter, DEFAULT_BACKENDS, DEFAULT_FLOW_ENTRIES,
         DEFAULT_HANDSHAKES, DEFAULT_SERVICES, DEFAULT_SOURCE_WORDS, DENIED_PREFIXES, Flow, FlowKey,
-        FlowRecord, Handshake, NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS,
+        FlowRecord, Handshake, Mac, NAT_SOURCES, NO_ID, Neighbour, OwnerTags, PORT_WORDS,
         PORTS_PER_WORD, PeerLinks, PeerSwitch, Policy, PortPair, PortPool, PortWord,
         SERVICE_CHOICES, SLOTS_PER_BUCKET, SOURCE_FILTER_ENTRIES, Service, ServiceKey,
         ServiceRefusals, Settings, TraceEvent, Traffic, port_bit, port_word,
     },
     packet::Syn,
     steer::{
-        ChoiceTables, Decision, FlowScratch, Hook, InsertError, PacketMeta, PortState, Step, Tables,
+        ChoiceTables, Decision, FlowEnd, FlowScratch, Hook, InsertError, PacketMeta, PortState,
+        Step, Tables, TimeWait, Tried, Tuple,
+        stages::{AddressOf, FlowOf, KeyOf},
     },
     verdict::Verdict,
 };
 
-use crate::{packet_scratch::PacketScratch, peer};
+use crate::{packet_scratch::PacketScratch, peer, stages::calls};
 
 #[btf_map(name = "settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();
@@ -554,6 +557,8 @@ impl<A: Family> Tables for Maps<A> {
             change(unsafe { &mut *refusals });
         }
     }
+
+    for_stages!(calls);
 }
 
 /// Adds to a word atomically.
@@ -694,7 +699,7 @@ impl<A: Family> Maps<A> {
         let known = unsafe { &mut *known };
         if *known != *seen
             && seen.worker.is_station()
-            && !peer::is_peer(interface, seen.worker)
+            && !self.is_peer(interface, &seen.worker)
             && BACKENDS
                 .get(backend)
                 .is_some_and(|it| it.interface == interface)

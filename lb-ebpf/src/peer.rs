@@ -54,20 +54,6 @@ pub fn links(interface: u32) -> Option<&'static PeerLinks> {
     unsafe { PEERS.get(interface) }
 }
 
-/// Whether a link address is a peer's.
-#[inline(never)]
-pub fn is_peer(interface: u32, mac: Mac) -> bool {
-    let mut is_known = false;
-    if switch().interfaces != 0
-        && let Some(peers) = links(interface)
-    {
-        for link in &peers.links {
-            is_known |= link.mac.is_same_station(mac);
-        }
-    }
-    is_known
-}
-
 #[inline(always)]
 pub fn is_address(address: &V6) -> bool {
     // SAFETY: only whether there is an entry matters.

@@ -132,7 +132,7 @@ fn slow_path<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
                 _ => 0,
             };
             if mtu == 0 {
-                return act(skb, scratch, parsed);
+                return act::<A>(skb, parsed);
             }
             // The sender will retry.
             Maps::<A>::NEW.count_connections(
@@ -141,7 +141,7 @@ fn slow_path<A: Family>(skb: *mut __sk_buff, hook: Hook) -> i32 {
             );
             scratch.decision.verdict = Verdict::TooLarge;
             scratch.decision.exit = Exit::Drop;
-            act(skb, scratch, parsed);
+            act::<A>(skb, parsed);
             too_large::send_error::<A>(skb, mtu)
         }
     }
@@ -204,9 +204,34 @@ fn parse<A: Family>(skb: *mut __sk_buff, hook: Hook, scratch: &mut PacketScratch
     }
 }
 
-/// Carries out the decision.
+/// Carries out the decision, in a global function, see [`lb_common::steer::stages`].
+#[inline(always)]
+fn act<A: Family>(skb: *mut __sk_buff, parsed: Parsed) -> i32 {
+    if A::IS_V4 {
+        act_skb_v4(skb, parsed)
+    } else {
+        act_skb_v6(skb, parsed)
+    }
+}
+
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn act<A: Family>(skb: *mut __sk_buff, scratch: &PacketScratch<A>, parsed: Parsed) -> i32 {
+extern "C" fn act_skb_v4(skb: *mut __sk_buff, parsed: Parsed) -> i32 {
+    act_here::<V4>(skb, parsed)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn act_skb_v6(skb: *mut __sk_buff, parsed: Parsed) -> i32 {
+    act_here::<V6>(skb, parsed)
+}
+
+#[inline(always)]
+fn act_here<A: Family>(skb: *mut __sk_buff, parsed: Parsed) -> i32 {
+    let Some(scratch) = A::packet_scratch() else {
+        return TC_ACT_SHOT;
+    };
+    let scratch: &PacketScratch<A> = scratch;
     let PacketScratch {
         key,
         packet,

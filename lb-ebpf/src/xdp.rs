@@ -116,7 +116,7 @@ fn slow_path<A: Family>(ctx: *mut xdp_md) -> u32 {
             if scratch.decision.new_connection != 0 {
                 retry::keep_syn::<A>(Xdp(ctx));
             }
-            act(ctx, scratch, parsed)
+            act::<A>(ctx, parsed)
         }
     }
 }
@@ -139,9 +139,34 @@ fn parse<A: Family>(ctx: *mut xdp_md, scratch: &mut PacketScratch<A>) -> Parsed 
     }
 }
 
-/// Carries out the decision.
+/// Carries out the decision, in a global function, see [`lb_common::steer::stages`].
+#[inline(always)]
+fn act<A: Family>(ctx: *mut xdp_md, parsed: Parsed) -> u32 {
+    if A::IS_V4 {
+        act_xdp_v4(ctx, parsed)
+    } else {
+        act_xdp_v6(ctx, parsed)
+    }
+}
+
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn act<A: Family>(ctx: *mut xdp_md, scratch: &PacketScratch<A>, parsed: Parsed) -> u32 {
+extern "C" fn act_xdp_v4(ctx: *mut xdp_md, parsed: Parsed) -> u32 {
+    act_here::<V4>(ctx, parsed)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn act_xdp_v6(ctx: *mut xdp_md, parsed: Parsed) -> u32 {
+    act_here::<V6>(ctx, parsed)
+}
+
+#[inline(always)]
+fn act_here<A: Family>(ctx: *mut xdp_md, parsed: Parsed) -> u32 {
+    let Some(scratch) = A::packet_scratch() else {
+        return XDP_DROP;
+    };
+    let scratch: &PacketScratch<A> = scratch;
     let PacketScratch {
         key,
         packet,

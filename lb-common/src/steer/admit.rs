@@ -3,9 +3,9 @@
 //! Of two reports about a tuple, the newer connection counts. What passes here counts more than what a peer says.
 
 use super::{
-    FlowScratch, Tables, client,
+    FlowScratch, Tables,
     flow::{count_open, is_live, is_over, is_reverse_of, uncount},
-    port::{TimeWait, reclaim, release},
+    port::TimeWait,
 };
 use crate::{
     address::Address,
@@ -130,9 +130,9 @@ fn fill<A: Address>(record: &FlowRecord, scratch: &mut FlowScratch<A>) {
 fn count<T: Tables>(tables: &T, record: &FlowRecord, scratch: &FlowScratch<T::Address>) {
     let pending = &scratch.pending;
     count_open(tables, record.backend, true);
-    client::count(tables, &pending.client.source, true);
+    tables.count_connection(true, &pending.client.source);
     if is_own_source(tables, record, &pending.translated) {
-        reclaim(tables, record.backend, &pending.translated);
+        tables.reclaim(record.backend, &pending.translated);
     }
 }
 
@@ -200,12 +200,12 @@ fn make_room<T: Tables>(
     // Two branches, because the verifier of Linux 6.1 loses the null check of a merged pointer.
     if holder.direction == direction::REQUEST {
         if uncount(tables, &key.source, &mut holder) {
-            release(tables, backend, &holder.translated, TimeWait::Possible);
+            tables.release(backend, TimeWait::Possible, &holder.translated);
         }
     } else if let Some(request) = other.as_deref_mut()
         && uncount(tables, &other_key.source, request)
     {
-        release(tables, backend, &request.translated, TimeWait::Possible);
+        tables.release(backend, TimeWait::Possible, &request.translated);
     }
     let has_other = other.is_some();
     drop(other);
@@ -319,12 +319,7 @@ fn end<T: Tables>(
     drop(request);
     drop(reply);
     if was_open && is_own_source(tables, record, &pending.translated) {
-        release(
-            tables,
-            record.backend,
-            &pending.translated,
-            TimeWait::Possible,
-        );
+        tables.release(record.backend, TimeWait::Possible, &pending.translated);
     }
     if bytes != 0 {
         return Admission::Ended;

@@ -15,13 +15,13 @@ const SLOTS_TRIED: u32 = 4;
 
 /// Returns the id of the backend for a new connection with the client's tuple `key`; 0 for none. A backend that is full
 /// is returned only if there is neither another one nor a fallback.
-#[inline(never)]
-pub fn choose<T: ChoiceTables, A: Address>(tables: &T, key: &FlowKey<A>, service: u32) -> u32 {
+#[inline(always)]
+pub fn choose<T: ChoiceTables, A: Address>(tables: &T, service: u32, key: &FlowKey<A>) -> u32 {
     let chosen = preferred(tables, key, service);
     if !is_full(tables, chosen) {
         return chosen;
     }
-    let another = choose_another(tables, service, &Tried([chosen, 0, 0, 0]), 0);
+    let another = choose_another(tables, service, 0, &Tried([chosen, 0, 0, 0]));
     if another != 0 {
         return another;
     }
@@ -73,13 +73,8 @@ fn preferred<T: ChoiceTables, A: Address>(tables: &T, key: &FlowKey<A>, service:
 
 /// Returns another backend than those in `tried`; 0 if there is none. Of ranked backends, the search begins with the
 /// one at `rank`.
-#[inline(never)]
-pub(super) fn choose_another<T: ChoiceTables>(
-    tables: &T,
-    service: u32,
-    tried: &Tried,
-    rank: u32,
-) -> u32 {
+#[inline(always)]
+pub fn choose_another<T: ChoiceTables>(tables: &T, service: u32, rank: u32, tried: &Tried) -> u32 {
     let Some(policy) = tables.policy(service) else {
         return 0;
     };
@@ -138,7 +133,7 @@ impl SlotRange {
 /// Backends that a client's SYN has reached; 0: none. Aligned, because the verifier demands aligned words on the stack.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tried(pub [u32; 1 + MAX_REFUSALS]);
+pub struct Tried(pub [u32; 1 + MAX_REFUSALS]);
 
 /// The search for a backend other than those in `tried`, which may fill many slots in a row.
 #[repr(C)]

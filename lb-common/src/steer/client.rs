@@ -17,8 +17,8 @@ pub(super) fn is_at_limit<T: Tables>(tables: &T, client: &T::Address) -> bool {
 }
 
 /// Adds a connection to the client's count, or removes one. Returns 0.
-#[inline(never)]
-pub(super) fn count<T: Tables>(tables: &T, client: &T::Address, begins: bool) -> u32 {
+#[inline(always)]
+pub fn count_connection<T: Tables>(tables: &T, begins: bool, client: &T::Address) -> u32 {
     if tables.settings().is_some_and(|it| is_limited(&it)) {
         tables.count_client(&client.prefix(), begins);
     }

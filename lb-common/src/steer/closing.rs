@@ -1,12 +1,15 @@
 //! The end of established flows, and their revival after a spoofed end.
 
 use super::{
-    PacketMeta, Tables, client,
-    flow::{WINDOW, count_open, end_bits, is_reverse_of, sequence_end, uncount},
-    port::{TimeWait, reclaim, release},
-    report::{other_side, report, report_end},
+    Tables,
+    flow::{WINDOW, count_open, end_bits, is_reverse_of, uncount},
+    port::TimeWait,
+    report::{other_side, report_end},
 };
-use crate::maps::{Flow, FlowKey, direction, elapsed_ns, ended, record_kind, ticks};
+use crate::{
+    headers::TcpFlags,
+    maps::{Flow, FlowKey, direction, elapsed_ns, ended, record_kind, ticks},
+};
 
 /// Time in nanoseconds in which packets may still arrive after a reset.
 const ROUND_TRIP_NS: u64 = 1_500_000_000;
@@ -19,15 +22,17 @@ const REORDER_TICKS: u32 = 12;
 /// A spoofed RST or FIN with a plausible number ends nothing for good: genuine packets of either side revive the
 /// connection. Returns 1 for a packet that may be older than the RST of its own side, and must not renew the time of
 /// that RST; else 0.
-#[inline(never)]
-pub(super) fn close<T: Tables>(
+#[inline(always)]
+pub fn close<T: Tables>(
     tables: &T,
-    packet: &PacketMeta,
+    flags: u8,
+    sequence: u32,
+    sequence_end: u32,
     key: &FlowKey<T::Address>,
     flow: &mut Flow<T::Address>,
 ) -> u32 {
     let before = flow.ended;
-    let ends = end_bits(packet.flags);
+    let ends = end_bits(TcpFlags(flags));
     let reverse_key = flow.translated.reversed();
     let mut reverse = tables
         .established(&reverse_key)
@@ -36,7 +41,7 @@ pub(super) fn close<T: Tables>(
         // Atomic, so that of two directions that end at the same time, one sees the other's end.
         tables.set_ended(flow, ends);
         if ends & ended::FIN != 0 {
-            flow.sequence = sequence_end(packet);
+            flow.sequence = sequence_end;
         }
         apply_end(tables, key, flow, reverse.as_deref_mut());
         return 0;
@@ -48,13 +53,13 @@ pub(super) fn close<T: Tables>(
     }
     // No packet follows a genuine RST.
     flow.ended &= !ended::RESET;
-    let goes_beyond = packet.sequence.wrapping_sub(flow.sequence).wrapping_sub(1) < WINDOW;
+    let goes_beyond = sequence.wrapping_sub(flow.sequence).wrapping_sub(1) < WINDOW;
     if goes_beyond {
         // No new data follows a genuine FIN.
         flow.ended &= !ended::FIN;
     }
     if flow.ended & ended::FIN == 0 {
-        flow.sequence = packet.sequence;
+        flow.sequence = sequence;
     }
     let idle = reverse
         .as_deref()
@@ -103,7 +108,7 @@ fn apply_end<T: Tables>(
             tables.count_traffic(flow.backend, |traffic| traffic.resets += 1);
         }
         let time_wait = TimeWait::after(flow.ended | reverse_ended, flow.direction);
-        release(tables, flow.backend, &translated, time_wait);
+        tables.release(flow.backend, time_wait, &translated);
         report_end(tables, key, flow, reverse_ended);
     }
 }
@@ -135,16 +140,16 @@ fn revive<T: Tables>(
     if flow.direction == direction::REQUEST {
         if tables.set_counted(flow) {
             count_open(tables, flow.backend, true);
-            client::count(tables, &key.source, true);
-            reclaim(tables, flow.backend, &flow.translated);
-            report(tables, record_kind::OPENED, key, flow, other);
+            tables.count_connection(true, &key.source);
+            tables.reclaim(flow.backend, &flow.translated);
+            tables.report_flow(record_kind::OPENED, other, key, flow);
         }
     } else if let Some(request) = reverse
         && tables.set_counted(request)
     {
         count_open(tables, flow.backend, true);
-        client::count(tables, &flow.translated.destination, true);
-        reclaim(tables, request.backend, &request.translated);
-        report(tables, record_kind::OPENED, key, flow, other);
+        tables.count_connection(true, &flow.translated.destination);
+        tables.reclaim(request.backend, &request.translated);
+        tables.report_flow(record_kind::OPENED, other, key, flow);
     }
 }

@@ -1,16 +1,13 @@
 //! Packets of established flows: one look-up of the flow, one of its backend.
 
 use super::{
-    Decision, Forwarding, Hook, PacketMeta, Tables, client,
-    closing::close,
-    decide_exit,
+    Decision, Forwarding, Hook, PacketMeta, Tables, decide_exit,
     flow::{
         account, count_open, end_bits, has_moved, is_in_window, is_live, is_over, is_plausible,
-        is_reverse_of, is_wrong_interface, keeps_flows, reverse_entry, uncount,
+        is_reverse_of, is_wrong_interface, keeps_flows, reverse_entry, sequence_end, uncount,
     },
-    port::{TimeWait, release},
-    reply::find_by_reply,
-    report::{other_side, report, report_end},
+    port::TimeWait,
+    report::{other_side, report_end},
     slot::NO_SLOT,
     unknown::is_from_peer,
 };
@@ -63,7 +60,7 @@ pub(super) fn established<T: Tables>(
         backend.mode == mode::LOCAL && (packet.flags.is_syn_ack() || was_idle)
     };
     if may_be_over {
-        match end_if_over(tables, packet.flags, key, &mut flow, keeps) {
+        match tables.end_if_over(packet.flags.0, keeps, key, &mut flow) {
             FlowEnd::Continues => {}
             FlowEnd::Over => return None,
             FlowEnd::BackendDown => {
@@ -79,7 +76,14 @@ pub(super) fn established<T: Tables>(
         decision.plausible = 1;
         if flow.ended | end_bits(packet.flags) == 0 {
             flow.sequence = packet.sequence;
-        } else if close(tables, packet, key, &mut flow) != 0 {
+        } else if tables.close(
+            packet.flags.0,
+            packet.sequence,
+            sequence_end(packet),
+            key,
+            &mut flow,
+        ) != 0
+        {
             now = flow.last_seen_ticks;
         }
     } else if flow.bytes == 0 && flow.ended == 0 {
@@ -148,7 +152,9 @@ fn forwarding<A: Address>(flow: &Flow<A>) -> Forwarding<A> {
 
 /// Whether a flow ended.
 #[repr(u32)]
-enum FlowEnd {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FlowEnd {
+    #[default]
     Continues,
     /// It was over, and the packet may begin a new one.
     Over,
@@ -157,14 +163,15 @@ enum FlowEnd {
 
 /// Supersedes a flow that is over, when a SYN, SYN-ACK or datagram arrives, or whose backend is down. A SYN or
 /// datagram may then begin a new flow.
-#[inline(never)]
-fn end_if_over<T: Tables>(
+#[inline(always)]
+pub fn end_if_over<T: Tables>(
     tables: &T,
-    flags: TcpFlags,
+    flags: u8,
+    keeps: bool,
     key: &FlowKey<T::Address>,
     flow: &mut Flow<T::Address>,
-    keeps: bool,
 ) -> FlowEnd {
+    let flags = TcpFlags(flags);
     let Some(settings) = tables.settings() else {
         return FlowEnd::Continues;
     };
@@ -195,7 +202,7 @@ fn end_if_over<T: Tables>(
         } else {
             key.reversed()
         };
-        release(tables, flow.backend, &translated, TimeWait::Possible);
+        tables.release(flow.backend, TimeWait::Possible, &translated);
     }
     if begins {
         FlowEnd::Over
@@ -235,7 +242,7 @@ fn sync_reverse_entry<T: Tables>(
         if is_from_peer(tables, packet) {
             // It has sent the packet here because it does not know the connection.
             let other = other_side(reverse.sequence, reverse.ended);
-            report(tables, record_kind::PRESENT, key, flow, other);
+            tables.report_flow(record_kind::PRESENT, other, key, flow);
         }
         // A packet that acknowledges the other side's number is genuine; the number in a restored entry may be wrong.
         let is_known = is_in_window(packet.acknowledgement, reverse.sequence);
@@ -243,7 +250,7 @@ fn sync_reverse_entry<T: Tables>(
             flow.sequence = packet.sequence;
         }
     } else if flow.direction == direction::REQUEST
-        && find_by_reply(tables, Hook::Ingress, &reverse_key) != NO_SLOT
+        && tables.find_by_reply(Hook::Ingress, &reverse_key) != NO_SLOT
     {
         // The entry was evicted, and another client's handshake uses the port.
         return false;
@@ -256,7 +263,7 @@ fn sync_reverse_entry<T: Tables>(
         // Verdict `table_full` counts refused connections only, and this one continues.
         if tables.add_established(&reverse_key, &scratch.reply).is_ok() && counts {
             count_open(tables, flow.backend, true);
-            client::count(tables, &reverse_key.source, true);
+            tables.count_connection(true, &reverse_key.source);
         }
     }
     true

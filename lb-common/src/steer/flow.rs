@@ -1,6 +1,6 @@
 //! State of established flows.
 
-use super::{Hook, PacketMeta, Tables, client};
+use super::{Hook, PacketMeta, Tables};
 use crate::{
     address::Address,
     headers::TcpFlags,
@@ -190,19 +190,10 @@ pub(super) fn uncount<T: Tables>(
     client: &T::Address,
     request: &mut Flow<T::Address>,
 ) -> bool {
-    let was_open = uncount_backend(tables, request);
-    if was_open {
-        client::count(tables, client, false);
-    }
-    was_open
-}
-
-/// Removes a connection from its backend's count only. Returns whether it was counted.
-#[inline(always)]
-pub(super) fn uncount_backend<T: Tables>(tables: &T, request: &mut Flow<T::Address>) -> bool {
     let was_open = request.counted == 1 && tables.clear_counted(request);
     if was_open {
         count_open(tables, request.backend, false);
+        tables.count_connection(false, client);
     }
     was_open
 }

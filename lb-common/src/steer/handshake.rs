@@ -1,14 +1,14 @@
 //! Packets of handshakes, until the client has proved that it receives packets.
 
 use super::{
-    Decision, Forwarding, InsertError, PacketMeta, Tables, client, decide_exit,
+    Decision, Forwarding, PacketMeta, Tables, decide_exit,
     established::recheck_established,
     flow::{
         count_open, end_bits, is_in_window, is_live, is_wrong_interface, keeps_flows, sequence_end,
-        uncount_backend,
+        uncount,
     },
     is_left_to_tc,
-    port::{TimeWait, release},
+    port::TimeWait,
     report::report_opened,
     retry::{begin_retry, is_retriable},
     slot::UNANSWERED_NS,
@@ -80,7 +80,7 @@ pub(super) fn handle_worker_packet<T: Tables>(
                 traffic.refused += 1 - was_answered;
             });
             drop(handshake);
-            end_handshake(tables, slot, TimeWait::None);
+            tables.end_handshake(slot, TimeWait::None);
         }
     }
     decide_exit(&forwarding, backend, decision)
@@ -97,8 +97,8 @@ fn count_answered<T: Tables>(tables: &T, backend: u32) {
 }
 
 /// Ends the handshake in `slot` and releases its port.
-#[inline(never)]
-pub(super) fn end_handshake<T: Tables>(tables: &T, slot: u32, time_wait: TimeWait) -> u32 {
+#[inline(always)]
+pub fn end_handshake<T: Tables>(tables: &T, slot: u32, time_wait: TimeWait) -> u32 {
     let Some(mut handshake) = tables.handshake(slot) else {
         return 0;
     };
@@ -111,9 +111,9 @@ pub(super) fn end_handshake<T: Tables>(tables: &T, slot: u32, time_wait: TimeWai
         tables.count_traffic(backend, |traffic| traffic.expired += 1);
     }
     handshake.backend = 0;
-    client::count(tables, &handshake.client.source, false);
+    tables.count_connection(false, &handshake.client.source);
     drop(handshake);
-    release(tables, backend, &translated, time_wait)
+    tables.release(backend, time_wait, &translated)
 }
 
 /// Whether a worker's packet belongs to this handshake, not to an earlier connection of the same tuple, and is not
@@ -152,7 +152,7 @@ pub(super) fn handle_client_packet<T: Tables>(
         }
         decision.backend = handshake.backend;
         drop(handshake);
-        end_handshake(tables, slot, TimeWait::Possible);
+        tables.end_handshake(slot, TimeWait::Possible);
         return Verdict::BackendDown;
     };
     let left_to_tc = is_left_to_tc(tables, &forwarding(&handshake), backend, packet);
@@ -169,7 +169,7 @@ pub(super) fn handle_client_packet<T: Tables>(
         drop(handshake);
         let verdict = forward_request(tables, packet, slot, decision);
         if is_end {
-            end_handshake(tables, slot, TimeWait::None);
+            tables.end_handshake(slot, TimeWait::None);
         }
         return verdict;
     }
@@ -181,9 +181,9 @@ pub(super) fn handle_client_packet<T: Tables>(
     }
     if is_first {
         learn_client(&mut handshake, packet);
-        if establish(tables, packet, key, &handshake).is_err() {
+        if !establish(tables, packet, key, &handshake) {
             drop(handshake);
-            end_handshake(tables, slot, TimeWait::Possible);
+            tables.end_handshake(slot, TimeWait::Possible);
             return Verdict::TableFull;
         }
         // The port now belongs to the flow.
@@ -353,14 +353,14 @@ fn record_progress<T: Tables>(
     handshake.syn_ns = tables.now_ns();
 }
 
-/// Creates both entries of a completed handshake's flow.
+/// Creates both entries of a completed handshake's flow. Returns whether there was room.
 #[inline(always)]
 fn establish<T: Tables>(
     tables: &T,
     packet: &PacketMeta,
     key: &FlowKey<T::Address>,
     handshake: &Handshake<T::Address>,
-) -> Result<(), InsertError> {
+) -> bool {
     let now = tables.now_ns();
     let reply_key = handshake.translated.reversed();
     // Both sides may have ended already with their first segments.
@@ -378,7 +378,9 @@ fn establish<T: Tables>(
         // `bytes_out` includes headers, so this is not below the worker's last number.
         sequences[1] = sequences[1].wrapping_add(handshake.bytes_out);
     }
-    let mut scratch = tables.flow_scratch().ok_or(InsertError::Full)?;
+    let Some(mut scratch) = tables.flow_scratch() else {
+        return false;
+    };
     scratch.request = Flow {
         translated: handshake.translated,
         client_mac: handshake.client_mac,
@@ -403,50 +405,39 @@ fn establish<T: Tables>(
         bytes: handshake.bytes_out.into(),
         ..scratch.request
     };
-    if store(tables, &reply_key, &scratch.reply)? {
-        client::count(tables, &reply_key.source, false);
+    if !store(tables, &reply_key, &scratch.reply) {
+        return false;
     }
-    match store(tables, key, &scratch.request) {
-        Ok(true) => _ = client::count(tables, &key.source, false),
-        Ok(false) => {}
-        Err(error) => {
-            tables.remove_established(&reply_key);
-            return Err(error);
-        }
+    if !store(tables, key, &scratch.request) {
+        tables.remove_established(&reply_key);
+        return false;
     }
     drop(scratch);
     if is_open {
         count_open(tables, handshake.backend, true);
         report_opened(tables, key);
     } else {
-        client::count(tables, &key.source, false);
+        tables.count_connection(false, &key.source);
     }
-    Ok(())
+    true
 }
 
 /// Stores an entry, or replaces a superseded one; never another live flow. Other processors see the entry only when
-/// it is complete. Returns whether the former entry was counted: the caller removes it from its client's count, because
-/// Linux 6.1 allows 512 bytes of stack for all nested calls.
+/// it is complete. Returns whether it is stored.
 #[inline(never)]
-fn store<T: Tables>(
-    tables: &T,
-    key: &FlowKey<T::Address>,
-    flow: &Flow<T::Address>,
-) -> Result<bool, InsertError> {
+fn store<T: Tables>(tables: &T, key: &FlowKey<T::Address>, flow: &Flow<T::Address>) -> bool {
     match tables.established(key) {
-        Some(present) if is_live(&present) && present.translated != flow.translated => {
-            Err(InsertError::Exists)
-        }
+        Some(present) if is_live(&present) && present.translated != flow.translated => false,
         Some(mut present) => {
-            let was_open = uncount_backend(tables, &mut present);
+            uncount(tables, &key.source, &mut present);
             present.superseded = 1;
             *present = Flow {
                 superseded: 1,
                 ..*flow
             };
             tables.publish(&mut present);
-            Ok(was_open)
+            true
         }
-        None => tables.add_established(key, flow).map(|()| false),
+        None => tables.add_established(key, flow).is_ok(),
     }
 }

@@ -3,8 +3,7 @@
 use super::{
     Decision, Exit, Forwarding, Hook, PacketMeta, Tables, decide_exit,
     flow::{is_live, is_recent, is_reverse_of, keeps_flows},
-    reply::{find_by_reply, find_by_routed_reply},
-    slot::{NO_SLOT, find_by_client},
+    slot::NO_SLOT,
     unknown::{is_from_peer, unknown},
 };
 use crate::{
@@ -140,13 +139,13 @@ fn handshake_forwarding<T: Tables>(
     key: &FlowKey<T::Address>,
     unknown: u32,
 ) -> Option<(Forwarding<T::Address>, u32)> {
-    let worker = match find_by_reply(tables, hook, key) {
-        NO_SLOT => find_by_routed_reply(tables, hook, key),
+    let worker = match tables.find_by_reply(hook, key) {
+        NO_SLOT => tables.find_by_routed_reply(hook, key),
         worker => worker,
     };
     let is_request = worker == NO_SLOT;
     let slot = if is_request {
-        find_by_client(tables, key)
+        tables.find_by_client(key)
     } else {
         worker
     };

@@ -18,6 +18,7 @@ mod reply;
 mod report;
 mod retry;
 mod slot;
+pub mod stages;
 mod unknown;
 
 use core::ops::DerefMut;
@@ -35,16 +36,18 @@ use crate::{
 use established::{established, recheck_established};
 use flow::keeps_flows;
 use new_connection::handle_new_connection;
-use reply::{find_by_reply, find_by_routed_reply};
-use slot::{NO_SLOT, find_by_client};
+use slot::NO_SLOT;
+use stages::{AddressOf, FlowOf, KeyOf, stage_methods};
 use unknown::{is_from_peer, unknown};
 
 pub use admit::admit;
-pub use choice::{COMPARED, choose};
+pub use choice::{COMPARED, Tried, choose};
+pub use established::FlowEnd;
 pub use icmp_error::steer_error;
 pub use new_connection::PendingConnection;
-pub use port::PortState;
+pub use port::{PortState, TimeWait};
 pub use retry::{kept_slot, retry_refused};
+pub use slot::Tuple;
 
 /// The hook at which a program runs.
 #[repr(u8)]
@@ -313,6 +316,8 @@ pub trait Tables: ChoiceTables {
     fn count_traffic(&self, backend: u32, change: impl FnOnce(&mut Traffic));
     /// Changes a service's counters of refused connections.
     fn count_refusal(&self, service: u32, change: impl FnOnce(&mut ServiceRefusals));
+
+    crate::for_stages!(stage_methods);
 }
 
 /// Decides on a packet with the tuple `key`.
@@ -382,7 +387,7 @@ fn unestablished<T: Tables>(
     key: &FlowKey<T::Address>,
     decision: &mut Decision<T::Address>,
 ) -> Verdict {
-    let mut slot = find_by_reply(tables, packet.hook, key);
+    let mut slot = tables.find_by_reply(packet.hook, key);
     let mut service = None;
     if slot == NO_SLOT {
         if packet.hook == Hook::Egress || key.destination.is_mapped() {
@@ -395,7 +400,7 @@ fn unestablished<T: Tables>(
             reserved: 0,
         });
         if service.is_none() {
-            slot = find_by_routed_reply(tables, packet.hook, key);
+            slot = tables.find_by_routed_reply(packet.hook, key);
         }
     }
     if slot != NO_SLOT {
@@ -414,7 +419,7 @@ fn unestablished<T: Tables>(
         decision.exit = Exit::Drop;
         return Verdict::Denied;
     }
-    let slot = find_by_client(tables, key);
+    let slot = tables.find_by_client(key);
     if packet.flags.is_syn() || key.is_datagram() && !continues_exchange(tables, slot) {
         if let Some(mut scratch) = tables.flow_scratch() {
             scratch.pending.flags = service.flags;

@@ -2,12 +2,12 @@
 
 use super::{
     Decision, Exit, Hook, PacketMeta, Tables,
-    choice::{Tried, choose, choose_another, is_full, is_up},
+    choice::{Tried, is_full, is_up},
     client, decide_exit,
     flow::{keeps_flows, supersede_own},
-    handshake::{end_handshake, forward_request, forwarding},
+    handshake::{forward_request, forwarding},
     port::{self, NO_PORT, TimeWait},
-    slot::{NO_SLOT, client_hash, find_slot, is_pending, write_owner_tag},
+    slot::{NO_SLOT, client_hash, is_pending, write_owner_tag},
 };
 use crate::{
     address::{Address, V4},
@@ -87,16 +87,16 @@ pub(super) fn handle_new_connection<T: Tables>(
     }
     let mut attempt = Attempt {
         service,
-        backend: choose(tables, key, service),
+        backend: tables.choose(service, key),
         retries: 0,
     };
     if existing != NO_SLOT {
         if !restarts(tables, packet, existing, &mut attempt) {
             return forward_request(tables, packet, existing, decision);
         }
-        end_handshake(tables, existing, TimeWait::Possible);
+        tables.end_handshake(existing, TimeWait::Possible);
     }
-    let slot = allocate_slot(tables, packet, attempt.backend);
+    let slot = tables.allocate_slot(attempt.backend, packet);
     match slot {
         NO_BACKEND | NO_ROUTE | AT_LIMIT | FULL | PORTS_EXHAUSTED => refuse(tables, service, slot),
         // Only TC can copy packets.
@@ -173,8 +173,8 @@ fn refuse<T: Tables>(tables: &T, service: u32, reason: u32) -> Verdict {
 }
 
 /// Allocates a slot, and an unused source port towards the backend.
-#[inline(never)]
-fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
+#[inline(always)]
+pub fn allocate_slot<T: Tables>(tables: &T, id: u32, packet: &PacketMeta) -> u32 {
     let Some(settings) = tables.settings() else {
         return NO_BACKEND;
     };
@@ -209,7 +209,7 @@ fn allocate_slot<T: Tables>(tables: &T, packet: &PacketMeta, id: u32) -> u32 {
         return EVICTS;
     }
     let has_tuple = match backend.mode {
-        mode::NAT => port::allocate(tables, backend.port_pool) != NO_PORT,
+        mode::NAT => tables.allocate(backend.port_pool) != NO_PORT,
         mode::ROUTED => supersede_own(tables),
         _ => true,
     };
@@ -229,7 +229,7 @@ const MIN_RESET_AGE_NS: u64 = 50_000_000;
 /// the worker keeps it for a minute, and answers the next SYN from the same port with a bare ACK.
 #[inline(never)]
 fn find_pending_slot<T: Tables>(tables: &T, packet: &PacketMeta, hash: u64) -> bool {
-    let slot = find_slot(tables, hash);
+    let slot = tables.find_slot(hash);
     let Some(mut scratch) = tables.flow_scratch() else {
         return false;
     };
@@ -266,7 +266,7 @@ fn evict<T: Tables>(tables: &T, decision: &mut Decision<T::Address>) -> Verdict 
     decision.exit = Exit::Reset;
     drop(handshake);
     drop(scratch);
-    end_handshake(tables, slot, TimeWait::None);
+    tables.end_handshake(slot, TimeWait::None);
     Verdict::HandshakeEvicted
 }
 
@@ -326,11 +326,10 @@ fn restarts<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32, attempt: &mut
         return false;
     }
     if attempt.backend == tried || !is_up(tables, attempt.backend) {
-        attempt.backend = choose_another(
-            tables,
+        attempt.backend = tables.choose_another(
             attempt.service,
-            &Tried([tried, 0, 0, 0]),
             u32::from(retries) + 1,
+            &Tried([tried, 0, 0, 0]),
         );
     }
     attempt.retries = retries.wrapping_add(1);
@@ -342,7 +341,7 @@ fn restarts<T: Tables>(tables: &T, packet: &PacketMeta, slot: u32, attempt: &mut
 fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt, slot: u32) {
     let now = tables.now_ns();
     // The former handshake of the slot ends.
-    end_handshake(tables, slot, TimeWait::Possible);
+    tables.end_handshake(slot, TimeWait::Possible);
     let (Some(mut scratch), Some(mut handshake)) = (tables.flow_scratch(), tables.handshake(slot))
     else {
         return;
@@ -364,7 +363,7 @@ fn write_handshake<T: Tables>(tables: &T, packet: &PacketMeta, attempt: &Attempt
     };
     scratch.pending.slot = slot;
     handshake.integrity_tag = handshake.compute_integrity_tag();
-    client::count(tables, &handshake.client.source, true);
+    tables.count_connection(true, &handshake.client.source);
     write_owner_tag(tables, slot, scratch.pending.hash);
     port::record_handshake(tables, attempt.backend, &handshake.translated, slot);
 }

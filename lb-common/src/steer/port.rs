@@ -13,7 +13,7 @@
 //! [`inspect`] looks up whether a port is in use.
 
 use super::{
-    Step, Tables, client,
+    Step, Tables,
     flow::{idle_ns, is_over, is_reverse_of, uncount},
     slot::{NO_SLOT, is_pending},
 };
@@ -37,8 +37,8 @@ const MIN_IDLE_NS: u64 = 60_000_000_000;
 
 /// Whether the worker may hold the tuple after a connection's end.
 #[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum TimeWait {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeWait {
     None,
     /// In TIME_WAIT, or as a connection whose end it has not seen.
     Possible,
@@ -103,12 +103,12 @@ pub(super) fn record_handshake<T: Tables>(
 }
 
 /// Releases the port of a connection to `backend` with the tuple `translated`.
-#[inline(never)]
-pub(super) fn release<T: Tables>(
+#[inline(always)]
+pub fn release<T: Tables>(
     tables: &T,
     backend: u32,
-    translated: &FlowKey<T::Address>,
     time_wait: TimeWait,
+    translated: &FlowKey<T::Address>,
 ) -> u32 {
     let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(backend)) else {
         return NO_PORT;
@@ -135,12 +135,8 @@ pub(super) fn release<T: Tables>(
 }
 
 /// Marks the port of a revived connection as used again.
-#[inline(never)]
-pub(super) fn reclaim<T: Tables>(
-    tables: &T,
-    backend: u32,
-    translated: &FlowKey<T::Address>,
-) -> u32 {
+#[inline(always)]
+pub fn reclaim<T: Tables>(tables: &T, backend: u32, translated: &FlowKey<T::Address>) -> u32 {
     let (Some(settings), Some(backend)) = (tables.settings(), tables.backend(backend)) else {
         return NO_PORT;
     };
@@ -166,8 +162,8 @@ pub enum PortState {
 }
 
 /// Allocates a port of `pool` for the pending connection and sets its source. Returns the position, or [`NO_PORT`].
-#[inline(never)]
-pub(super) fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
+#[inline(always)]
+pub fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
     let Some(settings) = tables.settings() else {
         return NO_PORT;
     };
@@ -232,7 +228,7 @@ impl<T: Tables> Step<T> for FreeSearch {
         }
         let position = word * PORTS_PER_WORD + free.trailing_zeros();
         set_source(tables, settings, position);
-        if is_in_use(inspect(tables, self.pool, position)) {
+        if is_in_use(tables.inspect(self.pool, position)) {
             return false;
         }
         self.found = position;
@@ -293,7 +289,7 @@ impl<T: Tables> Step<T> for WaitingSearch {
         }
         let position = word * PORTS_PER_WORD + waiting.trailing_zeros();
         set_source(tables, settings, position);
-        let seen = inspect(tables, self.pool, position);
+        let seen = tables.inspect(self.pool, position);
         if is_in_use(seen) {
             tables.clear_ports(index, PortState::Waiting, waiting & waiting.wrapping_neg());
             return false;
@@ -358,7 +354,7 @@ impl<T: Tables> Step<T> for UsedSearch {
             return false;
         }
         set_source(tables, settings, position);
-        let seen = inspect(tables, self.pool, position);
+        let seen = tables.inspect(self.pool, position);
         if !is_in_use(seen) {
             self.score = u64::MAX;
             self.found = position;
@@ -399,8 +395,8 @@ fn is_in_use(seen: u64) -> bool {
 
 /// Looks up the holder of the pending connection's port, and its idle time. The keys are in the flow scratch, because
 /// the stack is too small.
-#[inline(never)]
-fn inspect<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
+#[inline(always)]
+pub fn inspect<T: Tables>(tables: &T, pool: u32, position: u32) -> u64 {
     let (Some(settings), Some(mut scratch)) = (tables.settings(), tables.flow_scratch()) else {
         return 0;
     };
@@ -439,7 +435,7 @@ fn supersede<T: Tables>(tables: &T, settings: &Settings, pool: u32, position: u3
         && handshake.translated.is(&pending.translated)
     {
         if handshake.is_valid() {
-            client::count(tables, &handshake.client.source, false);
+            tables.count_connection(false, &handshake.client.source);
         }
         handshake.backend = 0;
     }

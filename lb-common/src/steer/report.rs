@@ -12,13 +12,13 @@ pub(super) fn other_side(sequence: u32, ended: u8) -> u64 {
 
 /// Reports a connection by one of its entries. Not those to the manager's own server, or from clients on the manager:
 /// they end with the manager. Returns 0.
-#[inline(never)]
-pub(super) fn report<T: Tables>(
+#[inline(always)]
+pub fn report_flow<T: Tables>(
     tables: &T,
     kind: u8,
+    other: u64,
     key: &FlowKey<T::Address>,
     flow: &Flow<T::Address>,
-    other: u64,
 ) -> u32 {
     if !is_reported(tables, flow) {
         return 0;
@@ -77,11 +77,5 @@ pub(super) fn report_end<T: Tables>(
     flow: &Flow<T::Address>,
     other_ended: u8,
 ) -> u32 {
-    report(
-        tables,
-        record_kind::ENDED,
-        key,
-        flow,
-        other_side(0, other_ended),
-    )
+    tables.report_flow(record_kind::ENDED, other_side(0, other_ended), key, flow)
 }

@@ -6,11 +6,11 @@
 
 use super::{
     Decision, Exit, PacketMeta, Tables,
-    choice::{Tried, choose_another},
+    choice::Tried,
     decide_exit,
     flow::supersede_own,
     handshake::{forwarding, handle_worker_packet},
-    port::{self, NO_PORT, TimeWait, record_handshake, release},
+    port::{NO_PORT, TimeWait, record_handshake},
 };
 use crate::{
     address::Address,
@@ -60,7 +60,7 @@ pub fn retry_refused<T: Tables>(
     decision: &mut Decision<T::Address>,
 ) {
     let slot = tables.flow_scratch().map_or(0, |it| it.pending.slot);
-    if move_handshake(tables, slot) == 0 {
+    if tables.move_handshake(slot) == 0 {
         if let Some(mut handshake) = tables.handshake(slot) {
             handshake.keeps_syn = 0;
         }
@@ -83,8 +83,8 @@ pub fn retry_refused<T: Tables>(
 }
 
 /// Moves the handshake in `slot` to a worker that has not refused it. Returns the worker's id, or 0 if there is none.
-#[inline(never)]
-fn move_handshake<T: Tables>(tables: &T, slot: u32) -> u32 {
+#[inline(always)]
+pub fn move_handshake<T: Tables>(tables: &T, slot: u32) -> u32 {
     let (Some(mut scratch), Some(handshake)) = (tables.flow_scratch(), tables.handshake(slot))
     else {
         return 0;
@@ -97,7 +97,7 @@ fn move_handshake<T: Tables>(tables: &T, slot: u32) -> u32 {
     let (service, refusing) = (handshake.service, handshake.backend);
     scratch.pending.client = handshake.client;
     drop((scratch, handshake));
-    let next = choose_another(tables, service, &Tried([refusing, a, b, c]), 0);
+    let next = tables.choose_another(service, 0, &Tried([refusing, a, b, c]));
     if !takes_pending(tables, next) {
         return 0;
     }
@@ -105,7 +105,7 @@ fn move_handshake<T: Tables>(tables: &T, slot: u32) -> u32 {
     else {
         return 0;
     };
-    release(tables, refusing, &handshake.translated, TimeWait::None);
+    tables.release(refusing, TimeWait::None, &handshake.translated);
     handshake.translated = scratch.pending.translated;
     handshake.backend = next;
     handshake.refused_by = refusals([a, b, c], refusing);
@@ -133,7 +133,7 @@ fn takes_pending<T: Tables>(tables: &T, id: u32) -> bool {
     drop(scratch);
     match backend.mode {
         mode::LOCAL => true,
-        mode::NAT => port::allocate(tables, backend.port_pool) != NO_PORT,
+        mode::NAT => tables.allocate(backend.port_pool) != NO_PORT,
         mode::ROUTED => supersede_own(tables),
         _ => false,
     }

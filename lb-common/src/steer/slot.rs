@@ -7,30 +7,30 @@
 use super::{Step, Tables};
 use crate::{
     address::Address,
-    maps::{FlowKey, Handshake, SLOTS_PER_BUCKET, Settings, progress},
+    maps::{FlowKey, Handshake, SLOTS_PER_BUCKET, Settings, mode, progress},
 };
 
 /// No slot.
 pub(super) const NO_SLOT: u32 = u32::MAX;
 
 /// The slot of the handshake of the client with the tuple `key`.
-#[inline(never)]
-pub(super) fn find_by_client<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> u32 {
+#[inline(always)]
+pub fn find_by_client<T: Tables>(tables: &T, key: &FlowKey<T::Address>) -> u32 {
     let Some(settings) = tables.settings() else {
         return NO_SLOT;
     };
-    find_in_bucket(tables, settings, key, |handshake| handshake.client.is(key))
+    find_in_bucket(tables, settings, key, Tuple::Client)
 }
 
-/// Searches the bucket of the client with the source address and port of `client`.
+/// Searches the bucket of the client with the source address and port of `key` for its handshake.
 #[inline(always)]
 pub(super) fn find_in_bucket<T: Tables>(
     tables: &T,
     settings: &Settings,
-    client: &FlowKey<T::Address>,
-    is_it: impl Fn(&Handshake<T::Address>) -> bool,
+    key: &FlowKey<T::Address>,
+    tuple: Tuple,
 ) -> u32 {
-    let hash = client_hash(settings, client);
+    let hash = client_hash(settings, key);
     let bucket = bucket(settings, hash);
     let Some(owner_tags) = tables.owner_tags(bucket) else {
         return NO_SLOT;
@@ -40,14 +40,38 @@ pub(super) fn find_in_bucket<T: Tables>(
             continue;
         }
         let slot = bucket * SLOTS_PER_BUCKET + index;
-        if let Some(handshake) = tables.handshake(slot)
-            && is_it(&handshake)
-            && is_pending(&handshake, settings, tables.now_ns())
-        {
+        if tables.holds(slot, tuple, key) {
             return slot;
         }
     }
     NO_SLOT
+}
+
+/// The tuple of a handshake that is compared with a packet's.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tuple {
+    Client,
+    Translated,
+    /// The translated one, in mode `routed`.
+    Routed,
+}
+
+/// Whether a slot holds a pending handshake with the tuple `key`.
+#[inline(always)]
+pub fn holds<T: Tables>(tables: &T, slot: u32, tuple: Tuple, key: &FlowKey<T::Address>) -> bool {
+    let (Some(settings), Some(handshake)) = (tables.settings(), tables.handshake(slot)) else {
+        return false;
+    };
+    let is_it = match tuple {
+        Tuple::Client => handshake.client.is(key),
+        Tuple::Translated => handshake.translated.is(key),
+        Tuple::Routed => {
+            let backend = tables.backend(handshake.backend);
+            handshake.translated.is(key) && backend.is_some_and(|it| it.mode == mode::ROUTED)
+        }
+    };
+    is_it && is_pending(&handshake, settings, tables.now_ns())
 }
 
 /// Writes the owner tag of `slot`.
@@ -59,8 +83,8 @@ pub(super) fn write_owner_tag<T: Tables>(tables: &T, slot: u32, hash: u64) {
 }
 
 /// Returns a slot for a new handshake of the client with this hash: a free slot of its bucket, or the one to replace.
-#[inline(never)]
-pub(super) fn find_slot<T: Tables>(tables: &T, hash: u64) -> u32 {
+#[inline(always)]
+pub fn find_slot<T: Tables>(tables: &T, hash: u64) -> u32 {
     let Some(settings) = tables.settings() else {
         return NO_SLOT;
     };

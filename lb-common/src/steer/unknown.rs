@@ -4,26 +4,32 @@ use super::{Decision, Exit, Hook, PacketMeta, Tables};
 use crate::{
     address::{Address, V6},
     maps::{
-        ASKED_AGAIN_NS, ASKED_NS, Asked, FlowKey, FlowRecord, ServiceKey, record_kind,
+        ASKED_AGAIN_NS, ASKED_NS, Asked, FlowKey, FlowRecord, Mac, ServiceKey, record_kind,
         service_flag, ticks,
     },
     verdict::Verdict,
 };
 
 /// Whether the frame comes from a peer. Its link addresses say nothing of the client or the worker.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn is_from_peer<T: Tables>(tables: &T, packet: &PacketMeta) -> bool {
-    if tables.peer_switch().interfaces == 0 || packet.hook != Hook::Ingress {
-        return false;
-    }
-    let Some(peers) = tables.peers(packet.interface) else {
-        return false;
-    };
+    packet.hook == Hook::Ingress
+        && packet.source_mac.is_station()
+        && tables.is_peer(packet.interface, &packet.source_mac)
+}
+
+/// Whether a link address on the network of an interface is a peer's.
+#[inline(always)]
+pub fn is_peer<T: Tables>(tables: &T, interface: u32, mac: &Mac) -> bool {
     let mut is_known = false;
-    for link in &peers.links {
-        is_known |= link.mac.is_same_station(packet.source_mac);
+    if tables.peer_switch().interfaces != 0
+        && let Some(peers) = tables.peers(interface)
+    {
+        for link in &peers.links {
+            is_known |= link.mac.is_same_station(*mac);
+        }
     }
-    is_known && packet.source_mac.is_station()
+    is_known
 }
 
 /// Decides on a packet that belongs to nothing known here; `otherwise` is the verdict if no one is asked.

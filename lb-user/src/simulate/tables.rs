@@ -78,7 +78,7 @@ impl MapTables {
             source: client,
             ..FlowKey::NONE
         };
-        let id = choose(self, &key, SERVICE);
+        let id = choose(self, SERVICE, &key);
         self.backend(id)
             .is_some_and(|backend| backend.state == state::UP)
             .then_some(BackendId(id))
