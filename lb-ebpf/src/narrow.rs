@@ -108,10 +108,12 @@ fn send_first(skb: *mut __sk_buff, interface: u32, scratch: &mut Scratch, start:
         first_sum = first_sum.plus(payload_sum(chunk));
     }
     chunk.fill(0);
-    let rest = barrier_var(u64::from(length.wrapping_sub(start + FIRST)));
-    if rest == 0 || rest > CHUNK as u64 {
+    // The verifier of Linux 6.1 demands a lower bound of the length, and learns none from a comparison with 0.
+    let rest = barrier_var(u64::from(length.wrapping_sub(start + FIRST + 1)));
+    if rest >= CHUNK as u64 {
         return false;
     }
+    let rest = rest + 1;
     let payload = chunk.as_mut_ptr().cast();
     // SAFETY: a valid context, and room for as many bytes.
     if unsafe { bpf_skb_load_bytes(skb.cast(), start + FIRST, payload, rest as u32) } != 0 {
