@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn reports_what_is_wrong_with_an_interface() {
-        let cases: [(fn(&mut Link), &str, &str); 4] = [
+        type Case = (fn(&mut Link), &'static str, &'static str);
+        let cases: [Case; 4] = [
             (|it| it.is_up = false, "down", "ip link set eth1 up"),
             (|it| it.has_carrier = false, "carrier", "ethtool eth1"),
             (|it| it.is_ethernet = false, "Ethernet", "--interface"),
