@@ -559,14 +559,12 @@ fn the_port_of_a_live_flow_is_never_given_away() {
 }
 
 fn connected(bench: &Bench, client: Station, port: u16) -> Call {
-    let call = bench.call(client, port).connected(bench, WORKER1);
-    call
+    bench.call(client, port).connected(bench, WORKER1)
 }
 
 fn holds_the_only_port(bench: &mut Bench) -> Call {
     bench.nat_ports(5_000..=5_000);
-    let holder = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-    holder
+    bench.call(CLIENT, 40_000).connected(bench, WORKER1)
 }
 
 #[track_caller]

@@ -106,10 +106,7 @@ fn an_error_leaves_the_flow_as_it_is() {
 #[test]
 fn a_narrow_path_is_the_matter_of_one_connection() {
     over(Family::V4, |bench| {
-        let connected = |client, port| {
-            let call = bench.call(client, port).connected(bench, WORKER1);
-            call
-        };
+        let connected = |client, port| bench.call(client, port).connected(bench, WORKER1);
         let narrow = connected(CLIENT, 40_000);
         let wide: Vec<_> = (40_000..40_020)
             .map(|port| connected(OTHER_CLIENT, port))
@@ -331,7 +328,7 @@ fn an_error_about_no_flow_is_left_to_the_kernel() {
 fn an_error_about_the_other_protocol_of_a_flows_ports_is_not_ours() {
     at_both_edges(|bench| {
         let tcp = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        let mut udp = tcp.clone().of_datagrams();
+        let mut udp = tcp.of_datagrams();
         let message = from_the_clients_side(&udp, Problem::PortUnreachable);
         bench.receives(&message).passes(Verdict::NotOurs);
         udp = bench.datagrams(OTHER_CLIENT, 41_000);

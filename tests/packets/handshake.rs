@@ -311,10 +311,8 @@ fn a_client_that_gives_up_can_begin_again() {
 #[test]
 fn clients_with_one_port_get_flows_of_their_own() {
     at_both_edges(|bench| {
-        let calls = [CLIENT, OTHER_CLIENT].map(|client| {
-            let call = bench.call(client, 40_000).connected(bench, WORKER1);
-            call
-        });
+        let calls = [CLIENT, OTHER_CLIENT]
+            .map(|client| bench.call(client, 40_000).connected(bench, WORKER1));
         assert_ne!(calls[0].nat_port, calls[1].nat_port);
         for call in calls {
             call.replies(bench, WORKER1, &call.reply(WORKER1, ACK).payload(*b"yours"));
