@@ -17,7 +17,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use memlb_tests::{Cluster, ClusterOptions, ClusterPaths, Namespace, cluster::BINARY};
 
