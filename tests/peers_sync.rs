@@ -6,8 +6,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     sync::Mutex,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use memlb::{
@@ -16,11 +15,10 @@ use memlb::{
 };
 use memlb_tests::{
     command::output,
-    pair::{Idle, Manager, Pair, PairOptions, Turnover},
+    pair::{Idle, Manager, Pair, PairOptions},
     root_test,
     wait::wait_until,
 };
-use nix::sys::signal::Signal;
 use zeroize::Zeroizing;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -41,13 +39,6 @@ fn connections(manager: &Manager) -> usize {
     let printed = output(manager.memlb("flows").arg("--json")).unwrap();
     let flows: serde_json::Value = serde_json::from_str(&printed).unwrap();
     flows["total"].as_u64().unwrap() as usize
-}
-
-/// Lets the other manager take over.
-fn hand_over(pair: &Pair, index: usize) {
-    output(&mut pair.managers[index].memlb("handover")).unwrap();
-    pair.wait_until_active(1 - index, SOON).unwrap();
-    output(pair.managers[index].memlb("handover").arg("--undo")).unwrap();
 }
 
 fn intake(manager: &Manager, outcome: &str) -> u64 {
@@ -83,30 +74,6 @@ fn a_connection_is_on_the_other_manager_until_it_ends() {
 }
 
 #[root_test]
-fn a_manager_whose_machine_started_again_learns_all_connections() {
-    let mut pair = pair();
-    let mut carried = Idle::open(&pair.network.client, 250).unwrap();
-    let mut silent = Idle::open(&pair.network.client, 250).unwrap();
-    hand_over(&pair, 0);
-    let load = Turnover::start(&pair.network.client, 200).unwrap();
-    assert_eq!(carried.check(), 0, "lost at the hand-over");
-
-    let manager = &mut pair.managers[0];
-    manager.kill_keepalived().unwrap();
-    manager.kill_controller().unwrap();
-    output(&mut manager.memlb("unload")).unwrap();
-    pair.network.managers[0].reconnect().unwrap();
-    let manager = &mut pair.managers[0];
-    manager.start_controller().unwrap();
-    manager.start_keepalived().unwrap();
-    pair.wait_until_complete(SOON).unwrap();
-    hand_over(&pair, 1);
-    let lost = (carried.check(), silent.check());
-    assert_eq!(lost, (0, 0));
-    load.finish().unwrap().expect_no_failure();
-}
-
-#[root_test]
 fn orders_of_one_manager_are_in_force_on_the_other() {
     let pair = pair();
     let [one, other] = &pair.managers[..] else {
@@ -135,41 +102,6 @@ fn orders_of_one_manager_are_in_force_on_the_other() {
     wait_until(SOON, "the denied prefix on the other", || denied(other)).unwrap();
     deny(other, "deny remove");
     wait_until(SOON, "its removal on the one", || !denied(one)).unwrap();
-}
-
-#[root_test]
-fn a_stopped_receiver_costs_bounded_memory_and_then_knows_all() {
-    let mut pair = pair();
-    let load = Turnover::start(&pair.network.client, 300).unwrap();
-    thread::sleep(Duration::from_secs(2));
-    let before = pair.managers[0].resident_kb().unwrap();
-    let resyncs = pair.managers[0].peer("resyncs").unwrap().as_u64().unwrap();
-    let receiver = pair.managers[1].controller.as_mut().unwrap();
-    receiver.signal(Signal::SIGSTOP).unwrap();
-    let stopped = Instant::now();
-    pair.managers[0]
-        .wait_for_status(SOON, "an incomplete peer", |status| {
-            status["peers"][0]["complete"] == false
-        })
-        .unwrap();
-    thread::sleep(Duration::from_secs(10).saturating_sub(stopped.elapsed()));
-    let grown = pair.managers[0]
-        .resident_kb()
-        .unwrap()
-        .saturating_sub(before);
-    println!("{grown} KiB more");
-    assert!(grown < 16 * 1024, "{grown} KiB more");
-    let receiver = pair.managers[1].controller.as_mut().unwrap();
-    receiver.signal(Signal::SIGCONT).unwrap();
-    pair.wait_until_complete(SOON).unwrap();
-    let after = pair.managers[0].peer("resyncs").unwrap().as_u64().unwrap();
-    assert!(after > resyncs);
-    // What has ended meanwhile is forgotten three refreshes later.
-    wait_until(SOON, "all connections on the other manager", || {
-        connections(&pair.managers[1]) >= connections(&pair.managers[0])
-    })
-    .unwrap();
-    load.finish().unwrap().expect_no_failure();
 }
 
 /// What a stranger sends a manager, in the name of its peer.

@@ -44,7 +44,7 @@ pub const NOT_RUN: &[(&str, &str)] = &[
 ];
 
 const WITH_OTHER_TESTS: &str = "`cargo xtask package --check` runs it on machines that boot";
-const WITH_PAIR: &str = "tests/pair.rs does the same with two managers";
+const WITH_PAIR: &str = "tests/pair does the same with two managers";
 const WITH_VIRTUALBOX: &str = "needs VirtualBox";
 
 pub fn treatment_of(location: Location, command: &str) -> Treatment {

@@ -26,6 +26,8 @@ pub const DOWNLOAD: u8 = b'd';
 /// A client that begins with this byte sends the pattern again and again, and gets the number of its bytes (8 bytes, big
 /// endian) when it ends. Any other client gets its bytes back.
 pub const UPLOAD: u8 = b'u';
+/// A client that begins with this byte gets a byte of the pattern at each turn of the server, every 20 ms or sooner.
+pub const NEWS: u8 = b'n';
 /// Length of the pattern, which is `random_bytes(PATTERN_SEED, PATTERN_BYTES)`. It is prime: a lost or repeated part
 /// does not go unnoticed.
 pub const PATTERN_BYTES: usize = 65_521;
@@ -66,6 +68,8 @@ enum Task {
     Download(usize),
     /// It sends the pattern, and has sent so much.
     Upload(u64),
+    /// The pattern, slowly, from here on.
+    News(usize),
 }
 
 impl Application {
@@ -228,7 +232,9 @@ impl Server {
             let for_what = match &served.task {
                 Task::Download(_) => PollFlags::POLLOUT,
                 Task::Echo(rest) if !rest.is_empty() => PollFlags::POLLOUT,
-                Task::Unknown | Task::Echo(_) | Task::Upload(_) => PollFlags::POLLIN,
+                Task::Unknown | Task::Echo(_) | Task::Upload(_) | Task::News(_) => {
+                    PollFlags::POLLIN
+                }
             };
             PollFd::new(served.stream.as_fd(), for_what)
         }));
@@ -282,6 +288,7 @@ impl Served {
                 self.task = match buffer[0] {
                     DOWNLOAD => Task::Download(0),
                     UPLOAD => Task::Upload(verify(0, &buffer[1..length], pattern)?),
+                    NEWS => Task::News(0),
                     _ => Task::Echo(buffer[..length].to_vec()),
                 };
             }
@@ -306,6 +313,10 @@ impl Served {
             }
             Task::Download(position) => {
                 let written = self.stream.write(&pattern[*position..])?;
+                *position = (*position + written) % pattern.len();
+            }
+            Task::News(position) => {
+                let written = self.stream.write(&pattern[*position..=*position])?;
                 *position = (*position + written) % pattern.len();
             }
         }

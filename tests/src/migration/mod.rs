@@ -6,6 +6,8 @@ mod checkpoint;
 mod hosts;
 
 pub use self::{
-    application::{Application, DOWNLOAD, Frozen, PATTERN_BYTES, PATTERN_SEED, UPLOAD, verify},
+    application::{
+        Application, DOWNLOAD, Frozen, NEWS, PATTERN_BYTES, PATTERN_SEED, UPLOAD, verify,
+    },
     hosts::{Departed, Moved, add_host, arrive, depart},
 };

@@ -23,7 +23,9 @@ pub use self::{
         APPLICATION_PORT, CLIENT_GATEWAY, LOAD_PORT, PairNetwork, SERVICE_ADDRESS, Side, WEB_PORT,
         manager_ip, nat_source, worker_address,
     },
-    traffic::{Idle, Record, StreamCounts, Streams, StreamsReport, Turnover, TurnoverReport},
+    traffic::{
+        Idle, Listener, Record, StreamCounts, Streams, StreamsReport, Turnover, TurnoverReport,
+    },
 };
 use crate::{
     cluster::{binary, worker_name, worker_port},

@@ -13,14 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use socket2::Socket;
 
 use super::network::{APPLICATION_PORT, LOAD_PORT, SERVICE_ADDRESS};
 use crate::{
     load::{ANSWER_BYTES, attempt, raise_open_files},
-    migration::{DOWNLOAD, PATTERN_BYTES, PATTERN_SEED, UPLOAD, verify},
+    migration::{DOWNLOAD, NEWS, PATTERN_BYTES, PATTERN_SEED, UPLOAD, verify},
     namespace::Namespace,
     transfer::random_bytes,
 };
@@ -71,6 +71,53 @@ impl Idle {
 
     pub fn count(&self) -> usize {
         self.0.len()
+    }
+}
+
+/// A client that sends nothing but its first byte, and hears from its worker all the time.
+#[derive(Debug)]
+pub struct Listener(TcpStream);
+
+impl Listener {
+    /// Connects from `client`, and waits for the first bytes.
+    ///
+    /// # Errors
+    /// When it is refused or hears nothing.
+    pub fn open(client: &Namespace) -> Result<Self> {
+        let target = SocketAddr::from(SocketAddrV4::new(SERVICE_ADDRESS, APPLICATION_PORT));
+        let connect = || TcpStream::connect_timeout(&target, PATIENCE);
+        let mut stream = client.enter(connect)?.context("connect a listener")?;
+        stream.write_all(&[NEWS])?;
+        let mut listener = Self(stream);
+        listener.hear(PATIENCE)?;
+        Ok(listener)
+    }
+
+    /// Reads what has arrived.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn forget_what_has_arrived(&mut self) -> Result<()> {
+        self.0.set_nonblocking(true)?;
+        let read = io::copy(&mut self.0, &mut io::sink());
+        self.0.set_nonblocking(false)?;
+        match read {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error).context("listen"),
+            Ok(_) => bail!("the worker has ended the connection"),
+        }
+    }
+
+    /// Waits for some more bytes.
+    ///
+    /// # Errors
+    /// When none come within `most`, or the connection is broken.
+    pub fn hear(&mut self, most: Duration) -> Result<()> {
+        self.0.set_read_timeout(Some(most.max(TURN)))?;
+        match self.0.read(&mut [0; PORTION]).context("listen")? {
+            0 => bail!("the worker has ended the connection"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -155,6 +202,12 @@ impl TurnoverReport {
             record.established.is_some_and(|it| it <= event) && record.ended > event
         };
         self.0.iter().filter(was_open)
+    }
+
+    /// Returns the connections that were open at some time between the two.
+    pub fn between(&self, from: Instant, until: Instant) -> Self {
+        let was_open = |record: &&Record| record.started < until && record.ended >= from;
+        Self(self.0.iter().filter(was_open).copied().collect())
     }
 
     /// Returns the ages at `event` of the connections that were open then and failed later, in ascending order.
