@@ -37,7 +37,7 @@ pub const NOT_RUN: &[(&str, &str)] = &[
         "needs the name of what `cargo test --no-run` has built",
     ),
     ("ssh ", "needs another machine"),
-    ("memlb handover ", "needs a peer, as tests/pair.rs has it"),
+    ("memlb handover ", "needs a peer, as tests/pair has it"),
     ("journalctl ", "needs the journal of systemd"),
     ("memlb-migrate ", "needs a hypervisor"),
     ("podman-move ", "needs Podman, CRIU and another machine"),
