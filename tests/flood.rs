@@ -4,7 +4,7 @@
 
 use std::{
     env, fs, io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -15,9 +15,11 @@ use memlb_tests::{
     Cluster, ClusterOptions, Connection, Namespace, Node, Probe, Report, Shape,
     cluster::{SERVICE_PORT, worker_port},
     load::{self, Ending, Flood, Load, Server, Sources, prepare_flood},
+    migration::Application,
     root_test,
-    syn::{flood, forge_connections},
+    syn::{flood, forge_connections, forge_exchanges},
     transfer::{Download, random_bytes},
+    wait_until,
 };
 
 /// How many connections must begin, and of how many SYNs at most.
@@ -214,6 +216,60 @@ fn one_address_that_resets_6_000_connections_a_second_costs_others_none() {
     assert_eq!(others.failed(), 0);
 }
 
+/// More exchanges of datagrams than the worker has ports, from sources that do not exist and seem to go on.
+#[root_test]
+fn forged_exchanges_of_datagrams_cost_true_clients_none() {
+    const PORT: u16 = 5300;
+    const EXCHANGES: u32 = 10_000;
+    const IN_TIME: Duration = Duration::from_secs(1);
+    let cluster = Cluster::start(&ClusterOptions {
+        datagram_ports: vec![PORT],
+        settings: vec!["limits.nat_ports=10000-13999".to_owned()],
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    let _servers: Vec<_> = cluster
+        .topology
+        .workers
+        .iter()
+        .map(|worker| Application::start(worker, PORT).unwrap())
+        .collect();
+    let target = SocketAddrV4::new(cluster.topology.manager.address(), PORT);
+    let ask = || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(target)?;
+        socket.set_read_timeout(Some(IN_TIME))?;
+        socket.send(b"true?")?;
+        socket.recv(&mut [0; 16])
+    };
+    let client = &cluster.topology.client;
+    wait_until(SOON, "an answer", || client.enter(ask).unwrap().is_ok()).unwrap();
+    let attacker = attacker(&cluster);
+
+    let is_over = AtomicBool::new(false);
+    let ask_until_over = || -> (u32, u32) {
+        let (mut asked, mut answered) = (0, 0);
+        while !is_over.load(Ordering::Relaxed) {
+            asked += 1;
+            answered += u32::from(ask().is_ok());
+            thread::sleep(Duration::from_millis(10));
+        }
+        (asked, answered)
+    };
+    let (asked, answered) = thread::scope(|scope| {
+        let true_client = scope.spawn(|| client.enter(ask_until_over).unwrap());
+        let forged = forge_exchanges(&attacker, target, 0..EXCHANGES, 2_500);
+        is_over.store(true, Ordering::Relaxed);
+        forged.unwrap();
+        true_client.join().unwrap()
+    });
+    println!("{EXCHANGES} forged exchanges; {answered} of {asked} questions answered");
+    assert!(asked >= 100, "{asked}");
+    assert!(answered * 100 >= asked * 99, "{answered} of {asked}");
+    let begun = connections(&cluster, "udp-5300").unwrap();
+    assert!(begun >= u64::from(EXCHANGES) * 9 / 10, "{begun}");
+}
+
 /// A host in the clients' network.
 fn attacker(cluster: &Cluster) -> Node {
     let attacker = Namespace::create(format!("{}attacker", cluster.paths.prefix)).unwrap();
@@ -228,12 +284,12 @@ fn attacker(cluster: &Cluster) -> Node {
 fn flood_until_enough(cluster: &Cluster, attacker: &Namespace) -> Result<()> {
     let rate = env::var(RATE_VARIABLE).map_or(RATE, |rate| rate.parse().unwrap());
     let target = SocketAddrV4::new(cluster.topology.manager.address(), SERVICE_PORT);
-    let before = connections(cluster)?;
+    let before = connections(cluster, "web")?;
     let started = Instant::now();
     for wave in 0..SYNS / WAVE {
         let sent = (wave + 1) * WAVE;
         flood(attacker, target, sent - WAVE..sent, rate)?;
-        let begun = connections(cluster)? - before;
+        let begun = connections(cluster, "web")? - before;
         if begun >= BEGUN {
             let took = started.elapsed();
             println!("{sent} SYNs in {took:?}, {begun} connections begun");
@@ -243,10 +299,12 @@ fn flood_until_enough(cluster: &Cluster, attacker: &Namespace) -> Result<()> {
     bail!("of {SYNS} SYNs, fewer than {BEGUN} were seen")
 }
 
-/// Returns how many connections have begun.
-fn connections(cluster: &Cluster) -> Result<u64> {
+/// Returns how many connections to a service have begun.
+fn connections(cluster: &Cluster, service: &str) -> Result<u64> {
     let status = cluster.status()?;
-    let backends = status["services"][0]["backends"].as_array();
+    let mut services = status["services"].as_array().into_iter().flatten();
+    let service = services.find(|it| it["name"] == service);
+    let backends = service.and_then(|it| it["backends"].as_array());
     let counts = backends.into_iter().flatten();
     Ok(counts
         .filter_map(|backend| backend["connections"].as_u64())

@@ -1,4 +1,4 @@
-//! TCP segments from clients that do not exist, as fast as asked for.
+//! Segments and datagrams from clients that do not exist, as fast as asked for.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -19,7 +19,9 @@ pub const ACK: u8 = 0x10;
 
 const IPPROTO_RAW: i32 = 255;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 const IP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
 const TCP_HEADER: usize = 20;
 /// A maximum segment size of 1460: the one option that every client sends.
 const MSS: [u8; 4] = [2, 4, 0x05, 0xb4];
@@ -27,6 +29,9 @@ const MSS: [u8; 4] = [2, 4, 0x05, 0xb4];
 /// After so many SYNs a flood looks whether it is too fast: fewer than the smallest queue on the way
 /// takes, a virtual interface's with XDP.
 const BURST: u32 = 50;
+
+/// So many sources later an exchange of [`forge_exchanges`] goes on.
+pub const ANSWER_AFTER: u32 = 200;
 
 /// Sends the SYNs of those `numbers` from `namespace` to `server`, at most `rate` a second, each from
 /// another address of 10.0.0.0/8, which must be unused.
@@ -114,6 +119,66 @@ pub fn forge_connections(
     Ok(())
 }
 
+/// Sends two datagrams to `server` from each of `numbers` sources, at most `rate` sources a second. The second one follows
+/// [`ANSWER_AFTER`] sources later, when the first one has been answered.
+///
+/// # Errors
+/// When the kernel refuses a packet.
+pub fn forge_exchanges(
+    namespace: &Namespace,
+    server: SocketAddrV4,
+    numbers: Range<u32>,
+    rate: u32,
+) -> Result<()> {
+    let socket = namespace.enter(raw_socket)??;
+    let destination = SockAddr::from(server);
+    let mut due = Instant::now();
+    for number in numbers.start..numbers.end + ANSWER_AFTER {
+        let sources = [Some(number), number.checked_sub(ANSWER_AFTER)];
+        for number in sources.into_iter().flatten() {
+            if numbers.contains(&number) {
+                socket
+                    .send_to(&datagram(anywhere(number), server, b"?"), &destination)
+                    .with_context(|| format!("send a datagram of source {number}"))?;
+            }
+        }
+        if number % BURST == 0 {
+            due = Instant::now().max(due + Duration::from_secs(BURST.into()) / rate);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+    }
+    Ok(())
+}
+
+/// A packet with a datagram, without a checksum of its own.
+fn datagram(source: SocketAddrV4, destination: SocketAddrV4, data: &[u8]) -> Vec<u8> {
+    let length = (UDP_HEADER + data.len()) as u16;
+    let mut packet = ip_header(source, destination, IPPROTO_UDP, length);
+    packet.extend(source.port().to_be_bytes());
+    packet.extend(destination.port().to_be_bytes());
+    packet.extend(length.to_be_bytes());
+    packet.extend([0; 2]);
+    packet.extend(data);
+    packet
+}
+
+/// An IPv4 header, to be completed by the kernel: identification and checksum.
+fn ip_header(
+    source: SocketAddrV4,
+    destination: SocketAddrV4,
+    protocol: u8,
+    payload: u16,
+) -> Vec<u8> {
+    let mut header = vec![0; IP_HEADER];
+    header[0] = 0x45;
+    header[2..4].copy_from_slice(&(IP_HEADER as u16 + payload).to_be_bytes());
+    header[8] = 64;
+    header[9] = protocol;
+    header[12..16].copy_from_slice(&source.ip().octets());
+    header[16..20].copy_from_slice(&destination.ip().octets());
+    header
+}
+
 /// Another address of 10.0.0.0/8 for each number.
 pub fn anywhere(number: u32) -> SocketAddrV4 {
     // Odd factors make a permutation of the numbers, so that no address comes twice.
@@ -143,18 +208,12 @@ pub struct Segment<'a> {
 }
 
 impl<'a> Segment<'a> {
-    /// Returns its packet, to be completed by the kernel: identification and IPv4's checksum.
+    /// Returns its packet, to be completed by the kernel like `ip_header`.
     pub fn packet(&self) -> Vec<u8> {
         let options: &[u8] = if self.flags & SYN != 0 { &MSS } else { &[] };
         let (ip, tcp) = (self.source.ip().octets(), self.destination.ip().octets());
         let segment_length = (TCP_HEADER + options.len() + self.data.len()) as u16;
-        let mut packet = vec![0; IP_HEADER];
-        packet[0] = 0x45;
-        packet[2..4].copy_from_slice(&(IP_HEADER as u16 + segment_length).to_be_bytes());
-        packet[8] = 64;
-        packet[9] = IPPROTO_TCP;
-        packet[12..16].copy_from_slice(&ip);
-        packet[16..20].copy_from_slice(&tcp);
+        let mut packet = ip_header(self.source, self.destination, IPPROTO_TCP, segment_length);
         packet.extend(self.source.port().to_be_bytes());
         packet.extend(self.destination.port().to_be_bytes());
         packet.extend(self.sequence.to_be_bytes());

@@ -161,7 +161,7 @@ pub enum PortState {
     Waiting,
 }
 
-/// Allocates a port of `pool` for the pending connection and sets its source. Returns the position, or [`NO_PORT`].
+/// Allocates a port of `pool` for the pending connection and sets its source. Returns the position, or `NO_PORT`.
 #[inline(always)]
 pub fn allocate<T: Tables>(tables: &T, pool: u32) -> u32 {
     let Some(settings) = tables.settings() else {
