@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod chaos;
 mod faults;
 mod scene;
 mod scripts;
