@@ -274,7 +274,7 @@ fn are_not_thought_dead_when_their_clock_jumps() {
         assert_eq!(cluster.page().unwrap(), "Worker1");
     }
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
-    assert_eq!(cluster.events_of("worker_up").unwrap().len(), 1);
+    cluster.expect_events("worker_up", 1).unwrap();
     let refused = cluster.status().unwrap()["heartbeats"]["refused"].clone();
     assert_eq!(refused, serde_json::json!({ "not_fresh": 1 }));
 }

@@ -163,7 +163,7 @@ fn only_rightly_signed_heartbeats_count() {
             .success()
     );
     cluster.wait_for_page("Worker2", SOON).unwrap();
-    assert_eq!(cluster.events_of("worker_leaving").unwrap().len(), 1);
+    cluster.expect_events("worker_leaving", 1).unwrap();
 }
 
 #[root_test]
@@ -269,7 +269,7 @@ fn the_agent_of_a_restored_machine_goes_on_under_a_new_boot() {
     wait_for_refusals(&cluster, "sequence_reset", 1);
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
     agent.wait_for_log(SOON, "going on with boot").unwrap();
-    assert_eq!(cluster.events_of("agent_restarted").unwrap().len(), 1);
+    cluster.expect_events("agent_restarted", 1).unwrap();
 
     // Recordings bring no worker back after its end.
     agent.kill().unwrap();

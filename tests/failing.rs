@@ -65,7 +65,7 @@ fn a_dead_server_gets_no_connection_until_a_trial_is_answered(attach: &str) {
     probe
         .wait_for_page("Worker1", Instant::now(), SOON)
         .unwrap();
-    assert_eq!(cluster.events_of("worker_recovered").unwrap().len(), 1);
+    cluster.expect_events("worker_recovered", 1).unwrap();
     let report = probe.stop().unwrap();
     let refused = report.failures().count() - report.since(since).failures().count();
     println!("{refused} requests failed before it was noticed");

@@ -108,7 +108,7 @@ fn shows_the_managers_page_while_both_workers_are_down(attach: &str) {
     for worker in ["worker1", "worker2"] {
         cluster.wait_for_state(worker, "down", SOON).unwrap();
     }
-    assert_eq!(cluster.events_of("all_workers_down").unwrap().len(), 1);
+    cluster.expect_events("all_workers_down", 1).unwrap();
 
     cluster.start_agent(1).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
@@ -204,7 +204,7 @@ fn moves_clients_at_once_when_an_agent_says_goodbye() {
     cluster.wait_for_page("Worker2", SOON).unwrap();
     assert!(sent_at.elapsed() < SOON);
     cluster.wait_for_state("worker1", "leaving", SOON).unwrap();
-    assert_eq!(cluster.events_of("worker_leaving").unwrap().len(), 1);
+    cluster.expect_events("worker_leaving", 1).unwrap();
 }
 
 #[root_test]

@@ -199,7 +199,7 @@ fn follows_an_agent_that_is_restarted() {
     cluster
         .wait_for_memory("worker1", 440 * 1024, SOON)
         .unwrap();
-    assert_eq!(cluster.events_of("agent_restarted").unwrap().len(), 1);
+    cluster.expect_events("agent_restarted", 1).unwrap();
     assert!(cluster.events_of("worker_down").unwrap().is_empty());
     assert_eq!(cluster.page().unwrap(), "Worker1");
 }

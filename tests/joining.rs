@@ -69,7 +69,7 @@ fn an_agent_with_a_key_becomes_a_worker_by_starting_and_stays_one() {
     cluster.wait_for_state("worker2", "up", SOON).unwrap();
     assert_eq!(kept.get("/").unwrap().first_line(), "Worker2");
     assert_eq!(cluster.page().unwrap(), "Worker2");
-    assert_eq!(cluster.events_of("worker_joined").unwrap().len(), 1);
+    cluster.expect_events("worker_joined", 1).unwrap();
 
     // It goes down and comes back like any other.
     cluster.kill_agent(1).unwrap();

@@ -120,7 +120,7 @@ fn a_death_is_noticed_however_often_the_manager_is_killed() {
     });
     // Three lives are two seconds of listening; the last moments of each may be forgotten.
     assert!(lives.is_some_and(|lives| lives <= 4), "{lives:?}");
-    assert_eq!(cluster.events_of("worker_down").unwrap().len(), 1);
+    cluster.expect_events("worker_down", 1).unwrap();
     cluster.wait_for_page("Worker2", SOON).unwrap();
     cluster.topology.workers[0].reconnect().unwrap();
     cluster.wait_for_state("worker1", "up", SOON).unwrap();
@@ -133,7 +133,7 @@ fn stops_and_leaves_the_datapath_at_work() {
     assert!(manager.terminate(SOON).unwrap().success());
     assert!(manager.log().contains("the packet programs continue"));
     assert_eq!(cluster.page().unwrap(), "Worker1");
-    assert_eq!(cluster.events_of("manager_stopped").unwrap().len(), 1);
+    cluster.expect_events("manager_stopped", 1).unwrap();
     assert!(!cluster.paths.control_socket().exists());
     // The worker dies while no manager runs; the next manager detects it.
     cluster.kill_agent(0).unwrap();

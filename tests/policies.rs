@@ -91,7 +91,7 @@ fn balanced_gives_by_memory_and_leaves_a_full_worker() {
         .wait_for_status(SOON, "two full workers to be treated alike", alike)
         .unwrap();
     assert_eq!(share("worker2"), 5_000);
-    assert_eq!(cluster.events_of("all_workers_hot").unwrap().len(), 1);
+    cluster.expect_events("all_workers_hot", 1).unwrap();
 }
 
 #[root_test]

@@ -80,10 +80,7 @@ fn adds_removes_and_changes_without_losing_anything() {
     let report = probe.stop().unwrap();
     report.expect_no_failure();
     assert!(report.requests.len() > 50);
-    assert_eq!(
-        cluster.events_of("configuration_reloaded").unwrap().len(),
-        24
-    );
+    cluster.expect_events("configuration_reloaded", 24).unwrap();
 }
 
 #[root_test]
@@ -241,7 +238,7 @@ fn a_hangup_reloads_and_says_so_in_the_log() {
     manager.signal(Signal::SIGHUP).unwrap();
     manager.wait_for_log(SOON, "nothing was changed").unwrap();
     assert_eq!(cluster.page().unwrap(), "Worker1");
-    assert_eq!(cluster.events_of("reload_refused").unwrap().len(), 1);
+    cluster.expect_events("reload_refused", 1).unwrap();
 }
 
 #[root_test]

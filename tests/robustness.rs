@@ -56,7 +56,7 @@ fn attaches_again_to_an_interface_that_comes_back(attach: &str) {
     assert_eq!(log.matches("eth1 is gone").count(), 2, "{log}");
     assert_eq!(log.matches("eth1 is back").count(), 2, "{log}");
     for kind in ["interface_removed", "interface_restored"] {
-        assert_eq!(cluster.events_of(kind).unwrap().len(), 2);
+        cluster.expect_events(kind, 2).unwrap();
     }
 }
 
@@ -178,7 +178,7 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
         .wait_for_status(SOON, "the new name", is_followed)
         .unwrap();
     cluster.wait_for_page("Worker1", SOON).unwrap();
-    assert_eq!(cluster.events_of("interface_renamed").unwrap().len(), 1);
+    cluster.expect_events("interface_renamed", 1).unwrap();
 
     // A new card comes by its name, address and link address.
     let old: Value = serde_json::from_str(&ip(&cluster, "-json link show old1")).unwrap();
@@ -202,7 +202,7 @@ fn an_interface_is_followed_when_it_is_renamed_and_another_takes_its_name() {
         cluster.wait_for_state(worker, "up", SOON).unwrap();
     }
     cluster.wait_for_page("Worker1", SOON).unwrap();
-    assert_eq!(cluster.events_of("interface_replaced").unwrap().len(), 1);
+    cluster.expect_events("interface_replaced", 1).unwrap();
 
     // The next manager goes by the configuration.
     cluster.restart_manager().unwrap();
@@ -302,7 +302,7 @@ fn a_map_that_cannot_be_written_is_said_once_and_stops_nothing_else() {
     .unwrap();
     let log = cluster.manager.as_mut().unwrap().log();
     assert_eq!(log.matches("of map selection").count(), 1, "{log}");
-    assert_eq!(cluster.events_of("map_write_failed").unwrap().len(), 1);
+    cluster.expect_events("map_write_failed", 1).unwrap();
     assert_eq!(cluster.page().unwrap(), "Worker1");
     // Heartbeats are heard, deaths noticed.
     cluster.kill_agent(1).unwrap();
@@ -370,7 +370,7 @@ fn what_a_full_map_had_no_room_for_is_written_when_it_has() {
     let log = cluster.manager.as_mut().unwrap().log();
     assert_eq!(log.matches("write map services").count(), 1, "{log}");
     for kind in ["map_write_failed", "maps_written"] {
-        assert_eq!(cluster.events_of(kind).unwrap().len(), 1, "{kind}");
+        cluster.expect_events(kind, 1).unwrap();
     }
 }
 
@@ -406,7 +406,7 @@ fn pins_that_vanish_stop_nothing() {
         .wait_for_log(SOON, "another program removed the pins")
         .unwrap();
     output(&mut cluster.memlb("status")).unwrap();
-    assert_eq!(cluster.events_of("pins_restored").unwrap().len(), 1);
+    cluster.expect_events("pins_restored", 1).unwrap();
     assert_eq!(cluster.pinned_links().unwrap(), links);
     let report = probe.stop().unwrap();
     report.expect_no_failure();

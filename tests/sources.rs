@@ -83,7 +83,7 @@ fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
         assert!(refused.contains(says), "{refused}");
     }
     assert_eq!(names(&cluster), ["worker1"]);
-    assert_eq!(cluster.events_of("worker_list_refused").unwrap().len(), 1);
+    cluster.expect_events("worker_list_refused", 1).unwrap();
 
     write(&file, &[second()]);
     assert_eq!(
@@ -97,7 +97,7 @@ fn a_list_is_in_force_as_a_whole_or_not_at_all_and_outlives_the_manager() {
     })
     .unwrap();
     assert_eq!(apply(&cluster).unwrap(), "nothing has changed\n");
-    assert_eq!(cluster.events_of("workers_changed").unwrap().len(), 1);
+    cluster.expect_events("workers_changed", 1).unwrap();
 
     // Another source cannot have it; a reload and another manager keep it.
     let refused = output(&mut sources(
@@ -161,7 +161,7 @@ fn a_watched_file_is_followed_and_its_last_list_stays() {
         .unwrap();
     watching.wait_for_log(SOON, "EOF while parsing").unwrap();
     assert_eq!(names(&cluster), ["worker1", "worker2"]);
-    assert_eq!(cluster.events_of("source_failed").unwrap().len(), 1);
+    cluster.expect_events("source_failed", 1).unwrap();
 
     write(&file, &[]);
     wait_until(SOON, "the worker to leave", || {
@@ -171,7 +171,7 @@ fn a_watched_file_is_followed_and_its_last_list_stays() {
     cluster
         .wait_for_status(SOON, "the file to be good", |status| !problem(status))
         .unwrap();
-    assert_eq!(cluster.events_of("source_recovered").unwrap().len(), 1);
+    cluster.expect_events("source_recovered", 1).unwrap();
     fs::remove_file(&file).unwrap();
     cluster
         .wait_for_status(SOON, "the file to be missed", problem)

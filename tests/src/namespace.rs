@@ -4,7 +4,10 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{self, Command},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -106,7 +109,8 @@ impl Namespace {
     }
 
     /// Starts `work` on a thread of its own in here, with a table of open files of its own: it may open as
-    /// many as a process, and all are closed when it ends.
+    /// many as a process, and all are closed when it ends. Returns when the thread has that table: it begins with
+    /// what was open, and would keep the pipes of a command that was started meanwhile.
     ///
     /// # Errors
     /// When there is no such namespace. The thread fails when it cannot enter it.
@@ -116,12 +120,17 @@ impl Namespace {
     ) -> Result<JoinHandle<Result<T>>> {
         let entrance = File::open(self.path()).with_context(|| format!("open {}", self.name))?;
         let name = self.name.clone();
-        Ok(thread::spawn(move || {
-            setns(entrance, CloneFlags::CLONE_NEWNET)
-                .and_then(|()| unshare(CloneFlags::CLONE_FILES))
-                .with_context(|| format!("enter {name}"))?;
+        let (ready, is_ready) = mpsc::channel::<()>();
+        let thread = thread::spawn(move || {
+            let entered = setns(entrance, CloneFlags::CLONE_NEWNET)
+                .and_then(|()| unshare(CloneFlags::CLONE_FILES));
+            drop(ready);
+            entered.with_context(|| format!("enter {name}"))?;
             work()
-        }))
+        });
+        // An error: the sender is gone.
+        _ = is_ready.recv();
+        Ok(thread)
     }
 
     /// Leaves the namespace in place for others; [`Namespace::adopt`] takes it back.

@@ -16,7 +16,7 @@ use crate::{
     command::output,
     namespace::Namespace,
     probe::Probe,
-    wait::wait_for,
+    wait::{wait_for, wait_until},
 };
 
 /// How long a client waits for its page.
@@ -136,6 +136,17 @@ impl Cluster {
         let mut events = self.events()?;
         events.retain(|event| event["event"] == kind);
         Ok(events)
+    }
+
+    /// Waits for that many events of a kind. The manager writes them to its log some time after it has acted.
+    ///
+    /// # Errors
+    /// When there are fewer after five seconds, or more.
+    pub fn expect_events(&self, kind: &str, count: usize) -> Result<()> {
+        let number = || self.events_of(kind).map_or(0, |events| events.len());
+        wait_until(Duration::from_secs(5), kind, || number() >= count)?;
+        ensure!(number() == count, "{} events {kind}, not {count}", number());
+        Ok(())
     }
 
     /// Returns the path of a pinned map.
