@@ -791,11 +791,20 @@ impl Bench {
     pub fn waited(&mut self, client: Key, duration: Duration) {
         let of_client = self.handshakes().into_iter();
         let of_client = of_client.filter(|handshake| handshake.client == client);
-        // Abandoned ones lie about until their places are needed.
-        let last = of_client.map(|handshake| handshake.created_ns).max();
+        // Abandoned ones lie about until their places are needed, and by the kernel's coarse clock they may have begun
+        // at the same time. But they have waited.
+        let last = of_client
+            .map(|handshake| (handshake.created_ns, handshake.syn_ns))
+            .max();
         self.change_handshakes(|handshake| {
-            if handshake.client == client && Some(handshake.created_ns) == last {
+            let Some((created_ns, syn_ns)) = last.filter(|_| handshake.client == client) else {
+                return;
+            };
+            if handshake.created_ns == created_ns && handshake.syn_ns == syn_ns {
                 handshake.syn_ns = before_now(duration);
+            } else if handshake.created_ns == created_ns {
+                // From now on it is the older one.
+                handshake.created_ns -= 1;
             }
         });
     }

@@ -262,7 +262,8 @@ fn agree_on(bench: &mut Bench, history: &History) {
         });
         assert_eq!(
             present.map(|one| one.client).collect::<BTreeSet<_>>(),
-            half_open
+            half_open,
+            "after {event:?}"
         );
     }
 }
