@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::maps::FlowRecord;
+use lb_common::maps::{Admission, FlowRecord};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream, tcp::OwnedWriteHalf},
@@ -38,6 +38,10 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// How often all connections are asked for again.
 const REQUEST_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often, in one session, they are asked for because a worker is not in the tables yet: it is not heard since this
+/// manager started. By default it counts as down, and is in the tables, after 30 s without a heartbeat.
+const UNHEARD_REQUESTS: u32 = 40;
 
 /// Accepts connections for ever.
 pub async fn serve(hub: Arc<Hub>, listener: TcpListener, orders: mpsc::Sender<Received>) {
@@ -132,6 +136,7 @@ async fn receive(hub: &Hub, peer: usize, session: Session, orders: mpsc::Sender<
         number: None,
         wants_all: false,
         requested: None,
+        unheard_requests: 0,
     };
     receiver.dictionary.set_topology(&hub.topology.borrow());
     let mut frames = session.frames;
@@ -182,6 +187,8 @@ struct Receiver<'a> {
     /// Whether connections may be missing that the peer has.
     wants_all: bool,
     requested: Option<Instant>,
+    /// How many times because of a worker that is not in the tables yet.
+    unheard_requests: u32,
 }
 
 impl Receiver<'_> {
@@ -263,6 +270,11 @@ impl Receiver<'_> {
         }
         match self.hub.admit(self.peer, &flows) {
             Ok(admitted) => {
+                let is_unheard = admitted.contains_key(Admission::UnknownBackend.name());
+                if is_unheard && !self.wants_all && self.unheard_requests < UNHEARD_REQUESTS {
+                    self.wants_all = true;
+                    self.unheard_requests += 1;
+                }
                 for (outcome, count) in admitted {
                     *outcomes.entry(outcome).or_default() += count;
                 }

@@ -40,6 +40,8 @@ struct Memory {
     links: Vec<(u32, PeerLink)>,
     incomplete: bool,
     addresses: Vec<IpAddr>,
+    /// No worker is in the tables yet.
+    lacks_workers: bool,
 }
 
 /// Tables whose clock reads `ticks`.
@@ -59,6 +61,7 @@ impl Kernel for Tables {
         let mut memory = self.memory.lock().unwrap();
         for record in records {
             let outcome = match record.kind {
+                _ if memory.lacks_workers => "unknown_backend",
                 record_kind::ENDED | record_kind::FORGOTTEN => {
                     memory.flows.remove(&client_of(record));
                     "removed"
@@ -374,6 +377,20 @@ async fn a_changed_configuration_brings_what_was_unknown() {
         one.status().configuration_matches == Some(false)
     })
     .await;
+}
+
+#[tokio::test]
+async fn connections_of_a_worker_that_is_not_heard_yet_are_asked_for_again() {
+    let (one, other) = pair().await;
+    other.memory.lock().unwrap().lacks_workers = true;
+    one.happens(record_kind::OPENED, 1);
+    until("the lack is seen", || !other.status().received_complete).await;
+    other.memory.lock().unwrap().lacks_workers = false;
+    until("it is complete again", || {
+        other.status().received_complete && one.status().complete
+    })
+    .await;
+    assert!(other.flow(1).is_some());
 }
 
 #[tokio::test]
