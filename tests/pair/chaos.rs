@@ -96,7 +96,7 @@ impl Chaos {
             }
         }
         self.scene.active();
-        self.scene.pair.wait_until_complete(SOON).unwrap();
+        self.scene.is_ready();
         self.waits(500);
     }
 

@@ -99,6 +99,14 @@ impl Scene {
         parts
     }
 
+    /// Waits until either machine may take over: it knows all connections, and has heard its workers.
+    pub fn is_ready(&self) {
+        self.pair.wait_until_complete(SOON).unwrap();
+        for manager in &self.pair.managers {
+            manager.wait_until_workers_are_up(SOON).unwrap();
+        }
+    }
+
     pub fn keeps_idle_connections(&mut self) {
         let count = self.idle.count();
         assert_eq!(self.idle.check(), 0, "of {count} idle connections");
@@ -205,7 +213,7 @@ impl Scene {
     fn lets_the_dead_one_return(&mut self) {
         let dead = self.waiting();
         self.pair.network.managers[dead].reconnect().unwrap();
-        self.pair.wait_until_complete(SOON).unwrap();
+        self.is_ready();
         // It does not take the addresses back by itself.
         self.pair.wait_until_active(1 - dead, SOON).unwrap();
     }
