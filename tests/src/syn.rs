@@ -30,6 +30,29 @@ const MSS: [u8; 4] = [2, 4, 0x05, 0xb4];
 /// takes, a virtual interface's with XDP.
 const BURST: u32 = 50;
 
+/// Keeps a flood at its rate, by a look at the clock after each burst.
+struct Pace {
+    burst: u32,
+    rate: u32,
+    due: Instant,
+}
+
+impl Pace {
+    fn new(burst: u32, rate: u32) -> Self {
+        let due = Instant::now();
+        Self { burst, rate, due }
+    }
+
+    /// Waits where what has that number ends a burst. What is late is not made up for by going faster.
+    fn keep(&mut self, number: u32) {
+        if number.is_multiple_of(self.burst) {
+            let next = self.due + Duration::from_secs(self.burst.into()) / self.rate;
+            self.due = Instant::now().max(next);
+            thread::sleep(self.due.saturating_duration_since(Instant::now()));
+        }
+    }
+}
+
 /// So many sources later an exchange of [`forge_exchanges`] goes on.
 pub const ANSWER_AFTER: u32 = 200;
 
@@ -60,7 +83,7 @@ pub fn flood_from(
 ) -> Result<()> {
     let socket = namespace.enter(raw_socket)??;
     let destination = SockAddr::from(server);
-    let mut due = Instant::now();
+    let mut pace = Pace::new(BURST, rate);
     for number in numbers {
         let syn = Segment {
             source: source(number),
@@ -73,11 +96,7 @@ pub fn flood_from(
         socket
             .send_to(&syn.packet(), &destination)
             .with_context(|| format!("send SYN {number}"))?;
-        if number % BURST == 0 {
-            // What it is late it does not make up for by going faster.
-            due = Instant::now().max(due + Duration::from_secs(BURST.into()) / rate);
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-        }
+        pace.keep(number);
     }
     Ok(())
 }
@@ -95,7 +114,7 @@ pub fn forge_connections(
 ) -> Result<()> {
     let socket = namespace.enter(raw_socket)??;
     let destination = SockAddr::from(server);
-    let mut due = Instant::now();
+    let mut pace = Pace::new(BURST / 3, rate);
     for number in numbers {
         let start = number.wrapping_mul(0x85eb_ca6b);
         for (flags, offset, acknowledged) in [(SYN, 0, 0), (ACK, 1, 1), (ACK, 1, 101)] {
@@ -111,10 +130,7 @@ pub fn forge_connections(
                 .send_to(&segment.packet(), &destination)
                 .with_context(|| format!("send packets of connection {number}"))?;
         }
-        if number % (BURST / 3) == 0 {
-            due = Instant::now().max(due + Duration::from_secs((BURST / 3).into()) / rate);
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-        }
+        pace.keep(number);
     }
     Ok(())
 }
@@ -132,7 +148,7 @@ pub fn forge_exchanges(
 ) -> Result<()> {
     let socket = namespace.enter(raw_socket)??;
     let destination = SockAddr::from(server);
-    let mut due = Instant::now();
+    let mut pace = Pace::new(BURST, rate);
     for number in numbers.start..numbers.end + ANSWER_AFTER {
         let sources = [Some(number), number.checked_sub(ANSWER_AFTER)];
         for number in sources.into_iter().flatten() {
@@ -142,10 +158,7 @@ pub fn forge_exchanges(
                     .with_context(|| format!("send a datagram of source {number}"))?;
             }
         }
-        if number % BURST == 0 {
-            due = Instant::now().max(due + Duration::from_secs(BURST.into()) / rate);
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-        }
+        pace.keep(number);
     }
     Ok(())
 }
