@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 
+use memlb_tests::packet_test;
 use proptest::{
     prelude::*,
     sample::Index,
@@ -10,7 +11,7 @@ use proptest::{
 };
 
 use crate::{
-    bench::{Bench, Edge, at_both_edges, cases},
+    bench::{Bench, Edge, cases},
     frame::{
         ACK, CUSTOMER_TAG, DESTINATION_OPTIONS, FRAGMENT, Family, HOP_BY_HOP, ICMP, ICMPV6, IPV4,
         IPV6, PSH, ROUTING, SERVICE_TAG, TCP, UDP, at, checksum, tagged,
@@ -23,63 +24,56 @@ use crate::{
 /// Headers lie within the first bytes, where damage does most.
 const HEADERS: usize = 120;
 
-#[test]
-fn damaged_frames_pass_or_are_steered_as_what_they_seem() {
-    at_both_edges(|bench| {
-        let samples = samples(bench);
-        let place = || prop_oneof![any::<Index>().prop_map(Ok), (0..HEADERS).prop_map(Err)];
-        let telling = prop::sample::select(vec![
-            0,
-            1,
-            0xff,
-            TCP,
-            UDP,
-            ICMP,
-            ICMPV6,
-            ROUTING,
-            FRAGMENT,
-            DESTINATION_OPTIONS,
-        ]);
-        let value = prop_oneof![3 => any::<u8>(), 1 => telling];
-        let damage = prop::collection::vec((place(), value), 0..6);
-        let cut = prop::option::weighted(0.3, any::<Index>());
-        let damaged =
-            (prop::sample::select(samples), damage, cut).prop_map(|(frame, damage, cut)| {
-                let mut frame = frame;
-                for (place, value) in damage {
-                    let at = match place {
-                        Ok(anywhere) => anywhere.index(frame.len()),
-                        Err(early) => early % frame.len(),
-                    };
-                    frame[at] = value;
-                }
-                if let Some(cut) = cut {
-                    frame.truncate(cut.index(frame.len()).max(at::IP));
-                }
-                frame
-            });
-        survives(bench, damaged);
+#[packet_test(at_both_edges)]
+fn damaged_frames_pass_or_are_steered_as_what_they_seem(bench: &mut Bench) {
+    let samples = samples(bench);
+    let place = || prop_oneof![any::<Index>().prop_map(Ok), (0..HEADERS).prop_map(Err)];
+    let telling = prop::sample::select(vec![
+        0,
+        1,
+        0xff,
+        TCP,
+        UDP,
+        ICMP,
+        ICMPV6,
+        ROUTING,
+        FRAGMENT,
+        DESTINATION_OPTIONS,
+    ]);
+    let value = prop_oneof![3 => any::<u8>(), 1 => telling];
+    let damage = prop::collection::vec((place(), value), 0..6);
+    let cut = prop::option::weighted(0.3, any::<Index>());
+    let damaged = (prop::sample::select(samples), damage, cut).prop_map(|(frame, damage, cut)| {
+        let mut frame = frame;
+        for (place, value) in damage {
+            let at = match place {
+                Ok(anywhere) => anywhere.index(frame.len()),
+                Err(early) => early % frame.len(),
+            };
+            frame[at] = value;
+        }
+        if let Some(cut) = cut {
+            frame.truncate(cut.index(frame.len()).max(at::IP));
+        }
+        frame
     });
+    survives(bench, damaged);
 }
 
-#[test]
-fn senseless_frames_pass() {
-    at_both_edges(|bench| {
-        survives(bench, prop::collection::vec(any::<u8>(), 14..200));
-    });
+#[packet_test(at_both_edges)]
+fn senseless_frames_pass(bench: &mut Bench) {
+    survives(bench, prop::collection::vec(any::<u8>(), 14..200));
 }
 
-#[test]
-fn senseless_packets_to_the_manager_pass_or_are_steered_as_what_they_seem() {
-    at_both_edges(|bench| {
-        let frame = bench.call(CLIENT, 40_000).syn().frame();
-        let whole_header = bench.family.transport();
-        let packets = prop::collection::vec(any::<u8>(), 0..200);
-        survives(
-            bench,
-            packets.prop_map(move |packet| [&frame[..whole_header], &packet].concat()),
-        );
-    });
+#[packet_test(at_both_edges)]
+fn senseless_packets_to_the_manager_pass_or_are_steered_as_what_they_seem(bench: &mut Bench) {
+    let frame = bench.call(CLIENT, 40_000).syn().frame();
+    let whole_header = bench.family.transport();
+    let packets = prop::collection::vec(any::<u8>(), 0..200);
+    survives(
+        bench,
+        packets.prop_map(move |packet| [&frame[..whole_header], &packet].concat()),
+    );
 }
 
 /// Frames of every kind that the programs look at closely, of flows under way.

@@ -1,9 +1,10 @@
 //! What only IPv6 has: extension headers, neighbour discovery, a length without its header.
 
 use lb_common::verdict::Verdict;
+use memlb_tests::packet_test;
 
 use crate::{
-    bench::{Edge, over},
+    bench::{Bench, Edge},
     call::Call,
     frame::{ACK, DESTINATION_OPTIONS, FRAGMENT, Family, HOP_BY_HOP, PSH, ROUTING, at, with},
     lan::{CLIENT, WORKER1},
@@ -33,59 +34,53 @@ const PASSED_OVER: [&[(u8, usize)]; 8] = [
     ],
 ];
 
-#[test]
-fn extension_headers_are_passed_over_and_survive() {
-    over(Family::V6, |bench| {
-        for (port, extensions) in (40_000..).zip(PASSED_OVER) {
-            for mut call in [bench.call(CLIENT, port), bench.datagrams(CLIENT, port)] {
-                println!("{extensions:?}");
-                // The ports are not where they usually are.
-                call.connects(bench, WORKER1);
-                let up = call.request(PSH | ACK).payload(*b"odd");
-                call.requests(bench, WORKER1, &up.extensions(extensions));
-                let down = call.reply(WORKER1, PSH | ACK).payload([b'd'; 1_000]);
-                call.replies(bench, WORKER1, &down.extensions(extensions));
-            }
+#[packet_test(over(Family::V6))]
+fn extension_headers_are_passed_over_and_survive(bench: &mut Bench) {
+    for (port, extensions) in (40_000..).zip(PASSED_OVER) {
+        for mut call in [bench.call(CLIENT, port), bench.datagrams(CLIENT, port)] {
+            println!("{extensions:?}");
+            // The ports are not where they usually are.
+            call.connects(bench, WORKER1);
+            let up = call.request(PSH | ACK).payload(*b"odd");
+            call.requests(bench, WORKER1, &up.extensions(extensions));
+            let down = call.reply(WORKER1, PSH | ACK).payload([b'd'; 1_000]);
+            call.replies(bench, WORKER1, &down.extensions(extensions));
         }
-    });
+    }
 }
 
-#[test]
-fn a_connection_begins_behind_extension_headers_too() {
-    over(Family::V6, |bench| {
-        for (port, extensions) in (40_000..).zip(PASSED_OVER) {
-            let mut call = bench.call(CLIENT, port);
-            let syn = call.syn().extensions(extensions);
-            let outcome = bench.receives(&syn);
-            let handshake = bench.handshake(call.request_key()).unwrap();
-            call.nat_port = u16::from_be_bytes(handshake.translated.source_port);
-            outcome.opens(WORKER1, &call.at_worker(WORKER1, &syn));
-            call.replies(
-                bench,
-                WORKER1,
-                &call.syn_ack(WORKER1).extensions(extensions),
-            );
-            call.requests(bench, WORKER1, &call.ack().extensions(extensions));
-        }
-        assert_eq!(bench.entries().len(), 2 * PASSED_OVER.len());
-    });
+#[packet_test(over(Family::V6))]
+fn a_connection_begins_behind_extension_headers_too(bench: &mut Bench) {
+    for (port, extensions) in (40_000..).zip(PASSED_OVER) {
+        let mut call = bench.call(CLIENT, port);
+        let syn = call.syn().extensions(extensions);
+        let outcome = bench.receives(&syn);
+        let handshake = bench.handshake(call.request_key()).unwrap();
+        call.nat_port = u16::from_be_bytes(handshake.translated.source_port);
+        outcome.opens(WORKER1, &call.at_worker(WORKER1, &syn));
+        call.replies(
+            bench,
+            WORKER1,
+            &call.syn_ack(WORKER1).extensions(extensions),
+        );
+        call.requests(bench, WORKER1, &call.ack().extensions(extensions));
+    }
+    assert_eq!(bench.entries().len(), 2 * PASSED_OVER.len());
 }
 
-#[test]
-fn every_truncation_of_extension_headers_passes_untouched() {
-    over(Family::V6, |bench| {
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        let shortest = match bench.edge {
-            Edge::Tc => at::EXTENSIONS,
-            Edge::Xdp => at::IP,
-        };
-        for extensions in PASSED_OVER {
-            let whole = call.ack().extensions(extensions).frame();
-            for length in shortest..whole.len() {
-                bench.receives(&whole[..length]).passes(Verdict::Truncated);
-            }
+#[packet_test(over(Family::V6))]
+fn every_truncation_of_extension_headers_passes_untouched(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    let shortest = match bench.edge {
+        Edge::Tc => at::EXTENSIONS,
+        Edge::Xdp => at::IP,
+    };
+    for extensions in PASSED_OVER {
+        let whole = call.ack().extensions(extensions).frame();
+        for length in shortest..whole.len() {
+            bench.receives(&whole[..length]).passes(Verdict::Truncated);
         }
-    });
+    }
 }
 
 /// Rows of packets that pass untouched.

@@ -2,6 +2,7 @@
 //! single program cannot show, VLAN tags above all, which the kernel keeps beside the frame.
 
 use lb_common::verdict::Verdict;
+use memlb_tests::packet_test;
 
 use crate::{
     bench::{Bench, Edge, at_edge},
@@ -16,79 +17,73 @@ use crate::{
 /// A tag's control information: a VLAN, some priorities, and no VLAN but a priority.
 const TAGS: [u16; 4] = [5, 0xe005, 0x2fff, 0x6000];
 
-#[test]
-fn what_xdp_lets_in_truncated_passes_tc_too() {
-    at_edge(Edge::Xdp, |bench| {
-        bench.attach_ingress();
-        let whole = bench.call(CLIENT, 40_000).syn().frame();
-        for length in at::IP..whole.len() {
-            // Once at either edge.
-            assert_eq!(
-                bench.lets_in(&whole[..length]),
-                [Counted::Verdict {
-                    verdict: Verdict::Truncated,
-                    packets: 2,
-                    bytes: 2 * length as u64,
-                }]
-            );
-        }
-    });
+#[packet_test(at_edge(Edge::Xdp))]
+fn what_xdp_lets_in_truncated_passes_tc_too(bench: &mut Bench) {
+    bench.attach_ingress();
+    let whole = bench.call(CLIENT, 40_000).syn().frame();
+    for length in at::IP..whole.len() {
+        // Once at either edge.
+        assert_eq!(
+            bench.lets_in(&whole[..length]),
+            [Counted::Verdict {
+                verdict: Verdict::Truncated,
+                packets: 2,
+                bytes: 2 * length as u64,
+            }]
+        );
+    }
 }
 
-#[test]
-fn xdp_hands_a_tagged_frame_over_to_tc_which_steers_it() {
-    at_edge(Edge::Xdp, |bench| {
-        bench.attach_ingress();
-        let syn = bench.call(CLIENT, 40_000).syn();
-        let bytes = syn.frame().len() as u64;
+#[packet_test(at_edge(Edge::Xdp))]
+fn xdp_hands_a_tagged_frame_over_to_tc_which_steers_it(bench: &mut Bench) {
+    bench.attach_ingress();
+    let syn = bench.call(CLIENT, 40_000).syn();
+    let bytes = syn.frame().len() as u64;
+    assert_eq!(
+        bench.lets_in(&syn.as_vlan(5)),
+        [
+            Counted::Verdict {
+                verdict: Verdict::HandedOver,
+                packets: 1,
+                bytes: bytes + 4,
+            },
+            Counted::ToBackend {
+                id: WORKER1.id,
+                connections: 1,
+                packets: 1,
+                bytes,
+            }
+        ]
+    );
+    assert_eq!(bench.handshakes().len(), 1);
+}
+
+#[packet_test(at_edge(Edge::Xdp))]
+fn service_tags_and_double_tags_pass_untouched(bench: &mut Bench) {
+    bench.attach_ingress();
+    let syn = bench.call(CLIENT, 40_000).syn();
+    for (frame, without_tag) in [
+        (tagged(syn.frame(), SERVICE_TAG, 5), syn.frame()),
+        (tagged(syn.as_vlan(7), SERVICE_TAG, 5), syn.as_vlan(7)),
+        (tagged(syn.as_vlan(7), CUSTOMER_TAG, 5), syn.as_vlan(7)),
+    ] {
         assert_eq!(
-            bench.lets_in(&syn.as_vlan(5)),
+            bench.lets_in(&frame),
             [
+                Counted::Verdict {
+                    verdict: Verdict::NotIp,
+                    packets: 1,
+                    bytes: without_tag.len() as u64,
+                },
                 Counted::Verdict {
                     verdict: Verdict::HandedOver,
                     packets: 1,
-                    bytes: bytes + 4,
+                    bytes: frame.len() as u64,
                 },
-                Counted::ToBackend {
-                    id: WORKER1.id,
-                    connections: 1,
-                    packets: 1,
-                    bytes,
-                }
             ]
         );
-        assert_eq!(bench.handshakes().len(), 1);
-    });
-}
-
-#[test]
-fn service_tags_and_double_tags_pass_untouched() {
-    at_edge(Edge::Xdp, |bench| {
-        bench.attach_ingress();
-        let syn = bench.call(CLIENT, 40_000).syn();
-        for (frame, without_tag) in [
-            (tagged(syn.frame(), SERVICE_TAG, 5), syn.frame()),
-            (tagged(syn.as_vlan(7), SERVICE_TAG, 5), syn.as_vlan(7)),
-            (tagged(syn.as_vlan(7), CUSTOMER_TAG, 5), syn.as_vlan(7)),
-        ] {
-            assert_eq!(
-                bench.lets_in(&frame),
-                [
-                    Counted::Verdict {
-                        verdict: Verdict::NotIp,
-                        packets: 1,
-                        bytes: without_tag.len() as u64,
-                    },
-                    Counted::Verdict {
-                        verdict: Verdict::HandedOver,
-                        packets: 1,
-                        bytes: frame.len() as u64,
-                    },
-                ]
-            );
-        }
-        assert!(bench.handshakes().is_empty());
-    });
+    }
+    assert!(bench.handshakes().is_empty());
 }
 
 #[test]

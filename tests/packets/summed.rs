@@ -5,10 +5,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::programs::ProgramFd;
 use lb_common::maps::mode;
+use memlb_tests::packet_test;
 use nix::{errno::Errno, libc};
 
 use crate::{
-    bench::{Bench, Edge, Hook, at_edge},
+    bench::{Bench, Edge, Hook},
     datapath::{Circumstances, socket_buffer},
     frame::{ACK, PSH, SYN},
     lan::{CLIENT, ETH1, FALLBACK, WORKER1, WORKER2},
@@ -20,40 +21,38 @@ use crate::{
 /// what the program leaves if it is another's (EBADMSG). Older ones do not know the flag (EINVAL).
 const CHECKSUM_COMPLETE: u32 = 1 << 2;
 
-#[test]
-fn the_sum_over_the_whole_packet_stays_right() {
-    at_edge(Edge::Tc, |bench| {
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        let request = call.request(PSH | ACK).payload(*b"hello");
-        let reply = call.reply(WORKER1, PSH | ACK).payload(*b"odds!");
-        if summed(bench, request.frame()) == Err(Errno::EINVAL) {
-            println!("this kernel makes no such sums in a test");
-            return;
-        }
-        let message = call.complains(Problem::ALL[0], &call.at_client(&reply));
-        let datagrams = bench.datagrams(CLIENT, 40_001).connected(bench, WORKER1);
-        for frame in [
-            request.frame(),
-            reply.frame(),
-            (&message).into(),
-            datagrams.request(0).payload(*b"hello").frame(),
-            datagrams.reply(WORKER1, 0).payload(*b"odds!").frame(),
-        ] {
-            assert_eq!(summed(bench, frame), Ok(()));
-        }
+#[packet_test(at_edge(Edge::Tc))]
+fn the_sum_over_the_whole_packet_stays_right(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    let request = call.request(PSH | ACK).payload(*b"hello");
+    let reply = call.reply(WORKER1, PSH | ACK).payload(*b"odds!");
+    if summed(bench, request.frame()) == Err(Errno::EINVAL) {
+        println!("this kernel makes no such sums in a test");
+        return;
+    }
+    let message = call.complains(Problem::ALL[0], &call.at_client(&reply));
+    let datagrams = bench.datagrams(CLIENT, 40_001).connected(bench, WORKER1);
+    for frame in [
+        request.frame(),
+        reply.frame(),
+        (&message).into(),
+        datagrams.request(0).payload(*b"hello").frame(),
+        datagrams.reply(WORKER1, 0).payload(*b"odds!").frame(),
+    ] {
+        assert_eq!(summed(bench, frame), Ok(()));
+    }
 
-        // Answers to a client on the manager go to the stack, which looks at the sum.
-        let mut own = bench.call(ITSELF, 40_002);
-        own.nat_port = bench.loops(&own.syn()).nat_port();
-        assert_eq!(summed(bench, own.syn_ack(WORKER1).frame()), Ok(()));
+    // Answers to a client on the manager go to the stack, which looks at the sum.
+    let mut own = bench.call(ITSELF, 40_002);
+    own.nat_port = bench.loops(&own.syn()).nat_port();
+    assert_eq!(summed(bench, own.syn_ack(WORKER1).frame()), Ok(()));
 
-        bench.backend(WORKER2.id, |backend| backend.mode = mode::DSR);
-        for (server, port) in [(WORKER2, 40_003), (FALLBACK, 40_004)] {
-            bench.select(server.id);
-            let syn = bench.call(CLIENT, port).request(SYN);
-            assert_eq!(summed(bench, syn.frame()), Ok(()));
-        }
-    });
+    bench.backend(WORKER2.id, |backend| backend.mode = mode::DSR);
+    for (server, port) in [(WORKER2, 40_003), (FALLBACK, 40_004)] {
+        bench.select(server.id);
+        let syn = bench.call(CLIENT, port).request(SYN);
+        assert_eq!(summed(bench, syn.frame()), Ok(()));
+    }
 }
 
 /// Has a frame with such a sum arrive.

@@ -2,9 +2,10 @@
 //! section 3; RFC 4443, section 3.2).
 
 use lb_common::verdict::Verdict;
+use memlb_tests::packet_test;
 
 use crate::{
-    bench::{Bench, Edge, at_both_edges, at_edge},
+    bench::{Bench, Edge},
     call::Call,
     frame::{ACK, Family, PSH, at, checksum, with_ip_field},
     lan::{self, CLIENT, ETH2, MANAGER, WORKER1},
@@ -55,34 +56,30 @@ fn is_answered(outcome: Outcome, about: &Segment) {
     outcome.leaves_as(answer(about));
 }
 
-#[test]
-fn the_sender_of_a_packet_too_large_gets_an_error() {
-    at_both_edges(|bench| {
-        let (call, large) = too_large(bench);
-        let before = bench.entry(call.request_key()).unwrap().bytes;
-        if bench.edge == Edge::Xdp {
-            bench.receives(&large).passes(Verdict::HandedOver);
-            assert_eq!(bench.entry(call.request_key()).unwrap().bytes, before);
-        }
-        is_answered(bench.behind_xdp(&large), &large);
-    });
+#[packet_test(at_both_edges)]
+fn the_sender_of_a_packet_too_large_gets_an_error(bench: &mut Bench) {
+    let (call, large) = too_large(bench);
+    let before = bench.entry(call.request_key()).unwrap().bytes;
+    if bench.edge == Edge::Xdp {
+        bench.receives(&large).passes(Verdict::HandedOver);
+        assert_eq!(bench.entry(call.request_key()).unwrap().bytes, before);
+    }
+    is_answered(bench.behind_xdp(&large), &large);
 }
 
-#[test]
-fn a_first_datagram_too_large_is_answered_and_its_connection_counted_once() {
-    at_edge(Edge::Tc, |bench| {
-        _ = too_large(bench);
-        let datagram = bench.datagrams(CLIENT, 40_001).syn();
-        let large = datagram.clone().payload(vec![b'x'; MTU.into()]);
-        let connections = bench.connections(WORKER1.id);
-        let outcome = bench.receives(&large);
-        outcome.is(Action::Redirect);
-        outcome.leaves_as(answer(&large));
-        bench
-            .receives(&datagram.payload(*b"x"))
-            .was_sent_to(WORKER1, 0);
-        assert_eq!(bench.connections(WORKER1.id), connections + 1);
-    });
+#[packet_test(at_edge(Edge::Tc))]
+fn a_first_datagram_too_large_is_answered_and_its_connection_counted_once(bench: &mut Bench) {
+    _ = too_large(bench);
+    let datagram = bench.datagrams(CLIENT, 40_001).syn();
+    let large = datagram.clone().payload(vec![b'x'; MTU.into()]);
+    let connections = bench.connections(WORKER1.id);
+    let outcome = bench.receives(&large);
+    outcome.is(Action::Redirect);
+    outcome.leaves_as(answer(&large));
+    bench
+        .receives(&datagram.payload(*b"x"))
+        .was_sent_to(WORKER1, 0);
+    assert_eq!(bench.connections(WORKER1.id), connections + 1);
 }
 
 #[test]

@@ -7,9 +7,10 @@ use lb_common::{
     maps::{LOOPBACK, NO_ID, TraceConfig, TraceCounts, TraceEvent, trace_hook},
     verdict::Verdict,
 };
+use memlb_tests::packet_test;
 
 use crate::{
-    bench::{Bench, Circumstances, Edge, Hook, SERVICE_ID, at_both_edges, at_edge},
+    bench::{Bench, Circumstances, Edge, Hook, SERVICE_ID},
     call::Call,
     frame::{ACK, PSH, RST, SYN},
     lan::{self, CLIENT, ETH1, FALLBACK, OTHER_CLIENT, WORKER1},
@@ -22,291 +23,269 @@ use crate::{
 
 const LONG: Duration = Duration::from_secs(600);
 
-#[test]
-fn nothing_is_traced_without_a_request() {
-    at_both_edges(|bench| {
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        assert_eq!(bench.told(), []);
-        bench.traces(TraceConfig::ALL, LONG);
-        call.requests(bench, WORKER1, &call.ack());
-        assert_eq!(bench.told().len(), 1);
-        bench.traces(TraceConfig::OFF, Duration::ZERO);
-        call.requests(bench, WORKER1, &call.ack());
-        assert_eq!(bench.told(), []);
-    });
+#[packet_test(at_both_edges)]
+fn nothing_is_traced_without_a_request(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    assert_eq!(bench.told(), []);
+    bench.traces(TraceConfig::ALL, LONG);
+    call.requests(bench, WORKER1, &call.ack());
+    assert_eq!(bench.told().len(), 1);
+    bench.traces(TraceConfig::OFF, Duration::ZERO);
+    call.requests(bench, WORKER1, &call.ack());
+    assert_eq!(bench.told(), []);
 }
 
-#[test]
-fn a_call_is_traced_packet_by_packet() {
-    at_both_edges(|bench| {
-        bench.traces(TraceConfig::ALL, LONG);
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let mut call = bench.call(CLIENT, 40_000);
-            call.protocol = protocol;
-            let flags = |flags| match protocol {
-                Protocol::Tcp => flags,
-                Protocol::Udp => 0,
-            };
-            call.begins(bench, WORKER1);
-            let request = (call.request_key(), call.reply_key(WORKER1).reversed());
-            let reply = (call.reply_key(WORKER1), call.request_key().reversed());
-            let edge = bench.edge;
-            let to = |kind| expected(edge, &call, Verdict::ToBackend, request, kind);
-            let from = |kind| expected(edge, &call, Verdict::ToClient, reply, kind);
-            is_traced(bench, &[to(flags(SYN))]);
-            call.is_answered(bench, WORKER1);
-            is_traced(bench, &[from(flags(SYN | ACK))]);
-            call.requests(bench, WORKER1, &call.ack());
-            call.requests(bench, WORKER1, &call.request(PSH | ACK).payload([1; 100]));
-            is_traced(bench, &[to(flags(ACK)), to(flags(PSH | ACK))]);
-            call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
-            is_traced(bench, &[from(flags(ACK))]);
-        }
-    });
+#[packet_test(at_both_edges)]
+fn a_call_is_traced_packet_by_packet(bench: &mut Bench) {
+    bench.traces(TraceConfig::ALL, LONG);
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let mut call = bench.call(CLIENT, 40_000);
+        call.protocol = protocol;
+        let flags = |flags| match protocol {
+            Protocol::Tcp => flags,
+            Protocol::Udp => 0,
+        };
+        call.begins(bench, WORKER1);
+        let request = (call.request_key(), call.reply_key(WORKER1).reversed());
+        let reply = (call.reply_key(WORKER1), call.request_key().reversed());
+        let edge = bench.edge;
+        let to = |kind| expected(edge, &call, Verdict::ToBackend, request, kind);
+        let from = |kind| expected(edge, &call, Verdict::ToClient, reply, kind);
+        is_traced(bench, &[to(flags(SYN))]);
+        call.is_answered(bench, WORKER1);
+        is_traced(bench, &[from(flags(SYN | ACK))]);
+        call.requests(bench, WORKER1, &call.ack());
+        call.requests(bench, WORKER1, &call.request(PSH | ACK).payload([1; 100]));
+        is_traced(bench, &[to(flags(ACK)), to(flags(PSH | ACK))]);
+        call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+        is_traced(bench, &[from(flags(ACK))]);
+    }
 }
 
-#[test]
-fn an_error_about_a_connection_is_traced_with_its_tuple() {
-    at_both_edges(|bench| {
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        bench.traces(TraceConfig::ALL, LONG);
-        let about = call.at_client(&call.reply(WORKER1, ACK));
-        let message = call.complains(Problem::PortUnreachable, &about);
-        bench
-            .receives(message.frame())
-            .goes_to(WORKER1, call.complaint_at_worker(WORKER1, &message).frame());
-        let tuples = (call.request_key(), call.reply_key(WORKER1).reversed());
-        let (protocol, kind, code) = match call.family {
-            crate::frame::Family::V4 => (PROTOCOL_ICMP, 3, 3),
-            crate::frame::Family::V6 => (PROTOCOL_ICMPV6, 1, 4),
-        };
-        let told = TraceEvent {
-            protocol,
-            code,
-            ..expected(bench.edge, &call, Verdict::ToBackend, tuples, kind)
-        };
-        is_traced(bench, &[told]);
-    });
+#[packet_test(at_both_edges)]
+fn an_error_about_a_connection_is_traced_with_its_tuple(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    bench.traces(TraceConfig::ALL, LONG);
+    let about = call.at_client(&call.reply(WORKER1, ACK));
+    let message = call.complains(Problem::PortUnreachable, &about);
+    bench
+        .receives(message.frame())
+        .goes_to(WORKER1, call.complaint_at_worker(WORKER1, &message).frame());
+    let tuples = (call.request_key(), call.reply_key(WORKER1).reversed());
+    let (protocol, kind, code) = match call.family {
+        crate::frame::Family::V4 => (PROTOCOL_ICMP, 3, 3),
+        crate::frame::Family::V6 => (PROTOCOL_ICMPV6, 1, 4),
+    };
+    let told = TraceEvent {
+        protocol,
+        code,
+        ..expected(bench.edge, &call, Verdict::ToBackend, tuples, kind)
+    };
+    is_traced(bench, &[told]);
 }
 
 /// Each as often as it is counted, and under the same name.
-#[test]
-fn packets_that_pass_are_traced_under_the_verdict_that_counts_them() {
-    at_both_edges(|bench| {
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        let datagrams = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
-        bench.traces(TraceConfig::ALL, LONG);
-        for (what, frame, ..) in untouched::rows(&call, &datagrams) {
-            let outcome = bench.receives(frame);
-            let told = bench.told();
-            let [
-                Counted::Verdict {
-                    verdict,
-                    packets,
-                    bytes,
-                },
-            ] = outcome.counted[..]
-            else {
-                panic!("{what}: {:?}", outcome.counted);
-            };
-            let [event] = told[..] else {
-                panic!("{what}: {told:?}");
-            };
-            assert_eq!(event.verdict, verdict as u8, "{what}");
-            assert_eq!((event.packets.into(), event.bytes.into()), (packets, bytes));
-            assert_eq!((event.backend, event.translated), (0, Key::NONE), "{what}");
-        }
-    });
-}
-
-#[test]
-fn refusals_are_traced_with_their_client() {
-    at_both_edges(|bench| {
-        bench.traces(TraceConfig::ALL, LONG);
-        let stray = bench.call(OTHER_CLIENT, 40_000);
-        bench.receives(&stray.ack()).passes(Verdict::NoFlow);
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        bench.told();
-        bench.goes_down(WORKER1.id);
-        bench.receives(&call.ack()).passes(Verdict::BackendDown);
-        bench.receives(&stray.syn()).passes(Verdict::NoBackend);
+#[packet_test(at_both_edges)]
+fn packets_that_pass_are_traced_under_the_verdict_that_counts_them(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    let datagrams = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
+    bench.traces(TraceConfig::ALL, LONG);
+    for (what, frame, ..) in untouched::rows(&call, &datagrams) {
+        let outcome = bench.receives(frame);
         let told = bench.told();
-        let shown: Vec<_> = told
-            .iter()
-            .map(|it| (it.verdict, it.backend, it.service, it.kind, it.original))
-            .collect();
-        let (down, none) = (Verdict::BackendDown as u8, Verdict::NoBackend as u8);
-        let service = match told[..] {
-            [TraceEvent { service, .. }, _] => service,
-            _ => NO_ID,
+        let [
+            Counted::Verdict {
+                verdict,
+                packets,
+                bytes,
+            },
+        ] = outcome.counted[..]
+        else {
+            panic!("{what}: {:?}", outcome.counted);
         };
-        assert_eq!(
-            shown,
-            [
-                (down, WORKER1.id, service, ACK, call.request_key()),
-                (none, 0, SERVICE_ID, SYN, stray.request_key())
-            ]
-        );
-    });
+        let [event] = told[..] else {
+            panic!("{what}: {told:?}");
+        };
+        assert_eq!(event.verdict, verdict as u8, "{what}");
+        assert_eq!((event.packets.into(), event.bytes.into()), (packets, bytes));
+        assert_eq!((event.backend, event.translated), (0, Key::NONE), "{what}");
+    }
 }
 
-#[test]
-fn what_the_manager_sends_is_traced_at_its_hook() {
-    at_edge(Edge::Tc, |bench| {
-        bench.select(FALLBACK.id);
-        let call = bench.call(CLIENT, 40_000);
-        bench.traces(TraceConfig::ALL, LONG);
-        let sent = bench.receives(&call.syn());
-        sent.is(crate::outcome::Action::Pass);
-        let syn_ack = call
-            .segment(call.at(FALLBACK), call.client_address(), SYN | ACK)
-            .macs(lan::MANAGER.mac, CLIENT.mac);
-        let answered = bench.sends(&syn_ack);
-        answered.is(crate::outcome::Action::Pass);
-        let stray = bench.call(OTHER_CLIENT, 40_000);
-        let stray = stray.segment(stray.client_address(), stray.service(), RST);
-        bench.loops(&stray).passes(Verdict::NoFlow);
-        let met: Vec<_> = bench
-            .told()
-            .iter()
-            .map(|it| (it.hook, it.verdict))
-            .collect();
-        assert_eq!(
-            met,
-            [
-                (trace_hook::INGRESS, Verdict::ToManager as u8),
-                (trace_hook::EGRESS, Verdict::FromManager as u8),
-                (trace_hook::LOOPBACK, Verdict::NoFlow as u8)
-            ]
-        );
-        // What is forwarded was counted, and told, on its way in.
-        let forwarded = Circumstances {
-            hook: Hook::Egress,
-            forwarded_from: ETH1,
-            ..Circumstances::received_on(LOOPBACK)
-        };
-        bench.meets(&stray, forwarded).is_skipped();
-        assert_eq!(bench.told(), []);
-    });
+#[packet_test(at_both_edges)]
+fn refusals_are_traced_with_their_client(bench: &mut Bench) {
+    bench.traces(TraceConfig::ALL, LONG);
+    let stray = bench.call(OTHER_CLIENT, 40_000);
+    bench.receives(&stray.ack()).passes(Verdict::NoFlow);
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    bench.told();
+    bench.goes_down(WORKER1.id);
+    bench.receives(&call.ack()).passes(Verdict::BackendDown);
+    bench.receives(&stray.syn()).passes(Verdict::NoBackend);
+    let told = bench.told();
+    let shown: Vec<_> = told
+        .iter()
+        .map(|it| (it.verdict, it.backend, it.service, it.kind, it.original))
+        .collect();
+    let (down, none) = (Verdict::BackendDown as u8, Verdict::NoBackend as u8);
+    let service = match told[..] {
+        [TraceEvent { service, .. }, _] => service,
+        _ => NO_ID,
+    };
+    assert_eq!(
+        shown,
+        [
+            (down, WORKER1.id, service, ACK, call.request_key()),
+            (none, 0, SERVICE_ID, SYN, stray.request_key())
+        ]
+    );
 }
 
-#[test]
-fn only_packets_that_match_the_filter_are_traced() {
-    at_both_edges(|bench| {
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        let other = bench.call(OTHER_CLIENT, 40_000);
-        let wants = |bench: &mut Bench, order, expected: &[Verdict]| {
-            bench.traces(order, LONG);
-            call.requests(bench, WORKER1, &call.ack());
-            call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
-            bench.receives(&other.ack()).passes(Verdict::NoFlow);
-            let told: Vec<_> = bench.told().iter().map(|it| it.verdict).collect();
-            let expected: Vec<_> = expected.iter().map(|it| *it as u8).collect();
-            assert_eq!(told, expected, "{order:?}");
-        };
-        let of = |station: lan::Station, port: u16| TraceConfig {
-            client: lan::mapped(station.address(call.family)),
-            client_mask: [0xff; 16],
-            client_port: port.to_be_bytes(),
-            ..TraceConfig::ALL
-        };
-        let backend = |id| {
-            let mut order = TraceConfig::ALL;
-            order.backends[..2].copy_from_slice(&[lan::FALLBACK.id, id]);
-            order.backend_count = 2;
-            order
-        };
-        let (there, back, stray) = (Verdict::ToBackend, Verdict::ToClient, Verdict::NoFlow);
-        wants(bench, of(CLIENT, 0), &[there, back]);
-        wants(bench, of(CLIENT, 40_000), &[there, back]);
-        wants(bench, of(CLIENT, 40_001), &[]);
-        wants(bench, of(OTHER_CLIENT, 0), &[stray]);
-        wants(bench, backend(WORKER1.id), &[there, back]);
-        wants(bench, backend(lan::WORKER2.id), &[]);
-        let verdicts = TraceConfig {
-            verdicts: 1 << stray as u32 | 1 << back as u32,
-            ..TraceConfig::ALL
-        };
-        wants(bench, verdicts, &[back, stray]);
-        for (service, expected) in [(SERVICE_ID, &[stray][..]), (SERVICE_ID + 1, &[])] {
-            let service = TraceConfig {
-                service,
-                verdicts: 1 << stray as u32,
-                ..TraceConfig::ALL
-            };
-            wants(bench, service, expected);
-        }
-    });
+#[packet_test(at_edge(Edge::Tc))]
+fn what_the_manager_sends_is_traced_at_its_hook(bench: &mut Bench) {
+    bench.select(FALLBACK.id);
+    let call = bench.call(CLIENT, 40_000);
+    bench.traces(TraceConfig::ALL, LONG);
+    let sent = bench.receives(&call.syn());
+    sent.is(crate::outcome::Action::Pass);
+    let syn_ack = call
+        .segment(call.at(FALLBACK), call.client_address(), SYN | ACK)
+        .macs(lan::MANAGER.mac, CLIENT.mac);
+    let answered = bench.sends(&syn_ack);
+    answered.is(crate::outcome::Action::Pass);
+    let stray = bench.call(OTHER_CLIENT, 40_000);
+    let stray = stray.segment(stray.client_address(), stray.service(), RST);
+    bench.loops(&stray).passes(Verdict::NoFlow);
+    let met: Vec<_> = bench
+        .told()
+        .iter()
+        .map(|it| (it.hook, it.verdict))
+        .collect();
+    assert_eq!(
+        met,
+        [
+            (trace_hook::INGRESS, Verdict::ToManager as u8),
+            (trace_hook::EGRESS, Verdict::FromManager as u8),
+            (trace_hook::LOOPBACK, Verdict::NoFlow as u8)
+        ]
+    );
+    // What is forwarded was counted, and told, on its way in.
+    let forwarded = Circumstances {
+        hook: Hook::Egress,
+        forwarded_from: ETH1,
+        ..Circumstances::received_on(LOOPBACK)
+    };
+    bench.meets(&stray, forwarded).is_skipped();
+    assert_eq!(bench.told(), []);
 }
 
-#[test]
-fn no_more_is_traced_than_the_rate_allows_and_the_rest_is_counted() {
-    at_both_edges(|bench| {
-        let call = bench.call(CLIENT, 40_000);
-        let order = TraceConfig {
-            rate: 5,
-            ..TraceConfig::ALL
-        };
+#[packet_test(at_both_edges)]
+fn only_packets_that_match_the_filter_are_traced(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    let other = bench.call(OTHER_CLIENT, 40_000);
+    let wants = |bench: &mut Bench, order, expected: &[Verdict]| {
         bench.traces(order, LONG);
-        for _ in 0..50 {
-            bench.receives(&call.ack()).passes(Verdict::NoFlow);
-        }
-        assert_eq!(bench.told().len(), 5);
-        assert_eq!(bench.trace_counts().over_rate, 45);
-        assert_eq!(bench.trace_counts().no_room, 0);
-        // The next second has a budget of its own.
-        bench.counts_trace(TraceCounts {
-            taken: 50,
-            ..TraceCounts::default()
-        });
-        bench.receives(&call.ack()).passes(Verdict::NoFlow);
-        assert_eq!(bench.told().len(), 1);
-    });
-}
-
-#[test]
-fn a_sample_is_about_as_large_as_it_is_meant_to_be() {
-    at_edge(Edge::Xdp, |bench| {
-        let call = bench.call(CLIENT, 40_000);
-        let order = TraceConfig {
-            sample: 4,
+        call.requests(bench, WORKER1, &call.ack());
+        call.replies(bench, WORKER1, &call.reply(WORKER1, ACK));
+        bench.receives(&other.ack()).passes(Verdict::NoFlow);
+        let told: Vec<_> = bench.told().iter().map(|it| it.verdict).collect();
+        let expected: Vec<_> = expected.iter().map(|it| *it as u8).collect();
+        assert_eq!(told, expected, "{order:?}");
+    };
+    let of = |station: lan::Station, port: u16| TraceConfig {
+        client: lan::mapped(station.address(call.family)),
+        client_mask: [0xff; 16],
+        client_port: port.to_be_bytes(),
+        ..TraceConfig::ALL
+    };
+    let backend = |id| {
+        let mut order = TraceConfig::ALL;
+        order.backends[..2].copy_from_slice(&[lan::FALLBACK.id, id]);
+        order.backend_count = 2;
+        order
+    };
+    let (there, back, stray) = (Verdict::ToBackend, Verdict::ToClient, Verdict::NoFlow);
+    wants(bench, of(CLIENT, 0), &[there, back]);
+    wants(bench, of(CLIENT, 40_000), &[there, back]);
+    wants(bench, of(CLIENT, 40_001), &[]);
+    wants(bench, of(OTHER_CLIENT, 0), &[stray]);
+    wants(bench, backend(WORKER1.id), &[there, back]);
+    wants(bench, backend(lan::WORKER2.id), &[]);
+    let verdicts = TraceConfig {
+        verdicts: 1 << stray as u32 | 1 << back as u32,
+        ..TraceConfig::ALL
+    };
+    wants(bench, verdicts, &[back, stray]);
+    for (service, expected) in [(SERVICE_ID, &[stray][..]), (SERVICE_ID + 1, &[])] {
+        let service = TraceConfig {
+            service,
+            verdicts: 1 << stray as u32,
             ..TraceConfig::ALL
         };
-        bench.traces(order, LONG);
-        for _ in 0..400 {
-            bench.receives(&call.ack()).passes(Verdict::NoFlow);
-        }
-        let told = bench.told().len();
-        assert!((40..=180).contains(&told), "{told}");
-    });
+        wants(bench, service, expected);
+    }
 }
 
-#[test]
-fn a_filter_that_is_not_renewed_expires_and_costs_nothing_any_more() {
-    at_both_edges(|bench| {
-        let call = bench.call(CLIENT, 40_000);
-        bench.traces(TraceConfig::ALL, Duration::ZERO);
-        assert_ne!(bench.trace_order().expires_ns, 0);
+#[packet_test(at_both_edges)]
+fn no_more_is_traced_than_the_rate_allows_and_the_rest_is_counted(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000);
+    let order = TraceConfig {
+        rate: 5,
+        ..TraceConfig::ALL
+    };
+    bench.traces(order, LONG);
+    for _ in 0..50 {
         bench.receives(&call.ack()).passes(Verdict::NoFlow);
-        assert_eq!(bench.told(), []);
-        assert_eq!(bench.trace_order().expires_ns, 0);
+    }
+    assert_eq!(bench.told().len(), 5);
+    assert_eq!(bench.trace_counts().over_rate, 45);
+    assert_eq!(bench.trace_counts().no_room, 0);
+    // The next second has a budget of its own.
+    bench.counts_trace(TraceCounts {
+        taken: 50,
+        ..TraceCounts::default()
     });
+    bench.receives(&call.ack()).passes(Verdict::NoFlow);
+    assert_eq!(bench.told().len(), 1);
+}
+
+#[packet_test(at_edge(Edge::Xdp))]
+fn a_sample_is_about_as_large_as_it_is_meant_to_be(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000);
+    let order = TraceConfig {
+        sample: 4,
+        ..TraceConfig::ALL
+    };
+    bench.traces(order, LONG);
+    for _ in 0..400 {
+        bench.receives(&call.ack()).passes(Verdict::NoFlow);
+    }
+    let told = bench.told().len();
+    assert!((40..=180).contains(&told), "{told}");
+}
+
+#[packet_test(at_both_edges)]
+fn a_filter_that_is_not_renewed_expires_and_costs_nothing_any_more(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000);
+    bench.traces(TraceConfig::ALL, Duration::ZERO);
+    assert_ne!(bench.trace_order().expires_ns, 0);
+    bench.receives(&call.ack()).passes(Verdict::NoFlow);
+    assert_eq!(bench.told(), []);
+    assert_eq!(bench.trace_order().expires_ns, 0);
 }
 
 /// Nothing but what was wanted is lost: packets go on.
-#[test]
-fn a_full_ring_loses_packets_from_the_trace_only() {
-    at_edge(Edge::Tc, |bench| {
-        bench.traces(TraceConfig::ALL, LONG);
-        let call = bench.call(CLIENT, 40_000);
-        let mut sent = 0;
-        while bench.trace_counts().no_room == 0 {
-            bench.receives(&call.ack()).passes(Verdict::NoFlow);
-            sent += 1;
-            assert!(sent < 10_000, "the ring never fills");
-        }
-        assert_eq!(bench.told().len(), sent - 1);
-    });
+#[packet_test(at_edge(Edge::Tc))]
+fn a_full_ring_loses_packets_from_the_trace_only(bench: &mut Bench) {
+    bench.traces(TraceConfig::ALL, LONG);
+    let call = bench.call(CLIENT, 40_000);
+    let mut sent = 0;
+    while bench.trace_counts().no_room == 0 {
+        bench.receives(&call.ack()).passes(Verdict::NoFlow);
+        sent += 1;
+        assert!(sent < 10_000, "the ring never fills");
+    }
+    assert_eq!(bench.told().len(), sent - 1);
 }
 
 fn expected(

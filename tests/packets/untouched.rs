@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use lb_common::verdict::Verdict;
+use memlb_tests::packet_test;
 
 use crate::{
-    bench::{Edge, at_both_edges, at_edge},
+    bench::{Bench, Edge},
     call::Call,
     frame::{ACK, CUSTOMER_TAG, Family, PSH, SERVICE_TAG, at, tagged, with},
     ipv4, ipv6,
@@ -22,23 +23,21 @@ pub fn both(what: &'static str, frame: impl Into<Vec<u8>>, verdict: Verdict) -> 
     (what, frame.into(), verdict, verdict)
 }
 
-#[test]
-fn every_other_packet_passes_untouched_under_its_own_verdict() {
-    at_both_edges(|bench| {
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        let datagrams = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
-        let flows = bench.keys();
-        for (what, frame, tc, xdp) in rows(&call, &datagrams) {
-            println!("{what}");
-            let verdict = match bench.edge {
-                Edge::Tc => tc,
-                Edge::Xdp => xdp,
-            };
-            bench.receives(frame).passes(verdict);
-        }
-        assert_eq!(bench.keys(), flows);
-        assert!(bench.handshakes().is_empty());
-    });
+#[packet_test(at_both_edges)]
+fn every_other_packet_passes_untouched_under_its_own_verdict(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    let datagrams = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
+    let flows = bench.keys();
+    for (what, frame, tc, xdp) in rows(&call, &datagrams) {
+        println!("{what}");
+        let verdict = match bench.edge {
+            Edge::Tc => tc,
+            Edge::Xdp => xdp,
+        };
+        bench.receives(frame).passes(verdict);
+    }
+    assert_eq!(bench.keys(), flows);
+    assert!(bench.handshakes().is_empty());
 }
 
 pub fn rows(call: &Call, datagrams: &Call) -> Vec<Row> {
@@ -268,58 +267,52 @@ fn contradicting_datagrams(datagrams: &Call) -> Vec<Row> {
     ]
 }
 
-#[test]
-fn a_frame_to_another_station_is_not_for_us() {
-    at_edge(Edge::Tc, |bench| {
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        for segment in [
-            call.syn(),
-            call.ack(),
-            call.reply(WORKER1, ACK),
-            call.syn().in_udp(),
-        ] {
-            let frame = with(segment.frame(), at::DESTINATION_MAC, &OTHER_CLIENT.mac);
-            bench.receives(frame).passes(Verdict::NotForUs);
-        }
-    });
+#[packet_test(at_edge(Edge::Tc))]
+fn a_frame_to_another_station_is_not_for_us(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    for segment in [
+        call.syn(),
+        call.ack(),
+        call.reply(WORKER1, ACK),
+        call.syn().in_udp(),
+    ] {
+        let frame = with(segment.frame(), at::DESTINATION_MAC, &OTHER_CLIENT.mac);
+        bench.receives(frame).passes(Verdict::NotForUs);
+    }
 }
 
-#[test]
-fn every_truncation_passes_untouched_and_is_counted_once() {
-    at_both_edges(|bench| {
-        let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
-        let datagrams = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
-        for segment in [
-            call.syn(),
-            call.request(PSH | ACK).payload(*b"GET / HTTP/1.1\r\n\r\n"),
-            call.reply(WORKER1, ACK).payload([b'x'; 33]),
-            datagrams.syn().payload(*b"?"),
-            datagrams.reply(WORKER1, 0).payload([b'x'; 33]),
-        ] {
-            let whole = segment.frame();
-            for length in shortest(bench.edge, call.family)..whole.len() {
-                bench.receives(&whole[..length]).passes(Verdict::Truncated);
-            }
-            assert_ne!(bench.receives(whole).action, Action::Pass);
+#[packet_test(at_both_edges)]
+fn every_truncation_passes_untouched_and_is_counted_once(bench: &mut Bench) {
+    let call = bench.call(CLIENT, 40_000).connected(bench, WORKER1);
+    let datagrams = bench.datagrams(CLIENT, 40_000).connected(bench, WORKER1);
+    for segment in [
+        call.syn(),
+        call.request(PSH | ACK).payload(*b"GET / HTTP/1.1\r\n\r\n"),
+        call.reply(WORKER1, ACK).payload([b'x'; 33]),
+        datagrams.syn().payload(*b"?"),
+        datagrams.reply(WORKER1, 0).payload([b'x'; 33]),
+    ] {
+        let whole = segment.frame();
+        for length in shortest(bench.edge, call.family)..whole.len() {
+            bench.receives(&whole[..length]).passes(Verdict::Truncated);
         }
-    });
+        assert_ne!(bench.receives(whole).action, Action::Pass);
+    }
 }
 
-#[test]
-fn every_truncation_of_other_packets_passes_untouched_and_is_counted_once() {
-    at_both_edges(|bench| {
-        let syn = bench.call(CLIENT, 40_000).syn();
-        let elsewhere = syn.clone().to(MANAGER.at(bench.family, 53)).in_udp();
-        for (whole, verdict) in [
-            (elsewhere.frame(), Verdict::NotOurs),
-            (syn.as_ping(), Verdict::OtherProtocol),
-        ] {
-            for length in shortest(bench.edge, bench.family)..whole.len() {
-                bench.receives(&whole[..length]).passes(Verdict::Truncated);
-            }
-            bench.receives(whole).passes(verdict);
+#[packet_test(at_both_edges)]
+fn every_truncation_of_other_packets_passes_untouched_and_is_counted_once(bench: &mut Bench) {
+    let syn = bench.call(CLIENT, 40_000).syn();
+    let elsewhere = syn.clone().to(MANAGER.at(bench.family, 53)).in_udp();
+    for (whole, verdict) in [
+        (elsewhere.frame(), Verdict::NotOurs),
+        (syn.as_ping(), Verdict::OtherProtocol),
+    ] {
+        for length in shortest(bench.edge, bench.family)..whole.len() {
+            bench.receives(&whole[..length]).passes(Verdict::Truncated);
         }
-    });
+        bench.receives(whole).passes(verdict);
+    }
 }
 
 /// The shortest frame that a test run takes: for TC, newer kernels want the whole IP header.

@@ -37,7 +37,7 @@ pub mod topology;
 pub mod transfer;
 pub mod wait;
 
-pub use memlb_test_macros::root_test;
+pub use memlb_test_macros::{packet_test, root_test};
 
 pub use self::{
     client::{Connection, Response},

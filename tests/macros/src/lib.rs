@@ -1,6 +1,6 @@
-//! The attribute of tests that need root.
+//! The attributes of tests that need root.
 
-use proc_macro::{Delimiter, TokenStream, TokenTree};
+use proc_macro::{Delimiter, Group, TokenStream, TokenTree};
 
 /// Makes a test of a function. Without root the test is skipped, or fails where `MEMLB_REQUIRE_ROOT` is `1`.
 ///
@@ -28,6 +28,26 @@ pub fn root_test(words: TokenStream, function: TokenStream) -> TokenStream {
     function.into_iter().chain(parse(&module)).collect()
 }
 
+/// Makes a packet test of a function that takes a `&mut Bench`: `#[packet_test(over(Family::V4))]` passes it to
+/// `crate::bench::over` as the last argument, behind `Family::V4`.
+#[proc_macro_attribute]
+pub fn packet_test(runner: TokenStream, function: TokenStream) -> TokenStream {
+    let mut runner = runner.into_iter();
+    let run = runner.next().map_or_else(String::new, |it| it.to_string());
+    let arguments = match runner.next() {
+        Some(TokenTree::Group(group)) => format!("{}, ", group.stream()),
+        _ => String::new(),
+    };
+    let name = name_of(&function);
+    let call = parse(&format!("crate::bench::{run}({arguments}{name});"));
+    let body = function.into_iter().chain(call).collect();
+    let body = TokenTree::from(Group::new(Delimiter::Brace, body));
+    parse(&format!("#[test] fn {name}()"))
+        .into_iter()
+        .chain([body])
+        .collect()
+}
+
 /// Makes a test of `function`, whose body begins with the guard.
 fn guarded(function: TokenStream) -> TokenStream {
     let guard = parse("if !::memlb_tests::require_root() { return; }");
@@ -36,7 +56,7 @@ fn guarded(function: TokenStream) -> TokenStream {
         && body.delimiter() == Delimiter::Brace
     {
         let statements = guard.into_iter().chain(body.stream()).collect();
-        let mut with_guard = proc_macro::Group::new(Delimiter::Brace, statements);
+        let mut with_guard = Group::new(Delimiter::Brace, statements);
         with_guard.set_span(body.span());
         *body = with_guard;
     }
