@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use aya::maps::Array;
+use anyhow::Result;
 use lb_common::maps::{Backend, SPREAD, mode, name, state};
 use lb_core::{BackendId, Endpoint, MANAGER, NO_BACKEND, ServiceId};
 use serde::Serialize;
 
 use crate::{
     config::Config,
-    datapath::{BackendTraffic, PeerTables, Stats, adopt, from_mapped, name_of},
+    datapath::{
+        BackendTraffic, PeerTables, Stats, adopt, from_mapped, name_of, named_map::ArrayMap,
+    },
 };
 
 /// How the packet programs steer.
@@ -64,14 +65,14 @@ impl PinnedStatus {
             return Ok(None);
         }
         let stats = Stats::read_totals(pin_path)?;
-        let backends: Array<_, Backend> = adopt::array(pin_path, name::BACKENDS)?;
-        let selection: Array<_, u32> = adopt::array(pin_path, name::SELECTION)?;
+        let backends = ArrayMap::<Backend>::open(pin_path, name::BACKENDS)?;
+        let selection = ArrayMap::<u32>::open(pin_path, name::SELECTION)?;
         let mut services = Vec::new();
         for (ServiceId(id), endpoint) in &adoption.pinned.services {
-            let selected = selection.get(id, 0).context("read map selection")?;
+            let selected = selection.get(*id)?;
             let mut found = Vec::new();
             for (BackendId(backend_id), _) in &adoption.pinned.backends {
-                let backend = backends.get(backend_id, 0).context("read map backends")?;
+                let backend = backends.get(*backend_id)?;
                 if backend.service != *id {
                     continue;
                 }

@@ -2,11 +2,7 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use anyhow::{Context, Result};
-use aya::{
-    Pod,
-    maps::{Array, HashMap, Map, MapData},
-};
+use anyhow::Result;
 use lb_common::{
     headers::PROTOCOL_UDP,
     maps::{Backend, LAYOUT_VERSION, SPREAD, Service, ServiceKey, Settings, mode, name, state},
@@ -15,7 +11,8 @@ use lb_core::{AdoptedState, BackendId, Endpoint, Mode, Protocol, ServiceId};
 
 use super::{
     family::from_mapped,
-    layout::{self, open_map},
+    layout,
+    named_map::{ArrayMap, HashTable},
 };
 use crate::config::{Identity, PinnedIds};
 
@@ -38,14 +35,14 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
         return Ok(Adoption::default());
     }
     layout::check(pin_path)?;
-    let selection: Array<_, u32> = array(pin_path, name::SELECTION)?;
-    let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
+    let selection = ArrayMap::<u32>::open(pin_path, name::SELECTION)?;
+    let backends = ArrayMap::<Backend>::open(pin_path, name::BACKENDS)?;
 
     let mut adoption = Adoption::default();
     adoption.pinned.services = service_numbers(pin_path)?;
     for (ServiceId(id), _) in &adoption.pinned.services {
         let id = *id;
-        let selected = selection.get(&id, 0).context("read map selection")?;
+        let selected = selection.get(id)?;
         if selected == SPREAD {
             adoption.adopted.spread.insert(ServiceId(id));
         } else if selected != 0 {
@@ -56,7 +53,7 @@ pub fn read(pin_path: &Path) -> Result<Adoption> {
         }
     }
     for id in 1..backends.len() {
-        let backend = backends.get(&id, 0).context("read map backends")?;
+        let backend = backends.get(id)?;
         if backend.port == 0 {
             continue;
         }
@@ -108,14 +105,9 @@ fn identity(backend: &Backend, services: &[(ServiceId, Endpoint)]) -> Identity {
     }
 }
 
-pub(crate) fn array<V: Pod>(pin_path: &Path, map: &str) -> Result<Array<MapData, V>> {
-    Array::try_from(Map::Array(open_map(pin_path, map)?)).with_context(|| format!("open map {map}"))
-}
-
 /// Reads the manager's settings as pinned.
 pub fn settings(pin_path: &Path) -> Result<Settings> {
-    let settings: Array<_, Settings> = array(pin_path, name::SETTINGS)?;
-    settings.get(&0, 0).context("read map settings")
+    ArrayMap::open(pin_path, name::SETTINGS)?.get(0)
 }
 
 /// Reads ids and endpoints of the open services.
@@ -124,13 +116,9 @@ pub fn settings(pin_path: &Path) -> Result<Settings> {
 ///
 /// Names the map that could not be read.
 pub fn service_numbers(pin_path: &Path) -> Result<Vec<(ServiceId, Endpoint)>> {
-    let services: HashMap<_, ServiceKey, Service> =
-        HashMap::try_from(Map::HashMap(open_map(pin_path, name::SERVICES)?))?;
-    let number = |entry| {
-        let (key, Service { id, .. }) = Result::context(entry, "read map services")?;
-        Ok((ServiceId(id), endpoint(&key)))
-    };
-    services.iter().map(number).collect()
+    let services = HashTable::<ServiceKey, Service>::open(pin_path, name::SERVICES)?;
+    let number = |(key, service): (_, Service)| (ServiceId(service.id), endpoint(&key));
+    services.entries().map(|it| it.map(number)).collect()
 }
 
 /// Returns the settings of an earlier manager of these pins.

@@ -231,17 +231,13 @@ fn vlan_above(classes: &Path, interface: &str) -> Option<String> {
 fn attach_xdp(program: &mut Xdp, links: &Path, target: InterfaceRef<'_>) -> Result<()> {
     let path = pin(links, XDP, target.name);
     let context = || format!("attach {XDP} to {}", target.name);
-    if let Some(old) = pinned(&path, target)? {
-        let link = XdpLink::try_from(FdLink::from(old)).map_err(anyhow::Error::from);
-        let replaced = link.and_then(|link| Ok(program.attach_to_link(link)?));
-        match replaced {
-            Ok(id) => {
-                // The pin keeps the link alive.
-                drop(program.take_link(id)?);
-                return Ok(());
-            }
-            Err(error) => remove_stale_pin(&path, &format!("{error:#}"))?,
-        }
+    let replace = |old| {
+        let id = program.attach_to_link(XdpLink::try_from(old)?)?;
+        drop(program.take_link(id)?);
+        Ok(())
+    };
+    if replaced(&path, target, replace)? {
+        return Ok(());
     }
     let id = program
         .attach_to_if_index(target.index, XdpMode::Driver)
@@ -267,16 +263,13 @@ fn attach_tc(
         return attach_clsact(program, clsact_handle(name), target.name, direction)
             .with_context(context);
     }
-    if let Some(old) = pinned(&path, target)? {
-        let link = SchedClassifierLink::try_from(FdLink::from(old)).map_err(anyhow::Error::from);
-        let replaced = link.and_then(|link| Ok(program.attach_to_link(link)?));
-        match replaced {
-            Ok(id) => {
-                drop(program.take_link(id)?);
-                return Ok(());
-            }
-            Err(error) => remove_stale_pin(&path, &format!("{error:#}"))?,
-        }
+    let replace = |old| {
+        let id = program.attach_to_link(SchedClassifierLink::try_from(old)?)?;
+        drop(program.take_link(id)?);
+        Ok(())
+    };
+    if replaced(&path, target, replace)? {
+        return Ok(());
     }
     // First, because memlb would not see packets that an earlier program redirects or drops.
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -381,6 +374,24 @@ pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
 /// Path of the pin of a program's link to an interface. bpffs does not allow dots in names.
 pub fn pin(links: &Path, program: &str, interface: &str) -> PathBuf {
     links.join(format!("{program}@{}", interface.replace('.', "%2e")))
+}
+
+/// Lets the link pinned at `path` run the new program, by `replace`. Returns false if no link is pinned; removes one that
+/// cannot be used.
+fn replaced(
+    path: &Path,
+    target: InterfaceRef<'_>,
+    replace: impl FnOnce(FdLink) -> Result<()>,
+) -> Result<bool> {
+    let Some(link) = pinned(path, target)? else {
+        return Ok(false);
+    };
+    // The pin keeps the link alive.
+    let outcome = replace(FdLink::from(link));
+    if let Err(error) = &outcome {
+        remove_stale_pin(path, &format!("{error:#}"))?;
+    }
+    Ok(outcome.is_ok())
 }
 
 /// Opens the link pinned at `path`; removes it if it belongs to another interface.

@@ -9,12 +9,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::{Ebpf, programs::TcAttachType};
+use lb_core::Event;
 use tracing::debug;
 
 use super::{
     announcement::Announcement,
     attach::{self, AttachMode, EGRESS, INGRESS, LINKS, LOOPBACK, Program, XDP},
-    foreign_programs::serve_others,
+    foreign_programs::{foreign_programs, serve_others},
     interface::{Interface, InterfaceRef, index_of, name_of},
     precedence::preceding,
 };
@@ -59,37 +60,6 @@ impl fmt::Display for Attachment {
         } = self;
         write!(f, "attached to {interface} by {}: {reason}", mode.name())
     }
-}
-
-/// A change at an interface; each is reported once.
-#[derive(Debug)]
-pub enum AttachmentChange {
-    Gone(String),
-    /// The interface is back and attached.
-    Back(String),
-    Renamed {
-        was: String,
-        interface: String,
-    },
-    /// Another interface has this name now, and is attached, too.
-    Replaced {
-        interface: String,
-        former: String,
-    },
-    /// Another program had detached these programs.
-    Restored {
-        interface: String,
-        programs: Vec<&'static str>,
-    },
-    /// Programs of another memlb receive the interface's packets before this manager's.
-    Preceded {
-        interface: String,
-        programs: Vec<String>,
-    },
-    /// They are gone.
-    First(String),
-    /// The interface exists, but a program cannot be attached.
-    Failed(String, anyhow::Error),
 }
 
 /// All attachments.
@@ -174,17 +144,17 @@ impl Attachments {
     }
 
     /// Checks existence and name of every interface, and attaches missing programs.
-    pub fn reconcile(&mut self, ebpf: &mut Ebpf) -> Vec<AttachmentChange> {
+    pub fn reconcile(&mut self, ebpf: &mut Ebpf) -> Vec<Event> {
         let mut changes = Vec::new();
         for attachment in &mut self.interfaces {
             changes.extend(attachment.refresh_name());
         }
-        let is_renamed = |it: &AttachmentChange| matches!(it, AttachmentChange::Renamed { .. });
+        let is_renamed = |it: &Event| matches!(it, Event::InterfaceRenamed { .. });
         if changes.iter().any(is_renamed)
             && let Err(error) = attach::rename_pins(&self.links)
         {
             let links = self.links.display().to_string();
-            changes.push(AttachmentChange::Failed(links, error));
+            changes.push(not_attached(links, &error));
         }
         changes.extend(self.attach_namesakes());
         let all = [&mut self.loopback].into_iter().chain(&mut self.interfaces);
@@ -198,7 +168,7 @@ impl Attachments {
     }
 
     /// Finds interfaces that now have a configured name and are not attached yet.
-    fn attach_namesakes(&mut self) -> Vec<AttachmentChange> {
+    fn attach_namesakes(&mut self) -> Vec<Event> {
         let mut changes = Vec::new();
         for position in 0..self.interfaces.len() {
             let attachment = &self.interfaces[position];
@@ -229,7 +199,7 @@ impl Attachments {
                     attachment.reason.clone(),
                 )
             };
-            changes.push(AttachmentChange::Replaced {
+            changes.push(Event::InterfaceReplaced {
                 interface,
                 former: attachment.interface.clone(),
             });
@@ -286,16 +256,17 @@ impl Attachment {
     }
 
     /// Checks existence and name of the interface.
-    fn refresh_name(&mut self) -> Option<AttachmentChange> {
+    fn refresh_name(&mut self) -> Option<Event> {
         let name = name_of(self.index?);
         match name {
             None => {
                 self.index = None;
                 self.missing.clear();
-                Some(AttachmentChange::Gone(self.interface.clone()))
+                let interface = self.interface.clone();
+                Some(Event::InterfaceRemoved { interface })
             }
             Some(name) if name == self.interface => None,
-            Some(name) => Some(AttachmentChange::Renamed {
+            Some(name) => Some(Event::InterfaceRenamed {
                 was: std::mem::replace(&mut self.interface, name.clone()),
                 interface: name,
             }),
@@ -303,18 +274,13 @@ impl Attachment {
     }
 
     /// Looks for programs of another memlb before this one's; each change from none or to none is reported.
-    fn refresh_preceding(&mut self, links: &Path) -> Option<AttachmentChange> {
+    fn refresh_preceding(&mut self, links: &Path) -> Option<Event> {
         self.announce();
+        let pin_path = links.parent().unwrap_or(links);
         let found = match self.target() {
             Some(target) => match preceding(links, target, self.mode) {
                 Ok(found) if found.is_empty() => found,
-                Ok(_)
-                    if links
-                        .parent()
-                        .is_some_and(|it| serve_others(it, target.name)) =>
-                {
-                    Vec::new()
-                }
+                Ok(_) if serve_others(pin_path, target.name) => Vec::new(),
                 Ok(found) => found,
                 Err(error) => {
                     debug!("{error:#}");
@@ -326,17 +292,18 @@ impl Attachment {
         let before = std::mem::replace(&mut self.preceding, found);
         let interface = self.interface.clone();
         match (before.is_empty(), self.preceding.is_empty()) {
-            (true, false) => Some(AttachmentChange::Preceded {
+            (true, false) => Some(Event::OtherManagerFirst {
+                manager: manager_at(&interface, pin_path),
                 interface,
                 programs: self.preceding.clone(),
             }),
-            (false, true) => Some(AttachmentChange::First(interface)),
+            (false, true) => Some(Event::OtherManagerGone { interface }),
             _ => None,
         }
     }
 
     /// Attaches missing programs.
-    fn restore(&mut self, ebpf: &mut Ebpf, links: &Path) -> Option<AttachmentChange> {
+    fn restore(&mut self, ebpf: &mut Ebpf, links: &Path) -> Option<Event> {
         let target = self.target()?;
         let mut missing = Vec::new();
         let mut restored = Vec::new();
@@ -359,14 +326,28 @@ impl Attachment {
         let is_known = !std::mem::replace(&mut self.missing, missing).is_empty();
         let interface = self.interface.clone();
         match failure {
-            Some(error) if !is_known => Some(AttachmentChange::Failed(interface, error)),
+            Some(error) if !is_known => Some(not_attached(interface, &error)),
             Some(_) => None,
-            None if take(&mut self.is_new) => Some(AttachmentChange::Back(interface)),
+            None if take(&mut self.is_new) => Some(Event::InterfaceRestored { interface }),
             None if restored.is_empty() => None,
-            None => Some(AttachmentChange::Restored {
+            None => Some(Event::ProgramsRestored {
                 interface,
                 programs: restored,
             }),
         }
+    }
+}
+
+fn not_attached(interface: String, error: &anyhow::Error) -> Event {
+    let error = format!("{error:#}");
+    Event::InterfaceNotAttached { interface, error }
+}
+
+/// Names the manager whose programs are attached at an interface, beside this one.
+fn manager_at(interface: &str, pin_path: &Path) -> String {
+    let mut others = foreign_programs(pin_path).into_iter();
+    match others.find(|it| it.interfaces.contains(interface)) {
+        Some(other) => other.origin(),
+        None => "its pins are not visible to this manager".to_owned(),
     }
 }

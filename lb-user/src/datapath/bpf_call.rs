@@ -8,7 +8,6 @@ pub const BPF_OBJ_GET: libc::c_int = 7;
 pub const BPF_PROG_TEST_RUN: libc::c_int = 10;
 pub const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 pub const BPF_PROG_QUERY: libc::c_int = 16;
-/// Linux 5.6, cb4d03ab499d.
 pub const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 
 /// Carries out a command with `request`, the part of `union bpf_attr` that it uses.

@@ -2,25 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
-use aya::maps::{Array, MapData};
-use lb_common::maps::{CHOICE_SLOTS, Policy, first_choice};
+use anyhow::Result;
+use aya::Ebpf;
+use lb_common::maps::{CHOICE_SLOTS, Policy, first_choice, name};
+
+use super::named_map::ArrayMap;
 
 /// The maps `policies` and `choices`.
+#[derive(Debug)]
 pub struct ChoiceTable {
-    policies: Array<MapData, Policy>,
-    choices: Array<MapData, u32>,
+    policies: ArrayMap<Policy>,
+    choices: ArrayMap<u32>,
     /// Known contents of `choices`, to skip writes that change nothing.
     written: BTreeMap<u32, u32>,
 }
 
 impl ChoiceTable {
-    pub fn new(policies: Array<MapData, Policy>, choices: Array<MapData, u32>) -> Self {
-        Self {
-            policies,
-            choices,
+    pub fn from_ebpf(ebpf: &mut Ebpf) -> Result<Self> {
+        Ok(Self {
+            policies: ArrayMap::from_ebpf(ebpf, name::POLICIES)?,
+            choices: ArrayMap::from_ebpf(ebpf, name::CHOICES)?,
             written: BTreeMap::new(),
-        }
+        })
     }
 
     /// Writes backends to the slots of a service's inactive generation, and activates it with its fallback.
@@ -31,10 +34,7 @@ impl ChoiceTable {
         backends: &[u32],
         fallback: u32,
     ) -> Result<()> {
-        let before = self
-            .policies
-            .get(&service, 0)
-            .with_context(|| format!("read entry {service} of map policies"))?;
+        let before = self.policies.get(service)?;
         let slots = u32::try_from(backends.len()).unwrap_or(u32::MAX);
         let policy = Policy {
             kind,
@@ -56,18 +56,14 @@ impl ChoiceTable {
         for (slot, backend) in (before.slots..policy.slots).zip(backends) {
             self.write(first + slot, *backend)?;
         }
-        self.policies
-            .set(service, policy, 0)
-            .with_context(|| format!("write entry {service} of map policies"))
+        self.policies.set(service, policy)
     }
 
     fn write(&mut self, slot: u32, backend: u32) -> Result<()> {
         if self.written.get(&slot) == Some(&backend) {
             return Ok(());
         }
-        self.choices
-            .set(slot, backend, 0)
-            .with_context(|| format!("write entry {slot} of map choices"))?;
+        self.choices.set(slot, backend)?;
         self.written.insert(slot, backend);
         Ok(())
     }

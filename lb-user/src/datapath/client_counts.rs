@@ -2,19 +2,18 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData};
+use anyhow::Result;
 use lb_common::{
     address::V6,
     maps::{Settings, name},
 };
 
-use super::layout::open_map;
+use super::named_map::HashTable;
 
 /// The counts at the time before the tables are read.
 pub(super) struct ClientCounts {
     /// `None` without `limits.per_client`.
-    map: Option<HashMap<MapData, V6, u64>>,
+    map: Option<HashTable<V6, u64>>,
     before: BTreeMap<V6, u64>,
 }
 
@@ -26,8 +25,7 @@ impl ClientCounts {
                 before: BTreeMap::new(),
             });
         }
-        let map = HashMap::try_from(Map::LruHashMap(open_map(pin_path, name::CLIENTS)?));
-        let map: HashMap<_, V6, u64> = map.context("open map clients")?;
+        let map = HashTable::open(pin_path, name::CLIENTS)?;
         let before = map.iter().filter_map(Result::ok).collect();
         Ok(Self {
             map: Some(map),
@@ -44,15 +42,13 @@ impl ClientCounts {
         for client in present.keys().chain(absent) {
             let before = self.before.get(client).copied().unwrap_or(0);
             let Present { old, new } = present.get(client).copied().unwrap_or_default();
-            let now = map.get(client, 0).unwrap_or(0);
+            let now = map.get(client).unwrap_or(0);
             match corrected(before, old, now) {
                 0 if new == 0 => {
                     // It may have been evicted meanwhile.
                     _ = map.remove(client);
                 }
-                count if count != now => {
-                    map.insert(client, count, 0).context("write map clients")?;
-                }
+                count if count != now => map.insert(*client, count)?,
                 _ => {}
             }
         }

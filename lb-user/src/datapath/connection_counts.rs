@@ -6,18 +6,17 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, bail};
-use aya::maps::{Array, HashMap, MapData};
+use anyhow::{Result, bail};
 use lb_common::{
     address::{V4, V6},
     maps::{ALL_DIRECT, Backend, Flow, FlowKey, Handshake, direction, mode, name, ticks},
 };
 
 use super::{
-    adopt::array,
     client_counts::{ClientCounts, Present},
     family::Family,
-    flows::{FlowClock, open_flows},
+    flows::{FlowClock, FlowTable, open_flows},
+    named_map::ArrayMap,
 };
 
 /// How many of a table's first keys are remembered to detect a restart of the iteration.
@@ -36,18 +35,14 @@ const ATTEMPTS: usize = 4;
 ///
 /// Names the map that could not be read or written.
 pub fn reconcile_connection_counts(pin_path: &Path) -> Result<()> {
-    let active: Array<_, u64> = array(pin_path, name::ACTIVE)?;
-    let mut evicted: Array<_, u64> = array(pin_path, name::EVICTED)?;
-    let read = |id: u32| active.get(&id, 0).context("read map active");
-    let before: Vec<u64> = (0..active.len()).map(read).collect::<Result<_>>()?;
+    let active = ArrayMap::<u64>::open(pin_path, name::ACTIVE)?;
+    let mut evicted = ArrayMap::<u64>::open(pin_path, name::EVICTED)?;
+    let before: Vec<u64> = active.values().collect::<Result<_>>()?;
     let clock = FlowClock::read(pin_path)?;
     let mut clients = ClientCounts::read(pin_path, &clock.settings)?;
     let direct = direct_backends(pin_path)?;
-    let direct_open = read(ALL_DIRECT)?.saturating_sub(
-        evicted
-            .get(&ALL_DIRECT, 0)
-            .with_context(|| format!("read map {}", name::EVICTED))?,
-    );
+    let direct_open = active.get(ALL_DIRECT)?;
+    let direct_open = direct_open.saturating_sub(evicted.get(ALL_DIRECT)?);
     let is_crowded = direct_open >= clock.settings.direct_flows.into();
     let mut count = Count {
         clock: &clock,
@@ -68,9 +63,9 @@ pub fn reconcile_connection_counts(pin_path: &Path) -> Result<()> {
     for (id, before) in (0..).zip(before) {
         let Present { old, new } = present.get(&id).copied().unwrap_or_default();
         let gone = before.saturating_sub(old);
-        let gone = gone.min(read(id)?.saturating_sub(old + new));
-        if evicted.get(&id, 0).context("read map evicted")? != gone {
-            evicted.set(id, gone, 0).context("write map evicted")?;
+        let gone = gone.min(active.get(id)?.saturating_sub(old + new));
+        if evicted.get(id)? != gone {
+            evicted.set(id, gone)?;
         }
     }
     clients.correct(&counted)
@@ -78,10 +73,10 @@ pub fn reconcile_connection_counts(pin_path: &Path) -> Result<()> {
 
 /// The backends of mode `dsr`.
 fn direct_backends(pin_path: &Path) -> Result<BTreeSet<u32>> {
-    let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
+    let backends = ArrayMap::<Backend>::open(pin_path, name::BACKENDS)?;
     let mut direct = BTreeSet::new();
-    for (id, backend) in (0..).zip(backends.iter()) {
-        if backend.context("read map backends")?.mode == mode::DSR {
+    for (id, backend) in (0..).zip(backends.values()) {
+        if backend?.mode == mode::DSR {
             direct.insert(id);
         }
     }
@@ -110,7 +105,7 @@ impl Count<'_> {
             }
         }
         if self.clock.settings.per_client != 0 {
-            let half_open: Array<_, Handshake<A>> = array(pin_path, A::HALF_OPEN)?;
+            let half_open = ArrayMap::<Handshake<A>>::open(pin_path, A::HALF_OPEN)?;
             for handshake in half_open.iter().filter_map(Result::ok) {
                 if handshake.is_valid() && self.clock.is_pending(&handshake) {
                     let is_new = handshake.created_ns > self.clock.now_ns;
@@ -123,10 +118,7 @@ impl Count<'_> {
     }
 
     /// Counts the open connections of a flow table, and returns those of mode `dsr` to remove.
-    fn flows<A: Family>(
-        &mut self,
-        flows: &HashMap<MapData, FlowKey<A>, Flow<A>>,
-    ) -> Result<Vec<(FlowKey<A>, Flow<A>)>> {
+    fn flows<A: Family>(&mut self, flows: &FlowTable<A>) -> Result<Vec<(FlowKey<A>, Flow<A>)>> {
         let is_limited = self.clock.settings.per_client != 0;
         for _ in 0..ATTEMPTS {
             let (mut present, mut clients) = (self.present.clone(), self.clients.clone());
@@ -159,13 +151,13 @@ impl Count<'_> {
 
 /// Whether a flow has timed out. Looks up the reverse entry only if this direction has been idle for a while.
 fn has_timed_out<A: Family>(
-    flows: &HashMap<MapData, FlowKey<A>, Flow<A>>,
+    flows: &FlowTable<A>,
     key: &FlowKey<A>,
     flow: &Flow<A>,
     clock: &FlowClock,
 ) -> bool {
     clock.has_closed(clock.idle_ns(flow, None)) && {
-        let reverse = flows.get(&flow.translated.reversed(), 0).ok();
+        let reverse = flows.get(&flow.translated.reversed());
         clock.has_timed_out(key, flow, reverse.as_ref())
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use aya::{
     Ebpf,
     maps::{
-        MapData,
+        HashMap, MapData,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -127,7 +127,7 @@ fn end<A: Family>(pin_path: &Path, denied: impl Fn(IpAddr) -> bool) -> Result<u6
             counted: 0,
             ..flow
         };
-        match flows.insert(key, over, BPF_EXIST) {
+        match HashMap::insert(&mut flows, key, over, BPF_EXIST) {
             Err(error) if !is_absent(&error) => return Err(error).with_context(write),
             _ => {}
         }

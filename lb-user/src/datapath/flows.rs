@@ -7,8 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData};
+use anyhow::Result;
 use lb_common::{
     address::{V4, V6},
     maps::{Flow, FlowKey, Handshake, Settings, direction, elapsed_ns, ended, progress, ticks},
@@ -17,7 +16,7 @@ use lb_core::Protocol;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{adopt, clock::monotonic_ns, family::Family, layout::open_map};
+use super::{adopt, clock::monotonic_ns, family::Family, named_map::HashTable};
 
 /// One connection whose handshake is complete, or one exchange of datagrams.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,16 +73,15 @@ fn of_family<A: Family>(pin_path: &Path, clock: &FlowClock) -> Result<Vec<Connec
 
 /// Reads a family's flow table.
 pub(super) fn read_flows<A: Family>(pin_path: &Path) -> Result<BTreeMap<FlowKey<A>, Flow<A>>> {
-    let flows = open_flows(pin_path)?;
+    let flows = open_flows::<A>(pin_path)?;
     Ok(flows.iter().filter_map(Result::ok).collect())
 }
 
+pub(super) type FlowTable<A> = HashTable<FlowKey<A>, Flow<A>>;
+
 /// Opens a family's pinned flow table.
-pub(super) fn open_flows<A: Family>(
-    pin_path: &Path,
-) -> Result<HashMap<MapData, FlowKey<A>, Flow<A>>> {
-    let data = open_map(pin_path, A::FLOWS)?;
-    HashMap::try_from(Map::LruHashMap(data)).with_context(|| format!("open map {}", A::FLOWS))
+pub(super) fn open_flows<A: Family>(pin_path: &Path) -> Result<FlowTable<A>> {
+    HashTable::open(pin_path, A::FLOWS)
 }
 
 /// Each connection of a flow table: key and entry of the client's direction, and the reverse entry if present.

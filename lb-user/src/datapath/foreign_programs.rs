@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_common::maps::{Backend, Settings, mode, name};
+use lb_common::maps::{Backend, mode, name};
 use lb_core::{Endpoint, Mode};
 use procfs::process::Process;
 use tracing::debug;
@@ -21,6 +21,7 @@ use super::{
     family::from_mapped,
     interface::{index_of, name_of},
     layout, link_info,
+    named_map::ArrayMap,
 };
 use crate::{
     config::Config,
@@ -222,13 +223,13 @@ fn served(pin_path: &Path) -> Result<BTreeSet<Endpoint>> {
 /// From which ports a manager sends to which workers.
 fn ports_and_workers(pin_path: &Path) -> Result<(PortRange, BTreeSet<SocketAddr>)> {
     layout::check(pin_path)?;
-    let settings = adopt::array::<Settings>(pin_path, name::SETTINGS)?.get(&0, 0)?;
+    let settings = adopt::settings(pin_path)?;
     let range = PortRange {
         first: settings.nat_port_first,
         last: settings.nat_port_first + settings.nat_port_count.saturating_sub(1),
     };
     let mut workers = BTreeSet::new();
-    for backend in adopt::array::<Backend>(pin_path, name::BACKENDS)?.iter() {
+    for backend in ArrayMap::<Backend>::open(pin_path, name::BACKENDS)?.values() {
         let backend = backend?;
         if backend.mode == mode::NAT && backend.port != 0 {
             workers.insert((from_mapped(backend.address), backend.port).into());

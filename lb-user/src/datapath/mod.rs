@@ -25,6 +25,8 @@ mod layout;
 mod link_info;
 mod links;
 mod loopback;
+mod map_batch;
+pub(crate) mod named_map;
 mod netlink;
 mod object;
 mod peer;
@@ -39,7 +41,7 @@ mod trace;
 pub use adopt::{Adoption, service_numbers};
 pub use attach::AttachMode;
 pub(crate) use attach::{harm_of_xdp, unsuited_to_xdp};
-pub use attachments::{Attachment, AttachmentChange};
+pub use attachments::Attachment;
 pub use connection_counts::reconcile_connection_counts;
 pub use deny_map::end_connections;
 pub use flows::{Connection, ConnectionState, read_connections};
@@ -48,6 +50,7 @@ pub use interface::Interface;
 pub(crate) use interface::name_of;
 pub use layout::LayoutError;
 pub(crate) use links::alternative;
+pub use map_batch::lookup_batch;
 pub use netlink::{Neighbour, Netlink, NetlinkChange, Route, Routes};
 pub use object::OBJECT;
 pub use peer::{AskedEvents, FlowEvents, FlowScan, Intake, IntakeOutcome, PeerTables, Replication};
@@ -66,8 +69,8 @@ use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use lb_common::maps::{Backend, SPREAD, Service, Traffic, mode, name, service_flag, state};
 use lb_core::{
-    BackendId, CoreSettings, Endpoint, Health, MapUpdate, Memory, Mode, Protocol, ReplyCounters,
-    ServiceId, ServiceSettings, TrafficCounters, WorkerRoute,
+    BackendId, CoreSettings, Endpoint, Event, Health, MapUpdate, Memory, Mode, Protocol,
+    ReplyCounters, ServiceId, ServiceSettings, TrafficCounters, WorkerRoute,
 };
 use tracing::{info, warn};
 
@@ -575,8 +578,8 @@ impl Datapath {
         self.tables.forget_neighbour(id.0)
     }
 
-    /// Attaches missing programs. Returns the changes, each once.
-    pub fn reconcile_attachments(&mut self) -> Vec<AttachmentChange> {
+    /// Attaches missing programs. Returns each change once.
+    pub fn reconcile_attachments(&mut self) -> Vec<Event> {
         self.attachments.reconcile(&mut self.ebpf)
     }
 

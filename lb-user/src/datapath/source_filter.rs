@@ -5,20 +5,21 @@ use std::{
     net::IpAddr,
 };
 
-use anyhow::{Context, Result};
-use aya::maps::{HashMap, MapData};
+use anyhow::Result;
+use aya::Ebpf;
 use lb_common::{
     address::V6,
     maps::{SOURCE_FILTER_ENTRIES, name},
 };
 
-use super::{Route, Routes, family::mapped};
+use super::{Route, Routes, family::mapped, named_map::HashTable};
 
-pub struct SourceFilter(HashMap<MapData, V6, u32>);
+#[derive(Debug)]
+pub struct SourceFilter(HashTable<V6, u32>);
 
 impl SourceFilter {
-    pub fn new(map: HashMap<MapData, V6, u32>) -> Self {
-        Self(map)
+    pub fn from_ebpf(ebpf: &mut Ebpf) -> Result<Self> {
+        HashTable::from_ebpf(ebpf, name::SOURCE_FILTER).map(Self)
     }
 
     /// Writes changed entries, and removes others.
@@ -27,17 +28,10 @@ impl SourceFilter {
     ///
     /// The map could not be read or written.
     pub fn replace(&mut self, wanted: &BTreeMap<V6, u32>) -> Result<()> {
-        let present = self.0.iter().collect::<Result<BTreeMap<_, _>, _>>();
-        let present = present.with_context(|| format!("read map {}", name::SOURCE_FILTER))?;
-        for address in present.keys().filter(|it| !wanted.contains_key(*it)) {
-            let removed = self.0.remove(address);
-            removed.with_context(|| format!("remove an entry of map {}", name::SOURCE_FILTER))?;
-        }
+        self.0.retain(|address| wanted.contains_key(address))?;
         for (address, interface) in wanted {
-            if present.get(address) != Some(interface) {
-                let written = self.0.insert(address, interface, 0);
-                written
-                    .with_context(|| format!("write an entry of map {}", name::SOURCE_FILTER))?;
+            if self.0.get(address) != Some(*interface) {
+                self.0.insert(*address, *interface)?;
             }
         }
         Ok(())

@@ -6,10 +6,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use aya::{
-    Pod,
-    maps::{Array, Map, MapData, PerCpuArray},
-};
 use lb_common::{
     address::{V4, V6},
     maps::{Backend, Counter, Handshake, ServiceRefusals, Settings, Traffic, mode, name},
@@ -19,12 +15,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    adopt::{array, settings},
+    adopt::settings,
     capacity::{is_allocated, nat_port_count},
     clock::monotonic_ns,
     family::{Family, from_mapped},
     flows::{FlowClock, is_over, read_flows, requests},
     layout::{LayoutError, open_map},
+    named_map::{ArrayMap, PerCpuMap},
 };
 
 /// Counters since the maps were created, and present connections.
@@ -141,45 +138,36 @@ impl Stats {
     /// Reads only the counters, which is cheap at any number of flows.
     pub fn read_totals(pin_path: &Path) -> Result<Self> {
         let mut stats = Self::default();
-        let verdicts: PerCpuArray<_, Counter> = per_cpu(pin_path, name::VERDICTS)?;
+        let verdicts = PerCpuMap::<Counter>::open(pin_path, name::VERDICTS)?;
         for verdict in Verdict::ALL {
-            let values = verdicts
-                .get(&(*verdict as u32), 0)
-                .context("read map verdicts")?;
             let mut sum = Packets::default();
-            for Counter { packets, bytes } in values.iter() {
+            for Counter { packets, bytes } in verdicts.get(*verdict as u32)?.iter() {
                 sum.packets += packets;
                 sum.bytes += bytes;
             }
             stats.verdicts.insert(verdict.name(), sum);
         }
-        let refusals: PerCpuArray<_, ServiceRefusals> = per_cpu(pin_path, name::SERVICE_REFUSALS)?;
+        let refusals = PerCpuMap::<ServiceRefusals>::open(pin_path, name::SERVICE_REFUSALS)?;
         for id in 0..refusals.len() {
-            let values = refusals.get(&id, 0);
-            let values = values.context("read map service_refusals")?;
-            let sum = ServiceRefusals::sum(values.iter());
+            let sum = ServiceRefusals::sum(refusals.get(id)?.iter());
             if sum != ServiceRefusals::default() {
                 stats.refusals.insert(id, sum);
             }
         }
-        let traffic: PerCpuArray<_, Traffic> = per_cpu(pin_path, name::TRAFFIC)?;
-        let active: Array<_, u64> = array(pin_path, name::ACTIVE)?;
-        let evicted: Array<_, u64> = array(pin_path, name::EVICTED)?;
+        let traffic = PerCpuMap::<Traffic>::open(pin_path, name::TRAFFIC)?;
+        let active = ArrayMap::<u64>::open(pin_path, name::ACTIVE)?;
+        let evicted = ArrayMap::<u64>::open(pin_path, name::EVICTED)?;
         let settings = settings(pin_path)?;
-        let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
+        let backends = ArrayMap::<Backend>::open(pin_path, name::BACKENDS)?;
         let now_ns = monotonic_ns()?;
         for id in 1..traffic.len() {
-            let values = traffic.get(&id, 0).context("read map traffic")?;
-            let active = active.get(&id, 0).context("read map active")?;
-            let evicted = evicted.get(&id, 0).context("read map evicted")?;
-            let backend = backends.get(&id, 0).context("read map backends")?;
-            let traffic = Traffic::sum(values.iter());
+            let traffic = Traffic::sum(traffic.get(id)?.iter());
             let last_answer_ns = traffic.last_answer_ns;
             let sum = BackendTraffic {
                 last_answer_ms: (last_answer_ns > 0)
                     .then(|| now_ns.saturating_sub(last_answer_ns) / 1_000_000),
-                flows: active.saturating_sub(evicted),
-                nat_ports: nat_ports(&settings, &backend),
+                flows: active.get(id)?.saturating_sub(evicted.get(id)?),
+                nat_ports: nat_ports(&settings, &backends.get(id)?),
                 ..traffic.into()
             };
             if sum != BackendTraffic::default() {
@@ -191,7 +179,7 @@ impl Stats {
 
     /// Reads fill and backends of a family's connection tables. Entries that vanish meanwhile are left out.
     fn read_family<A: Family>(&mut self, pin_path: &Path, clock: &FlowClock) -> Result<()> {
-        let half_open: Array<_, Handshake<A>> = array(pin_path, A::HALF_OPEN)?;
+        let half_open = ArrayMap::<Handshake<A>>::open(pin_path, A::HALF_OPEN)?;
         if !is_allocated(half_open.len()) {
             return Ok(());
         }
@@ -230,11 +218,6 @@ impl Stats {
         self.maps.insert(A::HALF_OPEN, fill);
         Ok(())
     }
-}
-
-fn per_cpu<V: Pod>(pin_path: &Path, map: &str) -> Result<PerCpuArray<MapData, V>> {
-    PerCpuArray::try_from(Map::PerCpuArray(open_map(pin_path, map)?))
-        .with_context(|| format!("open map {map}"))
 }
 
 /// Most connections of a backend in mode `nat`; 0 in other modes.

@@ -2,15 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     ops::RangeInclusive,
 };
 
 use anyhow::{Context, Result};
-use aya::{
-    Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
-};
+use aya::Ebpf;
 use lb_common::{
     address::V6,
     headers::{PROTOCOL_TCP, PROTOCOL_UDP},
@@ -25,73 +21,62 @@ use super::{
     capacity::{FAMILIES, is_allocated, nat_port_count},
     choice_table::ChoiceTable,
     family::mapped,
+    named_map::{ArrayMap, HashTable, PerCpuMap},
     pool_layout::PoolLayout,
     source_filter::SourceFilter,
 };
 use crate::config::Config;
 
+#[derive(Debug)]
 pub struct Tables {
-    settings: Array<MapData, maps::Settings>,
-    services: HashMap<MapData, ServiceKey, Service>,
-    selection: Array<MapData, u32>,
+    settings: ArrayMap<maps::Settings>,
+    services: HashTable<ServiceKey, Service>,
+    selection: ArrayMap<u32>,
     choices: ChoiceTable,
-    backends: Array<MapData, Backend>,
-    neighbours: Array<MapData, Neighbour>,
+    backends: ArrayMap<Backend>,
+    neighbours: ArrayMap<Neighbour>,
     source_filter: SourceFilter,
-    active: Array<MapData, u64>,
-    evicted: Array<MapData, u64>,
-    traffic: PerCpuArray<MapData, Traffic>,
-    ports: Array<MapData, u64>,
-    nat_sources: Array<MapData, V6>,
-    port_words: Array<MapData, PortWord>,
-    endpoints: HashMap<MapData, ServiceKey, u32>,
+    active: ArrayMap<u64>,
+    evicted: ArrayMap<u64>,
+    traffic: PerCpuMap<Traffic>,
+    ports: ArrayMap<u64>,
+    nat_sources: ArrayMap<V6>,
+    port_words: ArrayMap<PortWord>,
+    endpoints: HashTable<ServiceKey, u32>,
     /// Contents of `endpoints`.
     pools: BTreeMap<ServiceKey, u32>,
     layout: PoolLayout,
     /// The source ports of connections to workers.
     nat_ports: RangeInclusive<u16>,
     /// Used for its capacity only, like the next.
-    half_open: Array<MapData, Handshake>,
-    half_open6: Array<MapData, Handshake<V6>>,
-}
-
-impl fmt::Debug for Tables {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tables").finish_non_exhaustive()
-    }
+    half_open: ArrayMap<Handshake>,
+    half_open6: ArrayMap<Handshake<V6>>,
 }
 
 impl Tables {
     pub fn from_ebpf(ebpf: &mut Ebpf, config: &Config) -> Result<Self> {
         let limits = &config.limits;
-        let endpoints: HashMap<_, ServiceKey, u32> =
-            HashMap::try_from(map(ebpf, name::ENDPOINTS)?).context("open map endpoints")?;
-        let pools = endpoints.iter().collect::<Result<_, _>>();
-        let pools = pools.context("read map endpoints")?;
+        let endpoints = HashTable::from_ebpf(ebpf, name::ENDPOINTS)?;
         Ok(Self {
-            settings: array(ebpf, name::SETTINGS)?,
-            services: HashMap::try_from(map(ebpf, name::SERVICES)?).context("open map services")?,
-            selection: array(ebpf, name::SELECTION)?,
-            choices: ChoiceTable::new(array(ebpf, name::POLICIES)?, array(ebpf, name::CHOICES)?),
-            backends: array(ebpf, name::BACKENDS)?,
-            neighbours: array(ebpf, name::NEIGHBOURS)?,
-            source_filter: SourceFilter::new(
-                HashMap::try_from(map(ebpf, name::SOURCE_FILTER)?)
-                    .context("open map source_filter")?,
-            ),
-            active: array(ebpf, name::ACTIVE)?,
-            evicted: array(ebpf, name::EVICTED)?,
-            traffic: PerCpuArray::try_from(map(ebpf, name::TRAFFIC)?)
-                .context("open map traffic")?,
-            ports: array(ebpf, name::PORTS)?,
-            nat_sources: array(ebpf, name::NAT_SOURCES)?,
-            port_words: array(ebpf, name::PORT_WORDS)?,
+            settings: ArrayMap::from_ebpf(ebpf, name::SETTINGS)?,
+            services: HashTable::from_ebpf(ebpf, name::SERVICES)?,
+            selection: ArrayMap::from_ebpf(ebpf, name::SELECTION)?,
+            choices: ChoiceTable::from_ebpf(ebpf)?,
+            backends: ArrayMap::from_ebpf(ebpf, name::BACKENDS)?,
+            neighbours: ArrayMap::from_ebpf(ebpf, name::NEIGHBOURS)?,
+            source_filter: SourceFilter::from_ebpf(ebpf)?,
+            active: ArrayMap::from_ebpf(ebpf, name::ACTIVE)?,
+            evicted: ArrayMap::from_ebpf(ebpf, name::EVICTED)?,
+            traffic: PerCpuMap::from_ebpf(ebpf, name::TRAFFIC)?,
+            ports: ArrayMap::from_ebpf(ebpf, name::PORTS)?,
+            nat_sources: ArrayMap::from_ebpf(ebpf, name::NAT_SOURCES)?,
+            port_words: ArrayMap::from_ebpf(ebpf, name::PORT_WORDS)?,
+            pools: endpoints.entries().collect::<Result<_>>()?,
             endpoints,
-            pools,
             layout: PoolLayout::of(config),
             nat_ports: limits.nat_ports.first..=limits.nat_ports.last,
-            half_open: array(ebpf, name::HALF_OPEN)?,
-            half_open6: array(ebpf, name::HALF_OPEN6)?,
+            half_open: ArrayMap::from_ebpf(ebpf, name::HALF_OPEN)?,
+            half_open6: ArrayMap::from_ebpf(ebpf, name::HALF_OPEN6)?,
         })
     }
 
@@ -105,9 +90,7 @@ impl Tables {
         for (first, is_v4) in [(0, true), (MAX_NAT_SOURCES, false)] {
             let of_family = sources.iter().filter(|source| source.is_ipv4() == is_v4);
             for (index, source) in (first..first + MAX_NAT_SOURCES).zip(of_family) {
-                self.nat_sources
-                    .set(index, mapped(*source), 0)
-                    .context("write map nat_sources")?;
+                self.nat_sources.set(index, mapped(*source))?;
             }
         }
         let nanoseconds =
@@ -130,9 +113,7 @@ impl Tables {
             direct_flows: limits.flows / 4 * 3,
             reserved: 0,
         };
-        self.settings
-            .set(0, settings, 0)
-            .context("write map settings")
+        self.settings.set(0, settings)
     }
 
     /// The number of buckets that the handshake tables have room for.
@@ -153,9 +134,7 @@ impl Tables {
         let taken: BTreeSet<u32> = self.pools.values().copied().collect();
         let free = (0..self.backends.len()).find(|pool| !taken.contains(pool));
         let pool = free.context("find a pool of ports: map endpoints is full")?;
-        self.endpoints
-            .insert(endpoint, pool, 0)
-            .context("write map endpoints")?;
+        self.endpoints.insert(endpoint, pool)?;
         self.pools.insert(endpoint, pool);
         Ok(pool)
     }
@@ -169,23 +148,18 @@ impl Tables {
     pub fn drop_unused_pools(&mut self) -> Result<()> {
         let mut used = BTreeSet::new();
         for id in 1..self.backends.len() {
-            let entry = self.backends.get(&id, 0);
-            let backend = entry.with_context(|| format!("read entry {id} of map backends"))?;
+            let backend = self.backends.get(id)?;
             if backend.port != 0 && backend.mode == mode::NAT {
                 used.insert(backend.port_pool);
             }
         }
         let unused = self.pools.iter().filter(|(_, pool)| !used.contains(pool));
         for (endpoint, pool) in unused.map(|(it, pool)| (*it, *pool)).collect::<Vec<_>>() {
-            self.endpoints
-                .remove(&endpoint)
-                .context("remove an entry of map endpoints")?;
+            self.endpoints.remove(&endpoint)?;
             self.pools.remove(&endpoint);
             let words = self.layout.pool_words;
             for word in pool * words..(pool + 1) * words {
-                self.port_words
-                    .set(word, PortWord::default(), 0)
-                    .context("write map port_words")?;
+                self.port_words.set(word, PortWord::default())?;
             }
         }
         Ok(())
@@ -216,11 +190,9 @@ impl Tables {
                 .or_default() |= maps::port_bit(port);
         }
         for (index, bits) in words {
-            let known = self.ports.get(&index, 0).context("read map ports")?;
+            let known = self.ports.get(index)?;
             if known | bits != known {
-                self.ports
-                    .set(index, known | bits, 0)
-                    .context("write map ports")?;
+                self.ports.set(index, known | bits)?;
             }
         }
         Ok(())
@@ -232,14 +204,11 @@ impl Tables {
                 self.track_ports(protocol, [backend.port], true)?;
             }
         }
-        self.backends
-            .set(id, backend, 0)
-            .with_context(|| format!("write entry {id} of map backends"))
+        self.backends.set(id, *backend)
     }
 
     pub fn backend(&self, id: u32) -> Result<Backend> {
-        let entry = self.backends.get(&id, 0);
-        entry.with_context(|| format!("read entry {id} of map backends"))
+        self.backends.get(id)
     }
 
     /// Drains the backends that are no longer `wanted`, so that their connections can finish, and returns their ids.
@@ -266,24 +235,16 @@ impl Tables {
     }
 
     pub fn select(&mut self, service: u32, backend: u32) -> Result<()> {
-        self.selection
-            .set(service, backend, 0)
-            .with_context(|| format!("write entry {service} of map selection"))
+        self.selection.set(service, backend)
     }
 
     pub fn selected(&self, service: u32) -> Result<u32> {
-        self.selection
-            .get(&service, 0)
-            .with_context(|| format!("read entry {service} of map selection"))
+        self.selection.get(service)
     }
 
     pub fn open_connections(&self, backend: u32) -> Result<u64> {
-        let read = |map: &Array<MapData, u64>, name| {
-            map.get(&backend, 0)
-                .with_context(|| format!("read entry {backend} of map {name}"))
-        };
-        let active = read(&self.active, name::ACTIVE)?;
-        Ok(active.saturating_sub(read(&self.evicted, name::EVICTED)?))
+        let active = self.active.get(backend)?;
+        Ok(active.saturating_sub(self.evicted.get(backend)?))
     }
 
     pub fn write_source_filter(&mut self, expected: &BTreeMap<V6, u32>) -> Result<()> {
@@ -292,10 +253,7 @@ impl Tables {
 
     /// Returns a backend's counters, summed over the processors.
     pub fn traffic(&self, backend: u32) -> Result<Traffic> {
-        let counted = self.traffic.get(&backend, 0);
-        let counted =
-            counted.with_context(|| format!("read entry {backend} of map {}", name::TRAFFIC))?;
-        Ok(Traffic::sum(counted.iter()))
+        Ok(Traffic::sum(self.traffic.get(backend)?.iter()))
     }
 
     pub fn write_choices(
@@ -327,29 +285,15 @@ impl Tables {
             }
         }
         for (key, service) in &wanted {
-            self.services
-                .insert(key, service, 0)
-                .context("write map services")?;
+            self.services.insert(*key, *service)?;
         }
-        let stale: Vec<_> = self
-            .services
-            .keys()
-            .filter_map(Result::ok)
-            .filter(|key| !wanted.iter().any(|(other, _)| other == key))
-            .collect();
-        for key in stale {
-            self.services
-                .remove(&key)
-                .context("remove an entry of map services")?;
-        }
-        Ok(())
+        self.services
+            .retain(|key| wanted.iter().any(|(other, _)| other == key))
     }
 
     /// Clears the learned link addresses of a backend. XDP passes its packets to TC until it replies.
     pub fn forget_neighbour(&mut self, backend: u32) -> Result<()> {
-        self.neighbours
-            .set(backend, Neighbour::default(), 0)
-            .with_context(|| format!("write entry {backend} of map neighbours"))
+        self.neighbours.set(backend, Neighbour::default())
     }
 }
 
@@ -379,13 +323,4 @@ pub(super) fn service_key(endpoint: Endpoint) -> ServiceKey {
         },
         reserved: 0,
     }
-}
-
-fn array<V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Array<MapData, V>> {
-    Array::try_from(map(ebpf, name)?).with_context(|| format!("open map {name}"))
-}
-
-fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
-    ebpf.take_map(name)
-        .with_context(|| format!("the kernel programs have no map {name}"))
 }

@@ -5,11 +5,11 @@
 use std::{fmt, path::Path};
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, Map, MapData, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
 use lb_common::maps::{TraceConfig, TraceCounts, TraceEvent, name};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{clock::monotonic_ns, layout::open_map};
+use super::{clock::monotonic_ns, layout::open_map, named_map::ArrayMap};
 
 /// Time after which a trace expires unless renewed.
 const EXPIRY_NS: u64 = 3_000_000_000;
@@ -17,8 +17,8 @@ const EXPIRY_NS: u64 = 3_000_000_000;
 /// A running trace. Dropping it ends it; otherwise it expires.
 pub struct KernelTrace {
     config: TraceConfig,
-    configs: Array<MapData, TraceConfig>,
-    counts: Array<MapData, TraceCounts>,
+    configs: ArrayMap<TraceConfig>,
+    counts: ArrayMap<TraceCounts>,
     events: AsyncFd<RingBuf<MapData>>,
     started_ns: u64,
 }
@@ -38,26 +38,20 @@ impl KernelTrace {
     ///
     /// Names the map that cannot be opened or written.
     pub fn start(pin_path: &Path, config: TraceConfig) -> Result<Self> {
-        let array = |map| Ok::<_, anyhow::Error>(Map::Array(open_map(pin_path, map)?));
-        let open = |map| format!("open map {map}");
         let ring = RingBuf::try_from(Map::RingBuf(open_map(pin_path, name::TRACE_EVENTS)?))
-            .with_context(|| open(name::TRACE_EVENTS))?;
+            .context("open map trace_events")?;
         // SAFETY: the ring owns its descriptor for its lifetime and is not replaced.
         let events = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         let mut tracing = Self {
             config,
-            configs: Array::try_from(array(name::TRACE)?).with_context(|| open(name::TRACE))?,
-            counts: Array::try_from(array(name::TRACE_COUNTS)?)
-                .with_context(|| open(name::TRACE_COUNTS))?,
+            configs: ArrayMap::open(pin_path, name::TRACE)?,
+            counts: ArrayMap::open(pin_path, name::TRACE_COUNTS)?,
             events: events.context("wait for map trace_events")?,
             started_ns: monotonic_ns()?,
         };
         // Discard unread events of an earlier trace.
         while tracing.events.get_mut().next().is_some() {}
-        tracing
-            .counts
-            .set(0, TraceCounts::default(), 0)
-            .context("write map trace_counts")?;
+        tracing.counts.set(0, TraceCounts::default())?;
         tracing.renew()?;
         Ok(tracing)
     }
@@ -69,9 +63,7 @@ impl KernelTrace {
     /// The map cannot be written.
     pub fn renew(&mut self) -> Result<()> {
         self.config.expires_ns = monotonic_ns()? + EXPIRY_NS;
-        self.configs
-            .set(0, self.config, 0)
-            .context("write map trace")
+        self.configs.set(0, self.config)
     }
 
     /// Waits for an event. Cancel safe.
@@ -100,14 +92,14 @@ impl KernelTrace {
     ///
     /// The map cannot be read.
     pub fn counts(&self) -> Result<TraceCounts> {
-        self.counts.get(&0, 0).context("read map trace_counts")
+        self.counts.get(0)
     }
 }
 
 impl Drop for KernelTrace {
     fn drop(&mut self) {
         // On failure it expires.
-        _ = self.configs.set(0, TraceConfig::OFF, 0);
+        _ = self.configs.set(0, TraceConfig::OFF);
     }
 }
 

@@ -7,7 +7,7 @@ use tracing::{debug, error, warn};
 
 use super::Manager;
 use crate::{
-    datapath::{AttachmentChange, Pins, Routes, foreign_programs},
+    datapath::{Pins, Routes},
     status::Interface,
 };
 use lb_core::Event;
@@ -107,8 +107,8 @@ impl Manager {
         {
             warn!("{error:#}");
         }
-        for change in changes {
-            self.report_attachment(change);
+        for change in &changes {
+            self.emitter.emit(change);
         }
         let attachments = self.datapath.attachments();
         self.interfaces = attachments.map(Interface::from).collect();
@@ -128,49 +128,6 @@ impl Manager {
                 }
                 self.recovery.pins_fail = true;
             }
-        }
-    }
-
-    fn report_attachment(&self, change: AttachmentChange) {
-        let event = match change {
-            AttachmentChange::Gone(interface) => Event::InterfaceRemoved { interface },
-            AttachmentChange::Back(interface) => Event::InterfaceRestored { interface },
-            AttachmentChange::Renamed { was, interface } => {
-                Event::InterfaceRenamed { interface, was }
-            }
-            AttachmentChange::Replaced { interface, former } => {
-                Event::InterfaceReplaced { interface, former }
-            }
-            AttachmentChange::Restored {
-                interface,
-                programs,
-            } => Event::ProgramsRestored {
-                interface,
-                programs,
-            },
-            AttachmentChange::Preceded {
-                interface,
-                programs,
-            } => Event::OtherManagerFirst {
-                manager: self.manager_at(&interface),
-                interface,
-                programs,
-            },
-            AttachmentChange::First(interface) => Event::OtherManagerGone { interface },
-            AttachmentChange::Failed(interface, error) => Event::InterfaceNotAttached {
-                interface,
-                error: format!("{error:#}"),
-            },
-        };
-        self.emitter.emit(&event);
-    }
-
-    /// Names the manager whose programs are attached at an interface, beside this one.
-    fn manager_at(&self, interface: &str) -> String {
-        let mut others = foreign_programs(self.datapath.pin_path()).into_iter();
-        match others.find(|it| it.interfaces.contains(interface)) {
-            Some(other) => other.origin(),
-            None => "its pins are not visible to this manager".to_owned(),
         }
     }
 }

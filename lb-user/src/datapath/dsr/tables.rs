@@ -1,12 +1,9 @@
 //! The agent's access to the DSR translator's maps.
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr};
 
-use anyhow::{Context, Result};
-use aya::{
-    Ebpf,
-    maps::{Array, HashMap, MapData},
-};
+use anyhow::Result;
+use aya::Ebpf;
 use lb_common::{
     address::{Address, V6},
     dsr::is_open,
@@ -20,16 +17,18 @@ use lb_core::Endpoint;
 use crate::datapath::{
     clock::monotonic_ns,
     family::{from_mapped, mapped},
+    named_map::{ArrayMap, HashTable},
     tables::service_key,
 };
 
+#[derive(Debug)]
 pub struct Tables {
-    translations: HashMap<MapData, ServiceKey, Translation>,
-    ports: Array<MapData, u64>,
-    peers: HashMap<MapData, FlowKey, Peer>,
-    peers6: HashMap<MapData, FlowKey<V6>, Peer<V6>>,
-    new_peers: HashMap<MapData, FlowKey, Peer>,
-    new_peers6: HashMap<MapData, FlowKey<V6>, Peer<V6>>,
+    translations: HashTable<ServiceKey, Translation>,
+    ports: ArrayMap<u64>,
+    peers: HashTable<FlowKey, Peer>,
+    peers6: HashTable<FlowKey<V6>, Peer<V6>>,
+    new_peers: HashTable<FlowKey, Peer>,
+    new_peers6: HashTable<FlowKey<V6>, Peer<V6>>,
 }
 
 /// What the DSR translator knows of a client's connection with a service.
@@ -42,29 +41,16 @@ pub enum KnownClient {
     Elsewhere,
 }
 
-impl fmt::Debug for Tables {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tables").finish_non_exhaustive()
-    }
-}
-
 impl Tables {
     pub fn from_ebpf(ebpf: &mut Ebpf) -> Result<Self> {
-        let mut map = |name| {
-            ebpf.take_map(name)
-                .with_context(|| format!("the DSR translator has no map {name}"))
-        };
-        let mut version: Array<_, u32> = map(name::VERSION)?.try_into()?;
-        version
-            .set(0, DSR_LAYOUT_VERSION, 0)
-            .context("write map version")?;
+        ArrayMap::from_ebpf(ebpf, name::VERSION)?.set(0, DSR_LAYOUT_VERSION)?;
         Ok(Self {
-            translations: map(name::TRANSLATIONS)?.try_into()?,
-            ports: map(name::PORTS)?.try_into()?,
-            peers: map(name::PEERS)?.try_into()?,
-            peers6: map(name::PEERS6)?.try_into()?,
-            new_peers: map(name::NEW_PEERS)?.try_into()?,
-            new_peers6: map(name::NEW_PEERS6)?.try_into()?,
+            translations: HashTable::from_ebpf(ebpf, name::TRANSLATIONS)?,
+            ports: ArrayMap::from_ebpf(ebpf, name::PORTS)?,
+            peers: HashTable::from_ebpf(ebpf, name::PEERS)?,
+            peers6: HashTable::from_ebpf(ebpf, name::PEERS6)?,
+            new_peers: HashTable::from_ebpf(ebpf, name::NEW_PEERS)?,
+            new_peers6: HashTable::from_ebpf(ebpf, name::NEW_PEERS6)?,
         })
     }
 
@@ -79,40 +65,32 @@ impl Tables {
         self.track_port(key.protocol, key.port, false)?;
         self.track_port(key.protocol, translation.port, false)?;
         self.track_port(key.protocol, translation.port, true)?;
-        if self.translations.get(&key, 0).ok() == Some(translation) {
+        if self.translations.get(&key) == Some(translation) {
             return Ok(());
         }
-        self.translations
-            .insert(key, translation, 0)
-            .context("write map translations")
+        self.translations.insert(key, translation)
     }
 
     /// Removes the translations of other services.
     pub fn retain(&mut self, services: &BTreeSet<Endpoint>) -> Result<()> {
         let wanted: BTreeSet<_> = services.iter().copied().map(service_key).collect();
-        let present: Vec<_> = self.translations.keys().filter_map(Result::ok).collect();
-        for key in present.iter().filter(|key| !wanted.contains(key)) {
-            self.translations
-                .remove(key)
-                .context("remove an entry of map translations")?;
-        }
-        Ok(())
+        self.translations.retain(|key| wanted.contains(key))
     }
 
     /// Tracks a port. Never undone: an unused tracked port costs a look-up.
     fn track_port(&mut self, protocol: u8, port: [u8; 2], is_source: bool) -> Result<()> {
         let index = port_word(protocol, port, is_source);
-        let known = self.ports.get(&index, 0).context("read map ports")?;
+        let known = self.ports.get(index)?;
         let word = known | port_bit(port);
         if word == known {
             return Ok(());
         }
-        self.ports.set(index, word, 0).context("write map ports")
+        self.ports.set(index, word)
     }
 
     /// Returns where the packets of a service go; nothing if it is not translated.
     pub fn target(&self, service: Endpoint) -> Option<SocketAddr> {
-        let translation = self.translations.get(&service_key(service), 0).ok()?;
+        let translation = self.translations.get(&service_key(service))?;
         let port = u16::from_be_bytes(translation.port);
         Some((from_mapped(translation.address), port).into())
     }
@@ -133,7 +111,7 @@ impl Tables {
 }
 
 fn known<A: Address>(
-    tables: [&HashMap<MapData, FlowKey<A>, Peer<A>>; 2],
+    tables: [&HashTable<FlowKey<A>, Peer<A>>; 2],
     service: Endpoint,
     target: SocketAddr,
     client: SocketAddr,
@@ -146,9 +124,7 @@ fn known<A: Address>(
         destination_port: client.port().to_be_bytes(),
         protocol: key.protocol.into(),
     };
-    let mut peers = tables
-        .iter()
-        .filter_map(|table| table.get(&answers, 0).ok());
+    let mut peers = tables.iter().filter_map(|table| table.get(&answers));
     let now = monotonic_ns().map_or(0, maps::coarse_time);
     match peers.next() {
         Some(peer) if peer.is_direct() => KnownClient::Elsewhere,
@@ -161,10 +137,10 @@ fn known<A: Address>(
     }
 }
 
-fn open<A: Address>(peers: &HashMap<MapData, FlowKey<A>, Peer<A>>, now: u32) -> Result<usize> {
+fn open<A: Address>(peers: &HashTable<FlowKey<A>, Peer<A>>, now: u32) -> Result<usize> {
     let mut open = 0;
-    for entry in peers.iter() {
-        let (key, peer) = entry.context("read map peers")?;
+    for entry in peers.entries() {
+        let (key, peer) = entry?;
         open += usize::from(is_open(&key, &peer, now));
     }
     Ok(open)

@@ -3,25 +3,20 @@
 use std::{fmt, io, path::Path};
 
 use anyhow::{Context, Result};
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
 use lb_common::maps::{FlowRecord, name};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::datapath::layout::open_map;
+use crate::datapath::{layout::open_map, named_map::PerCpuMap};
 
 /// Most records of one batch.
 const BATCH: usize = 4_096;
 
 /// Map `flow_events`: connections that begin, end, or are unknown to a peer.
+#[derive(Debug)]
 pub struct FlowEvents {
     ring: RecordRing,
-    lost: PerCpuArray<MapData, u64>,
-}
-
-impl fmt::Debug for FlowEvents {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlowEvents").finish_non_exhaustive()
-    }
+    lost: PerCpuMap<u64>,
 }
 
 impl FlowEvents {
@@ -31,11 +26,9 @@ impl FlowEvents {
     ///
     /// Names the map that cannot be opened.
     pub fn open(pin_path: &Path) -> Result<Self> {
-        let lost = open_map(pin_path, name::FLOW_EVENTS_LOST)?;
         Ok(Self {
             ring: RecordRing::open(pin_path, name::FLOW_EVENTS)?,
-            lost: PerCpuArray::try_from(Map::PerCpuArray(lost))
-                .context("open map flow_events_lost")?,
+            lost: PerCpuMap::open(pin_path, name::FLOW_EVENTS_LOST)?,
         })
     }
 
@@ -54,8 +47,7 @@ impl FlowEvents {
     ///
     /// The map cannot be read.
     pub fn lost(&self) -> Result<u64> {
-        let lost = self.lost.get(&0, 0).context("read map flow_events_lost")?;
-        Ok(lost.iter().sum())
+        Ok(self.lost.get(0)?.iter().sum())
     }
 }
 

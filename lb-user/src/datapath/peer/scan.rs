@@ -1,28 +1,22 @@
 //! Reading of all connections, many at a time.
 
-use std::{
-    collections::BTreeSet,
-    fmt, io,
-    os::fd::{AsFd, AsRawFd},
-    path::Path,
-};
+use std::{collections::BTreeSet, fmt, path::Path};
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::MapData;
 use lb_common::{
     address::{V4, V6},
     maps::{
         Backend, Flow, FlowKey, FlowRecord, LOOPBACK, direction, ended, mode, name, record_kind,
     },
 };
-use nix::libc;
 
 use crate::datapath::{
-    adopt::array,
-    bpf_call::{BPF_MAP_LOOKUP_BATCH, bpf},
     family::Family,
-    flows::{FlowClock, open_flows},
+    flows::{FlowClock, FlowTable, open_flows},
     layout::open_map,
+    map_batch::lookup_batch,
+    named_map::ArrayMap,
 };
 
 /// Reads all connections of the flow tables as records of kind `PRESENT`, in chunks.
@@ -102,10 +96,10 @@ impl FlowScan {
 }
 
 fn workers(pin_path: &Path) -> Result<BTreeSet<u32>> {
-    let backends: Array<_, Backend> = array(pin_path, name::BACKENDS)?;
+    let backends = ArrayMap::<Backend>::open(pin_path, name::BACKENDS)?;
     let mut workers = BTreeSet::new();
-    for (id, backend) in (0..).zip(backends.iter()) {
-        let backend = backend.context("read map backends")?;
+    for (id, backend) in (0..).zip(backends.values()) {
+        let backend = backend?;
         if backend.port != 0 && backend.mode != mode::LOCAL {
             workers.insert(id);
         }
@@ -116,22 +110,9 @@ fn workers(pin_path: &Path) -> Result<BTreeSet<u32>> {
 /// The flow table of a family.
 struct Table<A: Family> {
     data: MapData,
-    flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
+    flows: FlowTable<A>,
     keys: Vec<FlowKey<A>>,
     values: Vec<Flow<A>>,
-}
-
-/// The kernel's `union bpf_attr` for reading many entries.
-#[repr(C)]
-struct Batch {
-    from: u64,
-    next: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
 }
 
 impl<A: Family> Table<A> {
@@ -153,7 +134,9 @@ impl<A: Family> Table<A> {
         clock: &FlowClock,
         into: &mut Vec<FlowRecord>,
     ) -> Result<Option<u32>> {
-        let next = self.read_batch(from, limit.max(1));
+        let (keys, values) = (&mut self.keys, &mut self.values);
+        // SAFETY: the flow table has such entries, which `open_map` has checked.
+        let next = unsafe { lookup_batch(&self.data, from, limit.max(1), 1, keys, values) };
         let next = next.with_context(|| format!("read map {}", A::FLOWS))?;
         for (key, flow) in self.keys.iter().zip(&self.values) {
             if flow.direction == direction::REQUEST
@@ -161,58 +144,12 @@ impl<A: Family> Table<A> {
                 && flow.client_interface != LOOPBACK
                 && workers.contains(&flow.backend)
             {
-                let reply = self.flows.get(&flow.translated.reversed(), 0).ok();
+                let reply = self.flows.get(&flow.translated.reversed());
                 let reply = reply.filter(|it| it.translated.reversed() == *key);
                 into.extend(present(key, flow, reply.as_ref(), clock));
             }
         }
         Ok(next)
-    }
-
-    /// Reads entries into `keys` and `values`.
-    fn read_batch(&mut self, from: Option<u32>, mut limit: usize) -> io::Result<Option<u32>> {
-        loop {
-            self.keys.clear();
-            self.keys.reserve(limit);
-            self.values.clear();
-            self.values.reserve(limit);
-            let (start, mut next) = (from.unwrap_or(0), 0_u32);
-            let mut batch = Batch {
-                from: from.map_or(0, |_| (&raw const start).expose_provenance() as u64),
-                next: (&raw mut next).expose_provenance() as u64,
-                keys: self.keys.as_mut_ptr().expose_provenance() as u64,
-                values: self.values.as_mut_ptr().expose_provenance() as u64,
-                count: u32::try_from(limit).unwrap_or(u32::MAX),
-                map: self.data.fd().as_fd().as_raw_fd().cast_unsigned(),
-                element_flags: 0,
-                flags: 0,
-            };
-            let outcome = bpf(BPF_MAP_LOOKUP_BATCH, &mut batch);
-            let next = match outcome {
-                Ok(_) => Some(next),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::ENOENT) => None,
-                    // A bucket has more entries than there is room for.
-                    Some(libc::ENOSPC) => {
-                        limit *= 2;
-                        continue;
-                    }
-                    _ => return Err(error),
-                },
-            };
-            let read = batch.count as usize;
-            if read > limit {
-                return Err(io::Error::other(
-                    "the kernel returned more than was asked for",
-                ));
-            }
-            // SAFETY: the kernel has written as many keys and values, and every bit pattern is one (`Pod`).
-            unsafe {
-                self.keys.set_len(read);
-                self.values.set_len(read);
-            }
-            return Ok(next);
-        }
     }
 }
 

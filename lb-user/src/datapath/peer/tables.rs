@@ -1,30 +1,25 @@
 //! The maps by which the programs know the peers.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::Path};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, Map, MapData};
+use anyhow::Result;
 use lb_common::{
     address::V6,
     maps::{MAX_PEER_MANAGERS, Mac, PeerLink, PeerLinks, PeerSwitch, name},
 };
 
-use crate::datapath::{adopt::array, family::mapped, layout::open_map};
+use crate::datapath::{
+    family::mapped,
+    named_map::{ArrayMap, HashTable},
+};
 
 /// Maps `peer_switch`, `peers` and `peer_addresses`. Only one task writes them.
+#[derive(Debug)]
 pub struct PeerTables {
-    switch: Array<MapData, PeerSwitch>,
-    peers: HashMap<MapData, u32, PeerLinks>,
-    addresses: HashMap<MapData, V6, u32>,
+    switch: ArrayMap<PeerSwitch>,
+    peers: HashTable<u32, PeerLinks>,
+    addresses: HashTable<V6, u32>,
     written: PeerSwitch,
-}
-
-impl fmt::Debug for PeerTables {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerTables")
-            .field("written", &self.written)
-            .finish_non_exhaustive()
-    }
 }
 
 impl PeerTables {
@@ -34,15 +29,12 @@ impl PeerTables {
     ///
     /// Names the map that cannot be opened.
     pub fn open(pin_path: &Path) -> Result<Self> {
-        let hash = |map| Ok::<_, anyhow::Error>(Map::HashMap(open_map(pin_path, map)?));
-        let switch: Array<_, PeerSwitch> = array(pin_path, name::PEER_SWITCH)?;
-        let written = switch.get(&0, 0).context("read map peer_switch")?;
+        let switch = ArrayMap::open(pin_path, name::PEER_SWITCH)?;
         Ok(Self {
+            written: switch.get(0)?,
             switch,
-            peers: HashMap::try_from(hash(name::PEERS)?).context("open map peers")?,
-            addresses: HashMap::try_from(hash(name::PEER_ADDRESSES)?)
-                .context("open map peer_addresses")?,
-            written,
+            peers: HashTable::open(pin_path, name::PEERS)?,
+            addresses: HashTable::open(pin_path, name::PEER_ADDRESSES)?,
         })
     }
 
@@ -69,22 +61,14 @@ impl PeerTables {
         for (interface, link) in links {
             wanted.entry(*interface).or_default().push(*link);
         }
-        let present: Vec<u32> = self.peers.keys().filter_map(Result::ok).collect();
-        let stale = present.into_iter().filter(|it| !wanted.contains_key(it));
-        for interface in stale {
-            self.peers
-                .remove(&interface)
-                .context("remove an entry of map peers")?;
-        }
+        self.peers.retain(|it| wanted.contains_key(it))?;
         for (interface, links) in &wanted {
             let mut value = PeerLinks::default();
             for (slot, link) in value.links.iter_mut().zip(links) {
                 *slot = *link;
             }
             debug_assert!(links.len() <= MAX_PEER_MANAGERS);
-            self.peers
-                .insert(interface, value, 0)
-                .context("write map peers")?;
+            self.peers.insert(*interface, value)?;
         }
         self.switch(PeerSwitch {
             interfaces: wanted.len() as u16,
@@ -109,24 +93,13 @@ impl PeerTables {
     /// Names the map that cannot be written.
     pub fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<()> {
         let wanted: Vec<V6> = addresses.iter().map(|it| mapped(*it)).collect();
-        let present: Vec<V6> = self.addresses.keys().filter_map(Result::ok).collect();
-        for address in present.iter().filter(|it| !wanted.contains(it)) {
-            self.addresses
-                .remove(address)
-                .context("remove an entry of map peer_addresses")?;
-        }
-        for address in wanted.iter().filter(|it| !present.contains(it)) {
-            self.addresses
-                .insert(address, 1, 0)
-                .context("write map peer_addresses")?;
-        }
-        Ok(())
+        self.addresses.retain(|it| wanted.contains(it))?;
+        let mut wanted = wanted.into_iter();
+        wanted.try_for_each(|address| self.addresses.insert(address, 1))
     }
 
     fn switch(&mut self, switch: PeerSwitch) -> Result<()> {
-        self.switch
-            .set(0, switch, 0)
-            .context("write map peer_switch")?;
+        self.switch.set(0, switch)?;
         self.written = switch;
         Ok(())
     }
