@@ -176,12 +176,12 @@ async fn apply_command(
     manager: &ManagerHandle,
 ) -> Result<AdminReply, RequestError> {
     let text = command.to_string();
-    let CommandReceipt { result, version } = manager.apply_command(command).await??;
+    let CommandReceipt { result, saved } = manager.apply_command(command).await??;
     Ok(AdminReply {
         order: text,
         without_worker: result.without_worker,
         warnings: result.warnings,
-        not_saved: manager.overrides_flushed(version).await,
+        not_saved: saved.failure().await,
     })
 }
 
@@ -193,8 +193,8 @@ async fn set_workers(
     Ok(WorkersReply {
         changes: receipt.changes,
         absent: receipt.absent,
-        not_saved: match receipt.version {
-            Some(version) => manager.workers_flushed(version).await,
+        not_saved: match receipt.saved {
+            Some(saved) => saved.failure().await,
             None => None,
         },
     })
@@ -231,13 +231,13 @@ async fn change_denied(
     let DenyOutcome {
         changed,
         warnings,
-        version,
+        saved,
     } = outcome.map_err(|error| RequestError::Usage(error.into()))?;
     Ok(DenyReply {
         changed,
         connections_ended: 0,
         warnings,
-        not_saved: manager.denied_flushed(version).await,
+        not_saved: saved.failure().await,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Denies clients, and saves the list for the next manager.
 
-use super::Manager;
+use super::{Manager, Save};
 use crate::deny::{Denied, DenyError, Prefix};
 use lb_core::Event;
 
@@ -18,8 +18,7 @@ pub struct DenyOutcome {
     pub changed: Vec<Denied>,
     /// Effects that the operator may not have intended, one sentence each.
     pub warnings: Vec<String>,
-    /// The version of the state file that holds it, see [`super::FlushProgress`].
-    pub version: u64,
+    pub saved: Save,
 }
 
 impl Manager {
@@ -60,11 +59,10 @@ impl Manager {
             }
         };
         warnings.extend(self.recovery.warning());
-        let version = self.state_files.denied.save(self.denied.clone());
         Ok(DenyOutcome {
             changed,
             warnings,
-            version,
+            saved: self.state_files.denied.save(self.denied.clone()),
         })
     }
 

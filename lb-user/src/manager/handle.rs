@@ -11,14 +11,14 @@ use std::{
 use anyhow::{Context, Result};
 use lb_common::verdict::Verdict;
 use tokio::{
-    sync::{Mutex, mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, oneshot},
     task::spawn_blocking,
     time::timeout,
 };
 
 use super::{
-    CommandReceipt, DenyChange, DenyOutcome, FlushProgress, ManagerRequest, ReloadError, Reloaded,
-    SourceError, SourceReceipt, SourceUpdate,
+    CommandReceipt, DenyChange, DenyOutcome, ManagerRequest, ReloadError, Reloaded, SourceError,
+    SourceReceipt, SourceUpdate,
     reload::{self, Reloader},
 };
 use crate::{
@@ -37,9 +37,6 @@ use lb_core::{AdminCommand, AdminError, Event};
 
 /// The loop answers in well under a millisecond, if it runs.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long a disk may take to store a command.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Counters, and when they were read.
 type TimedStats = (Instant, Arc<Stats>);
@@ -63,9 +60,6 @@ impl fmt::Debug for ManagerHandle {
 /// The records that the manager's task writes and the handle reads.
 #[derive(Debug, Clone)]
 pub(super) struct Records {
-    pub overrides_progress: watch::Receiver<FlushProgress>,
-    pub denied_progress: watch::Receiver<FlushProgress>,
-    pub workers_progress: watch::Receiver<FlushProgress>,
     pub pin_path: PathBuf,
     pub event_stream: EventStream,
     pub history: History,
@@ -230,21 +224,6 @@ impl ManagerHandle {
             .await
     }
 
-    /// The same as [`Self::overrides_flushed`] of the workers of sources.
-    pub async fn workers_flushed(&self, version: u64) -> Option<String> {
-        flushed(self.records.workers_progress.clone(), version).await
-    }
-
-    /// Waits until a version of the overrides is on disk, or returns why it is not.
-    pub async fn overrides_flushed(&self, version: u64) -> Option<String> {
-        flushed(self.records.overrides_progress.clone(), version).await
-    }
-
-    /// The same of the denied clients.
-    pub async fn denied_flushed(&self, version: u64) -> Option<String> {
-        flushed(self.records.denied_progress.clone(), version).await
-    }
-
     /// Reads the connection tables.
     ///
     /// # Errors
@@ -349,27 +328,13 @@ impl ManagerHandle {
     }
 }
 
-async fn flushed(mut progress: watch::Receiver<FlushProgress>, version: u64) -> Option<String> {
-    let settled = progress.wait_for(|it| it.version >= version || it.failure.is_some());
-    match timeout(FLUSH_TIMEOUT, settled).await {
-        Ok(Ok(progress)) if progress.version >= version => None,
-        Ok(Ok(progress)) => progress.failure.clone(),
-        Ok(Err(_)) => Some("the manager stops".to_owned()),
-        Err(_) => Some("the disk does not answer".to_owned()),
-    }
-}
-
 #[cfg(test)]
 impl ManagerHandle {
     /// Returns a handle whose manager never answers, with the channel that its requests wait in.
     pub(crate) fn without_manager() -> (Self, mpsc::Receiver<ManagerRequest>) {
         let config = crate::config::Config::example(&Default::default(), None).unwrap();
         let (requests, inputs) = mpsc::channel(1);
-        let (_, progress) = watch::channel(FlushProgress::default());
         let records = Records {
-            overrides_progress: progress.clone(),
-            denied_progress: progress.clone(),
-            workers_progress: progress,
             pin_path: PathBuf::new(),
             event_stream: EventStream::default(),
             history: History::default(),

@@ -69,7 +69,7 @@ pub(crate) use request::ManagerRequest;
 use sources::Sources;
 pub use sources::{SourceError, SourceReceipt, SourceUpdate};
 pub use start::{Prepared, prepare};
-pub use state_file::{FlushProgress, StateFile};
+pub use state_file::{Save, StateFile};
 use state_files::StateFiles;
 use traffic::TRAFFIC_INTERVAL;
 

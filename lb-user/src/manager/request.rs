@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::{
-    DenyChange, DenyOutcome, Manager, ReloadError, Reloaded, SourceError, SourceReceipt,
+    DenyChange, DenyOutcome, Manager, ReloadError, Reloaded, Save, SourceError, SourceReceipt,
     SourceUpdate, reload::Reload,
 };
 use crate::{
@@ -57,8 +57,7 @@ pub(crate) enum ManagerRequest {
 #[derive(Debug)]
 pub struct CommandReceipt {
     pub result: CommandResult,
-    /// The version of the state file that holds it, see [`super::FlushProgress`].
-    pub version: u64,
+    pub saved: Save,
 }
 
 impl Manager {
@@ -97,9 +96,9 @@ impl Manager {
     ) -> Result<CommandReceipt, AdminError> {
         let mut result = self.core.handle_admin_command(command, Instant::now())?;
         let overrides = self.core.admin_overrides().clone();
-        let version = self.state_files.overrides.save(overrides);
+        let saved = self.state_files.overrides.save(overrides);
         self.apply_outputs();
         result.warnings.extend(self.recovery.warning());
-        Ok(CommandReceipt { result, version })
+        Ok(CommandReceipt { result, saved })
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::anyhow;
 use lb_core::{Event, milliseconds};
 
-use super::Manager;
+use super::{Manager, Save};
 use crate::{
     config::{Changes, Config, check_source, worker_address},
     datapath::Routes,
@@ -49,8 +49,8 @@ pub struct SourceUpdate {
 pub struct SourceReceipt {
     pub changes: WorkerChanges,
     pub absent: Vec<AbsentWorker>,
-    /// The version of the state file that holds it, if it is a new one.
-    pub version: Option<u64>,
+    /// `None` if nothing has changed.
+    pub saved: Option<Save>,
 }
 
 /// Why nothing was changed.
@@ -206,7 +206,7 @@ impl Manager {
         }
         let is_new = lists != self.sources.lists;
         self.sources.lists = lists;
-        let version = is_new.then(|| self.state_files.workers.save(self.sources.lists.clone()));
+        let saved = is_new.then(|| self.state_files.workers.save(self.sources.lists.clone()));
         if !changes.is_empty() {
             self.emitter.emit(&Event::WorkersChanged {
                 source,
@@ -219,7 +219,7 @@ impl Manager {
         Ok(SourceReceipt {
             changes,
             absent: own,
-            version,
+            saved,
         })
     }
 

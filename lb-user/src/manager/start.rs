@@ -139,9 +139,6 @@ impl Prepared {
         let (request_sender, requests) = mpsc::channel(QUEUE);
         let (result_sender, results) = mpsc::channel(QUEUE);
         let records = Records {
-            overrides_progress: state_files.overrides.progress(),
-            denied_progress: state_files.denied.progress(),
-            workers_progress: state_files.workers.progress(),
             pin_path: pin_path.clone(),
             event_stream,
             history: history.clone(),

@@ -14,13 +14,20 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tracing::{info, warn};
 
 const VERSION: u32 = 1;
 
 /// How long after a failure the file is written again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How long a disk may take to store a command.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Content<T> {
@@ -40,10 +47,10 @@ pub struct StateFile<T> {
 
 /// The last version on disk.
 #[derive(Debug, Clone, Default)]
-pub struct FlushProgress {
-    pub version: u64,
+struct FlushProgress {
+    version: u64,
     /// The error of the last attempt to write a later version.
-    pub failure: Option<String>,
+    failure: Option<String>,
 }
 
 impl<T> StateFile<T>
@@ -70,14 +77,15 @@ where
         Ok((file, content))
     }
 
-    /// Starts to write this content; returns its version, see [`Self::progress`].
-    pub fn save(&self, content: T) -> u64 {
+    /// Starts to write this content.
+    pub fn save(&self, content: T) -> Save {
         let mut version = 0;
         self.latest.send_modify(|latest| {
             version = latest.0 + 1;
             *latest = (version, content);
         });
-        version
+        let progress = self.progress.clone();
+        Save { version, progress }
     }
 
     /// Returns the latest content.
@@ -89,9 +97,25 @@ where
     pub fn contents(&self) -> watch::Receiver<(u64, T)> {
         self.latest.subscribe()
     }
+}
 
-    pub fn progress(&self) -> watch::Receiver<FlushProgress> {
-        self.progress.clone()
+/// A version of a state file on its way to the disk.
+#[derive(Debug)]
+pub struct Save {
+    version: u64,
+    progress: watch::Receiver<FlushProgress>,
+}
+
+impl Save {
+    /// Waits until the version is on disk, or returns why it is not.
+    pub async fn failure(mut self) -> Option<String> {
+        let is_settled = |it: &FlushProgress| it.version >= self.version || it.failure.is_some();
+        match timeout(FLUSH_TIMEOUT, self.progress.wait_for(is_settled)).await {
+            Ok(Ok(progress)) if progress.version >= self.version => None,
+            Ok(Ok(progress)) => progress.failure.clone(),
+            Ok(Err(_)) => Some("the manager stops".to_owned()),
+            Err(_) => Some("the disk does not answer".to_owned()),
+        }
     }
 }
 
@@ -239,20 +263,13 @@ mod tests {
         StateFile::load(path, "the orders", "repair or remove the file")
     }
 
-    async fn settled(file: &StateFile<AdminOverrides>, version: u64) -> FlushProgress {
-        let mut written = file.progress();
-        let done = |it: &FlushProgress| it.version >= version || it.failure.is_some();
-        written.wait_for(done).await.unwrap().clone()
-    }
-
     #[tokio::test]
     async fn keeps_the_orders_for_the_next_manager() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/operator.json");
         let (file, before) = open(&path).unwrap();
         assert!(before.is_empty());
-        let version = file.save(orders("worker1"));
-        assert_eq!(settled(&file, version).await.failure, None);
+        assert_eq!(file.save(orders("worker1")).failure().await, None);
         assert_eq!(open(&path).unwrap().1, orders("worker1"));
     }
 
@@ -262,12 +279,11 @@ mod tests {
         let path = directory.path().join("operator.json");
         fs::create_dir(path.with_extension("draft")).unwrap();
         let (file, _) = open(&path).unwrap();
-        let version = file.save(orders("worker1"));
-        assert!(settled(&file, version).await.failure.is_some());
+        assert!(file.save(orders("worker1")).failure().await.is_some());
         fs::remove_dir(path.with_extension("draft")).unwrap();
-        let version = file.save(orders("worker2"));
-        let mut written = file.progress();
-        written.wait_for(|it| it.version >= version).await.unwrap();
+        let mut save = file.save(orders("worker2"));
+        let is_written = |it: &FlushProgress| it.version >= save.version;
+        save.progress.wait_for(is_written).await.unwrap();
         assert_eq!(open(&path).unwrap().1, orders("worker2"));
     }
 
